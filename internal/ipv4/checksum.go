@@ -1,0 +1,82 @@
+package ipv4
+
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
+// Checksum is the Internet checksum (RFC 1071) of b, to be put into a field in
+// network byte order. initial is a sum to start from: of a pseudo-header, or of
+// what precedes b, which must then have an even length. An odd last byte counts
+// as if a zero byte followed.
+func Checksum(b []byte, initial uint64) uint16 {
+	return ^uint16(Sum(b, initial))
+}
+
+// Sum is the one's complement sum of b and initial, folded to 16 bits, not
+// complemented. Over data that includes a right checksum it is 0xffff. It is 0
+// only if every byte and initial are.
+func Sum(b []byte, initial uint64) uint64 {
+	// The sum is the same in either byte order, but for its own bytes being
+	// swapped (RFC 1071, section 2 (B)), and in words of any length (2 (C)): so
+	// this adds little-endian words of 64 bits, as the processors we run on have
+	// them, in carry chains of eight, and swaps once at the end.
+	acc := uint64(bits.ReverseBytes16(Fold(initial)))
+	var carry uint64
+	for len(b) >= 64 {
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b), 0)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[8:]), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[16:]), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[24:]), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[32:]), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[40:]), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[48:]), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[56:]), carry)
+		acc += carry // no overflow: a chain begun without a carry cannot end with one and all ones
+		b = b[64:]
+	}
+	for len(b) >= 8 {
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b), 0)
+		acc += carry
+		b = b[8:]
+	}
+	var last uint64
+	if len(b) >= 4 {
+		last = uint64(binary.LittleEndian.Uint32(b))
+		b = b[4:]
+	}
+	if len(b) >= 2 {
+		last += uint64(binary.LittleEndian.Uint16(b))
+		b = b[2:]
+	}
+	if len(b) == 1 {
+		last += uint64(b[0])
+	}
+	acc, carry = bits.Add64(acc, last, 0)
+	acc += carry
+	return uint64(bits.ReverseBytes16(Fold(acc)))
+}
+
+// Fold adds the 16-bit words of sum, with end-around carry.
+func Fold(sum uint64) uint16 {
+	sum = sum>>32 + sum&0xffffffff // at most 33 bits
+	sum = sum>>16 + sum&0xffff     // at most 18
+	sum = sum>>16 + sum&0xffff     // at most 17
+	return uint16(sum>>16 + sum)
+}
+
+// PseudoHeaderSum is the sum, not complemented, of the pseudo-header that TCP and
+// UDP checksums cover (RFC 9293, section 3.1; RFC 768): the initial value for
+// Sum or Checksum of a segment of length bytes.
+func PseudoHeaderSum(source, destination [4]byte, protocol uint8, length int) uint64 {
+	return uint64(binary.BigEndian.Uint32(source[:])) +
+		uint64(binary.BigEndian.Uint32(destination[:])) +
+		uint64(protocol) + uint64(length)
+}
+
+// UpdateChecksum16 is the checksum after a 16-bit word at an even offset changed
+// from old to new: HC' = ~(~HC + ~m + m'), RFC 1624, equation 3. The older
+// equation of RFC 1141 can yield 0xffff where the full computation yields 0.
+func UpdateChecksum16(sum, old, new uint16) uint16 {
+	return ^Fold(uint64(^sum) + uint64(^old) + uint64(new))
+}
