@@ -1,0 +1,165 @@
+package keepalive
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Default is RouterOS's: a probe every ten seconds, ten of them unanswered.
+var Default = Config{Interval: 10 * time.Second, Retries: 10}
+
+// Accepted says in words what Parse takes.
+const Accepted = "off, INTERVAL or INTERVAL,RETRIES with an interval of 1s..4294967295s as 10s, 1m30s, 10 or 00:00:10, and retries 1..4294967295"
+
+// maxSeconds and maxRetries are RouterOS's: both numbers are 32 bits there.
+const (
+	maxSeconds = math.MaxUint32
+	maxRetries = math.MaxUint32
+)
+
+// Config says how long the peer may be silent. The zero value is off.
+type Config struct {
+	// Interval between two probes, in whole seconds; 0 is off.
+	Interval time.Duration
+	// Retries is how many intervals may pass without a packet of the peer
+	// before the tunnel stops running; at least 1 unless off. With 1 the answer
+	// to each probe must not take longer than the one before it, so that any
+	// jitter of the path shows: 2 is the least that makes sense.
+	Retries int
+}
+
+// Allowance is the longest silence of the peer in which the tunnel is running:
+// Interval times Retries, or the longest Duration there is if that is longer.
+func (c Config) Allowance() time.Duration {
+	if c.Interval > 0 && c.Retries > int(math.MaxInt64/c.Interval) {
+		return math.MaxInt64
+	}
+	return c.Interval * time.Duration(c.Retries)
+}
+
+// String is RouterOS's spelling, "10s,10" or "1m30s,5", or "off". Parse reads it
+// back.
+func (c Config) String() string {
+	if c.Interval <= 0 {
+		return "off"
+	}
+	var s strings.Builder
+	rest := int64(c.Interval / time.Second)
+	for _, u := range units {
+		if n := rest / u.seconds; n > 0 {
+			fmt.Fprintf(&s, "%d%c", n, u.letter)
+			rest -= n * u.seconds
+		}
+	}
+	return s.String() + "," + strconv.Itoa(c.Retries)
+}
+
+// Parse reads a keepalive as RouterOS takes it: "10s,10", "10,10",
+// "00:00:10,10", "1m30s,5", the interval alone ("10s", with Default's retries),
+// or "off". Its error says what is accepted.
+func Parse(s string) (Config, error) {
+	if s == "off" {
+		return Config{}, nil
+	}
+	interval, retries, both := strings.Cut(s, ",")
+	seconds, ok := parseSeconds(interval)
+	c := Config{Interval: time.Duration(seconds) * time.Second, Retries: Default.Retries}
+	if both && ok {
+		var n int64
+		n, ok = parseNumber(retries, maxRetries)
+		ok = ok && n >= 1
+		c.Retries = int(n)
+	}
+	if !ok {
+		return Config{}, fmt.Errorf("%q is not accepted: want %s", s, Accepted)
+	}
+	return c, nil
+}
+
+// units are those of a RouterOS time, the order in which they must stand.
+var units = []struct {
+	letter  byte
+	seconds int64
+}{
+	{'w', 7 * 24 * 3600}, {'d', 24 * 3600}, {'h', 3600}, {'m', 60}, {'s', 1},
+}
+
+// parseSeconds reads a RouterOS time: "10", "1w2d3h4m5s", "00:00:10", "1d00:00:10".
+func parseSeconds(s string) (total int64, ok bool) {
+	if n, ok := parseNumber(s, maxSeconds); ok {
+		return n, n > 0
+	}
+	for _, u := range units {
+		i := strings.IndexByte(s, u.letter)
+		if i < 0 {
+			continue
+		}
+		n, ok := parseNumber(s[:i], maxSeconds)
+		if !ok {
+			return 0, false
+		}
+		total += n * u.seconds // at most 2^32 weeks for each unit: no overflow
+		s = s[i+1:]
+	}
+	if s != "" {
+		clock := strings.Split(s, ":")
+		if len(clock) != 3 {
+			return 0, false
+		}
+		for i, limit := range []int64{maxSeconds, 59, 59} {
+			n, ok := parseNumber(clock[i], limit)
+			if !ok {
+				return 0, false
+			}
+			total += n * []int64{3600, 60, 1}[i]
+		}
+	}
+	return total, total > 0 && total <= maxSeconds
+}
+
+// parseNumber reads 0..limit written in decimal digits and nothing else: no
+// sign, space or underscore.
+func parseNumber(s string, limit int64) (int64, bool) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	return int64(n), err == nil && int64(n) <= limit
+}
+
+// Form is what a probe looks like on the wire, and thereby which peers answer it.
+type Form uint8
+
+const (
+	// FormReflect is the form of RouterOS and Cisco: an inner header from the peer
+	// to us, which the peer's forwarding sends back. A Linux peer drops it
+	// unless its tunnel has accept_local=1, rp_filter 0 or 2, and ip_forward=1.
+	FormReflect Form = iota
+	// FormEmpty is an outer header and nothing behind it, as EoIP sends. It tells
+	// the peer that we are there, and is never answered.
+	FormEmpty
+	// FormEcho is an ICMP echo request to an address beyond the tunnel, which any
+	// host answers.
+	FormEcho
+)
+
+// Forms are the names that ParseForm takes, in the order of the constants.
+var Forms = []string{"reflect", "empty", "echo"}
+
+// String is the name that ParseForm takes.
+func (f Form) String() string {
+	if int(f) < len(Forms) {
+		return Forms[f]
+	}
+	return "Form(" + strconv.Itoa(int(f)) + ")"
+}
+
+// ParseForm reads the name of a Form. Its error says what is accepted.
+func ParseForm(s string) (Form, error) {
+	for i, name := range Forms {
+		if s == name {
+			return Form(i), nil
+		}
+	}
+	return 0, fmt.Errorf("%q is not accepted: want reflect, empty or echo", s)
+}

@@ -1,0 +1,213 @@
+package keepalive
+
+import (
+	"math"
+	"testing"
+	"time"
+)
+
+// start is a time like any other; what is written below counts seconds from it.
+var start = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func at(seconds float64) time.Time {
+	return start.Add(time.Duration(seconds * float64(time.Second)))
+}
+
+// step is one call of a Monitor, and what is to come of it.
+type step struct {
+	at    float64
+	heard bool // Heard rather than Tick
+	probe bool
+	state State
+}
+
+func TestStatesOfAPeer(t *testing.T) {
+	const tick, heard = false, true
+	const probe, silent = true, false
+	for _, c := range []struct {
+		rule   string
+		config Config
+		steps  []step
+	}{
+		{"probes go out at the interval, the first at once", Config{10 * time.Second, 10}, []step{
+			{0, tick, probe, Waiting}, {0, tick, silent, Waiting}, {9.9, tick, silent, Waiting}, {10, tick, probe, Waiting},
+			{20.5, tick, probe, Waiting}, {29.9, tick, silent, Waiting}, {30, tick, probe, Waiting},
+		}},
+		{"a missed interval is not made up for by a burst", Config{10 * time.Second, 10}, []step{
+			{0, tick, probe, Waiting}, {55, tick, probe, Waiting}, {55, tick, silent, Waiting}, {60, tick, silent, Waiting}, {65, tick, probe, Waiting},
+		}},
+		{"never heard: not running once the allowance is used up, and probes go on", Config{10 * time.Second, 2}, []step{
+			{0, tick, probe, Waiting}, {10, tick, probe, Waiting}, {19.9, tick, silent, Waiting}, {20, tick, probe, NeverHeard}, {30, tick, probe, NeverHeard},
+		}},
+		{"the first packet brings it up, and every packet renews the allowance", Config{10 * time.Second, 2}, []step{
+			{0, tick, probe, Waiting}, {1, heard, silent, Up}, {2, heard, silent, Up}, {20, tick, probe, Up}, {21.9, tick, silent, Up}, {22, tick, silent, Lost}, {30, tick, probe, Lost},
+		}},
+		{"one packet brings back a peer never heard", Config{time.Second, 1}, []step{
+			{1, tick, probe, NeverHeard}, {1.5, heard, silent, Up}, {2.4, tick, probe, Up}, {2.5, tick, silent, Lost},
+		}},
+		{"one packet brings back a peer that was lost", Config{time.Second, 3}, []step{
+			{0, heard, silent, Up}, {3, tick, probe, Lost}, {100, tick, probe, Lost}, {100.5, heard, silent, Up}, {103.4, tick, probe, Up}, {103.5, tick, silent, Lost},
+		}},
+		{"what was heard before the last tick counts from when it was heard", Config{time.Second, 3}, []step{
+			{0, heard, silent, Up}, {2, tick, probe, Up}, {1, heard, silent, Up}, {3.9, tick, probe, Up}, {4, tick, probe, Lost}, {3.5, heard, silent, Up}, {6.5, tick, probe, Lost},
+		}},
+		{"a packet older than the allowance brings nothing back", Config{time.Second, 3}, []step{
+			{0, tick, probe, Waiting}, {10, tick, probe, NeverHeard}, {6, heard, silent, NeverHeard}, {7, heard, silent, NeverHeard}, {7.1, heard, silent, Up},
+		}},
+		{"times of packets that come out of order do not shorten the allowance", Config{time.Second, 3}, []step{
+			{2, heard, silent, Up}, {1, heard, silent, Up}, {4.9, tick, probe, Up}, {5, tick, silent, Lost},
+		}},
+		{"a clock set back prolongs neither the allowance nor the wait for a probe", Config{10 * time.Second, 2}, []step{
+			{0, tick, probe, Waiting}, {1, heard, silent, Up}, {5, tick, silent, Up}, {-1000, tick, silent, Up}, {-995, tick, probe, Up}, {-985, tick, probe, Up}, {-984, tick, silent, Lost}, {-983, heard, silent, Up},
+		}},
+		{"a clock that leaps ahead counts as silence", Config{10 * time.Second, 2}, []step{
+			{0, heard, silent, Up}, {1e6, tick, probe, Lost}, {1e6, tick, silent, Lost}, {1e6 + 1, heard, silent, Up}, {1e6 + 10, tick, probe, Up},
+		}},
+		{"off is always running and never probes", Config{}, []step{
+			{0, tick, silent, Off}, {1e6, tick, silent, Off}, {1e6, heard, silent, Off}, {2e9, tick, silent, Off},
+		}},
+		{"the longest allowance does not end at once", Config{math.MaxUint32 * time.Second, math.MaxUint32}, []step{
+			{0, tick, probe, Waiting}, {1e9, tick, silent, Waiting}, {1e9, heard, silent, Up}, {2e9, tick, silent, Up},
+		}},
+	} {
+		m := New(c.config, at(0))
+		for i, s := range c.steps {
+			before := m.State()
+			var a Action
+			if s.heard {
+				a.Changed = m.Heard(at(s.at))
+			} else {
+				a = m.Tick(at(s.at))
+			}
+			if want := (Action{s.probe, before != s.state}); a != want || m.State() != s.state || m.Running() != s.state.Running() {
+				t.Errorf("%s: step %d at %gs: %+v, %v: want %+v, %v", c.rule, i, s.at, a, m.State(), want, s.state)
+				break
+			}
+		}
+	}
+}
+
+func TestRunningByState(t *testing.T) {
+	want := map[State]bool{Off: true, Waiting: true, Up: true, NeverHeard: false, Lost: false}
+	for s, running := range want {
+		if s.Running() != running {
+			t.Errorf("%v: running is %v", s, s.Running())
+		}
+	}
+}
+
+func TestLastHeardIsZeroUntilHeard(t *testing.T) {
+	for _, c := range []Config{{}, {time.Second, 2}} {
+		m := New(c, at(0))
+		m.Tick(at(10))
+		if !m.LastHeard().IsZero() {
+			t.Errorf("%v: last heard %v before anything was", c, m.LastHeard())
+		}
+		m.Heard(at(11))
+		m.Tick(at(99))
+		if !m.LastHeard().Equal(at(11)) {
+			t.Errorf("%v: last heard %v, want %v", c, m.LastHeard(), at(11))
+		}
+	}
+}
+
+func TestNextIsTheProbeOrTheEndOfTheAllowance(t *testing.T) {
+	m := New(Config{10 * time.Second, 2}, at(0))
+	expect := func(seconds float64) {
+		t.Helper()
+		if !m.Next().Equal(at(seconds)) {
+			t.Errorf("next is at %v, want %v", m.Next().Sub(start), at(seconds).Sub(start))
+		}
+	}
+	expect(0)
+	m.Tick(at(0))
+	expect(10)
+	m.Heard(at(3))
+	m.Tick(at(10))
+	expect(20)
+	m.Tick(at(20))
+	expect(23) // silence ends the allowance before the probe at 30
+	m.Tick(at(23))
+	expect(30)
+	if off := New(Config{}, at(0)); !off.Next().IsZero() {
+		t.Errorf("off is due at %v", off.Next())
+	}
+}
+
+// FuzzMonitor drives a Monitor with a clock that jumps and keeps its own account
+// of the time that went by: running ends exactly when the allowance is used up,
+// and there is a probe for every interval, neither more nor fewer. Each two bytes
+// of the script are one step: what happens, and when or by how much.
+func FuzzMonitor(f *testing.F) {
+	f.Add(uint8(10), uint8(10), []byte{0, 0, 1, 40, 0, 3, 2, 200, 3, 9, 0, 40, 1, 1})
+	f.Add(uint8(1), uint8(1), []byte{1, 1, 0, 4, 5, 0, 5, 0, 5, 0, 1, 1})
+	f.Add(uint8(3), uint8(2), []byte{4, 255, 0, 1, 2, 255, 1, 0, 4, 255, 5, 0, 5, 0, 5, 0, 5, 0})
+	f.Fuzz(func(t *testing.T, interval, retries uint8, script []byte) {
+		c := Config{Interval: time.Duration(interval%60+1) * time.Second, Retries: int(retries%20) + 1}
+		m := New(c, start)
+		// All in time gone by since New; clock is what the Monitor is told.
+		clock := start
+		var now, ticked, heard, probed time.Duration
+		ever, probes := false, int64(0)
+		tick := func() {
+			before := m.State()
+			a := m.Tick(clock)
+			ticked = now
+			want := Up
+			switch silent := now-heard >= c.Allowance(); {
+			case silent && ever:
+				want = Lost
+			case silent:
+				want = NeverHeard
+			case !ever:
+				want = Waiting
+			}
+			if m.State() != want || a.Changed != (before != want) {
+				t.Fatalf("%v, %v after the last packet: %v, changed %v: want %v after %v", c, now-heard, m.State(), a.Changed, want, before)
+			}
+			if a.Probe {
+				probes++
+				probed = now
+			} else if probes == 0 || now-probed >= c.Interval {
+				t.Fatalf("%v: no probe, %v after the last", c, now-probed)
+			}
+			if probes > int64(now/c.Interval)+1 {
+				t.Fatalf("%v: %d probes in %v", c, probes, now)
+			}
+			if !m.Next().After(clock) || m.Next().Sub(clock) > c.Interval {
+				t.Fatalf("%v: next tick is in %v", c, m.Next().Sub(clock))
+			}
+		}
+		for ; len(script) >= 2; script = script[2:] {
+			n := time.Duration(script[1]) * c.Interval / 16
+			switch script[0] % 6 {
+			case 0: // time goes by
+				clock, now = clock.Add(n), now+n
+				tick()
+			case 1: // so it does, and a packet comes
+				clock, now = clock.Add(n), now+n
+				if m.Heard(clock); m.State() != Up {
+					t.Fatalf("heard a packet: %v", m.State())
+				}
+				heard, ever = now, true
+			case 2: // a packet is reported that came a while ago
+				m.Heard(clock.Add(-n))
+				if when := now - n; (!ever || when > heard) && ticked-when < c.Allowance() {
+					heard, ever = when, true
+				}
+			case 3: // the clock leaps ahead, which is no different from time going by
+				clock, now = clock.Add(n*1000), now+n*1000
+				tick()
+			case 4: // the clock is set back
+				tick()
+				clock = clock.Add(-n * 1000)
+				tick()
+			case 5: // the tunnel's timer
+				if wait := m.Next().Sub(clock); wait > 0 {
+					clock, now = clock.Add(wait), now+wait
+				}
+				tick()
+			}
+		}
+	})
+}
