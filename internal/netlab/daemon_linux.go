@@ -1,0 +1,226 @@
+package netlab
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// patience is how long a test waits for what has to come, on however slow a machine.
+const patience = 30 * time.Second
+
+// built is ipipd, built once for all the tests of a process, as it is shipped.
+// The file has no name any more, and goes when the process goes.
+var built = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "ipipd-test-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "ipipd")
+	build := exec.Command("go", "build", "-o", path, "ipipd/cmd/ipipd")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if raceDetector {
+		build = exec.Command("go", "build", "-race", "-o", path, "ipipd/cmd/ipipd")
+		build.Env = append(os.Environ(), "CGO_ENABLED=1")
+	}
+	if out, err := build.CombinedOutput(); err != nil {
+		return string(out), err
+	}
+	// Not an os.File, which the garbage collector would close.
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), nil
+})
+
+// Binary is the path of ipipd, built from the tree under test.
+func Binary(t testing.TB) string {
+	t.Helper()
+	path, err := built()
+	if err != nil {
+		t.Fatalf("build ipipd: %v\n%s", err, path)
+	}
+	return path
+}
+
+// Daemon is an `ipipd up` that runs in a namespace.
+type Daemon struct {
+	t          testing.TB
+	ns         *NS
+	name       string
+	runtimeDir string
+	cmd        *exec.Cmd
+	log        lockedBuffer
+	exited     chan struct{}
+}
+
+// Status is the part of `print --json` that tests look at.
+type Status struct {
+	Name                 string            `json:"name"`
+	Running              bool              `json:"running"`
+	ActualMTU            int               `json:"actual-mtu"`
+	PathMTU              int               `json:"path-mtu"`
+	CurrentLocalAddress  string            `json:"current-local-address"`
+	CurrentRemoteAddress string            `json:"current-remote-address"`
+	KeepaliveState       string            `json:"keepalive-state"`
+	FastPath             string            `json:"fast-path"`
+	RxPacket             uint64            `json:"rx-packet"`
+	RxByte               uint64            `json:"rx-byte"`
+	TxPacket             uint64            `json:"tx-packet"`
+	TxByte               uint64            `json:"tx-byte"`
+	Drops                map[string]uint64 `json:"drops"`
+}
+
+// Up starts `ipipd up --name NAME ARGS` in the namespace and returns when the
+// tunnel is ready. It is ended when the test ends, if it still runs.
+func Up(t testing.TB, ns *NS, name string, args ...string) *Daemon {
+	t.Helper()
+	d := Launch(t, ns, name, args...)
+	Eventually(t, "the tunnel "+name+" is ready", func() bool {
+		select {
+		case <-d.exited:
+			t.Fatalf("ipipd up ended: %v\n%s", d.cmd.ProcessState, d.Log())
+		default:
+		}
+		return strings.Contains(d.Log(), "tunnel is ready")
+	})
+	return d
+}
+
+// Launch is Up without the waiting.
+func Launch(t testing.TB, ns *NS, name string, args ...string) *Daemon {
+	t.Helper()
+	d := &Daemon{t: t, ns: ns, name: name, runtimeDir: t.TempDir(), exited: make(chan struct{})}
+	d.launch(args)
+	return d
+}
+
+func (d *Daemon) launch(args []string) {
+	d.t.Helper()
+	args = append([]string{"up", "--name", d.name, "--runtime-dir", d.runtimeDir}, args...)
+	d.cmd = exec.Command(Binary(d.t), args...)
+	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
+	var err error
+	d.ns.Do(func() { err = d.cmd.Start() })
+	if err != nil {
+		d.t.Fatalf("%s: %v", strings.Join(d.cmd.Args, " "), err)
+	}
+	cmd, exited := d.cmd, d.exited
+	go func() {
+		_ = cmd.Wait()
+		close(exited)
+	}()
+	d.t.Cleanup(func() {
+		d.end(syscall.SIGTERM)
+		if strings.Contains(d.Log(), "DATA RACE") {
+			d.t.Errorf("the race detector found a race in %s", d.name)
+		}
+		if d.t.Failed() {
+			d.t.Logf("log of %s:\n%s", d.name, d.Log())
+		}
+	})
+}
+
+// end signals the process and waits until it is gone; one that does not go is
+// killed.
+func (d *Daemon) end(signal os.Signal) {
+	_ = d.cmd.Process.Signal(signal)
+	select {
+	case <-d.exited:
+	case <-time.After(patience):
+		_ = d.cmd.Process.Kill()
+		<-d.exited
+		d.t.Errorf("ipipd did not end on %v", signal)
+	}
+}
+
+// Signal sends a signal and does not wait.
+func (d *Daemon) Signal(signal os.Signal) { _ = d.cmd.Process.Signal(signal) }
+
+// Stop sends a signal that ends the process, and returns its exit status, -1 for
+// a death by signal.
+func (d *Daemon) Stop(signal os.Signal) int {
+	d.t.Helper()
+	d.end(signal)
+	return d.cmd.ProcessState.ExitCode()
+}
+
+// Wait returns the exit status of a process that ends by itself.
+func (d *Daemon) Wait() int {
+	d.t.Helper()
+	select {
+	case <-d.exited:
+	case <-time.After(patience):
+		d.t.Fatalf("ipipd did not end by itself:\n%s", d.Log())
+	}
+	return d.cmd.ProcessState.ExitCode()
+}
+
+// Again starts the same command line once more, after Stop.
+func (d *Daemon) Again() *Daemon {
+	d.t.Helper()
+	next := &Daemon{t: d.t, ns: d.ns, name: d.name, runtimeDir: d.runtimeDir, exited: make(chan struct{})}
+	next.launch(d.cmd.Args[6:])
+	Eventually(d.t, "the tunnel is ready again", func() bool { return strings.Contains(next.Log(), "tunnel is ready") })
+	return next
+}
+
+// Log is all that the process has written.
+func (d *Daemon) Log() string { return d.log.String() }
+
+// Run runs another command of ipipd on the same runtime directory.
+func (d *Daemon) Run(args ...string) (output string, err error) {
+	return d.ns.Try(Binary(d.t), append(args, "--runtime-dir", d.runtimeDir)...)
+}
+
+// Status asks `ipipd print --json`.
+func (d *Daemon) Status() Status {
+	d.t.Helper()
+	out, err := d.Run("print", d.name, "--json")
+	if err != nil {
+		d.t.Fatalf("ipipd print: %v\n%s", err, out)
+	}
+	var list []Status
+	if err := json.NewDecoder(bytes.NewBufferString(out)).Decode(&list); err != nil || len(list) != 1 {
+		d.t.Fatalf("ipipd print --json: %v: %s", err, out)
+	}
+	return list[0]
+}
+
+// Drops is how many packets were dropped for a reason.
+func (d *Daemon) Drops(reason string) uint64 {
+	d.t.Helper()
+	return d.Status().Drops[reason]
+}
+
+// Eventually waits for a condition that has to come true, and fails the test if
+// it does not within a time that is long for any machine.
+func Eventually(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !condition(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			_, file, line, _ := runtime.Caller(1)
+			t.Fatalf("%s:%d: it did not come true within %v that %s", filepath.Base(file), line, patience, what)
+		}
+	}
+}
+
+// String is all that was written.
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}

@@ -1,0 +1,339 @@
+package netlab
+
+import (
+	"bufio"
+	"bytes"
+	_ "embed"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Guest is another Linux kernel, to be a peer that was not written here: it
+// runs as an ordinary process (user-mode Linux), with the host's files as its
+// own, read-only, and one NIC on an interface of a test's namespace.
+//
+//	test process ──serial line── guest kernel ── vec0 ══ ifname of ns
+//
+// It needs Debian's package user-mode-linux, whose modules include those of
+// tunnels, IPsec and netem, so that nothing is asked of the host's kernel.
+type Guest struct {
+	// Kernel is the release of the guest's kernel, such as 6.1.176.
+	Kernel string
+
+	t       testing.TB
+	cmd     *exec.Cmd
+	line    *os.File // our end of the serial line
+	share   string   // the folder that the guest may write to
+	console *lockedBuffer
+	ended   chan struct{} // closed when the guest's process has ended
+
+	mu      sync.Mutex
+	next    int
+	waiting map[int]chan int // exit status of command id
+}
+
+// GuestOptions are what StartGuest can be told. The zero value gives a guest
+// without an address, on a raw socket, with no module loaded.
+type GuestOptions struct {
+	// Address of vec0 in CIDR notation; "" gives it none.
+	Address string
+	// MTU of vec0 in bytes; 0 leaves the kernel's 1500.
+	MTU int
+	// Transport is how the NIC is attached: "raw", the default, to one end of a
+	// veth; "tap" to a TAP interface that StartGuest's caller made.
+	Transport string
+	// Modules are loaded in this order, by their paths below kernel/ in the
+	// guest's modules, without ".ko".
+	Modules []string
+}
+
+// ModulesIPIP are the modules of an ipip tunnel, for GuestOptions.
+var ModulesIPIP = []string{"net/ipv4/tunnel4", "net/ipv4/ip_tunnel", "net/ipv4/ipip"}
+
+const (
+	guestBinary  = "linux.uml"
+	guestModules = "/usr/lib/uml/modules"
+	// guestBoot bounds how long a boot may take; it takes about two seconds.
+	guestBoot = 90 * time.Second
+	// guestCommand bounds a command of Run.
+	guestCommand = 120 * time.Second
+	guestMemory  = 256 << 20
+)
+
+//go:embed guest_init.sh
+var guestInit []byte
+
+// StartGuest boots a guest whose NIC is on interface ifname of ns, and stops it
+// with the test. It skips the test where there is no user-mode Linux, or where
+// it does not boot.
+//
+// With the transport "raw" ifname should be the end of a veth that has no
+// address, or two kernels would answer what arrives there.
+func StartGuest(t testing.TB, ns *NS, ifname string, options GuestOptions) *Guest {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("a guest takes long, and what runs in it is not ours: see the run without -short")
+	}
+	binary, err := exec.LookPath(guestBinary)
+	if err != nil {
+		t.Skipf("needs %s (package user-mode-linux)", guestBinary)
+	}
+	if _, err := exec.LookPath("insmod"); err != nil {
+		t.Skip("needs insmod (package kmod)")
+	}
+	if options.Transport == "" {
+		options.Transport = "raw"
+	}
+	dir, share := t.TempDir(), t.TempDir()
+	init := filepath.Join(dir, "init")
+	if err := os.WriteFile(init, guestInit, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	line, guestLine, err := serialLine()
+	if err != nil {
+		t.Fatalf("make a serial line: %v", err)
+	}
+	defer guestLine.Close()
+
+	g := &Guest{t: t, line: line, share: share, console: new(lockedBuffer), ended: make(chan struct{}), waiting: make(map[int]chan int)}
+	g.cmd = exec.Command(binary,
+		fmt.Sprintf("mem=%dM", guestMemory>>20), "rootfstype=hostfs", "rootflags=/", "ro", "init="+init, "panic=-1",
+		"umid=guest", "uml_dir="+dir+"/", "GUEST_SHARE="+share, "GLIBC_TUNABLES="+noAVX,
+		"con=null", "con0=null,fd:1", "ssl=null", "ssl0=fd:3,fd:3",
+		fmt.Sprintf("vec0:transport=%s,ifname=%s,depth=128", options.Transport, ifname))
+	g.cmd.ExtraFiles = []*os.File{guestLine} // descriptor 3
+	g.cmd.Stdout, g.cmd.Stderr = g.console, g.console
+	g.cmd.WaitDelay = 5 * time.Second
+	// A group of its own, because it makes a process for each of its own.
+	g.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	g.cmd.Env = append(os.Environ(), memoryDir(dir)...)
+	if err := startWithoutXstate(ns, g.cmd); err != nil {
+		t.Fatalf("start %s: %v", guestBinary, err)
+	}
+	t.Cleanup(g.stop)
+	go func() {
+		_ = g.cmd.Wait()
+		close(g.ended)
+	}()
+	g.boot(options)
+	return g
+}
+
+// boot waits for the guest to be ready, and configures it.
+func (g *Guest) boot(options GuestOptions) {
+	g.t.Helper()
+	ready := make(chan string, 1)
+	go g.listen(ready)
+	select {
+	case g.Kernel = <-ready:
+	case <-g.ended:
+		g.t.Skipf("user-mode Linux does not boot here; its last words:\n%s", g.console.tail())
+	case <-time.After(guestBoot):
+		g.t.Skipf("user-mode Linux did not boot within %v; its last words:\n%s", guestBoot, g.console.tail())
+	}
+	for _, module := range options.Modules {
+		g.MustRun(fmt.Sprintf("insmod %s/%s/kernel/%s.ko", guestModules, g.Kernel, module))
+	}
+	g.MustRun("ip link set lo up; cd /proc/sys/net/ipv6/conf && echo 1 >all/disable_ipv6 && echo 1 >default/disable_ipv6 || true")
+	if options.MTU != 0 {
+		g.MustRun(fmt.Sprintf("ip link set vec0 mtu %d", options.MTU))
+	}
+	if options.Address != "" {
+		g.MustRun("ip address add " + options.Address + " dev vec0")
+	}
+	g.MustRun("ip link set vec0 up")
+}
+
+// stop kills every process of the guest.
+func (g *Guest) stop() {
+	_ = syscall.Kill(-g.cmd.Process.Pid, syscall.SIGKILL)
+	<-g.ended
+	g.line.Close()
+	if g.t.Failed() {
+		g.t.Logf("the guest's console:\n%s", g.console.tail())
+	}
+}
+
+// Run runs a shell script in the guest and returns what it wrote to its standard
+// output. The error of one that failed has its exit status and what it wrote to
+// its standard error. What takes longer than two minutes is killed (status 124).
+// Several goroutines may call Run; the commands run side by side. A process that
+// is to outlive the script must leave its outputs: cmd >/dev/null 2>&1 &
+func (g *Guest) Run(script string) (stdout string, err error) {
+	done := make(chan int, 1)
+	g.mu.Lock()
+	g.next++
+	id := g.next
+	g.waiting[id] = done
+	g.mu.Unlock()
+
+	file := filepath.Join(g.share, strconv.Itoa(id))
+	if err := os.WriteFile(file+".sh", []byte(script+"\n"), 0o644); err != nil {
+		return "", fmt.Errorf("guest: %w", err)
+	}
+	if _, err := fmt.Fprintf(g.line, "%d %.0f\n", id, guestCommand.Seconds()); err != nil {
+		return "", fmt.Errorf("guest: %w", err)
+	}
+	select {
+	case status := <-done:
+		out, outErr := os.ReadFile(file + ".out")
+		said, errErr := os.ReadFile(file + ".err")
+		if status != 0 {
+			err = fmt.Errorf("exit status %d: %s", status, bytes.TrimSpace(said))
+		}
+		if err = errors.Join(err, outErr, errErr); err != nil {
+			err = fmt.Errorf("guest: %s: %w", script, err)
+		}
+		return string(out), err
+	case <-g.ended:
+		return "", fmt.Errorf("guest: %s: the guest has ended; its last words:\n%s", script, g.console.tail())
+	case <-time.After(guestCommand + 30*time.Second):
+		return "", fmt.Errorf("guest: %s: no answer; the guest's last words:\n%s", script, g.console.tail())
+	}
+}
+
+// MustRun is Run for a script that must succeed.
+func (g *Guest) MustRun(script string) (stdout string) {
+	g.t.Helper()
+	stdout, err := g.Run(script)
+	if err != nil {
+		g.t.Fatalf("%v\n%s", err, stdout)
+	}
+	return stdout
+}
+
+// listen hands out what the guest says on the serial line, until that is closed:
+// that it is ready, and then the exit status of each command.
+func (g *Guest) listen(ready chan<- string) {
+	lines := bufio.NewScanner(g.line)
+	for lines.Scan() {
+		first, second, _ := strings.Cut(lines.Text(), " ")
+		if first == "ready" {
+			ready <- second
+			continue
+		}
+		id, idErr := strconv.Atoi(first)
+		status, statusErr := strconv.Atoi(second)
+		g.mu.Lock()
+		done := g.waiting[id]
+		delete(g.waiting, id)
+		g.mu.Unlock()
+		if done != nil && idErr == nil && statusErr == nil {
+			done <- status
+		}
+	}
+}
+
+// serialLine makes the two ends of a line.
+func serialLine() (ours, guests *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		return nil, nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "serial line"), os.NewFile(uintptr(fds[1]), "serial line"), nil
+}
+
+// memoryDir is the environment that has the guest's memory in a file of dir,
+// where /dev/shm, which it takes by itself, is too small (containers give 64 MB).
+func memoryDir(dir string) []string {
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/dev/shm", &fs); err == nil && fs.Bavail*uint64(fs.Bsize) > 2*guestMemory {
+		return nil
+	}
+	return []string{"TMPDIR=" + dir}
+}
+
+// noAVX keeps the guest's C library, and with it nearly every program, from using
+// the registers that startWithoutXstate has lost at a page fault.
+const noAVX = "glibc.cpu.hwcaps=-AVX,-AVX2,-AVX_Fast_Unaligned_Load,-AVX512F,-AVX512VL,-AVX512BW"
+
+// startWithoutXstate starts cmd in ns with ptrace's requests for the extended
+// processor state (NT_X86_XSTATE) refused. User-mode Linux saves that in a buffer
+// of fixed size, too small where the processor has AMX, and dies of it. Refused,
+// it saves what FXSAVE does, which has the SSE registers but not AVX's.
+//
+// The filter cannot be taken off a thread, so the thread is thrown away.
+func startWithoutXstate(ns *NS, cmd *exec.Cmd) error {
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := unix.Setns(int(ns.file.Fd()), unix.CLONE_NEWNET); err != nil {
+			result <- os.NewSyscallError("setns", err)
+			return
+		}
+		if err := refuseXstate(); err != nil {
+			result <- err
+			return
+		}
+		result <- cmd.Start()
+	}()
+	return <-result
+}
+
+func refuseXstate() error {
+	const (
+		number, argument = 0, 16 // offsets in struct seccomp_data, little endian
+		getRegset        = 0x4204
+		setRegset        = 0x4205
+	)
+	load := func(offset uint32) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset}
+	}
+	jumpIf := func(value uint32, yes, no uint8) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: value, Jt: yes, Jf: no}
+	}
+	ret := func(value uint32) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: value}
+	}
+	program := []unix.SockFilter{
+		load(number), jumpIf(unix.SYS_PTRACE, 0, 3),
+		load(argument), jumpIf(getRegset, 2, 0), jumpIf(setRegset, 1, 0),
+		ret(unix.SECCOMP_RET_ALLOW),
+		ret(unix.SECCOMP_RET_ERRNO | uint32(unix.EIO)),
+	}
+	fprog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
+	// Not needed with CAP_SYS_ADMIN, and then does no harm.
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return os.NewSyscallError("prctl", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&fprog)), 0, 0); err != nil {
+		return os.NewSyscallError("prctl", err)
+	}
+	return nil
+}
+
+// lockedBuffer is what a process writes, to be read while it still writes.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+// tail is the last lines that were written.
+func (b *lockedBuffer) tail() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	lines := strings.Split(strings.TrimSpace(b.buf.String()), "\n")
+	return strings.Join(lines[max(0, len(lines)-25):], "\n")
+}

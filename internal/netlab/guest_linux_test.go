@@ -1,0 +1,58 @@
+package netlab
+
+import (
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestGuestIsAnotherKernelOnTheWire(t *testing.T) {
+	host, wire := New(t), New(t)
+	Veth(t, host, wire, End{Name: "eth0", Address: "192.0.2.1/24"}, End{Name: "guest0"})
+	g := StartGuest(t, wire, "guest0", GuestOptions{Address: "192.0.2.2/24", Modules: ModulesIPIP})
+
+	if out := g.MustRun("uname -r; cat /proc/modules"); !strings.HasPrefix(out, g.Kernel) || !strings.Contains(out, "ipip") {
+		t.Errorf("kernel %q says:\n%s", g.Kernel, out)
+	}
+	host.Run("ping", "-c", "2", "-i", "0.2", "-W", "5", "192.0.2.2")
+	g.MustRun("ping -c 2 -i 0.2 -W 5 -s 1472 -M do 192.0.2.1")
+
+	// As a test process that is killed does.
+	g.line.Close()
+	select {
+	case <-g.ended:
+	case <-time.After(30 * time.Second):
+		t.Error("the guest goes on without its host")
+	}
+}
+
+func TestGuestCommandsRunSideBySideAndReportFailure(t *testing.T) {
+	wire, other := New(t), New(t)
+	Veth(t, wire, other, End{Name: "guest0"}, End{Name: "eth0"})
+	g := StartGuest(t, wire, "guest0", GuestOptions{})
+
+	var all sync.WaitGroup
+	for range 5 {
+		all.Go(func() {
+			out, err := g.Run("sleep 1; seq 1 4000")
+			if err != nil || !strings.HasSuffix(out, "\n3999\n4000\n") {
+				t.Errorf("%d bytes of output, error %v", len(out), err)
+			}
+		})
+	}
+	all.Wait()
+	if _, err := g.Run("echo no such thing >&2; exit 3"); err == nil || !strings.Contains(err.Error(), "exit status 3: no such thing") {
+		t.Errorf("the error of a failing command is %v", err)
+	}
+	pid := g.cmd.Process.Pid
+	g.stop()
+	// Killed processes are gone when their parent has taken note of it.
+	for deadline := time.Now().Add(20 * time.Second); syscall.Kill(-pid, 0) != syscall.ESRCH; {
+		if time.Now().After(deadline) {
+			t.Fatal("processes of the guest are left")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}

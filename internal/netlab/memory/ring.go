@@ -1,0 +1,114 @@
+package memory
+
+import (
+	"os"
+	"sync"
+	"time"
+
+	"ipipd/internal/packet"
+)
+
+// capacity is how many packets wait in a ring.
+const capacity = 1024
+
+// ring is a bounded queue of copies of packets. Its slots are used again and
+// again.
+type ring struct {
+	mu     sync.Mutex
+	change sync.Cond
+	slots  [capacity]slot
+	first  int // the oldest
+	n      int
+	closed bool
+}
+
+type slot struct {
+	bytes   []byte
+	offload packet.Offload
+}
+
+func newRing() *ring {
+	r := &ring{}
+	r.change.L = &r.mu
+	return r
+}
+
+// push puts a copy of p at the end. ok is false if the ring is full; with wait
+// set it waits until it is not. It fails only after close.
+func (r *ring) push(p []byte, offload packet.Offload, wait bool) (ok bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for wait && r.n == capacity && !r.closed {
+		r.change.Wait()
+	}
+	switch {
+	case r.closed:
+		return false, os.ErrClosed
+	case r.n == capacity:
+		return false, nil
+	}
+	s := &r.slots[(r.first+r.n)%capacity]
+	s.bytes = append(s.bytes[:0], p...)
+	s.offload = offload
+	r.n++
+	r.change.Broadcast()
+	return true, nil
+}
+
+// pop fills batch with the oldest packets, and waits for the first of them until
+// deadline, if that is not zero. It fails only after close, when what was in the
+// ring is lost.
+func (r *ring) pop(batch []*packet.Buffer, deadline time.Time) (n int, err error) {
+	if len(batch) == 0 {
+		return 0, nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.n == 0 && !r.closed && (deadline.IsZero() || time.Now().Before(deadline)) {
+		r.change.Wait()
+	}
+	if r.closed {
+		return 0, os.ErrClosed
+	}
+	for n < len(batch) && r.n > 0 {
+		s := &r.slots[r.first]
+		b := batch[n]
+		// A packet that is too long is cut off, as a kernel does.
+		b.SetLen(copy(b.Space(), s.bytes))
+		b.Offload = s.offload
+		r.first = (r.first + 1) % capacity
+		r.n--
+		n++
+	}
+	r.change.Broadcast()
+	return n, nil
+}
+
+// popWithin is pop of one packet into memory of its own, or nil if none comes in
+// time.
+func (r *ring) popWithin(d time.Duration) *packet.Buffer {
+	alarm := time.AfterFunc(d, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.change.Broadcast()
+	})
+	defer alarm.Stop()
+	b := packet.New(packet.MaxSize)
+	if n, err := r.pop([]*packet.Buffer{b}, time.Now().Add(d)); n == 0 || err != nil {
+		return nil
+	}
+	return b
+}
+
+func (r *ring) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
+	r.change.Broadcast()
+}
+
+func (r *ring) isClosed() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.closed
+}

@@ -1,0 +1,187 @@
+package netlab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// NS is a network namespace of a test, with the loopback interface up and IPv6
+// off, so that nothing is on its wires but what the test sends. It has no name
+// and is not in /run/netns: the test process holds it open, so that even a
+// killed test leaves nothing behind.
+type NS struct {
+	t    testing.TB
+	file *os.File
+}
+
+// New makes a network namespace that goes with the test. It skips the test where
+// that is not permitted.
+func New(t testing.TB) *NS {
+	t.Helper()
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatalf("open this thread's network namespace: %v", err)
+	}
+	defer home.Close()
+	if err := unix.Unshare(unix.CLONE_NEWNET); errors.Is(err, unix.EPERM) {
+		runtime.UnlockOSThread()
+		t.Skip("needs root (CAP_SYS_ADMIN) to make a network namespace")
+	} else if err != nil {
+		t.Fatalf("make a network namespace: %v", os.NewSyscallError("unshare", err))
+	}
+	file, openErr := os.Open("/proc/thread-self/ns/net")
+	leave(t, home)
+	if openErr != nil {
+		t.Fatalf("open the new network namespace: %v", openErr)
+	}
+	ns := &NS{t: t, file: file}
+	t.Cleanup(func() { file.Close() })
+	// Not every kernel has IPv6; where it has none there is nothing to turn off.
+	for _, which := range []string{"all", "default"} {
+		ns.Do(func() { _ = writeSysctl("net.ipv6.conf."+which+".disable_ipv6", "1") })
+	}
+	ns.Run("ip", "link", "set", "lo", "up")
+	return ns
+}
+
+// Path is a file that stands for the namespace, for `ip link set … netns PATH`
+// and nsenter --net=PATH. It is good while the test process lives.
+func (ns *NS) Path() string {
+	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.file.Fd())
+}
+
+// Do calls f on a thread that is in the namespace: sockets that f opens and
+// processes that it starts are in it, and stay in it afterwards. Goroutines that
+// f starts are not. f may call t.Fatal, and Do of another namespace.
+//
+// In f, /proc/net is that of the process; /proc/thread-self/net is the namespace's.
+func (ns *NS) Do(f func()) {
+	ns.t.Helper()
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		ns.t.Fatalf("open this thread's network namespace: %v", err)
+	}
+	defer home.Close()
+	if err := unix.Setns(int(ns.file.Fd()), unix.CLONE_NEWNET); err != nil {
+		ns.t.Fatalf("enter network namespace: %v", os.NewSyscallError("setns", err))
+	}
+	// Deferred, because t.Fatal in f leaves by runtime.Goexit.
+	defer leave(ns.t, home)
+	f()
+}
+
+// leave brings the thread back home and unlocks it. A thread that cannot go home
+// stays locked: nothing else may run on it.
+func leave(t testing.TB, home *os.File) {
+	if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
+		t.Errorf("leave network namespace: %v", os.NewSyscallError("setns", err))
+		return
+	}
+	runtime.UnlockOSThread()
+}
+
+// Start starts cmd in the namespace. The caller waits for it; what is still
+// running when the test ends is killed.
+func (ns *NS) Start(cmd *exec.Cmd) {
+	ns.t.Helper()
+	var err error
+	ns.Do(func() { err = cmd.Start() })
+	if err != nil {
+		ns.t.Fatalf("%s: %v", strings.Join(cmd.Args, " "), err)
+	}
+	ns.t.Cleanup(func() {
+		if cmd.ProcessState == nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	})
+}
+
+// Try runs a command in the namespace and returns what it wrote to both outputs.
+func (ns *NS) Try(name string, args ...string) (output string, err error) {
+	ns.t.Helper()
+	cmd := exec.Command(name, args...)
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	ns.Do(func() { err = cmd.Start() })
+	if err == nil {
+		err = cmd.Wait()
+	}
+	return out.String(), err
+}
+
+// Run is Try for a command that must succeed.
+func (ns *NS) Run(name string, args ...string) (output string) {
+	ns.t.Helper()
+	output, err := ns.Try(name, args...)
+	if err != nil {
+		ns.t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, output)
+	}
+	return output
+}
+
+// Sysctl sets a kernel parameter of the namespace, such as net.ipv4.ip_forward.
+func (ns *NS) Sysctl(name, value string) {
+	ns.t.Helper()
+	var err error
+	ns.Do(func() { err = writeSysctl(name, value) })
+	if err != nil {
+		ns.t.Fatalf("set %s to %s: %v", name, value, err)
+	}
+}
+
+// writeSysctl works because files below /proc/sys/net are about the namespace of
+// the thread that opens them. Interface names with a dot in them do not work.
+func writeSysctl(name, value string) error {
+	path := filepath.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
+	return os.WriteFile(path, []byte(value), 0)
+}
+
+// End is one end of a veth pair.
+type End struct {
+	Name    string // interface name
+	Address string // IPv4 address in CIDR notation; "" gives it none
+	MTU     int    // bytes; 0 leaves the kernel's 1500
+}
+
+// Veth puts a wire between two namespaces, brings both ends up, and returns when
+// packets get through.
+func Veth(t testing.TB, a, b *NS, endA, endB End) {
+	t.Helper()
+	a.Run("ip", "link", "add", "name", endA.Name, "type", "veth", "peer", "name", endB.Name, "netns", b.Path())
+	ends := []struct {
+		ns *NS
+		End
+	}{{a, endA}, {b, endB}}
+	for _, x := range ends {
+		if x.MTU != 0 {
+			x.ns.Run("ip", "link", "set", "dev", x.Name, "mtu", fmt.Sprint(x.MTU))
+		}
+		if x.Address != "" {
+			x.ns.Run("ip", "address", "add", x.Address, "dev", x.Name)
+		}
+		x.ns.Run("ip", "link", "set", "dev", x.Name, "up")
+	}
+	// The kernel sees to a carrier that came on a moment later. Until then it
+	// throws away what is sent, without an error.
+	for _, x := range ends {
+		deadline := time.Now().Add(10 * time.Second)
+		for !strings.Contains(x.ns.Run("ip", "link", "show", "dev", x.Name), "state UP") {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s does not come up", x.Name)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+}
