@@ -1,0 +1,73 @@
+package encap_test
+
+import (
+	"testing"
+
+	"ipipd/encap"
+	"ipipd/internal/ipv4"
+)
+
+func TestNothingOnTheDataPathAllocates(t *testing.T) {
+	p := segment(ipv4.ProtocolTCP, 1400, true)
+	whole := build(received(), p)
+	long := parse(t, build(received(), pattern(8000)))
+	probe := build(received(), golden(t, goldenReflect))
+	message := golden(t, goldenOuterError)
+	b, big := holding(whole), dirty(2000)
+	into := buffers(8, 1500)
+	for name, f := range map[string]func() encap.Drop{
+		"Encapsulate": func() encap.Drop {
+			b.Set(p)
+			inner, _ := ipv4.Parse(b.Bytes())
+			return asRouterOS.Encapsulate(b, inner, 1)
+		},
+		"Decapsulate": func() encap.Drop {
+			b.Set(whole)
+			outer, d := encap.ParseOuter(b)
+			if d == encap.DropNone {
+				_, d = encap.Decapsulate(b, outer, local, remote)
+			}
+			if d == encap.DropNone {
+				d = encap.DeriveOffload(b, 1480)
+			}
+			return d
+		},
+		"ReflectAnswer": func() encap.Drop {
+			b.Set(probe)
+			outer, _ := encap.ParseOuter(b)
+			_, d := encap.Decapsulate(b, outer, local, remote)
+			if d == encap.DropNone {
+				d = encap.ReflectAnswer(b)
+			}
+			return d
+		},
+		"EncapsulateProbe": func() encap.Drop {
+			b.Space()
+			return asRouterOS.EncapsulateProbe(b, 1)
+		},
+		"Fragment": func() encap.Drop {
+			_, d := encap.Fragment(into, long, 1500)
+			return d
+		},
+		"TooBig": func() encap.Drop { return encap.TooBig(big, long, 1480, [4]byte{}) },
+		"Relay": func() encap.Drop {
+			e, d := encap.ParseError(message)
+			if d == encap.DropNone {
+				d = e.Relay(big, 1380, [4]byte{})
+			}
+			return d
+		},
+	} {
+		if d := f(); d != encap.DropNone {
+			t.Errorf("%s: drop %v", name, d)
+		}
+		if n := testing.AllocsPerRun(100, func() { f() }); n != 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
+
+	var sink error
+	if n := testing.AllocsPerRun(100, func() { sink = encap.DropLoop }); n != 0 || sink == nil {
+		t.Errorf("a Drop as an error: %v allocations", n)
+	}
+}

@@ -1,0 +1,220 @@
+package encap_test
+
+import (
+	"bytes"
+	"testing"
+
+	"ipipd/encap"
+	"ipipd/internal/ipv4"
+	"ipipd/internal/packet"
+)
+
+// decapsulate does what a tunnel does with a packet from the network.
+func decapsulate(p []byte) (b *packet.Buffer, kind encap.Kind, d encap.Drop) {
+	b = holding(p)
+	outer, d := encap.ParseOuter(b)
+	if d != encap.DropNone {
+		return b, kind, d
+	}
+	kind, d = encap.Decapsulate(b, outer, local, remote)
+	return b, kind, d
+}
+
+// wantDropped checks that what is received is dropped, and for the right reason.
+func wantDropped(t *testing.T, what string, p []byte, want encap.Drop) {
+	t.Helper()
+	if _, _, d := decapsulate(p); d != want {
+		t.Errorf("%s: drop %v, want %v", what, d, want)
+	}
+}
+
+func TestDecapsulateMergesCongestionIntoTheInnerHeader(t *testing.T) {
+	b, kind, d := decapsulate(golden(t, `
+		4503 0034   // version 4, IHL 5, DSCP 0, CE, total length 52
+		1234 0000   // ID
+		fe04 be58   // TTL 254, IPIP, header checksum
+		c633 6401   // source 198.51.100.1
+		c000 0201   // destination 192.0.2.1
+		45ba 0020   // version 4, IHL 5, DSCP 46, ECT(0), total length 32
+		1c46 0000   // ID
+		3f01 48dd   // TTL 63, ICMP, header checksum
+		0aff 0002   // source 10.255.0.2
+		0aff 0001   // destination 10.255.0.1
+		0000 2cf4   // echo reply
+		002a 0001   // identifier, sequence
+		6970 6970   // "ipip"
+	`))
+	if d != encap.DropNone || kind != encap.KindData {
+		t.Fatal(kind, d)
+	}
+	wantBytes(t, "inner", b.Bytes(), golden(t, `
+		45bb 0020   // version 4, IHL 5, DSCP 46 is kept (RFC 2983), CE, total length 32
+		1c46 0000   // ID
+		3f01 48dc   // TTL 63 is not decremented here, ICMP, header checksum
+		0aff 0002   // source 10.255.0.2
+		0aff 0001   // destination 10.255.0.1
+		0000 2cf4   // echo reply
+		002a 0001   // identifier, sequence
+		6970 6970   // "ipip"
+	`))
+}
+
+func TestDecapsulateTrimsWhatFollowsEitherTotalLength(t *testing.T) {
+	p := build(inner(), []byte("payload"))
+	outer := build(received(), append(bytes.Clone(p), "behind the inner packet"...))
+	b, kind, d := decapsulate(append(outer, "behind the outer packet"...))
+	if d != encap.DropNone || kind != encap.KindData {
+		t.Fatal(kind, d)
+	}
+	wantBytes(t, "inner", b.Bytes(), p)
+
+	if _, kind, d := decapsulate(append(build(received(), nil), p...)); d != encap.DropNone || kind != encap.KindEmpty {
+		t.Errorf("nothing inside, and padding: kind %v, drop %v", kind, d)
+	}
+	wantDropped(t, "an inner packet that padding completes", append(build(received(), p[:26]), p[26:]...), encap.DropReceivedTruncated)
+}
+
+func TestDecapsulateTakesOuterOptionsOff(t *testing.T) {
+	p := build(inner(), []byte("payload"))
+	h := received()
+	h.TotalLen = 24 + len(p)
+	outer := make([]byte, h.TotalLen)
+	h.PutOptions(outer, []byte{0x94, 4, 0, 0})
+	copy(outer[24:], p)
+	b, kind, d := decapsulate(outer)
+	if d != encap.DropNone || kind != encap.KindData {
+		t.Fatal(kind, d)
+	}
+	wantBytes(t, "inner", b.Bytes(), p)
+}
+
+func TestOnlyTheRemoteEndIsAccepted(t *testing.T) {
+	p := build(inner(), nil)
+	h := received()
+	h.Source[3]++
+	wantDropped(t, "another source", build(h, p), encap.DropUnknownPeer)
+	h = received()
+	h.Destination[3]++
+	wantDropped(t, "another destination", build(h, p), encap.DropUnknownPeer)
+}
+
+func TestOuterHeaderIsChecked(t *testing.T) {
+	sound := build(received(), build(inner(), nil))
+	change := func(off int, v byte) []byte {
+		b := bytes.Clone(sound)
+		b[off] = v
+		return b
+	}
+	wantDropped(t, "nothing", nil, encap.DropOuterMalformed)
+	wantDropped(t, "19 bytes", sound[:19], encap.DropOuterMalformed)
+	wantDropped(t, "cut short", sound[:39], encap.DropOuterMalformed)
+	wantDropped(t, "version 6", change(0, 0x65), encap.DropOuterMalformed)
+	wantDropped(t, "IHL 4", change(0, 0x44), encap.DropOuterMalformed)
+	wantDropped(t, "checksum", change(10, sound[10]+1), encap.DropOuterChecksum)
+
+	h := received()
+	h.Protocol = 47
+	wantDropped(t, "GRE", build(h, build(inner(), nil)), encap.DropOuterNotIPIP)
+	h = received()
+	h.MF = true
+	wantDropped(t, "first fragment", build(h, build(inner(), nil)), encap.DropOuterFragment)
+	h = received()
+	h.FragmentOffset = 8
+	wantDropped(t, "last fragment", build(h, build(inner(), nil)), encap.DropOuterFragment)
+}
+
+func TestParseOuterLeavesADroppedPacketAsItWas(t *testing.T) {
+	h := received()
+	h.MF = true
+	p := append(build(h, build(inner(), nil)), "padding"...)
+	b := holding(p)
+	if _, d := encap.ParseOuter(b); d != encap.DropOuterFragment {
+		t.Fatal(d)
+	}
+	wantBytes(t, "packet", b.Bytes(), p)
+}
+
+func TestInnerHeaderIsCheckedBeforeItIsUsed(t *testing.T) {
+	sound := build(inner(), []byte("payload"))
+	change := func(off int, v byte) []byte {
+		b := bytes.Clone(sound)
+		b[off] = v
+		return build(received(), b)
+	}
+	wantDropped(t, "one byte", build(received(), sound[:1]), encap.DropReceivedTruncated)
+	wantDropped(t, "19 bytes", build(received(), sound[:19]), encap.DropReceivedTruncated)
+	wantDropped(t, "26 of 27 bytes", build(received(), sound[:26]), encap.DropReceivedTruncated)
+	wantDropped(t, "version 6", change(0, 0x65), encap.DropReceivedNotIPv4)
+	wantDropped(t, "IHL 4", change(0, 0x44), encap.DropReceivedMalformed)
+	wantDropped(t, "total length 19", change(3, 19), encap.DropReceivedMalformed)
+	wantDropped(t, "checksum", change(11, sound[11]+1), encap.DropReceivedChecksum)
+}
+
+func TestInnerTTLZeroIsDiscardedAfterDecapsulation(t *testing.T) {
+	h := inner()
+	h.TTL = 0
+	wantDropped(t, "TTL 0", build(received(), build(h, nil)), encap.DropReceivedTTLZero)
+	h.TTL = 1
+	wantDropped(t, "TTL 1", build(received(), build(h, nil)), encap.DropNone)
+}
+
+const goldenReflect = `
+	4500 0014 0000 0000   // version 4, IHL 5, total length 20, ID 0
+	ff04 cfaf             // TTL 255, IPIP, header checksum
+	c000 0201 c633 6401   // 192.0.2.1, this end → 198.51.100.1, its sender
+`
+
+func TestReflectProbeIsRecognisedAndAnswered(t *testing.T) {
+	b, kind, d := decapsulate(golden(t, `
+		4500 0028 0001 0000   // version 4, IHL 5, total length 40, ID 1
+		ff04 cf9a             // TTL 255, IPIP, header checksum
+		c633 6401 c000 0201   // 198.51.100.1 → 192.0.2.1
+		`+goldenReflect))
+	if d != encap.DropNone || kind != encap.KindReflect {
+		t.Fatal(kind, d)
+	}
+	wantBytes(t, "probe", b.Bytes(), golden(t, goldenReflect))
+	if d := encap.ReflectAnswer(b); d != encap.DropNone {
+		t.Fatal(d)
+	}
+	wantBytes(t, "answer", b.Bytes(), golden(t, `
+		4500 0014 0000 0000   // version 4, IHL 5, total length 20, ID 0
+		fe04 d0af             // TTL 254, as if forwarded, IPIP, header checksum
+		c000 0201 c633 6401   // 192.0.2.1 → 198.51.100.1
+	`))
+}
+
+func TestReflectAnswerAtTheOtherEndIsEmpty(t *testing.T) {
+	_, kind, d := decapsulate(build(received(), nil))
+	if d != encap.DropNone || kind != encap.KindEmpty {
+		t.Error(kind, d)
+	}
+}
+
+func TestReflectProbeThatMayNotBeForwardedIsNotAnswered(t *testing.T) {
+	probe := ipv4.Header{TTL: 1, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: remote}
+	if d := encap.ReflectAnswer(holding(build(probe, nil))); d != encap.DropReflectTTLExpired {
+		t.Errorf("TTL 1: drop %v, want %v", d, encap.DropReflectTTLExpired)
+	}
+	if d := encap.ReflectAnswer(dirty(20)); d != encap.DropReceivedMalformed {
+		t.Errorf("no packet: drop %v, want %v", d, encap.DropReceivedMalformed)
+	}
+}
+
+func TestReceivedPacketThatWouldGoBackIsALoopUnlessAProbe(t *testing.T) {
+	probe := ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: remote}
+	wantDropped(t, "with a payload", build(received(), build(probe, []byte("payload"))), encap.DropReceivedLoop)
+
+	h := probe
+	h.Protocol = ipv4.ProtocolUDP
+	wantDropped(t, "another protocol", build(received(), build(h, nil)), encap.DropReceivedLoop)
+	h = probe
+	h.MF = true
+	wantDropped(t, "a fragment", build(received(), build(h, nil)), encap.DropReceivedLoop)
+
+	h = probe
+	h.TotalLen = 24
+	routed := make([]byte, 24)
+	h.PutOptions(routed, []byte{0x83, 3, 4, 0}) // loose source route
+	wantDropped(t, "a source route", build(received(), routed), encap.DropReceivedLoop)
+}

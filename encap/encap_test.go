@@ -1,0 +1,296 @@
+package encap_test
+
+import (
+	"testing"
+
+	"ipipd/encap"
+	"ipipd/internal/ipv4"
+)
+
+// asRouterOS is a tunnel with RouterOS's defaults.
+var asRouterOS = encap.Outer{Local: local, Remote: remote, DSCP: encap.InheritDSCP, TTL: 255}
+
+// encapsulate returns the outer packet of p, or why there is none.
+func encapsulate(t testing.TB, o encap.Outer, p []byte, id uint16) (ipv4.Packet, encap.Drop) {
+	t.Helper()
+	b := holding(p)
+	if d := o.Encapsulate(b, parse(t, b.Bytes()), id); d != encap.DropNone {
+		wantBytes(t, "after a drop", b.Bytes(), p)
+		return ipv4.Packet{}, d
+	}
+	outer := parse(t, b.Bytes())
+	if outer.TotalLen() != b.Len() || !outer.HeaderChecksumValid() || outer.HeaderLen() != 20 {
+		t.Errorf("length %d of %d, checksum valid %v, header %d bytes",
+			outer.TotalLen(), b.Len(), outer.HeaderChecksumValid(), outer.HeaderLen())
+	}
+	return outer, encap.DropNone
+}
+
+func TestEncapsulateMakesTheHeaderThatRouterOSMakes(t *testing.T) {
+	outer, d := encapsulate(t, asRouterOS, golden(t, goldenInner), 0x1234)
+	if d != encap.DropNone {
+		t.Fatal(d)
+	}
+	wantBytes(t, "outer", outer.Bytes(), golden(t, `
+		45b9 0034   // version 4, IHL 5, DSCP and ECN of the inner packet, total length 52
+		1234 0000   // ID, DF=0 although the inner packet has DF=1
+		ff04 bca2   // TTL 255, IPIP, header checksum
+		c000 0201   // source 192.0.2.1
+		c633 6401   // destination 198.51.100.1
+		`+goldenInner))
+}
+
+func TestEncapsulateCopiesDFIfInherited(t *testing.T) {
+	o := asRouterOS
+	o.DontFragmentInherit = true
+	outer, d := encapsulate(t, o, golden(t, goldenInner), 0x1234)
+	if d != encap.DropNone {
+		t.Fatal(d)
+	}
+	wantBytes(t, "outer", outer.Bytes(), golden(t, `
+		45b9 0034   // version 4, IHL 5, DSCP and ECN of the inner packet, total length 52
+		0000 4000   // ID 0, for it means nothing with DF=1 (RFC 6864, section 4.1)
+		ff04 8ed6   // TTL 255, IPIP, header checksum
+		c000 0201   // source 192.0.2.1
+		c633 6401   // destination 198.51.100.1
+		`+goldenInner))
+
+	for _, innerDF := range []bool{false, true} {
+		h := inner()
+		h.DF = innerDF
+		p := build(h, nil)
+		for _, inherit := range []bool{false, true} {
+			o.DontFragmentInherit = inherit
+			outer, _ := encapsulate(t, o, p, 0x1234)
+			want := innerDF && inherit
+			if outer.DF() != want || o.DontFragment(parse(t, p)) != want {
+				t.Errorf("inner DF %v, inherit %v: outer DF %v, DontFragment %v", innerDF, inherit, outer.DF(), o.DontFragment(parse(t, p)))
+			}
+		}
+	}
+}
+
+func TestOuterIDIsTheCallersWithDF0AndMeansNothingWithDF1(t *testing.T) {
+	h := inner()
+	for _, df := range []bool{false, true} {
+		h.DF = df
+		o := asRouterOS
+		o.DontFragmentInherit = true
+		outer, _ := encapsulate(t, o, build(h, nil), 0xbeef)
+		want := uint16(0xbeef)
+		if df {
+			want = 0
+		}
+		if outer.ID() != want {
+			t.Errorf("DF %v: ID %#x, want %#x", df, outer.ID(), want)
+		}
+	}
+}
+
+func TestOuterDSCPIsInheritedOrConfiguredAndECNIsCopiedInBothCases(t *testing.T) {
+	h := inner()
+	for _, ecn := range []ipv4.ECN{ipv4.NotECT, ipv4.ECT0, ipv4.ECT1, ipv4.CE} {
+		for innerDSCP := range uint8(64) {
+			h.TOS = innerDSCP<<2 | uint8(ecn)
+			p := build(h, nil)
+			for dscp := encap.InheritDSCP; dscp < 64; dscp++ {
+				o := asRouterOS
+				o.DSCP = dscp
+				want := uint8(dscp)
+				if dscp == encap.InheritDSCP {
+					want = innerDSCP
+				}
+				b := holding(p)
+				if d := o.Encapsulate(b, parse(t, b.Bytes()), 1); d != encap.DropNone {
+					t.Fatal(d)
+				}
+				if outer := parse(t, b.Bytes()); outer.DSCP() != want || outer.ECN() != ecn {
+					t.Fatalf("inner DSCP %d %v, configured %d: outer DSCP %d %v, want %d %v",
+						innerDSCP, ecn, dscp, outer.DSCP(), outer.ECN(), want, ecn)
+				}
+			}
+		}
+	}
+}
+
+func TestOuterTTLIsConfiguredOrInherited(t *testing.T) {
+	h := inner()
+	h.TTL = 17
+	for _, test := range []struct{ configured, want uint8 }{{0, 17}, {1, 1}, {64, 64}, {255, 255}} {
+		o := asRouterOS
+		o.TTL = test.configured
+		outer, _ := encapsulate(t, o, build(h, nil), 1)
+		if outer.TTL() != test.want {
+			t.Errorf("TTL %d: outer TTL %d, want %d", test.configured, outer.TTL(), test.want)
+		}
+		if p := parse(t, outer.Payload()); p.TTL() != 17 {
+			t.Errorf("inner TTL is now %d: the kernel has counted the hop already", p.TTL())
+		}
+	}
+}
+
+func TestInnerTTLZeroIsNotEncapsulated(t *testing.T) {
+	h := inner()
+	h.TTL = 0
+	if _, d := encapsulate(t, asRouterOS, build(h, nil), 1); d != encap.DropInnerTTLZero {
+		t.Errorf("drop %v, want %v", d, encap.DropInnerTTLZero)
+	}
+	h.TTL = 1
+	if _, d := encapsulate(t, asRouterOS, build(h, nil), 1); d != encap.DropNone {
+		t.Errorf("TTL 1: drop %v", d)
+	}
+}
+
+func TestInnerOptionsStayInside(t *testing.T) {
+	h := inner()
+	h.TotalLen = 28
+	p := make([]byte, 28)
+	h.PutOptions(p, []byte{0x94, 4, 0, 0, 1, 1, 1, 0})
+	outer, d := encapsulate(t, asRouterOS, p, 1)
+	if d != encap.DropNone {
+		t.Fatal(d)
+	}
+	if len(outer.Options()) != 0 {
+		t.Errorf("outer options % x", outer.Options())
+	}
+	wantBytes(t, "inner", outer.Payload(), p)
+}
+
+func TestInnerLongerThanTheOuterLengthCanSayIsDropped(t *testing.T) {
+	if _, d := encapsulate(t, asRouterOS, build(inner(), make([]byte, encap.MaxInner-20)), 1); d != encap.DropNone {
+		t.Errorf("%d bytes: drop %v", encap.MaxInner, d)
+	}
+	if _, d := encapsulate(t, asRouterOS, build(inner(), make([]byte, encap.MaxInner-19)), 1); d != encap.DropInnerTooLong {
+		t.Errorf("%d bytes: drop %v, want %v", encap.MaxInner+1, d, encap.DropInnerTooLong)
+	}
+}
+
+func TestWhatFollowsTheInnerTotalLengthIsNotSent(t *testing.T) {
+	p := build(inner(), []byte("payload"))
+	b := holding(append(p, "and more"...))
+	if d := asRouterOS.Encapsulate(b, parse(t, b.Bytes()), 1); d != encap.DropNone {
+		t.Fatal(d)
+	}
+	wantBytes(t, "inner", b.Bytes()[20:], p[:27])
+}
+
+func TestLoopIsSeenAtEveryDepth(t *testing.T) {
+	other := encap.Outer{Local: [4]byte{203, 0, 113, 1}, Remote: [4]byte{203, 0, 113, 2}, DSCP: encap.InheritDSCP, TTL: 64}
+	p, _ := encapsulate(t, asRouterOS, golden(t, goldenInner), 1)
+	for depth := 1; depth <= 5; depth++ {
+		want := encap.DropLoop
+		if depth > 4 {
+			want = encap.DropNone // the bound on the work that a packet can cause
+		}
+		if _, d := encapsulate(t, asRouterOS, p.Bytes(), 1); d != want {
+			t.Errorf("our outer header as header %d of the inner packet: drop %v, want %v", depth, d, want)
+		}
+		var d encap.Drop
+		if p, d = encapsulate(t, other, p.Bytes(), 1); d != encap.DropNone {
+			t.Fatal(d)
+		}
+		other.Local[3]++ // another tunnel each time, which sees no loop of its own
+		other.Remote[3] += 2
+	}
+}
+
+func TestLoopIsSeenByTheSourceBeingTheTunnelsEnd(t *testing.T) {
+	h := inner()
+	for _, test := range []struct {
+		source, destination [4]byte
+		want                encap.Drop
+	}{
+		{local, remote, encap.DropLoop},
+		{remote, innerB, encap.DropLoop}, // RFC 2003, section 3.2, second rule
+		{remote, local, encap.DropLoop},
+		{local, innerB, encap.DropNone}, // a host may use its outer address inside
+		{innerA, remote, encap.DropNone},
+	} {
+		h.Source, h.Destination = test.source, test.destination
+		if _, d := encapsulate(t, asRouterOS, build(h, nil), 1); d != test.want {
+			t.Errorf("%v → %v: drop %v, want %v", test.source, test.destination, d, test.want)
+		}
+	}
+}
+
+func TestLoopSearchReadsNoHeaderWhereNoneIs(t *testing.T) {
+	nested := build(ipv4.Header{TTL: 1, Protocol: 4, Source: local, Destination: remote}, nil)
+	h := inner()
+	h.Protocol = ipv4.ProtocolIPIP
+	if _, d := encapsulate(t, asRouterOS, build(h, nested), 1); d != encap.DropLoop {
+		t.Errorf("nested: drop %v, want %v", d, encap.DropLoop)
+	}
+	for name, payload := range map[string][]byte{
+		"nothing":   nil,
+		"19 bytes":  nested[:19],
+		"version 6": append([]byte{0x65}, nested[1:]...),
+		"IHL 4":     append([]byte{0x44}, nested[1:]...),
+	} {
+		if _, d := encapsulate(t, asRouterOS, build(h, payload), 1); d != encap.DropNone {
+			t.Errorf("%s: drop %v", name, d)
+		}
+	}
+	h.MF = true // the first fragment has the header
+	if _, d := encapsulate(t, asRouterOS, build(h, nested), 1); d != encap.DropLoop {
+		t.Errorf("first fragment: drop %v, want %v", d, encap.DropLoop)
+	}
+	h.FragmentOffset = 8
+	if _, d := encapsulate(t, asRouterOS, build(h, nested), 1); d != encap.DropNone {
+		t.Errorf("later fragment: drop %v", d)
+	}
+	outermost := inner()
+	outermost.Protocol = ipv4.ProtocolIPIP
+	if _, d := encapsulate(t, asRouterOS, build(outermost, build(h, nested)), 1); d != encap.DropNone {
+		t.Errorf("nested later fragment: drop %v", d)
+	}
+}
+
+func TestProbesAreExemptFromTheLoopCheck(t *testing.T) {
+	probe := build(ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: remote, Destination: local}, nil)
+	if _, d := encapsulate(t, asRouterOS, probe, 1); d != encap.DropLoop {
+		t.Errorf("as data: drop %v, want %v", d, encap.DropLoop)
+	}
+	b := holding(probe)
+	if d := asRouterOS.EncapsulateProbe(b, 1); d != encap.DropNone {
+		t.Fatal(d)
+	}
+	wantBytes(t, "reflect probe", b.Bytes(), golden(t, `
+		4500 0028 0001 0000 ff04 cf9a   // total length 40, ID 1, TTL 255, IPIP
+		c000 0201 c633 6401             // 192.0.2.1 → 198.51.100.1
+		4500 0014 0000 0000 ff04 cfaf   // total length 20, ID 0, TTL 255, IPIP
+		c633 6401 c000 0201             // 198.51.100.1 → 192.0.2.1
+	`))
+}
+
+func TestEmptyProbeIsABareOuterHeader(t *testing.T) {
+	for _, o := range []encap.Outer{
+		asRouterOS,
+		{Local: local, Remote: remote, DSCP: encap.InheritDSCP, DontFragmentInherit: true}, // nothing to inherit from
+	} {
+		b := dirty(100)
+		if d := o.EncapsulateProbe(b, 0x1234); d != encap.DropNone {
+			t.Fatal(d)
+		}
+		wantBytes(t, "empty probe", b.Bytes(), golden(t, `
+			4500 0014 1234 0000 ff04 bd7b   // total length 20, ID, TTL 255, IPIP
+			c000 0201 c633 6401             // 192.0.2.1 → 198.51.100.1
+		`))
+	}
+}
+
+func TestProbesAreCheckedToo(t *testing.T) {
+	h := inner()
+	h.TTL = 0
+	for _, test := range []struct {
+		p    []byte
+		want encap.Drop
+	}{
+		{build(h, nil), encap.DropInnerTTLZero},
+		{[]byte{0x45}, encap.DropInnerMalformed},
+		{build(inner(), make([]byte, encap.MaxInner-19)), encap.DropInnerTooLong},
+	} {
+		if d := asRouterOS.EncapsulateProbe(holding(test.p), 1); d != test.want {
+			t.Errorf("drop %v, want %v", d, test.want)
+		}
+	}
+}

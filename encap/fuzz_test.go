@@ -1,0 +1,217 @@
+package encap_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/rand/v2"
+	"testing"
+
+	"ipipd/encap"
+	"ipipd/internal/ipv4"
+	"ipipd/internal/packet"
+)
+
+// mend gives b, if it is a packet at all, a right header checksum, so that
+// fuzzing gets behind that check.
+func mend(b []byte) []byte {
+	b = bytes.Clone(b)
+	if h, n, err := ipv4.ParseHeader(b); err == nil && h.TotalLen >= n {
+		binary.BigEndian.PutUint16(b[10:], 0)
+		binary.BigEndian.PutUint16(b[10:], ipv4.Checksum(b[:n], 0))
+	}
+	return b
+}
+
+// FuzzEncapsulateDecapsulate: what goes in at one end comes out at the other,
+// byte for byte, whatever the tunnel's settings.
+func FuzzEncapsulateDecapsulate(f *testing.F) {
+	f.Add(golden(f, goldenInner), int8(encap.InheritDSCP), false, uint8(255), uint16(1))
+	f.Add(segment(ipv4.ProtocolTCP, 3, false), int8(63), true, uint8(0), uint16(65535))
+	f.Fuzz(func(t *testing.T, p []byte, dscp int8, df bool, ttl uint8, id uint16) {
+		p = mend(p)
+		b := holding(p)
+		inner, err := ipv4.Parse(b.Bytes())
+		if err != nil || dscp < encap.InheritDSCP || dscp > 63 {
+			return
+		}
+		o := encap.Outer{Local: local, Remote: remote, DSCP: int(dscp), DontFragmentInherit: df, TTL: ttl}
+		d := o.Encapsulate(b, inner, id)
+		switch {
+		case d == encap.DropInnerTTLZero && inner.TTL() == 0,
+			d == encap.DropInnerTooLong && inner.TotalLen() > encap.MaxInner,
+			d == encap.DropLoop && (inner.Source() == remote || bytes.Contains(p, append(local[:], remote[:]...))):
+			return
+		case d != encap.DropNone:
+			t.Fatal(d)
+		}
+		outer, d := encap.ParseOuter(b)
+		if d != encap.DropNone {
+			t.Fatal(d)
+		}
+		if outer.ECN() != inner.ECN() || outer.DF() != (df && inner.DF()) || outer.DF() && outer.ID() != 0 {
+			t.Fatalf("outer %+v, inner %+v", outer.Header(), inner.Header())
+		}
+		// At the other end remote and local are the other way round.
+		kind, d := encap.Decapsulate(b, outer, remote, local)
+		if d != encap.DropNone || kind != encap.KindData {
+			t.Fatal(kind, d)
+		}
+		if !bytes.Equal(b.Bytes(), p[:inner.TotalLen()]) {
+			t.Fatalf("% x came out as % x", p, b.Bytes())
+		}
+	})
+}
+
+// FuzzDecapsulate: whatever the network brings, nothing panics, and what is
+// taken for an inner packet is a sound one.
+func FuzzDecapsulate(f *testing.F) {
+	f.Add(build(received(), golden(f, goldenInner)), false)
+	f.Add(build(received(), golden(f, goldenReflect)), true)
+	f.Add(build(received(), segment(ipv4.ProtocolTCP, 10, true)), true)
+	f.Fuzz(func(t *testing.T, p []byte, mendInner bool) {
+		p = mend(p)
+		if _, n, err := ipv4.ParseHeader(p); err == nil && mendInner {
+			copy(p[n:], mend(p[n:]))
+		}
+		b := holding(p)
+		outer, d := encap.ParseOuter(b)
+		if d != encap.DropNone {
+			return
+		}
+		kind, d := encap.Decapsulate(b, outer, outer.Destination(), outer.Source())
+		if d != encap.DropNone {
+			return
+		}
+		if kind == encap.KindEmpty {
+			if b.Len() != 0 {
+				t.Fatalf("% x is empty", b.Bytes())
+			}
+			return
+		}
+		inner := parse(t, b.Bytes())
+		if inner.TotalLen() != b.Len() || inner.TTL() == 0 || !inner.HeaderChecksumValid() {
+			t.Fatalf("% x was let through", b.Bytes())
+		}
+		reflects := inner.Source() == outer.Destination() && inner.Destination() == outer.Source()
+		if reflects != (kind == encap.KindReflect) {
+			t.Fatalf("kind %v of % x", kind, b.Bytes())
+		}
+		if kind == encap.KindReflect {
+			if encap.ReflectAnswer(b) == encap.DropNone && !parse(t, b.Bytes()).HeaderChecksumValid() {
+				t.Fatalf("answer % x", b.Bytes())
+			}
+			return
+		}
+		if d := encap.DeriveOffload(b, 1480); d == encap.DropNone && b.SegmentSize > 0 && b.Checksum != packet.ChecksumPartial {
+			t.Fatalf("%+v", b.Offload)
+		}
+	})
+}
+
+// FuzzFragment: fragments fit the path, and give the packet again in any order.
+// The payload is made here: of long inputs fuzzing only tries to make short ones.
+func FuzzFragment(f *testing.F) {
+	f.Add(build(received(), nil), uint16(3000), uint16(576), uint64(1))
+	f.Add(build(received(), nil), uint16(100), uint16(68), uint64(2))
+	f.Fuzz(func(t *testing.T, header []byte, size, mtu uint16, seed uint64) {
+		_, n, err := ipv4.ParseHeader(header)
+		if err != nil || n+int(size) > ipv4.MaxTotalLen {
+			return
+		}
+		b := append(bytes.Clone(header[:n]), pattern(int(size))...)
+		binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
+		p := parse(t, mend(b))
+		if p.FragmentOffset()+len(p.Payload()) > ipv4.MaxTotalLen {
+			return
+		}
+		count := encap.FragmentCount(p, int(mtu))
+		if count == 0 || count > 2000 {
+			return
+		}
+		into := buffers(count, min(int(mtu), p.TotalLen()))
+		n, d := encap.Fragment(into, p, int(mtu))
+		if d != encap.DropNone || n != count {
+			t.Fatalf("%d fragments of %d, drop %v", n, count, d)
+		}
+		if n > 1 {
+			checkFragments(t, p, into, int(mtu))
+		}
+		random := rand.New(rand.NewPCG(seed, 0))
+		random.Shuffle(n, func(i, j int) { into[i], into[j] = into[j], into[i] })
+		if p.IsFragment() {
+			return // not the whole story
+		}
+		if got := reassemble(t, into); !bytes.Equal(got[ipv4.HeaderLen:], p.Bytes()[ipv4.HeaderLen:]) {
+			t.Fatalf("% x reassembled as % x", p.Bytes(), got)
+		}
+	})
+}
+
+// FuzzParseError: whatever ICMP brings, nothing panics, and what is relayed is a
+// sound ICMP error that quotes no more than was quoted.
+func FuzzParseError(f *testing.F) {
+	f.Add(golden(f, goldenOuterError), uint16(1380))
+	f.Add(outerError(11, 0, 32<<16, append(golden(f, goldenQuote), make([]byte, 100)...)), uint16(0))
+	f.Fuzz(func(t *testing.T, b []byte, mtu uint16) {
+		b = mend(b)
+		if p, err := ipv4.Parse(b); err == nil && len(p.Payload()) >= 4 {
+			message := p.Payload()
+			binary.BigEndian.PutUint16(message[2:], 0)
+			binary.BigEndian.PutUint16(message[2:], ipv4.Checksum(message, 0))
+		}
+		e, d := encap.ParseError(b)
+		if d != encap.DropNone {
+			return
+		}
+		if len(e.Inner) > max(e.TotalLen-ipv4.HeaderLen, 0) || len(e.Inner) > len(b) {
+			t.Fatalf("%d bytes of inner packet in an outer one of %d", len(e.Inner), e.TotalLen)
+		}
+		dst := dirty(600)
+		if e.Relay(dst, int(mtu), [4]byte{}) != encap.DropNone {
+			return
+		}
+		relayed := parse(t, dst.Bytes())
+		if relayed.TotalLen() > 576 || !relayed.HeaderChecksumValid() || ipv4.Sum(relayed.Payload(), 0) != 0xffff {
+			t.Fatalf("relayed % x", dst.Bytes())
+		}
+		h, _, err := ipv4.ParseHeader(e.Inner)
+		if err != nil || relayed.Destination() != h.Source || !bytes.HasPrefix(e.Inner, relayed.Payload()[8:]) {
+			t.Fatalf("relayed % x about % x", dst.Bytes(), e.Inner)
+		}
+	})
+}
+
+// FuzzDeriveOffload: a checksum that is taken back to partial is seen to be, and
+// one that is finished is never taken for partial.
+func FuzzDeriveOffload(f *testing.F) {
+	f.Add(uint16(7), uint16(0), false)
+	f.Add(uint16(2001), uint16(0xbeef), true)
+	f.Fuzz(func(t *testing.T, size, mark uint16, udp bool) {
+		if size < 2 || size > 60000 {
+			return
+		}
+		payload := pattern(int(size))
+		binary.BigEndian.PutUint16(payload, mark)
+		const mtu = 1480
+		protocol := uint8(ipv4.ProtocolTCP)
+		if udp {
+			protocol = ipv4.ProtocolUDP
+		}
+		b := holding(segmentOf(protocol, payload, false))
+		if d := encap.DeriveOffload(b, mtu); d != encap.DropNone || b.Checksum == packet.ChecksumPartial {
+			t.Fatalf("finished: %+v, drop %v", b.Offload, d)
+		}
+		b = holding(segmentOf(protocol, payload, true))
+		long := b.Len() > mtu
+		d := encap.DeriveOffload(b, mtu)
+		switch {
+		case b.Checksum == packet.ChecksumValid: // the one in 65,536
+		case long && udp:
+			if d != encap.DropSuperpacketSizeUnknown {
+				t.Fatalf("UDP of %d bytes: drop %v", b.Len(), d)
+			}
+		case d != encap.DropNone || b.Checksum != packet.ChecksumPartial || long != (b.SegmentSize > 0):
+			t.Fatalf("partial, %d bytes: %+v, drop %v", b.Len(), b.Offload, d)
+		}
+	})
+}

@@ -1,0 +1,125 @@
+package encap
+
+import (
+	"encoding/binary"
+
+	"ipipd/internal/ipv4"
+	"ipipd/internal/packet"
+)
+
+// ICMP errors to inner senders (RFC 792). They go into the TUN, as if a router
+// behind the tunnel had sent them, never onto the underlay.
+
+// ICMP types and the codes of destination unreachable.
+const (
+	icmpUnreachable      = 3
+	icmpSourceQuench     = 4
+	icmpRedirect         = 5
+	icmpTimeExceeded     = 11
+	icmpParameterProblem = 12
+
+	codeHostUnreachable     = 1
+	codeProtocolUnreachable = 2
+	codePortUnreachable     = 3
+	codeTooBig              = 4
+	codeSourceRouteFailed   = 5
+)
+
+const (
+	icmpHeaderLen = 8
+	// maxICMPError is the longest ICMP error, IP header included: RFC 1812,
+	// section 4.3.2.3.
+	maxICMPError = 576
+	// icmpTOS is precedence internetwork control, as routers send errors: RFC
+	// 1812, section 4.3.2.5. ECN is Not-ECT.
+	icmpTOS = 0xc0
+	icmpTTL = 64
+	// minQuote is how much behind the header of a packet an ICMP error quotes
+	// at least, if there is as much: RFC 792.
+	minQuote = 8
+)
+
+// TooBig makes the ICMP error that tells the sender of inner the longest packet
+// that would fit: type 3, code 4 (RFC 2003, section 4.1), with mtu, in bytes, as
+// the next-hop MTU (RFC 1191, section 4). mtu is about inner packets: the path
+// MTU less Overhead.
+//
+// from is the source of the message. It must not be an address of this host,
+// which would take the message for a forgery; zero stands for the destination of
+// inner, to which the host's reverse path certainly leads through the tunnel.
+//
+// dst needs room for 576 bytes and must not hold inner's memory. DropICMPForbidden
+// means that no message may be made, and dst is empty; inner itself counts under
+// DropTooBig in either case. How many messages a second is the caller's business.
+func TooBig(dst *packet.Buffer, inner ipv4.Packet, mtu int, from [4]byte) Drop {
+	return putUnreachable(dst, inner.Header(), inner.HeaderLen(), inner.Bytes(), codeTooBig, mtu, from)
+}
+
+// HostUnreachable makes the ICMP error that tells the sender of inner that the
+// tunnel's remote end cannot be reached: type 3, code 1. See TooBig.
+func HostUnreachable(dst *packet.Buffer, inner ipv4.Packet, from [4]byte) Drop {
+	return putUnreachable(dst, inner.Header(), inner.HeaderLen(), inner.Bytes(), codeHostUnreachable, 0, from)
+}
+
+// putUnreachable writes a destination unreachable about the packet that quote
+// begins with, whose header is h of headerLen bytes:
+//
+//	+---------------+---------------+-------------------------------+
+//	|   Type (3)    |     Code      |           Checksum            |
+//	+---------------+---------------+-------------------------------+
+//	|           unused (0)          |   Next-Hop MTU, or unused (0) |
+//	+-------------------------------+-------------------------------+
+//	|     the packet it is about, as much as fits into 576 bytes    |
+//	+---------------------------------------------------------------+
+func putUnreachable(dst *packet.Buffer, h ipv4.Header, headerLen int, quote []byte, code uint8, mtu int, from [4]byte) Drop {
+	space := dst.Space()
+	if !icmpAllowed(&h, quote[headerLen:]) {
+		return DropICMPForbidden
+	}
+	if from == ([4]byte{}) {
+		from = h.Destination
+	}
+	const overhead = ipv4.HeaderLen + icmpHeaderLen
+	quote = quote[:min(len(quote), maxICMPError-overhead)]
+	total := overhead + len(quote)
+	header := ipv4.Header{
+		// DF=0, lest an error about a too big packet be too big itself. The ID
+		// of the packet it is about is as good as the sender made it.
+		TOS: icmpTOS, TotalLen: total, ID: h.ID, TTL: icmpTTL, Protocol: ipv4.ProtocolICMP,
+		Source: from, Destination: h.Source,
+	}
+	header.Put(space)
+	message := space[ipv4.HeaderLen:total]
+	message[0], message[1] = icmpUnreachable, code
+	message[2], message[3], message[4], message[5] = 0, 0, 0, 0
+	binary.BigEndian.PutUint16(message[6:], uint16(min(max(mtu, 0), ipv4.MaxTotalLen)))
+	copy(message[icmpHeaderLen:], quote)
+	binary.BigEndian.PutUint16(message[2:], ipv4.Checksum(message, 0))
+	dst.SetLen(total)
+	return DropNone
+}
+
+// icmpAllowed reports whether an ICMP error may be about a packet with header h
+// and payload, which may be cut short: RFC 1122, section 3.2.2. Not about an
+// ICMP error, or what might be one; not about a fragment but the first; not
+// about a packet to many hosts, nor to a source that is not one host. Directed
+// broadcasts cannot be told without the netmask.
+func icmpAllowed(h *ipv4.Header, payload []byte) bool {
+	if h.FragmentOffset != 0 || h.Destination[0] >= 224 {
+		return false
+	}
+	if s := h.Source[0]; s == 0 || s == 127 || s >= 224 {
+		return false
+	}
+	if h.Protocol != ipv4.ProtocolICMP {
+		return true
+	}
+	if len(payload) == 0 {
+		return false
+	}
+	switch payload[0] {
+	case 0, 8, 9, 10, 13, 14, 15, 16, 17, 18, 42, 43: // requests, replies, advertisements
+		return true
+	}
+	return false // the errors, and types yet unknown
+}

@@ -1,0 +1,55 @@
+package encap
+
+import (
+	"os"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+// openICMP opens the socket that hears errors about protocol-4 packets. A raw
+// socket of protocol 4 with IP_RECVERR would hear them too, but it would also
+// fail its next send or receive with each of them.
+func openICMP() (int, error) {
+	const (
+		unreachable, timeExceeded = 3, 11
+		headerLength              = 8 // of the ICMP header
+		protocolOffset            = 9 // in the IPv4 header
+	)
+	// ICMP_FILTER has a bit for each type that is not wanted. It is asked before
+	// the packet is cloned, so that a ping flood costs nothing.
+	unwanted := ^uint32(1<<unreachable | 1<<timeExceeded)
+	return newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP,
+		filter(
+			// X is the length of the outer header; behind it and the ICMP header
+			// is the quoted header, whose protocol must be 4.
+			bpf.LoadMemShift{Off: 0},
+			bpf.LoadIndirect{Off: headerLength + protocolOffset, Size: 1},
+			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_IPIP, SkipTrue: 1},
+			bpf.RetConstant{Val: 0xffff},
+			bpf.RetConstant{Val: 0},
+		),
+		option(unix.SOL_RAW, unix.ICMP_FILTER, "ICMP_FILTER", int(unwanted)),
+	)
+}
+
+func (s *socket) ReadError(buf []byte) (n int, err error) {
+	defer s.door.Leave()
+	if !s.door.Enter() {
+		return 0, os.ErrClosed
+	}
+	for {
+		n, _, err := unix.Recvfrom(s.icmp, buf, unix.MSG_DONTWAIT)
+		switch {
+		case s.door.Closed():
+			return 0, os.ErrClosed
+		case err == unix.EAGAIN:
+			s.icmpWaiter.Rest()
+		case err == unix.EINTR:
+		case err != nil:
+			return 0, os.NewSyscallError("recvfrom", err)
+		default:
+			return n, nil
+		}
+	}
+}

@@ -1,0 +1,114 @@
+package encap_test
+
+import (
+	"bytes"
+	"testing"
+
+	"golang.org/x/net/icmp"
+	netipv4 "golang.org/x/net/ipv4"
+
+	"ipipd/encap"
+	"ipipd/internal/ipv4"
+)
+
+func TestTooBigTellsTheInnerSenderThePathMTU(t *testing.T) {
+	b := dirty(2000)
+	if d := encap.TooBig(b, parse(t, golden(t, goldenInner)), 1280, [4]byte{}); d != encap.DropNone {
+		t.Fatal(d)
+	}
+	wantBytes(t, "message", b.Bytes(), golden(t, `
+		45c0 003c   // version 4, IHL 5, internetwork control, Not-ECT, total length 60
+		1c46 0000   // the ID of the packet it is about, DF=0
+		4001 47bb   // TTL 64, ICMP, header checksum
+		0aff 0002   // source 10.255.0.2, where the packet was going
+		0aff 0001   // destination 10.255.0.1, the inner sender
+		0304 f7fb   // unreachable, fragmentation needed and DF set, checksum
+		0000 0500   // unused, next-hop MTU 1280
+		`+goldenInner))
+}
+
+func TestTooBigIsFromTheAddressGiven(t *testing.T) {
+	b := dirty(2000)
+	from := [4]byte{203, 0, 113, 9}
+	if d := encap.TooBig(b, parse(t, golden(t, goldenInner)), 1280, from); d != encap.DropNone {
+		t.Fatal(d)
+	}
+	if p := parse(t, b.Bytes()); p.Source() != from || !p.HeaderChecksumValid() {
+		t.Errorf("source %v, checksum valid %v", p.Source(), p.HeaderChecksumValid())
+	}
+}
+
+func TestICMPErrorsQuoteUpTo576Bytes(t *testing.T) {
+	for _, size := range []int{0, 1, 8, 527, 528, 529, 1480} {
+		p := build(inner(), pattern(size))
+		b := dirty(2000)
+		if d := encap.TooBig(b, parse(t, p), 1280, [4]byte{}); d != encap.DropNone {
+			t.Fatal(d)
+		}
+		if want := min(576, 28+len(p)); b.Len() != want {
+			t.Errorf("about %d bytes: %d bytes, want %d", len(p), b.Len(), want)
+		}
+		// Read by golang.org/x/net, which does not look at the checksum.
+		whole := parse(t, b.Bytes())
+		message, err := icmp.ParseMessage(1, whole.Payload())
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, ok := message.Body.(*icmp.DstUnreach)
+		if message.Type != netipv4.ICMPTypeDestinationUnreachable || message.Code != 4 || !ok || !bytes.HasPrefix(p, body.Data) {
+			t.Errorf("x/net reads %+v", message)
+		}
+		if ipv4.Sum(whole.Payload(), 0) != 0xffff || !whole.HeaderChecksumValid() {
+			t.Error("wrong checksum")
+		}
+	}
+}
+
+func TestHostUnreachableHasNoMTU(t *testing.T) {
+	b := dirty(2000)
+	if d := encap.HostUnreachable(b, parse(t, golden(t, goldenInner)), [4]byte{}); d != encap.DropNone {
+		t.Fatal(d)
+	}
+	message := parse(t, b.Bytes()).Payload()
+	wantBytes(t, "ICMP header", message[:8], golden(t, `
+		0301 fcfe   // unreachable, host, checksum
+		0000 0000   // unused
+	`))
+}
+
+func TestNoICMPErrorIsMadeAboutWhatRFC1122Forbids(t *testing.T) {
+	echo := []byte{8, 0, 0, 0, 0, 0, 0, 0}
+	for _, test := range []struct {
+		name    string
+		change  func(*ipv4.Header)
+		payload []byte
+		want    encap.Drop
+	}{
+		{"an ordinary packet", func(*ipv4.Header) {}, nil, encap.DropNone},
+		{"a first fragment", func(h *ipv4.Header) { h.MF = true }, nil, encap.DropNone},
+		{"a later fragment", func(h *ipv4.Header) { h.FragmentOffset = 8 }, nil, encap.DropICMPForbidden},
+		{"to multicast", func(h *ipv4.Header) { h.Destination = [4]byte{224, 0, 0, 1} }, nil, encap.DropICMPForbidden},
+		{"to broadcast", func(h *ipv4.Header) { h.Destination = [4]byte{255, 255, 255, 255} }, nil, encap.DropICMPForbidden},
+		{"from nobody", func(h *ipv4.Header) { h.Source = [4]byte{} }, nil, encap.DropICMPForbidden},
+		{"from loopback", func(h *ipv4.Header) { h.Source = [4]byte{127, 0, 0, 1} }, nil, encap.DropICMPForbidden},
+		{"from multicast", func(h *ipv4.Header) { h.Source = [4]byte{239, 0, 0, 1} }, nil, encap.DropICMPForbidden},
+		{"from broadcast", func(h *ipv4.Header) { h.Source = [4]byte{255, 255, 255, 255} }, nil, encap.DropICMPForbidden},
+		{"an ICMP request", func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolICMP }, echo, encap.DropNone},
+		{"an ICMP error", func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolICMP }, []byte{3, 1, 0, 0, 0, 0, 0, 0}, encap.DropICMPForbidden},
+		{"ICMP of unknown type", func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolICMP }, []byte{99, 0, 0, 0}, encap.DropICMPForbidden},
+		{"ICMP without a type", func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolICMP }, nil, encap.DropICMPForbidden},
+	} {
+		h := inner()
+		test.change(&h)
+		p := parse(t, build(h, test.payload))
+		b := holding([]byte("what was there before"))
+		if d := encap.TooBig(b, p, 1280, [4]byte{}); d != test.want {
+			t.Errorf("TooBig about %s: drop %v, want %v", test.name, d, test.want)
+		} else if (b.Len() == 0) != (d != encap.DropNone) {
+			t.Errorf("TooBig about %s: %d bytes", test.name, b.Len())
+		}
+		if d := encap.HostUnreachable(b, p, [4]byte{}); d != test.want {
+			t.Errorf("HostUnreachable about %s: drop %v, want %v", test.name, d, test.want)
+		}
+	}
+}

@@ -1,0 +1,153 @@
+package encap_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"testing"
+
+	"ipipd/encap"
+	"ipipd/internal/ipv4"
+	"ipipd/internal/packet"
+)
+
+// segment returns a TCP or UDP packet with n bytes of payload. Its checksum is
+// finished, or partial: the sum of the pseudo-header, as the kernel leaves it.
+func segment(protocol uint8, n int, partial bool) []byte {
+	return segmentOf(protocol, pattern(n), partial)
+}
+
+// segmentOf is segment with a given payload.
+func segmentOf(protocol uint8, payload []byte, partial bool) []byte {
+	var transport []byte
+	var at int
+	switch protocol {
+	case ipv4.ProtocolTCP:
+		transport, at = append(make([]byte, 32), payload...), 16
+		transport[12] = 32 / 4 << 4 // data offset: with a timestamp option
+		transport[13] = 0x10        // ACK
+	case ipv4.ProtocolUDP:
+		transport, at = append(make([]byte, 8), payload...), 6
+		binary.BigEndian.PutUint16(transport[4:], uint16(len(transport)))
+	}
+	copy(transport, []byte{0x10, 0xe1, 0x00, 0x35}) // ports
+	pseudo := ipv4.PseudoHeaderSum(innerA, innerB, protocol, len(transport))
+	sum := ipv4.Checksum(transport, pseudo)
+	if partial {
+		sum = ipv4.Fold(pseudo)
+	}
+	binary.BigEndian.PutUint16(transport[at:], sum)
+	h := inner()
+	h.Protocol = protocol
+	return build(h, transport)
+}
+
+func TestPartialChecksumsAndSuperpacketsAreRecognised(t *testing.T) {
+	const mtu = 1480
+	for _, test := range []struct {
+		name string
+		p    []byte
+		want packet.Offload
+		drop encap.Drop
+	}{
+		{"TCP", segment(ipv4.ProtocolTCP, 100, false), packet.Offload{}, encap.DropNone},
+		{"UDP", segment(ipv4.ProtocolUDP, 100, false), packet.Offload{}, encap.DropNone},
+		{"partial TCP", segment(ipv4.ProtocolTCP, 100, true), packet.Offload{Checksum: packet.ChecksumPartial}, encap.DropNone},
+		{"partial UDP", segment(ipv4.ProtocolUDP, 100, true), packet.Offload{Checksum: packet.ChecksumPartial}, encap.DropNone},
+		{"partial TCP of odd length", segment(ipv4.ProtocolTCP, 101, true), packet.Offload{Checksum: packet.ChecksumPartial}, encap.DropNone},
+		{"partial TCP of the MTU", segment(ipv4.ProtocolTCP, mtu-52, true), packet.Offload{Checksum: packet.ChecksumPartial}, encap.DropNone},
+		{"TCP superpacket", segment(ipv4.ProtocolTCP, mtu-51, true), packet.Offload{Checksum: packet.ChecksumPartial, SegmentSize: mtu - 52}, encap.DropNone},
+		{"large TCP superpacket", segment(ipv4.ProtocolTCP, 65000, true), packet.Offload{Checksum: packet.ChecksumPartial, SegmentSize: mtu - 52}, encap.DropNone},
+		{"UDP superpacket", segment(ipv4.ProtocolUDP, mtu, true), packet.Offload{}, encap.DropSuperpacketSizeUnknown},
+		{"long TCP with its checksum", segment(ipv4.ProtocolTCP, 8000, false), packet.Offload{}, encap.DropNone},
+		{"long UDP with its checksum", segment(ipv4.ProtocolUDP, 8000, false), packet.Offload{}, encap.DropNone},
+		{"GRE", build(inner(), pattern(8000)), packet.Offload{}, encap.DropNone},
+	} {
+		b := holding(test.p)
+		if d := encap.DeriveOffload(b, mtu); d != test.drop || b.Offload != test.want {
+			t.Errorf("%s: %+v, drop %v, want %+v, %v", test.name, b.Offload, d, test.want, test.drop)
+		}
+		wantBytes(t, test.name, b.Bytes(), test.p)
+	}
+}
+
+func TestPartialChecksumIsNotLookedForWhereNoneCanBe(t *testing.T) {
+	partial := segment(ipv4.ProtocolTCP, 100, true)
+	fragment := func(mf bool, offset int) []byte {
+		h := parse(t, partial).Header()
+		h.MF, h.FragmentOffset = mf, offset
+		return build(h, partial[20:])
+	}
+	udpLength := func(n uint16) []byte {
+		b := segment(ipv4.ProtocolUDP, 100, true)
+		binary.BigEndian.PutUint16(b[24:], n)
+		return b
+	}
+	h := parse(t, partial).Header()
+	u := parse(t, segment(ipv4.ProtocolUDP, 0, true)).Header()
+	for name, p := range map[string][]byte{
+		"a first fragment":              fragment(true, 0),
+		"a later fragment":              fragment(false, 80),
+		"19 bytes of TCP":               build(h, partial[20:39]),
+		"7 bytes of UDP":                build(u, pattern(7)),
+		"UDP length 7":                  udpLength(7),
+		"UDP length beyond the end":     udpLength(109),
+		"UDP without a checksum (zero)": append(segment(ipv4.ProtocolUDP, 100, false)[:26], make([]byte, 102)...),
+	} {
+		b := holding(p)
+		if d := encap.DeriveOffload(b, 1480); d != encap.DropNone || b.Offload != (packet.Offload{}) {
+			t.Errorf("%s: %+v, drop %v", name, b.Offload, d)
+		}
+	}
+	if d := encap.DeriveOffload(dirty(100), 1480); d != encap.DropNone {
+		t.Errorf("no packet: drop %v", d)
+	}
+}
+
+func TestWhatTheDoorSaidIsNotDerivedAgain(t *testing.T) {
+	b := holding(segment(ipv4.ProtocolTCP, 8000, true))
+	b.Offload = packet.Offload{Checksum: packet.ChecksumPartial, SegmentSize: 1000}
+	if d := encap.DeriveOffload(b, 1480); d != encap.DropNone || b.SegmentSize != 1000 {
+		t.Errorf("%+v, drop %v", b.Offload, d)
+	}
+}
+
+func TestFinishedChecksumThatLooksPartialIsValid(t *testing.T) {
+	// Two bytes of the payload are chosen so that the finished checksum equals
+	// the sum of the pseudo-header: the one in 65,536.
+	p := segment(ipv4.ProtocolTCP, 100, true)
+	b := parse(t, p)
+	tcp := b.Payload()
+	pseudo := ipv4.PseudoHeaderSum(innerA, innerB, ipv4.ProtocolTCP, len(tcp))
+	binary.BigEndian.PutUint16(tcp[40:], 0)
+	binary.BigEndian.PutUint16(tcp[40:], ipv4.Checksum(tcp, pseudo))
+	buffer := holding(p)
+	if d := encap.DeriveOffload(buffer, 1480); d != encap.DropNone || buffer.Offload != (packet.Offload{Checksum: packet.ChecksumValid}) {
+		t.Errorf("%+v, drop %v", buffer.Offload, d)
+	}
+}
+
+func TestSuperpacketWithoutRoomForASegmentIsDropped(t *testing.T) {
+	cut := segment(ipv4.ProtocolTCP, 1000, true)
+	cut[32] = 0x40 // data offset 16
+	beyond := segment(ipv4.ProtocolTCP, 1000, true)
+	for name, test := range map[string]struct {
+		p   []byte
+		mtu int
+	}{
+		"no room behind the headers":     {beyond, 52},
+		"data offset below the header's": {cut, 576},
+	} {
+		if d := encap.DeriveOffload(holding(test.p), test.mtu); d != encap.DropSuperpacketSizeUnknown {
+			t.Errorf("%s: drop %v, want %v", name, d, encap.DropSuperpacketSizeUnknown)
+		}
+	}
+}
+
+func TestUDPPaddingIsNotChecksummed(t *testing.T) {
+	p := segment(ipv4.ProtocolUDP, 100, true)
+	h := parse(t, p).Header()
+	b := holding(build(h, append(bytes.Clone(p[20:]), 1, 2, 3))) // IP says more than UDP
+	if d := encap.DeriveOffload(b, 1480); d != encap.DropNone || b.Checksum != packet.ChecksumPartial {
+		t.Errorf("%+v, drop %v", b.Offload, d)
+	}
+}

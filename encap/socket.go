@@ -1,0 +1,101 @@
+package encap
+
+import "ipipd/internal/packet"
+
+// Path is the way that the outer packets of a tunnel take. A Path is not changed
+// once it is in use: when the route changes, the tunnel makes another.
+type Path struct {
+	// Local and Remote are the outer addresses, in network byte order.
+	Local, Remote [4]byte
+	// Mark is put on outer packets for policy routing (SO_MARK); 0 is none.
+	Mark uint32
+	// Device is the index of the only interface that outer packets may leave
+	// by; 0 leaves it to the route.
+	Device int
+	// MTU of the first hop, in bytes.
+	MTU int
+	// Link is the Ethernet next hop, where sending past the kernel's route
+	// look-up is safe; nil sends through the raw socket.
+	Link *Link
+}
+
+// Link is a resolved Ethernet next hop.
+type Link struct {
+	// Device is the index of the interface that the frame leaves by.
+	Device int
+	// Header is the Ethernet header: destination, source, EtherType 0x0800.
+	Header [14]byte
+}
+
+// Receiver takes outer packets from the network. One goroutine uses a Receiver.
+type Receiver interface {
+	// Read waits for at least one protocol-4 packet, takes what else is there
+	// without waiting, and fills batch[:n] with whole outer IPv4 packets, outer
+	// fragments already reassembled by the kernel.
+	// After Close of the Socket it returns os.ErrClosed.
+	Read(batch []*packet.Buffer) (n int, err error)
+}
+
+// Sender puts outer packets on the network. One goroutine uses a Sender; a
+// Socket gives as many as are asked for.
+type Sender interface {
+	// Write sends whole outer IPv4 packets, in order, along path. A packet
+	// larger than path.MTU must have DF=0 and is cut by the kernel. Write may
+	// use the headroom and change the outer header. n counts the packets that
+	// the kernel took; err is the last error of one that it did not take, and
+	// does not stop the others. A full transmit queue (ENOBUFS) is such an error.
+	// After Close of the Socket it returns os.ErrClosed.
+	Write(batch []*packet.Buffer, path *Path) (n int, err error)
+}
+
+// Socket is the outer door, one for the whole process: the kernel clones every
+// protocol-4 packet to every raw socket, so that N sockets for N tunnels would
+// cost N copies of each. Its methods may be called by several goroutines.
+type Socket interface {
+	// Receivers are the ways in, at least one. A flow stays in one.
+	Receivers() []Receiver
+	// NewSender makes a way out.
+	NewSender() Sender
+	// ReadError waits for an ICMP message of type 3 or 11 that this host
+	// received about a protocol-4 packet, and copies it to buf, from its outer
+	// IPv4 header on, n bytes. Nothing else in it has been checked. One goroutine
+	// calls it. After Close it returns os.ErrClosed.
+	ReadError(buf []byte) (n int, err error)
+	// Overflows counts the packets that the kernel had for a Receiver and threw
+	// away because its receive buffer was full.
+	Overflows() uint64
+	// Close unblocks every Read, Write and ReadError, and returns when they have.
+	Close() error
+}
+
+// ReceiveSetter is a Socket that can be told where from to receive while packets
+// come in. It can take them from the link layer (AF_PACKET), where the kernel says of each whether its inner checksum is
+// finished and which segments a superpacket stands for, and where several
+// Receivers share the flows. It costs a quarter to a third more a packet.
+//
+// Netfilter, rp_filter and IPsec policies do not see packets that are received
+// there: whoever switches it on knows that none of them has a say.
+type ReceiveSetter interface {
+	Socket
+	// SetReceive takes packets from the link layer or, if packets is false, from
+	// the raw socket, and only those that enter by the interface of that index,
+	// or, if device is 0, all.
+	SetReceive(packets bool, device int) error
+}
+
+// SocketOptions are what OpenSocket needs to know. The zero value asks for one
+// Receiver on the raw socket that hears every interface.
+type SocketOptions struct {
+	// Device is the index of the only interface that outer packets may enter
+	// by; 0 stands for all.
+	Device int
+	// ReceiveBuffer is the kernel's receive buffer in bytes, for each Receiver;
+	// 0 stands for 8 MiB. Without CAP_NET_ADMIN it is limited to net.core.rmem_max.
+	ReceiveBuffer int
+	// PacketReceive begins as SetReceive(true, Device) would. Linux only.
+	PacketReceive bool
+	// Receivers is how many Receivers share the inner flows while packets are
+	// received from the link layer; 0 stands for 1. The raw socket has always one,
+	// and Receivers() gives that first.
+	Receivers int
+}

@@ -1,0 +1,261 @@
+package encap
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+
+	"ipipd/internal/door"
+)
+
+// socket is Linux's Socket. Which file descriptor does what:
+//
+//	raw     protocol 4. Receives; or, while the packets do, takes nothing and is
+//	        open so that the kernel does not answer ICMP 3/2 to the peer.
+//	icmp    receives ICMP errors.
+//	whole   sends outer packets as they are (IP_HDRINCL).
+//	cut     sends outer packets that the kernel cuts into fragments.
+//	link    sends Ethernet frames.
+//	packets receive from the link layer, one for each Receiver but the first;
+//	        opened when SetReceive first asks for them.
+//
+// Nothing that only sends can receive: the kernel clones a packet for each raw
+// socket of its protocol, and only then asks the socket's filter.
+type socket struct {
+	door                        *door.Door
+	raw, icmp, whole, cut, link int
+	packets                     []int
+	receivers                   []Receiver
+	options                     SocketOptions
+
+	switching       sync.Mutex
+	packetReceivers []*packetReceiver
+	packetsOpened   chan struct{} // closed when there are packets, and by Close
+	icmpWaiter      door.Waiter
+
+	overflowing sync.Mutex
+	overflows   []overflow
+	// undescribed counts packets that the kernel threw away because
+	// virtio_net_hdr has no words for them.
+	undescribed atomic.Uint64
+}
+
+const (
+	receiveBuffer = 8 << 20
+	// sendBuffer holds a batch of 64 KiB packets. Queues are the interface's business.
+	sendBuffer = 4 << 20
+)
+
+// OpenSocket opens the outer door in the network namespace of the calling thread.
+// It needs CAP_NET_RAW; with CAP_NET_ADMIN the buffers can be larger than the
+// system's limits.
+//
+// A goroutine in Receiver.Read keeps its processor for some milliseconds of
+// waiting, which makes it fast. Lock it to its thread, and make GOMAXPROCS larger
+// than the number of such goroutines, or they hold up all others.
+func OpenSocket(o SocketOptions) (Socket, error) {
+	s := &socket{raw: -1, icmp: -1, whole: -1, cut: -1, link: -1, packetsOpened: make(chan struct{})}
+	if err := s.open(o); err != nil {
+		if s.door != nil {
+			s.Close()
+		}
+		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+			return nil, fmt.Errorf("the raw sockets need CAP_NET_RAW: run as root, or setcap cap_net_raw,cap_net_admin+ep on the binary: %w", err)
+		}
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *socket) open(o SocketOptions) (err error) {
+	if o.ReceiveBuffer == 0 {
+		o.ReceiveBuffer = receiveBuffer
+	}
+	if s.door, err = door.New(s.closeAll); err != nil {
+		return err
+	}
+	if s.icmp, err = openICMP(); err != nil {
+		return err
+	}
+	s.icmpWaiter = s.door.Waiter(s.icmp)
+	if s.whole, err = openWhole(); err != nil {
+		return err
+	}
+	if s.cut, err = openCut(); err != nil {
+		return err
+	}
+	if s.link, err = openLink(); err != nil {
+		return err
+	}
+	if s.raw, err = openRaw(o); err != nil {
+		return err
+	}
+	s.options = o
+	s.receivers = []Receiver{newRawReceiver(s, s.raw)}
+	s.overflows = []overflow{{fd: s.raw}}
+	for range max(o.Receivers, 1) {
+		r := &packetReceiver{socket: s, opened: s.packetsOpened}
+		s.packetReceivers = append(s.packetReceivers, r)
+		s.receivers = append(s.receivers, r)
+	}
+	return s.SetReceive(o.PacketReceive, o.Device)
+}
+
+// SetReceive switches between the raw socket and the packet sockets, by their
+// filters: at every time one of the two takes nothing. What arrives in between
+// may come twice or not at all, as on any network.
+func (s *socket) SetReceive(packets bool, device int) error {
+	s.switching.Lock()
+	defer s.switching.Unlock()
+	defer s.door.Leave()
+	if !s.door.Enter() {
+		return os.ErrClosed
+	}
+	if packets && s.packets == nil {
+		if err := s.openPackets(); err != nil {
+			return err
+		}
+	}
+	fromRaw, fromPackets := filter(receivedFrom(device)...), dropAll
+	if packets {
+		fromRaw, fromPackets = dropAll, filter(receivedIPIP(device)...)
+	}
+	for _, fd := range s.packets {
+		if err := fromPackets(fd); err != nil {
+			return err
+		}
+	}
+	return fromRaw(s.raw)
+}
+
+func (s *socket) Receivers() []Receiver { return s.receivers }
+
+func (s *socket) Close() error {
+	s.door.Close(func() {
+		s.switching.Lock()
+		defer s.switching.Unlock()
+		if s.packets == nil { // whoever waits for them waits no more
+			close(s.packetsOpened)
+		}
+	})
+	return nil
+}
+
+func (s *socket) closeAll() {
+	for _, fd := range append(s.packets, s.raw, s.icmp, s.whole, s.cut, s.link) {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+	}
+}
+
+// overflow is what the kernel last said it threw away at a receive socket.
+type overflow struct {
+	fd    int
+	last  uint32
+	total uint64
+}
+
+func (s *socket) Overflows() (total uint64) {
+	s.overflowing.Lock()
+	defer s.overflowing.Unlock()
+	defer s.door.Leave()
+	if s.door.Enter() { // after Close the last count stands
+		for i := range s.overflows {
+			s.overflows[i].update()
+		}
+	}
+	for i := range s.overflows {
+		total += s.overflows[i].total
+	}
+	return total + s.undescribed.Load()
+}
+
+func (o *overflow) update() {
+	if drops, err := socketDrops(o.fd); err == nil {
+		o.total += uint64(drops - o.last) // modulo 2^32
+		o.last = drops
+	}
+}
+
+// newSocket opens a socket that is closed on exec and when one of the set-up
+// steps fails.
+func newSocket(domain, typ, protocol int, setUp ...func(fd int) error) (int, error) {
+	fd, err := unix.Socket(domain, typ|unix.SOCK_CLOEXEC, protocol)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	for _, step := range setUp {
+		if err := step(fd); err != nil {
+			_ = unix.Close(fd)
+			return -1, err
+		}
+	}
+	return fd, nil
+}
+
+// option is a set-up step: setsockopt with an int.
+func option(level, name int, what string, value int) func(int) error {
+	return func(fd int) error {
+		return os.NewSyscallError("setsockopt "+what, unix.SetsockoptInt(fd, level, name, value))
+	}
+}
+
+// buffer is a set-up step: the size of a buffer, which only CAP_NET_ADMIN may
+// put above the system's limit.
+func buffer(force, limited, bytes int) func(int) error {
+	return func(fd int) error {
+		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, bytes) == nil {
+			return nil
+		}
+		return os.NewSyscallError("setsockopt buffer size", unix.SetsockoptInt(fd, unix.SOL_SOCKET, limited, bytes))
+	}
+}
+
+func receives(bytes int) func(int) error { return buffer(unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, bytes) }
+func sends(bytes int) func(int) error    { return buffer(unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, bytes) }
+
+// filter is a set-up step: a classic BPF program that says how much of a packet
+// the socket receives.
+func filter(program ...bpf.Instruction) func(int) error {
+	return func(fd int) error {
+		raw, err := bpf.Assemble(program)
+		if err != nil {
+			return fmt.Errorf("assemble socket filter: %w", err)
+		}
+		code := make([]unix.SockFilter, len(raw))
+		for i, r := range raw {
+			code[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
+		}
+		prog := unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
+		return os.NewSyscallError("setsockopt SO_ATTACH_FILTER",
+			unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog))
+	}
+}
+
+// dropAll receives nothing.
+var dropAll = filter(bpf.RetConstant{Val: 0})
+
+// KernelHandlesIPIP reports whether this kernel has a protocol-4 handler of its
+// own, which then gets every packet as well, and may answer ICMP 3/3 to a peer
+// that it has no tunnel for.
+func KernelHandlesIPIP() bool {
+	for _, module := range []string{"tunnel4", "ipip"} {
+		if _, err := os.Stat("/sys/module/" + module); err == nil {
+			return true
+		}
+	}
+	modules, _ := os.ReadFile("/proc/modules")
+	for line := range strings.Lines(string(modules)) {
+		if strings.HasPrefix(line, "tunnel4 ") || strings.HasPrefix(line, "ipip ") {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,116 @@
+// Package door is what both doors of a tunnel have in common: file descriptors
+// that threads wait for and that are closed while others use them, without a lock
+// for a packet and without one being closed, and its number given to another
+// file, under somebody's hands. Linux only; it knows nothing of packets.
+package door
+
+import (
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Door guards the file descriptors of one device or socket. Its methods may be
+// called by several goroutines.
+type Door struct {
+	closing int // eventfd, readable from Close on
+	// users is twice the number of calls in progress, plus one after Close.
+	// Whoever brings it to exactly one releases the file descriptors.
+	users   atomic.Int64
+	once    sync.Once
+	closed  chan struct{}
+	release func()
+}
+
+// New makes an open Door. release closes the file descriptors that it guards; it
+// is called once, after Close, when the last call has left.
+func New(release func()) (*Door, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, os.NewSyscallError("eventfd", err)
+	}
+	return &Door{closing: fd, closed: make(chan struct{}), release: release}, nil
+}
+
+// Enter announces a call that uses the file descriptors; Leave must follow it,
+// whatever it returns. It is false after Close.
+func (d *Door) Enter() bool { return d.users.Add(2)&1 == 0 }
+
+// Leave ends what Enter began.
+func (d *Door) Leave() {
+	if d.users.Add(-2) == 1 {
+		d.once.Do(func() {
+			d.release()
+			_ = unix.Close(d.closing)
+			close(d.closed)
+		})
+	}
+}
+
+// Closed reports whether Close was called.
+func (d *Door) Closed() bool { return d.users.Load()&1 != 0 }
+
+// Close wakes every Waiter and returns when the last call has left and the file
+// descriptors are closed. It may be called more than once. wake, if it is not nil,
+// wakes those who wait for something else: the first Close calls it.
+func (d *Door) Close(wake func()) {
+	d.users.Add(2)
+	if d.users.Or(1)&1 == 0 {
+		// It stays readable, so that it wakes everyone who polls, now or later.
+		_, _ = unix.Write(d.closing, []byte{0: 1, 7: 0})
+		if wake != nil {
+			wake()
+		}
+	}
+	d.Leave()
+	<-d.closed
+}
+
+// attention is how long a waiting thread keeps its processor, because the next
+// packet is probably near. After it the wait is one that the Go scheduler knows
+// of, which has no end and costs an idle daemon nothing. The garbage collector
+// need not wait for it: its preemption signal interrupts the system call.
+const attention = 5 * time.Millisecond
+
+// Waiter waits until a file descriptor has something to read, or until Close. One
+// goroutine uses it.
+type Waiter struct {
+	fds     [2]unix.PollFd // the one to read, and the Door's eventfd
+	timeout unix.Timespec
+}
+
+// Waiter makes a Waiter for fd.
+func (d *Door) Waiter(fd int) Waiter {
+	return Waiter{fds: [2]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(d.closing), Events: unix.POLLIN}}}
+}
+
+// Wait returns when there is something to do, or for no reason at all. gone says
+// that what the file descriptor stands for is no more.
+//
+// Its first system call is one that the Go scheduler is not told of, so that the
+// thread comes back to its goroutine without asking for a processor. With those
+// of the data path that is worth a factor of 1.5 to 2 in throughput. Therefore
+// GOMAXPROCS must be larger than the number of goroutines that wait so.
+func (w *Waiter) Wait() (gone bool) {
+	w.timeout = unix.NsecToTimespec(int64(attention)) // the kernel writes the remaining time back
+	n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&w.fds)), uintptr(len(w.fds)),
+		uintptr(unsafe.Pointer(&w.timeout)), 0, 0, 0)
+	if errno == 0 && n == 0 {
+		return w.Rest()
+	}
+	return errno == 0 && w.gone()
+}
+
+// Rest is Wait for one who is in no hurry.
+func (w *Waiter) Rest() (gone bool) {
+	_, _, errno := unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&w.fds)), uintptr(len(w.fds)), 0, 0, 0, 0)
+	return errno == 0 && w.gone()
+}
+
+func (w *Waiter) gone() bool {
+	return w.fds[0].Revents&(unix.POLLERR|unix.POLLHUP|unix.POLLNVAL) != 0
+}

@@ -1,0 +1,113 @@
+package door
+
+import (
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// pipe is a Door that guards both ends of a pipe.
+func pipe(t *testing.T) (d *Door, r, w int, released func() bool) {
+	t.Helper()
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		t.Fatal(os.NewSyscallError("pipe2", err))
+	}
+	var times int
+	d, err := New(func() {
+		times++
+		unix.Close(fds[0])
+		unix.Close(fds[1])
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d, fds[0], fds[1], func() bool { return times == 1 }
+}
+
+func TestCloseWakesWhoeverWaitsHoweverLong(t *testing.T) {
+	for _, delay := range []time.Duration{0, 4 * attention} { // on its guard, and at rest
+		d, r, _, released := pipe(t)
+		waiter := d.Waiter(r)
+		inside, done := make(chan bool), make(chan bool)
+		go func() {
+			defer close(done)
+			defer d.Leave()
+			inside <- d.Enter()
+			for !d.Closed() {
+				waiter.Wait()
+			}
+			if released() {
+				t.Error("released while somebody was inside")
+			}
+		}()
+		if !<-inside {
+			t.Fatal("an open door let nobody in")
+		}
+		time.Sleep(delay)
+		d.Close(nil)
+		if !released() {
+			t.Error("Close returned before the file descriptors were closed")
+		}
+		<-done
+	}
+}
+
+func TestNobodyEntersAfterClose(t *testing.T) {
+	d, _, _, released := pipe(t)
+	woken := 0
+	for range 3 {
+		d.Close(func() { woken++ })
+	}
+	if d.Enter() {
+		t.Error("somebody entered")
+	}
+	d.Leave()
+	if !released() || woken != 1 {
+		t.Errorf("released %v, woken %d times", released(), woken)
+	}
+}
+
+func TestManyComeAndGoWhileTheDoorCloses(t *testing.T) {
+	d, r, w, released := pipe(t)
+	var users sync.WaitGroup
+	for range 8 {
+		users.Go(func() {
+			for {
+				ok := d.Enter()
+				if ok {
+					if _, err := unix.FcntlInt(uintptr(r), unix.F_GETFD, 0); err != nil {
+						t.Errorf("the file descriptor was closed under our hands: %v", err)
+					}
+				}
+				d.Leave()
+				if !ok {
+					return
+				}
+			}
+		})
+	}
+	unix.Write(w, []byte{1})
+	waiter := d.Waiter(r)
+	if waiter.Wait() {
+		t.Error("the pipe is said to be gone")
+	}
+	d.Close(nil)
+	users.Wait()
+	if !released() {
+		t.Error("not released")
+	}
+}
+
+func TestWaitTellsThatTheOtherEndIsGone(t *testing.T) {
+	d, r, w, _ := pipe(t)
+	unix.Close(w)
+	waiter := d.Waiter(r)
+	if !waiter.Wait() || !waiter.Rest() {
+		t.Error("it does not")
+	}
+	defer d.Close(nil)
+}
