@@ -1,0 +1,187 @@
+package tun
+
+import (
+	"encoding/binary"
+	"testing"
+
+	"ipipd/internal/ipv4"
+	"ipipd/internal/packet"
+)
+
+// spec is a TCP or UDP packet in value form. The zero value, but for its
+// payload, is a plain UDP datagram; with ack set, a TCP segment.
+type spec struct {
+	tcp      bool
+	flow     byte // last byte of the source address
+	tos      byte
+	id       uint16
+	df       bool
+	ttl      byte // 0 stands for 64
+	seq, ack uint32
+	flags    byte // 0 stands for ACK
+	window   uint16
+	options  []byte // of TCP
+	ipOption []byte
+	payload  []byte
+	// partial leaves the pseudo-header's sum in the checksum field.
+	partial bool
+}
+
+var (
+	hostA = [4]byte{10, 9, 0, 2}
+	hostB = [4]byte{10, 9, 0, 1}
+)
+
+const (
+	portA = 5201
+	portB = 40000
+)
+
+// build makes the packet on a buffer full of 0xa5, so that a byte forgotten
+// shows. Its checksums come from slow code of its own.
+func (s spec) build() []byte {
+	header := tcpHeader + len(s.options)
+	protocol := byte(protocolTCP)
+	if !s.tcp {
+		header, protocol = udpHeader, protocolUDP
+	}
+	start := ipHeader + len(s.ipOption)
+	p := make([]byte, start+header+len(s.payload))
+	for i := range p {
+		p[i] = 0xa5
+	}
+	if s.ttl == 0 {
+		s.ttl = 64
+	}
+	source := hostA
+	source[3] += s.flow
+	h := ipv4.Header{TOS: s.tos, TotalLen: len(p), ID: s.id, DF: s.df, TTL: s.ttl, Protocol: protocol,
+		Source: source, Destination: hostB}
+	h.PutOptions(p, s.ipOption)
+	t := p[start:]
+	binary.BigEndian.PutUint16(t, portA)
+	binary.BigEndian.PutUint16(t[2:], portB)
+	at := udpChecksum
+	if s.tcp {
+		at = tcpChecksum
+		if s.flags == 0 {
+			s.flags = flagACK
+		}
+		binary.BigEndian.PutUint32(t[tcpSeq:], s.seq)
+		binary.BigEndian.PutUint32(t[tcpAck:], s.ack)
+		t[tcpDataOffset] = byte(header/4) << 4
+		t[tcpFlags] = s.flags
+		binary.BigEndian.PutUint16(t[tcpWindow:], s.window)
+		binary.BigEndian.PutUint16(t[tcpUrgent:], 0)
+		copy(t[tcpHeader:], s.options)
+	} else {
+		binary.BigEndian.PutUint16(t[udpLength:], uint16(len(t)))
+	}
+	copy(t[header:], s.payload)
+	binary.BigEndian.PutUint16(t[at:], 0)
+	sum := slowPseudo(p, start)
+	if !s.partial {
+		sum = ^slowAdd(sum, t)
+		if sum == 0 && !s.tcp {
+			sum = 0xffff
+		}
+	}
+	binary.BigEndian.PutUint16(t[at:], sum)
+	return p
+}
+
+// slowPseudo is the sum of the pseudo-header of p, whose transport header starts
+// at start.
+func slowPseudo(p []byte, start int) uint16 {
+	pseudo := append([]byte(nil), p[12:20]...)
+	pseudo = append(pseudo, 0, p[9])
+	return slowAdd(0, binary.BigEndian.AppendUint16(pseudo, uint16(len(p)-start)))
+}
+
+// slowAdd is the one's complement sum of sum and b, word by word.
+func slowAdd(sum uint16, b []byte) uint16 {
+	for i := 0; i < len(b); i += 2 {
+		word := uint16(b[i]) << 8
+		if i+1 < len(b) {
+			word |= uint16(b[i+1])
+		}
+		next := sum + word
+		if next < sum {
+			next++
+		}
+		sum = next
+	}
+	return sum
+}
+
+// slowSound says whether lengths and checksums of p are right.
+func slowSound(p []byte) bool {
+	start := int(p[0]&15) * 4
+	if int(binary.BigEndian.Uint16(p[2:])) != len(p) || slowAdd(0, p[:start]) != 0xffff {
+		return false
+	}
+	return slowAdd(slowPseudo(p, start), p[start:]) == 0xffff
+}
+
+// bytesOf is a payload of n bytes that differ from each other.
+func bytesOf(n, from int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte((from+i)*7 + (from+i)>>8)
+	}
+	return b
+}
+
+// buffers makes a batch of copies of packets.
+func buffers(packets ...[]byte) []*packet.Buffer {
+	batch := make([]*packet.Buffer, len(packets))
+	for i, p := range packets {
+		batch[i] = packet.New(len(p))
+		batch[i].Set(p)
+	}
+	return batch
+}
+
+// written is what plan makes of a batch: the bytes that the kernel gets, and the
+// header in front of them.
+type written struct {
+	header  vnetHeader
+	bytes   []byte
+	packets []int // of the batch
+}
+
+func writeAll(t testing.TB, c *coalescer, batch []*packet.Buffer) (out []written) {
+	t.Helper()
+	c.plan(batch)
+	for i := range c.outputs {
+		o := &c.outputs[i]
+		w := written{header: c.header(batch, o), packets: []int{int(o.head)}}
+		w.bytes = append(w.bytes, batch[o.head].Bytes()...)
+		for j := c.next[o.head]; j != none; j = c.next[j] {
+			w.bytes = append(w.bytes, batch[j].Bytes()[o.transport.payload:]...)
+			w.packets = append(w.packets, int(j))
+		}
+		if len(w.packets) != int(o.count) || len(w.bytes) != o.length {
+			t.Fatalf("output %d: %d packets, %d bytes; it says %d, %d", i, len(w.packets), len(w.bytes), o.count, o.length)
+		}
+		out = append(out, w)
+	}
+	return out
+}
+
+// cut are the segments of a superpacket.
+func cut(t testing.TB, p []byte, size int) (segments [][]byte) {
+	t.Helper()
+	var s splitter
+	if !s.start(p, size) {
+		t.Fatalf("not split: %x", p[:min(len(p), 64)])
+	}
+	for s.more() {
+		dst := make([]byte, s.transport.payload+size)
+		for i := range dst {
+			dst[i] = 0xa5
+		}
+		segments = append(segments, dst[:s.segment(dst)])
+	}
+	return segments
+}

@@ -1,0 +1,252 @@
+package tun
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"ipipd/internal/door"
+)
+
+const cloneDevice = "/dev/net/tun"
+
+// device is Linux's Device: one file descriptor of /dev/net/tun for each queue.
+// The interface goes with the last of them.
+type device struct {
+	queues  []Queue
+	fds     []int
+	door    *door.Door
+	control interfaceControl
+}
+
+// Open makes a TUN interface. It needs /dev/net/tun and CAP_NET_ADMIN. An
+// interface that is already there is never touched: the error is then
+// ErrNameTaken.
+func Open(o Options) (Device, error) {
+	if o.Queues < 1 {
+		o.Queues = 1
+	}
+	if o.NoOffload {
+		return openWater(o)
+	}
+	d, err := open(o)
+	if errors.Is(err, errNoVnetHeader) {
+		return openWater(o)
+	}
+	if err != nil {
+		return nil, explain(err)
+	}
+	return d, nil
+}
+
+// errNoVnetHeader is about a kernel that has TUN without IFF_VNET_HDR.
+var errNoVnetHeader = errors.New("TUN without IFF_VNET_HDR")
+
+// explain says what to do about an error of opening or naming a TUN.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return fmt.Errorf("no TUN here: run modprobe tun, or give the container --device %s --cap-add NET_ADMIN: %w", cloneDevice, err)
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return fmt.Errorf("a TUN needs CAP_NET_ADMIN: run as root, or give the container --device %s --cap-add NET_ADMIN: %w", cloneDevice, err)
+	}
+	return err
+}
+
+func open(o Options) (_ *device, err error) {
+	d := &device{control: interfaceControl{fd: -1}}
+	defer func() {
+		switch {
+		case err == nil:
+		case d.door == nil:
+			d.closeAll()
+		default:
+			d.Close()
+		}
+	}()
+	first, err := d.openQueue()
+	if err != nil {
+		return nil, err
+	}
+	features, err := unix.IoctlGetUint32(first, unix.TUNGETFEATURES)
+	if err != nil {
+		return nil, os.NewSyscallError("ioctl TUNGETFEATURES", err)
+	}
+	if features&unix.IFF_VNET_HDR == 0 {
+		return nil, errNoVnetHeader
+	}
+	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if o.Queues > 1 {
+		flags |= unix.IFF_MULTI_QUEUE
+	}
+	var name string
+	err = eachName(o.Name, isTaken, func(try string) error {
+		name = try
+		// IFF_TUN_EXCL: fail rather than attach to a TUN that is already there.
+		return attach(first, try, flags|unix.IFF_TUN_EXCL)
+	})
+	if err != nil {
+		return nil, err
+	}
+	offload, err := setOffload(first)
+	if err != nil {
+		return nil, err
+	}
+	for range o.Queues - 1 {
+		fd, err := d.openQueue()
+		if err != nil {
+			return nil, err
+		}
+		if err := attach(fd, name, flags); err != nil {
+			return nil, err
+		}
+	}
+	if d.control, err = openControl(name); err != nil {
+		return nil, err
+	}
+	if o.MTU != 0 {
+		if err := d.control.setMTU(o.MTU); err != nil {
+			return nil, err
+		}
+	}
+	mtu, err := d.control.mtu()
+	if err != nil {
+		return nil, err
+	}
+	if d.door, err = door.New(d.closeAll); err != nil {
+		return nil, err
+	}
+	for _, fd := range d.fds {
+		d.queues = append(d.queues, newQueue(d, fd, mtu, offload))
+	}
+	return d, nil
+}
+
+// openQueue opens a file descriptor that becomes a queue once it is attached.
+func (d *device) openQueue() (fd int, err error) {
+	fd, err = unix.Open(cloneDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("open "+cloneDevice, err)
+	}
+	d.fds = append(d.fds, fd)
+	return fd, nil
+}
+
+func attach(fd int, name string, flags uint16) error {
+	ifreq, err := unix.NewIfreq(name)
+	if err != nil {
+		return fmt.Errorf("interface name %q: %w", name, err)
+	}
+	ifreq.SetUint16(flags)
+	return os.NewSyscallError("ioctl TUNSETIFF "+name, unix.IoctlIfreq(fd, unix.TUNSETIFF, ifreq))
+}
+
+// claimable makes an interface of that name, and takes it away again.
+func claimable(name string) error {
+	fd, err := unix.Open(cloneDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("open "+cloneDevice, err)
+	}
+	defer unix.Close(fd)
+	return attach(fd, name, unix.IFF_TUN|unix.IFF_NO_PI|unix.IFF_TUN_EXCL)
+}
+
+// isTaken says of an error of attach with IFF_TUN_EXCL that an interface of that
+// name, a TUN or not, is there, or came in that moment (EEXIST).
+func isTaken(err error) bool { return errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) }
+
+// offload is what a device does for us beyond single packets.
+type offload struct {
+	// writeUDP: it takes UDP superpackets.
+	writeUDP bool
+}
+
+// setOffload asks the kernel to leave checksums and segmentation to us, as far
+// as it knows how to. One that knows nothing of it sends single packets only.
+func setOffload(fd int) (o offload, err error) {
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHeaderLen); err != nil {
+		return o, os.NewSyscallError("ioctl TUNSETVNETHDRSZ", err)
+	}
+	const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
+	// The kernel takes these only together, from 6.2 on.
+	const udp = unix.TUN_F_USO4 | unix.TUN_F_USO6
+	if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tcp|udp) == nil {
+		return offload{writeUDP: udpSuperpacketsWork()}, nil
+	}
+	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tcp); err != nil && !errors.Is(err, unix.EINVAL) {
+		return o, os.NewSyscallError("ioctl TUNSETOFFLOAD", err)
+	}
+	return o, nil
+}
+
+// udpSuperpacketsWork says whether this kernel does the right thing with a UDP
+// superpacket that it gets from a TUN. Before 6.8.5 it lost or mangled some.
+var udpSuperpacketsWork = sync.OnceValue(func() bool {
+	var uname unix.Utsname
+	if unix.Uname(&uname) != nil {
+		return false
+	}
+	return releaseAtLeast(unix.ByteSliceToString(uname.Release[:]), 6, 8, 5)
+})
+
+// releaseAtLeast compares the release of a kernel, such as 6.8.0-31-generic.
+func releaseAtLeast(release string, want ...int) bool {
+	for _, w := range want {
+		n := 0
+		for release != "" && release[0] >= '0' && release[0] <= '9' {
+			n, release = n*10+int(release[0]-'0'), release[1:]
+		}
+		if n != w {
+			return n > w
+		}
+		if release == "" || release[0] != '.' {
+			release = "" // the numbers that are not there are 0
+		} else {
+			release = release[1:]
+		}
+	}
+	return true
+}
+
+func (d *device) Queues() []Queue { return d.queues }
+
+func (d *device) Name() string { return d.control.name }
+
+func (d *device) MTU() (int, error) {
+	defer d.door.Leave()
+	if !d.door.Enter() {
+		return 0, os.ErrClosed
+	}
+	return d.control.mtu()
+}
+
+func (d *device) SetMTU(mtu int) error {
+	defer d.door.Leave()
+	if !d.door.Enter() {
+		return os.ErrClosed
+	}
+	return d.control.setMTU(mtu)
+}
+
+func (d *device) SetRunning(running bool) error {
+	defer d.door.Leave()
+	if !d.door.Enter() {
+		return os.ErrClosed
+	}
+	return setCarrier(d.fds[0], running)
+}
+
+func (d *device) Close() error {
+	d.door.Close(nil)
+	return nil
+}
+
+func (d *device) closeAll() {
+	for _, fd := range d.fds {
+		_ = unix.Close(fd)
+	}
+	_ = d.control.close()
+}

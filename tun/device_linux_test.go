@@ -1,0 +1,266 @@
+package tun
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ipipd/internal/ipv4"
+	"ipipd/internal/netlab"
+	"ipipd/internal/packet"
+)
+
+// openIn opens a device in ns, with address 10.9.0.1/24, up.
+func openIn(t testing.TB, ns *netlab.NS, o Options) Device {
+	t.Helper()
+	var d Device
+	var err error
+	ns.Do(func() { d, err = Open(o) })
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOENT) {
+		t.Skipf("needs /dev/net/tun and CAP_NET_ADMIN: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	ns.Run("ip", "address", "add", "10.9.0.1/24", "dev", d.Name())
+	ns.Run("ip", "link", "set", d.Name(), "up")
+	return d
+}
+
+// bothKinds runs a test with offload and without it.
+func bothKinds(t *testing.T, f func(t *testing.T, o Options)) {
+	t.Run("offload", func(t *testing.T) { f(t, Options{}) })
+	t.Run("water", func(t *testing.T) { f(t, Options{NoOffload: true}) })
+}
+
+// dialIn connects a UDP socket in ns.
+func dialIn(t testing.TB, ns *netlab.NS, local, remote string) *net.UDPConn {
+	t.Helper()
+	var c *net.UDPConn
+	var err error
+	l, _ := net.ResolveUDPAddr("udp4", local)
+	r, _ := net.ResolveUDPAddr("udp4", remote)
+	ns.Do(func() { c, err = net.DialUDP("udp4", l, r) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func TestDatagramsCrossBothWays(t *testing.T) {
+	bothKinds(t, func(t *testing.T, o Options) {
+		ns := netlab.New(t)
+		d := openIn(t, ns, o)
+		c := dialIn(t, ns, "10.9.0.1:7000", "10.9.0.2:7001")
+		if _, err := c.Write([]byte("there")); err != nil {
+			t.Fatal(err)
+		}
+		batch := packet.NewBatch(8, 1500)
+		n, err := d.Queues()[0].Read(batch)
+		if err != nil || n != 1 {
+			t.Fatalf("Read: %d, %v", n, err)
+		}
+		p := batch[0].Bytes()
+		checkPacket(t, p)
+		if !bytes.Equal(p[28:], []byte("there")) {
+			t.Errorf("read %x", p)
+		}
+		reverse(p)
+		copy(p[28:], "HERE!")
+		tr, _ := parseTransport(p)
+		tr.putChecksum(p)
+		batch[0].Offload = packet.Offload{}
+		if n, err := d.Queues()[0].Write(batch[:1]); n != 1 || err != nil {
+			t.Fatalf("Write: %d, %v", n, err)
+		}
+		got := make([]byte, 100)
+		c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if n, err := c.Read(got); err != nil || string(got[:n]) != "HERE!" {
+			t.Errorf("the stack got %q, %v", got[:n], err)
+		}
+	})
+}
+
+// reverse swaps the addresses and ports of p.
+func reverse(p []byte) {
+	for i := range 4 {
+		p[12+i], p[16+i] = p[16+i], p[12+i]
+	}
+	for i := range 2 {
+		p[20+i], p[22+i] = p[22+i], p[20+i]
+	}
+}
+
+// checkPacket checks lengths and all checksums of a TCP or UDP packet.
+func checkPacket(t testing.TB, p []byte) {
+	t.Helper()
+	if _, err := ipv4.Parse(p); err != nil {
+		t.Errorf("%v: %x", err, p)
+		return
+	}
+	tr, ok := parseTransport(p)
+	b := packet.New(len(p))
+	b.Set(p)
+	if !ok || !tr.sound(b) {
+		t.Errorf("unsound transport (parsed: %v): %x", ok, p)
+	}
+}
+
+func TestOpenTakesNoInterfaceThatIsThere(t *testing.T) {
+	bothKinds(t, func(t *testing.T, o Options) {
+		ns := netlab.New(t)
+		first := openIn(t, ns, o)
+		if first.Name() != "ipip1" {
+			t.Errorf("the first free name was %q", first.Name())
+		}
+		ns.Run("ip", "tuntap", "add", "mode", "tun", "name", "persistent")
+		for _, name := range []string{first.Name(), "persistent", "lo"} {
+			o.Name = name
+			ns.Do(func() {
+				if d, err := Open(o); !errors.Is(err, ErrNameTaken) {
+					t.Errorf("Open(%q) = %v, %v", name, d, err)
+				} else if strings.Contains(err.Error(), "\n") {
+					t.Errorf("more than one line: %v", err)
+				}
+			})
+			ns.Run("ip", "link", "show", "dev", name)
+		}
+		o.Name = ""
+		if second := openIn(t, ns, o); second.Name() != "ipip2" {
+			t.Errorf("the second free name was %q", second.Name())
+		}
+	})
+}
+
+func TestOpenRefusesNamesThatTheKernelWouldChange(t *testing.T) {
+	bothKinds(t, func(t *testing.T, o Options) {
+		for _, name := range []string{"sixteen-bytes-xx", "a/b", "a b", "tun%d", ".", "..", "a\nb", "x:1"} {
+			o.Name = name
+			if d, err := Open(o); err == nil || !strings.Contains(err.Error(), "not accepted") {
+				t.Errorf("Open(%q) = %v, %v", name, d, err)
+			}
+		}
+	})
+}
+
+func TestTheInterfaceGoesWithClose(t *testing.T) {
+	bothKinds(t, func(t *testing.T, o Options) {
+		ns := netlab.New(t)
+		d := openIn(t, ns, o)
+		if err := errors.Join(d.Close(), d.Close()); err != nil {
+			t.Error(err)
+		}
+		if out, err := ns.Try("ip", "link", "show", "dev", d.Name()); err == nil {
+			t.Errorf("still there: %s", out)
+		}
+		batch := packet.NewBatch(1, 1500)
+		if _, err := d.Queues()[0].Read(batch); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("Read after Close: %v", err)
+		}
+		if _, err := d.Queues()[0].Write(batch); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("Write after Close: %v", err)
+		}
+		if err := d.SetMTU(1400); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("SetMTU after Close: %v", err)
+		}
+		if _, err := d.MTU(); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("MTU after Close: %v", err)
+		}
+		if err := d.SetRunning(true); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("SetRunning after Close: %v", err)
+		}
+	})
+}
+
+func TestCloseUnblocksEveryRead(t *testing.T) {
+	for _, o := range []Options{{Queues: 1}, {Queues: 2}, {NoOffload: true}} {
+		ns := netlab.New(t)
+		d := openIn(t, ns, o)
+		done := make(chan error)
+		for _, q := range d.Queues() {
+			go func() {
+				for {
+					if _, err := q.Read(packet.NewBatch(4, 1500)); err != nil {
+						done <- err
+						return
+					}
+				}
+			}()
+		}
+		time.Sleep(20 * time.Millisecond) // so that they probably are in poll
+		d.Close()
+		for range d.Queues() {
+			if err := <-done; !errors.Is(err, os.ErrClosed) {
+				t.Errorf("%+v: Read: %v", o, err)
+			}
+		}
+	}
+}
+
+func TestReadFailsWhenTheInterfaceIsDeleted(t *testing.T) {
+	ns := netlab.New(t)
+	d := openIn(t, ns, Options{})
+	done := make(chan error)
+	go func() {
+		for {
+			if _, err := d.Queues()[0].Read(packet.NewBatch(4, 1500)); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	ns.Run("ip", "link", "delete", d.Name())
+	if err := <-done; errors.Is(err, os.ErrClosed) || !strings.Contains(err.Error(), "gone") {
+		t.Errorf("Read: %v", err)
+	}
+}
+
+func TestMTUAndCarrierAreTheInterfaces(t *testing.T) {
+	bothKinds(t, func(t *testing.T, o Options) {
+		ns := netlab.New(t)
+		o.MTU = 1480
+		d := openIn(t, ns, o)
+		if mtu, err := d.MTU(); mtu != 1480 || err != nil {
+			t.Errorf("MTU: %d, %v", mtu, err)
+		}
+		for _, mtu := range []int{68, 65515} {
+			if err := d.SetMTU(mtu); err != nil {
+				t.Error(err)
+			}
+			if got, err := d.MTU(); got != mtu || err != nil {
+				t.Errorf("MTU: %d, %v, want %d", got, err, mtu)
+			}
+		}
+		if err := d.SetMTU(67); err == nil || !strings.Contains(err.Error(), "not accepted") {
+			t.Errorf("SetMTU(67): %v", err)
+		}
+		for _, running := range []bool{false, true} {
+			if err := d.SetRunning(running); err != nil {
+				t.Error(err)
+			}
+			if out := ns.Run("ip", "link", "show", "dev", d.Name()); strings.Contains(out, "NO-CARRIER") == running {
+				t.Errorf("SetRunning(%v): %s", running, out)
+			}
+		}
+	})
+}
+
+// A child must not keep the interface alive.
+func TestChildrenDoNotInheritTheDevice(t *testing.T) {
+	bothKinds(t, func(t *testing.T, o Options) {
+		openIn(t, netlab.New(t), o)
+		out, err := exec.Command("ls", "-l", "/proc/self/fd").CombinedOutput()
+		if err != nil || bytes.Contains(out, []byte("tun")) {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+}

@@ -1,0 +1,209 @@
+//go:build linux || darwin
+
+package tun
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+
+	"github.com/songgao/water"
+
+	"ipipd/internal/packet"
+)
+
+// waterDevice is the portable Device: a TUN opened by water, one packet for each
+// read and write, checksums and superpackets finished here.
+//
+// What water leaves undone is done here: names are checked, because it cuts them
+// off; a name that is taken is refused, because it would attach to that
+// interface and take it away at the end; what would make it fail is tried
+// before, because it then leaves its file open; and that is closed on exec.
+type waterDevice struct {
+	file    io.ReadWriteCloser
+	control interfaceControl
+	queue   waterQueue
+	// mu keeps control's socket from being closed, and its number given to
+	// another file, while in use.
+	mu     sync.Mutex
+	closed bool
+}
+
+// openWater makes a device with one queue, whatever o.Queues asks for.
+func openWater(o Options) (_ Device, err error) {
+	// Between open and close-on-exec no process may be started.
+	syscall.ForkLock.RLock()
+	file, name, err := openWaterFile(o.Name)
+	syscall.ForkLock.RUnlock()
+	if err != nil {
+		return nil, explain(err)
+	}
+	d := &waterDevice{file: file, control: interfaceControl{fd: -1}}
+	d.queue.file = file
+	if d.control, err = openControl(name); err == nil && o.MTU != 0 {
+		err = d.control.setMTU(o.MTU)
+	}
+	if err != nil {
+		_ = d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+func openWaterFile(name string) (io.ReadWriteCloser, string, error) {
+	var opened *water.Interface
+	try := func(name string) (err error) {
+		if err := claimable(name); err != nil {
+			return err
+		}
+		config := water.Config{DeviceType: water.TUN}
+		config.Name = name
+		opened, err = water.New(config)
+		return err
+	}
+	var err error
+	if runtime.GOOS == "linux" || name != "" {
+		err = eachName(name, isTaken, try)
+	} else {
+		err = try("") // the system's own choice, utunN
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	err = control(opened.ReadWriteCloser, func(fd int) error {
+		syscall.CloseOnExec(fd)
+		return nil
+	})
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		_ = opened.Close()
+		return nil, "", err
+	}
+	return opened.ReadWriteCloser, opened.Name(), nil
+}
+
+// control calls f with the file descriptor of file.
+func control(file io.ReadWriteCloser, f func(fd int) error) error {
+	conn, ok := file.(syscall.Conn)
+	if !ok {
+		return fmt.Errorf("a file without a descriptor: %w", errors.ErrUnsupported)
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	if err := raw.Control(func(fd uintptr) { inner = f(int(fd)) }); err != nil {
+		return err
+	}
+	return inner
+}
+
+func (d *waterDevice) Queues() []Queue { return []Queue{&d.queue} }
+
+func (d *waterDevice) Name() string { return d.control.name }
+
+func (d *waterDevice) MTU() (mtu int, err error) {
+	err = d.use(func() (err error) {
+		mtu, err = d.control.mtu()
+		return err
+	})
+	return mtu, err
+}
+
+func (d *waterDevice) SetMTU(mtu int) error {
+	return d.use(func() error { return d.control.setMTU(mtu) })
+}
+
+func (d *waterDevice) SetRunning(running bool) error {
+	return d.use(func() error {
+		return control(d.file, func(fd int) error { return setCarrier(fd, running) })
+	})
+}
+
+func (d *waterDevice) use(f func() error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return os.ErrClosed
+	}
+	return f()
+}
+
+func (d *waterDevice) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil
+	}
+	d.closed = true
+	return errors.Join(d.file.Close(), d.control.close())
+}
+
+// waterQueue reads and writes by the Go runtime's poller.
+type waterQueue struct {
+	file    io.ReadWriteCloser
+	mu      sync.Mutex // of Write
+	scratch [packet.MaxSize]byte
+}
+
+func (q *waterQueue) Read(batch []*packet.Buffer) (n int, err error) {
+	if len(batch) == 0 {
+		return 0, nil
+	}
+	b := batch[0]
+	if n, err = q.file.Read(b.Space()); err != nil {
+		return 0, closedOr(err)
+	}
+	b.SetLen(n)
+	return 1, nil
+}
+
+func (q *waterQueue) Write(batch []*packet.Buffer) (n int, err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, b := range batch {
+		if e := q.one(b); errors.Is(e, os.ErrClosed) {
+			return n, os.ErrClosed
+		} else if e != nil {
+			err = e
+		} else {
+			n++
+		}
+	}
+	return n, err
+}
+
+func (q *waterQueue) one(b *packet.Buffer) error {
+	p := b.Bytes()
+	if b.SegmentSize != 0 {
+		var s splitter
+		if !s.start(p, int(b.SegmentSize)) {
+			return errNotSplittable
+		}
+		for s.more() {
+			if _, err := q.file.Write(q.scratch[:s.segment(q.scratch[:])]); err != nil {
+				return closedOr(err)
+			}
+		}
+		return nil
+	}
+	if b.Checksum == packet.ChecksumPartial {
+		if t, ok := parseTransport(p); ok {
+			t.putChecksum(p)
+		}
+	}
+	_, err := q.file.Write(p)
+	return closedOr(err)
+}
+
+// closedOr makes the errors that Close causes os.ErrClosed.
+func closedOr(err error) error {
+	if errors.Is(err, os.ErrClosed) || errors.Is(err, io.EOF) {
+		return os.ErrClosed
+	}
+	return err
+}

@@ -1,0 +1,75 @@
+package tun
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Open makes a TUN interface, which on this system is always a utunN. It needs
+// root. This has been built, not tested.
+func Open(o Options) (Device, error) { return openWater(o) }
+
+func explain(err error) error {
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("a TUN needs root: %w", err)
+	}
+	return err
+}
+
+// claimable says whether an interface of that name can be made.
+func claimable(name string) error {
+	if _, err := net.InterfaceByName(name); name != "" && err == nil {
+		return unix.EEXIST
+	}
+	return nil
+}
+
+func isTaken(err error) bool { return errors.Is(err, unix.EEXIST) }
+
+// interfaceControl sets what any interface has.
+type interfaceControl struct {
+	fd   int
+	name string
+}
+
+func openControl(name string) (interfaceControl, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return interfaceControl{fd: -1}, os.NewSyscallError("socket", err)
+	}
+	unix.CloseOnExec(fd)
+	return interfaceControl{fd: fd, name: name}, nil
+}
+
+func (c *interfaceControl) close() error {
+	if c.fd < 0 {
+		return nil
+	}
+	return os.NewSyscallError("close", unix.Close(c.fd))
+}
+
+func (c *interfaceControl) mtu() (int, error) {
+	ifreq, err := unix.IoctlGetIfreqMTU(c.fd, c.name)
+	if err != nil {
+		return 0, fmt.Errorf("MTU of %s: %w", c.name, os.NewSyscallError("ioctl SIOCGIFMTU", err))
+	}
+	return int(ifreq.MTU), nil
+}
+
+func (c *interfaceControl) setMTU(mtu int) error {
+	ifreq := unix.IfreqMTU{MTU: int32(mtu)}
+	copy(ifreq.Name[:], c.name)
+	if err := unix.IoctlSetIfreqMTU(c.fd, &ifreq); err != nil {
+		return fmt.Errorf("set the MTU of %s to %d: %w", c.name, mtu, os.NewSyscallError("ioctl SIOCSIFMTU", err))
+	}
+	return nil
+}
+
+// setCarrier has no counterpart here: the interface stays running.
+func setCarrier(int, bool) error {
+	return fmt.Errorf("the carrier of an interface: %w", errors.ErrUnsupported)
+}

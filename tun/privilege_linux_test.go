@@ -1,0 +1,123 @@
+package tun
+
+import (
+	"errors"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ipipd/internal/netlab"
+)
+
+// onAThreadOfItsOwn calls f on a thread that ends with it, so that f can take
+// from it what it cannot give back.
+func onAThreadOfItsOwn(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		f()
+	}()
+	<-done
+}
+
+func checkOneLine(t *testing.T, d Device, err error, words ...string) {
+	t.Helper()
+	if err == nil {
+		d.Close()
+		t.Error("opened")
+		return
+	}
+	for _, word := range words {
+		if !strings.Contains(err.Error(), word) {
+			t.Errorf("%q does not say %q", err, word)
+		}
+	}
+	if strings.Contains(err.Error(), "\n") {
+		t.Errorf("more than one line: %q", err)
+	}
+}
+
+func TestWithoutPrivilegeOpenSaysWhatToDo(t *testing.T) {
+	if _, err := os.Stat(cloneDevice); err != nil {
+		t.Skipf("needs %s", cloneDevice)
+	}
+	bothKinds(t, func(t *testing.T, o Options) {
+		onAThreadOfItsOwn(func() {
+			header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+			var none [2]unix.CapUserData
+			if err := unix.Capset(&header, &none[0]); err != nil {
+				t.Error(err)
+				return
+			}
+			d, err := Open(o)
+			checkOneLine(t, d, err, "CAP_NET_ADMIN", "run as root", "--cap-add NET_ADMIN")
+			if !errors.Is(err, unix.EPERM) {
+				t.Errorf("%v is not EPERM", err)
+			}
+		})
+	})
+}
+
+func TestWithoutTheCloneDeviceOpenSaysWhatToDo(t *testing.T) {
+	bothKinds(t, func(t *testing.T, o Options) {
+		skip := ""
+		onAThreadOfItsOwn(func() {
+			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+				skip = "needs root to make a mount namespace"
+				return
+			}
+			// Nothing of this is to be seen elsewhere.
+			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+				t.Error(err)
+				return
+			}
+			if err := unix.Mount("none", "/dev/net", "tmpfs", 0, ""); err != nil {
+				skip = "cannot hide /dev/net: " + err.Error()
+				return
+			}
+			d, err := Open(o)
+			checkOneLine(t, d, err, "modprobe tun", "--device /dev/net/tun")
+		})
+		if skip != "" {
+			t.Skip(skip)
+		}
+	})
+}
+
+func TestAFailedOpenLeavesNoDescriptorOpen(t *testing.T) {
+	count := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Skipf("needs /proc: %v", err)
+		}
+		return len(entries)
+	}
+	ns := netlab.New(t)
+	before := count()
+	for _, o := range []Options{{Name: "lo"}, {Name: "lo", NoOffload: true}, {Name: "a/b"}, {MTU: 7}, {MTU: 7, NoOffload: true}, {Queues: 1000}} {
+		ns.Do(func() {
+			if d, err := Open(o); err == nil {
+				d.Close()
+				t.Errorf("Open(%+v): %s", o, d.Name())
+			}
+		})
+	}
+	if after := count(); after != before {
+		t.Errorf("%d descriptors, before %d", after, before)
+	}
+}
+
+func TestKernelReleasesAreCompared(t *testing.T) {
+	for release, want := range map[string]bool{
+		"6.8.5": true, "6.8.12-amd64": true, "6.9": true, "7.0.0-rc1": true, "10.1": true, "6.18.44-fc-v769": true,
+		"6.8.4": false, "6.8": false, "6.8.0-31-generic": false, "6.1.0-13-amd64": false, "5.15.0": false, "": false, "x": false,
+	} {
+		if got := releaseAtLeast(release, 6, 8, 5); got != want {
+			t.Errorf("%q: %v", release, got)
+		}
+	}
+}

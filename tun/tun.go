@@ -1,0 +1,77 @@
+// Package tun is the inner door of a tunnel: the network interface whose packets
+// it carries.
+//
+// On Linux the device is opened with IFF_VNET_HDR, so that one read can bring a
+// superpacket of up to 64 KiB, which is split here, and one write can take many
+// segments of a flow, which are coalesced here. Where the kernel does not offer
+// that, and on other systems, github.com/songgao/water opens the device and each
+// packet crosses it by itself.
+//
+// Only inner IPv4 is split. A packet of anything else comes out of Read as it is,
+// an IPv6 superpacket cut off at the Buffer's end, so that it can be counted.
+//
+// What is coalesced, and how a superpacket is split, follows the kernel's GRO and
+// GSO; the rules of RFC 791 and 6864 (ID), 3168 (ECN, CWR), 9293 and 768 stand
+// where they are kept.
+package tun
+
+import "ipipd/internal/packet"
+
+// Queue is one way in and out of a Device. One goroutine reads a Queue; writers
+// may be several.
+type Queue interface {
+	// Read waits for at least one packet, takes what else is there without
+	// waiting, and fills batch[:n] with whole IPv4 packets, none of them a
+	// superpacket, each with a finished transport checksum and packet.Headroom
+	// in front. What does not fit into batch comes with the next Read.
+	// After Close it returns os.ErrClosed; another error means that the queue
+	// is of no use any more.
+	//
+	// The reader does best on a thread of its own (runtime.LockOSThread), with
+	// GOMAXPROCS above the number of such threads: for some milliseconds after
+	// a packet it waits in a system call that the Go scheduler does not know of.
+	// A Buffer needs room for the MTU: of a larger packet it gets the start,
+	// which tells a length that is not there.
+	Read(batch []*packet.Buffer) (n int, err error)
+
+	// Write puts whole IPv4 packets into the host's network stack, superpackets
+	// and partial checksums included, and keeps none of the memory. It may
+	// change the bytes. In-order segments of a flow in batch are written as one;
+	// packets of a flow stay in order, those of different flows may not. n counts
+	// the packets the kernel took; err is the last error of one it did not take,
+	// and does not stop the others.
+	// After Close it returns os.ErrClosed.
+	Write(batch []*packet.Buffer) (n int, err error)
+}
+
+// Device is a TUN interface. Its methods may be called by several goroutines.
+type Device interface {
+	// Queues are the ways in and out, at least one. The kernel spreads flows
+	// over them and keeps each flow in one.
+	Queues() []Queue
+	// SetRunning sets the carrier: without it Linux shows NO-CARRIER, marks the
+	// routes of the interface linkdown, and sends nothing into it.
+	SetRunning(running bool) error
+	// Name is the name of the interface.
+	Name() string
+	// MTU and SetMTU are about the largest inner packet, in bytes.
+	MTU() (int, error)
+	SetMTU(mtu int) error
+	// Close removes the interface and unblocks every Read and Write.
+	Close() error
+}
+
+// Options are what Open needs to know. The zero value asks for one queue and
+// the first free name.
+type Options struct {
+	// Name is the interface's name, up to 15 bytes. "" stands for the first
+	// free ipipN, counted from ipip1.
+	Name string
+	// MTU in bytes, 68 to 65515; 0 leaves the kernel's default of 1500.
+	MTU int
+	// Queues is the number of queues; 0 stands for 1.
+	Queues int
+	// NoOffload opens the device without IFF_VNET_HDR, through water: one
+	// packet a read and one a write.
+	NoOffload bool
+}
