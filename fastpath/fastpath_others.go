@@ -1,0 +1,27 @@
+//go:build !linux
+
+package fastpath
+
+// FastPath is Linux's: Open always fails.
+type FastPath struct{}
+
+// Link is Linux's.
+type Link struct{}
+
+// Open fails with an *Unavailable.
+func Open() (*FastPath, error) { return nil, &Unavailable{Why: "the fast path is Linux's"} }
+
+// Close does nothing.
+func (*FastPath) Close() error { return nil }
+
+// Attach fails.
+func (*FastPath) Attach(Tunnel) (*Link, error) { return nil, ErrClosed }
+
+// Update fails.
+func (*Link) Update(Tunnel) error { return ErrClosed }
+
+// Stats fails.
+func (*Link) Stats() (Stats, error) { return Stats{}, ErrClosed }
+
+// Close does nothing.
+func (*Link) Close() error { return nil }

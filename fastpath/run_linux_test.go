@@ -1,0 +1,178 @@
+package fastpath
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"ipipd/encap"
+	"ipipd/internal/ipv4"
+	"ipipd/internal/packet"
+)
+
+// The programs are run by the kernel on packets in memory (BPF_PROG_TEST_RUN), and
+// what comes out is held against package encap: the same bytes where they carry a
+// packet, and the untouched packet where they do not.
+
+var (
+	local  = [4]byte{192, 0, 2, 1}
+	remote = [4]byte{198, 51, 100, 1}
+	innerA = [4]byte{10, 255, 0, 1} // behind local
+	innerB = [4]byte{10, 255, 0, 2} // behind remote
+)
+
+const (
+	loopback = 1 // the device of packets in memory
+	slot     = 5
+
+	next     = -1 // TCX_NEXT
+	redirect = 7  // TCX_REDIRECT
+)
+
+// lab has both programs, and one tunnel on the loopback device.
+type lab struct {
+	t testing.TB
+	*objects
+	cpus int
+}
+
+func newLab(t testing.TB, tunnel Tunnel) *lab {
+	t.Helper()
+	o, err := load(etherLen)
+	if errors.Is(err, unix.EPERM) {
+		t.Skipf("needs CAP_BPF: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(o.close)
+	l := &lab{t: t, objects: o, cpus: ebpf.MustPossibleCPU()}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(o.Counts.Put(uint32(slot), make([]counters, l.cpus)))
+	must(o.Identifiers.Put(uint32(slot), uint32(0xfffe)))
+	must(o.Paths.Put(uint32(loopback), tunnel.path(slot)))
+	must(o.Ends.Put(tunnel.addresses(), tunnel.end(slot)))
+	return l
+}
+
+// plainTunnel is one with RouterOS's defaults.
+func plainTunnel() Tunnel {
+	return Tunnel{
+		Device: loopback, MTU: 1480, Local: local, Remote: remote, Underlay: 2, NextHop: remote,
+		PathMTU: 1500, DSCP: encap.InheritDSCP, TTL: 255, ClampTCPMSS: true, Send: true, Receive: true,
+	}
+}
+
+const etherLen = 14
+
+// run has the kernel run a program on an IPv4 packet.
+func (l *lab) run(p *ebpf.Program, in []byte) (verdict int, out []byte) {
+	l.t.Helper()
+	frame := make([]byte, etherLen, etherLen+len(in))
+	binary.BigEndian.PutUint16(frame[12:], 0x0800)
+	frame = append(frame, in...)
+	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256)}
+	ret, err := p.Run(&opts)
+	if err != nil {
+		l.t.Fatalf("run on %x: %v", in, err)
+	}
+	return int(int32(ret)), opts.DataOut[etherLen:]
+}
+
+func (l *lab) counters() (sum counters) {
+	l.t.Helper()
+	all := make([]counters, l.cpus)
+	if err := l.Counts.Lookup(uint32(slot), all); err != nil {
+		l.t.Fatal(err)
+	}
+	for _, c := range all {
+		sum.RxPackets += c.RxPackets
+		sum.RxBytes += c.RxBytes
+		sum.TxPackets += c.TxPackets
+		sum.TxBytes += c.TxBytes
+		sum.TxFailed += c.TxFailed
+		sum.Heard = max(sum.Heard, c.Heard)
+	}
+	return sum
+}
+
+// inner makes an IPv4 packet of a header and a payload.
+func inner(h ipv4.Header, payload []byte) []byte {
+	if h.TTL == 0 {
+		h.TTL = 64
+	}
+	h.TotalLen = ipv4.HeaderLen + len(payload)
+	b := make([]byte, ipv4.HeaderLen, h.TotalLen)
+	h.Put(b)
+	return append(b, payload...)
+}
+
+// udp is the payload of a small datagram.
+func udp(n int) []byte {
+	b := make([]byte, 8+n)
+	binary.BigEndian.PutUint16(b, 4000)
+	binary.BigEndian.PutUint16(b[2:], 5000)
+	binary.BigEndian.PutUint16(b[4:], uint16(len(b)))
+	return b
+}
+
+// tcp is a segment with those flags, and padding instead of options.
+func tcp(flags byte) []byte {
+	b := make([]byte, 32)
+	b[12], b[13] = 8<<4, flags
+	return b
+}
+
+// sum puts the right checksum on a header that may have options.
+func sum(b []byte) []byte {
+	n := min(int(b[0]&0xf)*4, len(b))
+	if n >= ipv4.HeaderLen {
+		b[10], b[11] = 0, 0
+		binary.BigEndian.PutUint16(b[10:], ipv4.Checksum(b[:n], 0))
+	}
+	return b
+}
+
+// buffer holds a copy of p.
+func buffer(p []byte) *packet.Buffer {
+	b := packet.New(len(p))
+	b.Set(p)
+	return b
+}
+
+// outerOf is how a tunnel makes outer headers, in the words of encap.
+func outerOf(t Tunnel) encap.Outer {
+	return encap.Outer{Local: t.Local, Remote: t.Remote, DSCP: t.DSCP, TTL: t.TTL, DontFragmentInherit: t.DontFragmentInherit}
+}
+
+// leftAlone holds a verdict on p against whether p is plain, and says whether it
+// was left to userspace: as it came, and not counted.
+func (l *lab) leftAlone(verdict int, plain bool, p, out []byte, uncounted bool) bool {
+	l.t.Helper()
+	want := next
+	if plain {
+		want = redirect
+	}
+	if verdict != want {
+		l.t.Fatalf("verdict %d, want %d on %x", verdict, want, p)
+	}
+	if verdict != next {
+		return false
+	}
+	if !bytes.Equal(out, p) {
+		l.t.Fatalf("a packet left to userspace was changed\n%x\n%x", p, out)
+	}
+	if !uncounted {
+		l.t.Fatalf("and it was counted: %+v", l.counters())
+	}
+	return true
+}
