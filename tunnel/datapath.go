@@ -1,0 +1,277 @@
+package tunnel
+
+import (
+	"errors"
+	"os"
+	"runtime"
+	"syscall"
+	"time"
+
+	"ipipd/encap"
+	"ipipd/internal/ipv4"
+	"ipipd/internal/packet"
+	"ipipd/mss"
+	"ipipd/tun"
+)
+
+// The data path, both directions of it, whole.
+//
+// outbound runs once per queue of a tunnel's device, inbound once per receiver
+// of the process's socket, each on a thread of its own. Between a Read and a
+// Write everything is a function on bytes: nothing here waits, allocates, locks
+// or logs for a packet. What has to be said about packets is counted; what has
+// to be done about them beyond that (a probe's timer, a new route) is the
+// supervisor's.
+
+const (
+	// batchSize is how many packets cross a door at once: more than the
+	// segments of a 64 KiB superpacket at an MTU of 1480 (46).
+	batchSize = 128
+	// receiveBatch is smaller, since each of its buffers has to hold the largest
+	// packet that the kernel can reassemble or merge.
+	receiveBatch = 64
+
+	// icmpSize has room for the largest ICMP error (RFC 1812, section 4.3.2.3).
+	icmpSize = 576
+)
+
+// anyRouter, as the source of an ICMP error to an inner sender, leaves it to
+// encap, which knows an address that the host accepts there.
+var anyRouter [4]byte
+
+// outbound carries packets from one queue of the device to the socket, until
+// either door is closed.
+func (t *Tunnel) outbound(queue tun.Queue, sender encap.Sender, ids identifier) error {
+	runtime.LockOSThread()
+	var (
+		batch = t.outboundBatch(nil)
+		out   = make([]*packet.Buffer, 0, batchSize)
+		// message is for the ICMP errors that go back to inner senders.
+		message = packet.New(icmpSize)
+	)
+	for {
+		n, err := queue.Read(batch)
+		if err != nil {
+			return err
+		}
+		route, unreachable := t.route.Load(), t.unreachable.Load()
+		out = out[:0]
+		var bytes uint64
+		for _, b := range batch[:n] {
+			inner, err := ipv4.Parse(b.Bytes())
+			if err != nil {
+				t.drop(innerDrop(err))
+				continue
+			}
+			// The look for a loop is in here, and comes before any ICMP message:
+			// one about our own outer packet would teach us a path MTU that is
+			// not one.
+			if d := route.outer.Encapsulate(b, inner, ids.next()); d != encap.DropNone {
+				t.drop(d)
+				continue
+			}
+			if b.Len() > route.path.MTU && route.outer.DontFragment(inner) {
+				t.drop(encap.DropTooBig)
+				t.tellSender(queue, message, encap.TooBig(message, inner, route.path.MTU-encap.Overhead, anyRouter))
+				continue
+			}
+			if unreachable { // it is sent all the same: only so is it found out that the path is back
+				t.tellSender(queue, message, encap.HostUnreachable(message, inner, anyRouter))
+			}
+			bytes += uint64(inner.TotalLen())
+			out = append(out, b)
+		}
+		if len(out) > 0 {
+			sent, err := sender.Write(out, &route.path)
+			if errors.Is(err, os.ErrClosed) {
+				return err
+			}
+			t.counters.tx.add(sent, bytes)
+			if sent < len(out) {
+				t.counters.drops.add(sendDrop(err), len(out)-sent)
+			}
+		}
+		batch = t.outboundBatch(batch)
+	}
+}
+
+// tellSender gives an ICMP error that was made for an inner sender to the host.
+func (t *Tunnel) tellSender(queue tun.Queue, message *packet.Buffer, made encap.Drop) {
+	if made == encap.DropNone && !t.icmpLimit.allow(time.Now()) {
+		made = encap.DropICMPLimited
+	}
+	if made != encap.DropNone {
+		t.drop(made)
+		return
+	}
+	if _, err := queue.Write([]*packet.Buffer{message}); err != nil && !errors.Is(err, os.ErrClosed) {
+		t.drop(writeDrop(err))
+	}
+}
+
+// inbound carries packets from one receiver of the socket to the devices of the
+// tunnels they belong to, until the socket is closed.
+func (h *Host) inbound(receiver encap.Receiver, sender encap.Sender, index int) error {
+	runtime.LockOSThread()
+	var (
+		batch  = packet.NewBatch(receiveBatch, packet.MaxSize)
+		owners [receiveBatch]*Tunnel
+		run    = make([]*packet.Buffer, 0, receiveBatch)
+	)
+	for {
+		n, err := receiver.Read(batch)
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		table := h.table.Load()
+		for i, b := range batch[:n] {
+			owners[i] = nil
+			outer, d := encap.ParseOuter(b)
+			if d != encap.DropNone {
+				h.drop(d)
+				continue
+			}
+			t := table.find(outer.Destination(), outer.Source())
+			if t == nil {
+				h.drop(encap.DropUnknownPeer)
+				continue
+			}
+			if t.accept(b, outer, sender, now) {
+				owners[i] = t
+			}
+		}
+		// A batch holds few tunnels, most often one: gather each one's packets,
+		// in order, so that its device can coalesce them.
+		for i := range n {
+			t := owners[i]
+			if t == nil {
+				continue
+			}
+			run = run[:0]
+			for j := i; j < n; j++ {
+				if owners[j] == t {
+					run = append(run, batch[j])
+					owners[j] = nil
+				}
+			}
+			t.deliver(run, index)
+		}
+	}
+}
+
+// accept turns the outer packet in b into an inner packet for the device, and
+// reports whether there is one: a probe ends here, and so does a packet that
+// breaks a rule.
+func (t *Tunnel) accept(b *packet.Buffer, outer ipv4.Packet, sender encap.Sender, now time.Time) bool {
+	route := t.route.Load()
+	kind, d := encap.Decapsulate(b, outer, route.path.Local, route.path.Remote)
+	if d != encap.DropNone {
+		t.drop(d)
+		return false
+	}
+	t.heard(now)
+	switch kind {
+	case encap.KindEmpty:
+		t.answered.Store(true)
+		return false
+	case encap.KindReflect:
+		t.answer(b, sender, route, now)
+		return false
+	}
+	mtu := t.MTU()
+	if b.Checksum == packet.ChecksumUnknown {
+		d := encap.DeriveOffload(b, max(mtu, route.path.MTU-encap.Overhead))
+		if (b.Checksum == packet.ChecksumPartial || d == encap.DropSuperpacketSizeUnknown) && !t.host.partial.Swap(true) {
+			t.poke() // the peer is on our own machine: see chooseReceiving
+		}
+		if d != encap.DropNone {
+			t.drop(d)
+			return false
+		}
+	}
+	inner, err := ipv4.Parse(b.Bytes())
+	if err != nil {
+		t.drop(encap.DropReceivedMalformed)
+		return false
+	}
+	if t.echo != nil && t.echo.IsReply(inner) {
+		t.answered.Store(true)
+		return false
+	}
+	if t.cfg.ClampTCPMSS {
+		mss.Clamp(inner, mtu, b.Checksum == packet.ChecksumPartial)
+	}
+	return true
+}
+
+// deliver hands inner packets of one tunnel to its device.
+func (t *Tunnel) deliver(run []*packet.Buffer, index int) {
+	bytes := size(run)
+	n, err := t.queues[index%len(t.queues)].Write(run)
+	t.counters.rx.add(n, bytes)
+	if n < len(run) && !errors.Is(err, os.ErrClosed) {
+		t.counters.drops.add(writeDrop(err), len(run)-n)
+	}
+}
+
+// answer sends the inner packet of the peer's reflect probe back to it, which is
+// what a router's forwarding would do. It must not reach the device.
+func (t *Tunnel) answer(b *packet.Buffer, sender encap.Sender, route *route, now time.Time) {
+	if !t.reflectLimit.allow(now) {
+		t.drop(encap.DropReflectLimited)
+		return
+	}
+	if d := encap.ReflectAnswer(b); d != encap.DropNone {
+		t.drop(d)
+		return
+	}
+	if _, err := sender.Write([]*packet.Buffer{b}, &route.path); err != nil {
+		t.drop(sendDrop(err))
+	}
+}
+
+// innerDrop names the reason why a packet that the host sent is not one for the
+// tunnel.
+func innerDrop(err error) encap.Drop {
+	if err == ipv4.ErrVersion {
+		return encap.DropInnerNotIPv4
+	}
+	return encap.DropInnerMalformed
+}
+
+// sendDrop names the reason why the kernel took no packet.
+func sendDrop(err error) encap.Drop {
+	switch {
+	case errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.EAGAIN):
+		return encap.DropQueueFull
+	case errors.Is(err, syscall.EMSGSIZE):
+		return encap.DropTooBig
+	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETDOWN):
+		return encap.DropNoPath
+	}
+	return encap.DropSendFailed
+}
+
+// writeDrop names the reason why the host took no packet.
+func writeDrop(err error) encap.Drop {
+	if errors.Is(err, syscall.EIO) { // the interface is down
+		return encap.DropReceivedNotRunning
+	}
+	return encap.DropWriteFailed
+}
+
+// identifier gives out values for the ID field of outer packets with DF=0, which
+// must not repeat soon (RFC 6864 section 4.2). Each queue has its own, with values
+// from first to end that no other has, so that none needs a lock. They are given
+// out one after the other: the receiver's GRO merges no others.
+type identifier struct{ at, first, end uint16 }
+
+func (i *identifier) next() uint16 {
+	if i.at == i.end {
+		i.at = i.first
+	} else {
+		i.at++
+	}
+	return i.at
+}

@@ -1,0 +1,277 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ipipd/encap"
+	"ipipd/fastpath"
+	"ipipd/tun"
+)
+
+// HostOptions are what a Host is made of. Only Log is needed outside tests.
+type HostOptions struct {
+	// Log takes what an operator has to know; nil discards it.
+	Log *slog.Logger
+	// Socket is the outer door. nil opens the real one.
+	Socket encap.Socket
+	// OpenDevice opens the inner door of a tunnel; nil is tun.Open.
+	OpenDevice func(tun.Options) (tun.Device, error)
+	// Threads is how many threads receive, where more than one can; 0 leaves it
+	// to the number of processors.
+	Threads int
+	// Network is asked how a remote is reached; nil asks the kernel.
+	Network Network
+	// FastPath loads what carries packets in the kernel; nil is fastpath.Open,
+	// unless one of the doors or the Network is not the real one.
+	FastPath func() (*fastpath.FastPath, error)
+}
+
+// Host is all the tunnels of one process. They share one socket, and a packet
+// that comes in by it finds its tunnel by its source and destination in constant
+// time, also while a tunnel starts or ends.
+type Host struct {
+	log        *slog.Logger
+	socket     encap.Socket
+	openDevice func(tun.Options) (tun.Device, error)
+	network    Network
+	threads    int
+
+	openFastPath func() (*fastpath.FastPath, error)
+
+	table atomic.Pointer[table]
+	// drops counts packets that belong to no tunnel.
+	drops drops
+
+	// partial: a packet came whose checksum only the kernel knows to be
+	// unfinished.
+	partial atomic.Bool
+
+	mu          sync.Mutex // guards the changing of table, and the rest
+	loopThreads int
+	receiving   receiving
+	// kernelPath is loaded when it is first asked for.
+	kernelPath    *fastpath.FastPath
+	kernelPathErr error
+	loops         sync.WaitGroup
+	cancel        context.CancelFunc
+}
+
+// errNotReal is about a Host whose parts the kernel does not know.
+var errNotReal = errors.New("the tunnel is not the kernel's")
+
+// table finds a tunnel by the outer addresses of what it receives. It is never
+// changed, only replaced.
+type table map[uint64]*Tunnel
+
+func key(local, remote [4]byte) uint64 {
+	return uint64(local[0])<<56 | uint64(local[1])<<48 | uint64(local[2])<<40 | uint64(local[3])<<32 |
+		uint64(remote[0])<<24 | uint64(remote[1])<<16 | uint64(remote[2])<<8 | uint64(remote[3])
+}
+
+func (t *table) find(local, remote [4]byte) *Tunnel { return (*t)[key(local, remote)] }
+
+// NewHost opens the socket and begins to listen.
+func NewHost(o HostOptions) (*Host, error) {
+	if o.Threads == 0 {
+		o.Threads = defaultThreads()
+	}
+	h := &Host{threads: o.Threads, log: o.Log, socket: o.Socket, openDevice: o.OpenDevice, network: o.Network}
+	if h.openFastPath = o.FastPath; h.openFastPath == nil {
+		h.openFastPath = fastpath.Open
+		if o.Socket != nil || o.OpenDevice != nil || o.Network != nil {
+			h.openFastPath = func() (*fastpath.FastPath, error) { return nil, errNotReal }
+		}
+	}
+	if h.log == nil {
+		h.log = slog.New(slog.DiscardHandler)
+	}
+	if h.openDevice == nil {
+		h.openDevice = tun.Open
+	}
+	if h.network == nil {
+		h.network = kernelNetwork{}
+	}
+	if h.socket == nil {
+		var err error
+		if h.socket, err = encap.OpenSocket(encap.SocketOptions{Receivers: o.Threads}); err != nil {
+			return nil, err
+		}
+		if encap.KernelHandlesIPIP() {
+			h.log.Warn("the kernel's ipip module is loaded and handles protocol 4 as well: it may answer the peer with ICMP errors; unload ipip and tunnel4")
+		}
+	}
+	h.table.Store(&table{})
+	ctx, cancel := context.WithCancel(context.Background())
+	h.cancel = cancel
+	for i, receiver := range h.socket.Receivers() {
+		sender := h.socket.NewSender()
+		h.spawn("receive", func() error { return h.inbound(receiver, sender, i) })
+	}
+	h.loops.Go(h.receiveErrors)
+	h.loops.Go(func() {
+		if err := h.network.Follow(ctx, h.underlayChanged); err != nil && ctx.Err() == nil {
+			h.log.Warn("changes of routes and addresses are looked for every ten seconds only", "err", err)
+		}
+	})
+	return h, nil
+}
+
+// spawn runs a loop of the data path. Such a loop keeps a thread, and while it
+// waits in a system call that the runtime does not know of, also one of
+// GOMAXPROCS, so each raises that by one.
+func (h *Host) spawn(what string, loop func() error) {
+	h.mu.Lock()
+	h.loopThreads++
+	if want := runtime.NumCPU() + h.loopThreads; runtime.GOMAXPROCS(0) < want {
+		runtime.GOMAXPROCS(want)
+	}
+	h.mu.Unlock()
+	h.loops.Go(func() {
+		if err := loop(); err != nil && !errors.Is(err, os.ErrClosed) {
+			h.log.Error("the data path ended", "loop", what, "err", err)
+			for _, t := range *h.table.Load() {
+				t.fail(err)
+			}
+		}
+	})
+}
+
+func (h *Host) drop(reason encap.Drop) { h.drops.add(reason, 1) }
+
+// Close ends every tunnel, removes their interfaces, and returns when the last
+// thread has ended.
+func (h *Host) Close() error {
+	var errs []error
+	for _, t := range *h.table.Load() {
+		errs = append(errs, t.Close())
+	}
+	h.cancel()
+	errs = append(errs, h.socket.Close())
+	h.loops.Wait()
+	if h.kernelPath != nil {
+		errs = append(errs, h.kernelPath.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// register makes the tunnel findable by the outer addresses of path, and by no
+// others that it had before; nil makes it unfindable.
+func (h *Host) register(t *Tunnel, path *encap.Path) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	next := make(table, len(*h.table.Load())+1)
+	for k, v := range *h.table.Load() {
+		if v != t {
+			next[k] = v
+		}
+	}
+	if path != nil {
+		k := key(path.Local, path.Remote)
+		if other := next[k]; other != nil {
+			return fmt.Errorf("%s has the same local-address and remote-address: only one tunnel can have both", other.Name())
+		}
+		next[k] = t
+	}
+	h.table.Store(&next)
+	return nil
+}
+
+// MaxThreads bounds how many threads, or queues, can be asked for.
+const MaxThreads = 16
+
+// defaultThreads leaves half of the processors to the other direction and to
+// whoever sends and receives through the tunnel.
+func defaultThreads() int { return min(max(runtime.NumCPU()/2, 1), 4) }
+
+// receiving is where outer packets are received: see encap.ReceiveSetter.
+type receiving struct {
+	packets bool
+	device  int
+}
+
+// chooseReceiving decides where packets are received. The link layer tells which
+// checksums are unfinished and which packets are several merged into one, and
+// lets several threads share the flows; it costs more for each packet, and is
+// past netfilter, so it is taken where there is a need and no objection.
+func (h *Host) chooseReceiving() {
+	socket, ok := h.socket.(encap.ReceiveSetter)
+	if !ok {
+		return
+	}
+	want := receiving{packets: h.threads > 1 || h.partial.Load()}
+	for _, t := range *h.table.Load() {
+		// A socket of the link layer looks at the packets of every interface, also at
+		// those that the kernel carries: too dear for what it leaves us.
+		want.packets = want.packets && t.bypass.Load() && t.fast.link.Load() == nil
+		want.device = t.route.Load().path.Device
+	}
+	if len(*h.table.Load()) != 1 {
+		want.device = 0 // tunnels by different interfaces share the socket
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if want == h.receiving {
+		return
+	}
+	if err := socket.SetReceive(want.packets, want.device); err != nil {
+		h.log.Warn("cannot choose where packets are received", "link-layer", want.packets, "device", want.device, "err", err)
+	} else {
+		h.log.Debug("where packets are received", "link-layer", want.packets, "device", want.device)
+	}
+	h.receiving = want // also if it failed: it would fail again
+}
+
+// underlayChanged has every tunnel look at its route again.
+func (h *Host) underlayChanged() {
+	for _, t := range *h.table.Load() {
+		t.poke()
+	}
+}
+
+// receiveErrors reads the ICMP errors that the network sends about our outer
+// packets and hands each to the tunnel that it quotes.
+func (h *Host) receiveErrors() {
+	buf := make([]byte, 2048)
+	for {
+		n, err := h.socket.ReadError(buf)
+		if errors.Is(err, os.ErrClosed) {
+			return
+		}
+		if err != nil {
+			h.log.Warn("ICMP errors are not heard any more: the path MTU is not learnt", "err", err)
+			return
+		}
+		e, d := encap.ParseError(buf[:n])
+		if d != encap.DropNone {
+			if d != encap.DropOuterErrorUnrelated { // other programs have errors too
+				h.drop(d)
+			}
+			continue
+		}
+		if t := h.table.Load().find(e.Source, e.Destination); t != nil {
+			t.outerError(&e, time.Now())
+		}
+	}
+}
+
+// randomIdentifiers shares the IDs among n queues, 0 left out, which the kernel
+// would replace. Each begins somewhere, so that a restarted daemon does not repeat
+// what it has just used.
+func randomIdentifiers(n int) []identifier {
+	ids := make([]identifier, n)
+	share := 0xffff / n
+	for i := range ids {
+		first := 1 + i*share
+		ids[i] = identifier{at: uint16(first + rand.IntN(share)), first: uint16(first), end: uint16(first + share - 1)}
+	}
+	return ids
+}

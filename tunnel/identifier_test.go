@@ -1,0 +1,28 @@
+package tunnel
+
+import "testing"
+
+func TestIDsOfQueuesAreConsecutiveNeverZeroAndNeverShared(t *testing.T) {
+	for _, queues := range []int{1, 2, 3, 4, MaxThreads} {
+		owner := make(map[uint16]int)
+		for queue, ids := range randomIdentifiers(queues) {
+			share := 0xffff / queues
+			steps := 0
+			last := ids.next()
+			for i := range 2 * share {
+				if other, ok := owner[last]; last == 0 || ok && (other != queue || i < share) {
+					t.Fatalf("%d queues: queue %d gives out %d after %d others; queue %d had it", queues, queue, last, i, other)
+				}
+				owner[last] = queue
+				next := ids.next()
+				if next != last+1 {
+					steps++
+				}
+				last = next
+			}
+			if steps > 2 {
+				t.Errorf("%d queues: queue %d jumps %d times in two rounds", queues, queue, steps)
+			}
+		}
+	}
+}

@@ -1,0 +1,187 @@
+package tunnel
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"ipipd/internal/ipv4"
+	"ipipd/internal/netlab/memory"
+	"ipipd/internal/rtnl"
+	"ipipd/keepalive"
+	"ipipd/tun"
+)
+
+// Two hosts in memory, a wire with faults between their sockets, and no kernel:
+//
+//	device a ═ host a ── socket ───── socket ── host b ═ device b
+var (
+	outerA = netip.MustParseAddr("192.0.2.1")
+	outerB = netip.MustParseAddr("198.51.100.1")
+)
+
+// patience is how long a test waits for what has to come.
+const patience = 20 * time.Second
+
+// world is a Network that says what a test wants it to.
+type world struct {
+	mu      sync.Mutex
+	route   rtnl.Route
+	err     error // of Lookup
+	refuse  error // of Configure
+	changed func()
+
+	reassembled, unassembled uint64
+	log                      bytes.Buffer
+}
+
+func (w *world) set(f func(*world)) {
+	w.mu.Lock()
+	f(w)
+	changed := w.changed
+	w.mu.Unlock()
+	if changed != nil {
+		changed()
+	}
+}
+
+// Write makes a world the place where its host logs to.
+func (w *world) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.log.Write(p)
+}
+
+// logged counts the lines with that text.
+func (w *world) logged(text string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return strings.Count(w.log.String(), text)
+}
+
+func (w *world) Lookup(_, src [4]byte, _ uint32, _ int) (rtnl.Route, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r := w.route
+	if src != [4]byte{} {
+		r.Source = src
+	}
+	return r, w.err
+}
+
+func (w *world) Follow(ctx context.Context, changed func()) error {
+	w.mu.Lock()
+	w.changed = changed
+	w.mu.Unlock()
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (w *world) Configure(string, []netip.Prefix, []netip.Prefix) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.refuse
+}
+
+func (w *world) Reassembly() (done, failed uint64, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.reassembled, w.unassembled, nil
+}
+
+func (w *world) Resolve(rtnl.Route, [4]byte) error            { return nil }
+func (w *world) SafeToBypass(int, [4]byte, [4]byte) string    { return "in memory" }
+func (w *world) DeviceIndex(string) (int, error)              { return 0, errors.ErrUnsupported }
+func (w *world) AddressIsLocal(netip.Addr) (bool, error)      { return true, nil }
+func (w *world) LinkState(string) (up, carrier bool, _ error) { return true, true, nil }
+
+// side is one host with one tunnel.
+type side struct {
+	*Tunnel
+	host   *Host
+	world  *world
+	device *memory.Device
+	socket *memory.Socket
+}
+
+// pair makes two hosts with a tunnel between them. set changes both ends' Config.
+func pair(t testing.TB, set func(*Config)) (a, b *side) {
+	t.Helper()
+	sa, sb := memory.NewSocketPair()
+	return start(t, sa, outerA, outerB, set), start(t, sb, outerB, outerA, set)
+}
+
+func start(t testing.TB, socket *memory.Socket, local, remote netip.Addr, set func(*Config)) *side {
+	t.Helper()
+	s := &side{socket: socket, world: &world{route: rtnl.Route{Source: local.As4(), MTU: 1500}}}
+	var err error
+	s.host, err = NewHost(HostOptions{Log: slog.New(slog.NewTextHandler(s.world, nil)), Socket: socket, Network: s.world, OpenDevice: func(o tun.Options) (tun.Device, error) {
+		s.device = memory.NewDevice("ipip1", o.MTU)
+		return s.device, nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.host.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	cfg := Default()
+	cfg.RemoteAddress = remote.String()
+	cfg.Keepalive = keepalive.Config{}
+	if set != nil {
+		set(&cfg)
+	}
+	if s.Tunnel, err = s.host.Start(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// send puts packets into one end and returns what comes out of the other.
+func (s *side) send(t testing.TB, to *side, p []byte) []byte {
+	t.Helper()
+	if err := s.device.Inject(p); err != nil {
+		t.Fatal(err)
+	}
+	b := to.device.ReceiveWithin(patience)
+	if b == nil {
+		t.Fatalf("nothing came out; %v went in, dropped %v, and there %v", p, s.Status().Drops, to.Status().Drops)
+	}
+	return b.Bytes()
+}
+
+// datagram is a UDP packet of n bytes between two inner hosts; set changes the
+// header before it is written.
+func datagram(n int, set func(*ipv4.Header)) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(i * 7)
+	}
+	h := ipv4.Header{TotalLen: n, ID: 7, TTL: 64, Protocol: ipv4.ProtocolUDP, Source: [4]byte{10, 0, 0, 1}, Destination: [4]byte{10, 0, 0, 2}}
+	if set != nil {
+		set(&h)
+	}
+	h.Put(b)
+	if n >= ipv4.HeaderLen+8 {
+		copy(b[ipv4.HeaderLen:], []byte{0, 53, 0, 53, byte((n - 20) >> 8), byte(n - 20), 0, 0}) // no UDP checksum
+	}
+	return b
+}
+
+// eventually waits for a condition that has to come true.
+func eventually(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !condition(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("it did not come true that %s", what)
+		}
+	}
+}

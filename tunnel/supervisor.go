@@ -1,0 +1,243 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"ipipd/encap"
+	"ipipd/internal/packet"
+	"ipipd/keepalive"
+)
+
+const (
+	// resolveEvery is how old the answer of a DNS name may grow. Go's resolver
+	// does not tell the record's TTL.
+	resolveEvery = time.Minute
+	// lookEvery is how often the route is looked at without having been told
+	// that it changed.
+	lookEvery = 10 * time.Second
+	// freshly is how long ago a peer was heard that is certainly there.
+	freshly = 3 * time.Second
+)
+
+// supervise does what has to be done beside the packets: probes, the running
+// flag, the route, the name, the path MTU.
+func (t *Tunnel) supervise(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.wake:
+		case <-timer.C:
+		}
+		now := time.Now()
+		if t.nameIsOld(now) {
+			t.followName(ctx, now)
+		}
+		probe, running, changed := t.tick(now)
+		if changed {
+			t.setRunning(running)
+		}
+		if probe {
+			t.probe()
+		}
+		t.followReachability(now)
+		t.followRoute(now)
+		t.host.chooseReceiving()
+		t.warnOfFragments()
+		timer.Reset(t.nextTick(now))
+	}
+}
+
+// tick runs the keepalive up to now.
+func (t *Tunnel) tick(now time.Time) (probe, running, changed bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	before := t.monitor.State()
+	if heard := t.heardAt(); !heard.IsZero() {
+		t.monitor.Heard(heard)
+	}
+	action := t.monitor.Tick(now)
+	state := t.monitor.State()
+	t.state.Store(uint32(state))
+	return action.Probe, state.Running(), state != before
+}
+
+func (t *Tunnel) nextTick(now time.Time) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	wait := lookEvery
+	if next := t.monitor.Next(); !next.IsZero() {
+		wait = min(wait, next.Sub(now))
+	}
+	return max(wait, 0)
+}
+
+// setRunning sets the carrier and says why.
+func (t *Tunnel) setRunning(running bool) {
+	if err := t.device.SetRunning(running); err != nil {
+		t.log.Error("cannot set the carrier", "err", err)
+	}
+	state := keepalive.State(t.state.Load())
+	silence := t.cfg.Keepalive.Allowance().String()
+	switch state {
+	case keepalive.Up:
+		t.log.Info("the peer is heard: running")
+	case keepalive.NeverHeard:
+		t.log.Warn("not running: the peer was never heard", "waited", silence, "remedy", t.remedy())
+	case keepalive.Lost:
+		t.log.Warn("not running: the peer is not heard any more", "silent-for", silence, "remedy", t.remedy())
+	}
+}
+
+// remedy is what an operator should look at when the peer is not heard.
+func (t *Tunnel) remedy() string {
+	t.mu.Lock()
+	noListener := t.noListener
+	t.mu.Unlock()
+	peer := address(t.route.Load().path.Remote)
+	switch {
+	case noListener:
+		return fmt.Sprintf("%v answers ICMP protocol unreachable: nothing there takes protocol 4; set up its end of the tunnel", peer)
+	case t.answered.Load():
+		return fmt.Sprintf("the peer used to answer probes: see whether %v is up and protocol 4 passes in both directions", peer)
+	case t.cfg.KeepaliveProbe == keepalive.FormReflect:
+		return "a Linux peer answers reflect probes only with net.ipv4.ip_forward=1 and accept_local=1, rp_filter=0 on its tunnel interface; " +
+			"else use --keepalive-probe echo --keepalive-target with the peer's inner address, or --keepalive off"
+	case t.cfg.KeepaliveProbe == keepalive.FormEcho:
+		return fmt.Sprintf("see whether %v answers pings through the tunnel, and whether protocol 4 passes in both directions", t.cfg.KeepaliveTarget)
+	}
+	return "empty probes are not answered: the peer has to send its own; see whether protocol 4 passes in both directions"
+}
+
+// probe sends one keepalive probe. It goes out whether the tunnel runs or not.
+func (t *Tunnel) probe() {
+	route := t.route.Load()
+	b := packet.New(icmpSize)
+	var d encap.Drop
+	switch t.cfg.KeepaliveProbe {
+	case keepalive.FormReflect:
+		b.Set(keepalive.ReflectProbe(route.path.Local, route.path.Remote))
+	case keepalive.FormEcho:
+		b.Set(t.echo.Request())
+	}
+	if d = route.outer.EncapsulateProbe(b, t.ids.next()); d == encap.DropNone {
+		if _, err := t.sender.Write([]*packet.Buffer{b}, &route.path); err != nil {
+			d = sendDrop(err)
+		}
+	}
+	if d != encap.DropNone {
+		t.drop(d)
+	}
+}
+
+// outerError takes an ICMP error about an outer packet of this tunnel (RFC 2003,
+// sections 4 and 5): the soft state learns from it, and the inner sender is told.
+func (t *Tunnel) outerError(e *encap.OuterError, now time.Time) {
+	if e.ProtocolUnreachable() && now.Sub(t.heardAt()) < freshly {
+		// The peer takes protocol 4: a userspace tunnel whose receive buffer is
+		// full has its kernel say otherwise.
+		t.drop(encap.DropOuterErrorNotRelayed)
+		return
+	}
+	t.mu.Lock()
+	if e.TooBig() && t.pathMTU.TooBig(now, e.NextHopMTU, e.TotalLen) {
+		t.log.Info("path MTU learnt", "path-mtu", t.pathMTU.Effective(t.underlay.MTU), "from", address(e.Reporter))
+		t.poke()
+	}
+	if e.Unreachable() {
+		if t.reach.Unreachable(now) {
+			t.log.Warn("outer packets do not arrive", "icmp-type", e.Type, "icmp-code", e.Code, "from", address(e.Reporter))
+		}
+		t.unreachableAt = now
+		if !t.unreachable.Swap(true) {
+			t.poke() // the fast path must not go on
+		}
+	}
+	if e.ProtocolUnreachable() && !t.noListener {
+		t.noListener = true
+		t.log.Warn("nothing at the remote takes protocol 4: set up its end of the tunnel", "from", address(e.Reporter))
+	}
+	mtu := t.pathMTU.Effective(t.underlay.MTU) - encap.Overhead
+	t.mu.Unlock()
+
+	message := packet.New(icmpSize)
+	t.tellSender(t.queues[0], message, e.Relay(message, mtu, anyRouter))
+}
+
+// followReachability forgets that the remote is unreachable once it is heard, or
+// the last message that said so is old.
+func (t *Tunnel) followReachability(now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.reach.Reachable(now) {
+		t.unreachable.Store(false)
+	} else if t.heardAt().After(t.unreachableAt) {
+		t.reach.Heard()
+		t.noListener = false
+	}
+}
+
+// resolve looks RemoteAddress up. The caller holds mu, or is alone.
+func (t *Tunnel) resolve(ctx context.Context, now time.Time) error {
+	if a, err := netip.ParseAddr(t.cfg.RemoteAddress); err == nil {
+		t.remote = a
+		return nil
+	}
+	a, err := lookupName(ctx, t.cfg.RemoteAddress)
+	if err != nil {
+		return err
+	}
+	t.remote, t.resolved = a, now
+	return nil
+}
+
+func lookupName(ctx context.Context, name string) (netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip4", name)
+	if err != nil || len(addresses) == 0 {
+		if err == nil {
+			err = errors.New("it has no IPv4 address")
+		}
+		return netip.Addr{}, fmt.Errorf("cannot resolve remote-address %q: %w", name, err)
+	}
+	return addresses[0].Unmap(), nil
+}
+
+func (t *Tunnel) nameIsOld(now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.resolved.IsZero() && now.Sub(t.resolved) >= resolveEvery
+}
+
+// followName looks a DNS name up again. The old answer stays while there is no
+// new one.
+func (t *Tunnel) followName(ctx context.Context, now time.Time) {
+	a, err := lookupName(ctx, t.cfg.RemoteAddress)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.resolved = now
+	if err != nil {
+		t.log.Warn("the name is not resolved again; its last address stays in use", "err", err)
+		return
+	}
+	t.remote = a
+}
+
+// warnLocalAddress says it when nothing can come back to the local address. The
+// address may still come: a VRRP backup has its tunnel ready before it.
+func (t *Tunnel) warnLocalAddress() {
+	if !t.cfg.LocalAddress.IsValid() {
+		return
+	}
+	if local, err := t.host.network.AddressIsLocal(t.cfg.LocalAddress); err == nil && !local {
+		t.log.Warn("local-address is not on this host: nothing comes back until it is", "local-address", t.cfg.LocalAddress)
+	}
+}

@@ -1,0 +1,287 @@
+// Package tunnel joins the two doors: it owns the tunnels of a process, carries
+// packets between their devices and the one socket, and keeps them right while
+// routes, names and peers come and go.
+//
+// datapath.go is what happens to a packet; supervisor.go what happens beside the
+// packets; host.go what the tunnels of a process share.
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ipipd/encap"
+	"ipipd/internal/packet"
+	"ipipd/internal/rtnl"
+	"ipipd/keepalive"
+	"ipipd/tun"
+)
+
+// Tunnel is one IP-in-IP tunnel. Its methods may be called by several goroutines.
+type Tunnel struct {
+	host   *Host
+	log    *slog.Logger
+	cfg    Config
+	device tun.Device
+	queues []tun.Queue
+	echo   *keepalive.Echo // nil unless the probes are echoes
+
+	// What the data path reads, and the supervisor replaces.
+	route atomic.Pointer[route]
+	mtu   atomic.Int32
+	// unreachable: ICMP errors say that outer packets do not arrive.
+	unreachable atomic.Bool
+
+	// bypass: nothing but the route has a say about outer packets.
+	bypass atomic.Bool
+
+	// What the data path leaves for the supervisor.
+	lastHeard atomic.Int64 // nanoseconds after epoch
+	state     atomic.Uint32
+	answered  atomic.Bool // the peer has answered a probe
+	looped    atomic.Bool
+	counters  counters
+	fast      fast
+
+	reflectLimit limiter // answers to the peer's probes
+	icmpLimit    limiter // ICMP errors to inner senders
+
+	epoch time.Time
+	wake  chan struct{}
+
+	mu            sync.Mutex // guards the rest
+	monitor       *keepalive.Monitor
+	wanted        int // MTU that was last set
+	falls         falls
+	pathMTU       encap.PathMTU
+	reach         encap.Reachability
+	unreachableAt time.Time
+	remote        netip.Addr // what RemoteAddress resolved to
+	resolved      time.Time
+	underlay      rtnl.Route
+	noRoute       bool   // and that has been logged
+	detour        string // why outer packets have to take the kernel's own way; "" if they need not
+	slow          string // the same, as last logged
+	noListener    bool   // the peer's host answers "protocol unreachable"
+	closed        bool
+	err           error
+
+	// The supervisor's own.
+	toldOfCutting, toldOfLoss bool
+	reassembled, unassembled  uint64 // the kernel's counters at the start
+
+	sender encap.Sender // the supervisor's, for probes
+	ids    identifier
+	cancel context.CancelFunc
+	done   chan struct{}
+	once   sync.Once
+	loops  sync.WaitGroup
+}
+
+// Start makes the interface, finds the way to the remote, and carries packets
+// when it returns. What it had made is removed again if it fails.
+func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	t = &Tunnel{host: h, cfg: cfg, epoch: time.Now(), wake: make(chan struct{}, 1), done: make(chan struct{})}
+	if t.cfg.TunQueues == 0 {
+		t.cfg.TunQueues = defaultThreads()
+	}
+	if err := t.resolve(ctx, t.epoch); err != nil {
+		return nil, err
+	}
+	first, err := t.lookup()
+	if err != nil {
+		return nil, err
+	}
+	if t.underlay.Local {
+		return nil, fmt.Errorf("remote-address %v is an address of this host: it must be the other end's", t.remote)
+	}
+	if t.device, err = h.openDevice(tun.Options{Name: cfg.Name, MTU: t.wantedMTU(), Queues: t.cfg.TunQueues}); err != nil {
+		return nil, err
+	}
+	t.queues = t.device.Queues()
+	t.log = h.log.With("name", t.device.Name())
+	t.wanted = t.wantedMTU()
+	t.mtu.Store(int32(t.wanted))
+	t.route.Store(first)
+	device := t.device
+	defer func() {
+		if err != nil {
+			device.Close()
+		}
+	}()
+	if err := h.network.Configure(t.Name(), cfg.Addresses, cfg.Routes); err != nil {
+		return nil, err
+	}
+	if cfg.KeepaliveProbe == keepalive.FormEcho {
+		t.echo = keepalive.NewEcho(cfg.Addresses[0].Addr().As4(), cfg.KeepaliveTarget.As4())
+	}
+	t.monitor = keepalive.New(cfg.Keepalive, t.epoch)
+	t.state.Store(uint32(t.monitor.State()))
+	t.sender, t.ids = h.socket.NewSender(), t.identifiers(1)[0]
+	if err := h.register(t, &first.path); err != nil {
+		return nil, err
+	}
+	h.chooseReceiving()
+	t.warnLocalAddress()
+	t.followFast()
+
+	ctx, t.cancel = context.WithCancel(context.Background())
+	ids := t.identifiers(len(t.queues))
+	for i, q := range t.queues {
+		sender := h.socket.NewSender()
+		t.loops.Add(1)
+		h.spawn("send", func() error {
+			defer t.loops.Done()
+			err := t.outbound(q, sender, ids[i])
+			if err != nil && !errors.Is(err, os.ErrClosed) {
+				t.fail(fmt.Errorf("interface %s is gone: %w", t.Name(), err))
+				return nil
+			}
+			return err
+		})
+	}
+	t.loops.Go(func() { t.supervise(ctx) })
+	return t, nil
+}
+
+// Name is the name of the tunnel's interface.
+func (t *Tunnel) Name() string { return t.device.Name() }
+
+// MTU is the actual MTU: the largest inner packet in bytes.
+func (t *Tunnel) MTU() int { return int(t.mtu.Load()) }
+
+// Done is closed when the tunnel has ended, by Close or because it failed; Err
+// then says which: nil after Close.
+func (t *Tunnel) Done() <-chan struct{} { return t.done }
+
+// Err is why the tunnel ended by itself.
+func (t *Tunnel) Err() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.err
+}
+
+// Close removes the interface and ends the tunnel. It may be called more than
+// once.
+func (t *Tunnel) Close() (err error) {
+	t.once.Do(func() {
+		// First nobody is to find the tunnel any more, then its threads are
+		// woken by the device's end, and then there is nothing left to wait for.
+		t.host.register(t, nil)
+		t.cancel()
+		t.mu.Lock()
+		t.closed = true
+		t.leaveFast()
+		t.mu.Unlock()
+		err = t.device.Close()
+		t.loops.Wait()
+		close(t.done)
+	})
+	return err
+}
+
+// fail ends a tunnel that cannot go on.
+func (t *Tunnel) fail(err error) {
+	t.mu.Lock()
+	if t.err == nil {
+		t.err = err
+	}
+	t.mu.Unlock()
+	go t.Close() // which waits for the loop that has failed
+}
+
+func (t *Tunnel) drop(reason encap.Drop) {
+	t.counters.drops.add(reason, 1)
+	if reason == encap.DropLoop && !t.looped.Swap(true) {
+		t.log.Warn("a loop: outer packets of this tunnel are routed back into it; they are dropped",
+			"remedy", fmt.Sprintf("give %v a route that does not go through %s, or set underlay-device", address(t.route.Load().path.Remote), t.Name()))
+	}
+}
+
+// heard notes that the peer is there. The supervisor is woken only where that is
+// news.
+func (t *Tunnel) heard(now time.Time) {
+	t.lastHeard.Store(int64(now.Sub(t.epoch)))
+	news := false
+	if t.unreachable.Load() {
+		t.unreachable.Store(false)
+		news = true
+	}
+	if s := keepalive.State(t.state.Load()); news || s != keepalive.Up && s != keepalive.Off {
+		t.poke()
+	}
+}
+
+// heardAt is when the last packet of the peer came; zero is never.
+func (t *Tunnel) heardAt() time.Time {
+	t.noteHeard(t.fastStats().Heard)
+	if heard := t.lastHeard.Load(); heard != 0 {
+		return t.epoch.Add(time.Duration(heard))
+	}
+	return time.Time{}
+}
+
+// Status is what print shows.
+func (t *Tunnel) Status() Status {
+	cfg := t.cfg
+	cfg.Name = t.Name()
+	s := NewStatus(&cfg)
+	route, state := t.route.Load(), keepalive.State(t.state.Load())
+	up, carrier, err := t.host.network.LinkState(t.Name())
+	s.Disabled = err == nil && !up
+	s.Running = state.Running() && (err != nil || up && carrier)
+	s.KeepaliveState = state.String()
+	s.LastHeard = t.heardAt()
+	s.ActualMTU = t.MTU()
+	s.CurrentLocalAddress = address(route.path.Local).String()
+	s.CurrentRemoteAddress = address(route.path.Remote).String()
+	s.PathMTU = route.path.MTU
+	s.FastPath = t.fastState()
+	s.RxPacket, s.RxByte, s.TxPacket, s.TxByte = t.carried()
+	// What belongs to no tunnel is the process's, and is shown with each of them.
+	s.Drops = make(map[string]uint64)
+	for _, drops := range []*drops{&t.counters.drops, &t.host.drops} {
+		drops.addTo(s.Drops)
+	}
+	if n := t.fastStats().TxFailed; n > 0 {
+		s.Drops[encap.DropSendFailed.String()] += n
+	}
+	if n := t.host.socket.Overflows(); n > 0 {
+		s.Drops[encap.DropReceiveOverflow.String()] = n
+	}
+	return s
+}
+
+// poke has the supervisor look around.
+func (t *Tunnel) poke() {
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+}
+
+// outboundBatch makes the buffers that packets are read into: small ones for the
+// usual MTU, and for a larger one such that a packet of 64 KiB is read in place.
+func (t *Tunnel) outboundBatch(have []*packet.Buffer) []*packet.Buffer {
+	const small = 2048
+	large := t.MTU() > small
+	switch {
+	case have != nil && large == (len(have[0].Space()) == packet.MaxSize):
+		return have
+	case large:
+		return packet.NewBatch(batchSize/4, packet.MaxSize)
+	}
+	return packet.NewBatch(batchSize, small)
+}
+
+func address(a [4]byte) netip.Addr { return netip.AddrFrom4(a) }

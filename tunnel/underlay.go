@@ -1,0 +1,195 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"time"
+
+	"ipipd/encap"
+	"ipipd/internal/rtnl"
+)
+
+// route is how outer packets are made and where they go, at one time. It is never
+// changed, only replaced.
+type route struct {
+	outer encap.Outer
+	path  encap.Path
+}
+
+// equal compares the Links by what they say.
+func (r *route) equal(other *route) bool {
+	a, b := *r, *other
+	if (a.path.Link == nil) != (b.path.Link == nil) || a.path.Link != nil && *a.path.Link != *b.path.Link {
+		return false
+	}
+	a.path.Link, b.path.Link = nil, nil
+	return a == b
+}
+
+// lookup finds the way to the remote and makes a route of it. The caller holds
+// mu, or is alone.
+func (t *Tunnel) lookup() (*route, error) {
+	var local [4]byte
+	if t.cfg.LocalAddress.IsValid() {
+		local = t.cfg.LocalAddress.As4()
+	}
+	device := 0
+	if t.cfg.UnderlayDevice != "" {
+		var err error
+		if device, err = t.host.network.DeviceIndex(t.cfg.UnderlayDevice); err != nil {
+			return nil, err
+		}
+	}
+	remote := t.remote.As4()
+	u, err := t.host.network.Lookup(remote, local, t.cfg.FwMark, device)
+	if err != nil {
+		return nil, err
+	}
+	if !t.cfg.LocalAddress.IsValid() {
+		local = u.Source
+	}
+	if t.device != nil && u.DeviceName == t.Name() {
+		// A loop. An MTU that followed from its own would go down by itself.
+		u.MTU = t.underlay.MTU
+	}
+	t.underlay = u
+	return &route{
+		outer: encap.Outer{Local: local, Remote: remote, DSCP: t.cfg.DSCP, DontFragmentInherit: t.cfg.DontFragment, TTL: uint8(t.cfg.TTL)},
+		path: encap.Path{
+			Local: local, Remote: remote, Mark: t.cfg.FwMark, Device: device,
+			MTU:  t.pathMTU.Effective(u.MTU),
+			Link: t.link(u, local, remote),
+		},
+	}, nil
+}
+
+// link is the Ethernet next hop, or nil where outer packets have to take the
+// kernel's own way. The caller holds mu, or is alone.
+func (t *Tunnel) link(u rtnl.Route, local, remote [4]byte) *encap.Link {
+	reason := t.host.network.SafeToBypass(u.Device, local, remote)
+	t.bypass.Store(reason == "")
+	switch {
+	case t.cfg.FwMark != 0:
+		reason = "fwmark is set"
+	case u.Local:
+		reason = "the remote is this host"
+	case !u.Ethernet:
+		reason = "the next hop is not a plain Ethernet neighbour"
+	}
+	t.detour = reason
+	if reason != t.slow && t.log != nil {
+		t.slow = reason
+		if reason != "" {
+			t.log.Debug("outer packets are sent through the raw socket", "because", reason)
+		} else {
+			t.log.Debug("outer packets are sent as Ethernet frames", "device", u.DeviceName)
+		}
+	}
+	if reason != "" {
+		return nil
+	}
+	if err := t.host.network.Resolve(u, remote); err != nil && t.log != nil {
+		t.log.Debug("the next hop is not resolved", "err", err)
+	}
+	if !u.Resolved {
+		return nil
+	}
+	l := &encap.Link{Device: u.Device}
+	copy(l.Header[0:], u.DestinationMAC[:])
+	copy(l.Header[6:], u.SourceMAC[:])
+	binary.BigEndian.PutUint16(l.Header[12:], etherTypeIPv4)
+	return l
+}
+
+const etherTypeIPv4 = 0x0800
+
+// wantedMTU is the MTU that the interface should have.
+func (t *Tunnel) wantedMTU() int {
+	if t.cfg.MTU != 0 {
+		return t.cfg.MTU
+	}
+	return max(t.underlay.MTU-encap.Overhead, encap.MinPathMTU)
+}
+
+// followRoute looks at the way to the remote again and puts what changed to use.
+func (t *Tunnel) followRoute(now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.pathMTU.Tick(now) {
+		t.log.Info("the path MTU is forgotten: larger packets are tried again")
+	}
+	defer t.followFast()
+	next, err := t.lookup()
+	if err != nil {
+		if !t.noRoute {
+			t.log.Warn("no way to the remote; it is looked for", "err", err)
+		}
+		t.noRoute = true
+		if old := t.route.Load(); old.path.Link != nil {
+			// The kernel is to decide about each packet, not what it once said.
+			next := *old
+			next.path.Link = nil
+			t.route.Store(&next)
+		}
+		return
+	}
+	if t.noRoute {
+		t.log.Info("there is a way to the remote again")
+		t.noRoute = false
+	}
+	if old := t.route.Load(); !next.equal(old) {
+		if next.path.Local != old.path.Local || next.path.Remote != old.path.Remote {
+			if err := t.host.register(t, &next.path); err != nil {
+				t.log.Error("cannot follow the route", "err", err)
+				return
+			}
+			t.log.Info("outer addresses changed", "local-address", address(next.path.Local), "remote-address", address(next.path.Remote))
+		}
+		t.route.Store(next)
+	}
+	t.followMTU(now)
+}
+
+// followMTU sets the interface's MTU when the route calls for another, and takes
+// note when an operator has set it. The caller holds mu.
+func (t *Tunnel) followMTU(now time.Time) {
+	if want := t.wantedMTU(); want != t.wanted && !t.spirals(want, now) {
+		if err := t.device.SetMTU(want); err != nil {
+			t.log.Error("cannot set the MTU", "mtu", want, "err", err)
+			return
+		}
+		t.log.Info("MTU follows the route", "actual-mtu", want)
+		t.wanted = want
+	}
+	if mtu, err := t.device.MTU(); err == nil {
+		t.mtu.Store(int32(mtu))
+	}
+}
+
+// spirals reports whether the MTU follows itself: the route leads into another
+// tunnel whose own route leads into this one, and each takes 20 off the other's.
+// A link that is made smaller does not do so step by step, again and again.
+func (t *Tunnel) spirals(want int, now time.Time) bool {
+	const (
+		steps  = 3
+		within = time.Minute
+	)
+	if want > t.wanted || t.underlay.Device != t.falls.device || now.Sub(t.falls.last) > within {
+		t.falls = falls{device: t.underlay.Device}
+	}
+	if want > t.wanted {
+		return false
+	}
+	t.falls.last = now
+	t.falls.n++
+	if t.falls.n == steps+1 {
+		t.log.Warn("the MTU is not lowered any further: the route to the remote seems to lead, through another tunnel, into this one",
+			"actual-mtu", t.wanted, "device", t.underlay.DeviceName)
+	}
+	return t.falls.n > steps
+}
+
+// falls is how often the MTU had to go down, lately and on one device.
+type falls struct {
+	device, n int
+	last      time.Time
+}

@@ -1,0 +1,133 @@
+package tunnel
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// ValueError is a value that is not accepted. Error is one line, whatever the
+// value has in it.
+type ValueError struct {
+	// Property is the name, in RouterOS's spelling.
+	Property string
+	// Value is what was given.
+	Value string
+	// Missing: nothing was given where something is required.
+	Missing bool
+	// Refused: no value would be accepted, and Value is not repeated, since it
+	// may be a secret.
+	Refused bool
+	// Want is what would have been accepted, in words.
+	Want string
+}
+
+func (e *ValueError) Error() string {
+	switch {
+	case e.Refused:
+		return e.Property + ": not supported: " + e.Want
+	case e.Missing:
+		return e.Property + ": missing: want " + e.Want
+	}
+	return fmt.Sprintf("%s: %q is not accepted: want %s", e.Property, e.Value, e.Want)
+}
+
+// What is wanted, where more than one place says so.
+const (
+	wantRemote  = "an IPv4 address or a DNS name"
+	wantAddress = "an IPv4 address and the length of its subnet, 10.255.0.1/30"
+)
+
+// parseUnicast reads an IPv4 address that one host can have.
+func parseUnicast(v, wanted string) (a netip.Addr, want string) {
+	a, err := netip.ParseAddr(v)
+	switch {
+	case err != nil:
+		return netip.Addr{}, wanted
+	case !a.Is4():
+		return netip.Addr{}, wanted + "; IPv6 is not supported"
+	case a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return netip.Addr{}, wanted + "; of one host: not 0.0.0.0, multicast or broadcast"
+	}
+	return a, ""
+}
+
+// parsePrefix reads an IPv4 CIDR, host bits kept.
+func parsePrefix(v, wanted string) (p netip.Prefix, want string) {
+	p, err := netip.ParsePrefix(v)
+	switch {
+	case err != nil:
+		return netip.Prefix{}, wanted
+	case !p.Addr().Is4():
+		return netip.Prefix{}, wanted + "; IPv6 is not supported"
+	}
+	return p, ""
+}
+
+// isHostName tells a DNS name (RFC 1123 section 2.1; underscores as in practice)
+// from a mistyped address: the last label of a name is never all digits.
+func isHostName(s string) bool {
+	s = strings.TrimSuffix(s, ".")
+	if len(s) == 0 || len(s) > 253 {
+		return false
+	}
+	labels := strings.Split(s, ".")
+	for _, l := range labels {
+		if len(l) == 0 || len(l) > 63 || l[0] == '-' || l[len(l)-1] == '-' {
+			return false
+		}
+		for _, c := range []byte(l) {
+			if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_') {
+				return false
+			}
+		}
+	}
+	last := labels[len(labels)-1]
+	return strings.Trim(last, "0123456789") != ""
+}
+
+// numberOr is n in decimal, or word where n stands for it.
+func numberOr(n, special int, word string) string {
+	if n == special {
+		return word
+	}
+	return strconv.Itoa(n)
+}
+
+// parseNumberOr reads low..high in decimal digits, or word for special.
+func parseNumberOr(to *int, v, word string, special, low, high int) (want string) {
+	if v == word {
+		*to = special
+		return ""
+	}
+	n, err := strconv.ParseUint(v, 10, 31)
+	if err != nil || int(n) < low || int(n) > high {
+		return fmt.Sprintf("%s or %d..%d", word, low, high)
+	}
+	*to = int(n)
+	return ""
+}
+
+func choice(b bool, no, yes string) string {
+	if b {
+		return yes
+	}
+	return no
+}
+
+func parseChoice(to *bool, v, no, yes string) (want string) {
+	if v != no && v != yes {
+		return no + " or " + yes
+	}
+	*to = v == yes
+	return ""
+}
+
+func join(prefixes []netip.Prefix) string {
+	s := make([]string, len(prefixes))
+	for i, p := range prefixes {
+		s[i] = p.String()
+	}
+	return strings.Join(s, ",")
+}
