@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ipipd/internal/control"
+	"ipipd/tunnel"
+)
+
+// answerTimeout is how long a tunnel's process may take to answer, and endTimeout
+// how long to remove the tunnel.
+const (
+	answerTimeout = 2 * time.Second
+	endTimeout    = 10 * time.Second
+)
+
+type downOptions struct {
+	processOptions
+	streams *streams
+	Name    string
+}
+
+func newCmdDown(s *streams, runF func(context.Context, *downOptions) error) *cobra.Command {
+	o := &downOptions{processOptions: defaultProcessOptions(), streams: s}
+	c := &cobra.Command{
+		Use:   "down NAME",
+		Short: "End a tunnel, and wait until it is gone",
+		Args: func(c *cobra.Command, args []string) error {
+			switch len(args) {
+			case 0:
+				return usageErrorf("%s: no NAME given: want the name of a tunnel, as ipipd print shows it", c.CommandPath())
+			case 1:
+				return checkNameArgument(c, args[0])
+			}
+			return usageErrorf("%s: unexpected argument %q: want one NAME", c.CommandPath(), args[1])
+		},
+		ValidArgsFunction: completeName(&o.processOptions),
+		RunE: func(c *cobra.Command, args []string) error {
+			o.Name = args[0]
+			return runF(c.Context(), o)
+		},
+	}
+	addProcessFlag(c, &o.processOptions, runtimeDirFlag)
+	return c
+}
+
+func downRun(_ context.Context, o *downOptions) error {
+	err := control.Down(o.RuntimeDir, o.Name, answerTimeout, endTimeout)
+	if errors.Is(err, control.ErrNotRunning) {
+		control.Sweep(o.RuntimeDir, []string{o.Name})
+		return noSuchTunnel(o.RuntimeDir, o.Name)
+	}
+	return controlError(err)
+}
+
+func noSuchTunnel(dir, name string) error {
+	return fmt.Errorf("no tunnel named %s in %s: ipipd print lists those there are", name, dir)
+}
+
+// controlError says what to do about an error of a control socket.
+func controlError(err error) error {
+	var timeout *control.TimeoutError
+	if errors.As(err, &timeout) {
+		return withRemedy(err, "end it with kill -9, and ipipd up takes its place")
+	}
+	if err != nil {
+		return withRemedy(err)
+	}
+	return nil
+}
+
+// checkNameArgument refuses what cannot be a tunnel's name.
+func checkNameArgument(c *cobra.Command, name string) error {
+	var v *tunnel.ValueError
+	if errors.As(tunnel.CheckName(name), &v) {
+		return usageErrorf("%s: NAME %q is not accepted: want %s", c.CommandPath(), v.Value, v.Want)
+	}
+	return nil
+}
+
+// completeName offers a shell the tunnels there are.
+func completeName(o *processOptions) cobra.CompletionFunc {
+	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		names, _ := control.List(o.RuntimeDir)
+		sortNames(names)
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"ipipd/tunnel"
+)
+
+// usageError is that the command line is wrong: exit status 2, and nothing has
+// been done. Every other error is of something that failed: exit status 1.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usageErrorf(format string, args ...any) error {
+	return &usageError{fmt.Errorf(format, args...)}
+}
+
+func asUsage(err error) error {
+	var already *usageError
+	if errors.As(err, &already) {
+		return err
+	}
+	return &usageError{err}
+}
+
+func exitStatus(err error) int {
+	var usage *usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &usage):
+		return 2
+	}
+	return 1
+}
+
+// oneLine is err on one line, whatever a name or a value in it holds.
+func oneLine(err error) string {
+	s := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// valueError names the flag of a property whose value was not accepted.
+func valueError(err error) error {
+	var v *tunnel.ValueError
+	if errors.As(err, &v) {
+		return usageErrorf("--%w", v)
+	}
+	return err
+}
+
+// flagError says, for what pflag finds wrong, which flag it is, what was given and
+// what is accepted.
+func flagError(c *cobra.Command, err error) error {
+	var (
+		invalid  *pflag.InvalidValueError
+		missing  *pflag.ValueRequiredError
+		unknown  *pflag.NotExistError
+		value    *tunnel.ValueError
+		accepted = func(f *pflag.Flag) string {
+			if a := f.Annotations[acceptedAnnotation]; len(a) > 0 {
+				return a[0]
+			}
+			return "true or false"
+		}
+	)
+	switch {
+	case errors.As(err, &value):
+		return valueError(err)
+	case errors.As(err, &invalid):
+		return usageErrorf("--%s: %q is not accepted: want %s", invalid.GetFlag().Name, invalid.GetValue(), accepted(invalid.GetFlag()))
+	case errors.As(err, &missing) && missing.GetFlag().Hidden:
+		return usageErrorf("--%s: no value given: it is not supported", missing.GetFlag().Name)
+	case errors.As(err, &missing):
+		return usageErrorf("--%s: no value given: want %s", missing.GetFlag().Name, accepted(missing.GetFlag()))
+	case errors.As(err, &unknown):
+		if letters := unknown.GetSpecifiedShortnames(); letters != "" {
+			return usageErrorf("-%s: unknown flag: %s takes %s", letters, c.CommandPath(), flagNames(c))
+		}
+		name := unknown.GetSpecifiedName()
+		if near := nearest(c, name); near != "" {
+			return usageErrorf("--%s: unknown flag: did you mean --%s?", name, near)
+		}
+		return usageErrorf("--%s: unknown flag: %s takes %s", name, c.CommandPath(), flagNames(c))
+	}
+	return asUsage(err)
+}
+
+func flagNames(c *cobra.Command) string {
+	var names []string
+	c.Flags().VisitAll(func(f *pflag.Flag) {
+		if !f.Hidden {
+			names = append(names, "--"+f.Name)
+		}
+	})
+	return strings.Join(names, " ")
+}
+
+// nearest is the flag that name most likely is a slip of, "" if there is none.
+func nearest(c *cobra.Command, name string) (near string) {
+	best := 3 // as far as a slip goes
+	c.Flags().VisitAll(func(f *pflag.Flag) {
+		if d := distance(name, f.Name); d < best && !f.Hidden && d < len(f.Name)/2 {
+			best, near = d, f.Name
+		}
+	})
+	return near
+}
+
+// distance is the number of letters to insert, remove or replace (Levenshtein).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0]++
+		for j := range len(b) {
+			above := row[j+1]
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			row[j+1] = min(cost, above+1, row[j]+1)
+			diagonal = above
+		}
+	}
+	return row[len(b)]
+}
+
+// withRemedy adds what to do to an error of the system that does not say so.
+func withRemedy(err error, remedies ...string) error {
+	if errors.Is(err, fs.ErrPermission) {
+		remedies = append(slices.Clone(remedies), "run it as root")
+	}
+	if len(remedies) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w: %s", err, strings.Join(remedies, ", or "))
+}

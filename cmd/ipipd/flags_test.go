@@ -1,0 +1,194 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ipipd/internal/control"
+	"ipipd/tunnel"
+)
+
+// upFlags runs `up` with args as far as its flags go: what it would have done, the
+// exit status, and what it said on standard error.
+func upFlags(t *testing.T, args ...string) (o *upOptions, status int, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	s := &streams{&out, &errs}
+	root := newCmdRoot(s)
+	for _, c := range root.Commands() {
+		if c.Name() == "up" {
+			root.RemoveCommand(c)
+		}
+	}
+	up := newCmdUp(s, func(_ context.Context, got *upOptions) error {
+		o = got
+		return nil
+	})
+	root.AddCommand(up)
+	finish(up)
+	status = execute(context.Background(), root, append([]string{"up"}, args...), s)
+	if out.Len() > 0 {
+		t.Errorf("standard output: %q", out.String())
+	}
+	return o, status, errs.String()
+}
+
+func TestWrongInputIsStatus2AndOneLine(t *testing.T) {
+	const remote = "--remote-address=198.51.100.1"
+	const accepted = " is not accepted: want "
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{nil, `--remote-address: missing: want an IPv4 address or a DNS name`},
+		{[]string{"--remote-address", ""}, `--remote-address: ""` + accepted + `an IPv4 address or a DNS name`},
+		{[]string{"--remote-address", "2001:db8::1"}, `--remote-address: "2001:db8::1"` + accepted + `an IPv4 address or a DNS name; IPv6 is not supported`},
+		{[]string{remote, "--dscp", "64"}, `--dscp: "64"` + accepted + `inherit or 0..63`},
+		{[]string{remote, "--dscp=64"}, `--dscp: "64"` + accepted + `inherit or 0..63`},
+		{[]string{remote, "--mtu", "67"}, `--mtu: "67"` + accepted + `auto or 68..65515`},
+		{[]string{remote, "--ttl", "0"}, `--ttl: "0"` + accepted + `inherit or 1..255`},
+		{[]string{remote, "--dont-fragment", "yes"}, `--dont-fragment: "yes"` + accepted + `no or inherit`},
+		{[]string{remote, "--clamp-tcp-mss", "true"}, `--clamp-tcp-mss: "true"` + accepted + `yes or no`},
+		{[]string{remote, "--keepalive-probe", "x"}, `--keepalive-probe: "x"` + accepted + `reflect, empty or echo`},
+		{[]string{remote, "--name", "a\nb"}, `--name: "a\nb"` + accepted + `1 to 15 ASCII characters, none of them / : % or space, and not . .. all or default`},
+		{[]string{remote, "--threads", "0"}, `--threads: "0"` + accepted + `auto or 1..16`},
+		{[]string{remote, "--threads", "17"}, `--threads: "17"` + accepted + `auto or 1..16`},
+		{[]string{remote, "--fwmark", "x"}, `--fwmark: "x"` + accepted + `0..4294967295, or 0x0..0xffffffff`},
+		{[]string{remote, "--address", "10.0.0.1"}, `--address: "10.0.0.1"` + accepted + `an IPv4 address and the length of its subnet, 10.255.0.1/30`},
+		{[]string{remote, "--route", "10.0.0.1/8"}, `--route: "10.0.0.1/8"` + accepted + `an IPv4 network without host bits, 10.0.0.0/8`},
+		{[]string{remote, "--log-level", "trace"}, `--log-level: "trace"` + accepted + `debug, info, warn or error`},
+		{[]string{remote, "--log-level", "info+1"}, `--log-level: "info+1"` + accepted + `debug, info, warn or error`},
+		{[]string{remote, "--log-format", "xml"}, `--log-format: "xml"` + accepted + `text or json`},
+		{[]string{remote, "--runtime-dir", ""}, `--runtime-dir: ""` + accepted + fmt.Sprintf("a folder, with a path of 1 to %d bytes", control.MaxDir)},
+		{[]string{remote, "--local-address", "198.51.100.1"}, `--remote-address: "198.51.100.1"` + accepted + `an address other than local-address`},
+		{[]string{remote, "--keepalive-probe", "echo"}, `--keepalive-target: missing: want the inner IPv4 address that keepalive-probe echo asks`},
+		{[]string{remote, "--ipsec-secret", "hunter2"}, `--ipsec-secret: not supported: this version does no IPsec; leave it out, and know that the tunnel's packets are neither secret nor authentic`},
+		{[]string{remote, "--ipsec-secret"}, `--ipsec-secret: no value given: it is not supported`},
+		{[]string{remote, "--mtu"}, `--mtu: no value given: want auto or 68..65515`},
+		{[]string{"--remote-adress", "198.51.100.1"}, `--remote-adress: unknown flag: did you mean --remote-address?`},
+		{[]string{remote, "--help=x"}, `--help: "x"` + accepted + `true or false`},
+	} {
+		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
+			o, status, stderr := upFlags(t, tt.args...)
+			if o != nil {
+				t.Error("up ran")
+			}
+			if status != 2 {
+				t.Errorf("exit status %d, want 2", status)
+			}
+			if d := cmp.Diff("ipipd: "+tt.want+"\n", stderr); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
+func TestUnknownFlagAndStrayArgumentSayWhatIsTaken(t *testing.T) {
+	for _, tt := range []struct{ args, want []string }{
+		{[]string{"--colour", "red"}, []string{"ipipd: --colour: unknown flag: ipipd up takes ", " --remote-address ", " --log-format"}},
+		{[]string{"-x"}, []string{"ipipd: -x: unknown flag: ipipd up takes ", " --remote-address "}},
+		{[]string{"ipip1"}, []string{`ipipd up: unexpected argument "ipip1": want only flags`}},
+		{[]string{"--remote-address=r2", "a\nb"}, []string{`unexpected argument "a\nb"`}},
+		{[]string{"--col\nour"}, []string{"--col; our: unknown flag"}},
+	} {
+		_, status, stderr := upFlags(t, tt.args...)
+		if status != 2 || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("%q: status %d, %q", tt.args, status, stderr)
+		}
+		for _, want := range tt.want {
+			if !strings.Contains(stderr, want) {
+				t.Errorf("%q: %q is not in %q", tt.args, want, stderr)
+			}
+		}
+		if strings.Contains(stderr, "ipsec-secret") {
+			t.Errorf("%q: names a flag that is not supported: %q", tt.args, stderr)
+		}
+	}
+}
+
+func TestFlagsFillTheConfig(t *testing.T) {
+	for _, args := range [][]string{
+		{"--name", "t0", "--local-address", "192.0.2.1", "--remote-address", "198.51.100.1", "--mtu", "1400", "--dscp", "46",
+			"--address", "10.0.0.1/30", "--address", "10.0.1.1/24", "--fwmark", "0x10", "--runtime-dir", "/run/x", "--log-level", "debug", "--log-format", "json"},
+		{"--name=t0", "--local-address=192.0.2.1", "--remote-address=198.51.100.1", "--mtu=1400", "--dscp=46",
+			"--address=10.0.0.1/30", "--address=10.0.1.1/24", "--fwmark=16", "--runtime-dir=/run/x", "--log-level=debug", "--log-format=json"},
+	} {
+		o, status, stderr := upFlags(t, args...)
+		if status != 0 || o == nil {
+			t.Fatalf("status %d: %s", status, stderr)
+		}
+		got := map[string]string{}
+		for _, p := range tunnel.Properties() {
+			if v := p.Get(&o.Config); v != "" {
+				got[p.Name] = v
+			}
+		}
+		for _, f := range processFlags {
+			got[f.name] = f.get(&o.processOptions)
+		}
+		want := map[string]string{
+			"name": "t0", "local-address": "192.0.2.1", "remote-address": "198.51.100.1", "mtu": "1400", "dscp": "46",
+			"dont-fragment": "no", "clamp-tcp-mss": "yes", "keepalive": "10s,10", "keepalive-probe": "reflect", "ttl": "255",
+			"address": "10.0.0.1/30,10.0.1.1/24", "fwmark": "0x10",
+			"runtime-dir": "/run/x", "log-level": "debug", "log-format": "json",
+		}
+		for name := range got {
+			if _, ok := want[name]; !ok {
+				delete(got, name) // a property of which this test does not know
+			}
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Error(d)
+		}
+	}
+}
+
+func TestDocumentedProcessDefaultsAreTheDefaults(t *testing.T) {
+	o := defaultProcessOptions()
+	for _, f := range processFlags {
+		if got := f.get(&o); got != f.def {
+			t.Errorf("%s: the default is %q, documented as %q", f.name, got, f.def)
+		}
+		for _, w := range f.words {
+			if want := f.set(&o, w); want != "" {
+				t.Errorf("%s: %q is offered and not accepted", f.name, w)
+			}
+		}
+	}
+}
+
+func TestEveryFlagIsInUpsHelp(t *testing.T) {
+	var out bytes.Buffer
+	if status := run(context.Background(), []string{"up", "--help"}, &streams{&out, &out}); status != 0 {
+		t.Fatalf("status %d", status)
+	}
+	for line := range strings.Lines(flagTable()) {
+		name, ok := strings.CutPrefix(line, "| `--")
+		if name, _, _ = strings.Cut(name, "`"); ok && !strings.Contains(out.String(), "--"+name+" ") {
+			t.Errorf("--%s is not in the help", name)
+		}
+	}
+	if strings.Contains(out.String(), "ipsec-secret") {
+		t.Error("the help offers --ipsec-secret")
+	}
+}
+
+// The README's table is the one that the flags are made of.
+func TestREADMEHasTheTableOfFlags(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	if os.IsNotExist(err) {
+		t.Skip("there is no README.md")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(text), flagTable()) {
+		t.Errorf("the table of flags in README.md is not this one; put it there:\n\n%s", flagTable())
+	}
+}

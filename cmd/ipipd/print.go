@@ -1,0 +1,235 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ipipd/internal/control"
+	"ipipd/tunnel"
+)
+
+type printOptions struct {
+	processOptions
+	streams *streams
+	Name    string // "" is all
+	JSON    bool
+}
+
+func newCmdPrint(s *streams, runF func(context.Context, *printOptions) error) *cobra.Command {
+	o := &printOptions{processOptions: defaultProcessOptions(), streams: s}
+	c := &cobra.Command{
+		Use:   "print [NAME]",
+		Short: "Show the tunnels that run, or all about one",
+		Args: func(c *cobra.Command, args []string) error {
+			switch len(args) {
+			case 0:
+				return nil
+			case 1:
+				return checkNameArgument(c, args[0])
+			}
+			return usageErrorf("%s: unexpected argument %q: want one NAME at most", c.CommandPath(), args[1])
+		},
+		ValidArgsFunction: completeName(&o.processOptions),
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				o.Name = args[0]
+			}
+			return runF(c.Context(), o)
+		},
+	}
+	c.Flags().BoolVar(&o.JSON, "json", false, "an array of objects, their keys the names of the properties")
+	addProcessFlag(c, &o.processOptions, runtimeDirFlag)
+	return c
+}
+
+func printRun(_ context.Context, o *printOptions) error {
+	names := []string{o.Name}
+	if o.Name == "" {
+		var err error
+		if names, err = control.List(o.RuntimeDir); err != nil {
+			return withRemedy(err)
+		}
+		sortNames(names)
+	}
+	statuses, problem := askAll(o.RuntimeDir, names)
+	if o.Name != "" && len(statuses) == 0 {
+		return cmp.Or(problem, noSuchTunnel(o.RuntimeDir, o.Name))
+	}
+	var err error
+	switch {
+	case o.JSON:
+		err = printJSON(o.streams.out, statuses)
+	case o.Name != "":
+		err = printDetail(o.streams.out, &statuses[0])
+	default:
+		err = printTable(o.streams.out, statuses)
+	}
+	return cmp.Or(err, problem)
+}
+
+// askAll has the status of each tunnel that is running and answers, in the order
+// of names. Those that do not answer are the problem, all on one line; those that
+// have ended are nobody's, and what they left behind is cleared away.
+func askAll(dir string, names []string) (statuses []tunnel.Status, problem error) {
+	all := make([]tunnel.Status, len(names))
+	errs := make([]error, len(names))
+	var wg sync.WaitGroup
+	for i, name := range names {
+		wg.Go(func() { errs[i] = control.Status(dir, name, answerTimeout, &all[i]) })
+	}
+	wg.Wait()
+	var gone []string
+	var problems []error
+	for i, err := range errs {
+		switch {
+		case err == nil:
+			statuses = append(statuses, all[i])
+		case errors.Is(err, control.ErrNotRunning):
+			gone = append(gone, names[i])
+		case errors.Is(err, control.ErrStarting):
+			if len(names) == 1 {
+				problems = append(problems, fmt.Errorf("tunnel %s %w: try again", names[i], err))
+			}
+		default:
+			problems = append(problems, controlError(err))
+		}
+	}
+	control.Sweep(dir, gone)
+	return statuses, errors.Join(problems...)
+}
+
+// printTable is RouterOS's `print`.
+func printTable(out io.Writer, statuses []tunnel.Status) error {
+	var b bytes.Buffer
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	comments := make([]string, len(statuses)) // above their tunnels, and in no column
+	fmt.Fprintln(w, "#\tNAME\tMTU\tLOCAL-ADDRESS\tREMOTE-ADDRESS")
+	width := len(strconv.Itoa(max(0, len(statuses)-1)))
+	for i, s := range statuses {
+		flag := " "
+		switch {
+		case s.Disabled:
+			flag = "X"
+		case s.Running:
+			flag = "R"
+		}
+		if c := s.Setting("comment"); c != "" {
+			comments[i] = ";;; " + c + "\n"
+		}
+		local := cmp.Or(s.Setting("local-address"), s.CurrentLocalAddress)
+		fmt.Fprintf(w, "%*d %s\t%s\t%d\t%s\t%s\n", width, i, flag, s.Name(), s.ActualMTU, local, s.Setting("remote-address"))
+	}
+	w.Flush()
+	head, rows, _ := strings.Cut(b.String(), "\n")
+	text := "Flags: X - disabled, R - running\n" + head + "\n"
+	for i, row := range slices.Collect(strings.Lines(rows)) {
+		text += comments[i] + row
+	}
+	return writeTrimmed(out, text)
+}
+
+// printDetail is all there is to say of one tunnel, as RouterOS's `monitor` says it.
+func printDetail(out io.Writer, s *tunnel.Status) error {
+	type line struct{ name, value string }
+	var lines []line
+	for _, v := range s.Settings {
+		lines = append(lines, line{v.Name, v.Value})
+	}
+	lastHeard := "never"
+	if !s.LastHeard.IsZero() {
+		lastHeard = s.LastHeard.Local().Format(time.DateTime)
+	}
+	lines = append(lines,
+		line{"disabled", yesNo(s.Disabled)},
+		line{"running", yesNo(s.Running)},
+		line{"actual-mtu", strconv.Itoa(s.ActualMTU)},
+		line{"current-local-address", s.CurrentLocalAddress},
+		line{"current-remote-address", s.CurrentRemoteAddress})
+	if s.PathMTU != 0 {
+		lines = append(lines, line{"path-mtu", strconv.Itoa(s.PathMTU)})
+	}
+	if s.FastPath != "" {
+		lines = append(lines, line{"fast-path", s.FastPath})
+	}
+	lines = append(lines,
+		line{"keepalive-state", s.KeepaliveState},
+		line{"last-heard", lastHeard},
+		line{"rx-packet", strconv.FormatUint(s.RxPacket, 10)},
+		line{"rx-byte", strconv.FormatUint(s.RxByte, 10)},
+		line{"tx-packet", strconv.FormatUint(s.TxPacket, 10)},
+		line{"tx-byte", strconv.FormatUint(s.TxByte, 10)},
+		line{"drops", dropText(s.Drops)})
+	width := 0
+	for _, l := range lines {
+		width = max(width, len(l.name))
+	}
+	var b strings.Builder
+	for _, l := range lines {
+		fmt.Fprintf(&b, "%*s: %s\n", width, l.name, l.value)
+	}
+	return writeTrimmed(out, b.String())
+}
+
+// dropText is "none", or the reasons and how often, in the order of the alphabet.
+func dropText(drops map[string]uint64) string {
+	var parts []string
+	for reason, n := range drops {
+		parts = append(parts, fmt.Sprintf("%s=%d", reason, n))
+	}
+	slices.Sort(parts)
+	return cmp.Or(strings.Join(parts, ","), "none")
+}
+
+func printJSON(out io.Writer, statuses []tunnel.Status) error {
+	if statuses == nil {
+		statuses = []tunnel.Status{}
+	}
+	text, err := json.MarshalIndent(statuses, "", "  ")
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "%s\n", text)
+	return err
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+// writeTrimmed leaves out the spaces at the ends of lines.
+func writeTrimmed(out io.Writer, text string) error {
+	lines := strings.Split(text, "\n")
+	for i := range lines {
+		lines[i] = strings.TrimRight(lines[i], " ")
+	}
+	_, err := io.WriteString(out, strings.Join(lines, "\n"))
+	return err
+}
+
+// sortNames puts ipip2 before ipip10.
+func sortNames(names []string) {
+	slices.SortFunc(names, func(a, b string) int {
+		stemA, stemB := strings.TrimRight(a, "0123456789"), strings.TrimRight(b, "0123456789")
+		return cmp.Or(
+			strings.Compare(stemA, stemB),
+			cmp.Compare(len(a)-len(stemA), len(b)-len(stemB)),
+			strings.Compare(a, b),
+		)
+	})
+}

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// streams are where a command writes: what was asked for to out, what went wrong
+// to err.
+type streams struct{ out, err io.Writer }
+
+// run is the whole program, but for its end: the exit status is returned.
+func run(ctx context.Context, args []string, s *streams) int {
+	return execute(ctx, newCmdRoot(s), args, s)
+}
+
+func execute(ctx context.Context, root *cobra.Command, args []string, s *streams) int {
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err != nil {
+		line := oneLine(err)
+		if !strings.HasPrefix(line, root.Name()) { // some name the whole command
+			line = root.Name() + ": " + line
+		}
+		fmt.Fprintln(s.err, line)
+	}
+	return exitStatus(err)
+}
+
+func newCmdRoot(s *streams) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "ipipd",
+		Short: "IP-in-IP (RFC 2003) tunnels without a kernel module",
+		Long: `ipipd brings up IP-in-IP tunnels (RFC 2003, protocol 4) in user space, with the
+properties of RouterOS's /interface ipip and under their names.
+
+  ipipd up --local-address 192.0.2.1 --remote-address 198.51.100.1 --name ipip1 --address 10.255.0.1/30
+
+Exit status: 0 done, 1 it failed, 2 the command line was wrong.`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknownCommand(c, args[0])
+			}
+			return c.Help()
+		},
+	}
+	root.SetOut(s.out)
+	root.SetErr(s.err)
+	root.SetFlagErrorFunc(flagError)
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages ", ".FlagUsagesWrapped 100 "))
+	root.AddCommand(newCmdUp(s, upRun), newCmdPrint(s, printRun), newCmdDown(s, downRun), newCmdVersion(s))
+	for _, more := range extraCommands {
+		root.AddCommand(more(s))
+	}
+	root.SetHelpCommand(newCmdHelp())
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd("completion") // with any argument: it comes early, and is finished below
+	finish(root)
+	return root
+}
+
+// extraCommands are those that not every system has.
+var extraCommands []func(*streams) *cobra.Command
+
+// newCmdHelp replaces cobra's, which takes any argument without complaint.
+func newCmdHelp() *cobra.Command {
+	return &cobra.Command{
+		Use:               "help [COMMAND]",
+		Short:             "Say how a command is used",
+		ValidArgsFunction: cobra.NoFileCompletions,
+		Args:              cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error {
+			about, rest, err := c.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return unknownCommand(c.Root(), strings.Join(args, " "))
+			}
+			about.InitDefaultHelpFlag()
+			return about.Help()
+		},
+	}
+}
+
+// finish has the whole tree answer wrong arguments in the same way, the commands
+// that cobra makes included.
+func finish(c *cobra.Command) {
+	if args := c.Args; args != nil {
+		c.Args = func(c *cobra.Command, given []string) error {
+			if err := args(c, given); err != nil {
+				return asUsage(err)
+			}
+			return nil
+		}
+	}
+	if !c.Runnable() { // `completion`: its shells are commands
+		c.Args = cobra.ArbitraryArgs
+		c.RunE = func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknownCommand(c, args[0])
+			}
+			return c.Help()
+		}
+	}
+	for _, sub := range c.Commands() {
+		finish(sub)
+	}
+}
+
+// unknownCommand says which there are.
+func unknownCommand(c *cobra.Command, given string) error {
+	var names []string
+	for _, sub := range c.Commands() {
+		if sub.IsAvailableCommand() {
+			names = append(names, sub.Name())
+		}
+	}
+	return usageErrorf("%s: %q is not a command: want %s", c.CommandPath(), given, strings.Join(names, ", "))
+}
+
+// noArguments is for commands that take flags only.
+func noArguments(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageErrorf("%s: unexpected argument %q: want only flags, each --name value or --name=value", c.CommandPath(), args[0])
+	}
+	return nil
+}

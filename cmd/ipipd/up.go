@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os/signal"
+	"strconv"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ipipd/internal/control"
+	"ipipd/tunnel"
+)
+
+type upOptions struct {
+	processOptions
+	streams *streams
+	Config  tunnel.Config
+	// start brings the tunnel up.
+	start func(context.Context, tunnel.HostOptions, tunnel.Config) (upTunnel, error)
+}
+
+// upTunnel is what `up` asks of a tunnel that it has started.
+type upTunnel interface {
+	Status() tunnel.Status
+	// Done is closed when the tunnel has ended by itself, and Err says why.
+	Done() <-chan struct{}
+	Err() error
+	// Close removes it. It returns when the interface is gone.
+	Close() error
+}
+
+func newCmdUp(s *streams, runF func(context.Context, *upOptions) error) *cobra.Command {
+	o := &upOptions{processOptions: defaultProcessOptions(), streams: s, Config: tunnel.Default(), start: startTunnel}
+	c := &cobra.Command{
+		Use:   "up --remote-address ADDRESS",
+		Short: "Bring up a tunnel, and carry its packets until told to end",
+		Long: `up makes an interface and carries its packets to the remote in IP-in-IP. It stays
+in the foreground, logs one line when the tunnel is ready, and removes the
+interface again on SIGINT, SIGTERM and ipipd down. It needs /dev/net/tun, and root
+or CAP_NET_ADMIN and CAP_NET_RAW.`,
+		Example:           "  ipipd up --local-address 192.0.2.1 --remote-address 198.51.100.1 --name ipip1 --address 10.255.0.1/30",
+		Args:              noArguments,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := o.Config.Validate(); err != nil {
+				return valueError(err)
+			}
+			return runF(c.Context(), o)
+		},
+	}
+	for _, p := range tunnel.Properties() {
+		addPropertyFlag(c, &o.Config, p)
+	}
+	for _, f := range processFlags {
+		addProcessFlag(c, &o.processOptions, f)
+	}
+	return c
+}
+
+func upRun(ctx context.Context, o *upOptions) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	ctx, down := context.WithCancel(ctx)
+	defer down()
+
+	log := newLogger(o)
+	server, name, err := claimName(ctx, o.RuntimeDir, o.Config.Name)
+	if err != nil {
+		return err
+	}
+	o.Config.Name = name
+	// The socket goes last: whoever waits for it to go finds the interface gone.
+	defer server.Close()
+	var ready atomic.Pointer[upTunnel]
+	go func() {
+		status := func() any {
+			if t := ready.Load(); t != nil {
+				return (*t).Status()
+			}
+			return nil
+		}
+		if err := server.Serve(status, down); err != nil {
+			log.Error("print and down do not reach this tunnel any more", "name", name, "err", err)
+		}
+	}()
+
+	t, err := o.start(ctx, tunnel.HostOptions{Log: log, Threads: o.Threads}, o.Config)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil // told to end before there was a tunnel
+		}
+		return err
+	}
+	ready.Store(&t)
+	s := t.Status()
+	log.Info("tunnel is ready", "name", s.Name(), "local-address", s.CurrentLocalAddress,
+		"remote-address", s.CurrentRemoteAddress, "mtu", s.ActualMTU)
+
+	select {
+	case <-ctx.Done():
+		log.Debug("told to end", "name", name)
+	case <-t.Done():
+		err = t.Err()
+	}
+	stop() // a second signal is not waited for
+	return errors.Join(err, t.Close())
+}
+
+func newLogger(o *upOptions) *slog.Logger {
+	options := &slog.HandlerOptions{Level: o.LogLevel}
+	if o.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(o.streams.err, options))
+	}
+	return slog.New(slog.NewTextHandler(o.streams.err, options))
+}
+
+// takenGrace is how long a name may still be taken by a process that has been
+// killed and is not all gone yet.
+const takenGrace = time.Second
+
+// claimName takes the name, or with "" the first ipipN that neither an interface
+// here nor a tunnel in dir has: the folder may be shared by network namespaces.
+func claimName(ctx context.Context, dir, name string) (*control.Server, string, error) {
+	if name == "" {
+		for i := 1; ; i++ {
+			name := "ipip" + strconv.Itoa(i)
+			s, err := claim(dir, name)
+			var taken *nameTakenError
+			if !errors.As(err, &taken) {
+				return s, name, err
+			}
+		}
+	}
+	for end := time.Now().Add(takenGrace); ; {
+		s, err := claim(dir, name)
+		var taken *nameTakenError
+		if !errors.As(err, &taken) || time.Now().After(end) {
+			return s, name, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, "", err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+type nameTakenError struct{ name, by string }
+
+func (e *nameTakenError) Error() string {
+	return fmt.Sprintf("name %s is taken by %s: choose another with --name", e.name, e.by)
+}
+
+func claim(dir, name string) (*control.Server, error) {
+	if _, err := net.InterfaceByName(name); err == nil {
+		return nil, &nameTakenError{name, "an interface of this host"}
+	}
+	s, err := control.Listen(dir, name)
+	var taken *control.TakenError
+	switch {
+	case errors.As(err, &taken):
+		return nil, &nameTakenError{name, "a running tunnel (" + taken.Path + "); end it with ipipd down " + name}
+	case err != nil:
+		return nil, withRemedy(fmt.Errorf("cannot make the control socket: %w", err), "choose another folder with --runtime-dir")
+	}
+	return s, nil
+}

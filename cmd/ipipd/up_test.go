@@ -1,0 +1,225 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"ipipd/internal/control"
+	"ipipd/tunnel"
+)
+
+// fakeTunnel has everything of a tunnel but the packets.
+type fakeTunnel struct {
+	config tunnel.Config
+	done   chan struct{}
+	err    error
+	closed chan struct{}
+	dir    string
+	left   bool // the socket was still there when Close was called
+}
+
+func (t *fakeTunnel) Status() tunnel.Status {
+	s := tunnel.NewStatus(&t.config)
+	s.ActualMTU, s.CurrentLocalAddress, s.CurrentRemoteAddress = 1480, "192.0.2.1", "198.51.100.1"
+	return s
+}
+func (t *fakeTunnel) Done() <-chan struct{} { return t.done }
+func (t *fakeTunnel) Err() error            { return t.err }
+func (t *fakeTunnel) Close() error {
+	_, err := os.Lstat(filepath.Join(t.dir, t.config.Name+".sock"))
+	t.left = err == nil
+	close(t.closed)
+	return nil
+}
+
+// lockedBuffer is written by a tunnel and read by its test.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// upFake runs `up` with a fake tunnel in dir, and returns when it is ready.
+func upFake(t *testing.T, dir, name string, change func(*upOptions)) (tun *fakeTunnel, log *lockedBuffer, ended chan error) {
+	t.Helper()
+	log = &lockedBuffer{}
+	tun = &fakeTunnel{done: make(chan struct{}), closed: make(chan struct{}), dir: dir}
+	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{log, log}, Config: tunnel.Default()}
+	o.RuntimeDir, o.Config.Name, o.Config.RemoteAddress = dir, name, "198.51.100.1"
+	started := make(chan struct{})
+	o.start = func(_ context.Context, _ tunnel.HostOptions, c tunnel.Config) (upTunnel, error) {
+		tun.config = c
+		close(started)
+		return tun, nil
+	}
+	if change != nil {
+		change(o)
+	}
+	ended = make(chan error, 1)
+	go func() { ended <- upRun(t.Context(), o) }()
+	select {
+	case <-started:
+	case err := <-ended:
+		t.Fatalf("up ended: %v", err)
+	}
+	var s tunnel.Status
+	for control.Status(dir, tun.config.Name, answerTimeout, &s) != nil {
+		time.Sleep(time.Millisecond)
+	}
+	return tun, log, ended
+}
+
+func TestDownEndsUp(t *testing.T) {
+	dir := shortDir(t)
+	tun, _, ended := upFake(t, dir, "t-fake", nil)
+	if status, _, errs := command("down", "t-fake", "--runtime-dir", dir); status != 0 {
+		t.Errorf("down: status %d, %s", status, errs)
+	}
+	<-tun.closed // down has waited for it
+	if err := <-ended; err != nil {
+		t.Errorf("up: %v", err)
+	}
+	if !tun.left {
+		t.Error("the socket went before the interface")
+	}
+}
+
+func TestSignalEndsUp(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+		dir := shortDir(t)
+		tun, _, ended := upFake(t, dir, "t-fake", nil)
+		syscall.Kill(os.Getpid(), sig)
+		if err := <-ended; err != nil {
+			t.Errorf("%v: %v", sig, err)
+		}
+		<-tun.closed
+		if names, _ := control.List(dir); len(names) != 0 {
+			t.Errorf("%v: left %v", sig, names)
+		}
+	}
+}
+
+func TestReadyIsOneLogLine(t *testing.T) {
+	_, log, _ := upFake(t, shortDir(t), "t-fake", func(o *upOptions) { o.LogFormat = "json" })
+	for log.String() == "" {
+		time.Sleep(time.Millisecond)
+	}
+	lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+	var line map[string]any
+	if err := json.Unmarshal([]byte(lines[0]), &line); err != nil || len(lines) != 1 {
+		t.Fatalf("%q: %v", lines, err)
+	}
+	for key, want := range map[string]any{
+		"level": "INFO", "msg": "tunnel is ready", "name": "t-fake", "mtu": 1480.0, "local-address": "192.0.2.1", "remote-address": "198.51.100.1",
+	} {
+		if line[key] != want {
+			t.Errorf("%s is %v, want %v", key, line[key], want)
+		}
+	}
+}
+
+func TestTunnelThatFailsEndsUpWithItsError(t *testing.T) {
+	tun, _, ended := upFake(t, shortDir(t), "t-fake", nil)
+	tun.err = errors.New("interface t-fake is gone")
+	close(tun.done)
+	if err := <-ended; err == nil || exitStatus(err) != 1 || oneLine(err) != "interface t-fake is gone" {
+		t.Errorf("up: %v", err)
+	}
+}
+
+func TestUpThatCannotStartLeavesNothing(t *testing.T) {
+	dir := shortDir(t)
+	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
+	o.RuntimeDir = dir
+	o.start = func(context.Context, tunnel.HostOptions, tunnel.Config) (upTunnel, error) {
+		return nil, errors.New("no TUN here: run modprobe tun")
+	}
+	err := upRun(t.Context(), o)
+	if err == nil || exitStatus(err) != 1 || oneLine(err) != "no TUN here: run modprobe tun" {
+		t.Errorf("up: %v", err)
+	}
+	if entries, _ := os.ReadDir(dir); len(entries) != 0 {
+		t.Errorf("left %v", entries)
+	}
+}
+
+func TestEndingBeforeTheTunnelIsReadyIsNoError(t *testing.T) {
+	dir := shortDir(t)
+	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
+	o.RuntimeDir, o.Config.Name = dir, "t-fake"
+	o.start = func(ctx context.Context, _ tunnel.HostOptions, _ tunnel.Config) (upTunnel, error) {
+		if status, _, errs := command("print", "t-fake", "--runtime-dir", dir); status != 1 || errs != "ipipd: tunnel t-fake is starting: try again\n" {
+			t.Errorf("print meanwhile: status %d, %s", status, errs)
+		}
+		go command("down", "t-fake", "--runtime-dir", dir)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	if err := upRun(t.Context(), o); err != nil {
+		t.Errorf("up: %v", err)
+	}
+}
+
+func TestNameOfALiveTunnelIsTaken(t *testing.T) {
+	dir := shortDir(t)
+	upFake(t, dir, "t-fake", nil)
+	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
+	o.RuntimeDir, o.Config.Name = dir, "t-fake"
+	err := upRun(t.Context(), o)
+	want := "name t-fake is taken by a running tunnel (" + dir + "/t-fake.sock); end it with ipipd down t-fake: choose another with --name"
+	if err == nil || exitStatus(err) != 1 || oneLine(err) != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+}
+
+func TestNameOfAnInterfaceIsTaken(t *testing.T) {
+	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
+	o.RuntimeDir, o.Config.Name = shortDir(t), "lo"
+	err := upRun(t.Context(), o)
+	if err == nil || exitStatus(err) != 1 || oneLine(err) != "name lo is taken by an interface of this host: choose another with --name" {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestFirstFreeNameIsTaken(t *testing.T) {
+	dir := shortDir(t)
+	first, _, _ := upFake(t, dir, "", nil)
+	second, _, _ := upFake(t, dir, "", nil)
+	if a, b := first.config.Name, second.config.Name; !strings.HasPrefix(a, "ipip") || a == b {
+		t.Errorf("names %q and %q", a, b)
+	}
+}
+
+func TestFolderThatCannotBeMadeSaysWhatToDo(t *testing.T) {
+	file := filepath.Join(shortDir(t), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
+	o.RuntimeDir = filepath.Join(file, "dir")
+	err := upRun(t.Context(), o)
+	want := "cannot make the control socket: mkdir " + file + ": not a directory: choose another folder with --runtime-dir"
+	if err == nil || exitStatus(err) != 1 || oneLine(err) != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+}

@@ -1,0 +1,37 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+// version is put here by the linker: -ldflags "-X main.version=v1.2.3".
+var version string
+
+func newCmdVersion(s *streams) *cobra.Command {
+	return &cobra.Command{
+		Use:               "version",
+		Short:             "Say which ipipd this is",
+		Args:              noArguments,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(*cobra.Command, []string) error {
+			_, err := fmt.Fprintf(s.out, "ipipd %s %s %s/%s\n", versionString(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return err
+		},
+	}
+}
+
+// versionString is the linker's, or else that of the module, which `go install
+// ipipd/cmd/ipipd@version` and a build inside a repository leave in the binary.
+func versionString() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
+		return info.Main.Version
+	}
+	return "devel"
+}

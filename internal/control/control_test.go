@@ -1,0 +1,394 @@
+package control
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// long is for what has to happen; short for what must not be waited for.
+const (
+	long  = 20 * time.Second
+	short = 100 * time.Millisecond
+)
+
+type status struct {
+	Name string `json:"name"`
+}
+
+// serve has a tunnel that ends when it is told to.
+func serve(t *testing.T, dir, name string) *Server {
+	t.Helper()
+	s, err := Listen(dir, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	go s.Serve(func() any { return status{name} }, func() { go s.Close() })
+	return s
+}
+
+// stale leaves the socket of a process that was killed.
+func stale(t *testing.T, dir, name string) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", path(dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.Close()
+}
+
+func TestStatusAndDown(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	serve(t, dir, "ipip1")
+	var got status
+	if err := Status(dir, "ipip1", long, &got); err != nil || got.Name != "ipip1" {
+		t.Fatalf("Status = %v, %v", got, err)
+	}
+	if err := Down(dir, "ipip1", long, long); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(path(dir, "ipip1")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket is still there: %v", err)
+	}
+	if err := Status(dir, "ipip1", long, &got); err != ErrNotRunning {
+		t.Errorf("Status afterwards: %v", err)
+	}
+	if err := Down(dir, "ipip1", long, long); err != ErrNotRunning {
+		t.Errorf("Down afterwards: %v", err)
+	}
+}
+
+// The mode is right from the start, and not by a chmod behind it: with nothing
+// masked, a socket that others could have connected to would show.
+func TestSocketIsPrivateFromTheStart(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0))
+	dir := filepath.Join(t.TempDir(), "run")
+	s, err := Listen(dir, "ipip1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for file, want := range map[string]os.FileMode{dir: 0o700, path(dir, "ipip1"): 0o600} {
+		info, err := os.Lstat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := info.Mode().Perm(); got != want {
+			t.Errorf("%s has mode %o, want %o", file, got, want)
+		}
+	}
+	if s.info.Mode().Perm() != 0o600 {
+		t.Errorf("born with mode %o", s.info.Mode().Perm())
+	}
+}
+
+func TestLiveNameIsTaken(t *testing.T) {
+	dir := t.TempDir()
+	serve(t, dir, "ipip1")
+	_, err := Listen(dir, "ipip1")
+	var taken *TakenError
+	if !errors.As(err, &taken) || taken.Name != "ipip1" {
+		t.Fatalf("a second Listen: %v", err)
+	}
+	var got status
+	if err := Status(dir, "ipip1", long, &got); err != nil {
+		t.Errorf("the first one suffered: %v", err)
+	}
+}
+
+func TestStaleSocketIsReplaced(t *testing.T) {
+	dir := t.TempDir()
+	stale(t, dir, "ipip1")
+	var got status
+	if err := Status(dir, "ipip1", long, &got); err != ErrNotRunning {
+		t.Errorf("Status of a stale one: %v", err)
+	}
+	if err := Down(dir, "ipip1", long, long); err != ErrNotRunning {
+		t.Errorf("Down of a stale one: %v", err)
+	}
+	serve(t, dir, "ipip1")
+	if err := Status(dir, "ipip1", long, &got); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSweepRemovesStaleSocketsOnly(t *testing.T) {
+	dir := t.TempDir()
+	stale(t, dir, "old")
+	serve(t, dir, "new")
+	if err := os.WriteFile(filepath.Join(dir, "file.sock"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	names, err := List(dir)
+	slices.Sort(names)
+	if err != nil || !slices.Equal(names, []string{"new", "old"}) {
+		t.Fatalf("List = %v, %v", names, err)
+	}
+	Sweep(dir, names)
+	if names, _ := List(dir); !slices.Equal(names, []string{"new"}) {
+		t.Errorf("left: %v", names)
+	}
+}
+
+func TestListOfAFolderThatIsNotThereIsEmpty(t *testing.T) {
+	if names, err := List(filepath.Join(t.TempDir(), "none")); err != nil || len(names) != 0 {
+		t.Errorf("List = %v, %v", names, err)
+	}
+}
+
+func TestFileInTheWayIsNotRemoved(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(path(dir, "ipip1"), []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen(dir, "ipip1"); err == nil || !strings.Contains(err.Error(), "not a socket") {
+		t.Errorf("Listen: %v", err)
+	}
+	if text, _ := os.ReadFile(path(dir, "ipip1")); string(text) != "precious" {
+		t.Error("the file was touched")
+	}
+}
+
+// Whoever waits for a tunnel to be ready can ask for its status until it is told.
+func TestStatusIsToldFromReadyOn(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Listen(dir, "ipip1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	var ready atomic.Bool
+	go s.Serve(func() any {
+		if !ready.Load() {
+			return nil
+		}
+		return status{"ipip1"}
+	}, func() {})
+	var got status
+	if err := Status(dir, "ipip1", long, &got); err != ErrStarting {
+		t.Errorf("before: %v", err)
+	}
+	ready.Store(true)
+	if err := Status(dir, "ipip1", long, &got); err != nil {
+		t.Errorf("after: %v", err)
+	}
+}
+
+// A process that is stopped still has its connections accepted by the kernel.
+func TestHungDaemonIsNotWaitedFor(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Listen(dir, "ipip1") // and never Serve
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	var got status
+	var timeout *TimeoutError
+	if err := Status(dir, "ipip1", short, &got); !errors.As(err, &timeout) || timeout.Name != "ipip1" {
+		t.Errorf("Status: %v", err)
+	}
+	if err := Down(dir, "ipip1", short, short); !errors.As(err, &timeout) {
+		t.Errorf("Down: %v", err)
+	}
+}
+
+func TestDownGivesUpOnATunnelThatStays(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Listen(dir, "ipip1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	go s.Serve(func() any { return nil }, func() {})
+	if err := Down(dir, "ipip1", long, short); err == nil || !strings.Contains(err.Error(), "still there") {
+		t.Errorf("Down: %v", err)
+	}
+}
+
+// A tunnel that takes the name while Down waits for the one before is another.
+func TestDownDoesNotWaitForTheNextOfThatName(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Listen(dir, "ipip1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := make(chan *Server, 1)
+	go s.Serve(func() any { return nil }, func() {
+		go func() {
+			s.Close()
+			n, err := Listen(dir, "ipip1")
+			if err != nil {
+				t.Error(err)
+			}
+			next <- n
+		}()
+	})
+	if err := Down(dir, "ipip1", long, long); err != nil {
+		t.Error(err)
+	}
+	if n := <-next; n != nil {
+		n.Close()
+	}
+}
+
+func TestCloseLeavesTheSocketOfAnother(t *testing.T) {
+	dir := t.TempDir()
+	first, err := Listen(dir, "ipip1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.Remove(path(dir, "ipip1")) // an operator who knows better
+	serve(t, dir, "ipip1")
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+	var got status
+	if err := Status(dir, "ipip1", long, &got); err != nil {
+		t.Errorf("the second one lost its socket: %v", err)
+	}
+}
+
+func TestOnlyOneOfManyGetsTheName(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	for range 20 {
+		stale(t, dir, "ipip1")
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		var got []*Server
+		for range 8 {
+			wg.Go(func() {
+				s, err := Listen(dir, "ipip1")
+				var taken *TakenError
+				if err != nil && !errors.As(err, &taken) {
+					t.Error(err)
+				}
+				if s != nil {
+					mu.Lock()
+					got = append(got, s)
+					mu.Unlock()
+				}
+				Sweep(dir, []string{"ipip1"})
+			})
+		}
+		wg.Wait()
+		if len(got) != 1 {
+			t.Fatalf("%d have the name", len(got))
+		}
+		got[0].Close()
+	}
+}
+
+// Tunnels that end while they are asked are told from those that hang or break.
+func TestStatusOfATunnelThatEndsIsNotAnError(t *testing.T) {
+	dir := t.TempDir()
+	for range 50 {
+		s := serve(t, dir, "ipip1")
+		done := make(chan error, 1)
+		go func() {
+			var got status
+			done <- Status(dir, "ipip1", long, &got)
+		}()
+		s.Close()
+		if err := <-done; err != nil && err != ErrNotRunning {
+			t.Fatalf("%v", err)
+		}
+	}
+}
+
+func TestServerBoundsWhatItReads(t *testing.T) {
+	dir := t.TempDir()
+	serve(t, dir, "ipip1")
+	for what, request := range map[string]string{
+		"header": "GET /status HTTP/1.1\r\nHost: t\r\nX: " + strings.Repeat("x", 64<<10) + "\r\n\r\n",
+		"body":   "POST /status HTTP/1.1\r\nHost: t\r\nContent-Length: 100000000\r\n\r\n",
+		"method": "GET /down HTTP/1.1\r\nHost: t\r\n\r\n",
+		"path":   "GET /../../etc/passwd HTTP/1.1\r\nHost: t\r\n\r\n",
+	} {
+		t.Run(what, func(t *testing.T) {
+			c, err := net.Dial("unix", path(dir, "ipip1"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(long))
+			fmt.Fprint(c, request)
+			r, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err == nil && r.StatusCode < 300 {
+				t.Errorf("answered %s", r.Status)
+			}
+		})
+	}
+	var got status
+	if err := Status(dir, "ipip1", long, &got); err != nil {
+		t.Error(err)
+	}
+}
+
+// A folder with the longest path that is allowed takes the longest name.
+func TestLongestFolderTakesTheLongestName(t *testing.T) {
+	base := t.TempDir()
+	if len(base)+2 > MaxDir {
+		t.Skip("the temporary folder's own path is too long")
+	}
+	dir := base + "/" + strings.Repeat("d", MaxDir-len(base)-1)
+	s, err := Listen(dir, "fifteen-bytes-x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+}
+
+// What kill -9 leaves, for real.
+func TestKilledProcessLeavesItsNameFree(t *testing.T) {
+	dir := os.Getenv("CONTROL_TEST_DIR")
+	if dir != "" { // the process to be killed
+		if _, err := Listen(dir, "ipip1"); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Println("listening")
+		select {}
+	}
+	dir = t.TempDir()
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), "CONTROL_TEST_DIR="+dir)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "listening\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	if _, err := Listen(dir, "ipip1"); err == nil {
+		t.Fatal("the name was free before")
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	if _, err := os.Lstat(path(dir, "ipip1")); err != nil {
+		t.Fatalf("no stale socket: %v", err)
+	}
+	s, err := Listen(dir, "ipip1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+}

@@ -1,0 +1,143 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Bounds of what a client may ask of the daemon: it is the operator, and may
+// still be a script that went wrong.
+const (
+	headerBytes = 4 << 10
+	bodyBytes   = 1 << 10
+	ioTimeout   = 5 * time.Second
+)
+
+// Server is the claim on a tunnel's name, and answers for the tunnel.
+type Server struct {
+	dir, path string
+	listener  net.Listener
+	info      fs.FileInfo // of the socket: to know ours from another's
+
+	mu   sync.Mutex
+	http *http.Server
+}
+
+// Listen claims name in dir, which is made if it is missing. A *TakenError says
+// that a live tunnel has it. From then on clients can connect; they are answered
+// from Serve on.
+func Listen(dir, name string) (*Server, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	unlock, err := lock(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	s := &Server{dir: dir, path: path(dir, name)}
+	free, err := removeStale(s.path)
+	if err != nil {
+		return nil, err
+	}
+	if !free {
+		return nil, &TakenError{name, s.path}
+	}
+	lc := net.ListenConfig{Control: private}
+	if s.listener, err = lc.Listen(context.Background(), "unix", s.path); err != nil {
+		return nil, err
+	}
+	// Close removes the socket by itself, if it still is ours.
+	s.listener.(*net.UnixListener).SetUnlinkOnClose(false)
+	if s.info, err = os.Lstat(s.path); err == nil && s.info.Mode().Perm() != 0o600 {
+		err = os.Chmod(s.path, 0o600) // systems where private has no effect
+	}
+	if err != nil {
+		s.listener.Close()
+		os.Remove(s.path)
+		return nil, err
+	}
+	return s, nil
+}
+
+// private is called between socket and bind. The mode that a socket has then is,
+// less the umask, the mode its file is made with on Linux, so that there is no
+// moment at which others could connect. Elsewhere the folder's mode sees to that.
+func private(_, _ string, c syscall.RawConn) error {
+	return c.Control(func(fd uintptr) { _ = syscall.Fchmod(int(fd), 0o600) })
+}
+
+// Serve answers clients until Close. status is what /status shows, in the form
+// that json.Marshal takes, and nil while the tunnel is not ready; down is called for each /down, and is to return at
+// once: the answer goes out after it. Both may be called at any time, also while
+// the tunnel ends.
+func (s *Server) Serve(status func() any, down func()) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		v := status()
+		if v == nil {
+			http.Error(w, ErrStarting.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		text, err := json.Marshal(v)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.Write(text)
+	})
+	mux.HandleFunc("POST /down", func(w http.ResponseWriter, _ *http.Request) {
+		// The answer is on its way before the process begins to end.
+		w.WriteHeader(http.StatusNoContent)
+		_ = http.NewResponseController(w).Flush()
+		down()
+	})
+	server := &http.Server{
+		Handler:           http.MaxBytesHandler(mux, bodyBytes),
+		ReadHeaderTimeout: ioTimeout,
+		ReadTimeout:       ioTimeout,
+		WriteTimeout:      ioTimeout,
+		IdleTimeout:       ioTimeout,
+		MaxHeaderBytes:    headerBytes,
+	}
+	s.mu.Lock()
+	s.http = server
+	s.mu.Unlock()
+	if err := server.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("control socket %s: %w", s.path, err)
+	}
+	return nil
+}
+
+// Close gives the name back: the socket is removed, unless somebody else has put
+// another in its place, and clients are cut off. Call it when the tunnel is gone:
+// the end of the socket is what Down waits for.
+func (s *Server) Close() error {
+	if unlock, err := lock(s.dir); err == nil {
+		if info, err := os.Lstat(s.path); err == nil && same(info, s.info) {
+			os.Remove(s.path)
+		}
+		unlock()
+	}
+	s.mu.Lock()
+	server := s.http
+	s.mu.Unlock()
+	err := s.listener.Close()
+	if server != nil {
+		err = server.Close()
+	}
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
