@@ -1,0 +1,190 @@
+package esp
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/des"
+	"crypto/hmac"
+	"crypto/sha1"
+	"crypto/sha256"
+	"crypto/sha512"
+	"crypto/subtle"
+	"encoding/binary"
+	"errors"
+	"hash"
+	"sync/atomic"
+)
+
+// engine is the keyed state that one packet at a time is sealed or opened with.
+// The standard library's block modes and HMACs carry state from call to call, so
+// a goroutine takes an engine for the time of a packet.
+type engine struct {
+	suite Suite
+	// For AES-GCM.
+	aead cipher.AEAD
+	salt [gcmSaltLen]byte
+	// For CBC with HMAC. SetIV saves making a BlockMode, and garbage, for each packet.
+	mode cbcMode
+	mac  hash.Hash
+
+	// Kept here because what an interface's method is given escapes to the heap.
+	nonce [gcmSaltLen + gcmIVLen]byte
+	aad   [12]byte
+	high  [4]byte
+	sum   [64]byte
+	iv    [16]byte
+}
+
+// cbcMode is what cipher.NewCBCEncrypter and NewCBCDecrypter return.
+type cbcMode interface {
+	cipher.BlockMode
+	SetIV([]byte)
+}
+
+func newEngine(suite Suite, keys Keys, encrypt bool) (*engine, error) {
+	e := &engine{suite: suite}
+	if suite.Cipher == AESGCM {
+		n := len(keys.Encryption) - gcmSaltLen
+		block, err := aes.NewCipher(keys.Encryption[:n])
+		if err != nil {
+			return nil, err
+		}
+		copy(e.salt[:], keys.Encryption[n:])
+		e.aead, err = cipher.NewGCM(block)
+		return e, err
+	}
+	newCipher := aes.NewCipher
+	if suite.Cipher == TripleDESCBC {
+		newCipher = des.NewTripleDESCipher
+	}
+	block, err := newCipher(keys.Encryption)
+	if err != nil {
+		return nil, err
+	}
+	var mode cipher.BlockMode
+	if encrypt {
+		mode = cipher.NewCBCEncrypter(block, e.iv[:block.BlockSize()])
+	} else {
+		mode = cipher.NewCBCDecrypter(block, e.iv[:block.BlockSize()])
+	}
+	var ok bool
+	if e.mode, ok = mode.(cbcMode); !ok {
+		return nil, errors.New("esp: the standard library's CBC mode takes no new IV")
+	}
+	switch suite.Integrity {
+	case HMACSHA1:
+		e.mac = hmac.New(sha1.New, keys.Integrity)
+	case HMACSHA256:
+		e.mac = hmac.New(sha256.New, keys.Integrity)
+	case HMACSHA384:
+		e.mac = hmac.New(sha512.New384, keys.Integrity)
+	case HMACSHA512:
+		e.mac = hmac.New(sha512.New, keys.Integrity)
+	}
+	return e, nil
+}
+
+// additional is the additional authenticated data of AES-GCM: SPI and sequence
+// number, all 64 bits of it in between if it is extended (RFC 4106 section 5).
+func (e *engine) additional(header []byte, sequence uint64, esn bool) []byte {
+	copy(e.aad[:4], header)
+	if !esn {
+		copy(e.aad[4:], header[4:headerLen])
+		return e.aad[:8]
+	}
+	binary.BigEndian.PutUint64(e.aad[4:], sequence)
+	return e.aad[:]
+}
+
+// seal encrypts body[headerLen+IV : len-ICV] and fills in the ICV. body begins
+// with the ESP header and has the IV in place.
+func (e *engine) seal(body []byte, sequence uint64, esn bool) {
+	iv, icv := e.suite.ivLen(), e.suite.icvLen()
+	text := body[headerLen+iv : len(body)-icv]
+	if e.aead != nil {
+		copy(e.nonce[:], e.salt[:])
+		copy(e.nonce[gcmSaltLen:], body[headerLen:])
+		e.aead.Seal(text[:0], e.nonce[:], text, e.additional(body, sequence, esn))
+		return
+	}
+	e.mode.SetIV(body[headerLen : headerLen+iv])
+	e.mode.CryptBlocks(text, text)
+	copy(body[len(body)-icv:], e.tag(body[:len(body)-icv], sequence, esn))
+}
+
+// open authenticates and decrypts in place, and reports whether body is authentic.
+func (e *engine) open(body []byte, sequence uint64, esn bool) bool {
+	iv, icv := e.suite.ivLen(), e.suite.icvLen()
+	text := body[headerLen+iv : len(body)-icv]
+	if e.aead != nil {
+		copy(e.nonce[:], e.salt[:])
+		copy(e.nonce[gcmSaltLen:], body[headerLen:headerLen+gcmIVLen])
+		_, err := e.aead.Open(text[:0], e.nonce[:], body[headerLen+iv:], e.additional(body, sequence, esn))
+		return err == nil
+	}
+	tag := e.tag(body[:len(body)-icv], sequence, esn)
+	if subtle.ConstantTimeCompare(tag, body[len(body)-icv:]) != 1 {
+		return false
+	}
+	e.mode.SetIV(body[headerLen : headerLen+iv])
+	e.mode.CryptBlocks(text, text)
+	return true
+}
+
+// tag is the HMAC over the packet, and over the upper half of an extended
+// sequence number, which is not sent (RFC 4303 section 2.2.1).
+func (e *engine) tag(packet []byte, sequence uint64, esn bool) []byte {
+	e.mac.Reset()
+	e.mac.Write(packet)
+	if esn {
+		binary.BigEndian.PutUint32(e.high[:], uint32(sequence>>32))
+		e.mac.Write(e.high[:])
+	}
+	return e.mac.Sum(e.sum[:0])[:e.suite.icvLen()]
+}
+
+// engines lends engines to goroutines without a lock. It makes one where more
+// goroutines come at once than ever before, which ends soon.
+type engines struct {
+	suite   Suite
+	keys    Keys
+	encrypt bool
+	idle    [8]atomic.Pointer[engine]
+}
+
+func newEngines(suite Suite, keys Keys, encrypt bool) (*engines, error) {
+	es := &engines{suite: suite, encrypt: encrypt, keys: Keys{
+		Encryption: append([]byte(nil), keys.Encryption...),
+		Integrity:  append([]byte(nil), keys.Integrity...),
+	}}
+	e, err := newEngine(suite, es.keys, encrypt)
+	if err != nil {
+		return nil, err
+	}
+	es.put(e)
+	return es, nil
+}
+
+func (es *engines) get() *engine {
+	for i := range es.idle {
+		if es.idle[i].Load() == nil {
+			continue
+		}
+		if e := es.idle[i].Swap(nil); e != nil {
+			return e
+		}
+	}
+	e, err := newEngine(es.suite, es.keys, es.encrypt)
+	if err != nil {
+		panic(err) // the same arguments have worked before
+	}
+	return e
+}
+
+func (es *engines) put(e *engine) {
+	for i := range es.idle {
+		if es.idle[i].CompareAndSwap(nil, e) {
+			return
+		}
+	}
+}

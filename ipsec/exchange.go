@@ -1,0 +1,246 @@
+package ipsec
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"ipipd/ipsec/esp"
+	"ipipd/ipsec/ike"
+)
+
+// exchange runs the IKE of one tunnel: one goroutine, which is the only one that
+// touches the ike.Peer.
+type exchange struct {
+	manager *Manager
+	gate    *Protector
+	door    *door
+	peer    *ike.Peer
+	local   netip.Addr
+	remote  netip.Addr
+	changed func()
+	tell    func(Event)
+
+	inbox  chan datagram
+	cancel context.CancelFunc
+	ended  chan struct{}
+
+	mine     map[uint32]*inboundSA // by SPI
+	last     map[uint32]uint64     // packets that had been opened when we last looked
+	current  *ike.Child
+	port     uint16 // the peer's UDP port that ESP last came from
+	problem  ike.Problem
+	told     map[toldProblem]bool // since the gate was last open
+	warned   string               // weak algorithms that have been warned about
+	since    time.Time
+	received bool // anything, since the SA was made
+	silent   bool // it has been said that nothing arrives
+}
+
+// toldProblem is what makes a problem another one for an operator: what is known
+// of it in detail changes from try to try.
+type toldProblem struct {
+	kind  ike.ProblemKind
+	phase int
+}
+
+// datagram is an IKE message as it came.
+type datagram struct {
+	port    uint16 // ours
+	from    netip.AddrPort
+	payload []byte
+}
+
+const (
+	// inboxSize bounds what waits while a Diffie-Hellman exchange is computed.
+	inboxSize = 32
+	// lookEvery is how often the counters of the SAs are looked at.
+	lookEvery = time.Second
+	// silence is how long an SA may send without anything coming back until that
+	// is said.
+	silence = 20 * time.Second
+)
+
+func (x *exchange) run(ctx context.Context) {
+	defer close(x.ended)
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			// First the gate, then the farewell.
+			x.gate.outbound.Store(nil)
+			x.do(x.peer.Close(time.Now()))
+			x.publish()
+			return
+		case d := <-x.inbox:
+			x.do(x.peer.Receive(time.Now(), d.port, d.from, d.payload))
+		case <-timer.C:
+			x.do(x.peer.Tick(time.Now()))
+		case <-look.C:
+			x.look(time.Now())
+		}
+		x.publish()
+		timer.Stop()
+		if next := x.peer.Next(); !next.IsZero() {
+			timer.Reset(max(0, time.Until(next)))
+		}
+	}
+}
+
+// do carries out what the state machine wants.
+func (x *exchange) do(actions []ike.Action) {
+	for _, a := range actions {
+		switch a := a.(type) {
+		case ike.Send:
+			x.door.send(a)
+		case ike.AddInbound:
+			in, err := esp.NewInbound(a.Inbound)
+			if err != nil {
+				x.say(Failed, err)
+				continue
+			}
+			sa := &inboundSA{Inbound: in, owner: x, udp: a.Outbound.DestinationPort != 0}
+			sa.port.Store(uint32(a.Outbound.DestinationPort))
+			x.mine[a.Inbound.SPI] = sa
+			x.manager.addSA(x.key(a.Inbound.SPI), sa)
+		case ike.UseOutbound:
+			x.use(a.Child)
+		case ike.Remove:
+			if sa := x.mine[a.Inbound.SPI]; sa != nil {
+				sa.Close()
+				x.manager.removeSA(x.key(a.Inbound.SPI), sa)
+				delete(x.mine, a.Inbound.SPI)
+				delete(x.last, a.Inbound.SPI)
+			}
+		case ike.SetPorts:
+			if a.Child == x.current {
+				if o := x.gate.outbound.Load(); o != nil {
+					o.SetPorts(a.Local, a.Remote)
+				}
+			}
+		}
+	}
+}
+
+func (x *exchange) key(spi uint32) saKey {
+	return saKey{remote: as4(x.remote), local: as4(x.local), spi: spi}
+}
+
+// use makes the gate seal by another SA, or closes it.
+func (x *exchange) use(c *ike.Child) {
+	var next *esp.Outbound
+	if c != nil {
+		var err error
+		if next, err = esp.NewOutbound(c.Outbound); err != nil {
+			x.say(Failed, err)
+			c = nil
+		}
+	}
+	old := x.gate.outbound.Swap(next)
+	if old != nil && next == nil {
+		old.Close() // also for whoever has just loaded it; a replaced one stays good for them
+	}
+	if c != nil && x.current == nil {
+		x.since, x.received, x.silent = time.Now(), false, false
+	}
+	x.current = c
+	x.port = 0
+	if c != nil {
+		x.port = c.Outbound.DestinationPort
+	}
+}
+
+// look tells the state machine what came in by ESP, and watches for keys that
+// are used up and for a path that takes IKE but no ESP.
+func (x *exchange) look(now time.Time) {
+	for spi, sa := range x.mine {
+		n := sa.Packets()
+		if n == x.last[spi] {
+			continue
+		}
+		x.last[spi] = n
+		x.received = true
+		x.do(x.peer.Heard(now, spi))
+		// The NAT in front of the peer has given it another port; the packet
+		// that came from there was authentic (RFC 3948 section 5 wants no more).
+		if port := uint16(sa.port.Load()); sa.udp && x.current != nil && x.current.Inbound.SPI == spi && port != x.port {
+			x.port = port
+			x.peer.Moved(port)
+			if o := x.gate.outbound.Load(); o != nil {
+				o.SetPorts(4500, port)
+			}
+		}
+	}
+	if o := x.gate.outbound.Load(); o != nil {
+		if o.NeedsRekey() {
+			x.do(x.peer.Rekey(now))
+		}
+		if !x.received && !x.silent && o.Packets() > 5 && now.Sub(x.since) > silence {
+			x.silent = true
+			x.say(Silent, nil)
+		}
+		if x.received && x.silent {
+			x.silent = false
+			x.say(Heard, nil)
+		}
+	}
+}
+
+// isNews reports whether a problem has not been told yet since the gate was open.
+func (x *exchange) isNews(problem ike.Problem) bool {
+	key := toldProblem{problem.Kind, problem.Phase}
+	if problem.Kind == ike.NoProblem || x.told[key] {
+		return false
+	}
+	if x.told == nil {
+		x.told = map[toldProblem]bool{}
+	}
+	x.told[key] = true
+	return true
+}
+
+func (x *exchange) say(kind EventKind, err error) {
+	if x.tell != nil {
+		x.tell(Event{Kind: kind, Status: x.gate.Status(), Err: err})
+	}
+}
+
+// publish says what has changed: to the status, once as an event, to the tunnel.
+func (x *exchange) publish() {
+	s := &Status{Problem: x.peer.Problem().String()}
+	if c := x.current; c != nil {
+		s.Established, s.Suite, s.Group, s.Version = true, c.Outbound.Suite, c.Group, c.Version
+		s.UDP, s.InboundSPI, s.OutboundSPI = c.Outbound.DestinationPort != 0, c.Inbound.SPI, c.Outbound.SPI
+		s.Since, s.RekeyAt, s.Weak = c.Established, c.RekeyAt, c.Weak()
+		if x.silent {
+			s.Problem = "no ESP arrives"
+		}
+	}
+	old := x.gate.status.Swap(s)
+	if old == nil {
+		old = &Status{}
+	}
+	if problem := x.peer.Problem(); problem != x.problem {
+		x.problem = problem
+		if x.current == nil && x.isNews(problem) {
+			x.say(Blocked, nil)
+		}
+	}
+	switch {
+	case s.Established && !old.Established:
+		x.told = nil
+		x.say(Opened, nil)
+	case !s.Established && old.Established:
+		x.say(Shut, nil)
+	}
+	if s.Established && s.Weak != "" && s.Weak != x.warned {
+		x.warned = s.Weak
+		x.say(Weak, nil)
+	}
+	if x.changed != nil && (s.Established != old.Established || s.Suite != old.Suite || s.UDP != old.UDP) {
+		x.changed()
+	}
+}

@@ -1,0 +1,205 @@
+package ike
+
+import (
+	"crypto/ecdh"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"filippo.io/bigmod"
+)
+
+// Group is a Diffie-Hellman group by its number in both versions of IKE. The
+// zero value is none.
+type Group uint16
+
+// The groups.
+const (
+	MODP1024   Group = 2
+	MODP1536   Group = 5
+	MODP2048   Group = 14
+	MODP3072   Group = 15
+	MODP4096   Group = 16
+	ECP256     Group = 19
+	ECP384     Group = 20
+	ECP521     Group = 21
+	Curve25519 Group = 31
+)
+
+// groups is in the order of strength.
+var groups = []struct {
+	group Group
+	name  string
+	prime string
+	curve func() ecdh.Curve
+}{
+	{MODP1024, "modp1024", prime1024, nil},
+	{MODP1536, "modp1536", prime1536, nil},
+	{MODP2048, "modp2048", prime2048, nil},
+	{MODP3072, "modp3072", prime3072, nil},
+	{Curve25519, "curve25519", "", ecdh.X25519},
+	{ECP256, "ecp256", "", ecdh.P256},
+	{MODP4096, "modp4096", prime4096, nil},
+	{ECP384, "ecp384", "", ecdh.P384},
+	{ECP521, "ecp521", "", ecdh.P521},
+}
+
+// rank is the group's place in the order of strength, from 1; 0 for none and unknown.
+func (g Group) rank() int {
+	for i := range groups {
+		if groups[i].group == g {
+			return i + 1
+		}
+	}
+	return 0
+}
+
+// String is the group's name in proposals: modp2048.
+func (g Group) String() string {
+	if r := g.rank(); r != 0 {
+		return groups[r-1].name
+	}
+	if g == 0 {
+		return "none"
+	}
+	return fmt.Sprintf("group%d", uint16(g))
+}
+
+func groupByName(name string) (Group, bool) {
+	switch name {
+	case "x25519":
+		name = "curve25519"
+	}
+	for _, g := range groups {
+		if g.name == name {
+			return g.group, true
+		}
+	}
+	return 0, false
+}
+
+// ParseGroup reads the name of a group; "none" is none.
+func ParseGroup(name string) (Group, error) {
+	if name == "none" {
+		return 0, nil
+	}
+	if g, ok := groupByName(name); ok {
+		return g, nil
+	}
+	return 0, fmt.Errorf("%q is not accepted: want none, modp1024, modp1536, modp2048, modp3072, modp4096, ecp256, ecp384, ecp521 or curve25519", name)
+}
+
+// exchange is our half of a Diffie-Hellman exchange.
+type exchange struct {
+	group  Group
+	public []byte // as a KE payload carries it
+	// One of:
+	exponent []byte
+	private  *ecdh.PrivateKey
+}
+
+var errPublic = errors.New("ike: the peer's public value is none of its group")
+
+// modulus is made once for each group: it takes a few exponentiations' time.
+var modulus = func() map[Group]func() *bigmod.Modulus {
+	m := make(map[Group]func() *bigmod.Modulus)
+	for _, g := range groups {
+		if g.prime == "" {
+			continue
+		}
+		m[g.group] = sync.OnceValue(func() *bigmod.Modulus {
+			b, err := hex.DecodeString(g.prime)
+			if err != nil {
+				panic(err)
+			}
+			n, err := bigmod.NewModulus(b)
+			if err != nil {
+				panic(err)
+			}
+			return n
+		})
+	}
+	return m
+}()
+
+// exponentLen is the length of our private exponents in bytes: more than twice
+// the strength of the largest group (RFC 3526 section 8).
+const exponentLen = 64
+
+// newExchange begins an exchange with random bytes from random.
+func newExchange(g Group, random io.Reader) (*exchange, error) {
+	r := g.rank()
+	if r == 0 {
+		return nil, fmt.Errorf("ike: no group %s", g)
+	}
+	e := &exchange{group: g}
+	if curve := groups[r-1].curve; curve != nil {
+		var err error
+		if e.private, err = curvePrivate(curve(), random); err != nil {
+			return nil, err
+		}
+		e.public = e.private.PublicKey().Bytes()
+		if g != Curve25519 {
+			e.public = e.public[1:] // RFC 5903 section 7: x and y, without the form's byte
+		}
+		return e, nil
+	}
+	e.exponent = make([]byte, exponentLen)
+	if _, err := io.ReadFull(random, e.exponent); err != nil {
+		return nil, err
+	}
+	m := modulus[g]()
+	two := bigmod.NewNat().SetUint(2).ExpandFor(m)
+	e.public = bigmod.NewNat().Exp(two, e.exponent, m).Bytes(m)
+	return e, nil
+}
+
+// curvePrivate makes a key of exactly the bytes read, which GenerateKey does not
+// promise, so that a test can repeat itself.
+func curvePrivate(curve ecdh.Curve, random io.Reader) (*ecdh.PrivateKey, error) {
+	size := map[ecdh.Curve]int{ecdh.P256(): 32, ecdh.P384(): 48, ecdh.P521(): 66, ecdh.X25519(): 32}[curve]
+	for {
+		b := make([]byte, size)
+		if _, err := io.ReadFull(random, b); err != nil {
+			return nil, err
+		}
+		if curve == ecdh.P521() {
+			b[0] &= 1
+		}
+		if k, err := curve.NewPrivateKey(b); err == nil { // else zero or beyond the order
+			return k, nil
+		}
+	}
+}
+
+// shared is the secret that the peer's public value gives, of a length that
+// depends on the group only.
+func (e *exchange) shared(peer []byte) ([]byte, error) {
+	if e.private != nil {
+		if e.group != Curve25519 {
+			peer = append([]byte{4}, peer...)
+		}
+		public, err := e.private.Curve().NewPublicKey(peer)
+		if err != nil {
+			return nil, errPublic
+		}
+		secret, err := e.private.ECDH(public)
+		if err != nil {
+			return nil, errPublic
+		}
+		return secret, nil
+	}
+	m := modulus[e.group]()
+	if len(peer) != m.Size() {
+		return nil, errPublic
+	}
+	y, err := bigmod.NewNat().SetBytes(peer, m)
+	// 0, 1 and p-1 would give a secret that everyone knows; with a safe prime no
+	// other value does (RFC 6989 section 2.1).
+	if err != nil || y.IsZero()|y.IsOne()|y.IsMinusOne(m) == 1 {
+		return nil, errPublic
+	}
+	return bigmod.NewNat().Exp(y, e.exponent, m).Bytes(m), nil
+}

@@ -1,0 +1,68 @@
+package ike
+
+import "testing"
+
+// Only SAs for protocol 4, or everything, between the two addresses are made.
+func TestIKEv1SelectorsMustBeTheTunnels(t *testing.T) {
+	host := func(protocol byte, ip ...byte) payload {
+		return payload{kind: v1Identification, body: append([]byte{idIPv4, protocol, 0, 0}, ip...)}
+	}
+	subnet := func(bits byte) payload {
+		return payload{kind: v1Identification, body: []byte{idIPv4Subnet, 4, 0, 0, 198, 51, 100, 1, 255, 255, 255, bits}}
+	}
+	us, them := host(4, 192, 0, 2, 1), host(4, 198, 51, 100, 1)
+	for name, c := range map[string]struct {
+		ids  []payload
+		nat  bool
+		want bool
+	}{
+		"none":                  {nil, false, true},
+		"ours":                  {[]payload{them, us}, false, true},
+		"the wrong way round":   {[]payload{us, them}, false, false},
+		"any protocol":          {[]payload{host(0, 198, 51, 100, 1), us}, false, true},
+		"another protocol":      {[]payload{host(17, 198, 51, 100, 1), us}, false, false},
+		"another address":       {[]payload{host(4, 198, 51, 100, 2), us}, false, false},
+		"behind a NAT":          {[]payload{host(4, 10, 0, 0, 7), us}, true, true},
+		"a network of one":      {[]payload{subnet(255), us}, false, true},
+		"a network of two":      {[]payload{subnet(254), us}, false, false},
+		"one":                   {[]payload{them}, false, false},
+		"three":                 {[]payload{them, us, us}, false, false},
+		"short":                 {[]payload{them, {kind: v1Identification, body: []byte{1}}}, false, false},
+		"a network behind NATs": {[]payload{subnet(0), us}, true, false},
+	} {
+		s := &v1SA{p: &Peer{cfg: Config{Local: addressA, Remote: addressB}}, nat: c.nat}
+		if got := s.selectorsOK(c.ids); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+func TestIKEv2SelectorsMustTakeTheTunnelIn(t *testing.T) {
+	ip := [4]byte{192, 0, 2, 1}
+	ts := func(protocol, low, high byte) []byte {
+		return []byte{1, 0, 0, 0, 7, protocol, 0, 16, 0, 0, 255, 255, 192, 0, 2, low, 192, 0, 2, high}
+	}
+	ports := ts(4, 1, 1)
+	ports[11] = 80
+	for name, c := range map[string]struct {
+		b    []byte
+		any  bool
+		want bool
+	}{
+		"ours":              {selectorV2(ip), false, true},
+		"wider":             {ts(0, 0, 255), false, true},
+		"beside":            {ts(4, 2, 9), false, false},
+		"another":           {ts(4, 2, 2), false, false},
+		"another, with NAT": {ts(4, 2, 2), true, true},
+		"others, with NAT":  {ts(4, 2, 9), true, false},
+		"another protocol":  {ts(17, 1, 1), false, false},
+		"ports":             {ports, false, false},
+		"second of two":     {append(append([]byte{2, 0, 0, 0}, ts(17, 1, 1)[4:]...), ts(4, 1, 1)[4:]...), false, true},
+		"cut":               {ts(4, 1, 1)[:15], false, false},
+		"empty":             {nil, false, false},
+	} {
+		if _, got := selects(c.b, ip, c.any); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}

@@ -1,0 +1,321 @@
+package ike
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"net/netip"
+	"time"
+)
+
+// stateV1 is how far main mode has come. Each end sends three messages:
+//
+//	initiator                               responder
+//	HDR, SA                     → 1
+//	                            2 ←         HDR, SA
+//	HDR, KE, Ni, NAT-D          → 3
+//	                            4 ←         HDR, KE, Nr, NAT-D
+//	HDR*, IDii, HASH_I          → 5
+//	                            6 ←         HDR*, IDir, HASH_R
+type stateV1 uint8
+
+const (
+	sent1 stateV1 = iota + 1
+	sent2
+	sent3
+	sent4
+	sent5
+	establishedV1
+)
+
+// v1SA is an ISAKMP SA, or an attempt at one.
+type v1SA struct {
+	p          *Peer
+	initiator  bool
+	state      stateV1
+	ckyI, ckyR cookie
+	path       path
+	began      time.Time
+	expireAt   time.Time // the attempt's end, then the SA's
+
+	saI       []byte // the body of the initiator's SA payload: both hashes cover it
+	proposal  Proposal
+	life      time.Duration
+	dh        *exchange
+	peerKE    []byte
+	ni, nr    []byte
+	natT      bool // the peer can do NAT traversal
+	nat       bool // there is one
+	natLocal  bool // and it is at our end
+	peerDPD   bool
+	keys      *v1Keys
+	iv        []byte // of the next message of phase 1
+	badHashes int
+
+	retransmission
+	lastRequest [32]byte // hash of what lastReply answered
+	lastReply   []byte
+
+	established time.Time
+	rekeyAt     time.Time
+	replacedAt  time.Time
+	keepaliveAt time.Time
+	exchanges   map[uint32]*quickV1
+	seen        map[uint32]struct{} // message IDs that have been used
+	dpd         dpd
+	dpdSequence uint32
+}
+
+// Vendor IDs: MD5 of "RFC 3947", and of RFC 3706 section 5.1.
+var (
+	vendorNATT = []byte{0x4a, 0x13, 0x1c, 0x81, 0x07, 0x03, 0x58, 0x45, 0x5c, 0x57, 0x28, 0xf2, 0x0e, 0x95, 0x45, 0x2f}
+	vendorDPD  = []byte{0xaf, 0xca, 0xd7, 0x13, 0x68, 0xa1, 0xf1, 0xc9, 0x6b, 0x86, 0x96, 0xfc, 0x77, 0x57, 0x01, 0x00}
+)
+
+func (p *Peer) receiveV1(h header, b []byte, at path) {
+	if p.cfg.Mode == IKE2 {
+		return
+	}
+	for _, s := range p.v1 {
+		if s.ckyI != h.initiator {
+			continue
+		}
+		if h.responder == (cookie{}) && (s.initiator && h.exchange == exchangeMain || s.state != sent2 && !s.initiator) {
+			return // our own message 1, reflected; or the peer's, late
+		}
+		// The responder's cookie is still unknown to an initiator that awaits
+		// message 2, and to one that has not seen it and repeats message 1.
+		unknown := s.initiator && s.state == sent1 || !s.initiator && s.state == sent2 && h.responder == cookie{}
+		if s.ckyR != h.responder && !unknown {
+			continue
+		}
+		s.receive(h, b, at)
+		return
+	}
+	if h.exchange == exchangeMain && h.responder == (cookie{}) && h.initiator != (cookie{}) && h.id == 0 && h.flags&flagEncrypted == 0 {
+		p.respondV1(h, b, at)
+	}
+}
+
+func (s *v1SA) receive(h header, b []byte, at path) {
+	if sha := sha256.Sum256(b); s.lastReply != nil && sha == s.lastRequest {
+		s.p.send(at, s.lastReply) // our answer was lost
+		return
+	}
+	switch {
+	case h.exchange == exchangeMain && s.state != establishedV1:
+		s.receiveMain(h, b, at)
+	case h.exchange == exchangeQuick && s.state == establishedV1 && h.id != 0:
+		s.receiveQuick(h, b, at)
+	case h.exchange == exchangeInfo:
+		s.receiveInfo(h, b, at)
+	}
+}
+
+func (s *v1SA) header(exchangeType uint8, id uint32) header {
+	return header{initiator: s.ckyI, responder: s.ckyR, version: version1, exchange: exchangeType, id: id}
+}
+
+// request sends a message and repeats it until something comes back.
+func (s *v1SA) request(b []byte) { s.p.transmit(&s.retransmission, s.path, b) }
+
+// reply sends the answer to request, and keeps it for when that is repeated.
+func (s *v1SA) reply(request, b []byte) {
+	s.lastRequest, s.lastReply = sha256.Sum256(request), b
+	s.p.send(s.path, b)
+}
+
+// authentic notes that the peer is alive, and, behind a NAT, where it is.
+func (s *v1SA) authentic(at path) {
+	s.p.heard = s.p.now
+	s.dpd.probes = 0
+	s.dpd.at = time.Time{}
+	if s.nat && at != s.path && at.local == s.path.local {
+		s.path = at
+		for _, c := range s.p.children {
+			if c.v2 == nil && c.Outbound.DestinationPort != 0 {
+				s.p.actions = append(s.p.actions, SetPorts{c, at.local, at.remote.Port()})
+			}
+		}
+	}
+}
+
+// lookup tells which cookies both ends of the SA have in a DELETE or a notification.
+func (s *v1SA) spi() []byte { return append(append([]byte(nil), s.ckyI[:]...), s.ckyR[:]...) }
+
+// isNew reports whether a message ID has not been used yet, and remembers it.
+func (s *v1SA) isNew(id uint32) bool {
+	if _, ok := s.seen[id]; ok {
+		return false
+	}
+	if s.seen == nil || len(s.seen) >= 4096 {
+		s.seen = make(map[uint32]struct{})
+	}
+	s.seen[id] = struct{}{}
+	return true
+}
+
+func (p *Peer) newestV1() *v1SA {
+	var newest *v1SA
+	for _, s := range p.v1 {
+		if s.state == establishedV1 && (newest == nil || s.established.After(newest.established)) {
+			newest = s
+		}
+	}
+	return newest
+}
+
+func (p *Peer) startingV1() bool {
+	for _, s := range p.v1 {
+		if s.state != establishedV1 && s.initiator {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *Peer) quickInProgress() bool {
+	for _, s := range p.v1 {
+		for _, q := range s.exchanges {
+			if !q.done {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (p *Peer) dropV1(s *v1SA) {
+	for i, x := range p.v1 {
+		if x == s {
+			p.v1 = append(p.v1[:i:i], p.v1[i+1:]...)
+			p.again = true
+			break
+		}
+	}
+	for _, q := range s.exchanges {
+		q.abandon()
+	}
+}
+
+// closeV1 deletes everything in one message each, so that the peer does not take
+// the end of the ISAKMP SA for the end of that alone.
+func (p *Peer) closeV1() {
+	var all []payload
+	for _, c := range p.children {
+		if c.v2 == nil {
+			all = append(all, deletion(protoESP, be32(c.Inbound.SPI)))
+		}
+	}
+	for _, s := range p.v1 {
+		if s.state == establishedV1 {
+			s.sendInfo(append(all, deletion(protoISAKMP, s.spi()))...)
+			all = nil
+		}
+	}
+}
+
+func (p *Peer) stepV1() {
+	for _, s := range append([]*v1SA(nil), p.v1...) {
+		s.step()
+	}
+}
+
+func (s *v1SA) step() {
+	p := s.p
+	if !s.retransmission.step(p, s.path) {
+		p.dropV1(s)
+		problem := Problem{Kind: NoAnswer}
+		if s.state == sent5 {
+			problem = Problem{Kind: SecretMismatch, Detail: ", it seems: it does not answer to our authentication"}
+		}
+		p.tryMain = false // an Auto peer goes on with IKEv2
+		p.failed(problem)
+		return
+	}
+	if p.due(s.expireAt) {
+		if s.state == establishedV1 {
+			s.sendDelete(protoISAKMP, s.spi())
+		}
+		p.dropV1(s)
+		return
+	}
+	if s.state != establishedV1 {
+		return
+	}
+	if p.due(s.replacedAt) {
+		if s.needed() {
+			s.replacedAt = p.now.Add(overlapTime)
+			return
+		}
+		s.sendDelete(protoISAKMP, s.spi())
+		p.dropV1(s)
+		return
+	}
+	if p.due(s.keepaliveAt) {
+		s.keepaliveAt = p.now.Add(keepaliveTime)
+		p.actions = append(p.actions, Send{LocalPort: s.path.local, To: s.path.remote, Payload: []byte{0xff}, Keepalive: true})
+	}
+	for _, id := range sortedIDs(s.exchanges) {
+		s.exchanges[id].step()
+	}
+	if s.peerDPD && s == p.newestV1() && s.dpd.step(p, s.established, s.sendProbe) {
+		p.dropV1(s)
+		p.reset()
+		p.failed(Problem{Kind: NoAnswer, Detail: " any more"})
+	}
+}
+
+// needed reports whether packets would be lost if the peer deleted, with this SA,
+// those of ESP that were made under it. It sees to it that there will be others.
+func (s *v1SA) needed() bool {
+	for _, c := range s.p.children {
+		if c.v1 != s {
+			continue
+		}
+		if c == s.p.current {
+			s.p.refresh = true
+			return true
+		}
+		if !c.deleteAt.IsZero() || !c.removeAt.IsZero() || !c.useAt.IsZero() {
+			return true
+		}
+	}
+	return false
+}
+
+// natHash is RFC 3947 section 3.2: HASH(CKY-I | CKY-R | IP | port).
+func (s *v1SA) natHash(at netip.AddrPort) []byte {
+	ip := at.Addr().As4()
+	return digest(s.proposal.Hash, s.ckyI[:], s.ckyR[:], ip[:], binary.BigEndian.AppendUint16(nil, at.Port()))
+}
+
+// natPayloads tell the peer which addresses we see: first its own, then ours.
+func (s *v1SA) natPayloads() []payload {
+	local := netip.AddrPortFrom(s.p.cfg.Local, s.path.local)
+	if s.p.cfg.ForceUDP {
+		local = netip.AddrPortFrom(netip.AddrFrom4([4]byte{}), 0) // an address that we do not have
+	}
+	return []payload{{kind: v1NATDiscovery, body: s.natHash(s.path.remote)}, {kind: v1NATDiscovery, body: s.natHash(local)}}
+}
+
+// discoverNAT compares what the peer sees with what is.
+func (s *v1SA) discoverNAT(ps []payload, at path) {
+	var hashes [][]byte
+	for _, p := range ps {
+		if p.kind == v1NATDiscovery {
+			hashes = append(hashes, p.body)
+		}
+	}
+	if !s.natT || len(hashes) < 2 {
+		return
+	}
+	s.natLocal = !bytes.Equal(hashes[0], s.natHash(netip.AddrPortFrom(s.p.cfg.Local, at.local)))
+	remote := true
+	for _, h := range hashes[1:] {
+		if bytes.Equal(h, s.natHash(at.remote)) {
+			remote = false
+		}
+	}
+	s.nat = s.natLocal || remote || s.p.cfg.ForceUDP
+}

@@ -1,0 +1,205 @@
+package ike
+
+import (
+	"bytes"
+	"crypto/subtle"
+	"encoding/binary"
+	"fmt"
+	"time"
+)
+
+// Notifications of IKEv1 (RFC 2408 section 3.14.1, RFC 2407, RFC 3706).
+const (
+	notifyInvalidPayload = 1
+	notifyNoProposal     = 14
+	notifyMalformed      = 16
+	notifyInvalidID      = 18
+	notifyAuthFailed     = 24
+	notifyInitialContact = 24578
+	notifyAreYouThere    = 36136
+	notifyYesIAm         = 36137
+)
+
+// notification is the body of a notification about the ISAKMP SA.
+func (s *v1SA) notification(kind uint16, spi, data []byte) []byte {
+	b := append(be32(doiIPsec), protoISAKMP, byte(len(spi)))
+	b = binary.BigEndian.AppendUint16(b, kind)
+	b = append(b, spi...)
+	return append(b, data...)
+}
+
+// sendInfo sends payloads of one informational exchange, protected.
+func (s *v1SA) sendInfo(body ...payload) {
+	id := s.p.random32()
+	for !s.isNew(id) {
+		id = s.p.random32()
+	}
+	hash := prf(s.keys.hash, s.keys.a, be32(id), appendPayloads(nil, body))
+	msg, _ := s.keys.encryptV1(s.header(exchangeInfo, id), append([]payload{{kind: v1Hash, body: hash}}, body...), s.keys.iv(s.iv, id))
+	s.p.send(s.path, msg)
+}
+
+func (s *v1SA) sendNotification(kind uint16) {
+	s.sendInfo(payload{kind: v1Notification, body: s.notification(kind, s.spi(), nil)})
+}
+
+func (s *v1SA) sendDelete(protocol byte, spi []byte) { s.sendInfo(deletion(protocol, spi)) }
+
+// deletion is a DELETE payload (RFC 2408 section 3.15) for one SPI.
+func deletion(protocol byte, spi []byte) payload {
+	b := append(be32(doiIPsec), protocol, byte(len(spi)), 0, 1)
+	return payload{kind: v1Delete, body: append(b, spi...)}
+}
+
+// sendProbe is R-U-THERE (RFC 3706 section 5.4).
+func (s *v1SA) sendProbe() {
+	if s.dpdSequence == 0 {
+		s.dpdSequence = s.p.random32() >> 1
+	}
+	s.dpdSequence++
+	s.sendInfo(payload{kind: v1Notification, body: s.notification(notifyAreYouThere, s.spi(), be32(s.dpdSequence))})
+}
+
+func (s *v1SA) receiveInfo(h header, b []byte, at path) {
+	if h.flags&flagEncrypted == 0 || s.state != establishedV1 {
+		s.hint(h, b)
+		return
+	}
+	if _, used := s.seen[h.id]; used || h.id == 0 {
+		return
+	}
+	ps, plain, _, err := s.keys.decryptV1(h, b, s.keys.iv(s.iv, h.id))
+	if err != nil || len(ps) < 2 || ps[0].kind != v1Hash {
+		return
+	}
+	rest := plain[4+len(ps[0].body):]
+	if subtle.ConstantTimeCompare(ps[0].body, prf(s.keys.hash, s.keys.a, be32(h.id), rest)) != 1 {
+		return
+	}
+	s.isNew(h.id)
+	s.authentic(at)
+	for _, p := range ps[1:] {
+		switch p.kind {
+		case v1Notification:
+			s.receiveNotification(p.body)
+		case v1Delete:
+			s.receiveDelete(p.body)
+		}
+	}
+}
+
+// hint takes a notification that nobody vouches for: it may explain why nothing
+// goes on, and does nothing else.
+func (s *v1SA) hint(h header, b []byte) {
+	if !s.initiator || s.state == establishedV1 {
+		return
+	}
+	kind := -1
+	if h.flags&flagEncrypted == 0 {
+		ps, _, _, err := parsePayloads(b[headerLen:], h.next, payloadNone)
+		if n := find(ps, v1Notification); err == nil && len(n) >= 8 {
+			kind = int(binary.BigEndian.Uint16(n[6:]))
+		}
+	}
+	switch {
+	case s.state == sent1 && kind == notifyNoProposal:
+		s.p.mayProblem(Problem{Kind: NoCommonProposal, Phase: 1, Ours: proposalList(s.p.cfg.Phase1)})
+	case s.state == sent5 && (kind < 0 || kind == notifyAuthFailed || kind == notifyMalformed || kind == notifyInvalidPayload || kind == notifyInvalidID || kind == 23):
+		s.p.mayProblem(Problem{Kind: SecretMismatch, Detail: ", it seems: it cannot read our authentication"})
+	case kind >= 0 && kind < 16384:
+		s.p.mayProblem(Problem{Kind: Refused, Phase: 1, Detail: fmt.Sprintf("notification %d", kind)})
+	}
+}
+
+func (s *v1SA) receiveNotification(b []byte) {
+	if len(b) < 8 {
+		return
+	}
+	p := s.p
+	n := int(b[5])
+	if len(b) < 8+n {
+		return
+	}
+	kind, spi, data := binary.BigEndian.Uint16(b[6:]), b[8:8+n], b[8+n:]
+	switch kind {
+	case notifyInitialContact:
+		s.initialContact()
+	case notifyAreYouThere:
+		if bytes.Equal(spi, s.spi()) && len(data) == 4 {
+			s.sendInfo(payload{kind: v1Notification, body: s.notification(notifyYesIAm, s.spi(), data)})
+		}
+	case notifyYesIAm: // that it is authentic is all that counts
+	default:
+		if kind >= 16384 { // a status
+			return
+		}
+		for _, id := range sortedIDs(s.exchanges) {
+			q := s.exchanges[id]
+			if q.done || !q.initiator {
+				continue
+			}
+			problem := Problem{Kind: Refused, Phase: 2, Detail: fmt.Sprintf("notification %d", kind)}
+			if kind == notifyNoProposal {
+				problem = Problem{Kind: NoCommonProposal, Phase: 2, Ours: s.oursPhase2()}
+			}
+			p.failed(problem)
+			p.nextChild = p.nextStart
+			q.forget()
+		}
+	}
+}
+
+// initialContact: the peer has no SAs but this one; it has started anew. An SA
+// that was made while this one was on its way may be from the peer's present life.
+func (s *v1SA) initialContact() {
+	p := s.p
+	for _, c := range append([]*Child(nil), p.children...) {
+		if c.Established.Before(s.began) {
+			p.remove(c)
+		}
+	}
+	for _, old := range append([]*v1SA(nil), p.v1...) {
+		if old != s && old.state == establishedV1 && old.established.Before(s.began) {
+			p.dropV1(old)
+		}
+	}
+}
+
+func (s *v1SA) receiveDelete(b []byte) {
+	if len(b) < 8 {
+		return
+	}
+	p := s.p
+	protocol, size, n := b[4], int(b[5]), int(binary.BigEndian.Uint16(b[6:]))
+	spis := b[8:]
+	if size == 0 || n > maxTransforms || len(spis) < n*size {
+		return
+	}
+	for ; n > 0; n, spis = n-1, spis[size:] {
+		spi := spis[:size]
+		switch protocol {
+		case protoESP:
+			if c := p.byOutboundSPI(spi); c != nil && c.v2 == nil {
+				p.deletedByPeer(c)
+			}
+		case protoISAKMP:
+			for _, x := range append([]*v1SA(nil), p.v1...) {
+				if x.state == establishedV1 && bytes.Equal(spi, x.spi()) {
+					p.dropV1(x)
+				}
+			}
+			if p.newestV1() == nil {
+				// Peers differ on whether the SAs of ESP go with it.
+				p.refresh = true
+				p.nextStart = later(p.nextStart, p.now.Add(backoffFirst))
+			}
+		}
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}

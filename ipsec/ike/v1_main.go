@@ -1,0 +1,337 @@
+package ike
+
+import (
+	"bytes"
+	"crypto/subtle"
+	"strings"
+	"time"
+)
+
+const nonceLen = 32
+
+func (s *v1SA) vendorIDs() []payload {
+	return []payload{{kind: v1VendorID, body: vendorNATT}, {kind: v1VendorID, body: vendorDPD}}
+}
+
+func (s *v1SA) readVendorIDs(ps []payload) {
+	for _, p := range ps {
+		if p.kind != v1VendorID {
+			continue
+		}
+		s.natT = s.natT || bytes.Equal(p.body, vendorNATT)
+		s.peerDPD = s.peerDPD || len(p.body) >= 14 && bytes.Equal(p.body[:14], vendorDPD[:14]) // the last two are a version
+	}
+}
+
+// startV1 begins main mode as initiator.
+func (p *Peer) startV1() {
+	s := &v1SA{p: p, initiator: true, state: sent1, path: p.firstPath(), began: p.now, exchanges: map[uint32]*quickV1{}}
+	p.random(s.ckyI[:])
+	s.saI = appendSAV1(phase1(p.cfg.Phase1, p.cfg.Lifetime1))
+	p.v1 = append(p.v1, s)
+	s.request(message(s.header(exchangeMain, 0), append([]payload{{kind: v1SecurityAssociation, body: s.saI}}, s.vendorIDs()...)))
+}
+
+// respondV1 answers message 1. It keeps little, computes nothing that costs, and
+// makes no promise: the sender's address may be false.
+func (p *Peer) respondV1(h header, b []byte, at path) {
+	ps, _, _, err := parsePayloads(b[headerLen:], h.next, payloadNone)
+	if err != nil || firstType(ps) != v1SecurityAssociation || !p.admit() {
+		return
+	}
+	saI := find(ps, v1SecurityAssociation)
+	sas, err := parseSAV1(saI)
+	if err != nil || len(sas) == 0 {
+		return
+	}
+	s := &v1SA{
+		p: p, state: sent2, ckyI: h.initiator, path: at, began: p.now, saI: bytes.Clone(saI),
+		expireAt: p.now.Add(halfOpenTime), exchanges: map[uint32]*quickV1{},
+	}
+	chosen, ok := s.choosePhase1(sas)
+	if !ok {
+		p.mayProblem(Problem{Kind: NoCommonProposal, Phase: 1, Ours: proposalList(p.cfg.Phase1), Theirs: offeredPhase1(sas)})
+		notify := append(append(be32(doiIPsec), protoISAKMP, 0), 0, notifyNoProposal)
+		r := s.header(exchangeInfo, p.random32())
+		p.send(at, message(r, []payload{{kind: v1Notification, body: notify}}))
+		return
+	}
+	p.boundHalfOpenV1()
+	p.random(s.ckyR[:])
+	s.readVendorIDs(ps)
+	p.v1 = append(p.v1, s)
+	answer := []payload{{kind: v1SecurityAssociation, body: appendSAV1(chosen)}}
+	if s.natT {
+		answer = append(answer, payload{kind: v1VendorID, body: vendorNATT})
+	}
+	answer = append(answer, payload{kind: v1VendorID, body: vendorDPD})
+	s.reply(b, message(s.header(exchangeMain, 0), answer))
+}
+
+// boundHalfOpenV1 makes room: the oldest attempt of others that got least far goes.
+func (p *Peer) boundHalfOpenV1() {
+	var oldest *v1SA
+	n := 0
+	for _, s := range p.v1 {
+		if s.state == establishedV1 || s.initiator {
+			continue
+		}
+		n++
+		if oldest == nil || s.state < oldest.state {
+			oldest = s
+		}
+	}
+	if n >= maxHalfOpen {
+		p.dropV1(oldest)
+	}
+}
+
+// choosePhase1 takes the first of our proposals that the initiator offers too, and
+// gives the answer: its transform as it came.
+func (s *v1SA) choosePhase1(sas []saV1) (saV1, bool) {
+	for _, want := range s.p.cfg.Phase1 {
+		for _, sa := range sas {
+			if sa.protocol != protoISAKMP {
+				continue
+			}
+			for _, t := range sa.transforms {
+				if got, life, ok := phase1Of(t); ok && got == want {
+					s.proposal, s.life = got, life
+					return saV1{number: sa.number, protocol: sa.protocol, spi: sa.spi, transforms: []transformV1{t}}, true
+				}
+			}
+		}
+	}
+	return saV1{}, false
+}
+
+func offeredPhase1(sas []saV1) string {
+	var words []string
+	for _, sa := range sas {
+		for _, t := range sa.transforms {
+			if p, _, ok := phase1Of(t); ok {
+				words = append(words, p.String())
+			}
+		}
+	}
+	if words == nil {
+		return "nothing known here"
+	}
+	return strings.Join(words, ",")
+}
+
+func (s *v1SA) receiveMain(h header, b []byte, at path) {
+	if h.id != 0 || (h.flags&flagEncrypted != 0) != (s.state == sent4 || s.state == sent5) {
+		return
+	}
+	if s.state == sent4 || s.state == sent5 {
+		s.receiveAuth(h, b, at)
+		return
+	}
+	ps, _, _, err := parsePayloads(b[headerLen:], h.next, payloadNone)
+	if err != nil {
+		return
+	}
+	switch s.state {
+	case sent1:
+		s.receive2(h, ps, at)
+	case sent2:
+		s.receive3(b, ps, at)
+	case sent3:
+		s.receive4(ps, at)
+	}
+}
+
+func (s *v1SA) receive2(h header, ps []payload, at path) {
+	sas, err := parseSAV1(find(ps, v1SecurityAssociation))
+	if err != nil || len(sas) != 1 || len(sas[0].transforms) != 1 || h.responder == (cookie{}) {
+		return
+	}
+	got, life, ok := phase1Of(sas[0].transforms[0])
+	if !ok || !offered(s.p.cfg.Phase1, got) {
+		return
+	}
+	dh, err := newExchange(got.Group, s.p.cfg.Rand)
+	if err != nil {
+		return
+	}
+	s.proposal, s.life, s.dh, s.ckyR = got, life, dh, h.responder
+	s.readVendorIDs(ps)
+	s.ni = make([]byte, nonceLen)
+	s.p.random(s.ni)
+	s.state = sent3
+	s.request(message(s.header(exchangeMain, 0), s.keyPayloads(s.ni)))
+}
+
+func offered(ps []Proposal, p Proposal) bool {
+	for _, x := range ps {
+		if x == p {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *v1SA) keyPayloads(nonce []byte) []payload {
+	ps := []payload{{kind: v1KeyExchange, body: s.dh.public}, {kind: v1Nonce, body: nonce}}
+	if s.natT {
+		ps = append(ps, s.natPayloads()...)
+	}
+	return ps
+}
+
+// nonceOK is RFC 2409 section 5: 8 to 256 bytes.
+func nonceOK(b []byte) bool { return len(b) >= 8 && len(b) <= 256 }
+
+func (s *v1SA) receive3(b []byte, ps []payload, at path) {
+	ke, ni := find(ps, v1KeyExchange), find(ps, v1Nonce)
+	if ke == nil || !nonceOK(ni) {
+		return
+	}
+	dh, err := newExchange(s.proposal.Group, s.p.cfg.Rand)
+	if err != nil {
+		return
+	}
+	shared, err := dh.shared(ke)
+	if err != nil {
+		return
+	}
+	s.dh, s.peerKE, s.ni, s.nr = dh, bytes.Clone(ke), bytes.Clone(ni), make([]byte, nonceLen)
+	s.p.random(s.nr)
+	if s.keys, err = deriveV1(s.proposal, s.p.cfg.Secret, s.ni, s.nr, shared, ke, dh.public, s.ckyI, s.ckyR); err != nil {
+		return
+	}
+	s.iv = s.keys.publicIV
+	s.discoverNAT(ps, at)
+	s.state = sent4
+	// The cookies show that the peer is where it says: it may go on by itself.
+	s.p.holdUntil = s.p.now.Add(holdTime)
+	s.reply(b, message(s.header(exchangeMain, 0), s.keyPayloads(s.nr)))
+}
+
+func (s *v1SA) receive4(ps []payload, at path) {
+	ke, nr := find(ps, v1KeyExchange), find(ps, v1Nonce)
+	if ke == nil || !nonceOK(nr) {
+		return
+	}
+	shared, err := s.dh.shared(ke)
+	if err != nil {
+		return
+	}
+	s.peerKE, s.nr = bytes.Clone(ke), bytes.Clone(nr)
+	if s.keys, err = deriveV1(s.proposal, s.p.cfg.Secret, s.ni, s.nr, shared, s.dh.public, ke, s.ckyI, s.ckyR); err != nil {
+		return
+	}
+	s.discoverNAT(ps, at)
+	if s.nat && s.path.local == 500 { // RFC 3947 section 4
+		s.path.local = 4500
+		if s.path.remote.Port() == 500 {
+			s.path = path{4500, addrPort(s.p.cfg.Remote, 4500)}
+		}
+	}
+	id := s.identity()
+	auth := []payload{{kind: v1Identification, body: id}, {kind: v1Hash, body: s.hash(true, id)}}
+	if len(s.p.children) == 0 && s.p.newestV1() == nil {
+		auth = append(auth, payload{kind: v1Notification, body: s.notification(notifyInitialContact, s.spi(), nil)})
+	}
+	s.state = sent5
+	msg, iv := s.keys.encryptV1(s.header(exchangeMain, 0), auth, s.keys.publicIV)
+	s.iv = iv
+	s.request(msg)
+}
+
+// identity is our ID payload: ID_IPV4_ADDR, any protocol and port.
+func (s *v1SA) identity() []byte {
+	ip := s.p.cfg.Local.As4()
+	return append([]byte{idIPv4, 0, 0, 0}, ip[:]...)
+}
+
+// Identity types (RFC 2407 section 4.6.2.1, RFC 7296 section 3.5).
+const (
+	idIPv4       = 1
+	idIPv4Subnet = 4
+)
+
+// hash is HASH_I or HASH_R (RFC 2409 section 5).
+func (s *v1SA) hash(initiators bool, id []byte) []byte {
+	publicI, publicR := s.dh.public, s.peerKE
+	if !s.initiator {
+		publicI, publicR = publicR, publicI
+	}
+	if initiators {
+		return prf(s.keys.hash, s.keys.id, publicI, publicR, s.ckyI[:], s.ckyR[:], s.saI, id)
+	}
+	return prf(s.keys.hash, s.keys.id, publicR, publicI, s.ckyR[:], s.ckyI[:], s.saI, id)
+}
+
+// receiveAuth takes message 5 or 6. Where the secrets differ it decrypts to
+// nonsense; so does what anyone injects, so nothing is given up for it.
+func (s *v1SA) receiveAuth(h header, b []byte, at path) {
+	ps, _, iv, err := s.keys.decryptV1(h, b, s.iv)
+	id, hash := find(ps, v1Identification), find(ps, v1Hash)
+	if err != nil || len(id) < 4 || subtle.ConstantTimeCompare(hash, s.hash(!s.initiator, id)) != 1 {
+		s.badHashes++
+		s.p.mayProblem(Problem{Kind: SecretMismatch, Detail: ", it seems: its authentication does not verify"})
+		return
+	}
+	if !s.identityOK(id) {
+		s.p.failed(Problem{Kind: Refused, Detail: "its identity is not its address, and there is no NAT between us"})
+		return
+	}
+	s.iv = iv
+	if !s.initiator {
+		s.path = at // the peer may have gone over to port 4500
+		own := s.identity()
+		msg, next := s.keys.encryptV1(s.header(exchangeMain, 0), []payload{
+			{kind: v1Identification, body: own}, {kind: v1Hash, body: s.hash(false, own)},
+		}, s.iv)
+		s.iv = next
+		s.reply(b, msg)
+	}
+	s.establish()
+	for _, p := range ps {
+		if p.kind == v1Notification {
+			s.receiveNotification(p.body)
+		}
+	}
+	s.authentic(at)
+}
+
+// identityOK: an address as identity has to be the peer's, unless a NAT changes that.
+func (s *v1SA) identityOK(id []byte) bool {
+	if id[0] != idIPv4 || s.nat {
+		return true
+	}
+	ip := s.p.cfg.Remote.As4()
+	return bytes.Equal(id[4:], ip[:])
+}
+
+func (s *v1SA) establish() {
+	p := s.p
+	s.retransmission.stop()
+	s.state, s.established = establishedV1, p.now
+	life := p.cfg.Lifetime1
+	if s.life > 0 && s.life < life {
+		life = s.life
+	}
+	s.rekeyAt, s.expireAt = p.now.Add(p.soft(life)), p.now.Add(life)
+	if s.natLocal {
+		s.keepaliveAt = p.now.Add(keepaliveTime)
+	}
+	p.heard = p.now
+	p.holdUntil = time.Time{}
+	if p.problem.Kind == SecretMismatch || p.problem.Phase == 1 || p.problem.Kind == NoAnswer {
+		p.problem = Problem{}
+	}
+	// The SAs before it go when the peer has had time to come over, our own
+	// attempts with them; one that was made at the same time from the other end stays.
+	for _, old := range p.v1 {
+		if old != s && old.state == establishedV1 && old.established.Before(s.began) && old.replacedAt.IsZero() {
+			old.replacedAt = p.now.Add(overlapTime)
+			old.rekeyAt = old.expireAt
+			// Some peers delete with it the SAs of ESP that it made.
+			p.refresh = p.refresh || s.initiator && p.current != nil && p.current.v1 == old
+		}
+	}
+	p.again = true
+}

@@ -1,0 +1,459 @@
+package ike
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"time"
+)
+
+// stateV2 is how far an IKE SA has come:
+//
+//	initiator                                        responder
+//	HDR, SAi1, KEi, Ni                       →
+//	                                         ←       HDR, SAr1, KEr, Nr
+//	HDR, SK{IDi, AUTH, SAi2, TSi, TSr}       →
+//	                                         ←       HDR, SK{IDr, AUTH, SAr2, TSi, TSr}
+type stateV2 uint8
+
+const (
+	sentInit stateV2 = iota + 1
+	answeredInit
+	sentAuth
+	establishedV2
+)
+
+// v2SA is an IKE SA, or an attempt at one.
+type v2SA struct {
+	p          *Peer
+	initiator  bool // of the SA; a rekey makes a new one
+	state      stateV2
+	spiI, spiR cookie
+	path       path
+	began      time.Time
+	expireAt   time.Time
+
+	proposal   Proposal
+	group      Group // of the KE payload we sent
+	dh         *exchange
+	ni, nr     []byte
+	init, answ []byte // both messages of IKE_SA_INIT, which AUTH covers
+	cookie     []byte
+	restarts   int
+	keys       *v2Keys
+	nat        bool
+	natLocal   bool
+	fragments  bool // the peer takes fragments (RFC 7383)
+
+	spi      uint32 // of the first child, ours
+	sendID   uint32 // of our next request
+	recvID   uint32 // of the peer's next request
+	lastID   uint32
+	last     [][]byte // our last answer
+	pending  *requestV2
+	queue    []*requestV2
+	partial  map[int][]byte // fragments of message partialID
+	partialN int
+	partID   uint32
+	partType payloadType
+	partResp bool
+
+	retransmission
+	established time.Time
+	rekeyAt     time.Time
+	replaced    bool
+	rekeying    bool
+	keepaliveAt time.Time
+	probed      bool
+	deadAt      time.Time // if the probe is not answered
+}
+
+// requestV2 is a request of ours: one is under way at a time (RFC 7296 section
+// 2.3). One that waits can come to belong to the SA that succeeds the one it was
+// made for, so its functions are told which it is.
+type requestV2 struct {
+	exchange uint8
+	payloads func(s *v2SA) []payload
+	answer   func(s *v2SA, ps []payload)
+	child    bool // makes or rekeys a pair of ESP SAs
+}
+
+func (p *Peer) receiveV2(h header, b []byte, at path) {
+	if p.cfg.Mode == Main {
+		return
+	}
+	for _, s := range p.v2 {
+		if s.spiI != h.initiator {
+			continue
+		}
+		known := s.spiR == h.responder
+		switch {
+		case s.initiator && s.state == sentInit && h.flags&flagResponse != 0: // its SPI comes now, or not yet
+		case !s.initiator && s.state == answeredInit && h.responder == cookie{} && h.exchange == exchangeInit:
+		case !known:
+			continue
+		}
+		if s.initiator == (h.flags&flagInitiator != 0) {
+			return // from ourselves
+		}
+		s.receive(h, b, at)
+		return
+	}
+	if h.exchange == exchangeInit && h.responder == (cookie{}) && h.initiator != (cookie{}) && h.id == 0 && h.flags&(flagInitiator|flagResponse) == flagInitiator {
+		p.respondInit(h, b, at)
+	}
+}
+
+func (s *v2SA) receive(h header, b []byte, at path) {
+	if h.exchange == exchangeInit {
+		switch {
+		case s.state == sentInit && h.id == 0 && h.flags&flagResponse != 0:
+			s.receiveInit(h, b, at)
+		case s.state == answeredInit && bytes.Equal(b, s.init):
+			s.p.send(at, s.answ)
+		}
+		return
+	}
+	response := h.flags&flagResponse != 0
+	if s.keys == nil || response && (s.pending == nil || h.id != s.sendID-1) {
+		return
+	}
+	if !response && h.id != s.recvID && (s.last == nil || h.id != s.lastID) {
+		return
+	}
+	ps, again, err := s.open(h, b)
+	if err != nil {
+		if s.state == answeredInit || s.state == sentAuth {
+			s.p.mayProblem(Problem{Kind: Refused, Phase: 1, Detail: "its messages cannot be read"})
+		}
+		return
+	}
+	if again {
+		return // there are fragments to come
+	}
+	if s.state == establishedV2 {
+		s.authentic(at)
+	}
+	if response {
+		r := s.pending
+		s.pending = nil
+		s.retransmission.stop()
+		r.answer(s, ps)
+		s.p.again = true
+		return
+	}
+	if h.id != s.recvID {
+		s.retransmitAnswer(at)
+		return
+	}
+	s.recvID++
+	s.lastID, s.last = h.id, nil
+	s.request(h, ps, at)
+	s.p.again = true
+}
+
+func (s *v2SA) retransmitAnswer(at path) {
+	for _, m := range s.last {
+		s.p.send(at, m)
+	}
+}
+
+// open reads the encrypted payload of a message. again says that it was a
+// fragment, and not the last.
+func (s *v2SA) open(h header, b []byte) (ps []payload, again bool, err error) {
+	// It is the first: what stands before it would not be secret, and nobody sends such.
+	if h.next != v2Encrypted && h.next != v2Fragment || len(b) < headerLen+8 {
+		return nil, false, errMalformed
+	}
+	if int(binary.BigEndian.Uint16(b[headerLen+2:])) != len(b)-headerLen {
+		return nil, false, errLength
+	}
+	first, skip := payloadType(b[headerLen]), 4
+	if h.next == v2Fragment {
+		skip = 8
+	}
+	plain, err := s.keys.open(b, headerLen, skip)
+	if err != nil {
+		return nil, false, err
+	}
+	if h.next == v2Fragment {
+		number, total := int(binary.BigEndian.Uint16(b[headerLen+4:])), int(binary.BigEndian.Uint16(b[headerLen+6:]))
+		if number == 0 || number > total || total > maxFragments {
+			return nil, false, errMalformed
+		}
+		response := h.flags&flagResponse != 0
+		if s.partial == nil || s.partID != h.id || s.partResp != response || s.partialN < total {
+			s.partial, s.partialN, s.partID, s.partResp = map[int][]byte{}, total, h.id, response
+		}
+		if total != s.partialN {
+			return nil, false, errMalformed
+		}
+		s.partial[number] = plain
+		if number == 1 {
+			s.partType = first
+		}
+		if len(s.partial) < total {
+			return nil, true, nil
+		}
+		first, plain = s.partType, nil
+		for i := 1; i <= total; i++ {
+			plain = append(plain, s.partial[i]...)
+		}
+		s.partial = nil
+		if len(plain) > maxMessage {
+			return nil, false, errMany
+		}
+	}
+	ps, _, rest, err := parsePayloads(plain, first, payloadNone)
+	if err == nil && len(rest) != 0 {
+		err = errMalformed
+	}
+	return ps, false, err
+}
+
+const (
+	maxFragments = 16
+	// fragmentSize is how much of a message goes into a fragment: what every path
+	// takes (RFC 7383 section 2.5.1).
+	fragmentSize = 1100
+)
+
+func (s *v2SA) header(exchangeType uint8, id uint32, response bool) header {
+	h := header{initiator: s.spiI, responder: s.spiR, version: version2, exchange: exchangeType, id: id}
+	if s.initiator {
+		h.flags |= flagInitiator
+	}
+	if response {
+		h.flags |= flagResponse
+	}
+	return h
+}
+
+// seal makes the datagrams of an encrypted message.
+func (s *v2SA) seal(h header, ps []payload) [][]byte {
+	plain := appendPayloads(nil, ps)
+	if !s.fragments || len(plain) <= fragmentSize {
+		return [][]byte{s.keys.seal(h, firstType(ps), plain, 0, 0)}
+	}
+	total := (len(plain) + fragmentSize - 1) / fragmentSize
+	var out [][]byte
+	for i := range total {
+		first := payloadNone
+		if i == 0 {
+			first = firstType(ps)
+		}
+		out = append(out, s.keys.seal(h, first, plain[i*fragmentSize:min(len(plain), (i+1)*fragmentSize)], i+1, total))
+	}
+	return out
+}
+
+// answer answers the peer's last request.
+func (s *v2SA) answer(h header, ps []payload) {
+	s.last = s.seal(s.header(h.exchange, h.id, true), ps)
+	s.retransmitAnswer(s.path)
+}
+
+// ask sends a request when those before it have been answered.
+func (s *v2SA) ask(r *requestV2) {
+	s.queue = append(s.queue, r)
+	s.p.again = true
+}
+
+// authentic notes that the peer is alive, and, behind a NAT, where it is
+// (RFC 7296 section 2.23).
+func (s *v2SA) authentic(at path) {
+	s.p.heard, s.probed, s.deadAt = s.p.now, false, time.Time{}
+	if s.nat && !s.natLocal && at != s.path && at.local == s.path.local {
+		s.path = at
+		for _, c := range s.p.children {
+			if c.v2 == s && c.Outbound.DestinationPort != 0 {
+				s.p.actions = append(s.p.actions, SetPorts{c, at.local, at.remote.Port()})
+			}
+		}
+	}
+}
+
+func notifyV2(kind uint16, data []byte) payload {
+	return payload{kind: v2Notify, body: append([]byte{0, 0, byte(kind >> 8), byte(kind)}, data...)}
+}
+
+// notifications calls f for each well-formed notification.
+func notifications(ps []payload, f func(kind uint16, spi, data []byte)) {
+	for _, p := range ps {
+		if p.kind != v2Notify || len(p.body) < 4 || len(p.body) < 4+int(p.body[1]) {
+			continue
+		}
+		n := 4 + int(p.body[1])
+		f(binary.BigEndian.Uint16(p.body[2:]), p.body[4:n], p.body[n:])
+	}
+}
+
+// errorV2 is the first notification of an error; 0 if there is none.
+func errorV2(ps []payload) (found uint16) {
+	notifications(ps, func(kind uint16, _, _ []byte) {
+		if found == 0 && kind < 16384 {
+			found = kind
+		}
+	})
+	return found
+}
+
+func hasNotification(ps []payload, want uint16) (ok bool) {
+	notifications(ps, func(kind uint16, _, _ []byte) { ok = ok || kind == want })
+	return ok
+}
+
+// critical reports whether there is a payload that must be understood and is not.
+func critical(ps []payload) (payloadType, bool) {
+	for _, p := range ps {
+		if p.critical && (p.kind < v2SecurityAssociation || p.kind > 48) && p.kind != v2Fragment {
+			return p.kind, true
+		}
+	}
+	return 0, false
+}
+
+func (p *Peer) newestV2() *v2SA {
+	var newest *v2SA
+	for _, s := range p.v2 {
+		if s.state == establishedV2 && !s.replaced && (newest == nil || s.established.After(newest.established)) {
+			newest = s
+		}
+	}
+	return newest
+}
+
+func (p *Peer) startingV2() bool {
+	for _, s := range p.v2 {
+		if s.initiator && (s.state == sentInit || s.state == sentAuth) {
+			return true
+		}
+	}
+	return false
+}
+
+// dropV2 forgets an IKE SA, and with it the SAs of ESP that it made.
+func (p *Peer) dropV2(s *v2SA) {
+	for i, x := range p.v2 {
+		if x == s {
+			p.v2 = append(p.v2[:i:i], p.v2[i+1:]...)
+			p.again = true
+			break
+		}
+	}
+	for _, c := range append([]*Child(nil), p.children...) {
+		if c.v2 == s {
+			p.remove(c)
+		}
+	}
+	s.retransmission.stop()
+	s.pending, s.queue = nil, nil
+}
+
+func (p *Peer) closeV2() {
+	for _, s := range p.v2 {
+		if s.state == establishedV2 {
+			ps := []payload{{kind: v2Delete, body: []byte{v2ProtocolIKE, 0, 0, 0}}}
+			for _, m := range s.seal(s.header(exchangeInformational, s.sendID, false), ps) {
+				p.send(s.path, m)
+			}
+		}
+	}
+}
+
+func (p *Peer) stepV2() {
+	for _, s := range append([]*v2SA(nil), p.v2...) {
+		s.step()
+	}
+}
+
+func (s *v2SA) step() {
+	p := s.p
+	if !s.retransmission.step(p, s.path) {
+		switch s.state {
+		case sentInit:
+			p.tryMain = p.cfg.Mode == Auto
+			p.failed(Problem{Kind: NoAnswer})
+		case sentAuth:
+			p.failed(Problem{Kind: NoAnswer, Detail: " to our authentication"})
+		default:
+			p.failed(Problem{Kind: NoAnswer, Detail: " any more"})
+		}
+		p.dropV2(s)
+		return
+	}
+	if p.due(s.expireAt) {
+		p.dropV2(s)
+		return
+	}
+	if s.state != establishedV2 {
+		return
+	}
+	if p.due(s.keepaliveAt) {
+		s.keepaliveAt = p.now.Add(keepaliveTime)
+		p.actions = append(p.actions, Send{LocalPort: s.path.local, To: s.path.remote, Payload: []byte{0xff}, Keepalive: true})
+	}
+	if p.cfg.DPDInterval > 0 && !s.probed && s.pending == nil && len(s.queue) == 0 {
+		heard := p.heard
+		if heard.Before(s.established) {
+			heard = s.established
+		}
+		if p.due(heard.Add(p.cfg.DPDInterval)) {
+			s.probed, s.deadAt = true, p.now.Add(time.Duration(max(1, p.cfg.DPDRetries))*p.cfg.DPDInterval)
+			s.ask(&requestV2{exchange: exchangeInformational, payloads: func(*v2SA) []payload { return nil }, answer: func(*v2SA, []payload) {}})
+		}
+	}
+	if s.probed && p.due(s.deadAt) {
+		if s.deadAt.Sub(p.heard) < p.cfg.DPDInterval { // ESP has come in the meantime
+			s.deadAt = p.heard.Add(time.Duration(1+max(1, p.cfg.DPDRetries)) * p.cfg.DPDInterval)
+		} else {
+			p.dropV2(s)
+			p.failed(Problem{Kind: NoAnswer, Detail: " any more"})
+			return
+		}
+	}
+	if s.pending == nil && len(s.queue) > 0 {
+		r := s.queue[0]
+		s.queue = s.queue[1:]
+		if ps := r.payloads(s); ps != nil || r.exchange == exchangeInformational {
+			s.transmit(r, ps)
+		}
+		p.again = true
+	}
+}
+
+func (s *v2SA) transmit(r *requestV2, ps []payload) {
+	s.pending = r
+	s.p.transmit(&s.retransmission, s.path, s.seal(s.header(r.exchange, s.sendID, false), ps)...)
+	s.sendID++
+}
+
+func (s *v2SA) natPayloads(spiR cookie) []payload {
+	local := netip.AddrPortFrom(s.p.cfg.Local, s.path.local)
+	if s.p.cfg.ForceUDP {
+		local = netip.AddrPortFrom(netip.AddrFrom4([4]byte{}), 0) // an address that we do not have
+	}
+	return []payload{
+		notifyV2(n2NATSource, natHashV2(s.spiI, spiR, local)),
+		notifyV2(n2NATDestination, natHashV2(s.spiI, spiR, s.path.remote)),
+	}
+}
+
+// discoverNAT compares what the peer sees with what is. spiR is what its hashes have.
+func (s *v2SA) discoverNAT(ps []payload, spiR cookie, at path) {
+	source, destination, any := false, false, false
+	notifications(ps, func(kind uint16, _, data []byte) {
+		switch kind {
+		case n2NATSource:
+			any = true
+			source = source || bytes.Equal(data, natHashV2(s.spiI, spiR, at.remote))
+		case n2NATDestination:
+			destination = destination || bytes.Equal(data, natHashV2(s.spiI, spiR, netip.AddrPortFrom(s.p.cfg.Local, at.local)))
+		}
+	})
+	if !any {
+		return
+	}
+	s.natLocal = !destination
+	s.nat = s.natLocal || !source || s.p.cfg.ForceUDP
+}

@@ -1,0 +1,485 @@
+package ike
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"time"
+)
+
+// maintainV2 begins what is missing under an IKE SA: a pair of SAs, a rekey.
+func (p *Peer) maintainV2(s *v2SA, need bool, rekey *Child) {
+	if p.past(s.rekeyAt) && !s.rekeying {
+		s.askRekey()
+	}
+	if !need || s.childInProgress() || p.cfg.Passive && p.current == nil {
+		return
+	}
+	if p.current == nil && !s.initiator && !p.past(s.established.Add(holdTime)) {
+		return // the peer's request is on its way
+	}
+	if !p.past(p.nextChild) {
+		return
+	}
+	p.nextChild = p.now.Add(backoffFirst)
+	s.askChild(rekey)
+}
+
+func (s *v2SA) childInProgress() bool {
+	if s.pending != nil && s.pending.child {
+		return true
+	}
+	for _, r := range s.queue {
+		if r.child {
+			return true
+		}
+	}
+	return false
+}
+
+// pfsGroups are those that will do for a pair of SAs, the configured one first.
+func (p *Peer) pfsGroups() []Group {
+	if p.cfg.PFS == 0 {
+		return nil
+	}
+	gs := []Group{p.cfg.PFS}
+	for _, g := range groups {
+		if g.group.rank() > p.cfg.PFS.rank() {
+			gs = append(gs, g.group)
+		}
+	}
+	return gs
+}
+
+// askChild asks for a pair of SAs, in place of old unless that is nil.
+func (s *v2SA) askChild(old *Child) { s.askChildWith(old, s.p.pfsGroups(), 0) }
+
+func (s *v2SA) askChildWith(old *Child, groups []Group, restarts int) {
+	p := s.p
+	var (
+		spi = p.newSPI()
+		ni  = make([]byte, nonceLen)
+		dh  *exchange
+	)
+	p.random(ni)
+	if old != nil {
+		old.rekeying = true
+	}
+	again := func() {
+		if old != nil {
+			old.rekeying = false
+		}
+		p.nextChild = p.now.Add(backoffFirst + time.Duration(p.random32()%4000)*time.Millisecond)
+	}
+	r := &requestV2{exchange: exchangeCreateChild, child: true}
+	r.payloads = func(s *v2SA) []payload {
+		var ps []payload
+		if old != nil {
+			if !p.has(old) || !old.removeAt.IsZero() {
+				old = nil // gone while the request waited
+			} else {
+				ps = append(ps, payload{kind: v2Notify, body: append([]byte{v2ProtocolESP, 4, n2RekeySA >> 8, n2RekeySA & 0xff}, be32(old.Inbound.SPI)...)})
+			}
+		}
+		offer := s.childOffer(spi, groups)
+		ps = append(ps, offer[:2]...)
+		ps = append(ps, payload{kind: v2Nonce, body: ni})
+		if len(groups) > 0 {
+			var err error
+			if dh, err = newExchange(groups[0], p.cfg.Rand); err != nil {
+				return nil
+			}
+			ps = append(ps, payload{kind: v2KeyExchange, body: keBody(dh)})
+		}
+		return append(ps, offer[2:]...)
+	}
+	r.answer = func(s *v2SA, ps []payload) {
+		nr := bytes.Clone(find(ps, v2Nonce))
+		group, ke := keOf(find(ps, v2KeyExchange))
+		switch kind := errorV2(ps); {
+		case kind == n2InvalidKE && restarts < 3:
+			var want Group
+			notifications(ps, func(kind uint16, _, data []byte) {
+				if kind == n2InvalidKE && len(data) == 2 {
+					want = Group(binary.BigEndian.Uint16(data))
+				}
+			})
+			for i, g := range groups {
+				if g == want && i > 0 {
+					rest := append([]Group{g}, append(append([]Group(nil), groups[:i]...), groups[i+1:]...)...)
+					s.askChildWith(old, rest, restarts+1)
+					return
+				}
+			}
+			again()
+		case kind == n2ChildNotFound && old != nil: // the peer does not have it any more
+			p.remove(old)
+		case kind != 0:
+			again()
+			if kind != n2TemporaryFailure {
+				s.childRefused(kind)
+			}
+		case !nonceV2OK(nr) || (dh != nil) != (ke != nil) || dh != nil && group != dh.group:
+			again()
+		default:
+			var shared []byte
+			if dh != nil {
+				var err error
+				if shared, err = dh.shared(ke); err != nil {
+					again()
+					return
+				}
+			}
+			if !s.childAnswered(ps, spi, shared, ni, nr, dh) {
+				again()
+				return
+			}
+			p.replaced(old)
+		}
+	}
+	s.ask(r)
+}
+
+func (s *v2SA) childRefused(kind uint16) {
+	p := s.p
+	problem := Problem{Kind: Refused, Phase: 2, Detail: fmt.Sprintf("notification %d", kind)}
+	switch kind {
+	case n2NoProposal:
+		problem = Problem{Kind: NoCommonProposal, Phase: 2, Ours: proposalList(p.cfg.Phase2) + " with " + p.cfg.PFS.String()}
+	case n2TSUnacceptable:
+		problem.Detail = "an SA for protocol 4 between our addresses"
+	}
+	p.failed(problem)
+	p.nextChild = later(p.nextChild, p.nextStart)
+}
+
+// childAnswered takes the payloads of an answer that make a pair of SAs.
+func (s *v2SA) childAnswered(ps []payload, spi uint32, shared, ni, nr []byte, dh *exchange) bool {
+	p := s.p
+	sas, err := parseSAV2(find(ps, v2SecurityAssociation))
+	if err != nil || len(sas) != 1 {
+		if kind := errorV2(ps); kind != 0 {
+			s.childRefused(kind)
+		}
+		return false
+	}
+	var groups []Group
+	if dh != nil {
+		groups = []Group{dh.group}
+	}
+	proposal, esn, _, ok := chooseESP(p.cfg.Phase2, sas, groups)
+	_, local := selects(find(ps, v2TSi), p.cfg.Local.As4(), s.nat)
+	_, remote := selects(find(ps, v2TSr), p.cfg.Remote.As4(), s.nat)
+	if !ok || !local || !remote || !hasNotification(ps, n2TransportMode) {
+		// The peer has an SA that we cannot use.
+		p.failed(Problem{Kind: Refused, Phase: 2, Detail: "it has no transport mode for protocol 4 between our addresses"})
+		p.nextChild = later(p.nextChild, p.nextStart)
+		s.askDelete(spi)
+		return false
+	}
+	c := s.newChild(proposal, esn, spi, binary.BigEndian.Uint32(sas[0].spi), true, shared, ni, nr)
+	p.add(c)
+	p.usable(c)
+	return true
+}
+
+// childRequested makes the pair of SAs that a request asks for, and gives the
+// payloads of the answer. groups is nil where there is no KE payload to be.
+func (s *v2SA) childRequested(ps []payload, groups []Group, ni, nr []byte) []payload {
+	p := s.p
+	sas, err := parseSAV2(find(ps, v2SecurityAssociation))
+	if err != nil {
+		return []payload{notifyV2(n2NoProposal, nil)}
+	}
+	proposal, esn, answer, ok := chooseESP(p.cfg.Phase2, sas, groups)
+	if !ok {
+		p.mayProblem(Problem{Kind: NoCommonProposal, Phase: 2, Ours: proposalList(p.cfg.Phase2) + " with " + p.cfg.PFS.String(), Theirs: offeredV2(sas)})
+		return []payload{notifyV2(n2NoProposal, nil)}
+	}
+	remote, okRemote := selects(find(ps, v2TSi), p.cfg.Remote.As4(), s.nat)
+	local, okLocal := selects(find(ps, v2TSr), p.cfg.Local.As4(), s.nat)
+	if !okRemote || !okLocal || !hasNotification(ps, n2TransportMode) {
+		p.mayProblem(Problem{Kind: Refused, Phase: 2, Detail: "it wants an SA for other traffic than protocol 4 between our addresses, or no transport mode"})
+		return []payload{notifyV2(n2TSUnacceptable, nil)}
+	}
+	var (
+		shared []byte
+		dh     *exchange
+		out    = []payload{notifyV2(n2TransportMode, nil)}
+	)
+	if groups != nil {
+		group, ke := keOf(find(ps, v2KeyExchange))
+		if group != proposal.Group {
+			return []payload{notifyV2(n2InvalidKE, []byte{byte(proposal.Group >> 8), byte(proposal.Group)})}
+		}
+		if dh, err = newExchange(group, p.cfg.Rand); err != nil {
+			return []payload{notifyV2(n2NoProposal, nil)}
+		}
+		if shared, err = dh.shared(ke); err != nil {
+			return []payload{notifyV2(n2InvalidSyntax, nil)}
+		}
+	}
+	spi := p.newSPI()
+	peerSPI := binary.BigEndian.Uint32(answer.spi)
+	answer.spi = be32(spi)
+	out = append(out, payload{kind: v2SecurityAssociation, body: appendSAV2([]saV2{answer})})
+	if groups != nil || find(ps, v2Nonce) != nil {
+		out = append(out, payload{kind: v2Nonce, body: nr})
+	}
+	if dh != nil {
+		out = append(out, payload{kind: v2KeyExchange, body: keBody(dh)})
+	}
+	out = append(out, payload{kind: v2TSi, body: selectorV2(remote)}, payload{kind: v2TSr, body: selectorV2(local)})
+	c := s.newChild(proposal, esn, spi, peerSPI, false, shared, ni, nr)
+	p.add(c)
+	p.usableSoon(c)
+	return out
+}
+
+// request takes an authentic request of the peer.
+func (s *v2SA) request(h header, ps []payload, at path) {
+	if kind, bad := critical(ps); bad {
+		s.answer(h, []payload{notifyV2(n2UnsupportedCritical, []byte{byte(kind)})})
+		return
+	}
+	switch {
+	case s.state == answeredInit && h.exchange == exchangeAuth:
+		s.receiveAuthRequest(h, ps, at)
+	case s.state != establishedV2:
+	case h.exchange == exchangeCreateChild:
+		s.receiveCreateChild(h, ps)
+	case h.exchange == exchangeInformational:
+		s.receiveInformational(h, ps)
+	default:
+		s.answer(h, []payload{notifyV2(n2InvalidSyntax, nil)})
+	}
+}
+
+func (s *v2SA) receiveCreateChild(h header, ps []payload) {
+	p := s.p
+	sas, err := parseSAV2(find(ps, v2SecurityAssociation))
+	ni := bytes.Clone(find(ps, v2Nonce))
+	if err != nil || len(sas) == 0 || !nonceV2OK(ni) {
+		s.answer(h, []payload{notifyV2(n2InvalidSyntax, nil)})
+		return
+	}
+	if s.replaced {
+		s.answer(h, []payload{notifyV2(n2TemporaryFailure, nil)})
+		return
+	}
+	if sas[0].protocol == v2ProtocolIKE {
+		s.receiveRekey(h, ps, sas, ni)
+		return
+	}
+	if s.rekeying { // the SA would be left behind (RFC 7296 section 2.25.2)
+		s.answer(h, []payload{notifyV2(n2TemporaryFailure, nil)})
+		return
+	}
+	var missing []byte
+	notifications(ps, func(kind uint16, spi, _ []byte) {
+		if kind == n2RekeySA && p.byOutboundSPI(spi) == nil {
+			missing = spi
+		}
+	})
+	if missing != nil {
+		s.answer(h, []payload{{kind: v2Notify, body: append([]byte{v2ProtocolESP, byte(len(missing)), 0, n2ChildNotFound}, missing...)}})
+		return
+	}
+	nr := make([]byte, nonceLen)
+	p.random(nr)
+	var groups []Group
+	if p.cfg.PFS != 0 || find(ps, v2KeyExchange) != nil {
+		if groups = p.pfsGroups(); groups == nil {
+			group, _ := keOf(find(ps, v2KeyExchange))
+			groups = []Group{group}
+		} else if group, _ := keOf(find(ps, v2KeyExchange)); p.groupOK(group) && group.rank() != 0 {
+			groups = append([]Group{group}, groups...) // what needs no second try
+		}
+	}
+	s.answer(h, s.childRequested(ps, groups, ni, nr))
+}
+
+// askRekey asks for a new IKE SA in place of this one (RFC 7296 section 1.3.2).
+func (s *v2SA) askRekey() {
+	p := s.p
+	s.rekeying = true
+	n := &v2SA{p: p, initiator: true, path: s.path, began: p.now, group: s.proposal.Group, nat: s.nat, natLocal: s.natLocal, fragments: s.fragments}
+	p.random(n.spiI[:])
+	n.ni = make([]byte, nonceLen)
+	p.random(n.ni)
+	// The group that has worked comes first.
+	offer := []Proposal{s.proposal}
+	for _, x := range p.cfg.Phase1 {
+		if x != s.proposal {
+			offer = append(offer, x)
+		}
+	}
+	again := func() {
+		s.rekeying = false
+		s.rekeyAt = p.now.Add(backoffFirst + time.Duration(p.random32()%8000)*time.Millisecond)
+	}
+	s.ask(&requestV2{
+		exchange: exchangeCreateChild,
+		payloads: func(s *v2SA) []payload {
+			var err error
+			if n.dh, err = newExchange(n.group, p.cfg.Rand); err != nil || s.replaced {
+				again()
+				return nil
+			}
+			return []payload{
+				{kind: v2SecurityAssociation, body: appendSAV2(offerIKE(offer, n.spiI[:]))},
+				{kind: v2Nonce, body: n.ni}, {kind: v2KeyExchange, body: keBody(n.dh)},
+			}
+		},
+		answer: func(s *v2SA, ps []payload) {
+			sas, err := parseSAV2(find(ps, v2SecurityAssociation))
+			group, ke := keOf(find(ps, v2KeyExchange))
+			n.nr = bytes.Clone(find(ps, v2Nonce))
+			if err != nil || len(sas) != 1 || len(sas[0].spi) != 8 || !nonceV2OK(n.nr) || group != n.group {
+				again()
+				return
+			}
+			var ok bool
+			if n.proposal, _, ok = chooseIKE(offer, sas); !ok || n.proposal.Group != n.group {
+				again()
+				return
+			}
+			shared, err := n.dh.shared(ke)
+			if err != nil {
+				again()
+				return
+			}
+			copy(n.spiR[:], sas[0].spi)
+			if !s.succeed(n, shared) {
+				again()
+				return
+			}
+			// What waited goes to the new SA; this one only says goodbye.
+			n.queue, s.queue = s.queue, nil
+			s.ask(&requestV2{
+				exchange: exchangeInformational,
+				payloads: func(*v2SA) []payload { return []payload{{kind: v2Delete, body: []byte{v2ProtocolIKE, 0, 0, 0}}} },
+				answer:   func(s *v2SA, _ []payload) { p.dropV2(s) },
+			})
+		},
+	})
+}
+
+// receiveRekey answers a request for a new IKE SA.
+func (s *v2SA) receiveRekey(h header, ps []payload, sas []saV2, ni []byte) {
+	p := s.p
+	if s.rekeying || s.childInProgress() {
+		s.answer(h, []payload{notifyV2(n2TemporaryFailure, nil)})
+		return
+	}
+	proposal, answer, ok := chooseIKE(p.cfg.Phase1, sas)
+	if !ok || len(answer.spi) != 8 {
+		s.answer(h, []payload{notifyV2(n2NoProposal, nil)})
+		return
+	}
+	group, ke := keOf(find(ps, v2KeyExchange))
+	if group != proposal.Group {
+		s.answer(h, []payload{notifyV2(n2InvalidKE, []byte{byte(proposal.Group >> 8), byte(proposal.Group)})})
+		return
+	}
+	n := &v2SA{
+		p: p, path: s.path, began: p.now, proposal: proposal, group: group, ni: ni, nr: make([]byte, nonceLen),
+		nat: s.nat, natLocal: s.natLocal, fragments: s.fragments,
+	}
+	copy(n.spiI[:], answer.spi)
+	p.random(n.spiR[:])
+	p.random(n.nr)
+	dh, err := newExchange(group, p.cfg.Rand)
+	if err != nil {
+		return
+	}
+	shared, err := dh.shared(ke)
+	if err != nil {
+		s.answer(h, []payload{notifyV2(n2InvalidSyntax, nil)})
+		return
+	}
+	answer.spi = n.spiR[:]
+	s.answer(h, []payload{
+		{kind: v2SecurityAssociation, body: appendSAV2([]saV2{answer})},
+		{kind: v2Nonce, body: n.nr}, {kind: v2KeyExchange, body: keBody(dh)},
+	})
+	s.succeed(n, shared)
+}
+
+// succeed puts the SA n in the place of s, which stays to be deleted.
+func (s *v2SA) succeed(n *v2SA, shared []byte) bool {
+	p := s.p
+	var err error
+	if n.keys, err = deriveV2(n.proposal, s.keys.seedRekey(n.ni, n.nr, shared), n.ni, n.nr, n.spiI, n.spiR, n.initiator); err != nil {
+		return false
+	}
+	n.establish()
+	s.replaced, s.rekeying = true, true
+	s.keepaliveAt, s.probed, s.deadAt = time.Time{}, true, time.Time{}
+	s.expireAt = earlier(s.expireAt, p.now.Add(lingerTime))
+	for _, c := range p.children {
+		if c.v2 == s {
+			c.v2 = n
+		}
+	}
+	p.v2 = append(p.v2, n)
+	p.again = true
+	return true
+}
+
+// deleteChild asks the peer to delete an SA (RFC 7296 section 1.4.1).
+func (s *v2SA) deleteChild(c *Child) {
+	if !c.deleting {
+		c.deleting = true
+		s.askDelete(c.Inbound.SPI)
+	}
+}
+
+func (s *v2SA) askDelete(spi uint32) {
+	s.ask(&requestV2{
+		exchange: exchangeInformational,
+		payloads: func(*v2SA) []payload {
+			return []payload{{kind: v2Delete, body: append([]byte{v2ProtocolESP, 4, 0, 1}, be32(spi)...)}}
+		},
+		answer: func(*v2SA, []payload) {},
+	})
+}
+
+func (s *v2SA) receiveInformational(h header, ps []payload) {
+	p := s.p
+	var out []payload
+	gone := false
+	for _, x := range ps {
+		if x.kind != v2Delete || len(x.body) < 4 {
+			continue
+		}
+		size, n := int(x.body[1]), int(binary.BigEndian.Uint16(x.body[2:]))
+		spis := x.body[4:]
+		switch {
+		case x.body[0] == v2ProtocolIKE:
+			gone = true
+		case x.body[0] == v2ProtocolESP && size == 4 && n <= maxTransforms && len(spis) == 4*n:
+			answer := []byte{v2ProtocolESP, 4, 0, 0}
+			for ; len(spis) > 0; spis = spis[4:] {
+				c := p.byOutboundSPI(spis[:4])
+				if c == nil || c.v2 == nil {
+					continue
+				}
+				if !c.deleting { // else each end has heard it from the other
+					answer = append(answer, be32(c.Inbound.SPI)...)
+					answer[3]++
+				}
+				c.deleting = true
+				p.deletedByPeer(c)
+			}
+			if answer[3] > 0 {
+				out = append(out, payload{kind: v2Delete, body: answer})
+			}
+		}
+	}
+	s.answer(h, out)
+	if gone {
+		p.dropV2(s)
+		p.nextStart = later(p.nextStart, p.now.Add(backoffFirst))
+	}
+}

@@ -1,0 +1,221 @@
+package ike
+
+import (
+	"encoding/binary"
+	"errors"
+)
+
+// A message, the same for both versions (RFC 2408 section 3.1, RFC 7296 section 3.1):
+//
+//	 0                   1                   2                   3
+//	 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+//	|                  initiator's SPI (v1: cookie)                 |
+//	|                                                               |
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+//	|                  responder's SPI (v1: cookie)                 |
+//	|                                                               |
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+//	|  next payload |    version    | exchange type |     flags     |
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+//	|                          message ID                           |
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+//	|                            length                             |
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+const (
+	headerLen = 28
+	// maxMessage bounds what is looked at: several times the largest message
+	// that a peer with long proposal lists sends.
+	maxMessage = 16384
+	// maxPayloads, maxProposals and maxTransforms bound what one message can have us do.
+	maxPayloads   = 48
+	maxProposals  = 32
+	maxTransforms = 64
+)
+
+const (
+	version1 = 0x10
+	version2 = 0x20
+)
+
+// cookie is an SPI of IKE itself; RFC 2408 calls it a cookie.
+type cookie [8]byte
+
+type header struct {
+	initiator, responder cookie
+	next                 payloadType
+	version, exchange    uint8
+	flags                uint8
+	id                   uint32
+	length               int
+}
+
+// Errors of the codec. What a stranger sent is not worth more words.
+var (
+	errShort     = errors.New("ike: message cut short")
+	errLength    = errors.New("ike: a length does not fit")
+	errMany      = errors.New("ike: more payloads than any peer has use for")
+	errMalformed = errors.New("ike: malformed payload")
+)
+
+// parseHeader reads the header of a message and checks its length, which may be
+// less than that of the datagram for no reason that a peer could have.
+func parseHeader(b []byte) (header, error) {
+	if len(b) < headerLen {
+		return header{}, errShort
+	}
+	h := header{
+		next: payloadType(b[16]), version: b[17], exchange: b[18], flags: b[19],
+		id: binary.BigEndian.Uint32(b[20:]),
+	}
+	copy(h.initiator[:], b)
+	copy(h.responder[:], b[8:])
+	if length := binary.BigEndian.Uint32(b[24:]); uint64(length) != uint64(len(b)) || length > maxMessage {
+		return header{}, errLength
+	}
+	h.length = len(b)
+	return h, nil
+}
+
+// put writes the header in front of a message whose length is final.
+func (h *header) put(b []byte) {
+	copy(b, h.initiator[:])
+	copy(b[8:], h.responder[:])
+	b[16], b[17], b[18], b[19] = byte(h.next), h.version, h.exchange, h.flags
+	binary.BigEndian.PutUint32(b[20:], h.id)
+	binary.BigEndian.PutUint32(b[24:], uint32(len(b)))
+}
+
+// payloadType is the type of a payload; the versions have different ones.
+type payloadType uint8
+
+const payloadNone payloadType = 0
+
+// payload is one payload of a message: its body, without the generic header.
+type payload struct {
+	kind payloadType
+	// critical is IKEv2's flag (RFC 7296 section 3.2).
+	critical bool
+	body     []byte
+}
+
+// parsePayloads reads a chain of payloads that begins with one of type first. The
+// bodies share b's memory; rest is what follows the chain, the padding of an
+// encrypted IKEv1 message. A payload of type last ends the chain wherever it
+// stands, and next is then what its header says comes next: IKEv2's encrypted
+// payload names the first one inside.
+func parsePayloads(b []byte, first, last payloadType) (ps []payload, next payloadType, rest []byte, err error) {
+	for next = first; next != payloadNone; {
+		if len(ps) == maxPayloads {
+			return nil, 0, nil, errMany
+		}
+		if len(b) < 4 {
+			return nil, 0, nil, errShort
+		}
+		n := int(binary.BigEndian.Uint16(b[2:]))
+		if n < 4 || n > len(b) {
+			return nil, 0, nil, errLength
+		}
+		ps = append(ps, payload{kind: next, critical: b[1]&0x80 != 0, body: b[4:n:n]})
+		done := next == last && last != payloadNone
+		next, b = payloadType(b[0]), b[n:]
+		if done {
+			break
+		}
+	}
+	return ps, next, b, nil
+}
+
+// appendPayloads is the other way round.
+func appendPayloads(b []byte, ps []payload) []byte {
+	for i, p := range ps {
+		next := payloadNone
+		if i+1 < len(ps) {
+			next = ps[i+1].kind
+		}
+		b = append(b, byte(next), 0)
+		b = binary.BigEndian.AppendUint16(b, uint16(4+len(p.body)))
+		b = append(b, p.body...)
+	}
+	return b
+}
+
+// find returns the only payload of that type; nil if there is none or more than one.
+func find(ps []payload, kind payloadType) []byte {
+	var body []byte
+	for _, p := range ps {
+		if p.kind != kind {
+			continue
+		}
+		if body != nil {
+			return nil
+		}
+		if body = p.body; body == nil {
+			body = []byte{}
+		}
+	}
+	return body
+}
+
+// firstType is the type of the first of ps.
+func firstType(ps []payload) payloadType {
+	if len(ps) == 0 {
+		return payloadNone
+	}
+	return ps[0].kind
+}
+
+// message puts a message together that is sent as it is.
+func message(h header, ps []payload) []byte {
+	h.next = firstType(ps)
+	b := appendPayloads(make([]byte, headerLen, 512), ps)
+	h.put(b)
+	return b
+}
+
+// attribute is a data attribute (RFC 2408 section 3.3): a type, and a value that
+// is a number here, since nothing that we know has another.
+type attribute struct {
+	kind  uint16
+	value uint32
+}
+
+// parseAttributes reads attributes, those that do not fit into 32 bits excepted.
+func parseAttributes(b []byte) ([]attribute, error) {
+	var as []attribute
+	for len(b) > 0 {
+		if len(b) < 4 {
+			return nil, errShort
+		}
+		kind, value := binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
+		b = b[4:]
+		if kind&0x8000 != 0 { // the value itself
+			as = append(as, attribute{kind & 0x7fff, uint32(value)})
+			continue
+		}
+		if int(value) > len(b) {
+			return nil, errLength
+		}
+		a := attribute{kind: kind}
+		for i, v := range b[:value] {
+			if v != 0 && i+4 < int(value) {
+				a.value = 0xffffffff // a lifetime beyond all measure
+				break
+			}
+			a.value = a.value<<8 | uint32(v)
+		}
+		as = append(as, a)
+		b = b[value:]
+	}
+	return as, nil
+}
+
+func appendAttribute(b []byte, kind uint16, value uint32) []byte {
+	if value < 1<<16 {
+		b = binary.BigEndian.AppendUint16(b, kind|0x8000)
+		return binary.BigEndian.AppendUint16(b, uint16(value))
+	}
+	b = binary.BigEndian.AppendUint16(b, kind)
+	b = binary.BigEndian.AppendUint16(b, 4)
+	return binary.BigEndian.AppendUint32(b, value)
+}

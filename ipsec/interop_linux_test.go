@@ -1,0 +1,284 @@
+package ipsec
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"ipipd/internal/ipv4"
+	"ipipd/internal/netlab"
+	"ipipd/ipsec/esp"
+	"ipipd/ipsec/ike"
+)
+
+// modulesESP are what a guest's kernel needs for ESP, in order of dependence.
+var modulesESP = append([]string{
+	"crypto/gf128mul", "crypto/hmac", "crypto/sha512_generic", "crypto/jitterentropy_rng", "crypto/drbg",
+	"crypto/cbc", "crypto/ctr", "crypto/ghash-generic", "crypto/gcm", "crypto/authenc", "crypto/authencesn", "crypto/seqiv", "crypto/echainiv",
+	"net/xfrm/xfrm_algo", "net/ipv4/esp4", "net/xfrm/xfrm_user",
+}, netlab.ModulesIPIP...)
+
+// swan is a guest with strongSwan, the kernel's ESP, and an ipip tunnel to us.
+type swan struct {
+	*netlab.Guest
+	t *testing.T
+}
+
+const strongswanConf = `
+charon {
+	load = random nonce aes des sha1 sha2 hmac kdf gcm openssl curve25519 kernel-netlink socket-default vici
+	threads = 16
+	retransmit_timeout = 1
+	retransmit_tries = 4
+	filelog {
+		log {
+			path = /tmp/charon.log
+			default = 1
+			ike = 2
+			cfg = 2
+			knl = 2
+			flush_line = yes
+		}
+	}
+}
+`
+
+// swanctlConf is strongSwan's side of a RouterOS-like peering. %s are version,
+// proposals, ESP proposals, start action, and more lines of connection and child.
+const swanctlConf = `
+connections {
+	tunnel {
+		version = %s
+		local_addrs = 192.0.2.2
+		remote_addrs = 192.0.2.1
+		proposals = %s
+		%s
+		local { auth = psk
+			id = 192.0.2.2 }
+		remote { auth = psk
+			id = 192.0.2.1 }
+		children {
+			ipip {
+				mode = transport
+				local_ts = dynamic[4]
+				remote_ts = dynamic[4]
+				esp_proposals = %s
+				start_action = %s
+				%s
+			}
+		}
+	}
+}
+secrets {
+	ike-1 {
+		id-1 = 192.0.2.1
+		id-2 = 192.0.2.2
+		secret = "%s"
+	}
+}
+`
+
+func startSwan(t *testing.T, wire *netlab.NS, ifname, conf string) *swan {
+	t.Helper()
+	const charon = "/usr/lib/ipsec/charon"
+	for _, need := range []string{charon, "/usr/sbin/swanctl"} {
+		if _, err := os.Stat(need); err != nil {
+			t.Skipf("needs %s (packages strongswan-charon, strongswan-swanctl, libstrongswan-standard-plugins, libcharon-extra-plugins)", need)
+		}
+	}
+	if _, err := exec.LookPath("linux.uml"); err != nil {
+		t.Skip("needs linux.uml (package user-mode-linux)")
+	}
+	s := &swan{t: t, Guest: netlab.StartGuest(t, wire, ifname, netlab.GuestOptions{Address: "192.0.2.2/24", Modules: modulesESP})}
+	s.MustRun(fmt.Sprintf("cat > /tmp/strongswan.conf <<'E'\n%s\nE\ncat > /tmp/swanctl.conf <<'E'\n%s\nE", strongswanConf, conf))
+	s.MustRun(`ip tunnel add tun1 mode ipip local 192.0.2.2 remote 192.0.2.1 && ip addr add 10.9.0.2/24 dev tun1 && ip link set tun1 up mtu 1400`)
+	t.Cleanup(func() {
+		if t.Failed() {
+			out, _ := s.Run("cat /tmp/charon.log | tail -150; ip xfrm state; ip xfrm policy; ip -s link show tun1; grep -v 0$ /proc/net/xfrm_stat")
+			t.Logf("strongSwan:\n%s", out)
+		}
+	})
+	s.charon()
+	return s
+}
+
+func (s *swan) charon() {
+	s.t.Helper()
+	// The guest loses AVX's registers at a page fault (see netlab.Guest), and
+	// OpenSSL uses them, of which wrong public values of ecp256 come.
+	s.MustRun(`OPENSSL_ia32cap=0:0 STRONGSWAN_CONF=/tmp/strongswan.conf /usr/lib/ipsec/charon >/tmp/charon.out 2>&1 &
+for i in $(seq 100); do [ -S /run/charon.vici ] && break; sleep 0.1; done
+STRONGSWAN_CONF=/tmp/strongswan.conf swanctl --load-all --file /tmp/swanctl.conf`)
+}
+
+func (s *swan) swanctl(args string) string {
+	s.t.Helper()
+	out, err := s.Run("STRONGSWAN_CONF=/tmp/strongswan.conf swanctl " + args)
+	if err != nil {
+		s.t.Logf("swanctl %s: %v %s", args, err, out)
+	}
+	return out
+}
+
+// ping is an outer packet with an ICMP echo request of size bytes from 10.9.0.1
+// to the guest's end of the tunnel.
+func (h *host) ping(sequence uint16, size int) []byte {
+	echo := make([]byte, 8+size)
+	echo[0] = 8
+	binary.BigEndian.PutUint16(echo[6:], sequence)
+	copy(echo[8:], "PLAINTEXT-PLAINTEXT")
+	binary.BigEndian.PutUint16(echo[2:], ipv4.Checksum(echo, 0))
+	inner := make([]byte, 20, 20+len(echo))
+	inner[0], inner[8], inner[9] = 0x45, 64, 1
+	binary.BigEndian.PutUint16(inner[2:], uint16(20+len(echo)))
+	copy(inner[12:], []byte{10, 9, 0, 1, 10, 9, 0, 2})
+	binary.BigEndian.PutUint16(inner[10:], ipv4.Checksum(inner, 0))
+	p := append(h.outer(0, 0), append(inner, echo...)...)
+	binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
+	return p
+}
+
+// pings sends n echo requests and counts the answers.
+func (h *host) pings(n int, every time.Duration) (answered int) {
+	h.drain()
+	for i := range n {
+		h.send(h.ping(uint16(i), 100+i%1200))
+		time.Sleep(every)
+	}
+	deadline := time.After(3 * time.Second)
+	for answered < n {
+		select {
+		case p := <-h.opened:
+			if len(p) > 41 && p[9] == 4 && p[29] == 1 && p[40] == 0 {
+				answered++
+			}
+		case <-deadline:
+			return answered
+		}
+	}
+	return answered
+}
+
+func (h *host) drain() {
+	for {
+		select {
+		case <-h.opened:
+		default:
+			return
+		}
+	}
+}
+
+// lab is us in one namespace and a guest with strongSwan on the other end of the wire.
+func lab(t *testing.T, conf string) (*host, *swan, func() [][]byte) {
+	t.Helper()
+	ours, wire := netlab.New(t), netlab.New(t)
+	netlab.Veth(t, ours, wire, netlab.End{Name: "u0", Address: "192.0.2.1/24"}, netlab.End{Name: "guest0"})
+	// The guest has another MAC address than the interface it is on.
+	s := startSwan(t, wire, "guest0", conf)
+	ours.Run("ping", "-c", "1", "-W", "5", "192.0.2.2")
+	return newHost(t, ours, addressA, addressB), s, capture(t, ours)
+}
+
+func conf(version, proposals, more, espProposals, action, child, secret string) string {
+	return fmt.Sprintf(swanctlConf, version, proposals, more, espProposals, action, child, secret)
+}
+
+const testSecret = "correct horse battery"
+
+// nothingPlain checks a capture of a whole test.
+func nothingPlain(t *testing.T, packets [][]byte) {
+	t.Helper()
+	n := 0
+	for _, p := range packets {
+		if len(p) >= 20 && (p[9] == 4 || strings.Contains(string(p), "PLAINTEXT")) {
+			t.Fatalf("on the wire: %x", p)
+		}
+		if len(p) >= 20 && (p[9] == 50 || p[9] == 17) {
+			n++
+		}
+	}
+	if n == 0 {
+		t.Error("nothing was captured")
+	}
+}
+
+// peering is one way to peer with strongSwan.
+type peering struct {
+	name, version  string
+	mode           ike.Mode
+	phase1, phase2 string
+	more           string // of strongSwan's connection
+	udp            bool
+}
+
+// The first has RouterOS's exact proposals, from a capture of two RouterOS
+// 7.18.2: IKEv1 main mode, aes128-sha1-modp2048, quick mode aes256-sha1, PFS modp1024.
+var peerings = []peering{
+	{"RouterOS", "1", ike.Main, "aes128-sha1-modp2048", "aes256-sha1-modp1024", "", false},
+	{"IKEv1", "1", ike.Main, "aes256-sha256-ecp256", "aes256gcm16-modp1024", "", false},
+	{"IKEv1-NAT", "1", ike.Main, "aes256-sha256-modp2048", "aes128-sha256-modp1024", "encap = yes", true},
+	{"IKEv2", "2", ike.IKE2, "aes256-sha256-modp2048", "aes256-sha512-modp2048,aes128-sha256-modp2048", "", false},
+	{"IKEv2-GCM-NAT", "2", ike.Auto, "aes256gcm16-prfsha256-ecp256", "aes256gcm16-ecp256-esn", "encap = yes", true},
+	{"Auto-IKEv1", "1", ike.Auto, "aes128-sha1-modp2048", "aes128-sha1-modp1024", "", false},
+}
+
+// TestInteropStrongSwan: strongSwan negotiates and its kernel does the ESP; each
+// side in turn begins.
+func TestInteropStrongSwan(t *testing.T) {
+	for _, c := range peerings {
+		for _, who := range []string{"we", "they"} {
+			if c.name == "Auto-IKEv1" && who == "we" {
+				continue // the first try, IKEv2, takes half a minute to get no answer
+			}
+			t.Run(c.name+"/"+who+"-begin", func(t *testing.T) {
+				cfg := ikeConfig(c.mode)
+				cfg.Passive = who == "they"
+				h, s, wire := lab(t, conf(c.version, c.phase1, "dpd_delay = 5s\n"+c.more, c.phase2, "none", "rekey_time = 20m", testSecret))
+				if err := h.protect(cfg); err != nil {
+					t.Fatal(err)
+				}
+				if who == "they" {
+					s.swanctl("--initiate --child ipip --timeout 20")
+				}
+				eventually(t, "the gate is open", h.gate.Established)
+				t.Log(h.gate.Status().Describe(time.Now()))
+				eventually(t, "the peer has the SA too", func() bool { return h.pings(1, 0) == 1 })
+				if got := h.pings(50, 2*time.Millisecond); got != 50 {
+					t.Errorf("%d of 50 pings answered", got)
+				}
+				if h.gate.Status().UDP != c.udp {
+					t.Errorf("UDP is %v", h.gate.Status().UDP)
+				}
+				// What the kernel makes of its own inner packets, and of bulk.
+				before := h.count.Load()
+				s.MustRun("ping -c 200 -i 0.002 -s 1300 -W 1 10.9.0.1 >/dev/null || true")
+				eventually(t, "the guest's packets are opened", func() bool { return h.count.Load()-before >= 200 })
+				h.gate.Close()
+				eventually(t, "the peer has deleted its SAs", func() bool {
+					out, _ := s.Run("ip xfrm state")
+					return !strings.Contains(out, "proto esp")
+				})
+				nothingPlain(t, wire())
+				noDrops(t, h)
+			})
+		}
+	}
+}
+
+// noDrops: the gate was shut before there was an SA, and nothing else was dropped.
+func noDrops(t *testing.T, h *host) {
+	t.Helper()
+	for d, n := range h.gate.Drops {
+		if d != esp.DropNoSA {
+			t.Errorf("%d packets dropped: %v", n, d)
+		}
+	}
+	for d, n := range h.manager.Drops {
+		t.Errorf("%d packets of nobody dropped: %v", n, d)
+	}
+}

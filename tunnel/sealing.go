@@ -1,0 +1,99 @@
+package tunnel
+
+import (
+	"syscall"
+
+	"ipipd/encap"
+	"ipipd/internal/ipv4"
+	"ipipd/internal/packet"
+	"ipipd/ipsec/esp"
+)
+
+// sealer is what a gate is to a way out: see ipsec.Protector.
+type sealer interface {
+	Seal(b *packet.Buffer) esp.Drop
+}
+
+// sealing is a way out that sends nothing but what a gate has sealed. A tunnel
+// with a secret has no other: its data path, its probes and its answers cannot
+// send a plain packet even by mistake.
+//
+// A packet that is longer than the path's MTU once it is sealed is cut here: the
+// socket's own way of having it cut knows protocol 4 only.
+type sealing struct {
+	sender    encap.Sender
+	gate      sealer
+	out       []*packet.Buffer
+	fragments []*packet.Buffer
+	size      int // of each of fragments, in bytes
+}
+
+// sealed wraps a way out. One goroutine uses it.
+func sealed(sender encap.Sender, gate sealer) encap.Sender {
+	return &sealing{sender: sender, gate: gate}
+}
+
+// Write seals and sends whole outer packets. Of those that are not sealed the gate
+// keeps count; the error is esp.Drop then.
+func (s *sealing) Write(batch []*packet.Buffer, path *encap.Path) (n int, err error) {
+	s.out = s.out[:0]
+	for _, b := range batch {
+		if d := s.gate.Seal(b); d != esp.DropNone {
+			err = d
+			continue
+		}
+		if path.MTU <= 0 || b.Len() <= path.MTU {
+			s.out = append(s.out, b)
+			continue
+		}
+		// What came before it goes first, so that the order stays.
+		sent, failed := s.flush(path)
+		n += sent
+		if failed != nil {
+			err = failed
+		}
+		if failed := s.cut(b, path); failed != nil {
+			err = failed
+		} else {
+			n++
+		}
+	}
+	sent, failed := s.flush(path)
+	if failed != nil {
+		err = failed
+	}
+	return n + sent, err
+}
+
+func (s *sealing) flush(path *encap.Path) (n int, err error) {
+	if len(s.out) == 0 {
+		return 0, nil
+	}
+	n, err = s.sender.Write(s.out, path)
+	s.out = s.out[:0]
+	return n, err
+}
+
+// cut sends one packet in fragments, all of them or it has failed.
+func (s *sealing) cut(b *packet.Buffer, path *encap.Path) error {
+	p, err := ipv4.Parse(b.Bytes())
+	if err != nil {
+		return err
+	}
+	count := encap.FragmentCount(p, path.MTU)
+	if count == 0 {
+		return syscall.EMSGSIZE
+	}
+	if count > len(s.fragments) || path.MTU > s.size {
+		s.fragments, s.size = packet.NewBatch(count, path.MTU), path.MTU
+	}
+	n, d := encap.Fragment(s.fragments[:count], p, path.MTU)
+	if d != encap.DropNone {
+		return d
+	}
+	sent, err := s.sender.Write(s.fragments[:n], path)
+	if err == nil && sent < n {
+		err = syscall.ENOBUFS
+	}
+	return err
+}
