@@ -1,0 +1,37 @@
+package ipipd
+
+import (
+	"bytes"
+	"os"
+	"regexp"
+	"testing"
+
+	"ipipd/encap"
+)
+
+// Whoever sees a reason in print has to find it in the README, and nobody is to look
+// there for one that is gone.
+func TestReadmeExplainsEveryDrop(t *testing.T) {
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, tables, ok := bytes.Cut(text, []byte("\n### Drops\n"))
+	if !ok {
+		t.Fatal("README.md has no heading \"### Drops\"")
+	}
+	tables, _, _ = bytes.Cut(tables, []byte("\n## "))
+	explained := map[string]bool{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z0-9-]+)` \\|").FindAllSubmatch(tables, -1) {
+		explained[string(row[1])] = true
+	}
+	for d := range encap.Drops() {
+		if !explained[d.String()] {
+			t.Errorf("README.md does not explain %s", d)
+		}
+		delete(explained, d.String())
+	}
+	for name := range explained {
+		t.Errorf("README.md explains %s, which is not a reason", name)
+	}
+}
