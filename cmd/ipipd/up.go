@@ -158,10 +158,9 @@ func (e *nameTakenError) Error() string {
 	return fmt.Sprintf("name %s is taken by %s: choose another with --name", e.name, e.by)
 }
 
+// claim asks the folder first: of a tunnel that runs here, that it is one is more
+// use to know than that its interface is there.
 func claim(dir, name string) (*control.Server, error) {
-	if _, err := net.InterfaceByName(name); err == nil {
-		return nil, &nameTakenError{name, "an interface of this host"}
-	}
 	s, err := control.Listen(dir, name)
 	var taken *control.TakenError
 	switch {
@@ -169,6 +168,10 @@ func claim(dir, name string) (*control.Server, error) {
 		return nil, &nameTakenError{name, "a running tunnel (" + taken.Path + "); end it with ipipd down " + name}
 	case err != nil:
 		return nil, withRemedy(fmt.Errorf("cannot make the control socket: %w", err), "choose another folder with --runtime-dir")
+	}
+	if _, err := net.InterfaceByName(name); err == nil {
+		s.Close()
+		return nil, &nameTakenError{name, "an interface of this host"}
 	}
 	return s, nil
 }
