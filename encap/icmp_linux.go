@@ -5,9 +5,12 @@ import (
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/ipv4"
 )
 
-// openICMP opens the socket that hears errors about protocol-4 packets. A raw
+// openICMP opens the socket that hears errors about outer packets: those of
+// protocol 4, and those of tunnels that are encrypted. A raw
 // socket of protocol 4 with IP_RECVERR would hear them too, but it would also
 // fail its next send or receive with each of them.
 func openICMP() (int, error) {
@@ -22,10 +25,14 @@ func openICMP() (int, error) {
 	return newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP,
 		filter(
 			// X is the length of the outer header; behind it and the ICMP header
-			// is the quoted header, whose protocol must be 4.
+			// is the quoted header.
 			bpf.LoadMemShift{Off: 0},
 			bpf.LoadIndirect{Off: headerLength + protocolOffset, Size: 1},
-			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_IPIP, SkipTrue: 1},
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_IPIP, SkipTrue: 4},
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_ESP, SkipTrue: 3},
+			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 3},
+			bpf.LoadIndirect{Off: headerLength + ipv4.HeaderLen, Size: 2}, // the source port: we send no options
+			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: portNAT, SkipTrue: 1},
 			bpf.RetConstant{Val: 0xffff},
 			bpf.RetConstant{Val: 0},
 		),

@@ -24,16 +24,22 @@ type OuterError struct {
 	// Source and Destination are of the quoted outer packet: the tunnel's local
 	// and remote address.
 	Source, Destination [4]byte
+	// Protocol of the quoted outer packet: 4, or, of a tunnel that is encrypted, 50
+	// (ESP) or 17 (ESP in UDP, RFC 3948).
+	Protocol uint8
+	// SPI is that of the quoted ESP packet, in host byte order; 0 if it is none, or
+	// not quoted.
+	SPI uint32
 	// TotalLen is the length of the outer packet in bytes, as quoted.
 	TotalLen int
-	// Inner is as much of the inner packet as is quoted, perhaps nothing. It
-	// shares memory with the message.
+	// Inner is as much of the inner packet as is quoted, perhaps nothing, and
+	// nothing of one that is encrypted. It shares memory with the message.
 	Inner []byte
 }
 
 // ParseError reads the ICMP message in b, a whole IPv4 packet that nobody has
-// checked yet. DropOuterErrorUnrelated means that it is not about a protocol-4
-// packet, DropOuterErrorNotRelayed that it is a source quench, redirect or
+// checked yet. DropOuterErrorUnrelated means that it is not about a packet that a
+// tunnel can have sent, DropOuterErrorNotRelayed that it is a source quench, redirect or
 // parameter problem (RFC 2003, sections 4.2, 4.3 and 4.5), all of which say
 // nothing that a tunnel acts on.
 func ParseError(b []byte) (e OuterError, d Drop) {
@@ -62,7 +68,7 @@ func ParseError(b []byte) (e OuterError, d Drop) {
 	if err != nil {
 		return OuterError{}, DropOuterErrorMalformed
 	}
-	if h.Protocol != ipv4.ProtocolIPIP {
+	if h.Protocol != ipv4.ProtocolIPIP && h.Protocol != protocolESP && h.Protocol != ipv4.ProtocolUDP {
 		return OuterError{}, DropOuterErrorUnrelated
 	}
 	quote = quote[:min(len(quote), h.TotalLen)] // quotes may be padded
@@ -71,22 +77,47 @@ func ParseError(b []byte) (e OuterError, d Drop) {
 	}
 	e = OuterError{
 		Type: message[0], Code: message[1], Reporter: p.Source(),
-		Source: h.Source, Destination: h.Destination, TotalLen: h.TotalLen,
+		Source: h.Source, Destination: h.Destination, TotalLen: h.TotalLen, Protocol: h.Protocol,
 	}
 	if e.TooBig() {
 		e.NextHopMTU = int(binary.BigEndian.Uint16(message[6:]))
 	}
-	if h.FragmentOffset == 0 {
-		e.Inner = quote[headerLen:] // of a later fragment the quote begins amidst the inner packet
+	if h.FragmentOffset != 0 { // of a later fragment the quote begins amidst the payload
+		quote = quote[:headerLen]
 	}
-	return e, DropNone
+	return e, e.parsePayload(quote[headerLen:])
+}
+
+const (
+	protocolESP = 50
+	// portNAT is where ESP in UDP leaves from (RFC 3948, section 2.1).
+	portNAT   = 4500
+	udpHeader = 8
+)
+
+// parsePayload reads what is quoted behind the outer header.
+func (e *OuterError) parsePayload(quote []byte) Drop {
+	switch e.Protocol {
+	case ipv4.ProtocolIPIP:
+		e.Inner = quote
+		return DropNone
+	case ipv4.ProtocolUDP:
+		if len(quote) < udpHeader || binary.BigEndian.Uint16(quote) != portNAT {
+			return DropOuterErrorUnrelated
+		}
+		quote = quote[udpHeader:]
+	}
+	if len(quote) >= 4 {
+		e.SPI = binary.BigEndian.Uint32(quote)
+	}
+	return DropNone
 }
 
 // TooBig reports whether the message is a datagram too big: 3/4.
 func (e *OuterError) TooBig() bool { return e.Type == icmpUnreachable && e.Code == codeTooBig }
 
 // ProtocolUnreachable reports whether the message says that the remote host has
-// nothing that takes protocol 4: 3/2. A tunnel end that is not started answers so.
+// nothing that takes Protocol: 3/2. A tunnel end that is not started answers so.
 func (e *OuterError) ProtocolUnreachable() bool {
 	return e.Type == icmpUnreachable && e.Code == codeProtocolUnreachable
 }

@@ -36,13 +36,50 @@ func TestOuterErrorIsReadWithThePacketThatItIsAbout(t *testing.T) {
 	}
 	want := encap.OuterError{
 		Type: 3, Code: 4, NextHopMTU: 1400, Reporter: [4]byte{203, 0, 113, 1},
-		Source: local, Destination: remote, TotalLen: 52, Inner: golden(t, goldenInner),
+		Source: local, Destination: remote, TotalLen: 52, Protocol: 4, Inner: golden(t, goldenInner),
 	}
 	if diff := cmp.Diff(want, e); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	if !e.TooBig() || e.Unreachable() || e.ProtocolUnreachable() {
 		t.Errorf("TooBig %v, Unreachable %v, ProtocolUnreachable %v", e.TooBig(), e.Unreachable(), e.ProtocolUnreachable())
+	}
+}
+
+func TestOuterErrorAboutAnEncryptedPacketHasItsSPIAndNothingInside(t *testing.T) {
+	spi := []byte{0xde, 0xad, 0xbe, 0xef, 0, 0, 0, 7} // and the sequence number
+	from := func(port uint16) []byte {
+		return append(binary.BigEndian.AppendUint16(nil, port), 0x11, 0x94, 0, 40, 0, 0)
+	}
+	for _, test := range []struct {
+		name     string
+		protocol uint8
+		quote    []byte
+		spi      uint32
+		drop     encap.Drop
+	}{
+		{"ESP", 50, spi, 0xdeadbeef, encap.DropNone},
+		{"ESP in UDP", 17, append(from(4500), spi...), 0xdeadbeef, encap.DropNone},
+		{"ESP in UDP, the least quote", 17, from(4500), 0, encap.DropNone},
+		{"another program's UDP", 17, append(from(4501), spi...), 0, encap.DropOuterErrorUnrelated},
+		{"TCP", 6, append(from(4500), spi...), 0, encap.DropOuterErrorUnrelated},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			quote := build(ipv4.Header{TTL: 60, Protocol: test.protocol, Source: local, Destination: remote}, test.quote)
+			e, d := encap.ParseError(outerError(3, 4, 1400, quote))
+			if d != test.drop {
+				t.Fatalf("got %v, want %v", d, test.drop)
+			}
+			if d != encap.DropNone {
+				return
+			}
+			if e.Protocol != test.protocol || e.SPI != test.spi || e.NextHopMTU != 1400 || len(e.Inner) != 0 {
+				t.Errorf("got %+v", e)
+			}
+			if d := e.Relay(dirty(2000), 1380, [4]byte{}); d != encap.DropOuterErrorQuoteShort {
+				t.Errorf("Relay: %v", d)
+			}
+		})
 	}
 }
 

@@ -13,7 +13,7 @@ const (
 	Shut
 	// Blocked: Status.Problem keeps the gate shut, and did not so before.
 	Blocked
-	// Weak: the peer takes nothing better than Status.Weak.
+	// Weak: the SA uses Status.Weak, the best that both ends have on offer.
 	Weak
 	// Silent: packets are sent, and none comes back.
 	Silent
@@ -43,7 +43,7 @@ func (e Event) String() string {
 	case Blocked:
 		return "no SA, and nothing is sent without one: " + e.Status.Problem
 	case Weak:
-		return "the peer takes nothing better than " + e.Status.Weak + ", which should no longer be used"
+		return "the best that both ends have on offer is " + e.Status.Weak + ", which should no longer be used"
 	case Silent:
 		return "there is an SA, but nothing arrives by it: a firewall on the way may take IKE and not ESP (IP protocol 50)"
 	case Heard:

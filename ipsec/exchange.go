@@ -139,6 +139,9 @@ func (x *exchange) use(c *ike.Child) {
 			c = nil
 		}
 	}
+	if next != nil { // first, so that nobody finds the gate open and the form that was
+		x.gate.form.Store(&form{c.Outbound.Suite, c.Outbound.DestinationPort != 0})
+	}
 	old := x.gate.outbound.Swap(next)
 	if old != nil && next == nil {
 		old.Close() // also for whoever has just loaded it; a replaced one stays good for them

@@ -17,8 +17,7 @@ type Protector struct {
 	outbound atomic.Pointer[esp.Outbound]
 	drops    [esp.NumDrops]atomic.Uint64
 	status   atomic.Pointer[Status]
-	suite    esp.Suite // assumed until there is an SA
-	natT     bool
+	form     atomic.Pointer[form]
 	exchange *exchange
 }
 
@@ -46,13 +45,36 @@ func (p *Protector) Plain() esp.Drop {
 // Established reports whether the gate is open: whether there is an SA to send by.
 func (p *Protector) Established() bool { return p.outbound.Load() != nil }
 
-// MaxInner is the largest inner packet over a path with that MTU. Before there is
-// an SA it is that of the proposal that leaves least.
-func (p *Protector) MaxInner(mtu int) int {
-	if o := p.outbound.Load(); o != nil {
-		return o.Suite().MaxInner(mtu, o.UDP())
+// MaxInner is the largest inner packet over a path with that MTU. While there is no
+// SA it is that of the last one, and before the first that of the proposal that
+// leaves least.
+func (p *Protector) MaxInner(mtu int) int { return p.form.Load().maxInner(mtu) }
+
+// MaxInner is what Protector.MaxInner is before the first SA.
+func MaxInner(cfg Config, mtu int) int { return assumed(cfg.Config).maxInner(mtu) }
+
+// form is what an ESP packet looks like.
+type form struct {
+	suite esp.Suite
+	udp   bool
+}
+
+func (f form) maxInner(mtu int) int { return f.suite.MaxInner(mtu, f.udp) }
+
+// assumed is the form on offer that leaves the least room.
+func assumed(cfg ike.Config) form {
+	ps := cfg.Phase2
+	if ps == nil {
+		ps, _ = ike.ParsePhase2(ike.DefaultPhase2)
 	}
-	return p.suite.MaxInner(mtu, p.natT)
+	worst := form{esp.Suite{Cipher: esp.AESCBC, KeyBits: 128, Integrity: esp.HMACSHA1}, cfg.ForceUDP}
+	for _, p := range ps {
+		f := form{esp.Suite{Cipher: p.Cipher, KeyBits: p.KeyBits, Integrity: p.Hash}, cfg.ForceUDP}
+		if f.suite.Validate() == nil && f.maxInner(1500) < worst.maxInner(1500) {
+			worst = f
+		}
+	}
+	return worst
 }
 
 // Drops gives each reason and how many packets it has cost.

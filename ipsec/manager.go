@@ -130,25 +130,12 @@ func (m *Manager) Protect(cfg Config) (*Protector, error) {
 		inbox: make(chan datagram, inboxSize), cancel: cancel, ended: make(chan struct{}),
 		mine: map[uint32]*inboundSA{}, last: map[uint32]uint64{},
 	}
-	x.gate = &Protector{suite: assumed(cfg.Config), natT: cfg.ForceUDP, exchange: x}
+	x.gate = &Protector{exchange: x}
+	first := assumed(cfg.Config)
+	x.gate.form.Store(&first)
 	m.exchanges[key] = x
 	go x.run(ctx)
 	return x.gate, nil
-}
-
-// assumed is the suite on offer that leaves the least room.
-func assumed(cfg ike.Config) esp.Suite {
-	ps := cfg.Phase2
-	if ps == nil {
-		ps, _ = ike.ParsePhase2(ike.DefaultPhase2)
-	}
-	worst := esp.Suite{Cipher: esp.AESCBC, KeyBits: 128, Integrity: esp.HMACSHA1}
-	for _, p := range ps {
-		if s := (esp.Suite{Cipher: p.Cipher, KeyBits: p.KeyBits, Integrity: p.Hash}); s.Validate() == nil && s.MaxInner(1500, false) < worst.MaxInner(1500, false) {
-			worst = s
-		}
-	}
-	return worst
 }
 
 // Close shuts the gate for good, tells the peer, and returns when that is done.

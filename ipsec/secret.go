@@ -9,8 +9,9 @@ import (
 	"ipipd/ipsec/ike"
 )
 
-// maxSecret is far more than anybody types, and less than a mistaken file.
-const maxSecret = 4096
+// MaxSecret is the longest secret in bytes: far more than anybody types, and less
+// than a mistaken file.
+const MaxSecret = 4096
 
 // LoadSecret reads a pre-shared key from a file that nobody but its owner may
 // read or write. A line end after it does not belong to it.
@@ -30,7 +31,7 @@ func LoadSecret(file string) (ike.Secret, error) {
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
 		return nil, fmt.Errorf("%s may be read or written by others (mode %04o): chmod 600 %s", file, mode, file)
 	}
-	b := make([]byte, maxSecret+1)
+	b := make([]byte, MaxSecret+1)
 	n := 0
 	for n < len(b) {
 		m, err := f.Read(b[n:])
@@ -39,8 +40,8 @@ func LoadSecret(file string) (ike.Secret, error) {
 			break
 		}
 	}
-	if n > maxSecret {
-		return nil, fmt.Errorf("%s is longer than a secret can be (%d bytes)", file, maxSecret)
+	if n > MaxSecret {
+		return nil, fmt.Errorf("%s is longer than a secret can be (%d bytes)", file, MaxSecret)
 	}
 	secret := bytes.TrimRight(b[:n], "\r\n")
 	if len(secret) == 0 {

@@ -31,7 +31,7 @@ func TestSecretFileMustBePrivate(t *testing.T) {
 			t.Errorf("mode %o: %v", mode, err)
 		}
 	}
-	for _, content := range []string{"", "\n", "two\nlines", "nul\x00byte", strings.Repeat("x", maxSecret+1)} {
+	for _, content := range []string{"", "\n", "two\nlines", "nul\x00byte", strings.Repeat("x", MaxSecret+1)} {
 		write(content, 0o600)
 		_, err := LoadSecret(file)
 		if err == nil {

@@ -46,15 +46,28 @@ func (c Config) String() string {
 	if c.Interval <= 0 {
 		return "off"
 	}
+	return FormatTime(c.Interval) + "," + strconv.Itoa(c.Retries)
+}
+
+// FormatTime is d in RouterOS's spelling, "1d30m"; what is less than a second is
+// left out. ParseTime reads it back.
+func FormatTime(d time.Duration) string {
 	var s strings.Builder
-	rest := int64(c.Interval / time.Second)
+	rest := int64(d / time.Second)
 	for _, u := range units {
 		if n := rest / u.seconds; n > 0 {
 			fmt.Fprintf(&s, "%d%c", n, u.letter)
 			rest -= n * u.seconds
 		}
 	}
-	return s.String() + "," + strconv.Itoa(c.Retries)
+	return s.String()
+}
+
+// ParseTime reads a RouterOS time of 1s..4294967295s: "10" (seconds),
+// "1w2d3h4m5s", "00:00:10" or "1d00:00:10".
+func ParseTime(s string) (d time.Duration, ok bool) {
+	seconds, ok := parseSeconds(s)
+	return time.Duration(seconds) * time.Second, ok
 }
 
 // Parse reads a keepalive as RouterOS takes it: "10s,10", "10,10",
@@ -87,7 +100,7 @@ var units = []struct {
 	{'w', 7 * 24 * 3600}, {'d', 24 * 3600}, {'h', 3600}, {'m', 60}, {'s', 1},
 }
 
-// parseSeconds reads a RouterOS time: "10", "1w2d3h4m5s", "00:00:10", "1d00:00:10".
+// parseSeconds is ParseTime, in seconds.
 func parseSeconds(s string) (total int64, ok bool) {
 	if n, ok := parseNumber(s, maxSeconds); ok {
 		return n, n > 0

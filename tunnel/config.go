@@ -29,8 +29,9 @@ type Config struct {
 	// ClampTCPMSS lowers the MSS of received SYN and SYN-ACK to what fits.
 	ClampTCPMSS bool
 	// AllowFastPath has the kernel carry plain packets where it can; netfilter
-	// does not see their outer packets.
-	AllowFastPath bool
+	// does not see their outer packets. ByDefault is yes unless IPsec is wanted,
+	// with which it cannot be.
+	AllowFastPath Choice
 	// Keepalive says how long the remote may be silent; zero is off.
 	Keepalive keepalive.Config
 	// KeepaliveProbe is what a probe looks like.
@@ -52,8 +53,25 @@ type Config struct {
 	// TunQueues is how many threads send what the host puts into the interface;
 	// 0 leaves it to the number of processors (auto).
 	TunQueues int
+	// IPsec encrypts the tunnel, if it is wanted.
+	IPsec IPsec
 	// Comment is the operator's.
 	Comment string
+}
+
+// Choice is yes, no, or what follows from the other settings.
+type Choice uint8
+
+// The choices.
+const (
+	ByDefault Choice = iota
+	Yes
+	No
+)
+
+// fastPath reports what AllowFastPath comes to.
+func (c *Config) fastPath() bool {
+	return c.AllowFastPath == Yes || c.AllowFastPath == ByDefault && !c.IPsec.Wanted()
 }
 
 // InheritDSCP as Config.DSCP is `inherit`.
@@ -62,11 +80,11 @@ const InheritDSCP = -1
 // Default is RouterOS's, but for RemoteAddress, which has none.
 func Default() Config {
 	return Config{
-		DSCP:          InheritDSCP,
-		ClampTCPMSS:   true,
-		AllowFastPath: true,
-		Keepalive:     keepalive.Default,
-		TTL:           255,
+		DSCP:        InheritDSCP,
+		ClampTCPMSS: true,
+		Keepalive:   keepalive.Default,
+		TTL:         255,
+		IPsec:       defaultIPsec(),
 	}
 }
 
@@ -85,6 +103,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Name != "" && c.UnderlayDevice == c.Name {
 		return &ValueError{Property: "underlay-device", Value: c.UnderlayDevice, Want: "an interface other than the tunnel's own"}
+	}
+	if err := c.validateIPsec(); err != nil {
+		return err
 	}
 	addresses := make(map[netip.Addr]bool)
 	for _, p := range c.Addresses {

@@ -41,7 +41,7 @@ var anyRouter [4]byte
 
 // outbound carries packets from one queue of the device to the socket, until
 // either door is closed.
-func (t *Tunnel) outbound(queue tun.Queue, sender encap.Sender, ids identifier) error {
+func (t *Tunnel) outbound(queue tun.Queue, way exit, ids identifier) error {
 	runtime.LockOSThread()
 	var (
 		batch = t.outboundBatch(nil)
@@ -70,9 +70,9 @@ func (t *Tunnel) outbound(queue tun.Queue, sender encap.Sender, ids identifier) 
 				t.drop(d)
 				continue
 			}
-			if b.Len() > route.path.MTU && route.outer.DontFragment(inner) {
+			if inner.TotalLen() > route.maxInner && route.outer.DontFragment(inner) {
 				t.drop(encap.DropTooBig)
-				t.tellSender(queue, message, encap.TooBig(message, inner, route.path.MTU-encap.Overhead, anyRouter))
+				t.tellSender(queue, message, encap.TooBig(message, inner, route.maxInner, anyRouter))
 				continue
 			}
 			if unreachable { // it is sent all the same: only so is it found out that the path is back
@@ -82,13 +82,15 @@ func (t *Tunnel) outbound(queue tun.Queue, sender encap.Sender, ids identifier) 
 			out = append(out, b)
 		}
 		if len(out) > 0 {
-			sent, err := sender.Write(out, &route.path)
+			sent, refused, err := way.Write(out, &route.path) // sealed, if the tunnel has a secret
 			if errors.Is(err, os.ErrClosed) {
 				return err
 			}
-			t.counters.tx.add(sent, bytes)
-			if sent < len(out) {
-				t.counters.drops.add(sendDrop(err), len(out)-sent)
+			if sent > 0 {
+				t.counters.tx.add(sent, bytes)
+			}
+			if lost := len(out) - sent - refused; lost > 0 {
+				t.counters.drops.add(sendDrop(err), lost)
 			}
 		}
 		batch = t.outboundBatch(batch)
@@ -109,9 +111,17 @@ func (t *Tunnel) tellSender(queue tun.Queue, message *packet.Buffer, made encap.
 	}
 }
 
-// inbound carries packets from one receiver of the socket to the devices of the
-// tunnels they belong to, until the socket is closed.
-func (h *Host) inbound(receiver encap.Receiver, sender encap.Sender, index int) error {
+// way is how an outer packet came in.
+type way bool
+
+const (
+	plainWay  way = false // as protocol 4
+	sealedWay way = true  // as ESP, and it was opened
+)
+
+// inbound carries packets from one receiver to the devices of the tunnels they
+// belong to, until the receiver is closed.
+func (h *Host) inbound(receiver encap.Receiver, sender encap.Sender, index int, in way) error {
 	runtime.LockOSThread()
 	var (
 		batch  = packet.NewBatch(receiveBatch, packet.MaxSize)
@@ -135,6 +145,10 @@ func (h *Host) inbound(receiver encap.Receiver, sender encap.Sender, index int) 
 			t := table.find(outer.Destination(), outer.Source())
 			if t == nil {
 				h.drop(encap.DropUnknownPeer)
+				continue
+			}
+			if sealed := t.guard != nil; sealed != bool(in) {
+				t.wrongWay(sealed)
 				continue
 			}
 			if t.accept(b, outer, sender, now) {
@@ -181,7 +195,7 @@ func (t *Tunnel) accept(b *packet.Buffer, outer ipv4.Packet, sender encap.Sender
 	}
 	mtu := t.MTU()
 	if b.Checksum == packet.ChecksumUnknown {
-		d := encap.DeriveOffload(b, max(mtu, route.path.MTU-encap.Overhead))
+		d := encap.DeriveOffload(b, max(mtu, route.maxInner))
 		if (b.Checksum == packet.ChecksumPartial || d == encap.DropSuperpacketSizeUnknown) && !t.host.partial.Swap(true) {
 			t.poke() // the peer is on our own machine: see chooseReceiving
 		}
@@ -226,8 +240,16 @@ func (t *Tunnel) answer(b *packet.Buffer, sender encap.Sender, route *route, now
 		t.drop(d)
 		return
 	}
-	if _, err := sender.Write([]*packet.Buffer{b}, &route.path); err != nil {
-		t.drop(sendDrop(err))
+	t.write(t.exit(sender), b, &route.path)
+}
+
+// wrongWay counts a packet that came plain to a tunnel with a secret, or sealed to
+// one without, for which it is a stranger's.
+func (t *Tunnel) wrongWay(secret bool) {
+	if secret {
+		t.guard.plain()
+	} else {
+		t.host.drop(encap.DropUnknownPeer)
 	}
 }
 

@@ -44,7 +44,7 @@ func (t *Tunnel) followFast() {
 	if why != "" {
 		t.leaveFast()
 	}
-	if old := t.fast.why.Swap(&why); old != nil && *old == why || !t.cfg.AllowFastPath {
+	if old := t.fast.why.Swap(&why); old != nil && *old == why || !t.cfg.fastPath() {
 		return
 	}
 	if why == "" {
@@ -57,7 +57,9 @@ func (t *Tunnel) followFast() {
 // objection is why this tunnel must not use the fast path now; "" if it may.
 func (t *Tunnel) objection() string {
 	switch {
-	case !t.cfg.AllowFastPath:
+	case t.guard != nil:
+		return "ipsec-secret is set"
+	case !t.cfg.fastPath():
 		return "allow-fast-path is no"
 	case t.noRoute:
 		return "there is no way to the remote"
@@ -185,7 +187,7 @@ func (t *Tunnel) carried() (rxPackets, rxBytes, txPackets, txBytes uint64) {
 // identifiers are those of n queues, with the upper half of all left to the fast
 // path where that is allowed (package fastpath).
 func (t *Tunnel) identifiers(n int) []identifier {
-	if t.cfg.AllowFastPath {
+	if t.cfg.fastPath() {
 		return randomIdentifiers(2 * n)[:n]
 	}
 	return randomIdentifiers(n)

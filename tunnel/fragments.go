@@ -1,7 +1,5 @@
 package tunnel
 
-import "ipipd/encap"
-
 // An MTU above the path's hands the kernel one large packet to cut and has the far
 // kernel put it together: one look-up, one queue, one system call for what would be
 // forty packets. It pays on a path that loses nothing. One lost fragment loses the
@@ -15,7 +13,7 @@ const (
 )
 
 // cuts reports whether packets as large as the interface takes are cut on their way.
-func (t *Tunnel) cuts() bool { return t.MTU()+encap.Overhead > t.route.Load().path.MTU }
+func (t *Tunnel) cuts() bool { return t.MTU() > t.route.Load().maxInner }
 
 // warnOfFragments says once, at the start, what a large MTU means, and once when
 // this host's kernel loses packets for want of a fragment.

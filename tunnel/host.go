@@ -14,6 +14,7 @@ import (
 
 	"ipipd/encap"
 	"ipipd/fastpath"
+	"ipipd/ipsec"
 	"ipipd/tun"
 )
 
@@ -61,6 +62,8 @@ type Host struct {
 	// kernelPath is loaded when it is first asked for.
 	kernelPath    *fastpath.FastPath
 	kernelPathErr error
+	ipsec         *ipsec.Manager // likewise
+	sealedWays    atomic.Int32   // ways by which ESP comes in
 	loops         sync.WaitGroup
 	cancel        context.CancelFunc
 }
@@ -114,7 +117,7 @@ func NewHost(o HostOptions) (*Host, error) {
 	h.cancel = cancel
 	for i, receiver := range h.socket.Receivers() {
 		sender := h.socket.NewSender()
-		h.spawn("receive", func() error { return h.inbound(receiver, sender, i) })
+		h.spawn("receive", func() error { return h.inbound(receiver, sender, i, plainWay) })
 	}
 	h.loops.Go(h.receiveErrors)
 	h.loops.Go(func() {
@@ -155,6 +158,9 @@ func (h *Host) Close() error {
 		errs = append(errs, t.Close())
 	}
 	h.cancel()
+	if h.ipsec != nil {
+		errs = append(errs, h.ipsec.Close())
+	}
 	errs = append(errs, h.socket.Close())
 	h.loops.Wait()
 	if h.kernelPath != nil {
@@ -257,7 +263,7 @@ func (h *Host) receiveErrors() {
 			}
 			continue
 		}
-		if t := h.table.Load().find(e.Source, e.Destination); t != nil {
+		if t := h.table.Load().find(e.Source, e.Destination); t != nil && t.sent(&e) {
 			t.outerError(&e, time.Now())
 		}
 	}

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -26,8 +27,8 @@ type Property struct {
 	Words []string
 	// Repeatable: each Set adds one, and Get joins them with commas.
 	Repeatable bool
-	// Refused: known, but not supported. Set always fails.
-	Refused bool
+	// Secret: neither an error nor Get repeats the value.
+	Secret bool
 
 	// get is the value in the spelling that set takes, "" if it is not set.
 	get func(*Config) string
@@ -37,27 +38,24 @@ type Property struct {
 
 // Set reads value into c. Its error is a *ValueError.
 func (p Property) Set(c *Config, value string) error {
-	if p.Refused {
-		return &ValueError{Property: p.Name, Refused: true, Want: p.Help}
+	want := p.set(c, value)
+	switch {
+	case want == "":
+		return nil
+	case p.Secret:
+		return &ValueError{Property: p.Name, Hidden: true, Want: want}
 	}
-	if want := p.set(c, value); want != "" {
-		return &ValueError{Property: p.Name, Value: value, Want: want}
-	}
-	return nil
+	return &ValueError{Property: p.Name, Value: value, Want: want}
 }
 
 // Get is the value that c has, in the spelling that Set takes, or "" if it has
-// none.
-func (p Property) Get(c *Config) string {
-	if p.Refused {
-		return ""
-	}
-	return p.get(c)
-}
+// none. Of a Secret it says that there is one.
+func (p Property) Get(c *Config) string { return p.get(c) }
 
 // Properties are all the properties, in the order in which they are shown.
-func Properties() []Property { return properties }
+func Properties() []Property { return slices.Concat(properties, ipsecProperties) }
 
+// properties are all but those of IPsec.
 var properties = []Property{
 	{
 		Name: "name", Values: "interface name", Default: "first free ipipN, from ipip1",
@@ -146,12 +144,17 @@ var properties = []Property{
 	},
 	{
 		Name: "allow-fast-path", Values: "`yes` or `no`", Default: "yes",
-		Help:  "carry plain packets inside the kernel by eBPF, where Linux 6.6, CAP_BPF and an Ethernet underlay without packet filters allow it",
+		Help:  "carry plain packets inside the kernel by eBPF, but not with ipsec-secret, and where Linux 6.6, CAP_BPF and an Ethernet underlay without packet filters allow it",
 		Words: []string{"yes", "no"},
-		get:   func(c *Config) string { return choice(c.AllowFastPath, "no", "yes") },
+		get:   func(c *Config) string { return choice(c.fastPath(), "no", "yes") },
 		set: func(c *Config, v string) string {
-			if parseChoice(&c.AllowFastPath, v, "no", "yes") != "" {
+			var yes bool
+			if parseChoice(&yes, v, "no", "yes") != "" {
 				return "yes or no"
+			}
+			c.AllowFastPath = No
+			if yes {
+				c.AllowFastPath = Yes
 			}
 			return ""
 		},
@@ -279,9 +282,5 @@ var properties = []Property{
 		set: func(c *Config, v string) string {
 			return parseNumberOr(&c.TunQueues, v, "auto", 0, 1, MaxThreads)
 		},
-	},
-	{
-		Name: "ipsec-secret", Refused: true,
-		Help: "this version does no IPsec; leave it out, and know that the tunnel's packets are neither secret nor authentic",
 	},
 }

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -45,6 +46,14 @@ func TestBadValueIsOneLineWithNameValueAndWhatIsAccepted(t *testing.T) {
 		{"name", "..", wantName},
 		{"name", "all", wantName},
 		{"name", "default", wantName},
+		{"ipsec-secret-file", "", "the path of a file"},
+		{"ipsec-exchange", "aggressive", "main, ike2 or auto"},
+		{"ipsec-phase1", "aes128-sha1", "CIPHER-HASH-GROUP like aes128-sha1-modp2048 (hash or group is missing)"},
+		{"ipsec-phase2", "des-md5", `CIPHER-HASH like aes128-sha1, or aes256gcm16 (no cipher "des")`},
+		{"ipsec-pfs-group", "2", "none, modp1024, modp1536, modp2048, modp3072, curve25519, ecp256, modp4096, ecp384, ecp521"},
+		{"ipsec-lifetime", "1d,9s", "PHASE1,PHASE2 or PHASE2, each a time of 10s..30d: 1d,30m"},
+		{"ipsec-lifetime", "1d,", "PHASE1,PHASE2 or PHASE2, each a time of 10s..30d: 1d,30m"},
+		{"ipsec-dpd", "never", "off, INTERVAL or INTERVAL,RETRIES, 8s,4"},
 		{"comment", "two\nlines", "up to 255 bytes of text on one line"},
 		{"comment", "\xff", "up to 255 bytes of text on one line"},
 		{"comment", strings.Repeat("x", 256), "up to 255 bytes of text on one line"},
@@ -150,11 +159,27 @@ func TestValueErrorIsSpelledOut(t *testing.T) {
 	}
 }
 
-func TestIPsecSecretIsRefusedAndNotRepeated(t *testing.T) {
+func TestASecretIsNeverShown(t *testing.T) {
 	c := Default()
-	err := property(t, "ipsec-secret").Set(&c, "hunter2")
-	if err == nil || !strings.Contains(err.Error(), "ipsec-secret: not supported") || strings.Contains(err.Error(), "hunter2") {
+	p := property(t, "ipsec-secret")
+	if err := p.Set(&c, "hunter2\n"); err == nil || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("got %v", err)
+	}
+	if err := p.Set(&c, "hunter2"); err != nil {
+		t.Fatal(err)
+	}
+	c.RemoteAddress = "r2"
+	text, err := json.Marshal(NewStatus(&c))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, shown := range []string{p.Get(&c), string(text), fmt.Sprintf("%v %+v %#v", c, c, c), fmt.Sprintf("%s %q %x", c.IPsec.Secret, c.IPsec.Secret, c.IPsec.Secret)} {
+		if strings.Contains(shown, "hunter2") || strings.Contains(shown, "68756e74657232") {
+			t.Errorf("it is in %s", shown)
+		}
+	}
+	if !strings.Contains(string(text), `"ipsec-secret":"(secret)"`) {
+		t.Errorf("that there is one is not in %s", text)
 	}
 }
 
@@ -174,19 +199,24 @@ var goodValues = map[string]map[string]string{
 	"keepalive-probe": {"reflect": "reflect", "empty": "empty", "echo": "echo"},
 	"keepalive-target": {
 		"10.255.0.2": "10.255.0.2"},
-	"ttl":             {"inherit": "inherit", "1": "1", "255": "255"},
-	"address":         {"10.255.0.1/30": "10.255.0.1/30", "10.255.0.1/32": "10.255.0.1/32"},
-	"route":           {"10.20.0.0/16": "10.20.0.0/16", "0.0.0.0/0": "0.0.0.0/0"},
-	"underlay-device": {"eth0": "eth0", "eth0.5": "eth0.5"},
-	"tun-queues":      {"auto": "auto", "1": "1", "16": "16"},
-	"fwmark":          {"0": "0", "255": "0xff", "0xFF": "0xff", "4294967295": "0xffffffff"},
+	"ttl":               {"inherit": "inherit", "1": "1", "255": "255"},
+	"address":           {"10.255.0.1/30": "10.255.0.1/30", "10.255.0.1/32": "10.255.0.1/32"},
+	"route":             {"10.20.0.0/16": "10.20.0.0/16", "0.0.0.0/0": "0.0.0.0/0"},
+	"underlay-device":   {"eth0": "eth0", "eth0.5": "eth0.5"},
+	"tun-queues":        {"auto": "auto", "1": "1", "16": "16"},
+	"ipsec-secret":      {"hunter2": "(secret)"},
+	"ipsec-secret-file": {"/etc/ipipd/secret": "/etc/ipipd/secret"},
+	"ipsec-exchange":    {"main": "main", "ike2": "ike2", "auto": "auto"},
+	"ipsec-phase1":      {"aes128-sha1-modp2048,3des-sha1-modp1024": "aes128-sha1-modp2048,3des-sha1-modp1024", "aes256gcm16-prfsha256-ecp256": "aes256gcm16-sha256-ecp256"},
+	"ipsec-phase2":      {"aes256-sha1": "aes256-sha1", "aes256gcm16,aes128-sha256": "aes256gcm16,aes128-sha256"},
+	"ipsec-pfs-group":   {"none": "none", "modp2048": "modp2048", "ecp256": "ecp256"},
+	"ipsec-lifetime":    {"1d,30m": "1d,30m", "10m": "1d,10m", "08:00:00,3600": "8h,1h"},
+	"ipsec-dpd":         {"8s,4": "8s,4", "2m,5": "2m,5", "30": "30s,4", "off": "off"},
+	"fwmark":            {"0": "0", "255": "0xff", "0xFF": "0xff", "4294967295": "0xffffffff"},
 }
 
 func TestWhatGetShowsSetTakes(t *testing.T) {
 	for _, p := range Properties() {
-		if p.Refused {
-			continue
-		}
 		if len(goodValues[p.Name]) == 0 {
 			t.Errorf("%s: no values to test with", p.Name)
 		}
@@ -199,7 +229,7 @@ func TestWhatGetShowsSetTakes(t *testing.T) {
 			if got := p.Get(&c); got != shown {
 				t.Errorf("%s: %q is shown as %q, want %q", p.Name, value, got, shown)
 			}
-			if shown == "" {
+			if shown == "" || p.Secret {
 				continue
 			}
 			again := Default()
@@ -270,6 +300,14 @@ func TestValidateSeesWhatOnlyTheWholeShows(t *testing.T) {
 			`address: missing: want the inner address that keepalive-probe echo asks from, as ` + wantAddress},
 		{"echo to itself", []string{"remote-address", "r2", "keepalive-probe", "echo", "keepalive-target", "10.0.0.1", "address", "10.0.0.1/30"},
 			`keepalive-target: "10.0.0.1" is not accepted: want an address of the other end, not of this one`},
+		{"secret", []string{"remote-address", "r2", "ipsec-secret", "x", "allow-fast-path", "no"}, ""},
+		{"secret file", []string{"remote-address", "r2", "ipsec-secret-file", "/x", "ipsec-exchange", "ike2"}, ""},
+		{"two secrets", []string{"remote-address", "r2", "ipsec-secret", "x", "ipsec-secret-file", "/x"},
+			`ipsec-secret: what was given is not accepted: want either that or ipsec-secret-file`},
+		{"secret and fast path", []string{"remote-address", "r2", "ipsec-secret", "x", "allow-fast-path", "yes"},
+			`allow-fast-path: "yes" is not accepted: want no with ipsec-secret: the fast path does not encrypt`},
+		{"ipsec without secret", []string{"remote-address", "r2", "ipsec-exchange", "ike2"},
+			`ipsec-exchange: "ike2" is not accepted: want ipsec-secret-file with it: without a secret nothing is encrypted`},
 		{"target without echo", []string{"remote-address", "r2", "keepalive-target", "10.0.0.2"},
 			`keepalive-target: "10.0.0.2" is not accepted: want keepalive-probe echo with it`},
 	} {
@@ -329,7 +367,7 @@ func TestStatusIsOneFlatObjectUnderRouterOSNames(t *testing.T) {
 	}
 	const want = `[{"name":"ipip1","comment":"","local-address":"","remote-address":"r2.example","mtu":"auto","dscp":"inherit",` +
 		`"dont-fragment":"no","clamp-tcp-mss":"yes","allow-fast-path":"yes","keepalive":"10s,10","keepalive-probe":"reflect","keepalive-target":"","ttl":"255",` +
-		`"address":["10.255.0.1/30"],"route":[],"underlay-device":"","fwmark":"0","tun-queues":"auto",` +
+		`"address":["10.255.0.1/30"],"route":[],"underlay-device":"","fwmark":"0","tun-queues":"auto","ipsec-secret":"",` +
 		`"disabled":false,"running":true,"actual-mtu":1480,"current-local-address":"","current-remote-address":"198.51.100.1",` +
 		`"keepalive-state":"up","fast-path":"active","last-heard":"2025-01-02T03:04:05Z","rx-packet":1,"rx-byte":84,"tx-packet":0,"tx-byte":0,"drops":{}}]`
 	if d := cmp.Diff(want, string(text)); d != "" {

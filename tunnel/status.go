@@ -46,6 +46,9 @@ type State struct {
 	// FastPath is "active" while the kernel carries plain packets, and else why it
 	// does not.
 	FastPath string `json:"fast-path,omitzero"`
+	// IPsec is how an encrypted tunnel is doing: established with what, or what
+	// is in the way. "" for a plain one.
+	IPsec string `json:"ipsec,omitzero"`
 	// LastHeard is when the last packet of the remote came; zero is never.
 	LastHeard time.Time `json:"last-heard,omitzero"`
 	// Packets and bytes of the inner packets carried, headers included.
@@ -57,13 +60,15 @@ type State struct {
 	Drops map[string]uint64 `json:"drops"`
 }
 
-// NewStatus has the settings of c, and an empty State.
+// NewStatus has the settings of c, and an empty State. Of a plain tunnel those of
+// IPsec are left out, but for ipsec-secret.
 func NewStatus(c *Config) Status {
 	var s Status
 	for _, p := range Properties() {
-		if !p.Refused {
-			s.Settings = append(s.Settings, Setting{p.Name, p.Get(c), p.Repeatable})
+		if strings.HasPrefix(p.Name, "ipsec-") && !p.Secret && !c.IPsec.Wanted() {
+			continue // how nothing is encrypted
 		}
+		s.Settings = append(s.Settings, Setting{p.Name, p.Get(c), p.Repeatable})
 	}
 	return s
 }
@@ -127,7 +132,7 @@ func (s *Status) UnmarshalJSON(data []byte) error {
 		return err
 	}
 	known := make(map[string]json.RawMessage)
-	text, err := json.Marshal(State{PathMTU: 1, FastPath: "active", LastHeard: time.Unix(1, 0)}) // nothing omitted
+	text, err := json.Marshal(State{PathMTU: 1, FastPath: "active", IPsec: "negotiating", LastHeard: time.Unix(1, 0)}) // nothing omitted
 	if err != nil {
 		return err
 	}

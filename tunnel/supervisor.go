@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ipipd/encap"
+	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 	"ipipd/keepalive"
 )
@@ -40,9 +41,10 @@ func (t *Tunnel) supervise(ctx context.Context) {
 		if t.nameIsOld(now) {
 			t.followName(ctx, now)
 		}
-		probe, running, changed := t.tick(now)
+		probe, changed := t.tick(now)
+		t.followCarrier()
 		if changed {
-			t.setRunning(running)
+			t.tellState()
 		}
 		if probe {
 			t.probe()
@@ -56,7 +58,7 @@ func (t *Tunnel) supervise(ctx context.Context) {
 }
 
 // tick runs the keepalive up to now.
-func (t *Tunnel) tick(now time.Time) (probe, running, changed bool) {
+func (t *Tunnel) tick(now time.Time) (probe, changed bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	before := t.monitor.State()
@@ -66,7 +68,7 @@ func (t *Tunnel) tick(now time.Time) (probe, running, changed bool) {
 	action := t.monitor.Tick(now)
 	state := t.monitor.State()
 	t.state.Store(uint32(state))
-	return action.Probe, state.Running(), state != before
+	return action.Probe, state != before
 }
 
 func (t *Tunnel) nextTick(now time.Time) time.Duration {
@@ -79,11 +81,27 @@ func (t *Tunnel) nextTick(now time.Time) time.Duration {
 	return max(wait, 0)
 }
 
-// setRunning sets the carrier and says why.
-func (t *Tunnel) setRunning(running bool) {
+// runs reports whether the tunnel is running: by the keepalive the remote is
+// there, and, of a tunnel with a secret, there is an SA.
+func (t *Tunnel) runs() bool {
+	return keepalive.State(t.state.Load()).Running() && (t.guard == nil || t.guard.established())
+}
+
+// followCarrier sets the carrier to whether the tunnel is running.
+func (t *Tunnel) followCarrier() {
+	running := t.runs()
+	if running == t.carrier {
+		return
+	}
 	if err := t.device.SetRunning(running); err != nil {
 		t.log.Error("cannot set the carrier", "err", err)
+		return
 	}
+	t.carrier = running
+}
+
+// tellState says what the keepalive has found out.
+func (t *Tunnel) tellState() {
 	state := keepalive.State(t.state.Load())
 	silence := t.cfg.Keepalive.Allowance().String()
 	switch state {
@@ -102,6 +120,9 @@ func (t *Tunnel) remedy() string {
 	noListener := t.noListener
 	t.mu.Unlock()
 	peer := address(t.route.Load().path.Remote)
+	if t.guard != nil && !t.guard.established() {
+		return "there is no SA: " + t.guard.status().Describe(time.Now())
+	}
 	switch {
 	case noListener:
 		return fmt.Sprintf("%v answers ICMP protocol unreachable: nothing there takes protocol 4; set up its end of the tunnel", peer)
@@ -120,21 +141,28 @@ func (t *Tunnel) remedy() string {
 func (t *Tunnel) probe() {
 	route := t.route.Load()
 	b := packet.New(icmpSize)
-	var d encap.Drop
 	switch t.cfg.KeepaliveProbe {
 	case keepalive.FormReflect:
 		b.Set(keepalive.ReflectProbe(route.path.Local, route.path.Remote))
 	case keepalive.FormEcho:
 		b.Set(t.echo.Request())
 	}
-	if d = route.outer.EncapsulateProbe(b, t.ids.next()); d == encap.DropNone {
-		if _, err := t.sender.Write([]*packet.Buffer{b}, &route.path); err != nil {
-			d = sendDrop(err)
-		}
-	}
-	if d != encap.DropNone {
+	if d := route.outer.EncapsulateProbe(b, t.ids.next()); d != encap.DropNone {
 		t.drop(d)
+		return
 	}
+	t.write(t.way, b, &route.path)
+}
+
+// sent reports whether an ICMP error is about a packet that this tunnel can have
+// sent. One that is encrypted sends no plain ones, and of others the SPI is quoted,
+// which only the two ends and those between them know; behind a NAT, where it need
+// not be quoted, that cannot be asked.
+func (t *Tunnel) sent(e *encap.OuterError) bool {
+	if t.guard == nil || e.Protocol == ipv4.ProtocolIPIP {
+		return t.guard == nil && e.Protocol == ipv4.ProtocolIPIP
+	}
+	return e.SPI == 0 && e.Protocol == ipv4.ProtocolUDP || t.guard.sent(e.SPI)
 }
 
 // outerError takes an ICMP error about an outer packet of this tunnel (RFC 2003,
@@ -162,9 +190,9 @@ func (t *Tunnel) outerError(e *encap.OuterError, now time.Time) {
 	}
 	if e.ProtocolUnreachable() && !t.noListener {
 		t.noListener = true
-		t.log.Warn("nothing at the remote takes protocol 4: set up its end of the tunnel", "from", address(e.Reporter))
+		t.log.Warn(fmt.Sprintf("nothing at the remote takes protocol %d: set up its end of the tunnel", e.Protocol), "from", address(e.Reporter))
 	}
-	mtu := t.pathMTU.Effective(t.underlay.MTU) - encap.Overhead
+	mtu := t.maxInner(t.pathMTU.Effective(t.underlay.MTU))
 	t.mu.Unlock()
 
 	message := packet.New(icmpSize)

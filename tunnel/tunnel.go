@@ -49,6 +49,7 @@ type Tunnel struct {
 	looped    atomic.Bool
 	counters  counters
 	fast      fast
+	guard     *guard // nil unless there is a secret
 
 	reflectLimit limiter // answers to the peer's probes
 	icmpLimit    limiter // ICMP errors to inner senders
@@ -70,6 +71,7 @@ type Tunnel struct {
 	detour        string // why outer packets have to take the kernel's own way; "" if they need not
 	slow          string // the same, as last logged
 	noListener    bool   // the peer's host answers "protocol unreachable"
+	carrier       bool   // as it was last set
 	closed        bool
 	err           error
 
@@ -77,7 +79,7 @@ type Tunnel struct {
 	toldOfCutting, toldOfLoss bool
 	reassembled, unassembled  uint64 // the kernel's counters at the start
 
-	sender encap.Sender // the supervisor's, for probes
+	way    exit // the supervisor's, for probes
 	ids    identifier
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -95,8 +97,22 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	if t.cfg.TunQueues == 0 {
 		t.cfg.TunQueues = defaultThreads()
 	}
+	if cfg.IPsec.Wanted() {
+		guard, err := newGuard(h.protector(), &t.cfg, h.log.With("name", cfg.Name), t.poke)
+		if err != nil {
+			return nil, err
+		}
+		t.guard = guard
+	}
 	if err := t.resolve(ctx, t.epoch); err != nil {
 		return nil, err
+	}
+	if guard := t.guard; guard != nil {
+		defer func() {
+			if err != nil {
+				guard.close()
+			}
+		}()
 	}
 	first, err := t.lookup()
 	if err != nil {
@@ -113,21 +129,23 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	t.wanted = t.wantedMTU()
 	t.mtu.Store(int32(t.wanted))
 	t.route.Store(first)
+	t.monitor = keepalive.New(cfg.Keepalive, t.epoch)
+	t.state.Store(uint32(t.monitor.State()))
 	device := t.device
 	defer func() {
 		if err != nil {
 			device.Close()
 		}
 	}()
+	t.carrier = true
+	t.followCarrier()
 	if err := h.network.Configure(t.Name(), cfg.Addresses, cfg.Routes); err != nil {
 		return nil, err
 	}
 	if cfg.KeepaliveProbe == keepalive.FormEcho {
 		t.echo = keepalive.NewEcho(cfg.Addresses[0].Addr().As4(), cfg.KeepaliveTarget.As4())
 	}
-	t.monitor = keepalive.New(cfg.Keepalive, t.epoch)
-	t.state.Store(uint32(t.monitor.State()))
-	t.sender, t.ids = h.socket.NewSender(), t.identifiers(1)[0]
+	t.way, t.ids = t.exit(h.socket.NewSender()), t.identifiers(1)[0]
 	if err := h.register(t, &first.path); err != nil {
 		return nil, err
 	}
@@ -138,11 +156,11 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	ctx, t.cancel = context.WithCancel(context.Background())
 	ids := t.identifiers(len(t.queues))
 	for i, q := range t.queues {
-		sender := h.socket.NewSender()
+		way := t.exit(h.socket.NewSender())
 		t.loops.Add(1)
 		h.spawn("send", func() error {
 			defer t.loops.Done()
-			err := t.outbound(q, sender, ids[i])
+			err := t.outbound(q, way, ids[i])
 			if err != nil && !errors.Is(err, os.ErrClosed) {
 				t.fail(fmt.Errorf("interface %s is gone: %w", t.Name(), err))
 				return nil
@@ -185,6 +203,11 @@ func (t *Tunnel) Close() (err error) {
 		t.mu.Unlock()
 		err = t.device.Close()
 		t.loops.Wait()
+		if t.guard != nil {
+			t.mu.Lock()
+			t.guard.close()
+			t.mu.Unlock()
+		}
 		close(t.done)
 	})
 	return err
@@ -239,7 +262,7 @@ func (t *Tunnel) Status() Status {
 	route, state := t.route.Load(), keepalive.State(t.state.Load())
 	up, carrier, err := t.host.network.LinkState(t.Name())
 	s.Disabled = err == nil && !up
-	s.Running = state.Running() && (err != nil || up && carrier)
+	s.Running = t.runs() && (err != nil || up && carrier)
 	s.KeepaliveState = state.String()
 	s.LastHeard = t.heardAt()
 	s.ActualMTU = t.MTU()
@@ -252,6 +275,12 @@ func (t *Tunnel) Status() Status {
 	s.Drops = make(map[string]uint64)
 	for _, drops := range []*drops{&t.counters.drops, &t.host.drops} {
 		drops.addTo(s.Drops)
+	}
+	if t.guard != nil {
+		t.mu.Lock()
+		t.guard.addTo(s.Drops)
+		t.mu.Unlock()
+		s.IPsec = t.guard.status().Describe(time.Now())
 	}
 	if n := t.fastStats().TxFailed; n > 0 {
 		s.Drops[encap.DropSendFailed.String()] += n

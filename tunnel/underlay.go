@@ -13,6 +13,16 @@ import (
 type route struct {
 	outer encap.Outer
 	path  encap.Path
+	// maxInner is the largest inner packet that goes along path whole, in bytes.
+	maxInner int
+}
+
+// maxInner is the largest inner packet that goes along a path with that MTU whole.
+func (t *Tunnel) maxInner(mtu int) int {
+	if t.guard != nil {
+		return t.guard.maxInner(mtu)
+	}
+	return mtu - encap.Overhead
 }
 
 // equal compares the Links by what they say.
@@ -52,13 +62,20 @@ func (t *Tunnel) lookup() (*route, error) {
 		u.MTU = t.underlay.MTU
 	}
 	t.underlay = u
+	if t.guard != nil {
+		if err := t.guard.follow(local, remote, device); err != nil {
+			return nil, err
+		}
+	}
+	pathMTU := t.pathMTU.Effective(u.MTU)
 	return &route{
 		outer: encap.Outer{Local: local, Remote: remote, DSCP: t.cfg.DSCP, DontFragmentInherit: t.cfg.DontFragment, TTL: uint8(t.cfg.TTL)},
 		path: encap.Path{
 			Local: local, Remote: remote, Mark: t.cfg.FwMark, Device: device,
-			MTU:  t.pathMTU.Effective(u.MTU),
+			MTU:  pathMTU,
 			Link: t.link(u, local, remote),
 		},
+		maxInner: t.maxInner(pathMTU),
 	}, nil
 }
 
@@ -107,7 +124,7 @@ func (t *Tunnel) wantedMTU() int {
 	if t.cfg.MTU != 0 {
 		return t.cfg.MTU
 	}
-	return max(t.underlay.MTU-encap.Overhead, encap.MinPathMTU)
+	return max(t.maxInner(t.underlay.MTU), encap.MinPathMTU)
 }
 
 // followRoute looks at the way to the remote again and puts what changed to use.

@@ -16,17 +16,16 @@ type ValueError struct {
 	Value string
 	// Missing: nothing was given where something is required.
 	Missing bool
-	// Refused: no value would be accepted, and Value is not repeated, since it
-	// may be a secret.
-	Refused bool
+	// Hidden: Value was given, and is not repeated, since it is a secret.
+	Hidden bool
 	// Want is what would have been accepted, in words.
 	Want string
 }
 
 func (e *ValueError) Error() string {
 	switch {
-	case e.Refused:
-		return e.Property + ": not supported: " + e.Want
+	case e.Hidden:
+		return e.Property + ": what was given is not accepted: want " + e.Want
 	case e.Missing:
 		return e.Property + ": missing: want " + e.Want
 	}

@@ -84,8 +84,6 @@ func flagError(c *cobra.Command, err error) error {
 		return valueError(err)
 	case errors.As(err, &invalid):
 		return usageErrorf("--%s: %q is not accepted: want %s", invalid.GetFlag().Name, invalid.GetValue(), accepted(invalid.GetFlag()))
-	case errors.As(err, &missing) && missing.GetFlag().Hidden:
-		return usageErrorf("--%s: no value given: it is not supported", missing.GetFlag().Name)
 	case errors.As(err, &missing):
 		return usageErrorf("--%s: no value given: want %s", missing.GetFlag().Name, accepted(missing.GetFlag()))
 	case errors.As(err, &unknown):

@@ -121,9 +121,6 @@ func addPropertyFlag(c *cobra.Command, config *tunnel.Config, p tunnel.Property)
 		set: func(v string) error { return p.Set(config, v) },
 		get: func() string { return p.Get(config) },
 	})
-	if p.Refused {
-		c.Flags().Lookup(p.Name).Hidden = true
-	}
 }
 
 // addProcessFlag adds the flag that sets f in options.
@@ -160,6 +157,8 @@ func add(c *cobra.Command, name, values, def, help string, words []string, value
 	c.Flags().AddFlag(f)
 	complete := cobra.NoFileCompletions
 	switch {
+	case strings.HasSuffix(name, "-file"):
+		complete = cobra.FixedCompletions(nil, cobra.ShellCompDirectiveDefault)
 	case name == runtimeDirFlag.name:
 		complete = cobra.FixedCompletions(nil, cobra.ShellCompDirectiveFilterDirs)
 	case len(words) > 0:
@@ -178,9 +177,7 @@ func flagTable() string {
 		fmt.Fprintf(&b, "| `--%s` | %s | %s | %s |\n", name, values, def, help)
 	}
 	for _, p := range tunnel.Properties() {
-		if !p.Refused {
-			row(p.Name, p.Values, p.Default, p.Help)
-		}
+		row(p.Name, p.Values, p.Default, p.Help)
 	}
 	for _, f := range processFlags {
 		row(f.name, f.values, f.def, f.help)

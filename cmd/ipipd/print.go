@@ -164,6 +164,9 @@ func printDetail(out io.Writer, s *tunnel.Status) error {
 	if s.FastPath != "" {
 		lines = append(lines, line{"fast-path", s.FastPath})
 	}
+	if s.IPsec != "" {
+		lines = append(lines, line{"ipsec", s.IPsec})
+	}
 	lines = append(lines,
 		line{"keepalive-state", s.KeepaliveState},
 		line{"last-heard", lastHeard},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"os/signal"
 	"strconv"
 	"sync/atomic"
@@ -22,6 +23,8 @@ type upOptions struct {
 	processOptions
 	streams *streams
 	Config  tunnel.Config
+	// SecretInArguments: ipsec-secret was given as a flag.
+	SecretInArguments bool
 	// start brings the tunnel up.
 	start func(context.Context, tunnel.HostOptions, tunnel.Config) (upTunnel, error)
 }
@@ -49,6 +52,10 @@ or CAP_NET_ADMIN and CAP_NET_RAW.`,
 		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {
+			o.SecretInArguments = len(o.Config.IPsec.Secret) > 0
+			if err := takeSecret(&o.Config, os.LookupEnv); err != nil {
+				return err
+			}
 			if err := o.Config.Validate(); err != nil {
 				return valueError(err)
 			}
@@ -64,6 +71,29 @@ or CAP_NET_ADMIN and CAP_NET_RAW.`,
 	return c
 }
 
+// secretVariable is where the secret may be given, so that neither the arguments nor
+// a file have it.
+const secretVariable = "IPIPD_IPSEC_SECRET"
+
+// takeSecret takes the secret from the environment, unless a flag has given one. A
+// variable that is there and empty is a mistake, and not a plain tunnel.
+func takeSecret(config *tunnel.Config, lookup func(string) (string, bool)) error {
+	value, ok := lookup(secretVariable)
+	if !ok || config.IPsec.Wanted() {
+		return nil
+	}
+	for _, p := range tunnel.Properties() {
+		if p.Name != "ipsec-secret" {
+			continue
+		}
+		var wrong *tunnel.ValueError
+		if err := p.Set(config, value); errors.As(err, &wrong) {
+			return usageErrorf("%s: what it holds is not accepted: want %s, or no such variable", secretVariable, wrong.Want)
+		}
+	}
+	return nil
+}
+
 func upRun(ctx context.Context, o *upOptions) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -71,6 +101,14 @@ func upRun(ctx context.Context, o *upOptions) error {
 	defer down()
 
 	log := newLogger(o)
+	if o.SecretInArguments {
+		log.Warn("ipsec-secret was given as an argument, which every user of this host can read; use --ipsec-secret-file or " + secretVariable)
+	}
+	if o.Config.IPsec.Wanted() {
+		if err := neverDumpCore(); err != nil {
+			log.Warn("a core dump of this process would have the secret in it", "err", err)
+		}
+	}
 	server, name, err := claimName(ctx, o.RuntimeDir, o.Config.Name)
 	if err != nil {
 		return err

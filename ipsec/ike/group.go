@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 
 	"filippo.io/bigmod"
@@ -80,6 +81,15 @@ func groupByName(name string) (Group, bool) {
 	return 0, false
 }
 
+// GroupNames are the names that ParseGroup takes beside none, the weakest first.
+func GroupNames() []string {
+	names := make([]string, len(groups))
+	for i, g := range groups {
+		names[i] = g.name
+	}
+	return names
+}
+
 // ParseGroup reads the name of a group; "none" is none.
 func ParseGroup(name string) (Group, error) {
 	if name == "none" {
@@ -88,7 +98,7 @@ func ParseGroup(name string) (Group, error) {
 	if g, ok := groupByName(name); ok {
 		return g, nil
 	}
-	return 0, fmt.Errorf("%q is not accepted: want none, modp1024, modp1536, modp2048, modp3072, modp4096, ecp256, ecp384, ecp521 or curve25519", name)
+	return 0, fmt.Errorf("%q is not accepted: want none or one of %s", name, strings.Join(GroupNames(), ", "))
 }
 
 // exchange is our half of a Diffie-Hellman exchange.

@@ -49,21 +49,32 @@ func ParsePhase1(s string) ([]Proposal, error) { return parseProposals(s, true) 
 // ParsePhase2 reads proposals for ESP: aes128-sha1,aes256gcm16,…
 func ParsePhase2(s string) ([]Proposal, error) { return parseProposals(s, false) }
 
+// ProposalError is a proposal that is not accepted.
+type ProposalError struct {
+	Proposal string
+	// Want is what would have been accepted, in words.
+	Want string
+}
+
+func (e *ProposalError) Error() string {
+	return fmt.Sprintf("%q is not accepted: want %s", e.Proposal, e.Want)
+}
+
 func parseProposals(s string, phase1 bool) ([]Proposal, error) {
-	want := "cipher-hash like aes128-sha1, or aes256gcm16"
+	want := "CIPHER-HASH like aes128-sha1, or aes256gcm16"
 	if phase1 {
-		want = "cipher-hash-group like aes128-sha1-modp2048"
+		want = "CIPHER-HASH-GROUP like aes128-sha1-modp2048"
 	}
 	var ps []Proposal
 	for _, one := range strings.Split(s, ",") {
 		p, err := parseProposal(strings.TrimSpace(one), phase1)
 		if err != nil {
-			return nil, fmt.Errorf("%q is not accepted: %w: want %s", one, err, want)
+			return nil, &ProposalError{Proposal: one, Want: fmt.Sprintf("%s (%v)", want, err)}
 		}
 		ps = append(ps, p)
 	}
 	if len(ps) > maxProposals/2 {
-		return nil, fmt.Errorf("%d proposals are not accepted: want at most %d", len(ps), maxProposals/2)
+		return nil, &ProposalError{Proposal: s, Want: fmt.Sprintf("at most %d of them", maxProposals/2)}
 	}
 	return ps, nil
 }

@@ -1,6 +1,8 @@
 package tunnel
 
 import (
+	"errors"
+	"os"
 	"syscall"
 
 	"ipipd/encap"
@@ -8,6 +10,37 @@ import (
 	"ipipd/internal/packet"
 	"ipipd/ipsec/esp"
 )
+
+// exit is a way out for whole outer packets. Of those of a batch, sent went to the
+// network, and refused are those that must not go there and have been counted; err
+// is about one of the rest. One goroutine uses it.
+type exit interface {
+	Write(batch []*packet.Buffer, path *encap.Path) (sent, refused int, err error)
+}
+
+// plainExit is that of a tunnel without a secret.
+type plainExit struct{ encap.Sender }
+
+func (p plainExit) Write(batch []*packet.Buffer, path *encap.Path) (sent, refused int, err error) {
+	sent, err = p.Sender.Write(batch, path)
+	return sent, 0, err
+}
+
+// exit is the only way that packets of this tunnel leave by the sender.
+func (t *Tunnel) exit(sender encap.Sender) exit {
+	if t.guard != nil {
+		return sealed(sender, t.guard)
+	}
+	return plainExit{sender}
+}
+
+// write sends a packet that is not of the host, and counts it if it is not sent.
+func (t *Tunnel) write(way exit, b *packet.Buffer, path *encap.Path) {
+	sent, refused, err := way.Write([]*packet.Buffer{b}, path)
+	if sent+refused == 0 && !errors.Is(err, os.ErrClosed) {
+		t.drop(sendDrop(err))
+	}
+}
 
 // sealer is what a gate is to a way out: see ipsec.Protector.
 type sealer interface {
@@ -28,18 +61,17 @@ type sealing struct {
 	size      int // of each of fragments, in bytes
 }
 
-// sealed wraps a way out. One goroutine uses it.
-func sealed(sender encap.Sender, gate sealer) encap.Sender {
+func sealed(sender encap.Sender, gate sealer) *sealing {
 	return &sealing{sender: sender, gate: gate}
 }
 
-// Write seals and sends whole outer packets. Of those that are not sealed the gate
-// keeps count; the error is esp.Drop then.
-func (s *sealing) Write(batch []*packet.Buffer, path *encap.Path) (n int, err error) {
+// Write seals and sends whole outer packets. Those that the gate does not seal are
+// refused.
+func (s *sealing) Write(batch []*packet.Buffer, path *encap.Path) (sent, refused int, err error) {
 	s.out = s.out[:0]
 	for _, b := range batch {
-		if d := s.gate.Seal(b); d != esp.DropNone {
-			err = d
+		if s.gate.Seal(b) != esp.DropNone {
+			refused++
 			continue
 		}
 		if path.MTU <= 0 || b.Len() <= path.MTU {
@@ -47,22 +79,22 @@ func (s *sealing) Write(batch []*packet.Buffer, path *encap.Path) (n int, err er
 			continue
 		}
 		// What came before it goes first, so that the order stays.
-		sent, failed := s.flush(path)
-		n += sent
+		n, failed := s.flush(path)
+		sent += n
 		if failed != nil {
 			err = failed
 		}
 		if failed := s.cut(b, path); failed != nil {
 			err = failed
 		} else {
-			n++
+			sent++
 		}
 	}
-	sent, failed := s.flush(path)
+	n, failed := s.flush(path)
 	if failed != nil {
 		err = failed
 	}
-	return n + sent, err
+	return sent + n, refused, err
 }
 
 func (s *sealing) flush(path *encap.Path) (n int, err error) {

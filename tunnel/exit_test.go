@@ -65,9 +65,9 @@ func outerOf(length int, v byte, df bool) *packet.Buffer {
 func TestAShutGateSendsNothing(t *testing.T) {
 	w := &wire{}
 	s := sealed(w, shut{})
-	n, err := s.Write([]*packet.Buffer{outerOf(100, 1, false), outerOf(3000, 2, false)}, &encap.Path{MTU: 1500})
-	if n != 0 || !errors.Is(err, esp.DropNoSA) || len(w.sent) != 0 {
-		t.Errorf("%d sent, %v, %d on the wire", n, err, len(w.sent))
+	sent, refused, err := s.Write([]*packet.Buffer{outerOf(100, 1, false), outerOf(3000, 2, false)}, &encap.Path{MTU: 1500})
+	if sent != 0 || refused != 2 || err != nil || len(w.sent) != 0 {
+		t.Errorf("%d sent, %d refused, %v, %d on the wire", sent, refused, err, len(w.sent))
 	}
 }
 
@@ -81,8 +81,8 @@ func TestSealedPacketsAreCutToThePathAndKeepTheirOrder(t *testing.T) {
 		batch = append(batch, outerOf(length, byte(i+1), false))
 		want = append(want, outerOf(length, byte(i+1), false))
 	}
-	if n, err := s.Write(batch, path); n != len(batch) || err != nil {
-		t.Fatalf("%d sent, %v", n, err)
+	if sent, refused, err := s.Write(batch, path); sent != len(batch) || refused != 0 || err != nil {
+		t.Fatalf("%d sent, %d refused, %v", sent, refused, err)
 	}
 	if w.most > path.MTU {
 		t.Errorf("a packet of %d bytes", w.most)
@@ -126,9 +126,9 @@ func TestSealedPacketsAreCutToThePathAndKeepTheirOrder(t *testing.T) {
 func TestSealedPacketsWithDFAreNotCut(t *testing.T) {
 	out, _ := saPair(t)
 	w := &wire{}
-	n, err := sealed(w, out).Write([]*packet.Buffer{outerOf(1459, 1, true), outerOf(1458, 2, true)}, &encap.Path{MTU: 1500})
-	if n != 1 || !errors.Is(err, syscall.EMSGSIZE) || len(w.sent) != 1 {
-		t.Errorf("%d sent, %v", n, err)
+	sent, refused, err := sealed(w, out).Write([]*packet.Buffer{outerOf(1459, 1, true), outerOf(1458, 2, true)}, &encap.Path{MTU: 1500})
+	if sent != 1 || refused != 0 || !errors.Is(err, syscall.EMSGSIZE) || len(w.sent) != 1 {
+		t.Errorf("%d sent, %d refused, %v", sent, refused, err)
 	}
 }
 
@@ -141,8 +141,8 @@ func TestSealingAllocatesNothing(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() {
 		batch[0].Set(small)
 		batch[1].Set(large)
-		if n, err := s.Write(batch, path); n != 2 || err != nil {
-			t.Fatal(n, err)
+		if sent, _, err := s.Write(batch, path); sent != 2 || err != nil {
+			t.Fatal(sent, err)
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
