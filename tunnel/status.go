@@ -49,6 +49,8 @@ type State struct {
 	// IPsec is how an encrypted tunnel is doing: established with what, or what
 	// is in the way. "" for a plain one.
 	IPsec string `json:"ipsec,omitzero"`
+	// IPsecSPI are the SPIs of the SAs in use, as tcpdump shows them: received/sent.
+	IPsecSPI string `json:"ipsec-spi,omitzero"`
 	// LastHeard is when the last packet of the remote came; zero is never.
 	LastHeard time.Time `json:"last-heard,omitzero"`
 	// Packets and bytes of the inner packets carried, headers included.
@@ -132,7 +134,7 @@ func (s *Status) UnmarshalJSON(data []byte) error {
 		return err
 	}
 	known := make(map[string]json.RawMessage)
-	text, err := json.Marshal(State{PathMTU: 1, FastPath: "active", IPsec: "negotiating", LastHeard: time.Unix(1, 0)}) // nothing omitted
+	text, err := json.Marshal(State{PathMTU: 1, FastPath: "active", IPsec: "negotiating", IPsecSPI: "0x1/0x1", LastHeard: time.Unix(1, 0)}) // nothing omitted
 	if err != nil {
 		return err
 	}

@@ -280,7 +280,11 @@ func (t *Tunnel) Status() Status {
 		t.mu.Lock()
 		t.guard.addTo(s.Drops)
 		t.mu.Unlock()
-		s.IPsec = t.guard.status().Describe(time.Now())
+		state := t.guard.status()
+		s.IPsec = state.Describe(time.Now())
+		if state.Established {
+			s.IPsecSPI = fmt.Sprintf("0x%08x/0x%08x", state.InboundSPI, state.OutboundSPI)
+		}
 	}
 	if n := t.fastStats().TxFailed; n > 0 {
 		s.Drops[encap.DropSendFailed.String()] += n

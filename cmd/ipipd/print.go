@@ -167,6 +167,9 @@ func printDetail(out io.Writer, s *tunnel.Status) error {
 	if s.IPsec != "" {
 		lines = append(lines, line{"ipsec", s.IPsec})
 	}
+	if s.IPsecSPI != "" {
+		lines = append(lines, line{"ipsec-spi", s.IPsecSPI})
+	}
 	lines = append(lines,
 		line{"keepalive-state", s.KeepaliveState},
 		line{"last-heard", lastHeard},

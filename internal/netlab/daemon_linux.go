@@ -77,6 +77,8 @@ type Status struct {
 	CurrentRemoteAddress string            `json:"current-remote-address"`
 	KeepaliveState       string            `json:"keepalive-state"`
 	FastPath             string            `json:"fast-path"`
+	IPsec                string            `json:"ipsec"`
+	IPsecSPI             string            `json:"ipsec-spi"`
 	RxPacket             uint64            `json:"rx-packet"`
 	RxByte               uint64            `json:"rx-byte"`
 	TxPacket             uint64            `json:"tx-packet"`
