@@ -23,7 +23,7 @@ var rooms = map[string][]string{
 	"internal/rtnl":   {},
 	"ipsec/esp":       {"internal/packet"},
 	"ipsec/ike":       {"ipsec/esp"},
-	"ipsec":           {"internal/packet", "ipsec/esp", "ipsec/ike"},
+	"ipsec":           {"internal/packet", "internal/door", "ipsec/esp", "ipsec/ike"},
 }
 
 // owners says which package alone may import a module that the others are not to

@@ -38,6 +38,8 @@ var allTunnels = []tunnel{
 	{"socat", "socat, protocol 4", 1480, []string{"socat"}, startSocat(1480)},
 	{"ipipd", "ipipd", 1480, []string{"ipipd"}, startIpipd()},
 	{"ipipd-userspace", "ipipd --allow-fast-path no", 1480, []string{"ipipd"}, startIpipd("--allow-fast-path", "no")},
+	{"ipipd-gcm", "ipipd, encrypts: AES-256-GCM", 1446, []string{"ipipd"}, startIpipd(encrypted("aes256gcm16")...)},
+	{"ipipd-cbc", "ipipd, encrypts: AES-256-CBC, SHA1", 1438, []string{"ipipd"}, startIpipd(encrypted("aes256-sha1")...)},
 	{"socat-65515", "socat, MTU 65515", largest, []string{"socat"}, startSocat(largest)},
 	{"ipipd-65515", "ipipd --mtu 65515", largest, []string{"ipipd"}, startIpipd("--mtu", strconv.Itoa(largest))},
 }
@@ -227,6 +229,11 @@ func startIpipd(flags ...string) func(context.Context, *bench) error {
 		}
 		return nil
 	}
+}
+
+// encrypted are the flags of an encrypted tunnel. The secret protects nobody.
+func encrypted(phase2 string) []string {
+	return []string{"--ipsec-secret", "benchmark", "--ipsec-phase2", phase2}
 }
 
 // configure gives the tunnel's device on both hosts its address and MTU.

@@ -66,7 +66,7 @@ func (s *socket) openPackets() (err error) {
 	defer s.overflowing.Unlock()
 	for i, fd := range packets {
 		r := s.packetReceivers[i]
-		r.fd, r.waiter = fd, s.door.Waiter(fd)
+		r.waiter = s.door.Waiter(fd)
 		s.overflows = append(s.overflows, overflow{fd: fd})
 	}
 	s.packets = packets
@@ -109,14 +109,14 @@ func networkOrder(v uint16) uint16 {
 }
 
 // packetReceiver receives from the link layer: frames, each behind a
-// virtio_net_hdr that has what the kernel knows of checksum and segments. fd and
-// waiter are there once opened is closed, unless that was by Close.
+// virtio_net_hdr that has what the kernel knows of checksum and segments. waiter
+// is there once opened is closed, unless that was by Close.
 type packetReceiver struct {
 	socket *socket
 	opened chan struct{}
-	fd     int
 	waiter door.Waiter
-	msgs   []mmsghdr
+	failed func(unix.Errno) // made once, so that a Read allocates nothing
+	msgs   []door.Message
 	parts  []frameParts
 }
 
@@ -142,9 +142,9 @@ func (r *packetReceiver) Read(batch []*packet.Buffer) (n int, err error) {
 		frame.Base = unsafe.SliceData(b.Push(etherHeaderLength))
 		frame.SetLen(size)
 	}
-	n, err = receive(r.socket, r.fd, &r.waiter, r.msgs[:len(batch)])
+	n, err = r.waiter.Receive(r.msgs[:len(batch)], r.failed)
 	for i := range n {
-		r.finish(batch[i], &r.parts[i], int(r.msgs[i].n))
+		r.finish(batch[i], &r.parts[i], int(r.msgs[i].N))
 	}
 	return n, err
 }
@@ -166,7 +166,7 @@ func (r *packetReceiver) grow(n int) {
 	if n <= len(r.msgs) {
 		return
 	}
-	r.msgs, r.parts = make([]mmsghdr, n), make([]frameParts, n)
+	r.msgs, r.parts = make([]door.Message, n), make([]frameParts, n)
 	for i := range r.msgs {
 		h, p := &r.msgs[i].Msghdr, &r.parts[i]
 		p.iovs[0].Base = &p.virtio[0]

@@ -21,14 +21,14 @@ func openRaw(o SocketOptions) (int, error) {
 // nothing about inner checksums or segments.
 type rawReceiver struct {
 	socket *socket
-	fd     int
 	waiter door.Waiter
-	msgs   []mmsghdr
+	failed func(unix.Errno) // made once, so that a Read allocates nothing
+	msgs   []door.Message
 	iovs   []unix.Iovec
 }
 
 func newRawReceiver(s *socket, fd int) *rawReceiver {
-	return &rawReceiver{socket: s, fd: fd, waiter: s.door.Waiter(fd)}
+	return &rawReceiver{socket: s, waiter: s.door.Waiter(fd), failed: s.failed}
 }
 
 func (r *rawReceiver) Read(batch []*packet.Buffer) (n int, err error) {
@@ -42,11 +42,11 @@ func (r *rawReceiver) Read(batch []*packet.Buffer) (n int, err error) {
 		r.iovs[i].Base = unsafe.SliceData(space)
 		r.iovs[i].SetLen(len(space))
 	}
-	n, err = receive(r.socket, r.fd, &r.waiter, r.msgs[:len(batch)])
+	n, err = r.waiter.Receive(r.msgs[:len(batch)], r.failed)
 	for i := range n {
 		// Of a packet larger than the Buffer the kernel gave the first bytes
 		// (MSG_TRUNC). Its header says more than is there: ParseOuter refuses it.
-		batch[i].SetLen(int(r.msgs[i].n))
+		batch[i].SetLen(int(r.msgs[i].N))
 	}
 	return n, err
 }
@@ -55,39 +55,17 @@ func (r *rawReceiver) grow(n int) {
 	if n <= len(r.msgs) {
 		return
 	}
-	r.msgs, r.iovs = make([]mmsghdr, n), make([]unix.Iovec, n)
+	r.msgs, r.iovs = make([]door.Message, n), make([]unix.Iovec, n)
 	for i := range r.msgs {
 		r.msgs[i].Iov = &r.iovs[i]
 		r.msgs[i].SetIovlen(1)
 	}
 }
 
-// badPackets is how many packets in a row may fail to be received before the
-// socket is taken to have failed.
-const badPackets = 1000
-
-// receive fills msgs[:n], n > 0, or fails. An error that came to the socket from
-// elsewhere (sk_err, such as ENETDOWN), or a packet that the kernel could not
-// describe (EINVAL), is not the end of receiving.
-func receive(s *socket, fd int, w *door.Waiter, msgs []mmsghdr) (n int, err error) {
-	for bad := 0; ; {
-		n, errno := recvmmsg(fd, msgs)
-		switch {
-		case s.door.Closed():
-			return 0, os.ErrClosed
-		case errno == 0:
-			return n, nil
-		case errno == unix.EAGAIN:
-			w.Wait()
-		case errno == unix.EINTR:
-		default:
-			if errno == unix.EINVAL {
-				s.undescribed.Add(1)
-			}
-			if bad++; bad > badPackets {
-				return 0, os.NewSyscallError("recvmmsg", errno)
-			}
-		}
+// failed counts what the kernel could not describe.
+func (s *socket) failed(errno unix.Errno) {
+	if errno == unix.EINVAL {
+		s.undescribed.Add(1)
 	}
 }
 

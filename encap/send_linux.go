@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ipipd/internal/door"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 )
@@ -65,7 +66,7 @@ type sender struct {
 
 // messages are the arguments of one sendmmsg.
 type messages struct {
-	hdrs []mmsghdr
+	hdrs []door.Message
 	iovs []unix.Iovec
 }
 
@@ -73,7 +74,7 @@ func (m *messages) grow(n int) {
 	if n <= len(m.hdrs) {
 		return
 	}
-	m.hdrs, m.iovs = make([]mmsghdr, n), make([]unix.Iovec, n)
+	m.hdrs, m.iovs = make([]door.Message, n), make([]unix.Iovec, n)
 	for i := range m.hdrs {
 		m.hdrs[i].Iov = &m.iovs[i]
 		m.hdrs[i].SetIovlen(1)
@@ -209,10 +210,10 @@ func (s *sender) sendCut(batch []*packet.Buffer) (n int, err error) {
 
 // send sends msgs in order. batch has the packets of msgs, or is nil if there is
 // no other way for one that this socket does not take.
-func (s *sender) send(fd int, msgs []mmsghdr, batch []*packet.Buffer) (n int, err error) {
+func (s *sender) send(fd int, msgs []door.Message, batch []*packet.Buffer) (n int, err error) {
 	retried := -1
 	for at := 0; at < len(msgs); {
-		sent, errno := sendmmsg(fd, msgs[at:])
+		sent, errno := door.Send(fd, msgs[at:])
 		if errno == 0 {
 			at += sent
 			n += sent

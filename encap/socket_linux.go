@@ -100,7 +100,7 @@ func (s *socket) open(o SocketOptions) (err error) {
 	s.receivers = []Receiver{newRawReceiver(s, s.raw)}
 	s.overflows = []overflow{{fd: s.raw}}
 	for range max(o.Receivers, 1) {
-		r := &packetReceiver{socket: s, opened: s.packetsOpened}
+		r := &packetReceiver{socket: s, opened: s.packetsOpened, failed: s.failed}
 		s.packetReceivers = append(s.packetReceivers, r)
 		s.receivers = append(s.receivers, r)
 	}

@@ -14,7 +14,7 @@ import (
 type exchange struct {
 	manager *Manager
 	gate    *Protector
-	door    *door
+	ports   *ports
 	peer    *ike.Peer
 	local   netip.Addr
 	remote  netip.Addr
@@ -95,7 +95,7 @@ func (x *exchange) do(actions []ike.Action) {
 	for _, a := range actions {
 		switch a := a.(type) {
 		case ike.Send:
-			x.door.send(a)
+			x.ports.send(a)
 		case ike.AddInbound:
 			in, err := esp.NewInbound(a.Inbound)
 			if err != nil {
@@ -173,7 +173,7 @@ func (x *exchange) look(now time.Time) {
 			x.port = port
 			x.peer.Moved(port)
 			if o := x.gate.outbound.Load(); o != nil {
-				o.SetPorts(4500, port)
+				o.SetPorts(portNAT, port)
 			}
 		}
 	}

@@ -57,18 +57,28 @@ type Manager struct {
 	// drops counts ESP packets that belong to no tunnel.
 	drops [esp.NumDrops]atomic.Uint64
 
-	mu        sync.Mutex
+	// life is held by who opens or closes sockets. A Receiver may wait for mu, and
+	// closing a socket for its Receiver: so not both under mu.
+	life      sync.Mutex
+	mu        sync.Mutex // guards the rest; taken after life
 	closed    bool
 	raw       Closer
-	doors     map[doorKey]*door
+	ports     map[portsKey]*ports
 	exchanges map[tunnelKey]*exchange
 }
 
 // Closer closes something, and unblocks who reads from it.
 type Closer interface{ Close() error }
 
-// doorKey is what a pair of UDP sockets is bound to.
-type doorKey struct {
+const (
+	portIKE = 500
+	// portNAT is where IKE moves when there is a NAT, and where ESP in UDP comes
+	// (RFC 3948).
+	portNAT = 4500
+)
+
+// portsKey is what a pair of UDP sockets is bound to.
+type portsKey struct {
 	local  netip.Addr
 	mark   uint32
 	device int
@@ -80,7 +90,7 @@ type tunnelKey struct {
 
 // NewManager makes a Manager. It opens no socket before the first Protect.
 func NewManager(o Options) *Manager {
-	m := &Manager{serve: o.Serve, doors: map[doorKey]*door{}, exchanges: map[tunnelKey]*exchange{}}
+	m := &Manager{serve: o.Serve, ports: map[portsKey]*ports{}, exchanges: map[tunnelKey]*exchange{}}
 	if m.serve == nil {
 		m.serve = func(Receiver) {}
 	}
@@ -97,6 +107,8 @@ func (m *Manager) Protect(cfg Config) (*Protector, error) {
 	if err != nil {
 		return nil, err
 	}
+	m.life.Lock()
+	defer m.life.Unlock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
@@ -113,19 +125,19 @@ func (m *Manager) Protect(cfg Config) (*Protector, error) {
 		m.raw = raw
 		m.serve(receiver)
 	}
-	dk := doorKey{key.local, cfg.Mark, cfg.Device}
-	d := m.doors[dk]
-	if d == nil {
-		if d, err = openDoor(m, dk); err != nil {
+	pk := portsKey{key.local, cfg.Mark, cfg.Device}
+	p := m.ports[pk]
+	if p == nil {
+		if p, err = openPorts(m, pk); err != nil {
 			return nil, err
 		}
-		m.doors[dk] = d
-		m.serve(d.receiver)
+		m.ports[pk] = p
+		m.serve(p.receiver)
 	}
-	d.users++
+	p.users++
 	ctx, cancel := context.WithCancel(context.Background())
 	x := &exchange{
-		manager: m, door: d, peer: peer,
+		manager: m, ports: p, peer: peer,
 		local: key.local, remote: key.remote, changed: cfg.Changed, tell: cfg.Event,
 		inbox: make(chan datagram, inboxSize), cancel: cancel, ended: make(chan struct{}),
 		mine: map[uint32]*inboundSA{}, last: map[uint32]uint64{},
@@ -148,17 +160,27 @@ func (p *Protector) Close() {
 }
 
 func (m *Manager) forget(x *exchange) {
+	m.life.Lock()
+	defer m.life.Unlock()
+	if m.isLast(x) {
+		_ = x.ports.Close()
+	}
+}
+
+// isLast takes x out, and reports whether nobody else uses its ports.
+func (m *Manager) isLast(x *exchange) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	key := tunnelKey{x.local, x.remote}
 	if m.exchanges[key] != x {
-		return
+		return false
 	}
 	delete(m.exchanges, key)
-	if x.door.users--; x.door.users == 0 {
-		delete(m.doors, x.door.key)
-		_ = x.door.Close()
+	if x.ports.users--; x.ports.users > 0 {
+		return false
 	}
+	delete(m.ports, x.ports.key)
+	return true
 }
 
 // Close closes every gate and the sockets.
@@ -173,8 +195,8 @@ func (m *Manager) Close() error {
 	for _, x := range all {
 		x.gate.Close()
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.life.Lock()
+	defer m.life.Unlock()
 	if m.raw != nil {
 		return m.raw.Close()
 	}

@@ -1,18 +1,16 @@
 package ipsec
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"ipipd/internal/door"
 	"ipipd/internal/packet"
 	"ipipd/ipsec/esp"
 	"ipipd/ipsec/ike"
@@ -20,53 +18,58 @@ import (
 
 const receiveBuffer = 4 << 20
 
-// door is UDP ports 500 and 4500 of one local address.
-type door struct {
-	key      doorKey
+// ports is UDP ports 500 and 4500 of one local address.
+type ports struct {
+	key      portsKey
 	manager  *Manager
 	users    int
-	ike      *net.UDPConn // 500
-	nat      *net.UDPConn // 4500
-	receiver Receiver     // of the ESP that comes to 4500
+	door     *door.Door
+	ike, nat int      // file descriptors
+	receiver Receiver // of the ESP that comes to 4500
 }
 
-// openDoor binds both ports in the network namespace of the calling thread.
-func openDoor(m *Manager, key doorKey) (*door, error) {
-	d := &door{key: key, manager: m}
-	var err error
-	if d.ike, err = openUDP(key, 500); err != nil {
+// openPorts binds both in the network namespace of the calling thread.
+func openPorts(m *Manager, key portsKey) (p *ports, err error) {
+	p = &ports{key: key, manager: m, ike: -1, nat: -1}
+	if p.door, err = door.New(p.release); err != nil {
 		return nil, err
 	}
-	if d.nat, err = openUDP(key, 4500); err != nil {
-		d.ike.Close()
+	if p.ike, err = openUDP(key, portIKE); err == nil {
+		p.nat, err = openUDP(key, portNAT)
+	}
+	if err != nil {
+		_ = p.Close()
 		return nil, err
 	}
-	raw, err := d.nat.SyscallConn()
-	if err != nil {
-		return nil, errors.Join(err, d.Close())
-	}
-	d.receiver = newReceiver(m, raw, d)
-	go d.serve()
-	return d, nil
+	p.receiver = newReceiver(m, p.door, p.nat, p)
+	go p.serve()
+	return p, nil
 }
 
-func openUDP(key doorKey, port uint16) (*net.UDPConn, error) {
-	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		var failed error
-		err := raw.Control(func(fd uintptr) { failed = setUp(int(fd), key) })
-		return errors.Join(err, failed)
-	}}
-	c, err := lc.ListenPacket(context.Background(), "udp4", netip.AddrPortFrom(key.local, port).String())
-	if errors.Is(err, unix.EADDRINUSE) {
-		return nil, fmt.Errorf("UDP port %d of %s is taken, most likely by another IKE daemon (strongSwan, libreswan, racoon): stop that, or have it leave this address: %w", port, key.local, err)
+func (p *ports) release() {
+	for _, fd := range []int{p.ike, p.nat} {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("IKE needs UDP port %d of %s: %w", port, key.local, err)
-	}
-	return c.(*net.UDPConn), nil
 }
 
-func setUp(fd int, key doorKey) error {
+func openUDP(key portsKey, port int) (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	if err := bindUDP(fd, key, port); err != nil {
+		_ = unix.Close(fd)
+		if errors.Is(err, unix.EADDRINUSE) {
+			return -1, fmt.Errorf("UDP port %d of %s is taken, most likely by another IKE daemon (strongSwan, libreswan, racoon): stop that, or have it leave this address: %w", port, key.local, err)
+		}
+		return -1, fmt.Errorf("IKE needs UDP port %d of %s: %w", port, key.local, err)
+	}
+	return fd, nil
+}
+
+func bindUDP(fd int, key portsKey, port int) error {
 	var errs []error
 	set := func(level, name int, what string, value int) {
 		errs = append(errs, os.NewSyscallError("setsockopt "+what, unix.SetsockoptInt(fd, level, name, value)))
@@ -74,105 +77,132 @@ func setUp(fd int, key doorKey) error {
 	set(unix.IPPROTO_IP, unix.IP_RECVTOS, "IP_RECVTOS", 1)
 	// IKE messages can be longer than a path takes; let routers cut them.
 	set(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, "IP_MTU_DISCOVER", unix.IP_PMTUDISC_DONT)
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
-		set(unix.SOL_SOCKET, unix.SO_RCVBUF, "SO_RCVBUF", receiveBuffer)
-	}
+	// The address may still have to come to this host, as to a VRRP backup.
+	set(unix.IPPROTO_IP, unix.IP_FREEBIND, "IP_FREEBIND", 1)
 	if key.mark != 0 {
 		set(unix.SOL_SOCKET, unix.SO_MARK, "SO_MARK", int(key.mark))
 	}
 	if key.device != 0 {
 		set(unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, "SO_BINDTOIFINDEX", key.device)
 	}
-	return errors.Join(errs...)
+	errs = append(errs, enlarge(fd))
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Port: port, Addr: as4(key.local)}))
 }
 
-// serve reads port 500.
-func (d *door) serve() {
+// enlarge gives a socket its receive buffer, which only CAP_NET_ADMIN may put
+// above the system's limit.
+func enlarge(fd int) error {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) == nil {
+		return nil
+	}
+	return os.NewSyscallError("setsockopt SO_RCVBUF", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer))
+}
+
+// serve reads port 500, where nothing is in a hurry.
+func (p *ports) serve() {
+	defer p.door.Leave()
+	if !p.door.Enter() {
+		return
+	}
 	buf := make([]byte, packet.MaxSize)
+	waiter := p.door.Waiter(p.ike)
 	for {
-		n, from, err := d.ike.ReadFromUDPAddrPort(buf)
-		if errors.Is(err, net.ErrClosed) {
+		n, from, err := unix.Recvfrom(p.ike, buf, unix.MSG_DONTWAIT)
+		switch {
+		case p.door.Closed():
 			return
-		}
-		if err == nil {
-			d.manager.deliver(d.key.local, 500, from, buf[:n])
+		case err == unix.EAGAIN:
+			waiter.Rest()
+		case err != nil: // an ICMP error about a message of ours
+		default:
+			if from, ok := from.(*unix.SockaddrInet4); ok {
+				p.manager.deliver(p.key.local, portIKE, netip.AddrPortFrom(netip.AddrFrom4(from.Addr), uint16(from.Port)), buf[:n])
+			}
 		}
 	}
 }
 
 // send sends an IKE message. That it may not arrive is what retransmission is for.
-func (d *door) send(a ike.Send) {
-	if a.LocalPort != 4500 {
-		_, _ = d.ike.WriteToUDPAddrPort(a.Payload, a.To)
+func (p *ports) send(a ike.Send) {
+	defer p.door.Leave()
+	if !p.door.Enter() {
 		return
 	}
-	b := a.Payload
-	if !a.Keepalive {
-		b = append(make([]byte, esp.NonESPMarker, esp.NonESPMarker+len(b)), b...)
+	fd, b := p.ike, a.Payload
+	if a.LocalPort == portNAT {
+		fd = p.nat
+		if !a.Keepalive {
+			b = append(make([]byte, esp.NonESPMarker, esp.NonESPMarker+len(b)), b...)
+		}
 	}
-	_, _ = d.nat.WriteToUDPAddrPort(b, a.To)
+	_ = unix.Sendto(fd, b, unix.MSG_DONTWAIT, &unix.SockaddrInet4{Port: int(a.To.Port()), Addr: as4(a.To.Addr())})
 }
 
-// Close ends the door's goroutines.
-func (d *door) Close() error { return errors.Join(d.ike.Close(), d.nat.Close()) }
+// Close unblocks who reads, and returns when nobody does any more.
+func (p *ports) Close() error {
+	p.door.Close(nil)
+	return nil
+}
 
-// openESP opens the socket of protocol 50 in the network namespace of the
-// calling thread.
+// rawESP is the socket of protocol 50.
+type rawESP struct {
+	door *door.Door
+	fd   int
+}
+
+// openESP opens it in the network namespace of the calling thread.
 func openESP(m *Manager) (Closer, Receiver, error) {
-	c, err := net.ListenIP("ip4:50", nil)
-	if errors.Is(err, os.ErrPermission) {
-		return nil, nil, fmt.Errorf("ESP needs a raw socket, and that CAP_NET_RAW: run as root, or setcap cap_net_raw,cap_net_admin+ep on the binary: %w", err)
+	s := &rawESP{fd: -1}
+	var err error
+	if s.door, err = door.New(s.release); err != nil {
+		return nil, nil, err
+	}
+	if s.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, esp.ProtocolESP); err == nil {
+		err = enlarge(s.fd)
 	}
 	if err != nil {
+		_ = s.Close()
+		if errors.Is(err, os.ErrPermission) {
+			return nil, nil, fmt.Errorf("ESP needs a raw socket, and that CAP_NET_RAW: run as root, or setcap cap_net_raw,cap_net_admin+ep on the binary: %w", err)
+		}
 		return nil, nil, fmt.Errorf("open the ESP socket: %w", err)
 	}
-	if err := c.SetReadBuffer(receiveBuffer); err != nil {
-		return nil, nil, errors.Join(err, c.Close())
-	}
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil, nil, errors.Join(err, c.Close())
-	}
-	return c, newReceiver(m, raw, nil), nil
+	return s, newReceiver(m, s.door, s.fd, nil), nil
 }
 
-// mmsghdr is struct mmsghdr of recvmmsg(2).
-type mmsghdr struct {
-	unix.Msghdr
-	n uint32 // bytes of the message, set by the kernel
+func (s *rawESP) release() {
+	if s.fd >= 0 {
+		_ = unix.Close(s.fd)
+	}
 }
 
-// receiver reads the ESP socket, or, with a door, its port 4500. It waits by the
-// Go runtime's poller, so that Close unblocks it.
+// Close unblocks who reads, and returns when nobody does any more.
+func (s *rawESP) Close() error {
+	s.door.Close(nil)
+	return nil
+}
+
+// receiver reads the ESP socket, or, with ports, port 4500.
 type receiver struct {
 	manager *Manager
-	raw     syscall.RawConn
-	door    *door
-	msgs    []mmsghdr
+	door    *door.Door
+	waiter  door.Waiter
+	ports   *ports
+	msgs    []door.Message
 	iovs    []unix.Iovec
 	names   []unix.RawSockaddrInet4
 	control [][64]byte
-	ready   func(fd uintptr) bool // made once, so that a Read allocates nothing
-	count   int
-	errno   unix.Errno
 }
 
-func newReceiver(m *Manager, raw syscall.RawConn, d *door) *receiver {
-	r := &receiver{manager: m, raw: raw, door: d}
-	// A raw call, since it does not block: the scheduler need not be told.
-	r.ready = func(fd uintptr) bool {
-		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(unsafe.SliceData(r.msgs))), uintptr(len(r.msgs)), unix.MSG_DONTWAIT, 0, 0)
-		if errno == unix.EAGAIN {
-			return false
-		}
-		r.count, r.errno = int(n), errno
-		return true
-	}
-	return r
+func newReceiver(m *Manager, d *door.Door, fd int, p *ports) *receiver {
+	return &receiver{manager: m, door: d, waiter: d.Waiter(fd), ports: p}
 }
 
 func (r *receiver) grow(n int) {
-	r.msgs, r.iovs = make([]mmsghdr, n), make([]unix.Iovec, n)
+	r.msgs, r.iovs = make([]door.Message, n), make([]unix.Iovec, n)
 	r.names, r.control = make([]unix.RawSockaddrInet4, n), make([][64]byte, n)
 	for i := range r.msgs {
 		r.msgs[i].Iov = &r.iovs[i]
@@ -180,14 +210,15 @@ func (r *receiver) grow(n int) {
 	}
 }
 
-// maxErrors in a row are the end of a socket.
-const maxErrors = 1000
-
 func (r *receiver) Read(batch []*packet.Buffer) (n int, err error) {
+	defer r.door.Leave()
+	if !r.door.Enter() {
+		return 0, os.ErrClosed
+	}
 	if len(batch) != len(r.msgs) {
 		r.grow(len(batch))
 	}
-	for bad := 0; ; {
+	for n == 0 {
 		for i, b := range batch {
 			space := b.Space()
 			r.iovs[i].Base = unsafe.SliceData(space)
@@ -197,40 +228,31 @@ func (r *receiver) Read(batch []*packet.Buffer) (n int, err error) {
 			h.Control = &r.control[i][0]
 			h.SetControllen(len(r.control[i]))
 		}
-		if err := r.raw.Read(r.ready); err != nil {
-			return 0, os.ErrClosed
+		count, err := r.waiter.Receive(r.msgs, nil)
+		if err != nil {
+			return 0, err
 		}
-		if r.errno != 0 {
-			if bad++; bad > maxErrors {
-				return 0, os.NewSyscallError("recvmmsg", r.errno)
-			}
-			continue
-		}
-		bad = 0
-		n = 0
-		for i := range r.count {
-			batch[i].SetLen(int(r.msgs[i].n))
+		for i := range count {
+			batch[i].SetLen(int(r.msgs[i].N))
 			if r.take(batch[i], i) {
 				batch[n], batch[i] = batch[i], batch[n]
 				n++
 			}
 		}
-		if n > 0 {
-			return n, nil
-		}
 	}
+	return n, nil
 }
 
 // take makes what was received the packet that the peer sealed.
 func (r *receiver) take(b *packet.Buffer, i int) bool {
-	if r.door == nil {
+	if r.ports == nil {
 		return r.manager.open(b, 0)
 	}
 	from := &r.names[i]
 	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&from.Port))[:])
 	switch esp.ClassifyUDP(b.Bytes()) {
 	case esp.UDPIKE:
-		r.manager.deliver(r.door.key.local, 4500, netip.AddrPortFrom(netip.AddrFrom4(from.Addr), port), b.Bytes()[esp.NonESPMarker:])
+		r.manager.deliver(r.ports.key.local, portNAT, netip.AddrPortFrom(netip.AddrFrom4(from.Addr), port), b.Bytes()[esp.NonESPMarker:])
 		return false
 	case esp.UDPESP:
 	default:
@@ -245,7 +267,7 @@ func (r *receiver) take(b *packet.Buffer, i int) bool {
 	h[0], h[1], h[8], h[9] = 0x45, r.tos(i), 64, esp.ProtocolESP
 	binary.BigEndian.PutUint16(h[2:], uint16(b.Len()))
 	copy(h[12:], from.Addr[:])
-	local := r.door.key.local.As4()
+	local := as4(r.ports.key.local)
 	copy(h[16:], local[:])
 	return r.manager.open(b, port)
 }

@@ -79,13 +79,14 @@ const attention = 5 * time.Millisecond
 // Waiter waits until a file descriptor has something to read, or until Close. One
 // goroutine uses it.
 type Waiter struct {
+	door    *Door
 	fds     [2]unix.PollFd // the one to read, and the Door's eventfd
 	timeout unix.Timespec
 }
 
 // Waiter makes a Waiter for fd.
 func (d *Door) Waiter(fd int) Waiter {
-	return Waiter{fds: [2]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(d.closing), Events: unix.POLLIN}}}
+	return Waiter{door: d, fds: [2]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(d.closing), Events: unix.POLLIN}}}
 }
 
 // Wait returns when there is something to do, or for no reason at all. gone says

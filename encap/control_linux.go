@@ -7,34 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mmsghdr is struct mmsghdr of recvmmsg(2) and sendmmsg(2).
-type mmsghdr struct {
-	unix.Msghdr
-	n uint32 // bytes of the message, set by the kernel
-}
-
-// The system calls of the data path are raw ones: the Go scheduler is not told,
-// so that the thread comes back to its goroutine without asking for a processor.
-// They do not block: see door.Waiter.
-
-func recvmmsg(fd int, msgs []mmsghdr) (n int, errno unix.Errno) {
-	r, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd),
-		uintptr(unsafe.Pointer(unsafe.SliceData(msgs))), uintptr(len(msgs)), unix.MSG_DONTWAIT, 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(r), 0
-}
-
-func sendmmsg(fd int, msgs []mmsghdr) (n int, errno unix.Errno) {
-	r, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd),
-		uintptr(unsafe.Pointer(unsafe.SliceData(msgs))), uintptr(len(msgs)), unix.MSG_DONTWAIT, 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(r), 0
-}
-
 // control is a buffer of control messages, made of bytes that the kernel reads
 // as struct cmsghdr; every message starts at a multiple of 8.
 type control struct {
