@@ -3,8 +3,6 @@ package ipsec
 import (
 	"encoding/binary"
 	"fmt"
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -14,38 +12,6 @@ import (
 	"ipipd/ipsec/esp"
 	"ipipd/ipsec/ike"
 )
-
-// modulesESP are what a guest's kernel needs for ESP, in order of dependence.
-var modulesESP = append([]string{
-	"crypto/gf128mul", "crypto/hmac", "crypto/sha512_generic", "crypto/jitterentropy_rng", "crypto/drbg",
-	"crypto/cbc", "crypto/ctr", "crypto/ghash-generic", "crypto/gcm", "crypto/authenc", "crypto/authencesn", "crypto/seqiv", "crypto/echainiv",
-	"net/xfrm/xfrm_algo", "net/ipv4/esp4", "net/xfrm/xfrm_user",
-}, netlab.ModulesIPIP...)
-
-// swan is a guest with strongSwan, the kernel's ESP, and an ipip tunnel to us.
-type swan struct {
-	*netlab.Guest
-	t *testing.T
-}
-
-const strongswanConf = `
-charon {
-	load = random nonce aes des sha1 sha2 hmac kdf gcm openssl curve25519 kernel-netlink socket-default vici
-	threads = 16
-	retransmit_timeout = 1
-	retransmit_tries = 4
-	filelog {
-		log {
-			path = /tmp/charon.log
-			default = 1
-			ike = 2
-			cfg = 2
-			knl = 2
-			flush_line = yes
-		}
-	}
-}
-`
 
 // swanctlConf is strongSwan's side of a RouterOS-like peering. %s are version,
 // proposals, ESP proposals, start action, and more lines of connection and child.
@@ -82,46 +48,12 @@ secrets {
 }
 `
 
-func startSwan(t *testing.T, wire *netlab.NS, ifname, conf string) *swan {
+// startSwan boots strongSwan and makes the guest's end of the tunnel.
+func startSwan(t *testing.T, wire *netlab.NS, ifname, conf string) *netlab.StrongSwan {
 	t.Helper()
-	const charon = "/usr/lib/ipsec/charon"
-	for _, need := range []string{charon, "/usr/sbin/swanctl"} {
-		if _, err := os.Stat(need); err != nil {
-			t.Skipf("needs %s (packages strongswan-charon, strongswan-swanctl, libstrongswan-standard-plugins, libcharon-extra-plugins)", need)
-		}
-	}
-	if _, err := exec.LookPath("linux.uml"); err != nil {
-		t.Skip("needs linux.uml (package user-mode-linux)")
-	}
-	s := &swan{t: t, Guest: netlab.StartGuest(t, wire, ifname, netlab.GuestOptions{Address: "192.0.2.2/24", Modules: modulesESP})}
-	s.MustRun(fmt.Sprintf("cat > /tmp/strongswan.conf <<'E'\n%s\nE\ncat > /tmp/swanctl.conf <<'E'\n%s\nE", strongswanConf, conf))
+	s := netlab.StartStrongSwan(t, wire, ifname, "192.0.2.2/24", conf)
 	s.MustRun(`ip tunnel add tun1 mode ipip local 192.0.2.2 remote 192.0.2.1 && ip addr add 10.9.0.2/24 dev tun1 && ip link set tun1 up mtu 1400`)
-	t.Cleanup(func() {
-		if t.Failed() {
-			out, _ := s.Run("cat /tmp/charon.log | tail -150; ip xfrm state; ip xfrm policy; ip -s link show tun1; grep -v 0$ /proc/net/xfrm_stat")
-			t.Logf("strongSwan:\n%s", out)
-		}
-	})
-	s.charon()
 	return s
-}
-
-func (s *swan) charon() {
-	s.t.Helper()
-	// The guest loses AVX's registers at a page fault (see netlab.Guest), and
-	// OpenSSL uses them, of which wrong public values of ecp256 come.
-	s.MustRun(`OPENSSL_ia32cap=0:0 STRONGSWAN_CONF=/tmp/strongswan.conf /usr/lib/ipsec/charon >/tmp/charon.out 2>&1 &
-for i in $(seq 100); do [ -S /run/charon.vici ] && break; sleep 0.1; done
-STRONGSWAN_CONF=/tmp/strongswan.conf swanctl --load-all --file /tmp/swanctl.conf`)
-}
-
-func (s *swan) swanctl(args string) string {
-	s.t.Helper()
-	out, err := s.Run("STRONGSWAN_CONF=/tmp/strongswan.conf swanctl " + args)
-	if err != nil {
-		s.t.Logf("swanctl %s: %v %s", args, err, out)
-	}
-	return out
 }
 
 // ping is an outer packet with an ICMP echo request of size bytes from 10.9.0.1
@@ -174,7 +106,7 @@ func (h *host) drain() {
 }
 
 // lab is us in one namespace and a guest with strongSwan on the other end of the wire.
-func lab(t *testing.T, conf string) (*host, *swan, func() [][]byte) {
+func lab(t *testing.T, conf string) (*host, *netlab.StrongSwan, func() [][]byte) {
 	t.Helper()
 	ours, wire := netlab.New(t), netlab.New(t)
 	netlab.Veth(t, ours, wire, netlab.End{Name: "u0", Address: "192.0.2.1/24"}, netlab.End{Name: "guest0"})
@@ -243,7 +175,7 @@ func TestInteropStrongSwan(t *testing.T) {
 					t.Fatal(err)
 				}
 				if who == "they" {
-					s.swanctl("--initiate --child ipip --timeout 20")
+					s.Swanctl("--initiate --child ipip --timeout 20")
 				}
 				eventually(t, "the gate is open", h.gate.Established)
 				t.Log(h.gate.Status().Describe(time.Now()))

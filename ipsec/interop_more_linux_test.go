@@ -51,7 +51,7 @@ func TestInteropStrongSwanWrongSecretIsNamedAndOpensNothing(t *testing.T) {
 					t.Fatal(err)
 				}
 				if who == "they" {
-					s.swanctl("--initiate --child ipip --timeout 3")
+					s.Swanctl("--initiate --child ipip --timeout 3")
 				}
 				eventually(t, "the reason is named", func() bool { return strings.Contains(h.gate.Status().Problem, "secret") })
 				for range 20 {
@@ -102,8 +102,8 @@ func TestInteropStrongSwanRestarts(t *testing.T) {
 			}
 			eventually(t, "the gate is open", h.gate.Established)
 			eventually(t, "the peer has the SA too", func() bool { return h.pings(1, 0) == 1 })
-			s.MustRun("kill -9 $(cat /run/charon.pid); ip xfrm state flush; ip xfrm policy flush; rm -f /run/charon.pid /run/charon.vici; sleep 1")
-			s.charon()
+			s.Die()
+			s.Charon()
 			for range 30 {
 				h.send(h.ping(1, 100))
 				time.Sleep(20 * time.Millisecond)
@@ -121,7 +121,7 @@ func TestInteropStrongSwanBothBeginAtOnce(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			h, s, wire := lab(t, conf(c.version, c.phase1, "", c.phase2, "none", "", testSecret))
 			done := make(chan string)
-			go func() { done <- s.swanctl("--initiate --child ipip --timeout 20") }()
+			go func() { done <- s.Swanctl("--initiate --child ipip --timeout 20") }()
 			time.Sleep(150 * time.Millisecond)
 			if err := h.protect(ikeConfig(c.mode)); err != nil {
 				t.Fatal(err)
