@@ -49,9 +49,9 @@ test-race: ## the tests, but for those with guests, under the race detector, whi
 	@if ! command -v gcc >/dev/null; then echo 'skipped: the race detector needs gcc'; exit 0; fi; \
 	CGO_ENABLED=1 go run ./scripts/gotest -race -short -count=1 -run '$(RUN)' $(PKG)
 
-interop: ## only the tests against endpoints that were not written here: socat, the kernel's ipip
+interop: ## only the tests against what was not written here: socat, the kernel's ipip, strongSwan, tshark, scapy
 	@scripts/need test
-	go run ./scripts/gotest -count=1 -run '$(RUN)' ./interop
+	go run ./scripts/gotest -count=1 -run '$(patsubst .,Interop,$(RUN))' ./interop ./ipsec/...
 
 fuzz: ## each fuzz target for FUZZTIME (10s)
 	@scripts/fuzz '$(FUZZTIME)' $(PKG)
