@@ -393,6 +393,28 @@ func TestALoopIsCountedAndLoggedOnce(t *testing.T) {
 	}
 }
 
+// The route into the tunnel itself gives an inner address for the source. With it
+// the peer's packets would be those of an unknown peer for as long as the loop lasts.
+func TestALoopDoesNotChangeTheLocalAddress(t *testing.T) {
+	a, b := pair(t, nil)
+	a.world.set(func(w *world) { w.err = errors.New("no route") })
+	eventually(t, "there is no way", func() bool { return a.world.logged("no way to the remote; it is looked for") == 1 })
+	a.world.set(func(w *world) {
+		w.err = nil
+		w.route.DeviceName, w.route.Source = a.Name(), [4]byte{10, 0, 0, 1}
+	})
+	eventually(t, "there is one again", func() bool { return a.world.logged("a way to the remote again") == 1 })
+	a.mu.Lock() // until the look at the route has ended
+	local := address(a.route.Load().path.Local)
+	a.mu.Unlock()
+	if local != outerA {
+		t.Errorf("the local address is %v", local)
+	}
+	if p := datagram(60, nil); !bytes.Equal(b.send(t, a, p), p) {
+		t.Error("the peer's packets do not arrive")
+	}
+}
+
 // Two tunnels routed into each other would take 20 bytes off each other's MTU for
 // as long as there are any.
 func TestAnMTUThatFollowsItselfIsHeld(t *testing.T) {

@@ -54,12 +54,13 @@ func (t *Tunnel) lookup() (*route, error) {
 	if err != nil {
 		return nil, err
 	}
+	if t.device != nil && u.DeviceName == t.Name() {
+		// A loop. An MTU that followed from its own would go down by itself, and
+		// an inner address would be a source that the remote does not know.
+		u.MTU, u.Source = t.underlay.MTU, t.underlay.Source
+	}
 	if !t.cfg.LocalAddress.IsValid() {
 		local = u.Source
-	}
-	if t.device != nil && u.DeviceName == t.Name() {
-		// A loop. An MTU that followed from its own would go down by itself.
-		u.MTU = t.underlay.MTU
 	}
 	t.underlay = u
 	if t.guard != nil {
