@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -67,6 +68,9 @@ func controlError(err error) error {
 	var timeout *control.TimeoutError
 	if errors.As(err, &timeout) {
 		return withRemedy(err, "end it with kill -9, and ipipd up takes its place")
+	}
+	if errors.Is(err, syscall.ENOTDIR) {
+		return withRemedy(err, "give the folder that ipipd up has as its --runtime-dir")
 	}
 	if err != nil {
 		return withRemedy(err)

@@ -60,7 +60,7 @@ func printRun(_ context.Context, o *printOptions) error {
 	if o.Name == "" {
 		var err error
 		if names, err = control.List(o.RuntimeDir); err != nil {
-			return withRemedy(err)
+			return controlError(err)
 		}
 		sortNames(names)
 	}

@@ -222,6 +222,19 @@ func TestPrintOfNoSuchTunnelIsStatus1AndOneLine(t *testing.T) {
 	}
 }
 
+func TestPrintOfWhatIsNoFolderSaysWhatToDo(t *testing.T) {
+	file := filepath.Join(shortDir(t), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"print"}, {"print", "--json"}, {"print", "t-one"}, {"down", "t-one"}} {
+		status, out, errs := command(append(args, "--runtime-dir", file)...)
+		if status != 1 || out != "" || strings.Count(errs, "\n") != 1 || !strings.HasSuffix(errs, ": not a directory: give the folder that ipipd up has as its --runtime-dir\n") {
+			t.Errorf("%q: status %d, %q, %q", args, status, out, errs)
+		}
+	}
+}
+
 func TestPrintSortsAndClearsAwayWhatIsStale(t *testing.T) {
 	dir := shortDir(t)
 	for _, name := range []string{"ipip10", "ipip2", "a"} {
