@@ -220,7 +220,7 @@ func (t *Tunnel) resolve(ctx context.Context, now time.Time) error {
 	}
 	a, err := lookupName(ctx, t.cfg.RemoteAddress)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: see that this host can resolve it, or give its IPv4 address", err)
 	}
 	t.remote, t.resolved = a, now
 	return nil

@@ -140,7 +140,7 @@ func TestADNSNameThatDoesNotResolveIsRefused(t *testing.T) {
 	if status := d.Wait(); status != 1 {
 		t.Errorf("exit status %d, want 1", status)
 	}
-	if log := d.Log(); strings.Count(log, "\n") != 1 || !strings.Contains(log, `"far.example.net"`) {
-		t.Errorf("want one line about the name, got:\n%s", log)
+	if log := d.Log(); strings.Count(log, "\n") != 1 || !strings.Contains(log, `"far.example.net"`) || !strings.Contains(log, "or give its IPv4 address") {
+		t.Errorf("want one line about the name and what to do, got:\n%s", log)
 	}
 }
