@@ -196,6 +196,30 @@ func TestThePathMTUIsLearntFromTheOuterPath(t *testing.T) {
 	a.send(t, b, datagram(1380, func(h *ipv4.Header) { h.DF = true }))
 }
 
+// What was learnt is forgotten, so that a path that became better is found out
+// (RFC 1191, section 6.3): the state machine's ten minutes reach the route.
+func TestALearntPathMTUIsForgottenAfterTenMinutes(t *testing.T) {
+	a, b := pair(t, func(c *Config) { c.DontFragment = true })
+	p := datagram(1480, func(h *ipv4.Header) { h.DF = true })
+	if err := a.socket.InjectError(outerError(outerA, outerB, p, 4, 1400)); err != nil {
+		t.Fatal(err)
+	}
+	checkTooBig(t, a, p, 1380)
+	eventually(t, "the route has it", func() bool { return a.Status().PathMTU == 1400 })
+	now := time.Now()
+	a.followRoute(now.Add(9 * time.Minute))
+	if got := a.Status().PathMTU; got != 1400 {
+		t.Errorf("after nine minutes the path MTU is %d", got)
+	}
+	a.followRoute(now.Add(10 * time.Minute))
+	if got := a.Status().PathMTU; got != 1500 {
+		t.Errorf("after ten minutes the path MTU is %d", got)
+	}
+	if got := a.send(t, b, p); !bytes.Equal(got, p) {
+		t.Error("a packet of the whole size was changed on its way")
+	}
+}
+
 func TestAnErrorThatQuotesNoTunnelIsIgnored(t *testing.T) {
 	a, b := pair(t, func(c *Config) { c.DontFragment = true })
 	p := datagram(1480, func(h *ipv4.Header) { h.DF = true })
