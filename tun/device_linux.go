@@ -48,7 +48,8 @@ var errNoVnetHeader = errors.New("TUN without IFF_VNET_HDR")
 // explain says what to do about an error of opening or naming a TUN.
 func explain(err error) error {
 	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO),
+		errors.Is(err, unix.ENOTTY): // something else has that path, such as an empty file in a container
 		return fmt.Errorf("no TUN here: run modprobe tun, or give the container --device %s --cap-add NET_ADMIN: %w", cloneDevice, err)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return fmt.Errorf("a TUN needs CAP_NET_ADMIN: run as root, or give the container --device %s --cap-add NET_ADMIN: %w", cloneDevice, err)
