@@ -1,0 +1,45 @@
+package tunnel
+
+import (
+	"testing"
+	"time"
+
+	"ipipd/internal/ipv4"
+)
+
+func TestALimiterLetsAThousandThroughInASecond(t *testing.T) {
+	var l limiter
+	second := time.Unix(1_700_000_000, 0)
+	for _, now := range []time.Time{second, second.Add(time.Second), second.Add(time.Hour)} {
+		for i := range 3 * perSecond {
+			if got, want := l.allow(now.Add(time.Duration(i)*time.Microsecond)), i < perSecond; got != want {
+				t.Fatalf("event %d of a second: %v", i+1, got)
+			}
+		}
+	}
+}
+
+// A sender that ignores the ICMP errors about its packets does not get one for
+// each, and the packets are counted all the same.
+func TestICMPErrorsToInnerSendersAreLimited(t *testing.T) {
+	a, b := pair(t, func(c *Config) { c.DontFragment = true })
+	p := datagram(1480, func(h *ipv4.Header) { h.DF = true })
+	if err := a.socket.InjectError(outerError(outerA, outerB, p, 4, 1400)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the path MTU is learnt", func() bool { return a.Status().PathMTU == 1400 })
+	var sent uint64
+	eventually(t, "those that are not made are counted", func() bool {
+		for range 100 {
+			if err := a.device.Inject(p); err != nil {
+				t.Fatal(err)
+			}
+			sent++
+		}
+		return a.Status().Drops["icmp-limited"] > 0
+	})
+	eventually(t, "all packets are counted", func() bool { return a.Status().Drops["too-big"] == sent })
+	if p := datagram(1380, nil); len(a.send(t, b, p)) != len(p) {
+		t.Error("what fits does not pass")
+	}
+}
