@@ -439,6 +439,28 @@ func TestALoopDoesNotChangeTheLocalAddress(t *testing.T) {
 	}
 }
 
+// A name is looked up again each minute. Here the tunnel has an old answer, and
+// the right one is what localhost has everywhere.
+func TestTheNameOfTheRemoteIsLookedUpAgain(t *testing.T) {
+	if now, err := lookupName(t.Context(), "localhost"); err != nil || !now.IsLoopback() {
+		t.Skipf("needs a localhost in /etc/hosts: %v, %v", now, err)
+	}
+	a, _ := pair(t, func(c *Config) { c.RemoteAddress = "localhost" })
+	set := func(resolved time.Duration) {
+		a.mu.Lock()
+		a.remote, a.resolved = outerB, time.Now().Add(-resolved)
+		a.mu.Unlock()
+		a.poke()
+	}
+	remote := func(want string) func() bool {
+		return func() bool { return a.Status().CurrentRemoteAddress == want }
+	}
+	set(resolveEvery / 2)
+	eventually(t, "an answer is kept for a while", remote(outerB.String()))
+	set(resolveEvery)
+	eventually(t, "it is asked for again", remote("127.0.0.1"))
+}
+
 // Two tunnels routed into each other would take 20 bytes off each other's MTU for
 // as long as there are any.
 func TestAnMTUThatFollowsItselfIsHeld(t *testing.T) {
