@@ -2,9 +2,11 @@ package tunnel
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"sync"
 	"testing"
@@ -459,6 +461,17 @@ func TestTheNameOfTheRemoteIsLookedUpAgain(t *testing.T) {
 	eventually(t, "an answer is kept for a while", remote(outerB.String()))
 	set(resolveEvery)
 	eventually(t, "it is asked for again", remote("127.0.0.1"))
+}
+
+func TestTheLastAnswerIsUsedWhileTheNameDoesNotResolve(t *testing.T) {
+	log, now := &world{}, time.Now()
+	tunnel := &Tunnel{cfg: Config{RemoteAddress: "far.invalid"}, log: slog.New(slog.NewTextHandler(log, nil)), remote: outerB}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // no name server is asked
+	tunnel.followName(ctx, now)
+	if tunnel.remote != outerB || tunnel.resolved != now || log.logged("its last address stays in use") != 1 {
+		t.Errorf("the remote is %v, as of %v, and the log:\n%s", tunnel.remote, tunnel.resolved, log.log.String())
+	}
 }
 
 // Two tunnels routed into each other would take 20 bytes off each other's MTU for
