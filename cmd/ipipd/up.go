@@ -46,7 +46,7 @@ func newCmdUp(s *streams, runF func(context.Context, *upOptions) error) *cobra.C
 		Short: "Bring up a tunnel, and carry its packets until told to end",
 		Long: `up makes an interface and carries its packets to the remote in IP-in-IP. It stays
 in the foreground, logs one line when the tunnel is ready, and removes the
-interface again on SIGINT, SIGTERM and ipipd down. It needs /dev/net/tun, and root
+interface again on SIGINT, SIGTERM, SIGHUP and ipipd down. It needs /dev/net/tun, and root
 or CAP_NET_ADMIN and CAP_NET_RAW.`,
 		Example:           "  ipipd up --local-address 192.0.2.1 --remote-address 198.51.100.1 --name ipip1 --address 10.255.0.1/30",
 		Args:              noArguments,
@@ -95,7 +95,11 @@ func takeSecret(config *tunnel.Config, lookup func(string) (string, bool)) error
 }
 
 func upRun(ctx context.Context, o *upOptions) error {
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	ends := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup has it, which means the tunnel to stay
+		ends = append(ends, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(ctx, ends...)
 	defer stop()
 	ctx, down := context.WithCancel(ctx)
 	defer down()
