@@ -23,6 +23,20 @@ func openWhole() (int, error) {
 		reportsFullQueue)
 }
 
+// takesProtocol reports whether the kernel lets a packet with IP_HDRINCL say of which
+// protocol it is. Unless it is told, an IPsec policy for protocol 4 does not apply to
+// the packet, whatever its header says. It can be told since Linux 6.4, and the stable
+// releases of that time.
+func takesProtocol(whole int) bool {
+	var c control
+	binary.NativeEndian.PutUint32(c.add(unix.IPPROTO_IP, unix.IP_PROTOCOL, 4), unix.IPPROTO_IPIP)
+	// The least that passes for a packet, to this host itself, which is not sent:
+	// all that counts is whether the control message is refused.
+	const msgProbe = 0x10 // MSG_PROBE
+	err := unix.Sendmsg(whole, make([]byte, ipv4.HeaderLen), c.buf[:c.n], &unix.SockaddrInet4{}, msgProbe|unix.MSG_DONTWAIT)
+	return err != unix.EINVAL
+}
+
 // openCut opens the socket for packets that the kernel cuts, which it does not
 // with IP_HDRINCL. It has to be one of protocol 4, but is bound to an address
 // that no packet is for, so that it gets no copies of what is received, and no
@@ -57,9 +71,12 @@ type sender struct {
 	address unix.RawSockaddrInet4
 	frame   unix.RawSockaddrLinklayer
 	route   control
-	whole   messages // packets and frames
-	cut     messages
-	hops    []control // TOS and TTL of each message in cut
+	// protocol is where in route the protocol of a packet is told; nil where it
+	// cannot be.
+	protocol []byte
+	whole    messages // packets and frames
+	cut      messages
+	hops     []control // TOS and TTL of each message in cut
 
 	failure *os.SyscallError // the last one, kept so that a full queue does not allocate
 }
@@ -128,6 +145,9 @@ func (s *sender) follow(path *Path) {
 	s.address = unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: path.Remote}
 	s.route.reset()
 	s.route.addPath(path)
+	if s.socket.tellsProtocol {
+		s.protocol = s.route.add(unix.IPPROTO_IP, unix.IP_PROTOCOL, 4)
+	}
 	if path.Link != nil {
 		s.frame = unix.RawSockaddrLinklayer{
 			Family:  unix.AF_PACKET,
@@ -148,6 +168,9 @@ func (s *sender) mustCut(b *packet.Buffer) bool {
 // sendWhole sends packets as they are, by the kernel's routes.
 func (s *sender) sendWhole(batch []*packet.Buffer) (n int, err error) {
 	s.whole.grow(len(batch))
+	if p := batch[0].Bytes(); s.protocol != nil && len(p) >= ipv4.HeaderLen {
+		binary.NativeEndian.PutUint32(s.protocol, uint32(p[9])) // that of all of them
+	}
 	for i, b := range batch {
 		h := &s.whole.hdrs[i].Msghdr
 		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&s.address)), unix.SizeofSockaddrInet4

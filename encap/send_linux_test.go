@@ -123,6 +123,24 @@ func TestPathSaysSourceMarkAndDeviceToTheRoutes(t *testing.T) {
 	}
 }
 
+func TestAnIPsecPolicyForProtocol4AppliesHoweverAPacketIsSent(t *testing.T) {
+	a, _ := twoHosts(t)
+	s := open(t, a, SocketOptions{})
+	if !s.(*socket).tellsProtocol {
+		t.Skip("needs a kernel that takes IP_PROTOCOL (6.4)")
+	}
+	if out, err := a.Try("ip", "xfrm", "policy", "add", "src", "192.0.2.1", "dst", "192.0.2.2", "proto", "4", "dir", "out", "action", "block"); err != nil {
+		t.Skipf("needs a kernel with IPsec: %s", out)
+	}
+	sender := s.NewSender()
+	for _, size := range []int{100, 2000} { // whole, and cut
+		n, err := sender.Write([]*packet.Buffer{outerPacket(pathA, size, 1)}, pathA)
+		if n != 0 || !errors.Is(err, unix.EPERM) {
+			t.Errorf("%d bytes: %d sent, %v; want the policy to forbid it", size, n, err)
+		}
+	}
+}
+
 func TestHopWithALowerMTUThanThePathSaysStillGetsItsPackets(t *testing.T) {
 	a, b := twoHosts(t)
 	a.Run("ip", "link", "set", "eth0", "mtu", "1400")

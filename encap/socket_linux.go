@@ -31,6 +31,7 @@ type socket struct {
 	door                        *door.Door
 	raw, icmp, whole, cut, link int
 	packets                     []int
+	tellsProtocol               bool // whole takes IP_PROTOCOL
 	receivers                   []Receiver
 	options                     SocketOptions
 
@@ -87,6 +88,7 @@ func (s *socket) open(o SocketOptions) (err error) {
 	if s.whole, err = openWhole(); err != nil {
 		return err
 	}
+	s.tellsProtocol = takesProtocol(s.whole)
 	if s.cut, err = openCut(); err != nil {
 		return err
 	}
