@@ -68,7 +68,10 @@ func (t *Tunnel) objection() string {
 	if up, _, err := t.host.network.LinkState(t.Name()); err == nil && !up {
 		return "the interface is down"
 	}
-	return t.detour // among them fwmark
+	if t.detour != "" { // among them fwmark
+		return t.detour
+	}
+	return t.host.network.IngressFilters(t.underlay.Device)
 }
 
 // carryFast tells the kernel, and returns what stood against it.

@@ -19,6 +19,9 @@ type Network interface {
 	// that pass that device: no netfilter rule, no IPsec policy. Else it says
 	// what does.
 	SafeToBypass(device int, local, remote [4]byte) (reason string)
+	// IngressFilters is "" if nothing looks at what that device receives before
+	// the IP stack does. Else it says what does.
+	IngressFilters(device int) (reason string)
 	// Follow calls changed after the answers may have changed, until ctx ends.
 	Follow(ctx context.Context, changed func()) error
 	// DeviceIndex is the index of an interface.
@@ -46,6 +49,8 @@ func (kernelNetwork) Resolve(r rtnl.Route, dst [4]byte) error { return rtnl.Reso
 func (kernelNetwork) SafeToBypass(device int, local, remote [4]byte) (reason string) {
 	return rtnl.SafeToBypass(device, local, remote)
 }
+
+func (kernelNetwork) IngressFilters(device int) (reason string) { return rtnl.IngressFilters(device) }
 
 func (kernelNetwork) Follow(ctx context.Context, changed func()) error {
 	return rtnl.Follow(ctx, changed)

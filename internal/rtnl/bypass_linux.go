@@ -277,21 +277,41 @@ func xfrmReason(device int, local, remote [4]byte) (string, error) {
 // covers says whether a selector takes an address; a missing one takes any.
 func covers(n *net.IPNet, a [4]byte) bool { return n == nil || n.Contains(a[:]) }
 
+// IngressFilters says what stands against taking received packets off a device
+// before its tc filters have seen them, as a program on tcx does: "" if nothing.
+// Sockets receive behind those filters, so it is no matter of SafeToBypass.
+func IngressFilters(device int) (reason string) {
+	filtered, err := hasFilters(device, netlink.HANDLE_MIN_INGRESS)
+	switch {
+	case err != nil:
+		return fmt.Sprintf("cannot tell: %v", permission(err))
+	case filtered:
+		return "tc has filters on the ingress of the underlay device"
+	}
+	return ""
+}
+
 // filterReason looks for tc filters on the device's egress.
 func filterReason(device int) (string, error) {
+	filtered, err := hasFilters(device, netlink.HANDLE_MIN_EGRESS)
+	if err != nil || !filtered {
+		return "", err
+	}
+	return "tc has filters on the egress of the underlay device", nil
+}
+
+// hasFilters reports whether tc has filters at one of the two ends of a device.
+func hasFilters(device int, parent uint32) (bool, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETTFILTER, unix.NLM_F_DUMP)
-	req.AddData(&nl.TcMsg{Family: unix.AF_UNSPEC, Ifindex: int32(device), Parent: netlink.HANDLE_MIN_EGRESS})
+	req.AddData(&nl.TcMsg{Family: unix.AF_UNSPEC, Ifindex: int32(device), Parent: parent})
 	filters, err := dump(req, unix.NETLINK_ROUTE, unix.RTM_NEWTFILTER)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {
-		return "", nil // a kernel without tc
+		return false, nil // a kernel without tc
 	}
 	if err != nil {
-		return "", fmt.Errorf("list the tc filters: %w", err)
+		return false, fmt.Errorf("list the tc filters: %w", err)
 	}
-	if len(filters) > 0 {
-		return "tc has filters on the egress of the underlay device", nil
-	}
-	return "", nil
+	return len(filters) > 0, nil
 }
 
 // dump executes a request for a list again while the list changes under it.

@@ -108,6 +108,36 @@ func TestWhatAppliesToOuterPacketsIsAReasonNotToBypass(t *testing.T) {
 	}
 }
 
+func TestTCFiltersOnIngressAreSeen(t *testing.T) {
+	const all = " protocol ip u32 match u32 0 0"
+	for _, c := range []struct {
+		name     string
+		commands string
+		want     bool
+	}{
+		{"nothing", "true", false},
+		{"clsact without a filter", "tc qdisc add dev eth0 clsact", false},
+		{"clsact with one on egress", "tc qdisc add dev eth0 clsact; tc filter add dev eth0 egress" + all, false},
+		{"clsact with one on ingress", "tc qdisc add dev eth0 clsact; tc filter add dev eth0 ingress" + all, true},
+		{"an ingress qdisc", "tc qdisc add dev eth0 ingress; tc filter add dev eth0 parent ffff:" + all, true},
+		{"another device", "tc qdisc add dev lo clsact; tc filter add dev lo ingress" + all, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ns, other := netlab.New(t), netlab.New(t)
+			netlab.Veth(t, ns, other, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0"})
+			if out, err := ns.Try("sh", "-ec", c.commands); err != nil {
+				t.Skipf("this system cannot %s: %s", c.commands, strings.TrimSpace(out))
+			}
+			device := index(t, ns, "eth0")
+			ns.Do(func() {
+				if got := IngressFilters(device); strings.Contains(got, "tc has filters on the ingress") != c.want || !c.want && got != "" {
+					t.Errorf("%q", got)
+				}
+			})
+		})
+	}
+}
+
 func TestChainsAreReadAsTheKernelWritesThem(t *testing.T) {
 	for _, c := range []struct {
 		name    string

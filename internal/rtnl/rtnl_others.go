@@ -56,6 +56,9 @@ func SafeToBypass(device int, local, remote [4]byte) (reason string) {
 	return "the system is not Linux"
 }
 
+// IngressFilters is Linux's, as is what it is about.
+func IngressFilters(device int) (reason string) { return "the system is not Linux" }
+
 // AddAddress is Linux's.
 func AddAddress(ifname string, address netip.Prefix) error { return ErrUnsupported }
 
