@@ -221,9 +221,9 @@ func (t *Tunnel) accept(b *packet.Buffer, outer ipv4.Packet, sender encap.Sender
 
 // deliver hands inner packets of one tunnel to its device.
 func (t *Tunnel) deliver(run []*packet.Buffer, index int) {
-	bytes := size(run)
+	packets, bytes := weigh(run)
 	n, err := t.queues[index%len(t.queues)].Write(run)
-	t.counters.rx.add(n, bytes)
+	t.counters.rx.add(packets-(len(run)-n), bytes)
 	if n < len(run) && !errors.Is(err, os.ErrClosed) {
 		t.counters.drops.add(writeDrop(err), len(run)-n)
 	}

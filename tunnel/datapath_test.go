@@ -53,6 +53,49 @@ func TestWhatIsBehindTheTotalLengthIsNeitherSentNorCounted(t *testing.T) {
 	eventually(t, "it is counted without them", func() bool { return a.Status().TxByte == 100 })
 }
 
+// What the peer sent as several packets is counted as several, however few the link
+// has made of them.
+func TestASuperpacketCountsAsWhatItStandsFor(t *testing.T) {
+	tcp := func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolTCP }
+	for _, x := range []struct {
+		name           string
+		inner          []byte
+		size           uint16
+		packets, bytes uint64
+	}{
+		{"TCP with options", datagram(20+32+2500, tcp), 1000, 3, 3*52 + 2500},
+		{"TCP, the last one full", datagram(20+32+2000, tcp), 1000, 2, 2*52 + 2000},
+		{"UDP", datagram(20+8+301, nil), 100, 4, 4*28 + 301},
+		{"not a superpacket", datagram(400, nil), 0, 1, 400},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			a, _ := pair(t, nil)
+			if x.inner[9] == ipv4.ProtocolTCP {
+				x.inner[20+12] = 8 << 4
+			}
+			outer := encap.Outer{Local: outerB.As4(), Remote: outerA.As4(), DSCP: encap.InheritDSCP}
+			buf := packet.New(packet.MaxSize)
+			buf.Set(x.inner)
+			inner, err := ipv4.Parse(buf.Bytes())
+			if err != nil {
+				t.Fatal(err)
+			}
+			outer.Encapsulate(buf, inner, 1)
+			offload := packet.Offload{}
+			if x.size != 0 {
+				offload = packet.Offload{Checksum: packet.ChecksumPartial, SegmentSize: x.size}
+			}
+			if err := a.socket.Inject(buf.Bytes(), offload); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "it is counted", func() bool { return a.Status().RxPacket > 0 })
+			if s := a.Status(); s.RxPacket != x.packets || s.RxByte != x.bytes {
+				t.Errorf("counted %d packets of %d bytes, want %d of %d; drops %v", s.RxPacket, s.RxByte, x.packets, x.bytes, s.Drops)
+			}
+		})
+	}
+}
+
 func TestEveryPacketThatIsNotSentIsCountedUnderItsName(t *testing.T) {
 	v6 := make([]byte, 60)
 	v6[0] = 0x60

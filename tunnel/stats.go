@@ -3,9 +3,9 @@ package tunnel
 import (
 	"sync/atomic"
 
-	"ipipd/internal/packet"
-
 	"ipipd/encap"
+	"ipipd/internal/ipv4"
+	"ipipd/internal/packet"
 )
 
 // counters are what a tunnel counts. The two directions are written by different
@@ -42,10 +42,41 @@ func (d *drops) addTo(m map[string]uint64) {
 	}
 }
 
-// size is the sum of the packets' lengths in bytes.
-func size(batch []*packet.Buffer) (n uint64) {
+// weigh says how many packets a batch is for the peer that sent it, and their bytes:
+// one that was merged of several on its way counts as those, with the headers that
+// each had, as package fastpath counts it.
+func weigh(batch []*packet.Buffer) (packets int, bytes uint64) {
 	for _, b := range batch {
-		n += uint64(b.Len())
+		packets++
+		bytes += uint64(b.Len())
+		if b.SegmentSize == 0 {
+			continue
+		}
+		if headers := segmentHeaders(b.Bytes()); headers != 0 {
+			more := (b.Len() - headers - 1) / int(b.SegmentSize)
+			packets += more
+			bytes += uint64(more * headers)
+		}
+	}
+	return packets, bytes
+}
+
+// segmentHeaders is the length of the headers that every segment of a superpacket
+// has; 0 if it is none.
+func segmentHeaders(b []byte) (n int) {
+	p, err := ipv4.Parse(b)
+	if err != nil {
+		return 0
+	}
+	transport := p.Payload()
+	switch {
+	case p.Protocol() == ipv4.ProtocolTCP && len(transport) >= 20:
+		n = p.HeaderLen() + int(transport[12]>>4)*4
+	case p.Protocol() == ipv4.ProtocolUDP && len(transport) >= 8:
+		n = p.HeaderLen() + 8
+	}
+	if n >= len(b) {
+		return 0
 	}
 	return n
 }

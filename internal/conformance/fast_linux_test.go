@@ -136,28 +136,6 @@ func TestBothPathsTalkToEachOther(t *testing.T) {
 	transfer(t, b, a, innerA, 20<<20)
 }
 
-// Bulk, which is counted in superpackets and in what they stand for; pings with
-// options, which take the other path; and fragments of large ones. Both ends have
-// counted the same when it is over.
-func TestBothEndsCountTheSameAfterAMixedRun(t *testing.T) {
-	t.Parallel()
-	a, b := hosts(t)
-	da, db := fast.upA(t, a), fast.upB(t, b)
-	isFast(t, da, db)
-	transfer(t, a, b, innerB, 20<<20)
-	ping(t, a, "-T", "tsonly", innerB)
-	ping(t, b, "-s", "5000", innerA)
-	transfer(t, b, a, innerA, 5<<20)
-	var sa, sb netlab.Status
-	netlab.Eventually(t, "both ends have counted the same", func() bool {
-		sa, sb = da.Status(), db.Status()
-		return sa.TxPacket == sb.RxPacket && sa.RxPacket == sb.TxPacket && sa.TxByte == sb.RxByte && sa.RxByte == sb.TxByte
-	})
-	if want := uint64(20 << 20); sa.TxByte < want || sa.TxPacket < want/1500 {
-		t.Errorf("20 MiB were sent, and counted as %d bytes in %d packets", sa.TxByte, sa.TxPacket)
-	}
-}
-
 // What is decapsulated for another host goes on to it: as superpackets, cut by a
 // device that takes no superpackets, and into a second tunnel.
 //
