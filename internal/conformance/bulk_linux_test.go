@@ -122,6 +122,7 @@ func TestUDPSegmentsOfTheHostAreDatagramsAtTheOtherEnd(t *testing.T) {
 	eachUnderlay(t, func(t *testing.T, u underlay, a, b *netlab.NS, da, db *netlab.Daemon) {
 		for _, segment := range []int{500, 1400} {
 			echoed(t, a, b, []int{segment * 20, segment*7 + 13, segment, segment * 3}, segment)
+			echoed(t, a, b, []int{min(segment*120, 65507)}, segment) // as long as IPv4 can be, if that is less
 		}
 	})
 }
