@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"github.com/cilium/ebpf"
+
 	"ipipd/encap"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
@@ -194,6 +196,19 @@ func TestReceiveCarriesNothingWithoutTheFlag(t *testing.T) {
 	p := received(0, inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerB, Destination: innerA}, udp(8)))
 	if got, _ := l.run(l.Receive, p); got != next {
 		t.Errorf("verdict %d", got)
+	}
+}
+
+// Whom a frame is for the kernel knows from its Ethernet address.
+func TestReceiveLeavesFramesForOthersAlone(t *testing.T) {
+	l := newLab(t, plainTunnel())
+	p := received(0, inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerB, Destination: innerA}, udp(8)))
+	for first, want := range map[byte]int{0: redirect, 2: next, 1: next, 0xff: next} { // the loopback's is zero
+		frame := append(make([]byte, etherLen), p...)
+		frame[0], frame[12] = first, 8
+		if got, err := l.Receive.Run(&ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame))}); err != nil || int(int32(got)) != want {
+			t.Errorf("first byte %#x: verdict %d, %v, want %d", first, int32(got), err, want)
+		}
 	}
 }
 

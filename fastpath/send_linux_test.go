@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"github.com/cilium/ebpf"
+
 	"ipipd/encap"
 	"ipipd/internal/ipv4"
 )
@@ -95,6 +97,23 @@ func TestIdentifiersFollowEachOtherInTheUpperHalf(t *testing.T) {
 		if got, _ := ipv4.Parse(out); got.ID() != want {
 			t.Errorf("ID %#x, want %#x", got.ID(), want)
 		}
+	}
+}
+
+// What the inner packet was marked with is for the inner packet's route.
+func TestTheMarkOfTheInnerPacketIsTakenOff(t *testing.T) {
+	l := newLab(t, plainTunnel())
+	var in, out struct { // struct __sk_buff
+		_, _, Mark uint32
+		_          [180]byte
+	}
+	in.Mark = 77
+	frame := make([]byte, etherLen)
+	frame[12] = 8
+	frame = append(frame, inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerA, Destination: innerB}, udp(8))...)
+	got, err := l.Send.Run(&ebpf.RunOptions{Data: frame, DataOut: make([]byte, 256), Context: in, ContextOut: &out})
+	if err != nil || int(got) != redirect || out.Mark != 0 {
+		t.Errorf("verdict %d, %v, mark %d", got, err, out.Mark)
 	}
 }
 

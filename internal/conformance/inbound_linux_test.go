@@ -167,6 +167,27 @@ func TestOuterPacketsThatAreNotSoundNeverArrive(t *testing.T) {
 	})
 }
 
+// An outer packet in a frame for another Ethernet address, or of a VLAN that this host
+// is not in, is none of ours, and the kernel stops it.
+func TestFramesThatAreNotForThisHostNeverArrive(t *testing.T) {
+	t.Parallel()
+	eachCarrier(t, func(t *testing.T, c carrier) {
+		r := receive(t, c)
+		other, vlan := *r.from, *r.from
+		other.to.Addr[5]++
+		vlan.to.Protocol = binary.NativeEndian.Uint16([]byte{0x81, 0x00})
+		other.send(outerBToA(datagram(bToA(1), 100)))
+		vlan.send(append([]byte{0, 7, 0x08, 0x00}, outerBToA(datagram(bToA(2), 100))...))
+		r.settle()
+		if got := r.got(); len(got) != 0 {
+			t.Errorf("the host got %s", netlab.Describe(got[0].Packet))
+		}
+		// The VLAN 0 is a priority and nothing else: this one is for us.
+		vlan.send(append([]byte{0, 0, 0x08, 0x00}, outerBToA(datagram(bToA(3), 100))...))
+		r.inside.Await(netlab.ID(3))
+	})
+}
+
 // RFC 6040, section 4.2: the table of [inner][outer], each Not-ECT, ECT(1),
 // ECT(0), CE as the codepoints 0 to 3 count.
 func TestReceivedECNIsMergedFromBothHeaders(t *testing.T) {
