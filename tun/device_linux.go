@@ -96,6 +96,9 @@ func open(o Options) (_ *device, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if o.Queues > 1 {
+		_ = steer(first) // or the kernel does as it can
+	}
 	for range o.Queues - 1 {
 		fd, err := d.openQueue()
 		if err != nil {

@@ -47,7 +47,8 @@ type Queue interface {
 // Device is a TUN interface. Its methods may be called by several goroutines.
 type Device interface {
 	// Queues are the ways in and out, at least one. The kernel spreads flows
-	// over them and keeps each flow in one.
+	// over them and keeps each flow in one; without CAP_BPF it may move a flow,
+	// once, when the first answer to it is written.
 	Queues() []Queue
 	// SetRunning sets the carrier: without it Linux shows NO-CARRIER, marks the
 	// routes of the interface linkdown, and sends nothing into it.

@@ -1,0 +1,75 @@
+package tun
+
+import (
+	"encoding/binary"
+	"fmt"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ipipd/internal/netlab"
+	"ipipd/internal/packet"
+)
+
+// A flow stays in its queue also when its answers come by another: they come by the
+// thread that the link layer gives them, which knows nothing of queues.
+func TestAFlowKeepsItsQueueWhicheverItsAnswersComeBy(t *testing.T) {
+	ns := netlab.New(t)
+	if fd, err := loadSteering(); err != nil {
+		t.Skipf("needs eBPF: %v", err)
+	} else {
+		unix.Close(fd)
+	}
+	d := openIn(t, ns, Options{Queues: 4})
+	came := make(chan [2]int) // port and queue
+	for i, q := range d.Queues() {
+		go func() {
+			batch := packet.NewBatch(8, 2048)
+			for {
+				n, err := q.Read(batch)
+				if err != nil {
+					return
+				}
+				for _, b := range batch[:n] {
+					if p := b.Bytes(); len(p) == 20+8+4 && p[9] == 17 {
+						came <- [2]int{int(binary.BigEndian.Uint16(p[20:])), i}
+					}
+				}
+			}
+		}()
+	}
+	const flows = 64
+	used := map[int]int{}
+	for flow := range flows {
+		port := 2000 + flow
+		c := dialIn(t, ns, fmt.Sprintf("10.9.0.1:%d", port), "10.9.0.2:9")
+		queue := -1
+		for round := range 5 {
+			if _, err := c.Write([]byte("data")); err != nil {
+				t.Fatal(err)
+			}
+			got := <-came
+			if got[0] != port {
+				t.Fatalf("a packet of port %d instead of %d", got[0], port)
+			}
+			if queue >= 0 && got[1] != queue {
+				t.Fatalf("port %d was in queue %d, and is in %d", port, queue, got[1])
+			}
+			queue = got[1]
+			p := spec{payload: []byte("back")}.build()
+			copy(p[ipHeader:], []byte{0, 9, byte(port >> 8), byte(port)})
+			copy(p[ipHeader+udpChecksum:], []byte{0, 0}) // none
+			answer := packet.New(2048)
+			answer.Set(p)
+			if _, err := d.Queues()[(queue+round)%4].Write([]*packet.Buffer{answer}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		used[queue]++
+	}
+	for i := range 4 {
+		if used[i] < flows/16 {
+			t.Errorf("of %d flows %d are in queue %d: %v", flows, used[i], i, used)
+		}
+	}
+}
