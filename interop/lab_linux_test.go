@@ -52,7 +52,7 @@ type kernelLab struct {
 	guest *netlab.Guest
 }
 
-func newKernelLab(t *testing.T) *kernelLab {
+func newKernelLab(t testing.TB) *kernelLab {
 	t.Helper()
 	ours, spare := netlab.New(t), netlab.New(t)
 	netlab.Veth(t, ours, spare, netlab.End{Name: "eth0", Address: ourOuter + "/24"}, netlab.End{Name: "guest0"})
@@ -108,7 +108,7 @@ func (l *kernelLab) record(t *testing.T) *netlab.Recorder {
 
 // tunnel makes the guest's end of the tunnel, instead of the one it had. options
 // are words of `ip link add type ipip`.
-func (l *kernelLab) tunnel(t *testing.T, options string) {
+func (l *kernelLab) tunnel(t testing.TB, options string) {
 	t.Helper()
 	_, err := l.guest.Run(fmt.Sprintf(`ip link delete t0 2>/dev/null
 		set -e
@@ -122,7 +122,7 @@ func (l *kernelLab) tunnel(t *testing.T, options string) {
 
 // socat makes an end of the tunnel of socat, in a namespace, and returns what
 // takes it away again.
-func socat(t *testing.T, ns *netlab.NS, local, remote, inner string) (end func()) {
+func socat(t testing.TB, ns *netlab.NS, local, remote, inner string) (end func()) {
 	t.Helper()
 	if _, err := exec.LookPath("socat"); err != nil {
 		t.Skip("needs socat (package socat)")
@@ -142,7 +142,7 @@ func socat(t *testing.T, ns *netlab.NS, local, remote, inner string) (end func()
 
 // up brings our end of the tunnel up. Keepalive is off unless args say otherwise,
 // so that nothing but the test's packets is on the wire.
-func up(t *testing.T, ns *netlab.NS, args ...string) *netlab.Daemon {
+func up(t testing.TB, ns *netlab.NS, args ...string) *netlab.Daemon {
 	t.Helper()
 	args = append([]string{"--local-address", ourOuter, "--remote-address", peerOuter, "--address", ourInner + "/30", "--keepalive", "off"}, args...)
 	if !slices.Contains(args, "--allow-fast-path") {
@@ -193,9 +193,9 @@ func ping(t *testing.T, from shell, to string, size int, options string) {
 }
 
 // bulk carries TCP in one direction, from client to server or, reversed, back, and
-// wants it to arrive. A path that works takes a second or two; one where
-// segments of full size get lost takes for ever.
-func bulk(t *testing.T, client, server shell, serverAddress string, reverse bool) {
+// wants it to arrive; it returns the goodput in Gb/s. A path that works takes a
+// second or two; one where segments of full size get lost takes for ever.
+func bulk(t testing.TB, client, server shell, serverAddress string, reverse bool) (gbps float64) {
 	t.Helper()
 	requireIperf(t)
 	direction := ""
@@ -226,10 +226,12 @@ func bulk(t *testing.T, client, server shell, serverAddress string, reverse bool
 	if got := result.End.Received.Bytes; got < bulkBytes/2 {
 		t.Errorf("bulk TCP to %s %s: %d of %d bytes arrived", serverAddress, direction, got, bulkBytes)
 	}
-	t.Logf("bulk TCP to %s %s: %.2f Gb/s, %d retransmissions", serverAddress, direction, result.End.Received.Bits/1e9, result.End.Sent.Retransmits)
+	gbps = result.End.Received.Bits / 1e9
+	t.Logf("bulk TCP to %s %s: %.2f Gb/s, %d retransmissions", serverAddress, direction, gbps, result.End.Sent.Retransmits)
+	return gbps
 }
 
-func requireIperf(t *testing.T) {
+func requireIperf(t testing.TB) {
 	t.Helper()
 	if _, err := exec.LookPath("iperf3"); err != nil {
 		t.Skip("needs iperf3 (package iperf3)")
