@@ -5,15 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"ipipd/internal/netlab"
 )
@@ -144,21 +140,7 @@ func echoed(t *testing.T, a, b *netlab.NS, sizes []int, segment int) {
 			_, _ = far.WriteTo(buf[:n], from)
 		}
 	}()
-	near := listenUDP(t, a, innerA+":0").(*net.UDPConn)
-	if segment != 0 {
-		raw, err := near.SyscallConn()
-		if err == nil {
-			_ = raw.Control(func(fd uintptr) {
-				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, segment)
-			})
-		}
-		if errors.Is(err, syscall.ENOPROTOOPT) {
-			t.Skip("needs a kernel with UDP_SEGMENT (4.18)")
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	near := segmented(t, a, innerA, segment)
 	// wanted are the datagrams that are to come back, by their bytes.
 	wanted := make(map[string]int)
 	message := func(i, size int) []byte {
