@@ -37,7 +37,13 @@ func eachCarrier(t *testing.T, test func(t *testing.T, c carrier)) {
 // nothing is on the wire but what the test sends, unless flags turn it on.
 func (c carrier) up(t *testing.T, ns *netlab.NS, flags ...string) *netlab.Daemon {
 	t.Helper()
-	return netlab.Up(t, ns, "t0", append(append([]string{"--keepalive", "off"}, c.flags...), flags...)...)
+	return c.upAs(t, ns, "t0", flags...)
+}
+
+// upAs is up for a tunnel of another name.
+func (c carrier) upAs(t *testing.T, ns *netlab.NS, name string, flags ...string) *netlab.Daemon {
+	t.Helper()
+	return netlab.Up(t, ns, name, append(append([]string{"--keepalive", "off"}, c.flags...), flags...)...)
 }
 
 // upA and upB start one end of the tunnel between hosts.

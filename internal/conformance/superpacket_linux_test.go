@@ -42,7 +42,7 @@ func TestSegmentsOfASuperpacketHaveIDsOfTheirOwn(t *testing.T) {
 			return f.Outgoing && netlab.Match(f.Packet, netlab.Outer()) == nil
 		})
 		c.upA(t, a)
-		c.upB(t, b) // an end that only takes them would say "unreachable" once its buffer is full
+		c.upB(t, b)                               // an end that only takes them would say "unreachable" once its buffer is full
 		const segment, each, all = 50, 100, 34000 // more than the IDs that a path has
 		conn := segmented(t, a, innerA, segment)
 		to := &net.UDPAddr{IP: net.ParseIP(innerB), Port: 9}
