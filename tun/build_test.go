@@ -13,6 +13,8 @@ import (
 type spec struct {
 	tcp      bool
 	flow     byte // last byte of the source address
+	to       byte // and of the destination
+	ports    [2]uint16
 	tos      byte
 	id       uint16
 	df       bool
@@ -53,14 +55,15 @@ func (s spec) build() []byte {
 	if s.ttl == 0 {
 		s.ttl = 64
 	}
-	source := hostA
+	source, destination := hostA, hostB
 	source[3] += s.flow
+	destination[3] += s.to
 	h := ipv4.Header{TOS: s.tos, TotalLen: len(p), ID: s.id, DF: s.df, TTL: s.ttl, Protocol: protocol,
-		Source: source, Destination: hostB}
+		Source: source, Destination: destination}
 	h.PutOptions(p, s.ipOption)
 	t := p[start:]
-	binary.BigEndian.PutUint16(t, portA)
-	binary.BigEndian.PutUint16(t[2:], portB)
+	binary.BigEndian.PutUint16(t, portA+s.ports[0])
+	binary.BigEndian.PutUint16(t[2:], portB+s.ports[1])
 	at := udpChecksum
 	if s.tcp {
 		at = tcpChecksum

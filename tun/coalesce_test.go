@@ -113,7 +113,10 @@ func TestOnlyWhatCanBeCutUpAgainIsCoalesced(t *testing.T) {
 		{"no ACK", func(s *spec) { s.flags = flagPSH }, apart},
 		{"IP options", func(s *spec) { s.ipOption = []byte{1, 1, 1, 0} }, apart},
 		{"UDP", func(s *spec) { s.tcp = false }, apart},
-		{"other flow", func(s *spec) { s.flow = 9 }, apart},
+		{"other source", func(s *spec) { s.flow = 9 }, apart},
+		{"other destination", func(s *spec) { s.to = 9 }, apart},
+		{"other source port", func(s *spec) { s.ports[0] = 9 }, apart},
+		{"other destination port", func(s *spec) { s.ports[1] = 9 }, apart},
 	} {
 		packets := run(4, 1000, func(i int, s *spec) {
 			if i == 2 {
@@ -205,6 +208,26 @@ func TestInterleavedFlowsAreCoalescedApart(t *testing.T) {
 	for flow, group := range got {
 		if diff := cmp.Diff([]int{flow, flow + flows, flow + 2*flows, flow + 3*flows}, group); diff != "" {
 			t.Error(diff)
+		}
+	}
+}
+
+// Of UDP nothing but addresses and ports tells that a datagram is of another flow.
+func TestDatagramsOfOtherFlowsAreNotMixedIn(t *testing.T) {
+	for name, other := range map[string]spec{
+		"source": {flow: 1}, "destination": {to: 1}, "source port": {ports: [2]uint16{1, 0}}, "destination port": {ports: [2]uint16{0, 1}},
+	} {
+		var packets [][]byte
+		for i := range 6 {
+			s := spec{}
+			if i%2 != 0 {
+				s = other
+			}
+			s.df, s.payload = true, bytesOf(100, i)
+			packets = append(packets, s.build())
+		}
+		if diff := cmp.Diff([][]int{{0, 2, 4}, {1, 3, 5}}, groups(t, buffers(packets...))); diff != "" {
+			t.Errorf("another %s: %s", name, diff)
 		}
 	}
 }
