@@ -172,7 +172,7 @@ func (b *bench) measure(ctx context.Context, t tunnel, segment bool, round int) 
 	if err != nil {
 		why := err.Error() + b.lab.lastWords()
 		b.results.miss(t, segment, why)
-		fmt.Printf("round %d  %-10s  %-14s not measured: %s\n", round+1, underlayName(segment), t.name, why)
+		fmt.Printf("round %d  %-10s  %-19s not measured: %s\n", round+1, underlayName(segment), t.name, why)
 		return nil
 	}
 	s, problems := b.sample(ctx)
@@ -183,7 +183,7 @@ func (b *bench) measure(ctx context.Context, t tunnel, segment bool, round int) 
 		b.results.miss(t, segment, p)
 	}
 	b.results.add(t, segment, s)
-	fmt.Printf("round %d  %-10s  %-14s %s\n", round+1, underlayName(segment), t.name, s)
+	fmt.Printf("round %d  %-10s  %-19s %s\n", round+1, underlayName(segment), t.name, s)
 	return nil
 }
 

@@ -37,12 +37,16 @@ var allTunnels = []tunnel{
 	{"openvpn", "OpenVPN, no cipher", 1500, []string{"openvpn"}, startOpenVPN},
 	{"socat", "socat, protocol 4", 1480, []string{"socat"}, startSocat(1480)},
 	{"ipipd", "ipipd", 1480, []string{"ipipd"}, startIpipd()},
-	{"ipipd-userspace", "ipipd --allow-fast-path no", 1480, []string{"ipipd"}, startIpipd("--allow-fast-path", "no")},
+	{"ipipd-userspace", "ipipd --allow-fast-path no", 1480, []string{"ipipd"}, startIpipd(userspace...)},
+	{"ipipd-sends-fast", "ipipd, fast to userspace", 1480, []string{"ipipd"}, startIpipds(nil, userspace)},
+	{"ipipd-receives-fast", "ipipd, userspace to fast", 1480, []string{"ipipd"}, startIpipds(userspace, nil)},
 	{"ipipd-gcm", "ipipd, encrypts: AES-256-GCM", 1446, []string{"ipipd"}, startIpipd(encrypted("aes256gcm16")...)},
 	{"ipipd-cbc", "ipipd, encrypts: AES-256-CBC, SHA1", 1438, []string{"ipipd"}, startIpipd(encrypted("aes256-sha1")...)},
 	{"socat-65515", "socat, MTU 65515", largest, []string{"socat"}, startSocat(largest)},
 	{"ipipd-65515", "ipipd --mtu 65515", largest, []string{"ipipd"}, startIpipd("--mtu", strconv.Itoa(largest))},
 }
+
+var userspace = []string{"--allow-fast-path", "no"}
 
 func tunnelNames() []string {
 	var names []string
@@ -218,11 +222,17 @@ func startSocat(mtu int) func(context.Context, *bench) error {
 }
 
 func startIpipd(flags ...string) func(context.Context, *bench) error {
+	return startIpipds(flags, flags)
+}
+
+// startIpipds is startIpipd with flags of its own for each end. Bulk goes from a to b.
+func startIpipds(a, b []string) func(context.Context, *bench) error {
+	flags := map[string][]string{"a": a, "b": b}
 	return func(_ context.Context, b *bench) error {
 		for _, side := range sides {
 			args := append([]string{"up", "--name", "t0", "--address", innerAddress[side] + "/24",
 				"--local-address", outerAddress[side], "--remote-address", outerAddress[otherSide[side]],
-				"--runtime-dir", filepath.Join(b.lab.dir, "run."+side)}, flags...)
+				"--runtime-dir", filepath.Join(b.lab.dir, "run."+side)}, flags[side]...)
 			if err := b.lab.spawn(side, nil, b.tools["ipipd"], args...); err != nil {
 				return err
 			}
