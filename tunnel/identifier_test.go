@@ -26,3 +26,19 @@ func TestIDsOfQueuesAreConsecutiveNeverZeroAndNeverShared(t *testing.T) {
 		}
 	}
 }
+
+// The upper half is the fast path's where there may be one: see package fastpath.
+func TestIDsOfUserspaceAreNotThoseOfTheFastPath(t *testing.T) {
+	for choice, allowed := range map[Choice]bool{ByDefault: true, Yes: true, No: false} {
+		tunnel := Tunnel{cfg: Config{AllowFastPath: choice}}
+		for _, queues := range []int{1, 2, MaxThreads} {
+			highest := uint16(0)
+			for _, ids := range tunnel.identifiers(queues) {
+				highest = max(highest, ids.end)
+			}
+			if got := highest >= 0x8000; got == allowed {
+				t.Errorf("%d queues, fast path allowed %v: the highest ID is %#x", queues, allowed, highest)
+			}
+		}
+	}
+}

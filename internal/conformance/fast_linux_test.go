@@ -168,8 +168,8 @@ func TestWhatTheFastPathDecapsulatesIsForwarded(t *testing.T) {
 			}
 			c.Run("ip", "route", "add", "10.255.0.0/24", "via", back)
 			ping(t, a, target)
-			transfer(t, a, c, target, 4<<20)
-			transfer(t, c, a, innerA, 4<<20)
+			transfer(t, a, c, target, 1<<20)
+			transfer(t, c, a, innerA, 1<<20)
 			same(t, da, db)
 			if near != nil {
 				same(t, near, far)
