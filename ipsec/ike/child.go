@@ -248,6 +248,18 @@ func (p *Peer) maintain() {
 	p.again = true
 }
 
+// retryIn is how long to wait before another try to replace what ends then: a second
+// and up to spread more, but half of the time that is left at most. It is by chance,
+// since what was in the way may have been the peer's try.
+func (p *Peer) retryIn(spread time.Duration, end time.Time) time.Duration {
+	chance := time.Duration(p.random32() % 1024)
+	d := backoffFirst + spread/1024*chance
+	if half := max(end.Sub(p.now), backoffFirst/10) / 2; d > half {
+		d = half / 1024 * chance
+	}
+	return d
+}
+
 // start begins phase 1 if nothing of the kind is under way.
 func (p *Peer) start(main bool) {
 	if p.cfg.Passive || p.startingV1() || p.startingV2() {

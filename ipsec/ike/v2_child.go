@@ -7,10 +7,21 @@ import (
 	"time"
 )
 
-// maintainV2 begins what is missing under an IKE SA: a pair of SAs, a rekey.
+// maintainV2 begins what is missing under an IKE SA, the newest: a pair of SAs, a
+// rekey. Where both ends have begun at once there are several.
 func (p *Peer) maintainV2(s *v2SA, need bool, rekey *Child) {
-	if p.past(s.rekeyAt) && !s.rekeying {
-		s.askRekey()
+	for _, x := range p.v2 {
+		if x.state == establishedV2 && !x.rekeying && (x == s || x.hasChild()) && p.past(x.rekeyAt) {
+			x.askRekey()
+		}
+	}
+	if rekey != nil {
+		// An SA can be replaced only under that which it belongs to.
+		if rekey.v2 == nil {
+			rekey = nil
+		} else {
+			s = rekey.v2
+		}
 	}
 	if !need || s.childInProgress() || p.cfg.Passive && p.current == nil {
 		return
@@ -23,6 +34,16 @@ func (p *Peer) maintainV2(s *v2SA, need bool, rekey *Child) {
 	}
 	p.nextChild = p.now.Add(backoffFirst)
 	s.askChild(rekey)
+}
+
+// hasChild reports whether packets would be lost with the SA.
+func (s *v2SA) hasChild() bool {
+	for _, c := range s.p.children {
+		if c.v2 == s && c.removeAt.IsZero() {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *v2SA) childInProgress() bool {
@@ -66,10 +87,11 @@ func (s *v2SA) askChildWith(old *Child, groups []Group, restarts int) {
 		old.rekeying = true
 	}
 	again := func() {
+		end := p.now.Add(time.Hour)
 		if old != nil {
-			old.rekeying = false
+			old.rekeying, end = false, old.ExpireAt
 		}
-		p.nextChild = p.now.Add(backoffFirst + time.Duration(p.random32()%4000)*time.Millisecond)
+		p.nextChild = p.now.Add(p.retryIn(4*time.Second, end))
 	}
 	r := &requestV2{exchange: exchangeCreateChild, child: true}
 	r.payloads = func(s *v2SA) []payload {

@@ -22,7 +22,7 @@ func (s *v2SA) askRekey() {
 	}
 	again := func() {
 		s.rekeying = false
-		s.rekeyAt = p.now.Add(backoffFirst + time.Duration(p.random32()%8000)*time.Millisecond)
+		s.rekeyAt = p.now.Add(p.retryIn(8*time.Second, s.expireAt))
 	}
 	s.ask(&requestV2{
 		exchange: exchangeCreateChild,
