@@ -106,6 +106,12 @@ func (p *Peer) deletedByPeer(c *Child) {
 	p.again = true
 }
 
+// setPorts has an SA sent by to where the peer is now, or sent by so later.
+func (p *Peer) setPorts(c *Child, at path) {
+	c.Outbound.SourcePort, c.Outbound.DestinationPort = at.local, at.remote.Port()
+	p.actions = append(p.actions, SetPorts{c, at.local, at.remote.Port()})
+}
+
 // byOutboundSPI finds the SA that the peer knows by that SPI.
 func (p *Peer) byOutboundSPI(b []byte) *Child {
 	if len(b) != 4 {

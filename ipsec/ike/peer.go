@@ -136,9 +136,11 @@ func (p *Peer) Heard(now time.Time, spi uint32) []Action {
 // port than before: the NAT in front of it has given it a new one, which holds
 // for IKE as well (RFC 7296 section 2.23).
 func (p *Peer) Moved(port uint16) {
+	moved := false
 	move := func(at *path, nat, natLocal bool) {
 		if nat && !natLocal && at.local == 4500 {
 			at.remote = addrPort(at.remote.Addr(), port)
+			moved = true
 		}
 	}
 	for _, s := range p.v1 {
@@ -149,6 +151,11 @@ func (p *Peer) Moved(port uint16) {
 	for _, s := range p.v2 {
 		if s.state == establishedV2 {
 			move(&s.path, s.nat, s.natLocal)
+		}
+	}
+	for _, c := range p.children {
+		if moved && c.Outbound.DestinationPort != 0 {
+			c.Outbound.DestinationPort = port // for one that is not sent by yet
 		}
 	}
 }

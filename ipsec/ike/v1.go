@@ -134,7 +134,7 @@ func (s *v1SA) authentic(at path) {
 		s.path = at
 		for _, c := range s.p.children {
 			if c.v2 == nil && c.Outbound.DestinationPort != 0 {
-				s.p.actions = append(s.p.actions, SetPorts{c, at.local, at.remote.Port()})
+				s.p.setPorts(c, at)
 			}
 		}
 	}

@@ -267,7 +267,7 @@ func (s *v2SA) authentic(at path) {
 		s.path = at
 		for _, c := range s.p.children {
 			if c.v2 == s && c.Outbound.DestinationPort != 0 {
-				s.p.actions = append(s.p.actions, SetPorts{c, at.local, at.remote.Port()})
+				s.p.setPorts(c, at)
 			}
 		}
 	}
