@@ -34,9 +34,6 @@ func (p *Peer) usable(c *Child) {
 // or until the peer sends by the new one.
 func (p *Peer) usableSoon(c *Child) {
 	c.useAt = p.now.Add(switchTime)
-	if p.current == nil {
-		c.useAt = p.now.Add(switchTime / 4)
-	}
 }
 
 func (p *Peer) has(c *Child) bool {
@@ -220,7 +217,8 @@ func (p *Peer) maintain() {
 	var rekey *Child
 	need := p.refresh
 	if c := p.current; c == nil {
-		need = true
+		coming := p.unproven()
+		need = coming == nil || p.past(coming.Established.Add(holdTime))
 	} else if p.past(c.RekeyAt) && !c.rekeying {
 		need, rekey = true, c
 	} else if p.refresh {
@@ -252,6 +250,17 @@ func (p *Peer) maintain() {
 	p.nextChild = p.now.Add(backoffFirst)
 	s.startQuick(rekey)
 	p.again = true
+}
+
+// unproven is the newest SA that the peer has asked for by IKEv2 and not shown yet
+// to have; nil if there is none.
+func (p *Peer) unproven() (found *Child) {
+	for _, c := range p.children {
+		if c.v2 != nil && !c.usable && c.removeAt.IsZero() {
+			found = c
+		}
+	}
+	return found
 }
 
 // retryIn is how long to wait before another try to replace what ends then: a second

@@ -50,6 +50,7 @@ const (
 	holdTime        = 3 * time.Second  // for the peer's quick mode to follow its main mode
 	overlapTime     = 5 * time.Second  // of a replaced SA, for packets still on the way
 	switchTime      = 2 * time.Second  // to a new SA, for the peer to have it
+	proofTime       = time.Second / 2  // for the peer to show that it has our answer
 	lingerTime      = 60 * time.Second // for answers to retransmissions
 	keepaliveTime   = 20 * time.Second // RFC 3948 section 4
 	maxChildren     = 16

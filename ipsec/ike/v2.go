@@ -45,9 +45,11 @@ type v2SA struct {
 	natLocal   bool
 	fragments  bool // the peer takes fragments (RFC 7383)
 
-	spi      uint32 // of the first child, ours
-	sendID   uint32 // of our next request
-	recvID   uint32 // of the peer's next request
+	spi      uint32    // of the first child, ours
+	first    *Child    // for who has answered
+	proofAt  time.Time // we ask then for a sign that the peer has it
+	sendID   uint32    // of our next request
+	recvID   uint32    // of the peer's next request
 	lastID   uint32
 	last     [][]byte // our last answer
 	pending  *requestV2
@@ -118,6 +120,9 @@ func (s *v2SA) receive(h header, b []byte, at path) {
 	if s.keys == nil || response && (s.pending == nil || h.id != s.sendID-1) {
 		return
 	}
+	if !response && s.state == sentAuth {
+		return // the peer's answer to IKE_AUTH has been lost or overtaken
+	}
 	if !response && h.id != s.recvID && (s.last == nil || h.id != s.lastID) {
 		return
 	}
@@ -148,8 +153,19 @@ func (s *v2SA) receive(h header, b []byte, at path) {
 	}
 	s.recvID++
 	s.lastID, s.last = h.id, nil
+	s.proven()
 	s.request(h, ps, at)
 	s.p.again = true
+}
+
+// proven: a request shows that our answers to those before it have arrived, and
+// with them the SAs that they made (RFC 7296 section 2.3, section 2.8).
+func (s *v2SA) proven() {
+	for _, c := range append([]*Child(nil), s.p.children...) {
+		if c.v2 == s {
+			s.p.usable(c)
+		}
+	}
 }
 
 func (s *v2SA) retransmitAnswer(at path) {
@@ -400,7 +416,14 @@ func (s *v2SA) step() {
 		}
 		if p.due(heard.Add(p.cfg.DPDInterval)) {
 			s.probed, s.deadAt = true, p.now.Add(time.Duration(max(1, p.cfg.DPDRetries))*p.cfg.DPDInterval)
-			s.ask(&requestV2{exchange: exchangeInformational, payloads: func(*v2SA) []payload { return nil }, answer: func(*v2SA, []payload) {}})
+			s.ping(func() {})
+		}
+	}
+	if p.due(s.proofAt) {
+		// A peer that has not got our answer to IKE_AUTH answers nothing.
+		s.proofAt = time.Time{}
+		if c := s.first; !c.usable {
+			s.ping(func() { p.usable(c) })
 		}
 	}
 	if s.probed && p.due(s.deadAt) {

@@ -23,7 +23,7 @@ func (p *Peer) maintainV2(s *v2SA, need bool, rekey *Child) {
 			s = rekey.v2
 		}
 	}
-	if !need || s.childInProgress() || p.cfg.Passive && p.current == nil {
+	if !need || s.childInProgress() || p.cfg.Passive && p.current == nil && p.unproven() == nil {
 		return
 	}
 	if p.current == nil && !s.initiator && !p.past(s.established.Add(holdTime)) {
@@ -156,6 +156,9 @@ func (s *v2SA) askChildWith(old *Child, groups []Group, restarts int) {
 				again()
 				return
 			}
+			if old == nil {
+				s.prove()
+			}
 			p.replaced(old)
 		}
 	}
@@ -252,9 +255,10 @@ func (s *v2SA) childRequested(ps []payload, groups []Group, ni, nr []byte) []pay
 		out = append(out, payload{kind: v2KeyExchange, body: keBody(dh)})
 	}
 	out = append(out, payload{kind: v2TSi, body: selectorV2(remote)}, payload{kind: v2TSr, body: selectorV2(local)})
+	// The peer has it when it has our answer, which can be lost. That it has shows
+	// when it sends by it, or sends another request: to delete what was replaced.
 	c := s.newChild(proposal, esn, spi, peerSPI, false, shared, ni, nr)
 	p.add(c)
-	p.usableSoon(c)
 	return out
 }
 
@@ -336,6 +340,19 @@ func (s *v2SA) askDelete(spi uint32) {
 			return []payload{{kind: v2Delete, body: append([]byte{v2ProtocolESP, 4, 0, 1}, be32(spi)...)}}
 		},
 		answer: func(*v2SA, []payload) {},
+	})
+}
+
+// prove shows the peer that we have its answer. There may be nothing else to send
+// for long.
+func (s *v2SA) prove() { s.ping(func() {}) }
+
+// ping asks whether the peer is there (RFC 7296 section 1.4).
+func (s *v2SA) ping(then func()) {
+	s.ask(&requestV2{
+		exchange: exchangeInformational,
+		payloads: func(*v2SA) []payload { return nil },
+		answer:   func(*v2SA, []payload) { then() },
 	})
 }
 

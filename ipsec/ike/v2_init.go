@@ -257,6 +257,7 @@ func (s *v2SA) receiveAuth(ps []payload) {
 	}
 	s.establish()
 	s.childAnswered(ps, s.spi, nil, s.ni, s.nr, nil)
+	s.prove()
 }
 
 // receiveAuthRequest takes IKE_AUTH as responder.
@@ -278,6 +279,9 @@ func (s *v2SA) receiveAuthRequest(h header, ps []payload, at path) {
 	value := authV2(s.proposal.Hash, p.cfg.Secret, s.answ, s.ni, s.keys.pr, own)
 	out := []payload{{kind: v2IDr, body: own}, {kind: v2Auth, body: append([]byte{authShared, 0, 0, 0}, value...)}}
 	s.answer(h, append(out, s.childRequested(ps, nil, s.ni, s.nr)...))
+	if c := p.unproven(); c != nil && c.v2 == s {
+		s.first, s.proofAt = c, p.now.Add(proofTime)
+	}
 	s.authentic(at)
 }
 
