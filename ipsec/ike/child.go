@@ -19,21 +19,41 @@ func (p *Peer) add(c *Child) {
 	}
 }
 
-// usable says that the peer has the SA too: packets are sealed by it from now on.
+// usable says that the peer has the SA too: packets are sealed by it from now on,
+// unless there is a newer one.
 func (p *Peer) usable(c *Child) {
-	if c.usable || !p.has(c) {
+	if c.usable || !c.removeAt.IsZero() || !p.has(c) {
 		return
 	}
 	c.usable, c.useAt = true, time.Time{}
+	for _, x := range p.children {
+		if x.usable {
+			c = x // the last is the newest
+		}
+	}
 	p.use(c)
 	p.problem, p.backoff = Problem{}, 0
 }
 
-// usableSoon is usable for who completes a negotiation: the other end learns of it
-// last, and some make the SA only then. What is used is used for a little longer,
-// or until the peer sends by the new one.
+// usableSoon is usable for who sends the last message of a negotiation: the other
+// end may not have it, and some make the SA only then. What is used is used for a
+// little longer, but not into its last moments, or until the peer sends by the new one.
 func (p *Peer) usableSoon(c *Child) {
-	c.useAt = p.now.Add(switchTime)
+	c.useAt = p.now.Add(min(switchTime, p.current.ExpireAt.Sub(p.now)/2))
+}
+
+// peerUses says that the peer seals by an SA. So it has it, even if the message
+// that says so was lost, and is done with the SA that this one replaced.
+func (p *Peer) peerUses(c *Child) {
+	if c.peerUses || !c.removeAt.IsZero() {
+		return
+	}
+	c.peerUses = true
+	p.confirmed(c)
+	p.usable(c)
+	if old := c.replaces; old != nil {
+		p.replaced(old, overlapTime)
+	}
 }
 
 func (p *Peer) has(c *Child) bool {
@@ -52,11 +72,10 @@ func (p *Peer) use(c *Child) {
 	}
 }
 
-// replaced retires an SA for which there is a new one: we delete it when packets
-// that are on the way have arrived.
-func (p *Peer) replaced(old *Child) {
-	if old != nil && p.has(old) && old.deleteAt.IsZero() {
-		old.deleteAt = p.now.Add(overlapTime)
+// replaced retires an SA for which there is a new one: we delete it after a time.
+func (p *Peer) replaced(old *Child, after time.Duration) {
+	if old.removeAt.IsZero() && old.deleteAt.IsZero() {
+		old.deleteAt = p.now.Add(after)
 	}
 }
 
@@ -87,20 +106,39 @@ func (p *Peer) remove(c *Child) {
 			break
 		}
 	}
+	c.replaces = nil // which may have replaced another, and so on
 	p.unusable(c)
 	p.actions = append(p.actions, Remove{c})
 	p.again = true
 }
 
-// deletedByPeer stops sending by an SA, and takes for a while yet what the peer
-// has sent by it.
-func (p *Peer) deletedByPeer(c *Child) {
-	p.unusable(c)
-	if c.removeAt.IsZero() {
-		c.removeAt = p.now.Add(overlapTime)
+// retire stops sending by SAs, and opens what the peer has sent by them until then.
+func (p *Peer) retire(until time.Time, cs ...*Child) {
+	for _, c := range cs { // all, before one of them is taken for the next to send by
+		c.deleteAt, c.removeAt = time.Time{}, earlier(c.removeAt, earlier(until, c.openUntil))
 	}
-	c.deleteAt = time.Time{}
+	for _, c := range cs {
+		p.unusable(c)
+	}
 	p.again = true
+}
+
+// deletedByPeer retires SAs that the peer sends by no more: what it has sent is on
+// the way for a while yet.
+func (p *Peer) deletedByPeer(cs ...*Child) { p.retire(p.now.Add(overlapTime), cs...) }
+
+// abandoned retires SAs because the peer does not answer. If it is there after all,
+// it sends by them until it is told of others.
+func (p *Peer) abandoned(cs ...*Child) { p.retire(p.now.Add(lingerTime), cs...) }
+
+// alone reports whether there is no SA that has not been retired.
+func (p *Peer) alone() bool {
+	for _, c := range p.children {
+		if c.removeAt.IsZero() {
+			return false
+		}
+	}
+	return true
 }
 
 // setPorts has an SA sent by to where the peer is now, or sent by so later.
@@ -123,14 +161,22 @@ func (p *Peer) byOutboundSPI(b []byte) *Child {
 }
 
 // schedule sets when the SA is rekeyed and when it ends: the two ends at
-// slightly different times.
-func (p *Peer) schedule(c *Child, life time.Duration) {
+// slightly different times. asked is when the initiator asked for it.
+//
+// Neither end may seal by it when the other does not open any more, and where
+// messages are lost the two come to have it up to half a minute apart: the
+// responder when the question arrives, the initiator when the answer does. So the
+// initiator seals until a lifetime after it asked, which is before the responder's
+// time is over; and each opens until a lifetime after it has the SA, and longer by
+// what packets are on the way, which for the initiator is after the responder's.
+func (p *Peer) schedule(c *Child, asked time.Time, life time.Duration) {
 	if life <= 0 || life > p.cfg.Lifetime2 {
 		life = p.cfg.Lifetime2
 	}
 	c.Established = p.now
-	c.RekeyAt = p.now.Add(p.soft(life))
-	c.ExpireAt = p.now.Add(life)
+	c.RekeyAt = asked.Add(p.soft(life))
+	c.ExpireAt = asked.Add(life)
+	c.openUntil = p.now.Add(life + overlapTime)
 }
 
 // soft is 75 to 80 % of a lifetime, RouterOS's 24 of 30 minutes.
@@ -143,19 +189,21 @@ func (p *Peer) stepChildren() {
 		if p.due(c.useAt) {
 			p.usable(c)
 		}
-		if p.due(c.ExpireAt) {
+		switch {
+		case !c.removeAt.IsZero():
+			if p.due(c.removeAt) {
+				p.remove(c)
+			}
+		case p.due(c.ExpireAt):
 			p.tellDeleted(c)
-			p.remove(c)
-			continue
-		}
-		if p.due(c.deleteAt) {
-			c.deleteAt = time.Time{}
+			p.retire(c.openUntil, c)
+		case p.due(c.deleteAt):
 			p.tellDeleted(c)
-			p.unusable(c)
-			c.removeAt = p.now.Add(overlapTime)
-		}
-		if p.due(c.removeAt) {
-			p.remove(c)
+			if c.v2 != nil {
+				p.retire(c.openUntil, c) // or until the peer has heard of it
+			} else {
+				p.deletedByPeer(c)
+			}
 		}
 	}
 }
@@ -168,14 +216,6 @@ func (p *Peer) tellDeleted(c *Child) {
 	}
 	if s := p.newestV1(); s != nil {
 		s.sendDelete(protoESP, be32(c.Inbound.SPI))
-	}
-}
-
-// reset forgets everything about a peer that is not there, or not the one it was.
-func (p *Peer) reset() {
-	p.use(nil)
-	for len(p.children) > 0 {
-		p.remove(p.children[0])
 	}
 }
 
@@ -219,7 +259,7 @@ func (p *Peer) maintain() {
 	if c := p.current; c == nil {
 		coming := p.unproven()
 		need = coming == nil || p.past(coming.Established.Add(holdTime))
-	} else if p.past(c.RekeyAt) && !c.rekeying {
+	} else if p.past(c.RekeyAt) && !c.rekeying && !p.succeeding(c) {
 		need, rekey = true, c
 	} else if p.refresh {
 		rekey = c
@@ -250,6 +290,16 @@ func (p *Peer) maintain() {
 	p.nextChild = p.now.Add(backoffFirst)
 	s.startQuick(rekey)
 	p.again = true
+}
+
+// lastCall is when an end that the peer's rekey has not reached begins its own.
+func (c *Child) lastCall() time.Time { return c.RekeyAt.Add(c.ExpireAt.Sub(c.RekeyAt) / 2) }
+
+// succeeding reports whether there is an SA to come after c already that only
+// waits to be used. One that does not get there is not waited for.
+func (p *Peer) succeeding(c *Child) bool {
+	newest := p.children[len(p.children)-1]
+	return newest != c && !newest.usable && newest.removeAt.IsZero() && !p.past(c.lastCall())
 }
 
 // unproven is the newest SA that the peer has asked for by IKEv2 and not shown yet

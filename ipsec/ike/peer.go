@@ -49,7 +49,7 @@ const (
 	backoffMax      = 30 * time.Second
 	holdTime        = 3 * time.Second  // for the peer's quick mode to follow its main mode
 	overlapTime     = 5 * time.Second  // of a replaced SA, for packets still on the way
-	switchTime      = 2 * time.Second  // to a new SA, for the peer to have it
+	switchTime      = 5 * time.Second  // to a new SA, for the peer to have it
 	proofTime       = time.Second / 2  // for the peer to show that it has our answer
 	lingerTime      = 60 * time.Second // for answers to retransmissions
 	keepaliveTime   = 20 * time.Second // RFC 3948 section 4
@@ -125,9 +125,8 @@ func (p *Peer) Heard(now time.Time, spi uint32) []Action {
 	p.begin(now)
 	p.heard = p.now
 	for _, c := range p.children {
-		// A peer that seals with an SA has it, even if the message that says so was lost.
-		if c.Inbound.SPI == spi && !c.usable && c.removeAt.IsZero() {
-			p.usable(c)
+		if c.Inbound.SPI == spi {
+			p.peerUses(c)
 		}
 	}
 	return p.end()

@@ -174,15 +174,29 @@ func (p *Peer) startingV1() bool {
 	return false
 }
 
+// quickInProgress reports whether a quick mode is under way. What the peer has
+// begun is not waited for to the end of the SA that it is to replace.
 func (p *Peer) quickInProgress() bool {
 	for _, s := range p.v1 {
 		for _, q := range s.exchanges {
-			if !q.done {
+			if !q.done && (q.initiator || p.current == nil || !p.past(p.current.lastCall())) {
 				return true
 			}
 		}
 	}
 	return false
+}
+
+// confirmed ends the quick mode that made the SA, if it waits for the peer.
+func (p *Peer) confirmed(c *Child) {
+	for _, s := range p.v1 {
+		for _, q := range s.exchanges {
+			if q.child == c && !q.done {
+				q.lastReply = nil
+				q.finish()
+			}
+		}
+	}
 }
 
 func (p *Peer) dropV1(s *v1SA) {
@@ -261,7 +275,7 @@ func (s *v1SA) step() {
 	}
 	if s.peerDPD && s == p.newestV1() && s.dpd.step(p, s.established, s.sendProbe) {
 		p.dropV1(s)
-		p.reset()
+		p.abandoned(p.children...)
 		p.failed(Problem{Kind: NoAnswer, Detail: " any more"})
 	}
 }
@@ -269,6 +283,12 @@ func (s *v1SA) step() {
 // needed reports whether packets would be lost if the peer deleted, with this SA,
 // those of ESP that were made under it. It sees to it that there will be others.
 func (s *v1SA) needed() bool {
+	for _, q := range s.exchanges {
+		// The peer may have to be told again that the exchange is complete.
+		if !q.done || q.initiator && q.child.removeAt.IsZero() && !q.child.peerUses {
+			return true
+		}
+	}
 	for _, c := range s.p.children {
 		if c.v1 != s {
 			continue

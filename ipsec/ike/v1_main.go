@@ -231,7 +231,7 @@ func (s *v1SA) receive4(ps []payload, at path) {
 	}
 	id := s.identity()
 	auth := []payload{{kind: v1Identification, body: id}, {kind: v1Hash, body: s.hash(true, id)}}
-	if len(s.p.children) == 0 && s.p.newestV1() == nil {
+	if s.p.alone() && s.p.newestV1() == nil {
 		auth = append(auth, payload{kind: v1Notification, body: s.notification(notifyInitialContact, s.spi(), nil)})
 	}
 	s.state = sent5

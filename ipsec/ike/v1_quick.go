@@ -21,7 +21,8 @@ import (
 //	HDR*, HASH(3)                           → 3
 //
 // The responder takes packets from message 2 on, and sends from message 3 on, so
-// that neither end ever gets one it has no key for.
+// that neither end ever gets one it has no key for. Where message 3 is lost, it sends
+// when it gets a packet, and takes packets even after it has given up on message 3.
 type quickV1 struct {
 	s         *v1SA
 	id        uint32
@@ -107,12 +108,6 @@ func (q *quickV1) abandon() {
 	if q.replaces != nil {
 		q.replaces.rekeying = false
 	}
-	if q.child != nil && !q.child.usable && !q.done {
-		if q.s.state == establishedV1 {
-			q.s.sendDelete(protoESP, be32(q.child.Inbound.SPI)) // the initiator may think it complete
-		}
-		q.s.p.remove(q.child)
-	}
 	q.done = true
 }
 
@@ -143,6 +138,9 @@ func (s *v1SA) receiveQuick(h header, b []byte, at path) {
 	q := s.exchanges[h.id]
 	if q != nil && q.lastReply != nil && sha256.Sum256(b) == q.lastRequest {
 		s.p.send(s.path, q.lastReply)
+		if q.initiator && !q.child.useAt.IsZero() && s.p.current != nil {
+			s.p.usableSoon(q.child) // it has not got there
+		}
 		return
 	}
 	if h.flags&flagEncrypted == 0 || q != nil && q.done {
@@ -319,7 +317,11 @@ func (q *quickV1) newChild(proposal Proposal, life time.Duration, peerSPI uint32
 	if s.nat {
 		c.Outbound.SourcePort, c.Outbound.DestinationPort = s.path.local, s.path.remote.Port()
 	}
-	s.p.schedule(c, life)
+	asked := s.p.now
+	if q.initiator {
+		asked = q.began
+	}
+	s.p.schedule(c, asked, life)
 	return c
 }
 
@@ -355,8 +357,8 @@ func (q *quickV1) receive2(b, hash, rest []byte, ps []payload, iv []byte, at pat
 	msg, _ := s.keys.encryptV1(s.header(exchangeQuick, q.id), []payload{{kind: v1Hash, body: hash3}}, q.iv)
 	q.lastRequest, q.lastReply = sha256.Sum256(b), msg
 	p.send(s.path, msg)
+	q.child.replaces = q.replaces
 	q.finish()
-	p.replaced(q.replaces)
 }
 
 // receive3 takes the initiator's confirmation.

@@ -46,6 +46,7 @@ type v2SA struct {
 	fragments  bool // the peer takes fragments (RFC 7383)
 
 	spi      uint32    // of the first child, ours
+	asked    time.Time // for it
 	first    *Child    // for who has answered
 	proofAt  time.Time // we ask then for a sign that the peer has it
 	sendID   uint32    // of our next request
@@ -348,8 +349,8 @@ func (p *Peer) startingV2() bool {
 	return false
 }
 
-// dropV2 forgets an IKE SA, and with it the SAs of ESP that it made.
-func (p *Peer) dropV2(s *v2SA) {
+// dropV2 forgets an IKE SA, and with it the SAs of ESP that it made, by retire.
+func (p *Peer) dropV2(s *v2SA, retire func(...*Child)) {
 	for i, x := range p.v2 {
 		if x == s {
 			p.v2 = append(p.v2[:i:i], p.v2[i+1:]...)
@@ -357,11 +358,13 @@ func (p *Peer) dropV2(s *v2SA) {
 			break
 		}
 	}
-	for _, c := range append([]*Child(nil), p.children...) {
+	var all []*Child
+	for _, c := range p.children {
 		if c.v2 == s {
-			p.remove(c)
+			all = append(all, c)
 		}
 	}
+	retire(all...)
 	s.retransmission.stop()
 	s.pending, s.queue = nil, nil
 }
@@ -395,11 +398,11 @@ func (s *v2SA) step() {
 		default:
 			p.failed(Problem{Kind: NoAnswer, Detail: " any more"})
 		}
-		p.dropV2(s)
+		p.dropV2(s, p.abandoned)
 		return
 	}
 	if p.due(s.expireAt) {
-		p.dropV2(s)
+		p.dropV2(s, p.abandoned)
 		return
 	}
 	if s.state != establishedV2 {
@@ -430,7 +433,7 @@ func (s *v2SA) step() {
 		if s.deadAt.Sub(p.heard) < p.cfg.DPDInterval { // ESP has come in the meantime
 			s.deadAt = p.heard.Add(time.Duration(1+max(1, p.cfg.DPDRetries)) * p.cfg.DPDInterval)
 		} else {
-			p.dropV2(s)
+			p.dropV2(s, p.abandoned)
 			p.failed(Problem{Kind: NoAnswer, Detail: " any more"})
 			return
 		}

@@ -81,6 +81,8 @@ func (s *v2SA) askChildWith(old *Child, groups []Group, restarts int) {
 		spi = p.newSPI()
 		ni  = make([]byte, nonceLen)
 		dh  *exchange
+
+		asked time.Time
 	)
 	p.random(ni)
 	if old != nil {
@@ -96,6 +98,7 @@ func (s *v2SA) askChildWith(old *Child, groups []Group, restarts int) {
 	r := &requestV2{exchange: exchangeCreateChild, child: true}
 	r.payloads = func(s *v2SA) []payload {
 		var ps []payload
+		asked = p.now
 		if old != nil {
 			if !p.has(old) || !old.removeAt.IsZero() {
 				old = nil // gone while the request waited
@@ -135,7 +138,7 @@ func (s *v2SA) askChildWith(old *Child, groups []Group, restarts int) {
 			}
 			again()
 		case kind == n2ChildNotFound && old != nil: // the peer does not have it any more
-			p.remove(old)
+			p.deletedByPeer(old)
 		case kind != 0:
 			again()
 			if kind != n2TemporaryFailure {
@@ -152,14 +155,15 @@ func (s *v2SA) askChildWith(old *Child, groups []Group, restarts int) {
 					return
 				}
 			}
-			if !s.childAnswered(ps, spi, shared, ni, nr, dh) {
+			if !s.childAnswered(ps, spi, asked, shared, ni, nr, dh) {
 				again()
 				return
 			}
 			if old == nil {
 				s.prove()
+			} else {
+				p.replaced(old, min(overlapTime, old.ExpireAt.Sub(p.now)/2))
 			}
-			p.replaced(old)
 		}
 	}
 	s.ask(r)
@@ -179,7 +183,7 @@ func (s *v2SA) childRefused(kind uint16) {
 }
 
 // childAnswered takes the payloads of an answer that make a pair of SAs.
-func (s *v2SA) childAnswered(ps []payload, spi uint32, shared, ni, nr []byte, dh *exchange) bool {
+func (s *v2SA) childAnswered(ps []payload, spi uint32, asked time.Time, shared, ni, nr []byte, dh *exchange) bool {
 	p := s.p
 	sas, err := parseSAV2(find(ps, v2SecurityAssociation))
 	if err != nil || len(sas) != 1 {
@@ -199,12 +203,14 @@ func (s *v2SA) childAnswered(ps []payload, spi uint32, shared, ni, nr []byte, dh
 		// The peer has an SA that we cannot use.
 		p.failed(Problem{Kind: Refused, Phase: 2, Detail: "it has no transport mode for protocol 4 between our addresses"})
 		p.nextChild = later(p.nextChild, p.nextStart)
-		s.askDelete(spi)
+		s.askDelete(spi, func() {})
 		return false
 	}
 	c := s.newChild(proposal, esn, spi, binary.BigEndian.Uint32(sas[0].spi), true, shared, ni, nr)
+	p.schedule(c, asked, 0)
 	p.add(c)
 	p.usable(c)
+	p.refresh = false
 	return true
 }
 
@@ -258,6 +264,7 @@ func (s *v2SA) childRequested(ps []payload, groups []Group, ni, nr []byte) []pay
 	// The peer has it when it has our answer, which can be lost. That it has shows
 	// when it sends by it, or sends another request: to delete what was replaced.
 	c := s.newChild(proposal, esn, spi, peerSPI, false, shared, ni, nr)
+	p.schedule(c, p.now, 0)
 	p.add(c)
 	return out
 }
@@ -329,17 +336,18 @@ func (s *v2SA) receiveCreateChild(h header, ps []payload) {
 func (s *v2SA) deleteChild(c *Child) {
 	if !c.deleting {
 		c.deleting = true
-		s.askDelete(c.Inbound.SPI)
+		s.askDelete(c.Inbound.SPI, func() { s.p.deletedByPeer(c) })
 	}
 }
 
-func (s *v2SA) askDelete(spi uint32) {
+// askDelete has then called when the peer has done so.
+func (s *v2SA) askDelete(spi uint32, then func()) {
 	s.ask(&requestV2{
 		exchange: exchangeInformational,
 		payloads: func(*v2SA) []payload {
 			return []payload{{kind: v2Delete, body: append([]byte{v2ProtocolESP, 4, 0, 1}, be32(spi)...)}}
 		},
-		answer: func(*v2SA, []payload) {},
+		answer: func(*v2SA, []payload) { then() },
 	})
 }
 
@@ -390,7 +398,7 @@ func (s *v2SA) receiveInformational(h header, ps []payload) {
 	}
 	s.answer(h, out)
 	if gone {
-		p.dropV2(s)
+		p.dropV2(s, p.deletedByPeer)
 		p.nextStart = later(p.nextStart, p.now.Add(backoffFirst))
 	}
 }

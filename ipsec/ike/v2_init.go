@@ -25,7 +25,7 @@ func (s *v2SA) sendInit() {
 	if s.dh == nil || s.dh.group != s.group {
 		var err error
 		if s.dh, err = newExchange(s.group, p.cfg.Rand); err != nil {
-			p.dropV2(s)
+			p.dropV2(s, p.abandoned)
 			p.failed(Problem{Kind: Refused, Phase: 1, Detail: err.Error()})
 			return
 		}
@@ -93,10 +93,10 @@ func (s *v2SA) receiveInit(h header, b []byte, at path) {
 			s.path.remote = addrPort(p.cfg.Remote, 4500)
 		}
 	}
-	s.state, s.sendID, s.spi = sentAuth, 1, p.newSPI()
+	s.state, s.sendID, s.spi, s.asked = sentAuth, 1, p.newSPI(), p.now
 	id := s.identity()
 	auth := []payload{{kind: v2IDi, body: id}}
-	if len(p.children) == 0 {
+	if p.alone() {
 		auth = append(auth, notifyV2(n2InitialContact, nil))
 	}
 	value := authV2(proposal.Hash, p.cfg.Secret, s.init, s.nr, s.keys.pi, id)
@@ -191,7 +191,7 @@ func (p *Peer) respondInit(h header, b []byte, at path) {
 		return
 	}
 	if halfOpen >= maxHalfOpen {
-		p.dropV2(oldest)
+		p.dropV2(oldest, p.abandoned)
 	}
 	s := &v2SA{
 		p: p, state: answeredInit, spiI: h.initiator, path: at, began: p.now, expireAt: p.now.Add(halfOpenTime),
@@ -246,17 +246,17 @@ func (s *v2SA) receiveAuth(ps []payload) {
 		if errorV2(ps) == n2AuthFailed {
 			problem = Problem{Kind: SecretMismatch, Detail: ": it says that our authentication failed"}
 		}
-		p.dropV2(s)
+		p.dropV2(s, p.abandoned)
 		p.failed(problem)
 		return
 	}
 	if !s.authOK(id, auth, s.answ, s.ni, s.keys.pr) {
-		p.dropV2(s)
+		p.dropV2(s, p.abandoned)
 		p.failed(Problem{Kind: SecretMismatch, Detail: ": its authentication does not verify"})
 		return
 	}
 	s.establish()
-	s.childAnswered(ps, s.spi, nil, s.ni, s.nr, nil)
+	s.childAnswered(ps, s.spi, s.asked, nil, s.ni, s.nr, nil)
 	s.prove()
 }
 
@@ -268,7 +268,7 @@ func (s *v2SA) receiveAuthRequest(h header, ps []payload, at path) {
 	if !s.authOK(id, auth, s.init, s.nr, s.keys.pi) {
 		p.mayProblem(Problem{Kind: SecretMismatch, Detail: ": its authentication does not verify"})
 		s.answer(h, []payload{notifyV2(n2AuthFailed, nil)})
-		p.dropV2(s)
+		p.dropV2(s, p.abandoned)
 		return
 	}
 	s.establish()
@@ -287,14 +287,16 @@ func (s *v2SA) receiveAuthRequest(h header, ps []payload, at path) {
 
 func (s *v2SA) initialContact() {
 	p := s.p
-	for _, c := range append([]*Child(nil), p.children...) {
+	var lost []*Child
+	for _, c := range p.children {
 		if c.Established.Before(s.began) {
-			p.remove(c)
+			lost = append(lost, c)
 		}
 	}
+	p.deletedByPeer(lost...)
 	for _, old := range append([]*v2SA(nil), p.v2...) {
 		if old != s && old.state == establishedV2 && old.established.Before(s.began) {
-			p.dropV2(old)
+			p.dropV2(old, p.deletedByPeer)
 		}
 	}
 }
@@ -346,6 +348,5 @@ func (s *v2SA) newChild(p Proposal, esn bool, spi, peerSPI uint32, weInitiated b
 	if s.nat {
 		c.Outbound.SourcePort, c.Outbound.DestinationPort = s.path.local, s.path.remote.Port()
 	}
-	s.p.schedule(c, 0)
 	return c
 }

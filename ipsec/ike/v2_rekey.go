@@ -65,7 +65,7 @@ func (s *v2SA) askRekey() {
 			s.ask(&requestV2{
 				exchange: exchangeInformational,
 				payloads: func(*v2SA) []payload { return []payload{{kind: v2Delete, body: []byte{v2ProtocolIKE, 0, 0, 0}}} },
-				answer:   func(s *v2SA, _ []payload) { p.dropV2(s) },
+				answer:   func(s *v2SA, _ []payload) { p.dropV2(s, p.deletedByPeer) },
 			})
 		},
 	})
