@@ -2,10 +2,137 @@ package ike
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
 )
+
+// lifetimes to rekey by, from those of a network that answers at once to those
+// that leave time for retransmissions.
+var lifetimes = []struct{ phase1, phase2, jitter time.Duration }{
+	{10 * time.Second, 4 * time.Second, 20 * time.Millisecond},
+	{45 * time.Second, 15 * time.Second, 300 * time.Millisecond},
+	{200 * time.Second, 60 * time.Second, 800 * time.Millisecond},
+}
+
+// TestSimulationWhatIsSealedCanBeOpened: whatever an end seals by, the other end
+// opens as long as the packet is under way, up to a second: over rekeys of both
+// phases, from both ends and at once, with IKE messages lost, reordered and
+// doubled. There is no exception, not even where IKE gets nothing through until
+// SAs end: then the gate shuts, at either end before the other stops opening.
+//
+// As long as no IKE message is lost the gate does not shut either.
+func TestSimulationWhatIsSealedCanBeOpened(t *testing.T) {
+	n := uint64(*seeds) * 20
+	if testing.Short() {
+		n = uint64(*seeds)
+	}
+	for _, mode := range modes {
+		for seed := range n {
+			t.Run(fmt.Sprintf("%v/%d", mode, seed), func(t *testing.T) { sealedIsOpened(t, seed, mode) })
+		}
+	}
+}
+
+func sealedIsOpened(t *testing.T, seed uint64, mode Mode) {
+	a := testConfig(t, fastPhase1, fastPhase2)
+	a.Mode = mode
+	life := lifetimes[seed%3]
+	a.Lifetime1, a.Lifetime2 = life.phase1, life.phase2
+	b := a
+	s := newSim(t, seed, a, b)
+	s.jitter, s.flight = life.jitter, time.Second
+	a.Passive, b.Passive = s.rng.IntN(4) == 0, false
+	b.Passive = !a.Passive && s.rng.IntN(3) == 0
+	s.ends[0].cfg.Passive, s.ends[1].cfg.Passive = a.Passive, b.Passive
+	s.nat = s.rng.IntN(4) == 0 && !a.Passive // a host behind a NAT has to begin
+	s.loss = []float64{0, 0, 0.1, 0.3, 0.5}[s.rng.IntN(5)]
+	s.duplicate = []float64{0, 0.2}[s.rng.IntN(2)]
+	if s.rng.IntN(2) == 0 {
+		s.look = time.Second
+	}
+	for _, e := range s.ends {
+		switch s.rng.IntN(4) {
+		case 0: // it never has
+			e.quiet = func() bool { return true }
+		case 1: // it has for a while, then not for a while
+			on, off := time.Duration(1+s.rng.IntN(20))*time.Second, time.Duration(1+s.rng.IntN(60))*time.Second
+			e.quiet = func() bool { return time.Duration(s.now.UnixNano())%(on+off) > on }
+		}
+		s.traffic(e)
+		if s.look != 0 {
+			s.looks(e)
+		}
+		if s.rng.IntN(3) == 0 { // sequence numbers that run out
+			var rekey func()
+			rekey = func() {
+				s.at(time.Duration(s.rng.Int64N(int64(life.phase2))), rekey)
+				s.do(e, e.Rekey(s.now))
+			}
+			s.at(life.phase2, rekey)
+		}
+	}
+	s.start(s.ends[1])
+	s.at(time.Duration(s.rng.Int64N(int64(2*s.jitter))), func() { s.start(s.ends[0]) })
+	s.run(5 * life.phase1 / 2)
+	if s.lost != 0 {
+		s.fatalf("of %d packets that were sealed %d could not be opened", s.sent, s.lost)
+	}
+	if s.loss == 0 && s.shut != 0 {
+		s.fatalf("%d packets found the gate shut", s.shut)
+	}
+	for _, e := range s.ends {
+		if n := len(e.children); n >= maxChildren {
+			s.fatalf("end %d has %d SAs", e.index, n)
+		}
+	}
+}
+
+// TestAnSAIsLeftBeforeItsEnd: the other end may not open by it for as long as
+// ours does.
+func TestAnSAIsLeftBeforeItsEnd(t *testing.T) {
+	for _, mode := range modes {
+		cfg := testConfig(t, fastPhase1, fastPhase2)
+		cfg.Mode, cfg.Lifetime2 = mode, 4*time.Second
+		passive := cfg
+		passive.Passive = true
+		s := newSim(t, 1, cfg, passive)
+		s.start(s.ends[1])
+		s.start(s.ends[0])
+		changes := 0
+		for before := s.ends[0].Current(); changes < 5; before = s.ends[0].Current() {
+			s.run(10 * time.Millisecond)
+			if before == nil || s.ends[0].Current() == before {
+				continue
+			}
+			changes++
+			if left := before.ExpireAt.Sub(s.now); left < 200*time.Millisecond {
+				s.fatalf("%v: sent by until %v before its end", mode, left)
+			}
+		}
+	}
+}
+
+// TestBothGatesOpenAtOnceWhereNothingIsSent: the responder need not wait for a
+// packet to know that the initiator has the SA.
+func TestBothGatesOpenAtOnceWhereNothingIsSent(t *testing.T) {
+	for _, mode := range modes {
+		cfg := testConfig(t, fastPhase1, fastPhase2)
+		cfg.Mode = mode
+		passive := cfg
+		passive.Passive = true
+		s := newSim(t, 1, cfg, passive)
+		s.start(s.ends[1])
+		s.start(s.ends[0])
+		s.run(400 * time.Millisecond)
+		for _, e := range s.ends {
+			if e.outbound == nil {
+				s.fatalf("%v: the gate of end %d is shut", mode, e.index)
+			}
+		}
+	}
+}
 
 // TestAnSAThatIsNotSentByYetFollowsTheNAT: between its making and its use the NAT
 // can give the peer another port.

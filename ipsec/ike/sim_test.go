@@ -5,8 +5,10 @@ import (
 	"container/heap"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -29,8 +31,11 @@ type sim struct {
 	jitter          time.Duration
 	nat             bool                      // in front of end 0: its ports change, its address is another
 	tap             func(from *end, b []byte) // sees what is sent
+	flight          time.Duration             // what an ESP packet takes at most; 0: 3 ms
+	look            time.Duration             // how often an end is told what has come by ESP; 0: at once
 
 	sent, opened, lost int
+	shut               int // packets that found the gate shut after it had been open
 	trace              []string
 }
 
@@ -43,6 +48,9 @@ type end struct {
 	outbound *esp.Config
 	lastGood time.Time
 	down     bool
+	quiet    func() bool         // whether it has nothing to send
+	heard    map[uint32]struct{} // SPIs that ESP has come by, not told yet
+	opened   bool                // once, its gate has been open
 }
 
 type event struct {
@@ -132,6 +140,7 @@ func (s *sim) start(e *end) {
 	}
 	s.logf("%d starts", e.index)
 	e.Peer, e.inbound, e.outbound, e.down = p, map[uint32]esp.Config{}, nil, false
+	e.heard, e.opened = map[uint32]struct{}{}, false
 	s.do(e, p.Tick(s.now))
 }
 
@@ -151,7 +160,7 @@ func (s *sim) do(e *end, actions []Action) {
 			}
 			s.logf("%d = out %08x", e.index, a.Outbound.SPI)
 			c := a.Outbound
-			e.outbound = &c
+			e.outbound, e.opened = &c, true
 		case Remove:
 			s.logf("%d - in  %08x", e.index, a.Inbound.SPI)
 			delete(e.inbound, a.Inbound.SPI)
@@ -200,15 +209,25 @@ func (s *sim) send(e *end, a Send) {
 	}
 }
 
-// traffic has an end send an ESP packet now and then, which takes 1 to 3 ms.
+// traffic has an end send an ESP packet now and then.
 func (s *sim) traffic(e *end) {
 	s.at(50*time.Millisecond, func() { s.traffic(e) })
-	if e.down || e.Peer == nil || e.outbound == nil {
+	if e.down || e.Peer == nil || e.quiet != nil && e.quiet() {
+		return
+	}
+	if e.outbound == nil {
+		if e.opened {
+			s.shut++
+		}
 		return
 	}
 	out, to := *e.outbound, s.ends[1-e.index]
 	s.sent++
-	s.at(time.Millisecond*time.Duration(1+s.rng.IntN(3)), func() {
+	delay := time.Millisecond * time.Duration(1+s.rng.IntN(3))
+	if s.flight != 0 {
+		delay = time.Duration(1 + s.rng.Int64N(int64(s.flight)))
+	}
+	s.at(delay, func() {
 		in, ok := to.inbound[out.SPI]
 		if to.down || to.Peer == nil || !ok || in.Suite != out.Suite ||
 			!bytes.Equal(in.Keys.Encryption, out.Keys.Encryption) || !bytes.Equal(in.Keys.Integrity, out.Keys.Integrity) {
@@ -223,8 +242,25 @@ func (s *sim) traffic(e *end) {
 		}
 		s.opened++
 		to.lastGood = s.now
+		if s.look != 0 {
+			to.heard[out.SPI] = struct{}{}
+			return
+		}
 		s.do(to, to.Heard(s.now, out.SPI))
 	})
+}
+
+// looks tells an end now and then what has come by ESP, as the manager does.
+func (s *sim) looks(e *end) {
+	s.at(s.look, func() { s.looks(e) })
+	if e.down || e.Peer == nil {
+		return
+	}
+	spis := slices.Sorted(maps.Keys(e.heard))
+	clear(e.heard)
+	for _, spi := range spis {
+		s.do(e, e.Heard(s.now, spi))
+	}
 }
 
 // run lets d pass.
