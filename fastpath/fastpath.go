@@ -75,6 +75,8 @@ type Stats struct {
 	// Heard is when the last packet of the remote came, to some milliseconds; zero
 	// is never.
 	Heard time.Time
+	// Merged is when the last superpacket of the remote came, likewise.
+	Merged time.Time
 }
 
 // Unavailable is why packets cannot be carried in the kernel.

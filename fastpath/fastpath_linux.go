@@ -203,7 +203,7 @@ func (l *Link) Stats() (s Stats, err error) {
 	if err := l.f.objects.Counts.Lookup(l.slot, l.counts); err != nil {
 		return s, fmt.Errorf("read the counters: %w", err)
 	}
-	var heard uint64
+	var heard, merged uint64
 	for i := range l.counts {
 		c := &l.counts[i]
 		s.RxPackets += c.RxPackets
@@ -211,16 +211,20 @@ func (l *Link) Stats() (s Stats, err error) {
 		s.TxPackets += c.TxPackets
 		s.TxBytes += c.TxBytes
 		s.TxFailed += c.TxFailed
-		heard = max(heard, c.Heard)
+		heard, merged = max(heard, c.Heard), max(merged, c.Merged)
 	}
-	if heard != 0 {
-		s.Heard, err = onClock(heard)
+	if s.Heard, err = onClock(heard); err != nil {
+		return s, err
 	}
+	s.Merged, err = onClock(merged)
 	return s, err
 }
 
-// onClock turns nanoseconds of CLOCK_MONOTONIC into a time.
+// onClock turns nanoseconds of CLOCK_MONOTONIC into a time, 0 into the zero one.
 func onClock(monotonic uint64) (time.Time, error) {
+	if monotonic == 0 {
+		return time.Time{}, nil
+	}
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
 		return time.Time{}, os.NewSyscallError("clock_gettime", err)

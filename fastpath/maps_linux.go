@@ -46,7 +46,7 @@ const (
 
 type counters struct {
 	RxPackets, RxBytes uint64
-	Heard              uint64
+	Heard, Merged      uint64
 	TxPackets, TxBytes uint64
 	TxFailed           uint64
 }

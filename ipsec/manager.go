@@ -70,12 +70,9 @@ type Manager struct {
 // Closer closes something, and unblocks who reads from it.
 type Closer interface{ Close() error }
 
-const (
-	portIKE = 500
-	// portNAT is where IKE moves when there is a NAT, and where ESP in UDP comes
-	// (RFC 3948).
-	portNAT = 4500
-)
+// portNAT is where IKE moves when there is a NAT, and where ESP in UDP comes
+// (RFC 3948).
+const portNAT = 4500
 
 // portsKey is what a pair of UDP sockets is bound to.
 type portsKey struct {

@@ -16,7 +16,10 @@ import (
 	"ipipd/ipsec/ike"
 )
 
-const receiveBuffer = 4 << 20
+const (
+	portIKE       = 500
+	receiveBuffer = 4 << 20
+)
 
 // ports is UDP ports 500 and 4500 of one local address.
 type ports struct {

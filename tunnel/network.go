@@ -30,6 +30,9 @@ type Network interface {
 	AddressIsLocal(address netip.Addr) (bool, error)
 	// Configure gives an interface its addresses, sets it up, and routes into it.
 	Configure(ifname string, addresses, routes []netip.Prefix) error
+	// Steer has the kernel spread the flows that an interface receives over all
+	// processors, or not.
+	Steer(ifname string, on bool) error
 	// LinkState reports whether an interface is up, and whether it has a carrier.
 	LinkState(ifname string) (up, carrier bool, err error)
 	// Reassembly counts the packets that this host has put together from
@@ -78,6 +81,8 @@ func (kernelNetwork) Configure(ifname string, addresses, routes []netip.Prefix) 
 	}
 	return nil
 }
+
+func (kernelNetwork) Steer(ifname string, on bool) error { return rtnl.Steer(ifname, on) }
 
 func (kernelNetwork) LinkState(ifname string) (up, carrier bool, err error) {
 	return rtnl.LinkState(ifname)

@@ -169,6 +169,9 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 		})
 	}
 	t.loops.Go(func() { t.supervise(ctx) })
+	if cfg.fastPath() {
+		t.loops.Go(func() { t.followSteering(ctx) })
+	}
 	return t, nil
 }
 

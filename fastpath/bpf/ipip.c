@@ -120,6 +120,7 @@ struct {
 struct counters {
 	__u64 rx_packets, rx_bytes;
 	__u64 heard; // when the last packet came: CLOCK_MONOTONIC in ns, to a tick
+	__u64 merged; // when the last superpacket came, likewise
 	__u64 tx_packets, tx_bytes;
 	__u64 tx_failed; // DropSendFailed
 };
@@ -361,6 +362,8 @@ int receive(struct __sk_buff *skb)
 	now = bpf_ktime_get_coarse_ns();
 	if (c->heard != now)
 		c->heard = now;
+	if (n > 1 && c->merged != now)
+		c->merged = now;
 	return bpf_redirect(device, BPF_F_INGRESS);
 }
 

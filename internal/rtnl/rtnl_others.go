@@ -8,6 +8,9 @@ import (
 	"net/netip"
 )
 
+// Steer needs Linux.
+func Steer(string, bool) error { return ErrUnsupported }
+
 // Lookup asks the kernel which source address it would take, and takes the MTU of
 // the interface that has it. Marks and devices are Linux's.
 func Lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
