@@ -81,7 +81,7 @@ func steering() []instruction {
 		{code: xorWith, registers: 0<<4 | 7},
 		{code: multiply, registers: 7, immediate: golden},
 		{code: shiftRight, registers: 7, immediate: 16}, // the kernel takes 16 bits: the better ones
-		{code: copyWord, registers: 7<<4 | 0},
+		{code: copyWord, registers: 7 << 4},
 		{code: exit},
 	}
 }

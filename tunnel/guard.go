@@ -118,7 +118,8 @@ func (g *guard) status() (s ipsec.Status) {
 	return s
 }
 
-// addTo adds reason → count to m.
+// addTo adds reason → count to m: what this tunnel lost, and ESP packets that belong
+// to no tunnel, which are the process's and shown with each.
 func (g *guard) addTo(m map[string]uint64) {
 	add := func(d esp.Drop, n uint64) {
 		if n > 0 {
@@ -133,6 +134,9 @@ func (g *guard) addTo(m map[string]uint64) {
 		for d, n := range gate.Drops {
 			add(d, n)
 		}
+	}
+	for d, n := range g.manager.Drops {
+		add(d, n)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"ipipd/internal/ipv4"
 	"ipipd/internal/netlab"
 )
 
@@ -180,6 +181,17 @@ func TestPlainPacketsOfAnEncryptedPeerAreDropped(t *testing.T) {
 	if got := append(inside.Matching(netlab.Source(innerB)), answers.Matching()...); len(got) != 0 {
 		t.Errorf("got through: %s", netlab.Describe(got[0].Packet))
 	}
+}
+
+// An ESP packet of no SA is counted, and answered by nobody.
+func TestESPOfNobodyIsCounted(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	d := sealedUpA(t, a, "--keepalive", "off") // there is no SA for its probes either
+	into := inject(t, b, "veth0", a, "veth0")
+	stray := build(ipv4.Header{TTL: 64, Protocol: 50, Source: addr(outerB), Destination: addr(outerA)}, bytes.Repeat([]byte{0xa5}, 64))
+	into.send(stray, stray, stray)
+	netlab.Eventually(t, "they are counted", func() bool { return d.Drops("esp-no-sa") == 3 })
 }
 
 func addr4(s string) []byte { a := addr(s); return a[:] }
