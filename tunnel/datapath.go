@@ -111,17 +111,17 @@ func (t *Tunnel) tellSender(queue tun.Queue, message *packet.Buffer, made encap.
 	}
 }
 
-// way is how an outer packet came in.
-type way bool
+// arrival is how an outer packet came in.
+type arrival bool
 
 const (
-	plainWay  way = false // as protocol 4
-	sealedWay way = true  // as ESP, and it was opened
+	arrivedPlain  arrival = false // as protocol 4
+	arrivedSealed arrival = true  // as ESP, and it was opened
 )
 
 // inbound carries packets from one receiver to the devices of the tunnels they
 // belong to, until the receiver is closed.
-func (h *Host) inbound(receiver encap.Receiver, sender encap.Sender, index int, in way) error {
+func (h *Host) inbound(receiver encap.Receiver, sender encap.Sender, index int, how arrival) error {
 	runtime.LockOSThread()
 	var (
 		batch  = packet.NewBatch(receiveBatch, packet.MaxSize)
@@ -147,8 +147,8 @@ func (h *Host) inbound(receiver encap.Receiver, sender encap.Sender, index int, 
 				h.drop(encap.DropUnknownPeer)
 				continue
 			}
-			if sealed := t.guard != nil; sealed != bool(in) {
-				t.wrongWay(sealed)
+			if sealed := t.guard != nil; sealed != bool(how) {
+				t.arrivedWrong(sealed)
 				continue
 			}
 			if t.accept(b, outer, sender, now) {
@@ -243,9 +243,9 @@ func (t *Tunnel) answer(b *packet.Buffer, sender encap.Sender, route *route, now
 	t.write(t.exit(sender), b, &route.path)
 }
 
-// wrongWay counts a packet that came plain to a tunnel with a secret, or sealed to
+// arrivedWrong counts a packet that came plain to a tunnel with a secret, or sealed to
 // one without, for which it is a stranger's.
-func (t *Tunnel) wrongWay(secret bool) {
+func (t *Tunnel) arrivedWrong(secret bool) {
 	if secret {
 		t.guard.plain()
 	} else {

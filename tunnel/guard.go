@@ -20,11 +20,12 @@ type guard struct {
 	manager *ipsec.Manager
 	config  ipsec.Config // the addresses and the device follow the route
 	gate    atomic.Pointer[ipsec.Protector]
-	shut    atomic.Uint64        // packets that there was no Protector for
-	past    [esp.NumDrops]uint64 // of the Protectors that were
-	local   netip.Addr
-	remote  netip.Addr
-	device  int
+	// drops are those of the Protectors that were, and of packets that there was
+	// none for.
+	drops  [esp.NumDrops]atomic.Uint64
+	local  netip.Addr
+	remote netip.Addr
+	device int
 }
 
 // newGuard makes the guard of a tunnel, shut. log takes what an operator should
@@ -69,7 +70,7 @@ func (g *guard) close() {
 	if gate := g.gate.Swap(nil); gate != nil {
 		gate.Close()
 		for d, n := range gate.Drops {
-			g.past[d] += n
+			g.drops[d].Add(n)
 		}
 	}
 }
@@ -80,7 +81,7 @@ func (g *guard) Seal(b *packet.Buffer) esp.Drop {
 	if gate := g.gate.Load(); gate != nil {
 		return gate.Seal(b)
 	}
-	g.shut.Add(1)
+	g.drops[esp.DropNoSA].Add(1)
 	return esp.DropNoSA
 }
 
@@ -88,7 +89,9 @@ func (g *guard) Seal(b *packet.Buffer) esp.Drop {
 func (g *guard) plain() {
 	if gate := g.gate.Load(); gate != nil {
 		gate.Plain()
+		return
 	}
+	g.drops[esp.DropPlain].Add(1)
 }
 
 func (g *guard) established() bool {
@@ -126,10 +129,9 @@ func (g *guard) addTo(m map[string]uint64) {
 			m[d.String()] += n
 		}
 	}
-	for d, n := range g.past {
-		add(esp.Drop(d), n)
+	for d := range g.drops {
+		add(esp.Drop(d), g.drops[d].Load())
 	}
-	add(esp.DropNoSA, g.shut.Load())
 	if gate := g.gate.Load(); gate != nil {
 		for d, n := range gate.Drops {
 			add(d, n)
@@ -152,6 +154,6 @@ func (h *Host) protector() *ipsec.Manager {
 
 // serveSealed has a thread carry what comes in by one of the ways of ESP.
 func (h *Host) serveSealed(receiver ipsec.Receiver) {
-	sender, index := h.socket.NewSender(), int(h.sealedWays.Add(1))-1
-	h.spawn("receive ESP", func() error { return h.inbound(receiver, sender, index, sealedWay) })
+	sender, index := h.socket.NewSender(), int(h.sealedReceivers.Add(1))-1
+	h.spawn("receive ESP", func() error { return h.inbound(receiver, sender, index, arrivedSealed) })
 }

@@ -63,9 +63,10 @@ type Host struct {
 	kernelPath    *fastpath.FastPath
 	kernelPathErr error
 	ipsec         *ipsec.Manager // likewise
-	sealedWays    atomic.Int32   // ways by which ESP comes in
-	loops         sync.WaitGroup
-	cancel        context.CancelFunc
+	// sealedReceivers is how many of ESP there have been.
+	sealedReceivers atomic.Int32
+	loops           sync.WaitGroup
+	cancel          context.CancelFunc
 }
 
 // errNotReal is about a Host whose parts the kernel does not know.
@@ -117,7 +118,7 @@ func NewHost(o HostOptions) (*Host, error) {
 	h.cancel = cancel
 	for i, receiver := range h.socket.Receivers() {
 		sender := h.socket.NewSender()
-		h.spawn("receive", func() error { return h.inbound(receiver, sender, i, plainWay) })
+		h.spawn("receive", func() error { return h.inbound(receiver, sender, i, arrivedPlain) })
 	}
 	h.loops.Go(h.receiveErrors)
 	h.loops.Go(func() {

@@ -3,7 +3,8 @@
 // routes, names and peers come and go.
 //
 // datapath.go is what happens to a packet; supervisor.go what happens beside the
-// packets; host.go what the tunnels of a process share.
+// packets; host.go what the tunnels of a process share; guard.go and exit.go keep a
+// tunnel with a secret encrypted, or shut.
 package tunnel
 
 import (

@@ -123,6 +123,16 @@ func (p *Peer) retire(until time.Time, cs ...*Child) {
 	p.again = true
 }
 
+// establishedBefore are the SAs that there were then.
+func (p *Peer) establishedBefore(then time.Time) (cs []*Child) {
+	for _, c := range p.children {
+		if c.Established.Before(then) {
+			cs = append(cs, c)
+		}
+	}
+	return cs
+}
+
 // deletedByPeer retires SAs that the peer sends by no more: what it has sent is on
 // the way for a while yet.
 func (p *Peer) deletedByPeer(cs ...*Child) { p.retire(p.now.Add(overlapTime), cs...) }

@@ -153,13 +153,7 @@ func (s *v1SA) receiveNotification(b []byte) {
 // that was made while this one was on its way may be from the peer's present life.
 func (s *v1SA) initialContact() {
 	p := s.p
-	var lost []*Child
-	for _, c := range p.children {
-		if c.Established.Before(s.began) {
-			lost = append(lost, c)
-		}
-	}
-	p.deletedByPeer(lost...)
+	p.deletedByPeer(p.establishedBefore(s.began)...)
 	for _, old := range append([]*v1SA(nil), p.v1...) {
 		if old != s && old.state == establishedV1 && old.established.Before(s.began) {
 			p.dropV1(old)

@@ -287,13 +287,7 @@ func (s *v2SA) receiveAuthRequest(h header, ps []payload, at path) {
 
 func (s *v2SA) initialContact() {
 	p := s.p
-	var lost []*Child
-	for _, c := range p.children {
-		if c.Established.Before(s.began) {
-			lost = append(lost, c)
-		}
-	}
-	p.deletedByPeer(lost...)
+	p.deletedByPeer(p.establishedBefore(s.began)...)
 	for _, old := range append([]*v2SA(nil), p.v2...) {
 		if old != s && old.state == establishedV2 && old.established.Before(s.began) {
 			p.dropV2(old, p.deletedByPeer)

@@ -1,0 +1,38 @@
+package tunnel
+
+import (
+	"log/slog"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ipipd/internal/packet"
+	"ipipd/ipsec"
+	"ipipd/ipsec/esp"
+)
+
+// Between two pairs of outer addresses there is no gate: nothing is sent, nothing
+// plain is taken, and both are counted.
+func TestAGuardWithoutAGateIsShutAndCounts(t *testing.T) {
+	c := Default()
+	c.IPsec.Secret = []byte("secret")
+	g, err := newGuard(ipsec.NewManager(ipsec.Options{}), &c, slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := packet.New(100)
+	for range 2 {
+		if d := g.Seal(b); d != esp.DropNoSA {
+			t.Errorf("Seal: %v", d)
+		}
+	}
+	g.plain()
+	if g.established() || g.sent(0) {
+		t.Error("it is open")
+	}
+	drops := map[string]uint64{}
+	g.addTo(drops)
+	if d := cmp.Diff(map[string]uint64{"esp-no-sa": 2, "esp-plain-text": 1}, drops); d != "" {
+		t.Error(d)
+	}
+}
