@@ -97,7 +97,9 @@ func open(o Options) (_ *device, err error) {
 		return nil, err
 	}
 	if o.Queues > 1 {
-		_ = steer(first) // or the kernel does as it can
+		if err := steer(first); err != nil && o.Lacking != nil {
+			o.Lacking(fmt.Errorf("the kernel may reorder a flow, once, when its first answer comes: %w", err))
+		}
 	}
 	for range o.Queues - 1 {
 		fd, err := d.openQueue()

@@ -2,7 +2,10 @@ package tun
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"runtime"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -15,12 +18,14 @@ import (
 // thread that the link layer gives them, which knows nothing of queues.
 func TestAFlowKeepsItsQueueWhicheverItsAnswersComeBy(t *testing.T) {
 	ns := netlab.New(t)
-	if fd, err := loadSteering(); err != nil {
-		t.Skipf("needs eBPF: %v", err)
-	} else {
-		unix.Close(fd)
+	program, err := loadSteering()
+	if errors.Is(err, unix.EPERM) {
+		t.Skipf("needs CAP_BPF: %v", err)
+	} else if err != nil {
+		t.Fatal(err)
 	}
-	d := openIn(t, ns, Options{Queues: 4})
+	program.Close()
+	d := openIn(t, ns, Options{Queues: 4, Lacking: func(err error) { t.Error(err) }})
 	came := make(chan [2]int) // port and queue
 	for i, q := range d.Queues() {
 		go func() {
@@ -71,5 +76,36 @@ func TestAFlowKeepsItsQueueWhicheverItsAnswersComeBy(t *testing.T) {
 		if used[i] < flows/16 {
 			t.Errorf("of %d flows %d are in queue %d: %v", flows, used[i], i, used)
 		}
+	}
+}
+
+// A signal, such as Go sends to a thread that has run for long, makes the kernel give
+// up on the program it is checking.
+func TestTheChoiceOfAQueueIsLoadedThoughSignalsInterrupt(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	process, thread := unix.Getpid(), unix.Gettid()
+	loaded := make(chan struct{})
+	var interrupting sync.WaitGroup
+	interrupting.Go(func() {
+		for {
+			select {
+			case <-loaded:
+				return
+			default:
+				_ = unix.Tgkill(process, thread, unix.SIGURG)
+			}
+		}
+	})
+	defer interrupting.Wait()
+	defer close(loaded)
+	for range 50 {
+		program, err := loadSteering()
+		if errors.Is(err, unix.EPERM) {
+			t.Skipf("needs CAP_BPF: %v", err)
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		program.Close()
 	}
 }

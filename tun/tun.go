@@ -75,4 +75,7 @@ type Options struct {
 	// NoOffload opens the device without IFF_VNET_HDR, through water: one
 	// packet a read and one a write.
 	NoOffload bool
+	// Lacking, if it is not nil, is told what the kernel refused that the device
+	// works without, before Open returns.
+	Lacking func(err error)
 }

@@ -122,7 +122,12 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	if t.underlay.Local {
 		return nil, fmt.Errorf("remote-address %v is an address of this host: it must be the other end's", t.remote)
 	}
-	if t.device, err = h.openDevice(tun.Options{Name: cfg.Name, MTU: t.wantedMTU(), Queues: t.cfg.TunQueues}); err != nil {
+	if t.device, err = h.openDevice(tun.Options{
+		Name: cfg.Name, MTU: t.wantedMTU(), Queues: t.cfg.TunQueues,
+		Lacking: func(err error) {
+			h.log.Info("the kernel does not give the interface all that it could use", "err", err)
+		},
+	}); err != nil {
 		return nil, err
 	}
 	t.queues = t.device.Queues()
