@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"runtime"
 	"testing"
 	"time"
-	"unsafe"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"ipipd/internal/ipv4"
@@ -50,8 +50,8 @@ func kernelEncapsulator(t *testing.T, ns *netlab.NS) {
 	binary.BigEndian.PutUint16(header[12:], unix.ETH_P_IP)
 	outer := ipv4.Header{DF: true, TTL: 64, Protocol: ipv4.ProtocolIPIP, Source: [4]byte{192, 0, 2, 2}, Destination: [4]byte{192, 0, 2, 1}}
 	outer.Put(header[14:])
-	attach(t, ns, encapsulateProgram([34]byte(header), eth0.Index), t0.Index, bpfTCXEgress)
-	attach(t, ns, decapsulateProgram(t0.Index), eth0.Index, bpfTCXIngress)
+	attach(t, ns, encapsulateProgram([34]byte(header), eth0.Index), t0.Index, ebpf.AttachTCXEgress)
+	attach(t, ns, decapsulateProgram(t0.Index), eth0.Index, ebpf.AttachTCXIngress)
 }
 
 // neighbour is the Ethernet address of a neighbour that was spoken to.
@@ -69,15 +69,8 @@ func neighbour(t *testing.T, ns *netlab.NS, address string) net.HardwareAddr {
 	return addr
 }
 
-// From linux/bpf.h.
 const (
-	bpfProgLoad, bpfLinkCreate  = 5, 28
-	bpfSchedCLS                 = 3
-	bpfTCXIngress, bpfTCXEgress = 46, 47
-
 	skbLen, skbProtocol = 0, 16 // offsets in struct __sk_buff
-
-	skbStoreBytes, redirect, skbLoadBytes, skbAdjustRoom = 9, 23, 26, 50
 
 	roomMAC                   = 1 // BPF_ADJ_ROOM_MAC
 	roomFixedGSO, roomEncapL3 = 1, 2
@@ -85,136 +78,120 @@ const (
 	actOK                     = 0
 )
 
-// instruction is struct bpf_insn, of a little-endian machine.
-type instruction struct {
-	code      uint8
-	registers uint8 // source << 4 | destination
-	offset    int16
-	immediate int32
-}
-
-func move(dst uint8, imm int32) instruction     { return instruction{0xb7, dst, 0, imm} }
-func copyReg(dst, src uint8) instruction        { return instruction{0xbf, src<<4 | dst, 0, 0} }
-func add(dst uint8, imm int32) instruction      { return instruction{0x07, dst, 0, imm} }
-func addReg(dst, src uint8) instruction         { return instruction{0x0f, src<<4 | dst, 0, 0} }
-func and(dst uint8, imm int32) instruction      { return instruction{0x57, dst, 0, imm} }
-func xor(dst uint8, imm int32) instruction      { return instruction{0xa7, dst, 0, imm} }
-func shiftRight(dst uint8, n int32) instruction { return instruction{0x77, dst, 0, n} }
-func toBE16(dst uint8) instruction              { return instruction{0xdc, dst, 0, 16} }
-func call(helper int32) instruction             { return instruction{0x85, 0, 0, helper} }
-func exit() instruction                         { return instruction{0x95, 0, 0, 0} }
-
-func loadWord(dst, src uint8, offset int16) instruction {
-	return instruction{0x61, src<<4 | dst, offset, 0}
-}
-func loadByte(dst, src uint8, offset int16) instruction {
-	return instruction{0x71, src<<4 | dst, offset, 0}
-}
-func storeHalf(dst uint8, offset int16, src uint8) instruction {
-	return instruction{0x6b, src<<4 | dst, offset, 0}
-}
-func storeHalfImm(dst uint8, offset int16, imm int32) instruction {
-	return instruction{0x6a, dst, offset, imm}
-}
-
-// otherwisePass jumps to the program's last two instructions, which let the packet
-// go its usual way, unless the register is imm. finish fills in how far that is.
-func otherwisePass(dst uint8, imm int32) instruction { return instruction{0x55, dst, toPass, imm} }
-
-const toPass = -1
-
-func finish(p []instruction) []instruction {
-	for i := range p {
-		if p[i].code == 0x55 && p[i].offset == toPass {
-			p[i].offset = int16(len(p) - i - 1)
-		}
-	}
-	return append(p, move(0, actOK), exit())
+// pass lets the packet go its usual way.
+func pass() asm.Instructions {
+	return asm.Instructions{asm.Mov.Imm(asm.R0, actOK).WithSymbol("pass"), asm.Return()}
 }
 
 // encapsulateProgram puts an Ethernet and an outer header in front, the latter
 // with its total length and checksum still to be made, and sends the packet on by
 // another interface.
-func encapsulateProgram(header [34]byte, device int) []instruction {
+func encapsulateProgram(header [34]byte, device int) asm.Instructions {
 	const frame = -40 // on the stack
 	binary.BigEndian.PutUint16(header[14+10:], 0)
 	binary.BigEndian.PutUint16(header[14+2:], 0)
 	sum := ipv4.Sum(header[14:], 0)
-	p := []instruction{
-		copyReg(6, 1),
-		loadWord(2, 6, skbProtocol), otherwisePass(2, int32(htons(unix.ETH_P_IP))),
-		copyReg(1, 6), move(2, 20), move(3, roomMAC), move(4, roomFixedGSO|roomEncapL3), call(skbAdjustRoom), otherwisePass(0, 0),
+	p := asm.Instructions{
+		asm.Mov.Reg(asm.R6, asm.R1),
+		asm.LoadMem(asm.R2, asm.R6, skbProtocol, asm.Word),
+		asm.JNE.Imm(asm.R2, int32(htons(unix.ETH_P_IP)), "pass"),
+		asm.Mov.Reg(asm.R1, asm.R6),
+		asm.Mov.Imm(asm.R2, 20),
+		asm.Mov.Imm(asm.R3, roomMAC),
+		asm.Mov.Imm(asm.R4, roomFixedGSO|roomEncapL3),
+		asm.FnSkbAdjustRoom.Call(),
+		asm.JNE.Imm(asm.R0, 0, "pass"),
 	}
 	for i := 0; i < len(header); i += 2 {
-		p = append(p, storeHalfImm(10, frame+int16(i), int32(binary.LittleEndian.Uint16(header[i:]))))
+		p = append(p, asm.StoreImm(asm.RFP, frame+int16(i), int64(binary.LittleEndian.Uint16(header[i:])), asm.Half))
 	}
-	return finish(append(p,
-		loadWord(7, 6, skbLen), add(7, -14),
-		move(8, int32(sum)), addReg(8, 7),
-		copyReg(2, 8), shiftRight(2, 16), and(8, 0xffff), addReg(8, 2),
-		copyReg(2, 8), shiftRight(2, 16), and(8, 0xffff), addReg(8, 2),
-		xor(8, 0xffff), toBE16(8), storeHalf(10, frame+14+10, 8),
-		toBE16(7), storeHalf(10, frame+14+2, 7),
-		copyReg(1, 6), move(2, 0), copyReg(3, 10), add(3, frame), move(4, int32(len(header))), move(5, 0), call(skbStoreBytes),
-		move(1, int32(device)), move(2, 0), call(redirect), exit(),
-	))
+	p = append(p,
+		asm.LoadMem(asm.R7, asm.R6, skbLen, asm.Word), // R7: the total length
+		asm.Add.Imm(asm.R7, -14),
+		asm.Mov.Imm(asm.R8, int32(sum)), // R8: the checksum
+		asm.Add.Reg(asm.R8, asm.R7),
+	)
+	for range 2 {
+		p = append(p,
+			asm.Mov.Reg(asm.R2, asm.R8),
+			asm.RSh.Imm(asm.R2, 16),
+			asm.And.Imm(asm.R8, 0xffff),
+			asm.Add.Reg(asm.R8, asm.R2),
+		)
+	}
+	p = append(p,
+		asm.Xor.Imm(asm.R8, 0xffff),
+		asm.HostTo(asm.BE, asm.R8, asm.Half),
+		asm.StoreMem(asm.RFP, frame+14+10, asm.R8, asm.Half),
+		asm.HostTo(asm.BE, asm.R7, asm.Half),
+		asm.StoreMem(asm.RFP, frame+14+2, asm.R7, asm.Half),
+		asm.Mov.Reg(asm.R1, asm.R6),
+		asm.Mov.Imm(asm.R2, 0),
+		asm.Mov.Reg(asm.R3, asm.RFP),
+		asm.Add.Imm(asm.R3, frame),
+		asm.Mov.Imm(asm.R4, int32(len(header))),
+		asm.Mov.Imm(asm.R5, 0),
+		asm.FnSkbStoreBytes.Call(),
+		asm.Mov.Imm(asm.R1, int32(device)),
+		asm.Mov.Imm(asm.R2, 0),
+		asm.FnRedirect.Call(),
+		asm.Return(),
+	)
+	return append(p, pass()...)
 }
 
 // decapsulateProgram takes the outer header off what is IP-in-IP, and gives it to
 // another interface as if it had arrived there.
-func decapsulateProgram(device int) []instruction {
-	return finish([]instruction{
-		copyReg(6, 1),
-		loadWord(2, 6, skbProtocol), otherwisePass(2, int32(htons(unix.ETH_P_IP))),
-		copyReg(1, 6), move(2, 14+9), copyReg(3, 10), add(3, -8), move(4, 1), call(skbLoadBytes), otherwisePass(0, 0),
-		loadByte(2, 10, -8), otherwisePass(2, ipv4.ProtocolIPIP),
-		copyReg(1, 6), move(2, -20), move(3, roomMAC), move(4, roomFixedGSO), call(skbAdjustRoom), otherwisePass(0, 0),
-		move(1, int32(device)), move(2, redirectIngress), call(redirect), exit(),
-	})
+func decapsulateProgram(device int) asm.Instructions {
+	const protocol = -8 // on the stack
+	return append(asm.Instructions{
+		asm.Mov.Reg(asm.R6, asm.R1),
+		asm.LoadMem(asm.R2, asm.R6, skbProtocol, asm.Word),
+		asm.JNE.Imm(asm.R2, int32(htons(unix.ETH_P_IP)), "pass"),
+		asm.Mov.Reg(asm.R1, asm.R6),
+		asm.Mov.Imm(asm.R2, 14+9),
+		asm.Mov.Reg(asm.R3, asm.RFP),
+		asm.Add.Imm(asm.R3, protocol),
+		asm.Mov.Imm(asm.R4, 1),
+		asm.FnSkbLoadBytes.Call(),
+		asm.JNE.Imm(asm.R0, 0, "pass"),
+		asm.LoadMem(asm.R2, asm.RFP, protocol, asm.Byte),
+		asm.JNE.Imm(asm.R2, ipv4.ProtocolIPIP, "pass"),
+		asm.Mov.Reg(asm.R1, asm.R6),
+		asm.Mov.Imm(asm.R2, -20),
+		asm.Mov.Imm(asm.R3, roomMAC),
+		asm.Mov.Imm(asm.R4, roomFixedGSO),
+		asm.FnSkbAdjustRoom.Call(),
+		asm.JNE.Imm(asm.R0, 0, "pass"),
+		asm.Mov.Imm(asm.R1, int32(device)),
+		asm.Mov.Imm(asm.R2, redirectIngress),
+		asm.FnRedirect.Call(),
+		asm.Return(),
+	}, pass()...)
 }
 
 // attach loads a program and puts it on an interface of ns, until the test ends.
-func attach(t *testing.T, ns *netlab.NS, program []instruction, device int, where uint32) {
+func attach(t *testing.T, ns *netlab.NS, instructions asm.Instructions, device int, where ebpf.AttachType) {
 	t.Helper()
-	license, log := []byte("MIT\x00"), make([]byte, 64<<10)
-	var load struct {
-		progType, count   uint32
-		program, license  unsafe.Pointer
-		logLevel, logSize uint32
-		log               unsafe.Pointer
-		_                 [64]byte
-	}
-	load.progType, load.count, load.program, load.license = bpfSchedCLS, uint32(len(program)), unsafe.Pointer(&program[0]), unsafe.Pointer(&license[0])
-	load.logLevel, load.logSize, load.log = 1, uint32(len(log)), unsafe.Pointer(&log[0])
-	fd, err := bpf(bpfProgLoad, unsafe.Pointer(&load), unsafe.Sizeof(load))
-	runtime.KeepAlive(program)
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSYS) {
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, Instructions: instructions, License: "MIT"})
+	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EPERM) {
 		t.Skipf("needs BPF programs: %v", err)
 	}
 	if err != nil {
-		t.Fatalf("load a BPF program: %v\n%s", err, unix.ByteSliceToString(log))
+		t.Fatalf("load a BPF program: %+v", err)
 	}
-	defer unix.Close(fd)
-	link := struct {
-		program, device, where, flags uint32
-		_                             [48]byte
-	}{program: uint32(fd), device: uint32(device), where: where}
-	ns.Do(func() { fd, err = bpf(bpfLinkCreate, unsafe.Pointer(&link), unsafe.Sizeof(link)) })
-	if errors.Is(err, unix.EINVAL) {
-		t.Skip("needs BPF programs on interfaces by tcx (Linux 6.6)")
+	t.Cleanup(func() { program.Close() })
+	var attached link.Link
+	ns.Do(func() {
+		attached, err = link.AttachTCX(link.TCXOptions{Interface: device, Program: program, Attach: where})
+	})
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		t.Skipf("needs BPF programs on interfaces by tcx: %v", err)
 	}
 	if err != nil {
 		t.Fatalf("attach a BPF program: %v", err)
 	}
-	t.Cleanup(func() { unix.Close(fd) })
-}
-
-func bpf(command uintptr, attr unsafe.Pointer, size uintptr) (fd int, err error) {
-	r, _, errno := unix.Syscall(unix.SYS_BPF, command, uintptr(attr), size)
-	if errno != 0 {
-		return -1, os.NewSyscallError("bpf", errno)
-	}
-	return int(r), nil
+	t.Cleanup(func() { attached.Close() })
 }
 
 // htons is right on a little-endian machine, as all the rest here.
