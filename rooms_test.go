@@ -31,6 +31,7 @@ var rooms = map[string][]string{
 var owners = map[string][]string{
 	"github.com/songgao/water":       {"tun"},             // the portable device
 	"github.com/vishvananda/netlink": {"internal/rtnl"},   // routes, links, addresses
+	"github.com/safchain/ethtool":    {"internal/rtnl"},   // what an interface offloads
 	"github.com/spf13/cobra":         {"cmd/ipipd"},       // flags and completion
 	"github.com/cilium/ebpf":         {"fastpath", "tun"}, // programs, maps, tcx; which queue a packet gets
 	"filippo.io/bigmod":              {"ipsec/ike"},       // constant-time exponentiation

@@ -11,6 +11,24 @@ import (
 // Steer needs Linux.
 func Steer(string, bool) error { return ErrUnsupported }
 
+// Merger is Linux's.
+type Merger struct{ Near, Far int }
+
+// OpenMerger needs Linux.
+func OpenMerger() (*Merger, error) { return nil, ErrUnsupported }
+
+// InFar fails.
+func (*Merger) InFar(func() error) error { return ErrUnsupported }
+
+// Works reports that it does not.
+func (*Merger) Works() bool { return false }
+
+// Drops fails.
+func (*Merger) Drops() (uint64, error) { return 0, ErrUnsupported }
+
+// Close does nothing.
+func (*Merger) Close() error { return nil }
+
 // Lookup asks the kernel which source address it would take, and takes the MTU of
 // the interface that has it. Marks and devices are Linux's.
 func Lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
