@@ -25,6 +25,8 @@ var object []byte
 type objects struct {
 	Send    *ebpf.Program `ebpf:"send"`
 	Receive *ebpf.Program `ebpf:"receive"`
+	Cross   *ebpf.Program `ebpf:"cross"`
+	Merged  *ebpf.Program `ebpf:"merged"`
 
 	Paths       *ebpf.Map `ebpf:"paths"`
 	Ends        *ebpf.Map `ebpf:"ends"`
@@ -33,7 +35,7 @@ type objects struct {
 }
 
 func (o *objects) close() {
-	for _, p := range []*ebpf.Program{o.Send, o.Receive} {
+	for _, p := range []*ebpf.Program{o.Send, o.Receive, o.Cross, o.Merged} {
 		_ = p.Close()
 	}
 	for _, m := range []*ebpf.Map{o.Paths, o.Ends, o.Counts, o.Identifiers} {
@@ -66,6 +68,7 @@ type FastPath struct {
 	objects   *objects // nil when closed
 	underlays map[int]*underlay
 	links     map[*Link]bool
+	merger    []link.Link
 	slots     []uint32 // that are free again
 	taken     uint32   // slots that have ever been
 	// cpus is how many counters of each kind there are.
@@ -104,6 +107,7 @@ func (f *FastPath) Close() error {
 	for l := range f.links {
 		errs = append(errs, l.close())
 	}
+	errs = append(errs, f.closeMerger())
 	f.objects.close()
 	f.objects = nil
 	return errors.Join(errs...)

@@ -37,6 +37,7 @@ type end struct {
 	Slot                        uint32
 	EchoSource, EchoDestination [4]byte
 	Flags                       uint32
+	Merger                      uint32
 }
 
 const (
@@ -76,6 +77,7 @@ func (t *Tunnel) end(slot uint32) end {
 	e := end{
 		Device: uint32(t.Device), MTU: uint32(t.MTU), Slot: slot,
 		EchoSource: t.EchoSource, EchoDestination: t.EchoDestination,
+		Merger: uint32(t.Merger),
 	}
 	if t.Receive {
 		e.Flags |= endReceive

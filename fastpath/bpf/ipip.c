@@ -6,10 +6,17 @@
 //   receive  on the ingress of an underlay device, for all tunnels over it: takes
 //            the outer header off and hands the packet to the TUN as received.
 //
-// Both keep the packet as it is and let it go on (TCX_NEXT) if anything about it
+// and two that only pass on what receive gave to a merger, which is a veth pair whose
+// far end, in another network namespace, puts the segments of a flow together (GRO):
+//
+//   cross    on the ingress of the far end: back to the near one, as received.
+//   merged   on the ingress of the near end: to the TUN, as received.
+//
+// send and receive keep the packet as it is and let it go on (TCX_NEXT) if anything about it
 // is not plain: it then takes the userspace path, which has every rule, drops what
 // is to be dropped, and counts that by its reason. So there is no verdict here that
-// loses a packet, but one: where the kernel has no memory for the last header.
+// loses a packet of a tunnel, but one: where the kernel has no memory for the last
+// header.
 //
 // Offsets: in front of a TUN's packet there is no link layer header, in front of
 // the underlay's an Ethernet header.
@@ -39,8 +46,14 @@
 #define OFFSET_MASK 0x1fff
 
 #define TCP_DATA_OFFSET 12
-#define TCP_FLAGS 13
+#define TCP_FIN 0x01
 #define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_URG 0x20
+
+// In a merger the second half of the Ethernet header's source says which TUN a packet
+// is for: GRO merges none whose Ethernet headers differ.
+#define MERGER_TUN 8
 
 #define ECN_MASK 3
 #define ECT1 1
@@ -102,6 +115,7 @@ struct end {
 	// The keepalive's own echo replies have these addresses; 0 is none.
 	__be32 echo_source, echo_destination;
 	__u32 flags;
+	__u32 merger; // the near end's device; 0 is none
 };
 
 #define END_RECEIVE 1	// or all goes to userspace
@@ -281,13 +295,14 @@ int send(struct __sk_buff *skb)
 SEC("tcx/ingress")
 int receive(struct __sk_buff *skb)
 {
-	__u32 length = skb->len - ETH_HLEN - HEADER_LEN, device, slot, header, n;
+	__u32 length = skb->len - ETH_HLEN - HEADER_LEN, device, merger, slot, header, n;
 	const __u32 at = ETH_HLEN + HEADER_LEN; // of the inner packet
 	void *data = (void *)(long)skb->data;
 	struct { struct ipv4 outer, inner; } h;
 	struct addresses key;
 	struct counters *c;
-	__u8 inner_ecn, outer_ecn, byte;
+	struct { __u8 offset, flags; } tcp;
+	__u8 inner_ecn, outer_ecn;
 	struct end *e;
 	__u64 now;
 
@@ -304,6 +319,7 @@ int receive(struct __sk_buff *skb)
 	if (!e || !(e->flags & END_RECEIVE))
 		return TCX_NEXT;
 	device = e->device;
+	merger = 0;
 	slot = e->slot;
 	c = bpf_map_lookup_elem(&counts, &slot);
 	if (!c)
@@ -321,9 +337,16 @@ int receive(struct __sk_buff *skb)
 	if (length > e->mtu && !skb->gso_size) // the kernel would drop it on its way into the TUN
 		return TCX_NEXT;
 	if (!(h.inner.fragment & bpf_htons(OFFSET_MASK))) {
-		if (h.inner.protocol == PROTO_TCP && e->flags & END_CLAMP &&
-		    (bpf_skb_load_bytes(skb, at + HEADER_LEN + TCP_FLAGS, &byte, 1) || byte & TCP_SYN))
-			return TCX_NEXT;
+		if (h.inner.protocol == PROTO_TCP && (e->flags & END_CLAMP || e->merger)) {
+			if (bpf_skb_load_bytes(skb, at + HEADER_LEN + TCP_DATA_OFFSET, &tcp, sizeof(tcp)))
+				return TCX_NEXT;
+			if (e->flags & END_CLAMP && tcp.flags & TCP_SYN)
+				return TCX_NEXT;
+			// All that must not overtake data takes the way that data takes.
+			if (!skb->gso_size && (length > HEADER_LEN + (tcp.offset >> 4) * 4 ||
+					       tcp.flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_URG)))
+				merger = e->merger;
+		}
 		if (h.inner.protocol == PROTO_ICMP && h.inner.source == e->echo_source &&
 		    h.inner.destination == e->echo_destination)
 			return TCX_NEXT;
@@ -364,6 +387,27 @@ int receive(struct __sk_buff *skb)
 		c->heard = now;
 	if (n > 1 && c->merged != now)
 		c->merged = now;
+	if (merger && !bpf_skb_store_bytes(skb, MERGER_TUN, &device, sizeof(device), 0))
+		return bpf_redirect(merger, 0);
+	return bpf_redirect(device, BPF_F_INGRESS);
+}
+
+SEC("tcx/ingress")
+int cross(struct __sk_buff *skb)
+{
+	return bpf_redirect_peer(skb->ifindex, 0);
+}
+
+SEC("tcx/ingress")
+int merged(struct __sk_buff *skb)
+{
+	__u32 device;
+
+	// From elsewhere than receive comes what the kernel says by itself on any
+	// interface, which is not IPv4.
+	if (skb->protocol != bpf_htons(ETH_P_IP) || bpf_skb_load_bytes(skb, MERGER_TUN, &device, sizeof(device)) ||
+	    bpf_skb_change_type(skb, PACKET_HOST))
+		return TCX_DROP;
 	return bpf_redirect(device, BPF_F_INGRESS);
 }
 

@@ -1,0 +1,56 @@
+package fastpath
+
+import (
+	"errors"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// OpenMerger has what comes out of m delivered to the tunnels that it was received
+// for. A FastPath has one merger at a time.
+func (f *FastPath) OpenMerger(m Merger) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.objects == nil {
+		return ErrClosed
+	}
+	if f.merger != nil {
+		return errors.New("there is a merger already")
+	}
+	near, err := link.AttachTCX(link.TCXOptions{Interface: m.Near, Program: f.objects.Merged, Attach: ebpf.AttachTCXIngress})
+	if err != nil {
+		return explain(err)
+	}
+	f.merger = append(f.merger, near)
+	err = m.InFar(func() error {
+		far, err := link.AttachTCX(link.TCXOptions{Interface: m.Far, Program: f.objects.Cross, Attach: ebpf.AttachTCXIngress})
+		if err != nil {
+			return explain(err)
+		}
+		f.merger = append(f.merger, far)
+		return nil
+	})
+	if err != nil {
+		_ = f.closeMerger()
+	}
+	return err
+}
+
+// CloseMerger lets go of the merger. No tunnel may use it any more; what is on its way
+// through it is lost.
+func (f *FastPath) CloseMerger() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.closeMerger()
+}
+
+// closeMerger is CloseMerger for a caller who holds mu.
+func (f *FastPath) closeMerger() error {
+	var errs []error
+	for _, l := range f.merger {
+		errs = append(errs, l.Close())
+	}
+	f.merger = nil
+	return errors.Join(errs...)
+}
