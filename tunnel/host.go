@@ -62,6 +62,7 @@ type Host struct {
 	// kernelPath is loaded when it is first asked for.
 	kernelPath    *fastpath.FastPath
 	kernelPathErr error
+	merger        merger
 	ipsec         *ipsec.Manager // likewise
 	// sealedReceivers is how many of ESP there have been.
 	sealedReceivers atomic.Int32

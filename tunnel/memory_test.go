@@ -101,6 +101,7 @@ func (w *world) IngressFilters(int) string                 { return "in memory" 
 func (w *world) DeviceIndex(string) (int, error)           { return 0, errors.ErrUnsupported }
 func (w *world) AddressIsLocal(netip.Addr) (bool, error)   { return true, nil }
 func (*world) Steer(string, bool) error                    { return nil }
+func (*world) OpenMerger() (*rtnl.Merger, error)           { return nil, rtnl.ErrUnsupported }
 
 func (w *world) LinkState(string) (up, carrier bool, _ error) { return true, true, nil }
 

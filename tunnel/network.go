@@ -33,6 +33,8 @@ type Network interface {
 	// Steer has the kernel spread the flows that an interface receives over all
 	// processors, or not.
 	Steer(ifname string, on bool) error
+	// OpenMerger makes a veth pair that puts TCP segments together.
+	OpenMerger() (*rtnl.Merger, error)
 	// LinkState reports whether an interface is up, and whether it has a carrier.
 	LinkState(ifname string) (up, carrier bool, err error)
 	// Reassembly counts the packets that this host has put together from
@@ -83,6 +85,8 @@ func (kernelNetwork) Configure(ifname string, addresses, routes []netip.Prefix) 
 }
 
 func (kernelNetwork) Steer(ifname string, on bool) error { return rtnl.Steer(ifname, on) }
+
+func (kernelNetwork) OpenMerger() (*rtnl.Merger, error) { return rtnl.OpenMerger() }
 
 func (kernelNetwork) LinkState(ifname string) (up, carrier bool, err error) {
 	return rtnl.LinkState(ifname)

@@ -176,7 +176,7 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	}
 	t.loops.Go(func() { t.supervise(ctx) })
 	if cfg.fastPath() {
-		t.loops.Go(func() { t.followSteering(ctx) })
+		t.loops.Go(func() { t.followBulk(ctx) })
 	}
 	return t, nil
 }
@@ -297,6 +297,9 @@ func (t *Tunnel) Status() Status {
 	}
 	if n := t.fastStats().TxFailed; n > 0 {
 		s.Drops[encap.DropSendFailed.String()] += n
+	}
+	if n := t.host.mergeOverflows(); n > 0 {
+		s.Drops[encap.DropMergeOverflow.String()] = n
 	}
 	if n := t.host.socket.Overflows(); n > 0 {
 		s.Drops[encap.DropReceiveOverflow.String()] = n

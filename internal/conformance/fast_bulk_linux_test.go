@@ -1,0 +1,171 @@
+package conformance
+
+import (
+	"regexp"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ipipd/internal/netlab"
+)
+
+// bulkSize is what a transfer takes some tenths of a second for.
+const bulkSize = 64 << 20
+
+// mergers are the names of the interfaces of ns that put segments together.
+func mergers(ns *netlab.NS) []string {
+	return regexp.MustCompile(`ipipgro[a-z0-9]{8}`).FindAllString(ns.Run("ip", "-brief", "link", "show", "type", "veth"), -1)
+}
+
+// segmenting is two hosts whose wire carries each segment by itself, and the fast path
+// over it.
+func segmenting(t *testing.T) (a, b *netlab.NS, da, db *netlab.Daemon) {
+	t.Helper()
+	if runtime.NumCPU() == 1 {
+		t.Skip("needs two processors")
+	}
+	a, b = hosts(t)
+	netlab.Segment(a, "veth0")
+	netlab.Segment(b, "veth0")
+	da, db = fast.upA(t, a, "--log-level", "debug"), fast.upB(t, b, "--log-level", "debug")
+	isFast(t, da, db)
+	return a, b, da, db
+}
+
+// untilMerged transfers from a to b until b's daemon has made a merger.
+func untilMerged(t *testing.T, a, b *netlab.NS, db *netlab.Daemon) (name string) {
+	t.Helper()
+	netlab.Eventually(t, "the receiver puts segments together", func() bool {
+		if strings.Contains(db.Log(), "not put together") {
+			t.Skipf("needs CAP_SYS_ADMIN and veth:\n%s", db.Log())
+		}
+		transfer(t, a, b, innerB, bulkSize)
+		if names := mergers(b); len(names) == 1 {
+			name = names[0]
+		}
+		return name != ""
+	})
+	return name
+}
+
+// What the fast path receives as bulk data in single segments comes to the host's TCP
+// in superpackets, its bytes unchanged, and everything else as ever.
+func TestTheFastPathPutsSegmentsTogether(t *testing.T) {
+	t.Parallel()
+	a, b, da, db := segmenting(t)
+	untilMerged(t, a, b, db)
+	large := netlab.Capture(t, b, "t0", func(f netlab.Frame) bool { return !f.Outgoing && len(f.Packet) > 2000 })
+	transfer(t, a, b, innerB, bulkSize)
+	large.Await()
+	if names := mergers(a); len(names) > 0 {
+		t.Errorf("so does the sender, which receives acknowledgements only: %v", names)
+	}
+
+	before := db.Status()
+	ping(t, a, innerB)
+	echoed(t, a, b, []int{0, 1, 100, 1400, 1452, 1452, 5000}, 0)
+	transfer(t, b, a, innerA, 1<<20)
+	if after := db.Status(); after.RxPacket <= before.RxPacket || after.FastPath != "active" {
+		t.Errorf("fast-path is %q, rx-packet was %d and is %d", after.FastPath, before.RxPacket, after.RxPacket)
+	}
+	isFast(t, da, db)
+
+	db.Stop(unix.SIGTERM)
+	if names := mergers(b); len(names) > 0 {
+		t.Errorf("left behind: %v", names)
+	}
+}
+
+// Nobody counts a packet twice, or not at all, because it was put together with others.
+func TestSegmentsThatArePutTogetherAreCountedAsTheyCame(t *testing.T) {
+	t.Parallel()
+	a, b, da, db := segmenting(t)
+	untilMerged(t, a, b, db)
+	transfer(t, a, b, innerB, bulkSize)
+	netlab.Eventually(t, "one end has sent what the other has received", func() bool {
+		sa, sb := da.Status(), db.Status()
+		return sa.TxPacket == sb.RxPacket && sa.TxByte == sb.RxByte
+	})
+}
+
+func TestSegmentsAreNoLongerPutTogetherAfterALull(t *testing.T) {
+	t.Parallel()
+	a, b, _, db := segmenting(t)
+	untilMerged(t, a, b, db)
+	netlab.Eventually(t, "the merger goes", func() bool { return len(mergers(b)) == 0 })
+	transfer(t, a, b, innerB, 1<<20)
+}
+
+// Bulk data is spread over the processors, superpackets as well, but those are not put
+// together. The daemon of a test has the /sys of another namespace, and says that it
+// would have spread them.
+func TestSuperpacketsAreSpreadAndNotPutTogether(t *testing.T) {
+	t.Parallel()
+	if runtime.NumCPU() == 1 {
+		t.Skip("needs two processors")
+	}
+	const spread = "not spread over the processors"
+	a, b := hosts(t)
+	da, db := fast.upA(t, a, "--log-level", "debug"), fast.upB(t, b, "--log-level", "debug")
+	isFast(t, da, db)
+	netlab.Eventually(t, "the receiver's are spread", func() bool {
+		transfer(t, a, b, innerB, bulkSize)
+		return strings.Contains(db.Log(), spread)
+	})
+	if strings.Contains(da.Log(), spread) {
+		t.Error("so are the sender's, which receives acknowledgements only")
+	}
+	if log := da.Log() + db.Log(); strings.Contains(log, "put together") {
+		t.Errorf("they are put together:\n%s", log)
+	}
+}
+
+// An operator who takes the merger away loses what is in it, and no more.
+func TestTrafficOutlivesItsMerger(t *testing.T) {
+	t.Parallel()
+	for _, lose := range [][]string{{"ip", "link", "delete"}, {"ip", "link", "set", "down", "dev"}} {
+		t.Run(strings.Join(lose, " "), func(t *testing.T) {
+			t.Parallel()
+			a, b, _, db := segmenting(t)
+			name := untilMerged(t, a, b, db)
+			b.Run(lose[0], append(lose[1:], name)...)
+			transfer(t, a, b, innerB, bulkSize)
+			netlab.Eventually(t, "there is another", func() bool { return untilMerged(t, a, b, db) != name })
+		})
+	}
+}
+
+// The kernel removes what a killed process has made.
+func TestAKilledDaemonLeavesNoMerger(t *testing.T) {
+	t.Parallel()
+	a, b, _, db := segmenting(t)
+	untilMerged(t, a, b, db)
+	db.Stop(unix.SIGKILL)
+	netlab.Eventually(t, "the merger goes", func() bool { return len(mergers(b)) == 0 })
+}
+
+// Without the privilege for a namespace the fast path carries segment by segment.
+func TestWithoutANamespaceSegmentsAreNotPutTogether(t *testing.T) {
+	t.Parallel()
+	if runtime.NumCPU() == 1 {
+		t.Skip("needs two processors")
+	}
+	runtime.LockOSThread() // for good, of this thread and what it starts
+	a, b := hosts(t)
+	netlab.Segment(a, "veth0")
+	fast.upA(t, a)
+	if err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_SYS_ADMIN, 0, 0, 0); err != nil {
+		t.Skipf("cannot do without a capability: %v", err)
+	}
+	db := fast.upB(t, b, "--log-level", "debug")
+	netlab.Eventually(t, "the log says why not", func() bool {
+		transfer(t, a, b, innerB, bulkSize)
+		return strings.Contains(db.Log(), "not put together")
+	})
+	if names := mergers(b); len(names) > 0 {
+		t.Errorf("left behind: %v", names)
+	}
+	isFast(t, db)
+}
