@@ -82,6 +82,7 @@ type Waiter struct {
 	door    *Door
 	fds     [2]unix.PollFd // the one to read, and the Door's eventfd
 	timeout unix.Timespec
+	taken   int // how many messages the last Receive took
 }
 
 // Waiter makes a Waiter for fd.

@@ -111,3 +111,21 @@ func TestWaitTellsThatTheOtherEndIsGone(t *testing.T) {
 	}
 	defer d.Close(nil)
 }
+
+func TestOnlyAFloodGathers(t *testing.T) {
+	for _, tt := range []struct {
+		taken  int
+		waited time.Duration
+		want   bool
+	}{
+		{1, 0, true},
+		{floodFew - 1, floodGap - 1, true},
+		{floodFew, 0, false},    // the batches are large as it is
+		{1, floodGap, false},    // an answer to what was sent
+		{1, time.Second, false}, // idle
+	} {
+		if got := flooded(tt.taken, tt.waited); got != tt.want {
+			t.Errorf("%d taken, %v waited: %v", tt.taken, tt.waited, got)
+		}
+	}
+}
