@@ -62,7 +62,7 @@ type Tunnel struct {
 	// userspace wants to see, replies to its probes; zero is none.
 	EchoSource, EchoDestination [4]byte
 	// Merger is the index of the near end of a merger (FastPath.OpenMerger), which
-	// received TCP segments that came by themselves go through; 0 is none.
+	// Stats.Single go through; 0 is none.
 	Merger int
 	// Send and Receive carry the packets of that direction; without them all of it
 	// takes the userspace path.
@@ -74,6 +74,9 @@ type Tunnel struct {
 type Stats struct {
 	RxPackets, RxBytes uint64
 	TxPackets, TxBytes uint64
+	// Single are those of RxPackets that a Merger is for, whether they had one or not:
+	// TCP segments with data, and UDP datagrams, that came by themselves.
+	Single uint64
 	// TxFailed packets were lost because the kernel had no memory.
 	TxFailed uint64
 	// Heard is when the last packet of the remote came, to some milliseconds; zero
@@ -83,9 +86,9 @@ type Stats struct {
 	Merged time.Time
 }
 
-// Merger is a veth pair that puts the TCP segments of a flow together (GRO). What is
-// sent to the near end arrives, merged, at the far one, which has to be in another
-// network namespace.
+// Merger is a veth pair that takes packets on a thread of its own and puts the TCP
+// segments of a flow together (GRO). What is sent to the near end arrives, merged, at
+// the far one, which has to be in another network namespace.
 type Merger struct {
 	// Near and Far are the indexes of the ends, each in its namespace.
 	Near, Far int

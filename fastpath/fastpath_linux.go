@@ -212,6 +212,7 @@ func (l *Link) Stats() (s Stats, err error) {
 		c := &l.counts[i]
 		s.RxPackets += c.RxPackets
 		s.RxBytes += c.RxBytes
+		s.Single += c.Single
 		s.TxPackets += c.TxPackets
 		s.TxBytes += c.TxBytes
 		s.TxFailed += c.TxFailed

@@ -48,6 +48,7 @@ const (
 type counters struct {
 	RxPackets, RxBytes uint64
 	Heard, Merged      uint64
+	Single             uint64
 	TxPackets, TxBytes uint64
 	TxFailed           uint64
 }

@@ -8,28 +8,29 @@ import (
 	"ipipd/fastpath"
 )
 
-// What the fast path receives is worth more work while it is bulk data of TCP.
+// What the fast path receives it gives to the host's stack on the processor that it came
+// by, packet by packet. Where that is many packets, there are two better ways.
 //
-// It waits twice in a queue of one processor: before the outer header is taken off, and
-// again before the inner stack has it. As the sender's packets come by several
-// processors they overtake each other, which TCP takes for loss. Spread by flow over all
-// processors (Steer), the second wait is in one queue for each flow, and beside the
-// first one's work.
+// Packets that come by themselves, since nothing on the way makes superpackets of them
+// as the peer's kernel and a NIC's GRO do, go through a merger: that hands them to
+// another processor many at a time, and TCP segments put together.
 //
-// Where nothing on the way makes superpackets of the segments, as the peer's kernel and a
-// NIC's GRO do, the host's TCP would get each by itself: they are put together by a
-// merger.
+// Superpackets of bulk data are spread by flow over all processors (Steer). They wait
+// twice in a queue of one processor: before the outer header is taken off, and again
+// before the inner stack has it. As the sender's packets come by several processors
+// they overtake each other, which TCP takes for loss; spread, the second wait is in one
+// queue for each flow, and beside the first one's work.
 //
-// Acknowledgements and small datagrams lose by being spread, and go past the merger.
+// Acknowledgements lose by being spread, and go past the merger.
 
 const (
 	// While packets come it is looked often what they are, else seldom whether any
 	// come.
 	lookOften, lookSeldom = 100 * time.Millisecond, 500 * time.Millisecond
 	// bulkRate is how many packets a second, a superpacket counting as the packets that
-	// it stands for, are bulk data: 240 Mb/s.
+	// it stands for, are worth something: 240 Mb/s of TCP.
 	bulkRate = 20_000
-	// lull is how long there has to be less before it counts as over.
+	// lull is how long there have to be less before that counts as over.
 	lull = 10 * time.Second
 )
 
@@ -38,9 +39,9 @@ type load int
 
 const (
 	light        load = iota // not much
-	small                    // many packets, and small: acknowledgements of what is sent, datagrams
-	segments                 // bulk data, each segment by itself
+	single                   // data, each packet by itself
 	superpackets             // bulk data
+	other                    // acknowledgements of what is sent, or a mixture
 )
 
 // weighLoad tells what came between two looks at the statistics.
@@ -49,48 +50,50 @@ func weighLoad(last, now fastpath.Stats, between time.Duration, mtu int) load {
 		return light
 	}
 	packets, bytes := now.RxPackets-last.RxPackets, now.RxBytes-last.RxBytes
-	switch {
-	case float64(packets) < bulkRate*between.Seconds():
+	threshold := bulkRate * between.Seconds()
+	switch merged := !now.Merged.Equal(last.Merged); {
+	case float64(packets) < threshold:
 		return light
-	case bytes/packets < uint64(mtu)/2:
-		return small
-	case now.Merged.Equal(last.Merged):
-		return segments
+	case merged && bytes/packets >= uint64(mtu)/2:
+		return superpackets
+	case !merged && float64(now.Single-last.Single) >= threshold:
+		return single
 	}
-	return superpackets
+	return other
 }
 
-// care is what is done for bulk data.
+// care is what is done about it.
 type care struct{ spread, merge bool }
 
-// after is the care to be taken when there was that load, and no bulk data for idle.
-func (c care) after(l load, idle time.Duration) care {
+// after is the care to be taken when there was that load, and none that is worth any for
+// idle. Without a merger single packets are spread.
+func (c care) after(l load, idle time.Duration, canMerge bool) care {
 	switch {
-	case l == segments:
-		return care{spread: true, merge: true}
+	case l == single:
+		return care{spread: !canMerge, merge: canMerge}
 	case l == superpackets:
 		return care{spread: true}
 	case idle > lull:
 		return care{}
-	case l == small: // which the merger is not in the way of
+	case l == other:
 		c.spread = false
 	}
 	return c
 }
 
-// followBulk takes care of bulk data while there is some.
+// followBulk takes care of many packets while they come.
 func (t *Tunnel) followBulk(ctx context.Context) {
 	if runtime.NumCPU() == 1 {
 		return
 	}
 	defer t.stopMerging()
 	var (
-		timer  = time.NewTimer(lookSeldom)
-		looked = time.Now()
-		busy   time.Time // when there was bulk data
-		last   fastpath.Stats
-		taken  care
-		able   = care{true, true}
+		timer               = time.NewTimer(lookSeldom)
+		looked              = time.Now()
+		busy                time.Time // when there was a load that is worth care
+		last                fastpath.Stats
+		taken               care
+		canSpread, canMerge = true, true
 	)
 	defer timer.Stop()
 	for {
@@ -101,23 +104,21 @@ func (t *Tunnel) followBulk(ctx context.Context) {
 		}
 		stats, now := t.fastStats(), time.Now()
 		load := weighLoad(last, stats, now.Sub(looked), t.MTU())
-		if load == segments || load == superpackets {
+		if load == single || load == superpackets {
 			busy = now
 		}
-		want := taken.after(load, now.Sub(busy))
-		if want.spread != taken.spread && able.spread {
+		want := taken.after(load, now.Sub(busy), canMerge)
+		if want.spread != taken.spread && canSpread {
 			if err := t.host.network.Steer(t.Name(), want.spread); err != nil && ctx.Err() == nil {
-				able.spread = false
+				canSpread = false
 				t.log.Debug("flows that the fast path receives are not spread over the processors", "err", err)
 			}
 		}
-		if want.merge && able.merge {
-			if err := t.startMerging(); err != nil {
-				able.merge = false
-				t.log.Debug("segments that the fast path receives are not put together", "err", err)
-			}
-		} else {
+		if !want.merge {
 			t.stopMerging()
+		} else if err := t.startMerging(); err != nil {
+			canMerge, want.merge = false, false
+			t.log.Debug("single packets that the fast path receives are not put together", "err", err)
 		}
 		taken = want
 		wait := lookSeldom

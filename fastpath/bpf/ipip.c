@@ -7,7 +7,8 @@
 //            the outer header off and hands the packet to the TUN as received.
 //
 // and two that only pass on what receive gave to a merger, which is a veth pair whose
-// far end, in another network namespace, puts the segments of a flow together (GRO):
+// far end, in another network namespace, takes the packets on a thread of its own and
+// puts the segments of a flow together (GRO):
 //
 //   cross    on the ingress of the far end: back to the near one, as received.
 //   merged   on the ingress of the near end: to the TUN, as received.
@@ -135,6 +136,7 @@ struct counters {
 	__u64 rx_packets, rx_bytes;
 	__u64 heard; // when the last packet came: CLOCK_MONOTONIC in ns, to a tick
 	__u64 merged; // when the last superpacket came, likewise
+	__u64 single; // of rx_packets those that are, or would be, worth a merger
 	__u64 tx_packets, tx_bytes;
 	__u64 tx_failed; // DropSendFailed
 };
@@ -302,7 +304,7 @@ int receive(struct __sk_buff *skb)
 	struct addresses key;
 	struct counters *c;
 	struct { __u8 offset, flags; } tcp;
-	__u8 inner_ecn, outer_ecn;
+	__u8 inner_ecn, outer_ecn, single = 0;
 	struct end *e;
 	__u64 now;
 
@@ -319,7 +321,7 @@ int receive(struct __sk_buff *skb)
 	if (!e || !(e->flags & END_RECEIVE))
 		return TCX_NEXT;
 	device = e->device;
-	merger = 0;
+	merger = e->merger;
 	slot = e->slot;
 	c = bpf_map_lookup_elem(&counts, &slot);
 	if (!c)
@@ -337,15 +339,16 @@ int receive(struct __sk_buff *skb)
 	if (length > e->mtu && !skb->gso_size) // the kernel would drop it on its way into the TUN
 		return TCX_NEXT;
 	if (!(h.inner.fragment & bpf_htons(OFFSET_MASK))) {
-		if (h.inner.protocol == PROTO_TCP && (e->flags & END_CLAMP || e->merger)) {
+		if (h.inner.protocol == PROTO_TCP) {
 			if (bpf_skb_load_bytes(skb, at + HEADER_LEN + TCP_DATA_OFFSET, &tcp, sizeof(tcp)))
 				return TCX_NEXT;
 			if (e->flags & END_CLAMP && tcp.flags & TCP_SYN)
 				return TCX_NEXT;
 			// All that must not overtake data takes the way that data takes.
-			if (!skb->gso_size && (length > HEADER_LEN + (tcp.offset >> 4) * 4 ||
-					       tcp.flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_URG)))
-				merger = e->merger;
+			single = length > HEADER_LEN + (tcp.offset >> 4) * 4 ||
+				 tcp.flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_URG);
+		} else if (h.inner.protocol == PROTO_UDP) {
+			single = !(h.inner.fragment & bpf_htons(FRAGMENT_MASK));
 		}
 		if (h.inner.protocol == PROTO_ICMP && h.inner.source == e->echo_source &&
 		    h.inner.destination == e->echo_destination)
@@ -354,6 +357,8 @@ int receive(struct __sk_buff *skb)
 	n = segments(skb, &h.inner, at, length, &header);
 	if (!n)
 		return TCX_NEXT;
+	if (skb->gso_size)
+		single = 0;
 
 	// RFC 6040, section 4.2. The inner codepoint changes where the outer one is
 	// CE, and from ECT(0) to ECT(1).
@@ -387,7 +392,8 @@ int receive(struct __sk_buff *skb)
 		c->heard = now;
 	if (n > 1 && c->merged != now)
 		c->merged = now;
-	if (merger && !bpf_skb_store_bytes(skb, MERGER_TUN, &device, sizeof(device), 0))
+	c->single += single;
+	if (single && merger && !bpf_skb_store_bytes(skb, MERGER_TUN, &device, sizeof(device), 0))
 		return bpf_redirect(merger, 0);
 	return bpf_redirect(device, BPF_F_INGRESS);
 }

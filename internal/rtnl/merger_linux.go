@@ -15,13 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Merger is a veth pair that puts the TCP segments of a flow together. What is sent to
-// its near end, here, arrives at the far one, in a network namespace that has nothing
-// else and that only this process holds: when the process ends, in whatever way, the
-// kernel removes the namespace, and with it the pair.
+// Merger is a veth pair that takes packets on a thread of the kernel's, many at a time,
+// and puts the TCP segments of a flow together (GRO). What is sent to its near end, here,
+// arrives at the far one, in a network namespace that has nothing else and that only
+// this process holds: when the process ends, in whatever way, the kernel removes the
+// namespace, and with it the pair.
 //
-// The far end merges (GRO), on a thread of the kernel's, and waits a little for more
-// to come; the near end has a queue for what comes faster than that thread takes it.
+// The far end waits a little for more to come; the near end has a queue for what comes
+// faster than the thread takes it.
 type Merger struct {
 	// Near and Far are the indexes of the ends, each in its namespace.
 	Near, Far int
