@@ -348,7 +348,7 @@ int receive(struct __sk_buff *skb)
 			single = length > HEADER_LEN + (tcp.offset >> 4) * 4 ||
 				 tcp.flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_URG);
 		} else if (h.inner.protocol == PROTO_UDP) {
-			single = !(h.inner.fragment & bpf_htons(FRAGMENT_MASK));
+			single = 1;
 		}
 		if (h.inner.protocol == PROTO_ICMP && h.inner.source == e->echo_source &&
 		    h.inner.destination == e->echo_destination)
@@ -357,7 +357,7 @@ int receive(struct __sk_buff *skb)
 	n = segments(skb, &h.inner, at, length, &header);
 	if (!n)
 		return TCX_NEXT;
-	if (skb->gso_size)
+	if (skb->gso_size || h.inner.fragment & bpf_htons(FRAGMENT_MASK))
 		single = 0;
 
 	// RFC 6040, section 4.2. The inner codepoint changes where the outer one is
