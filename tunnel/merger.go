@@ -7,8 +7,8 @@ import (
 	"ipipd/internal/rtnl"
 )
 
-// startMerging has single packets that the fast path receives put together, or sees that they
-// still are.
+// startMerging has single packets that the fast path receives put together, or sees that
+// they still are.
 func (t *Tunnel) startMerging() error {
 	t.mu.Lock()
 	near := t.fast.merger
@@ -103,9 +103,13 @@ func (h *Host) releaseMerger() {
 	}
 }
 
-// closeMerger is for a caller who holds the merger's mu.
+// closeMerger is for a caller who holds the merger's mu. Where one had to be replaced,
+// and could not be, there is none.
 func (h *Host) closeMerger(f *fastpath.FastPath) {
 	m := &h.merger
+	if m.pair == nil {
+		return
+	}
 	if lost, err := m.pair.Drops(); err == nil {
 		m.lost += lost
 	}
