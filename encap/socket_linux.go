@@ -110,8 +110,8 @@ func (s *socket) open(o SocketOptions) (err error) {
 }
 
 // SetReceive switches between the raw socket and the packet sockets, by their
-// filters: at every time one of the two takes nothing. What arrives in between
-// may come twice or not at all, as on any network.
+// filters. What arrives while it does may come twice, or from the packet sockets to the
+// raw one not at all, as on any network.
 func (s *socket) SetReceive(packets bool, device int) error {
 	s.switching.Lock()
 	defer s.switching.Unlock()

@@ -150,11 +150,11 @@ func TestWhatTheFastPathDecapsulatesIsForwarded(t *testing.T) {
 			netlab.Veth(t, b, c, netlab.End{Name: "to-c", Address: "198.51.100.2/24"}, netlab.End{Name: "veth0", Address: "198.51.100.3/24"})
 			b.Sysctl("net.ipv4.ip_forward", "1")
 			da := fast.upA(t, a, "--route", "198.51.100.0/24", "--route", "10.254.0.0/24")
-			first := fast
+			carried := fast
 			if way == "tunnel, from userspace" { // whose superpackets the kernel trusts less
-				first = carriers[0]
+				carried = carriers[0]
 			}
-			db := first.upB(t, b)
+			db := carried.upB(t, b)
 			isFast(t, da)
 			var near, far *netlab.Daemon // of the second tunnel
 			target, back := "198.51.100.3", "198.51.100.2"
@@ -168,11 +168,21 @@ func TestWhatTheFastPathDecapsulatesIsForwarded(t *testing.T) {
 			}
 			c.Run("ip", "route", "add", "10.255.0.0/24", "via", back)
 			ping(t, a, target)
+			some := func() {
+				transfer(t, a, c, target, 1<<16)
+				transfer(t, c, a, innerA, 1<<16)
+			}
+			first, second := ends{da, db}, ends{near, far}
+			var beforeSecond counted
+			if near != nil {
+				beforeSecond = second.settled(t, some)
+			}
+			before := first.settled(t, some)
 			transfer(t, a, c, target, 1<<20)
 			transfer(t, c, a, innerA, 1<<20)
-			same(t, da, db)
+			first.same(t, before)
 			if near != nil {
-				same(t, near, far)
+				second.same(t, beforeSecond)
 			}
 		})
 	}
