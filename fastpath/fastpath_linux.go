@@ -148,9 +148,9 @@ func (f *FastPath) Attach(t Tunnel) (_ *Link, err error) {
 	if err := l.update(t); err != nil {
 		return nil, err
 	}
-	l.egress, err = link.AttachTCX(link.TCXOptions{Interface: t.Device, Program: f.objects.Send, Attach: ebpf.AttachTCXEgress})
+	l.egress, err = attach(t.Device, f.objects.Send, ebpf.AttachTCXEgress)
 	if err != nil {
-		return nil, explain(err)
+		return nil, err
 	}
 	return l, nil
 }
@@ -281,13 +281,23 @@ func (l *Link) removeEnd() {
 	}
 }
 
+// attach hangs a program on a device, in the network namespace of the thread, until the
+// link is closed.
+func attach(device int, program *ebpf.Program, where ebpf.AttachType) (link.Link, error) {
+	l, err := link.AttachTCX(link.TCXOptions{Interface: device, Program: program, Attach: where})
+	if err != nil {
+		return nil, explain(err)
+	}
+	return l, nil
+}
+
 // hold attaches the receiving program to a device, unless it is there.
 func (f *FastPath) hold(device int) error {
 	u := f.underlays[device]
 	if u == nil {
-		attached, err := link.AttachTCX(link.TCXOptions{Interface: device, Program: f.objects.Receive, Attach: ebpf.AttachTCXIngress})
+		attached, err := attach(device, f.objects.Receive, ebpf.AttachTCXIngress)
 		if err != nil {
-			return explain(err)
+			return err
 		}
 		u = &underlay{link: attached}
 		f.underlays[device] = u
@@ -307,9 +317,9 @@ func (f *FastPath) renew(device int) error {
 	if tcx := info.TCX(); tcx != nil && tcx.Ifindex != 0 {
 		return nil
 	}
-	attached, err := link.AttachTCX(link.TCXOptions{Interface: device, Program: f.objects.Receive, Attach: ebpf.AttachTCXIngress})
+	attached, err := attach(device, f.objects.Receive, ebpf.AttachTCXIngress)
 	if err != nil {
-		return explain(err)
+		return err
 	}
 	_ = u.link.Close()
 	u.link = attached

@@ -4,7 +4,6 @@ import (
 	"errors"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 )
 
 // OpenMerger has what comes out of m delivered to the tunnels that it was received
@@ -18,15 +17,15 @@ func (f *FastPath) OpenMerger(m Merger) error {
 	if f.merger != nil {
 		return errors.New("there is a merger already")
 	}
-	near, err := link.AttachTCX(link.TCXOptions{Interface: m.Near, Program: f.objects.Merged, Attach: ebpf.AttachTCXIngress})
+	near, err := attach(m.Near, f.objects.Merged, ebpf.AttachTCXIngress)
 	if err != nil {
-		return explain(err)
+		return err
 	}
 	f.merger = append(f.merger, near)
 	err = m.InFar(func() error {
-		far, err := link.AttachTCX(link.TCXOptions{Interface: m.Far, Program: f.objects.Cross, Attach: ebpf.AttachTCXIngress})
+		far, err := attach(m.Far, f.objects.Cross, ebpf.AttachTCXIngress)
 		if err != nil {
-			return explain(err)
+			return err
 		}
 		f.merger = append(f.merger, far)
 		return nil

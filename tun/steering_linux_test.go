@@ -14,10 +14,10 @@ import (
 	"ipipd/internal/packet"
 )
 
-// A flow stays in its queue also when its answers come by another: they come by the
-// thread that the link layer gives them, which knows nothing of queues.
-func TestAFlowKeepsItsQueueWhicheverItsAnswersComeBy(t *testing.T) {
-	ns := netlab.New(t)
+// canLoad fails the test if the kernel does not take the program, and skips it if that is
+// not permitted.
+func canLoad(t *testing.T) {
+	t.Helper()
 	program, err := loadSteering()
 	if errors.Is(err, unix.EPERM) {
 		t.Skipf("needs CAP_BPF: %v", err)
@@ -25,6 +25,13 @@ func TestAFlowKeepsItsQueueWhicheverItsAnswersComeBy(t *testing.T) {
 		t.Fatal(err)
 	}
 	program.Close()
+}
+
+// A flow stays in its queue also when its answers come by another: they come by the
+// thread that the link layer gives them, which knows nothing of queues.
+func TestAFlowKeepsItsQueueWhicheverItsAnswersComeBy(t *testing.T) {
+	ns := netlab.New(t)
+	canLoad(t)
 	d := openIn(t, ns, Options{Queues: 4, Lacking: func(err error) { t.Error(err) }})
 	came := make(chan [2]int) // port and queue
 	for i, q := range d.Queues() {
@@ -100,12 +107,6 @@ func TestTheChoiceOfAQueueIsLoadedThoughSignalsInterrupt(t *testing.T) {
 	defer interrupting.Wait()
 	defer close(loaded)
 	for range 50 {
-		program, err := loadSteering()
-		if errors.Is(err, unix.EPERM) {
-			t.Skipf("needs CAP_BPF: %v", err)
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		program.Close()
+		canLoad(t)
 	}
 }

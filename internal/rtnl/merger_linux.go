@@ -65,8 +65,8 @@ func OpenMerger() (_ *Merger, err error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "ipipgro" + strings.ToLower(rand.Text()[:8]) // 15 bytes
 	attrs.TxQLen, attrs.MTU = mergerQueue, mergerMTU
-	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: farName, PeerNamespace: netlink.NsFd(m.namespace.Fd())}
-	if err := netlink.LinkAdd(pair); err != nil {
+	pair, err := addVeth(attrs, farName, int(m.namespace.Fd()))
+	if err != nil {
 		return nil, err
 	}
 	m.near, m.Near = pair, pair.Index
@@ -110,15 +110,8 @@ func (m *Merger) setUpFar() error {
 	if err := netlink.LinkSetUp(far); err != nil { // before, there is no NAPI to set up
 		return err
 	}
-	// Only a sysfs that is mounted here shows what is here.
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return os.NewSyscallError("unshare a mount namespace", err)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
-		return os.NewSyscallError("mount", err)
-	}
-	if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
-		return os.NewSyscallError("mount sysfs", err)
+	if err := mountSys(); err != nil {
+		return err
 	}
 	for _, set := range [][2]string{
 		{"threaded", "1"},
@@ -135,14 +128,7 @@ func (m *Merger) setUpFar() error {
 }
 
 // InFar calls f on a thread that is in the far end's namespace and ends with f.
-func (m *Merger) InFar(f func() error) error {
-	return onThreadOfItsOwn(func() error {
-		if err := unix.Setns(int(m.namespace.Fd()), unix.CLONE_NEWNET); err != nil {
-			return os.NewSyscallError("setns", err)
-		}
-		return f()
-	})
-}
+func (m *Merger) InFar(f func() error) error { return inNamespace(m.namespace, f) }
 
 // Works reports whether the near end is there and up: that nobody took it away.
 func (m *Merger) Works() bool {
@@ -206,6 +192,28 @@ func features(ifname string, on bool, names ...string) error {
 		return fmt.Errorf("turn %s of %s: %w", strings.Join(names, ", "), ifname, err)
 	}
 	return nil
+}
+
+// mountSys has the thread see, in /sys, the interfaces of the network namespace that it
+// is in: another sysfs shows others. The thread must end with that.
+func mountSys() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return os.NewSyscallError("unshare a mount namespace", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
+		return os.NewSyscallError("mount", err)
+	}
+	return os.NewSyscallError("mount sysfs", unix.Mount("sysfs", "/sys", "sysfs", 0, ""))
+}
+
+// inNamespace calls f on a thread that is in a network namespace and ends with f.
+func inNamespace(namespace *os.File, f func() error) error {
+	return onThreadOfItsOwn(func() error {
+		if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNET); err != nil {
+			return os.NewSyscallError("setns", err)
+		}
+		return f()
+	})
 }
 
 // onThreadOfItsOwn calls f on a thread that nobody else gets: it ends with f.

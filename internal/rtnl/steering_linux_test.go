@@ -3,7 +3,6 @@ package rtnl
 import (
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -16,32 +15,18 @@ import (
 // namespace, as `ip netns exec` has it. The thread ends with f.
 func withSys(t *testing.T, ns *netlab.NS, f func()) {
 	t.Helper()
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good: nobody else is to get this thread
-		done <- func() error {
-			file, err := os.Open(ns.Path())
-			if err != nil {
-				return err
-			}
-			defer file.Close()
-			if err := unix.Setns(int(file.Fd()), unix.CLONE_NEWNET); err != nil {
-				return os.NewSyscallError("setns", err)
-			}
-			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-				return os.NewSyscallError("unshare", err)
-			}
-			if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
-				return os.NewSyscallError("mount", err)
-			}
-			if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
-				return os.NewSyscallError("mount sysfs", err)
-			}
-			f()
-			return nil
-		}()
-	}()
-	if err := <-done; err != nil {
+	file, err := os.Open(ns.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := inNamespace(file, func() error {
+		if err := mountSys(); err != nil {
+			return err
+		}
+		f()
+		return nil
+	}); err != nil {
 		t.Skipf("needs a /sys of its own: %v", err)
 	}
 }
