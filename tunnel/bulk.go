@@ -32,6 +32,9 @@ const (
 	bulkRate = 20_000
 	// lull is how long there have to be less before that counts as over.
 	lull = 10 * time.Second
+	// mergerTries is how often in a row a merger may fail to be made before there is to
+	// be none: somebody may take it away before it is complete.
+	mergerTries = 3
 )
 
 // load is what came between two looks.
@@ -88,12 +91,13 @@ func (t *Tunnel) followBulk(ctx context.Context) {
 	}
 	defer t.stopMerging()
 	var (
-		timer               = time.NewTimer(lookSeldom)
-		looked              = time.Now()
-		busy                time.Time // when there was a load that is worth care
-		last                fastpath.Stats
-		taken               care
-		canSpread, canMerge = true, true
+		timer     = time.NewTimer(lookSeldom)
+		looked    = time.Now()
+		busy      time.Time // when there was a load that is worth care
+		last      fastpath.Stats
+		taken     care
+		canSpread = true
+		failures  int // in a row, to make a merger
 	)
 	defer timer.Stop()
 	for {
@@ -107,7 +111,7 @@ func (t *Tunnel) followBulk(ctx context.Context) {
 		if load == single || load == superpackets {
 			busy = now
 		}
-		want := taken.after(load, now.Sub(busy), canMerge)
+		want := taken.after(load, now.Sub(busy), failures < mergerTries)
 		if want.spread != taken.spread && canSpread {
 			if err := t.host.network.Steer(t.Name(), want.spread); err != nil && ctx.Err() == nil {
 				canSpread = false
@@ -116,9 +120,13 @@ func (t *Tunnel) followBulk(ctx context.Context) {
 		}
 		if !want.merge {
 			t.stopMerging()
-		} else if err := t.startMerging(); err != nil {
-			canMerge, want.merge = false, false
-			t.log.Debug("single packets that the fast path receives are not put together", "err", err)
+		} else if err := t.startMerging(); err == nil {
+			failures = 0
+		} else {
+			want.merge = false
+			if failures++; failures == mergerTries {
+				t.log.Debug("single packets that the fast path receives are not put together", "err", err)
+			}
 		}
 		taken = want
 		wait := lookSeldom

@@ -2,6 +2,9 @@ package conformance
 
 import (
 	"fmt"
+	"io"
+	"net"
+	"os/exec"
 	"regexp"
 	"runtime"
 	"strings"
@@ -19,9 +22,12 @@ const bulkSize = 64 << 20
 // notMerged is what the log says, at level debug, where there can be no merger.
 const notMerged = `are not put together"`
 
+// mergerName is what an interface that puts segments together is called.
+var mergerName = regexp.MustCompile(`ipipgro[a-z0-9]{8}`)
+
 // mergers are the names of the interfaces of ns that put segments together.
 func mergers(ns *netlab.NS) []string {
-	return regexp.MustCompile(`ipipgro[a-z0-9]{8}`).FindAllString(ns.Run("ip", "-brief", "link", "show", "type", "veth"), -1)
+	return mergerName.FindAllString(ns.Run("ip", "-brief", "link", "show", "type", "veth"), -1)
 }
 
 // segmenting is two hosts whose wire carries each segment by itself, and the fast path
@@ -161,6 +167,42 @@ func TestTrafficOutlivesItsMerger(t *testing.T) {
 			})
 		})
 	}
+}
+
+// It may go before it is complete, too.
+func TestAMergerThatIsTakenAwayAtOnceIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	a, b, _, _ := segmenting(t)
+	remove, commands := io.Pipe()
+	ip := exec.Command("ip", "-force", "-batch", "-") // which has started by then
+	ip.Stdin = remove
+	b.Start(ip)
+	taken := make(chan struct{})
+	go b.Do(func() {
+		defer close(taken)
+		defer commands.Close()
+		seen := make(map[string]bool)
+		for len(seen) < 2 && t.Context().Err() == nil {
+			all, err := net.Interfaces()
+			if err != nil {
+				continue // one of them went meanwhile
+			}
+			for _, i := range all {
+				if mergerName.MatchString(i.Name) && !seen[i.Name] {
+					seen[i.Name] = true
+					fmt.Fprintln(commands, "link delete", i.Name)
+				}
+			}
+		}
+	})
+	busily(t, a, b, "there is a third", func() bool {
+		select {
+		case <-taken:
+			return len(mergers(b)) == 1
+		default:
+			return false
+		}
+	})
 }
 
 // The kernel removes what a killed process has made.
