@@ -67,6 +67,7 @@ func (s *socket) openPackets() (err error) {
 	for i, fd := range packets {
 		r := s.packetReceivers[i]
 		r.waiter = s.door.Waiter(fd)
+		r.waiter.Watch(r.others)
 		s.overflows = append(s.overflows, overflow{fd: fd})
 	}
 	s.packets = packets
@@ -112,7 +113,7 @@ func networkOrder(v uint16) uint16 {
 // virtio_net_hdr that has what the kernel knows of checksum and segments. waiter
 // is there once opened is closed, unless that was by Close.
 type packetReceiver struct {
-	socket *socket
+	watch
 	opened chan struct{}
 	waiter door.Waiter
 	failed func(unix.Errno) // made once, so that a Read allocates nothing

@@ -20,15 +20,17 @@ func openRaw(o SocketOptions) (int, error) {
 // rawReceiver receives from the protocol-4 socket: outer packets whole, but
 // nothing about inner checksums or segments.
 type rawReceiver struct {
-	socket *socket
+	watch
 	waiter door.Waiter
 	failed func(unix.Errno) // made once, so that a Read allocates nothing
 	msgs   []door.Message
 	iovs   []unix.Iovec
 }
 
-func newRawReceiver(s *socket, fd int) *rawReceiver {
-	return &rawReceiver{socket: s, waiter: s.door.Waiter(fd), failed: s.failed}
+func newRawReceiver(w watch, fd int) *rawReceiver {
+	r := &rawReceiver{watch: w, waiter: w.socket.door.Waiter(fd), failed: w.socket.failed}
+	r.waiter.Watch(w.others)
+	return r
 }
 
 func (r *rawReceiver) Read(batch []*packet.Buffer) (n int, err error) {

@@ -36,6 +36,20 @@ type Receiver interface {
 	Read(batch []*packet.Buffer) (n int, err error)
 }
 
+// Watcher is a Receiver that can wait for other things besides. The methods below may be
+// called by any goroutine, and before Close of the Socket only.
+type Watcher interface {
+	Receiver
+	// Watch has Read return, if need be with n = 0, while the file descriptor can be
+	// read. It has to be open during the call, and is forgotten when it is closed.
+	// key is the caller's, and not to be that of another.
+	Watch(fd int, key int32) error
+	// Unwatch ends that. fd has to be open.
+	Unwatch(fd int) error
+	// Ready gives the key of one that can be read now.
+	Ready() (key int32, ok bool)
+}
+
 // Sender puts outer packets on the network. One goroutine uses a Sender; a
 // Socket gives as many as are asked for.
 type Sender interface {

@@ -33,6 +33,7 @@ type socket struct {
 	packets                     []int
 	tellsProtocol               bool // whole takes IP_PROTOCOL
 	receivers                   []Receiver
+	lookouts                    []door.Lookout // one for each of them
 	options                     SocketOptions
 
 	switching       sync.Mutex
@@ -99,10 +100,19 @@ func (s *socket) open(o SocketOptions) (err error) {
 		return err
 	}
 	s.options = o
-	s.receivers = []Receiver{newRawReceiver(s, s.raw)}
 	s.overflows = []overflow{{fd: s.raw}}
-	for range max(o.Receivers, 1) {
-		r := &packetReceiver{socket: s, opened: s.packetsOpened, failed: s.failed}
+	for i := range 1 + max(o.Receivers, 1) {
+		others, err := door.NewLookout()
+		if err != nil {
+			return err
+		}
+		s.lookouts = append(s.lookouts, others)
+		w := watch{s, others}
+		if i == 0 {
+			s.receivers = append(s.receivers, newRawReceiver(w, s.raw))
+			continue
+		}
+		r := &packetReceiver{watch: w, opened: s.packetsOpened, failed: s.failed}
 		s.packetReceivers = append(s.packetReceivers, r)
 		s.receivers = append(s.receivers, r)
 	}
@@ -150,6 +160,9 @@ func (s *socket) Close() error {
 }
 
 func (s *socket) closeAll() {
+	for _, l := range s.lookouts {
+		_ = l.Close()
+	}
 	for _, fd := range append(s.packets, s.raw, s.icmp, s.whole, s.cut, s.link) {
 		if fd >= 0 {
 			_ = unix.Close(fd)

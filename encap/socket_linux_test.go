@@ -223,6 +223,63 @@ func testClose(t *testing.T, o SocketOptions) {
 	}
 }
 
+// A Receiver waits for something else as well, awake and at rest, until it has gone.
+func TestReadReturnsForWhatItWatches(t *testing.T) {
+	for _, o := range []SocketOptions{{}, {PacketReceive: true}} {
+		a, b := twoHosts(t)
+		sender, s := open(t, a, SocketOptions{}).NewSender(), open(t, b, o)
+		w := receiving(s, o).(Watcher)
+		r, end, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		defer end.Close()
+		const key = 5
+		fd := int(r.Fd())
+		if err := w.Watch(fd, key); err != nil {
+			t.Fatal(err)
+		}
+		batch := packet.NewBatch(1, 1500)
+		for _, delay := range []time.Duration{0, 50 * time.Millisecond} {
+			time.AfterFunc(delay, func() { _, _ = end.Write([]byte{1}) })
+			if n, err := w.Read(batch); n != 0 || err != nil {
+				t.Errorf("Read: %d, %v", n, err)
+			}
+			if got, ok := w.Ready(); !ok || got != key {
+				t.Errorf("ready is %d, %v", got, ok)
+			}
+			// As long as that is not read, packets are received all the same.
+			mustWrite(t, sender, pathA, outerPacket(pathA, 100, 1))
+			for n, err := 0, error(nil); n == 0; n, err = w.Read(batch) {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := r.Read(make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			if got, ok := w.Ready(); ok {
+				t.Errorf("%d is ready when it has been read", got)
+			}
+		}
+		if err := w.Unwatch(fd); err != nil {
+			t.Error(err)
+		}
+		_, _ = end.Write([]byte{1})
+		mustWrite(t, sender, pathA, outerPacket(pathA, 100, 2))
+		if n, err := w.Read(batch); n != 1 || err != nil {
+			t.Errorf("Read of one who watches nothing: %d, %v", n, err)
+		}
+		if s.Close(); !errors.Is(w.Watch(fd, key), os.ErrClosed) || !errors.Is(w.Unwatch(fd), os.ErrClosed) {
+			t.Error("after Close it still watches")
+		}
+		if _, ok := w.Ready(); ok {
+			t.Error("something is ready after Close")
+		}
+	}
+}
+
 func TestReadAndWriteDoNotAllocate(t *testing.T) {
 	a, b := twoHosts(t)
 	framed := *pathA

@@ -152,6 +152,55 @@ func TestOpenRefusesNamesThatTheKernelWouldChange(t *testing.T) {
 	})
 }
 
+// A queue can be read by one who waits for other things, too.
+func TestAQueueIsSharedWithoutWaiting(t *testing.T) {
+	ns := netlab.New(t)
+	d := openIn(t, ns, Options{})
+	q, ok := d.Queues()[0].(SharedQueue)
+	if !ok {
+		t.Skip("the kernel gave a device without offload")
+	}
+	readable := func(timeout int) (yes bool) {
+		err := q.Control(func(fd int) error {
+			fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			n, err := unix.Poll(fds, timeout)
+			yes = n == 1
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return yes
+	}
+	batch := packet.NewBatch(4, 1500)
+	if n, err := q.TryRead(batch); n != 0 || err != nil || readable(0) {
+		t.Errorf("nothing was sent: %d, %v", n, err)
+	}
+	ns.Run("ip", "address", "add", "10.0.0.1/24", "dev", d.Name())
+	ns.Run("ip", "link", "set", "up", "dev", d.Name())
+	ns.Do(func() {
+		conn, err := net.Dial("udp4", "10.0.0.2:9")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_, _ = conn.Write([]byte("to nobody"))
+	})
+	if !readable(10_000) {
+		t.Fatal("what was sent cannot be read")
+	}
+	if n, err := q.TryRead(batch); n != 1 || err != nil || batch[0].Len() != 20+8+9 {
+		t.Errorf("TryRead: %d, %v", n, err)
+	}
+	d.Close()
+	if _, err := q.TryRead(batch); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("TryRead after Close: %v", err)
+	}
+	if err := q.Control(func(int) error { return nil }); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Control after Close: %v", err)
+	}
+}
+
 func TestTheInterfaceGoesWithClose(t *testing.T) {
 	bothKinds(t, func(t *testing.T, o Options) {
 		ns := netlab.New(t)

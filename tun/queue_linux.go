@@ -30,7 +30,23 @@ func (q *queue) Read(batch []*packet.Buffer) (n int, err error) {
 	if !q.device.door.Enter() {
 		return 0, os.ErrClosed
 	}
-	return q.reader.read(q.device, batch)
+	return q.reader.read(q.device, batch, true)
+}
+
+func (q *queue) TryRead(batch []*packet.Buffer) (n int, err error) {
+	defer q.device.door.Leave()
+	if !q.device.door.Enter() {
+		return 0, os.ErrClosed
+	}
+	return q.reader.read(q.device, batch, false)
+}
+
+func (q *queue) Control(f func(fd int) error) error {
+	defer q.device.door.Leave()
+	if !q.device.door.Enter() {
+		return os.ErrClosed
+	}
+	return f(q.reader.fd)
 }
 
 func (q *queue) Write(batch []*packet.Buffer) (n int, err error) {
@@ -45,7 +61,7 @@ func (q *queue) Write(batch []*packet.Buffer) (n int, err error) {
 // which it then throws away (EINVAL), before the queue is taken to have failed.
 const badPackets = 1000
 
-// reader is a queue's way in. One goroutine uses it.
+// reader is a queue's way in. One goroutine at a time uses it.
 //
 // A packet is read into its Buffer, but only its first direct bytes; what
 // follows goes to where it would stand in scratch. So an ordinary packet is not
@@ -62,7 +78,7 @@ type reader struct {
 	scratch  [packet.MaxSize + 1]byte
 }
 
-func (r *reader) read(d *device, batch []*packet.Buffer) (n int, err error) {
+func (r *reader) read(d *device, batch []*packet.Buffer, wait bool) (n int, err error) {
 	gone, bad := false, 0
 	for n < len(batch) {
 		if r.segments.more() {
@@ -80,6 +96,8 @@ func (r *reader) read(d *device, batch []*packet.Buffer) (n int, err error) {
 			return n, nil
 		case d.door.Closed():
 			return 0, os.ErrClosed
+		case errno == unix.EAGAIN && !wait:
+			return 0, nil
 		case errno == unix.EAGAIN && !gone:
 			gone = r.waiter.Wait()
 		case errno == unix.EINVAL && bad < badPackets:

@@ -44,6 +44,18 @@ type Queue interface {
 	Write(batch []*packet.Buffer) (n int, err error)
 }
 
+// SharedQueue is a Queue whose reader can wait for it beside something else. One
+// goroutine at a time reads it.
+type SharedQueue interface {
+	Queue
+	// TryRead is Read that does not wait: n is 0 where nothing is there.
+	TryRead(batch []*packet.Buffer) (n int, err error)
+	// Control calls f with the file descriptor that can be polled for something to
+	// read, and is not closed meanwhile, and returns what f does. After Close it
+	// returns os.ErrClosed.
+	Control(f func(fd int) error) error
+}
+
 // Device is a TUN interface. Its methods may be called by several goroutines.
 type Device interface {
 	// Queues are the ways in and out, at least one. The kernel spreads flows

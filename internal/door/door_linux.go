@@ -80,14 +80,16 @@ const attention = 5 * time.Millisecond
 // goroutine uses it.
 type Waiter struct {
 	door    *Door
-	fds     [2]unix.PollFd // the one to read, and the Door's eventfd
+	fds     [3]unix.PollFd // the one to read, the Door's eventfd, and a Lookout or -1
 	timeout unix.Timespec
 	taken   int // how many messages the last Receive took
 }
 
 // Waiter makes a Waiter for fd.
 func (d *Door) Waiter(fd int) Waiter {
-	return Waiter{door: d, fds: [2]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(d.closing), Events: unix.POLLIN}}}
+	return Waiter{door: d, fds: [3]unix.PollFd{
+		{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(d.closing), Events: unix.POLLIN}, {Fd: -1, Events: unix.POLLIN},
+	}}
 }
 
 // Wait returns when there is something to do, or for no reason at all. gone says

@@ -129,3 +129,34 @@ func TestOnlyAFloodGathers(t *testing.T) {
 		}
 	}
 }
+
+func TestALookoutTellsWhatCanBeRead(t *testing.T) {
+	l, err := NewLookout()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	own, r, _, _ := pipe(t)
+	defer own.Close(nil)
+	waiter := own.Waiter(r)
+	waiter.Watch(l)
+	other, otherR, otherW, _ := pipe(t)
+	if err := l.Add(otherR, 3); err != nil {
+		t.Fatal(err)
+	}
+	if key, ok := l.Ready(); ok {
+		t.Errorf("%d can be read already", key)
+	}
+	time.AfterFunc(attention/2, func() { unix.Write(otherW, []byte{1}) })
+	waiter.Wait()
+	if key, ok := l.Ready(); !ok || key != 3 {
+		t.Errorf("the waiter returned, and %d, %v can be read", key, ok)
+	}
+	other.Close(nil) // forgotten with that
+	if key, ok := l.Ready(); ok {
+		t.Errorf("%d is closed, and can be read", key)
+	}
+	if l.Add(otherR, 3) == nil {
+		t.Error("it can be added when it is closed")
+	}
+}

@@ -55,20 +55,24 @@ const (
 // one was waited for that long.
 func flooded(taken int, waited time.Duration) bool { return taken < floodFew && waited < floodGap }
 
-// await waits for a message, and for more if they come in a flood.
-func (w *Waiter) await() {
+// await waits for a message, and for more if they come in a flood. others says that
+// somebody else is waited for, and there.
+func (w *Waiter) await() (others bool) {
 	since := time.Now()
-	if w.Wait(); flooded(w.taken, time.Since(since)) {
+	w.fds[2].Revents = 0
+	w.Wait()
+	if others = w.fds[2].Revents != 0; !others && flooded(w.taken, time.Since(since)) {
 		w.timeout = unix.NsecToTimespec(int64(gatherFor))
 		unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&w.timeout)), 0, 0)
 	}
+	return others
 }
 
 // Receive waits until the Waiter's socket has messages and fills msgs[:n] with
-// them, n > 0. After Close it returns os.ErrClosed. An error that came to the
-// socket from elsewhere (sk_err, such as ENETDOWN), or of one message that the
-// kernel could not describe (EINVAL), is not the end of receiving: failed, if it
-// is not nil, is told of it.
+// them, n > 0, or until its Lookout has something, n = 0. After Close it returns
+// os.ErrClosed. An error that came to the socket from elsewhere (sk_err, such as
+// ENETDOWN), or of one message that the kernel could not describe (EINVAL), is not
+// the end of receiving: failed, if it is not nil, is told of it.
 func (w *Waiter) Receive(msgs []Message, failed func(unix.Errno)) (n int, err error) {
 	for bad := 0; ; {
 		n, errno := recvmmsg(int(w.fds[0].Fd), msgs)
@@ -79,7 +83,10 @@ func (w *Waiter) Receive(msgs []Message, failed func(unix.Errno)) (n int, err er
 			w.taken = n
 			return n, nil
 		case errno == unix.EAGAIN:
-			w.await()
+			if w.await() {
+				w.taken = floodFew // what comes next may be the answer
+				return 0, nil
+			}
 		case errno == unix.EINTR:
 		default:
 			if failed != nil {
