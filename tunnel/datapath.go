@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"context"
 	"errors"
 	"os"
 	"runtime"
@@ -17,9 +18,9 @@ import (
 // The data path, both directions of it, whole.
 //
 // outbound runs once per queue of a tunnel's device, inbound once per receiver
-// of the process's socket, each on a thread of its own. Between a Read and a
-// Write everything is a function on bytes: nothing here waits, allocates, locks
-// or logs for a packet. What has to be said about packets is counted; what has
+// of the process's socket, each on a thread of its own; while little comes, the
+// receiver's serves both (lending.go). Between a Read and a Write everything is a
+// function on bytes: nothing here waits, allocates, locks or logs for a packet. What has to be said about packets is counted; what has
 // to be done about them beyond that (a probe's timer, a new route) is the
 // supervisor's.
 
@@ -39,62 +40,95 @@ const (
 // encap, which knows an address that the host accepts there.
 var anyRouter [4]byte
 
-// outbound carries packets from one queue of the device to the socket, until
-// either door is closed.
-func (t *Tunnel) outbound(queue tun.Queue, way exit, ids identifier) error {
+// outbound is what carries packets from one queue of the device to the socket. One
+// thread at a time uses it: its own, or one that has it lent (see borrower).
+type outbound struct {
+	tunnel *Tunnel
+	queue  tun.Queue
+	way    exit
+	ids    identifier
+	batch  []*packet.Buffer
+	out    []*packet.Buffer
+	// message is for the ICMP errors that go back to inner senders.
+	message *packet.Buffer
+
+	pace pace
+	loan loan
+}
+
+func (t *Tunnel) newOutbound(queue tun.Queue, way exit, ids identifier) *outbound {
+	return &outbound{
+		tunnel: t, queue: queue, way: way, ids: ids,
+		batch:   t.outboundBatch(nil),
+		out:     make([]*packet.Buffer, 0, batchSize),
+		message: packet.New(icmpSize),
+		loan:    loan{back: make(chan struct{}, 1)},
+	}
+}
+
+// run carries packets until either door is closed. ctx is done before they are.
+func (o *outbound) run(ctx context.Context) error {
 	runtime.LockOSThread()
-	var (
-		batch = t.outboundBatch(nil)
-		out   = make([]*packet.Buffer, 0, batchSize)
-		// message is for the ICMP errors that go back to inner senders.
-		message = packet.New(icmpSize)
-	)
 	for {
-		n, err := queue.Read(batch)
+		since := time.Now()
+		n, err := o.queue.Read(o.batch)
 		if err != nil {
 			return err
 		}
-		route, unreachable := t.route.Load(), t.unreachable.Load()
-		out = out[:0]
-		var bytes uint64
-		for _, b := range batch[:n] {
-			inner, err := ipv4.Parse(b.Bytes())
-			if err != nil {
-				t.drop(innerDrop(err))
-				continue
-			}
-			// The look for a loop is in here, and comes before any ICMP message:
-			// one about our own outer packet would teach us a path MTU that is
-			// not one.
-			if d := route.outer.Encapsulate(b, inner, ids.next()); d != encap.DropNone {
-				t.drop(d)
-				continue
-			}
-			if inner.TotalLen() > route.maxInner && route.outer.DontFragment(inner) {
-				t.drop(encap.DropTooBig)
-				t.tellSender(queue, message, encap.TooBig(message, inner, route.maxInner, anyRouter))
-				continue
-			}
-			if unreachable { // it is sent all the same: only so is it found out that the path is back
-				t.tellSender(queue, message, encap.HostUnreachable(message, inner, anyRouter))
-			}
-			bytes += uint64(inner.TotalLen())
-			out = append(out, b)
+		calm := o.pace.calm(n, since, time.Now())
+		if err := o.carry(n); err != nil {
+			return err
 		}
-		if len(out) > 0 {
-			sent, refused, err := way.Write(out, &route.path) // sealed, if the tunnel has a secret
-			if errors.Is(err, os.ErrClosed) {
-				return err
-			}
-			if sent > 0 {
-				t.counters.tx.add(sent, bytes)
-			}
-			if lost := len(out) - sent - refused; lost > 0 {
-				t.counters.drops.add(sendDrop(err), lost)
-			}
+		if calm {
+			o.lend(ctx)
 		}
-		batch = t.outboundBatch(batch)
 	}
+}
+
+// carry sends the first n packets of the batch.
+func (o *outbound) carry(n int) error {
+	t := o.tunnel
+	route, unreachable := t.route.Load(), t.unreachable.Load()
+	out := o.out[:0]
+	var bytes uint64
+	for _, b := range o.batch[:n] {
+		inner, err := ipv4.Parse(b.Bytes())
+		if err != nil {
+			t.drop(innerDrop(err))
+			continue
+		}
+		// The look for a loop is in here, and comes before any ICMP message:
+		// one about our own outer packet would teach us a path MTU that is
+		// not one.
+		if d := route.outer.Encapsulate(b, inner, o.ids.next()); d != encap.DropNone {
+			t.drop(d)
+			continue
+		}
+		if inner.TotalLen() > route.maxInner && route.outer.DontFragment(inner) {
+			t.drop(encap.DropTooBig)
+			t.tellSender(o.queue, o.message, encap.TooBig(o.message, inner, route.maxInner, anyRouter))
+			continue
+		}
+		if unreachable { // it is sent all the same: only so is it found out that the path is back
+			t.tellSender(o.queue, o.message, encap.HostUnreachable(o.message, inner, anyRouter))
+		}
+		bytes += uint64(inner.TotalLen())
+		out = append(out, b)
+	}
+	if len(out) > 0 {
+		sent, refused, err := o.way.Write(out, &route.path) // sealed, if the tunnel has a secret
+		if errors.Is(err, os.ErrClosed) {
+			return err
+		}
+		if sent > 0 {
+			t.counters.tx.add(sent, bytes)
+		}
+		if lost := len(out) - sent - refused; lost > 0 {
+			t.counters.drops.add(sendDrop(err), lost)
+		}
+	}
+	o.batch = t.outboundBatch(o.batch)
+	return nil
 }
 
 // tellSender gives an ICMP error that was made for an inner sender to the host.
@@ -124,10 +158,12 @@ const (
 func (h *Host) inbound(receiver encap.Receiver, sender encap.Sender, index int, how arrival) error {
 	runtime.LockOSThread()
 	var (
-		batch  = packet.NewBatch(receiveBatch, packet.MaxSize)
-		owners [receiveBatch]*Tunnel
-		run    = make([]*packet.Buffer, 0, receiveBatch)
+		batch    = packet.NewBatch(receiveBatch, packet.MaxSize)
+		owners   [receiveBatch]*Tunnel
+		run      = make([]*packet.Buffer, 0, receiveBatch)
+		borrower = newBorrower(receiver)
 	)
+	defer borrower.returnAll()
 	for {
 		n, err := receiver.Read(batch)
 		if err != nil {
@@ -170,7 +206,11 @@ func (h *Host) inbound(receiver encap.Receiver, sender encap.Sender, index int, 
 				}
 			}
 			t.deliver(run, index)
+			if len(run) < few {
+				t.lendTo(borrower)
+			}
 		}
+		borrower.serve(n, now)
 	}
 }
 

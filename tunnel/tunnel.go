@@ -32,7 +32,9 @@ type Tunnel struct {
 	cfg    Config
 	device tun.Device
 	queues []tun.Queue
-	echo   *keepalive.Echo // nil unless the probes are echoes
+	// borrower is the receiver that few packets at a time last came by.
+	borrower atomic.Pointer[borrower]
+	echo     *keepalive.Echo // nil unless the probes are echoes
 
 	// What the data path reads, and the supervisor replaces.
 	route atomic.Pointer[route]
@@ -162,16 +164,14 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	ctx, t.cancel = context.WithCancel(context.Background())
 	ids := t.identifiers(len(t.queues))
 	for i, q := range t.queues {
-		way := t.exit(h.socket.NewSender())
+		o := t.newOutbound(q, t.exit(h.socket.NewSender()), ids[i])
 		t.loops.Add(1)
 		h.spawn("send", func() error {
 			defer t.loops.Done()
-			err := t.outbound(q, way, ids[i])
-			if err != nil && !errors.Is(err, os.ErrClosed) {
+			if err := o.run(ctx); !errors.Is(err, os.ErrClosed) {
 				t.fail(fmt.Errorf("interface %s is gone: %w", t.Name(), err))
-				return nil
 			}
-			return err
+			return nil
 		})
 	}
 	t.loops.Go(func() { t.supervise(ctx) })
