@@ -58,7 +58,7 @@ const (
 // It needs CAP_NET_RAW; with CAP_NET_ADMIN the buffers can be larger than the
 // system's limits.
 //
-// A goroutine in Receiver.Read keeps its processor for some milliseconds of
+// A goroutine in Receiver.Read keeps its processor for a quarter of a second of
 // waiting, which makes it fast. Lock it to its thread, and make GOMAXPROCS larger
 // than the number of such goroutines, or they hold up all others.
 func OpenSocket(o SocketOptions) (Socket, error) {

@@ -202,8 +202,7 @@ func testClose(t *testing.T, o SocketOptions) {
 		_, err := s.ReadError(make([]byte, 1500))
 		failed <- err
 	}()
-	// Long enough that both wait the way that has no timeout.
-	time.Sleep(50 * time.Millisecond)
+	time.Sleep(50 * time.Millisecond) // so that both most often wait by now
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
@@ -241,7 +240,7 @@ func TestReadReturnsForWhatItWatches(t *testing.T) {
 			t.Fatal(err)
 		}
 		batch := packet.NewBatch(1, 1500)
-		for _, delay := range []time.Duration{0, 50 * time.Millisecond} {
+		for _, delay := range []time.Duration{0, 400 * time.Millisecond} {
 			time.AfterFunc(delay, func() { _, _ = end.Write([]byte{1}) })
 			if n, err := w.Read(batch); n != 0 || err != nil {
 				t.Errorf("Read: %d, %v", n, err)

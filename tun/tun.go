@@ -28,7 +28,7 @@ type Queue interface {
 	// is of no use any more.
 	//
 	// The reader does best on a thread of its own (runtime.LockOSThread), with
-	// GOMAXPROCS above the number of such threads: for some milliseconds after
+	// GOMAXPROCS above the number of such threads: for a quarter of a second after
 	// a packet it waits in a system call that the Go scheduler does not know of.
 	// A Buffer needs room for the MTU: of a larger packet it gets the start,
 	// which tells a length that is not there.

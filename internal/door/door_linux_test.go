@@ -29,7 +29,7 @@ func pipe(t *testing.T) (d *Door, r, w int, released func() bool) {
 }
 
 func TestCloseWakesWhoeverWaitsHoweverLong(t *testing.T) {
-	for _, delay := range []time.Duration{0, 4 * attention} { // on its guard, and at rest
+	for _, wait := range []func(*Waiter) bool{(*Waiter).Wait, (*Waiter).Rest} {
 		d, r, _, released := pipe(t)
 		waiter := d.Waiter(r)
 		inside, done := make(chan bool), make(chan bool)
@@ -38,7 +38,7 @@ func TestCloseWakesWhoeverWaitsHoweverLong(t *testing.T) {
 			defer d.Leave()
 			inside <- d.Enter()
 			for !d.Closed() {
-				waiter.Wait()
+				wait(&waiter)
 			}
 			if released() {
 				t.Error("released while somebody was inside")
@@ -47,7 +47,7 @@ func TestCloseWakesWhoeverWaitsHoweverLong(t *testing.T) {
 		if !<-inside {
 			t.Fatal("an open door let nobody in")
 		}
-		time.Sleep(delay)
+		time.Sleep(20 * time.Millisecond) // so that it most often waits by now
 		d.Close(nil)
 		if !released() {
 			t.Error("Close returned before the file descriptors were closed")
@@ -147,10 +147,16 @@ func TestALookoutTellsWhatCanBeRead(t *testing.T) {
 	if key, ok := l.Ready(); ok {
 		t.Errorf("%d can be read already", key)
 	}
-	time.AfterFunc(attention/2, func() { unix.Write(otherW, []byte{1}) })
-	waiter.Wait()
-	if key, ok := l.Ready(); !ok || key != 3 {
-		t.Errorf("the waiter returned, and %d, %v can be read", key, ok)
+	for _, delay := range []time.Duration{attention / 10, 2 * attention} {
+		time.AfterFunc(delay, func() { unix.Write(otherW, []byte{1}) })
+		for waiter.fds[2].Revents == 0 { // a signal may end a wait, too
+			waiter.Wait()
+		}
+		if key, ok := l.Ready(); !ok || key != 3 {
+			t.Errorf("the waiter returned, and %d, %v can be read", key, ok)
+		}
+		unix.Read(otherR, make([]byte, 1))
+		waiter.fds[2].Revents = 0
 	}
 	other.Close(nil) // forgotten with that
 	if key, ok := l.Ready(); ok {
@@ -158,5 +164,24 @@ func TestALookoutTellsWhatCanBeRead(t *testing.T) {
 	}
 	if l.Add(otherR, 3) == nil {
 		t.Error("it can be added when it is closed")
+	}
+}
+
+// The Go runtime's monitor interrupts a thread that keeps its processor: what was left of
+// its attention must become less all the same, until it comes to rest.
+func TestSignalsDoNotKeepAThreadFromResting(t *testing.T) {
+	d, r, w, _ := pipe(t)
+	defer d.Close(nil)
+	waiter := d.Waiter(r)
+	time.AfterFunc(2*attention, func() { unix.Write(w, []byte{1}) })
+	left := int64(attention)
+	for interruptions := 0; waiter.fds[0].Revents == 0; {
+		if waiter.Wait(); !waiter.interrupted {
+			continue // it was at rest, for one
+		}
+		if interruptions++; waiter.timeout.Nano() >= left {
+			t.Fatalf("after %d interruptions %d ns are left, and %d were", interruptions, waiter.timeout.Nano(), left)
+		}
+		left = waiter.timeout.Nano()
 	}
 }

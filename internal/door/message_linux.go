@@ -62,7 +62,7 @@ func (w *Waiter) await() (others bool) {
 	w.fds[2].Revents = 0
 	w.Wait()
 	if others = w.fds[2].Revents != 0; !others && flooded(w.taken, time.Since(since)) {
-		w.timeout = unix.NsecToTimespec(int64(gatherFor))
+		w.timeout, w.interrupted = unix.NsecToTimespec(int64(gatherFor)), false
 		unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&w.timeout)), 0, 0)
 	}
 	return others
