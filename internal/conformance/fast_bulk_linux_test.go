@@ -19,8 +19,13 @@ import (
 // bulkSize is what a transfer takes some tenths of a second for.
 const bulkSize = 64 << 20
 
-// notMerged is what the log says, at level debug, where there can be no merger.
-const notMerged = `are not put together"`
+// What the log says, at level debug, when a merger is complete, when it has gone, and
+// where there can be none.
+const (
+	isMerged     = `are put together"`
+	mergedNoMore = `are not put together any more"`
+	notMerged    = `are not put together"`
+)
 
 // mergerName is what an interface that puts segments together is called.
 var mergerName = regexp.MustCompile(`ipipgro[a-z0-9]{8}`)
@@ -64,14 +69,16 @@ func busily(t *testing.T, a, b *netlab.NS, what string, done func() bool) {
 	}
 }
 
-// untilMerged transfers from a to b until b's daemon has made a merger.
+// untilMerged transfers from a to b until b's daemon has made a merger, its last part
+// included: that it is set up.
 func untilMerged(t *testing.T, a, b *netlab.NS, db *netlab.Daemon) (name string) {
 	t.Helper()
 	busily(t, a, b, "the receiver puts segments together", func() bool {
-		if strings.Contains(db.Log(), notMerged) {
-			t.Skipf("needs CAP_SYS_ADMIN and veth:\n%s", db.Log())
+		log := db.Log()
+		if strings.Contains(log, notMerged) {
+			t.Skipf("needs CAP_SYS_ADMIN and veth:\n%s", log)
 		}
-		if names := mergers(b); len(names) == 1 {
+		if names := mergers(b); len(names) == 1 && strings.LastIndex(log, isMerged) > strings.LastIndex(log, mergedNoMore) {
 			name = names[0]
 		}
 		return name != ""
