@@ -16,7 +16,10 @@ func TestInteropStrongSwanRekeysUnderTraffic(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := ikeConfig(c.mode)
 			cfg.Lifetime2, cfg.Lifetime1 = 8*time.Second, 25*time.Second
-			h, s, wire := lab(t, conf(c.version, c.phase1, "reauth_time = 0\nrekey_time = 14s", c.phase2, "none", "rekey_time = 5s\nlife_time = 15s\nrand_time = 1s", testSecret))
+			// On a busy machine strongSwan now and then does not know yet of what we
+			// answer to, and drops it. By default its SA of IKE ends before it has asked
+			// again, and it takes the one that follows for the first.
+			h, _, wire := lab(t, conf(c.version, c.phase1, "reauth_time = 0\nrekey_time = 14s\nover_time = 10s", c.phase2, "none", "rekey_time = 5s\nlife_time = 15s\nrand_time = 1s", testSecret))
 			if err := h.protect(cfg); err != nil {
 				t.Fatal(err)
 			}
@@ -33,7 +36,6 @@ func TestInteropStrongSwanRekeysUnderTraffic(t *testing.T) {
 			if answered != sent || len(spis) < 4 {
 				t.Error("packets were lost, or there was no rekey")
 			}
-			_ = s
 			nothingPlain(t, wire())
 			noDrops(t, h)
 		})
