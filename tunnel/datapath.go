@@ -20,9 +20,9 @@ import (
 // outbound runs once per queue of a tunnel's device, inbound once per receiver
 // of the process's socket, each on a thread of its own; while little comes, the
 // receiver's serves both (lending.go). Between a Read and a Write everything is a
-// function on bytes: nothing here waits, allocates, locks or logs for a packet. What has to be said about packets is counted; what has
-// to be done about them beyond that (a probe's timer, a new route) is the
-// supervisor's.
+// function on bytes: nothing here waits, allocates, locks or logs for a packet.
+// What has to be said about packets is counted; what has to be done about them
+// beyond that (a probe's timer, a new route) is the supervisor's.
 
 const (
 	// batchSize is how many packets cross a door at once: more than the
