@@ -75,7 +75,7 @@ type Stats struct {
 	RxPackets, RxBytes uint64
 	TxPackets, TxBytes uint64
 	// Single are those of RxPackets that a Merger is for, whether they had one or not:
-	// TCP segments with data, and UDP datagrams, that came by themselves.
+	// TCP segments with data that came by themselves.
 	Single uint64
 	// TxFailed packets were lost because the kernel had no memory.
 	TxFailed uint64

@@ -57,14 +57,10 @@ func isSingle(p []byte) bool {
 	if err != nil || inner.MF() || inner.FragmentOffset() != 0 {
 		return false
 	}
-	switch payload := inner.Payload(); inner.Protocol() {
-	case ipv4.ProtocolTCP:
-		const synFinRstUrg = 0x27
-		return len(payload) > int(payload[12]>>4)*4 || payload[13]&synFinRstUrg != 0
-	case ipv4.ProtocolUDP:
-		return true
-	}
-	return false
+	const synFinRstUrg = 0x27
+	payload := inner.Payload()
+	return inner.Protocol() == ipv4.ProtocolTCP &&
+		(len(payload) > int(payload[12]>>4)*4 || payload[13]&synFinRstUrg != 0)
 }
 
 // checkReceive runs receive and holds it against encap.
@@ -101,7 +97,7 @@ func received(tos uint8, p []byte) []byte {
 }
 
 // What goes through a merger says of which TUN it is, where the Ethernet source was.
-func TestDataThatComesByItselfGoesThroughTheMerger(t *testing.T) {
+func TestTCPDataThatComesByItselfGoesThroughTheMerger(t *testing.T) {
 	tunnel := plainTunnel()
 	tunnel.ClampTCPMSS = false // so that SYN is not left to userspace
 	tunnel.Merger = loopback
@@ -121,9 +117,9 @@ func TestDataThatComesByItselfGoesThroughTheMerger(t *testing.T) {
 		{"RST", ipv4.Header{Protocol: ipv4.ProtocolTCP}, tcp(rst), true},
 		{"SYN", ipv4.Header{Protocol: ipv4.ProtocolTCP}, tcp(syn), true},
 		{"the first fragment of TCP data", ipv4.Header{Protocol: ipv4.ProtocolTCP, MF: true}, append(data(ack), "more"...), false},
-		{"UDP", ipv4.Header{Protocol: ipv4.ProtocolUDP}, udp(8), true},
+		{"UDP", ipv4.Header{Protocol: ipv4.ProtocolUDP}, udp(8), false},
 		{"a fragment of UDP", ipv4.Header{Protocol: ipv4.ProtocolUDP, MF: true}, udp(8), false},
-		{"a later fragment of UDP", ipv4.Header{Protocol: ipv4.ProtocolUDP, FragmentOffset: 8}, udp(8), false},
+		{"a later fragment of TCP data", ipv4.Header{Protocol: ipv4.ProtocolTCP, FragmentOffset: 8}, data(ack), false},
 		{"ICMP", ipv4.Header{Protocol: ipv4.ProtocolICMP}, make([]byte, 8), false},
 	} {
 		tt.h.Source, tt.h.Destination = innerB, innerA

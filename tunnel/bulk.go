@@ -11,9 +11,9 @@ import (
 // What the fast path receives it gives to the host's stack on the processor that it came
 // by, packet by packet. Where that is many packets, there are two better ways.
 //
-// Packets that come by themselves, since nothing on the way makes superpackets of them
-// as the peer's kernel and a NIC's GRO do, go through a merger: that hands them to
-// another processor many at a time, and TCP segments put together.
+// TCP segments that come by themselves, since nothing on the way makes superpackets of
+// them as the peer's kernel and a NIC's GRO do, go through a merger: that hands them to
+// another processor, put together.
 //
 // Superpackets of bulk data are spread by flow over all processors (Steer). They wait
 // twice in a queue of one processor: before the outer header is taken off, and again
@@ -21,7 +21,7 @@ import (
 // they overtake each other, which TCP takes for loss; spread, the second wait is in one
 // queue for each flow, and beside the first one's work.
 //
-// Acknowledgements lose by being spread, and go past the merger.
+// Acknowledgements lose by being spread, and go past the merger. So do datagrams.
 
 const (
 	// While packets come it is looked often what they are, else seldom whether any
@@ -42,9 +42,9 @@ type load int
 
 const (
 	light        load = iota // not much
-	single                   // data, each packet by itself
+	single                   // TCP data, each segment by itself
 	superpackets             // bulk data
-	other                    // acknowledgements of what is sent, or a mixture
+	other                    // datagrams, acknowledgements of what is sent, or a mixture
 )
 
 // weighLoad tells what came between two looks at the statistics.

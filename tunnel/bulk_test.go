@@ -23,11 +23,11 @@ func TestALoadIsToldByWhatCame(t *testing.T) {
 	}{
 		{"segments", after(9000, 1480, 9000, 0), between, single},
 		{"segments and some acknowledgements", after(9000, 1400, 8000, 0), between, single},
-		{"small datagrams", after(9000, 92, 9000, 0), between, single},
+		{"small datagrams", after(9000, 92, 0, 0), between, other},
 		{"segments in a longer time", after(9000, 1480, 9000, 0), time.Second, light},
 		{"superpackets", after(9000, 1480, 100, 1), between, superpackets},
 		{"superpackets, and as many segments", after(9000, 1480, 5000, 1), between, superpackets},
-		{"superpackets, and many small datagrams", after(9000, 100, 8000, 1), between, other},
+		{"superpackets, and many small datagrams", after(9000, 100, 0, 1), between, other},
 		{"few superpackets", after(90, 1480, 0, 1), between, light},
 		{"acknowledgements", after(9000, 52, 0, 0), between, other},
 		{"acknowledgements and some data", after(9000, 52, 500, 0), between, other},

@@ -345,10 +345,10 @@ int receive(struct __sk_buff *skb)
 			if (e->flags & END_CLAMP && tcp.flags & TCP_SYN)
 				return TCX_NEXT;
 			// All that must not overtake data takes the way that data takes.
+			// Datagrams do not: nothing puts them together, and the merger's
+			// thread would only take a processor from whoever reads them.
 			single = length > HEADER_LEN + (tcp.offset >> 4) * 4 ||
 				 tcp.flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_URG);
-		} else if (h.inner.protocol == PROTO_UDP) {
-			single = 1;
 		}
 		if (h.inner.protocol == PROTO_ICMP && h.inner.source == e->echo_source &&
 		    h.inner.destination == e->echo_destination)

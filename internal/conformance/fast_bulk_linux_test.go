@@ -221,15 +221,15 @@ func TestAKilledDaemonLeavesNoMerger(t *testing.T) {
 	netlab.Eventually(t, "the merger goes", func() bool { return len(mergers(b)) == 0 })
 }
 
-// A flood of datagrams takes the same way, and keeps its order there.
-func TestTheFastPathHandsOnDatagramsInTheirOrder(t *testing.T) {
+// Datagrams, which nothing puts together, go past it and keep their order.
+func TestDatagramsGoPastTheMerger(t *testing.T) {
 	t.Parallel()
 	a, b, _, db := segmenting(t)
 	merger := untilMerged(t, a, b, db)
 	before := sentBy(t, b, merger)
 	numbered(t, a, b)
-	if n := sentBy(t, b, merger) - before; n == 0 {
-		t.Error("no datagram was handed on")
+	if n := sentBy(t, b, merger) - before; n > 100 { // numbered sends 4,000
+		t.Errorf("%d packets went through it", n)
 	}
 }
 
