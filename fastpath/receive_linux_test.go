@@ -119,6 +119,7 @@ func TestTCPDataThatComesByItselfGoesThroughTheMerger(t *testing.T) {
 		{"the first fragment of TCP data", ipv4.Header{Protocol: ipv4.ProtocolTCP, MF: true}, append(data(ack), "more"...), false},
 		{"UDP", ipv4.Header{Protocol: ipv4.ProtocolUDP}, udp(8), false},
 		{"a fragment of UDP", ipv4.Header{Protocol: ipv4.ProtocolUDP, MF: true}, udp(8), false},
+		{"a later fragment of UDP", ipv4.Header{Protocol: ipv4.ProtocolUDP, FragmentOffset: 8}, udp(8), false},
 		{"a later fragment of TCP data", ipv4.Header{Protocol: ipv4.ProtocolTCP, FragmentOffset: 8}, data(ack), false},
 		{"ICMP", ipv4.Header{Protocol: ipv4.ProtocolICMP}, make([]byte, 8), false},
 	} {

@@ -69,7 +69,7 @@ func weighLoad(last, now fastpath.Stats, between time.Duration, mtu int) load {
 type care struct{ spread, merge bool }
 
 // after is the care to be taken when there was that load, and none that is worth any for
-// idle. Without a merger single packets are spread.
+// idle. Without a merger single segments are spread.
 func (c care) after(l load, idle time.Duration, canMerge bool) care {
 	switch {
 	case l == single:
@@ -125,7 +125,7 @@ func (t *Tunnel) followBulk(ctx context.Context) {
 		} else {
 			want.merge = false
 			if failures++; failures == mergerTries {
-				t.log.Debug("single packets that the fast path receives are not put together", "err", err)
+				t.log.Debug("TCP segments that the fast path receives are not put together", "err", err)
 			}
 		}
 		taken = want

@@ -7,7 +7,7 @@ import (
 	"ipipd/internal/rtnl"
 )
 
-// startMerging has single packets that the fast path receives put together, or sees that
+// startMerging has TCP segments that the fast path receives put together, or sees that
 // they still are.
 func (t *Tunnel) startMerging() error {
 	t.mu.Lock()
@@ -22,7 +22,7 @@ func (t *Tunnel) startMerging() error {
 		return err
 	}
 	t.setMerger(near)
-	t.log.Debug("single packets that the fast path receives are put together")
+	t.log.Debug("TCP segments that the fast path receives are put together")
 	return nil
 }
 
@@ -30,7 +30,7 @@ func (t *Tunnel) startMerging() error {
 func (t *Tunnel) stopMerging() {
 	if t.setMerger(0) {
 		t.host.releaseMerger()
-		t.log.Debug("single packets that the fast path receives are not put together any more")
+		t.log.Debug("TCP segments that the fast path receives are not put together any more")
 	}
 }
 
