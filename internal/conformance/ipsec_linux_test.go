@@ -271,9 +271,7 @@ func TestWhatKeepsAnEncryptedTunnelShutIsNamedOnce(t *testing.T) {
 			db := upB(t, b, tt.flags...)
 			for _, d := range []*netlab.Daemon{da, db} {
 				netlab.Eventually(t, "print names the reason", func() bool { return strings.Contains(d.Status().IPsec, tt.want) })
-				if n := strings.Count(d.Log(), tt.want); n != 1 {
-					t.Errorf("%d lines of the log have it:\n%s", n, d.Log())
-				}
+				d.LogsOnce(tt.want)
 				if s := d.Status(); s.Running {
 					t.Error("it is running")
 				}

@@ -183,6 +183,16 @@ func (d *Daemon) Again() *Daemon {
 // Log is all that the process has written.
 func (d *Daemon) Log() string { return d.log.String() }
 
+// LogsOnce waits until a line of the log has the text, which may come after what it is
+// about can be seen elsewhere, and fails the test if there is more than one.
+func (d *Daemon) LogsOnce(text string) {
+	d.t.Helper()
+	Eventually(d.t, fmt.Sprintf("the log of %s says %q", d.name, text), func() bool { return strings.Contains(d.Log(), text) })
+	if n := strings.Count(d.Log(), text); n != 1 {
+		d.t.Errorf("%d lines of the log have %q, want one:\n%s", n, text, d.Log())
+	}
+}
+
 // Run runs another command of ipipd on the same runtime directory.
 func (d *Daemon) Run(args ...string) (output string, err error) {
 	return d.ns.Try(Binary(d.t), append(args, "--runtime-dir", d.runtimeDir)...)
