@@ -87,6 +87,7 @@ func (r *ring) pop(batch []*packet.Buffer, deadline time.Time) (n int, err error
 // popWithin is pop of one packet into memory of its own, or nil if none comes in
 // time.
 func (r *ring) popWithin(d time.Duration) *packet.Buffer {
+	deadline := time.Now().Add(d) // first: an alarm before it would be the last one
 	alarm := time.AfterFunc(d, func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -94,7 +95,7 @@ func (r *ring) popWithin(d time.Duration) *packet.Buffer {
 	})
 	defer alarm.Stop()
 	b := packet.New(packet.MaxSize)
-	if n, err := r.pop([]*packet.Buffer{b}, time.Now().Add(d)); n == 0 || err != nil {
+	if n, err := r.pop([]*packet.Buffer{b}, deadline); n == 0 || err != nil {
 		return nil
 	}
 	return b
