@@ -81,7 +81,7 @@ func (h *host) pings(n int, every time.Duration) (answered int) {
 		h.send(h.ping(uint16(i), 100+i%1200))
 		time.Sleep(every)
 	}
-	deadline := time.After(3 * time.Second)
+	deadline := time.After(patience / 3)
 	for answered < n {
 		select {
 		case p := <-h.opened:

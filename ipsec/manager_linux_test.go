@@ -170,14 +170,24 @@ func (f *flow) end() {
 	<-f.stopped
 }
 
+// patience is how long a test waits for what has to come, on however slow a machine.
+const patience = 30 * time.Second
+
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		if ok() {
-			return
+	if !within(patience, ok) {
+		t.Fatalf("not within %v: %s", patience, what)
+	}
+}
+
+// within reports whether it came true within a time.
+func within(d time.Duration, ok func() bool) bool {
+	for deadline := time.Now().Add(d); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			return false
 		}
 	}
-	t.Fatalf("not within half a minute: %s", what)
+	return true
 }
 
 // capture records what is on the wire of a namespace.
@@ -283,10 +293,9 @@ func TestNothingPlainIsEverOnTheWire(t *testing.T) {
 				fromB.end()
 				// Not one is lost: what was sealed is opened, and since the gates opened
 				// they have sealed everything.
-				for end := time.Now().Add(2 * time.Second); time.Now().Before(end) &&
-					(b.count.Load() != fromA.sealed.Load() || a.count.Load() != fromB.sealed.Load()); {
-					time.Sleep(20 * time.Millisecond)
-				}
+				within(patience/3, func() bool { // and if not, it is shown below what is missing
+					return b.count.Load() == fromA.sealed.Load() && a.count.Load() == fromB.sealed.Load()
+				})
 				for _, way := range []struct {
 					name     string
 					from     *flow
