@@ -271,7 +271,7 @@ func TestNothingPlainIsEverOnTheWire(t *testing.T) {
 				if err := b.protect(cfg); err != nil {
 					t.Fatal(err)
 				}
-				eventually(t, "both gates open", func() bool { return a.gate.Established() && b.gate.Established() })
+				eventually(t, "both gates open", func() bool { return a.gate.Status().Established && b.gate.Status().Established })
 				if d := a.gate.Status().Describe(time.Now()); !strings.HasPrefix(d, "established aes-256-gcm ") || strings.Contains(d, "UDP") != udp {
 					t.Errorf("status %q", d)
 				}
