@@ -52,6 +52,7 @@ func FuzzParse(f *testing.F) {
 func FuzzChecksum(f *testing.F) {
 	f.Add([]byte{0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7}, uint64(0), uint16(4), uint16(0x1234))
 	f.Add(bytes.Repeat([]byte{0xff}, 129), ^uint64(0), uint16(64), uint16(0))
+	f.Add(bytes.Repeat([]byte{0xff}, 1500), uint64(0xffff), uint16(20), uint16(1))
 	f.Fuzz(func(t *testing.T, b []byte, initial uint64, at, word uint16) {
 		want := slowSum(b, initial)
 		if got := Sum(b, initial); got != uint64(want) {
