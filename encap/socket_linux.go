@@ -134,9 +134,12 @@ func (s *socket) SetReceive(packets bool, device int) error {
 			return err
 		}
 	}
-	fromRaw, fromPackets := filter(receivedFrom(device)...), dropAll
-	if packets {
+	fromRaw, fromPackets := takeAll, dropAll
+	switch {
+	case packets:
 		fromRaw, fromPackets = dropAll, filter(receivedIPIP(device)...)
+	case device != 0:
+		fromRaw = filter(receivedFrom(device)...)
 	}
 	for _, fd := range s.packets {
 		if err := fromPackets(fd); err != nil {
@@ -256,6 +259,16 @@ func filter(program ...bpf.Instruction) func(int) error {
 
 // dropAll receives nothing.
 var dropAll = filter(bpf.RetConstant{Val: 0})
+
+// takeAll receives everything: without a filter, which would be run for each packet to
+// say so.
+func takeAll(fd int) error {
+	err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
+	if err == unix.ENOENT { // there is none
+		return nil
+	}
+	return os.NewSyscallError("setsockopt SO_DETACH_FILTER", err)
+}
 
 // KernelHandlesIPIP reports whether this kernel has a protocol-4 handler of its
 // own, which then gets every packet as well, and may answer ICMP 3/3 to a peer
