@@ -26,11 +26,8 @@ import (
 
 const (
 	// batchSize is how many packets cross a door at once: more than the
-	// segments of a 64 KiB superpacket at an MTU of 1480 (46).
+	// segments of two 64 KiB superpackets at an MTU of 1480 (46 each).
 	batchSize = 128
-	// receiveBatch is smaller, since each of its buffers has to hold the largest
-	// packet that the kernel can reassemble or merge.
-	receiveBatch = 64
 
 	// icmpSize has room for the largest ICMP error (RFC 1812, section 4.3.2.3).
 	icmpSize = 576
@@ -158,9 +155,9 @@ const (
 func (h *Host) inbound(receiver encap.Receiver, sender encap.Sender, index int, how arrival) error {
 	runtime.LockOSThread()
 	var (
-		batch    = packet.NewBatch(receiveBatch, packet.MaxSize)
-		owners   [receiveBatch]*Tunnel
-		run      = make([]*packet.Buffer, 0, receiveBatch)
+		batch    = packet.NewBatch(batchSize, packet.MaxSize)
+		owners   [batchSize]*Tunnel
+		run      = make([]*packet.Buffer, 0, batchSize)
 		borrower = newBorrower(receiver)
 	)
 	defer borrower.returnAll()

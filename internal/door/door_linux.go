@@ -84,9 +84,9 @@ type Waiter struct {
 	door    *Door
 	fds     [3]unix.PollFd // the one to read, the Door's eventfd, and a Lookout or -1
 	timeout unix.Timespec
-	taken   int // how many messages the last Receive took
 	// interrupted: a signal ended the last wait, and timeout is what was left of it.
 	interrupted bool
+	moderation  moderation
 }
 
 // Waiter makes a Waiter for fd.

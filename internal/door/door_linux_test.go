@@ -113,19 +113,36 @@ func TestWaitTellsThatTheOtherEndIsGone(t *testing.T) {
 }
 
 func TestOnlyAFloodGathers(t *testing.T) {
+	const perRound = 16
 	for _, tt := range []struct {
-		taken  int
-		waited time.Duration
-		want   bool
+		name  string
+		taken int           // by each Receive
+		every time.Duration // from one to the next
+		want  bool
 	}{
-		{1, 0, true},
-		{floodFew - 1, floodGap - 1, true},
-		{floodFew, 0, false},    // the batches are large as it is
-		{1, floodGap, false},    // an answer to what was sent
-		{1, time.Second, false}, // idle
+		{"a flood", perRound, perRound * time.Second / floodRate, true},
+		{"of single packets", 1, time.Second / floodRate, true},
+		{"whose batches are large as it is", gatherFew, gatherFew * time.Second / floodRate, false},
+		{"a little less than one", perRound, perRound*time.Second/floodRate + time.Microsecond, false},
+		{"requests one after the other", 1, 50 * time.Microsecond, false},
+		{"a burst now and then", gatherFew - 1, 2 * rateOver, false},
+		{"next to nothing", 1, time.Hour, false},
 	} {
-		if got := flooded(tt.taken, tt.waited); got != tt.want {
-			t.Errorf("%d taken, %v waited: %v", tt.taken, tt.waited, got)
+		var m moderation
+		now := time.Now()
+		got := 0
+		const rounds = 1000
+		for range rounds {
+			m.took(tt.taken)
+			if now = now.Add(tt.every); m.gather(now) {
+				got++
+			}
+		}
+		if began := int(rateOver/tt.every) + 2; tt.want && got < rounds-began || !tt.want && got != 0 {
+			t.Errorf("%s: %d of %d gather", tt.name, got, rounds)
+		}
+		if m.took(1); m.gather(now.Add(time.Second)) {
+			t.Errorf("%s: what comes a second later gathers", tt.name)
 		}
 	}
 }

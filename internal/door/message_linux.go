@@ -41,31 +41,45 @@ func Send(fd int, msgs []Message) (n int, errno unix.Errno) {
 // have failed.
 const maxErrors = 1000
 
-// A thread that is woken for every few packets of a flood does little else: each time
-// it takes the processor from whoever brings them, and gives it back. So does a NIC
-// without interrupt moderation, and the remedy is the same: the packets gather before
-// they are taken. Requests that wait for their answers come further apart than that.
+// A thread that takes the packets of a flood as fast as they come takes a few at a time,
+// and does as much for those as for many: system calls, a superpacket for the host's TCP,
+// a wake-up of whoever reads, who then has that processor no more. So does a NIC without
+// adaptive interrupt moderation, and the remedy is the same: above a certain rate packets
+// gather before they are taken. Requests that wait for their answers are below it.
 const (
-	floodGap  = 30 * time.Microsecond // the wait for a packet of a flood is shorter
-	floodFew  = 32                    // and not so many were there the last time
+	floodRate = 50_000 // messages a second
+	rateOver  = time.Millisecond
+	gatherFew = 64 // and not so many were there the last time
 	gatherFor = 100 * time.Microsecond
 )
 
-// flooded reports whether packets are to gather, after so many were taken and the next
-// one was waited for that long.
-func flooded(taken int, waited time.Duration) bool { return taken < floodFew && waited < floodGap }
+// moderation is what a Waiter remembers for that.
+type moderation struct {
+	since time.Time // when counting began
+	count int       // messages since then
+	last  int       // messages that were taken the last time
+	flood bool      // what the last count showed
+}
 
-// await waits for a message, and for more if they come in a flood. others says that
-// somebody else is waited for, and there.
-func (w *Waiter) await() (others bool) {
-	since := time.Now()
-	w.fds[2].Revents = 0
-	w.Wait()
-	if others = w.fds[2].Revents != 0; !others && flooded(w.taken, time.Since(since)) {
-		w.timeout, w.interrupted = unix.NsecToTimespec(int64(gatherFor)), false
-		unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&w.timeout)), 0, 0)
+// took counts n messages.
+func (m *moderation) took(n int) {
+	m.count += n
+	m.last = n
+}
+
+// gather reports whether the next messages are to gather.
+func (m *moderation) gather(now time.Time) bool {
+	if d := now.Sub(m.since); d >= rateOver {
+		m.flood = float64(m.count) >= floodRate*d.Seconds()
+		m.since, m.count = now, 0
 	}
-	return others
+	return m.flood && m.last < gatherFew
+}
+
+// nap lets messages gather.
+func (w *Waiter) nap() {
+	w.timeout, w.interrupted = unix.NsecToTimespec(int64(gatherFor)), false
+	unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&w.timeout)), 0, 0)
 }
 
 // Receive waits until the Waiter's socket has messages and fills msgs[:n] with
@@ -74,17 +88,20 @@ func (w *Waiter) await() (others bool) {
 // ENETDOWN), or of one message that the kernel could not describe (EINVAL), is not
 // the end of receiving: failed, if it is not nil, is told of it.
 func (w *Waiter) Receive(msgs []Message, failed func(unix.Errno)) (n int, err error) {
+	if w.moderation.gather(time.Now()) {
+		w.nap()
+	}
 	for bad := 0; ; {
 		n, errno := recvmmsg(int(w.fds[0].Fd), msgs)
 		switch {
 		case w.door.Closed():
 			return 0, os.ErrClosed
 		case errno == 0:
-			w.taken = n
+			w.moderation.took(n)
 			return n, nil
 		case errno == unix.EAGAIN:
-			if w.await() {
-				w.taken = floodFew // what comes next may be the answer
+			w.fds[2].Revents = 0
+			if w.Wait(); w.fds[2].Revents != 0 {
 				return 0, nil
 			}
 		case errno == unix.EINTR:
