@@ -317,9 +317,9 @@ func TestAStormOfGarbageIsAccountedForAndOutlived(t *testing.T) {
 	t.Parallel()
 	eachCarrier(t, func(t *testing.T, c carrier) {
 		a, b := hosts(t)
-		da := c.upA(t, a)
-		c.upB(t, b)
+		da, db := c.upA(t, a), c.upB(t, b)
 		ping(t, a, innerB)
+		ends{da, db}.same(t, counted{}) // also the answer, which may be counted after it came
 		from := inject(t, b, "veth0", a, "veth0")
 		// What a's host answers goes nowhere.
 		a.Run("ip", "route", "add", "blackhole", innerB+"/32", "metric", "1")
