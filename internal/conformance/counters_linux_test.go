@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"testing"
+	"time"
 
 	"ipipd/internal/netlab"
 )
@@ -38,6 +39,20 @@ func (e ends) same(t *testing.T, before counted) {
 	})
 }
 
+// quiet waits until nothing more is counted.
+func (e ends) quiet(t *testing.T) counted {
+	t.Helper()
+	now := e.look()
+	netlab.Eventually(t, "nothing more is counted", func() bool {
+		before := now
+		time.Sleep(100 * time.Millisecond)
+		now = e.look()
+		return now.a.RxPacket == before.a.RxPacket && now.b.RxPacket == before.b.RxPacket &&
+			now.a.TxPacket == before.a.TxPacket && now.b.TxPacket == before.b.TxPacket
+	})
+	return now
+}
+
 // settled calls traffic until both ends count the same, twice in a row: the first
 // packets from a peer on this machine move reception to the link layer, and meanwhile a
 // packet may come twice.
@@ -47,7 +62,7 @@ func (e ends) settled(t *testing.T, traffic func()) counted {
 	for range 20 {
 		before := now
 		traffic()
-		if now = e.look(); !now.agree(before) {
+		if now = e.quiet(t); !now.agree(before) {
 			agreed = 0
 		} else if agreed++; agreed == 2 {
 			return now
