@@ -59,7 +59,7 @@ func TestAPathThatTakesNoESPIsNamed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "both gates open", func() bool { return a.gate.Established() && b.gate.Established() })
+	netlab.Eventually(t, "both gates open", func() bool { return a.gate.Established() && b.gate.Established() })
 	deadline := time.Now().Add(silence + 15*time.Second)
 	for !strings.Contains(a.log.String(), "nothing arrives") {
 		if time.Now().After(deadline) {

@@ -81,7 +81,7 @@ func (h *host) pings(n int, every time.Duration) (answered int) {
 		h.send(h.ping(uint16(i), 100+i%1200))
 		time.Sleep(every)
 	}
-	deadline := time.After(patience / 3)
+	deadline := time.After(10 * time.Second)
 	for answered < n {
 		select {
 		case p := <-h.opened:
@@ -177,9 +177,9 @@ func TestInteropStrongSwan(t *testing.T) {
 				if who == "they" {
 					s.Swanctl("--initiate --child ipip --timeout 20")
 				}
-				eventually(t, "the gate is open", h.gate.Established)
+				netlab.Eventually(t, "the gate is open", h.gate.Established)
 				t.Log(h.gate.Status().Describe(time.Now()))
-				eventually(t, "the peer has the SA too", func() bool { return h.pings(1, 0) == 1 })
+				netlab.Eventually(t, "the peer has the SA too", func() bool { return h.pings(1, 0) == 1 })
 				if got := h.pings(50, 2*time.Millisecond); got != 50 {
 					t.Errorf("%d of 50 pings answered", got)
 				}
@@ -189,9 +189,9 @@ func TestInteropStrongSwan(t *testing.T) {
 				// What the kernel makes of its own inner packets, and of bulk.
 				before := h.count.Load()
 				s.MustRun("ping -c 200 -i 0.002 -s 1300 -W 1 10.9.0.1 >/dev/null || true")
-				eventually(t, "the guest's packets are opened", func() bool { return h.count.Load()-before >= 200 })
+				netlab.Eventually(t, "the guest's packets are opened", func() bool { return h.count.Load()-before >= 200 })
 				h.gate.Close()
-				eventually(t, "the peer has deleted its SAs", func() bool {
+				netlab.Eventually(t, "the peer has deleted its SAs", func() bool {
 					out, _ := s.Run("ip xfrm state")
 					return !strings.Contains(out, "proto esp")
 				})

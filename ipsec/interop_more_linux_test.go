@@ -23,8 +23,8 @@ func TestInteropStrongSwanRekeysUnderTraffic(t *testing.T) {
 			if err := h.protect(cfg); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "the gate is open", h.gate.Established)
-			eventually(t, "the peer has the SA too", func() bool { return h.pings(1, 0) == 1 })
+			netlab.Eventually(t, "the gate is open", h.gate.Established)
+			netlab.Eventually(t, "the peer has the SA too", func() bool { return h.pings(1, 0) == 1 })
 			spis := map[uint32]bool{}
 			sent, answered := 0, 0
 			for begin := time.Now(); time.Since(begin) < 32*time.Second; {
@@ -55,7 +55,7 @@ func TestInteropStrongSwanWrongSecretIsNamedAndOpensNothing(t *testing.T) {
 				if who == "they" {
 					s.Swanctl("--initiate --child ipip --timeout 3")
 				}
-				eventually(t, "the reason is named", func() bool { return strings.Contains(h.gate.Status().Problem, "secret") })
+				netlab.Eventually(t, "the reason is named", func() bool { return strings.Contains(h.gate.Status().Problem, "secret") })
 				for range 20 {
 					if d := h.send(h.ping(1, 100)); d != esp.DropNoSA {
 						t.Errorf("send: %v", d)
@@ -83,7 +83,7 @@ func TestInteropStrongSwanNoCommonProposalIsNamed(t *testing.T) {
 			if err := h.protect(ikeConfig(c.mode)); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "the reason is named", func() bool { return strings.Contains(h.gate.Status().Problem, "no common proposal") })
+			netlab.Eventually(t, "the reason is named", func() bool { return strings.Contains(h.gate.Status().Problem, "no common proposal") })
 			t.Log(h.gate.Status().Describe(time.Now()))
 			if h.gate.Established() {
 				t.Error("the gate is open")
@@ -102,15 +102,15 @@ func TestInteropStrongSwanRestarts(t *testing.T) {
 			if err := h.protect(cfg); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "the gate is open", h.gate.Established)
-			eventually(t, "the peer has the SA too", func() bool { return h.pings(1, 0) == 1 })
+			netlab.Eventually(t, "the gate is open", h.gate.Established)
+			netlab.Eventually(t, "the peer has the SA too", func() bool { return h.pings(1, 0) == 1 })
 			s.Die()
 			s.Charon()
 			for range 30 {
 				h.send(h.ping(1, 100))
 				time.Sleep(20 * time.Millisecond)
 			}
-			eventually(t, "the tunnel is there again", func() bool { return h.pings(1, 0) == 1 })
+			netlab.Eventually(t, "the tunnel is there again", func() bool { return h.pings(1, 0) == 1 })
 			nothingPlain(t, wire())
 		})
 	}
@@ -129,8 +129,8 @@ func TestInteropStrongSwanBothBeginAtOnce(t *testing.T) {
 				t.Fatal(err)
 			}
 			<-done
-			eventually(t, "the gate is open", h.gate.Established)
-			eventually(t, "the peer has the SA too", func() bool { return h.pings(1, 0) == 1 })
+			netlab.Eventually(t, "the gate is open", h.gate.Established)
+			netlab.Eventually(t, "the peer has the SA too", func() bool { return h.pings(1, 0) == 1 })
 			for range 4 { // in which the one that is too many may go
 				if got := h.pings(100, 5*time.Millisecond); got != 100 {
 					t.Errorf("%d of 100 pings answered", got)
@@ -166,12 +166,12 @@ func TestInteropStrongSwanThroughANAT(t *testing.T) {
 			if err := h.protect(ikeConfig(c.mode)); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "the gate is open", h.gate.Established)
+			netlab.Eventually(t, "the gate is open", h.gate.Established)
 			t.Log(h.gate.Status().Describe(time.Now()))
 			if !h.gate.Status().UDP {
 				t.Fatal("not in UDP")
 			}
-			eventually(t, "the peer has the SA too", func() bool { return h.pings(1, 0) == 1 })
+			netlab.Eventually(t, "the peer has the SA too", func() bool { return h.pings(1, 0) == 1 })
 			if got := h.pings(100, 2*time.Millisecond); got != 100 {
 				t.Errorf("%d of 100 pings answered", got)
 			}

@@ -170,26 +170,6 @@ func (f *flow) end() {
 	<-f.stopped
 }
 
-// patience is how long a test waits for what has to come, on however slow a machine.
-const patience = 30 * time.Second
-
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	if !within(patience, ok) {
-		t.Fatalf("not within %v: %s", patience, what)
-	}
-}
-
-// within reports whether it came true within a time.
-func within(d time.Duration, ok func() bool) bool {
-	for deadline := time.Now().Add(d); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			return false
-		}
-	}
-	return true
-}
-
 // capture records what is on the wire of a namespace.
 func capture(t *testing.T, ns *netlab.NS) func() [][]byte {
 	var fd int
@@ -271,7 +251,7 @@ func TestNothingPlainIsEverOnTheWire(t *testing.T) {
 				if err := b.protect(cfg); err != nil {
 					t.Fatal(err)
 				}
-				eventually(t, "both gates open", func() bool { return a.gate.Status().Established && b.gate.Status().Established })
+				netlab.Eventually(t, "both gates open", func() bool { return a.gate.Status().Established && b.gate.Status().Established })
 				if d := a.gate.Status().Describe(time.Now()); !strings.HasPrefix(d, "established aes-256-gcm ") || strings.Contains(d, "UDP") != udp {
 					t.Errorf("status %q", d)
 				}
@@ -283,7 +263,7 @@ func TestNothingPlainIsEverOnTheWire(t *testing.T) {
 				first := a.gate.Status().OutboundSPI
 				var spis []uint32
 				opened := time.Now()
-				eventually(t, "three rekeys, and two of phase 1", func() bool {
+				netlab.Eventually(t, "three rekeys, and two of phase 1", func() bool {
 					if spi := a.gate.Status().OutboundSPI; len(spis) == 0 || spis[len(spis)-1] != spi {
 						spis = append(spis, spi)
 					}
@@ -293,7 +273,7 @@ func TestNothingPlainIsEverOnTheWire(t *testing.T) {
 				fromB.end()
 				// Not one is lost: what was sealed is opened, and since the gates opened
 				// they have sealed everything.
-				within(patience/3, func() bool { // and if not, it is shown below what is missing
+				netlab.ComesTrue(func() bool { // and if not, it is shown below what is missing
 					return b.count.Load() == fromA.sealed.Load() && a.count.Load() == fromB.sealed.Load()
 				})
 				for _, way := range []struct {
@@ -316,7 +296,7 @@ func TestNothingPlainIsEverOnTheWire(t *testing.T) {
 				noDrops(t, a)
 				noDrops(t, b)
 				b.manager.Close()
-				eventually(t, "the gate shuts when the peer has gone", func() bool { return !a.gate.Established() })
+				netlab.Eventually(t, "the gate shuts when the peer has gone", func() bool { return !a.gate.Established() })
 				if d := a.send(message); d != esp.DropNoSA {
 					t.Errorf("after the peer has gone: %v", d)
 				}

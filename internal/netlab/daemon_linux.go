@@ -226,12 +226,20 @@ func (d *Daemon) Drops(reason string) uint64 {
 // it does not within a time that is long for any machine.
 func Eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
+	if !ComesTrue(condition) {
+		_, file, line, _ := runtime.Caller(1)
+		t.Fatalf("%s:%d: it did not come true within %v that %s", filepath.Base(file), line, patience, what)
+	}
+}
+
+// ComesTrue is Eventually for a test that says itself what is missing.
+func ComesTrue(condition func() bool) bool {
 	for end := time.Now().Add(patience); !condition(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
-			_, file, line, _ := runtime.Caller(1)
-			t.Fatalf("%s:%d: it did not come true within %v that %s", filepath.Base(file), line, patience, what)
+			return false
 		}
 	}
+	return true
 }
 
 // String is all that was written.
