@@ -2,8 +2,9 @@
 // test that needs root, a namespace or a program that is not there must not pass
 // for one that passed. Its arguments are those of go test.
 //
-// What fails is shown with everything it printed; what passes, as one line per
-// package. The closing line is "N passed, N failed, N skipped".
+// What fails is shown with everything it printed, and at the end again with the
+// first line of each thing it logged; what passes, as one line per package. The
+// closing line is "N passed, N failed, N skipped".
 package main
 
 import (
@@ -60,7 +61,13 @@ type summary struct {
 	perPackage              map[string]int      // tests ended
 	reasons                 map[string][]string // why skipped → tests
 	passed, failed, skipped int
-	failures                []string
+	failures                []failure
+}
+
+// failure is what failed, by its package and name, and what it logged.
+type failure struct {
+	name   string
+	logged []string
 }
 
 func newSummary(w io.Writer) *summary {
@@ -120,7 +127,7 @@ func (s *summary) testEnds(id testID, e event) {
 	switch {
 	case e.Action == "fail":
 		inSubtest := s.failedUnder(name + "/")
-		s.failures = append(s.failures, name)
+		s.failures = append(s.failures, failure{name, logged(s.output[id])})
 		fmt.Fprintf(s.w, "FAIL %s (%.1fs)\n%s", name, e.Elapsed, strings.Join(s.output[id], ""))
 		if inSubtest {
 			return
@@ -139,7 +146,7 @@ func (s *summary) testEnds(id testID, e event) {
 }
 
 func (s *summary) failedUnder(prefix string) bool {
-	return slices.ContainsFunc(s.failures, func(f string) bool { return strings.HasPrefix(f, prefix) })
+	return slices.ContainsFunc(s.failures, func(f failure) bool { return strings.HasPrefix(f.name, prefix) })
 }
 
 func (s *summary) packageEnds(id testID, e event) {
@@ -148,7 +155,7 @@ func (s *summary) packageEnds(id testID, e event) {
 		if !s.failedUnder(e.Package + " ") {
 			// Nothing in it failed by name: it did not build, or it crashed.
 			s.failed++
-			s.failures = append(s.failures, e.Package)
+			s.failures = append(s.failures, failure{name: e.Package})
 		}
 		fmt.Fprintf(s.w, "FAIL %s (%.1fs)\n%s", e.Package, e.Elapsed, strings.Join(s.output[id], ""))
 	case e.Action == "pass" && n > 0:
@@ -174,20 +181,32 @@ func (s *summary) close() {
 	if len(s.failures) > 0 {
 		fmt.Fprintln(s.w, "\nFailed:")
 		for _, f := range s.failures {
-			fmt.Fprintf(s.w, "  %s\n", f)
+			fmt.Fprintf(s.w, "  %s\n", f.name)
+			for _, l := range f.logged {
+				fmt.Fprintf(s.w, "      %s\n", l)
+			}
 		}
 	}
 	fmt.Fprintf(s.w, "\n%d passed, %d failed, %d skipped\n", s.passed, s.failed, s.skipped)
 }
 
-var logPrefix = regexp.MustCompile(`^\s+\w+\.go:\d+: `)
+var logPrefix = regexp.MustCompile(`^\s*\w+\.go:\d+: `)
+
+// logged is the first line of each thing that a test logged, with file and line.
+func logged(lines []string) (first []string) {
+	for _, l := range lines {
+		if logPrefix.MatchString(l) {
+			first = append(first, strings.TrimSpace(l))
+		}
+	}
+	return first
+}
 
 // reason finds in what a skipped test printed the last thing it logged.
 func reason(lines []string) string {
-	for _, l := range slices.Backward(lines) {
-		if logPrefix.MatchString(l) {
-			return strings.TrimSpace(logPrefix.ReplaceAllString(l, ""))
-		}
+	l := logged(lines)
+	if len(l) == 0 {
+		return "no reason given"
 	}
-	return "no reason given"
+	return logPrefix.ReplaceAllString(l[len(l)-1], "")
 }

@@ -48,7 +48,7 @@ func TestSummaryTellsSkippedAndFailedFromPassed(t *testing.T) {
 		"panic: out of range",
 		"r [build failed]",
 		"not the end of", // a line that is not JSON is not swallowed
-		"\nFailed:\n  p TestCases/two\n  p TestCases\n  q TestCrash\n  r\n",
+		"\nFailed:\n  p TestCases/two\n      a_test.go:20: got 1, want 2\n  p TestCases\n  q TestCrash\n  r\n",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is missing", want)
