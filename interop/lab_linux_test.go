@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -202,13 +203,15 @@ func bulk(t testing.TB, client, server shell, serverAddress string, reverse bool
 	if reverse {
 		direction = "-R"
 	}
-	// Port 5201 is 1451 in /proc/net/tcp, and listening is 0A.
-	serve := fmt.Sprintf(`timeout %.0f iperf3 -s -1 -B %s >/dev/null 2>&1 </dev/null &
-		until grep -q ':1451 .* 0A ' /proc/net/tcp; do sleep 0.05; done`, bulkPatience.Seconds()+10, serverAddress)
+	// A port of its own: the server before may listen still when its client has
+	// ended. In /proc/net/tcp ports are hexadecimal, and listening is 0A.
+	port := 5200 + bulks.Add(1)
+	serve := fmt.Sprintf(`timeout %.0f iperf3 -s -1 -B %s -p %d >/dev/null 2>&1 </dev/null &
+		until grep -q ':%04X .* 0A ' /proc/net/tcp; do sleep 0.05; done`, bulkPatience.Seconds()+10, serverAddress, port, port)
 	if _, err := server(serve); err != nil {
 		t.Fatal(err)
 	}
-	out, err := client(fmt.Sprintf("timeout %.0f iperf3 --json -c %s -n %d %s", bulkPatience.Seconds(), serverAddress, bulkBytes, direction))
+	out, err := client(fmt.Sprintf("timeout %.0f iperf3 --json -c %s -p %d -n %d %s", bulkPatience.Seconds(), serverAddress, port, bulkBytes, direction))
 	var result struct {
 		Error string
 		End   struct {
@@ -230,6 +233,9 @@ func bulk(t testing.TB, client, server shell, serverAddress string, reverse bool
 	t.Logf("bulk TCP to %s %s: %.2f Gb/s, %d retransmissions", serverAddress, direction, gbps, result.End.Sent.Retransmits)
 	return gbps
 }
+
+// bulks is how many transfers there were.
+var bulks atomic.Uint32
 
 func requireIperf(t testing.TB) {
 	t.Helper()

@@ -61,14 +61,16 @@ func StartStrongSwan(t testing.TB, ns *NS, ifname, address, swanctlConf string) 
 	return s
 }
 
-// Charon starts the daemon and loads its configuration.
+// Charon starts the daemon and loads its configuration when it answers: its socket
+// is there a moment before.
 func (s *StrongSwan) Charon() {
 	s.t.Helper()
 	// The guest loses AVX's registers at a page fault (see noAVX), and OpenSSL uses
 	// them, of which wrong public values of ecp256 come.
-	s.MustRun(`OPENSSL_ia32cap=0:0 STRONGSWAN_CONF=/tmp/strongswan.conf /usr/lib/ipsec/charon >/tmp/charon.out 2>&1 &
-for i in $(seq 100); do [ -S /run/charon.vici ] && break; sleep 0.1; done
-STRONGSWAN_CONF=/tmp/strongswan.conf swanctl --load-all --file /tmp/swanctl.conf`)
+	s.MustRun(`export STRONGSWAN_CONF=/tmp/strongswan.conf
+OPENSSL_ia32cap=0:0 /usr/lib/ipsec/charon >/tmp/charon.out 2>&1 &
+for i in $(seq 100); do swanctl --stats >/dev/null 2>&1 && break; sleep 0.1; done
+swanctl --load-all --file /tmp/swanctl.conf`)
 }
 
 // Die ends the daemon and its SAs as a crash of the host would: the peer is not told.
