@@ -70,8 +70,9 @@ func (x *exchange) run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			// First the gate, then the farewell.
+			// First the gate, then the farewell; who closed it need not be told.
 			x.gate.outbound.Store(nil)
+			x.tell = nil
 			x.do(x.peer.Close(time.Now()))
 			x.publish()
 			return

@@ -300,6 +300,11 @@ func TestNothingPlainIsEverOnTheWire(t *testing.T) {
 				if d := a.send(message); d != esp.DropNoSA {
 					t.Errorf("after the peer has gone: %v", d)
 				}
+				gone := Event{Kind: Shut}.String()
+				netlab.Eventually(t, "that is told", func() bool { return strings.Contains(a.log.String(), gone) })
+				if strings.Contains(b.log.String(), gone) {
+					t.Error("what was asked for is told as a warning")
+				}
 				a.gate.Close()
 				if d := a.send(message); d != esp.DropNoSA {
 					t.Errorf("after Close: %v", d)
