@@ -29,12 +29,13 @@ var rooms = map[string][]string{
 // owners says which packages alone may import a module that the others are not to
 // know of, so that each can be replaced in one place.
 var owners = map[string][]string{
-	"github.com/songgao/water":       {"tun"},             // the portable device
-	"github.com/vishvananda/netlink": {"internal/rtnl"},   // routes, links, addresses
-	"github.com/safchain/ethtool":    {"internal/rtnl"},   // what an interface offloads
-	"github.com/spf13/cobra":         {"cmd/ipipd"},       // flags and completion
-	"github.com/cilium/ebpf":         {"fastpath", "tun"}, // programs, maps, tcx; which queue a packet gets
-	"filippo.io/bigmod":              {"ipsec/ike"},       // constant-time exponentiation
+	"github.com/songgao/water":       {"tun"},           // the portable device
+	"github.com/vishvananda/netlink": {"internal/rtnl"}, // routes, links, addresses
+	"github.com/safchain/ethtool":    {"internal/rtnl"}, // what an interface offloads
+	"github.com/spf13/cobra":         {"cmd/ipipd"},     // flags and completion
+	// Programs, maps, tcx; which queue a packet gets; whose programs a frame meets.
+	"github.com/cilium/ebpf": {"fastpath", "tun", "internal/rtnl"},
+	"filippo.io/bigmod":      {"ipsec/ike"}, // constant-time exponentiation
 }
 
 func TestRoomsImportOnlyWhatTheyMay(t *testing.T) {

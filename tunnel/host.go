@@ -122,6 +122,9 @@ func NewHost(o HostOptions) (*Host, error) {
 		h.spawn("receive", func() error { return h.inbound(receiver, sender, i, arrivedPlain) })
 	}
 	h.loops.Go(h.receiveErrors)
+	if socket, ok := h.socket.(encap.DirectSetter); ok {
+		h.loops.Go(func() { h.followFlood(ctx, socket) })
+	}
 	h.loops.Go(func() {
 		if err := h.network.Follow(ctx, h.underlayChanged); err != nil && ctx.Err() == nil {
 			h.log.Warn("changes of routes and addresses are looked for every ten seconds only", "err", err)

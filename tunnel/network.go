@@ -19,6 +19,9 @@ type Network interface {
 	// that pass that device: no netfilter rule, no IPsec policy. Else it says
 	// what does.
 	SafeToBypass(device int, local, remote [4]byte) (reason string)
+	// SafeToSendDirectly is "" if nothing has a say about frames, or is shown them,
+	// between a socket and the driver of that device. Else it says what does.
+	SafeToSendDirectly(device int) (reason string)
 	// IngressFilters is "" if nothing looks at what that device receives before
 	// the IP stack does. Else it says what does.
 	IngressFilters(device int) (reason string)
@@ -53,6 +56,10 @@ func (kernelNetwork) Resolve(r rtnl.Route, dst [4]byte) error { return rtnl.Reso
 
 func (kernelNetwork) SafeToBypass(device int, local, remote [4]byte) (reason string) {
 	return rtnl.SafeToBypass(device, local, remote)
+}
+
+func (kernelNetwork) SafeToSendDirectly(device int) (reason string) {
+	return rtnl.SafeToSendDirectly(device)
 }
 
 func (kernelNetwork) IngressFilters(device int) (reason string) { return rtnl.IngressFilters(device) }

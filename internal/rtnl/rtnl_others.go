@@ -77,6 +77,9 @@ func SafeToBypass(device int, local, remote [4]byte) (reason string) {
 	return "the system is not Linux"
 }
 
+// SafeToSendDirectly is Linux's as well.
+func SafeToSendDirectly(device int) (reason string) { return "the system is not Linux" }
+
 // IngressFilters is Linux's, as is what it is about.
 func IngressFilters(device int) (reason string) { return "the system is not Linux" }
 
