@@ -134,6 +134,31 @@ func TestBothGatesOpenAtOnceWhereNothingIsSent(t *testing.T) {
 	}
 }
 
+// TestAPeerThatForgetsEverythingDuringARekeyIsFoundOutInTime: what is asked of it then
+// is not answered, and is not waited for longer than dead peer detection would.
+func TestAPeerThatForgetsEverythingDuringARekeyIsFoundOutInTime(t *testing.T) {
+	for _, mode := range modes {
+		cfg := testConfig(t, fastPhase1, fastPhase2)
+		cfg.Mode, cfg.Lifetime2 = mode, 20*time.Second
+		cfg.DPDInterval, cfg.DPDRetries = 2*time.Second, 3
+		passive := cfg
+		passive.Passive = true
+		s := newSim(t, 1, cfg, passive)
+		s.start(s.ends[1])
+		s.start(s.ends[0])
+		s.traffic(s.ends[0])
+		s.traffic(s.ends[1])
+		s.run(5 * time.Second)
+		s.check("before")
+		s.run(s.ends[0].Current().RekeyAt.Sub(s.now) - 20*time.Millisecond)
+		s.ends[1].down = true
+		s.run(100 * time.Millisecond)
+		s.start(s.ends[1])
+		s.run(8*time.Second + backoffFirst + time.Second)
+		s.check("after dead peer detection, " + mode.String())
+	}
+}
+
 // TestAnSAThatIsNotSentByYetFollowsTheNAT: between its making and its use the NAT
 // can give the peer another port.
 func TestAnSAThatIsNotSentByYetFollowsTheNAT(t *testing.T) {

@@ -412,14 +412,16 @@ func (s *v2SA) step() {
 		s.keepaliveAt = p.now.Add(keepaliveTime)
 		p.actions = append(p.actions, Send{LocalPort: s.path.local, To: s.path.remote, Payload: []byte{0xff}, Keepalive: true})
 	}
-	if p.cfg.DPDInterval > 0 && !s.probed && s.pending == nil && len(s.queue) == 0 {
+	if p.cfg.DPDInterval > 0 && !s.probed {
 		heard := p.heard
 		if heard.Before(s.established) {
 			heard = s.established
 		}
 		if p.due(heard.Add(p.cfg.DPDInterval)) {
 			s.probed, s.deadAt = true, p.now.Add(time.Duration(max(1, p.cfg.DPDRetries))*p.cfg.DPDInterval)
-			s.ping(func() {})
+			if s.pending == nil && len(s.queue) == 0 { // else that is asked, and will do
+				s.ping(func() {})
+			}
 		}
 	}
 	if p.due(s.proofAt) {
