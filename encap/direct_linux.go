@@ -17,8 +17,9 @@ import (
 // is a quarter less work than a message for each, and past everything between a socket
 // and the driver.
 //
-// The kernel has copied a frame when the system call ends, so nothing is ever left in
-// the rings. An interface's queue takes one such socket, which its senders share.
+// The kernel has copied a frame when the system call ends, so none is left in tx, and
+// its memory is free again. An interface's queue takes one such socket, which its senders
+// share.
 type direct struct {
 	device int
 
@@ -27,7 +28,7 @@ type direct struct {
 	fd     int
 	frames []byte // the memory that frames lie in (UMEM), frameSize bytes for each
 	tx     ring   // what is to be sent
-	done   ring   // what has been
+	done   ring   // what the receiver's stack has taken
 	// descriptors of tx, and how many there were in all, modulo 2^32.
 	descriptors *[directRing]unix.XDPDesc
 	produced    uint32
@@ -42,6 +43,9 @@ type ring struct {
 const (
 	directRing = 256 // frames; a power of two
 	frameSize  = 2048
+	// directUnderWay is how many packets the receiver's stack may leave untaken; as
+	// many as fit into sendBuffer, or more. A power of two.
+	directUnderWay = 2048
 	// directFew is how many packets are worth it.
 	directFew = 8
 )
@@ -79,7 +83,7 @@ func (s *socket) endDirect(d *direct) {
 func openDirect(device int) (*direct, error) {
 	d := &direct{device: device}
 	var err error
-	if d.fd, err = newSocket(unix.AF_XDP, unix.SOCK_RAW, 0); err == nil {
+	if d.fd, err = newSocket(unix.AF_XDP, unix.SOCK_RAW, 0, sends(sendBuffer)); err == nil {
 		err = d.open()
 	}
 	if err != nil {
@@ -102,7 +106,7 @@ func (d *direct) open() (err error) {
 	}
 	for _, set := range []func(int) error{
 		option(unix.SOL_XDP, unix.XDP_UMEM_FILL_RING, "XDP_UMEM_FILL_RING", directRing),
-		option(unix.SOL_XDP, unix.XDP_UMEM_COMPLETION_RING, "XDP_UMEM_COMPLETION_RING", directRing),
+		option(unix.SOL_XDP, unix.XDP_UMEM_COMPLETION_RING, "XDP_UMEM_COMPLETION_RING", directUnderWay),
 		option(unix.SOL_XDP, unix.XDP_TX_RING, "XDP_TX_RING", directRing),
 	} {
 		if err := set(d.fd); err != nil {
@@ -118,18 +122,18 @@ func (d *direct) open() (err error) {
 		uintptr(unsafe.Pointer(&at)), uintptr(unsafe.Pointer(&size)), 0); errno != 0 {
 		return os.NewSyscallError("getsockopt XDP_MMAP_OFFSETS", errno)
 	}
-	if err := d.tx.open(d.fd, unix.XDP_PGOFF_TX_RING, at.Tx, unsafe.Sizeof(unix.XDPDesc{})); err != nil {
+	if err := d.tx.open(d.fd, unix.XDP_PGOFF_TX_RING, at.Tx, directRing*unsafe.Sizeof(unix.XDPDesc{})); err != nil {
 		return err
 	}
 	d.descriptors = (*[directRing]unix.XDPDesc)(unsafe.Pointer(&d.tx.memory[at.Tx.Desc]))
-	if err := d.done.open(d.fd, unix.XDP_UMEM_PGOFF_COMPLETION_RING, at.Cr, unsafe.Sizeof(uint64(0))); err != nil {
+	if err := d.done.open(d.fd, unix.XDP_UMEM_PGOFF_COMPLETION_RING, at.Cr, directUnderWay*unsafe.Sizeof(uint64(0))); err != nil {
 		return err
 	}
 	return os.NewSyscallError("bind", unix.Bind(d.fd, &unix.SockaddrXDP{Flags: unix.XDP_COPY, Ifindex: uint32(d.device)}))
 }
 
-func (r *ring) open(fd int, offset int64, at unix.XDPRingOffset, entry uintptr) (err error) {
-	if r.memory, err = mapMemory(fd, offset, int(at.Desc)+directRing*int(entry), unix.MAP_SHARED); err != nil {
+func (r *ring) open(fd int, offset int64, at unix.XDPRingOffset, entries uintptr) (err error) {
+	if r.memory, err = mapMemory(fd, offset, int(at.Desc)+int(entries), unix.MAP_SHARED); err != nil {
 		return err
 	}
 	r.produced = (*uint32)(unsafe.Pointer(&r.memory[at.Producer]))
@@ -215,7 +219,7 @@ func (d *direct) put(header, p []byte) {
 	d.produced++
 }
 
-// wake has the kernel send what was put. What was sent before is taken note of first.
+// wake has the kernel send what was put. What has been taken is taken note of first.
 func (d *direct) wake() unix.Errno {
 	atomic.StoreUint32(d.done.consumed, atomic.LoadUint32(d.done.produced))
 	_, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(d.fd), 0, 0, unix.MSG_DONTWAIT, 0, 0)
