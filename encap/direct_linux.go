@@ -113,7 +113,7 @@ func (d *direct) open() (err error) {
 			return err
 		}
 	}
-	// How many one system call takes; 32 without it, which is before Linux 6.18.
+	// How many one system call takes. Older kernels take 32, and send asks again.
 	_ = unix.SetsockoptInt(d.fd, unix.SOL_XDP, unix.XDP_MAX_TX_SKB_BUDGET, directRing)
 
 	var at unix.XDPMmapOffsets
@@ -168,10 +168,9 @@ func (d *direct) takes(path *Path, packets int) bool {
 		path.MTU > 0 && path.MTU+len(path.Link.Header) <= frameSize
 }
 
-// send sends packets behind an Ethernet header, in order, and reports how many of them
-// it has done with, the last of which may be refused by the driver. It is not to be used
-// again after an error, which is about the packets that are left. While another sender
-// uses it, it does nothing.
+// send sends packets behind an Ethernet header, in order. It has done with the first n,
+// refused of which the driver did not take. d is not to be used again after an error,
+// which is about the packets that are left. While another sender uses it, it does nothing.
 func (d *direct) send(batch []*packet.Buffer, header []byte) (n, refused int, err error) {
 	if !d.mu.TryLock() {
 		return 0, 0, nil

@@ -84,21 +84,10 @@ func (c care) after(l load, idle time.Duration, canMerge bool) care {
 	return c
 }
 
-// followBulk takes care of many packets while they come.
-func (t *Tunnel) followBulk(ctx context.Context) {
-	if runtime.NumCPU() == 1 {
-		return
-	}
-	defer t.stopMerging()
-	var (
-		timer     = time.NewTimer(lookSeldom)
-		looked    = time.Now()
-		busy      time.Time // when there was a load that is worth care
-		last      fastpath.Stats
-		taken     care
-		canSpread = true
-		failures  int // in a row, to make a merger
-	)
+// keepLooking calls look until ctx ends: seldom, and often while look says so. between is
+// the time since the call before.
+func keepLooking(ctx context.Context, look func(now time.Time, between time.Duration) (often bool)) {
+	looked, timer := time.Now(), time.NewTimer(lookSeldom)
 	defer timer.Stop()
 	for {
 		select {
@@ -106,8 +95,32 @@ func (t *Tunnel) followBulk(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
-		stats, now := t.fastStats(), time.Now()
-		load := weighLoad(last, stats, now.Sub(looked), t.MTU())
+		now := time.Now()
+		wait := lookSeldom
+		if look(now, now.Sub(looked)) {
+			wait = lookOften
+		}
+		looked = now
+		timer.Reset(wait)
+	}
+}
+
+// followBulk takes care of many packets while they come.
+func (t *Tunnel) followBulk(ctx context.Context) {
+	if runtime.NumCPU() == 1 {
+		return
+	}
+	defer t.stopMerging()
+	var (
+		busy      time.Time // when there was a load that is worth care
+		last      fastpath.Stats
+		taken     care
+		canSpread = true
+		failures  int // in a row, to make a merger
+	)
+	keepLooking(ctx, func(now time.Time, between time.Duration) (often bool) {
+		stats := t.fastStats()
+		load := weighLoad(last, stats, between, t.MTU())
 		if load == single || load == superpackets {
 			busy = now
 		}
@@ -129,11 +142,8 @@ func (t *Tunnel) followBulk(ctx context.Context) {
 			}
 		}
 		taken = want
-		wait := lookSeldom
-		if stats.RxPackets != last.RxPackets {
-			wait = lookOften
-		}
-		last, looked = stats, now
-		timer.Reset(wait)
-	}
+		often = stats.RxPackets != last.RxPackets
+		last = stats
+		return often
+	})
 }

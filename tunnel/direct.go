@@ -43,23 +43,13 @@ func (f *flood) look(tunnels table, between time.Duration) {
 // to see them.
 func (h *Host) followFlood(ctx context.Context, socket encap.DirectSetter) {
 	var (
-		timer  = time.NewTimer(lookSeldom)
 		f      flood
-		looked = time.Now()
 		busy   time.Time // when there was a flood
 		device int       // that frames are sent to directly; 0 is none
 		reason string    // why none are, as last logged
 	)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-timer.C:
-		}
-		now := time.Now()
-		f.look(*h.table.Load(), now.Sub(looked))
-		looked = now
+	keepLooking(ctx, func(now time.Time, between time.Duration) (often bool) {
+		f.look(*h.table.Load(), between)
 		want := device
 		switch {
 		case f.rate >= bulkRate:
@@ -88,10 +78,6 @@ func (h *Host) followFlood(ctx context.Context, socket encap.DirectSetter) {
 			h.log.Debug("frames no longer go to the underlay device's driver directly: they are few")
 		}
 		device, reason = want, because
-		wait := lookSeldom
-		if f.rate > 0 || device != 0 {
-			wait = lookOften
-		}
-		timer.Reset(wait)
-	}
+		return f.rate > 0 || device != 0
+	})
 }

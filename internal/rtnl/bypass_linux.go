@@ -33,12 +33,18 @@ import (
 // and IPVS. The answer costs a few system calls and holds until the next call of
 // Follow's function.
 func SafeToBypass(device int, local, remote [4]byte) (reason string) {
-	for _, check := range []func() (string, error){
+	return objection(
 		iptablesReason,
 		func() (string, error) { return nftablesReason(device) },
 		func() (string, error) { return xfrmReason(device, local, remote) },
 		func() (string, error) { return filterReason(device) },
-	} {
+	)
+}
+
+// objection is the first reason that one of the checks has, "" if none has any. One that
+// cannot tell objects.
+func objection(checks ...func() (string, error)) (reason string) {
+	for _, check := range checks {
 		reason, err := check()
 		if err != nil {
 			return fmt.Sprintf("cannot tell: %v", permission(err))
@@ -48,6 +54,15 @@ func SafeToBypass(device int, local, remote [4]byte) (reason string) {
 		}
 	}
 	return ""
+}
+
+// underlay finds the interface of that index.
+func underlay(device int) (netlink.Link, error) {
+	l, err := netlink.LinkByIndex(device)
+	if err != nil {
+		return nil, fmt.Errorf("look up the underlay device: %w", err)
+	}
+	return l, nil
 }
 
 // iptablesReason looks for tables of legacy iptables. That they are there is all
@@ -102,9 +117,9 @@ func nftablesReason(device int) (string, error) {
 		}
 		if len(ch.devices) > 0 {
 			if ifname == "" {
-				l, err := netlink.LinkByIndex(device)
+				l, err := underlay(device)
 				if err != nil {
-					return "", fmt.Errorf("look up the underlay device: %w", err)
+					return "", err
 				}
 				ifname = l.Attrs().Name
 			}

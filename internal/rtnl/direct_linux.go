@@ -28,22 +28,18 @@ import (
 //
 // It costs a few system calls.
 func SafeToSendDirectly(device int) (reason string) {
-	for _, check := range []func(int) (string, error){deviceReason, disciplineReason, tcxReason, tapReason} {
-		reason, err := check(device)
-		if err != nil {
-			return fmt.Sprintf("cannot tell: %v", permission(err))
-		}
-		if reason != "" {
-			return reason
-		}
-	}
-	return ""
+	return objection(
+		func() (string, error) { return deviceReason(device) },
+		func() (string, error) { return disciplineReason(device) },
+		func() (string, error) { return tcxReason(device) },
+		func() (string, error) { return tapReason(device) },
+	)
 }
 
 func deviceReason(device int) (string, error) {
-	l, err := netlink.LinkByIndex(device)
+	l, err := underlay(device)
 	if err != nil {
-		return "", fmt.Errorf("look up the underlay device: %w", err)
+		return "", err
 	}
 	if l.Type() != "veth" {
 		return "the underlay device is no veth", nil

@@ -95,11 +95,7 @@ func TestAnSAIsLeftBeforeItsEnd(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode, cfg.Lifetime2 = mode, 4*time.Second
-		passive := cfg
-		passive.Passive = true
-		s := newSim(t, 1, cfg, passive)
-		s.start(s.ends[1])
-		s.start(s.ends[0])
+		s := withPassivePeer(t, 1, cfg)
 		changes := 0
 		for before := s.ends[0].Current(); changes < 5; before = s.ends[0].Current() {
 			s.run(10 * time.Millisecond)
@@ -120,11 +116,7 @@ func TestBothGatesOpenAtOnceWhereNothingIsSent(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode = mode
-		passive := cfg
-		passive.Passive = true
-		s := newSim(t, 1, cfg, passive)
-		s.start(s.ends[1])
-		s.start(s.ends[0])
+		s := withPassivePeer(t, 1, cfg)
 		s.run(400 * time.Millisecond)
 		for _, e := range s.ends {
 			if e.outbound == nil {
@@ -141,11 +133,7 @@ func TestAPeerThatForgetsEverythingDuringARekeyIsFoundOutInTime(t *testing.T) {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode, cfg.Lifetime2 = mode, 20*time.Second
 		cfg.DPDInterval, cfg.DPDRetries = 2*time.Second, 3
-		passive := cfg
-		passive.Passive = true
-		s := newSim(t, 1, cfg, passive)
-		s.start(s.ends[1])
-		s.start(s.ends[0])
+		s := withPassivePeer(t, 1, cfg)
 		s.traffic(s.ends[0])
 		s.traffic(s.ends[1])
 		s.run(5 * time.Second)

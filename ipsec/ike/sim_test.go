@@ -104,6 +104,16 @@ func newSim(t *testing.T, seed uint64, a, b Config) *sim {
 	return s
 }
 
+// withPassivePeer is a sim that has started, of which only end 0 begins anything.
+func withPassivePeer(t *testing.T, seed uint64, cfg Config) *sim {
+	passive := cfg
+	passive.Passive = true
+	s := newSim(t, seed, cfg, passive)
+	s.start(s.ends[1])
+	s.start(s.ends[0])
+	return s
+}
+
 func (s *sim) logf(format string, args ...any) {
 	if len(s.trace) < 4000 {
 		s.trace = append(s.trace, fmt.Sprintf("%8.3f ", float64(s.now.UnixMilli()-1_700_000_000_000)/1000)+fmt.Sprintf(format, args...))
@@ -407,11 +417,7 @@ func TestSimulationCloseClosesTheGateAtBothEnds(t *testing.T) {
 	eachSeed(t, func(t *testing.T, seed uint64, mode Mode) {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode = mode
-		other := cfg
-		other.Passive = true
-		s := newSim(t, seed, cfg, other)
-		s.start(s.ends[1])
-		s.start(s.ends[0])
+		s := withPassivePeer(t, seed, cfg)
 		s.run(10 * time.Second)
 		s.do(s.ends[0], s.ends[0].Close(s.now))
 		if s.ends[0].outbound != nil || len(s.ends[0].inbound) != 0 {

@@ -419,7 +419,7 @@ func (s *v2SA) step() {
 		}
 		if p.due(heard.Add(p.cfg.DPDInterval)) {
 			s.probed, s.deadAt = true, p.now.Add(time.Duration(max(1, p.cfg.DPDRetries))*p.cfg.DPDInterval)
-			if s.pending == nil && len(s.queue) == 0 { // else that is asked, and will do
+			if s.pending == nil && len(s.queue) == 0 { // a request that waits for its answer is a probe too
 				s.ping(func() {})
 			}
 		}

@@ -183,20 +183,20 @@ func (s *summary) close() {
 		for _, f := range s.failures {
 			fmt.Fprintf(s.w, "  %s\n", f.name)
 			for _, l := range f.logged {
-				fmt.Fprintf(s.w, "      %s\n", l)
+				fmt.Fprintf(s.w, "      %s\n", strings.TrimSpace(l))
 			}
 		}
 	}
 	fmt.Fprintf(s.w, "\n%d passed, %d failed, %d skipped\n", s.passed, s.failed, s.skipped)
 }
 
-var logPrefix = regexp.MustCompile(`^\s*\w+\.go:\d+: `)
+var logPrefix = regexp.MustCompile(`^\s+\w+\.go:\d+: `)
 
 // logged is the first line of each thing that a test logged, with file and line.
 func logged(lines []string) (first []string) {
 	for _, l := range lines {
 		if logPrefix.MatchString(l) {
-			first = append(first, strings.TrimSpace(l))
+			first = append(first, l)
 		}
 	}
 	return first
@@ -208,5 +208,5 @@ func reason(lines []string) string {
 	if len(l) == 0 {
 		return "no reason given"
 	}
-	return logPrefix.ReplaceAllString(l[len(l)-1], "")
+	return strings.TrimSpace(logPrefix.ReplaceAllString(l[len(l)-1], ""))
 }
