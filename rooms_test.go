@@ -31,7 +31,6 @@ var rooms = map[string][]string{
 var owners = map[string][]string{
 	"github.com/songgao/water":       {"tun"},           // the portable device
 	"github.com/vishvananda/netlink": {"internal/rtnl"}, // routes, links, addresses
-	"github.com/safchain/ethtool":    {"internal/rtnl"}, // what an interface offloads
 	"github.com/spf13/cobra":         {"cmd/ipipd"},     // flags and completion
 	// Programs, maps, tcx; which queue a packet gets; whose programs a frame meets.
 	"github.com/cilium/ebpf": {"fastpath", "tun", "internal/rtnl"},

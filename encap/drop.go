@@ -42,8 +42,6 @@ const (
 
 	// DropReceiveOverflow: the socket's receive buffer was full.
 	DropReceiveOverflow
-	// DropMergeOverflow: the queue of what the fast path received and is to put together was full.
-	DropMergeOverflow
 	// DropOuterMalformed: outer version, header length or total length is not sound.
 	DropOuterMalformed
 	// DropOuterNotIPIP: the outer protocol is not 4.
@@ -115,7 +113,6 @@ var dropNames = [NumDrops]string{
 	DropSendFailed:     "send-failed",
 
 	DropReceiveOverflow:        "receive-overflow",
-	DropMergeOverflow:          "merge-overflow",
 	DropOuterMalformed:         "outer-malformed",
 	DropOuterNotIPIP:           "outer-not-ipip",
 	DropOuterFragment:          "outer-fragment",

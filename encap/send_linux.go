@@ -184,19 +184,6 @@ func (s *sender) sendWhole(batch []*packet.Buffer) (n int, err error) {
 // kernel's routes and netfilter.
 func (s *sender) sendFrames(batch []*packet.Buffer) (n int, err error) {
 	header := &s.path.Link.Header
-	if d := s.socket.direct.Load(); d.takes(s.path, len(batch)) {
-		done, refused, failed := d.send(batch, header[:])
-		n = done - refused
-		if refused > 0 {
-			err = s.fail(unix.ENOBUFS)
-		}
-		if failed != nil {
-			s.socket.endDirect(d)
-		}
-		if batch = batch[done:]; len(batch) == 0 {
-			return n, err
-		}
-	}
 	s.whole.grow(len(batch))
 	for i, b := range batch {
 		h := &s.whole.hdrs[i].Msghdr
@@ -207,11 +194,7 @@ func (s *sender) sendFrames(batch []*packet.Buffer) (n int, err error) {
 		s.whole.set(i, b.Bytes())
 		b.Pull(len(header))
 	}
-	sent, failed := s.send(s.socket.link, s.whole.hdrs[:len(batch)], batch)
-	if failed != nil {
-		err = failed
-	}
-	return n + sent, err
+	return s.send(s.socket.link, s.whole.hdrs[:len(batch)], batch)
 }
 
 // sendCut sends packets that the kernel cuts into fragments of the first hop's

@@ -97,19 +97,6 @@ type ReceiveSetter interface {
 	SetReceive(packets bool, device int) error
 }
 
-// DirectSetter is a Socket that can give frames to an interface's driver by themselves:
-// direct transmission. It is a quarter less work, and past all that lies between a socket
-// and the driver: the queueing discipline, tc's filters, and the packet sockets by which
-// tcpdump sees what is sent. Whoever switches it on knows that there are none.
-type DirectSetter interface {
-	Socket
-	// SetDirect sends the frames of a Path.Link of that interface so, as far as they
-	// come many at a time, are of 2048 bytes at most, and are taken; the others are sent
-	// as ever, in order. 0 ends it, as does an error of the interface's: SetDirect may
-	// be called again to begin anew, but fails (EBUSY) for a moment after an end.
-	SetDirect(device int) error
-}
-
 // SocketOptions are what OpenSocket needs to know. The zero value asks for one
 // Receiver on the raw socket that hears every interface.
 type SocketOptions struct {

@@ -22,8 +22,6 @@ import (
 //	whole   sends outer packets as they are (IP_HDRINCL).
 //	cut     sends outer packets that the kernel cuts into fragments.
 //	link    sends Ethernet frames.
-//	direct  sends Ethernet frames past all that lies before the driver, while
-//	        SetDirect asks for it.
 //	packets receive from the link layer, one for each Receiver but the first;
 //	        opened when SetReceive first asks for them.
 //
@@ -33,7 +31,6 @@ type socket struct {
 	door                        *door.Door
 	raw, icmp, whole, cut, link int
 	packets                     []int
-	direct                      atomic.Pointer[direct]
 	tellsProtocol               bool // whole takes IP_PROTOCOL
 	receivers                   []Receiver
 	lookouts                    []door.Lookout // one for each of them
@@ -166,7 +163,6 @@ func (s *socket) Close() error {
 }
 
 func (s *socket) closeAll() {
-	s.endDirect(s.direct.Load())
 	for _, l := range s.lookouts {
 		_ = l.Close()
 	}

@@ -1,8 +1,7 @@
 // Package fastpath carries the plain packets of tunnels inside the Linux kernel,
 // by two eBPF programs: one on the egress of each tunnel's TUN device
 // encapsulates, one on the ingress of each underlay device decapsulates, for all
-// tunnels of the process. bpf/ipip.c is what they do. On the way from there to the TUN
-// a Merger can put TCP segments together.
+// tunnels of the process. bpf/ipip.c is what they do.
 //
 // They keep the rules of the userspace path (RFC 2003, 6040, 6864), bit for bit,
 // and leave to it whatever is not plain: fragments, IP options, packets that do
@@ -61,9 +60,6 @@ type Tunnel struct {
 	// EchoSource and EchoDestination are the inner addresses of ICMP messages that
 	// userspace wants to see, replies to its probes; zero is none.
 	EchoSource, EchoDestination [4]byte
-	// Merger is the index of the near end of a merger (FastPath.OpenMerger), which
-	// Stats.Single go through; 0 is none.
-	Merger int
 	// Send and Receive carry the packets of that direction; without them all of it
 	// takes the userspace path.
 	Send, Receive bool
@@ -74,26 +70,11 @@ type Tunnel struct {
 type Stats struct {
 	RxPackets, RxBytes uint64
 	TxPackets, TxBytes uint64
-	// Single are those of RxPackets that a Merger is for, whether they had one or not:
-	// TCP segments with data that came by themselves.
-	Single uint64
 	// TxFailed packets were lost because the kernel had no memory.
 	TxFailed uint64
 	// Heard is when the last packet of the remote came, to some milliseconds; zero
 	// is never.
 	Heard time.Time
-	// Merged is when the last superpacket of the remote came, likewise.
-	Merged time.Time
-}
-
-// Merger is a veth pair that takes packets on a thread of its own and puts the TCP
-// segments of a flow together (GRO). What is sent to the near end arrives, merged, at
-// the far one, which has to be in another network namespace.
-type Merger struct {
-	// Near and Far are the indexes of the ends, each in its namespace.
-	Near, Far int
-	// InFar calls f on a thread that is in the far end's namespace.
-	InFar func(f func() error) error
 }
 
 // Unavailable is why packets cannot be carried in the kernel.

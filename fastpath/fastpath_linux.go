@@ -25,8 +25,6 @@ var object []byte
 type objects struct {
 	Send    *ebpf.Program `ebpf:"send"`
 	Receive *ebpf.Program `ebpf:"receive"`
-	Cross   *ebpf.Program `ebpf:"cross"`
-	Merged  *ebpf.Program `ebpf:"merged"`
 
 	Paths       *ebpf.Map `ebpf:"paths"`
 	Ends        *ebpf.Map `ebpf:"ends"`
@@ -35,7 +33,7 @@ type objects struct {
 }
 
 func (o *objects) close() {
-	for _, p := range []*ebpf.Program{o.Send, o.Receive, o.Cross, o.Merged} {
+	for _, p := range []*ebpf.Program{o.Send, o.Receive} {
 		_ = p.Close()
 	}
 	for _, m := range []*ebpf.Map{o.Paths, o.Ends, o.Counts, o.Identifiers} {
@@ -68,7 +66,6 @@ type FastPath struct {
 	objects   *objects // nil when closed
 	underlays map[int]*underlay
 	links     map[*Link]bool
-	merger    []link.Link
 	slots     []uint32 // that are free again
 	taken     uint32   // slots that have ever been
 	// cpus is how many counters of each kind there are.
@@ -107,7 +104,6 @@ func (f *FastPath) Close() error {
 	for l := range f.links {
 		errs = append(errs, l.close())
 	}
-	errs = append(errs, f.closeMerger())
 	f.objects.close()
 	f.objects = nil
 	return errors.Join(errs...)
@@ -207,21 +203,17 @@ func (l *Link) Stats() (s Stats, err error) {
 	if err := l.f.objects.Counts.Lookup(l.slot, l.counts); err != nil {
 		return s, fmt.Errorf("read the counters: %w", err)
 	}
-	var heard, merged uint64
+	var heard uint64
 	for i := range l.counts {
 		c := &l.counts[i]
 		s.RxPackets += c.RxPackets
 		s.RxBytes += c.RxBytes
-		s.Single += c.Single
 		s.TxPackets += c.TxPackets
 		s.TxBytes += c.TxBytes
 		s.TxFailed += c.TxFailed
-		heard, merged = max(heard, c.Heard), max(merged, c.Merged)
+		heard = max(heard, c.Heard)
 	}
-	if s.Heard, err = onClock(heard); err != nil {
-		return s, err
-	}
-	s.Merged, err = onClock(merged)
+	s.Heard, err = onClock(heard)
 	return s, err
 }
 

@@ -17,12 +17,6 @@ func (*FastPath) Close() error { return nil }
 // Attach fails.
 func (*FastPath) Attach(Tunnel) (*Link, error) { return nil, ErrClosed }
 
-// OpenMerger fails.
-func (*FastPath) OpenMerger(Merger) error { return ErrClosed }
-
-// CloseMerger does nothing.
-func (*FastPath) CloseMerger() error { return nil }
-
 // Update fails.
 func (*Link) Update(Tunnel) error { return ErrClosed }
 

@@ -37,7 +37,6 @@ type end struct {
 	Slot                        uint32
 	EchoSource, EchoDestination [4]byte
 	Flags                       uint32
-	Merger                      uint32
 }
 
 const (
@@ -47,8 +46,7 @@ const (
 
 type counters struct {
 	RxPackets, RxBytes uint64
-	Heard, Merged      uint64
-	Single             uint64
+	Heard              uint64
 	TxPackets, TxBytes uint64
 	TxFailed           uint64
 }
@@ -78,7 +76,6 @@ func (t *Tunnel) end(slot uint32) end {
 	e := end{
 		Device: uint32(t.Device), MTU: uint32(t.MTU), Slot: slot,
 		EchoSource: t.EchoSource, EchoDestination: t.EchoDestination,
-		Merger: uint32(t.Merger),
 	}
 	if t.Receive {
 		e.Flags |= endReceive

@@ -44,23 +44,11 @@ func plainToReceive(t Tunnel, p []byte) bool {
 	}
 	switch inner.Protocol() {
 	case ipv4.ProtocolTCP:
-		return len(inner.Payload()) > 13 && !(t.ClampTCPMSS && inner.Payload()[13]&2 != 0)
+		return !t.ClampTCPMSS || len(inner.Payload()) > 13 && inner.Payload()[13]&2 == 0
 	case ipv4.ProtocolICMP:
 		return inner.Source() != t.EchoSource || inner.Destination() != t.EchoDestination
 	}
 	return true
-}
-
-// isSingle says whether an inner packet is one that a merger is for.
-func isSingle(p []byte) bool {
-	inner, err := ipv4.Parse(p)
-	if err != nil || inner.MF() || inner.FragmentOffset() != 0 {
-		return false
-	}
-	const synFinRstUrg = 0x27
-	payload := inner.Payload()
-	return inner.Protocol() == ipv4.ProtocolTCP &&
-		(len(payload) > int(payload[12]>>4)*4 || payload[13]&synFinRstUrg != 0)
 }
 
 // checkReceive runs receive and holds it against encap.
@@ -82,9 +70,6 @@ func checkReceive(l *lab, t Tunnel, p []byte) (verdict int) {
 	before.RxPackets++
 	before.RxBytes += uint64(len(in))
 	before.Heard = after.Heard
-	if isSingle(in) {
-		before.Single++
-	}
 	if before != after {
 		l.t.Fatalf("counted %+v, want %+v", after, before)
 	}
@@ -94,44 +79,6 @@ func checkReceive(l *lab, t Tunnel, p []byte) (verdict int) {
 // received makes the outer packet in which the peer sends p.
 func received(tos uint8, p []byte) []byte {
 	return inner(ipv4.Header{TOS: tos, ID: 9, Protocol: ipv4.ProtocolIPIP, Source: remote, Destination: local}, p)
-}
-
-// What goes through a merger says of which TUN it is, where the Ethernet source was.
-func TestTCPDataThatComesByItselfGoesThroughTheMerger(t *testing.T) {
-	tunnel := plainTunnel()
-	tunnel.ClampTCPMSS = false // so that SYN is not left to userspace
-	tunnel.Merger = loopback
-	l := newLab(t, tunnel)
-	data := func(flags byte) []byte { return append(tcp(flags), "data"...) }
-	const ack, psh, fin, syn, rst = 0x10, 0x08, 0x01, 0x02, 0x04
-	for _, tt := range []struct {
-		name string
-		h    ipv4.Header
-		p    []byte
-		want bool
-	}{
-		{"TCP data", ipv4.Header{Protocol: ipv4.ProtocolTCP}, data(ack), true},
-		{"the last TCP data", ipv4.Header{Protocol: ipv4.ProtocolTCP}, data(ack | psh | fin), true},
-		{"an acknowledgement", ipv4.Header{Protocol: ipv4.ProtocolTCP}, tcp(ack), false},
-		{"FIN", ipv4.Header{Protocol: ipv4.ProtocolTCP}, tcp(ack | fin), true},
-		{"RST", ipv4.Header{Protocol: ipv4.ProtocolTCP}, tcp(rst), true},
-		{"SYN", ipv4.Header{Protocol: ipv4.ProtocolTCP}, tcp(syn), true},
-		{"the first fragment of TCP data", ipv4.Header{Protocol: ipv4.ProtocolTCP, MF: true}, append(data(ack), "more"...), false},
-		{"UDP", ipv4.Header{Protocol: ipv4.ProtocolUDP}, udp(8), false},
-		{"a fragment of UDP", ipv4.Header{Protocol: ipv4.ProtocolUDP, MF: true}, udp(8), false},
-		{"a later fragment of UDP", ipv4.Header{Protocol: ipv4.ProtocolUDP, FragmentOffset: 8}, udp(8), false},
-		{"a later fragment of TCP data", ipv4.Header{Protocol: ipv4.ProtocolTCP, FragmentOffset: 8}, data(ack), false},
-		{"ICMP", ipv4.Header{Protocol: ipv4.ProtocolICMP}, make([]byte, 8), false},
-	} {
-		tt.h.Source, tt.h.Destination = innerB, innerA
-		p := received(0, inner(tt.h, tt.p))
-		if checkReceive(l, tunnel, p) != redirect {
-			t.Errorf("%s is left to userspace", tt.name)
-		}
-		if got := l.marked == uint32(tunnel.Device); got != tt.want {
-			t.Errorf("%s: through the merger %v, want %v", tt.name, got, tt.want)
-		}
-	}
 }
 
 func TestReceiveMergesECNAsUserspaceDoes(t *testing.T) {

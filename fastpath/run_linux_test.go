@@ -38,8 +38,6 @@ type lab struct {
 	t testing.TB
 	*objects
 	cpus int
-	// marked is the end of the Ethernet source of what the last program made.
-	marked uint32
 }
 
 func newLab(t testing.TB, tunnel Tunnel) *lab {
@@ -87,7 +85,6 @@ func (l *lab) run(p *ebpf.Program, in []byte) (verdict int, out []byte) {
 	if err != nil {
 		l.t.Fatalf("run on %x: %v", in, err)
 	}
-	l.marked = binary.NativeEndian.Uint32(opts.DataOut[8:])
 	return int(int32(ret)), opts.DataOut[etherLen:]
 }
 
@@ -103,7 +100,6 @@ func (l *lab) counters() (sum counters) {
 		sum.TxPackets += c.TxPackets
 		sum.TxBytes += c.TxBytes
 		sum.TxFailed += c.TxFailed
-		sum.Single += c.Single
 		sum.Heard = max(sum.Heard, c.Heard)
 	}
 	return sum

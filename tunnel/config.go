@@ -53,6 +53,9 @@ type Config struct {
 	// TunQueues is how many threads send what the host puts into the interface;
 	// 0 leaves it to the number of processors (auto).
 	TunQueues int
+	// RPS is which processors the flows that the interface receives are spread over:
+	// "all", or rps_cpus in hexadecimal; "" leaves rps_cpus as it is (off).
+	RPS string
 	// IPsec encrypts the tunnel, if it is wanted.
 	IPsec IPsec
 	// Comment is the operator's.

@@ -17,10 +17,8 @@ type fast struct {
 	link atomic.Pointer[fastpath.Link] // nil while all packets take the data path here
 	// why there is no link; "" if there is. Both are for whoever shows them.
 	why atomic.Pointer[string]
-	// set is what the link was last told, and merger the near end of the merger that
-	// it is to use, or 0. The tunnel's mu guards both.
-	set    fastpath.Tunnel
-	merger int
+	// set is what the link was last told. The tunnel's mu guards it.
+	set fastpath.Tunnel
 }
 
 // fastPath loads the programs for the first tunnel that asks.
@@ -119,7 +117,6 @@ func (t *Tunnel) fastTunnel() (fastpath.Tunnel, error) {
 		Underlay: t.underlay.Device, NextHop: next, PathMTU: route.path.MTU,
 		DSCP: route.outer.DSCP, TTL: route.outer.TTL, DontFragmentInherit: route.outer.DontFragmentInherit,
 		ClampTCPMSS: t.cfg.ClampTCPMSS,
-		Merger:      t.fast.merger,
 	}
 	if t.echo != nil {
 		f.EchoSource, f.EchoDestination = t.cfg.KeepaliveTarget.As4(), t.cfg.Addresses[0].Addr().As4()

@@ -62,7 +62,6 @@ type Host struct {
 	// kernelPath is loaded when it is first asked for.
 	kernelPath    *fastpath.FastPath
 	kernelPathErr error
-	merger        merger
 	ipsec         *ipsec.Manager // likewise
 	// sealedReceivers is how many of ESP there have been.
 	sealedReceivers atomic.Int32
@@ -122,9 +121,6 @@ func NewHost(o HostOptions) (*Host, error) {
 		h.spawn("receive", func() error { return h.inbound(receiver, sender, i, arrivedPlain) })
 	}
 	h.loops.Go(h.receiveErrors)
-	if socket, ok := h.socket.(encap.DirectSetter); ok {
-		h.loops.Go(func() { h.followFlood(ctx, socket) })
-	}
 	h.loops.Go(func() {
 		if err := h.network.Follow(ctx, h.underlayChanged); err != nil && ctx.Err() == nil {
 			h.log.Warn("changes of routes and addresses are looked for every ten seconds only", "err", err)

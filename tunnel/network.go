@@ -19,9 +19,6 @@ type Network interface {
 	// that pass that device: no netfilter rule, no IPsec policy. Else it says
 	// what does.
 	SafeToBypass(device int, local, remote [4]byte) (reason string)
-	// SafeToSendDirectly is "" if nothing has a say about frames, or is shown them,
-	// between a socket and the driver of that device. Else it says what does.
-	SafeToSendDirectly(device int) (reason string)
 	// IngressFilters is "" if nothing looks at what that device receives before
 	// the IP stack does. Else it says what does.
 	IngressFilters(device int) (reason string)
@@ -33,11 +30,8 @@ type Network interface {
 	AddressIsLocal(address netip.Addr) (bool, error)
 	// Configure gives an interface its addresses, sets it up, and routes into it.
 	Configure(ifname string, addresses, routes []netip.Prefix) error
-	// Steer has the kernel spread the flows that an interface receives over all
-	// processors, or not.
-	Steer(ifname string, on bool) error
-	// OpenMerger makes a veth pair that puts TCP segments together.
-	OpenMerger() (*rtnl.Merger, error)
+	// SetRPS sets rps_cpus of an interface, unless somebody has.
+	SetRPS(ifname, mask string) error
 	// LinkState reports whether an interface is up, and whether it has a carrier.
 	LinkState(ifname string) (up, carrier bool, err error)
 	// Reassembly counts the packets that this host has put together from
@@ -56,10 +50,6 @@ func (kernelNetwork) Resolve(r rtnl.Route, dst [4]byte) error { return rtnl.Reso
 
 func (kernelNetwork) SafeToBypass(device int, local, remote [4]byte) (reason string) {
 	return rtnl.SafeToBypass(device, local, remote)
-}
-
-func (kernelNetwork) SafeToSendDirectly(device int) (reason string) {
-	return rtnl.SafeToSendDirectly(device)
 }
 
 func (kernelNetwork) IngressFilters(device int) (reason string) { return rtnl.IngressFilters(device) }
@@ -91,9 +81,7 @@ func (kernelNetwork) Configure(ifname string, addresses, routes []netip.Prefix) 
 	return nil
 }
 
-func (kernelNetwork) Steer(ifname string, on bool) error { return rtnl.Steer(ifname, on) }
-
-func (kernelNetwork) OpenMerger() (*rtnl.Merger, error) { return rtnl.OpenMerger() }
+func (kernelNetwork) SetRPS(ifname, mask string) error { return rtnl.SetRPS(ifname, mask) }
 
 func (kernelNetwork) LinkState(ifname string) (up, carrier bool, err error) {
 	return rtnl.LinkState(ifname)

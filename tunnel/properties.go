@@ -283,4 +283,19 @@ var properties = []Property{
 			return parseNumberOr(&c.TunQueues, v, "auto", 0, 1, MaxThreads)
 		},
 	},
+	{
+		Name: "rps", Values: "`off`, `all` or a mask of processors in hexadecimal", Default: "off",
+		Help:  "processors that the flows received through the tunnel are spread over (rps_cpus of the interface); off leaves it to the kernel",
+		Words: []string{"off", "all"},
+		get: func(c *Config) string {
+			if c.RPS == "" {
+				return "off"
+			}
+			return c.RPS
+		},
+		set: func(c *Config, v string) (want string) {
+			c.RPS, want = parseRPS(v)
+			return want
+		},
+	},
 }

@@ -126,6 +126,12 @@ func TestBadValueIsOneLineWithNameValueAndWhatIsAccepted(t *testing.T) {
 		{"underlay-device", "eth0/1", "the name of an interface"},
 		{"tun-queues", "0", "auto or 1..16"},
 		{"tun-queues", "17", "auto or 1..16"},
+		{"rps", "", "off, all, or the mask of at least one processor in hexadecimal, such as 3 or ff,ffffffff"},
+		{"rps", "0", "off, all, or the mask of at least one processor in hexadecimal, such as 3 or ff,ffffffff"},
+		{"rps", "0,00000000", "off, all, or the mask of at least one processor in hexadecimal, such as 3 or ff,ffffffff"},
+		{"rps", "123456789", "off, all, or the mask of at least one processor in hexadecimal, such as 3 or ff,ffffffff"},
+		{"rps", "3,", "off, all, or the mask of at least one processor in hexadecimal, such as 3 or ff,ffffffff"},
+		{"rps", "0x3", "off, all, or the mask of at least one processor in hexadecimal, such as 3 or ff,ffffffff"},
 		{"fwmark", "", "0..4294967295, or 0x0..0xffffffff"},
 		{"fwmark", "4294967296", "0..4294967295, or 0x0..0xffffffff"},
 		{"fwmark", "-1", "0..4294967295, or 0x0..0xffffffff"},
@@ -204,6 +210,7 @@ var goodValues = map[string]map[string]string{
 	"route":             {"10.20.0.0/16": "10.20.0.0/16", "0.0.0.0/0": "0.0.0.0/0"},
 	"underlay-device":   {"eth0": "eth0", "eth0.5": "eth0.5"},
 	"tun-queues":        {"auto": "auto", "1": "1", "16": "16"},
+	"rps":               {"off": "off", "all": "all", "3": "3", "f0,00000000": "f0,00000000"},
 	"ipsec-secret":      {"hunter2": "(secret)"},
 	"ipsec-secret-file": {"/etc/ipipd/secret": "/etc/ipipd/secret"},
 	"ipsec-exchange":    {"main": "main", "ike2": "ike2", "auto": "auto"},
@@ -367,7 +374,7 @@ func TestStatusIsOneFlatObjectUnderRouterOSNames(t *testing.T) {
 	}
 	const want = `[{"name":"ipip1","comment":"","local-address":"","remote-address":"r2.example","mtu":"auto","dscp":"inherit",` +
 		`"dont-fragment":"no","clamp-tcp-mss":"yes","allow-fast-path":"yes","keepalive":"10s,10","keepalive-probe":"reflect","keepalive-target":"","ttl":"255",` +
-		`"address":["10.255.0.1/30"],"route":[],"underlay-device":"","fwmark":"0","tun-queues":"auto","ipsec-secret":"",` +
+		`"address":["10.255.0.1/30"],"route":[],"underlay-device":"","fwmark":"0","tun-queues":"auto","rps":"off","ipsec-secret":"",` +
 		`"disabled":false,"running":true,"actual-mtu":1480,"current-local-address":"","current-remote-address":"198.51.100.1",` +
 		`"keepalive-state":"up","fast-path":"active","last-heard":"2025-01-02T03:04:05Z","rx-packet":1,"rx-byte":84,"tx-packet":0,"tx-byte":0,"drops":{}}]`
 	if d := cmp.Diff(want, string(text)); d != "" {

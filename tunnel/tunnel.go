@@ -150,6 +150,11 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	if err := h.network.Configure(t.Name(), cfg.Addresses, cfg.Routes); err != nil {
 		return nil, err
 	}
+	if cfg.RPS != "" {
+		if err := h.network.SetRPS(t.Name(), cfg.RPS); err != nil {
+			t.log.Warn("rps is not set: received flows stay on the processors that they come by", "err", err)
+		}
+	}
 	if cfg.KeepaliveProbe == keepalive.FormEcho {
 		t.echo = keepalive.NewEcho(cfg.Addresses[0].Addr().As4(), cfg.KeepaliveTarget.As4())
 	}
@@ -175,9 +180,6 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 		})
 	}
 	t.loops.Go(func() { t.supervise(ctx) })
-	if cfg.fastPath() {
-		t.loops.Go(func() { t.followBulk(ctx) })
-	}
 	return t, nil
 }
 
@@ -297,9 +299,6 @@ func (t *Tunnel) Status() Status {
 	}
 	if n := t.fastStats().TxFailed; n > 0 {
 		s.Drops[encap.DropSendFailed.String()] += n
-	}
-	if n := t.host.mergeOverflows(); n > 0 {
-		s.Drops[encap.DropMergeOverflow.String()] = n
 	}
 	if n := t.host.socket.Overflows(); n > 0 {
 		s.Drops[encap.DropReceiveOverflow.String()] = n

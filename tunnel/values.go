@@ -130,3 +130,21 @@ func join(prefixes []netip.Prefix) string {
 	}
 	return strings.Join(s, ",")
 }
+
+// parseRPS reads off, all, or rps_cpus as Linux prints it: hexadecimal digits in groups
+// of up to 8 with commas between them.
+func parseRPS(v string) (rps, want string) {
+	const wanted = "off, all, or the mask of at least one processor in hexadecimal, such as 3 or ff,ffffffff"
+	switch v {
+	case "off":
+		return "", ""
+	case "all":
+		return v, ""
+	}
+	for group := range strings.SplitSeq(v, ",") {
+		if n, err := strconv.ParseUint(group, 16, 32); err != nil || len(group) > 8 || n == 0 && strings.Trim(v, "0,") == "" {
+			return "", wanted
+		}
+	}
+	return v, ""
+}

@@ -40,7 +40,7 @@ func exampleStatus(name, remote string, set ...string) tunnel.Status {
 
 var goldenSettings = []string{
 	"name", "comment", "local-address", "remote-address", "mtu", "dscp", "dont-fragment", "clamp-tcp-mss", "keepalive",
-	"keepalive-probe", "keepalive-target", "ttl", "address", "route", "underlay-device", "fwmark", "tun-queues",
+	"keepalive-probe", "keepalive-target", "ttl", "address", "route", "underlay-device", "fwmark", "tun-queues", "rps",
 }
 
 func golden(t *testing.T, want, got string) {
@@ -104,6 +104,7 @@ func TestPrintNAMEShowsEverything(t *testing.T) {
        underlay-device:
                 fwmark: 0
             tun-queues: auto
+                   rps: off
               disabled: no
                running: yes
             actual-mtu: 1480
@@ -149,6 +150,7 @@ func TestPrintJSONIsAnArray(t *testing.T) {
     "underlay-device": "",
     "fwmark": "0",
     "tun-queues": "auto",
+    "rps": "off",
     "disabled": false,
     "running": true,
     "actual-mtu": 1480,

@@ -6,14 +6,7 @@
 //   receive  on the ingress of an underlay device, for all tunnels over it: takes
 //            the outer header off and hands the packet to the TUN as received.
 //
-// and two that only pass on what receive gave to a merger, which is a veth pair whose
-// far end, in another network namespace, takes the packets on a thread of its own and
-// puts the segments of a flow together (GRO):
-//
-//   cross    on the ingress of the far end: back to the near one, as received.
-//   merged   on the ingress of the near end: to the TUN, as received.
-//
-// send and receive keep the packet as it is and let it go on (TCX_NEXT) if anything about it
+// Both keep the packet as it is and let it go on (TCX_NEXT) if anything about it
 // is not plain: it then takes the userspace path, which has every rule, drops what
 // is to be dropped, and counts that by its reason. So there is no verdict here that
 // loses a packet of a tunnel, but one: where the kernel has no memory for the last
@@ -47,14 +40,8 @@
 #define OFFSET_MASK 0x1fff
 
 #define TCP_DATA_OFFSET 12
-#define TCP_FIN 0x01
+#define TCP_FLAGS 13
 #define TCP_SYN 0x02
-#define TCP_RST 0x04
-#define TCP_URG 0x20
-
-// In a merger the second half of the Ethernet header's source says which TUN a packet
-// is for: GRO merges none whose Ethernet headers differ.
-#define MERGER_TUN 8
 
 #define ECN_MASK 3
 #define ECT1 1
@@ -116,7 +103,6 @@ struct end {
 	// The keepalive's own echo replies have these addresses; 0 is none.
 	__be32 echo_source, echo_destination;
 	__u32 flags;
-	__u32 merger; // the near end's device; 0 is none
 };
 
 #define END_RECEIVE 1	// or all goes to userspace
@@ -135,8 +121,6 @@ struct {
 struct counters {
 	__u64 rx_packets, rx_bytes;
 	__u64 heard; // when the last packet came: CLOCK_MONOTONIC in ns, to a tick
-	__u64 merged; // when the last superpacket came, likewise
-	__u64 single; // of rx_packets those that are, or would be, worth a merger
 	__u64 tx_packets, tx_bytes;
 	__u64 tx_failed; // DropSendFailed
 };
@@ -297,14 +281,13 @@ int send(struct __sk_buff *skb)
 SEC("tcx/ingress")
 int receive(struct __sk_buff *skb)
 {
-	__u32 length = skb->len - ETH_HLEN - HEADER_LEN, device, merger, slot, header, n;
+	__u32 length = skb->len - ETH_HLEN - HEADER_LEN, device, slot, header, n;
 	const __u32 at = ETH_HLEN + HEADER_LEN; // of the inner packet
 	void *data = (void *)(long)skb->data;
 	struct { struct ipv4 outer, inner; } h;
 	struct addresses key;
 	struct counters *c;
-	struct { __u8 offset, flags; } tcp;
-	__u8 inner_ecn, outer_ecn, single = 0;
+	__u8 inner_ecn, outer_ecn, tcp_flags;
 	struct end *e;
 	__u64 now;
 
@@ -321,7 +304,6 @@ int receive(struct __sk_buff *skb)
 	if (!e || !(e->flags & END_RECEIVE))
 		return TCX_NEXT;
 	device = e->device;
-	merger = e->merger;
 	slot = e->slot;
 	c = bpf_map_lookup_elem(&counts, &slot);
 	if (!c)
@@ -339,16 +321,9 @@ int receive(struct __sk_buff *skb)
 	if (length > e->mtu && !skb->gso_size) // the kernel would drop it on its way into the TUN
 		return TCX_NEXT;
 	if (!(h.inner.fragment & bpf_htons(OFFSET_MASK))) {
-		if (h.inner.protocol == PROTO_TCP) {
-			if (bpf_skb_load_bytes(skb, at + HEADER_LEN + TCP_DATA_OFFSET, &tcp, sizeof(tcp)))
+		if (h.inner.protocol == PROTO_TCP && e->flags & END_CLAMP) {
+			if (bpf_skb_load_bytes(skb, at + HEADER_LEN + TCP_FLAGS, &tcp_flags, 1) || tcp_flags & TCP_SYN)
 				return TCX_NEXT;
-			if (e->flags & END_CLAMP && tcp.flags & TCP_SYN)
-				return TCX_NEXT;
-			// All that must not overtake data takes the way that data takes.
-			// Datagrams do not: nothing puts them together, and the merger's
-			// thread would only take a processor from whoever reads them.
-			single = length > HEADER_LEN + (tcp.offset >> 4) * 4 ||
-				 tcp.flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_URG);
 		}
 		if (h.inner.protocol == PROTO_ICMP && h.inner.source == e->echo_source &&
 		    h.inner.destination == e->echo_destination)
@@ -357,8 +332,6 @@ int receive(struct __sk_buff *skb)
 	n = segments(skb, &h.inner, at, length, &header);
 	if (!n)
 		return TCX_NEXT;
-	if (skb->gso_size || h.inner.fragment & bpf_htons(FRAGMENT_MASK))
-		single = 0;
 
 	// RFC 6040, section 4.2. The inner codepoint changes where the outer one is
 	// CE, and from ECT(0) to ECT(1).
@@ -390,30 +363,6 @@ int receive(struct __sk_buff *skb)
 	now = bpf_ktime_get_coarse_ns();
 	if (c->heard != now)
 		c->heard = now;
-	if (n > 1 && c->merged != now)
-		c->merged = now;
-	c->single += single;
-	if (single && merger && !bpf_skb_store_bytes(skb, MERGER_TUN, &device, sizeof(device), 0))
-		return bpf_redirect(merger, 0);
-	return bpf_redirect(device, BPF_F_INGRESS);
-}
-
-SEC("tcx/ingress")
-int cross(struct __sk_buff *skb)
-{
-	return bpf_redirect_peer(skb->ifindex, 0);
-}
-
-SEC("tcx/ingress")
-int merged(struct __sk_buff *skb)
-{
-	__u32 device;
-
-	// From elsewhere than receive comes what the kernel says by itself on any
-	// interface, which is not IPv4.
-	if (skb->protocol != bpf_htons(ETH_P_IP) || bpf_skb_load_bytes(skb, MERGER_TUN, &device, sizeof(device)) ||
-	    bpf_skb_change_type(skb, PACKET_HOST))
-		return TCX_DROP;
 	return bpf_redirect(device, BPF_F_INGRESS);
 }
 

@@ -8,27 +8,6 @@ import (
 	"net/netip"
 )
 
-// Steer needs Linux.
-func Steer(string, bool) error { return ErrUnsupported }
-
-// Merger is Linux's.
-type Merger struct{ Near, Far int }
-
-// OpenMerger needs Linux.
-func OpenMerger() (*Merger, error) { return nil, ErrUnsupported }
-
-// InFar fails.
-func (*Merger) InFar(func() error) error { return ErrUnsupported }
-
-// Works reports that it does not.
-func (*Merger) Works() bool { return false }
-
-// Drops fails.
-func (*Merger) Drops() (uint64, error) { return 0, ErrUnsupported }
-
-// Close does nothing.
-func (*Merger) Close() error { return nil }
-
 // Lookup asks the kernel which source address it would take, and takes the MTU of
 // the interface that has it. Marks and devices are Linux's.
 func Lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
@@ -77,9 +56,6 @@ func SafeToBypass(device int, local, remote [4]byte) (reason string) {
 	return "the system is not Linux"
 }
 
-// SafeToSendDirectly is Linux's as well.
-func SafeToSendDirectly(device int) (reason string) { return "the system is not Linux" }
-
 // IngressFilters is Linux's, as is what it is about.
 func IngressFilters(device int) (reason string) { return "the system is not Linux" }
 
@@ -88,6 +64,9 @@ func AddAddress(ifname string, address netip.Prefix) error { return ErrUnsupport
 
 // AddRoute is Linux's.
 func AddRoute(ifname string, destination netip.Prefix) error { return ErrUnsupported }
+
+// SetRPS is Linux's.
+func SetRPS(ifname, mask string) error { return ErrUnsupported }
 
 // SetUp leaves the interface as it was opened.
 func SetUp(ifname string) error { return nil }
