@@ -69,7 +69,7 @@ func (b *bench) legend(w *strings.Builder, x, y int) {
 	for _, segment := range b.segment {
 		text := "bare veth"
 		if segment {
-			text = "segmenting underlay (no TSO, no GSO)"
+			text = "segmenting underlay (no TSO, no GSO; GRO at the receiver)"
 		}
 		fmt.Fprintf(w, `%s<text class="small" x="%d" y="%d">%s</text>`+"\n", mark(float64(x+5), float64(y), segment), x+15, y+4, text)
 		x += 90

@@ -48,7 +48,7 @@ func newLab(dir string) *lab {
 func (l *lab) ns(side string) string { return l.prefix + side }
 
 // up makes the two hosts. With segment, their link cuts superpackets as a NIC
-// without segmentation offload does.
+// without segmentation offload does, and has GRO, as every NIC.
 func (l *lab) up(ctx context.Context, segment bool) error {
 	l.isUp = true
 	for _, side := range sides {
@@ -72,7 +72,7 @@ func (l *lab) up(ctx context.Context, segment bool) error {
 		if !segment {
 			continue
 		}
-		if err := l.run(ctx, side, "ethtool", "-K", "veth0", "tso", "off", "gso", "off"); err != nil {
+		if err := l.run(ctx, side, "ethtool", "-K", "veth0", "tso", "off", "gso", "off", "gro", "on"); err != nil {
 			return err
 		}
 		// Older kernels and ethtools do not know this one, and have nothing to turn off.

@@ -98,7 +98,7 @@ func (b *bench) markdown(ctx context.Context) string {
 		b.rounds, int(b.duration/time.Second), strings.Join(b.versions(ctx), ", "))
 	for _, segment := range b.segment {
 		if segment {
-			w.WriteString("\n**Segmenting underlay**: no TSO and no GSO on it, so that every packet crosses by itself, as on a wire.\n\n")
+			w.WriteString("\n**Segmenting underlay**: no TSO and no GSO on it, so that every packet crosses by itself, as on a wire; the receiver has GRO, as every NIC.\n\n")
 		} else {
 			w.WriteString("\n**Bare veth**: superpackets of up to 64 KiB cross whole, which flatters the kernel's own tunnels.\n\n")
 		}

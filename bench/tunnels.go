@@ -37,6 +37,7 @@ var allTunnels = []tunnel{
 	{"openvpn", "OpenVPN, no cipher", 1500, []string{"openvpn"}, startOpenVPN},
 	{"socat", "socat, protocol 4", 1480, []string{"socat"}, startSocat(1480)},
 	{"ipipd", "ipipd", 1480, []string{"ipipd"}, startIpipd()},
+	{"ipipd-rps", "ipipd --rps all", 1480, []string{"ipipd"}, startIpipd("--rps", "all")},
 	{"ipipd-userspace", "ipipd --allow-fast-path no", 1480, []string{"ipipd"}, startIpipd(userspace...)},
 	{"ipipd-sends-fast", "ipipd, fast to userspace", 1480, []string{"ipipd"}, startIpipds(nil, userspace)},
 	{"ipipd-receives-fast", "ipipd, userspace to fast", 1480, []string{"ipipd"}, startIpipds(userspace, nil)},
