@@ -22,8 +22,9 @@ import (
 //
 // What an administrator has set up to look at, change, encrypt or drop such
 // packets must go on doing so. On the way through the IP stack that is
-//   - netfilter, set up by nftables or by legacy iptables, and
-//   - IPsec policies (XFRM).
+//   - netfilter, set up by nftables or by legacy iptables,
+//   - IPsec policies (XFRM), and
+//   - routing rules by protocol, TOS or user, which Lookup cannot ask for.
 //
 // A frame of our own meets the device's queueing discipline and the netfilter
 // hooks of devices and bridges as the kernel's frames do; tc filters on egress
@@ -38,6 +39,7 @@ func SafeToBypass(device int, local, remote [4]byte) (reason string) {
 		func() (string, error) { return nftablesReason(device) },
 		func() (string, error) { return xfrmReason(device, local, remote) },
 		func() (string, error) { return filterReason(device) },
+		rulesReason,
 	)
 }
 

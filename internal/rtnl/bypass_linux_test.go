@@ -84,6 +84,14 @@ func TestWhatAppliesToOuterPacketsIsAReasonNotToBypass(t *testing.T) {
 		{"tc: egress", []string{"tc qdisc add dev eth0 clsact", "tc filter add dev eth0 egress protocol ip u32 match u32 0 0"}, "tc has filters"},
 		{"tc: ingress", []string{"tc qdisc add dev eth0 clsact", "tc filter add dev eth0 ingress protocol ip u32 match u32 0 0"}, ""},
 		{"tc: another device", []string{"tc qdisc add dev lo clsact", "tc filter add dev lo egress protocol ip u32 match u32 0 0"}, ""},
+
+		{"rule: of protocol 4", []string{"ip rule add ipproto 4 table 100"}, "a routing rule selects by the protocol"},
+		{"rule: of another protocol", []string{"ip rule add ipproto udp table 100"}, ""},
+		{"rule: not of protocol 4", []string{"ip rule add not ipproto 4 table 100"}, ""},
+		{"rule: not of another protocol", []string{"ip rule add not ipproto udp table 100"}, "a routing rule selects by the protocol"},
+		{"rule: of a TOS", []string{"ip rule add tos 0x10 table 100"}, "a routing rule selects by TOS"},
+		{"rule: of a user", []string{"ip rule add uidrange 0-0 table 100"}, "a routing rule selects by the user"},
+		{"rule: of a source and a mark", []string{"ip rule add from 192.0.2.0/24 fwmark 7 table 100"}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ns, other := netlab.New(t), netlab.New(t)
@@ -187,6 +195,7 @@ func FuzzKernelMessages(f *testing.F) {
 		parseChain(b)
 		parseRoute(b)
 		parseNeighbour(b)
+		ruleSelector(b)
 	})
 }
 
