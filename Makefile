@@ -17,6 +17,14 @@ PLATFORMS := linux/amd64 linux/arm64 darwin/arm64
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 BENCHSTAT   := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
+GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
+
+# What fails is run once more, unless more than four fail, or there is a data race or
+# a panic; scripts/closing judges both runs. go test's own ten minutes for a package
+# are too few on a machine with other work.
+GOTEST = bin/tools/$(notdir $(GOTESTSUM)) --rerun-fails=1 --rerun-fails-max-failures=4 --rerun-fails-abort-on-data-race \
+	--format pkgname-and-test-fails --format-icons text --format-hide-empty-pkg \
+	--jsonfile bin/$@.json --post-run-command 'go run ./scripts/closing'
 
 # The version goes in through the linker, so that Go need not ask git: git refuses
 # to answer about a tree that someone else owns, and the build would fail with it.
@@ -40,18 +48,18 @@ bpf: ## compile the fast path's eBPF programs again (clang, llvm); what they are
 demo: ipipd ## two hosts in network namespaces, a tunnel between them, a packet on the wire (needs root)
 	./ipipd demo
 
-test: ## every test; installs what the tests need (root, apt), says what it skipped and why
+test: bin/tools/$(notdir $(GOTESTSUM)) ## every test; installs what the tests need (root, apt), says what it skipped and why
 	@scripts/need test
-	go run ./scripts/gotest -count=1 -run '$(RUN)' $(PKG)
+	$(GOTEST) --packages '$(PKG)' -- -count=1 -timeout 60m -run '$(RUN)'
 
-test-race: ## the tests, but for those with guests, under the race detector, which needs cgo and gcc
+test-race: bin/tools/$(notdir $(GOTESTSUM)) ## the tests, but for those with guests, under the race detector, which needs cgo and gcc
 	@scripts/need test race
 	@if ! command -v gcc >/dev/null; then echo 'skipped: the race detector needs gcc'; exit 0; fi; \
-	CGO_ENABLED=1 go run ./scripts/gotest -race -short -count=1 -run '$(RUN)' $(PKG)
+	CGO_ENABLED=1 $(GOTEST) --packages '$(PKG)' -- -race -short -count=1 -timeout 60m -run '$(RUN)'
 
-interop: ## only the tests against what was not written here: socat, the kernel's ipip, strongSwan, tshark, scapy
+interop: bin/tools/$(notdir $(GOTESTSUM)) ## only the tests against what was not written here: socat, the kernel's ipip, strongSwan, tshark, scapy
 	@scripts/need test
-	go run ./scripts/gotest -count=1 -run '$(patsubst .,Interop,$(RUN))' ./interop ./ipsec/...
+	$(GOTEST) --packages './interop ./ipsec/...' -- -count=1 -timeout 60m -run '$(patsubst .,Interop,$(RUN))'
 
 fuzz: ## each fuzz target for FUZZTIME (10s)
 	@scripts/fuzz '$(FUZZTIME)' $(PKG)
@@ -91,6 +99,7 @@ clean: ## remove what the other targets built
 bin/tools/$(notdir $(STATICCHECK)): TOOL = $(STATICCHECK)
 bin/tools/$(notdir $(GOVULNCHECK)): TOOL = $(GOVULNCHECK)
 bin/tools/$(notdir $(BENCHSTAT)): TOOL = $(BENCHSTAT)
+bin/tools/$(notdir $(GOTESTSUM)): TOOL = $(GOTESTSUM)
 bin/tools/%:
 	@mkdir -p $(@D)
 	@dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
