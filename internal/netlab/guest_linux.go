@@ -39,6 +39,7 @@ type Guest struct {
 	share   string   // the folder that the guest may write to
 	console *lockedBuffer
 	ended   chan struct{} // closed when the guest's process has ended
+	refused string        // the modules that were not loaded, and why
 
 	mu      sync.Mutex
 	next    int
@@ -56,7 +57,9 @@ type GuestOptions struct {
 	// veth; "tap" to a TAP interface that StartGuest's caller made.
 	Transport string
 	// Modules are loaded in this order, by their paths below kernel/ in the
-	// guest's modules, without ".ko".
+	// guest's modules, without ".ko". One that is not there, or refuses the
+	// machine, is only named by the error of what then does not work: a kernel
+	// may have it built in, or do without.
 	Modules []string
 }
 
@@ -144,9 +147,8 @@ func (g *Guest) boot(options GuestOptions) {
 	case <-time.After(guestBoot):
 		g.t.Skipf("user-mode Linux did not boot within %v; its last words:\n%s", guestBoot, g.console.tail())
 	}
-	for _, module := range options.Modules {
-		g.MustRun(fmt.Sprintf("insmod %s/%s/kernel/%s.ko", guestModules, g.Kernel, module))
-	}
+	g.refused = strings.TrimSpace(g.MustRun(fmt.Sprintf(`cd %s/%s/kernel
+		for module in %s; do why=$(insmod $module.ko 2>&1) || echo "$module: $why"; done`, guestModules, g.Kernel, strings.Join(options.Modules, " "))))
 	g.MustRun("ip link set lo up; cd /proc/sys/net/ipv6/conf && echo 1 >all/disable_ipv6 && echo 1 >default/disable_ipv6 || true")
 	if options.MTU != 0 {
 		g.MustRun(fmt.Sprintf("ip link set vec0 mtu %d", options.MTU))
@@ -195,7 +197,7 @@ func (g *Guest) Run(script string) (stdout string, err error) {
 			err = fmt.Errorf("exit status %d: %s", status, bytes.TrimSpace(said))
 		}
 		if err = errors.Join(err, outErr, errErr); err != nil {
-			err = fmt.Errorf("guest: %s: %w", script, err)
+			err = fmt.Errorf("guest: %s: %w%s", script, err, g.withoutModules())
 		}
 		return string(out), err
 	case <-g.ended:
@@ -203,6 +205,14 @@ func (g *Guest) Run(script string) (stdout string, err error) {
 	case <-time.After(guestCommand + 30*time.Second):
 		return "", fmt.Errorf("guest: %s: no answer; the guest's last words:\n%s", script, g.console.tail())
 	}
+}
+
+// withoutModules is what an error says of the modules that were not loaded.
+func (g *Guest) withoutModules() string {
+	if g.refused == "" {
+		return ""
+	}
+	return "\nthe guest's kernel is without these modules:\n" + g.refused
 }
 
 // MustRun is Run for a script that must succeed.

@@ -28,6 +28,36 @@ func TestGuestIsAnotherKernelOnTheWire(t *testing.T) {
 	}
 }
 
+// jitterentropy_rng refuses some processors, and a kernel need not have every module
+// of Debian's as a module.
+func TestGuestDoesWithoutAModuleThatIsNotNeeded(t *testing.T) {
+	wire, other := New(t), New(t)
+	Veth(t, wire, other, End{Name: "guest0"}, End{Name: "eth0"})
+	without := func(name string) (modules []string) {
+		for _, m := range modulesESP {
+			if m == name {
+				m = "crypto/refused"
+			}
+			modules = append(modules, m)
+		}
+		return modules
+	}
+	g := StartGuest(t, wire, "guest0", GuestOptions{Modules: without("crypto/jitterentropy_rng")})
+	if err := g.canESP(); err != nil {
+		t.Errorf("no SA without jitterentropy_rng: %v", err)
+	}
+	g.MustRun("ip tunnel add t0 mode ipip local 192.0.2.2 remote 192.0.2.1")
+	if _, err := g.Run("exit 1"); err == nil || !strings.Contains(err.Error(), "crypto/refused: ") {
+		t.Errorf("the error of what does not work does not name the module that is missing: %v", err)
+	}
+
+	g.stop()
+	g = StartGuest(t, wire, "guest0", GuestOptions{Modules: without("net/ipv4/esp4")})
+	if err := g.canESP(); err == nil || !strings.Contains(err.Error(), "crypto/refused: ") {
+		t.Errorf("a kernel without ESP is told by: %v", err)
+	}
+}
+
 func TestGuestCommandsRunSideBySideAndReportFailure(t *testing.T) {
 	wire, other := New(t), New(t)
 	Veth(t, wire, other, End{Name: "guest0"}, End{Name: "eth0"})
