@@ -12,22 +12,26 @@ import (
 
 // TestInteropStrongSwanRekeysUnderTraffic has both ends rekey every few seconds.
 func TestInteropStrongSwanRekeysUnderTraffic(t *testing.T) {
+	t.Parallel()
 	for _, c := range []peering{peerings[0], peerings[3]} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			cfg := ikeConfig(c.mode)
-			cfg.Lifetime2, cfg.Lifetime1 = 8*time.Second, 25*time.Second
+			cfg.Lifetime2, cfg.Lifetime1 = netlab.Slower(8*time.Second), netlab.Slower(25*time.Second)
+			life := func(seconds time.Duration) string { return netlab.Seconds(netlab.Slower(seconds*time.Second)) + "s" }
 			// On a busy machine strongSwan now and then does not know yet of what we
 			// answer to, and drops it. By default its SA of IKE ends before it has asked
 			// again, and it takes the one that follows for the first.
-			h, _, wire := lab(t, conf(c.version, c.phase1, "reauth_time = 0\nrekey_time = 14s\nover_time = 10s", c.phase2, "none", "rekey_time = 5s\nlife_time = 15s\nrand_time = 1s", testSecret))
+			h, _, wire := lab(t, conf(c.version, c.phase1, "reauth_time = 0\nrekey_time = "+life(14)+"\nover_time = "+life(10), c.phase2, "none",
+				"rekey_time = "+life(5)+"\nlife_time = "+life(15)+"\nrand_time = 1s", testSecret))
 			if err := h.protect(cfg); err != nil {
 				t.Fatal(err)
 			}
 			netlab.Eventually(t, "the gate is open", h.gate.Established)
-			netlab.Eventually(t, "the peer has the SA too", func() bool { return h.pings(1, 0) == 1 })
+			h.carries("the peer has the SA too")
 			spis := map[uint32]bool{}
 			sent, answered := 0, 0
-			for begin := time.Now(); time.Since(begin) < 32*time.Second; {
+			for begin := time.Now(); time.Since(begin) < netlab.Slower(32*time.Second); {
 				answered += h.pings(100, 5*time.Millisecond)
 				sent += 100
 				spis[h.gate.Status().OutboundSPI] = true
@@ -43,9 +47,11 @@ func TestInteropStrongSwanRekeysUnderTraffic(t *testing.T) {
 }
 
 func TestInteropStrongSwanWrongSecretIsNamedAndOpensNothing(t *testing.T) {
+	t.Parallel()
 	for _, c := range []peering{peerings[0], peerings[3]} {
 		for _, who := range []string{"we", "they"} {
 			t.Run(c.name+"/"+who+"-begin", func(t *testing.T) {
+				t.Parallel()
 				cfg := ikeConfig(c.mode)
 				cfg.Passive = who == "they"
 				h, s, wire := lab(t, conf(c.version, c.phase1, "", c.phase2, "none", "", "another secret"))
@@ -72,6 +78,7 @@ func TestInteropStrongSwanWrongSecretIsNamedAndOpensNothing(t *testing.T) {
 }
 
 func TestInteropStrongSwanNoCommonProposalIsNamed(t *testing.T) {
+	t.Parallel()
 	for _, c := range []peering{
 		{"IKEv1-phase1", "1", ike.Main, "aes192-sha384-modp4096", "aes128-sha1-modp1024", "", false},
 		{"IKEv1-phase2", "1", ike.Main, "aes128-sha1-modp2048", "aes192-sha384-modp1024", "", false},
@@ -79,6 +86,7 @@ func TestInteropStrongSwanNoCommonProposalIsNamed(t *testing.T) {
 		{"IKEv2-phase2", "2", ike.IKE2, "aes128-sha1-modp2048", "aes192-sha384", "", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			h, _, _ := lab(t, conf(c.version, c.phase1, "", c.phase2, "none", "", testSecret))
 			if err := h.protect(ikeConfig(c.mode)); err != nil {
 				t.Fatal(err)
@@ -95,22 +103,24 @@ func TestInteropStrongSwanNoCommonProposalIsNamed(t *testing.T) {
 // TestInteropStrongSwanRestarts: the peer loses its memory, and the tunnel is
 // there again without anybody doing anything.
 func TestInteropStrongSwanRestarts(t *testing.T) {
+	t.Parallel()
 	for _, c := range []peering{peerings[0], peerings[3]} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			h, s, wire := lab(t, conf(c.version, c.phase1, "", c.phase2, "none", "", testSecret))
 			cfg := ikeConfig(c.mode) // DPD after 2 s, three times
 			if err := h.protect(cfg); err != nil {
 				t.Fatal(err)
 			}
 			netlab.Eventually(t, "the gate is open", h.gate.Established)
-			netlab.Eventually(t, "the peer has the SA too", func() bool { return h.pings(1, 0) == 1 })
+			h.carries("the peer has the SA too")
 			s.Die()
 			s.Charon()
 			for range 30 {
 				h.send(h.ping(1, 100))
 				time.Sleep(20 * time.Millisecond)
 			}
-			netlab.Eventually(t, "the tunnel is there again", func() bool { return h.pings(1, 0) == 1 })
+			h.carries("the tunnel is there again")
 			nothingPlain(t, wire())
 		})
 	}
@@ -119,8 +129,10 @@ func TestInteropStrongSwanRestarts(t *testing.T) {
 // TestInteropStrongSwanBothBeginAtOnce, as two routers do that have just been
 // configured alike.
 func TestInteropStrongSwanBothBeginAtOnce(t *testing.T) {
+	t.Parallel()
 	for _, c := range []peering{peerings[0], peerings[3]} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			h, s, wire := lab(t, conf(c.version, c.phase1, "", c.phase2, "none", "", testSecret))
 			done := make(chan string)
 			go func() { done <- s.Swanctl("--initiate --child ipip --timeout 20") }()
@@ -130,7 +142,7 @@ func TestInteropStrongSwanBothBeginAtOnce(t *testing.T) {
 			}
 			<-done
 			netlab.Eventually(t, "the gate is open", h.gate.Established)
-			netlab.Eventually(t, "the peer has the SA too", func() bool { return h.pings(1, 0) == 1 })
+			h.carries("the peer has the SA too")
 			for range 4 { // in which the one that is too many may go
 				if got := h.pings(100, 5*time.Millisecond); got != 100 {
 					t.Errorf("%d of 100 pings answered", got)
@@ -145,8 +157,10 @@ func TestInteropStrongSwanBothBeginAtOnce(t *testing.T) {
 // TestInteropStrongSwanThroughANAT: we are behind a NAT that gives every UDP port
 // another number, and takes no ESP.
 func TestInteropStrongSwanThroughANAT(t *testing.T) {
+	t.Parallel()
 	for _, c := range []peering{peerings[0], peerings[3]} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			ours, nat, wire := netlab.New(t), netlab.New(t), netlab.New(t)
 			netlab.Veth(t, ours, nat, netlab.End{Name: "u0", Address: "10.0.0.2/24"}, netlab.End{Name: "in0", Address: "10.0.0.1/24"})
 			netlab.Veth(t, nat, wire, netlab.End{Name: "out0", Address: "192.0.2.1/24"}, netlab.End{Name: "guest0"})
@@ -171,7 +185,7 @@ func TestInteropStrongSwanThroughANAT(t *testing.T) {
 			if !h.gate.Status().UDP {
 				t.Fatal("not in UDP")
 			}
-			netlab.Eventually(t, "the peer has the SA too", func() bool { return h.pings(1, 0) == 1 })
+			h.carries("the peer has the SA too")
 			if got := h.pings(100, 2*time.Millisecond); got != 100 {
 				t.Errorf("%d of 100 pings answered", got)
 			}

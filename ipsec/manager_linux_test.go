@@ -25,6 +25,8 @@ var (
 	inside   = netip.MustParseAddr("10.0.0.2")
 )
 
+func TestMain(m *testing.M) { netlab.Main(m, 2) }
+
 // host is one end: a Manager in a namespace, what it opened, and its log.
 type host struct {
 	t       *testing.T
@@ -36,6 +38,7 @@ type host struct {
 	raw     int // IPPROTO_RAW
 	opened  chan []byte
 	count   atomic.Int64
+	pinged  uint16 // the sequence number of the next ping
 	log     lockedBuffer
 }
 
@@ -136,6 +139,7 @@ func (h *host) message() []byte {
 
 // flow is a packet that a host sends over and over.
 type flow struct {
+	shut    atomic.Int64 // refused before the first was sealed
 	sealed  atomic.Int64
 	refused atomic.Int64 // since the first was sealed
 	stalled atomic.Int64 // nanoseconds: the longest time between two
@@ -158,6 +162,8 @@ func (h *host) sendAll(p []byte) *flow {
 					f.sealed.Add(1)
 				} else if f.sealed.Load() != 0 {
 					f.refused.Add(1)
+				} else {
+					f.shut.Add(1)
 				}
 			}
 		}
@@ -228,23 +234,25 @@ func TestNothingPlainIsEverOnTheWire(t *testing.T) {
 	if testing.Short() {
 		t.Skip("its SAs live for seconds: under the race detector a busy machine outlives them; see the run without -short")
 	}
+	t.Parallel()
 	for _, mode := range testModes {
 		for _, udp := range []bool{false, true} {
 			t.Run(mode.String()+map[bool]string{true: "-nat"}[udp], func(t *testing.T) {
+				t.Parallel()
 				nsA, nsB := netlab.New(t), netlab.New(t)
 				netlab.Veth(t, nsA, nsB, netlab.End{Name: "u0", Address: "192.0.2.1/24"}, netlab.End{Name: "u0", Address: "192.0.2.2/24"})
 				a, b := newHost(t, nsA, addressA, addressB), newHost(t, nsB, addressB, addressA)
 				wire := capture(t, nsA)
 				cfg := ikeConfig(mode)
 				cfg.ForceUDP = udp
-				cfg.Lifetime2 = 4 * time.Second
-				cfg.Lifetime1 = 6 * time.Second
+				cfg.Lifetime2 = netlab.Slower(8 * time.Second)
+				cfg.Lifetime1 = netlab.Slower(12 * time.Second)
 				if err := a.protect(cfg); err != nil {
 					t.Fatal(err)
 				}
 				message := a.message()
 				fromA := a.sendAll(message)
-				time.Sleep(300 * time.Millisecond)
+				netlab.Eventually(t, "a hundred packets have been tried", func() bool { return fromA.shut.Load() >= 100 })
 				if a.gate.Established() || fromA.sealed.Load() != 0 {
 					t.Fatal("the gate is open before there is an SA")
 				}
@@ -285,7 +293,7 @@ func TestNothingPlainIsEverOnTheWire(t *testing.T) {
 					if sealed == 0 || opened != sealed {
 						t.Errorf("%s: %d sealed, %d opened", way.name, sealed, opened)
 					}
-					// A rekey has 0.8 s here. A machine that stands still for longer lets an
+					// A rekey has 1.6 s here. A machine that stands still for longer lets an
 					// SA expire, and shows nothing of this.
 					if stalled := time.Duration(way.from.stalled.Load()); refused != 0 && stalled < 300*time.Millisecond {
 						t.Errorf("%s: %d refused by a gate that had been open", way.name, refused)

@@ -1,28 +1,12 @@
 package conformance
 
 import (
-	"flag"
-	"fmt"
-	"os"
-	"runtime"
 	"testing"
 
 	"ipipd/internal/netlab"
 )
 
-// TestMain runs more tests at once than there are processors, unless told how
-// many: they wait more than they work.
-func TestMain(m *testing.M) {
-	flag.Parse()
-	told := false
-	flag.Visit(func(f *flag.Flag) { told = told || f.Name == "test.parallel" })
-	if !told {
-		if err := flag.Set("test.parallel", fmt.Sprint(4*runtime.GOMAXPROCS(0))); err != nil {
-			panic(err)
-		}
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { netlab.Main(m, 4) }
 
 // Two hosts on one wire, and a tunnel between them:
 //
@@ -75,5 +59,5 @@ func upB(t *testing.T, b *netlab.NS, more ...string) *netlab.Daemon {
 // ping has to succeed.
 func ping(t *testing.T, from *netlab.NS, args ...string) string {
 	t.Helper()
-	return from.Run("ping", append([]string{"-c", "1", "-W", "5"}, args...)...)
+	return from.Run("ping", append([]string{"-c", "1", "-W", netlab.Seconds(netlab.Patience())}, args...)...)
 }

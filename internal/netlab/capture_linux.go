@@ -14,10 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// captureWait is how long Await waits for a packet that does not come: long,
-// because it is the slowest machine that decides.
-const captureWait = 20 * time.Second
-
 // Frame is one IPv4 packet as it crossed an interface, without link header.
 //
 // It may be larger than the interface's MTU where the sender left segmentation
@@ -181,7 +177,7 @@ func (r *Recorder) Await(checks ...Check) Frame {
 // AwaitN waits for n packets that checks hold for, and returns the first n.
 func (r *Recorder) AwaitN(n int, checks ...Check) []Frame {
 	r.t.Helper()
-	deadline := time.After(captureWait)
+	deadline := time.After(Patience())
 	var matching []Frame
 	for seen := 0; ; {
 		r.mu.Lock()
@@ -199,7 +195,7 @@ func (r *Recorder) AwaitN(n int, checks ...Check) []Frame {
 		select {
 		case <-more:
 		case <-deadline:
-			r.t.Fatalf("%d of %d packets as wanted came within %v. All that came:%s", len(matching), n, captureWait, r.describe(checks))
+			r.t.Fatalf("%d of %d packets as wanted came within %v. All that came:%s", len(matching), n, Patience(), r.describe(checks))
 		}
 	}
 }

@@ -17,9 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is how long a test waits for what has to come, on however slow a machine.
-const patience = 30 * time.Second
-
 // built is ipipd, built once for all the tests of a process, as it is shipped.
 // The file has no name any more, and goes when the process goes.
 var built = sync.OnceValues(func() (string, error) {
@@ -142,7 +139,7 @@ func (d *Daemon) end(signal os.Signal) {
 	_ = d.cmd.Process.Signal(signal)
 	select {
 	case <-d.exited:
-	case <-time.After(patience):
+	case <-time.After(Patience()):
 		_ = d.cmd.Process.Kill()
 		<-d.exited
 		d.t.Errorf("ipipd did not end on %v", signal)
@@ -165,7 +162,7 @@ func (d *Daemon) Wait() int {
 	d.t.Helper()
 	select {
 	case <-d.exited:
-	case <-time.After(patience):
+	case <-time.After(Patience()):
 		d.t.Fatalf("ipipd did not end by itself:\n%s", d.Log())
 	}
 	return d.cmd.ProcessState.ExitCode()
@@ -203,7 +200,7 @@ func (d *Daemon) Run(args ...string) (output string, err error) {
 func (d *Daemon) Status() Status {
 	d.t.Helper()
 	out, err := d.Run("print", d.name, "--json")
-	for end := time.Now().Add(patience); err != nil && strings.Contains(out, "does not answer within") && time.Now().Before(end); {
+	for end := time.Now().Add(Patience()); err != nil && strings.Contains(out, "does not answer within") && time.Now().Before(end); {
 		out, err = d.Run("print", d.name, "--json")
 	}
 	if err != nil {
@@ -228,13 +225,13 @@ func Eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	if !ComesTrue(condition) {
 		_, file, line, _ := runtime.Caller(1)
-		t.Fatalf("%s:%d: it did not come true within %v that %s", filepath.Base(file), line, patience, what)
+		t.Fatalf("%s:%d: it did not come true within %v that %s", filepath.Base(file), line, Patience(), what)
 	}
 }
 
 // ComesTrue is Eventually for a test that says itself what is missing.
 func ComesTrue(condition func() bool) bool {
-	for end := time.Now().Add(patience); !condition(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(Patience()); !condition(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			return false
 		}

@@ -69,12 +69,14 @@ var ModulesIPIP = []string{"net/ipv4/tunnel4", "net/ipv4/ip_tunnel", "net/ipv4/i
 const (
 	guestBinary  = "linux.uml"
 	guestModules = "/usr/lib/uml/modules"
-	// guestBoot bounds how long a boot may take; it takes about two seconds.
-	guestBoot = 90 * time.Second
-	// guestCommand bounds a command of Run.
-	guestCommand = 120 * time.Second
 	guestMemory  = 256 << 20
 )
+
+// guestBoot bounds how long a boot may take; it takes about two seconds.
+func guestBoot() time.Duration { return 3 * Patience() }
+
+// guestCommand bounds a command of Run.
+func guestCommand() time.Duration { return 4 * Patience() }
 
 //go:embed guest_init.sh
 var guestInit []byte
@@ -119,7 +121,7 @@ func StartGuest(t testing.TB, ns *NS, ifname string, options GuestOptions) *Gues
 		fmt.Sprintf("vec0:transport=%s,ifname=%s,depth=128", options.Transport, ifname))
 	g.cmd.ExtraFiles = []*os.File{guestLine} // descriptor 3
 	g.cmd.Stdout, g.cmd.Stderr = g.console, g.console
-	g.cmd.WaitDelay = 5 * time.Second
+	g.cmd.WaitDelay = Patience()
 	// A group of its own, because it makes a process for each of its own.
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	g.cmd.Env = append(os.Environ(), memoryDir(dir)...)
@@ -144,8 +146,8 @@ func (g *Guest) boot(options GuestOptions) {
 	case g.Kernel = <-ready:
 	case <-g.ended:
 		g.t.Skipf("user-mode Linux does not boot here; its last words:\n%s", g.console.tail())
-	case <-time.After(guestBoot):
-		g.t.Skipf("user-mode Linux did not boot within %v; its last words:\n%s", guestBoot, g.console.tail())
+	case <-time.After(guestBoot()):
+		g.t.Skipf("user-mode Linux did not boot within %v; its last words:\n%s", guestBoot(), g.console.tail())
 	}
 	g.refused = strings.TrimSpace(g.MustRun(fmt.Sprintf(`cd %s/%s/kernel
 		for module in %s; do why=$(insmod $module.ko 2>&1) || echo "$module: $why"; done`, guestModules, g.Kernel, strings.Join(options.Modules, " "))))
@@ -171,7 +173,7 @@ func (g *Guest) stop() {
 
 // Run runs a shell script in the guest and returns what it wrote to its standard
 // output. The error of one that failed has its exit status and what it wrote to
-// its standard error. What takes longer than two minutes is killed (status 124).
+// its standard error. What takes longer than guestCommand is killed (status 124).
 // Several goroutines may call Run; the commands run side by side. A process that
 // is to outlive the script must leave its outputs: cmd >/dev/null 2>&1 &
 func (g *Guest) Run(script string) (stdout string, err error) {
@@ -186,7 +188,7 @@ func (g *Guest) Run(script string) (stdout string, err error) {
 	if err := os.WriteFile(file+".sh", []byte(script+"\n"), 0o644); err != nil {
 		return "", fmt.Errorf("guest: %w", err)
 	}
-	if _, err := fmt.Fprintf(g.line, "%d %.0f\n", id, guestCommand.Seconds()); err != nil {
+	if _, err := fmt.Fprintf(g.line, "%d %.0f\n", id, guestCommand().Seconds()); err != nil {
 		return "", fmt.Errorf("guest: %w", err)
 	}
 	select {
@@ -202,7 +204,7 @@ func (g *Guest) Run(script string) (stdout string, err error) {
 		return string(out), err
 	case <-g.ended:
 		return "", fmt.Errorf("guest: %s: the guest has ended; its last words:\n%s", script, g.console.tail())
-	case <-time.After(guestCommand + 30*time.Second):
+	case <-time.After(guestCommand() + Patience()):
 		return "", fmt.Errorf("guest: %s: no answer; the guest's last words:\n%s", script, g.console.tail())
 	}
 }

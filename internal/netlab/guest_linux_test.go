@@ -16,14 +16,14 @@ func TestGuestIsAnotherKernelOnTheWire(t *testing.T) {
 	if out := g.MustRun("uname -r; cat /proc/modules"); !strings.HasPrefix(out, g.Kernel) || !strings.Contains(out, "ipip") {
 		t.Errorf("kernel %q says:\n%s", g.Kernel, out)
 	}
-	host.Run("ping", "-c", "2", "-i", "0.2", "-W", "5", "192.0.2.2")
-	g.MustRun("ping -c 2 -i 0.2 -W 5 -s 1472 -M do 192.0.2.1")
+	host.Run("ping", "-c", "2", "-i", "0.2", "-W", Seconds(Patience()), "192.0.2.2")
+	g.MustRun("ping -c 2 -i 0.2 -W " + Seconds(Patience()) + " -s 1472 -M do 192.0.2.1")
 
 	// As a test process that is killed does.
 	g.line.Close()
 	select {
 	case <-g.ended:
-	case <-time.After(30 * time.Second):
+	case <-time.After(Patience()):
 		t.Error("the guest goes on without its host")
 	}
 }
@@ -66,7 +66,7 @@ func TestGuestCommandsRunSideBySideAndReportFailure(t *testing.T) {
 	var all sync.WaitGroup
 	for range 5 {
 		all.Go(func() {
-			out, err := g.Run("sleep 1; seq 1 4000")
+			out, err := g.Run("mkdir -p /tmp/side; touch /tmp/side/$$; until [ $(ls /tmp/side | wc -l) = 5 ]; do sleep 0.02; done; seq 1 4000")
 			if err != nil || !strings.HasSuffix(out, "\n3999\n4000\n") {
 				t.Errorf("%d bytes of output, error %v", len(out), err)
 			}
@@ -79,10 +79,5 @@ func TestGuestCommandsRunSideBySideAndReportFailure(t *testing.T) {
 	pid := g.cmd.Process.Pid
 	g.stop()
 	// Killed processes are gone when their parent has taken note of it.
-	for deadline := time.Now().Add(20 * time.Second); syscall.Kill(-pid, 0) != syscall.ESRCH; {
-		if time.Now().After(deadline) {
-			t.Fatal("processes of the guest are left")
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	Eventually(t, "no process of the guest is left", func() bool { return syscall.Kill(-pid, 0) == syscall.ESRCH })
 }

@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -176,12 +175,8 @@ func Veth(t testing.TB, a, b *NS, endA, endB End) {
 	// The kernel sees to a carrier that came on a moment later. Until then it
 	// throws away what is sent, without an error.
 	for _, x := range ends {
-		deadline := time.Now().Add(10 * time.Second)
-		for !strings.Contains(x.ns.Run("ip", "link", "show", "dev", x.Name), "state UP") {
-			if time.Now().After(deadline) {
-				t.Fatalf("%s does not come up", x.Name)
-			}
-			time.Sleep(time.Millisecond)
-		}
+		Eventually(t, x.Name+" is up", func() bool {
+			return strings.Contains(x.ns.Run("ip", "link", "show", "dev", x.Name), "state UP")
+		})
 	}
 }

@@ -87,14 +87,15 @@ func (s *StrongSwan) Charon() {
 	// them, of which wrong public values of ecp256 come.
 	s.MustRun(`export STRONGSWAN_CONF=/tmp/strongswan.conf
 OPENSSL_ia32cap=0:0 /usr/lib/ipsec/charon >/tmp/charon.out 2>&1 &
-for i in $(seq 100); do swanctl --stats >/dev/null 2>&1 && break; sleep 0.1; done
+until swanctl --stats >/dev/null 2>&1; do kill -0 $! || exit; sleep 0.1; done
 swanctl --load-all --file /tmp/swanctl.conf`)
 }
 
 // Die ends the daemon and its SAs as a crash of the host would: the peer is not told.
 func (s *StrongSwan) Die() {
 	s.t.Helper()
-	s.MustRun("kill -9 $(cat /run/charon.pid); ip xfrm state flush; ip xfrm policy flush; rm -f /run/charon.pid /run/charon.vici; sleep 1")
+	s.MustRun(`pid=$(cat /run/charon.pid); kill -9 $pid; while grep -sq '^State:.[^Z]' /proc/$pid/status; do sleep 0.02; done
+ip xfrm state flush; ip xfrm policy flush; rm -f /run/charon.pid /run/charon.vici`)
 }
 
 // Swanctl runs swanctl and returns its output.
