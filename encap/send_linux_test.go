@@ -292,12 +292,10 @@ func TestErrorsAboutIPIPAreRead(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		for range 10 { // until the answer is there
-			if _, err := c.Write([]byte("x")); errors.Is(err, unix.ECONNREFUSED) {
-				break
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
+		netlab.Eventually(t, "the answer is there", func() bool {
+			_, err := c.Write([]byte("x"))
+			return errors.Is(err, unix.ECONNREFUSED)
+		})
 	})
 	_ = b // nobody listens for protocol 4 there
 	mustWrite(t, s.NewSender(), pathA, outerPacket(pathA, 100, 1))

@@ -69,7 +69,7 @@ func outerPacket(path *Path, n int, id uint16) *packet.Buffer {
 }
 
 // patience is how long a test waits for what must happen.
-const patience = 10 * time.Second
+var patience = netlab.Patience()
 
 // read reads n packets.
 func read(t testing.TB, r Receiver, n, size int) []*packet.Buffer {

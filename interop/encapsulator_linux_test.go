@@ -27,7 +27,7 @@ import (
 //	eth0 ingress, protocol 4 → outer header off → t0 ingress
 func kernelEncapsulator(t *testing.T, ns *netlab.NS) {
 	t.Helper()
-	ns.Run("ping", "-n", "-c", "1", "-w", "10", ourOuter)
+	ns.Run("ping", "-n", "-c", "1", "-w", netlab.Seconds(netlab.Patience()), ourOuter)
 	remoteMAC := neighbour(t, ns, ourOuter)
 	// Nothing ever reaches unused: t0's program takes it all.
 	netlab.Veth(t, ns, ns, netlab.End{Name: "t0", Address: peerInner + "/30", MTU: innerMTU}, netlab.End{Name: "unused"})
@@ -200,6 +200,7 @@ func htons(v uint16) uint16 { return v>>8 | v<<8 }
 // What the peer's stack left undone must be done before our stack gets it:
 // otherwise TCP from there stands still (0 Gb/s).
 func TestInteropUnfinishedSegmentsOfAPeerOnTheSameMachine(t *testing.T) {
+	t.Parallel()
 	ours, peer := netlab.New(t), netlab.New(t)
 	netlab.Veth(t, ours, peer, netlab.End{Name: "eth0", Address: ourOuter + "/24"}, netlab.End{Name: "eth0", Address: peerOuter + "/24"})
 	kernelEncapsulator(t, peer)
@@ -240,7 +241,7 @@ func datagram(t *testing.T, from, to *netlab.NS, address string) {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 64)
-	_ = server.SetReadDeadline(time.Now().Add(30 * time.Second))
+	_ = server.SetReadDeadline(time.Now().Add(netlab.Patience()))
 	if n, _, err := server.ReadFrom(buf); err != nil || string(buf[:n]) != "a datagram" {
 		t.Errorf("received %q: %v", buf[:n], err)
 	}

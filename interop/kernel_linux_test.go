@@ -4,12 +4,14 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"ipipd/internal/ipv4"
 	"ipipd/internal/netlab"
 )
 
 func TestInteropLinuxPingsOfEverySizeBothWays(t *testing.T) {
+	t.Parallel()
 	l := newKernelLab(t)
 	wire := l.record(t)
 	d := up(t, l.ours)
@@ -31,6 +33,7 @@ func TestInteropLinuxPingsOfEverySizeBothWays(t *testing.T) {
 }
 
 func TestInteropLinuxBulkTCPBothWays(t *testing.T) {
+	t.Parallel()
 	l := newKernelLab(t)
 	up(t, l.ours)
 	l.tunnel(t, "")
@@ -50,6 +53,7 @@ func TestInteropLinuxBulkTCPBothWays(t *testing.T) {
 // With the fast path the kernel sends superpackets, as its own tunnels do. On a veth
 // nobody cuts them, and the guest's driver takes none: this wire segments.
 func TestInteropLinuxFastPathBulkTCPBothWays(t *testing.T) {
+	t.Parallel()
 	l := newKernelLab(t)
 	netlab.Segment(l.ours, "eth0")
 	d := up(t, l.ours, "--allow-fast-path", "yes")
@@ -67,6 +71,7 @@ func TestInteropLinuxFastPathBulkTCPBothWays(t *testing.T) {
 // Without a veth and its segmentation between, the guest's kernel and ours hand
 // each other what they have made.
 func TestInteropLinuxBulkTCPOverTAP(t *testing.T) {
+	t.Parallel()
 	l := newTapLab(t)
 	up(t, l.ours)
 	l.tunnel(t, "")
@@ -78,6 +83,7 @@ func TestInteropLinuxBulkTCPOverTAP(t *testing.T) {
 }
 
 func TestInteropLinuxOuterTTL(t *testing.T) {
+	t.Parallel()
 	l := newKernelLab(t)
 	tests := []struct {
 		kernel     string // how the guest makes its outer TTL
@@ -108,6 +114,7 @@ func TestInteropLinuxOuterTTL(t *testing.T) {
 }
 
 func TestInteropLinuxOuterTOS(t *testing.T) {
+	t.Parallel()
 	l := newKernelLab(t)
 	tests := []struct {
 		kernel     string // how the guest makes its outer TOS
@@ -140,6 +147,7 @@ func TestInteropLinuxOuterTOS(t *testing.T) {
 // Linux sets the outer DF with pmtudisc, its default, and copies the inner one
 // without. Ours is 0 by default, or the inner one.
 func TestInteropLinuxDontFragment(t *testing.T) {
+	t.Parallel()
 	l := newKernelLab(t)
 	tests := []struct {
 		kernel     string
@@ -173,6 +181,7 @@ func TestInteropLinuxDontFragment(t *testing.T) {
 // An inner MTU above the underlay's has each end cut outer packets, and the other
 // put them together.
 func TestInteropLinuxOuterFragmentsBothWays(t *testing.T) {
+	t.Parallel()
 	l := newKernelLab(t)
 	l.tunnel(t, "ttl inherit nopmtudisc")
 	l.guest.MustRun("ip link set t0 mtu 9000")
@@ -203,8 +212,11 @@ func TestInteropLinuxOuterFragmentsBothWays(t *testing.T) {
 // to learn what fits and tell its inner senders. TCP that gets stuck in a black
 // hole, in either direction, fails.
 func TestInteropLinuxPathNarrowerThanTheLink(t *testing.T) {
+	t.Parallel()
+	second := netlab.Seconds(netlab.Slower(time.Second)) // in which no answer comes that comes at all
 	for _, dontFragment := range []string{"no", "inherit"} {
 		t.Run("ours "+dontFragment, func(t *testing.T) {
+			t.Parallel()
 			l := newNarrowLab(t)
 			l.tunnel(t, "ttl 64 pmtudisc")
 			wire := l.record(t)
@@ -214,7 +226,10 @@ func TestInteropLinuxPathNarrowerThanTheLink(t *testing.T) {
 			bulk(t, ours, l.guest.Run, peerInner, true)
 			// The kernel's end loses two packets that are too large before its
 			// inner sender knows; these are the ones.
-			_, _ = l.guest.Run("ping -n -c 5 -i 0.2 -W 1 -s 8000 -M dont " + ourInner)
+			netlab.Eventually(t, "the guest's inner sender knows what fits", func() bool {
+				_, err := l.guest.Run(fmt.Sprintf("ping -n -c 1 -W %s -s %d -M dont %s", second, manyFrags, ourInner))
+				return err == nil
+			})
 			ping(t, ours, peerInner, manyFrags, "-M dont")
 			ping(t, l.guest.Run, ourInner, manyFrags, "-M dont")
 			if dontFragment == "no" {
@@ -222,7 +237,7 @@ func TestInteropLinuxPathNarrowerThanTheLink(t *testing.T) {
 			}
 			const fits = narrowMTU - 20 - 28
 			netlab.Eventually(t, "an inner sender is told what fits", func() bool {
-				out, err := ours(fmt.Sprintf("ping -n -c 1 -W 1 -M do -s %d %s", fits+1, peerInner))
+				out, err := ours(fmt.Sprintf("ping -n -c 1 -W %s -M do -s %d %s", second, fits+1, peerInner))
 				return err != nil && strings.Contains(out, fmt.Sprintf("mtu = %d", narrowMTU-20)) || strings.Contains(out, fmt.Sprintf("mtu=%d", narrowMTU-20))
 			})
 			wire.Await(netlab.ICMP(3, 4), netlab.Destination(ourOuter))
@@ -235,6 +250,7 @@ func TestInteropLinuxPathNarrowerThanTheLink(t *testing.T) {
 }
 
 func TestInteropLinuxEchoKeepaliveFollowsThePeer(t *testing.T) {
+	t.Parallel()
 	l := newKernelLab(t)
 	l.tunnel(t, "")
 	wire := l.record(t)
@@ -256,6 +272,7 @@ func TestInteropLinuxEchoKeepaliveFollowsThePeer(t *testing.T) {
 // A Linux router takes a reflect probe for a packet with a forged source, its own
 // address, and drops it, unless it is told not to.
 func TestInteropLinuxAnswersReflectProbesOnlyIfTold(t *testing.T) {
+	t.Parallel()
 	l := newKernelLab(t)
 	l.tunnel(t, "")
 	probe := sent(netlab.TotalLen(40), netlab.Inner(netlab.Source(peerOuter), netlab.Destination(ourOuter), netlab.Protocol(ipv4.ProtocolIPIP)))

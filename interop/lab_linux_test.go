@@ -16,17 +16,21 @@ import (
 
 // The outer and inner addresses of the two ends, in every test.
 const (
-	ourOuter     = "192.0.2.1"
-	peerOuter    = "192.0.2.2"
-	ourInner     = "10.255.0.1"
-	peerInner    = "10.255.0.2"
-	narrowMTU    = 1400 // of the narrow link of newNarrowLab
-	innerMTU     = 1480 // of a tunnel over a wire of 1500
-	fullSize     = innerMTU - 28
-	manyFrags    = 8000 // bytes of a ping that must be cut into several packets
-	bulkBytes    = 32 << 20
-	bulkPatience = 100 * time.Second
+	ourOuter  = "192.0.2.1"
+	peerOuter = "192.0.2.2"
+	ourInner  = "10.255.0.1"
+	peerInner = "10.255.0.2"
+	narrowMTU = 1400 // of the narrow link of newNarrowLab
+	innerMTU  = 1480 // of a tunnel over a wire of 1500
+	fullSize  = innerMTU - 28
+	manyFrags = 8000 // bytes of a ping that must be cut into several packets
+	bulkBytes = 32 << 20
 )
+
+// bulkPatience is how long a transfer may take.
+func bulkPatience() time.Duration { return 2 * netlab.Patience() }
+
+func TestMain(m *testing.M) { netlab.Main(m, 2) }
 
 // shell runs a shell script at one end of the tunnel and returns its standard
 // output: in a namespace or in a guest.
@@ -34,7 +38,7 @@ type shell func(script string) (stdout string, err error)
 
 func inNamespace(ns *netlab.NS) shell {
 	return func(script string) (string, error) {
-		out, err := ns.Try("timeout", "120", "sh", "-c", script)
+		out, err := ns.Try("timeout", netlab.Seconds(4*netlab.Patience()), "sh", "-c", script)
 		if err != nil {
 			err = fmt.Errorf("%s: %w: %s", script, err, out)
 		}
@@ -186,8 +190,8 @@ func reply(checks ...netlab.Check) netlab.Check {
 // sends several waits for the last answer no longer than two round trips.
 func ping(t *testing.T, from shell, to string, size int, options string) {
 	t.Helper()
-	script := fmt.Sprintf(`ping -n -c 1 -w 10 %[1]s >/dev/null
-		for i in 1 2 3; do ping -n -c 1 -W 10 -s %[2]d %[3]s %[1]s || exit 1; done`, to, size, options)
+	script := fmt.Sprintf(`ping -n -c 1 -w %[4]s %[1]s >/dev/null
+		for i in 1 2 3; do ping -n -c 1 -W %[4]s -s %[2]d %[3]s %[1]s || exit 1; done`, to, size, options, netlab.Seconds(netlab.Patience()))
 	if out, err := from(script); err != nil {
 		t.Errorf("ping %s -s %d %s: %v\n%s", to, size, options, err, out)
 	}
@@ -206,12 +210,12 @@ func bulk(t testing.TB, client, server shell, serverAddress string, reverse bool
 	// A port of its own: the server before may listen still when its client has
 	// ended. In /proc/net/tcp ports are hexadecimal, and listening is 0A.
 	port := 5200 + bulks.Add(1)
-	serve := fmt.Sprintf(`timeout %.0f iperf3 -s -1 -B %s -p %d >/dev/null 2>&1 </dev/null &
-		until grep -q ':%04X .* 0A ' /proc/net/tcp; do sleep 0.05; done`, bulkPatience.Seconds()+10, serverAddress, port, port)
+	serve := fmt.Sprintf(`timeout %s iperf3 -s -1 -B %s -p %d >/dev/null 2>&1 </dev/null &
+		until grep -q ':%04X .* 0A ' /proc/net/tcp; do sleep 0.05; done`, netlab.Seconds(bulkPatience()+netlab.Patience()), serverAddress, port, port)
 	if _, err := server(serve); err != nil {
 		t.Fatal(err)
 	}
-	out, err := client(fmt.Sprintf("timeout %.0f iperf3 --json -c %s -p %d -n %d %s", bulkPatience.Seconds(), serverAddress, port, bulkBytes, direction))
+	out, err := client(fmt.Sprintf("timeout %s iperf3 --json -c %s -p %d -n %d %s", netlab.Seconds(bulkPatience()), serverAddress, port, bulkBytes, direction))
 	var result struct {
 		Error string
 		End   struct {

@@ -10,6 +10,7 @@ import (
 // This one is without ipipd: two endpoints that others wrote, so that what fails
 // in the other tests is not the lab's fault.
 func TestInteropSocatAndLinuxUnderstandEachOther(t *testing.T) {
+	t.Parallel()
 	l := newKernelLab(t)
 	wire := l.record(t)
 	socat(t, l.ours, ourOuter, peerOuter, ourInner)
@@ -35,6 +36,7 @@ func newSocatLab(t *testing.T) (ours, peer *netlab.NS, end func()) {
 }
 
 func TestInteropSocatPingsOfEverySizeBothWays(t *testing.T) {
+	t.Parallel()
 	ours, peer, _ := newSocatLab(t)
 	wire := netlab.Capture(t, ours, "eth0", nil)
 	d := up(t, ours)
@@ -50,6 +52,7 @@ func TestInteropSocatPingsOfEverySizeBothWays(t *testing.T) {
 }
 
 func TestInteropSocatOuterFragmentsBothWays(t *testing.T) {
+	t.Parallel()
 	ours, peer, _ := newSocatLab(t)
 	wire := netlab.Capture(t, ours, "eth0", nil)
 	up(t, ours, "--mtu", "9000")
@@ -62,6 +65,7 @@ func TestInteropSocatOuterFragmentsBothWays(t *testing.T) {
 }
 
 func TestInteropSocatBulkTCPBothWays(t *testing.T) {
+	t.Parallel()
 	ours, peer, _ := newSocatLab(t)
 	up(t, ours)
 	bulk(t, inNamespace(ours), inNamespace(peer), peerInner, false)
@@ -74,6 +78,7 @@ func TestInteropSocatBulkTCPBothWays(t *testing.T) {
 }
 
 func TestInteropSocatEchoKeepaliveFollowsThePeer(t *testing.T) {
+	t.Parallel()
 	ours, peer, end := newSocatLab(t)
 	d := up(t, ours, "--keepalive", "1s,3", "--keepalive-probe", "echo", "--keepalive-target", peerInner)
 	awaitRunning(t, d, true, "up")

@@ -83,7 +83,7 @@ func TestDatagramsCrossBothWays(t *testing.T) {
 			t.Fatalf("Write: %d, %v", n, err)
 		}
 		got := make([]byte, 100)
-		c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		c.SetReadDeadline(time.Now().Add(netlab.Patience()))
 		if n, err := c.Read(got); err != nil || string(got[:n]) != "HERE!" {
 			t.Errorf("the stack got %q, %v", got[:n], err)
 		}
@@ -186,7 +186,7 @@ func TestAQueueIsSharedWithoutWaiting(t *testing.T) {
 		defer conn.Close()
 		_, _ = conn.Write([]byte("to nobody"))
 	})
-	if !readable(10_000) {
+	if !readable(int(netlab.Patience().Milliseconds())) {
 		t.Fatal("what was sent cannot be read")
 	}
 	if n, err := q.TryRead(batch); n != 1 || err != nil || batch[0].Len() != 20+8+9 {

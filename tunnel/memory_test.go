@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"ipipd/internal/ipv4"
+	"ipipd/internal/netlab"
 	"ipipd/internal/netlab/memory"
 	"ipipd/internal/rtnl"
 	"ipipd/keepalive"
@@ -27,7 +28,7 @@ var (
 )
 
 // patience is how long a test waits for what has to come.
-const patience = 20 * time.Second
+var patience = netlab.Patience()
 
 // world is a Network that says what a test wants it to.
 type world struct {

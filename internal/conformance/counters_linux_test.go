@@ -45,7 +45,7 @@ func (e ends) quiet(t *testing.T) counted {
 	now := e.look()
 	netlab.Eventually(t, "nothing more is counted", func() bool {
 		before := now
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(netlab.Slower(100 * time.Millisecond))
 		now = e.look()
 		return now.a.RxPacket == before.a.RxPacket && now.b.RxPacket == before.b.RxPacket &&
 			now.a.TxPacket == before.a.TxPacket && now.b.TxPacket == before.b.TxPacket

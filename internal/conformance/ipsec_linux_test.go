@@ -91,8 +91,8 @@ func TestAnEncryptedTunnelIsNeverPlain(t *testing.T) {
 			if out := a.Run("ip", "link", "show", "t0"); !strings.Contains(out, "NO-CARRIER") {
 				t.Errorf("before there is an SA: %s", out)
 			}
-			stop := say(t, a, innerB)
-			time.Sleep(200 * time.Millisecond)
+			said, stop := say(t, a, innerB)
+			netlab.Eventually(t, "a hundred datagrams have been tried", func() bool { return said.Load() >= 100 })
 			db := sealedUpB(t, b, flags...)
 			running(t, da, db)
 			ping(t, a, innerB)
@@ -107,10 +107,7 @@ func TestAnEncryptedTunnelIsNeverPlain(t *testing.T) {
 			netlab.Eventually(t, "the tunnel stops running when the peer is dead", func() bool { return !da.Status().Running })
 			db = db.Again()
 			running(t, da, db)
-			netlab.Eventually(t, "the tunnel carries again", func() bool {
-				_, err := a.Try("ping", "-c", "1", "-W", "1", innerB)
-				return err == nil
-			})
+			netlab.Eventually(t, "the tunnel carries again", func() bool { return answered(a, innerB) })
 			if status := db.Stop(syscall.SIGTERM); status != 0 {
 				t.Errorf("exit status %d", status)
 			}
@@ -137,9 +134,10 @@ func TestAnEncryptedTunnelIsNeverPlain(t *testing.T) {
 	}
 }
 
-// say sends marked datagrams to an address until it is told to stop.
-func say(t *testing.T, from *netlab.NS, to string) (stop func()) {
+// say sends marked datagrams to an address until it is told to stop, and counts them.
+func say(t *testing.T, from *netlab.NS, to string) (said *atomic.Int64, stop func()) {
 	t.Helper()
+	said = new(atomic.Int64)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	var conn net.Conn
@@ -153,11 +151,12 @@ func say(t *testing.T, from *netlab.NS, to string) (stop func()) {
 		defer conn.Close()
 		for ctx.Err() == nil {
 			_, _ = conn.Write([]byte(marked)) // refused, or no carrier: no matter
+			said.Add(1)
 			time.Sleep(time.Millisecond)
 		}
 	}()
 	t.Cleanup(func() { cancel(); <-done })
-	return func() { cancel(); <-done }
+	return said, func() { cancel(); <-done }
 }
 
 // RFC 4301, section 5.2: a plain packet of a peer with which everything has to be
@@ -235,14 +234,14 @@ func TestTheMTUOfAnEncryptedTunnel(t *testing.T) {
 			}
 			transfer(t, a, b, innerB, 2<<20)
 			transfer(t, b, a, innerA, 2<<20)
-			a.Run("ping", "-M", "do", "-c", "1", "-W", "5", "-s", fmt.Sprint(tt.want-28), innerB)
+			a.Run("ping", "-M", "do", "-c", "1", "-W", netlab.Seconds(netlab.Patience()), "-s", fmt.Sprint(tt.want-28), innerB)
 
 			// The path becomes narrow behind the first hop, and whoever asks is told.
 			router.Run("ip", "link", "set", "dev", "to-b", "mtu", fmt.Sprint(narrow))
 			b.Run("ip", "link", "set", "dev", "veth0", "mtu", fmt.Sprint(narrow))
 			if !tt.nat { // where the NAT's own ICMP quotes are another matter
 				netlab.Eventually(t, "the path MTU is learnt from errors about ESP", func() bool {
-					_, _ = a.Try("ping", "-M", "do", "-c", "1", "-W", "1", "-s", fmt.Sprint(tt.want-28), innerB)
+					_, _ = a.Try("ping", "-M", "do", "-c", "1", "-W", netlab.Seconds(netlab.Slower(time.Second)), "-s", fmt.Sprint(tt.want-28), innerB)
 					return da.Status().PathMTU == narrow
 				})
 				transfer(t, a, b, innerB, 1<<20)
@@ -332,7 +331,7 @@ func TestAnEncryptedTunnelFollowsItsAddresses(t *testing.T) {
 	da := netlab.Up(t, a, "t0", "--remote-address", outerB, "--address", innerA+"/24", "--ipsec-secret-file", file, "--ipsec-dpd", "2s,2")
 	db := sealedUpB(t, b)
 	running(t, da, db)
-	stop := say(t, a, innerB)
+	_, stop := say(t, a, innerB)
 	a.Run("ip", "addr", "add", "192.0.2.7/24", "dev", "veth0")
 	a.Run("ip", "route", "change", "192.0.2.0/24", "dev", "veth0", "src", "192.0.2.7")
 	netlab.Eventually(t, "the new address is used", func() bool { return da.Status().CurrentLocalAddress == "192.0.2.7" })

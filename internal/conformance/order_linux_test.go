@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"encoding/binary"
+	"net"
 	"sync"
 	"testing"
 	"time"
@@ -41,8 +42,8 @@ func TestNoFlowIsReorderedByManyThreads(t *testing.T) {
 // lose some; those that come have to come in their order.
 func numbered(t *testing.T, a, b *netlab.NS) {
 	near, far := listenUDP(t, a, innerA+":0"), listenUDP(t, b, innerB+":0")
-	// inOrder reads datagrams, hands each to then, and returns when one with the
-	// number count-1 came, or none for a while.
+	// inOrder reads datagrams, hands each to then, and returns when the last one came,
+	// which is sent until it does.
 	const count = 4000
 	inOrder := func(at string, read func([]byte) (int, error), then func([]byte)) {
 		buf := make([]byte, 2048)
@@ -50,7 +51,8 @@ func numbered(t *testing.T, a, b *netlab.NS) {
 		for next < count {
 			size, err := read(buf)
 			if err != nil {
-				break
+				t.Errorf("at %s the last did not come: %v", at, err)
+				return
 			}
 			if got := binary.BigEndian.Uint32(buf); got < next {
 				t.Errorf("at %s number %d came behind %d", at, got, next-1)
@@ -65,18 +67,29 @@ func numbered(t *testing.T, a, b *netlab.NS) {
 			t.Errorf("at %s only %d of %d came", at, n, count)
 		}
 	}
+	end := time.Now().Add(netlab.Patience())
+	_, _ = near.SetReadDeadline(end), far.SetReadDeadline(end)
 	var ends sync.WaitGroup
 	ends.Go(func() {
-		var from = near.LocalAddr()
-		inOrder("b", func(buf []byte) (n int, err error) {
-			_ = far.SetReadDeadline(time.Now().Add(2 * time.Second))
+		var from net.Addr
+		read := func(buf []byte) (n int, err error) {
 			n, from, err = far.ReadFrom(buf)
 			return n, err
-		}, func(p []byte) { _, _ = far.WriteTo(p, from) })
+		}
+		back := func(p []byte) { _, _ = far.WriteTo(p, from) }
+		inOrder("b", read, back)
+		for buf := make([]byte, 2048); ; { // the last, which may get lost on its way back
+			n, err := read(buf)
+			if err != nil {
+				return
+			}
+			back(buf[:n])
+		}
 	})
+	returned := make(chan struct{})
 	ends.Go(func() {
+		defer close(returned)
 		inOrder("a", func(buf []byte) (n int, err error) {
-			_ = near.SetReadDeadline(time.Now().Add(2 * time.Second))
 			n, _, err = near.ReadFrom(buf)
 			return n, err
 		}, func([]byte) {})
@@ -92,5 +105,14 @@ func numbered(t *testing.T, a, b *netlab.NS) {
 			time.Sleep(time.Millisecond) // or most are lost
 		}
 	}
+	for again := true; again; {
+		select {
+		case <-returned:
+			again = false
+		case <-time.After(10 * time.Millisecond):
+			_, _ = near.WriteTo(p, far.LocalAddr())
+		}
+	}
+	_ = far.SetReadDeadline(time.Now())
 	ends.Wait()
 }

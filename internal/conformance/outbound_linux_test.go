@@ -237,7 +237,7 @@ func TestAFullQueueOfTheUnderlayIsCounted(t *testing.T) {
 		}
 		a, b := hosts(t)
 		deafEnd(t, b)
-		a.Run("ping", "-c", "1", "-W", "5", outerB) // the neighbour is known
+		a.Run("ping", "-c", "1", "-W", netlab.Seconds(netlab.Patience()), outerB) // the neighbour is known
 		if out, err := a.Try("tc", "qdisc", "add", "dev", "veth0", "root", "tbf", "rate", "8kbit", "burst", "1600", "limit", "3000"); err != nil {
 			t.Skipf("needs the token bucket filter of tc: %s", out)
 		}

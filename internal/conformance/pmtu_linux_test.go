@@ -264,7 +264,7 @@ func TestAnExpiredOuterTTLIsToldAsHostUnreachable(t *testing.T) {
 		a, _, b := routed(t)
 		c.upFarA(t, a, "--ttl", "1")
 		c.upFarB(t, b)
-		if out, err := a.Try("ping", "-c", "1", "-W", "5", innerB); err == nil || !strings.Contains(out, "Destination Host Unreachable") {
+		if out, err := a.Try("ping", "-c", "1", "-W", netlab.Seconds(netlab.Patience()), innerB); err == nil || !strings.Contains(out, "Destination Host Unreachable") {
 			t.Errorf("%v: %s", err, out)
 		}
 	})

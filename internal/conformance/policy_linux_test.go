@@ -33,10 +33,7 @@ func TestNetfilterRulesAddedWhileRunningHoldForOuterPackets(t *testing.T) {
 					t.Skipf("needs a kernel with nftables: %s", out)
 				}
 				// The tunnel hears of the rule; nothing says when it has.
-				netlab.Eventually(t, "packets stop", func() bool {
-					_, err := a.Try("ping", "-c", "1", "-W", "1", innerB)
-					return err != nil
-				})
+				netlab.Eventually(t, "packets stop", func() bool { return !answered(a, innerB) })
 				wire := outgoing(t, a, "veth0")
 				inside := netlab.Capture(t, a, "t0", func(f netlab.Frame) bool { return !f.Outgoing })
 				before := d.Status()
@@ -51,7 +48,7 @@ func TestNetfilterRulesAddedWhileRunningHoldForOuterPackets(t *testing.T) {
 				} else {
 					wire.Await(about(1))
 				}
-				if _, err := a.Try("ping", "-c", "1", "-W", "1", innerB); err == nil {
+				if answered(a, innerB) {
 					t.Error("a ping gets through")
 				}
 				if hook == "output" || hook == "postrouting" {

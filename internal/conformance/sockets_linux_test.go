@@ -14,7 +14,7 @@ import (
 
 // socketPatience bounds what a socket of a test waits for: long, because it is
 // the slowest machine that decides.
-const socketPatience = 30 * time.Second
+var socketPatience = netlab.Patience()
 
 // listenUDP opens a UDP socket in ns, which goes with the test.
 func listenUDP(t *testing.T, ns *netlab.NS, address string) net.PacketConn {

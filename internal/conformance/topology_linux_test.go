@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"testing"
+	"time"
 
 	"ipipd/internal/netlab"
 )
@@ -54,6 +55,12 @@ func upA(t *testing.T, a *netlab.NS, more ...string) *netlab.Daemon {
 func upB(t *testing.T, b *netlab.NS, more ...string) *netlab.Daemon {
 	t.Helper()
 	return netlab.Up(t, b, "t0", append([]string{"--local-address", outerB, "--remote-address", outerA, "--address", innerB + "/24"}, more...)...)
+}
+
+// answered is whether a ping is, within a time that no answer takes.
+func answered(from *netlab.NS, to string) bool {
+	_, err := from.Try("ping", "-c", "1", "-W", netlab.Seconds(netlab.Slower(time.Second)), to)
+	return err == nil
 }
 
 // ping has to succeed.

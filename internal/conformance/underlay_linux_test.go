@@ -144,10 +144,7 @@ func TestTheLocalAddressFollowsTheRoute(t *testing.T) {
 // pingsAgain waits until the tunnel carries packets again.
 func pingsAgain(t *testing.T, from *netlab.NS, what string) {
 	t.Helper()
-	netlab.Eventually(t, "the tunnel works after "+what, func() bool {
-		_, err := from.Try("ping", "-c", "1", "-W", "1", innerB)
-		return err == nil
-	})
+	netlab.Eventually(t, "the tunnel works after "+what, func() bool { return answered(from, innerB) })
 }
 
 // The next hop gets another MAC address and tells nobody: the kernel finds out by
@@ -231,7 +228,7 @@ func TestARouteThatIsGoneIsNotUsed(t *testing.T) {
 	eachCarrier(t, func(t *testing.T, c carrier) {
 		a, b := twoWires(t)
 		deafEnd(t, b)
-		a.Run("ping", "-c", "1", "-W", "5", outerB) // the neighbour is known
+		a.Run("ping", "-c", "1", "-W", netlab.Seconds(netlab.Patience()), outerB) // the neighbour is known
 		wire0 := outgoing(t, a, "veth0")
 		d := c.up(t, a, "--local-address", loopA, "--remote-address", loopB, "--address", innerA+"/24")
 		into := inject(t, a, "t0", nil, "")

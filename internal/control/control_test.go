@@ -16,13 +16,14 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"ipipd/internal/netlab"
 )
 
 // long is for what has to happen; short for what must not be waited for.
-const (
-	long  = 20 * time.Second
-	short = 100 * time.Millisecond
-)
+var long = netlab.Patience()
+
+const short = 100 * time.Millisecond
 
 type status struct {
 	Name string `json:"name"`

@@ -131,7 +131,7 @@ func TestFollowSurvivesDroppedMessages(t *testing.T) {
 		case <-changes:
 		case err := <-ended:
 			t.Fatalf("%s: it ended: %v", what, err)
-		case <-time.After(30 * time.Second):
+		case <-time.After(netlab.Patience()):
 			t.Fatalf("%s: not signalled", what)
 		}
 	}
