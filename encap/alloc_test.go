@@ -37,7 +37,7 @@ func TestNothingOnTheDataPathAllocates(t *testing.T) {
 			outer, _ := encap.ParseOuter(b)
 			_, d := encap.Decapsulate(b, outer, local, remote)
 			if d == encap.DropNone {
-				d = encap.ReflectAnswer(b)
+				d = encap.ReflectAnswer(b, remote)
 			}
 			return d
 		},

@@ -84,26 +84,33 @@ func Decapsulate(b *packet.Buffer, outer ipv4.Packet, local, remote [4]byte) (Ki
 	if ecn != innerECN {
 		inner.SetECN(ecn)
 	}
-	if inner.Source() == local && inner.Destination() == remote {
-		if !isReflect(inner) {
-			return KindData, DropReceivedLoop
-		}
+	switch source, destination := inner.Source(), inner.Destination(); {
+	case source == local && isReflect(inner):
 		return KindReflect, DropNone
+	case source == local && destination == remote:
+		return KindData, DropReceivedLoop
+	case source == remote && destination == local && inner.Protocol() == ipv4.ProtocolIPIP:
+		// A packet of this tunnel inside one, or a fragment of it: the host would
+		// hand it to us again, and so each level that it holds.
+		return KindData, DropReceivedLoop
 	}
 	return KindData, DropNone
 }
 
-// isReflect reports whether inner, whose addresses lead back to its sender, is a
-// probe: a bare header of protocol 4. One with options is not: we would send a
-// source route of someone else's choice.
+// isReflect reports whether inner, whose source is our own address, is a probe: a
+// bare header of protocol 4. Its destination should be the remote, and is the
+// remote's private address where that is behind a 1:1 NAT, which translates the
+// outer header only. One with options is no probe: we would send a source route of
+// someone else's choice.
 func isReflect(inner ipv4.Packet) bool {
 	return inner.Protocol() == ipv4.ProtocolIPIP && inner.TotalLen() == ipv4.HeaderLen && !inner.IsFragment()
 }
 
 // ReflectAnswer turns the reflect probe in b, as Decapsulate left it with
 // KindReflect, into its answer, which is to be sent through the raw socket as it
-// is: the probe itself with its TTL decremented, as if it had been forwarded.
-func ReflectAnswer(b *packet.Buffer) Drop {
+// is: the probe itself with its TTL decremented, as if it had been forwarded, to
+// remote, the tunnel's, whatever the probe's own destination.
+func ReflectAnswer(b *packet.Buffer, remote [4]byte) Drop {
 	probe, err := ipv4.Parse(b.Bytes())
 	if err != nil {
 		return DropReceivedMalformed
@@ -112,5 +119,6 @@ func ReflectAnswer(b *packet.Buffer) Drop {
 		return DropReflectTTLExpired // without it two ends could toss one probe for ever
 	}
 	probe.SetTTL(probe.TTL() - 1)
+	probe.SetDestination(remote)
 	return DropNone
 }

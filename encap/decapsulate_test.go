@@ -174,7 +174,7 @@ func TestReflectProbeIsRecognisedAndAnswered(t *testing.T) {
 		t.Fatal(kind, d)
 	}
 	wantBytes(t, "probe", b.Bytes(), golden(t, goldenReflect))
-	if d := encap.ReflectAnswer(b); d != encap.DropNone {
+	if d := encap.ReflectAnswer(b, remote); d != encap.DropNone {
 		t.Fatal(d)
 	}
 	wantBytes(t, "answer", b.Bytes(), golden(t, `
@@ -182,6 +182,62 @@ func TestReflectProbeIsRecognisedAndAnswered(t *testing.T) {
 		fe04 d0af             // TTL 254, as if forwarded, IPIP, header checksum
 		c000 0201 c633 6401   // 192.0.2.1 → 198.51.100.1
 	`))
+}
+
+// A peer behind a 1:1 NAT writes the address that it has into its probe; the NAT
+// translates the outer header only. Whatever stands there, the answer is for the
+// remote: nobody else gets a packet from us.
+func TestReflectProbeDestination(t *testing.T) {
+	for _, destination := range [][4]byte{{10, 0, 0, 5}, {203, 0, 113, 9}, {}, {255, 255, 255, 255}, {224, 0, 0, 1}, local, remote} {
+		probe := ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: destination}
+		b, kind, d := decapsulate(build(received(), build(probe, nil)))
+		if d != encap.DropNone || kind != encap.KindReflect {
+			t.Fatalf("to %v: kind %v, drop %v", destination, kind, d)
+		}
+		if d := encap.ReflectAnswer(b, remote); d != encap.DropNone {
+			t.Fatalf("to %v: %v", destination, d)
+		}
+		probe.TTL, probe.Destination = 254, remote
+		wantBytes(t, "answer", b.Bytes(), build(probe, nil))
+	}
+	// What is no bare header is the host's to judge, as before.
+	h := ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: [4]byte{10, 0, 0, 5}}
+	for name, change := range map[string]func(*ipv4.Header){
+		"another protocol": func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolUDP },
+		"a fragment":       func(h *ipv4.Header) { h.MF = true },
+		"another source":   func(h *ipv4.Header) { h.Source = [4]byte{10, 0, 0, 6} },
+	} {
+		h := h
+		change(&h)
+		if _, kind, d := decapsulate(build(received(), build(h, nil))); kind != encap.KindData || d != encap.DropNone {
+			t.Errorf("%s: kind %v, drop %v", name, kind, d)
+		}
+	}
+}
+
+// A packet of the tunnel inside one would come back by the socket, and each level
+// in it again: 1448 bytes would be 71 packets.
+func TestDecapsulateNested(t *testing.T) {
+	nested := received() // the very header around it
+	data := build(inner(), []byte("payload"))
+	wantDropped(t, "a packet", build(received(), build(nested, data)), encap.DropReceivedLoop)
+	wantDropped(t, "nothing inside", build(received(), build(nested, nil)), encap.DropReceivedLoop)
+	h := nested
+	h.MF = true
+	wantDropped(t, "a first fragment", build(received(), build(h, make([]byte, 24))), encap.DropReceivedLoop)
+	h.MF, h.FragmentOffset = false, 24
+	wantDropped(t, "a later fragment", build(received(), build(h, make([]byte, 24))), encap.DropReceivedLoop)
+
+	// What is not of this very tunnel passes: a tunnel through the tunnel.
+	h = nested
+	h.Source[3]++
+	wantDropped(t, "another tunnel's source", build(received(), build(h, data)), encap.DropNone)
+	h = nested
+	h.Destination[3]++
+	wantDropped(t, "another tunnel's destination", build(received(), build(h, data)), encap.DropNone)
+	h = nested
+	h.Protocol = ipv4.ProtocolUDP
+	wantDropped(t, "another protocol", build(received(), build(h, data)), encap.DropNone)
 }
 
 func TestReflectAnswerAtTheOtherEndIsEmpty(t *testing.T) {
@@ -193,10 +249,10 @@ func TestReflectAnswerAtTheOtherEndIsEmpty(t *testing.T) {
 
 func TestReflectProbeThatMayNotBeForwardedIsNotAnswered(t *testing.T) {
 	probe := ipv4.Header{TTL: 1, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: remote}
-	if d := encap.ReflectAnswer(holding(build(probe, nil))); d != encap.DropReflectTTLExpired {
+	if d := encap.ReflectAnswer(holding(build(probe, nil)), remote); d != encap.DropReflectTTLExpired {
 		t.Errorf("TTL 1: drop %v, want %v", d, encap.DropReflectTTLExpired)
 	}
-	if d := encap.ReflectAnswer(dirty(20)); d != encap.DropReceivedMalformed {
+	if d := encap.ReflectAnswer(dirty(20), remote); d != encap.DropReceivedMalformed {
 		t.Errorf("no packet: drop %v, want %v", d, encap.DropReceivedMalformed)
 	}
 }

@@ -62,7 +62,8 @@ const (
 	DropReceivedChecksum
 	// DropReceivedTTLZero: RFC 2003, section 3.1.
 	DropReceivedTTLZero
-	// DropReceivedLoop: the inner packet is one that we would send to the remote end itself.
+	// DropReceivedLoop: the inner packet is one that we would send to the remote end itself,
+	// or a packet of this very tunnel from it.
 	DropReceivedLoop
 	// DropECNCEOnNotECT: congestion was marked on the way, and the inner transport cannot be
 	// told but by a loss (RFC 6040, section 4.2).

@@ -92,13 +92,20 @@ func FuzzDecapsulate(f *testing.F) {
 		if inner.TotalLen() != b.Len() || inner.TTL() == 0 || !inner.HeaderChecksumValid() {
 			t.Fatalf("% x was let through", b.Bytes())
 		}
-		reflects := inner.Source() == outer.Destination() && inner.Destination() == outer.Source()
-		if reflects != (kind == encap.KindReflect) {
+		ours, back := inner.Source() == outer.Destination(), inner.Destination() == outer.Source()
+		reflects := ours && inner.Protocol() == ipv4.ProtocolIPIP && inner.TotalLen() == ipv4.HeaderLen && !inner.IsFragment()
+		if reflects != (kind == encap.KindReflect) || ours && back && !reflects {
 			t.Fatalf("kind %v of % x", kind, b.Bytes())
 		}
+		if inner.Source() == outer.Source() && inner.Destination() == outer.Destination() && inner.Protocol() == ipv4.ProtocolIPIP && !reflects {
+			t.Fatalf("% x inside itself", b.Bytes())
+		}
 		if kind == encap.KindReflect {
-			if encap.ReflectAnswer(b) == encap.DropNone && !parse(t, b.Bytes()).HeaderChecksumValid() {
-				t.Fatalf("answer % x", b.Bytes())
+			if encap.ReflectAnswer(b, outer.Source()) == encap.DropNone {
+				answer := parse(t, b.Bytes())
+				if !answer.HeaderChecksumValid() || answer.Source() != outer.Destination() || answer.Destination() != outer.Source() {
+					t.Fatalf("answer % x", b.Bytes())
+				}
 			}
 			return
 		}

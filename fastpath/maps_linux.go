@@ -35,6 +35,7 @@ type end struct {
 	Device                      uint32
 	MTU                         uint32
 	Slot                        uint32
+	Underlay                    uint32
 	EchoSource, EchoDestination [4]byte
 	Flags                       uint32
 }
@@ -74,7 +75,7 @@ func (t *Tunnel) addresses() addresses { return addresses{Source: t.Remote, Dest
 
 func (t *Tunnel) end(slot uint32) end {
 	e := end{
-		Device: uint32(t.Device), MTU: uint32(t.MTU), Slot: slot,
+		Device: uint32(t.Device), MTU: uint32(t.MTU), Slot: slot, Underlay: uint32(t.Underlay),
 		EchoSource: t.EchoSource, EchoDestination: t.EchoDestination,
 	}
 	if t.Receive {

@@ -39,6 +39,9 @@ func plainToReceive(t Tunnel, p []byte) bool {
 	if err != nil {
 		return false
 	}
+	if inner.Source() == t.Local { // a probe, or none, with any destination
+		return false
+	}
 	if inner.FragmentOffset() != 0 {
 		return true
 	}
@@ -129,35 +132,38 @@ func TestReceiveLeavesToUserspaceWhatIsNotPlain(t *testing.T) {
 	}
 	reflect := inner(ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: remote}, nil)
 	for name, p := range map[string][]byte{
-		"an empty probe":                  received(0, nil),
-		"a reflect probe":                 received(0, reflect),
-		"what looks like a reflect probe": received(0, inner(with(func(h *ipv4.Header) { h.Source, h.Destination = local, remote }), udp(0))),
-		"an echo reply":                   transport(ipv4.ProtocolICMP, make([]byte, 8)),
-		"an unknown peer":                 change(func(b []byte) []byte { b[15]++; return sum(b) }),
-		"another destination":             change(func(b []byte) []byte { b[19]++; return sum(b) }),
-		"the addresses exchanged":         inner(ipv4.Header{Protocol: ipv4.ProtocolIPIP, Source: local, Destination: remote}, inner(base, udp(0))),
-		"outer IPv6":                      change(func(b []byte) []byte { b[0] = 0x65; return b }),
-		"outer options":                   change(func(b []byte) []byte { b[0] = 0x46; return sum(b) }),
-		"outer first fragment":            change(func(b []byte) []byte { b[6] |= 0x20; return sum(b) }),
-		"outer later fragment":            change(func(b []byte) []byte { b[7] = 1; return sum(b) }),
-		"outer protocol":                  change(func(b []byte) []byte { b[9] = 47; return sum(b) }),
-		"outer checksum":                  change(func(b []byte) []byte { b[10]++; return b }),
-		"outer length too long":           change(func(b []byte) []byte { b[3]++; return sum(b) }),
-		"outer length too short":          change(func(b []byte) []byte { b[3]--; return sum(b) }),
-		"padding":                         change(func(b []byte) []byte { return append(b, 0, 0) }),
-		"inner IPv6":                      inside(func(b []byte) { b[0] = 0x60 }),
-		"inner options":                   inside(func(b []byte) { b[0] = 0x46 }),
-		"inner header too short":          change(func(b []byte) []byte { b[20] = 0x44; return b }),
-		"inner length too long":           inside(func(b []byte) { b[3]++ }),
-		"inner length too short":          inside(func(b []byte) { b[3]-- }),
-		"inner checksum":                  change(func(b []byte) []byte { b[30]++; return b }),
-		"inner TTL 0":                     inside(func(b []byte) { b[8] = 0 }),
-		"longer than the TUN's MTU":       received(0, inner(base, udp(1481-28))),
-		"CE on Not-ECT":                   received(uint8(ipv4.CE), inner(base, udp(0))),
-		"a SYN":                           transport(ipv4.ProtocolTCP, tcp(0x02)),
-		"a SYN-ACK":                       transport(ipv4.ProtocolTCP, tcp(0x12)),
-		"a TCP header that is cut short":  transport(ipv4.ProtocolTCP, tcp(0)[:10]),
-		"the first fragment with a SYN":   received(0, inner(with(func(h *ipv4.Header) { h.Protocol, h.MF = ipv4.ProtocolTCP, true }), tcp(2))),
+		"an empty probe":                    received(0, nil),
+		"a reflect probe":                   received(0, reflect),
+		"a reflect probe from behind a NAT": received(0, inner(ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: innerB}, nil)),
+		"the tunnel in itself":              received(0, received(0, inner(base, udp(0)))),
+		"the tunnel in itself, a fragment":  received(0, inner(ipv4.Header{Protocol: ipv4.ProtocolIPIP, Source: remote, Destination: local, FragmentOffset: 8}, make([]byte, 24))),
+		"what looks like a reflect probe":   received(0, inner(with(func(h *ipv4.Header) { h.Source, h.Destination = local, remote }), udp(0))),
+		"an echo reply":                     transport(ipv4.ProtocolICMP, make([]byte, 8)),
+		"an unknown peer":                   change(func(b []byte) []byte { b[15]++; return sum(b) }),
+		"another destination":               change(func(b []byte) []byte { b[19]++; return sum(b) }),
+		"the addresses exchanged":           inner(ipv4.Header{Protocol: ipv4.ProtocolIPIP, Source: local, Destination: remote}, inner(base, udp(0))),
+		"outer IPv6":                        change(func(b []byte) []byte { b[0] = 0x65; return b }),
+		"outer options":                     change(func(b []byte) []byte { b[0] = 0x46; return sum(b) }),
+		"outer first fragment":              change(func(b []byte) []byte { b[6] |= 0x20; return sum(b) }),
+		"outer later fragment":              change(func(b []byte) []byte { b[7] = 1; return sum(b) }),
+		"outer protocol":                    change(func(b []byte) []byte { b[9] = 47; return sum(b) }),
+		"outer checksum":                    change(func(b []byte) []byte { b[10]++; return b }),
+		"outer length too long":             change(func(b []byte) []byte { b[3]++; return sum(b) }),
+		"outer length too short":            change(func(b []byte) []byte { b[3]--; return sum(b) }),
+		"padding":                           change(func(b []byte) []byte { return append(b, 0, 0) }),
+		"inner IPv6":                        inside(func(b []byte) { b[0] = 0x60 }),
+		"inner options":                     inside(func(b []byte) { b[0] = 0x46 }),
+		"inner header too short":            change(func(b []byte) []byte { b[20] = 0x44; return b }),
+		"inner length too long":             inside(func(b []byte) { b[3]++ }),
+		"inner length too short":            inside(func(b []byte) { b[3]-- }),
+		"inner checksum":                    change(func(b []byte) []byte { b[30]++; return b }),
+		"inner TTL 0":                       inside(func(b []byte) { b[8] = 0 }),
+		"longer than the TUN's MTU":         received(0, inner(base, udp(1481-28))),
+		"CE on Not-ECT":                     received(uint8(ipv4.CE), inner(base, udp(0))),
+		"a SYN":                             transport(ipv4.ProtocolTCP, tcp(0x02)),
+		"a SYN-ACK":                         transport(ipv4.ProtocolTCP, tcp(0x12)),
+		"a TCP header that is cut short":    transport(ipv4.ProtocolTCP, tcp(0)[:10]),
+		"the first fragment with a SYN":     received(0, inner(with(func(h *ipv4.Header) { h.Protocol, h.MF = ipv4.ProtocolTCP, true }), tcp(2))),
 	} {
 		if got := checkReceive(l, tunnel, p); got != next {
 			t.Errorf("%s: verdict %d, want it left to userspace", name, got)
@@ -167,6 +173,7 @@ func TestReceiveLeavesToUserspaceWhatIsNotPlain(t *testing.T) {
 		"TCP":                         transport(ipv4.ProtocolTCP, tcp(0x18)),
 		"as long as it can be":        received(0, inner(base, udp(1480-28))),
 		"a tunnel in the tunnel":      transport(ipv4.ProtocolIPIP, inner(base, udp(0))),
+		"another tunnel in it":        received(0, inner(with(func(h *ipv4.Header) { h.Protocol, h.Destination = ipv4.ProtocolIPIP, local }), inner(base, udp(0)))),
 		"ICMP of others":              received(0, inner(with(func(h *ipv4.Header) { h.Protocol, h.Source = ipv4.ProtocolICMP, remote }), make([]byte, 8))),
 		"a first fragment":            received(0, inner(with(func(h *ipv4.Header) { h.MF = true }), udp(0))),
 		"a later fragment of TCP":     received(0, inner(with(func(h *ipv4.Header) { h.Protocol, h.FragmentOffset = ipv4.ProtocolTCP, 8 }), tcp(2))),
@@ -186,6 +193,20 @@ func TestASYNIsCarriedWhereNothingIsClamped(t *testing.T) {
 	p := received(0, inner(ipv4.Header{Protocol: ipv4.ProtocolTCP, Source: innerB, Destination: innerA}, tcp(2)))
 	if got := checkReceive(l, tunnel, p); got != redirect {
 		t.Errorf("verdict %d", got)
+	}
+}
+
+// With tunnels over two devices the program hangs on both. What enters by the
+// other's takes the IP stack, and its rp_filter.
+func TestReceiveUnderlay(t *testing.T) {
+	tunnel := plainTunnel()
+	p := received(0, inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerB, Destination: innerA}, udp(8)))
+	for underlay, want := range map[int]int{loopback: redirect, loopback + 1: next} {
+		tunnel.Underlay = underlay
+		l := newLab(t, tunnel)
+		if got, _ := l.run(l.Receive, p); got != want {
+			t.Errorf("underlay %d: verdict %d, want %d", underlay, got, want)
+		}
 	}
 }
 

@@ -67,7 +67,7 @@ func newLab(t testing.TB, tunnel Tunnel) *lab {
 // plainTunnel is one with RouterOS's defaults.
 func plainTunnel() Tunnel {
 	return Tunnel{
-		Device: loopback, MTU: 1480, Local: local, Remote: remote, Underlay: 2, NextHop: remote,
+		Device: loopback, MTU: 1480, Local: local, Remote: remote, Underlay: loopback, NextHop: remote,
 		PathMTU: 1500, DSCP: encap.InheritDSCP, TTL: 255, ClampTCPMSS: true, Send: true, Receive: true,
 	}
 }

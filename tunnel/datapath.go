@@ -273,7 +273,7 @@ func (t *Tunnel) answer(b *packet.Buffer, sender encap.Sender, route *route, now
 		t.drop(encap.DropReflectLimited)
 		return
 	}
-	if d := encap.ReflectAnswer(b); d != encap.DropNone {
+	if d := encap.ReflectAnswer(b, route.path.Remote); d != encap.DropNone {
 		t.drop(d)
 		return
 	}

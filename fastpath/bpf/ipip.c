@@ -100,6 +100,7 @@ struct end {
 	__u32 device; // the TUN's
 	__u32 mtu;    // the TUN's, in bytes
 	__u32 slot;   // in counts
+	__u32 underlay; // the device that its packets enter by
 	// The keepalive's own echo replies have these addresses; 0 is none.
 	__be32 echo_source, echo_destination;
 	__u32 flags;
@@ -301,7 +302,9 @@ int receive(struct __sk_buff *skb)
 	key.source = h.outer.source;
 	key.destination = h.outer.destination;
 	e = bpf_map_lookup_elem(&ends, &key);
-	if (!e || !(e->flags & END_RECEIVE))
+	// A packet that enters by another tunnel's underlay is for userspace, behind
+	// rp_filter.
+	if (!e || !(e->flags & END_RECEIVE) || skb->ifindex != e->underlay)
 		return TCX_NEXT;
 	device = e->device;
 	slot = e->slot;
@@ -315,8 +318,10 @@ int receive(struct __sk_buff *skb)
 	if (h.inner.version_ihl != VERSION_IHL || bpf_ntohs(h.inner.total_len) != length ||
 	    header_sum(&h.inner) != 0xffff || !h.inner.ttl)
 		return TCX_NEXT;
-	// Probes, and what only looks like one.
-	if (h.inner.source == key.destination && h.inner.destination == key.source)
+	// Probes, whatever their destination, and what only looks like one. And a
+	// packet of this tunnel inside one: each level would come back here.
+	if (h.inner.source == key.destination ||
+	    (h.inner.protocol == PROTO_IPIP && h.inner.source == key.source && h.inner.destination == key.destination))
 		return TCX_NEXT;
 	if (length > e->mtu && !skb->gso_size) // the kernel would drop it on its way into the TUN
 		return TCX_NEXT;

@@ -96,6 +96,7 @@ func TestEachReceivedPacketThatBreaksARuleIsCountedByNameAndStopped(t *testing.T
 		{"half an inner header", "received-truncated", outerBToA(good[:19])},
 		{"one byte inside", "received-truncated", outerBToA(good[:1])},
 		{"an inner packet of our own to the peer", "received-loop", outerBToA(loop)},
+		{"the tunnel in itself, 35 times", "received-loop", nested(35, good)},
 		{"a probe that may go no further", "reflect-ttl-expired", outerBToA(probe)},
 		{"congestion marked on what cannot say so", "ecn-ce-on-not-ect", with(ecn, 1, 3)},
 	} {
@@ -114,6 +115,14 @@ func TestEachReceivedPacketThatBreaksARuleIsCountedByNameAndStopped(t *testing.T
 			})
 		})
 	}
+}
+
+// nested is a packet in that many outer headers of the tunnel.
+func nested(levels int, b []byte) []byte {
+	for range levels {
+		b = outerBToA(b)
+	}
+	return b
 }
 
 // Datagrams that were merged on their way have lost their boundaries.

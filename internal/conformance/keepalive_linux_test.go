@@ -5,6 +5,7 @@ import (
 	"syscall"
 	"testing"
 
+	"ipipd/internal/ipv4"
 	"ipipd/internal/netlab"
 )
 
@@ -90,6 +91,33 @@ func TestAReflectProbeIsAnsweredEvenWithKeepaliveOff(t *testing.T) {
 		}
 		if s := da.Status(); s.KeepaliveState != "off" || !s.Running {
 			t.Errorf("keepalive is off, and a is %s, running %v", s.KeepaliveState, s.Running)
+		}
+	})
+}
+
+// A peer behind a 1:1 NAT writes its private address into the probe. The answer is
+// for the peer all the same, and for nobody whom a probe names.
+func TestReflectProbeBehindNAT(t *testing.T) {
+	t.Parallel()
+	eachCarrier(t, func(t *testing.T, c carrier) {
+		r := receive(t, c)
+		wire := netlab.Capture(t, r.a, "veth0", func(f netlab.Frame) bool { return f.Outgoing })
+		r.a.Run("ip", "route", "add", "10.0.0.0/24", "via", outerB) // where a packet to the private address would go
+		const probes = 5
+		for range probes {
+			r.from.send(outerBToA(build(ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: addr(outerA), Destination: addr("10.0.0.5")}, nil)))
+		}
+		wire.AwaitN(probes, netlab.Source(outerA), netlab.Destination(outerB), netlab.Protocol(ipv4.ProtocolIPIP), netlab.TotalLen(20), netlab.TTL(254))
+		r.settle()
+		if got := r.got(); len(got) > 0 {
+			t.Errorf("the host got %s", netlab.Describe(got[0].Packet))
+		}
+		answers := wire.Matching(netlab.Protocol(ipv4.ProtocolIPIP), netlab.TotalLen(20))
+		for _, f := range answers {
+			netlab.Assert(t, f.Packet, netlab.Source(outerA), netlab.Destination(outerB), netlab.TTL(254))
+		}
+		if len(answers) != probes {
+			t.Errorf("%d answers to %d probes", len(answers), probes)
 		}
 	})
 }

@@ -219,6 +219,12 @@ func (p Packet) SetTTL(ttl uint8) {
 	p.setWord(offTTL, uint16(ttl)<<8|uint16(p.b[offProtocol]))
 }
 
+// SetDestination changes the destination and updates the header checksum.
+func (p Packet) SetDestination(a [4]byte) {
+	p.setWord(offDestination, binary.BigEndian.Uint16(a[:2]))
+	p.setWord(offDestination+2, binary.BigEndian.Uint16(a[2:]))
+}
+
 // setWord changes the 16-bit word at the even offset off, and the header
 // checksum with it. A wrong checksum stays wrong by as much, which is the reason
 // not to compute it anew: a packet damaged on its way must not be passed off as

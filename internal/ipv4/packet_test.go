@@ -192,6 +192,13 @@ func TestSettersKeepTheHeaderChecksum(t *testing.T) {
 	if p.TOS() != 0xbb || !p.HeaderChecksumValid() {
 		t.Errorf("SetECN(CE): TOS %#x, checksum valid %v", p.TOS(), p.HeaderChecksumValid())
 	}
+	before := p.Destination()
+	for _, a := range [][4]byte{{}, {10, 0, 0, 5}, {255, 255, 255, 255}, before} {
+		p.SetDestination(a)
+		if p.Destination() != a || !p.HeaderChecksumValid() {
+			t.Fatalf("SetDestination(%v): %v, checksum valid %v", a, p.Destination(), p.HeaderChecksumValid())
+		}
+	}
 	p.SetTOS(0xb9)
 	p.SetTTL(63)
 	if diff := cmp.Diff(golden(t, goldenFragment), b); diff != "" {
