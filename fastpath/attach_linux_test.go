@@ -3,14 +3,11 @@ package fastpath
 import (
 	"errors"
 	"net"
-	"os"
-	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"golang.org/x/sys/unix"
 
 	"ipipd/internal/netlab"
 )
@@ -185,28 +182,4 @@ func TestProgramsVanishWithAKilledProcess(t *testing.T) {
 	d.Stop(syscall.SIGKILL)
 	// The kernel lets go of a link a moment after its last file descriptor.
 	netlab.Eventually(t, "no program is left", func() bool { return programs() == 0 })
-}
-
-func TestWhatIsMissingIsSaid(t *testing.T) {
-	for _, x := range []struct {
-		err  error
-		want string
-	}{
-		{unix.EPERM, "not permitted"},
-		{os.NewSyscallError("bpf", unix.EACCES), "not permitted"},
-		{ebpf.ErrNotSupported, "Linux 6.6"},
-		{unix.EINVAL, "Linux 6.6"},
-		{unix.ENOSYS, "no eBPF"},
-		{unix.ENODEV, "gone"},
-		{errors.New("anything"), "refuses"},
-	} {
-		err := explain(x.err)
-		var u *Unavailable
-		if !errors.As(err, &u) || !errors.Is(err, x.err) || !strings.Contains(err.Error(), x.want) {
-			t.Errorf("%v is explained as %q, want something about %q", x.err, err, x.want)
-		}
-		if strings.Contains(err.Error(), "\n") {
-			t.Errorf("%q has more than a line", err)
-		}
-	}
 }

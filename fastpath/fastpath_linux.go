@@ -53,7 +53,7 @@ func load(linkHeader uint32) (*objects, error) {
 	}
 	o := new(objects)
 	if err := spec.LoadAndAssign(o, nil); err != nil {
-		return nil, explain(err)
+		return nil, explainLoad(err)
 	}
 	return o, nil
 }
@@ -68,6 +68,7 @@ type FastPath struct {
 	links     map[*Link]bool
 	slots     []uint32 // that are free again
 	taken     uint32   // slots that have ever been
+	sendID    ebpf.ProgramID
 	// cpus is how many counters of each kind there are.
 	cpus int
 }
@@ -90,7 +91,13 @@ func Open() (*FastPath, error) {
 		o.close()
 		return nil, fmt.Errorf("count the processors: %w", err)
 	}
-	return &FastPath{objects: o, underlays: make(map[int]*underlay), links: make(map[*Link]bool), cpus: cpus}, nil
+	info, err := o.Send.Info()
+	if err != nil {
+		o.close()
+		return nil, fmt.Errorf("look at the eBPF program: %w", err)
+	}
+	id, _ := info.ID() // every kernel with tcx has IDs
+	return &FastPath{objects: o, sendID: id, underlays: make(map[int]*underlay), links: make(map[*Link]bool), cpus: cpus}, nil
 }
 
 // Close ends every Link and unloads the programs. It may be called more than once.
@@ -135,11 +142,11 @@ func (f *FastPath) Attach(t Tunnel) (_ *Link, err error) {
 	l.slot = f.slot()
 	f.links[l] = true
 	if err := f.objects.Counts.Put(l.slot, l.counts); err != nil {
-		return nil, fmt.Errorf("set counters to zero: %w", err)
+		return nil, f.explainMap("counters", err)
 	}
 	// A restarted daemon is not to repeat what it has just used.
 	if err := f.objects.Identifiers.Put(l.slot, rand.Uint32()); err != nil {
-		return nil, fmt.Errorf("choose an identifier: %w", err)
+		return nil, f.explainMap("an identifier", err)
 	}
 	if err := l.update(t); err != nil {
 		return nil, err
@@ -179,15 +186,15 @@ func (l *Link) update(t Tunnel) error {
 	}
 	if key := t.addresses(); key != old.addresses() {
 		if err := f.objects.Ends.Update(key, t.end(l.slot), ebpf.UpdateNoExist); err != nil {
-			return fmt.Errorf("two tunnels with the same addresses: %w", err)
+			return f.explainMap("this end of a tunnel", err)
 		}
 		l.removeEnd()
 		l.tunnel.Local, l.tunnel.Remote = t.Local, t.Remote
 	} else if err := f.objects.Ends.Update(key, t.end(l.slot), ebpf.UpdateExist); err != nil {
-		return fmt.Errorf("describe this end: %w", err)
+		return f.explainMap("this end of the tunnel", err)
 	}
 	if err := f.objects.Paths.Update(uint32(t.Device), t.path(l.slot), ebpf.UpdateAny); err != nil {
-		return fmt.Errorf("describe the path: %w", err)
+		return f.explainMap("the path of the tunnel", err)
 	}
 	l.tunnel = t
 	return nil
@@ -271,16 +278,6 @@ func (l *Link) removeEnd() {
 	if l.tunnel.Local != l.tunnel.Remote { // both zero: not yet described
 		_ = l.f.objects.Ends.Delete(l.tunnel.addresses())
 	}
-}
-
-// attach hangs a program on a device, in the network namespace of the thread, until the
-// link is closed.
-func attach(device int, program *ebpf.Program, where ebpf.AttachType) (link.Link, error) {
-	l, err := link.AttachTCX(link.TCXOptions{Interface: device, Program: program, Attach: where})
-	if err != nil {
-		return nil, explain(err)
-	}
-	return l, nil
 }
 
 // hold attaches the receiving program to a device, unless it is there.

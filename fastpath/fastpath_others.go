@@ -11,6 +11,9 @@ type Link struct{}
 // Open fails with an *Unavailable.
 func Open() (*FastPath, error) { return nil, &Unavailable{Why: "the fast path is Linux's"} }
 
+// ForeignOnEgress fails.
+func (*FastPath) ForeignOnEgress(device int) (bool, error) { return false, ErrClosed }
+
 // Close does nothing.
 func (*FastPath) Close() error { return nil }
 

@@ -1,13 +1,5 @@
 package fastpath
 
-import (
-	"errors"
-	"io/fs"
-
-	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
-)
-
 // The structures of bpf/ipip.c. Addresses are bytes here, so that network byte
 // order needs no turning round; the rest has the byte order of the machine.
 
@@ -85,25 +77,4 @@ func (t *Tunnel) end(slot uint32) end {
 		e.Flags |= endClamp
 	}
 	return e
-}
-
-// explain says what to do about an error of loading or attaching the programs.
-func explain(err error) error {
-	switch {
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && !isVerifier(err):
-		return &Unavailable{"eBPF is not permitted: run as root, give the container --cap-add BPF --cap-add NET_ADMIN, and see that kernel lockdown or seccomp is not in the way", err}
-	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
-		return &Unavailable{"this kernel has no tcx, or lacks an eBPF feature: Linux 6.6 has them", err}
-	case errors.Is(err, unix.ENOSYS), errors.Is(err, fs.ErrNotExist):
-		return &Unavailable{"this kernel has no eBPF: CONFIG_BPF_SYSCALL, CONFIG_NET_XGRESS", err}
-	case errors.Is(err, unix.ENODEV):
-		return &Unavailable{"the device is gone", err}
-	}
-	return &Unavailable{"the kernel refuses the eBPF programs", err}
-}
-
-// isVerifier says that the programs were refused for what is in them.
-func isVerifier(err error) bool {
-	var v *ebpf.VerifierError
-	return errors.As(err, &v)
 }
