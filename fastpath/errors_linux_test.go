@@ -169,6 +169,34 @@ func TestAttachLeavesPlacesToOthers(t *testing.T) {
 	})
 }
 
+func TestForeignOnEgress(t *testing.T) {
+	ns := wires(t)
+	ns.Do(func() {
+		f := open(t)
+		one := Tunnel{Device: index(t, "t0"), Underlay: index(t, "u0"), Local: local, Remote: remote}
+		check := func(when string, want bool) {
+			t.Helper()
+			if got, err := f.ForeignOnEgress(one.Device); err != nil || got != want {
+				t.Errorf("%s: %v, %v", when, got, err)
+			}
+		}
+		check("nothing there", false)
+		if _, err := f.Attach(one); err != nil {
+			t.Fatal(err)
+		}
+		check("ours", false)
+		dummies(t, 1, one.Device, ebpf.AttachTCXIngress)
+		check("another's on ingress", false)
+		pop := dummies(t, 1, one.Device, ebpf.AttachTCXEgress)
+		check("another's", true)
+		pop()
+		check("it has gone", false)
+		if _, err := f.ForeignOnEgress(9999); err == nil {
+			t.Error("no such device, and no error")
+		}
+	})
+}
+
 // A tunnel takes the fast path up when a place is free again, and says till then why not.
 func TestPrintSaysThatTheChainIsFull(t *testing.T) {
 	a, b := netlab.New(t), netlab.New(t)

@@ -17,8 +17,9 @@ type fast struct {
 	link atomic.Pointer[fastpath.Link] // nil while all packets take the data path here
 	// why there is no link; "" if there is. Both are for whoever shows them.
 	why atomic.Pointer[string]
-	// set is what the link was last told. The tunnel's mu guards it.
-	set fastpath.Tunnel
+	// The tunnel's mu guards the rest. set is what the link was last told.
+	set   fastpath.Tunnel
+	watch watch
 }
 
 // fastPath loads the programs for the first tunnel that asks.
@@ -38,6 +39,7 @@ func (t *Tunnel) followFast() {
 		return
 	}
 	why := t.objection()
+	t.fast.watch.seen = false
 	if why == "" {
 		why = t.carryFast()
 	}
@@ -71,7 +73,14 @@ func (t *Tunnel) objection() string {
 	if t.detour != "" { // among them fwmark
 		return t.detour
 	}
-	return t.host.network.IngressFilters(t.underlay.Device)
+	if why := t.host.network.IngressFilters(t.underlay.Device); why != "" {
+		return why
+	}
+	device, err := t.host.network.DeviceIndex(t.Name())
+	if err != nil {
+		return err.Error()
+	}
+	return t.host.network.EgressHooks(device)
 }
 
 // carryFast tells the kernel, and returns what stood against it.
@@ -83,6 +92,9 @@ func (t *Tunnel) carryFast() (why string) {
 	want, err := t.fastTunnel()
 	if err != nil {
 		return err.Error()
+	}
+	if why := t.passedOver(f, want.Device); why != "" {
+		return why
 	}
 	if link := t.fast.link.Load(); link != nil && want.Device == t.fast.set.Device {
 		if err := link.Update(want); err != nil {

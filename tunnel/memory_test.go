@@ -99,6 +99,8 @@ func (w *world) Reassembly() (done, failed uint64, err error) {
 func (w *world) Resolve(rtnl.Route, [4]byte) error         { return nil }
 func (w *world) SafeToBypass(int, [4]byte, [4]byte) string { return "in memory" }
 func (w *world) IngressFilters(int) string                 { return "in memory" }
+func (w *world) EgressHooks(int) string                    { return "in memory" }
+func (w *world) EgressTaps(int) string                     { return "in memory" }
 func (w *world) DeviceIndex(string) (int, error)           { return 0, errors.ErrUnsupported }
 func (w *world) AddressIsLocal(netip.Addr) (bool, error)   { return true, nil }
 func (*world) SetRPS(string, string) error                 { return nil }

@@ -22,6 +22,11 @@ type Network interface {
 	// IngressFilters is "" if nothing looks at what that device receives before
 	// the IP stack does. Else it says what does.
 	IngressFilters(device int) (reason string)
+	// EgressHooks is "" if nothing but routes decides about what that interface
+	// sends, and nobody asked to see it. Else it says what does, or who.
+	EgressHooks(device int) (reason string)
+	// EgressTaps is the same of what changes without Follow being told.
+	EgressTaps(device int) (reason string)
 	// Follow calls changed after the answers may have changed, until ctx ends.
 	Follow(ctx context.Context, changed func()) error
 	// DeviceIndex is the index of an interface.
@@ -53,6 +58,10 @@ func (kernelNetwork) SafeToBypass(device int, local, remote [4]byte) (reason str
 }
 
 func (kernelNetwork) IngressFilters(device int) (reason string) { return rtnl.IngressFilters(device) }
+
+func (kernelNetwork) EgressHooks(device int) (reason string) { return rtnl.EgressHooks(device) }
+
+func (kernelNetwork) EgressTaps(device int) (reason string) { return rtnl.EgressTaps(device) }
 
 func (kernelNetwork) Follow(ctx context.Context, changed func()) error {
 	return rtnl.Follow(ctx, changed)

@@ -102,7 +102,7 @@ func TestInnerFragmentsPassAsTheyAre(t *testing.T) {
 		a, b := hosts(t)
 		c.upA(t, a)
 		c.upB(t, b)
-		inside := netlab.Capture(t, b, "t0", nil)
+		inside := netlab.CaptureReceived(t, b, "t0")
 		whole := datagram(aToB(5), 4000)
 		pieces := fragments(whole, 1400)
 		inject(t, a, "t0", nil, "").send(pieces...)

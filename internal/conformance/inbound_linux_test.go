@@ -27,7 +27,7 @@ func receive(t *testing.T, c carrier, flags ...string) *receiver {
 	a, b := hosts(t)
 	deafEnd(t, b)
 	r := &receiver{a: a, b: b, d: c.upA(t, a, flags...), from: inject(t, b, "veth0", a, "veth0"), marks: 0xf000}
-	r.inside = netlab.Capture(t, a, "t0", func(f netlab.Frame) bool { return !f.Outgoing })
+	r.inside = netlab.CaptureReceived(t, a, "t0")
 	return r
 }
 

@@ -77,7 +77,7 @@ func TestAReflectProbeIsAnsweredEvenWithKeepaliveOff(t *testing.T) {
 		a, b := hosts(t)
 		wire := netlab.Capture(t, a, "veth0", nil)
 		da := c.upA(t, a, "--keepalive", "off")
-		inside := netlab.Capture(t, a, "t0", nil)
+		inside := netlab.CaptureReceived(t, a, "t0")
 		db := c.upB(t, b, "--keepalive", "1s,3")
 		probe := wire.Await(netlab.Outer(netlab.Source(outerB), netlab.Destination(outerA), netlab.TotalLen(40),
 			netlab.Inner(netlab.Source(outerA), netlab.Destination(outerB), netlab.Protocol(4), netlab.TotalLen(20))))
@@ -141,7 +141,7 @@ func TestEchoProbesAreAnsweredByAnyHostAndStayInTheTunnel(t *testing.T) {
 	eachCarrier(t, func(t *testing.T, c carrier) {
 		a, b := hosts(t)
 		da := c.upA(t, a, "--keepalive", "1s,3", "--keepalive-probe", "echo", "--keepalive-target", innerB)
-		inside := netlab.Capture(t, a, "t0", nil)
+		inside := netlab.CaptureReceived(t, a, "t0")
 		c.upB(t, b, "--keepalive", "off")
 		netlab.Eventually(t, "a hears b", func() bool { return da.Status().KeepaliveState == "up" })
 		if got := inside.Matching(netlab.ICMP(0, 0)); len(got) > 0 {

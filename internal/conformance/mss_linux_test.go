@@ -60,7 +60,7 @@ func TestTheMSSIsClampedOnWhatIsReceived(t *testing.T) {
 				wire := netlab.Capture(t, a, "veth0", func(f netlab.Frame) bool { return !f.Outgoing })
 				c.upA(t, a, append([]string{"--mtu", "1300"}, test.flags...)...)
 				c.upB(t, b)
-				inside := netlab.Capture(t, a, "t0", func(f netlab.Frame) bool { return !f.Outgoing })
+				inside := netlab.CaptureReceived(t, a, "t0")
 
 				transfer(t, b, a, innerA, 1<<10)
 				wire.Await(netlab.Outer(netlab.Inner(syn(flagSYN, 1440))))
@@ -84,7 +84,7 @@ func TestTheMSSIsNotTouchedOnWhatIsSentNorRaised(t *testing.T) {
 		wire := netlab.Capture(t, a, "veth0", func(f netlab.Frame) bool { return f.Outgoing })
 		c.upA(t, a)
 		c.upB(t, b, "--mtu", "1300")
-		into := netlab.Capture(t, a, "t0", nil)
+		into := netlab.CaptureReceived(t, a, "t0")
 		transfer(t, a, b, innerB, 1<<10)
 		wire.Await(netlab.Outer(netlab.Inner(syn(flagSYN, 1440))))
 		into.Await(syn(flagSYN|flagACK, 1260))

@@ -124,7 +124,7 @@ func TestInnerOptionsStayInside(t *testing.T) {
 		wire := netlab.Capture(t, a, "veth0", nil)
 		c.upA(t, a)
 		c.upB(t, b)
-		inside := netlab.Capture(t, b, "t0", nil)
+		inside := netlab.CaptureReceived(t, b, "t0")
 		h := aToB(77)
 		timestamp := []byte{68, 12, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 		inner := buildOptions(h, timestamp, udp(h, 9, 9, pattern(100)))

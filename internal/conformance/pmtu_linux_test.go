@@ -57,7 +57,7 @@ func TestThePathMTUIsLearntAndToldToInnerSenders(t *testing.T) {
 		if s := d.Status(); s.PathMTU != 1500 || s.ActualMTU != 1480 {
 			t.Fatalf("path-mtu %d, actual-mtu %d", s.PathMTU, s.ActualMTU)
 		}
-		inside := netlab.Capture(t, a, "t0", func(f netlab.Frame) bool { return !f.Outgoing })
+		inside := netlab.CaptureReceived(t, a, "t0")
 		errors := netlab.Capture(t, router, "to-a", func(f netlab.Frame) bool { return f.Outgoing })
 		into := inject(t, a, "t0", nil, "")
 		sized := func(id uint16, length int, df bool) []byte {
@@ -138,7 +138,7 @@ func forger(t *testing.T, c carrier) (d *netlab.Daemon, from *injector, inside *
 	deafEnd(t, b)
 	d = c.upFarA(t, a, "--dont-fragment", "inherit")
 	from = inject(t, router, "to-a", a, "veth0")
-	inside = netlab.Capture(t, a, "t0", func(f netlab.Frame) bool { return !f.Outgoing })
+	inside = netlab.CaptureReceived(t, a, "t0")
 	return d, from, inside
 }
 

@@ -35,7 +35,7 @@ func TestNetfilterRulesAddedWhileRunningHoldForOuterPackets(t *testing.T) {
 				// The tunnel hears of the rule; nothing says when it has.
 				netlab.Eventually(t, "packets stop", func() bool { return !answered(a, innerB) })
 				wire := outgoing(t, a, "veth0")
-				inside := netlab.Capture(t, a, "t0", func(f netlab.Frame) bool { return !f.Outgoing })
+				inside := netlab.CaptureReceived(t, a, "t0")
 				before := d.Status()
 				inject(t, a, "t0", nil, "").send(datagram(aToB(1), 100))
 				inject(t, b, "t0", nil, "").send(datagram(bToA(2), 100))

@@ -55,7 +55,7 @@ func TestOuterPacketsLeaveAndEnterOnlyByTheUnderlayDevice(t *testing.T) {
 		a.Run("ip", "route", "add", loopB, "via", wire1B, "src", loopA, "metric", "100")
 		wire0, wire1 := outgoing(t, a, "veth0"), outgoing(t, a, "veth1")
 		d := c.up(t, a, "--local-address", loopA, "--remote-address", loopB, "--address", innerA+"/24", "--underlay-device", "veth1")
-		inside := netlab.Capture(t, a, "t0", func(f netlab.Frame) bool { return !f.Outgoing })
+		inside := netlab.CaptureReceived(t, a, "t0")
 		into := inject(t, a, "t0", nil, "")
 		into.send(datagram(aToB(1), 100), datagram(aToB(2), 100))
 		wire1.Await(about(2))
@@ -116,7 +116,7 @@ func TestTheLocalAddressFollowsTheRoute(t *testing.T) {
 		deafEnd(t, b)
 		wire := outgoing(t, a, "veth0")
 		d := c.up(t, a, "--remote-address", outerB, "--address", innerA+"/24")
-		inside := netlab.Capture(t, a, "t0", func(f netlab.Frame) bool { return !f.Outgoing })
+		inside := netlab.CaptureReceived(t, a, "t0")
 		into, from := inject(t, a, "t0", nil, ""), inject(t, b, "veth0", a, "veth0")
 		check := func(local string, id uint16) {
 			t.Helper()

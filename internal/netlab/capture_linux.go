@@ -43,11 +43,27 @@ type Recorder struct {
 // Capture records the IPv4 packets that enter or leave by an interface of ns and
 // that keep says yes to; a nil keep is for all of them. What crosses the interface
 // after Capture has returned is not missed.
+//
+// A tunnel leaves the fast path while its own interface is captured: see
+// CaptureReceived.
 func Capture(t testing.TB, ns *NS, ifname string, keep func(Frame) bool) *Recorder {
+	t.Helper()
+	// ETH_P_ALL, because a socket for ETH_P_IP does not see what leaves.
+	return capture(t, ns, ifname, unix.ETH_P_ALL, keep)
+}
+
+// CaptureReceived is Capture of what enters by an interface only, which leaves a tunnel
+// its fast path.
+func CaptureReceived(t testing.TB, ns *NS, ifname string) *Recorder {
+	t.Helper()
+	return capture(t, ns, ifname, unix.ETH_P_IP, nil)
+}
+
+func capture(t testing.TB, ns *NS, ifname string, protocol uint16, keep func(Frame) bool) *Recorder {
 	t.Helper()
 	var file *os.File
 	var err error
-	ns.Do(func() { file, err = openCapture(ifname) })
+	ns.Do(func() { file, err = openCapture(ifname, protocol) })
 	if errors.Is(err, os.ErrPermission) {
 		t.Skip("needs root (CAP_NET_RAW) to capture packets")
 	}
@@ -67,7 +83,7 @@ func Capture(t testing.TB, ns *NS, ifname string, keep func(Frame) bool) *Record
 	return r
 }
 
-func openCapture(ifname string) (*os.File, error) {
+func openCapture(ifname string, protocol uint16) (*os.File, error) {
 	ifi, err := net.InterfaceByName(ifname)
 	if err != nil {
 		return nil, err
@@ -88,9 +104,7 @@ func openCapture(ifname string) (*os.File, error) {
 			return nil, os.NewSyscallError("setsockopt", err)
 		}
 	}
-	// ETH_P_ALL, because a socket for ETH_P_IP does not see what leaves.
-	all := &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: ifi.Index}
-	if err := unix.Bind(fd, all); err != nil {
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(protocol), Ifindex: ifi.Index}); err != nil {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("bind", err)
 	}
@@ -149,6 +163,9 @@ func (f *Frame) readControl(control []byte) {
 		}
 	}
 }
+
+// Close ends the recording before the test ends. What was recorded stays.
+func (r *Recorder) Close() { r.file.Close() }
 
 // Frames is a copy of the list of what was recorded so far.
 func (r *Recorder) Frames() []Frame {

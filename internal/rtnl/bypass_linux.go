@@ -38,7 +38,7 @@ func SafeToBypass(device int, local, remote [4]byte) (reason string) {
 		iptablesReason,
 		func() (string, error) { return nftablesReason(device) },
 		func() (string, error) { return xfrmReason(device, local, remote) },
-		func() (string, error) { return filterReason(device) },
+		func() (string, error) { return filterReason(device, "underlay device") },
 		rulesReason,
 	)
 }
@@ -308,13 +308,19 @@ func IngressFilters(device int) (reason string) {
 	return ""
 }
 
-// filterReason looks for tc filters on the device's egress.
-func filterReason(device int) (string, error) {
+// filterReason looks for tc filters on the egress of a device, which is what of the
+// tunnel. They hang on clsact: where an ingress qdisc is in its place, which has no
+// egress, the kernel answers with the filters of ingress.
+func filterReason(device int, what string) (string, error) {
+	all, err := disciplines(device)
+	if err != nil || !slices.ContainsFunc(all, func(d discipline) bool { return d.kind == "clsact" }) {
+		return "", err
+	}
 	filtered, err := hasFilters(device, netlink.HANDLE_MIN_EGRESS)
 	if err != nil || !filtered {
 		return "", err
 	}
-	return "tc has filters on the egress of the underlay device", nil
+	return "tc has filters on the egress of the " + what, nil
 }
 
 // hasFilters reports whether tc has filters at one of the two ends of a device.

@@ -83,6 +83,7 @@ func TestWhatAppliesToOuterPacketsIsAReasonNotToBypass(t *testing.T) {
 		{"tc: nothing filtered", []string{"tc qdisc add dev eth0 clsact"}, ""},
 		{"tc: egress", []string{"tc qdisc add dev eth0 clsact", "tc filter add dev eth0 egress protocol ip u32 match u32 0 0"}, "tc has filters"},
 		{"tc: ingress", []string{"tc qdisc add dev eth0 clsact", "tc filter add dev eth0 ingress protocol ip u32 match u32 0 0"}, ""},
+		{"tc: an ingress qdisc", []string{"tc qdisc add dev eth0 ingress", "tc filter add dev eth0 parent ffff: protocol ip u32 match u32 0 0"}, ""},
 		{"tc: another device", []string{"tc qdisc add dev lo clsact", "tc filter add dev lo egress protocol ip u32 match u32 0 0"}, ""},
 
 		{"rule: of protocol 4", []string{"ip rule add ipproto 4 table 100"}, "a routing rule selects by the protocol"},
@@ -196,6 +197,8 @@ func FuzzKernelMessages(f *testing.F) {
 		parseRoute(b)
 		parseNeighbour(b)
 		ruleSelector(b)
+		parseDiscipline(b)
+		isTapped(b, 7)
 	})
 }
 

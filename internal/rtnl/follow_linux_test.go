@@ -57,6 +57,9 @@ func TestEveryKindOfChangeIsFollowed(t *testing.T) {
 		{"nft", "add", "table", "ip", "t"},
 		{"ip", "xfrm", "policy", "add", "src", "192.0.2.1", "dst", "198.51.100.1", "dir", "out", "action", "block"},
 		{"tc", "qdisc", "add", "dev", "eth0", "clsact"},
+		{"tc", "filter", "add", "dev", "eth0", "egress", "protocol", "ip", "u32", "match", "u32", "0", "0"},
+		{"tc", "qdisc", "add", "dev", "eth0", "root", "pfifo"},
+		{"ip", "link", "set", "eth0", "promisc", "on"},
 		{"ip", "link", "set", "eth0", "down"},
 	} {
 		before := quiet(calls)

@@ -59,6 +59,12 @@ func SafeToBypass(device int, local, remote [4]byte) (reason string) {
 // IngressFilters is Linux's, as is what it is about.
 func IngressFilters(device int) (reason string) { return "the system is not Linux" }
 
+// EgressHooks is Linux's, as is what it is about.
+func EgressHooks(device int) (reason string) { return "the system is not Linux" }
+
+// EgressTaps is Linux's, as is what it is about.
+func EgressTaps(device int) (reason string) { return "the system is not Linux" }
+
 // AddAddress is Linux's.
 func AddAddress(ifname string, address netip.Prefix) error { return ErrUnsupported }
 
