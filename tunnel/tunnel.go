@@ -164,6 +164,7 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	}
 	h.chooseReceiving()
 	t.warnLocalAddress()
+	t.warnOfNAT()
 	t.followFast()
 
 	ctx, t.cancel = context.WithCancel(context.Background())
