@@ -39,13 +39,14 @@ func (t *Tunnel) followFast() {
 		return
 	}
 	why := t.objection()
-	t.fast.watch.seen = false
+	t.fast.watch.why = ""
 	if why == "" {
 		why = t.carryFast()
 	}
 	if why != "" {
 		t.leaveFast()
 	}
+	t.keepWatch()
 	if old := t.fast.why.Swap(&why); old != nil && *old == why || !t.cfg.fastPath() {
 		return
 	}

@@ -74,7 +74,7 @@ func (t *Tunnel) tick(now time.Time) (probe, changed bool) {
 func (t *Tunnel) nextTick(now time.Time) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	wait := t.fast.watch.wait(t.fastStats().TxPackets, now)
+	wait := lookEvery
 	if next := t.monitor.Next(); !next.IsZero() {
 		wait = min(wait, next.Sub(now))
 	}

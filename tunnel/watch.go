@@ -22,22 +22,49 @@ const (
 	watchFor = 3 * time.Second
 )
 
-// watch is when to look again for what nobody tells of.
+// watch is the looking for what nobody tells of.
 type watch struct {
-	seen bool   // it is there
-	sent uint64 // packets that the kernel had sent when it was last asked
-	last time.Time
+	device int
+	why    string // what was seen; "" is nothing
+	sent   uint64 // packets that the kernel had sent when it was last asked
+	last   time.Time
+	armed  bool // look is due
 }
 
-// wait is how long not to look, where the kernel has sent that many packets.
-func (w *watch) wait(sent uint64, now time.Time) time.Duration {
+// wanted reports whether to look again soon, where the kernel has sent that many packets.
+func (w *watch) wanted(sent uint64, now time.Time) bool {
 	if sent != w.sent {
 		w.sent, w.last = sent, now
 	}
-	if w.seen || now.Sub(w.last) < watchFor {
-		return watchEvery
+	return w.why != "" || now.Sub(w.last) < watchFor
+}
+
+// keepWatch has look called when that is wanted. The caller holds mu, or is alone.
+func (t *Tunnel) keepWatch() {
+	w := &t.fast.watch
+	if !w.armed && w.wanted(t.fastStats().TxPackets, time.Now()) {
+		w.armed = true
+		time.AfterFunc(watchEvery, t.look)
 	}
-	return lookEvery
+}
+
+// look wakes the supervisor if what hangs on the interface has changed.
+func (t *Tunnel) look() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	w := &t.fast.watch
+	w.armed = false
+	if t.closed || t.fast.link.Load() == nil && w.why == "" {
+		return // what is in the way now is told of
+	}
+	f, err := t.host.fastPath()
+	if err != nil {
+		return
+	}
+	if old := w.why; t.passedOver(f, w.device) != old {
+		t.poke()
+	}
+	t.keepWatch()
 }
 
 // passedOver is who would not see, without anybody telling, what f carries from that
@@ -53,6 +80,6 @@ func (t *Tunnel) passedOver(f *fastpath.FastPath, device int) (why string) {
 			why = "another eBPF program hangs on the egress of the interface (tcx)"
 		}
 	}
-	t.fast.watch.seen = why != ""
+	t.fast.watch.device, t.fast.watch.why = device, why
 	return why
 }
