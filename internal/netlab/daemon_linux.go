@@ -229,12 +229,15 @@ func Eventually(t testing.TB, what string, condition func() bool) {
 	}
 }
 
-// ComesTrue is Eventually for a test that says itself what is missing.
+// ComesTrue is Eventually for a test that says itself what is missing. It looks ever
+// more seldom: most conditions start a process, which slows what is waited for.
 func ComesTrue(condition func() bool) bool {
-	for end := time.Now().Add(Patience()); !condition(); time.Sleep(20 * time.Millisecond) {
+	pause := 5 * time.Millisecond
+	for end := time.Now().Add(Patience()); !condition(); pause = min(2*pause, 100*time.Millisecond) {
 		if time.Now().After(end) {
 			return false
 		}
+		time.Sleep(pause)
 	}
 	return true
 }

@@ -16,16 +16,19 @@ import (
 // scapyNames are the names that scapy has for our integrity algorithms.
 var scapyNames = map[Integrity]string{HMACSHA1: "HMAC-SHA1-96", HMACSHA256: "SHA2-256-128", HMACSHA384: "SHA2-384-192", HMACSHA512: "SHA2-512-256"}
 
+// scapyScript takes six arguments for each suite, and prints two lines for it: what
+// it opened, and what it sealed.
 const scapyScript = `
 import sys
 from scapy.all import IP, ESP, raw
 from scapy.layers.ipsec import SecurityAssociation
-crypt, ck, auth, ak, sealed, plain = sys.argv[1:]
-def sa():
-    a = dict(auth_algo=auth, auth_key=bytes.fromhex(ak)) if auth != "-" else {}
-    return SecurityAssociation(ESP, spi=0xc0ffee01, crypt_algo=crypt, crypt_key=bytes.fromhex(ck), **a)
-print(raw(sa().decrypt(IP(bytes.fromhex(sealed)))).hex())
-print(raw(sa().encrypt(IP(bytes.fromhex(plain)))).hex())
+for at in range(1, len(sys.argv), 6):
+    crypt, ck, auth, ak, sealed, plain = sys.argv[at:at+6]
+    def sa():
+        a = dict(auth_algo=auth, auth_key=bytes.fromhex(ak)) if auth != "-" else {}
+        return SecurityAssociation(ESP, spi=0xc0ffee01, crypt_algo=crypt, crypt_key=bytes.fromhex(ck), **a)
+    print(raw(sa().decrypt(IP(bytes.fromhex(sealed)))).hex())
+    print(raw(sa().encrypt(IP(bytes.fromhex(plain)))).hex())
 `
 
 // TestInteropScapy has scapy open what we sealed and seal what we open.
@@ -34,9 +37,12 @@ func TestInteropScapy(t *testing.T) {
 	if out, err := exec.Command(python, "-c", "import scapy.layers.ipsec, cryptography").CombinedOutput(); err != nil {
 		t.Skipf("needs python3-scapy: %s", bytes.TrimSpace(out))
 	}
+	want := datagram(77)
+	args := []string{"-c", scapyScript}
+	var inbound []*Inbound
 	for _, s := range suites {
 		o, i := pair(t, Config{Suite: s})
-		want := datagram(77)
+		inbound = append(inbound, i)
 		crypt, auth := "AES-CBC", "-"
 		switch s.Cipher {
 		case AESGCM:
@@ -48,19 +54,22 @@ func TestInteropScapy(t *testing.T) {
 			auth = scapyNames[s.Integrity]
 		}
 		k := testKeys(s)
-		out, err := exec.Command(python, "-c", scapyScript, crypt, hex.EncodeToString(k.Encryption), auth, hex.EncodeToString(k.Integrity),
-			hex.EncodeToString(sealed(t, o, want).Bytes()), hex.EncodeToString(want)).CombinedOutput()
-		if err != nil {
-			t.Fatalf("%v: %v\n%s", s, err, out)
-		}
-		lines := strings.Fields(string(out))
-		lines = lines[len(lines)-2:]
-		if got := unhex(t, lines[0]); !bytes.Equal(got, want) {
+		args = append(args, crypt, hex.EncodeToString(k.Encryption), auth, hex.EncodeToString(k.Integrity),
+			hex.EncodeToString(sealed(t, o, want).Bytes()), hex.EncodeToString(want))
+	}
+	out, err := exec.Command(python, args...).CombinedOutput()
+	lines := strings.Fields(string(out))
+	if err != nil || len(lines) < 2*len(suites) {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	lines = lines[len(lines)-2*len(suites):] // behind what Python warns of
+	for n, s := range suites {
+		if got := unhex(t, lines[2*n]); !bytes.Equal(got, want) {
 			t.Errorf("%v: scapy opened\n%x, want\n%x", s, got, want)
 		}
 		b := packet.New(2000)
-		b.Set(unhex(t, lines[1]))
-		if d := i.Open(b); d != DropNone || !bytes.Equal(b.Bytes(), want) {
+		b.Set(unhex(t, lines[2*n+1]))
+		if d := inbound[n].Open(b); d != DropNone || !bytes.Equal(b.Bytes(), want) {
 			t.Errorf("%v: opening scapy's packet: %v\n%x", s, d, b.Bytes())
 		}
 	}

@@ -30,7 +30,10 @@ func TestSimulationWhatIsSealedCanBeOpened(t *testing.T) {
 	}
 	for _, mode := range modes {
 		for seed := range n {
-			t.Run(fmt.Sprintf("%v/%d", mode, seed), func(t *testing.T) { sealedIsOpened(t, seed, mode) })
+			t.Run(fmt.Sprintf("%v/%d", mode, seed), func(t *testing.T) {
+				t.Parallel() // of all packages' tests these work longest
+				sealedIsOpened(t, seed, mode)
+			})
 		}
 	}
 }
