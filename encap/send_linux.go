@@ -199,7 +199,8 @@ func (s *sender) sendFrames(batch []*packet.Buffer) (n int, err error) {
 
 // sendCut sends packets that the kernel cuts into fragments of the first hop's
 // MTU. It makes the outer header itself, with an ID of its own, from the
-// addresses, the TOS and the TTL of the one that the packet has.
+// addresses, the TOS and the TTL of the one that the packet has. Its protocol is
+// always 4, so that no other packet may go this way, an encrypted one least of all.
 func (s *sender) sendCut(batch []*packet.Buffer) (n int, err error) {
 	s.cut.grow(len(batch))
 	if len(s.hops) < len(batch) {
@@ -209,7 +210,7 @@ func (s *sender) sendCut(batch []*packet.Buffer) (n int, err error) {
 	for _, b := range batch {
 		p := b.Bytes()
 		const df = 0x40
-		if len(p) < ipv4.HeaderLen || p[0] != 0x45 || p[6]&df != 0 {
+		if len(p) < ipv4.HeaderLen || p[0] != 0x45 || p[6]&df != 0 || p[9] != ipv4.ProtocolIPIP {
 			err = s.fail(unix.EMSGSIZE)
 			continue
 		}
@@ -248,7 +249,8 @@ func (s *sender) send(fd int, msgs []door.Message, batch []*packet.Buffer) (n in
 		case unix.ENOBUFS, unix.EAGAIN:
 			// The interface's queue or the socket's buffer is full.
 		case unix.EMSGSIZE:
-			// The MTU of the first hop is lower than the path knows of.
+			// The MTU of the first hop is lower than the path knows of. Protocol 4
+			// the kernel cuts; what else there is waits for the path to know.
 			if batch != nil {
 				cut, failed := s.sendCut(batch[at : at+1])
 				n += cut

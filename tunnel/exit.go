@@ -52,7 +52,8 @@ type sealer interface {
 // send a plain packet even by mistake.
 //
 // A packet that is longer than the path's MTU once it is sealed is cut here: the
-// socket's own way of having it cut knows protocol 4 only.
+// socket's own way of having it cut knows protocol 4 only. So where the first hop's
+// MTU falls, packets are too big until the route has followed.
 type sealing struct {
 	sender    encap.Sender
 	gate      sealer

@@ -344,3 +344,33 @@ func TestAnEncryptedTunnelFollowsItsAddresses(t *testing.T) {
 		t.Error("nothing was encrypted")
 	}
 }
+
+// Where the first hop's MTU falls under traffic, the kernel refuses packets that the
+// route still allows. They are not cut by the socket of protocol 4, but wait until the
+// tunnel has followed the route, and cuts them itself.
+func TestAnEncryptedTunnelSendsNothingPlainWhenTheLinkShrinks(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	sealed := nothingPlain(t, a, "veth0")
+	da, db := sealedUpA(t, a, "--mtu", "1400"), sealedUpB(t, b, "--mtu", "1400")
+	running(t, da, db)
+	into := inject(t, a, "t0", nil, "")
+	for round := range 5 {
+		a.Run("ip", "link", "set", "dev", "veth0", "mtu", "1300")
+		before := db.Status().RxPacket
+		netlab.Eventually(t, "what is too big for the link is cut", func() bool {
+			for i := range 20 {
+				into.send(datagram(aToB(uint16(round*100+i)), 1372))
+			}
+			return db.Status().RxPacket > before
+		})
+		a.Run("ip", "link", "set", "dev", "veth0", "mtu", "1500")
+		netlab.Eventually(t, "the route is followed", func() bool { return da.Status().PathMTU == 1500 })
+	}
+	if sealed.Load() == 0 {
+		t.Error("nothing was encrypted: was anything looked at?")
+	}
+	if n := db.Drops("esp-plain-text"); n != 0 {
+		t.Errorf("%d packets came plain", n)
+	}
+}
