@@ -90,10 +90,11 @@ const (
 	DropOuterErrorMalformed
 	// DropOuterErrorUnrelated: a received ICMP error is not about a packet of a tunnel.
 	DropOuterErrorUnrelated
-	// DropOuterErrorQuoteShort: a received ICMP error quotes too little to tell the inner sender of it.
-	DropOuterErrorQuoteShort
-	// DropOuterErrorNotRelayed: a received ICMP error of a kind that the inner sender is not told of (RFC 2003, section 4).
-	DropOuterErrorNotRelayed
+	// DropOuterErrorIgnored: a received ICMP error of a kind that says nothing about the path (RFC 2003, section 4).
+	DropOuterErrorIgnored
+	// DropOuterErrorNotBelieved: a received ICMP error that contradicts what is known, or is about
+	// a packet that the tunnel cannot have sent: forged, or late.
+	DropOuterErrorNotBelieved
 
 	// NumDrops is how many values Drop has, DropNone included.
 	NumDrops
@@ -132,12 +133,12 @@ var dropNames = [NumDrops]string{
 	DropReceivedNotRunning:     "received-not-running",
 	DropWriteFailed:            "write-failed",
 
-	DropICMPForbidden:        "icmp-forbidden",
-	DropICMPLimited:          "icmp-limited",
-	DropOuterErrorMalformed:  "outer-error-malformed",
-	DropOuterErrorUnrelated:  "outer-error-unrelated",
-	DropOuterErrorQuoteShort: "outer-error-quote-short",
-	DropOuterErrorNotRelayed: "outer-error-not-relayed",
+	DropICMPForbidden:         "icmp-forbidden",
+	DropICMPLimited:           "icmp-limited",
+	DropOuterErrorMalformed:   "outer-error-malformed",
+	DropOuterErrorUnrelated:   "outer-error-unrelated",
+	DropOuterErrorIgnored:     "outer-error-ignored",
+	DropOuterErrorNotBelieved: "outer-error-not-believed",
 }
 
 // String is the reason's name, in lower case with hyphens; "none" for DropNone.

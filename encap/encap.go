@@ -5,18 +5,17 @@
 // no allocation. Outer.Encapsulate puts the outer header in front of an inner
 // packet; ParseOuter and Decapsulate check what was received and take the outer
 // header off; Fragment cuts a packet, TooBig tells an inner sender that its
-// packet does not fit, ParseError and OuterError.Relay bring an ICMP error from
-// the outer path to it, PathMTU and Reachability are what a tunnel remembers of
-// that path. Whatever stops a packet is a Drop, and every Drop has a name.
+// packet does not fit, ParseError reads an ICMP error from the outer path, PathMTU
+// and Reachability are what a tunnel remembers of that path. Whatever stops a packet is a Drop, and every Drop has a name.
 // Socket, implemented in the socket files, is the one raw socket of the process.
 //
 // RFCs, and where they are kept:
 //
 //	 791  fragmentation (Fragment)
-//	1122  what no ICMP error may be about (section 3.2.2: TooBig, Relay)
+//	1122  what no ICMP error may be about (section 3.2.2: TooBig, HostUnreachable)
 //	1191  path MTU discovery and its plateaus (PathMTU)
 //	1624  incremental update of header checksums (internal/ipv4)
-//	2003  IP in IP (Outer, Decapsulate, Relay, PathMTU, Reachability)
+//	2003  IP in IP (Outer, Decapsulate, PathMTU, Reachability)
 //	2983  DSCP: the uniform model at the ingress, if inherited; the inner one is kept at the egress
 //	4884  ICMP extensions behind a quoted packet (ParseError)
 //	6040  ECN in tunnels, normal mode (ecn.go)

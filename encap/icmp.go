@@ -52,17 +52,16 @@ const (
 // means that no message may be made, and dst is empty; inner itself counts under
 // DropTooBig in either case. How many messages a second is the caller's business.
 func TooBig(dst *packet.Buffer, inner ipv4.Packet, mtu int, from [4]byte) Drop {
-	return putUnreachable(dst, inner.Header(), inner.HeaderLen(), inner.Bytes(), codeTooBig, mtu, from)
+	return putUnreachable(dst, inner, codeTooBig, mtu, from)
 }
 
 // HostUnreachable makes the ICMP error that tells the sender of inner that the
 // tunnel's remote end cannot be reached: type 3, code 1. See TooBig.
 func HostUnreachable(dst *packet.Buffer, inner ipv4.Packet, from [4]byte) Drop {
-	return putUnreachable(dst, inner.Header(), inner.HeaderLen(), inner.Bytes(), codeHostUnreachable, 0, from)
+	return putUnreachable(dst, inner, codeHostUnreachable, 0, from)
 }
 
-// putUnreachable writes a destination unreachable about the packet that quote
-// begins with, whose header is h of headerLen bytes:
+// putUnreachable writes a destination unreachable about inner:
 //
 //	+---------------+---------------+-------------------------------+
 //	|   Type (3)    |     Code      |           Checksum            |
@@ -71,15 +70,17 @@ func HostUnreachable(dst *packet.Buffer, inner ipv4.Packet, from [4]byte) Drop {
 //	+-------------------------------+-------------------------------+
 //	|     the packet it is about, as much as fits into 576 bytes    |
 //	+---------------------------------------------------------------+
-func putUnreachable(dst *packet.Buffer, h ipv4.Header, headerLen int, quote []byte, code uint8, mtu int, from [4]byte) Drop {
+func putUnreachable(dst *packet.Buffer, inner ipv4.Packet, code uint8, mtu int, from [4]byte) Drop {
 	space := dst.Space()
-	if !icmpAllowed(&h, quote[headerLen:]) {
+	h := inner.Header()
+	if !icmpAllowed(&h, inner.Payload()) {
 		return DropICMPForbidden
 	}
 	if from == ([4]byte{}) {
 		from = h.Destination
 	}
 	const overhead = ipv4.HeaderLen + icmpHeaderLen
+	quote := inner.Bytes()
 	quote = quote[:min(len(quote), maxICMPError-overhead)]
 	total := overhead + len(quote)
 	header := ipv4.Header{

@@ -2,6 +2,8 @@ package encap
 
 import (
 	"os"
+	"strconv"
+	"strings"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
@@ -59,4 +61,18 @@ func (s *socket) ReadError(buf []byte) (n int, err error) {
 			return n, nil
 		}
 	}
+}
+
+// MinPMTU is the Floor of a PathMTU by the operator's net.ipv4.route.min_pmtu, as it
+// is for what the kernel itself learns; DefaultFloor if that cannot be read.
+func MinPMTU() int {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/route/min_pmtu")
+	if err != nil {
+		return DefaultFloor
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || n < MinPathMTU {
+		return DefaultFloor
+	}
+	return n
 }

@@ -29,14 +29,14 @@ const goldenOuterError = `
 	0000 0578   // unused, next-hop MTU 1400
 ` + goldenQuote
 
-func TestOuterErrorIsReadWithThePacketThatItIsAbout(t *testing.T) {
+func TestOuterErrorIsReadWithTheHeaderThatItIsAbout(t *testing.T) {
 	e, d := encap.ParseError(golden(t, goldenOuterError))
 	if d != encap.DropNone {
 		t.Fatal(d)
 	}
 	want := encap.OuterError{
 		Type: 3, Code: 4, NextHopMTU: 1400, Reporter: [4]byte{203, 0, 113, 1},
-		Source: local, Destination: remote, TotalLen: 52, Protocol: 4, Inner: golden(t, goldenInner),
+		Source: local, Destination: remote, TotalLen: 52, DF: true, Protocol: 4,
 	}
 	if diff := cmp.Diff(want, e); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -46,7 +46,7 @@ func TestOuterErrorIsReadWithThePacketThatItIsAbout(t *testing.T) {
 	}
 }
 
-func TestOuterErrorAboutAnEncryptedPacketHasItsSPIAndNothingInside(t *testing.T) {
+func TestOuterErrorAboutAnEncryptedPacketHasItsSPI(t *testing.T) {
 	spi := []byte{0xde, 0xad, 0xbe, 0xef, 0, 0, 0, 7} // and the sequence number
 	from := func(port uint16) []byte {
 		return append(binary.BigEndian.AppendUint16(nil, port), 0x11, 0x94, 0, 40, 0, 0)
@@ -73,34 +73,11 @@ func TestOuterErrorAboutAnEncryptedPacketHasItsSPIAndNothingInside(t *testing.T)
 			if d != encap.DropNone {
 				return
 			}
-			if e.Protocol != test.protocol || e.SPI != test.spi || e.NextHopMTU != 1400 || len(e.Inner) != 0 {
+			if e.Protocol != test.protocol || e.SPI != test.spi || e.NextHopMTU != 1400 || e.DF {
 				t.Errorf("got %+v", e)
-			}
-			if d := e.Relay(dirty(2000), 1380, [4]byte{}); d != encap.DropOuterErrorQuoteShort {
-				t.Errorf("Relay: %v", d)
 			}
 		})
 	}
-}
-
-func TestDatagramTooBigIsRelayedWithTheMTUOfTheTunnel(t *testing.T) {
-	e, d := encap.ParseError(golden(t, goldenOuterError))
-	if d != encap.DropNone {
-		t.Fatal(d)
-	}
-	b := dirty(2000)
-	if d := e.Relay(b, e.NextHopMTU-encap.Overhead, [4]byte{}); d != encap.DropNone {
-		t.Fatal(d)
-	}
-	wantBytes(t, "relayed", b.Bytes(), golden(t, `
-		45c0 003c   // version 4, IHL 5, internetwork control, total length 60
-		1c46 0000   // the ID of the packet it is about
-		4001 47bb   // TTL 64, ICMP, header checksum
-		0aff 0002   // source 10.255.0.2
-		0aff 0001   // destination 10.255.0.1, the inner sender
-		0304 f797   // unreachable, fragmentation needed and DF set, checksum
-		0000 0564   // unused, next-hop MTU 1380 = 1400 - 20
-		`+goldenInner))
 }
 
 // outerError returns an ICMP error about quote; word is the second word of the
@@ -112,62 +89,49 @@ func outerError(typ, code uint8, word uint32, quote []byte) []byte {
 	return build(ipv4.Header{TTL: 60, Protocol: ipv4.ProtocolICMP, Source: [4]byte{203, 0, 113, 1}, Destination: local}, message)
 }
 
-func TestOuterErrorsAreRelayedByRFC2003Section4(t *testing.T) {
-	type outcome struct {
-		relayed uint8 // the code of the 3 that the inner sender gets
-		drop    encap.Drop
-	}
-	host, tooBig := outcome{relayed: 1}, outcome{relayed: 4}
-	no := outcome{drop: encap.DropOuterErrorNotRelayed}
+// RFC 2003, section 4: which errors say that the remote cannot be reached, or what
+// fits, and which say nothing about the path.
+func TestOuterErrorsAreUnderstoodByRFC2003Section4(t *testing.T) {
+	const unreachable, tooBig, neither = "unreachable", "too big", "neither"
 	for _, test := range []struct {
 		name      string
 		typ, code uint8
-		want      outcome
+		want      string
 	}{
-		{"net unreachable", 3, 0, host},
-		{"host unreachable", 3, 1, host},
-		{"protocol unreachable", 3, 2, host},
-		{"port unreachable", 3, 3, no},
+		{"net unreachable", 3, 0, unreachable},
+		{"host unreachable", 3, 1, unreachable},
+		{"protocol unreachable", 3, 2, unreachable},
+		{"port unreachable", 3, 3, neither},
 		{"too big", 3, 4, tooBig},
-		{"source route failed", 3, 5, no},
-		{"network unknown", 3, 6, host},
-		{"administratively prohibited", 3, 13, host},
-		{"precedence cutoff", 3, 15, host},
-		{"unreachable of unknown code", 3, 16, no},
-		{"time exceeded in transit", 11, 0, host},
-		{"fragment reassembly time exceeded", 11, 1, no},
+		{"source route failed", 3, 5, neither},
+		{"network unknown", 3, 6, unreachable},
+		{"administratively prohibited", 3, 13, unreachable},
+		{"precedence cutoff", 3, 15, unreachable},
+		{"unreachable of unknown code", 3, 16, neither},
+		{"time exceeded in transit", 11, 0, unreachable},
+		{"fragment reassembly time exceeded", 11, 1, neither},
 	} {
 		e, d := encap.ParseError(outerError(test.typ, test.code, 1400, golden(t, goldenQuote)))
 		if d != encap.DropNone {
 			t.Errorf("%s: ParseError: %v", test.name, d)
 			continue
 		}
-		if e.Unreachable() != (test.want == host) || e.TooBig() != (test.want == tooBig) ||
-			e.ProtocolUnreachable() != (test.name == "protocol unreachable") {
-			t.Errorf("%s: Unreachable %v, TooBig %v, ProtocolUnreachable %v", test.name, e.Unreachable(), e.TooBig(), e.ProtocolUnreachable())
-		}
-		b := dirty(2000)
-		if d := e.Relay(b, 1380, [4]byte{}); d != test.want.drop {
-			t.Errorf("%s: drop %v, want %v", test.name, d, test.want.drop)
-			continue
-		} else if d != encap.DropNone {
-			continue
-		}
-		message := parse(t, b.Bytes()).Payload()
-		wantMTU := uint32(0)
+		wantMTU := 0
 		if test.want == tooBig {
-			wantMTU = 1380
+			wantMTU = 1400
 		}
-		if message[0] != 3 || message[1] != test.want.relayed || binary.BigEndian.Uint32(message[4:]) != wantMTU {
-			t.Errorf("%s: relayed as % x", test.name, message[:8])
+		if e.Unreachable() != (test.want == unreachable) || e.TooBig() != (test.want == tooBig) || e.NextHopMTU != wantMTU ||
+			e.ProtocolUnreachable() != (test.name == "protocol unreachable") {
+			t.Errorf("%s: Unreachable %v, TooBig %v, next-hop MTU %d, ProtocolUnreachable %v",
+				test.name, e.Unreachable(), e.TooBig(), e.NextHopMTU, e.ProtocolUnreachable())
 		}
 	}
 }
 
-func TestRedirectsSourceQuenchesAndParameterProblemsAreNotRelayed(t *testing.T) {
+func TestRedirectsSourceQuenchesAndParameterProblemsAreIgnored(t *testing.T) {
 	for _, typ := range []uint8{4, 5, 12} {
-		if _, d := encap.ParseError(outerError(typ, 0, 0, golden(t, goldenQuote))); d != encap.DropOuterErrorNotRelayed {
-			t.Errorf("type %d: drop %v, want %v", typ, d, encap.DropOuterErrorNotRelayed)
+		if _, d := encap.ParseError(outerError(typ, 0, 0, golden(t, goldenQuote))); d != encap.DropOuterErrorIgnored {
+			t.Errorf("type %d: drop %v, want %v", typ, d, encap.DropOuterErrorIgnored)
 		}
 	}
 }
@@ -209,43 +173,20 @@ func TestOuterErrorsAboutOtherProtocolsAreUnrelated(t *testing.T) {
 	}
 }
 
+// What stands behind the quote is not the SPI of a packet whose quote ends before it.
 func TestExtensionsAndPaddingAreNotQuoted(t *testing.T) {
-	quote := golden(t, goldenQuote)
-	padded := append(bytes.Clone(quote), make([]byte, 128-len(quote))...)
-	extended := append(bytes.Clone(padded), 0x20, 0, 0xdf, 0xff, 0, 4, 1, 1) // RFC 4884, sections 7 and 8
+	udp := binary.BigEndian.AppendUint16(nil, 4500)
+	udp = append(udp, 0x11, 0x94, 0, 40, 0, 0)
+	quote := build(ipv4.Header{TTL: 60, DF: true, Protocol: ipv4.ProtocolUDP, Source: local, Destination: remote}, udp)
+	extended := append(bytes.Clone(quote), 0x20, 0, 0xdf, 0xff, 0, 4, 1, 1) // RFC 4884, sections 7 and 8
 	for name, b := range map[string][]byte{
-		"padding":    outerError(3, 1, 0, padded),
-		"extensions": outerError(3, 1, 32<<16, extended),
+		"padding":    outerError(3, 1, 0, append(bytes.Clone(quote), 9, 9, 9, 9)),
+		"extensions": outerError(3, 1, 7<<16, extended),
 	} {
-		e, d := encap.ParseError(b)
-		if d != encap.DropNone {
-			t.Fatalf("%s: %v", name, d)
+		if e, d := encap.ParseError(b); d != encap.DropNone || e.SPI != 0 {
+			t.Errorf("%s: SPI %x, drop %v", name, e.SPI, d)
 		}
-		wantBytes(t, name, e.Inner, golden(t, goldenInner))
 	}
-
-	// Without the length of the quote the extensions would pass for the packet.
-	long := build(ipv4.Header{TTL: 9, Protocol: 4, Source: local, Destination: remote}, build(inner(), pattern(200)))
-	e, d := encap.ParseError(outerError(3, 1, 32<<16, append(bytes.Clone(long[:128]), 0x20, 0, 0xdf, 0xff)))
-	if d != encap.DropNone {
-		t.Fatal(d)
-	}
-	wantBytes(t, "long quote", e.Inner, long[20:128])
-}
-
-func TestRelayQuotesNothingBehindTheInnerPacket(t *testing.T) {
-	h := inner()
-	p := build(h, pattern(8))
-	quote := build(ipv4.Header{TTL: 9, Protocol: 4, Source: local, Destination: remote}, append(bytes.Clone(p), "of no concern"...))
-	e, d := encap.ParseError(outerError(3, 1, 0, quote))
-	if d != encap.DropNone {
-		t.Fatal(d)
-	}
-	b := dirty(2000)
-	if d := e.Relay(b, 1480, [4]byte{}); d != encap.DropNone {
-		t.Fatal(d)
-	}
-	wantBytes(t, "quote", b.Bytes()[28:], p)
 }
 
 func TestErrorAboutAnEmptyProbeIsKnownByItsAddresses(t *testing.T) {
@@ -254,57 +195,14 @@ func TestErrorAboutAnEmptyProbeIsKnownByItsAddresses(t *testing.T) {
 	if d != encap.DropNone || !e.ProtocolUnreachable() || e.Source != local || e.Destination != remote {
 		t.Fatalf("%+v, drop %v", e, d)
 	}
-	if d := e.Relay(dirty(2000), 1480, [4]byte{}); d != encap.DropOuterErrorQuoteShort {
-		t.Errorf("Relay: drop %v, want %v", d, encap.DropOuterErrorQuoteShort)
-	}
 }
 
-func TestShortQuotesAreNotRelayed(t *testing.T) {
+func TestShortQuotesAreEnough(t *testing.T) {
 	quote := golden(t, goldenQuote)
 	for n := 28; n <= len(quote); n++ {
 		e, d := encap.ParseError(outerError(3, 4, 1400, quote[:n]))
-		if d != encap.DropNone || e.TotalLen != 52 || e.NextHopMTU != 1400 {
+		if d != encap.DropNone || e.TotalLen != 52 || !e.DF || e.NextHopMTU != 1400 {
 			t.Fatalf("%d bytes: %+v, drop %v", n, e, d)
-		}
-		want := encap.DropNone
-		if n < 20+20+8 {
-			want = encap.DropOuterErrorQuoteShort
-		}
-		if d := e.Relay(dirty(2000), 1380, [4]byte{}); d != want {
-			t.Errorf("%d bytes: drop %v, want %v", n, d, want)
-		}
-	}
-}
-
-func TestErrorsThatWouldMisleadTheInnerSenderAreNotRelayed(t *testing.T) {
-	about := func(change func(*ipv4.Header), payload []byte) []byte {
-		h := inner()
-		h.DF = true
-		change(&h)
-		return build(ipv4.Header{TTL: 9, DF: true, Protocol: 4, Source: local, Destination: remote}, build(h, payload))
-	}
-	damaged := about(func(*ipv4.Header) {}, pattern(8))
-	damaged[20+8]++ // the inner TTL, without its checksum
-	later := about(func(*ipv4.Header) {}, pattern(80))
-	binary.BigEndian.PutUint16(later[6:], 1) // a fragment of the outer packet, and not its first
-	for _, test := range []struct {
-		name  string
-		quote []byte
-		want  encap.Drop
-	}{
-		{"DF=1", about(func(*ipv4.Header) {}, pattern(8)), encap.DropNone},
-		{"DF=0, so its size is nothing the sender would change", about(func(h *ipv4.Header) { h.DF = false }, pattern(8)), encap.DropOuterErrorNotRelayed},
-		{"our own reflect probe", about(func(h *ipv4.Header) { h.Source = remote }, nil), encap.DropOuterErrorNotRelayed},
-		{"an inner ICMP error", about(func(h *ipv4.Header) { h.Protocol = 1 }, []byte{11, 0, 0, 0, 0, 0, 0, 0}), encap.DropICMPForbidden},
-		{"a wrong inner checksum", damaged, encap.DropOuterErrorMalformed},
-		{"a later outer fragment", later, encap.DropOuterErrorQuoteShort},
-	} {
-		e, d := encap.ParseError(outerError(3, 4, 1400, test.quote))
-		if d != encap.DropNone {
-			t.Fatalf("%s: %v", test.name, d)
-		}
-		if d := e.Relay(dirty(2000), 1380, [4]byte{}); d != test.want {
-			t.Errorf("about %s: drop %v, want %v", test.name, d, test.want)
 		}
 	}
 }

@@ -6,9 +6,13 @@ import "time"
 // state of RFC 2003, section 5. There is no clock in here: time is an argument.
 
 const (
-	// MinPathMTU is the least that every IPv4 path carries, in bytes: no
-	// message lowers an estimate below it (RFC 1191, section 3).
+	// MinPathMTU is the least that every IPv4 path carries, in bytes (RFC 1191,
+	// section 3).
 	MinPathMTU = 68
+	// DefaultFloor is what no message lowers an estimate below, in bytes: messages
+	// can be forged, and hardly a path is narrower. It is Linux's own default
+	// (net.ipv4.route.min_pmtu).
+	DefaultFloor = 552
 	// pathMTULifetime: an estimate is raised no sooner than ten minutes after
 	// the last too big (RFC 1191, section 6.3).
 	pathMTULifetime = 10 * time.Minute
@@ -23,26 +27,43 @@ var plateaus = [...]int{65535, 32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 
 // PathMTU is the path MTU that ICMP errors from the outer path have taught, of
 // outer packets, in bytes (RFC 2003, section 5.1). The zero value knows none.
 // It is not safe for use by several goroutines at once.
+//
+// Only packets with DF=1 teach it: routers fragment the others, and there is
+// nothing to learn from them.
 type PathMTU struct {
+	// Floor is what no message lowers the estimate below, in bytes; 0 is
+	// DefaultFloor.
+	Floor int
+
 	mtu  int // 0: nothing learnt
 	last time.Time
 }
 
-// TooBig takes in a datagram too big about an outer packet of quotedTotalLen
-// bytes. nextHopMTU 0 means that the router did not say: then the next plateau
-// below quotedTotalLen is it. The estimate is never raised by a message: one
-// that says more than is known already is late, or forged, and ignored.
-func (p *PathMTU) TooBig(now time.Time, nextHopMTU, quotedTotalLen int) (changed bool) {
-	if nextHopMTU == 0 {
-		nextHopMTU = plateauBelow(quotedTotalLen)
+// TooBig takes in a datagram too big; linkMTU is what the path's first hop carries,
+// in bytes. A next-hop MTU of 0 means that the router did not say: then the next
+// plateau below the quoted length is it. DropOuterErrorNotBelieved is about one that
+// no router sends: DF is not set in what it quotes, or that is not too big for the
+// next-hop MTU; or one that is late, since it says more than is known already: no
+// message raises the estimate.
+func (p *PathMTU) TooBig(now time.Time, e *OuterError, linkMTU int) (changed bool, d Drop) {
+	mtu := e.NextHopMTU
+	if mtu == 0 {
+		mtu = plateauBelow(e.TotalLen)
 	}
-	nextHopMTU = max(nextHopMTU, MinPathMTU)
-	if p.mtu != 0 && nextHopMTU > p.mtu {
-		return false
+	if p.Floor != 0 {
+		mtu = max(mtu, p.Floor)
+	} else {
+		mtu = max(mtu, DefaultFloor)
 	}
-	changed = nextHopMTU != p.mtu
-	p.mtu, p.last = nextHopMTU, now
-	return changed
+	inUse := p.Effective(linkMTU)
+	if !e.DF || e.TotalLen <= mtu || mtu > inUse {
+		return false, DropOuterErrorNotBelieved
+	}
+	if changed = mtu < inUse; !changed && p.mtu == 0 {
+		return false, DropNone // the first hop's, which is no news
+	}
+	p.mtu, p.last = mtu, now
+	return changed, DropNone
 }
 
 // Get is the estimate; 0 if nothing was learnt.
@@ -62,7 +83,7 @@ func (p *PathMTU) Tick(now time.Time) (changed bool) {
 	if p.mtu == 0 || now.Sub(p.last) < pathMTULifetime {
 		return false
 	}
-	*p = PathMTU{}
+	*p = PathMTU{Floor: p.Floor}
 	return true
 }
 

@@ -9,6 +9,11 @@ import (
 
 var start = time.Date(2024, 5, 1, 12, 0, 0, 0, time.UTC)
 
+// tooBig is a datagram too big about a packet of quoted bytes with DF=1.
+func tooBig(nextHopMTU, quoted int) *encap.OuterError {
+	return &encap.OuterError{Type: 3, Code: 4, NextHopMTU: nextHopMTU, TotalLen: quoted, DF: true}
+}
+
 func TestPathMTUIsLearntAndOnlyEverLowered(t *testing.T) {
 	var p encap.PathMTU
 	if p.Get() != 0 || p.Effective(1500) != 1500 {
@@ -17,16 +22,18 @@ func TestPathMTUIsLearntAndOnlyEverLowered(t *testing.T) {
 	for _, step := range []struct {
 		nextHopMTU  int
 		wantChanged bool
+		wantDrop    encap.Drop
 		want        int
 	}{
-		{1400, true, 1400},
-		{1400, false, 1400},
-		{1450, false, 1400}, // late, or forged
-		{1300, true, 1300},
-		{1399, false, 1300},
+		{1400, true, encap.DropNone, 1400},
+		{1400, false, encap.DropNone, 1400},
+		{1450, false, encap.DropOuterErrorNotBelieved, 1400}, // late, or forged
+		{1300, true, encap.DropNone, 1300},
+		{1399, false, encap.DropOuterErrorNotBelieved, 1300},
 	} {
-		if changed := p.TooBig(start, step.nextHopMTU, 1500); changed != step.wantChanged || p.Get() != step.want {
-			t.Errorf("TooBig(%d): changed %v, MTU %d, want %v, %d", step.nextHopMTU, changed, p.Get(), step.wantChanged, step.want)
+		if changed, d := p.TooBig(start, tooBig(step.nextHopMTU, 1500), 1500); changed != step.wantChanged || d != step.wantDrop || p.Get() != step.want {
+			t.Errorf("TooBig(%d): changed %v, drop %v, MTU %d, want %v, %v, %d",
+				step.nextHopMTU, changed, d, p.Get(), step.wantChanged, step.wantDrop, step.want)
 		}
 	}
 	if p.Effective(1500) != 1300 || p.Effective(1200) != 1200 {
@@ -34,27 +41,64 @@ func TestPathMTUIsLearntAndOnlyEverLowered(t *testing.T) {
 	}
 }
 
-func TestPathMTUIsNeverBelow68(t *testing.T) {
-	for _, nextHopMTU := range []int{1, 67, 68} {
-		var p encap.PathMTU
-		if p.TooBig(start, nextHopMTU, 1500); p.Get() != 68 {
-			t.Errorf("TooBig(%d): MTU %d, want 68", nextHopMTU, p.Get())
-		}
+// What no router sends teaches nothing.
+func TestPathMTU(t *testing.T) {
+	for _, test := range []struct {
+		name         string
+		e            *encap.OuterError
+		link, before int // before: a next-hop MTU learnt before, or 0
+		want         int // as TooBig leaves it; 0 is nothing
+		drop         encap.Drop
+	}{
+		{"plausible", tooBig(1400, 1500), 1500, 0, 1400, encap.DropNone},
+		{"quoted-df-clear", &encap.OuterError{Type: 3, Code: 4, NextHopMTU: 1400, TotalLen: 1500}, 1500, 0, 0, encap.DropOuterErrorNotBelieved},
+		{"quoted-fits", tooBig(1400, 1400), 1500, 0, 0, encap.DropOuterErrorNotBelieved},
+		{"quoted-fits-the-floor", tooBig(100, 552), 1500, 0, 0, encap.DropOuterErrorNotBelieved},
+		{"quoted-superpacket", tooBig(1400, 64000), 1500, 0, 1400, encap.DropNone}, // a router with GRO
+		{"more-than-the-link", tooBig(9000, 60000), 1500, 0, 0, encap.DropOuterErrorNotBelieved},
+		{"as-the-link", tooBig(1500, 60000), 1500, 0, 0, encap.DropNone},
+		{"more-than-known", tooBig(1450, 1500), 1500, 1400, 1400, encap.DropOuterErrorNotBelieved},
+		{"more-than-a-link-that-shrank", tooBig(1350, 1500), 1300, 1400, 1400, encap.DropOuterErrorNotBelieved},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var p encap.PathMTU
+			if test.before != 0 {
+				p.TooBig(start, tooBig(test.before, 1500), 1500)
+			}
+			changed, d := p.TooBig(start, test.e, test.link)
+			if d != test.drop || p.Get() != test.want || changed != (test.want != test.before) {
+				t.Errorf("changed %v, drop %v, MTU %d, want %v, %d", changed, d, p.Get(), test.drop, test.want)
+			}
+		})
 	}
-	var p encap.PathMTU
-	if p.TooBig(start, 0, 20); p.Get() != 68 {
-		t.Errorf("no next-hop MTU, quoted 20: MTU %d, want 68", p.Get())
+}
+
+func TestPathMTUIsNeverBelowItsFloor(t *testing.T) {
+	for _, floor := range []int{0, 68, 1280} {
+		want := floor
+		if floor == 0 {
+			want = encap.DefaultFloor
+		}
+		for _, nextHopMTU := range []int{1, 67, 68} {
+			p := encap.PathMTU{Floor: floor}
+			if p.TooBig(start, tooBig(nextHopMTU, 1500), 1500); p.Get() != max(want, nextHopMTU) {
+				t.Errorf("TooBig(%d): MTU %d, want %d", nextHopMTU, p.Get(), want)
+			}
+			if p.Tick(start.Add(time.Hour)); p.Floor != floor {
+				t.Error("it forgets its floor")
+			}
+		}
 	}
 }
 
 func TestPathMTUWithoutANextHopMTUIsThePlateauBelow(t *testing.T) {
 	for _, test := range []struct{ quoted, want int }{
 		{65535, 32000}, {32001, 32000}, {32000, 17914}, {9000, 8166}, {4352, 2002}, {1500, 1492}, {1492, 1006},
-		{1006, 508}, {508, 296}, {297, 296}, {296, 68}, {68, 68},
+		{1006, 508}, {508, 296}, {297, 296}, {296, 68}, {69, 68},
 	} {
-		var p encap.PathMTU
-		if changed := p.TooBig(start, 0, test.quoted); !changed || p.Get() != test.want {
-			t.Errorf("quoted %d: changed %v, MTU %d, want %d", test.quoted, changed, p.Get(), test.want)
+		p := encap.PathMTU{Floor: 68}
+		if changed, d := p.TooBig(start, tooBig(0, test.quoted), 65535); !changed || d != encap.DropNone || p.Get() != test.want {
+			t.Errorf("quoted %d: changed %v, drop %v, MTU %d, want %d", test.quoted, changed, d, p.Get(), test.want)
 		}
 	}
 }
@@ -64,16 +108,16 @@ func TestPathMTUExpiresTenMinutesAfterTheLastTooBig(t *testing.T) {
 	if p.Tick(start) {
 		t.Error("nothing learnt, and it changed")
 	}
-	p.TooBig(start, 1400, 1500)
-	p.TooBig(start.Add(5*time.Minute), 1400, 1500) // confirms it
-	p.TooBig(start.Add(9*time.Minute), 1450, 1500) // does not
+	p.TooBig(start, tooBig(1400, 1500), 1500)
+	p.TooBig(start.Add(5*time.Minute), tooBig(1400, 1500), 1500) // confirms it
+	p.TooBig(start.Add(9*time.Minute), tooBig(1450, 1500), 1500) // does not
 	if at := start.Add(15*time.Minute - time.Nanosecond); p.Tick(at) || p.Get() != 1400 {
 		t.Errorf("%v after the last: MTU %d", at.Sub(start.Add(5*time.Minute)), p.Get())
 	}
 	if !p.Tick(start.Add(15*time.Minute)) || p.Get() != 0 || p.Effective(1500) != 1500 {
 		t.Errorf("10 minutes after the last: MTU %d", p.Get())
 	}
-	if !p.TooBig(start.Add(16*time.Minute), 1450, 1500) || p.Get() != 1450 {
+	if changed, _ := p.TooBig(start.Add(16*time.Minute), tooBig(1450, 1500), 1500); !changed || p.Get() != 1450 {
 		t.Errorf("learnt anew: MTU %d", p.Get())
 	}
 }

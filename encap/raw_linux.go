@@ -14,7 +14,11 @@ import (
 func openRaw(o SocketOptions) (int, error) {
 	// If this buffer is full the kernel answers protocol unreachable (ICMP 3/2)
 	// to the peer, unless it has a protocol-4 handler of its own.
-	return newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_IPIP, dropAll, receives(o.ReceiveBuffer))
+	return newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_IPIP, dropAll, receives(o.ReceiveBuffer),
+		// Else the kernel learns a path MTU from each ICMP 3/4 that quotes protocol 4,
+		// a forged one as well, and cuts to it what openCut's socket sends. Which to
+		// believe is PathMTU's business.
+		option(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, "IP_MTU_DISCOVER", unix.IP_PMTUDISC_INTERFACE))
 }
 
 // rawReceiver receives from the protocol-4 socket: outer packets whole, but

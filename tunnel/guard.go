@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"sync/atomic"
 
+	"ipipd/encap"
+	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 	"ipipd/ipsec"
 	"ipipd/ipsec/esp"
@@ -107,10 +109,20 @@ func (g *guard) maxInner(mtu int) int {
 	return ipsec.MaxInner(g.config, mtu)
 }
 
-// sent reports whether the SA that is in use has that outbound SPI.
-func (g *guard) sent(spi uint32) bool {
-	gate := g.gate.Load()
-	return gate != nil && gate.Status().OutboundSPI == spi
+// sent reports whether an ICMP error is about a packet of the SA in use.
+func (g *guard) sent(e *encap.OuterError) bool {
+	s := g.status()
+	return sentBy(&s, e)
+}
+
+// sentBy is sent, of an SA. Only the two ends and those between them know the SPI, which
+// an error has to quote; 0 is none (RFC 4303, section 2.1).
+func sentBy(s *ipsec.Status, e *encap.OuterError) bool {
+	protocol := uint8(ipv4.ProtocolESP)
+	if s.UDP {
+		protocol = ipv4.ProtocolUDP
+	}
+	return s.Established && e.Protocol == protocol && e.SPI != 0 && e.SPI == s.OutboundSPI
 }
 
 // status is what an operator is shown.

@@ -6,6 +6,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"ipipd/encap"
+	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 	"ipipd/ipsec"
 	"ipipd/ipsec/esp"
@@ -27,7 +29,7 @@ func TestAGuardWithoutAGateIsShutAndCounts(t *testing.T) {
 		}
 	}
 	g.plain()
-	if g.established() || g.sent(0) {
+	if g.established() || g.sent(&encap.OuterError{Protocol: ipv4.ProtocolESP}) {
 		t.Error("it is open")
 	}
 	drops := map[string]uint64{}

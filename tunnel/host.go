@@ -264,7 +264,7 @@ func (h *Host) receiveErrors() {
 			}
 			continue
 		}
-		if t := h.table.Load().find(e.Source, e.Destination); t != nil && t.sent(&e) {
+		if t := h.table.Load().find(e.Source, e.Destination); t != nil {
 			t.outerError(&e, time.Now())
 		}
 	}

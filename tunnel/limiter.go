@@ -23,3 +23,23 @@ func (l *limiter) allow(now time.Time) bool {
 	}
 	return l.count.Add(1) <= perSecond
 }
+
+// notice is a log line about a state that strangers can bring about, by a forged ICMP
+// error for one: it is due once while the state lasts, and not again within a minute,
+// however often the state comes and goes. Its zero value is ready; one goroutine at a
+// time uses it.
+type notice struct {
+	told bool
+	last time.Time
+}
+
+func (n *notice) due(now time.Time) bool {
+	if n.told || now.Sub(n.last) < time.Minute {
+		return false
+	}
+	n.told, n.last = true, now
+	return true
+}
+
+// over is that the state has ended, or is another.
+func (n *notice) over() { n.told = false }

@@ -37,6 +37,7 @@ type world struct {
 	err     error // of Lookup
 	refuse  error // of Configure
 	changed func()
+	lookups int // each round of a supervisor is one
 
 	reassembled, unassembled uint64
 	log                      bytes.Buffer
@@ -69,11 +70,18 @@ func (w *world) logged(text string) int {
 func (w *world) Lookup(_, src [4]byte, _ uint32, _ int) (rtnl.Route, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.lookups++
 	r := w.route
 	if src != [4]byte{} {
 		r.Source = src
 	}
 	return r, w.err
+}
+
+func (w *world) looked() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.lookups
 }
 
 func (w *world) Follow(ctx context.Context, changed func()) error {

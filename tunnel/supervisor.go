@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"ipipd/encap"
-	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 	"ipipd/keepalive"
 )
@@ -21,6 +20,8 @@ const (
 	// lookEvery is how often the route is looked at without having been told
 	// that it changed.
 	lookEvery = 10 * time.Second
+	// minRest is between two rounds of the supervisor, unless a timer asks for one.
+	minRest = 50 * time.Millisecond
 	// freshly is how long ago a peer was heard that is certainly there.
 	freshly = 3 * time.Second
 )
@@ -30,11 +31,22 @@ const (
 func (t *Tunnel) supervise(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var rested time.Time // when the last round had ended
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.wake:
+			// Many events are one round, and strangers can cause events.
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(minRest - time.Since(rested)):
+			}
+			select {
+			case <-t.wake:
+			default:
+			}
 		case <-timer.C:
 		}
 		now := time.Now()
@@ -53,7 +65,8 @@ func (t *Tunnel) supervise(ctx context.Context) {
 		t.followRoute(now)
 		t.host.chooseReceiving()
 		t.warnOfFragments()
-		timer.Reset(t.nextTick(now))
+		rested = time.Now()
+		timer.Reset(t.nextTick(rested))
 	}
 }
 
@@ -152,64 +165,6 @@ func (t *Tunnel) probe() {
 		return
 	}
 	t.write(t.way, b, &route.path)
-}
-
-// sent reports whether an ICMP error is about a packet that this tunnel can have
-// sent. One that is encrypted sends no plain ones, and of others the SPI is quoted,
-// which only the two ends and those between them know; behind a NAT, where it need
-// not be quoted, that cannot be asked.
-func (t *Tunnel) sent(e *encap.OuterError) bool {
-	if t.guard == nil || e.Protocol == ipv4.ProtocolIPIP {
-		return t.guard == nil && e.Protocol == ipv4.ProtocolIPIP
-	}
-	return e.SPI == 0 && e.Protocol == ipv4.ProtocolUDP || t.guard.sent(e.SPI)
-}
-
-// outerError takes an ICMP error about an outer packet of this tunnel (RFC 2003,
-// sections 4 and 5): the soft state learns from it, and the inner sender is told.
-func (t *Tunnel) outerError(e *encap.OuterError, now time.Time) {
-	if e.ProtocolUnreachable() && now.Sub(t.heardAt()) < freshly {
-		// The peer takes protocol 4: a userspace tunnel whose receive buffer is
-		// full has its kernel say otherwise.
-		t.drop(encap.DropOuterErrorNotRelayed)
-		return
-	}
-	t.mu.Lock()
-	if e.TooBig() && t.pathMTU.TooBig(now, e.NextHopMTU, e.TotalLen) {
-		t.log.Info("path MTU learnt", "path-mtu", t.pathMTU.Effective(t.underlay.MTU), "from", address(e.Reporter))
-		t.poke()
-	}
-	if e.Unreachable() {
-		if t.reach.Unreachable(now) {
-			t.log.Warn("outer packets do not arrive", "icmp-type", e.Type, "icmp-code", e.Code, "from", address(e.Reporter))
-		}
-		t.unreachableAt = now
-		if !t.unreachable.Swap(true) {
-			t.poke() // the fast path must not go on
-		}
-	}
-	if e.ProtocolUnreachable() && !t.noListener {
-		t.noListener = true
-		t.log.Warn(fmt.Sprintf("nothing at the remote takes protocol %d: set up its end of the tunnel", e.Protocol), "from", address(e.Reporter))
-	}
-	mtu := t.maxInner(t.pathMTU.Effective(t.underlay.MTU))
-	t.mu.Unlock()
-
-	message := packet.New(icmpSize)
-	t.tellSender(t.queues[0], message, e.Relay(message, mtu, anyRouter))
-}
-
-// followReachability forgets that the remote is unreachable once it is heard, or
-// the last message that said so is old.
-func (t *Tunnel) followReachability(now time.Time) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.reach.Reachable(now) {
-		t.unreachable.Store(false)
-	} else if t.heardAt().After(t.unreachableAt) {
-		t.reach.Heard()
-		t.noListener = false
-	}
 }
 
 // resolve looks RemoteAddress up. The caller holds mu, or is alone.

@@ -67,16 +67,19 @@ type Tunnel struct {
 	pathMTU       encap.PathMTU
 	reach         encap.Reachability
 	unreachableAt time.Time
-	remote        netip.Addr // what RemoteAddress resolved to
-	resolved      time.Time
-	underlay      rtnl.Route
-	noRoute       bool   // and that has been logged
-	detour        string // why outer packets have to take the kernel's own way; "" if they need not
-	slow          string // the same, as last logged
-	noListener    bool   // the peer's host answers "protocol unreachable"
-	carrier       bool   // as it was last set
-	closed        bool
-	err           error
+	// What ICMP errors say, as it is logged.
+	pathMTUFrom                                  [4]byte
+	pathMTUNotice, arrivalNotice, listenerNotice notice
+	remote                                       netip.Addr // what RemoteAddress resolved to
+	resolved                                     time.Time
+	underlay                                     rtnl.Route
+	noRoute                                      bool   // and that has been logged
+	detour                                       string // why outer packets have to take the kernel's own way; "" if they need not
+	slow                                         string // the same, as last logged
+	noListener                                   bool   // the peer's host answers "protocol unreachable"
+	carrier                                      bool   // as it was last set
+	closed                                       bool
+	err                                          error
 
 	// The supervisor's own.
 	toldOfCutting, toldOfLoss bool
@@ -100,6 +103,7 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	if t.cfg.TunQueues == 0 {
 		t.cfg.TunQueues = defaultThreads()
 	}
+	t.pathMTU.Floor = encap.MinPMTU()
 	if cfg.IPsec.Wanted() {
 		guard, err := newGuard(h.protector(), &t.cfg, h.log.With("name", cfg.Name), t.poke)
 		if err != nil {

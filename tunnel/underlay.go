@@ -132,9 +132,7 @@ func (t *Tunnel) wantedMTU() int {
 func (t *Tunnel) followRoute(now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.pathMTU.Tick(now) {
-		t.log.Info("the path MTU is forgotten: larger packets are tried again")
-	}
+	t.followPathMTU(now)
 	defer t.followFast()
 	next, err := t.lookup()
 	if err != nil {

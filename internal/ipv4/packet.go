@@ -63,6 +63,7 @@ const (
 	ProtocolIPIP = 4
 	ProtocolTCP  = 6
 	ProtocolUDP  = 17
+	ProtocolESP  = 50
 )
 
 // ECN is the two-bit codepoint of RFC 3168, section 5.
