@@ -133,8 +133,10 @@ func (t *Tunnel) remedy() string {
 	noListener := t.noListener
 	t.mu.Unlock()
 	peer := address(t.route.Load().path.Remote)
-	if t.guard != nil && !t.guard.established() {
-		return "there is no SA: " + t.guard.status().Describe(time.Now())
+	if t.guard != nil {
+		if s := t.guard.status(); !s.Established {
+			return "there is no SA: " + s.Describe(time.Now())
+		}
 	}
 	switch {
 	case noListener:

@@ -77,11 +77,11 @@ type Tunnel struct {
 	detour                                       string // why outer packets have to take the kernel's own way; "" if they need not
 	slow                                         string // the same, as last logged
 	noListener                                   bool   // the peer's host answers "protocol unreachable"
-	carrier                                      bool   // as it was last set
 	closed                                       bool
 	err                                          error
 
 	// The supervisor's own.
+	carrier                   bool // as it was last set
 	toldOfCutting, toldOfLoss bool
 	reassembled, unassembled  uint64 // the kernel's counters at the start
 
@@ -128,8 +128,11 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	if t.underlay.Local {
 		return nil, fmt.Errorf("remote-address %v is an address of this host: it must be the other end's", t.remote)
 	}
+	// Asked once: an SA that comes meanwhile changes the answer, and what the device
+	// has is what followMTU compares with.
+	t.wanted = t.wantedMTU()
 	if t.device, err = h.openDevice(tun.Options{
-		Name: cfg.Name, MTU: t.wantedMTU(), Queues: t.cfg.TunQueues,
+		Name: cfg.Name, MTU: t.wanted, Queues: t.cfg.TunQueues,
 		Lacking: func(err error) {
 			h.log.Info("the kernel does not give the interface all that it could use", "err", err)
 		},
@@ -138,7 +141,6 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	}
 	t.queues = t.device.Queues()
 	t.log = h.log.With("name", t.device.Name())
-	t.wanted = t.wantedMTU()
 	t.mtu.Store(int32(t.wanted))
 	t.route.Store(first)
 	t.monitor = keepalive.New(cfg.Keepalive, t.epoch)
