@@ -2,11 +2,9 @@ package tunnel
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"sync"
 	"testing"
@@ -449,39 +447,6 @@ func TestALoopDoesNotChangeTheLocalAddress(t *testing.T) {
 	}
 	if p := datagram(60, nil); !bytes.Equal(b.send(t, a, p), p) {
 		t.Error("the peer's packets do not arrive")
-	}
-}
-
-// A name is looked up again each minute. Here the tunnel has an old answer, and
-// the right one is what localhost has everywhere.
-func TestTheNameOfTheRemoteIsLookedUpAgain(t *testing.T) {
-	if now, err := lookupName(t.Context(), "localhost"); err != nil || !now.IsLoopback() {
-		t.Skipf("needs a localhost in /etc/hosts: %v, %v", now, err)
-	}
-	a, _ := pair(t, func(c *Config) { c.RemoteAddress = "localhost" })
-	set := func(resolved time.Duration) {
-		a.mu.Lock()
-		a.remote, a.resolved = outerB, time.Now().Add(-resolved)
-		a.mu.Unlock()
-		a.poke()
-	}
-	remote := func(want string) func() bool {
-		return func() bool { return a.Status().CurrentRemoteAddress == want }
-	}
-	set(resolveEvery / 2)
-	eventually(t, "an answer is kept for a while", remote(outerB.String()))
-	set(resolveEvery)
-	eventually(t, "it is asked for again", remote("127.0.0.1"))
-}
-
-func TestTheLastAnswerIsUsedWhileTheNameDoesNotResolve(t *testing.T) {
-	log, now := &world{}, time.Now()
-	tunnel := &Tunnel{cfg: Config{RemoteAddress: "far.invalid"}, log: slog.New(slog.NewTextHandler(log, nil)), remote: outerB}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel() // no name server is asked
-	tunnel.followName(ctx, now)
-	if tunnel.remote != outerB || tunnel.resolved != now || log.logged("its last address stays in use") != 1 {
-		t.Errorf("the remote is %v, as of %v, and the log:\n%s", tunnel.remote, tunnel.resolved, log.log.String())
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"runtime"
 	"sync"
@@ -31,6 +32,9 @@ type HostOptions struct {
 	Threads int
 	// Network is asked how a remote is reached; nil asks the kernel.
 	Network Network
+	// LookupName finds the IPv4 address of a remote's DNS name, until ctx is done;
+	// nil asks the system's resolver.
+	LookupName func(ctx context.Context, name string) (netip.Addr, error)
 	// FastPath loads what carries packets in the kernel; nil is fastpath.Open,
 	// unless one of the doors or the Network is not the real one.
 	FastPath func() (*fastpath.FastPath, error)
@@ -44,6 +48,7 @@ type Host struct {
 	socket     encap.Socket
 	openDevice func(tun.Options) (tun.Device, error)
 	network    Network
+	lookupName func(ctx context.Context, name string) (netip.Addr, error)
 	threads    int
 
 	openFastPath func() (*fastpath.FastPath, error)
@@ -100,6 +105,9 @@ func NewHost(o HostOptions) (*Host, error) {
 	}
 	if h.openDevice == nil {
 		h.openDevice = tun.Open
+	}
+	if h.lookupName = o.LookupName; h.lookupName == nil {
+		h.lookupName = lookupName
 	}
 	if h.network == nil {
 		h.network = kernelNetwork{}

@@ -133,13 +133,20 @@ func pair(t testing.TB, set func(*Config)) (a, b *side) {
 
 func start(t testing.TB, socket *memory.Socket, local, remote netip.Addr, set func(*Config)) *side {
 	t.Helper()
+	return startOn(t, HostOptions{}, socket, local, remote, set)
+}
+
+// startOn is start on a host with these options too.
+func startOn(t testing.TB, o HostOptions, socket *memory.Socket, local, remote netip.Addr, set func(*Config)) *side {
+	t.Helper()
 	s := &side{socket: socket, world: &world{route: rtnl.Route{Source: local.As4(), MTU: 1500}}}
-	var err error
-	s.host, err = NewHost(HostOptions{Log: slog.New(slog.NewTextHandler(s.world, nil)), Socket: socket, Network: s.world, OpenDevice: func(o tun.Options) (tun.Device, error) {
+	o.Log, o.Socket, o.Network = slog.New(slog.NewTextHandler(s.world, nil)), socket, s.world
+	o.OpenDevice = func(o tun.Options) (tun.Device, error) {
 		s.device = memory.NewDevice("ipip1", o.MTU)
 		return s.device, nil
-	}})
-	if err != nil {
+	}
+	var err error
+	if s.host, err = NewHost(o); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -32,6 +32,8 @@ func (t *Tunnel) supervise(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var rested time.Time // when the last round had ended
+	found := make(chan foundName, 1)
+	asking := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -48,10 +50,17 @@ func (t *Tunnel) supervise(ctx context.Context) {
 			default:
 			}
 		case <-timer.C:
+		case f := <-found:
+			asking = false
+			t.followName(f, time.Now())
 		}
 		now := time.Now()
-		if t.nameIsOld(now) {
-			t.followName(ctx, now)
+		if !asking && t.nameIsOld(now) {
+			asking = true
+			t.loops.Go(func() {
+				remote, err := t.host.lookupName(ctx, t.cfg.RemoteAddress)
+				found <- foundName{remote, err}
+			})
 		}
 		probe, changed := t.tick(now)
 		t.followCarrier()
@@ -175,7 +184,7 @@ func (t *Tunnel) resolve(ctx context.Context, now time.Time) error {
 		t.remote = a
 		return nil
 	}
-	a, err := lookupName(ctx, t.cfg.RemoteAddress)
+	a, err := t.host.lookupName(ctx, t.cfg.RemoteAddress)
 	if err != nil {
 		return fmt.Errorf("%w: see that this host can resolve it, or give its IPv4 address", err)
 	}
@@ -202,18 +211,24 @@ func (t *Tunnel) nameIsOld(now time.Time) bool {
 	return !t.resolved.IsZero() && now.Sub(t.resolved) >= resolveEvery
 }
 
-// followName looks a DNS name up again. The old answer stays while there is no
+// foundName is the answer to a look-up of RemoteAddress, which takes as long as a
+// name server does: the supervisor does not wait for it.
+type foundName struct {
+	remote netip.Addr
+	err    error
+}
+
+// followName takes the answer of a name server. The old one stays while there is no
 // new one.
-func (t *Tunnel) followName(ctx context.Context, now time.Time) {
-	a, err := lookupName(ctx, t.cfg.RemoteAddress)
+func (t *Tunnel) followName(f foundName, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.resolved = now
-	if err != nil {
-		t.log.Warn("the name is not resolved again; its last address stays in use", "err", err)
+	if f.err != nil {
+		t.log.Warn("the name is not resolved again; its last address stays in use", "err", f.err)
 		return
 	}
-	t.remote = a
+	t.remote = f.remote
 }
 
 // warnLocalAddress says it when nothing can come back to the local address. The
