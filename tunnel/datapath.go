@@ -227,6 +227,7 @@ func (t *Tunnel) accept(b *packet.Buffer, outer ipv4.Packet, sender encap.Sender
 		t.answered.Store(true)
 		return false
 	case encap.KindReflect:
+		t.probes.Store(true)
 		t.answer(b, sender, route, now)
 		return false
 	}
@@ -249,6 +250,10 @@ func (t *Tunnel) accept(b *packet.Buffer, outer ipv4.Packet, sender encap.Sender
 	if t.echo != nil && t.echo.IsReply(inner) {
 		t.answered.Store(true)
 		return false
+	}
+	if inner.TotalLen() > mtu && b.SegmentSize == 0 && t.oversize.Load() == 0 {
+		t.oversize.Store(int32(inner.TotalLen())) // it is delivered all the same
+		t.poke()
 	}
 	if t.cfg.ClampTCPMSS {
 		mss.Clamp(inner, mtu, b.Checksum == packet.ChecksumPartial)

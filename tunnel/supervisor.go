@@ -69,9 +69,11 @@ func (t *Tunnel) supervise(ctx context.Context) {
 		}
 		if probe {
 			t.probe()
+			t.warnOfSilentProbes()
 		}
 		t.followReachability(now)
 		t.followRoute(now)
+		t.warnOfSize()
 		t.host.chooseReceiving()
 		t.warnOfFragments()
 		rested = time.Now()
@@ -229,6 +231,48 @@ func (t *Tunnel) followName(f foundName, now time.Time) {
 		return
 	}
 	t.remote = f.remote
+}
+
+// silentProbes is how many probes in a row, of a peer that is heard, say that it
+// answers none.
+const silentProbes = 10
+
+// warnOfSilentProbes says it once when the peer is heard and answers no probe: then it
+// is the data alone that keeps the tunnel running, until there is none. Empty probes
+// are not answered by design, and a peer that sends probes of its own is heard by
+// those. Called with each probe.
+func (t *Tunnel) warnOfSilentProbes() {
+	if t.toldOfData || t.cfg.KeepaliveProbe == keepalive.FormEmpty || t.answered.Load() || t.probes.Load() {
+		return
+	}
+	if keepalive.State(t.state.Load()) != keepalive.Up {
+		return
+	}
+	if t.unanswered++; t.unanswered <= min(silentProbes, t.cfg.Keepalive.Retries) { // this one has still to be answered
+		return
+	}
+	t.toldOfData = true
+	remedy := "use --keepalive-probe echo --keepalive-target with the peer's inner address, or --keepalive off"
+	if t.cfg.KeepaliveProbe == keepalive.FormEcho {
+		remedy = fmt.Sprintf("see whether %v answers pings through the tunnel, or use --keepalive off", t.cfg.KeepaliveTarget)
+	}
+	t.log.Warn("the peer does not answer probes: only the data that it sends keeps the tunnel running", "remedy", remedy)
+}
+
+// warnOfSize says it once when the peer sends packets that are longer than this end's
+// MTU is now; it may have been less when they came.
+func (t *Tunnel) warnOfSize() {
+	size, mtu := int(t.oversize.Load()), t.MTU()
+	if size == 0 || t.toldOfSize {
+		return
+	}
+	if size <= mtu {
+		t.oversize.Store(0)
+		return
+	}
+	t.toldOfSize = true
+	t.log.Warn("the peer sends packets that are longer than the MTU of this end: protocols that compare them, OSPF for one, do not come up",
+		"bytes", size, "actual-mtu", mtu, "remedy", "give both ends the same --mtu")
 }
 
 // warnLocalAddress says it when nothing can come back to the local address. The

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"ipipd/internal/ipv4"
 	"ipipd/internal/netlab/memory"
+	"ipipd/internal/packet"
 	"ipipd/keepalive"
 )
 
@@ -96,4 +99,101 @@ func TestFollowName(t *testing.T) {
 			last = a.Status().LastHeard
 		}
 	})
+}
+
+// hears has a hear these inner packets of the peer, again and again, until the test ends.
+func hears(t *testing.T, a *side, inner ...[]byte) {
+	t.Helper()
+	done := make(chan struct{})
+	var feeding sync.WaitGroup
+	t.Cleanup(func() { close(done); feeding.Wait() })
+	feeding.Go(func() {
+		for i := 0; ; i++ {
+			p := inner[i%len(inner)]
+			outer := make([]byte, ipv4.HeaderLen, ipv4.HeaderLen+len(p))
+			h := ipv4.Header{TotalLen: cap(outer), ID: uint16(i), TTL: 64, Protocol: ipv4.ProtocolIPIP, Source: outerB.As4(), Destination: outerA.As4()}
+			h.Put(outer)
+			if err := a.socket.Inject(append(outer, p...), packet.Offload{Checksum: packet.ChecksumValid}); err != nil {
+				t.Error(err)
+				return
+			}
+			select {
+			case <-done:
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	})
+}
+
+// A peer that is heard and answers no probe is told apart, once, unless no answer is to
+// be expected.
+func TestSilentProbes(t *testing.T) {
+	data, probe := datagram(100, nil), keepalive.ReflectProbe(outerB.As4(), outerA.As4())
+	for _, test := range []struct {
+		name  string
+		form  keepalive.Form
+		hears [][]byte
+		want  int
+	}{
+		{"reflect", keepalive.FormReflect, [][]byte{data}, 1},
+		{"echo", keepalive.FormEcho, [][]byte{data}, 1},
+		{"empty", keepalive.FormEmpty, [][]byte{data}, 0},
+		{"answered", keepalive.FormReflect, [][]byte{data, nil}, 0},
+		{"peer-probes", keepalive.FormReflect, [][]byte{data, probe}, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			socket, peer := memory.NewSocketPair()
+			a := start(t, socket, outerA, outerB, func(c *Config) {
+				c.Keepalive, c.KeepaliveProbe = keepalive.Config{Interval: time.Second, Retries: 2}, test.form
+				if test.form == keepalive.FormEcho {
+					c.Addresses = []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")}
+					c.KeepaliveTarget = netip.MustParseAddr("10.0.0.2")
+				}
+			})
+			hears(t, a, test.hears...)
+			for probes := 0; probes < 6; {
+				b := peer.ReceiveWithin(patience)
+				if b == nil {
+					t.Fatalf("no more probes come after %d", probes)
+				}
+				if b.Len() > ipv4.HeaderLen || test.form == keepalive.FormEmpty { // not an answer to the peer's
+					probes++
+				}
+			}
+			if n := a.world.logged("only the data that it sends keeps the tunnel running"); n != test.want {
+				t.Errorf("it is said %d times, want %d", n, test.want)
+			}
+		})
+	}
+}
+
+// Packets that are longer than this end's MTU are delivered, and said once.
+func TestWarnOfSize(t *testing.T) {
+	const line = "longer than the MTU of this end"
+	sa, sb := memory.NewSocketPair()
+	a := start(t, sa, outerA, outerB, func(c *Config) { c.MTU = 1400 })
+	b := start(t, sb, outerB, outerA, nil)
+	b.send(t, a, datagram(1400, nil))
+	before := a.world.looked()
+	a.poke()
+	eventually(t, "it has looked around", func() bool { return a.world.looked() > before })
+	if n := a.world.logged(line); n != 0 {
+		t.Errorf("what fits is logged %d times", n)
+	}
+	for range 3 {
+		if got := b.send(t, a, datagram(1401, nil)); len(got) != 1401 {
+			t.Errorf("%d bytes came", len(got))
+		}
+		eventually(t, "it is said once", func() bool { return a.world.logged(line) == 1 })
+	}
+	for range 2 {
+		before := a.world.looked()
+		a.poke()
+		eventually(t, "it has looked around", func() bool { return a.world.looked() > before })
+	}
+	if n := a.world.logged(line); n != 1 {
+		t.Errorf("it is said %d times", n)
+	}
 }

@@ -49,10 +49,14 @@ type Tunnel struct {
 	lastHeard atomic.Int64 // nanoseconds after epoch
 	state     atomic.Uint32
 	answered  atomic.Bool // the peer has answered a probe
-	looped    atomic.Bool
-	counters  counters
-	fast      fast
-	guard     *guard // nil unless there is a secret
+	probes    atomic.Bool // the peer has sent a probe of its own
+	// oversize is the length of a received packet that was longer than the MTU; 0
+	// is none since the supervisor looked.
+	oversize atomic.Int32
+	looped   atomic.Bool
+	counters counters
+	fast     fast
+	guard    *guard // nil unless there is a secret
 
 	reflectLimit limiter // answers to the peer's probes
 	icmpLimit    limiter // ICMP errors to inner senders
@@ -83,6 +87,8 @@ type Tunnel struct {
 	// The supervisor's own.
 	carrier                   bool // as it was last set
 	toldOfCutting, toldOfLoss bool
+	toldOfData, toldOfSize    bool
+	unanswered                int    // probes while the peer was heard
 	reassembled, unassembled  uint64 // the kernel's counters at the start
 
 	way    exit // the supervisor's, for probes
