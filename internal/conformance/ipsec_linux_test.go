@@ -374,3 +374,37 @@ func TestAnEncryptedTunnelSendsNothingPlainWhenTheLinkShrinks(t *testing.T) {
 		t.Errorf("%d packets came plain", n)
 	}
 }
+
+// What an ICMP error quotes of an encrypted tunnel has to be a packet of its SA: a
+// stranger knows the addresses, and neither the SPI nor whether there is a NAT.
+func TestForgedErrorsAboutAnEncryptedTunnelAreNotBelieved(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	da, db := sealedUpA(t, a, "--dont-fragment", "inherit"), sealedUpB(t, b)
+	from := inject(t, b, "veth0", a, "veth0")
+	quote := func(protocol uint8, payload ...byte) []byte {
+		return build(ipv4.Header{DF: true, Protocol: protocol, Source: addr(outerA), Destination: addr(outerB)}, append(payload, make([]byte, 1300)...))
+	}
+	udp4500 := []byte{0x11, 0x94, 0x11, 0x94, 5, 0, 0, 0}
+	forged := [][]byte{
+		quote(50, 0, 0, 0, 0), quote(50, 0xde, 0xad, 0xbe, 0xef), // SPIs
+		quote(17, udp4500...), quote(17, udp4500...)[:28], quote(17, append(udp4500, 0xde, 0xad, 0xbe, 0xef)...),
+		quote(4, datagram(aToB(1), 100)...),
+	}
+	refused := func(n int) {
+		t.Helper()
+		for _, q := range forged {
+			from.send(icmpError(3, 4, 600, q), icmpError(3, 1, 0, q))
+		}
+		netlab.Eventually(t, "all are counted", func() bool { return da.Drops("outer-error-not-believed") == uint64(n*2*len(forged)) })
+		if s := da.Status(); s.PathMTU != 1500 || strings.Contains(da.Log(), "do not arrive") {
+			t.Errorf("path-mtu is %d", s.PathMTU)
+		}
+	}
+	running(t, da, db)
+	refused(1)
+	ping(t, a, innerB)
+	db.Stop(syscall.SIGTERM)
+	netlab.Eventually(t, "there is no SA", func() bool { return !da.Status().Running })
+	refused(2)
+}

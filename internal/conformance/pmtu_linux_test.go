@@ -210,6 +210,37 @@ func TestOuterErrorsAreToldToInnerSendersAsRFC2003Says(t *testing.T) {
 	}
 }
 
+// A peer that is heard can be reached, whoever says otherwise, and whichever path hears
+// it: no inner sender is told of it, and nothing is logged.
+func TestForgedUnreachablesOfAPeerThatIsHeardAreNotBelieved(t *testing.T) {
+	t.Parallel()
+	eachCarrier(t, func(t *testing.T, c carrier) {
+		a, router, b := routed(t)
+		d := c.upFarA(t, a)
+		c.upFarB(t, b)
+		from := inject(t, router, "to-a", a, "veth0")
+		inside := netlab.Capture(t, a, "t0", func(f netlab.Frame) bool { return !f.Outgoing })
+		outer := outerAToB(datagram(aToB(1), 200))
+		netlab.Eventually(t, "the tunnel carries", func() bool {
+			_, err := a.Try("ping", "-c", "1", "-W", "1", innerB)
+			return err == nil
+		})
+		codes := []byte{0, 1, 2, 13}
+		for i, code := range codes {
+			ping(t, a, innerB)
+			from.send(icmpError(3, code, 0, outer))
+			netlab.Eventually(t, "it is counted", func() bool { return d.Drops("outer-error-not-believed") == uint64(i+1) })
+			ping(t, a, innerB)
+		}
+		if got := inside.Matching(netlab.ICMP(3, 1)); len(got) != 0 {
+			t.Errorf("an inner sender was told %s", netlab.Describe(got[0].Packet))
+		}
+		if strings.Contains(d.Log(), "WARN") {
+			t.Error("it is in the log")
+		}
+	})
+}
+
 // With the default, dont-fragment no, nothing that is sent teaches a path MTU, so that
 // no error is believed; and the kernel, which fragments a large MTU's packets, is not
 // taught by it either.
