@@ -13,8 +13,11 @@
 // userspace can have the other.
 //
 // What is carried here passes no netfilter rule and no IPsec policy as an outer
-// packet; as an inner packet it passes them at the TUN as ever. The statistics of
-// the TUN device do not count it: Stats does.
+// packet; as an inner packet it passes them at the TUN as ever. What is sent leaves
+// the TUN at tcx, and so does not meet what is behind: its queueing discipline, tc
+// filters on egress, programs of others (ForeignOnEgress), captures. Whoever attaches
+// a tunnel sees to it that there are none. The statistics of the TUN device do not
+// count what is carried: Stats does.
 //
 // The programs hang on bpf_links that only this process holds. Nothing is pinned,
 // so all of it is gone with the process, however that ends.

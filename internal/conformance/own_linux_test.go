@@ -245,11 +245,15 @@ func TestUnderlayQueueAndCapture(t *testing.T) {
 		a, b := hosts(t)
 		d := c.upA(t, a)
 		c.upB(t, b)
-		shell(t, a, "tc qdisc add dev veth0 root handle 1: pfifo")
-		wire := netlab.Capture(t, a, "veth0", nil)
-		ping(t, a, innerB)
 		if c.fast {
 			isFast(t, d)
+		}
+		shell(t, a, "tc qdisc add dev veth0 root handle 1: pfifo")
+		wire := netlab.Capture(t, a, "veth0", nil)
+		before := d.Status().TxPacket
+		ping(t, a, innerB)
+		if s := d.Status(); c.fast && s.FastPath != "active" || s.TxPacket == before {
+			t.Errorf("fast-path is %s, and %d packets were sent", s.FastPath, s.TxPacket-before)
 		}
 		sent := wire.Await(netlab.Outer(netlab.Source(outerA), netlab.Inner(netlab.ICMP(8, 0))))
 		if !sent.Outgoing {

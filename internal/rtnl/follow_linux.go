@@ -27,7 +27,7 @@ type family struct {
 	optional bool // a kernel may have been built without it
 }
 
-// families are all that the answers of Lookup and SafeToBypass depend on.
+// families are all that the answers of Lookup, SafeToBypass and EgressHooks depend on.
 var families = []family{
 	{protocol: unix.NETLINK_ROUTE, groups: []uint{
 		unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_TC,
