@@ -38,8 +38,25 @@ func Send(fd int, msgs []Message) (n int, errno unix.Errno) {
 }
 
 // maxErrors is how many receives in a row may fail before the socket is taken to
-// have failed.
-const maxErrors = 1000
+// have failed. Each but the first is followed by errorPause: together a second.
+const (
+	maxErrors  = 1000
+	errorPause = time.Millisecond
+)
+
+// passing reports whether an error says nothing about the socket, and is gone once it
+// is told: what ICMP said of a packet from the address of a connected socket to that it
+// is connected to (icmp_err_convert of Linux; anybody can have sent it), or that the
+// kernel had a message that it could not describe (EINVAL), which it has thrown away.
+func passing(errno unix.Errno) bool {
+	switch errno {
+	case unix.EINVAL,
+		unix.ENETUNREACH, unix.EHOSTUNREACH, unix.ENOPROTOOPT, unix.ECONNREFUSED, unix.EMSGSIZE,
+		unix.EOPNOTSUPP, unix.EHOSTDOWN, unix.ENONET, unix.EPROTO:
+		return true
+	}
+	return false
+}
 
 // A thread that takes the packets of a flood as fast as they come takes a few at a time,
 // and does as much for those as for many: system calls, a superpacket for the host's TCP,
@@ -76,9 +93,9 @@ func (m *moderation) gather(now time.Time) bool {
 	return m.flood && m.last < gatherFew
 }
 
-// nap lets messages gather.
-func (w *Waiter) nap() {
-	w.timeout, w.interrupted = unix.NsecToTimespec(int64(gatherFor)), false
+// nap lets messages gather, or an error go away.
+func (w *Waiter) nap(d time.Duration) {
+	w.timeout, w.interrupted = unix.NsecToTimespec(int64(d)), false
 	unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&w.timeout)), 0, 0)
 }
 
@@ -89,7 +106,7 @@ func (w *Waiter) nap() {
 // the end of receiving: failed, if it is not nil, is told of it.
 func (w *Waiter) Receive(msgs []Message, failed func(unix.Errno)) (n int, err error) {
 	if w.moderation.gather(time.Now()) {
-		w.nap()
+		w.nap(gatherFor)
 	}
 	for bad := 0; ; {
 		n, errno := recvmmsg(int(w.fds[0].Fd), msgs)
@@ -100,6 +117,10 @@ func (w *Waiter) Receive(msgs []Message, failed func(unix.Errno)) (n int, err er
 			w.moderation.took(n)
 			return n, nil
 		case errno == unix.EAGAIN:
+			bad = 0
+			if w.succeed() {
+				continue
+			}
 			w.fds[2].Revents = 0
 			if w.Wait(); w.fds[2].Revents != 0 {
 				return 0, nil
@@ -109,8 +130,14 @@ func (w *Waiter) Receive(msgs []Message, failed func(unix.Errno)) (n int, err er
 			if failed != nil {
 				failed(errno)
 			}
+			if passing(errno) {
+				continue
+			}
 			if bad++; bad > maxErrors {
 				return 0, os.NewSyscallError("recvmmsg", errno)
+			}
+			if bad > 1 {
+				w.nap(errorPause)
 			}
 		}
 	}
