@@ -5,10 +5,7 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
-
-	"ipipd/internal/ipv4"
 )
 
 // openICMP opens the socket that hears errors about outer packets: those of
@@ -16,28 +13,12 @@ import (
 // socket of protocol 4 with IP_RECVERR would hear them too, but it would also
 // fail its next send or receive with each of them.
 func openICMP() (int, error) {
-	const (
-		unreachable, timeExceeded = 3, 11
-		headerLength              = 8 // of the ICMP header
-		protocolOffset            = 9 // in the IPv4 header
-	)
+	const unreachable, timeExceeded = 3, 11
 	// ICMP_FILTER has a bit for each type that is not wanted. It is asked before
 	// the packet is cloned, so that a ping flood costs nothing.
 	unwanted := ^uint32(1<<unreachable | 1<<timeExceeded)
 	return newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP,
-		filter(
-			// X is the length of the outer header; behind it and the ICMP header
-			// is the quoted header.
-			bpf.LoadMemShift{Off: 0},
-			bpf.LoadIndirect{Off: headerLength + protocolOffset, Size: 1},
-			bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_IPIP, SkipTrue: 4},
-			bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_ESP, SkipTrue: 3},
-			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 3},
-			bpf.LoadIndirect{Off: headerLength + ipv4.HeaderLen, Size: 2}, // the source port: we send no options
-			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: portNAT, SkipTrue: 1},
-			bpf.RetConstant{Val: 0xffff},
-			bpf.RetConstant{Val: 0},
-		),
+		filter(aboutOurs([4]byte{}, [4]byte{})...),
 		option(unix.SOL_RAW, unix.ICMP_FILTER, "ICMP_FILTER", int(unwanted)),
 	)
 }

@@ -5,7 +5,6 @@ import (
 	"os"
 	"unsafe"
 
-	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"ipipd/internal/door"
@@ -62,46 +61,15 @@ func (s *socket) openPackets() (err error) {
 			group = value & 0xffff
 		}
 	}
-	s.overflowing.Lock()
-	defer s.overflowing.Unlock()
 	for i, fd := range packets {
 		r := s.packetReceivers[i]
 		r.waiter = s.door.Waiter(fd)
 		r.waiter.Watch(r.others)
-		s.overflows = append(s.overflows, overflow{fd: fd})
+		s.opened(fd)
 	}
 	s.packets = packets
 	close(s.packetsOpened)
 	return nil
-}
-
-// receivedIPIP is a filter that takes protocol-4 packets which are for this host,
-// from one interface or, if device is 0, from all.
-func receivedIPIP(device int) []bpf.Instruction {
-	// Offsets from SKF_NET_OFF count from the network header: not every
-	// interface has an Ethernet header in front of it.
-	const networkHeader = 1<<32 - 0x100000
-	program := []bpf.Instruction{
-		bpf.LoadExtension{Num: bpf.ExtType},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_HOST, SkipTrue: 1},
-		bpf.RetConstant{Val: 0},
-		bpf.LoadAbsolute{Off: networkHeader + 9, Size: 1},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_IPIP, SkipTrue: 1},
-		bpf.RetConstant{Val: 0},
-	}
-	return append(program, receivedFrom(device)...)
-}
-
-// receivedFrom is a filter that takes what enters by one interface or, if device
-// is 0, by any. A filter does not fail with the interface, as a bind to it would.
-func receivedFrom(device int) (program []bpf.Instruction) {
-	if device != 0 {
-		program = append(program,
-			bpf.LoadExtension{Num: bpf.ExtInterfaceIndex},
-			bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(device), SkipTrue: 1},
-			bpf.RetConstant{Val: 0})
-	}
-	return append(program, bpf.RetConstant{Val: 1 << 18})
 }
 
 // networkOrder is v, in network byte order, as a number of this machine.
@@ -126,6 +94,12 @@ type frameParts struct {
 	iovs   [2]unix.Iovec // virtio, and the frame in the Buffer
 	from   unix.RawSockaddrLinklayer
 	virtio [virtioHeaderLen]byte
+}
+
+// Await implements LateReceiver.
+func (r *packetReceiver) Await() (open bool) {
+	<-r.opened
+	return !r.socket.door.Closed()
 }
 
 func (r *packetReceiver) Read(batch []*packet.Buffer) (n int, err error) {

@@ -10,15 +10,27 @@ import (
 	"ipipd/internal/packet"
 )
 
-// openRaw opens the protocol-4 socket.
-func openRaw(o SocketOptions) (int, error) {
+// openRaw opens a protocol-4 socket for a selection, and notes it as one that receives.
+// Its filter drops everything. unselected is what Selection.Select did not get done.
+func (s *socket) openRaw(sel door.Selection) (fd int, unselected bool, err error) {
 	// If this buffer is full the kernel answers protocol unreachable (ICMP 3/2)
 	// to the peer, unless it has a protocol-4 handler of its own.
-	return newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_IPIP, dropAll, receives(o.ReceiveBuffer),
+	fd, err = newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_IPIP, dropAll, receives(s.options.ReceiveBuffer),
 		// Else the kernel learns a path MTU from each ICMP 3/4 that quotes protocol 4,
-		// a forged one as well, and cuts to it what openCut's socket sends. Which to
+		// a forged one as well, and fragments by it what openCut's socket sends. Which to
 		// believe is PathMTU's business.
-		option(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, "IP_MTU_DISCOVER", unix.IP_PMTUDISC_INTERFACE))
+		option(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, "IP_MTU_DISCOVER", unix.IP_PMTUDISC_INTERFACE),
+		func(fd int) error {
+			selected, err := sel.Select(fd)
+			unselected = !selected
+			return err
+		})
+	if err != nil {
+		return -1, false, err
+	}
+	door.Drain(fd) // of what came between socket and dropAll, from anybody
+	s.opened(fd)
+	return fd, unselected, nil
 }
 
 // rawReceiver receives from the protocol-4 socket: outer packets whole, but

@@ -82,19 +82,48 @@ type Socket interface {
 	Close() error
 }
 
+// Reception is where outer packets are received, and which. The zero value is the raw
+// socket, every interface, and everybody's packets.
+type Reception struct {
+	// LinkLayer receives what enters by the interface LinkDevice from the link layer
+	// (AF_PACKET), where the kernel says of each packet whether its inner checksum is
+	// finished and which segments a superpacket stands for, and where several Receivers
+	// share the flows. It costs a quarter to a third more a packet. The raw socket
+	// receives the rest, so that no packet comes twice.
+	//
+	// Netfilter, rp_filter and IPsec policies do not see packets that are received
+	// from the link layer: whoever asks for it knows that none of them has a say.
+	LinkLayer bool
+	// LinkDevice is the index of that interface, which must not be in a VRF; 0 stands for
+	// all, which nothing but rp_filter being off justifies.
+	LinkDevice int
+	// Device is the index of the only interface that outer packets may enter by, or that
+	// of its VRF; 0 stands for all. What enters by another the kernel answers with ICMP
+	// protocol unreachable, and counts (IpInUnknownProtos).
+	Device int
+	// Local and Remote, in network byte order, are the outer addresses of the only
+	// tunnel; zero where there are several. Packets with others are not copied to this
+	// process: if no other one takes them, the kernel answers and counts them likewise.
+	Local, Remote [4]byte
+	// Mark is the one that packets to Remote are routed by (SO_MARK); 0 is none.
+	Mark uint32
+}
+
 // ReceiveSetter is a Socket that can be told where from to receive while packets
-// come in. It can take them from the link layer (AF_PACKET), where the kernel says of each whether its inner checksum is
-// finished and which segments a superpacket stands for, and where several
-// Receivers share the flows. It costs a quarter to a third more a packet.
-//
-// Netfilter, rp_filter and IPsec policies do not see packets that are received
-// there: whoever switches it on knows that none of them has a say.
+// come in.
 type ReceiveSetter interface {
 	Socket
-	// SetReceive takes packets from the link layer or, if packets is false, from
-	// the raw socket, and only those that enter by the interface of that index,
-	// or, if device is 0, all.
-	SetReceive(packets bool, device int) error
+	// SetReceive changes what is received. What arrives meanwhile may come twice, and
+	// none is lost. It does nothing if nothing is to change.
+	SetReceive(Reception) error
+}
+
+// LateReceiver is a Receiver that has nothing to read before SetReceive asks for it.
+type LateReceiver interface {
+	Receiver
+	// Await waits for that, or, then open is false, for Close of the Socket. Whoever
+	// calls it before Read needs no memory and no thread until then.
+	Await() (open bool)
 }
 
 // SocketOptions are what OpenSocket needs to know. The zero value asks for one
@@ -106,7 +135,7 @@ type SocketOptions struct {
 	// ReceiveBuffer is the kernel's receive buffer in bytes, for each Receiver;
 	// 0 stands for 8 MiB. Without CAP_NET_ADMIN it is limited to net.core.rmem_max.
 	ReceiveBuffer int
-	// PacketReceive begins as SetReceive(true, Device) would. Linux only.
+	// PacketReceive begins with Reception.LinkLayer, by Device. Linux only.
 	PacketReceive bool
 	// Receivers is how many Receivers share the inner flows while packets are
 	// received from the link layer; 0 stands for 1. The raw socket has always one,

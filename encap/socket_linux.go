@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,8 +17,9 @@ import (
 
 // socket is Linux's Socket. Which file descriptor does what:
 //
-//	raw     protocol 4. Receives; or, while the packets do, takes nothing and is
-//	        open so that the kernel does not answer ICMP 3/2 to the peer.
+//	raw     protocol 4. Receives what the packets do not, and is open while they
+//	        do so that the kernel does not answer ICMP 3/2 to the peer. A new one takes
+//	        its place when it is to receive from other addresses.
 //	icmp    receives ICMP errors.
 //	whole   sends outer packets as they are (IP_HDRINCL).
 //	cut     sends outer packets that the kernel cuts into fragments.
@@ -36,13 +38,19 @@ type socket struct {
 	lookouts                    []door.Lookout // one for each of them
 	options                     SocketOptions
 
-	switching       sync.Mutex
+	switching       sync.Mutex // guards raw, packets and reception
+	reception       Reception
+	unselected      bool // raw is not connected to reception.Remote
+	rawReceiver     *rawReceiver
 	packetReceivers []*packetReceiver
 	packetsOpened   chan struct{} // closed when there are packets, and by Close
 	icmpWaiter      door.Waiter
 
-	overflowing sync.Mutex
-	overflows   []overflow
+	// receiving are the sockets that receive, former raw ones that still hold packets
+	// among them.
+	overflowing sync.Mutex // guards receiving and overflowed
+	receiving   []*overflow
+	overflowed  uint64 // of sockets that are closed
 	// undescribed counts packets that the kernel threw away because
 	// virtio_net_hdr has no words for them.
 	undescribed atomic.Uint64
@@ -96,11 +104,11 @@ func (s *socket) open(o SocketOptions) (err error) {
 	if s.link, err = openLink(); err != nil {
 		return err
 	}
-	if s.raw, err = openRaw(o); err != nil {
+	s.options = o
+	s.reception = Reception{Device: o.Device}
+	if s.raw, _, err = s.openRaw(s.reception.selection()); err != nil {
 		return err
 	}
-	s.options = o
-	s.overflows = []overflow{{fd: s.raw}}
 	for i := range 1 + max(o.Receivers, 1) {
 		others, err := door.NewLookout()
 		if err != nil {
@@ -109,44 +117,15 @@ func (s *socket) open(o SocketOptions) (err error) {
 		s.lookouts = append(s.lookouts, others)
 		w := watch{s, others}
 		if i == 0 {
-			s.receivers = append(s.receivers, newRawReceiver(w, s.raw))
+			s.rawReceiver = newRawReceiver(w, s.raw)
+			s.receivers = append(s.receivers, s.rawReceiver)
 			continue
 		}
 		r := &packetReceiver{watch: w, opened: s.packetsOpened, failed: s.failed}
 		s.packetReceivers = append(s.packetReceivers, r)
 		s.receivers = append(s.receivers, r)
 	}
-	return s.SetReceive(o.PacketReceive, o.Device)
-}
-
-// SetReceive switches between the raw socket and the packet sockets, by their
-// filters. What arrives while it does may come twice, or from the packet sockets to the
-// raw one not at all, as on any network.
-func (s *socket) SetReceive(packets bool, device int) error {
-	s.switching.Lock()
-	defer s.switching.Unlock()
-	defer s.door.Leave()
-	if !s.door.Enter() {
-		return os.ErrClosed
-	}
-	if packets && s.packets == nil {
-		if err := s.openPackets(); err != nil {
-			return err
-		}
-	}
-	fromRaw, fromPackets := takeAll, dropAll
-	switch {
-	case packets:
-		fromRaw, fromPackets = dropAll, filter(receivedIPIP(device)...)
-	case device != 0:
-		fromRaw = filter(receivedFrom(device)...)
-	}
-	for _, fd := range s.packets {
-		if err := fromPackets(fd); err != nil {
-			return err
-		}
-	}
-	return fromRaw(s.raw)
+	return s.receive(Reception{LinkLayer: o.PacketReceive, LinkDevice: o.Device, Device: o.Device})
 }
 
 func (s *socket) Receivers() []Receiver { return s.receivers }
@@ -166,7 +145,10 @@ func (s *socket) closeAll() {
 	for _, l := range s.lookouts {
 		_ = l.Close()
 	}
-	for _, fd := range append(s.packets, s.raw, s.icmp, s.whole, s.cut, s.link) {
+	for _, o := range s.receiving {
+		_ = unix.Close(o.fd)
+	}
+	for _, fd := range []int{s.icmp, s.whole, s.cut, s.link} {
 		if fd >= 0 {
 			_ = unix.Close(fd)
 		}
@@ -175,31 +157,53 @@ func (s *socket) closeAll() {
 
 // overflow is what the kernel last said it threw away at a receive socket.
 type overflow struct {
-	fd    int
-	last  uint32
-	total uint64
+	fd   int
+	last uint32
 }
 
-func (s *socket) Overflows() (total uint64) {
+// opened notes a socket that receives. The caller has opened it, and it is closed by
+// retire or with s.
+func (s *socket) opened(fd int) {
+	s.overflowing.Lock()
+	defer s.overflowing.Unlock()
+	s.receiving = append(s.receiving, &overflow{fd: fd})
+}
+
+// retire closes a socket that received.
+func (s *socket) retire(fd int) {
+	s.overflowing.Lock()
+	defer s.overflowing.Unlock()
+	s.receiving = slices.DeleteFunc(s.receiving, func(o *overflow) bool {
+		if o.fd != fd {
+			return false
+		}
+		s.overflowed += o.news()
+		_ = unix.Close(fd)
+		return true
+	})
+}
+
+func (s *socket) Overflows() uint64 {
 	s.overflowing.Lock()
 	defer s.overflowing.Unlock()
 	defer s.door.Leave()
 	if s.door.Enter() { // after Close the last count stands
-		for i := range s.overflows {
-			s.overflows[i].update()
+		for _, o := range s.receiving {
+			s.overflowed += o.news()
 		}
 	}
-	for i := range s.overflows {
-		total += s.overflows[i].total
-	}
-	return total + s.undescribed.Load()
+	return s.overflowed + s.undescribed.Load()
 }
 
-func (o *overflow) update() {
-	if drops, err := socketDrops(o.fd); err == nil {
-		o.total += uint64(drops - o.last) // modulo 2^32
-		o.last = drops
+// news is what was thrown away since it was last asked.
+func (o *overflow) news() uint64 {
+	drops, err := socketDrops(o.fd)
+	if err != nil {
+		return 0
 	}
+	news := drops - o.last // modulo 2^32
+	o.last = drops
+	return uint64(news)
 }
 
 // newSocket opens a socket that is closed on exec and when one of the set-up
@@ -255,19 +259,6 @@ func filter(program ...bpf.Instruction) func(int) error {
 		return os.NewSyscallError("setsockopt SO_ATTACH_FILTER",
 			unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog))
 	}
-}
-
-// dropAll receives nothing.
-var dropAll = filter(bpf.RetConstant{Val: 0})
-
-// takeAll receives everything: without a filter, which would be run for each packet to
-// say so.
-func takeAll(fd int) error {
-	err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
-	if err == unix.ENOENT { // there is none
-		return nil
-	}
-	return os.NewSyscallError("setsockopt SO_DETACH_FILTER", err)
 }
 
 // KernelHandlesIPIP reports whether this kernel has a protocol-4 handler of its

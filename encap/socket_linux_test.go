@@ -421,7 +421,7 @@ func TestReceiveCanBeSwitchedWhileReceiving(t *testing.T) {
 	s := open(t, b, SocketOptions{}).(ReceiveSetter)
 	for i, on := range []bool{false, true, false, true} {
 		var err error
-		if b.Do(func() { err = s.SetReceive(on, 0) }); err != nil {
+		if b.Do(func() { err = s.SetReceive(Reception{LinkLayer: on}) }); err != nil {
 			t.Fatal(err)
 		}
 		mustWrite(t, sender, pathA, outerPacket(pathA, 100, uint16(i+1)))

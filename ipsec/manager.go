@@ -62,13 +62,21 @@ type Manager struct {
 	life      sync.Mutex
 	mu        sync.Mutex // guards the rest; taken after life
 	closed    bool
-	raw       Closer
+	raw       espSocket
 	ports     map[portsKey]*ports
 	exchanges map[tunnelKey]*exchange
 }
 
 // Closer closes something, and unblocks who reads from it.
 type Closer interface{ Close() error }
+
+// espSocket is where ESP comes in that is not in UDP.
+type espSocket interface {
+	Closer
+	// choose has the kernel copy only the packets of that exchange to this process; nil
+	// stands for all.
+	choose(only *exchange) error
+}
 
 // portNAT is where IKE moves when there is a NAT, and where ESP in UDP comes
 // (RFC 3948).
@@ -122,6 +130,9 @@ func (m *Manager) Protect(cfg Config) (*Protector, error) {
 		m.raw = raw
 		m.serve(receiver)
 	}
+	if err := m.raw.choose(nil); err != nil {
+		return nil, err
+	}
 	pk := portsKey{key.local, cfg.Mark, cfg.Device}
 	p := m.ports[pk]
 	if p == nil {
@@ -143,6 +154,7 @@ func (m *Manager) Protect(cfg Config) (*Protector, error) {
 	first := assumed(cfg.Config)
 	x.gate.form.Store(&first)
 	m.exchanges[key] = x
+	_ = m.chooseESP() // or it goes on receiving more than it has to
 	go x.run(ctx)
 	return x.gate, nil
 }
@@ -162,6 +174,25 @@ func (m *Manager) forget(x *exchange) {
 	if m.isLast(x) {
 		_ = x.ports.Close()
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_ = m.chooseESP() // or it goes on receiving more than it has to
+}
+
+// chooseESP has the ESP socket receive what the tunnels as they are need. With none it
+// stays as it was. The caller holds mu.
+func (m *Manager) chooseESP() error {
+	var only *exchange
+	for _, x := range m.exchanges {
+		only = x
+	}
+	switch len(m.exchanges) {
+	case 0:
+		return nil
+	case 1:
+		return m.raw.choose(only)
+	}
+	return m.raw.choose(nil)
 }
 
 // isLast takes x out, and reports whether nobody else uses its ports.

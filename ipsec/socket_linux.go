@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -150,22 +152,25 @@ func (p *ports) Close() error {
 	return nil
 }
 
-// rawESP is the socket of protocol 50.
+// rawESP is the socket of protocol 50. While there is one tunnel only, it is one that gets
+// no copies of what others send and receive.
 type rawESP struct {
-	door *door.Door
-	fd   int
+	door     *door.Door
+	receiver *receiver
+
+	mu       sync.Mutex
+	fds      []int // the last one receives; those before still hold packets
+	selected door.Selection
 }
 
 // openESP opens it in the network namespace of the calling thread.
-func openESP(m *Manager) (Closer, Receiver, error) {
-	s := &rawESP{fd: -1}
+func openESP(m *Manager) (espSocket, Receiver, error) {
+	s := &rawESP{}
 	var err error
 	if s.door, err = door.New(s.release); err != nil {
 		return nil, nil, err
 	}
-	if s.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, esp.ProtocolESP); err == nil {
-		err = enlarge(s.fd)
-	}
+	fd, err := s.open(door.Selection{})
 	if err != nil {
 		_ = s.Close()
 		if errors.Is(err, os.ErrPermission) {
@@ -173,12 +178,58 @@ func openESP(m *Manager) (Closer, Receiver, error) {
 		}
 		return nil, nil, fmt.Errorf("open the ESP socket: %w", err)
 	}
-	return s, newReceiver(m, s.door, s.fd, nil), nil
+	s.receiver = newReceiver(m, s.door, fd, nil)
+	return s, s.receiver, nil
+}
+
+func (s *rawESP) open(sel door.Selection) (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, esp.ProtocolESP)
+	if err != nil {
+		return -1, err
+	}
+	if err = enlarge(fd); err == nil {
+		_, err = sel.Select(fd)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	door.Drain(fd) // of what came before it was selected, from anybody; the socket before has it as well
+	s.fds = append(s.fds, fd)
+	return fd, nil
+}
+
+// choose implements espSocket. What arrives meanwhile may come twice, which the window
+// against replay sees. Where it fails, the socket before goes on.
+func (s *rawESP) choose(only *exchange) error {
+	var sel door.Selection
+	if only != nil {
+		key := only.ports.key
+		sel = door.Selection{Device: key.device, Mark: key.mark, Local: as4(only.local), Remote: as4(only.remote)}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	defer s.door.Leave()
+	if !s.door.Enter() || sel == s.selected {
+		return nil
+	}
+	old := s.fds[len(s.fds)-1]
+	fd, err := s.open(sel)
+	if err != nil {
+		return fmt.Errorf("open the ESP socket: %w", err)
+	}
+	s.selected = sel
+	return s.receiver.waiter.Succeed(old, fd, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.fds = slices.DeleteFunc(s.fds, func(fd int) bool { return fd == old })
+		_ = unix.Close(old)
+	})
 }
 
 func (s *rawESP) release() {
-	if s.fd >= 0 {
-		_ = unix.Close(s.fd)
+	for _, fd := range s.fds {
+		_ = unix.Close(fd)
 	}
 }
 

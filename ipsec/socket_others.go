@@ -18,7 +18,7 @@ type ports struct {
 
 func openPorts(*Manager, portsKey) (*ports, error) { return nil, errLinux }
 
-func openESP(*Manager) (Closer, Receiver, error) { return nil, nil, errLinux }
+func openESP(*Manager) (espSocket, Receiver, error) { return nil, nil, errLinux }
 
 func (p *ports) send(ike.Send) {}
 

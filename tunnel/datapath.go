@@ -234,13 +234,15 @@ func (t *Tunnel) accept(b *packet.Buffer, outer ipv4.Packet, sender encap.Sender
 	mtu := t.MTU()
 	if b.Checksum == packet.ChecksumUnknown {
 		d := encap.DeriveOffload(b, max(mtu, route.maxInner))
-		if (b.Checksum == packet.ChecksumPartial || d == encap.DropSuperpacketSizeUnknown) && !t.host.partial.Swap(true) {
+		if (b.Checksum == packet.ChecksumPartial || d == encap.DropSuperpacketSizeUnknown) && t.host.unfinished.note(now) {
 			t.poke() // the peer is on our own machine: see chooseReceiving
 		}
 		if d != encap.DropNone {
 			t.drop(d)
 			return false
 		}
+	} else if b.Checksum == packet.ChecksumPartial {
+		t.host.unfinished.note(now)
 	}
 	inner, err := ipv4.Parse(b.Bytes())
 	if err != nil {

@@ -167,5 +167,6 @@ func (h *Host) protector() *ipsec.Manager {
 // serveSealed has a thread carry what comes in by one of the ways of ESP.
 func (h *Host) serveSealed(receiver ipsec.Receiver) {
 	sender, index := h.socket.NewSender(), int(h.sealedReceivers.Add(1))-1
-	h.spawn("receive ESP", func() error { return h.inbound(receiver, sender, index, arrivedSealed) })
+	h.spawn("receive ESP", func() error { return h.inbound(receiver, sender, index, arrivedSealed) },
+		func(err error) { h.failTunnels(err, func(t *Tunnel) bool { return t.guard != nil }) })
 }

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,13 +56,15 @@ type Host struct {
 	// drops counts packets that belong to no tunnel.
 	drops drops
 
-	// partial: a packet came whose checksum only the kernel knows to be
-	// unfinished.
-	partial atomic.Bool
+	// unfinished packets make reception move to the link layer.
+	unfinished unfinished
+	// linkFailed: a Receiver of the link layer has ended.
+	linkFailed atomic.Bool
 
-	mu          sync.Mutex // guards the changing of table, and the rest
-	loopThreads int
-	receiving   receiving
+	choosing  sync.Mutex // guards reception; is taken before mu
+	reception encap.Reception
+
+	mu sync.Mutex // guards the changing of table, and the rest
 	// kernelPath is loaded when it is first asked for.
 	kernelPath    *fastpath.FastPath
 	kernelPathErr error
@@ -94,6 +95,7 @@ func NewHost(o HostOptions) (*Host, error) {
 		o.Threads = defaultThreads()
 	}
 	h := &Host{threads: o.Threads, log: o.Log, socket: o.Socket, openDevice: o.OpenDevice, network: o.Network}
+	h.unfinished.epoch = time.Now()
 	if h.openFastPath = o.FastPath; h.openFastPath == nil {
 		h.openFastPath = fastpath.Open
 		if o.Socket != nil || o.OpenDevice != nil || o.Network != nil {
@@ -125,8 +127,7 @@ func NewHost(o HostOptions) (*Host, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	h.cancel = cancel
 	for i, receiver := range h.socket.Receivers() {
-		sender := h.socket.NewSender()
-		h.spawn("receive", func() error { return h.inbound(receiver, sender, i, arrivedPlain) })
+		h.receive(receiver, i)
 	}
 	h.loops.Go(h.receiveErrors)
 	h.loops.Go(func() {
@@ -137,24 +138,52 @@ func NewHost(o HostOptions) (*Host, error) {
 	return h, nil
 }
 
-// spawn runs a loop of the data path. Such a loop keeps a thread, and while it
-// waits in a system call that the runtime does not know of, also one of
-// GOMAXPROCS, so each raises that by one.
-func (h *Host) spawn(what string, loop func() error) {
-	h.mu.Lock()
-	h.loopThreads++
-	if want := runtime.NumCPU() + h.loopThreads; runtime.GOMAXPROCS(0) < want {
-		runtime.GOMAXPROCS(want)
-	}
-	h.mu.Unlock()
-	h.loops.Go(func() {
-		if err := loop(); err != nil && !errors.Is(err, os.ErrClosed) {
-			h.log.Error("the data path ended", "loop", what, "err", err)
-			for _, t := range *h.table.Load() {
-				t.fail(err)
+// receive carries what one Receiver of the socket gives. Where nothing is read from it as
+// yet, it has no thread and no memory.
+func (h *Host) receive(receiver encap.Receiver, index int) {
+	late, ok := receiver.(encap.LateReceiver)
+	start := func() {
+		sender := h.socket.NewSender()
+		h.spawn("receive", func() error { return h.inbound(receiver, sender, index, arrivedPlain) }, func(err error) {
+			if ok {
+				h.leaveLink(err)
+			} else {
+				h.failTunnels(err, func(*Tunnel) bool { return true })
 			}
+		})
+	}
+	if !ok {
+		start()
+		return
+	}
+	h.loops.Go(func() {
+		if late.Await() {
+			start()
 		}
 	})
+}
+
+// spawn runs a loop of the data path. failed is called with what ended it, unless that was
+// Close.
+func (h *Host) spawn(what string, loop func() error, failed func(error)) {
+	loopThreads.add(1)
+	h.loops.Go(func() {
+		err := loop()
+		loopThreads.add(-1)
+		if err != nil && !errors.Is(err, os.ErrClosed) {
+			h.log.Error("the data path ended", "loop", what, "err", err)
+			failed(err)
+		}
+	})
+}
+
+// failTunnels ends those that cannot go on.
+func (h *Host) failTunnels(err error, cannot func(*Tunnel) bool) {
+	for _, t := range *h.table.Load() {
+		if cannot(t) {
+			t.fail(err)
+		}
+	}
 }
 
 func (h *Host) drop(reason encap.Drop) { h.drops.add(reason, 1) }
@@ -198,51 +227,6 @@ func (h *Host) register(t *Tunnel, path *encap.Path) error {
 	}
 	h.table.Store(&next)
 	return nil
-}
-
-// MaxThreads bounds how many threads, or queues, can be asked for.
-const MaxThreads = 16
-
-// defaultThreads leaves half of the processors to the other direction and to
-// whoever sends and receives through the tunnel.
-func defaultThreads() int { return min(max(runtime.NumCPU()/2, 1), 4) }
-
-// receiving is where outer packets are received: see encap.ReceiveSetter.
-type receiving struct {
-	packets bool
-	device  int
-}
-
-// chooseReceiving decides where packets are received. The link layer tells which
-// checksums are unfinished and which packets are several merged into one, and
-// lets several threads share the flows; it costs more for each packet, and is
-// past netfilter, so it is taken where there is a need and no objection.
-func (h *Host) chooseReceiving() {
-	socket, ok := h.socket.(encap.ReceiveSetter)
-	if !ok {
-		return
-	}
-	want := receiving{packets: h.threads > 1 || h.partial.Load()}
-	for _, t := range *h.table.Load() {
-		// A socket of the link layer looks at the packets of every interface, also at
-		// those that the kernel carries: too dear for what it leaves us.
-		want.packets = want.packets && t.bypass.Load() && t.fast.link.Load() == nil
-		want.device = t.route.Load().path.Device
-	}
-	if len(*h.table.Load()) != 1 {
-		want.device = 0 // tunnels by different interfaces share the socket
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if want == h.receiving {
-		return
-	}
-	if err := socket.SetReceive(want.packets, want.device); err != nil {
-		h.log.Warn("cannot choose where packets are received", "link-layer", want.packets, "device", want.device, "err", err)
-	} else {
-		h.log.Debug("where packets are received", "link-layer", want.packets, "device", want.device)
-	}
-	h.receiving = want // also if it failed: it would fail again
 }
 
 // underlayChanged has every tunnel look at its route again.

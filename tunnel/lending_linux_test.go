@@ -12,6 +12,17 @@ import (
 	"ipipd/tun"
 )
 
+// socketIn is a Socket of ns, whatever namespace the test is in.
+type socketIn struct {
+	encap.ReceiveSetter
+	ns *netlab.NS
+}
+
+func (s socketIn) SetReceive(r encap.Reception) (err error) {
+	s.ns.Do(func() { err = s.ReceiveSetter.SetReceive(r) })
+	return err
+}
+
 // kernelTunnel is a tunnel in ns whose doors are the kernel's.
 func kernelTunnel(t *testing.T, ns *netlab.NS, local, remote, inner string) *Tunnel {
 	t.Helper()
@@ -22,7 +33,7 @@ func kernelTunnel(t *testing.T, ns *netlab.NS, local, remote, inner string) *Tun
 		t.Skipf("needs root: %v", err)
 	}
 	w := &world{route: rtnl.Route{Source: netip.MustParseAddr(local).As4(), MTU: 1500}}
-	h, err := NewHost(HostOptions{Socket: socket, Network: w, OpenDevice: func(o tun.Options) (d tun.Device, err error) {
+	h, err := NewHost(HostOptions{Socket: socketIn{socket.(encap.ReceiveSetter), ns}, Network: w, OpenDevice: func(o tun.Options) (d tun.Device, err error) {
 		ns.Do(func() { d, err = tun.Open(o) })
 		return d, err
 	}})

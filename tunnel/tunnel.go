@@ -190,7 +190,7 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 				t.fail(fmt.Errorf("interface %s is gone: %w", t.Name(), err))
 			}
 			return nil
-		})
+		}, t.fail)
 	}
 	t.loops.Go(func() { t.supervise(ctx) })
 	return t, nil
@@ -220,6 +220,7 @@ func (t *Tunnel) Close() (err error) {
 		// First nobody is to find the tunnel any more, then its threads are
 		// woken by the device's end, and then there is nothing left to wait for.
 		t.host.register(t, nil)
+		t.host.chooseReceiving()
 		t.cancel()
 		t.mu.Lock()
 		t.closed = true

@@ -15,6 +15,8 @@ type route struct {
 	path  encap.Path
 	// maxInner is the largest inner packet that goes along path whole, in bytes.
 	maxInner int
+	// linkDevice is the interface whose link layer they may be received from: see receptionDevice.
+	linkDevice int
 }
 
 // maxInner is the largest inner packet that goes along a path with that MTU whole.
@@ -76,7 +78,8 @@ func (t *Tunnel) lookup() (*route, error) {
 			MTU:  pathMTU,
 			Link: t.link(u, local, remote),
 		},
-		maxInner: t.maxInner(pathMTU),
+		maxInner:   t.maxInner(pathMTU),
+		linkDevice: t.receptionDevice(u, local, remote, device),
 	}, nil
 }
 
@@ -140,6 +143,7 @@ func (t *Tunnel) followRoute(now time.Time) {
 			t.log.Warn("no way to the remote; it is looked for", "err", err)
 		}
 		t.noRoute = true
+		t.bypass.Store(false)
 		if old := t.route.Load(); old.path.Link != nil {
 			// The kernel is to decide about each packet, not what it once said.
 			next := *old
@@ -156,6 +160,7 @@ func (t *Tunnel) followRoute(now time.Time) {
 		if next.path.Local != old.path.Local || next.path.Remote != old.path.Remote {
 			if err := t.host.register(t, &next.path); err != nil {
 				t.log.Error("cannot follow the route", "err", err)
+				t.bypass.Store(false)
 				return
 			}
 			t.log.Info("outer addresses changed", "local-address", address(next.path.Local), "remote-address", address(next.path.Remote))

@@ -87,6 +87,7 @@ type Waiter struct {
 	// interrupted: a signal ended the last wait, and timeout is what was left of it.
 	interrupted bool
 	moderation  moderation
+	successors  successors
 }
 
 // Waiter makes a Waiter for fd.

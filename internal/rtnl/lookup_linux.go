@@ -54,6 +54,7 @@ func Lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
 	attrs := l.Attrs()
 	r.DeviceName = attrs.Name
 	r.MTU = min(attrs.MTU, 65535)
+	r.VRF = attrs.Slave != nil && attrs.Slave.SlaveType() == "vrf"
 
 	// The answer's MTU may be a learnt one. What is configured stands in the
 	// routing table's own entry, and so do the other next hops. There is none

@@ -39,6 +39,8 @@ type Route struct {
 	PathMTU int
 	// Local: the destination is this host.
 	Local bool
+	// VRF: Device is in one.
+	VRF bool
 	// Ethernet: the next hop is one plain Ethernet neighbour, to which a frame
 	// of our own makes the same way as a packet through the kernel's routes: no
 	// second next hop, no encapsulation on the route, no VRF or bridge above

@@ -31,6 +31,8 @@ type Socket struct {
 	icmp      *ring // ICMP errors
 	overflows atomic.Uint64
 
+	reception atomic.Pointer[encap.Reception]
+
 	mu      sync.Mutex // of what follows: the wire to the peer
 	faults  Faults
 	random  *rand.Rand
@@ -39,7 +41,7 @@ type Socket struct {
 	scratch []byte
 }
 
-var _ encap.Socket = (*Socket)(nil)
+var _ encap.ReceiveSetter = (*Socket)(nil)
 
 // NewSocketPair makes two Sockets. What is sent into one comes out of the other,
 // whatever its addresses.
@@ -73,6 +75,20 @@ func (s *Socket) Inject(p []byte, offload packet.Offload) error {
 // ReceiveWithin takes a packet that came to s, in the place of a Receiver. It is
 // nil if none comes in time.
 func (s *Socket) ReceiveWithin(wait time.Duration) *packet.Buffer { return s.in.popWithin(wait) }
+
+// SetReceive implements encap.ReceiveSetter: it notes what is asked for, and changes nothing.
+func (s *Socket) SetReceive(r encap.Reception) error {
+	s.reception.Store(&r)
+	return nil
+}
+
+// Reception is what SetReceive last asked for.
+func (s *Socket) Reception() (r encap.Reception) {
+	if p := s.reception.Load(); p != nil {
+		r = *p
+	}
+	return r
+}
 
 // Receivers implements encap.Socket.
 func (s *Socket) Receivers() []encap.Receiver { return []encap.Receiver{(*receiver)(s)} }
