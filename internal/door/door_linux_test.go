@@ -202,3 +202,107 @@ func TestSignalsDoNotKeepAThreadFromResting(t *testing.T) {
 		left = waiter.timeout.Nano()
 	}
 }
+
+// receiver is a Waiter for a UDP socket that is connected to a port of this host, and is
+// sent to from there by peer.
+func receiver(t *testing.T, port int) (w *Waiter, fd int, d *Door) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d, err = New(func() { unix.Close(fd) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	waiter := d.Waiter(fd)
+	return &waiter, fd, d
+}
+
+func TestReceive(t *testing.T) {
+	// Anybody can send ICMP errors that quote a packet of a connected socket.
+	t.Run("icmp-errors", func(t *testing.T) {
+		w, fd, d := receiver(t, 9) // where nobody listens
+		told, ended := make(chan unix.Errno), make(chan error, 1)
+		go func() {
+			defer d.Leave()
+			d.Enter()
+			_, err := w.Receive(make([]Message, 1), func(errno unix.Errno) { told <- errno })
+			ended <- err
+		}()
+		for range maxErrors + 10 {
+			_ = unix.Sendto(fd, []byte{1}, unix.MSG_DONTWAIT, nil) // or the error is told here
+			select {
+			case errno := <-told:
+				if errno != unix.ECONNREFUSED {
+					t.Fatal(errno)
+				}
+			case err := <-ended:
+				t.Fatalf("Receive ended: %v", err)
+			case <-time.After(time.Millisecond):
+			}
+		}
+		go func() {
+			for range told {
+			}
+		}()
+		d.Close(nil)
+		close(told)
+		if err := <-ended; err != os.ErrClosed {
+			t.Error(err)
+		}
+	})
+	t.Run("errors-that-stay", func(t *testing.T) {
+		d, r, _, _ := pipe(t) // no socket
+		defer d.Close(nil)
+		w := d.Waiter(r)
+		began, times := time.Now(), 0
+		_, err := w.Receive(make([]Message, 1), func(unix.Errno) { times++ })
+		if err == nil || times != maxErrors+1 {
+			t.Errorf("%v after %d errors", err, times)
+		}
+		if took := time.Since(began); took < (maxErrors-1)*errorPause {
+			t.Errorf("it gave up after %v", took)
+		}
+	})
+	// What a socket holds is taken before the one that follows it.
+	t.Run("successor", func(t *testing.T) {
+		var fds [4]int
+		for i := 0; i < 4; i += 2 {
+			pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			copy(fds[i:], pair[:])
+		}
+		d, err := New(func() {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			d.Close(nil)
+			for _, fd := range fds {
+				unix.Close(fd)
+			}
+		}()
+		w := d.Waiter(fds[0])
+		unix.Write(fds[1], []byte{1})
+		unix.Write(fds[3], []byte{2, 2})
+		retired := 0
+		if err := w.Succeed(fds[0], fds[2], func() { retired++ }); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 10)
+		iov := unix.Iovec{Base: &buf[0]}
+		iov.SetLen(len(buf))
+		msgs := []Message{{Msghdr: unix.Msghdr{Iov: &iov}}}
+		msgs[0].SetIovlen(1)
+		for want := 1; want <= 2; want++ {
+			if n, err := w.Receive(msgs, nil); n != 1 || err != nil || msgs[0].N != uint32(want) || retired != want-1 {
+				t.Errorf("message %d: %d, %v, %d bytes, retired %d times", want, n, err, msgs[0].N, retired)
+			}
+		}
+	})
+}
