@@ -39,7 +39,7 @@ type processFlag struct {
 
 var runtimeDirFlag = processFlag{
 	name: "runtime-dir", values: "folder", def: "/run/ipipd",
-	help: "where the control socket is, mode 0600; made with mode 0700 if it is missing",
+	help: "where the control socket is, mode 0600; made with mode 0700 if it is missing, refused if somebody else can write it",
 	get:  func(o *processOptions) string { return o.RuntimeDir },
 	set: func(o *processOptions, v string) string {
 		o.RuntimeDir = v

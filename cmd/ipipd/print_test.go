@@ -177,7 +177,7 @@ func command(args ...string) (status int, stdout, stderr string) {
 // serveStatus has dir hold a tunnel that shows s.
 func serveStatus(t *testing.T, dir string, s tunnel.Status) {
 	t.Helper()
-	server, err := control.Listen(dir, s.Name())
+	server, err := control.Listen(t.Context(), dir, s.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -268,7 +268,7 @@ Flags: X - disabled, R - running
 func TestHungTunnelIsSaidAndTheOthersAreShown(t *testing.T) {
 	dir := shortDir(t)
 	serveStatus(t, dir, exampleStatus("ipip1", "198.51.100.1"))
-	hung, err := control.Listen(dir, "ipip2") // and never Serve
+	hung, err := control.Listen(t.Context(), dir, "ipip2") // and never Serve
 	if err != nil {
 		t.Fatal(err)
 	}

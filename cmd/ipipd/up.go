@@ -46,7 +46,7 @@ func newCmdUp(s *streams, runF func(context.Context, *upOptions) error) *cobra.C
 		Short: "Bring up a tunnel, and carry its packets until told to end",
 		Long: `up makes an interface and carries its packets to the remote in IP-in-IP. It stays
 in the foreground, logs one line when the tunnel is ready, and removes the
-interface again on SIGINT, SIGTERM, SIGHUP and ipipd down. It needs /dev/net/tun, and root
+interface again on SIGINT, SIGTERM and ipipd down. It needs /dev/net/tun, and root
 or CAP_NET_ADMIN and CAP_NET_RAW.`,
 		Example:           "  ipipd up --local-address 192.0.2.1 --remote-address 198.51.100.1 --name ipip1 --address 10.255.0.1/30",
 		Args:              noArguments,
@@ -95,16 +95,15 @@ func takeSecret(config *tunnel.Config, lookup func(string) (string, bool)) error
 }
 
 func upRun(ctx context.Context, o *upOptions) error {
-	ends := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
-	if !signal.Ignored(syscall.SIGHUP) { // as nohup has it, which means the tunnel to stay
-		ends = append(ends, syscall.SIGHUP)
-	}
-	ctx, stop := signal.NotifyContext(ctx, ends...)
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	ctx, down := context.WithCancel(ctx)
 	defer down()
 
 	log := newLogger(o)
+	defer onHangup(func() {
+		log.Info("nothing to reload: the tunnel is set by the flags of ipipd up alone", "name", o.Config.Name)
+	})()
 	if o.SecretInArguments {
 		log.Warn("ipsec-secret was given as an argument, which every user of this host can read; use --ipsec-secret-file or " + secretVariable)
 	}
@@ -115,6 +114,9 @@ func upRun(ctx context.Context, o *upOptions) error {
 	}
 	server, name, err := claimName(ctx, o.RuntimeDir, o.Config.Name)
 	if err != nil {
+		if ctx.Err() != nil {
+			return nil // told to end before there was a tunnel
+		}
 		return err
 	}
 	o.Config.Name = name
@@ -155,6 +157,27 @@ func upRun(ctx context.Context, o *upOptions) error {
 	return errors.Join(err, t.Close())
 }
 
+// onHangup calls f for each SIGHUP, in place of the end of the process, until stop is
+// called.
+func onHangup(f func()) (stop func()) {
+	hangups, stopped := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(hangups, syscall.SIGHUP)
+	go func() {
+		for {
+			select {
+			case <-hangups:
+				f()
+			case <-stopped:
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(hangups)
+		close(stopped)
+	}
+}
+
 func newLogger(o *upOptions) *slog.Logger {
 	options := &slog.HandlerOptions{Level: o.LogLevel}
 	if o.LogFormat == "json" {
@@ -173,7 +196,7 @@ func claimName(ctx context.Context, dir, name string) (*control.Server, string, 
 	if name == "" {
 		for i := 1; ; i++ {
 			name := "ipip" + strconv.Itoa(i)
-			s, err := claim(dir, name)
+			s, err := claim(ctx, dir, name)
 			var taken *nameTakenError
 			if !errors.As(err, &taken) {
 				return s, name, err
@@ -181,7 +204,7 @@ func claimName(ctx context.Context, dir, name string) (*control.Server, string, 
 		}
 	}
 	for end := time.Now().Add(takenGrace); ; {
-		s, err := claim(dir, name)
+		s, err := claim(ctx, dir, name)
 		var taken *nameTakenError
 		if !errors.As(err, &taken) || time.Now().After(end) {
 			return s, name, err
@@ -202,12 +225,18 @@ func (e *nameTakenError) Error() string {
 
 // claim asks the folder first: of a tunnel that runs here, that it is one is more
 // use to know than that its interface is there.
-func claim(dir, name string) (*control.Server, error) {
-	s, err := control.Listen(dir, name)
+func claim(ctx context.Context, dir, name string) (*control.Server, error) {
+	s, err := control.Listen(ctx, dir, name)
 	var taken *control.TakenError
+	var folder *control.FolderError
+	var held *control.LockedError
 	switch {
 	case errors.As(err, &taken):
 		return nil, &nameTakenError{name, "a running tunnel (" + taken.Path + "); end it with ipipd down " + name}
+	case errors.As(err, &folder):
+		return nil, fmt.Errorf("cannot make the control socket: %w, or choose another folder with --runtime-dir", err)
+	case errors.As(err, &held):
+		return nil, fmt.Errorf("cannot make the control socket: %w", err)
 	case err != nil:
 		return nil, withRemedy(fmt.Errorf("cannot make the control socket: %w", err), "choose another folder with --runtime-dir")
 	}

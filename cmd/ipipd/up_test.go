@@ -119,6 +119,53 @@ func TestSignalEndsUp(t *testing.T) {
 	}
 }
 
+// Told to end, up ends, also while it waits for the lock of its folder.
+func TestUpWhileTheLockIsHeld(t *testing.T) {
+	dir := shortDir(t)
+	lock, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"", "t-fake"} {
+		o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
+		o.RuntimeDir, o.Config.Name = dir, name
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := upRun(ctx, o); err != nil {
+			t.Errorf("told to end: %v", err)
+		}
+		err := upRun(t.Context(), o)
+		want := "cannot make the control socket: " + lock.Name() + " is held by another process for more than 2s: end that process (fuser " + lock.Name() + ")"
+		if err == nil || exitStatus(err) != 1 || oneLine(err) != want {
+			t.Errorf("got  %v\nwant %s", err, want)
+		}
+	}
+}
+
+// SIGHUP is for a daemon to read its configuration again.
+func TestHangupIsNoEnd(t *testing.T) {
+	tun, log, ended := upFake(t, shortDir(t), "t-fake", nil)
+	for i := range 2 {
+		syscall.Kill(os.Getpid(), syscall.SIGHUP)
+		for strings.Count(log.String(), "nothing to reload") <= i {
+			select {
+			case err := <-ended:
+				t.Fatalf("up ended: %v", err)
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}
+	syscall.Kill(os.Getpid(), syscall.SIGTERM)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	<-tun.closed
+}
+
 func TestReadyIsOneLogLine(t *testing.T) {
 	_, log, _ := upFake(t, shortDir(t), "t-fake", func(o *upOptions) { o.LogFormat = "json" })
 	for log.String() == "" {
@@ -207,6 +254,20 @@ func TestFirstFreeNameIsTaken(t *testing.T) {
 	second, _, _ := upFake(t, dir, "", nil)
 	if a, b := first.config.Name, second.config.Name; !strings.HasPrefix(a, "ipip") || a == b {
 		t.Errorf("names %q and %q", a, b)
+	}
+}
+
+func TestFolderThatOthersCanWriteIsRefused(t *testing.T) {
+	dir := shortDir(t)
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
+	o.RuntimeDir = dir
+	err := upRun(t.Context(), o)
+	want := "cannot make the control socket: " + dir + " may be written by others (mode 0777): chmod go-w " + dir + ", or choose another folder with --runtime-dir"
+	if err == nil || exitStatus(err) != 1 || oneLine(err) != want {
+		t.Errorf("got  %v\nwant %s", err, want)
 	}
 }
 

@@ -32,7 +32,7 @@ type status struct {
 // serve has a tunnel that ends when it is told to.
 func serve(t *testing.T, dir, name string) *Server {
 	t.Helper()
-	s, err := Listen(dir, name)
+	s, err := Listen(t.Context(), dir, name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func TestStatusAndDown(t *testing.T) {
 func TestSocketIsPrivateFromTheStart(t *testing.T) {
 	defer syscall.Umask(syscall.Umask(0))
 	dir := filepath.Join(t.TempDir(), "run")
-	s, err := Listen(dir, "ipip1")
+	s, err := Listen(t.Context(), dir, "ipip1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func TestSocketIsPrivateFromTheStart(t *testing.T) {
 func TestLiveNameIsTaken(t *testing.T) {
 	dir := t.TempDir()
 	serve(t, dir, "ipip1")
-	_, err := Listen(dir, "ipip1")
+	_, err := Listen(t.Context(), dir, "ipip1")
 	var taken *TakenError
 	if !errors.As(err, &taken) || taken.Name != "ipip1" {
 		t.Fatalf("a second Listen: %v", err)
@@ -159,7 +159,7 @@ func TestFileInTheWayIsNotRemoved(t *testing.T) {
 	if err := os.WriteFile(path(dir, "ipip1"), []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen(dir, "ipip1"); err == nil || !strings.Contains(err.Error(), "not a socket") {
+	if _, err := Listen(t.Context(), dir, "ipip1"); err == nil || !strings.Contains(err.Error(), "not a socket") {
 		t.Errorf("Listen: %v", err)
 	}
 	if text, _ := os.ReadFile(path(dir, "ipip1")); string(text) != "precious" {
@@ -170,7 +170,7 @@ func TestFileInTheWayIsNotRemoved(t *testing.T) {
 // Whoever waits for a tunnel to be ready can ask for its status until it is told.
 func TestStatusIsToldFromReadyOn(t *testing.T) {
 	dir := t.TempDir()
-	s, err := Listen(dir, "ipip1")
+	s, err := Listen(t.Context(), dir, "ipip1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +195,7 @@ func TestStatusIsToldFromReadyOn(t *testing.T) {
 // A process that is stopped still has its connections accepted by the kernel.
 func TestHungDaemonIsNotWaitedFor(t *testing.T) {
 	dir := t.TempDir()
-	s, err := Listen(dir, "ipip1") // and never Serve
+	s, err := Listen(t.Context(), dir, "ipip1") // and never Serve
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +212,7 @@ func TestHungDaemonIsNotWaitedFor(t *testing.T) {
 
 func TestDownGivesUpOnATunnelThatStays(t *testing.T) {
 	dir := t.TempDir()
-	s, err := Listen(dir, "ipip1")
+	s, err := Listen(t.Context(), dir, "ipip1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +226,7 @@ func TestDownGivesUpOnATunnelThatStays(t *testing.T) {
 // A tunnel that takes the name while Down waits for the one before is another.
 func TestDownDoesNotWaitForTheNextOfThatName(t *testing.T) {
 	dir := t.TempDir()
-	s, err := Listen(dir, "ipip1")
+	s, err := Listen(t.Context(), dir, "ipip1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +234,7 @@ func TestDownDoesNotWaitForTheNextOfThatName(t *testing.T) {
 	go s.Serve(func() any { return nil }, func() {
 		go func() {
 			s.Close()
-			n, err := Listen(dir, "ipip1")
+			n, err := Listen(t.Context(), dir, "ipip1")
 			if err != nil {
 				t.Error(err)
 			}
@@ -251,7 +251,7 @@ func TestDownDoesNotWaitForTheNextOfThatName(t *testing.T) {
 
 func TestCloseLeavesTheSocketOfAnother(t *testing.T) {
 	dir := t.TempDir()
-	first, err := Listen(dir, "ipip1")
+	first, err := Listen(t.Context(), dir, "ipip1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -275,7 +275,7 @@ func TestOnlyOneOfManyGetsTheName(t *testing.T) {
 		var got []*Server
 		for range 8 {
 			wg.Go(func() {
-				s, err := Listen(dir, "ipip1")
+				s, err := Listen(t.Context(), dir, "ipip1")
 				var taken *TakenError
 				if err != nil && !errors.As(err, &taken) {
 					t.Error(err)
@@ -349,7 +349,7 @@ func TestLongestFolderTakesTheLongestName(t *testing.T) {
 		t.Skip("the temporary folder's own path is too long")
 	}
 	dir := base + "/" + strings.Repeat("d", MaxDir-len(base)-1)
-	s, err := Listen(dir, "fifteen-bytes-x")
+	s, err := Listen(t.Context(), dir, "fifteen-bytes-x")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -360,7 +360,7 @@ func TestLongestFolderTakesTheLongestName(t *testing.T) {
 func TestKilledProcessLeavesItsNameFree(t *testing.T) {
 	dir := os.Getenv("CONTROL_TEST_DIR")
 	if dir != "" { // the process to be killed
-		if _, err := Listen(dir, "ipip1"); err != nil {
+		if _, err := Listen(t.Context(), dir, "ipip1"); err != nil {
 			t.Fatal(err)
 		}
 		fmt.Println("listening")
@@ -379,7 +379,7 @@ func TestKilledProcessLeavesItsNameFree(t *testing.T) {
 	if line, err := bufio.NewReader(out).ReadString('\n'); line != "listening\n" {
 		t.Fatalf("%q, %v", line, err)
 	}
-	if _, err := Listen(dir, "ipip1"); err == nil {
+	if _, err := Listen(t.Context(), dir, "ipip1"); err == nil {
 		t.Fatal("the name was free before")
 	}
 	cmd.Process.Kill()
@@ -387,7 +387,7 @@ func TestKilledProcessLeavesItsNameFree(t *testing.T) {
 	if _, err := os.Lstat(path(dir, "ipip1")); err != nil {
 		t.Fatalf("no stale socket: %v", err)
 	}
-	s, err := Listen(dir, "ipip1")
+	s, err := Listen(t.Context(), dir, "ipip1")
 	if err != nil {
 		t.Fatal(err)
 	}

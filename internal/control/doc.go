@@ -7,15 +7,18 @@
 // The socket is the claim on the name: who holds a live one holds the name,
 // among all the processes that share a folder, whichever network namespace they
 // are in. It is never open to others: it comes into being with mode 0600 in a
-// folder of mode 0700, and whoever can use it can end the tunnel.
+// folder that only its owner can write, root or the process's own user, and whoever
+// can use it can end the tunnel. Others may be able to read the folder: that lets
+// them see the tunnels' names, and do nothing.
 //
 // A process that is killed leaves its socket behind. Such a stale one refuses
 // connections, and is replaced or removed by whoever comes across it. Both, and
-// claiming, happen under a lock on the folder, so that nobody takes away what
-// another has just made.
+// claiming, happen under a lock (lock.go), so that nobody takes away what another
+// has just made.
 package control
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -101,28 +104,8 @@ func timedOut(err error) bool {
 	return errors.As(err, &e) && e.Timeout()
 }
 
-// lock keeps others from claiming and removing sockets in dir until unlock is
-// called. The lock goes with the process that has it.
-func lock(dir string) (unlock func(), err error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
-		if err != syscall.EINTR {
-			break
-		}
-	}
-	if err != nil {
-		f.Close()
-		return nil, &os.PathError{Op: "flock", Path: dir, Err: err}
-	}
-	return func() { f.Close() }, nil
-}
-
 // removeStale removes the socket of a process that is no more, and says whether
-// the name is free afterwards. The folder is locked.
+// the name is free afterwards. The caller has the lock.
 func removeStale(path string) (free bool, err error) {
 	c, err := dial(path)
 	if err == nil {
@@ -154,7 +137,7 @@ func Sweep(dir string, names []string) {
 	if len(names) == 0 {
 		return
 	}
-	unlock, err := lock(dir)
+	unlock, err := lock(context.Background(), dir, lockTimeout)
 	if err != nil {
 		return
 	}

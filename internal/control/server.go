@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -24,27 +25,28 @@ const (
 
 // Server is the claim on a tunnel's name, and answers for the tunnel.
 type Server struct {
-	dir, path string
-	listener  net.Listener
-	info      fs.FileInfo // of the socket: to know ours from another's
+	path     string
+	listener net.Listener
+	info     fs.FileInfo // of the socket: to know ours from another's
 
 	mu   sync.Mutex
 	http *http.Server
 }
 
 // Listen claims name in dir, which is made if it is missing. A *TakenError says
-// that a live tunnel has it. From then on clients can connect; they are answered
-// from Serve on.
-func Listen(dir, name string) (*Server, error) {
+// that a live tunnel has it, a *FolderError that dir is not safe, a *LockedError that
+// others hold its lock. From then on clients can connect; they are answered from
+// Serve on. The end of ctx ends the waiting for the lock.
+func Listen(ctx context.Context, dir, name string) (*Server, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	unlock, err := lock(dir)
+	unlock, err := lock(ctx, dir, lockTimeout)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	s := &Server{dir: dir, path: path(dir, name)}
+	s := &Server{path: path(dir, name)}
 	free, err := removeStale(s.path)
 	if err != nil {
 		return nil, err
@@ -52,14 +54,13 @@ func Listen(dir, name string) (*Server, error) {
 	if !free {
 		return nil, &TakenError{name, s.path}
 	}
-	lc := net.ListenConfig{Control: private}
-	if s.listener, err = lc.Listen(context.Background(), "unix", s.path); err != nil {
+	if s.listener, err = listenPrivate(s.path); err != nil {
 		return nil, err
 	}
 	// Close removes the socket by itself, if it still is ours.
 	s.listener.(*net.UnixListener).SetUnlinkOnClose(false)
 	if s.info, err = os.Lstat(s.path); err == nil && s.info.Mode().Perm() != 0o600 {
-		err = os.Chmod(s.path, 0o600) // systems where private has no effect
+		err = fmt.Errorf("%s came into being with mode %04o instead of 0600", s.path, s.info.Mode().Perm())
 	}
 	if err != nil {
 		s.listener.Close()
@@ -69,11 +70,23 @@ func Listen(dir, name string) (*Server, error) {
 	return s, nil
 }
 
-// private is called between socket and bind. The mode that a socket has then is,
-// less the umask, the mode its file is made with on Linux, so that there is no
-// moment at which others could connect. Elsewhere the folder's mode sees to that.
-func private(_, _ string, c syscall.RawConn) error {
-	return c.Control(func(fd uintptr) { _ = syscall.Fchmod(int(fd), 0o600) })
+// umask guards the process's umask.
+var umask sync.Mutex
+
+// listenPrivate makes the socket with mode 0600, so that there is no moment at which
+// others could connect. Linux makes the file with the mode that the socket has before
+// bind, less the umask, and also where the folder has a default ACL. Elsewhere it
+// takes the umask.
+func listenPrivate(path string) (net.Listener, error) {
+	if runtime.GOOS != "linux" {
+		umask.Lock()
+		defer umask.Unlock()
+		defer syscall.Umask(syscall.Umask(0o177))
+	}
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { _ = syscall.Fchmod(int(fd), 0o600) })
+	}}
+	return lc.Listen(context.Background(), "unix", path)
 }
 
 // Serve answers clients until Close. status is what /status shows, in the form
@@ -121,13 +134,11 @@ func (s *Server) Serve(status func() any, down func()) error {
 
 // Close gives the name back: the socket is removed, unless somebody else has put
 // another in its place, and clients are cut off. Call it when the tunnel is gone:
-// the end of the socket is what Down waits for.
+// the end of the socket is what Down waits for. It waits for nobody: while our socket
+// answers, nobody else replaces it, with or without the lock.
 func (s *Server) Close() error {
-	if unlock, err := lock(s.dir); err == nil {
-		if info, err := os.Lstat(s.path); err == nil && same(info, s.info) {
-			os.Remove(s.path)
-		}
-		unlock()
+	if info, err := os.Lstat(s.path); err == nil && same(info, s.info) {
+		os.Remove(s.path)
 	}
 	s.mu.Lock()
 	server := s.http

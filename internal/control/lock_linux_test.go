@@ -1,0 +1,239 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// nobody is a user of this host who is not ours.
+const nobody = 65534
+
+// asNobody is a command that such a user runs.
+func asNobody(t *testing.T, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: to be another user")
+	}
+	if _, err := exec.LookPath(name); err != nil {
+		t.Skipf("needs %s (util-linux)", name)
+	}
+	c := exec.Command(name, args...)
+	c.Dir = "/"
+	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}, Pdeathsig: syscall.SIGKILL}
+	return c
+}
+
+// folder is one that every user of this host finds, with that mode.
+func folder(t *testing.T, mode os.FileMode) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "ipipd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, mode); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// hold has this test hold the lock of dir, as another ipipd would.
+func hold(t *testing.T, dir string) {
+	t.Helper()
+	unlock, err := lock(t.Context(), dir, long)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(unlock)
+}
+
+func TestLock(t *testing.T) {
+	t.Run("folder-locked-by-another-user", folderLockedByAnotherUser)
+	t.Run("folder-that-others-may-read", readableFolder)
+	t.Run("folder-of-others", folderOfOthers)
+	t.Run("socket-turned-into-a-link", socketTurnedIntoALink)
+	t.Run("listen-while-held", listenWhileHeld)
+	t.Run("close-while-held", closeWhileHeld)
+	t.Run("file-in-the-way", fileInTheWay)
+}
+
+// Whoever may read the folder may lock it, and that is nothing to us.
+func folderLockedByAnotherUser(t *testing.T) {
+	dir := folder(t, 0o755)
+	c := asNobody(t, "flock", "-x", dir, "sh", "-c", "echo locked; sleep 600")
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { c.Process.Kill(); c.Wait() }()
+	if _, err := out.Read(make([]byte, 7)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), long)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		s, err := Listen(ctx, dir, "ipip1")
+		if err == nil {
+			go s.Serve(func() any { return status{"ipip1"} }, func() { go s.Close() })
+			err = Down(dir, "ipip1", long, long)
+		}
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(2 * long):
+		t.Fatal("it waits for the lock of another user")
+	}
+}
+
+func readableFolder(t *testing.T) {
+	dir := folder(t, 0o755)
+	serve(t, dir, "ipip1") // as systemd makes its RuntimeDirectory
+	hold(t, dir)
+	for file, command := range map[string]*exec.Cmd{
+		filepath.Join(dir, lockFile): asNobody(t, "flock", "-n", filepath.Join(dir, lockFile), "true"),
+		path(dir, "ipip1"):           asNobody(t, "rm", "-f", path(dir, "ipip1")),
+	} {
+		if info, err := os.Lstat(file); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v, want mode 0600", file, info, err)
+		}
+		if out, err := command.CombinedOutput(); err == nil || !strings.Contains(string(out), "Permission denied") {
+			t.Errorf("%v as another user: %v, %s", command.Args, err, out)
+		}
+	}
+}
+
+func folderOfOthers(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: to give a folder away")
+	}
+	give := func(dir string) string {
+		if err := os.Lchown(dir, nobody, nobody); err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
+	link := filepath.Join(folder(t, 0o755), "link")
+	if err := os.Symlink(folder(t, 0o700), link); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ name, dir, want string }{
+		{"owner", give(folder(t, 0o700)), "belongs to uid 65534: give one of root or of the user that runs ipipd"},
+		{"link-of-others", give(link), "belongs to uid 65534: give one of root or of the user that runs ipipd"},
+		{"group-may-write", folder(t, 0o770), "may be written by others (mode 0770): chmod go-w "},
+		{"others-may-write", folder(t, 0o707), "may be written by others (mode 0707): chmod go-w "},
+		{"sticky", folder(t, 0o777|os.ModeSticky), "may be written by others (mode 0777): chmod go-w "},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := Listen(t.Context(), tt.dir, "ipip1")
+			var unsafe *FolderError
+			if !errors.As(err, &unsafe) || !strings.HasPrefix(err.Error(), tt.dir+" "+tt.want) {
+				t.Errorf("Listen: %v", err)
+			}
+			// What somebody else has put there is not ours to clear away.
+			stale(t, tt.dir, "old")
+			Sweep(tt.dir, []string{"old"})
+			if _, err := os.Lstat(path(tt.dir, "old")); err != nil {
+				t.Errorf("Sweep: %v", err)
+			}
+		})
+	}
+}
+
+// In a folder of somebody else's, what is named as a control socket is turned into a
+// link at the moment at which its mode would be set.
+func socketTurnedIntoALink(t *testing.T) {
+	dir := folder(t, 0o755)
+	victim := filepath.Join(folder(t, 0o755), "victim")
+	if err := os.WriteFile(victim, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	attack := asNobody(t, "sh", "-c", `while :; do ln -sf "$1" "$0" 2>/dev/null; done`, path(dir, "ipip1"), victim)
+	if err := os.Chown(dir, nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	if err := attack.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { attack.Process.Kill(); attack.Wait() }()
+	for range 100 {
+		if s, err := Listen(t.Context(), dir, "ipip1"); err == nil {
+			s.Close()
+		}
+		if info, err := os.Lstat(victim); err != nil || info.Mode().Perm() != 0o644 {
+			t.Fatalf("the file linked to: %v, %v", info.Mode(), err)
+		}
+	}
+}
+
+func listenWhileHeld(t *testing.T) {
+	dir := folder(t, 0o700)
+	hold(t, dir)
+	_, err := Listen(t.Context(), dir, "ipip1")
+	var held *LockedError
+	if !errors.As(err, &held) || !strings.Contains(err.Error(), dir+"/.lock is held by another process for more than 2s: ") {
+		t.Errorf("Listen: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Listen(ctx, dir, "ipip1"); !errors.Is(err, context.Canceled) {
+		t.Errorf("Listen that is told to end: %v", err)
+	}
+}
+
+func closeWhileHeld(t *testing.T) {
+	dir := folder(t, 0o700)
+	s := serve(t, dir, "ipip1")
+	hold(t, dir)
+	done := make(chan error, 1)
+	go func() { done <- s.Close() }()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(long):
+		t.Fatal("Close waits for the lock")
+	}
+	if _, err := os.Lstat(path(dir, "ipip1")); !os.IsNotExist(err) {
+		t.Errorf("the socket is still there: %v", err)
+	}
+}
+
+// What is in the way of the lock is said, and hangs nobody.
+func fileInTheWay(t *testing.T) {
+	for what, make := range map[string]func(string) error{
+		"fifo":   func(file string) error { return unix.Mkfifo(file, 0o600) },
+		"folder": func(file string) error { return os.Mkdir(file, 0o700) },
+		"open-to-others": func(file string) error {
+			return errors.Join(os.WriteFile(file, nil, 0o600), os.Chmod(file, 0o644))
+		},
+		"link": func(file string) error { return os.Symlink("/etc/passwd", file) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			dir := folder(t, 0o700)
+			if err := make(filepath.Join(dir, lockFile)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := lock(t.Context(), dir, long); err == nil || !strings.Contains(err.Error(), lockFile) {
+				t.Errorf("lock: %v", err)
+			}
+		})
+	}
+}
