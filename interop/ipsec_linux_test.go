@@ -42,7 +42,7 @@ func example(t *testing.T, beginning string) string {
 func secretFile(t *testing.T) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "secret")
-	if err := os.WriteFile(file, []byte("correct horse battery staple\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("the line in /etc/ipipd/secret\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return file

@@ -1,10 +1,15 @@
 package ipsec
 
 import (
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"testing/iotest"
+	"time"
 )
 
 func TestSecretFileMustBePrivate(t *testing.T) {
@@ -48,4 +53,70 @@ func TestSecretFileMustBePrivate(t *testing.T) {
 	if _, err := LoadSecret(file + "x"); !os.IsNotExist(err) {
 		t.Errorf("a file that is not there: %v", err)
 	}
+}
+
+func TestLoadSecret(t *testing.T) {
+	secretFile := func(t *testing.T) string {
+		file := filepath.Join(t.TempDir(), "secret")
+		if err := os.WriteFile(file, []byte("correct horse"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	t.Run("fifo", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "fifo")
+		if err := syscall.Mkfifo(file, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() {
+			_, err := LoadSecret(file)
+			done <- err
+		}()
+		select {
+		case err := <-done:
+			if err == nil || err.Error() != file+" is no regular file" {
+				t.Errorf("LoadSecret: %v", err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatal("it waits for somebody who writes")
+		}
+	})
+	// As in a volume of Kubernetes.
+	t.Run("link", func(t *testing.T) {
+		file := secretFile(t)
+		link := filepath.Join(t.TempDir(), "link")
+		if err := os.Symlink(file, link); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := LoadSecret(link); err != nil || string(s) != "correct horse" {
+			t.Errorf("LoadSecret: %q, %v", []byte(s), err)
+		}
+		if err := os.Chmod(file, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := LoadSecret(link); err == nil || !strings.Contains(err.Error(), "mode 0644") {
+			t.Errorf("a link to a file that others may read: %v", err)
+		}
+	})
+	t.Run("owner", func(t *testing.T) {
+		if os.Geteuid() != 0 {
+			t.Skip("needs root: to give a file away")
+		}
+		file := secretFile(t)
+		if err := os.Chown(file, 65534, 65534); err != nil {
+			t.Fatal(err)
+		}
+		want := file + " belongs to uid 65534, who can read and replace it: chown 0 " + file
+		if _, err := LoadSecret(file); err == nil || err.Error() != want {
+			t.Errorf("LoadSecret: %v, want %s", err, want)
+		}
+	})
+	// Half a secret is another secret.
+	t.Run("read-error", func(t *testing.T) {
+		r := io.MultiReader(strings.NewReader("correct"), iotest.ErrReader(syscall.EIO))
+		if s, err := readSecret(r, "file"); !errors.Is(err, syscall.EIO) {
+			t.Errorf("readSecret: %q, %v", []byte(s), err)
+		}
+	})
 }

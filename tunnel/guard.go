@@ -37,6 +37,10 @@ func newGuard(manager *ipsec.Manager, cfg *Config, log *slog.Logger, changed fun
 	if err != nil {
 		return nil, err
 	}
+	if len(config.Secret) < ipsec.WeakSecret {
+		log.Warn("the secret is short: who answers once in the peer's place can test guesses of it offline",
+			"remedy", "openssl rand -base64 32, the same at both ends")
+	}
 	g := &guard{manager: manager, config: config}
 	g.config.Mark = cfg.FwMark
 	g.config.Changed = changed

@@ -1,7 +1,9 @@
 package tunnel
 
 import (
+	"bytes"
 	"log/slog"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -36,5 +38,19 @@ func TestAGuardWithoutAGateIsShutAndCounts(t *testing.T) {
 	g.addTo(drops)
 	if d := cmp.Diff(map[string]uint64{"esp-no-sa": 2, "esp-plain-text": 1}, drops); d != "" {
 		t.Error(d)
+	}
+}
+
+func TestGuardWarnsOfAShortSecret(t *testing.T) {
+	for secret, warnings := range map[string]int{strings.Repeat("s", ipsec.WeakSecret-1): 1, strings.Repeat("s", ipsec.WeakSecret): 0} {
+		c := Default()
+		c.IPsec.Secret = []byte(secret)
+		var log bytes.Buffer
+		if _, err := newGuard(ipsec.NewManager(ipsec.Options{}), &c, slog.New(slog.NewTextHandler(&log, nil)), nil); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Count(log.String(), "the secret is short") != warnings || strings.Contains(log.String(), secret) {
+			t.Errorf("%d bytes: %s", len(secret), log.String())
+		}
 	}
 }
