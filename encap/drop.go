@@ -33,6 +33,8 @@ const (
 	DropFragmentFailed
 	// DropNoPath: there is no route to the remote end, or its name has no address.
 	DropNoPath
+	// DropNoLocalAddress: the local address is not on this host, which must not send from it.
+	DropNoLocalAddress
 	// DropQueueFull: the transmit queue of the underlay device was full (ENOBUFS).
 	DropQueueFull
 	// DropSendFailed: the kernel refused to send.
@@ -111,6 +113,7 @@ var dropNames = [NumDrops]string{
 	DropTooBig:         "too-big",
 	DropFragmentFailed: "fragment-failed",
 	DropNoPath:         "no-path",
+	DropNoLocalAddress: "no-local-address",
 	DropQueueFull:      "queue-full",
 	DropSendFailed:     "send-failed",
 

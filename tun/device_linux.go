@@ -19,7 +19,7 @@ type device struct {
 	queues  []Queue
 	fds     []int
 	door    *door.Door
-	control interfaceControl
+	control *interfaceControl
 }
 
 // Open makes a TUN interface. It needs /dev/net/tun and CAP_NET_ADMIN. An
@@ -58,7 +58,7 @@ func explain(err error) error {
 }
 
 func open(o Options) (_ *device, err error) {
-	d := &device{control: interfaceControl{fd: -1}}
+	d := &device{}
 	defer func() {
 		switch {
 		case err == nil:
@@ -110,15 +110,15 @@ func open(o Options) (_ *device, err error) {
 			return nil, err
 		}
 	}
-	if d.control, err = openControl(name); err != nil {
+	if d.control, err = openControl(first, name); err != nil {
 		return nil, err
 	}
 	if o.MTU != 0 {
-		if err := d.control.setMTU(o.MTU); err != nil {
+		if err := d.control.setMTU(first, o.MTU); err != nil {
 			return nil, err
 		}
 	}
-	mtu, err := d.control.mtu()
+	state, err := d.control.state(first)
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +126,7 @@ func open(o Options) (_ *device, err error) {
 		return nil, err
 	}
 	for _, fd := range d.fds {
-		d.queues = append(d.queues, newQueue(d, fd, mtu, offload))
+		d.queues = append(d.queues, newQueue(d, fd, state.MTU, offload))
 	}
 	return d, nil
 }
@@ -221,12 +221,12 @@ func (d *device) Queues() []Queue { return d.queues }
 
 func (d *device) Name() string { return d.control.name }
 
-func (d *device) MTU() (int, error) {
+func (d *device) State() (State, error) {
 	defer d.door.Leave()
 	if !d.door.Enter() {
-		return 0, os.ErrClosed
+		return State{Name: d.control.name}, os.ErrClosed
 	}
-	return d.control.mtu()
+	return d.control.state(d.fds[0])
 }
 
 func (d *device) SetMTU(mtu int) error {
@@ -234,7 +234,7 @@ func (d *device) SetMTU(mtu int) error {
 	if !d.door.Enter() {
 		return os.ErrClosed
 	}
-	return d.control.setMTU(mtu)
+	return d.control.setMTU(d.fds[0], mtu)
 }
 
 func (d *device) SetRunning(running bool) error {

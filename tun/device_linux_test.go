@@ -143,7 +143,7 @@ func TestOpenTakesNoInterfaceThatIsThere(t *testing.T) {
 
 func TestOpenRefusesNamesThatTheKernelWouldChange(t *testing.T) {
 	bothKinds(t, func(t *testing.T, o Options) {
-		for _, name := range []string{"sixteen-bytes-xx", "a/b", "a b", "tun%d", ".", "..", "a\nb", "x:1"} {
+		for _, name := range []string{"sixteen-bytes-xx", "a/b", "a b", "tun%d", ".", "..", "a\nb", "x:1", "all", "é"} {
 			o.Name = name
 			if d, err := Open(o); err == nil || !strings.Contains(err.Error(), "not accepted") {
 				t.Errorf("Open(%q) = %v, %v", name, d, err)
@@ -221,8 +221,8 @@ func TestTheInterfaceGoesWithClose(t *testing.T) {
 		if err := d.SetMTU(1400); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("SetMTU after Close: %v", err)
 		}
-		if _, err := d.MTU(); !errors.Is(err, os.ErrClosed) {
-			t.Errorf("MTU after Close: %v", err)
+		if _, err := d.State(); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("State after Close: %v", err)
 		}
 		if err := d.SetRunning(true); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("SetRunning after Close: %v", err)
@@ -278,15 +278,15 @@ func TestMTUAndCarrierAreTheInterfaces(t *testing.T) {
 		ns := netlab.New(t)
 		o.MTU = 1480
 		d := openIn(t, ns, o)
-		if mtu, err := d.MTU(); mtu != 1480 || err != nil {
-			t.Errorf("MTU: %d, %v", mtu, err)
+		if s, err := d.State(); s.MTU != 1480 || err != nil {
+			t.Errorf("MTU: %d, %v", s.MTU, err)
 		}
 		for _, mtu := range []int{68, 65515} {
 			if err := d.SetMTU(mtu); err != nil {
 				t.Error(err)
 			}
-			if got, err := d.MTU(); got != mtu || err != nil {
-				t.Errorf("MTU: %d, %v, want %d", got, err, mtu)
+			if s, err := d.State(); s.MTU != mtu || err != nil {
+				t.Errorf("MTU: %d, %v, want %d", s.MTU, err, mtu)
 			}
 		}
 		if err := d.SetMTU(67); err == nil || !strings.Contains(err.Error(), "not accepted") {

@@ -4,7 +4,6 @@ package tun
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"runtime"
@@ -25,7 +24,7 @@ import (
 // before, because it then leaves its file open; and that is closed on exec.
 type waterDevice struct {
 	file    io.ReadWriteCloser
-	control interfaceControl
+	control *interfaceControl
 	queue   waterQueue
 	// mu keeps control's socket from being closed, and its number given to
 	// another file, while in use.
@@ -42,11 +41,14 @@ func openWater(o Options) (_ Device, err error) {
 	if err != nil {
 		return nil, explain(err)
 	}
-	d := &waterDevice{file: file, control: interfaceControl{fd: -1}}
+	d := &waterDevice{file: file}
 	d.queue.file = file
-	if d.control, err = openControl(name); err == nil && o.MTU != 0 {
-		err = d.control.setMTU(o.MTU)
-	}
+	err = control(file, func(fd int) (err error) {
+		if d.control, err = openControl(fd, name); err == nil && o.MTU != 0 {
+			err = d.control.setMTU(fd, o.MTU)
+		}
+		return err
+	})
 	if err != nil {
 		_ = d.Close()
 		return nil, err
@@ -78,18 +80,18 @@ func openWaterFile(name string) (io.ReadWriteCloser, string, error) {
 		syscall.CloseOnExec(fd)
 		return nil
 	})
-	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+	if err != nil {
 		_ = opened.Close()
 		return nil, "", err
 	}
 	return opened.ReadWriteCloser, opened.Name(), nil
 }
 
-// control calls f with the file descriptor of file.
+// control calls f with the file descriptor of file, -1 where it has none.
 func control(file io.ReadWriteCloser, f func(fd int) error) error {
 	conn, ok := file.(syscall.Conn)
 	if !ok {
-		return fmt.Errorf("a file without a descriptor: %w", errors.ErrUnsupported)
+		return f(-1)
 	}
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -106,31 +108,31 @@ func (d *waterDevice) Queues() []Queue { return []Queue{&d.queue} }
 
 func (d *waterDevice) Name() string { return d.control.name }
 
-func (d *waterDevice) MTU() (mtu int, err error) {
-	err = d.use(func() (err error) {
-		mtu, err = d.control.mtu()
+func (d *waterDevice) State() (s State, err error) {
+	s.Name = d.control.name
+	err = d.use(func(fd int) (err error) {
+		s, err = d.control.state(fd)
 		return err
 	})
-	return mtu, err
+	return s, err
 }
 
 func (d *waterDevice) SetMTU(mtu int) error {
-	return d.use(func() error { return d.control.setMTU(mtu) })
+	return d.use(func(fd int) error { return d.control.setMTU(fd, mtu) })
 }
 
 func (d *waterDevice) SetRunning(running bool) error {
-	return d.use(func() error {
-		return control(d.file, func(fd int) error { return setCarrier(fd, running) })
-	})
+	return d.use(func(fd int) error { return setCarrier(fd, running) })
 }
 
-func (d *waterDevice) use(f func() error) error {
+// use calls f with the file descriptor, which is not closed meanwhile.
+func (d *waterDevice) use(f func(fd int) error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
 		return os.ErrClosed
 	}
-	return f()
+	return control(d.file, f)
 }
 
 func (d *waterDevice) Close() error {

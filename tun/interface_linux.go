@@ -1,60 +1,225 @@
 package tun
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
+	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// interfaceControl sets what is not a TUN's own but any interface's. Its socket
-// stays in the network namespace it was opened in, where the interface is.
+// interfaceControl asks about and sets what is not a TUN's own but any interface's.
+// It goes by the interface's index in the network namespace that it is in, which the
+// TUN's file descriptor tells: the name may be another by now, or a stranger's, and
+// the namespace too.
 type interfaceControl struct {
+	name string // that it was made with
+	// fd is an rtnetlink socket in the namespace where the interface was made. None is
+	// kept open in another one, which it would keep alive.
 	fd   int
-	name string
+	home namespace
+	mu   sync.Mutex // of a request and its answer
 }
 
-func openControl(name string) (interfaceControl, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+// namespace tells network namespaces apart; the zero value is that of a kernel that
+// does not tell where a TUN is (before 5.2).
+type namespace struct{ device, inode uint64 }
+
+// openControl is for a TUN just made in the namespace of the calling thread.
+func openControl(tun int, name string) (*interfaceControl, error) {
+	fd, err := openRoute()
 	if err != nil {
-		return interfaceControl{fd: -1}, os.NewSyscallError("socket", err)
+		return nil, err
 	}
-	return interfaceControl{fd: fd, name: name}, nil
+	c := &interfaceControl{fd: fd, name: name}
+	if ns, home, err := namespaceOf(tun); err == nil {
+		_ = unix.Close(ns)
+		c.home = home
+	}
+	return c, nil
+}
+
+func openRoute() (int, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	return fd, os.NewSyscallError("socket", err)
 }
 
 func (c *interfaceControl) close() error {
-	if c.fd < 0 {
+	if c == nil {
 		return nil
 	}
 	return os.NewSyscallError("close", unix.Close(c.fd))
 }
 
-func (c *interfaceControl) mtu() (int, error) {
-	ifreq, err := unix.NewIfreq(c.name)
-	if err != nil {
-		return 0, err
+// namespaceOf opens the network namespace that the interface of a TUN is in.
+func namespaceOf(tun int) (fd int, which namespace, err error) {
+	if fd, err = unix.IoctlRetInt(tun, unix.TUNGETDEVNETNS); err != nil {
+		return -1, which, os.NewSyscallError("ioctl TUNGETDEVNETNS", err)
 	}
-	if err := unix.IoctlIfreq(c.fd, unix.SIOCGIFMTU, ifreq); err != nil {
-		return 0, fmt.Errorf("MTU of %s: %w", c.name, os.NewSyscallError("ioctl SIOCGIFMTU", err))
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil {
+		_ = unix.Close(fd)
+		return -1, which, os.NewSyscallError("fstat", err)
 	}
-	return int(ifreq.Uint32()), nil
+	return fd, namespace{uint64(stat.Dev), stat.Ino}, nil
 }
 
-func (c *interfaceControl) setMTU(mtu int) error {
-	ifreq, err := unix.NewIfreq(c.name)
+// state is how the interface of a TUN stands.
+func (c *interfaceControl) state(tun int) (s State, err error) {
+	err = c.visit(tun, &s, func(int) error { return nil })
+	return s, err
+}
+
+func (c *interfaceControl) setMTU(tun, mtu int) error {
+	var s State
+	err := c.visit(tun, &s, func(fd int) error {
+		_, err := linkRequest(fd, unix.RTM_SETLINK, unix.NLM_F_ACK, s.Index, unix.IFLA_MTU, binary.NativeEndian.AppendUint32(nil, uint32(mtu)))
+		return err
+	})
+	if errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("MTU %d of %s is not accepted: want 68 to 65515: %w", mtu, s.Name, err)
+	}
+	if err != nil {
+		return fmt.Errorf("set the MTU of %s to %d: %w", s.Name, mtu, err)
+	}
+	return nil
+}
+
+// visit finds out how the interface stands, and calls f with an rtnetlink socket in
+// the interface's namespace. s.Name and s.Moved are set also where it cannot go there.
+func (c *interfaceControl) visit(tun int, s *State, f func(fd int) error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	*s = State{Name: c.name}
+	name, err := currentName(tun)
 	if err != nil {
 		return err
 	}
-	ifreq.SetUint32(uint32(mtu))
-	err = unix.IoctlIfreq(c.fd, unix.SIOCSIFMTU, ifreq)
-	if errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("MTU %d of %s is not accepted: want 68 to 65515: %w", mtu, c.name, os.NewSyscallError("ioctl SIOCSIFMTU", err))
+	s.Name = name
+	ns, where, err := namespaceOf(tun)
+	if err != nil || where == c.home || c.home == (namespace{}) {
+		if err == nil {
+			_ = unix.Close(ns)
+		}
+		return c.find(tun, c.fd, s, f)
 	}
+	defer unix.Close(ns)
+	s.Moved = true
+	done := make(chan error)
+	go func() {
+		// Never unlocked: the thread ends with the goroutine, and nothing else runs in
+		// that namespace.
+		runtime.LockOSThread()
+		done <- func() error {
+			if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+				return fmt.Errorf("%s is in another network namespace, where only CAP_SYS_ADMIN can follow it: %w", s.Name, os.NewSyscallError("setns", err))
+			}
+			fd, err := openRoute()
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			return c.find(tun, fd, s, f)
+		}()
+	}()
+	return <-done
+}
+
+// find looks the interface up by the name that the TUN tells, and calls f if it has
+// that name still: what is found is then no stranger.
+func (c *interfaceControl) find(tun, fd int, s *State, f func(fd int) error) error {
+	for range 10 {
+		found, err := linkRequest(fd, unix.RTM_GETLINK, 0, 0, unix.IFLA_IFNAME, append([]byte(s.Name), 0))
+		if err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("look up interface %s: %w", s.Name, err)
+		}
+		name, gone := currentName(tun)
+		switch {
+		case gone != nil:
+			return gone
+		case err == nil && name == s.Name:
+			found.Moved = s.Moved
+			*s = found
+			return f(fd)
+		}
+		s.Name = name
+	}
+	return fmt.Errorf("look up interface %s: %w", s.Name, unix.ENODEV)
+}
+
+// currentName is what the interface of a TUN is called, by its descriptor.
+func currentName(tun int) (string, error) {
+	ifreq, err := unix.NewIfreq("")
 	if err != nil {
-		return fmt.Errorf("set the MTU of %s to %d: %w", c.name, mtu, os.NewSyscallError("ioctl SIOCSIFMTU", err))
+		return "", err
 	}
-	return nil
+	if err := unix.IoctlIfreq(tun, unix.TUNGETIFF, ifreq); err != nil {
+		return "", os.NewSyscallError("ioctl TUNGETIFF", err)
+	}
+	return ifreq.Name(), nil
+}
+
+// linkRequest sends one request about an interface with one attribute, and returns
+// what the interface that answers it says of itself.
+func linkRequest(fd int, kind, flags uint16, index int, attribute uint16, value []byte) (State, error) {
+	const header = unix.SizeofNlMsghdr + unix.SizeofIfInfomsg
+	b := make([]byte, header+unix.SizeofRtAttr+(len(value)+3)&^3)
+	binary.NativeEndian.PutUint32(b[0:], uint32(len(b)))
+	binary.NativeEndian.PutUint16(b[4:], kind)
+	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST|flags)
+	binary.NativeEndian.PutUint32(b[unix.SizeofNlMsghdr+4:], uint32(index)) // ifi_index
+	binary.NativeEndian.PutUint16(b[header:], uint16(unix.SizeofRtAttr+len(value)))
+	binary.NativeEndian.PutUint16(b[header+2:], attribute)
+	copy(b[header+unix.SizeofRtAttr:], value)
+	if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return State{}, os.NewSyscallError("sendto", err)
+	}
+	answer := make([]byte, 32<<10) // the kernel has it ready, in one message
+	n, _, err := unix.Recvfrom(fd, answer, 0)
+	if err != nil {
+		return State{}, os.NewSyscallError("recvfrom", err)
+	}
+	return parseLink(answer[:n])
+}
+
+var errNotALink = errors.New("the kernel's answer is not an interface")
+
+// parseLink reads the answer to a linkRequest: an RTM_NEWLINK, or NLMSG_ERROR.
+func parseLink(b []byte) (s State, err error) {
+	messages, err := syscall.ParseNetlinkMessage(b)
+	if err != nil || len(messages) != 1 {
+		return s, errNotALink
+	}
+	m := messages[0]
+	switch {
+	case m.Header.Type == unix.NLMSG_ERROR && len(m.Data) >= 4:
+		if code := int32(binary.NativeEndian.Uint32(m.Data)); code != 0 {
+			return s, unix.Errno(-code)
+		}
+		return s, nil // an acknowledgement
+	case m.Header.Type != unix.RTM_NEWLINK || len(m.Data) < unix.SizeofIfInfomsg:
+		return s, errNotALink
+	}
+	s.Index = int(binary.NativeEndian.Uint32(m.Data[4:]))
+	flags := binary.NativeEndian.Uint32(m.Data[8:])
+	s.Up, s.Carrier = flags&unix.IFF_UP != 0, flags&unix.IFF_LOWER_UP != 0
+	attrs, err := syscall.ParseNetlinkRouteAttr(&m)
+	if err != nil {
+		return s, errNotALink
+	}
+	for _, a := range attrs {
+		switch {
+		case a.Attr.Type == unix.IFLA_IFNAME:
+			s.Name = unix.ByteSliceToString(a.Value)
+		case a.Attr.Type == unix.IFLA_MTU && len(a.Value) == 4:
+			s.MTU = int(binary.NativeEndian.Uint32(a.Value))
+		}
+	}
+	return s, nil
 }
 
 // setCarrier is about the interface that the queue fd belongs to.

@@ -5,20 +5,25 @@ import (
 	"strings"
 )
 
-// maxName is the longest name of an interface in bytes: IFNAMSIZ less its NUL.
-const maxName = 15
-
 // mostNames is how many names of the kind ipipN are tried.
 const mostNames = 1 << 16
 
-// checkName refuses what the kernel would refuse (dev_valid_name), truncate, or
-// take for a pattern.
-func checkName(name string) error {
-	switch {
-	case name == "", len(name) > maxName, name == ".", name == "..", strings.ContainsAny(name, "/:% \t\n\v\f\r\x00"):
-		return fmt.Errorf("interface name %q is not accepted: want 1 to %d bytes without '/', ':', '%%' and space", name, maxName)
+// WantName is what CheckName takes.
+const WantName = "1 to 15 ASCII characters, none of them / : % or space, and not . .. all or default"
+
+// CheckName reports whether name can be, and should be, the name of an interface.
+// Linux refuses '/', ':' and space (dev_valid_name), and takes '%' for a pattern; "all"
+// and "default" stand for something else below /proc/sys/net/ipv4/conf.
+func CheckName(name string) bool {
+	if len(name) < 1 || len(name) > 15 { // IFNAMSIZ less its NUL
+		return false
 	}
-	return nil
+	for i := range len(name) {
+		if c := name[i]; c <= ' ' || c >= 0x7f || strings.IndexByte("/:%", c) >= 0 {
+			return false
+		}
+	}
+	return name != "." && name != ".." && name != "all" && name != "default"
 }
 
 // eachName calls try with the names that an interface may get, until one is
@@ -26,8 +31,8 @@ func checkName(name string) error {
 // taken says of an error that the name was.
 func eachName(name string, taken func(error) bool, try func(name string) error) error {
 	if name != "" {
-		if err := checkName(name); err != nil {
-			return err
+		if !CheckName(name) {
+			return fmt.Errorf("interface name %q is not accepted: want %s", name, WantName)
 		}
 		err := try(name)
 		if taken(err) {

@@ -36,31 +36,33 @@ type interfaceControl struct {
 	name string
 }
 
-func openControl(name string) (interfaceControl, error) {
+func openControl(_ int, name string) (*interfaceControl, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 	if err != nil {
-		return interfaceControl{fd: -1}, os.NewSyscallError("socket", err)
+		return nil, os.NewSyscallError("socket", err)
 	}
 	unix.CloseOnExec(fd)
-	return interfaceControl{fd: fd, name: name}, nil
+	return &interfaceControl{fd: fd, name: name}, nil
 }
 
 func (c *interfaceControl) close() error {
-	if c.fd < 0 {
+	if c == nil {
 		return nil
 	}
 	return os.NewSyscallError("close", unix.Close(c.fd))
 }
 
-func (c *interfaceControl) mtu() (int, error) {
-	ifreq, err := unix.IoctlGetIfreqMTU(c.fd, c.name)
+// state takes an interface that is up for one that has a carrier.
+func (c *interfaceControl) state(int) (State, error) {
+	i, err := net.InterfaceByName(c.name)
 	if err != nil {
-		return 0, fmt.Errorf("MTU of %s: %w", c.name, os.NewSyscallError("ioctl SIOCGIFMTU", err))
+		return State{Name: c.name}, fmt.Errorf("look up interface %s: %w", c.name, err)
 	}
-	return int(ifreq.MTU), nil
+	up := i.Flags&net.FlagUp != 0
+	return State{Name: c.name, Index: i.Index, MTU: i.MTU, Up: up, Carrier: up}, nil
 }
 
-func (c *interfaceControl) setMTU(mtu int) error {
+func (c *interfaceControl) setMTU(_, mtu int) error {
 	ifreq := unix.IfreqMTU{MTU: int32(mtu)}
 	copy(ifreq.Name[:], c.name)
 	if err := unix.IoctlSetIfreqMTU(c.fd, &ifreq); err != nil {

@@ -65,13 +65,30 @@ type Device interface {
 	// SetRunning sets the carrier: without it Linux shows NO-CARRIER, marks the
 	// routes of the interface linkdown, and sends nothing into it.
 	SetRunning(running bool) error
-	// Name is the name of the interface.
+	// Name is the name that the interface was made with.
 	Name() string
-	// MTU and SetMTU are about the largest inner packet, in bytes.
-	MTU() (int, error)
+	// State is how the interface stands now, whatever others have made of it. After
+	// Close it fails with os.ErrClosed. Where the interface is in a network namespace
+	// that this process may not enter, Name and Moved are right beside the error.
+	State() (State, error)
+	// SetMTU sets the largest inner packet, in bytes, wherever the interface is.
 	SetMTU(mtu int) error
 	// Close removes the interface and unblocks every Read and Write.
 	Close() error
+}
+
+// State is how the interface of a Device stands.
+type State struct {
+	// Name and Index are those that it has in its network namespace.
+	Name  string
+	Index int
+	// MTU is the largest inner packet in bytes.
+	MTU int
+	// Up is what an administrator sets (IFF_UP); Carrier is IFF_LOWER_UP, which an
+	// interface that is down does not have.
+	Up, Carrier bool
+	// Moved: it is in another network namespace than the one it was made in.
+	Moved bool
 }
 
 // Options are what Open needs to know. The zero value asks for one queue and

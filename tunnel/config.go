@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"ipipd/keepalive"
+	"ipipd/tun"
 )
 
 // Config is what a tunnel is asked to be. It is filled through Properties, by
@@ -166,10 +167,8 @@ func (c *Config) validateEach() error {
 	return nil
 }
 
-// CheckName refuses what cannot be, or should not be, the name of an interface.
-// Linux refuses '/', ':' and space, and takes '%' for a pattern; "all" and
-// "default" stand for something else below /proc/sys/net/ipv4/conf.
-// Its error is a *ValueError about the property name.
+// CheckName refuses what tun.CheckName does. Its error is a *ValueError about the
+// property name.
 func CheckName(name string) error {
 	if want := checkName(name); want != "" {
 		return &ValueError{Property: "name", Value: name, Want: want}
@@ -177,20 +176,11 @@ func CheckName(name string) error {
 	return nil
 }
 
-const wantName = "1 to 15 ASCII characters, none of them / : % or space, and not . .. all or default"
+const wantName = tun.WantName
 
 // checkName returns what is wanted instead of name, "" if name is fine.
 func checkName(name string) (want string) {
-	if len(name) < 1 || len(name) > 15 {
-		return wantName
-	}
-	for i := range len(name) {
-		if c := name[i]; c <= ' ' || c >= 0x7f || strings.IndexByte("/:%", c) >= 0 {
-			return wantName
-		}
-	}
-	switch name {
-	case ".", "..", "all", "default":
+	if !tun.CheckName(name) {
 		return wantName
 	}
 	return ""

@@ -101,6 +101,11 @@ func (o *outbound) carry(n int) error {
 			t.drop(d)
 			continue
 		}
+		if route.refuse != encap.DropNone {
+			t.drop(route.refuse)
+			t.tellSender(o.queue, o.message, encap.HostUnreachable(o.message, inner, anyRouter))
+			continue
+		}
 		if inner.TotalLen() > route.maxInner && route.outer.DontFragment(inner) {
 			t.drop(encap.DropTooBig)
 			t.tellSender(o.queue, o.message, encap.TooBig(o.message, inner, route.maxInner, anyRouter))
@@ -216,6 +221,10 @@ func (h *Host) inbound(receiver encap.Receiver, sender encap.Sender, index int, 
 // breaks a rule.
 func (t *Tunnel) accept(b *packet.Buffer, outer ipv4.Packet, sender encap.Sender, now time.Time) bool {
 	route := t.route.Load()
+	if route.refuse == encap.DropNoLocalAddress {
+		t.host.drop(encap.DropUnknownPeer) // it passes this host, on its way to that which has the address
+		return false
+	}
 	kind, d := encap.Decapsulate(b, outer, route.path.Local, route.path.Remote)
 	if d != encap.DropNone {
 		t.drop(d)

@@ -377,8 +377,8 @@ func TestATunnelFollowsItsRoute(t *testing.T) {
 		s := a.Status()
 		return s.CurrentLocalAddress == "192.0.2.99" && s.ActualMTU == 1380
 	})
-	if mtu, _ := a.device.MTU(); mtu != 1380 {
-		t.Errorf("the device has an MTU of %d", mtu)
+	if s, _ := a.device.State(); s.MTU != 1380 {
+		t.Errorf("the device has an MTU of %d", s.MTU)
 	}
 	if err := a.device.Inject(datagram(100, nil)); err != nil {
 		t.Fatal(err)
@@ -436,7 +436,7 @@ func TestALoopDoesNotChangeTheLocalAddress(t *testing.T) {
 	eventually(t, "there is no way", func() bool { return a.world.logged("no way to the remote; it is looked for") == 1 })
 	a.world.set(func(w *world) {
 		w.err = nil
-		w.route.DeviceName, w.route.Source = a.Name(), [4]byte{10, 0, 0, 1}
+		w.route.Device, w.route.Source = 77, [4]byte{10, 0, 0, 1}
 	})
 	eventually(t, "there is one again", func() bool { return a.world.logged("a way to the remote again") == 1 })
 	a.mu.Lock() // until the look at the route has ended

@@ -36,6 +36,10 @@ func (t *Tunnel) exit(sender encap.Sender) exit {
 
 // write sends a packet that is not of the host, and counts it if it is not sent.
 func (t *Tunnel) write(way exit, b *packet.Buffer, path *encap.Path) {
+	if refuse := t.route.Load().refuse; refuse != encap.DropNone {
+		t.drop(refuse)
+		return
+	}
 	sent, refused, err := way.Write([]*packet.Buffer{b}, path)
 	if sent+refused == 0 && !errors.Is(err, os.ErrClosed) {
 		t.drop(sendDrop(err))

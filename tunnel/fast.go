@@ -67,8 +67,12 @@ func (t *Tunnel) objection() string {
 	case t.noRoute:
 		return "there is no way to the remote"
 	}
-	// What the kernel does not take then has to be counted.
-	if up, _, err := t.host.network.LinkState(t.Name()); err == nil && !up {
+	switch {
+	case t.absent():
+		return "local-address is not on this host"
+	case t.iface.Moved:
+		return "the interface is in another network namespace"
+	case !t.iface.Up: // what the kernel does not take then has to be counted
 		return "the interface is down"
 	}
 	if t.detour != "" { // among them fwmark
@@ -77,11 +81,7 @@ func (t *Tunnel) objection() string {
 	if why := t.host.network.IngressFilters(t.underlay.Device); why != "" {
 		return why
 	}
-	device, err := t.host.network.DeviceIndex(t.Name())
-	if err != nil {
-		return err.Error()
-	}
-	return t.host.network.EgressHooks(device)
+	return t.host.network.EgressHooks(t.iface.Index)
 }
 
 // carryFast tells the kernel, and returns what stood against it.
@@ -90,10 +90,7 @@ func (t *Tunnel) carryFast() (why string) {
 	if err != nil {
 		return err.Error()
 	}
-	want, err := t.fastTunnel()
-	if err != nil {
-		return err.Error()
-	}
+	want := t.fastTunnel()
 	if why := t.passedOver(f, want.Device); why != "" {
 		return why
 	}
@@ -114,18 +111,14 @@ func (t *Tunnel) carryFast() (why string) {
 }
 
 // fastTunnel is what the kernel has to know.
-func (t *Tunnel) fastTunnel() (fastpath.Tunnel, error) {
-	device, err := t.host.network.DeviceIndex(t.Name())
-	if err != nil {
-		return fastpath.Tunnel{}, err
-	}
+func (t *Tunnel) fastTunnel() fastpath.Tunnel {
 	route := t.route.Load()
 	next := t.underlay.Gateway
 	if next == [4]byte{} {
 		next = route.path.Remote
 	}
 	f := fastpath.Tunnel{
-		Device: device, MTU: t.MTU(),
+		Device: t.iface.Index, MTU: t.MTU(),
 		Local: route.path.Local, Remote: route.path.Remote,
 		Underlay: t.underlay.Device, NextHop: next, PathMTU: route.path.MTU,
 		DSCP: route.outer.DSCP, TTL: route.outer.TTL, DontFragmentInherit: route.outer.DontFragmentInherit,
@@ -139,7 +132,7 @@ func (t *Tunnel) fastTunnel() (fastpath.Tunnel, error) {
 	state, reachable := keepalive.State(t.state.Load()), !t.unreachable.Load()
 	f.Send = reachable && state.Running()
 	f.Receive = reachable && (state == keepalive.Up || state == keepalive.Off)
-	return f, nil
+	return f
 }
 
 // leaveFast brings all packets back to the data path here, and keeps what was

@@ -3,7 +3,7 @@ package tunnel
 import (
 	"bytes"
 	"context"
-	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"strings"
@@ -38,6 +38,11 @@ type world struct {
 	refuse  error // of Configure
 	changed func()
 	lookups int // each round of a supervisor is one
+
+	absent  bool                  // the local address is
+	devices map[string]int        // that there are, by name
+	lost    map[netip.Prefix]bool // what somebody has taken away from the interface
+	added   []netip.Prefix        // to the interface, since it was configured
 
 	reassembled, unassembled uint64
 	log                      bytes.Buffer
@@ -92,10 +97,42 @@ func (w *world) Follow(ctx context.Context, changed func()) error {
 	return ctx.Err()
 }
 
-func (w *world) Configure(string, []netip.Prefix, []netip.Prefix) error {
+func (w *world) Configure(int, []netip.Prefix, []netip.Prefix) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.refuse
+}
+
+func (w *world) AddAddresses(_ int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, a := range addresses {
+		if w.lost[a] {
+			delete(w.lost, a)
+			added = append(added, a)
+		}
+	}
+	w.added = append(w.added, added...)
+	return added, w.refuse
+}
+
+func (w *world) AddRoutes(device int, routes []netip.Prefix) ([]netip.Prefix, error) {
+	return w.AddAddresses(device, routes)
+}
+
+func (w *world) AddressIsLocal(netip.Addr) (bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.absent, nil
+}
+
+func (w *world) DeviceIndex(name string) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if index := w.devices[name]; index != 0 {
+		return index, nil
+	}
+	return 0, fmt.Errorf("no interface %q", name)
 }
 
 func (w *world) Reassembly() (done, failed uint64, err error) {
@@ -109,11 +146,7 @@ func (w *world) SafeToBypass(int, [4]byte, [4]byte) string { return "in memory" 
 func (w *world) IngressFilters(int) string                 { return "in memory" }
 func (w *world) EgressHooks(int) string                    { return "in memory" }
 func (w *world) EgressTaps(int) string                     { return "in memory" }
-func (w *world) DeviceIndex(string) (int, error)           { return 0, errors.ErrUnsupported }
-func (w *world) AddressIsLocal(netip.Addr) (bool, error)   { return true, nil }
 func (*world) SetRPS(string, string) error                 { return nil }
-
-func (w *world) LinkState(string) (up, carrier bool, _ error) { return true, true, nil }
 
 // side is one host with one tunnel.
 type side struct {

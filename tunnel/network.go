@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"net/netip"
+	"slices"
 
 	"ipipd/internal/rtnl"
 )
@@ -31,14 +32,16 @@ type Network interface {
 	Follow(ctx context.Context, changed func()) error
 	// DeviceIndex is the index of an interface.
 	DeviceIndex(ifname string) (int, error)
-	// AddressIsLocal reports whether an interface of this host has the address.
+	// AddressIsLocal reports whether this host may send from the address.
 	AddressIsLocal(address netip.Addr) (bool, error)
 	// Configure gives an interface its addresses, sets it up, and routes into it.
-	Configure(ifname string, addresses, routes []netip.Prefix) error
+	Configure(device int, addresses, routes []netip.Prefix) error
+	// AddAddresses and AddRoutes give an interface that is up what it lacks, and
+	// return what that was.
+	AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error)
+	AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error)
 	// SetRPS sets rps_cpus of an interface, unless somebody has.
 	SetRPS(ifname, mask string) error
-	// LinkState reports whether an interface is up, and whether it has a carrier.
-	LinkState(ifname string) (up, carrier bool, err error)
 	// Reassembly counts the packets that this host has put together from
 	// fragments, and those that it could not.
 	Reassembly() (done, failed uint64, err error)
@@ -73,17 +76,22 @@ func (kernelNetwork) AddressIsLocal(address netip.Addr) (bool, error) {
 	return rtnl.AddressIsLocal(address)
 }
 
-func (kernelNetwork) Configure(ifname string, addresses, routes []netip.Prefix) error {
-	for _, a := range addresses {
-		if err := rtnl.AddAddress(ifname, a); err != nil {
-			return err
-		}
+func (kernelNetwork) Configure(device int, addresses, routes []netip.Prefix) error {
+	if _, err := rtnl.AddAddresses(device, addresses); err != nil {
+		return err
 	}
-	if err := rtnl.SetUp(ifname); err != nil {
+	if err := rtnl.SetUp(device); err != nil {
+		return err
+	}
+	added, err := rtnl.AddRoutes(device, routes)
+	if err != nil {
 		return err
 	}
 	for _, r := range routes {
-		if err := rtnl.AddRoute(ifname, r); err != nil {
+		if slices.Contains(added, r) {
+			continue
+		}
+		if err := rtnl.CheckRoute(device, r); err != nil {
 			return err
 		}
 	}
@@ -92,8 +100,12 @@ func (kernelNetwork) Configure(ifname string, addresses, routes []netip.Prefix) 
 
 func (kernelNetwork) SetRPS(ifname, mask string) error { return rtnl.SetRPS(ifname, mask) }
 
-func (kernelNetwork) LinkState(ifname string) (up, carrier bool, err error) {
-	return rtnl.LinkState(ifname)
+func (kernelNetwork) AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
+	return rtnl.AddAddresses(device, addresses)
+}
+
+func (kernelNetwork) AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error) {
+	return rtnl.AddRoutes(device, destinations)
 }
 
 func (kernelNetwork) Reassembly() (done, failed uint64, err error) { return rtnl.Reassembly() }

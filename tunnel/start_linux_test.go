@@ -58,7 +58,7 @@ func TestStart(t *testing.T) {
 		t.Fatalf("made with an MTU of %d, and the SA leaves %d: nothing has changed meanwhile", made, want)
 	}
 	eventually(t, "the interface has the MTU that the SA leaves", func() bool {
-		has, err := device.MTU()
-		return err == nil && has == want && tunnel.Status().ActualMTU == want
+		has, err := device.State()
+		return err == nil && has.MTU == want && tunnel.Status().ActualMTU == want
 	})
 }

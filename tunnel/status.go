@@ -27,10 +27,16 @@ type Setting struct {
 
 // State is what nobody sets.
 type State struct {
+	// RenamedFrom is the name that the tunnel was started with, if its interface has
+	// another now. print and down go on to take it.
+	RenamedFrom string `json:"renamed-from,omitzero"`
 	// Disabled: the tunnel is configured and not started.
 	Disabled bool `json:"disabled"`
 	// Running: by the keepalive the remote is there; the interface's carrier.
 	Running bool `json:"running"`
+	// WaitingFor is what this host lacks for the tunnel to run: its local address. ""
+	// if it lacks nothing.
+	WaitingFor string `json:"waiting-for,omitzero"`
 	// ActualMTU is the MTU of the interface in bytes.
 	ActualMTU int `json:"actual-mtu"`
 	// CurrentLocalAddress and CurrentRemoteAddress are the outer addresses in
@@ -134,7 +140,7 @@ func (s *Status) UnmarshalJSON(data []byte) error {
 		return err
 	}
 	known := make(map[string]json.RawMessage)
-	text, err := json.Marshal(State{PathMTU: 1, FastPath: "active", IPsec: "negotiating", IPsecSPI: "0x1/0x1", LastHeard: time.Unix(1, 0)}) // nothing omitted
+	text, err := json.Marshal(State{RenamedFrom: "ipip1", WaitingFor: "local-address", PathMTU: 1, FastPath: "active", IPsec: "negotiating", IPsecSPI: "0x1/0x1", LastHeard: time.Unix(1, 0)}) // nothing omitted
 	if err != nil {
 		return err
 	}

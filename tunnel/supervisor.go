@@ -106,9 +106,9 @@ func (t *Tunnel) nextTick(now time.Time) time.Duration {
 }
 
 // runs reports whether the tunnel is running: by the keepalive the remote is
-// there, and, of a tunnel with a secret, there is an SA.
+// there, the local address is here, and, of a tunnel with a secret, there is an SA.
 func (t *Tunnel) runs() bool {
-	return keepalive.State(t.state.Load()).Running() && (t.guard == nil || t.guard.established())
+	return keepalive.State(t.state.Load()).Running() && !t.absent() && (t.guard == nil || t.guard.established())
 }
 
 // followCarrier sets the carrier to whether the tunnel is running.
@@ -273,15 +273,4 @@ func (t *Tunnel) warnOfSize() {
 	t.toldOfSize = true
 	t.log.Warn("the peer sends packets that are longer than the MTU of this end: protocols that compare them, OSPF for one, do not come up",
 		"bytes", size, "actual-mtu", mtu, "remedy", "give both ends the same --mtu")
-}
-
-// warnLocalAddress says it when nothing can come back to the local address. The
-// address may still come: a VRRP backup has its tunnel ready before it.
-func (t *Tunnel) warnLocalAddress() {
-	if !t.cfg.LocalAddress.IsValid() {
-		return
-	}
-	if local, err := t.host.network.AddressIsLocal(t.cfg.LocalAddress); err == nil && !local {
-		t.log.Warn("local-address is not on this host: nothing comes back until it is", "local-address", t.cfg.LocalAddress)
-	}
 }

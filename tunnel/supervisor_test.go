@@ -15,8 +15,8 @@ import (
 	"ipipd/keepalive"
 )
 
-// named is one end of a tunnel whose remote is a name, with a resolver of the test's.
-func named(t *testing.T, socket *memory.Socket, c keepalive.Config, resolve func(context.Context, string) (netip.Addr, error)) *side {
+// startNamed is one end of a tunnel whose remote is a name, with a resolver of the test's.
+func startNamed(t *testing.T, socket *memory.Socket, c keepalive.Config, resolve func(context.Context, string) (netip.Addr, error)) *side {
 	t.Helper()
 	return startOn(t, HostOptions{LookupName: resolve}, socket, outerA, outerB, func(cfg *Config) {
 		cfg.RemoteAddress, cfg.Keepalive = "far.example", c
@@ -40,7 +40,7 @@ func TestFollowName(t *testing.T) {
 	t.Run("again-each-minute", func(t *testing.T) {
 		var asked atomic.Int32
 		socket, _ := memory.NewSocketPair()
-		a := named(t, socket, keepalive.Config{}, func(context.Context, string) (netip.Addr, error) {
+		a := startNamed(t, socket, keepalive.Config{}, func(context.Context, string) (netip.Addr, error) {
 			if asked.Add(1) == 1 {
 				return outerB, nil
 			}
@@ -58,7 +58,7 @@ func TestFollowName(t *testing.T) {
 	t.Run("last-answer-stays", func(t *testing.T) {
 		var asked atomic.Int32
 		socket, _ := memory.NewSocketPair()
-		a := named(t, socket, keepalive.Config{}, func(context.Context, string) (netip.Addr, error) {
+		a := startNamed(t, socket, keepalive.Config{}, func(context.Context, string) (netip.Addr, error) {
 			if asked.Add(1) == 1 {
 				return outerB, nil
 			}
@@ -81,7 +81,7 @@ func TestFollowName(t *testing.T) {
 		var asked atomic.Int32
 		hangs := make(chan struct{})
 		sa, sb := memory.NewSocketPair()
-		a := named(t, sa, keepalive.Config{Interval: time.Second, Retries: 10}, func(ctx context.Context, _ string) (netip.Addr, error) {
+		a := startNamed(t, sa, keepalive.Config{Interval: time.Second, Retries: 10}, func(ctx context.Context, _ string) (netip.Addr, error) {
 			if asked.Add(1) == 1 {
 				return outerB, nil
 			}

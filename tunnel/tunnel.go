@@ -8,6 +8,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -64,9 +65,16 @@ type Tunnel struct {
 	epoch time.Time
 	wake  chan struct{}
 
+	names *names // that the interface has now
+
 	mu            sync.Mutex // guards the rest
+	iface         tun.State  // as it was last looked at
+	putBacks      map[asked]putBack
+	notPutBack    map[bool]bool // of addresses (false) or routes, and that has been logged
+	named         int           // the underlay-device that was last found, by index
 	monitor       *keepalive.Monitor
 	wanted        int // MTU that was last set
+	unsettable    int // MTU that could not be set, and that has been logged
 	falls         falls
 	pathMTU       encap.PathMTU
 	reach         encap.Reachability
@@ -105,13 +113,16 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	t = &Tunnel{host: h, cfg: cfg, epoch: time.Now(), wake: make(chan struct{}, 1), done: make(chan struct{})}
+	t = &Tunnel{
+		host: h, cfg: cfg, epoch: time.Now(), wake: make(chan struct{}, 1), done: make(chan struct{}),
+		names: newNames(h.log, cfg.Name), putBacks: map[asked]putBack{}, notPutBack: map[bool]bool{},
+	}
 	if t.cfg.TunQueues == 0 {
 		t.cfg.TunQueues = defaultThreads()
 	}
 	t.pathMTU.Floor = encap.MinPMTU()
 	if cfg.IPsec.Wanted() {
-		guard, err := newGuard(h.protector(), &t.cfg, h.log.With("name", cfg.Name), t.poke)
+		guard, err := newGuard(h.protector(), &t.cfg, slog.New(t.names), t.poke)
 		if err != nil {
 			return nil, err
 		}
@@ -146,11 +157,11 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 		return nil, err
 	}
 	t.queues = t.device.Queues()
-	t.log = h.log.With("name", t.device.Name())
+	t.names.set(t.device.Name())
+	t.log = slog.New(t.names)
 	t.mtu.Store(int32(t.wanted))
 	t.route.Store(first)
-	t.monitor = keepalive.New(cfg.Keepalive, t.epoch)
-	t.state.Store(uint32(t.monitor.State()))
+	t.followLocal(t.epoch)
 	device := t.device
 	defer func() {
 		if err != nil {
@@ -159,9 +170,13 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	}()
 	t.carrier = true
 	t.followCarrier()
-	if err := h.network.Configure(t.Name(), cfg.Addresses, cfg.Routes); err != nil {
+	if t.iface, err = t.device.State(); err != nil {
 		return nil, err
 	}
+	if err := h.network.Configure(t.iface.Index, cfg.Addresses, cfg.Routes); err != nil {
+		return nil, err
+	}
+	t.iface.Up = true
 	if cfg.RPS != "" {
 		if err := h.network.SetRPS(t.Name(), cfg.RPS); err != nil {
 			t.log.Warn("rps is not set: received flows stay on the processors that they come by", "err", err)
@@ -175,7 +190,6 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 		return nil, err
 	}
 	h.chooseReceiving()
-	t.warnLocalAddress()
 	t.warnOfNAT()
 	t.followFast()
 
@@ -196,8 +210,8 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	return t, nil
 }
 
-// Name is the name of the tunnel's interface.
-func (t *Tunnel) Name() string { return t.device.Name() }
+// Name is the name of the tunnel's interface, as it was last looked at.
+func (t *Tunnel) Name() string { return t.names.get() }
 
 // MTU is the actual MTU: the largest inner packet in bytes.
 func (t *Tunnel) MTU() int { return int(t.mtu.Load()) }
@@ -281,13 +295,19 @@ func (t *Tunnel) heardAt() time.Time {
 
 // Status is what print shows.
 func (t *Tunnel) Status() Status {
+	iface, err := t.device.State()
 	cfg := t.cfg
-	cfg.Name = t.Name()
+	cfg.Name = iface.Name
 	s := NewStatus(&cfg)
+	if made := t.device.Name(); made != iface.Name {
+		s.RenamedFrom = made
+	}
 	route, state := t.route.Load(), keepalive.State(t.state.Load())
-	up, carrier, err := t.host.network.LinkState(t.Name())
-	s.Disabled = err == nil && !up
-	s.Running = t.runs() && (err != nil || up && carrier)
+	s.Disabled = err == nil && !iface.Up
+	s.Running = t.runs() && (err != nil || iface.Up && iface.Carrier)
+	if s.WaitingFor = t.waitingFor(); s.WaitingFor != "" && cfg.Keepalive.Interval > 0 {
+		state = keepalive.Waiting
+	}
 	s.KeepaliveState = state.String()
 	s.LastHeard = t.heardAt()
 	s.ActualMTU = t.MTU()
@@ -306,6 +326,7 @@ func (t *Tunnel) Status() Status {
 		t.guard.addTo(s.Drops)
 		t.mu.Unlock()
 		state := t.guard.status()
+		state.Problem = cmp.Or(state.Problem, s.WaitingFor)
 		s.IPsec = state.Describe(time.Now())
 		if state.Established {
 			s.IPsecSPI = fmt.Sprintf("0x%08x/0x%08x", state.InboundSPI, state.OutboundSPI)

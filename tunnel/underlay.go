@@ -17,6 +17,8 @@ type route struct {
 	maxInner int
 	// linkDevice is the interface whose link layer they may be received from: see receptionDevice.
 	linkDevice int
+	// refuse is why nothing must be sent: see Tunnel.refusal.
+	refuse encap.Drop
 }
 
 // maxInner is the largest inner packet that goes along a path with that MTU whole.
@@ -44,19 +46,16 @@ func (t *Tunnel) lookup() (*route, error) {
 	if t.cfg.LocalAddress.IsValid() {
 		local = t.cfg.LocalAddress.As4()
 	}
-	device := 0
-	if t.cfg.UnderlayDevice != "" {
-		var err error
-		if device, err = t.host.network.DeviceIndex(t.cfg.UnderlayDevice); err != nil {
-			return nil, err
-		}
+	device, err := t.underlayDevice()
+	if err != nil {
+		return nil, err
 	}
 	remote := t.remote.As4()
 	u, err := t.host.network.Lookup(remote, local, t.cfg.FwMark, device)
 	if err != nil {
 		return nil, err
 	}
-	if t.device != nil && u.DeviceName == t.Name() {
+	if t.device != nil && u.Device == t.iface.Index && !t.iface.Moved {
 		// A loop. An MTU that followed from its own would go down by itself, and
 		// an inner address would be a source that the remote does not know.
 		u.MTU, u.Source = t.underlay.MTU, t.underlay.Source
@@ -65,13 +64,14 @@ func (t *Tunnel) lookup() (*route, error) {
 		local = u.Source
 	}
 	t.underlay = u
-	if t.guard != nil {
+	refuse := t.refusal(local, nil)
+	if refuse == encap.DropNone && t.guard != nil {
 		if err := t.guard.follow(local, remote, device); err != nil {
 			return nil, err
 		}
 	}
 	pathMTU := t.pathMTU.Effective(u.MTU)
-	return &route{
+	next := &route{
 		outer: encap.Outer{Local: local, Remote: remote, DSCP: t.cfg.DSCP, DontFragmentInherit: t.cfg.DontFragment, TTL: uint8(t.cfg.TTL)},
 		path: encap.Path{
 			Local: local, Remote: remote, Mark: t.cfg.FwMark, Device: device,
@@ -80,7 +80,12 @@ func (t *Tunnel) lookup() (*route, error) {
 		},
 		maxInner:   t.maxInner(pathMTU),
 		linkDevice: t.receptionDevice(u, local, remote, device),
-	}, nil
+		refuse:     refuse,
+	}
+	if refuse != encap.DropNone {
+		next.path.Link = nil
+	}
+	return next, nil
 }
 
 // link is the Ethernet next hop, or nil where outer packets have to take the
@@ -137,6 +142,7 @@ func (t *Tunnel) followRoute(now time.Time) {
 	defer t.mu.Unlock()
 	t.followPathMTU(now)
 	defer t.followFast()
+	t.followInterface(now)
 	next, err := t.lookup()
 	if err != nil {
 		if !t.noRoute {
@@ -144,11 +150,12 @@ func (t *Tunnel) followRoute(now time.Time) {
 		}
 		t.noRoute = true
 		t.bypass.Store(false)
-		if old := t.route.Load(); old.path.Link != nil {
+		old := t.route.Load()
+		if refuse := t.refusal(old.path.Local, err); old.path.Link != nil || refuse != old.refuse {
 			// The kernel is to decide about each packet, not what it once said.
 			next := *old
-			next.path.Link = nil
-			t.route.Store(&next)
+			next.path.Link, next.refuse = nil, refuse
+			t.replaceRoute(&next, now)
 		}
 		return
 	}
@@ -165,25 +172,28 @@ func (t *Tunnel) followRoute(now time.Time) {
 			}
 			t.log.Info("outer addresses changed", "local-address", address(next.path.Local), "remote-address", address(next.path.Remote))
 		}
-		t.route.Store(next)
+		t.replaceRoute(next, now)
 	}
 	t.followMTU(now)
 }
 
-// followMTU sets the interface's MTU when the route calls for another, and takes
-// note when an operator has set it. The caller holds mu.
+// followMTU sets the interface's MTU when the route calls for another. The caller
+// holds mu.
 func (t *Tunnel) followMTU(now time.Time) {
-	if want := t.wantedMTU(); want != t.wanted && !t.spirals(want, now) {
-		if err := t.device.SetMTU(want); err != nil {
+	want := t.wantedMTU()
+	if want == t.wanted || t.spirals(want, now) {
+		return
+	}
+	if err := t.device.SetMTU(want); err != nil {
+		if t.unsettable != want {
 			t.log.Error("cannot set the MTU", "mtu", want, "err", err)
-			return
 		}
-		t.log.Info("MTU follows the route", "actual-mtu", want)
-		t.wanted = want
+		t.unsettable = want
+		return
 	}
-	if mtu, err := t.device.MTU(); err == nil {
-		t.mtu.Store(int32(mtu))
-	}
+	t.log.Info("MTU follows the route", "actual-mtu", want)
+	t.wanted, t.unsettable = want, 0
+	t.mtu.Store(int32(want))
 }
 
 // spirals reports whether the MTU follows itself: the route leads into another

@@ -195,7 +195,13 @@ func connect(a, b *demoHost) error {
 	}
 	for _, h := range []*demoHost{a, b} {
 		if err := h.do(func() error {
-			return errors.Join(rtnl.AddAddress("wire0", h.outer), rtnl.SetUp("lo"), rtnl.SetUp("wire0"))
+			wire, err := rtnl.DeviceIndex("wire0")
+			if err != nil {
+				return err
+			}
+			const loopback = 1 // its index in every namespace
+			_, err = rtnl.AddAddresses(wire, []netip.Prefix{h.outer})
+			return errors.Join(err, rtnl.SetUp(loopback), rtnl.SetUp(wire))
 		}); err != nil {
 			return err
 		}

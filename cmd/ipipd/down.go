@@ -53,6 +53,11 @@ func newCmdDown(s *streams, runF func(context.Context, *downOptions) error) *cob
 func downRun(_ context.Context, o *downOptions) error {
 	err := control.Down(o.RuntimeDir, o.Name, answerTimeout, endTimeout)
 	if errors.Is(err, control.ErrNotRunning) {
+		if started := startedAs(o.RuntimeDir, o.Name); started != "" {
+			err = control.Down(o.RuntimeDir, started, answerTimeout, endTimeout)
+		}
+	}
+	if errors.Is(err, control.ErrNotRunning) {
 		control.Sweep(o.RuntimeDir, []string{o.Name})
 		return noSuchTunnel(o.RuntimeDir, o.Name)
 	}

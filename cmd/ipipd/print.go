@@ -65,6 +65,11 @@ func printRun(_ context.Context, o *printOptions) error {
 		sortNames(names)
 	}
 	statuses, problem := askAll(o.RuntimeDir, names)
+	if o.Name != "" && len(statuses) == 0 && problem == nil {
+		if started := startedAs(o.RuntimeDir, o.Name); started != "" {
+			statuses, problem = askAll(o.RuntimeDir, []string{started})
+		}
+	}
 	if o.Name != "" && len(statuses) == 0 {
 		return cmp.Or(problem, noSuchTunnel(o.RuntimeDir, o.Name))
 	}
@@ -111,6 +116,19 @@ func askAll(dir string, names []string) (statuses []tunnel.Status, problem error
 	return statuses, errors.Join(problems...)
 }
 
+// startedAs is the name that a tunnel was started with, and is asked by, whose interface
+// has been renamed and has that name now; "" if there is none.
+func startedAs(dir, name string) string {
+	names, _ := control.List(dir)
+	statuses, _ := askAll(dir, names)
+	for _, s := range statuses {
+		if s.Name() == name {
+			return s.RenamedFrom
+		}
+	}
+	return ""
+}
+
 // printTable is RouterOS's `print`.
 func printTable(out io.Writer, statuses []tunnel.Status) error {
 	var b bytes.Buffer
@@ -152,9 +170,16 @@ func printDetail(out io.Writer, s *tunnel.Status) error {
 	if !s.LastHeard.IsZero() {
 		lastHeard = s.LastHeard.Local().Format(time.DateTime)
 	}
+	if s.RenamedFrom != "" {
+		lines = append(lines, line{"renamed-from", s.RenamedFrom})
+	}
 	lines = append(lines,
 		line{"disabled", yesNo(s.Disabled)},
-		line{"running", yesNo(s.Running)},
+		line{"running", yesNo(s.Running)})
+	if s.WaitingFor != "" {
+		lines = append(lines, line{"waiting-for", s.WaitingFor})
+	}
+	lines = append(lines,
 		line{"actual-mtu", strconv.Itoa(s.ActualMTU)},
 		line{"current-local-address", s.CurrentLocalAddress},
 		line{"current-remote-address", s.CurrentRemoteAddress})

@@ -36,68 +36,100 @@ func prefix(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// AddAddress gives an interface an address. One that it has already is no error.
-func AddAddress(ifname string, address netip.Prefix) error {
-	l, err := link(ifname)
+// linkAt finds an interface by its index.
+func linkAt(device int) (netlink.Link, error) {
+	l, err := netlink.LinkByIndex(device)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, fmt.Errorf("no interface with index %d in this network namespace: %w", device, unix.ENODEV)
+	}
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("look up the interface with index %d: %w", device, permission(err))
 	}
-	if err := netlink.AddrReplace(l, &netlink.Addr{IPNet: prefix(address)}); err != nil {
-		return fmt.Errorf("add address %v to %s: %w", address, ifname, permission(err))
-	}
-	return nil
+	return l, nil
 }
 
-// AddRoute sends what goes to destination into an interface, which must be up.
-// Host bits of destination are ignored. A route of the same prefix and metric
-// that leads elsewhere is left as it is, and an error.
-func AddRoute(ifname string, destination netip.Prefix) error {
-	l, err := link(ifname)
+// AddAddresses gives an interface addresses, and returns those that it did not have.
+// One that cannot be added does not stop the others; err is about the first.
+func AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
+	return add(device, addresses, "address", func(l netlink.Link, a netip.Prefix) error {
+		return netlink.AddrAdd(l, &netlink.Addr{IPNet: prefix(a)})
+	})
+}
+
+// AddRoutes sends what goes to the destinations into an interface, which must be up,
+// and returns those that there was no route to. Host bits are ignored. A route of the
+// same prefix and metric that is there already is left as it is, wherever it leads: see
+// CheckRoute. The routing table is the main one, or that of the VRF which the interface
+// is in. A route that cannot be added does not stop the others; err is about the first.
+func AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error) {
+	return add(device, destinations, "route", func(l netlink.Link, d netip.Prefix) error {
+		return netlink.RouteAdd(routeTo(l, d))
+	})
+}
+
+func add(device int, what []netip.Prefix, kind string, one func(netlink.Link, netip.Prefix) error) (added []netip.Prefix, err error) {
+	if len(what) == 0 {
+		return nil, nil
+	}
+	l, err := linkAt(device)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range what {
+		switch failed := one(l, p); {
+		case failed == nil:
+			added = append(added, p)
+		case err == nil && !errors.Is(failed, unix.EEXIST):
+			err = fmt.Errorf("add %s %v to %s: %w", kind, p, l.Attrs().Name, permission(failed))
+		}
+	}
+	return added, err
+}
+
+// CheckRoute is an error if no route to exactly that destination leads into an
+// interface, be it one of ours or that which an address brings with it. It reads the
+// whole routing table.
+func CheckRoute(device int, destination netip.Prefix) error {
+	l, err := linkAt(device)
 	if err != nil {
 		return err
 	}
-	r := netlink.Route{
+	r := routeTo(l, destination)
+	same, err := netlink.RouteListFiltered(netlink.FAMILY_V4, r, netlink.RT_FILTER_DST|netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+	if err == nil && len(same) > 0 {
+		return nil
+	}
+	return fmt.Errorf("add route %v to %s: there is one that leads elsewhere (see `ip route show %v`): remove it first: %w", r.Dst, l.Attrs().Name, r.Dst, unix.EEXIST)
+}
+
+func routeTo(l netlink.Link, destination netip.Prefix) *netlink.Route {
+	r := &netlink.Route{
 		LinkIndex: l.Attrs().Index,
 		Dst:       prefix(destination.Masked()),
 		Scope:     netlink.SCOPE_LINK,
 		Protocol:  unix.RTPROT_STATIC,
+		Table:     unix.RT_TABLE_MAIN,
 	}
-	err = netlink.RouteAdd(&r)
-	switch {
-	case err == nil:
-		return nil
-	case !errors.Is(err, unix.EEXIST):
-		return fmt.Errorf("add route %v to %s: %w", r.Dst, ifname, permission(err))
+	if master := l.Attrs().MasterIndex; master != 0 {
+		if m, err := netlink.LinkByIndex(master); err == nil {
+			if vrf, ok := m.(*netlink.Vrf); ok {
+				r.Table = int(vrf.Table)
+			}
+		}
 	}
-	// The route that an address brings with it is as good as ours.
-	same, listErr := netlink.RouteListFiltered(netlink.FAMILY_V4, &r, netlink.RT_FILTER_DST|netlink.RT_FILTER_OIF)
-	if listErr == nil && len(same) > 0 {
-		return nil
-	}
-	return fmt.Errorf("add route %v to %s: there is one that leads elsewhere (see `ip route show %v`): remove it first: %w", r.Dst, ifname, r.Dst, err)
+	return r
 }
 
 // SetUp brings an interface up.
-func SetUp(ifname string) error {
-	l, err := link(ifname)
+func SetUp(device int) error {
+	l, err := linkAt(device)
 	if err != nil {
 		return err
 	}
 	if err := netlink.LinkSetUp(l); err != nil {
-		return fmt.Errorf("bring up %s: %w", ifname, permission(err))
+		return fmt.Errorf("bring up %s: %w", l.Attrs().Name, permission(err))
 	}
 	return nil
-}
-
-// LinkState says whether an interface is up (IFF_UP, what an administrator sets)
-// and whether it has a carrier (IFF_LOWER_UP). An interface that is down has none.
-func LinkState(ifname string) (up, carrier bool, err error) {
-	l, err := link(ifname)
-	if err != nil {
-		return false, false, err
-	}
-	flags := l.Attrs().RawFlags
-	return flags&unix.IFF_UP != 0, flags&unix.IFF_LOWER_UP != 0, nil
 }
 
 // DeviceIndex is the index of an interface.
@@ -109,10 +141,16 @@ func DeviceIndex(ifname string) (int, error) {
 	return l.Attrs().Index, nil
 }
 
-// AddressIsLocal says whether packets to an IPv4 address are for this host.
+// AddressIsLocal reports whether this host may send from an IPv4 address: an interface
+// of any VRF has it, or a route of the type local is for it (AnyIP).
 func AddressIsLocal(address netip.Addr) (bool, error) {
 	if address = address.Unmap(); !address.Is4() {
 		return false, nil
+	}
+	// The kernel's own rule: it looks no route up from an address that is not local.
+	// The destination is one that needs nothing but the loopback interface.
+	if _, err := getRoute([4]byte{127, 0, 0, 1}, address.As4(), 0, 0, 0); err == nil && !address.IsUnspecified() {
+		return true, nil
 	}
 	var none *NoRouteError
 	r, err := Lookup(address.As4(), [4]byte{}, 0, 0)

@@ -305,6 +305,39 @@ func TestLookupTellsWhatIsLocal(t *testing.T) {
 	})
 }
 
+func TestAddressIsLocal(t *testing.T) {
+	l := newLab(t)
+	expect := func(address string, want bool) {
+		t.Helper()
+		l.host.Do(func() {
+			if got, err := AddressIsLocal(netip.MustParseAddr(address)); err != nil || got != want {
+				t.Errorf("%s is local: %v, %v", address, got, err)
+			}
+		})
+	}
+	l.host.Run("ip", "address", "add", "203.0.113.5/32", "dev", "lo")
+	expect("203.0.113.5", true) // on another interface than the underlay
+	expect("203.0.113.6", false)
+	l.host.Run("ip", "route", "add", "local", "203.0.113.0/28", "dev", "lo") // AnyIP
+	expect("203.0.113.6", true)
+	expect("203.0.113.16", false)
+	l.host.Run("ip", "route", "add", "default", "via", "192.0.2.2")
+	expect("203.0.113.16", false)
+	l.host.Run("ip", "link", "set", "eth0", "down")
+	expect("192.0.2.1", true) // as the kernel has it
+	l.host.Run("ip", "address", "delete", "192.0.2.1/24", "dev", "eth0")
+	expect("192.0.2.1", false)
+	if out, err := l.host.Try("ip", "link", "add", "red", "type", "vrf", "table", "77"); err != nil {
+		t.Log("no VRF: " + out)
+		return
+	}
+	l.host.Run("ip", "link", "set", "red", "up")
+	l.host.Run("ip", "link", "set", "eth0", "up", "master", "red")
+	l.host.Run("ip", "address", "add", "192.0.2.9/24", "dev", "eth0")
+	expect("192.0.2.9", true)
+	expect("192.0.2.1", false)
+}
+
 func TestNoRouteSaysWhyAndWhatToDo(t *testing.T) {
 	l := newLab(t)
 	for _, c := range []struct {

@@ -65,28 +65,31 @@ func EgressHooks(device int) (reason string) { return "the system is not Linux" 
 // EgressTaps is Linux's, as is what it is about.
 func EgressTaps(device int) (reason string) { return "the system is not Linux" }
 
-// AddAddress is Linux's.
-func AddAddress(ifname string, address netip.Prefix) error { return ErrUnsupported }
+// AddAddresses is Linux's.
+func AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
+	return addNone(addresses)
+}
 
-// AddRoute is Linux's.
-func AddRoute(ifname string, destination netip.Prefix) error { return ErrUnsupported }
+// AddRoutes is Linux's.
+func AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error) {
+	return addNone(destinations)
+}
+
+func addNone(what []netip.Prefix) ([]netip.Prefix, error) {
+	if len(what) == 0 {
+		return nil, nil
+	}
+	return nil, ErrUnsupported
+}
+
+// CheckRoute is Linux's.
+func CheckRoute(device int, destination netip.Prefix) error { return ErrUnsupported }
 
 // SetRPS is Linux's.
 func SetRPS(ifname, mask string) error { return ErrUnsupported }
 
 // SetUp leaves the interface as it was opened.
-func SetUp(ifname string) error { return nil }
-
-// LinkState has no carrier to tell of, and takes an interface that is up for one
-// that has it.
-func LinkState(ifname string) (up, carrier bool, err error) {
-	i, err := net.InterfaceByName(ifname)
-	if err != nil {
-		return false, false, err
-	}
-	up = i.Flags&net.FlagUp != 0
-	return up, up, nil
-}
+func SetUp(device int) error { return nil }
 
 // DeviceIndex is the index of an interface.
 func DeviceIndex(ifname string) (int, error) {

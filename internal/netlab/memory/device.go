@@ -18,6 +18,7 @@ type Device struct {
 	mtu     atomic.Int64
 	running atomic.Bool
 	closed  atomic.Bool
+	state   atomic.Pointer[tun.State]
 	out, in *ring // out of the host, into the host
 }
 
@@ -28,6 +29,7 @@ func NewDevice(name string, mtu int) *Device {
 	d := &Device{name: name, out: newRing(), in: newRing()}
 	d.mtu.Store(int64(mtu))
 	d.running.Store(true)
+	d.SetState(tun.State{Name: name, Index: 77, Up: true})
 	return d
 }
 
@@ -86,13 +88,19 @@ func (d *Device) SetRunning(running bool) error {
 // Name implements tun.Device.
 func (d *Device) Name() string { return d.name }
 
-// MTU implements tun.Device.
-func (d *Device) MTU() (int, error) {
+// State implements tun.Device: what SetState said, with the MTU and the carrier that
+// were set.
+func (d *Device) State() (tun.State, error) {
 	if d.Closed() {
-		return 0, os.ErrClosed
+		return tun.State{Name: d.name}, os.ErrClosed
 	}
-	return int(d.mtu.Load()), nil
+	s := *d.state.Load()
+	s.MTU, s.Carrier = int(d.mtu.Load()), s.Up && d.running.Load()
+	return s, nil
 }
+
+// SetState is what an operator does to the interface.
+func (d *Device) SetState(s tun.State) { d.state.Store(&s) }
 
 // SetMTU implements tun.Device.
 func (d *Device) SetMTU(mtu int) error {

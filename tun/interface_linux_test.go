@@ -1,0 +1,105 @@
+package tun
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ipipd/internal/netlab"
+)
+
+func TestState(t *testing.T) {
+	bothKinds(t, func(t *testing.T, o Options) {
+		ns := netlab.New(t)
+		d := openIn(t, ns, o)
+		check := func(want State) {
+			t.Helper()
+			got, err := d.State()
+			if index := got.Index; err != nil || index <= 0 || !strings.HasPrefix(ns.Run("ip", "-o", "link", "show", "dev", want.Name), strconv.Itoa(index)+":") {
+				t.Errorf("State: %+v, %v", got, err)
+			}
+			if got.Index = 0; got != want {
+				t.Errorf("State: %+v, want %+v", got, want)
+			}
+		}
+		check(State{Name: "ipip1", MTU: 1500, Up: true, Carrier: true})
+		if err := d.SetRunning(false); err != nil {
+			t.Error(err)
+		}
+		check(State{Name: "ipip1", MTU: 1500, Up: true})
+		ns.Run("ip", "link", "set", "ipip1", "down", "mtu", "1400")
+		check(State{Name: "ipip1", MTU: 1400})
+	})
+}
+
+// The name of a renamed interface is a stranger's since.
+func TestSetMTU(t *testing.T) {
+	t.Run("renamed", func(t *testing.T) {
+		bothKinds(t, func(t *testing.T, o Options) {
+			ns := netlab.New(t)
+			d := openIn(t, ns, o)
+			before, err := d.State()
+			if err != nil {
+				t.Fatal(err)
+			}
+			ns.Run("ip", "link", "set", "ipip1", "down")
+			ns.Run("ip", "link", "set", "ipip1", "name", "tunx")
+			ns.Run("ip", "tuntap", "add", "mode", "tun", "name", "ipip1")
+			if err := d.SetMTU(1380); err != nil {
+				t.Error(err)
+			}
+			want := State{Name: "tunx", Index: before.Index, MTU: 1380}
+			if got, err := d.State(); got != want || err != nil {
+				t.Errorf("State: %+v, %v, want %+v", got, err, want)
+			}
+			if out := ns.Run("ip", "link", "show", "dev", "ipip1"); !strings.Contains(out, "mtu 1500") {
+				t.Errorf("a stranger's MTU was set: %s", out)
+			}
+			if d.Name() != "ipip1" {
+				t.Errorf("Name is %s", d.Name())
+			}
+		})
+	})
+	t.Run("moved", func(t *testing.T) {
+		bothKinds(t, func(t *testing.T, o Options) {
+			ns, other := netlab.New(t), netlab.New(t)
+			d := openIn(t, ns, o)
+			ns.Run("ip", "link", "set", "ipip1", "netns", other.Path(), "name", "inside")
+			ns.Run("ip", "tuntap", "add", "mode", "tun", "name", "inside")
+			other.Run("ip", "link", "set", "inside", "up")
+			if err := d.SetMTU(1380); err != nil {
+				t.Error(err)
+			}
+			got, err := d.State()
+			if got.Index = 0; err != nil || got != (State{Name: "inside", MTU: 1380, Up: true, Carrier: true, Moved: true}) {
+				t.Errorf("State: %+v, %v", got, err)
+			}
+			if out := ns.Run("ip", "link", "show", "dev", "inside"); !strings.Contains(out, "mtu 1500") {
+				t.Errorf("a stranger's MTU was set: %s", out)
+			}
+			other.Run("ip", "link", "set", "inside", "netns", ns.Path(), "name", "back")
+			if got, err := d.State(); err != nil || got.Moved || got.Name != "back" {
+				t.Errorf("State: %+v, %v", got, err)
+			}
+			ns.Run("ip", "link", "delete", "back")
+			if got, err := d.State(); err == nil {
+				t.Errorf("State of an interface that is gone: %+v", got)
+			}
+		})
+	})
+}
+
+func TestParseLink(t *testing.T) {
+	for _, b := range [][]byte{nil, make([]byte, 15), make([]byte, 16), {17, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1}, {18, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1}} {
+		if s, err := parseLink(b); !errors.Is(err, errNotALink) {
+			t.Errorf("%x: %+v, %v", b, s, err)
+		}
+	}
+	refused := []byte{20, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xed, 0xff, 0xff, 0xff}
+	if _, err := parseLink(refused); err != unix.ENODEV {
+		t.Errorf("a refusal: %v", err)
+	}
+}
