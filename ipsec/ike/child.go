@@ -344,7 +344,7 @@ func (p *Peer) start(main bool) {
 	if !p.past(p.holdUntil) || !p.past(p.nextStart) {
 		return
 	}
-	p.tryMain = false
+	p.tryMain, p.held = false, false
 	if main {
 		p.startV1()
 	} else {

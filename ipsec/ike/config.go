@@ -66,6 +66,12 @@ type Config struct {
 	// asked whether it is there, DPDRetries how often; 0 never asks.
 	DPDInterval time.Duration
 	DPDRetries  int
+	// RemoteID is the identity that the peer has to have: an IPv4 address, or the text
+	// of an FQDN, a user FQDN or a key ID. "" stands for Remote, or, if the peer is
+	// behind a NAT, for whatever it is at first, which Remembered keeps; nil is for a
+	// Peer that shares that with no other.
+	RemoteID   string
+	Remembered *Identity
 	// Passive leaves it to the peer to begin.
 	Passive bool
 	// ForceUDP has ESP wrapped in UDP as if there were a NAT.
@@ -160,6 +166,8 @@ const (
 	SecretMismatch
 	// Refused: the peer said no, for the reason in Detail.
 	Refused
+	// WrongIdentity: the peer has the secret, but Theirs is not who is meant.
+	WrongIdentity
 )
 
 // Problem is what keeps the peers from an SA. Equal problems compare equal.
@@ -185,6 +193,8 @@ func (p Problem) String() string {
 		return "the secret is not the peer's" + p.Detail
 	case Refused:
 		return "the peer refuses: " + p.Detail
+	case WrongIdentity:
+		return "the peer says that it is " + p.Theirs + p.Detail
 	}
 	return ""
 }

@@ -26,15 +26,19 @@ type Peer struct {
 	heard     time.Time // something authentic last came from the peer
 	refresh   bool      // the peer may have lost our SAs: make a new one
 	holdUntil time.Time // give a negotiation that the peer began time to get there
+	held      bool      // that has been done since we last began, and nothing has come of it
 	nextStart time.Time
 	nextChild time.Time
 	backoff   time.Duration
 	tryMain   bool // in Auto mode: IKEv2 got no answer
 	problem   Problem
 	closed    bool
-	secret    [32]byte // of cookies (RFC 7296 section 2.6)
-	newStates int      // half-open ones since slot
-	slot      time.Time
+
+	offersV1  offersV1
+	cookies   cookies
+	offers    budget // for strangers: what costs little
+	strangers budget // Diffie-Hellman exchanges for who may not hear us
+	hearing   budget // and for who does
 }
 
 // How long things take.
@@ -44,7 +48,6 @@ const (
 	retransmitTries = 6 // the first one included: 1+2+4+8+8+8 s
 	halfOpenTime    = 40 * time.Second
 	maxHalfOpen     = 8
-	maxNewPerSecond = 20
 	backoffFirst    = time.Second
 	backoffMax      = 30 * time.Second
 	holdTime        = 3 * time.Second  // for the peer's quick mode to follow its main mode
@@ -82,15 +85,19 @@ func NewPeer(cfg Config, now time.Time) (*Peer, error) {
 	if cfg.Lifetime2 == 0 {
 		cfg.Lifetime2 = 30 * time.Minute
 	}
+	if cfg.RemoteID == cfg.Local.String() {
+		return nil, fmt.Errorf("ike: the identity of the peer cannot be our own address")
+	}
+	if cfg.Remembered == nil {
+		cfg.Remembered = new(Identity)
+	}
 	if cfg.Rand == nil {
 		cfg.Rand = rand.Reader
 	}
 	if cfg.Mode != IKE2 && len(phase1(cfg.Phase1, 0).transforms) == 0 && cfg.Mode == Main {
 		return nil, fmt.Errorf("ike: none of the proposals for phase 1 is one of main mode")
 	}
-	p := &Peer{cfg: cfg, now: now, next: now, heard: now}
-	p.random(p.secret[:])
-	return p, nil
+	return &Peer{cfg: cfg, now: now, next: now, heard: now}, nil
 }
 
 // Receive takes a message that came from the network, without a non-ESP marker,
@@ -134,30 +141,32 @@ func (p *Peer) Heard(now time.Time, spi uint32) []Action {
 
 // Moved says that an authentic ESP packet of the peer has come from another UDP
 // port than before: the NAT in front of it has given it a new one, which holds
-// for IKE as well (RFC 7296 section 2.23).
-func (p *Peer) Moved(port uint16) {
+// for IKE as well (RFC 7296 section 2.23). Nothing moves where there is none.
+func (p *Peer) Moved(port uint16) []Action {
+	p.actions = nil
 	moved := false
-	move := func(at *path, nat, natLocal bool) {
-		if nat && !natLocal && at.local == 4500 {
+	move := func(at *path, n nat) {
+		if n.follows() && at.local == 4500 {
 			at.remote = addrPort(at.remote.Addr(), port)
 			moved = true
 		}
 	}
 	for _, s := range p.v1 {
 		if s.state == establishedV1 {
-			move(&s.path, s.nat, s.natLocal)
+			move(&s.path, s.nat)
 		}
 	}
 	for _, s := range p.v2 {
 		if s.state == establishedV2 {
-			move(&s.path, s.nat, s.natLocal)
+			move(&s.path, s.nat)
 		}
 	}
 	for _, c := range p.children {
-		if moved && c.Outbound.DestinationPort != 0 {
-			c.Outbound.DestinationPort = port // for one that is not sent by yet
+		if moved && c.Outbound.DestinationPort != 0 { // also one that is not sent by yet
+			p.setPorts(c, path{c.Outbound.SourcePort, addrPort(p.cfg.Remote, port)})
 		}
 	}
+	return p.actions
 }
 
 // Rekey asks for new keys before the sequence numbers of the present ones end.
@@ -179,7 +188,7 @@ func (p *Peer) Close(now time.Time) []Action {
 	for len(p.children) > 0 {
 		p.remove(p.children[0])
 	}
-	p.v1, p.v2, p.closed, p.next = nil, nil, true, time.Time{}
+	p.v1, p.v2, p.offersV1, p.closed, p.next = nil, nil, offersV1{}, true, time.Time{}
 	return p.actions
 }
 
@@ -326,15 +335,6 @@ func (r *retransmission) step(p *Peer, to path) bool {
 	r.at = p.now.Add(min(retransmitFirst<<r.tries, retransmitMax))
 	r.tries++
 	return true
-}
-
-// admit bounds how many exchanges a stranger can begin.
-func (p *Peer) admit() bool {
-	if p.now.Sub(p.slot) >= time.Second {
-		p.slot, p.newStates = p.now, 0
-	}
-	p.newStates++
-	return p.newStates <= maxNewPerSecond
 }
 
 // failed notes why a negotiation that we began came to nothing, and has the next

@@ -328,7 +328,7 @@ func selectorV2(ip [4]byte) []byte {
 }
 
 // selects reports whether a TS payload takes in protocol 4 of the address; any
-// is for a peer behind a NAT, and then the address that it has there is given.
+// is for an end behind a NAT, and then the address that it has there is given.
 func selects(b []byte, ip [4]byte, any bool) (found [4]byte, ok bool) {
 	if len(b) < 4 {
 		return found, false

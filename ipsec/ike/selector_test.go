@@ -13,22 +13,25 @@ func TestIKEv1SelectorsMustBeTheTunnels(t *testing.T) {
 	us, them := host(4, 192, 0, 2, 1), host(4, 198, 51, 100, 1)
 	for name, c := range map[string]struct {
 		ids  []payload
-		nat  bool
+		nat  nat
 		want bool
 	}{
-		"none":                  {nil, false, true},
-		"ours":                  {[]payload{them, us}, false, true},
-		"the wrong way round":   {[]payload{us, them}, false, false},
-		"any protocol":          {[]payload{host(0, 198, 51, 100, 1), us}, false, true},
-		"another protocol":      {[]payload{host(17, 198, 51, 100, 1), us}, false, false},
-		"another address":       {[]payload{host(4, 198, 51, 100, 2), us}, false, false},
-		"behind a NAT":          {[]payload{host(4, 10, 0, 0, 7), us}, true, true},
-		"a network of one":      {[]payload{subnet(255), us}, false, true},
-		"a network of two":      {[]payload{subnet(254), us}, false, false},
-		"one":                   {[]payload{them}, false, false},
-		"three":                 {[]payload{them, us, us}, false, false},
-		"short":                 {[]payload{them, {kind: v1Identification, body: []byte{1}}}, false, false},
-		"a network behind NATs": {[]payload{subnet(0), us}, true, false},
+		"none":                  {nil, nat{}, true},
+		"ours":                  {[]payload{them, us}, nat{}, true},
+		"the wrong way round":   {[]payload{us, them}, nat{}, false},
+		"any protocol":          {[]payload{host(0, 198, 51, 100, 1), us}, nat{}, true},
+		"another protocol":      {[]payload{host(17, 198, 51, 100, 1), us}, nat{}, false},
+		"another address":       {[]payload{host(4, 198, 51, 100, 2), us}, nat{}, false},
+		"behind a NAT":          {[]payload{host(4, 10, 0, 0, 7), us}, nat{remote: true}, true},
+		"behind our NAT":        {[]payload{host(4, 10, 0, 0, 7), us}, nat{local: true}, false},
+		"we, behind a NAT":      {[]payload{them, host(4, 203, 0, 113, 9)}, nat{local: true}, true},
+		"we, behind its NAT":    {[]payload{them, host(4, 203, 0, 113, 9)}, nat{remote: true}, false},
+		"a network of one":      {[]payload{subnet(255), us}, nat{}, true},
+		"a network of two":      {[]payload{subnet(254), us}, nat{}, false},
+		"one":                   {[]payload{them}, nat{}, false},
+		"three":                 {[]payload{them, us, us}, nat{}, false},
+		"short":                 {[]payload{them, {kind: v1Identification, body: []byte{1}}}, nat{}, false},
+		"a network behind NATs": {[]payload{subnet(0), us}, nat{remote: true}, false},
 	} {
 		s := &v1SA{p: &Peer{cfg: Config{Local: addressA, Remote: addressB}}, nat: c.nat}
 		if got := s.selectorsOK(c.ids); got != c.want {

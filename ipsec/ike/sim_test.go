@@ -30,6 +30,7 @@ type sim struct {
 	loss, duplicate float64
 	jitter          time.Duration
 	nat             bool                      // in front of end 0: its ports change, its address is another
+	relayed         bool                      // each end gets the other's messages as if its own peer had sent them
 	tap             func(from *end, b []byte) // sees what is sent
 	flight          time.Duration             // what an ESP packet takes at most; 0: 3 ms
 	look            time.Duration             // how often an end is told what has come by ESP; 0: at once
@@ -141,7 +142,7 @@ func (s *sim) start(e *end) {
 	}
 	cfg := e.cfg
 	cfg.Rand = rand.NewChaCha8(seed)
-	if s.nat && e.index == 0 {
+	if s.nat && e.index == 0 && cfg.Local == addressA {
 		cfg.Local = inside
 	}
 	p, err := NewPeer(cfg, s.now)
@@ -199,6 +200,9 @@ func (s *sim) send(e *end, a Send) {
 		} else {
 			local -= 10000
 		}
+	}
+	if s.relayed {
+		from = netip.AddrPortFrom(to.cfg.Remote, a.LocalPort)
 	}
 	copies := 1
 	if s.rng.Float64() < s.loss {

@@ -45,8 +45,7 @@ type v1SA struct {
 	peerKE    []byte
 	ni, nr    []byte
 	natT      bool // the peer can do NAT traversal
-	nat       bool // there is one
-	natLocal  bool // and it is at our end
+	nat       nat
 	peerDPD   bool
 	keys      *v1Keys
 	iv        []byte // of the next message of phase 1
@@ -61,7 +60,7 @@ type v1SA struct {
 	replacedAt  time.Time
 	keepaliveAt time.Time
 	exchanges   map[uint32]*quickV1
-	seen        map[uint32]struct{} // message IDs that have been used
+	seen        map[uint32]struct{} // message IDs that have been used, by either end
 	dpd         dpd
 	dpdSequence uint32
 }
@@ -80,15 +79,17 @@ func (p *Peer) receiveV1(h header, b []byte, at path) {
 		if s.ckyI != h.initiator {
 			continue
 		}
-		if h.responder == (cookie{}) && (s.initiator && h.exchange == exchangeMain || s.state != sent2 && !s.initiator) {
+		if h.responder == (cookie{}) && (!s.initiator || h.exchange == exchangeMain) {
 			return // our own message 1, reflected; or the peer's, late
 		}
-		// The responder's cookie is still unknown to an initiator that awaits
-		// message 2, and to one that has not seen it and repeats message 1.
-		unknown := s.initiator && s.state == sent1 || !s.initiator && s.state == sent2 && h.responder == cookie{}
-		if s.ckyR != h.responder && !unknown {
+		// An initiator that awaits message 2 does not know the responder's cookie yet.
+		if s.ckyR != h.responder && !(s.initiator && s.state == sent1) {
 			continue
 		}
+		s.receive(h, b, at)
+		return
+	}
+	if s := p.offersV1.find(p, h); s != nil {
 		s.receive(h, b, at)
 		return
 	}
@@ -125,12 +126,13 @@ func (s *v1SA) reply(request, b []byte) {
 	s.p.send(s.path, b)
 }
 
-// authentic notes that the peer is alive, and, behind a NAT, where it is.
+// authentic notes that the peer is alive, and, behind a NAT, where it is. It is for
+// messages whose ID has not been used before: anyone can repeat an old one.
 func (s *v1SA) authentic(at path) {
 	s.p.heard = s.p.now
 	s.dpd.probes = 0
 	s.dpd.at = time.Time{}
-	if s.nat && at != s.path && at.local == s.path.local {
+	if s.nat.follows() && at != s.path && at.local == s.path.local {
 		s.path = at
 		for _, c := range s.p.children {
 			if c.v2 == nil && c.Outbound.DestinationPort != 0 {
@@ -143,16 +145,38 @@ func (s *v1SA) authentic(at path) {
 // lookup tells which cookies both ends of the SA have in a DELETE or a notification.
 func (s *v1SA) spi() []byte { return append(append([]byte(nil), s.ckyI[:]...), s.ckyR[:]...) }
 
-// isNew reports whether a message ID has not been used yet, and remembers it.
-func (s *v1SA) isNew(id uint32) bool {
-	if _, ok := s.seen[id]; ok {
-		return false
-	}
-	if s.seen == nil || len(s.seen) >= 4096 {
+// maxIDs is how many message IDs are used until the SA is rekeyed: those of two days
+// of dead peer detection every 8 s. The SA takes as many again while that is under
+// way, and then no more. None may be forgotten, or what is recorded could be repeated.
+const maxIDs = 1 << 16
+
+// used reports whether a message ID has been used already, or must not be any more.
+func (s *v1SA) used(id uint32) bool {
+	_, ok := s.seen[id]
+	return ok || len(s.seen) >= 2*maxIDs
+}
+
+// use remembers a message ID.
+func (s *v1SA) use(id uint32) {
+	if s.seen == nil {
 		s.seen = make(map[uint32]struct{})
 	}
 	s.seen[id] = struct{}{}
-	return true
+	if len(s.seen) == maxIDs {
+		s.rekeyAt = earlier(s.rekeyAt, s.p.now)
+		s.p.again = true
+	}
+}
+
+// newID is a message ID for us to use.
+func (s *v1SA) newID() uint32 {
+	for {
+		id := s.p.random32()
+		if _, ok := s.seen[id]; !ok {
+			s.use(id)
+			return id
+		}
+	}
 }
 
 func (p *Peer) newestV1() *v1SA {
@@ -330,12 +354,10 @@ func (s *v1SA) discoverNAT(ps []payload, at path) {
 	if !s.natT || len(hashes) < 2 {
 		return
 	}
-	s.natLocal = !bytes.Equal(hashes[0], s.natHash(netip.AddrPortFrom(s.p.cfg.Local, at.local)))
-	remote := true
+	s.nat = nat{local: !bytes.Equal(hashes[0], s.natHash(netip.AddrPortFrom(s.p.cfg.Local, at.local))), remote: true, forced: s.p.cfg.ForceUDP}
 	for _, h := range hashes[1:] {
 		if bytes.Equal(h, s.natHash(at.remote)) {
-			remote = false
+			s.nat.remote = false
 		}
 	}
-	s.nat = s.natLocal || remote || s.p.cfg.ForceUDP
 }

@@ -30,10 +30,7 @@ func (s *v1SA) notification(kind uint16, spi, data []byte) []byte {
 
 // sendInfo sends payloads of one informational exchange, protected.
 func (s *v1SA) sendInfo(body ...payload) {
-	id := s.p.random32()
-	for !s.isNew(id) {
-		id = s.p.random32()
-	}
+	id := s.newID()
 	hash := prf(s.keys.hash, s.keys.a, be32(id), appendPayloads(nil, body))
 	msg, _ := s.keys.encryptV1(s.header(exchangeInfo, id), append([]payload{{kind: v1Hash, body: hash}}, body...), s.keys.iv(s.iv, id))
 	s.p.send(s.path, msg)
@@ -65,7 +62,7 @@ func (s *v1SA) receiveInfo(h header, b []byte, at path) {
 		s.hint(h, b)
 		return
 	}
-	if _, used := s.seen[h.id]; used || h.id == 0 {
+	if h.id == 0 || s.used(h.id) {
 		return
 	}
 	ps, plain, _, err := s.keys.decryptV1(h, b, s.keys.iv(s.iv, h.id))
@@ -76,7 +73,7 @@ func (s *v1SA) receiveInfo(h header, b []byte, at path) {
 	if subtle.ConstantTimeCompare(ps[0].body, prf(s.keys.hash, s.keys.a, be32(h.id), rest)) != 1 {
 		return
 	}
-	s.isNew(h.id)
+	s.use(h.id)
 	s.authentic(at)
 	for _, p := range ps[1:] {
 		switch p.kind {

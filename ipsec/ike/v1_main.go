@@ -25,7 +25,7 @@ func (s *v1SA) readVendorIDs(ps []payload) {
 
 // startV1 begins main mode as initiator.
 func (p *Peer) startV1() {
-	s := &v1SA{p: p, initiator: true, state: sent1, path: p.firstPath(), began: p.now, exchanges: map[uint32]*quickV1{}}
+	s := &v1SA{p: p, initiator: true, state: sent1, path: p.firstPath(), began: p.now}
 	p.random(s.ckyI[:])
 	s.saI = appendSAV1(phase1(p.cfg.Phase1, p.cfg.Lifetime1))
 	p.v1 = append(p.v1, s)
@@ -36,17 +36,17 @@ func (p *Peer) startV1() {
 // makes no promise: the sender's address may be false.
 func (p *Peer) respondV1(h header, b []byte, at path) {
 	ps, _, _, err := parsePayloads(b[headerLen:], h.next, payloadNone)
-	if err != nil || firstType(ps) != v1SecurityAssociation || !p.admit() {
+	if err != nil || firstType(ps) != v1SecurityAssociation {
 		return
 	}
 	saI := find(ps, v1SecurityAssociation)
 	sas, err := parseSAV1(saI)
-	if err != nil || len(sas) == 0 {
+	if err != nil || len(sas) == 0 || len(saI) > maxOfferSize || !p.offers.take(p.now, offersPerSecond) {
 		return
 	}
 	s := &v1SA{
 		p: p, state: sent2, ckyI: h.initiator, path: at, began: p.now, saI: bytes.Clone(saI),
-		expireAt: p.now.Add(halfOpenTime), exchanges: map[uint32]*quickV1{},
+		expireAt: p.now.Add(halfOpenTime),
 	}
 	chosen, ok := s.choosePhase1(sas)
 	if !ok {
@@ -56,10 +56,9 @@ func (p *Peer) respondV1(h header, b []byte, at path) {
 		p.send(at, message(r, []payload{{kind: v1Notification, body: notify}}))
 		return
 	}
-	p.boundHalfOpenV1()
 	p.random(s.ckyR[:])
 	s.readVendorIDs(ps)
-	p.v1 = append(p.v1, s)
+	p.offersV1.add(p, s)
 	answer := []payload{{kind: v1SecurityAssociation, body: appendSAV1(chosen)}}
 	if s.natT {
 		answer = append(answer, payload{kind: v1VendorID, body: vendorNATT})
@@ -188,24 +187,37 @@ func (s *v1SA) receive3(b []byte, ps []payload, at path) {
 	if ke == nil || !nonceOK(ni) {
 		return
 	}
-	dh, err := newExchange(s.proposal.Group, s.p.cfg.Rand)
+	p := s.p
+	if s.dh == nil { // one private key for an attempt, however many public values come that are none
+		if !p.hearing.take(p.now, exchangesPerSecond) {
+			return
+		}
+		dh, err := newExchange(s.proposal.Group, p.cfg.Rand)
+		if err != nil {
+			return
+		}
+		s.dh = dh
+	}
+	shared, err := s.dh.shared(ke)
 	if err != nil {
 		return
 	}
-	shared, err := dh.shared(ke)
-	if err != nil {
-		return
-	}
-	s.dh, s.peerKE, s.ni, s.nr = dh, bytes.Clone(ke), bytes.Clone(ni), make([]byte, nonceLen)
-	s.p.random(s.nr)
-	if s.keys, err = deriveV1(s.proposal, s.p.cfg.Secret, s.ni, s.nr, shared, ke, dh.public, s.ckyI, s.ckyR); err != nil {
+	s.peerKE, s.ni, s.nr = bytes.Clone(ke), bytes.Clone(ni), make([]byte, nonceLen)
+	p.random(s.nr)
+	if s.keys, err = deriveV1(s.proposal, p.cfg.Secret, s.ni, s.nr, shared, ke, s.dh.public, s.ckyI, s.ckyR); err != nil {
 		return
 	}
 	s.iv = s.keys.publicIV
 	s.discoverNAT(ps, at)
 	s.state = sent4
-	// The cookies show that the peer is where it says: it may go on by itself.
-	s.p.holdUntil = s.p.now.Add(holdTime)
+	p.offersV1.remove(s)
+	p.boundHalfOpenV1()
+	p.v1 = append(p.v1, s)
+	// The cookies show that the peer is where it says: it may go on by itself. But who
+	// has its address need not have the secret, so it is let go on once and we try then.
+	if !p.held {
+		p.held, p.holdUntil = true, p.now.Add(holdTime)
+	}
 	s.reply(b, message(s.header(exchangeMain, 0), s.keyPayloads(s.nr)))
 }
 
@@ -223,13 +235,13 @@ func (s *v1SA) receive4(ps []payload, at path) {
 		return
 	}
 	s.discoverNAT(ps, at)
-	if s.nat && s.path.local == 500 { // RFC 3947 section 4
+	if s.nat.udp() && s.path.local == 500 { // RFC 3947 section 4
 		s.path.local = 4500
 		if s.path.remote.Port() == 500 {
 			s.path = path{4500, addrPort(s.p.cfg.Remote, 4500)}
 		}
 	}
-	id := s.identity()
+	id := s.p.ourID()
 	auth := []payload{{kind: v1Identification, body: id}, {kind: v1Hash, body: s.hash(true, id)}}
 	if s.p.alone() && s.p.newestV1() == nil {
 		auth = append(auth, payload{kind: v1Notification, body: s.notification(notifyInitialContact, s.spi(), nil)})
@@ -239,18 +251,6 @@ func (s *v1SA) receive4(ps []payload, at path) {
 	s.iv = iv
 	s.request(msg)
 }
-
-// identity is our ID payload: ID_IPV4_ADDR, any protocol and port.
-func (s *v1SA) identity() []byte {
-	ip := s.p.cfg.Local.As4()
-	return append([]byte{idIPv4, 0, 0, 0}, ip[:]...)
-}
-
-// Identity types (RFC 2407 section 4.6.2.1, RFC 7296 section 3.5).
-const (
-	idIPv4       = 1
-	idIPv4Subnet = 4
-)
 
 // hash is HASH_I or HASH_R (RFC 2409 section 5).
 func (s *v1SA) hash(initiators bool, id []byte) []byte {
@@ -264,24 +264,31 @@ func (s *v1SA) hash(initiators bool, id []byte) []byte {
 	return prf(s.keys.hash, s.keys.id, publicR, publicI, s.ckyR[:], s.ckyI[:], s.saI, id)
 }
 
+// maxGuesses is how many messages 5 that do not verify are taken in one attempt: a
+// peer repeats its own fewer times. Each is a guess of the secret.
+const maxGuesses = 8
+
 // receiveAuth takes message 5 or 6. Where the secrets differ it decrypts to
-// nonsense; so does what anyone injects, so nothing is given up for it.
+// nonsense; so does what anyone injects, so our own attempt is not given up for it.
 func (s *v1SA) receiveAuth(h header, b []byte, at path) {
 	ps, _, iv, err := s.keys.decryptV1(h, b, s.iv)
 	id, hash := find(ps, v1Identification), find(ps, v1Hash)
 	if err != nil || len(id) < 4 || subtle.ConstantTimeCompare(hash, s.hash(!s.initiator, id)) != 1 {
-		s.badHashes++
+		if s.badHashes++; !s.initiator && s.badHashes >= maxGuesses {
+			s.p.dropV1(s)
+		}
 		s.p.mayProblem(Problem{Kind: SecretMismatch, Detail: ", it seems: its authentication does not verify"})
 		return
 	}
-	if !s.identityOK(id) {
-		s.p.failed(Problem{Kind: Refused, Detail: "its identity is not its address, and there is no NAT between us"})
+	if problem, ok := s.p.identified(id, s.nat); !ok {
+		s.p.dropV1(s)
+		s.p.failed(problem)
 		return
 	}
 	s.iv = iv
 	if !s.initiator {
 		s.path = at // the peer may have gone over to port 4500
-		own := s.identity()
+		own := s.p.ourID()
 		msg, next := s.keys.encryptV1(s.header(exchangeMain, 0), []payload{
 			{kind: v1Identification, body: own}, {kind: v1Hash, body: s.hash(false, own)},
 		}, s.iv)
@@ -297,29 +304,20 @@ func (s *v1SA) receiveAuth(h header, b []byte, at path) {
 	s.authentic(at)
 }
 
-// identityOK: an address as identity has to be the peer's, unless a NAT changes that.
-func (s *v1SA) identityOK(id []byte) bool {
-	if id[0] != idIPv4 || s.nat {
-		return true
-	}
-	ip := s.p.cfg.Remote.As4()
-	return bytes.Equal(id[4:], ip[:])
-}
-
 func (s *v1SA) establish() {
 	p := s.p
 	s.retransmission.stop()
-	s.state, s.established = establishedV1, p.now
+	s.state, s.established, s.exchanges = establishedV1, p.now, map[uint32]*quickV1{}
 	life := p.cfg.Lifetime1
 	if s.life > 0 && s.life < life {
 		life = s.life
 	}
 	s.rekeyAt, s.expireAt = p.now.Add(p.soft(life)), p.now.Add(life)
-	if s.natLocal {
+	if s.nat.local {
 		s.keepaliveAt = p.now.Add(keepaliveTime)
 	}
 	p.heard = p.now
-	p.holdUntil = time.Time{}
+	p.holdUntil, p.held = time.Time{}, false
 	if p.problem.Kind == SecretMismatch || p.problem.Phase == 1 || p.problem.Kind == NoAnswer {
 		p.problem = Problem{}
 	}

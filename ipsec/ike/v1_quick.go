@@ -64,10 +64,7 @@ const protocolIPIP = 4
 
 func (s *v1SA) startQuick(replaces *Child) {
 	p := s.p
-	q := &quickV1{s: s, id: p.random32(), initiator: true, replaces: replaces, group: p.cfg.PFS, spi: p.newSPI(), began: p.now}
-	for !s.isNew(q.id) {
-		q.id = p.random32()
-	}
+	q := &quickV1{s: s, id: s.newID(), initiator: true, replaces: replaces, group: p.cfg.PFS, spi: p.newSPI(), began: p.now}
 	q.ni = make([]byte, nonceLen)
 	p.random(q.ni)
 	if replaces != nil {
@@ -75,7 +72,7 @@ func (s *v1SA) startQuick(replaces *Child) {
 	}
 	q.iv = s.keys.iv(s.iv, q.id)
 	body := []payload{
-		{kind: v1SecurityAssociation, body: appendSAV1(phase2(p.cfg.Phase2, q.spi, q.group, s.nat, p.cfg.Lifetime2))},
+		{kind: v1SecurityAssociation, body: appendSAV1(phase2(p.cfg.Phase2, q.spi, q.group, s.nat.udp(), p.cfg.Lifetime2))},
 		{kind: v1Nonce, body: q.ni},
 	}
 	if q.group != 0 {
@@ -150,7 +147,7 @@ func (s *v1SA) receiveQuick(h header, b []byte, at path) {
 	if q != nil {
 		iv = q.iv
 	} else {
-		if _, used := s.seen[h.id]; used {
+		if s.used(h.id) {
 			return
 		}
 		iv = s.keys.iv(s.iv, h.id)
@@ -176,7 +173,7 @@ func (s *v1SA) respondQuick(id uint32, b, hash, rest []byte, ps []payload, iv []
 	if subtle.ConstantTimeCompare(hash, prf(s.keys.hash, s.keys.a, be32(id), rest)) != 1 {
 		return
 	}
-	s.isNew(id)
+	s.use(id)
 	s.authentic(at)
 	q := &quickV1{s: s, id: id, iv: iv, spi: p.newSPI(), began: p.now, expireAt: p.now.Add(halfOpenTime)}
 	sas, err := parseSAV1(find(ps, v1SecurityAssociation))
@@ -198,7 +195,7 @@ func (s *v1SA) respondQuick(id uint32, b, hash, rest []byte, ps []payload, iv []
 	chosen, proposal, life, ok := s.choosePhase2(sas)
 	ke := find(ps, v1KeyExchange)
 	if !ok || (ke != nil) != (proposal.Group != 0) {
-		p.mayProblem(Problem{Kind: NoCommonProposal, Phase: 2, Ours: s.oursPhase2(), Theirs: offeredPhase2(sas, s.nat)})
+		p.mayProblem(Problem{Kind: NoCommonProposal, Phase: 2, Ours: s.oursPhase2(), Theirs: offeredPhase2(sas, s.nat.udp())})
 		s.sendNotification(notifyNoProposal)
 		return
 	}
@@ -227,7 +224,7 @@ func (s *v1SA) respondQuick(id uint32, b, hash, rest []byte, ps []payload, iv []
 }
 
 // selectorsOK: the SA is to be for protocol 4, or everything, between the two
-// addresses; a NAT may have changed those.
+// addresses; a NAT may have changed that of the end which is behind it.
 func (s *v1SA) selectorsOK(ids []payload) bool {
 	if len(ids) == 0 {
 		return true // RFC 2409 section 5.5: then they are the addresses of the ISAKMP SA
@@ -235,13 +232,16 @@ func (s *v1SA) selectorsOK(ids []payload) bool {
 	if len(ids) != 2 {
 		return false
 	}
-	for i, want := range []netip.Addr{s.p.cfg.Remote, s.p.cfg.Local} {
+	for i, end := range []struct {
+		address netip.Addr
+		nat     bool
+	}{{s.p.cfg.Remote, s.nat.remote}, {s.p.cfg.Local, s.nat.local}} {
 		b := ids[i].body
-		ip := want.As4()
+		ip := end.address.As4()
 		if len(b) == 12 && b[0] == idIPv4Subnet && bytes.Equal(b[8:], []byte{255, 255, 255, 255}) {
 			b = append([]byte{idIPv4}, b[1:8]...) // a network of one address
 		}
-		if len(b) != 8 || b[0] != idIPv4 || b[1] != 0 && b[1] != protocolIPIP || !s.nat && !bytes.Equal(b[4:], ip[:]) {
+		if len(b) != 8 || b[0] != idIPv4 || b[1] != 0 && b[1] != protocolIPIP || !end.nat && !bytes.Equal(b[4:], ip[:]) {
 			return false
 		}
 	}
@@ -260,7 +260,7 @@ func (s *v1SA) choosePhase2(sas []saV1) (chosen saV1, proposal Proposal, life ti
 				continue
 			}
 			for _, t := range sa.transforms {
-				got, life, ok := phase2Of(t, s.nat)
+				got, life, ok := phase2Of(t, s.nat.udp())
 				if ok && s.p.groupOK(got.Group) && sameAlgorithms(got, want) {
 					return saV1{number: sa.number, protocol: protoESP, spi: sa.spi, transforms: []transformV1{t}}, got, life, true
 				}
@@ -314,7 +314,7 @@ func (q *quickV1) newChild(proposal Proposal, life time.Duration, peerSPI uint32
 		Outbound: esp.Config{SPI: peerSPI, Suite: suite, Protocol: protocolIPIP, Keys: s.keys.keymat(suite, shared, peerSPI, q.ni, q.nr)},
 		Version:  1, IKE: s.proposal, Group: proposal.Group, v1: s,
 	}
-	if s.nat {
+	if s.nat.udp() {
 		c.Outbound.SourcePort, c.Outbound.DestinationPort = s.path.local, s.path.remote.Port()
 	}
 	asked := s.p.now
@@ -332,21 +332,31 @@ func (q *quickV1) receive2(b, hash, rest []byte, ps []payload, iv []byte, at pat
 		return
 	}
 	s.authentic(at)
+	if !q.accept(b, ps, iv) { // there will be no other answer, and this one is not to be repeated as a sign of life
+		p.failed(Problem{Kind: Refused, Phase: 2, Detail: "its answer to quick mode is not one to what was asked"})
+		p.nextChild = p.nextStart
+		q.forget()
+	}
+}
+
+// accept makes the SA that an authentic answer gives, and confirms it.
+func (q *quickV1) accept(b []byte, ps []payload, iv []byte) bool {
+	s, p := q.s, q.s.p
 	sas, err := parseSAV1(find(ps, v1SecurityAssociation))
 	nr, ke := find(ps, v1Nonce), find(ps, v1KeyExchange)
 	if err != nil || len(sas) != 1 || len(sas[0].transforms) != 1 || len(sas[0].spi) != 4 || !nonceOK(nr) || (ke != nil) != (q.dh != nil) {
-		return
+		return false
 	}
-	proposal, life, ok := phase2Of(sas[0].transforms[0], s.nat)
+	proposal, life, ok := phase2Of(sas[0].transforms[0], s.nat.udp())
 	known := slices.ContainsFunc(p.cfg.Phase2, func(x Proposal) bool { return sameAlgorithms(x, proposal) })
 	peerSPI := binary.BigEndian.Uint32(sas[0].spi)
 	if !ok || !known || proposal.Group != q.group || peerSPI < 256 || sas[0].protocol != protoESP {
-		return
+		return false
 	}
 	var shared []byte
 	if q.dh != nil {
 		if shared, err = q.dh.shared(ke); err != nil {
-			return
+			return false
 		}
 	}
 	q.iv, q.nr = iv, bytes.Clone(nr)
@@ -359,6 +369,7 @@ func (q *quickV1) receive2(b, hash, rest []byte, ps []payload, iv []byte, at pat
 	p.send(s.path, msg)
 	q.child.replaces = q.replaces
 	q.finish()
+	return true
 }
 
 // receive3 takes the initiator's confirmation.

@@ -41,9 +41,8 @@ type v2SA struct {
 	cookie     []byte
 	restarts   int
 	keys       *v2Keys
-	nat        bool
-	natLocal   bool
-	fragments  bool // the peer takes fragments (RFC 7383)
+	nat        nat
+	fragmented bool // the peer takes fragments (RFC 7383)
 
 	spi      uint32    // of the first child, ours
 	asked    time.Time // for it
@@ -55,11 +54,8 @@ type v2SA struct {
 	last     [][]byte // our last answer
 	pending  *requestV2
 	queue    []*requestV2
-	partial  map[int][]byte // fragments of message partialID
-	partialN int
-	partID   uint32
-	partType payloadType
-	partResp bool
+	requests fragments // of the peer's next request
+	answers  fragments // of its answer to pending
 
 	retransmission
 	established time.Time
@@ -127,7 +123,8 @@ func (s *v2SA) receive(h header, b []byte, at path) {
 	if !response && h.id != s.recvID && (s.last == nil || h.id != s.lastID) {
 		return
 	}
-	ps, again, err := s.open(h, b)
+	fresh := response || h.id == s.recvID
+	ps, again, err := s.open(h, b, fresh)
 	if err != nil {
 		if s.state == answeredInit || s.state == sentAuth {
 			s.p.mayProblem(Problem{Kind: Refused, Phase: 1, Detail: "its messages cannot be read"})
@@ -136,6 +133,10 @@ func (s *v2SA) receive(h header, b []byte, at path) {
 	}
 	if again {
 		return // there are fragments to come
+	}
+	if !fresh {
+		s.retransmitAnswer(at)
+		return
 	}
 	if s.state == establishedV2 {
 		s.authentic(at)
@@ -146,10 +147,6 @@ func (s *v2SA) receive(h header, b []byte, at path) {
 		s.retransmission.stop()
 		r.answer(s, ps)
 		s.p.again = true
-		return
-	}
-	if h.id != s.recvID {
-		s.retransmitAnswer(at)
 		return
 	}
 	s.recvID++
@@ -175,66 +172,6 @@ func (s *v2SA) retransmitAnswer(at path) {
 	}
 }
 
-// open reads the encrypted payload of a message. again says that it was a
-// fragment, and not the last.
-func (s *v2SA) open(h header, b []byte) (ps []payload, again bool, err error) {
-	// It is the first: what stands before it would not be secret, and nobody sends such.
-	if h.next != v2Encrypted && h.next != v2Fragment || len(b) < headerLen+8 {
-		return nil, false, errMalformed
-	}
-	if int(binary.BigEndian.Uint16(b[headerLen+2:])) != len(b)-headerLen {
-		return nil, false, errLength
-	}
-	first, skip := payloadType(b[headerLen]), 4
-	if h.next == v2Fragment {
-		skip = 8
-	}
-	plain, err := s.keys.open(b, headerLen, skip)
-	if err != nil {
-		return nil, false, err
-	}
-	if h.next == v2Fragment {
-		number, total := int(binary.BigEndian.Uint16(b[headerLen+4:])), int(binary.BigEndian.Uint16(b[headerLen+6:]))
-		if number == 0 || number > total || total > maxFragments {
-			return nil, false, errMalformed
-		}
-		response := h.flags&flagResponse != 0
-		if s.partial == nil || s.partID != h.id || s.partResp != response || s.partialN < total {
-			s.partial, s.partialN, s.partID, s.partResp = map[int][]byte{}, total, h.id, response
-		}
-		if total != s.partialN {
-			return nil, false, errMalformed
-		}
-		s.partial[number] = plain
-		if number == 1 {
-			s.partType = first
-		}
-		if len(s.partial) < total {
-			return nil, true, nil
-		}
-		first, plain = s.partType, nil
-		for i := 1; i <= total; i++ {
-			plain = append(plain, s.partial[i]...)
-		}
-		s.partial = nil
-		if len(plain) > maxMessage {
-			return nil, false, errMany
-		}
-	}
-	ps, _, rest, err := parsePayloads(plain, first, payloadNone)
-	if err == nil && len(rest) != 0 {
-		err = errMalformed
-	}
-	return ps, false, err
-}
-
-const (
-	maxFragments = 16
-	// fragmentSize is how much of a message goes into a fragment: what every path
-	// takes (RFC 7383 section 2.5.1).
-	fragmentSize = 1100
-)
-
 func (s *v2SA) header(exchangeType uint8, id uint32, response bool) header {
 	h := header{initiator: s.spiI, responder: s.spiR, version: version2, exchange: exchangeType, id: id}
 	if s.initiator {
@@ -244,24 +181,6 @@ func (s *v2SA) header(exchangeType uint8, id uint32, response bool) header {
 		h.flags |= flagResponse
 	}
 	return h
-}
-
-// seal makes the datagrams of an encrypted message.
-func (s *v2SA) seal(h header, ps []payload) [][]byte {
-	plain := appendPayloads(nil, ps)
-	if !s.fragments || len(plain) <= fragmentSize {
-		return [][]byte{s.keys.seal(h, firstType(ps), plain, 0, 0)}
-	}
-	total := (len(plain) + fragmentSize - 1) / fragmentSize
-	var out [][]byte
-	for i := range total {
-		first := payloadNone
-		if i == 0 {
-			first = firstType(ps)
-		}
-		out = append(out, s.keys.seal(h, first, plain[i*fragmentSize:min(len(plain), (i+1)*fragmentSize)], i+1, total))
-	}
-	return out
 }
 
 // answer answers the peer's last request.
@@ -277,10 +196,11 @@ func (s *v2SA) ask(r *requestV2) {
 }
 
 // authentic notes that the peer is alive, and, behind a NAT, where it is
-// (RFC 7296 section 2.23).
+// (RFC 7296 section 2.23). It is for fresh messages only: anyone can repeat an old
+// one, and from anywhere (section 2.4).
 func (s *v2SA) authentic(at path) {
 	s.p.heard, s.probed, s.deadAt = s.p.now, false, time.Time{}
-	if s.nat && !s.natLocal && at != s.path && at.local == s.path.local {
+	if s.nat.follows() && at != s.path && at.local == s.path.local {
 		s.path = at
 		for _, c := range s.p.children {
 			if c.v2 == s && c.Outbound.DestinationPort != 0 {
@@ -482,6 +402,5 @@ func (s *v2SA) discoverNAT(ps []payload, spiR cookie, at path) {
 	if !any {
 		return
 	}
-	s.natLocal = !destination
-	s.nat = s.natLocal || !source || s.p.cfg.ForceUDP
+	s.nat = nat{local: !destination, remote: !source, forced: s.p.cfg.ForceUDP}
 }

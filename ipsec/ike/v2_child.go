@@ -197,8 +197,8 @@ func (s *v2SA) childAnswered(ps []payload, spi uint32, asked time.Time, shared, 
 		groups = []Group{dh.group}
 	}
 	proposal, esn, _, ok := chooseESP(p.cfg.Phase2, sas, groups)
-	_, local := selects(find(ps, v2TSi), p.cfg.Local.As4(), s.nat)
-	_, remote := selects(find(ps, v2TSr), p.cfg.Remote.As4(), s.nat)
+	_, local := selects(find(ps, v2TSi), p.cfg.Local.As4(), s.nat.local)
+	_, remote := selects(find(ps, v2TSr), p.cfg.Remote.As4(), s.nat.remote)
 	if !ok || !local || !remote || !hasNotification(ps, n2TransportMode) {
 		// The peer has an SA that we cannot use.
 		p.failed(Problem{Kind: Refused, Phase: 2, Detail: "it has no transport mode for protocol 4 between our addresses"})
@@ -227,8 +227,8 @@ func (s *v2SA) childRequested(ps []payload, groups []Group, ni, nr []byte) []pay
 		p.mayProblem(Problem{Kind: NoCommonProposal, Phase: 2, Ours: proposalList(p.cfg.Phase2) + " with " + p.cfg.PFS.String(), Theirs: offeredV2(sas)})
 		return []payload{notifyV2(n2NoProposal, nil)}
 	}
-	remote, okRemote := selects(find(ps, v2TSi), p.cfg.Remote.As4(), s.nat)
-	local, okLocal := selects(find(ps, v2TSr), p.cfg.Local.As4(), s.nat)
+	remote, okRemote := selects(find(ps, v2TSi), p.cfg.Remote.As4(), s.nat.remote)
+	local, okLocal := selects(find(ps, v2TSr), p.cfg.Local.As4(), s.nat.local)
 	if !okRemote || !okLocal || !hasNotification(ps, n2TransportMode) {
 		p.mayProblem(Problem{Kind: Refused, Phase: 2, Detail: "it wants an SA for other traffic than protocol 4 between our addresses, or no transport mode"})
 		return []payload{notifyV2(n2TSUnacceptable, nil)}

@@ -2,7 +2,6 @@ package ike
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/binary"
 	"fmt"
@@ -85,16 +84,16 @@ func (s *v2SA) receiveInit(h header, b []byte, at path) {
 	if s.keys, err = deriveV2(proposal, seedV2(proposal, s.ni, s.nr, shared), s.ni, s.nr, s.spiI, s.spiR, true); err != nil {
 		return
 	}
-	s.fragments = hasNotification(ps, n2Fragmentation)
+	s.fragmented = hasNotification(ps, n2Fragmentation)
 	s.discoverNAT(ps, s.spiR, at)
-	if s.nat {
+	if s.nat.udp() {
 		s.path.local = 4500
 		if s.path.remote.Port() == 500 {
 			s.path.remote = addrPort(p.cfg.Remote, 4500)
 		}
 	}
 	s.state, s.sendID, s.spi, s.asked = sentAuth, 1, p.newSPI(), p.now
-	id := s.identity()
+	id := p.ourID()
 	auth := []payload{{kind: v2IDi, body: id}}
 	if p.alone() {
 		auth = append(auth, notifyV2(n2InitialContact, nil))
@@ -138,24 +137,19 @@ func (s *v2SA) initRefused(ps []payload) {
 	})
 }
 
-// identity is the body of our ID payload.
-func (s *v2SA) identity() []byte {
-	ip := s.p.cfg.Local.As4()
-	return append([]byte{idIPv4, 0, 0, 0}, ip[:]...)
-}
-
 // respondInit answers IKE_SA_INIT. The exchange costs us more than the sender,
-// whose address may be false: beyond a few at a time it has to show by a cookie
-// that it hears us (RFC 7296 section 2.6).
+// whose address may be false: beyond a few at a time and a second it has to show by
+// a cookie that it hears us (RFC 7296 section 2.6), and then no stranger is in its way.
 func (p *Peer) respondInit(h header, b []byte, at path) {
 	ps, _, rest, err := parsePayloads(b[headerLen:], h.next, payloadNone)
-	if err != nil || len(rest) != 0 || !p.admit() {
+	if err != nil || len(rest) != 0 {
 		return
 	}
 	r := header{initiator: h.initiator, version: version2, exchange: exchangeInit, flags: flagResponse}
 	ni := find(ps, v2Nonce)
 	sas, err := parseSAV2(find(ps, v2SecurityAssociation))
-	if err != nil || !nonceV2OK(ni) {
+	group, ke := keOf(find(ps, v2KeyExchange))
+	if err != nil || !nonceV2OK(ni) || len(ke) == 0 {
 		return
 	}
 	halfOpen := 0
@@ -167,17 +161,16 @@ func (p *Peer) respondInit(h header, b []byte, at path) {
 			}
 		}
 	}
-	if halfOpen >= maxHalfOpen/2 {
-		ip := at.remote.Addr().As4()
-		sum := sha256.Sum256(append(append(append(append([]byte(nil), p.secret[:]...), ni...), ip[:]...), h.initiator[:]...))
-		good := false
-		notifications(ps, func(kind uint16, _, data []byte) {
-			good = good || kind == n2Cookie && subtle.ConstantTimeCompare(data, sum[:]) == 1
-		})
-		if !good {
-			p.send(at, message(r, []payload{notifyV2(n2Cookie, sum[:])}))
+	switch {
+	case p.cookies.good(p, ps, ni, h.initiator):
+		if !p.hearing.take(p.now, exchangesPerSecond) {
 			return
 		}
+	case halfOpen >= maxHalfOpen/2 || !p.strangers.take(p.now, exchangesPerSecond):
+		if p.offers.take(p.now, offersPerSecond) {
+			p.send(at, message(r, []payload{notifyV2(n2Cookie, p.cookies.make(p, ni, h.initiator))}))
+		}
+		return
 	}
 	proposal, answer, ok := chooseIKE(p.cfg.Phase1, sas)
 	if !ok {
@@ -185,7 +178,6 @@ func (p *Peer) respondInit(h header, b []byte, at path) {
 		p.send(at, message(r, []payload{notifyV2(n2NoProposal, nil)}))
 		return
 	}
-	group, ke := keOf(find(ps, v2KeyExchange))
 	if group != proposal.Group {
 		p.send(at, message(r, []payload{notifyV2(n2InvalidKE, []byte{byte(proposal.Group >> 8), byte(proposal.Group)})}))
 		return
@@ -210,14 +202,14 @@ func (p *Peer) respondInit(h header, b []byte, at path) {
 	if s.keys, err = deriveV2(proposal, seedV2(proposal, s.ni, s.nr, shared), s.ni, s.nr, s.spiI, s.spiR, false); err != nil {
 		return
 	}
-	s.fragments = hasNotification(ps, n2Fragmentation)
+	s.fragmented = hasNotification(ps, n2Fragmentation)
 	s.discoverNAT(ps, cookie{}, at)
 	out := []payload{
 		{kind: v2SecurityAssociation, body: appendSAV2([]saV2{answer})},
 		{kind: v2KeyExchange, body: keBody(dh)}, {kind: v2Nonce, body: s.nr},
 	}
 	out = append(out, s.natPayloads(s.spiR)...)
-	if s.fragments {
+	if s.fragmented {
 		out = append(out, notifyV2(n2Fragmentation, nil))
 	}
 	s.answ = message(s.header(exchangeInit, 0, true), out)
@@ -225,16 +217,13 @@ func (p *Peer) respondInit(h header, b []byte, at path) {
 	p.send(at, s.answ)
 }
 
-// authOK checks the peer's identity and AUTH payload.
-func (s *v2SA) authOK(id, auth, signed, nonce, sk []byte) bool {
-	if len(id) < 5 || len(auth) < 5 || auth[0] != authShared {
-		return false
+// authOK checks the peer's AUTH payload, and then its identity.
+func (s *v2SA) authOK(id, auth, signed, nonce, sk []byte) (Problem, bool) {
+	if len(id) < 5 || len(auth) < 5 || auth[0] != authShared ||
+		subtle.ConstantTimeCompare(auth[4:], authV2(s.proposal.Hash, s.p.cfg.Secret, signed, nonce, sk, id)) != 1 {
+		return Problem{Kind: SecretMismatch, Detail: ": its authentication does not verify"}, false
 	}
-	ip := s.p.cfg.Remote.As4()
-	if id[0] == idIPv4 && !s.nat && !bytes.Equal(id[4:], ip[:]) {
-		return false
-	}
-	return subtle.ConstantTimeCompare(auth[4:], authV2(s.proposal.Hash, s.p.cfg.Secret, signed, nonce, sk, id)) == 1
+	return s.p.identified(id, s.nat)
 }
 
 // receiveAuth takes the responder's answer to IKE_AUTH.
@@ -250,9 +239,9 @@ func (s *v2SA) receiveAuth(ps []payload) {
 		p.failed(problem)
 		return
 	}
-	if !s.authOK(id, auth, s.answ, s.ni, s.keys.pr) {
+	if problem, ok := s.authOK(id, auth, s.answ, s.ni, s.keys.pr); !ok {
 		p.dropV2(s, p.abandoned)
-		p.failed(Problem{Kind: SecretMismatch, Detail: ": its authentication does not verify"})
+		p.failed(problem)
 		return
 	}
 	s.establish()
@@ -265,8 +254,8 @@ func (s *v2SA) receiveAuthRequest(h header, ps []payload, at path) {
 	p := s.p
 	id, auth := find(ps, v2IDi), find(ps, v2Auth)
 	s.path = at // the peer may have gone over to port 4500
-	if !s.authOK(id, auth, s.init, s.nr, s.keys.pi) {
-		p.mayProblem(Problem{Kind: SecretMismatch, Detail: ": its authentication does not verify"})
+	if problem, ok := s.authOK(id, auth, s.init, s.nr, s.keys.pi); !ok {
+		p.mayProblem(problem)
 		s.answer(h, []payload{notifyV2(n2AuthFailed, nil)})
 		p.dropV2(s, p.abandoned)
 		return
@@ -275,7 +264,7 @@ func (s *v2SA) receiveAuthRequest(h header, ps []payload, at path) {
 	if hasNotification(ps, n2InitialContact) {
 		s.initialContact()
 	}
-	own := s.identity()
+	own := p.ourID()
 	value := authV2(s.proposal.Hash, p.cfg.Secret, s.answ, s.ni, s.keys.pr, own)
 	out := []payload{{kind: v2IDr, body: own}, {kind: v2Auth, body: append([]byte{authShared, 0, 0, 0}, value...)}}
 	s.answer(h, append(out, s.childRequested(ps, nil, s.ni, s.nr)...))
@@ -301,7 +290,7 @@ func (s *v2SA) establish() {
 	s.state, s.established = establishedV2, p.now
 	s.rekeyAt = p.now.Add(p.soft(p.cfg.Lifetime1))
 	s.expireAt = p.now.Add(p.cfg.Lifetime1)
-	if s.natLocal {
+	if s.nat.local {
 		s.keepaliveAt = p.now.Add(keepaliveTime)
 	}
 	s.dh = nil
@@ -339,7 +328,7 @@ func (s *v2SA) newChild(p Proposal, esn bool, spi, peerSPI uint32, weInitiated b
 		Outbound: esp.Config{SPI: peerSPI, Suite: suite, Protocol: protocolIPIP, Keys: out, ESN: esn},
 		Version:  2, IKE: s.proposal, Group: group, v2: s,
 	}
-	if s.nat {
+	if s.nat.udp() {
 		c.Outbound.SourcePort, c.Outbound.DestinationPort = s.path.local, s.path.remote.Port()
 	}
 	return c

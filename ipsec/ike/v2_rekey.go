@@ -9,7 +9,7 @@ import (
 func (s *v2SA) askRekey() {
 	p := s.p
 	s.rekeying = true
-	n := &v2SA{p: p, initiator: true, path: s.path, began: p.now, group: s.proposal.Group, nat: s.nat, natLocal: s.natLocal, fragments: s.fragments}
+	n := &v2SA{p: p, initiator: true, path: s.path, began: p.now, group: s.proposal.Group, nat: s.nat, fragmented: s.fragmented}
 	p.random(n.spiI[:])
 	n.ni = make([]byte, nonceLen)
 	p.random(n.ni)
@@ -90,7 +90,7 @@ func (s *v2SA) receiveRekey(h header, ps []payload, sas []saV2, ni []byte) {
 	}
 	n := &v2SA{
 		p: p, path: s.path, began: p.now, proposal: proposal, group: group, ni: ni, nr: make([]byte, nonceLen),
-		nat: s.nat, natLocal: s.natLocal, fragments: s.fragments,
+		nat: s.nat, fragmented: s.fragmented,
 	}
 	copy(n.spiI[:], answer.spi)
 	p.random(n.spiR[:])

@@ -1,0 +1,95 @@
+package ike
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"strconv"
+)
+
+// Identity types (RFC 2407 section 4.6.2.1, RFC 7296 section 3.5).
+const (
+	idIPv4       = 1
+	idFQDN       = 2
+	idUserFQDN   = 3 // RFC 822 address
+	idIPv4Subnet = 4
+	idKeyID      = 11 // opaque bytes
+)
+
+// Identity remembers who the peer has first shown itself to be. Peers that follow
+// one another for the same tunnel share one; one Peer at a time uses it. The zero
+// value is for a peer that has not shown itself yet.
+type Identity struct {
+	id []byte // the type, and the data of the ID payload
+}
+
+// ourID is the body of our ID payload in both versions: ID_IPV4_ADDR, and, in
+// IKEv1, any protocol and port.
+func (p *Peer) ourID() []byte {
+	ip := p.cfg.Local.As4()
+	return append([]byte{idIPv4, 0, 0, 0}, ip[:]...)
+}
+
+// identified reports whether the body of an ID payload is that of the peer that is
+// meant. The secret does not say so: another host can have it too, and who is on
+// the path can hand it our messages, or hand them to another tunnel of ours. It is
+// for a peer that has proved to have the secret, since the first identity is kept.
+//
+// Without Config.RemoteID the identity is the peer's outer address. Behind a NAT it
+// is often not, and there whatever came first stays right. n is what NAT discovery
+// found, which who is on the path can bring about.
+func (p *Peer) identified(body []byte, n nat) (Problem, bool) {
+	local, remote := p.cfg.Local.As4(), p.cfg.Remote.As4()
+	id := append([]byte{body[0]}, body[4:]...)
+	wrong := Problem{Kind: WrongIdentity, Phase: 1, Theirs: identityText(id)}
+	switch known := p.cfg.Remembered; {
+	case bytes.Equal(id, append([]byte{idIPv4}, local[:]...)):
+		wrong.Detail = ", which is our own address"
+	case p.cfg.RemoteID != "":
+		if p.isRemoteID(id) {
+			return Problem{}, true
+		}
+		wrong.Detail = ", and ipsec-remote-id is " + p.cfg.RemoteID
+	case bytes.Equal(id, append([]byte{idIPv4}, remote[:]...)),
+		n.remote && known.id == nil,
+		n.remote && bytes.Equal(id, known.id):
+		if known.id == nil {
+			known.id = id
+		}
+		return Problem{}, true
+	case n.remote:
+		wrong.Detail = ", and was " + identityText(known.id) + " before: if it is the same host, give it one identity and set ipsec-remote-id to that"
+	default:
+		wrong.Detail = ", and its address is " + p.cfg.Remote.String() + ", with no NAT in front of it: if it is the right host, set ipsec-remote-id to what it says"
+	}
+	return wrong, false
+}
+
+// isRemoteID reports whether an identity is Config.RemoteID: the address, or else
+// the same text in any of the types that hold text.
+func (p *Peer) isRemoteID(id []byte) bool {
+	if a, err := netip.ParseAddr(p.cfg.RemoteID); err == nil && a.Is4() {
+		ip := a.As4()
+		return bytes.Equal(id, append([]byte{idIPv4}, ip[:]...))
+	}
+	switch id[0] {
+	case idFQDN, idUserFQDN, idKeyID:
+		return string(id[1:]) == p.cfg.RemoteID
+	}
+	return false
+}
+
+// identityText is an identity for a log line, whatever is in it.
+func identityText(id []byte) string {
+	const longest = 64
+	data := id[1:]
+	switch id[0] {
+	case idIPv4:
+		if a, ok := netip.AddrFromSlice(data); ok {
+			return a.String()
+		}
+	case idFQDN, idUserFQDN, idKeyID:
+		return strconv.QuoteToASCII(string(data[:min(len(data), longest)]))
+	}
+	return fmt.Sprintf("type %d %x", id[0], data[:min(len(data), longest)])
+}

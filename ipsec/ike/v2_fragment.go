@@ -1,0 +1,105 @@
+package ike
+
+import "encoding/binary"
+
+const (
+	maxFragments = 16
+	// fragmentSize is how much of a message goes into a fragment: what every path
+	// takes (RFC 7383 section 2.5.1).
+	fragmentSize = 1100
+)
+
+// fragments are those of one message that have come (RFC 7383 section 2.6).
+type fragments struct {
+	bodies map[int][]byte // by number, from 1; nil if none has come
+	total  int
+	id     uint32
+	first  payloadType // the first payload inside
+}
+
+// add takes an authentic fragment in. It gives the message once it is whole.
+func (f *fragments) add(id uint32, number, total int, first payloadType, body []byte) (_ payloadType, whole []byte, done bool, err error) {
+	if f.bodies == nil || f.id != id || f.total < total {
+		*f = fragments{bodies: map[int][]byte{}, total: total, id: id}
+	}
+	if total != f.total {
+		return 0, nil, false, errMalformed
+	}
+	f.bodies[number] = body
+	if number == 1 {
+		f.first = first
+	}
+	if len(f.bodies) < total {
+		return 0, nil, false, nil
+	}
+	for i := 1; i <= total; i++ {
+		whole = append(whole, f.bodies[i]...)
+	}
+	f.bodies = nil
+	if len(whole) > maxMessage {
+		return 0, nil, false, errMany
+	}
+	return f.first, whole, true, nil
+}
+
+// open reads the encrypted payload of a message. again says that it was a
+// fragment, and that nothing is to be done for it: there are others to come, or,
+// of a message that is not fresh, it was not the first, for which alone the answer
+// is repeated (RFC 7383 section 2.6.1).
+func (s *v2SA) open(h header, b []byte, fresh bool) (ps []payload, again bool, err error) {
+	// It is the first: what stands before it would not be secret, and nobody sends such.
+	if h.next != v2Encrypted && h.next != v2Fragment || len(b) < headerLen+8 {
+		return nil, false, errMalformed
+	}
+	if int(binary.BigEndian.Uint16(b[headerLen+2:])) != len(b)-headerLen {
+		return nil, false, errLength
+	}
+	first, skip := payloadType(b[headerLen]), 4
+	if h.next == v2Fragment {
+		skip = 8
+	}
+	plain, err := s.keys.open(b, headerLen, skip)
+	if err != nil {
+		return nil, false, err
+	}
+	if h.next == v2Fragment {
+		number, total := int(binary.BigEndian.Uint16(b[headerLen+4:])), int(binary.BigEndian.Uint16(b[headerLen+6:]))
+		if number == 0 || number > total || total > maxFragments {
+			return nil, false, errMalformed
+		}
+		if !fresh {
+			return nil, number != 1, nil
+		}
+		f := &s.requests
+		if h.flags&flagResponse != 0 {
+			f = &s.answers
+		}
+		var done bool
+		if first, plain, done, err = f.add(h.id, number, total, first, plain); err != nil || !done {
+			return nil, err == nil, err
+		}
+	}
+	ps, _, rest, err := parsePayloads(plain, first, payloadNone)
+	if err == nil && len(rest) != 0 {
+		err = errMalformed
+	}
+	return ps, false, err
+}
+
+// seal makes the datagrams of an encrypted message.
+func (s *v2SA) seal(h header, ps []payload) [][]byte {
+	plain := appendPayloads(nil, ps)
+	if !s.fragmented || len(plain) <= fragmentSize {
+		return [][]byte{s.keys.seal(h, firstType(ps), plain, 0, 0)}
+	}
+	total := (len(plain) + fragmentSize - 1) / fragmentSize
+	var out [][]byte
+	for i := range total {
+		first := payloadNone
+		if i == 0 {
+			first = firstType(ps)
+		}
+		out = append(out, s.keys.seal(h, first, plain[i*fragmentSize:min(len(plain), (i+1)*fragmentSize)], i+1, total))
+	}
+	return out
+}
