@@ -30,6 +30,7 @@ type exchange struct {
 	current  *ike.Child
 	port     uint16 // the peer's UDP port that ESP last came from
 	problem  ike.Problem
+	unsaid   bool                 // something other than the problem has changed since publish
 	told     map[toldProblem]bool // since the gate was last open
 	warned   string               // weak algorithms that have been warned about
 	since    time.Time
@@ -83,7 +84,9 @@ func (x *exchange) run(ctx context.Context) {
 		case <-look.C:
 			x.look(time.Now())
 		}
-		x.publish()
+		if x.unsaid || x.peer.Problem() != x.problem { // not for each datagram that anyone sends
+			x.publish()
+		}
 		timer.Stop()
 		if next := x.peer.Next(); !next.IsZero() {
 			timer.Reset(max(0, time.Until(next)))
@@ -94,9 +97,12 @@ func (x *exchange) run(ctx context.Context) {
 // do carries out what the state machine wants.
 func (x *exchange) do(actions []ike.Action) {
 	for _, a := range actions {
+		if send, ok := a.(ike.Send); ok {
+			x.ports.send(send)
+			continue
+		}
+		x.unsaid = true
 		switch a := a.(type) {
-		case ike.Send:
-			x.ports.send(a)
 		case ike.AddInbound:
 			in, err := esp.NewInbound(a.Inbound)
 			if err != nil {
@@ -117,7 +123,12 @@ func (x *exchange) do(actions []ike.Action) {
 				delete(x.last, a.Inbound.SPI)
 			}
 		case ike.SetPorts:
+			// What has come from the port before counts no more, what comes from now on does.
+			if sa := x.mine[a.Inbound.SPI]; sa != nil {
+				sa.port.Store(uint32(a.Remote))
+			}
 			if a.Child == x.current {
+				x.port = a.Remote
 				if o := x.gate.outbound.Load(); o != nil {
 					o.SetPorts(a.Local, a.Remote)
 				}
@@ -171,23 +182,20 @@ func (x *exchange) look(now time.Time) {
 		// The NAT in front of the peer has given it another port; the packet
 		// that came from there was authentic (RFC 3948 section 5 wants no more).
 		if port := uint16(sa.port.Load()); sa.udp && x.current != nil && x.current.Inbound.SPI == spi && port != x.port {
-			x.port = port
-			x.peer.Moved(port)
-			if o := x.gate.outbound.Load(); o != nil {
-				o.SetPorts(portNAT, port)
-			}
+			x.do(x.peer.Moved(port))
 		}
 	}
 	if o := x.gate.outbound.Load(); o != nil {
 		if o.NeedsRekey() {
 			x.do(x.peer.Rekey(now))
+			x.unsaid = true // when that will be
 		}
 		if !x.received && !x.silent && o.Packets() > 5 && now.Sub(x.since) > silence {
-			x.silent = true
+			x.silent, x.unsaid = true, true
 			x.say(Silent, nil)
 		}
 		if x.received && x.silent {
-			x.silent = false
+			x.silent, x.unsaid = false, true
 			x.say(Heard, nil)
 		}
 	}
@@ -214,6 +222,7 @@ func (x *exchange) say(kind EventKind, err error) {
 
 // publish says what has changed: to the status, once as an event, to the tunnel.
 func (x *exchange) publish() {
+	x.unsaid = false
 	s := &Status{Problem: x.peer.Problem().String()}
 	if c := x.current; c != nil {
 		s.Established, s.Suite, s.Group, s.Version = true, c.Outbound.Suite, c.Group, c.Version
@@ -227,11 +236,9 @@ func (x *exchange) publish() {
 	if old == nil {
 		old = &Status{}
 	}
-	if problem := x.peer.Problem(); problem != x.problem {
-		x.problem = problem
-		if x.current == nil && x.isNews(problem) {
-			x.say(Blocked, nil)
-		}
+	x.problem = x.peer.Problem()
+	if x.current == nil && x.isNews(x.problem) { // it may have come up while the gate was open
+		x.say(Blocked, nil)
 	}
 	switch {
 	case s.Established && !old.Established:

@@ -3,8 +3,11 @@ package tunnel
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"ipipd/ipsec"
 	"ipipd/ipsec/ike"
@@ -26,6 +29,9 @@ type IPsec struct {
 	PFS ike.Group
 	// Lifetime1 and Lifetime2 are those of IKE's SA and of ESP's.
 	Lifetime1, Lifetime2 time.Duration
+	// RemoteID is the identity that the peer has to have, an IPv4 address or text; ""
+	// is its outer address, or behind a NAT whatever it is at first.
+	RemoteID string
 	// DPD says how long the peer's IKE may be silent; zero never asks.
 	DPD keepalive.Config
 }
@@ -56,6 +62,7 @@ func (p *IPsec) config() (ipsec.Config, error) {
 		Secret: secret, Mode: p.Exchange, Phase1: p.Phase1, Phase2: p.Phase2, PFS: p.PFS,
 		Lifetime1: p.Lifetime1, Lifetime2: p.Lifetime2,
 		DPDInterval: p.DPD.Interval, DPDRetries: p.DPD.Retries,
+		RemoteID: p.RemoteID, Remembered: new(ike.Identity), // while the addresses come and go
 	}}, nil
 }
 
@@ -68,6 +75,8 @@ func (c *Config) validateIPsec() error {
 			return &ValueError{Property: "ipsec-secret", Hidden: true, Want: "either that or ipsec-secret-file"}
 		case c.AllowFastPath == Yes:
 			return &ValueError{Property: "allow-fast-path", Value: "yes", Want: "no with ipsec-secret: the fast path does not encrypt"}
+		case c.LocalAddress.IsValid() && c.IPsec.RemoteID == c.LocalAddress.String():
+			return &ValueError{Property: "ipsec-remote-id", Value: c.IPsec.RemoteID, Want: "the identity of the other end, not local-address"}
 		}
 		return nil
 	}
@@ -123,6 +132,22 @@ var ipsecProperties = []Property{
 				return "main, ike2 or auto"
 			}
 			c.IPsec.Exchange = m
+			return ""
+		},
+	},
+	{
+		Name: "ipsec-remote-id", Values: "IPv4, FQDN or text", Default: "the remote's outer address; behind a NAT what it says first",
+		Help: "identity that the peer has to have in IKE; without it, what a peer behind a NAT says first is kept until this process ends",
+		get:  func(c *Config) string { return c.IPsec.RemoteID },
+		set: func(c *Config, v string) string {
+			c.IPsec.RemoteID = v
+			if _, err := netip.ParseAddr(v); err == nil || strings.Trim(v, "0123456789.") == "" {
+				_, want := parseUnicast(v, "an IPv4 address, an FQDN or other text of up to 255 bytes")
+				return want
+			}
+			if !utf8.ValidString(v) || strings.ContainsFunc(v, unicode.IsControl) || len(v) > 255 {
+				return "an IPv4 address, an FQDN or other text of up to 255 bytes"
+			}
 			return ""
 		},
 	},

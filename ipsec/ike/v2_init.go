@@ -233,7 +233,7 @@ func (s *v2SA) receiveAuth(ps []payload) {
 	if auth == nil {
 		problem := Problem{Kind: Refused, Phase: 1, Detail: fmt.Sprintf("notification %d", errorV2(ps))}
 		if errorV2(ps) == n2AuthFailed {
-			problem = Problem{Kind: SecretMismatch, Detail: ": it says that our authentication failed"}
+			problem = Problem{Kind: SecretMismatch, Detail: ", or our identity is not what it expects: it says that our authentication failed"}
 		}
 		p.dropV2(s, p.abandoned)
 		p.failed(problem)
