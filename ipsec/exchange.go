@@ -84,9 +84,7 @@ func (x *exchange) run(ctx context.Context) {
 		case <-look.C:
 			x.look(time.Now())
 		}
-		if x.unsaid || x.peer.Problem() != x.problem { // not for each datagram that anyone sends
-			x.publish()
-		}
+		x.publishNews()
 		timer.Stop()
 		if next := x.peer.Next(); !next.IsZero() {
 			timer.Reset(max(0, time.Until(next)))
@@ -217,6 +215,14 @@ func (x *exchange) isNews(problem ike.Problem) bool {
 func (x *exchange) say(kind EventKind, err error) {
 	if x.tell != nil {
 		x.tell(Event{Kind: kind, Status: x.gate.Status(), Err: err})
+	}
+}
+
+// publishNews is publish if anything has changed, which it has not for most of what
+// a stranger sends.
+func (x *exchange) publishNews() {
+	if x.unsaid || x.peer.Problem() != x.problem {
+		x.publish()
 	}
 }
 
