@@ -44,6 +44,8 @@ type world struct {
 	lost    map[netip.Prefix]bool // what somebody has taken away from the interface
 	added   []netip.Prefix        // to the interface, since it was configured
 
+	looks int // at the address, each of them one of the tunnel's at everything
+
 	reassembled, unassembled uint64
 	log                      bytes.Buffer
 }
@@ -123,6 +125,7 @@ func (w *world) AddRoutes(device int, routes []netip.Prefix) ([]netip.Prefix, er
 func (w *world) AddressIsLocal(netip.Addr) (bool, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.looks++
 	return !w.absent, nil
 }
 
@@ -172,6 +175,23 @@ func start(t testing.TB, socket *memory.Socket, local, remote netip.Addr, set fu
 // startOn is start on a host with these options too.
 func startOn(t testing.TB, o HostOptions, socket *memory.Socket, local, remote netip.Addr, set func(*Config)) *side {
 	t.Helper()
+	s := newSide(t, o, socket, local)
+	cfg := Default()
+	cfg.RemoteAddress = remote.String()
+	cfg.Keepalive = keepalive.Config{}
+	if set != nil {
+		set(&cfg)
+	}
+	var err error
+	if s.Tunnel, err = s.host.Start(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// newSide is a host with these options, without a tunnel.
+func newSide(t testing.TB, o HostOptions, socket *memory.Socket, local netip.Addr) *side {
+	t.Helper()
 	s := &side{socket: socket, world: &world{route: rtnl.Route{Source: local.As4(), MTU: 1500}}}
 	o.Log, o.Socket, o.Network = slog.New(slog.NewTextHandler(s.world, nil)), socket, s.world
 	o.OpenDevice = func(o tun.Options) (tun.Device, error) {
@@ -187,15 +207,6 @@ func startOn(t testing.TB, o HostOptions, socket *memory.Socket, local, remote n
 			t.Error(err)
 		}
 	})
-	cfg := Default()
-	cfg.RemoteAddress = remote.String()
-	cfg.Keepalive = keepalive.Config{}
-	if set != nil {
-		set(&cfg)
-	}
-	if s.Tunnel, err = s.host.Start(t.Context(), cfg); err != nil {
-		t.Fatal(err)
-	}
 	return s
 }
 
