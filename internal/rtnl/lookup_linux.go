@@ -76,7 +76,7 @@ func Lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
 		attrs.EncapType == "ether" && attrs.RawFlags&arp == 0 && attrs.MasterIndex == 0 && len(attrs.HardwareAddr) == 6
 	if r.Ethernet {
 		copy(r.SourceMAC[:], attrs.HardwareAddr)
-		r.DestinationMAC, r.Resolved = getNeighbour(r.Device, r.nextHop(dst))
+		r.DestinationMAC, r.Resolved, r.Static = getNeighbour(r.Device, r.nextHop(dst))
 	}
 	return r, nil
 }
@@ -94,9 +94,10 @@ func (r *Route) nextHop(dst [4]byte) [4]byte {
 // cannot know of frames sent past it: a Link in use needs Resolve every few
 // seconds, or the entry grows stale, its neighbour may change unseen, and it is
 // collected as garbage. Resolve does not wait; Follow tells when there is news.
-// For a Route that is not Ethernet it does nothing.
+// For a Route that is not Ethernet it does nothing, nor for a Static one, which the
+// kernel would forget (NTF_USE takes NUD_PERMANENT off, from Linux 5.16 on).
 func Resolve(r Route, dst [4]byte) error {
-	if !r.Ethernet {
+	if !r.Ethernet || r.Static {
 		return nil
 	}
 	// NTF_USE is what sending a packet does to an entry, without the packet.
@@ -250,26 +251,26 @@ const usable = netlink.NUD_PERMANENT | netlink.NUD_REACHABLE | netlink.NUD_PROBE
 
 // getNeighbour asks for one entry of the neighbour table. Kernels before 5.0
 // cannot be asked for one; for them nothing is ever resolved.
-func getNeighbour(device int, hop [4]byte) (mac [6]byte, ok bool) {
+func getNeighbour(device int, hop [4]byte) (mac [6]byte, ok, static bool) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, 0)
 	req.AddData(&netlink.Ndmsg{Family: unix.AF_INET, Index: uint32(device)})
 	req.AddData(nl.NewRtAttr(netlink.NDA_DST, hop[:]))
 	answers, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
 	if err != nil || len(answers) != 1 {
-		return mac, false
+		return mac, false, false
 	}
 	return parseNeighbour(answers[0])
 }
 
 // parseNeighbour reads an RTM_NEWNEIGH, from its ndmsg on.
-func parseNeighbour(b []byte) (mac [6]byte, ok bool) {
+func parseNeighbour(b []byte) (mac [6]byte, ok, static bool) {
 	if len(b) < unix.SizeofNdMsg {
-		return mac, false
+		return mac, false, false
 	}
 	state := int(binary.NativeEndian.Uint16(b[8:])) // ndm_state
 	attrs, err := attributes(b[unix.SizeofNdMsg:])
 	if err != nil || state&usable == 0 {
-		return mac, false
+		return mac, false, false
 	}
 	for _, a := range attrs {
 		if a.Attr.Type == netlink.NDA_LLADDR && len(a.Value) == len(mac) {
@@ -277,5 +278,5 @@ func parseNeighbour(b []byte) (mac [6]byte, ok bool) {
 			ok = true
 		}
 	}
-	return mac, ok
+	return mac, ok, ok && state&netlink.NUD_PERMANENT != 0
 }

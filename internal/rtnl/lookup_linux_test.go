@@ -127,6 +127,22 @@ func TestResolveMakesTheNeighbourKnown(t *testing.T) {
 	}
 }
 
+func TestResolve(t *testing.T) {
+	t.Run("permanent", func(t *testing.T) {
+		l := newLab(t)
+		l.host.Run("ip", "neigh", "replace", "192.0.2.2", "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "permanent")
+		r := lookup(t, l.host, far)
+		l.host.Do(func() {
+			if err := Resolve(r, far); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if out := l.host.Run("ip", "neigh", "show", "192.0.2.2"); !r.Static || !strings.Contains(out, "PERMANENT") {
+			t.Errorf("%+v: what the operator has set is now %s", r, out)
+		}
+	})
+}
+
 func TestSourceMACIsTheDevices(t *testing.T) {
 	l := newLab(t)
 	l.host.Run("ip", "neigh", "replace", "192.0.2.2", "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "permanent")

@@ -48,7 +48,9 @@ type Route struct {
 	Ethernet bool
 	// Resolved: the MAC addresses are known and the kernel holds them for good.
 	// Only with Ethernet; see Resolve.
-	Resolved                  bool
+	Resolved bool
+	// Static: an operator has set the next hop's MAC address for good.
+	Static                    bool
 	SourceMAC, DestinationMAC [6]byte
 }
 
