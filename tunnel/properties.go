@@ -242,7 +242,7 @@ var properties = []Property{
 	},
 	{
 		Name: "underlay-device", Values: "interface", Default: "none",
-		Help: "outer packets leave and enter only by this interface",
+		Help: "outer packets leave and enter only by this interface, which may be a VRF, or in one",
 		get:  func(c *Config) string { return c.UnderlayDevice },
 		set: func(c *Config, v string) string {
 			c.UnderlayDevice = v
