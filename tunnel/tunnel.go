@@ -189,9 +189,9 @@ func (h *Host) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	if err := h.register(t, &first.path); err != nil {
 		return nil, err
 	}
-	h.chooseReceiving()
 	t.warnOfNAT()
 	t.followFast()
+	h.chooseReceiving()
 
 	ctx, t.cancel = context.WithCancel(context.Background())
 	ids := t.identifiers(len(t.queues))

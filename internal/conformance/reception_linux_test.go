@@ -88,6 +88,20 @@ func TestReception(t *testing.T) {
 		}
 	})
 
+	// What the kernel carries needs no packet socket, which would be shown each packet of
+	// this host, and no thread for it.
+	t.Run("fast-path-without-packet-sockets", func(t *testing.T) {
+		t.Parallel()
+		a, _ := hosts(t)
+		d := upA(t, a, "--threads", "2", "--keepalive", "off")
+		if s := d.Status(); s.FastPath != "active" {
+			t.Skipf("the fast path is not active: %s", s.FastPath)
+		}
+		if n := strings.Count(a.Run("cat", "/proc/thread-self/net/packet"), " 0800 "); n != 0 {
+			t.Errorf("%d packet sockets are open", n)
+		}
+	})
+
 	// Two processes, each with one tunnel: neither is given the packets of the other.
 	t.Run("two-processes", func(t *testing.T) {
 		t.Parallel()
