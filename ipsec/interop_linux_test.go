@@ -183,7 +183,7 @@ func TestInteropStrongSwan(t *testing.T) {
 					t.Fatal(err)
 				}
 				if who == "they" {
-					s.Swanctl("--initiate --child ipip --timeout 20")
+					s.Swanctl("--initiate --child ipip --timeout " + netlab.Seconds(netlab.Patience()))
 				}
 				netlab.Eventually(t, "the gate is open", h.gate.Established)
 				t.Log(h.gate.Status().Describe(time.Now()))
