@@ -35,6 +35,8 @@ var owners = map[string][]string{
 	// Programs, maps, tcx; which queue a packet gets; whose programs a frame meets.
 	"github.com/cilium/ebpf": {"fastpath", "tun", "internal/rtnl"},
 	"filippo.io/bigmod":      {"ipsec/ike"}, // constant-time exponentiation
+	// Capabilities of every thread.
+	"kernel.org/pub/linux/libs/security/libcap": {"internal/confine"},
 }
 
 func TestRoomsImportOnlyWhatTheyMay(t *testing.T) {

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 
+	"ipipd/internal/confine"
 	"ipipd/tunnel"
 )
 
-// startTunnel has a process carry one tunnel.
+// startTunnel has a process carry one tunnel, and have no more privileges than that
+// takes.
 func startTunnel(ctx context.Context, o tunnel.HostOptions, config tunnel.Config) (upTunnel, error) {
 	host, err := tunnel.NewHost(o)
 	if err != nil {
@@ -16,6 +18,10 @@ func startTunnel(ctx context.Context, o tunnel.HostOptions, config tunnel.Config
 	t, err := host.Start(ctx, config)
 	if err != nil {
 		return nil, errors.Join(err, host.Close())
+	}
+	// Not before: the fast path's programs are loaded with all there is.
+	if err := confine.Process(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		o.Log.Warn("this process keeps privileges that it has no use for", "err", err)
 	}
 	return &onlyTunnel{t, host}, nil
 }
