@@ -133,6 +133,9 @@ func (d *Daemon) launch(args []string) {
 	})
 }
 
+// PID is the process's, in the namespace of PIDs that the test is in.
+func (d *Daemon) PID() int { return d.cmd.Process.Pid }
+
 // end signals the process and waits until it is gone; one that does not go is
 // killed.
 func (d *Daemon) end(signal os.Signal) {
