@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"syscall"
 	"time"
 
@@ -14,10 +15,13 @@ import (
 )
 
 // answerTimeout is how long a tunnel's process may take to answer, and endTimeout
-// how long to remove the tunnel.
+// how long to remove the tunnel. From sayAfter on it is said what is waited for, and
+// again every sayEvery.
 const (
 	answerTimeout = 2 * time.Second
-	endTimeout    = 10 * time.Second
+	endTimeout    = 60 * time.Second
+	sayAfter      = 3 * time.Second
+	sayEvery      = 10 * time.Second
 )
 
 type downOptions struct {
@@ -51,7 +55,7 @@ func newCmdDown(s *streams, runF func(context.Context, *downOptions) error) *cob
 }
 
 func downRun(_ context.Context, o *downOptions) error {
-	err := control.Down(o.RuntimeDir, o.Name, answerTimeout, endTimeout)
+	err := control.Down(o.RuntimeDir, o.Name, answerTimeout, endTimeout, sayWaiting(o.streams.err, o.Name))
 	if errors.Is(err, control.ErrNotRunning) {
 		if started := startedAs(o.RuntimeDir, o.Name); started != "" {
 			err = control.Down(o.RuntimeDir, started, answerTimeout, endTimeout)
@@ -62,6 +66,18 @@ func downRun(_ context.Context, o *downOptions) error {
 		return noSuchTunnel(o.RuntimeDir, o.Name)
 	}
 	return controlError(err)
+}
+
+// sayWaiting writes a line now and then, for whoever wonders why nothing happens.
+func sayWaiting(out io.Writer, name string) func(time.Duration) {
+	next := sayAfter
+	return func(waited time.Duration) {
+		if waited < next {
+			return
+		}
+		next = waited + sayEvery
+		fmt.Fprintf(out, "ipipd: waiting for the process of %s to remove its interface: %v of %v\n", name, waited.Truncate(time.Second), endTimeout)
+	}
 }
 
 func noSuchTunnel(dir, name string) error {

@@ -46,7 +46,7 @@ func TestWrongInputIsStatus2AndOneLine(t *testing.T) {
 		args []string
 		want string
 	}{
-		{nil, `--remote-address: missing: want an IPv4 address or a DNS name`},
+		{nil, `--remote-address: missing: want an IPv4 address or a DNS name; the smallest tunnel is ipipd up --remote-address 198.51.100.1 --address 10.255.0.1/30`},
 		{[]string{"--remote-address", ""}, `--remote-address: ""` + accepted + `an IPv4 address or a DNS name`},
 		{[]string{"--remote-address", "2001:db8::1"}, `--remote-address: "2001:db8::1"` + accepted + `an IPv4 address or a DNS name; IPv6 is not supported`},
 		{[]string{remote, "--dscp", "64"}, `--dscp: "64"` + accepted + `inherit or 0..63`},

@@ -78,7 +78,7 @@ func printRun(_ context.Context, o *printOptions) error {
 	case o.JSON:
 		err = printJSON(o.streams.out, statuses)
 	case o.Name != "":
-		err = printDetail(o.streams.out, &statuses[0])
+		err = printDetail(o.streams.out, &statuses[0], time.Now())
 	default:
 		err = printTable(o.streams.out, statuses)
 	}
@@ -159,8 +159,9 @@ func printTable(out io.Writer, statuses []tunnel.Status) error {
 	return writeTrimmed(out, text)
 }
 
-// printDetail is all there is to say of one tunnel, as RouterOS's `monitor` says it.
-func printDetail(out io.Writer, s *tunnel.Status) error {
+// printDetail is all there is to say of one tunnel at that time, as RouterOS's
+// `monitor` says it.
+func printDetail(out io.Writer, s *tunnel.Status, now time.Time) error {
 	type line struct{ name, value string }
 	var lines []line
 	for _, v := range s.Settings {
@@ -168,7 +169,7 @@ func printDetail(out io.Writer, s *tunnel.Status) error {
 	}
 	lastHeard := "never"
 	if !s.LastHeard.IsZero() {
-		lastHeard = s.LastHeard.Local().Format(time.DateTime)
+		lastHeard = fmt.Sprintf("%s (%s ago)", s.LastHeard.Local().Format(time.DateTime), age(now.Sub(s.LastHeard)))
 	}
 	if s.RenamedFrom != "" {
 		lines = append(lines, line{"renamed-from", s.RenamedFrom})
@@ -212,6 +213,20 @@ func printDetail(out io.Writer, s *tunnel.Status) error {
 		fmt.Fprintf(&b, "%*s: %s\n", width, l.name, l.value)
 	}
 	return writeTrimmed(out, b.String())
+}
+
+// age is d in its two largest units, 3m20s; 0s if a clock was set back meanwhile.
+func age(d time.Duration) string {
+	s := max(int64(d/time.Second), 0)
+	switch {
+	case s < 60:
+		return fmt.Sprintf("%ds", s)
+	case s < 60*60:
+		return fmt.Sprintf("%dm%ds", s/60, s%60)
+	case s < 24*60*60:
+		return fmt.Sprintf("%dh%dm", s/60/60, s/60%60)
+	}
+	return fmt.Sprintf("%dd%dh", s/60/60/24, s/60/60%24)
 }
 
 // dropText is "none", or the reasons and how often, in the order of the alphabet.

@@ -83,7 +83,7 @@ func TestPrintNAMEShowsEverything(t *testing.T) {
 	s.LastHeard = time.Date(2025, 1, 2, 3, 4, 5, 0, time.Local)
 	s.Drops = map[string]uint64{"loop": 1, "inner-ttl-zero": 12}
 	var b bytes.Buffer
-	if err := printDetail(&b, &s); err != nil {
+	if err := printDetail(&b, &s, s.LastHeard.Add(4*time.Second+999*time.Millisecond)); err != nil {
 		t.Fatal(err)
 	}
 	golden(t, `
@@ -111,13 +111,24 @@ func TestPrintNAMEShowsEverything(t *testing.T) {
  current-local-address: 192.0.2.1
 current-remote-address: 198.51.100.1
        keepalive-state: up
-            last-heard: 2025-01-02 03:04:05
+            last-heard: 2025-01-02 03:04:05 (4s ago)
              rx-packet: 12
                rx-byte: 1008
              tx-packet: 13
                tx-byte: 1092
                  drops: inner-ttl-zero=12,loop=1
 `, b.String())
+}
+
+func TestPrintSaysHowLongAgoThePeerWasHeard(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Minute: "0s", 0: "0s", 59*time.Second + 999*time.Millisecond: "59s", time.Minute: "1m0s",
+		time.Hour - 1: "59m59s", time.Hour: "1h0m", 24*time.Hour - 1: "23h59m", 50 * time.Hour: "2d2h",
+	} {
+		if got := age(d); got != want {
+			t.Errorf("age(%v) = %s, want %s", d, got, want)
+		}
+	}
 }
 
 func TestPrintJSONIsAnArray(t *testing.T) {
@@ -292,6 +303,19 @@ func TestDownEndsATunnel(t *testing.T) {
 	if status, _, _ := command("print", "ipip1", "--runtime-dir", dir); status != 1 {
 		t.Errorf("it is still there")
 	}
+}
+
+func TestDownSaysWhatItWaitsFor(t *testing.T) {
+	var b bytes.Buffer
+	waiting := sayWaiting(&b, "ipip1")
+	for waited := time.Duration(0); waited < endTimeout/2; waited += 20 * time.Millisecond {
+		waiting(waited)
+	}
+	golden(t, `
+ipipd: waiting for the process of ipip1 to remove its interface: 3s of 1m0s
+ipipd: waiting for the process of ipip1 to remove its interface: 13s of 1m0s
+ipipd: waiting for the process of ipip1 to remove its interface: 23s of 1m0s
+`, b.String())
 }
 
 func TestWrongArgumentsOfPrintAndDown(t *testing.T) {

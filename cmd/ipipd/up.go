@@ -57,6 +57,10 @@ or CAP_NET_ADMIN and CAP_NET_RAW.`,
 				return err
 			}
 			if err := o.Config.Validate(); err != nil {
+				var v *tunnel.ValueError
+				if errors.As(err, &v) && v.Missing && v.Property == "remote-address" {
+					return usageErrorf("%w; the smallest tunnel is %s", valueError(err), smallestTunnel)
+				}
 				return valueError(err)
 			}
 			return runF(c.Context(), o)
@@ -70,6 +74,9 @@ or CAP_NET_ADMIN and CAP_NET_RAW.`,
 	}
 	return c
 }
+
+// smallestTunnel is an example for whoever begins.
+const smallestTunnel = "ipipd up --remote-address 198.51.100.1 --address 10.255.0.1/30"
 
 // secretVariable is where the secret may be given, so that neither the arguments nor
 // a file have it.

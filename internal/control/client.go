@@ -40,9 +40,10 @@ func Status(dir, name string, timeout time.Duration, v any) error {
 }
 
 // Down ends a tunnel and waits until it is gone: interface, socket and all.
-// timeout is for the answer, wait for the end. It says ErrNotRunning where there
-// is no tunnel, and *TimeoutError where nobody answers.
-func Down(dir, name string, timeout, wait time.Duration) error {
+// timeout is for the answer, wait for the end; waiting is called again and again
+// meanwhile, with how long it has been, and may be nil. It says ErrNotRunning where
+// there is no tunnel, and *TimeoutError where nobody answers.
+func Down(dir, name string, timeout, wait time.Duration, waiting func(time.Duration)) error {
 	socket := path(dir, name)
 	before, err := os.Lstat(socket)
 	if errors.Is(err, os.ErrNotExist) {
@@ -60,7 +61,7 @@ func Down(dir, name string, timeout, wait time.Duration) error {
 	if err != nil && !brokenOff(err) {
 		return err
 	}
-	for end := time.Now().Add(wait); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for start := time.Now(); time.Since(start) < wait; time.Sleep(20 * time.Millisecond) {
 		// Another may have the name again already, and that one stays.
 		now, err := os.Lstat(socket)
 		if err != nil || !same(before, now) {
@@ -73,8 +74,11 @@ func Down(dir, name string, timeout, wait time.Duration) error {
 		if err == nil {
 			c.Close()
 		}
+		if waiting != nil {
+			waiting(time.Since(start))
+		}
 	}
-	return fmt.Errorf("%s was told to end and is still there after %v: end its process", name, wait)
+	return fmt.Errorf("%s was told to end and its process still holds %s after %v: end it with kill -9", name, socket, wait)
 }
 
 // ask sends one request. A connection to ask a status by that breaks off is of a

@@ -62,7 +62,7 @@ func TestStatusAndDown(t *testing.T) {
 	if err := Status(dir, "ipip1", long, &got); err != nil || got.Name != "ipip1" {
 		t.Fatalf("Status = %v, %v", got, err)
 	}
-	if err := Down(dir, "ipip1", long, long); err != nil {
+	if err := Down(dir, "ipip1", long, long, nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Lstat(path(dir, "ipip1")); !errors.Is(err, os.ErrNotExist) {
@@ -71,7 +71,7 @@ func TestStatusAndDown(t *testing.T) {
 	if err := Status(dir, "ipip1", long, &got); err != ErrNotRunning {
 		t.Errorf("Status afterwards: %v", err)
 	}
-	if err := Down(dir, "ipip1", long, long); err != ErrNotRunning {
+	if err := Down(dir, "ipip1", long, long, nil); err != ErrNotRunning {
 		t.Errorf("Down afterwards: %v", err)
 	}
 }
@@ -121,7 +121,7 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 	if err := Status(dir, "ipip1", long, &got); err != ErrNotRunning {
 		t.Errorf("Status of a stale one: %v", err)
 	}
-	if err := Down(dir, "ipip1", long, long); err != ErrNotRunning {
+	if err := Down(dir, "ipip1", long, long, nil); err != ErrNotRunning {
 		t.Errorf("Down of a stale one: %v", err)
 	}
 	serve(t, dir, "ipip1")
@@ -205,7 +205,7 @@ func TestHungDaemonIsNotWaitedFor(t *testing.T) {
 	if err := Status(dir, "ipip1", short, &got); !errors.As(err, &timeout) || timeout.Name != "ipip1" {
 		t.Errorf("Status: %v", err)
 	}
-	if err := Down(dir, "ipip1", short, short); !errors.As(err, &timeout) {
+	if err := Down(dir, "ipip1", short, short, nil); !errors.As(err, &timeout) {
 		t.Errorf("Down: %v", err)
 	}
 }
@@ -218,8 +218,15 @@ func TestDownGivesUpOnATunnelThatStays(t *testing.T) {
 	}
 	defer s.Close()
 	go s.Serve(func() any { return nil }, func() {})
-	if err := Down(dir, "ipip1", long, short); err == nil || !strings.Contains(err.Error(), "still there") {
-		t.Errorf("Down: %v", err)
+	waited := time.Duration(0)
+	err = Down(dir, "ipip1", long, short, func(so time.Duration) {
+		if so < waited {
+			t.Errorf("it has waited for %v, and then for %v", waited, so)
+		}
+		waited = so
+	})
+	if err == nil || !strings.Contains(err.Error(), "still holds "+path(dir, "ipip1")) || waited == 0 {
+		t.Errorf("Down, which has said that it waits for %v: %v", waited, err)
 	}
 }
 
@@ -241,7 +248,7 @@ func TestDownDoesNotWaitForTheNextOfThatName(t *testing.T) {
 			next <- n
 		}()
 	})
-	if err := Down(dir, "ipip1", long, long); err != nil {
+	if err := Down(dir, "ipip1", long, long, nil); err != nil {
 		t.Error(err)
 	}
 	if n := <-next; n != nil {

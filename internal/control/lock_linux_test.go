@@ -88,7 +88,7 @@ func folderLockedByAnotherUser(t *testing.T) {
 		s, err := Listen(ctx, dir, "ipip1")
 		if err == nil {
 			go s.Serve(func() any { return status{"ipip1"} }, func() { go s.Close() })
-			err = Down(dir, "ipip1", long, long)
+			err = Down(dir, "ipip1", long, long, nil)
 		}
 		done <- err
 	}()
