@@ -58,7 +58,7 @@ func downRun(_ context.Context, o *downOptions) error {
 	err := control.Down(o.RuntimeDir, o.Name, answerTimeout, endTimeout, sayWaiting(o.streams.err, o.Name))
 	if errors.Is(err, control.ErrNotRunning) {
 		if started := startedAs(o.RuntimeDir, o.Name); started != "" {
-			err = control.Down(o.RuntimeDir, started, answerTimeout, endTimeout)
+			err = control.Down(o.RuntimeDir, started, answerTimeout, endTimeout, sayWaiting(o.streams.err, started))
 		}
 	}
 	if errors.Is(err, control.ErrNotRunning) {
