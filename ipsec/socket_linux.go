@@ -69,6 +69,9 @@ func openUDP(key portsKey, port int) (int, error) {
 		if errors.Is(err, unix.EADDRINUSE) {
 			return -1, fmt.Errorf("UDP port %d of %s is taken, most likely by another IKE daemon (strongSwan, libreswan, racoon): stop that, or have it leave this address: %w", port, key.local, err)
 		}
+		if errors.Is(err, unix.EACCES) {
+			return -1, fmt.Errorf("IKE needs UDP port %d, and that CAP_NET_BIND_SERVICE: run as root, or setcap cap_net_raw,cap_net_admin,cap_net_bind_service+ep on the binary: %w", port, err)
+		}
 		return -1, fmt.Errorf("IKE needs UDP port %d of %s: %w", port, key.local, err)
 	}
 	return fd, nil

@@ -241,7 +241,11 @@ func claim(ctx context.Context, dir, name string) (*control.Server, error) {
 	case errors.As(err, &taken):
 		return nil, &nameTakenError{name, "a running tunnel (" + taken.Path + "); end it with ipipd down " + name}
 	case errors.As(err, &folder):
-		return nil, fmt.Errorf("cannot make the control socket: %w, or choose another folder with --runtime-dir", err)
+		remedy := "choose another folder with --runtime-dir"
+		if folder.Remedy != "" {
+			remedy = folder.Remedy + ", or " + remedy
+		}
+		return nil, fmt.Errorf("cannot make the control socket: %w: %s", err, remedy)
 	case errors.As(err, &held):
 		return nil, fmt.Errorf("cannot make the control socket: %w", err)
 	case err != nil:

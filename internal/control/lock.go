@@ -19,12 +19,16 @@ const (
 	lockPoll    = 5 * time.Millisecond
 )
 
-// FolderError is that a folder is not one to make a control socket in: others could
-// replace what is in it.
-type FolderError struct{ Dir, Problem, Remedy string }
+// FolderError is that a folder is not one to make a control socket in: somebody else
+// could replace what is in it.
+type FolderError struct {
+	Dir, Problem string
+	// Remedy is a command that mends it, "" if there is none but to choose another.
+	Remedy string
+}
 
 func (e *FolderError) Error() string {
-	return fmt.Sprintf("%s %s: %s", e.Dir, e.Problem, e.Remedy)
+	return fmt.Sprintf("%s %s", e.Dir, e.Problem)
 }
 
 // LockedError is that another process holds the lock of a folder and does not give it
@@ -131,7 +135,7 @@ func openFolder(dir string) (*os.Root, error) {
 func checkFolder(dir string, link, info fs.FileInfo) error {
 	for _, i := range []fs.FileInfo{link, info} {
 		if !trusted(i) {
-			return &FolderError{dir, fmt.Sprintf("belongs to uid %d", owner(i)), "give one of root or of the user that runs ipipd"}
+			return &FolderError{Dir: dir, Problem: fmt.Sprintf("belongs to uid %d, who could replace what is in it", owner(i))}
 		}
 	}
 	if mode := info.Mode().Perm(); mode&0o022 != 0 {
