@@ -58,7 +58,7 @@ func (t *Tunnel) refusal(local [4]byte, err error) encap.Drop {
 func (t *Tunnel) absent() bool { return t.route.Load().refuse == encap.DropNoLocalAddress }
 
 // replaceRoute puts another route to use. The keepalive begins anew with an address
-// that has come. The caller holds mu.
+// that has come. The caller is the supervisor, and holds mu.
 func (t *Tunnel) replaceRoute(next *route, now time.Time) {
 	before := t.absent()
 	t.route.Store(next)
@@ -66,10 +66,14 @@ func (t *Tunnel) replaceRoute(next *route, now time.Time) {
 		return
 	}
 	t.followLocal(now)
-	if before {
-		t.log.Info("local-address is on this host: the tunnel is taken up", "local-address", address(next.path.Local))
+	t.followCarrier()
+	if !before {
+		return
 	}
-	t.poke() // for the carrier and the first probe
+	t.log.Info("local-address is on this host: the tunnel is taken up", "local-address", address(next.path.Local))
+	if t.monitor.Tick(now).Probe { // the peer is to know at once
+		t.probe()
+	}
 }
 
 // followLocal begins the keepalive at now, or, while the local address is absent, says
