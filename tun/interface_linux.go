@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"sync"
 	"syscall"
 
@@ -13,13 +12,12 @@ import (
 )
 
 // interfaceControl asks about and sets what is not a TUN's own but any interface's.
-// It goes by the interface's index in the network namespace that it is in, which the
-// TUN's file descriptor tells: the name may be another by now, or a stranger's, and
-// the namespace too.
+// It goes by the interface's index, and by the network namespace that the TUN's file
+// descriptor tells: the name may be another by now, or a stranger's, and the namespace too.
+// Into another namespace only CAP_SYS_ADMIN could follow, which ipipd does not keep.
 type interfaceControl struct {
 	name string // that it was made with
-	// fd is an rtnetlink socket in the namespace where the interface was made. None is
-	// kept open in another one, which it would keep alive.
+	// fd is an rtnetlink socket in the namespace where the interface was made.
 	fd   int
 	home namespace
 	mu   sync.Mutex // of a request and its answer
@@ -31,21 +29,13 @@ type namespace struct{ device, inode uint64 }
 
 // openControl is for a TUN just made in the namespace of the calling thread.
 func openControl(tun int, name string) (*interfaceControl, error) {
-	fd, err := openRoute()
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
-		return nil, err
+		return nil, os.NewSyscallError("socket", err)
 	}
 	c := &interfaceControl{fd: fd, name: name}
-	if ns, home, err := namespaceOf(tun); err == nil {
-		_ = unix.Close(ns)
-		c.home = home
-	}
+	c.home, _ = namespaceOf(tun)
 	return c, nil
-}
-
-func openRoute() (int, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
-	return fd, os.NewSyscallError("socket", err)
 }
 
 func (c *interfaceControl) close() error {
@@ -55,17 +45,18 @@ func (c *interfaceControl) close() error {
 	return os.NewSyscallError("close", unix.Close(c.fd))
 }
 
-// namespaceOf opens the network namespace that the interface of a TUN is in.
-func namespaceOf(tun int) (fd int, which namespace, err error) {
-	if fd, err = unix.IoctlRetInt(tun, unix.TUNGETDEVNETNS); err != nil {
-		return -1, which, os.NewSyscallError("ioctl TUNGETDEVNETNS", err)
+// namespaceOf is the network namespace that the interface of a TUN is in.
+func namespaceOf(tun int) (namespace, error) {
+	fd, err := unix.IoctlRetInt(tun, unix.TUNGETDEVNETNS)
+	if err != nil {
+		return namespace{}, os.NewSyscallError("ioctl TUNGETDEVNETNS", err)
 	}
+	defer unix.Close(fd)
 	var stat unix.Stat_t
 	if err := unix.Fstat(fd, &stat); err != nil {
-		_ = unix.Close(fd)
-		return -1, which, os.NewSyscallError("fstat", err)
+		return namespace{}, os.NewSyscallError("fstat", err)
 	}
-	return fd, namespace{uint64(stat.Dev), stat.Ino}, nil
+	return namespace{uint64(stat.Dev), stat.Ino}, nil
 }
 
 // state is how the interface of a TUN stands.
@@ -90,7 +81,7 @@ func (c *interfaceControl) setMTU(tun, mtu int) error {
 }
 
 // visit finds out how the interface stands, and calls f with an rtnetlink socket in
-// the interface's namespace. s.Name and s.Moved are set also where it cannot go there.
+// its namespace. Where it was moved to another, s.Name and s.Moved are set beside the error.
 func (c *interfaceControl) visit(tun int, s *State, f func(fd int) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -100,33 +91,11 @@ func (c *interfaceControl) visit(tun int, s *State, f func(fd int) error) error 
 		return err
 	}
 	s.Name = name
-	ns, where, err := namespaceOf(tun)
-	if err != nil || where == c.home || c.home == (namespace{}) {
-		if err == nil {
-			_ = unix.Close(ns)
-		}
-		return c.find(tun, c.fd, s, f)
+	if where, err := namespaceOf(tun); err == nil && where != c.home && c.home != (namespace{}) {
+		s.Moved = true
+		return fmt.Errorf("%s is in another network namespace", s.Name)
 	}
-	defer unix.Close(ns)
-	s.Moved = true
-	done := make(chan error)
-	go func() {
-		// Never unlocked: the thread ends with the goroutine, and nothing else runs in
-		// that namespace.
-		runtime.LockOSThread()
-		done <- func() error {
-			if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
-				return fmt.Errorf("%s is in another network namespace, where only CAP_SYS_ADMIN can follow it: %w", s.Name, os.NewSyscallError("setns", err))
-			}
-			fd, err := openRoute()
-			if err != nil {
-				return err
-			}
-			defer unix.Close(fd)
-			return c.find(tun, fd, s, f)
-		}()
-	}()
-	return <-done
+	return c.find(tun, c.fd, s, f)
 }
 
 // find looks the interface up by the name that the TUN tells, and calls f if it has
@@ -142,7 +111,6 @@ func (c *interfaceControl) find(tun, fd int, s *State, f func(fd int) error) err
 		case gone != nil:
 			return gone
 		case err == nil && name == s.Name:
-			found.Moved = s.Moved
 			*s = found
 			return f(fd)
 		}

@@ -70,11 +70,10 @@ func TestSetMTU(t *testing.T) {
 			ns.Run("ip", "link", "set", "ipip1", "netns", other.Path(), "name", "inside")
 			ns.Run("ip", "tuntap", "add", "mode", "tun", "name", "inside")
 			other.Run("ip", "link", "set", "inside", "up")
-			if err := d.SetMTU(1380); err != nil {
-				t.Error(err)
+			if err := d.SetMTU(1380); err == nil || !strings.Contains(err.Error(), "inside is in another network namespace") {
+				t.Errorf("SetMTU: %v", err)
 			}
-			got, err := d.State()
-			if got.Index = 0; err != nil || got != (State{Name: "inside", MTU: 1380, Up: true, Carrier: true, Moved: true}) {
+			if got, err := d.State(); err == nil || got != (State{Name: "inside", Moved: true}) {
 				t.Errorf("State: %+v, %v", got, err)
 			}
 			if out := ns.Run("ip", "link", "show", "dev", "inside"); !strings.Contains(out, "mtu 1500") {

@@ -68,10 +68,11 @@ type Device interface {
 	// Name is the name that the interface was made with.
 	Name() string
 	// State is how the interface stands now, whatever others have made of it. After
-	// Close it fails with os.ErrClosed. Where the interface is in a network namespace
-	// that this process may not enter, Name and Moved are right beside the error.
+	// Close it fails with os.ErrClosed. Where the interface is in another network
+	// namespace, it fails too, and Name and Moved are right beside the error.
 	State() (State, error)
-	// SetMTU sets the largest inner packet, in bytes, wherever the interface is.
+	// SetMTU sets the largest inner packet, in bytes. It fails where the interface is in
+	// another network namespace.
 	SetMTU(mtu int) error
 	// Close removes the interface and unblocks every Read and Write.
 	Close() error

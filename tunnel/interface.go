@@ -46,14 +46,14 @@ func (t *Tunnel) followInterface(now time.Time) {
 		t.log.Info("the interface was renamed", "was", before, "print-and-down-take", t.device.Name())
 	}
 	if s.Moved != t.iface.Moved {
-		t.tellMoved(s.Moved, err)
+		t.tellMoved(s.Moved)
 	}
 	t.iface = s
 	if err != nil {
 		return
 	}
 	t.mtu.Store(int32(s.MTU))
-	if s.Moved || !s.Up {
+	if !s.Up {
 		// Routes need an interface that is up, and whoever sets it down begins anew.
 		clear(t.putBacks)
 		return
@@ -65,14 +65,11 @@ func (t *Tunnel) followInterface(now time.Time) {
 	}
 }
 
-func (t *Tunnel) tellMoved(moved bool, err error) {
-	switch {
-	case !moved:
+func (t *Tunnel) tellMoved(moved bool) {
+	if moved {
+		t.log.Info("the interface was moved to another network namespace: set its addresses, routes and MTU there")
+	} else {
 		t.log.Info("the interface is back in the network namespace of ipipd")
-	case err != nil:
-		t.log.Warn("the interface was moved to another network namespace: set its addresses, routes and MTU there", "err", err)
-	default:
-		t.log.Info("the interface was moved to another network namespace: set its addresses and routes there; carrier and MTU are followed")
 	}
 }
 

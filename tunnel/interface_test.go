@@ -84,9 +84,9 @@ func TestInterface(t *testing.T) {
 		a.looks(t)
 		a.isAdded(t) // nothing
 		a.world.set(func(w *world) { w.route.MTU = 1400 })
-		eventually(t, "its MTU is followed", func() bool { s, _ := a.device.State(); return s.MTU == 1380 })
 		a.changes(func(s *tun.State) { s.Moved = false })
 		a.isAdded(t, ourAddress, ourRoute)
+		eventually(t, "its MTU is followed again", func() bool { s, _ := a.device.State(); return s.MTU == 1380 })
 		if n := a.world.logged("was moved to another network namespace"); n != 1 {
 			t.Errorf("said %d times", n)
 		}

@@ -68,10 +68,14 @@ func TestAMovedInterfaceIsFollowed(t *testing.T) {
 		inside.Run("ip", "address", "add", innerA+"/24", "dev", "uplink")
 		inside.Run("ip", "link", "set", "uplink", "up")
 		pingsAgain(t, inside, "it was moved")
-		d.LogsOnce("the interface was moved to another network namespace: set its addresses and routes there")
+		d.LogsOnce("the interface was moved to another network namespace: set its addresses, routes and MTU there")
 		a.Run("ip", "link", "set", "veth0", "mtu", "1400")
-		shows(t, inside, "mtu 1380", "ip", "link", "show", "uplink")
-		shows(t, a, "mtu 1500", "ip", "link", "show", "uplink")
+		pingsAgain(t, inside, "its underlay has another MTU")
+		for _, ns := range []*netlab.NS{inside, a} {
+			if out := ns.Run("ip", "link", "show", "uplink"); strings.Contains(out, "mtu 1380") {
+				t.Errorf("an MTU was set by name or in another namespace: %s", out)
+			}
+		}
 		if out := inside.Run("ip", "route"); strings.Contains(out, "10.9.0.0/16") {
 			t.Errorf("the route of the command line came along: %s", out)
 		}
@@ -82,6 +86,7 @@ func TestAMovedInterfaceIsFollowed(t *testing.T) {
 		inside.Run("ip", "link", "set", "uplink", "netns", a.Path(), "name", "t0")
 		a.Run("ip", "link", "set", "t0", "up")
 		shows(t, a, "10.9.0.0/16 dev t0", "ip", "route")
+		shows(t, a, "mtu 1380", "ip", "link", "show", "t0")
 		pingsAgain(t, a, "it is back")
 	})
 }

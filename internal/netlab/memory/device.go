@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync/atomic"
@@ -96,8 +97,13 @@ func (d *Device) State() (tun.State, error) {
 	}
 	s := *d.state.Load()
 	s.MTU, s.Carrier = int(d.mtu.Load()), s.Up && d.running.Load()
+	if s.Moved {
+		return s, errMoved
+	}
 	return s, nil
 }
+
+var errMoved = errors.New("the interface is in another network namespace")
 
 // SetState is what an operator does to the interface.
 func (d *Device) SetState(s tun.State) { d.state.Store(&s) }
@@ -106,6 +112,9 @@ func (d *Device) SetState(s tun.State) { d.state.Store(&s) }
 func (d *Device) SetMTU(mtu int) error {
 	if d.Closed() {
 		return os.ErrClosed
+	}
+	if d.state.Load().Moved {
+		return errMoved
 	}
 	d.mtu.Store(int64(mtu))
 	return nil
