@@ -106,11 +106,11 @@ func upRun(ctx context.Context, o *upOptions) error {
 	defer stop()
 	ctx, down := context.WithCancel(ctx)
 	defer down()
+	hangups := make(chan os.Signal, 1) // one that comes before the tunnel is ready is answered then
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 
 	log := newLogger(o)
-	defer onHangup(func() {
-		log.Info("nothing to reload: the tunnel is set by the flags of ipipd up alone", "name", o.Config.Name)
-	})()
 	if o.SecretInArguments {
 		log.Warn("ipsec-secret was given as an argument, which every user of this host can read; use --ipsec-secret-file or " + secretVariable)
 	}
@@ -154,35 +154,19 @@ func upRun(ctx context.Context, o *upOptions) error {
 	log.Info("tunnel is ready", "name", s.Name(), "local-address", s.CurrentLocalAddress,
 		"remote-address", s.CurrentRemoteAddress, "mtu", s.ActualMTU)
 
-	select {
-	case <-ctx.Done():
-		log.Debug("told to end", "name", name)
-	case <-t.Done():
-		err = t.Err()
+	for running := true; running; {
+		select {
+		case <-hangups:
+			log.Info("nothing to reload: the tunnel is set by the flags of ipipd up alone", "name", name)
+		case <-ctx.Done():
+			log.Debug("told to end", "name", name)
+			running = false
+		case <-t.Done():
+			err, running = t.Err(), false
+		}
 	}
 	stop() // a second signal is not waited for
 	return errors.Join(err, t.Close())
-}
-
-// onHangup calls f for each SIGHUP, in place of the end of the process, until stop is
-// called.
-func onHangup(f func()) (stop func()) {
-	hangups, stopped := make(chan os.Signal, 1), make(chan struct{})
-	signal.Notify(hangups, syscall.SIGHUP)
-	go func() {
-		for {
-			select {
-			case <-hangups:
-				f()
-			case <-stopped:
-				return
-			}
-		}
-	}()
-	return func() {
-		signal.Stop(hangups)
-		close(stopped)
-	}
 }
 
 func newLogger(o *upOptions) *slog.Logger {
