@@ -78,21 +78,24 @@ func (t *Tunnel) unreachableError(e *encap.OuterError, now time.Time) encap.Drop
 	return encap.DropNone
 }
 
-// heardFreshly reports whether the peer was heard a moment ago, by either path. The
-// kernel is asked only where that is news.
+// heardFreshly reports whether the peer was heard a moment ago, by either path: within
+// freshly, or, as an idle one is heard once in an interval of the keepalive, within that
+// beside. Else whoever forges an error again and again breaks each first connection after
+// a pause. The kernel is asked only where that is news.
 func (t *Tunnel) heardFreshly(now time.Time) bool {
+	silence := t.cfg.Keepalive.Interval + freshly
 	since := func() time.Duration {
 		heard := t.lastHeard.Load()
 		if heard == 0 {
-			return freshly
+			return silence
 		}
 		return now.Sub(t.epoch.Add(time.Duration(heard)))
 	}
-	if since() < freshly {
+	if since() < silence {
 		return true
 	}
 	t.noteHeard(t.fastStats().Heard)
-	return since() < freshly
+	return since() < silence
 }
 
 // followReachability forgets that the remote is unreachable once it is heard, or

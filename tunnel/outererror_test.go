@@ -9,6 +9,7 @@ import (
 	"ipipd/encap"
 	"ipipd/internal/ipv4"
 	"ipipd/ipsec"
+	"ipipd/keepalive"
 )
 
 // outerError is an ICMP 3/code from a router about the outer packet of p, which has
@@ -53,6 +54,27 @@ func TestOuterError(t *testing.T) {
 		if a.unreachable.Load() || a.world.logged("do not arrive") != 0 || a.world.logged("takes protocol 4") != 0 {
 			t.Errorf("3/%d was believed", code)
 		}
+	}
+}
+
+// An idle peer is heard once in an interval of the keepalive. Until that and a moment have
+// passed an unreachable is false of it, afterwards it may be true.
+func TestOuterErrorIdlePeer(t *testing.T) {
+	a, b := pair(t, func(c *Config) { c.Keepalive = keepalive.Config{Interval: time.Hour, Retries: 10} })
+	p := datagram(100, nil)
+	b.send(t, a, p)
+	e, d := encap.ParseError(outerError(outerA, outerB, p, 1, 0))
+	if d != encap.DropNone {
+		t.Fatal(d)
+	}
+	heard := time.Now()
+	a.outerError(&e, heard.Add(time.Hour))
+	if a.unreachable.Load() || a.Status().Drops["outer-error-not-believed"] != 1 {
+		t.Error("it is believed of a peer that has missed no probe")
+	}
+	a.outerError(&e, heard.Add(time.Hour+2*freshly))
+	if !a.unreachable.Load() {
+		t.Error("it is not believed of a peer that has missed one")
 	}
 }
 
