@@ -39,8 +39,12 @@ func (t *Tunnel) outerError(e *encap.OuterError, now time.Time) {
 	}
 }
 
-// tooBig takes a datagram too big (3/4).
+// tooBig takes a datagram too big (3/4), which a tunnel that sets no DF gets from no
+// router, whatever DF is in what the message quotes.
 func (t *Tunnel) tooBig(e *encap.OuterError, now time.Time) encap.Drop {
+	if !t.cfg.DontFragment {
+		return encap.DropOuterErrorNotBelieved
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	changed, d := t.pathMTU.TooBig(now, e, t.underlay.MTU)

@@ -78,15 +78,18 @@ func TestOuterErrorIdlePeer(t *testing.T) {
 	}
 }
 
-// With DF=0, as by default, no router has a reason to say so.
+// With DF=0, as by default, no router has a reason to say so. Who forges it quotes what DF
+// he likes.
 func TestOuterErrorTooBigWithoutDF(t *testing.T) {
-	a, b := pair(t, nil)
-	p := datagram(1480, func(h *ipv4.Header) { h.DF = true })
-	a.send(t, b, p)
-	injectErrors(t, a, outerErrorDF(outerA, outerB, p, 4, 600, false))
-	eventually(t, "it is counted", func() bool { return a.Status().Drops["outer-error-not-believed"] == 1 })
-	if got := a.send(t, b, p); len(got) != len(p) || a.Status().PathMTU != 1500 || a.world.logged("path MTU learnt") != 0 {
-		t.Errorf("the path MTU is %d", a.Status().PathMTU)
+	for _, quoted := range []bool{false, true} {
+		a, b := pair(t, nil)
+		p := datagram(1480, func(h *ipv4.Header) { h.DF = true })
+		a.send(t, b, p)
+		injectErrors(t, a, outerErrorDF(outerA, outerB, p, 4, 600, quoted))
+		eventually(t, "it is counted", func() bool { return a.Status().Drops["outer-error-not-believed"] == 1 })
+		if got := a.send(t, b, p); len(got) != len(p) || a.Status().PathMTU != 1500 || a.world.logged("path MTU learnt") != 0 {
+			t.Errorf("quoted with DF %v: the path MTU is %d", quoted, a.Status().PathMTU)
+		}
 	}
 }
 
