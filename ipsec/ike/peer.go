@@ -57,6 +57,7 @@ const (
 	lingerTime      = 60 * time.Second // for answers to retransmissions
 	keepaliveTime   = 20 * time.Second // RFC 3948 section 4
 	maxChildren     = 16
+	maxEstablished  = 16 // IKE SAs
 )
 
 // NewPeer makes a Peer. Nothing happens before the first Tick.

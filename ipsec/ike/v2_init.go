@@ -295,10 +295,30 @@ func (s *v2SA) establish() {
 	}
 	s.dh = nil
 	p.heard = p.now
+	p.boundEstablishedV2()
 	if p.problem.Kind == SecretMismatch || p.problem.Phase == 1 || p.problem.Kind == NoAnswer {
 		p.problem = Problem{}
 	}
 	p.again = true
+}
+
+// boundEstablishedV2 makes room: a peer has one IKE SA, and a few more while it rekeys or
+// begins anew. One that begins over and over and deletes nothing loses the oldest, a
+// replaced one first.
+func (p *Peer) boundEstablishedV2() {
+	var oldest *v2SA
+	n := 0
+	for _, s := range p.v2 {
+		if s.state != establishedV2 {
+			continue
+		}
+		if n++; oldest == nil || s.replaced && !oldest.replaced {
+			oldest = s
+		}
+	}
+	if n > maxEstablished {
+		p.dropV2(oldest, p.deletedByPeer)
+	}
 }
 
 // childOffer are the payloads that ask for a pair of SAs: by IKE_AUTH, which has

@@ -1,0 +1,59 @@
+package ike
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// TestEstablishedIsBounded: a peer that has the secret, begins over and over, says nothing
+// of INITIAL_CONTACT and deletes nothing does not fill the memory, and has its last SA.
+func TestEstablishedIsBounded(t *testing.T) {
+	for _, mode := range []Mode{IKE2, Main} {
+		cfg := testConfig(t, fastPhase1, fastPhase2)
+		cfg.Mode, cfg.Lifetime1, cfg.Lifetime2, cfg.DPDInterval = mode, 24*time.Hour, time.Hour, 0
+		quiet := cfg
+		quiet.Passive = true
+		s := newSim(t, 1, cfg, quiet)
+		e := s.ends[1]
+		s.start(e)
+		bound := maxEstablished + maxHalfOpen
+		if mode == Main { // the one before goes after a while
+			bound += int(overlapTime/time.Second) * exchangesPerSecond
+		}
+		var p *Peer
+		for range 10 * exchangesPerSecond {
+			c := cfg
+			c.Local, c.Remote = addressA, addressB
+			var err error
+			if p, err = NewPeer(c, s.now); err != nil {
+				t.Fatal(err)
+			}
+			todo := p.Tick(s.now)
+			p.children = append(p.children, &Child{}) // so that it does not say INITIAL_CONTACT
+			for len(todo) > 0 && p.Current() == nil {
+				var next []Action
+				for _, a := range todo {
+					m, ok := a.(Send)
+					if !ok {
+						continue
+					}
+					for _, back := range e.Receive(s.now, m.To.Port(), netip.AddrPortFrom(addressA, m.LocalPort), m.Payload) {
+						if m, ok := back.(Send); ok {
+							next = append(next, p.Receive(s.now, m.To.Port(), netip.AddrPortFrom(addressB, m.LocalPort), m.Payload)...)
+						}
+					}
+				}
+				todo = next
+			}
+			s.now = s.now.Add(time.Second / exchangesPerSecond)
+			e.Tick(s.now)
+			if n := len(e.v1) + len(e.v2); n > bound {
+				t.Fatalf("%v: %d states", mode, n)
+			}
+		}
+		if len(e.children) > maxChildren || !p.Established() || !e.Established() {
+			t.Errorf("%v: %d pairs of SAs, the last established: %v, %v", mode, len(e.children), p.Established(), e.Established())
+		}
+	}
+}
