@@ -18,9 +18,6 @@ func TestEstablishedIsBounded(t *testing.T) {
 		e := s.ends[1]
 		s.start(e)
 		bound := maxEstablished + maxHalfOpen
-		if mode == Main { // the one before goes after a while
-			bound += int(overlapTime/time.Second) * exchangesPerSecond
-		}
 		var p *Peer
 		for range 10 * exchangesPerSecond {
 			c := cfg

@@ -331,5 +331,24 @@ func (s *v1SA) establish() {
 			p.refresh = p.refresh || s.initiator && p.current != nil && p.current.v1 == old
 		}
 	}
+	p.boundEstablishedV1()
 	p.again = true
+}
+
+// boundEstablishedV1 is boundEstablishedV2 of IKEv1, where an SA that is replaced stays
+// for as long as a quick mode under it waits for the peer.
+func (p *Peer) boundEstablishedV1() {
+	var oldest *v1SA
+	n := 0
+	for _, s := range p.v1 {
+		if s.state != establishedV1 {
+			continue
+		}
+		if n++; oldest == nil || !s.replacedAt.IsZero() && oldest.replacedAt.IsZero() {
+			oldest = s
+		}
+	}
+	if n > maxEstablished {
+		p.dropV1(oldest)
+	}
 }
