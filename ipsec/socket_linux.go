@@ -83,8 +83,10 @@ func bindUDP(fd int, key portsKey, port int) error {
 		errs = append(errs, os.NewSyscallError("setsockopt "+what, unix.SetsockoptInt(fd, level, name, value)))
 	}
 	set(unix.IPPROTO_IP, unix.IP_RECVTOS, "IP_RECVTOS", 1)
-	// IKE messages can be longer than a path takes; let routers cut them.
-	set(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, "IP_MTU_DISCOVER", unix.IP_PMTUDISC_DONT)
+	// IKE messages can be longer than a path takes; let routers cut them. The kernel is to
+	// learn no path MTU for the whole host from an ICMP 3/4 about this port, which anybody
+	// can forge.
+	set(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, "IP_MTU_DISCOVER", unix.IP_PMTUDISC_OMIT)
 	// The address may still have to come to this host, as to a VRRP backup.
 	set(unix.IPPROTO_IP, unix.IP_FREEBIND, "IP_FREEBIND", 1)
 	if key.mark != 0 {
@@ -190,7 +192,10 @@ func (s *rawESP) open(sel door.Selection) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if err = enlarge(fd); err == nil {
+	if err = enlarge(fd); err == nil { // and have the kernel learn no path MTU, as in bindUDP
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_INTERFACE)
+	}
+	if err == nil {
 		_, err = sel.Select(fd)
 	}
 	if err != nil {

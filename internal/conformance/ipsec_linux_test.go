@@ -403,6 +403,9 @@ func TestForgedErrorsAboutAnEncryptedTunnelAreNotBelieved(t *testing.T) {
 	}
 	running(t, da, db)
 	refused(1)
+	if route := a.Run("ip", "route", "get", outerB); strings.Contains(route, "mtu 600") {
+		t.Errorf("the kernel believes what ipipd does not: %s", route)
+	}
 	ping(t, a, innerB)
 	db.Stop(syscall.SIGTERM)
 	netlab.Eventually(t, "there is no SA", func() bool { return !da.Status().Running })
