@@ -131,7 +131,7 @@ func NewHost(o HostOptions) (*Host, error) {
 	}
 	h.loops.Go(h.receiveErrors)
 	h.loops.Go(func() {
-		if err := h.network.Follow(ctx, h.underlayChanged); err != nil && ctx.Err() == nil {
+		if err := h.network.Follow(ctx, h.networkChanged); err != nil && ctx.Err() == nil {
 			h.log.Warn("changes of routes and addresses are looked for every ten seconds only", "err", err)
 		}
 	})
@@ -229,9 +229,12 @@ func (h *Host) register(t *Tunnel, path *encap.Path) error {
 	return nil
 }
 
-// underlayChanged has every tunnel look at its route again.
-func (h *Host) underlayChanged() {
+// networkChanged has every tunnel look at its route and its interface again.
+func (h *Host) networkChanged(wentDown map[int]bool) {
 	for _, t := range *h.table.Load() {
+		if len(wentDown) > 0 {
+			t.noteDown(wentDown)
+		}
 		t.poke()
 	}
 }

@@ -53,9 +53,13 @@ func (t *Tunnel) followInterface(now time.Time) {
 		return
 	}
 	t.mtu.Store(int32(s.MTU))
-	if !s.Up {
-		// Routes need an interface that is up, and whoever sets it down begins anew.
+	// The kernel removes the routes of an interface that is set down: that is nobody's
+	// taking them away.
+	if t.wasDown || !s.Up {
 		clear(t.putBacks)
+	}
+	t.wasDown = false
+	if !s.Up { // routes need one that is up
 		return
 	}
 	addresses := t.putBack(false, t.cfg.Addresses, now)
@@ -63,6 +67,14 @@ func (t *Tunnel) followInterface(now time.Time) {
 	if len(addresses)+len(routes) > 0 {
 		t.log.Info("what the interface had lost is put back", "addresses", addresses, "routes", routes)
 	}
+}
+
+// noteDown notes whether the interface was down, be it for less time than the supervisor
+// rests.
+func (t *Tunnel) noteDown(wentDown map[int]bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.wasDown = t.wasDown || wentDown[t.iface.Index]
 }
 
 func (t *Tunnel) tellMoved(moved bool) {

@@ -135,6 +135,20 @@ func TestPutBack(t *testing.T) {
 		a.changes(func(s *tun.State) { s.Up = true })
 		a.isAdded(t, append(back, ourRoute)...)
 	})
+	t.Run("down-and-up-at-once", func(t *testing.T) {
+		a, _ := pair(t, configured)
+		var back []netip.Prefix
+		state, _ := a.device.State()
+		for range putBackTries + 2 {
+			a.world.set(func(w *world) { w.down = map[int]bool{state.Index: true} })
+			a.loses(ourRoute)
+			back = append(back, ourRoute)
+			a.isAdded(t, back...)
+		}
+		if n := a.world.logged("left alone from now on"); n != 0 {
+			t.Errorf("%d warnings", n)
+		}
+	})
 	t.Run("refused", func(t *testing.T) {
 		a, _ := pair(t, configured)
 		a.world.set(func(w *world) { w.refuse = errors.New("not permitted") })

@@ -36,8 +36,9 @@ type world struct {
 	route   rtnl.Route
 	err     error // of Lookup
 	refuse  error // of Configure
-	changed func()
-	lookups int // each round of a supervisor is one
+	changed func(wentDown map[int]bool)
+	down    map[int]bool // of the next change
+	lookups int          // each round of a supervisor is one
 
 	absent  bool                  // the local address is
 	devices map[string]int        // that there are, by name
@@ -53,10 +54,11 @@ type world struct {
 func (w *world) set(f func(*world)) {
 	w.mu.Lock()
 	f(w)
-	changed := w.changed
+	changed, down := w.changed, w.down
+	w.down = nil
 	w.mu.Unlock()
 	if changed != nil {
-		changed()
+		changed(down)
 	}
 }
 
@@ -91,7 +93,7 @@ func (w *world) looked() int {
 	return w.lookups
 }
 
-func (w *world) Follow(ctx context.Context, changed func()) error {
+func (w *world) Follow(ctx context.Context, changed func(map[int]bool)) error {
 	w.mu.Lock()
 	w.changed = changed
 	w.mu.Unlock()

@@ -29,7 +29,8 @@ type Network interface {
 	// EgressTaps is the same of what changes without Follow being told.
 	EgressTaps(device int) (reason string)
 	// Follow calls changed after the answers may have changed, until ctx ends.
-	Follow(ctx context.Context, changed func()) error
+	// wentDown are the interfaces, by index, that were down meanwhile.
+	Follow(ctx context.Context, changed func(wentDown map[int]bool)) error
 	// DeviceIndex is the index of an interface.
 	DeviceIndex(ifname string) (int, error)
 	// AddressIsLocal reports whether this host may send from the address.
@@ -66,7 +67,7 @@ func (kernelNetwork) EgressHooks(device int) (reason string) { return rtnl.Egres
 
 func (kernelNetwork) EgressTaps(device int) (reason string) { return rtnl.EgressTaps(device) }
 
-func (kernelNetwork) Follow(ctx context.Context, changed func()) error {
+func (kernelNetwork) Follow(ctx context.Context, changed func(wentDown map[int]bool)) error {
 	return rtnl.Follow(ctx, changed)
 }
 

@@ -164,7 +164,7 @@ func TestChooseReceiving(t *testing.T) {
 		}
 		send(1)
 		eventually(t, "it is seen", func() bool { return h.unfinished.count.Load() == 1 })
-		h.underlayChanged()
+		h.networkChanged(nil)
 		time.Sleep(20 * time.Millisecond)
 		if r := socket.Reception(); r.LinkLayer {
 			t.Error("one packet has moved reception")
@@ -172,7 +172,7 @@ func TestChooseReceiving(t *testing.T) {
 		send(2 * unfinishedMany)
 		is(t, socket, "many move it", only(link, outerB))
 		h.unfinished.last.Store(h.unfinished.last.Load() - int64(unfinishedFor))
-		h.underlayChanged()
+		h.networkChanged(nil)
 		is(t, socket, "they are forgotten", only(encap.Reception{}, outerB))
 	})
 	t.Run("failed-receiver", func(t *testing.T) {

@@ -70,6 +70,7 @@ type Tunnel struct {
 	mu            sync.Mutex // guards the rest
 	iface         tun.State  // as it was last looked at
 	putBacks      map[asked]putBack
+	wasDown       bool          // the interface, since it was looked at; it may be up again
 	notPutBack    map[bool]bool // of addresses (false) or routes, and that has been logged
 	named         int           // the underlay-device that was last found, by index
 	monitor       *keepalive.Monitor

@@ -2,6 +2,7 @@ package rtnl
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -43,13 +44,14 @@ const xfrmGroupPolicy = 4
 // Follow calls changed once when it has begun to listen, then after any change
 // of a link, an address, a route, a rule, a neighbour, a netfilter table, an
 // IPsec policy or a tc filter, and every five seconds in any case. Changes that
-// come close together are one call. Follow returns when ctx ends, with its
-// error, or when it cannot listen. It calls changed in its own goroutine, one
+// come close together are one call; wentDown are the interfaces, by index, that were
+// down since the last one, be they up again by now. Follow returns when ctx ends, with
+// its error, or when it cannot listen. It calls changed in its own goroutine, one
 // call at a time, and none after it has returned.
 //
 // If so much changes at once that the kernel has to drop messages, changed is
-// called all the same: what a message says is not looked at.
-func Follow(ctx context.Context, changed func()) error {
+// called all the same, and wentDown may lack one.
+func Follow(ctx context.Context, changed func(wentDown map[int]bool)) error {
 	var sockets []*os.File
 	defer func() {
 		for _, s := range sockets {
@@ -68,10 +70,15 @@ func Follow(ctx context.Context, changed func()) error {
 	}
 
 	changes := make(chan struct{}, 1)
+	var down downs
 	failed := make(chan error, len(sockets))
 	var readers sync.WaitGroup
-	for _, s := range sockets {
-		readers.Go(func() { failed <- watch(s, changes) })
+	for i, s := range sockets {
+		note := down.note
+		if i > 0 { // of another family: the numbers of its messages mean something else
+			note = func([]byte) {}
+		}
+		readers.Go(func() { failed <- watch(s, note, changes) })
 	}
 	stop := func() {
 		for _, s := range sockets {
@@ -84,7 +91,7 @@ func Follow(ctx context.Context, changed func()) error {
 	timer := time.NewTicker(beat)
 	defer timer.Stop()
 	for {
-		changed()
+		changed(down.take())
 		select {
 		case <-changes:
 		case <-timer.C:
@@ -105,17 +112,51 @@ func Follow(ctx context.Context, changed func()) error {
 	}
 }
 
-// watch signals each message that s receives, until s is closed. A signal that
-// nobody took yet stands for the later ones too.
-func watch(s io.Reader, changes chan<- struct{}) error {
-	var buf [1]byte // messages are cut off: that there is one is enough
+// downs are the interfaces that messages say are down, by index.
+type downs struct {
+	mu      sync.Mutex
+	devices map[int]bool
+}
+
+// note looks at one message of rtnetlink, of which b is the start.
+func (d *downs) note(b []byte) {
+	const index, flags = unix.SizeofNlMsghdr + 4, unix.SizeofNlMsghdr + 8 // struct ifinfomsg
+	if len(b) < messageStart || binary.NativeEndian.Uint16(b[4:]) != unix.RTM_NEWLINK ||
+		binary.NativeEndian.Uint32(b[flags:])&unix.IFF_UP != 0 {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.devices == nil {
+		d.devices = map[int]bool{}
+	}
+	d.devices[int(binary.NativeEndian.Uint32(b[index:]))] = true
+}
+
+// take is what was noted since it was last called.
+func (d *downs) take() map[int]bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	devices := d.devices
+	d.devices = nil
+	return devices
+}
+
+// messageStart is as much of a message as note looks at.
+const messageStart = unix.SizeofNlMsghdr + unix.SizeofIfInfomsg
+
+// watch notes and signals each message that s receives, until s is closed. A signal
+// that nobody took yet stands for the later ones too.
+func watch(s io.Reader, note func([]byte), changes chan<- struct{}) error {
+	var buf [messageStart]byte // the rest is cut off
 	for {
-		_, err := s.Read(buf[:])
+		n, err := s.Read(buf[:])
 		// ENOBUFS: the kernel dropped messages since the last read. The socket
 		// is as good as before, and what was lost is one change more.
 		if err != nil && !errors.Is(err, unix.ENOBUFS) {
 			return err
 		}
+		note(buf[:max(n, 0)])
 		select {
 		case changes <- struct{}{}:
 		default:

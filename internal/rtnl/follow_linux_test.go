@@ -25,7 +25,7 @@ func follow(t *testing.T, ns *netlab.NS) (calls *atomic.Int64, stop func() error
 	var err error
 	go func() {
 		defer close(done)
-		ns.Do(func() { err = Follow(ctx, func() { calls.Add(1) }) })
+		ns.Do(func() { err = Follow(ctx, func(map[int]bool) { calls.Add(1) }) })
 	}()
 	stop = func() error { cancel(); <-done; return err }
 	t.Cleanup(func() { stop() })
@@ -74,6 +74,42 @@ func TestEveryKindOfChangeIsFollowed(t *testing.T) {
 			t.Logf("%s: only after %v", strings.Join(change, " "), took)
 		}
 	}
+}
+
+func TestFollow(t *testing.T) {
+	t.Run("down-and-up-at-once", func(t *testing.T) {
+		l := newLab(t)
+		var index, other int
+		l.host.Do(func() {
+			var err error
+			if index, err = DeviceIndex("eth0"); err != nil {
+				t.Error(err)
+			}
+			other, _ = DeviceIndex("lo")
+		})
+		ctx, cancel := context.WithCancel(context.Background())
+		var listens, down, wrong atomic.Bool
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			l.host.Do(func() {
+				_ = Follow(ctx, func(wentDown map[int]bool) {
+					listens.Store(true)
+					down.Store(down.Load() || wentDown[index])
+					wrong.Store(wrong.Load() || wentDown[other])
+				})
+			})
+		}()
+		defer func() { cancel(); <-ended }()
+		eventually(t, "it listens", listens.Load)
+		l.host.Run("ip", "link", "set", "lo", "mtu", "1400") // is up, and is told of
+		l.host.Run("ip", "link", "set", "eth0", "down")
+		l.host.Run("ip", "link", "set", "eth0", "up")
+		eventually(t, "it is said that it was down", down.Load)
+		if wrong.Load() {
+			t.Error("it is said of lo, which was not")
+		}
+	})
 }
 
 func TestManyChangesAreFewCalls(t *testing.T) {
@@ -127,7 +163,7 @@ func TestFollowSurvivesDroppedMessages(t *testing.T) {
 	addRoutes(t, ns, 500) // nobody reads
 	reader := &overflowCounter{File: s}
 	changes, ended := make(chan struct{}, 1), make(chan error, 1)
-	go func() { ended <- watch(reader, changes) }()
+	go func() { ended <- watch(reader, func([]byte) {}, changes) }()
 	seen := func(what string) {
 		t.Helper()
 		select {
@@ -206,7 +242,7 @@ func TestFollowOfAnEndedContextReturns(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	netlab.New(t).Do(func() {
-		if err := Follow(ctx, func() {}); !errors.Is(err, context.Canceled) {
+		if err := Follow(ctx, func(map[int]bool) {}); !errors.Is(err, context.Canceled) {
 			t.Errorf("Follow returned %v", err)
 		}
 	})

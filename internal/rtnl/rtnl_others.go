@@ -49,7 +49,7 @@ func Lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
 func Resolve(r Route, dst [4]byte) error { return nil }
 
 // Follow is Linux's. Elsewhere whoever asks has to look again from time to time.
-func Follow(ctx context.Context, changed func()) error { return ErrUnsupported }
+func Follow(ctx context.Context, changed func(wentDown map[int]bool)) error { return ErrUnsupported }
 
 // SafeToBypass is Linux's: elsewhere there is no way around the kernel.
 func SafeToBypass(device int, local, remote [4]byte) (reason string) {
