@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -100,6 +101,9 @@ func (t *Tunnel) putBack(route bool, what []netip.Prefix, now time.Time) []netip
 		add = t.host.network.AddRoutes
 	}
 	added, err := add(t.iface.Index, try)
+	if errors.Is(err, syscall.ENETDOWN) { // since it was looked at; it is put back when it is up
+		err = nil
+	}
 	if failed := err != nil; failed != t.notPutBack[route] {
 		if t.notPutBack[route] = failed; failed {
 			t.log.Warn("cannot put back what the interface has lost", "err", err)

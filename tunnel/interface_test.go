@@ -2,8 +2,10 @@ package tunnel
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
+	"syscall"
 	"testing"
 
 	"ipipd/tun"
@@ -146,6 +148,14 @@ func TestPutBack(t *testing.T) {
 			a.isAdded(t, back...)
 		}
 		if n := a.world.logged("left alone from now on"); n != 0 {
+			t.Errorf("%d warnings", n)
+		}
+	})
+	t.Run("down-meanwhile", func(t *testing.T) {
+		a, _ := pair(t, configured)
+		a.world.set(func(w *world) { w.refuse = fmt.Errorf("add route: %w", syscall.ENETDOWN) })
+		a.looks(t)
+		if n := a.world.logged("cannot put back"); n != 0 {
 			t.Errorf("%d warnings", n)
 		}
 	})
