@@ -47,6 +47,7 @@ func (t *Tunnel) followInterface(now time.Time) {
 		t.log.Info("the interface was renamed", "was", before, "print-and-down-take", t.device.Name())
 	}
 	if s.Moved != t.iface.Moved {
+		t.moved.Store(s.Moved)
 		t.tellMoved(s.Moved)
 	}
 	t.iface = s

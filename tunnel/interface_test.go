@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"testing"
 
+	"ipipd/internal/packet"
 	"ipipd/tun"
 )
 
@@ -82,6 +83,9 @@ func TestInterface(t *testing.T) {
 		a, _ := pair(t, configured)
 		a.changes(func(s *tun.State) { s.Moved = true })
 		eventually(t, "it is said", func() bool { return a.world.logged("moved to another network namespace") == 1 })
+		if b := a.outboundBatch(nil); len(b[0].Space()) != packet.MaxSize {
+			t.Errorf("packets of %d bytes are read, of an interface whose MTU may be any", len(b[0].Space()))
+		}
 		a.loses(ourAddress, ourRoute)
 		a.looks(t)
 		a.isAdded(t) // nothing

@@ -40,6 +40,7 @@ type Tunnel struct {
 	// What the data path reads, and the supervisor replaces.
 	route atomic.Pointer[route]
 	mtu   atomic.Int32
+	moved atomic.Bool // to another network namespace, where its MTU may be any
 	// unreachable: ICMP errors say that outer packets do not arrive.
 	unreachable atomic.Bool
 
@@ -351,10 +352,11 @@ func (t *Tunnel) poke() {
 }
 
 // outboundBatch makes the buffers that packets are read into: small ones for the
-// usual MTU, and for a larger one such that a packet of 64 KiB is read in place.
+// usual MTU, and for a larger one, or one that cannot be known, such that a packet of
+// 64 KiB is read in place.
 func (t *Tunnel) outboundBatch(have []*packet.Buffer) []*packet.Buffer {
 	const small = 2048
-	large := t.MTU() > small
+	large := t.MTU() > small || t.moved.Load()
 	switch {
 	case have != nil && large == (len(have[0].Space()) == packet.MaxSize):
 		return have
