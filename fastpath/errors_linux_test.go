@@ -213,4 +213,5 @@ func TestPrintSaysThatTheChainIsFull(t *testing.T) {
 	d.LogsOnce("47 eBPF programs")
 	pop()
 	netlab.Eventually(t, "the fast path is taken", func() bool { return d.Status().FastPath == "active" })
+	d.LogsOnce("level=INFO msg=\"the kernel carries plain packets\"")
 }

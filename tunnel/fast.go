@@ -47,13 +47,17 @@ func (t *Tunnel) followFast() {
 		t.leaveFast()
 	}
 	t.keepWatch()
-	if old := t.fast.why.Swap(&why); old != nil && *old == why || !t.cfg.fastPath() {
+	old := t.fast.why.Swap(&why)
+	if old != nil && *old == why || !t.cfg.fastPath() {
 		return
 	}
-	if why == "" {
-		t.log.Debug("the kernel carries plain packets", "fast-path", "active")
-	} else {
+	switch {
+	case why != "":
 		t.log.Info("packets are carried in userspace", "fast-path", why)
+	case old == nil:
+		t.log.Debug("the kernel carries plain packets", "fast-path", "active")
+	default: // the line above was the last one about it
+		t.log.Info("the kernel carries plain packets", "fast-path", "active")
 	}
 }
 
@@ -66,8 +70,6 @@ func (t *Tunnel) objection() string {
 		return "allow-fast-path is no"
 	case t.noRoute:
 		return "there is no way to the remote"
-	}
-	switch {
 	case t.absent():
 		return "local-address is not on this host"
 	case t.iface.Moved:
