@@ -44,7 +44,7 @@ func (t *Tunnel) followInterface(now time.Time) {
 	}
 	if before := t.Name(); s.Name != before {
 		t.names.set(s.Name)
-		t.log.Info("the interface was renamed", "was", before, "print-and-down-take", t.device.Name())
+		t.log.Info("the interface was renamed", "was", before, "started-as", t.device.Name())
 	}
 	if s.Moved != t.iface.Moved {
 		t.moved.Store(s.Moved)

@@ -25,7 +25,7 @@ func (t *Tunnel) warnOfNAT() {
 	if t.cfg.Keepalive.Interval == 0 || t.cfg.KeepaliveProbe != keepalive.FormReflect || routed(local) || !routed(remote) {
 		return
 	}
-	t.log.Warn("the local address is private and the remote is not: behind a NAT reflect probes are not answered, but by ipipd",
+	t.log.Warn("the local address is private and the remote is not: behind a NAT nobody but ipipd answers reflect probes",
 		"local-address", local, "remote-address", remote,
 		"remedy", "--keepalive-probe echo --keepalive-target with the peer's inner address")
 }
