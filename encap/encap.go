@@ -6,7 +6,8 @@
 // packet; ParseOuter and Decapsulate check what was received and take the outer
 // header off; Fragment cuts a packet, TooBig tells an inner sender that its
 // packet does not fit, ParseError reads an ICMP error from the outer path, PathMTU
-// and Reachability are what a tunnel remembers of that path. Whatever stops a packet is a Drop, and every Drop has a name.
+// and Reachability are what a tunnel remembers of that path. Whatever stops a packet
+// is a Drop, and every Drop has a name.
 // Socket, implemented in the socket files, is the one raw socket of the process.
 //
 // RFCs, and where they are kept:

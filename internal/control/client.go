@@ -18,8 +18,9 @@ import (
 const statusBytes = 1 << 20
 
 // Status reads the status of a tunnel into v, as json.Unmarshal does. It says
-// ErrNotRunning where there is none, ErrStarting before it is ready, and *TimeoutError where none is told within
-// timeout. A tunnel that ends meanwhile is one that is not running.
+// ErrNotRunning where there is none, ErrStarting before it is ready, and *TimeoutError
+// where none is told within timeout. A tunnel that ends meanwhile is one that is not
+// running.
 func Status(dir, name string, timeout time.Duration, v any) error {
 	return ask(dir, name, timeout, http.MethodGet, "/status", func(r *http.Response) error {
 		if r.StatusCode == http.StatusServiceUnavailable {

@@ -90,9 +90,9 @@ func listenPrivate(path string) (net.Listener, error) {
 }
 
 // Serve answers clients until Close. status is what /status shows, in the form
-// that json.Marshal takes, and nil while the tunnel is not ready; down is called for each /down, and is to return at
-// once: the answer goes out after it. Both may be called at any time, also while
-// the tunnel ends.
+// that json.Marshal takes, and nil while the tunnel is not ready; down is called for
+// each /down, when its answer is on its way. Both may be called at any time, also
+// while the tunnel ends.
 func (s *Server) Serve(status func() any, down func()) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {

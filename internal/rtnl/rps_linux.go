@@ -15,8 +15,8 @@ import (
 
 // SetRPS sets the processors that the flows which an interface receives are spread over
 // (receive packet steering): mask is rps_cpus of each receive queue, in hexadecimal as
-// /sys takes it, or "all" for those that this process may run on. A mask that is there already, an operator's or net.core.rps_default_mask,
-// stays, and is the error.
+// /sys takes it, or "all" for those that this process may run on. A mask that is there
+// already, an operator's or net.core.rps_default_mask, stays, and is the error.
 //
 // /sys shows the interfaces of the network namespace that it was mounted in: an interface
 // of that name there may be another one. So it is told by an alias that it has for a
