@@ -115,8 +115,8 @@ func (x *exchange) do(actions []ike.Action) {
 			x.use(a.Child)
 		case ike.Remove:
 			if sa := x.mine[a.Inbound.SPI]; sa != nil {
-				sa.Close()
 				x.manager.removeSA(x.key(a.Inbound.SPI), sa)
+				sa.Close() // for whoever has just found it
 				delete(x.mine, a.Inbound.SPI)
 				delete(x.last, a.Inbound.SPI)
 			}

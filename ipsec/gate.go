@@ -24,16 +24,19 @@ type Protector struct {
 // Seal encrypts the outer packet in b, of protocol 4, in place. Unless it returns
 // esp.DropNone, b must not be sent.
 func (p *Protector) Seal(b *packet.Buffer) esp.Drop {
-	o := p.outbound.Load()
-	if o == nil {
-		p.drops[esp.DropNoSA].Add(1)
-		return esp.DropNoSA
+	for {
+		o, d := p.outbound.Load(), esp.DropNoSA
+		if o != nil {
+			d = o.Seal(b)
+		}
+		if d == esp.DropExhausted && p.outbound.Load() != o {
+			continue // closed after it was loaded; b is as it was
+		}
+		if d != esp.DropNone {
+			p.drops[d].Add(1)
+		}
+		return d
 	}
-	d := o.Seal(b)
-	if d != esp.DropNone {
-		p.drops[d].Add(1)
-	}
-	return d
 }
 
 // Plain counts a packet from the remote that was not encrypted, and is its Drop.
@@ -175,12 +178,17 @@ func (m *Manager) open(b *packet.Buffer, from uint16) bool {
 		m.drops[esp.DropMalformed].Add(1)
 		return false
 	}
-	sa := (*m.table.Load())[saKey{remote: [4]byte(p[12:16]), local: [4]byte(p[16:20]), spi: spi}]
+	key := saKey{remote: [4]byte(p[12:16]), local: [4]byte(p[16:20]), spi: spi}
+	sa := (*m.table.Load())[key]
 	if sa == nil || sa.udp != (from != 0) {
 		m.drops[esp.DropNoSA].Add(1)
 		return false
 	}
-	if d := sa.Open(b); d != esp.DropNone {
+	switch d := sa.Open(b); {
+	case d == esp.DropExhausted && (*m.table.Load())[key] != sa: // closed after it was found
+		m.drops[esp.DropNoSA].Add(1)
+		return false
+	case d != esp.DropNone:
 		sa.owner.gate.drops[d].Add(1)
 		return false
 	}

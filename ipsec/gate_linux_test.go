@@ -3,7 +3,9 @@ package ipsec
 import (
 	"bytes"
 	"net"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -149,6 +151,40 @@ func TestAGateWithoutAnSASealsNothing(t *testing.T) {
 	}
 	if n != 2 {
 		t.Errorf("%d reasons", n)
+	}
+}
+
+// A packet that comes while the SA is taken away is one without an SA, whoever found
+// the SA a moment before.
+func TestSealWhileTheSAGoes(t *testing.T) {
+	cfg := esp.Config{
+		SPI: 4711, Suite: esp.Suite{Cipher: esp.AESCBC, KeyBits: 128, Integrity: esp.HMACSHA1},
+		Keys: esp.Keys{Encryption: make([]byte, 16), Integrity: make([]byte, 20)}, Protocol: 4,
+	}
+	p, h := &Protector{}, &host{local: addressA, remote: addressB}
+	var ended atomic.Bool
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for b := packet.New(200); !ended.Load(); {
+			b.Set(h.outer(50, 7))
+			p.Seal(b)
+		}
+	}()
+	for range 20_000 {
+		out, err := esp.NewOutbound(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.outbound.Store(out)
+		runtime.Gosched()
+		p.outbound.Store(nil) // as negotiation does: first nobody finds it, then nobody can use it
+		out.Close()
+	}
+	ended.Store(true)
+	<-done
+	if n := p.drops[esp.DropExhausted].Load(); n != 0 || p.drops[esp.DropNoSA].Load() == 0 {
+		t.Errorf("%d packets are counted as exhausted, %d as without an SA", n, p.drops[esp.DropNoSA].Load())
 	}
 }
 
