@@ -78,10 +78,6 @@ type espSocket interface {
 	choose(only *exchange) error
 }
 
-// portNAT is where IKE moves when there is a NAT, and where ESP in UDP comes
-// (RFC 3948).
-const portNAT = 4500
-
 // portsKey is what a pair of UDP sockets is bound to.
 type portsKey struct {
 	local  netip.Addr

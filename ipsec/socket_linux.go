@@ -18,6 +18,10 @@ import (
 	"ipipd/ipsec/ike"
 )
 
+// portNAT is where IKE moves when there is a NAT, and where ESP in UDP comes
+// (RFC 3948).
+const portNAT = 4500
+
 const (
 	portIKE       = 500
 	receiveBuffer = 4 << 20
