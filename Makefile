@@ -43,7 +43,7 @@ ipipd: FORCE
 	$(GOBUILD) -o $@ ./cmd/ipipd
 
 bpf: ## compile the fast path's eBPF programs again (clang, llvm); what they are compiled to is in the tree
-	fastpath/bpf/build "$(CURDIR)/fastpath/bpf/ipip.o" | tee fastpath/bpf/compiler
+	internal/fastpath/bpf/build "$(CURDIR)/internal/fastpath/bpf/ipip.o" | tee internal/fastpath/bpf/compiler
 
 demo: ipipd ## two hosts in network namespaces, a tunnel between them, a packet on the wire (needs root)
 	./ipipd demo
@@ -59,7 +59,7 @@ test-race: bin/tools/$(notdir $(GOTESTSUM)) ## the tests, but for those with gue
 
 interop: bin/tools/$(notdir $(GOTESTSUM)) ## only the tests against what was not written here: socat, the kernel's ipip, strongSwan, tshark, scapy
 	@scripts/need test
-	$(GOTEST) --packages './interop ./ipsec/...' -- -count=1 -timeout 60m -run '$(patsubst .,Interop,$(RUN))'
+	$(GOTEST) --packages './test/interop ./internal/ipsec/...' -- -count=1 -timeout 60m -run '$(patsubst .,Interop,$(RUN))'
 
 fuzz: ## each fuzz target for FUZZTIME (10s)
 	@scripts/fuzz '$(FUZZTIME)' $(PKG)
@@ -69,7 +69,7 @@ bench: bin/tools/$(notdir $(BENCHSTAT)) ## go test -bench, against the last comm
 
 bench-peers: ipipd ## ipipd beside socat, fastd, OpenVPN, wireguard-go, VXLAN and the bare link (root, ~20 min)
 	@scripts/need peers
-	go run ./bench -ipipd ./ipipd $(PEERSARGS)
+	go run ./test/bench -ipipd ./ipipd $(PEERSARGS)
 
 lint: bin/tools/$(notdir $(STATICCHECK)) ## gofmt, go vet and staticcheck, for each system it is built for
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "gofmt -w is wanted on:"; echo "$$unformatted"; exit 1; fi

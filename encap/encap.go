@@ -1,14 +1,11 @@
-// Package encap is the outer door of a tunnel, and the rules of IP in IP
-// encapsulation (RFC 2003) between the two doors.
+// Package encap has the rules of IP in IP encapsulation (RFC 2003).
 //
-// The rules are functions on bytes: no socket, no clock, no goroutine, no log,
-// no allocation. Outer.Encapsulate puts the outer header in front of an inner
-// packet; ParseOuter and Decapsulate check what was received and take the outer
-// header off; Fragment cuts a packet, TooBig tells an inner sender that its
-// packet does not fit, ParseError reads an ICMP error from the outer path, PathMTU
-// and Reachability are what a tunnel remembers of that path. Whatever stops a packet
-// is a Drop, and every Drop has a name.
-// Socket, implemented in the socket files, is the one raw socket of the process.
+// They are functions on bytes: no socket, no clock, no goroutine, no log, no allocation.
+// Outer.Encapsulate puts the outer header in front of an inner packet; ParseOuter and
+// Decapsulate check a received packet and take the outer header off; Fragment fragments
+// a packet; TooBig tells an inner sender that its packet does not fit; ParseError reads
+// an ICMP error from the outer path; PathMTU and Reachability are what a tunnel remembers
+// of that path. Whatever stops a packet is a Drop, and every Drop has a name.
 //
 // RFCs, and where they are kept:
 //

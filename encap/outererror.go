@@ -90,11 +90,7 @@ func ParseError(b []byte) (e OuterError, d Drop) {
 	return e, e.parsePayload(quote[headerLen:])
 }
 
-const (
-	// portNAT is where ESP in UDP leaves from (RFC 3948, section 2.1).
-	portNAT   = 4500
-	udpHeader = 8
-)
+const udpHeader = 8
 
 // parsePayload reads what is quoted behind the outer header.
 func (e *OuterError) parsePayload(quote []byte) Drop {
@@ -102,7 +98,7 @@ func (e *OuterError) parsePayload(quote []byte) Drop {
 	case ipv4.ProtocolIPIP:
 		return DropNone
 	case ipv4.ProtocolUDP:
-		if len(quote) < udpHeader || binary.BigEndian.Uint16(quote) != portNAT {
+		if len(quote) < udpHeader || binary.BigEndian.Uint16(quote) != ipv4.PortNATT {
 			return DropOuterErrorUnrelated
 		}
 		quote = quote[udpHeader:]

@@ -14,8 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ipipd/internal/netlab"
 	"ipipd/internal/packet"
+	"ipipd/test/netlab"
 )
 
 // twoHosts are two namespaces, 10.9.0.1 and 10.9.0.2, whose devices are joined

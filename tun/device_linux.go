@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ipipd/internal/door"
+	"ipipd/internal/fdguard"
 )
 
 const cloneDevice = "/dev/net/tun"
@@ -18,7 +18,7 @@ const cloneDevice = "/dev/net/tun"
 type device struct {
 	queues  []Queue
 	fds     []int
-	door    *door.Door
+	guard   *fdguard.Group
 	control *interfaceControl
 }
 
@@ -62,7 +62,7 @@ func open(o Options) (_ *device, err error) {
 	defer func() {
 		switch {
 		case err == nil:
-		case d.door == nil:
+		case d.guard == nil:
 			d.closeAll()
 		default:
 			d.Close()
@@ -97,8 +97,8 @@ func open(o Options) (_ *device, err error) {
 		return nil, err
 	}
 	if o.Queues > 1 {
-		if err := steer(first); err != nil && o.Lacking != nil {
-			o.Lacking(fmt.Errorf("the kernel may reorder a flow, once, when its first answer comes: %w", err))
+		if err := attachQueueSelector(first); err != nil && o.OnDegraded != nil {
+			o.OnDegraded(fmt.Errorf("the kernel may reorder a flow, once, when its first answer comes: %w", err))
 		}
 	}
 	for range o.Queues - 1 {
@@ -122,7 +122,7 @@ func open(o Options) (_ *device, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if d.door, err = door.New(d.closeAll); err != nil {
+	if d.guard, err = fdguard.New(d.closeAll); err != nil {
 		return nil, err
 	}
 	for _, fd := range d.fds {
@@ -222,31 +222,31 @@ func (d *device) Queues() []Queue { return d.queues }
 func (d *device) Name() string { return d.control.name }
 
 func (d *device) State() (State, error) {
-	defer d.door.Leave()
-	if !d.door.Enter() {
+	defer d.guard.Release()
+	if !d.guard.Acquire() {
 		return State{Name: d.control.name}, os.ErrClosed
 	}
 	return d.control.state(d.fds[0])
 }
 
 func (d *device) SetMTU(mtu int) error {
-	defer d.door.Leave()
-	if !d.door.Enter() {
+	defer d.guard.Release()
+	if !d.guard.Acquire() {
 		return os.ErrClosed
 	}
 	return d.control.setMTU(d.fds[0], mtu)
 }
 
-func (d *device) SetRunning(running bool) error {
-	defer d.door.Leave()
-	if !d.door.Enter() {
+func (d *device) SetCarrier(running bool) error {
+	defer d.guard.Release()
+	if !d.guard.Acquire() {
 		return os.ErrClosed
 	}
 	return setCarrier(d.fds[0], running)
 }
 
 func (d *device) Close() error {
-	d.door.Close(nil)
+	d.guard.Close(nil)
 	return nil
 }
 

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ipipd/internal/ipv4"
-	"ipipd/internal/netlab"
 	"ipipd/internal/packet"
+	"ipipd/test/netlab"
 )
 
 // openIn opens a device in ns, with address 10.9.0.1/24, up.
@@ -224,7 +224,7 @@ func TestTheInterfaceGoesWithClose(t *testing.T) {
 		if _, err := d.State(); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("State after Close: %v", err)
 		}
-		if err := d.SetRunning(true); !errors.Is(err, os.ErrClosed) {
+		if err := d.SetCarrier(true); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("SetRunning after Close: %v", err)
 		}
 	})
@@ -293,7 +293,7 @@ func TestMTUAndCarrierAreTheInterfaces(t *testing.T) {
 			t.Errorf("SetMTU(67): %v", err)
 		}
 		for _, running := range []bool{false, true} {
-			if err := d.SetRunning(running); err != nil {
+			if err := d.SetCarrier(running); err != nil {
 				t.Error(err)
 			}
 			if out := ns.Run("ip", "link", "show", "dev", d.Name()); strings.Contains(out, "NO-CARRIER") == running {

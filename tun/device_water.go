@@ -121,7 +121,7 @@ func (d *waterDevice) SetMTU(mtu int) error {
 	return d.use(func(fd int) error { return d.control.setMTU(fd, mtu) })
 }
 
-func (d *waterDevice) SetRunning(running bool) error {
+func (d *waterDevice) SetCarrier(running bool) error {
 	return d.use(func(fd int) error { return setCarrier(fd, running) })
 }
 

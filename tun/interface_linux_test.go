@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ipipd/internal/netlab"
+	"ipipd/test/netlab"
 )
 
 func TestState(t *testing.T) {
@@ -26,7 +26,7 @@ func TestState(t *testing.T) {
 			}
 		}
 		check(State{Name: "ipip1", MTU: 1500, Up: true, Carrier: true})
-		if err := d.SetRunning(false); err != nil {
+		if err := d.SetCarrier(false); err != nil {
 			t.Error(err)
 		}
 		check(State{Name: "ipip1", MTU: 1500, Up: true})

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ipipd/internal/netlab"
+	"ipipd/test/netlab"
 )
 
 // onAThreadOfItsOwn calls f on a thread that ends with it, so that f can take

@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ipipd/internal/door"
+	"ipipd/internal/fdguard"
 	"ipipd/internal/packet"
 )
 
@@ -20,38 +20,38 @@ type queue struct {
 
 func newQueue(d *device, fd, mtu int, o offload) *queue {
 	q := &queue{device: d}
-	q.reader = reader{fd: fd, waiter: d.door.Waiter(fd), direct: min(mtu, packet.MaxSize)}
+	q.reader = reader{fd: fd, poller: d.guard.Poller(fd), direct: min(mtu, packet.MaxSize)}
 	q.writer = writer{fd: fd, coalescer: coalescer{udp: o.writeUDP}}
 	return q
 }
 
 func (q *queue) Read(batch []*packet.Buffer) (n int, err error) {
-	defer q.device.door.Leave()
-	if !q.device.door.Enter() {
+	defer q.device.guard.Release()
+	if !q.device.guard.Acquire() {
 		return 0, os.ErrClosed
 	}
 	return q.reader.read(q.device, batch, true)
 }
 
 func (q *queue) TryRead(batch []*packet.Buffer) (n int, err error) {
-	defer q.device.door.Leave()
-	if !q.device.door.Enter() {
+	defer q.device.guard.Release()
+	if !q.device.guard.Acquire() {
 		return 0, os.ErrClosed
 	}
 	return q.reader.read(q.device, batch, false)
 }
 
 func (q *queue) Control(f func(fd int) error) error {
-	defer q.device.door.Leave()
-	if !q.device.door.Enter() {
+	defer q.device.guard.Release()
+	if !q.device.guard.Acquire() {
 		return os.ErrClosed
 	}
 	return f(q.reader.fd)
 }
 
 func (q *queue) Write(batch []*packet.Buffer) (n int, err error) {
-	defer q.device.door.Leave()
-	if !q.device.door.Enter() {
+	defer q.device.guard.Release()
+	if !q.device.guard.Acquire() {
 		return 0, os.ErrClosed
 	}
 	return q.writer.write(batch)
@@ -69,7 +69,7 @@ const badPackets = 1000
 // in scratch after its small first part has been put there too.
 type reader struct {
 	fd     int
-	waiter door.Waiter
+	poller fdguard.Poller
 	direct int // the largest packet expected that is no superpacket, in bytes
 	head   [vnetHeaderLen]byte
 	iov    [3]unix.Iovec
@@ -94,12 +94,12 @@ func (r *reader) read(d *device, batch []*packet.Buffer, wait bool) (n int, err 
 		case errno == unix.EINTR:
 		case n > 0:
 			return n, nil
-		case d.door.Closed():
+		case d.guard.Closed():
 			return 0, os.ErrClosed
 		case errno == unix.EAGAIN && !wait:
 			return 0, nil
 		case errno == unix.EAGAIN && !gone:
-			gone = r.waiter.Wait()
+			gone = r.poller.PollSpin()
 		case errno == unix.EINVAL && bad < badPackets:
 			bad++
 		default:

@@ -1,5 +1,5 @@
-// Package tun is the inner door of a tunnel: the network interface whose packets
-// it carries.
+// Package tun is the TUN side of a tunnel: the network interface whose packets it
+// carries.
 //
 // On Linux the device is opened with IFF_VNET_HDR, so that one read can bring a
 // superpacket of up to 64 KiB, which is split here, and one write can take many
@@ -62,9 +62,9 @@ type Device interface {
 	// over them and keeps each flow in one; without CAP_BPF it may move a flow,
 	// once, when the first answer to it is written.
 	Queues() []Queue
-	// SetRunning sets the carrier: without it Linux shows NO-CARRIER, marks the
+	// SetCarrier sets the carrier: without it Linux shows NO-CARRIER, marks the
 	// routes of the interface linkdown, and sends nothing into it.
-	SetRunning(running bool) error
+	SetCarrier(running bool) error
 	// Name is the name that the interface was made with.
 	Name() string
 	// State is how the interface stands now, whatever others have made of it. After
@@ -105,7 +105,7 @@ type Options struct {
 	// NoOffload opens the device without IFF_VNET_HDR, through water: one
 	// packet a read and one a write.
 	NoOffload bool
-	// Lacking, if it is not nil, is told what the kernel refused that the device
+	// OnDegraded, if it is not nil, is told what the kernel refused that the device
 	// works without, before Open returns.
-	Lacking func(err error)
+	OnDegraded func(err error)
 }

@@ -8,7 +8,7 @@ import (
 
 // The system calls of the data path are raw ones: the Go scheduler is not told,
 // so that the thread comes back to its goroutine without asking for a processor.
-// They do not block: see door.Waiter.
+// They do not block: see door.Poller.
 
 func readv(fd int, iov []unix.Iovec) (n int, errno unix.Errno) {
 	r, _, errno := unix.RawSyscall(unix.SYS_READV, uintptr(fd),

@@ -25,8 +25,8 @@ import (
 
 	"ipipd/internal/control"
 	"ipipd/internal/ipv4"
-	"ipipd/internal/rtnl"
-	"ipipd/tunnel"
+	"ipipd/internal/netstate"
+	"ipipd/internal/tunnel"
 )
 
 func init() { extraCommands = append(extraCommands, newCmdDemo) }
@@ -190,18 +190,18 @@ func (h *demoHost) do(f func() error) error {
 
 // connect puts a cable between the two hosts: a veth pair, wire0 at both ends.
 func connect(a, b *demoHost) error {
-	if err := a.do(func() error { return rtnl.AddVeth("wire0", "wire0", int(b.namespace.Fd())) }); err != nil {
+	if err := a.do(func() error { return netstate.AddVeth("wire0", "wire0", int(b.namespace.Fd())) }); err != nil {
 		return err
 	}
 	for _, h := range []*demoHost{a, b} {
 		if err := h.do(func() error {
-			wire, err := rtnl.DeviceIndex("wire0")
+			wire, err := netstate.DeviceIndex("wire0")
 			if err != nil {
 				return err
 			}
 			const loopback = 1 // its index in every namespace
-			_, err = rtnl.AddAddresses(wire, []netip.Prefix{h.outer})
-			return errors.Join(err, rtnl.SetUp(loopback), rtnl.SetUp(wire))
+			_, err = netstate.AddAddresses(wire, []netip.Prefix{h.outer})
+			return errors.Join(err, netstate.SetUp(loopback), netstate.SetUp(wire))
 		}); err != nil {
 			return err
 		}

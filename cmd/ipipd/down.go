@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"ipipd/internal/control"
-	"ipipd/tunnel"
+	"ipipd/internal/tunnel"
 )
 
 // answerTimeout is how long a tunnel's process may take to answer, and endTimeout

@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"ipipd/tunnel"
+	"ipipd/internal/tunnel"
 )
 
 // usageError is that the command line is wrong: exit status 2, and nothing has

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"ipipd/internal/control"
-	"ipipd/tunnel"
+	"ipipd/internal/tunnel"
 )
 
 // acceptedAnnotation carries what a flag accepts to where its errors are made.

@@ -18,7 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"ipipd/internal/control"
-	"ipipd/tunnel"
+	"ipipd/internal/tunnel"
 )
 
 type printOptions struct {

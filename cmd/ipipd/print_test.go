@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ipipd/internal/control"
-	"ipipd/tunnel"
+	"ipipd/internal/tunnel"
 )
 
 // A status as a tunnel could have it.

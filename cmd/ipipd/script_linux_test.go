@@ -9,7 +9,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"ipipd/internal/netlab"
+	"ipipd/test/netlab"
 )
 
 // TestScriptsInANamespace runs testdata/script/root: real tunnels, each script in

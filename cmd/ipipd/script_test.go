@@ -11,7 +11,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"ipipd/internal/netlab"
+	"ipipd/test/netlab"
 )
 
 func TestMain(m *testing.M) {

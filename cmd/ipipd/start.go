@@ -5,13 +5,13 @@ import (
 	"errors"
 
 	"ipipd/internal/confine"
-	"ipipd/tunnel"
+	"ipipd/internal/tunnel"
 )
 
 // startTunnel has a process carry one tunnel, and have no more privileges than that
 // takes.
-func startTunnel(ctx context.Context, o tunnel.HostOptions, config tunnel.Config) (upTunnel, error) {
-	host, err := tunnel.NewHost(o)
+func startTunnel(ctx context.Context, o tunnel.EngineOptions, config tunnel.Config) (upTunnel, error) {
+	host, err := tunnel.NewEngine(o)
 	if err != nil {
 		return nil, err
 	}
@@ -29,7 +29,7 @@ func startTunnel(ctx context.Context, o tunnel.HostOptions, config tunnel.Config
 // onlyTunnel ends its host with itself.
 type onlyTunnel struct {
 	*tunnel.Tunnel
-	host *tunnel.Host
+	host *tunnel.Engine
 }
 
 func (t *onlyTunnel) Close() error { return t.host.Close() }

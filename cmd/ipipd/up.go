@@ -16,7 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"ipipd/internal/control"
-	"ipipd/tunnel"
+	"ipipd/internal/tunnel"
 )
 
 type upOptions struct {
@@ -26,7 +26,7 @@ type upOptions struct {
 	// SecretInArguments: ipsec-secret was given as a flag.
 	SecretInArguments bool
 	// start brings the tunnel up.
-	start func(context.Context, tunnel.HostOptions, tunnel.Config) (upTunnel, error)
+	start func(context.Context, tunnel.EngineOptions, tunnel.Config) (upTunnel, error)
 }
 
 // upTunnel is what `up` asks of a tunnel that it has started.
@@ -142,7 +142,7 @@ func upRun(ctx context.Context, o *upOptions) error {
 		}
 	}()
 
-	t, err := o.start(ctx, tunnel.HostOptions{Log: log, Threads: o.Threads}, o.Config)
+	t, err := o.start(ctx, tunnel.EngineOptions{Log: log, Threads: o.Threads}, o.Config)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil // told to end before there was a tunnel

@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"ipipd/internal/control"
-	"ipipd/tunnel"
+	"ipipd/internal/tunnel"
 )
 
 // fakeTunnel has everything of a tunnel but the packets.
@@ -67,7 +67,7 @@ func upFake(t *testing.T, dir, name string, change func(*upOptions)) (tun *fakeT
 	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{log, log}, Config: tunnel.Default()}
 	o.RuntimeDir, o.Config.Name, o.Config.RemoteAddress = dir, name, "198.51.100.1"
 	started := make(chan struct{})
-	o.start = func(_ context.Context, _ tunnel.HostOptions, c tunnel.Config) (upTunnel, error) {
+	o.start = func(_ context.Context, _ tunnel.EngineOptions, c tunnel.Config) (upTunnel, error) {
 		tun.config = c
 		close(started)
 		return tun, nil
@@ -198,7 +198,7 @@ func TestUpThatCannotStartLeavesNothing(t *testing.T) {
 	dir := shortDir(t)
 	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
 	o.RuntimeDir = dir
-	o.start = func(context.Context, tunnel.HostOptions, tunnel.Config) (upTunnel, error) {
+	o.start = func(context.Context, tunnel.EngineOptions, tunnel.Config) (upTunnel, error) {
 		return nil, errors.New("no TUN here: run modprobe tun")
 	}
 	err := upRun(t.Context(), o)
@@ -214,7 +214,7 @@ func TestEndingBeforeTheTunnelIsReadyIsNoError(t *testing.T) {
 	dir := shortDir(t)
 	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
 	o.RuntimeDir, o.Config.Name = dir, "t-fake"
-	o.start = func(ctx context.Context, _ tunnel.HostOptions, _ tunnel.Config) (upTunnel, error) {
+	o.start = func(ctx context.Context, _ tunnel.EngineOptions, _ tunnel.Config) (upTunnel, error) {
 		if status, _, errs := command("print", "t-fake", "--runtime-dir", dir); status != 1 || errs != "ipipd: tunnel t-fake is starting: try again\n" {
 			t.Errorf("print meanwhile: status %d, %s", status, errs)
 		}

@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"ipipd/internal/netlab"
+	"ipipd/test/netlab"
 )
 
 // long is for what has to happen; short for what must not be waited for.

@@ -66,6 +66,12 @@ const (
 	ProtocolESP  = 50
 )
 
+// PortNATT is the UDP port of ESP and IKE through a NAT (RFC 3948, section 2.1).
+const PortNATT = 4500
+
+// EtherType is IPv4's in an Ethernet header.
+const EtherType = 0x0800
+
 // ECN is the two-bit codepoint of RFC 3168, section 5.
 type ECN uint8
 

@@ -1,0 +1,217 @@
+package fastpath
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"ipipd/test/netlab"
+)
+
+func TestWhatIsMissingIsSaid(t *testing.T) {
+	f := open(t)
+	for _, x := range []struct {
+		when    string
+		explain func(error) error
+		err     error
+		want    string
+	}{
+		{"load", explainLoad, unix.EPERM, "not permitted"},
+		{"load", explainLoad, os.NewSyscallError("bpf", unix.EACCES), "not permitted"},
+		{"load", explainLoad, ebpf.ErrNotSupported, "Linux 6.6"},
+		{"load", explainLoad, unix.EINVAL, "Linux 6.6"},
+		{"load", explainLoad, unix.E2BIG, "Linux 6.6"},
+		{"load", explainLoad, unix.ENOSYS, "no eBPF"},
+		{"load", explainLoad, unix.ENOMEM, "no memory"},
+		{"load", explainLoad, errors.New("anything"), "refuses"},
+		{"attach", onLoopback, unix.EPERM, "not permitted"},
+		{"attach", onLoopback, ebpf.ErrNotSupported, "no tcx"},
+		{"attach", onLoopback, unix.ENODEV, "gone"},
+		{"attach", onLoopback, unix.ERANGE, "takes (63)"},
+		{"attach", onLoopback, unix.EEXIST, "already"},
+		{"attach", onLoopback, unix.EBUSY, "tried again"},
+		{"attach", onLoopback, unix.EINVAL, "does not take"},
+		{"map", onMap(f), unix.E2BIG, "4096 tunnels"},
+		{"map", onMap(f), unix.EEXIST, "same local and remote address"},
+		{"map", onMap(f), unix.ENOMEM, "no memory"},
+		{"map", onMap(f), unix.EBUSY, "tried again"},
+		{"map", onMap(f), unix.ENOSPC, "does not take a thing"}, // that is no limit of these maps
+	} {
+		err := x.explain(x.err)
+		var u *Unavailable
+		if !errors.As(err, &u) || !errors.Is(err, x.err) || !strings.Contains(err.Error(), x.want) {
+			t.Errorf("%s: %v is explained as %q, want something about %q", x.when, x.err, err, x.want)
+		}
+		if strings.Contains(err.Error(), "\n") {
+			t.Errorf("%q has more than a line", err)
+		}
+	}
+}
+
+func onLoopback(err error) error { return explainAttach(loopback, err) }
+
+func onMap(f *FastPath) func(error) error {
+	return func(err error) error { return f.explainMap("a thing", err) }
+}
+
+// What the kernel itself says, in each case that can be had.
+func TestAttachErrors(t *testing.T) {
+	ns := wires(t)
+	ns.Do(func() {
+		f := open(t)
+		one := Tunnel{Device: index(t, "t0"), Underlay: index(t, "u0"), Local: local, Remote: remote}
+		if _, err := f.Attach(one); err != nil {
+			t.Fatal(err)
+		}
+		fails := func(what string, x Tunnel, want string) {
+			t.Helper()
+			_, err := f.Attach(x)
+			var u *Unavailable
+			if !errors.As(err, &u) || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %v, want something about %q", what, err, want)
+			}
+		}
+		two := one
+		two.Device = index(t, "t1")
+		fails("the same addresses", two, "same local and remote address")
+		two.Remote, two.Underlay = innerB, 9999
+		fails("no such underlay", two, "gone")
+		two.Underlay = one.Underlay
+		taken := f.taken
+		f.taken, f.slots = f.objects.Counts.MaxEntries(), nil
+		fails("no slot is left", two, "4096 tunnels")
+		f.taken, f.slots = taken, nil
+		if _, err := f.Attach(two); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// dummies hangs n programs of others on one side of a device, which let all pass. It
+// returns how to take the last of them away.
+func dummies(t *testing.T, n, device int, where ebpf.AttachType) (pop func()) {
+	t.Helper()
+	program, links := dummy(t), []link.Link(nil)
+	t.Cleanup(func() {
+		for _, l := range links {
+			l.Close()
+		}
+	})
+	for range n {
+		// The same program may not hang there twice.
+		l, err := link.AttachTCX(link.TCXOptions{Interface: device, Program: program(), Attach: where})
+		if err != nil {
+			t.Fatalf("program %d: %v", len(links), err)
+		}
+		links = append(links, l)
+	}
+	return func() {
+		links[len(links)-1].Close()
+		links = links[:len(links)-1]
+	}
+}
+
+func dummy(t *testing.T) func() *ebpf.Program {
+	return func() *ebpf.Program {
+		t.Helper()
+		p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+			Name: "dummy", Type: ebpf.SchedCLS, License: "MIT",
+			Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, next), asm.Return()},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { p.Close() })
+		return p
+	}
+}
+
+// The kernel takes 63 programs on one side of a device, and each ipipd process hangs
+// one there: what others need is left to them.
+func TestAttachLeavesPlacesToOthers(t *testing.T) {
+	ns := wires(t)
+	ns.Do(func() {
+		f := open(t)
+		one := Tunnel{Device: index(t, "t0"), Underlay: index(t, "u0"), Local: local, Remote: remote}
+		pop := dummies(t, maxPrograms-spared, one.Underlay, ebpf.AttachTCXIngress)
+		_, err := f.Attach(one)
+		var u *Unavailable
+		if !errors.As(err, &u) {
+			t.Fatalf("with %d programs there: %v", maxPrograms-spared, err)
+		}
+		for _, want := range []string{"47 eBPF programs hang on u0", "takes 63", "16 are left"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%q does not say %q", err, want)
+			}
+		}
+		dummies(t, spared, one.Underlay, ebpf.AttachTCXIngress) // those whom the places are for
+		if _, err := link.AttachTCX(link.TCXOptions{Interface: one.Underlay, Program: dummy(t)(), Attach: ebpf.AttachTCXIngress}); !errors.Is(err, unix.ERANGE) {
+			t.Errorf("a program more than the kernel is thought to take: %v", err)
+		}
+		pop()
+		if _, err := f.Attach(one); !errors.As(err, &u) {
+			t.Errorf("with %d programs there: %v", maxPrograms-1, err)
+		}
+	})
+	ns.Do(func() {
+		f := open(t)
+		one := Tunnel{Device: index(t, "t0"), Underlay: index(t, "u1"), Local: local, Remote: remote}
+		dummies(t, maxPrograms-spared-1, one.Underlay, ebpf.AttachTCXIngress)
+		if _, err := f.Attach(one); err != nil {
+			t.Errorf("with %d programs there: %v", maxPrograms-spared-1, err)
+		}
+	})
+}
+
+func TestForeignOnEgress(t *testing.T) {
+	ns := wires(t)
+	ns.Do(func() {
+		f := open(t)
+		one := Tunnel{Device: index(t, "t0"), Underlay: index(t, "u0"), Local: local, Remote: remote}
+		check := func(when string, want bool) {
+			t.Helper()
+			if got, err := f.ForeignOnEgress(one.Device); err != nil || got != want {
+				t.Errorf("%s: %v, %v", when, got, err)
+			}
+		}
+		check("nothing there", false)
+		if _, err := f.Attach(one); err != nil {
+			t.Fatal(err)
+		}
+		check("ours", false)
+		dummies(t, 1, one.Device, ebpf.AttachTCXIngress)
+		check("another's on ingress", false)
+		pop := dummies(t, 1, one.Device, ebpf.AttachTCXEgress)
+		check("another's", true)
+		pop()
+		check("it has gone", false)
+		if _, err := f.ForeignOnEgress(9999); err == nil {
+			t.Error("no such device, and no error")
+		}
+	})
+}
+
+// A tunnel takes the fast path up when a place is free again, and says till then why not.
+func TestPrintSaysThatTheChainIsFull(t *testing.T) {
+	a, b := netlab.New(t), netlab.New(t)
+	netlab.Veth(t, a, b, netlab.End{Name: "veth0", Address: "192.0.2.1/24"}, netlab.End{Name: "veth0", Address: "192.0.2.2/24"})
+	var pop func()
+	a.Do(func() {
+		open(t) // or there is no fast path here
+		pop = dummies(t, maxPrograms-spared, index(t, "veth0"), ebpf.AttachTCXIngress)
+	})
+	d := netlab.Up(t, a, "t0", "--remote-address", "192.0.2.2", "--keepalive", "off")
+	if s := d.Status(); !strings.Contains(s.FastPath, "47 eBPF programs hang on veth0") {
+		t.Errorf("print says %q", s.FastPath)
+	}
+	d.LogsOnce("47 eBPF programs")
+	pop()
+	netlab.Eventually(t, "the fast path is taken", func() bool { return d.Status().FastPath == "active" })
+	d.LogsOnce("level=INFO msg=\"the kernel carries plain packets\"")
+}

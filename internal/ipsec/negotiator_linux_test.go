@@ -1,0 +1,158 @@
+package ipsec
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"ipipd/internal/ipsec/esp"
+	"ipipd/internal/ipsec/ike"
+	"ipipd/internal/packet"
+)
+
+// pair is two ends without sockets, A behind a NAT that gives port 4500 another
+// number: what A's peer sends B, and B's exchange.
+type pair struct {
+	t      *testing.T
+	now    time.Time
+	a      *ike.Peer
+	b      *negotiator
+	sealed *esp.Outbound // A's
+}
+
+const mapped = 14500
+
+func newPair(t *testing.T, mode ike.Mode) *pair {
+	cfg := ikeConfig(mode).Config
+	cfg.Local, cfg.Remote = inside, addressB
+	now := time.Now()
+	a, err := ike.NewPeer(cfg, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Local, cfg.Remote, cfg.Passive = addressB, addressA, true
+	b, err := ike.NewPeer(cfg, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := &negotiator{manager: NewManager(Options{}), session: &Session{}, peer: b, local: addressB, remote: addressA, inbound: map[uint32]*inboundSA{}, last: map[uint32]uint64{}}
+	x.session.negotiator = x
+	p := &pair{t: t, now: now, a: a, b: x}
+	p.fromA(a.Tick(now))
+	p.fromB(b.Tick(now))
+	return p
+}
+
+// fromA carries out what A wants, and has its messages come to B.
+func (p *pair) fromA(actions []ike.Action) {
+	for _, action := range actions {
+		switch a := action.(type) {
+		case ike.Send:
+			p.fromB(p.b.peer.Receive(p.now, a.LocalPort, netip.AddrPortFrom(addressA, a.LocalPort+mapped-4500), a.Payload))
+		case ike.UseOutbound:
+			var err error
+			if p.sealed, err = esp.NewOutbound(a.Outbound); err != nil {
+				p.t.Fatal(err)
+			}
+		}
+	}
+}
+
+// fromB is fromA the other way.
+func (p *pair) fromB(actions []ike.Action) {
+	for _, action := range actions {
+		if a, ok := action.(ike.Send); ok {
+			p.fromA(p.a.Receive(p.now, a.To.Port()-mapped+4500, netip.AddrPortFrom(addressB, a.LocalPort), a.Payload))
+			continue
+		}
+		p.b.do([]ike.Action{action})
+	}
+}
+
+// esp has a packet of A's come to B from that port.
+func (p *pair) esp(port uint16) {
+	p.t.Helper()
+	h := &host{local: addressA, remote: addressB}
+	b := packet.New(2000)
+	b.Set(h.outer(100, 1))
+	p.sealed.SetPorts(0, 0) // as B's socket hands it on
+	if d := p.sealed.Seal(b); d != esp.DropNone || !p.b.manager.open(b, port) {
+		p.t.Fatalf("not opened (%v)", d)
+	}
+}
+
+// destination is the port that B's gate sends to.
+func (p *pair) destination() uint16 {
+	p.t.Helper()
+	b := packet.New(2000)
+	b.Set((&host{local: addressB, remote: addressA}).outer(100, 1))
+	if d := p.b.session.Seal(b); d != esp.DropNone {
+		p.t.Fatal(d)
+	}
+	return uint16(b.Bytes()[22])<<8 | uint16(b.Bytes()[23])
+}
+
+// TestNATPort: ESP goes to where authentic ESP last came from, also after IKE has
+// moved it to another port.
+func TestNATPort(t *testing.T) {
+	for _, mode := range testModes {
+		p := newPair(t, mode)
+		if p.sealed == nil || p.b.current == nil {
+			t.Fatalf("%v: no SA: %v", mode, p.b.peer.Problem())
+		}
+		step := func(what string, want uint16) {
+			t.Helper()
+			if got := p.destination(); got != want {
+				t.Errorf("%v: %s: to port %d, want %d", mode, what, got, want)
+			}
+			if got := p.b.current.Outbound.DestinationPort; got != want {
+				t.Errorf("%v: %s: the next SA is sent by to port %d, want %d", mode, what, got, want)
+			}
+		}
+		p.esp(mapped)
+		p.b.look(p.now)
+		step("at first", mapped)
+		// Whatever has IKE move: look has not been at what came before.
+		p.esp(mapped)
+		p.b.current.Outbound.DestinationPort = 6666
+		p.b.do([]ike.Action{ike.SetPorts{Child: p.b.current, Local: 4500, Remote: 6666}})
+		p.b.look(p.now)
+		step("moved by IKE", 6666)
+		p.esp(mapped)
+		p.b.look(p.now)
+		step("ESP from the port before", mapped)
+		p.esp(7777)
+		p.b.look(p.now)
+		step("ESP from a new port", 7777)
+	}
+}
+
+// TestPublish: a status is made for what changes something, and for no datagram that
+// does not.
+func TestPublish(t *testing.T) {
+	for _, mode := range testModes {
+		p := newPair(t, mode)
+		x := p.b
+		x.publishNews()
+		before := x.session.status.Load()
+		if before == nil || !before.Established {
+			t.Fatalf("%v: %+v", mode, before)
+		}
+		for i := range 100 {
+			b := make([]byte, 28) // a beginning without a payload
+			b[0], b[17], b[18], b[19], b[27] = byte(1+i), 0x20, 34, 0x08, 28
+			x.do(x.peer.Receive(p.now, 500, netip.AddrPortFrom(addressA, 500), b))
+			x.publishNews()
+		}
+		x.look(p.now)
+		x.publishNews()
+		if x.session.status.Load() != before {
+			t.Errorf("%v: a status was made of nothing", mode)
+		}
+		x.do(x.peer.Close(p.now)[:1]) // the gate shuts
+		x.publishNews()
+		if now := x.session.status.Load(); now == before || now.Established {
+			t.Errorf("%v: %+v", mode, now)
+		}
+	}
+}

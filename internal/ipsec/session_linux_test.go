@@ -1,0 +1,268 @@
+package ipsec
+
+import (
+	"bytes"
+	"net"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ipipd/internal/ipsec/esp"
+	"ipipd/internal/ipsec/ike"
+	"ipipd/internal/packet"
+	"ipipd/test/netlab"
+)
+
+func TestAnotherIKEDaemonIsNamed(t *testing.T) {
+	ns := netlab.New(t)
+	for _, port := range []int{500, 4500} {
+		h := newHost(t, ns, addressA, addressB)
+		ns.Run("ip", "address", "replace", "192.0.2.1/24", "dev", "lo")
+		var taken *net.UDPConn
+		ns.Do(func() {
+			var err error
+			if taken, err = net.ListenUDP("udp4", &net.UDPAddr{Port: port}); err != nil {
+				t.Fatal(err)
+			}
+		})
+		err := h.protect(ikeConfig(ike.Main))
+		if err == nil || !strings.Contains(err.Error(), "another IKE daemon") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("port %d taken: %v", port, err)
+		}
+		taken.Close()
+		if err := h.protect(ikeConfig(ike.Main)); err != nil {
+			t.Errorf("port %d free again: %v", port, err)
+		}
+		if err := h.protect(ikeConfig(ike.Main)); err == nil {
+			t.Error("a second tunnel between the same addresses was taken")
+		}
+		h.manager.Close()
+	}
+}
+
+// A path that takes IKE and not ESP: that is said, once, and nothing goes plain.
+func TestAPathThatTakesNoESPIsNamed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes as long as the silence that is looked for")
+	}
+	t.Parallel()
+	nsA, nsB := netlab.New(t), netlab.New(t)
+	netlab.Veth(t, nsA, nsB, netlab.End{Name: "u0", Address: "192.0.2.1/24"}, netlab.End{Name: "u0", Address: "192.0.2.2/24"})
+	if out, err := nsA.Try("nft", "add table ip f; add chain ip f in { type filter hook prerouting priority -400; }; add rule ip f in ip protocol 50 drop"); err != nil {
+		t.Skipf("needs nft: %s", out)
+	}
+	a, b := newHost(t, nsA, addressA, addressB), newHost(t, nsB, addressB, addressA)
+	cfg := ikeConfig(ike.Main)
+	for _, h := range []*host{a, b} {
+		if err := h.protect(cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	netlab.Eventually(t, "both gates open", func() bool { return a.session.Established() && b.session.Established() })
+	deadline := time.Now().Add(silence + netlab.Patience())
+	for !strings.Contains(a.log.String(), "nothing arrives") {
+		if time.Now().After(deadline) {
+			t.Fatalf("nobody says so:\n%s", a.log.String())
+		}
+		a.send(a.outer(100, 1))
+		b.send(b.outer(100, 1))
+		time.Sleep(50 * time.Millisecond)
+	}
+	if n := strings.Count(a.log.String(), "nothing arrives"); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+}
+
+// An SA is its peer's alone: by its SPI, but from elsewhere or in another
+// wrapping, nothing is opened.
+func TestAnSAOpensOnlyWhatComesFromItsPeer(t *testing.T) {
+	m := NewManager(Options{})
+	keys := esp.Keys{Encryption: make([]byte, 16), Integrity: make([]byte, 20)}
+	cfg := esp.Config{SPI: 4711, Suite: esp.Suite{Cipher: esp.AESCBC, KeyBits: 128, Integrity: esp.HMACSHA1}, Keys: keys, Protocol: 4}
+	in, err := esp.NewInbound(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := esp.NewOutbound(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	session := &Session{}
+	x := &negotiator{manager: m, session: session, local: addressA, remote: addressB}
+	m.addSA(x.key(4711), &inboundSA{Inbound: in, owner: x})
+	from := func(source, destination [4]byte) *packet.Buffer {
+		h := &host{local: addressB, remote: addressA}
+		p := h.outer(50, 7)
+		copy(p[12:], source[:])
+		copy(p[16:], destination[:])
+		b := packet.New(200)
+		b.Set(p)
+		if d := out.Seal(b); d != esp.DropNone {
+			t.Fatal(d)
+		}
+		return b
+	}
+	a, b := addressA.As4(), addressB.As4()
+	if m.open(from([4]byte{203, 0, 113, 9}, a), 0) || m.open(from(b, [4]byte{203, 0, 113, 9}), 0) || m.open(from(b, a), 4500) {
+		t.Error("opened what is not the peer's")
+	}
+	good := from(b, a)
+	again := packet.New(200)
+	again.Set(good.Bytes())
+	if !m.open(good, 0) || !bytes.Equal(good.Bytes()[20:], bytes.Repeat([]byte{7}, 50)) {
+		t.Error("the peer's own was not opened")
+	}
+	if m.open(again, 0) {
+		t.Error("opened twice")
+	}
+	sealed, buffer := from(b, a).Bytes(), packet.New(200)
+	if n := testing.AllocsPerRun(100, func() {
+		buffer.Set(sealed)
+		m.open(buffer, 0)
+	}); n != 0 {
+		t.Errorf("%v allocations a packet", n)
+	}
+	m.removeSA(x.key(4711), (*m.table.Load())[x.key(4711)])
+	if m.open(from(b, a), 0) {
+		t.Error("opened after the SA was removed")
+	}
+}
+
+func TestAGateWithoutAnSASealsNothing(t *testing.T) {
+	p := &Session{}
+	h := &host{local: addressA, remote: addressB}
+	b := packet.New(200)
+	b.Set(h.outer(50, 7))
+	if d := p.Seal(b); d != esp.DropNoSA {
+		t.Errorf("Seal: %v", d)
+	}
+	if p.Established() || p.Plain() != esp.DropPlain {
+		t.Error("a gate without an SA is open")
+	}
+	n := 0
+	for d, count := range p.Drops {
+		if n++; count != 1 || d != esp.DropNoSA && d != esp.DropPlain {
+			t.Errorf("%v: %d", d, count)
+		}
+	}
+	if n != 2 {
+		t.Errorf("%d reasons", n)
+	}
+}
+
+// A packet that comes while the SA is taken away is one without an SA, whoever found
+// the SA a moment before.
+func TestSealWhileTheSAGoes(t *testing.T) {
+	cfg := esp.Config{
+		SPI: 4711, Suite: esp.Suite{Cipher: esp.AESCBC, KeyBits: 128, Integrity: esp.HMACSHA1},
+		Keys: esp.Keys{Encryption: make([]byte, 16), Integrity: make([]byte, 20)}, Protocol: 4,
+	}
+	p, h := &Session{}, &host{local: addressA, remote: addressB}
+	var ended atomic.Bool
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for b := packet.New(200); !ended.Load(); {
+			b.Set(h.outer(50, 7))
+			p.Seal(b)
+		}
+	}()
+	for range 20_000 {
+		out, err := esp.NewOutbound(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.outbound.Store(out)
+		runtime.Gosched()
+		p.outbound.Store(nil) // as negotiation does: first nobody finds it, then nobody can use it
+		out.Close()
+	}
+	ended.Store(true)
+	<-done
+	if n := p.drops[esp.DropExhausted].Load(); n != 0 || p.drops[esp.DropNoSA].Load() == 0 {
+		t.Errorf("%d packets are counted as exhausted, %d as without an SA", n, p.drops[esp.DropNoSA].Load())
+	}
+}
+
+// The receivers: nothing is allocated for a packet, forged or not, and Close
+// unblocks them.
+func TestReceiverAllocatesNothing(t *testing.T) {
+	ns := netlab.New(t)
+	m := NewManager(Options{})
+	var r Receiver
+	var c Closer
+	var raw int
+	ns.Do(func() {
+		var err error
+		if c, r, err = openESP(m); err != nil {
+			t.Fatal(err)
+		}
+		if raw, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err != nil {
+			t.Fatal(err)
+		}
+	})
+	defer unix.Close(raw)
+	keys := esp.Keys{Encryption: make([]byte, 20)}
+	cfg := esp.Config{SPI: 4711, Suite: esp.Suite{Cipher: esp.AESGCM, KeyBits: 128}, Keys: keys, Protocol: 4}
+	in, _ := esp.NewInbound(cfg)
+	out, err := esp.NewOutbound(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	session := &Session{}
+	local := net.IPv4(127, 0, 0, 1).To4()
+	m.addSA(saKey{remote: [4]byte(local), local: [4]byte(local), spi: 4711}, &inboundSA{Inbound: in, owner: &negotiator{session: session}})
+	h := &host{local: addressA, remote: addressB}
+	p := h.outer(500, 9)
+	copy(p[12:], local)
+	copy(p[16:], local)
+	b, batch := packet.New(2000), packet.NewBatch(8, 2000)
+	to := &unix.SockaddrInet4{Addr: [4]byte(local)}
+	roundTrip := func() {
+		b.Set(p)
+		if d := out.Seal(b); d != esp.DropNone {
+			t.Fatal(d)
+		}
+		if err := unix.Sendto(raw, b.Bytes(), 0, to); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := r.Read(batch); n != 1 || err != nil || !bytes.Equal(batch[0].Bytes()[20:], p[20:]) {
+			t.Fatalf("%d packets, %v", n, err)
+		}
+	}
+	roundTrip()
+	base := testing.AllocsPerRun(50, func() {
+		b.Set(p)
+		out.Seal(b)
+		_ = unix.Sendto(raw, b.Bytes(), 0, to) // x/sys allocates the address
+		batch[0].Space()
+	})
+	for range 51 { // take what the measurement has sent
+		roundTripDrain(t, r, batch)
+	}
+	if n := testing.AllocsPerRun(50, roundTrip); n > base {
+		t.Errorf("%v allocations a packet", n-base)
+	}
+	done := make(chan error)
+	go func() {
+		_, err := r.Read(batch)
+		done <- err
+	}()
+	c.Close()
+	if err := <-done; err == nil {
+		t.Error("no error after Close")
+	}
+}
+
+// roundTripDrain reads one packet, or as many as wait.
+func roundTripDrain(t *testing.T, r Receiver, batch []*packet.Buffer) {
+	t.Helper()
+	one := batch[:1]
+	if n, err := r.Read(one); n != 1 || err != nil {
+		t.Fatalf("%d packets, %v", n, err)
+	}
+}

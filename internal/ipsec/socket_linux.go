@@ -1,0 +1,356 @@
+package ipsec
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"ipipd/internal/fdguard"
+	"ipipd/internal/ipsec/esp"
+	"ipipd/internal/ipsec/ike"
+	"ipipd/internal/ipv4"
+	"ipipd/internal/packet"
+)
+
+const (
+	portIKE       = 500
+	receiveBuffer = 4 << 20
+)
+
+// ports is UDP ports 500 and 4500 of one local address.
+type ports struct {
+	key      portsKey
+	manager  *Manager
+	users    int
+	guard    *fdguard.Group
+	ike, nat int      // file descriptors
+	receiver Receiver // of the ESP that comes to 4500
+}
+
+// openPorts binds both in the network namespace of the calling thread.
+func openPorts(m *Manager, key portsKey) (p *ports, err error) {
+	p = &ports{key: key, manager: m, ike: -1, nat: -1}
+	if p.guard, err = fdguard.New(p.release); err != nil {
+		return nil, err
+	}
+	if p.ike, err = openUDP(key, portIKE); err == nil {
+		p.nat, err = openUDP(key, ipv4.PortNATT)
+	}
+	if err != nil {
+		_ = p.Close()
+		return nil, err
+	}
+	p.receiver = newReceiver(m, p.guard, p.nat, p)
+	go p.serve()
+	return p, nil
+}
+
+func (p *ports) release() {
+	for _, fd := range []int{p.ike, p.nat} {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+	}
+}
+
+func openUDP(key portsKey, port int) (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	if err := bindUDP(fd, key, port); err != nil {
+		_ = unix.Close(fd)
+		if errors.Is(err, unix.EADDRINUSE) {
+			return -1, fmt.Errorf("UDP port %d of %s is taken, most likely by another IKE daemon (strongSwan, libreswan, racoon): stop that, or have it leave this address: %w", port, key.local, err)
+		}
+		if errors.Is(err, unix.EACCES) {
+			return -1, fmt.Errorf("IKE needs UDP port %d, and that CAP_NET_BIND_SERVICE: run as root, or setcap cap_net_raw,cap_net_admin,cap_net_bind_service+ep on the binary: %w", port, err)
+		}
+		return -1, fmt.Errorf("IKE needs UDP port %d of %s: %w", port, key.local, err)
+	}
+	return fd, nil
+}
+
+func bindUDP(fd int, key portsKey, port int) error {
+	var errs []error
+	set := func(level, name int, what string, value int) {
+		errs = append(errs, os.NewSyscallError("setsockopt "+what, unix.SetsockoptInt(fd, level, name, value)))
+	}
+	set(unix.IPPROTO_IP, unix.IP_RECVTOS, "IP_RECVTOS", 1)
+	// IKE messages can be longer than a path takes; let routers cut them. The kernel is to
+	// learn no path MTU for the whole host from an ICMP 3/4 about this port, which anybody
+	// can forge.
+	set(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, "IP_MTU_DISCOVER", unix.IP_PMTUDISC_OMIT)
+	// The address may still have to come to this host, as to a VRRP backup.
+	set(unix.IPPROTO_IP, unix.IP_FREEBIND, "IP_FREEBIND", 1)
+	if key.mark != 0 {
+		set(unix.SOL_SOCKET, unix.SO_MARK, "SO_MARK", int(key.mark))
+	}
+	if key.device != 0 {
+		set(unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, "SO_BINDTOIFINDEX", key.device)
+	}
+	errs = append(errs, enlarge(fd))
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Port: port, Addr: as4(key.local)}))
+}
+
+// enlarge gives a socket its receive buffer, which only CAP_NET_ADMIN may put
+// above the system's limit.
+func enlarge(fd int) error {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) == nil {
+		return nil
+	}
+	return os.NewSyscallError("setsockopt SO_RCVBUF", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer))
+}
+
+// serve reads port 500, where nothing is in a hurry.
+func (p *ports) serve() {
+	defer p.guard.Release()
+	if !p.guard.Acquire() {
+		return
+	}
+	buf := make([]byte, packet.MaxSize)
+	poller := p.guard.Poller(p.ike)
+	for {
+		n, from, err := unix.Recvfrom(p.ike, buf, unix.MSG_DONTWAIT)
+		switch {
+		case p.guard.Closed():
+			return
+		case err == unix.EAGAIN:
+			poller.PollBlock()
+		case err != nil: // an ICMP error about a message of ours
+		default:
+			if from, ok := from.(*unix.SockaddrInet4); ok {
+				p.manager.deliver(p.key.local, portIKE, netip.AddrPortFrom(netip.AddrFrom4(from.Addr), uint16(from.Port)), buf[:n])
+			}
+		}
+	}
+}
+
+// send sends an IKE message. That it may not arrive is what retransmission is for.
+func (p *ports) send(a ike.Send) {
+	defer p.guard.Release()
+	if !p.guard.Acquire() {
+		return
+	}
+	fd, b := p.ike, a.Payload
+	if a.LocalPort == ipv4.PortNATT {
+		fd = p.nat
+		if !a.Keepalive {
+			b = append(make([]byte, esp.NonESPMarker, esp.NonESPMarker+len(b)), b...)
+		}
+	}
+	_ = unix.Sendto(fd, b, unix.MSG_DONTWAIT, &unix.SockaddrInet4{Port: int(a.To.Port()), Addr: as4(a.To.Addr())})
+}
+
+// Close unblocks who reads, and returns when nobody does any more.
+func (p *ports) Close() error {
+	p.guard.Close(nil)
+	return nil
+}
+
+// rawESP is the socket of protocol 50. While there is one tunnel only, it is one that gets
+// no copies of what others send and receive.
+type rawESP struct {
+	guard    *fdguard.Group
+	receiver *receiver
+
+	mu       sync.Mutex
+	fds      []int // the last one receives; those before still hold packets
+	selected fdguard.Selection
+}
+
+// openESP opens it in the network namespace of the calling thread.
+func openESP(m *Manager) (espSocket, Receiver, error) {
+	s := &rawESP{}
+	var err error
+	if s.guard, err = fdguard.New(s.release); err != nil {
+		return nil, nil, err
+	}
+	fd, err := s.open(fdguard.Selection{})
+	if err != nil {
+		_ = s.Close()
+		if errors.Is(err, os.ErrPermission) {
+			return nil, nil, fmt.Errorf("ESP needs a raw socket, and that CAP_NET_RAW: run as root, or setcap cap_net_raw,cap_net_admin+ep on the binary: %w", err)
+		}
+		return nil, nil, fmt.Errorf("open the ESP socket: %w", err)
+	}
+	s.receiver = newReceiver(m, s.guard, fd, nil)
+	return s, s.receiver, nil
+}
+
+func (s *rawESP) open(sel fdguard.Selection) (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, esp.ProtocolESP)
+	if err != nil {
+		return -1, err
+	}
+	if err = enlarge(fd); err == nil { // and have the kernel learn no path MTU, as in bindUDP
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_INTERFACE)
+	}
+	if err == nil {
+		_, err = sel.Select(fd)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	fdguard.Drain(fd) // of what came before it was selected, from anybody; the socket before has it as well
+	s.fds = append(s.fds, fd)
+	return fd, nil
+}
+
+// choose implements espSocket. What arrives meanwhile may come twice, which the window
+// against replay sees. Where it fails, the socket before goes on.
+func (s *rawESP) choose(only *negotiator) error {
+	var sel fdguard.Selection
+	if only != nil {
+		key := only.ports.key
+		sel = fdguard.Selection{Device: key.device, Mark: key.mark, Local: as4(only.local), Remote: as4(only.remote)}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	defer s.guard.Release()
+	if !s.guard.Acquire() || sel == s.selected {
+		return nil
+	}
+	old := s.fds[len(s.fds)-1]
+	fd, err := s.open(sel)
+	if err != nil {
+		return fmt.Errorf("open the ESP socket: %w", err)
+	}
+	s.selected = sel
+	return s.receiver.poller.Succeed(old, fd, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.fds = slices.DeleteFunc(s.fds, func(fd int) bool { return fd == old })
+		_ = unix.Close(old)
+	})
+}
+
+func (s *rawESP) release() {
+	for _, fd := range s.fds {
+		_ = unix.Close(fd)
+	}
+}
+
+// Close unblocks who reads, and returns when nobody does any more.
+func (s *rawESP) Close() error {
+	s.guard.Close(nil)
+	return nil
+}
+
+// receiver reads the ESP socket, or, with ports, port 4500.
+type receiver struct {
+	manager *Manager
+	guard   *fdguard.Group
+	poller  fdguard.Poller
+	ports   *ports
+	msgs    []fdguard.Message
+	iovs    []unix.Iovec
+	names   []unix.RawSockaddrInet4
+	control [][64]byte
+}
+
+func newReceiver(m *Manager, d *fdguard.Group, fd int, p *ports) *receiver {
+	return &receiver{manager: m, guard: d, poller: d.Poller(fd), ports: p}
+}
+
+func (r *receiver) grow(n int) {
+	r.msgs, r.iovs = make([]fdguard.Message, n), make([]unix.Iovec, n)
+	r.names, r.control = make([]unix.RawSockaddrInet4, n), make([][64]byte, n)
+	for i := range r.msgs {
+		r.msgs[i].Iov = &r.iovs[i]
+		r.msgs[i].SetIovlen(1)
+	}
+}
+
+func (r *receiver) Read(batch []*packet.Buffer) (n int, err error) {
+	defer r.guard.Release()
+	if !r.guard.Acquire() {
+		return 0, os.ErrClosed
+	}
+	if len(batch) != len(r.msgs) {
+		r.grow(len(batch))
+	}
+	for n == 0 {
+		for i, b := range batch {
+			space := b.Space()
+			r.iovs[i].Base = unsafe.SliceData(space)
+			r.iovs[i].SetLen(len(space))
+			h := &r.msgs[i].Msghdr
+			h.Name, h.Namelen = (*byte)(unsafe.Pointer(&r.names[i])), unix.SizeofSockaddrInet4
+			h.Control = &r.control[i][0]
+			h.SetControllen(len(r.control[i]))
+		}
+		count, err := r.poller.Receive(r.msgs, nil)
+		if err != nil {
+			return 0, err
+		}
+		for i := range count {
+			batch[i].SetLen(int(r.msgs[i].N))
+			if r.take(batch[i], i) {
+				batch[n], batch[i] = batch[i], batch[n]
+				n++
+			}
+		}
+	}
+	return n, nil
+}
+
+// take makes what was received the packet that the peer sealed.
+func (r *receiver) take(b *packet.Buffer, i int) bool {
+	if r.ports == nil {
+		return r.manager.open(b, 0)
+	}
+	from := &r.names[i]
+	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&from.Port))[:])
+	switch esp.ClassifyUDP(b.Bytes()) {
+	case esp.UDPIKE:
+		r.manager.deliver(r.ports.key.local, ipv4.PortNATT, netip.AddrPortFrom(netip.AddrFrom4(from.Addr), port), b.Bytes()[esp.NonESPMarker:])
+		return false
+	case esp.UDPESP:
+	default:
+		return false
+	}
+	// The socket gives no IP header; ECN is all of it that matters further on.
+	if b.Len() > packet.MaxSize-20 {
+		return false
+	}
+	h := b.Push(20)
+	clear(h)
+	h[0], h[1], h[8], h[9] = 0x45, r.tos(i), 64, esp.ProtocolESP
+	binary.BigEndian.PutUint16(h[2:], uint16(b.Len()))
+	copy(h[12:], from.Addr[:])
+	local := as4(r.ports.key.local)
+	copy(h[16:], local[:])
+	return r.manager.open(b, port)
+}
+
+// tos is the type of service that message i came with.
+func (r *receiver) tos(i int) byte {
+	b := r.control[i][:r.msgs[i].Controllen]
+	for len(b) >= unix.SizeofCmsghdr {
+		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+		size := int(h.Len)
+		if size < unix.SizeofCmsghdr || size > len(b) {
+			return 0
+		}
+		if h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TOS && size > unix.CmsgLen(0) {
+			return b[unix.CmsgLen(0)]
+		}
+		if size = unix.CmsgSpace(size - unix.CmsgLen(0)); size > len(b) {
+			return 0
+		}
+		b = b[size:]
+	}
+	return 0
+}

@@ -1,0 +1,161 @@
+package netstate
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// link finds an interface by name.
+func link(ifname string) (netlink.Link, error) {
+	l, err := netlink.LinkByName(ifname)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, fmt.Errorf("no interface %q: create it first, or see `ip link` for those there are: %w", ifname, unix.ENODEV)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up interface %q: %w", ifname, permission(err))
+	}
+	return l, nil
+}
+
+// permission says which privilege is missing, if that is what the error is about.
+func permission(err error) error {
+	if errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("%w: run as root, or with CAP_NET_ADMIN", err)
+	}
+	return err
+}
+
+// prefix is p as the net package has it, host bits kept.
+func prefix(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// linkAt finds an interface by its index.
+func linkAt(device int) (netlink.Link, error) {
+	l, err := netlink.LinkByIndex(device)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, fmt.Errorf("no interface with index %d in this network namespace: %w", device, unix.ENODEV)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up the interface with index %d: %w", device, permission(err))
+	}
+	return l, nil
+}
+
+// AddAddresses gives an interface addresses, and returns those that it did not have.
+// One that cannot be added does not stop the others; err is about the first.
+func AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
+	return add(device, addresses, "address", func(l netlink.Link, a netip.Prefix) error {
+		return netlink.AddrAdd(l, &netlink.Addr{IPNet: prefix(a)})
+	})
+}
+
+// AddRoutes sends what goes to the destinations into an interface, which must be up,
+// and returns those that there was no route to. Host bits are ignored. A route of the
+// same prefix and metric that is there already is left as it is, wherever it leads: see
+// CheckRoute. The routing table is the main one, or that of the VRF which the interface
+// is in. A route that cannot be added does not stop the others; err is about the first.
+func AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error) {
+	return add(device, destinations, "route", func(l netlink.Link, d netip.Prefix) error {
+		return netlink.RouteAdd(routeTo(l, d))
+	})
+}
+
+func add(device int, what []netip.Prefix, kind string, one func(netlink.Link, netip.Prefix) error) (added []netip.Prefix, err error) {
+	if len(what) == 0 {
+		return nil, nil
+	}
+	l, err := linkAt(device)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range what {
+		switch failed := one(l, p); {
+		case failed == nil:
+			added = append(added, p)
+		case err == nil && !errors.Is(failed, unix.EEXIST):
+			err = fmt.Errorf("add %s %v to %s: %w", kind, p, l.Attrs().Name, permission(failed))
+		}
+	}
+	return added, err
+}
+
+// CheckRoute is an error if no route to exactly that destination leads into an
+// interface, be it one of ours or that which an address brings with it. It reads the
+// whole routing table.
+func CheckRoute(device int, destination netip.Prefix) error {
+	l, err := linkAt(device)
+	if err != nil {
+		return err
+	}
+	r := routeTo(l, destination)
+	same, err := netlink.RouteListFiltered(netlink.FAMILY_V4, r, netlink.RT_FILTER_DST|netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+	if err == nil && len(same) > 0 {
+		return nil
+	}
+	return fmt.Errorf("add route %v to %s: there is one that leads elsewhere (see `ip route show %v`): remove it first: %w", r.Dst, l.Attrs().Name, r.Dst, unix.EEXIST)
+}
+
+func routeTo(l netlink.Link, destination netip.Prefix) *netlink.Route {
+	r := &netlink.Route{
+		LinkIndex: l.Attrs().Index,
+		Dst:       prefix(destination.Masked()),
+		Scope:     netlink.SCOPE_LINK,
+		Protocol:  unix.RTPROT_STATIC,
+		Table:     unix.RT_TABLE_MAIN,
+	}
+	if master := l.Attrs().MasterIndex; master != 0 {
+		if m, err := netlink.LinkByIndex(master); err == nil {
+			if vrf, ok := m.(*netlink.Vrf); ok {
+				r.Table = int(vrf.Table)
+			}
+		}
+	}
+	return r
+}
+
+// SetUp brings an interface up.
+func SetUp(device int) error {
+	l, err := linkAt(device)
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		return fmt.Errorf("bring up %s: %w", l.Attrs().Name, permission(err))
+	}
+	return nil
+}
+
+// DeviceIndex is the index of an interface.
+func DeviceIndex(ifname string) (int, error) {
+	l, err := link(ifname)
+	if err != nil {
+		return 0, err
+	}
+	return l.Attrs().Index, nil
+}
+
+// AddressIsLocal reports whether this host may send from an IPv4 address: an interface
+// of any VRF has it, or a route of the type local is for it (AnyIP).
+func AddressIsLocal(address netip.Addr) (bool, error) {
+	if address = address.Unmap(); !address.Is4() {
+		return false, nil
+	}
+	// The kernel's own rule: it looks no route up from an address that is not local.
+	// The destination is one that needs nothing but the loopback interface.
+	if _, err := getRoute([4]byte{127, 0, 0, 1}, address.As4(), 0, 0, 0); err == nil && !address.IsUnspecified() {
+		return true, nil
+	}
+	var none *NoRouteError
+	r, err := Lookup(address.As4(), [4]byte{}, 0, 0)
+	if errors.As(err, &none) {
+		return false, nil
+	}
+	return r.Local, err
+}

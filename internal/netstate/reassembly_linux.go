@@ -1,0 +1,50 @@
+package netstate
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// Reassembly tells how many IPv4 packets this host has put together from their
+// fragments since it started, and how many it gave up because one was missing.
+func Reassembly() (done, failed uint64, err error) {
+	text, err := os.ReadFile("/proc/thread-self/net/snmp")
+	if err != nil {
+		return 0, 0, fmt.Errorf("read the kernel's counters: %w", err)
+	}
+	return parseReassembly(string(text))
+}
+
+// parseReassembly reads the two lines that begin with "Ip: ", names over values.
+func parseReassembly(snmp string) (done, failed uint64, err error) {
+	var names []string
+	for line := range strings.Lines(snmp) {
+		fields, ok := strings.CutPrefix(line, "Ip: ")
+		if !ok {
+			continue
+		}
+		values := strings.Fields(fields)
+		if names == nil {
+			names = values
+			continue
+		}
+		for i, name := range names[:min(len(names), len(values))] {
+			var into *uint64
+			switch name {
+			case "ReasmOKs":
+				into = &done
+			case "ReasmFails":
+				into = &failed
+			default:
+				continue
+			}
+			if *into, err = strconv.ParseUint(values[i], 10, 64); err != nil {
+				return 0, 0, fmt.Errorf("kernel counter %s: %w", name, err)
+			}
+		}
+		return done, failed, nil
+	}
+	return 0, 0, fmt.Errorf("the kernel's counters have no line of IP")
+}

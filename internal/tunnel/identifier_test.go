@@ -1,0 +1,44 @@
+package tunnel
+
+import "testing"
+
+func TestIDsOfQueuesAreConsecutiveNeverZeroAndNeverShared(t *testing.T) {
+	for _, queues := range []int{1, 2, 3, 4, MaxThreads} {
+		owner := make(map[uint16]int)
+		for queue, ids := range randomIdentifiers(queues) {
+			share := 0xffff / queues
+			steps := 0
+			last := ids.next()
+			for i := range 2 * share {
+				if other, ok := owner[last]; last == 0 || ok && (other != queue || i < share) {
+					t.Fatalf("%d queues: queue %d gives out %d after %d others; queue %d had it", queues, queue, last, i, other)
+				}
+				owner[last] = queue
+				next := ids.next()
+				if next != last+1 {
+					steps++
+				}
+				last = next
+			}
+			if steps > 2 {
+				t.Errorf("%d queues: queue %d jumps %d times in two rounds", queues, queue, steps)
+			}
+		}
+	}
+}
+
+// The upper half is the fast path's where there may be one: see package fastpath.
+func TestIDsOfUserspaceAreNotThoseOfTheFastPath(t *testing.T) {
+	for choice, allowed := range map[Tristate]bool{Auto: true, On: true, Off: false} {
+		tunnel := Tunnel{cfg: Config{AllowFastPath: choice}}
+		for _, queues := range []int{1, 2, MaxThreads} {
+			highest := uint16(0)
+			for _, ids := range tunnel.identifiers(queues) {
+				highest = max(highest, ids.end)
+			}
+			if got := highest >= 0x8000; got == allowed {
+				t.Errorf("%d queues, fast path allowed %v: the highest ID is %#x", queues, allowed, highest)
+			}
+		}
+	}
+}

@@ -1,0 +1,193 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+	"time"
+
+	"ipipd/encap"
+	"ipipd/internal/ipsec"
+	"ipipd/internal/ipv4"
+	"ipipd/keepalive"
+)
+
+// outerError is an ICMP 3/code from a router about the outer packet of p, which has
+// DF=1.
+func outerError(local, remote netip.Addr, p []byte, code byte, mtu int) []byte {
+	return outerErrorDF(local, remote, p, code, mtu, true)
+}
+
+func outerErrorDF(local, remote netip.Addr, p []byte, code byte, mtu int, df bool) []byte {
+	outer := make([]byte, ipv4.HeaderLen+len(p))
+	h := ipv4.Header{TotalLen: len(outer), DF: df, TTL: 60, Protocol: ipv4.ProtocolIPIP, Source: local.As4(), Destination: remote.As4()}
+	h.Put(outer)
+	copy(outer[ipv4.HeaderLen:], p)
+	outer = outer[:min(len(outer), 128)]
+	icmp := append([]byte{3, code, 0, 0, 0, 0, byte(mtu >> 8), byte(mtu)}, outer...)
+	binary.BigEndian.PutUint16(icmp[2:], ipv4.Checksum(icmp, 0))
+	b := make([]byte, ipv4.HeaderLen+len(icmp))
+	h = ipv4.Header{TotalLen: len(b), TTL: 60, Protocol: ipv4.ProtocolICMP, Source: [4]byte{203, 0, 113, 1}, Destination: local.As4()}
+	h.Put(b)
+	copy(b[ipv4.HeaderLen:], icmp)
+	return b
+}
+
+func injectErrors(t *testing.T, s *side, errors ...[]byte) {
+	t.Helper()
+	for _, b := range errors {
+		if err := s.socket.InjectError(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// An unreachable is false of a peer that was just heard, of whatever code it is: a
+// stranger's, or that of a userspace peer whose receive buffer is full.
+func TestOuterError(t *testing.T) {
+	for _, code := range []byte{0, 1, 2, 13} {
+		a, b := pair(t, nil)
+		p := datagram(100, nil)
+		b.send(t, a, p)
+		injectErrors(t, a, outerError(outerA, outerB, p, code, 0))
+		eventually(t, "it is counted", func() bool { return a.Status().Drops["outer-error-not-believed"] == 1 })
+		if a.unreachable.Load() || a.world.logged("do not arrive") != 0 || a.world.logged("takes protocol 4") != 0 {
+			t.Errorf("3/%d was believed", code)
+		}
+	}
+}
+
+// An idle peer is heard once in an interval of the keepalive. Until that and a moment have
+// passed an unreachable is false of it, afterwards it may be true.
+func TestOuterErrorIdlePeer(t *testing.T) {
+	a, b := pair(t, func(c *Config) { c.Keepalive = keepalive.Config{Interval: time.Hour, Retries: 10} })
+	p := datagram(100, nil)
+	b.send(t, a, p)
+	e, d := encap.ParseError(outerError(outerA, outerB, p, 1, 0))
+	if d != encap.DropNone {
+		t.Fatal(d)
+	}
+	noteReceived := time.Now()
+	a.outerError(&e, noteReceived.Add(time.Hour))
+	if a.unreachable.Load() || a.Status().Drops["outer-error-not-believed"] != 1 {
+		t.Error("it is believed of a peer that has missed no probe")
+	}
+	a.outerError(&e, noteReceived.Add(time.Hour+2*recentlyHeard))
+	if !a.unreachable.Load() {
+		t.Error("it is not believed of a peer that has missed one")
+	}
+}
+
+// With DF=0, as by default, no router has a reason to say so. Who forges it quotes what DF
+// he likes.
+func TestOuterErrorTooBigWithoutDF(t *testing.T) {
+	for _, quoted := range []bool{false, true} {
+		a, b := pair(t, nil)
+		p := datagram(1480, func(h *ipv4.Header) { h.DF = true })
+		a.send(t, b, p)
+		injectErrors(t, a, outerErrorDF(outerA, outerB, p, 4, 600, quoted))
+		eventually(t, "it is counted", func() bool { return a.Status().Drops["outer-error-not-believed"] == 1 })
+		if got := a.send(t, b, p); len(got) != len(p) || a.Status().PathMTU != 1500 || a.world.logged("path MTU learnt") != 0 {
+			t.Errorf("quoted with DF %v: the path MTU is %d", quoted, a.Status().PathMTU)
+		}
+	}
+}
+
+// Nothing that a message quotes is sent to anybody: neither error has the inner host
+// told before it sends a packet itself.
+func TestOuterErrorIsNotRelayed(t *testing.T) {
+	a, b := pair(t, func(c *Config) { c.DontFragment = true })
+	p := datagram(1480, func(h *ipv4.Header) { h.DF = true })
+	injectErrors(t, a, outerError(outerA, outerB, p, 4, 1400), outerError(outerA, outerB, p, 1, 0))
+	eventually(t, "both are believed", func() bool { return a.Status().PathMTU == 1400 && a.unreachable.Load() })
+	q := datagram(60, nil)
+	if got := b.send(t, a, q); string(got) != string(q) {
+		t.Errorf("the host was told % x", got)
+	}
+}
+
+// A series of forged errors is one line in the log, however it is made.
+func TestOuterErrorsLogOnce(t *testing.T) {
+	t.Run("falling-path-mtu", func(t *testing.T) {
+		a, _ := pair(t, func(c *Config) { c.DontFragment = true })
+		p := datagram(1480, func(h *ipv4.Header) { h.DF = true })
+		for mtu := 1500 - 150; mtu >= 600; mtu -= 150 {
+			injectErrors(t, a, outerError(outerA, outerB, p, 4, mtu))
+			eventually(t, "it is learnt", func() bool { return a.Status().PathMTU == mtu })
+		}
+		if n := a.world.logged("path MTU learnt"); n != 1 {
+			t.Errorf("logged %d times", n)
+		}
+		a.followRoute(time.Now().Add(time.Minute))
+		if n := a.world.logged("path-mtu=600"); n != 1 {
+			t.Errorf("a minute later where it ended is logged %d times", n)
+		}
+	})
+	t.Run("unreachable-and-heard", func(t *testing.T) {
+		a, b := pair(t, nil)
+		p := datagram(100, nil)
+		now := time.Now()
+		for range 10 {
+			e, d := encap.ParseError(outerError(outerA, outerB, p, 2, 0))
+			if d != encap.DropNone {
+				t.Fatal(d)
+			}
+			now = now.Add(2 * recentlyHeard)
+			a.outerError(&e, now)
+			if !a.unreachable.Load() {
+				t.Fatal("it is not believed")
+			}
+			b.send(t, a, p)
+			a.followReachability(now.Add(time.Hour)) // it is over
+		}
+		for _, line := range []string{"do not arrive", "takes protocol 4"} {
+			if n := a.world.logged(line); n > 2 { // in the one minute
+				t.Errorf("%q is logged %d times", line, n)
+			}
+		}
+	})
+}
+
+// Many wakes are few rounds.
+func TestSuperviseRestsBetweenWakes(t *testing.T) {
+	a, _ := pair(t, nil)
+	begin := time.Now()
+	before := a.world.looked()
+	for range 300 {
+		a.wakeSupervisor()
+		time.Sleep(time.Millisecond)
+	}
+	rounds, most := a.world.looked()-before, int(time.Since(begin)/minRest)+2
+	if rounds > most {
+		t.Errorf("%d rounds, want at most %d", rounds, most)
+	}
+	eventually(t, "there is a round at all", func() bool { return a.world.looked() > before })
+}
+
+// Of an encrypted tunnel an error has to quote the SPI in use, in the form in use.
+func TestSentBy(t *testing.T) {
+	esp, udp := ipsec.Status{Established: true, OutboundSPI: 7}, ipsec.Status{Established: true, UDP: true, OutboundSPI: 7}
+	for _, test := range []struct {
+		name     string
+		status   ipsec.Status
+		protocol uint8
+		spi      uint32
+		want     bool
+	}{
+		{"esp", esp, ipv4.ProtocolESP, 7, true},
+		{"another-spi", esp, ipv4.ProtocolESP, 8, false},
+		{"no-sa", ipsec.Status{}, ipv4.ProtocolESP, 0, false},
+		{"udp-though-there-is-no-nat", esp, ipv4.ProtocolUDP, 7, false},
+		{"udp-without-spi", esp, ipv4.ProtocolUDP, 0, false},
+		{"plain", esp, ipv4.ProtocolIPIP, 0, false},
+		{"udp", udp, ipv4.ProtocolUDP, 7, true},
+		{"short-quote-behind-nat", udp, ipv4.ProtocolUDP, 0, false},
+		{"esp-though-there-is-a-nat", udp, ipv4.ProtocolESP, 7, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if got := sentBy(&test.status, &encap.OuterError{Protocol: test.protocol, SPI: test.spi}); got != test.want {
+				t.Errorf("got %v", got)
+			}
+		})
+	}
+}

@@ -1,0 +1,301 @@
+package tunnel
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"ipipd/keepalive"
+)
+
+// Property is one thing that can be set of a tunnel. The flags of `up` and their
+// errors, what `print` shows, its JSON and the table in the README are all made
+// of Properties, so that one row there is all that a new property takes.
+type Property struct {
+	// Name is RouterOS's spelling; the flag is the same behind "--".
+	Name string
+	// Values says in words what is accepted.
+	Values string
+	// Default says in words what holds if the property is not set.
+	Default string
+	// Help is what the property is about, one line.
+	Help string
+	// Words are accepted values that a shell may offer for completion.
+	Words []string
+	// Repeatable: each Set adds one, and Get joins them with commas.
+	Repeatable bool
+	// Secret: neither an error nor Get repeats the value.
+	Secret bool
+
+	// get is the value in the spelling that set takes, "" if it is not set.
+	get func(*Config) string
+	// set returns "", or what would have been accepted.
+	set func(*Config, string) (want string)
+}
+
+// Set reads value into c. Its error is a *ValueError.
+func (p Property) Set(c *Config, value string) error {
+	want := p.set(c, value)
+	switch {
+	case want == "":
+		return nil
+	case p.Secret:
+		return &ValueError{Property: p.Name, Hidden: true, Want: want}
+	}
+	return &ValueError{Property: p.Name, Value: value, Want: want}
+}
+
+// Get is the value that c has, in the spelling that Set takes, or "" if it has
+// none. Of a Secret it says that there is one.
+func (p Property) Get(c *Config) string { return p.get(c) }
+
+// Properties are all the properties, in the order in which they are shown.
+func Properties() []Property { return slices.Concat(properties, ipsecProperties) }
+
+// properties are all but those of IPsec.
+var properties = []Property{
+	{
+		Name: "name", Values: "interface name", Default: "first free ipipN, from ipip1",
+		Help: "name of the interface: " + wantName,
+		get:  func(c *Config) string { return c.Name },
+		set: func(c *Config, v string) string {
+			c.Name = v
+			return checkName(v)
+		},
+	},
+	{
+		Name: "comment", Values: "text", Default: "none",
+		Help: "what `print` shows beside the tunnel",
+		get:  func(c *Config) string { return c.Comment },
+		set: func(c *Config, v string) string {
+			c.Comment = v
+			if !utf8.ValidString(v) || strings.ContainsFunc(v, unicode.IsControl) || len(v) > 255 {
+				return "up to 255 bytes of text on one line"
+			}
+			return ""
+		},
+	},
+	{
+		Name: "local-address", Values: "IPv4", Default: "from the route to the remote",
+		Help: "outer source address; without it the source that the route gives, followed when it changes",
+		get: func(c *Config) string {
+			if !c.LocalAddress.IsValid() {
+				return ""
+			}
+			return c.LocalAddress.String()
+		},
+		set: func(c *Config, v string) (want string) {
+			c.LocalAddress, want = parseUnicast(v, "an IPv4 address of this host, or no local-address at all to follow the route")
+			return want
+		},
+	},
+	{
+		Name: "remote-address", Values: "IPv4 or DNS name", Default: "required",
+		Help: "outer destination address: the other end of the tunnel",
+		get:  func(c *Config) string { return c.RemoteAddress },
+		set: func(c *Config, v string) (want string) {
+			c.RemoteAddress = v
+			if isHostName(v) {
+				return ""
+			}
+			_, want = parseUnicast(v, wantRemote)
+			return want
+		},
+	},
+	{
+		Name: "mtu", Values: "`auto` or 68..65515", Default: "auto",
+		Help:  "largest inner packet in bytes; auto is the MTU of the route to the remote - 20, 1480 on Ethernet",
+		Words: []string{"auto"},
+		get:   func(c *Config) string { return numberOr(c.MTU, 0, "auto") },
+		set: func(c *Config, v string) string {
+			return parseNumberOr(&c.MTU, v, "auto", 0, 68, 65515)
+		},
+	},
+	{
+		Name: "dscp", Values: "`inherit` or 0..63", Default: "inherit",
+		Help:  "DSCP of the outer header; ECN is handled by RFC 6040 in both cases",
+		Words: []string{"inherit"},
+		get:   func(c *Config) string { return numberOr(c.DSCP, InheritDSCP, "inherit") },
+		set: func(c *Config, v string) string {
+			return parseNumberOr(&c.DSCP, v, "inherit", InheritDSCP, 0, 63)
+		},
+	},
+	{
+		Name: "dont-fragment", Values: "`no` or `inherit`", Default: "no",
+		Help:  "DF of the outer header: no clears it, inherit copies that of the inner packet",
+		Words: []string{"no", "inherit"},
+		get:   func(c *Config) string { return choice(c.DontFragment, "no", "inherit") },
+		set:   func(c *Config, v string) string { return parseChoice(&c.DontFragment, v, "no", "inherit") },
+	},
+	{
+		Name: "clamp-tcp-mss", Values: "`yes` or `no`", Default: "yes",
+		Help:  "lower the MSS of received TCP SYN and SYN-ACK to what the MTU leaves, after decapsulation",
+		Words: []string{"yes", "no"},
+		get:   func(c *Config) string { return choice(c.ClampTCPMSS, "no", "yes") },
+		set: func(c *Config, v string) string {
+			if parseChoice(&c.ClampTCPMSS, v, "no", "yes") != "" {
+				return "yes or no"
+			}
+			return ""
+		},
+	},
+	{
+		Name: "allow-fast-path", Values: "`yes` or `no`", Default: "yes",
+		Help:  "carry plain packets inside the kernel by eBPF, but not with ipsec-secret, and where Linux 6.6, CAP_BPF and an Ethernet underlay without packet filters allow it",
+		Words: []string{"yes", "no"},
+		get:   func(c *Config) string { return choice(c.fastPath(), "no", "yes") },
+		set: func(c *Config, v string) string {
+			var yes bool
+			if parseChoice(&yes, v, "no", "yes") != "" {
+				return "yes or no"
+			}
+			c.AllowFastPath = Off
+			if yes {
+				c.AllowFastPath = On
+			}
+			return ""
+		},
+	},
+	{
+		Name: "keepalive", Values: "`10s,10`, `10,10`, `00:00:10,10`, `10s` or `off`", Default: "10s,10",
+		Help:  "interval and retries: the remote may be silent for one times the other before the tunnel is not running",
+		Words: []string{"10s,10", "off"},
+		get:   func(c *Config) string { return c.Keepalive.String() },
+		set: func(c *Config, v string) string {
+			k, err := keepalive.Parse(v)
+			if err != nil {
+				return keepalive.Accepted
+			}
+			c.Keepalive = k
+			return ""
+		},
+	},
+	{
+		Name: "keepalive-probe", Values: "`reflect`, `empty` or `echo`", Default: "reflect",
+		Help:  "what a probe looks like: reflect as RouterOS and Cisco send it, empty, or echo, which any peer answers",
+		Words: keepalive.Forms,
+		get:   func(c *Config) string { return c.KeepaliveProbe.String() },
+		set: func(c *Config, v string) string {
+			f, err := keepalive.ParseForm(v)
+			if err != nil {
+				return "reflect, empty or echo"
+			}
+			c.KeepaliveProbe = f
+			return ""
+		},
+	},
+	{
+		Name: "keepalive-target", Values: "inner IPv4", Default: "none",
+		Help: "whom an echo probe asks: the address of the other end inside the tunnel; required by echo, which also needs an address",
+		get: func(c *Config) string {
+			if !c.KeepaliveTarget.IsValid() {
+				return ""
+			}
+			return c.KeepaliveTarget.String()
+		},
+		set: func(c *Config, v string) (want string) {
+			c.KeepaliveTarget, want = parseUnicast(v, "an inner IPv4 address")
+			return want
+		},
+	},
+	{
+		Name: "ttl", Values: "1..255 or `inherit`", Default: "255",
+		Help:  "TTL of the outer header; inherit copies that of the inner packet",
+		Words: []string{"inherit"},
+		get:   func(c *Config) string { return numberOr(c.TTL, 0, "inherit") },
+		set: func(c *Config, v string) string {
+			return parseNumberOr(&c.TTL, v, "inherit", 0, 1, 255)
+		},
+	},
+	{
+		Name: "address", Values: "CIDR, repeatable", Default: "none", Repeatable: true,
+		Help: "inner address of the interface",
+		get:  func(c *Config) string { return join(c.Addresses) },
+		set: func(c *Config, v string) string {
+			p, want := parsePrefix(v, wantAddress)
+			if want == "" {
+				_, want = parseUnicast(p.Addr().String(), wantAddress)
+			}
+			if want == "" {
+				c.Addresses = append(c.Addresses, p)
+			}
+			return want
+		},
+	},
+	{
+		Name: "route", Values: "CIDR, repeatable", Default: "none", Repeatable: true,
+		Help: "network that is routed into the interface",
+		get:  func(c *Config) string { return join(c.Routes) },
+		set: func(c *Config, v string) string {
+			p, want := parsePrefix(v, "an IPv4 network, 10.20.0.0/16")
+			if want == "" && p != p.Masked() {
+				want = "an IPv4 network without host bits, " + p.Masked().String()
+			}
+			if want == "" {
+				c.Routes = append(c.Routes, p)
+			}
+			return want
+		},
+	},
+	{
+		Name: "underlay-device", Values: "interface", Default: "none",
+		Help: "outer packets leave and enter only by this interface, which may be a VRF, or in one",
+		get:  func(c *Config) string { return c.UnderlayDevice },
+		set: func(c *Config, v string) string {
+			c.UnderlayDevice = v
+			if checkName(v) != "" {
+				return "the name of an interface"
+			}
+			return ""
+		},
+	},
+	{
+		Name: "fwmark", Values: "number, decimal or 0x…", Default: "0",
+		Help: "mark on outer packets, for policy routing",
+		get: func(c *Config) string {
+			if c.FwMark == 0 {
+				return "0"
+			}
+			return fmt.Sprintf("%#x", c.FwMark)
+		},
+		set: func(c *Config, v string) string {
+			digits, base := v, 10
+			if hex, ok := strings.CutPrefix(strings.ToLower(v), "0x"); ok {
+				digits, base = hex, 16
+			}
+			n, err := strconv.ParseUint(digits, base, 32)
+			if err != nil {
+				return "0..4294967295, or 0x0..0xffffffff"
+			}
+			c.FwMark = uint32(n)
+			return ""
+		},
+	},
+	{
+		Name: "tun-queues", Values: "`auto` or 1..16", Default: "auto",
+		Help:  "queues of the interface, each with a thread that sends; flows are spread over them; auto is one for two processors, up to 4",
+		Words: []string{"auto"},
+		get:   func(c *Config) string { return numberOr(c.TunQueues, 0, "auto") },
+		set: func(c *Config, v string) string {
+			return parseNumberOr(&c.TunQueues, v, "auto", 0, 1, MaxThreads)
+		},
+	},
+	{
+		Name: "rps", Values: "`off`, `all` or a mask of processors in hexadecimal", Default: "off",
+		Help:  "processors that the flows received through the tunnel are spread over (rps_cpus of the interface); off leaves it to the kernel",
+		Words: []string{"off", "all"},
+		get: func(c *Config) string {
+			if c.RPS == "" {
+				return "off"
+			}
+			return c.RPS
+		},
+		set: func(c *Config, v string) (want string) {
+			c.RPS, want = parseRPS(v)
+			return want
+		},
+	},
+}

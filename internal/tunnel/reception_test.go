@@ -1,0 +1,230 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"runtime"
+	"testing"
+	"time"
+
+	"ipipd/encap"
+	"ipipd/internal/ipv4"
+	"ipipd/internal/netstate"
+	"ipipd/internal/packet"
+	"ipipd/internal/underlay"
+	"ipipd/keepalive"
+	"ipipd/test/memory"
+	"ipipd/tun"
+)
+
+// A chance one does not move reception, many do; and they are forgotten.
+func TestUnfinished(t *testing.T) {
+	start := time.Now()
+	u := unfinished{epoch: start}
+	now := start.Add(time.Hour)
+	for i := range 10 * unfinishedMany { // seldom, for however long
+		if u.note(now.Add(time.Duration(i) * unfinishedWithin)) {
+			t.Fatalf("%d packets, one a second, are taken for many", i+1)
+		}
+	}
+	now = now.Add(time.Hour)
+	for i := range unfinishedMany {
+		if news := u.note(now); news != (i == unfinishedMany-1) {
+			t.Errorf("packet %d: news %v", i+1, news)
+		}
+	}
+	if u.note(now) {
+		t.Error("they are news again")
+	}
+	if last := now.Add(unfinishedFor); !u.come(last.Add(-1)) || u.come(last) {
+		t.Error("they are not remembered for a minute")
+	}
+	for i := range unfinishedMany {
+		if news := u.note(now.Add(time.Hour)); news != (i == unfinishedMany-1) {
+			t.Errorf("an hour later, packet %d: news %v", i+1, news)
+		}
+	}
+}
+
+// bare is a world in which nothing but the routes has a say, of which there is one for
+// each remote.
+type bare struct {
+	world
+	routes map[[4]byte]netstate.Route // to addresses that the default one is not for
+}
+
+func (b *bare) SafeToBypass(int, [4]byte, [4]byte) string { return "" }
+
+func (b *bare) DeviceIndex(string) (int, error) { return 7, nil }
+
+func (b *bare) Lookup(dst, src [4]byte, mark uint32, device int) (netstate.Route, error) {
+	r, err := b.world.Lookup(dst, src, mark, device)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if other, ok := b.routes[dst]; ok {
+		r = other
+	}
+	if mark != 0 || device != 0 { // as told
+		r.Device = 7
+	}
+	return r, err
+}
+
+func TestChooseReceiving(t *testing.T) {
+	var (
+		outerC = netip.MustParseAddr("203.0.113.1")
+		local  = outerA.As4()
+		only   = func(r underlay.Reception, remote netip.Addr) underlay.Reception {
+			r.Local, r.Remote = local, remote.As4()
+			return r
+		}
+		device = netstate.Route{Source: local, MTU: 1500, Device: 3}
+	)
+	// begin makes a host and a function that starts a tunnel.
+	begin := func(t *testing.T, threads int) (*Engine, *bare, *memory.Socket, func(netip.Addr, func(*Config)) *Tunnel) {
+		socket, _ := memory.NewSocketPair()
+		w := &bare{world: world{route: device}, routes: map[[4]byte]netstate.Route{}}
+		h, err := NewEngine(EngineOptions{Socket: socket, Network: w, Threads: threads, OpenDevice: func(o tun.Options) (tun.Device, error) {
+			return memory.NewDevice(o.Name, o.MTU), nil
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { h.Close() })
+		return h, w, socket, func(remote netip.Addr, set func(*Config)) *Tunnel {
+			cfg := Default()
+			cfg.Name, cfg.RemoteAddress, cfg.Keepalive, cfg.AllowFastPath = "t"+remote.String(), remote.String(), keepalive.Config{}, Off
+			if set != nil {
+				set(&cfg)
+			}
+			tunnel, err := h.Start(t.Context(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return tunnel
+		}
+	}
+	is := func(t *testing.T, socket *memory.Socket, what string, want underlay.Reception) {
+		t.Helper()
+		eventually(t, what, func() bool { return socket.Reception() == want })
+	}
+	link := underlay.Reception{LinkLayer: true, LinkDevice: 3}
+
+	t.Run("one-tunnel", func(t *testing.T) {
+		_, w, socket, start := begin(t, 2)
+		start(outerB, nil)
+		is(t, socket, "the interface of the route is received from", only(link, outerB))
+		w.set(func(w *world) { w.route.Device = 4 })
+		is(t, socket, "the route is followed", only(underlay.Reception{LinkLayer: true, LinkDevice: 4}, outerB))
+		w.set(func(w *world) { w.err = netstate.ErrUnsupported })
+		is(t, socket, "without a route the raw socket receives", only(underlay.Reception{}, outerB))
+		w.set(func(w *world) { w.err = nil; w.route.VRF = true })
+		is(t, socket, "in a VRF the raw socket receives", only(underlay.Reception{}, outerB))
+	})
+	t.Run("several-tunnels", func(t *testing.T) {
+		_, w, socket, start := begin(t, 2)
+		w.routes[outerC.As4()] = netstate.Route{Source: local, MTU: 1500, Device: 5}
+		start(outerB, nil)
+		d := netip.MustParseAddr("203.0.113.2")
+		second := start(d, nil)
+		is(t, socket, "two by one interface are received there, from anybody", link)
+		third := start(outerC, nil)
+		is(t, socket, "with two interfaces the raw socket receives", underlay.Reception{})
+		third.Close()
+		is(t, socket, "the third has gone", link)
+		second.Close()
+		is(t, socket, "the second has gone", only(link, outerB))
+	})
+	// What rp_filter would say is only known if its route is the tunnel's.
+	t.Run("rp_filter-in-doubt", func(t *testing.T) {
+		for _, set := range []func(*Config){
+			func(c *Config) { c.FwMark = 1 },
+			func(c *Config) { c.UnderlayDevice = "eth7" },
+		} {
+			_, w, socket, start := begin(t, 2)
+			tunnel := start(outerB, set)
+			path := tunnel.route.Load().path
+			want := only(underlay.Reception{Device: path.Device, Mark: path.Mark}, outerB)
+			is(t, socket, "the raw socket receives", want)
+			w.set(func(w *world) { w.route.Device = 7 })
+			want.LinkLayer, want.LinkDevice = true, 7
+			is(t, socket, "the other route is the same now", want)
+		}
+	})
+	t.Run("unfinished-checksums", func(t *testing.T) {
+		h, _, socket, start := begin(t, 1)
+		start(outerB, nil)
+		is(t, socket, "one thread has the raw socket", only(underlay.Reception{}, outerB))
+		outer := unfinishedTCP(t)
+		send := func(n int) {
+			for range n {
+				if err := socket.Inject(outer, packet.Offload{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		send(1)
+		eventually(t, "it is seen", func() bool { return h.unfinished.count.Load() == 1 })
+		h.networkChanged(nil)
+		time.Sleep(20 * time.Millisecond)
+		if r := socket.Reception(); r.LinkLayer {
+			t.Error("one packet has moved reception")
+		}
+		send(2 * unfinishedMany)
+		is(t, socket, "many move it", only(link, outerB))
+		h.unfinished.last.Store(h.unfinished.last.Load() - int64(unfinishedFor))
+		h.networkChanged(nil)
+		is(t, socket, "they are forgotten", only(underlay.Reception{}, outerB))
+	})
+	t.Run("failed-receiver", func(t *testing.T) {
+		h, _, socket, start := begin(t, 2)
+		tunnel := start(outerB, nil)
+		is(t, socket, "the link layer receives", only(link, outerB))
+		h.leaveLink(netstate.ErrUnsupported)
+		is(t, socket, "the raw socket receives", only(underlay.Reception{}, outerB))
+		select {
+		case <-tunnel.Done():
+			t.Error("the tunnel has ended")
+		default:
+		}
+	})
+}
+
+// unfinishedTCP is an outer packet of B's whose TCP checksum is that of the pseudo-header.
+func unfinishedTCP(t *testing.T) []byte {
+	t.Helper()
+	p := datagram(60, func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolTCP })
+	inner, err := ipv4.Parse(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := ipv4.PseudoHeaderSum(inner.Source(), inner.Destination(), ipv4.ProtocolTCP, 40)
+	binary.BigEndian.PutUint16(p[20+16:], ipv4.Fold(sum))
+	b := packet.New(packet.MaxSize)
+	b.Set(p)
+	if inner, err = ipv4.Parse(b.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	outer := encap.Outer{Local: outerB.As4(), Remote: outerA.As4(), DSCP: encap.InheritDSCP, TTL: 64}
+	if d := outer.Encapsulate(b, inner, 1); d != encap.DropNone {
+		t.Fatal(d)
+	}
+	return b.Bytes()
+}
+
+// GOMAXPROCS is what it was at the start, and one for each loop that runs.
+func TestLoopThreads(t *testing.T) {
+	before := runtime.GOMAXPROCS(0)
+	a, b := pair(t, nil)
+	if n := runtime.GOMAXPROCS(0); n < before+4 { // each sends and receives
+		t.Errorf("GOMAXPROCS is %d with two tunnels, and was %d", n, before)
+	}
+	for _, s := range []*side{a, b} {
+		if err := s.host.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := runtime.GOMAXPROCS(0); n != before {
+		t.Errorf("GOMAXPROCS is %d when they have ended, and was %d", n, before)
+	}
+}

@@ -1,0 +1,199 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"ipipd/internal/ipv4"
+	"ipipd/internal/packet"
+	"ipipd/keepalive"
+	"ipipd/test/memory"
+)
+
+// startNamed is one end of a tunnel whose remote is a name, with a resolver of the test's.
+func startNamed(t *testing.T, socket *memory.Socket, c keepalive.Config, resolve func(context.Context, string) (netip.Addr, error)) *side {
+	t.Helper()
+	return startOn(t, EngineOptions{LookupName: resolve}, socket, outerA, outerB, func(cfg *Config) {
+		cfg.RemoteAddress, cfg.Keepalive = "far.example", c
+	})
+}
+
+// age makes the answer that is in use that old.
+func (s *side) age(by time.Duration) {
+	s.mu.Lock()
+	s.resolved = time.Now().Add(-by)
+	s.mu.Unlock()
+	s.wakeSupervisor()
+}
+
+func (s *side) hasRemote(want netip.Addr) func() bool {
+	return func() bool { return s.Status().CurrentRemoteAddress == want.String() }
+}
+
+func TestFollowName(t *testing.T) {
+	moved := netip.MustParseAddr("198.51.100.9")
+	t.Run("again-each-minute", func(t *testing.T) {
+		var asked atomic.Int32
+		socket, _ := memory.NewSocketPair()
+		a := startNamed(t, socket, keepalive.Config{}, func(context.Context, string) (netip.Addr, error) {
+			if asked.Add(1) == 1 {
+				return outerB, nil
+			}
+			return moved, nil
+		})
+		a.age(resolveEvery / 2)
+		before := a.world.looked()
+		eventually(t, "it has looked around", func() bool { return a.world.looked() > before })
+		if n := asked.Load(); n != 1 {
+			t.Errorf("the name server was asked %d times", n)
+		}
+		a.age(resolveEvery)
+		eventually(t, "the new address is used", a.hasRemote(moved))
+	})
+	t.Run("last-answer-stays", func(t *testing.T) {
+		var asked atomic.Int32
+		socket, _ := memory.NewSocketPair()
+		a := startNamed(t, socket, keepalive.Config{}, func(context.Context, string) (netip.Addr, error) {
+			if asked.Add(1) == 1 {
+				return outerB, nil
+			}
+			return netip.Addr{}, errors.New("no such host")
+		})
+		a.age(resolveEvery)
+		eventually(t, "it says so", func() bool { return a.world.logged("its last address stays in use") == 1 })
+		if !a.hasRemote(outerB)() {
+			t.Errorf("the remote is %s", a.Status().CurrentRemoteAddress)
+		}
+		before := a.world.looked()
+		a.wakeSupervisor()
+		eventually(t, "it has looked around", func() bool { return a.world.looked() > before })
+		if n := asked.Load(); n != 2 {
+			t.Errorf("the name server was asked %d times", n)
+		}
+	})
+	// A name server that is away costs no probe.
+	t.Run("resolver-hangs", func(t *testing.T) {
+		var asked atomic.Int32
+		hangs := make(chan struct{})
+		sa, sb := memory.NewSocketPair()
+		a := startNamed(t, sa, keepalive.Config{Interval: time.Second, Retries: 10}, func(ctx context.Context, _ string) (netip.Addr, error) {
+			if asked.Add(1) == 1 {
+				return outerB, nil
+			}
+			close(hangs) // and is not called again meanwhile
+			<-ctx.Done()
+			return netip.Addr{}, ctx.Err()
+		})
+		start(t, sb, outerB, outerA, nil)
+		eventually(t, "the peer answers", func() bool { return a.Status().KeepaliveState == "up" })
+		a.age(resolveEvery)
+		<-hangs
+		last := a.Status().LastHeard
+		for range 3 {
+			eventually(t, "probes go on", func() bool { return a.Status().LastHeard.After(last) })
+			last = a.Status().LastHeard
+		}
+	})
+}
+
+// hears has a hear these inner packets of the peer, again and again, until the test ends.
+func hears(t *testing.T, a *side, inner ...[]byte) {
+	t.Helper()
+	done := make(chan struct{})
+	var feeding sync.WaitGroup
+	t.Cleanup(func() { close(done); feeding.Wait() })
+	feeding.Go(func() {
+		for i := 0; ; i++ {
+			p := inner[i%len(inner)]
+			outer := make([]byte, ipv4.HeaderLen, ipv4.HeaderLen+len(p))
+			h := ipv4.Header{TotalLen: cap(outer), ID: uint16(i), TTL: 64, Protocol: ipv4.ProtocolIPIP, Source: outerB.As4(), Destination: outerA.As4()}
+			h.Put(outer)
+			if err := a.socket.Inject(append(outer, p...), packet.Offload{Checksum: packet.ChecksumValid}); err != nil {
+				t.Error(err)
+				return
+			}
+			select {
+			case <-done:
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	})
+}
+
+// A peer that is heard and answers no probe is told apart, once, unless no answer is to
+// be expected.
+func TestSilentProbes(t *testing.T) {
+	data, probe := datagram(100, nil), keepalive.ReflectProbe(outerB.As4(), outerA.As4())
+	for _, test := range []struct {
+		name  string
+		form  keepalive.Form
+		hears [][]byte
+		want  int
+	}{
+		{"reflect", keepalive.FormReflect, [][]byte{data}, 1},
+		{"echo", keepalive.FormEcho, [][]byte{data}, 1},
+		{"empty", keepalive.FormEmpty, [][]byte{data}, 0},
+		{"answered", keepalive.FormReflect, [][]byte{data, nil}, 0},
+		{"peer-probes", keepalive.FormReflect, [][]byte{data, probe}, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			socket, peer := memory.NewSocketPair()
+			a := start(t, socket, outerA, outerB, func(c *Config) {
+				c.Keepalive, c.KeepaliveProbe = keepalive.Config{Interval: time.Second, Retries: 2}, test.form
+				if test.form == keepalive.FormEcho {
+					c.Addresses = []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")}
+					c.KeepaliveTarget = netip.MustParseAddr("10.0.0.2")
+				}
+			})
+			hears(t, a, test.hears...)
+			for probes := 0; probes < 6; {
+				b := peer.ReceiveWithin(patience)
+				if b == nil {
+					t.Fatalf("no more probes come after %d", probes)
+				}
+				if b.Len() > ipv4.HeaderLen || test.form == keepalive.FormEmpty { // not an answer to the peer's
+					probes++
+				}
+			}
+			if n := a.world.logged("only the data that it sends keeps the tunnel running"); n != test.want {
+				t.Errorf("it is said %d times, want %d", n, test.want)
+			}
+		})
+	}
+}
+
+// Packets that are longer than this end's MTU are delivered, and said once.
+func TestWarnOfSize(t *testing.T) {
+	const line = "longer than the MTU of this end"
+	sa, sb := memory.NewSocketPair()
+	a := start(t, sa, outerA, outerB, func(c *Config) { c.MTU = 1400 })
+	b := start(t, sb, outerB, outerA, nil)
+	b.send(t, a, datagram(1400, nil))
+	before := a.world.looked()
+	a.wakeSupervisor()
+	eventually(t, "it has looked around", func() bool { return a.world.looked() > before })
+	if n := a.world.logged(line); n != 0 {
+		t.Errorf("what fits is logged %d times", n)
+	}
+	for range 3 {
+		if got := b.send(t, a, datagram(1401, nil)); len(got) != 1401 {
+			t.Errorf("%d bytes came", len(got))
+		}
+		eventually(t, "it is said once", func() bool { return a.world.logged(line) == 1 })
+	}
+	for range 2 {
+		before := a.world.looked()
+		a.wakeSupervisor()
+		eventually(t, "it has looked around", func() bool { return a.world.looked() > before })
+	}
+	if n := a.world.logged(line); n != 1 {
+		t.Errorf("it is said %d times", n)
+	}
+}

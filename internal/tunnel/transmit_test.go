@@ -1,0 +1,150 @@
+package tunnel
+
+import (
+	"bytes"
+	"errors"
+	"syscall"
+	"testing"
+
+	"ipipd/internal/ipsec/esp"
+	"ipipd/internal/ipv4"
+	"ipipd/internal/packet"
+	"ipipd/internal/underlay"
+)
+
+// wire is a Sender that keeps what it is given.
+type wire struct {
+	sent [][]byte
+	most int // longest packet
+}
+
+func (w *wire) Write(batch []*packet.Buffer, path *underlay.Path) (int, error) {
+	for _, b := range batch {
+		if b.Len() > path.MTU {
+			return 0, errors.New("longer than the path takes")
+		}
+		w.sent = append(w.sent, bytes.Clone(b.Bytes()))
+		w.most = max(w.most, b.Len())
+	}
+	return len(batch), nil
+}
+
+type nothing struct{}
+
+func (nothing) Write(batch []*packet.Buffer, _ *underlay.Path) (int, error) { return len(batch), nil }
+
+type shut struct{}
+
+func (shut) Seal(*packet.Buffer) esp.Drop { return esp.DropNoSA }
+
+func saPair(t *testing.T) (*esp.Outbound, *esp.Inbound) {
+	t.Helper()
+	cfg := esp.Config{SPI: 4711, Suite: esp.Suite{Cipher: esp.AESCBC, KeyBits: 128, Integrity: esp.HMACSHA1}, Protocol: 4,
+		Keys: esp.Keys{Encryption: make([]byte, 16), Integrity: make([]byte, 20)}}
+	out, err := esp.NewOutbound(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := esp.NewInbound(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out, in
+}
+
+// outerOf is an outer packet of that length, of protocol 4, filled with v.
+func outerOf(length int, v byte, df bool) *packet.Buffer {
+	b := packet.New(packet.MaxSize)
+	p := bytes.Repeat([]byte{v}, length)
+	h := ipv4.Header{TotalLen: length, ID: uint16(v), DF: df, TTL: 64, Protocol: 4, Source: [4]byte{192, 0, 2, 1}, Destination: [4]byte{192, 0, 2, 2}}
+	h.Put(p)
+	b.Set(p)
+	return b
+}
+
+func TestAShutGateSendsNothing(t *testing.T) {
+	w := &wire{}
+	s := newEncryptedTx(w, shut{})
+	sent, refused, err := s.Write([]*packet.Buffer{outerOf(100, 1, false), outerOf(3000, 2, false)}, &underlay.Path{MTU: 1500})
+	if sent != 0 || refused != 2 || err != nil || len(w.sent) != 0 {
+		t.Errorf("%d sent, %d refused, %v, %d on the wire", sent, refused, err, len(w.sent))
+	}
+}
+
+func TestSealedPacketsAreCutToThePathAndKeepTheirOrder(t *testing.T) {
+	out, in := saPair(t)
+	w := &wire{}
+	s := newEncryptedTx(w, out)
+	path := &underlay.Path{MTU: 1500}
+	var batch, want []*packet.Buffer
+	for i, length := range []int{100, 1458, 1459, 4000, 20, 60000, 500} {
+		batch = append(batch, outerOf(length, byte(i+1), false))
+		want = append(want, outerOf(length, byte(i+1), false))
+	}
+	if sent, refused, err := s.Write(batch, path); sent != len(batch) || refused != 0 || err != nil {
+		t.Fatalf("%d sent, %d refused, %v", sent, refused, err)
+	}
+	if w.most > path.MTU {
+		t.Errorf("a packet of %d bytes", w.most)
+	}
+	// Put together what belongs together, and open it.
+	var whole []byte
+	var opened int
+	for _, p := range w.sent {
+		view, err := ipv4.Parse(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if view.Protocol() != 50 || bytes.Contains(p, bytes.Repeat([]byte{byte(opened + 1)}, 16)) {
+			t.Fatalf("on the wire: %x", p[:40])
+		}
+		if view.FragmentOffset() == 0 {
+			whole = bytes.Clone(p)
+		} else {
+			whole = append(whole, view.Payload()...)
+		}
+		if view.MF() {
+			continue
+		}
+		h := ipv4.Header{TotalLen: len(whole), ID: view.ID(), TTL: 64, Protocol: 50, Source: [4]byte{192, 0, 2, 1}, Destination: [4]byte{192, 0, 2, 2}}
+		h.Put(whole)
+		b := packet.New(packet.MaxSize)
+		b.Set(whole)
+		if d := in.Open(b); d != esp.DropNone {
+			t.Fatalf("packet %d: %v", opened, d)
+		}
+		if !bytes.Equal(b.Bytes(), want[opened].Bytes()) {
+			t.Errorf("packet %d is not what was sent", opened)
+		}
+		opened++
+	}
+	if opened != len(want) {
+		t.Errorf("%d of %d packets opened", opened, len(want))
+	}
+}
+
+func TestSealedPacketsWithDFAreNotCut(t *testing.T) {
+	out, _ := saPair(t)
+	w := &wire{}
+	sent, refused, err := newEncryptedTx(w, out).Write([]*packet.Buffer{outerOf(1459, 1, true), outerOf(1458, 2, true)}, &underlay.Path{MTU: 1500})
+	if sent != 1 || refused != 0 || !errors.Is(err, syscall.EMSGSIZE) || len(w.sent) != 1 {
+		t.Errorf("%d sent, %d refused, %v", sent, refused, err)
+	}
+}
+
+func TestSealingAllocatesNothing(t *testing.T) {
+	out, _ := saPair(t)
+	s := newEncryptedTx(nothing{}, out)
+	path := &underlay.Path{MTU: 1500}
+	batch := []*packet.Buffer{packet.New(4000), packet.New(4000)}
+	small, large := outerOf(1400, 1, false).Bytes(), outerOf(3900, 2, false).Bytes()
+	if n := testing.AllocsPerRun(100, func() {
+		batch[0].Set(small)
+		batch[1].Set(large)
+		if sent, _, err := s.Write(batch, path); sent != 2 || err != nil {
+			t.Fatal(sent, err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}

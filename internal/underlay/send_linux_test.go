@@ -1,0 +1,311 @@
+package underlay
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ipipd/internal/ipv4"
+	"ipipd/internal/packet"
+	"ipipd/test/netlab"
+)
+
+// linkTo is the Ethernet next hop from eth0 of one host to eth0 of the other.
+func linkTo(t testing.TB, from, to *netlab.NS) *Link {
+	t.Helper()
+	device := func(ns *netlab.NS) (i *net.Interface) {
+		var err error
+		ns.Do(func() { i, err = net.InterfaceByName("eth0") })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return i
+	}
+	source, destination := device(from), device(to)
+	link := &Link{Device: source.Index}
+	copy(link.Header[:], destination.HardwareAddr)
+	copy(link.Header[6:], source.HardwareAddr)
+	binary.BigEndian.PutUint16(link.Header[12:], ipv4.EtherType)
+	return link
+}
+
+func TestFramesAndPacketsAreTheSameToThePeer(t *testing.T) {
+	a, b := twoHosts(t)
+	sender := open(t, a, SocketOptions{}).NewSender()
+	r := open(t, b, SocketOptions{}).Receivers()[0]
+	framed := *pathA
+	framed.Link = linkTo(t, a, b)
+	for _, path := range []*Path{pathA, &framed} {
+		// The large one in the middle is cut, and stays in the middle.
+		batch := []*packet.Buffer{outerPacket(path, 1500, 1), outerPacket(path, 5000, 2), outerPacket(path, 21, 3)}
+		mustWrite(t, sender, path, batch...)
+		for i, got := range read(t, r, len(batch), packet.MaxSize) {
+			if string(got.Bytes()[20:]) != string(batch[i].Bytes()[20:]) {
+				t.Errorf("link %v: packet %d is another", path.Link != nil, i)
+			}
+		}
+		if batch[0].Len() != 1500 {
+			t.Errorf("link %v: Write moved the ends of the packet", path.Link != nil)
+		}
+	}
+}
+
+func TestLinkThatIsGoneFallsBackToTheRoutes(t *testing.T) {
+	a, b := twoHosts(t)
+	netlab.Veth(t, a, b, netlab.End{Name: "old"}, netlab.End{Name: "old"})
+	sender := open(t, a, SocketOptions{}).NewSender()
+	r := open(t, b, SocketOptions{}).Receivers()[0]
+	down, gone := *pathA, *pathA
+	down.Link = &Link{Device: deviceIndex(t, a, "old")}
+	gone.Link = &Link{Device: 999}
+	a.Run("ip", "link", "set", "old", "down")
+	for _, path := range []*Path{&down, &gone} {
+		mustWrite(t, sender, path, outerPacket(path, 100, 1), outerPacket(path, 101, 2))
+		if got := read(t, r, 2, 1500); got[0].Len() != 100 || got[1].Len() != 101 {
+			t.Errorf("got %d and %d bytes", got[0].Len(), got[1].Len())
+		}
+	}
+}
+
+func deviceIndex(t testing.TB, ns *netlab.NS, name string) (index int) {
+	t.Helper()
+	ns.Do(func() {
+		i, err := net.InterfaceByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		index = i.Index
+	})
+	return index
+}
+
+func TestPathSaysSourceMarkAndDeviceToTheRoutes(t *testing.T) {
+	a, b := twoHosts(t)
+	netlab.Veth(t, a, b, netlab.End{Name: "eth1", Address: "198.51.100.1/24"}, netlab.End{Name: "eth1", Address: "198.51.100.2/24"})
+	b.Run("ip", "address", "add", "203.0.113.9/32", "dev", "lo")
+	b.Sysctl("net.ipv4.conf.all.rp_filter", "0")
+	// The remote is reached by eth0, unless source, mark or device say eth1.
+	a.Run("ip", "route", "add", "203.0.113.9", "via", "192.0.2.2")
+	a.Run("ip", "route", "add", "203.0.113.9", "via", "198.51.100.2", "table", "100")
+	a.Run("ip", "route", "add", "203.0.113.9", "via", "198.51.100.2", "metric", "1000")
+	a.Run("ip", "rule", "add", "from", "198.51.100.1", "lookup", "100")
+	a.Run("ip", "rule", "add", "fwmark", "5", "lookup", "100")
+	sender := open(t, a, SocketOptions{}).NewSender()
+	by := map[string]Receiver{}
+	for _, name := range []string{"eth0", "eth1"} {
+		by[name] = open(t, b, SocketOptions{Device: deviceIndex(t, b, name)}).Receivers()[0]
+	}
+	remote := [4]byte{203, 0, 113, 9}
+	for _, c := range []struct {
+		what string
+		path Path
+		want string
+	}{
+		{"nothing", Path{Local: hostA}, "eth0"},
+		{"source", Path{Local: [4]byte{198, 51, 100, 1}}, "eth1"},
+		{"mark", Path{Local: hostA, Mark: 5}, "eth1"},
+		{"device", Path{Local: hostA, Device: deviceIndex(t, a, "eth1")}, "eth1"},
+		{"source that is not of this host", Path{Local: [4]byte{192, 0, 2, 77}}, "eth0"},
+	} {
+		c.path.Remote, c.path.MTU = remote, 1500
+		for _, size := range []int{100, 2000} {
+			mustWrite(t, sender, &c.path, outerPacket(&c.path, size, 1))
+			got := read(t, by[c.want], 1, packet.MaxSize)
+			if len(got) != 1 || got[0].Len() != size || [4]byte(got[0].Bytes()[12:]) != c.path.Local {
+				t.Errorf("%s, %d bytes: not received by %s as sent", c.what, size, c.want)
+			}
+		}
+	}
+}
+
+func TestAnIPsecPolicyForProtocol4AppliesHoweverAPacketIsSent(t *testing.T) {
+	a, _ := twoHosts(t)
+	s := open(t, a, SocketOptions{})
+	if !s.(*socket).tellsProtocol {
+		t.Skip("needs a kernel that takes IP_PROTOCOL (6.4)")
+	}
+	if out, err := a.Try("ip", "xfrm", "policy", "add", "src", "192.0.2.1", "dst", "192.0.2.2", "proto", "4", "dir", "out", "action", "block"); err != nil {
+		t.Skipf("needs a kernel with IPsec: %s", out)
+	}
+	sender := s.NewSender()
+	for _, size := range []int{100, 2000} { // whole, and cut
+		n, err := sender.Write([]*packet.Buffer{outerPacket(pathA, size, 1)}, pathA)
+		if n != 0 || !errors.Is(err, unix.EPERM) {
+			t.Errorf("%d bytes: %d sent, %v; want the policy to forbid it", size, n, err)
+		}
+	}
+}
+
+func TestHopWithALowerMTUThanThePathSaysStillGetsItsPackets(t *testing.T) {
+	a, b := twoHosts(t)
+	a.Run("ip", "link", "set", "eth0", "mtu", "1400")
+	sender := open(t, a, SocketOptions{}).NewSender()
+	r := open(t, b, SocketOptions{}).Receivers()[0]
+	framed := *pathA
+	framed.Link = linkTo(t, a, b)
+	for _, path := range []*Path{pathA, &framed} {
+		batch := []*packet.Buffer{outerPacket(path, 1400, 1), outerPacket(path, 1500, 2), outerPacket(path, 1399, 3)}
+		mustWrite(t, sender, path, batch...)
+		for i, got := range read(t, r, 3, 1500) {
+			if got.Len() != batch[i].Len() {
+				t.Errorf("link %v: packet %d has %d bytes, want %d", path.Link != nil, i, got.Len(), batch[i].Len())
+			}
+		}
+		// With DF it cannot be sent; the others can.
+		batch[1].Bytes()[6] = 0x40
+		if n, err := sender.Write(batch, path); n != 2 || !errors.Is(err, unix.EMSGSIZE) {
+			t.Errorf("link %v: Write sent %d packets: %v; want 2 and EMSGSIZE", path.Link != nil, n, err)
+		}
+		read(t, r, 2, 1500)
+	}
+}
+
+func TestErrorThatWaitedAtTheSocketCostsNoPacket(t *testing.T) {
+	a, b := twoHosts(t)
+	s := open(t, a, SocketOptions{}).(*socket)
+	// A socket like the one for whole packets, but one that hears errors.
+	a.Do(func() {
+		fd, err := newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_IPIP,
+			option(unix.IPPROTO_IP, unix.IP_HDRINCL, "IP_HDRINCL", 1),
+			option(unix.IPPROTO_IP, unix.IP_RECVERR, "IP_RECVERR", 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		unix.Close(s.hdrincl)
+		s.hdrincl = fd
+	})
+	sender := s.NewSender()
+	// Nobody listens in b yet: its kernel answers protocol unreachable.
+	mustWrite(t, sender, pathA, outerPacket(pathA, 100, 1))
+	fds := []unix.PollFd{{Fd: int32(s.hdrincl)}}
+	if n, err := unix.Poll(fds, 10000); n != 1 || fds[0].Revents&unix.POLLERR == 0 {
+		t.Fatalf("no error came: %v", err)
+	}
+	r := open(t, b, SocketOptions{}).Receivers()[0]
+	mustWrite(t, sender, pathA, outerPacket(pathA, 101, 1), outerPacket(pathA, 102, 1))
+	if got := read(t, r, 2, 1500); got[0].Len() != 101 {
+		t.Errorf("got %d bytes first, want 101", got[0].Len())
+	}
+}
+
+func TestPacketThatHasNoRouteDoesNotStopTheBatch(t *testing.T) {
+	a := netlab.New(t)
+	sender := open(t, a, SocketOptions{}).NewSender()
+	batch := []*packet.Buffer{outerPacket(pathA, 100, 1), outerPacket(pathA, 2000, 1), outerPacket(pathA, 100, 1)}
+	if n, err := sender.Write(batch, pathA); n != 0 || !errors.Is(err, unix.ENETUNREACH) {
+		t.Errorf("Write sent %d packets: %v; want 0 and ENETUNREACH", n, err)
+	}
+}
+
+func TestFullTransmitQueueIsAnError(t *testing.T) {
+	a, b := twoHosts(t)
+	sender := open(t, a, SocketOptions{}).NewSender()
+	a.Run("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "8kbit", "burst", "1600", "limit", "3000")
+	framed := *pathA
+	framed.Link = linkTo(t, a, b)
+	for _, path := range []*Path{pathA, &framed} {
+		var batch []*packet.Buffer
+		for range 20 {
+			batch = append(batch, outerPacket(path, 1500, 1))
+		}
+		if n, err := sender.Write(batch, path); n >= 20 || !errors.Is(err, unix.ENOBUFS) {
+			t.Errorf("link %v: Write sent %d of 20 packets: %v; want ENOBUFS", path.Link != nil, n, err)
+		}
+	}
+}
+
+func TestSocketsThatSendReceiveNothing(t *testing.T) {
+	a, b := twoHosts(t)
+	s := open(t, a, SocketOptions{}).(*socket)
+	for _, fd := range []int{s.hdrincl, s.fragmenting, s.link} {
+		// Without the filter: the point is that nothing gets as far as that.
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0); err != nil && fd != s.link {
+			t.Fatal(err)
+		}
+	}
+	mustWrite(t, open(t, b, SocketOptions{}).NewSender(), pathB, outerPacket(pathB, 100, 1))
+	read(t, s.Receivers()[0], 1, 1500)
+	for i, fd := range []int{s.hdrincl, s.fragmenting, s.link} {
+		if n, _, err := unix.Recvfrom(fd, make([]byte, 1500), unix.MSG_DONTWAIT); err != unix.EAGAIN {
+			t.Errorf("socket %d received %d bytes: %v", i, n, err)
+		}
+	}
+}
+
+func TestMissingCapabilityIsNamed(t *testing.T) {
+	ns := netlab.New(t)
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ns.Do(func() {
+			// Capabilities belong to the thread, and Do has locked it.
+			header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+			var all, data [2]unix.CapUserData
+			if err = unix.Capget(&header, &all[0]); err != nil {
+				return
+			}
+			data = all
+			data[0].Effective &^= 1 << unix.CAP_NET_RAW
+			if err = unix.Capset(&header, &data[0]); err != nil {
+				return
+			}
+			before := openFiles(t)
+			_, err = OpenSocket(SocketOptions{})
+			if after := openFiles(t); after != before {
+				t.Errorf("%d files are open, were %d", after, before)
+			}
+			if e := unix.Capset(&header, &all[0]); e != nil {
+				err = e
+			}
+		})
+	}()
+	<-done
+	if !errors.Is(err, os.ErrPermission) || !strings.Contains(err.Error(), "CAP_NET_RAW") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestErrorsAboutIPIPAreRead(t *testing.T) {
+	a, b := twoHosts(t)
+	s := open(t, a, SocketOptions{})
+	type result struct {
+		p   []byte
+		err error
+	}
+	got := make(chan result, 1)
+	go func() {
+		buf := make([]byte, 1500)
+		n, err := s.ReadError(buf)
+		got <- result{buf[:n], err}
+	}()
+	// An error about UDP, and an echo, are nothing to it.
+	a.Run("ping", "-c1", "192.0.2.2")
+	a.Do(func() {
+		c, err := net.Dial("udp4", "192.0.2.2:9")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		netlab.Eventually(t, "the answer is there", func() bool {
+			_, err := c.Write([]byte("x"))
+			return errors.Is(err, unix.ECONNREFUSED)
+		})
+	})
+	_ = b // nobody listens for protocol 4 there
+	mustWrite(t, s.NewSender(), pathA, outerPacket(pathA, 100, 1))
+	select {
+	case r := <-got:
+		if r.err != nil || len(r.p) < 56 || r.p[9] != 1 || r.p[20] != 3 || r.p[21] != 2 || r.p[28+9] != 4 {
+			t.Errorf("got %x, %v; want a protocol unreachable that quotes protocol 4", r.p, r.err)
+		}
+	case <-time.After(patience):
+		t.Fatal("no error came")
+	}
+}

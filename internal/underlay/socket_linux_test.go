@@ -1,0 +1,431 @@
+package underlay
+
+import (
+	"encoding/binary"
+	"errors"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ipipd/encap"
+	"ipipd/internal/packet"
+	"ipipd/test/netlab"
+)
+
+var (
+	hostA = [4]byte{192, 0, 2, 1}
+	hostB = [4]byte{192, 0, 2, 2}
+	pathA = &Path{Local: hostA, Remote: hostB, MTU: 1500}
+	pathB = &Path{Local: hostB, Remote: hostA, MTU: 1500}
+)
+
+// twoHosts are two namespaces with a wire between them: hostA on eth0 of the one,
+// hostB on eth0 of the other. Each knows the other's hardware address.
+func twoHosts(t testing.TB) (a, b *netlab.NS) {
+	t.Helper()
+	a, b = netlab.New(t), netlab.New(t)
+	netlab.Veth(t, a, b, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0", Address: "192.0.2.2/24"})
+	a.Run("ping", "-c1", "192.0.2.2")
+	return a, b
+}
+
+// open opens a Socket in a namespace, for as long as the test lasts.
+func open(t testing.TB, ns *netlab.NS, o SocketOptions) Socket {
+	t.Helper()
+	var s Socket
+	var err error
+	ns.Do(func() { s, err = OpenSocket(o) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// outerPacket is an outer packet of n bytes along path, with a payload whose
+// bytes say where they belong.
+func outerPacket(path *Path, n int, id uint16) *packet.Buffer {
+	b := packet.New(n)
+	b.Space()
+	b.SetLen(n)
+	p := b.Bytes()
+	p[0], p[1], p[8], p[9] = 0x45, 0x2c, 77, 4
+	binary.BigEndian.PutUint16(p[2:], uint16(n))
+	binary.BigEndian.PutUint16(p[4:], id)
+	copy(p[12:], path.Local[:])
+	copy(p[16:], path.Remote[:])
+	var sum uint32
+	for i := 0; i < 20; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(p[i:]))
+	}
+	sum = sum>>16 + sum&0xffff
+	binary.BigEndian.PutUint16(p[10:], ^uint16(sum>>16+sum))
+	for i := 20; i < n; i++ {
+		p[i] = byte(i * i >> 3)
+	}
+	return b
+}
+
+// patience is how long a test waits for what must happen.
+var patience = netlab.Patience()
+
+// read reads n packets.
+func read(t testing.TB, r Receiver, n, size int) []*packet.Buffer {
+	t.Helper()
+	batch := packet.NewBatch(n, size)
+	done := make(chan error, 1)
+	go func() {
+		for have := 0; have < n; {
+			more, err := r.Read(batch[have:])
+			if err != nil {
+				done <- err
+				return
+			}
+			have += more
+		}
+		done <- nil
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Fatalf("Read: %v", err)
+		}
+	case <-time.After(patience):
+		t.Fatalf("waited too long for %d packets", n)
+	}
+	return batch
+}
+
+// waits reports whether a packet comes to the socket fd within timeout.
+func waits(t testing.TB, fd int, timeout time.Duration) bool {
+	t.Helper()
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, int(timeout.Milliseconds()))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n == 1
+	}
+}
+
+func mustWrite(t testing.TB, s Sender, path *Path, batch ...*packet.Buffer) {
+	t.Helper()
+	if n, err := s.Write(batch, path); n != len(batch) || err != nil {
+		t.Fatalf("Write sent %d of %d packets: %v", n, len(batch), err)
+	}
+}
+
+// receiving is the Receiver that gets the packets.
+func receiving(s Socket, o SocketOptions) Receiver {
+	if o.PacketReceive {
+		return s.Receivers()[1]
+	}
+	return s.Receivers()[0]
+}
+
+func receivingFD(s Socket, o SocketOptions) int {
+	if o.PacketReceive {
+		return s.(*socket).packets[0]
+	}
+	return s.(*socket).raw
+}
+
+func TestPacketsArriveWholeAndInOrder(t *testing.T) {
+	a, b := twoHosts(t)
+	sender := open(t, a, SocketOptions{}).NewSender()
+	receiver := open(t, b, SocketOptions{}).Receivers()[0]
+	var sent []*packet.Buffer
+	for i := range 100 {
+		sent = append(sent, outerPacket(pathA, 20+i*14, uint16(i+1)))
+	}
+	mustWrite(t, sender, pathA, sent...)
+	for i, got := range read(t, receiver, len(sent), 1500) {
+		if string(got.Bytes()) != string(sent[i].Bytes()) {
+			t.Fatalf("packet %d is\n%x, want\n%x", i, got.Bytes(), sent[i].Bytes())
+		}
+	}
+}
+
+func TestPacketsLargerThanThePathAreCutByTheKernel(t *testing.T) {
+	a, b := twoHosts(t)
+	sender := open(t, a, SocketOptions{}).NewSender()
+	receiver := open(t, b, SocketOptions{}).Receivers()[0]
+	for _, size := range []int{1501, 3000, 65535} {
+		sent := outerPacket(pathA, size, 1)
+		mustWrite(t, sender, pathA, sent)
+		got := read(t, receiver, 1, packet.MaxSize)[0].Bytes()
+		want := sent.Bytes()
+		if len(got) != size || string(got[20:]) != string(want[20:]) {
+			t.Fatalf("%d bytes: the payload changed, %d bytes arrived", size, len(got))
+		}
+		if got[1] != want[1] || got[8] != want[8] || string(got[12:20]) != string(want[12:20]) {
+			t.Errorf("%d bytes: header is %x, want TOS, TTL and addresses of %x", size, got[:20], want[:20])
+		}
+		if got[6]&0x40 != 0 {
+			t.Errorf("%d bytes: DF is set", size)
+		}
+	}
+}
+
+// openFiles is how many file descriptors the process has.
+func openFiles(t testing.TB) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+func TestCloseUnblocksReadAndReadError(t *testing.T) {
+	for _, o := range []SocketOptions{{}, {PacketReceive: true}} {
+		testClose(t, o)
+	}
+}
+
+func testClose(t *testing.T, o SocketOptions) {
+	ns := netlab.New(t)
+	before := openFiles(t)
+	s := open(t, ns, o)
+	failed := make(chan error, 2)
+	go func() {
+		_, err := receiving(s, o).Read(packet.NewBatch(1, 1500))
+		failed <- err
+	}()
+	go func() {
+		_, err := s.ReadError(make([]byte, 1500))
+		failed <- err
+	}()
+	time.Sleep(50 * time.Millisecond) // so that both most often wait by now
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		if err := <-failed; !errors.Is(err, os.ErrClosed) {
+			t.Errorf("got %v, want os.ErrClosed", err)
+		}
+	}
+	if _, err := s.NewSender().Write([]*packet.Buffer{outerPacket(pathA, 20, 1)}, pathA); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Write: got %v, want os.ErrClosed", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Errorf("second Close: %v", err)
+	}
+	if after := openFiles(t); after != before {
+		t.Errorf("%d files are open after Close, were %d before", after, before)
+	}
+}
+
+// A Receiver waits for something else as well, awake and at rest, until it has gone.
+func TestReadReturnsForWhatItWatches(t *testing.T) {
+	for _, o := range []SocketOptions{{}, {PacketReceive: true}} {
+		a, b := twoHosts(t)
+		sender, s := open(t, a, SocketOptions{}).NewSender(), open(t, b, o)
+		w := receiving(s, o).(Watcher)
+		r, end, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		defer end.Close()
+		const key = 5
+		fd := int(r.Fd())
+		if err := w.Watch(fd, key); err != nil {
+			t.Fatal(err)
+		}
+		batch := packet.NewBatch(1, 1500)
+		for _, delay := range []time.Duration{0, 400 * time.Millisecond} {
+			time.AfterFunc(delay, func() { _, _ = end.Write([]byte{1}) })
+			if n, err := w.Read(batch); n != 0 || err != nil {
+				t.Errorf("Read: %d, %v", n, err)
+			}
+			if got, ok := w.Ready(); !ok || got != key {
+				t.Errorf("ready is %d, %v", got, ok)
+			}
+			// As long as that is not read, packets are received all the same.
+			mustWrite(t, sender, pathA, outerPacket(pathA, 100, 1))
+			for n, err := 0, error(nil); n == 0; n, err = w.Read(batch) {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := r.Read(make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			if got, ok := w.Ready(); ok {
+				t.Errorf("%d is ready when it has been read", got)
+			}
+		}
+		if err := w.Unwatch(fd); err != nil {
+			t.Error(err)
+		}
+		_, _ = end.Write([]byte{1})
+		mustWrite(t, sender, pathA, outerPacket(pathA, 100, 2))
+		if n, err := w.Read(batch); n != 1 || err != nil {
+			t.Errorf("Read of one who watches nothing: %d, %v", n, err)
+		}
+		if s.Close(); !errors.Is(w.Watch(fd, key), os.ErrClosed) || !errors.Is(w.Unwatch(fd), os.ErrClosed) {
+			t.Error("after Close it still watches")
+		}
+		if _, ok := w.Ready(); ok {
+			t.Error("something is ready after Close")
+		}
+	}
+}
+
+func TestReadAndWriteDoNotAllocate(t *testing.T) {
+	a, b := twoHosts(t)
+	framed := *pathA
+	framed.Link = linkTo(t, a, b)
+	for _, receive := range []SocketOptions{{}, {PacketReceive: true}} {
+		for _, path := range []*Path{pathA, &framed} {
+			sender := open(t, a, SocketOptions{}).NewSender()
+			s := open(t, b, receive)
+			r := receiving(s, receive)
+			// The last is cut.
+			out := []*packet.Buffer{outerPacket(path, 1400, 1), outerPacket(path, 40, 2), outerPacket(path, 3000, 3)}
+			in := packet.NewBatch(8, packet.MaxSize)
+			allocs := testing.AllocsPerRun(100, func() {
+				if n, err := sender.Write(out, path); n != len(out) || err != nil {
+					t.Fatalf("Write sent %d packets: %v", n, err)
+				}
+				for have := 0; have < len(out); {
+					n, err := r.Read(in)
+					if err != nil {
+						t.Fatal(err)
+					}
+					have += n
+				}
+			})
+			if allocs != 0 {
+				t.Errorf("%+v, link %v: %v allocations a batch", receive, path.Link != nil, allocs)
+			}
+			s.Close()
+		}
+	}
+}
+
+func TestFullReceiveBufferIsCounted(t *testing.T) {
+	a, b := twoHosts(t)
+	sender := open(t, a, SocketOptions{}).NewSender()
+	for _, o := range []SocketOptions{{ReceiveBuffer: 1}, {ReceiveBuffer: 1, PacketReceive: true}} {
+		s := open(t, b, o)
+		for range 100 {
+			mustWrite(t, sender, pathA, outerPacket(pathA, 1500, 1))
+		}
+		arrived := uint64(0)
+		batch := packet.NewBatch(100, 1500)
+		for deadline := time.Now().Add(patience); arrived+s.Overflows() < 100 && time.Now().Before(deadline); {
+			if waits(t, receivingFD(s, o), time.Millisecond) {
+				n, err := receiving(s, o).Read(batch)
+				if err != nil {
+					t.Fatal(err)
+				}
+				arrived += uint64(n)
+			}
+		}
+		if got := s.Overflows(); got == 0 || got+arrived != 100 {
+			t.Errorf("%+v: %d packets arrived and %d overflowed, want 100 together", o, arrived, got)
+		}
+		s.Close()
+		if got := s.Overflows(); got+arrived != 100 {
+			t.Errorf("%+v: after Close %d overflowed", o, got)
+		}
+	}
+}
+
+func TestPacketLargerThanTheBufferIsRefused(t *testing.T) {
+	a, b := twoHosts(t)
+	sender := open(t, a, SocketOptions{}).NewSender()
+	for _, o := range []SocketOptions{{}, {PacketReceive: true}} {
+		s := open(t, b, o)
+		mustWrite(t, sender, pathA, outerPacket(pathA, 1500, 1))
+		got := read(t, receiving(s, o), 1, 1499)[0]
+		if _, drop := encap.ParseOuter(got); drop != encap.DropOuterMalformed {
+			t.Errorf("%+v: %d bytes: %v, want %v", o, got.Len(), drop, encap.DropOuterMalformed)
+		}
+		s.Close()
+	}
+}
+
+// BenchmarkCut is one thread that sends a packet of 64 KiB, for the kernel to cut,
+// and receives it reassembled.
+func BenchmarkCut(b *testing.B) {
+	from, to := twoHosts(b)
+	sender := open(b, from, SocketOptions{}).NewSender()
+	r := open(b, to, SocketOptions{}).Receivers()[0]
+	out := []*packet.Buffer{outerPacket(pathA, packet.MaxSize, 1)}
+	in := packet.NewBatch(1, packet.MaxSize)
+	b.SetBytes(packet.MaxSize)
+	b.ReportAllocs()
+	for b.Loop() {
+		mustWrite(b, sender, pathA, out...)
+		if _, err := r.Read(in); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkSendAndReceive is one thread that sends a batch of 64 full packets and
+// receives it, over a veth: all of the kernel's work is in it.
+func BenchmarkSendAndReceive(b *testing.B) {
+	for _, receive := range []string{"raw", "packet"} {
+		for _, send := range []string{"raw", "link"} {
+			b.Run("send="+send+"/receive="+receive, func(b *testing.B) {
+				from, to := twoHosts(b)
+				path := *pathA
+				if send == "link" {
+					path.Link = linkTo(b, from, to)
+				}
+				sender := open(b, from, SocketOptions{}).NewSender()
+				o := SocketOptions{PacketReceive: receive == "packet"}
+				r := receiving(open(b, to, o), o)
+				var out []*packet.Buffer
+				for range 64 {
+					out = append(out, outerPacket(&path, 1500, 1))
+				}
+				in := packet.NewBatch(64, 1500)
+				runtime.LockOSThread()
+				defer runtime.UnlockOSThread()
+				var sending time.Duration
+				b.SetBytes(1500)
+				b.ReportAllocs()
+				b.ResetTimer()
+				for i := 0; i < b.N; i += len(out) {
+					start := time.Now()
+					mustWrite(b, sender, &path, out...)
+					sending += time.Since(start)
+					for have := 0; have < len(out); {
+						n, err := r.Read(in)
+						if err != nil {
+							b.Fatal(err)
+						}
+						have += n
+					}
+				}
+				b.ReportMetric(float64(sending.Nanoseconds())/float64(b.N), "ns-send/op")
+			})
+		}
+	}
+}
+
+func TestReceiveCanBeSwitchedWhileReceiving(t *testing.T) {
+	a, b := twoHosts(t)
+	sender := open(t, a, SocketOptions{}).NewSender()
+	s := open(t, b, SocketOptions{}).(ReceiveSetter)
+	for i, on := range []bool{false, true, false, true} {
+		var err error
+		if b.Do(func() { err = s.SetReceive(Reception{LinkLayer: on}) }); err != nil {
+			t.Fatal(err)
+		}
+		mustWrite(t, sender, pathA, outerPacket(pathA, 100, uint16(i+1)))
+		read(t, receiving(s, SocketOptions{PacketReceive: on}), 1, 1500)
+	}
+}

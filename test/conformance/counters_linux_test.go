@@ -1,0 +1,160 @@
+package conformance
+
+import (
+	"testing"
+	"time"
+
+	"ipipd/test/netlab"
+)
+
+// ends are the daemons of a tunnel.
+type ends struct{ a, b *netlab.Daemon }
+
+// counted is what both have counted.
+type counted struct{ a, b netlab.Status }
+
+func (e ends) look() counted { return counted{e.a.Status(), e.b.Status()} }
+
+// agree reports whether each end has counted as received what the other has counted as
+// sent since before, in packets and bytes.
+func (c counted) agree(before counted) bool {
+	return c.a.TxPacket-before.a.TxPacket == c.b.RxPacket-before.b.RxPacket &&
+		c.a.RxPacket-before.a.RxPacket == c.b.TxPacket-before.b.TxPacket &&
+		c.a.TxByte-before.a.TxByte == c.b.RxByte-before.b.RxByte &&
+		c.a.RxByte-before.a.RxByte == c.b.TxByte-before.b.TxByte
+}
+
+// same waits until both ends have counted the same since before.
+func (e ends) same(t *testing.T, before counted) {
+	t.Helper()
+	var now counted
+	defer func() {
+		if t.Failed() {
+			t.Logf("before: %+v\nnow: %+v", before, now)
+		}
+	}()
+	netlab.Eventually(t, "both ends have counted the same", func() bool {
+		now = e.look()
+		return now.agree(before)
+	})
+}
+
+// quiet waits until nothing more is counted.
+func (e ends) quiet(t *testing.T) counted {
+	t.Helper()
+	now := e.look()
+	netlab.Eventually(t, "nothing more is counted", func() bool {
+		before := now
+		time.Sleep(netlab.Slower(100 * time.Millisecond))
+		now = e.look()
+		return now.a.RxPacket == before.a.RxPacket && now.b.RxPacket == before.b.RxPacket &&
+			now.a.TxPacket == before.a.TxPacket && now.b.TxPacket == before.b.TxPacket
+	})
+	return now
+}
+
+// settled calls traffic until both ends count the same, twice in a row: the first
+// packets from a peer on this machine move reception to the link layer, and meanwhile a
+// packet may come twice.
+func (e ends) settled(t *testing.T, traffic func()) counted {
+	t.Helper()
+	now, agreed := e.look(), 0
+	for range 20 {
+		before := now
+		traffic()
+		if now = e.quiet(t); !now.agree(before) {
+			agreed = 0
+		} else if agreed++; agreed == 2 {
+			return now
+		}
+	}
+	t.Fatalf("the two ends never count the same: %+v", now)
+	return now
+}
+
+// Bulk, which is counted in superpackets and in what they stand for; pings with
+// options, which take the other path; and fragments of large ones. Both ends have
+// counted the same when it is over, whoever carries at either, and whatever the wire
+// makes of the packets.
+func TestBothEndsCountTheSameAfterAMixedRun(t *testing.T) {
+	t.Parallel()
+	for _, u := range underlays[:3] { // the others have no fast path, or no superpackets
+		for _, far := range variants {
+			t.Run(u.name+", "+far.name, func(t *testing.T) {
+				t.Parallel()
+				a, b := hosts(t)
+				if u.wire != nil {
+					u.wire(a, b)
+				}
+				da, db := fast.upA(t, a), far.upB(t, b)
+				isFast(t, da)
+				// No more packets than the receiving kernel queues (1000): what is
+				// lost on the way is counted by one end only.
+				const bytes = 1 << 20
+				both := ends{da, db}
+				before := both.settled(t, func() {
+					transfer(t, a, b, innerB, 1<<16)
+					transfer(t, b, a, innerA, 1<<16)
+				})
+				transfer(t, a, b, innerB, bytes)
+				ping(t, a, "-T", "tsonly", innerB)
+				ping(t, b, "-s", "5000", innerA)
+				transfer(t, b, a, innerA, bytes)
+				both.same(t, before)
+				if s := da.Status(); s.TxByte-before.a.TxByte < bytes || s.TxPacket-before.a.TxPacket < bytes/1500 {
+					t.Errorf("1 MiB was sent, and counted as %d bytes in %d packets", s.TxByte, s.TxPacket)
+				}
+			})
+		}
+	}
+}
+
+// Datagrams that a socket hands over as one superpacket are as many packets.
+func TestDatagramsThatTravelAsOneAreCountedEach(t *testing.T) {
+	t.Parallel()
+	for _, u := range underlays[:2] {
+		t.Run(u.name, func(t *testing.T) {
+			eachVariant(t, func(t *testing.T, c variant) {
+				a, b := hosts(t)
+				if u.wire != nil {
+					u.wire(a, b)
+				}
+				da, db := c.upA(t, a), c.upB(t, b)
+				const segment, full, rest = 500, 40, 13
+				echoed(t, a, b, []int{segment*full + rest}, segment)
+				ends{da, db}.same(t, counted{})
+				s := da.Status()
+				// Both have counted each way the same; a lost datagram is sent again.
+				if n := s.TxPacket; n%(full+1) != 0 || s.TxByte != n/(full+1)*(full*(segment+28)+rest+28) {
+					t.Errorf("%d packets of %d bytes for a superpacket of %d", n, s.TxByte, full+1)
+				}
+			})
+		})
+	}
+}
+
+// What the kernel has counted stays counted when it carries no more, and what it
+// counts afterwards comes on top.
+func TestCountersOutliveTheFastPath(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	da, db := fast.upA(t, a), fast.upB(t, b)
+	isFast(t, da, db)
+	const policy = "src 192.0.2.1 dst 192.0.2.2 proto 4 dir out"
+	for range 2 {
+		transfer(t, a, b, innerB, 1<<20)
+		transfer(t, b, a, innerA, 1<<20)
+		if out, err := a.Try("sh", "-c", "ip xfrm policy add "+policy); err != nil { // which lets all through
+			t.Skipf("needs a kernel with IPsec: %s", out)
+		}
+		netlab.Eventually(t, "userspace carries", func() bool { return da.Status().FastPath != "active" })
+		ends{da, db}.same(t, counted{})
+		ping(t, a, innerB)
+		a.Run("sh", "-c", "ip xfrm policy delete "+policy)
+		netlab.Eventually(t, "the kernel carries again", func() bool { return da.Status().FastPath == "active" })
+		ends{da, db}.same(t, counted{})
+	}
+	if s := da.Status(); s.TxByte < 2<<20 || s.RxByte < 2<<20 {
+		t.Errorf("twice 1 MiB each way, and %d bytes sent, %d received", s.TxByte, s.RxByte)
+	}
+}

@@ -1,0 +1,187 @@
+package conformance
+
+import (
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ipipd/test/netlab"
+)
+
+// The other tests of this package hold the fast path to the rules; these are about
+// when there is one, and what happens where there is not.
+
+var fast = variants[len(variants)-1]
+
+// isFast skips the test where this kernel has no fast path.
+func isFast(t *testing.T, daemons ...*netlab.Daemon) {
+	t.Helper()
+	for _, d := range daemons {
+		if s := d.Status().FastPath; s != "active" {
+			t.Skipf("no fast path here: %s", s)
+		}
+	}
+}
+
+func TestTheFastPathIsOnByDefaultAndPrintSaysSo(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	da, db := upA(t, a), upB(t, b, "--allow-fast-path", "no")
+	isFast(t, da)
+	ping(t, a, innerB)
+	if out, err := da.Run("print", "t0"); err != nil || !strings.Contains(out, "fast-path: active") {
+		t.Errorf("print says %v\n%s", err, out)
+	}
+	if out, err := db.Run("print", "t0"); err != nil || !strings.Contains(out, "fast-path: allow-fast-path is no") {
+		t.Errorf("print says %v\n%s", err, out)
+	}
+}
+
+// CAP_BPF is what it takes beside what every tunnel needs.
+func TestTheFastPathNeedsNoMoreThanThreeCapabilities(t *testing.T) {
+	t.Parallel()
+	runtime.LockOSThread() // for good: see "no CAP_BPF"
+	a, b := hosts(t)
+	fast.upB(t, b)
+	isFast(t, fast.upA(t, a, "--mtu", "1400"))
+	a2, _ := hosts(t)
+	for c := range uintptr(unix.CAP_LAST_CAP + 1) {
+		if c == unix.CAP_BPF || c == unix.CAP_NET_ADMIN || c == unix.CAP_NET_RAW {
+			continue
+		}
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil {
+			t.Skipf("cannot do without a capability: %v", err)
+		}
+	}
+	if s := fast.upA(t, a2).Status().FastPath; s != "active" {
+		t.Errorf("fast-path is %q", s)
+	}
+}
+
+// Each cause, by what print says, and the traffic that flows all the same.
+func TestWhereTheFastPathIsNotAllowedUserspaceCarries(t *testing.T) {
+	t.Parallel()
+	t.Run("fwmark", func(t *testing.T) {
+		t.Parallel()
+		a, b := hosts(t)
+		d := fast.upA(t, a, "--fwmark", "7")
+		fast.upB(t, b)
+		slow(t, d, "fwmark")
+		ping(t, a, innerB)
+	})
+	t.Run("no CAP_BPF", func(t *testing.T) {
+		t.Parallel()
+		// For good, of this thread and what it starts: the goroutine keeps the
+		// thread, and both end.
+		runtime.LockOSThread()
+		a, b := hosts(t)
+		for _, c := range []uintptr{unix.CAP_BPF, unix.CAP_SYS_ADMIN} {
+			if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil {
+				t.Skipf("cannot do without a capability: %v", err)
+			}
+		}
+		d := fast.upA(t, a)
+		fast.upB(t, b)
+		slow(t, d, "not permitted")
+		d.LogsOnce("fast-path")
+		ping(t, a, innerB)
+	})
+	t.Run("an underlay without Ethernet", func(t *testing.T) {
+		t.Parallel()
+		a, b := hosts(t)
+		fast.upA(t, a)
+		fast.upB(t, b)
+		// A tunnel through the tunnel, whose underlay is a TUN.
+		d := netlab.Up(t, a, "t1", "--remote-address", innerB, "--address", "10.254.0.1/24")
+		netlab.Up(t, b, "t1", "--remote-address", innerA, "--address", "10.254.0.2/24")
+		slow(t, d, "not a plain Ethernet")
+		ping(t, a, "10.254.0.2")
+		transfer(t, a, b, "10.254.0.2", 1<<20)
+	})
+}
+
+// slow checks what print says.
+func slow(t *testing.T, d *netlab.Daemon, why string) {
+	t.Helper()
+	if s := d.Status(); !strings.Contains(s.FastPath, why) {
+		t.Errorf("fast-path is %q, want something about %q", s.FastPath, why)
+	}
+}
+
+// The peer's NIC is replaced: its address is another, and what the neighbour table
+// has is wrong until ARP has found out.
+func TestTheFastPathFollowsTheNeighbour(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	da, db := fast.upA(t, a), fast.upB(t, b)
+	isFast(t, da, db)
+	ping(t, a, innerB)
+	b.Run("ip", "link", "set", "dev", "veth0", "address", "02:00:00:00:00:77")
+	a.Run("ip", "neigh", "flush", "dev", "veth0")
+	pingsAgain(t, a, "the neighbour has another MAC address")
+	isFast(t, da, db)
+}
+
+// One end has the fast path, the other has not, and bulk goes both ways.
+func TestBothPathsTalkToEachOther(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	isFast(t, fast.upA(t, a))
+	variants[0].upB(t, b)
+	transfer(t, a, b, innerB, 20<<20)
+	transfer(t, b, a, innerA, 20<<20)
+}
+
+// What is decapsulated for another host goes on to it: as superpackets, cut by a
+// device that takes no superpackets, and into a second tunnel.
+//
+//	a ═ t0 ═ b ── to-c ── c        or        a ═ t0 ═ b ═ t1 ═ c
+func TestWhatTheFastPathDecapsulatesIsForwarded(t *testing.T) {
+	t.Parallel()
+	for _, way := range []string{"whole", "cut", "tunnel", "tunnel, from userspace"} {
+		t.Run(way, func(t *testing.T) {
+			t.Parallel()
+			a, b := hosts(t)
+			c := netlab.New(t)
+			netlab.Veth(t, b, c, netlab.End{Name: "to-c", Address: "198.51.100.2/24"}, netlab.End{Name: "veth0", Address: "198.51.100.3/24"})
+			b.Sysctl("net.ipv4.ip_forward", "1")
+			da := fast.upA(t, a, "--route", "198.51.100.0/24", "--route", "10.254.0.0/24")
+			carried := fast
+			if way == "tunnel, from userspace" { // whose superpackets the kernel trusts less
+				carried = variants[0]
+			}
+			db := carried.upB(t, b)
+			isFast(t, da)
+			var near, far *netlab.Daemon // of the second tunnel
+			target, back := "198.51.100.3", "198.51.100.2"
+			switch way {
+			case "cut":
+				b.Run("ethtool", "-K", "to-c", "tx", "off", "tso", "off", "gso", "off")
+			case "tunnel", "tunnel, from userspace":
+				target, back = "10.254.0.2", "10.254.0.1"
+				near = fast.upAs(t, b, "t1", "--remote-address", "198.51.100.3", "--address", back+"/24")
+				far = fast.upAs(t, c, "t1", "--remote-address", "198.51.100.2", "--address", target+"/24")
+			}
+			c.Run("ip", "route", "add", "10.255.0.0/24", "via", back)
+			ping(t, a, target)
+			some := func() {
+				transfer(t, a, c, target, 1<<16)
+				transfer(t, c, a, innerA, 1<<16)
+			}
+			first, second := ends{da, db}, ends{near, far}
+			var beforeSecond counted
+			if near != nil {
+				beforeSecond = second.settled(t, some)
+			}
+			before := first.settled(t, some)
+			transfer(t, a, c, target, 1<<20)
+			transfer(t, c, a, innerA, 1<<20)
+			first.same(t, before)
+			if near != nil {
+				second.same(t, beforeSecond)
+			}
+		})
+	}
+}

@@ -1,0 +1,416 @@
+package conformance
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"syscall"
+	"testing"
+
+	"ipipd/internal/ipv4"
+	"ipipd/test/netlab"
+)
+
+// receiver is a tunnel end at a, and what host b can send to it by hand.
+type receiver struct {
+	a, b   *netlab.NS
+	d      *netlab.Daemon
+	from   *injector        // b's end of the wire
+	inside *netlab.Recorder // what a's host gets from the tunnel
+	marks  uint16
+}
+
+func receive(t *testing.T, c variant, flags ...string) *receiver {
+	t.Helper()
+	a, b := hosts(t)
+	deafEnd(t, b)
+	r := &receiver{a: a, b: b, d: c.upA(t, a, flags...), from: inject(t, b, "veth0", a, "veth0"), marks: 0xf000}
+	r.inside = netlab.CaptureReceived(t, a, "t0")
+	return r
+}
+
+// settle returns when the tunnel is through with all that was sent: when marks
+// came that were sent after it, of so many flows that each thread that receives
+// has some. A mark is padded, so that it is nothing for the fast path, which would
+// let it overtake.
+func (r *receiver) settle() {
+	const flows = 24
+	for port := range uint16(flows) {
+		h := bToA(r.marks + port)
+		r.from.send(append(outerBToA(build(h, udp(h, 1000+port, 9, nil))), 0))
+	}
+	for range flows {
+		r.inside.Await(netlab.ID(r.marks))
+		r.marks++
+	}
+}
+
+// got is what the host got, besides the marks of settle.
+func (r *receiver) got() []netlab.Frame {
+	return r.inside.Matching(netlab.Not(func(p ipv4.Packet) error {
+		if p.ID() < 0xf000 {
+			return fmt.Errorf("not a mark")
+		}
+		return nil
+	}))
+}
+
+// unfinished is a UDP datagram as it leaves a stack that expects hardware to
+// finish its checksum: the field has the sum of the pseudo-header only.
+func unfinished(h ipv4.Header, n int) []byte {
+	b := udp(h, 9, 9, pattern(n))
+	pseudo := ipv4.PseudoHeaderSum(h.Source, h.Destination, ipv4.ProtocolUDP, len(b))
+	binary.BigEndian.PutUint16(b[6:], ipv4.Fold(pseudo))
+	return build(h, b)
+}
+
+// Every reason for which one packet from the network goes no further. Reasons
+// about the outer packet that are not here the kernel sees to before: what is not for the
+// only tunnel of a process is answered and counted there.
+func TestEachReceivedPacketThatBreaksARuleIsCountedByNameAndStopped(t *testing.T) {
+	t.Parallel()
+	good := datagram(bToA(1), 100)
+	outer := func(h ipv4.Header, payload []byte) []byte {
+		h.ID, h.Protocol = 9, ipv4.ProtocolIPIP
+		return build(h, payload)
+	}
+	loop := build(ipv4.Header{ID: 2, Protocol: ipv4.ProtocolUDP, Source: addr(outerA), Destination: addr(outerB)}, pattern(20))
+	probe := build(ipv4.Header{ID: 3, TTL: 1, Protocol: ipv4.ProtocolIPIP, Source: addr(outerA), Destination: addr(outerB)}, nil)
+	wrongSum := bytes.Clone(good)
+	wrongSum[10]++
+	ecn := outerBToA(good)
+	for _, test := range []struct {
+		name, reason string
+		packet       []byte
+	}{
+		{"from another source", "", outer(ipv4.Header{Source: addr("192.0.2.3"), Destination: addr(outerA)}, good)},
+		{"to another address of this host", "", outer(ipv4.Header{Source: addr(outerB), Destination: addr("192.0.2.9")}, good)},
+		{"inner TTL 0", "received-ttl-zero", outerBToA(with(good, 8, 0))},
+		{"wrong inner header checksum", "received-checksum", outerBToA(wrongSum)},
+		{"IPv6 inside", "received-not-ipv4", outerBToA(append([]byte{0x60, 0, 0, 0, 0, 0, 59, 64}, make([]byte, 32)...))},
+		{"something inside", "received-not-ipv4", outerBToA([]byte("no packet but forty bytes of text at all"))},
+		{"an inner header of 16 bytes", "received-malformed", outerBToA(with(good, 0, 0x44))},
+		{"an inner total length within the header", "received-malformed", outerBToA(with(with(good, 2, 0), 3, 19))},
+		{"an inner packet longer than the outer", "received-truncated", outerBToA(good[:len(good)-1])},
+		{"half an inner header", "received-truncated", outerBToA(good[:19])},
+		{"one byte inside", "received-truncated", outerBToA(good[:1])},
+		{"an inner packet of our own to the peer", "received-loop", outerBToA(loop)},
+		{"the tunnel in itself, 35 times", "received-loop", nested(35, good)},
+		{"a probe that may go no further", "reflect-ttl-expired", outerBToA(probe)},
+		{"congestion marked on what cannot say so", "ecn-ce-on-not-ect", with(ecn, 1, 3)},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			eachVariant(t, func(t *testing.T, c variant) {
+				r := receive(t, c)
+				r.a.Run("ip", "address", "add", "192.0.2.9/32", "dev", "veth0")
+				r.from.send(test.packet)
+				r.settle()
+				switch s := r.d.Status(); {
+				case test.reason != "":
+					if s.Drops[test.reason] != 1 || len(s.Drops) != 1 {
+						t.Errorf("drops are %v, want one %s", s.Drops, test.reason)
+					}
+				case len(s.Drops) != 0 || unknownToKernel(r.a) != 1:
+					t.Errorf("drops are %v, and the kernel counted %d, want none and 1", s.Drops, unknownToKernel(r.a))
+				}
+				if got := r.got(); len(got) != 0 {
+					t.Errorf("the host got %s", netlab.Describe(got[0].Packet))
+				}
+			})
+		})
+	}
+}
+
+// nested is a packet in that many outer headers of the tunnel.
+func nested(levels int, b []byte) []byte {
+	for range levels {
+		b = outerBToA(b)
+	}
+	return b
+}
+
+// unknownToKernel is how many packets the kernel had no socket for (IpInUnknownProtos).
+func unknownToKernel(ns *netlab.NS) (n int) {
+	_, _ = fmt.Sscanf(ns.Run("sh", "-c", "nstat -asz IpInUnknownProtos | tail -n1"), "IpInUnknownProtos %d", &n)
+	return n
+}
+
+// Datagrams that were merged on their way have lost their boundaries.
+func TestAReceivedUDPSuperpacketOfUnknownSizesIsStopped(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		r := receive(t, c)
+		r.from.send(fragments(outerBToA(unfinished(bToA(1), 4000)), 1480)...)
+		r.settle()
+		if s := r.d.Status(); s.Drops["superpacket-size-unknown"] != 1 || len(r.got()) != 0 {
+			t.Errorf("drops are %v, and the host got %d packets", s.Drops, len(r.got()))
+		}
+	})
+}
+
+// A peer on the same machine leaves checksums to hardware that never comes.
+func TestAPartialChecksumReachesTheSocketAndAWrongOneDoesNot(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		r := receive(t, c)
+		conn := listenUDP(t, r.a, innerA+":9")
+		wrong := datagram(bToA(1), 40)
+		wrong[len(wrong)-1]++
+		if c.fast {
+			t.Skip("on the fast path the kernel itself says which checksums are unfinished, and a packet from a file descriptor says nothing of it")
+		}
+		r.from.send(outerBToA(wrong), outerBToA(unfinished(bToA(2), 1000)))
+		buf := make([]byte, 2000)
+		n, _, err := conn.ReadFrom(buf)
+		if err != nil || !bytes.Equal(buf[:n], pattern(1000)) {
+			t.Errorf("the socket got %d bytes, %v", n, err)
+		}
+	})
+}
+
+// What the kernel stops before, so that no reason of ours counts it.
+func TestOuterPacketsThatAreNotSoundNeverArrive(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		r := receive(t, c)
+		good := outerBToA(datagram(bToA(1), 100))
+		wrongSum := bytes.Clone(good)
+		wrongSum[10]++
+		for _, b := range [][]byte{wrongSum, with(good, 0, 0x44), with(good, 2, 0x10), good[:19]} {
+			r.from.send(b)
+		}
+		r.settle()
+		if got := r.got(); len(got) != 0 {
+			t.Errorf("the host got %s", netlab.Describe(got[0].Packet))
+		}
+	})
+}
+
+// An outer packet in a frame for another Ethernet address, or of a VLAN that this host
+// is not in, is none of ours, and the kernel stops it.
+func TestFramesThatAreNotForThisHostNeverArrive(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		r := receive(t, c)
+		other, vlan := *r.from, *r.from
+		other.to.Addr[5]++
+		vlan.to.Protocol = binary.NativeEndian.Uint16([]byte{0x81, 0x00})
+		other.send(outerBToA(datagram(bToA(1), 100)))
+		vlan.send(append([]byte{0, 7, 0x08, 0x00}, outerBToA(datagram(bToA(2), 100))...))
+		r.settle()
+		if got := r.got(); len(got) != 0 {
+			t.Errorf("the host got %s", netlab.Describe(got[0].Packet))
+		}
+		// The VLAN 0 is a priority and nothing else: this one is for us.
+		vlan.send(append([]byte{0, 0, 0x08, 0x00}, outerBToA(datagram(bToA(3), 100))...))
+		r.inside.Await(netlab.ID(3))
+	})
+}
+
+// RFC 6040, section 4.2: the table of [inner][outer], each Not-ECT, ECT(1),
+// ECT(0), CE as the codepoints 0 to 3 count.
+func TestReceivedECNIsMergedFromBothHeaders(t *testing.T) {
+	t.Parallel()
+	const none, ect1, ect0, ce, drop = 0, 1, 2, 3, 4
+	table := [4][4]uint8{
+		none: {none: none, ect0: none, ect1: none, ce: drop},
+		ect0: {none: ect0, ect0: ect0, ect1: ect1, ce: ce},
+		ect1: {none: ect1, ect0: ect1, ect1: ect1, ce: ce},
+		ce:   {none: ce, ect0: ce, ect1: ce, ce: ce},
+	}
+	eachVariant(t, func(t *testing.T, c variant) {
+		r := receive(t, c)
+		for inner := range uint8(4) {
+			for outer := range uint8(4) {
+				h := bToA(uint16(1 + inner<<2 + outer))
+				h.TOS = 10<<2 | inner
+				h.Protocol = experimental
+				// The outer DSCP is another, and stays outside (RFC 2983).
+				r.from.send(with(outerBToA(build(h, pattern(50))), 1, 46<<2|outer))
+			}
+		}
+		r.settle()
+		for inner := range uint8(4) {
+			for outer := range uint8(4) {
+				got := r.inside.Matching(netlab.ID(uint16(1 + inner<<2 + outer)))
+				want := table[inner][outer]
+				if want == drop {
+					if len(got) != 0 {
+						t.Errorf("inner %v, outer %v: not dropped", ipv4.ECN(inner), ipv4.ECN(outer))
+					}
+					continue
+				}
+				if len(got) != 1 {
+					t.Errorf("inner %v, outer %v: dropped", ipv4.ECN(inner), ipv4.ECN(outer))
+					continue
+				}
+				netlab.Assert(t, got[0].Packet, netlab.TOS(10<<2|want), netlab.Payload(pattern(50)))
+			}
+		}
+		if n := r.d.Drops("ecn-ce-on-not-ect"); n != 1 {
+			t.Errorf("%d packets counted, want 1", n)
+		}
+	})
+}
+
+func TestBytesBehindTheInnerPacketAreTrimmed(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		r := receive(t, c)
+		h := bToA(1)
+		h.Protocol = experimental
+		inner := build(h, pattern(11))
+		padded := append(bytes.Clone(inner), 1, 2, 3, 4, 5, 6, 7)
+		r.from.send(outerBToA(padded), append(outerBToA(inner), 8, 9))
+		r.settle()
+		got := r.got()
+		if len(got) != 2 || !bytes.Equal(got[0].Packet, inner) || !bytes.Equal(got[1].Packet, inner) {
+			t.Errorf("the host got %d packets, the first %x, want %x twice", len(got), got[0].Packet, inner)
+		}
+	})
+}
+
+// An outer header with options is one to receive, though we never send one.
+func TestOuterOptionsAreTakenOff(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		r := receive(t, c)
+		inner := datagram(bToA(1), 60)
+		h := ipv4.Header{ID: 9, Protocol: ipv4.ProtocolIPIP, Source: addr(outerB), Destination: addr(outerA)}
+		r.from.send(buildOptions(h, []byte{1, 1, 1, 0}, inner))
+		r.settle()
+		if got := r.got(); len(got) != 1 || !bytes.Equal(got[0].Packet, inner) {
+			t.Errorf("the host got %d packets", len(got))
+		}
+	})
+}
+
+// An interface that is down takes nothing.
+func TestWhatTheInterfaceDoesNotTakeIsCounted(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		r := receive(t, c)
+		r.a.Run("ip", "link", "set", "dev", "t0", "down")
+		netlab.Eventually(t, "the kernel is told not to carry", func() bool { return r.d.Status().FastPath != "active" })
+		r.from.send(outerBToA(datagram(bToA(1), 100)))
+		netlab.Eventually(t, "it is counted", func() bool {
+			drops := r.d.Status().Drops
+			return drops["write-failed"]+drops["received-not-running"] == 1
+		})
+		if rx := r.d.Status().RxPacket; rx != 0 {
+			t.Errorf("%d packets are counted as received", rx)
+		}
+	})
+}
+
+// What waits while ipipd does not run is more than it answers in a second, and
+// then more than there is room for.
+func TestFloodsAreCountedAndOutlived(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		r := receive(t, c)
+		r.d.Signal(syscall.SIGSTOP)
+		probe := outerBToA(build(ipv4.Header{ID: 3, TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: addr(outerA), Destination: addr(outerB)}, nil))
+		const probes = 4000
+		for range probes {
+			r.from.send(probe)
+		}
+		large := outerBToA(datagram(bToA(1), 1400))
+		for range 20000 {
+			r.from.send(large)
+		}
+		r.d.Signal(syscall.SIGCONT)
+		netlab.Eventually(t, "more probes than are answered are counted", func() bool { return r.d.Drops("reflect-limited") > 0 })
+		if c.fast {
+			t.Skip("what the kernel carries waits in no buffer of ours")
+		}
+		netlab.Eventually(t, "what there was no room for is counted", func() bool { return r.d.Drops("receive-overflow") > 0 })
+		r.settle()
+	})
+}
+
+// Thousands of packets from the tunnel's remote that are as a broken or hostile
+// peer might make them: each is delivered, or counted under a reason, nothing is
+// logged about it, and the tunnel works as before.
+func TestAStormOfGarbageIsAccountedForAndOutlived(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		a, b := hosts(t)
+		da, db := c.upA(t, a), c.upB(t, b)
+		ping(t, a, innerB)
+		ends{da, db}.same(t, counted{}) // also the answer, which may be counted after it came
+		from := inject(t, b, "veth0", a, "veth0")
+		// What a's host answers goes nowhere.
+		a.Run("ip", "route", "add", "blackhole", innerB+"/32", "metric", "1")
+		before := da.Status()
+		seed := rand.NewPCG(2003, 791)
+		const storm, gust = 5000, 100
+		for sent := 0; sent < storm; {
+			for range gust {
+				sent++
+				from.send(outerBToA(garbage(rand.New(seed))))
+			}
+			netlab.Eventually(t, "every packet is accounted for", func() bool {
+				s := da.Status()
+				sum := s.RxPacket - before.RxPacket
+				for _, n := range s.Drops {
+					sum += n
+				}
+				if sum > uint64(sent) {
+					t.Fatalf("%d packets were sent and %d counted: %+v", sent, sum, s)
+				}
+				return sum == uint64(sent)
+			})
+		}
+		s := da.Status()
+		for _, reason := range []string{"received-not-ipv4", "received-malformed", "received-checksum", "received-truncated", "received-ttl-zero"} {
+			if s.Drops[reason] == 0 {
+				t.Errorf("none of %d packets was %s: is the storm one? %v", storm, reason, s.Drops)
+			}
+		}
+		if n := s.Drops["receive-overflow"] + s.Drops["unknown-peer"]; n != 0 {
+			t.Errorf("%d packets of the storm did not get as far as they should: %v", n, s.Drops)
+		}
+		if lines := strings.Count(da.Log(), "\n"); lines > 1 {
+			t.Errorf("the storm is logged:\n%s", da.Log())
+		}
+		a.Run("ip", "route", "delete", "blackhole", innerB+"/32", "metric", "1")
+		ping(t, a, innerB)
+		ping(t, b, innerA)
+	})
+}
+
+// garbage is an inner packet with something wrong, most often.
+func garbage(r *rand.Rand) []byte {
+	random := func(n int) []byte {
+		b := make([]byte, n)
+		for i := range b {
+			b[i] = byte(r.Uint32())
+		}
+		return b
+	}
+	h := bToA(uint16(r.Uint32()))
+	// Not protocol 4, which a's host would hand to ipipd again.
+	h.Protocol = []uint8{ipv4.ProtocolTCP, ipv4.ProtocolUDP, 47, 50}[r.IntN(4)]
+	h.TOS, h.MF, h.FragmentOffset = uint8(r.Uint32()), r.IntN(8) == 0, 8*r.IntN(2)*r.IntN(8191)
+	b := build(h, random(r.IntN(200)))
+	switch r.IntN(6) {
+	case 0: // nothing of a packet; never nothing at all, which is an empty probe
+		return random(1 + r.IntN(300))
+	case 1: // cut off
+		return b[:1+r.IntN(len(b)-1)]
+	case 2: // one wrong bit anywhere
+		b[r.IntN(len(b))] ^= 1 << r.IntN(8)
+		return b
+	}
+	// Wrong fields in a header whose checksum is right.
+	for range 1 + r.IntN(3) {
+		b[[]int{0, 1, 2, 3, 6, 7, 8}[r.IntN(7)]] = byte(r.IntN(256) & r.IntN(256))
+	}
+	if b[0]&0xf >= 5 && int(b[0]&0xf)*4 <= len(b) {
+		resum(b)
+	}
+	return b
+}

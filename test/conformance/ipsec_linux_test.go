@@ -1,0 +1,413 @@
+package conformance
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"ipipd/internal/ipv4"
+	"ipipd/test/netlab"
+)
+
+const secret = "correct horse battery staple"
+
+// secretFile writes the secret to a file as --ipsec-secret-file wants it.
+func secretFile(t *testing.T, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(file, []byte(text+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// sealedUpA and sealedUpB start one end of an encrypted tunnel.
+func sealedUpA(t *testing.T, a *netlab.NS, more ...string) *netlab.Daemon {
+	t.Helper()
+	return upA(t, a, append([]string{"--ipsec-secret-file", secretFile(t, secret)}, more...)...)
+}
+
+func sealedUpB(t *testing.T, b *netlab.NS, more ...string) *netlab.Daemon {
+	t.Helper()
+	return upB(t, b, append([]string{"--ipsec-secret-file", secretFile(t, secret)}, more...)...)
+}
+
+func running(t *testing.T, daemons ...*netlab.Daemon) {
+	t.Helper()
+	for _, d := range daemons {
+		netlab.Eventually(t, "the tunnel is running", func() bool { return d.Status().Running })
+	}
+}
+
+// marked is in the payload of every packet of the tests that must not be seen.
+var marked = strings.Repeat("plain text", 20)
+
+// nothingPlain has every frame on the wire looked at, and says how many were ESP.
+func nothingPlain(t *testing.T, ns *netlab.NS, ifname string) (sealed *atomic.Int64) {
+	t.Helper()
+	sealed = new(atomic.Int64)
+	netlab.Capture(t, ns, ifname, func(f netlab.Frame) bool {
+		switch p := f.Packet; {
+		case len(p) < 20:
+		case p[9] == 4 || bytes.Contains(p, []byte(marked[:10])):
+			t.Errorf("on the wire: %s % x", netlab.Describe(p), p[:min(len(p), 60)])
+		case p[9] == 50, p[9] == 17 && len(p) > 100:
+			sealed.Add(1)
+		}
+		return false
+	})
+	return sealed
+}
+
+// ipsecModes are what the tests of a tunnel's life are run with.
+var ipsecModes = map[string][]string{
+	"main":     nil,
+	"main-cbc": {"--ipsec-phase1", "aes128-sha1-modp2048", "--ipsec-phase2", "aes256-sha1"},
+	"ike2":     {"--ipsec-exchange", "ike2", "--ipsec-pfs-group", "ecp256"},
+}
+
+// A tunnel with a secret sends nothing plain, whatever happens to it: before there
+// is an SA, while keys are replaced, when the peer dies, comes back, and is gone.
+func TestAnEncryptedTunnelIsNeverPlain(t *testing.T) {
+	t.Parallel()
+	for name, flags := range ipsecModes {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a, b := hosts(t)
+			sealed := nothingPlain(t, a, "veth0")
+			flags := append([]string{"--ipsec-lifetime", "1m,10s", "--ipsec-dpd", "2s,2"}, flags...)
+			da := sealedUpA(t, a, flags...)
+			if s := da.Status(); s.Running || !strings.Contains(s.IPsec, "negotiating") {
+				t.Errorf("before there is a peer: running %v, ipsec %q", s.Running, s.IPsec)
+			}
+			if out := a.Run("ip", "link", "show", "t0"); !strings.Contains(out, "NO-CARRIER") {
+				t.Errorf("before there is an SA: %s", out)
+			}
+			said, stop := say(t, a, innerB)
+			netlab.Eventually(t, "a hundred datagrams have been tried", func() bool { return said.Load() >= 100 })
+			db := sealedUpB(t, b, flags...)
+			running(t, da, db)
+			ping(t, a, innerB)
+			transfer(t, a, b, innerB, 8<<20)
+			transfer(t, b, a, innerA, 8<<20)
+			ping(t, a, "-s", "5000", innerB) // cut after it is sealed
+			first := da.Status().IPsecSPI
+			netlab.Eventually(t, "the keys are replaced", func() bool { return da.Status().IPsecSPI != first })
+			ping(t, a, innerB)
+
+			db.Stop(syscall.SIGKILL)
+			netlab.Eventually(t, "the tunnel stops running when the peer is dead", func() bool { return !da.Status().Running })
+			db = db.Again()
+			running(t, da, db)
+			netlab.Eventually(t, "the tunnel carries again", func() bool { return answered(a, innerB) })
+			if status := db.Stop(syscall.SIGTERM); status != 0 {
+				t.Errorf("exit status %d", status)
+			}
+			netlab.Eventually(t, "the tunnel stops running when the peer has gone", func() bool { return !da.Status().Running })
+			stop()
+			s := da.Status()
+			if s.Drops["esp-no-sa"] == 0 {
+				t.Errorf("what was not sent is not counted: %v", s.Drops)
+			}
+			for reason, n := range s.Drops {
+				if strings.HasPrefix(reason, "esp-") && reason != "esp-no-sa" {
+					t.Errorf("%d packets are dropped as %s", n, reason)
+				}
+			}
+			if sealed.Load() < 1000 {
+				t.Errorf("%d packets were encrypted: was anything looked at?", sealed.Load())
+			}
+			for _, d := range []*netlab.Daemon{da, db} {
+				if strings.Contains(d.Log(), "correct horse") {
+					t.Error("the secret is in the log")
+				}
+			}
+		})
+	}
+}
+
+// say sends marked datagrams to an address until it is told to stop, and counts them.
+func say(t *testing.T, from *netlab.NS, to string) (said *atomic.Int64, stop func()) {
+	t.Helper()
+	said = new(atomic.Int64)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	var conn net.Conn
+	var err error
+	from.Do(func() { conn, err = net.Dial("udp4", net.JoinHostPort(to, "9")) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(done)
+		defer conn.Close()
+		for ctx.Err() == nil {
+			_, _ = conn.Write([]byte(marked)) // refused, or no carrier: no matter
+			said.Add(1)
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	return said, func() { cancel(); <-done }
+}
+
+// RFC 4301, section 5.2: a plain packet of a peer with which everything has to be
+// encrypted is dropped, also one that is a probe.
+func TestPlainPacketsOfAnEncryptedPeerAreDropped(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	d := sealedUpA(t, a)
+	inside := netlab.Capture(t, a, "t0", nil)
+	answers := netlab.Capture(t, a, "veth0", func(f netlab.Frame) bool { return f.Outgoing && f.Packet[9] == 4 })
+	into := inject(t, b, "veth0", a, "veth0")
+	reflect := build(bToA(2), nil)
+	copy(reflect[12:], append(addr4(outerA), addr4(outerB)...))
+	reflect[9] = 4
+	into.send(outerBToA(datagram(bToA(1), 100)), outerBToA(resum(reflect)), outerBToA(nil))
+	netlab.Eventually(t, "they are counted", func() bool { return d.Drops("esp-plain-text") == 3 })
+	s := d.Status()
+	if s.RxPacket != 0 || s.Running || s.KeepaliveState == "up" {
+		t.Errorf("received %d, running %v, keepalive %s", s.RxPacket, s.Running, s.KeepaliveState)
+	}
+	if got := append(inside.Matching(netlab.Source(innerB)), answers.Matching()...); len(got) != 0 {
+		t.Errorf("got through: %s", netlab.Describe(got[0].Packet))
+	}
+}
+
+// An ESP packet of no SA is counted, and answered by nobody.
+func TestESPOfNobodyIsCounted(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	d := sealedUpA(t, a, "--keepalive", "off") // there is no SA for its probes either
+	into := inject(t, b, "veth0", a, "veth0")
+	stray := build(ipv4.Header{TTL: 64, Protocol: 50, Source: addr(outerB), Destination: addr(outerA)}, bytes.Repeat([]byte{0xa5}, 64))
+	into.send(stray, stray, stray)
+	netlab.Eventually(t, "they are counted", func() bool { return d.Drops("esp-no-sa") == 3 })
+}
+
+func addr4(s string) []byte { a := addr(s); return a[:] }
+
+// The interface's MTU is what is left, and what is larger is cut, or its sender told.
+func TestTheMTUOfAnEncryptedTunnel(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		phase2 string
+		nat    bool
+		want   int
+	}{
+		{"aes256-sha1", false, 1438}, // RouterOS's, facts by a capture: 1500-20-8-16-12, aligned to 16, less 2
+		{"aes256gcm16", false, 1446},
+		{"aes256-sha1", true, 1422},
+	} {
+		t.Run(fmt.Sprint(tt.phase2, " ", tt.nat), func(t *testing.T) {
+			t.Parallel()
+			a, router, b := routed(t)
+			if tt.nat {
+				// Ports change and nothing but UDP passes, as at a home router.
+				router.Run("nft", `add table ip n; add chain ip n post { type nat hook postrouting priority 100; };
+					add rule ip n post oifname "to-b" ip protocol udp masquerade to :20000-30000;
+					add chain ip n through { type filter hook forward priority 0; };
+					add rule ip n through ip protocol { 4, 50 } drop`)
+			}
+			sealed := nothingPlain(t, router, "to-b")
+			flags := []string{"--ipsec-secret-file", secretFile(t, secret), "--ipsec-phase2", tt.phase2, "--dont-fragment", "inherit"}
+			da := netlab.Up(t, a, "t0", append([]string{"--remote-address", farB, "--address", innerA + "/24"}, flags...)...)
+			remote := farA
+			if tt.nat {
+				remote = "198.51.100.254"
+			}
+			db := netlab.Up(t, b, "t0", append([]string{"--remote-address", remote, "--address", innerB + "/24"}, flags...)...)
+			running(t, da, db)
+			for _, d := range []*netlab.Daemon{da, db} {
+				netlab.Eventually(t, "the MTU is what the SA leaves", func() bool { return d.Status().ActualMTU == tt.want })
+				if s := d.Status(); strings.Contains(s.IPsec, "in UDP") != tt.nat {
+					t.Errorf("ipsec: %s", s.IPsec)
+				}
+			}
+			transfer(t, a, b, innerB, 2<<20)
+			transfer(t, b, a, innerA, 2<<20)
+			a.Run("ping", "-M", "do", "-c", "1", "-W", netlab.Seconds(netlab.Patience()), "-s", fmt.Sprint(tt.want-28), innerB)
+
+			// The path becomes narrow behind the first hop, and whoever asks is told.
+			router.Run("ip", "link", "set", "dev", "to-b", "mtu", fmt.Sprint(narrow))
+			b.Run("ip", "link", "set", "dev", "veth0", "mtu", fmt.Sprint(narrow))
+			if !tt.nat { // where the NAT's own ICMP quotes are another matter
+				netlab.Eventually(t, "the path MTU is learnt from errors about ESP", func() bool {
+					_, _ = a.Try("ping", "-M", "do", "-c", "1", "-W", netlab.Seconds(netlab.Slower(time.Second)), "-s", fmt.Sprint(tt.want-28), innerB)
+					return da.Status().PathMTU == narrow
+				})
+				transfer(t, a, b, innerB, 1<<20)
+			}
+			if sealed.Load() == 0 {
+				t.Error("nothing was encrypted")
+			}
+		})
+	}
+}
+
+func TestWhatKeepsAnEncryptedTunnelShutIsNamedOnce(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name  string
+		flags []string // of b
+		want  string
+	}{
+		{"secret", []string{"--ipsec-secret", "another"}, "secret is not the peer's"},
+		{"proposal", []string{"--ipsec-secret", secret, "--ipsec-phase1", "aes192-sha384-modp4096"}, "no common proposal in phase 1: ours "},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			a, b := hosts(t)
+			da := sealedUpA(t, a)
+			db := upB(t, b, tt.flags...)
+			for _, d := range []*netlab.Daemon{da, db} {
+				netlab.Eventually(t, "print names the reason", func() bool { return strings.Contains(d.Status().IPsec, tt.want) })
+				d.LogsOnce(tt.want)
+				if s := d.Status(); s.Running {
+					t.Error("it is running")
+				}
+			}
+			for _, d := range []*netlab.Daemon{da, db} {
+				if out, _ := d.Run("print", "t0"); strings.Contains(out+d.Log(), "correct horse") || strings.Contains(out+d.Log(), "another\n") {
+					t.Errorf("the secret is shown:\n%s%s", out, d.Log())
+				}
+			}
+		})
+	}
+}
+
+func TestAnotherIKEDaemonIsNamedAndLeavesNothing(t *testing.T) {
+	t.Parallel()
+	a, _ := hosts(t)
+	var other net.PacketConn
+	var err error
+	a.Do(func() { other, err = net.ListenPacket("udp4", "0.0.0.0:500") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	d := netlab.Launch(t, a, "t0", "--local-address", outerA, "--remote-address", outerB, "--ipsec-secret-file", secretFile(t, secret))
+	if status := d.Wait(); status != 1 {
+		t.Errorf("exit status %d", status)
+	}
+	if log := d.Log(); strings.Count(log, "\n") != 1 || !strings.Contains(log, "UDP port 500 of 192.0.2.1 is taken, most likely by another IKE daemon") {
+		t.Errorf("it says: %s", log)
+	}
+	if out, err := a.Try("ip", "link", "show", "t0"); err == nil {
+		t.Errorf("left behind: %s", out)
+	}
+}
+
+func TestASecretFileThatOthersCanReadIsRefused(t *testing.T) {
+	t.Parallel()
+	a, _ := hosts(t)
+	file := secretFile(t, secret)
+	if err := os.Chmod(file, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	d := netlab.Launch(t, a, "t0", "--local-address", outerA, "--remote-address", outerB, "--ipsec-secret-file", file)
+	if status := d.Wait(); status != 1 {
+		t.Errorf("exit status %d", status)
+	}
+	if log := d.Log(); strings.Count(log, "\n") != 1 || !strings.Contains(log, "chmod 600 ") || strings.Contains(log, "correct") {
+		t.Errorf("it says: %s", log)
+	}
+}
+
+// The underlay's addresses change, and the SAs with them.
+func TestAnEncryptedTunnelFollowsItsAddresses(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	sealed := nothingPlain(t, a, "veth0")
+	file := secretFile(t, secret)
+	da := netlab.Up(t, a, "t0", "--remote-address", outerB, "--address", innerA+"/24", "--ipsec-secret-file", file, "--ipsec-dpd", "2s,2")
+	db := sealedUpB(t, b)
+	running(t, da, db)
+	_, stop := say(t, a, innerB)
+	a.Run("ip", "addr", "add", "192.0.2.7/24", "dev", "veth0")
+	a.Run("ip", "route", "change", "192.0.2.0/24", "dev", "veth0", "src", "192.0.2.7")
+	netlab.Eventually(t, "the new address is used", func() bool { return da.Status().CurrentLocalAddress == "192.0.2.7" })
+	db.Stop(syscall.SIGTERM)
+	db = netlab.Up(t, b, "t0", "--local-address", outerB, "--remote-address", "192.0.2.7", "--address", innerB+"/24", "--ipsec-secret-file", file)
+	running(t, da, db)
+	ping(t, a, innerB)
+	stop()
+	if sealed.Load() == 0 {
+		t.Error("nothing was encrypted")
+	}
+}
+
+// Where the first hop's MTU falls under traffic, the kernel refuses packets that the
+// route still allows. They are not cut by the socket of protocol 4, but wait until the
+// tunnel has followed the route, and cuts them itself.
+func TestAnEncryptedTunnelSendsNothingPlainWhenTheLinkShrinks(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	sealed := nothingPlain(t, a, "veth0")
+	da, db := sealedUpA(t, a, "--mtu", "1400"), sealedUpB(t, b, "--mtu", "1400")
+	running(t, da, db)
+	into := inject(t, a, "t0", nil, "")
+	for round := range 5 {
+		a.Run("ip", "link", "set", "dev", "veth0", "mtu", "1300")
+		before := db.Status().RxPacket
+		netlab.Eventually(t, "what is too big for the link is cut", func() bool {
+			for i := range 20 {
+				into.send(datagram(aToB(uint16(round*100+i)), 1372))
+			}
+			return db.Status().RxPacket > before
+		})
+		a.Run("ip", "link", "set", "dev", "veth0", "mtu", "1500")
+		netlab.Eventually(t, "the route is followed", func() bool { return da.Status().PathMTU == 1500 })
+	}
+	if sealed.Load() == 0 {
+		t.Error("nothing was encrypted: was anything looked at?")
+	}
+	if n := db.Drops("esp-plain-text"); n != 0 {
+		t.Errorf("%d packets came plain", n)
+	}
+}
+
+// What an ICMP error quotes of an encrypted tunnel has to be a packet of its SA: a
+// stranger knows the addresses, and neither the SPI nor whether there is a NAT.
+func TestForgedErrorsAboutAnEncryptedTunnelAreNotBelieved(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	da, db := sealedUpA(t, a, "--dont-fragment", "inherit"), sealedUpB(t, b)
+	from := inject(t, b, "veth0", a, "veth0")
+	quote := func(protocol uint8, payload ...byte) []byte {
+		return build(ipv4.Header{DF: true, Protocol: protocol, Source: addr(outerA), Destination: addr(outerB)}, append(payload, make([]byte, 1300)...))
+	}
+	udp4500 := []byte{0x11, 0x94, 0x11, 0x94, 5, 0, 0, 0}
+	forged := [][]byte{
+		quote(50, 0, 0, 0, 0), quote(50, 0xde, 0xad, 0xbe, 0xef), // SPIs
+		quote(17, udp4500...), quote(17, udp4500...)[:28], quote(17, append(udp4500, 0xde, 0xad, 0xbe, 0xef)...),
+		quote(4, datagram(aToB(1), 100)...),
+	}
+	refused := func(n int) {
+		t.Helper()
+		for _, q := range forged {
+			from.send(icmpError(3, 4, 600, q), icmpError(3, 1, 0, q))
+		}
+		netlab.Eventually(t, "all are counted", func() bool { return da.Drops("outer-error-not-believed") == uint64(n*2*len(forged)) })
+		if s := da.Status(); s.PathMTU != 1500 || strings.Contains(da.Log(), "do not arrive") {
+			t.Errorf("path-mtu is %d", s.PathMTU)
+		}
+	}
+	running(t, da, db)
+	refused(1)
+	if route := a.Run("ip", "route", "get", outerB); strings.Contains(route, "mtu 600") {
+		t.Errorf("the kernel believes what ipipd does not: %s", route)
+	}
+	ping(t, a, innerB)
+	db.Stop(syscall.SIGTERM)
+	netlab.Eventually(t, "there is no SA", func() bool { return !da.Status().Running })
+	refused(2)
+}

@@ -1,0 +1,151 @@
+package conformance
+
+import (
+	"strings"
+	"syscall"
+	"testing"
+
+	"ipipd/internal/ipv4"
+	"ipipd/test/netlab"
+)
+
+// noCarrier says what `ip link` says.
+func noCarrier(ns *netlab.NS) bool {
+	return strings.Contains(ns.Run("ip", "-o", "link", "show", "t0"), "NO-CARRIER")
+}
+
+func TestKeepaliveLossTakesTheCarrierAwayAndReturnGivesItBack(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		a, b := hosts(t)
+		da := c.upA(t, a, "--keepalive", "1s,2")
+		db := c.upB(t, b, "--keepalive", "1s,2")
+		netlab.Eventually(t, "both ends hear each other, and a is running", func() bool {
+			s := da.Status()
+			return s.KeepaliveState == "up" && s.Running && !noCarrier(a) && db.Status().KeepaliveState == "up"
+		})
+
+		db.Stop(syscall.SIGKILL)
+		netlab.Eventually(t, "ip link shows NO-CARRIER", func() bool { return noCarrier(a) })
+		netlab.Eventually(t, "print says so too", func() bool { s := da.Status(); return !s.Running && s.KeepaliveState == "lost" })
+		if out, _ := da.Run("print"); strings.Contains(out, "R  t0") {
+			t.Errorf("print still has the R: %s", out)
+		}
+
+		db.Again()
+		netlab.Eventually(t, "the carrier is back", func() bool { return !noCarrier(a) && da.Status().KeepaliveState == "up" })
+		ping(t, a, innerB)
+	})
+}
+
+func TestAPeerThatWasNeverHeardIsToldApartAndExplained(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		a, _ := hosts(t)
+		d := c.upA(t, a, "--keepalive", "1s,2")
+		if s := d.Status(); !s.Running || s.KeepaliveState != "waiting" {
+			t.Errorf("at first running %v, %s: want it to wait, running", s.Running, s.KeepaliveState)
+		}
+		netlab.Eventually(t, "the wait is over", func() bool { return d.Status().KeepaliveState == "never-heard" })
+		netlab.Eventually(t, "there is no carrier", func() bool { return noCarrier(a) })
+		netlab.Eventually(t, "the log says what to do", func() bool { return strings.Contains(d.Log(), "remedy") })
+	})
+}
+
+// Both ends start while the router between them forwards nothing, give each other
+// up, and find each other afterwards: probes go on while neither is running.
+func TestTwoEndsThatGaveUpFindEachOtherAgain(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		a, router, b := routed(t)
+		router.Sysctl("net.ipv4.ip_forward", "0")
+		da := c.up(t, a, "--remote-address", farB, "--keepalive", "1s,1")
+		db := c.up(t, b, "--remote-address", farA, "--keepalive", "1s,1")
+		netlab.Eventually(t, "both have given up", func() bool { return noCarrier(a) && noCarrier(b) })
+		router.Sysctl("net.ipv4.ip_forward", "1")
+		netlab.Eventually(t, "both hear each other", func() bool {
+			return strings.Contains(da.Log(), "heard: running") && strings.Contains(db.Log(), "heard: running")
+		})
+	})
+}
+
+// What the peer's reflect probe asks for: its inner packet, sent back by us, even
+// with our own keepalive off, and never given to our host.
+func TestAReflectProbeIsAnsweredEvenWithKeepaliveOff(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		a, b := hosts(t)
+		wire := netlab.Capture(t, a, "veth0", nil)
+		da := c.upA(t, a, "--keepalive", "off")
+		inside := netlab.CaptureReceived(t, a, "t0")
+		db := c.upB(t, b, "--keepalive", "1s,3")
+		probe := wire.Await(netlab.Outer(netlab.Source(outerB), netlab.Destination(outerA), netlab.TotalLen(40),
+			netlab.Inner(netlab.Source(outerA), netlab.Destination(outerB), netlab.Protocol(4), netlab.TotalLen(20))))
+		if probe.Outgoing {
+			t.Error("the probe of b left a")
+		}
+		wire.Await(netlab.Source(outerA), netlab.Destination(outerB), netlab.Protocol(4), netlab.TotalLen(20), netlab.TTL(254))
+		netlab.Eventually(t, "b hears a", func() bool { return db.Status().KeepaliveState == "up" })
+		if got := inside.Frames(); len(got) > 0 {
+			t.Errorf("the host of a got %s", netlab.Describe(got[0].Packet))
+		}
+		if s := da.Status(); s.KeepaliveState != "off" || !s.Running {
+			t.Errorf("keepalive is off, and a is %s, running %v", s.KeepaliveState, s.Running)
+		}
+	})
+}
+
+// A peer behind a 1:1 NAT writes its private address into the probe. The answer is
+// for the peer all the same, and for nobody whom a probe names.
+func TestReflectProbeBehindNAT(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		r := receive(t, c)
+		wire := netlab.Capture(t, r.a, "veth0", func(f netlab.Frame) bool { return f.Outgoing })
+		r.a.Run("ip", "route", "add", "10.0.0.0/24", "via", outerB) // where a packet to the private address would go
+		const probes = 5
+		for range probes {
+			r.from.send(outerBToA(build(ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: addr(outerA), Destination: addr("10.0.0.5")}, nil)))
+		}
+		wire.AwaitN(probes, netlab.Source(outerA), netlab.Destination(outerB), netlab.Protocol(ipv4.ProtocolIPIP), netlab.TotalLen(20), netlab.TTL(254))
+		r.settle()
+		if got := r.got(); len(got) > 0 {
+			t.Errorf("the host got %s", netlab.Describe(got[0].Packet))
+		}
+		answers := wire.Matching(netlab.Protocol(ipv4.ProtocolIPIP), netlab.TotalLen(20))
+		for _, f := range answers {
+			netlab.Assert(t, f.Packet, netlab.Source(outerA), netlab.Destination(outerB), netlab.TTL(254))
+		}
+		if len(answers) != probes {
+			t.Errorf("%d answers to %d probes", len(answers), probes)
+		}
+	})
+}
+
+func TestEmptyProbesKeepBothEndsUp(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		a, b := hosts(t)
+		wire := netlab.Capture(t, a, "veth0", nil)
+		da := c.upA(t, a, "--keepalive", "1s,3", "--keepalive-probe", "empty")
+		db := c.upB(t, b, "--keepalive", "1s,3", "--keepalive-probe", "empty")
+		wire.Await(netlab.Source(outerA), netlab.Protocol(4), netlab.TotalLen(20))
+		netlab.Eventually(t, "both hear each other", func() bool {
+			return da.Status().KeepaliveState == "up" && db.Status().KeepaliveState == "up"
+		})
+	})
+}
+
+func TestEchoProbesAreAnsweredByAnyHostAndStayInTheTunnel(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		a, b := hosts(t)
+		da := c.upA(t, a, "--keepalive", "1s,3", "--keepalive-probe", "echo", "--keepalive-target", innerB)
+		inside := netlab.CaptureReceived(t, a, "t0")
+		c.upB(t, b, "--keepalive", "off")
+		netlab.Eventually(t, "a hears b", func() bool { return da.Status().KeepaliveState == "up" })
+		if got := inside.Matching(netlab.ICMP(0, 0)); len(got) > 0 {
+			t.Errorf("the reply to a probe reached the host: %s", netlab.Describe(got[0].Packet))
+		}
+	})
+}

@@ -1,0 +1,131 @@
+package conformance
+
+import (
+	"strings"
+	"syscall"
+	"testing"
+
+	"ipipd/test/netlab"
+)
+
+// The example of RouterOS's documentation: R1 and R2 far apart, three pings.
+func TestTwoRoutersPingEachOtherAsInRouterOSExample(t *testing.T) {
+	t.Parallel()
+	r1, internet, r2 := netlab.New(t), netlab.New(t), netlab.New(t)
+	netlab.Veth(t, r1, internet, netlab.End{Name: "ether1", Address: "10.0.0.1/24"}, netlab.End{Name: "to-r1", Address: "10.0.0.254/24"})
+	netlab.Veth(t, r2, internet, netlab.End{Name: "ether1", Address: "22.63.11.6/24"}, netlab.End{Name: "to-r2", Address: "22.63.11.254/24"})
+	internet.Sysctl("net.ipv4.ip_forward", "1")
+	r1.Run("ip", "route", "add", "default", "via", "10.0.0.254")
+	r2.Run("ip", "route", "add", "default", "via", "22.63.11.254")
+	d1 := netlab.Up(t, r1, "ipip1", "--local-address", "10.0.0.1", "--remote-address", "22.63.11.6", "--address", "1.1.1.1/24")
+	d2 := netlab.Up(t, r2, "ipip1", "--local-address", "22.63.11.6", "--remote-address", "10.0.0.1", "--address", "1.1.1.2/24")
+
+	for _, d := range []*netlab.Daemon{d1, d2} {
+		netlab.Eventually(t, "it has heard the other", func() bool { return d.Status().KeepaliveState == "up" })
+	}
+	out := r1.Run("ping", "-c", "3", "-i", "0.2", "-W", netlab.Seconds(netlab.Patience()), "1.1.1.2")
+	if !strings.Contains(out, "3 packets transmitted, 3 received, 0% packet loss") || strings.Count(out, "ttl=64") != 3 {
+		t.Error(out)
+	}
+	for _, x := range []struct {
+		d    *netlab.Daemon
+		want string
+	}{
+		{d1, "0 R  ipip1  1480  10.0.0.1       22.63.11.6"},
+		{d2, "0 R  ipip1  1480  22.63.11.6     10.0.0.1"},
+	} {
+		if out, err := x.d.Run("print"); err != nil || !strings.Contains(out, x.want) {
+			t.Errorf("print says %v\n%swant the line\n%s", err, out, x.want)
+		}
+	}
+}
+
+func TestSIGTERMRemovesInterfaceAndSocketAndExitsZero(t *testing.T) {
+	t.Parallel()
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		a, _ := hosts(t)
+		d := upA(t, a)
+		if status := d.Stop(signal); status != 0 {
+			t.Errorf("exit status %d after %v: %s", status, signal, d.Log())
+		}
+		if out, err := a.Try("ip", "link", "show", "t0"); err == nil {
+			t.Errorf("the interface is still there after %v: %s", signal, out)
+		}
+		if out, err := d.Run("print"); err != nil || strings.Contains(out, "t0") {
+			t.Errorf("print after %v: %v %s", signal, err, out)
+		}
+	}
+}
+
+func TestDownEndsTheTunnel(t *testing.T) {
+	t.Parallel()
+	a, _ := hosts(t)
+	d := upA(t, a)
+	if out, err := d.Run("down", "t0"); err != nil {
+		t.Fatalf("down: %v %s", err, out)
+	}
+	if out, err := a.Try("ip", "link", "show", "t0"); err == nil {
+		t.Errorf("down returned, and the interface is still there: %s", out)
+	}
+	if status := d.Wait(); status != 0 {
+		t.Errorf("exit status %d", status)
+	}
+}
+
+func TestAKilledTunnelStartsAgain(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	d := upA(t, a)
+	upB(t, b)
+	ping(t, a, innerB)
+	d.Stop(syscall.SIGKILL)
+	if out, err := a.Try("ip", "link", "show", "t0"); err == nil {
+		t.Errorf("the interface outlived its process: %s", out)
+	}
+	d.Again()
+	ping(t, a, innerB)
+}
+
+func TestARemovedInterfaceEndsTheTunnelWithAnError(t *testing.T) {
+	t.Parallel()
+	a, _ := hosts(t)
+	d := upA(t, a)
+	a.Run("ip", "link", "delete", "t0")
+	if status := d.Wait(); status != 1 {
+		t.Errorf("exit status %d, want 1", status)
+	}
+	if !strings.Contains(d.Log(), "t0 is gone") {
+		t.Errorf("it does not say what happened:\n%s", d.Log())
+	}
+}
+
+func TestANameThatIsTakenIsRefused(t *testing.T) {
+	t.Parallel()
+	a, _ := hosts(t)
+	upA(t, a)
+	second := netlab.Launch(t, a, "t0", "--local-address", outerA, "--remote-address", "192.0.2.77")
+	if status := second.Wait(); status != 1 {
+		t.Errorf("exit status %d, want 1", status)
+	}
+	if log := second.Log(); strings.Count(log, "\n") != 1 || !strings.Contains(log, "t0 is taken") {
+		t.Errorf("want one line that says that the name is taken, got:\n%s", log)
+	}
+	if out := a.Run("ip", "-o", "link", "show", "t0"); !strings.Contains(out, "UP") {
+		t.Errorf("the first tunnel suffered: %s", out)
+	}
+}
+
+func TestNoRouteToTheRemoteIsRefusedAndLeavesNothing(t *testing.T) {
+	t.Parallel()
+	a, _ := hosts(t)
+	d := netlab.Launch(t, a, "t0", "--remote-address", "198.51.100.1")
+	if status := d.Wait(); status != 1 {
+		t.Errorf("exit status %d, want 1", status)
+	}
+	if log := d.Log(); strings.Count(log, "\n") != 1 || !strings.Contains(log, "no route to 198.51.100.1") {
+		t.Errorf("want one line about the route, got:\n%s", log)
+	}
+	if out, err := a.Try("ip", "link", "show", "t0"); err == nil {
+		t.Errorf("an interface was left behind: %s", out)
+	}
+}

@@ -1,0 +1,70 @@
+package conformance
+
+import (
+	"testing"
+	"time"
+
+	"ipipd/test/netlab"
+)
+
+func TestMain(m *testing.M) { netlab.Main(m, 4) }
+
+// Two hosts on one wire, and a tunnel between them:
+//
+//	a  192.0.2.1 ── veth0 ───── veth0 ── 192.0.2.2  b       the underlay
+//	   10.255.0.1 ═══ t0 ═══════ t0 ═══ 10.255.0.2          the tunnel
+const (
+	outerA, outerB = "192.0.2.1", "192.0.2.2"
+	innerA, innerB = "10.255.0.1", "10.255.0.2"
+)
+
+// hosts makes a and b and the wire, without a tunnel.
+func hosts(t *testing.T) (a, b *netlab.NS) {
+	t.Helper()
+	a, b = netlab.New(t), netlab.New(t)
+	netlab.Veth(t, a, b, netlab.End{Name: "veth0", Address: outerA + "/24"}, netlab.End{Name: "veth0", Address: outerB + "/24"})
+	return a, b
+}
+
+// Two hosts with a router between them:
+//
+//	a  192.0.2.1 ── 192.0.2.254  router  198.51.100.254 ── 198.51.100.1  b
+const (
+	farA, farB = "192.0.2.1", "198.51.100.1"
+)
+
+// routed makes the hosts and the router, which forwards, without a tunnel. The
+// router's interfaces are to-a and to-b.
+func routed(t *testing.T) (a, router, b *netlab.NS) {
+	t.Helper()
+	a, router, b = netlab.New(t), netlab.New(t), netlab.New(t)
+	netlab.Veth(t, a, router, netlab.End{Name: "veth0", Address: farA + "/24"}, netlab.End{Name: "to-a", Address: "192.0.2.254/24"})
+	netlab.Veth(t, b, router, netlab.End{Name: "veth0", Address: farB + "/24"}, netlab.End{Name: "to-b", Address: "198.51.100.254/24"})
+	router.Sysctl("net.ipv4.ip_forward", "1")
+	a.Run("ip", "route", "add", "default", "via", "192.0.2.254")
+	b.Run("ip", "route", "add", "default", "via", "198.51.100.254")
+	return a, router, b
+}
+
+// upA and upB start one end of the tunnel, with more flags.
+func upA(t *testing.T, a *netlab.NS, more ...string) *netlab.Daemon {
+	t.Helper()
+	return netlab.Up(t, a, "t0", append([]string{"--local-address", outerA, "--remote-address", outerB, "--address", innerA + "/24"}, more...)...)
+}
+
+func upB(t *testing.T, b *netlab.NS, more ...string) *netlab.Daemon {
+	t.Helper()
+	return netlab.Up(t, b, "t0", append([]string{"--local-address", outerB, "--remote-address", outerA, "--address", innerB + "/24"}, more...)...)
+}
+
+// answered is whether a ping is, within a time that no answer takes.
+func answered(from *netlab.NS, to string) bool {
+	_, err := from.Try("ping", "-c", "1", "-W", netlab.Seconds(netlab.Slower(time.Second)), to)
+	return err == nil
+}
+
+// ping has to succeed.
+func ping(t *testing.T, from *netlab.NS, args ...string) string {
+	t.Helper()
+	return from.Run("ping", append([]string{"-c", "1", "-W", netlab.Seconds(netlab.Patience())}, args...)...)
+}

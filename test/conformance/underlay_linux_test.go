@@ -1,0 +1,274 @@
+package conformance
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"ipipd/internal/ipv4"
+	"ipipd/test/netlab"
+)
+
+// Two hosts on two wires. Each has an address that either wire leads to, and the
+// main table takes the first:
+//
+//	               192.0.2.1 ── veth0 ─ veth0 ── 192.0.2.2
+//	a  203.0.113.1                                          203.0.113.2  b
+//	            198.51.100.1 ── veth1 ─ veth1 ── 198.51.100.2
+const (
+	loopA, loopB = "203.0.113.1", "203.0.113.2"
+	wire1A       = "198.51.100.1"
+	wire1B       = "198.51.100.2"
+)
+
+func twoWires(t *testing.T) (a, b *netlab.NS) {
+	t.Helper()
+	a, b = hosts(t)
+	netlab.Veth(t, a, b, netlab.End{Name: "veth1", Address: wire1A + "/24"}, netlab.End{Name: "veth1", Address: wire1B + "/24"})
+	for _, x := range []struct {
+		ns                *netlab.NS
+		own, other, first string
+	}{{a, loopA, loopB, outerB}, {b, loopB, loopA, outerA}} {
+		x.ns.Run("ip", "address", "add", x.own+"/32", "dev", "lo")
+		x.ns.Run("ip", "route", "add", x.other, "via", x.first, "src", x.own)
+		for _, which := range []string{"all", "veth0", "veth1"} {
+			x.ns.Sysctl("net.ipv4.conf."+which+".rp_filter", "0")
+		}
+	}
+	return a, b
+}
+
+// outgoing records what leaves by an interface.
+func outgoing(t *testing.T, ns *netlab.NS, ifname string) *netlab.Recorder {
+	t.Helper()
+	return netlab.Capture(t, ns, ifname, func(f netlab.Frame) bool { return f.Outgoing })
+}
+
+// about is that an outer packet carries the inner packet with that ID.
+func about(id uint16) netlab.Check { return netlab.Outer(netlab.Inner(netlab.ID(id))) }
+
+func TestOuterPacketsLeaveAndEnterOnlyByTheUnderlayDevice(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		a, b := twoWires(t)
+		deafEnd(t, b)
+		a.Run("ip", "route", "add", loopB, "via", wire1B, "src", loopA, "metric", "100")
+		wire0, wire1 := outgoing(t, a, "veth0"), outgoing(t, a, "veth1")
+		d := c.up(t, a, "--local-address", loopA, "--remote-address", loopB, "--address", innerA+"/24", "--underlay-device", "veth1")
+		inside := netlab.CaptureReceived(t, a, "t0")
+		into := inject(t, a, "t0", nil, "")
+		into.send(datagram(aToB(1), 100), datagram(aToB(2), 100))
+		wire1.Await(about(2))
+		if got := wire0.Matching(netlab.Protocol(4)); len(got) != 0 {
+			t.Errorf("by the other interface left %s", netlab.Describe(got[0].Packet))
+		}
+
+		enter := func(id uint16) []byte {
+			return build(ipv4.Header{ID: 5, Protocol: ipv4.ProtocolIPIP, Source: addr(loopB), Destination: addr(loopA)}, datagram(bToA(id), 100))
+		}
+		good, bad := inject(t, b, "veth1", a, "veth1"), inject(t, b, "veth0", a, "veth0")
+		netlab.Eventually(t, "nothing enters by the other interface", func() bool { // at first it may
+			before := d.Status().RxPacket
+			bad.send(enter(3))
+			good.send(enter(4))
+			inside.Await(netlab.ID(4))
+			return d.Status().RxPacket == before+1
+		})
+		bad.send(enter(5))
+		good.send(enter(6))
+		inside.Await(netlab.ID(6))
+		if got := inside.Matching(netlab.ID(5)); len(got) != 0 {
+			t.Errorf("by the other interface came %s", netlab.Describe(got[0].Packet))
+		}
+	})
+}
+
+func TestOuterPacketsCarryTheMarkForPolicyRouting(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		for _, mtu := range []string{"1480", "9000"} { // whole, and in fragments
+			a, b := twoWires(t)
+			deafEnd(t, b)
+			a.Run("ip", "route", "add", loopB, "via", wire1B, "table", "77")
+			a.Run("ip", "rule", "add", "fwmark", "0x4d", "table", "77")
+			wire0, wire1 := outgoing(t, a, "veth0"), outgoing(t, a, "veth1")
+			c.up(t, a, "--local-address", loopA, "--remote-address", loopB, "--address", innerA+"/24", "--fwmark", "77", "--mtu", mtu)
+			into := inject(t, a, "t0", nil, "")
+			into.send(datagram(aToB(1), 1400))
+			wire1.Await(about(1), netlab.Source(loopA), netlab.Destination(loopB))
+			if mtu == "9000" {
+				into.send(datagram(aToB(2), 8000))
+				wire1.Await(netlab.Protocol(4), netlab.Fragmented(true), netlab.MF(false), netlab.Source(loopA))
+			}
+			if got := wire0.Matching(netlab.Protocol(4)); len(got) != 0 {
+				t.Errorf("by the other interface left %s", netlab.Describe(got[0].Packet))
+			}
+		}
+	})
+}
+
+// Without --local-address it is the source that the route gives, also when that
+// becomes another, for both directions.
+func TestTheLocalAddressFollowsTheRoute(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		a, b := hosts(t)
+		deafEnd(t, b)
+		wire := outgoing(t, a, "veth0")
+		d := c.up(t, a, "--remote-address", outerB, "--address", innerA+"/24")
+		inside := netlab.CaptureReceived(t, a, "t0")
+		into, from := inject(t, a, "t0", nil, ""), inject(t, b, "veth0", a, "veth0")
+		check := func(local string, id uint16) {
+			t.Helper()
+			netlab.Eventually(t, "print shows "+local, func() bool { return d.Status().CurrentLocalAddress == local })
+			into.send(datagram(aToB(id), 100))
+			wire.Await(about(id), netlab.Source(local))
+			h := ipv4.Header{ID: 5, Protocol: ipv4.ProtocolIPIP, Source: addr(outerB), Destination: addr(local)}
+			from.send(build(h, datagram(bToA(id), 100)))
+			inside.Await(netlab.ID(id))
+		}
+		check(outerA, 1)
+		a.Run("ip", "address", "add", "192.0.2.101/24", "dev", "veth0")
+		a.Run("ip", "route", "add", outerB+"/32", "dev", "veth0", "src", "192.0.2.101")
+		check("192.0.2.101", 2)
+		a.Run("ip", "address", "delete", "192.0.2.101/24", "dev", "veth0") // and the route with it
+		check(outerA, 3)
+
+		h := ipv4.Header{ID: 6, Protocol: ipv4.ProtocolIPIP, Source: addr(outerB), Destination: addr("192.0.2.101")}
+		a.Run("ip", "address", "add", "192.0.2.101/24", "dev", "veth0")
+		from.send(build(h, datagram(bToA(4), 100)))
+		netlab.Eventually(t, "the old address is nobody's", func() bool { return unknownToKernel(a) == 1 })
+	})
+}
+
+// pingsAgain waits until the tunnel carries packets again.
+func pingsAgain(t *testing.T, from *netlab.NS, what string) {
+	t.Helper()
+	netlab.Eventually(t, "the tunnel works after "+what, func() bool { return answered(from, innerB) })
+}
+
+// The next hop gets another MAC address and tells nobody: the kernel finds out by
+// asking, as it does for what it sends itself.
+func TestAnotherMACAddressOfTheNextHopIsFollowed(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		a, b := hosts(t)
+		// Neighbours are asked within seconds, not half a minute.
+		a.Sysctl("net.ipv4.neigh.veth0.base_reachable_time_ms", "2000")
+		a.Sysctl("net.ipv4.neigh.veth0.delay_first_probe_time", "1")
+		a.Sysctl("net.ipv4.neigh.veth0.retrans_time_ms", "100")
+		b.Sysctl("net.ipv4.conf.veth0.arp_notify", "0")
+		c.upA(t, a)
+		c.upB(t, b)
+		ping(t, a, innerB)
+		// By then the kernel, which sends nothing there itself, has lost interest in
+		// the neighbour, unless it is asked to keep it.
+		time.Sleep(4 * time.Second)
+		b.Run("ip", "link", "set", "dev", "veth0", "address", "02:00:00:00:00:99")
+		pingsAgain(t, a, "the next hop's MAC address changed")
+	})
+}
+
+// The route moves to another next hop, and to another interface.
+func TestAnotherRouteToTheRemoteIsFollowed(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		a, b := twoWires(t)
+		deafEnd(t, b)
+		wire0, wire1 := outgoing(t, a, "veth0"), outgoing(t, a, "veth1")
+		c.up(t, a, "--local-address", loopA, "--remote-address", loopB, "--address", innerA+"/24")
+		into := inject(t, a, "t0", nil, "")
+		into.send(datagram(aToB(1), 100))
+		wire0.Await(about(1))
+		a.Run("ip", "route", "replace", loopB, "via", wire1B, "src", loopA)
+		id := uint16(1)
+		netlab.Eventually(t, "packets take the new way", func() bool {
+			id++
+			into.send(datagram(aToB(id), 100))
+			return len(wire1.Matching(netlab.Protocol(4))) > 0
+		})
+		wire1.Await(about(id)) // the last one, behind those that still went the old way
+		before := len(wire0.Matching(netlab.Protocol(4)))
+		into.send(datagram(aToB(id+1), 100))
+		wire1.Await(about(id + 1))
+		if after := len(wire0.Matching(netlab.Protocol(4))); after != before {
+			t.Error("packets take the old way as well")
+		}
+	})
+}
+
+// A path that is narrower, or wider, by its interface or its route.
+func TestTheMTUFollowsTheRoute(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		a, _ := hosts(t)
+		d := c.upA(t, a)
+		fixed := netlab.Up(t, a, "t1", "--remote-address", "192.0.2.3", "--mtu", "1400")
+		for _, step := range []struct {
+			change string
+			want   int
+		}{
+			{"link set dev veth0 mtu 1300", 1280},
+			{"link set dev veth0 mtu 9000", 8980},
+			{"route add 192.0.2.2/32 dev veth0 mtu 1200", 1180},
+			{"route delete 192.0.2.2/32", 8980},
+		} {
+			a.Run("sh", "-c", "ip "+step.change)
+			netlab.Eventually(t, fmt.Sprintf("the MTU is %d after %s", step.want, step.change), func() bool { return d.Status().ActualMTU == step.want })
+		}
+		if mtu := fixed.Status().ActualMTU; mtu != 1400 {
+			t.Errorf("the MTU that was set to 1400 is %d", mtu)
+		}
+	})
+}
+
+// A route that is gone is not used any more, and when it is back it is.
+func TestARouteThatIsGoneIsNotUsed(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		a, b := twoWires(t)
+		deafEnd(t, b)
+		a.Run("ping", "-c", "1", "-W", netlab.Seconds(netlab.Patience()), outerB) // the neighbour is known
+		wire0 := outgoing(t, a, "veth0")
+		d := c.up(t, a, "--local-address", loopA, "--remote-address", loopB, "--address", innerA+"/24")
+		into := inject(t, a, "t0", nil, "")
+		into.send(datagram(aToB(1), 100))
+		wire0.Await(about(1))
+
+		a.Run("ip", "route", "delete", loopB)
+		netlab.Eventually(t, "packets are counted under no-path", func() bool {
+			into.send(datagram(aToB(2), 100))
+			return d.Drops("no-path") > 0
+		})
+		a.Run("ip", "route", "add", loopB, "via", outerB, "src", loopA)
+		netlab.Eventually(t, "packets pass again", func() bool {
+			into.send(datagram(aToB(3), 100))
+			return len(wire0.Matching(about(3))) > 0
+		})
+	})
+}
+
+// The interface goes and comes, with another index and another MAC address.
+func TestTheUnderlayInterfaceMayGoAndComeBack(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name  string
+		flags []string
+	}{{"found by the route", nil}, {"named", []string{"--underlay-device", "veth0"}}} {
+		t.Run(test.name, func(t *testing.T) {
+			eachVariant(t, func(t *testing.T, c variant) {
+				a, b := hosts(t)
+				c.upA(t, a, test.flags...)
+				c.upB(t, b)
+				ping(t, a, innerB)
+				a.Run("ip", "link", "set", "dev", "veth0", "down")
+				a.Run("ip", "link", "set", "dev", "veth0", "up")
+				pingsAgain(t, a, "the interface was down")
+				a.Run("ip", "link", "delete", "veth0") // and its other end
+				netlab.Veth(t, a, b, netlab.End{Name: "veth0", Address: outerA + "/24"}, netlab.End{Name: "veth0", Address: outerB + "/24"})
+				pingsAgain(t, a, "the interface was made anew")
+				ping(t, a, "-s", "20000", innerB)
+			})
+		})
+	}
+}

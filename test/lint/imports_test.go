@@ -1,0 +1,149 @@
+package lint
+
+import (
+	"go/ast"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// allowedImports has every package of this module that the program is made of, and which
+// others of this module it may import, tests aside. What a packet meets on its way (tun,
+// encap, mss, keepalive, underlay, ipsec, fastpath) knows the packet and not each other:
+// what happens to a packet is decided in tunnel, and can be read there in one file.
+var allowedImports = map[string][]string{
+	"internal/packet":    {},
+	"internal/ipv4":      {},
+	"internal/fdguard":   {},
+	"internal/netstate":  {},
+	"internal/fastpath":  {},
+	"internal/control":   {},
+	"internal/confine":   {},
+	"tun":                {"internal/packet", "internal/ipv4", "internal/fdguard"},
+	"encap":              {"internal/packet", "internal/ipv4"},
+	"mss":                {"internal/ipv4"},
+	"keepalive":          {"internal/ipv4"},
+	"internal/underlay":  {"internal/packet", "internal/ipv4", "internal/fdguard"},
+	"internal/ipsec/esp": {"internal/packet"},
+	"internal/ipsec/ike": {"internal/ipsec/esp"},
+	"internal/ipsec":     {"internal/packet", "internal/ipv4", "internal/fdguard", "internal/ipsec/esp", "internal/ipsec/ike"},
+	"internal/tunnel": {
+		"tun", "encap", "mss", "keepalive", "internal/underlay", "internal/fastpath", "internal/netstate",
+		"internal/ipsec", "internal/ipsec/esp", "internal/ipsec/ike", "internal/packet", "internal/ipv4",
+	},
+	"cmd/ipipd": {"internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4"},
+}
+
+// moduleOwners says which packages alone may import a module that the others are not to
+// know of, so that each can be replaced in one place.
+var moduleOwners = map[string][]string{
+	"github.com/songgao/water":       {"tun"},               // the portable device
+	"github.com/vishvananda/netlink": {"internal/netstate"}, // routes, links, addresses
+	"github.com/spf13/cobra":         {"cmd/ipipd"},         // flags and completion
+	// Programs, maps, tcx; which queue a packet gets.
+	"github.com/cilium/ebpf": {"internal/fastpath", "tun"},
+	"filippo.io/bigmod":      {"internal/ipsec/ike"}, // constant-time exponentiation
+	// Capabilities of every thread.
+	"kernel.org/pub/linux/libs/security/libcap": {"internal/confine"},
+}
+
+func TestImports(t *testing.T) {
+	used := map[string]bool{}
+	eachImport(t, func(file, imported string) {
+		dir := path.Dir(file)
+		for module, may := range moduleOwners {
+			if imported == module || strings.HasPrefix(imported, module+"/") {
+				used[module+" in "+dir] = true
+				if !slices.Contains(may, dir) {
+					t.Errorf("%s imports %s: only %q may", file, imported, may)
+				}
+			}
+		}
+		inner, ours := strings.CutPrefix(imported, "ipipd/")
+		if !ours {
+			return
+		}
+		if program(dir) {
+			if allowed, ok := allowedImports[dir]; !ok {
+				t.Errorf("%s imports %s: allowedImports does not have %s", file, inner, dir)
+			} else if !slices.Contains(allowed, inner) {
+				t.Errorf("%s imports %s: of this module, %s may import only %q", file, inner, dir, allowed)
+			}
+		}
+		used[inner+" in "+dir] = true
+	})
+	for dir, allowed := range allowedImports {
+		for _, inner := range allowed {
+			if !used[inner+" in "+dir] {
+				t.Errorf("%s need not be allowed to import %s: it does not", dir, inner)
+			}
+		}
+	}
+	for module, may := range moduleOwners {
+		for _, dir := range may {
+			if !used[module+" in "+dir] {
+				t.Errorf("%s need not be allowed to import %s: it does not", dir, module)
+			}
+		}
+	}
+}
+
+// program is whether a folder is of what users get, as opposed to what tests it.
+func program(dir string) bool {
+	return !strings.HasPrefix(dir, "test/") && !strings.HasPrefix(dir, "scripts/")
+}
+
+func TestImports_water(t *testing.T) {
+	var files []string
+	eachImport(t, func(file, imported string) {
+		if strings.HasPrefix(imported, "github.com/songgao/water") {
+			files = append(files, file)
+		}
+		// It indexes packets without checking their lengths.
+		if imported == "github.com/songgao/water/waterutil" {
+			t.Errorf("%s imports waterutil, which panics on short packets", file)
+		}
+	})
+	if len(files) > 1 {
+		t.Errorf("water is imported by %q: one file is enough", files)
+	}
+}
+
+// The laboratory of the tests runs commands and panics where a test would fail.
+func TestImports_testCode(t *testing.T) {
+	eachImport(t, func(file, imported string) {
+		if program(path.Dir(file)) && (strings.HasPrefix(imported, "ipipd/test/") || imported == "testing") {
+			t.Errorf("%s imports %s: only tests may", file, imported)
+		}
+	})
+}
+
+// Whoever reads an error in the log should read it once, and from the one who
+// decided what to do about it.
+func TestImports_log(t *testing.T) {
+	eachImport(t, func(file, imported string) {
+		switch dir := path.Dir(file); {
+		case dir == "internal/tunnel", dir == "cmd/ipipd", !program(dir):
+			return
+		}
+		if imported == "log" || imported == "log/slog" {
+			t.Errorf("%s imports %s: return the error; tunnel logs it, once", file, imported)
+		}
+	})
+}
+
+// eachImport calls f for each import of each file that is not a test.
+func eachImport(t *testing.T, f func(file, imported string)) {
+	t.Helper()
+	eachFile(t, func(name string, parsed *ast.File, _ int) {
+		for _, spec := range parsed.Imports {
+			imported, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f(name, imported)
+		}
+	})
+}

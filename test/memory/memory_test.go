@@ -1,0 +1,203 @@
+package memory
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"ipipd/internal/packet"
+	"ipipd/internal/underlay"
+)
+
+var path = &underlay.Path{MTU: 1500}
+
+func filled(n int, b byte) []byte { return bytes.Repeat([]byte{b}, n) }
+
+func batchOf(packets ...[]byte) []*packet.Buffer {
+	batch := packet.NewBatch(len(packets), packet.MaxSize)
+	for i, p := range packets {
+		batch[i].Set(p)
+	}
+	return batch
+}
+
+func TestDeviceCarriesBothWays(t *testing.T) {
+	d := NewDevice("ipip1", 1480)
+	q := d.Queues()[0]
+	for i := range 3 {
+		if err := d.Inject(filled(100, byte(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	batch := packet.NewBatch(8, 1480)
+	if n, err := q.Read(batch); n != 3 || err != nil || batch[2].Bytes()[0] != 2 {
+		t.Errorf("Read: %d, %v", n, err)
+	}
+	batch[0].Offload = packet.Offload{Checksum: packet.ChecksumPartial, SegmentSize: 50}
+	if n, err := q.Write(batch[:2]); n != 2 || err != nil {
+		t.Errorf("Write: %d, %v", n, err)
+	}
+	if b := d.ReceiveWithin(time.Minute); b == nil || b.Len() != 100 || b.Offload != batch[0].Offload {
+		t.Errorf("received %+v", b)
+	}
+	if err := d.Receive(batch[5]); err != nil || batch[5].Bytes()[0] != 1 {
+		t.Errorf("Receive: %v", err)
+	}
+	if b := d.ReceiveWithin(time.Millisecond); b != nil {
+		t.Errorf("received %x", b.Bytes())
+	}
+	if err := d.Inject(filled(1481, 0)); !errors.Is(err, syscall.EMSGSIZE) {
+		t.Errorf("Inject beyond the MTU: %v", err)
+	}
+}
+
+func TestNothingEntersADeviceWithoutCarrier(t *testing.T) {
+	d := NewDevice("ipip1", 1480)
+	d.SetCarrier(false)
+	d.Inject(filled(20, 1))
+	d.SetCarrier(true)
+	d.Inject(filled(20, 2))
+	batch := packet.NewBatch(2, 1480)
+	if n, err := d.Queues()[0].Read(batch); n != 1 || err != nil || batch[0].Bytes()[0] != 2 {
+		t.Errorf("Read: %d, %v", n, err)
+	}
+}
+
+func TestCloseUnblocksWhoeverWaits(t *testing.T) {
+	d := NewDevice("ipip1", 1480)
+	s, _ := NewSocketPair()
+	waiting := []func() error{
+		func() error { _, err := d.Queues()[0].Read(packet.NewBatch(1, 1480)); return err },
+		func() error { return d.Receive(packet.New(1480)) },
+		func() error { _, err := s.Receivers()[0].Read(packet.NewBatch(1, 1480)); return err },
+		func() error { _, err := s.ReadError(make([]byte, 576)); return err },
+	}
+	errs := make(chan error)
+	for _, wait := range waiting {
+		go func() { errs <- wait() }()
+	}
+	d.Close()
+	s.Close()
+	for range waiting {
+		if err := <-errs; !errors.Is(err, os.ErrClosed) {
+			t.Errorf("%v", err)
+		}
+	}
+	if _, err := d.Queues()[0].Write(batchOf(filled(20, 0))); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Write to the device: %v", err)
+	}
+	if _, err := s.NewSender().Write(batchOf(filled(20, 0)), path); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Write to the socket: %v", err)
+	}
+	if err := d.Inject(filled(20, 0)); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Inject: %v", err)
+	}
+}
+
+func TestWireCarriesBothWaysAndKeepsTheMTU(t *testing.T) {
+	a, b := NewSocketPair()
+	withDF := filled(1501, 1)
+	withDF[6] = 0x40
+	without := filled(3000, 2)
+	without[6] = 0
+	n, err := a.NewSender().Write(batchOf(filled(1500, 0), withDF, without), path)
+	if n != 2 || !errors.Is(err, syscall.EMSGSIZE) {
+		t.Errorf("Write: %d, %v", n, err)
+	}
+	batch := packet.NewBatch(8, packet.MaxSize)
+	if n, err := b.Receivers()[0].Read(batch); n != 2 || err != nil || batch[1].Len() != 3000 {
+		t.Errorf("Read: %d, %v", n, err)
+	}
+	if _, err := b.NewSender().Write(batch[:1], path); err != nil || a.ReceiveWithin(time.Minute) == nil {
+		t.Errorf("the way back: %v", err)
+	}
+	if err := a.InjectError([]byte{1, 2, 3}); err != nil {
+		t.Error(err)
+	}
+	buf := make([]byte, 8)
+	if n, err := a.ReadError(buf); err != nil || !bytes.Equal(buf[:n], []byte{1, 2, 3}) {
+		t.Errorf("ReadError: %x, %v", buf[:n], err)
+	}
+}
+
+func TestFaultsAreWhatTheySay(t *testing.T) {
+	const sent = 200
+	arrivals := func(f Faults) (order []byte, damaged int) {
+		a, b := NewSocketPair()
+		a.SetFaults(f)
+		sender := a.NewSender()
+		for i := range sent {
+			sender.Write(batchOf(filled(100, byte(i))), path)
+		}
+		batch := packet.NewBatch(2*sent, 100)
+		n := 0
+		if b.in.n > 0 {
+			n, _ = b.Receivers()[0].Read(batch)
+		}
+		for _, p := range batch[:n] {
+			order = append(order, p.Bytes()[50])
+			if !bytes.Equal(p.Bytes(), filled(100, p.Bytes()[0])) {
+				damaged++
+			}
+		}
+		return order, damaged
+	}
+	if got, _ := arrivals(Faults{Loss: 1}); len(got) != 0 {
+		t.Errorf("%d arrived of those lost", len(got))
+	}
+	if got, _ := arrivals(Faults{Duplicate: 1}); len(got) != 2*sent || got[0] != got[1] {
+		t.Errorf("%d arrived of those doubled", len(got))
+	}
+	if got, _ := arrivals(Faults{Reorder: 1}); len(got) != sent || got[0] != 1 || got[1] != 0 {
+		t.Errorf("%d arrived, as %v", len(got), got[:4])
+	}
+	if _, damaged := arrivals(Faults{Corrupt: 1}); damaged != sent {
+		t.Errorf("%d were damaged", damaged)
+	}
+	mixed := Faults{Loss: .1, Duplicate: .1, Reorder: .1, Corrupt: .1, Seed: 7}
+	first, _ := arrivals(mixed)
+	if second, _ := arrivals(mixed); !bytes.Equal(first, second) {
+		t.Error("not the same each time")
+	}
+}
+
+func TestAFullRingLosesAndCounts(t *testing.T) {
+	a, b := NewSocketPair()
+	d := NewDevice("ipip1", 1480)
+	sender := a.NewSender()
+	for range capacity {
+		sender.Write(batchOf([]byte{1}), path)
+		d.Queues()[0].Write(batchOf([]byte{1}))
+	}
+	if n, err := sender.Write(batchOf([]byte{1}), path); n != 1 || err != nil || b.Overflows() != 1 {
+		t.Errorf("Write: %d, %v; %d overflows", n, err, b.Overflows())
+	}
+	if n, err := d.Queues()[0].Write(batchOf([]byte{1})); n != 0 || !errors.Is(err, syscall.ENOBUFS) {
+		t.Errorf("Write: %d, %v", n, err)
+	}
+}
+
+func TestASteadyStateAllocatesNothing(t *testing.T) {
+	a, b := NewSocketPair()
+	d := NewDevice("ipip1", 1480)
+	p := filled(1400, 1)
+	batch := packet.NewBatch(4, packet.MaxSize)
+	sender, receiver, queue := a.NewSender(), b.Receivers()[0], d.Queues()[0]
+	round := func() {
+		d.Inject(p)
+		n, _ := queue.Read(batch)
+		sender.Write(batch[:n], path)
+		n, _ = receiver.Read(batch)
+		queue.Write(batch[:n])
+		d.Receive(batch[0])
+	}
+	for range capacity { // each slot once
+		round()
+	}
+	if allocs := testing.AllocsPerRun(100, round); allocs != 0 {
+		t.Errorf("%v allocations", allocs)
+	}
+}

@@ -1,0 +1,112 @@
+package tun
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ipipd/internal/packet"
+	"ipipd/test/netlab"
+)
+
+// canLoad fails the test if the kernel does not take the program, and skips it if that is
+// not permitted.
+func canLoad(t *testing.T) {
+	t.Helper()
+	program, err := loadSteering()
+	if errors.Is(err, unix.EPERM) {
+		t.Skipf("needs CAP_BPF: %v", err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	program.Close()
+}
+
+// A flow stays in its queue also when its answers come by another: they come by the
+// thread that the link layer gives them, which knows nothing of queues.
+func TestAFlowKeepsItsQueueWhicheverItsAnswersComeBy(t *testing.T) {
+	ns := netlab.New(t)
+	canLoad(t)
+	d := openIn(t, ns, Options{Queues: 4, OnDegraded: func(err error) { t.Error(err) }})
+	came := make(chan [2]int) // port and queue
+	for i, q := range d.Queues() {
+		go func() {
+			batch := packet.NewBatch(8, 2048)
+			for {
+				n, err := q.Read(batch)
+				if err != nil {
+					return
+				}
+				for _, b := range batch[:n] {
+					if p := b.Bytes(); len(p) == 20+8+4 && p[9] == 17 {
+						came <- [2]int{int(binary.BigEndian.Uint16(p[20:])), i}
+					}
+				}
+			}
+		}()
+	}
+	const flows = 64
+	used := map[int]int{}
+	for flow := range flows {
+		port := 2000 + flow
+		c := dialIn(t, ns, fmt.Sprintf("10.9.0.1:%d", port), "10.9.0.2:9")
+		queue := -1
+		for round := range 5 {
+			if _, err := c.Write([]byte("data")); err != nil {
+				t.Fatal(err)
+			}
+			got := <-came
+			if got[0] != port {
+				t.Fatalf("a packet of port %d instead of %d", got[0], port)
+			}
+			if queue >= 0 && got[1] != queue {
+				t.Fatalf("port %d was in queue %d, and is in %d", port, queue, got[1])
+			}
+			queue = got[1]
+			p := spec{payload: []byte("back")}.build()
+			copy(p[ipHeader:], []byte{0, 9, byte(port >> 8), byte(port)})
+			copy(p[ipHeader+udpChecksum:], []byte{0, 0}) // none
+			answer := packet.New(2048)
+			answer.Set(p)
+			if _, err := d.Queues()[(queue+round)%4].Write([]*packet.Buffer{answer}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		used[queue]++
+	}
+	for i := range 4 {
+		if used[i] < flows/16 {
+			t.Errorf("of %d flows %d are in queue %d: %v", flows, used[i], i, used)
+		}
+	}
+}
+
+// A signal, such as Go sends to a thread that has run for long, makes the kernel give
+// up on the program it is checking.
+func TestTheChoiceOfAQueueIsLoadedThoughSignalsInterrupt(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	process, thread := unix.Getpid(), unix.Gettid()
+	loaded := make(chan struct{})
+	var interrupting sync.WaitGroup
+	interrupting.Go(func() {
+		for {
+			select {
+			case <-loaded:
+				return
+			default:
+				_ = unix.Tgkill(process, thread, unix.SIGURG)
+			}
+		}
+	})
+	defer interrupting.Wait()
+	defer close(loaded)
+	for range 50 {
+		canLoad(t)
+	}
+}
