@@ -15,24 +15,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SafeToBypass says what stands against sending the outer packets from local to
-// remote, and receiving those that come back, past the kernel's IP stack, as
-// frames on the interface of index device: "" if nothing does. Where it cannot
-// tell, that is a reason.
+// SafeToBypass is the reason not to send the outer packets from local to remote, and
+// receive their answers, past the kernel's IP stack, as frames on the interface of index
+// device; "" if there is none. A check that fails is a reason.
 //
-// What an administrator has set up to look at, change, encrypt or drop such
-// packets must go on doing so. On the way through the IP stack that is
-//   - netfilter, set up by nftables or by legacy iptables,
+// The administrator's rules for such packets must hold. In the IP stack they are
+//   - netfilter, by nftables or by legacy iptables,
 //   - IPsec policies (XFRM), and
-//   - routing rules by protocol, TOS or user, which Lookup cannot ask for.
+//   - routing rules by protocol, TOS or user, which RTM_GETROUTE cannot evaluate.
 //
-// A frame of our own meets the device's queueing discipline and the netfilter
-// hooks of devices and bridges as the kernel's frames do; tc filters on egress
-// are a reason all the same, because they can tell our socket from the kernel's.
+// Frames pass the device's qdisc and the netfilter hooks of devices and bridges as the
+// kernel's do; tc filters on egress are a reason because they can match the socket.
 //
-// Not seen are eBPF programs on a cgroup's egress, on tcx or on netfilter hooks,
-// and IPVS. The answer costs a few system calls and holds until the next call of
-// Watch's function.
+// Not checked are eBPF programs on a cgroup's egress, on tcx or on netfilter hooks, and
+// IPVS. The answer takes a few system calls and holds until Watch's next call.
 func SafeToBypass(device int, local, remote [4]byte) (reason string) {
 	return firstBlocker(
 		iptablesReason,
@@ -43,8 +39,7 @@ func SafeToBypass(device int, local, remote [4]byte) (reason string) {
 	)
 }
 
-// firstBlocker is the first reason that one of the checks has, "" if none has any. One that
-// cannot tell objects.
+// firstBlocker is the first reason of the checks, "" if there is none. An error is a reason.
 func firstBlocker(checks ...func() (string, error)) (reason string) {
 	for _, check := range checks {
 		reason, err := check()
@@ -58,7 +53,7 @@ func firstBlocker(checks ...func() (string, error)) (reason string) {
 	return ""
 }
 
-// underlay finds the interface of that index.
+// underlay returns the interface of that index.
 func underlay(device int) (netlink.Link, error) {
 	l, err := netlink.LinkByIndex(device)
 	if err != nil {
@@ -67,10 +62,10 @@ func underlay(device int) (netlink.Link, error) {
 	return l, nil
 }
 
-// iptablesReason looks for tables of legacy iptables. That they are there is all
-// that is asked: a look into them would create those that are not.
+// iptablesReason looks for tables of legacy iptables. It does not read them, which would
+// create the missing ones.
 func iptablesReason() (string, error) {
-	// The file of the thread: /proc/net is that of the process's first thread.
+	// /proc/net is of the namespace of the process's first thread.
 	names, err := os.ReadFile("/proc/thread-self/net/ip_tables_names")
 	if errors.Is(err, os.ErrNotExist) {
 		return "", nil // the module is not loaded
@@ -96,8 +91,8 @@ const (
 	hookForward  = 2 // NF_INET_FORWARD: outer packets are this host's own
 )
 
-// nftablesReason looks for a chain of nftables (or of the iptables that is made
-// of it) that outer packets pass and that is not a mere accept.
+// nftablesReason looks for a chain of nftables (iptables-nft included) that outer packets
+// traverse and that can do more than accept.
 func nftablesReason(device int) (string, error) {
 	req := nl.NewNetlinkRequest(nftGetChain, unix.NLM_F_DUMP)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.NFPROTO_UNSPEC, Version: nl.NFNETLINK_V0})
@@ -108,7 +103,7 @@ func nftablesReason(device int) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("list the chains of nftables: %w", err)
 	}
-	var ifname string // asked for when needed
+	var ifname string // looked up when needed
 	for _, c := range chains {
 		ch, err := parseChain(c)
 		if err != nil {
@@ -134,18 +129,18 @@ func nftablesReason(device int) (string, error) {
 	return "", nil
 }
 
-// chain is what matters of a chain of nftables.
+// chain is what is read of an NFT_MSG_NEWCHAIN.
 type chain struct {
 	family      uint8 // NFPROTO_INET, …
 	table, name string
-	base        bool // it hangs on a hook
+	base        bool // attached to a hook
 	hook        uint32
-	devices     []string // of an ingress or egress hook; * at the end stands for anything
+	devices     []string // of an ingress or egress hook; a final * is a wildcard
 	rules       uint32
 	policy      uint32
 }
 
-// applies says whether an outer packet of ours can meet the chain, and notice.
+// applies reports whether outer packets traverse the chain and it can affect them.
 func (c *chain) applies() bool {
 	if !c.base || c.rules == 0 && c.policy == policyAccept {
 		return false
@@ -156,7 +151,7 @@ func (c *chain) applies() bool {
 	case unix.NFPROTO_NETDEV:
 		return true
 	}
-	return false // IPv6, ARP; a bridge's are met by our frames as well
+	return false // IPv6, ARP; a bridge's chains see our frames too
 }
 
 func (c *chain) isOn(ifname string) bool {
@@ -168,7 +163,7 @@ func (c *chain) isOn(ifname string) bool {
 	return false
 }
 
-// parseChain reads an NFT_MSG_NEWCHAIN, from its nfgenmsg on. Numbers in it are
+// parseChain reads an NFT_MSG_NEWCHAIN that starts at its nfgenmsg. Its integers are
 // big-endian.
 func parseChain(b []byte) (chain, error) {
 	if len(b) < nl.SizeofNfgenmsg {
@@ -184,7 +179,7 @@ func parseChain(b []byte) (chain, error) {
 		case unix.NFTA_CHAIN_POLICY:
 			c.policy = be32(value)
 		case unix.NFTA_CHAIN_USE:
-			c.rules = be32(value) // nothing but its rules uses a base chain
+			c.rules = be32(value) // a base chain is used by its rules only
 		case unix.NFTA_CHAIN_HOOK:
 			c.base = true
 			return c.parseHook(value)
@@ -215,8 +210,7 @@ func (c *chain) parseHook(b []byte) error {
 	})
 }
 
-// attributes is nl.ParseRouteAttr for a message that may be cut short: that takes
-// it that the last attribute is padded to its alignment as well.
+// attributes is nl.ParseRouteAttr for a message whose last attribute is not padded.
 func attributes(b []byte) ([]syscall.NetlinkRouteAttr, error) {
 	if odd := len(b) % unix.RTA_ALIGNTO; odd != 0 {
 		b = append(slices.Clip(b), make([]byte, unix.RTA_ALIGNTO-odd)...)
@@ -224,8 +218,8 @@ func attributes(b []byte) ([]syscall.NetlinkRouteAttr, error) {
 	return nl.ParseRouteAttr(b)
 }
 
-// eachAttr calls f with the type, flags taken off, and the value of each netlink
-// attribute in b.
+// eachAttr calls f with the type, without flags, and the value of each netlink attribute
+// in b.
 func eachAttr(b []byte, f func(kind uint16, value []byte) error) error {
 	attrs, err := attributes(b)
 	if err != nil {
@@ -239,7 +233,7 @@ func eachAttr(b []byte, f func(kind uint16, value []byte) error) error {
 	return nil
 }
 
-// be32 is a big-endian 32-bit attribute; one that is not has no value of ours.
+// be32 decodes a big-endian 32-bit attribute, or is MaxUint32 if it has another size.
 func be32(b []byte) uint32 {
 	if len(b) != 4 {
 		return 1<<32 - 1
@@ -253,7 +247,7 @@ const (
 	xfrmPolicyBlock = 1    // XFRM_USERPOLICY_BLOCK
 )
 
-// xfrmReason looks for an IPsec policy that selects outer packets.
+// xfrmReason looks for an IPsec policy whose selector matches outer packets.
 func xfrmReason(device int, local, remote [4]byte) (string, error) {
 	policies, err := netlink.XfrmPolicyList(netlink.FAMILY_V4)
 	for tries := 0; errors.Is(err, netlink.ErrDumpInterrupted) && tries < 3; tries++ {
@@ -278,12 +272,12 @@ func xfrmReason(device int, local, remote [4]byte) (string, error) {
 		}
 		return fmt.Sprintf("an IPsec policy applies: %v → %v, %v", p.Src, p.Dst, p.Dir), nil
 	}
-	// What happens to packets without a policy is a setting too.
+	// The default policy, for packets that no policy matches.
 	req := nl.NewNetlinkRequest(xfrmGetDefault, 0)
 	req.AddRawData(make([]byte, 4)) // struct xfrm_userpolicy_default: in, forward, out
 	answers, err := req.Execute(unix.NETLINK_XFRM, xfrmGetDefault)
 	if err != nil || len(answers) == 0 || len(answers[0]) < 3 {
-		return "", nil // an older kernel, which has no such setting
+		return "", nil // a kernel before 5.14
 	}
 	if a := answers[0]; a[0] == xfrmPolicyBlock || a[2] == xfrmPolicyBlock {
 		return "the default IPsec policy blocks", nil
@@ -291,12 +285,12 @@ func xfrmReason(device int, local, remote [4]byte) (string, error) {
 	return "", nil
 }
 
-// covers says whether a selector takes an address; a missing one takes any.
+// covers reports whether a selector matches an address; nil matches any.
 func covers(n *net.IPNet, a [4]byte) bool { return n == nil || n.Contains(a[:]) }
 
-// IngressFilters says what stands against taking received packets off a device
-// before its tc filters have seen them, as a program on tcx does: "" if nothing.
-// Sockets receive behind those filters, so it is no matter of SafeToBypass.
+// IngressFilters is the reason not to redirect received packets by a program on the
+// device's tcx ingress, ahead of its tc filters; "" if there is none. Sockets receive
+// behind those filters, so SafeToBypass need not check them.
 func IngressFilters(device int) (reason string) {
 	filtered, err := hasFilters(device, netlink.HANDLE_MIN_INGRESS)
 	switch {
@@ -308,22 +302,22 @@ func IngressFilters(device int) (reason string) {
 	return ""
 }
 
-// filterReason looks for tc filters on the egress of a device, which is what of the
-// tunnel. They hang on clsact: where an ingress qdisc is in its place, which has no
-// egress, the kernel answers with the filters of ingress.
-func filterReason(device int, what string) (string, error) {
-	all, err := disciplines(device)
-	if err != nil || !slices.ContainsFunc(all, func(d discipline) bool { return d.kind == "clsact" }) {
+// filterReason looks for tc filters on the egress of a device, which the reason calls
+// role. They belong to clsact: with the ingress qdisc in its place, which has no egress,
+// the kernel answers with the filters of ingress.
+func filterReason(device int, role string) (string, error) {
+	all, err := qdiscs(device)
+	if err != nil || !slices.ContainsFunc(all, func(q qdisc) bool { return q.kind == "clsact" }) {
 		return "", err
 	}
 	filtered, err := hasFilters(device, netlink.HANDLE_MIN_EGRESS)
 	if err != nil || !filtered {
 		return "", err
 	}
-	return "tc has filters on the egress of the " + what, nil
+	return "tc has filters on the egress of the " + role, nil
 }
 
-// hasFilters reports whether tc has filters at one of the two ends of a device.
+// hasFilters reports whether a device has tc filters on parent, ingress or egress.
 func hasFilters(device int, parent uint32) (bool, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETTFILTER, unix.NLM_F_DUMP)
 	req.AddData(&nl.TcMsg{Family: unix.AF_UNSPEC, Ifindex: int32(device), Parent: parent})
@@ -337,7 +331,7 @@ func hasFilters(device int, parent uint32) (bool, error) {
 	return len(filters) > 0, nil
 }
 
-// dump executes a request for a list again while the list changes under it.
+// dump executes a dump request, again while the kernel says that it was interrupted.
 func dump(req *nl.NetlinkRequest, protocol int, answer uint16) (answers [][]byte, err error) {
 	for range 4 {
 		answers, err = req.Execute(protocol, answer)

@@ -9,7 +9,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-func TestWhatAppliesToOuterPacketsIsAReasonNotToBypass(t *testing.T) {
+func TestSafeToBypass(t *testing.T) {
 	policy := func(selector string, more ...string) string {
 		return "ip xfrm policy add " + selector + " " + strings.Join(more, " ")
 	}
@@ -99,7 +99,7 @@ func TestWhatAppliesToOuterPacketsIsAReasonNotToBypass(t *testing.T) {
 			netlab.Veth(t, ns, other, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0"})
 			for _, command := range c.commands {
 				words := strings.Fields(command)
-				if words[0] == "nft" { // its own grammar, which wants its argument whole
+				if words[0] == "nft" { // nft parses one argument
 					words = []string{"nft", strings.TrimPrefix(command, "nft ")}
 				}
 				if out, err := ns.Try(words[0], words[1:]...); err != nil {
@@ -117,7 +117,7 @@ func TestWhatAppliesToOuterPacketsIsAReasonNotToBypass(t *testing.T) {
 	}
 }
 
-func TestTCFiltersOnIngressAreSeen(t *testing.T) {
+func TestIngressFilters(t *testing.T) {
 	const all = " protocol ip u32 match u32 0 0"
 	for _, c := range []struct {
 		name     string
@@ -147,7 +147,7 @@ func TestTCFiltersOnIngressAreSeen(t *testing.T) {
 	}
 }
 
-func TestChainsAreReadAsTheKernelWritesThem(t *testing.T) {
+func TestParseChain(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		message []byte
@@ -187,9 +187,8 @@ func TestChainsAreReadAsTheKernelWritesThem(t *testing.T) {
 	}
 }
 
-// What comes from the kernel is trusted to be well meant, not to be of the
-// version that this was written for.
-func FuzzKernelMessages(f *testing.F) {
+// FuzzParseChain_andOthers: no message of another kernel version makes a parser panic.
+func FuzzParseChain_andOthers(f *testing.F) {
 	f.Add([]byte{0x05, 0x00, 0x00, 0x01, 0x06, 0x00, 0x01, 0x00, 't', 0x00, 0x00, 0x00})
 	f.Add([]byte{2, 32, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0, 8, 0, 1, 0, 198, 51, 100, 1, 8, 0, 4, 0, 2, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -197,7 +196,7 @@ func FuzzKernelMessages(f *testing.F) {
 		parseRoute(b)
 		parseNeighbour(b)
 		ruleSelector(b)
-		parseDiscipline(b)
+		parseQdisc(b)
 		isTapped(b, 7)
 	})
 }

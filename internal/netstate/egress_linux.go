@@ -13,55 +13,52 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What a packet meets on its way out of an interface, behind tcx: a program there that
-// redirects it, as that of the fast path does on the tunnel's own interface, takes it
-// past all of this. What it meets before tcx (nftables' egress hook), and on its way in,
-// needs no look.
+// Egress hooks behind tcx: a tcx program that redirects a packet, as the fast path's does
+// on the tunnel's interface, bypasses them. Hooks ahead of tcx (nftables' egress hook)
+// and the ingress side need no check.
 
-// EgressHooks says what stands against taking packets off the egress of the interface
-// of that index by a program on tcx: "" if nothing does. Where it cannot tell, that is a
-// reason. It looks for
-//   - a queueing discipline that somebody has set, by its handle: those that the kernel
-//     gives an interface by itself have 0,
+// EgressHooks is the reason not to redirect packets by a program on the tcx egress of the
+// interface of that index; "" if there is none. A check that fails is a reason. It looks
+// for
+//   - a qdisc that was configured, by its handle: the kernel's defaults have 0,
 //   - tc filters on egress, and
 //   - promiscuous mode, which on an interface without a link layer is a capture.
 //
-// The kernel tells of changes of all of these: see Watch. The answer costs a few system
-// calls.
+// Watch reports changes of all of these. The answer takes a few system calls.
 func EgressHooks(device int) (reason string) {
 	return firstBlocker(
-		func() (string, error) { return disciplineReason(device) },
+		func() (string, error) { return qdiscReason(device) },
 		func() (string, error) { return filterReason(device, "interface") },
 		func() (string, error) { return promiscuousReason(device) },
 	)
 }
 
-func disciplineReason(device int) (string, error) {
-	all, err := disciplines(device)
+func qdiscReason(device int) (string, error) {
+	all, err := qdiscs(device)
 	if err != nil {
 		return "", err
 	}
-	for _, d := range all {
-		if d.byHand && d.parent != netlink.HANDLE_CLSACT && d.kind != "noqueue" { // which does nothing
-			return "the interface has the queueing discipline " + d.kind, nil
+	for _, q := range all {
+		if q.configured && q.parent != netlink.HANDLE_CLSACT && q.kind != "noqueue" { // a no-op
+			return "the interface has the queueing discipline " + q.kind, nil
 		}
 	}
 	return "", nil
 }
 
-// discipline is what matters of a queueing discipline.
-type discipline struct {
-	device int
-	kind   string
-	parent uint32
-	byHand bool // it has a handle
+// qdisc is what is read of an RTM_NEWQDISC.
+type qdisc struct {
+	device     int
+	kind       string
+	parent     uint32
+	configured bool // it has a handle
 }
 
-// disciplines are those of an interface. clsact and ingress, whose parent is
-// HANDLE_CLSACT, hold filters and no packets.
-func disciplines(device int) (all []discipline, err error) {
-	// A dump is of all interfaces. A request for one has the kernel tell everybody of
-	// the answer, Watch included.
+// qdiscs are those of an interface. clsact and ingress, whose parent is HANDLE_CLSACT,
+// hold filters and no packets.
+func qdiscs(device int) (all []qdisc, err error) {
+	// A dump is of all interfaces. The answer to a request for one would be multicast,
+	// to Watch among others.
 	req := nl.NewNetlinkRequest(unix.RTM_GETQDISC, unix.NLM_F_DUMP)
 	req.AddData(&nl.TcMsg{Family: unix.AF_UNSPEC, Ifindex: int32(device)})
 	messages, err := dump(req, unix.NETLINK_ROUTE, unix.RTM_NEWQDISC)
@@ -69,9 +66,9 @@ func disciplines(device int) (all []discipline, err error) {
 		return nil, nil // a kernel without tc
 	}
 	for i := 0; err == nil && i < len(messages); i++ {
-		var d discipline
-		if d, err = parseDiscipline(messages[i]); d.device == device {
-			all = append(all, d)
+		var q qdisc
+		if q, err = parseQdisc(messages[i]); q.device == device {
+			all = append(all, q)
 		}
 	}
 	if err != nil {
@@ -80,20 +77,20 @@ func disciplines(device int) (all []discipline, err error) {
 	return all, nil
 }
 
-// parseDiscipline reads an RTM_NEWQDISC, from its tcmsg on.
-func parseDiscipline(b []byte) (d discipline, err error) {
+// parseQdisc reads an RTM_NEWQDISC that starts at its tcmsg.
+func parseQdisc(b []byte) (q qdisc, err error) {
 	if len(b) < nl.SizeofTcMsg {
-		return d, unix.EBADMSG
+		return q, unix.EBADMSG
 	}
 	m := nl.DeserializeTcMsg(b)
-	d = discipline{device: int(m.Ifindex), parent: m.Parent, byHand: m.Handle != 0}
+	q = qdisc{device: int(m.Ifindex), parent: m.Parent, configured: m.Handle != 0}
 	err = eachAttr(b[nl.SizeofTcMsg:], func(attr uint16, value []byte) error {
 		if attr == nl.TCA_KIND {
-			d.kind = unix.ByteSliceToString(value)
+			q.kind = unix.ByteSliceToString(value)
 		}
 		return nil
 	})
-	return d, err
+	return q, err
 }
 
 func promiscuousReason(device int) (string, error) {
@@ -107,16 +104,15 @@ func promiscuousReason(device int) (string, error) {
 	return "the interface is in promiscuous mode, as for a capture", nil
 }
 
-// EgressTaps is EgressHooks for what nobody is told of, so that one has to look again:
-// packet sockets that ask for all protocols, as tcpdump's does, to which what the
-// interface sends is shown. One for IPv4 only sees what is received. The answer costs
-// three system calls.
+// EgressTaps is EgressHooks for packet sockets of ETH_P_ALL, such as tcpdump's, of which
+// no netlink message tells: poll it. A socket of ETH_P_IP sees received packets only. The
+// answer takes three system calls.
 func EgressTaps(device int) (reason string) {
 	return firstBlocker(func() (string, error) { return tapReason(device) })
 }
 
 func tapReason(device int) (string, error) {
-	// The file of the thread: /proc/net is that of the process's first thread.
+	// /proc/net is of the namespace of the process's first thread.
 	sockets, err := os.ReadFile("/proc/thread-self/net/packet")
 	if errors.Is(err, os.ErrNotExist) {
 		return "", nil // a kernel without packet sockets
@@ -131,7 +127,7 @@ func tapReason(device int) (string, error) {
 	return "a packet socket, such as tcpdump's, is shown what the interface sends", nil
 }
 
-// isTapped looks for such a socket in what /proc/net/packet holds.
+// isTapped looks for a socket of ETH_P_ALL on the device in the text of /proc/net/packet.
 func isTapped(sockets []byte, device int) (bool, error) {
 	lines := bufio.NewScanner(bytes.NewReader(sockets))
 	lines.Scan() // sk RefCnt Type Proto Iface …

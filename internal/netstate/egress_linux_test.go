@@ -98,7 +98,7 @@ func TestEgressTaps(t *testing.T) {
 	})
 }
 
-func TestTapsAreReadAsTheKernelWritesThem(t *testing.T) {
+func TestIsTapped(t *testing.T) {
 	const head = "sk               RefCnt Type Proto  Iface R Rmem   User   Inode\n"
 	line := func(protocol string, device int) string {
 		return fmt.Sprintf("00000000b2ba5a3c 3      3    %s   %-5d 1 0      0      17393 \n", protocol, device)

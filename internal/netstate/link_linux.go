@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// link finds an interface by name.
+// link returns an interface by name.
 func link(ifname string) (netlink.Link, error) {
 	l, err := netlink.LinkByName(ifname)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
@@ -23,7 +23,7 @@ func link(ifname string) (netlink.Link, error) {
 	return l, nil
 }
 
-// permission says which privilege is missing, if that is what the error is about.
+// permission adds the missing privilege to an error of EPERM or EACCES.
 func permission(err error) error {
 	if errors.Is(err, os.ErrPermission) {
 		return fmt.Errorf("%w: run as root, or with CAP_NET_ADMIN", err)
@@ -31,12 +31,12 @@ func permission(err error) error {
 	return err
 }
 
-// prefix is p as the net package has it, host bits kept.
+// prefix converts p, host bits kept.
 func prefix(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// linkAt finds an interface by its index.
+// linkAt returns an interface by index.
 func linkAt(device int) (netlink.Link, error) {
 	l, err := netlink.LinkByIndex(device)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
@@ -48,19 +48,18 @@ func linkAt(device int) (netlink.Link, error) {
 	return l, nil
 }
 
-// AddAddresses gives an interface addresses, and returns those that it did not have.
-// One that cannot be added does not stop the others; err is about the first.
+// AddAddresses adds addresses to an interface and returns those that it lacked. After a
+// failure it goes on; err is the first.
 func AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
 	return add(device, addresses, "address", func(l netlink.Link, a netip.Prefix) error {
 		return netlink.AddrAdd(l, &netlink.Addr{IPNet: prefix(a)})
 	})
 }
 
-// AddRoutes sends what goes to the destinations into an interface, which must be up,
-// and returns those that there was no route to. Host bits are ignored. A route of the
-// same prefix and metric that is there already is left as it is, wherever it leads: see
-// CheckRoute. The routing table is the main one, or that of the VRF which the interface
-// is in. A route that cannot be added does not stop the others; err is about the first.
+// AddRoutes adds routes to the destinations through an interface, which must be up, and
+// returns those that were missing. Host bits are ignored. An existing route of the same
+// prefix and metric is kept, even through another interface: see CheckRoute. The table is
+// main, or the VRF's of the interface. After a failure it goes on; err is the first.
 func AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error) {
 	return add(device, destinations, "route", func(l netlink.Link, d netip.Prefix) error {
 		return netlink.RouteAdd(routeTo(l, d))
@@ -86,9 +85,8 @@ func add(device int, what []netip.Prefix, kind string, one func(netlink.Link, ne
 	return added, err
 }
 
-// CheckRoute is an error if no route to exactly that destination leads into an
-// interface, be it one of ours or that which an address brings with it. It reads the
-// whole routing table.
+// CheckRoute is an error if the table has no route of exactly that prefix through the
+// interface, AddRoutes's own or a connected one. It dumps the routing table.
 func CheckRoute(device int, destination netip.Prefix) error {
 	l, err := linkAt(device)
 	if err != nil {
@@ -120,7 +118,7 @@ func routeTo(l netlink.Link, destination netip.Prefix) *netlink.Route {
 	return r
 }
 
-// SetUp brings an interface up.
+// SetUp sets an interface up.
 func SetUp(device int) error {
 	l, err := linkAt(device)
 	if err != nil {
@@ -142,13 +140,13 @@ func DeviceIndex(ifname string) (int, error) {
 }
 
 // AddressIsLocal reports whether this host may send from an IPv4 address: an interface
-// of any VRF has it, or a route of the type local is for it (AnyIP).
+// of any VRF has it, or there is a route of the type local to it (AnyIP).
 func AddressIsLocal(address netip.Addr) (bool, error) {
 	if address = address.Unmap(); !address.Is4() {
 		return false, nil
 	}
-	// The kernel's own rule: it looks no route up from an address that is not local.
-	// The destination is one that needs nothing but the loopback interface.
+	// The kernel refuses to look up a route from an address that is not local. The
+	// destination needs the loopback interface only.
 	if _, err := getRoute([4]byte{127, 0, 0, 1}, address.As4(), 0, 0, 0); err == nil && !address.IsUnspecified() {
 		return true, nil
 	}

@@ -12,14 +12,14 @@ import (
 	"ipipd/test/netlab"
 )
 
-// newTun is a namespace with the interface of a tunnel in it, tun0, still down.
+// newTun makes a namespace with a TUN interface, tun0, which is down.
 func newTun(t *testing.T) *netlab.NS {
 	ns := netlab.New(t)
 	ns.Run("ip", "tuntap", "add", "tun0", "mode", "tun")
 	return ns
 }
 
-// prefixes reads them.
+// prefixes parses its arguments.
 func prefixes(texts ...string) (list []netip.Prefix) {
 	for _, text := range texts {
 		list = append(list, netip.MustParsePrefix(text))
@@ -27,11 +27,11 @@ func prefixes(texts ...string) (list []netip.Prefix) {
 	return list
 }
 
-func TestAddressesAndRoutesAreAdded(t *testing.T) {
+func TestAddAddresses(t *testing.T) {
 	ns := newTun(t)
 	device := index(t, ns, "tun0")
 	ns.Do(func() {
-		for _, want := range [][]netip.Prefix{prefixes("10.255.0.1/30"), nil} { // doing it again is no error
+		for _, want := range [][]netip.Prefix{prefixes("10.255.0.1/30"), nil} { // the second time is no error
 			if added, err := AddAddresses(device, prefixes("10.255.0.1/30")); err != nil || !slices.Equal(added, want) {
 				t.Fatal(added, err)
 			}
@@ -66,7 +66,7 @@ func TestAddressesAndRoutesAreAdded(t *testing.T) {
 	}
 }
 
-func TestARouteThatLeadsElsewhereIsLeftAlone(t *testing.T) {
+func TestCheckRoute(t *testing.T) {
 	ns := newTun(t)
 	ns.Run("ip", "tuntap", "add", "tun1", "mode", "tun")
 	ns.Run("ip", "link", "set", "tun1", "up")
@@ -89,7 +89,7 @@ func TestARouteThatLeadsElsewhereIsLeftAlone(t *testing.T) {
 	}
 }
 
-// A route belongs where the packets of a VRF's interface are looked up.
+// A route belongs in the table of the interface's VRF.
 func TestAddRoutes(t *testing.T) {
 	t.Run("vrf", func(t *testing.T) {
 		ns := newTun(t)
@@ -115,7 +115,7 @@ func TestAddRoutes(t *testing.T) {
 	})
 }
 
-func TestAMissingInterfaceIsNamed(t *testing.T) {
+func TestLink_missing(t *testing.T) {
 	netlab.New(t).Do(func() {
 		_, err := DeviceIndex("nil0")
 		if !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), `no interface "nil0": create it first`) || strings.Contains(err.Error(), "\n") {

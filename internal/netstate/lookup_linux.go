@@ -14,14 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Lookup asks the kernel how packets to dst leave, as `ip route get` does: from
-// src (zero: whatever the route prefers), with that mark (0: none), by the
-// interface of index device (0: any).
+// Lookup is `ip route get dst from src mark mark oif device`: a zero src is the route's
+// preferred one, a mark of 0 is none, a device index of 0 is any.
 //
-// A src that is not an address of this host is looked up as if none was asked
-// for: it may come later, and a raw socket may send from it even so.
+// A src that is not an address of this host is looked up as if it was zero: it may be
+// added later, and a raw socket may send from it even so.
 //
-// The neighbour of the next hop is only looked at: see Resolve.
+// Lookup reads the next hop's neighbour entry and does not resolve it: see Resolve.
 func Lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
 	if a := netip.AddrFrom4(dst); a.IsMulticast() || a.IsUnspecified() || dst == broadcast {
 		return Route{}, noRoute(dst, device, errNotUnicast)
@@ -29,7 +28,7 @@ func Lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
 	asked := src
 	answer, err := getRoute(dst, asked, mark, device, 0)
 	if err != nil && src != [4]byte{} {
-		// A foreign source is refused with an error that means something else.
+		// The kernel refuses a source that is not local with EINVAL, as it does a blackhole.
 		if own, ownErr := getRoute(src, [4]byte{}, 0, 0, 0); ownErr != nil || own.kind != unix.RTN_LOCAL {
 			asked = [4]byte{}
 			answer, err = getRoute(dst, asked, mark, device, 0)
@@ -52,17 +51,16 @@ func Lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
 
 	l, err := netlink.LinkByIndex(r.Device)
 	if err != nil {
-		return Route{}, noRoute(dst, device, unix.ENODEV) // gone between two questions
+		return Route{}, noRoute(dst, device, unix.ENODEV) // removed since getRoute
 	}
 	attrs := l.Attrs()
 	r.DeviceName = attrs.Name
 	r.MTU = min(attrs.MTU, 65535)
 	r.VRF = attrs.Slave != nil && attrs.Slave.SlaveType() == "vrf"
 
-	// The answer's MTU may be a learnt one. What is configured stands in the
-	// routing table's own entry, and so do the other next hops. There is none
-	// where the kernel takes the destination to be on the link because device
-	// was asked for.
+	// The answer's MTU may be a learnt one. The configured MTU and the other next hops
+	// are in the FIB entry. There is no entry where the kernel assumes the destination
+	// on the link because of RTA_OIF.
 	entry, err := getRoute(dst, asked, mark, device, unix.RTM_F_FIB_MATCH)
 	if err != nil {
 		entry = route{device: r.Device}
@@ -74,8 +72,8 @@ func Lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
 		r.PathMTU = answer.mtu
 	}
 
-	const arp = unix.IFF_LOOPBACK | unix.IFF_NOARP | unix.IFF_POINTOPOINT // none of them
-	r.Ethernet = !r.Local && answer.singleHop() && entry.singleHop() && entry.device == r.Device &&
+	const arp = unix.IFF_LOOPBACK | unix.IFF_NOARP | unix.IFF_POINTOPOINT // none may be set
+	r.Ethernet = !r.Local && !answer.multiHop && !entry.multiHop && entry.device == r.Device &&
 		attrs.EncapType == "ether" && attrs.RawFlags&arp == 0 && attrs.MasterIndex == 0 && len(attrs.HardwareAddr) == 6
 	if r.Ethernet {
 		copy(r.SourceMAC[:], attrs.HardwareAddr)
@@ -84,7 +82,7 @@ func Lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
 	return r, nil
 }
 
-// nextHop is the neighbour that packets to dst are handed to.
+// nextHop is the neighbour on the way to dst.
 func (r *Route) nextHop(dst [4]byte) [4]byte {
 	if r.Gateway != [4]byte{} {
 		return r.Gateway
@@ -92,18 +90,16 @@ func (r *Route) nextHop(dst [4]byte) [4]byte {
 	return dst
 }
 
-// Resolve has the kernel find out the MAC address of the next hop to dst, or see
-// whether it still holds. The kernel does that by itself for what it sends, and
-// cannot know of frames sent past it: a Link in use needs Resolve every few
-// seconds, or the entry grows stale, its neighbour may change unseen, and it is
-// collected as garbage. Resolve does not wait; Watch tells when there is news.
-// For a Route that is not Ethernet it does nothing, nor for a Static one, which the
-// kernel would forget (NTF_USE takes NUD_PERMANENT off, from Linux 5.16 on).
+// Resolve has the kernel resolve the next hop to dst, or confirm its entry. The kernel
+// cannot know of frames sent past its IP stack: a Link in use needs Resolve every few
+// seconds, or the entry becomes stale and is garbage-collected. Resolve does not wait;
+// Watch reports the change. It does nothing for a Route that is not Ethernet, nor for a
+// Static one, whose NUD_PERMANENT NTF_USE would clear (since Linux 5.16).
 func Resolve(r Route, dst [4]byte) error {
 	if !r.Ethernet || r.Static {
 		return nil
 	}
-	// NTF_USE is what sending a packet does to an entry, without the packet.
+	// NTF_USE does to an entry what sending a packet does.
 	req := nl.NewNetlinkRequest(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_ACK)
 	req.AddData(&netlink.Ndmsg{Family: unix.AF_INET, Index: uint32(r.Device), Flags: unix.NTF_USE})
 	hop := r.nextHop(dst)
@@ -114,13 +110,13 @@ func Resolve(r Route, dst [4]byte) error {
 	return nil
 }
 
-// broadcast is the address of every host on the link, whichever that is.
+// broadcast is the limited broadcast address (RFC 919).
 var broadcast = [4]byte{255, 255, 255, 255}
 
-// errNotUnicast is the kernel's answer for a destination that is not one host.
+// errNotUnicast: the route to the destination is not of the type unicast or local.
 var errNotUnicast = errors.New("not a unicast address")
 
-// noRoute says why there is no way to dst and what to do about it.
+// noRoute is the error for dst, with the remedy.
 func noRoute(dst [4]byte, device int, err error) error {
 	e := &NoRouteError{Destination: netip.AddrFrom4(dst), Err: err}
 	show := fmt.Sprintf("remove it (`ip route get %v` shows it), or set --underlay-device", e.Destination)
@@ -147,21 +143,17 @@ func noRoute(dst [4]byte, device int, err error) error {
 	return e
 }
 
-// route is a route as the kernel writes it, reduced to what matters here.
+// route is what is read of an RTM_NEWROUTE.
 type route struct {
 	kind            uint8 // RTN_UNICAST, …
 	source, gateway [4]byte
-	device          int // 0 if there is no single one
-	mtu             int // 0 if there is no such metric
-	multiHop        bool
+	device          int  // 0 if there is no single one
+	mtu             int  // the metric; 0 if unset
+	multiHop        bool // several next hops, an IPv6 one, or an encapsulation
 }
 
-// singleHop says that there is one next hop, and it is an IPv4 address or none.
-func (r *route) singleHop() bool { return !r.multiHop }
-
-// getRoute is one RTM_GETROUTE. With RTM_F_FIB_MATCH in flags the answer is the
-// entry of the routing table, with its metrics as they were configured and all
-// of its next hops; without, it is what a packet would get.
+// getRoute is one RTM_GETROUTE. With RTM_F_FIB_MATCH in flags the answer is the FIB entry,
+// with its configured metrics and all of its next hops; without, the route of a packet.
 func getRoute(dst, src [4]byte, mark uint32, device int, flags uint32) (route, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, 0)
 	msg := &nl.RtMsg{RtMsg: unix.RtMsg{Family: unix.AF_INET, Dst_len: 32, Flags: unix.RTM_F_LOOKUP_TABLE | flags}}
@@ -191,7 +183,7 @@ func getRoute(dst, src [4]byte, mark uint32, device int, flags uint32) (route, e
 
 var errNotARoute = errors.New("the kernel's answer is not a route")
 
-// parseRoute reads an RTM_NEWROUTE, from its rtmsg on.
+// parseRoute reads an RTM_NEWROUTE that starts at its rtmsg.
 func parseRoute(b []byte) (route, error) {
 	if len(b) < unix.SizeofRtMsg {
 		return route{}, errNotARoute
@@ -202,10 +194,9 @@ func parseRoute(b []byte) (route, error) {
 		return route{}, err
 	}
 	for _, a := range attrs {
-		// Every value that is read has 4 bytes at least, or it is not what it says.
-		var be32 int
+		var value int
 		if len(a.Value) >= 4 {
-			be32 = int(binary.NativeEndian.Uint32(a.Value))
+			value = int(binary.NativeEndian.Uint32(a.Value))
 		}
 		switch a.Attr.Type & nlaTypeMask {
 		case unix.RTA_PREFSRC:
@@ -213,20 +204,19 @@ func parseRoute(b []byte) (route, error) {
 		case unix.RTA_GATEWAY:
 			r.gateway = address(a.Value)
 		case unix.RTA_OIF:
-			r.device = be32
+			r.device = value
 		case unix.RTA_METRICS:
 			if r.mtu, err = metric(a.Value, unix.RTAX_MTU); err != nil {
 				return route{}, err
 			}
 		case unix.RTA_MULTIPATH, unix.RTA_VIA, unix.RTA_ENCAP, unix.RTA_ENCAP_TYPE, unix.RTA_NEWDST:
-			// Several next hops, an IPv6 one, or something around the packet.
 			r.multiHop = true
 		}
 	}
 	return r, nil
 }
 
-// nlaTypeMask takes the flags off the type of a netlink attribute (NLA_TYPE_MASK).
+// nlaTypeMask is NLA_TYPE_MASK: the type of a netlink attribute without its flags.
 const nlaTypeMask = 0x3fff
 
 func address(b []byte) (a [4]byte) {
@@ -234,7 +224,7 @@ func address(b []byte) (a [4]byte) {
 	return a
 }
 
-// metric reads one of the metrics of a route; 0 if it is not set.
+// metric reads one of a route's metrics; 0 if it is unset.
 func metric(b []byte, which uint16) (int, error) {
 	metrics, err := attributes(b)
 	if err != nil {
@@ -248,12 +238,12 @@ func metric(b []byte, which uint16) (int, error) {
 	return 0, nil
 }
 
-// nudValid are the states in which the kernel itself sends to a neighbour
-// (NUD_VALID), those that are only for devices without ARP left out.
+// nudValid is NUD_VALID without NUD_NOARP: the states in which the kernel sends to a
+// neighbour.
 const nudValid = netlink.NUD_PERMANENT | netlink.NUD_REACHABLE | netlink.NUD_PROBE | netlink.NUD_STALE | netlink.NUD_DELAY
 
-// getNeighbour asks for one entry of the neighbour table. Kernels before 5.0
-// cannot be asked for one; for them nothing is ever resolved.
+// getNeighbour is one RTM_GETNEIGH. Kernels before 5.0 lack it for a single entry: there
+// nothing is ever resolved.
 func getNeighbour(device int, hop [4]byte) (mac [6]byte, ok, static bool) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, 0)
 	req.AddData(&netlink.Ndmsg{Family: unix.AF_INET, Index: uint32(device)})
@@ -265,7 +255,7 @@ func getNeighbour(device int, hop [4]byte) (mac [6]byte, ok, static bool) {
 	return parseNeighbour(answers[0])
 }
 
-// parseNeighbour reads an RTM_NEWNEIGH, from its ndmsg on.
+// parseNeighbour reads an RTM_NEWNEIGH that starts at its ndmsg.
 func parseNeighbour(b []byte) (mac [6]byte, ok, static bool) {
 	if len(b) < unix.SizeofNdMsg {
 		return mac, false, false

@@ -19,7 +19,7 @@ var (
 	far    = [4]byte{198, 51, 100, 1}
 )
 
-// lab is this host behind a router, with the tunnel's remote behind that:
+// lab is a host and, behind a router, the tunnel's remote:
 //
 //	host eth0 192.0.2.1/24 ── 192.0.2.2 eth0 router eth1 198.51.100.2 ── 198.51.100.1/24 eth0 remote
 type lab struct{ host, router, remote *netlab.NS }
@@ -34,7 +34,7 @@ func newLab(t *testing.T) lab {
 	return l
 }
 
-// lookup is Lookup in a namespace, with nothing asked for but dst.
+// lookup is Lookup in a namespace, by dst only.
 func lookup(t *testing.T, ns *netlab.NS, dst [4]byte) (r Route) {
 	t.Helper()
 	ns.Do(func() {
@@ -70,7 +70,7 @@ func mac(t *testing.T, ns *netlab.NS, ifname string) (m [6]byte) {
 	return m
 }
 
-// eventually waits until ok says yes. It only fails on a machine that stands still.
+// eventually waits until ok.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(netlab.Patience()); !ok(); time.Sleep(10 * time.Millisecond) {
@@ -80,7 +80,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func TestLookupFindsTheWayThroughAGateway(t *testing.T) {
+func TestLookup_gateway(t *testing.T) {
 	l := newLab(t)
 	got := lookup(t, l.host, far)
 	if got.Source != here || got.Gateway != router || got.DeviceName != "eth0" || got.Device != index(t, l.host, "eth0") ||
@@ -92,7 +92,7 @@ func TestLookupFindsTheWayThroughAGateway(t *testing.T) {
 	}
 }
 
-func TestResolveMakesTheNeighbourKnown(t *testing.T) {
+func TestResolve_neighbour(t *testing.T) {
 	l := newLab(t)
 	r := lookup(t, l.host, far)
 	if r.Resolved {
@@ -112,7 +112,7 @@ func TestResolveMakesTheNeighbourKnown(t *testing.T) {
 	if r = lookup(t, l.host, far); !r.Resolved || r.DestinationMAC != [6]byte{2, 0, 0, 0, 0, 0x99} {
 		t.Errorf("stale neighbour: %+v", r)
 	}
-	// In use again, the kernel sees after five seconds whether it still holds.
+	// In use again, the kernel confirms it after five seconds (delay_first_probe_time).
 	l.host.Do(func() {
 		if err := Resolve(r, far); err != nil {
 			t.Fatal(err)
@@ -127,7 +127,7 @@ func TestResolveMakesTheNeighbourKnown(t *testing.T) {
 	}
 }
 
-func TestResolve(t *testing.T) {
+func TestResolve_static(t *testing.T) {
 	t.Run("permanent", func(t *testing.T) {
 		l := newLab(t)
 		l.host.Run("ip", "neigh", "replace", "192.0.2.2", "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "permanent")
@@ -143,7 +143,7 @@ func TestResolve(t *testing.T) {
 	})
 }
 
-func TestSourceMACIsTheDevices(t *testing.T) {
+func TestLookup_sourceMAC(t *testing.T) {
 	l := newLab(t)
 	l.host.Run("ip", "neigh", "replace", "192.0.2.2", "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "permanent")
 	if r, want := lookup(t, l.host, far), mac(t, l.host, "eth0"); r.SourceMAC != want || !r.Resolved {
@@ -151,7 +151,7 @@ func TestSourceMACIsTheDevices(t *testing.T) {
 	}
 }
 
-func TestMTUIsTheRoutesOrTheDevices(t *testing.T) {
+func TestLookup_mtu(t *testing.T) {
 	l := newLab(t)
 	for _, c := range []struct {
 		device, route string
@@ -161,7 +161,7 @@ func TestMTUIsTheRoutesOrTheDevices(t *testing.T) {
 		{"1500", "1400", 1400},
 		{"9000", "1400", 1400},
 		{"1300", "", 1300},
-		{"1300", "1400", 1300}, // a metric beyond the device does not make it larger
+		{"1300", "1400", 1300}, // a metric above the device's MTU does not raise it
 	} {
 		l.host.Run("ip", "link", "set", "eth0", "mtu", c.device)
 		args := []string{"route", "replace", "198.51.100.0/24", "via", "192.0.2.2"}
@@ -175,7 +175,7 @@ func TestMTUIsTheRoutesOrTheDevices(t *testing.T) {
 	}
 }
 
-func TestLearntPathMTUIsToldApartFromTheConfiguredOne(t *testing.T) {
+func TestLookup_pathMTU(t *testing.T) {
 	l := newLab(t)
 	l.router.Run("ip", "link", "set", "eth1", "mtu", "1400")
 	var c net.Conn
@@ -214,7 +214,7 @@ func TestLearntPathMTUIsToldApartFromTheConfiguredOne(t *testing.T) {
 	}
 }
 
-func TestLookupObeysMarkSourceAndDevice(t *testing.T) {
+func TestLookup_markSourceDevice(t *testing.T) {
 	l := newLab(t)
 	netlab.Veth(t, l.host, l.router, netlab.End{Name: "eth5", Address: "203.0.113.1/24", MTU: 1400}, netlab.End{Name: "eth5", Address: "203.0.113.2/24"})
 	l.host.Run("ip", "route", "add", "198.51.100.0/24", "via", "203.0.113.2", "table", "5")
@@ -247,7 +247,7 @@ func TestLookupObeysMarkSourceAndDevice(t *testing.T) {
 	}
 }
 
-func TestOnlyOnePlainNeighbourIsEthernet(t *testing.T) {
+func TestLookup_ethernet(t *testing.T) {
 	l := newLab(t)
 	l.host.Run("ip", "tuntap", "add", "tun0", "mode", "tun")
 	l.host.Run("ip", "link", "set", "tun0", "up")
@@ -281,7 +281,7 @@ func TestOnlyOnePlainNeighbourIsEthernet(t *testing.T) {
 	}
 }
 
-func TestNexthopObjectsAreFollowed(t *testing.T) {
+func TestLookup_nexthopObject(t *testing.T) {
 	l := newLab(t)
 	if out, err := l.host.Try("ip", "nexthop", "add", "id", "1", "via", "192.0.2.2", "dev", "eth0"); err != nil {
 		t.Skip("the kernel has no next-hop objects: " + strings.TrimSpace(out))
@@ -303,7 +303,7 @@ func TestNexthopObjectsAreFollowed(t *testing.T) {
 	}
 }
 
-func TestLookupTellsWhatIsLocal(t *testing.T) {
+func TestLookup_local(t *testing.T) {
 	l := newLab(t)
 	r := lookup(t, l.host, here)
 	if !r.Local || r.Ethernet || r.MTU < 1500 {
@@ -340,7 +340,7 @@ func TestAddressIsLocal(t *testing.T) {
 	l.host.Run("ip", "route", "add", "default", "via", "192.0.2.2")
 	expect("203.0.113.16", false)
 	l.host.Run("ip", "link", "set", "eth0", "down")
-	expect("192.0.2.1", true) // as the kernel has it
+	expect("192.0.2.1", true) // 127.0.0.0/8 and the like are the kernel's
 	l.host.Run("ip", "address", "delete", "192.0.2.1/24", "dev", "eth0")
 	expect("192.0.2.1", false)
 	if out, err := l.host.Try("ip", "link", "add", "red", "type", "vrf", "table", "77"); err != nil {
@@ -354,7 +354,7 @@ func TestAddressIsLocal(t *testing.T) {
 	expect("192.0.2.1", false)
 }
 
-func TestNoRouteSaysWhyAndWhatToDo(t *testing.T) {
+func TestNoRoute(t *testing.T) {
 	l := newLab(t)
 	for _, c := range []struct {
 		kind, dst, want string
@@ -386,7 +386,7 @@ func TestNoRouteSaysWhyAndWhatToDo(t *testing.T) {
 	}
 }
 
-func TestNoRouteByADeviceThatIsDownOrGone(t *testing.T) {
+func TestNoRoute_device(t *testing.T) {
 	l := newLab(t)
 	eth0 := index(t, l.host, "eth0")
 	l.host.Run("ip", "link", "set", "eth0", "down")

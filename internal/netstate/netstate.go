@@ -1,13 +1,12 @@
-// Package netstate asks the kernel about the network that carries a tunnel, and sets
-// up the interface of one: routes, addresses, neighbours, links, through Linux's
-// rtnetlink, and what netfilter and IPsec have to say about outer packets.
+// Package netstate reads the state of the host's network (routes, addresses, neighbours,
+// links, netfilter, IPsec policies, qdiscs) and configures a tunnel's interface, through
+// Linux's rtnetlink.
 //
-// Every function is about the network namespace of the thread that calls it and
-// keeps nothing open; Watch stays in the namespace it was started in. Only IPv4.
-// The package is Linux's: elsewhere it does what Go's net package can, and the
-// rest fails with ErrUnsupported.
+// A function works in the network namespace of the calling thread and keeps nothing open;
+// Watch stays in the namespace it was started in. Only IPv4. On other systems the package
+// does what Go's net package can, and the rest fails with ErrUnsupported.
 //
-// Errors are one line that says what to do about it.
+// Errors are one line with the remedy.
 package netstate
 
 import (
@@ -16,51 +15,47 @@ import (
 	"net/netip"
 )
 
-// ErrUnsupported is what is Linux's fails with on other systems.
+// ErrUnsupported is the error of a function that only Linux has.
 var ErrUnsupported = errors.New("routes and interfaces are managed on Linux only: set up the interface by hand")
 
-// Route is how packets to one destination leave this host. Addresses are in
-// network byte order.
+// Route is the route to one destination. Addresses are in network byte order.
 type Route struct {
-	// Source is the address that packets leave with: the one asked for, else
-	// the one the route prefers.
+	// Source is the source address of packets: the requested one, else the route's
+	// preferred one.
 	Source [4]byte
-	// Gateway is the next hop; zero if the destination itself is.
+	// Gateway is the next hop; zero if the destination is on the link.
 	Gateway [4]byte
-	// Device is the index of the interface that they leave by, DeviceName its
-	// name.
+	// Device is the index of the outgoing interface, DeviceName its name.
 	Device     int
 	DeviceName string
-	// MTU of the first hop in bytes, as it is configured: the route's metric
-	// if that is set and less than the device's, else the device's.
+	// MTU is the configured one of the first hop, in bytes: the route's metric if it is
+	// set and less than the device's MTU, else the latter.
 	MTU int
-	// PathMTU in bytes is what the kernel itself has learnt of the way to this
-	// destination from ICMP and not yet forgotten; 0 if it has learnt nothing.
+	// PathMTU is the path MTU that the kernel has learnt from ICMP errors and not yet
+	// expired, in bytes; 0 if none.
 	PathMTU int
-	// Local: the destination is this host.
+	// Local: the destination is an address of this host.
 	Local bool
-	// VRF: Device is in one.
+	// VRF: Device is a port of a VRF.
 	VRF bool
-	// Ethernet: the next hop is one plain Ethernet neighbour, to which a frame
-	// of our own makes the same way as a packet through the kernel's routes: no
-	// second next hop, no encapsulation on the route, no VRF or bridge above
-	// the device, and ARP in use.
+	// Ethernet: the next hop is a single IPv4 neighbour on Ethernet, so that a frame sent
+	// to its MAC address takes the path that the kernel's route would take: no multipath,
+	// no encapsulation on the route, no VRF or bridge above the device, ARP in use.
 	Ethernet bool
-	// Resolved: the MAC addresses are known and the kernel holds them for good.
-	// Only with Ethernet; see Resolve.
+	// Resolved: the kernel has a valid neighbour entry (NUD_VALID), and SourceMAC and
+	// DestinationMAC are set. Only with Ethernet; see Resolve.
 	Resolved bool
-	// Static: an operator has set the next hop's MAC address for good.
+	// Static: the neighbour entry is permanent (NUD_PERMANENT).
 	Static                    bool
 	SourceMAC, DestinationMAC [6]byte
 }
 
-// NoRouteError is what Lookup fails with where packets to the destination cannot
-// leave.
+// NoRouteError is Lookup's error where there is no usable route to the destination.
 type NoRouteError struct {
 	Destination netip.Addr
-	// Why in words, and what to do about it.
+	// Why is the cause and its remedy.
 	Why string
-	// Err is what the kernel said.
+	// Err is the kernel's error.
 	Err error
 }
 

@@ -8,8 +8,8 @@ import (
 	"net/netip"
 )
 
-// Lookup asks the kernel which source address it would take, and takes the MTU of
-// the interface that has it. Marks and devices are Linux's.
+// Lookup takes the source address that the kernel prefers for dst, and the MTU of its
+// interface. Marks and devices are for Linux.
 func Lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
 	if mark != 0 || device != 0 {
 		return Route{}, ErrUnsupported
@@ -45,50 +45,50 @@ func Lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
 	return Route{}, &NoRouteError{Destination: to, Why: "no interface has the address that the route prefers", Err: ErrUnsupported}
 }
 
-// Resolve has nothing to do where a Route is never Ethernet.
+// Resolve does nothing: a Route is never Ethernet here.
 func Resolve(r Route, dst [4]byte) error { return nil }
 
-// Watch is Linux's. Elsewhere whoever asks has to look again from time to time.
+// Watch is for Linux. Elsewhere the caller polls.
 func Watch(ctx context.Context, changed func(wentDown map[int]bool)) error { return ErrUnsupported }
 
-// SafeToBypass is Linux's: elsewhere there is no way around the kernel.
+// SafeToBypass is for Linux.
 func SafeToBypass(device int, local, remote [4]byte) (reason string) {
 	return "the system is not Linux"
 }
 
-// IngressFilters is Linux's, as is what it is about.
+// IngressFilters is for Linux.
 func IngressFilters(device int) (reason string) { return "the system is not Linux" }
 
-// EgressHooks is Linux's, as is what it is about.
+// EgressHooks is for Linux.
 func EgressHooks(device int) (reason string) { return "the system is not Linux" }
 
-// EgressTaps is Linux's, as is what it is about.
+// EgressTaps is for Linux.
 func EgressTaps(device int) (reason string) { return "the system is not Linux" }
 
-// AddAddresses is Linux's.
+// AddAddresses is for Linux.
 func AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
 	return addNone(addresses)
 }
 
-// AddRoutes is Linux's.
+// AddRoutes is for Linux.
 func AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error) {
 	return addNone(destinations)
 }
 
-func addNone(what []netip.Prefix) ([]netip.Prefix, error) {
-	if len(what) == 0 {
+func addNone(prefixes []netip.Prefix) ([]netip.Prefix, error) {
+	if len(prefixes) == 0 {
 		return nil, nil
 	}
 	return nil, ErrUnsupported
 }
 
-// CheckRoute is Linux's.
+// CheckRoute is for Linux.
 func CheckRoute(device int, destination netip.Prefix) error { return ErrUnsupported }
 
-// SetRPS is Linux's.
+// SetRPS is for Linux.
 func SetRPS(ifname, mask string) error { return ErrUnsupported }
 
-// SetUp leaves the interface as it was opened.
+// SetUp does nothing.
 func SetUp(device int) error { return nil }
 
 // DeviceIndex is the index of an interface.
@@ -114,8 +114,8 @@ func AddressIsLocal(address netip.Addr) (bool, error) {
 	return false, nil
 }
 
-// Reassembly is Linux's.
+// Reassembly is for Linux.
 func Reassembly() (done, failed uint64, err error) { return 0, 0, ErrUnsupported }
 
-// MinPMTU is Linux's: 0.
+// MinPMTU is for Linux: 0.
 func MinPMTU() int { return 0 }

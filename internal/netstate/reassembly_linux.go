@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Reassembly tells how many IPv4 packets this host has put together from their
-// fragments since it started, and how many it gave up because one was missing.
+// Reassembly returns ReasmOKs and ReasmFails of the network namespace: the IPv4 packets
+// that were reassembled from fragments, and those given up for a missing fragment.
 func Reassembly() (done, failed uint64, err error) {
 	text, err := os.ReadFile("/proc/thread-self/net/snmp")
 	if err != nil {

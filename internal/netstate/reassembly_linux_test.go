@@ -2,7 +2,7 @@ package netstate
 
 import "testing"
 
-func TestReassemblyCountersAreFoundByTheirNames(t *testing.T) {
+func TestParseReassembly(t *testing.T) {
 	const snmp = "Ip: Forwarding DefaultTTL ReasmTimeout ReasmReqds ReasmOKs ReasmFails FragOKs\n" +
 		"Ip: 1 64 3 900 20 4 7\nIcmp: InMsgs\nIcmp: 3\n"
 	if done, failed, err := parseReassembly(snmp); done != 20 || failed != 4 || err != nil {
@@ -15,7 +15,7 @@ func TestReassemblyCountersAreFoundByTheirNames(t *testing.T) {
 	}
 }
 
-func TestReassemblyReadsTheKernelsCounters(t *testing.T) {
+func TestReassembly(t *testing.T) {
 	if _, _, err := Reassembly(); err != nil {
 		t.Error(err)
 	}

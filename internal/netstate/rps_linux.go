@@ -13,14 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SetRPS sets the processors that the flows which an interface receives are spread over
-// (receive packet steering): mask is rps_cpus of each receive queue, in hexadecimal as
-// /sys takes it, or "all" for those that this process may run on. A mask that is there
-// already, an operator's or net.core.rps_default_mask, stays, and is the error.
+// SetRPS sets the processors that process an interface's received flows (receive packet
+// steering): mask is rps_cpus of each receive queue, in hexadecimal as in /sys, or "all"
+// for the affinity mask of this process. A mask that is set already, by an operator or
+// net.core.rps_default_mask, is kept, and is the error.
 //
-// /sys shows the interfaces of the network namespace that it was mounted in: an interface
-// of that name there may be another one. So it is told by an alias that it has for a
-// moment.
+// /sys may be mounted from another network namespace, which has another interface of that
+// name. A temporary alias tells them apart.
 func SetRPS(ifname, mask string) error {
 	l, err := link(ifname)
 	if err != nil {
@@ -64,8 +63,8 @@ func SetRPS(ifname, mask string) error {
 	return nil
 }
 
-// affinity is the mask of the processors that this process may run on, as /sys takes it:
-// a comma between each 32 bits.
+// affinity is the affinity mask of this process in the format of /sys: 32-bit groups,
+// separated by commas.
 func affinity() (mask string, err error) {
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &set); err != nil {

@@ -14,13 +14,13 @@ import (
 	"ipipd/test/netlab"
 )
 
-// withSys calls f on a thread in the namespace whose /sys is that of the namespace, as
-// `ip netns exec` has it. The thread ends with f.
+// withSys calls f on a thread in the namespace, with the namespace's own /sys, as under
+// `ip netns exec`. The thread ends with f.
 func withSys(t *testing.T, ns *netlab.NS, f func()) {
 	t.Helper()
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: nobody else is to get its mount namespace
+		runtime.LockOSThread() // and never unlocked, so that the thread and its mount namespace end here
 		err := unix.Unshare(unix.CLONE_NEWNS)
 		if err == nil {
 			err = unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
@@ -52,7 +52,7 @@ func rpsMasks(t *testing.T, ifname string) (masks []string) {
 	return masks
 }
 
-// processors is how many a mask has.
+// processors counts those of a mask.
 func processors(t *testing.T, mask string) (n int) {
 	t.Helper()
 	for group := range strings.SplitSeq(mask, ",") {
@@ -83,7 +83,7 @@ func TestSetRPS(t *testing.T) {
 		if got := rpsMasks(t, "t0"); len(got) == 0 || got[0] != "1" {
 			t.Errorf("masks %q, want 1", got)
 		}
-		// What is set is not overwritten.
+		// A mask that is set is not overwritten.
 		if err := SetRPS("t0", "2"); err == nil || !strings.Contains(err.Error(), "already") {
 			t.Errorf("a second mask: %v", err)
 		}

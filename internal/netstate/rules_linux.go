@@ -18,9 +18,9 @@ const (
 	fraDSCP          = 25   // FRA_DSCP, since Linux 6.13
 )
 
-// rulesReason looks for routing rules that select by what Lookup cannot ask for: the
-// protocol, of which RTM_GETROUTE takes TCP, UDP and ICMP only, the TOS, which may differ
-// from packet to packet, and the sending user. Then the kernel has to look up each packet.
+// rulesReason looks for routing rules with a selector that Lookup cannot evaluate: the
+// protocol (RTM_GETROUTE takes TCP, UDP and ICMP only), the TOS, which may differ from
+// packet to packet, and the sender's UID. Then the kernel must look up each packet.
 func rulesReason() (string, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETRULE, unix.NLM_F_DUMP)
 	req.AddData(nl.NewIfInfomsg(unix.AF_INET))
@@ -43,8 +43,8 @@ func rulesReason() (string, error) {
 	return "", nil
 }
 
-// ruleSelector is what a rule selects protocol-4 packets by that Lookup cannot ask for,
-// "" if nothing. b is an RTM_NEWRULE, from its fib_rule_hdr on.
+// ruleSelector is the selector of a rule for protocol 4 that Lookup cannot evaluate, "" if
+// there is none. b is an RTM_NEWRULE that starts at its fib_rule_hdr.
 func ruleSelector(b []byte) (selector string, err error) {
 	if len(b) < sizeofRuleHeader {
 		return "", unix.EBADMSG

@@ -6,8 +6,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// AddVeth joins this network namespace to the one that the file descriptor
-// peerNamespace stands for by a veth pair: name here, peer there, both down.
+// AddVeth makes a veth pair, both ends down: name in this network namespace, peer in that
+// of the file descriptor peerNamespace.
 func AddVeth(name, peer string, peerNamespace int) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name

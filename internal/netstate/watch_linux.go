@@ -13,22 +13,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// debounce is how long Watch waits after a change for more of them: one
-// `ip link set down` is a dozen.
+// debounce is how long Watch collects changes after the first: one `ip link set down` is a
+// dozen messages.
 const debounce = 50 * time.Millisecond
 
-// resync is how often Watch calls even if it is told of nothing: legacy iptables
-// change without a word.
+// resync is the period of the calls that no message causes: legacy iptables send none.
 const resync = 5 * time.Second
 
-// family is a netlink family that tells of changes, and of which ones.
+// family is a netlink family and the multicast groups that Watch joins.
 type family struct {
 	protocol int
 	groups   []uint
-	optional bool // a kernel may have been built without it
+	optional bool // absent from some kernels
 }
 
-// families are all that the answers of Lookup, SafeToBypass and EgressHooks depend on.
+// families have the messages of all that Lookup, SafeToBypass and EgressHooks read.
 var families = []family{
 	{protocol: unix.NETLINK_ROUTE, groups: []uint{
 		unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_TC,
@@ -41,16 +40,15 @@ var families = []family{
 // xfrmGroupPolicy is XFRMNLGRP_POLICY of linux/xfrm.h.
 const xfrmGroupPolicy = 4
 
-// Watch calls changed once when it has begun to listen, then after any change
-// of a link, an address, a route, a rule, a neighbour, a netfilter table, an
-// IPsec policy or a tc filter, and every five seconds in any case. Changes that
-// come close together are one call; wentDown are the interfaces, by index, that were
-// down since the last one, be they up again by now. Watch returns when ctx ends, with
-// its error, or when it cannot listen. It calls changed in its own goroutine, one
-// call at a time, and none after it has returned.
+// Watch calls changed once when it is subscribed, then after any change of a link,
+// address, route, rule, neighbour, netfilter table, IPsec policy or tc filter, and every
+// five seconds. Changes within 50 ms are one call; wentDown has the indices of the
+// interfaces that were down since the last call, even if they are up again. Watch returns
+// when ctx ends, with its error, or when a subscription fails. It calls changed in its own
+// goroutine, one call at a time, and never after it has returned.
 //
-// If so much changes at once that the kernel has to drop messages, changed is
-// called all the same, and wentDown may lack one.
+// If the kernel drops messages (ENOBUFS), changed is called all the same, and wentDown may
+// be incomplete.
 func Watch(ctx context.Context, changed func(wentDown map[int]bool)) error {
 	var sockets []*os.File
 	defer func() {
@@ -61,10 +59,10 @@ func Watch(ctx context.Context, changed func(wentDown map[int]bool)) error {
 	for _, f := range families {
 		s, err := f.subscribe()
 		if err != nil && f.optional {
-			continue // the beat has to do
+			continue // resync covers it
 		}
 		if err != nil {
-			return fmt.Errorf("follow changes of the network: %w", permission(err))
+			return fmt.Errorf("watch the network for changes: %w", permission(err))
 		}
 		sockets = append(sockets, s)
 	}
@@ -75,14 +73,14 @@ func Watch(ctx context.Context, changed func(wentDown map[int]bool)) error {
 	var readers sync.WaitGroup
 	for i, s := range sockets {
 		note := down.note
-		if i > 0 { // of another family: the numbers of its messages mean something else
+		if i > 0 { // message types are per family
 			note = func([]byte) {}
 		}
-		readers.Go(func() { failed <- watch(s, note, changes) })
+		readers.Go(func() { failed <- readChanges(s, note, changes) })
 	}
 	stop := func() {
 		for _, s := range sockets {
-			s.Close() // unblocks watch
+			s.Close() // unblocks readChanges
 		}
 		readers.Wait()
 	}
@@ -98,27 +96,27 @@ func Watch(ctx context.Context, changed func(wentDown map[int]bool)) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case err := <-failed:
-			return fmt.Errorf("follow changes of the network: %w", err)
+			return fmt.Errorf("watch the network for changes: %w", err)
 		}
 		select {
 		case <-time.After(debounce):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		select { // what came in the meantime is in the call that is due now
+		select { // changes since then are covered by the call that follows
 		case <-changes:
 		default:
 		}
 	}
 }
 
-// downs are the interfaces that messages say are down, by index.
+// downs collects the indices of interfaces that were reported down.
 type downs struct {
 	mu      sync.Mutex
 	devices map[int]bool
 }
 
-// note looks at one message of rtnetlink, of which b is the start.
+// note reads the first messageStart bytes of an rtnetlink message.
 func (d *downs) note(b []byte) {
 	const index, flags = unix.SizeofNlMsghdr + 4, unix.SizeofNlMsghdr + 8 // struct ifinfomsg
 	if len(b) < messageStart || binary.NativeEndian.Uint16(b[4:]) != unix.RTM_NEWLINK ||
@@ -133,7 +131,7 @@ func (d *downs) note(b []byte) {
 	d.devices[int(binary.NativeEndian.Uint32(b[index:]))] = true
 }
 
-// take is what was noted since it was last called.
+// take returns and clears what was noted.
 func (d *downs) take() map[int]bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -142,17 +140,17 @@ func (d *downs) take() map[int]bool {
 	return devices
 }
 
-// messageStart is as much of a message as note looks at.
+// messageStart is how many bytes of a message note reads.
 const messageStart = unix.SizeofNlMsghdr + unix.SizeofIfInfomsg
 
-// watch notes and signals each message that s receives, until s is closed. A signal
-// that nobody took yet stands for the later ones too.
-func watch(s io.Reader, note func([]byte), changes chan<- struct{}) error {
-	var buf [messageStart]byte // the rest is cut off
+// readChanges notes and signals each message that s receives, until s is closed. A signal
+// that is still pending covers later messages.
+func readChanges(s io.Reader, note func([]byte), changes chan<- struct{}) error {
+	var buf [messageStart]byte // the kernel truncates
 	for {
 		n, err := s.Read(buf[:])
 		// ENOBUFS: the kernel dropped messages since the last read. The socket
-		// is as good as before, and what was lost is one change more.
+		// stays usable, and the loss counts as a change.
 		if err != nil && !errors.Is(err, unix.ENOBUFS) {
 			return err
 		}
@@ -164,8 +162,8 @@ func watch(s io.Reader, note func([]byte), changes chan<- struct{}) error {
 	}
 }
 
-// subscribe opens a socket that hears of the family's changes, in the network
-// namespace of the calling thread. Close unblocks a Read of it.
+// subscribe opens a socket in the family's multicast groups, in the network namespace of
+// the calling thread. Close unblocks a Read.
 func (f *family) subscribe() (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, f.protocol)
 	if err != nil {

@@ -16,9 +16,9 @@ import (
 	"ipipd/test/netlab"
 )
 
-// follow runs Watch in a namespace until the test ends, and returns the number
+// startWatch runs Watch in a namespace until the test ends, and returns the number
 // of its calls so far and a function that ends it early.
-func follow(t *testing.T, ns *netlab.NS) (calls *atomic.Int64, stop func() error) {
+func startWatch(t *testing.T, ns *netlab.NS) (calls *atomic.Int64, stop func() error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	calls = new(atomic.Int64)
 	done := make(chan struct{})
@@ -33,8 +33,7 @@ func follow(t *testing.T, ns *netlab.NS) (calls *atomic.Int64, stop func() error
 	return calls, stop
 }
 
-// quiet waits until nothing changes any more, so that the next call is about
-// what the test does.
+// quiet waits until changes stop, so that the next call is the test's.
 func quiet(calls *atomic.Int64) int64 {
 	for {
 		before := calls.Load()
@@ -45,9 +44,9 @@ func quiet(calls *atomic.Int64) int64 {
 	}
 }
 
-func TestEveryKindOfChangeIsFollowed(t *testing.T) {
+func TestWatch_everyKind(t *testing.T) {
 	l := newLab(t)
-	calls, _ := follow(t, l.host)
+	calls, _ := startWatch(t, l.host)
 	for _, change := range [][]string{
 		{"ip", "route", "add", "203.0.113.0/24", "via", "192.0.2.2"},
 		{"ip", "rule", "add", "fwmark", "7", "lookup", "5"},
@@ -69,14 +68,14 @@ func TestEveryKindOfChangeIsFollowed(t *testing.T) {
 			continue
 		}
 		eventually(t, strings.Join(change, " "), func() bool { return calls.Load() > before })
-		// Not the beat, unless this machine is very slow.
+		// Not resync, unless this machine is very slow.
 		if took := time.Since(start); took > resync/2 {
 			t.Logf("%s: only after %v", strings.Join(change, " "), took)
 		}
 	}
 }
 
-func TestFollow(t *testing.T) {
+func TestWatch(t *testing.T) {
 	t.Run("down-and-up-at-once", func(t *testing.T) {
 		l := newLab(t)
 		var index, other int
@@ -102,7 +101,7 @@ func TestFollow(t *testing.T) {
 		}()
 		defer func() { cancel(); <-ended }()
 		eventually(t, "it listens", listens.Load)
-		l.host.Run("ip", "link", "set", "lo", "mtu", "1400") // is up, and is told of
+		l.host.Run("ip", "link", "set", "lo", "mtu", "1400") // is up, and reported
 		l.host.Run("ip", "link", "set", "eth0", "down")
 		l.host.Run("ip", "link", "set", "eth0", "up")
 		eventually(t, "it is said that it was down", down.Load)
@@ -112,10 +111,10 @@ func TestFollow(t *testing.T) {
 	})
 }
 
-func TestManyChangesAreFewCalls(t *testing.T) {
+func TestWatch_debounce(t *testing.T) {
 	ns, other := netlab.New(t), netlab.New(t)
 	netlab.Veth(t, ns, other, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0"})
-	calls, _ := follow(t, ns)
+	calls, _ := startWatch(t, ns)
 	before, start := quiet(calls), time.Now()
 	const changes = 2000
 	addRoutes(t, ns, changes)
@@ -126,7 +125,7 @@ func TestManyChangesAreFewCalls(t *testing.T) {
 	eventually(t, "a call", func() bool { return calls.Load() > before })
 }
 
-// addRoutes makes n changes as fast as the kernel takes them.
+// addRoutes makes n changes without a pause.
 func addRoutes(t *testing.T, ns *netlab.NS, n int) {
 	t.Helper()
 	file := t.TempDir() + "/batch"
@@ -140,9 +139,9 @@ func addRoutes(t *testing.T, ns *netlab.NS, n int) {
 	ns.Run("ip", "-batch", file)
 }
 
-// The reader is held up while more changes than its socket has room for, so that
-// the kernel must drop some: reading then fails once with ENOBUFS.
-func TestFollowSurvivesDroppedMessages(t *testing.T) {
+// The reader is blocked while more changes come than its receive buffer holds, so that
+// the kernel drops some: the next read fails with ENOBUFS.
+func TestWatch_droppedMessages(t *testing.T) {
 	ns, other := netlab.New(t), netlab.New(t)
 	netlab.Veth(t, ns, other, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0"})
 	var s *os.File
@@ -163,7 +162,7 @@ func TestFollowSurvivesDroppedMessages(t *testing.T) {
 	addRoutes(t, ns, 500) // nobody reads
 	reader := &overflowCounter{File: s}
 	changes, ended := make(chan struct{}, 1), make(chan error, 1)
-	go func() { ended <- watch(reader, func([]byte) {}, changes) }()
+	go func() { ended <- readChanges(reader, func([]byte) {}, changes) }()
 	seen := func(what string) {
 		t.Helper()
 		select {
@@ -193,7 +192,7 @@ func TestFollowSurvivesDroppedMessages(t *testing.T) {
 	}
 }
 
-// overflowCounter counts how often the kernel said that it had dropped messages.
+// overflowCounter counts reads that fail with ENOBUFS.
 type overflowCounter struct {
 	*os.File
 	overflows atomic.Int64
@@ -207,12 +206,12 @@ func (c *overflowCounter) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func TestFollowEndsWithItsContextAndLeavesNothing(t *testing.T) {
+func TestWatch_contextEnds(t *testing.T) {
 	ns := netlab.New(t)
 	before := goleak.IgnoreCurrent()
 	fds := openFiles(t)
 	for range 3 {
-		calls, stop := follow(t, ns)
+		calls, stop := startWatch(t, ns)
 		if err := stop(); !errors.Is(err, context.Canceled) {
 			t.Errorf("Follow returned %v", err)
 		}
@@ -238,7 +237,7 @@ func openFiles(t *testing.T) int {
 	return len(entries)
 }
 
-func TestFollowOfAnEndedContextReturns(t *testing.T) {
+func TestWatch_endedContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	netlab.New(t).Do(func() {
