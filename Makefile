@@ -32,7 +32,7 @@ export CGO_ENABLED := 0
 GOBUILD := go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := build
-.PHONY: help build bpf demo test test-race interop fuzz bench bench-peers lint vuln cross install clean FORCE
+.PHONY: help build bpf docs demo test test-race interop fuzz bench bench-peers lint vuln cross install clean FORCE
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,9 @@ ipipd: FORCE
 
 bpf: ## compile the fast path's eBPF programs again (clang, llvm); what they are compiled to is in the tree
 	internal/fastpath/bpf/build "$(CURDIR)/internal/fastpath/bpf/ipip.o" | tee internal/fastpath/bpf/compiler
+
+docs: ## write docs/flags.md again from the program's own tables
+	UPDATE_DOCS=1 go test -count=1 -run '_docs$$' ./cmd/ipipd
 
 demo: ipipd ## two hosts in network namespaces, a tunnel between them, a packet on the wire (needs root)
 	./ipipd demo

@@ -169,18 +169,32 @@ func add(c *cobra.Command, name, values, def, help string, words []string, value
 	}
 }
 
-// flagTable is the README's table of the flags of `up`, in Markdown.
+// flagTable is docs/flags.md, which `make docs` writes: the flags of `up`.
 func flagTable() string {
-	var b strings.Builder
-	b.WriteString("| flag | values | default | meaning |\n| --- | --- | --- | --- |\n")
-	row := func(name, values, def, help string) {
-		fmt.Fprintf(&b, "| `--%s` | %s | %s | %s |\n", name, values, def, help)
+	var tunnelRows, ipsecRows, processRows strings.Builder
+	row := func(b *strings.Builder, name, values, def, help string) {
+		fmt.Fprintf(b, "| `--%s` | %s | %s | %s |\n", name, values, def, help)
 	}
 	for _, p := range tunnel.Properties() {
-		row(p.Name, p.Values, p.Default, p.Help)
+		b := &tunnelRows
+		if strings.HasPrefix(p.Name, "ipsec-") {
+			b = &ipsecRows
+		}
+		row(b, p.Name, p.Values, p.Default, p.Help)
 	}
 	for _, f := range processFlags {
-		row(f.name, f.values, f.def, f.help)
+		row(&processRows, f.name, f.values, f.def, f.help)
 	}
-	return b.String()
+	const head = "| flag | values | default | meaning |\n| --- | --- | --- | --- |\n"
+	return flagsIntroduction +
+		"\n## Tunnel\n\n" + head + tunnelRows.String() +
+		"\n## Encryption\n\n" + head + ipsecRows.String() +
+		"\n## Process\n\n" + head + processRows.String()
 }
+
+const flagsIntroduction = `# Flags of ipipd up
+
+<!-- Written by "make docs" from the program's own tables: do not edit. -->
+
+` + "`--flag value` and `--flag=value` are the same. `ipipd print` and `ipipd down` take `--runtime-dir`, `ipipd print`\n" +
+	"also `--json`.\n"

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 
@@ -172,19 +171,5 @@ func TestEveryFlagIsInUpsHelp(t *testing.T) {
 		if name, _, _ = strings.Cut(name, "`"); ok && !strings.Contains(out.String(), "--"+name+" ") {
 			t.Errorf("--%s is not in the help", name)
 		}
-	}
-}
-
-// The README's table is the one that the flags are made of.
-func TestREADMEHasTheTableOfFlags(t *testing.T) {
-	text, err := os.ReadFile("../../README.md")
-	if os.IsNotExist(err) {
-		t.Skip("there is no README.md")
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(string(text), flagTable()) {
-		t.Errorf("the table of flags in README.md is not this one; put it there:\n\n%s", flagTable())
 	}
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // Property is one thing that can be set of a tunnel. The flags of `up` and their
-// errors, what `print` shows, its JSON and the table in the README are all made
+// errors, what `print` shows, its JSON and docs/flags.md are all made
 // of Properties, so that one row there is all that a new property takes.
 type Property struct {
 	// Name is RouterOS's spelling; the flag is the same behind "--".

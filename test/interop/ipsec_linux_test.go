@@ -10,8 +10,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// newStrongSwanLab is a kernelLab whose guest has strongSwan as the README's
-// example has it, and its end of the tunnel. edit changes the example.
+// newStrongSwanLab is a kernelLab whose guest has strongSwan as the
+// example in docs/encryption.md has it, and its end of the tunnel. edit changes the example.
 func newStrongSwanLab(t *testing.T, edit *strings.Replacer) (*kernelLab, *netlab.StrongSwan) {
 	t.Helper()
 	ours, spare := netlab.New(t), netlab.New(t)
@@ -23,22 +23,22 @@ func newStrongSwanLab(t *testing.T, edit *strings.Replacer) (*kernelLab, *netlab
 	return l, s
 }
 
-// example is a block of code of the README that begins so, for our addresses.
+// example is the block of docs/encryption.md that begins so, with our addresses.
 func example(t *testing.T, beginning string) string {
 	t.Helper()
-	text, err := os.ReadFile("../../README.md")
+	text, err := os.ReadFile("../../docs/encryption.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, block, ok := strings.Cut(string(text), "```\n"+beginning)
 	block, _, closed := strings.Cut(block, "\n```")
 	if !ok || !closed {
-		t.Fatalf("README.md has no example that begins with %q", beginning)
+		t.Fatalf("docs/encryption.md has no example that begins with %q", beginning)
 	}
 	return strings.ReplaceAll(beginning+block, "198.51.100.1", peerOuter)
 }
 
-// secretFile has the secret of the README's example.
+// secretFile has the secret of that example.
 func secretFile(t *testing.T) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "secret")
@@ -48,7 +48,7 @@ func secretFile(t *testing.T) string {
 	return file
 }
 
-// The README's example, as it stands there, and RouterOS's exact proposals: pings
+// The example of docs/encryption.md, as it stands there, and RouterOS's exact proposals: pings
 // of every size, bulk TCP, keys that are replaced under it, and a peer that loses its
 // memory. Nothing is ever plain on the wire.
 func TestInteropEncryptedLinux(t *testing.T) {
@@ -59,7 +59,7 @@ func TestInteropEncryptedLinux(t *testing.T) {
 		flags []string
 		mtu   int
 	}{
-		{"the README's", strings.NewReplacer(),
+		{"docs", strings.NewReplacer(),
 			[]string{"--ipsec-exchange", "ike2", "--ipsec-pfs-group", "ecp256"}, 1446},
 		{"RouterOS's", strings.NewReplacer("version = 2", "version = 1", "aes256-sha256-ecp256", "aes128-sha1-modp2048", "aes256gcm16-ecp256", "aes256-sha1-modp1024"),
 			nil, 1438},
