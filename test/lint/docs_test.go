@@ -3,6 +3,7 @@ package lint
 import (
 	"bytes"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -66,6 +67,48 @@ func TestDocs_links(t *testing.T) {
 	for _, file := range files {
 		if !linked[file] {
 			t.Errorf("no document links to %s", file)
+		}
+	}
+}
+
+// docs/design.md names files and identifiers that there are.
+func TestDocs_design(t *testing.T) {
+	text, err := os.ReadFile(root + "/docs/design.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, words := map[string]bool{}, map[string]bool{}
+	word := regexp.MustCompile(`[A-Za-z_][A-Za-z0-9_]*`)
+	err = fs.WalkDir(os.DirFS(root), ".", func(name string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() && name != "." && (strings.HasPrefix(entry.Name(), ".") || entry.Name() == "bin") {
+			return fs.SkipDir
+		}
+		if ext := path.Ext(name); ext != ".go" && ext != ".c" {
+			return nil
+		}
+		files[entry.Name()] = true
+		source, err := os.ReadFile(path.Join(root, name))
+		for _, w := range word.FindAll(source, -1) {
+			words[string(w)] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range regexp.MustCompile(`\w+\.(?:go|c)\b`).FindAllString(string(text), -1) {
+		if !files[name] {
+			t.Errorf("docs/design.md names the file %s: there is none", name)
+		}
+	}
+	for _, span := range regexp.MustCompile("(?s)```.*?```|`[^`]+`").FindAllString(string(text), -1) {
+		for _, w := range word.FindAllString(span, -1) {
+			if mixed := regexp.MustCompile(`[a-z][A-Z]`).MatchString(w); mixed && !words[w] {
+				t.Errorf("docs/design.md names %s: the code has no such word", w)
+			}
 		}
 	}
 }
