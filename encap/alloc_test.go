@@ -7,13 +7,13 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-func TestNothingOnTheDataPathAllocates(t *testing.T) {
+func TestDrop_noAllocations(t *testing.T) {
 	p := segment(ipv4.ProtocolTCP, 1400, true)
 	whole := build(received(), p)
 	long := parse(t, build(received(), pattern(8000)))
 	probe := build(received(), golden(t, goldenReflect))
 	message := golden(t, goldenOuterError)
-	b, big := holding(whole), dirty(2000)
+	b, big := bufferOf(whole), dirty(2000)
 	into := buffers(8, 1500)
 	for name, f := range map[string]func() encap.Drop{
 		"Encapsulate": func() encap.Drop {

@@ -7,8 +7,8 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-func BenchmarkEncapsulate(b *testing.B) {
-	buffer := holding(segment(ipv4.ProtocolTCP, 1428, false))
+func BenchmarkOuterEncapsulate(b *testing.B) {
+	buffer := bufferOf(segment(ipv4.ProtocolTCP, 1428, false))
 	b.SetBytes(int64(buffer.Len()))
 	b.ReportAllocs()
 	id := uint16(0)
@@ -26,7 +26,7 @@ func BenchmarkEncapsulate(b *testing.B) {
 }
 
 func BenchmarkDecapsulate(b *testing.B) {
-	buffer := holding(build(received(), segment(ipv4.ProtocolTCP, 1428, false)))
+	buffer := bufferOf(build(received(), segment(ipv4.ProtocolTCP, 1428, false)))
 	b.SetBytes(int64(buffer.Len() - encap.Overhead))
 	b.ReportAllocs()
 	for b.Loop() {
@@ -48,7 +48,7 @@ func BenchmarkDeriveOffload(b *testing.B) {
 			name = "partial"
 		}
 		b.Run(name, func(b *testing.B) {
-			buffer := holding(segment(ipv4.ProtocolTCP, 1428, partial))
+			buffer := bufferOf(segment(ipv4.ProtocolTCP, 1428, partial))
 			b.SetBytes(int64(buffer.Len()))
 			b.ReportAllocs()
 			for b.Loop() {

@@ -11,7 +11,7 @@ import (
 
 // decapsulate does what a tunnel does with a packet from the network.
 func decapsulate(p []byte) (b *packet.Buffer, kind encap.Kind, d encap.Drop) {
-	b = holding(p)
+	b = bufferOf(p)
 	outer, d := encap.ParseOuter(b)
 	if d != encap.DropNone {
 		return b, kind, d
@@ -28,7 +28,7 @@ func wantDropped(t *testing.T, what string, p []byte, want encap.Drop) {
 	}
 }
 
-func TestDecapsulateMergesCongestionIntoTheInnerHeader(t *testing.T) {
+func TestDecapsulate_ecnMergedIntoInner(t *testing.T) {
 	b, kind, d := decapsulate(golden(t, `
 		4503 0034   // version 4, IHL 5, DSCP 0, CE, total length 52
 		1234 0000   // ID
@@ -59,7 +59,7 @@ func TestDecapsulateMergesCongestionIntoTheInnerHeader(t *testing.T) {
 	`))
 }
 
-func TestDecapsulateTrimsWhatFollowsEitherTotalLength(t *testing.T) {
+func TestDecapsulate_trailingBytes(t *testing.T) {
 	p := build(inner(), []byte("payload"))
 	outer := build(received(), append(bytes.Clone(p), "behind the inner packet"...))
 	b, kind, d := decapsulate(append(outer, "behind the outer packet"...))
@@ -74,7 +74,7 @@ func TestDecapsulateTrimsWhatFollowsEitherTotalLength(t *testing.T) {
 	wantDropped(t, "an inner packet that padding completes", append(build(received(), p[:26]), p[26:]...), encap.DropReceivedTruncated)
 }
 
-func TestDecapsulateTakesOuterOptionsOff(t *testing.T) {
+func TestDecapsulate_outerOptions(t *testing.T) {
 	p := build(inner(), []byte("payload"))
 	h := received()
 	h.TotalLen = 24 + len(p)
@@ -88,7 +88,7 @@ func TestDecapsulateTakesOuterOptionsOff(t *testing.T) {
 	wantBytes(t, "inner", b.Bytes(), p)
 }
 
-func TestOnlyTheRemoteEndIsAccepted(t *testing.T) {
+func TestDecapsulate_unknownPeer(t *testing.T) {
 	p := build(inner(), nil)
 	h := received()
 	h.Source[3]++
@@ -98,7 +98,7 @@ func TestOnlyTheRemoteEndIsAccepted(t *testing.T) {
 	wantDropped(t, "another destination", build(h, p), encap.DropUnknownPeer)
 }
 
-func TestOuterHeaderIsChecked(t *testing.T) {
+func TestParseOuter_drops(t *testing.T) {
 	sound := build(received(), build(inner(), nil))
 	change := func(off int, v byte) []byte {
 		b := bytes.Clone(sound)
@@ -123,18 +123,18 @@ func TestOuterHeaderIsChecked(t *testing.T) {
 	wantDropped(t, "last fragment", build(h, build(inner(), nil)), encap.DropOuterFragment)
 }
 
-func TestParseOuterLeavesADroppedPacketAsItWas(t *testing.T) {
+func TestParseOuter_bufferUnchangedOnDrop(t *testing.T) {
 	h := received()
 	h.MF = true
 	p := append(build(h, build(inner(), nil)), "padding"...)
-	b := holding(p)
+	b := bufferOf(p)
 	if _, d := encap.ParseOuter(b); d != encap.DropOuterFragment {
 		t.Fatal(d)
 	}
 	wantBytes(t, "packet", b.Bytes(), p)
 }
 
-func TestInnerHeaderIsCheckedBeforeItIsUsed(t *testing.T) {
+func TestDecapsulate_innerMalformed(t *testing.T) {
 	sound := build(inner(), []byte("payload"))
 	change := func(off int, v byte) []byte {
 		b := bytes.Clone(sound)
@@ -150,7 +150,7 @@ func TestInnerHeaderIsCheckedBeforeItIsUsed(t *testing.T) {
 	wantDropped(t, "checksum", change(11, sound[11]+1), encap.DropReceivedChecksum)
 }
 
-func TestInnerTTLZeroIsDiscardedAfterDecapsulation(t *testing.T) {
+func TestDecapsulate_innerTTLZero(t *testing.T) {
 	h := inner()
 	h.TTL = 0
 	wantDropped(t, "TTL 0", build(received(), build(h, nil)), encap.DropReceivedTTLZero)
@@ -164,7 +164,7 @@ const goldenReflect = `
 	c000 0201 c633 6401   // 192.0.2.1, this end → 198.51.100.1, its sender
 `
 
-func TestReflectProbeIsRecognisedAndAnswered(t *testing.T) {
+func TestReflectAnswer(t *testing.T) {
 	b, kind, d := decapsulate(golden(t, `
 		4500 0028 0001 0000   // version 4, IHL 5, total length 40, ID 1
 		ff04 cf9a             // TTL 255, IPIP, header checksum
@@ -187,7 +187,7 @@ func TestReflectProbeIsRecognisedAndAnswered(t *testing.T) {
 // A peer behind a 1:1 NAT writes the address that it has into its probe; the NAT
 // translates the outer header only. Whatever stands there, the answer is for the
 // remote: nobody else gets a packet from us.
-func TestReflectProbeDestination(t *testing.T) {
+func TestReflectAnswer_destination(t *testing.T) {
 	for _, destination := range [][4]byte{{10, 0, 0, 5}, {203, 0, 113, 9}, {}, {255, 255, 255, 255}, {224, 0, 0, 1}, local, remote} {
 		probe := ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: destination}
 		b, kind, d := decapsulate(build(received(), build(probe, nil)))
@@ -217,7 +217,7 @@ func TestReflectProbeDestination(t *testing.T) {
 
 // A packet of the tunnel inside one would come back by the socket, and each level
 // in it again: 1448 bytes would be 71 packets.
-func TestDecapsulateNested(t *testing.T) {
+func TestDecapsulate_nested(t *testing.T) {
 	nested := received() // the very header around it
 	data := build(inner(), []byte("payload"))
 	wantDropped(t, "a packet", build(received(), build(nested, data)), encap.DropReceivedLoop)
@@ -240,16 +240,16 @@ func TestDecapsulateNested(t *testing.T) {
 	wantDropped(t, "another protocol", build(received(), build(h, data)), encap.DropNone)
 }
 
-func TestReflectAnswerAtTheOtherEndIsEmpty(t *testing.T) {
+func TestDecapsulate_empty(t *testing.T) {
 	_, kind, d := decapsulate(build(received(), nil))
 	if d != encap.DropNone || kind != encap.KindEmpty {
 		t.Error(kind, d)
 	}
 }
 
-func TestReflectProbeThatMayNotBeForwardedIsNotAnswered(t *testing.T) {
+func TestReflectAnswer_ttlExpired(t *testing.T) {
 	probe := ipv4.Header{TTL: 1, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: remote}
-	if d := encap.ReflectAnswer(holding(build(probe, nil)), remote); d != encap.DropReflectTTLExpired {
+	if d := encap.ReflectAnswer(bufferOf(build(probe, nil)), remote); d != encap.DropReflectTTLExpired {
 		t.Errorf("TTL 1: drop %v, want %v", d, encap.DropReflectTTLExpired)
 	}
 	if d := encap.ReflectAnswer(dirty(20), remote); d != encap.DropReceivedMalformed {
@@ -257,7 +257,7 @@ func TestReflectProbeThatMayNotBeForwardedIsNotAnswered(t *testing.T) {
 	}
 }
 
-func TestReceivedPacketThatWouldGoBackIsALoopUnlessAProbe(t *testing.T) {
+func TestDecapsulate_loop(t *testing.T) {
 	probe := ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: remote}
 	wantDropped(t, "with a payload", build(received(), build(probe, []byte("payload"))), encap.DropReceivedLoop)
 

@@ -8,7 +8,7 @@ import (
 	"ipipd/encap"
 )
 
-func TestEveryDropHasANameOfItsOwn(t *testing.T) {
+func TestDropString(t *testing.T) {
 	kebab := regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
 	seen := map[string]encap.Drop{}
 	for d := range encap.NumDrops {
@@ -29,7 +29,7 @@ func TestEveryDropHasANameOfItsOwn(t *testing.T) {
 	}
 }
 
-func TestDropsAreAllButNone(t *testing.T) {
+func TestDrops(t *testing.T) {
 	all := slices.Collect(encap.Drops())
 	if len(all) != int(encap.NumDrops)-1 || slices.Contains(all, encap.DropNone) {
 		t.Errorf("Drops: %v", all)

@@ -7,10 +7,10 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-// TestReceivedECNIsMergedByRFC6040 spells the table of RFC 6040, section 4.2,
+// TestDecapsulatedECN spells the table of RFC 6040, section 4.2,
 // out once more, row by row, so that a slip in the code's meets one that was
 // written apart from it.
-func TestReceivedECNIsMergedByRFC6040(t *testing.T) {
+func TestDecapsulatedECN(t *testing.T) {
 	const drop = ipv4.ECN(4)
 	outers := [4]ipv4.ECN{ipv4.NotECT, ipv4.ECT0, ipv4.ECT1, ipv4.CE}
 	for _, row := range []struct {
@@ -55,7 +55,7 @@ func TestReceivedECNIsMergedByRFC6040(t *testing.T) {
 	}
 }
 
-func TestOuterECNIsCopied(t *testing.T) {
+func TestOuterEncapsulate_ecn(t *testing.T) {
 	for _, ecn := range []ipv4.ECN{ipv4.NotECT, ipv4.ECT0, ipv4.ECT1, ipv4.CE} {
 		h := inner()
 		h.TOS = uint8(ecn)

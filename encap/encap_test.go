@@ -13,7 +13,7 @@ var asRouterOS = encap.Outer{Local: local, Remote: remote, DSCP: encap.InheritDS
 // encapsulate returns the outer packet of p, or why there is none.
 func encapsulate(t testing.TB, o encap.Outer, p []byte, id uint16) (ipv4.Packet, encap.Drop) {
 	t.Helper()
-	b := holding(p)
+	b := bufferOf(p)
 	if d := o.Encapsulate(b, parse(t, b.Bytes()), id); d != encap.DropNone {
 		wantBytes(t, "after a drop", b.Bytes(), p)
 		return ipv4.Packet{}, d
@@ -26,7 +26,7 @@ func encapsulate(t testing.TB, o encap.Outer, p []byte, id uint16) (ipv4.Packet,
 	return outer, encap.DropNone
 }
 
-func TestEncapsulateMakesTheHeaderThatRouterOSMakes(t *testing.T) {
+func TestOuterEncapsulate_routerOSDefaults(t *testing.T) {
 	outer, d := encapsulate(t, asRouterOS, golden(t, goldenInner), 0x1234)
 	if d != encap.DropNone {
 		t.Fatal(d)
@@ -40,7 +40,7 @@ func TestEncapsulateMakesTheHeaderThatRouterOSMakes(t *testing.T) {
 		`+goldenInner))
 }
 
-func TestEncapsulateCopiesDFIfInherited(t *testing.T) {
+func TestOuterEncapsulate_df(t *testing.T) {
 	o := asRouterOS
 	o.DontFragmentInherit = true
 	outer, d := encapsulate(t, o, golden(t, goldenInner), 0x1234)
@@ -70,7 +70,7 @@ func TestEncapsulateCopiesDFIfInherited(t *testing.T) {
 	}
 }
 
-func TestOuterIDIsTheCallersWithDF0AndMeansNothingWithDF1(t *testing.T) {
+func TestOuterEncapsulate_id(t *testing.T) {
 	h := inner()
 	for _, df := range []bool{false, true} {
 		h.DF = df
@@ -87,7 +87,7 @@ func TestOuterIDIsTheCallersWithDF0AndMeansNothingWithDF1(t *testing.T) {
 	}
 }
 
-func TestOuterDSCPIsInheritedOrConfiguredAndECNIsCopiedInBothCases(t *testing.T) {
+func TestOuterEncapsulate_dscp(t *testing.T) {
 	h := inner()
 	for _, ecn := range []ipv4.ECN{ipv4.NotECT, ipv4.ECT0, ipv4.ECT1, ipv4.CE} {
 		for innerDSCP := range uint8(64) {
@@ -100,7 +100,7 @@ func TestOuterDSCPIsInheritedOrConfiguredAndECNIsCopiedInBothCases(t *testing.T)
 				if dscp == encap.InheritDSCP {
 					want = innerDSCP
 				}
-				b := holding(p)
+				b := bufferOf(p)
 				if d := o.Encapsulate(b, parse(t, b.Bytes()), 1); d != encap.DropNone {
 					t.Fatal(d)
 				}
@@ -113,7 +113,7 @@ func TestOuterDSCPIsInheritedOrConfiguredAndECNIsCopiedInBothCases(t *testing.T)
 	}
 }
 
-func TestOuterTTLIsConfiguredOrInherited(t *testing.T) {
+func TestOuterEncapsulate_ttl(t *testing.T) {
 	h := inner()
 	h.TTL = 17
 	for _, test := range []struct{ configured, want uint8 }{{0, 17}, {1, 1}, {64, 64}, {255, 255}} {
@@ -129,7 +129,7 @@ func TestOuterTTLIsConfiguredOrInherited(t *testing.T) {
 	}
 }
 
-func TestInnerTTLZeroIsNotEncapsulated(t *testing.T) {
+func TestOuterEncapsulate_innerTTLZero(t *testing.T) {
 	h := inner()
 	h.TTL = 0
 	if _, d := encapsulate(t, asRouterOS, build(h, nil), 1); d != encap.DropInnerTTLZero {
@@ -141,7 +141,7 @@ func TestInnerTTLZeroIsNotEncapsulated(t *testing.T) {
 	}
 }
 
-func TestInnerOptionsStayInside(t *testing.T) {
+func TestOuterEncapsulate_innerOptions(t *testing.T) {
 	h := inner()
 	h.TotalLen = 28
 	p := make([]byte, 28)
@@ -156,7 +156,7 @@ func TestInnerOptionsStayInside(t *testing.T) {
 	wantBytes(t, "inner", outer.Payload(), p)
 }
 
-func TestInnerLongerThanTheOuterLengthCanSayIsDropped(t *testing.T) {
+func TestOuterEncapsulate_innerTooLong(t *testing.T) {
 	if _, d := encapsulate(t, asRouterOS, build(inner(), make([]byte, encap.MaxInner-20)), 1); d != encap.DropNone {
 		t.Errorf("%d bytes: drop %v", encap.MaxInner, d)
 	}
@@ -165,16 +165,16 @@ func TestInnerLongerThanTheOuterLengthCanSayIsDropped(t *testing.T) {
 	}
 }
 
-func TestWhatFollowsTheInnerTotalLengthIsNotSent(t *testing.T) {
+func TestOuterEncapsulate_trailingBytes(t *testing.T) {
 	p := build(inner(), []byte("payload"))
-	b := holding(append(p, "and more"...))
+	b := bufferOf(append(p, "and more"...))
 	if d := asRouterOS.Encapsulate(b, parse(t, b.Bytes()), 1); d != encap.DropNone {
 		t.Fatal(d)
 	}
 	wantBytes(t, "inner", b.Bytes()[20:], p[:27])
 }
 
-func TestLoopIsSeenAtEveryDepth(t *testing.T) {
+func TestOuterEncapsulate_loopNested(t *testing.T) {
 	other := encap.Outer{Local: [4]byte{203, 0, 113, 1}, Remote: [4]byte{203, 0, 113, 2}, DSCP: encap.InheritDSCP, TTL: 64}
 	p, _ := encapsulate(t, asRouterOS, golden(t, goldenInner), 1)
 	for depth := 1; depth <= 5; depth++ {
@@ -194,7 +194,7 @@ func TestLoopIsSeenAtEveryDepth(t *testing.T) {
 	}
 }
 
-func TestLoopIsSeenByTheSourceBeingTheTunnelsEnd(t *testing.T) {
+func TestOuterEncapsulate_loopAddresses(t *testing.T) {
 	h := inner()
 	for _, test := range []struct {
 		source, destination [4]byte
@@ -213,7 +213,7 @@ func TestLoopIsSeenByTheSourceBeingTheTunnelsEnd(t *testing.T) {
 	}
 }
 
-func TestLoopSearchReadsNoHeaderWhereNoneIs(t *testing.T) {
+func TestOuterEncapsulate_loopMalformed(t *testing.T) {
 	nested := build(ipv4.Header{TTL: 1, Protocol: 4, Source: local, Destination: remote}, nil)
 	h := inner()
 	h.Protocol = ipv4.ProtocolIPIP
@@ -245,12 +245,12 @@ func TestLoopSearchReadsNoHeaderWhereNoneIs(t *testing.T) {
 	}
 }
 
-func TestProbesAreExemptFromTheLoopCheck(t *testing.T) {
+func TestOuterEncapsulateProbe_loopExempt(t *testing.T) {
 	probe := build(ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: remote, Destination: local}, nil)
 	if _, d := encapsulate(t, asRouterOS, probe, 1); d != encap.DropLoop {
 		t.Errorf("as data: drop %v, want %v", d, encap.DropLoop)
 	}
-	b := holding(probe)
+	b := bufferOf(probe)
 	if d := asRouterOS.EncapsulateProbe(b, 1); d != encap.DropNone {
 		t.Fatal(d)
 	}
@@ -262,7 +262,7 @@ func TestProbesAreExemptFromTheLoopCheck(t *testing.T) {
 	`))
 }
 
-func TestEmptyProbeIsABareOuterHeader(t *testing.T) {
+func TestOuterEncapsulateProbe_empty(t *testing.T) {
 	for _, o := range []encap.Outer{
 		asRouterOS,
 		{Local: local, Remote: remote, DSCP: encap.InheritDSCP, DontFragmentInherit: true}, // nothing to inherit from
@@ -278,7 +278,7 @@ func TestEmptyProbeIsABareOuterHeader(t *testing.T) {
 	}
 }
 
-func TestProbesAreCheckedToo(t *testing.T) {
+func TestOuterEncapsulateProbe_malformed(t *testing.T) {
 	h := inner()
 	h.TTL = 0
 	for _, test := range []struct {
@@ -289,7 +289,7 @@ func TestProbesAreCheckedToo(t *testing.T) {
 		{[]byte{0x45}, encap.DropInnerMalformed},
 		{build(inner(), make([]byte, encap.MaxInner-19)), encap.DropInnerTooLong},
 	} {
-		if d := asRouterOS.EncapsulateProbe(holding(test.p), 1); d != test.want {
+		if d := asRouterOS.EncapsulateProbe(bufferOf(test.p), 1); d != test.want {
 			t.Errorf("drop %v, want %v", d, test.want)
 		}
 	}

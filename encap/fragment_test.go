@@ -98,7 +98,7 @@ func checkFragments(t testing.TB, p ipv4.Packet, fragments []*packet.Buffer, mtu
 	}
 }
 
-func TestFragmentsReassembleInAnyOrder(t *testing.T) {
+func TestFragment_reassembly(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4))
 	for _, size := range []int{0, 1, 48, 49, 1480, 1481, 8000, encap.MaxInner} {
 		for _, mtu := range []int{68, 576, 1007, 1500, 9000} {
@@ -119,7 +119,7 @@ func TestFragmentsReassembleInAnyOrder(t *testing.T) {
 	}
 }
 
-func TestFragmentsAreAsLargeAsThePathAllows(t *testing.T) {
+func TestFragment_sizes(t *testing.T) {
 	p := parse(t, build(received(), pattern(3000)))
 	into := buffers(3, 1500)
 	if n, d := encap.Fragment(into, p, 1500); n != 3 || d != encap.DropNone {
@@ -134,7 +134,7 @@ func TestFragmentsAreAsLargeAsThePathAllows(t *testing.T) {
 	}
 }
 
-func TestFragmentOfAFragmentKeepsItsPlace(t *testing.T) {
+func TestFragment_ofFragment(t *testing.T) {
 	whole := build(received(), pattern(4000))
 	first := buffers(3, 1500)
 	if n, d := encap.Fragment(first, parse(t, whole), 1500); n != 3 || d != encap.DropNone {
@@ -156,7 +156,7 @@ func TestFragmentOfAFragmentKeepsItsPlace(t *testing.T) {
 	wantBytes(t, "reassembled", reassemble(t, all), whole)
 }
 
-func TestOnlyCopiedOptionsAreInLaterFragments(t *testing.T) {
+func TestFragment_copiedOptions(t *testing.T) {
 	options := []byte{
 		1,                   // no operation
 		7, 7, 4, 0, 0, 0, 0, // record route: only in the first
@@ -190,7 +190,7 @@ func TestOnlyCopiedOptionsAreInLaterFragments(t *testing.T) {
 	wantBytes(t, "reassembled", reassemble(t, into), whole)
 }
 
-func TestMalformedOptionsEndTheList(t *testing.T) {
+func TestFragment_malformedOptions(t *testing.T) {
 	for name, options := range map[string][]byte{
 		"length 0":           {0x94, 0, 0, 0},
 		"length 1":           {0x94, 1, 0, 0},
@@ -215,7 +215,7 @@ func TestMalformedOptionsEndTheList(t *testing.T) {
 	}
 }
 
-func TestDF1IsNeverFragmented(t *testing.T) {
+func TestFragment_df(t *testing.T) {
 	h := received()
 	h.DF = true
 	p := parse(t, build(h, pattern(100)))
@@ -232,7 +232,7 @@ func TestDF1IsNeverFragmented(t *testing.T) {
 	wantBytes(t, "one that fits", into[0].Bytes(), p.Bytes())
 }
 
-func TestFragmentRefusesWhereThereIsNoRoom(t *testing.T) {
+func TestFragment_tooSmall(t *testing.T) {
 	p := parse(t, build(received(), pattern(100)))
 	for name, test := range map[string]struct {
 		into []*packet.Buffer

@@ -11,9 +11,9 @@ import (
 	"ipipd/internal/packet"
 )
 
-// mend gives b, if it is a packet at all, a right header checksum, so that
+// fixChecksum gives b, if it is a packet at all, a right header checksum, so that
 // fuzzing gets behind that check.
-func mend(b []byte) []byte {
+func fixChecksum(b []byte) []byte {
 	b = bytes.Clone(b)
 	if h, n, err := ipv4.ParseHeader(b); err == nil && h.TotalLen >= n {
 		binary.BigEndian.PutUint16(b[10:], 0)
@@ -22,14 +22,14 @@ func mend(b []byte) []byte {
 	return b
 }
 
-// FuzzEncapsulateDecapsulate: what goes in at one end comes out at the other,
+// FuzzOuterEncapsulate_roundTrip: what goes in at one end comes out at the other,
 // byte for byte, whatever the tunnel's settings.
-func FuzzEncapsulateDecapsulate(f *testing.F) {
+func FuzzOuterEncapsulate_roundTrip(f *testing.F) {
 	f.Add(golden(f, goldenInner), int8(encap.InheritDSCP), false, uint8(255), uint16(1))
 	f.Add(segment(ipv4.ProtocolTCP, 3, false), int8(63), true, uint8(0), uint16(65535))
 	f.Fuzz(func(t *testing.T, p []byte, dscp int8, df bool, ttl uint8, id uint16) {
-		p = mend(p)
-		b := holding(p)
+		p = fixChecksum(p)
+		b := bufferOf(p)
 		inner, err := ipv4.Parse(b.Bytes())
 		if err != nil || dscp < encap.InheritDSCP || dscp > 63 {
 			return
@@ -68,12 +68,12 @@ func FuzzDecapsulate(f *testing.F) {
 	f.Add(build(received(), golden(f, goldenInner)), false)
 	f.Add(build(received(), golden(f, goldenReflect)), true)
 	f.Add(build(received(), segment(ipv4.ProtocolTCP, 10, true)), true)
-	f.Fuzz(func(t *testing.T, p []byte, mendInner bool) {
-		p = mend(p)
-		if _, n, err := ipv4.ParseHeader(p); err == nil && mendInner {
-			copy(p[n:], mend(p[n:]))
+	f.Fuzz(func(t *testing.T, p []byte, fixInner bool) {
+		p = fixChecksum(p)
+		if _, n, err := ipv4.ParseHeader(p); err == nil && fixInner {
+			copy(p[n:], fixChecksum(p[n:]))
 		}
-		b := holding(p)
+		b := bufferOf(p)
 		outer, d := encap.ParseOuter(b)
 		if d != encap.DropNone {
 			return
@@ -127,7 +127,7 @@ func FuzzFragment(f *testing.F) {
 		}
 		b := append(bytes.Clone(header[:n]), pattern(int(size))...)
 		binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
-		p := parse(t, mend(b))
+		p := parse(t, fixChecksum(b))
 		if p.FragmentOffset()+len(p.Payload()) > ipv4.MaxTotalLen {
 			return
 		}
@@ -160,7 +160,7 @@ func FuzzParseError(f *testing.F) {
 	f.Add(golden(f, goldenOuterError), uint16(1380))
 	f.Add(outerError(11, 0, 32<<16, append(golden(f, goldenQuote), make([]byte, 100)...)), uint16(0))
 	f.Fuzz(func(t *testing.T, b []byte, linkMTU uint16) {
-		b = mend(b)
+		b = fixChecksum(b)
 		if p, err := ipv4.Parse(b); err == nil && len(p.Payload()) >= 4 {
 			message := p.Payload()
 			binary.BigEndian.PutUint16(message[2:], 0)
@@ -198,11 +198,11 @@ func FuzzDeriveOffload(f *testing.F) {
 		if udp {
 			protocol = ipv4.ProtocolUDP
 		}
-		b := holding(segmentOf(protocol, payload, false))
+		b := bufferOf(segmentOf(protocol, payload, false))
 		if d := encap.DeriveOffload(b, mtu); d != encap.DropNone || b.Checksum == packet.ChecksumPartial {
 			t.Fatalf("finished: %+v, drop %v", b.Offload, d)
 		}
-		b = holding(segmentOf(protocol, payload, true))
+		b = bufferOf(segmentOf(protocol, payload, true))
 		long := b.Len() > mtu
 		d := encap.DeriveOffload(b, mtu)
 		switch {

@@ -61,8 +61,8 @@ func dirty(size int) *packet.Buffer {
 	return b
 }
 
-// holding returns a Buffer that holds a copy of p, amidst 0xa5.
-func holding(p []byte) *packet.Buffer {
+// bufferOf returns a Buffer that holds a copy of p, amidst 0xa5.
+func bufferOf(p []byte) *packet.Buffer {
 	b := dirty(max(len(p), 2000))
 	b.Set(p)
 	return b

@@ -11,7 +11,7 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-func TestTooBigTellsTheInnerSenderThePathMTU(t *testing.T) {
+func TestTooBig(t *testing.T) {
 	b := dirty(2000)
 	if d := encap.TooBig(b, parse(t, golden(t, goldenInner)), 1280, [4]byte{}); d != encap.DropNone {
 		t.Fatal(d)
@@ -27,7 +27,7 @@ func TestTooBigTellsTheInnerSenderThePathMTU(t *testing.T) {
 		`+goldenInner))
 }
 
-func TestTooBigIsFromTheAddressGiven(t *testing.T) {
+func TestTooBig_source(t *testing.T) {
 	b := dirty(2000)
 	from := [4]byte{203, 0, 113, 9}
 	if d := encap.TooBig(b, parse(t, golden(t, goldenInner)), 1280, from); d != encap.DropNone {
@@ -38,7 +38,7 @@ func TestTooBigIsFromTheAddressGiven(t *testing.T) {
 	}
 }
 
-func TestICMPErrorsQuoteUpTo576Bytes(t *testing.T) {
+func TestTooBig_quoteLength(t *testing.T) {
 	for _, size := range []int{0, 1, 8, 527, 528, 529, 1480} {
 		p := build(inner(), pattern(size))
 		b := dirty(2000)
@@ -64,7 +64,7 @@ func TestICMPErrorsQuoteUpTo576Bytes(t *testing.T) {
 	}
 }
 
-func TestHostUnreachableHasNoMTU(t *testing.T) {
+func TestHostUnreachable(t *testing.T) {
 	b := dirty(2000)
 	if d := encap.HostUnreachable(b, parse(t, golden(t, goldenInner)), [4]byte{}); d != encap.DropNone {
 		t.Fatal(d)
@@ -76,7 +76,7 @@ func TestHostUnreachableHasNoMTU(t *testing.T) {
 	`))
 }
 
-func TestNoICMPErrorIsMadeAboutWhatRFC1122Forbids(t *testing.T) {
+func TestICMPAllowed(t *testing.T) {
 	echo := []byte{8, 0, 0, 0, 0, 0, 0, 0}
 	for _, test := range []struct {
 		name    string
@@ -101,7 +101,7 @@ func TestNoICMPErrorIsMadeAboutWhatRFC1122Forbids(t *testing.T) {
 		h := inner()
 		test.change(&h)
 		p := parse(t, build(h, test.payload))
-		b := holding([]byte("what was there before"))
+		b := bufferOf([]byte("what was there before"))
 		if d := encap.TooBig(b, p, 1280, [4]byte{}); d != test.want {
 			t.Errorf("TooBig about %s: drop %v, want %v", test.name, d, test.want)
 		} else if (b.Len() == 0) != (d != encap.DropNone) {

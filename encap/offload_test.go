@@ -41,7 +41,7 @@ func segmentOf(protocol uint8, payload []byte, partial bool) []byte {
 	return build(h, transport)
 }
 
-func TestPartialChecksumsAndSuperpacketsAreRecognised(t *testing.T) {
+func TestDeriveOffload(t *testing.T) {
 	const mtu = 1480
 	for _, test := range []struct {
 		name string
@@ -62,7 +62,7 @@ func TestPartialChecksumsAndSuperpacketsAreRecognised(t *testing.T) {
 		{"long UDP with its checksum", segment(ipv4.ProtocolUDP, 8000, false), packet.Offload{}, encap.DropNone},
 		{"GRE", build(inner(), pattern(8000)), packet.Offload{}, encap.DropNone},
 	} {
-		b := holding(test.p)
+		b := bufferOf(test.p)
 		if d := encap.DeriveOffload(b, mtu); d != test.drop || b.Offload != test.want {
 			t.Errorf("%s: %+v, drop %v, want %+v, %v", test.name, b.Offload, d, test.want, test.drop)
 		}
@@ -70,7 +70,7 @@ func TestPartialChecksumsAndSuperpacketsAreRecognised(t *testing.T) {
 	}
 }
 
-func TestPartialChecksumIsNotLookedForWhereNoneCanBe(t *testing.T) {
+func TestDeriveOffload_notApplicable(t *testing.T) {
 	partial := segment(ipv4.ProtocolTCP, 100, true)
 	fragment := func(mf bool, offset int) []byte {
 		h := parse(t, partial).Header()
@@ -93,7 +93,7 @@ func TestPartialChecksumIsNotLookedForWhereNoneCanBe(t *testing.T) {
 		"UDP length beyond the end":     udpLength(109),
 		"UDP without a checksum (zero)": append(segment(ipv4.ProtocolUDP, 100, false)[:26], make([]byte, 102)...),
 	} {
-		b := holding(p)
+		b := bufferOf(p)
 		if d := encap.DeriveOffload(b, 1480); d != encap.DropNone || b.Offload != (packet.Offload{}) {
 			t.Errorf("%s: %+v, drop %v", name, b.Offload, d)
 		}
@@ -103,15 +103,15 @@ func TestPartialChecksumIsNotLookedForWhereNoneCanBe(t *testing.T) {
 	}
 }
 
-func TestWhatTheDoorSaidIsNotDerivedAgain(t *testing.T) {
-	b := holding(segment(ipv4.ProtocolTCP, 8000, true))
+func TestDeriveOffload_alreadyKnown(t *testing.T) {
+	b := bufferOf(segment(ipv4.ProtocolTCP, 8000, true))
 	b.Offload = packet.Offload{Checksum: packet.ChecksumPartial, SegmentSize: 1000}
 	if d := encap.DeriveOffload(b, 1480); d != encap.DropNone || b.SegmentSize != 1000 {
 		t.Errorf("%+v, drop %v", b.Offload, d)
 	}
 }
 
-func TestFinishedChecksumThatLooksPartialIsValid(t *testing.T) {
+func TestDeriveOffload_ambiguousChecksum(t *testing.T) {
 	// Two bytes of the payload are chosen so that the finished checksum equals
 	// the sum of the pseudo-header: the one in 65,536.
 	p := segment(ipv4.ProtocolTCP, 100, true)
@@ -120,13 +120,13 @@ func TestFinishedChecksumThatLooksPartialIsValid(t *testing.T) {
 	pseudo := ipv4.PseudoHeaderSum(innerA, innerB, ipv4.ProtocolTCP, len(tcp))
 	binary.BigEndian.PutUint16(tcp[40:], 0)
 	binary.BigEndian.PutUint16(tcp[40:], ipv4.Checksum(tcp, pseudo))
-	buffer := holding(p)
+	buffer := bufferOf(p)
 	if d := encap.DeriveOffload(buffer, 1480); d != encap.DropNone || buffer.Offload != (packet.Offload{Checksum: packet.ChecksumValid}) {
 		t.Errorf("%+v, drop %v", buffer.Offload, d)
 	}
 }
 
-func TestSuperpacketWithoutRoomForASegmentIsDropped(t *testing.T) {
+func TestDeriveOffload_segmentSizeUnknown(t *testing.T) {
 	cut := segment(ipv4.ProtocolTCP, 1000, true)
 	cut[32] = 0x40 // data offset 16
 	beyond := segment(ipv4.ProtocolTCP, 1000, true)
@@ -137,16 +137,16 @@ func TestSuperpacketWithoutRoomForASegmentIsDropped(t *testing.T) {
 		"no room behind the headers":     {beyond, 52},
 		"data offset below the header's": {cut, 576},
 	} {
-		if d := encap.DeriveOffload(holding(test.p), test.mtu); d != encap.DropSuperpacketSizeUnknown {
+		if d := encap.DeriveOffload(bufferOf(test.p), test.mtu); d != encap.DropSuperpacketSizeUnknown {
 			t.Errorf("%s: drop %v, want %v", name, d, encap.DropSuperpacketSizeUnknown)
 		}
 	}
 }
 
-func TestUDPPaddingIsNotChecksummed(t *testing.T) {
+func TestDeriveOffload_udpPadding(t *testing.T) {
 	p := segment(ipv4.ProtocolUDP, 100, true)
 	h := parse(t, p).Header()
-	b := holding(build(h, append(bytes.Clone(p[20:]), 1, 2, 3))) // IP says more than UDP
+	b := bufferOf(build(h, append(bytes.Clone(p[20:]), 1, 2, 3))) // IP says more than UDP
 	if d := encap.DeriveOffload(b, 1480); d != encap.DropNone || b.Checksum != packet.ChecksumPartial {
 		t.Errorf("%+v, drop %v", b.Offload, d)
 	}

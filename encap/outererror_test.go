@@ -29,7 +29,7 @@ const goldenOuterError = `
 	0000 0578   // unused, next-hop MTU 1400
 ` + goldenQuote
 
-func TestOuterErrorIsReadWithTheHeaderThatItIsAbout(t *testing.T) {
+func TestParseError(t *testing.T) {
 	e, d := encap.ParseError(golden(t, goldenOuterError))
 	if d != encap.DropNone {
 		t.Fatal(d)
@@ -46,7 +46,7 @@ func TestOuterErrorIsReadWithTheHeaderThatItIsAbout(t *testing.T) {
 	}
 }
 
-func TestOuterErrorAboutAnEncryptedPacketHasItsSPI(t *testing.T) {
+func TestParseError_spi(t *testing.T) {
 	spi := []byte{0xde, 0xad, 0xbe, 0xef, 0, 0, 0, 7} // and the sequence number
 	from := func(port uint16) []byte {
 		return append(binary.BigEndian.AppendUint16(nil, port), 0x11, 0x94, 0, 40, 0, 0)
@@ -91,7 +91,7 @@ func outerError(typ, code uint8, word uint32, quote []byte) []byte {
 
 // RFC 2003, section 4: which errors say that the remote cannot be reached, or what
 // fits, and which say nothing about the path.
-func TestOuterErrorsAreUnderstoodByRFC2003Section4(t *testing.T) {
+func TestOuterErrorUnreachable(t *testing.T) {
 	const unreachable, tooBig, neither = "unreachable", "too big", "neither"
 	for _, test := range []struct {
 		name      string
@@ -128,7 +128,7 @@ func TestOuterErrorsAreUnderstoodByRFC2003Section4(t *testing.T) {
 	}
 }
 
-func TestRedirectsSourceQuenchesAndParameterProblemsAreIgnored(t *testing.T) {
+func TestParseError_ignored(t *testing.T) {
 	for _, typ := range []uint8{4, 5, 12} {
 		if _, d := encap.ParseError(outerError(typ, 0, 0, golden(t, goldenQuote))); d != encap.DropOuterErrorIgnored {
 			t.Errorf("type %d: drop %v, want %v", typ, d, encap.DropOuterErrorIgnored)
@@ -136,7 +136,7 @@ func TestRedirectsSourceQuenchesAndParameterProblemsAreIgnored(t *testing.T) {
 	}
 }
 
-func TestDamagedOuterErrorsAreNotBelieved(t *testing.T) {
+func TestParseError_malformed(t *testing.T) {
 	sound := golden(t, goldenOuterError)
 	change := func(off int, v byte) []byte {
 		b := bytes.Clone(sound)
@@ -166,7 +166,7 @@ func TestDamagedOuterErrorsAreNotBelieved(t *testing.T) {
 	}
 }
 
-func TestOuterErrorsAboutOtherProtocolsAreUnrelated(t *testing.T) {
+func TestParseError_unrelated(t *testing.T) {
 	h := inner()
 	if _, d := encap.ParseError(outerError(3, 1, 0, build(h, pattern(8)))); d != encap.DropOuterErrorUnrelated {
 		t.Errorf("drop %v, want %v", d, encap.DropOuterErrorUnrelated)
@@ -174,7 +174,7 @@ func TestOuterErrorsAboutOtherProtocolsAreUnrelated(t *testing.T) {
 }
 
 // What stands behind the quote is not the SPI of a packet whose quote ends before it.
-func TestExtensionsAndPaddingAreNotQuoted(t *testing.T) {
+func TestParseError_extensionsAndPadding(t *testing.T) {
 	udp := binary.BigEndian.AppendUint16(nil, 4500)
 	udp = append(udp, 0x11, 0x94, 0, 40, 0, 0)
 	quote := build(ipv4.Header{TTL: 60, DF: true, Protocol: ipv4.ProtocolUDP, Source: local, Destination: remote}, udp)
@@ -189,7 +189,7 @@ func TestExtensionsAndPaddingAreNotQuoted(t *testing.T) {
 	}
 }
 
-func TestErrorAboutAnEmptyProbeIsKnownByItsAddresses(t *testing.T) {
+func TestParseError_emptyProbe(t *testing.T) {
 	probe := build(ipv4.Header{TTL: 255, Protocol: 4, Source: local, Destination: remote}, nil)
 	e, d := encap.ParseError(outerError(3, 2, 0, probe))
 	if d != encap.DropNone || !e.ProtocolUnreachable() || e.Source != local || e.Destination != remote {
@@ -197,7 +197,7 @@ func TestErrorAboutAnEmptyProbeIsKnownByItsAddresses(t *testing.T) {
 	}
 }
 
-func TestShortQuotesAreEnough(t *testing.T) {
+func TestParseError_shortQuote(t *testing.T) {
 	quote := golden(t, goldenQuote)
 	for n := 28; n <= len(quote); n++ {
 		e, d := encap.ParseError(outerError(3, 4, 1400, quote[:n]))

@@ -106,14 +106,14 @@ type Reachability struct {
 }
 
 // Unreachable takes in an OuterError whose Unreachable is true.
-func (r *Reachability) Unreachable(now time.Time) (changed bool) {
+func (r *Reachability) MarkUnreachable(now time.Time) (changed bool) {
 	changed = r.Reachable(now)
 	r.until = now.Add(unreachableLifetime)
 	return changed
 }
 
-// Heard takes in a packet from the remote end.
-func (r *Reachability) Heard() { r.until = time.Time{} }
+// MarkReachable takes in a packet from the remote end.
+func (r *Reachability) MarkReachable() { r.until = time.Time{} }
 
 // Reachable reports whether nothing says otherwise.
 func (r *Reachability) Reachable(now time.Time) bool { return !now.Before(r.until) }

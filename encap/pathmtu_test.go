@@ -14,7 +14,7 @@ func tooBig(nextHopMTU, quoted int) *encap.OuterError {
 	return &encap.OuterError{Type: 3, Code: 4, NextHopMTU: nextHopMTU, TotalLen: quoted, DF: true}
 }
 
-func TestPathMTUIsLearntAndOnlyEverLowered(t *testing.T) {
+func TestPathMTUTooBig(t *testing.T) {
 	var p encap.PathMTU
 	if p.Get() != 0 || p.Effective(1500) != 1500 {
 		t.Errorf("at first: Get %d, Effective %d", p.Get(), p.Effective(1500))
@@ -42,7 +42,7 @@ func TestPathMTUIsLearntAndOnlyEverLowered(t *testing.T) {
 }
 
 // What no router sends teaches nothing.
-func TestPathMTU(t *testing.T) {
+func TestPathMTUTooBig_plausibility(t *testing.T) {
 	for _, test := range []struct {
 		name         string
 		e            *encap.OuterError
@@ -73,7 +73,7 @@ func TestPathMTU(t *testing.T) {
 	}
 }
 
-func TestPathMTUIsNeverBelowItsFloor(t *testing.T) {
+func TestPathMTUTooBig_floor(t *testing.T) {
 	for _, floor := range []int{0, 68, 1280} {
 		want := floor
 		if floor == 0 {
@@ -91,7 +91,7 @@ func TestPathMTUIsNeverBelowItsFloor(t *testing.T) {
 	}
 }
 
-func TestPathMTUWithoutANextHopMTUIsThePlateauBelow(t *testing.T) {
+func TestPathMTUTooBig_plateaus(t *testing.T) {
 	for _, test := range []struct{ quoted, want int }{
 		{65535, 32000}, {32001, 32000}, {32000, 17914}, {9000, 8166}, {4352, 2002}, {1500, 1492}, {1492, 1006},
 		{1006, 508}, {508, 296}, {297, 296}, {296, 68}, {69, 68},
@@ -103,7 +103,7 @@ func TestPathMTUWithoutANextHopMTUIsThePlateauBelow(t *testing.T) {
 	}
 }
 
-func TestPathMTUExpiresTenMinutesAfterTheLastTooBig(t *testing.T) {
+func TestPathMTUTick(t *testing.T) {
 	var p encap.PathMTU
 	if p.Tick(start) {
 		t.Error("nothing learnt, and it changed")
@@ -122,15 +122,15 @@ func TestPathMTUExpiresTenMinutesAfterTheLastTooBig(t *testing.T) {
 	}
 }
 
-func TestReachabilityIsSoftState(t *testing.T) {
+func TestReachability(t *testing.T) {
 	var r encap.Reachability
 	if !r.Reachable(start) {
 		t.Error("at first: unreachable")
 	}
-	if !r.Unreachable(start) || r.Reachable(start) {
+	if !r.MarkUnreachable(start) || r.Reachable(start) {
 		t.Error("after an error: reachable")
 	}
-	if r.Unreachable(start.Add(20 * time.Second)) {
+	if r.MarkUnreachable(start.Add(20 * time.Second)) {
 		t.Error("a second error is no change")
 	}
 	if r.Reachable(start.Add(50*time.Second - 1)) {
@@ -139,8 +139,8 @@ func TestReachabilityIsSoftState(t *testing.T) {
 	if !r.Reachable(start.Add(50 * time.Second)) {
 		t.Error("30 s after the last error: unreachable")
 	}
-	r.Unreachable(start)
-	if r.Heard(); !r.Reachable(start) {
+	r.MarkUnreachable(start)
+	if r.MarkReachable(); !r.Reachable(start) {
 		t.Error("heard from the remote end: unreachable")
 	}
 }

@@ -29,7 +29,7 @@ func BenchmarkParse(b *testing.B) {
 	}
 }
 
-func BenchmarkPut(b *testing.B) {
+func BenchmarkHeaderPut(b *testing.B) {
 	h := Header{TotalLen: 1500, TTL: 64, Protocol: ProtocolIPIP}
 	data := filled(HeaderLen)
 	b.SetBytes(HeaderLen)

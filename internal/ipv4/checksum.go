@@ -13,8 +13,8 @@ func Checksum(b []byte, initial uint64) uint16 {
 	return ^uint16(Sum(b, initial))
 }
 
-// vectorsPay is the length from which on sumVectors is faster than carry chains.
-const vectorsPay = 128
+// avx2MinLen is the length from which on sumAVX2 is faster than carry chains.
+const avx2MinLen = 128
 
 // Sum is the one's complement sum of b and initial, folded to 16 bits, not
 // complemented. Over data that includes a right checksum it is 0xffff. It is 0
@@ -27,9 +27,9 @@ func Sum(b []byte, initial uint64) uint64 {
 	// 8 bytes a cycle, and vector instructions several times as many.
 	acc := uint64(bits.ReverseBytes16(Fold(initial)))
 	var carry uint64
-	if len(b) >= vectorsPay && vectors {
+	if len(b) >= avx2MinLen && haveAVX2 {
 		n := len(b) &^ 63
-		acc, carry = bits.Add64(acc, sumVectors(b[:n]), 0)
+		acc, carry = bits.Add64(acc, sumAVX2(b[:n]), 0)
 		acc += carry
 		b = b[n:]
 	}

@@ -41,7 +41,7 @@ const goldenFragment = `
 	0123 4567 89ab cdef 0123 4567
 `
 
-func TestParseReadsEveryField(t *testing.T) {
+func TestParse(t *testing.T) {
 	b := golden(t, goldenFragment)
 	p, err := Parse(append(b, 0xff, 0xff)) // padding, as of an Ethernet frame
 	if err != nil {
@@ -73,7 +73,7 @@ func TestParseReadsEveryField(t *testing.T) {
 	}
 }
 
-func TestParseRefusesUnsoundLengths(t *testing.T) {
+func TestParse_malformed(t *testing.T) {
 	b := golden(t, goldenFragment)
 	change := func(off int, v byte) []byte {
 		c := bytes.Clone(b)
@@ -106,7 +106,7 @@ func TestParseRefusesUnsoundLengths(t *testing.T) {
 	}
 }
 
-func TestErrorsHaveText(t *testing.T) {
+func TestError(t *testing.T) {
 	seen := map[string]bool{}
 	for e := ErrShort; e <= ErrTruncated+1; e++ {
 		if s := e.Error(); s == "" || seen[s] {
@@ -124,7 +124,7 @@ func TestErrorsHaveText(t *testing.T) {
 // filled returns a buffer in which a byte that a builder forgets is seen.
 func filled(n int) []byte { return bytes.Repeat([]byte{0xa5}, n) }
 
-func TestPutWritesEveryByteOfTheHeaderAndNoOther(t *testing.T) {
+func TestHeaderPut(t *testing.T) {
 	h := Header{
 		TOS: 0x28, TotalLen: 84, ID: 0xbeef, DF: true, TTL: 255, Protocol: ProtocolIPIP,
 		Source: [4]byte{192, 0, 2, 1}, Destination: [4]byte{198, 51, 100, 1},
@@ -158,7 +158,7 @@ func TestPutWritesEveryByteOfTheHeaderAndNoOther(t *testing.T) {
 	}
 }
 
-func TestPutOptionsRebuildsWhatWasParsed(t *testing.T) {
+func TestHeaderPutOptions(t *testing.T) {
 	b := golden(t, goldenFragment)
 	h, n, err := ParseHeader(b)
 	if err != nil {
@@ -171,7 +171,7 @@ func TestPutOptionsRebuildsWhatWasParsed(t *testing.T) {
 	}
 }
 
-func TestSettersKeepTheHeaderChecksum(t *testing.T) {
+func TestPacket_settersUpdateChecksum(t *testing.T) {
 	b := golden(t, goldenFragment)
 	p, err := Parse(b)
 	if err != nil {
@@ -206,7 +206,7 @@ func TestSettersKeepTheHeaderChecksum(t *testing.T) {
 	}
 }
 
-func TestSettersDoNotMendAWrongChecksum(t *testing.T) {
+func TestPacket_settersKeepWrongChecksum(t *testing.T) {
 	b := golden(t, goldenFragment)
 	b[11]++
 	p, _ := Parse(b)
@@ -217,8 +217,8 @@ func TestSettersDoNotMendAWrongChecksum(t *testing.T) {
 	}
 }
 
-// slowSum is RFC 1071 word by word.
-func slowSum(b []byte, initial uint64) uint16 {
+// referenceSum is RFC 1071 word by word.
+func referenceSum(b []byte, initial uint64) uint16 {
 	sum := initial>>32 + initial&0xffffffff // room for carries
 	for i := 0; i < len(b); i += 2 {
 		word := uint64(b[i]) << 8
@@ -236,7 +236,7 @@ func slowSum(b []byte, initial uint64) uint16 {
 	return uint16(sum)
 }
 
-func TestSumOfEveryLengthAndAlignment(t *testing.T) {
+func TestSum(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	data := make([]byte, 300)
 	for i := range data {
@@ -250,7 +250,7 @@ func TestSumOfEveryLengthAndAlignment(t *testing.T) {
 				if n%5 == 0 {
 					initial = 0
 				}
-				if got, want := Sum(b[off:off+n], initial), slowSum(b[off:off+n], initial); got != uint64(want) {
+				if got, want := Sum(b[off:off+n], initial), referenceSum(b[off:off+n], initial); got != uint64(want) {
 					t.Fatalf("Sum of %d bytes from %d, initial %#x = %#x, want %#x", n, off, initial, got, want)
 				}
 			}
@@ -258,7 +258,7 @@ func TestSumOfEveryLengthAndAlignment(t *testing.T) {
 	}
 }
 
-func TestSumHasTheResultOfRFC1071(t *testing.T) {
+func TestSum_rfc1071(t *testing.T) {
 	// RFC 1071, section 3: the sum of these is ddf0 + 2, that is ddf2.
 	b := []byte{0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7}
 	if got := Sum(b, 0); got != 0xddf2 {
@@ -269,7 +269,7 @@ func TestSumHasTheResultOfRFC1071(t *testing.T) {
 	}
 }
 
-func TestChecksumCoversThePseudoHeader(t *testing.T) {
+func TestPseudoHeaderSum(t *testing.T) {
 	// A UDP datagram of scapy's: 10.255.0.1:4321 → 10.255.0.2:53, "x".
 	b := golden(t, `10e1 0035 0009 60c5 78`)
 	pseudo := PseudoHeaderSum([4]byte{10, 255, 0, 1}, [4]byte{10, 255, 0, 2}, ProtocolUDP, len(b))
@@ -282,14 +282,14 @@ func TestChecksumCoversThePseudoHeader(t *testing.T) {
 	}
 }
 
-func TestUpdateChecksum16IsEquation3OfRFC1624(t *testing.T) {
+func TestUpdateChecksum16(t *testing.T) {
 	// RFC 1624, section 4: where the equation of RFC 1141 gives ffff.
 	if got := UpdateChecksum16(0xdd2f, 0x5555, 0x3285); got != 0 {
 		t.Errorf("UpdateChecksum16 = %#x, want 0", got)
 	}
 }
 
-func TestNothingAllocates(t *testing.T) {
+func TestPacket_noAllocations(t *testing.T) {
 	b := golden(t, goldenFragment)
 	bad := []byte{0x60}
 	buffer := filled(64)

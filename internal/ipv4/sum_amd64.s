@@ -1,11 +1,11 @@
 #include "textflag.h"
 
-// func sumVectors(b []byte) uint64
+// func sumAVX2(b []byte) uint64
 //
 // Each iteration splits 64 bytes into the low and the high halves of their 64-bit
 // words, and adds them in four accumulators of four lanes. A lane is incremented
 // once per iteration by less than 2^32, so it cannot overflow.
-TEXT ·sumVectors(SB), NOSPLIT, $0-32
+TEXT ·sumAVX2(SB), NOSPLIT, $0-32
 	MOVQ b_base+0(FP), SI
 	MOVQ b_len+8(FP), CX
 	VPXOR Y0, Y0, Y0

@@ -3,12 +3,12 @@ package ipv4
 import "testing"
 
 // Of a processor without AVX2 nothing else is asked.
-func TestSumsAreTheSameWithoutVectors(t *testing.T) {
-	if !vectors {
+func TestSum_withoutAVX2(t *testing.T) {
+	if !haveAVX2 {
 		t.Skip("this processor has no AVX2: the other tests are about that already")
 	}
-	vectors = false
-	defer func() { vectors = true }()
-	t.Run("every length", TestSumOfEveryLengthAndAlignment)
-	t.Run("RFC 1071", TestSumHasTheResultOfRFC1071)
+	haveAVX2 = false
+	defer func() { haveAVX2 = true }()
+	t.Run("every length", TestSum)
+	t.Run("RFC 1071", TestSum_rfc1071)
 }

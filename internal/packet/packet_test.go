@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestAFreshBufferIsEmptyWithAllItsRoom(t *testing.T) {
+func TestNew(t *testing.T) {
 	for _, b := range append(NewBatch(3, 1500), New(1500)) {
 		if b.Len() != 0 || len(b.Bytes()) != 0 {
 			t.Errorf("it holds %d bytes", b.Len())
@@ -16,7 +16,7 @@ func TestAFreshBufferIsEmptyWithAllItsRoom(t *testing.T) {
 	}
 }
 
-func TestHeadersArePushedAndPulledInPlace(t *testing.T) {
+func TestBufferPush(t *testing.T) {
 	b := New(100)
 	b.Set([]byte("payload"))
 	copy(b.Push(6), "outer ")
@@ -34,7 +34,7 @@ func TestHeadersArePushedAndPulledInPlace(t *testing.T) {
 	}
 }
 
-func TestAllOfTheHeadroomCanBeUsedAndNoMore(t *testing.T) {
+func TestBufferPush_headroom(t *testing.T) {
 	b := New(10)
 	b.Set(make([]byte, 10))
 	b.Push(Headroom)
@@ -44,14 +44,14 @@ func TestAllOfTheHeadroomCanBeUsedAndNoMore(t *testing.T) {
 	mustPanic(t, "Push without headroom", func() { b.Push(1) })
 }
 
-func TestTheTailroomIsBehindTheLargestPacket(t *testing.T) {
+func TestBufferSetLen_tailroom(t *testing.T) {
 	b := New(10)
 	b.Set(make([]byte, 10))
 	b.SetLen(10 + Tailroom)
 	mustPanic(t, "SetLen beyond the tailroom", func() { b.SetLen(10 + Tailroom + 1) })
 }
 
-func TestPullAndTrimTakeNoMoreThanThereIs(t *testing.T) {
+func TestBuffer_outOfRange(t *testing.T) {
 	b := New(10)
 	b.Set(make([]byte, 4))
 	mustPanic(t, "Pull", func() { b.Pull(5) })
@@ -59,7 +59,7 @@ func TestPullAndTrimTakeNoMoreThanThereIs(t *testing.T) {
 	mustPanic(t, "Set", func() { b.Set(make([]byte, 11)) })
 }
 
-func TestSpaceForgetsTheLastPacket(t *testing.T) {
+func TestBufferSpace(t *testing.T) {
 	b := New(10)
 	b.Set([]byte{1})
 	b.Push(4)
@@ -70,7 +70,7 @@ func TestSpaceForgetsTheLastPacket(t *testing.T) {
 	}
 }
 
-func TestBuffersOfABatchDoNotOverlap(t *testing.T) {
+func TestNewBatch(t *testing.T) {
 	batch := NewBatch(3, 50)
 	for i, b := range batch {
 		b.Set(bytes.Repeat([]byte{byte(i + 1)}, 50))

@@ -65,7 +65,7 @@ func (t *Tunnel) unreachableError(e *encap.OuterError, now time.Time) encap.Drop
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.reach.Unreachable(now)
+	t.reach.MarkUnreachable(now)
 	t.unreachableAt = now
 	if !t.unreachable.Swap(true) {
 		t.wakeSupervisor() // the fast path must not go on
@@ -108,7 +108,7 @@ func (t *Tunnel) followReachability(now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.reach.Reachable(now) && t.lastReceived().After(t.unreachableAt) {
-		t.reach.Heard()
+		t.reach.MarkReachable()
 		t.protoUnreachable = false
 	}
 	if t.reach.Reachable(now) {

@@ -74,7 +74,7 @@ func (k *kernelSender) send(b *packet.Buffer, flags uint8, start, field int) {
 	}
 }
 
-func TestPacketReceiveGetsReassembledFragments(t *testing.T) {
+func TestPacketReceiver_reassembledFragments(t *testing.T) {
 	a, b := twoHosts(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
 	for _, n := range []int{1, 3} {
@@ -117,7 +117,7 @@ func flowReceiver(t *testing.T, s Socket) Receiver {
 	return nil
 }
 
-func TestFlowsSpreadOverReceiversAndStayThere(t *testing.T) {
+func TestPacketReceiver_flows(t *testing.T) {
 	a, b := twoHosts(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
 	s := open(t, b, SocketOptions{PacketReceive: true, Receivers: 2})
@@ -153,7 +153,7 @@ func TestFlowsSpreadOverReceiversAndStayThere(t *testing.T) {
 	}
 }
 
-func TestPacketReceiveKeepsTheKernelFromAnsweringUnreachable(t *testing.T) {
+func TestPacketReceiver_noProtocolUnreachable(t *testing.T) {
 	a, b := twoHosts(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
 	s := open(t, b, SocketOptions{PacketReceive: true})
@@ -164,7 +164,7 @@ func TestPacketReceiveKeepsTheKernelFromAnsweringUnreachable(t *testing.T) {
 	}
 }
 
-func TestPacketBehindABridgeIsReceivedOnce(t *testing.T) {
+func TestPacketReceiver_bridge(t *testing.T) {
 	a, b := twoHosts(t)
 	b.Run("ip", "address", "flush", "dev", "eth0")
 	b.Run("ip", "link", "add", "br0", "type", "bridge")
@@ -179,7 +179,7 @@ func TestPacketBehindABridgeIsReceivedOnce(t *testing.T) {
 	}
 }
 
-func TestInterfacesWithoutEthernetHeaderAreHeard(t *testing.T) {
+func TestPacketReceiver_noEthernetHeader(t *testing.T) {
 	ns := netlab.New(t)
 	s := open(t, ns, SocketOptions{PacketReceive: true})
 	var tun *os.File
@@ -217,7 +217,7 @@ func TestInterfacesWithoutEthernetHeaderAreHeard(t *testing.T) {
 	}
 }
 
-func TestPartialChecksumIsSeenByPacketReceive(t *testing.T) {
+func TestPacketReceiver_partialChecksum(t *testing.T) {
 	a, b := twoHosts(t)
 	kernel := newKernelSender(t, a, linkTo(t, a, b))
 	r := open(t, b, SocketOptions{PacketReceive: true}).Receivers()[1]
@@ -235,7 +235,7 @@ func TestPartialChecksumIsSeenByPacketReceive(t *testing.T) {
 	}
 }
 
-func TestSegmentsThatGROMergedKeepTheirSize(t *testing.T) {
+func TestPacketReceiver_groSegmentSize(t *testing.T) {
 	a, b := twoHosts(t)
 	// veth uses GRO only for what comes from an interface without TSO.
 	a.Run("ethtool", "-K", "eth0", "tso", "off")
@@ -277,7 +277,7 @@ func TestSegmentsThatGROMergedKeepTheirSize(t *testing.T) {
 	}
 }
 
-func TestChecksumOfATunnelInTheTunnelIsFinished(t *testing.T) {
+func TestSetOffload_nestedTunnel(t *testing.T) {
 	// outer { inner { TCP in IPv4 } }: the kernel speaks of the innermost header.
 	nested := func() *packet.Buffer {
 		segment := tcpInIPIP(pathA, 1000, 1, 101, true).Bytes()

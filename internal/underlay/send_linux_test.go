@@ -35,7 +35,7 @@ func linkTo(t testing.TB, from, to *netlab.NS) *Link {
 	return link
 }
 
-func TestFramesAndPacketsAreTheSameToThePeer(t *testing.T) {
+func TestSender_link(t *testing.T) {
 	a, b := twoHosts(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
 	r := open(t, b, SocketOptions{}).Receivers()[0]
@@ -56,7 +56,7 @@ func TestFramesAndPacketsAreTheSameToThePeer(t *testing.T) {
 	}
 }
 
-func TestLinkThatIsGoneFallsBackToTheRoutes(t *testing.T) {
+func TestSender_linkGone(t *testing.T) {
 	a, b := twoHosts(t)
 	netlab.Veth(t, a, b, netlab.End{Name: "old"}, netlab.End{Name: "old"})
 	sender := open(t, a, SocketOptions{}).NewSender()
@@ -85,7 +85,7 @@ func deviceIndex(t testing.TB, ns *netlab.NS, name string) (index int) {
 	return index
 }
 
-func TestPathSaysSourceMarkAndDeviceToTheRoutes(t *testing.T) {
+func TestSender_path(t *testing.T) {
 	a, b := twoHosts(t)
 	netlab.Veth(t, a, b, netlab.End{Name: "eth1", Address: "198.51.100.1/24"}, netlab.End{Name: "eth1", Address: "198.51.100.2/24"})
 	b.Run("ip", "address", "add", "203.0.113.9/32", "dev", "lo")
@@ -124,7 +124,7 @@ func TestPathSaysSourceMarkAndDeviceToTheRoutes(t *testing.T) {
 	}
 }
 
-func TestAnIPsecPolicyForProtocol4AppliesHoweverAPacketIsSent(t *testing.T) {
+func TestSender_ipsecPolicy(t *testing.T) {
 	a, _ := twoHosts(t)
 	s := open(t, a, SocketOptions{})
 	if !s.(*socket).tellsProtocol {
@@ -142,7 +142,7 @@ func TestAnIPsecPolicyForProtocol4AppliesHoweverAPacketIsSent(t *testing.T) {
 	}
 }
 
-func TestHopWithALowerMTUThanThePathSaysStillGetsItsPackets(t *testing.T) {
+func TestSender_firstHopMTULower(t *testing.T) {
 	a, b := twoHosts(t)
 	a.Run("ip", "link", "set", "eth0", "mtu", "1400")
 	sender := open(t, a, SocketOptions{}).NewSender()
@@ -166,7 +166,7 @@ func TestHopWithALowerMTUThanThePathSaysStillGetsItsPackets(t *testing.T) {
 	}
 }
 
-func TestErrorThatWaitedAtTheSocketCostsNoPacket(t *testing.T) {
+func TestSender_pendingSocketError(t *testing.T) {
 	a, b := twoHosts(t)
 	s := open(t, a, SocketOptions{}).(*socket)
 	// A socket like the one for whole packets, but one that hears errors.
@@ -194,7 +194,7 @@ func TestErrorThatWaitedAtTheSocketCostsNoPacket(t *testing.T) {
 	}
 }
 
-func TestPacketThatHasNoRouteDoesNotStopTheBatch(t *testing.T) {
+func TestSender_noRoute(t *testing.T) {
 	a := netlab.New(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
 	batch := []*packet.Buffer{outerPacket(pathA, 100, 1), outerPacket(pathA, 2000, 1), outerPacket(pathA, 100, 1)}
@@ -203,7 +203,7 @@ func TestPacketThatHasNoRouteDoesNotStopTheBatch(t *testing.T) {
 	}
 }
 
-func TestFullTransmitQueueIsAnError(t *testing.T) {
+func TestSender_queueFull(t *testing.T) {
 	a, b := twoHosts(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
 	a.Run("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "8kbit", "burst", "1600", "limit", "3000")
@@ -220,7 +220,7 @@ func TestFullTransmitQueueIsAnError(t *testing.T) {
 	}
 }
 
-func TestSocketsThatSendReceiveNothing(t *testing.T) {
+func TestSender_receivesNothing(t *testing.T) {
 	a, b := twoHosts(t)
 	s := open(t, a, SocketOptions{}).(*socket)
 	for _, fd := range []int{s.hdrincl, s.fragmenting, s.link} {
@@ -238,7 +238,7 @@ func TestSocketsThatSendReceiveNothing(t *testing.T) {
 	}
 }
 
-func TestMissingCapabilityIsNamed(t *testing.T) {
+func TestOpenSocket_missingCapability(t *testing.T) {
 	ns := netlab.New(t)
 	var err error
 	done := make(chan struct{})
@@ -272,7 +272,7 @@ func TestMissingCapabilityIsNamed(t *testing.T) {
 	}
 }
 
-func TestErrorsAboutIPIPAreRead(t *testing.T) {
+func TestSocketReadError(t *testing.T) {
 	a, b := twoHosts(t)
 	s := open(t, a, SocketOptions{})
 	type result struct {

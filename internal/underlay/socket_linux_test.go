@@ -137,7 +137,7 @@ func receivingFD(s Socket, o SocketOptions) int {
 	return s.(*socket).raw
 }
 
-func TestPacketsArriveWholeAndInOrder(t *testing.T) {
+func TestRawReceiver(t *testing.T) {
 	a, b := twoHosts(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
 	receiver := open(t, b, SocketOptions{}).Receivers()[0]
@@ -153,7 +153,7 @@ func TestPacketsArriveWholeAndInOrder(t *testing.T) {
 	}
 }
 
-func TestPacketsLargerThanThePathAreCutByTheKernel(t *testing.T) {
+func TestSender_fragmentedByKernel(t *testing.T) {
 	a, b := twoHosts(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
 	receiver := open(t, b, SocketOptions{}).Receivers()[0]
@@ -184,7 +184,7 @@ func openFiles(t testing.TB) int {
 	return len(entries)
 }
 
-func TestCloseUnblocksReadAndReadError(t *testing.T) {
+func TestSocketClose(t *testing.T) {
 	for _, o := range []SocketOptions{{}, {PacketReceive: true}} {
 		testClose(t, o)
 	}
@@ -224,7 +224,7 @@ func testClose(t *testing.T, o SocketOptions) {
 }
 
 // A Receiver waits for something else as well, awake and at rest, until it has gone.
-func TestReadReturnsForWhatItWatches(t *testing.T) {
+func TestWatcher(t *testing.T) {
 	for _, o := range []SocketOptions{{}, {PacketReceive: true}} {
 		a, b := twoHosts(t)
 		sender, s := open(t, a, SocketOptions{}).NewSender(), open(t, b, o)
@@ -280,7 +280,7 @@ func TestReadReturnsForWhatItWatches(t *testing.T) {
 	}
 }
 
-func TestReadAndWriteDoNotAllocate(t *testing.T) {
+func TestSocket_noAllocations(t *testing.T) {
 	a, b := twoHosts(t)
 	framed := *pathA
 	framed.Link = linkTo(t, a, b)
@@ -312,7 +312,7 @@ func TestReadAndWriteDoNotAllocate(t *testing.T) {
 	}
 }
 
-func TestFullReceiveBufferIsCounted(t *testing.T) {
+func TestSocketOverflows(t *testing.T) {
 	a, b := twoHosts(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
 	for _, o := range []SocketOptions{{ReceiveBuffer: 1}, {ReceiveBuffer: 1, PacketReceive: true}} {
@@ -341,7 +341,7 @@ func TestFullReceiveBufferIsCounted(t *testing.T) {
 	}
 }
 
-func TestPacketLargerThanTheBufferIsRefused(t *testing.T) {
+func TestReceiver_truncated(t *testing.T) {
 	a, b := twoHosts(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
 	for _, o := range []SocketOptions{{}, {PacketReceive: true}} {
@@ -355,9 +355,9 @@ func TestPacketLargerThanTheBufferIsRefused(t *testing.T) {
 	}
 }
 
-// BenchmarkCut is one thread that sends a packet of 64 KiB, for the kernel to cut,
+// BenchmarkSender_fragment is one thread that sends a packet of 64 KiB, for the kernel to cut,
 // and receives it reassembled.
-func BenchmarkCut(b *testing.B) {
+func BenchmarkSender_fragment(b *testing.B) {
 	from, to := twoHosts(b)
 	sender := open(b, from, SocketOptions{}).NewSender()
 	r := open(b, to, SocketOptions{}).Receivers()[0]
@@ -373,9 +373,9 @@ func BenchmarkCut(b *testing.B) {
 	}
 }
 
-// BenchmarkSendAndReceive is one thread that sends a batch of 64 full packets and
+// BenchmarkSocket is one thread that sends a batch of 64 full packets and
 // receives it, over a veth: all of the kernel's work is in it.
-func BenchmarkSendAndReceive(b *testing.B) {
+func BenchmarkSocket(b *testing.B) {
 	for _, receive := range []string{"raw", "packet"} {
 		for _, send := range []string{"raw", "link"} {
 			b.Run("send="+send+"/receive="+receive, func(b *testing.B) {
@@ -416,7 +416,7 @@ func BenchmarkSendAndReceive(b *testing.B) {
 	}
 }
 
-func TestReceiveCanBeSwitchedWhileReceiving(t *testing.T) {
+func TestSocketSetReceive(t *testing.T) {
 	a, b := twoHosts(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
 	s := open(t, b, SocketOptions{}).(ReceiveSetter)
