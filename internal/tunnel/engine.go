@@ -158,7 +158,7 @@ func (h *Engine) receive(receiver underlay.Receiver, index int) {
 		return
 	}
 	h.loops.Go(func() {
-		if late.Await() {
+		if late.WaitOpen() {
 			start()
 		}
 	})

@@ -6,18 +6,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openICMP opens the socket that hears errors about outer packets: those of
-// protocol 4, and those of tunnels that are encrypted. A raw
-// socket of protocol 4 with IP_RECVERR would hear them too, but it would also
-// fail its next send or receive with each of them.
+// openICMP opens the socket for ICMP errors about outer packets, encrypted ones too. A
+// protocol-4 socket with IP_RECVERR would get them as well, but each would also fail its next
+// send or receive.
 func openICMP() (int, error) {
 	const unreachable, timeExceeded = 3, 11
-	// ICMP_FILTER has a bit for each type that is not wanted. It is asked before
-	// the packet is cloned, so that a ping flood costs nothing.
+	// A set bit of ICMP_FILTER discards that type. The kernel tests it before it clones the
+	// packet, so a ping flood costs nothing.
 	unwanted := ^uint32(1<<unreachable | 1<<timeExceeded)
 	return newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP,
-		filter(aboutOurs([4]byte{}, [4]byte{})...),
-		option(unix.SOL_RAW, unix.ICMP_FILTER, "ICMP_FILTER", int(unwanted)),
+		attachFilter(icmpErrorFilter([4]byte{}, [4]byte{})...),
+		sockopt(unix.SOL_RAW, unix.ICMP_FILTER, "ICMP_FILTER", int(unwanted)),
 	)
 }
 

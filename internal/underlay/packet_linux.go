@@ -13,44 +13,43 @@ import (
 )
 
 const (
-	etherHeaderLength = 14
-	virtioHeaderLen   = 10 // struct virtio_net_hdr without num_buffers
+	etherHeaderLen = 14
+	vnetHdrLen     = 10 // struct virtio_net_hdr, without num_buffers
 )
 
-// openPackets opens a socket of the link layer for each Receiver, in one fanout
-// group. They are bound to the protocol, not to ETH_P_ALL: that puts them beside
-// the kernel's own ip_rcv, behind bridges, bonds and VLANs, so that each packet
-// comes once and outgoing ones do not.
-func (s *socket) openPackets() (err error) {
-	// PACKET_FANOUT_HASH keeps a flow, the inner one, in one socket, and DEFRAG
-	// reassembles outer fragments first. That makes a group of one worthwhile.
+// openPacketSockets opens a packet socket for each packetReceiver, in one fanout group. They are
+// bound to ETH_P_IP, not to ETH_P_ALL, and so sit beside ip_rcv, above bridges, bonds and VLANs:
+// each packet is received once, and outgoing packets are not received.
+func (s *socket) openPacketSockets() (err error) {
+	// PACKET_FANOUT_HASH keeps an inner flow in one socket. FANOUT_FLAG_DEFRAG reassembles outer
+	// fragments first, which is why even a single socket needs a group.
 	const hashAndDefrag = (unix.PACKET_FANOUT_HASH | unix.PACKET_FANOUT_FLAG_DEFRAG) << 16
 	group := 0
-	var packets []int
+	var packetSockets []int
 	defer func() {
 		if err != nil {
-			for _, fd := range packets {
+			for _, fd := range packetSockets {
 				_ = unix.Close(fd)
 			}
 		}
 	}()
 	for range s.packetReceivers {
 		fd, err := newSocket(unix.AF_PACKET, unix.SOCK_RAW, 0,
-			dropAll, // until the fanout is set up: the sockets of a group see nothing of each other's packets
-			receives(s.options.ReceiveBuffer),
-			option(unix.SOL_PACKET, unix.PACKET_VNET_HDR, "PACKET_VNET_HDR", 1),
+			dropAll, // until it has joined the group: it would receive the other sockets' flows
+			rcvbuf(s.options.ReceiveBuffer),
+			sockopt(unix.SOL_PACKET, unix.PACKET_VNET_HDR, "PACKET_VNET_HDR", 1),
 			func(fd int) error {
-				return os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: networkOrder(ipv4.EtherType)}))
+				return os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(ipv4.EtherType)}))
 			})
 		if err != nil {
 			return err
 		}
-		packets = append(packets, fd)
+		packetSockets = append(packetSockets, fd)
 		value := group | hashAndDefrag
 		if group == 0 {
-			value |= unix.PACKET_FANOUT_FLAG_UNIQUEID << 16 // the kernel finds a number
+			value |= unix.PACKET_FANOUT_FLAG_UNIQUEID << 16 // the kernel chooses the group ID
 		}
-		if err := option(unix.SOL_PACKET, unix.PACKET_FANOUT, "PACKET_FANOUT", value)(fd); err != nil {
+		if err := sockopt(unix.SOL_PACKET, unix.PACKET_FANOUT, "PACKET_FANOUT", value)(fd); err != nil {
 			return err
 		}
 		if group == 0 {
@@ -60,43 +59,43 @@ func (s *socket) openPackets() (err error) {
 			group = value & 0xffff
 		}
 	}
-	for i, fd := range packets {
+	for i, fd := range packetSockets {
 		r := s.packetReceivers[i]
 		r.poller = s.guard.Poller(fd)
-		r.poller.Watch(r.others)
-		s.opened(fd)
+		r.poller.Watch(r.epollSet)
+		s.addReceiveSocket(fd)
 	}
-	s.packets = packets
-	close(s.packetsOpened)
+	s.packetSockets = packetSockets
+	close(s.packetSocketsOpened)
 	return nil
 }
 
-// networkOrder is v, in network byte order, as a number of this machine.
-func networkOrder(v uint16) uint16 {
+// htons converts v from host to network byte order.
+func htons(v uint16) uint16 {
 	return binary.NativeEndian.Uint16([]byte{byte(v >> 8), byte(v)})
 }
 
-// packetReceiver receives from the link layer: frames, each behind a
-// virtio_net_hdr that has what the kernel knows of checksum and segments. waiter
-// is there once opened is closed, unless that was by Close.
+// packetReceiver receives frames from a packet socket, each after a struct virtio_net_hdr with
+// the kernel's offload metadata. poller is valid once opened is closed, unless Close of the
+// socket closed it.
 type packetReceiver struct {
-	watch
-	opened chan struct{}
-	poller fdguard.Poller
-	failed func(unix.Errno) // made once, so that a Read allocates nothing
-	msgs   []fdguard.Message
-	parts  []frameParts
+	watcher
+	opened  chan struct{}
+	poller  fdguard.Poller
+	onError func(unix.Errno) // method value made once: making one allocates
+	msgs    []fdguard.Message
+	frames  []frameBuffers
 }
 
-// frameParts is where a received frame goes.
-type frameParts struct {
-	iovs   [2]unix.Iovec // virtio, and the frame in the Buffer
-	from   unix.RawSockaddrLinklayer
-	virtio [virtioHeaderLen]byte
+// frameBuffers is where recvmmsg puts a frame: vnetHdr, and the rest in the packet.Buffer.
+type frameBuffers struct {
+	iovs    [2]unix.Iovec // vnetHdr, and the frame in the Buffer
+	from    unix.RawSockaddrLinklayer
+	vnetHdr [vnetHdrLen]byte
 }
 
-// Await implements LateReceiver.
-func (r *packetReceiver) Await() (open bool) {
+// WaitOpen implements LateReceiver.
+func (r *packetReceiver) WaitOpen() (open bool) {
 	<-r.opened
 	return !r.socket.guard.Closed()
 }
@@ -109,63 +108,62 @@ func (r *packetReceiver) Read(batch []*packet.Buffer) (n int, err error) {
 	}
 	r.grow(len(batch))
 	for i, b := range batch {
-		// The Ethernet header goes into the headroom, so that the IPv4 header is
-		// where every other door puts it.
-		size := len(b.Space()) + etherHeaderLength
-		frame := &r.parts[i].iovs[1]
-		frame.Base = unsafe.SliceData(b.Push(etherHeaderLength))
+		// The Ethernet header goes into the headroom, so that the IPv4 header starts at Headroom
+		// as in any other packet.Buffer.
+		size := len(b.Space()) + etherHeaderLen
+		frame := &r.frames[i].iovs[1]
+		frame.Base = unsafe.SliceData(b.Push(etherHeaderLen))
 		frame.SetLen(size)
 	}
-	n, err = r.poller.Receive(r.msgs[:len(batch)], r.failed)
+	n, err = r.poller.Receive(r.msgs[:len(batch)], r.onError)
 	for i := range n {
-		r.finish(batch[i], &r.parts[i], int(r.msgs[i].N))
+		r.parseFrame(batch[i], &r.frames[i], int(r.msgs[i].N))
 	}
 	return n, err
 }
 
-// finish makes of a received frame, n bytes with its virtio_net_hdr, the packet
-// that is in it. A packet of which the Buffer holds the first bytes only
-// (MSG_TRUNC) has a header that says more: ParseOuter refuses it.
-func (r *packetReceiver) finish(b *packet.Buffer, p *frameParts, n int) {
-	b.SetLen(max(n-virtioHeaderLen, 0))
+// parseFrame sets b to the IPv4 packet of a received frame of n bytes, virtio_net_hdr included.
+// A truncated frame (MSG_TRUNC) needs no check here: ParseOuter drops a packet shorter than its
+// total length.
+func (r *packetReceiver) parseFrame(b *packet.Buffer, p *frameBuffers, n int) {
+	b.SetLen(max(n-vnetHdrLen, 0))
 	header := 0
 	if p.from.Hatype == unix.ARPHRD_ETHER || p.from.Hatype == unix.ARPHRD_LOOPBACK {
-		header = min(etherHeaderLength, b.Len())
+		header = min(etherHeaderLen, b.Len())
 	}
 	b.Pull(header)
-	setOffload(b, &p.virtio, header)
+	setOffload(b, &p.vnetHdr, header)
 }
 
 func (r *packetReceiver) grow(n int) {
 	if n <= len(r.msgs) {
 		return
 	}
-	r.msgs, r.parts = make([]fdguard.Message, n), make([]frameParts, n)
+	r.msgs, r.frames = make([]fdguard.Message, n), make([]frameBuffers, n)
 	for i := range r.msgs {
-		h, p := &r.msgs[i].Msghdr, &r.parts[i]
-		p.iovs[0].Base = &p.virtio[0]
-		p.iovs[0].SetLen(len(p.virtio))
+		h, p := &r.msgs[i].Msghdr, &r.frames[i]
+		p.iovs[0].Base = &p.vnetHdr[0]
+		p.iovs[0].SetLen(len(p.vnetHdr))
 		h.Iov = &p.iovs[0]
 		h.SetIovlen(len(p.iovs))
-		// The kernel shortens the length to that of the address it gives, for
-		// good; what is read of it is in front of the hardware address.
+		// The kernel lowers Namelen to what it wrote, for good. The fields read here precede the
+		// hardware address, so they are always written.
 		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&p.from)), unix.SizeofSockaddrLinklayer
 	}
 }
 
-// setOffload sets the Offload of an outer packet from its virtio_net_hdr, whose
-// offsets count from the link layer header of that many bytes. What the kernel
-// says is about the innermost headers that it knows of. If those are not the ones
-// right behind the inner IPv4 header, as in a tunnel within the tunnel, the
-// checksum is finished here; a superpacket of that kind cannot be, and is
-// emptied, for ParseOuter to refuse.
-func setOffload(b *packet.Buffer, virtio *[virtioHeaderLen]byte, linkHeader int) {
+// setOffload sets the Offload of an outer packet from its virtio_net_hdr, whose offsets count
+// from the link-layer header, linkHeader bytes long. The kernel describes the innermost headers
+// that it parsed. If they are not directly inside the inner IPv4 header (a tunnel in the
+// tunnel), setOffload completes the checksum itself; it cannot do so for a superpacket and
+// empties b, for ParseOuter to drop.
+func setOffload(b *packet.Buffer, vnetHdr *[vnetHdrLen]byte, linkHeader int) {
 	var (
-		flags       = virtio[0]
-		segments    = virtio[1] &^ unix.VIRTIO_NET_HDR_GSO_ECN
-		segmentSize = binary.NativeEndian.Uint16(virtio[4:])
-		start       = int(binary.NativeEndian.Uint16(virtio[6:])) - linkHeader
-		field       = int(binary.NativeEndian.Uint16(virtio[8:]))
+		flags       = vnetHdr[0]
+		segments    = vnetHdr[1] &^ unix.VIRTIO_NET_HDR_GSO_ECN
+		segmentSize = binary.NativeEndian.Uint16(vnetHdr[4:])
+		start       = int(binary.NativeEndian.Uint16(vnetHdr[6:])) - linkHeader
+		field       = int(binary.NativeEndian.Uint16(vnetHdr[8:]))
 	)
 	partial := flags&unix.VIRTIO_NET_HDR_F_NEEDS_CSUM != 0
 	if !partial && segments == unix.VIRTIO_NET_HDR_GSO_NONE {
@@ -182,8 +180,8 @@ func setOffload(b *packet.Buffer, virtio *[virtioHeaderLen]byte, linkHeader int)
 	case protocol == ipv4.ProtocolTCP && field == 16, protocol == ipv4.ProtocolUDP && field == 6:
 		b.Checksum = packet.ChecksumPartial
 	case start >= 0 && start+field+2 <= len(p):
-		// The field holds the sum of the pseudo-header, and is part of what is
-		// summed. 0 would mean "no checksum" in UDP, and is the same as 0xffff.
+		// The field holds the pseudo-header sum and is part of the sum. In UDP a checksum of 0
+		// would mean "none": 0xffff is equal to it in one's complement.
 		sum := ipv4.Checksum(p[start:], 0)
 		if sum == 0 {
 			sum = 0xffff
@@ -192,8 +190,8 @@ func setOffload(b *packet.Buffer, virtio *[virtioHeaderLen]byte, linkHeader int)
 	}
 }
 
-// innerTransport is the protocol that starts at offset start of an outer packet,
-// if that is where the inner packet's transport header is, and 0 if not.
+// innerTransport returns the inner packet's protocol if its transport header is at offset start
+// of the outer packet, else 0.
 func innerTransport(outer []byte, start int) (protocol byte) {
 	if len(outer) < 2*ipv4.HeaderLen || outer[9] != ipv4.ProtocolIPIP {
 		return 0

@@ -15,8 +15,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// tcpInIPIP is an outer packet along path with a TCP segment of n payload bytes
-// from port, at sequence number seq, whose checksum is finished or partial.
+// tcpInIPIP returns an outer packet along path with a TCP segment of n payload bytes from port,
+// at sequence number seq, whose checksum is complete or partial.
 func tcpInIPIP(path *Path, port uint16, seq uint32, n int, partial bool) *packet.Buffer {
 	b := outerPacket(path, 60+n, 1)
 	inner := b.Bytes()[20:]
@@ -40,8 +40,8 @@ func tcpInIPIP(path *Path, port uint16, seq uint32, n int, partial bool) *packet
 	return b
 }
 
-// kernelSender sends packets as a kernel on the same machine does: with a
-// virtio_net_hdr that says what is not finished about them.
+// kernelSender sends packets as a kernel on the same machine does: with a virtio_net_hdr that
+// marks a partial checksum.
 type kernelSender struct {
 	t    testing.TB
 	fd   int
@@ -52,7 +52,7 @@ func newKernelSender(t testing.TB, from *netlab.NS, link *Link) *kernelSender {
 	k := &kernelSender{t: t, link: link}
 	var err error
 	from.Do(func() {
-		k.fd, err = newSocket(unix.AF_PACKET, unix.SOCK_RAW, 0, option(unix.SOL_PACKET, unix.PACKET_VNET_HDR, "PACKET_VNET_HDR", 1))
+		k.fd, err = newSocket(unix.AF_PACKET, unix.SOCK_RAW, 0, sockopt(unix.SOL_PACKET, unix.PACKET_VNET_HDR, "PACKET_VNET_HDR", 1))
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -68,12 +68,13 @@ func (k *kernelSender) send(b *packet.Buffer, flags uint8, start, field int) {
 		frame = binary.NativeEndian.AppendUint16(frame, uint16(v))
 	}
 	frame = append(append(frame, k.link.Header[:]...), b.Bytes()...)
-	to := &unix.SockaddrLinklayer{Protocol: networkOrder(ipv4.EtherType), Ifindex: k.link.Device, Halen: 6}
+	to := &unix.SockaddrLinklayer{Protocol: htons(ipv4.EtherType), Ifindex: k.link.Device, Halen: 6}
 	if err := unix.Sendto(k.fd, frame, 0, to); err != nil {
 		k.t.Fatal(os.NewSyscallError("sendto", err))
 	}
 }
 
+// Outer fragments are reassembled, with one socket and with several.
 func TestPacketReceiver_reassembledFragments(t *testing.T) {
 	a, b := twoHosts(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
@@ -82,7 +83,7 @@ func TestPacketReceiver_reassembledFragments(t *testing.T) {
 		if got := len(s.Receivers()[1:]); got != n {
 			t.Fatalf("%d receivers, want %d", got, n)
 		}
-		// The same addresses and no ports: a flow, which stays in one receiver.
+		// The same addresses and no ports: one flow, which stays in one Receiver.
 		sizes := []int{20, 1500, 1501, 3000, 65535}
 		for _, size := range sizes {
 			mustWrite(t, sender, pathA, outerPacket(pathA, size, 7))
@@ -103,11 +104,11 @@ func TestPacketReceiver_reassembledFragments(t *testing.T) {
 	}
 }
 
-// flowReceiver is the Receiver of s that something comes to.
+// flowReceiver returns the Receiver of s whose socket has packets.
 func flowReceiver(t *testing.T, s Socket) Receiver {
 	t.Helper()
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
-		for i, fd := range s.(*socket).packets {
+		for i, fd := range s.(*socket).packetSockets {
 			if waits(t, fd, time.Millisecond) {
 				return s.Receivers()[1+i]
 			}
@@ -117,6 +118,7 @@ func flowReceiver(t *testing.T, s Socket) Receiver {
 	return nil
 }
 
+// Flows are spread over the Receivers, and each stays in one.
 func TestPacketReceiver_flows(t *testing.T) {
 	a, b := twoHosts(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
@@ -130,7 +132,7 @@ func TestPacketReceiver_flows(t *testing.T) {
 	batch := packet.NewBatch(64, 1500)
 	for deadline := time.Now().Add(patience); received < flows*each && time.Now().Before(deadline); {
 		for i, r := range s.Receivers()[1:] {
-			if !waits(t, s.(*socket).packets[i], time.Millisecond) {
+			if !waits(t, s.(*socket).packetSockets[i], time.Millisecond) {
 				continue
 			}
 			n, err := r.Read(batch)
@@ -153,6 +155,7 @@ func TestPacketReceiver_flows(t *testing.T) {
 	}
 }
 
+// The raw socket stays open, so the kernel does not answer ICMP 3/2.
 func TestPacketReceiver_noProtocolUnreachable(t *testing.T) {
 	a, b := twoHosts(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
@@ -201,7 +204,7 @@ func TestPacketReceiver_noEthernetHeader(t *testing.T) {
 	defer tun.Close()
 	ns.Run("ip", "address", "add", "192.0.2.1/24", "dev", "wan")
 	ns.Run("ip", "link", "set", "wan", "up")
-	// One by the TUN, which has no link layer header, and one by the loopback.
+	// One packet by the TUN, which has no link-layer header, and one by the loopback.
 	sent := outerPacket(pathB, 100, 1).Bytes()
 	if _, err := tun.Write(sent); err != nil {
 		t.Fatal(err)
@@ -240,8 +243,8 @@ func TestPacketReceiver_groSegmentSize(t *testing.T) {
 	// veth uses GRO only for what comes from an interface without TSO.
 	a.Run("ethtool", "-K", "eth0", "tso", "off")
 	b.Run("ethtool", "-K", "eth0", "gro", "on")
-	// GRO holds a segment back only while its NAPI instance is busy. These make
-	// it wait for the next one, for half a second.
+	// GRO keeps a segment only while its NAPI instance is busy. These make it wait half a second
+	// for the next one.
 	b.Run("unshare", "--mount", "sh", "-ec", `mount -t sysfs none /sys
 		echo 500000000 >/sys/class/net/eth0/gro_flush_timeout
 		echo 1 >/sys/class/net/eth0/napi_defer_hard_irqs`)
@@ -278,34 +281,34 @@ func TestPacketReceiver_groSegmentSize(t *testing.T) {
 }
 
 func TestSetOffload_nestedTunnel(t *testing.T) {
-	// outer { inner { TCP in IPv4 } }: the kernel speaks of the innermost header.
+	// outer { inner { TCP in IPv4 } }: the kernel describes the innermost header.
 	nested := func() *packet.Buffer {
 		segment := tcpInIPIP(pathA, 1000, 1, 101, true).Bytes()
 		b := outerPacket(pathA, 20+len(segment), 1)
 		copy(b.Bytes()[20:], segment)
 		return b
 	}
-	virtio := func(gso byte, size uint16) *[virtioHeaderLen]byte {
-		v := [virtioHeaderLen]byte{unix.VIRTIO_NET_HDR_F_NEEDS_CSUM, gso}
+	vnetHdr := func(gso byte, size uint16) *[vnetHdrLen]byte {
+		v := [vnetHdrLen]byte{unix.VIRTIO_NET_HDR_F_NEEDS_CSUM, gso}
 		binary.NativeEndian.PutUint16(v[4:], size)
 		binary.NativeEndian.PutUint16(v[6:], 14+60)
 		binary.NativeEndian.PutUint16(v[8:], 16)
 		return &v
 	}
 	b := nested()
-	setOffload(b, virtio(0, 0), 14)
+	setOffload(b, vnetHdr(0, 0), 14)
 	want := tcpInIPIP(pathA, 1000, 1, 101, false).Bytes()
 	if string(b.Bytes()[20:]) != string(want) || b.Offload != (packet.Offload{}) {
 		t.Errorf("offload %+v,\n%x, want\n%x", b.Offload, b.Bytes()[20:], want)
 	}
 	b = nested()
-	setOffload(b, virtio(unix.VIRTIO_NET_HDR_GSO_TCPV4, 50), 14)
+	setOffload(b, vnetHdr(unix.VIRTIO_NET_HDR_GSO_TCPV4, 50), 14)
 	if _, drop := encap.ParseOuter(b); drop == encap.DropNone {
 		t.Error("a superpacket that cannot be described got through")
 	}
 	// An offset beyond the packet is not followed.
 	b = outerPacket(pathA, 60, 1)
-	setOffload(b, virtio(0, 0), 14)
+	setOffload(b, vnetHdr(0, 0), 14)
 	if string(b.Bytes()) != string(outerPacket(pathA, 60, 1).Bytes()) {
 		t.Error("the packet changed")
 	}

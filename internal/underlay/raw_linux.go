@@ -10,42 +10,42 @@ import (
 	"ipipd/internal/packet"
 )
 
-// openRaw opens a protocol-4 socket for a selection, and notes it as one that receives.
-// Its filter drops everything. unselected is what Selection.Select did not get done.
-func (s *socket) openRaw(sel fdguard.Selection) (fd int, unselected bool, err error) {
-	// If this buffer is full the kernel answers protocol unreachable (ICMP 3/2)
-	// to the peer, unless it has a protocol-4 handler of its own.
-	fd, err = newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_IPIP, dropAll, receives(s.options.ReceiveBuffer),
-		// Else the kernel learns a path MTU from each ICMP 3/4 that quotes protocol 4,
-		// a forged one as well, and fragments by it what openFragmenting's socket sends. Which to
-		// believe is PathMTU's business.
-		option(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, "IP_MTU_DISCOVER", unix.IP_PMTUDISC_INTERFACE),
+// openRaw opens a protocol-4 socket for a Selection, with a filter that drops everything, and
+// adds it to the receive sockets. unconnected is true if there was no route to connect it by.
+func (s *socket) openRaw(sel fdguard.Selection) (fd int, unconnected bool, err error) {
+	// If its receive buffer is full, the kernel answers the peer with ICMP 3/2, unless it has a
+	// protocol-4 handler of its own.
+	fd, err = newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_IPIP, dropAll, rcvbuf(s.options.ReceiveBuffer),
+		// Otherwise the kernel learns a path MTU from each ICMP 3/4 that quotes protocol 4,
+		// forged ones too, and fragments by it what the fragmenting socket sends. PathMTU
+		// decides which messages to believe.
+		sockopt(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, "IP_MTU_DISCOVER", unix.IP_PMTUDISC_INTERFACE),
 		func(fd int) error {
 			selected, err := sel.Select(fd)
-			unselected = !selected
+			unconnected = !selected
 			return err
 		})
 	if err != nil {
 		return -1, false, err
 	}
-	fdguard.Drain(fd) // of what came between socket and dropAll, from anybody
-	s.opened(fd)
-	return fd, unselected, nil
+	fdguard.Drain(fd) // packets that arrived, from any address, before dropAll
+	s.addReceiveSocket(fd)
+	return fd, unconnected, nil
 }
 
-// rawReceiver receives from the protocol-4 socket: outer packets whole, but
-// nothing about inner checksums or segments.
+// rawReceiver receives outer packets from the protocol-4 socket. There is no offload metadata:
+// DeriveOffload recovers what it can.
 type rawReceiver struct {
-	watch
-	poller fdguard.Poller
-	failed func(unix.Errno) // made once, so that a Read allocates nothing
-	msgs   []fdguard.Message
-	iovs   []unix.Iovec
+	watcher
+	poller  fdguard.Poller
+	onError func(unix.Errno) // method value made once: making one allocates
+	msgs    []fdguard.Message
+	iovs    []unix.Iovec
 }
 
-func newRawReceiver(w watch, fd int) *rawReceiver {
-	r := &rawReceiver{watch: w, poller: w.socket.guard.Poller(fd), failed: w.socket.failed}
-	r.poller.Watch(w.others)
+func newRawReceiver(w watcher, fd int) *rawReceiver {
+	r := &rawReceiver{watcher: w, poller: w.socket.guard.Poller(fd), onError: w.socket.countVnetHdrError}
+	r.poller.Watch(w.epollSet)
 	return r
 }
 
@@ -60,10 +60,10 @@ func (r *rawReceiver) Read(batch []*packet.Buffer) (n int, err error) {
 		r.iovs[i].Base = unsafe.SliceData(space)
 		r.iovs[i].SetLen(len(space))
 	}
-	n, err = r.poller.Receive(r.msgs[:len(batch)], r.failed)
+	n, err = r.poller.Receive(r.msgs[:len(batch)], r.onError)
 	for i := range n {
-		// Of a packet larger than the Buffer the kernel gave the first bytes
-		// (MSG_TRUNC). Its header says more than is there: ParseOuter refuses it.
+		// A truncated packet (MSG_TRUNC) needs no check here: ParseOuter drops a packet shorter
+		// than its total length.
 		batch[i].SetLen(int(r.msgs[i].N))
 	}
 	return n, err
@@ -80,14 +80,16 @@ func (r *rawReceiver) grow(n int) {
 	}
 }
 
-// failed counts what the kernel could not describe.
-func (s *socket) failed(errno unix.Errno) {
+// countVnetHdrError counts the packets that failed because virtio_net_hdr cannot describe them
+// (EINVAL).
+func (s *socket) countVnetHdrError(errno unix.Errno) {
 	if errno == unix.EINVAL {
-		s.undescribed.Add(1)
+		s.vnetHdrErrors.Add(1)
 	}
 }
 
-// socketDrops is the kernel's count of packets that a full receive buffer cost.
+// socketDrops returns the kernel's count of packets dropped because the receive buffer was full,
+// modulo 2^32.
 func socketDrops(fd int) (uint32, error) {
 	const (
 		skMeminfoDrops = 8 // SK_MEMINFO_DROPS

@@ -30,8 +30,8 @@ func setReceive(t testing.TB, ns *netlab.NS, s Socket, r Reception) {
 	}
 }
 
-// queued takes what waits at the raw socket and the packet sockets, and gives the IDs of the
-// packets. What is handed over to the Receivers it has to be asked of them.
+// queued drains the present raw socket and the packet sockets, and returns the IP IDs of their
+// packets. Packets still queued at a former raw socket are read by its Receiver only.
 func queued(t testing.TB, s Socket) (raw, link []uint16) {
 	t.Helper()
 	take := func(fd, header int) (ids []uint16) {
@@ -48,16 +48,16 @@ func queued(t testing.TB, s Socket) (raw, link []uint16) {
 		}
 	}
 	raw = take(s.(*socket).raw, 0)
-	for _, fd := range s.(*socket).packets {
-		link = append(link, take(fd, virtioHeaderLen+etherHeaderLength)...)
+	for _, fd := range s.(*socket).packetSockets {
+		link = append(link, take(fd, vnetHdrLen+etherHeaderLen)...)
 	}
 	return raw, link
 }
 
 func isIDs(got []uint16, want ...uint16) bool { return fmt.Sprint(got) == fmt.Sprint(want) }
 
-// threeAddresses are twoHosts of which b sends as hostB and hostC, and settle waits until
-// what b has sent has arrived.
+// threeAddresses is twoHosts, where b has hostC too. settle waits until what b sent before has
+// arrived at a.
 func threeAddresses(t *testing.T) (a, b *netlab.NS, settle func()) {
 	a, b = twoHosts(t)
 	b.Run("ip", "address", "add", "192.0.2.3/24", "dev", "eth0")
@@ -67,8 +67,8 @@ func threeAddresses(t *testing.T) (a, b *netlab.NS, settle func()) {
 var pathC = &Path{Local: hostC, Remote: hostA, MTU: 1500}
 
 func TestReception(t *testing.T) {
-	// Each process has one tunnel: the kernel copies no packet of another's to it, by
-	// whichever kind of socket it receives.
+	// Several processes have one tunnel each: the kernel copies no packet of another tunnel to
+	// them, whether they use the raw socket or packet sockets.
 	t.Run("foreign-packets-are-not-copied", func(t *testing.T) {
 		a, b, settle := threeAddresses(t)
 		sender := open(t, b, SocketOptions{}).NewSender()
@@ -113,7 +113,7 @@ func TestReception(t *testing.T) {
 		}
 	})
 
-	// Whatever changes, what arrives meanwhile is received.
+	// No change of the Reception loses a packet.
 	t.Run("nothing-is-lost-while-it-changes", func(t *testing.T) {
 		a, b := twoHosts(t)
 		s := open(t, a, SocketOptions{Receivers: 2})
@@ -181,8 +181,8 @@ func TestReception(t *testing.T) {
 		readers.Wait()
 	})
 
-	// What enters by another interface than that of the link layer is the raw socket's, if
-	// rp_filter lets it in, and nothing comes to both.
+	// Packets that enter by another interface than LinkDevice go to the raw socket, subject to
+	// rp_filter, and no packet goes to both.
 	for _, filter := range []string{"0", "1"} {
 		t.Run("another-interface/rp_filter="+filter, func(t *testing.T) {
 			a, b, settle := threeAddresses(t)
@@ -216,8 +216,8 @@ func TestReception(t *testing.T) {
 		})
 	}
 
-	// A socket for one interface follows when that is made anew; what enters by another
-	// the kernel answers, and counts.
+	// A socket bound to an interface follows it when it is recreated. The kernel answers packets
+	// from other interfaces, and counts them.
 	t.Run("device-made-anew", func(t *testing.T) {
 		a, b, settle := threeAddresses(t)
 		s := open(t, b, SocketOptions{})
@@ -244,9 +244,9 @@ func TestReception(t *testing.T) {
 			ended <- n
 		}()
 		if !netlab.ComesTrue(func() bool {
-			s.(*socket).overflowing.Lock()
-			defer s.(*socket).overflowing.Unlock()
-			return len(s.(*socket).receiving) == 1
+			s.(*socket).overflowMu.Lock()
+			defer s.(*socket).overflowMu.Unlock()
+			return len(s.(*socket).receiveSockets) == 1
 		}) {
 			t.Fatal("former sockets stay open")
 		}
@@ -260,8 +260,8 @@ func TestReception(t *testing.T) {
 		}
 	})
 
-	// Connecting takes a route. Where there is none the socket receives from everybody, to
-	// its address, and is connected when there is one again.
+	// connect needs a route. Without one the socket receives from any source, to its address,
+	// and is connected later, when there is a route.
 	t.Run("no-route", func(t *testing.T) {
 		a, b, settle := threeAddresses(t)
 		s := open(t, a, SocketOptions{})
@@ -283,13 +283,14 @@ func TestReception(t *testing.T) {
 		}
 	})
 
-	// An address that this host does not have, as that of a VRRP backup, is no obstacle.
+	// A local address that this host does not have, as on a VRRP backup, does not prevent bind
+	// and connect.
 	t.Run("foreign-local-address", func(t *testing.T) {
 		a, b, settle := threeAddresses(t)
 		s := open(t, a, SocketOptions{})
 		virtual := [4]byte{192, 0, 2, 9}
 		setReceive(t, a, s, Reception{Local: virtual, Remote: hostB})
-		if s.(*socket).unselected {
+		if s.(*socket).unconnected {
 			t.Error("the socket is not connected")
 		}
 		a.Run("ip", "address", "add", "192.0.2.9/24", "dev", "eth0")
@@ -342,7 +343,7 @@ func hardwareAddress(t *testing.T, ns *netlab.NS, name string) net.HardwareAddr 
 	return i.HardwareAddr
 }
 
-// checksum is that of an ICMP message whose own is zero.
+// checksum returns the checksum of an ICMP message whose checksum field is zero.
 func checksum(b []byte) uint16 {
 	var sum uint32
 	for i := 0; i < len(b); i += 2 {
@@ -352,20 +353,20 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum>>16 + sum)
 }
 
-// Packet sockets that are never opened need no thread: whoever would read waits in Await.
+// WaitOpen returns true when SetReceive opens the packet sockets, and false at Close.
 func TestLateReceiver(t *testing.T) {
 	ns := netlab.New(t)
 	for _, opened := range []bool{true, false} {
 		s := open(t, ns, SocketOptions{})
 		result := make(chan bool, 1)
-		go func() { result <- s.Receivers()[1].(LateReceiver).Await() }()
+		go func() { result <- s.Receivers()[1].(LateReceiver).WaitOpen() }()
 		if opened {
 			setReceive(t, ns, s, Reception{LinkLayer: true})
 		} else {
 			s.Close()
 		}
 		if got := <-result; got != opened {
-			t.Errorf("Await says %v, want %v", got, opened)
+			t.Errorf("WaitOpen = %v, want %v", got, opened)
 		}
 		s.Close()
 	}

@@ -16,7 +16,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// linkTo is the Ethernet next hop from eth0 of one host to eth0 of the other.
+// linkTo returns the Ethernet next hop from eth0 of one host to eth0 of the other.
 func linkTo(t testing.TB, from, to *netlab.NS) *Link {
 	t.Helper()
 	device := func(ns *netlab.NS) (i *net.Interface) {
@@ -35,6 +35,7 @@ func linkTo(t testing.TB, from, to *netlab.NS) *Link {
 	return link
 }
 
+// The peer receives the same from the link socket as from the raw socket.
 func TestSender_link(t *testing.T) {
 	a, b := twoHosts(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
@@ -42,7 +43,7 @@ func TestSender_link(t *testing.T) {
 	framed := *pathA
 	framed.Link = linkTo(t, a, b)
 	for _, path := range []*Path{pathA, &framed} {
-		// The large one in the middle is cut, and stays in the middle.
+		// The large one in the middle is fragmented and stays in the middle.
 		batch := []*packet.Buffer{outerPacket(path, 1500, 1), outerPacket(path, 5000, 2), outerPacket(path, 21, 3)}
 		mustWrite(t, sender, path, batch...)
 		for i, got := range read(t, r, len(batch), packet.MaxSize) {
@@ -56,6 +57,7 @@ func TestSender_link(t *testing.T) {
 	}
 }
 
+// If the link's interface is down or gone, packets are sent along the kernel's routes.
 func TestSender_linkGone(t *testing.T) {
 	a, b := twoHosts(t)
 	netlab.Veth(t, a, b, netlab.End{Name: "old"}, netlab.End{Name: "old"})
@@ -85,12 +87,13 @@ func deviceIndex(t testing.TB, ns *netlab.NS, name string) (index int) {
 	return index
 }
 
+// Source, mark and device of the path select the kernel's route.
 func TestSender_path(t *testing.T) {
 	a, b := twoHosts(t)
 	netlab.Veth(t, a, b, netlab.End{Name: "eth1", Address: "198.51.100.1/24"}, netlab.End{Name: "eth1", Address: "198.51.100.2/24"})
 	b.Run("ip", "address", "add", "203.0.113.9/32", "dev", "lo")
 	b.Sysctl("net.ipv4.conf.all.rp_filter", "0")
-	// The remote is reached by eth0, unless source, mark or device say eth1.
+	// The remote is reached by eth0, unless source, mark or device select eth1.
 	a.Run("ip", "route", "add", "203.0.113.9", "via", "192.0.2.2")
 	a.Run("ip", "route", "add", "203.0.113.9", "via", "198.51.100.2", "table", "100")
 	a.Run("ip", "route", "add", "203.0.113.9", "via", "198.51.100.2", "metric", "1000")
@@ -111,7 +114,7 @@ func TestSender_path(t *testing.T) {
 		{"source", Path{Local: [4]byte{198, 51, 100, 1}}, "eth1"},
 		{"mark", Path{Local: hostA, Mark: 5}, "eth1"},
 		{"device", Path{Local: hostA, Device: deviceIndex(t, a, "eth1")}, "eth1"},
-		{"source that is not of this host", Path{Local: [4]byte{192, 0, 2, 77}}, "eth0"},
+		{"source that this host does not have", Path{Local: [4]byte{192, 0, 2, 77}}, "eth0"},
 	} {
 		c.path.Remote, c.path.MTU = remote, 1500
 		for _, size := range []int{100, 2000} {
@@ -124,17 +127,18 @@ func TestSender_path(t *testing.T) {
 	}
 }
 
+// An IPsec policy for protocol 4 applies to both raw sockets.
 func TestSender_ipsecPolicy(t *testing.T) {
 	a, _ := twoHosts(t)
 	s := open(t, a, SocketOptions{})
-	if !s.(*socket).tellsProtocol {
+	if !s.(*socket).protocolCmsg {
 		t.Skip("needs a kernel that takes IP_PROTOCOL (6.4)")
 	}
 	if out, err := a.Try("ip", "xfrm", "policy", "add", "src", "192.0.2.1", "dst", "192.0.2.2", "proto", "4", "dir", "out", "action", "block"); err != nil {
 		t.Skipf("needs a kernel with IPsec: %s", out)
 	}
 	sender := s.NewSender()
-	for _, size := range []int{100, 2000} { // whole, and cut
+	for _, size := range []int{100, 2000} { // hdrincl, fragmenting
 		n, err := sender.Write([]*packet.Buffer{outerPacket(pathA, size, 1)}, pathA)
 		if n != 0 || !errors.Is(err, unix.EPERM) {
 			t.Errorf("%d bytes: %d sent, %v; want the policy to forbid it", size, n, err)
@@ -142,6 +146,7 @@ func TestSender_ipsecPolicy(t *testing.T) {
 	}
 }
 
+// If the first hop's MTU is lower than path.MTU, packets with DF=0 are fragmented all the same.
 func TestSender_firstHopMTULower(t *testing.T) {
 	a, b := twoHosts(t)
 	a.Run("ip", "link", "set", "eth0", "mtu", "1400")
@@ -157,7 +162,7 @@ func TestSender_firstHopMTULower(t *testing.T) {
 				t.Errorf("link %v: packet %d has %d bytes, want %d", path.Link != nil, i, got.Len(), batch[i].Len())
 			}
 		}
-		// With DF it cannot be sent; the others can.
+		// With DF=1 the packet cannot be sent; the others can.
 		batch[1].Bytes()[6] = 0x40
 		if n, err := sender.Write(batch, path); n != 2 || !errors.Is(err, unix.EMSGSIZE) {
 			t.Errorf("link %v: Write sent %d packets: %v; want 2 and EMSGSIZE", path.Link != nil, n, err)
@@ -166,14 +171,15 @@ func TestSender_firstHopMTULower(t *testing.T) {
 	}
 }
 
+// An error that was pending on the socket (sk_err) costs no packet.
 func TestSender_pendingSocketError(t *testing.T) {
 	a, b := twoHosts(t)
 	s := open(t, a, SocketOptions{}).(*socket)
-	// A socket like the one for whole packets, but one that hears errors.
+	// Like the hdrincl socket, but it gets ICMP errors.
 	a.Do(func() {
 		fd, err := newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_IPIP,
-			option(unix.IPPROTO_IP, unix.IP_HDRINCL, "IP_HDRINCL", 1),
-			option(unix.IPPROTO_IP, unix.IP_RECVERR, "IP_RECVERR", 1))
+			sockopt(unix.IPPROTO_IP, unix.IP_HDRINCL, "IP_HDRINCL", 1),
+			sockopt(unix.IPPROTO_IP, unix.IP_RECVERR, "IP_RECVERR", 1))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -194,6 +200,7 @@ func TestSender_pendingSocketError(t *testing.T) {
 	}
 }
 
+// A packet without a route does not stop the batch.
 func TestSender_noRoute(t *testing.T) {
 	a := netlab.New(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
@@ -220,11 +227,12 @@ func TestSender_queueFull(t *testing.T) {
 	}
 }
 
+// The sockets for sending get no copies of received packets.
 func TestSender_receivesNothing(t *testing.T) {
 	a, b := twoHosts(t)
 	s := open(t, a, SocketOptions{}).(*socket)
 	for _, fd := range []int{s.hdrincl, s.fragmenting, s.link} {
-		// Without the filter: the point is that nothing gets as far as that.
+		// Without the filter: the packets must not even be cloned to these sockets.
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0); err != nil && fd != s.link {
 			t.Fatal(err)
 		}
@@ -238,6 +246,7 @@ func TestSender_receivesNothing(t *testing.T) {
 	}
 }
 
+// The error names the missing capability, and no file descriptor leaks.
 func TestOpenSocket_missingCapability(t *testing.T) {
 	ns := netlab.New(t)
 	var err error
@@ -285,7 +294,7 @@ func TestSocketReadError(t *testing.T) {
 		n, err := s.ReadError(buf)
 		got <- result{buf[:n], err}
 	}()
-	// An error about UDP, and an echo, are nothing to it.
+	// ICMP errors about UDP, and echo replies, are not reported.
 	a.Run("ping", "-c1", "192.0.2.2")
 	a.Do(func() {
 		c, err := net.Dial("udp4", "192.0.2.2:9")
@@ -298,7 +307,7 @@ func TestSocketReadError(t *testing.T) {
 			return errors.Is(err, unix.ECONNREFUSED)
 		})
 	})
-	_ = b // nobody listens for protocol 4 there
+	_ = b // without a protocol-4 socket: its kernel answers ICMP 3/2
 	mustWrite(t, s.NewSender(), pathA, outerPacket(pathA, 100, 1))
 	select {
 	case r := <-got:

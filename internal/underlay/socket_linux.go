@@ -15,62 +15,61 @@ import (
 	"ipipd/internal/fdguard"
 )
 
-// socket is Linux's Socket. Which file descriptor does what:
+// socket is the Socket of Linux. Its file descriptors:
 //
-//	raw     protocol 4. Receives what the packets do not, and is open while they
-//	        do so that the kernel does not answer ICMP 3/2 to the peer. A new one takes
-//	        its place when it is to receive from other addresses.
-//	icmp    receives ICMP errors.
-//	whole   sends outer packets as they are (IP_HDRINCL).
-//	cut     sends outer packets that the kernel cuts into fragments.
-//	link    sends Ethernet frames.
-//	packets receive from the link layer, one for each Receiver but the first;
-//	        opened when SetReceive first asks for them.
+//	raw            protocol 4. Receives what the packet sockets do not. While they
+//	               receive everything it stays open, so that the kernel does not answer
+//	               ICMP 3/2. Another Selection takes a new socket.
+//	icmp           receives ICMP errors.
+//	hdrincl        sends packets with their own outer header (IP_HDRINCL).
+//	fragmenting    sends packets that the kernel has to fragment.
+//	link           sends Ethernet frames.
+//	packetSockets  AF_PACKET, one for each packetReceiver; opened by the first
+//	               SetReceive with LinkLayer.
 //
-// Nothing that only sends can receive: the kernel clones a packet for each raw
-// socket of its protocol, and only then asks the socket's filter.
+// The sockets that only send are opened so that they receive nothing: the kernel would clone
+// each packet to every raw socket of its protocol before it runs the socket's filter.
 type socket struct {
 	guard                                 *fdguard.Group
 	raw, icmp, hdrincl, fragmenting, link int
-	packets                               []int
-	tellsProtocol                         bool // hdrincl takes IP_PROTOCOL
+	packetSockets                         []int
+	protocolCmsg                          bool // hdrincl accepts IP_PROTOCOL as a control message
 	receivers                             []Receiver
-	epollSets                             []fdguard.EpollSet // one for each of them
+	epollSets                             []fdguard.EpollSet // one for each Receiver
 	options                               SocketOptions
 
-	switching       sync.Mutex // guards raw, packets and reception
-	reception       Reception
-	unselected      bool // raw is not connected to reception.Remote
-	rawReceiver     *rawReceiver
-	packetReceivers []*packetReceiver
-	packetsOpened   chan struct{} // closed when there are packets, and by Close
-	icmpPoller      fdguard.Poller
+	receptionMu         sync.Mutex // guards raw, packetSockets, reception, unconnected
+	reception           Reception
+	unconnected         bool // raw is not connected to reception.Remote
+	rawReceiver         *rawReceiver
+	packetReceivers     []*packetReceiver
+	packetSocketsOpened chan struct{} // closed once packetSockets are open, and by Close
+	icmpPoller          fdguard.Poller
 
-	// receiving are the sockets that receive, former raw ones that still hold packets
-	// among them.
-	overflowing sync.Mutex // guards receiving and overflowed
-	receiving   []*overflow
-	overflowed  uint64 // of sockets that are closed
-	// undescribed counts packets that the kernel threw away because
-	// virtio_net_hdr has no words for them.
-	undescribed atomic.Uint64
+	// receiveSockets are the sockets that receive, and former raw sockets that still have
+	// packets queued.
+	overflowMu     sync.Mutex // guards receiveSockets and overflows
+	receiveSockets []*dropCounter
+	overflows      uint64 // read so far, closed sockets included
+	// vnetHdrErrors counts packets that the kernel dropped because virtio_net_hdr cannot
+	// describe them.
+	vnetHdrErrors atomic.Uint64
 }
 
 const (
-	receiveBuffer = 8 << 20
-	// sendBuffer holds a batch of 64 KiB packets. Queues are the interface's business.
-	sendBuffer = 4 << 20
+	defaultReceiveBuffer = 8 << 20
+	// sendBufferSize holds a batch of 64 KiB packets. Queueing is left to the interface.
+	sendBufferSize = 4 << 20
 )
 
-// OpenSocket opens the outer door in the network namespace of the calling thread.
-// It needs CAP_NET_RAW; with CAP_NET_ADMIN the buffers can be larger than the
-// system's limits.
+// OpenSocket opens the sockets in the network namespace of the calling thread. It needs
+// CAP_NET_RAW; with CAP_NET_ADMIN the buffers may exceed the system's limits.
 //
-// A goroutine in Receiver.Read keeps its processor for a quarter of a second of
-// waiting, which makes it fast. Lock it to its thread, and make GOMAXPROCS larger
-// than the number of such goroutines, or they hold up all others.
+// A goroutine in Receiver.Read polls for a quarter of a second without yielding its P, for low
+// latency. Lock it to its thread, and set GOMAXPROCS above the number of such goroutines, or
+// they starve all others.
 func OpenSocket(o SocketOptions) (Socket, error) {
-	s := &socket{raw: -1, icmp: -1, hdrincl: -1, fragmenting: -1, link: -1, packetsOpened: make(chan struct{})}
+	s := &socket{raw: -1, icmp: -1, hdrincl: -1, fragmenting: -1, link: -1, packetSocketsOpened: make(chan struct{})}
 	if err := s.open(o); err != nil {
 		if s.guard != nil {
 			s.Close()
@@ -85,7 +84,7 @@ func OpenSocket(o SocketOptions) (Socket, error) {
 
 func (s *socket) open(o SocketOptions) (err error) {
 	if o.ReceiveBuffer == 0 {
-		o.ReceiveBuffer = receiveBuffer
+		o.ReceiveBuffer = defaultReceiveBuffer
 	}
 	if s.guard, err = fdguard.New(s.closeAll); err != nil {
 		return err
@@ -97,7 +96,7 @@ func (s *socket) open(o SocketOptions) (err error) {
 	if s.hdrincl, err = openHdrincl(); err != nil {
 		return err
 	}
-	s.tellsProtocol = takesProtocol(s.hdrincl)
+	s.protocolCmsg = supportsProtocolCmsg(s.hdrincl)
 	if s.fragmenting, err = openFragmenting(); err != nil {
 		return err
 	}
@@ -110,32 +109,32 @@ func (s *socket) open(o SocketOptions) (err error) {
 		return err
 	}
 	for i := range 1 + max(o.Receivers, 1) {
-		others, err := fdguard.NewEpollSet()
+		epollSet, err := fdguard.NewEpollSet()
 		if err != nil {
 			return err
 		}
-		s.epollSets = append(s.epollSets, others)
-		w := watch{s, others}
+		s.epollSets = append(s.epollSets, epollSet)
+		w := watcher{s, epollSet}
 		if i == 0 {
 			s.rawReceiver = newRawReceiver(w, s.raw)
 			s.receivers = append(s.receivers, s.rawReceiver)
 			continue
 		}
-		r := &packetReceiver{watch: w, opened: s.packetsOpened, failed: s.failed}
+		r := &packetReceiver{watcher: w, opened: s.packetSocketsOpened, onError: s.countVnetHdrError}
 		s.packetReceivers = append(s.packetReceivers, r)
 		s.receivers = append(s.receivers, r)
 	}
-	return s.receive(Reception{LinkLayer: o.PacketReceive, LinkDevice: o.Device, Device: o.Device})
+	return s.setReceive(Reception{LinkLayer: o.PacketReceive, LinkDevice: o.Device, Device: o.Device})
 }
 
 func (s *socket) Receivers() []Receiver { return s.receivers }
 
 func (s *socket) Close() error {
 	s.guard.Close(func() {
-		s.switching.Lock()
-		defer s.switching.Unlock()
-		if s.packets == nil { // whoever waits for them waits no more
-			close(s.packetsOpened)
+		s.receptionMu.Lock()
+		defer s.receptionMu.Unlock()
+		if s.packetSockets == nil { // wakes WaitOpen and Read
+			close(s.packetSocketsOpened)
 		}
 	})
 	return nil
@@ -145,7 +144,7 @@ func (s *socket) closeAll() {
 	for _, l := range s.epollSets {
 		_ = l.Close()
 	}
-	for _, o := range s.receiving {
+	for _, o := range s.receiveSockets {
 		_ = unix.Close(o.fd)
 	}
 	for _, fd := range []int{s.icmp, s.hdrincl, s.fragmenting, s.link} {
@@ -155,59 +154,58 @@ func (s *socket) closeAll() {
 	}
 }
 
-// overflow is what the kernel last said it threw away at a receive socket.
-type overflow struct {
+// dropCounter is a receive socket with the kernel's drop count when it was last read.
+type dropCounter struct {
 	fd   int
 	last uint32
 }
 
-// opened notes a socket that receives. The caller has opened it, and it is closed by
-// retire or with s.
-func (s *socket) opened(fd int) {
-	s.overflowing.Lock()
-	defer s.overflowing.Unlock()
-	s.receiving = append(s.receiving, &overflow{fd: fd})
+// addReceiveSocket takes ownership of fd: closeReceiveSocket or Close closes it.
+func (s *socket) addReceiveSocket(fd int) {
+	s.overflowMu.Lock()
+	defer s.overflowMu.Unlock()
+	s.receiveSockets = append(s.receiveSockets, &dropCounter{fd: fd})
 }
 
-// retire closes a socket that received.
-func (s *socket) retire(fd int) {
-	s.overflowing.Lock()
-	defer s.overflowing.Unlock()
-	s.receiving = slices.DeleteFunc(s.receiving, func(o *overflow) bool {
+// closeReceiveSocket adds the drops of fd to overflows and closes it.
+func (s *socket) closeReceiveSocket(fd int) {
+	s.overflowMu.Lock()
+	defer s.overflowMu.Unlock()
+	s.receiveSockets = slices.DeleteFunc(s.receiveSockets, func(o *dropCounter) bool {
 		if o.fd != fd {
 			return false
 		}
-		s.overflowed += o.news()
+		s.overflows += o.delta()
 		_ = unix.Close(fd)
 		return true
 	})
 }
 
 func (s *socket) Overflows() uint64 {
-	s.overflowing.Lock()
-	defer s.overflowing.Unlock()
+	s.overflowMu.Lock()
+	defer s.overflowMu.Unlock()
 	defer s.guard.Release()
-	if s.guard.Acquire() { // after Close the last count stands
-		for _, o := range s.receiving {
-			s.overflowed += o.news()
+	if s.guard.Acquire() { // after Close: the last count
+		for _, o := range s.receiveSockets {
+			s.overflows += o.delta()
 		}
 	}
-	return s.overflowed + s.undescribed.Load()
+	return s.overflows + s.vnetHdrErrors.Load()
 }
 
-// news is what was thrown away since it was last asked.
-func (o *overflow) news() uint64 {
+// delta returns the packets dropped since the last call; 0 on error.
+func (o *dropCounter) delta() uint64 {
 	drops, err := socketDrops(o.fd)
 	if err != nil {
 		return 0
 	}
-	news := drops - o.last // modulo 2^32
+	delta := drops - o.last // modulo 2^32
 	o.last = drops
-	return uint64(news)
+	return uint64(delta)
 }
 
-// newSocket opens a socket that is closed on exec and when one of the set-up
-// steps fails.
+// newSocket opens a close-on-exec socket and runs the set-up steps; it closes the socket if one
+// of them fails.
 func newSocket(domain, typ, protocol int, setUp ...func(fd int) error) (int, error) {
 	fd, err := unix.Socket(domain, typ|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
@@ -222,16 +220,16 @@ func newSocket(domain, typ, protocol int, setUp ...func(fd int) error) (int, err
 	return fd, nil
 }
 
-// option is a set-up step: setsockopt with an int.
-func option(level, name int, what string, value int) func(int) error {
+// sockopt is a set-up step: setsockopt with an int.
+func sockopt(level, name int, what string, value int) func(int) error {
 	return func(fd int) error {
 		return os.NewSyscallError("setsockopt "+what, unix.SetsockoptInt(fd, level, name, value))
 	}
 }
 
-// buffer is a set-up step: the size of a buffer, which only CAP_NET_ADMIN may
-// put above the system's limit.
-func buffer(force, limited, bytes int) func(int) error {
+// bufferSize is a set-up step: the size of a socket buffer in bytes. force is the option that
+// needs CAP_NET_ADMIN; limited is its fallback, capped by the system's limit.
+func bufferSize(force, limited, bytes int) func(int) error {
 	return func(fd int) error {
 		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, bytes) == nil {
 			return nil
@@ -240,12 +238,12 @@ func buffer(force, limited, bytes int) func(int) error {
 	}
 }
 
-func receives(bytes int) func(int) error { return buffer(unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, bytes) }
-func sends(bytes int) func(int) error    { return buffer(unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, bytes) }
+func rcvbuf(bytes int) func(int) error { return bufferSize(unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, bytes) }
+func sndbuf(bytes int) func(int) error { return bufferSize(unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, bytes) }
 
-// filter is a set-up step: a classic BPF program that says how much of a packet
-// the socket receives.
-func filter(program ...bpf.Instruction) func(int) error {
+// attachFilter is a set-up step: a classic BPF program, whose result is how many bytes of a
+// packet the socket receives.
+func attachFilter(program ...bpf.Instruction) func(int) error {
 	return func(fd int) error {
 		raw, err := bpf.Assemble(program)
 		if err != nil {
@@ -261,9 +259,8 @@ func filter(program ...bpf.Instruction) func(int) error {
 	}
 }
 
-// KernelHandlesIPIP reports whether this kernel has a protocol-4 handler of its
-// own, which then gets every packet as well, and may answer ICMP 3/3 to a peer
-// that it has no tunnel for.
+// KernelHandlesIPIP reports whether the kernel has its own protocol-4 handler (tunnel4). It gets
+// every packet too, and may answer ICMP 3/3 to a peer that it has no tunnel for.
 func KernelHandlesIPIP() bool {
 	for _, module := range []string{"tunnel4", "ipip"} {
 		if _, err := os.Stat("/sys/module/" + module); err == nil {

@@ -22,8 +22,8 @@ var (
 	pathB = &Path{Local: hostB, Remote: hostA, MTU: 1500}
 )
 
-// twoHosts are two namespaces with a wire between them: hostA on eth0 of the one,
-// hostB on eth0 of the other. Each knows the other's hardware address.
+// twoHosts returns two namespaces connected by a veth pair: hostA on eth0 of a, hostB on eth0 of
+// b, with neighbour entries resolved.
 func twoHosts(t testing.TB) (a, b *netlab.NS) {
 	t.Helper()
 	a, b = netlab.New(t), netlab.New(t)
@@ -32,7 +32,7 @@ func twoHosts(t testing.TB) (a, b *netlab.NS) {
 	return a, b
 }
 
-// open opens a Socket in a namespace, for as long as the test lasts.
+// open opens a Socket in a namespace and closes it at the end of the test.
 func open(t testing.TB, ns *netlab.NS, o SocketOptions) Socket {
 	t.Helper()
 	var s Socket
@@ -45,8 +45,8 @@ func open(t testing.TB, ns *netlab.NS, o SocketOptions) Socket {
 	return s
 }
 
-// outerPacket is an outer packet of n bytes along path, with a payload whose
-// bytes say where they belong.
+// outerPacket returns an outer packet of n bytes along path, with a payload whose bytes depend
+// on their offset.
 func outerPacket(path *Path, n int, id uint16) *packet.Buffer {
 	b := packet.New(n)
 	b.Space()
@@ -69,10 +69,10 @@ func outerPacket(path *Path, n int, id uint16) *packet.Buffer {
 	return b
 }
 
-// patience is how long a test waits for what must happen.
+// patience is how long a test waits for an expected event.
 var patience = netlab.Patience()
 
-// read reads n packets.
+// read reads n packets, of up to size bytes each.
 func read(t testing.TB, r Receiver, n, size int) []*packet.Buffer {
 	t.Helper()
 	batch := packet.NewBatch(n, size)
@@ -99,7 +99,7 @@ func read(t testing.TB, r Receiver, n, size int) []*packet.Buffer {
 	return batch
 }
 
-// waits reports whether a packet comes to the socket fd within timeout.
+// waits reports whether fd becomes readable within timeout.
 func waits(t testing.TB, fd int, timeout time.Duration) bool {
 	t.Helper()
 	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
@@ -122,17 +122,17 @@ func mustWrite(t testing.TB, s Sender, path *Path, batch ...*packet.Buffer) {
 	}
 }
 
-// receiving is the Receiver that gets the packets.
-func receiving(s Socket, o SocketOptions) Receiver {
+// activeReceiver returns the Receiver that o makes packets arrive at.
+func activeReceiver(s Socket, o SocketOptions) Receiver {
 	if o.PacketReceive {
 		return s.Receivers()[1]
 	}
 	return s.Receivers()[0]
 }
 
-func receivingFD(s Socket, o SocketOptions) int {
+func activeReceiverFD(s Socket, o SocketOptions) int {
 	if o.PacketReceive {
-		return s.(*socket).packets[0]
+		return s.(*socket).packetSockets[0]
 	}
 	return s.(*socket).raw
 }
@@ -153,6 +153,8 @@ func TestRawReceiver(t *testing.T) {
 	}
 }
 
+// A packet longer than the path's MTU is fragmented by the kernel, which keeps TOS, TTL,
+// addresses and payload.
 func TestSender_fragmentedByKernel(t *testing.T) {
 	a, b := twoHosts(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
@@ -174,7 +176,7 @@ func TestSender_fragmentedByKernel(t *testing.T) {
 	}
 }
 
-// openFiles is how many file descriptors the process has.
+// openFiles returns the number of open file descriptors of the process.
 func openFiles(t testing.TB) int {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
@@ -184,6 +186,7 @@ func openFiles(t testing.TB) int {
 	return len(entries)
 }
 
+// Close unblocks Read and ReadError and leaks no file descriptor.
 func TestSocketClose(t *testing.T) {
 	for _, o := range []SocketOptions{{}, {PacketReceive: true}} {
 		testClose(t, o)
@@ -196,14 +199,14 @@ func testClose(t *testing.T, o SocketOptions) {
 	s := open(t, ns, o)
 	failed := make(chan error, 2)
 	go func() {
-		_, err := receiving(s, o).Read(packet.NewBatch(1, 1500))
+		_, err := activeReceiver(s, o).Read(packet.NewBatch(1, 1500))
 		failed <- err
 	}()
 	go func() {
 		_, err := s.ReadError(make([]byte, 1500))
 		failed <- err
 	}()
-	time.Sleep(50 * time.Millisecond) // so that both most often wait by now
+	time.Sleep(50 * time.Millisecond) // by then both usually wait
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
@@ -223,12 +226,13 @@ func testClose(t *testing.T, o SocketOptions) {
 	}
 }
 
-// A Receiver waits for something else as well, awake and at rest, until it has gone.
+// Read returns for a watched file descriptor, both while it polls and while it blocks, until
+// Unwatch.
 func TestWatcher(t *testing.T) {
 	for _, o := range []SocketOptions{{}, {PacketReceive: true}} {
 		a, b := twoHosts(t)
 		sender, s := open(t, a, SocketOptions{}).NewSender(), open(t, b, o)
-		w := receiving(s, o).(Watcher)
+		w := activeReceiver(s, o).(Watcher)
 		r, end, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
@@ -249,7 +253,7 @@ func TestWatcher(t *testing.T) {
 			if got, ok := w.Ready(); !ok || got != key {
 				t.Errorf("ready is %d, %v", got, ok)
 			}
-			// As long as that is not read, packets are received all the same.
+			// While the descriptor stays readable, packets are received all the same.
 			mustWrite(t, sender, pathA, outerPacket(pathA, 100, 1))
 			for n, err := 0, error(nil); n == 0; n, err = w.Read(batch) {
 				if err != nil {
@@ -288,8 +292,8 @@ func TestSocket_noAllocations(t *testing.T) {
 		for _, path := range []*Path{pathA, &framed} {
 			sender := open(t, a, SocketOptions{}).NewSender()
 			s := open(t, b, receive)
-			r := receiving(s, receive)
-			// The last is cut.
+			r := activeReceiver(s, receive)
+			// The last one is fragmented.
 			out := []*packet.Buffer{outerPacket(path, 1400, 1), outerPacket(path, 40, 2), outerPacket(path, 3000, 3)}
 			in := packet.NewBatch(8, packet.MaxSize)
 			allocs := testing.AllocsPerRun(100, func() {
@@ -312,6 +316,7 @@ func TestSocket_noAllocations(t *testing.T) {
 	}
 }
 
+// Each packet is either received or counted as an overflow.
 func TestSocketOverflows(t *testing.T) {
 	a, b := twoHosts(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
@@ -323,8 +328,8 @@ func TestSocketOverflows(t *testing.T) {
 		arrived := uint64(0)
 		batch := packet.NewBatch(100, 1500)
 		for deadline := time.Now().Add(patience); arrived+s.Overflows() < 100 && time.Now().Before(deadline); {
-			if waits(t, receivingFD(s, o), time.Millisecond) {
-				n, err := receiving(s, o).Read(batch)
+			if waits(t, activeReceiverFD(s, o), time.Millisecond) {
+				n, err := activeReceiver(s, o).Read(batch)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -341,13 +346,14 @@ func TestSocketOverflows(t *testing.T) {
 	}
 }
 
+// A packet that does not fit the Buffer is dropped as malformed.
 func TestReceiver_truncated(t *testing.T) {
 	a, b := twoHosts(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
 	for _, o := range []SocketOptions{{}, {PacketReceive: true}} {
 		s := open(t, b, o)
 		mustWrite(t, sender, pathA, outerPacket(pathA, 1500, 1))
-		got := read(t, receiving(s, o), 1, 1499)[0]
+		got := read(t, activeReceiver(s, o), 1, 1499)[0]
 		if _, drop := encap.ParseOuter(got); drop != encap.DropOuterMalformed {
 			t.Errorf("%+v: %d bytes: %v, want %v", o, got.Len(), drop, encap.DropOuterMalformed)
 		}
@@ -355,8 +361,8 @@ func TestReceiver_truncated(t *testing.T) {
 	}
 }
 
-// BenchmarkSender_fragment is one thread that sends a packet of 64 KiB, for the kernel to cut,
-// and receives it reassembled.
+// BenchmarkSender_fragment sends a packet of 64 KiB, which the kernel fragments, and receives it
+// reassembled, in one thread.
 func BenchmarkSender_fragment(b *testing.B) {
 	from, to := twoHosts(b)
 	sender := open(b, from, SocketOptions{}).NewSender()
@@ -373,8 +379,8 @@ func BenchmarkSender_fragment(b *testing.B) {
 	}
 }
 
-// BenchmarkSocket is one thread that sends a batch of 64 full packets and
-// receives it, over a veth: all of the kernel's work is in it.
+// BenchmarkSocket sends a batch of 64 full packets over a veth pair and receives it, in one
+// thread: the kernel's work is included.
 func BenchmarkSocket(b *testing.B) {
 	for _, receive := range []string{"raw", "packet"} {
 		for _, send := range []string{"raw", "link"} {
@@ -386,7 +392,7 @@ func BenchmarkSocket(b *testing.B) {
 				}
 				sender := open(b, from, SocketOptions{}).NewSender()
 				o := SocketOptions{PacketReceive: receive == "packet"}
-				r := receiving(open(b, to, o), o)
+				r := activeReceiver(open(b, to, o), o)
 				var out []*packet.Buffer
 				for range 64 {
 					out = append(out, outerPacket(&path, 1500, 1))
@@ -416,6 +422,7 @@ func BenchmarkSocket(b *testing.B) {
 	}
 }
 
+// SetReceive switches between raw and packet sockets while packets arrive.
 func TestSocketSetReceive(t *testing.T) {
 	a, b := twoHosts(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
@@ -426,6 +433,6 @@ func TestSocketSetReceive(t *testing.T) {
 			t.Fatal(err)
 		}
 		mustWrite(t, sender, pathA, outerPacket(pathA, 100, uint16(i+1)))
-		read(t, receiving(s, SocketOptions{PacketReceive: on}), 1, 1500)
+		read(t, activeReceiver(s, SocketOptions{PacketReceive: on}), 1, 1500)
 	}
 }

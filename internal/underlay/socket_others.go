@@ -14,14 +14,14 @@ import (
 	"ipipd/internal/packet"
 )
 
-// socket is the Socket of other systems: one packet a call, through the Go
-// runtime's poller. It is built, not tuned. It knows no Path but Remote and MTU.
+// socket is the Socket of other systems: one packet per call, through the Go runtime's poller.
+// It is built, not tuned. It ignores the Path: the header has the destination.
 type socket struct {
 	raw, icmp *net.IPConn
 	sender    *xipv4.RawConn
 }
 
-// OpenSocket opens the outer door. It needs root.
+// OpenSocket opens the sockets. It needs root.
 func OpenSocket(o SocketOptions) (Socket, error) {
 	if o.PacketReceive || o.Device != 0 {
 		return nil, errors.New("receiving from one interface or from the link layer needs Linux")
@@ -57,7 +57,7 @@ func (s *socket) Overflows() uint64     { return 0 }
 func (s *socket) Close() error { return errors.Join(s.raw.Close(), s.icmp.Close()) }
 
 func (s *socket) Read(batch []*packet.Buffer) (int, error) {
-	n, err := readWhole(s.raw, batch[0].Space())
+	n, err := readPacket(s.raw, batch[0].Space())
 	if err != nil {
 		return 0, err
 	}
@@ -65,12 +65,11 @@ func (s *socket) Read(batch []*packet.Buffer) (int, error) {
 	return 1, nil
 }
 
-func (s *socket) ReadError(buf []byte) (int, error) { return readWhole(s.icmp, buf) }
+func (s *socket) ReadError(buf []byte) (int, error) { return readPacket(s.icmp, buf) }
 
-// readWhole reads a packet with its IPv4 header, put back to how it was on the
-// wire: BSD's kernels give the length, less the header, and the fragment offset
-// in the machine's byte order.
-func readWhole(conn *net.IPConn, buf []byte) (n int, err error) {
+// readPacket reads a packet and restores its IPv4 header to network byte order: BSD kernels
+// deliver the total length, less the header length, and the fragment offset in host order.
+func readPacket(conn *net.IPConn, buf []byte) (n int, err error) {
 	n, _, _, _, err = conn.ReadMsgIP(buf, nil)
 	if errors.Is(err, net.ErrClosed) {
 		return 0, os.ErrClosed
@@ -87,7 +86,7 @@ func readWhole(conn *net.IPConn, buf []byte) (n int, err error) {
 
 func (s *socket) Write(batch []*packet.Buffer, path *Path) (n int, err error) {
 	for _, b := range batch {
-		h, failed := wireHeader(b.Bytes())
+		h, failed := parseHeader(b.Bytes())
 		if failed == nil {
 			failed = s.sender.WriteTo(h, b.Bytes()[h.Len:], nil)
 		}
@@ -103,8 +102,8 @@ func (s *socket) Write(batch []*packet.Buffer, path *Path) (n int, err error) {
 	return n, err
 }
 
-// wireHeader reads the header of a packet that is as it is on the wire.
-func wireHeader(p []byte) (*xipv4.Header, error) {
+// parseHeader parses the header of an outer packet, which has no options.
+func parseHeader(p []byte) (*xipv4.Header, error) {
 	if len(p) < xipv4.HeaderLen || p[0] != 0x45 {
 		return nil, syscall.EINVAL
 	}
@@ -124,5 +123,5 @@ func wireHeader(p []byte) (*xipv4.Header, error) {
 	}, nil
 }
 
-// KernelHandlesIPIP is about Linux's module.
+// KernelHandlesIPIP is false: only Linux's module matters.
 func KernelHandlesIPIP() bool { return false }

@@ -6,32 +6,33 @@ import (
 	"ipipd/internal/fdguard"
 )
 
-// watch is what a Receiver waits for besides its socket.
-type watch struct {
-	socket *socket
-	others fdguard.EpollSet
+// watcher implements the methods of Watcher: the file descriptors that a Receiver waits for
+// besides its own socket.
+type watcher struct {
+	socket   *socket
+	epollSet fdguard.EpollSet
 }
 
-func (w *watch) Watch(fd int, key int32) error {
+func (w *watcher) Watch(fd int, key int32) error {
 	defer w.socket.guard.Release()
 	if !w.socket.guard.Acquire() {
 		return os.ErrClosed
 	}
-	return w.others.Add(fd, key)
+	return w.epollSet.Add(fd, key)
 }
 
-func (w *watch) Unwatch(fd int) error {
+func (w *watcher) Unwatch(fd int) error {
 	defer w.socket.guard.Release()
 	if !w.socket.guard.Acquire() {
 		return os.ErrClosed
 	}
-	return w.others.Remove(fd)
+	return w.epollSet.Remove(fd)
 }
 
-func (w *watch) Ready() (key int32, ok bool) {
+func (w *watcher) Ready() (key int32, ok bool) {
 	defer w.socket.guard.Release()
 	if !w.socket.guard.Acquire() {
 		return 0, false
 	}
-	return w.others.Ready()
+	return w.epollSet.Ready()
 }

@@ -7,17 +7,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// control is a buffer of control messages, made of bytes that the kernel reads
-// as struct cmsghdr; every message starts at a multiple of 8.
-type control struct {
+// cmsgBuffer is a sequence of control messages, struct cmsghdr each, aligned to 8 bytes.
+type cmsgBuffer struct {
 	buf [128]byte
 	n   int
 }
 
-func (c *control) reset() { c.n = 0 }
+func (c *cmsgBuffer) reset() { c.n = 0 }
 
-// add appends a control message and returns its data, size zero bytes.
-func (c *control) add(level, typ int32, size int) []byte {
+// add appends a control message and returns its data: size zeroed bytes.
+func (c *cmsgBuffer) add(level, typ int32, size int) []byte {
 	h := (*unix.Cmsghdr)(unsafe.Pointer(&c.buf[c.n]))
 	h.Level, h.Type = level, typ
 	h.SetLen(unix.CmsgLen(size))
@@ -27,9 +26,9 @@ func (c *control) add(level, typ int32, size int) []byte {
 	return data
 }
 
-// addPath adds what the kernel must know to route along path. The source is told
-// even where the header has it, because rules such as `ip rule from` look there.
-func (c *control) addPath(path *Path) {
+// addPath adds what the kernel needs to route along path. The source address is passed even if
+// the header has it, because `ip rule from` is matched against this one.
+func (c *cmsgBuffer) addPath(path *Path) {
 	// struct in_pktinfo: ipi_ifindex, ipi_spec_dst (the source), ipi_addr (unused).
 	info := c.add(unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo)
 	binary.NativeEndian.PutUint32(info, uint32(path.Device))
@@ -39,8 +38,8 @@ func (c *control) addPath(path *Path) {
 	}
 }
 
-// attach makes the control messages those of a message.
-func (c *control) attach(h *unix.Msghdr) {
+// attach sets the control messages of h. c must stay unchanged until h is sent.
+func (c *cmsgBuffer) attach(h *unix.Msghdr) {
 	h.Control = &c.buf[0]
 	h.SetControllen(c.n)
 }
