@@ -5,24 +5,23 @@ import (
 	"ipipd/internal/packet"
 )
 
-// Kind is what a received packet is to the tunnel.
+// Kind is the kind of a received packet.
 type Kind uint8
 
 const (
 	// KindData: an inner packet for the host.
 	KindData Kind = iota
-	// KindReflect: the remote end's reflect probe. It goes back (ReflectAnswer)
-	// and never to the host.
+	// KindReflect: the remote end's reflect probe. It is sent back (ReflectAnswer), never to the
+	// host.
 	KindReflect
-	// KindEmpty: nothing inside: the answer to our own reflect probe, or an
-	// empty probe. It says that the remote end is there, and no more.
+	// KindEmpty: no inner packet: the answer to our reflect probe, or an empty probe. It shows
+	// only that the remote end is alive.
 	KindEmpty
 )
 
-// ParseOuter checks the outer header of the packet in b, and trims b to its
-// total length: an Ethernet frame may be padded. The addresses of outer then
-// select the tunnel. Fragments and protocols other than 4 are not for tunnels.
-// If it returns a Drop, b is as it was.
+// ParseOuter checks the outer header of the packet in b and trims b to its total length, since
+// an Ethernet frame may be padded. The caller finds the tunnel by the addresses of outer.
+// Fragments and protocols other than 4 are dropped. If it returns a Drop, b is unchanged.
 func ParseOuter(b *packet.Buffer) (outer ipv4.Packet, d Drop) {
 	outer, err := ipv4.Parse(b.Bytes())
 	if err != nil {
@@ -41,15 +40,13 @@ func ParseOuter(b *packet.Buffer) (outer ipv4.Packet, d Drop) {
 	return outer, DropNone
 }
 
-// Decapsulate takes the outer header, which ParseOuter found in b, off the
-// packet. local and remote are the tunnel's own outer addresses: anything else
-// is dropped, as RFC 2003, section 6.2 advises.
+// Decapsulate removes the outer header, which ParseOuter returned, from b. local and remote are
+// the tunnel's outer addresses; a packet with others is dropped (RFC 2003, section 6.2).
 //
-// On KindData and KindReflect b holds the inner packet and nothing behind it:
-// version, lengths and header checksum are right, the TTL is not 0, ECN is
-// merged from both headers by RFC 6040, section 4.2, DSCP is the inner one's. On
-// KindEmpty b holds nothing. If Decapsulate returns a Drop, what b holds is
-// undefined.
+// On KindData and KindReflect b holds exactly the inner packet: version, lengths and header
+// checksum are valid, TTL is not 0, ECN is merged from both headers (RFC 6040, section 4.2), and
+// DSCP is the inner one. On KindEmpty b is empty. If Decapsulate returns a Drop, the contents of
+// b are undefined.
 func Decapsulate(b *packet.Buffer, outer ipv4.Packet, local, remote [4]byte) (Kind, Drop) {
 	if outer.Source() != remote || outer.Destination() != local {
 		return KindData, DropUnknownPeer
@@ -90,33 +87,31 @@ func Decapsulate(b *packet.Buffer, outer ipv4.Packet, local, remote [4]byte) (Ki
 	case source == local && destination == remote:
 		return KindData, DropReceivedLoop
 	case source == remote && destination == local && inner.Protocol() == ipv4.ProtocolIPIP:
-		// A packet of this tunnel inside one, or a fragment of it: the host would
-		// hand it to us again, and so each level that it holds.
+		// A packet of this tunnel nested in itself, or a fragment of one: the kernel would
+		// deliver it to the socket again, and so on for each level in it.
 		return KindData, DropReceivedLoop
 	}
 	return KindData, DropNone
 }
 
-// isReflect reports whether inner, whose source is our own address, is a probe: a
-// bare header of protocol 4. Its destination should be the remote, and is the
-// remote's private address where that is behind a 1:1 NAT, which translates the
-// outer header only. One with options is no probe: we would send a source route of
-// someone else's choice.
+// isReflect reports whether inner, whose source is our local address, is a reflect probe: a bare
+// header of protocol 4. Its destination is not checked: behind a 1:1 NAT, which translates the
+// outer header only, it is the remote's private address. Options are refused, since we would
+// send a source route of the peer's choice.
 func isReflect(inner ipv4.Packet) bool {
 	return inner.Protocol() == ipv4.ProtocolIPIP && inner.TotalLen() == ipv4.HeaderLen && !inner.IsFragment()
 }
 
-// ReflectAnswer turns the reflect probe in b, as Decapsulate left it with
-// KindReflect, into its answer, which is to be sent through the raw socket as it
-// is: the probe itself with its TTL decremented, as if it had been forwarded, to
-// remote, the tunnel's, whatever the probe's own destination.
+// ReflectAnswer turns the reflect probe in b, as Decapsulate returned it with KindReflect, into
+// its answer, to be sent through the raw socket unencapsulated: the probe with its TTL
+// decremented, as if forwarded, and remote, the tunnel's, as its destination.
 func ReflectAnswer(b *packet.Buffer, remote [4]byte) Drop {
 	probe, err := ipv4.Parse(b.Bytes())
 	if err != nil {
 		return DropReceivedMalformed
 	}
 	if probe.TTL() <= 1 {
-		return DropReflectTTLExpired // without it two ends could toss one probe for ever
+		return DropReflectTTLExpired // else two ends could reflect one probe for ever
 	}
 	probe.SetTTL(probe.TTL() - 1)
 	probe.SetDestination(remote)

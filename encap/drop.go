@@ -2,103 +2,107 @@ package encap
 
 import "iter"
 
-// Drop is why a packet goes no further. It is one byte, can be compared and
-// counted (it indexes an array of NumDrops counters), is an error, and making
-// one does not allocate. Its String is the name that `ipipd print` shows.
+// Drop is the reason why a packet was dropped. It is one byte, comparable, an index into an
+// array of NumDrops counters, and an error; converting it to one does not allocate. String is
+// the name that `ipipd print` shows.
 //
-// A reason that both directions know has a name for each: "received-" marks the
-// one of packets from the underlay.
+// A reason that exists in both directions has two values: the name for packets from the underlay
+// begins with "received-".
 type Drop uint8
 
 const (
-	// DropNone, the zero value: the packet goes on.
+	// DropNone, the zero value: not dropped.
 	DropNone Drop = iota
 
-	// Outbound: a packet that the host wanted sent through the tunnel.
+	// Outbound: packets from the TUN.
 
-	// DropInnerNotIPv4: not IPv4; most often IPv6 that the host tries on every interface.
+	// DropInnerNotIPv4: the version is not 4; most often IPv6, which hosts try on every
+	// interface.
 	DropInnerNotIPv4
-	// DropInnerMalformed: header or lengths are not sound.
+	// DropInnerMalformed: invalid header length or total length.
 	DropInnerMalformed
-	// DropInnerTTLZero: RFC 2003, section 3.1.
+	// DropInnerTTLZero: the TTL is 0 (RFC 2003, section 3.1).
 	DropInnerTTLZero
-	// DropInnerTooLong: more than MaxInner bytes, so that the outer total length cannot hold it.
+	// DropInnerTooLong: more than MaxInner bytes, which does not fit the outer total length.
 	DropInnerTooLong
-	// DropLoop: an outer packet of this tunnel, or one that came from its remote end, was
-	// routed into it (RFC 2003, section 3.2).
+	// DropLoop: the packet is an outer packet of this tunnel, or its source is the remote end
+	// (RFC 2003, section 3.2).
 	DropLoop
-	// DropTooBig: longer than the path MTU, and must not be fragmented.
+	// DropTooBig: longer than the path MTU, with DF=1.
 	DropTooBig
-	// DropFragmentFailed: could not be cut to the path MTU.
+	// DropFragmentFailed: cannot be fragmented to the path MTU.
 	DropFragmentFailed
-	// DropNoPath: there is no route to the remote end, or its name has no address.
+	// DropNoPath: no route to the remote end, or its name does not resolve.
 	DropNoPath
-	// DropNoLocalAddress: the local address is not on this host, which must not send from it.
+	// DropNoLocalAddress: this host does not have the local address, so it must not send from
+	// it.
 	DropNoLocalAddress
-	// DropQueueFull: the transmit queue of the underlay device was full (ENOBUFS).
+	// DropQueueFull: the transmit queue of the underlay interface was full (ENOBUFS).
 	DropQueueFull
 	// DropSendFailed: the kernel refused to send.
 	DropSendFailed
 
-	// Inbound: a packet from the underlay.
+	// Inbound: packets from the underlay.
 
 	// DropReceiveOverflow: the socket's receive buffer was full.
 	DropReceiveOverflow
-	// DropOuterMalformed: outer version, header length or total length is not sound.
+	// DropOuterMalformed: invalid outer version, header length or total length.
 	DropOuterMalformed
 	// DropOuterNotIPIP: the outer protocol is not 4.
 	DropOuterNotIPIP
-	// DropOuterFragment: a fragment that nobody reassembled.
+	// DropOuterFragment: an outer fragment that was not reassembled.
 	DropOuterFragment
 	// DropOuterChecksum: the outer header checksum is wrong.
 	DropOuterChecksum
 	// DropUnknownPeer: no tunnel has these outer addresses (RFC 2003, section 6.2).
 	DropUnknownPeer
-	// DropReceivedNotIPv4: what is inside is not IPv4.
+	// DropReceivedNotIPv4: the inner version is not 4.
 	DropReceivedNotIPv4
-	// DropReceivedTruncated: the inner packet is longer than what the outer one carries.
+	// DropReceivedTruncated: the inner packet is longer than the outer payload.
 	DropReceivedTruncated
-	// DropReceivedMalformed: inner header length or total length is not sound.
+	// DropReceivedMalformed: invalid inner header length or total length.
 	DropReceivedMalformed
 	// DropReceivedChecksum: the inner header checksum is wrong.
 	DropReceivedChecksum
-	// DropReceivedTTLZero: RFC 2003, section 3.1.
+	// DropReceivedTTLZero: the inner TTL is 0 (RFC 2003, section 3.1).
 	DropReceivedTTLZero
-	// DropReceivedLoop: the inner packet is one that we would send to the remote end itself,
-	// or a packet of this very tunnel from it.
+	// DropReceivedLoop: the inner packet has the tunnel's own outer addresses: it would be sent
+	// back to the remote end, or be received again.
 	DropReceivedLoop
-	// DropECNCEOnNotECT: congestion was marked on the way, and the inner transport cannot be
-	// told but by a loss (RFC 6040, section 4.2).
+	// DropECNCEOnNotECT: CE on the outer header and Not-ECT on the inner one: the inner
+	// transport reacts only to loss (RFC 6040, section 4.2).
 	DropECNCEOnNotECT
-	// DropSuperpacketSizeUnknown: several datagrams merged into one on their way, whose
-	// boundaries are lost.
+	// DropSuperpacketSizeUnknown: a superpacket whose segment size is unknown, such as UDP
+	// datagrams merged on the way.
 	DropSuperpacketSizeUnknown
-	// DropReflectTTLExpired: a reflect probe whose TTL does not allow sending it back.
+	// DropReflectTTLExpired: a reflect probe whose TTL is at most 1.
 	DropReflectTTLExpired
-	// DropReflectLimited: more reflect probes than are answered.
+	// DropReflectLimited: a reflect probe above the rate limit.
 	DropReflectLimited
-	// DropReceivedNotRunning: the interface is not up.
+	// DropReceivedNotRunning: the TUN interface is down.
 	DropReceivedNotRunning
 	// DropWriteFailed: the host's network stack refused the packet.
 	DropWriteFailed
 
-	// ICMP, in both directions. These count messages, not packets of the tunnel.
+	// ICMP, in both directions. These count ICMP messages, not packets of the tunnel.
 
-	// DropICMPForbidden: the inner packet is one that no ICMP error may be about (RFC 1122, section 3.2.2).
+	// DropICMPForbidden: no ICMP error may be sent about the inner packet (RFC 1122, section
+	// 3.2.2).
 	DropICMPForbidden
-	// DropICMPLimited: more ICMP errors than the tunnel makes in a second.
+	// DropICMPLimited: an ICMP error above the tunnel's rate limit.
 	DropICMPLimited
-	// DropOuterErrorMalformed: a received ICMP error is damaged, or is not an error.
+	// DropOuterErrorMalformed: a received ICMP error is malformed, or is not an error.
 	DropOuterErrorMalformed
-	// DropOuterErrorUnrelated: a received ICMP error is not about a packet of a tunnel.
+	// DropOuterErrorUnrelated: a received ICMP error is not about an outer packet.
 	DropOuterErrorUnrelated
-	// DropOuterErrorIgnored: a received ICMP error of a kind that says nothing about the path (RFC 2003, section 4).
+	// DropOuterErrorIgnored: a received ICMP error of a type that says nothing about the path
+	// (RFC 2003, section 4).
 	DropOuterErrorIgnored
-	// DropOuterErrorNotBelieved: a received ICMP error that contradicts what is known, or is about
-	// a packet that the tunnel cannot have sent: forged, or late.
+	// DropOuterErrorNotBelieved: a received ICMP error contradicts what is known, or quotes a
+	// packet that the tunnel cannot have sent: forged, or late.
 	DropOuterErrorNotBelieved
 
-	// NumDrops is how many values Drop has, DropNone included.
+	// NumDrops is the number of values of Drop, DropNone included.
 	NumDrops
 )
 
@@ -144,7 +148,7 @@ var dropNames = [NumDrops]string{
 	DropOuterErrorNotBelieved: "outer-error-not-believed",
 }
 
-// String is the reason's name, in lower case with hyphens; "none" for DropNone.
+// String returns the reason's name, in lower case with hyphens; "none" for DropNone.
 func (d Drop) String() string {
 	if d >= NumDrops {
 		return "unknown"
@@ -152,10 +156,10 @@ func (d Drop) String() string {
 	return dropNames[d]
 }
 
-// Error makes a Drop an error. Do not hand out DropNone as one: it is not nil.
+// Error makes Drop an error. DropNone is not nil: do not return it as an error.
 func (d Drop) Error() string { return "dropped: " + d.String() }
 
-// Drops goes through every reason but DropNone, in the order of the path a packet takes.
+// Drops yields every reason but DropNone, in the order above.
 func Drops() iter.Seq[Drop] {
 	return func(yield func(Drop) bool) {
 		for d := DropNone + 1; d < NumDrops; d++ {

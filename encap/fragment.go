@@ -5,12 +5,12 @@ import (
 	"ipipd/internal/packet"
 )
 
-// Fragmentation of RFC 791, sections 2.3 and 3.2, for where the kernel does not
-// cut: a raw socket with IP_HDRINCL refuses what is longer than the MTU of the
-// device, whatever DF says, and so does a packet socket.
+// Fragmentation (RFC 791, sections 2.3 and 3.2), for packets that the kernel does not fragment:
+// a raw socket with IP_HDRINCL and a packet socket refuse packets longer than the device's MTU,
+// whatever their DF.
 
-// FragmentCount is how many fragments p makes on a path of mtu bytes: 1 if it
-// fits, 0 if it cannot be cut.
+// FragmentCount returns the number of fragments of p for an MTU of mtu bytes: 1 if p fits, 0 if
+// it cannot be fragmented.
 func FragmentCount(p ipv4.Packet, mtu int) int {
 	if p.TotalLen() <= mtu {
 		return 1
@@ -28,16 +28,15 @@ func FragmentCount(p ipv4.Packet, mtu int) int {
 	return 1 + (payload-first+later-1)/later
 }
 
-// Fragment cuts p into fragments of at most mtu bytes, and fills into[:n] with
-// them in order; a p that fits is copied as it is. Only the first fragment has
-// all options of p, the others those that are marked to be copied. A p that is a
-// fragment itself keeps its place: offsets count on from its own, and only what
-// ends where the last fragment ends has MF=0.
+// Fragment fragments p for an MTU of mtu bytes and fills into[:n] in order; a p that fits is
+// copied. The first fragment has all options of p, the others those with the copied flag. If p
+// is a fragment itself, offsets continue from its own, and only the fragment that ends where the
+// original packet ends has MF=0.
 //
-// None of into may hold p's memory; each must have room for mtu bytes. With DF=1
-// the answer is DropTooBig; DropFragmentFailed if into is too short (see
-// FragmentCount), its buffers too small, or mtu leaves no 8 bytes of payload. A
-// Drop means n is 0.
+// No buffer of into may share memory with p; each must have room for mtu bytes. If p does not
+// fit and has DF=1, Fragment returns DropTooBig; if into has too few (FragmentCount) or too
+// small buffers, or mtu leaves less than 8 bytes of payload, DropFragmentFailed. On a Drop n is
+// 0.
 func Fragment(into []*packet.Buffer, p ipv4.Packet, mtu int) (n int, d Drop) {
 	if p.TotalLen() > mtu && p.DF() {
 		return 0, DropTooBig
@@ -81,14 +80,13 @@ func Fragment(into []*packet.Buffer, p ipv4.Packet, mtu int) (n int, d Drop) {
 	return n, DropNone
 }
 
-// fragmentPayload is how many payload bytes a fragment with more behind it can
-// carry: offsets count units of 8 bytes.
+// fragmentPayload returns the payload length of a fragment that is not the last, in bytes:
+// offsets are in units of 8 bytes.
 func fragmentPayload(mtu, headerLen int) int { return max(mtu-headerLen, 0) &^ 7 }
 
-// copiedOptions writes those of options into to whose copied flag is set, as
-// every fragment must have them (RFC 791, section 3.1), pads them with
-// end-of-list to a multiple of 4, and returns their length. What cannot be read
-// as an option ends the list.
+// copiedOptions copies the options with the copied flag to to (RFC 791, section 3.1), pads them
+// with end-of-list to a multiple of 4 bytes, and returns their length. A malformed option ends
+// the list.
 func copiedOptions(to *[40]byte, options []byte) (n int) {
 	const (
 		endOfList   = 0

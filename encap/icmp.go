@@ -7,8 +7,8 @@ import (
 	"ipipd/internal/packet"
 )
 
-// ICMP errors to inner senders (RFC 792). They go into the TUN, as if a router
-// behind the tunnel had sent them, never onto the underlay.
+// ICMP errors to inner senders (RFC 792). They are written to the TUN, as if from a router
+// behind the tunnel, and never sent on the underlay.
 
 // ICMP types and the codes of destination unreachable.
 const (
@@ -27,36 +27,34 @@ const (
 
 const (
 	icmpHeaderLen = 8
-	// maxICMPError is the longest ICMP error, IP header included: RFC 1812,
-	// section 4.3.2.3.
+	// maxICMPError is the maximum length of an ICMP error in bytes, IP header included (RFC
+	// 1812, section 4.3.2.3).
 	maxICMPError = 576
-	// icmpTOS is precedence internetwork control, as routers send errors: RFC
-	// 1812, section 4.3.2.5. ECN is Not-ECT.
+	// icmpTOS is precedence internetwork control (RFC 1812, section 4.3.2.5), Not-ECT.
 	icmpTOS = 0xc0
 	icmpTTL = 64
-	// minQuote is how much behind the header of a packet an ICMP error quotes
-	// at least, if there is as much: RFC 792.
+	// minQuote is how many payload bytes of a packet an ICMP error quotes at least, if the
+	// packet has as many (RFC 792).
 	minQuote = 8
 )
 
-// TooBig makes the ICMP error that tells the sender of inner the longest packet
-// that would fit: type 3, code 4 (RFC 2003, section 4.1), with mtu, in bytes, as
-// the next-hop MTU (RFC 1191, section 4). mtu is about inner packets: the path
-// MTU less Overhead.
+// TooBig makes the ICMP error for the sender of inner: type 3, code 4 (RFC 2003, section 4.1),
+// with mtu, in bytes, as the next-hop MTU (RFC 1191, section 4). mtu is that of inner packets:
+// the path MTU less Overhead.
 //
-// from is the source of the message. It must not be an address of this host,
-// which would take the message for a forgery; zero stands for the destination of
-// inner, to which the host's reverse path certainly leads through the tunnel.
+// from is the source of the message, in network byte order. It must not be an address of this
+// host, which would drop the message as a martian. Zero means the destination of inner, whose
+// reverse path leads through the tunnel.
 //
-// dst needs room for 576 bytes and must not hold inner's memory. DropICMPForbidden
-// means that no message may be made, and dst is empty; inner itself counts under
-// DropTooBig in either case. How many messages a second is the caller's business.
+// dst needs room for 576 bytes and must not share memory with inner. On DropICMPForbidden dst is
+// empty, and no message may be sent; either way inner itself counts as DropTooBig. The caller
+// limits the rate.
 func TooBig(dst *packet.Buffer, inner ipv4.Packet, mtu int, from [4]byte) Drop {
 	return putUnreachable(dst, inner, codeTooBig, mtu, from)
 }
 
-// HostUnreachable makes the ICMP error that tells the sender of inner that the
-// tunnel's remote end cannot be reached: type 3, code 1. See TooBig.
+// HostUnreachable makes the ICMP error for the sender of inner when the remote end is
+// unreachable: type 3, code 1. See TooBig.
 func HostUnreachable(dst *packet.Buffer, inner ipv4.Packet, from [4]byte) Drop {
 	return putUnreachable(dst, inner, codeHostUnreachable, 0, from)
 }
@@ -84,8 +82,8 @@ func putUnreachable(dst *packet.Buffer, inner ipv4.Packet, code uint8, mtu int, 
 	quote = quote[:min(len(quote), maxICMPError-overhead)]
 	total := overhead + len(quote)
 	header := ipv4.Header{
-		// DF=0, lest an error about a too big packet be too big itself. The ID
-		// of the packet it is about is as good as the sender made it.
+		// DF=0, or an error about a too big packet could be too big itself. The inner packet's
+		// ID serves as well as any.
 		TOS: icmpTOS, TotalLen: total, ID: h.ID, TTL: icmpTTL, Protocol: ipv4.ProtocolICMP,
 		Source: from, Destination: h.Source,
 	}
@@ -100,11 +98,10 @@ func putUnreachable(dst *packet.Buffer, inner ipv4.Packet, code uint8, mtu int, 
 	return DropNone
 }
 
-// icmpAllowed reports whether an ICMP error may be about a packet with header h
-// and payload, which may be cut short: RFC 1122, section 3.2.2. Not about an
-// ICMP error, or what might be one; not about a fragment but the first; not
-// about a packet to many hosts, nor to a source that is not one host. Directed
-// broadcasts cannot be told without the netmask.
+// icmpAllowed reports whether an ICMP error may be sent about a packet with header h and
+// payload, which may be truncated (RFC 1122, section 3.2.2): not about an ICMP error or an
+// unknown ICMP type, a fragment other than the first, a destination of many hosts, or a source
+// that is not a single host. Without the netmask, directed broadcasts go undetected.
 func icmpAllowed(h *ipv4.Header, payload []byte) bool {
 	if h.FragmentOffset != 0 || h.Destination[0] >= 224 {
 		return false
@@ -122,5 +119,5 @@ func icmpAllowed(h *ipv4.Header, payload []byte) bool {
 	case 0, 8, 9, 10, 13, 14, 15, 16, 17, 18, 42, 43: // requests, replies, advertisements
 		return true
 	}
-	return false // the errors, and types yet unknown
+	return false // errors and unknown types
 }

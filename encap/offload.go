@@ -7,28 +7,25 @@ import (
 	"ipipd/internal/packet"
 )
 
-// DeriveOffload finds out what a raw socket does not say about the inner packet
-// that b holds: whether its TCP or UDP checksum is yet to be finished, and
-// whether it is a superpacket. Both occur if the sender sits on the same physical
-// host, where segments pass as the sending stack left them for hardware that never
-// came, or if the kernel's GRO merged segments on receipt.
+// DeriveOffload reconstructs the offload metadata of the inner packet in b, which a raw socket
+// does not pass on: whether the TCP or UDP checksum is partial, and whether the packet is a
+// superpacket. Both occur if the sender runs on the same physical host, so that no NIC completed
+// the offload, or if GRO merged segments on receipt.
 //
-// A checksum is partial if the field equals the sum of the pseudo-header and the
-// real checksum is wrong. A partial TCP packet longer than mtu, the tunnel's MTU
-// in bytes, is a superpacket; the size of its segments is lost, so it gets the
-// largest that the tunnel can carry on. Datagram boundaries are not ours to
-// choose: a partial UDP packet longer than mtu is DropSuperpacketSizeUnknown.
+// A checksum is partial if the field equals the pseudo-header sum and the full checksum is
+// wrong. A partial TCP packet longer than mtu, the tunnel's MTU in bytes, is a superpacket; its
+// segment size is lost, so it gets the largest that fits the tunnel. A partial UDP packet longer
+// than mtu is DropSuperpacketSizeUnknown, since datagram boundaries must be kept.
 //
-// Not seen are merged datagrams that together fit mtu, and the unfinished CRC of
-// SCTP. A Buffer whose Checksum is known already is left as it is. For all but
-// the few packets concerned the cost is that of adding up five words.
+// Merged datagrams that together fit mtu, and a partial SCTP CRC, go undetected. If b.Checksum
+// is known already, b is unchanged. For nearly all packets the cost is adding up five words.
 func DeriveOffload(b *packet.Buffer, mtu int) Drop {
 	if b.Checksum != packet.ChecksumUnknown {
 		return DropNone
 	}
 	p, err := ipv4.Parse(b.Bytes())
 	if err != nil || p.IsFragment() {
-		return DropNone // fragments are made after checksums
+		return DropNone // a packet is fragmented after its checksum is complete
 	}
 	segment := p.Payload()
 	var field uint16
@@ -57,7 +54,7 @@ func DeriveOffload(b *packet.Buffer, mtu int) Drop {
 	if field != ipv4.Fold(pseudo) {
 		return DropNone
 	}
-	// One segment in 65,536 has a finished checksum that looks like this.
+	// One segment in 65,536 has a complete checksum that equals the pseudo-header sum.
 	if ipv4.Sum(segment, pseudo) == 0xffff {
 		b.Checksum = packet.ChecksumValid
 		return DropNone

@@ -6,44 +6,41 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-// OuterError is an ICMP error that a router or host of the underlay sent about
-// an outer packet.
+// OuterError is an ICMP error from the underlay about an outer packet.
 //
-// Nothing authenticates it: whoever can guess the two outer addresses can forge
-// one. What it may teach is the soft state of RFC 2003, section 5, and no more: a
-// path MTU for ten minutes, not below PathMTU's floor; and, while the remote is
-// not heard, that it is unreachable. Inner senders are told by that soft state, with
-// their next packet, and never with bytes out of the message. No message stops a
-// tunnel from sending.
+// It is not authenticated: whoever can guess the two outer addresses can forge one. So it only
+// changes the soft state of RFC 2003, section 5: the path MTU, for ten minutes and not below
+// PathMTU's floor; and, while nothing is received from the remote, that it is unreachable. Inner
+// senders are told by that soft state, with their next packet, and never with bytes of the
+// message. No message stops a tunnel from sending.
 type OuterError struct {
 	// Type is 3 (destination unreachable) or 11 (time exceeded).
 	Type, Code uint8
-	// NextHopMTU is what a too big (3/4) says fits, in bytes of outer packet; 0
-	// if it does not say, as before RFC 1191.
+	// NextHopMTU is the next-hop MTU of a too big (3/4), in bytes of outer packet; 0 if the
+	// router does not report it, as before RFC 1191.
 	NextHopMTU int
-	// Reporter is the address that the message came from.
+	// Reporter is the source of the message, in network byte order.
 	Reporter [4]byte
-	// Source and Destination are of the quoted outer packet: the tunnel's local
-	// and remote address.
+	// Source and Destination are those of the quoted outer packet: the tunnel's local and remote
+	// address, in network byte order.
 	Source, Destination [4]byte
-	// Protocol of the quoted outer packet: 4, or, of a tunnel that is encrypted, 50
-	// (ESP) or 17 (ESP in UDP, RFC 3948).
+	// Protocol is that of the quoted outer packet: 4, or, if the tunnel is encrypted, 50 (ESP)
+	// or 17 (ESP in UDP, RFC 3948).
 	Protocol uint8
-	// SPI is that of the quoted ESP packet, in host byte order; 0 if it is none, or
-	// not quoted: a router that quotes 8 bytes only ends before that of ESP in UDP.
+	// SPI is the SPI of the quoted ESP packet, in host byte order; 0 if it is not ESP, or not
+	// quoted: a quote of only 8 bytes ends before the SPI of ESP in UDP.
 	SPI uint32
-	// DF is that of the outer packet, as quoted.
+	// DF is that of the quoted outer packet.
 	DF bool
-	// TotalLen is the length of the outer packet in bytes, as quoted. A router that
-	// has put segments together (GRO) quotes the length of all of them.
+	// TotalLen is that of the quoted outer packet, in bytes. A router with GRO quotes the length
+	// of the merged packet.
 	TotalLen int
 }
 
-// ParseError reads the ICMP message in b, a whole IPv4 packet that nobody has
-// checked yet. DropOuterErrorUnrelated means that it is not about a packet that a
-// tunnel can have sent, DropOuterErrorIgnored that it is a source quench, redirect or
-// parameter problem (RFC 2003, sections 4.2, 4.3 and 4.5), all of which say
-// nothing that a tunnel acts on.
+// ParseError parses the ICMP message in b, a whole, unchecked IPv4 packet.
+// DropOuterErrorUnrelated means that it does not quote a packet that a tunnel can have sent;
+// DropOuterErrorIgnored, that it is a source quench, redirect or parameter problem, on which a
+// tunnel does not act (RFC 2003, sections 4.2, 4.3 and 4.5).
 func ParseError(b []byte) (e OuterError, d Drop) {
 	p, err := ipv4.Parse(b)
 	if err != nil || p.Protocol() != ipv4.ProtocolICMP || p.IsFragment() || !p.HeaderChecksumValid() {
@@ -61,8 +58,8 @@ func ParseError(b []byte) (e OuterError, d Drop) {
 		return OuterError{}, DropOuterErrorMalformed
 	}
 	quote := message[icmpHeaderLen:]
-	// RFC 4884, section 4.1: if the sixth byte is not 0 it is the length of the
-	// quote in words of 4 bytes, and extensions follow.
+	// RFC 4884, section 4.1: a sixth byte other than 0 is the length of the quote in 32-bit
+	// words, and extensions follow the quote.
 	if n := int(message[5]) * 4; n != 0 && n < len(quote) {
 		quote = quote[:n]
 	}
@@ -84,24 +81,24 @@ func ParseError(b []byte) (e OuterError, d Drop) {
 	if e.TooBig() {
 		e.NextHopMTU = int(binary.BigEndian.Uint16(message[6:]))
 	}
-	if h.FragmentOffset != 0 { // of a later fragment the quote begins amidst the payload
+	if h.FragmentOffset != 0 { // the payload of a later fragment has no transport header
 		quote = quote[:headerLen]
 	}
 	return e, e.parsePayload(quote[headerLen:])
 }
 
-const udpHeader = 8
+const udpHeaderLen = 8
 
-// parsePayload reads what is quoted behind the outer header.
+// parsePayload parses the quoted payload of the outer packet.
 func (e *OuterError) parsePayload(quote []byte) Drop {
 	switch e.Protocol {
 	case ipv4.ProtocolIPIP:
 		return DropNone
 	case ipv4.ProtocolUDP:
-		if len(quote) < udpHeader || binary.BigEndian.Uint16(quote) != ipv4.PortNATT {
+		if len(quote) < udpHeaderLen || binary.BigEndian.Uint16(quote) != ipv4.PortNATT {
 			return DropOuterErrorUnrelated
 		}
-		quote = quote[udpHeader:]
+		quote = quote[udpHeaderLen:]
 	}
 	if len(quote) >= 4 {
 		e.SPI = binary.BigEndian.Uint32(quote)
@@ -109,21 +106,21 @@ func (e *OuterError) parsePayload(quote []byte) Drop {
 	return DropNone
 }
 
-// TooBig reports whether the message is a datagram too big: 3/4.
+// TooBig reports whether the message is a datagram too big: type 3, code 4.
 func (e *OuterError) TooBig() bool { return e.Type == icmpUnreachable && e.Code == codeTooBig }
 
-// ProtocolUnreachable reports whether the message says that the remote host has
-// nothing that takes Protocol: 3/2. A tunnel end that is not started answers so.
+// ProtocolUnreachable reports whether the remote host does not accept Protocol: type 3, code 2.
+// So it answers while its tunnel end is not running.
 func (e *OuterError) ProtocolUnreachable() bool {
 	return e.Type == icmpUnreachable && e.Code == codeProtocolUnreachable
 }
 
-// Unreachable reports whether the message says that the remote end of the
-// tunnel cannot be reached, which its soft state should remember (Reachability).
+// Unreachable reports whether the message means that the remote end is unreachable
+// (Reachability).
 func (e *OuterError) Unreachable() bool {
 	switch e.Type {
 	case icmpTimeExceeded:
-		return e.Code == 0 // code 1: a fragment was lost on its way to where it would be reassembled
+		return e.Code == 0 // code 1: fragment reassembly time exceeded
 	case icmpUnreachable:
 		switch e.Code {
 		case codePortUnreachable, codeTooBig, codeSourceRouteFailed:

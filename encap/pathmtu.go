@@ -2,49 +2,42 @@ package encap
 
 import "time"
 
-// What an encapsulator remembers about the path to the remote end: the soft
-// state of RFC 2003, section 5. There is no clock in here: time is an argument.
+// The soft state of RFC 2003, section 5: what an encapsulator remembers about the path to the
+// remote end. It has no clock: time is an argument.
 
 const (
-	// MinPathMTU is the least that every IPv4 path carries, in bytes (RFC 1191,
-	// section 3).
+	// MinPathMTU is the minimum MTU of IPv4, in bytes (RFC 1191, section 3).
 	MinPathMTU = 68
-	// DefaultFloor is what no message lowers an estimate below, in bytes: messages
-	// can be forged, and hardly a path is narrower. It is Linux's own default
-	// (net.ipv4.route.min_pmtu).
+	// DefaultFloor is the default of PathMTU.Floor, in bytes: messages can be forged, and few
+	// real paths have a lower MTU. Linux has the same default (net.ipv4.route.min_pmtu).
 	DefaultFloor = 552
-	// pathMTULifetime: an estimate is raised no sooner than ten minutes after
-	// the last too big (RFC 1191, section 6.3).
+	// pathMTULifetime is how long after the last too big an estimate is kept (RFC 1191, section
+	// 6.3).
 	pathMTULifetime = 10 * time.Minute
-	// unreachableLifetime bounds what one message, perhaps forged, can do. As
-	// long as the path stays broken, the packets sent all the same bring more.
+	// unreachableLifetime bounds the effect of one message, perhaps forged. While the path stays
+	// broken, the packets that are still sent cause more of them.
 	unreachableLifetime = 30 * time.Second
 )
 
-// plateaus are the MTUs that paths commonly have: RFC 1191, section 7.1.
+// plateaus are common path MTUs, in bytes (RFC 1191, section 7.1).
 var plateaus = [...]int{65535, 32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296, MinPathMTU}
 
-// PathMTU is the path MTU that ICMP errors from the outer path have taught, of
-// outer packets, in bytes (RFC 2003, section 5.1). The zero value knows none.
-// It is not safe for use by several goroutines at once.
+// PathMTU is the path MTU of outer packets, in bytes, learnt from ICMP errors (RFC 2003, section
+// 5.1). The zero value is an unknown path MTU. It is not safe for concurrent use.
 //
-// Only packets with DF=1 teach it: routers fragment the others, and there is
-// nothing to learn from them.
+// Only errors about packets with DF=1 change it: routers fragment the others.
 type PathMTU struct {
-	// Floor is what no message lowers the estimate below, in bytes; 0 is
-	// DefaultFloor.
+	// Floor is the lowest estimate, in bytes; 0 means DefaultFloor.
 	Floor int
 
-	mtu  int // 0: nothing learnt
+	mtu  int // 0: unknown
 	last time.Time
 }
 
-// TooBig takes in a datagram too big; linkMTU is what the path's first hop carries,
-// in bytes. A next-hop MTU of 0 means that the router did not say: then the next
-// plateau below the quoted length is it. DropOuterErrorNotBelieved is about one that
-// no router sends: DF is not set in what it quotes, or that is not too big for the
-// next-hop MTU; or one that is late, since it says more than is known already: no
-// message raises the estimate.
+// TooBig processes a datagram too big; linkMTU is the MTU of the first hop, in bytes. If the
+// next-hop MTU is 0, the next plateau below the quoted length is used. DropOuterErrorNotBelieved
+// means that no router would send it (the quoted packet has DF=0, or fits the next-hop MTU), or
+// that it is late: no message raises the estimate.
 func (p *PathMTU) TooBig(now time.Time, e *OuterError, linkMTU int) (changed bool, d Drop) {
 	mtu := e.NextHopMTU
 	if mtu == 0 {
@@ -60,16 +53,16 @@ func (p *PathMTU) TooBig(now time.Time, e *OuterError, linkMTU int) (changed boo
 		return false, DropOuterErrorNotBelieved
 	}
 	if changed = mtu < inUse; !changed && p.mtu == 0 {
-		return false, DropNone // the first hop's, which is no news
+		return false, DropNone // the first hop's MTU, already in use
 	}
 	p.mtu, p.last = mtu, now
 	return changed, DropNone
 }
 
-// Get is the estimate; 0 if nothing was learnt.
+// Get returns the estimate in bytes; 0 if unknown.
 func (p *PathMTU) Get() int { return p.mtu }
 
-// Effective is the MTU to use on a path whose first hop carries linkMTU bytes.
+// Effective returns the MTU to use, in bytes, if that of the first hop is linkMTU.
 func (p *PathMTU) Effective(linkMTU int) int {
 	if p.mtu == 0 {
 		return linkMTU
@@ -77,8 +70,8 @@ func (p *PathMTU) Effective(linkMTU int) int {
 	return min(p.mtu, linkMTU)
 }
 
-// Tick forgets an estimate ten minutes after the last message that confirmed it,
-// so that a path that became better is found out. Once a minute is often enough.
+// Tick discards the estimate ten minutes after the last message that confirmed it, so that a
+// larger path MTU is found. Calling it once a minute is enough.
 func (p *PathMTU) Tick(now time.Time) (changed bool) {
 	if p.mtu == 0 || now.Sub(p.last) < pathMTULifetime {
 		return false
@@ -96,24 +89,23 @@ func plateauBelow(n int) int {
 	return MinPathMTU
 }
 
-// Reachability is whether ICMP errors from the outer path say that the remote
-// end can be reached. While they say it cannot, the tunnel answers inner packets
-// with HostUnreachable, and sends them all the same (RFC 2003, section 5): only
-// so does it find out that the path is back. The zero value is reachable. It is
-// not safe for use by several goroutines at once.
+// Reachability is whether the remote end is reachable according to ICMP errors from the outer
+// path. While it is not, the tunnel answers inner packets with HostUnreachable but still sends
+// them (RFC 2003, section 5), which detects that the path is back. The zero value is reachable.
+// It is not safe for concurrent use.
 type Reachability struct {
 	until time.Time
 }
 
-// Unreachable takes in an OuterError whose Unreachable is true.
+// MarkUnreachable records an OuterError whose Unreachable is true.
 func (r *Reachability) MarkUnreachable(now time.Time) (changed bool) {
 	changed = r.Reachable(now)
 	r.until = now.Add(unreachableLifetime)
 	return changed
 }
 
-// MarkReachable takes in a packet from the remote end.
+// MarkReachable records a packet from the remote end.
 func (r *Reachability) MarkReachable() { r.until = time.Time{} }
 
-// Reachable reports whether nothing says otherwise.
+// Reachable reports whether no error is recorded, or the last one has expired.
 func (r *Reachability) Reachable(now time.Time) bool { return !now.Before(r.until) }
