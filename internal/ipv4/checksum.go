@@ -5,26 +5,22 @@ import (
 	"math/bits"
 )
 
-// Checksum is the Internet checksum (RFC 1071) of b, to be put into a field in
-// network byte order. initial is a sum to start from: of a pseudo-header, or of
-// what precedes b, which must then have an even length. An odd last byte counts
-// as if a zero byte followed.
+// Checksum returns the Internet checksum (RFC 1071) of b, for a field in network byte order.
+// initial is a sum to start from: of a pseudo-header, or of the bytes before b, of even length.
+// An odd last byte is padded with a zero byte.
 func Checksum(b []byte, initial uint64) uint16 {
 	return ^uint16(Sum(b, initial))
 }
 
-// avx2MinLen is the length from which on sumAVX2 is faster than carry chains.
+// avx2MinLen is the length in bytes from which sumAVX2 is faster than the carry chain.
 const avx2MinLen = 128
 
-// Sum is the one's complement sum of b and initial, folded to 16 bits, not
-// complemented. Over data that includes a right checksum it is 0xffff. It is 0
-// only if every byte and initial are.
+// Sum returns the one's complement sum of b and initial, folded to 16 bits and not complemented.
+// Including a correct checksum it is 0xffff. It is 0 only if b and initial are all zero.
 func Sum(b []byte, initial uint64) uint64 {
-	// The sum is the same in either byte order, but for its own bytes being
-	// swapped (RFC 1071, section 2 (B)), and in words of any length (2 (C)): so
-	// this adds little-endian words of 64 bits, as the processors we run on have
-	// them, in carry chains of eight, and swaps once at the end. A carry chain adds
-	// 8 bytes a cycle, and vector instructions several times as many.
+	// The sum may be computed in either byte order, which only swaps its bytes (RFC 1071,
+	// section 2 (B)), and in words of any length (2 (C)). So add little-endian 64-bit words, as
+	// our processors have them, in carry chains of eight, and swap once at the end.
 	acc := uint64(bits.ReverseBytes16(Fold(initial)))
 	var carry uint64
 	if len(b) >= avx2MinLen && haveAVX2 {
@@ -75,18 +71,18 @@ func Fold(sum uint64) uint16 {
 	return uint16(sum>>16 + sum)
 }
 
-// PseudoHeaderSum is the sum, not complemented, of the pseudo-header that TCP and
-// UDP checksums cover (RFC 9293, section 3.1; RFC 768): the initial value for
-// Sum or Checksum of a segment of length bytes.
+// PseudoHeaderSum returns the uncomplemented sum of the pseudo-header of TCP and UDP (RFC 9293,
+// section 3.1; RFC 768), for a segment of length bytes: the initial value for Sum or Checksum.
+// Addresses are in network byte order.
 func PseudoHeaderSum(source, destination [4]byte, protocol uint8, length int) uint64 {
 	return uint64(binary.BigEndian.Uint32(source[:])) +
 		uint64(binary.BigEndian.Uint32(destination[:])) +
 		uint64(protocol) + uint64(length)
 }
 
-// UpdateChecksum16 is the checksum after a 16-bit word at an even offset changed
-// from old to new: HC' = ~(~HC + ~m + m'), RFC 1624, equation 3. The older
-// equation of RFC 1141 can yield 0xffff where the full computation yields 0.
+// UpdateChecksum16 returns the checksum after a 16-bit word at an even offset changed from old
+// to new: HC' = ~(~HC + ~m + m') (RFC 1624, equation 3). The equation of RFC 1141 can yield
+// 0xffff where the full computation yields 0.
 func UpdateChecksum16(sum, old, new uint16) uint16 {
 	return ^Fold(uint64(^sum) + uint64(^old) + uint64(new))
 }

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// FuzzParse: whatever Parse takes is sound, ParseHeader agrees with it, and what
-// is read can be written again.
+// FuzzParse checks that what Parse accepts is consistent, that ParseHeader agrees with it, and
+// that PutOptions rebuilds the header.
 func FuzzParse(f *testing.F) {
 	f.Add(golden(f, goldenFragment), uint8(3))
 	f.Fuzz(func(t *testing.T, b []byte, tos uint8) {
@@ -32,7 +32,7 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("built % x from % x", built, b[:headerLen])
 		}
 
-		// The incremental checksum is the full one.
+		// The incremental checksum equals the full one.
 		sound := bytes.Clone(p.Bytes())
 		binary.BigEndian.PutUint16(sound[10:], 0)
 		binary.BigEndian.PutUint16(sound[10:], Checksum(sound[:headerLen], 0))
@@ -47,8 +47,8 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// FuzzChecksum: the fast sum is the slow one, in one piece or two, and updating
-// it for a changed word is computing it anew.
+// FuzzChecksum compares Sum, of one piece or two, with referenceSum, and UpdateChecksum16 with a
+// full computation.
 func FuzzChecksum(f *testing.F) {
 	f.Add([]byte{0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7}, uint64(0), uint16(4), uint16(0x1234))
 	f.Add(bytes.Repeat([]byte{0xff}, 129), ^uint64(0), uint16(64), uint16(0))
@@ -70,7 +70,7 @@ func FuzzChecksum(f *testing.F) {
 		binary.BigEndian.PutUint16(changed[i:], word)
 		after := Checksum(changed, initial)
 		if referenceSum(changed, initial) == 0 {
-			return // nothing but zeroes has two representations; no header is that
+			return // an all-zero sum has two representations; no header has it
 		}
 		if got := UpdateChecksum16(before, binary.BigEndian.Uint16(b[i:]), word); got != after {
 			t.Fatalf("UpdateChecksum16 = %#x, want %#x", got, after)

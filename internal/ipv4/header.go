@@ -2,12 +2,12 @@ package ipv4
 
 import "encoding/binary"
 
-// Header is a header in value form: what a builder fills in, and what is left
-// of a packet that an ICMP message quotes only the beginning of.
+// Header is an IPv4 header in value form, without options: to build a packet from, or of a
+// quoted packet that is truncated.
 type Header struct {
 	// TOS is DSCP and ECN.
 	TOS uint8
-	// TotalLen is the length of the whole packet in bytes.
+	// TotalLen is the length of the packet in bytes, header included.
 	TotalLen int
 	// ID is the identification.
 	ID uint16
@@ -17,19 +17,18 @@ type Header struct {
 	FragmentOffset int
 	// TTL is the time to live.
 	TTL uint8
-	// Protocol is the number of the payload's protocol.
+	// Protocol is the protocol number of the payload.
 	Protocol uint8
-	// Source and Destination are the addresses.
+	// Source and Destination are the addresses, in network byte order.
 	Source, Destination [4]byte
 }
 
-// Put writes the header into b[:20], checksum included, with no options. It
-// writes every byte of those and panics if b has fewer. The bits of a TotalLen
-// or FragmentOffset that the field has no room for are lost.
+// Put writes the header without options to b[:20], checksum included. It writes every byte, and
+// panics if b is shorter. Bits of TotalLen and FragmentOffset beyond their fields are lost.
 func (h *Header) Put(b []byte) { h.PutOptions(b, nil) }
 
-// PutOptions is Put with options behind the header, padded by the caller to a
-// multiple of 4 bytes, at most 40: it writes b[:20+len(options)].
+// PutOptions is Put with options, which the caller has padded to a multiple of 4 bytes, at most
+// 40. It writes b[:20+len(options)].
 func (h *Header) PutOptions(b, options []byte) {
 	b = b[:HeaderLen+len(options)]
 	copy(b[HeaderLen:], options)
@@ -53,15 +52,14 @@ func (h *Header) PutOptions(b, options []byte) {
 	binary.BigEndian.PutUint16(b[offChecksum:], Checksum(b, 0))
 }
 
-// Header is the packet's header in value form, its options left out.
+// Header returns the packet's header without its options.
 func (p Packet) Header() Header {
-	h, _, _ := ParseHeader(p.b) // Parse has checked all that could fail
+	h, _, _ := ParseHeader(p.b) // cannot fail: Parse has checked it
 	return h
 }
 
-// ParseHeader reads a header whose packet need not be there as a whole: b may
-// end anywhere behind the header. It returns the header and its length in bytes,
-// options included. A failure is an Error, never ErrTruncated.
+// ParseHeader parses a header whose packet may be truncated anywhere after the header. headerLen
+// is in bytes, options included. It fails with an Error, never ErrTruncated.
 func ParseHeader(b []byte) (h Header, headerLen int, err error) {
 	if len(b) < HeaderLen {
 		return Header{}, 0, ErrShort

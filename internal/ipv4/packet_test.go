@@ -14,8 +14,7 @@ import (
 	netipv4 "golang.org/x/net/ipv4"
 )
 
-// golden reads bytes written as hexadecimal words, each line ended by a comment
-// that says what they are.
+// golden decodes hexadecimal words; "//" starts a comment, as in an annotated packet dump.
 func golden(t testing.TB, annotated string) []byte {
 	t.Helper()
 	var digits strings.Builder
@@ -41,6 +40,7 @@ const goldenFragment = `
 	0123 4567 89ab cdef 0123 4567
 `
 
+// Parse reads every field, and leaves out trailing bytes.
 func TestParse(t *testing.T) {
 	b := golden(t, goldenFragment)
 	p, err := Parse(append(b, 0xff, 0xff)) // padding, as of an Ethernet frame
@@ -121,9 +121,10 @@ func TestError(t *testing.T) {
 	}
 }
 
-// filled returns a buffer in which a byte that a builder forgets is seen.
+// filled returns n bytes of 0xa5, to detect a byte that is not written.
 func filled(n int) []byte { return bytes.Repeat([]byte{0xa5}, n) }
 
+// Put writes every byte of the header and no other.
 func TestHeaderPut(t *testing.T) {
 	h := Header{
 		TOS: 0x28, TotalLen: 84, ID: 0xbeef, DF: true, TTL: 255, Protocol: ProtocolIPIP,
@@ -143,8 +144,8 @@ func TestHeaderPut(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 
-	// The same by the header parser of golang.org/x/net, which elsewhere expects
-	// what those systems' raw sockets do to the header.
+	// The same with the header parser of golang.org/x/net, which on other systems expects the
+	// header as their raw sockets change it.
 	if runtime.GOOS != "linux" {
 		return
 	}
@@ -171,6 +172,7 @@ func TestHeaderPutOptions(t *testing.T) {
 	}
 }
 
+// The setters keep a valid header checksum valid.
 func TestPacket_settersUpdateChecksum(t *testing.T) {
 	b := golden(t, goldenFragment)
 	p, err := Parse(b)
@@ -206,6 +208,7 @@ func TestPacket_settersUpdateChecksum(t *testing.T) {
 	}
 }
 
+// The setters keep a wrong checksum wrong: a damaged packet must not become valid.
 func TestPacket_settersKeepWrongChecksum(t *testing.T) {
 	b := golden(t, goldenFragment)
 	b[11]++
@@ -236,6 +239,7 @@ func referenceSum(b []byte, initial uint64) uint16 {
 	return uint16(sum)
 }
 
+// Sum of every length and alignment.
 func TestSum(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	data := make([]byte, 300)
@@ -259,7 +263,7 @@ func TestSum(t *testing.T) {
 }
 
 func TestSum_rfc1071(t *testing.T) {
-	// RFC 1071, section 3: the sum of these is ddf0 + 2, that is ddf2.
+	// RFC 1071, section 3: the sum is ddf0 + 2, that is ddf2.
 	b := []byte{0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7}
 	if got := Sum(b, 0); got != 0xddf2 {
 		t.Errorf("Sum = %#x, want 0xddf2", got)
@@ -270,7 +274,7 @@ func TestSum_rfc1071(t *testing.T) {
 }
 
 func TestPseudoHeaderSum(t *testing.T) {
-	// A UDP datagram of scapy's: 10.255.0.1:4321 → 10.255.0.2:53, "x".
+	// A UDP datagram made with scapy: 10.255.0.1:4321 → 10.255.0.2:53, "x".
 	b := golden(t, `10e1 0035 0009 60c5 78`)
 	pseudo := PseudoHeaderSum([4]byte{10, 255, 0, 1}, [4]byte{10, 255, 0, 2}, ProtocolUDP, len(b))
 	if got := Sum(b, pseudo); got != 0xffff {
@@ -283,7 +287,7 @@ func TestPseudoHeaderSum(t *testing.T) {
 }
 
 func TestUpdateChecksum16(t *testing.T) {
-	// RFC 1624, section 4: where the equation of RFC 1141 gives ffff.
+	// RFC 1624, section 4: an example for which RFC 1141 yields ffff.
 	if got := UpdateChecksum16(0xdd2f, 0x5555, 0x3285); got != 0 {
 		t.Errorf("UpdateChecksum16 = %#x, want 0", got)
 	}

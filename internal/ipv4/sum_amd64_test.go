@@ -2,10 +2,10 @@ package ipv4
 
 import "testing"
 
-// Of a processor without AVX2 nothing else is asked.
+// Without AVX2 the sums are the same.
 func TestSum_withoutAVX2(t *testing.T) {
 	if !haveAVX2 {
-		t.Skip("this processor has no AVX2: the other tests are about that already")
+		t.Skip("this processor has no AVX2: the other tests cover that")
 	}
 	haveAVX2 = false
 	defer func() { haveAVX2 = true }()

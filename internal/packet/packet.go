@@ -1,67 +1,60 @@
-// Package packet has the buffer that a packet travels the data path in: one
-// piece of memory with room in front for the headers that encapsulation adds,
-// and what the kernel said about the packet's checksum and segmentation.
+// Package packet has the buffer of a packet on the data path: one piece of memory with headroom
+// for the headers that encapsulation adds, and the packet's offload metadata.
 //
-// It is to ipipd what an sk_buff is to Linux, reduced to what a tunnel needs:
-// Push and Pull move the start of the packet, Trim its end, and nothing is
-// copied on the way from one door to the other.
+// It is a minimal sk_buff: Push and Pull move the start of the packet, Trim its end, and the
+// packet is not copied between the TUN side and the underlay side.
 package packet
 
-// Headroom is how many bytes a Buffer keeps free in front of the packet that a
-// door reads into it: an Ethernet header (14), the outer IPv4 header (20), and
-// UDP, ESP and its longest IV (8+8+16) for a protected tunnel, rounded up to
-// two cache lines.
+// Headroom is how many bytes a Buffer reserves before a packet read into it: an Ethernet header
+// (14), the outer IPv4 header (20), and UDP, ESP and its longest IV (8+8+16) for an encrypted
+// tunnel, rounded up to two cache lines.
 const Headroom = 128
 
-// Tailroom is how many bytes a Buffer keeps free behind the largest packet it
-// was made for: ESP's padding, its trailer and its longest ICV.
+// Tailroom is how many bytes a Buffer reserves after its largest packet: ESP's padding, trailer
+// and longest ICV.
 const Tailroom = 64
 
-// MaxSize is the largest packet: IPv4's total length is 16 bits.
+// MaxSize is the length of the largest packet, in bytes: IPv4's total length has 16 bits.
 const MaxSize = 65535
 
-// Checksum says what is known of the transport checksum of a packet.
+// Checksum is the state of a packet's transport checksum, as skb->ip_summed.
 type Checksum uint8
 
 const (
-	// ChecksumUnknown: the field is there and nobody has verified it.
+	// ChecksumUnknown: complete, but not verified (CHECKSUM_NONE).
 	ChecksumUnknown Checksum = iota
-	// ChecksumPartial: the field holds the sum of the pseudo-header only, as
-	// the kernel leaves it for hardware to finish (CHECKSUM_PARTIAL).
+	// ChecksumPartial: the field holds only the pseudo-header sum, for the NIC to complete
+	// (CHECKSUM_PARTIAL).
 	ChecksumPartial
-	// ChecksumValid: the field was verified, or computed by us.
+	// ChecksumValid: verified, or computed by us (CHECKSUM_UNNECESSARY).
 	ChecksumValid
 )
 
-// Offload is what travels with a packet beside its bytes. The zero value is an
-// ordinary packet of unknown checksum.
+// Offload is a packet's offload metadata. The zero value is an ordinary packet with an
+// unverified checksum.
 type Offload struct {
-	// Checksum is about the TCP or UDP checksum of the IPv4 packet that the
-	// Buffer holds, or, while that is an outer packet, of its inner packet.
+	// Checksum is about the TCP or UDP checksum of the IPv4 packet in the Buffer, or, if that is
+	// an outer packet, of its inner packet.
 	Checksum Checksum
-	// SegmentSize is, for a superpacket, the bytes of TCP or UDP payload that
-	// each segment it stands for carries; 0 for a packet that stands for itself.
-	// A superpacket's Checksum is always ChecksumPartial.
+	// SegmentSize is the TCP or UDP payload of each segment of a superpacket (gso_size), in
+	// bytes; 0 if the packet is not a superpacket. A superpacket's Checksum is ChecksumPartial.
 	SegmentSize uint16
 }
 
-// Buffer is one packet of a batch. A door's Read fills it, the data path moves
-// its ends, the other door's Write sends it. Whoever holds a Buffer owns its
-// memory; a door keeps no reference to it after Read or Write has returned.
+// Buffer is one packet of a batch. The holder of a Buffer owns its memory: Read and Write, on
+// either side, keep no reference to it after they return.
 type Buffer struct {
 	mem        []byte
 	start, end int
 	Offload
 }
 
-// New returns an empty Buffer that has room for a packet of size bytes behind
-// Headroom and in front of Tailroom.
+// New returns an empty Buffer for packets of up to size bytes, plus Headroom and Tailroom.
 func New(size int) *Buffer {
 	return &Buffer{mem: make([]byte, Headroom+size+Tailroom), start: Headroom, end: Headroom}
 }
 
-// NewBatch returns n empty Buffers with room for size bytes each, cut from one
-// piece of memory.
+// NewBatch returns n empty Buffers for packets of up to size bytes, in one allocation of memory.
 func NewBatch(n, size int) []*Buffer {
 	stride := Headroom + size + Tailroom
 	mem := make([]byte, n*stride)
@@ -74,16 +67,15 @@ func NewBatch(n, size int) []*Buffer {
 	return batch
 }
 
-// Bytes is the packet. It stays valid, and shares the Buffer's memory, until
-// the Buffer is filled again.
+// Bytes returns the packet. It shares the Buffer's memory, and is valid until the Buffer is
+// filled again.
 func (b *Buffer) Bytes() []byte { return b.mem[b.start:b.end] }
 
-// Len is the packet's length in bytes.
+// Len returns the packet's length in bytes.
 func (b *Buffer) Len() int { return b.end - b.start }
 
-// Space empties the Buffer and returns the memory that a packet can be read
-// into: all that is behind Headroom, Tailroom excepted. SetLen says afterwards
-// how much of it was filled.
+// Space empties the Buffer and returns the memory to read a packet into: all between Headroom
+// and Tailroom. SetLen must follow with the number of bytes read.
 func (b *Buffer) Space() []byte {
 	b.start, b.end = Headroom, Headroom
 	b.Offload = Offload{}
@@ -91,33 +83,33 @@ func (b *Buffer) Space() []byte {
 	return b.mem[Headroom:end:end]
 }
 
-// SetLen makes the packet the n bytes from its present start. It panics if the
-// Buffer has no room for them.
+// SetLen sets the packet's length to n bytes from its present start. It panics beyond the
+// Buffer's end.
 func (b *Buffer) SetLen(n int) {
 	_ = b.mem[b.start : b.start+n]
 	b.end = b.start + n
 }
 
-// Set makes the packet a copy of p, as if it had just been read. It panics if the
-// Buffer has no room for it.
+// Set fills the Buffer with a copy of p. It panics if p is larger than the size that the Buffer
+// was made for.
 func (b *Buffer) Set(p []byte) {
 	b.SetLen(copy(b.Space()[:len(p)], p))
 }
 
-// Push grows the packet by n bytes at its front, and returns those, with
-// whatever they held before. It panics if there is no headroom left.
+// Push extends the packet by n bytes at the front and returns them, uninitialised. It panics
+// without enough headroom.
 func (b *Buffer) Push(n int) []byte {
 	b.start -= n
 	return b.mem[b.start : b.start+n : b.start+n]
 }
 
-// Headroom is how many bytes Push can give.
+// Headroom returns how many bytes Push can add.
 func (b *Buffer) Headroom() int { return b.start }
 
-// Tailroom is by how many bytes SetLen can lengthen the packet.
+// Tailroom returns by how many bytes SetLen can extend the packet.
 func (b *Buffer) Tailroom() int { return len(b.mem) - b.end }
 
-// Pull takes n bytes off the packet's front. It panics if it has fewer.
+// Pull removes n bytes at the front of the packet. It panics if the packet is shorter.
 func (b *Buffer) Pull(n int) {
 	if n > b.Len() {
 		panic("packet: Pull beyond the end")
@@ -125,7 +117,7 @@ func (b *Buffer) Pull(n int) {
 	b.start += n
 }
 
-// Trim cuts the packet down to its first n bytes. It panics if it has fewer.
+// Trim shortens the packet to its first n bytes. It panics if the packet is shorter.
 func (b *Buffer) Trim(n int) {
 	if n > b.Len() {
 		panic("packet: Trim beyond the end")

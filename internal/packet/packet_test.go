@@ -11,11 +11,12 @@ func TestNew(t *testing.T) {
 			t.Errorf("it holds %d bytes", b.Len())
 		}
 		if n := len(b.Space()); n != 1500 {
-			t.Errorf("it has room for %d bytes", n)
+			t.Errorf("Space has %d bytes", n)
 		}
 	}
 }
 
+// Push and Pull move the start, and Trim the end, in place.
 func TestBufferPush(t *testing.T) {
 	b := New(100)
 	b.Set([]byte("payload"))
@@ -28,7 +29,7 @@ func TestBufferPush(t *testing.T) {
 	if got := string(b.Bytes()); got != "pay" {
 		t.Errorf("%q", got)
 	}
-	b.SetLen(7) // the bytes were not lost
+	b.SetLen(7) // Trim keeps the bytes
 	if got := string(b.Bytes()); got != "payload" {
 		t.Errorf("%q", got)
 	}
