@@ -9,7 +9,7 @@ import (
 	"ipipd/internal/packet"
 )
 
-// decapsulate does what a tunnel does with a packet from the network.
+// decapsulate does what a tunnel does with a packet from the underlay.
 func decapsulate(p []byte) (b *packet.Buffer, kind encap.Kind, d encap.Drop) {
 	b = bufferOf(p)
 	outer, d := encap.ParseOuter(b)
@@ -20,7 +20,7 @@ func decapsulate(p []byte) (b *packet.Buffer, kind encap.Kind, d encap.Drop) {
 	return b, kind, d
 }
 
-// wantDropped checks that what is received is dropped, and for the right reason.
+// wantDropped checks the Drop of a received packet.
 func wantDropped(t *testing.T, what string, p []byte, want encap.Drop) {
 	t.Helper()
 	if _, _, d := decapsulate(p); d != want {
@@ -74,6 +74,7 @@ func TestDecapsulate_trailingBytes(t *testing.T) {
 	wantDropped(t, "an inner packet that padding completes", append(build(received(), p[:26]), p[26:]...), encap.DropReceivedTruncated)
 }
 
+// Outer options are removed with the outer header.
 func TestDecapsulate_outerOptions(t *testing.T) {
 	p := build(inner(), []byte("payload"))
 	h := received()
@@ -88,6 +89,7 @@ func TestDecapsulate_outerOptions(t *testing.T) {
 	wantBytes(t, "inner", b.Bytes(), p)
 }
 
+// Only packets from the tunnel's remote to its local address are accepted.
 func TestDecapsulate_unknownPeer(t *testing.T) {
 	p := build(inner(), nil)
 	h := received()
@@ -150,6 +152,7 @@ func TestDecapsulate_innerMalformed(t *testing.T) {
 	wantDropped(t, "checksum", change(11, sound[11]+1), encap.DropReceivedChecksum)
 }
 
+// RFC 2003, section 3.1: an inner packet with TTL 0 is discarded.
 func TestDecapsulate_innerTTLZero(t *testing.T) {
 	h := inner()
 	h.TTL = 0
@@ -184,9 +187,8 @@ func TestReflectAnswer(t *testing.T) {
 	`))
 }
 
-// A peer behind a 1:1 NAT writes the address that it has into its probe; the NAT
-// translates the outer header only. Whatever stands there, the answer is for the
-// remote: nobody else gets a packet from us.
+// A peer behind a 1:1 NAT writes its private address into the probe, since the NAT translates
+// the outer header only. Whatever the probe's destination, the answer goes to the remote.
 func TestReflectAnswer_destination(t *testing.T) {
 	for _, destination := range [][4]byte{{10, 0, 0, 5}, {203, 0, 113, 9}, {}, {255, 255, 255, 255}, {224, 0, 0, 1}, local, remote} {
 		probe := ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: destination}
@@ -200,7 +202,7 @@ func TestReflectAnswer_destination(t *testing.T) {
 		probe.TTL, probe.Destination = 254, remote
 		wantBytes(t, "answer", b.Bytes(), build(probe, nil))
 	}
-	// What is no bare header is the host's to judge, as before.
+	// Anything but a bare header is data, for the host to judge.
 	h := ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: [4]byte{10, 0, 0, 5}}
 	for name, change := range map[string]func(*ipv4.Header){
 		"another protocol": func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolUDP },
@@ -215,10 +217,10 @@ func TestReflectAnswer_destination(t *testing.T) {
 	}
 }
 
-// A packet of the tunnel inside one would come back by the socket, and each level
-// in it again: 1448 bytes would be 71 packets.
+// A packet of the tunnel nested in itself would be received again, once per level: 71 times for
+// 1448 bytes.
 func TestDecapsulate_nested(t *testing.T) {
-	nested := received() // the very header around it
+	nested := received() // the same as the outer header
 	data := build(inner(), []byte("payload"))
 	wantDropped(t, "a packet", build(received(), build(nested, data)), encap.DropReceivedLoop)
 	wantDropped(t, "nothing inside", build(received(), build(nested, nil)), encap.DropReceivedLoop)
@@ -228,7 +230,7 @@ func TestDecapsulate_nested(t *testing.T) {
 	h.MF, h.FragmentOffset = false, 24
 	wantDropped(t, "a later fragment", build(received(), build(h, make([]byte, 24))), encap.DropReceivedLoop)
 
-	// What is not of this very tunnel passes: a tunnel through the tunnel.
+	// Nested packets of another tunnel pass.
 	h = nested
 	h.Source[3]++
 	wantDropped(t, "another tunnel's source", build(received(), build(h, data)), encap.DropNone)
@@ -240,6 +242,7 @@ func TestDecapsulate_nested(t *testing.T) {
 	wantDropped(t, "another protocol", build(received(), build(h, data)), encap.DropNone)
 }
 
+// The answer to our reflect probe arrives as an outer header without an inner packet.
 func TestDecapsulate_empty(t *testing.T) {
 	_, kind, d := decapsulate(build(received(), nil))
 	if d != encap.DropNone || kind != encap.KindEmpty {
@@ -257,6 +260,8 @@ func TestReflectAnswer_ttlExpired(t *testing.T) {
 	}
 }
 
+// A received packet that would be sent back to the remote is dropped, unless it is a reflect
+// probe.
 func TestDecapsulate_loop(t *testing.T) {
 	probe := ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: remote}
 	wantDropped(t, "with a payload", build(received(), build(probe, []byte("payload"))), encap.DropReceivedLoop)

@@ -8,6 +8,7 @@ import (
 	"ipipd/encap"
 )
 
+// Every Drop has a unique name in kebab case.
 func TestDropString(t *testing.T) {
 	kebab := regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
 	seen := map[string]encap.Drop{}

@@ -7,9 +7,8 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-// TestDecapsulatedECN spells the table of RFC 6040, section 4.2,
-// out once more, row by row, so that a slip in the code's meets one that was
-// written apart from it.
+// TestDecapsulatedECN has its own copy of the table of RFC 6040, section 4.2, written
+// independently of the code's.
 func TestDecapsulatedECN(t *testing.T) {
 	const drop = ipv4.ECN(4)
 	outers := [4]ipv4.ECN{ipv4.NotECT, ipv4.ECT0, ipv4.ECT1, ipv4.CE}

@@ -10,7 +10,7 @@ import (
 // asRouterOS is a tunnel with RouterOS's defaults.
 var asRouterOS = encap.Outer{Local: local, Remote: remote, DSCP: encap.InheritDSCP, TTL: 255}
 
-// encapsulate returns the outer packet of p, or why there is none.
+// encapsulate returns the outer packet of p, or the Drop.
 func encapsulate(t testing.TB, o encap.Outer, p []byte, id uint16) (ipv4.Packet, encap.Drop) {
 	t.Helper()
 	b := bufferOf(p)
@@ -26,6 +26,7 @@ func encapsulate(t testing.TB, o encap.Outer, p []byte, id uint16) (ipv4.Packet,
 	return outer, encap.DropNone
 }
 
+// The outer header is the one that RouterOS makes.
 func TestOuterEncapsulate_routerOSDefaults(t *testing.T) {
 	outer, d := encapsulate(t, asRouterOS, golden(t, goldenInner), 0x1234)
 	if d != encap.DropNone {
@@ -40,6 +41,7 @@ func TestOuterEncapsulate_routerOSDefaults(t *testing.T) {
 		`+goldenInner))
 }
 
+// DF is copied only with DontFragmentInherit.
 func TestOuterEncapsulate_df(t *testing.T) {
 	o := asRouterOS
 	o.DontFragmentInherit = true
@@ -70,6 +72,7 @@ func TestOuterEncapsulate_df(t *testing.T) {
 	}
 }
 
+// The ID is the caller's with DF=0, and 0 with DF=1 (RFC 6864).
 func TestOuterEncapsulate_id(t *testing.T) {
 	h := inner()
 	for _, df := range []bool{false, true} {
@@ -87,6 +90,7 @@ func TestOuterEncapsulate_id(t *testing.T) {
 	}
 }
 
+// DSCP is inherited or configured; ECN is copied in both cases.
 func TestOuterEncapsulate_dscp(t *testing.T) {
 	h := inner()
 	for _, ecn := range []ipv4.ECN{ipv4.NotECT, ipv4.ECT0, ipv4.ECT1, ipv4.CE} {
@@ -113,6 +117,7 @@ func TestOuterEncapsulate_dscp(t *testing.T) {
 	}
 }
 
+// The outer TTL is configured or inherited; the inner one is unchanged.
 func TestOuterEncapsulate_ttl(t *testing.T) {
 	h := inner()
 	h.TTL = 17
@@ -129,6 +134,7 @@ func TestOuterEncapsulate_ttl(t *testing.T) {
 	}
 }
 
+// RFC 2003, section 3.1: an inner packet with TTL 0 is not encapsulated.
 func TestOuterEncapsulate_innerTTLZero(t *testing.T) {
 	h := inner()
 	h.TTL = 0
@@ -174,13 +180,14 @@ func TestOuterEncapsulate_trailingBytes(t *testing.T) {
 	wantBytes(t, "inner", b.Bytes()[20:], p[:27])
 }
 
+// An outer packet of the tunnel is a loop at every depth up to maxNesting.
 func TestOuterEncapsulate_loopNested(t *testing.T) {
 	other := encap.Outer{Local: [4]byte{203, 0, 113, 1}, Remote: [4]byte{203, 0, 113, 2}, DSCP: encap.InheritDSCP, TTL: 64}
 	p, _ := encapsulate(t, asRouterOS, golden(t, goldenInner), 1)
 	for depth := 1; depth <= 5; depth++ {
 		want := encap.DropLoop
 		if depth > 4 {
-			want = encap.DropNone // the bound on the work that a packet can cause
+			want = encap.DropNone // maxNesting
 		}
 		if _, d := encapsulate(t, asRouterOS, p.Bytes(), 1); d != want {
 			t.Errorf("our outer header as header %d of the inner packet: drop %v, want %v", depth, d, want)
@@ -189,7 +196,7 @@ func TestOuterEncapsulate_loopNested(t *testing.T) {
 		if p, d = encapsulate(t, other, p.Bytes(), 1); d != encap.DropNone {
 			t.Fatal(d)
 		}
-		other.Local[3]++ // another tunnel each time, which sees no loop of its own
+		other.Local[3]++ // another tunnel each time, whose own loop check passes
 		other.Remote[3] += 2
 	}
 }
@@ -213,6 +220,8 @@ func TestOuterEncapsulate_loopAddresses(t *testing.T) {
 	}
 }
 
+// The loop check parses no header where there is none: truncated, malformed, or a later
+// fragment.
 func TestOuterEncapsulate_loopMalformed(t *testing.T) {
 	nested := build(ipv4.Header{TTL: 1, Protocol: 4, Source: local, Destination: remote}, nil)
 	h := inner()
@@ -245,6 +254,7 @@ func TestOuterEncapsulate_loopMalformed(t *testing.T) {
 	}
 }
 
+// A reflect probe is a loop on purpose.
 func TestOuterEncapsulateProbe_loopExempt(t *testing.T) {
 	probe := build(ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: remote, Destination: local}, nil)
 	if _, d := encapsulate(t, asRouterOS, probe, 1); d != encap.DropLoop {
@@ -278,6 +288,7 @@ func TestOuterEncapsulateProbe_empty(t *testing.T) {
 	}
 }
 
+// Probes are checked like other packets, but for the loop.
 func TestOuterEncapsulateProbe_malformed(t *testing.T) {
 	h := inner()
 	h.TTL = 0

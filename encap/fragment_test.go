@@ -12,7 +12,7 @@ import (
 	"ipipd/internal/packet"
 )
 
-// pattern is n bytes in which a misplaced piece shows.
+// pattern returns n bytes whose values depend on their offset, to detect misplaced ones.
 func pattern(n int) []byte {
 	b := make([]byte, n)
 	for i := range b {
@@ -30,8 +30,8 @@ func buffers(n, size int) []*packet.Buffer {
 	return batch
 }
 
-// reassemble puts fragments together by RFC 791, section 3.2, whatever order
-// they come in: a hole list kept as a mask of bytes.
+// reassemble implements RFC 791, section 3.2, for fragments in any order. have marks the bytes
+// received.
 func reassemble(t testing.TB, fragments []*packet.Buffer) []byte {
 	t.Helper()
 	payload := make([]byte, ipv4.MaxTotalLen)
@@ -73,7 +73,7 @@ func reassemble(t testing.TB, fragments []*packet.Buffer) []byte {
 	return whole
 }
 
-// checkFragments checks what must hold of all fragments of p on a path of mtu.
+// checkFragments checks the headers and lengths of all fragments of p for an MTU of mtu bytes.
 func checkFragments(t testing.TB, p ipv4.Packet, fragments []*packet.Buffer, mtu int) {
 	t.Helper()
 	for i, b := range fragments {
@@ -98,6 +98,7 @@ func checkFragments(t testing.TB, p ipv4.Packet, fragments []*packet.Buffer, mtu
 	}
 }
 
+// Fragments in any order reassemble to the packet.
 func TestFragment_reassembly(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4))
 	for _, size := range []int{0, 1, 48, 49, 1480, 1481, 8000, encap.MaxInner} {
@@ -119,6 +120,7 @@ func TestFragment_reassembly(t *testing.T) {
 	}
 }
 
+// Fragments are as large as the MTU allows.
 func TestFragment_sizes(t *testing.T) {
 	p := parse(t, build(received(), pattern(3000)))
 	into := buffers(3, 1500)
@@ -134,6 +136,7 @@ func TestFragment_sizes(t *testing.T) {
 	}
 }
 
+// Offsets of a fragment's fragments continue from its own.
 func TestFragment_ofFragment(t *testing.T) {
 	whole := build(received(), pattern(4000))
 	first := buffers(3, 1500)
@@ -156,6 +159,7 @@ func TestFragment_ofFragment(t *testing.T) {
 	wantBytes(t, "reassembled", reassemble(t, all), whole)
 }
 
+// Later fragments have only the options with the copied flag.
 func TestFragment_copiedOptions(t *testing.T) {
 	options := []byte{
 		1,                   // no operation
@@ -190,6 +194,7 @@ func TestFragment_copiedOptions(t *testing.T) {
 	wantBytes(t, "reassembled", reassemble(t, into), whole)
 }
 
+// A malformed option ends the list of copied options.
 func TestFragment_malformedOptions(t *testing.T) {
 	for name, options := range map[string][]byte{
 		"length 0":           {0x94, 0, 0, 0},
@@ -215,6 +220,7 @@ func TestFragment_malformedOptions(t *testing.T) {
 	}
 }
 
+// A packet with DF=1 is never fragmented.
 func TestFragment_df(t *testing.T) {
 	h := received()
 	h.DF = true
@@ -238,11 +244,11 @@ func TestFragment_tooSmall(t *testing.T) {
 		into []*packet.Buffer
 		mtu  int
 	}{
-		"too few buffers":          {buffers(1, 100), 100},
-		"buffers too small":        {buffers(2, 60), 100},
-		"one buffer too small":     {buffers(1, 60), 120},
-		"no 8 bytes of payload":    {buffers(100, 100), 27},
-		"not even a header's room": {buffers(100, 100), 0},
+		"too few buffers":       {buffers(1, 100), 100},
+		"buffers too small":     {buffers(2, 60), 100},
+		"one buffer too small":  {buffers(1, 60), 120},
+		"no 8 bytes of payload": {buffers(100, 100), 27},
+		"less than a header":    {buffers(100, 100), 0},
 	} {
 		if n, d := encap.Fragment(test.into, p, test.mtu); n != 0 || d != encap.DropFragmentFailed {
 			t.Errorf("%s: %d fragments, drop %v, want %v", name, n, d, encap.DropFragmentFailed)

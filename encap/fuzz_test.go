@@ -11,8 +11,8 @@ import (
 	"ipipd/internal/packet"
 )
 
-// fixChecksum gives b, if it is a packet at all, a right header checksum, so that
-// fuzzing gets behind that check.
+// fixChecksum returns b with a valid header checksum, if b is a packet, so that the fuzzer gets
+// past that check.
 func fixChecksum(b []byte) []byte {
 	b = bytes.Clone(b)
 	if h, n, err := ipv4.ParseHeader(b); err == nil && h.TotalLen >= n {
@@ -22,8 +22,8 @@ func fixChecksum(b []byte) []byte {
 	return b
 }
 
-// FuzzOuterEncapsulate_roundTrip: what goes in at one end comes out at the other,
-// byte for byte, whatever the tunnel's settings.
+// FuzzOuterEncapsulate_roundTrip checks that Decapsulate returns the packet that Encapsulate
+// got, byte for byte, for any Outer.
 func FuzzOuterEncapsulate_roundTrip(f *testing.F) {
 	f.Add(golden(f, goldenInner), int8(encap.InheritDSCP), false, uint8(255), uint16(1))
 	f.Add(segment(ipv4.ProtocolTCP, 3, false), int8(63), true, uint8(0), uint16(65535))
@@ -62,8 +62,8 @@ func FuzzOuterEncapsulate_roundTrip(f *testing.F) {
 	})
 }
 
-// FuzzDecapsulate: whatever the network brings, nothing panics, and what is
-// taken for an inner packet is a sound one.
+// FuzzDecapsulate checks that no input panics, and that what is accepted as an inner packet is
+// valid.
 func FuzzDecapsulate(f *testing.F) {
 	f.Add(build(received(), golden(f, goldenInner)), false)
 	f.Add(build(received(), golden(f, goldenReflect)), true)
@@ -115,8 +115,8 @@ func FuzzDecapsulate(f *testing.F) {
 	})
 }
 
-// FuzzFragment: fragments fit the path, and give the packet again in any order.
-// The payload is made here: of long inputs fuzzing only tries to make short ones.
+// FuzzFragment checks that fragments fit the MTU and reassemble in any order. The payload is
+// generated: the fuzzer tends to shorten long inputs.
 func FuzzFragment(f *testing.F) {
 	f.Add(build(received(), nil), uint16(3000), uint16(576), uint64(1))
 	f.Add(build(received(), nil), uint16(100), uint16(68), uint64(2))
@@ -146,7 +146,7 @@ func FuzzFragment(f *testing.F) {
 		random := rand.New(rand.NewPCG(seed, 0))
 		random.Shuffle(n, func(i, j int) { into[i], into[j] = into[j], into[i] })
 		if p.IsFragment() {
-			return // not the whole story
+			return // the packet is a fragment itself
 		}
 		if got := reassemble(t, into); !bytes.Equal(got[ipv4.HeaderLen:], p.Bytes()[ipv4.HeaderLen:]) {
 			t.Fatalf("% x reassembled as % x", p.Bytes(), got)
@@ -154,8 +154,7 @@ func FuzzFragment(f *testing.F) {
 	})
 }
 
-// FuzzParseError: whatever ICMP brings, nothing panics, and what it teaches is within
-// the bounds of what any message may teach.
+// FuzzParseError checks that no input panics, and that PathMTU stays within its bounds.
 func FuzzParseError(f *testing.F) {
 	f.Add(golden(f, goldenOuterError), uint16(1380))
 	f.Add(outerError(11, 0, 32<<16, append(golden(f, goldenQuote), make([]byte, 100)...)), uint16(0))
@@ -182,8 +181,8 @@ func FuzzParseError(f *testing.F) {
 	})
 }
 
-// FuzzDeriveOffload: a checksum that is taken back to partial is seen to be, and
-// one that is finished is never taken for partial.
+// FuzzDeriveOffload checks that a partial checksum is detected, and that a complete one is never
+// taken for partial.
 func FuzzDeriveOffload(f *testing.F) {
 	f.Add(uint16(7), uint16(0), false)
 	f.Add(uint16(2001), uint16(0xbeef), true)
@@ -206,7 +205,7 @@ func FuzzDeriveOffload(f *testing.F) {
 		long := b.Len() > mtu
 		d := encap.DeriveOffload(b, mtu)
 		switch {
-		case b.Checksum == packet.ChecksumValid: // the one in 65,536
+		case b.Checksum == packet.ChecksumValid: // complete, yet equal to the pseudo-header sum: one in 65,536
 		case long && udp:
 			if d != encap.DropSuperpacketSizeUnknown {
 				t.Fatalf("UDP of %d bytes: drop %v", b.Len(), d)

@@ -11,8 +11,8 @@ import (
 	"ipipd/internal/packet"
 )
 
-// The packets of these tests. The golden ones were made with scapy, an
-// implementation that shares nothing with this one.
+// The packets of these tests. The golden ones were made with scapy, an independent
+// implementation.
 
 var (
 	local  = [4]byte{192, 0, 2, 1}
@@ -32,8 +32,7 @@ const goldenInner = `
 	6970 6970   // "ipip"
 `
 
-// golden reads bytes written as hexadecimal words, each line ended by a comment
-// that says what they are.
+// golden decodes hexadecimal words; "//" starts a comment, as in an annotated packet dump.
 func golden(t testing.TB, annotated string) []byte {
 	t.Helper()
 	var digits strings.Builder
@@ -48,8 +47,8 @@ func golden(t testing.TB, annotated string) []byte {
 	return b
 }
 
-// dirty returns an empty Buffer whose memory, headroom included, is filled with
-// 0xa5, so that a byte that a builder forgets is seen.
+// dirty returns an empty Buffer whose memory, headroom included, is filled with 0xa5, to detect
+// bytes that are not written.
 func dirty(size int) *packet.Buffer {
 	b := packet.New(size)
 	b.Push(packet.Headroom)
@@ -61,14 +60,14 @@ func dirty(size int) *packet.Buffer {
 	return b
 }
 
-// bufferOf returns a Buffer that holds a copy of p, amidst 0xa5.
+// bufferOf returns a Buffer with a copy of p, surrounded by 0xa5.
 func bufferOf(p []byte) *packet.Buffer {
 	b := dirty(max(len(p), 2000))
 	b.Set(p)
 	return b
 }
 
-// build returns a packet with header h, whose total length it fills in.
+// build returns a packet with header h and payload. It fills in the total length.
 func build(h ipv4.Header, payload []byte) []byte {
 	h.TotalLen = ipv4.HeaderLen + len(payload)
 	b := make([]byte, h.TotalLen)
@@ -77,13 +76,12 @@ func build(h ipv4.Header, payload []byte) []byte {
 	return b
 }
 
-// inner returns a header from innerA to innerB, of a protocol that nothing here
-// looks into.
+// inner returns a header from innerA to innerB, with a protocol (GRE) that is not parsed.
 func inner() ipv4.Header {
 	return ipv4.Header{TTL: 64, Protocol: 47, ID: 7, Source: innerA, Destination: innerB}
 }
 
-// received returns a header as it comes from the remote end.
+// received returns an outer header from the remote end.
 func received() ipv4.Header {
 	return ipv4.Header{TTL: 250, Protocol: ipv4.ProtocolIPIP, ID: 9, Source: remote, Destination: local}
 }

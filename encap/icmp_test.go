@@ -38,6 +38,7 @@ func TestTooBig_source(t *testing.T) {
 	}
 }
 
+// An ICMP error quotes as much as fits 576 bytes (RFC 1812).
 func TestTooBig_quoteLength(t *testing.T) {
 	for _, size := range []int{0, 1, 8, 527, 528, 529, 1480} {
 		p := build(inner(), pattern(size))
@@ -48,7 +49,7 @@ func TestTooBig_quoteLength(t *testing.T) {
 		if want := min(576, 28+len(p)); b.Len() != want {
 			t.Errorf("about %d bytes: %d bytes, want %d", len(p), b.Len(), want)
 		}
-		// Read by golang.org/x/net, which does not look at the checksum.
+		// Parsed by golang.org/x/net too, which does not check the checksum.
 		whole := parse(t, b.Bytes())
 		message, err := icmp.ParseMessage(1, whole.Payload())
 		if err != nil {
@@ -76,6 +77,7 @@ func TestHostUnreachable(t *testing.T) {
 	`))
 }
 
+// No ICMP error is made about the packets that RFC 1122, section 3.2.2 lists.
 func TestICMPAllowed(t *testing.T) {
 	echo := []byte{8, 0, 0, 0, 0, 0, 0, 0}
 	for _, test := range []struct {

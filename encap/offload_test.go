@@ -10,13 +10,13 @@ import (
 	"ipipd/internal/packet"
 )
 
-// segment returns a TCP or UDP packet with n bytes of payload. Its checksum is
-// finished, or partial: the sum of the pseudo-header, as the kernel leaves it.
+// segment returns a TCP or UDP packet with n bytes of payload. Its checksum is complete, or
+// partial: the pseudo-header sum (CHECKSUM_PARTIAL).
 func segment(protocol uint8, n int, partial bool) []byte {
 	return segmentOf(protocol, pattern(n), partial)
 }
 
-// segmentOf is segment with a given payload.
+// segmentOf is segment with the given payload.
 func segmentOf(protocol uint8, payload []byte, partial bool) []byte {
 	var transport []byte
 	var at int
@@ -70,6 +70,7 @@ func TestDeriveOffload(t *testing.T) {
 	}
 }
 
+// Fragments and truncated or malformed segments have no partial checksum.
 func TestDeriveOffload_notApplicable(t *testing.T) {
 	partial := segment(ipv4.ProtocolTCP, 100, true)
 	fragment := func(mf bool, offset int) []byte {
@@ -112,8 +113,7 @@ func TestDeriveOffload_alreadyKnown(t *testing.T) {
 }
 
 func TestDeriveOffload_ambiguousChecksum(t *testing.T) {
-	// Two bytes of the payload are chosen so that the finished checksum equals
-	// the sum of the pseudo-header: the one in 65,536.
+	// Two bytes of the payload make the complete checksum equal to the pseudo-header sum.
 	p := segment(ipv4.ProtocolTCP, 100, true)
 	b := parse(t, p)
 	tcp := b.Payload()
@@ -126,6 +126,7 @@ func TestDeriveOffload_ambiguousChecksum(t *testing.T) {
 	}
 }
 
+// A superpacket whose headers leave no room for a segment is dropped.
 func TestDeriveOffload_segmentSizeUnknown(t *testing.T) {
 	cut := segment(ipv4.ProtocolTCP, 1000, true)
 	cut[32] = 0x40 // data offset 16
@@ -134,7 +135,7 @@ func TestDeriveOffload_segmentSizeUnknown(t *testing.T) {
 		p   []byte
 		mtu int
 	}{
-		"no room behind the headers":     {beyond, 52},
+		"no payload within the MTU":      {beyond, 52},
 		"data offset below the header's": {cut, 576},
 	} {
 		if d := encap.DeriveOffload(bufferOf(test.p), test.mtu); d != encap.DropSuperpacketSizeUnknown {
@@ -146,7 +147,7 @@ func TestDeriveOffload_segmentSizeUnknown(t *testing.T) {
 func TestDeriveOffload_udpPadding(t *testing.T) {
 	p := segment(ipv4.ProtocolUDP, 100, true)
 	h := parse(t, p).Header()
-	b := bufferOf(build(h, append(bytes.Clone(p[20:]), 1, 2, 3))) // IP says more than UDP
+	b := bufferOf(build(h, append(bytes.Clone(p[20:]), 1, 2, 3))) // longer than the UDP length
 	if d := encap.DeriveOffload(b, 1480); d != encap.DropNone || b.Checksum != packet.ChecksumPartial {
 		t.Errorf("%+v, drop %v", b.Offload, d)
 	}

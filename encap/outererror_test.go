@@ -80,8 +80,8 @@ func TestParseError_spi(t *testing.T) {
 	}
 }
 
-// outerError returns an ICMP error about quote; word is the second word of the
-// ICMP header.
+// outerError returns an ICMP error that quotes quote; word is the second word of the ICMP
+// header.
 func outerError(typ, code uint8, word uint32, quote []byte) []byte {
 	message := append([]byte{typ, code, 0, 0, 0, 0, 0, 0}, quote...)
 	binary.BigEndian.PutUint32(message[4:], word)
@@ -89,8 +89,8 @@ func outerError(typ, code uint8, word uint32, quote []byte) []byte {
 	return build(ipv4.Header{TTL: 60, Protocol: ipv4.ProtocolICMP, Source: [4]byte{203, 0, 113, 1}, Destination: local}, message)
 }
 
-// RFC 2003, section 4: which errors say that the remote cannot be reached, or what
-// fits, and which say nothing about the path.
+// RFC 2003, section 4: which errors mean that the remote is unreachable, which carry a next-hop
+// MTU, and which mean neither.
 func TestOuterErrorUnreachable(t *testing.T) {
 	const unreachable, tooBig, neither = "unreachable", "too big", "neither"
 	for _, test := range []struct {
@@ -173,7 +173,7 @@ func TestParseError_unrelated(t *testing.T) {
 	}
 }
 
-// What stands behind the quote is not the SPI of a packet whose quote ends before it.
+// The bytes after a quote are not taken for the SPI of a packet whose quote ends before it.
 func TestParseError_extensionsAndPadding(t *testing.T) {
 	udp := binary.BigEndian.AppendUint16(nil, 4500)
 	udp = append(udp, 0x11, 0x94, 0, 40, 0, 0)
@@ -189,6 +189,7 @@ func TestParseError_extensionsAndPadding(t *testing.T) {
 	}
 }
 
+// An error about an empty probe quotes only its header.
 func TestParseError_emptyProbe(t *testing.T) {
 	probe := build(ipv4.Header{TTL: 255, Protocol: 4, Source: local, Destination: remote}, nil)
 	e, d := encap.ParseError(outerError(3, 2, 0, probe))
@@ -197,6 +198,7 @@ func TestParseError_emptyProbe(t *testing.T) {
 	}
 }
 
+// 28 bytes, as RFC 792 requires, are enough.
 func TestParseError_shortQuote(t *testing.T) {
 	quote := golden(t, goldenQuote)
 	for n := 28; n <= len(quote); n++ {

@@ -9,11 +9,12 @@ import (
 
 var start = time.Date(2024, 5, 1, 12, 0, 0, 0, time.UTC)
 
-// tooBig is a datagram too big about a packet of quoted bytes with DF=1.
+// tooBig returns a datagram too big about a packet of quoted bytes with DF=1.
 func tooBig(nextHopMTU, quoted int) *encap.OuterError {
 	return &encap.OuterError{Type: 3, Code: 4, NextHopMTU: nextHopMTU, TotalLen: quoted, DF: true}
 }
 
+// The estimate is only ever lowered.
 func TestPathMTUTooBig(t *testing.T) {
 	var p encap.PathMTU
 	if p.Get() != 0 || p.Effective(1500) != 1500 {
@@ -41,13 +42,13 @@ func TestPathMTUTooBig(t *testing.T) {
 	}
 }
 
-// What no router sends teaches nothing.
+// Messages that no router would send do not change the estimate.
 func TestPathMTUTooBig_plausibility(t *testing.T) {
 	for _, test := range []struct {
 		name         string
 		e            *encap.OuterError
 		link, before int // before: a next-hop MTU learnt before, or 0
-		want         int // as TooBig leaves it; 0 is nothing
+		want         int // Get after TooBig
 		drop         encap.Drop
 	}{
 		{"plausible", tooBig(1400, 1500), 1500, 0, 1400, encap.DropNone},
@@ -103,6 +104,7 @@ func TestPathMTUTooBig_plateaus(t *testing.T) {
 	}
 }
 
+// The estimate expires ten minutes after the last too big that confirmed it.
 func TestPathMTUTick(t *testing.T) {
 	var p encap.PathMTU
 	if p.Tick(start) {
@@ -122,6 +124,7 @@ func TestPathMTUTick(t *testing.T) {
 	}
 }
 
+// Reachability expires 30 s after the last error, or when a packet is received.
 func TestReachability(t *testing.T) {
 	var r encap.Reachability
 	if !r.Reachable(start) {
@@ -141,6 +144,6 @@ func TestReachability(t *testing.T) {
 	}
 	r.MarkUnreachable(start)
 	if r.MarkReachable(); !r.Reachable(start) {
-		t.Error("heard from the remote end: unreachable")
+		t.Error("after a packet from the remote end: unreachable")
 	}
 }
