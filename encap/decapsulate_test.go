@@ -61,8 +61,8 @@ func TestDecapsulate_ecnMergedIntoInner(t *testing.T) {
 
 func TestDecapsulate_trailingBytes(t *testing.T) {
 	p := build(inner(), []byte("payload"))
-	outer := build(received(), append(bytes.Clone(p), "behind the inner packet"...))
-	b, kind, d := decapsulate(append(outer, "behind the outer packet"...))
+	outer := build(received(), append(bytes.Clone(p), "after the inner packet"...))
+	b, kind, d := decapsulate(append(outer, "after the outer packet"...))
 	if d != encap.DropNone || kind != encap.KindData {
 		t.Fatal(kind, d)
 	}
@@ -101,18 +101,18 @@ func TestDecapsulate_unknownPeer(t *testing.T) {
 }
 
 func TestParseOuter_drops(t *testing.T) {
-	sound := build(received(), build(inner(), nil))
+	valid := build(received(), build(inner(), nil))
 	change := func(off int, v byte) []byte {
-		b := bytes.Clone(sound)
+		b := bytes.Clone(valid)
 		b[off] = v
 		return b
 	}
 	wantDropped(t, "nothing", nil, encap.DropOuterMalformed)
-	wantDropped(t, "19 bytes", sound[:19], encap.DropOuterMalformed)
-	wantDropped(t, "cut short", sound[:39], encap.DropOuterMalformed)
+	wantDropped(t, "19 bytes", valid[:19], encap.DropOuterMalformed)
+	wantDropped(t, "truncated", valid[:39], encap.DropOuterMalformed)
 	wantDropped(t, "version 6", change(0, 0x65), encap.DropOuterMalformed)
 	wantDropped(t, "IHL 4", change(0, 0x44), encap.DropOuterMalformed)
-	wantDropped(t, "checksum", change(10, sound[10]+1), encap.DropOuterChecksum)
+	wantDropped(t, "checksum", change(10, valid[10]+1), encap.DropOuterChecksum)
 
 	h := received()
 	h.Protocol = 47
@@ -137,19 +137,19 @@ func TestParseOuter_bufferUnchangedOnDrop(t *testing.T) {
 }
 
 func TestDecapsulate_innerMalformed(t *testing.T) {
-	sound := build(inner(), []byte("payload"))
+	valid := build(inner(), []byte("payload"))
 	change := func(off int, v byte) []byte {
-		b := bytes.Clone(sound)
+		b := bytes.Clone(valid)
 		b[off] = v
 		return build(received(), b)
 	}
-	wantDropped(t, "one byte", build(received(), sound[:1]), encap.DropReceivedTruncated)
-	wantDropped(t, "19 bytes", build(received(), sound[:19]), encap.DropReceivedTruncated)
-	wantDropped(t, "26 of 27 bytes", build(received(), sound[:26]), encap.DropReceivedTruncated)
+	wantDropped(t, "one byte", build(received(), valid[:1]), encap.DropReceivedTruncated)
+	wantDropped(t, "19 bytes", build(received(), valid[:19]), encap.DropReceivedTruncated)
+	wantDropped(t, "26 of 27 bytes", build(received(), valid[:26]), encap.DropReceivedTruncated)
 	wantDropped(t, "version 6", change(0, 0x65), encap.DropReceivedNotIPv4)
 	wantDropped(t, "IHL 4", change(0, 0x44), encap.DropReceivedMalformed)
 	wantDropped(t, "total length 19", change(3, 19), encap.DropReceivedMalformed)
-	wantDropped(t, "checksum", change(11, sound[11]+1), encap.DropReceivedChecksum)
+	wantDropped(t, "checksum", change(11, valid[11]+1), encap.DropReceivedChecksum)
 }
 
 // RFC 2003, section 3.1: an inner packet with TTL 0 is discarded.

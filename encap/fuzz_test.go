@@ -205,7 +205,7 @@ func FuzzDeriveOffload(f *testing.F) {
 		long := b.Len() > mtu
 		d := encap.DeriveOffload(b, mtu)
 		switch {
-		case b.Checksum == packet.ChecksumValid: // complete, yet equal to the pseudo-header sum: one in 65,536
+		case b.Checksum == packet.ChecksumValid: // the ambiguous one in 65,536
 		case long && udp:
 			if d != encap.DropSuperpacketSizeUnknown {
 				t.Fatalf("UDP of %d bytes: drop %v", b.Len(), d)

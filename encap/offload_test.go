@@ -128,15 +128,15 @@ func TestDeriveOffload_ambiguousChecksum(t *testing.T) {
 
 // A superpacket whose headers leave no room for a segment is dropped.
 func TestDeriveOffload_segmentSizeUnknown(t *testing.T) {
-	cut := segment(ipv4.ProtocolTCP, 1000, true)
-	cut[32] = 0x40 // data offset 16
+	badOffset := segment(ipv4.ProtocolTCP, 1000, true)
+	badOffset[32] = 0x40 // data offset 16
 	beyond := segment(ipv4.ProtocolTCP, 1000, true)
 	for name, test := range map[string]struct {
 		p   []byte
 		mtu int
 	}{
 		"no payload within the MTU":      {beyond, 52},
-		"data offset below the header's": {cut, 576},
+		"data offset below the header's": {badOffset, 576},
 	} {
 		if d := encap.DeriveOffload(bufferOf(test.p), test.mtu); d != encap.DropSuperpacketSizeUnknown {
 			t.Errorf("%s: drop %v, want %v", name, d, encap.DropSuperpacketSizeUnknown)

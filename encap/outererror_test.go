@@ -137,9 +137,9 @@ func TestParseError_ignored(t *testing.T) {
 }
 
 func TestParseError_malformed(t *testing.T) {
-	sound := golden(t, goldenOuterError)
+	valid := golden(t, goldenOuterError)
 	change := func(off int, v byte) []byte {
-		b := bytes.Clone(sound)
+		b := bytes.Clone(valid)
 		b[off] = v
 		return b
 	}
@@ -147,17 +147,17 @@ func TestParseError_malformed(t *testing.T) {
 	h := ipv4.Header{TTL: 60, Protocol: ipv4.ProtocolICMP, Source: remote, Destination: local}
 	for name, b := range map[string][]byte{
 		"nothing":                nil,
-		"cut short":              sound[:79],
+		"truncated":              valid[:79],
 		"IP checksum":            change(10, 0),
 		"ICMP checksum":          change(22, 0),
-		"not ICMP":               build(ipv4.Header{TTL: 60, Protocol: 17, Source: remote, Destination: local}, sound[20:]),
-		"a fragment":             build(ipv4.Header{TTL: 60, Protocol: 1, MF: true, Source: remote, Destination: local}, sound[20:]),
+		"not ICMP":               build(ipv4.Header{TTL: 60, Protocol: 17, Source: remote, Destination: local}, valid[20:]),
+		"a fragment":             build(ipv4.Header{TTL: 60, Protocol: 1, MF: true, Source: remote, Destination: local}, valid[20:]),
 		"an echo reply":          outerError(0, 0, 0, quote),
-		"7 bytes of ICMP":        build(h, sound[20:27]),
+		"7 bytes of ICMP":        build(h, valid[20:27]),
 		"no quote":               outerError(3, 1, 0, nil),
 		"19 bytes of quote":      outerError(3, 1, 0, quote[:19]),
 		"quote of IPv6":          outerError(3, 1, 0, append([]byte{0x60}, quote[1:]...)),
-		"7 bytes behind header":  outerError(3, 1, 0, quote[:27]),
+		"7 bytes of payload":     outerError(3, 1, 0, quote[:27]),
 		"RFC 4884 length 4 only": outerError(3, 1, 1<<16, quote),
 	} {
 		if _, d := encap.ParseError(b); d != encap.DropOuterErrorMalformed {

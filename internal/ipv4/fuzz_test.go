@@ -33,15 +33,15 @@ func FuzzParse(f *testing.F) {
 		}
 
 		// The incremental checksum equals the full one.
-		sound := bytes.Clone(p.Bytes())
-		binary.BigEndian.PutUint16(sound[10:], 0)
-		binary.BigEndian.PutUint16(sound[10:], Checksum(sound[:headerLen], 0))
-		q, _ := Parse(sound)
+		valid := bytes.Clone(p.Bytes())
+		binary.BigEndian.PutUint16(valid[10:], 0)
+		binary.BigEndian.PutUint16(valid[10:], Checksum(valid[:headerLen], 0))
+		q, _ := Parse(valid)
 		q.SetTOS(tos)
 		q.SetTTL(tos + 1)
-		incremental := binary.BigEndian.Uint16(sound[10:])
-		binary.BigEndian.PutUint16(sound[10:], 0)
-		if full := Checksum(sound[:headerLen], 0); full != incremental {
+		incremental := binary.BigEndian.Uint16(valid[10:])
+		binary.BigEndian.PutUint16(valid[10:], 0)
+		if full := Checksum(valid[:headerLen], 0); full != incremental {
 			t.Fatalf("incremental checksum %#x, full %#x", incremental, full)
 		}
 	})

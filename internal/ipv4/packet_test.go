@@ -216,7 +216,7 @@ func TestPacket_settersKeepWrongChecksum(t *testing.T) {
 	p.SetTTL(1)
 	p.SetTOS(0)
 	if p.HeaderChecksumValid() {
-		t.Error("a damaged header now looks sound")
+		t.Error("a damaged header now looks valid")
 	}
 }
 

@@ -160,7 +160,7 @@ func icmpErrorFilter(local, remote [4]byte) []bpf.Instruction {
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_IPIP, SkipTrue: 4},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_ESP, SkipTrue: 3},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 3},
-		bpf.LoadIndirect{Off: quoted + ipv4.HeaderLen, Size: 2}, // UDP source port; outer headers have no options
+		bpf.LoadIndirect{Off: quoted + ipv4.HeaderLen, Size: 2}, // UDP source port: no outer options
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: ipv4.PortNATT, SkipTrue: 1},
 		bpf.RetConstant{Val: 0xffff},
 		bpf.RetConstant{Val: 0},

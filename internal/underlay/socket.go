@@ -1,6 +1,6 @@
 // Package underlay has the sockets of the underlay side: they send and receive outer packets of
 // protocol 4, and receive the ICMP errors about them. One Socket serves all tunnels of the
-// process. It does not look inside the packets.
+// process. Of inner packets it reads only the headers that offload metadata refers to.
 //
 // On Linux, outer packets are received by packet sockets in a fanout group (packet(7)), or by a
 // raw socket (raw(7)), which is bound and connected if there is only one tunnel. They are sent
