@@ -11,8 +11,8 @@ import (
 // Default is RouterOS's: a probe every ten seconds, ten of them unanswered.
 var Default = Config{Interval: 10 * time.Second, Retries: 10}
 
-// Accepted says in words what Parse takes.
-const Accepted = "off, INTERVAL or INTERVAL,RETRIES with an interval of 1s..4294967295s as 10s, 1m30s, 10 or 00:00:10, and retries 1..4294967295"
+// Syntax says in words what Parse takes.
+const Syntax = "off, INTERVAL or INTERVAL,RETRIES with an interval of 1s..4294967295s as 10s, 1m30s, 10 or 00:00:10, and retries 1..4294967295"
 
 // maxSeconds and maxRetries are RouterOS's: both numbers are 32 bits there.
 const (
@@ -31,9 +31,9 @@ type Config struct {
 	Retries int
 }
 
-// Allowance is the longest silence of the peer in which the tunnel is running:
+// HoldTime is the longest silence of the peer in which the tunnel is running:
 // Interval times Retries, or the longest Duration there is if that is longer.
-func (c Config) Allowance() time.Duration {
+func (c Config) HoldTime() time.Duration {
 	if c.Interval > 0 && c.Retries > int(math.MaxInt64/c.Interval) {
 		return math.MaxInt64
 	}
@@ -87,7 +87,7 @@ func Parse(s string) (Config, error) {
 		c.Retries = int(n)
 	}
 	if !ok {
-		return Config{}, fmt.Errorf("%q is not accepted: want %s", s, Accepted)
+		return Config{}, fmt.Errorf("%q is not accepted: want %s", s, Syntax)
 	}
 	return c, nil
 }

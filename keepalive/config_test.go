@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-func TestParseTakesWhatRouterOSTakes(t *testing.T) {
+func TestParse(t *testing.T) {
 	for _, c := range []struct {
 		in     string
 		want   Config
@@ -34,7 +34,7 @@ func TestParseTakesWhatRouterOSTakes(t *testing.T) {
 	}
 }
 
-func TestParseRefusesTheRestInOneLine(t *testing.T) {
+func TestParse_refused(t *testing.T) {
 	for _, in := range []string{
 		"", ",", "10s,", ",10", "0", "0s,10", "10s,0", "-1s", "+1s", "10s,-1", "10s,10,10", " 10s", "10s ", "10s, 10",
 		"1_0", "1.5s", "500ms", "10x", "s", "s10", "10s5m", "00:10", "00:60:00", "0:0:60", "0:0:0", "1h00:00:10:00", "on", "no", "OFF",
@@ -43,13 +43,13 @@ func TestParseRefusesTheRestInOneLine(t *testing.T) {
 		got, err := Parse(in)
 		if err == nil {
 			t.Errorf("Parse(%q) = %v", in, got)
-		} else if s := err.Error(); strings.Contains(s, "\n") || !strings.Contains(s, Accepted) {
+		} else if s := err.Error(); strings.Contains(s, "\n") || !strings.Contains(s, Syntax) {
 			t.Errorf("Parse(%q): %v", in, s)
 		}
 	}
 }
 
-func TestAllowanceDoesNotOverflow(t *testing.T) {
+func TestConfigHoldTime(t *testing.T) {
 	for _, c := range []struct {
 		Config
 		want time.Duration
@@ -59,7 +59,7 @@ func TestAllowanceDoesNotOverflow(t *testing.T) {
 		{Config{math.MaxUint32 * time.Second, 3}, math.MaxInt64},
 		{Config{}, 0},
 	} {
-		if got := c.Allowance(); got != c.want {
+		if got := c.HoldTime(); got != c.want {
 			t.Errorf("%v: %v, want %v", c.Config, got, c.want)
 		}
 	}
@@ -83,7 +83,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-func TestFormsAreReadAsTheyAreWritten(t *testing.T) {
+func TestParseForm(t *testing.T) {
 	for _, f := range []Form{FormReflect, FormEmpty, FormEcho} {
 		if got, err := ParseForm(f.String()); err != nil || got != f {
 			t.Errorf("%v: %v, %v", f, got, err)

@@ -75,38 +75,38 @@ type Action struct {
 // the next probe grows; one that leaps forward counts as time gone by.
 type Monitor struct {
 	config    Config
-	allowance time.Duration
+	holdTime  time.Duration
 	state     State
-	ticked    time.Time // the last Tick, which tells a clock set back
-	heard     bool
+	lastTick  time.Time // the last Tick, which tells a clock set back
+	received  bool
 	since     time.Time // when the allowance began: New, or the last packet heard
-	probe     time.Time // when the next probe is due
+	nextProbe time.Time // when the next probe is due
 }
 
 // New starts a keepalive at now. Its first probe is due at once.
 func New(c Config, now time.Time) *Monitor {
-	m := &Monitor{config: c, allowance: c.Allowance(), ticked: now, since: now, probe: now}
+	m := &Monitor{config: c, holdTime: c.HoldTime(), lastTick: now, since: now, nextProbe: now}
 	if c.Interval > 0 {
 		m.state = Waiting
 	}
 	return m
 }
 
-// Heard tells that an authentic packet of the peer came at now, which may lie
+// NoteReceived tells that an authentic packet of the peer came at now, which may lie
 // before the last Tick, and says whether the State changed. A packet that came
 // longer ago than the allowance does not bring the tunnel back.
-func (m *Monitor) Heard(now time.Time) (changed bool) {
-	if m.heard && !now.After(m.since) {
+func (m *Monitor) NoteReceived(now time.Time) (changed bool) {
+	if m.received && !now.After(m.since) {
 		return false
 	}
 	if m.state == Off {
-		m.heard, m.since = true, now
+		m.received, m.since = true, now
 		return false
 	}
-	if m.ticked.Sub(now) >= m.allowance {
+	if m.lastTick.Sub(now) >= m.holdTime {
 		return false
 	}
-	m.heard, m.since = true, now
+	m.received, m.since = true, now
 	changed = m.state != Up
 	m.state = Up
 	return changed
@@ -118,23 +118,23 @@ func (m *Monitor) Tick(now time.Time) (a Action) {
 	if m.state == Off {
 		return a
 	}
-	if back := now.Sub(m.ticked); back < 0 {
+	if back := now.Sub(m.lastTick); back < 0 {
 		if m.since = m.since.Add(back); m.since.After(now) {
 			m.since = now // heard after the last Tick
 		}
-		m.probe = m.probe.Add(back)
+		m.nextProbe = m.nextProbe.Add(back)
 	}
-	m.ticked = now
-	if !now.Before(m.probe) {
+	m.lastTick = now
+	if !now.Before(m.nextProbe) {
 		a.Probe = true
 		// Keep the rhythm; but after an interval was missed whole, begin anew
 		// rather than send a burst of what was missed.
-		m.probe = m.probe.Add(m.config.Interval)
-		if !now.Before(m.probe) {
-			m.probe = now.Add(m.config.Interval)
+		m.nextProbe = m.nextProbe.Add(m.config.Interval)
+		if !now.Before(m.nextProbe) {
+			m.nextProbe = now.Add(m.config.Interval)
 		}
 	}
-	if m.state.Running() && now.Sub(m.since) >= m.allowance {
+	if m.state.Running() && now.Sub(m.since) >= m.holdTime {
 		a.Changed = true
 		if m.state == Waiting {
 			m.state = NeverHeard
@@ -151,10 +151,10 @@ func (m *Monitor) Next() time.Time {
 	if m.state == Off {
 		return time.Time{}
 	}
-	if end := m.since.Add(m.allowance); m.state.Running() && end.Before(m.probe) {
+	if end := m.since.Add(m.holdTime); m.state.Running() && end.Before(m.nextProbe) {
 		return end
 	}
-	return m.probe
+	return m.nextProbe
 }
 
 // State is what is known of the peer.
@@ -163,9 +163,9 @@ func (m *Monitor) State() State { return m.state }
 // Running says whether the tunnel is running.
 func (m *Monitor) Running() bool { return m.state.Running() }
 
-// LastHeard is when the peer was last heard, or the zero Time if it never was.
-func (m *Monitor) LastHeard() time.Time {
-	if !m.heard {
+// LastReceived is when the peer was last heard, or the zero Time if it never was.
+func (m *Monitor) LastReceived() time.Time {
+	if !m.received {
 		return time.Time{}
 	}
 	return m.since

@@ -15,13 +15,13 @@ func at(seconds float64) time.Time {
 
 // step is one call of a Monitor, and what is to come of it.
 type step struct {
-	at    float64
-	heard bool // Heard rather than Tick
-	probe bool
-	state State
+	at       float64
+	received bool // Heard rather than Tick
+	probe    bool
+	state    State
 }
 
-func TestStatesOfAPeer(t *testing.T) {
+func TestMonitor(t *testing.T) {
 	const tick, heard = false, true
 	const probe, silent = true, false
 	for _, c := range []struct {
@@ -74,8 +74,8 @@ func TestStatesOfAPeer(t *testing.T) {
 		for i, s := range c.steps {
 			before := m.State()
 			var a Action
-			if s.heard {
-				a.Changed = m.Heard(at(s.at))
+			if s.received {
+				a.Changed = m.NoteReceived(at(s.at))
 			} else {
 				a = m.Tick(at(s.at))
 			}
@@ -87,7 +87,7 @@ func TestStatesOfAPeer(t *testing.T) {
 	}
 }
 
-func TestRunningByState(t *testing.T) {
+func TestStateRunning(t *testing.T) {
 	want := map[State]bool{Off: true, Waiting: true, Up: true, NeverHeard: false, Lost: false}
 	for s, running := range want {
 		if s.Running() != running {
@@ -96,22 +96,22 @@ func TestRunningByState(t *testing.T) {
 	}
 }
 
-func TestLastHeardIsZeroUntilHeard(t *testing.T) {
+func TestMonitorLastReceived(t *testing.T) {
 	for _, c := range []Config{{}, {time.Second, 2}} {
 		m := New(c, at(0))
 		m.Tick(at(10))
-		if !m.LastHeard().IsZero() {
-			t.Errorf("%v: last heard %v before anything was", c, m.LastHeard())
+		if !m.LastReceived().IsZero() {
+			t.Errorf("%v: last heard %v before anything was", c, m.LastReceived())
 		}
-		m.Heard(at(11))
+		m.NoteReceived(at(11))
 		m.Tick(at(99))
-		if !m.LastHeard().Equal(at(11)) {
-			t.Errorf("%v: last heard %v, want %v", c, m.LastHeard(), at(11))
+		if !m.LastReceived().Equal(at(11)) {
+			t.Errorf("%v: last heard %v, want %v", c, m.LastReceived(), at(11))
 		}
 	}
 }
 
-func TestNextIsTheProbeOrTheEndOfTheAllowance(t *testing.T) {
+func TestMonitorNext(t *testing.T) {
 	m := New(Config{10 * time.Second, 2}, at(0))
 	expect := func(seconds float64) {
 		t.Helper()
@@ -122,7 +122,7 @@ func TestNextIsTheProbeOrTheEndOfTheAllowance(t *testing.T) {
 	expect(0)
 	m.Tick(at(0))
 	expect(10)
-	m.Heard(at(3))
+	m.NoteReceived(at(3))
 	m.Tick(at(10))
 	expect(20)
 	m.Tick(at(20))
@@ -154,7 +154,7 @@ func FuzzMonitor(f *testing.F) {
 			a := m.Tick(clock)
 			ticked = now
 			want := Up
-			switch silent := now-heard >= c.Allowance(); {
+			switch silent := now-heard >= c.HoldTime(); {
 			case silent && ever:
 				want = Lost
 			case silent:
@@ -186,13 +186,13 @@ func FuzzMonitor(f *testing.F) {
 				tick()
 			case 1: // so it does, and a packet comes
 				clock, now = clock.Add(n), now+n
-				if m.Heard(clock); m.State() != Up {
+				if m.NoteReceived(clock); m.State() != Up {
 					t.Fatalf("heard a packet: %v", m.State())
 				}
 				heard, ever = now, true
 			case 2: // a packet is reported that came a while ago
-				m.Heard(clock.Add(-n))
-				if when := now - n; (!ever || when > heard) && ticked-when < c.Allowance() {
+				m.NoteReceived(clock.Add(-n))
+				if when := now - n; (!ever || when > heard) && ticked-when < c.HoldTime() {
 					heard, ever = when, true
 				}
 			case 3: // the clock leaps ahead, which is no different from time going by

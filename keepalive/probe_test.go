@@ -16,7 +16,7 @@ var (
 	target = [4]byte{10, 255, 0, 2}
 )
 
-func TestReflectProbeIsAHeaderFromThePeerToUs(t *testing.T) {
+func TestReflectProbe(t *testing.T) {
 	want := []byte{
 		0x45, 0x00, 0x00, 0x14, // version 4, 20 bytes of header; total length 20: nothing behind it
 		0x00, 0x00, 0x40, 0x00, // ID 0, DF
@@ -33,7 +33,7 @@ func TestReflectProbeIsAHeaderFromThePeerToUs(t *testing.T) {
 	}
 }
 
-func TestEchoProbeIsAnEchoRequest(t *testing.T) {
+func TestEchoRequest(t *testing.T) {
 	e := &Echo{source: source, target: target, identifier: 0x1234, sequence: 6}
 	want := []byte{
 		0x45, 0x00, 0x00, 0x2c, // version 4, 20 bytes of header; total length 44
@@ -70,17 +70,17 @@ func reply(request []byte) []byte {
 	h.Source, h.Destination, h.TTL = h.Destination, h.Source, 63
 	h.Put(b)
 	b[20] = 0
-	finish(b)
+	putChecksum(b)
 	return b
 }
 
-// finish puts the ICMP checksum in.
-func finish(b []byte) {
+// putChecksum puts the ICMP checksum in.
+func putChecksum(b []byte) {
 	b[22], b[23] = 0, 0
 	binary.BigEndian.PutUint16(b[22:], ipv4.Checksum(b[20:], 0))
 }
 
-func TestOnlyTheReplyToAnEchoProbeIsTakenForIt(t *testing.T) {
+func TestEchoIsReply(t *testing.T) {
 	e := NewEcho(source, target)
 	first := reply(e.Request())
 	for _, c := range []struct {
@@ -110,7 +110,7 @@ func TestOnlyTheReplyToAnEchoProbeIsTakenForIt(t *testing.T) {
 		h := p.Header()
 		c.change(b, &h)
 		h.Put(b)
-		finish(b)
+		putChecksum(b)
 		if p, err = ipv4.Parse(b); err != nil {
 			t.Fatal(err)
 		}
@@ -125,7 +125,7 @@ func TestOnlyTheReplyToAnEchoProbeIsTakenForIt(t *testing.T) {
 	}
 }
 
-func TestIsReplyDoesNotAllocate(t *testing.T) {
+func TestEchoIsReply_allocs(t *testing.T) {
 	e := NewEcho(source, target)
 	p, err := ipv4.Parse(reply(e.Request()))
 	if err != nil {
@@ -140,7 +140,7 @@ func TestIsReplyDoesNotAllocate(t *testing.T) {
 	}
 }
 
-func FuzzIsReply(f *testing.F) {
+func FuzzEchoIsReply(f *testing.F) {
 	e := &Echo{source: source, target: target, identifier: 0x1234}
 	f.Add(reply(e.Request()))
 	f.Add(ReflectProbe(local, remote))

@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	// headers is what RFC 6691 subtracts from the MTU: the IPv4 and the TCP
+	// headersLen is what RFC 6691 subtracts from the MTU: the IPv4 and the TCP
 	// header without options.
-	headers = 40
+	headersLen = 40
 
 	tcpHeaderLen  = 20
 	offDataOffset = 12
@@ -46,7 +46,7 @@ const (
 // only (packet.ChecksumPartial): that does not cover the option and stays.
 // A checksum that was wrong stays wrong.
 func Clamp(inner ipv4.Packet, mtu int, partial bool) bool {
-	if inner.Protocol() != ipv4.ProtocolTCP || inner.FragmentOffset() != 0 || mtu <= headers {
+	if inner.Protocol() != ipv4.ProtocolTCP || inner.FragmentOffset() != 0 || mtu <= headersLen {
 		return false
 	}
 	tcp := inner.Payload()
@@ -71,7 +71,7 @@ func Clamp(inner ipv4.Packet, mtu int, partial bool) bool {
 	if !found {
 		return false
 	}
-	limit := uint16(min(mtu-headers, 0xffff))
+	limit := uint16(min(mtu-headersLen, 0xffff))
 	changed := false
 	for i := tcpHeaderLen; i < end; i += optionLen(tcp[i:end]) {
 		if tcp[i] != kindMSS {
@@ -87,14 +87,14 @@ func Clamp(inner ipv4.Packet, mtu int, partial bool) bool {
 		if partial {
 			continue
 		}
-		was, is := old, limit
+		oldWord, newWord := old, limit
 		if i%2 != 0 {
 			// The field lies across two of the words that are summed up: its
 			// bytes count as if they were swapped (RFC 1071, section 2 (B)).
-			was, is = bits.ReverseBytes16(was), bits.ReverseBytes16(is)
+			oldWord, newWord = bits.ReverseBytes16(oldWord), bits.ReverseBytes16(newWord)
 		}
 		sum := binary.BigEndian.Uint16(tcp[offChecksum:])
-		binary.BigEndian.PutUint16(tcp[offChecksum:], ipv4.UpdateChecksum16(sum, was, is))
+		binary.BigEndian.PutUint16(tcp[offChecksum:], ipv4.UpdateChecksum16(sum, oldWord, newWord))
 	}
 	return changed
 }

@@ -77,7 +77,7 @@ func clamp(t testing.TB, b []byte, mtu int, partial bool) bool {
 	return Clamp(p, mtu, partial)
 }
 
-func TestSYNIsClampedToTheMTULess40(t *testing.T) {
+func TestClamp_syn(t *testing.T) {
 	b := []byte{
 		0x45, 0x00, 0x00, 0x3c, 0x1c, 0x46, 0x40, 0x00, // 60 bytes, DF
 		0x40, 0x06, 0x0a, 0x74, // TTL 64, TCP, header checksum
@@ -108,7 +108,7 @@ func TestSYNIsClampedToTheMTULess40(t *testing.T) {
 	}
 }
 
-func TestOnlyWhatMayBeLoweredIsTouched(t *testing.T) {
+func TestClamp_options(t *testing.T) {
 	mss := func(v uint16) []byte { return []byte{kindMSS, lenMSS, byte(v >> 8), byte(v)} }
 	timestamps := []byte{8, 10, 0, 0, 0, 1, 0, 0, 0, 0}
 	join := func(parts ...[]byte) (all []byte) {
@@ -178,7 +178,7 @@ func TestOnlyWhatMayBeLoweredIsTouched(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotAWholeTCPHeaderIsLeftAlone(t *testing.T) {
+func TestClamp_tcpHeader(t *testing.T) {
 	for _, c := range []struct {
 		rule   string
 		change func(b []byte, h *ipv4.Header)
@@ -215,7 +215,7 @@ func TestWhatIsNotAWholeTCPHeaderIsLeftAlone(t *testing.T) {
 	}
 }
 
-func TestOptionsOfTheIPHeaderAreSkipped(t *testing.T) {
+func TestClamp_ipOptions(t *testing.T) {
 	tcp := segment(flagSYN, []byte{kindMSS, lenMSS, 0x05, 0xb4})[20:]
 	b := make([]byte, 24+len(tcp))
 	h := ipv4.Header{TotalLen: len(b), TTL: 64, Protocol: ipv4.ProtocolTCP, Source: [4]byte{10, 0, 0, 1}, Destination: [4]byte{10, 0, 0, 2}}
@@ -226,7 +226,7 @@ func TestOptionsOfTheIPHeaderAreSkipped(t *testing.T) {
 	}
 }
 
-func TestAWrongChecksumStaysWrong(t *testing.T) {
+func TestClamp_wrongChecksum(t *testing.T) {
 	b := segment(flagSYN, []byte{kindMSS, lenMSS, 0x05, 0xb4})
 	sum := binary.BigEndian.Uint16(b[36:])
 	binary.BigEndian.PutUint16(b[36:], sum^0x0100)
@@ -237,7 +237,7 @@ func TestAWrongChecksumStaysWrong(t *testing.T) {
 
 // Every checksum that there is, and both of the ways the field can lie: where an
 // update in the wrong arithmetic differs is at 0 and 0xffff.
-func TestEveryChecksumIsUpdatedRight(t *testing.T) {
+func TestClamp_checksums(t *testing.T) {
 	for _, options := range [][]byte{{kindMSS, lenMSS, 0xff, 0xff}, {kindNop, kindMSS, lenMSS, 0xff, 0xff}} {
 		b := segment(flagSYN, options)
 		clamped := append([]byte(nil), b...)
@@ -256,7 +256,7 @@ func TestEveryChecksumIsUpdatedRight(t *testing.T) {
 	}
 }
 
-func TestClampDoesNotAllocate(t *testing.T) {
+func TestClamp_allocs(t *testing.T) {
 	b := segment(flagSYN, []byte{kindNop, kindMSS, lenMSS, 0x05, 0xb4})
 	p, err := ipv4.Parse(b)
 	if err != nil {
@@ -338,9 +338,9 @@ func FuzzClamp(f *testing.F) {
 	})
 }
 
-// FuzzClampAnyPacket is about bytes that nobody built: no panic, and no change of
+// FuzzClamp_anyPacket is about bytes that nobody built: no panic, and no change of
 // length or of the IP header.
-func FuzzClampAnyPacket(f *testing.F) {
+func FuzzClamp_anyPacket(f *testing.F) {
 	f.Add(segment(flagSYN, []byte{kindMSS, lenMSS, 0x05, 0xb4}), 1480, false)
 	f.Add(segment(flagSYN, []byte{kindNop, kindMSS, lenMSS})[:43], 1480, true)
 	f.Fuzz(func(t *testing.T, b []byte, mtu int, partial bool) {
@@ -359,7 +359,7 @@ func FuzzClampAnyPacket(f *testing.F) {
 	})
 }
 
-func BenchmarkClampSYN(b *testing.B) {
+func BenchmarkClamp_syn(b *testing.B) {
 	raw := segment(flagSYN, []byte{kindMSS, lenMSS, 0x05, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, kindNop, 3, 3, 7})
 	p, err := ipv4.Parse(raw)
 	if err != nil {
@@ -374,7 +374,7 @@ func BenchmarkClampSYN(b *testing.B) {
 }
 
 // What nearly every packet costs.
-func BenchmarkClampData(b *testing.B) {
+func BenchmarkClamp_data(b *testing.B) {
 	raw := segment(flagACK, []byte{kindNop, kindNop, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0}, make([]byte, 1428)...)
 	p, err := ipv4.Parse(raw)
 	if err != nil {

@@ -176,11 +176,11 @@ func (x *negotiator) look(now time.Time) {
 		}
 		x.last[spi] = n
 		x.received = true
-		x.do(x.peer.Heard(now, spi))
+		x.do(x.peer.NoteReceived(now, spi))
 		// The NAT in front of the peer has given it another port; the packet
 		// that came from there was authentic (RFC 3948 section 5 wants no more).
 		if port := uint16(sa.port.Load()); sa.udp && x.current != nil && x.current.Inbound.SPI == spi && port != x.port {
-			x.do(x.peer.Moved(port))
+			x.do(x.peer.UpdateRemotePort(port))
 		}
 	}
 	if o := x.session.outbound.Load(); o != nil {

@@ -167,7 +167,7 @@ var properties = []Property{
 		set: func(c *Config, v string) string {
 			k, err := keepalive.Parse(v)
 			if err != nil {
-				return keepalive.Accepted
+				return keepalive.Syntax
 			}
 			c.Keepalive = k
 			return ""

@@ -87,7 +87,7 @@ func (t *Tunnel) tick(now time.Time) (probe, changed bool) {
 	defer t.mu.Unlock()
 	before := t.monitor.State()
 	if noteReceived := t.lastReceived(); !noteReceived.IsZero() {
-		t.monitor.Heard(noteReceived)
+		t.monitor.NoteReceived(noteReceived)
 	}
 	action := t.monitor.Tick(now)
 	state := t.monitor.State()
@@ -127,7 +127,7 @@ func (t *Tunnel) followCarrier() {
 // logState says what the keepalive has found out.
 func (t *Tunnel) logState() {
 	state := keepalive.State(t.state.Load())
-	silence := t.cfg.Keepalive.Allowance().String()
+	silence := t.cfg.Keepalive.HoldTime().String()
 	switch state {
 	case keepalive.Up:
 		t.log.Info("the peer is heard: running")

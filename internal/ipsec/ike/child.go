@@ -19,40 +19,40 @@ func (p *Peer) add(c *Child) {
 	}
 }
 
-// usable says that the peer has the SA too: packets are sealed by it from now on,
+// activate says that the peer has the SA too: packets are sealed by it from now on,
 // unless there is a newer one.
-func (p *Peer) usable(c *Child) {
-	if c.usable || !c.removeAt.IsZero() || !p.has(c) {
+func (p *Peer) activate(c *Child) {
+	if c.active || !c.removeAt.IsZero() || !p.has(c) {
 		return
 	}
-	c.usable, c.useAt = true, time.Time{}
+	c.active, c.activateAt = true, time.Time{}
 	for _, x := range p.children {
-		if x.usable {
+		if x.active {
 			c = x // the last is the newest
 		}
 	}
-	p.use(c)
+	p.setOutbound(c)
 	p.problem, p.backoff = Problem{}, 0
 }
 
-// usableSoon is usable for who sends the last message of a negotiation: the other
+// activateLater is usable for who sends the last message of a negotiation: the other
 // end may not have it, and some make the SA only then. What is used is used for a
 // little longer, but not into its last moments, or until the peer sends by the new one.
-func (p *Peer) usableSoon(c *Child) {
-	c.useAt = p.now.Add(min(switchTime, p.current.ExpireAt.Sub(p.now)/2))
+func (p *Peer) activateLater(c *Child) {
+	c.activateAt = p.now.Add(min(activateDelay, p.current.ExpireAt.Sub(p.now)/2))
 }
 
-// peerUses says that the peer seals by an SA. So it has it, even if the message
+// notePeerSends says that the peer seals by an SA. So it has it, even if the message
 // that says so was lost, and is done with the SA that this one replaced.
-func (p *Peer) peerUses(c *Child) {
-	if c.peerUses || !c.removeAt.IsZero() {
+func (p *Peer) notePeerSends(c *Child) {
+	if c.peerSends || !c.removeAt.IsZero() {
 		return
 	}
-	c.peerUses = true
-	p.confirmed(c)
-	p.usable(c)
+	c.peerSends = true
+	p.finishQuickMode(c)
+	p.activate(c)
 	if old := c.replaces; old != nil {
-		p.replaced(old, overlapTime)
+		p.scheduleDelete(old, overlapTime)
 	}
 }
 
@@ -65,37 +65,37 @@ func (p *Peer) has(c *Child) bool {
 	return false
 }
 
-func (p *Peer) use(c *Child) {
+func (p *Peer) setOutbound(c *Child) {
 	if c != p.current {
 		p.current = c
 		p.actions = append(p.actions, UseOutbound{c})
 	}
 }
 
-// replaced retires an SA for which there is a new one: we delete it after a time.
-func (p *Peer) replaced(old *Child, after time.Duration) {
+// scheduleDelete retires an SA for which there is a new one: we delete it after a time.
+func (p *Peer) scheduleDelete(old *Child, after time.Duration) {
 	if old.removeAt.IsZero() && old.deleteAt.IsZero() {
 		old.deleteAt = p.now.Add(after)
 	}
 }
 
-// unusable stops sending by an SA.
-func (p *Peer) unusable(c *Child) {
-	c.usable, c.useAt = false, time.Time{}
+// deactivate stops sending by an SA.
+func (p *Peer) deactivate(c *Child) {
+	c.active, c.activateAt = false, time.Time{}
 	if c != p.current {
 		return
 	}
 	var best *Child
 	for _, x := range p.children {
-		if (x.usable || !x.useAt.IsZero()) && x.removeAt.IsZero() {
+		if (x.active || !x.activateAt.IsZero()) && x.removeAt.IsZero() {
 			best = x // the last is the newest
 		}
 	}
-	if best != nil && !best.usable {
-		p.usable(best)
+	if best != nil && !best.active {
+		p.activate(best)
 		return
 	}
-	p.use(best)
+	p.setOutbound(best)
 }
 
 // remove ends an SA.
@@ -107,24 +107,24 @@ func (p *Peer) remove(c *Child) {
 		}
 	}
 	c.replaces = nil // which may have replaced another, and so on
-	p.unusable(c)
+	p.deactivate(c)
 	p.actions = append(p.actions, Remove{c})
-	p.again = true
+	p.rerun = true
 }
 
 // retire stops sending by SAs, and opens what the peer has sent by them until then.
 func (p *Peer) retire(until time.Time, cs ...*Child) {
 	for _, c := range cs { // all, before one of them is taken for the next to send by
-		c.deleteAt, c.removeAt = time.Time{}, earlier(c.removeAt, earlier(until, c.openUntil))
+		c.deleteAt, c.removeAt = time.Time{}, earlier(c.removeAt, earlier(until, c.receiveUntil))
 	}
 	for _, c := range cs {
-		p.unusable(c)
+		p.deactivate(c)
 	}
-	p.again = true
+	p.rerun = true
 }
 
-// establishedBefore are the SAs that there were then.
-func (p *Peer) establishedBefore(then time.Time) (cs []*Child) {
+// childrenBefore are the SAs that there were then.
+func (p *Peer) childrenBefore(then time.Time) (cs []*Child) {
 	for _, c := range p.children {
 		if c.Established.Before(then) {
 			cs = append(cs, c)
@@ -137,12 +137,12 @@ func (p *Peer) establishedBefore(then time.Time) (cs []*Child) {
 // the way for a while yet.
 func (p *Peer) deletedByPeer(cs ...*Child) { p.retire(p.now.Add(overlapTime), cs...) }
 
-// abandoned retires SAs because the peer does not answer. If it is there after all,
+// retireUnanswered retires SAs because the peer does not answer. If it is there after all,
 // it sends by them until it is told of others.
-func (p *Peer) abandoned(cs ...*Child) { p.retire(p.now.Add(lingerTime), cs...) }
+func (p *Peer) retireUnanswered(cs ...*Child) { p.retire(p.now.Add(lingerTime), cs...) }
 
-// alone reports whether there is no SA that has not been retired.
-func (p *Peer) alone() bool {
+// noChildren reports whether there is no SA that has not been retired.
+func (p *Peer) noChildren() bool {
 	for _, c := range p.children {
 		if c.removeAt.IsZero() {
 			return false
@@ -152,7 +152,7 @@ func (p *Peer) alone() bool {
 }
 
 // setPorts has an SA sent by to where the peer is now, or sent by so later.
-func (p *Peer) setPorts(c *Child, at path) {
+func (p *Peer) setPorts(c *Child, at udpPath) {
 	c.Outbound.SourcePort, c.Outbound.DestinationPort = at.local, at.remote.Port()
 	p.actions = append(p.actions, SetPorts{c, at.local, at.remote.Port()})
 }
@@ -170,7 +170,7 @@ func (p *Peer) byOutboundSPI(b []byte) *Child {
 	return nil
 }
 
-// schedule sets when the SA is rekeyed and when it ends: the two ends at
+// setLifetimes sets when the SA is rekeyed and when it ends: the two ends at
 // slightly different times. asked is when the initiator asked for it.
 //
 // Neither end may seal by it when the other does not open any more, and where
@@ -179,25 +179,25 @@ func (p *Peer) byOutboundSPI(b []byte) *Child {
 // initiator seals until a lifetime after it asked, which is before the responder's
 // time is over; and each opens until a lifetime after it has the SA, and longer by
 // what packets are on the way, which for the initiator is after the responder's.
-func (p *Peer) schedule(c *Child, asked time.Time, life time.Duration) {
+func (p *Peer) setLifetimes(c *Child, requestedAt time.Time, life time.Duration) {
 	if life <= 0 || life > p.cfg.Lifetime2 {
 		life = p.cfg.Lifetime2
 	}
 	c.Established = p.now
-	c.RekeyAt = asked.Add(p.soft(life))
-	c.ExpireAt = asked.Add(life)
-	c.openUntil = p.now.Add(life + overlapTime)
+	c.RekeyAt = requestedAt.Add(p.softLifetime(life))
+	c.ExpireAt = requestedAt.Add(life)
+	c.receiveUntil = p.now.Add(life + overlapTime)
 }
 
-// soft is 75 to 80 % of a lifetime, RouterOS's 24 of 30 minutes.
-func (p *Peer) soft(life time.Duration) time.Duration {
+// softLifetime is 75 to 80 % of a lifetime, RouterOS's 24 of 30 minutes.
+func (p *Peer) softLifetime(life time.Duration) time.Duration {
 	return life/5*4 - life/20/256*time.Duration(p.random32()%256)
 }
 
 func (p *Peer) stepChildren() {
 	for _, c := range append([]*Child(nil), p.children...) {
-		if p.due(c.useAt) {
-			p.usable(c)
+		if p.due(c.activateAt) {
+			p.activate(c)
 		}
 		switch {
 		case !c.removeAt.IsZero():
@@ -205,12 +205,12 @@ func (p *Peer) stepChildren() {
 				p.remove(c)
 			}
 		case p.due(c.ExpireAt):
-			p.tellDeleted(c)
-			p.retire(c.openUntil, c)
+			p.sendDelete(c)
+			p.retire(c.receiveUntil, c)
 		case p.due(c.deleteAt):
-			p.tellDeleted(c)
+			p.sendDelete(c)
 			if c.v2 != nil {
-				p.retire(c.openUntil, c) // or until the peer has heard of it
+				p.retire(c.receiveUntil, c) // or until the peer has heard of it
 			} else {
 				p.deletedByPeer(c)
 			}
@@ -218,8 +218,8 @@ func (p *Peer) stepChildren() {
 	}
 }
 
-// tellDeleted has the peer know that we delete an SA.
-func (p *Peer) tellDeleted(c *Child) {
+// sendDelete has the peer know that we delete an SA.
+func (p *Peer) sendDelete(c *Child) {
 	if c.v2 != nil {
 		c.v2.deleteChild(c)
 		return
@@ -240,11 +240,11 @@ func (d *dpd) step(p *Peer, established time.Time, probe func()) (dead bool) {
 	if p.cfg.DPDInterval <= 0 {
 		return false
 	}
-	heard := p.heard
-	if heard.Before(established) {
-		heard = established
+	lastReceived := p.lastReceived
+	if lastReceived.Before(established) {
+		lastReceived = established
 	}
-	if due := heard.Add(p.cfg.DPDInterval); p.now.Before(due) {
+	if due := lastReceived.Add(p.cfg.DPDInterval); p.now.Before(due) {
 		d.probes, d.at = 0, time.Time{}
 		p.due(due)
 		return false
@@ -258,7 +258,7 @@ func (d *dpd) step(p *Peer, established time.Time, probe func()) (dead bool) {
 	probe()
 	d.probes++
 	d.at = p.now.Add(p.cfg.DPDInterval)
-	p.again = true
+	p.rerun = true
 	return false
 }
 
@@ -267,9 +267,9 @@ func (p *Peer) maintain() {
 	var rekey *Child
 	need := p.refresh
 	if c := p.current; c == nil {
-		coming := p.unproven()
+		coming := p.unconfirmedChild()
 		need = coming == nil || p.past(coming.Established.Add(holdTime))
-	} else if p.past(c.RekeyAt) && !c.rekeying && !p.succeeding(c) {
+	} else if p.past(c.RekeyAt) && !c.rekeying && !p.hasSuccessor(c) {
 		need, rekey = true, c
 	} else if p.refresh {
 		rekey = c
@@ -281,12 +281,12 @@ func (p *Peer) maintain() {
 	s := p.newestV1()
 	if s == nil {
 		if need {
-			p.start(p.cfg.Mode == Main || p.cfg.Mode == Auto && p.tryMain)
+			p.startPhase1(p.cfg.Mode == Main || p.cfg.Mode == Auto && p.tryMain)
 		}
 		return
 	}
 	if p.past(s.rekeyAt) {
-		p.start(true)
+		p.startPhase1(true)
 	}
 	if !need || p.quickInProgress() || p.cfg.Passive && p.current == nil {
 		return
@@ -299,56 +299,56 @@ func (p *Peer) maintain() {
 	}
 	p.nextChild = p.now.Add(backoffFirst)
 	s.startQuick(rekey)
-	p.again = true
+	p.rerun = true
 }
 
-// lastCall is when an end that the peer's rekey has not reached begins its own.
-func (c *Child) lastCall() time.Time { return c.RekeyAt.Add(c.ExpireAt.Sub(c.RekeyAt) / 2) }
+// fallbackRekeyAt is when an end that the peer's rekey has not reached begins its own.
+func (c *Child) fallbackRekeyAt() time.Time { return c.RekeyAt.Add(c.ExpireAt.Sub(c.RekeyAt) / 2) }
 
-// succeeding reports whether there is an SA to come after c already that only
+// hasSuccessor reports whether there is an SA to come after c already that only
 // waits to be used. One that does not get there is not waited for.
-func (p *Peer) succeeding(c *Child) bool {
+func (p *Peer) hasSuccessor(c *Child) bool {
 	newest := p.children[len(p.children)-1]
-	return newest != c && !newest.usable && newest.removeAt.IsZero() && !p.past(c.lastCall())
+	return newest != c && !newest.active && newest.removeAt.IsZero() && !p.past(c.fallbackRekeyAt())
 }
 
-// unproven is the newest SA that the peer has asked for by IKEv2 and not shown yet
+// unconfirmedChild is the newest SA that the peer has asked for by IKEv2 and not shown yet
 // to have; nil if there is none.
-func (p *Peer) unproven() (found *Child) {
+func (p *Peer) unconfirmedChild() (found *Child) {
 	for _, c := range p.children {
-		if c.v2 != nil && !c.usable && c.removeAt.IsZero() {
+		if c.v2 != nil && !c.active && c.removeAt.IsZero() {
 			found = c
 		}
 	}
 	return found
 }
 
-// retryIn is how long to wait before another try to replace what ends then: a second
+// retryDelay is how long to wait before another try to replace what ends then: a second
 // and up to spread more, but half of the time that is left at most. It is by chance,
 // since what was in the way may have been the peer's try.
-func (p *Peer) retryIn(spread time.Duration, end time.Time) time.Duration {
-	chance := time.Duration(p.random32() % 1024)
-	d := backoffFirst + spread/1024*chance
+func (p *Peer) retryDelay(spread time.Duration, end time.Time) time.Duration {
+	fraction := time.Duration(p.random32() % 1024)
+	d := backoffFirst + spread/1024*fraction
 	if half := max(end.Sub(p.now), backoffFirst/10) / 2; d > half {
-		d = half / 1024 * chance
+		d = half / 1024 * fraction
 	}
 	return d
 }
 
-// start begins phase 1 if nothing of the kind is under way.
-func (p *Peer) start(main bool) {
-	if p.cfg.Passive || p.startingV1() || p.startingV2() {
+// startPhase1 begins phase 1 if nothing of the kind is under way.
+func (p *Peer) startPhase1(main bool) {
+	if p.cfg.Passive || p.initiatingV1() || p.initiatingV2() {
 		return
 	}
 	// A peer that has begun is let finish; else the two would get in each other's way.
 	if !p.past(p.holdUntil) || !p.past(p.nextStart) {
 		return
 	}
-	p.tryMain, p.held = false, false
+	p.tryMain, p.holdUsed = false, false
 	if main {
 		p.startV1()
 	} else {
 		p.startV2()
 	}
-	p.again = true
+	p.rerun = true
 }

@@ -129,17 +129,17 @@ type Child struct {
 	RekeyAt     time.Time
 	ExpireAt    time.Time
 
-	usable    bool // outbound too: the peer opens what is sealed by it
-	useAt     time.Time
-	peerUses  bool   // the peer seals by it
-	replaces  *Child // that is to be deleted once the peer seals by this one
-	rekeying  bool
-	openUntil time.Time // whatever becomes of it, the peer does not seal by it any more
-	removeAt  time.Time // nothing is sealed by it any more, but opened until then
-	deleting  bool
-	deleteAt  time.Time // we tell the peer then
-	v1        *v1SA     // that it was negotiated under
-	v2        *v2SA     // that it belongs to
+	active       bool // outbound too: the peer opens what is sealed by it
+	activateAt   time.Time
+	peerSends    bool   // the peer seals by it
+	replaces     *Child // that is to be deleted once the peer seals by this one
+	rekeying     bool
+	receiveUntil time.Time // whatever becomes of it, the peer does not seal by it any more
+	removeAt     time.Time // nothing is sealed by it any more, but opened until then
+	deleting     bool
+	deleteAt     time.Time // we tell the peer then
+	v1           *v1SA     // that it was negotiated under
+	v2           *v2SA     // that it belongs to
 }
 
 // Weak names the algorithms of the SA, and of what negotiated it, that should

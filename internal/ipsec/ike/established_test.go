@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// TestEstablishedIsBounded: a peer that has the secret, begins over and over, says nothing
+// TestMaxEstablished: a peer that has the secret, begins over and over, says nothing
 // of INITIAL_CONTACT and deletes nothing does not fill the memory, and has its last SA.
-func TestEstablishedIsBounded(t *testing.T) {
+func TestMaxEstablished(t *testing.T) {
 	for _, mode := range []Mode{IKE2, Main} {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode, cfg.Lifetime1, cfg.Lifetime2, cfg.DPDInterval = mode, 24*time.Hour, time.Hour, 0
@@ -19,7 +19,7 @@ func TestEstablishedIsBounded(t *testing.T) {
 		s.start(e)
 		bound := maxEstablished + maxHalfOpen
 		var p *Peer
-		for range 10 * exchangesPerSecond {
+		for range 10 * dhPerSecond {
 			c := cfg
 			c.Local, c.Remote = addressA, addressB
 			var err error
@@ -43,7 +43,7 @@ func TestEstablishedIsBounded(t *testing.T) {
 				}
 				todo = next
 			}
-			s.now = s.now.Add(time.Second / exchangesPerSecond)
+			s.now = s.now.Add(time.Second / dhPerSecond)
 			e.Tick(s.now)
 			if n := len(e.v1) + len(e.v2); n > bound {
 				t.Fatalf("%v: %d states", mode, n)

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// beginning is the first message of a peer with that configuration.
-func beginning(t *testing.T, cfg Config, now time.Time) []byte {
+// firstMessage is the first message of a peer with that configuration.
+func firstMessage(t *testing.T, cfg Config, now time.Time) []byte {
 	t.Helper()
 	cfg.Local, cfg.Remote = addressA, addressB
 	cfg.Rand = rand.NewChaCha8([32]byte{9})
@@ -37,10 +37,10 @@ func (s *sim) flood(e *end, perSecond int, messages ...[]byte) {
 	})
 }
 
-// TestFlood: who sees nothing and sends beginnings with the peer's address does not
+// TestPeerReceive_flood: who sees nothing and sends beginnings with the peer's address does not
 // keep a tunnel from coming up, though the flood is under way at both ends before
 // they start, and is of what costs most or least.
-func TestFlood(t *testing.T) {
+func TestPeerReceive_flood(t *testing.T) {
 	for _, mode := range modes {
 		for _, perSecond := range []int{1000, 5000} {
 			n := uint64(20)
@@ -52,7 +52,7 @@ func TestFlood(t *testing.T) {
 					cfg := testConfig(t, fastPhase1, fastPhase2)
 					cfg.Mode = mode
 					s := newSim(t, seed, cfg, cfg)
-					whole := beginning(t, cfg, s.now)
+					whole := firstMessage(t, cfg, s.now)
 					least := message(header{version: version2, exchange: exchangeInit, flags: flagInitiator}, nil)
 					if mode == Main {
 						sa := []payload{{kind: v1SecurityAssociation, body: append(be32(doiIPsec), be32(1)...)}}
@@ -77,8 +77,8 @@ func TestFlood(t *testing.T) {
 	}
 }
 
-// TestFloodIsBounded: what a flood leaves behind, and what it gets for an answer.
-func TestFloodIsBounded(t *testing.T) {
+// TestPeerReceive_floodBounded: what a flood leaves behind, and what it gets for an answer.
+func TestPeerReceive_floodBounded(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode = mode
@@ -87,27 +87,27 @@ func TestFloodIsBounded(t *testing.T) {
 		s := newSim(t, 1, cfg, quiet)
 		e := s.ends[1]
 		s.start(e)
-		b := beginning(t, cfg, s.now)
+		b := firstMessage(t, cfg, s.now)
 		const seconds, perSecond = 10, 20000
 		answers := 0
 		for i := range seconds * perSecond {
 			copy(b, be32(uint32(1+i)))
 			answers += len(e.Receive(s.now.Add(time.Duration(i)*time.Second/perSecond), 500, netip.AddrPortFrom(addressA, 500), b))
 		}
-		if answers > (seconds+1)*(offersPerSecond+exchangesPerSecond) {
+		if answers > (seconds+1)*(cheapRepliesPerSecond+dhPerSecond) {
 			t.Errorf("%v: %d answers", mode, answers)
 		}
 		if n := len(e.v1) + len(e.v2); n > maxHalfOpen {
 			t.Errorf("%v: %d states", mode, n)
 		}
-		if n := len(e.offersV1.queue); n > maxOffers || len(e.offersV1.byCookie) != n {
-			t.Errorf("%v: %d answers to message 1 are kept, %d can be found", mode, n, len(e.offersV1.byCookie))
+		if n := len(e.unverifiedV1.queue); n > maxUnverified || len(e.unverifiedV1.bySPI) != n {
+			t.Errorf("%v: %d answers to message 1 are kept, %d can be found", mode, n, len(e.unverifiedV1.bySPI))
 		}
 		if next := e.Next(); mode == Main && !next.IsZero() {
 			t.Errorf("a timer runs for message 1: %v", next)
 		}
-		big := append(appendSAV1(phase1(cfg.Phase1, time.Hour)), make([]byte, maxOfferSize)...)
-		if got := e.Receive(s.now.Add(time.Hour), 500, netip.AddrPortFrom(addressA, 500), message(header{initiator: cookie{1}, version: version1, exchange: exchangeMain}, []payload{{kind: v1SecurityAssociation, body: big}})); len(got) != 0 {
+		big := append(appendSAV1(encodePhase1(cfg.Phase1, time.Hour)), make([]byte, maxSAPayload)...)
+		if got := e.Receive(s.now.Add(time.Hour), 500, netip.AddrPortFrom(addressA, 500), message(header{initiator: ikeSPI{1}, version: version1, exchange: exchangeMain}, []payload{{kind: v1SecurityAssociation, body: big}})); len(got) != 0 {
 			t.Errorf("an SA payload of %d bytes was answered", len(big))
 		}
 	}
@@ -125,9 +125,9 @@ func (c *countingReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// TestIKEv2Cookie: one that the peer has been given is good for it and for nobody
+// TestCookieSecretsVerify: one that the peer has been given is good for it and for nobody
 // else, still so after the secret has been replaced, but not for ever.
-func TestIKEv2Cookie(t *testing.T) {
+func TestCookieSecretsVerify(t *testing.T) {
 	cfg := testConfig(t, fastPhase1, fastPhase2)
 	cfg.Local, cfg.Remote = addressA, addressB
 	now := time.Unix(1_700_000_000, 0)
@@ -135,28 +135,28 @@ func TestIKEv2Cookie(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ni, spi := bytes.Repeat([]byte{7}, nonceLen), cookie{1}
-	given := []payload{notifyV2(n2Cookie, p.cookies.make(p, ni, spi))}
-	if !p.cookies.good(p, given, ni, spi) {
+	ni, spi := bytes.Repeat([]byte{7}, nonceLen), ikeSPI{1}
+	given := []payload{notifyV2(n2Cookie, p.cookieSecrets.generate(p, ni, spi))}
+	if !p.cookieSecrets.verify(p, given, ni, spi) {
 		t.Error("not good")
 	}
-	if p.cookies.good(p, given, ni, cookie{2}) || p.cookies.good(p, given, ni[1:], spi) || p.cookies.good(p, nil, ni, spi) {
+	if p.cookieSecrets.verify(p, given, ni, ikeSPI{2}) || p.cookieSecrets.verify(p, given, ni[1:], spi) || p.cookieSecrets.verify(p, nil, ni, spi) {
 		t.Error("good for another")
 	}
-	p.now = now.Add(cookieTime)
-	if !p.cookies.good(p, given, ni, spi) || bytes.Equal(given[0].body[4:], p.cookies.make(p, ni, spi)) {
+	p.now = now.Add(cookieLifetime)
+	if !p.cookieSecrets.verify(p, given, ni, spi) || bytes.Equal(given[0].body[4:], p.cookieSecrets.generate(p, ni, spi)) {
 		t.Error("not good, or not replaced, with the next secret")
 	}
-	for _, after := range []time.Duration{2 * cookieTime, 10 * cookieTime} {
+	for _, after := range []time.Duration{2 * cookieLifetime, 10 * cookieLifetime} {
 		p.now = now.Add(after)
-		if p.cookies.good(p, given, ni, spi) {
+		if p.cookieSecrets.verify(p, given, ni, spi) {
 			t.Errorf("good after %v", after)
 		}
 	}
 }
 
-// TestIKEv2CookieIsCheckedBeforeTheBudget: who has one gets in, whatever others send.
-func TestIKEv2CookieIsCheckedBeforeTheBudget(t *testing.T) {
+// TestCookieSecretsVerify_beforeRateLimit: who has one gets in, whatever others send.
+func TestCookieSecretsVerify_beforeRateLimit(t *testing.T) {
 	cfg := testConfig(t, fastPhase1, fastPhase2)
 	cfg.Mode = IKE2
 	quiet := cfg
@@ -164,17 +164,17 @@ func TestIKEv2CookieIsCheckedBeforeTheBudget(t *testing.T) {
 	s := newSim(t, 1, cfg, quiet)
 	s.start(s.ends[1])
 	e, from := s.ends[1], netip.AddrPortFrom(addressA, 500)
-	b := beginning(t, cfg, s.now)
+	b := firstMessage(t, cfg, s.now)
 	for i := range 10000 {
 		copy(b, be32(uint32(1+i)))
 		e.Receive(s.now, 500, from, b)
 	}
-	s.now = s.now.Add(time.Second / offersPerSecond)
+	s.now = s.now.Add(time.Second / cheapRepliesPerSecond)
 	h, err := parseHeader(b)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.initiator = cookie{0xaa}
+	h.initiator = ikeSPI{0xaa}
 	ps, _, _, err := parsePayloads(b[headerLen:], h.next, payloadNone)
 	if err != nil {
 		t.Fatal(err)
@@ -193,7 +193,7 @@ func TestIKEv2CookieIsCheckedBeforeTheBudget(t *testing.T) {
 		return ps
 	}
 	given := answer(ps)
-	if !hasNotification(given, n2Cookie) {
+	if !hasNotify(given, n2Cookie) {
 		t.Fatal("no cookie")
 	}
 	if find(answer(append(given, ps...)), v2SecurityAssociation) == nil {
@@ -201,9 +201,9 @@ func TestIKEv2CookieIsCheckedBeforeTheBudget(t *testing.T) {
 	}
 }
 
-// TestIKEv1PublicValueThatIsNone: it costs one private key for each attempt, however
+// TestV1SAReceive3_invalidPublicValue: it costs one private key for each attempt, however
 // often it comes.
-func TestIKEv1PublicValueThatIsNone(t *testing.T) {
+func TestV1SAReceive3_invalidPublicValue(t *testing.T) {
 	cfg := testConfig(t, "aes128-sha1-modp1024", fastPhase2)
 	cfg.Passive = true
 	s := newSim(t, 1, cfg, cfg)
@@ -211,7 +211,7 @@ func TestIKEv1PublicValueThatIsNone(t *testing.T) {
 	e, from := s.ends[1], netip.AddrPortFrom(addressA, 500)
 	first := cfg
 	first.Passive = false
-	reply := e.Receive(s.now, 500, from, beginning(t, first, s.now))[0].(Send).Payload
+	reply := e.Receive(s.now, 500, from, firstMessage(t, first, s.now))[0].(Send).Payload
 	h, err := parseHeader(reply)
 	if err != nil {
 		t.Fatal(err)
@@ -227,9 +227,9 @@ func TestIKEv1PublicValueThatIsNone(t *testing.T) {
 	}
 }
 
-// TestIKEv1Guesses: an attempt of others ends after a few messages 5 that do not
+// TestMaxAuthFailures: an attempt of others ends after a few messages 5 that do not
 // verify, each of which is a guess of the secret.
-func TestIKEv1Guesses(t *testing.T) {
+func TestMaxAuthFailures(t *testing.T) {
 	s := withPassivePeer(t, 1, testConfig(t, fastPhase1, fastPhase2))
 	e := s.ends[1]
 	for len(e.v1) == 0 || e.v1[0].state != sent4 {
@@ -253,9 +253,9 @@ func TestIKEv1Guesses(t *testing.T) {
 	}
 }
 
-// TestHold: who has the peer's address and not the secret does not hold our own
+// TestHoldTime: who has the peer's address and not the secret does not hold our own
 // beginnings back by beginning over and over, where the peer only answers.
-func TestHold(t *testing.T) {
+func TestHoldTime(t *testing.T) {
 	for _, mode := range []Mode{Main, Auto} {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode = mode

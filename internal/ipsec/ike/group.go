@@ -101,8 +101,8 @@ func ParseGroup(name string) (Group, error) {
 	return 0, fmt.Errorf("%q is not accepted: want none or one of %s", name, strings.Join(GroupNames(), ", "))
 }
 
-// exchange is our half of a Diffie-Hellman exchange.
-type exchange struct {
+// dhKey is our half of a Diffie-Hellman exchange.
+type dhKey struct {
 	group  Group
 	public []byte // as a KE payload carries it
 	// One of:
@@ -110,7 +110,7 @@ type exchange struct {
 	private  *ecdh.PrivateKey
 }
 
-var errPublic = errors.New("ike: the peer's public value is none of its group")
+var errPublicValue = errors.New("ike: the peer's public value is none of its group")
 
 // modulus is made once for each group: it takes a few exponentiations' time.
 var modulus = func() map[Group]func() *bigmod.Modulus {
@@ -138,16 +138,16 @@ var modulus = func() map[Group]func() *bigmod.Modulus {
 // the strength of the largest group (RFC 3526 section 8).
 const exponentLen = 64
 
-// newExchange begins an exchange with random bytes from random.
-func newExchange(g Group, random io.Reader) (*exchange, error) {
+// newDHKey begins an exchange with random bytes from random.
+func newDHKey(g Group, random io.Reader) (*dhKey, error) {
 	r := g.rank()
 	if r == 0 {
 		return nil, fmt.Errorf("ike: no group %s", g)
 	}
-	e := &exchange{group: g}
+	e := &dhKey{group: g}
 	if curve := groups[r-1].curve; curve != nil {
 		var err error
-		if e.private, err = curvePrivate(curve(), random); err != nil {
+		if e.private, err = newCurveKey(curve(), random); err != nil {
 			return nil, err
 		}
 		e.public = e.private.PublicKey().Bytes()
@@ -166,9 +166,9 @@ func newExchange(g Group, random io.Reader) (*exchange, error) {
 	return e, nil
 }
 
-// curvePrivate makes a key of exactly the bytes read, which GenerateKey does not
+// newCurveKey makes a key of exactly the bytes read, which GenerateKey does not
 // promise, so that a test can repeat itself.
-func curvePrivate(curve ecdh.Curve, random io.Reader) (*ecdh.PrivateKey, error) {
+func newCurveKey(curve ecdh.Curve, random io.Reader) (*ecdh.PrivateKey, error) {
 	size := map[ecdh.Curve]int{ecdh.P256(): 32, ecdh.P384(): 48, ecdh.P521(): 66, ecdh.X25519(): 32}[curve]
 	for {
 		b := make([]byte, size)
@@ -186,30 +186,30 @@ func curvePrivate(curve ecdh.Curve, random io.Reader) (*ecdh.PrivateKey, error) 
 
 // shared is the secret that the peer's public value gives, of a length that
 // depends on the group only.
-func (e *exchange) shared(peer []byte) ([]byte, error) {
+func (e *dhKey) shared(peer []byte) ([]byte, error) {
 	if e.private != nil {
 		if e.group != Curve25519 {
 			peer = append([]byte{4}, peer...)
 		}
 		public, err := e.private.Curve().NewPublicKey(peer)
 		if err != nil {
-			return nil, errPublic
+			return nil, errPublicValue
 		}
 		secret, err := e.private.ECDH(public)
 		if err != nil {
-			return nil, errPublic
+			return nil, errPublicValue
 		}
 		return secret, nil
 	}
 	m := modulus[e.group]()
 	if len(peer) != m.Size() {
-		return nil, errPublic
+		return nil, errPublicValue
 	}
 	y, err := bigmod.NewNat().SetBytes(peer, m)
 	// 0, 1 and p-1 would give a secret that everyone knows; with a safe prime no
 	// other value does (RFC 6989 section 2.1).
 	if err != nil || y.IsZero()|y.IsOne()|y.IsMinusOne(m) == 1 {
-		return nil, errPublic
+		return nil, errPublicValue
 	}
 	return bigmod.NewNat().Exp(y, e.exponent, m).Bytes(m), nil
 }

@@ -30,7 +30,7 @@ func (p *Peer) ourID() []byte {
 	return append([]byte{idIPv4, 0, 0, 0}, ip[:]...)
 }
 
-// identified reports whether the body of an ID payload is that of the peer that is
+// checkIdentity reports whether the body of an ID payload is that of the peer that is
 // meant. The secret does not say so: another host can have it too, and who is on
 // the path can hand it our messages, or hand them to another tunnel of ours. It is
 // for a peer that has proved to have the secret, since the first identity is kept.
@@ -38,10 +38,10 @@ func (p *Peer) ourID() []byte {
 // Without Config.RemoteID the identity is the peer's outer address. Behind a NAT it
 // is often not, and there whatever came first stays right. n is what NAT discovery
 // found, which who is on the path can bring about.
-func (p *Peer) identified(body []byte, n nat) (Problem, bool) {
+func (p *Peer) checkIdentity(body []byte, n nat) (Problem, bool) {
 	local, remote := p.cfg.Local.As4(), p.cfg.Remote.As4()
 	id := append([]byte{body[0]}, body[4:]...)
-	wrong := Problem{Kind: WrongIdentity, Phase: 1, Theirs: identityText(id)}
+	wrong := Problem{Kind: WrongIdentity, Phase: 1, Theirs: formatIdentity(id)}
 	switch known := p.cfg.Remembered; {
 	case bytes.Equal(id, append([]byte{idIPv4}, local[:]...)):
 		wrong.Detail = ", which is our own address"
@@ -58,7 +58,7 @@ func (p *Peer) identified(body []byte, n nat) (Problem, bool) {
 		}
 		return Problem{}, true
 	case n.remote:
-		wrong.Detail = ", and was " + identityText(known.id) + " before: if it is the same host, give it one identity and set ipsec-remote-id to that"
+		wrong.Detail = ", and was " + formatIdentity(known.id) + " before: if it is the same host, give it one identity and set ipsec-remote-id to that"
 	default:
 		wrong.Detail = ", and its address is " + p.cfg.Remote.String() + ", with no NAT in front of it: if it is the right host, set ipsec-remote-id to what it says"
 	}
@@ -79,8 +79,8 @@ func (p *Peer) isRemoteID(id []byte) bool {
 	return false
 }
 
-// identityText is an identity for a log line, whatever is in it.
-func identityText(id []byte) string {
+// formatIdentity is an identity for a log line, whatever is in it.
+func formatIdentity(id []byte) string {
 	const longest = 64
 	data := id[1:]
 	switch id[0] {

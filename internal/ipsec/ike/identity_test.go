@@ -76,7 +76,7 @@ func TestIdentity(t *testing.T) {
 	}
 }
 
-func TestIdentityRules(t *testing.T) {
+func TestPeerCheckIdentity(t *testing.T) {
 	address := func(a string) string {
 		ip := netip.MustParseAddr(a).As4()
 		return string([]byte{idIPv4, 0, 0, 0}) + string(ip[:])
@@ -124,7 +124,7 @@ func TestIdentityRules(t *testing.T) {
 		if c.before != "" {
 			p.cfg.Remembered.id = []byte(c.before[:1] + c.before[4:])
 		}
-		problem, ok := p.identified([]byte(c.id), c.nat)
+		problem, ok := p.checkIdentity([]byte(c.id), c.nat)
 		if ok != c.want {
 			t.Errorf("%s: %v, %v", name, ok, problem)
 		}

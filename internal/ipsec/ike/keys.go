@@ -13,8 +13,8 @@ import (
 	"ipipd/internal/ipsec/esp"
 )
 
-// hashOf is the hash function of a proposal.
-func hashOf(h esp.Integrity) func() hash.Hash {
+// newHash is the hash function of a proposal.
+func newHash(h esp.Integrity) func() hash.Hash {
 	switch h {
 	case esp.HMACSHA256:
 		return sha256.New
@@ -28,7 +28,7 @@ func hashOf(h esp.Integrity) func() hash.Hash {
 
 // digest hashes the concatenation of parts.
 func digest(h esp.Integrity, parts ...[]byte) []byte {
-	f := hashOf(h)()
+	f := newHash(h)()
 	for _, p := range parts {
 		f.Write(p)
 	}
@@ -38,7 +38,7 @@ func digest(h esp.Integrity, parts ...[]byte) []byte {
 // prf is the pseudo-random function of both versions: HMAC over the
 // concatenation of parts (RFC 2409 section 4, RFC 7296 section 2.13).
 func prf(h esp.Integrity, key []byte, parts ...[]byte) []byte {
-	f := hmac.New(hashOf(h), key)
+	f := hmac.New(newHash(h), key)
 	for _, p := range parts {
 		f.Write(p)
 	}
@@ -65,21 +65,21 @@ func newBlock(p Proposal, key []byte) (cipher.Block, error) {
 
 // v1Keys are the secrets of an ISAKMP SA (RFC 2409 section 5).
 type v1Keys struct {
-	hash     esp.Integrity
-	id       []byte // SKEYID
-	d, a     []byte // SKEYID_d and SKEYID_a
-	block    cipher.Block
-	publicIV []byte // of the first encrypted message of phase 1
+	hash             esp.Integrity
+	skeyid           []byte // SKEYID
+	skeyidD, skeyidA []byte // SKEYID_d and SKEYID_a
+	block            cipher.Block
+	phase1IV         []byte // of the first encrypted message of phase 1
 }
 
 // deriveV1 is RFC 2409 section 5 for pre-shared keys, and appendix B for the
 // cipher's key and the first initialisation vector.
-func deriveV1(p Proposal, secret, ni, nr, shared, publicI, publicR []byte, ckyI, ckyR cookie) (*v1Keys, error) {
+func deriveV1(p Proposal, secret, ni, nr, shared, publicI, publicR []byte, ckyI, ckyR ikeSPI) (*v1Keys, error) {
 	k := &v1Keys{hash: p.Hash}
-	k.id = prf(p.Hash, secret, ni, nr)
-	k.d = prf(p.Hash, k.id, shared, ckyI[:], ckyR[:], []byte{0})
-	k.a = prf(p.Hash, k.id, k.d, shared, ckyI[:], ckyR[:], []byte{1})
-	e := prf(p.Hash, k.id, k.a, shared, ckyI[:], ckyR[:], []byte{2})
+	k.skeyid = prf(p.Hash, secret, ni, nr)
+	k.skeyidD = prf(p.Hash, k.skeyid, shared, ckyI[:], ckyR[:], []byte{0})
+	k.skeyidA = prf(p.Hash, k.skeyid, k.skeyidD, shared, ckyI[:], ckyR[:], []byte{1})
+	e := prf(p.Hash, k.skeyid, k.skeyidA, shared, ckyI[:], ckyR[:], []byte{2})
 	key := e
 	if n := p.KeyBits / 8; len(e) < n {
 		t := []byte{0}
@@ -92,12 +92,12 @@ func deriveV1(p Proposal, secret, ni, nr, shared, publicI, publicR []byte, ckyI,
 	if k.block, err = newBlock(p, key[:p.KeyBits/8]); err != nil {
 		return nil, err
 	}
-	k.publicIV = digest(p.Hash, publicI, publicR)[:k.block.BlockSize()]
+	k.phase1IV = digest(p.Hash, publicI, publicR)[:k.block.BlockSize()]
 	return k, nil
 }
 
-// iv is the first initialisation vector of an exchange of phase 2 (RFC 2409 appendix B).
-func (k *v1Keys) iv(lastOfPhase1 []byte, id uint32) []byte {
+// phase2IV is the first initialisation vector of an exchange of phase 2 (RFC 2409 appendix B).
+func (k *v1Keys) phase2IV(lastOfPhase1 []byte, id uint32) []byte {
 	return digest(k.hash, lastOfPhase1, be32(id))[:k.block.BlockSize()]
 }
 
@@ -108,7 +108,7 @@ func (k *v1Keys) keymat(s esp.Suite, shared []byte, spi uint32, ni, nr []byte) e
 	var out, t []byte
 	n := s.EncryptionKeyLen() + s.IntegrityKeyLen()
 	for len(out) < n {
-		t = prf(k.hash, k.d, t, shared, []byte{protocolESP}, be32(spi), ni, nr)
+		t = prf(k.hash, k.skeyidD, t, shared, []byte{protocolESP}, be32(spi), ni, nr)
 		out = append(out, t...)
 	}
 	return splitKeys(s, out)

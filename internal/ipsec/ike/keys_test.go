@@ -26,7 +26,7 @@ func unhex(t testing.TB, s string) []byte {
 
 // Two handshakes that another implementation recorded with a third: IKEv1, secret
 // AAAA, aes128-sha1-modp1024.
-func TestIKEv1KeysOfRecordedHandshakes(t *testing.T) {
+func TestDeriveV1_recordedHandshakes(t *testing.T) {
 	const sa = "00000001000000010000002c01010001000000240101000080010007800e0080800200028004000280030001800b0001800c7080"
 	for i, c := range []struct {
 		ckyI, ckyR, ni, nr, keI, keR, shared string
@@ -51,7 +51,7 @@ func TestIKEv1KeysOfRecordedHandshakes(t *testing.T) {
 		},
 	} {
 		p := Proposal{esp.AESCBC, 128, esp.HMACSHA1, MODP1024}
-		s := &v1SA{initiator: true, saI: unhex(t, sa), peerKE: unhex(t, c.keR), dh: &exchange{public: unhex(t, c.keI)}, proposal: p}
+		s := &v1SA{initiator: true, saI: unhex(t, sa), peerKE: unhex(t, c.keR), dh: &dhKey{public: unhex(t, c.keI)}, proposal: p}
 		copy(s.ckyI[:], unhex(t, c.ckyI))
 		copy(s.ckyR[:], unhex(t, c.ckyR))
 		var err error
@@ -60,24 +60,24 @@ func TestIKEv1KeysOfRecordedHandshakes(t *testing.T) {
 			t.Fatal(err)
 		}
 		for name, x := range map[string][2][]byte{
-			"SKEYID":   {s.keys.id, unhex(t, c.id)},
-			"SKEYID_d": {s.keys.d, unhex(t, c.d)},
-			"SKEYID_a": {s.keys.a, unhex(t, c.a)},
-			"IV":       {s.keys.publicIV, unhex(t, c.iv)},
+			"SKEYID":   {s.keys.skeyid, unhex(t, c.id)},
+			"SKEYID_d": {s.keys.skeyidD, unhex(t, c.d)},
+			"SKEYID_a": {s.keys.skeyidA, unhex(t, c.a)},
+			"IV":       {s.keys.phase1IV, unhex(t, c.iv)},
 			"HASH_R":   {s.hash(false, unhex(t, "010000000a00030a")), unhex(t, c.hashR)},
 		} {
 			if !bytes.Equal(x[0], x[1]) {
 				t.Errorf("handshake %d: %s = %x, want %x", i, name, x[0], x[1])
 			}
 		}
-		if c.infoID != 0 && !bytes.Equal(s.keys.iv(s.keys.publicIV, c.infoID), unhex(t, c.infoIV)) {
-			t.Errorf("handshake %d: IV of an informational exchange = %x", i, s.keys.iv(s.keys.publicIV, c.infoID))
+		if c.infoID != 0 && !bytes.Equal(s.keys.phase2IV(s.keys.phase1IV, c.infoID), unhex(t, c.infoIV)) {
+			t.Errorf("handshake %d: IV of an informational exchange = %x", i, s.keys.phase2IV(s.keys.phase1IV, c.infoID))
 		}
 	}
 }
 
 // RFC 4231 section 4.3, test case 2.
-func TestPRFIsHMAC(t *testing.T) {
+func TestPRF(t *testing.T) {
 	for h, want := range map[esp.Integrity]string{
 		esp.HMACSHA256: "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843",
 		esp.HMACSHA384: "af45d2e376484031617f78d2b58a6b1b9c7ef464f5a01b47e42ec3736322445e8e2240ca5e69e2c78b3239ecfab21649",
@@ -92,7 +92,7 @@ func TestPRFIsHMAC(t *testing.T) {
 
 // prf+ (RFC 7296 section 2.13): T1 | T2 | …, each the prf of the one before, the
 // seed and its number.
-func TestPRFPlusChains(t *testing.T) {
+func TestPRFPlus(t *testing.T) {
 	key, seed := []byte("key"), []byte("seed")
 	t1 := prf(esp.HMACSHA1, key, seed, []byte{1})
 	t2 := prf(esp.HMACSHA1, key, t1, seed, []byte{2})
@@ -102,7 +102,7 @@ func TestPRFPlusChains(t *testing.T) {
 }
 
 // p and (p-1)/2 are primes, of the form that RFC 3526 gives.
-func TestModuliAreSafePrimes(t *testing.T) {
+func TestGroups_safePrimes(t *testing.T) {
 	for _, g := range groups {
 		if g.prime == "" {
 			continue
@@ -122,13 +122,13 @@ func TestModuliAreSafePrimes(t *testing.T) {
 	}
 }
 
-func TestDiffieHellmanAgrees(t *testing.T) {
+func TestDHKeyShared(t *testing.T) {
 	for _, g := range groups {
-		a, err := newExchange(g.group, rand.Reader)
+		a, err := newDHKey(g.group, rand.Reader)
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, err := newExchange(g.group, rand.Reader)
+		b, err := newDHKey(g.group, rand.Reader)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -147,9 +147,9 @@ func TestDiffieHellmanAgrees(t *testing.T) {
 	}
 }
 
-func TestBadPublicValuesAreRefused(t *testing.T) {
+func TestDHKeyShared_invalidPublicValue(t *testing.T) {
 	for _, g := range groups {
-		e, err := newExchange(g.group, rand.Reader)
+		e, err := newDHKey(g.group, rand.Reader)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -174,7 +174,7 @@ func TestBadPublicValuesAreRefused(t *testing.T) {
 	}
 }
 
-func TestProposalsReadAndWriteTheUsualNotation(t *testing.T) {
+func TestParsePhase1(t *testing.T) {
 	for in, want := range map[string]string{
 		"aes128-sha1-modp2048":                     "aes128-sha1-modp2048",
 		"AES256-SHA256-ecp256, 3des-sha1-modp1024": "aes256-sha256-ecp256,3des-sha1-modp1024",
@@ -213,18 +213,18 @@ func TestProposalsReadAndWriteTheUsualNotation(t *testing.T) {
 	}
 }
 
-func TestEveryProposalSurvivesBothCodecs(t *testing.T) {
+func TestProposal_roundTrip(t *testing.T) {
 	all := "aes128-sha1-modp1024,aes192-sha256-modp1536,aes256-sha384-modp2048,aes128-sha512-modp3072,3des-sha1-modp4096,aes128-sha1-ecp256,aes128-sha1-ecp384,aes128-sha1-ecp521,aes128-sha1-curve25519"
 	ps, err := ParsePhase1(all)
 	if err != nil {
 		t.Fatal(err)
 	}
-	sas, err := parseSAV1(appendSAV1(phase1(ps, 86400e9)))
+	sas, err := parseSAV1(appendSAV1(encodePhase1(ps, 86400e9)))
 	if err != nil || len(sas) != 1 || len(sas[0].transforms) != len(ps) {
 		t.Fatalf("%v %v", sas, err)
 	}
 	for i, tr := range sas[0].transforms {
-		if got, life, ok := phase1Of(tr); !ok || got != ps[i] || life != 86400e9 {
+		if got, life, ok := decodePhase1(tr); !ok || got != ps[i] || life != 86400e9 {
 			t.Errorf("phase 1: %v became %v %v %v", ps[i], got, life, ok)
 		}
 	}
@@ -233,16 +233,16 @@ func TestEveryProposalSurvivesBothCodecs(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, udp := range []bool{false, true} {
-		sas, err = parseSAV1(appendSAV1(phase2(children, 0x12345678, MODP1024, udp, 1800e9)))
+		sas, err = parseSAV1(appendSAV1(encodePhase2(children, 0x12345678, MODP1024, udp, 1800e9)))
 		if err != nil || !bytes.Equal(sas[0].spi, be32(0x12345678)) {
 			t.Fatalf("%v %v", sas, err)
 		}
 		for i, tr := range sas[0].transforms {
-			got, life, ok := phase2Of(tr, udp)
+			got, life, ok := decodePhase2(tr, udp)
 			if !ok || !sameAlgorithms(got, children[i]) || got.Group != MODP1024 || life != 1800e9 {
 				t.Errorf("phase 2: %v became %v %v %v", children[i], got, life, ok)
 			}
-			if _, _, ok := phase2Of(tr, !udp); ok {
+			if _, _, ok := decodePhase2(tr, !udp); ok {
 				t.Error("the other encapsulation mode was taken")
 			}
 		}
@@ -277,29 +277,29 @@ func TestEveryProposalSurvivesBothCodecs(t *testing.T) {
 
 // What is not understood must not be agreed to, extended sequence numbers for
 // one; a second lifetime, in kilobytes, is common and means nothing here.
-func TestIKEv1UnknownAttributesAreRefused(t *testing.T) {
+func TestDecodePhase2_unknownAttributes(t *testing.T) {
 	ps, err := ParsePhase2("aes128-sha1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr := phase2(ps, 4711, MODP1024, false, 1800e9).transforms[0]
+	tr := encodePhase2(ps, 4711, MODP1024, false, 1800e9).transforms[0]
 	for _, c := range []struct {
 		kind, value uint16
 		ok          bool
 	}{{11, 1, false}, {7, 12, false}, {attr2Group, 14, false}, {attr2Group, 2, true}} {
 		x := tr
 		x.raw = appendAttribute(bytes.Clone(tr.raw), c.kind, uint32(c.value))
-		if _, _, ok := phase2Of(x, false); ok != c.ok {
+		if _, _, ok := decodePhase2(x, false); ok != c.ok {
 			t.Errorf("attribute %d = %d: %v", c.kind, c.value, ok)
 		}
 	}
 	tr.raw = appendAttribute(appendAttribute(tr.raw, attr2LifeType, 2), attr2Life, 4_000_000)
-	if _, life, ok := phase2Of(tr, false); !ok || life != 1800e9 {
+	if _, life, ok := decodePhase2(tr, false); !ok || life != 1800e9 {
 		t.Errorf("with kilobytes: %v %v", life, ok)
 	}
 }
 
-func TestTheSecretNeverShows(t *testing.T) {
+func TestSecret_neverFormatted(t *testing.T) {
 	const secret = "correct horse"
 	cfg := testConfig(t, fastPhase1, fastPhase2)
 	cfg.Local, cfg.Remote = addressA, addressB

@@ -16,8 +16,8 @@ import (
 // v2Keys are the secrets of an IKE SA (RFC 7296 section 2.14), ours and the peer's.
 type v2Keys struct {
 	proposal   Proposal
-	d          []byte
-	pi, pr     []byte
+	skD        []byte
+	skPi, skPr []byte
 	send, recv v2Direction
 }
 
@@ -30,36 +30,36 @@ type v2Direction struct {
 	counter uint64 // the IV of AES-GCM, which must not repeat
 }
 
-// seedV2 is SKEYSEED of a first exchange, and seedRekey of a rekey (section 2.18).
-func seedV2(p Proposal, ni, nr, shared []byte) []byte {
+// skeyseed is SKEYSEED of a first exchange, and rekeySKEYSEED of a rekey (section 2.18).
+func skeyseed(p Proposal, ni, nr, shared []byte) []byte {
 	return prf(p.Hash, append(append([]byte(nil), ni...), nr...), shared)
 }
 
-func (k *v2Keys) seedRekey(ni, nr, shared []byte) []byte {
-	return prf(k.proposal.Hash, k.d, shared, ni, nr)
+func (k *v2Keys) rekeySKEYSEED(ni, nr, shared []byte) []byte {
+	return prf(k.proposal.Hash, k.skD, shared, ni, nr)
 }
 
 // deriveV2 makes the keys of an IKE SA from SKEYSEED.
-func deriveV2(p Proposal, seed, ni, nr []byte, spiI, spiR cookie, initiator bool) (*v2Keys, error) {
+func deriveV2(p Proposal, skeyseed, ni, nr []byte, spiI, spiR ikeSPI, initiator bool) (*v2Keys, error) {
 	prfLen := esp.Suite{Cipher: esp.AESCBC, Integrity: p.Hash}.IntegrityKeyLen()
 	suite := p.suite()
 	authLen, keyLen := suite.IntegrityKeyLen(), suite.EncryptionKeyLen()
-	b := prfPlus(p.Hash, seed, 3*prfLen+2*authLen+2*keyLen, ni, nr, spiI[:], spiR[:])
+	b := prfPlus(p.Hash, skeyseed, 3*prfLen+2*authLen+2*keyLen, ni, nr, spiI[:], spiR[:])
 	next := func(n int) []byte {
 		x := b[:n:n]
 		b = b[n:]
 		return x
 	}
-	k := &v2Keys{proposal: p, d: next(prfLen)}
+	k := &v2Keys{proposal: p, skD: next(prfLen)}
 	ai, ar, ei, er := next(authLen), next(authLen), next(keyLen), next(keyLen)
-	k.pi, k.pr = next(prfLen), next(prfLen)
+	k.skPi, k.skPr = next(prfLen), next(prfLen)
 	var err error
-	mine, theirs := &k.send, &k.recv
+	own, peers := &k.send, &k.recv
 	if !initiator {
-		mine, theirs = theirs, mine
+		own, peers = peers, own
 	}
-	if *mine, err = newDirection(p, ai, ei); err == nil {
-		*theirs, err = newDirection(p, ar, er)
+	if *own, err = newDirection(p, ai, ei); err == nil {
+		*peers, err = newDirection(p, ar, er)
 	}
 	return k, err
 }
@@ -180,12 +180,12 @@ func authV2(h esp.Integrity, secret Secret, message, nonce, sk, id []byte) []byt
 // the initiator of the exchange sends with.
 func (k *v2Keys) childKeys(s esp.Suite, shared, ni, nr []byte) (initiators, responders esp.Keys) {
 	n := s.EncryptionKeyLen() + s.IntegrityKeyLen()
-	b := prfPlus(k.proposal.Hash, k.d, 2*n, shared, ni, nr)
+	b := prfPlus(k.proposal.Hash, k.skD, 2*n, shared, ni, nr)
 	return splitKeys(s, b[:n]), splitKeys(s, b[n:])
 }
 
 // natHashV2 is RFC 7296 section 2.23: SHA-1 of the SPIs, the address and the port.
-func natHashV2(i, r cookie, at netip.AddrPort) []byte {
+func natHashV2(i, r ikeSPI, at netip.AddrPort) []byte {
 	ip := at.Addr().As4()
 	b := append(append(append([]byte(nil), i[:]...), r[:]...), ip[:]...)
 	sum := sha1.Sum(binary.BigEndian.AppendUint16(b, at.Port()))

@@ -11,6 +11,6 @@ type nat struct {
 // udp reports whether ESP is wrapped in UDP, and IKE on port 4500.
 func (n nat) udp() bool { return n.local || n.remote || n.forced }
 
-// follows reports whether we go on to where fresh messages of the peer come from.
+// tracksPeerPort reports whether we go on to where fresh messages of the peer come from.
 // Who is behind a NAT itself does not (RFC 7296 section 2.23).
-func (n nat) follows() bool { return n.remote && !n.local }
+func (n nat) tracksPeerPort() bool { return n.remote && !n.local }

@@ -15,7 +15,7 @@ type Peer struct {
 
 	now     time.Time
 	next    time.Time
-	again   bool
+	rerun   bool
 	actions []Action
 
 	v1       []*v1SA
@@ -23,22 +23,22 @@ type Peer struct {
 	children []*Child
 	current  *Child // what packets are sealed with
 
-	heard     time.Time // something authentic last came from the peer
-	refresh   bool      // the peer may have lost our SAs: make a new one
-	holdUntil time.Time // give a negotiation that the peer began time to get there
-	held      bool      // that has been done since we last began, and nothing has come of it
-	nextStart time.Time
-	nextChild time.Time
-	backoff   time.Duration
-	tryMain   bool // in Auto mode: IKEv2 got no answer
-	problem   Problem
-	closed    bool
+	lastReceived time.Time // something authentic last came from the peer
+	refresh      bool      // the peer may have lost our SAs: make a new one
+	holdUntil    time.Time // give a negotiation that the peer began time to get there
+	holdUsed     bool      // that has been done since we last began, and nothing has come of it
+	nextStart    time.Time
+	nextChild    time.Time
+	backoff      time.Duration
+	tryMain      bool // in Auto mode: IKEv2 got no answer
+	problem      Problem
+	closed       bool
 
-	offersV1  offersV1
-	cookies   cookies
-	offers    budget // for strangers: what costs little
-	strangers budget // Diffie-Hellman exchanges for who may not hear us
-	hearing   budget // and for who does
+	unverifiedV1  unverifiedV1
+	cookieSecrets cookieSecrets
+	cheapReplies  rateLimiter // for strangers: what costs little
+	unverifiedDH  rateLimiter // Diffie-Hellman exchanges for who may not hear us
+	verifiedDH    rateLimiter // and for who does
 }
 
 // How long things take.
@@ -52,8 +52,8 @@ const (
 	backoffMax      = 30 * time.Second
 	holdTime        = 3 * time.Second  // for the peer's quick mode to follow its main mode
 	overlapTime     = 5 * time.Second  // of a replaced SA, for packets still on the way
-	switchTime      = 5 * time.Second  // to a new SA, for the peer to have it
-	proofTime       = time.Second / 2  // for the peer to show that it has our answer
+	activateDelay   = 5 * time.Second  // to a new SA, for the peer to have it
+	confirmTimeout  = time.Second / 2  // for the peer to show that it has our answer
 	lingerTime      = 60 * time.Second // for answers to retransmissions
 	keepaliveTime   = 20 * time.Second // RFC 3948 section 4
 	maxChildren     = 16
@@ -95,10 +95,10 @@ func NewPeer(cfg Config, now time.Time) (*Peer, error) {
 	if cfg.Rand == nil {
 		cfg.Rand = rand.Reader
 	}
-	if cfg.Mode != IKE2 && len(phase1(cfg.Phase1, 0).transforms) == 0 && cfg.Mode == Main {
+	if cfg.Mode != IKE2 && len(encodePhase1(cfg.Phase1, 0).transforms) == 0 && cfg.Mode == Main {
 		return nil, fmt.Errorf("ike: none of the proposals for phase 1 is one of main mode")
 	}
-	return &Peer{cfg: cfg, now: now, next: now, heard: now}, nil
+	return &Peer{cfg: cfg, now: now, next: now, lastReceived: now}, nil
 }
 
 // Receive takes a message that came from the network, without a non-ESP marker,
@@ -106,7 +106,7 @@ func NewPeer(cfg Config, now time.Time) (*Peer, error) {
 func (p *Peer) Receive(now time.Time, localPort uint16, from netip.AddrPort, b []byte) []Action {
 	p.begin(now)
 	if h, err := parseHeader(b); err == nil && !p.closed {
-		at := path{localPort, from}
+		at := udpPath{localPort, from}
 		switch h.version >> 4 {
 		case version1 >> 4:
 			p.receiveV1(h, b, at)
@@ -127,27 +127,27 @@ func (p *Peer) Tick(now time.Time) []Action {
 // Next is when Tick has something to do; zero if that depends on what is received.
 func (p *Peer) Next() time.Time { return p.next }
 
-// Heard says that an authentic ESP packet of the peer has come in, by the SA with
+// NoteReceived says that an authentic ESP packet of the peer has come in, by the SA with
 // that inbound SPI. It need not be said of every packet.
-func (p *Peer) Heard(now time.Time, spi uint32) []Action {
+func (p *Peer) NoteReceived(now time.Time, spi uint32) []Action {
 	p.begin(now)
-	p.heard = p.now
+	p.lastReceived = p.now
 	for _, c := range p.children {
 		if c.Inbound.SPI == spi {
-			p.peerUses(c)
+			p.notePeerSends(c)
 		}
 	}
 	return p.end()
 }
 
-// Moved says that an authentic ESP packet of the peer has come from another UDP
+// UpdateRemotePort says that an authentic ESP packet of the peer has come from another UDP
 // port than before: the NAT in front of it has given it a new one, which holds
 // for IKE as well (RFC 7296 section 2.23). Nothing moves where there is none.
-func (p *Peer) Moved(port uint16) []Action {
+func (p *Peer) UpdateRemotePort(port uint16) []Action {
 	p.actions = nil
 	moved := false
-	move := func(at *path, n nat) {
-		if n.follows() && at.local == 4500 {
+	move := func(at *udpPath, n nat) {
+		if n.tracksPeerPort() && at.local == 4500 {
 			at.remote = addrPort(at.remote.Addr(), port)
 			moved = true
 		}
@@ -164,7 +164,7 @@ func (p *Peer) Moved(port uint16) []Action {
 	}
 	for _, c := range p.children {
 		if moved && c.Outbound.DestinationPort != 0 { // also one that is not sent by yet
-			p.setPorts(c, path{c.Outbound.SourcePort, addrPort(p.cfg.Remote, port)})
+			p.setPorts(c, udpPath{c.Outbound.SourcePort, addrPort(p.cfg.Remote, port)})
 		}
 	}
 	return p.actions
@@ -183,13 +183,13 @@ func (p *Peer) Rekey(now time.Time) []Action {
 // received, and the Peer does nothing more.
 func (p *Peer) Close(now time.Time) []Action {
 	p.begin(now)
-	p.use(nil)
+	p.setOutbound(nil)
 	p.closeV1()
 	p.closeV2()
 	for len(p.children) > 0 {
 		p.remove(p.children[0])
 	}
-	p.v1, p.v2, p.offersV1, p.closed, p.next = nil, nil, offersV1{}, true, time.Time{}
+	p.v1, p.v2, p.unverifiedV1, p.closed, p.next = nil, nil, unverifiedV1{}, true, time.Time{}
 	return p.actions
 }
 
@@ -213,7 +213,7 @@ func (p *Peer) begin(now time.Time) {
 // end does what is due, and finds out when the next thing will be.
 func (p *Peer) end() []Action {
 	for range 16 {
-		p.again, p.next = false, time.Time{}
+		p.rerun, p.next = false, time.Time{}
 		if p.closed {
 			break
 		}
@@ -221,7 +221,7 @@ func (p *Peer) end() []Action {
 		p.stepV2()
 		p.stepChildren()
 		p.maintain()
-		if !p.again {
+		if !p.rerun {
 			break
 		}
 	}
@@ -238,7 +238,7 @@ func (p *Peer) due(t time.Time) bool {
 		p.next = earlier(p.next, t)
 		return false
 	}
-	p.again = true
+	p.rerun = true
 	return true
 }
 
@@ -291,15 +291,15 @@ next:
 	}
 }
 
-// path is how datagrams go to the peer.
-type path struct {
+// udpPath is how datagrams go to the peer.
+type udpPath struct {
 	local  uint16
 	remote netip.AddrPort
 }
 
-func (p *Peer) firstPath() path { return path{500, netip.AddrPortFrom(p.cfg.Remote, 500)} }
+func (p *Peer) firstPath() udpPath { return udpPath{500, netip.AddrPortFrom(p.cfg.Remote, 500)} }
 
-func (p *Peer) send(to path, b []byte) {
+func (p *Peer) send(to udpPath, b []byte) {
 	p.actions = append(p.actions, Send{LocalPort: to.local, To: to.remote, Payload: b})
 }
 
@@ -310,12 +310,12 @@ type retransmission struct {
 	at       time.Time
 }
 
-func (p *Peer) transmit(r *retransmission, to path, messages ...[]byte) {
+func (p *Peer) transmit(r *retransmission, to udpPath, messages ...[]byte) {
 	r.messages, r.tries, r.at = messages, 1, p.now.Add(retransmitFirst)
 	p.resend(r, to)
 }
 
-func (p *Peer) resend(r *retransmission, to path) {
+func (p *Peer) resend(r *retransmission, to udpPath) {
 	for _, b := range r.messages {
 		p.send(to, b)
 	}
@@ -324,7 +324,7 @@ func (p *Peer) resend(r *retransmission, to path) {
 func (r *retransmission) stop() { r.at = time.Time{} }
 
 // step repeats the message if it is time to; false says that there is no hope left.
-func (r *retransmission) step(p *Peer, to path) bool {
+func (r *retransmission) step(p *Peer, to udpPath) bool {
 	if !p.due(r.at) {
 		return true
 	}
@@ -338,9 +338,9 @@ func (r *retransmission) step(p *Peer, to path) bool {
 	return true
 }
 
-// failed notes why a negotiation that we began came to nothing, and has the next
+// noteFailure notes why a negotiation that we began came to nothing, and has the next
 // one wait.
-func (p *Peer) failed(problem Problem) {
+func (p *Peer) noteFailure(problem Problem) {
 	known := p.problem.Kind != NoProblem && (problem.Kind == NoAnswer || // what has been said says more
 		problem.Kind == p.problem.Kind && problem.Phase == p.problem.Phase && problem.Theirs == "" && p.problem.Theirs != "")
 	if problem.Kind != NoProblem && !known {
@@ -350,8 +350,8 @@ func (p *Peer) failed(problem Problem) {
 	p.nextStart = p.now.Add(p.backoff)
 }
 
-// mayProblem notes what a message that is not authenticated lets one guess.
-func (p *Peer) mayProblem(problem Problem) {
+// noteHint notes what a message that is not authenticated lets one guess.
+func (p *Peer) noteHint(problem Problem) {
 	if p.current == nil {
 		p.problem = problem
 	}

@@ -16,14 +16,14 @@ var lifetimes = []struct{ phase1, phase2, jitter time.Duration }{
 	{200 * time.Second, 60 * time.Second, 800 * time.Millisecond},
 }
 
-// TestSimulationWhatIsSealedCanBeOpened: whatever an end seals by, the other end
+// TestPeer_decryptable: whatever an end seals by, the other end
 // opens as long as the packet is under way, up to a second: over rekeys of both
 // phases, from both ends and at once, with IKE messages lost, reordered and
 // doubled. There is no exception, not even where IKE gets nothing through until
 // SAs end: then the gate shuts, at either end before the other stops opening.
 //
 // As long as no IKE message is lost the gate does not shut either.
-func TestSimulationWhatIsSealedCanBeOpened(t *testing.T) {
+func TestPeer_decryptable(t *testing.T) {
 	n := uint64(*seeds) * 20
 	if testing.Short() {
 		n = uint64(*seeds)
@@ -32,20 +32,20 @@ func TestSimulationWhatIsSealedCanBeOpened(t *testing.T) {
 		for seed := range n {
 			t.Run(fmt.Sprintf("%v/%d", mode, seed), func(t *testing.T) {
 				t.Parallel() // of all packages' tests these work longest
-				sealedIsOpened(t, seed, mode)
+				checkDecryptable(t, seed, mode)
 			})
 		}
 	}
 }
 
-func sealedIsOpened(t *testing.T, seed uint64, mode Mode) {
+func checkDecryptable(t *testing.T, seed uint64, mode Mode) {
 	a := testConfig(t, fastPhase1, fastPhase2)
 	a.Mode = mode
 	life := lifetimes[seed%3]
 	a.Lifetime1, a.Lifetime2 = life.phase1, life.phase2
 	b := a
 	s := newSim(t, seed, a, b)
-	s.jitter, s.flight = life.jitter, time.Second
+	s.jitter, s.maxDelay = life.jitter, time.Second
 	a.Passive, b.Passive = s.rng.IntN(4) == 0, false
 	b.Passive = !a.Passive && s.rng.IntN(3) == 0
 	s.ends[0].cfg.Passive, s.ends[1].cfg.Passive = a.Passive, b.Passive
@@ -53,19 +53,19 @@ func sealedIsOpened(t *testing.T, seed uint64, mode Mode) {
 	s.loss = []float64{0, 0, 0.1, 0.3, 0.5}[s.rng.IntN(5)]
 	s.duplicate = []float64{0, 0.2}[s.rng.IntN(2)]
 	if s.rng.IntN(2) == 0 {
-		s.look = time.Second
+		s.reportEvery = time.Second
 	}
 	for _, e := range s.ends {
 		switch s.rng.IntN(4) {
 		case 0: // it never has
-			e.quiet = func() bool { return true }
+			e.idle = func() bool { return true }
 		case 1: // it has for a while, then not for a while
 			on, off := time.Duration(1+s.rng.IntN(20))*time.Second, time.Duration(1+s.rng.IntN(60))*time.Second
-			e.quiet = func() bool { return time.Duration(s.now.UnixNano())%(on+off) > on }
+			e.idle = func() bool { return time.Duration(s.now.UnixNano())%(on+off) > on }
 		}
 		s.traffic(e)
-		if s.look != 0 {
-			s.looks(e)
+		if s.reportEvery != 0 {
+			s.reportESP(e)
 		}
 		if s.rng.IntN(3) == 0 { // sequence numbers that run out
 			var rekey func()
@@ -82,8 +82,8 @@ func sealedIsOpened(t *testing.T, seed uint64, mode Mode) {
 	if s.lost != 0 {
 		s.fatalf("of %d packets that were sealed %d could not be opened", s.sent, s.lost)
 	}
-	if s.loss == 0 && s.shut != 0 {
-		s.fatalf("%d packets found the gate shut", s.shut)
+	if s.loss == 0 && s.blocked != 0 {
+		s.fatalf("%d packets found the gate shut", s.blocked)
 	}
 	for _, e := range s.ends {
 		if n := len(e.children); n >= maxChildren {
@@ -92,9 +92,9 @@ func sealedIsOpened(t *testing.T, seed uint64, mode Mode) {
 	}
 }
 
-// TestAnSAIsLeftBeforeItsEnd: the other end may not open by it for as long as
+// TestChild_replacedBeforeExpiry: the other end may not open by it for as long as
 // ours does.
-func TestAnSAIsLeftBeforeItsEnd(t *testing.T) {
+func TestChild_replacedBeforeExpiry(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode, cfg.Lifetime2 = mode, 4*time.Second
@@ -113,9 +113,9 @@ func TestAnSAIsLeftBeforeItsEnd(t *testing.T) {
 	}
 }
 
-// TestBothGatesOpenAtOnceWhereNothingIsSent: the responder need not wait for a
+// TestPeer_bothEndsUpWithoutTraffic: the responder need not wait for a
 // packet to know that the initiator has the SA.
-func TestBothGatesOpenAtOnceWhereNothingIsSent(t *testing.T) {
+func TestPeer_bothEndsUpWithoutTraffic(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode = mode
@@ -129,9 +129,9 @@ func TestBothGatesOpenAtOnceWhereNothingIsSent(t *testing.T) {
 	}
 }
 
-// TestAPeerThatForgetsEverythingDuringARekeyIsFoundOutInTime: what is asked of it then
+// TestDPD_restartDuringRekey: what is asked of it then
 // is not answered, and is not waited for longer than dead peer detection would.
-func TestAPeerThatForgetsEverythingDuringARekeyIsFoundOutInTime(t *testing.T) {
+func TestDPD_restartDuringRekey(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode, cfg.Lifetime2 = mode, 20*time.Second
@@ -150,9 +150,9 @@ func TestAPeerThatForgetsEverythingDuringARekeyIsFoundOutInTime(t *testing.T) {
 	}
 }
 
-// TestAnSAThatIsNotSentByYetFollowsTheNAT: between its making and its use the NAT
+// TestPeerUpdateRemotePort_inactiveSA: between its making and its use the NAT
 // can give the peer another port.
-func TestAnSAThatIsNotSentByYetFollowsTheNAT(t *testing.T) {
+func TestPeerUpdateRemotePort_inactiveSA(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode = mode
@@ -169,7 +169,7 @@ func TestAnSAThatIsNotSentByYetFollowsTheNAT(t *testing.T) {
 		if len(e.children) < 2 {
 			s.fatalf("%v: %d SAs", mode, len(e.children))
 		}
-		e.Moved(4711)
+		e.UpdateRemotePort(4711)
 		for _, c := range e.children {
 			if c.Outbound.DestinationPort != 4711 {
 				s.fatalf("%v: after Moved port %d", mode, c.Outbound.DestinationPort)

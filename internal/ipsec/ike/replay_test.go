@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// lastOf records what an end last sent: a request, in IKEv2, or a message of an
+// recordLast records what an end last sent: a request, in IKEv2, or a message of an
 // informational exchange, in IKEv1.
-func (s *sim) lastOf(e *end) *[]byte {
+func (s *sim) recordLast(e *end) *[]byte {
 	var last []byte
 	s.tap = func(from *end, b []byte) {
 		if h, err := parseHeader(b); err == nil && from == e &&
@@ -20,8 +20,8 @@ func (s *sim) lastOf(e *end) *[]byte {
 	return &last
 }
 
-// TestDeadPeer/old-message-repeated: it is no sign of life.
-func TestDeadPeer(t *testing.T) {
+// TestDPD/old-message-repeated: it is no sign of life.
+func TestDPD(t *testing.T) {
 	for _, mode := range modes {
 		t.Run("old-message-repeated/"+mode.String(), func(t *testing.T) {
 			a := testConfig(t, fastPhase1, fastPhase2)
@@ -29,7 +29,7 @@ func TestDeadPeer(t *testing.T) {
 			b := a
 			b.Passive, b.DPDInterval = true, 3*time.Second // so that it is the one to ask
 			s := newSim(t, 1, a, b)
-			last := s.lastOf(s.ends[1])
+			last := s.recordLast(s.ends[1])
 			s.start(s.ends[1])
 			s.start(s.ends[0])
 			s.run(20 * time.Second)
@@ -52,9 +52,9 @@ func TestDeadPeer(t *testing.T) {
 	}
 }
 
-// TestNATPort/old-message-repeated: a message that the peer has sent moves nothing to
+// TestNAT/old-message-repeated: a message that the peer has sent moves nothing to
 // where somebody else sends it from; one that it has not sent before does.
-func TestNATPort(t *testing.T) {
+func TestNAT(t *testing.T) {
 	for _, mode := range modes {
 		t.Run("old-message-repeated/"+mode.String(), func(t *testing.T) {
 			a := testConfig(t, fastPhase1, fastPhase2)
@@ -63,7 +63,7 @@ func TestNATPort(t *testing.T) {
 			a.DPDInterval, b.Passive = 3*time.Second, true
 			s := newSim(t, 1, a, b)
 			s.nat = true
-			last := s.lastOf(s.ends[0])
+			last := s.recordLast(s.ends[0])
 			s.start(s.ends[1])
 			s.start(s.ends[0])
 			s.run(20 * time.Second)
@@ -79,7 +79,7 @@ func TestNATPort(t *testing.T) {
 					}
 				}
 			}
-			at := path{}
+			at := udpPath{}
 			for _, x := range e.v1 {
 				at = x.path
 			}
@@ -93,25 +93,25 @@ func TestNATPort(t *testing.T) {
 	}
 }
 
-// TestIKEv1MessageIDs/old-message-repeated: none is forgotten as long as the SA lives.
-func TestIKEv1MessageIDs(t *testing.T) {
+// TestV1SAIDUsed/old-message-repeated: none is forgotten as long as the SA lives.
+func TestV1SAIDUsed(t *testing.T) {
 	a := testConfig(t, fastPhase1, fastPhase2)
 	a.Lifetime1, a.Lifetime2 = 24*time.Hour, 24*time.Hour
 	b := a
 	b.Passive, b.DPDInterval = true, 3*time.Second
 	t.Run("old-message-repeated", func(t *testing.T) {
 		s := newSim(t, 1, a, b)
-		last := s.lastOf(s.ends[1])
+		last := s.recordLast(s.ends[1])
 		s.start(s.ends[1])
 		s.start(s.ends[0])
 		s.run(20 * time.Second)
 		e, old := s.ends[0], *last
 		s.tap = nil
 		s.run(8 * time.Hour)
-		heard := e.Peer.heard
+		heard := e.Peer.lastReceived
 		now := s.now.Add(time.Millisecond)
-		if got := e.Receive(now, 500, netip.AddrPortFrom(addressB, 500), old); len(got) != 0 || !e.Peer.heard.Equal(heard) {
-			s.fatalf("answered after %d message IDs", len(e.v1[0].seen))
+		if got := e.Receive(now, 500, netip.AddrPortFrom(addressB, 500), old); len(got) != 0 || !e.Peer.lastReceived.Equal(heard) {
+			s.fatalf("answered after %d message IDs", len(e.v1[0].usedIDs))
 		}
 	})
 	t.Run("limit", func(t *testing.T) {
@@ -120,31 +120,31 @@ func TestIKEv1MessageIDs(t *testing.T) {
 		s.start(s.ends[0])
 		s.run(5 * time.Second)
 		first := s.ends[0].v1[0]
-		for id := uint32(1); len(first.seen) < maxIDs-1; id++ {
-			first.seen[id] = struct{}{}
+		for id := uint32(1); len(first.usedIDs) < maxMessageIDs-1; id++ {
+			first.usedIDs[id] = struct{}{}
 		}
 		s.run(30 * time.Second)
 		if newest := s.ends[0].newestV1(); newest == first || newest == nil || !first.rekeyAt.Before(s.now) && first.replacedAt.IsZero() {
 			s.fatalf("not rekeyed")
 		}
-		for id := uint32(1); len(first.seen) < 2*maxIDs; id++ {
-			first.seen[id] = struct{}{}
+		for id := uint32(1); len(first.usedIDs) < 2*maxMessageIDs; id++ {
+			first.usedIDs[id] = struct{}{}
 		}
-		if !first.used(0xffff_fff0) {
+		if !first.idUsed(0xffff_fff0) {
 			t.Error("an ID is taken that cannot be remembered")
 		}
 	})
 }
 
-// TestIKEv2Fragments/old-request: its fragments have the answer repeated, once, and
+// TestReassembly/old-request: its fragments have the answer repeated, once, and
 // do nothing to the message whose fragments are coming in.
-func TestIKEv2Fragments(t *testing.T) {
+func TestReassembly(t *testing.T) {
 	cfg := testConfig(t, fastPhase1, fastPhase2)
 	cfg.Mode, cfg.DPDInterval = IKE2, 0
 	s := withPassivePeer(t, 1, cfg)
 	s.run(5 * time.Second)
 	from, e := s.ends[0].v2[0], s.ends[1]
-	from.fragmented = true
+	from.canFragment = true
 	ask := func() [][]byte {
 		from.sendID++
 		return from.seal(from.header(exchangeInformational, from.sendID-1, false), []payload{notifyV2(40000, make([]byte, 3*fragmentSize))})

@@ -50,8 +50,8 @@ const (
 	attr2LifeType, attr2Life, attr2Group, attr2Mode, attr2Auth, attr2KeyLen = 1, 2, 3, 4, 5, 6
 )
 
-// saV1 is one proposal of an SA payload, with its transforms.
-type saV1 struct {
+// saProposalV1 is one proposal of an SA payload, with its transforms.
+type saProposalV1 struct {
 	number, protocol uint8
 	spi              []byte
 	transforms       []transformV1
@@ -63,7 +63,7 @@ type transformV1 struct {
 }
 
 // parseSAV1 reads the body of an SA payload of IKEv1.
-func parseSAV1(b []byte) ([]saV1, error) {
+func parseSAV1(b []byte) ([]saProposalV1, error) {
 	if len(b) < 8 {
 		return nil, errShort
 	}
@@ -77,7 +77,7 @@ func parseSAV1(b []byte) ([]saV1, error) {
 	if len(rest) != 0 || len(chain) > maxProposals {
 		return nil, errMalformed
 	}
-	var sas []saV1
+	var sas []saProposalV1
 	total := 0
 	for _, p := range chain {
 		if p.kind != v1Proposal || len(p.body) < 4 {
@@ -87,7 +87,7 @@ func parseSAV1(b []byte) ([]saV1, error) {
 		if len(p.body) < 4+spi {
 			return nil, errShort
 		}
-		sa := saV1{number: p.body[0], protocol: p.body[1], spi: p.body[4 : 4+spi]}
+		sa := saProposalV1{number: p.body[0], protocol: p.body[1], spi: p.body[4 : 4+spi]}
 		if p.body[3] > 0 {
 			ts, _, rest, err := parsePayloads(p.body[4+spi:], v1Transform, payloadNone)
 			if err != nil {
@@ -109,7 +109,7 @@ func parseSAV1(b []byte) ([]saV1, error) {
 }
 
 // appendSAV1 writes the body of an SA payload with one proposal.
-func appendSAV1(sa saV1) []byte {
+func appendSAV1(sa saProposalV1) []byte {
 	ts := make([]payload, len(sa.transforms))
 	for i, t := range sa.transforms {
 		ts[i] = payload{kind: v1Transform, body: append([]byte{t.number, t.id, 0, 0}, t.raw...)}
@@ -130,9 +130,9 @@ var (
 // Transform numbers of ESP, the same in both versions.
 var espTransforms = map[esp.Cipher]uint8{esp.AESCBC: 12, esp.AESGCM: 20, esp.TripleDESCBC: 3}
 
-// phase1 writes proposals for IKE itself; AES-GCM is not for IKEv1.
-func phase1(ps []Proposal, life time.Duration) saV1 {
-	sa := saV1{number: 1, protocol: protoISAKMP}
+// encodePhase1 writes proposals for IKE itself; AES-GCM is not for IKEv1.
+func encodePhase1(ps []Proposal, life time.Duration) saProposalV1 {
+	sa := saProposalV1{number: 1, protocol: protoISAKMP}
 	for _, p := range ps {
 		var raw []byte
 		switch p.Cipher {
@@ -154,10 +154,10 @@ func phase1(ps []Proposal, life time.Duration) saV1 {
 	return sa
 }
 
-// attributesOf reads attributes into a map; nil if there is one that is not known,
+// attributeMap reads attributes into a map; nil if there is one that is not known,
 // whose meaning could be anything. Of a lifetime only seconds count: each follows
 // its type, and a second one is in kilobytes.
-func attributesOf(raw []byte, lifeType, life uint16, known ...uint16) map[uint16]uint32 {
+func attributeMap(raw []byte, lifeType, life uint16, known ...uint16) map[uint16]uint32 {
 	as, err := parseAttributes(raw)
 	if err != nil {
 		return nil
@@ -184,9 +184,9 @@ func attributesOf(raw []byte, lifeType, life uint16, known ...uint16) map[uint16
 	return m
 }
 
-// phase1Of reads one transform of phase 1. ok is false for one that is unknown here.
-func phase1Of(t transformV1) (p Proposal, life time.Duration, ok bool) {
-	as := attributesOf(t.raw, attrLifeType, attrLife, attrCipher, attrHash, attrAuth, attrGroup, attrKeyLen)
+// decodePhase1 reads one transform of phase 1. ok is false for one that is unknown here.
+func decodePhase1(t transformV1) (p Proposal, life time.Duration, ok bool) {
+	as := attributeMap(t.raw, attrLifeType, attrLife, attrCipher, attrHash, attrAuth, attrGroup, attrKeyLen)
 	if t.id != keyIKE || as == nil || as[attrAuth] != authPreshared {
 		return p, 0, false
 	}
@@ -214,9 +214,9 @@ func phase1Of(t transformV1) (p Proposal, life time.Duration, ok bool) {
 // seconds reads a lifetime; 0 is none.
 func seconds(v uint32) time.Duration { return time.Duration(v) * time.Second }
 
-// phase2 writes proposals for ESP.
-func phase2(ps []Proposal, spi uint32, group Group, udp bool, life time.Duration) saV1 {
-	sa := saV1{number: 1, protocol: protoESP, spi: be32(spi)}
+// encodePhase2 writes proposals for ESP.
+func encodePhase2(ps []Proposal, spi uint32, group Group, udp bool, life time.Duration) saProposalV1 {
+	sa := saProposalV1{number: 1, protocol: protoESP, spi: be32(spi)}
 	mode := uint32(encapNormal)
 	if udp {
 		mode = encapUDP
@@ -240,9 +240,9 @@ func phase2(ps []Proposal, spi uint32, group Group, udp bool, life time.Duration
 	return sa
 }
 
-// phase2Of reads one transform for ESP, its group included.
-func phase2Of(t transformV1, udp bool) (p Proposal, life time.Duration, ok bool) {
-	as := attributesOf(t.raw, attr2LifeType, attr2Life, attr2Group, attr2Mode, attr2Auth, attr2KeyLen)
+// decodePhase2 reads one transform for ESP, its group included.
+func decodePhase2(t transformV1, udp bool) (p Proposal, life time.Duration, ok bool) {
+	as := attributeMap(t.raw, attr2LifeType, attr2Life, attr2Group, attr2Mode, attr2Auth, attr2KeyLen)
 	if as == nil {
 		return p, 0, false
 	}

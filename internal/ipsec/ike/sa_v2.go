@@ -65,8 +65,8 @@ var (
 	v2Integrities = map[esp.Integrity]uint16{esp.HMACSHA1: 2, esp.HMACSHA256: 12, esp.HMACSHA384: 13, esp.HMACSHA512: 14}
 )
 
-// saV2 is a proposal of an SA payload.
-type saV2 struct {
+// saProposalV2 is a proposal of an SA payload.
+type saProposalV2 struct {
 	number, protocol uint8
 	spi              []byte
 	transforms       []transformV2
@@ -79,8 +79,8 @@ type transformV2 struct {
 }
 
 // parseSAV2 reads the body of an SA payload of IKEv2.
-func parseSAV2(b []byte) ([]saV2, error) {
-	var sas []saV2
+func parseSAV2(b []byte) ([]saProposalV2, error) {
+	var sas []saProposalV2
 	total := 0
 	for more := true; more; {
 		if len(b) < 8 || len(sas) == maxProposals {
@@ -91,7 +91,7 @@ func parseSAV2(b []byte) ([]saV2, error) {
 			return nil, errLength
 		}
 		more = b[0] == 2
-		sa := saV2{number: b[4], protocol: b[5], spi: b[8 : 8+spi]}
+		sa := saProposalV2{number: b[4], protocol: b[5], spi: b[8 : 8+spi]}
 		ts := b[8+spi : n]
 		if total += count; total > 4*maxTransforms {
 			return nil, errMany
@@ -132,7 +132,7 @@ func parseSAV2(b []byte) ([]saV2, error) {
 }
 
 // appendSAV2 writes the body of an SA payload.
-func appendSAV2(sas []saV2) []byte {
+func appendSAV2(sas []saProposalV2) []byte {
 	var b []byte
 	for i, sa := range sas {
 		start := len(b)
@@ -183,25 +183,25 @@ func (p Proposal) transforms(ike bool, groups []Group, esn []uint16) []transform
 	return ts
 }
 
-func offerIKE(ps []Proposal, spi []byte) []saV2 {
-	sas := make([]saV2, len(ps))
+func offerIKE(ps []Proposal, spi []byte) []saProposalV2 {
+	sas := make([]saProposalV2, len(ps))
 	for i, p := range ps {
-		sas[i] = saV2{uint8(i + 1), v2ProtocolIKE, spi, p.transforms(true, nil, nil)}
+		sas[i] = saProposalV2{uint8(i + 1), v2ProtocolIKE, spi, p.transforms(true, nil, nil)}
 	}
 	return sas
 }
 
-func offerESP(ps []Proposal, spi uint32, groups []Group) []saV2 {
-	sas := make([]saV2, len(ps))
+func offerESP(ps []Proposal, spi uint32, groups []Group) []saProposalV2 {
+	sas := make([]saProposalV2, len(ps))
 	for i, p := range ps {
-		sas[i] = saV2{uint8(i + 1), v2ProtocolESP, be32(spi), p.transforms(false, groups, []uint16{1, 0})}
+		sas[i] = saProposalV2{uint8(i + 1), v2ProtocolESP, be32(spi), p.transforms(false, groups, []uint16{1, 0})}
 	}
 	return sas
 }
 
 // has reports whether the proposal has a transform, and with none set that it has
 // none of that kind.
-func (sa saV2) has(t transformV2) bool {
+func (sa saProposalV2) has(t transformV2) bool {
 	for _, x := range sa.transforms {
 		if x == t {
 			return true
@@ -210,7 +210,7 @@ func (sa saV2) has(t transformV2) bool {
 	return false
 }
 
-func (sa saV2) hasKind(kind uint8) bool {
+func (sa saProposalV2) hasKind(kind uint8) bool {
 	for _, x := range sa.transforms {
 		if x.kind == kind && !(x.id == 0 && (kind == transformIntegrity || kind == transformGroup)) {
 			return true
@@ -221,7 +221,7 @@ func (sa saV2) hasKind(kind uint8) bool {
 
 // covers reports whether the proposal offers all of want, and every kind of
 // transform that it insists on is among them.
-func (sa saV2) covers(want []transformV2) bool {
+func (sa saProposalV2) covers(want []transformV2) bool {
 	var kinds [256]bool
 	for _, t := range want {
 		if !sa.has(t) {
@@ -238,21 +238,21 @@ func (sa saV2) covers(want []transformV2) bool {
 }
 
 // chooseIKE takes the first of ours that the peer offers, and gives the answer.
-func chooseIKE(ours []Proposal, offered []saV2) (p Proposal, answer saV2, ok bool) {
+func chooseIKE(ours []Proposal, offered []saProposalV2) (p Proposal, answer saProposalV2, ok bool) {
 	for _, p := range ours {
 		want := p.transforms(true, nil, nil)
 		for _, sa := range offered {
 			if sa.protocol == v2ProtocolIKE && sa.covers(want) {
-				return p, saV2{sa.number, v2ProtocolIKE, sa.spi, want}, true
+				return p, saProposalV2{sa.number, v2ProtocolIKE, sa.spi, want}, true
 			}
 		}
 	}
-	return Proposal{}, saV2{}, false
+	return Proposal{}, saProposalV2{}, false
 }
 
 // chooseESP is chooseIKE for ESP. groups are those that will do, in order, nil
 // if there is to be no Diffie-Hellman exchange.
-func chooseESP(ours []Proposal, offered []saV2, groups []Group) (p Proposal, esn bool, answer saV2, ok bool) {
+func chooseESP(ours []Proposal, offered []saProposalV2, groups []Group) (p Proposal, esn bool, answer saProposalV2, ok bool) {
 	alternatives := [][]Group{nil}
 	if groups != nil {
 		alternatives = nil
@@ -271,15 +271,15 @@ func chooseESP(ours []Proposal, offered []saV2, groups []Group) (p Proposal, esn
 					if len(gs) > 0 {
 						p.Group = gs[0]
 					}
-					return p, e == 1, saV2{sa.number, v2ProtocolESP, sa.spi, want}, true
+					return p, e == 1, saProposalV2{sa.number, v2ProtocolESP, sa.spi, want}, true
 				}
 			}
 		}
 	}
-	return Proposal{}, false, saV2{}, false
+	return Proposal{}, false, saProposalV2{}, false
 }
 
-func offeredV2(sas []saV2) string {
+func formatOfferV2(sas []saProposalV2) string {
 	text := ""
 	name := func(m map[esp.Integrity]uint16, id uint16) string {
 		for _, h := range hashes {
@@ -320,16 +320,16 @@ func offeredV2(sas []saV2) string {
 	return text
 }
 
-// selectorV2 is the body of a TS payload for protocol 4 and one address.
-func selectorV2(ip [4]byte) []byte {
+// trafficSelector is the body of a TS payload for protocol 4 and one address.
+func trafficSelector(ip [4]byte) []byte {
 	b := []byte{1, 0, 0, 0, 7, protocolIPIP, 0, 16, 0, 0, 0xff, 0xff}
 	b = append(b, ip[:]...)
 	return append(b, ip[:]...)
 }
 
-// selects reports whether a TS payload takes in protocol 4 of the address; any
+// tsIncludes reports whether a TS payload takes in protocol 4 of the address; any
 // is for an end behind a NAT, and then the address that it has there is given.
-func selects(b []byte, ip [4]byte, any bool) (found [4]byte, ok bool) {
+func tsIncludes(b []byte, ip [4]byte, anyAddress bool) (found [4]byte, ok bool) {
 	if len(b) < 4 {
 		return found, false
 	}
@@ -347,7 +347,7 @@ func selects(b []byte, ip [4]byte, any bool) (found [4]byte, ok bool) {
 			if from <= at && at <= to {
 				return ip, true
 			}
-			if any && from == to {
+			if anyAddress && from == to {
 				return [4]byte(b[8:12]), true
 			}
 		}

@@ -3,7 +3,7 @@ package ike
 import "testing"
 
 // Only SAs for protocol 4, or everything, between the two addresses are made.
-func TestIKEv1SelectorsMustBeTheTunnels(t *testing.T) {
+func TestV1SAValidSelectors(t *testing.T) {
 	host := func(protocol byte, ip ...byte) payload {
 		return payload{kind: v1Identification, body: append([]byte{idIPv4, protocol, 0, 0}, ip...)}
 	}
@@ -34,13 +34,13 @@ func TestIKEv1SelectorsMustBeTheTunnels(t *testing.T) {
 		"a network behind NATs": {[]payload{subnet(0), us}, nat{remote: true}, false},
 	} {
 		s := &v1SA{p: &Peer{cfg: Config{Local: addressA, Remote: addressB}}, nat: c.nat}
-		if got := s.selectorsOK(c.ids); got != c.want {
+		if got := s.validSelectors(c.ids); got != c.want {
 			t.Errorf("%s: %v", name, got)
 		}
 	}
 }
 
-func TestIKEv2SelectorsMustTakeTheTunnelIn(t *testing.T) {
+func TestTSIncludes(t *testing.T) {
 	ip := [4]byte{192, 0, 2, 1}
 	ts := func(protocol, low, high byte) []byte {
 		return []byte{1, 0, 0, 0, 7, protocol, 0, 16, 0, 0, 255, 255, 192, 0, 2, low, 192, 0, 2, high}
@@ -52,7 +52,7 @@ func TestIKEv2SelectorsMustTakeTheTunnelIn(t *testing.T) {
 		any  bool
 		want bool
 	}{
-		"ours":              {selectorV2(ip), false, true},
+		"ours":              {trafficSelector(ip), false, true},
 		"wider":             {ts(0, 0, 255), false, true},
 		"beside":            {ts(4, 2, 9), false, false},
 		"another":           {ts(4, 2, 2), false, false},
@@ -64,7 +64,7 @@ func TestIKEv2SelectorsMustTakeTheTunnelIn(t *testing.T) {
 		"cut":               {ts(4, 1, 1)[:15], false, false},
 		"empty":             {nil, false, false},
 	} {
-		if _, got := selects(c.b, ip, c.any); got != c.want {
+		if _, got := tsIncludes(c.b, ip, c.any); got != c.want {
 			t.Errorf("%s: %v", name, got)
 		}
 	}

@@ -32,26 +32,26 @@ type sim struct {
 	nat             bool                      // in front of end 0: its ports change, its address is another
 	relayed         bool                      // each end gets the other's messages as if its own peer had sent them
 	tap             func(from *end, b []byte) // sees what is sent
-	flight          time.Duration             // what an ESP packet takes at most; 0: 3 ms
-	look            time.Duration             // how often an end is told what has come by ESP; 0: at once
+	maxDelay        time.Duration             // what an ESP packet takes at most; 0: 3 ms
+	reportEvery     time.Duration             // how often an end is told what has come by ESP; 0: at once
 
-	sent, opened, lost int
-	shut               int // packets that found the gate shut after it had been open
-	trace              []string
+	sent, received, lost int
+	blocked              int // packets that found the gate shut after it had been open
+	trace                []string
 }
 
 // end is a peer and what a gate would hold for it.
 type end struct {
 	*Peer
-	index    int
-	cfg      Config
-	inbound  map[uint32]esp.Config
-	outbound *esp.Config
-	lastGood time.Time
-	down     bool
-	quiet    func() bool         // whether it has nothing to send
-	heard    map[uint32]struct{} // SPIs that ESP has come by, not told yet
-	opened   bool                // once, its gate has been open
+	index        int
+	cfg          Config
+	inbound      map[uint32]esp.Config
+	outbound     *esp.Config
+	lastReceived time.Time
+	down         bool
+	idle         func() bool         // whether it has nothing to send
+	reported     map[uint32]struct{} // SPIs that ESP has come by, not told yet
+	everUp       bool                // once, its gate has been open
 }
 
 type event struct {
@@ -151,7 +151,7 @@ func (s *sim) start(e *end) {
 	}
 	s.logf("%d starts", e.index)
 	e.Peer, e.inbound, e.outbound, e.down = p, map[uint32]esp.Config{}, nil, false
-	e.heard, e.opened = map[uint32]struct{}{}, false
+	e.reported, e.everUp = map[uint32]struct{}{}, false
 	s.do(e, p.Tick(s.now))
 }
 
@@ -171,7 +171,7 @@ func (s *sim) do(e *end, actions []Action) {
 			}
 			s.logf("%d = out %08x", e.index, a.Outbound.SPI)
 			c := a.Outbound
-			e.outbound, e.opened = &c, true
+			e.outbound, e.everUp = &c, true
 		case Remove:
 			s.logf("%d - in  %08x", e.index, a.Inbound.SPI)
 			delete(e.inbound, a.Inbound.SPI)
@@ -226,20 +226,20 @@ func (s *sim) send(e *end, a Send) {
 // traffic has an end send an ESP packet now and then.
 func (s *sim) traffic(e *end) {
 	s.at(50*time.Millisecond, func() { s.traffic(e) })
-	if e.down || e.Peer == nil || e.quiet != nil && e.quiet() {
+	if e.down || e.Peer == nil || e.idle != nil && e.idle() {
 		return
 	}
 	if e.outbound == nil {
-		if e.opened {
-			s.shut++
+		if e.everUp {
+			s.blocked++
 		}
 		return
 	}
 	out, to := *e.outbound, s.ends[1-e.index]
 	s.sent++
 	delay := time.Millisecond * time.Duration(1+s.rng.IntN(3))
-	if s.flight != 0 {
-		delay = time.Duration(1 + s.rng.Int64N(int64(s.flight)))
+	if s.maxDelay != 0 {
+		delay = time.Duration(1 + s.rng.Int64N(int64(s.maxDelay)))
 	}
 	s.at(delay, func() {
 		in, ok := to.inbound[out.SPI]
@@ -254,26 +254,26 @@ func (s *sim) traffic(e *end) {
 		if len(in.Keys.Encryption) == 0 {
 			s.fatalf("empty keys")
 		}
-		s.opened++
-		to.lastGood = s.now
-		if s.look != 0 {
-			to.heard[out.SPI] = struct{}{}
+		s.received++
+		to.lastReceived = s.now
+		if s.reportEvery != 0 {
+			to.reported[out.SPI] = struct{}{}
 			return
 		}
-		s.do(to, to.Heard(s.now, out.SPI))
+		s.do(to, to.NoteReceived(s.now, out.SPI))
 	})
 }
 
-// looks tells an end now and then what has come by ESP, as the manager does.
-func (s *sim) looks(e *end) {
-	s.at(s.look, func() { s.looks(e) })
+// reportESP tells an end now and then what has come by ESP, as the manager does.
+func (s *sim) reportESP(e *end) {
+	s.at(s.reportEvery, func() { s.reportESP(e) })
 	if e.down || e.Peer == nil {
 		return
 	}
-	spis := slices.Sorted(maps.Keys(e.heard))
-	clear(e.heard)
+	spis := slices.Sorted(maps.Keys(e.reported))
+	clear(e.reported)
 	for _, spi := range spis {
-		s.do(e, e.Heard(s.now, spi))
+		s.do(e, e.NoteReceived(s.now, spi))
 	}
 }
 
@@ -313,8 +313,8 @@ func (s *sim) run(d time.Duration) {
 func (s *sim) check(what string) {
 	s.t.Helper()
 	for _, e := range s.ends {
-		if e.outbound == nil || s.now.Sub(e.lastGood) > 200*time.Millisecond {
-			s.fatalf("%s: end %d: has outbound %v, last opened a packet %v ago; problem %q", what, e.index, e.outbound != nil, s.now.Sub(e.lastGood), e.Problem())
+		if e.outbound == nil || s.now.Sub(e.lastReceived) > 200*time.Millisecond {
+			s.fatalf("%s: end %d: has outbound %v, last opened a packet %v ago; problem %q", what, e.index, e.outbound != nil, s.now.Sub(e.lastReceived), e.Problem())
 		}
 		if n := len(e.children); n > 8 {
 			s.fatalf("%s: end %d has %d SAs", what, e.index, n)
@@ -337,7 +337,7 @@ func eachSeed(t *testing.T, f func(t *testing.T, seed uint64, mode Mode)) {
 
 const fastPhase1, fastPhase2 = "aes128-sha1-ecp256", "aes128-sha1"
 
-func TestSimulationBothSidesAtOnceOnAPerfectNetwork(t *testing.T) {
+func TestPeer_simultaneousStart(t *testing.T) {
 	eachSeed(t, func(t *testing.T, seed uint64, mode Mode) {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode = mode
@@ -356,7 +356,7 @@ func TestSimulationBothSidesAtOnceOnAPerfectNetwork(t *testing.T) {
 	})
 }
 
-func TestSimulationRekeysLoseNoPacket(t *testing.T) {
+func TestPeer_rekeyWithoutLoss(t *testing.T) {
 	eachSeed(t, func(t *testing.T, seed uint64, mode Mode) {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode = mode
@@ -379,7 +379,7 @@ func TestSimulationRekeysLoseNoPacket(t *testing.T) {
 	})
 }
 
-func TestSimulationGetsThroughLossReorderingAndDuplicates(t *testing.T) {
+func TestPeer_lossyNetwork(t *testing.T) {
 	eachSeed(t, func(t *testing.T, seed uint64, mode Mode) {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode = mode
@@ -396,7 +396,7 @@ func TestSimulationGetsThroughLossReorderingAndDuplicates(t *testing.T) {
 	})
 }
 
-func TestSimulationNoticesThePeersRestart(t *testing.T) {
+func TestPeer_peerRestart(t *testing.T) {
 	eachSeed(t, func(t *testing.T, seed uint64, mode Mode) {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode = mode
@@ -417,7 +417,7 @@ func TestSimulationNoticesThePeersRestart(t *testing.T) {
 	})
 }
 
-func TestSimulationCloseClosesTheGateAtBothEnds(t *testing.T) {
+func TestPeerClose(t *testing.T) {
 	eachSeed(t, func(t *testing.T, seed uint64, mode Mode) {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode = mode

@@ -33,34 +33,34 @@ type v1SA struct {
 	p          *Peer
 	initiator  bool
 	state      stateV1
-	ckyI, ckyR cookie
-	path       path
+	ckyI, ckyR ikeSPI
+	path       udpPath
 	began      time.Time
 	expireAt   time.Time // the attempt's end, then the SA's
 
-	saI       []byte // the body of the initiator's SA payload: both hashes cover it
-	proposal  Proposal
-	life      time.Duration
-	dh        *exchange
-	peerKE    []byte
-	ni, nr    []byte
-	natT      bool // the peer can do NAT traversal
-	nat       nat
-	peerDPD   bool
-	keys      *v1Keys
-	iv        []byte // of the next message of phase 1
-	badHashes int
+	saI          []byte // the body of the initiator's SA payload: both hashes cover it
+	proposal     Proposal
+	lifetime     time.Duration
+	dh           *dhKey
+	peerKE       []byte
+	ni, nr       []byte
+	natT         bool // the peer can do NAT traversal
+	nat          nat
+	peerDPD      bool
+	keys         *v1Keys
+	iv           []byte // of the next message of phase 1
+	authFailures int
 
 	retransmission
-	lastRequest [32]byte // hash of what lastReply answered
-	lastReply   []byte
+	lastRequestHash [32]byte // hash of what lastReply answered
+	lastReply       []byte
 
 	established time.Time
 	rekeyAt     time.Time
 	replacedAt  time.Time
 	keepaliveAt time.Time
-	exchanges   map[uint32]*quickV1
-	seen        map[uint32]struct{} // message IDs that have been used, by either end
+	quickModes  map[uint32]*quickMode
+	usedIDs     map[uint32]struct{} // message IDs that have been used, by either end
 	dpd         dpd
 	dpdSequence uint32
 }
@@ -71,7 +71,7 @@ var (
 	vendorDPD  = []byte{0xaf, 0xca, 0xd7, 0x13, 0x68, 0xa1, 0xf1, 0xc9, 0x6b, 0x86, 0x96, 0xfc, 0x77, 0x57, 0x01, 0x00}
 )
 
-func (p *Peer) receiveV1(h header, b []byte, at path) {
+func (p *Peer) receiveV1(h header, b []byte, at udpPath) {
 	if p.cfg.Mode == IKE2 {
 		return
 	}
@@ -79,7 +79,7 @@ func (p *Peer) receiveV1(h header, b []byte, at path) {
 		if s.ckyI != h.initiator {
 			continue
 		}
-		if h.responder == (cookie{}) && (!s.initiator || h.exchange == exchangeMain) {
+		if h.responder == (ikeSPI{}) && (!s.initiator || h.exchange == exchangeMain) {
 			return // our own message 1, reflected; or the peer's, late
 		}
 		// An initiator that awaits message 2 does not know the responder's cookie yet.
@@ -89,17 +89,17 @@ func (p *Peer) receiveV1(h header, b []byte, at path) {
 		s.receive(h, b, at)
 		return
 	}
-	if s := p.offersV1.find(p, h); s != nil {
+	if s := p.unverifiedV1.find(p, h); s != nil {
 		s.receive(h, b, at)
 		return
 	}
-	if h.exchange == exchangeMain && h.responder == (cookie{}) && h.initiator != (cookie{}) && h.id == 0 && h.flags&flagEncrypted == 0 {
+	if h.exchange == exchangeMain && h.responder == (ikeSPI{}) && h.initiator != (ikeSPI{}) && h.id == 0 && h.flags&flagEncrypted == 0 {
 		p.respondV1(h, b, at)
 	}
 }
 
-func (s *v1SA) receive(h header, b []byte, at path) {
-	if sha := sha256.Sum256(b); s.lastReply != nil && sha == s.lastRequest {
+func (s *v1SA) receive(h header, b []byte, at udpPath) {
+	if sha := sha256.Sum256(b); s.lastReply != nil && sha == s.lastRequestHash {
 		s.p.send(at, s.lastReply) // our answer was lost
 		return
 	}
@@ -117,22 +117,22 @@ func (s *v1SA) header(exchangeType uint8, id uint32) header {
 	return header{initiator: s.ckyI, responder: s.ckyR, version: version1, exchange: exchangeType, id: id}
 }
 
-// request sends a message and repeats it until something comes back.
+// handleRequest sends a message and repeats it until something comes back.
 func (s *v1SA) request(b []byte) { s.p.transmit(&s.retransmission, s.path, b) }
 
 // reply sends the answer to request, and keeps it for when that is repeated.
 func (s *v1SA) reply(request, b []byte) {
-	s.lastRequest, s.lastReply = sha256.Sum256(request), b
+	s.lastRequestHash, s.lastReply = sha256.Sum256(request), b
 	s.p.send(s.path, b)
 }
 
-// authentic notes that the peer is alive, and, behind a NAT, where it is. It is for
+// noteAuthentic notes that the peer is alive, and, behind a NAT, where it is. It is for
 // messages whose ID has not been used before: anyone can repeat an old one.
-func (s *v1SA) authentic(at path) {
-	s.p.heard = s.p.now
+func (s *v1SA) noteAuthentic(at udpPath) {
+	s.p.lastReceived = s.p.now
 	s.dpd.probes = 0
 	s.dpd.at = time.Time{}
-	if s.nat.follows() && at != s.path && at.local == s.path.local {
+	if s.nat.tracksPeerPort() && at != s.path && at.local == s.path.local {
 		s.path = at
 		for _, c := range s.p.children {
 			if c.v2 == nil && c.Outbound.DestinationPort != 0 {
@@ -145,35 +145,35 @@ func (s *v1SA) authentic(at path) {
 // lookup tells which cookies both ends of the SA have in a DELETE or a notification.
 func (s *v1SA) spi() []byte { return append(append([]byte(nil), s.ckyI[:]...), s.ckyR[:]...) }
 
-// maxIDs is how many message IDs are used until the SA is rekeyed: those of two days
+// maxMessageIDs is how many message IDs are used until the SA is rekeyed: those of two days
 // of dead peer detection every 8 s. The SA takes as many again while that is under
 // way, and then no more. None may be forgotten, or what is recorded could be repeated.
-const maxIDs = 1 << 16
+const maxMessageIDs = 1 << 16
 
-// used reports whether a message ID has been used already, or must not be any more.
-func (s *v1SA) used(id uint32) bool {
-	_, ok := s.seen[id]
-	return ok || len(s.seen) >= 2*maxIDs
+// idUsed reports whether a message ID has been used already, or must not be any more.
+func (s *v1SA) idUsed(id uint32) bool {
+	_, ok := s.usedIDs[id]
+	return ok || len(s.usedIDs) >= 2*maxMessageIDs
 }
 
-// use remembers a message ID.
-func (s *v1SA) use(id uint32) {
-	if s.seen == nil {
-		s.seen = make(map[uint32]struct{})
+// markIDUsed remembers a message ID.
+func (s *v1SA) markIDUsed(id uint32) {
+	if s.usedIDs == nil {
+		s.usedIDs = make(map[uint32]struct{})
 	}
-	s.seen[id] = struct{}{}
-	if len(s.seen) == maxIDs {
+	s.usedIDs[id] = struct{}{}
+	if len(s.usedIDs) == maxMessageIDs {
 		s.rekeyAt = earlier(s.rekeyAt, s.p.now)
-		s.p.again = true
+		s.p.rerun = true
 	}
 }
 
-// newID is a message ID for us to use.
-func (s *v1SA) newID() uint32 {
+// newMessageID is a message ID for us to use.
+func (s *v1SA) newMessageID() uint32 {
 	for {
 		id := s.p.random32()
-		if _, ok := s.seen[id]; !ok {
-			s.use(id)
+		if _, ok := s.usedIDs[id]; !ok {
+			s.markIDUsed(id)
 			return id
 		}
 	}
@@ -189,7 +189,7 @@ func (p *Peer) newestV1() *v1SA {
 	return newest
 }
 
-func (p *Peer) startingV1() bool {
+func (p *Peer) initiatingV1() bool {
 	for _, s := range p.v1 {
 		if s.state != establishedV1 && s.initiator {
 			return true
@@ -202,8 +202,8 @@ func (p *Peer) startingV1() bool {
 // begun is not waited for to the end of the SA that it is to replace.
 func (p *Peer) quickInProgress() bool {
 	for _, s := range p.v1 {
-		for _, q := range s.exchanges {
-			if !q.done && (q.initiator || p.current == nil || !p.past(p.current.lastCall())) {
+		for _, q := range s.quickModes {
+			if !q.done && (q.initiator || p.current == nil || !p.past(p.current.fallbackRekeyAt())) {
 				return true
 			}
 		}
@@ -211,10 +211,10 @@ func (p *Peer) quickInProgress() bool {
 	return false
 }
 
-// confirmed ends the quick mode that made the SA, if it waits for the peer.
-func (p *Peer) confirmed(c *Child) {
+// finishQuickMode ends the quick mode that made the SA, if it waits for the peer.
+func (p *Peer) finishQuickMode(c *Child) {
 	for _, s := range p.v1 {
-		for _, q := range s.exchanges {
+		for _, q := range s.quickModes {
 			if q.child == c && !q.done {
 				q.lastReply = nil
 				q.finish()
@@ -227,12 +227,12 @@ func (p *Peer) dropV1(s *v1SA) {
 	for i, x := range p.v1 {
 		if x == s {
 			p.v1 = append(p.v1[:i:i], p.v1[i+1:]...)
-			p.again = true
+			p.rerun = true
 			break
 		}
 	}
-	for _, q := range s.exchanges {
-		q.abandon()
+	for _, q := range s.quickModes {
+		q.cancel()
 	}
 }
 
@@ -242,12 +242,12 @@ func (p *Peer) closeV1() {
 	var all []payload
 	for _, c := range p.children {
 		if c.v2 == nil {
-			all = append(all, deletion(protoESP, be32(c.Inbound.SPI)))
+			all = append(all, deletePayload(protoESP, be32(c.Inbound.SPI)))
 		}
 	}
 	for _, s := range p.v1 {
 		if s.state == establishedV1 {
-			s.sendInfo(append(all, deletion(protoISAKMP, s.spi()))...)
+			s.sendInfo(append(all, deletePayload(protoISAKMP, s.spi()))...)
 			all = nil
 		}
 	}
@@ -268,7 +268,7 @@ func (s *v1SA) step() {
 			problem = Problem{Kind: SecretMismatch, Detail: ", it seems: it does not answer to our authentication"}
 		}
 		p.tryMain = false // an Auto peer goes on with IKEv2
-		p.failed(problem)
+		p.noteFailure(problem)
 		return
 	}
 	if p.due(s.expireAt) {
@@ -282,7 +282,7 @@ func (s *v1SA) step() {
 		return
 	}
 	if p.due(s.replacedAt) {
-		if s.needed() {
+		if s.inUse() {
 			s.replacedAt = p.now.Add(overlapTime)
 			return
 		}
@@ -294,22 +294,22 @@ func (s *v1SA) step() {
 		s.keepaliveAt = p.now.Add(keepaliveTime)
 		p.actions = append(p.actions, Send{LocalPort: s.path.local, To: s.path.remote, Payload: []byte{0xff}, Keepalive: true})
 	}
-	for _, id := range sortedIDs(s.exchanges) {
-		s.exchanges[id].step()
+	for _, id := range sortedIDs(s.quickModes) {
+		s.quickModes[id].step()
 	}
-	if s.peerDPD && s == p.newestV1() && s.dpd.step(p, s.established, s.sendProbe) {
+	if s.peerDPD && s == p.newestV1() && s.dpd.step(p, s.established, s.sendRUThere) {
 		p.dropV1(s)
-		p.abandoned(p.children...)
-		p.failed(Problem{Kind: NoAnswer, Detail: " any more"})
+		p.retireUnanswered(p.children...)
+		p.noteFailure(Problem{Kind: NoAnswer, Detail: " any more"})
 	}
 }
 
-// needed reports whether packets would be lost if the peer deleted, with this SA,
+// inUse reports whether packets would be lost if the peer deleted, with this SA,
 // those of ESP that were made under it. It sees to it that there will be others.
-func (s *v1SA) needed() bool {
-	for _, q := range s.exchanges {
+func (s *v1SA) inUse() bool {
+	for _, q := range s.quickModes {
 		// The peer may have to be told again that the exchange is complete.
-		if !q.done || q.initiator && q.child.removeAt.IsZero() && !q.child.peerUses {
+		if !q.done || q.initiator && q.child.removeAt.IsZero() && !q.child.peerSends {
 			return true
 		}
 	}
@@ -321,7 +321,7 @@ func (s *v1SA) needed() bool {
 			s.p.refresh = true
 			return true
 		}
-		if !c.deleteAt.IsZero() || !c.removeAt.IsZero() || !c.useAt.IsZero() {
+		if !c.deleteAt.IsZero() || !c.removeAt.IsZero() || !c.activateAt.IsZero() {
 			return true
 		}
 	}
@@ -344,7 +344,7 @@ func (s *v1SA) natPayloads() []payload {
 }
 
 // discoverNAT compares what the peer sees with what is.
-func (s *v1SA) discoverNAT(ps []payload, at path) {
+func (s *v1SA) discoverNAT(ps []payload, at udpPath) {
 	var hashes [][]byte
 	for _, p := range ps {
 		if p.kind == v1NATDiscovery {

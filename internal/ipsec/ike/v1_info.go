@@ -20,8 +20,8 @@ const (
 	notifyYesIAm         = 36137
 )
 
-// notification is the body of a notification about the ISAKMP SA.
-func (s *v1SA) notification(kind uint16, spi, data []byte) []byte {
+// notifyBody is the body of a notification about the ISAKMP SA.
+func (s *v1SA) notifyBody(kind uint16, spi, data []byte) []byte {
 	b := append(be32(doiIPsec), protoISAKMP, byte(len(spi)))
 	b = binary.BigEndian.AppendUint16(b, kind)
 	b = append(b, spi...)
@@ -30,51 +30,51 @@ func (s *v1SA) notification(kind uint16, spi, data []byte) []byte {
 
 // sendInfo sends payloads of one informational exchange, protected.
 func (s *v1SA) sendInfo(body ...payload) {
-	id := s.newID()
-	hash := prf(s.keys.hash, s.keys.a, be32(id), appendPayloads(nil, body))
-	msg, _ := s.keys.encryptV1(s.header(exchangeInfo, id), append([]payload{{kind: v1Hash, body: hash}}, body...), s.keys.iv(s.iv, id))
+	id := s.newMessageID()
+	hash := prf(s.keys.hash, s.keys.skeyidA, be32(id), appendPayloads(nil, body))
+	msg, _ := s.keys.encryptV1(s.header(exchangeInfo, id), append([]payload{{kind: v1Hash, body: hash}}, body...), s.keys.phase2IV(s.iv, id))
 	s.p.send(s.path, msg)
 }
 
 func (s *v1SA) sendNotification(kind uint16) {
-	s.sendInfo(payload{kind: v1Notification, body: s.notification(kind, s.spi(), nil)})
+	s.sendInfo(payload{kind: v1Notification, body: s.notifyBody(kind, s.spi(), nil)})
 }
 
-func (s *v1SA) sendDelete(protocol byte, spi []byte) { s.sendInfo(deletion(protocol, spi)) }
+func (s *v1SA) sendDelete(protocol byte, spi []byte) { s.sendInfo(deletePayload(protocol, spi)) }
 
-// deletion is a DELETE payload (RFC 2408 section 3.15) for one SPI.
-func deletion(protocol byte, spi []byte) payload {
+// deletePayload is a DELETE payload (RFC 2408 section 3.15) for one SPI.
+func deletePayload(protocol byte, spi []byte) payload {
 	b := append(be32(doiIPsec), protocol, byte(len(spi)), 0, 1)
 	return payload{kind: v1Delete, body: append(b, spi...)}
 }
 
-// sendProbe is R-U-THERE (RFC 3706 section 5.4).
-func (s *v1SA) sendProbe() {
+// sendRUThere is R-U-THERE (RFC 3706 section 5.4).
+func (s *v1SA) sendRUThere() {
 	if s.dpdSequence == 0 {
 		s.dpdSequence = s.p.random32() >> 1
 	}
 	s.dpdSequence++
-	s.sendInfo(payload{kind: v1Notification, body: s.notification(notifyAreYouThere, s.spi(), be32(s.dpdSequence))})
+	s.sendInfo(payload{kind: v1Notification, body: s.notifyBody(notifyAreYouThere, s.spi(), be32(s.dpdSequence))})
 }
 
-func (s *v1SA) receiveInfo(h header, b []byte, at path) {
+func (s *v1SA) receiveInfo(h header, b []byte, at udpPath) {
 	if h.flags&flagEncrypted == 0 || s.state != establishedV1 {
-		s.hint(h, b)
+		s.handleUnprotectedNotify(h, b)
 		return
 	}
-	if h.id == 0 || s.used(h.id) {
+	if h.id == 0 || s.idUsed(h.id) {
 		return
 	}
-	ps, plain, _, err := s.keys.decryptV1(h, b, s.keys.iv(s.iv, h.id))
+	ps, plain, _, err := s.keys.decryptV1(h, b, s.keys.phase2IV(s.iv, h.id))
 	if err != nil || len(ps) < 2 || ps[0].kind != v1Hash {
 		return
 	}
 	rest := plain[4+len(ps[0].body):]
-	if subtle.ConstantTimeCompare(ps[0].body, prf(s.keys.hash, s.keys.a, be32(h.id), rest)) != 1 {
+	if subtle.ConstantTimeCompare(ps[0].body, prf(s.keys.hash, s.keys.skeyidA, be32(h.id), rest)) != 1 {
 		return
 	}
-	s.use(h.id)
-	s.authentic(at)
+	s.markIDUsed(h.id)
+	s.noteAuthentic(at)
 	for _, p := range ps[1:] {
 		switch p.kind {
 		case v1Notification:
@@ -85,9 +85,9 @@ func (s *v1SA) receiveInfo(h header, b []byte, at path) {
 	}
 }
 
-// hint takes a notification that nobody vouches for: it may explain why nothing
+// handleUnprotectedNotify takes a notification that nobody vouches for: it may explain why nothing
 // goes on, and does nothing else.
-func (s *v1SA) hint(h header, b []byte) {
+func (s *v1SA) handleUnprotectedNotify(h header, b []byte) {
 	if !s.initiator || s.state == establishedV1 {
 		return
 	}
@@ -100,11 +100,11 @@ func (s *v1SA) hint(h header, b []byte) {
 	}
 	switch {
 	case s.state == sent1 && kind == notifyNoProposal:
-		s.p.mayProblem(Problem{Kind: NoCommonProposal, Phase: 1, Ours: proposalList(s.p.cfg.Phase1)})
+		s.p.noteHint(Problem{Kind: NoCommonProposal, Phase: 1, Ours: proposalList(s.p.cfg.Phase1)})
 	case s.state == sent5 && (kind < 0 || kind == notifyAuthFailed || kind == notifyMalformed || kind == notifyInvalidPayload || kind == notifyInvalidID || kind == 23):
-		s.p.mayProblem(Problem{Kind: SecretMismatch, Detail: ", it seems: it cannot read our authentication"})
+		s.p.noteHint(Problem{Kind: SecretMismatch, Detail: ", it seems: it cannot read our authentication"})
 	case kind >= 0 && kind < 16384:
-		s.p.mayProblem(Problem{Kind: Refused, Phase: 1, Detail: fmt.Sprintf("notification %d", kind)})
+		s.p.noteHint(Problem{Kind: Refused, Phase: 1, Detail: fmt.Sprintf("notification %d", kind)})
 	}
 }
 
@@ -123,25 +123,25 @@ func (s *v1SA) receiveNotification(b []byte) {
 		s.initialContact()
 	case notifyAreYouThere:
 		if bytes.Equal(spi, s.spi()) && len(data) == 4 {
-			s.sendInfo(payload{kind: v1Notification, body: s.notification(notifyYesIAm, s.spi(), data)})
+			s.sendInfo(payload{kind: v1Notification, body: s.notifyBody(notifyYesIAm, s.spi(), data)})
 		}
 	case notifyYesIAm: // that it is authentic is all that counts
 	default:
 		if kind >= 16384 { // a status
 			return
 		}
-		for _, id := range sortedIDs(s.exchanges) {
-			q := s.exchanges[id]
+		for _, id := range sortedIDs(s.quickModes) {
+			q := s.quickModes[id]
 			if q.done || !q.initiator {
 				continue
 			}
 			problem := Problem{Kind: Refused, Phase: 2, Detail: fmt.Sprintf("notification %d", kind)}
 			if kind == notifyNoProposal {
-				problem = Problem{Kind: NoCommonProposal, Phase: 2, Ours: s.oursPhase2()}
+				problem = Problem{Kind: NoCommonProposal, Phase: 2, Ours: s.formatOwnPhase2()}
 			}
-			p.failed(problem)
+			p.noteFailure(problem)
 			p.nextChild = p.nextStart
-			q.forget()
+			q.remove()
 		}
 	}
 }
@@ -150,7 +150,7 @@ func (s *v1SA) receiveNotification(b []byte) {
 // that was made while this one was on its way may be from the peer's present life.
 func (s *v1SA) initialContact() {
 	p := s.p
-	p.deletedByPeer(p.establishedBefore(s.began)...)
+	p.deletedByPeer(p.childrenBefore(s.began)...)
 	for _, old := range append([]*v1SA(nil), p.v1...) {
 		if old != s && old.state == establishedV1 && old.established.Before(s.began) {
 			p.dropV1(old)

@@ -27,21 +27,21 @@ func (s *v1SA) readVendorIDs(ps []payload) {
 func (p *Peer) startV1() {
 	s := &v1SA{p: p, initiator: true, state: sent1, path: p.firstPath(), began: p.now}
 	p.random(s.ckyI[:])
-	s.saI = appendSAV1(phase1(p.cfg.Phase1, p.cfg.Lifetime1))
+	s.saI = appendSAV1(encodePhase1(p.cfg.Phase1, p.cfg.Lifetime1))
 	p.v1 = append(p.v1, s)
 	s.request(message(s.header(exchangeMain, 0), append([]payload{{kind: v1SecurityAssociation, body: s.saI}}, s.vendorIDs()...)))
 }
 
 // respondV1 answers message 1. It keeps little, computes nothing that costs, and
 // makes no promise: the sender's address may be false.
-func (p *Peer) respondV1(h header, b []byte, at path) {
+func (p *Peer) respondV1(h header, b []byte, at udpPath) {
 	ps, _, _, err := parsePayloads(b[headerLen:], h.next, payloadNone)
 	if err != nil || firstType(ps) != v1SecurityAssociation {
 		return
 	}
 	saI := find(ps, v1SecurityAssociation)
 	sas, err := parseSAV1(saI)
-	if err != nil || len(sas) == 0 || len(saI) > maxOfferSize || !p.offers.take(p.now, offersPerSecond) {
+	if err != nil || len(sas) == 0 || len(saI) > maxSAPayload || !p.cheapReplies.allow(p.now, cheapRepliesPerSecond) {
 		return
 	}
 	s := &v1SA{
@@ -50,7 +50,7 @@ func (p *Peer) respondV1(h header, b []byte, at path) {
 	}
 	chosen, ok := s.choosePhase1(sas)
 	if !ok {
-		p.mayProblem(Problem{Kind: NoCommonProposal, Phase: 1, Ours: proposalList(p.cfg.Phase1), Theirs: offeredPhase1(sas)})
+		p.noteHint(Problem{Kind: NoCommonProposal, Phase: 1, Ours: proposalList(p.cfg.Phase1), Theirs: formatOfferPhase1(sas)})
 		notify := append(append(be32(doiIPsec), protoISAKMP, 0), 0, notifyNoProposal)
 		r := s.header(exchangeInfo, p.random32())
 		p.send(at, message(r, []payload{{kind: v1Notification, body: notify}}))
@@ -58,7 +58,7 @@ func (p *Peer) respondV1(h header, b []byte, at path) {
 	}
 	p.random(s.ckyR[:])
 	s.readVendorIDs(ps)
-	p.offersV1.add(p, s)
+	p.unverifiedV1.add(p, s)
 	answer := []payload{{kind: v1SecurityAssociation, body: appendSAV1(chosen)}}
 	if s.natT {
 		answer = append(answer, payload{kind: v1VendorID, body: vendorNATT})
@@ -67,8 +67,8 @@ func (p *Peer) respondV1(h header, b []byte, at path) {
 	s.reply(b, message(s.header(exchangeMain, 0), answer))
 }
 
-// boundHalfOpenV1 makes room: the oldest attempt of others that got least far goes.
-func (p *Peer) boundHalfOpenV1() {
+// limitHalfOpenV1 makes room: the oldest attempt of others that got least far goes.
+func (p *Peer) limitHalfOpenV1() {
 	var oldest *v1SA
 	n := 0
 	for _, s := range p.v1 {
@@ -87,28 +87,28 @@ func (p *Peer) boundHalfOpenV1() {
 
 // choosePhase1 takes the first of our proposals that the initiator offers too, and
 // gives the answer: its transform as it came.
-func (s *v1SA) choosePhase1(sas []saV1) (saV1, bool) {
+func (s *v1SA) choosePhase1(sas []saProposalV1) (saProposalV1, bool) {
 	for _, want := range s.p.cfg.Phase1 {
 		for _, sa := range sas {
 			if sa.protocol != protoISAKMP {
 				continue
 			}
 			for _, t := range sa.transforms {
-				if got, life, ok := phase1Of(t); ok && got == want {
-					s.proposal, s.life = got, life
-					return saV1{number: sa.number, protocol: sa.protocol, spi: sa.spi, transforms: []transformV1{t}}, true
+				if got, life, ok := decodePhase1(t); ok && got == want {
+					s.proposal, s.lifetime = got, life
+					return saProposalV1{number: sa.number, protocol: sa.protocol, spi: sa.spi, transforms: []transformV1{t}}, true
 				}
 			}
 		}
 	}
-	return saV1{}, false
+	return saProposalV1{}, false
 }
 
-func offeredPhase1(sas []saV1) string {
+func formatOfferPhase1(sas []saProposalV1) string {
 	var words []string
 	for _, sa := range sas {
 		for _, t := range sa.transforms {
-			if p, _, ok := phase1Of(t); ok {
+			if p, _, ok := decodePhase1(t); ok {
 				words = append(words, p.String())
 			}
 		}
@@ -119,7 +119,7 @@ func offeredPhase1(sas []saV1) string {
 	return strings.Join(words, ",")
 }
 
-func (s *v1SA) receiveMain(h header, b []byte, at path) {
+func (s *v1SA) receiveMain(h header, b []byte, at udpPath) {
 	if h.id != 0 || (h.flags&flagEncrypted != 0) != (s.state == sent4 || s.state == sent5) {
 		return
 	}
@@ -141,20 +141,20 @@ func (s *v1SA) receiveMain(h header, b []byte, at path) {
 	}
 }
 
-func (s *v1SA) receive2(h header, ps []payload, at path) {
+func (s *v1SA) receive2(h header, ps []payload, at udpPath) {
 	sas, err := parseSAV1(find(ps, v1SecurityAssociation))
-	if err != nil || len(sas) != 1 || len(sas[0].transforms) != 1 || h.responder == (cookie{}) {
+	if err != nil || len(sas) != 1 || len(sas[0].transforms) != 1 || h.responder == (ikeSPI{}) {
 		return
 	}
-	got, life, ok := phase1Of(sas[0].transforms[0])
+	got, life, ok := decodePhase1(sas[0].transforms[0])
 	if !ok || !offered(s.p.cfg.Phase1, got) {
 		return
 	}
-	dh, err := newExchange(got.Group, s.p.cfg.Rand)
+	dh, err := newDHKey(got.Group, s.p.cfg.Rand)
 	if err != nil {
 		return
 	}
-	s.proposal, s.life, s.dh, s.ckyR = got, life, dh, h.responder
+	s.proposal, s.lifetime, s.dh, s.ckyR = got, life, dh, h.responder
 	s.readVendorIDs(ps)
 	s.ni = make([]byte, nonceLen)
 	s.p.random(s.ni)
@@ -179,20 +179,20 @@ func (s *v1SA) keyPayloads(nonce []byte) []payload {
 	return ps
 }
 
-// nonceOK is RFC 2409 section 5: 8 to 256 bytes.
-func nonceOK(b []byte) bool { return len(b) >= 8 && len(b) <= 256 }
+// validNonceV1 is RFC 2409 section 5: 8 to 256 bytes.
+func validNonceV1(b []byte) bool { return len(b) >= 8 && len(b) <= 256 }
 
-func (s *v1SA) receive3(b []byte, ps []payload, at path) {
+func (s *v1SA) receive3(b []byte, ps []payload, at udpPath) {
 	ke, ni := find(ps, v1KeyExchange), find(ps, v1Nonce)
-	if ke == nil || !nonceOK(ni) {
+	if ke == nil || !validNonceV1(ni) {
 		return
 	}
 	p := s.p
 	if s.dh == nil { // one private key for an attempt, however many public values come that are none
-		if !p.hearing.take(p.now, exchangesPerSecond) {
+		if !p.verifiedDH.allow(p.now, dhPerSecond) {
 			return
 		}
-		dh, err := newExchange(s.proposal.Group, p.cfg.Rand)
+		dh, err := newDHKey(s.proposal.Group, p.cfg.Rand)
 		if err != nil {
 			return
 		}
@@ -207,23 +207,23 @@ func (s *v1SA) receive3(b []byte, ps []payload, at path) {
 	if s.keys, err = deriveV1(s.proposal, p.cfg.Secret, s.ni, s.nr, shared, ke, s.dh.public, s.ckyI, s.ckyR); err != nil {
 		return
 	}
-	s.iv = s.keys.publicIV
+	s.iv = s.keys.phase1IV
 	s.discoverNAT(ps, at)
 	s.state = sent4
-	p.offersV1.remove(s)
-	p.boundHalfOpenV1()
+	p.unverifiedV1.remove(s)
+	p.limitHalfOpenV1()
 	p.v1 = append(p.v1, s)
 	// The cookies show that the peer is where it says: it may go on by itself. But who
 	// has its address need not have the secret, so it is let go on once and we try then.
-	if !p.held {
-		p.held, p.holdUntil = true, p.now.Add(holdTime)
+	if !p.holdUsed {
+		p.holdUsed, p.holdUntil = true, p.now.Add(holdTime)
 	}
 	s.reply(b, message(s.header(exchangeMain, 0), s.keyPayloads(s.nr)))
 }
 
-func (s *v1SA) receive4(ps []payload, at path) {
+func (s *v1SA) receive4(ps []payload, at udpPath) {
 	ke, nr := find(ps, v1KeyExchange), find(ps, v1Nonce)
-	if ke == nil || !nonceOK(nr) {
+	if ke == nil || !validNonceV1(nr) {
 		return
 	}
 	shared, err := s.dh.shared(ke)
@@ -238,16 +238,16 @@ func (s *v1SA) receive4(ps []payload, at path) {
 	if s.nat.udp() && s.path.local == 500 { // RFC 3947 section 4
 		s.path.local = 4500
 		if s.path.remote.Port() == 500 {
-			s.path = path{4500, addrPort(s.p.cfg.Remote, 4500)}
+			s.path = udpPath{4500, addrPort(s.p.cfg.Remote, 4500)}
 		}
 	}
 	id := s.p.ourID()
 	auth := []payload{{kind: v1Identification, body: id}, {kind: v1Hash, body: s.hash(true, id)}}
-	if s.p.alone() && s.p.newestV1() == nil {
-		auth = append(auth, payload{kind: v1Notification, body: s.notification(notifyInitialContact, s.spi(), nil)})
+	if s.p.noChildren() && s.p.newestV1() == nil {
+		auth = append(auth, payload{kind: v1Notification, body: s.notifyBody(notifyInitialContact, s.spi(), nil)})
 	}
 	s.state = sent5
-	msg, iv := s.keys.encryptV1(s.header(exchangeMain, 0), auth, s.keys.publicIV)
+	msg, iv := s.keys.encryptV1(s.header(exchangeMain, 0), auth, s.keys.phase1IV)
 	s.iv = iv
 	s.request(msg)
 }
@@ -259,30 +259,30 @@ func (s *v1SA) hash(initiators bool, id []byte) []byte {
 		publicI, publicR = publicR, publicI
 	}
 	if initiators {
-		return prf(s.keys.hash, s.keys.id, publicI, publicR, s.ckyI[:], s.ckyR[:], s.saI, id)
+		return prf(s.keys.hash, s.keys.skeyid, publicI, publicR, s.ckyI[:], s.ckyR[:], s.saI, id)
 	}
-	return prf(s.keys.hash, s.keys.id, publicR, publicI, s.ckyR[:], s.ckyI[:], s.saI, id)
+	return prf(s.keys.hash, s.keys.skeyid, publicR, publicI, s.ckyR[:], s.ckyI[:], s.saI, id)
 }
 
-// maxGuesses is how many messages 5 that do not verify are taken in one attempt: a
+// maxAuthFailures is how many messages 5 that do not verify are taken in one attempt: a
 // peer repeats its own fewer times. Each is a guess of the secret.
-const maxGuesses = 8
+const maxAuthFailures = 8
 
 // receiveAuth takes message 5 or 6. Where the secrets differ it decrypts to
 // nonsense; so does what anyone injects, so our own attempt is not given up for it.
-func (s *v1SA) receiveAuth(h header, b []byte, at path) {
+func (s *v1SA) receiveAuth(h header, b []byte, at udpPath) {
 	ps, _, iv, err := s.keys.decryptV1(h, b, s.iv)
 	id, hash := find(ps, v1Identification), find(ps, v1Hash)
 	if err != nil || len(id) < 4 || subtle.ConstantTimeCompare(hash, s.hash(!s.initiator, id)) != 1 {
-		if s.badHashes++; !s.initiator && s.badHashes >= maxGuesses {
+		if s.authFailures++; !s.initiator && s.authFailures >= maxAuthFailures {
 			s.p.dropV1(s)
 		}
-		s.p.mayProblem(Problem{Kind: SecretMismatch, Detail: ", it seems: its authentication does not verify"})
+		s.p.noteHint(Problem{Kind: SecretMismatch, Detail: ", it seems: its authentication does not verify"})
 		return
 	}
-	if problem, ok := s.p.identified(id, s.nat); !ok {
+	if problem, ok := s.p.checkIdentity(id, s.nat); !ok {
 		s.p.dropV1(s)
-		s.p.failed(problem)
+		s.p.noteFailure(problem)
 		return
 	}
 	s.iv = iv
@@ -301,23 +301,23 @@ func (s *v1SA) receiveAuth(h header, b []byte, at path) {
 			s.receiveNotification(p.body)
 		}
 	}
-	s.authentic(at)
+	s.noteAuthentic(at)
 }
 
 func (s *v1SA) establish() {
 	p := s.p
 	s.retransmission.stop()
-	s.state, s.established, s.exchanges = establishedV1, p.now, map[uint32]*quickV1{}
+	s.state, s.established, s.quickModes = establishedV1, p.now, map[uint32]*quickMode{}
 	life := p.cfg.Lifetime1
-	if s.life > 0 && s.life < life {
-		life = s.life
+	if s.lifetime > 0 && s.lifetime < life {
+		life = s.lifetime
 	}
-	s.rekeyAt, s.expireAt = p.now.Add(p.soft(life)), p.now.Add(life)
+	s.rekeyAt, s.expireAt = p.now.Add(p.softLifetime(life)), p.now.Add(life)
 	if s.nat.local {
 		s.keepaliveAt = p.now.Add(keepaliveTime)
 	}
-	p.heard = p.now
-	p.holdUntil, p.held = time.Time{}, false
+	p.lastReceived = p.now
+	p.holdUntil, p.holdUsed = time.Time{}, false
 	if p.problem.Kind == SecretMismatch || p.problem.Phase == 1 || p.problem.Kind == NoAnswer {
 		p.problem = Problem{}
 	}
@@ -331,13 +331,13 @@ func (s *v1SA) establish() {
 			p.refresh = p.refresh || s.initiator && p.current != nil && p.current.v1 == old
 		}
 	}
-	p.boundEstablishedV1()
-	p.again = true
+	p.limitEstablishedV1()
+	p.rerun = true
 }
 
-// boundEstablishedV1 is boundEstablishedV2 of IKEv1, where an SA that is replaced stays
+// limitEstablishedV1 is limitEstablishedV2 of IKEv1, where an SA that is replaced stays
 // for as long as a quick mode under it waits for the peer.
-func (p *Peer) boundEstablishedV1() {
+func (p *Peer) limitEstablishedV1() {
 	var oldest *v1SA
 	n := 0
 	for _, s := range p.v1 {

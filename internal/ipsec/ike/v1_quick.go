@@ -13,7 +13,7 @@ import (
 	"ipipd/internal/ipsec/esp"
 )
 
-// quickV1 is a quick mode exchange (RFC 2409 section 5.5):
+// quickMode is a quick mode exchange (RFC 2409 section 5.5):
 //
 //	initiator                                     responder
 //	HDR*, HASH(1), SA, Ni, KE, IDci, IDcr   → 1
@@ -23,13 +23,13 @@ import (
 // The responder takes packets from message 2 on, and sends from message 3 on, so
 // that neither end ever gets one it has no key for. Where message 3 is lost, it sends
 // when it gets a packet, and takes packets even after it has given up on message 3.
-type quickV1 struct {
+type quickMode struct {
 	s         *v1SA
 	id        uint32
 	initiator bool
 	iv        []byte
 	ni, nr    []byte
-	dh        *exchange
+	dh        *dhKey
 	group     Group
 	spi       uint32 // ours
 	replaces  *Child // for an initiator
@@ -39,11 +39,11 @@ type quickV1 struct {
 	began     time.Time
 
 	retransmission
-	lastRequest [32]byte
-	lastReply   []byte
+	lastRequestHash [32]byte
+	lastReply       []byte
 }
 
-func sortedIDs(m map[uint32]*quickV1) []uint32 {
+func sortedIDs(m map[uint32]*quickMode) []uint32 {
 	ids := make([]uint32, 0, len(m))
 	for id := range m {
 		ids = append(ids, id)
@@ -54,8 +54,8 @@ func sortedIDs(m map[uint32]*quickV1) []uint32 {
 
 func addrPort(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
 
-// selector is IDci or IDcr: an address and protocol 4.
-func selector(a netip.Addr) []byte {
+// clientID is IDci or IDcr: an address and protocol 4.
+func clientID(a netip.Addr) []byte {
 	ip := a.As4()
 	return append([]byte{idIPv4, protocolIPIP, 0, 0}, ip[:]...)
 }
@@ -64,43 +64,43 @@ const protocolIPIP = 4
 
 func (s *v1SA) startQuick(replaces *Child) {
 	p := s.p
-	q := &quickV1{s: s, id: s.newID(), initiator: true, replaces: replaces, group: p.cfg.PFS, spi: p.newSPI(), began: p.now}
+	q := &quickMode{s: s, id: s.newMessageID(), initiator: true, replaces: replaces, group: p.cfg.PFS, spi: p.newSPI(), began: p.now}
 	q.ni = make([]byte, nonceLen)
 	p.random(q.ni)
 	if replaces != nil {
 		replaces.rekeying = true
 	}
-	q.iv = s.keys.iv(s.iv, q.id)
+	q.iv = s.keys.phase2IV(s.iv, q.id)
 	body := []payload{
-		{kind: v1SecurityAssociation, body: appendSAV1(phase2(p.cfg.Phase2, q.spi, q.group, s.nat.udp(), p.cfg.Lifetime2))},
+		{kind: v1SecurityAssociation, body: appendSAV1(encodePhase2(p.cfg.Phase2, q.spi, q.group, s.nat.udp(), p.cfg.Lifetime2))},
 		{kind: v1Nonce, body: q.ni},
 	}
 	if q.group != 0 {
 		var err error
-		if q.dh, err = newExchange(q.group, p.cfg.Rand); err != nil {
-			p.failed(Problem{Kind: Refused, Phase: 2, Detail: err.Error()})
+		if q.dh, err = newDHKey(q.group, p.cfg.Rand); err != nil {
+			p.noteFailure(Problem{Kind: Refused, Phase: 2, Detail: err.Error()})
 			return
 		}
 		body = append(body, payload{kind: v1KeyExchange, body: q.dh.public})
 	}
-	body = append(body, payload{kind: v1Identification, body: selector(p.cfg.Local)}, payload{kind: v1Identification, body: selector(p.cfg.Remote)})
-	s.exchanges[q.id] = q
+	body = append(body, payload{kind: v1Identification, body: clientID(p.cfg.Local)}, payload{kind: v1Identification, body: clientID(p.cfg.Remote)})
+	s.quickModes[q.id] = q
 	q.transmit(q.seal(be32(q.id), body))
 }
 
 // seal puts a hash in front of body, HASH(1) or HASH(2), and encrypts both.
 // prefix is what the hash covers before them.
-func (q *quickV1) seal(prefix []byte, body []payload) []byte {
-	hash := prf(q.s.keys.hash, q.s.keys.a, prefix, appendPayloads(nil, body))
+func (q *quickMode) seal(prefix []byte, body []payload) []byte {
+	hash := prf(q.s.keys.hash, q.s.keys.skeyidA, prefix, appendPayloads(nil, body))
 	msg, iv := q.s.keys.encryptV1(q.s.header(exchangeQuick, q.id), append([]payload{{kind: v1Hash, body: hash}}, body...), q.iv)
 	q.iv = iv
 	return msg
 }
 
-func (q *quickV1) transmit(b []byte) { q.s.p.transmit(&q.retransmission, q.s.path, b) }
+func (q *quickMode) transmit(b []byte) { q.s.p.transmit(&q.retransmission, q.s.path, b) }
 
-// abandon gives an exchange up.
-func (q *quickV1) abandon() {
+// cancel gives an exchange up.
+func (q *quickMode) cancel() {
 	q.retransmission.stop()
 	if q.replaces != nil {
 		q.replaces.rekeying = false
@@ -108,18 +108,18 @@ func (q *quickV1) abandon() {
 	q.done = true
 }
 
-func (q *quickV1) forget() {
-	q.abandon()
-	delete(q.s.exchanges, q.id)
-	q.s.p.again = true
+func (q *quickMode) remove() {
+	q.cancel()
+	delete(q.s.quickModes, q.id)
+	q.s.p.rerun = true
 }
 
-func (q *quickV1) step() {
+func (q *quickMode) step() {
 	p := q.s.p
 	if !q.retransmission.step(p, q.s.path) {
-		q.forget()
+		q.remove()
 		if q.initiator {
-			p.failed(Problem{Kind: NoAnswer, Phase: 2, Detail: " to quick mode"})
+			p.noteFailure(Problem{Kind: NoAnswer, Phase: 2, Detail: " to quick mode"})
 			p.nextChild = p.nextStart
 			// An ISAKMP SA that only we know of answers nothing: make another.
 			p.dropV1(q.s)
@@ -127,16 +127,16 @@ func (q *quickV1) step() {
 		return
 	}
 	if p.due(q.expireAt) {
-		q.forget()
+		q.remove()
 	}
 }
 
-func (s *v1SA) receiveQuick(h header, b []byte, at path) {
-	q := s.exchanges[h.id]
-	if q != nil && q.lastReply != nil && sha256.Sum256(b) == q.lastRequest {
+func (s *v1SA) receiveQuick(h header, b []byte, at udpPath) {
+	q := s.quickModes[h.id]
+	if q != nil && q.lastReply != nil && sha256.Sum256(b) == q.lastRequestHash {
 		s.p.send(s.path, q.lastReply)
-		if q.initiator && !q.child.useAt.IsZero() && s.p.current != nil {
-			s.p.usableSoon(q.child) // it has not got there
+		if q.initiator && !q.child.activateAt.IsZero() && s.p.current != nil {
+			s.p.activateLater(q.child) // it has not got there
 		}
 		return
 	}
@@ -147,10 +147,10 @@ func (s *v1SA) receiveQuick(h header, b []byte, at path) {
 	if q != nil {
 		iv = q.iv
 	} else {
-		if s.used(h.id) {
+		if s.idUsed(h.id) {
 			return
 		}
-		iv = s.keys.iv(s.iv, h.id)
+		iv = s.keys.phase2IV(s.iv, h.id)
 	}
 	ps, plain, next, err := s.keys.decryptV1(h, b, iv)
 	if err != nil || len(ps) == 0 || ps[0].kind != v1Hash {
@@ -168,17 +168,17 @@ func (s *v1SA) receiveQuick(h header, b []byte, at path) {
 }
 
 // respondQuick takes message 1.
-func (s *v1SA) respondQuick(id uint32, b, hash, rest []byte, ps []payload, iv []byte, at path) {
+func (s *v1SA) respondQuick(id uint32, b, hash, rest []byte, ps []payload, iv []byte, at udpPath) {
 	p := s.p
-	if subtle.ConstantTimeCompare(hash, prf(s.keys.hash, s.keys.a, be32(id), rest)) != 1 {
+	if subtle.ConstantTimeCompare(hash, prf(s.keys.hash, s.keys.skeyidA, be32(id), rest)) != 1 {
 		return
 	}
-	s.use(id)
-	s.authentic(at)
-	q := &quickV1{s: s, id: id, iv: iv, spi: p.newSPI(), began: p.now, expireAt: p.now.Add(halfOpenTime)}
+	s.markIDUsed(id)
+	s.noteAuthentic(at)
+	q := &quickMode{s: s, id: id, iv: iv, spi: p.newSPI(), began: p.now, expireAt: p.now.Add(halfOpenTime)}
 	sas, err := parseSAV1(find(ps, v1SecurityAssociation))
 	q.ni = bytes.Clone(find(ps, v1Nonce))
-	if err != nil || !nonceOK(q.ni) || len(s.exchanges) > maxChildren {
+	if err != nil || !validNonceV1(q.ni) || len(s.quickModes) > maxChildren {
 		return
 	}
 	var ids []payload
@@ -187,15 +187,15 @@ func (s *v1SA) respondQuick(id uint32, b, hash, rest []byte, ps []payload, iv []
 			ids = append(ids, x)
 		}
 	}
-	if !s.selectorsOK(ids) {
-		p.mayProblem(Problem{Kind: Refused, Phase: 2, Detail: "it wants an SA for other traffic than protocol 4 between our addresses"})
+	if !s.validSelectors(ids) {
+		p.noteHint(Problem{Kind: Refused, Phase: 2, Detail: "it wants an SA for other traffic than protocol 4 between our addresses"})
 		s.sendNotification(notifyInvalidID)
 		return
 	}
 	chosen, proposal, life, ok := s.choosePhase2(sas)
 	ke := find(ps, v1KeyExchange)
 	if !ok || (ke != nil) != (proposal.Group != 0) {
-		p.mayProblem(Problem{Kind: NoCommonProposal, Phase: 2, Ours: s.oursPhase2(), Theirs: offeredPhase2(sas, s.nat.udp())})
+		p.noteHint(Problem{Kind: NoCommonProposal, Phase: 2, Ours: s.formatOwnPhase2(), Theirs: formatOfferPhase2(sas, s.nat.udp())})
 		s.sendNotification(notifyNoProposal)
 		return
 	}
@@ -207,7 +207,7 @@ func (s *v1SA) respondQuick(id uint32, b, hash, rest []byte, ps []payload, iv []
 	answer := []payload{{kind: v1SecurityAssociation, body: appendSAV1(chosen)}, {kind: v1Nonce, body: q.nr}}
 	var shared []byte
 	if ke != nil {
-		if q.dh, err = newExchange(q.group, p.cfg.Rand); err != nil {
+		if q.dh, err = newDHKey(q.group, p.cfg.Rand); err != nil {
 			return
 		}
 		if shared, err = q.dh.shared(ke); err != nil {
@@ -217,15 +217,15 @@ func (s *v1SA) respondQuick(id uint32, b, hash, rest []byte, ps []payload, iv []
 	}
 	q.child = q.newChild(proposal, life, binary.BigEndian.Uint32(peerSPI), shared)
 	p.add(q.child)
-	s.exchanges[id] = q
-	q.lastRequest = sha256.Sum256(b)
+	s.quickModes[id] = q
+	q.lastRequestHash = sha256.Sum256(b)
 	q.lastReply = q.seal(append(be32(id), q.ni...), append(answer, ids...))
 	q.transmit(q.lastReply)
 }
 
-// selectorsOK: the SA is to be for protocol 4, or everything, between the two
+// validSelectors: the SA is to be for protocol 4, or everything, between the two
 // addresses; a NAT may have changed that of the end which is behind it.
-func (s *v1SA) selectorsOK(ids []payload) bool {
+func (s *v1SA) validSelectors(ids []payload) bool {
 	if len(ids) == 0 {
 		return true // RFC 2409 section 5.5: then they are the addresses of the ISAKMP SA
 	}
@@ -248,31 +248,31 @@ func (s *v1SA) selectorsOK(ids []payload) bool {
 	return true
 }
 
-// groupOK: the configured PFS group or a stronger one; with none configured, any.
-func (p *Peer) groupOK(g Group) bool {
+// groupAllowed: the configured PFS group or a stronger one; with none configured, any.
+func (p *Peer) groupAllowed(g Group) bool {
 	return p.cfg.PFS == 0 || g.rank() >= p.cfg.PFS.rank()
 }
 
-func (s *v1SA) choosePhase2(sas []saV1) (chosen saV1, proposal Proposal, life time.Duration, ok bool) {
+func (s *v1SA) choosePhase2(sas []saProposalV1) (chosen saProposalV1, proposal Proposal, life time.Duration, ok bool) {
 	for _, want := range s.p.cfg.Phase2 {
 		for _, sa := range sas {
 			if sa.protocol != protoESP || len(sa.spi) != 4 || binary.BigEndian.Uint32(sa.spi) < 256 || protocolsOf(sas, sa.number) != 1 {
 				continue
 			}
 			for _, t := range sa.transforms {
-				got, life, ok := phase2Of(t, s.nat.udp())
-				if ok && s.p.groupOK(got.Group) && sameAlgorithms(got, want) {
-					return saV1{number: sa.number, protocol: protoESP, spi: sa.spi, transforms: []transformV1{t}}, got, life, true
+				got, life, ok := decodePhase2(t, s.nat.udp())
+				if ok && s.p.groupAllowed(got.Group) && sameAlgorithms(got, want) {
+					return saProposalV1{number: sa.number, protocol: protoESP, spi: sa.spi, transforms: []transformV1{t}}, got, life, true
 				}
 			}
 		}
 	}
-	return saV1{}, Proposal{}, 0, false
+	return saProposalV1{}, Proposal{}, 0, false
 }
 
 // protocolsOf counts the proposals of one number: several mean several protocols
 // at once, such as ESP and compression.
-func protocolsOf(sas []saV1, number uint8) int {
+func protocolsOf(sas []saProposalV1, number uint8) int {
 	n := 0
 	for _, sa := range sas {
 		if sa.number == number {
@@ -286,15 +286,15 @@ func sameAlgorithms(a, b Proposal) bool {
 	return a.Cipher == b.Cipher && a.KeyBits == b.KeyBits && a.Hash == b.Hash
 }
 
-func (s *v1SA) oursPhase2() string {
+func (s *v1SA) formatOwnPhase2() string {
 	return proposalList(s.p.cfg.Phase2) + " with " + s.p.cfg.PFS.String()
 }
 
-func offeredPhase2(sas []saV1, udp bool) string {
+func formatOfferPhase2(sas []saProposalV1, udp bool) string {
 	var words []string
 	for _, sa := range sas {
 		for _, t := range sa.transforms {
-			if p, _, ok := phase2Of(t, udp); ok && sa.protocol == protoESP {
+			if p, _, ok := decodePhase2(t, udp); ok && sa.protocol == protoESP {
 				words = append(words, p.String())
 			}
 		}
@@ -306,7 +306,7 @@ func offeredPhase2(sas []saV1, udp bool) string {
 }
 
 // newChild derives the keys of the SA: ours for receiving by our SPI.
-func (q *quickV1) newChild(proposal Proposal, life time.Duration, peerSPI uint32, shared []byte) *Child {
+func (q *quickMode) newChild(proposal Proposal, life time.Duration, peerSPI uint32, shared []byte) *Child {
 	s := q.s
 	suite := proposal.suite()
 	c := &Child{
@@ -317,37 +317,37 @@ func (q *quickV1) newChild(proposal Proposal, life time.Duration, peerSPI uint32
 	if s.nat.udp() {
 		c.Outbound.SourcePort, c.Outbound.DestinationPort = s.path.local, s.path.remote.Port()
 	}
-	asked := s.p.now
+	requestedAt := s.p.now
 	if q.initiator {
-		asked = q.began
+		requestedAt = q.began
 	}
-	s.p.schedule(c, asked, life)
+	s.p.setLifetimes(c, requestedAt, life)
 	return c
 }
 
 // receive2 takes the responder's answer.
-func (q *quickV1) receive2(b, hash, rest []byte, ps []payload, iv []byte, at path) {
+func (q *quickMode) receive2(b, hash, rest []byte, ps []payload, iv []byte, at udpPath) {
 	s, p := q.s, q.s.p
-	if subtle.ConstantTimeCompare(hash, prf(s.keys.hash, s.keys.a, be32(q.id), q.ni, rest)) != 1 {
+	if subtle.ConstantTimeCompare(hash, prf(s.keys.hash, s.keys.skeyidA, be32(q.id), q.ni, rest)) != 1 {
 		return
 	}
-	s.authentic(at)
+	s.noteAuthentic(at)
 	if !q.accept(b, ps, iv) { // there will be no other answer, and this one is not to be repeated as a sign of life
-		p.failed(Problem{Kind: Refused, Phase: 2, Detail: "its answer to quick mode is not one to what was asked"})
+		p.noteFailure(Problem{Kind: Refused, Phase: 2, Detail: "its answer to quick mode is not one to what was asked"})
 		p.nextChild = p.nextStart
-		q.forget()
+		q.remove()
 	}
 }
 
 // accept makes the SA that an authentic answer gives, and confirms it.
-func (q *quickV1) accept(b []byte, ps []payload, iv []byte) bool {
+func (q *quickMode) accept(b []byte, ps []payload, iv []byte) bool {
 	s, p := q.s, q.s.p
 	sas, err := parseSAV1(find(ps, v1SecurityAssociation))
 	nr, ke := find(ps, v1Nonce), find(ps, v1KeyExchange)
-	if err != nil || len(sas) != 1 || len(sas[0].transforms) != 1 || len(sas[0].spi) != 4 || !nonceOK(nr) || (ke != nil) != (q.dh != nil) {
+	if err != nil || len(sas) != 1 || len(sas[0].transforms) != 1 || len(sas[0].spi) != 4 || !validNonceV1(nr) || (ke != nil) != (q.dh != nil) {
 		return false
 	}
-	proposal, life, ok := phase2Of(sas[0].transforms[0], s.nat.udp())
+	proposal, life, ok := decodePhase2(sas[0].transforms[0], s.nat.udp())
 	known := slices.ContainsFunc(p.cfg.Phase2, func(x Proposal) bool { return sameAlgorithms(x, proposal) })
 	peerSPI := binary.BigEndian.Uint32(sas[0].spi)
 	if !ok || !known || proposal.Group != q.group || peerSPI < 256 || sas[0].protocol != protoESP {
@@ -363,9 +363,9 @@ func (q *quickV1) accept(b []byte, ps []payload, iv []byte) bool {
 	q.child = q.newChild(proposal, life, peerSPI, shared)
 	p.add(q.child)
 
-	hash3 := prf(s.keys.hash, s.keys.a, []byte{0}, be32(q.id), q.ni, q.nr)
+	hash3 := prf(s.keys.hash, s.keys.skeyidA, []byte{0}, be32(q.id), q.ni, q.nr)
 	msg, _ := s.keys.encryptV1(s.header(exchangeQuick, q.id), []payload{{kind: v1Hash, body: hash3}}, q.iv)
-	q.lastRequest, q.lastReply = sha256.Sum256(b), msg
+	q.lastRequestHash, q.lastReply = sha256.Sum256(b), msg
 	p.send(s.path, msg)
 	q.child.replaces = q.replaces
 	q.finish()
@@ -373,18 +373,18 @@ func (q *quickV1) accept(b []byte, ps []payload, iv []byte) bool {
 }
 
 // receive3 takes the initiator's confirmation.
-func (q *quickV1) receive3(hash []byte, at path) {
+func (q *quickMode) receive3(hash []byte, at udpPath) {
 	s := q.s
-	if subtle.ConstantTimeCompare(hash, prf(s.keys.hash, s.keys.a, []byte{0}, be32(q.id), q.ni, q.nr)) != 1 {
+	if subtle.ConstantTimeCompare(hash, prf(s.keys.hash, s.keys.skeyidA, []byte{0}, be32(q.id), q.ni, q.nr)) != 1 {
 		return
 	}
-	s.authentic(at)
+	s.noteAuthentic(at)
 	q.lastReply = nil
 	q.finish()
 }
 
 // finish ends the exchange, but keeps it for answers to what the peer repeats.
-func (q *quickV1) finish() {
+func (q *quickMode) finish() {
 	q.retransmission.stop()
 	q.done = true
 	q.expireAt = q.s.p.now.Add(lingerTime)
@@ -393,9 +393,9 @@ func (q *quickV1) finish() {
 		q.s.p.refresh = false
 	}
 	if q.initiator && q.s.p.current != nil {
-		q.s.p.usableSoon(q.child)
+		q.s.p.activateLater(q.child)
 	} else {
-		q.s.p.usable(q.child)
+		q.s.p.activate(q.child)
 	}
-	q.s.p.again = true
+	q.s.p.rerun = true
 }

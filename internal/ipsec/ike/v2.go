@@ -28,34 +28,34 @@ type v2SA struct {
 	p          *Peer
 	initiator  bool // of the SA; a rekey makes a new one
 	state      stateV2
-	spiI, spiR cookie
-	path       path
+	spiI, spiR ikeSPI
+	path       udpPath
 	began      time.Time
 	expireAt   time.Time
 
-	proposal   Proposal
-	group      Group // of the KE payload we sent
-	dh         *exchange
-	ni, nr     []byte
-	init, answ []byte // both messages of IKE_SA_INIT, which AUTH covers
-	cookie     []byte
-	restarts   int
-	keys       *v2Keys
-	nat        nat
-	fragmented bool // the peer takes fragments (RFC 7383)
+	proposal                  Proposal
+	group                     Group // of the KE payload we sent
+	dh                        *dhKey
+	ni, nr                    []byte
+	initRequest, initResponse []byte // both messages of IKE_SA_INIT, which AUTH covers
+	cookie                    []byte
+	restarts                  int
+	keys                      *v2Keys
+	nat                       nat
+	canFragment               bool // the peer takes fragments (RFC 7383)
 
-	spi      uint32    // of the first child, ours
-	asked    time.Time // for it
-	first    *Child    // for who has answered
-	proofAt  time.Time // we ask then for a sign that the peer has it
-	sendID   uint32    // of our next request
-	recvID   uint32    // of the peer's next request
-	lastID   uint32
-	last     [][]byte // our last answer
-	pending  *requestV2
-	queue    []*requestV2
-	requests fragments // of the peer's next request
-	answers  fragments // of its answer to pending
+	spi               uint32    // of the first child, ours
+	requestedAt       time.Time // for it
+	firstChild        *Child    // for who has answered
+	confirmAt         time.Time // we ask then for a sign that the peer has it
+	sendID            uint32    // of our next request
+	recvID            uint32    // of the peer's next request
+	lastRequestID     uint32
+	lastResponse      [][]byte // our last answer
+	pending           *requestV2
+	queue             []*requestV2
+	requestFragments  reassembly // of the peer's next request
+	responseFragments reassembly // of its answer to pending
 
 	retransmission
 	established time.Time
@@ -63,7 +63,7 @@ type v2SA struct {
 	replaced    bool
 	rekeying    bool
 	keepaliveAt time.Time
-	probed      bool
+	probing     bool
 	deadAt      time.Time // if the probe is not answered
 }
 
@@ -71,13 +71,13 @@ type v2SA struct {
 // 2.3). One that waits can come to belong to the SA that succeeds the one it was
 // made for, so its functions are told which it is.
 type requestV2 struct {
-	exchange uint8
-	payloads func(s *v2SA) []payload
-	answer   func(s *v2SA, ps []payload)
-	child    bool // makes or rekeys a pair of ESP SAs
+	exchange   uint8
+	build      func(s *v2SA) []payload
+	onResponse func(s *v2SA, ps []payload)
+	child      bool // makes or rekeys a pair of ESP SAs
 }
 
-func (p *Peer) receiveV2(h header, b []byte, at path) {
+func (p *Peer) receiveV2(h header, b []byte, at udpPath) {
 	if p.cfg.Mode == Main {
 		return
 	}
@@ -88,7 +88,7 @@ func (p *Peer) receiveV2(h header, b []byte, at path) {
 		known := s.spiR == h.responder
 		switch {
 		case s.initiator && s.state == sentInit && h.flags&flagResponse != 0: // its SPI comes now, or not yet
-		case !s.initiator && s.state == answeredInit && h.responder == cookie{} && h.exchange == exchangeInit:
+		case !s.initiator && s.state == answeredInit && h.responder == ikeSPI{} && h.exchange == exchangeInit:
 		case !known:
 			continue
 		}
@@ -98,18 +98,18 @@ func (p *Peer) receiveV2(h header, b []byte, at path) {
 		s.receive(h, b, at)
 		return
 	}
-	if h.exchange == exchangeInit && h.responder == (cookie{}) && h.initiator != (cookie{}) && h.id == 0 && h.flags&(flagInitiator|flagResponse) == flagInitiator {
+	if h.exchange == exchangeInit && h.responder == (ikeSPI{}) && h.initiator != (ikeSPI{}) && h.id == 0 && h.flags&(flagInitiator|flagResponse) == flagInitiator {
 		p.respondInit(h, b, at)
 	}
 }
 
-func (s *v2SA) receive(h header, b []byte, at path) {
+func (s *v2SA) receive(h header, b []byte, at udpPath) {
 	if h.exchange == exchangeInit {
 		switch {
 		case s.state == sentInit && h.id == 0 && h.flags&flagResponse != 0:
 			s.receiveInit(h, b, at)
-		case s.state == answeredInit && bytes.Equal(b, s.init):
-			s.p.send(at, s.answ)
+		case s.state == answeredInit && bytes.Equal(b, s.initRequest):
+			s.p.send(at, s.initResponse)
 		}
 		return
 	}
@@ -120,54 +120,54 @@ func (s *v2SA) receive(h header, b []byte, at path) {
 	if !response && s.state == sentAuth {
 		return // the peer's answer to IKE_AUTH has been lost or overtaken
 	}
-	if !response && h.id != s.recvID && (s.last == nil || h.id != s.lastID) {
+	if !response && h.id != s.recvID && (s.lastResponse == nil || h.id != s.lastRequestID) {
 		return
 	}
 	fresh := response || h.id == s.recvID
-	ps, again, err := s.open(h, b, fresh)
+	ps, incomplete, err := s.open(h, b, fresh)
 	if err != nil {
 		if s.state == answeredInit || s.state == sentAuth {
-			s.p.mayProblem(Problem{Kind: Refused, Phase: 1, Detail: "its messages cannot be read"})
+			s.p.noteHint(Problem{Kind: Refused, Phase: 1, Detail: "its messages cannot be read"})
 		}
 		return
 	}
-	if again {
+	if incomplete {
 		return // there are fragments to come
 	}
 	if !fresh {
-		s.retransmitAnswer(at)
+		s.resendResponse(at)
 		return
 	}
 	if s.state == establishedV2 {
-		s.authentic(at)
+		s.noteAuthentic(at)
 	}
 	if response {
 		r := s.pending
 		s.pending = nil
 		s.retransmission.stop()
-		r.answer(s, ps)
-		s.p.again = true
+		r.onResponse(s, ps)
+		s.p.rerun = true
 		return
 	}
 	s.recvID++
-	s.lastID, s.last = h.id, nil
-	s.proven()
-	s.request(h, ps, at)
-	s.p.again = true
+	s.lastRequestID, s.lastResponse = h.id, nil
+	s.confirmChildren()
+	s.handleRequest(h, ps, at)
+	s.p.rerun = true
 }
 
 // proven: a request shows that our answers to those before it have arrived, and
 // with them the SAs that they made (RFC 7296 section 2.3, section 2.8).
-func (s *v2SA) proven() {
+func (s *v2SA) confirmChildren() {
 	for _, c := range append([]*Child(nil), s.p.children...) {
 		if c.v2 == s {
-			s.p.usable(c)
+			s.p.activate(c)
 		}
 	}
 }
 
-func (s *v2SA) retransmitAnswer(at path) {
-	for _, m := range s.last {
+func (s *v2SA) resendResponse(at udpPath) {
+	for _, m := range s.lastResponse {
 		s.p.send(at, m)
 	}
 }
@@ -183,24 +183,24 @@ func (s *v2SA) header(exchangeType uint8, id uint32, response bool) header {
 	return h
 }
 
-// answer answers the peer's last request.
-func (s *v2SA) answer(h header, ps []payload) {
-	s.last = s.seal(s.header(h.exchange, h.id, true), ps)
-	s.retransmitAnswer(s.path)
+// onResponse answers the peer's last request.
+func (s *v2SA) respond(h header, ps []payload) {
+	s.lastResponse = s.seal(s.header(h.exchange, h.id, true), ps)
+	s.resendResponse(s.path)
 }
 
-// ask sends a request when those before it have been answered.
-func (s *v2SA) ask(r *requestV2) {
+// enqueue sends a request when those before it have been answered.
+func (s *v2SA) enqueue(r *requestV2) {
 	s.queue = append(s.queue, r)
-	s.p.again = true
+	s.p.rerun = true
 }
 
-// authentic notes that the peer is alive, and, behind a NAT, where it is
+// noteAuthentic notes that the peer is alive, and, behind a NAT, where it is
 // (RFC 7296 section 2.23). It is for fresh messages only: anyone can repeat an old
 // one, and from anywhere (section 2.4).
-func (s *v2SA) authentic(at path) {
-	s.p.heard, s.probed, s.deadAt = s.p.now, false, time.Time{}
-	if s.nat.follows() && at != s.path && at.local == s.path.local {
+func (s *v2SA) noteAuthentic(at udpPath) {
+	s.p.lastReceived, s.probing, s.deadAt = s.p.now, false, time.Time{}
+	if s.nat.tracksPeerPort() && at != s.path && at.local == s.path.local {
 		s.path = at
 		for _, c := range s.p.children {
 			if c.v2 == s && c.Outbound.DestinationPort != 0 {
@@ -215,7 +215,7 @@ func notifyV2(kind uint16, data []byte) payload {
 }
 
 // notifications calls f for each well-formed notification.
-func notifications(ps []payload, f func(kind uint16, spi, data []byte)) {
+func eachNotify(ps []payload, f func(kind uint16, spi, data []byte)) {
 	for _, p := range ps {
 		if p.kind != v2Notify || len(p.body) < 4 || len(p.body) < 4+int(p.body[1]) {
 			continue
@@ -225,9 +225,9 @@ func notifications(ps []payload, f func(kind uint16, spi, data []byte)) {
 	}
 }
 
-// errorV2 is the first notification of an error; 0 if there is none.
-func errorV2(ps []payload) (found uint16) {
-	notifications(ps, func(kind uint16, _, _ []byte) {
+// errorNotify is the first notification of an error; 0 if there is none.
+func errorNotify(ps []payload) (found uint16) {
+	eachNotify(ps, func(kind uint16, _, _ []byte) {
 		if found == 0 && kind < 16384 {
 			found = kind
 		}
@@ -235,13 +235,13 @@ func errorV2(ps []payload) (found uint16) {
 	return found
 }
 
-func hasNotification(ps []payload, want uint16) (ok bool) {
-	notifications(ps, func(kind uint16, _, _ []byte) { ok = ok || kind == want })
+func hasNotify(ps []payload, want uint16) (ok bool) {
+	eachNotify(ps, func(kind uint16, _, _ []byte) { ok = ok || kind == want })
 	return ok
 }
 
-// critical reports whether there is a payload that must be understood and is not.
-func critical(ps []payload) (payloadType, bool) {
+// unsupportedCritical reports whether there is a payload that must be understood and is not.
+func unsupportedCritical(ps []payload) (payloadType, bool) {
 	for _, p := range ps {
 		if p.critical && (p.kind < v2SecurityAssociation || p.kind > 48) && p.kind != v2Fragment {
 			return p.kind, true
@@ -260,7 +260,7 @@ func (p *Peer) newestV2() *v2SA {
 	return newest
 }
 
-func (p *Peer) startingV2() bool {
+func (p *Peer) initiatingV2() bool {
 	for _, s := range p.v2 {
 		if s.initiator && (s.state == sentInit || s.state == sentAuth) {
 			return true
@@ -274,7 +274,7 @@ func (p *Peer) dropV2(s *v2SA, retire func(...*Child)) {
 	for i, x := range p.v2 {
 		if x == s {
 			p.v2 = append(p.v2[:i:i], p.v2[i+1:]...)
-			p.again = true
+			p.rerun = true
 			break
 		}
 	}
@@ -312,17 +312,17 @@ func (s *v2SA) step() {
 		switch s.state {
 		case sentInit:
 			p.tryMain = p.cfg.Mode == Auto
-			p.failed(Problem{Kind: NoAnswer})
+			p.noteFailure(Problem{Kind: NoAnswer})
 		case sentAuth:
-			p.failed(Problem{Kind: NoAnswer, Detail: " to our authentication"})
+			p.noteFailure(Problem{Kind: NoAnswer, Detail: " to our authentication"})
 		default:
-			p.failed(Problem{Kind: NoAnswer, Detail: " any more"})
+			p.noteFailure(Problem{Kind: NoAnswer, Detail: " any more"})
 		}
-		p.dropV2(s, p.abandoned)
+		p.dropV2(s, p.retireUnanswered)
 		return
 	}
 	if p.due(s.expireAt) {
-		p.dropV2(s, p.abandoned)
+		p.dropV2(s, p.retireUnanswered)
 		return
 	}
 	if s.state != establishedV2 {
@@ -332,41 +332,41 @@ func (s *v2SA) step() {
 		s.keepaliveAt = p.now.Add(keepaliveTime)
 		p.actions = append(p.actions, Send{LocalPort: s.path.local, To: s.path.remote, Payload: []byte{0xff}, Keepalive: true})
 	}
-	if p.cfg.DPDInterval > 0 && !s.probed {
-		heard := p.heard
-		if heard.Before(s.established) {
-			heard = s.established
+	if p.cfg.DPDInterval > 0 && !s.probing {
+		lastReceived := p.lastReceived
+		if lastReceived.Before(s.established) {
+			lastReceived = s.established
 		}
-		if p.due(heard.Add(p.cfg.DPDInterval)) {
-			s.probed, s.deadAt = true, p.now.Add(time.Duration(max(1, p.cfg.DPDRetries))*p.cfg.DPDInterval)
+		if p.due(lastReceived.Add(p.cfg.DPDInterval)) {
+			s.probing, s.deadAt = true, p.now.Add(time.Duration(max(1, p.cfg.DPDRetries))*p.cfg.DPDInterval)
 			if s.pending == nil && len(s.queue) == 0 { // a request that waits for its answer is a probe too
 				s.ping(func() {})
 			}
 		}
 	}
-	if p.due(s.proofAt) {
+	if p.due(s.confirmAt) {
 		// A peer that has not got our answer to IKE_AUTH answers nothing.
-		s.proofAt = time.Time{}
-		if c := s.first; !c.usable {
-			s.ping(func() { p.usable(c) })
+		s.confirmAt = time.Time{}
+		if c := s.firstChild; !c.active {
+			s.ping(func() { p.activate(c) })
 		}
 	}
-	if s.probed && p.due(s.deadAt) {
-		if s.deadAt.Sub(p.heard) < p.cfg.DPDInterval { // ESP has come in the meantime
-			s.deadAt = p.heard.Add(time.Duration(1+max(1, p.cfg.DPDRetries)) * p.cfg.DPDInterval)
+	if s.probing && p.due(s.deadAt) {
+		if s.deadAt.Sub(p.lastReceived) < p.cfg.DPDInterval { // ESP has come in the meantime
+			s.deadAt = p.lastReceived.Add(time.Duration(1+max(1, p.cfg.DPDRetries)) * p.cfg.DPDInterval)
 		} else {
-			p.dropV2(s, p.abandoned)
-			p.failed(Problem{Kind: NoAnswer, Detail: " any more"})
+			p.dropV2(s, p.retireUnanswered)
+			p.noteFailure(Problem{Kind: NoAnswer, Detail: " any more"})
 			return
 		}
 	}
 	if s.pending == nil && len(s.queue) > 0 {
 		r := s.queue[0]
 		s.queue = s.queue[1:]
-		if ps := r.payloads(s); ps != nil || r.exchange == exchangeInformational {
+		if ps := r.build(s); ps != nil || r.exchange == exchangeInformational {
 			s.transmit(r, ps)
 		}
-		p.again = true
+		p.rerun = true
 	}
 }
 
@@ -376,7 +376,7 @@ func (s *v2SA) transmit(r *requestV2, ps []payload) {
 	s.sendID++
 }
 
-func (s *v2SA) natPayloads(spiR cookie) []payload {
+func (s *v2SA) natPayloads(spiR ikeSPI) []payload {
 	local := netip.AddrPortFrom(s.p.cfg.Local, s.path.local)
 	if s.p.cfg.ForceUDP {
 		local = netip.AddrPortFrom(netip.AddrFrom4([4]byte{}), 0) // an address that we do not have
@@ -388,9 +388,9 @@ func (s *v2SA) natPayloads(spiR cookie) []payload {
 }
 
 // discoverNAT compares what the peer sees with what is. spiR is what its hashes have.
-func (s *v2SA) discoverNAT(ps []payload, spiR cookie, at path) {
+func (s *v2SA) discoverNAT(ps []payload, spiR ikeSPI, at udpPath) {
 	source, destination, any := false, false, false
-	notifications(ps, func(kind uint16, _, data []byte) {
+	eachNotify(ps, func(kind uint16, _, data []byte) {
 		switch kind {
 		case n2NATSource:
 			any = true

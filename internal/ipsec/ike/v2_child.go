@@ -12,7 +12,7 @@ import (
 func (p *Peer) maintainV2(s *v2SA, need bool, rekey *Child) {
 	for _, x := range p.v2 {
 		if x.state == establishedV2 && !x.rekeying && (x == s || x.hasChild()) && p.past(x.rekeyAt) {
-			x.askRekey()
+			x.requestRekey()
 		}
 	}
 	if rekey != nil {
@@ -23,7 +23,7 @@ func (p *Peer) maintainV2(s *v2SA, need bool, rekey *Child) {
 			s = rekey.v2
 		}
 	}
-	if !need || s.childInProgress() || p.cfg.Passive && p.current == nil && p.unproven() == nil {
+	if !need || s.childInProgress() || p.cfg.Passive && p.current == nil && p.unconfirmedChild() == nil {
 		return
 	}
 	if p.current == nil && !s.initiator && !p.past(s.established.Add(holdTime)) {
@@ -33,7 +33,7 @@ func (p *Peer) maintainV2(s *v2SA, need bool, rekey *Child) {
 		return
 	}
 	p.nextChild = p.now.Add(backoffFirst)
-	s.askChild(rekey)
+	s.requestChild(rekey)
 }
 
 // hasChild reports whether packets would be lost with the SA.
@@ -72,33 +72,33 @@ func (p *Peer) pfsGroups() []Group {
 	return gs
 }
 
-// askChild asks for a pair of SAs, in place of old unless that is nil.
-func (s *v2SA) askChild(old *Child) { s.askChildWith(old, s.p.pfsGroups(), 0) }
+// requestChild asks for a pair of SAs, in place of old unless that is nil.
+func (s *v2SA) requestChild(old *Child) { s.requestChildWithGroups(old, s.p.pfsGroups(), 0) }
 
-func (s *v2SA) askChildWith(old *Child, groups []Group, restarts int) {
+func (s *v2SA) requestChildWithGroups(old *Child, groups []Group, restarts int) {
 	p := s.p
 	var (
 		spi = p.newSPI()
 		ni  = make([]byte, nonceLen)
-		dh  *exchange
+		dh  *dhKey
 
-		asked time.Time
+		requestedAt time.Time
 	)
 	p.random(ni)
 	if old != nil {
 		old.rekeying = true
 	}
-	again := func() {
+	retryLater := func() {
 		end := p.now.Add(time.Hour)
 		if old != nil {
 			old.rekeying, end = false, old.ExpireAt
 		}
-		p.nextChild = p.now.Add(p.retryIn(4*time.Second, end))
+		p.nextChild = p.now.Add(p.retryDelay(4*time.Second, end))
 	}
 	r := &requestV2{exchange: exchangeCreateChild, child: true}
-	r.payloads = func(s *v2SA) []payload {
+	r.build = func(s *v2SA) []payload {
 		var ps []payload
-		asked = p.now
+		requestedAt = p.now
 		if old != nil {
 			if !p.has(old) || !old.removeAt.IsZero() {
 				old = nil // gone while the request waited
@@ -111,20 +111,20 @@ func (s *v2SA) askChildWith(old *Child, groups []Group, restarts int) {
 		ps = append(ps, payload{kind: v2Nonce, body: ni})
 		if len(groups) > 0 {
 			var err error
-			if dh, err = newExchange(groups[0], p.cfg.Rand); err != nil {
+			if dh, err = newDHKey(groups[0], p.cfg.Rand); err != nil {
 				return nil
 			}
 			ps = append(ps, payload{kind: v2KeyExchange, body: keBody(dh)})
 		}
 		return append(ps, offer[2:]...)
 	}
-	r.answer = func(s *v2SA, ps []payload) {
+	r.onResponse = func(s *v2SA, ps []payload) {
 		nr := bytes.Clone(find(ps, v2Nonce))
-		group, ke := keOf(find(ps, v2KeyExchange))
-		switch kind := errorV2(ps); {
+		group, ke := parseKE(find(ps, v2KeyExchange))
+		switch kind := errorNotify(ps); {
 		case kind == n2InvalidKE && restarts < 3:
 			var want Group
-			notifications(ps, func(kind uint16, _, data []byte) {
+			eachNotify(ps, func(kind uint16, _, data []byte) {
 				if kind == n2InvalidKE && len(data) == 2 {
 					want = Group(binary.BigEndian.Uint16(data))
 				}
@@ -132,41 +132,41 @@ func (s *v2SA) askChildWith(old *Child, groups []Group, restarts int) {
 			for i, g := range groups {
 				if g == want && i > 0 {
 					rest := append([]Group{g}, append(append([]Group(nil), groups[:i]...), groups[i+1:]...)...)
-					s.askChildWith(old, rest, restarts+1)
+					s.requestChildWithGroups(old, rest, restarts+1)
 					return
 				}
 			}
-			again()
+			retryLater()
 		case kind == n2ChildNotFound && old != nil: // the peer does not have it any more
 			p.deletedByPeer(old)
 		case kind != 0:
-			again()
+			retryLater()
 			if kind != n2TemporaryFailure {
 				s.childRefused(kind)
 			}
-		case !nonceV2OK(nr) || (dh != nil) != (ke != nil) || dh != nil && group != dh.group:
-			again()
+		case !validNonceV2(nr) || (dh != nil) != (ke != nil) || dh != nil && group != dh.group:
+			retryLater()
 		default:
 			var shared []byte
 			if dh != nil {
 				var err error
 				if shared, err = dh.shared(ke); err != nil {
-					again()
+					retryLater()
 					return
 				}
 			}
-			if !s.childAnswered(ps, spi, asked, shared, ni, nr, dh) {
-				again()
+			if !s.handleChildResponse(ps, spi, requestedAt, shared, ni, nr, dh) {
+				retryLater()
 				return
 			}
 			if old == nil {
-				s.prove()
+				s.sendConfirmation()
 			} else {
-				p.replaced(old, min(overlapTime, old.ExpireAt.Sub(p.now)/2))
+				p.scheduleDelete(old, min(overlapTime, old.ExpireAt.Sub(p.now)/2))
 			}
 		}
 	}
-	s.ask(r)
+	s.enqueue(r)
 }
 
 func (s *v2SA) childRefused(kind uint16) {
@@ -178,16 +178,16 @@ func (s *v2SA) childRefused(kind uint16) {
 	case n2TSUnacceptable:
 		problem.Detail = "an SA for protocol 4 between our addresses"
 	}
-	p.failed(problem)
+	p.noteFailure(problem)
 	p.nextChild = later(p.nextChild, p.nextStart)
 }
 
-// childAnswered takes the payloads of an answer that make a pair of SAs.
-func (s *v2SA) childAnswered(ps []payload, spi uint32, asked time.Time, shared, ni, nr []byte, dh *exchange) bool {
+// handleChildResponse takes the payloads of an answer that make a pair of SAs.
+func (s *v2SA) handleChildResponse(ps []payload, spi uint32, requestedAt time.Time, shared, ni, nr []byte, dh *dhKey) bool {
 	p := s.p
 	sas, err := parseSAV2(find(ps, v2SecurityAssociation))
 	if err != nil || len(sas) != 1 {
-		if kind := errorV2(ps); kind != 0 {
+		if kind := errorNotify(ps); kind != 0 {
 			s.childRefused(kind)
 		}
 		return false
@@ -197,26 +197,26 @@ func (s *v2SA) childAnswered(ps []payload, spi uint32, asked time.Time, shared, 
 		groups = []Group{dh.group}
 	}
 	proposal, esn, _, ok := chooseESP(p.cfg.Phase2, sas, groups)
-	_, local := selects(find(ps, v2TSi), p.cfg.Local.As4(), s.nat.local)
-	_, remote := selects(find(ps, v2TSr), p.cfg.Remote.As4(), s.nat.remote)
-	if !ok || !local || !remote || !hasNotification(ps, n2TransportMode) {
+	_, local := tsIncludes(find(ps, v2TSi), p.cfg.Local.As4(), s.nat.local)
+	_, remote := tsIncludes(find(ps, v2TSr), p.cfg.Remote.As4(), s.nat.remote)
+	if !ok || !local || !remote || !hasNotify(ps, n2TransportMode) {
 		// The peer has an SA that we cannot use.
-		p.failed(Problem{Kind: Refused, Phase: 2, Detail: "it has no transport mode for protocol 4 between our addresses"})
+		p.noteFailure(Problem{Kind: Refused, Phase: 2, Detail: "it has no transport mode for protocol 4 between our addresses"})
 		p.nextChild = later(p.nextChild, p.nextStart)
-		s.askDelete(spi, func() {})
+		s.requestDelete(spi, func() {})
 		return false
 	}
 	c := s.newChild(proposal, esn, spi, binary.BigEndian.Uint32(sas[0].spi), true, shared, ni, nr)
-	p.schedule(c, asked, 0)
+	p.setLifetimes(c, requestedAt, 0)
 	p.add(c)
-	p.usable(c)
+	p.activate(c)
 	p.refresh = false
 	return true
 }
 
-// childRequested makes the pair of SAs that a request asks for, and gives the
+// handleChildRequest makes the pair of SAs that a request asks for, and gives the
 // payloads of the answer. groups is nil where there is no KE payload to be.
-func (s *v2SA) childRequested(ps []payload, groups []Group, ni, nr []byte) []payload {
+func (s *v2SA) handleChildRequest(ps []payload, groups []Group, ni, nr []byte) []payload {
 	p := s.p
 	sas, err := parseSAV2(find(ps, v2SecurityAssociation))
 	if err != nil {
@@ -224,26 +224,26 @@ func (s *v2SA) childRequested(ps []payload, groups []Group, ni, nr []byte) []pay
 	}
 	proposal, esn, answer, ok := chooseESP(p.cfg.Phase2, sas, groups)
 	if !ok {
-		p.mayProblem(Problem{Kind: NoCommonProposal, Phase: 2, Ours: proposalList(p.cfg.Phase2) + " with " + p.cfg.PFS.String(), Theirs: offeredV2(sas)})
+		p.noteHint(Problem{Kind: NoCommonProposal, Phase: 2, Ours: proposalList(p.cfg.Phase2) + " with " + p.cfg.PFS.String(), Theirs: formatOfferV2(sas)})
 		return []payload{notifyV2(n2NoProposal, nil)}
 	}
-	remote, okRemote := selects(find(ps, v2TSi), p.cfg.Remote.As4(), s.nat.remote)
-	local, okLocal := selects(find(ps, v2TSr), p.cfg.Local.As4(), s.nat.local)
-	if !okRemote || !okLocal || !hasNotification(ps, n2TransportMode) {
-		p.mayProblem(Problem{Kind: Refused, Phase: 2, Detail: "it wants an SA for other traffic than protocol 4 between our addresses, or no transport mode"})
+	remote, okRemote := tsIncludes(find(ps, v2TSi), p.cfg.Remote.As4(), s.nat.remote)
+	local, okLocal := tsIncludes(find(ps, v2TSr), p.cfg.Local.As4(), s.nat.local)
+	if !okRemote || !okLocal || !hasNotify(ps, n2TransportMode) {
+		p.noteHint(Problem{Kind: Refused, Phase: 2, Detail: "it wants an SA for other traffic than protocol 4 between our addresses, or no transport mode"})
 		return []payload{notifyV2(n2TSUnacceptable, nil)}
 	}
 	var (
 		shared []byte
-		dh     *exchange
+		dh     *dhKey
 		out    = []payload{notifyV2(n2TransportMode, nil)}
 	)
 	if groups != nil {
-		group, ke := keOf(find(ps, v2KeyExchange))
+		group, ke := parseKE(find(ps, v2KeyExchange))
 		if group != proposal.Group {
 			return []payload{notifyV2(n2InvalidKE, []byte{byte(proposal.Group >> 8), byte(proposal.Group)})}
 		}
-		if dh, err = newExchange(group, p.cfg.Rand); err != nil {
+		if dh, err = newDHKey(group, p.cfg.Rand); err != nil {
 			return []payload{notifyV2(n2NoProposal, nil)}
 		}
 		if shared, err = dh.shared(ke); err != nil {
@@ -253,26 +253,26 @@ func (s *v2SA) childRequested(ps []payload, groups []Group, ni, nr []byte) []pay
 	spi := p.newSPI()
 	peerSPI := binary.BigEndian.Uint32(answer.spi)
 	answer.spi = be32(spi)
-	out = append(out, payload{kind: v2SecurityAssociation, body: appendSAV2([]saV2{answer})})
+	out = append(out, payload{kind: v2SecurityAssociation, body: appendSAV2([]saProposalV2{answer})})
 	if groups != nil || find(ps, v2Nonce) != nil {
 		out = append(out, payload{kind: v2Nonce, body: nr})
 	}
 	if dh != nil {
 		out = append(out, payload{kind: v2KeyExchange, body: keBody(dh)})
 	}
-	out = append(out, payload{kind: v2TSi, body: selectorV2(remote)}, payload{kind: v2TSr, body: selectorV2(local)})
+	out = append(out, payload{kind: v2TSi, body: trafficSelector(remote)}, payload{kind: v2TSr, body: trafficSelector(local)})
 	// The peer has it when it has our answer, which can be lost. That it has shows
 	// when it sends by it, or sends another request: to delete what was replaced.
 	c := s.newChild(proposal, esn, spi, peerSPI, false, shared, ni, nr)
-	p.schedule(c, p.now, 0)
+	p.setLifetimes(c, p.now, 0)
 	p.add(c)
 	return out
 }
 
-// request takes an authentic request of the peer.
-func (s *v2SA) request(h header, ps []payload, at path) {
-	if kind, bad := critical(ps); bad {
-		s.answer(h, []payload{notifyV2(n2UnsupportedCritical, []byte{byte(kind)})})
+// handleRequest takes an authentic request of the peer.
+func (s *v2SA) handleRequest(h header, ps []payload, at udpPath) {
+	if kind, bad := unsupportedCritical(ps); bad {
+		s.respond(h, []payload{notifyV2(n2UnsupportedCritical, []byte{byte(kind)})})
 		return
 	}
 	switch {
@@ -284,7 +284,7 @@ func (s *v2SA) request(h header, ps []payload, at path) {
 	case h.exchange == exchangeInformational:
 		s.receiveInformational(h, ps)
 	default:
-		s.answer(h, []payload{notifyV2(n2InvalidSyntax, nil)})
+		s.respond(h, []payload{notifyV2(n2InvalidSyntax, nil)})
 	}
 }
 
@@ -292,12 +292,12 @@ func (s *v2SA) receiveCreateChild(h header, ps []payload) {
 	p := s.p
 	sas, err := parseSAV2(find(ps, v2SecurityAssociation))
 	ni := bytes.Clone(find(ps, v2Nonce))
-	if err != nil || len(sas) == 0 || !nonceV2OK(ni) {
-		s.answer(h, []payload{notifyV2(n2InvalidSyntax, nil)})
+	if err != nil || len(sas) == 0 || !validNonceV2(ni) {
+		s.respond(h, []payload{notifyV2(n2InvalidSyntax, nil)})
 		return
 	}
 	if s.replaced {
-		s.answer(h, []payload{notifyV2(n2TemporaryFailure, nil)})
+		s.respond(h, []payload{notifyV2(n2TemporaryFailure, nil)})
 		return
 	}
 	if sas[0].protocol == v2ProtocolIKE {
@@ -305,17 +305,17 @@ func (s *v2SA) receiveCreateChild(h header, ps []payload) {
 		return
 	}
 	if s.rekeying { // the SA would be left behind (RFC 7296 section 2.25.2)
-		s.answer(h, []payload{notifyV2(n2TemporaryFailure, nil)})
+		s.respond(h, []payload{notifyV2(n2TemporaryFailure, nil)})
 		return
 	}
 	var missing []byte
-	notifications(ps, func(kind uint16, spi, _ []byte) {
+	eachNotify(ps, func(kind uint16, spi, _ []byte) {
 		if kind == n2RekeySA && p.byOutboundSPI(spi) == nil {
 			missing = spi
 		}
 	})
 	if missing != nil {
-		s.answer(h, []payload{{kind: v2Notify, body: append([]byte{v2ProtocolESP, byte(len(missing)), 0, n2ChildNotFound}, missing...)}})
+		s.respond(h, []payload{{kind: v2Notify, body: append([]byte{v2ProtocolESP, byte(len(missing)), 0, n2ChildNotFound}, missing...)}})
 		return
 	}
 	nr := make([]byte, nonceLen)
@@ -323,44 +323,44 @@ func (s *v2SA) receiveCreateChild(h header, ps []payload) {
 	var groups []Group
 	if p.cfg.PFS != 0 || find(ps, v2KeyExchange) != nil {
 		if groups = p.pfsGroups(); groups == nil {
-			group, _ := keOf(find(ps, v2KeyExchange))
+			group, _ := parseKE(find(ps, v2KeyExchange))
 			groups = []Group{group}
-		} else if group, _ := keOf(find(ps, v2KeyExchange)); p.groupOK(group) && group.rank() != 0 {
+		} else if group, _ := parseKE(find(ps, v2KeyExchange)); p.groupAllowed(group) && group.rank() != 0 {
 			groups = append([]Group{group}, groups...) // what needs no second try
 		}
 	}
-	s.answer(h, s.childRequested(ps, groups, ni, nr))
+	s.respond(h, s.handleChildRequest(ps, groups, ni, nr))
 }
 
 // deleteChild asks the peer to delete an SA (RFC 7296 section 1.4.1).
 func (s *v2SA) deleteChild(c *Child) {
 	if !c.deleting {
 		c.deleting = true
-		s.askDelete(c.Inbound.SPI, func() { s.p.deletedByPeer(c) })
+		s.requestDelete(c.Inbound.SPI, func() { s.p.deletedByPeer(c) })
 	}
 }
 
-// askDelete has then called when the peer has done so.
-func (s *v2SA) askDelete(spi uint32, then func()) {
-	s.ask(&requestV2{
+// requestDelete has then called when the peer has done so.
+func (s *v2SA) requestDelete(spi uint32, onDeleted func()) {
+	s.enqueue(&requestV2{
 		exchange: exchangeInformational,
-		payloads: func(*v2SA) []payload {
+		build: func(*v2SA) []payload {
 			return []payload{{kind: v2Delete, body: append([]byte{v2ProtocolESP, 4, 0, 1}, be32(spi)...)}}
 		},
-		answer: func(*v2SA, []payload) { then() },
+		onResponse: func(*v2SA, []payload) { onDeleted() },
 	})
 }
 
 // prove shows the peer that we have its answer. There may be nothing else to send
 // for long.
-func (s *v2SA) prove() { s.ping(func() {}) }
+func (s *v2SA) sendConfirmation() { s.ping(func() {}) }
 
 // ping asks whether the peer is there (RFC 7296 section 1.4).
-func (s *v2SA) ping(then func()) {
-	s.ask(&requestV2{
-		exchange: exchangeInformational,
-		payloads: func(*v2SA) []payload { return nil },
-		answer:   func(*v2SA, []payload) { then() },
+func (s *v2SA) ping(onAlive func()) {
+	s.enqueue(&requestV2{
+		exchange:   exchangeInformational,
+		build:      func(*v2SA) []payload { return nil },
+		onResponse: func(*v2SA, []payload) { onAlive() },
 	})
 }
 
@@ -396,7 +396,7 @@ func (s *v2SA) receiveInformational(h header, ps []payload) {
 			}
 		}
 	}
-	s.answer(h, out)
+	s.respond(h, out)
 	if gone {
 		p.dropV2(s, p.deletedByPeer)
 		p.nextStart = later(p.nextStart, p.now.Add(backoffFirst))

@@ -9,8 +9,8 @@ const (
 	fragmentSize = 1100
 )
 
-// fragments are those of one message that have come (RFC 7383 section 2.6).
-type fragments struct {
+// reassembly are those of one message that have come (RFC 7383 section 2.6).
+type reassembly struct {
 	bodies map[int][]byte // by number, from 1; nil if none has come
 	total  int
 	id     uint32
@@ -18,9 +18,9 @@ type fragments struct {
 }
 
 // add takes an authentic fragment in. It gives the message once it is whole.
-func (f *fragments) add(id uint32, number, total int, first payloadType, body []byte) (_ payloadType, whole []byte, done bool, err error) {
+func (f *reassembly) add(id uint32, number, total int, first payloadType, body []byte) (_ payloadType, message []byte, done bool, err error) {
 	if f.bodies == nil || f.id != id || f.total < total {
-		*f = fragments{bodies: map[int][]byte{}, total: total, id: id}
+		*f = reassembly{bodies: map[int][]byte{}, total: total, id: id}
 	}
 	if total != f.total {
 		return 0, nil, false, errMalformed
@@ -33,20 +33,20 @@ func (f *fragments) add(id uint32, number, total int, first payloadType, body []
 		return 0, nil, false, nil
 	}
 	for i := 1; i <= total; i++ {
-		whole = append(whole, f.bodies[i]...)
+		message = append(message, f.bodies[i]...)
 	}
 	f.bodies = nil
-	if len(whole) > maxMessage {
+	if len(message) > maxMessage {
 		return 0, nil, false, errMany
 	}
-	return f.first, whole, true, nil
+	return f.first, message, true, nil
 }
 
 // open reads the encrypted payload of a message. again says that it was a
 // fragment, and that nothing is to be done for it: there are others to come, or,
 // of a message that is not fresh, it was not the first, for which alone the answer
 // is repeated (RFC 7383 section 2.6.1).
-func (s *v2SA) open(h header, b []byte, fresh bool) (ps []payload, again bool, err error) {
+func (s *v2SA) open(h header, b []byte, fresh bool) (ps []payload, incomplete bool, err error) {
 	// It is the first: what stands before it would not be secret, and nobody sends such.
 	if h.next != v2Encrypted && h.next != v2Fragment || len(b) < headerLen+8 {
 		return nil, false, errMalformed
@@ -70,9 +70,9 @@ func (s *v2SA) open(h header, b []byte, fresh bool) (ps []payload, again bool, e
 		if !fresh {
 			return nil, number != 1, nil
 		}
-		f := &s.requests
+		f := &s.requestFragments
 		if h.flags&flagResponse != 0 {
-			f = &s.answers
+			f = &s.responseFragments
 		}
 		var done bool
 		if first, plain, done, err = f.add(h.id, number, total, first, plain); err != nil || !done {
@@ -89,7 +89,7 @@ func (s *v2SA) open(h header, b []byte, fresh bool) (ps []payload, again bool, e
 // seal makes the datagrams of an encrypted message.
 func (s *v2SA) seal(h header, ps []payload) [][]byte {
 	plain := appendPayloads(nil, ps)
-	if !s.fragmented || len(plain) <= fragmentSize {
+	if !s.canFragment || len(plain) <= fragmentSize {
 		return [][]byte{s.keys.seal(h, firstType(ps), plain, 0, 0)}
 	}
 	total := (len(plain) + fragmentSize - 1) / fragmentSize

@@ -23,9 +23,9 @@ func (s *v2SA) sendInit() {
 	p := s.p
 	if s.dh == nil || s.dh.group != s.group {
 		var err error
-		if s.dh, err = newExchange(s.group, p.cfg.Rand); err != nil {
-			p.dropV2(s, p.abandoned)
-			p.failed(Problem{Kind: Refused, Phase: 1, Detail: err.Error()})
+		if s.dh, err = newDHKey(s.group, p.cfg.Rand); err != nil {
+			p.dropV2(s, p.retireUnanswered)
+			p.noteFailure(Problem{Kind: Refused, Phase: 1, Detail: err.Error()})
 			return
 		}
 	}
@@ -37,18 +37,18 @@ func (s *v2SA) sendInit() {
 		payload{kind: v2SecurityAssociation, body: appendSAV2(offerIKE(p.cfg.Phase1, nil))},
 		payload{kind: v2KeyExchange, body: keBody(s.dh)},
 		payload{kind: v2Nonce, body: s.ni})
-	ps = append(ps, s.natPayloads(cookie{})...)
+	ps = append(ps, s.natPayloads(ikeSPI{})...)
 	ps = append(ps, notifyV2(n2Fragmentation, nil))
-	s.init = message(s.header(exchangeInit, 0, false), ps)
-	p.transmit(&s.retransmission, s.path, s.init)
+	s.initRequest = message(s.header(exchangeInit, 0, false), ps)
+	p.transmit(&s.retransmission, s.path, s.initRequest)
 }
 
-func keBody(e *exchange) []byte {
+func keBody(e *dhKey) []byte {
 	return append([]byte{byte(e.group >> 8), byte(e.group), 0, 0}, e.public...)
 }
 
-// keOf reads a KE payload; group 0 is none.
-func keOf(b []byte) (Group, []byte) {
+// parseKE reads a KE payload; group 0 is none.
+func parseKE(b []byte) (Group, []byte) {
 	if len(b) < 4 {
 		return 0, nil
 	}
@@ -56,20 +56,20 @@ func keOf(b []byte) (Group, []byte) {
 }
 
 // receiveInit takes the responder's answer to IKE_SA_INIT.
-func (s *v2SA) receiveInit(h header, b []byte, at path) {
+func (s *v2SA) receiveInit(h header, b []byte, at udpPath) {
 	p := s.p
 	ps, _, rest, err := parsePayloads(b[headerLen:], h.next, payloadNone)
 	if err != nil || len(rest) != 0 {
 		return
 	}
 	if firstType(ps) == v2Notify && find(ps, v2SecurityAssociation) == nil {
-		s.initRefused(ps)
+		s.handleInitError(ps)
 		return
 	}
 	sas, err := parseSAV2(find(ps, v2SecurityAssociation))
-	group, ke := keOf(find(ps, v2KeyExchange))
+	group, ke := parseKE(find(ps, v2KeyExchange))
 	nr := find(ps, v2Nonce)
-	if err != nil || len(sas) != 1 || !nonceV2OK(nr) || h.responder == (cookie{}) || group != s.group {
+	if err != nil || len(sas) != 1 || !validNonceV2(nr) || h.responder == (ikeSPI{}) || group != s.group {
 		return
 	}
 	proposal, _, ok := chooseIKE(p.cfg.Phase1, sas)
@@ -80,11 +80,11 @@ func (s *v2SA) receiveInit(h header, b []byte, at path) {
 	if err != nil {
 		return
 	}
-	s.proposal, s.nr, s.spiR, s.answ = proposal, bytes.Clone(nr), h.responder, bytes.Clone(b)
-	if s.keys, err = deriveV2(proposal, seedV2(proposal, s.ni, s.nr, shared), s.ni, s.nr, s.spiI, s.spiR, true); err != nil {
+	s.proposal, s.nr, s.spiR, s.initResponse = proposal, bytes.Clone(nr), h.responder, bytes.Clone(b)
+	if s.keys, err = deriveV2(proposal, skeyseed(proposal, s.ni, s.nr, shared), s.ni, s.nr, s.spiI, s.spiR, true); err != nil {
 		return
 	}
-	s.fragmented = hasNotification(ps, n2Fragmentation)
+	s.canFragment = hasNotify(ps, n2Fragmentation)
 	s.discoverNAT(ps, s.spiR, at)
 	if s.nat.udp() {
 		s.path.local = 4500
@@ -92,28 +92,28 @@ func (s *v2SA) receiveInit(h header, b []byte, at path) {
 			s.path.remote = addrPort(p.cfg.Remote, 4500)
 		}
 	}
-	s.state, s.sendID, s.spi, s.asked = sentAuth, 1, p.newSPI(), p.now
+	s.state, s.sendID, s.spi, s.requestedAt = sentAuth, 1, p.newSPI(), p.now
 	id := p.ourID()
 	auth := []payload{{kind: v2IDi, body: id}}
-	if p.alone() {
+	if p.noChildren() {
 		auth = append(auth, notifyV2(n2InitialContact, nil))
 	}
-	value := authV2(proposal.Hash, p.cfg.Secret, s.init, s.nr, s.keys.pi, id)
+	value := authV2(proposal.Hash, p.cfg.Secret, s.initRequest, s.nr, s.keys.skPi, id)
 	auth = append(auth, payload{kind: v2Auth, body: append([]byte{authShared, 0, 0, 0}, value...)})
 	auth = append(auth, s.childOffer(s.spi, nil)...)
-	s.transmit(&requestV2{exchange: exchangeAuth, child: true, answer: (*v2SA).receiveAuth}, auth)
+	s.transmit(&requestV2{exchange: exchangeAuth, child: true, onResponse: (*v2SA).receiveAuth}, auth)
 }
 
 const authShared = 2
 
-// nonceV2OK is RFC 7296 section 3.9: 16 to 256 bytes.
-func nonceV2OK(b []byte) bool { return len(b) >= 16 && len(b) <= 256 }
+// validNonceV2 is RFC 7296 section 3.9: 16 to 256 bytes.
+func validNonceV2(b []byte) bool { return len(b) >= 16 && len(b) <= 256 }
 
-// initRefused takes an answer without an SA, which nobody vouches for: it can
+// handleInitError takes an answer without an SA, which nobody vouches for: it can
 // have us try again otherwise, a few times, and explain what is wrong.
-func (s *v2SA) initRefused(ps []payload) {
+func (s *v2SA) handleInitError(ps []payload) {
 	p := s.p
-	notifications(ps, func(kind uint16, _, data []byte) {
+	eachNotify(ps, func(kind uint16, _, data []byte) {
 		switch {
 		case kind == n2Cookie && len(data) >= 1 && len(data) <= 64 && s.restarts < 3:
 			s.restarts++
@@ -130,9 +130,9 @@ func (s *v2SA) initRefused(ps []payload) {
 				}
 			}
 		case kind == n2NoProposal:
-			p.mayProblem(Problem{Kind: NoCommonProposal, Phase: 1, Ours: proposalList(p.cfg.Phase1)})
+			p.noteHint(Problem{Kind: NoCommonProposal, Phase: 1, Ours: proposalList(p.cfg.Phase1)})
 		case kind < 16384:
-			p.mayProblem(Problem{Kind: Refused, Phase: 1, Detail: fmt.Sprintf("notification %d", kind)})
+			p.noteHint(Problem{Kind: Refused, Phase: 1, Detail: fmt.Sprintf("notification %d", kind)})
 		}
 	})
 }
@@ -140,7 +140,7 @@ func (s *v2SA) initRefused(ps []payload) {
 // respondInit answers IKE_SA_INIT. The exchange costs us more than the sender,
 // whose address may be false: beyond a few at a time and a second it has to show by
 // a cookie that it hears us (RFC 7296 section 2.6), and then no stranger is in its way.
-func (p *Peer) respondInit(h header, b []byte, at path) {
+func (p *Peer) respondInit(h header, b []byte, at udpPath) {
 	ps, _, rest, err := parsePayloads(b[headerLen:], h.next, payloadNone)
 	if err != nil || len(rest) != 0 {
 		return
@@ -148,8 +148,8 @@ func (p *Peer) respondInit(h header, b []byte, at path) {
 	r := header{initiator: h.initiator, version: version2, exchange: exchangeInit, flags: flagResponse}
 	ni := find(ps, v2Nonce)
 	sas, err := parseSAV2(find(ps, v2SecurityAssociation))
-	group, ke := keOf(find(ps, v2KeyExchange))
-	if err != nil || !nonceV2OK(ni) || len(ke) == 0 {
+	group, ke := parseKE(find(ps, v2KeyExchange))
+	if err != nil || !validNonceV2(ni) || len(ke) == 0 {
 		return
 	}
 	halfOpen := 0
@@ -162,19 +162,19 @@ func (p *Peer) respondInit(h header, b []byte, at path) {
 		}
 	}
 	switch {
-	case p.cookies.good(p, ps, ni, h.initiator):
-		if !p.hearing.take(p.now, exchangesPerSecond) {
+	case p.cookieSecrets.verify(p, ps, ni, h.initiator):
+		if !p.verifiedDH.allow(p.now, dhPerSecond) {
 			return
 		}
-	case halfOpen >= maxHalfOpen/2 || !p.strangers.take(p.now, exchangesPerSecond):
-		if p.offers.take(p.now, offersPerSecond) {
-			p.send(at, message(r, []payload{notifyV2(n2Cookie, p.cookies.make(p, ni, h.initiator))}))
+	case halfOpen >= maxHalfOpen/2 || !p.unverifiedDH.allow(p.now, dhPerSecond):
+		if p.cheapReplies.allow(p.now, cheapRepliesPerSecond) {
+			p.send(at, message(r, []payload{notifyV2(n2Cookie, p.cookieSecrets.generate(p, ni, h.initiator))}))
 		}
 		return
 	}
 	proposal, answer, ok := chooseIKE(p.cfg.Phase1, sas)
 	if !ok {
-		p.mayProblem(Problem{Kind: NoCommonProposal, Phase: 1, Ours: proposalList(p.cfg.Phase1), Theirs: offeredV2(sas)})
+		p.noteHint(Problem{Kind: NoCommonProposal, Phase: 1, Ours: proposalList(p.cfg.Phase1), Theirs: formatOfferV2(sas)})
 		p.send(at, message(r, []payload{notifyV2(n2NoProposal, nil)}))
 		return
 	}
@@ -183,15 +183,15 @@ func (p *Peer) respondInit(h header, b []byte, at path) {
 		return
 	}
 	if halfOpen >= maxHalfOpen {
-		p.dropV2(oldest, p.abandoned)
+		p.dropV2(oldest, p.retireUnanswered)
 	}
 	s := &v2SA{
 		p: p, state: answeredInit, spiI: h.initiator, path: at, began: p.now, expireAt: p.now.Add(halfOpenTime),
-		proposal: proposal, group: group, ni: bytes.Clone(ni), nr: make([]byte, nonceLen), init: bytes.Clone(b), recvID: 1,
+		proposal: proposal, group: group, ni: bytes.Clone(ni), nr: make([]byte, nonceLen), initRequest: bytes.Clone(b), recvID: 1,
 	}
 	p.random(s.spiR[:])
 	p.random(s.nr)
-	dh, err := newExchange(group, p.cfg.Rand)
+	dh, err := newDHKey(group, p.cfg.Rand)
 	if err != nil {
 		return
 	}
@@ -199,31 +199,31 @@ func (p *Peer) respondInit(h header, b []byte, at path) {
 	if err != nil {
 		return
 	}
-	if s.keys, err = deriveV2(proposal, seedV2(proposal, s.ni, s.nr, shared), s.ni, s.nr, s.spiI, s.spiR, false); err != nil {
+	if s.keys, err = deriveV2(proposal, skeyseed(proposal, s.ni, s.nr, shared), s.ni, s.nr, s.spiI, s.spiR, false); err != nil {
 		return
 	}
-	s.fragmented = hasNotification(ps, n2Fragmentation)
-	s.discoverNAT(ps, cookie{}, at)
+	s.canFragment = hasNotify(ps, n2Fragmentation)
+	s.discoverNAT(ps, ikeSPI{}, at)
 	out := []payload{
-		{kind: v2SecurityAssociation, body: appendSAV2([]saV2{answer})},
+		{kind: v2SecurityAssociation, body: appendSAV2([]saProposalV2{answer})},
 		{kind: v2KeyExchange, body: keBody(dh)}, {kind: v2Nonce, body: s.nr},
 	}
 	out = append(out, s.natPayloads(s.spiR)...)
-	if s.fragmented {
+	if s.canFragment {
 		out = append(out, notifyV2(n2Fragmentation, nil))
 	}
-	s.answ = message(s.header(exchangeInit, 0, true), out)
+	s.initResponse = message(s.header(exchangeInit, 0, true), out)
 	p.v2 = append(p.v2, s)
-	p.send(at, s.answ)
+	p.send(at, s.initResponse)
 }
 
-// authOK checks the peer's AUTH payload, and then its identity.
-func (s *v2SA) authOK(id, auth, signed, nonce, sk []byte) (Problem, bool) {
+// verifyAuth checks the peer's AUTH payload, and then its identity.
+func (s *v2SA) verifyAuth(id, auth, signed, nonce, sk []byte) (Problem, bool) {
 	if len(id) < 5 || len(auth) < 5 || auth[0] != authShared ||
 		subtle.ConstantTimeCompare(auth[4:], authV2(s.proposal.Hash, s.p.cfg.Secret, signed, nonce, sk, id)) != 1 {
 		return Problem{Kind: SecretMismatch, Detail: ": its authentication does not verify"}, false
 	}
-	return s.p.identified(id, s.nat)
+	return s.p.checkIdentity(id, s.nat)
 }
 
 // receiveAuth takes the responder's answer to IKE_AUTH.
@@ -231,52 +231,52 @@ func (s *v2SA) receiveAuth(ps []payload) {
 	p := s.p
 	id, auth := find(ps, v2IDr), find(ps, v2Auth)
 	if auth == nil {
-		problem := Problem{Kind: Refused, Phase: 1, Detail: fmt.Sprintf("notification %d", errorV2(ps))}
-		if errorV2(ps) == n2AuthFailed {
+		problem := Problem{Kind: Refused, Phase: 1, Detail: fmt.Sprintf("notification %d", errorNotify(ps))}
+		if errorNotify(ps) == n2AuthFailed {
 			problem = Problem{Kind: SecretMismatch, Detail: ", or our identity is not what it expects: it says that our authentication failed"}
 		}
-		p.dropV2(s, p.abandoned)
-		p.failed(problem)
+		p.dropV2(s, p.retireUnanswered)
+		p.noteFailure(problem)
 		return
 	}
-	if problem, ok := s.authOK(id, auth, s.answ, s.ni, s.keys.pr); !ok {
-		p.dropV2(s, p.abandoned)
-		p.failed(problem)
+	if problem, ok := s.verifyAuth(id, auth, s.initResponse, s.ni, s.keys.skPr); !ok {
+		p.dropV2(s, p.retireUnanswered)
+		p.noteFailure(problem)
 		return
 	}
 	s.establish()
-	s.childAnswered(ps, s.spi, s.asked, nil, s.ni, s.nr, nil)
-	s.prove()
+	s.handleChildResponse(ps, s.spi, s.requestedAt, nil, s.ni, s.nr, nil)
+	s.sendConfirmation()
 }
 
 // receiveAuthRequest takes IKE_AUTH as responder.
-func (s *v2SA) receiveAuthRequest(h header, ps []payload, at path) {
+func (s *v2SA) receiveAuthRequest(h header, ps []payload, at udpPath) {
 	p := s.p
 	id, auth := find(ps, v2IDi), find(ps, v2Auth)
 	s.path = at // the peer may have gone over to port 4500
-	if problem, ok := s.authOK(id, auth, s.init, s.nr, s.keys.pi); !ok {
-		p.mayProblem(problem)
-		s.answer(h, []payload{notifyV2(n2AuthFailed, nil)})
-		p.dropV2(s, p.abandoned)
+	if problem, ok := s.verifyAuth(id, auth, s.initRequest, s.nr, s.keys.skPi); !ok {
+		p.noteHint(problem)
+		s.respond(h, []payload{notifyV2(n2AuthFailed, nil)})
+		p.dropV2(s, p.retireUnanswered)
 		return
 	}
 	s.establish()
-	if hasNotification(ps, n2InitialContact) {
+	if hasNotify(ps, n2InitialContact) {
 		s.initialContact()
 	}
 	own := p.ourID()
-	value := authV2(s.proposal.Hash, p.cfg.Secret, s.answ, s.ni, s.keys.pr, own)
+	value := authV2(s.proposal.Hash, p.cfg.Secret, s.initResponse, s.ni, s.keys.skPr, own)
 	out := []payload{{kind: v2IDr, body: own}, {kind: v2Auth, body: append([]byte{authShared, 0, 0, 0}, value...)}}
-	s.answer(h, append(out, s.childRequested(ps, nil, s.ni, s.nr)...))
-	if c := p.unproven(); c != nil && c.v2 == s {
-		s.first, s.proofAt = c, p.now.Add(proofTime)
+	s.respond(h, append(out, s.handleChildRequest(ps, nil, s.ni, s.nr)...))
+	if c := p.unconfirmedChild(); c != nil && c.v2 == s {
+		s.firstChild, s.confirmAt = c, p.now.Add(confirmTimeout)
 	}
-	s.authentic(at)
+	s.noteAuthentic(at)
 }
 
 func (s *v2SA) initialContact() {
 	p := s.p
-	p.deletedByPeer(p.establishedBefore(s.began)...)
+	p.deletedByPeer(p.childrenBefore(s.began)...)
 	for _, old := range append([]*v2SA(nil), p.v2...) {
 		if old != s && old.state == establishedV2 && old.established.Before(s.began) {
 			p.dropV2(old, p.deletedByPeer)
@@ -288,24 +288,24 @@ func (s *v2SA) establish() {
 	p := s.p
 	s.retransmission.stop()
 	s.state, s.established = establishedV2, p.now
-	s.rekeyAt = p.now.Add(p.soft(p.cfg.Lifetime1))
+	s.rekeyAt = p.now.Add(p.softLifetime(p.cfg.Lifetime1))
 	s.expireAt = p.now.Add(p.cfg.Lifetime1)
 	if s.nat.local {
 		s.keepaliveAt = p.now.Add(keepaliveTime)
 	}
 	s.dh = nil
-	p.heard = p.now
-	p.boundEstablishedV2()
+	p.lastReceived = p.now
+	p.limitEstablishedV2()
 	if p.problem.Kind == SecretMismatch || p.problem.Phase == 1 || p.problem.Kind == NoAnswer {
 		p.problem = Problem{}
 	}
-	p.again = true
+	p.rerun = true
 }
 
-// boundEstablishedV2 makes room: a peer has one IKE SA, and a few more while it rekeys or
+// limitEstablishedV2 makes room: a peer has one IKE SA, and a few more while it rekeys or
 // begins anew. One that begins over and over and deletes nothing loses the oldest, a
 // replaced one first.
-func (p *Peer) boundEstablishedV2() {
+func (p *Peer) limitEstablishedV2() {
 	var oldest *v2SA
 	n := 0
 	for _, s := range p.v2 {
@@ -327,8 +327,8 @@ func (s *v2SA) childOffer(spi uint32, groups []Group) []payload {
 	return []payload{
 		notifyV2(n2TransportMode, nil),
 		{kind: v2SecurityAssociation, body: appendSAV2(offerESP(s.p.cfg.Phase2, spi, groups))},
-		{kind: v2TSi, body: selectorV2(s.p.cfg.Local.As4())},
-		{kind: v2TSr, body: selectorV2(s.p.cfg.Remote.As4())},
+		{kind: v2TSi, body: trafficSelector(s.p.cfg.Local.As4())},
+		{kind: v2TSr, body: trafficSelector(s.p.cfg.Remote.As4())},
 	}
 }
 

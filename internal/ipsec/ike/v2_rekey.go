@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// askRekey asks for a new IKE SA in place of this one (RFC 7296 section 1.3.2).
-func (s *v2SA) askRekey() {
+// requestRekey asks for a new IKE SA in place of this one (RFC 7296 section 1.3.2).
+func (s *v2SA) requestRekey() {
 	p := s.p
 	s.rekeying = true
-	n := &v2SA{p: p, initiator: true, path: s.path, began: p.now, group: s.proposal.Group, nat: s.nat, fragmented: s.fragmented}
+	n := &v2SA{p: p, initiator: true, path: s.path, began: p.now, group: s.proposal.Group, nat: s.nat, canFragment: s.canFragment}
 	p.random(n.spiI[:])
 	n.ni = make([]byte, nonceLen)
 	p.random(n.ni)
@@ -20,16 +20,16 @@ func (s *v2SA) askRekey() {
 			offer = append(offer, x)
 		}
 	}
-	again := func() {
+	retryLater := func() {
 		s.rekeying = false
-		s.rekeyAt = p.now.Add(p.retryIn(8*time.Second, s.expireAt))
+		s.rekeyAt = p.now.Add(p.retryDelay(8*time.Second, s.expireAt))
 	}
-	s.ask(&requestV2{
+	s.enqueue(&requestV2{
 		exchange: exchangeCreateChild,
-		payloads: func(s *v2SA) []payload {
+		build: func(s *v2SA) []payload {
 			var err error
-			if n.dh, err = newExchange(n.group, p.cfg.Rand); err != nil || s.replaced {
-				again()
+			if n.dh, err = newDHKey(n.group, p.cfg.Rand); err != nil || s.replaced {
+				retryLater()
 				return nil
 			}
 			return []payload{
@@ -37,91 +37,91 @@ func (s *v2SA) askRekey() {
 				{kind: v2Nonce, body: n.ni}, {kind: v2KeyExchange, body: keBody(n.dh)},
 			}
 		},
-		answer: func(s *v2SA, ps []payload) {
+		onResponse: func(s *v2SA, ps []payload) {
 			sas, err := parseSAV2(find(ps, v2SecurityAssociation))
-			group, ke := keOf(find(ps, v2KeyExchange))
+			group, ke := parseKE(find(ps, v2KeyExchange))
 			n.nr = bytes.Clone(find(ps, v2Nonce))
-			if err != nil || len(sas) != 1 || len(sas[0].spi) != 8 || !nonceV2OK(n.nr) || group != n.group {
-				again()
+			if err != nil || len(sas) != 1 || len(sas[0].spi) != 8 || !validNonceV2(n.nr) || group != n.group {
+				retryLater()
 				return
 			}
 			var ok bool
 			if n.proposal, _, ok = chooseIKE(offer, sas); !ok || n.proposal.Group != n.group {
-				again()
+				retryLater()
 				return
 			}
 			shared, err := n.dh.shared(ke)
 			if err != nil {
-				again()
+				retryLater()
 				return
 			}
 			copy(n.spiR[:], sas[0].spi)
-			if !s.succeed(n, shared) {
-				again()
+			if !s.replaceWith(n, shared) {
+				retryLater()
 				return
 			}
 			// What waited goes to the new SA; this one only says goodbye.
 			n.queue, s.queue = s.queue, nil
-			s.ask(&requestV2{
-				exchange: exchangeInformational,
-				payloads: func(*v2SA) []payload { return []payload{{kind: v2Delete, body: []byte{v2ProtocolIKE, 0, 0, 0}}} },
-				answer:   func(s *v2SA, _ []payload) { p.dropV2(s, p.deletedByPeer) },
+			s.enqueue(&requestV2{
+				exchange:   exchangeInformational,
+				build:      func(*v2SA) []payload { return []payload{{kind: v2Delete, body: []byte{v2ProtocolIKE, 0, 0, 0}}} },
+				onResponse: func(s *v2SA, _ []payload) { p.dropV2(s, p.deletedByPeer) },
 			})
 		},
 	})
 }
 
 // receiveRekey answers a request for a new IKE SA.
-func (s *v2SA) receiveRekey(h header, ps []payload, sas []saV2, ni []byte) {
+func (s *v2SA) receiveRekey(h header, ps []payload, sas []saProposalV2, ni []byte) {
 	p := s.p
 	if s.rekeying || s.childInProgress() {
-		s.answer(h, []payload{notifyV2(n2TemporaryFailure, nil)})
+		s.respond(h, []payload{notifyV2(n2TemporaryFailure, nil)})
 		return
 	}
 	proposal, answer, ok := chooseIKE(p.cfg.Phase1, sas)
 	if !ok || len(answer.spi) != 8 {
-		s.answer(h, []payload{notifyV2(n2NoProposal, nil)})
+		s.respond(h, []payload{notifyV2(n2NoProposal, nil)})
 		return
 	}
-	group, ke := keOf(find(ps, v2KeyExchange))
+	group, ke := parseKE(find(ps, v2KeyExchange))
 	if group != proposal.Group {
-		s.answer(h, []payload{notifyV2(n2InvalidKE, []byte{byte(proposal.Group >> 8), byte(proposal.Group)})})
+		s.respond(h, []payload{notifyV2(n2InvalidKE, []byte{byte(proposal.Group >> 8), byte(proposal.Group)})})
 		return
 	}
 	n := &v2SA{
 		p: p, path: s.path, began: p.now, proposal: proposal, group: group, ni: ni, nr: make([]byte, nonceLen),
-		nat: s.nat, fragmented: s.fragmented,
+		nat: s.nat, canFragment: s.canFragment,
 	}
 	copy(n.spiI[:], answer.spi)
 	p.random(n.spiR[:])
 	p.random(n.nr)
-	dh, err := newExchange(group, p.cfg.Rand)
+	dh, err := newDHKey(group, p.cfg.Rand)
 	if err != nil {
 		return
 	}
 	shared, err := dh.shared(ke)
 	if err != nil {
-		s.answer(h, []payload{notifyV2(n2InvalidSyntax, nil)})
+		s.respond(h, []payload{notifyV2(n2InvalidSyntax, nil)})
 		return
 	}
 	answer.spi = n.spiR[:]
-	s.answer(h, []payload{
-		{kind: v2SecurityAssociation, body: appendSAV2([]saV2{answer})},
+	s.respond(h, []payload{
+		{kind: v2SecurityAssociation, body: appendSAV2([]saProposalV2{answer})},
 		{kind: v2Nonce, body: n.nr}, {kind: v2KeyExchange, body: keBody(dh)},
 	})
-	s.succeed(n, shared)
+	s.replaceWith(n, shared)
 }
 
-// succeed puts the SA n in the place of s, which stays to be deleted.
-func (s *v2SA) succeed(n *v2SA, shared []byte) bool {
+// replaceWith puts the SA n in the place of s, which stays to be deleted.
+func (s *v2SA) replaceWith(n *v2SA, shared []byte) bool {
 	p := s.p
 	var err error
-	if n.keys, err = deriveV2(n.proposal, s.keys.seedRekey(n.ni, n.nr, shared), n.ni, n.nr, n.spiI, n.spiR, n.initiator); err != nil {
+	if n.keys, err = deriveV2(n.proposal, s.keys.rekeySKEYSEED(n.ni, n.nr, shared), n.ni, n.nr, n.spiI, n.spiR, n.initiator); err != nil {
 		return false
 	}
 	n.establish()
 	s.replaced, s.rekeying = true, true
-	s.keepaliveAt, s.probed, s.deadAt = time.Time{}, true, time.Time{}
+	s.keepaliveAt, s.probing, s.deadAt = time.Time{}, true, time.Time{}
 	s.expireAt = earlier(s.expireAt, p.now.Add(lingerTime))
 	for _, c := range p.children {
 		if c.v2 == s {
@@ -129,6 +129,6 @@ func (s *v2SA) succeed(n *v2SA, shared []byte) bool {
 		}
 	}
 	p.v2 = append(p.v2, n)
-	p.again = true
+	p.rerun = true
 	return true
 }

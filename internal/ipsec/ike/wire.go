@@ -38,11 +38,11 @@ const (
 	version2 = 0x20
 )
 
-// cookie is an SPI of IKE itself; RFC 2408 calls it a cookie.
-type cookie [8]byte
+// ikeSPI is an SPI of IKE itself; RFC 2408 calls it a cookie.
+type ikeSPI [8]byte
 
 type header struct {
-	initiator, responder cookie
+	initiator, responder ikeSPI
 	next                 payloadType
 	version, exchange    uint8
 	flags                uint8
@@ -94,7 +94,7 @@ const payloadNone payloadType = 0
 // payload is one payload of a message: its body, without the generic header.
 type payload struct {
 	kind payloadType
-	// critical is IKEv2's flag (RFC 7296 section 3.2).
+	// unsupportedCritical is IKEv2's flag (RFC 7296 section 3.2).
 	critical bool
 	body     []byte
 }

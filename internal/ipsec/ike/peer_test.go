@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-func TestWrongSecretIsNamedAndOpensNothing(t *testing.T) {
+func TestPeerProblem_wrongSecret(t *testing.T) {
 	for _, mode := range modes {
 		for _, passive := range []bool{false, true} {
 			cfg := testConfig(t, fastPhase1, fastPhase2)
@@ -33,7 +33,7 @@ func TestWrongSecretIsNamedAndOpensNothing(t *testing.T) {
 	}
 }
 
-func TestNoCommonProposalIsNamedWithBothLists(t *testing.T) {
+func TestPeerProblem_noCommonProposal(t *testing.T) {
 	for _, mode := range modes {
 		for phase, c := range [][4]string{
 			{"aes128-sha1-ecp256", "aes256-sha256-ecp256", fastPhase2, fastPhase2},
@@ -58,7 +58,7 @@ func TestNoCommonProposalIsNamedWithBothLists(t *testing.T) {
 	}
 }
 
-func TestNoAnswerIsNamedAndTriedAgain(t *testing.T) {
+func TestPeerProblem_noAnswer(t *testing.T) {
 	for _, mode := range []Mode{Main, IKE2, Auto} {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode = mode
@@ -76,7 +76,7 @@ func TestNoAnswerIsNamedAndTriedAgain(t *testing.T) {
 	}
 }
 
-func TestAutoMeetsEveryMode(t *testing.T) {
+func TestMode_auto(t *testing.T) {
 	for _, mode := range []Mode{Main, IKE2, Auto} {
 		for _, passive := range []int{-1, 0, 1} {
 			a, b := testConfig(t, fastPhase1, fastPhase2), testConfig(t, fastPhase1, fastPhase2)
@@ -97,7 +97,7 @@ func TestAutoMeetsEveryMode(t *testing.T) {
 
 // The peer's PFS group is another, but one that will do: it says so, and the next
 // try has it (INVALID_KE_PAYLOAD).
-func TestIKEv2FindsTheCommonGroup(t *testing.T) {
+func TestPeer_invalidKEPayload(t *testing.T) {
 	a := testConfig(t, "aes128-sha1-modp1024,aes128-sha1-ecp256", fastPhase2)
 	b := testConfig(t, "aes128-sha1-ecp256", fastPhase2)
 	a.Mode, b.Mode, a.PFS, b.PFS, b.Passive = IKE2, IKE2, MODP1024, ECP256, true
@@ -116,7 +116,7 @@ func TestIKEv2FindsTheCommonGroup(t *testing.T) {
 	}
 }
 
-func TestWeakAlgorithmsAreNamed(t *testing.T) {
+func TestChildWeak(t *testing.T) {
 	cfg := testConfig(t, fastPhase1, "aes128-sha256")
 	cfg.PFS = MODP1024
 	s := newSim(t, 1, cfg, cfg)
@@ -138,7 +138,7 @@ func TestWeakAlgorithmsAreNamed(t *testing.T) {
 
 // stranger sends what it likes with the peer's address as source: beginnings by
 // the thousand, and every message that it has seen, changed.
-func TestAStrangerTearsNothingDownAndFillsNothingUp(t *testing.T) {
+func TestPeerReceive_forgedMessages(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode = mode
@@ -200,7 +200,7 @@ func TestAStrangerTearsNothingDownAndFillsNothingUp(t *testing.T) {
 	}
 }
 
-func TestIKEv2AsksForACookieUnderLoad(t *testing.T) {
+func TestCookieSecrets_requiredUnderLoad(t *testing.T) {
 	cfg := testConfig(t, fastPhase1, fastPhase2)
 	cfg.Mode = IKE2
 	quiet := cfg
@@ -233,7 +233,7 @@ func TestIKEv2AsksForACookieUnderLoad(t *testing.T) {
 }
 
 // With a long list of proposals IKE_AUTH does not fit a datagram of 1280 bytes.
-func TestIKEv2FragmentsLongMessages(t *testing.T) {
+func TestFragmentSize(t *testing.T) {
 	var list []string
 	for i := range 16 {
 		list = append(list, []string{"aes128-sha256", "aes192-sha256", "aes256-sha256", "aes256-sha512"}[i%4])
@@ -266,7 +266,7 @@ func TestIKEv2FragmentsLongMessages(t *testing.T) {
 	}
 }
 
-func FuzzReceive(f *testing.F) {
+func FuzzPeerReceive(f *testing.F) {
 	for _, mode := range modes {
 		cfg := testConfig(f, fastPhase1, fastPhase2)
 		cfg.Mode = mode
@@ -293,19 +293,19 @@ func FuzzReceive(f *testing.F) {
 	})
 }
 
-func FuzzCodecs(f *testing.F) {
+func FuzzParsePayloads(f *testing.F) {
 	ps, err := ParsePhase1(DefaultPhase1)
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(appendSAV1(phase1(ps, time.Hour)))
+	f.Add(appendSAV1(encodePhase1(ps, time.Hour)))
 	f.Add(appendSAV2(offerIKE(ps, nil)))
-	f.Add(selectorV2([4]byte{192, 0, 2, 1}))
+	f.Add(trafficSelector([4]byte{192, 0, 2, 1}))
 	f.Add(message(header{version: version1, exchange: exchangeMain}, []payload{{kind: v1Nonce, body: make([]byte, 16)}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if sas, err := parseSAV1(b); err == nil {
-			offeredPhase1(sas)
-			offeredPhase2(sas, false)
+			formatOfferPhase1(sas)
+			formatOfferPhase2(sas, false)
 			for _, sa := range sas {
 				again, err := parseSAV1(appendSAV1(sa))
 				if err != nil || len(again) != 1 || len(again[0].transforms) != len(sa.transforms) {
@@ -314,11 +314,11 @@ func FuzzCodecs(f *testing.F) {
 			}
 		}
 		if sas, err := parseSAV2(b); err == nil {
-			offeredV2(sas)
+			formatOfferV2(sas)
 			chooseIKE(ps, sas)
 			chooseESP(ps, sas, []Group{MODP1024})
 		}
-		selects(b, [4]byte{192, 0, 2, 1}, true)
+		tsIncludes(b, [4]byte{192, 0, 2, 1}, true)
 		if h, err := parseHeader(b); err == nil {
 			if list, _, rest, err := parsePayloads(b[headerLen:], h.next, payloadNone); err == nil {
 				size := len(rest)
@@ -328,7 +328,7 @@ func FuzzCodecs(f *testing.F) {
 				if size != len(b)-headerLen {
 					t.Fatalf("%d bytes of %d", size, len(b)-headerLen)
 				}
-				notifications(list, func(uint16, []byte, []byte) {})
+				eachNotify(list, func(uint16, []byte, []byte) {})
 			}
 		}
 	})
