@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// add makes an SA known: the peer may send by it from now on.
+// add installs an SA for receiving. Beyond maxChildren the oldest SA goes, except for the current
+// one.
 func (p *Peer) add(c *Child) {
 	p.children = append(p.children, c)
 	p.actions = append(p.actions, AddInbound{c})
-	// Whoever makes more SAs than anyone needs loses the oldest.
 	for len(p.children) > maxChildren {
 		oldest := p.children[0]
 		if oldest == p.current {
@@ -19,8 +19,8 @@ func (p *Peer) add(c *Child) {
 	}
 }
 
-// activate says that the peer has the SA too: packets are sealed by it from now on,
-// unless there is a newer one.
+// activate makes c usable for sending, once the peer is known to have it. The newest active SA
+// becomes the current one.
 func (p *Peer) activate(c *Child) {
 	if c.active || !c.removeAt.IsZero() || !p.has(c) {
 		return
@@ -35,15 +35,15 @@ func (p *Peer) activate(c *Child) {
 	p.problem, p.backoff = Problem{}, 0
 }
 
-// activateLater is usable for who sends the last message of a negotiation: the other
-// end may not have it, and some make the SA only then. What is used is used for a
-// little longer, but not into its last moments, or until the peer sends by the new one.
+// activateLater activates c after activateDelay, or when the peer sends on it. It is for the end
+// that sends the last message of a negotiation: the peer may not have it yet, and some peers
+// install the SA only then. The current SA is used meanwhile, but not up to its expiry.
 func (p *Peer) activateLater(c *Child) {
 	c.activateAt = p.now.Add(min(activateDelay, p.current.ExpireAt.Sub(p.now)/2))
 }
 
-// notePeerSends says that the peer seals by an SA. So it has it, even if the message
-// that says so was lost, and is done with the SA that this one replaced.
+// notePeerSends records that the peer sends on c. That confirms the negotiation, even where its
+// last message was lost, and lets the SA that c replaces be deleted.
 func (p *Peer) notePeerSends(c *Child) {
 	if c.peerSends || !c.removeAt.IsZero() {
 		return
@@ -72,14 +72,14 @@ func (p *Peer) setOutbound(c *Child) {
 	}
 }
 
-// scheduleDelete retires an SA for which there is a new one: we delete it after a time.
+// scheduleDelete deletes a replaced SA after a delay.
 func (p *Peer) scheduleDelete(old *Child, after time.Duration) {
 	if old.removeAt.IsZero() && old.deleteAt.IsZero() {
 		old.deleteAt = p.now.Add(after)
 	}
 }
 
-// deactivate stops sending by an SA.
+// deactivate stops sending on an SA, and falls back to the newest other one.
 func (p *Peer) deactivate(c *Child) {
 	c.active, c.activateAt = false, time.Time{}
 	if c != p.current {
@@ -98,7 +98,7 @@ func (p *Peer) deactivate(c *Child) {
 	p.setOutbound(best)
 }
 
-// remove ends an SA.
+// remove removes an SA, inbound direction included.
 func (p *Peer) remove(c *Child) {
 	for i, x := range p.children {
 		if x == c {
@@ -106,15 +106,15 @@ func (p *Peer) remove(c *Child) {
 			break
 		}
 	}
-	c.replaces = nil // which may have replaced another, and so on
+	c.replaces = nil // or a chain of replaced SAs is kept in memory
 	p.deactivate(c)
 	p.actions = append(p.actions, Remove{c})
 	p.rerun = true
 }
 
-// retire stops sending by SAs, and opens what the peer has sent by them until then.
+// retire stops sending on SAs. They still receive until then, or until their receiveUntil.
 func (p *Peer) retire(until time.Time, cs ...*Child) {
-	for _, c := range cs { // all, before one of them is taken for the next to send by
+	for _, c := range cs { // all first, so that none of them becomes current again
 		c.deleteAt, c.removeAt = time.Time{}, earlier(c.removeAt, earlier(until, c.receiveUntil))
 	}
 	for _, c := range cs {
@@ -123,7 +123,7 @@ func (p *Peer) retire(until time.Time, cs ...*Child) {
 	p.rerun = true
 }
 
-// childrenBefore are the SAs that there were then.
+// childrenBefore returns the SAs established before then.
 func (p *Peer) childrenBefore(then time.Time) (cs []*Child) {
 	for _, c := range p.children {
 		if c.Established.Before(then) {
@@ -133,15 +133,15 @@ func (p *Peer) childrenBefore(then time.Time) (cs []*Child) {
 	return cs
 }
 
-// deletedByPeer retires SAs that the peer sends by no more: what it has sent is on
-// the way for a while yet.
+// deletedByPeer retires SAs on which the peer no longer sends. Packets in flight are still
+// received.
 func (p *Peer) deletedByPeer(cs ...*Child) { p.retire(p.now.Add(overlapTime), cs...) }
 
-// retireUnanswered retires SAs because the peer does not answer. If it is there after all,
-// it sends by them until it is told of others.
+// retireUnanswered retires SAs of a peer that does not answer. If it is alive after all, it sends
+// on them until it gets new ones.
 func (p *Peer) retireUnanswered(cs ...*Child) { p.retire(p.now.Add(lingerTime), cs...) }
 
-// noChildren reports whether there is no SA that has not been retired.
+// noChildren reports whether all SAs are retired.
 func (p *Peer) noChildren() bool {
 	for _, c := range p.children {
 		if c.removeAt.IsZero() {
@@ -151,13 +151,13 @@ func (p *Peer) noChildren() bool {
 	return true
 }
 
-// setPorts has an SA sent by to where the peer is now, or sent by so later.
+// setPorts changes the UDP ports of an SA after a NAT rebinding.
 func (p *Peer) setPorts(c *Child, at udpPath) {
 	c.Outbound.SourcePort, c.Outbound.DestinationPort = at.local, at.remote.Port()
 	p.actions = append(p.actions, SetPorts{c, at.local, at.remote.Port()})
 }
 
-// byOutboundSPI finds the SA that the peer knows by that SPI.
+// byOutboundSPI returns the SA with that outbound SPI, which is how the peer names it, or nil.
 func (p *Peer) byOutboundSPI(b []byte) *Child {
 	if len(b) != 4 {
 		return nil
@@ -170,15 +170,14 @@ func (p *Peer) byOutboundSPI(b []byte) *Child {
 	return nil
 }
 
-// setLifetimes sets when the SA is rekeyed and when it ends: the two ends at
-// slightly different times. asked is when the initiator asked for it.
+// setLifetimes sets when c is rekeyed and expires, which differs between the two ends.
+// requestedAt is when the initiator sent its request; life is what the peer proposed, 0 for none.
 //
-// Neither end may seal by it when the other does not open any more, and where
-// messages are lost the two come to have it up to half a minute apart: the
-// responder when the question arrives, the initiator when the answer does. So the
-// initiator seals until a lifetime after it asked, which is before the responder's
-// time is over; and each opens until a lifetime after it has the SA, and longer by
-// what packets are on the way, which for the initiator is after the responder's.
+// With lost messages the responder (on the request) and the initiator (on the response) install
+// an SA up to half a minute apart, and neither may send when the other no longer receives. So the
+// initiator sends until a lifetime after its request, which is before the responder stops
+// receiving. Each end receives until a lifetime after it installed the SA, plus overlapTime for
+// packets in flight.
 func (p *Peer) setLifetimes(c *Child, requestedAt time.Time, life time.Duration) {
 	if life <= 0 || life > p.cfg.Lifetime2 {
 		life = p.cfg.Lifetime2
@@ -189,7 +188,8 @@ func (p *Peer) setLifetimes(c *Child, requestedAt time.Time, life time.Duration)
 	c.receiveUntil = p.now.Add(life + overlapTime)
 }
 
-// softLifetime is 75 to 80 % of a lifetime, RouterOS's 24 of 30 minutes.
+// softLifetime is 75 to 80 % of a lifetime, as RouterOS (24 of 30 minutes). The jitter avoids
+// simultaneous rekeys.
 func (p *Peer) softLifetime(life time.Duration) time.Duration {
 	return life/5*4 - life/20/256*time.Duration(p.random32()%256)
 }
@@ -210,7 +210,7 @@ func (p *Peer) stepChildren() {
 		case p.due(c.deleteAt):
 			p.sendDelete(c)
 			if c.v2 != nil {
-				p.retire(c.receiveUntil, c) // or until the peer has heard of it
+				p.retire(c.receiveUntil, c) // or until the peer answers the DELETE
 			} else {
 				p.deletedByPeer(c)
 			}
@@ -218,7 +218,7 @@ func (p *Peer) stepChildren() {
 	}
 }
 
-// sendDelete has the peer know that we delete an SA.
+// sendDelete tells the peer that we delete an SA.
 func (p *Peer) sendDelete(c *Child) {
 	if c.v2 != nil {
 		c.v2.deleteChild(c)
@@ -229,8 +229,8 @@ func (p *Peer) sendDelete(c *Child) {
 	}
 }
 
-// dpd is dead peer detection. probe asks the peer whether it is there. It reports
-// whether the peer is dead.
+// dpd is dead peer detection in the manner of RFC 3706. step calls probe when a probe is due, and
+// reports whether the peer is dead.
 type dpd struct {
 	probes int
 	at     time.Time
@@ -262,7 +262,7 @@ func (d *dpd) step(p *Peer, established time.Time, probe func()) (dead bool) {
 	return false
 }
 
-// maintain begins what is missing: an SA of IKE, an SA of ESP, a rekey of either.
+// maintain starts what is missing: an IKE SA, a pair of ESP SAs, or a rekey of either.
 func (p *Peer) maintain() {
 	var rekey *Child
 	need := p.refresh
@@ -292,7 +292,7 @@ func (p *Peer) maintain() {
 		return
 	}
 	if p.current == nil && !s.initiator && !p.past(s.established.Add(holdTime)) {
-		return // the peer's quick mode is on its way
+		return // the peer's quick mode is about to come
 	}
 	if !p.past(p.nextChild) {
 		return
@@ -302,18 +302,18 @@ func (p *Peer) maintain() {
 	p.rerun = true
 }
 
-// fallbackRekeyAt is when an end that the peer's rekey has not reached begins its own.
+// fallbackRekeyAt is when we rekey although the peer should have completed its rekey.
 func (c *Child) fallbackRekeyAt() time.Time { return c.RekeyAt.Add(c.ExpireAt.Sub(c.RekeyAt) / 2) }
 
-// hasSuccessor reports whether there is an SA to come after c already that only
-// waits to be used. One that does not get there is not waited for.
+// hasSuccessor reports whether an SA that replaces c is installed but not active yet. It does not
+// count after fallbackRekeyAt.
 func (p *Peer) hasSuccessor(c *Child) bool {
 	newest := p.children[len(p.children)-1]
 	return newest != c && !newest.active && newest.removeAt.IsZero() && !p.past(c.fallbackRekeyAt())
 }
 
-// unconfirmedChild is the newest SA that the peer has asked for by IKEv2 and not shown yet
-// to have; nil if there is none.
+// unconfirmedChild returns the newest SA that the peer requested by IKEv2 and has not confirmed,
+// or nil.
 func (p *Peer) unconfirmedChild() (found *Child) {
 	for _, c := range p.children {
 		if c.v2 != nil && !c.active && c.removeAt.IsZero() {
@@ -323,9 +323,9 @@ func (p *Peer) unconfirmedChild() (found *Child) {
 	return found
 }
 
-// retryDelay is how long to wait before another try to replace what ends then: a second
-// and up to spread more, but half of the time that is left at most. It is by chance,
-// since what was in the way may have been the peer's try.
+// retryDelay is how long to wait before the next rekey attempt: backoffFirst and a random part of
+// up to spread, but at most half of the time left until end. It is random because simultaneous
+// attempts of both ends may have collided.
 func (p *Peer) retryDelay(spread time.Duration, end time.Time) time.Duration {
 	fraction := time.Duration(p.random32() % 1024)
 	d := backoffFirst + spread/1024*fraction
@@ -335,12 +335,12 @@ func (p *Peer) retryDelay(spread time.Duration, end time.Time) time.Duration {
 	return d
 }
 
-// startPhase1 begins phase 1 if nothing of the kind is under way.
+// startPhase1 starts main mode or IKE_SA_INIT, unless we are at it already.
 func (p *Peer) startPhase1(main bool) {
 	if p.cfg.Passive || p.initiatingV1() || p.initiatingV2() {
 		return
 	}
-	// A peer that has begun is let finish; else the two would get in each other's way.
+	// Let a negotiation of the peer's finish: simultaneous ones would collide.
 	if !p.past(p.holdUntil) || !p.past(p.nextStart) {
 		return
 	}

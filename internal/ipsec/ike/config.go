@@ -9,7 +9,7 @@ import (
 	"ipipd/internal/ipsec/esp"
 )
 
-// Secret is a pre-shared key. It never shows itself in a log or an error.
+// Secret is a pre-shared key. No fmt verb and no encoder shows it.
 type Secret []byte
 
 // String hides the secret.
@@ -24,17 +24,17 @@ func (Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte("(secret)")) }
 // MarshalText hides the secret from encoders.
 func (Secret) MarshalText() ([]byte, error) { return []byte("(secret)"), nil }
 
-// Mode is which version of IKE is spoken.
+// Mode is the IKE version.
 type Mode uint8
 
-// The modes, in RouterOS's words.
+// The modes, by RouterOS's names.
 const (
 	Main Mode = iota // IKEv1 main mode
 	IKE2             // IKEv2
-	Auto             // as initiator IKEv2, then main; as responder what comes
+	Auto // initiator: IKEv2, then IKEv1 main mode; responder: either
 )
 
-// ParseMode reads main, ike2 or auto.
+// ParseMode parses main, ike2 or auto.
 func ParseMode(s string) (Mode, error) {
 	for m := Main; m <= Auto; m++ {
 		if m.String() == s {
@@ -44,67 +44,68 @@ func ParseMode(s string) (Mode, error) {
 	return 0, fmt.Errorf("%q is not accepted: want main, ike2 or auto", s)
 }
 
-// String is the mode's name.
+// String returns the mode's name.
 func (m Mode) String() string { return [...]string{"main", "ike2", "auto"}[m] }
 
-// Config is what a Peer has to know.
+// Config configures a Peer.
 type Config struct {
-	// Local and Remote are the outer addresses of the tunnel.
+	// Local and Remote are the outer addresses of the tunnel, both IPv4.
 	Local, Remote netip.Addr
 	Secret        Secret
 	Mode          Mode
-	// Phase1 and Phase2 are offered in this order, and nothing else is accepted;
-	// nil stands for the defaults.
+	// Phase1 and Phase2 are offered in this order, and nothing else is accepted; nil stands for
+	// DefaultPhase1 and DefaultPhase2.
 	Phase1, Phase2 []Proposal
-	// PFS is the group of quick mode, 0 for none. What a peer offers must have
-	// it or one of the groups after it in strength.
+	// PFS is the Diffie-Hellman group of quick mode and CREATE_CHILD_SA, 0 for none. A peer's
+	// offer must have this group or a stronger one.
 	PFS Group
-	// Lifetime1 and Lifetime2 are the lifetimes of IKE's own SA and of ESP's;
-	// 0 stands for a day and for half an hour. A rekey comes after 80 % of it.
+	// Lifetime1 and Lifetime2 are the lifetimes of the IKE SA and of the ESP SAs; 0 stands for a
+	// day and half an hour. SAs are rekeyed after 75 to 80 % of it.
 	Lifetime1, Lifetime2 time.Duration
-	// DPDInterval is how long nothing has to be heard of the peer until it is
-	// asked whether it is there, DPDRetries how often; 0 never asks.
+	// DPDInterval is the time without an authentic packet after which the peer is probed, and the
+	// interval of the probes; 0 disables dead peer detection. DPDRetries is how many probes may
+	// go unanswered.
 	DPDInterval time.Duration
 	DPDRetries  int
-	// RemoteID is the identity that the peer has to have: an IPv4 address, or the text
-	// of an FQDN, a user FQDN or a key ID. "" stands for Remote, or, if the peer is
-	// behind a NAT, for whatever it is at first, which Remembered keeps; nil is for a
-	// Peer that shares that with no other.
+	// RemoteID is the identity that the peer must have: an IPv4 address, or the text of an FQDN,
+	// a user FQDN or a key ID. If it is "", the identity must be Remote or, for a peer behind a
+	// NAT, the first one that it authenticated with. Remembered holds that one across Peers of a
+	// tunnel; nil stands for an Identity of this Peer alone.
 	RemoteID   string
 	Remembered *Identity
-	// Passive leaves it to the peer to begin.
+	// Passive leaves it to the peer to initiate.
 	Passive bool
-	// ForceUDP has ESP wrapped in UDP as if there were a NAT.
+	// ForceUDP encapsulates ESP in UDP (RFC 3948) without a NAT, too.
 	ForceUDP bool
-	// Rand is where cookies, nonces, SPIs and private keys come from; nil
-	// stands for crypto/rand. Anything else is for tests.
+	// Rand is the source of SPIs, nonces and private keys; nil stands for crypto/rand. Tests set
+	// it.
 	Rand io.Reader
 }
 
-// Action is what a Peer wants done. Actions are to be carried out in order.
+// Action is an output of a Peer. The caller carries Actions out in order.
 type Action interface{ isAction() }
 
-// Send asks for a datagram. From port 4500 an IKE message gets a non-ESP marker
-// in front of it (RFC 3948 section 2.2).
+// Send sends a UDP datagram. The caller adds the non-ESP marker to an IKE message from port 4500
+// (RFC 3948 section 2.2).
 type Send struct {
 	LocalPort uint16
 	To        netip.AddrPort
 	Payload   []byte
-	// Keepalive says that Payload is a NAT keepalive and gets no marker.
+	// Keepalive marks a NAT-keepalive (RFC 3948 section 2.3), which gets no marker.
 	Keepalive bool
 }
 
-// AddInbound says that the peer may send by this SA from now on.
+// AddInbound installs the inbound SA: the peer may send on it from now on.
 type AddInbound struct{ *Child }
 
-// UseOutbound says that packets are to be sealed by this SA from now on, and by
-// no other; by none, if Child is nil: then nothing may be sent.
+// UseOutbound makes the outbound SA the only one to encrypt with. If Child is nil, nothing may be
+// sent.
 type UseOutbound struct{ *Child }
 
-// Remove says that the SA's time is over: nothing of it is to be opened any more.
+// Remove removes the inbound SA.
 type Remove struct{ *Child }
 
-// SetPorts says that the peer, behind a NAT, has another port now.
+// SetPorts changes the UDP ports of an SA: the NAT in front of the peer has made a new mapping.
 type SetPorts struct {
 	*Child
 	Local, Remote uint16
@@ -116,34 +117,34 @@ func (UseOutbound) isAction() {}
 func (Remove) isAction()      {}
 func (SetPorts) isAction()    {}
 
-// Child is a pair of ESP SAs.
+// Child is a pair of ESP SAs (IKEv2: a Child SA).
 type Child struct {
 	Inbound, Outbound esp.Config
-	// Version is that of IKE, 1 or 2; IKE is what protected the negotiation.
+	// Version is the IKE version, 1 or 2, and IKE the proposal of the IKE SA.
 	Version int
 	IKE     Proposal
-	// Group is that of the exchange that gave the keys: the PFS group, or, for
-	// IKEv2's first, that of IKE.
+	// Group is the group of the Diffie-Hellman exchange that the keys come from: the PFS group,
+	// or, for the first Child SA of IKEv2, that of the IKE SA.
 	Group       Group
 	Established time.Time
 	RekeyAt     time.Time
 	ExpireAt    time.Time
 
-	active       bool // outbound too: the peer opens what is sealed by it
+	active       bool // may be used for sending: the peer has it
 	activateAt   time.Time
-	peerSends    bool   // the peer seals by it
-	replaces     *Child // that is to be deleted once the peer seals by this one
+	peerSends    bool // the peer has sent on it
+	replaces     *Child // to be deleted once the peer sends on this one
 	rekeying     bool
-	receiveUntil time.Time // whatever becomes of it, the peer does not seal by it any more
-	removeAt     time.Time // nothing is sealed by it any more, but opened until then
+	receiveUntil time.Time // the peer no longer sends on it after that
+	removeAt     time.Time // when a retired SA is removed; zero unless retired
 	deleting     bool
-	deleteAt     time.Time // we tell the peer then
-	v1           *v1SA     // that it was negotiated under
-	v2           *v2SA     // that it belongs to
+	deleteAt     time.Time // when a DELETE is sent for a replaced SA
+	v1           *v1SA // the ISAKMP SA of the negotiation
+	v2           *v2SA // the IKE SA that it belongs to
 }
 
-// Weak names the algorithms of the SA, and of what negotiated it, that should
-// be used only where the peer has no better; "" is none.
+// Weak names the algorithms of the ESP and the IKE SA that are only acceptable for lack of better
+// ones; "" if there are none.
 func (c *Child) Weak() string {
 	p := Proposal{Cipher: c.Outbound.Suite.Cipher, Hash: c.Outbound.Suite.Integrity, Group: c.Group}
 	if w := p.weak(); w != "" {
@@ -152,25 +153,25 @@ func (c *Child) Weak() string {
 	return c.IKE.weak()
 }
 
-// ProblemKind is what keeps the peers from an SA.
+// ProblemKind is why there is no SA.
 type ProblemKind uint8
 
-// The problems.
+// The kinds of problem.
 const (
 	NoProblem ProblemKind = iota
-	// NoAnswer: nothing comes back, or nothing any more.
+	// NoAnswer: the peer does not answer, or no longer.
 	NoAnswer
-	// NoCommonProposal: Ours and Theirs say what was on offer.
+	// NoCommonProposal: Ours and Theirs are the two offers.
 	NoCommonProposal
-	// SecretMismatch: the peer's authentication, or ours there, failed.
+	// SecretMismatch: authentication failed, at either end.
 	SecretMismatch
-	// Refused: the peer said no, for the reason in Detail.
+	// Refused: the peer sent an error, given in Detail.
 	Refused
-	// WrongIdentity: the peer has the secret, but Theirs is not who is meant.
+	// WrongIdentity: the peer has the secret, but Theirs is not the expected identity.
 	WrongIdentity
 )
 
-// Problem is what keeps the peers from an SA. Equal problems compare equal.
+// Problem is why there is no SA. Problems are comparable with ==.
 type Problem struct {
 	Kind         ProblemKind
 	Phase        int
@@ -178,7 +179,7 @@ type Problem struct {
 	Detail       string
 }
 
-// String is the problem for a log line.
+// String returns the problem for a log line.
 func (p Problem) String() string {
 	switch p.Kind {
 	case NoAnswer:

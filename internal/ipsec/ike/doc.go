@@ -1,15 +1,14 @@
-// Package ike negotiates ESP security associations with a pre-shared key: IKEv1
-// main mode and quick mode (RFC 2408, 2409) and IKEv2 (RFC 7296), initiator and
-// responder, as state machines without sockets, clocks or goroutines. Messages
-// and the time go in, actions come out, and whoever holds a Peer carries them out.
+// Package ike negotiates ESP security associations with a pre-shared key: IKEv1 main mode and
+// quick mode (RFC 2408, 2409) and IKEv2 (RFC 7296), as initiator and responder. A Peer is a state
+// machine without sockets, clocks or goroutines: messages and the time are its input, Actions its
+// output, and the caller carries them out.
 //
-// It knows one kind of traffic: a transport-mode SA for IP protocol 4 between two
-// IPv4 hosts, which is what RouterOS makes of `ipsec-secret`.
+// The only traffic negotiated is IP protocol 4 between two IPv4 hosts in transport mode, which is
+// what RouterOS makes of `ipsec-secret`.
 //
-// It does not do: certificates, EAP, XAUTH, mode config, aggressive mode (which
-// gives the hash of the secret to whoever asks), tunnel mode, AH, IPComp,
-// several traffic selectors.
+// Not supported: certificates, EAP, XAUTH, mode config, aggressive mode (it discloses a hash of
+// the secret to any initiator), tunnel mode, AH, IPComp, several traffic selectors.
 //
-// What a stranger can send is bounded: messages, payloads, proposals and half-open
-// exchanges. Nothing that is not authenticated ends anything that is.
+// Unauthenticated input is bounded: messages, payloads, proposals, half-open SAs. An
+// unauthenticated message never ends an authenticated SA.
 package ike

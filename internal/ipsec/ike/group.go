@@ -12,8 +12,8 @@ import (
 	"filippo.io/bigmod"
 )
 
-// Group is a Diffie-Hellman group by its number in both versions of IKE. The
-// zero value is none.
+// Group is a Diffie-Hellman group by its IANA number, the same in IKEv1 and IKEv2. The zero value
+// is none.
 type Group uint16
 
 // The groups.
@@ -29,7 +29,7 @@ const (
 	Curve25519 Group = 31
 )
 
-// groups is in the order of strength.
+// groups is sorted by strength, weakest first.
 var groups = []struct {
 	group Group
 	name  string
@@ -47,7 +47,7 @@ var groups = []struct {
 	{ECP521, "ecp521", "", ecdh.P521},
 }
 
-// rank is the group's place in the order of strength, from 1; 0 for none and unknown.
+// rank is the group's index in groups plus 1; 0 for none and unknown groups.
 func (g Group) rank() int {
 	for i := range groups {
 		if groups[i].group == g {
@@ -57,7 +57,7 @@ func (g Group) rank() int {
 	return 0
 }
 
-// String is the group's name in proposals: modp2048.
+// String returns the group's name in proposals, such as modp2048.
 func (g Group) String() string {
 	if r := g.rank(); r != 0 {
 		return groups[r-1].name
@@ -81,7 +81,7 @@ func groupByName(name string) (Group, bool) {
 	return 0, false
 }
 
-// GroupNames are the names that ParseGroup takes beside none, the weakest first.
+// GroupNames returns the names that ParseGroup takes besides none, weakest first.
 func GroupNames() []string {
 	names := make([]string, len(groups))
 	for i, g := range groups {
@@ -90,7 +90,7 @@ func GroupNames() []string {
 	return names
 }
 
-// ParseGroup reads the name of a group; "none" is none.
+// ParseGroup parses the name of a group; "none" is 0.
 func ParseGroup(name string) (Group, error) {
 	if name == "none" {
 		return 0, nil
@@ -101,18 +101,18 @@ func ParseGroup(name string) (Group, error) {
 	return 0, fmt.Errorf("%q is not accepted: want none or one of %s", name, strings.Join(GroupNames(), ", "))
 }
 
-// dhKey is our half of a Diffie-Hellman exchange.
+// dhKey is our private key of one Diffie-Hellman exchange, with its public value.
 type dhKey struct {
 	group  Group
-	public []byte // as a KE payload carries it
-	// One of:
+	public []byte // big-endian, as in a KE payload
+	// One of these is set: MODP or curve.
 	exponent []byte
 	private  *ecdh.PrivateKey
 }
 
 var errPublicValue = errors.New("ike: the peer's public value is none of its group")
 
-// modulus is made once for each group: it takes a few exponentiations' time.
+// modulus caches each group's modulus, which takes as long as a few exponentiations.
 var modulus = func() map[Group]func() *bigmod.Modulus {
 	m := make(map[Group]func() *bigmod.Modulus)
 	for _, g := range groups {
@@ -134,11 +134,11 @@ var modulus = func() map[Group]func() *bigmod.Modulus {
 	return m
 }()
 
-// exponentLen is the length of our private exponents in bytes: more than twice
-// the strength of the largest group (RFC 3526 section 8).
+// exponentLen is the length of private exponents in bytes: more than twice the strength of the
+// largest group (RFC 3526 section 8).
 const exponentLen = 64
 
-// newDHKey begins an exchange with random bytes from random.
+// newDHKey generates a key from random.
 func newDHKey(g Group, random io.Reader) (*dhKey, error) {
 	r := g.rank()
 	if r == 0 {
@@ -152,7 +152,7 @@ func newDHKey(g Group, random io.Reader) (*dhKey, error) {
 		}
 		e.public = e.private.PublicKey().Bytes()
 		if g != Curve25519 {
-			e.public = e.public[1:] // RFC 5903 section 7: x and y, without the form's byte
+			e.public = e.public[1:] // RFC 5903 section 7: x and y without the 0x04 prefix
 		}
 		return e, nil
 	}
@@ -166,8 +166,8 @@ func newDHKey(g Group, random io.Reader) (*dhKey, error) {
 	return e, nil
 }
 
-// newCurveKey makes a key of exactly the bytes read, which GenerateKey does not
-// promise, so that a test can repeat itself.
+// newCurveKey uses exactly the bytes that it reads, so that tests are reproducible; GenerateKey
+// does not promise that.
 func newCurveKey(curve ecdh.Curve, random io.Reader) (*ecdh.PrivateKey, error) {
 	size := map[ecdh.Curve]int{ecdh.P256(): 32, ecdh.P384(): 48, ecdh.P521(): 66, ecdh.X25519(): 32}[curve]
 	for {
@@ -178,14 +178,14 @@ func newCurveKey(curve ecdh.Curve, random io.Reader) (*ecdh.PrivateKey, error) {
 		if curve == ecdh.P521() {
 			b[0] &= 1
 		}
-		if k, err := curve.NewPrivateKey(b); err == nil { // else zero or beyond the order
+		if k, err := curve.NewPrivateKey(b); err == nil { // fails for zero and values beyond the order
 			return k, nil
 		}
 	}
 }
 
-// shared is the secret that the peer's public value gives, of a length that
-// depends on the group only.
+// shared returns the shared secret for the peer's public value. Its length depends on the group
+// only.
 func (e *dhKey) shared(peer []byte) ([]byte, error) {
 	if e.private != nil {
 		if e.group != Curve25519 {
@@ -206,8 +206,8 @@ func (e *dhKey) shared(peer []byte) ([]byte, error) {
 		return nil, errPublicValue
 	}
 	y, err := bigmod.NewNat().SetBytes(peer, m)
-	// 0, 1 and p-1 would give a secret that everyone knows; with a safe prime no
-	// other value does (RFC 6989 section 2.1).
+	// 0, 1 and p-1 give a predictable secret; with a safe prime no other value does (RFC 6989
+	// section 2.1).
 	if err != nil || y.IsZero()|y.IsOne()|y.IsMinusOne(m) == 1 {
 		return nil, errPublicValue
 	}

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Peer negotiates with one other host. One goroutine at a time uses it.
+// Peer negotiates with one other host. It is not safe for concurrent use.
 type Peer struct {
 	cfg Config
 
@@ -21,46 +21,46 @@ type Peer struct {
 	v1       []*v1SA
 	v2       []*v2SA
 	children []*Child
-	current  *Child // what packets are sealed with
+	current  *Child // the SA that outbound packets are encrypted with
 
-	lastReceived time.Time // something authentic last came from the peer
-	refresh      bool      // the peer may have lost our SAs: make a new one
-	holdUntil    time.Time // give a negotiation that the peer began time to get there
-	holdUsed     bool      // that has been done since we last began, and nothing has come of it
+	lastReceived time.Time // the last authentic packet of the peer, IKE or ESP
+	refresh      bool // the peer may have lost our SAs: negotiate a new one
+	holdUntil    time.Time // until then a negotiation of the peer's has precedence
+	holdUsed     bool // holdUntil was set since our last attempt
 	nextStart    time.Time
 	nextChild    time.Time
 	backoff      time.Duration
-	tryMain      bool // in Auto mode: IKEv2 got no answer
+	tryMain      bool // Auto mode: IKEv2 got no answer, so try IKEv1
 	problem      Problem
 	closed       bool
 
 	unverifiedV1  unverifiedV1
 	cookieSecrets cookieSecrets
-	cheapReplies  rateLimiter // for strangers: what costs little
-	unverifiedDH  rateLimiter // Diffie-Hellman exchanges for who may not hear us
-	verifiedDH    rateLimiter // and for who does
+	cheapReplies  rateLimiter // before return routability is shown
+	unverifiedDH  rateLimiter // Diffie-Hellman exchanges before return routability is shown
+	verifiedDH    rateLimiter // Diffie-Hellman exchanges after it
 }
 
-// How long things take.
+// Timers and limits.
 const (
 	retransmitFirst = time.Second
 	retransmitMax   = 8 * time.Second
-	retransmitTries = 6 // the first one included: 1+2+4+8+8+8 s
+	retransmitTries = 6 // including the first transmission: 1+2+4+8+8+8 s
 	halfOpenTime    = 40 * time.Second
 	maxHalfOpen     = 8
 	backoffFirst    = time.Second
 	backoffMax      = 30 * time.Second
-	holdTime        = 3 * time.Second  // for the peer's quick mode to follow its main mode
-	overlapTime     = 5 * time.Second  // of a replaced SA, for packets still on the way
-	activateDelay   = 5 * time.Second  // to a new SA, for the peer to have it
-	confirmTimeout  = time.Second / 2  // for the peer to show that it has our answer
-	lingerTime      = 60 * time.Second // for answers to retransmissions
+	holdTime        = 3 * time.Second // for the peer's quick mode or IKE_AUTH to follow
+	overlapTime     = 5 * time.Second // a replaced SA is kept for packets in flight
+	activateDelay   = 5 * time.Second // before sending on a new SA, so that the peer has installed it
+	confirmTimeout  = time.Second / 2 // before probing whether the peer got our IKE_AUTH response
+	lingerTime      = 60 * time.Second // responses are kept for retransmitted requests
 	keepaliveTime   = 20 * time.Second // RFC 3948 section 4
 	maxChildren     = 16
 	maxEstablished  = 16 // IKE SAs
 )
 
-// NewPeer makes a Peer. Nothing happens before the first Tick.
+// NewPeer returns a Peer that does nothing before its first Tick. It copies the secret.
 func NewPeer(cfg Config, now time.Time) (*Peer, error) {
 	if !cfg.Local.Is4() || !cfg.Remote.Is4() {
 		return nil, fmt.Errorf("ike: local and remote address have to be IPv4")
@@ -101,8 +101,8 @@ func NewPeer(cfg Config, now time.Time) (*Peer, error) {
 	return &Peer{cfg: cfg, now: now, next: now, lastReceived: now}, nil
 }
 
-// Receive takes a message that came from the network, without a non-ESP marker,
-// and returns what is to be done. from must have the peer's address.
+// Receive processes an IKE message, without the non-ESP marker. from must have the peer's
+// address; b is not kept. localPort is the port that it arrived on.
 func (p *Peer) Receive(now time.Time, localPort uint16, from netip.AddrPort, b []byte) []Action {
 	p.begin(now)
 	if h, err := parseHeader(b); err == nil && !p.closed {
@@ -117,18 +117,17 @@ func (p *Peer) Receive(now time.Time, localPort uint16, from netip.AddrPort, b [
 	return p.end()
 }
 
-// Tick does what is due at now. It is to be called at Next, and may be called at
-// any time.
+// Tick runs the timers that are due at now. Call it at Next; calling it more often does no harm.
 func (p *Peer) Tick(now time.Time) []Action {
 	p.begin(now)
 	return p.end()
 }
 
-// Next is when Tick has something to do; zero if that depends on what is received.
+// Next returns when Tick is due; zero if no timer runs.
 func (p *Peer) Next() time.Time { return p.next }
 
-// NoteReceived says that an authentic ESP packet of the peer has come in, by the SA with
-// that inbound SPI. It need not be said of every packet.
+// NoteReceived reports an authentic ESP packet on the SA with that inbound SPI. It need not be
+// called for every packet.
 func (p *Peer) NoteReceived(now time.Time, spi uint32) []Action {
 	p.begin(now)
 	p.lastReceived = p.now
@@ -140,9 +139,9 @@ func (p *Peer) NoteReceived(now time.Time, spi uint32) []Action {
 	return p.end()
 }
 
-// UpdateRemotePort says that an authentic ESP packet of the peer has come from another UDP
-// port than before: the NAT in front of it has given it a new one, which holds
-// for IKE as well (RFC 7296 section 2.23). Nothing moves where there is none.
+// UpdateRemotePort reports an authentic ESP packet from another UDP port: the NAT in front of the
+// peer has made a new mapping, which IKE then uses too (RFC 7296 section 2.23). Without a NAT it
+// does nothing.
 func (p *Peer) UpdateRemotePort(port uint16) []Action {
 	p.actions = nil
 	moved := false
@@ -163,14 +162,14 @@ func (p *Peer) UpdateRemotePort(port uint16) []Action {
 		}
 	}
 	for _, c := range p.children {
-		if moved && c.Outbound.DestinationPort != 0 { // also one that is not sent by yet
+		if moved && c.Outbound.DestinationPort != 0 { // including SAs that are not used for sending yet
 			p.setPorts(c, udpPath{c.Outbound.SourcePort, addrPort(p.cfg.Remote, port)})
 		}
 	}
 	return p.actions
 }
 
-// Rekey asks for new keys before the sequence numbers of the present ones end.
+// Rekey starts a rekey of the current SA, before its sequence numbers run out.
 func (p *Peer) Rekey(now time.Time) []Action {
 	p.begin(now)
 	if p.current != nil {
@@ -179,8 +178,7 @@ func (p *Peer) Rekey(now time.Time) []Action {
 	return p.end()
 }
 
-// Close tells the peer that all SAs are deleted. After it nothing may be sent or
-// received, and the Peer does nothing more.
+// Close deletes all SAs and notifies the peer. Afterwards nothing may be sent or received.
 func (p *Peer) Close(now time.Time) []Action {
 	p.begin(now)
 	p.setOutbound(nil)
@@ -193,24 +191,23 @@ func (p *Peer) Close(now time.Time) []Action {
 	return p.actions
 }
 
-// Current is the SA that packets are sealed with; nil if there is none.
+// Current returns the SA that outbound packets are encrypted with, or nil.
 func (p *Peer) Current() *Child { return p.current }
 
-// Problem is what keeps the peers from an SA, or has last done so; NoProblem
-// once there is one.
+// Problem returns the latest reason why there is no SA; NoProblem once there is one.
 func (p *Peer) Problem() Problem { return p.problem }
 
-// Established reports whether there is an SA of IKE itself.
+// Established reports whether there is an IKE SA (IKEv1: an ISAKMP SA).
 func (p *Peer) Established() bool { return p.newestV1() != nil || p.newestV2() != nil }
 
 func (p *Peer) begin(now time.Time) {
-	if now.After(p.now) { // a clock that goes back has no say
+	if now.After(p.now) { // time does not go backwards
 		p.now = now
 	}
 	p.actions = nil
 }
 
-// end does what is due, and finds out when the next thing will be.
+// end runs the timers that are due, and sets next.
 func (p *Peer) end() []Action {
 	for range 16 {
 		p.rerun, p.next = false, time.Time{}
@@ -228,8 +225,8 @@ func (p *Peer) end() []Action {
 	return p.actions
 }
 
-// due reports whether t, if it is a time at all, has come, and else has Tick
-// called then.
+// due reports whether t has come, and has another pass run then. Otherwise it schedules a Tick
+// for t. A zero t is never due.
 func (p *Peer) due(t time.Time) bool {
 	if t.IsZero() {
 		return false
@@ -242,7 +239,7 @@ func (p *Peer) due(t time.Time) bool {
 	return true
 }
 
-// past reports whether t has come, and else has Tick called then.
+// past reports whether t has come. Otherwise it schedules a Tick for t.
 func (p *Peer) past(t time.Time) bool {
 	if p.now.Before(t) {
 		p.next = earlier(p.next, t)
@@ -274,7 +271,8 @@ func (p *Peer) random32() uint32 {
 	}
 }
 
-// newSPI is one that no SA with this peer has.
+// newSPI returns a random inbound SPI, unique among the SAs with this peer; 0 to 255 are reserved
+// (RFC 4303 section 2.1).
 func (p *Peer) newSPI() uint32 {
 next:
 	for {
@@ -291,7 +289,7 @@ next:
 	}
 }
 
-// udpPath is how datagrams go to the peer.
+// udpPath is the local UDP port and the remote endpoint that IKE messages use.
 type udpPath struct {
 	local  uint16
 	remote netip.AddrPort
@@ -303,7 +301,7 @@ func (p *Peer) send(to udpPath, b []byte) {
 	p.actions = append(p.actions, Send{LocalPort: to.local, To: to.remote, Payload: b})
 }
 
-// retransmission is a message that is repeated until an answer comes.
+// retransmission is a message that is retransmitted until it is answered.
 type retransmission struct {
 	messages [][]byte
 	tries    int
@@ -323,7 +321,7 @@ func (p *Peer) resend(r *retransmission, to udpPath) {
 
 func (r *retransmission) stop() { r.at = time.Time{} }
 
-// step repeats the message if it is time to; false says that there is no hope left.
+// step retransmits the message when it is time to. It returns false once the tries are used up.
 func (r *retransmission) step(p *Peer, to udpPath) bool {
 	if !p.due(r.at) {
 		return true
@@ -338,10 +336,9 @@ func (r *retransmission) step(p *Peer, to udpPath) bool {
 	return true
 }
 
-// noteFailure notes why a negotiation that we began came to nothing, and has the next
-// one wait.
+// noteFailure records why a negotiation of ours failed, and backs off before the next.
 func (p *Peer) noteFailure(problem Problem) {
-	known := p.problem.Kind != NoProblem && (problem.Kind == NoAnswer || // what has been said says more
+	known := p.problem.Kind != NoProblem && (problem.Kind == NoAnswer || // the recorded problem is more specific
 		problem.Kind == p.problem.Kind && problem.Phase == p.problem.Phase && problem.Theirs == "" && p.problem.Theirs != "")
 	if problem.Kind != NoProblem && !known {
 		p.problem = problem
@@ -350,7 +347,8 @@ func (p *Peer) noteFailure(problem Problem) {
 	p.nextStart = p.now.Add(p.backoff)
 }
 
-// noteHint notes what a message that is not authenticated lets one guess.
+// noteHint records a problem known from an unauthenticated message only. It is ignored while
+// there is an SA.
 func (p *Peer) noteHint(problem Problem) {
 	if p.current == nil {
 		p.problem = problem

@@ -2,23 +2,21 @@ package ike
 
 import "time"
 
-// What messages of strangers are let through a second: of each kind as many as
-// cost, all together, a few percent of a processor.
+// Limits on unauthenticated messages, chosen so that together they cost a few percent of a CPU.
 const (
-	// cheapRepliesPerSecond are answers that cost neither a private key nor a promise:
-	// message 2 of main mode, and IKEv2's cookies.
+	// cheapRepliesPerSecond limits replies that need neither a private key nor memory for long:
+	// message 2 of main mode, and COOKIE notifications.
 	cheapRepliesPerSecond = 1000
-	// dhPerSecond are Diffie-Hellman exchanges, those for whom nothing has
-	// been heard of before and those for whom a cookie shows that it hears us: so
-	// none of the former takes the latter's.
+	// dhPerSecond limits Diffie-Hellman exchanges. Initiators that have shown return routability
+	// have a limit of their own, so that spoofed sources cannot use it up.
 	dhPerSecond = 20
 )
 
-// rateLimiter is a token bucket that holds a second's tokens. The zero value is full.
-// What comes in excess is dropped evenly and not from the start of each second on:
-// retransmissions, which come after whole seconds, would else all be dropped or none.
+// rateLimiter is a token bucket with a burst of one second. The zero value is full. Excess is
+// dropped evenly rather than from the start of each second on: retransmissions come in whole
+// seconds, and would otherwise be dropped all or not at all.
 type rateLimiter struct {
-	fullAt time.Time // when it is, if nothing more is taken
+	fullAt time.Time // when the bucket is full again, if nothing more is taken
 }
 
 // allow takes a token, if there is one.
