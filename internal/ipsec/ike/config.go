@@ -31,7 +31,7 @@ type Mode uint8
 const (
 	Main Mode = iota // IKEv1 main mode
 	IKE2             // IKEv2
-	Auto // initiator: IKEv2, then IKEv1 main mode; responder: either
+	Auto             // initiator: IKEv2, then IKEv1 main mode; responder: either
 )
 
 // ParseMode parses main, ike2 or auto.
@@ -132,15 +132,15 @@ type Child struct {
 
 	active       bool // may be used for sending: the peer has it
 	activateAt   time.Time
-	peerSends    bool // the peer has sent on it
+	peerSends    bool   // the peer has sent on it
 	replaces     *Child // to be deleted once the peer sends on this one
 	rekeying     bool
 	receiveUntil time.Time // the peer no longer sends on it after that
 	removeAt     time.Time // when a retired SA is removed; zero unless retired
 	deleting     bool
 	deleteAt     time.Time // when a DELETE is sent for a replaced SA
-	v1           *v1SA // the ISAKMP SA of the negotiation
-	v2           *v2SA // the IKE SA that it belongs to
+	v1           *v1SA     // the ISAKMP SA of the negotiation
+	v2           *v2SA     // the IKE SA that it belongs to
 }
 
 // Weak names the algorithms of the ESP and the IKE SA that are only acceptable for lack of better

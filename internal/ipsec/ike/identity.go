@@ -16,28 +16,28 @@ const (
 	idKeyID      = 11 // opaque bytes
 )
 
-// Identity remembers who the peer has first shown itself to be. Peers that follow
-// one another for the same tunnel share one; one Peer at a time uses it. The zero
-// value is for a peer that has not shown itself yet.
+// Identity pins the first identity that a peer authenticated with (trust on first use).
+// Consecutive Peers of the same tunnel share one; only one Peer at a time may use it. The zero
+// value pins nothing yet.
 type Identity struct {
-	id []byte // the type, and the data of the ID payload
+	id []byte // the type octet, then the identification data
 }
 
-// ourID is the body of our ID payload in both versions: ID_IPV4_ADDR, and, in
-// IKEv1, any protocol and port.
+// ourID returns the body of our ID payload for both versions: ID_IPV4_ADDR and, in IKEv1, any
+// protocol and port.
 func (p *Peer) ourID() []byte {
 	ip := p.cfg.Local.As4()
 	return append([]byte{idIPv4, 0, 0, 0}, ip[:]...)
 }
 
-// checkIdentity reports whether the body of an ID payload is that of the peer that is
-// meant. The secret does not say so: another host can have it too, and who is on
-// the path can hand it our messages, or hand them to another tunnel of ours. It is
-// for a peer that has proved to have the secret, since the first identity is kept.
+// checkIdentity checks the body of an ID payload against the expected identity. The secret alone
+// does not identify the peer: several hosts may share it, and an attacker on the path can relay
+// our messages to another of them, or to another tunnel of ours. Call it after authentication
+// only, since it pins the first identity.
 //
-// Without Config.RemoteID the identity is the peer's outer address. Behind a NAT it
-// is often not, and there whatever came first stays right. n is what NAT discovery
-// found, which who is on the path can bring about.
+// Without Config.RemoteID the identity must be the peer's outer address. Behind a NAT it often is
+// not, and the first one is pinned. n is the result of NAT discovery, which an attacker on the
+// path can forge.
 func (p *Peer) checkIdentity(body []byte, n nat) (Problem, bool) {
 	local, remote := p.cfg.Local.As4(), p.cfg.Remote.As4()
 	id := append([]byte{body[0]}, body[4:]...)
@@ -65,8 +65,8 @@ func (p *Peer) checkIdentity(body []byte, n nat) (Problem, bool) {
 	return wrong, false
 }
 
-// isRemoteID reports whether an identity is Config.RemoteID: the address, or else
-// the same text in any of the types that hold text.
+// isRemoteID reports whether id is Config.RemoteID: that address, or the same text in any of the
+// text types.
 func (p *Peer) isRemoteID(id []byte) bool {
 	if a, err := netip.ParseAddr(p.cfg.RemoteID); err == nil && a.Is4() {
 		ip := a.As4()
@@ -79,7 +79,8 @@ func (p *Peer) isRemoteID(id []byte) bool {
 	return false
 }
 
-// formatIdentity is an identity for a log line, whatever is in it.
+// formatIdentity formats an identity for a log line. The peer chooses its bytes, so they are
+// quoted and truncated.
 func formatIdentity(id []byte) string {
 	const longest = 64
 	data := id[1:]

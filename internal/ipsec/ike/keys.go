@@ -13,7 +13,7 @@ import (
 	"ipipd/internal/ipsec/esp"
 )
 
-// newHash is the hash function of a proposal.
+// newHash returns the hash function of an integrity algorithm.
 func newHash(h esp.Integrity) func() hash.Hash {
 	switch h {
 	case esp.HMACSHA256:
@@ -35,8 +35,8 @@ func digest(h esp.Integrity, parts ...[]byte) []byte {
 	return f.Sum(nil)
 }
 
-// prf is the pseudo-random function of both versions: HMAC over the
-// concatenation of parts (RFC 2409 section 4, RFC 7296 section 2.13).
+// prf is the pseudo-random function of both versions: HMAC over the concatenation of parts (RFC
+// 2409 section 4, RFC 7296 section 2.13).
 func prf(h esp.Integrity, key []byte, parts ...[]byte) []byte {
 	f := hmac.New(newHash(h), key)
 	for _, p := range parts {
@@ -45,7 +45,7 @@ func prf(h esp.Integrity, key []byte, parts ...[]byte) []byte {
 	return f.Sum(nil)
 }
 
-// prfPlus is prf+ of RFC 7296 section 2.13, n bytes of it.
+// prfPlus returns n bytes of prf+ (RFC 7296 section 2.13).
 func prfPlus(h esp.Integrity, key []byte, n int, seed ...[]byte) []byte {
 	var out, t []byte
 	for i := byte(1); len(out) < n; i++ {
@@ -55,7 +55,7 @@ func prfPlus(h esp.Integrity, key []byte, n int, seed ...[]byte) []byte {
 	return out[:n]
 }
 
-// newBlock is the block cipher of a CBC proposal.
+// newBlock returns the block cipher of a CBC proposal.
 func newBlock(p Proposal, key []byte) (cipher.Block, error) {
 	if p.Cipher == esp.TripleDESCBC {
 		return des.NewTripleDESCipher(key)
@@ -63,17 +63,17 @@ func newBlock(p Proposal, key []byte) (cipher.Block, error) {
 	return aes.NewCipher(key)
 }
 
-// v1Keys are the secrets of an ISAKMP SA (RFC 2409 section 5).
+// v1Keys are the keys of an ISAKMP SA (RFC 2409 section 5).
 type v1Keys struct {
 	hash             esp.Integrity
 	skeyid           []byte // SKEYID
 	skeyidD, skeyidA []byte // SKEYID_d and SKEYID_a
 	block            cipher.Block
-	phase1IV         []byte // of the first encrypted message of phase 1
+	phase1IV         []byte // for message 5
 }
 
-// deriveV1 is RFC 2409 section 5 for pre-shared keys, and appendix B for the
-// cipher's key and the first initialisation vector.
+// deriveV1 derives the keys for a pre-shared key (RFC 2409 section 5), the cipher's key and the
+// first IV (appendix B).
 func deriveV1(p Proposal, secret, ni, nr, shared, publicI, publicR []byte, ckyI, ckyR ikeSPI) (*v1Keys, error) {
 	k := &v1Keys{hash: p.Hash}
 	k.skeyid = prf(p.Hash, secret, ni, nr)
@@ -96,13 +96,14 @@ func deriveV1(p Proposal, secret, ni, nr, shared, publicI, publicR []byte, ckyI,
 	return k, nil
 }
 
-// phase2IV is the first initialisation vector of an exchange of phase 2 (RFC 2409 appendix B).
+// phase2IV returns the IV of the first message of a phase 2 exchange with that message ID (RFC
+// 2409 appendix B).
 func (k *v1Keys) phase2IV(lastOfPhase1 []byte, id uint32) []byte {
 	return digest(k.hash, lastOfPhase1, be32(id))[:k.block.BlockSize()]
 }
 
-// keymat is the keying material of one direction of an SA that quick mode made
-// (RFC 2409 section 5.5). shared is nil without PFS.
+// keymat returns the keys of one direction of an ESP SA (RFC 2409 section 5.5). shared is nil
+// without PFS.
 func (k *v1Keys) keymat(s esp.Suite, shared []byte, spi uint32, ni, nr []byte) esp.Keys {
 	const protocolESP = 3
 	var out, t []byte
@@ -121,8 +122,8 @@ func splitKeys(s esp.Suite, b []byte) esp.Keys {
 
 func be32(v uint32) []byte { return []byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)} }
 
-// encryptV1 encrypts payloads under iv, padded with zeros to whole blocks, and
-// returns the message and its last block, the next IV.
+// encryptV1 returns the message and its last ciphertext block, the next IV. The payloads are
+// padded with zeros to whole blocks.
 func (k *v1Keys) encryptV1(h header, ps []payload, iv []byte) (msg, nextIV []byte) {
 	h.flags |= flagEncrypted
 	h.next = firstType(ps)
@@ -136,8 +137,8 @@ func (k *v1Keys) encryptV1(h header, ps []payload, iv []byte) (msg, nextIV []byt
 	return b, append([]byte(nil), b[len(b)-size:]...)
 }
 
-// decryptV1 is the other way round. Whether the bytes are the peer's only the
-// hash inside can tell.
+// decryptV1 decrypts a message, without authenticating it: that takes the HASH payload. The
+// returned plain is the payloads without their padding.
 func (k *v1Keys) decryptV1(h header, b, iv []byte) (ps []payload, plain, nextIV []byte, err error) {
 	size := k.block.BlockSize()
 	text := b[headerLen:]

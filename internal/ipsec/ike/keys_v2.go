@@ -13,7 +13,7 @@ import (
 	"ipipd/internal/ipsec/esp"
 )
 
-// v2Keys are the secrets of an IKE SA (RFC 7296 section 2.14), ours and the peer's.
+// v2Keys are the keys of an IKE SA (RFC 7296 section 2.14).
 type v2Keys struct {
 	proposal   Proposal
 	skD        []byte
@@ -21,16 +21,16 @@ type v2Keys struct {
 	send, recv v2Direction
 }
 
-// v2Direction is what protects the messages of one direction.
+// v2Direction is the encryption and integrity protection of one direction.
 type v2Direction struct {
 	auth    []byte
 	block   cipher.Block
 	aead    cipher.AEAD
 	salt    []byte
-	counter uint64 // the IV of AES-GCM, which must not repeat
+	counter uint64 // the IV of AES-GCM, which must not repeat (RFC 5282 section 3.1)
 }
 
-// skeyseed is SKEYSEED of a first exchange, and rekeySKEYSEED of a rekey (section 2.18).
+// skeyseed is SKEYSEED of IKE_SA_INIT, and rekeySKEYSEED that of a rekey (RFC 7296 section 2.18).
 func skeyseed(p Proposal, ni, nr, shared []byte) []byte {
 	return prf(p.Hash, append(append([]byte(nil), ni...), nr...), shared)
 }
@@ -39,7 +39,7 @@ func (k *v2Keys) rekeySKEYSEED(ni, nr, shared []byte) []byte {
 	return prf(k.proposal.Hash, k.skD, shared, ni, nr)
 }
 
-// deriveV2 makes the keys of an IKE SA from SKEYSEED.
+// deriveV2 derives the keys of an IKE SA from SKEYSEED.
 func deriveV2(p Proposal, skeyseed, ni, nr []byte, spiI, spiR ikeSPI, initiator bool) (*v2Keys, error) {
 	prfLen := esp.Suite{Cipher: esp.AESCBC, Integrity: p.Hash}.IntegrityKeyLen()
 	suite := p.suite()
@@ -87,8 +87,8 @@ func (d *v2Direction) icvLen(p Proposal) int {
 	return map[esp.Integrity]int{esp.HMACSHA1: 12, esp.HMACSHA256: 16, esp.HMACSHA384: 24, esp.HMACSHA512: 32}[p.Hash]
 }
 
-// seal writes one message with an encrypted payload, or a fragment of one (number
-// of total, from 1; total 0 is none). first is the type of the first payload in plain.
+// seal returns a message with an Encrypted payload or, if total is not 0, an Encrypted Fragment
+// number (from 1) of total. first is the type of the first payload in plain.
 func (k *v2Keys) seal(h header, first payloadType, plain []byte, number, total int) []byte {
 	d := &k.send
 	h.next = v2Encrypted
@@ -133,8 +133,8 @@ func (k *v2Keys) seal(h header, first payloadType, plain []byte, number, total i
 	return b
 }
 
-// open authenticates and decrypts the body of the encrypted payload that ends
-// message b; what of the payload is not encrypted has skip bytes, its generic header included.
+// open authenticates and decrypts the Encrypted payload at offset at of b, which must be the last
+// one. The IV starts skip bytes into the payload.
 func (k *v2Keys) open(b []byte, at, skip int) ([]byte, error) {
 	d := &k.recv
 	start, icv := at+skip, d.icvLen(k.proposal)
@@ -171,20 +171,20 @@ func unpad(b []byte) ([]byte, error) {
 	return b[:n], nil
 }
 
-// authV2 is the AUTH value for a shared secret (RFC 7296 section 2.15).
+// authV2 returns the AUTH data for a shared secret (RFC 7296 section 2.15).
 func authV2(h esp.Integrity, secret Secret, message, nonce, sk, id []byte) []byte {
 	return prf(h, prf(h, secret, []byte("Key Pad for IKEv2")), message, nonce, prf(h, sk, id))
 }
 
-// childKeys is the keying material of a pair of SAs (section 2.17): first what
-// the initiator of the exchange sends with.
+// childKeys returns the keys of a Child SA (RFC 7296 section 2.17), by who sends with them: the
+// initiator of the exchange, then its responder.
 func (k *v2Keys) childKeys(s esp.Suite, shared, ni, nr []byte) (initiators, responders esp.Keys) {
 	n := s.EncryptionKeyLen() + s.IntegrityKeyLen()
 	b := prfPlus(k.proposal.Hash, k.skD, 2*n, shared, ni, nr)
 	return splitKeys(s, b[:n]), splitKeys(s, b[n:])
 }
 
-// natHashV2 is RFC 7296 section 2.23: SHA-1 of the SPIs, the address and the port.
+// natHashV2 returns SHA-1 over the SPIs, the address and the port (RFC 7296 section 2.23).
 func natHashV2(i, r ikeSPI, at netip.AddrPort) []byte {
 	ip := at.Addr().As4()
 	b := append(append(append([]byte(nil), i[:]...), r[:]...), ip[:]...)

@@ -1,16 +1,16 @@
 package ike
 
-// nat is what the NAT discovery of an SA of IKE has found (RFC 3947 section 3.2,
-// RFC 7296 section 2.23). Which end is behind one matters: of a peer that is not,
-// the identity and the selector are its outer address, whatever is in front of us.
+// nat is the result of NAT discovery (RFC 3947 section 3.2, RFC 7296 section 2.23). The two ends
+// are kept apart: a peer that is not behind a NAT must have its outer address as identity and
+// selector, even if we are behind one.
 type nat struct {
-	local, remote bool // whether we are behind one, whether the peer is
+	local, remote bool // we are behind a NAT, the peer is
 	forced        bool // Config.ForceUDP
 }
 
-// udp reports whether ESP is wrapped in UDP, and IKE on port 4500.
+// udp reports whether ESP is encapsulated in UDP, and IKE moves to port 4500.
 func (n nat) udp() bool { return n.local || n.remote || n.forced }
 
-// tracksPeerPort reports whether we go on to where fresh messages of the peer come from.
-// Who is behind a NAT itself does not (RFC 7296 section 2.23).
+// tracksPeerPort reports whether we follow the peer to the source of its latest message. A host
+// behind a NAT must not (RFC 7296 section 2.23).
 func (n nat) tracksPeerPort() bool { return n.remote && !n.local }

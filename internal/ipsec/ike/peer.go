@@ -24,9 +24,9 @@ type Peer struct {
 	current  *Child // the SA that outbound packets are encrypted with
 
 	lastReceived time.Time // the last authentic packet of the peer, IKE or ESP
-	refresh      bool // the peer may have lost our SAs: negotiate a new one
+	refresh      bool      // the peer may have lost our SAs: negotiate a new one
 	holdUntil    time.Time // until then a negotiation of the peer's has precedence
-	holdUsed     bool // holdUntil was set since our last attempt
+	holdUsed     bool      // holdUntil was set since our last attempt
 	nextStart    time.Time
 	nextChild    time.Time
 	backoff      time.Duration
@@ -50,10 +50,10 @@ const (
 	maxHalfOpen     = 8
 	backoffFirst    = time.Second
 	backoffMax      = 30 * time.Second
-	holdTime        = 3 * time.Second // for the peer's quick mode or IKE_AUTH to follow
-	overlapTime     = 5 * time.Second // a replaced SA is kept for packets in flight
-	activateDelay   = 5 * time.Second // before sending on a new SA, so that the peer has installed it
-	confirmTimeout  = time.Second / 2 // before probing whether the peer got our IKE_AUTH response
+	holdTime        = 3 * time.Second  // for the peer's quick mode or IKE_AUTH to follow
+	overlapTime     = 5 * time.Second  // a replaced SA is kept for packets in flight
+	activateDelay   = 5 * time.Second  // before sending on a new SA, so that the peer has installed it
+	confirmTimeout  = time.Second / 2  // before probing whether the peer got our IKE_AUTH response
 	lingerTime      = 60 * time.Second // responses are kept for retransmitted requests
 	keepaliveTime   = 20 * time.Second // RFC 3948 section 4
 	maxChildren     = 16

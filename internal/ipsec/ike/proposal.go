@@ -7,20 +7,20 @@ import (
 	"ipipd/internal/ipsec/esp"
 )
 
-// Proposal is one combination of algorithms, of IKE itself or of ESP.
+// Proposal is one combination of algorithms, for IKE or for ESP.
 type Proposal struct {
 	Cipher  esp.Cipher
 	KeyBits int
-	// Hash is the hash of the integrity algorithm, and of IKE's pseudo-random
-	// function. With AES-GCM it is zero for ESP, and the latter only for IKE.
+	// Hash is the integrity algorithm, and for IKE also the PRF. With AES-GCM it is 0 for ESP,
+	// and only the PRF for IKE.
 	Hash esp.Integrity
-	// Group of the Diffie-Hellman exchange. In a proposal for ESP zero stands
-	// for the configured PFS group.
+	// Group is the Diffie-Hellman group. In a proposal for ESP, 0 stands for the configured PFS
+	// group.
 	Group Group
 }
 
-// DefaultPhase1 and DefaultPhase2 are what is offered, and accepted: the strong
-// first, then what RouterOS has by default. AES-GCM in phase 1 is for IKEv2 only.
+// DefaultPhase1 and DefaultPhase2 are the default proposals, strongest first, down to the
+// defaults of RouterOS. AES-GCM in phase 1 is for IKEv2 only.
 const (
 	DefaultPhase1 = "aes256gcm16-sha256-ecp256,aes256-sha256-ecp256,aes256-sha256-modp2048,aes128-sha256-modp2048,aes256-sha1-modp2048,aes128-sha1-modp2048,aes128-sha1-modp1024"
 	DefaultPhase2 = "aes256gcm16,aes128gcm16,aes256-sha256,aes128-sha256,aes256-sha1,aes192-sha1,aes128-sha1"
@@ -43,16 +43,18 @@ var hashes = []struct {
 	{"sha1", esp.HMACSHA1}, {"sha256", esp.HMACSHA256}, {"sha384", esp.HMACSHA384}, {"sha512", esp.HMACSHA512},
 }
 
-// ParsePhase1 reads proposals for IKE itself: aes128-sha1-modp2048,…
+// ParsePhase1 parses a comma-separated list of proposals for IKE: aes128-sha1-modp2048. The error
+// is a *ProposalError.
 func ParsePhase1(s string) ([]Proposal, error) { return parseProposals(s, true) }
 
-// ParsePhase2 reads proposals for ESP: aes128-sha1,aes256gcm16,…
+// ParsePhase2 parses a comma-separated list of proposals for ESP: aes128-sha1,aes256gcm16. The
+// error is a *ProposalError.
 func ParsePhase2(s string) ([]Proposal, error) { return parseProposals(s, false) }
 
 // ProposalError is a proposal that is not accepted.
 type ProposalError struct {
 	Proposal string
-	// Want is what would have been accepted, in words.
+	// Want says what is accepted.
 	Want string
 }
 
@@ -121,7 +123,7 @@ func parseProposal(s string, phase1 bool) (p Proposal, err error) {
 	return p, nil
 }
 
-// String is the proposal in the notation that ParsePhase1 and ParsePhase2 read.
+// String returns the proposal in the notation that ParsePhase1 and ParsePhase2 read.
 func (p Proposal) String() string {
 	words := make([]string, 0, 3)
 	for _, c := range ciphers {
@@ -151,7 +153,7 @@ func proposalList(ps []Proposal) string {
 	return strings.Join(words, ",")
 }
 
-// suite is what the proposal means for ESP.
+// suite returns the algorithms for ESP.
 func (p Proposal) suite() esp.Suite {
 	s := esp.Suite{Cipher: p.Cipher, KeyBits: p.KeyBits, Integrity: p.Hash}
 	if p.Cipher == esp.AESGCM {
@@ -160,7 +162,7 @@ func (p Proposal) suite() esp.Suite {
 	return s
 }
 
-// weak names what of the proposal should not be used where the peer has better.
+// weak names the algorithms of the proposal that are only acceptable for lack of better ones.
 func (p Proposal) weak() string {
 	var words []string
 	if p.Cipher == esp.TripleDESCBC {

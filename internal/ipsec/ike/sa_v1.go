@@ -23,7 +23,7 @@ const (
 	v1NATDiscovery        payloadType = 20
 )
 
-// Exchange types of IKEv1 and the flag of an encrypted message.
+// Exchange types and the encryption flag of IKEv1.
 const (
 	exchangeMain  = 2
 	exchangeInfo  = 5
@@ -36,21 +36,21 @@ const (
 	doiIPsec      = 1
 	protoISAKMP   = 1
 	protoESP      = 3
-	keyIKE        = 1 // transform of phase 1
+	keyIKE        = 1 // KEY_IKE, the transform ID of phase 1
 	encapUDP      = 4 // UDP-Encapsulated-Transport, RFC 3947 section 5.1
 	encapNormal   = 2 // Transport
 	lifeSeconds   = 1
 	authPreshared = 1
 )
 
-// Attributes of phase 1 (RFC 2409 appendix A) and of phase 2 (RFC 2407 section 4.5).
+// Attribute types of phase 1 (RFC 2409 appendix A) and phase 2 (RFC 2407 section 4.5).
 const (
 	attrCipher, attrHash, attrAuth, attrGroup, attrLifeType, attrLife, attrKeyLen = 1, 2, 3, 4, 11, 12, 14
 
 	attr2LifeType, attr2Life, attr2Group, attr2Mode, attr2Auth, attr2KeyLen = 1, 2, 3, 4, 5, 6
 )
 
-// saProposalV1 is one proposal of an SA payload, with its transforms.
+// saProposalV1 is a Proposal payload with its Transform payloads.
 type saProposalV1 struct {
 	number, protocol uint8
 	spi              []byte
@@ -59,10 +59,10 @@ type saProposalV1 struct {
 
 type transformV1 struct {
 	number, id uint8
-	raw        []byte // the attributes as they came
+	raw        []byte // the attributes, unparsed
 }
 
-// parseSAV1 reads the body of an SA payload of IKEv1.
+// parseSAV1 parses the body of an SA payload. The result aliases b.
 func parseSAV1(b []byte) ([]saProposalV1, error) {
 	if len(b) < 8 {
 		return nil, errShort
@@ -108,7 +108,7 @@ func parseSAV1(b []byte) ([]saProposalV1, error) {
 	return sas, nil
 }
 
-// appendSAV1 writes the body of an SA payload with one proposal.
+// appendSAV1 returns the body of an SA payload with one proposal.
 func appendSAV1(sa saProposalV1) []byte {
 	ts := make([]payload, len(sa.transforms))
 	for i, t := range sa.transforms {
@@ -120,17 +120,17 @@ func appendSAV1(sa saProposalV1) []byte {
 	return appendPayloads(b, []payload{{kind: v1Proposal, body: body}})
 }
 
-// The numbers of hashes: in phase 1 (RFC 2409 appendix A, IANA) and as
-// authentication algorithms of phase 2 (RFC 2407, IANA).
+// Hash algorithms of phase 1 (RFC 2409 appendix A, IANA), and authentication algorithms of phase
+// 2 (RFC 2407, IANA).
 var (
 	v1Hashes = map[esp.Integrity]uint32{esp.HMACSHA1: 2, esp.HMACSHA256: 4, esp.HMACSHA384: 5, esp.HMACSHA512: 6}
 	v1Auths  = map[esp.Integrity]uint32{esp.HMACSHA1: 2, esp.HMACSHA256: 5, esp.HMACSHA384: 6, esp.HMACSHA512: 7}
 )
 
-// Transform numbers of ESP, the same in both versions.
+// Transform IDs of ESP, the same in both versions.
 var espTransforms = map[esp.Cipher]uint8{esp.AESCBC: 12, esp.AESGCM: 20, esp.TripleDESCBC: 3}
 
-// encodePhase1 writes proposals for IKE itself; AES-GCM is not for IKEv1.
+// encodePhase1 encodes proposals for IKE. It skips AES-GCM, which IKEv1 does not have.
 func encodePhase1(ps []Proposal, life time.Duration) saProposalV1 {
 	sa := saProposalV1{number: 1, protocol: protoISAKMP}
 	for _, p := range ps {
@@ -154,9 +154,8 @@ func encodePhase1(ps []Proposal, life time.Duration) saProposalV1 {
 	return sa
 }
 
-// attributeMap reads attributes into a map; nil if there is one that is not known,
-// whose meaning could be anything. Of a lifetime only seconds count: each follows
-// its type, and a second one is in kilobytes.
+// attributeMap parses attributes into a map, or returns nil if one is unknown: its meaning could
+// be anything. Of the lifetimes only the one in seconds counts; a second one is in kilobytes.
 func attributeMap(raw []byte, lifeType, life uint16, known ...uint16) map[uint16]uint32 {
 	as, err := parseAttributes(raw)
 	if err != nil {
@@ -184,7 +183,7 @@ func attributeMap(raw []byte, lifeType, life uint16, known ...uint16) map[uint16
 	return m
 }
 
-// decodePhase1 reads one transform of phase 1. ok is false for one that is unknown here.
+// decodePhase1 decodes a transform of phase 1. ok is false if it is not supported.
 func decodePhase1(t transformV1) (p Proposal, life time.Duration, ok bool) {
 	as := attributeMap(t.raw, attrLifeType, attrLife, attrCipher, attrHash, attrAuth, attrGroup, attrKeyLen)
 	if t.id != keyIKE || as == nil || as[attrAuth] != authPreshared {
@@ -211,10 +210,10 @@ func decodePhase1(t transformV1) (p Proposal, life time.Duration, ok bool) {
 	return p, life, p.Hash != 0 && p.Group.rank() != 0
 }
 
-// seconds reads a lifetime; 0 is none.
+// seconds converts a lifetime attribute; 0 is none.
 func seconds(v uint32) time.Duration { return time.Duration(v) * time.Second }
 
-// encodePhase2 writes proposals for ESP.
+// encodePhase2 encodes proposals for ESP.
 func encodePhase2(ps []Proposal, spi uint32, group Group, udp bool, life time.Duration) saProposalV1 {
 	sa := saProposalV1{number: 1, protocol: protoESP, spi: be32(spi)}
 	mode := uint32(encapNormal)
@@ -240,7 +239,8 @@ func encodePhase2(ps []Proposal, spi uint32, group Group, udp bool, life time.Du
 	return sa
 }
 
-// decodePhase2 reads one transform for ESP, its group included.
+// decodePhase2 decodes a transform for ESP. ok is false if it is not supported, or has not the
+// encapsulation mode that udp asks for.
 func decodePhase2(t transformV1, udp bool) (p Proposal, life time.Duration, ok bool) {
 	as := attributeMap(t.raw, attr2LifeType, attr2Life, attr2Group, attr2Mode, attr2Auth, attr2KeyLen)
 	if as == nil {

@@ -33,7 +33,7 @@ const (
 	flagResponse  = 0x20
 )
 
-// Notifications of IKEv2 (RFC 7296 section 3.10.1).
+// Notify message types of IKEv2 (RFC 7296 section 3.10.1).
 const (
 	n2UnsupportedCritical = 1
 	n2InvalidSyntax       = 7
@@ -75,10 +75,10 @@ type saProposalV2 struct {
 type transformV2 struct {
 	kind    uint8
 	id      uint16
-	keyBits uint16 // 0: no such attribute
+	keyBits uint16 // Key Length attribute; 0: absent
 }
 
-// parseSAV2 reads the body of an SA payload of IKEv2.
+// parseSAV2 parses the body of an SA payload. The result aliases b.
 func parseSAV2(b []byte) ([]saProposalV2, error) {
 	var sas []saProposalV2
 	total := 0
@@ -113,7 +113,7 @@ func parseSAV2(b []byte) ([]saProposalV2, error) {
 				if a.kind == attrKeyLen && a.value < 1<<16 {
 					t.keyBits = uint16(a.value)
 				} else {
-					t.id = 0xffff // an attribute that we do not know makes it another transform
+					t.id = 0xffff // with an unknown attribute it must not match (RFC 7296 section 3.3.6)
 				}
 			}
 			sa.transforms = append(sa.transforms, t)
@@ -131,7 +131,7 @@ func parseSAV2(b []byte) ([]saProposalV2, error) {
 	return sas, nil
 }
 
-// appendSAV2 writes the body of an SA payload.
+// appendSAV2 returns the body of an SA payload.
 func appendSAV2(sas []saProposalV2) []byte {
 	var b []byte
 	for i, sa := range sas {
@@ -160,8 +160,8 @@ func appendSAV2(sas []saProposalV2) []byte {
 	return b
 }
 
-// transforms are those of a proposal. groups are for ESP, where esn says which
-// kinds of sequence number are offered.
+// transforms returns the proposal's transforms. groups and esn are the alternatives offered for
+// ESP: the Diffie-Hellman groups, and 1 for extended sequence numbers, 0 for 32-bit ones.
 func (p Proposal) transforms(ike bool, groups []Group, esn []uint16) []transformV2 {
 	ts := []transformV2{{kind: transformCipher, id: uint16(espTransforms[p.Cipher]), keyBits: uint16(p.KeyBits)}}
 	if p.Cipher == esp.TripleDESCBC {
@@ -199,8 +199,7 @@ func offerESP(ps []Proposal, spi uint32, groups []Group) []saProposalV2 {
 	return sas
 }
 
-// has reports whether the proposal has a transform, and with none set that it has
-// none of that kind.
+// has reports whether the proposal offers t.
 func (sa saProposalV2) has(t transformV2) bool {
 	for _, x := range sa.transforms {
 		if x == t {
@@ -219,8 +218,8 @@ func (sa saProposalV2) hasKind(kind uint8) bool {
 	return false
 }
 
-// covers reports whether the proposal offers all of want, and every kind of
-// transform that it insists on is among them.
+// covers reports whether the proposal offers all of want, and no transform type that is not in
+// want. NONE (integrity, group) does not count as a type.
 func (sa saProposalV2) covers(want []transformV2) bool {
 	var kinds [256]bool
 	for _, t := range want {
@@ -237,7 +236,8 @@ func (sa saProposalV2) covers(want []transformV2) bool {
 	return true
 }
 
-// chooseIKE takes the first of ours that the peer offers, and gives the answer.
+// chooseIKE returns the first of our proposals that the peer offers, and the proposal to answer
+// with.
 func chooseIKE(ours []Proposal, offered []saProposalV2) (p Proposal, answer saProposalV2, ok bool) {
 	for _, p := range ours {
 		want := p.transforms(true, nil, nil)
@@ -250,8 +250,8 @@ func chooseIKE(ours []Proposal, offered []saProposalV2) (p Proposal, answer saPr
 	return Proposal{}, saProposalV2{}, false
 }
 
-// chooseESP is chooseIKE for ESP. groups are those that will do, in order, nil
-// if there is to be no Diffie-Hellman exchange.
+// chooseESP is chooseIKE for ESP. groups are the acceptable Diffie-Hellman groups in order of
+// preference, nil for none.
 func chooseESP(ours []Proposal, offered []saProposalV2, groups []Group) (p Proposal, esn bool, answer saProposalV2, ok bool) {
 	alternatives := [][]Group{nil}
 	if groups != nil {
@@ -320,15 +320,16 @@ func formatOfferV2(sas []saProposalV2) string {
 	return text
 }
 
-// trafficSelector is the body of a TS payload for protocol 4 and one address.
+// trafficSelector returns the body of a TS payload for protocol 4 and one address (RFC 7296
+// section 3.13).
 func trafficSelector(ip [4]byte) []byte {
 	b := []byte{1, 0, 0, 0, 7, protocolIPIP, 0, 16, 0, 0, 0xff, 0xff}
 	b = append(b, ip[:]...)
 	return append(b, ip[:]...)
 }
 
-// tsIncludes reports whether a TS payload takes in protocol 4 of the address; any
-// is for an end behind a NAT, and then the address that it has there is given.
+// tsIncludes reports whether the body of a TS payload includes protocol 4 of ip. With anyAddress,
+// for an end behind a NAT, any single address will do, and is returned.
 func tsIncludes(b []byte, ip [4]byte, anyAddress bool) (found [4]byte, ok bool) {
 	if len(b) < 4 {
 		return found, false
