@@ -105,11 +105,10 @@ func (k *v1Keys) phase2IV(lastOfPhase1 []byte, id uint32) []byte {
 // keymat returns the keys of one direction of an ESP SA (RFC 2409 section 5.5). shared is nil
 // without PFS.
 func (k *v1Keys) keymat(s esp.Suite, shared []byte, spi uint32, ni, nr []byte) esp.Keys {
-	const protocolESP = 3
 	var out, t []byte
 	n := s.EncryptionKeyLen() + s.IntegrityKeyLen()
 	for len(out) < n {
-		t = prf(k.hash, k.skeyidD, t, shared, []byte{protocolESP}, be32(spi), ni, nr)
+		t = prf(k.hash, k.skeyidD, t, shared, []byte{protoESP}, be32(spi), ni, nr)
 		out = append(out, t...)
 	}
 	return splitKeys(s, out)

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// stateV1 is how far main mode has come. Each end sends three messages:
+// stateV1 is the state of main mode, named after the messages sent. Each end sends three:
 //
 //	initiator                               responder
 //	HDR, SA                     → 1
@@ -28,7 +28,7 @@ const (
 	establishedV1
 )
 
-// v1SA is an ISAKMP SA, or an attempt at one.
+// v1SA is an ISAKMP SA, half-open or established.
 type v1SA struct {
 	p          *Peer
 	initiator  bool
@@ -36,23 +36,23 @@ type v1SA struct {
 	ckyI, ckyR ikeSPI
 	path       udpPath
 	began      time.Time
-	expireAt   time.Time // the attempt's end, then the SA's
+	expireAt   time.Time // end of the half-open state, then of the SA
 
-	saI          []byte // the body of the initiator's SA payload: both hashes cover it
+	saI          []byte // body of the initiator's SA payload, covered by HASH_I and HASH_R
 	proposal     Proposal
 	lifetime     time.Duration
 	dh           *dhKey
 	peerKE       []byte
 	ni, nr       []byte
-	natT         bool // the peer can do NAT traversal
+	natT         bool // the peer supports NAT traversal (RFC 3947)
 	nat          nat
 	peerDPD      bool
 	keys         *v1Keys
-	iv           []byte // of the next message of phase 1
+	iv           []byte // last ciphertext block of phase 1
 	authFailures int
 
 	retransmission
-	lastRequestHash [32]byte // hash of what lastReply answered
+	lastRequestHash [32]byte // SHA-256 of the message that lastReply answered
 	lastReply       []byte
 
 	established time.Time
@@ -60,12 +60,12 @@ type v1SA struct {
 	replacedAt  time.Time
 	keepaliveAt time.Time
 	quickModes  map[uint32]*quickMode
-	usedIDs     map[uint32]struct{} // message IDs that have been used, by either end
+	usedIDs     map[uint32]struct{} // by either end
 	dpd         dpd
 	dpdSequence uint32
 }
 
-// Vendor IDs: MD5 of "RFC 3947", and of RFC 3706 section 5.1.
+// Vendor IDs: MD5 of "RFC 3947", and that of RFC 3706 section 5.1.
 var (
 	vendorNATT = []byte{0x4a, 0x13, 0x1c, 0x81, 0x07, 0x03, 0x58, 0x45, 0x5c, 0x57, 0x28, 0xf2, 0x0e, 0x95, 0x45, 0x2f}
 	vendorDPD  = []byte{0xaf, 0xca, 0xd7, 0x13, 0x68, 0xa1, 0xf1, 0xc9, 0x6b, 0x86, 0x96, 0xfc, 0x77, 0x57, 0x01, 0x00}
@@ -80,9 +80,9 @@ func (p *Peer) receiveV1(h header, b []byte, at udpPath) {
 			continue
 		}
 		if h.responder == (ikeSPI{}) && (!s.initiator || h.exchange == exchangeMain) {
-			return // our own message 1, reflected; or the peer's, late
+			return // our own message 1, reflected; or the peer's, delayed
 		}
-		// An initiator that awaits message 2 does not know the responder's cookie yet.
+		// Before message 2 an initiator does not know the responder's cookie.
 		if s.ckyR != h.responder && !(s.initiator && s.state == sent1) {
 			continue
 		}
@@ -100,7 +100,7 @@ func (p *Peer) receiveV1(h header, b []byte, at udpPath) {
 
 func (s *v1SA) receive(h header, b []byte, at udpPath) {
 	if sha := sha256.Sum256(b); s.lastReply != nil && sha == s.lastRequestHash {
-		s.p.send(at, s.lastReply) // our answer was lost
+		s.p.send(at, s.lastReply) // a retransmission: our reply was lost
 		return
 	}
 	switch {
@@ -117,17 +117,17 @@ func (s *v1SA) header(exchangeType uint8, id uint32) header {
 	return header{initiator: s.ckyI, responder: s.ckyR, version: version1, exchange: exchangeType, id: id}
 }
 
-// handleRequest sends a message and repeats it until something comes back.
+// request sends a message, with retransmission until there is a reply.
 func (s *v1SA) request(b []byte) { s.p.transmit(&s.retransmission, s.path, b) }
 
-// reply sends the answer to request, and keeps it for when that is repeated.
+// reply sends the reply to request, and keeps it for retransmissions of that.
 func (s *v1SA) reply(request, b []byte) {
 	s.lastRequestHash, s.lastReply = sha256.Sum256(request), b
 	s.p.send(s.path, b)
 }
 
-// noteAuthentic notes that the peer is alive, and, behind a NAT, where it is. It is for
-// messages whose ID has not been used before: anyone can repeat an old one.
+// noteAuthentic records that the peer is alive and, behind a NAT, its present port. Call it only
+// for message IDs not used before: anyone can replay an old message.
 func (s *v1SA) noteAuthentic(at udpPath) {
 	s.p.lastReceived = s.p.now
 	s.dpd.probes = 0
@@ -142,21 +142,20 @@ func (s *v1SA) noteAuthentic(at udpPath) {
 	}
 }
 
-// lookup tells which cookies both ends of the SA have in a DELETE or a notification.
+// spi returns both cookies, which name the SA in Delete and Notification payloads.
 func (s *v1SA) spi() []byte { return append(append([]byte(nil), s.ckyI[:]...), s.ckyR[:]...) }
 
-// maxMessageIDs is how many message IDs are used until the SA is rekeyed: those of two days
-// of dead peer detection every 8 s. The SA takes as many again while that is under
-// way, and then no more. None may be forgotten, or what is recorded could be repeated.
+// maxMessageIDs is how many message IDs may be used before the SA is rekeyed: two days of DPD
+// every 8 s. During the rekey as many again are accepted, then none. None is forgotten, as its
+// message could then be replayed.
 const maxMessageIDs = 1 << 16
 
-// idUsed reports whether a message ID has been used already, or must not be any more.
+// idUsed reports whether a message ID must not be accepted: used before, or beyond the limit.
 func (s *v1SA) idUsed(id uint32) bool {
 	_, ok := s.usedIDs[id]
 	return ok || len(s.usedIDs) >= 2*maxMessageIDs
 }
 
-// markIDUsed remembers a message ID.
 func (s *v1SA) markIDUsed(id uint32) {
 	if s.usedIDs == nil {
 		s.usedIDs = make(map[uint32]struct{})
@@ -168,7 +167,7 @@ func (s *v1SA) markIDUsed(id uint32) {
 	}
 }
 
-// newMessageID is a message ID for us to use.
+// newMessageID returns an unused message ID for an exchange of ours, marked as used.
 func (s *v1SA) newMessageID() uint32 {
 	for {
 		id := s.p.random32()
@@ -198,8 +197,8 @@ func (p *Peer) initiatingV1() bool {
 	return false
 }
 
-// quickInProgress reports whether a quick mode is under way. What the peer has
-// begun is not waited for to the end of the SA that it is to replace.
+// quickInProgress reports whether a quick mode is under way. One of the peer's no longer counts
+// after fallbackRekeyAt of the current SA.
 func (p *Peer) quickInProgress() bool {
 	for _, s := range p.v1 {
 		for _, q := range s.quickModes {
@@ -211,7 +210,8 @@ func (p *Peer) quickInProgress() bool {
 	return false
 }
 
-// finishQuickMode ends the quick mode that made the SA, if it waits for the peer.
+// finishQuickMode ends the quick mode that c was negotiated in, if that still waits for message
+// 3.
 func (p *Peer) finishQuickMode(c *Child) {
 	for _, s := range p.v1 {
 		for _, q := range s.quickModes {
@@ -236,8 +236,8 @@ func (p *Peer) dropV1(s *v1SA) {
 	}
 }
 
-// closeV1 deletes everything in one message each, so that the peer does not take
-// the end of the ISAKMP SA for the end of that alone.
+// closeV1 sends one message with a Delete payload for each SA: a peer that processed the ISAKMP
+// SA's alone could no longer read the others.
 func (p *Peer) closeV1() {
 	var all []payload
 	for _, c := range p.children {
@@ -267,7 +267,7 @@ func (s *v1SA) step() {
 		if s.state == sent5 {
 			problem = Problem{Kind: SecretMismatch, Detail: ", it seems: it does not answer to our authentication"}
 		}
-		p.tryMain = false // an Auto peer goes on with IKEv2
+		p.tryMain = false // in Auto mode, try IKEv2 again
 		p.noteFailure(problem)
 		return
 	}
@@ -304,11 +304,11 @@ func (s *v1SA) step() {
 	}
 }
 
-// inUse reports whether packets would be lost if the peer deleted, with this SA,
-// those of ESP that were made under it. It sees to it that there will be others.
+// inUse reports whether deleting this SA would lose packets, as peers may delete the ESP SAs
+// negotiated under it too. If the current one is among these, it requests a new one.
 func (s *v1SA) inUse() bool {
 	for _, q := range s.quickModes {
-		// The peer may have to be told again that the exchange is complete.
+		// The peer may have to retransmit, and need message 3 or our reply again.
 		if !q.done || q.initiator && q.child.removeAt.IsZero() && !q.child.peerSends {
 			return true
 		}
@@ -328,22 +328,23 @@ func (s *v1SA) inUse() bool {
 	return false
 }
 
-// natHash is RFC 3947 section 3.2: HASH(CKY-I | CKY-R | IP | port).
+// natHash returns HASH(CKY-I | CKY-R | IP | port) (RFC 3947 section 3.2).
 func (s *v1SA) natHash(at netip.AddrPort) []byte {
 	ip := at.Addr().As4()
 	return digest(s.proposal.Hash, s.ckyI[:], s.ckyR[:], ip[:], binary.BigEndian.AppendUint16(nil, at.Port()))
 }
 
-// natPayloads tell the peer which addresses we see: first its own, then ours.
+// natPayloads returns the NAT-D payloads: the peer's address first, then ours (RFC 3947 section
+// 3.2).
 func (s *v1SA) natPayloads() []payload {
 	local := netip.AddrPortFrom(s.p.cfg.Local, s.path.local)
 	if s.p.cfg.ForceUDP {
-		local = netip.AddrPortFrom(netip.AddrFrom4([4]byte{}), 0) // an address that we do not have
+		local = netip.AddrPortFrom(netip.AddrFrom4([4]byte{}), 0) // never matches, so that both ends use UDP encapsulation
 	}
 	return []payload{{kind: v1NATDiscovery, body: s.natHash(s.path.remote)}, {kind: v1NATDiscovery, body: s.natHash(local)}}
 }
 
-// discoverNAT compares what the peer sees with what is.
+// discoverNAT compares the peer's NAT-D payloads with the addresses we see.
 func (s *v1SA) discoverNAT(ps []payload, at udpPath) {
 	var hashes [][]byte
 	for _, p := range ps {

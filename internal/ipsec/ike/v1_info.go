@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// Notifications of IKEv1 (RFC 2408 section 3.14.1, RFC 2407, RFC 3706).
+// Notify message types of IKEv1 (RFC 2408 section 3.14.1, RFC 2407 section 4.6.3, RFC 3706
+// section 5.3).
 const (
 	notifyInvalidPayload = 1
 	notifyNoProposal     = 14
@@ -20,7 +21,7 @@ const (
 	notifyYesIAm         = 36137
 )
 
-// notifyBody is the body of a notification about the ISAKMP SA.
+// notifyBody returns the body of a Notification payload about the ISAKMP SA.
 func (s *v1SA) notifyBody(kind uint16, spi, data []byte) []byte {
 	b := append(be32(doiIPsec), protoISAKMP, byte(len(spi)))
 	b = binary.BigEndian.AppendUint16(b, kind)
@@ -28,7 +29,8 @@ func (s *v1SA) notifyBody(kind uint16, spi, data []byte) []byte {
 	return append(b, data...)
 }
 
-// sendInfo sends payloads of one informational exchange, protected.
+// sendInfo sends an encrypted informational exchange with HASH(1) in front of body (RFC 2409
+// section 5.7).
 func (s *v1SA) sendInfo(body ...payload) {
 	id := s.newMessageID()
 	hash := prf(s.keys.hash, s.keys.skeyidA, be32(id), appendPayloads(nil, body))
@@ -42,13 +44,13 @@ func (s *v1SA) sendNotification(kind uint16) {
 
 func (s *v1SA) sendDelete(protocol byte, spi []byte) { s.sendInfo(deletePayload(protocol, spi)) }
 
-// deletePayload is a DELETE payload (RFC 2408 section 3.15) for one SPI.
+// deletePayload returns a Delete payload for one SPI (RFC 2408 section 3.15).
 func deletePayload(protocol byte, spi []byte) payload {
 	b := append(be32(doiIPsec), protocol, byte(len(spi)), 0, 1)
 	return payload{kind: v1Delete, body: append(b, spi...)}
 }
 
-// sendRUThere is R-U-THERE (RFC 3706 section 5.4).
+// sendRUThere sends R-U-THERE (RFC 3706 section 5.4).
 func (s *v1SA) sendRUThere() {
 	if s.dpdSequence == 0 {
 		s.dpdSequence = s.p.random32() >> 1
@@ -85,8 +87,7 @@ func (s *v1SA) receiveInfo(h header, b []byte, at udpPath) {
 	}
 }
 
-// handleUnprotectedNotify takes a notification that nobody vouches for: it may explain why nothing
-// goes on, and does nothing else.
+// handleUnprotectedNotify processes an unauthenticated notification. It only sets the Problem.
 func (s *v1SA) handleUnprotectedNotify(h header, b []byte) {
 	if !s.initiator || s.state == establishedV1 {
 		return
@@ -125,9 +126,9 @@ func (s *v1SA) receiveNotification(b []byte) {
 		if bytes.Equal(spi, s.spi()) && len(data) == 4 {
 			s.sendInfo(payload{kind: v1Notification, body: s.notifyBody(notifyYesIAm, s.spi(), data)})
 		}
-	case notifyYesIAm: // that it is authentic is all that counts
+	case notifyYesIAm: // already counted as a sign of life
 	default:
-		if kind >= 16384 { // a status
+		if kind >= 16384 { // status types
 			return
 		}
 		for _, id := range sortedIDs(s.quickModes) {
@@ -146,8 +147,8 @@ func (s *v1SA) receiveNotification(b []byte) {
 	}
 }
 
-// initialContact: the peer has no SAs but this one; it has started anew. An SA
-// that was made while this one was on its way may be from the peer's present life.
+// initialContact handles INITIAL-CONTACT: the peer has restarted and has no other SAs. SAs
+// established after this one began are kept, since they may be newer than the restart.
 func (s *v1SA) initialContact() {
 	p := s.p
 	p.deletedByPeer(p.childrenBefore(s.began)...)
@@ -182,7 +183,7 @@ func (s *v1SA) receiveDelete(b []byte) {
 				}
 			}
 			if p.newestV1() == nil {
-				// Peers differ on whether the SAs of ESP go with it.
+				// Peers differ on whether they delete the ESP SAs too.
 				p.refresh = true
 				p.nextStart = later(p.nextStart, p.now.Add(backoffFirst))
 			}

@@ -19,11 +19,11 @@ func (s *v1SA) readVendorIDs(ps []payload) {
 			continue
 		}
 		s.natT = s.natT || bytes.Equal(p.body, vendorNATT)
-		s.peerDPD = s.peerDPD || len(p.body) >= 14 && bytes.Equal(p.body[:14], vendorDPD[:14]) // the last two are a version
+		s.peerDPD = s.peerDPD || len(p.body) >= 14 && bytes.Equal(p.body[:14], vendorDPD[:14]) // the last two octets are a version
 	}
 }
 
-// startV1 begins main mode as initiator.
+// startV1 starts main mode as initiator.
 func (p *Peer) startV1() {
 	s := &v1SA{p: p, initiator: true, state: sent1, path: p.firstPath(), began: p.now}
 	p.random(s.ckyI[:])
@@ -32,8 +32,8 @@ func (p *Peer) startV1() {
 	s.request(message(s.header(exchangeMain, 0), append([]payload{{kind: v1SecurityAssociation, body: s.saI}}, s.vendorIDs()...)))
 }
 
-// respondV1 answers message 1. It keeps little, computes nothing that costs, and
-// makes no promise: the sender's address may be false.
+// respondV1 answers message 1. The source address may be spoofed, so it does no Diffie-Hellman
+// computation and keeps little.
 func (p *Peer) respondV1(h header, b []byte, at udpPath) {
 	ps, _, _, err := parsePayloads(b[headerLen:], h.next, payloadNone)
 	if err != nil || firstType(ps) != v1SecurityAssociation {
@@ -67,7 +67,8 @@ func (p *Peer) respondV1(h header, b []byte, at udpPath) {
 	s.reply(b, message(s.header(exchangeMain, 0), answer))
 }
 
-// limitHalfOpenV1 makes room: the oldest attempt of others that got least far goes.
+// limitHalfOpenV1 drops the oldest of the least advanced half-open SAs of the peer if there are
+// maxHalfOpen.
 func (p *Peer) limitHalfOpenV1() {
 	var oldest *v1SA
 	n := 0
@@ -85,8 +86,8 @@ func (p *Peer) limitHalfOpenV1() {
 	}
 }
 
-// choosePhase1 takes the first of our proposals that the initiator offers too, and
-// gives the answer: its transform as it came.
+// choosePhase1 returns the first of our proposals that the initiator offers, as the proposal to
+// answer with: the transform must be returned unchanged (RFC 2408 section 4.2).
 func (s *v1SA) choosePhase1(sas []saProposalV1) (saProposalV1, bool) {
 	for _, want := range s.p.cfg.Phase1 {
 		for _, sa := range sas {
@@ -179,7 +180,7 @@ func (s *v1SA) keyPayloads(nonce []byte) []payload {
 	return ps
 }
 
-// validNonceV1 is RFC 2409 section 5: 8 to 256 bytes.
+// validNonceV1 checks a nonce's length: 8 to 256 bytes (RFC 2409 section 5).
 func validNonceV1(b []byte) bool { return len(b) >= 8 && len(b) <= 256 }
 
 func (s *v1SA) receive3(b []byte, ps []payload, at udpPath) {
@@ -188,7 +189,7 @@ func (s *v1SA) receive3(b []byte, ps []payload, at udpPath) {
 		return
 	}
 	p := s.p
-	if s.dh == nil { // one private key for an attempt, however many public values come that are none
+	if s.dh == nil { // one private key per SA, however many invalid public values arrive
 		if !p.verifiedDH.allow(p.now, dhPerSecond) {
 			return
 		}
@@ -213,8 +214,8 @@ func (s *v1SA) receive3(b []byte, ps []payload, at udpPath) {
 	p.unverifiedV1.remove(s)
 	p.limitHalfOpenV1()
 	p.v1 = append(p.v1, s)
-	// The cookies show that the peer is where it says: it may go on by itself. But who
-	// has its address need not have the secret, so it is let go on once and we try then.
+	// The responder cookie has shown return routability, so the negotiation may complete: give it
+	// precedence over ours. The peer need not have the secret, though, so do that only once.
 	if !p.holdUsed {
 		p.holdUsed, p.holdUntil = true, p.now.Add(holdTime)
 	}
@@ -252,7 +253,7 @@ func (s *v1SA) receive4(ps []payload, at udpPath) {
 	s.request(msg)
 }
 
-// hash is HASH_I or HASH_R (RFC 2409 section 5).
+// hash returns HASH_I or HASH_R (RFC 2409 section 5).
 func (s *v1SA) hash(initiators bool, id []byte) []byte {
 	publicI, publicR := s.dh.public, s.peerKE
 	if !s.initiator {
@@ -264,12 +265,12 @@ func (s *v1SA) hash(initiators bool, id []byte) []byte {
 	return prf(s.keys.hash, s.keys.skeyid, publicR, publicI, s.ckyR[:], s.ckyI[:], s.saI, id)
 }
 
-// maxAuthFailures is how many messages 5 that do not verify are taken in one attempt: a
-// peer repeats its own fewer times. Each is a guess of the secret.
+// maxAuthFailures is how many messages 5 may fail to authenticate before the SA is dropped. Each
+// is a guess at the secret; a peer retransmits its own fewer times.
 const maxAuthFailures = 8
 
-// receiveAuth takes message 5 or 6. Where the secrets differ it decrypts to
-// nonsense; so does what anyone injects, so our own attempt is not given up for it.
+// receiveAuth processes message 5 or 6. With different secrets it decrypts to garbage. So does a
+// forged message, which is why our own attempts are not dropped for it.
 func (s *v1SA) receiveAuth(h header, b []byte, at udpPath) {
 	ps, _, iv, err := s.keys.decryptV1(h, b, s.iv)
 	id, hash := find(ps, v1Identification), find(ps, v1Hash)
@@ -287,7 +288,7 @@ func (s *v1SA) receiveAuth(h header, b []byte, at udpPath) {
 	}
 	s.iv = iv
 	if !s.initiator {
-		s.path = at // the peer may have gone over to port 4500
+		s.path = at // the peer may have moved to port 4500
 		own := s.p.ourID()
 		msg, next := s.keys.encryptV1(s.header(exchangeMain, 0), []payload{
 			{kind: v1Identification, body: own}, {kind: v1Hash, body: s.hash(false, own)},
@@ -321,13 +322,13 @@ func (s *v1SA) establish() {
 	if p.problem.Kind == SecretMismatch || p.problem.Phase == 1 || p.problem.Kind == NoAnswer {
 		p.problem = Problem{}
 	}
-	// The SAs before it go when the peer has had time to come over, our own
-	// attempts with them; one that was made at the same time from the other end stays.
+	// Replace older SAs, our own included, after time for the peer to switch. One negotiated
+	// simultaneously by the peer stays.
 	for _, old := range p.v1 {
 		if old != s && old.state == establishedV1 && old.established.Before(s.began) && old.replacedAt.IsZero() {
 			old.replacedAt = p.now.Add(overlapTime)
 			old.rekeyAt = old.expireAt
-			// Some peers delete with it the SAs of ESP that it made.
+			// Some peers then delete the ESP SAs negotiated under it.
 			p.refresh = p.refresh || s.initiator && p.current != nil && p.current.v1 == old
 		}
 	}
@@ -335,8 +336,8 @@ func (s *v1SA) establish() {
 	p.rerun = true
 }
 
-// limitEstablishedV1 is limitEstablishedV2 of IKEv1, where an SA that is replaced stays
-// for as long as a quick mode under it waits for the peer.
+// limitEstablishedV1 is limitEstablishedV2 for IKEv1. A replaced SA lives on while a quick mode
+// under it waits for the peer.
 func (p *Peer) limitEstablishedV1() {
 	var oldest *v1SA
 	n := 0

@@ -20,9 +20,9 @@ import (
 //	                                        2 ←   HDR*, HASH(2), SA, Nr, KE, IDci, IDcr
 //	HDR*, HASH(3)                           → 3
 //
-// The responder takes packets from message 2 on, and sends from message 3 on, so
-// that neither end ever gets one it has no key for. Where message 3 is lost, it sends
-// when it gets a packet, and takes packets even after it has given up on message 3.
+// The responder receives on the new SA from message 2 on, and sends from message 3 on, so that
+// neither end gets a packet that it has no key for. If message 3 is lost, the responder sends
+// once it has received a packet, and it goes on receiving after giving up on message 3.
 type quickMode struct {
 	s         *v1SA
 	id        uint32
@@ -31,8 +31,8 @@ type quickMode struct {
 	ni, nr    []byte
 	dh        *dhKey
 	group     Group
-	spi       uint32 // ours
-	replaces  *Child // for an initiator
+	spi       uint32 // inbound
+	replaces  *Child // initiator only
 	child     *Child
 	done      bool
 	expireAt  time.Time
@@ -54,7 +54,7 @@ func sortedIDs(m map[uint32]*quickMode) []uint32 {
 
 func addrPort(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
 
-// clientID is IDci or IDcr: an address and protocol 4.
+// clientID returns the body of IDci or IDcr: an address and protocol 4.
 func clientID(a netip.Addr) []byte {
 	ip := a.As4()
 	return append([]byte{idIPv4, protocolIPIP, 0, 0}, ip[:]...)
@@ -88,8 +88,8 @@ func (s *v1SA) startQuick(replaces *Child) {
 	q.transmit(q.seal(be32(q.id), body))
 }
 
-// seal puts a hash in front of body, HASH(1) or HASH(2), and encrypts both.
-// prefix is what the hash covers before them.
+// seal returns an encrypted message of body with HASH(1) or HASH(2) in front. prefix is what the
+// hash covers before body.
 func (q *quickMode) seal(prefix []byte, body []payload) []byte {
 	hash := prf(q.s.keys.hash, q.s.keys.skeyidA, prefix, appendPayloads(nil, body))
 	msg, iv := q.s.keys.encryptV1(q.s.header(exchangeQuick, q.id), append([]payload{{kind: v1Hash, body: hash}}, body...), q.iv)
@@ -99,7 +99,7 @@ func (q *quickMode) seal(prefix []byte, body []payload) []byte {
 
 func (q *quickMode) transmit(b []byte) { q.s.p.transmit(&q.retransmission, q.s.path, b) }
 
-// cancel gives an exchange up.
+// cancel stops the exchange.
 func (q *quickMode) cancel() {
 	q.retransmission.stop()
 	if q.replaces != nil {
@@ -121,7 +121,7 @@ func (q *quickMode) step() {
 		if q.initiator {
 			p.noteFailure(Problem{Kind: NoAnswer, Phase: 2, Detail: " to quick mode"})
 			p.nextChild = p.nextStart
-			// An ISAKMP SA that only we know of answers nothing: make another.
+			// The peer may have lost the ISAKMP SA: negotiate a new one.
 			p.dropV1(q.s)
 		}
 		return
@@ -136,7 +136,7 @@ func (s *v1SA) receiveQuick(h header, b []byte, at udpPath) {
 	if q != nil && q.lastReply != nil && sha256.Sum256(b) == q.lastRequestHash {
 		s.p.send(s.path, q.lastReply)
 		if q.initiator && !q.child.activateAt.IsZero() && s.p.current != nil {
-			s.p.activateLater(q.child) // it has not got there
+			s.p.activateLater(q.child) // message 3 was lost, so the peer has not installed it
 		}
 		return
 	}
@@ -167,7 +167,7 @@ func (s *v1SA) receiveQuick(h header, b []byte, at udpPath) {
 	}
 }
 
-// respondQuick takes message 1.
+// respondQuick processes message 1.
 func (s *v1SA) respondQuick(id uint32, b, hash, rest []byte, ps []payload, iv []byte, at udpPath) {
 	p := s.p
 	if subtle.ConstantTimeCompare(hash, prf(s.keys.hash, s.keys.skeyidA, be32(id), rest)) != 1 {
@@ -223,11 +223,11 @@ func (s *v1SA) respondQuick(id uint32, b, hash, rest []byte, ps []payload, iv []
 	q.transmit(q.lastReply)
 }
 
-// validSelectors: the SA is to be for protocol 4, or everything, between the two
-// addresses; a NAT may have changed that of the end which is behind it.
+// validSelectors reports whether IDci and IDcr are for protocol 4, or any, between the two
+// addresses. Behind a NAT any address will do.
 func (s *v1SA) validSelectors(ids []payload) bool {
 	if len(ids) == 0 {
-		return true // RFC 2409 section 5.5: then they are the addresses of the ISAKMP SA
+		return true // they default to the addresses of the ISAKMP SA (RFC 2409 section 5.5)
 	}
 	if len(ids) != 2 {
 		return false
@@ -239,7 +239,7 @@ func (s *v1SA) validSelectors(ids []payload) bool {
 		b := ids[i].body
 		ip := end.address.As4()
 		if len(b) == 12 && b[0] == idIPv4Subnet && bytes.Equal(b[8:], []byte{255, 255, 255, 255}) {
-			b = append([]byte{idIPv4}, b[1:8]...) // a network of one address
+			b = append([]byte{idIPv4}, b[1:8]...) // a /32
 		}
 		if len(b) != 8 || b[0] != idIPv4 || b[1] != 0 && b[1] != protocolIPIP || !end.nat && !bytes.Equal(b[4:], ip[:]) {
 			return false
@@ -248,7 +248,8 @@ func (s *v1SA) validSelectors(ids []payload) bool {
 	return true
 }
 
-// groupAllowed: the configured PFS group or a stronger one; with none configured, any.
+// groupAllowed reports whether g is as strong as the configured PFS group. With none configured,
+// all are.
 func (p *Peer) groupAllowed(g Group) bool {
 	return p.cfg.PFS == 0 || g.rank() >= p.cfg.PFS.rank()
 }
@@ -270,8 +271,8 @@ func (s *v1SA) choosePhase2(sas []saProposalV1) (chosen saProposalV1, proposal P
 	return saProposalV1{}, Proposal{}, 0, false
 }
 
-// protocolsOf counts the proposals of one number: several mean several protocols
-// at once, such as ESP and compression.
+// protocolsOf counts the proposals with that number: several are one offer of several protocols,
+// such as ESP with IPComp (RFC 2408 section 4.2).
 func protocolsOf(sas []saProposalV1, number uint8) int {
 	n := 0
 	for _, sa := range sas {
@@ -305,7 +306,7 @@ func formatOfferPhase2(sas []saProposalV1, udp bool) string {
 	return strings.Join(words, ",")
 }
 
-// newChild derives the keys of the SA: ours for receiving by our SPI.
+// newChild derives the keys of both SAs.
 func (q *quickMode) newChild(proposal Proposal, life time.Duration, peerSPI uint32, shared []byte) *Child {
 	s := q.s
 	suite := proposal.suite()
@@ -325,21 +326,21 @@ func (q *quickMode) newChild(proposal Proposal, life time.Duration, peerSPI uint
 	return c
 }
 
-// receive2 takes the responder's answer.
+// receive2 processes message 2.
 func (q *quickMode) receive2(b, hash, rest []byte, ps []payload, iv []byte, at udpPath) {
 	s, p := q.s, q.s.p
 	if subtle.ConstantTimeCompare(hash, prf(s.keys.hash, s.keys.skeyidA, be32(q.id), q.ni, rest)) != 1 {
 		return
 	}
 	s.noteAuthentic(at)
-	if !q.accept(b, ps, iv) { // there will be no other answer, and this one is not to be repeated as a sign of life
+	if !q.accept(b, ps, iv) { // drop the exchange: a replay of this message must not count as a sign of life
 		p.noteFailure(Problem{Kind: Refused, Phase: 2, Detail: "its answer to quick mode is not one to what was asked"})
 		p.nextChild = p.nextStart
 		q.remove()
 	}
 }
 
-// accept makes the SA that an authentic answer gives, and confirms it.
+// accept installs the SA of an authentic message 2, and sends message 3.
 func (q *quickMode) accept(b []byte, ps []payload, iv []byte) bool {
 	s, p := q.s, q.s.p
 	sas, err := parseSAV1(find(ps, v1SecurityAssociation))
@@ -372,7 +373,7 @@ func (q *quickMode) accept(b []byte, ps []payload, iv []byte) bool {
 	return true
 }
 
-// receive3 takes the initiator's confirmation.
+// receive3 processes message 3.
 func (q *quickMode) receive3(hash []byte, at udpPath) {
 	s := q.s
 	if subtle.ConstantTimeCompare(hash, prf(s.keys.hash, s.keys.skeyidA, []byte{0}, be32(q.id), q.ni, q.nr)) != 1 {
@@ -383,7 +384,7 @@ func (q *quickMode) receive3(hash []byte, at udpPath) {
 	q.finish()
 }
 
-// finish ends the exchange, but keeps it for answers to what the peer repeats.
+// finish completes the exchange. It is kept for lingerTime, to answer retransmissions.
 func (q *quickMode) finish() {
 	q.retransmission.stop()
 	q.done = true

@@ -1,19 +1,19 @@
 package ike
 
 const (
-	// maxUnverified is how many answers to message 1 wait for message 3: a second of
-	// them at cheapRepliesPerSecond, which is longer than any round trip.
+	// maxUnverified is how many SAs wait for message 3: those of one second at
+	// cheapRepliesPerSecond, which is longer than any round trip.
 	maxUnverified = 1024
-	// maxSAPayload bounds the SA payload of message 1, which both hashes cover and
-	// which has to be kept: several times what routers send.
+	// maxSAPayload bounds the SA payload of message 1, which is kept for HASH_I and HASH_R.
+	// Routers send a fraction of that.
 	maxSAPayload = 2048
 )
 
-// unverifiedV1 are attempts at main mode of others in state sent2. The sender's address
-// may be false, so that they are to cost a little memory and nothing else: the oldest
-// goes for a new one, and no timer runs for any.
+// unverifiedV1 holds SAs in state sent2 as responder, before the initiator has returned our
+// cookie. The source address may be spoofed, so they have no timer and only cost a little memory:
+// a new one replaces the oldest.
 type unverifiedV1 struct {
-	queue []*v1SA // as they came; those that have gone on are in it too
+	queue []*v1SA // oldest first, including SAs already removed from bySPI
 	bySPI map[ikeSPI]*v1SA
 }
 
@@ -30,7 +30,8 @@ func (o *unverifiedV1) add(p *Peer, s *v1SA) {
 	o.bySPI[s.ckyI] = s
 }
 
-// find is the one that a message is for: message 1 again, or message 3.
+// find returns the SA that a message belongs to, a retransmitted message 1 or a message 3, or
+// nil.
 func (o *unverifiedV1) find(p *Peer, h header) *v1SA {
 	s := o.bySPI[h.initiator]
 	if s == nil || !p.now.Before(s.expireAt) || h.responder != s.ckyR && h.responder != (ikeSPI{}) {
@@ -39,7 +40,7 @@ func (o *unverifiedV1) find(p *Peer, h header) *v1SA {
 	return s
 }
 
-// remove takes one out that has gone on, or has become too old.
+// remove removes an SA that has advanced or expired.
 func (o *unverifiedV1) remove(s *v1SA) {
 	if o.bySPI[s.ckyI] == s {
 		delete(o.bySPI, s.ckyI)
