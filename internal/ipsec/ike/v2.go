@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// stateV2 is how far an IKE SA has come:
+// stateV2 is the state of an IKE SA (RFC 7296 section 1.2):
 //
 //	initiator                                        responder
 //	HDR, SAi1, KEi, Ni                       →
@@ -23,10 +23,10 @@ const (
 	establishedV2
 )
 
-// v2SA is an IKE SA, or an attempt at one.
+// v2SA is an IKE SA, half-open or established.
 type v2SA struct {
 	p          *Peer
-	initiator  bool // of the SA; a rekey makes a new one
+	initiator  bool // of this SA, whose flag all its messages carry
 	state      stateV2
 	spiI, spiR ikeSPI
 	path       udpPath
@@ -34,28 +34,28 @@ type v2SA struct {
 	expireAt   time.Time
 
 	proposal                  Proposal
-	group                     Group // of the KE payload we sent
+	group                     Group // of our KE payload
 	dh                        *dhKey
 	ni, nr                    []byte
-	initRequest, initResponse []byte // both messages of IKE_SA_INIT, which AUTH covers
+	initRequest, initResponse []byte // of IKE_SA_INIT, covered by AUTH
 	cookie                    []byte
 	restarts                  int
 	keys                      *v2Keys
 	nat                       nat
-	canFragment               bool // the peer takes fragments (RFC 7383)
+	canFragment               bool // the peer supports fragmentation (RFC 7383)
 
-	spi               uint32    // of the first child, ours
-	requestedAt       time.Time // for it
-	firstChild        *Child    // for who has answered
-	confirmAt         time.Time // we ask then for a sign that the peer has it
-	sendID            uint32    // of our next request
-	recvID            uint32    // of the peer's next request
+	spi               uint32    // inbound, of the first Child SA
+	requestedAt       time.Time // when IKE_AUTH was sent
+	firstChild        *Child    // responder only: awaits confirmation
+	confirmAt         time.Time // when to probe for that
+	sendID            uint32    // message ID of our next request
+	recvID            uint32    // message ID of the peer's next request
 	lastRequestID     uint32
-	lastResponse      [][]byte // our last answer
+	lastResponse      [][]byte // to request lastRequestID, as datagrams
 	pending           *requestV2
 	queue             []*requestV2
 	requestFragments  reassembly // of the peer's next request
-	responseFragments reassembly // of its answer to pending
+	responseFragments reassembly // of the response to pending
 
 	retransmission
 	established time.Time
@@ -64,17 +64,17 @@ type v2SA struct {
 	rekeying    bool
 	keepaliveAt time.Time
 	probing     bool
-	deadAt      time.Time // if the probe is not answered
+	deadAt      time.Time // when the peer is dead unless the probe is answered
 }
 
-// requestV2 is a request of ours: one is under way at a time (RFC 7296 section
-// 2.3). One that waits can come to belong to the SA that succeeds the one it was
-// made for, so its functions are told which it is.
+// requestV2 is a request of ours. The window size is 1, so others wait in the queue (RFC 7296
+// section 2.3). After a rekey the queue moves to the new SA, so the functions get the SA that the
+// request is sent on.
 type requestV2 struct {
 	exchange   uint8
 	build      func(s *v2SA) []payload
 	onResponse func(s *v2SA, ps []payload)
-	child      bool // makes or rekeys a pair of ESP SAs
+	child      bool // creates or rekeys a Child SA
 }
 
 func (p *Peer) receiveV2(h header, b []byte, at udpPath) {
@@ -87,13 +87,13 @@ func (p *Peer) receiveV2(h header, b []byte, at udpPath) {
 		}
 		known := s.spiR == h.responder
 		switch {
-		case s.initiator && s.state == sentInit && h.flags&flagResponse != 0: // its SPI comes now, or not yet
+		case s.initiator && s.state == sentInit && h.flags&flagResponse != 0: // the responder's SPI arrives now, or a COOKIE without one
 		case !s.initiator && s.state == answeredInit && h.responder == ikeSPI{} && h.exchange == exchangeInit:
 		case !known:
 			continue
 		}
 		if s.initiator == (h.flags&flagInitiator != 0) {
-			return // from ourselves
+			return // reflected
 		}
 		s.receive(h, b, at)
 		return
@@ -118,7 +118,7 @@ func (s *v2SA) receive(h header, b []byte, at udpPath) {
 		return
 	}
 	if !response && s.state == sentAuth {
-		return // the peer's answer to IKE_AUTH has been lost or overtaken
+		return // the IKE_AUTH response is missing
 	}
 	if !response && h.id != s.recvID && (s.lastResponse == nil || h.id != s.lastRequestID) {
 		return
@@ -132,7 +132,7 @@ func (s *v2SA) receive(h header, b []byte, at udpPath) {
 		return
 	}
 	if incomplete {
-		return // there are fragments to come
+		return // more fragments to come
 	}
 	if !fresh {
 		s.resendResponse(at)
@@ -156,8 +156,8 @@ func (s *v2SA) receive(h header, b []byte, at udpPath) {
 	s.p.rerun = true
 }
 
-// proven: a request shows that our answers to those before it have arrived, and
-// with them the SAs that they made (RFC 7296 section 2.3, section 2.8).
+// confirmChildren activates the Child SAs that the peer requested: its next request shows that
+// our responses to the earlier ones arrived (RFC 7296 sections 2.3 and 2.8).
 func (s *v2SA) confirmChildren() {
 	for _, c := range append([]*Child(nil), s.p.children...) {
 		if c.v2 == s {
@@ -183,21 +183,20 @@ func (s *v2SA) header(exchangeType uint8, id uint32, response bool) header {
 	return h
 }
 
-// onResponse answers the peer's last request.
+// respond sends the response to request h, and keeps it for retransmissions.
 func (s *v2SA) respond(h header, ps []payload) {
 	s.lastResponse = s.seal(s.header(h.exchange, h.id, true), ps)
 	s.resendResponse(s.path)
 }
 
-// enqueue sends a request when those before it have been answered.
+// enqueue sends a request once those before it have been answered.
 func (s *v2SA) enqueue(r *requestV2) {
 	s.queue = append(s.queue, r)
 	s.p.rerun = true
 }
 
-// noteAuthentic notes that the peer is alive, and, behind a NAT, where it is
-// (RFC 7296 section 2.23). It is for fresh messages only: anyone can repeat an old
-// one, and from anywhere (section 2.4).
+// noteAuthentic records that the peer is alive and, behind a NAT, its present port (RFC 7296
+// section 2.23). Call it for fresh messages only: anyone can replay an old one, from any port.
 func (s *v2SA) noteAuthentic(at udpPath) {
 	s.p.lastReceived, s.probing, s.deadAt = s.p.now, false, time.Time{}
 	if s.nat.tracksPeerPort() && at != s.path && at.local == s.path.local {
@@ -214,7 +213,7 @@ func notifyV2(kind uint16, data []byte) payload {
 	return payload{kind: v2Notify, body: append([]byte{0, 0, byte(kind >> 8), byte(kind)}, data...)}
 }
 
-// notifications calls f for each well-formed notification.
+// eachNotify calls f for each well-formed Notify payload.
 func eachNotify(ps []payload, f func(kind uint16, spi, data []byte)) {
 	for _, p := range ps {
 		if p.kind != v2Notify || len(p.body) < 4 || len(p.body) < 4+int(p.body[1]) {
@@ -225,7 +224,7 @@ func eachNotify(ps []payload, f func(kind uint16, spi, data []byte)) {
 	}
 }
 
-// errorNotify is the first notification of an error; 0 if there is none.
+// errorNotify returns the type of the first error notification, or 0.
 func errorNotify(ps []payload) (found uint16) {
 	eachNotify(ps, func(kind uint16, _, _ []byte) {
 		if found == 0 && kind < 16384 {
@@ -240,7 +239,8 @@ func hasNotify(ps []payload, want uint16) (ok bool) {
 	return ok
 }
 
-// unsupportedCritical reports whether there is a payload that must be understood and is not.
+// unsupportedCritical reports whether there is an unknown payload with the critical flag (RFC
+// 7296 section 2.5).
 func unsupportedCritical(ps []payload) (payloadType, bool) {
 	for _, p := range ps {
 		if p.critical && (p.kind < v2SecurityAssociation || p.kind > 48) && p.kind != v2Fragment {
@@ -269,7 +269,7 @@ func (p *Peer) initiatingV2() bool {
 	return false
 }
 
-// dropV2 forgets an IKE SA, and with it the SAs of ESP that it made, by retire.
+// dropV2 drops an IKE SA, and its Child SAs by retire.
 func (p *Peer) dropV2(s *v2SA, retire func(...*Child)) {
 	for i, x := range p.v2 {
 		if x == s {
@@ -339,20 +339,20 @@ func (s *v2SA) step() {
 		}
 		if p.due(lastReceived.Add(p.cfg.DPDInterval)) {
 			s.probing, s.deadAt = true, p.now.Add(time.Duration(max(1, p.cfg.DPDRetries))*p.cfg.DPDInterval)
-			if s.pending == nil && len(s.queue) == 0 { // a request that waits for its answer is a probe too
+			if s.pending == nil && len(s.queue) == 0 { // the pending request is a probe too
 				s.ping(func() {})
 			}
 		}
 	}
 	if p.due(s.confirmAt) {
-		// A peer that has not got our answer to IKE_AUTH answers nothing.
+		// A peer that has not got our IKE_AUTH response answers nothing.
 		s.confirmAt = time.Time{}
 		if c := s.firstChild; !c.active {
 			s.ping(func() { p.activate(c) })
 		}
 	}
 	if s.probing && p.due(s.deadAt) {
-		if s.deadAt.Sub(p.lastReceived) < p.cfg.DPDInterval { // ESP has come in the meantime
+		if s.deadAt.Sub(p.lastReceived) < p.cfg.DPDInterval { // ESP has arrived meanwhile
 			s.deadAt = p.lastReceived.Add(time.Duration(1+max(1, p.cfg.DPDRetries)) * p.cfg.DPDInterval)
 		} else {
 			p.dropV2(s, p.retireUnanswered)
@@ -379,7 +379,7 @@ func (s *v2SA) transmit(r *requestV2, ps []payload) {
 func (s *v2SA) natPayloads(spiR ikeSPI) []payload {
 	local := netip.AddrPortFrom(s.p.cfg.Local, s.path.local)
 	if s.p.cfg.ForceUDP {
-		local = netip.AddrPortFrom(netip.AddrFrom4([4]byte{}), 0) // an address that we do not have
+		local = netip.AddrPortFrom(netip.AddrFrom4([4]byte{}), 0) // never matches, so that both ends use UDP encapsulation
 	}
 	return []payload{
 		notifyV2(n2NATSource, natHashV2(s.spiI, spiR, local)),
@@ -387,7 +387,8 @@ func (s *v2SA) natPayloads(spiR ikeSPI) []payload {
 	}
 }
 
-// discoverNAT compares what the peer sees with what is. spiR is what its hashes have.
+// discoverNAT compares the peer's NAT_DETECTION hashes with the addresses we see. spiR is the
+// responder's SPI in these hashes: zero in the IKE_SA_INIT request.
 func (s *v2SA) discoverNAT(ps []payload, spiR ikeSPI, at udpPath) {
 	source, destination, any := false, false, false
 	eachNotify(ps, func(kind uint16, _, data []byte) {

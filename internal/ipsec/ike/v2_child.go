@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// maintainV2 begins what is missing under an IKE SA, the newest: a pair of SAs, a
-// rekey. Where both ends have begun at once there are several.
+// maintainV2 starts what is missing under s, the newest IKE SA: a Child SA, or a rekey. After
+// simultaneous initiation older IKE SAs can have Child SAs too.
 func (p *Peer) maintainV2(s *v2SA, need bool, rekey *Child) {
 	for _, x := range p.v2 {
 		if x.state == establishedV2 && !x.rekeying && (x == s || x.hasChild()) && p.past(x.rekeyAt) {
@@ -16,7 +16,7 @@ func (p *Peer) maintainV2(s *v2SA, need bool, rekey *Child) {
 		}
 	}
 	if rekey != nil {
-		// An SA can be replaced only under that which it belongs to.
+		// A Child SA is rekeyed on its own IKE SA.
 		if rekey.v2 == nil {
 			rekey = nil
 		} else {
@@ -27,7 +27,7 @@ func (p *Peer) maintainV2(s *v2SA, need bool, rekey *Child) {
 		return
 	}
 	if p.current == nil && !s.initiator && !p.past(s.established.Add(holdTime)) {
-		return // the peer's request is on its way
+		return // the peer's request is about to come
 	}
 	if !p.past(p.nextChild) {
 		return
@@ -36,7 +36,7 @@ func (p *Peer) maintainV2(s *v2SA, need bool, rekey *Child) {
 	s.requestChild(rekey)
 }
 
-// hasChild reports whether packets would be lost with the SA.
+// hasChild reports whether s has a Child SA in use.
 func (s *v2SA) hasChild() bool {
 	for _, c := range s.p.children {
 		if c.v2 == s && c.removeAt.IsZero() {
@@ -58,7 +58,8 @@ func (s *v2SA) childInProgress() bool {
 	return false
 }
 
-// pfsGroups are those that will do for a pair of SAs, the configured one first.
+// pfsGroups returns the groups acceptable for a Child SA, the configured one first; nil without
+// PFS.
 func (p *Peer) pfsGroups() []Group {
 	if p.cfg.PFS == 0 {
 		return nil
@@ -72,7 +73,7 @@ func (p *Peer) pfsGroups() []Group {
 	return gs
 }
 
-// requestChild asks for a pair of SAs, in place of old unless that is nil.
+// requestChild creates a Child SA, in place of old unless that is nil.
 func (s *v2SA) requestChild(old *Child) { s.requestChildWithGroups(old, s.p.pfsGroups(), 0) }
 
 func (s *v2SA) requestChildWithGroups(old *Child, groups []Group, restarts int) {
@@ -101,7 +102,7 @@ func (s *v2SA) requestChildWithGroups(old *Child, groups []Group, restarts int) 
 		requestedAt = p.now
 		if old != nil {
 			if !p.has(old) || !old.removeAt.IsZero() {
-				old = nil // gone while the request waited
+				old = nil // gone while the request was queued
 			} else {
 				ps = append(ps, payload{kind: v2Notify, body: append([]byte{v2ProtocolESP, 4, n2RekeySA >> 8, n2RekeySA & 0xff}, be32(old.Inbound.SPI)...)})
 			}
@@ -137,7 +138,7 @@ func (s *v2SA) requestChildWithGroups(old *Child, groups []Group, restarts int) 
 				}
 			}
 			retryLater()
-		case kind == n2ChildNotFound && old != nil: // the peer does not have it any more
+		case kind == n2ChildNotFound && old != nil: // the peer no longer has it
 			p.deletedByPeer(old)
 		case kind != 0:
 			retryLater()
@@ -182,7 +183,8 @@ func (s *v2SA) childRefused(kind uint16) {
 	p.nextChild = later(p.nextChild, p.nextStart)
 }
 
-// handleChildResponse takes the payloads of an answer that make a pair of SAs.
+// handleChildResponse installs the Child SA of a response. It returns false if there is none that
+// we can use.
 func (s *v2SA) handleChildResponse(ps []payload, spi uint32, requestedAt time.Time, shared, ni, nr []byte, dh *dhKey) bool {
 	p := s.p
 	sas, err := parseSAV2(find(ps, v2SecurityAssociation))
@@ -200,7 +202,7 @@ func (s *v2SA) handleChildResponse(ps []payload, spi uint32, requestedAt time.Ti
 	_, local := tsIncludes(find(ps, v2TSi), p.cfg.Local.As4(), s.nat.local)
 	_, remote := tsIncludes(find(ps, v2TSr), p.cfg.Remote.As4(), s.nat.remote)
 	if !ok || !local || !remote || !hasNotify(ps, n2TransportMode) {
-		// The peer has an SA that we cannot use.
+		// The peer has installed an SA that we cannot use.
 		p.noteFailure(Problem{Kind: Refused, Phase: 2, Detail: "it has no transport mode for protocol 4 between our addresses"})
 		p.nextChild = later(p.nextChild, p.nextStart)
 		s.requestDelete(spi, func() {})
@@ -214,8 +216,8 @@ func (s *v2SA) handleChildResponse(ps []payload, spi uint32, requestedAt time.Ti
 	return true
 }
 
-// handleChildRequest makes the pair of SAs that a request asks for, and gives the
-// payloads of the answer. groups is nil where there is no KE payload to be.
+// handleChildRequest installs the Child SA that a request asks for, and returns the payloads of
+// the response. groups is nil for an exchange without a KE payload.
 func (s *v2SA) handleChildRequest(ps []payload, groups []Group, ni, nr []byte) []payload {
 	p := s.p
 	sas, err := parseSAV2(find(ps, v2SecurityAssociation))
@@ -261,15 +263,15 @@ func (s *v2SA) handleChildRequest(ps []payload, groups []Group, ni, nr []byte) [
 		out = append(out, payload{kind: v2KeyExchange, body: keBody(dh)})
 	}
 	out = append(out, payload{kind: v2TSi, body: trafficSelector(remote)}, payload{kind: v2TSr, body: trafficSelector(local)})
-	// The peer has it when it has our answer, which can be lost. That it has shows
-	// when it sends by it, or sends another request: to delete what was replaced.
+	// The response can be lost. The SA is activated once the peer sends on it, or sends another
+	// request, such as the DELETE of the SA that it replaces.
 	c := s.newChild(proposal, esn, spi, peerSPI, false, shared, ni, nr)
 	p.setLifetimes(c, p.now, 0)
 	p.add(c)
 	return out
 }
 
-// handleRequest takes an authentic request of the peer.
+// handleRequest processes an authentic request of the peer.
 func (s *v2SA) handleRequest(h header, ps []payload, at udpPath) {
 	if kind, bad := unsupportedCritical(ps); bad {
 		s.respond(h, []payload{notifyV2(n2UnsupportedCritical, []byte{byte(kind)})})
@@ -304,7 +306,7 @@ func (s *v2SA) receiveCreateChild(h header, ps []payload) {
 		s.receiveRekey(h, ps, sas, ni)
 		return
 	}
-	if s.rekeying { // the SA would be left behind (RFC 7296 section 2.25.2)
+	if s.rekeying { // the new IKE SA would not inherit it (RFC 7296 section 2.25.2)
 		s.respond(h, []payload{notifyV2(n2TemporaryFailure, nil)})
 		return
 	}
@@ -326,13 +328,13 @@ func (s *v2SA) receiveCreateChild(h header, ps []payload) {
 			group, _ := parseKE(find(ps, v2KeyExchange))
 			groups = []Group{group}
 		} else if group, _ := parseKE(find(ps, v2KeyExchange)); p.groupAllowed(group) && group.rank() != 0 {
-			groups = append([]Group{group}, groups...) // what needs no second try
+			groups = append([]Group{group}, groups...) // accept the peer's group rather than send INVALID_KE_PAYLOAD
 		}
 	}
 	s.respond(h, s.handleChildRequest(ps, groups, ni, nr))
 }
 
-// deleteChild asks the peer to delete an SA (RFC 7296 section 1.4.1).
+// deleteChild sends a DELETE for a Child SA (RFC 7296 section 1.4.1).
 func (s *v2SA) deleteChild(c *Child) {
 	if !c.deleting {
 		c.deleting = true
@@ -340,7 +342,7 @@ func (s *v2SA) deleteChild(c *Child) {
 	}
 }
 
-// requestDelete has then called when the peer has done so.
+// requestDelete sends a DELETE for an inbound SPI, and calls onDeleted when it is answered.
 func (s *v2SA) requestDelete(spi uint32, onDeleted func()) {
 	s.enqueue(&requestV2{
 		exchange: exchangeInformational,
@@ -351,11 +353,12 @@ func (s *v2SA) requestDelete(spi uint32, onDeleted func()) {
 	})
 }
 
-// prove shows the peer that we have its answer. There may be nothing else to send
-// for long.
+// sendConfirmation shows the peer that its response arrived, as there may be no other request for
+// long.
 func (s *v2SA) sendConfirmation() { s.ping(func() {}) }
 
-// ping asks whether the peer is there (RFC 7296 section 1.4).
+// ping sends an empty INFORMATIONAL request (RFC 7296 section 1.4), and calls onAlive when it is
+// answered.
 func (s *v2SA) ping(onAlive func()) {
 	s.enqueue(&requestV2{
 		exchange:   exchangeInformational,
@@ -364,6 +367,7 @@ func (s *v2SA) ping(onAlive func()) {
 	})
 }
 
+// receiveInformational processes Delete payloads, and responds.
 func (s *v2SA) receiveInformational(h header, ps []payload) {
 	p := s.p
 	var out []payload
@@ -384,7 +388,7 @@ func (s *v2SA) receiveInformational(h header, ps []payload) {
 				if c == nil || c.v2 == nil {
 					continue
 				}
-				if !c.deleting { // else each end has heard it from the other
+				if !c.deleting { // simultaneous DELETEs are not answered with each other's SPI
 					answer = append(answer, be32(c.Inbound.SPI)...)
 					answer[3]++
 				}

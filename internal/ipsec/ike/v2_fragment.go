@@ -4,20 +4,20 @@ import "encoding/binary"
 
 const (
 	maxFragments = 16
-	// fragmentSize is how much of a message goes into a fragment: what every path
-	// takes (RFC 7383 section 2.5.1).
+	// fragmentSize is the length of the plaintext in a fragment: with it the IPv4 packet stays
+	// below 1280 bytes (RFC 7383 section 2.5.1).
 	fragmentSize = 1100
 )
 
-// reassembly are those of one message that have come (RFC 7383 section 2.6).
+// reassembly collects the fragments of one message (RFC 7383 section 2.6).
 type reassembly struct {
-	bodies map[int][]byte // by number, from 1; nil if none has come
+	bodies map[int][]byte // by fragment number, from 1; nil if none has arrived
 	total  int
 	id     uint32
-	first  payloadType // the first payload inside
+	first  payloadType // the first payload inside, named by fragment 1
 }
 
-// add takes an authentic fragment in. It gives the message once it is whole.
+// add adds an authentic fragment. done reports that message is complete.
 func (f *reassembly) add(id uint32, number, total int, first payloadType, body []byte) (_ payloadType, message []byte, done bool, err error) {
 	if f.bodies == nil || f.id != id || f.total < total {
 		*f = reassembly{bodies: map[int][]byte{}, total: total, id: id}
@@ -42,12 +42,12 @@ func (f *reassembly) add(id uint32, number, total int, first payloadType, body [
 	return f.first, message, true, nil
 }
 
-// open reads the encrypted payload of a message. again says that it was a
-// fragment, and that nothing is to be done for it: there are others to come, or,
-// of a message that is not fresh, it was not the first, for which alone the answer
-// is repeated (RFC 7383 section 2.6.1).
+// open decrypts a message into its payloads. incomplete reports that there is nothing to process
+// yet: the message is a fragment and others are missing. If the message is not fresh, it is a
+// retransmission, for which only the first fragment has the response resent (RFC 7383 section
+// 2.6.1).
 func (s *v2SA) open(h header, b []byte, fresh bool) (ps []payload, incomplete bool, err error) {
-	// It is the first: what stands before it would not be secret, and nobody sends such.
+	// Payloads in front of the Encrypted one would be in cleartext, and no peer sends any.
 	if h.next != v2Encrypted && h.next != v2Fragment || len(b) < headerLen+8 {
 		return nil, false, errMalformed
 	}
@@ -86,7 +86,7 @@ func (s *v2SA) open(h header, b []byte, fresh bool) (ps []payload, incomplete bo
 	return ps, false, err
 }
 
-// seal makes the datagrams of an encrypted message.
+// seal returns the datagrams of an encrypted message, several if it has to be fragmented.
 func (s *v2SA) seal(h header, ps []payload) [][]byte {
 	plain := appendPayloads(nil, ps)
 	if !s.canFragment || len(plain) <= fragmentSize {

@@ -9,7 +9,7 @@ import (
 	"ipipd/internal/ipsec/esp"
 )
 
-// startV2 begins as initiator.
+// startV2 starts IKE_SA_INIT as initiator.
 func (p *Peer) startV2() {
 	s := &v2SA{p: p, initiator: true, state: sentInit, path: p.firstPath(), began: p.now, group: p.cfg.Phase1[0].Group}
 	p.random(s.spiI[:])
@@ -47,7 +47,7 @@ func keBody(e *dhKey) []byte {
 	return append([]byte{byte(e.group >> 8), byte(e.group), 0, 0}, e.public...)
 }
 
-// parseKE reads a KE payload; group 0 is none.
+// parseKE parses the body of a KE payload; group 0 means none.
 func parseKE(b []byte) (Group, []byte) {
 	if len(b) < 4 {
 		return 0, nil
@@ -55,7 +55,7 @@ func parseKE(b []byte) (Group, []byte) {
 	return Group(binary.BigEndian.Uint16(b)), b[4:]
 }
 
-// receiveInit takes the responder's answer to IKE_SA_INIT.
+// receiveInit processes the IKE_SA_INIT response.
 func (s *v2SA) receiveInit(h header, b []byte, at udpPath) {
 	p := s.p
 	ps, _, rest, err := parsePayloads(b[headerLen:], h.next, payloadNone)
@@ -106,11 +106,12 @@ func (s *v2SA) receiveInit(h header, b []byte, at udpPath) {
 
 const authShared = 2
 
-// validNonceV2 is RFC 7296 section 3.9: 16 to 256 bytes.
+// validNonceV2 checks a nonce's length: 16 to 256 bytes (RFC 7296 section 3.9).
 func validNonceV2(b []byte) bool { return len(b) >= 16 && len(b) <= 256 }
 
-// handleInitError takes an answer without an SA, which nobody vouches for: it can
-// have us try again otherwise, a few times, and explain what is wrong.
+// handleInitError processes an IKE_SA_INIT response without an SA, which is not authenticated. A
+// COOKIE or INVALID_KE_PAYLOAD makes us try again, at most 3 times; other notifications only set
+// the Problem.
 func (s *v2SA) handleInitError(ps []payload) {
 	p := s.p
 	eachNotify(ps, func(kind uint16, _, data []byte) {
@@ -137,9 +138,9 @@ func (s *v2SA) handleInitError(ps []payload) {
 	})
 }
 
-// respondInit answers IKE_SA_INIT. The exchange costs us more than the sender,
-// whose address may be false: beyond a few at a time and a second it has to show by
-// a cookie that it hears us (RFC 7296 section 2.6), and then no stranger is in its way.
+// respondInit responds to IKE_SA_INIT. The Diffie-Hellman exchange is expensive and the source
+// may be spoofed, so beyond a few half-open SAs, or a few requests a second, the initiator must
+// return a COOKIE (RFC 7296 section 2.6). With one it does not compete with spoofed sources.
 func (p *Peer) respondInit(h header, b []byte, at udpPath) {
 	ps, _, rest, err := parsePayloads(b[headerLen:], h.next, payloadNone)
 	if err != nil || len(rest) != 0 {
@@ -217,7 +218,7 @@ func (p *Peer) respondInit(h header, b []byte, at udpPath) {
 	p.send(at, s.initResponse)
 }
 
-// verifyAuth checks the peer's AUTH payload, and then its identity.
+// verifyAuth verifies the peer's AUTH payload, and then its identity.
 func (s *v2SA) verifyAuth(id, auth, signed, nonce, sk []byte) (Problem, bool) {
 	if len(id) < 5 || len(auth) < 5 || auth[0] != authShared ||
 		subtle.ConstantTimeCompare(auth[4:], authV2(s.proposal.Hash, s.p.cfg.Secret, signed, nonce, sk, id)) != 1 {
@@ -226,7 +227,7 @@ func (s *v2SA) verifyAuth(id, auth, signed, nonce, sk []byte) (Problem, bool) {
 	return s.p.checkIdentity(id, s.nat)
 }
 
-// receiveAuth takes the responder's answer to IKE_AUTH.
+// receiveAuth processes the IKE_AUTH response.
 func (s *v2SA) receiveAuth(ps []payload) {
 	p := s.p
 	id, auth := find(ps, v2IDr), find(ps, v2Auth)
@@ -249,11 +250,11 @@ func (s *v2SA) receiveAuth(ps []payload) {
 	s.sendConfirmation()
 }
 
-// receiveAuthRequest takes IKE_AUTH as responder.
+// receiveAuthRequest processes the IKE_AUTH request.
 func (s *v2SA) receiveAuthRequest(h header, ps []payload, at udpPath) {
 	p := s.p
 	id, auth := find(ps, v2IDi), find(ps, v2Auth)
-	s.path = at // the peer may have gone over to port 4500
+	s.path = at // the peer may have moved to port 4500
 	if problem, ok := s.verifyAuth(id, auth, s.initRequest, s.nr, s.keys.skPi); !ok {
 		p.noteHint(problem)
 		s.respond(h, []payload{notifyV2(n2AuthFailed, nil)})
@@ -302,9 +303,8 @@ func (s *v2SA) establish() {
 	p.rerun = true
 }
 
-// limitEstablishedV2 makes room: a peer has one IKE SA, and a few more while it rekeys or
-// begins anew. One that begins over and over and deletes nothing loses the oldest, a
-// replaced one first.
+// limitEstablishedV2 drops an IKE SA beyond maxEstablished: the oldest, a replaced one first. A
+// peer has one, and a few more during a rekey or after a restart.
 func (p *Peer) limitEstablishedV2() {
 	var oldest *v2SA
 	n := 0
@@ -321,8 +321,8 @@ func (p *Peer) limitEstablishedV2() {
 	}
 }
 
-// childOffer are the payloads that ask for a pair of SAs: by IKE_AUTH, which has
-// no groups, or by CREATE_CHILD_SA.
+// childOffer returns the payloads that offer a Child SA, in IKE_AUTH (without groups) or
+// CREATE_CHILD_SA.
 func (s *v2SA) childOffer(spi uint32, groups []Group) []payload {
 	return []payload{
 		notifyV2(n2TransportMode, nil),
@@ -332,7 +332,7 @@ func (s *v2SA) childOffer(spi uint32, groups []Group) []payload {
 	}
 }
 
-// newChild makes the pair of SAs; ours is the SPI we receive by.
+// newChild derives the keys of a Child SA. spi is the inbound one.
 func (s *v2SA) newChild(p Proposal, esn bool, spi, peerSPI uint32, weInitiated bool, shared, ni, nr []byte) *Child {
 	suite := p.suite()
 	out, in := s.keys.childKeys(suite, shared, ni, nr)

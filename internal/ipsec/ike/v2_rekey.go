@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// requestRekey asks for a new IKE SA in place of this one (RFC 7296 section 1.3.2).
+// requestRekey rekeys the IKE SA (RFC 7296 section 1.3.2).
 func (s *v2SA) requestRekey() {
 	p := s.p
 	s.rekeying = true
@@ -13,7 +13,7 @@ func (s *v2SA) requestRekey() {
 	p.random(n.spiI[:])
 	n.ni = make([]byte, nonceLen)
 	p.random(n.ni)
-	// The group that has worked comes first.
+	// The present proposal comes first, as its group is known to work.
 	offer := []Proposal{s.proposal}
 	for _, x := range p.cfg.Phase1 {
 		if x != s.proposal {
@@ -60,7 +60,7 @@ func (s *v2SA) requestRekey() {
 				retryLater()
 				return
 			}
-			// What waited goes to the new SA; this one only says goodbye.
+			// Queued requests move to the new SA, this one is deleted.
 			n.queue, s.queue = s.queue, nil
 			s.enqueue(&requestV2{
 				exchange:   exchangeInformational,
@@ -71,7 +71,7 @@ func (s *v2SA) requestRekey() {
 	})
 }
 
-// receiveRekey answers a request for a new IKE SA.
+// receiveRekey responds to a request for a new IKE SA.
 func (s *v2SA) receiveRekey(h header, ps []payload, sas []saProposalV2, ni []byte) {
 	p := s.p
 	if s.rekeying || s.childInProgress() {
@@ -112,7 +112,8 @@ func (s *v2SA) receiveRekey(h header, ps []payload, sas []saProposalV2, ni []byt
 	s.replaceWith(n, shared)
 }
 
-// replaceWith puts the SA n in the place of s, which stays to be deleted.
+// replaceWith moves the Child SAs to the new IKE SA n. s waits for its DELETE. It returns false
+// if the keys cannot be derived.
 func (s *v2SA) replaceWith(n *v2SA, shared []byte) bool {
 	p := s.p
 	var err error

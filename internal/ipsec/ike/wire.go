@@ -24,10 +24,10 @@ import (
 //	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 const (
 	headerLen = 28
-	// maxMessage bounds what is looked at: several times the largest message
-	// that a peer with long proposal lists sends.
+	// maxMessage bounds the length of a message: several times that of a peer with long proposal
+	// lists.
 	maxMessage = 16384
-	// maxPayloads, maxProposals and maxTransforms bound what one message can have us do.
+	// maxPayloads, maxProposals and maxTransforms bound the work for one message.
 	maxPayloads   = 48
 	maxProposals  = 32
 	maxTransforms = 64
@@ -38,7 +38,7 @@ const (
 	version2 = 0x20
 )
 
-// ikeSPI is an SPI of IKE itself; RFC 2408 calls it a cookie.
+// ikeSPI is the SPI of an IKE SA, which RFC 2408 calls a cookie.
 type ikeSPI [8]byte
 
 type header struct {
@@ -50,7 +50,7 @@ type header struct {
 	length               int
 }
 
-// Errors of the codec. What a stranger sent is not worth more words.
+// Errors of the codec. They are not more specific, as nobody sees them but in tests.
 var (
 	errShort     = errors.New("ike: message cut short")
 	errLength    = errors.New("ike: a length does not fit")
@@ -58,8 +58,7 @@ var (
 	errMalformed = errors.New("ike: malformed payload")
 )
 
-// parseHeader reads the header of a message and checks its length, which may be
-// less than that of the datagram for no reason that a peer could have.
+// parseHeader parses the header. Its length must be that of the datagram.
 func parseHeader(b []byte) (header, error) {
 	if len(b) < headerLen {
 		return header{}, errShort
@@ -77,7 +76,7 @@ func parseHeader(b []byte) (header, error) {
 	return h, nil
 }
 
-// put writes the header in front of a message whose length is final.
+// put writes the header to the front of b, which must be the whole message.
 func (h *header) put(b []byte) {
 	copy(b, h.initiator[:])
 	copy(b[8:], h.responder[:])
@@ -86,24 +85,22 @@ func (h *header) put(b []byte) {
 	binary.BigEndian.PutUint32(b[24:], uint32(len(b)))
 }
 
-// payloadType is the type of a payload; the versions have different ones.
+// payloadType is the type of a payload. IKEv1 and IKEv2 have different ones.
 type payloadType uint8
 
 const payloadNone payloadType = 0
 
-// payload is one payload of a message: its body, without the generic header.
+// payload is one payload of a message. Its body excludes the generic header.
 type payload struct {
 	kind payloadType
-	// unsupportedCritical is IKEv2's flag (RFC 7296 section 3.2).
+	// critical is IKEv2's critical flag (RFC 7296 section 3.2).
 	critical bool
 	body     []byte
 }
 
-// parsePayloads reads a chain of payloads that begins with one of type first. The
-// bodies share b's memory; rest is what follows the chain, the padding of an
-// encrypted IKEv1 message. A payload of type last ends the chain wherever it
-// stands, and next is then what its header says comes next: IKEv2's encrypted
-// payload names the first one inside.
+// parsePayloads parses a chain of payloads whose first one has type first. The bodies alias b.
+// rest is what follows the chain: the padding, in an encrypted IKEv1 message. If last is not
+// payloadNone, a payload of that type ends the chain, and next is the type in its header.
 func parsePayloads(b []byte, first, last payloadType) (ps []payload, next payloadType, rest []byte, err error) {
 	for next = first; next != payloadNone; {
 		if len(ps) == maxPayloads {
@@ -126,7 +123,7 @@ func parsePayloads(b []byte, first, last payloadType) (ps []payload, next payloa
 	return ps, next, b, nil
 }
 
-// appendPayloads is the other way round.
+// appendPayloads appends the payloads with their generic headers, chained by type.
 func appendPayloads(b []byte, ps []payload) []byte {
 	for i, p := range ps {
 		next := payloadNone
@@ -140,7 +137,7 @@ func appendPayloads(b []byte, ps []payload) []byte {
 	return b
 }
 
-// find returns the only payload of that type; nil if there is none or more than one.
+// find returns the body of the only payload of that type; nil if there is none or more than one.
 func find(ps []payload, kind payloadType) []byte {
 	var body []byte
 	for _, p := range ps {
@@ -157,7 +154,7 @@ func find(ps []payload, kind payloadType) []byte {
 	return body
 }
 
-// firstType is the type of the first of ps.
+// firstType returns the type of the first payload, for the header.
 func firstType(ps []payload) payloadType {
 	if len(ps) == 0 {
 		return payloadNone
@@ -165,7 +162,7 @@ func firstType(ps []payload) payloadType {
 	return ps[0].kind
 }
 
-// message puts a message together that is sent as it is.
+// message returns an unencrypted message.
 func message(h header, ps []payload) []byte {
 	h.next = firstType(ps)
 	b := appendPayloads(make([]byte, headerLen, 512), ps)
@@ -173,14 +170,13 @@ func message(h header, ps []payload) []byte {
 	return b
 }
 
-// attribute is a data attribute (RFC 2408 section 3.3): a type, and a value that
-// is a number here, since nothing that we know has another.
+// attribute is a data attribute (RFC 2408 section 3.3). All known ones have numeric values.
 type attribute struct {
 	kind  uint16
 	value uint32
 }
 
-// parseAttributes reads attributes, those that do not fit into 32 bits excepted.
+// parseAttributes parses attributes. A value above 32 bits becomes 0xffffffff.
 func parseAttributes(b []byte) ([]attribute, error) {
 	var as []attribute
 	for len(b) > 0 {
@@ -189,7 +185,7 @@ func parseAttributes(b []byte) ([]attribute, error) {
 		}
 		kind, value := binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
 		b = b[4:]
-		if kind&0x8000 != 0 { // the value itself
+		if kind&0x8000 != 0 { // AF=1: the value itself
 			as = append(as, attribute{kind & 0x7fff, uint32(value)})
 			continue
 		}
@@ -199,7 +195,7 @@ func parseAttributes(b []byte) ([]attribute, error) {
 		a := attribute{kind: kind}
 		for i, v := range b[:value] {
 			if v != 0 && i+4 < int(value) {
-				a.value = 0xffffffff // a lifetime beyond all measure
+				a.value = 0xffffffff // too large, which only a lifetime may be
 				break
 			}
 			a.value = a.value<<8 | uint32(v)
