@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// TestMaxEstablished: a peer that has the secret, begins over and over, says nothing
-// of INITIAL_CONTACT and deletes nothing does not fill the memory, and has its last SA.
+// A peer that has the secret, and initiates again and again without INITIAL_CONTACT or DELETE,
+// does not exhaust memory, and its latest SA stays.
 func TestMaxEstablished(t *testing.T) {
 	for _, mode := range []Mode{IKE2, Main} {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
@@ -27,7 +27,7 @@ func TestMaxEstablished(t *testing.T) {
 				t.Fatal(err)
 			}
 			todo := p.Tick(s.now)
-			p.children = append(p.children, &Child{}) // so that it does not say INITIAL_CONTACT
+			p.children = append(p.children, &Child{}) // so that it sends no INITIAL_CONTACT
 			for len(todo) > 0 && p.Current() == nil {
 				var next []Action
 				for _, a := range todo {

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// firstMessage is the first message of a peer with that configuration.
+// firstMessage returns the first message that a Peer with that configuration sends.
 func firstMessage(t *testing.T, cfg Config, now time.Time) []byte {
 	t.Helper()
 	cfg.Local, cfg.Remote = addressA, addressB
@@ -22,8 +22,8 @@ func firstMessage(t *testing.T, cfg Config, now time.Time) []byte {
 	return p.Tick(now)[0].(Send).Payload
 }
 
-// flood has an end get so many beginnings a second, each with another SPI and with
-// the peer's address, whose sender gets no answer.
+// flood delivers that many first messages a second to e, each with a random initiator SPI and
+// with the peer's address as source. Replies to them reach nobody.
 func (s *sim) flood(e *end, perSecond int, messages ...[]byte) {
 	b := bytes.Clone(messages[s.rng.IntN(len(messages))])
 	for i := range 8 {
@@ -37,9 +37,8 @@ func (s *sim) flood(e *end, perSecond int, messages ...[]byte) {
 	})
 }
 
-// TestPeerReceive_flood: who sees nothing and sends beginnings with the peer's address does not
-// keep a tunnel from coming up, though the flood is under way at both ends before
-// they start, and is of what costs most or least.
+// An off-path attacker that spoofs the peer's address does not keep a tunnel from coming up. The
+// flood hits both ends, from before they start, with the cheapest and the most expensive message.
 func TestPeerReceive_flood(t *testing.T) {
 	for _, mode := range modes {
 		for _, perSecond := range []int{1000, 5000} {
@@ -77,7 +76,7 @@ func TestPeerReceive_flood(t *testing.T) {
 	}
 }
 
-// TestPeerReceive_floodBounded: what a flood leaves behind, and what it gets for an answer.
+// A flood leaves bounded state, and gets a bounded number of replies.
 func TestPeerReceive_floodBounded(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
@@ -113,7 +112,7 @@ func TestPeerReceive_floodBounded(t *testing.T) {
 	}
 }
 
-// countingReader counts the bytes that are read of it.
+// countingReader counts the bytes read from r.
 type countingReader struct {
 	r io.Reader
 	n int
@@ -125,8 +124,7 @@ func (c *countingReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// TestCookieSecretsVerify: one that the peer has been given is good for it and for nobody
-// else, still so after the secret has been replaced, but not for ever.
+// A cookie is valid for its initiator only, and for one rotation of the secret.
 func TestCookieSecretsVerify(t *testing.T) {
 	cfg := testConfig(t, fastPhase1, fastPhase2)
 	cfg.Local, cfg.Remote = addressA, addressB
@@ -155,7 +153,7 @@ func TestCookieSecretsVerify(t *testing.T) {
 	}
 }
 
-// TestCookieSecretsVerify_beforeRateLimit: who has one gets in, whatever others send.
+// An initiator that returns a cookie is served however many first messages others send.
 func TestCookieSecretsVerify_beforeRateLimit(t *testing.T) {
 	cfg := testConfig(t, fastPhase1, fastPhase2)
 	cfg.Mode = IKE2
@@ -201,8 +199,7 @@ func TestCookieSecretsVerify_beforeRateLimit(t *testing.T) {
 	}
 }
 
-// TestV1SAReceive3_invalidPublicValue: it costs one private key for each attempt, however
-// often it comes.
+// Invalid public values cost one private key per SA, however many arrive.
 func TestV1SAReceive3_invalidPublicValue(t *testing.T) {
 	cfg := testConfig(t, "aes128-sha1-modp1024", fastPhase2)
 	cfg.Passive = true
@@ -227,8 +224,8 @@ func TestV1SAReceive3_invalidPublicValue(t *testing.T) {
 	}
 }
 
-// TestMaxAuthFailures: an attempt of others ends after a few messages 5 that do not
-// verify, each of which is a guess of the secret.
+// A half-open SA as responder ends after a few messages 5 that do not verify: each is a guess of
+// the secret.
 func TestMaxAuthFailures(t *testing.T) {
 	s := withPassivePeer(t, 1, testConfig(t, fastPhase1, fastPhase2))
 	e := s.ends[1]
@@ -253,8 +250,8 @@ func TestMaxAuthFailures(t *testing.T) {
 	}
 }
 
-// TestHoldTime: who has the peer's address and not the secret does not hold our own
-// beginnings back by beginning over and over, where the peer only answers.
+// An attacker that receives at the peer's address, but has not the secret, does not hold back our
+// own attempts by initiating again and again, when the real peer only responds.
 func TestHoldTime(t *testing.T) {
 	for _, mode := range []Mode{Main, Auto} {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
@@ -290,7 +287,7 @@ func TestHoldTime(t *testing.T) {
 		s.start(e)
 		e.down = false
 		if mode == Main {
-			// From before our own first try, which nobody hears.
+			// The attack starts before our first attempt, which is lost.
 			s.ends[1].down = true
 		}
 		attack()

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// relayed is a network in which who is on the path hands each of two ends, which
-// mean other hosts and have the same secret, the messages of the other.
+// relayed returns a network in which an attacker on the path relays between two ends that have
+// the same secret, but are configured for other peers.
 func relayed(t *testing.T, mode Mode, a, b [2]netip.Addr) *sim {
 	cfg := testConfig(t, fastPhase1, fastPhase2)
 	cfg.Mode = mode
@@ -21,8 +21,8 @@ func relayed(t *testing.T, mode Mode, a, b [2]netip.Addr) *sim {
 	return s
 }
 
-// TestIdentity: one secret for several hosts does not let who is on the path join
-// two that do not mean each other.
+// Where several hosts share a secret, an attacker on the path cannot connect two that are not
+// configured for each other.
 func TestIdentity(t *testing.T) {
 	addressC := netip.MustParseAddr("203.0.113.1")
 	toB := [2]netip.Addr{addressA, addressB}
@@ -54,7 +54,7 @@ func TestIdentity(t *testing.T) {
 				}
 			})
 		}
-		// A peer behind a NAT is who it was first, over restarts of both ends.
+		// The identity of a peer behind a NAT is pinned across restarts of both ends.
 		t.Run(fmt.Sprintf("behind-nat/%v", mode), func(t *testing.T) {
 			cfg := testConfig(t, fastPhase1, fastPhase2)
 			cfg.Mode = mode

@@ -24,8 +24,8 @@ func unhex(t testing.TB, s string) []byte {
 	return b
 }
 
-// Two handshakes that another implementation recorded with a third: IKEv1, secret
-// AAAA, aes128-sha1-modp1024.
+// Two captured IKEv1 handshakes between two other implementations: secret AAAA,
+// aes128-sha1-modp1024.
 func TestDeriveV1_recordedHandshakes(t *testing.T) {
 	const sa = "00000001000000010000002c01010001000000240101000080010007800e0080800200028004000280030001800b0001800c7080"
 	for i, c := range []struct {
@@ -90,8 +90,8 @@ func TestPRF(t *testing.T) {
 	}
 }
 
-// prf+ (RFC 7296 section 2.13): T1 | T2 | …, each the prf of the one before, the
-// seed and its number.
+// prf+ is T1 | T2 | …, each the prf of the last one, the seed and its number (RFC 7296 section
+// 2.13).
 func TestPRFPlus(t *testing.T) {
 	key, seed := []byte("key"), []byte("seed")
 	t1 := prf(esp.HMACSHA1, key, seed, []byte{1})
@@ -101,7 +101,7 @@ func TestPRFPlus(t *testing.T) {
 	}
 }
 
-// p and (p-1)/2 are primes, of the form that RFC 3526 gives.
+// p and (p-1)/2 are prime, and p has the form that RFC 3526 gives.
 func TestGroups_safePrimes(t *testing.T) {
 	for _, g := range groups {
 		if g.prime == "" {
@@ -137,7 +137,7 @@ func TestDHKeyShared(t *testing.T) {
 		if errX != nil || errY != nil || !bytes.Equal(x, y) || len(x) == 0 {
 			t.Errorf("%s: %v %v, %x and %x", g.name, errX, errY, x, y)
 		}
-		if a.exponent != nil { // the same by another library
+		if a.exponent != nil { // compare with math/big
 			p := new(big.Int).SetBytes(unhex(t, g.prime))
 			want := new(big.Int).Exp(new(big.Int).SetBytes(b.public), new(big.Int).SetBytes(a.exponent), p)
 			if new(big.Int).SetBytes(x).Cmp(want) != 0 {
@@ -275,8 +275,8 @@ func TestProposal_roundTrip(t *testing.T) {
 	}
 }
 
-// What is not understood must not be agreed to, extended sequence numbers for
-// one; a second lifetime, in kilobytes, is common and means nothing here.
+// A transform with an unknown attribute, such as extended sequence numbers, must not be chosen. A
+// second lifetime, in kilobytes, is common and ignored.
 func TestDecodePhase2_unknownAttributes(t *testing.T) {
 	ps, err := ParsePhase2("aes128-sha1")
 	if err != nil {

@@ -95,8 +95,8 @@ func TestMode_auto(t *testing.T) {
 	}
 }
 
-// The peer's PFS group is another, but one that will do: it says so, and the next
-// try has it (INVALID_KE_PAYLOAD).
+// INVALID_KE_PAYLOAD: the responder accepts only another of the initiator's groups, which the
+// next attempt uses.
 func TestPeer_invalidKEPayload(t *testing.T) {
 	a := testConfig(t, "aes128-sha1-modp1024,aes128-sha1-ecp256", fastPhase2)
 	b := testConfig(t, "aes128-sha1-ecp256", fastPhase2)
@@ -136,8 +136,8 @@ func TestChildWeak(t *testing.T) {
 	}
 }
 
-// stranger sends what it likes with the peer's address as source: beginnings by
-// the thousand, and every message that it has seen, changed.
+// An attacker that spoofs the peer's address, with new SPIs, modified and truncated copies of
+// captured messages, neither ends an SA nor exhausts memory.
 func TestPeerReceive_forgedMessages(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
@@ -148,7 +148,7 @@ func TestPeerReceive_forgedMessages(t *testing.T) {
 		s.start(s.ends[0])
 		s.traffic(s.ends[0])
 		s.traffic(s.ends[1])
-		// Record a handshake of two others with other secrets, and this one's.
+		// Capture a handshake between two other Peers, too.
 		record := newSim(t, 4, cfg, cfg)
 		record.start(record.ends[1])
 		record.start(record.ends[0])
@@ -165,7 +165,7 @@ func TestPeerReceive_forgedMessages(t *testing.T) {
 			}
 			b := bytes.Clone(seen[rng.IntN(len(seen))])
 			switch rng.IntN(4) {
-			case 0: // a new beginning
+			case 0: // a new initiator SPI
 				for i := range 8 {
 					b[i] = byte(rng.Uint32())
 				}
@@ -208,7 +208,7 @@ func TestCookieSecrets_requiredUnderLoad(t *testing.T) {
 	s := newSim(t, 1, cfg, quiet)
 	s.start(s.ends[1])
 	victim := s.ends[1]
-	// Half-open SAs of a stranger who never goes on.
+	// Half-open SAs of initiators that do not go on.
 	for i := range 10 {
 		c := cfg
 		c.Local, c.Remote = addressB, addressA
@@ -232,7 +232,7 @@ func TestCookieSecrets_requiredUnderLoad(t *testing.T) {
 	s.check("with a cookie")
 }
 
-// With a long list of proposals IKE_AUTH does not fit a datagram of 1280 bytes.
+// With a long list of proposals, IKE_AUTH does not fit into 1280 bytes.
 func TestFragmentSize(t *testing.T) {
 	var list []string
 	for i := range 16 {
@@ -287,7 +287,7 @@ func FuzzPeerReceive(f *testing.F) {
 		before := e.outbound
 		s.do(e, e.Receive(s.now, 500, netip.AddrPortFrom(addressB, 500), b))
 		if before != nil && e.outbound == nil {
-			t.Fatal("a forged message closed the gate")
+			t.Fatal("a forged message removed the outbound SA")
 		}
 		s.do(e, e.Tick(s.now.Add(time.Minute)))
 	})

@@ -8,21 +8,20 @@ import (
 	"time"
 )
 
-// lifetimes to rekey by, from those of a network that answers at once to those
-// that leave time for retransmissions.
+// lifetimes range from those that suit a network with fast answers to those that leave time for
+// retransmissions.
 var lifetimes = []struct{ phase1, phase2, jitter time.Duration }{
 	{10 * time.Second, 4 * time.Second, 20 * time.Millisecond},
 	{45 * time.Second, 15 * time.Second, 300 * time.Millisecond},
 	{200 * time.Second, 60 * time.Second, 800 * time.Millisecond},
 }
 
-// TestPeer_decryptable: whatever an end seals by, the other end
-// opens as long as the packet is under way, up to a second: over rekeys of both
-// phases, from both ends and at once, with IKE messages lost, reordered and
-// doubled. There is no exception, not even where IKE gets nothing through until
-// SAs end: then the gate shuts, at either end before the other stops opening.
+// Whatever one end encrypts, the other end can decrypt while the packet is in flight, up to a
+// second. That holds over rekeys of both phases, by either end or both at once, with IKE messages
+// lost, reordered and duplicated. If IKE gets nothing through until the SAs expire, each end
+// stops sending before the other stops receiving.
 //
-// As long as no IKE message is lost the gate does not shut either.
+// Unless IKE messages are lost, there always is an outbound SA.
 func TestPeer_decryptable(t *testing.T) {
 	n := uint64(*seeds) * 20
 	if testing.Short() {
@@ -31,7 +30,7 @@ func TestPeer_decryptable(t *testing.T) {
 	for _, mode := range modes {
 		for seed := range n {
 			t.Run(fmt.Sprintf("%v/%d", mode, seed), func(t *testing.T) {
-				t.Parallel() // of all packages' tests these work longest
+				t.Parallel() // these take the longest of all packages' tests
 				checkDecryptable(t, seed, mode)
 			})
 		}
@@ -49,7 +48,7 @@ func checkDecryptable(t *testing.T, seed uint64, mode Mode) {
 	a.Passive, b.Passive = s.rng.IntN(4) == 0, false
 	b.Passive = !a.Passive && s.rng.IntN(3) == 0
 	s.ends[0].cfg.Passive, s.ends[1].cfg.Passive = a.Passive, b.Passive
-	s.nat = s.rng.IntN(4) == 0 && !a.Passive // a host behind a NAT has to begin
+	s.nat = s.rng.IntN(4) == 0 && !a.Passive // a host behind a NAT has to initiate
 	s.loss = []float64{0, 0, 0.1, 0.3, 0.5}[s.rng.IntN(5)]
 	s.duplicate = []float64{0, 0.2}[s.rng.IntN(2)]
 	if s.rng.IntN(2) == 0 {
@@ -57,9 +56,9 @@ func checkDecryptable(t *testing.T, seed uint64, mode Mode) {
 	}
 	for _, e := range s.ends {
 		switch s.rng.IntN(4) {
-		case 0: // it never has
+		case 0: // always idle
 			e.idle = func() bool { return true }
-		case 1: // it has for a while, then not for a while
+		case 1: // traffic and idle periods
 			on, off := time.Duration(1+s.rng.IntN(20))*time.Second, time.Duration(1+s.rng.IntN(60))*time.Second
 			e.idle = func() bool { return time.Duration(s.now.UnixNano())%(on+off) > on }
 		}
@@ -67,7 +66,7 @@ func checkDecryptable(t *testing.T, seed uint64, mode Mode) {
 		if s.reportEvery != 0 {
 			s.reportESP(e)
 		}
-		if s.rng.IntN(3) == 0 { // sequence numbers that run out
+		if s.rng.IntN(3) == 0 { // sequence numbers run out
 			var rekey func()
 			rekey = func() {
 				s.at(time.Duration(s.rng.Int64N(int64(life.phase2))), rekey)
@@ -80,10 +79,10 @@ func checkDecryptable(t *testing.T, seed uint64, mode Mode) {
 	s.at(time.Duration(s.rng.Int64N(int64(2*s.jitter))), func() { s.start(s.ends[0]) })
 	s.run(5 * life.phase1 / 2)
 	if s.lost != 0 {
-		s.fatalf("of %d packets that were sealed %d could not be opened", s.sent, s.lost)
+		s.fatalf("of %d packets %d could not be decrypted", s.sent, s.lost)
 	}
 	if s.loss == 0 && s.blocked != 0 {
-		s.fatalf("%d packets found the gate shut", s.blocked)
+		s.fatalf("%d packets had no outbound SA", s.blocked)
 	}
 	for _, e := range s.ends {
 		if n := len(e.children); n >= maxChildren {
@@ -92,8 +91,7 @@ func checkDecryptable(t *testing.T, seed uint64, mode Mode) {
 	}
 }
 
-// TestChild_replacedBeforeExpiry: the other end may not open by it for as long as
-// ours does.
+// Sending on an SA ends well before it expires: the other end may have installed it earlier.
 func TestChild_replacedBeforeExpiry(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
@@ -113,8 +111,7 @@ func TestChild_replacedBeforeExpiry(t *testing.T) {
 	}
 }
 
-// TestPeer_bothEndsUpWithoutTraffic: the responder need not wait for a
-// packet to know that the initiator has the SA.
+// The responder confirms the SA without traffic.
 func TestPeer_bothEndsUpWithoutTraffic(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
@@ -123,14 +120,14 @@ func TestPeer_bothEndsUpWithoutTraffic(t *testing.T) {
 		s.run(400 * time.Millisecond)
 		for _, e := range s.ends {
 			if e.outbound == nil {
-				s.fatalf("%v: the gate of end %d is shut", mode, e.index)
+				s.fatalf("%v: end %d has no outbound SA", mode, e.index)
 			}
 		}
 	}
 }
 
-// TestDPD_restartDuringRekey: what is asked of it then
-// is not answered, and is not waited for longer than dead peer detection would.
+// A peer that restarts during a rekey does not answer the request. That is noticed as fast as by
+// dead peer detection.
 func TestDPD_restartDuringRekey(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
@@ -150,8 +147,7 @@ func TestDPD_restartDuringRekey(t *testing.T) {
 	}
 }
 
-// TestPeerUpdateRemotePort_inactiveSA: between its making and its use the NAT
-// can give the peer another port.
+// The NAT can make a new mapping after an SA is installed and before it is used.
 func TestPeerUpdateRemotePort_inactiveSA(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
@@ -164,7 +160,7 @@ func TestPeerUpdateRemotePort_inactiveSA(t *testing.T) {
 		s.start(s.ends[0])
 		s.run(10 * time.Second)
 		e := s.ends[1]
-		s.do(e, e.Rekey(s.now)) // which nobody uses at once, since nothing is sent
+		s.do(e, e.Rekey(s.now)) // not used yet, as there is no traffic
 		s.run(time.Second)
 		if len(e.children) < 2 {
 			s.fatalf("%v: %d SAs", mode, len(e.children))
@@ -175,7 +171,7 @@ func TestPeerUpdateRemotePort_inactiveSA(t *testing.T) {
 				s.fatalf("%v: after Moved port %d", mode, c.Outbound.DestinationPort)
 			}
 		}
-		// An IKE message from yet another port.
+		// An IKE message from another port.
 		tap := false
 		s.tap = func(from *end, b []byte) {
 			if from != s.ends[0] || tap {

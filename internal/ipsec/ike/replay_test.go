@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// recordLast records what an end last sent: a request, in IKEv2, or a message of an
-// informational exchange, in IKEv1.
+// recordLast records the last message that e sends: a request (IKEv2), or one of an informational
+// exchange (IKEv1).
 func (s *sim) recordLast(e *end) *[]byte {
 	var last []byte
 	s.tap = func(from *end, b []byte) {
@@ -20,14 +20,14 @@ func (s *sim) recordLast(e *end) *[]byte {
 	return &last
 }
 
-// TestDPD/old-message-repeated: it is no sign of life.
+// A replayed message is no sign of life.
 func TestDPD(t *testing.T) {
 	for _, mode := range modes {
 		t.Run("old-message-repeated/"+mode.String(), func(t *testing.T) {
 			a := testConfig(t, fastPhase1, fastPhase2)
 			a.Mode, a.Lifetime1, a.Lifetime2 = mode, 24*time.Hour, time.Hour
 			b := a
-			b.Passive, b.DPDInterval = true, 3*time.Second // so that it is the one to ask
+			b.Passive, b.DPDInterval = true, 3*time.Second // so that it is the one that probes
 			s := newSim(t, 1, a, b)
 			last := s.recordLast(s.ends[1])
 			s.start(s.ends[1])
@@ -52,8 +52,7 @@ func TestDPD(t *testing.T) {
 	}
 }
 
-// TestNAT/old-message-repeated: a message that the peer has sent moves nothing to
-// where somebody else sends it from; one that it has not sent before does.
+// A replayed message from another port does not change the peer's port.
 func TestNAT(t *testing.T) {
 	for _, mode := range modes {
 		t.Run("old-message-repeated/"+mode.String(), func(t *testing.T) {
@@ -93,7 +92,8 @@ func TestNAT(t *testing.T) {
 	}
 }
 
-// TestV1SAIDUsed/old-message-repeated: none is forgotten as long as the SA lives.
+// The SA remembers all message IDs that it has seen, and no longer accepts any once there are too
+// many.
 func TestV1SAIDUsed(t *testing.T) {
 	a := testConfig(t, fastPhase1, fastPhase2)
 	a.Lifetime1, a.Lifetime2 = 24*time.Hour, 24*time.Hour
@@ -136,8 +136,8 @@ func TestV1SAIDUsed(t *testing.T) {
 	})
 }
 
-// TestReassembly/old-request: its fragments have the answer repeated, once, and
-// do nothing to the message whose fragments are coming in.
+// Fragments of a retransmitted request have the response resent once, and do not disturb the
+// reassembly of the next request.
 func TestReassembly(t *testing.T) {
 	cfg := testConfig(t, fastPhase1, fastPhase2)
 	cfg.Mode, cfg.DPDInterval = IKE2, 0

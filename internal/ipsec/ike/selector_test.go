@@ -2,7 +2,7 @@ package ike
 
 import "testing"
 
-// Only SAs for protocol 4, or everything, between the two addresses are made.
+// Only SAs for protocol 4, or any, between the two addresses are accepted.
 func TestV1SAValidSelectors(t *testing.T) {
 	host := func(protocol byte, ip ...byte) payload {
 		return payload{kind: v1Identification, body: append([]byte{idIPv4, protocol, 0, 0}, ip...)}

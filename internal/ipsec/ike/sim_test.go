@@ -17,8 +17,7 @@ import (
 
 var seeds = flag.Int("ike.seeds", 60, "how many seeds each simulation runs with")
 
-// sim is a network of two peers and no clock: everything that happens in it
-// follows from its seed.
+// sim simulates two Peers and their network. It is deterministic for a seed.
 type sim struct {
 	t     *testing.T
 	rng   *rand.Rand
@@ -29,18 +28,18 @@ type sim struct {
 
 	loss, duplicate float64
 	jitter          time.Duration
-	nat             bool                      // in front of end 0: its ports change, its address is another
-	relayed         bool                      // each end gets the other's messages as if its own peer had sent them
-	tap             func(from *end, b []byte) // sees what is sent
-	maxDelay        time.Duration             // what an ESP packet takes at most; 0: 3 ms
-	reportEvery     time.Duration             // how often an end is told what has come by ESP; 0: at once
+	nat             bool                      // in front of end 0, which then has a private address
+	relayed         bool                      // an attacker relays: sources are rewritten to the receiver's peer
+	tap             func(from *end, b []byte) // gets all messages sent
+	maxDelay        time.Duration             // of ESP packets; 0: 3 ms
+	reportEvery     time.Duration             // period of NoteReceived; 0: at once
 
 	sent, received, lost int
-	blocked              int // packets that found the gate shut after it had been open
+	blocked              int // packets without an outbound SA, after the first one
 	trace                []string
 }
 
-// end is a peer and what a gate would hold for it.
+// end is a Peer with its installed SAs.
 type end struct {
 	*Peer
 	index        int
@@ -49,9 +48,9 @@ type end struct {
 	outbound     *esp.Config
 	lastReceived time.Time
 	down         bool
-	idle         func() bool         // whether it has nothing to send
-	reported     map[uint32]struct{} // SPIs that ESP has come by, not told yet
-	everUp       bool                // once, its gate has been open
+	idle         func() bool         // whether it has no traffic to send
+	reported     map[uint32]struct{} // inbound SPIs of ESP received, not reported yet
+	everUp       bool                // there has been an outbound SA
 }
 
 type event struct {
@@ -105,7 +104,7 @@ func newSim(t *testing.T, seed uint64, a, b Config) *sim {
 	return s
 }
 
-// withPassivePeer is a sim that has started, of which only end 0 begins anything.
+// withPassivePeer returns a sim that has started, in which only end 0 initiates.
 func withPassivePeer(t *testing.T, seed uint64, cfg Config) *sim {
 	passive := cfg
 	passive.Passive = true
@@ -134,7 +133,7 @@ func (s *sim) at(d time.Duration, do func()) {
 	heap.Push(&s.queue, event{s.now.Add(d), s.order, do})
 }
 
-// start starts a peer, or starts it anew without what it knew.
+// start starts a Peer, or restarts it without state.
 func (s *sim) start(e *end) {
 	var seed [32]byte
 	for i := range seed {
@@ -223,7 +222,7 @@ func (s *sim) send(e *end, a Send) {
 	}
 }
 
-// traffic has an end send an ESP packet now and then.
+// traffic has e send an ESP packet every 50 ms.
 func (s *sim) traffic(e *end) {
 	s.at(50*time.Millisecond, func() { s.traffic(e) })
 	if e.down || e.Peer == nil || e.idle != nil && e.idle() {
@@ -264,7 +263,7 @@ func (s *sim) traffic(e *end) {
 	})
 }
 
-// reportESP tells an end now and then what has come by ESP, as the manager does.
+// reportESP calls NoteReceived once per reportEvery, like ipsec's negotiator.
 func (s *sim) reportESP(e *end) {
 	s.at(s.reportEvery, func() { s.reportESP(e) })
 	if e.down || e.Peer == nil {
@@ -277,7 +276,7 @@ func (s *sim) reportESP(e *end) {
 	}
 }
 
-// run lets d pass.
+// run advances the time by d.
 func (s *sim) run(d time.Duration) {
 	until := s.now.Add(d)
 	steps := 0
@@ -309,18 +308,18 @@ func (s *sim) run(d time.Duration) {
 	}
 }
 
-// check says whether both ends can talk.
+// check fails unless both ends have received ESP lately.
 func (s *sim) check(what string) {
 	s.t.Helper()
 	for _, e := range s.ends {
 		if e.outbound == nil || s.now.Sub(e.lastReceived) > 200*time.Millisecond {
-			s.fatalf("%s: end %d: has outbound %v, last opened a packet %v ago; problem %q", what, e.index, e.outbound != nil, s.now.Sub(e.lastReceived), e.Problem())
+			s.fatalf("%s: end %d: has outbound %v, last received a packet %v ago; problem %q", what, e.index, e.outbound != nil, s.now.Sub(e.lastReceived), e.Problem())
 		}
 		if n := len(e.children); n > 8 {
 			s.fatalf("%s: end %d has %d SAs", what, e.index, n)
 		}
 		if n := len(e.v1) + len(e.v2); n > 8 {
-			s.fatalf("%s: end %d has %d SAs of IKE", what, e.index, n)
+			s.fatalf("%s: end %d has %d IKE SAs", what, e.index, n)
 		}
 	}
 }
