@@ -8,31 +8,30 @@ import (
 	"time"
 )
 
-// Default is RouterOS's: a probe every ten seconds, ten of them unanswered.
+// Default is RouterOS's default: a probe every 10 s, 10 retries.
 var Default = Config{Interval: 10 * time.Second, Retries: 10}
 
-// Syntax says in words what Parse takes.
+// Syntax describes what Parse accepts, for error messages and help.
 const Syntax = "off, INTERVAL or INTERVAL,RETRIES with an interval of 1s..4294967295s as 10s, 1m30s, 10 or 00:00:10, and retries 1..4294967295"
 
-// maxSeconds and maxRetries are RouterOS's: both numbers are 32 bits there.
+// maxSeconds and maxRetries are RouterOS's limits: both numbers have 32 bits.
 const (
 	maxSeconds = math.MaxUint32
 	maxRetries = math.MaxUint32
 )
 
-// Config says how long the peer may be silent. The zero value is off.
+// Config is the probe interval and the hold time in intervals. The zero value is off.
 type Config struct {
 	// Interval between two probes, in whole seconds; 0 is off.
 	Interval time.Duration
-	// Retries is how many intervals may pass without a packet of the peer
-	// before the tunnel stops running; at least 1 unless off. With 1 the answer
-	// to each probe must not take longer than the one before it, so that any
-	// jitter of the path shows: 2 is the least that makes sense.
+	// Retries is how many intervals may pass without a packet of the peer before the tunnel stops
+	// running; at least 1 unless off. With 1 the round-trip time must not grow from one probe to
+	// the next, so any jitter brings the tunnel down: use 2 or more.
 	Retries int
 }
 
-// HoldTime is the longest silence of the peer in which the tunnel is running:
-// Interval times Retries, or the longest Duration there is if that is longer.
+// HoldTime is how long the tunnel stays running without a packet of the peer: Interval times
+// Retries, capped at the largest Duration.
 func (c Config) HoldTime() time.Duration {
 	if c.Interval > 0 && c.Retries > int(math.MaxInt64/c.Interval) {
 		return math.MaxInt64
@@ -40,8 +39,7 @@ func (c Config) HoldTime() time.Duration {
 	return c.Interval * time.Duration(c.Retries)
 }
 
-// String is RouterOS's spelling, "10s,10" or "1m30s,5", or "off". Parse reads it
-// back.
+// String returns RouterOS's notation, such as "10s,10" or "1m30s,5", or "off". Parse accepts it.
 func (c Config) String() string {
 	if c.Interval <= 0 {
 		return "off"
@@ -49,8 +47,8 @@ func (c Config) String() string {
 	return FormatTime(c.Interval) + "," + strconv.Itoa(c.Retries)
 }
 
-// FormatTime is d in RouterOS's spelling, "1d30m"; what is less than a second is
-// left out. ParseTime reads it back.
+// FormatTime returns d in RouterOS's notation, such as "1d30m", truncated to seconds. ParseTime
+// accepts it.
 func FormatTime(d time.Duration) string {
 	var s strings.Builder
 	rest := int64(d / time.Second)
@@ -63,16 +61,15 @@ func FormatTime(d time.Duration) string {
 	return s.String()
 }
 
-// ParseTime reads a RouterOS time of 1s..4294967295s: "10" (seconds),
-// "1w2d3h4m5s", "00:00:10" or "1d00:00:10".
+// ParseTime parses a RouterOS time of 1s..4294967295s: "10" (seconds), "1w2d3h4m5s", "00:00:10"
+// or "1d00:00:10".
 func ParseTime(s string) (d time.Duration, ok bool) {
 	seconds, ok := parseSeconds(s)
 	return time.Duration(seconds) * time.Second, ok
 }
 
-// Parse reads a keepalive as RouterOS takes it: "10s,10", "10,10",
-// "00:00:10,10", "1m30s,5", the interval alone ("10s", with Default's retries),
-// or "off". Its error says what is accepted.
+// Parse parses a keepalive as RouterOS takes it: "10s,10", "10,10", "00:00:10,10", "1m30s,5", the
+// interval alone ("10s", with Default's retries), or "off". The error contains Syntax.
 func Parse(s string) (Config, error) {
 	if s == "off" {
 		return Config{}, nil
@@ -92,7 +89,7 @@ func Parse(s string) (Config, error) {
 	return c, nil
 }
 
-// units are those of a RouterOS time, the order in which they must stand.
+// units are the units of a RouterOS time, in the order in which they must appear.
 var units = []struct {
 	letter  byte
 	seconds int64
@@ -100,7 +97,7 @@ var units = []struct {
 	{'w', 7 * 24 * 3600}, {'d', 24 * 3600}, {'h', 3600}, {'m', 60}, {'s', 1},
 }
 
-// parseSeconds is ParseTime, in seconds.
+// parseSeconds is ParseTime in seconds.
 func parseSeconds(s string) (total int64, ok bool) {
 	if n, ok := parseNumber(s, maxSeconds); ok {
 		return n, n > 0
@@ -133,33 +130,31 @@ func parseSeconds(s string) (total int64, ok bool) {
 	return total, total > 0 && total <= maxSeconds
 }
 
-// parseNumber reads 0..limit written in decimal digits and nothing else: no
-// sign, space or underscore.
+// parseNumber parses 0..limit in decimal digits, without sign, space or underscore.
 func parseNumber(s string, limit int64) (int64, bool) {
 	n, err := strconv.ParseUint(s, 10, 32)
 	return int64(n), err == nil && int64(n) <= limit
 }
 
-// Form is what a probe looks like on the wire, and thereby which peers answer it.
+// Form is the packet format of a probe, which decides which peers answer it.
 type Form uint8
 
 const (
-	// FormReflect is the form of RouterOS and Cisco: an inner header from the peer
-	// to us, which the peer's forwarding sends back. A Linux peer drops it
-	// unless its tunnel has accept_local=1, rp_filter 0 or 2, and ip_forward=1.
+	// FormReflect is the format of RouterOS and Cisco: an inner header from the peer to us, which
+	// the peer forwards back. A Linux peer drops it unless its tunnel has accept_local=1,
+	// rp_filter 0 or 2, and ip_forward=1.
 	FormReflect Form = iota
-	// FormEmpty is an outer header and nothing behind it, as EoIP sends. It tells
-	// the peer that we are there, and is never answered.
+	// FormEmpty is an outer header without payload, as in EoIP. It keeps the peer's keepalive up,
+	// and is never answered.
 	FormEmpty
-	// FormEcho is an ICMP echo request to an address beyond the tunnel, which any
-	// host answers.
+	// FormEcho is an ICMP echo request to an address behind the tunnel, which any host answers.
 	FormEcho
 )
 
-// Forms are the names that ParseForm takes, in the order of the constants.
+// Forms are the names of the Forms, indexed by Form.
 var Forms = []string{"reflect", "empty", "echo"}
 
-// String is the name that ParseForm takes.
+// String returns the name that ParseForm accepts.
 func (f Form) String() string {
 	if int(f) < len(Forms) {
 		return Forms[f]
@@ -167,7 +162,7 @@ func (f Form) String() string {
 	return "Form(" + strconv.Itoa(int(f)) + ")"
 }
 
-// ParseForm reads the name of a Form. Its error says what is accepted.
+// ParseForm parses the name of a Form. The error lists the names.
 func ParseForm(s string) (Form, error) {
 	for i, name := range Forms {
 		if s == name {

@@ -1,25 +1,24 @@
-// Package keepalive decides whether a tunnel is running, by whether its peer is
-// heard, and builds the probes that make a silent peer speak.
+// Package keepalive decides from the packets received whether a tunnel is running, and builds the
+// probes that make a peer answer.
 //
-// A Monitor is a state machine without a clock: time enters as an argument, and
-// what is to be done comes out as a value. Any authentic packet of the peer says
-// that it is there, not only the answer to a probe; what is authentic is for the
-// caller to judge.
+// A Monitor is a state machine without a clock: the caller passes the time, and gets an Action.
+// Any authentic packet of the peer counts, not only the answer to a probe; the caller decides
+// what is authentic.
 //
-//	          Heard                        Heard
+//	       NoteReceived                NoteReceived
 //	Waiting ────────▶ Up ◀───────────────────────────────┐
 //	   │              │                                  │
-//	   │ allowance    │ allowance used up                │
+//	   │ hold time    │ hold time expired                │
 //	   ▼              ▼                                  │
 //	NeverHeard       Lost ───────────────────────────────┤
 //	   └─────────────────────────────────────────────────┘
 //
-// The allowance is the interval times the retries. Probes go out in every state,
-// else two ends that have given each other up would stay so for ever.
+// The hold time is the interval times the retries. Probes are sent in every state, or two ends
+// that are both down would never come up again.
 //
-// No RFC says how IP-in-IP is kept alive, and no capture of RouterOS doing it
-// was found: the forms of Probe are those of GRE (reflect) and EoIP (empty) on
-// such routers, and an ICMP echo (RFC 792) for peers that answer neither.
+// No RFC has a keepalive for IP-in-IP, and no capture of RouterOS's was found. The probes are
+// those of GRE (FormReflect) and EoIP (FormEmpty) on such routers, and an ICMP echo (RFC 792) for
+// peers that answer neither.
 package keepalive
 
 import (
@@ -27,27 +26,27 @@ import (
 	"time"
 )
 
-// State is what is known of the peer.
+// State is the state of the keepalive.
 type State uint8
 
 const (
-	// Off: nobody asked for a keepalive; the tunnel is running whatever happens.
+	// Off: no keepalive is configured. Always running.
 	Off State = iota
-	// Waiting: nothing was heard yet, and the peer still has time. Running, so
-	// that a peer that is itself waiting for traffic is not kept out.
+	// Waiting: no packet yet, within the first hold time. Running, so that a peer that waits for
+	// our traffic gets it.
 	Waiting
-	// Up: the peer was heard within the allowance. Running.
+	// Up: the last packet is within the hold time. Running.
 	Up
-	// NeverHeard: the allowance passed and there never was a sign of the peer.
-	// Not running; most likely it is set up wrong, or protocol 4 is filtered.
+	// NeverHeard: the hold time expired without any packet. Not running; most likely a
+	// configuration error, or a filter for protocol 4.
 	NeverHeard
-	// Lost: the peer was heard once and has fallen silent. Not running.
+	// Lost: the hold time expired after the last packet. Not running.
 	Lost
 )
 
 var stateNames = []string{"off", "waiting", "up", "never-heard", "lost"}
 
-// String is what print shows: "off", "waiting", "up", "never-heard" or "lost".
+// String returns the name in print's output: "off", "waiting", "up", "never-heard" or "lost".
 func (s State) String() string {
 	if int(s) < len(stateNames) {
 		return stateNames[s]
@@ -55,35 +54,34 @@ func (s State) String() string {
 	return "State(" + strconv.Itoa(int(s)) + ")"
 }
 
-// Running says whether a tunnel in that state is running.
+// Running reports whether a tunnel in that state is running.
 func (s State) Running() bool { return s <= Up }
 
-// Action is what a Tick asks for.
+// Action is the result of a Tick.
 type Action struct {
 	// Probe: send a probe now.
 	Probe bool
-	// Changed: the State is another than before; Running may be.
+	// Changed: the State has changed, and Running may have.
 	Changed bool
 }
 
-// Monitor is the keepalive of one tunnel. It is not safe for concurrent use:
-// one goroutine owns it, and a data path that hears the peer leaves the time
-// where that goroutine finds it before its next Tick.
+// Monitor is the keepalive of one tunnel. It is not safe for concurrent use: the data path stores
+// the time of the latest packet for the goroutine that owns the Monitor.
 //
-// Times should carry Go's monotonic reading. A clock that is set back moves the
-// Monitor's own times back with it, so that neither the silence nor the wait for
-// the next probe grows; one that leaps forward counts as time gone by.
+// Times should have Go's monotonic reading. If the clock is set back, the Monitor moves its own
+// times back, so that neither the hold time nor the wait for a probe grows. A jump forward counts
+// as elapsed time.
 type Monitor struct {
 	config    Config
 	holdTime  time.Duration
 	state     State
-	lastTick  time.Time // the last Tick, which tells a clock set back
+	lastTick  time.Time // to notice that the clock was set back
 	received  bool
-	since     time.Time // when the allowance began: New, or the last packet heard
+	since     time.Time // start of the hold time: New, or the latest packet
 	nextProbe time.Time // when the next probe is due
 }
 
-// New starts a keepalive at now. Its first probe is due at once.
+// New returns a Monitor started at now. The first probe is due at once.
 func New(c Config, now time.Time) *Monitor {
 	m := &Monitor{config: c, holdTime: c.HoldTime(), lastTick: now, since: now, nextProbe: now}
 	if c.Interval > 0 {
@@ -92,9 +90,9 @@ func New(c Config, now time.Time) *Monitor {
 	return m
 }
 
-// NoteReceived tells that an authentic packet of the peer came at now, which may lie
-// before the last Tick, and says whether the State changed. A packet that came
-// longer ago than the allowance does not bring the tunnel back.
+// NoteReceived reports an authentic packet of the peer received at now, which may be before the
+// last Tick. It returns whether the State changed. A packet older than the hold time does not
+// bring the tunnel up.
 func (m *Monitor) NoteReceived(now time.Time) (changed bool) {
 	if m.received && !now.After(m.since) {
 		return false
@@ -112,23 +110,21 @@ func (m *Monitor) NoteReceived(now time.Time) (changed bool) {
 	return changed
 }
 
-// Tick tells what time it is. It may be called at any time and must be called
-// at Next.
+// Tick advances the time. Call it at Next; calling it more often does no harm.
 func (m *Monitor) Tick(now time.Time) (a Action) {
 	if m.state == Off {
 		return a
 	}
 	if back := now.Sub(m.lastTick); back < 0 {
 		if m.since = m.since.Add(back); m.since.After(now) {
-			m.since = now // heard after the last Tick
+			m.since = now // received after the last Tick
 		}
 		m.nextProbe = m.nextProbe.Add(back)
 	}
 	m.lastTick = now
 	if !now.Before(m.nextProbe) {
 		a.Probe = true
-		// Keep the rhythm; but after an interval was missed whole, begin anew
-		// rather than send a burst of what was missed.
+		// Keep the period, but do not make up for whole intervals missed with a burst.
 		m.nextProbe = m.nextProbe.Add(m.config.Interval)
 		if !now.Before(m.nextProbe) {
 			m.nextProbe = now.Add(m.config.Interval)
@@ -145,8 +141,8 @@ func (m *Monitor) Tick(now time.Time) (a Action) {
 	return a
 }
 
-// Next is when Tick is due next: the next probe, or the end of the allowance.
-// It is the zero Time if the keepalive is off.
+// Next returns when Tick is due: the next probe, or the end of the hold time. It is the zero Time
+// if the keepalive is off.
 func (m *Monitor) Next() time.Time {
 	if m.state == Off {
 		return time.Time{}
@@ -157,13 +153,13 @@ func (m *Monitor) Next() time.Time {
 	return m.nextProbe
 }
 
-// State is what is known of the peer.
+// State returns the present state.
 func (m *Monitor) State() State { return m.state }
 
-// Running says whether the tunnel is running.
+// Running reports whether the tunnel is running.
 func (m *Monitor) Running() bool { return m.state.Running() }
 
-// LastReceived is when the peer was last heard, or the zero Time if it never was.
+// LastReceived returns the time of the latest packet, or the zero Time if there was none.
 func (m *Monitor) LastReceived() time.Time {
 	if !m.received {
 		return time.Time{}

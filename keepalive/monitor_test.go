@@ -6,23 +6,23 @@ import (
 	"time"
 )
 
-// start is a time like any other; what is written below counts seconds from it.
+// start is an arbitrary time; the tests count seconds from it.
 var start = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func at(seconds float64) time.Time {
 	return start.Add(time.Duration(seconds * float64(time.Second)))
 }
 
-// step is one call of a Monitor, and what is to come of it.
+// step is one call of a Monitor, and the expected result.
 type step struct {
 	at       float64
-	received bool // Heard rather than Tick
+	received bool // NoteReceived rather than Tick
 	probe    bool
 	state    State
 }
 
 func TestMonitor(t *testing.T) {
-	const tick, heard = false, true
+	const tick, recv = false, true
 	const probe, silent = true, false
 	for _, c := range []struct {
 		rule   string
@@ -36,38 +36,38 @@ func TestMonitor(t *testing.T) {
 		{"a missed interval is not made up for by a burst", Config{10 * time.Second, 10}, []step{
 			{0, tick, probe, Waiting}, {55, tick, probe, Waiting}, {55, tick, silent, Waiting}, {60, tick, silent, Waiting}, {65, tick, probe, Waiting},
 		}},
-		{"never heard: not running once the allowance is used up, and probes go on", Config{10 * time.Second, 2}, []step{
+		{"never heard: not running after the hold time, and probes go on", Config{10 * time.Second, 2}, []step{
 			{0, tick, probe, Waiting}, {10, tick, probe, Waiting}, {19.9, tick, silent, Waiting}, {20, tick, probe, NeverHeard}, {30, tick, probe, NeverHeard},
 		}},
-		{"the first packet brings it up, and every packet renews the allowance", Config{10 * time.Second, 2}, []step{
-			{0, tick, probe, Waiting}, {1, heard, silent, Up}, {2, heard, silent, Up}, {20, tick, probe, Up}, {21.9, tick, silent, Up}, {22, tick, silent, Lost}, {30, tick, probe, Lost},
+		{"the first packet brings it up, and every packet restarts the hold time", Config{10 * time.Second, 2}, []step{
+			{0, tick, probe, Waiting}, {1, recv, silent, Up}, {2, recv, silent, Up}, {20, tick, probe, Up}, {21.9, tick, silent, Up}, {22, tick, silent, Lost}, {30, tick, probe, Lost},
 		}},
 		{"one packet brings back a peer never heard", Config{time.Second, 1}, []step{
-			{1, tick, probe, NeverHeard}, {1.5, heard, silent, Up}, {2.4, tick, probe, Up}, {2.5, tick, silent, Lost},
+			{1, tick, probe, NeverHeard}, {1.5, recv, silent, Up}, {2.4, tick, probe, Up}, {2.5, tick, silent, Lost},
 		}},
 		{"one packet brings back a peer that was lost", Config{time.Second, 3}, []step{
-			{0, heard, silent, Up}, {3, tick, probe, Lost}, {100, tick, probe, Lost}, {100.5, heard, silent, Up}, {103.4, tick, probe, Up}, {103.5, tick, silent, Lost},
+			{0, recv, silent, Up}, {3, tick, probe, Lost}, {100, tick, probe, Lost}, {100.5, recv, silent, Up}, {103.4, tick, probe, Up}, {103.5, tick, silent, Lost},
 		}},
-		{"what was heard before the last tick counts from when it was heard", Config{time.Second, 3}, []step{
-			{0, heard, silent, Up}, {2, tick, probe, Up}, {1, heard, silent, Up}, {3.9, tick, probe, Up}, {4, tick, probe, Lost}, {3.5, heard, silent, Up}, {6.5, tick, probe, Lost},
+		{"a packet received before the last tick counts from its own time", Config{time.Second, 3}, []step{
+			{0, recv, silent, Up}, {2, tick, probe, Up}, {1, recv, silent, Up}, {3.9, tick, probe, Up}, {4, tick, probe, Lost}, {3.5, recv, silent, Up}, {6.5, tick, probe, Lost},
 		}},
-		{"a packet older than the allowance brings nothing back", Config{time.Second, 3}, []step{
-			{0, tick, probe, Waiting}, {10, tick, probe, NeverHeard}, {6, heard, silent, NeverHeard}, {7, heard, silent, NeverHeard}, {7.1, heard, silent, Up},
+		{"a packet older than the hold time brings nothing back", Config{time.Second, 3}, []step{
+			{0, tick, probe, Waiting}, {10, tick, probe, NeverHeard}, {6, recv, silent, NeverHeard}, {7, recv, silent, NeverHeard}, {7.1, recv, silent, Up},
 		}},
-		{"times of packets that come out of order do not shorten the allowance", Config{time.Second, 3}, []step{
-			{2, heard, silent, Up}, {1, heard, silent, Up}, {4.9, tick, probe, Up}, {5, tick, silent, Lost},
+		{"times of packets that come out of order do not shorten the hold time", Config{time.Second, 3}, []step{
+			{2, recv, silent, Up}, {1, recv, silent, Up}, {4.9, tick, probe, Up}, {5, tick, silent, Lost},
 		}},
-		{"a clock set back prolongs neither the allowance nor the wait for a probe", Config{10 * time.Second, 2}, []step{
-			{0, tick, probe, Waiting}, {1, heard, silent, Up}, {5, tick, silent, Up}, {-1000, tick, silent, Up}, {-995, tick, probe, Up}, {-985, tick, probe, Up}, {-984, tick, silent, Lost}, {-983, heard, silent, Up},
+		{"a clock set back prolongs neither the hold time nor the wait for a probe", Config{10 * time.Second, 2}, []step{
+			{0, tick, probe, Waiting}, {1, recv, silent, Up}, {5, tick, silent, Up}, {-1000, tick, silent, Up}, {-995, tick, probe, Up}, {-985, tick, probe, Up}, {-984, tick, silent, Lost}, {-983, recv, silent, Up},
 		}},
 		{"a clock that leaps ahead counts as silence", Config{10 * time.Second, 2}, []step{
-			{0, heard, silent, Up}, {1e6, tick, probe, Lost}, {1e6, tick, silent, Lost}, {1e6 + 1, heard, silent, Up}, {1e6 + 10, tick, probe, Up},
+			{0, recv, silent, Up}, {1e6, tick, probe, Lost}, {1e6, tick, silent, Lost}, {1e6 + 1, recv, silent, Up}, {1e6 + 10, tick, probe, Up},
 		}},
 		{"off is always running and never probes", Config{}, []step{
-			{0, tick, silent, Off}, {1e6, tick, silent, Off}, {1e6, heard, silent, Off}, {2e9, tick, silent, Off},
+			{0, tick, silent, Off}, {1e6, tick, silent, Off}, {1e6, recv, silent, Off}, {2e9, tick, silent, Off},
 		}},
-		{"the longest allowance does not end at once", Config{math.MaxUint32 * time.Second, math.MaxUint32}, []step{
-			{0, tick, probe, Waiting}, {1e9, tick, silent, Waiting}, {1e9, heard, silent, Up}, {2e9, tick, silent, Up},
+		{"the longest hold time does not end at once", Config{math.MaxUint32 * time.Second, math.MaxUint32}, []step{
+			{0, tick, probe, Waiting}, {1e9, tick, silent, Waiting}, {1e9, recv, silent, Up}, {2e9, tick, silent, Up},
 		}},
 	} {
 		m := New(c.config, at(0))
@@ -101,12 +101,12 @@ func TestMonitorLastReceived(t *testing.T) {
 		m := New(c, at(0))
 		m.Tick(at(10))
 		if !m.LastReceived().IsZero() {
-			t.Errorf("%v: last heard %v before anything was", c, m.LastReceived())
+			t.Errorf("%v: last received %v before anything was", c, m.LastReceived())
 		}
 		m.NoteReceived(at(11))
 		m.Tick(at(99))
 		if !m.LastReceived().Equal(at(11)) {
-			t.Errorf("%v: last heard %v, want %v", c, m.LastReceived(), at(11))
+			t.Errorf("%v: last received %v, want %v", c, m.LastReceived(), at(11))
 		}
 	}
 }
@@ -126,7 +126,7 @@ func TestMonitorNext(t *testing.T) {
 	m.Tick(at(10))
 	expect(20)
 	m.Tick(at(20))
-	expect(23) // silence ends the allowance before the probe at 30
+	expect(23) // the hold time ends before the probe at 30
 	m.Tick(at(23))
 	expect(30)
 	if off := New(Config{}, at(0)); !off.Next().IsZero() {
@@ -134,10 +134,9 @@ func TestMonitorNext(t *testing.T) {
 	}
 }
 
-// FuzzMonitor drives a Monitor with a clock that jumps and keeps its own account
-// of the time that went by: running ends exactly when the allowance is used up,
-// and there is a probe for every interval, neither more nor fewer. Each two bytes
-// of the script are one step: what happens, and when or by how much.
+// FuzzMonitor drives a Monitor with a clock that jumps, against a model in elapsed time: the
+// tunnel stops running exactly at the end of the hold time, and there is one probe per interval.
+// Each two bytes of the script are one step: the event, and its time or distance.
 func FuzzMonitor(f *testing.F) {
 	f.Add(uint8(10), uint8(10), []byte{0, 0, 1, 40, 0, 3, 2, 200, 3, 9, 0, 40, 1, 1})
 	f.Add(uint8(1), uint8(1), []byte{1, 1, 0, 4, 5, 0, 5, 0, 5, 0, 1, 1})
@@ -145,7 +144,7 @@ func FuzzMonitor(f *testing.F) {
 	f.Fuzz(func(t *testing.T, interval, retries uint8, script []byte) {
 		c := Config{Interval: time.Duration(interval%60+1) * time.Second, Retries: int(retries%20) + 1}
 		m := New(c, start)
-		// All in time gone by since New; clock is what the Monitor is told.
+		// The durations are elapsed time since New; clock is what the Monitor gets.
 		clock := start
 		var now, ticked, heard, probed time.Duration
 		ever, probes := false, int64(0)
@@ -181,28 +180,28 @@ func FuzzMonitor(f *testing.F) {
 		for ; len(script) >= 2; script = script[2:] {
 			n := time.Duration(script[1]) * c.Interval / 16
 			switch script[0] % 6 {
-			case 0: // time goes by
+			case 0: // time passes
 				clock, now = clock.Add(n), now+n
 				tick()
-			case 1: // so it does, and a packet comes
+			case 1: // time passes, and a packet arrives
 				clock, now = clock.Add(n), now+n
 				if m.NoteReceived(clock); m.State() != Up {
 					t.Fatalf("heard a packet: %v", m.State())
 				}
 				heard, ever = now, true
-			case 2: // a packet is reported that came a while ago
+			case 2: // a packet is reported late
 				m.NoteReceived(clock.Add(-n))
 				if when := now - n; (!ever || when > heard) && ticked-when < c.HoldTime() {
 					heard, ever = when, true
 				}
-			case 3: // the clock leaps ahead, which is no different from time going by
+			case 3: // the clock jumps ahead, which counts as elapsed time
 				clock, now = clock.Add(n*1000), now+n*1000
 				tick()
 			case 4: // the clock is set back
 				tick()
 				clock = clock.Add(-n * 1000)
 				tick()
-			case 5: // the tunnel's timer
+			case 5: // the timer fires
 				if wait := m.Next().Sub(clock); wait > 0 {
 					clock, now = clock.Add(wait), now+wait
 				}

@@ -8,16 +8,15 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-// reflectTTL is what a reflect probe starts with: the peer's forwarding takes
-// one off, and GRE keepalives start with the same.
+// reflectTTL is the initial TTL of a reflect probe, as in GRE keepalives. The peer decrements it
+// once.
 const reflectTTL = 255
 
-// ReflectProbe is the inner packet of a probe of the form FormReflect: a header
-// from the peer's outer address, remote, to ours, local, with protocol 4 and
-// nothing behind it. The peer's answer is that header with nothing around it.
+// ReflectProbe returns the inner packet of FormReflect: a header without payload from the peer's
+// outer address (remote) to ours (local), protocol 4. Decapsulated and forwarded by the peer, it
+// arrives here as an outer header without payload. The caller owns the packet.
 //
-// DF is set, so that there is no fragment it could be part of, and the ID means
-// nothing (RFC 6864, section 4.1).
+// DF is set, so the ID is meaningless (RFC 6864, section 4.1), and the packet can be no fragment.
 func ReflectProbe(local, remote [4]byte) []byte {
 	b := make([]byte, ipv4.HeaderLen)
 	h := ipv4.Header{TotalLen: len(b), DF: true, TTL: reflectTTL, Protocol: ipv4.ProtocolIPIP, Source: remote, Destination: local}
@@ -25,7 +24,7 @@ func ReflectProbe(local, remote [4]byte) []byte {
 	return b
 }
 
-// The ICMP echo of RFC 792, behind an IPv4 header without options:
+// ICMP echo (RFC 792), after an IPv4 header without options:
 //
 //	 0                   1                   2                   3
 //	 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
@@ -47,26 +46,26 @@ const (
 	echoTTL = 64
 )
 
-// echoData tells our replies from those to a ping of somebody on this host that
-// happens to have our identifier: what is ours does not reach the host.
+// echoData tells our replies from those to a ping on this host with the same identifier: ours are
+// consumed.
 var echoData = []byte("ipipd keepalive\n")
 
-// Echo makes the probes of the form FormEcho and knows the replies to them.
-// One goroutine may call Request while others call IsReply.
+// Echo builds the probes of FormEcho and recognises the replies. Request is for one goroutine;
+// IsReply is safe for concurrent use.
 type Echo struct {
 	source, target [4]byte
 	identifier     uint16
 	sequence       uint16 // of the last request
 }
 
-// NewEcho asks target from source, both inner addresses, under an identifier of
-// its own.
+// NewEcho returns an Echo for requests from source to target, both inner addresses, with a random
+// identifier.
 func NewEcho(source, target [4]byte) *Echo {
 	return &Echo{source: source, target: target, identifier: uint16(rand.Uint32())}
 }
 
-// Request is the inner packet of the next probe: an ICMP echo request with the
-// next sequence number. The caller owns it.
+// Request returns the inner packet of the next probe: an ICMP echo request with the next sequence
+// number. The caller owns it.
 func (e *Echo) Request() []byte {
 	e.sequence++
 	b := make([]byte, ipv4.HeaderLen+offData+len(echoData))
@@ -81,8 +80,8 @@ func (e *Echo) Request() []byte {
 	return b
 }
 
-// IsReply tells whether an inner packet is the reply to a Request, to an early
-// one as well. Such a packet ends here. It does not allocate.
+// IsReply reports whether an inner packet is the reply to any Request. The caller consumes such a
+// packet. It does not allocate.
 func (e *Echo) IsReply(inner ipv4.Packet) bool {
 	if inner.Protocol() != ipv4.ProtocolICMP || inner.Source() != e.target || inner.Destination() != e.source || inner.IsFragment() {
 		return false

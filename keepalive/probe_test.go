@@ -18,7 +18,7 @@ var (
 
 func TestReflectProbe(t *testing.T) {
 	want := []byte{
-		0x45, 0x00, 0x00, 0x14, // version 4, 20 bytes of header; total length 20: nothing behind it
+		0x45, 0x00, 0x00, 0x14, // version 4, 20 bytes of header; total length 20: no payload
 		0x00, 0x00, 0x40, 0x00, // ID 0, DF
 		0xff, 0x04, 0x8f, 0xaf, // TTL 255, protocol 4, checksum
 		198, 51, 100, 1, // from the peer
@@ -58,8 +58,7 @@ func TestEchoRequest(t *testing.T) {
 	}
 }
 
-// reply is what a host answers to an echo request (RFC 792), written apart from
-// the code under test.
+// reply returns a host's reply to an echo request (RFC 792), independent of the code under test.
 func reply(request []byte) []byte {
 	p, err := ipv4.Parse(request)
 	if err != nil {
@@ -74,7 +73,7 @@ func reply(request []byte) []byte {
 	return b
 }
 
-// putChecksum puts the ICMP checksum in.
+// putChecksum sets the ICMP checksum.
 func putChecksum(b []byte) {
 	b[22], b[23] = 0, 0
 	binary.BigEndian.PutUint16(b[22:], ipv4.Checksum(b[20:], 0))

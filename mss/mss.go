@@ -1,10 +1,8 @@
-// Package mss lowers the maximum segment size that a TCP connection agrees on to
-// what goes through the tunnel in one piece, so that a path on which ICMP errors
-// are lost does not become a black hole.
+// Package mss clamps the MSS option of TCP to the tunnel's MTU, so that TCP works on paths that
+// drop the ICMP errors of path MTU discovery.
 //
-// The option is the one of RFC 9293, section 3.7.1; that it is the MTU less 40,
-// whatever IP and TCP options there are, is RFC 6691 (and RFC 879); the checksum
-// is updated by RFC 1624. IPv4 only.
+// The option is that of RFC 9293, section 3.7.1; it is the MTU less 40, whatever the options of
+// IP and TCP (RFC 6691); the checksum is updated incrementally (RFC 1624). IPv4 only.
 package mss
 
 import (
@@ -15,8 +13,8 @@ import (
 )
 
 const (
-	// headersLen is what RFC 6691 subtracts from the MTU: the IPv4 and the TCP
-	// header without options.
+	// headersLen is what RFC 6691 subtracts from the MTU: the IPv4 and TCP headers without
+	// options.
 	headersLen = 40
 
 	tcpHeaderLen  = 20
@@ -25,26 +23,22 @@ const (
 	offChecksum   = 16
 	flagSYN       = 0x02
 
-	// Options (RFC 9293, section 3.1).
+	// Option kinds (RFC 9293, section 3.1).
 	kindEnd = 0
 	kindNop = 1
 	kindMSS = 2
 	lenMSS  = 4
 )
 
-// Clamp lowers the MSS option of a SYN or a SYN-ACK to mtu - 40, mtu being the
-// largest inner packet in bytes, and says whether it changed the packet. It
-// never raises an MSS and never adds the option; where the options are
-// malformed, or the option comes twice with one of them malformed, nothing is
-// touched.
+// Clamp lowers the MSS option of a SYN or SYN-ACK to mtu - 40, and reports whether it changed the
+// packet. mtu is the largest inner packet in bytes. Clamp never raises an MSS, never adds the
+// option, and leaves a segment with malformed options alone.
 //
-// A fragment that does not begin with the TCP header is left alone. One that
-// does is clamped: the checksum is about all of the fragments, and an update
-// needs only what changed.
+// Of a fragmented segment, the first fragment is clamped if it has the whole TCP header: an
+// incremental checksum update does not need the other fragments.
 //
-// partial says that the TCP checksum field holds the sum of the pseudo-header
-// only (packet.ChecksumPartial): that does not cover the option and stays.
-// A checksum that was wrong stays wrong.
+// partial means that the TCP checksum field holds the sum of the pseudo-header only
+// (packet.ChecksumPartial), which does not cover the option. A wrong checksum stays wrong.
 func Clamp(inner ipv4.Packet, mtu int, partial bool) bool {
 	if inner.Protocol() != ipv4.ProtocolTCP || inner.FragmentOffset() != 0 || mtu <= headersLen {
 		return false
@@ -57,8 +51,8 @@ func Clamp(inner ipv4.Packet, mtu int, partial bool) bool {
 	if end < tcpHeaderLen || end > len(tcp) {
 		return false
 	}
-	// Look through all of the options before any is changed. The stacks take the
-	// last of several MSS options, others the first: lower all of them.
+	// Validate all options before changing any. Of several MSS options, stacks use the last and
+	// others the first: lower them all.
 	found := false
 	for i := tcpHeaderLen; i < end; {
 		n := optionLen(tcp[i:end])
@@ -89,8 +83,8 @@ func Clamp(inner ipv4.Packet, mtu int, partial bool) bool {
 		}
 		oldWord, newWord := old, limit
 		if i%2 != 0 {
-			// The field lies across two of the words that are summed up: its
-			// bytes count as if they were swapped (RFC 1071, section 2 (B)).
+			// At an odd offset the field straddles two words of the sum, so swap its bytes (RFC
+			// 1071, section 2 (B)).
 			oldWord, newWord = bits.ReverseBytes16(oldWord), bits.ReverseBytes16(newWord)
 		}
 		sum := binary.BigEndian.Uint16(tcp[offChecksum:])
@@ -99,9 +93,8 @@ func Clamp(inner ipv4.Packet, mtu int, partial bool) bool {
 	return changed
 }
 
-// optionLen is the length in bytes of the option that options begin with, which
-// must not be empty; the end-of-options mark takes all that is left. 0 stands
-// for a malformed option.
+// optionLen returns the length in bytes of the first option; an end-of-options takes the rest. 0
+// means that it is malformed. options must not be empty.
 func optionLen(options []byte) int {
 	switch options[0] {
 	case kindEnd:

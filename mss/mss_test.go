@@ -15,8 +15,8 @@ const (
 	flagACK = 0x10
 )
 
-// segment is a TCP segment from 10.0.0.1 to 10.0.0.2 with the options, padded to
-// a multiple of four bytes, and a right checksum.
+// segment returns a TCP packet from 10.0.0.1 to 10.0.0.2 with a correct checksum. The options are
+// padded to a multiple of four bytes.
 func segment(flags byte, options []byte, payload ...byte) []byte {
 	for len(options)%4 != 0 {
 		options = append(options, kindEnd)
@@ -32,7 +32,7 @@ func segment(flags byte, options []byte, payload ...byte) []byte {
 	return packet(tcp)
 }
 
-// packet puts an IPv4 header in front of a TCP segment and its checksum into it.
+// packet adds an IPv4 header to a TCP segment, and sets the checksum.
 func packet(tcp []byte) []byte {
 	h := ipv4.Header{TotalLen: 20 + len(tcp), ID: 1, DF: true, TTL: 64, Protocol: ipv4.ProtocolTCP, Source: [4]byte{10, 0, 0, 1}, Destination: [4]byte{10, 0, 0, 2}}
 	b := make([]byte, h.TotalLen)
@@ -42,8 +42,8 @@ func packet(tcp []byte) []byte {
 	return b
 }
 
-// checksum computes the TCP checksum as RFC 9293, section 3.1 has it, word by
-// word, and with nothing of the code under test.
+// checksum computes the TCP checksum word by word (RFC 9293, section 3.1), independent of the
+// code under test.
 func checksum(p []byte) uint16 {
 	header := int(p[0]&15) * 4
 	tcp := p[header:]
@@ -96,7 +96,7 @@ func TestClamp_syn(t *testing.T) {
 	}
 	want := append([]byte(nil), b...)
 	want[42], want[43] = 0x05, 0xa0 // MSS 1440
-	want[36], want[37] = 0x33, 0xe3 // as much more as the MSS is less
+	want[36], want[37] = 0x33, 0xe3 // the checksum grows by what the MSS shrinks
 	if !clamp(t, b, 1480, false) {
 		t.Error("Clamp says that it changed nothing")
 	}
@@ -123,7 +123,7 @@ func TestClamp_options(t *testing.T) {
 		flags   byte
 		options []byte
 		mtu     int
-		want    []byte // options afterwards; nil is untouched
+		want    []byte // options afterwards; nil: unchanged
 	}{
 		{"SYN", syn, mss(1460), 1480, mss(1440)},
 		{"SYN-ACK", syn | flagACK, mss(1460), 1480, mss(1440)},
@@ -235,8 +235,8 @@ func TestClamp_wrongChecksum(t *testing.T) {
 	}
 }
 
-// Every checksum that there is, and both of the ways the field can lie: where an
-// update in the wrong arithmetic differs is at 0 and 0xffff.
+// All checksums, with the field at an even and an odd offset: wrong one's complement arithmetic
+// shows at 0 and 0xffff.
 func TestClamp_checksums(t *testing.T) {
 	for _, options := range [][]byte{{kindMSS, lenMSS, 0xff, 0xff}, {kindNop, kindMSS, lenMSS, 0xff, 0xff}} {
 		b := segment(flagSYN, options)
@@ -244,7 +244,7 @@ func TestClamp_checksums(t *testing.T) {
 		if !clamp(t, clamped, 1480, false) {
 			t.Fatal("not clamped")
 		}
-		for urgent := range 0x10000 { // a field that reaches every sum
+		for urgent := range 0x10000 { // reaches every checksum
 			binary.BigEndian.PutUint16(b[38:], uint16(urgent))
 			binary.BigEndian.PutUint16(b[36:], checksum(b))
 			got := append([]byte(nil), b...)
@@ -272,9 +272,8 @@ func TestClamp_allocs(t *testing.T) {
 	}
 }
 
-// FuzzClamp builds a segment around options and checks what Clamp did to it
-// against what it may do: lower the values of well-formed MSS options, keep the
-// checksum as right as it was, and nothing else.
+// FuzzClamp builds a segment from options. Clamp may lower well-formed MSS options, must keep the
+// checksum correct, and must change nothing else.
 func FuzzClamp(f *testing.F) {
 	f.Add(byte(flagSYN), []byte{kindMSS, lenMSS, 0x05, 0xb4}, []byte{}, uint16(1480), false)
 	f.Add(byte(flagSYN|flagACK), []byte{kindNop, kindMSS, lenMSS, 0x05, 0xb4, kindEnd}, []byte{1}, uint16(1400), false)
@@ -294,7 +293,7 @@ func FuzzClamp(f *testing.F) {
 		} else if !partial && sum != checksum(b) {
 			t.Fatalf("the checksum became %#04x, want %#04x", sum, checksum(b))
 		}
-		// Undo what may be done; what is left must be the packet as it was.
+		// Revert the allowed changes; the rest must be unchanged.
 		undone := append([]byte(nil), b...)
 		copy(undone[36:38], before[36:38])
 		end := 20 + int(b[32]>>4)*4
@@ -338,8 +337,7 @@ func FuzzClamp(f *testing.F) {
 	})
 }
 
-// FuzzClamp_anyPacket is about bytes that nobody built: no panic, and no change of
-// length or of the IP header.
+// FuzzClamp_anyPacket takes arbitrary bytes: no panic, and no change outside of the TCP segment.
 func FuzzClamp_anyPacket(f *testing.F) {
 	f.Add(segment(flagSYN, []byte{kindMSS, lenMSS, 0x05, 0xb4}), 1480, false)
 	f.Add(segment(flagSYN, []byte{kindNop, kindMSS, lenMSS})[:43], 1480, true)
@@ -373,7 +371,7 @@ func BenchmarkClamp_syn(b *testing.B) {
 	}
 }
 
-// What nearly every packet costs.
+// The common case: no SYN.
 func BenchmarkClamp_data(b *testing.B) {
 	raw := segment(flagACK, []byte{kindNop, kindNop, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0}, make([]byte, 1428)...)
 	p, err := ipv4.Parse(raw)
