@@ -152,9 +152,9 @@ func (p *Peer) noChildren() bool {
 }
 
 // setPorts changes the UDP ports of an SA after a NAT rebinding.
-func (p *Peer) setPorts(c *Child, at udpPath) {
-	c.Outbound.SourcePort, c.Outbound.DestinationPort = at.local, at.remote.Port()
-	p.actions = append(p.actions, SetPorts{c, at.local, at.remote.Port()})
+func (p *Peer) setPorts(c *Child, via udpPath) {
+	c.Outbound.SourcePort, c.Outbound.DestinationPort = via.local, via.remote.Port()
+	p.actions = append(p.actions, SetPorts{c, via.local, via.remote.Port()})
 }
 
 // byOutboundSPI returns the SA with that outbound SPI, which is how the peer names it, or nil.
@@ -232,8 +232,8 @@ func (p *Peer) sendDelete(c *Child) {
 // dpd is dead peer detection in the manner of RFC 3706. step calls probe when a probe is due, and
 // reports whether the peer is dead.
 type dpd struct {
-	probes int
-	at     time.Time
+	probes    int
+	nextProbe time.Time
 }
 
 func (d *dpd) step(p *Peer, established time.Time, probe func()) (dead bool) {
@@ -245,11 +245,11 @@ func (d *dpd) step(p *Peer, established time.Time, probe func()) (dead bool) {
 		lastReceived = established
 	}
 	if due := lastReceived.Add(p.cfg.DPDInterval); p.now.Before(due) {
-		d.probes, d.at = 0, time.Time{}
+		d.probes, d.nextProbe = 0, time.Time{}
 		p.due(due)
 		return false
 	}
-	if d.probes > 0 && !p.due(d.at) {
+	if d.probes > 0 && !p.due(d.nextProbe) {
 		return false
 	}
 	if d.probes >= max(1, p.cfg.DPDRetries) {
@@ -257,7 +257,7 @@ func (d *dpd) step(p *Peer, established time.Time, probe func()) (dead bool) {
 	}
 	probe()
 	d.probes++
-	d.at = p.now.Add(p.cfg.DPDInterval)
+	d.nextProbe = p.now.Add(p.cfg.DPDInterval)
 	p.rerun = true
 	return false
 }
@@ -265,13 +265,13 @@ func (d *dpd) step(p *Peer, established time.Time, probe func()) (dead bool) {
 // maintain starts what is missing: an IKE SA, a pair of ESP SAs, or a rekey of either.
 func (p *Peer) maintain() {
 	var rekey *Child
-	need := p.refresh
+	need := p.renegotiate
 	if c := p.current; c == nil {
 		coming := p.unconfirmedChild()
 		need = coming == nil || p.past(coming.Established.Add(holdTime))
 	} else if p.past(c.RekeyAt) && !c.rekeying && !p.hasSuccessor(c) {
 		need, rekey = true, c
-	} else if p.refresh {
+	} else if p.renegotiate {
 		rekey = c
 	}
 	if s := p.newestV2(); s != nil {

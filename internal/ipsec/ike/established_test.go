@@ -12,9 +12,9 @@ func TestMaxEstablished(t *testing.T) {
 	for _, mode := range []Mode{IKE2, Main} {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode, cfg.Lifetime1, cfg.Lifetime2, cfg.DPDInterval = mode, 24*time.Hour, time.Hour, 0
-		quiet := cfg
-		quiet.Passive = true
-		s := newSim(t, 1, cfg, quiet)
+		passive := cfg
+		passive.Passive = true
+		s := newSim(t, 1, cfg, passive)
 		e := s.ends[1]
 		s.start(e)
 		bound := maxEstablished + maxHalfOpen

@@ -81,9 +81,9 @@ func TestPeerReceive_floodBounded(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode = mode
-		quiet := cfg
-		quiet.Passive = true
-		s := newSim(t, 1, cfg, quiet)
+		passive := cfg
+		passive.Passive = true
+		s := newSim(t, 1, cfg, passive)
 		e := s.ends[1]
 		s.start(e)
 		b := firstMessage(t, cfg, s.now)
@@ -157,9 +157,9 @@ func TestCookieSecretsVerify(t *testing.T) {
 func TestCookieSecretsVerify_beforeRateLimit(t *testing.T) {
 	cfg := testConfig(t, fastPhase1, fastPhase2)
 	cfg.Mode = IKE2
-	quiet := cfg
-	quiet.Passive = true
-	s := newSim(t, 1, cfg, quiet)
+	passive := cfg
+	passive.Passive = true
+	s := newSim(t, 1, cfg, passive)
 	s.start(s.ends[1])
 	e, from := s.ends[1], netip.AddrPortFrom(addressA, 500)
 	b := firstMessage(t, cfg, s.now)

@@ -24,7 +24,7 @@ type Peer struct {
 	current  *Child // the SA that outbound packets are encrypted with
 
 	lastReceived time.Time // the last authentic packet of the peer, IKE or ESP
-	refresh      bool      // the peer may have lost our SAs: negotiate a new one
+	renegotiate  bool      // the peer may have lost our SAs: negotiate a new one
 	holdUntil    time.Time // until then a negotiation of the peer's has precedence
 	holdUsed     bool      // holdUntil was set since our last attempt
 	nextStart    time.Time
@@ -106,12 +106,12 @@ func NewPeer(cfg Config, now time.Time) (*Peer, error) {
 func (p *Peer) Receive(now time.Time, localPort uint16, from netip.AddrPort, b []byte) []Action {
 	p.begin(now)
 	if h, err := parseHeader(b); err == nil && !p.closed {
-		at := udpPath{localPort, from}
+		via := udpPath{localPort, from}
 		switch h.version >> 4 {
 		case version1 >> 4:
-			p.receiveV1(h, b, at)
+			p.receiveV1(h, b, via)
 		case version2 >> 4:
-			p.receiveV2(h, b, at)
+			p.receiveV2(h, b, via)
 		}
 	}
 	return p.end()
@@ -305,11 +305,11 @@ func (p *Peer) send(to udpPath, b []byte) {
 type retransmission struct {
 	messages [][]byte
 	tries    int
-	at       time.Time
+	nextAt   time.Time
 }
 
 func (p *Peer) transmit(r *retransmission, to udpPath, messages ...[]byte) {
-	r.messages, r.tries, r.at = messages, 1, p.now.Add(retransmitFirst)
+	r.messages, r.tries, r.nextAt = messages, 1, p.now.Add(retransmitFirst)
 	p.resend(r, to)
 }
 
@@ -319,11 +319,11 @@ func (p *Peer) resend(r *retransmission, to udpPath) {
 	}
 }
 
-func (r *retransmission) stop() { r.at = time.Time{} }
+func (r *retransmission) stop() { r.nextAt = time.Time{} }
 
 // step retransmits the message when it is time to. It returns false once the tries are used up.
 func (r *retransmission) step(p *Peer, to udpPath) bool {
-	if !p.due(r.at) {
+	if !p.due(r.nextAt) {
 		return true
 	}
 	if r.tries == retransmitTries {
@@ -331,7 +331,7 @@ func (r *retransmission) step(p *Peer, to udpPath) bool {
 		return false
 	}
 	p.resend(r, to)
-	r.at = p.now.Add(min(retransmitFirst<<r.tries, retransmitMax))
+	r.nextAt = p.now.Add(min(retransmitFirst<<r.tries, retransmitMax))
 	r.tries++
 	return true
 }

@@ -203,9 +203,9 @@ func TestPeerReceive_forgedMessages(t *testing.T) {
 func TestCookieSecrets_requiredUnderLoad(t *testing.T) {
 	cfg := testConfig(t, fastPhase1, fastPhase2)
 	cfg.Mode = IKE2
-	quiet := cfg
-	quiet.Passive = true
-	s := newSim(t, 1, cfg, quiet)
+	passive := cfg
+	passive.Passive = true
+	s := newSim(t, 1, cfg, passive)
 	s.start(s.ends[1])
 	victim := s.ends[1]
 	// Half-open SAs of initiators that do not go on.

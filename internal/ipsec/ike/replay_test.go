@@ -23,7 +23,7 @@ func (s *sim) recordLast(e *end) *[]byte {
 // A replayed message is no sign of life.
 func TestDPD(t *testing.T) {
 	for _, mode := range modes {
-		t.Run("old-message-repeated/"+mode.String(), func(t *testing.T) {
+		t.Run("replayed-message/"+mode.String(), func(t *testing.T) {
 			a := testConfig(t, fastPhase1, fastPhase2)
 			a.Mode, a.Lifetime1, a.Lifetime2 = mode, 24*time.Hour, time.Hour
 			b := a
@@ -55,7 +55,7 @@ func TestDPD(t *testing.T) {
 // A replayed message from another port does not change the peer's port.
 func TestNAT(t *testing.T) {
 	for _, mode := range modes {
-		t.Run("old-message-repeated/"+mode.String(), func(t *testing.T) {
+		t.Run("replayed-message/"+mode.String(), func(t *testing.T) {
 			a := testConfig(t, fastPhase1, fastPhase2)
 			a.Mode, a.Lifetime1, a.Lifetime2 = mode, 24*time.Hour, time.Hour
 			b := a
@@ -99,7 +99,7 @@ func TestV1SAIDUsed(t *testing.T) {
 	a.Lifetime1, a.Lifetime2 = 24*time.Hour, 24*time.Hour
 	b := a
 	b.Passive, b.DPDInterval = true, 3*time.Second
-	t.Run("old-message-repeated", func(t *testing.T) {
+	t.Run("replayed-message", func(t *testing.T) {
 		s := newSim(t, 1, a, b)
 		last := s.recordLast(s.ends[1])
 		s.start(s.ends[1])
@@ -108,9 +108,9 @@ func TestV1SAIDUsed(t *testing.T) {
 		e, old := s.ends[0], *last
 		s.tap = nil
 		s.run(8 * time.Hour)
-		heard := e.Peer.lastReceived
+		received := e.Peer.lastReceived
 		now := s.now.Add(time.Millisecond)
-		if got := e.Receive(now, 500, netip.AddrPortFrom(addressB, 500), old); len(got) != 0 || !e.Peer.lastReceived.Equal(heard) {
+		if got := e.Receive(now, 500, netip.AddrPortFrom(addressB, 500), old); len(got) != 0 || !e.Peer.lastReceived.Equal(received) {
 			s.fatalf("answered after %d message IDs", len(e.v1[0].usedIDs))
 		}
 	})

@@ -35,7 +35,7 @@ type v1SA struct {
 	state      stateV1
 	ckyI, ckyR ikeSPI
 	path       udpPath
-	began      time.Time
+	startedAt  time.Time
 	expireAt   time.Time // end of the half-open state, then of the SA
 
 	saI          []byte // body of the initiator's SA payload, covered by HASH_I and HASH_R
@@ -71,7 +71,7 @@ var (
 	vendorDPD  = []byte{0xaf, 0xca, 0xd7, 0x13, 0x68, 0xa1, 0xf1, 0xc9, 0x6b, 0x86, 0x96, 0xfc, 0x77, 0x57, 0x01, 0x00}
 )
 
-func (p *Peer) receiveV1(h header, b []byte, at udpPath) {
+func (p *Peer) receiveV1(h header, b []byte, via udpPath) {
 	if p.cfg.Mode == IKE2 {
 		return
 	}
@@ -86,30 +86,30 @@ func (p *Peer) receiveV1(h header, b []byte, at udpPath) {
 		if s.ckyR != h.responder && !(s.initiator && s.state == sent1) {
 			continue
 		}
-		s.receive(h, b, at)
+		s.receive(h, b, via)
 		return
 	}
 	if s := p.unverifiedV1.find(p, h); s != nil {
-		s.receive(h, b, at)
+		s.receive(h, b, via)
 		return
 	}
 	if h.exchange == exchangeMain && h.responder == (ikeSPI{}) && h.initiator != (ikeSPI{}) && h.id == 0 && h.flags&flagEncrypted == 0 {
-		p.respondV1(h, b, at)
+		p.respondV1(h, b, via)
 	}
 }
 
-func (s *v1SA) receive(h header, b []byte, at udpPath) {
+func (s *v1SA) receive(h header, b []byte, via udpPath) {
 	if sha := sha256.Sum256(b); s.lastReply != nil && sha == s.lastRequestHash {
-		s.p.send(at, s.lastReply) // a retransmission: our reply was lost
+		s.p.send(via, s.lastReply) // a retransmission: our reply was lost
 		return
 	}
 	switch {
 	case h.exchange == exchangeMain && s.state != establishedV1:
-		s.receiveMain(h, b, at)
+		s.receiveMain(h, b, via)
 	case h.exchange == exchangeQuick && s.state == establishedV1 && h.id != 0:
-		s.receiveQuick(h, b, at)
+		s.receiveQuick(h, b, via)
 	case h.exchange == exchangeInfo:
-		s.receiveInfo(h, b, at)
+		s.receiveInfo(h, b, via)
 	}
 }
 
@@ -128,15 +128,15 @@ func (s *v1SA) reply(request, b []byte) {
 
 // noteAuthentic records that the peer is alive and, behind a NAT, its present port. Call it only
 // for message IDs not used before: anyone can replay an old message.
-func (s *v1SA) noteAuthentic(at udpPath) {
+func (s *v1SA) noteAuthentic(via udpPath) {
 	s.p.lastReceived = s.p.now
 	s.dpd.probes = 0
-	s.dpd.at = time.Time{}
-	if s.nat.tracksPeerPort() && at != s.path && at.local == s.path.local {
-		s.path = at
+	s.dpd.nextProbe = time.Time{}
+	if s.nat.tracksPeerPort() && via != s.path && via.local == s.path.local {
+		s.path = via
 		for _, c := range s.p.children {
 			if c.v2 == nil && c.Outbound.DestinationPort != 0 {
-				s.p.setPorts(c, at)
+				s.p.setPorts(c, via)
 			}
 		}
 	}
@@ -318,7 +318,7 @@ func (s *v1SA) inUse() bool {
 			continue
 		}
 		if c == s.p.current {
-			s.p.refresh = true
+			s.p.renegotiate = true
 			return true
 		}
 		if !c.deleteAt.IsZero() || !c.removeAt.IsZero() || !c.activateAt.IsZero() {
@@ -345,7 +345,7 @@ func (s *v1SA) natPayloads() []payload {
 }
 
 // discoverNAT compares the peer's NAT-D payloads with the addresses we see.
-func (s *v1SA) discoverNAT(ps []payload, at udpPath) {
+func (s *v1SA) discoverNAT(ps []payload, via udpPath) {
 	var hashes [][]byte
 	for _, p := range ps {
 		if p.kind == v1NATDiscovery {
@@ -355,9 +355,9 @@ func (s *v1SA) discoverNAT(ps []payload, at udpPath) {
 	if !s.natT || len(hashes) < 2 {
 		return
 	}
-	s.nat = nat{local: !bytes.Equal(hashes[0], s.natHash(netip.AddrPortFrom(s.p.cfg.Local, at.local))), remote: true, forced: s.p.cfg.ForceUDP}
+	s.nat = nat{local: !bytes.Equal(hashes[0], s.natHash(netip.AddrPortFrom(s.p.cfg.Local, via.local))), remote: true, forced: s.p.cfg.ForceUDP}
 	for _, h := range hashes[1:] {
-		if bytes.Equal(h, s.natHash(at.remote)) {
+		if bytes.Equal(h, s.natHash(via.remote)) {
 			s.nat.remote = false
 		}
 	}

@@ -59,7 +59,7 @@ func (s *v1SA) sendRUThere() {
 	s.sendInfo(payload{kind: v1Notification, body: s.notifyBody(notifyAreYouThere, s.spi(), be32(s.dpdSequence))})
 }
 
-func (s *v1SA) receiveInfo(h header, b []byte, at udpPath) {
+func (s *v1SA) receiveInfo(h header, b []byte, via udpPath) {
 	if h.flags&flagEncrypted == 0 || s.state != establishedV1 {
 		s.handleUnprotectedNotify(h, b)
 		return
@@ -76,7 +76,7 @@ func (s *v1SA) receiveInfo(h header, b []byte, at udpPath) {
 		return
 	}
 	s.markIDUsed(h.id)
-	s.noteAuthentic(at)
+	s.noteAuthentic(via)
 	for _, p := range ps[1:] {
 		switch p.kind {
 		case v1Notification:
@@ -151,9 +151,9 @@ func (s *v1SA) receiveNotification(b []byte) {
 // established after this one began are kept, since they may be newer than the restart.
 func (s *v1SA) initialContact() {
 	p := s.p
-	p.deletedByPeer(p.childrenBefore(s.began)...)
+	p.deletedByPeer(p.childrenBefore(s.startedAt)...)
 	for _, old := range append([]*v1SA(nil), p.v1...) {
-		if old != s && old.state == establishedV1 && old.established.Before(s.began) {
+		if old != s && old.state == establishedV1 && old.established.Before(s.startedAt) {
 			p.dropV1(old)
 		}
 	}
@@ -184,7 +184,7 @@ func (s *v1SA) receiveDelete(b []byte) {
 			}
 			if p.newestV1() == nil {
 				// Peers differ on whether they delete the ESP SAs too.
-				p.refresh = true
+				p.renegotiate = true
 				p.nextStart = later(p.nextStart, p.now.Add(backoffFirst))
 			}
 		}

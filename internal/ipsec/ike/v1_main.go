@@ -25,7 +25,7 @@ func (s *v1SA) readVendorIDs(ps []payload) {
 
 // startV1 starts main mode as initiator.
 func (p *Peer) startV1() {
-	s := &v1SA{p: p, initiator: true, state: sent1, path: p.firstPath(), began: p.now}
+	s := &v1SA{p: p, initiator: true, state: sent1, path: p.firstPath(), startedAt: p.now}
 	p.random(s.ckyI[:])
 	s.saI = appendSAV1(encodePhase1(p.cfg.Phase1, p.cfg.Lifetime1))
 	p.v1 = append(p.v1, s)
@@ -34,7 +34,7 @@ func (p *Peer) startV1() {
 
 // respondV1 answers message 1. The source address may be spoofed, so it does no Diffie-Hellman
 // computation and keeps little.
-func (p *Peer) respondV1(h header, b []byte, at udpPath) {
+func (p *Peer) respondV1(h header, b []byte, via udpPath) {
 	ps, _, _, err := parsePayloads(b[headerLen:], h.next, payloadNone)
 	if err != nil || firstType(ps) != v1SecurityAssociation {
 		return
@@ -45,7 +45,7 @@ func (p *Peer) respondV1(h header, b []byte, at udpPath) {
 		return
 	}
 	s := &v1SA{
-		p: p, state: sent2, ckyI: h.initiator, path: at, began: p.now, saI: bytes.Clone(saI),
+		p: p, state: sent2, ckyI: h.initiator, path: via, startedAt: p.now, saI: bytes.Clone(saI),
 		expireAt: p.now.Add(halfOpenTime),
 	}
 	chosen, ok := s.choosePhase1(sas)
@@ -53,7 +53,7 @@ func (p *Peer) respondV1(h header, b []byte, at udpPath) {
 		p.noteHint(Problem{Kind: NoCommonProposal, Phase: 1, Ours: proposalList(p.cfg.Phase1), Theirs: formatOfferPhase1(sas)})
 		notify := append(append(be32(doiIPsec), protoISAKMP, 0), 0, notifyNoProposal)
 		r := s.header(exchangeInfo, p.random32())
-		p.send(at, message(r, []payload{{kind: v1Notification, body: notify}}))
+		p.send(via, message(r, []payload{{kind: v1Notification, body: notify}}))
 		return
 	}
 	p.random(s.ckyR[:])
@@ -120,12 +120,12 @@ func formatOfferPhase1(sas []saProposalV1) string {
 	return strings.Join(words, ",")
 }
 
-func (s *v1SA) receiveMain(h header, b []byte, at udpPath) {
+func (s *v1SA) receiveMain(h header, b []byte, via udpPath) {
 	if h.id != 0 || (h.flags&flagEncrypted != 0) != (s.state == sent4 || s.state == sent5) {
 		return
 	}
 	if s.state == sent4 || s.state == sent5 {
-		s.receiveAuth(h, b, at)
+		s.receiveAuth(h, b, via)
 		return
 	}
 	ps, _, _, err := parsePayloads(b[headerLen:], h.next, payloadNone)
@@ -134,15 +134,15 @@ func (s *v1SA) receiveMain(h header, b []byte, at udpPath) {
 	}
 	switch s.state {
 	case sent1:
-		s.receive2(h, ps, at)
+		s.receive2(h, ps, via)
 	case sent2:
-		s.receive3(b, ps, at)
+		s.receive3(b, ps, via)
 	case sent3:
-		s.receive4(ps, at)
+		s.receive4(ps, via)
 	}
 }
 
-func (s *v1SA) receive2(h header, ps []payload, at udpPath) {
+func (s *v1SA) receive2(h header, ps []payload, via udpPath) {
 	sas, err := parseSAV1(find(ps, v1SecurityAssociation))
 	if err != nil || len(sas) != 1 || len(sas[0].transforms) != 1 || h.responder == (ikeSPI{}) {
 		return
@@ -183,7 +183,7 @@ func (s *v1SA) keyPayloads(nonce []byte) []payload {
 // validNonceV1 checks a nonce's length: 8 to 256 bytes (RFC 2409 section 5).
 func validNonceV1(b []byte) bool { return len(b) >= 8 && len(b) <= 256 }
 
-func (s *v1SA) receive3(b []byte, ps []payload, at udpPath) {
+func (s *v1SA) receive3(b []byte, ps []payload, via udpPath) {
 	ke, ni := find(ps, v1KeyExchange), find(ps, v1Nonce)
 	if ke == nil || !validNonceV1(ni) {
 		return
@@ -209,7 +209,7 @@ func (s *v1SA) receive3(b []byte, ps []payload, at udpPath) {
 		return
 	}
 	s.iv = s.keys.phase1IV
-	s.discoverNAT(ps, at)
+	s.discoverNAT(ps, via)
 	s.state = sent4
 	p.unverifiedV1.remove(s)
 	p.limitHalfOpenV1()
@@ -222,7 +222,7 @@ func (s *v1SA) receive3(b []byte, ps []payload, at udpPath) {
 	s.reply(b, message(s.header(exchangeMain, 0), s.keyPayloads(s.nr)))
 }
 
-func (s *v1SA) receive4(ps []payload, at udpPath) {
+func (s *v1SA) receive4(ps []payload, via udpPath) {
 	ke, nr := find(ps, v1KeyExchange), find(ps, v1Nonce)
 	if ke == nil || !validNonceV1(nr) {
 		return
@@ -235,7 +235,7 @@ func (s *v1SA) receive4(ps []payload, at udpPath) {
 	if s.keys, err = deriveV1(s.proposal, s.p.cfg.Secret, s.ni, s.nr, shared, s.dh.public, ke, s.ckyI, s.ckyR); err != nil {
 		return
 	}
-	s.discoverNAT(ps, at)
+	s.discoverNAT(ps, via)
 	if s.nat.udp() && s.path.local == 500 { // RFC 3947 section 4
 		s.path.local = 4500
 		if s.path.remote.Port() == 500 {
@@ -271,7 +271,7 @@ const maxAuthFailures = 8
 
 // receiveAuth processes message 5 or 6. With different secrets it decrypts to garbage. So does a
 // forged message, which is why our own attempts are not dropped for it.
-func (s *v1SA) receiveAuth(h header, b []byte, at udpPath) {
+func (s *v1SA) receiveAuth(h header, b []byte, via udpPath) {
 	ps, _, iv, err := s.keys.decryptV1(h, b, s.iv)
 	id, hash := find(ps, v1Identification), find(ps, v1Hash)
 	if err != nil || len(id) < 4 || subtle.ConstantTimeCompare(hash, s.hash(!s.initiator, id)) != 1 {
@@ -288,7 +288,7 @@ func (s *v1SA) receiveAuth(h header, b []byte, at udpPath) {
 	}
 	s.iv = iv
 	if !s.initiator {
-		s.path = at // the peer may have moved to port 4500
+		s.path = via // the peer may have moved to port 4500
 		own := s.p.ourID()
 		msg, next := s.keys.encryptV1(s.header(exchangeMain, 0), []payload{
 			{kind: v1Identification, body: own}, {kind: v1Hash, body: s.hash(false, own)},
@@ -302,7 +302,7 @@ func (s *v1SA) receiveAuth(h header, b []byte, at udpPath) {
 			s.receiveNotification(p.body)
 		}
 	}
-	s.noteAuthentic(at)
+	s.noteAuthentic(via)
 }
 
 func (s *v1SA) establish() {
@@ -325,11 +325,11 @@ func (s *v1SA) establish() {
 	// Replace older SAs, our own included, after time for the peer to switch. One negotiated
 	// simultaneously by the peer stays.
 	for _, old := range p.v1 {
-		if old != s && old.state == establishedV1 && old.established.Before(s.began) && old.replacedAt.IsZero() {
+		if old != s && old.state == establishedV1 && old.established.Before(s.startedAt) && old.replacedAt.IsZero() {
 			old.replacedAt = p.now.Add(overlapTime)
 			old.rekeyAt = old.expireAt
 			// Some peers then delete the ESP SAs negotiated under it.
-			p.refresh = p.refresh || s.initiator && p.current != nil && p.current.v1 == old
+			p.renegotiate = p.renegotiate || s.initiator && p.current != nil && p.current.v1 == old
 		}
 	}
 	p.limitEstablishedV1()

@@ -36,7 +36,7 @@ type quickMode struct {
 	child     *Child
 	done      bool
 	expireAt  time.Time
-	began     time.Time
+	startedAt time.Time
 
 	retransmission
 	lastRequestHash [32]byte
@@ -64,7 +64,7 @@ const protocolIPIP = 4
 
 func (s *v1SA) startQuick(replaces *Child) {
 	p := s.p
-	q := &quickMode{s: s, id: s.newMessageID(), initiator: true, replaces: replaces, group: p.cfg.PFS, spi: p.newSPI(), began: p.now}
+	q := &quickMode{s: s, id: s.newMessageID(), initiator: true, replaces: replaces, group: p.cfg.PFS, spi: p.newSPI(), startedAt: p.now}
 	q.ni = make([]byte, nonceLen)
 	p.random(q.ni)
 	if replaces != nil {
@@ -131,7 +131,7 @@ func (q *quickMode) step() {
 	}
 }
 
-func (s *v1SA) receiveQuick(h header, b []byte, at udpPath) {
+func (s *v1SA) receiveQuick(h header, b []byte, via udpPath) {
 	q := s.quickModes[h.id]
 	if q != nil && q.lastReply != nil && sha256.Sum256(b) == q.lastRequestHash {
 		s.p.send(s.path, q.lastReply)
@@ -159,23 +159,23 @@ func (s *v1SA) receiveQuick(h header, b []byte, at udpPath) {
 	hash, rest := ps[0].body, plain[4+len(ps[0].body):]
 	switch {
 	case q == nil:
-		s.respondQuick(h.id, b, hash, rest, ps[1:], next, at)
+		s.respondQuick(h.id, b, hash, rest, ps[1:], next, via)
 	case q.initiator:
-		q.receive2(b, hash, rest, ps[1:], next, at)
+		q.receive2(b, hash, rest, ps[1:], next, via)
 	default:
-		q.receive3(hash, at)
+		q.receive3(hash, via)
 	}
 }
 
 // respondQuick processes message 1.
-func (s *v1SA) respondQuick(id uint32, b, hash, rest []byte, ps []payload, iv []byte, at udpPath) {
+func (s *v1SA) respondQuick(id uint32, b, hash, rest []byte, ps []payload, iv []byte, via udpPath) {
 	p := s.p
 	if subtle.ConstantTimeCompare(hash, prf(s.keys.hash, s.keys.skeyidA, be32(id), rest)) != 1 {
 		return
 	}
 	s.markIDUsed(id)
-	s.noteAuthentic(at)
-	q := &quickMode{s: s, id: id, iv: iv, spi: p.newSPI(), began: p.now, expireAt: p.now.Add(halfOpenTime)}
+	s.noteAuthentic(via)
+	q := &quickMode{s: s, id: id, iv: iv, spi: p.newSPI(), startedAt: p.now, expireAt: p.now.Add(halfOpenTime)}
 	sas, err := parseSAV1(find(ps, v1SecurityAssociation))
 	q.ni = bytes.Clone(find(ps, v1Nonce))
 	if err != nil || !validNonceV1(q.ni) || len(s.quickModes) > maxChildren {
@@ -320,19 +320,19 @@ func (q *quickMode) newChild(proposal Proposal, life time.Duration, peerSPI uint
 	}
 	requestedAt := s.p.now
 	if q.initiator {
-		requestedAt = q.began
+		requestedAt = q.startedAt
 	}
 	s.p.setLifetimes(c, requestedAt, life)
 	return c
 }
 
 // receive2 processes message 2.
-func (q *quickMode) receive2(b, hash, rest []byte, ps []payload, iv []byte, at udpPath) {
+func (q *quickMode) receive2(b, hash, rest []byte, ps []payload, iv []byte, via udpPath) {
 	s, p := q.s, q.s.p
 	if subtle.ConstantTimeCompare(hash, prf(s.keys.hash, s.keys.skeyidA, be32(q.id), q.ni, rest)) != 1 {
 		return
 	}
-	s.noteAuthentic(at)
+	s.noteAuthentic(via)
 	if !q.accept(b, ps, iv) { // drop the exchange: a replay of this message must not count as a sign of life
 		p.noteFailure(Problem{Kind: Refused, Phase: 2, Detail: "its answer to quick mode is not one to what was asked"})
 		p.nextChild = p.nextStart
@@ -374,12 +374,12 @@ func (q *quickMode) accept(b []byte, ps []payload, iv []byte) bool {
 }
 
 // receive3 processes message 3.
-func (q *quickMode) receive3(hash []byte, at udpPath) {
+func (q *quickMode) receive3(hash []byte, via udpPath) {
 	s := q.s
 	if subtle.ConstantTimeCompare(hash, prf(s.keys.hash, s.keys.skeyidA, []byte{0}, be32(q.id), q.ni, q.nr)) != 1 {
 		return
 	}
-	s.noteAuthentic(at)
+	s.noteAuthentic(via)
 	q.lastReply = nil
 	q.finish()
 }
@@ -391,7 +391,7 @@ func (q *quickMode) finish() {
 	q.expireAt = q.s.p.now.Add(lingerTime)
 	q.dh = nil
 	if q.s == q.s.p.newestV1() {
-		q.s.p.refresh = false
+		q.s.p.renegotiate = false
 	}
 	if q.initiator && q.s.p.current != nil {
 		q.s.p.activateLater(q.child)

@@ -30,7 +30,7 @@ type v2SA struct {
 	state      stateV2
 	spiI, spiR ikeSPI
 	path       udpPath
-	began      time.Time
+	startedAt  time.Time
 	expireAt   time.Time
 
 	proposal                  Proposal
@@ -39,7 +39,7 @@ type v2SA struct {
 	ni, nr                    []byte
 	initRequest, initResponse []byte // of IKE_SA_INIT, covered by AUTH
 	cookie                    []byte
-	restarts                  int
+	initRetries               int
 	keys                      *v2Keys
 	nat                       nat
 	canFragment               bool // the peer supports fragmentation (RFC 7383)
@@ -77,7 +77,7 @@ type requestV2 struct {
 	child      bool // creates or rekeys a Child SA
 }
 
-func (p *Peer) receiveV2(h header, b []byte, at udpPath) {
+func (p *Peer) receiveV2(h header, b []byte, via udpPath) {
 	if p.cfg.Mode == Main {
 		return
 	}
@@ -95,21 +95,21 @@ func (p *Peer) receiveV2(h header, b []byte, at udpPath) {
 		if s.initiator == (h.flags&flagInitiator != 0) {
 			return // reflected
 		}
-		s.receive(h, b, at)
+		s.receive(h, b, via)
 		return
 	}
 	if h.exchange == exchangeInit && h.responder == (ikeSPI{}) && h.initiator != (ikeSPI{}) && h.id == 0 && h.flags&(flagInitiator|flagResponse) == flagInitiator {
-		p.respondInit(h, b, at)
+		p.respondInit(h, b, via)
 	}
 }
 
-func (s *v2SA) receive(h header, b []byte, at udpPath) {
+func (s *v2SA) receive(h header, b []byte, via udpPath) {
 	if h.exchange == exchangeInit {
 		switch {
 		case s.state == sentInit && h.id == 0 && h.flags&flagResponse != 0:
-			s.receiveInit(h, b, at)
+			s.receiveInit(h, b, via)
 		case s.state == answeredInit && bytes.Equal(b, s.initRequest):
-			s.p.send(at, s.initResponse)
+			s.p.send(via, s.initResponse)
 		}
 		return
 	}
@@ -135,11 +135,11 @@ func (s *v2SA) receive(h header, b []byte, at udpPath) {
 		return // more fragments to come
 	}
 	if !fresh {
-		s.resendResponse(at)
+		s.resendResponse(via)
 		return
 	}
 	if s.state == establishedV2 {
-		s.noteAuthentic(at)
+		s.noteAuthentic(via)
 	}
 	if response {
 		r := s.pending
@@ -152,7 +152,7 @@ func (s *v2SA) receive(h header, b []byte, at udpPath) {
 	s.recvID++
 	s.lastRequestID, s.lastResponse = h.id, nil
 	s.confirmChildren()
-	s.handleRequest(h, ps, at)
+	s.handleRequest(h, ps, via)
 	s.p.rerun = true
 }
 
@@ -166,9 +166,9 @@ func (s *v2SA) confirmChildren() {
 	}
 }
 
-func (s *v2SA) resendResponse(at udpPath) {
+func (s *v2SA) resendResponse(via udpPath) {
 	for _, m := range s.lastResponse {
-		s.p.send(at, m)
+		s.p.send(via, m)
 	}
 }
 
@@ -197,13 +197,13 @@ func (s *v2SA) enqueue(r *requestV2) {
 
 // noteAuthentic records that the peer is alive and, behind a NAT, its present port (RFC 7296
 // section 2.23). Call it for fresh messages only: anyone can replay an old one, from any port.
-func (s *v2SA) noteAuthentic(at udpPath) {
+func (s *v2SA) noteAuthentic(via udpPath) {
 	s.p.lastReceived, s.probing, s.deadAt = s.p.now, false, time.Time{}
-	if s.nat.tracksPeerPort() && at != s.path && at.local == s.path.local {
-		s.path = at
+	if s.nat.tracksPeerPort() && via != s.path && via.local == s.path.local {
+		s.path = via
 		for _, c := range s.p.children {
 			if c.v2 == s && c.Outbound.DestinationPort != 0 {
-				s.p.setPorts(c, at)
+				s.p.setPorts(c, via)
 			}
 		}
 	}
@@ -389,15 +389,15 @@ func (s *v2SA) natPayloads(spiR ikeSPI) []payload {
 
 // discoverNAT compares the peer's NAT_DETECTION hashes with the addresses we see. spiR is the
 // responder's SPI in these hashes: zero in the IKE_SA_INIT request.
-func (s *v2SA) discoverNAT(ps []payload, spiR ikeSPI, at udpPath) {
+func (s *v2SA) discoverNAT(ps []payload, spiR ikeSPI, via udpPath) {
 	source, destination, any := false, false, false
 	eachNotify(ps, func(kind uint16, _, data []byte) {
 		switch kind {
 		case n2NATSource:
 			any = true
-			source = source || bytes.Equal(data, natHashV2(s.spiI, spiR, at.remote))
+			source = source || bytes.Equal(data, natHashV2(s.spiI, spiR, via.remote))
 		case n2NATDestination:
-			destination = destination || bytes.Equal(data, natHashV2(s.spiI, spiR, netip.AddrPortFrom(s.p.cfg.Local, at.local)))
+			destination = destination || bytes.Equal(data, natHashV2(s.spiI, spiR, netip.AddrPortFrom(s.p.cfg.Local, via.local)))
 		}
 	})
 	if !any {

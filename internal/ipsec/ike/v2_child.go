@@ -76,7 +76,7 @@ func (p *Peer) pfsGroups() []Group {
 // requestChild creates a Child SA, in place of old unless that is nil.
 func (s *v2SA) requestChild(old *Child) { s.requestChildWithGroups(old, s.p.pfsGroups(), 0) }
 
-func (s *v2SA) requestChildWithGroups(old *Child, groups []Group, restarts int) {
+func (s *v2SA) requestChildWithGroups(old *Child, groups []Group, retries int) {
 	p := s.p
 	var (
 		spi = p.newSPI()
@@ -123,7 +123,7 @@ func (s *v2SA) requestChildWithGroups(old *Child, groups []Group, restarts int) 
 		nr := bytes.Clone(find(ps, v2Nonce))
 		group, ke := parseKE(find(ps, v2KeyExchange))
 		switch kind := errorNotify(ps); {
-		case kind == n2InvalidKE && restarts < 3:
+		case kind == n2InvalidKE && retries < 3:
 			var want Group
 			eachNotify(ps, func(kind uint16, _, data []byte) {
 				if kind == n2InvalidKE && len(data) == 2 {
@@ -133,7 +133,7 @@ func (s *v2SA) requestChildWithGroups(old *Child, groups []Group, restarts int) 
 			for i, g := range groups {
 				if g == want && i > 0 {
 					rest := append([]Group{g}, append(append([]Group(nil), groups[:i]...), groups[i+1:]...)...)
-					s.requestChildWithGroups(old, rest, restarts+1)
+					s.requestChildWithGroups(old, rest, retries+1)
 					return
 				}
 			}
@@ -212,7 +212,7 @@ func (s *v2SA) handleChildResponse(ps []payload, spi uint32, requestedAt time.Ti
 	p.setLifetimes(c, requestedAt, 0)
 	p.add(c)
 	p.activate(c)
-	p.refresh = false
+	p.renegotiate = false
 	return true
 }
 
@@ -272,14 +272,14 @@ func (s *v2SA) handleChildRequest(ps []payload, groups []Group, ni, nr []byte) [
 }
 
 // handleRequest processes an authentic request of the peer.
-func (s *v2SA) handleRequest(h header, ps []payload, at udpPath) {
+func (s *v2SA) handleRequest(h header, ps []payload, via udpPath) {
 	if kind, bad := unsupportedCritical(ps); bad {
 		s.respond(h, []payload{notifyV2(n2UnsupportedCritical, []byte{byte(kind)})})
 		return
 	}
 	switch {
 	case s.state == answeredInit && h.exchange == exchangeAuth:
-		s.receiveAuthRequest(h, ps, at)
+		s.receiveAuthRequest(h, ps, via)
 	case s.state != establishedV2:
 	case h.exchange == exchangeCreateChild:
 		s.receiveCreateChild(h, ps)

@@ -11,7 +11,7 @@ import (
 
 // startV2 starts IKE_SA_INIT as initiator.
 func (p *Peer) startV2() {
-	s := &v2SA{p: p, initiator: true, state: sentInit, path: p.firstPath(), began: p.now, group: p.cfg.Phase1[0].Group}
+	s := &v2SA{p: p, initiator: true, state: sentInit, path: p.firstPath(), startedAt: p.now, group: p.cfg.Phase1[0].Group}
 	p.random(s.spiI[:])
 	s.ni = make([]byte, nonceLen)
 	p.random(s.ni)
@@ -56,7 +56,7 @@ func parseKE(b []byte) (Group, []byte) {
 }
 
 // receiveInit processes the IKE_SA_INIT response.
-func (s *v2SA) receiveInit(h header, b []byte, at udpPath) {
+func (s *v2SA) receiveInit(h header, b []byte, via udpPath) {
 	p := s.p
 	ps, _, rest, err := parsePayloads(b[headerLen:], h.next, payloadNone)
 	if err != nil || len(rest) != 0 {
@@ -85,7 +85,7 @@ func (s *v2SA) receiveInit(h header, b []byte, at udpPath) {
 		return
 	}
 	s.canFragment = hasNotify(ps, n2Fragmentation)
-	s.discoverNAT(ps, s.spiR, at)
+	s.discoverNAT(ps, s.spiR, via)
 	if s.nat.udp() {
 		s.path.local = 4500
 		if s.path.remote.Port() == 500 {
@@ -116,15 +116,15 @@ func (s *v2SA) handleInitError(ps []payload) {
 	p := s.p
 	eachNotify(ps, func(kind uint16, _, data []byte) {
 		switch {
-		case kind == n2Cookie && len(data) >= 1 && len(data) <= 64 && s.restarts < 3:
-			s.restarts++
+		case kind == n2Cookie && len(data) >= 1 && len(data) <= 64 && s.initRetries < 3:
+			s.initRetries++
 			s.cookie = bytes.Clone(data)
 			s.sendInit()
-		case kind == n2InvalidKE && len(data) == 2 && s.restarts < 3:
+		case kind == n2InvalidKE && len(data) == 2 && s.initRetries < 3:
 			group := Group(binary.BigEndian.Uint16(data))
 			for _, x := range p.cfg.Phase1 {
 				if x.Group == group && group != s.group {
-					s.restarts++
+					s.initRetries++
 					s.group = group
 					s.sendInit()
 					return
@@ -141,7 +141,7 @@ func (s *v2SA) handleInitError(ps []payload) {
 // respondInit responds to IKE_SA_INIT. The Diffie-Hellman exchange is expensive and the source
 // may be spoofed, so beyond a few half-open SAs, or a few requests a second, the initiator must
 // return a COOKIE (RFC 7296 section 2.6). With one it does not compete with spoofed sources.
-func (p *Peer) respondInit(h header, b []byte, at udpPath) {
+func (p *Peer) respondInit(h header, b []byte, via udpPath) {
 	ps, _, rest, err := parsePayloads(b[headerLen:], h.next, payloadNone)
 	if err != nil || len(rest) != 0 {
 		return
@@ -169,25 +169,25 @@ func (p *Peer) respondInit(h header, b []byte, at udpPath) {
 		}
 	case halfOpen >= maxHalfOpen/2 || !p.unverifiedDH.allow(p.now, dhPerSecond):
 		if p.cheapReplies.allow(p.now, cheapRepliesPerSecond) {
-			p.send(at, message(r, []payload{notifyV2(n2Cookie, p.cookieSecrets.generate(p, ni, h.initiator))}))
+			p.send(via, message(r, []payload{notifyV2(n2Cookie, p.cookieSecrets.generate(p, ni, h.initiator))}))
 		}
 		return
 	}
 	proposal, answer, ok := chooseIKE(p.cfg.Phase1, sas)
 	if !ok {
 		p.noteHint(Problem{Kind: NoCommonProposal, Phase: 1, Ours: proposalList(p.cfg.Phase1), Theirs: formatOfferV2(sas)})
-		p.send(at, message(r, []payload{notifyV2(n2NoProposal, nil)}))
+		p.send(via, message(r, []payload{notifyV2(n2NoProposal, nil)}))
 		return
 	}
 	if group != proposal.Group {
-		p.send(at, message(r, []payload{notifyV2(n2InvalidKE, []byte{byte(proposal.Group >> 8), byte(proposal.Group)})}))
+		p.send(via, message(r, []payload{notifyV2(n2InvalidKE, []byte{byte(proposal.Group >> 8), byte(proposal.Group)})}))
 		return
 	}
 	if halfOpen >= maxHalfOpen {
 		p.dropV2(oldest, p.retireUnanswered)
 	}
 	s := &v2SA{
-		p: p, state: answeredInit, spiI: h.initiator, path: at, began: p.now, expireAt: p.now.Add(halfOpenTime),
+		p: p, state: answeredInit, spiI: h.initiator, path: via, startedAt: p.now, expireAt: p.now.Add(halfOpenTime),
 		proposal: proposal, group: group, ni: bytes.Clone(ni), nr: make([]byte, nonceLen), initRequest: bytes.Clone(b), recvID: 1,
 	}
 	p.random(s.spiR[:])
@@ -204,7 +204,7 @@ func (p *Peer) respondInit(h header, b []byte, at udpPath) {
 		return
 	}
 	s.canFragment = hasNotify(ps, n2Fragmentation)
-	s.discoverNAT(ps, ikeSPI{}, at)
+	s.discoverNAT(ps, ikeSPI{}, via)
 	out := []payload{
 		{kind: v2SecurityAssociation, body: appendSAV2([]saProposalV2{answer})},
 		{kind: v2KeyExchange, body: keBody(dh)}, {kind: v2Nonce, body: s.nr},
@@ -215,7 +215,7 @@ func (p *Peer) respondInit(h header, b []byte, at udpPath) {
 	}
 	s.initResponse = message(s.header(exchangeInit, 0, true), out)
 	p.v2 = append(p.v2, s)
-	p.send(at, s.initResponse)
+	p.send(via, s.initResponse)
 }
 
 // verifyAuth verifies the peer's AUTH payload, and then its identity.
@@ -251,10 +251,10 @@ func (s *v2SA) receiveAuth(ps []payload) {
 }
 
 // receiveAuthRequest processes the IKE_AUTH request.
-func (s *v2SA) receiveAuthRequest(h header, ps []payload, at udpPath) {
+func (s *v2SA) receiveAuthRequest(h header, ps []payload, via udpPath) {
 	p := s.p
 	id, auth := find(ps, v2IDi), find(ps, v2Auth)
-	s.path = at // the peer may have moved to port 4500
+	s.path = via // the peer may have moved to port 4500
 	if problem, ok := s.verifyAuth(id, auth, s.initRequest, s.nr, s.keys.skPi); !ok {
 		p.noteHint(problem)
 		s.respond(h, []payload{notifyV2(n2AuthFailed, nil)})
@@ -272,14 +272,14 @@ func (s *v2SA) receiveAuthRequest(h header, ps []payload, at udpPath) {
 	if c := p.unconfirmedChild(); c != nil && c.v2 == s {
 		s.firstChild, s.confirmAt = c, p.now.Add(confirmTimeout)
 	}
-	s.noteAuthentic(at)
+	s.noteAuthentic(via)
 }
 
 func (s *v2SA) initialContact() {
 	p := s.p
-	p.deletedByPeer(p.childrenBefore(s.began)...)
+	p.deletedByPeer(p.childrenBefore(s.startedAt)...)
 	for _, old := range append([]*v2SA(nil), p.v2...) {
-		if old != s && old.state == establishedV2 && old.established.Before(s.began) {
+		if old != s && old.state == establishedV2 && old.established.Before(s.startedAt) {
 			p.dropV2(old, p.deletedByPeer)
 		}
 	}

@@ -9,7 +9,7 @@ import (
 func (s *v2SA) requestRekey() {
 	p := s.p
 	s.rekeying = true
-	n := &v2SA{p: p, initiator: true, path: s.path, began: p.now, group: s.proposal.Group, nat: s.nat, canFragment: s.canFragment}
+	n := &v2SA{p: p, initiator: true, path: s.path, startedAt: p.now, group: s.proposal.Group, nat: s.nat, canFragment: s.canFragment}
 	p.random(n.spiI[:])
 	n.ni = make([]byte, nonceLen)
 	p.random(n.ni)
@@ -89,7 +89,7 @@ func (s *v2SA) receiveRekey(h header, ps []payload, sas []saProposalV2, ni []byt
 		return
 	}
 	n := &v2SA{
-		p: p, path: s.path, began: p.now, proposal: proposal, group: group, ni: ni, nr: make([]byte, nonceLen),
+		p: p, path: s.path, startedAt: p.now, proposal: proposal, group: group, ni: ni, nr: make([]byte, nonceLen),
 		nat: s.nat, canFragment: s.canFragment,
 	}
 	copy(n.spiI[:], answer.spi)
