@@ -48,7 +48,7 @@ type v1SA struct {
 	nat          nat
 	peerDPD      bool
 	keys         *v1Keys
-	iv           []byte // last ciphertext block of phase 1
+	iv           []byte // of the next phase 1 message; in the end, input to phase2IV
 	authFailures int
 
 	retransmission
