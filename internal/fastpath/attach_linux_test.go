@@ -12,8 +12,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// index is that of an interface in this thread's namespace.
-func index(t *testing.T, name string) int {
+// ifindex returns the index of an interface in this thread's namespace.
+func ifindex(t *testing.T, name string) int {
 	t.Helper()
 	i, err := net.InterfaceByName(name)
 	if err != nil {
@@ -22,7 +22,7 @@ func index(t *testing.T, name string) int {
 	return i.Index
 }
 
-// attached counts the programs on a device of this thread's namespace.
+// attached counts the programs on a tcx hook of a device in this thread's namespace.
 func attached(t *testing.T, device int, where ebpf.AttachType) int {
 	t.Helper()
 	r, err := link.QueryPrograms(link.QueryOptions{Target: device, Attach: where})
@@ -50,9 +50,9 @@ func open(t *testing.T) *FastPath {
 	return f
 }
 
-// wires makes a namespace with two underlay devices, u0 and u1, and two that stand
-// for TUNs, t0 and t1.
-func wires(t *testing.T) *netlab.NS {
+// newDevices creates a namespace with two underlay devices, u0 and u1, and two TUNs, t0
+// and t1.
+func newDevices(t *testing.T) *netlab.NS {
 	t.Helper()
 	ns := netlab.New(t)
 	ns.Run("ip", "link", "add", "u0", "type", "veth", "peer", "name", "u1")
@@ -62,14 +62,15 @@ func wires(t *testing.T) *netlab.NS {
 	return ns
 }
 
-func TestTunnelsShareOneProgramOnTheirUnderlayDevice(t *testing.T) {
-	ns := wires(t)
+// Tunnels over the same underlay device share one program on it.
+func TestAttach_sharedUnderlay(t *testing.T) {
+	ns := newDevices(t)
 	ns.Do(func() {
 		f := open(t)
-		u0, u1 := index(t, "u0"), index(t, "u1")
-		one := Tunnel{Device: index(t, "t0"), Underlay: u0, Local: local, Remote: remote, PathMTU: 1500, MTU: 1480}
+		u0, u1 := ifindex(t, "u0"), ifindex(t, "u1")
+		one := Tunnel{Ifindex: ifindex(t, "t0"), UnderlayIfindex: u0, Local: local, Remote: remote, PathMTU: 1500, MTU: 1480}
 		two := one
-		two.Device, two.Remote = index(t, "t1"), innerB
+		two.Ifindex, two.Remote = ifindex(t, "t1"), innerB
 		check := func(when string, on0, on1 int) {
 			t.Helper()
 			if a, b := attached(t, u0, ebpf.AttachTCXIngress), attached(t, u1, ebpf.AttachTCXIngress); a != on0 || b != on1 {
@@ -85,10 +86,10 @@ func TestTunnelsShareOneProgramOnTheirUnderlayDevice(t *testing.T) {
 			t.Fatal(err)
 		}
 		check("two tunnels", 1, 0)
-		if n := attached(t, one.Device, ebpf.AttachTCXEgress); n != 1 {
+		if n := attached(t, one.Ifindex, ebpf.AttachTCXEgress); n != 1 {
 			t.Errorf("%d programs on t0", n)
 		}
-		two.Underlay = u1
+		two.UnderlayIfindex = u1
 		if err := b.Update(two); err != nil {
 			t.Fatal(err)
 		}
@@ -113,18 +114,19 @@ func TestTunnelsShareOneProgramOnTheirUnderlayDevice(t *testing.T) {
 	})
 }
 
-func TestAttachThatFailsLeavesNothing(t *testing.T) {
-	ns := wires(t)
+// Attach leaves nothing behind on error.
+func TestAttach_cleanupOnError(t *testing.T) {
+	ns := newDevices(t)
 	ns.Do(func() {
 		f := open(t)
-		one := Tunnel{Device: index(t, "t0"), Underlay: index(t, "u0"), Local: local, Remote: remote}
+		one := Tunnel{Ifindex: ifindex(t, "t0"), UnderlayIfindex: ifindex(t, "u0"), Local: local, Remote: remote}
 		if _, err := f.Attach(one); err != nil {
 			t.Fatal(err)
 		}
 		for name, x := range map[string]Tunnel{
-			"the same addresses": {Device: index(t, "t1"), Underlay: index(t, "u1"), Local: local, Remote: remote},
-			"no such underlay":   {Device: index(t, "t1"), Underlay: 9999, Local: local, Remote: innerB},
-			"no such TUN":        {Device: 9999, Underlay: index(t, "u1"), Local: local, Remote: innerB},
+			"the same addresses": {Ifindex: ifindex(t, "t1"), UnderlayIfindex: ifindex(t, "u1"), Local: local, Remote: remote},
+			"no such underlay":   {Ifindex: ifindex(t, "t1"), UnderlayIfindex: 9999, Local: local, Remote: innerB},
+			"no such TUN":        {Ifindex: 9999, UnderlayIfindex: ifindex(t, "u1"), Local: local, Remote: innerB},
 		} {
 			if _, err := f.Attach(x); err == nil {
 				t.Errorf("%s: it does not fail", name)
@@ -133,39 +135,39 @@ func TestAttachThatFailsLeavesNothing(t *testing.T) {
 				t.Errorf("%s: %d links and devices are left, want those of the first", name, n)
 			}
 		}
-		if n := attached(t, one.Underlay, ebpf.AttachTCXIngress); n != 1 {
+		if n := attached(t, one.UnderlayIfindex, ebpf.AttachTCXIngress); n != 1 {
 			t.Errorf("the first tunnel has %d programs", n)
 		}
 	})
 }
 
-// A device that goes to another namespace and comes back has its index again, and
-// no programs.
-func TestAnUnderlayDeviceThatCameBackIsAttachedAgain(t *testing.T) {
-	ns, other := wires(t), netlab.New(t)
+// A device that moves to another namespace and back keeps its index, and loses its
+// programs: Update attaches again.
+func TestLinkUpdate_reattachesUnderlay(t *testing.T) {
+	ns, other := newDevices(t), netlab.New(t)
 	ns.Do(func() {
 		f := open(t)
-		one := Tunnel{Device: index(t, "t0"), Underlay: index(t, "u0"), Local: local, Remote: remote}
+		one := Tunnel{Ifindex: ifindex(t, "t0"), UnderlayIfindex: ifindex(t, "u0"), Local: local, Remote: remote}
 		l, err := f.Attach(one)
 		if err != nil {
 			t.Fatal(err)
 		}
 		ns.Run("ip", "link", "set", "u0", "netns", other.Path())
 		other.Run("ip", "link", "set", "u0", "netns", ns.Path())
-		if index(t, "u0") != one.Underlay {
+		if ifindex(t, "u0") != one.UnderlayIfindex {
 			t.Skip("this kernel gives it another index")
 		}
 		if err := l.Update(one); err != nil {
 			t.Fatal(err)
 		}
-		if n := attached(t, one.Underlay, ebpf.AttachTCXIngress); n != 1 {
+		if n := attached(t, one.UnderlayIfindex, ebpf.AttachTCXIngress); n != 1 {
 			t.Errorf("%d programs are attached", n)
 		}
 	})
 }
 
-// The programs are the process's, whatever ends it.
-func TestProgramsVanishWithAKilledProcess(t *testing.T) {
+// Nothing is pinned: the kernel detaches the programs of a killed process.
+func TestFastPath_killedProcess(t *testing.T) {
 	a, b := netlab.New(t), netlab.New(t)
 	netlab.Veth(t, a, b, netlab.End{Name: "veth0", Address: "192.0.2.1/24"}, netlab.End{Name: "veth0", Address: "192.0.2.2/24"})
 	d := netlab.Up(t, a, "t0", "--remote-address", "192.0.2.2")
@@ -173,13 +175,13 @@ func TestProgramsVanishWithAKilledProcess(t *testing.T) {
 		t.Skipf("no fast path here: %s", s.FastPath)
 	}
 	programs := func() (n int) {
-		a.Do(func() { n = attached(t, index(t, "veth0"), ebpf.AttachTCXIngress) })
+		a.Do(func() { n = attached(t, ifindex(t, "veth0"), ebpf.AttachTCXIngress) })
 		return n
 	}
 	if programs() != 1 {
 		t.Fatalf("%d programs while it runs", programs())
 	}
 	d.Stop(syscall.SIGKILL)
-	// The kernel lets go of a link a moment after its last file descriptor.
+	// The kernel detaches a link a moment after its last descriptor is closed.
 	netlab.Eventually(t, "no program is left", func() bool { return programs() == 0 })
 }

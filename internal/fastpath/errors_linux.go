@@ -9,20 +9,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An errno means one thing where a program is loaded, another where it is attached,
-// and a third in a map: each has its own function here.
+// The same errno means different things for loading, attaching and map updates, so each
+// has its own explain function.
 
 const notPermitted = "eBPF is not permitted: run as root, give the container --cap-add BPF --cap-add NET_ADMIN, and see that kernel lockdown or seccomp is not in the way"
 
-// explainLoad says what to do about an error of loading the programs and making the
-// maps.
+// explainLoad explains an error of loading the programs and creating the maps.
 func explainLoad(err error) error {
 	switch {
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && !isVerifier(err):
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && !isVerifierError(err):
 		return &Unavailable{notPermitted, err}
 	case errors.Is(err, unix.ENOSYS):
 		return &Unavailable{"this kernel has no eBPF: it wants CONFIG_BPF_SYSCALL", err}
-	// E2BIG: bpf(2) is given a structure that is longer than what an older kernel knows.
+	// E2BIG: an older kernel knows fewer fields of union bpf_attr.
 	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.E2BIG):
 		return &Unavailable{"this kernel lacks an eBPF feature: Linux 6.6 has them", err}
 	case errors.Is(err, unix.ENOMEM):
@@ -31,7 +30,7 @@ func explainLoad(err error) error {
 	return &Unavailable{"the kernel refuses the eBPF programs", err}
 }
 
-// explainAttach says what to do about an error of hanging a program on a device.
+// explainAttach explains an error of attaching a program to a device.
 func explainAttach(device int, err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
@@ -40,7 +39,7 @@ func explainAttach(device int, err error) error {
 		return &Unavailable{"this kernel has no tcx: Linux 6.6 with CONFIG_NET_XGRESS has it", err}
 	case errors.Is(err, unix.ENODEV):
 		return &Unavailable{"the device is gone", err}
-	case errors.Is(err, unix.ERANGE): // others came since room looked
+	case errors.Is(err, unix.ERANGE): // others attached after checkChainSpace
 		return &Unavailable{fmt.Sprintf("as many eBPF programs hang on %s as the kernel takes (%d)", deviceName(device), maxPrograms), err}
 	case errors.Is(err, unix.EEXIST):
 		return &Unavailable{fmt.Sprintf("this process has its eBPF program on %s already", deviceName(device)), err}
@@ -50,12 +49,11 @@ func explainAttach(device int, err error) error {
 	return &Unavailable{fmt.Sprintf("the kernel does not take an eBPF program on %s", deviceName(device)), err}
 }
 
-// explainMap says what to do about an error of writing to a map; what is what was
-// written.
+// explainMap explains an error of a map update; what names the value.
 func (f *FastPath) explainMap(what string, err error) error {
 	switch {
 	case errors.Is(err, unix.E2BIG): // max_entries of ipip.c
-		return &Unavailable{fmt.Sprintf("this process has %d tunnels on the fast path already, the most that it takes", f.objects.Counts.MaxEntries()), err}
+		return &Unavailable{fmt.Sprintf("this process has %d tunnels on the fast path already, the most that it takes", f.objects.Counters.MaxEntries()), err}
 	case errors.Is(err, unix.EEXIST):
 		return &Unavailable{"another tunnel of this process has the same local and remote address", err}
 	case errors.Is(err, unix.ENOMEM):
@@ -68,13 +66,13 @@ func (f *FastPath) explainMap(what string, err error) error {
 	return &Unavailable{"the kernel does not take " + what, err}
 }
 
-// isVerifier says that the programs were refused for what is in them.
-func isVerifier(err error) bool {
+// isVerifierError reports whether the verifier rejected a program.
+func isVerifierError(err error) bool {
 	var v *ebpf.VerifierError
 	return errors.As(err, &v)
 }
 
-// deviceName is the name of a device in the thread's namespace, as long as it has one.
+// deviceName returns the name of a device in the calling thread's namespace, for messages.
 func deviceName(device int) string {
 	if i, err := net.InterfaceByIndex(device); err == nil {
 		return i.Name

@@ -14,7 +14,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-func TestWhatIsMissingIsSaid(t *testing.T) {
+// An error says on one line what is missing or in the way.
+func TestUnavailable_explanations(t *testing.T) {
 	f := open(t)
 	for _, x := range []struct {
 		when    string
@@ -41,7 +42,7 @@ func TestWhatIsMissingIsSaid(t *testing.T) {
 		{"map", onMap(f), unix.EEXIST, "same local and remote address"},
 		{"map", onMap(f), unix.ENOMEM, "no memory"},
 		{"map", onMap(f), unix.EBUSY, "tried again"},
-		{"map", onMap(f), unix.ENOSPC, "does not take a thing"}, // that is no limit of these maps
+		{"map", onMap(f), unix.ENOSPC, "does not take a thing"}, // no errno of these maps
 	} {
 		err := x.explain(x.err)
 		var u *Unavailable
@@ -60,12 +61,12 @@ func onMap(f *FastPath) func(error) error {
 	return func(err error) error { return f.explainMap("a thing", err) }
 }
 
-// What the kernel itself says, in each case that can be had.
-func TestAttachErrors(t *testing.T) {
-	ns := wires(t)
+// Errors that the kernel itself returns.
+func TestAttach_errors(t *testing.T) {
+	ns := newDevices(t)
 	ns.Do(func() {
 		f := open(t)
-		one := Tunnel{Device: index(t, "t0"), Underlay: index(t, "u0"), Local: local, Remote: remote}
+		one := Tunnel{Ifindex: ifindex(t, "t0"), UnderlayIfindex: ifindex(t, "u0"), Local: local, Remote: remote}
 		if _, err := f.Attach(one); err != nil {
 			t.Fatal(err)
 		}
@@ -78,33 +79,33 @@ func TestAttachErrors(t *testing.T) {
 			}
 		}
 		two := one
-		two.Device = index(t, "t1")
+		two.Ifindex = ifindex(t, "t1")
 		fails("the same addresses", two, "same local and remote address")
-		two.Remote, two.Underlay = innerB, 9999
+		two.Remote, two.UnderlayIfindex = innerB, 9999
 		fails("no such underlay", two, "gone")
-		two.Underlay = one.Underlay
-		taken := f.taken
-		f.taken, f.slots = f.objects.Counts.MaxEntries(), nil
+		two.UnderlayIfindex = one.UnderlayIfindex
+		nextSlot := f.nextSlot
+		f.nextSlot, f.freeSlots = f.objects.Counters.MaxEntries(), nil
 		fails("no slot is left", two, "4096 tunnels")
-		f.taken, f.slots = taken, nil
+		f.nextSlot, f.freeSlots = nextSlot, nil
 		if _, err := f.Attach(two); err != nil {
 			t.Error(err)
 		}
 	})
 }
 
-// dummies hangs n programs of others on one side of a device, which let all pass. It
-// returns how to take the last of them away.
-func dummies(t *testing.T, n, device int, where ebpf.AttachType) (pop func()) {
+// attachForeign attaches n programs of other software, which pass all packets, to one tcx
+// hook of a device. pop detaches the last of them.
+func attachForeign(t *testing.T, n, device int, where ebpf.AttachType) (pop func()) {
 	t.Helper()
-	program, links := dummy(t), []link.Link(nil)
+	program, links := newForeign(t), []link.Link(nil)
 	t.Cleanup(func() {
 		for _, l := range links {
 			l.Close()
 		}
 	})
 	for range n {
-		// The same program may not hang there twice.
+		// The same program cannot be attached twice.
 		l, err := link.AttachTCX(link.TCXOptions{Interface: device, Program: program(), Attach: where})
 		if err != nil {
 			t.Fatalf("program %d: %v", len(links), err)
@@ -117,7 +118,7 @@ func dummies(t *testing.T, n, device int, where ebpf.AttachType) (pop func()) {
 	}
 }
 
-func dummy(t *testing.T) func() *ebpf.Program {
+func newForeign(t *testing.T) func() *ebpf.Program {
 	return func() *ebpf.Program {
 		t.Helper()
 		p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
@@ -132,26 +133,26 @@ func dummy(t *testing.T) func() *ebpf.Program {
 	}
 }
 
-// The kernel takes 63 programs on one side of a device, and each ipipd process hangs
-// one there: what others need is left to them.
-func TestAttachLeavesPlacesToOthers(t *testing.T) {
-	ns := wires(t)
+// The kernel accepts 63 programs on one hook of a device, and each ipipd process attaches
+// one: some are reserved for other software.
+func TestAttach_reservedPrograms(t *testing.T) {
+	ns := newDevices(t)
 	ns.Do(func() {
 		f := open(t)
-		one := Tunnel{Device: index(t, "t0"), Underlay: index(t, "u0"), Local: local, Remote: remote}
-		pop := dummies(t, maxPrograms-spared, one.Underlay, ebpf.AttachTCXIngress)
+		one := Tunnel{Ifindex: ifindex(t, "t0"), UnderlayIfindex: ifindex(t, "u0"), Local: local, Remote: remote}
+		pop := attachForeign(t, maxPrograms-reservedPrograms, one.UnderlayIfindex, ebpf.AttachTCXIngress)
 		_, err := f.Attach(one)
 		var u *Unavailable
 		if !errors.As(err, &u) {
-			t.Fatalf("with %d programs there: %v", maxPrograms-spared, err)
+			t.Fatalf("with %d programs there: %v", maxPrograms-reservedPrograms, err)
 		}
 		for _, want := range []string{"47 eBPF programs hang on u0", "takes 63", "16 are left"} {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("%q does not say %q", err, want)
 			}
 		}
-		dummies(t, spared, one.Underlay, ebpf.AttachTCXIngress) // those whom the places are for
-		if _, err := link.AttachTCX(link.TCXOptions{Interface: one.Underlay, Program: dummy(t)(), Attach: ebpf.AttachTCXIngress}); !errors.Is(err, unix.ERANGE) {
+		attachForeign(t, reservedPrograms, one.UnderlayIfindex, ebpf.AttachTCXIngress) // the software that they are reserved for
+		if _, err := link.AttachTCX(link.TCXOptions{Interface: one.UnderlayIfindex, Program: newForeign(t)(), Attach: ebpf.AttachTCXIngress}); !errors.Is(err, unix.ERANGE) {
 			t.Errorf("a program more than the kernel is thought to take: %v", err)
 		}
 		pop()
@@ -161,22 +162,22 @@ func TestAttachLeavesPlacesToOthers(t *testing.T) {
 	})
 	ns.Do(func() {
 		f := open(t)
-		one := Tunnel{Device: index(t, "t0"), Underlay: index(t, "u1"), Local: local, Remote: remote}
-		dummies(t, maxPrograms-spared-1, one.Underlay, ebpf.AttachTCXIngress)
+		one := Tunnel{Ifindex: ifindex(t, "t0"), UnderlayIfindex: ifindex(t, "u1"), Local: local, Remote: remote}
+		attachForeign(t, maxPrograms-reservedPrograms-1, one.UnderlayIfindex, ebpf.AttachTCXIngress)
 		if _, err := f.Attach(one); err != nil {
-			t.Errorf("with %d programs there: %v", maxPrograms-spared-1, err)
+			t.Errorf("with %d programs there: %v", maxPrograms-reservedPrograms-1, err)
 		}
 	})
 }
 
-func TestForeignOnEgress(t *testing.T) {
-	ns := wires(t)
+func TestFastPathForeignOnEgress(t *testing.T) {
+	ns := newDevices(t)
 	ns.Do(func() {
 		f := open(t)
-		one := Tunnel{Device: index(t, "t0"), Underlay: index(t, "u0"), Local: local, Remote: remote}
+		one := Tunnel{Ifindex: ifindex(t, "t0"), UnderlayIfindex: ifindex(t, "u0"), Local: local, Remote: remote}
 		check := func(when string, want bool) {
 			t.Helper()
-			if got, err := f.ForeignOnEgress(one.Device); err != nil || got != want {
+			if got, err := f.ForeignOnEgress(one.Ifindex); err != nil || got != want {
 				t.Errorf("%s: %v, %v", when, got, err)
 			}
 		}
@@ -185,9 +186,9 @@ func TestForeignOnEgress(t *testing.T) {
 			t.Fatal(err)
 		}
 		check("ours", false)
-		dummies(t, 1, one.Device, ebpf.AttachTCXIngress)
+		attachForeign(t, 1, one.Ifindex, ebpf.AttachTCXIngress)
 		check("another's on ingress", false)
-		pop := dummies(t, 1, one.Device, ebpf.AttachTCXEgress)
+		pop := attachForeign(t, 1, one.Ifindex, ebpf.AttachTCXEgress)
 		check("another's", true)
 		pop()
 		check("it has gone", false)
@@ -197,14 +198,14 @@ func TestForeignOnEgress(t *testing.T) {
 	})
 }
 
-// A tunnel takes the fast path up when a place is free again, and says till then why not.
-func TestPrintSaysThatTheChainIsFull(t *testing.T) {
+// While the chain is full the status says so; the tunnel attaches when it no longer is.
+func TestAttach_chainFullInStatus(t *testing.T) {
 	a, b := netlab.New(t), netlab.New(t)
 	netlab.Veth(t, a, b, netlab.End{Name: "veth0", Address: "192.0.2.1/24"}, netlab.End{Name: "veth0", Address: "192.0.2.2/24"})
 	var pop func()
 	a.Do(func() {
-		open(t) // or there is no fast path here
-		pop = dummies(t, maxPrograms-spared, index(t, "veth0"), ebpf.AttachTCXIngress)
+		open(t) // skips without a fast path
+		pop = attachForeign(t, maxPrograms-reservedPrograms, ifindex(t, "veth0"), ebpf.AttachTCXIngress)
 	})
 	d := netlab.Up(t, a, "t0", "--remote-address", "192.0.2.2", "--keepalive", "off")
 	if s := d.Status(); !strings.Contains(s.FastPath, "47 eBPF programs hang on veth0") {

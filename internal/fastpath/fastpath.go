@@ -1,32 +1,30 @@
-// Package fastpath carries the plain packets of tunnels inside the Linux kernel,
-// by two eBPF programs: one on the egress of each tunnel's TUN device
-// encapsulates, one on the ingress of each underlay device decapsulates, for all
-// tunnels of the process. bpf/ipip.c is what they do.
+// Package fastpath encapsulates and decapsulates the ordinary packets of tunnels inside
+// the Linux kernel, with two eBPF programs (bpf/ipip.c): ipip_encap on the tcx egress
+// of each tunnel's TUN device, and ipip_decap on the tcx ingress of each underlay device,
+// shared by all tunnels of the process.
 //
-// They keep the rules of the userspace path (RFC 2003, 6040, 6864), bit for bit,
-// and leave to it whatever is not plain: fragments, IP options, packets that do
-// not fit, probes, tunnels within the tunnel, TCP SYN where the MSS is clamped, and
-// everything that has to be dropped. So the userspace path must run beside it, and
-// is the whole tunnel by itself.
+// The programs follow the rules of the userspace data path (RFC 2003, 6040, 6864) bit for
+// bit, and pass everything else on to it: fragments, IP options, packets over the MTU,
+// probes, nested tunnels, TCP SYN where the MSS is clamped, and every packet that has to
+// be dropped. So the userspace data path must run as well, and is a complete tunnel
+// without this package.
 //
-// IDs of outer packets with DF=0 are from the upper half, 0x8000 to 0xffff, so that
-// userspace can have the other.
+// Outer packets with DF=0 get IDs from 0x8000 to 0xffff; userspace uses the lower half.
 //
-// What is carried here passes no netfilter rule and no IPsec policy as an outer
-// packet; as an inner packet it passes them at the TUN as ever. What is sent leaves
-// the TUN at tcx, and so does not meet what is behind: its queueing discipline, tc
-// filters on egress, programs of others (ForeignOnEgress), captures. Whoever attaches
-// a tunnel sees to it that there are none. The statistics of the TUN device do not
-// count what is carried: Stats does.
+// Outer packets of the fast path pass no netfilter hook and no IPsec policy; inner packets
+// pass both at the TUN as usual. Sent packets are redirected at tcx and so bypass what
+// follows it on the TUN: the qdisc, tc egress filters, programs of others
+// (ForeignOnEgress) and packet sockets. The caller must check that there are none before
+// it attaches a tunnel. The interface statistics of the TUN do not include these packets:
+// add Stats.
 //
-// The programs hang on bpf_links that only this process holds. Nothing is pinned,
-// so all of it is gone with the process, however that ends.
+// The programs are attached by bpf_links that only this process holds. Nothing is pinned,
+// so the kernel detaches them however the process ends.
 //
-// Limits: Linux 6.6 (tcx), CAP_BPF and CAP_NET_ADMIN, an underlay device that is
-// Ethernet. The network namespace is the one of the thread that calls; a FastPath
-// belongs to one. A packet decapsulated here may stay marked as encapsulated
-// (skb->encapsulation), since no eBPF helper clears that: the programs leave such
-// a packet to userspace if it is to go into a tunnel again.
+// Requirements: Linux 6.6 (tcx), CAP_BPF and CAP_NET_ADMIN, an Ethernet underlay device.
+// A FastPath belongs to one network namespace, that of the calling thread. A packet
+// decapsulated here may keep skb->encapsulation set, since no eBPF helper clears it:
+// ipip_encap passes such a packet to userspace.
 package fastpath
 
 import (
@@ -35,20 +33,20 @@ import (
 	"time"
 )
 
-// Tunnel is what the programs know of a tunnel. Addresses are in network byte
-// order, lengths in bytes.
+// Tunnel is the configuration of one tunnel. Addresses are in network byte order, MTUs
+// in bytes.
 type Tunnel struct {
-	// Device is the index of the TUN, which has no link layer header. It does not
-	// change while the tunnel is attached.
-	Device int
+	// Ifindex is the interface index of the TUN. It must not change while the tunnel
+	// is attached.
+	Ifindex int
 	// MTU of the TUN.
 	MTU int
-	// Local and Remote are the outer addresses of this end and the other.
+	// Local and Remote are the outer addresses.
 	Local, Remote [4]byte
-	// Underlay is the index of the Ethernet device that outer packets leave and
-	// enter by. What enters by another takes the userspace path.
-	Underlay int
-	// NextHop is the neighbour on it: the gateway, or Remote.
+	// UnderlayIfindex is the Ethernet device that sends and receives the outer packets.
+	// Outer packets received on another device go to userspace.
+	UnderlayIfindex int
+	// NextHop is the neighbour on the underlay: the gateway, or Remote if on-link.
 	NextHop [4]byte
 	// PathMTU is the largest outer packet.
 	PathMTU int
@@ -56,35 +54,35 @@ type Tunnel struct {
 	DSCP int
 	// TTL of outer packets; 0 copies the inner one.
 	TTL uint8
-	// DontFragmentInherit copies the inner DF; else it is 0.
+	// DontFragmentInherit copies the inner DF; otherwise DF is 0.
 	DontFragmentInherit bool
-	// ClampTCPMSS leaves received SYN and SYN-ACK to userspace, which clamps.
+	// ClampTCPMSS passes received SYN and SYN-ACK to userspace, which clamps the MSS.
 	ClampTCPMSS bool
-	// EchoSource and EchoDestination are the inner addresses of ICMP messages that
-	// userspace wants to see, replies to its probes; zero is none.
+	// EchoSource and EchoDestination are the inner addresses of ICMP messages to pass
+	// to userspace, the replies to its keepalive probes; zero is none.
 	EchoSource, EchoDestination [4]byte
-	// Send and Receive carry the packets of that direction; without them all of it
-	// takes the userspace path.
-	Send, Receive bool
+	// TxEnabled and RxEnabled enable a direction. All packets of a disabled one go to
+	// userspace.
+	TxEnabled, RxEnabled bool
 }
 
-// Stats counts what was carried for a tunnel since it was attached: inner packets,
-// and bytes from their IPv4 headers on. A superpacket counts as what it stands for.
+// Stats counts a tunnel's packets in the kernel since Attach: inner packets, and bytes
+// from the inner IPv4 header on. A GSO packet counts as its segments, headers included.
 type Stats struct {
 	RxPackets, RxBytes uint64
 	TxPackets, TxBytes uint64
-	// TxFailed packets were lost because the kernel had no memory.
+	// TxFailed counts packets dropped for lack of memory.
 	TxFailed uint64
-	// Heard is when the last packet of the remote came, to some milliseconds; zero
-	// is never.
-	Heard time.Time
+	// LastReceived is the time of the last packet from the remote, accurate to a kernel
+	// tick; zero if there was none.
+	LastReceived time.Time
 }
 
-// Unavailable is why packets cannot be carried in the kernel.
+// Unavailable is the error if this host does not support or permit the fast path.
 type Unavailable struct {
-	// Why in words, and what to do about it.
+	// Why is the reason in words, and what to do about it.
 	Why string
-	// Err is what the kernel said, or nil.
+	// Err is the kernel's error, or nil.
 	Err error
 }
 
@@ -97,5 +95,5 @@ func (e *Unavailable) Error() string {
 
 func (e *Unavailable) Unwrap() error { return e.Err }
 
-// ErrClosed is what a Link or FastPath fails with after Close.
+// ErrClosed is returned by methods of a Link or FastPath after Close.
 var ErrClosed = errors.New("the fast path is closed")

@@ -15,34 +15,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// object is bpf/ipip.c, compiled. It is little-endian, as are the processors that
-// ipipd is built for.
+// object is bpf/ipip.c, compiled: a little-endian ELF, as are all platforms of ipipd.
 //
 //go:embed bpf/ipip.o
 var object []byte
 
-// objects are what is in it.
+// objects are the programs and maps of object, loaded.
 type objects struct {
-	Send    *ebpf.Program `ebpf:"send"`
-	Receive *ebpf.Program `ebpf:"receive"`
+	Encap *ebpf.Program `ebpf:"ipip_encap"`
+	Decap *ebpf.Program `ebpf:"ipip_decap"`
 
-	Paths       *ebpf.Map `ebpf:"paths"`
-	Ends        *ebpf.Map `ebpf:"ends"`
-	Counts      *ebpf.Map `ebpf:"counts"`
-	Identifiers *ebpf.Map `ebpf:"identifiers"`
+	TxTunnels *ebpf.Map `ebpf:"tx_tunnels"`
+	RxTunnels *ebpf.Map `ebpf:"rx_tunnels"`
+	Counters  *ebpf.Map `ebpf:"counters"`
+	IPIDs     *ebpf.Map `ebpf:"ip_ids"`
 }
 
 func (o *objects) close() {
-	for _, p := range []*ebpf.Program{o.Send, o.Receive} {
+	for _, p := range []*ebpf.Program{o.Encap, o.Decap} {
 		_ = p.Close()
 	}
-	for _, m := range []*ebpf.Map{o.Paths, o.Ends, o.Counts, o.Identifiers} {
+	for _, m := range []*ebpf.Map{o.TxTunnels, o.RxTunnels, o.Counters, o.IPIDs} {
 		_ = m.Close()
 	}
 }
 
-// load verifies the programs and makes the maps. linkHeader is the length of what
-// stands in front of the packets that send sees.
+// load loads the programs and creates the maps. linkHeader is the length in bytes of the
+// link layer header of packets on egress: 0 on a TUN, 14 for BPF_PROG_TEST_RUN.
 func load(linkHeader uint32) (*objects, error) {
 	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
 	if err != nil {
@@ -58,29 +57,27 @@ func load(linkHeader uint32) (*objects, error) {
 	return o, nil
 }
 
-// FastPath is the programs of a process, and the underlay devices that they are
-// attached to. Its methods, and those of its Links, may be called by several
-// goroutines.
+// FastPath holds the loaded programs of this process and the underlay devices that they
+// are attached to. Its methods, and those of its Links, are safe for concurrent use.
 type FastPath struct {
 	mu        sync.Mutex
 	objects   *objects // nil when closed
 	underlays map[int]*underlay
 	links     map[*Link]bool
-	slots     []uint32 // that are free again
-	taken     uint32   // slots that have ever been
-	sendID    ebpf.ProgramID
-	// cpus is how many counters of each kind there are.
-	cpus int
+	freeSlots []uint32 // of closed Links
+	nextSlot  uint32   // never used so far
+	encapID   ebpf.ProgramID
+	cpus      int // possible CPUs: values per key of the map counters
 }
 
-// underlay is a device that has the receiving program.
+// underlay is a device with ipip_decap attached.
 type underlay struct {
 	link  link.Link
-	users int
+	users int // Links
 }
 
-// Open loads the programs. Its error is an *Unavailable if it is this host that
-// does not permit it.
+// Open loads the programs. It fails with *Unavailable if this host does not support or
+// permit that.
 func Open() (*FastPath, error) {
 	o, err := load(0)
 	if err != nil {
@@ -91,16 +88,16 @@ func Open() (*FastPath, error) {
 		o.close()
 		return nil, fmt.Errorf("count the processors: %w", err)
 	}
-	info, err := o.Send.Info()
+	info, err := o.Encap.Info()
 	if err != nil {
 		o.close()
 		return nil, fmt.Errorf("look at the eBPF program: %w", err)
 	}
-	id, _ := info.ID() // every kernel with tcx has IDs
-	return &FastPath{objects: o, sendID: id, underlays: make(map[int]*underlay), links: make(map[*Link]bool), cpus: cpus}, nil
+	id, _ := info.ID() // every kernel with tcx has program IDs
+	return &FastPath{objects: o, encapID: id, underlays: make(map[int]*underlay), links: make(map[*Link]bool), cpus: cpus}, nil
 }
 
-// Close ends every Link and unloads the programs. It may be called more than once.
+// Close closes every Link and unloads the programs. It may be called more than once.
 func (f *FastPath) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -109,23 +106,23 @@ func (f *FastPath) Close() error {
 	}
 	var errs []error
 	for l := range f.links {
-		errs = append(errs, l.close())
+		errs = append(errs, l.closeLocked())
 	}
 	f.objects.close()
 	f.objects = nil
 	return errors.Join(errs...)
 }
 
-// Link is a tunnel whose packets are carried.
+// Link is a tunnel attached to the fast path.
 type Link struct {
 	f      *FastPath
 	egress link.Link
 	tunnel Tunnel
 	slot   uint32
-	counts []counters // one for each processor, for reading
+	counts []counters // Stats reads into it: one per CPU
 }
 
-// Attach carries the packets of t from now on.
+// Attach attaches t to the fast path. It fails with *Unavailable if the kernel refuses.
 func (f *FastPath) Attach(t Tunnel) (_ *Link, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -135,82 +132,82 @@ func (f *FastPath) Attach(t Tunnel) (_ *Link, err error) {
 	l := &Link{f: f, counts: make([]counters, f.cpus)}
 	defer func() {
 		if err != nil {
-			_ = l.close()
+			_ = l.closeLocked()
 		}
 	}()
-	l.tunnel.Device = t.Device
-	l.slot = f.slot()
+	l.tunnel.Ifindex = t.Ifindex
+	l.slot = f.allocSlot()
 	f.links[l] = true
-	if err := f.objects.Counts.Put(l.slot, l.counts); err != nil {
+	if err := f.objects.Counters.Put(l.slot, l.counts); err != nil {
 		return nil, f.explainMap("counters", err)
 	}
-	// A restarted daemon is not to repeat what it has just used.
-	if err := f.objects.Identifiers.Put(l.slot, rand.Uint32()); err != nil {
-		return nil, f.explainMap("an identifier", err)
+	// Random, so that a restarted daemon does not reuse recent IDs (RFC 6864).
+	if err := f.objects.IPIDs.Put(l.slot, rand.Uint32()); err != nil {
+		return nil, f.explainMap("the IP ID counter", err)
 	}
-	if err := l.update(t); err != nil {
+	if err := l.updateLocked(t); err != nil {
 		return nil, err
 	}
-	l.egress, err = attach(t.Device, f.objects.Send, ebpf.AttachTCXEgress)
+	l.egress, err = attach(t.Ifindex, f.objects.Encap, ebpf.AttachTCXEgress)
 	if err != nil {
 		return nil, err
 	}
 	return l, nil
 }
 
-// Update replaces what the programs know of the tunnel. If it fails, they know the
-// old or the new, or of one direction the old: Close then.
+// Update replaces the configuration of the tunnel; Ifindex must stay the same. On error
+// the state is undefined: Close the Link.
 func (l *Link) Update(t Tunnel) error {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
 	if !l.f.links[l] {
 		return ErrClosed
 	}
-	if t.Device != l.tunnel.Device {
-		return fmt.Errorf("a tunnel keeps its device: was %d, is %d", l.tunnel.Device, t.Device)
+	if t.Ifindex != l.tunnel.Ifindex {
+		return fmt.Errorf("a tunnel keeps its device: was %d, is %d", l.tunnel.Ifindex, t.Ifindex)
 	}
-	return l.update(t)
+	return l.updateLocked(t)
 }
 
-// update is Update for a caller who holds mu.
-func (l *Link) update(t Tunnel) error {
+// updateLocked is Update with f.mu held.
+func (l *Link) updateLocked(t Tunnel) error {
 	f, old := l.f, l.tunnel
-	if t.Underlay != old.Underlay {
-		if err := f.hold(t.Underlay); err != nil {
+	if t.UnderlayIfindex != old.UnderlayIfindex {
+		if err := f.acquireUnderlay(t.UnderlayIfindex); err != nil {
 			return err
 		}
-		l.tunnel.Underlay = t.Underlay
-		f.release(old.Underlay)
-	} else if err := f.renew(t.Underlay); err != nil {
+		l.tunnel.UnderlayIfindex = t.UnderlayIfindex
+		f.releaseUnderlay(old.UnderlayIfindex)
+	} else if err := f.reattachUnderlay(t.UnderlayIfindex); err != nil {
 		return err
 	}
-	if key := t.addresses(); key != old.addresses() {
-		if err := f.objects.Ends.Update(key, t.end(l.slot), ebpf.UpdateNoExist); err != nil {
-			return f.explainMap("this end of a tunnel", err)
+	if key := t.rxKey(); key != old.rxKey() {
+		if err := f.objects.RxTunnels.Update(key, t.rxTunnel(l.slot), ebpf.UpdateNoExist); err != nil {
+			return f.explainMap("the receive entry of the tunnel", err)
 		}
-		l.removeEnd()
+		l.deleteRxTunnel()
 		l.tunnel.Local, l.tunnel.Remote = t.Local, t.Remote
-	} else if err := f.objects.Ends.Update(key, t.end(l.slot), ebpf.UpdateExist); err != nil {
-		return f.explainMap("this end of the tunnel", err)
+	} else if err := f.objects.RxTunnels.Update(key, t.rxTunnel(l.slot), ebpf.UpdateExist); err != nil {
+		return f.explainMap("the receive entry of the tunnel", err)
 	}
-	if err := f.objects.Paths.Update(uint32(t.Device), t.path(l.slot), ebpf.UpdateAny); err != nil {
-		return f.explainMap("the path of the tunnel", err)
+	if err := f.objects.TxTunnels.Update(uint32(t.Ifindex), t.txTunnel(l.slot), ebpf.UpdateAny); err != nil {
+		return f.explainMap("the transmit entry of the tunnel", err)
 	}
 	l.tunnel = t
 	return nil
 }
 
-// Stats are what was counted so far.
+// Stats returns the totals since Attach.
 func (l *Link) Stats() (s Stats, err error) {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
 	if !l.f.links[l] {
 		return s, ErrClosed
 	}
-	if err := l.f.objects.Counts.Lookup(l.slot, l.counts); err != nil {
+	if err := l.f.objects.Counters.Lookup(l.slot, l.counts); err != nil {
 		return s, fmt.Errorf("read the counters: %w", err)
 	}
-	var heard uint64
+	var last uint64
 	for i := range l.counts {
 		c := &l.counts[i]
 		s.RxPackets += c.RxPackets
@@ -218,14 +215,14 @@ func (l *Link) Stats() (s Stats, err error) {
 		s.TxPackets += c.TxPackets
 		s.TxBytes += c.TxBytes
 		s.TxFailed += c.TxFailed
-		heard = max(heard, c.Heard)
+		last = max(last, c.LastReceived)
 	}
-	s.Heard, err = onClock(heard)
+	s.LastReceived, err = monotonicToTime(last)
 	return s, err
 }
 
-// onClock turns nanoseconds of CLOCK_MONOTONIC into a time, 0 into the zero one.
-func onClock(monotonic uint64) (time.Time, error) {
+// monotonicToTime converts CLOCK_MONOTONIC nanoseconds; 0 gives the zero time.
+func monotonicToTime(monotonic uint64) (time.Time, error) {
 	if monotonic == 0 {
 		return time.Time{}, nil
 	}
@@ -237,16 +234,16 @@ func onClock(monotonic uint64) (time.Time, error) {
 	return now.Add(-max(0, time.Duration(ts.Nano()-int64(monotonic)))), nil
 }
 
-// Close leaves the tunnel's packets to userspace again. It may be called more than
-// once.
+// Close detaches the tunnel: its packets go to userspace again. It may be called more
+// than once.
 func (l *Link) Close() error {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
-	return l.close()
+	return l.closeLocked()
 }
 
-// close is Close for a caller who holds mu.
-func (l *Link) close() error {
+// closeLocked is Close with f.mu held.
+func (l *Link) closeLocked() error {
 	f := l.f
 	if !f.links[l] {
 		return nil
@@ -256,35 +253,35 @@ func (l *Link) close() error {
 	if l.egress != nil {
 		err = l.egress.Close()
 	}
-	l.removeEnd()
-	f.release(l.tunnel.Underlay)
-	_ = f.objects.Paths.Delete(uint32(l.tunnel.Device)) // it may not have come to be
-	f.slots = append(f.slots, l.slot)
+	l.deleteRxTunnel()
+	f.releaseUnderlay(l.tunnel.UnderlayIfindex)
+	_ = f.objects.TxTunnels.Delete(uint32(l.tunnel.Ifindex)) // absent if Attach failed early
+	f.freeSlots = append(f.freeSlots, l.slot)
 	return err
 }
 
-// slot is one that is free. That there are not so many, the kernel says.
-func (f *FastPath) slot() uint32 {
-	if n := len(f.slots); n > 0 {
-		slot := f.slots[n-1]
-		f.slots = f.slots[:n-1]
+// allocSlot returns a free slot. Beyond MAX_TUNNELS the map update fails.
+func (f *FastPath) allocSlot() uint32 {
+	if n := len(f.freeSlots); n > 0 {
+		slot := f.freeSlots[n-1]
+		f.freeSlots = f.freeSlots[:n-1]
 		return slot
 	}
-	f.taken++
-	return f.taken - 1
+	f.nextSlot++
+	return f.nextSlot - 1
 }
 
-func (l *Link) removeEnd() {
-	if l.tunnel.Local != l.tunnel.Remote { // both zero: not yet described
-		_ = l.f.objects.Ends.Delete(l.tunnel.addresses())
+func (l *Link) deleteRxTunnel() {
+	if l.tunnel.Local != l.tunnel.Remote { // both are zero before the first update
+		_ = l.f.objects.RxTunnels.Delete(l.tunnel.rxKey())
 	}
 }
 
-// hold attaches the receiving program to a device, unless it is there.
-func (f *FastPath) hold(device int) error {
+// acquireUnderlay attaches ipip_decap to a device for its first user.
+func (f *FastPath) acquireUnderlay(device int) error {
 	u := f.underlays[device]
 	if u == nil {
-		attached, err := attach(device, f.objects.Receive, ebpf.AttachTCXIngress)
+		attached, err := attach(device, f.objects.Decap, ebpf.AttachTCXIngress)
 		if err != nil {
 			return err
 		}
@@ -295,9 +292,9 @@ func (f *FastPath) hold(device int) error {
 	return nil
 }
 
-// renew attaches it once more to a device that has lost it: one that was taken away,
-// or to another network namespace, and came back with the same index.
-func (f *FastPath) renew(device int) error {
+// reattachUnderlay attaches ipip_decap again if the device has lost it, for one by moving
+// to another network namespace and back with the same index.
+func (f *FastPath) reattachUnderlay(device int) error {
 	u := f.underlays[device]
 	info, err := u.link.Info()
 	if err != nil {
@@ -306,7 +303,7 @@ func (f *FastPath) renew(device int) error {
 	if tcx := info.TCX(); tcx != nil && tcx.Ifindex != 0 {
 		return nil
 	}
-	attached, err := attach(device, f.objects.Receive, ebpf.AttachTCXIngress)
+	attached, err := attach(device, f.objects.Decap, ebpf.AttachTCXIngress)
 	if err != nil {
 		return err
 	}
@@ -315,14 +312,14 @@ func (f *FastPath) renew(device int) error {
 	return nil
 }
 
-// release takes it away again when the last tunnel has gone.
-func (f *FastPath) release(device int) {
+// releaseUnderlay detaches ipip_decap with the last user of the device.
+func (f *FastPath) releaseUnderlay(device int) {
 	u := f.underlays[device]
 	if u == nil {
-		return // 0: none yet
+		return // index 0: before the first update
 	}
 	if u.users--; u.users == 0 {
-		_ = u.link.Close() // fails if the device has gone before
+		_ = u.link.Close() // fails if the device is gone
 		delete(f.underlays, device)
 	}
 }

@@ -2,10 +2,10 @@
 
 package fastpath
 
-// FastPath is Linux's: Open always fails.
+// FastPath exists on Linux only: Open always fails.
 type FastPath struct{}
 
-// Link is Linux's.
+// Link exists on Linux only.
 type Link struct{}
 
 // Open fails with an *Unavailable.

@@ -10,18 +10,18 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-// The structures of the maps are written twice, in C and in Go. What the compiler made
-// of the one stands in the object's BTF.
-func TestMapLayouts(t *testing.T) {
+// The map keys and values are declared twice, in C and in Go. The object's BTF has the
+// layout of the C structs.
+func TestObject_mapLayouts(t *testing.T) {
 	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]struct{ key, value any }{
-		"paths":       {uint32(0), path{}},
-		"ends":        {addresses{}, end{}},
-		"counts":      {uint32(0), counters{}},
-		"identifiers": {uint32(0), uint32(0)},
+		"tx_tunnels": {uint32(0), txTunnel{}},
+		"rx_tunnels": {rxKey{}, rxTunnel{}},
+		"counters":   {uint32(0), counters{}},
+		"ip_ids":     {uint32(0), uint32(0)},
 	} {
 		m := spec.Maps[name]
 		if m == nil {
@@ -37,12 +37,12 @@ func TestMapLayouts(t *testing.T) {
 	}
 	for name, m := range spec.Maps {
 		if !strings.HasPrefix(name, ".") { // .rodata: link_header
-			t.Errorf("nothing is known of map %s %v", name, m)
+			t.Errorf("map %s has no Go mirror: %v", name, m)
 		}
 	}
 }
 
-// sameLayout holds a Go type against one of C: size, and each member's name, offset
+// sameLayout compares a C type with its Go mirror: size, and each member's name, offset
 // and size.
 func sameLayout(t *testing.T, what string, c btf.Type, g reflect.Type) {
 	t.Helper()

@@ -1,80 +1,87 @@
 package fastpath
 
-// The structures of bpf/ipip.c. Addresses are bytes here, so that network byte
-// order needs no turning round; the rest has the byte order of the machine.
+// Mirrors of the map keys and values in bpf/ipip.c; TestObject_mapLayouts compares the
+// two. IPv4 addresses are byte arrays, so in network byte order; integers are in host
+// byte order.
 
-type path struct {
+// txTunnel is a value of the map tx_tunnels.
+type txTunnel struct {
 	Local, Remote   [4]byte
 	NextHop         [4]byte
-	Device          uint32
-	MTU             uint32
+	UnderlayIfindex uint32
+	PathMTU         uint32
 	Slot            uint32
-	TOSKeep, TOSSet uint8
+	TOSMask, TOSSet uint8
 	TTL             uint8
 	Flags           uint8
 }
 
+// TX_ENABLED and TX_INHERIT_DF.
 const (
-	pathSend = 1 << iota
-	pathInheritDF
+	txEnabled = 1 << iota
+	txInheritDF
 )
 
-type addresses struct {
+// rxKey is a key of the map rx_tunnels.
+type rxKey struct {
 	Source, Destination [4]byte
 }
 
-type end struct {
-	Device                      uint32
-	MTU                         uint32
+// rxTunnel is a value of the map rx_tunnels.
+type rxTunnel struct {
+	TUNIfindex                  uint32
+	TUNMTU                      uint32
 	Slot                        uint32
-	Underlay                    uint32
+	UnderlayIfindex             uint32
 	EchoSource, EchoDestination [4]byte
 	Flags                       uint32
 }
 
+// RX_ENABLED and RX_CLAMP_MSS.
 const (
-	endReceive = 1 << iota
-	endClamp
+	rxEnabled = 1 << iota
+	rxClampMSS
 )
 
+// counters is one CPU's value of the map counters.
 type counters struct {
 	RxPackets, RxBytes uint64
-	Heard              uint64
+	LastReceived       uint64 // CLOCK_MONOTONIC, ns
 	TxPackets, TxBytes uint64
 	TxFailed           uint64
 }
 
-func (t *Tunnel) path(slot uint32) path {
-	p := path{
+func (t *Tunnel) txTunnel(slot uint32) txTunnel {
+	v := txTunnel{
 		Local: t.Local, Remote: t.Remote, NextHop: t.NextHop,
-		Device: uint32(t.Underlay), MTU: uint32(t.PathMTU), Slot: slot,
-		TOSKeep: 0xff, TTL: t.TTL,
+		UnderlayIfindex: uint32(t.UnderlayIfindex), PathMTU: uint32(t.PathMTU), Slot: slot,
+		TOSMask: 0xff, TTL: t.TTL,
 	}
 	if t.DSCP >= 0 {
-		p.TOSKeep, p.TOSSet = 3, uint8(t.DSCP)<<2 // ECN is copied all the same: RFC 6040, section 4.1
+		v.TOSMask, v.TOSSet = 3, uint8(t.DSCP)<<2 // ECN is always copied: RFC 6040, section 4.1
 	}
-	if t.Send {
-		p.Flags |= pathSend
+	if t.TxEnabled {
+		v.Flags |= txEnabled
 	}
 	if t.DontFragmentInherit {
-		p.Flags |= pathInheritDF
+		v.Flags |= txInheritDF
 	}
-	return p
+	return v
 }
 
-// addresses are those of the packets that come in.
-func (t *Tunnel) addresses() addresses { return addresses{Source: t.Remote, Destination: t.Local} }
+// rxKey returns the outer addresses of received packets.
+func (t *Tunnel) rxKey() rxKey { return rxKey{Source: t.Remote, Destination: t.Local} }
 
-func (t *Tunnel) end(slot uint32) end {
-	e := end{
-		Device: uint32(t.Device), MTU: uint32(t.MTU), Slot: slot, Underlay: uint32(t.Underlay),
+func (t *Tunnel) rxTunnel(slot uint32) rxTunnel {
+	v := rxTunnel{
+		TUNIfindex: uint32(t.Ifindex), TUNMTU: uint32(t.MTU), Slot: slot, UnderlayIfindex: uint32(t.UnderlayIfindex),
 		EchoSource: t.EchoSource, EchoDestination: t.EchoDestination,
 	}
-	if t.Receive {
-		e.Flags |= endReceive
+	if t.RxEnabled {
+		v.Flags |= rxEnabled
 	}
 	if t.ClampTCPMSS {
-		e.Flags |= endClamp
+		v.Flags |= rxClampMSS
 	}
-	return e
+	return v
 }

@@ -93,10 +93,10 @@ func (t *Tunnel) enableFastPath() (why string) {
 		return err.Error()
 	}
 	want := t.fastTunnel()
-	if why := t.passedOver(f, want.Device); why != "" {
+	if why := t.passedOver(f, want.Ifindex); why != "" {
 		return why
 	}
-	if link := t.fast.link.Load(); link != nil && want.Device == t.fast.set.Device {
+	if link := t.fast.link.Load(); link != nil && want.Ifindex == t.fast.set.Ifindex {
 		if err := link.Update(want); err != nil {
 			return err.Error()
 		}
@@ -120,9 +120,9 @@ func (t *Tunnel) fastTunnel() fastpath.Tunnel {
 		next = route.path.Remote
 	}
 	f := fastpath.Tunnel{
-		Device: t.iface.Index, MTU: t.MTU(),
+		Ifindex: t.iface.Index, MTU: t.MTU(),
 		Local: route.path.Local, Remote: route.path.Remote,
-		Underlay: t.underlay.Device, NextHop: next, PathMTU: route.path.MTU,
+		UnderlayIfindex: t.underlay.Device, NextHop: next, PathMTU: route.path.MTU,
 		DSCP: route.outer.DSCP, TTL: route.outer.TTL, DontFragmentInherit: route.outer.DontFragmentInherit,
 		ClampTCPMSS: t.cfg.ClampTCPMSS,
 	}
@@ -132,8 +132,8 @@ func (t *Tunnel) fastTunnel() fastpath.Tunnel {
 	// A packet that is news to the supervisor has to pass the data path here, and
 	// so has one that an inner sender is to be told of.
 	state, reachable := keepalive.State(t.state.Load()), !t.unreachable.Load()
-	f.Send = reachable && state.Running()
-	f.Receive = reachable && (state == keepalive.Up || state == keepalive.Off)
+	f.TxEnabled = reachable && state.Running()
+	f.RxEnabled = reachable && (state == keepalive.Up || state == keepalive.Off)
 	return f
 }
 
@@ -145,13 +145,13 @@ func (t *Tunnel) disableFastPath() {
 		return
 	}
 	quiet := t.fast.set
-	quiet.Send, quiet.Receive = false, false
+	quiet.TxEnabled, quiet.RxEnabled = false, false
 	_ = link.Update(quiet) // so that nothing is counted any more; it may fail where the device is gone
 	s, _ := link.Stats()
 	t.counters.rx.add(int(s.RxPackets), s.RxBytes)
 	t.counters.tx.add(int(s.TxPackets), s.TxBytes)
 	t.counters.drops.add(encap.DropSendFailed, int(s.TxFailed))
-	t.mergeLastReceived(s.Heard)
+	t.mergeLastReceived(s.LastReceived)
 	_ = link.Close()
 }
 

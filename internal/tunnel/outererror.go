@@ -98,7 +98,7 @@ func (t *Tunnel) heardFreshly(now time.Time) bool {
 	if since() < silence {
 		return true
 	}
-	t.mergeLastReceived(t.fastStats().Heard)
+	t.mergeLastReceived(t.fastStats().LastReceived)
 	return since() < silence
 }
 

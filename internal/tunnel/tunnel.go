@@ -290,7 +290,7 @@ func (t *Tunnel) noteReceived(now time.Time) {
 
 // lastReceived is when the last packet of the peer came; zero is never.
 func (t *Tunnel) lastReceived() time.Time {
-	t.mergeLastReceived(t.fastStats().Heard)
+	t.mergeLastReceived(t.fastStats().LastReceived)
 	if noteReceived := t.lastHeard.Load(); noteReceived != 0 {
 		return t.epoch.Add(time.Duration(noteReceived))
 	}

@@ -1,17 +1,17 @@
-// What of libbpf's headers ipip.c needs, so that compiling it takes a compiler and
-// the kernel's own headers only. The numbers are the kernel's ABI (linux/bpf.h).
+// The parts of libbpf's headers that ipip.c needs, so that compiling it takes only clang
+// and the kernel's UAPI headers (linux/bpf.h).
 
 #include <linux/bpf.h>
 
 #define SEC(name) __attribute__((section(name), used))
-#undef __always_inline // the kernel's headers have one that is a mere hint
+#undef __always_inline // the kernel's one is only a hint
 #define __always_inline inline __attribute__((always_inline))
 
-// Definitions of maps, as BTF.
+// BTF map definitions.
 #define __uint(name, value) int(*name)[value]
 #define __type(name, value) typeof(value) *name
 
-#define bpf_htons(x) __builtin_bswap16(x) // little-endian processors
+#define bpf_htons(x) __builtin_bswap16(x) // the target is little-endian
 #define bpf_ntohs(x) __builtin_bswap16(x)
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;

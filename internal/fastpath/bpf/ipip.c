@@ -1,23 +1,19 @@
-// IP in IP (RFC 2003) in the kernel: what the userspace path of the tunnel does to
-// a plain packet, done where the packet is.
+// RFC 2003 encapsulation and decapsulation for the packets that need nothing special.
 //
-//   send     on the egress of a tunnel's TUN device: puts the outer header in front
-//            and hands the packet to the underlay's neighbour.
-//   receive  on the ingress of an underlay device, for all tunnels over it: takes
-//            the outer header off and hands the packet to the TUN as received.
+//   ipip_encap  on the tcx egress of a tunnel's TUN device: pushes the outer header and
+//               redirects the packet to the next hop on the underlay.
+//   ipip_decap  on the tcx ingress of an underlay device, for all tunnels over it: pulls
+//               the outer header and redirects the packet to the TUN's ingress.
 //
-// Both keep the packet as it is and let it go on (TCX_NEXT) if anything about it
-// is not plain: it then takes the userspace path, which has every rule, drops what
-// is to be dropped, and counts that by its reason. So there is no verdict here that
-// loses a packet of a tunnel, but one: where the kernel has no memory for the last
-// header.
+// Any packet that is not eligible passes unchanged (TCX_NEXT) to the userspace data path,
+// which implements every rule, and counts each drop by its reason. The only drop here is
+// for lack of memory after the outer header has been pushed.
 //
-// Offsets: in front of a TUN's packet there is no link layer header, in front of
-// the underlay's an Ethernet header.
+// Packets on the TUN have no link layer header, those on the underlay an Ethernet header.
 
 #include "helpers.h"
 
-// Newer than the headers of some distributions.
+// Missing in the linux/bpf.h of some distributions.
 #define TCX_NEXT -1
 #define TCX_DROP 2
 #define DECAP_L3_IPV4 (1ULL << 7) // BPF_F_ADJ_ROOM_DECAP_L3_IPV4, Linux 6.3
@@ -32,11 +28,11 @@
 #define PROTO_TCP 6
 #define PROTO_UDP 17
 
-#define VERSION_IHL 0x45 // version 4, a header of 20 bytes
+#define VERSION_IHL 0x45 // IPv4, 20 byte header
 #define HEADER_LEN 20
 #define MAX_LEN 65535
 #define FLAG_DF 0x4000
-#define FRAGMENT_MASK 0x3fff // MF and the offset
+#define FRAGMENT_MASK 0x3fff // MF and fragment offset
 #define OFFSET_MASK 0x1fff
 
 #define TCP_DATA_OFFSET 12
@@ -48,7 +44,7 @@
 #define ECT0 2
 #define CE 3
 
-// struct iphdr without its bit fields.
+// struct iphdr without bit fields.
 struct ipv4 {
 	__u8 version_ihl, tos;
 	__be16 total_len, id, fragment;
@@ -57,94 +53,94 @@ struct ipv4 {
 	__be32 source, destination;
 };
 
-// link_header is how many bytes stand in front of the packets that send sees: none
-// on a TUN. The kernel's way of running a program on a packet of a test has an
-// Ethernet header.
+// link_header is the length in bytes of the link layer header of packets on egress: none
+// on a TUN. Tests set 14, since BPF_PROG_TEST_RUN needs an Ethernet header.
 const volatile __u32 link_header = 0;
 
-#define FIRST_ID 0x8000 // of those that are given out here
+#define ID_BASE 0x8000 // IDs allocated here; userspace has the lower half
 
 #define MAX_TUNNELS 4096
 
-// path is how a tunnel makes its outer headers, and where they go.
-struct path {
+// tx_tunnel is how to encapsulate for a tunnel, and where to send.
+struct tx_tunnel {
 	__be32 local, remote;
 	__be32 next_hop;
-	__u32 device; // the underlay's
-	__u32 mtu;    // of the path, in bytes: the largest outer packet
-	__u32 slot;   // in counts and identifiers
-	__u8 tos_keep, tos_set;
-	__u8 ttl; // 0 keeps the inner one
+	__u32 underlay_ifindex;
+	__u32 path_mtu; // bytes: the largest outer packet
+	__u32 slot; // index in counters and ip_ids
+	__u8 tos_mask, tos_set;
+	__u8 ttl; // 0 copies the inner TTL
 	__u8 flags;
 };
 
-#define PATH_SEND 1		// or all goes to userspace
-#define PATH_INHERIT_DF 2	// else DF is 0
+#define TX_ENABLED 1	// otherwise all packets go to userspace
+#define TX_INHERIT_DF 2	// otherwise DF is 0
 
-// paths is keyed by the index of the TUN.
+// tx_tunnels is keyed by the ifindex of the TUN.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, MAX_TUNNELS);
 	__type(key, __u32);
-	__type(value, struct path);
-} paths SEC(".maps");
+	__type(value, struct tx_tunnel);
+} tx_tunnels SEC(".maps");
 
-// addresses are those of an outer packet as it is received.
-struct addresses {
+// rx_key is the outer addresses of a received packet.
+struct rx_key {
 	__be32 source, destination;
 };
 
-// end is this end of a tunnel, for what is received.
-struct end {
-	__u32 device; // the TUN's
-	__u32 mtu;    // the TUN's, in bytes
-	__u32 slot;   // in counts
-	__u32 underlay; // the device that its packets enter by
-	// The keepalive's own echo replies have these addresses; 0 is none.
+// rx_tunnel is how to decapsulate for a tunnel.
+struct rx_tunnel {
+	__u32 tun_ifindex;
+	__u32 tun_mtu; // bytes
+	__u32 slot; // index in counters
+	__u32 underlay_ifindex;
+	// Inner addresses of replies to the keepalive's echo probes; 0 is none.
 	__be32 echo_source, echo_destination;
 	__u32 flags;
 };
 
-#define END_RECEIVE 1	// or all goes to userspace
-#define END_CLAMP 2	// MSS options are lowered: by userspace
+#define RX_ENABLED 1	// otherwise all packets go to userspace
+#define RX_CLAMP_MSS 2	// SYN and SYN-ACK go to userspace, which clamps the MSS
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, MAX_TUNNELS);
-	__type(key, struct addresses);
-	__type(value, struct end);
-} ends SEC(".maps");
+	__type(key, struct rx_key);
+	__type(value, struct rx_tunnel);
+} rx_tunnels SEC(".maps");
 
-// counters of a tunnel. Packets and bytes are those of inner packets, a superpacket
-// counting as the packets that it stands for.
+// counters of a tunnel: inner packets and bytes. A GSO packet counts as its segments,
+// headers included.
 struct counters {
 	__u64 rx_packets, rx_bytes;
-	__u64 heard; // when the last packet came: CLOCK_MONOTONIC in ns, to a tick
+	__u64 last_received; // CLOCK_MONOTONIC in ns, accurate to a tick
 	__u64 tx_packets, tx_bytes;
 	__u64 tx_failed; // DropSendFailed
 };
 
-// Arrays are looked up without a call; each tunnel has a slot in them.
+// Array lookups are inlined, hash lookups are calls: so each tunnel has a slot.
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, MAX_TUNNELS);
 	__type(key, __u32);
 	__type(value, struct counters);
-} counts SEC(".maps");
+} counters SEC(".maps");
 
-// identifiers has the ID of the next outer packet with DF=0, in its low 15 bits: the
-// lower half of the IDs is for userspace. All processors share it.
+// ip_ids holds the ID of the next outer packet with DF=0, in its low 15 bits. All CPUs
+// share it.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, MAX_TUNNELS);
 	__type(key, __u32);
 	__type(value, __u32);
-} identifiers SEC(".maps");
+} ip_ids SEC(".maps");
 
-// sum of the words of a header, folded: 0xffff for one whose checksum is right.
-static __always_inline __u16 header_sum(const struct ipv4 *h)
+// ip_header_sum is the folded one's complement sum of a header: 0xffff if its checksum is
+// correct.
+static __always_inline __u16 ip_header_sum(const struct ipv4 *h)
 {
 	const __u32 *w = (const __u32 *)h;
 	__u64 sum = (__u64)w[0] + w[1] + w[2] + w[3] + w[4];
@@ -155,17 +151,17 @@ static __always_inline __u16 header_sum(const struct ipv4 *h)
 	return (sum & 0xffff) + (sum >> 16);
 }
 
-// copy reads bytes of a packet that begin at from, which is at that offset: from
-// where they stand, or, where that is a page of its own, by a call.
-#define copy(skb, from, offset, to)                                                        \
-	((void *)(from) + sizeof(to) <= (void *)(long)(skb)->data_end                     \
-		 ? (__builtin_memcpy(&(to), from, sizeof(to)), 0)                         \
+// read_header copies packet bytes to `to`. from points at offset in the linear data; if
+// the bytes are not there (a page fragment), a helper reads them.
+#define read_header(skb, from, offset, to)                                          \
+	((void *)(from) + sizeof(to) <= (void *)(long)(skb)->data_end               \
+		 ? (__builtin_memcpy(&(to), from, sizeof(to)), 0)                   \
 		 : bpf_skb_load_bytes(skb, offset, &(to), sizeof(to)))
 
-// segments is how many packets a superpacket stands for, and in *header the length
-// of the headers, IPv4 included, that each of them has. An ordinary packet is 1; 0
-// is a superpacket that is not for us. The inner packet begins at that offset.
-static __always_inline __u32 segments(struct __sk_buff *skb, const struct ipv4 *inner, __u32 offset, __u32 length, __u32 *header)
+// gso_segments returns the number of segments of a GSO packet, and in *header the length
+// of the headers of each, IPv4 included. It returns 1 for an ordinary packet and 0 for a
+// GSO packet to leave to userspace. offset is that of the inner packet.
+static __always_inline __u32 gso_segments(struct __sk_buff *skb, const struct ipv4 *inner, __u32 offset, __u32 length, __u32 *header)
 {
 	__u32 size = skb->gso_size, n = skb->gso_segs;
 	__u8 tcp;
@@ -186,166 +182,166 @@ static __always_inline __u32 segments(struct __sk_buff *skb, const struct ipv4 *
 	}
 	if (*header >= length)
 		return 0;
-	if (!n) // not known to a kernel that was told to trust nobody (SKB_GSO_DODGY)
+	if (!n) // SKB_GSO_DODGY: not yet computed by the kernel
 		n = (length - *header + size - 1) / size;
 	return n;
 }
 
-// next_id takes n successive identifiers, the kernel giving them to the segments
-// of a superpacket one by one, and returns the first; none of them is 0.
-static __always_inline __u16 next_id(__u32 slot, __u32 n)
+// alloc_ids allocates n successive IDs, since GSO increments the ID per segment, and
+// returns the first. None is 0.
+static __always_inline __u16 alloc_ids(__u32 slot, __u32 n)
 {
-	__u32 *next = bpf_map_lookup_elem(&identifiers, &slot);
+	__u32 *next = bpf_map_lookup_elem(&ip_ids, &slot);
 
 	if (!next)
-		return FIRST_ID;
+		return ID_BASE;
 #pragma unroll
 	for (int i = 0; i < 3; i++) {
-		__u32 first = FIRST_ID | (__sync_fetch_and_add(next, n) & (FIRST_ID - 1));
+		__u32 first = ID_BASE | (__sync_fetch_and_add(next, n) & (ID_BASE - 1));
 
 		if (first + n <= 0x10000)
 			return first;
 	}
-	return FIRST_ID;
+	return ID_BASE;
 }
 
 SEC("tcx/egress")
-int send(struct __sk_buff *skb)
+int ipip_encap(struct __sk_buff *skb)
 {
-	__u32 device = skb->ifindex, length = skb->len - link_header, header, n;
+	__u32 ifindex = skb->ifindex, length = skb->len - link_header, header, n;
 	struct bpf_redir_neigh hop = { .nh_family = AF_INET };
 	void *at = (void *)(long)skb->data;
 	struct ipv4 inner, outer;
 	struct counters *c;
-	struct path *p;
+	struct tx_tunnel *tx;
 	__u32 slot;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
 		return TCX_NEXT;
-	p = bpf_map_lookup_elem(&paths, &device);
-	if (!p || !(p->flags & PATH_SEND))
+	tx = bpf_map_lookup_elem(&tx_tunnels, &ifindex);
+	if (!tx || !(tx->flags & TX_ENABLED))
 		return TCX_NEXT;
-	slot = p->slot;
-	c = bpf_map_lookup_elem(&counts, &slot);
-	if (link_header) { // a constant: without CAP_PERFMON the verifier wants no other
+	slot = tx->slot;
+	c = bpf_map_lookup_elem(&counters, &slot);
+	if (link_header) { // only constant pointer arithmetic without CAP_PERFMON
 		at += ETH_HLEN;
 		asm volatile("" : "+r"(at));
 	}
-	if (!c || copy(skb, at, link_header, inner))
+	if (!c || read_header(skb, at, link_header, inner))
 		return TCX_NEXT;
 	if (inner.version_ihl != VERSION_IHL || bpf_ntohs(inner.total_len) != length)
 		return TCX_NEXT;
 	if (!inner.ttl) // RFC 2003, section 3.1
 		return TCX_NEXT;
-	// Loops, RFC 2003, section 3.2. A tunnel in the tunnel may hide one.
-	if (inner.source == p->remote || inner.protocol == PROTO_IPIP ||
-	    (inner.source == p->local && inner.destination == p->remote))
+	// Loops: RFC 2003, section 3.2. A nested tunnel may hide one.
+	if (inner.source == tx->remote || inner.protocol == PROTO_IPIP ||
+	    (inner.source == tx->local && inner.destination == tx->remote))
 		return TCX_NEXT;
-	n = segments(skb, &inner, link_header, length, &header);
+	n = gso_segments(skb, &inner, link_header, length, &header);
 	if (!n || HEADER_LEN + length > MAX_LEN)
 		return TCX_NEXT;
-	if (HEADER_LEN + (skb->gso_size ? header + skb->gso_size : length) > p->mtu)
+	if (HEADER_LEN + (skb->gso_size ? header + skb->gso_size : length) > tx->path_mtu)
 		return TCX_NEXT;
 
 	outer.version_ihl = VERSION_IHL;
-	outer.tos = (inner.tos & p->tos_keep) | p->tos_set;
+	outer.tos = (inner.tos & tx->tos_mask) | tx->tos_set;
 	outer.total_len = bpf_htons(HEADER_LEN + length);
-	outer.fragment = p->flags & PATH_INHERIT_DF ? inner.fragment & bpf_htons(FLAG_DF) : 0;
+	outer.fragment = tx->flags & TX_INHERIT_DF ? inner.fragment & bpf_htons(FLAG_DF) : 0;
 	outer.id = 0;
-	outer.ttl = p->ttl ? p->ttl : inner.ttl;
+	outer.ttl = tx->ttl ? tx->ttl : inner.ttl;
 	outer.protocol = PROTO_IPIP;
 	outer.checksum = 0;
-	outer.source = p->local;
-	outer.destination = p->remote;
-	hop.ipv4_nh = p->next_hop;
+	outer.source = tx->local;
+	outer.destination = tx->remote;
+	hop.ipv4_nh = tx->next_hop;
 	if (!outer.fragment)
-		outer.id = bpf_htons(next_id(slot, n));
-	outer.checksum = ~header_sum(&outer);
+		outer.id = bpf_htons(alloc_ids(slot, n));
+	outer.checksum = ~ip_header_sum(&outer);
 
-	// The packet is as it was if this fails: the stack has encapsulated it once
-	// already, or it is of a kind that cannot be.
+	// On error the packet is unchanged: skb->encapsulation is already set, or its GSO
+	// type cannot be encapsulated.
 	if (bpf_skb_adjust_room(skb, HEADER_LEN, BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_FIXED_GSO))
 		return TCX_NEXT;
-	// bpf_redirect_neigh wants an Ethernet header to take away.
+	// bpf_redirect_neigh pulls an Ethernet header.
 	if (bpf_skb_store_bytes(skb, link_header, &outer, sizeof(outer), 0) ||
 	    (!link_header && bpf_skb_change_head(skb, ETH_HLEN, 0))) {
 		c->tx_failed += n;
 		return TCX_DROP;
 	}
-	skb->mark = 0; // the inner packet's; the outer one has none
+	skb->mark = 0; // the mark belongs to the inner packet
 	c->tx_packets += n;
 	c->tx_bytes += length + (n - 1) * header;
-	return bpf_redirect_neigh(p->device, &hop, sizeof(hop), 0);
+	return bpf_redirect_neigh(tx->underlay_ifindex, &hop, sizeof(hop), 0);
 }
 
 SEC("tcx/ingress")
-int receive(struct __sk_buff *skb)
+int ipip_decap(struct __sk_buff *skb)
 {
-	__u32 length = skb->len - ETH_HLEN - HEADER_LEN, device, slot, header, n;
-	const __u32 at = ETH_HLEN + HEADER_LEN; // of the inner packet
+	__u32 length = skb->len - ETH_HLEN - HEADER_LEN, tun_ifindex, slot, header, n;
+	const __u32 at = ETH_HLEN + HEADER_LEN; // offset of the inner packet
 	void *data = (void *)(long)skb->data;
 	struct { struct ipv4 outer, inner; } h;
-	struct addresses key;
+	struct rx_key key;
 	struct counters *c;
 	__u8 inner_ecn, outer_ecn, tcp_flags;
-	struct end *e;
+	struct rx_tunnel *rx;
 	__u64 now;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present)
 		return TCX_NEXT;
-	if (copy(skb, data + ETH_HLEN, ETH_HLEN, h)) // an empty probe, or not ours
+	if (read_header(skb, data + ETH_HLEN, ETH_HLEN, h)) // an empty keepalive probe, or not IPIP
 		return TCX_NEXT;
 	if (h.outer.version_ihl != VERSION_IHL || h.outer.protocol != PROTO_IPIP ||
 	    h.outer.fragment & bpf_htons(FRAGMENT_MASK))
 		return TCX_NEXT;
 	key.source = h.outer.source;
 	key.destination = h.outer.destination;
-	e = bpf_map_lookup_elem(&ends, &key);
-	// A packet that enters by another tunnel's underlay is for userspace, behind
-	// rp_filter.
-	if (!e || !(e->flags & END_RECEIVE) || skb->ifindex != e->underlay)
+	rx = bpf_map_lookup_elem(&rx_tunnels, &key);
+	// A packet from another tunnel's underlay device goes to userspace, after the
+	// stack's rp_filter.
+	if (!rx || !(rx->flags & RX_ENABLED) || skb->ifindex != rx->underlay_ifindex)
 		return TCX_NEXT;
-	device = e->device;
-	slot = e->slot;
-	c = bpf_map_lookup_elem(&counts, &slot);
+	tun_ifindex = rx->tun_ifindex;
+	slot = rx->slot;
+	c = bpf_map_lookup_elem(&counters, &slot);
 	if (!c)
 		return TCX_NEXT;
 
-	// Whatever is behind one of the total lengths has to be cut off first.
-	if (bpf_ntohs(h.outer.total_len) != length + HEADER_LEN || header_sum(&h.outer) != 0xffff)
+	// Padding behind either total length is trimmed by userspace.
+	if (bpf_ntohs(h.outer.total_len) != length + HEADER_LEN || ip_header_sum(&h.outer) != 0xffff)
 		return TCX_NEXT;
 	if (h.inner.version_ihl != VERSION_IHL || bpf_ntohs(h.inner.total_len) != length ||
-	    header_sum(&h.inner) != 0xffff || !h.inner.ttl)
+	    ip_header_sum(&h.inner) != 0xffff || !h.inner.ttl)
 		return TCX_NEXT;
-	// Probes, whatever their destination, and what only looks like one. And a
-	// packet of this tunnel inside one: each level would come back here.
+	// Keepalive probes, or packets that look like one; and a packet of this tunnel
+	// nested in itself, which would come back here at each level.
 	if (h.inner.source == key.destination ||
 	    (h.inner.protocol == PROTO_IPIP && h.inner.source == key.source && h.inner.destination == key.destination))
 		return TCX_NEXT;
-	if (length > e->mtu && !skb->gso_size) // the kernel would drop it on its way into the TUN
+	if (length > rx->tun_mtu && !skb->gso_size) // bpf_redirect would drop it: larger than the TUN's MTU
 		return TCX_NEXT;
 	if (!(h.inner.fragment & bpf_htons(OFFSET_MASK))) {
-		if (h.inner.protocol == PROTO_TCP && e->flags & END_CLAMP) {
+		if (h.inner.protocol == PROTO_TCP && rx->flags & RX_CLAMP_MSS) {
 			if (bpf_skb_load_bytes(skb, at + HEADER_LEN + TCP_FLAGS, &tcp_flags, 1) || tcp_flags & TCP_SYN)
 				return TCX_NEXT;
 		}
-		if (h.inner.protocol == PROTO_ICMP && h.inner.source == e->echo_source &&
-		    h.inner.destination == e->echo_destination)
+		if (h.inner.protocol == PROTO_ICMP && h.inner.source == rx->echo_source &&
+		    h.inner.destination == rx->echo_destination)
 			return TCX_NEXT;
 	}
-	n = segments(skb, &h.inner, at, length, &header);
+	n = gso_segments(skb, &h.inner, at, length, &header);
 	if (!n)
 		return TCX_NEXT;
 
-	// RFC 6040, section 4.2. The inner codepoint changes where the outer one is
-	// CE, and from ECT(0) to ECT(1).
+	// RFC 6040, section 4.2: the inner codepoint changes to CE, or from ECT(0) to
+	// ECT(1).
 	inner_ecn = h.inner.tos & ECN_MASK;
 	outer_ecn = h.outer.tos & ECN_MASK;
-	if (outer_ecn == CE && !inner_ecn) // dropped, and counted, by userspace
+	if (outer_ecn == CE && !inner_ecn) // userspace drops and counts it
 		return TCX_NEXT;
 	if ((outer_ecn == CE && inner_ecn != CE) || (outer_ecn == ECT1 && inner_ecn == ECT0)) {
-		// RFC 1624, equation 3. The first word is version and TOS.
+		// RFC 1624, equation 3, on the first word: version, IHL, TOS.
 		__u32 sum = (__u16)~bpf_ntohs(h.inner.checksum);
 
 		sum += (__u16)~(VERSION_IHL << 8 | h.inner.tos);
@@ -357,18 +353,17 @@ int receive(struct __sk_buff *skb)
 		if (bpf_skb_store_bytes(skb, at, &h.inner, sizeof(h.inner), 0))
 			return TCX_NEXT;
 	}
-	// IP in IP has no checksum of its own: what the NIC has verified is the inner
-	// one, and stays so. If this fails the packet goes on with its ECN merged,
-	// which may be done twice.
+	// IPIP has no checksum, so what the NIC verified is the inner one, and stays valid
+	// (NO_CSUM_RESET). On error userspace merges the ECN again, which is idempotent.
 	if (bpf_skb_adjust_room(skb, -HEADER_LEN, BPF_ADJ_ROOM_MAC,
 				DECAP_L3_IPV4 | BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET))
 		return TCX_NEXT;
 	c->rx_packets += n;
 	c->rx_bytes += length + (n - 1) * header;
 	now = bpf_ktime_get_coarse_ns();
-	if (c->heard != now)
-		c->heard = now;
-	return bpf_redirect(device, BPF_F_INGRESS);
+	if (c->last_received != now)
+		c->last_received = now;
+	return bpf_redirect(tun_ifindex, BPF_F_INGRESS);
 }
 
 char _license[] SEC("license") = "Dual MIT/GPL";

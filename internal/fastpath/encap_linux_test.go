@@ -11,9 +11,8 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-// plainToSend says, in the words of encap, whether a packet that the host sends is
-// one that the kernel is to carry.
-func plainToSend(t Tunnel, p []byte) bool {
+// eligibleForEncap decides with package encap whether ipip_encap must redirect a packet.
+func eligibleForEncap(t Tunnel, p []byte) bool {
 	inner, err := ipv4.Parse(p)
 	if err != nil || inner.HeaderLen() != ipv4.HeaderLen || inner.TotalLen() != len(p) {
 		return false
@@ -24,13 +23,13 @@ func plainToSend(t Tunnel, p []byte) bool {
 		outer.Encapsulate(buffer(p), inner, 1) == encap.DropNone
 }
 
-// checkSend runs send and holds it against encap.
-func checkSend(l *lab, t Tunnel, p []byte) (verdict int) {
+// checkEncap runs ipip_encap and compares the result with package encap.
+func checkEncap(l *lab, t Tunnel, p []byte) (verdict int) {
 	l.t.Helper()
 	before := l.counters()
-	verdict, out := l.run(l.Send, p)
+	verdict, out := l.run(l.Encap, p)
 	after := l.counters()
-	if l.leftAlone(verdict, plainToSend(t, p), p, out, before == after) {
+	if l.checkVerdict(verdict, eligibleForEncap(t, p), p, out, before == after) {
 		return verdict
 	}
 	b := buffer(p)
@@ -60,7 +59,8 @@ func checkSend(l *lab, t Tunnel, p []byte) (verdict int) {
 	return verdict
 }
 
-func TestSendEncapsulatesAsUserspaceDoes(t *testing.T) {
+// Every TOS and DF, with each setting, gives the bytes that userspace would send.
+func TestObject_encap(t *testing.T) {
 	for _, x := range []struct {
 		name string
 		set  func(*Tunnel)
@@ -73,14 +73,14 @@ func TestSendEncapsulatesAsUserspaceDoes(t *testing.T) {
 		{"ttl 3", func(t *Tunnel) { t.TTL = 3 }},
 	} {
 		t.Run(x.name, func(t *testing.T) {
-			tunnel := plainTunnel()
+			tunnel := defaultTunnel()
 			x.set(&tunnel)
 			l := newLab(t, tunnel)
 			for tos := range 256 {
 				for _, df := range []bool{false, true} {
 					p := inner(ipv4.Header{TOS: uint8(tos), DF: df, ID: 77, Protocol: ipv4.ProtocolUDP, Source: innerA, Destination: innerB}, udp(8))
-					if checkSend(l, tunnel, p) != redirect {
-						t.Fatalf("a plain packet is left to userspace: TOS %#x, DF %v", tos, df)
+					if checkEncap(l, tunnel, p) != redirect {
+						t.Fatalf("an eligible packet is left to userspace: TOS %#x, DF %v", tos, df)
 					}
 				}
 			}
@@ -88,21 +88,22 @@ func TestSendEncapsulatesAsUserspaceDoes(t *testing.T) {
 	}
 }
 
-func TestIdentifiersFollowEachOtherInTheUpperHalf(t *testing.T) {
-	tunnel := plainTunnel()
-	l := newLab(t, tunnel) // which begins two before the end
+// IDs are consecutive, from 0x8000 to 0xffff.
+func TestObject_encapIDs(t *testing.T) {
+	tunnel := defaultTunnel()
+	l := newLab(t, tunnel) // whose next ID is 0xfffe
 	p := inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerA, Destination: innerB}, udp(8))
 	for _, want := range []uint16{0xfffe, 0xffff, 0x8000, 0x8001} {
-		_, out := l.run(l.Send, p)
+		_, out := l.run(l.Encap, p)
 		if got, _ := ipv4.Parse(out); got.ID() != want {
 			t.Errorf("ID %#x, want %#x", got.ID(), want)
 		}
 	}
 }
 
-// What the inner packet was marked with is for the inner packet's route.
-func TestTheMarkOfTheInnerPacketIsTakenOff(t *testing.T) {
-	l := newLab(t, plainTunnel())
+// The mark of the inner packet must not affect the route of the outer one.
+func TestObject_encapClearsMark(t *testing.T) {
+	l := newLab(t, defaultTunnel())
 	var in, out struct { // struct __sk_buff
 		_, _, Mark uint32
 		_          [180]byte
@@ -111,13 +112,13 @@ func TestTheMarkOfTheInnerPacketIsTakenOff(t *testing.T) {
 	frame := make([]byte, etherLen)
 	frame[12] = 8
 	frame = append(frame, inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerA, Destination: innerB}, udp(8))...)
-	got, err := l.Send.Run(&ebpf.RunOptions{Data: frame, DataOut: make([]byte, 256), Context: in, ContextOut: &out})
+	got, err := l.Encap.Run(&ebpf.RunOptions{Data: frame, DataOut: make([]byte, 256), Context: in, ContextOut: &out})
 	if err != nil || int(got) != redirect || out.Mark != 0 {
 		t.Errorf("verdict %d, %v, mark %d", got, err, out.Mark)
 	}
 }
 
-func TestSendLeavesToUserspaceWhatIsNotPlain(t *testing.T) {
+func TestObject_encapPassesToUserspace(t *testing.T) {
 	base := ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerA, Destination: innerB}
 	with := func(change func(*ipv4.Header)) ipv4.Header { h := base; change(&h); return h }
 	change := func(f func(b []byte) []byte) []byte { return f(inner(base, udp(40))) }
@@ -133,9 +134,9 @@ func TestSendLeavesToUserspaceWhatIsNotPlain(t *testing.T) {
 		"from local to remote":       inner(with(func(h *ipv4.Header) { h.Source, h.Destination = local, remote }), udp(0)),
 		"one byte too long":          inner(base, udp(1481-28)),
 	}
-	l := newLab(t, plainTunnel())
+	l := newLab(t, defaultTunnel())
 	for name, p := range packets {
-		if got := checkSend(l, plainTunnel(), p); got != next {
+		if got := checkEncap(l, defaultTunnel(), p); got != next {
 			t.Errorf("%s: verdict %d, want it left to userspace", name, got)
 		}
 	}
@@ -146,56 +147,57 @@ func TestSendLeavesToUserspaceWhatIsNotPlain(t *testing.T) {
 		"nothing in it":        inner(base, nil),
 		"to the remote":        inner(with(func(h *ipv4.Header) { h.Destination = remote }), udp(0)),
 	} {
-		if got := checkSend(l, plainTunnel(), p); got != redirect {
-			t.Errorf("%s: verdict %d, want it carried", name, got)
+		if got := checkEncap(l, defaultTunnel(), p); got != redirect {
+			t.Errorf("%s: verdict %d, want it redirected", name, got)
 		}
 	}
 }
 
-func TestSendCarriesNothingWithoutTheFlagOrTheTunnel(t *testing.T) {
-	tunnel := plainTunnel()
-	tunnel.Send = false
+// Without TX_ENABLED, or without the map entry, all packets pass to userspace.
+func TestObject_encapDisabled(t *testing.T) {
+	tunnel := defaultTunnel()
+	tunnel.TxEnabled = false
 	l := newLab(t, tunnel)
 	p := inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerA, Destination: innerB}, udp(8))
-	if got, _ := l.run(l.Send, p); got != next {
+	if got, _ := l.run(l.Encap, p); got != next {
 		t.Errorf("not running, and the verdict is %d", got)
 	}
-	if err := l.Paths.Delete(uint32(loopback)); err != nil {
+	if err := l.TxTunnels.Delete(uint32(loopback)); err != nil {
 		t.Fatal(err)
 	}
-	if got, _ := l.run(l.Send, p); got != next {
+	if got, _ := l.run(l.Encap, p); got != next {
 		t.Errorf("no such tunnel, and the verdict is %d", got)
 	}
 }
 
-// storm is how many hostile packets each program gets.
-const storm = 20000
+// fuzzRounds is how many random packets each program gets.
+const fuzzRounds = 20000
 
-func TestSendHoldsInAStormOfBrokenPackets(t *testing.T) {
-	tunnel := plainTunnel()
+func TestObject_encapRandomPackets(t *testing.T) {
+	tunnel := defaultTunnel()
 	tunnel.DontFragmentInherit, tunnel.TTL = true, 0
 	l := newLab(t, tunnel)
 	r := rand.New(rand.NewPCG(1, 2))
-	carried := 0
-	for range storm {
+	redirected := 0
+	for range fuzzRounds {
 		h := ipv4.Header{
 			TOS: uint8(r.Uint32()), DF: r.IntN(2) == 0, TTL: uint8(r.IntN(3)), MF: r.IntN(8) == 0,
 			Protocol: pick[uint8](r, ipv4.ProtocolUDP, ipv4.ProtocolTCP, ipv4.ProtocolICMP, ipv4.ProtocolIPIP),
 			Source:   pick(r, innerA, innerA, local, remote), Destination: pick(r, innerB, innerB, remote),
 		}
-		if checkSend(l, tunnel, mutate(r, inner(h, make([]byte, r.IntN(1480))), 0)) == redirect {
-			carried++
+		if checkEncap(l, tunnel, mutate(r, inner(h, make([]byte, r.IntN(1480))), 0)) == redirect {
+			redirected++
 		}
 	}
-	if carried < storm/20 || carried > storm*19/20 {
-		t.Errorf("%d of %d were carried: the storm is too weak or too strong", carried, storm)
+	if redirected < fuzzRounds/20 || redirected > fuzzRounds*19/20 {
+		t.Errorf("%d of %d were redirected: too few or too many of the random packets", redirected, fuzzRounds)
 	}
 }
 
 func pick[T any](r *rand.Rand, from ...T) T { return from[r.IntN(len(from))] }
 
-// mutate breaks a packet, more often than not, in a few bytes of its headers, or
-// in its length. at is where the inner header begins.
+// mutate corrupts up to two header bytes of a packet, and sometimes its length. at is the
+// offset of the inner header.
 func mutate(r *rand.Rand, b []byte, at int) []byte {
 	for range r.IntN(3) {
 		i := r.IntN(min(len(b), at+ipv4.HeaderLen+14))
@@ -207,7 +209,7 @@ func mutate(r *rand.Rand, b []byte, at int) []byte {
 	case 1:
 		b = append(b, make([]byte, r.IntN(30))...)
 	}
-	// Mostly the checksums are right nevertheless, or little would be looked at.
+	// Mostly with valid checksums, or few packets would get past that check.
 	if r.IntN(4) != 0 && len(b) >= at+ipv4.HeaderLen {
 		sum(b[at:])
 	}

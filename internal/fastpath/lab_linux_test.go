@@ -14,9 +14,9 @@ import (
 	"ipipd/internal/packet"
 )
 
-// The programs are run by the kernel on packets in memory (BPF_PROG_TEST_RUN), and
-// what comes out is held against package encap: the same bytes where they carry a
-// packet, and the untouched packet where they do not.
+// The kernel runs the programs on packets in memory (BPF_PROG_TEST_RUN), and the tests
+// compare the output with package encap: the same bytes for a redirected packet, the
+// unchanged packet for one passed to userspace.
 
 var (
 	local  = [4]byte{192, 0, 2, 1}
@@ -26,14 +26,14 @@ var (
 )
 
 const (
-	loopback = 1 // the device of packets in memory
+	loopback = 1 // ifindex, which BPF_PROG_TEST_RUN uses
 	slot     = 5
 
 	next     = -1 // TCX_NEXT
 	redirect = 7  // TCX_REDIRECT
 )
 
-// lab has both programs, and one tunnel on the loopback device.
+// lab holds both programs, loaded, with one tunnel on the loopback device.
 type lab struct {
 	t testing.TB
 	*objects
@@ -57,24 +57,24 @@ func newLab(t testing.TB, tunnel Tunnel) *lab {
 			t.Fatal(err)
 		}
 	}
-	must(o.Counts.Put(uint32(slot), make([]counters, l.cpus)))
-	must(o.Identifiers.Put(uint32(slot), uint32(0xfffe)))
-	must(o.Paths.Put(uint32(loopback), tunnel.path(slot)))
-	must(o.Ends.Put(tunnel.addresses(), tunnel.end(slot)))
+	must(o.Counters.Put(uint32(slot), make([]counters, l.cpus)))
+	must(o.IPIDs.Put(uint32(slot), uint32(0xfffe)))
+	must(o.TxTunnels.Put(uint32(loopback), tunnel.txTunnel(slot)))
+	must(o.RxTunnels.Put(tunnel.rxKey(), tunnel.rxTunnel(slot)))
 	return l
 }
 
-// plainTunnel is one with RouterOS's defaults.
-func plainTunnel() Tunnel {
+// defaultTunnel has RouterOS's defaults.
+func defaultTunnel() Tunnel {
 	return Tunnel{
-		Device: loopback, MTU: 1480, Local: local, Remote: remote, Underlay: loopback, NextHop: remote,
-		PathMTU: 1500, DSCP: encap.InheritDSCP, TTL: 255, ClampTCPMSS: true, Send: true, Receive: true,
+		Ifindex: loopback, MTU: 1480, Local: local, Remote: remote, UnderlayIfindex: loopback, NextHop: remote,
+		PathMTU: 1500, DSCP: encap.InheritDSCP, TTL: 255, ClampTCPMSS: true, TxEnabled: true, RxEnabled: true,
 	}
 }
 
 const etherLen = 14
 
-// run has the kernel run a program on an IPv4 packet.
+// run runs a program on an IPv4 packet.
 func (l *lab) run(p *ebpf.Program, in []byte) (verdict int, out []byte) {
 	l.t.Helper()
 	frame := make([]byte, etherLen, etherLen+len(in))
@@ -91,7 +91,7 @@ func (l *lab) run(p *ebpf.Program, in []byte) (verdict int, out []byte) {
 func (l *lab) counters() (sum counters) {
 	l.t.Helper()
 	all := make([]counters, l.cpus)
-	if err := l.Counts.Lookup(uint32(slot), all); err != nil {
+	if err := l.Counters.Lookup(uint32(slot), all); err != nil {
 		l.t.Fatal(err)
 	}
 	for _, c := range all {
@@ -100,12 +100,12 @@ func (l *lab) counters() (sum counters) {
 		sum.TxPackets += c.TxPackets
 		sum.TxBytes += c.TxBytes
 		sum.TxFailed += c.TxFailed
-		sum.Heard = max(sum.Heard, c.Heard)
+		sum.LastReceived = max(sum.LastReceived, c.LastReceived)
 	}
 	return sum
 }
 
-// inner makes an IPv4 packet of a header and a payload.
+// inner returns an IPv4 packet; TTL 0 means 64.
 func inner(h ipv4.Header, payload []byte) []byte {
 	if h.TTL == 0 {
 		h.TTL = 64
@@ -116,7 +116,7 @@ func inner(h ipv4.Header, payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// udp is the payload of a small datagram.
+// udp returns a UDP header and n bytes of data.
 func udp(n int) []byte {
 	b := make([]byte, 8+n)
 	binary.BigEndian.PutUint16(b, 4000)
@@ -125,14 +125,14 @@ func udp(n int) []byte {
 	return b
 }
 
-// tcp is a segment with those flags, and padding instead of options.
+// tcp returns a TCP header with these flags, and padding for options.
 func tcp(flags byte) []byte {
 	b := make([]byte, 32)
 	b[12], b[13] = 8<<4, flags
 	return b
 }
 
-// sum puts the right checksum on a header that may have options.
+// sum sets the checksum of an IPv4 header, options included.
 func sum(b []byte) []byte {
 	n := min(int(b[0]&0xf)*4, len(b))
 	if n >= ipv4.HeaderLen {
@@ -142,24 +142,24 @@ func sum(b []byte) []byte {
 	return b
 }
 
-// buffer holds a copy of p.
+// buffer returns a copy of p.
 func buffer(p []byte) *packet.Buffer {
 	b := packet.New(len(p))
 	b.Set(p)
 	return b
 }
 
-// outerOf is how a tunnel makes outer headers, in the words of encap.
+// outerOf returns the outer header settings of a tunnel.
 func outerOf(t Tunnel) encap.Outer {
 	return encap.Outer{Local: t.Local, Remote: t.Remote, DSCP: t.DSCP, TTL: t.TTL, DontFragmentInherit: t.DontFragmentInherit}
 }
 
-// leftAlone holds a verdict on p against whether p is plain, and says whether it
-// was left to userspace: as it came, and not counted.
-func (l *lab) leftAlone(verdict int, plain bool, p, out []byte, uncounted bool) bool {
+// checkVerdict fails unless an eligible p was redirected, and any other one passed to
+// userspace unchanged and uncounted. It reports whether p was passed.
+func (l *lab) checkVerdict(verdict int, eligible bool, p, out []byte, uncounted bool) (passed bool) {
 	l.t.Helper()
 	want := next
-	if plain {
+	if eligible {
 		want = redirect
 	}
 	if verdict != want {
