@@ -219,7 +219,7 @@ func (e *nameTakenError) Error() string {
 func claim(ctx context.Context, dir, name string) (*control.Server, error) {
 	s, err := control.Listen(ctx, dir, name)
 	var taken *control.TakenError
-	var folder *control.FolderError
+	var folder *control.DirError
 	var held *control.LockedError
 	switch {
 	case errors.As(err, &taken):

@@ -14,22 +14,21 @@ import (
 	"time"
 )
 
-// statusBytes is more than a status can have.
-const statusBytes = 1 << 20
+// maxStatusBytes is more than any status has.
+const maxStatusBytes = 1 << 20
 
-// Status reads the status of a tunnel into v, as json.Unmarshal does. It says
-// ErrNotRunning where there is none, ErrStarting before it is ready, and *TimeoutError
-// where none is told within timeout. A tunnel that ends meanwhile is one that is not
-// running.
+// Status reads the status of a tunnel into v, as json.Unmarshal does. It fails with
+// ErrNotRunning if there is no such tunnel or it ends meanwhile, ErrStarting before it is
+// ready, and *TimeoutError if there is no answer within timeout.
 func Status(dir, name string, timeout time.Duration, v any) error {
-	return ask(dir, name, timeout, http.MethodGet, "/status", func(r *http.Response) error {
+	return request(dir, name, timeout, http.MethodGet, "/status", func(r *http.Response) error {
 		if r.StatusCode == http.StatusServiceUnavailable {
 			return ErrStarting
 		}
 		if r.StatusCode != http.StatusOK {
 			return fmt.Errorf("%s answers %s: is it an ipipd of another version?", name, r.Status)
 		}
-		text, err := io.ReadAll(io.LimitReader(r.Body, statusBytes))
+		text, err := io.ReadAll(io.LimitReader(r.Body, maxStatusBytes))
 		if err != nil {
 			return err
 		}
@@ -40,11 +39,11 @@ func Status(dir, name string, timeout time.Duration, v any) error {
 	})
 }
 
-// Down ends a tunnel and waits until it is gone: interface, socket and all.
-// timeout is for the answer, wait for the end; waiting is called again and again
-// meanwhile, with how long it has been, and may be nil. It says ErrNotRunning where
-// there is no tunnel, and *TimeoutError where nobody answers.
-func Down(dir, name string, timeout, wait time.Duration, waiting func(time.Duration)) error {
+// Down ends a tunnel and waits until its interface and socket are gone. timeout bounds the
+// answer, wait the end of the process. progress, which may be nil, is called about every
+// 20 ms with the time waited so far. Down fails with ErrNotRunning if there is no such
+// tunnel, and *TimeoutError if there is no answer.
+func Down(dir, name string, timeout, wait time.Duration, progress func(time.Duration)) error {
 	socket := path(dir, name)
 	before, err := os.Lstat(socket)
 	if errors.Is(err, os.ErrNotExist) {
@@ -53,19 +52,19 @@ func Down(dir, name string, timeout, wait time.Duration, waiting func(time.Durat
 	if err != nil {
 		return err
 	}
-	err = ask(dir, name, timeout, http.MethodPost, "/down", func(r *http.Response) error {
+	err = request(dir, name, timeout, http.MethodPost, "/down", func(r *http.Response) error {
 		if r.StatusCode != http.StatusNoContent {
 			return fmt.Errorf("%s answers %s: is it an ipipd of another version?", name, r.Status)
 		}
 		return nil
 	})
-	if err != nil && !brokenOff(err) {
+	if err != nil && !isDisconnect(err) {
 		return err
 	}
 	for start := time.Now(); time.Since(start) < wait; time.Sleep(20 * time.Millisecond) {
-		// Another may have the name again already, and that one stays.
+		// Another tunnel may already have taken the name.
 		now, err := os.Lstat(socket)
-		if err != nil || !same(before, now) {
+		if err != nil || !sameSocket(before, now) {
 			return nil
 		}
 		c, err := dial(socket)
@@ -75,17 +74,17 @@ func Down(dir, name string, timeout, wait time.Duration, waiting func(time.Durat
 		if err == nil {
 			c.Close()
 		}
-		if waiting != nil {
-			waiting(time.Since(start))
+		if progress != nil {
+			progress(time.Since(start))
 		}
 	}
 	return fmt.Errorf("%s was told to end and its process still holds %s after %v: end it with kill -9", name, socket, wait)
 }
 
-// ask sends one request. A connection to ask a status by that breaks off is of a
-// tunnel that ends, or has ended just now: it is asked again until it answers or
-// is gone. Telling a tunnel to end is not repeated: the next one may be another.
-func ask(dir, name string, timeout time.Duration, method, what string, read func(*http.Response) error) error {
+// request sends one request and passes the response to read. A GET that is cut off means
+// that the tunnel is ending: it is retried until there is an answer or no listener. A POST
+// is not retried: the next listener may be another tunnel.
+func request(dir, name string, timeout time.Duration, method, what string, read func(*http.Response) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	client := &http.Client{Transport: &http.Transport{
@@ -104,7 +103,7 @@ func ask(dir, name string, timeout time.Duration, method, what string, read func
 			err = read(response)
 			response.Body.Close()
 		}
-		var about *url.Error // about a URL that nobody has heard of
+		var about *url.Error // its URL would only confuse
 		if errors.As(err, &about) {
 			err = about.Err
 		}
@@ -113,9 +112,9 @@ func ask(dir, name string, timeout time.Duration, method, what string, read func
 			return nil
 		case errors.Is(err, ErrNotRunning):
 			return ErrNotRunning
-		case timedOut(err), ctx.Err() != nil:
+		case isTimeout(err), ctx.Err() != nil:
 			return &TimeoutError{name, timeout}
-		case method == http.MethodGet && brokenOff(err):
+		case method == http.MethodGet && isDisconnect(err):
 			time.Sleep(10 * time.Millisecond)
 		default:
 			return err
@@ -123,7 +122,7 @@ func ask(dir, name string, timeout time.Duration, method, what string, read func
 	}
 }
 
-func brokenOff(err error) bool {
+func isDisconnect(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }

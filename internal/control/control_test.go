@@ -20,16 +20,16 @@ import (
 	"ipipd/test/netlab"
 )
 
-// long is for what has to happen; short for what must not be waited for.
-var long = netlab.Patience()
+// patience bounds waits that must succeed, shortWait those that must time out.
+var patience = netlab.Patience()
 
-const short = 100 * time.Millisecond
+const shortWait = 100 * time.Millisecond
 
 type status struct {
 	Name string `json:"name"`
 }
 
-// serve has a tunnel that ends when it is told to.
+// serve serves a tunnel that ends on /down.
 func serve(t *testing.T, dir, name string) *Server {
 	t.Helper()
 	s, err := Listen(t.Context(), dir, name)
@@ -41,8 +41,8 @@ func serve(t *testing.T, dir, name string) *Server {
 	return s
 }
 
-// stale leaves the socket of a process that was killed.
-func stale(t *testing.T, dir, name string) {
+// makeStale creates a stale socket, as a killed process leaves it.
+func makeStale(t *testing.T, dir, name string) {
 	t.Helper()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -55,30 +55,29 @@ func stale(t *testing.T, dir, name string) {
 	l.Close()
 }
 
-func TestStatusAndDown(t *testing.T) {
+func TestDown(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "run")
 	serve(t, dir, "ipip1")
 	var got status
-	if err := Status(dir, "ipip1", long, &got); err != nil || got.Name != "ipip1" {
+	if err := Status(dir, "ipip1", patience, &got); err != nil || got.Name != "ipip1" {
 		t.Fatalf("Status = %v, %v", got, err)
 	}
-	if err := Down(dir, "ipip1", long, long, nil); err != nil {
+	if err := Down(dir, "ipip1", patience, patience, nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Lstat(path(dir, "ipip1")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the socket is still there: %v", err)
 	}
-	if err := Status(dir, "ipip1", long, &got); err != ErrNotRunning {
+	if err := Status(dir, "ipip1", patience, &got); err != ErrNotRunning {
 		t.Errorf("Status afterwards: %v", err)
 	}
-	if err := Down(dir, "ipip1", long, long, nil); err != ErrNotRunning {
+	if err := Down(dir, "ipip1", patience, patience, nil); err != ErrNotRunning {
 		t.Errorf("Down afterwards: %v", err)
 	}
 }
 
-// The mode is right from the start, and not by a chmod behind it: with nothing
-// masked, a socket that others could have connected to would show.
-func TestSocketIsPrivateFromTheStart(t *testing.T) {
+// The socket is created with mode 0600, not changed to it afterwards: the umask is 0.
+func TestListen_mode(t *testing.T) {
 	defer syscall.Umask(syscall.Umask(0))
 	dir := filepath.Join(t.TempDir(), "run")
 	s, err := Listen(t.Context(), dir, "ipip1")
@@ -100,7 +99,7 @@ func TestSocketIsPrivateFromTheStart(t *testing.T) {
 	}
 }
 
-func TestLiveNameIsTaken(t *testing.T) {
+func TestListen_nameTaken(t *testing.T) {
 	dir := t.TempDir()
 	serve(t, dir, "ipip1")
 	_, err := Listen(t.Context(), dir, "ipip1")
@@ -109,30 +108,31 @@ func TestLiveNameIsTaken(t *testing.T) {
 		t.Fatalf("a second Listen: %v", err)
 	}
 	var got status
-	if err := Status(dir, "ipip1", long, &got); err != nil {
+	if err := Status(dir, "ipip1", patience, &got); err != nil {
 		t.Errorf("the first one suffered: %v", err)
 	}
 }
 
-func TestStaleSocketIsReplaced(t *testing.T) {
+func TestListen_replacesStale(t *testing.T) {
 	dir := t.TempDir()
-	stale(t, dir, "ipip1")
+	makeStale(t, dir, "ipip1")
 	var got status
-	if err := Status(dir, "ipip1", long, &got); err != ErrNotRunning {
+	if err := Status(dir, "ipip1", patience, &got); err != ErrNotRunning {
 		t.Errorf("Status of a stale one: %v", err)
 	}
-	if err := Down(dir, "ipip1", long, long, nil); err != ErrNotRunning {
+	if err := Down(dir, "ipip1", patience, patience, nil); err != ErrNotRunning {
 		t.Errorf("Down of a stale one: %v", err)
 	}
 	serve(t, dir, "ipip1")
-	if err := Status(dir, "ipip1", long, &got); err != nil {
+	if err := Status(dir, "ipip1", patience, &got); err != nil {
 		t.Error(err)
 	}
 }
 
-func TestSweepRemovesStaleSocketsOnly(t *testing.T) {
+// Sweep removes stale sockets only.
+func TestSweep(t *testing.T) {
 	dir := t.TempDir()
-	stale(t, dir, "old")
+	makeStale(t, dir, "old")
 	serve(t, dir, "new")
 	if err := os.WriteFile(filepath.Join(dir, "file.sock"), nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -148,13 +148,14 @@ func TestSweepRemovesStaleSocketsOnly(t *testing.T) {
 	}
 }
 
-func TestListOfAFolderThatIsNotThereIsEmpty(t *testing.T) {
+func TestList_noDir(t *testing.T) {
 	if names, err := List(filepath.Join(t.TempDir(), "none")); err != nil || len(names) != 0 {
 		t.Errorf("List = %v, %v", names, err)
 	}
 }
 
-func TestFileInTheWayIsNotRemoved(t *testing.T) {
+// A file that is not a socket is not removed.
+func TestListen_fileInTheWay(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(path(dir, "ipip1"), []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
@@ -167,8 +168,8 @@ func TestFileInTheWayIsNotRemoved(t *testing.T) {
 	}
 }
 
-// Whoever waits for a tunnel to be ready can ask for its status until it is told.
-func TestStatusIsToldFromReadyOn(t *testing.T) {
+// Status is ErrStarting until the tunnel is ready, so that scripts can wait for it.
+func TestStatus_starting(t *testing.T) {
 	dir := t.TempDir()
 	s, err := Listen(t.Context(), dir, "ipip1")
 	if err != nil {
@@ -183,17 +184,17 @@ func TestStatusIsToldFromReadyOn(t *testing.T) {
 		return status{"ipip1"}
 	}, func() {})
 	var got status
-	if err := Status(dir, "ipip1", long, &got); err != ErrStarting {
+	if err := Status(dir, "ipip1", patience, &got); err != ErrStarting {
 		t.Errorf("before: %v", err)
 	}
 	ready.Store(true)
-	if err := Status(dir, "ipip1", long, &got); err != nil {
+	if err := Status(dir, "ipip1", patience, &got); err != nil {
 		t.Errorf("after: %v", err)
 	}
 }
 
-// A process that is stopped still has its connections accepted by the kernel.
-func TestHungDaemonIsNotWaitedFor(t *testing.T) {
+// The kernel accepts connections for a stopped process: only a timeout tells.
+func TestStatus_hungProcess(t *testing.T) {
 	dir := t.TempDir()
 	s, err := Listen(t.Context(), dir, "ipip1") // and never Serve
 	if err != nil {
@@ -202,15 +203,15 @@ func TestHungDaemonIsNotWaitedFor(t *testing.T) {
 	defer s.Close()
 	var got status
 	var timeout *TimeoutError
-	if err := Status(dir, "ipip1", short, &got); !errors.As(err, &timeout) || timeout.Name != "ipip1" {
+	if err := Status(dir, "ipip1", shortWait, &got); !errors.As(err, &timeout) || timeout.Name != "ipip1" {
 		t.Errorf("Status: %v", err)
 	}
-	if err := Down(dir, "ipip1", short, short, nil); !errors.As(err, &timeout) {
+	if err := Down(dir, "ipip1", shortWait, shortWait, nil); !errors.As(err, &timeout) {
 		t.Errorf("Down: %v", err)
 	}
 }
 
-func TestDownGivesUpOnATunnelThatStays(t *testing.T) {
+func TestDown_tunnelThatStays(t *testing.T) {
 	dir := t.TempDir()
 	s, err := Listen(t.Context(), dir, "ipip1")
 	if err != nil {
@@ -219,7 +220,7 @@ func TestDownGivesUpOnATunnelThatStays(t *testing.T) {
 	defer s.Close()
 	go s.Serve(func() any { return nil }, func() {})
 	waited := time.Duration(0)
-	err = Down(dir, "ipip1", long, short, func(so time.Duration) {
+	err = Down(dir, "ipip1", patience, shortWait, func(so time.Duration) {
 		if so < waited {
 			t.Errorf("it has waited for %v, and then for %v", waited, so)
 		}
@@ -230,8 +231,8 @@ func TestDownGivesUpOnATunnelThatStays(t *testing.T) {
 	}
 }
 
-// A tunnel that takes the name while Down waits for the one before is another.
-func TestDownDoesNotWaitForTheNextOfThatName(t *testing.T) {
+// Down does not wait for another tunnel that takes the name meanwhile.
+func TestDown_nameReused(t *testing.T) {
 	dir := t.TempDir()
 	s, err := Listen(t.Context(), dir, "ipip1")
 	if err != nil {
@@ -248,7 +249,7 @@ func TestDownDoesNotWaitForTheNextOfThatName(t *testing.T) {
 			next <- n
 		}()
 	})
-	if err := Down(dir, "ipip1", long, long, nil); err != nil {
+	if err := Down(dir, "ipip1", patience, patience, nil); err != nil {
 		t.Error(err)
 	}
 	if n := <-next; n != nil {
@@ -256,27 +257,29 @@ func TestDownDoesNotWaitForTheNextOfThatName(t *testing.T) {
 	}
 }
 
-func TestCloseLeavesTheSocketOfAnother(t *testing.T) {
+// Close does not remove the socket of another process.
+func TestServerClose_replacedSocket(t *testing.T) {
 	dir := t.TempDir()
 	first, err := Listen(t.Context(), dir, "ipip1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	os.Remove(path(dir, "ipip1")) // an operator who knows better
+	os.Remove(path(dir, "ipip1")) // by hand
 	serve(t, dir, "ipip1")
 	if err := first.Close(); err != nil {
 		t.Error(err)
 	}
 	var got status
-	if err := Status(dir, "ipip1", long, &got); err != nil {
+	if err := Status(dir, "ipip1", patience, &got); err != nil {
 		t.Errorf("the second one lost its socket: %v", err)
 	}
 }
 
-func TestOnlyOneOfManyGetsTheName(t *testing.T) {
+// Of many concurrent processes only one gets the name.
+func TestListen_concurrent(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "run")
 	for range 20 {
-		stale(t, dir, "ipip1")
+		makeStale(t, dir, "ipip1")
 		var wg sync.WaitGroup
 		var mu sync.Mutex
 		var got []*Server
@@ -303,15 +306,15 @@ func TestOnlyOneOfManyGetsTheName(t *testing.T) {
 	}
 }
 
-// Tunnels that end while they are asked are told from those that hang or break.
-func TestStatusOfATunnelThatEndsIsNotAnError(t *testing.T) {
+// A tunnel that ends during the request is not running, which is not an error.
+func TestStatus_endingTunnel(t *testing.T) {
 	dir := t.TempDir()
 	for range 50 {
 		s := serve(t, dir, "ipip1")
 		done := make(chan error, 1)
 		go func() {
 			var got status
-			done <- Status(dir, "ipip1", long, &got)
+			done <- Status(dir, "ipip1", patience, &got)
 		}()
 		s.Close()
 		if err := <-done; err != nil && err != ErrNotRunning {
@@ -320,7 +323,8 @@ func TestStatusOfATunnelThatEndsIsNotAnError(t *testing.T) {
 	}
 }
 
-func TestServerBoundsWhatItReads(t *testing.T) {
+// The size of headers and bodies is limited, and only the documented requests succeed.
+func TestServer_badRequests(t *testing.T) {
 	dir := t.TempDir()
 	serve(t, dir, "ipip1")
 	for what, request := range map[string]string{
@@ -335,7 +339,7 @@ func TestServerBoundsWhatItReads(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
-			c.SetDeadline(time.Now().Add(long))
+			c.SetDeadline(time.Now().Add(patience))
 			fmt.Fprint(c, request)
 			r, err := http.ReadResponse(bufio.NewReader(c), nil)
 			if err == nil && r.StatusCode < 300 {
@@ -344,16 +348,16 @@ func TestServerBoundsWhatItReads(t *testing.T) {
 		})
 	}
 	var got status
-	if err := Status(dir, "ipip1", long, &got); err != nil {
+	if err := Status(dir, "ipip1", patience, &got); err != nil {
 		t.Error(err)
 	}
 }
 
-// A folder with the longest path that is allowed takes the longest name.
-func TestLongestFolderTakesTheLongestName(t *testing.T) {
+// The longest directory path leaves space for the longest name.
+func TestMaxDir(t *testing.T) {
 	base := t.TempDir()
 	if len(base)+2 > MaxDir {
-		t.Skip("the temporary folder's own path is too long")
+		t.Skip("the path of the temporary directory is too long")
 	}
 	dir := base + "/" + strings.Repeat("d", MaxDir-len(base)-1)
 	s, err := Listen(t.Context(), dir, "fifteen-bytes-x")
@@ -363,8 +367,8 @@ func TestLongestFolderTakesTheLongestName(t *testing.T) {
 	s.Close()
 }
 
-// What kill -9 leaves, for real.
-func TestKilledProcessLeavesItsNameFree(t *testing.T) {
+// The socket that a process leaves after kill -9 is replaced.
+func TestListen_killedProcess(t *testing.T) {
 	dir := os.Getenv("CONTROL_TEST_DIR")
 	if dir != "" { // the process to be killed
 		s, err := Listen(t.Context(), dir, "ipip1")
@@ -372,7 +376,7 @@ func TestKilledProcessLeavesItsNameFree(t *testing.T) {
 			t.Fatal(err)
 		}
 		fmt.Println("listening")
-		// A listener that nobody uses any more the garbage collector closes.
+		// Serve, since the garbage collector closes an unused listener.
 		t.Fatal(s.Serve(func() any { return nil }, func() {}))
 	}
 	dir = t.TempDir()

@@ -13,26 +13,26 @@ import (
 
 const (
 	lockFile = ".lock"
-	// lockTimeout is for many who start at once, each of whom may come across a
-	// stale socket or a hung one (connectTimeout).
+	// lockTimeout is enough for many processes that start at once, each of which may find
+	// a hung one (connectTimeout).
 	lockTimeout = 2 * time.Second
 	lockPoll    = 5 * time.Millisecond
 )
 
-// FolderError is that a folder is not one to make a control socket in: somebody else
-// could replace what is in it.
-type FolderError struct {
+// DirError means that a directory is not safe for control sockets: another user could
+// replace files in it.
+type DirError struct {
 	Dir, Problem string
-	// Remedy is a command that mends it, "" if there is none but to choose another.
+	// Remedy is a command that repairs it, or "": then choose another directory.
 	Remedy string
 }
 
-func (e *FolderError) Error() string {
+func (e *DirError) Error() string {
 	return fmt.Sprintf("%s %s", e.Dir, e.Problem)
 }
 
-// LockedError is that another process holds the lock of a folder and does not give it
-// back.
+// LockedError means that another process held the lock of a directory for the whole
+// timeout.
 type LockedError struct {
 	Path  string
 	After time.Duration
@@ -42,29 +42,29 @@ func (e *LockedError) Error() string {
 	return fmt.Sprintf("%s is held by another process for more than %v: end that process (fuser %s)", e.Path, e.After, e.Path)
 }
 
-// lock keeps others from claiming and removing sockets in dir until unlock is called,
-// which removes the lock's file again. The lock goes with the process that has it.
-// A *LockedError says that it was not to be had within timeout.
+// lock locks dir against other processes that create or remove sockets, until unlock,
+// which also removes the lock file. The kernel releases the lock (flock(2)) if the process
+// ends. lock fails with *LockedError after timeout.
 //
-// It is a file of its own with mode 0600, not dir, which every process that may read
-// it could lock.
+// The lock is on a file with mode 0600 and not on dir, since every process with read access
+// to dir could lock that.
 func lock(ctx context.Context, dir string, timeout time.Duration) (unlock func(), err error) {
-	folder, err := openFolder(dir)
+	root, err := openDir(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			folder.Close()
+			root.Close()
 		}
 	}()
 	for end := time.Now().Add(timeout); ; {
-		f, err := tryLock(folder)
+		f, err := tryLock(root)
 		if err == nil {
 			return func() {
-				folder.Remove(lockFile) // while it is locked: it is nobody else's
+				root.Remove(lockFile) // while locked, so that it is still this file
 				f.Close()
-				folder.Close()
+				root.Close()
 			}, nil
 		}
 		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
@@ -81,9 +81,9 @@ func lock(ctx context.Context, dir string, timeout time.Duration) (unlock func()
 	}
 }
 
-// tryLock says EWOULDBLOCK where another has the lock.
-func tryLock(folder *os.Root) (_ *os.File, err error) {
-	f, err := folder.OpenFile(lockFile, os.O_RDWR|os.O_CREATE|syscall.O_NONBLOCK, 0o600)
+// tryLock fails with EWOULDBLOCK if another process holds the lock.
+func tryLock(root *os.Root) (_ *os.File, err error) {
+	f, err := root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE|syscall.O_NONBLOCK, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -96,55 +96,54 @@ func tryLock(folder *os.Root) (_ *os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if !ours.Mode().IsRegular() || ours.Mode().Perm()&0o077 != 0 || !trusted(ours) {
-		file := filepath.Join(folder.Name(), lockFile)
+	if !ours.Mode().IsRegular() || ours.Mode().Perm()&0o077 != 0 || !trustedOwner(ours) {
+		file := filepath.Join(root.Name(), lockFile)
 		return nil, fmt.Errorf("%s is in the way, and is not a file that only its owner may read: rm %s", file, file)
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return nil, os.NewSyscallError("flock", err)
 	}
-	// Who had it may have removed the file since it was opened here.
-	if now, err := folder.Lstat(lockFile); err != nil || !os.SameFile(ours, now) {
+	// The previous holder may have removed the file after this OpenFile.
+	if now, err := root.Lstat(lockFile); err != nil || !os.SameFile(ours, now) {
 		return nil, os.NewSyscallError("flock", syscall.EWOULDBLOCK)
 	}
 	return f, nil
 }
 
-// openFolder refuses, by *FolderError, a folder in which somebody else could put
-// another file in the place of ours.
-func openFolder(dir string) (*os.Root, error) {
-	link, err := os.Lstat(dir) // the way there may be somebody else's as well
+// openDir opens dir, or fails with *DirError if another user could replace files in it.
+func openDir(dir string) (*os.Root, error) {
+	link, err := os.Lstat(dir) // dir may be a symbolic link that another user owns
 	if err != nil {
 		return nil, err
 	}
-	folder, err := os.OpenRoot(dir)
+	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, err
 	}
-	info, err := folder.Stat(".")
+	info, err := root.Stat(".")
 	if err == nil {
-		err = checkFolder(dir, link, info)
+		err = checkDir(dir, link, info)
 	}
 	if err != nil {
-		folder.Close()
+		root.Close()
 		return nil, err
 	}
-	return folder, nil
+	return root, nil
 }
 
-func checkFolder(dir string, link, info fs.FileInfo) error {
+func checkDir(dir string, link, info fs.FileInfo) error {
 	for _, i := range []fs.FileInfo{link, info} {
-		if !trusted(i) {
-			return &FolderError{Dir: dir, Problem: fmt.Sprintf("belongs to uid %d, who could replace what is in it", owner(i))}
+		if !trustedOwner(i) {
+			return &DirError{Dir: dir, Problem: fmt.Sprintf("belongs to uid %d, who could replace what is in it", owner(i))}
 		}
 	}
 	if mode := info.Mode().Perm(); mode&0o022 != 0 {
-		return &FolderError{dir, fmt.Sprintf("may be written by others (mode %04o)", mode), "chmod go-w " + dir}
+		return &DirError{dir, fmt.Sprintf("may be written by others (mode %04o)", mode), "chmod go-w " + dir}
 	}
 	return nil
 }
 
-// trusted is true of what belongs to root or to the user of this process.
-func trusted(info fs.FileInfo) bool { return owner(info) == 0 || owner(info) == os.Geteuid() }
+// trustedOwner reports whether a file belongs to root or to the user of this process.
+func trustedOwner(info fs.FileInfo) bool { return owner(info) == 0 || owner(info) == os.Geteuid() }
 
 func owner(info fs.FileInfo) int { return int(info.Sys().(*syscall.Stat_t).Uid) }

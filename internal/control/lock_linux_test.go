@@ -14,10 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nobody is a user of this host who is not ours.
+// nobody is the UID of another user.
 const nobody = 65534
 
-// asNobody is a command that such a user runs.
+// asNobody returns a command to run as that user.
 func asNobody(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -32,8 +32,8 @@ func asNobody(t *testing.T, name string, args ...string) *exec.Cmd {
 	return c
 }
 
-// folder is one that every user of this host finds, with that mode.
-func folder(t *testing.T, mode os.FileMode) string {
+// tempDir returns a directory with that mode, whose parents all users can traverse.
+func tempDir(t *testing.T, mode os.FileMode) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "ipipd")
 	if err != nil {
@@ -46,10 +46,10 @@ func folder(t *testing.T, mode os.FileMode) string {
 	return dir
 }
 
-// hold has this test hold the lock of dir, as another ipipd would.
-func hold(t *testing.T, dir string) {
+// holdLock locks dir until the end of the test, as another ipipd would.
+func holdLock(t *testing.T, dir string) {
 	t.Helper()
-	unlock, err := lock(t.Context(), dir, long)
+	unlock, err := lock(t.Context(), dir, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,18 +57,18 @@ func hold(t *testing.T, dir string) {
 }
 
 func TestLock(t *testing.T) {
-	t.Run("folder-locked-by-another-user", folderLockedByAnotherUser)
-	t.Run("folder-that-others-may-read", readableFolder)
-	t.Run("folder-of-others", folderOfOthers)
-	t.Run("socket-turned-into-a-link", socketTurnedIntoALink)
+	t.Run("dir-locked-by-another-user", dirLockedByAnotherUser)
+	t.Run("readable-dir", readableDir)
+	t.Run("untrusted-dir", untrustedDir)
+	t.Run("socket-replaced-by-link", socketReplacedByLink)
 	t.Run("listen-while-held", listenWhileHeld)
 	t.Run("close-while-held", closeWhileHeld)
-	t.Run("file-in-the-way", fileInTheWay)
+	t.Run("lock-file-in-the-way", lockFileInTheWay)
 }
 
-// Whoever may read the folder may lock it, and that is nothing to us.
-func folderLockedByAnotherUser(t *testing.T) {
-	dir := folder(t, 0o755)
+// Another user with read access to the directory can lock it, which must not matter.
+func dirLockedByAnotherUser(t *testing.T) {
+	dir := tempDir(t, 0o755)
 	c := asNobody(t, "flock", "-x", dir, "sh", "-c", "echo locked; sleep 600")
 	out, err := c.StdoutPipe()
 	if err != nil {
@@ -81,14 +81,14 @@ func folderLockedByAnotherUser(t *testing.T) {
 	if _, err := out.Read(make([]byte, 7)); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), long)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	done := make(chan error, 1)
 	go func() {
 		s, err := Listen(ctx, dir, "ipip1")
 		if err == nil {
 			go s.Serve(func() any { return status{"ipip1"} }, func() { go s.Close() })
-			err = Down(dir, "ipip1", long, long, nil)
+			err = Down(dir, "ipip1", patience, patience, nil)
 		}
 		done <- err
 	}()
@@ -97,15 +97,15 @@ func folderLockedByAnotherUser(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(2 * long):
+	case <-time.After(2 * patience):
 		t.Fatal("it waits for the lock of another user")
 	}
 }
 
-func readableFolder(t *testing.T) {
-	dir := folder(t, 0o755)
+func readableDir(t *testing.T) {
+	dir := tempDir(t, 0o755)
 	serve(t, dir, "ipip1") // as systemd makes its RuntimeDirectory
-	hold(t, dir)
+	holdLock(t, dir)
 	for file, command := range map[string]*exec.Cmd{
 		filepath.Join(dir, lockFile): asNobody(t, "flock", "-n", filepath.Join(dir, lockFile), "true"),
 		path(dir, "ipip1"):           asNobody(t, "rm", "-f", path(dir, "ipip1")),
@@ -119,9 +119,9 @@ func readableFolder(t *testing.T) {
 	}
 }
 
-func folderOfOthers(t *testing.T) {
+func untrustedDir(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: to give a folder away")
+		t.Skip("needs root: to change the owner of a directory")
 	}
 	give := func(dir string) string {
 		if err := os.Lchown(dir, nobody, nobody); err != nil {
@@ -129,25 +129,25 @@ func folderOfOthers(t *testing.T) {
 		}
 		return dir
 	}
-	link := filepath.Join(folder(t, 0o755), "link")
-	if err := os.Symlink(folder(t, 0o700), link); err != nil {
+	link := filepath.Join(tempDir(t, 0o755), "link")
+	if err := os.Symlink(tempDir(t, 0o700), link); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct{ name, dir, want string }{
-		{"owner", give(folder(t, 0o700)), "belongs to uid 65534, who could replace what is in it"},
+		{"owner", give(tempDir(t, 0o700)), "belongs to uid 65534, who could replace what is in it"},
 		{"link-of-others", give(link), "belongs to uid 65534, who could replace what is in it"},
-		{"group-may-write", folder(t, 0o770), "may be written by others (mode 0770)"},
-		{"others-may-write", folder(t, 0o707), "may be written by others (mode 0707)"},
-		{"sticky", folder(t, 0o777|os.ModeSticky), "may be written by others (mode 0777)"},
+		{"group-may-write", tempDir(t, 0o770), "may be written by others (mode 0770)"},
+		{"others-may-write", tempDir(t, 0o707), "may be written by others (mode 0707)"},
+		{"sticky", tempDir(t, 0o777|os.ModeSticky), "may be written by others (mode 0777)"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := Listen(t.Context(), tt.dir, "ipip1")
-			var unsafe *FolderError
+			var unsafe *DirError
 			if !errors.As(err, &unsafe) || err.Error() != tt.dir+" "+tt.want || (unsafe.Remedy == "") != strings.Contains(tt.want, "uid") {
 				t.Errorf("Listen: %v", err)
 			}
-			// What somebody else has put there is not ours to clear away.
-			stale(t, tt.dir, "old")
+			// Sweep does not touch an untrusted directory.
+			makeStale(t, tt.dir, "old")
 			Sweep(tt.dir, []string{"old"})
 			if _, err := os.Lstat(path(tt.dir, "old")); err != nil {
 				t.Errorf("Sweep: %v", err)
@@ -156,11 +156,11 @@ func folderOfOthers(t *testing.T) {
 	}
 }
 
-// In a folder of somebody else's, what is named as a control socket is turned into a
-// link at the moment at which its mode would be set.
-func socketTurnedIntoALink(t *testing.T) {
-	dir := folder(t, 0o755)
-	victim := filepath.Join(folder(t, 0o755), "victim")
+// In a directory of another user, who replaces the socket by a symbolic link at the moment
+// at which a chmod would follow it.
+func socketReplacedByLink(t *testing.T) {
+	dir := tempDir(t, 0o755)
+	victim := filepath.Join(tempDir(t, 0o755), "victim")
 	if err := os.WriteFile(victim, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -183,8 +183,8 @@ func socketTurnedIntoALink(t *testing.T) {
 }
 
 func listenWhileHeld(t *testing.T) {
-	dir := folder(t, 0o700)
-	hold(t, dir)
+	dir := tempDir(t, 0o700)
+	holdLock(t, dir)
 	_, err := Listen(t.Context(), dir, "ipip1")
 	var held *LockedError
 	if !errors.As(err, &held) || !strings.Contains(err.Error(), dir+"/.lock is held by another process for more than 2s: ") {
@@ -198,9 +198,9 @@ func listenWhileHeld(t *testing.T) {
 }
 
 func closeWhileHeld(t *testing.T) {
-	dir := folder(t, 0o700)
+	dir := tempDir(t, 0o700)
 	s := serve(t, dir, "ipip1")
-	hold(t, dir)
+	holdLock(t, dir)
 	done := make(chan error, 1)
 	go func() { done <- s.Close() }()
 	select {
@@ -208,7 +208,7 @@ func closeWhileHeld(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(long):
+	case <-time.After(patience):
 		t.Fatal("Close waits for the lock")
 	}
 	if _, err := os.Lstat(path(dir, "ipip1")); !os.IsNotExist(err) {
@@ -216,22 +216,22 @@ func closeWhileHeld(t *testing.T) {
 	}
 }
 
-// What is in the way of the lock is said, and hangs nobody.
-func fileInTheWay(t *testing.T) {
+// The error names the file that is in the way of the lock file; a FIFO does not block.
+func lockFileInTheWay(t *testing.T) {
 	for what, make := range map[string]func(string) error{
-		"fifo":   func(file string) error { return unix.Mkfifo(file, 0o600) },
-		"folder": func(file string) error { return os.Mkdir(file, 0o700) },
+		"fifo":      func(file string) error { return unix.Mkfifo(file, 0o600) },
+		"directory": func(file string) error { return os.Mkdir(file, 0o700) },
 		"open-to-others": func(file string) error {
 			return errors.Join(os.WriteFile(file, nil, 0o600), os.Chmod(file, 0o644))
 		},
 		"link": func(file string) error { return os.Symlink("/etc/passwd", file) },
 	} {
 		t.Run(what, func(t *testing.T) {
-			dir := folder(t, 0o700)
+			dir := tempDir(t, 0o700)
 			if err := make(filepath.Join(dir, lockFile)); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := lock(t.Context(), dir, long); err == nil || !strings.Contains(err.Error(), lockFile) {
+			if _, err := lock(t.Context(), dir, patience); err == nil || !strings.Contains(err.Error(), lockFile) {
 				t.Errorf("lock: %v", err)
 			}
 		})

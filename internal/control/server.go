@@ -15,28 +15,27 @@ import (
 	"time"
 )
 
-// Bounds of what a client may ask of the daemon: it is the operator, and may
-// still be a script that went wrong.
+// Limits of a request. Clients are trusted, but scripts have bugs.
 const (
-	headerBytes = 4 << 10
-	bodyBytes   = 1 << 10
-	ioTimeout   = 5 * time.Second
+	maxHeaderBytes = 4 << 10
+	maxBodyBytes   = 1 << 10
+	ioTimeout      = 5 * time.Second
 )
 
-// Server is the claim on a tunnel's name, and answers for the tunnel.
+// Server reserves a tunnel's name and serves its control socket.
 type Server struct {
 	path     string
 	listener net.Listener
-	info     fs.FileInfo // of the socket: to know ours from another's
+	info     fs.FileInfo // of the socket that Listen created
 
 	mu   sync.Mutex
 	http *http.Server
 }
 
-// Listen claims name in dir, which is made if it is missing. A *TakenError says
-// that a live tunnel has it, a *FolderError that dir is not safe, a *LockedError that
-// others hold its lock. From then on clients can connect; they are answered from
-// Serve on. The end of ctx ends the waiting for the lock.
+// Listen reserves name in dir, and creates dir if it is missing. It fails with *TakenError
+// if a running tunnel has the name, *DirError if dir is not safe, and *LockedError if
+// another process holds the lock too long. Clients can connect from now on, and are
+// answered once Serve runs. Canceling ctx ends the wait for the lock.
 func Listen(ctx context.Context, dir, name string) (*Server, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -57,7 +56,7 @@ func Listen(ctx context.Context, dir, name string) (*Server, error) {
 	if s.listener, err = listenPrivate(s.path); err != nil {
 		return nil, err
 	}
-	// Close removes the socket by itself, if it still is ours.
+	// Server.Close removes the socket, if it is still this one.
 	s.listener.(*net.UnixListener).SetUnlinkOnClose(false)
 	if s.info, err = os.Lstat(s.path); err == nil && s.info.Mode().Perm() != 0o600 {
 		err = fmt.Errorf("%s came into being with mode %04o instead of 0600", s.path, s.info.Mode().Perm())
@@ -70,17 +69,16 @@ func Listen(ctx context.Context, dir, name string) (*Server, error) {
 	return s, nil
 }
 
-// umask guards the process's umask.
-var umask sync.Mutex
+// umaskMu serializes changes of the process's umask.
+var umaskMu sync.Mutex
 
-// listenPrivate makes the socket with mode 0600, so that there is no moment at which
-// others could connect. Linux makes the file with the mode that the socket has before
-// bind, less the umask, and also where the folder has a default ACL. Elsewhere it
-// takes the umask.
+// listenPrivate creates the socket file with mode 0600, so that others cannot connect at
+// any moment. On Linux bind(2) uses the mode of the socket descriptor, less the umask,
+// even if the directory has a default ACL. Other systems need the umask.
 func listenPrivate(path string) (net.Listener, error) {
 	if runtime.GOOS != "linux" {
-		umask.Lock()
-		defer umask.Unlock()
+		umaskMu.Lock()
+		defer umaskMu.Unlock()
 		defer syscall.Umask(syscall.Umask(0o177))
 	}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
@@ -89,10 +87,9 @@ func listenPrivate(path string) (net.Listener, error) {
 	return lc.Listen(context.Background(), "unix", path)
 }
 
-// Serve answers clients until Close. status is what /status shows, in the form
-// that json.Marshal takes, and nil while the tunnel is not ready; down is called for
-// each /down, when its answer is on its way. Both may be called at any time, also
-// while the tunnel ends.
+// Serve answers clients until Close. status returns a value for json.Marshal, or nil while
+// the tunnel is not ready; down is called for each POST /down, after the answer is sent.
+// Both are called concurrently, also while the tunnel ends.
 func (s *Server) Serve(status func() any, down func()) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
@@ -110,18 +107,18 @@ func (s *Server) Serve(status func() any, down func()) error {
 		w.Write(text)
 	})
 	mux.HandleFunc("POST /down", func(w http.ResponseWriter, _ *http.Request) {
-		// The answer is on its way before the process begins to end.
+		// Send the answer before the process starts to end.
 		w.WriteHeader(http.StatusNoContent)
 		_ = http.NewResponseController(w).Flush()
 		down()
 	})
 	server := &http.Server{
-		Handler:           http.MaxBytesHandler(mux, bodyBytes),
+		Handler:           http.MaxBytesHandler(mux, maxBodyBytes),
 		ReadHeaderTimeout: ioTimeout,
 		ReadTimeout:       ioTimeout,
 		WriteTimeout:      ioTimeout,
 		IdleTimeout:       ioTimeout,
-		MaxHeaderBytes:    headerBytes,
+		MaxHeaderBytes:    maxHeaderBytes,
 	}
 	s.mu.Lock()
 	s.http = server
@@ -132,12 +129,11 @@ func (s *Server) Serve(status func() any, down func()) error {
 	return nil
 }
 
-// Close gives the name back: the socket is removed, unless somebody else has put
-// another in its place, and clients are cut off. Call it when the tunnel is gone:
-// the end of the socket is what Down waits for. It waits for nobody: while our socket
-// answers, nobody else replaces it, with or without the lock.
+// Close releases the name: it removes the socket, unless another has replaced it, and
+// disconnects clients. Call it after the interface is gone, since Down waits for the
+// socket to go. It needs no lock: no process replaces a socket that accepts connections.
 func (s *Server) Close() error {
-	if info, err := os.Lstat(s.path); err == nil && same(info, s.info) {
+	if info, err := os.Lstat(s.path); err == nil && sameSocket(info, s.info) {
 		os.Remove(s.path)
 	}
 	s.mu.Lock()

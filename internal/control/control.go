@@ -1,20 +1,19 @@
-// Package control is how `print` and `down` talk to a running tunnel: HTTP over
-// a unix socket, one per tunnel, named after it.
+// Package control is the protocol between a running tunnel and `print` and `down`: HTTP
+// over a unix socket, one per tunnel, named after it.
 //
 //	GET  /status   200, the tunnel's status as JSON; 503 until the tunnel is ready
-//	POST /down     204, and then the tunnel ends
+//	POST /down     204, then the tunnel ends
 //
-// The socket is the claim on the name: who holds a live one holds the name,
-// among all the processes that share a folder, whichever network namespace they
-// are in. It is never open to others: it comes into being with mode 0600 in a
-// folder that only its owner can write, root or the process's own user, and whoever
-// can use it can end the tunnel. Others may be able to read the folder: that lets
-// them see the tunnels' names, and do nothing.
+// The socket reserves the tunnel's name among all processes that share the directory, in
+// any network namespace. Access to the socket is the right to end the tunnel: it is
+// created with mode 0600, in a directory that only its owner can write, root or the
+// process's own user. Others may have read access to the directory, and see the tunnels'
+// names only.
 //
-// A process that is killed leaves its socket behind. Such a stale one refuses
-// connections, and is replaced or removed by whoever comes across it. Both, and
-// claiming, happen under a lock (lock.go), so that nobody takes away what another
-// has just made.
+// A killed process leaves a stale socket, which refuses connections. The next process that
+// needs the name, or lists the directory, replaces or removes it. Creating and removing
+// sockets happens under a lock (lock.go), so that no process removes the new socket of
+// another.
 package control
 
 import (
@@ -32,30 +31,29 @@ import (
 
 const (
 	suffix = ".sock"
-	// connectTimeout is for the kernel alone: whoever has a backlog that is
-	// full for this long is there, and hung.
+	// connectTimeout bounds connect(2), which blocks only on a full backlog: that of a
+	// process that hangs.
 	connectTimeout = time.Second
 )
 
-// MaxDir is the length in bytes of the longest folder whose sockets still have a
-// path that the kernel takes (sun_path), whatever their tunnels' names.
+// MaxDir is the maximum length of a directory's path in bytes, so that the path of every
+// socket in it fits sun_path, for tunnel names of up to 15 bytes.
 const MaxDir = len(syscall.RawSockaddrUnix{}.Path) - 1 - len("/") - 15 - len(suffix)
 
-// ErrNotRunning is that there is no tunnel of that name, or none any more.
+// ErrNotRunning means that no tunnel of that name is running.
 var ErrNotRunning = errors.New("no such tunnel")
 
-// ErrStarting is that the tunnel's process is there and the tunnel is not ready.
+// ErrStarting means that the tunnel's process is running and the tunnel is not ready.
 var ErrStarting = errors.New("is starting")
 
-// TakenError is that a live tunnel has the name.
+// TakenError means that a running tunnel has the name.
 type TakenError struct{ Name, Path string }
 
 func (e *TakenError) Error() string {
 	return fmt.Sprintf("name %s is taken: a running ipipd answers at %s", e.Name, e.Path)
 }
 
-// TimeoutError is that a process has the tunnel's socket open and does not
-// answer.
+// TimeoutError means that a process listens on the tunnel's socket and does not answer.
 type TimeoutError struct {
 	Name  string
 	After time.Duration
@@ -67,8 +65,8 @@ func (e *TimeoutError) Error() string {
 
 func path(dir, name string) string { return filepath.Join(dir, name+suffix) }
 
-// List are the names that have a socket in dir, live or not, in no useful order.
-// A folder that does not exist has none.
+// List returns the names of the sockets in dir, stale ones included, in no particular
+// order. A directory that does not exist has none.
 func List(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -86,7 +84,7 @@ func List(dir string) ([]string, error) {
 	return names, nil
 }
 
-// dial connects to the socket, and says ErrNotRunning where nobody listens.
+// dial connects to the socket. ErrNotRunning means that no process listens.
 func dial(path string) (net.Conn, error) {
 	c, err := net.DialTimeout("unix", path, connectTimeout)
 	switch {
@@ -98,22 +96,22 @@ func dial(path string) (net.Conn, error) {
 	return c, nil
 }
 
-// timedOut is true of what a full backlog gives as well (EAGAIN).
-func timedOut(err error) bool {
+// isTimeout reports whether err is a timeout; EAGAIN, from a full backlog, is one too.
+func isTimeout(err error) bool {
 	var e net.Error
 	return errors.As(err, &e) && e.Timeout()
 }
 
-// removeStale removes the socket of a process that is no more, and says whether
-// the name is free afterwards. The caller has the lock.
+// removeStale removes a stale socket, and reports whether the path is free afterwards.
+// The caller holds the lock.
 func removeStale(path string) (free bool, err error) {
 	c, err := dial(path)
 	if err == nil {
 		c.Close()
 		return false, nil
 	}
-	if timedOut(err) {
-		return false, nil // its backlog is full: there, if hung
+	if isTimeout(err) {
+		return false, nil // a full backlog: the process hangs
 	}
 	if !errors.Is(err, ErrNotRunning) {
 		return false, err
@@ -131,8 +129,8 @@ func removeStale(path string) (free bool, err error) {
 	return true, os.Remove(path)
 }
 
-// Sweep removes the sockets in dir that nobody listens at any more, of those
-// named. What cannot be removed stays: it does no harm but to the eye.
+// Sweep removes the stale sockets of these names in dir. It ignores errors, since a stale
+// socket does no harm.
 func Sweep(dir string, names []string) {
 	if len(names) == 0 {
 		return
@@ -147,8 +145,8 @@ func Sweep(dir string, names []string) {
 	}
 }
 
-// same tells one socket from the next of its name: a file system may give the
-// inode that has just become free away again, but time has passed.
-func same(a, b fs.FileInfo) bool {
+// sameSocket reports whether a and b are the same file. The inode number alone does not
+// tell, since a file system may reuse it at once.
+func sameSocket(a, b fs.FileInfo) bool {
 	return os.SameFile(a, b) && a.ModTime().Equal(b.ModTime())
 }
