@@ -29,7 +29,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-func init() { extraCommands = append(extraCommands, newCmdDemo) }
+func init() { platformCommands = append(platformCommands, newCmdDemo) }
 
 func newCmdDemo(s *streams) *cobra.Command {
 	return &cobra.Command{
@@ -45,8 +45,8 @@ needs root.`,
 	}
 }
 
-// demoHost is one of the two hosts of the demo: a network namespace without a
-// name, which goes when the process goes, however that ends.
+// demoHost is one of the two hosts of the demo: an unnamed network namespace, which the
+// kernel removes when the process ends.
 type demoHost struct {
 	name         string
 	outer, inner netip.Prefix
@@ -56,15 +56,15 @@ type demoHost struct {
 	log          bytes.Buffer
 }
 
-// demoTimeout bounds the whole demo, and each of its pings.
+// demoTimeout bounds the whole demo, pingTimeout each ping.
 const (
 	demoTunnel  = "ipip1"
 	demoTimeout = 30 * time.Second
 	pingTimeout = 2 * time.Second
 )
 
-// demoRun is `ipipd demo`: two hosts, a tunnel between them, three pings, a packet
-// as it is on the wire, and what print says.
+// demoRun runs `ipipd demo`: two hosts, a tunnel between them, three pings, a captured
+// packet, and the output of print.
 func demoRun(ctx context.Context, out io.Writer) (err error) {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -89,7 +89,7 @@ func demoRun(ctx context.Context, out io.Writer) (err error) {
 		}
 		defer h.namespace.Close()
 	}
-	if err := connect(a, b); err != nil {
+	if err := joinHosts(a, b); err != nil {
 		return fmt.Errorf("cannot join the two hosts: %w", err)
 	}
 
@@ -114,7 +114,7 @@ func demoRun(ctx context.Context, out io.Writer) (err error) {
 	var wire []byte
 	fmt.Fprintf(out, "\na$ ping -c 3 %v\n", b.inner.Addr())
 	if err := a.do(func() error {
-		capture, err := listenWire("wire0")
+		capture, err := openCapture("wire0")
 		if err != nil {
 			return err
 		}
@@ -124,14 +124,14 @@ func demoRun(ctx context.Context, out io.Writer) (err error) {
 				return err
 			}
 		}
-		wire, err = nextEcho(capture)
+		wire, err = readTunnelledEcho(capture)
 		return err
 	}); err != nil {
 		return err
 	}
 	fmt.Fprintln(out, "\nThe first of them on the cable, IP in IP (RFC 2003):")
 	fmt.Fprintln(out)
-	if err := showWire(out, wire); err != nil {
+	if err := printPacket(out, wire); err != nil {
 		return err
 	}
 	for _, args := range [][]string{{"print"}, {"print", demoTunnel}} {
@@ -151,10 +151,10 @@ func demoRun(ctx context.Context, out io.Writer) (err error) {
 	return nil
 }
 
-// newNamespace makes a network namespace that exists while its file is open or a
-// process is in it.
+// newNamespace creates a network namespace. It exists while its file is open or a process
+// is in it.
 func newNamespace() (file *os.File, err error) {
-	err = onThread(func() error {
+	err = runOnNewThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			if errors.Is(err, unix.EPERM) {
 				return fmt.Errorf("cannot make a network namespace: %w: run the demo as root, or in a container with --privileged", os.NewSyscallError("unshare", err))
@@ -167,20 +167,20 @@ func newNamespace() (file *os.File, err error) {
 	return file, err
 }
 
-// onThread calls f on a thread of its own, which ends with f: whatever namespace
-// f has entered, no other goroutine will run there.
-func onThread(f func() error) error {
+// runOnNewThread calls f on a new thread that ends with f, so that no other goroutine runs
+// in a namespace that f has entered.
+func runOnNewThread(f func() error) error {
 	result := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocked
+		runtime.LockOSThread() // never unlocked, so the thread ends
 		result <- f()
 	}()
 	return <-result
 }
 
-// do calls f inside the host's network namespace. What f opens or starts is there.
+// do calls f in the host's network namespace, where sockets and processes of f stay.
 func (h *demoHost) do(f func() error) error {
-	return onThread(func() error {
+	return runOnNewThread(func() error {
 		if err := unix.Setns(int(h.namespace.Fd()), unix.CLONE_NEWNET); err != nil {
 			return os.NewSyscallError("setns", err)
 		}
@@ -188,8 +188,8 @@ func (h *demoHost) do(f func() error) error {
 	})
 }
 
-// connect puts a cable between the two hosts: a veth pair, wire0 at both ends.
-func connect(a, b *demoHost) error {
+// joinHosts joins the two hosts with a veth pair, wire0 at both ends.
+func joinHosts(a, b *demoHost) error {
 	if err := a.do(func() error { return netstate.AddVeth("wire0", "wire0", int(b.namespace.Fd())) }); err != nil {
 		return err
 	}
@@ -215,10 +215,10 @@ func (h *demoHost) start(ctx context.Context, out io.Writer, self string, remote
 	fmt.Fprintf(out, "%s$ ipipd %s\n", h.name, strings.Join(args, " "))
 	h.up = exec.Command(self, append(args, "--name", demoTunnel, "--runtime-dir", h.runtimeDir)...)
 	h.up.Stdout, h.up.Stderr = &h.log, &h.log
-	// Not even a demo that is killed leaves a tunnel running.
+	// So that a killed demo leaves no tunnel running.
 	h.up.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	started := make(chan error)
-	go func() { // Pdeathsig is sent when the thread ends: it has to stay
+	go func() { // Pdeathsig is sent when the parent thread ends, so keep it
 		runtime.LockOSThread()
 		err := unix.Setns(int(h.namespace.Fd()), unix.CLONE_NEWNET)
 		if err == nil {
@@ -230,7 +230,7 @@ func (h *demoHost) start(ctx context.Context, out io.Writer, self string, remote
 	return <-started
 }
 
-// waitReady waits for the tunnel to be there.
+// waitReady waits until the tunnel is ready.
 func (h *demoHost) waitReady(ctx context.Context) error {
 	for {
 		var status tunnel.Status
@@ -248,7 +248,7 @@ func (h *demoHost) waitReady(ctx context.Context) error {
 	}
 }
 
-// stop ends `ipipd up` as systemd would. It may be called more than once.
+// stop ends `ipipd up` with SIGTERM, as systemd would. It may be called more than once.
 func (h *demoHost) stop() error {
 	if h.up == nil || h.up.Process == nil || h.up.ProcessState != nil {
 		return nil
@@ -297,8 +297,8 @@ func ping(out io.Writer, from, to netip.Addr, seq int) error {
 	}
 }
 
-// listenWire captures what leaves and enters by the interface.
-func listenWire(name string) (fd int, err error) {
+// openCapture opens a packet socket on the interface.
+func openCapture(name string) (fd int, err error) {
 	ifi, err := net.InterfaceByName(name)
 	if err != nil {
 		return -1, err
@@ -315,8 +315,8 @@ func listenWire(name string) (fd int, err error) {
 	return fd, nil
 }
 
-// nextEcho is the first captured packet that carries an ICMP echo request.
-func nextEcho(fd int) ([]byte, error) {
+// readTunnelledEcho returns the first captured IPIP packet with an ICMP echo request inside.
+func readTunnelledEcho(fd int) ([]byte, error) {
 	buf := make([]byte, 2048)
 	for {
 		n, _, err := unix.Recvfrom(fd, buf, 0)
@@ -334,8 +334,8 @@ func nextEcho(fd int) ([]byte, error) {
 	}
 }
 
-// showWire prints a packet: both headers in words, then the bytes.
-func showWire(out io.Writer, wire []byte) error {
+// printPacket prints both IPv4 headers of a packet, then a hex dump.
+func printPacket(out io.Writer, wire []byte) error {
 	outer, err := ipv4.Parse(wire)
 	if err != nil {
 		return err

@@ -14,14 +14,13 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// answerTimeout is how long a tunnel's process may take to answer, and endTimeout
-// how long to remove the tunnel. From sayAfter on it is said what is waited for, and
-// again every sayEvery.
+// answerTimeout bounds the answer of a tunnel's process, downTimeout the removal of the
+// tunnel. down prints what it waits for after progressAfter, then every progressEvery.
 const (
 	answerTimeout = 2 * time.Second
-	endTimeout    = 60 * time.Second
-	sayAfter      = 3 * time.Second
-	sayEvery      = 10 * time.Second
+	downTimeout   = 60 * time.Second
+	progressAfter = 3 * time.Second
+	progressEvery = 10 * time.Second
 )
 
 type downOptions struct {
@@ -55,10 +54,10 @@ func newCmdDown(s *streams, runF func(context.Context, *downOptions) error) *cob
 }
 
 func downRun(_ context.Context, o *downOptions) error {
-	err := control.Down(o.RuntimeDir, o.Name, answerTimeout, endTimeout, sayWaiting(o.streams.err, o.Name))
+	err := control.Down(o.RuntimeDir, o.Name, answerTimeout, downTimeout, progressReporter(o.streams.err, o.Name))
 	if errors.Is(err, control.ErrNotRunning) {
-		if started := startedAs(o.RuntimeDir, o.Name); started != "" {
-			err = control.Down(o.RuntimeDir, started, answerTimeout, endTimeout, sayWaiting(o.streams.err, started))
+		if started := originalName(o.RuntimeDir, o.Name); started != "" {
+			err = control.Down(o.RuntimeDir, started, answerTimeout, downTimeout, progressReporter(o.streams.err, started))
 		}
 	}
 	if errors.Is(err, control.ErrNotRunning) {
@@ -68,15 +67,15 @@ func downRun(_ context.Context, o *downOptions) error {
 	return controlError(err)
 }
 
-// sayWaiting writes a line now and then, for whoever wonders why nothing happens.
-func sayWaiting(out io.Writer, name string) func(time.Duration) {
-	next := sayAfter
+// progressReporter returns a callback for control.Down that prints a line now and then.
+func progressReporter(out io.Writer, name string) func(time.Duration) {
+	next := progressAfter
 	return func(waited time.Duration) {
 		if waited < next {
 			return
 		}
-		next = waited + sayEvery
-		fmt.Fprintf(out, "ipipd: waiting for the process of %s to remove its interface: %v of %v\n", name, waited.Truncate(time.Second), endTimeout)
+		next = waited + progressEvery
+		fmt.Fprintf(out, "ipipd: waiting for the process of %s to remove its interface: %v of %v\n", name, waited.Truncate(time.Second), downTimeout)
 	}
 }
 
@@ -84,7 +83,7 @@ func noSuchTunnel(dir, name string) error {
 	return fmt.Errorf("no tunnel named %s in %s: ipipd print lists those there are", name, dir)
 }
 
-// controlError says what to do about an error of a control socket.
+// controlError adds a remedy to an error of a control socket.
 func controlError(err error) error {
 	var timeout *control.TimeoutError
 	if errors.As(err, &timeout) {
@@ -99,7 +98,7 @@ func controlError(err error) error {
 	return nil
 }
 
-// checkNameArgument refuses what cannot be a tunnel's name.
+// checkNameArgument validates the NAME argument.
 func checkNameArgument(c *cobra.Command, name string) error {
 	var v *tunnel.ValueError
 	if errors.As(tunnel.CheckName(name), &v) {
@@ -108,7 +107,7 @@ func checkNameArgument(c *cobra.Command, name string) error {
 	return nil
 }
 
-// completeName offers a shell the tunnels there are.
+// completeName completes the names of running tunnels.
 func completeName(o *processOptions) cobra.CompletionFunc {
 	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		if len(args) > 0 {

@@ -14,8 +14,8 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// usageError is that the command line is wrong: exit status 2, and nothing has
-// been done. Every other error is of something that failed: exit status 1.
+// usageError is a wrong command line: exit status 2. Every other error is a failure: exit
+// status 1.
 type usageError struct{ err error }
 
 func (e *usageError) Error() string { return e.err.Error() }
@@ -44,7 +44,7 @@ func exitStatus(err error) int {
 	return 1
 }
 
-// oneLine is err on one line, whatever a name or a value in it holds.
+// oneLine returns the message of err on one line, without control characters.
 func oneLine(err error) string {
 	s := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
 	return strings.Map(func(r rune) rune {
@@ -55,7 +55,7 @@ func oneLine(err error) string {
 	}, s)
 }
 
-// valueError names the flag of a property whose value was not accepted.
+// valueError turns a *tunnel.ValueError into a usageError that names the flag.
 func valueError(err error) error {
 	var v *tunnel.ValueError
 	if errors.As(err, &v) {
@@ -64,8 +64,8 @@ func valueError(err error) error {
 	return err
 }
 
-// flagError says, for what pflag finds wrong, which flag it is, what was given and
-// what is accepted.
+// flagError turns an error of pflag into one that names the flag, the value given and the
+// values accepted.
 func flagError(c *cobra.Command, err error) error {
 	var (
 		invalid  *pflag.InvalidValueError
@@ -91,7 +91,7 @@ func flagError(c *cobra.Command, err error) error {
 			return usageErrorf("-%s: unknown flag: %s takes %s", letters, c.CommandPath(), flagNames(c))
 		}
 		name := unknown.GetSpecifiedName()
-		if near := nearest(c, name); near != "" {
+		if near := suggestFlag(c, name); near != "" {
 			return usageErrorf("--%s: unknown flag: did you mean --%s?", name, near)
 		}
 		return usageErrorf("--%s: unknown flag: %s takes %s", name, c.CommandPath(), flagNames(c))
@@ -109,19 +109,19 @@ func flagNames(c *cobra.Command) string {
 	return strings.Join(names, " ")
 }
 
-// nearest is the flag that name most likely is a slip of, "" if there is none.
-func nearest(c *cobra.Command, name string) (near string) {
-	best := 3 // as far as a slip goes
+// suggestFlag returns the flag closest to the misspelt name, or "".
+func suggestFlag(c *cobra.Command, name string) (near string) {
+	best := 3 // exclusive
 	c.Flags().VisitAll(func(f *pflag.Flag) {
-		if d := distance(name, f.Name); d < best && !f.Hidden && d < len(f.Name)/2 {
+		if d := levenshtein(name, f.Name); d < best && !f.Hidden && d < len(f.Name)/2 {
 			best, near = d, f.Name
 		}
 	})
 	return near
 }
 
-// distance is the number of letters to insert, remove or replace (Levenshtein).
-func distance(a, b string) int {
+// levenshtein returns the edit distance in bytes.
+func levenshtein(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j
@@ -142,7 +142,7 @@ func distance(a, b string) int {
 	return row[len(b)]
 }
 
-// withRemedy adds what to do to an error of the system that does not say so.
+// withRemedy appends remedies to an error of the system.
 func withRemedy(err error, remedies ...string) error {
 	if errors.Is(err, fs.ErrPermission) {
 		remedies = append(slices.Clone(remedies), "run it as root")

@@ -13,10 +13,10 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// acceptedAnnotation carries what a flag accepts to where its errors are made.
+// acceptedAnnotation is the annotation of a flag with the values it accepts, for flagError.
 const acceptedAnnotation = "accepted"
 
-// processOptions are what is set of the process rather than of a tunnel.
+// processOptions are the options of the process, as opposed to those of a tunnel.
 type processOptions struct {
 	RuntimeDir string
 	LogLevel   slog.Level
@@ -33,7 +33,7 @@ type processFlag struct {
 	name, values, def, help string
 	words                   []string
 	get                     func(*processOptions) string
-	// set returns "", or what would have been accepted.
+	// set returns "", or the values it accepts.
 	set func(*processOptions, string) (want string)
 }
 
@@ -50,7 +50,7 @@ var runtimeDirFlag = processFlag{
 	},
 }
 
-// processFlags are the flags that `up` has beside a tunnel's properties.
+// processFlags are the flags of `up` in addition to the tunnel's properties.
 var processFlags = []processFlag{
 	runtimeDirFlag,
 	{
@@ -105,7 +105,7 @@ var processFlags = []processFlag{
 	},
 }
 
-// flagValue is a pflag.Value made of functions.
+// flagValue implements pflag.Value with functions.
 type flagValue struct {
 	set func(string) error
 	get func() string
@@ -117,7 +117,7 @@ func (v *flagValue) Type() string       { return "value" }
 
 // addPropertyFlag adds the flag that sets p in config.
 func addPropertyFlag(c *cobra.Command, config *tunnel.Config, p tunnel.Property) {
-	add(c, p.Name, p.Values, p.Default, p.Help, p.Words, &flagValue{
+	addFlag(c, p.Name, p.Values, p.Default, p.Help, p.Words, &flagValue{
 		set: func(v string) error { return p.Set(config, v) },
 		get: func() string { return p.Get(config) },
 	})
@@ -125,7 +125,7 @@ func addPropertyFlag(c *cobra.Command, config *tunnel.Config, p tunnel.Property)
 
 // addProcessFlag adds the flag that sets f in options.
 func addProcessFlag(c *cobra.Command, options *processOptions, f processFlag) {
-	add(c, f.name, f.values, f.def, f.help, f.words, &flagValue{
+	addFlag(c, f.name, f.values, f.def, f.help, f.words, &flagValue{
 		set: func(v string) error {
 			if want := f.set(options, v); want != "" {
 				return &tunnel.ValueError{Property: f.name, Value: v, Want: want}
@@ -136,10 +136,10 @@ func addProcessFlag(c *cobra.Command, options *processOptions, f processFlag) {
 	})
 }
 
-func add(c *cobra.Command, name, values, def, help string, words []string, value pflag.Value) {
-	// In a usage text pflag takes backquotes for the name of the value.
-	plain := strings.NewReplacer("`", "").Replace
-	usage := plain(help + " [" + values + "]")
+func addFlag(c *cobra.Command, name, values, def, help string, words []string, value pflag.Value) {
+	// In a usage text pflag takes a backquoted word for the name of the value.
+	stripBackquotes := strings.NewReplacer("`", "").Replace
+	usage := stripBackquotes(help + " [" + values + "]")
 	switch def {
 	case "required":
 		usage, def = usage+" (required)", ""
@@ -151,7 +151,7 @@ func add(c *cobra.Command, name, values, def, help string, words []string, value
 		Usage:       usage,
 		Value:       value,
 		DefValue:    def,
-		Annotations: map[string][]string{acceptedAnnotation: {plain(values)}},
+		Annotations: map[string][]string{acceptedAnnotation: {stripBackquotes(values)}},
 	}
 	c.Flags().SortFlags = false
 	c.Flags().AddFlag(f)
@@ -169,7 +169,7 @@ func add(c *cobra.Command, name, values, def, help string, words []string, value
 	}
 }
 
-// flagTable is docs/flags.md, which `make docs` writes: the flags of `up`.
+// flagTable returns the text of docs/flags.md, which `make docs` writes.
 func flagTable() string {
 	var tunnelRows, ipsecRows, processRows strings.Builder
 	row := func(b *strings.Builder, name, values, def, help string) {

@@ -13,8 +13,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// upFlags runs `up` with args as far as its flags go: what it would have done, the
-// exit status, and what it said on standard error.
+// upFlags parses args as `up` does, without running it: o is nil if they are wrong.
 func upFlags(t *testing.T, args ...string) (o *upOptions, status int, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -30,7 +29,7 @@ func upFlags(t *testing.T, args ...string) (o *upOptions, status int, stderr str
 		return nil
 	})
 	root.AddCommand(up)
-	finish(up)
+	unifyArgErrors(up)
 	status = execute(context.Background(), root, append([]string{"up"}, args...), s)
 	if out.Len() > 0 {
 		t.Errorf("standard output: %q", out.String())
@@ -38,7 +37,8 @@ func upFlags(t *testing.T, args ...string) (o *upOptions, status int, stderr str
 	return o, status, errs.String()
 }
 
-func TestWrongInputIsStatus2AndOneLine(t *testing.T) {
+// Wrong input gives exit status 2 and one line on standard error.
+func TestFlagError_wrongInput(t *testing.T) {
 	const remote = "--remote-address=198.51.100.1"
 	const accepted = " is not accepted: want "
 	for _, tt := range []struct {
@@ -90,7 +90,8 @@ func TestWrongInputIsStatus2AndOneLine(t *testing.T) {
 	}
 }
 
-func TestUnknownFlagAndStrayArgumentSayWhatIsTaken(t *testing.T) {
+// The error for an unknown flag or stray argument lists what is accepted.
+func TestFlagError_unknown(t *testing.T) {
 	for _, tt := range []struct{ args, want []string }{
 		{[]string{"--colour", "red"}, []string{"ipipd: --colour: unknown flag: ipipd up takes ", " --remote-address ", " --log-format"}},
 		{[]string{"-x"}, []string{"ipipd: -x: unknown flag: ipipd up takes ", " --remote-address "}},
@@ -110,7 +111,7 @@ func TestUnknownFlagAndStrayArgumentSayWhatIsTaken(t *testing.T) {
 	}
 }
 
-func TestFlagsFillTheConfig(t *testing.T) {
+func TestNewCmdUp_flags(t *testing.T) {
 	for _, args := range [][]string{
 		{"--name", "t0", "--local-address", "192.0.2.1", "--remote-address", "198.51.100.1", "--mtu", "1400", "--dscp", "46",
 			"--address", "10.0.0.1/30", "--address", "10.0.1.1/24", "--fwmark", "0x10", "--runtime-dir", "/run/x", "--log-level", "debug", "--log-format", "json"},
@@ -138,7 +139,7 @@ func TestFlagsFillTheConfig(t *testing.T) {
 		}
 		for name := range got {
 			if _, ok := want[name]; !ok {
-				delete(got, name) // a property of which this test does not know
+				delete(got, name) // a property that this test does not cover
 			}
 		}
 		if d := cmp.Diff(want, got); d != "" {
@@ -147,7 +148,8 @@ func TestFlagsFillTheConfig(t *testing.T) {
 	}
 }
 
-func TestDocumentedProcessDefaultsAreTheDefaults(t *testing.T) {
+// The documented defaults and words are those of the program.
+func TestProcessFlags_defaults(t *testing.T) {
 	o := defaultProcessOptions()
 	for _, f := range processFlags {
 		if got := f.get(&o); got != f.def {
@@ -161,7 +163,7 @@ func TestDocumentedProcessDefaultsAreTheDefaults(t *testing.T) {
 	}
 }
 
-func TestEveryFlagIsInUpsHelp(t *testing.T) {
+func TestNewCmdUp_help(t *testing.T) {
 	var out bytes.Buffer
 	if status := run(context.Background(), []string{"up", "--help"}, &streams{&out, &out}); status != 0 {
 		t.Fatalf("status %d", status)

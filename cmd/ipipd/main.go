@@ -1,4 +1,4 @@
-// Ipipd brings up RFC 2003 IP-in-IP tunnels in user space. `ipipd help` says how.
+// Ipipd is a userspace daemon for RFC 2003 IP-in-IP tunnels: see `ipipd help`.
 package main
 
 import (

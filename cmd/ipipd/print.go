@@ -64,10 +64,10 @@ func printRun(_ context.Context, o *printOptions) error {
 		}
 		sortNames(names)
 	}
-	statuses, problem := askAll(o.RuntimeDir, names)
+	statuses, problem := queryStatuses(o.RuntimeDir, names)
 	if o.Name != "" && len(statuses) == 0 && problem == nil {
-		if started := startedAs(o.RuntimeDir, o.Name); started != "" {
-			statuses, problem = askAll(o.RuntimeDir, []string{started})
+		if started := originalName(o.RuntimeDir, o.Name); started != "" {
+			statuses, problem = queryStatuses(o.RuntimeDir, []string{started})
 		}
 	}
 	if o.Name != "" && len(statuses) == 0 {
@@ -85,10 +85,10 @@ func printRun(_ context.Context, o *printOptions) error {
 	return cmp.Or(err, problem)
 }
 
-// askAll has the status of each tunnel that is running and answers, in the order
-// of names. Those that do not answer are the problem, all on one line; those that
-// have ended are nobody's, and what they left behind is cleared away.
-func askAll(dir string, names []string) (statuses []tunnel.Status, problem error) {
+// queryStatuses returns the statuses of the running tunnels, in the order of names.
+// problem joins the errors of those that do not answer. Tunnels that have ended are left
+// out, and their stale sockets removed.
+func queryStatuses(dir string, names []string) (statuses []tunnel.Status, problem error) {
 	all := make([]tunnel.Status, len(names))
 	errs := make([]error, len(names))
 	var wg sync.WaitGroup
@@ -116,11 +116,11 @@ func askAll(dir string, names []string) (statuses []tunnel.Status, problem error
 	return statuses, errors.Join(problems...)
 }
 
-// startedAs is the name that a tunnel was started with, and is asked by, whose interface
-// has been renamed and has that name now; "" if there is none.
-func startedAs(dir, name string) string {
+// originalName returns the name under which a tunnel was started whose interface has since
+// been renamed to name, or "". The control socket keeps the original name.
+func originalName(dir, name string) string {
 	names, _ := control.List(dir)
-	statuses, _ := askAll(dir, names)
+	statuses, _ := queryStatuses(dir, names)
 	for _, s := range statuses {
 		if s.Name() == name {
 			return s.RenamedFrom
@@ -129,11 +129,11 @@ func startedAs(dir, name string) string {
 	return ""
 }
 
-// printTable is RouterOS's `print`.
+// printTable prints in the format of RouterOS's `print`.
 func printTable(out io.Writer, statuses []tunnel.Status) error {
 	var b bytes.Buffer
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	comments := make([]string, len(statuses)) // above their tunnels, and in no column
+	comments := make([]string, len(statuses)) // lines of their own, above the tunnels
 	fmt.Fprintln(w, "#\tNAME\tMTU\tLOCAL-ADDRESS\tREMOTE-ADDRESS")
 	width := len(strconv.Itoa(max(0, len(statuses)-1)))
 	for i, s := range statuses {
@@ -156,11 +156,10 @@ func printTable(out io.Writer, statuses []tunnel.Status) error {
 	for i, row := range slices.Collect(strings.Lines(rows)) {
 		text += comments[i] + row
 	}
-	return writeTrimmed(out, text)
+	return writeTrimmingLines(out, text)
 }
 
-// printDetail is all there is to say of one tunnel at that time, as RouterOS's
-// `monitor` says it.
+// printDetail prints the status of one tunnel in the format of RouterOS's `monitor`.
 func printDetail(out io.Writer, s *tunnel.Status, now time.Time) error {
 	type line struct{ name, value string }
 	var lines []line
@@ -169,14 +168,14 @@ func printDetail(out io.Writer, s *tunnel.Status, now time.Time) error {
 	}
 	lastHeard := "never"
 	if !s.LastHeard.IsZero() {
-		lastHeard = fmt.Sprintf("%s (%s ago)", s.LastHeard.Local().Format(time.DateTime), age(now.Sub(s.LastHeard)))
+		lastHeard = fmt.Sprintf("%s (%s ago)", s.LastHeard.Local().Format(time.DateTime), formatAge(now.Sub(s.LastHeard)))
 	}
 	if s.RenamedFrom != "" {
 		lines = append(lines, line{"renamed-from", s.RenamedFrom})
 	}
 	lines = append(lines,
-		line{"disabled", yesNo(s.Disabled)},
-		line{"running", yesNo(s.Running)})
+		line{"disabled", formatBool(s.Disabled)},
+		line{"running", formatBool(s.Running)})
 	if s.WaitingFor != "" {
 		lines = append(lines, line{"waiting-for", s.WaitingFor})
 	}
@@ -203,7 +202,7 @@ func printDetail(out io.Writer, s *tunnel.Status, now time.Time) error {
 		line{"rx-byte", strconv.FormatUint(s.RxByte, 10)},
 		line{"tx-packet", strconv.FormatUint(s.TxPacket, 10)},
 		line{"tx-byte", strconv.FormatUint(s.TxByte, 10)},
-		line{"drops", dropText(s.Drops)})
+		line{"drops", formatDrops(s.Drops)})
 	width := 0
 	for _, l := range lines {
 		width = max(width, len(l.name))
@@ -212,11 +211,11 @@ func printDetail(out io.Writer, s *tunnel.Status, now time.Time) error {
 	for _, l := range lines {
 		fmt.Fprintf(&b, "%*s: %s\n", width, l.name, l.value)
 	}
-	return writeTrimmed(out, b.String())
+	return writeTrimmingLines(out, b.String())
 }
 
-// age is d in its two largest units, 3m20s; 0s if a clock was set back meanwhile.
-func age(d time.Duration) string {
+// formatAge formats d in its two largest units, 3m20s; 0s if d < 0 (clock set back).
+func formatAge(d time.Duration) string {
 	s := max(int64(d/time.Second), 0)
 	switch {
 	case s < 60:
@@ -229,8 +228,8 @@ func age(d time.Duration) string {
 	return fmt.Sprintf("%dd%dh", s/60/60/24, s/60/60%24)
 }
 
-// dropText is "none", or the reasons and how often, in the order of the alphabet.
-func dropText(drops map[string]uint64) string {
+// formatDrops returns reason=count pairs sorted by reason, or "none".
+func formatDrops(drops map[string]uint64) string {
 	var parts []string
 	for reason, n := range drops {
 		parts = append(parts, fmt.Sprintf("%s=%d", reason, n))
@@ -251,15 +250,15 @@ func printJSON(out io.Writer, statuses []tunnel.Status) error {
 	return err
 }
 
-func yesNo(b bool) string {
+func formatBool(b bool) string {
 	if b {
 		return "yes"
 	}
 	return "no"
 }
 
-// writeTrimmed leaves out the spaces at the ends of lines.
-func writeTrimmed(out io.Writer, text string) error {
+// writeTrimmingLines writes text without trailing spaces.
+func writeTrimmingLines(out io.Writer, text string) error {
 	lines := strings.Split(text, "\n")
 	for i := range lines {
 		lines[i] = strings.TrimRight(lines[i], " ")

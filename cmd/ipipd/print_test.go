@@ -17,7 +17,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// A status as a tunnel could have it.
+// exampleStatus returns a status, with property names and values in set.
 func exampleStatus(name, remote string, set ...string) tunnel.Status {
 	c := tunnel.Default()
 	c.Name, c.RemoteAddress = name, remote
@@ -31,7 +31,7 @@ func exampleStatus(name, remote string, set ...string) tunnel.Status {
 		}
 	}
 	s := tunnel.NewStatus(&c)
-	// The golden outputs are about the properties there were when they were made.
+	// Later properties are not in the golden outputs.
 	s.Settings = slices.DeleteFunc(s.Settings, func(v tunnel.Setting) bool { return !slices.Contains(goldenSettings, v.Name) })
 	s.Running, s.ActualMTU = true, 1480
 	s.CurrentLocalAddress, s.CurrentRemoteAddress, s.KeepaliveState = "192.0.2.1", "198.51.100.1", "up"
@@ -50,7 +50,8 @@ func golden(t *testing.T, want, got string) {
 	}
 }
 
-func TestPrintIsRouterOSsTable(t *testing.T) {
+// The table has the format of RouterOS.
+func TestPrintTable(t *testing.T) {
 	down := exampleStatus("tunnel-to-riga", "r2.example", "local-address", "203.0.113.200", "comment", "for emergencies")
 	down.Running, down.ActualMTU = false, 1400
 	off := exampleStatus("ipip3", "198.51.100.3")
@@ -69,7 +70,7 @@ Flags: X - disabled, R - running
 `, b.String())
 }
 
-func TestPrintOfManyAlignsTheNumbers(t *testing.T) {
+func TestPrintTable_alignsNumbers(t *testing.T) {
 	var b bytes.Buffer
 	printTable(&b, slices.Repeat([]tunnel.Status{exampleStatus("t", "198.51.100.1")}, 11))
 	lines := strings.Split(b.String(), "\n")
@@ -77,7 +78,7 @@ func TestPrintOfManyAlignsTheNumbers(t *testing.T) {
 	golden(t, `10 R  t     1480  192.0.2.1      198.51.100.1`, lines[12])
 }
 
-func TestPrintNAMEShowsEverything(t *testing.T) {
+func TestPrintDetail(t *testing.T) {
 	s := exampleStatus("ipip1", "r2.example", "address", "10.255.0.1/30", "address", "10.1.0.1/24", "comment", "to Riga")
 	s.RxPacket, s.RxByte, s.TxPacket, s.TxByte = 12, 1008, 13, 1092
 	s.LastHeard = time.Date(2025, 1, 2, 3, 4, 5, 0, time.Local)
@@ -120,18 +121,18 @@ current-remote-address: 198.51.100.1
 `, b.String())
 }
 
-func TestPrintSaysHowLongAgoThePeerWasHeard(t *testing.T) {
+func TestFormatAge(t *testing.T) {
 	for d, want := range map[time.Duration]string{
 		-time.Minute: "0s", 0: "0s", 59*time.Second + 999*time.Millisecond: "59s", time.Minute: "1m0s",
 		time.Hour - 1: "59m59s", time.Hour: "1h0m", 24*time.Hour - 1: "23h59m", 50 * time.Hour: "2d2h",
 	} {
-		if got := age(d); got != want {
+		if got := formatAge(d); got != want {
 			t.Errorf("age(%v) = %s, want %s", d, got, want)
 		}
 	}
 }
 
-func TestPrintJSONIsAnArray(t *testing.T) {
+func TestPrintJSON(t *testing.T) {
 	var b bytes.Buffer
 	if err := printJSON(&b, nil); err != nil {
 		t.Fatal(err)
@@ -178,14 +179,14 @@ func TestPrintJSONIsAnArray(t *testing.T) {
 `, b.String())
 }
 
-// command runs the program with args.
+// command runs the program.
 func command(args ...string) (status int, stdout, stderr string) {
 	var out, errs bytes.Buffer
 	status = run(context.Background(), args, &streams{&out, &errs})
 	return status, out.String(), errs.String()
 }
 
-// serveStatus has dir hold a tunnel that shows s.
+// serveStatus serves s on a control socket in dir.
 func serveStatus(t *testing.T, dir string, s tunnel.Status) {
 	t.Helper()
 	server, err := control.Listen(t.Context(), dir, s.Name())
@@ -196,7 +197,7 @@ func serveStatus(t *testing.T, dir string, s tunnel.Status) {
 	go server.Serve(func() any { return s }, func() { go server.Close() })
 }
 
-// shortDir is a folder whose path leaves room for a socket's name.
+// shortDir returns a directory with a path short enough for sockets in it (sun_path).
 func shortDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "ipipd")
@@ -207,7 +208,7 @@ func shortDir(t *testing.T) string {
 	return dir
 }
 
-func TestPrintWithoutTunnelsIsTheHeader(t *testing.T) {
+func TestPrintRun_noTunnels(t *testing.T) {
 	dir := filepath.Join(shortDir(t), "none")
 	status, out, errs := command("print", "--runtime-dir", dir)
 	golden(t, `
@@ -225,7 +226,8 @@ Flags: X - disabled, R - running
 	}
 }
 
-func TestPrintOfNoSuchTunnelIsStatus1AndOneLine(t *testing.T) {
+// Exit status 1 and one line on standard error.
+func TestPrintRun_noSuchTunnel(t *testing.T) {
 	dir := shortDir(t)
 	for _, args := range [][]string{{"print", "NOSUCH"}, {"print", "NOSUCH", "--json"}, {"down", "NOSUCH"}} {
 		status, out, errs := command(append(args, "--runtime-dir", dir)...)
@@ -235,7 +237,7 @@ func TestPrintOfNoSuchTunnelIsStatus1AndOneLine(t *testing.T) {
 	}
 }
 
-func TestPrintOfWhatIsNoFolderSaysWhatToDo(t *testing.T) {
+func TestPrintRun_notADirectory(t *testing.T) {
 	file := filepath.Join(shortDir(t), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -248,7 +250,8 @@ func TestPrintOfWhatIsNoFolderSaysWhatToDo(t *testing.T) {
 	}
 }
 
-func TestPrintSortsAndClearsAwayWhatIsStale(t *testing.T) {
+// The output is sorted by name and number; stale sockets are removed.
+func TestPrintRun_sortedWithoutStale(t *testing.T) {
 	dir := shortDir(t)
 	for _, name := range []string{"ipip10", "ipip2", "a"} {
 		serveStatus(t, dir, exampleStatus(name, "198.51.100.1"))
@@ -276,7 +279,8 @@ Flags: X - disabled, R - running
 	}
 }
 
-func TestHungTunnelIsSaidAndTheOthersAreShown(t *testing.T) {
+// A hung tunnel is an error, and the other tunnels are printed.
+func TestPrintRun_hungTunnel(t *testing.T) {
 	dir := shortDir(t)
 	serveStatus(t, dir, exampleStatus("ipip1", "198.51.100.1"))
 	hung, err := control.Listen(t.Context(), dir, "ipip2") // and never Serve
@@ -294,7 +298,7 @@ func TestHungTunnelIsSaidAndTheOthersAreShown(t *testing.T) {
 	}
 }
 
-func TestDownEndsATunnel(t *testing.T) {
+func TestDownRun(t *testing.T) {
 	dir := shortDir(t)
 	serveStatus(t, dir, exampleStatus("ipip1", "198.51.100.1"))
 	if status, out, errs := command("down", "ipip1", "--runtime-dir", dir); status != 0 || out != "" || errs != "" {
@@ -305,10 +309,10 @@ func TestDownEndsATunnel(t *testing.T) {
 	}
 }
 
-func TestDownSaysWhatItWaitsFor(t *testing.T) {
+func TestProgressReporter(t *testing.T) {
 	var b bytes.Buffer
-	waiting := sayWaiting(&b, "ipip1")
-	for waited := time.Duration(0); waited < endTimeout/2; waited += 20 * time.Millisecond {
+	waiting := progressReporter(&b, "ipip1")
+	for waited := time.Duration(0); waited < downTimeout/2; waited += 20 * time.Millisecond {
 		waiting(waited)
 	}
 	golden(t, `
@@ -318,7 +322,7 @@ ipipd: waiting for the process of ipip1 to remove its interface: 23s of 1m0s
 `, b.String())
 }
 
-func TestWrongArgumentsOfPrintAndDown(t *testing.T) {
+func TestRun_wrongArguments(t *testing.T) {
 	for _, tt := range []struct {
 		args []string
 		want string

@@ -9,11 +9,10 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// streams are where a command writes: what was asked for to out, what went wrong
-// to err.
+// streams are standard output and standard error of a command.
 type streams struct{ out, err io.Writer }
 
-// run is the whole program, but for its end: the exit status is returned.
+// run runs the program and returns its exit status.
 func run(ctx context.Context, args []string, s *streams) int {
 	return execute(ctx, newCmdRoot(s), args, s)
 }
@@ -23,7 +22,7 @@ func execute(ctx context.Context, root *cobra.Command, args []string, s *streams
 	err := root.ExecuteContext(ctx)
 	if err != nil {
 		line := oneLine(err)
-		if !strings.HasPrefix(line, root.Name()) { // some name the whole command
+		if !strings.HasPrefix(line, root.Name()) { // some errors start with the command's path
 			line = root.Name() + ": " + line
 		}
 		fmt.Fprintln(s.err, line)
@@ -56,20 +55,20 @@ Exit status: 0 done, 1 it failed, 2 the command line was wrong.`,
 	root.SetFlagErrorFunc(flagError)
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages ", ".FlagUsagesWrapped 100 "))
 	root.AddCommand(newCmdUp(s, upRun), newCmdPrint(s, printRun), newCmdDown(s, downRun), newCmdVersion(s))
-	for _, more := range extraCommands {
+	for _, more := range platformCommands {
 		root.AddCommand(more(s))
 	}
 	root.SetHelpCommand(newCmdHelp())
 	root.InitDefaultHelpCmd()
-	root.InitDefaultCompletionCmd("completion") // with any argument: it comes early, and is finished below
-	finish(root)
+	root.InitDefaultCompletionCmd("completion") // now, and not in Execute, so that unifyArgErrors covers it
+	unifyArgErrors(root)
 	return root
 }
 
-// extraCommands are those that not every system has.
-var extraCommands []func(*streams) *cobra.Command
+// platformCommands are the commands that only some systems have.
+var platformCommands []func(*streams) *cobra.Command
 
-// newCmdHelp replaces cobra's, which takes any argument without complaint.
+// newCmdHelp replaces cobra's help command, which accepts unknown commands.
 func newCmdHelp() *cobra.Command {
 	return &cobra.Command{
 		Use:               "help [COMMAND]",
@@ -87,9 +86,9 @@ func newCmdHelp() *cobra.Command {
 	}
 }
 
-// finish has the whole tree answer wrong arguments in the same way, the commands
-// that cobra makes included.
-func finish(c *cobra.Command) {
+// unifyArgErrors makes wrong arguments of c and its subcommands, those of cobra included,
+// usage errors.
+func unifyArgErrors(c *cobra.Command) {
 	if args := c.Args; args != nil {
 		c.Args = func(c *cobra.Command, given []string) error {
 			if err := args(c, given); err != nil {
@@ -98,7 +97,7 @@ func finish(c *cobra.Command) {
 			return nil
 		}
 	}
-	if !c.Runnable() { // `completion`: its shells are commands
+	if !c.Runnable() { // `completion`, whose shells are subcommands
 		c.Args = cobra.ArbitraryArgs
 		c.RunE = func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -108,11 +107,11 @@ func finish(c *cobra.Command) {
 		}
 	}
 	for _, sub := range c.Commands() {
-		finish(sub)
+		unifyArgErrors(sub)
 	}
 }
 
-// unknownCommand says which there are.
+// unknownCommand returns a usage error that lists the commands.
 func unknownCommand(c *cobra.Command, given string) error {
 	var names []string
 	for _, sub := range c.Commands() {
@@ -123,7 +122,7 @@ func unknownCommand(c *cobra.Command, given string) error {
 	return usageErrorf("%s: %q is not a command: want %s", c.CommandPath(), given, strings.Join(names, ", "))
 }
 
-// noArguments is for commands that take flags only.
+// noArguments is the Args of commands that take only flags.
 func noArguments(c *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		return usageErrorf("%s: unexpected argument %q: want only flags, each --name value or --name=value", c.CommandPath(), args[0])

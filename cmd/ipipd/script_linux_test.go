@@ -12,13 +12,13 @@ import (
 	"ipipd/test/netlab"
 )
 
-// TestScriptsInANamespace runs testdata/script/root: real tunnels, each script in
-// a network namespace of its own, whose only cable goes to far0:
+// The scripts of testdata/script/root start real tunnels. Each has its own network
+// namespace, with a veth pair whose other end, far0, has no host:
 //
-//	ipipd ── under0 192.0.2.1/24 ────── far0, which nobody is behind
+//	ipipd ── under0 192.0.2.1/24 ────── far0
 //
-// A script enters it with `nsenter --net=$NS`.
-func TestScriptsInANamespace(t *testing.T) {
+// A script enters the namespace with `nsenter --net=$NS`.
+func TestRun_scriptsInNamespace(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: network namespaces, /dev/net/tun and raw sockets")
 	}
@@ -41,7 +41,7 @@ func TestScriptsInANamespace(t *testing.T) {
 			ns.Run("ip", "address", "add", "192.0.2.1/24", "dev", "under0")
 			ns.Run("ip", "link", "set", "under0", "up")
 			ns.Run("ip", "link", "set", "far0", "up")
-			// Nobody answers, and nobody says so: no ICMP error comes of it.
+			// Static neighbours, so that no ICMP host unreachable comes back.
 			for _, remote := range []string{"192.0.2.2", "192.0.2.3"} {
 				ns.Run("ip", "neighbour", "add", remote, "lladdr", "02:00:00:00:00:02", "dev", "under0")
 			}

@@ -18,18 +18,17 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"ipipd": main})
 }
 
-// TestScripts runs testdata/script: the program as its users run it, as far as
-// that takes no privilege.
-func TestScripts(t *testing.T) {
+// The scripts of testdata/script run the program without privileges.
+func TestRun_scripts(t *testing.T) {
 	testscript.Run(t, scriptParams(nil, filepath.Join("testdata", "script", "*.txtar")))
 }
 
-// scriptParams are for the scripts that match pattern. Beside testscript's own
-// commands they have
+// scriptParams returns the parameters for the scripts that match pattern. They add these
+// commands to testscript's own:
 //
-//	exits STATUS program [args...]	which must end with just that exit status
-//	retry program [args...]		which is repeated until it succeeds
-//	oneline stdout|stderr		one line, with its end, and nothing more
+//	exits STATUS program [args...]	the program must end with this exit status
+//	retry program [args...]		repeat the program until it succeeds
+//	oneline stdout|stderr		the output must be one line, with its newline
 func scriptParams(environment []string, pattern string) testscript.Params {
 	files, err := filepath.Glob(pattern)
 	if err != nil || len(files) == 0 {

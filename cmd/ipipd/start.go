@@ -8,28 +8,28 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// startTunnel has a process carry one tunnel, and have no more privileges than that
-// takes.
-func startTunnel(ctx context.Context, o tunnel.EngineOptions, config tunnel.Config) (upTunnel, error) {
-	host, err := tunnel.NewEngine(o)
+// startTunnel starts an engine with one tunnel, then drops the privileges that the process
+// no longer needs.
+func startTunnel(ctx context.Context, o tunnel.EngineOptions, config tunnel.Config) (startedTunnel, error) {
+	engine, err := tunnel.NewEngine(o)
 	if err != nil {
 		return nil, err
 	}
-	t, err := host.Start(ctx, config)
+	t, err := engine.Start(ctx, config)
 	if err != nil {
-		return nil, errors.Join(err, host.Close())
+		return nil, errors.Join(err, engine.Close())
 	}
-	// Not before: the fast path's programs are loaded with all there is.
+	// After Start, which may need all capabilities to load the fast path's programs.
 	if err := confine.Process(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		o.Log.Warn("this process keeps privileges that it has no use for", "err", err)
 	}
-	return &onlyTunnel{t, host}, nil
+	return &singleTunnel{t, engine}, nil
 }
 
-// onlyTunnel ends its host with itself.
-type onlyTunnel struct {
+// singleTunnel closes its engine with the tunnel.
+type singleTunnel struct {
 	*tunnel.Tunnel
-	host *tunnel.Engine
+	engine *tunnel.Engine
 }
 
-func (t *onlyTunnel) Close() error { return t.host.Close() }
+func (t *singleTunnel) Close() error { return t.engine.Close() }

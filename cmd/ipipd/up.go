@@ -23,19 +23,19 @@ type upOptions struct {
 	processOptions
 	streams *streams
 	Config  tunnel.Config
-	// SecretInArguments: ipsec-secret was given as a flag.
-	SecretInArguments bool
-	// start brings the tunnel up.
-	start func(context.Context, tunnel.EngineOptions, tunnel.Config) (upTunnel, error)
+	// SecretInArgs reports that ipsec-secret was given as a flag.
+	SecretInArgs bool
+	// start is startTunnel, but in tests.
+	start func(context.Context, tunnel.EngineOptions, tunnel.Config) (startedTunnel, error)
 }
 
-// upTunnel is what `up` asks of a tunnel that it has started.
-type upTunnel interface {
+// startedTunnel is the part of *tunnel.Tunnel that `up` uses.
+type startedTunnel interface {
 	Status() tunnel.Status
-	// Done is closed when the tunnel has ended by itself, and Err says why.
+	// Done is closed when the tunnel has failed; Err returns the reason.
 	Done() <-chan struct{}
 	Err() error
-	// Close removes it. It returns when the interface is gone.
+	// Close removes the tunnel. It returns when the interface is gone.
 	Close() error
 }
 
@@ -52,14 +52,14 @@ or CAP_NET_ADMIN and CAP_NET_RAW.`,
 		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {
-			o.SecretInArguments = len(o.Config.IPsec.Secret) > 0
-			if err := takeSecret(&o.Config, os.LookupEnv); err != nil {
+			o.SecretInArgs = len(o.Config.IPsec.Secret) > 0
+			if err := secretFromEnv(&o.Config, os.LookupEnv); err != nil {
 				return err
 			}
 			if err := o.Config.Validate(); err != nil {
 				var v *tunnel.ValueError
 				if errors.As(err, &v) && v.Missing && v.Property == "remote-address" {
-					return usageErrorf("%w; the smallest tunnel is %s", valueError(err), smallestTunnel)
+					return usageErrorf("%w; the smallest tunnel is %s", valueError(err), minimalExample)
 				}
 				return valueError(err)
 			}
@@ -75,17 +75,16 @@ or CAP_NET_ADMIN and CAP_NET_RAW.`,
 	return c
 }
 
-// smallestTunnel is an example for whoever begins.
-const smallestTunnel = "ipipd up --remote-address 198.51.100.1 --address 10.255.0.1/30"
+// minimalExample is part of the error for a missing remote-address.
+const minimalExample = "ipipd up --remote-address 198.51.100.1 --address 10.255.0.1/30"
 
-// secretVariable is where the secret may be given, so that neither the arguments nor
-// a file have it.
-const secretVariable = "IPIPD_IPSEC_SECRET"
+// secretEnv is the environment variable for ipsec-secret.
+const secretEnv = "IPIPD_IPSEC_SECRET"
 
-// takeSecret takes the secret from the environment, unless a flag has given one. A
-// variable that is there and empty is a mistake, and not a plain tunnel.
-func takeSecret(config *tunnel.Config, lookup func(string) (string, bool)) error {
-	value, ok := lookup(secretVariable)
+// secretFromEnv sets the secret from the environment, unless a flag has set it. An empty
+// variable is an error, so that it does not start an unencrypted tunnel.
+func secretFromEnv(config *tunnel.Config, lookup func(string) (string, bool)) error {
+	value, ok := lookup(secretEnv)
 	if !ok || config.IPsec.Wanted() {
 		return nil
 	}
@@ -95,7 +94,7 @@ func takeSecret(config *tunnel.Config, lookup func(string) (string, bool)) error
 		}
 		var wrong *tunnel.ValueError
 		if err := p.Set(config, value); errors.As(err, &wrong) {
-			return usageErrorf("%s: what it holds is not accepted: want %s, or no such variable", secretVariable, wrong.Want)
+			return usageErrorf("%s: what it holds is not accepted: want %s, or no such variable", secretEnv, wrong.Want)
 		}
 	}
 	return nil
@@ -106,20 +105,20 @@ func upRun(ctx context.Context, o *upOptions) error {
 	defer stop()
 	ctx, down := context.WithCancel(ctx)
 	defer down()
-	hangups := make(chan os.Signal, 1) // one that comes before the tunnel is ready is answered then
-	signal.Notify(hangups, syscall.SIGHUP)
-	defer signal.Stop(hangups)
+	sighups := make(chan os.Signal, 1) // buffered: one before the tunnel is ready is logged then
+	signal.Notify(sighups, syscall.SIGHUP)
+	defer signal.Stop(sighups)
 
 	log := newLogger(o)
-	if o.SecretInArguments {
-		log.Warn("ipsec-secret was given as an argument, which every user of this host can read; use --ipsec-secret-file or " + secretVariable)
+	if o.SecretInArgs {
+		log.Warn("ipsec-secret was given as an argument, which every user of this host can read; use --ipsec-secret-file or " + secretEnv)
 	}
 	if o.Config.IPsec.Wanted() {
-		if err := neverDumpCore(); err != nil {
+		if err := disableCoreDumps(); err != nil {
 			log.Warn("a core dump of this process would have the secret in it", "err", err)
 		}
 	}
-	server, name, err := claimName(ctx, o.RuntimeDir, o.Config.Name)
+	server, name, err := reserveName(ctx, o.RuntimeDir, o.Config.Name)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil // told to end before there was a tunnel
@@ -127,9 +126,9 @@ func upRun(ctx context.Context, o *upOptions) error {
 		return err
 	}
 	o.Config.Name = name
-	// The socket goes last: whoever waits for it to go finds the interface gone.
+	// Deferred first, so that the socket goes after the interface, as `down` expects.
 	defer server.Close()
-	var ready atomic.Pointer[upTunnel]
+	var ready atomic.Pointer[startedTunnel]
 	go func() {
 		status := func() any {
 			if t := ready.Load(); t != nil {
@@ -156,7 +155,7 @@ func upRun(ctx context.Context, o *upOptions) error {
 
 	for running := true; running; {
 		select {
-		case <-hangups:
+		case <-sighups:
 			log.Info("nothing to reload: the tunnel is set by the flags of ipipd up alone", "name", name)
 		case <-ctx.Done():
 			log.Debug("told to end", "name", name)
@@ -165,7 +164,7 @@ func upRun(ctx context.Context, o *upOptions) error {
 			err, running = t.Err(), false
 		}
 	}
-	stop() // a second signal is not waited for
+	stop() // a second signal kills the process
 	return errors.Join(err, t.Close())
 }
 
@@ -177,25 +176,25 @@ func newLogger(o *upOptions) *slog.Logger {
 	return slog.New(slog.NewTextHandler(o.streams.err, options))
 }
 
-// takenGrace is how long a name may still be taken by a process that has been
-// killed and is not all gone yet.
-const takenGrace = time.Second
+// nameRetryTimeout bounds the wait for a name whose process has been killed and has not
+// exited completely.
+const nameRetryTimeout = time.Second
 
-// claimName takes the name, or with "" the first ipipN that neither an interface
-// here nor a tunnel in dir has: the folder may be shared by network namespaces.
-func claimName(ctx context.Context, dir, name string) (*control.Server, string, error) {
+// reserveName reserves the name, or with "" the first ipipN that is free both as an
+// interface and in dir, which several network namespaces may share.
+func reserveName(ctx context.Context, dir, name string) (*control.Server, string, error) {
 	if name == "" {
 		for i := 1; ; i++ {
 			name := "ipip" + strconv.Itoa(i)
-			s, err := claim(ctx, dir, name)
+			s, err := tryReserveName(ctx, dir, name)
 			var taken *nameTakenError
 			if !errors.As(err, &taken) {
 				return s, name, err
 			}
 		}
 	}
-	for end := time.Now().Add(takenGrace); ; {
-		s, err := claim(ctx, dir, name)
+	for end := time.Now().Add(nameRetryTimeout); ; {
+		s, err := tryReserveName(ctx, dir, name)
 		var taken *nameTakenError
 		if !errors.As(err, &taken) || time.Now().After(end) {
 			return s, name, err
@@ -214,23 +213,23 @@ func (e *nameTakenError) Error() string {
 	return fmt.Sprintf("name %s is taken by %s: choose another with --name", e.name, e.by)
 }
 
-// claim asks the folder first: of a tunnel that runs here, that it is one is more
-// use to know than that its interface is there.
-func claim(ctx context.Context, dir, name string) (*control.Server, error) {
+// tryReserveName checks the control socket before the interface, for the better error
+// message if a tunnel of ipipd has the name.
+func tryReserveName(ctx context.Context, dir, name string) (*control.Server, error) {
 	s, err := control.Listen(ctx, dir, name)
 	var taken *control.TakenError
-	var folder *control.DirError
-	var held *control.LockedError
+	var unsafe *control.DirError
+	var locked *control.LockedError
 	switch {
 	case errors.As(err, &taken):
 		return nil, &nameTakenError{name, "a running tunnel (" + taken.Path + "); end it with ipipd down " + name}
-	case errors.As(err, &folder):
+	case errors.As(err, &unsafe):
 		remedy := "choose another folder with --runtime-dir"
-		if folder.Remedy != "" {
-			remedy = folder.Remedy + ", or " + remedy
+		if unsafe.Remedy != "" {
+			remedy = unsafe.Remedy + ", or " + remedy
 		}
 		return nil, fmt.Errorf("cannot make the control socket: %w: %s", err, remedy)
-	case errors.As(err, &held):
+	case errors.As(err, &locked):
 		return nil, fmt.Errorf("cannot make the control socket: %w", err)
 	case err != nil:
 		return nil, withRemedy(fmt.Errorf("cannot make the control socket: %w", err), "choose another folder with --runtime-dir")

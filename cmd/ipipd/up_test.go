@@ -17,14 +17,14 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// fakeTunnel has everything of a tunnel but the packets.
+// fakeTunnel is a startedTunnel without an interface.
 type fakeTunnel struct {
 	config tunnel.Config
 	done   chan struct{}
 	err    error
 	closed chan struct{}
 	dir    string
-	left   bool // the socket was still there when Close was called
+	left   bool // the socket existed when Close was called
 }
 
 func (t *fakeTunnel) Status() tunnel.Status {
@@ -41,33 +41,33 @@ func (t *fakeTunnel) Close() error {
 	return nil
 }
 
-// lockedBuffer is written by a tunnel and read by its test.
-type lockedBuffer struct {
+// syncBuffer is a bytes.Buffer for concurrent use.
+type syncBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
 }
 
-func (b *lockedBuffer) Write(p []byte) (int, error) {
+func (b *syncBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.b.Write(p)
 }
 
-func (b *lockedBuffer) String() string {
+func (b *syncBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.b.String()
 }
 
-// upFake runs `up` with a fake tunnel in dir, and returns when it is ready.
-func upFake(t *testing.T, dir, name string, change func(*upOptions)) (tun *fakeTunnel, log *lockedBuffer, ended chan error) {
+// runUpFake runs `up` with a fake tunnel, and returns when it is ready.
+func runUpFake(t *testing.T, dir, name string, change func(*upOptions)) (tun *fakeTunnel, log *syncBuffer, ended chan error) {
 	t.Helper()
-	log = &lockedBuffer{}
+	log = &syncBuffer{}
 	tun = &fakeTunnel{done: make(chan struct{}), closed: make(chan struct{}), dir: dir}
 	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{log, log}, Config: tunnel.Default()}
 	o.RuntimeDir, o.Config.Name, o.Config.RemoteAddress = dir, name, "198.51.100.1"
 	started := make(chan struct{})
-	o.start = func(_ context.Context, _ tunnel.EngineOptions, c tunnel.Config) (upTunnel, error) {
+	o.start = func(_ context.Context, _ tunnel.EngineOptions, c tunnel.Config) (startedTunnel, error) {
 		tun.config = c
 		close(started)
 		return tun, nil
@@ -89,9 +89,9 @@ func upFake(t *testing.T, dir, name string, change func(*upOptions)) (tun *fakeT
 	return tun, log, ended
 }
 
-func TestDownEndsUp(t *testing.T) {
+func TestUpRun_down(t *testing.T) {
 	dir := shortDir(t)
-	tun, _, ended := upFake(t, dir, "t-fake", nil)
+	tun, _, ended := runUpFake(t, dir, "t-fake", nil)
 	if status, _, errs := command("down", "t-fake", "--runtime-dir", dir); status != 0 {
 		t.Errorf("down: status %d, %s", status, errs)
 	}
@@ -104,10 +104,10 @@ func TestDownEndsUp(t *testing.T) {
 	}
 }
 
-func TestSignalEndsUp(t *testing.T) {
+func TestUpRun_signals(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
 		dir := shortDir(t)
-		tun, _, ended := upFake(t, dir, "t-fake", nil)
+		tun, _, ended := runUpFake(t, dir, "t-fake", nil)
 		syscall.Kill(os.Getpid(), sig)
 		if err := <-ended; err != nil {
 			t.Errorf("%v: %v", sig, err)
@@ -119,8 +119,8 @@ func TestSignalEndsUp(t *testing.T) {
 	}
 }
 
-// Told to end, up ends, also while it waits for the lock of its folder.
-func TestUpWhileTheLockIsHeld(t *testing.T) {
+// A canceled context ends up while it waits for the lock of the directory, without an error.
+func TestUpRun_lockHeld(t *testing.T) {
 	dir := shortDir(t)
 	lock, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -146,9 +146,9 @@ func TestUpWhileTheLockIsHeld(t *testing.T) {
 	}
 }
 
-// SIGHUP is for a daemon to read its configuration again.
-func TestHangupIsNoEnd(t *testing.T) {
-	tun, log, ended := upFake(t, shortDir(t), "t-fake", nil)
+// SIGHUP means reload, and must not end the tunnel.
+func TestUpRun_sighup(t *testing.T) {
+	tun, log, ended := runUpFake(t, shortDir(t), "t-fake", nil)
 	for i := range 2 {
 		syscall.Kill(os.Getpid(), syscall.SIGHUP)
 		for strings.Count(log.String(), "nothing to reload") <= i {
@@ -166,8 +166,8 @@ func TestHangupIsNoEnd(t *testing.T) {
 	<-tun.closed
 }
 
-func TestReadyIsOneLogLine(t *testing.T) {
-	_, log, _ := upFake(t, shortDir(t), "t-fake", func(o *upOptions) { o.LogFormat = "json" })
+func TestUpRun_readyLogLine(t *testing.T) {
+	_, log, _ := runUpFake(t, shortDir(t), "t-fake", func(o *upOptions) { o.LogFormat = "json" })
 	for log.String() == "" {
 		time.Sleep(time.Millisecond)
 	}
@@ -185,8 +185,8 @@ func TestReadyIsOneLogLine(t *testing.T) {
 	}
 }
 
-func TestTunnelThatFailsEndsUpWithItsError(t *testing.T) {
-	tun, _, ended := upFake(t, shortDir(t), "t-fake", nil)
+func TestUpRun_tunnelFails(t *testing.T) {
+	tun, _, ended := runUpFake(t, shortDir(t), "t-fake", nil)
 	tun.err = errors.New("interface t-fake is gone")
 	close(tun.done)
 	if err := <-ended; err == nil || exitStatus(err) != 1 || oneLine(err) != "interface t-fake is gone" {
@@ -194,11 +194,11 @@ func TestTunnelThatFailsEndsUpWithItsError(t *testing.T) {
 	}
 }
 
-func TestUpThatCannotStartLeavesNothing(t *testing.T) {
+func TestUpRun_startFails(t *testing.T) {
 	dir := shortDir(t)
 	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
 	o.RuntimeDir = dir
-	o.start = func(context.Context, tunnel.EngineOptions, tunnel.Config) (upTunnel, error) {
+	o.start = func(context.Context, tunnel.EngineOptions, tunnel.Config) (startedTunnel, error) {
 		return nil, errors.New("no TUN here: run modprobe tun")
 	}
 	err := upRun(t.Context(), o)
@@ -210,11 +210,11 @@ func TestUpThatCannotStartLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestEndingBeforeTheTunnelIsReadyIsNoError(t *testing.T) {
+func TestUpRun_endedBeforeReady(t *testing.T) {
 	dir := shortDir(t)
 	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
 	o.RuntimeDir, o.Config.Name = dir, "t-fake"
-	o.start = func(ctx context.Context, _ tunnel.EngineOptions, _ tunnel.Config) (upTunnel, error) {
+	o.start = func(ctx context.Context, _ tunnel.EngineOptions, _ tunnel.Config) (startedTunnel, error) {
 		if status, _, errs := command("print", "t-fake", "--runtime-dir", dir); status != 1 || errs != "ipipd: tunnel t-fake is starting: try again\n" {
 			t.Errorf("print meanwhile: status %d, %s", status, errs)
 		}
@@ -227,9 +227,9 @@ func TestEndingBeforeTheTunnelIsReadyIsNoError(t *testing.T) {
 	}
 }
 
-func TestNameOfALiveTunnelIsTaken(t *testing.T) {
+func TestUpRun_nameOfRunningTunnel(t *testing.T) {
 	dir := shortDir(t)
-	upFake(t, dir, "t-fake", nil)
+	runUpFake(t, dir, "t-fake", nil)
 	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
 	o.RuntimeDir, o.Config.Name = dir, "t-fake"
 	err := upRun(t.Context(), o)
@@ -239,7 +239,7 @@ func TestNameOfALiveTunnelIsTaken(t *testing.T) {
 	}
 }
 
-func TestNameOfAnInterfaceIsTaken(t *testing.T) {
+func TestUpRun_nameOfInterface(t *testing.T) {
 	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
 	o.RuntimeDir, o.Config.Name = shortDir(t), "lo"
 	err := upRun(t.Context(), o)
@@ -248,16 +248,17 @@ func TestNameOfAnInterfaceIsTaken(t *testing.T) {
 	}
 }
 
-func TestFirstFreeNameIsTaken(t *testing.T) {
+// Without a name the first free ipipN is taken.
+func TestReserveName_firstFree(t *testing.T) {
 	dir := shortDir(t)
-	first, _, _ := upFake(t, dir, "", nil)
-	second, _, _ := upFake(t, dir, "", nil)
+	first, _, _ := runUpFake(t, dir, "", nil)
+	second, _, _ := runUpFake(t, dir, "", nil)
 	if a, b := first.config.Name, second.config.Name; !strings.HasPrefix(a, "ipip") || a == b {
 		t.Errorf("names %q and %q", a, b)
 	}
 }
 
-func TestFolderThatOthersCanWriteIsRefused(t *testing.T) {
+func TestUpRun_dirWritableByOthers(t *testing.T) {
 	dir := shortDir(t)
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
@@ -271,7 +272,7 @@ func TestFolderThatOthersCanWriteIsRefused(t *testing.T) {
 	}
 }
 
-func TestFolderThatCannotBeMadeSaysWhatToDo(t *testing.T) {
+func TestUpRun_dirCannotBeCreated(t *testing.T) {
 	file := filepath.Join(shortDir(t), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)

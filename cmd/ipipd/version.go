@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is put here by the linker: -ldflags "-X main.version=v1.2.3".
+// version is set by the linker: -ldflags "-X main.version=v1.2.3".
 var version string
 
 func newCmdVersion(s *streams) *cobra.Command {
@@ -24,8 +24,8 @@ func newCmdVersion(s *streams) *cobra.Command {
 	}
 }
 
-// versionString is the linker's, or else that of the module, which `go install
-// ipipd/cmd/ipipd@version` and a build inside a repository leave in the binary.
+// versionString returns version, or else the module version that `go install
+// ipipd/cmd/ipipd@VERSION` or a build inside a repository leaves in the binary.
 func versionString() string {
 	if version != "" {
 		return version

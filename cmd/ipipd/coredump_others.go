@@ -1,0 +1,7 @@
+//go:build !linux
+
+package main
+
+import "errors"
+
+func disableCoreDumps() error { return errors.ErrUnsupported }
