@@ -1,5 +1,5 @@
-# `make help` lists the targets. Every variable below can be given on the
-# command line: make test PKG=./encap RUN=ECN
+# `make help` lists the targets. All variables can be set on the command line:
+# make test PKG=./encap RUN=ECN
 
 SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -19,15 +19,15 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 BENCHSTAT   := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 
-# What fails is run once more, unless more than four fail, or there is a data race or
-# a panic; scripts/closing judges both runs. go test's own ten minutes for a package
-# are too few on a machine with other work.
+# Failed tests are rerun once, unless more than four fail, or one has a data race or
+# panics; scripts/testsummary evaluates both runs. The timeout of a package is an hour:
+# go test's default of 10 minutes is too short on a busy machine.
 GOTEST = bin/tools/$(notdir $(GOTESTSUM)) --rerun-fails=1 --rerun-fails-max-failures=4 --rerun-fails-abort-on-data-race \
 	--format pkgname-and-test-fails --format-icons text --format-hide-empty-pkg \
-	--jsonfile bin/$@.json --post-run-command 'go run ./scripts/closing'
+	--jsonfile bin/$@.json --post-run-command 'go run ./scripts/testsummary'
 
-# The version goes in through the linker, so that Go need not ask git: git refuses
-# to answer about a tree that someone else owns, and the build would fail with it.
+# The linker sets the version, so that Go does not run git (-buildvcs), which fails in a
+# tree that another user owns.
 export CGO_ENABLED := 0
 GOBUILD := go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 
@@ -42,7 +42,7 @@ build: ipipd ## build ./ipipd, one static binary
 ipipd: FORCE
 	$(GOBUILD) -o $@ ./cmd/ipipd
 
-bpf: ## compile the fast path's eBPF programs again (clang, llvm); what they are compiled to is in the tree
+bpf: ## recompile the fast path's eBPF programs (clang, llvm); the object file is in the tree
 	internal/fastpath/bpf/build "$(CURDIR)/internal/fastpath/bpf/ipip.o" | tee internal/fastpath/bpf/compiler
 
 docs: ## write docs/flags.md again from the program's own tables
@@ -51,18 +51,22 @@ docs: ## write docs/flags.md again from the program's own tables
 demo: ipipd ## two hosts in network namespaces, a tunnel between them, a packet on the wire (needs root)
 	./ipipd demo
 
-test: bin/tools/$(notdir $(GOTESTSUM)) ## every test; installs what the tests need (root, apt), says what it skipped and why
+test: bin/tools/$(notdir $(GOTESTSUM)) ## all tests; installs the programs they need (root, apt)
 	@scripts/need test
 	$(GOTEST) --packages '$(PKG)' -- -count=1 -timeout 60m -run '$(RUN)'
 
-test-race: bin/tools/$(notdir $(GOTESTSUM)) ## the tests, but for those with guests, under the race detector, which needs cgo and gcc
+test-race: bin/tools/$(notdir $(GOTESTSUM)) ## the tests under the race detector (cgo, gcc), without those with guests
 	@scripts/need test race
 	@if ! command -v gcc >/dev/null; then echo 'skipped: the race detector needs gcc'; exit 0; fi; \
 	CGO_ENABLED=1 $(GOTEST) --packages '$(PKG)' -- -race -short -count=1 -timeout 60m -run '$(RUN)'
 
-interop: bin/tools/$(notdir $(GOTESTSUM)) ## only the tests against what was not written here: socat, the kernel's ipip, strongSwan, tshark, scapy
+interop: bin/tools/$(notdir $(GOTESTSUM)) ## only the tests against other implementations: socat, the kernel's ipip, strongSwan, tshark, scapy
 	@scripts/need test
-	$(GOTEST) --packages './test/interop ./internal/ipsec/...' -- -count=1 -timeout 60m -run '$(patsubst .,Interop,$(RUN))'
+	@tests='$(RUN)'; if [ "$$tests" = . ]; then \
+		tests=$$(go test -list . ./test/interop && go test -list '[Ii]nterop' ./internal/ipsec/...); \
+		tests="^($$(grep ^Test <<<"$$tests" | sort -u | paste -sd '|'))$$"; \
+	fi; \
+	$(GOTEST) --packages './test/interop ./internal/ipsec/...' -- -count=1 -timeout 60m -run "$$tests"
 
 fuzz: ## each fuzz target for FUZZTIME (10s)
 	@scripts/fuzz '$(FUZZTIME)' $(PKG)
@@ -74,15 +78,15 @@ bench-peers: ipipd ## ipipd beside socat, fastd, OpenVPN, wireguard-go, VXLAN an
 	@scripts/need peers
 	go run ./test/bench -ipipd ./ipipd $(PEERSARGS)
 
-lint: bin/tools/$(notdir $(STATICCHECK)) ## gofmt, go vet and staticcheck, for each system it is built for
-	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "gofmt -w is wanted on:"; echo "$$unformatted"; exit 1; fi
+lint: bin/tools/$(notdir $(STATICCHECK)) ## gofmt, go vet and staticcheck, for each platform
+	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
 	@status=0; for p in $(PLATFORMS); do \
 		echo "go vet and staticcheck for $$p"; \
 		GOOS=$${p%/*} GOARCH=$${p#*/} go vet ./... || status=1; \
 		GOOS=$${p%/*} GOARCH=$${p#*/} $< ./... || status=1; \
 	done; exit $$status
 
-vuln: bin/tools/$(notdir $(GOVULNCHECK)) ## known vulnerabilities that this code can reach (asks the Go vulnerability database, or GOVULNDB)
+vuln: bin/tools/$(notdir $(GOVULNCHECK)) ## govulncheck: known vulnerabilities that this code can reach (Go vulnerability database, or GOVULNDB)
 	@scripts/vuln $<
 
 cross: ## build for linux/amd64, linux/arm64 and darwin/arm64 into bin/
@@ -94,11 +98,11 @@ cross: ## build for linux/amd64, linux/arm64 and darwin/arm64 into bin/
 install: ipipd ## copy ./ipipd to PREFIX/bin (/usr/local/bin)
 	install -D -m 0755 ipipd $(DESTDIR)$(PREFIX)/bin/ipipd
 
-clean: ## remove what the other targets built
+clean: ## remove all build results
 	rm -rf ipipd bin
 
-# A tool is built once for this machine and kept under its version. GOOS, GOARCH and
-# GOFLAGS are cleared: they are about this project, not about the tool.
+# A tool is built once per version, for the build host: GOOS, GOARCH and GOFLAGS, which are
+# for ipipd, are cleared.
 bin/tools/$(notdir $(STATICCHECK)): TOOL = $(STATICCHECK)
 bin/tools/$(notdir $(GOVULNCHECK)): TOOL = $(GOVULNCHECK)
 bin/tools/$(notdir $(BENCHSTAT)): TOOL = $(BENCHSTAT)

@@ -1,6 +1,6 @@
-// Package confine gives up what a process with a tunnel has no use for, so that
-// whoever gets the better of it by a packet gets no more than a tunnel's means.
+// Package confine drops the privileges that a process with a running tunnel does not need,
+// to limit what an attacker gains who takes it over by a packet.
 //
-// It is for every thread of the process, for those to come, and for good. Whoever
-// needs more later has to have it open before.
+// It affects all threads of the process, current and future, and cannot be undone. Files
+// and sockets that need more must be open before.
 package confine

@@ -9,18 +9,17 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// kept are the capabilities that a tunnel needs after its start: routes, interfaces
-// and programs on them follow the underlay (NET_ADMIN, BPF); sockets are opened anew for
-// another local address (NET_RAW, and NET_BIND_SERVICE for UDP 500 of IKE).
+// keptCaps are the capabilities that a tunnel needs after its start: NET_ADMIN and BPF for
+// routes, interfaces and tcx programs when the underlay changes; NET_RAW, and
+// NET_BIND_SERVICE for UDP port 500 (IKE), for new sockets when the local address changes.
 //
-// PERFMON is not among them: without it the verifier guards the fast path's programs
-// against speculation, if they are loaded only later, and takes them all the same.
-var kept = []cap.Value{cap.NET_ADMIN, cap.NET_RAW, cap.NET_BIND_SERVICE, cap.BPF}
+// The fast path's programs load without PERFMON, too: the verifier then adds mitigations
+// against speculative execution.
+var keptCaps = []cap.Value{cap.NET_ADMIN, cap.NET_RAW, cap.NET_BIND_SERVICE, cap.BPF}
 
-// Process gives up every capability but those that a tunnel needs, and with
-// PR_SET_NO_NEW_PRIVS the means to get others by executing a file. What the process has
-// not got, as an unprivileged one or in a container, is not missed: there is no error
-// for it. The bounding set needs CAP_SETPCAP, and stays as it is without.
+// Process drops all capabilities but keptCaps, and sets PR_SET_NO_NEW_PRIVS so that execve
+// cannot regain them. A kept capability that the process lacks, unprivileged or in a
+// container, is no error. Without CAP_SETPCAP the bounding set stays as it is.
 func Process() error {
 	if _, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1); err != nil {
 		return os.NewSyscallError("prctl PR_SET_NO_NEW_PRIVS", err)
@@ -31,7 +30,7 @@ func Process() error {
 		return err == nil && set
 	}
 	for v := range cap.MaxBits() {
-		if slices.Contains(kept, v) {
+		if slices.Contains(keptCaps, v) {
 			for _, flag := range []cap.Flag{cap.Permitted, cap.Effective} {
 				if err := want.SetFlag(flag, has(flag, v), v); err != nil {
 					return fmt.Errorf("%v: %w", v, err)
@@ -43,6 +42,6 @@ func Process() error {
 			}
 		}
 	}
-	// Nothing is inheritable, and with that nothing is ambient.
+	// An empty inheritable set empties the ambient set.
 	return os.NewSyscallError("capset", want.SetProc())
 }

@@ -18,10 +18,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// wanted are the same capabilities as kept, by the kernel's numbers.
-const wanted = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_RAW | 1<<unix.CAP_NET_BIND_SERVICE | 1<<unix.CAP_BPF
+// keptMask is keptCaps as a bit mask, by the kernel's numbers.
+const keptMask = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_RAW | 1<<unix.CAP_NET_BIND_SERVICE | 1<<unix.CAP_BPF
 
-// status is a thread's line of /proc/PID/task/TID/status.
+// status returns a hexadecimal field of /proc/PID/task/TID/status.
 func status(t *testing.T, pid, tid, name string) uint64 {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("/proc", pid, "task", tid, "status"))
@@ -41,11 +41,11 @@ func status(t *testing.T, pid, tid, name string) uint64 {
 	return 0
 }
 
-// confined confines a process with threads of every kind, and looks at each of them
-// from outside. prefix starts it, with fewer capabilities for one.
-func confined(t *testing.T, credential *syscall.Credential, bounding, effective uint64, prefix ...string) {
+// checkConfined starts a process that confines itself, and checks each of its threads from
+// outside. prefix is a command to start it with, to remove capabilities.
+func checkConfined(t *testing.T, credential *syscall.Credential, bounding, effective uint64, prefix ...string) {
 	t.Helper()
-	// Where another user can execute it.
+	// A copy that another user can execute.
 	dir, err := os.MkdirTemp("", "confine")
 	if err != nil {
 		t.Fatal(err)
@@ -98,34 +98,34 @@ func confined(t *testing.T, credential *syscall.Credential, bounding, effective 
 
 func TestProcess(t *testing.T) {
 	if os.Getenv("CONFINE_TEST") != "" {
-		beConfined()
+		runConfined()
 	}
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: to have something to give up")
+		t.Skip("needs root: to have capabilities to drop")
 	}
 	all := status(t, "self", strconv.Itoa(os.Getpid()), "CapBnd")
-	t.Run("root", func(t *testing.T) { confined(t, nil, all&wanted, all&wanted) })
+	t.Run("root", func(t *testing.T) { checkConfined(t, nil, all&keptMask, all&keptMask) })
 	t.Run("unprivileged", func(t *testing.T) {
-		confined(t, &syscall.Credential{Uid: 65534, Gid: 65534}, all, 0)
+		checkConfined(t, &syscall.Credential{Uid: 65534, Gid: 65534}, all, 0)
 	})
 	if _, err := exec.LookPath("setpriv"); err != nil {
 		t.Skip("needs setpriv (util-linux)")
 	}
 	t.Run("container", func(t *testing.T) { // with NET_RAW, and without NET_ADMIN and BPF
-		confined(t, nil, 1<<unix.CAP_NET_RAW, 1<<unix.CAP_NET_RAW, "setpriv", "--bounding-set=-all,+net_raw,+setpcap,+chown")
+		checkConfined(t, nil, 1<<unix.CAP_NET_RAW, 1<<unix.CAP_NET_RAW, "setpriv", "--bounding-set=-all,+net_raw,+setpcap,+chown")
 	})
 	t.Run("container-without-setpcap", func(t *testing.T) {
-		confined(t, nil, 1<<unix.CAP_NET_RAW|1<<unix.CAP_CHOWN, 1<<unix.CAP_NET_RAW, "setpriv", "--bounding-set=-all,+net_raw,+chown")
+		checkConfined(t, nil, 1<<unix.CAP_NET_RAW|1<<unix.CAP_CHOWN, 1<<unix.CAP_NET_RAW, "setpriv", "--bounding-set=-all,+net_raw,+chown")
 	})
 }
 
-// beConfined does not return.
-func beConfined() {
-	for range 4 { // as those of the data path
+// runConfined is the process that checkConfined starts. It does not return.
+func runConfined() {
+	for range 4 { // as in the data path
 		go func() {
 			runtime.LockOSThread()
 			for {
-				poll()
+				rawPoll()
 			}
 		}()
 	}
@@ -134,7 +134,7 @@ func beConfined() {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	go func() { // a thread that is born afterwards
+	go func() { // a thread that starts afterwards
 		runtime.LockOSThread()
 		select {}
 	}()
@@ -144,10 +144,10 @@ func beConfined() {
 	os.Exit(0)
 }
 
-// poll waits without the scheduler's knowledge.
+// rawPoll blocks in a system call that the Go scheduler does not know of.
 //
 //go:noinline
-func poll() {
+func rawPoll() {
 	timeout := unix.NsecToTimespec(int64(100 * time.Millisecond))
 	_, _, _ = unix.RawSyscall6(unix.SYS_PPOLL, 0, 0, uintptr(unsafe.Pointer(&timeout)), 0, 0, 0)
 }

@@ -4,5 +4,5 @@ package confine
 
 import "errors"
 
-// Process is not supported on this system: errors.ErrUnsupported.
+// Process returns errors.ErrUnsupported.
 func Process() error { return errors.ErrUnsupported }

@@ -1,13 +1,11 @@
-// Closing writes the last lines of a test run, which gotestsum has run (see the
-// Makefile) and calls it after: the slowest packages, the tests that passed only
-// when they were run again, those that failed, and as the closing line
-// "N passed, N failed, N skipped". It reads the events that gotestsum has written
-// to GOTESTSUM_JSONFILE, of the first run and the second (`go doc test2json`).
+// Testsummary prints the summary of a test run, as the post-run command of gotestsum (see
+// the Makefile): the slowest packages, the flaky tests, which passed only in the rerun, the
+// failed tests, and as the last line "N passed, N failed, N skipped". It reads the events
+// (`go doc test2json`) of the run and the rerun from the file GOTESTSUM_JSONFILE.
 //
-// It is stricter than gotestsum, which is content when nothing fails the second
-// time. Failed is also what was not run again by its name: a package that failed as
-// a whole, a subtest whose name is another every time. So is a data race. And one
-// flaky test may be the machine's doing: where there are two, both have failed.
+// It is stricter than gotestsum, which accepts any run without failures in the rerun. Here
+// these fail, too: a package that failed as a whole, a subtest that the rerun did not find
+// by its name, a data race, and flaky tests if there is more than one.
 package main
 
 import (
@@ -23,7 +21,7 @@ import (
 	"time"
 )
 
-// maxFlaky is how many tests may pass only the second time in a run that passes.
+// maxFlaky is how many flaky tests a successful run may have.
 const maxFlaky = 1
 
 func main() {
@@ -33,8 +31,8 @@ func main() {
 	}
 }
 
-// run reads the events in a file, and writes the outputs of flaky tests to another
-// beside it. Its error says why the run has failed.
+// run reads the events in a file, and writes the output of flaky tests to another one
+// beside it. It returns an error if the test run has failed.
 func run(name string, w io.Writer) error {
 	file, err := os.Open(name)
 	if err != nil {
@@ -42,17 +40,17 @@ func run(name string, w io.Writer) error {
 	}
 	defer file.Close()
 	r := read(file)
-	r.judge()
-	outputs := strings.TrimSuffix(name, ".json") + ".flaky.txt"
-	if err := os.Remove(outputs); err != nil && !os.IsNotExist(err) {
+	r.classify()
+	flakyFile := strings.TrimSuffix(name, ".json") + ".flaky.txt"
+	if err := os.Remove(flakyFile); err != nil && !os.IsNotExist(err) {
 		return err
 	}
 	if len(r.flaky) > 0 {
-		if err := os.WriteFile(outputs, []byte(r.outputs()), 0o644); err != nil {
+		if err := os.WriteFile(flakyFile, []byte(r.flakyOutput()), 0o644); err != nil {
 			return err
 		}
 	}
-	r.write(w, outputs)
+	r.write(w, flakyFile)
 	if len(r.failed) > 0 {
 		return errors.New("the run has failed")
 	}
@@ -65,12 +63,12 @@ type event struct {
 	Elapsed                       float64 // seconds
 }
 
-// testID names a test, or with an empty name a package as a whole.
+// testID identifies a test, or a package if name is empty.
 type testID struct{ pkg, name string }
 
 func (id testID) String() string { return strings.TrimSpace(id.pkg + " " + id.name) }
 
-// attempt is one run of a test. One without a result has not ended.
+// attempt is one run of a test. Its result is empty if it did not end.
 type attempt struct {
 	result string
 	output strings.Builder
@@ -84,15 +82,14 @@ type results struct {
 	flaky, failed   []testID
 }
 
-// read takes a stream of events to its end. A last line that is cut off, as an
-// interrupt leaves it, is left out.
+// read reads a stream of events. It ignores a truncated last line, as an interrupt leaves.
 func read(in io.Reader) *results {
 	r := &results{attempts: map[testID][]*attempt{}, elapsed: map[string]time.Duration{}}
 	lines := bufio.NewReader(in)
 	for {
 		line, err := lines.ReadBytes('\n')
 		var e event
-		if json.Unmarshal(line, &e) == nil && e.Package != "" { // not what a compiler says
+		if json.Unmarshal(line, &e) == nil && e.Package != "" { // not build output
 			r.event(e)
 		}
 		if err != nil {
@@ -103,7 +100,7 @@ func read(in io.Reader) *results {
 
 func (r *results) event(e event) {
 	id := testID{e.Package, e.Test}
-	// A package starts where a test is run.
+	// "run" begins a test, "start" a package.
 	if e.Action == "run" || e.Action == "start" || len(r.attempts[id]) == 0 {
 		r.attempts[id] = append(r.attempts[id], &attempt{})
 	}
@@ -119,7 +116,7 @@ func (r *results) event(e event) {
 	}
 }
 
-// result is what came of all attempts at a test: pass, skip, flaky, or fail.
+// result returns the result of all attempts: pass, skip, flaky or fail.
 func (r *results) result(id testID) string {
 	attempts := r.attempts[id]
 	last := attempts[len(attempts)-1].result
@@ -135,10 +132,10 @@ func (r *results) result(id testID) string {
 	return last
 }
 
-// judge counts tests. One that only holds subtests does not count beside them, nor
-// does a failure beside the one inside it that it is made of.
-func (r *results) judge() {
-	inside := map[testID]map[string]bool{} // the results of what a package or test holds
+// classify counts tests. A test with subtests does not count itself, nor does a failure
+// that comes from a failed subtest.
+func (r *results) classify() {
+	inside := map[testID]map[string]bool{} // results of the tests of a package, or subtests of a test
 	all := make([]testID, 0, len(r.attempts))
 	for id := range r.attempts {
 		all = append(all, id)
@@ -154,7 +151,7 @@ func (r *results) judge() {
 	for _, id := range all {
 		holds := inside[id]
 		switch result := r.result(id); {
-		case result == "fail" && id.name == "" && holds["flaky"] && r.passedAgain(id):
+		case result == "fail" && id.name == "" && holds["flaky"] && r.rerunsPassed(id):
 		case result == "fail" && !holds["fail"]:
 			r.failed = append(r.failed, id)
 		case result == "flaky" && !holds["fail"] && !holds["flaky"]:
@@ -173,13 +170,13 @@ func (r *results) judge() {
 	}
 }
 
-// passedAgain is whether the package passed whenever something of it was run again.
-func (r *results) passedAgain(id testID) bool {
+// rerunsPassed reports whether all reruns of the package passed.
+func (r *results) rerunsPassed(id testID) bool {
 	return !slices.ContainsFunc(r.attempts[id][1:], func(a *attempt) bool { return a.result != "pass" })
 }
 
-// outputs is what the flaky tests printed, every time.
-func (r *results) outputs() string {
+// flakyOutput returns the output of all attempts of the flaky tests.
+func (r *results) flakyOutput() string {
 	var s strings.Builder
 	for _, id := range r.flaky {
 		for i, a := range r.attempts[id] {
@@ -189,8 +186,8 @@ func (r *results) outputs() string {
 	return s.String()
 }
 
-// write is the closing lines; outputs is the name of the file with the flaky tests'.
-func (r *results) write(w io.Writer, outputs string) {
+// write writes the summary. flakyFile is the name of the file with flakyOutput.
+func (r *results) write(w io.Writer, flakyFile string) {
 	slowest := make([]string, 0, len(r.elapsed))
 	for pkg := range r.elapsed {
 		slowest = append(slowest, pkg)
@@ -203,7 +200,7 @@ func (r *results) write(w io.Writer, outputs string) {
 		fmt.Fprintf(w, "  %6.1fs  %s\n", r.elapsed[pkg].Seconds(), pkg)
 	}
 	if len(r.flaky) > 0 {
-		fmt.Fprintf(w, "\nFlaky, passed only when run again (what they printed: %s); more than %d in a run fail it:\n", outputs, maxFlaky)
+		fmt.Fprintf(w, "\nFlaky, passed only when run again (what they printed: %s); more than %d in a run fail it:\n", flakyFile, maxFlaky)
 		list(w, r.flaky)
 	}
 	if len(r.failed) > 0 {

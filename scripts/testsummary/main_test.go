@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// events writes go test -json: each line is "package action", for one of the package
-// itself, or "package test action", or with a fourth word its output.
+// events returns go test -json output. Each line is "package action", "package test
+// action", or "package test output TEXT".
 func events(lines string) string {
 	var s strings.Builder
 	for line := range strings.Lines(lines) {
@@ -26,7 +26,7 @@ func events(lines string) string {
 	return s.String()
 }
 
-func TestClosingLines(t *testing.T) {
+func TestRun(t *testing.T) {
 	const flaky = `
 		p start
 		p TestOnce run
@@ -89,7 +89,7 @@ func TestClosingLines(t *testing.T) {
 			p TestCases fail
 			p fail
 		`, []string{"Failed:", "  p TestCases/one", "0 passed, 1 failed, 0 skipped"}, true},
-		// gotestsum ends well in the next four.
+		// gotestsum passes the next four.
 		{"a-subtest-that-is-not-found-again", `
 			p start
 			p TestCases run
@@ -158,7 +158,8 @@ func TestClosingLines(t *testing.T) {
 	}
 }
 
-func TestFlakyTestKeepsBothOutputs(t *testing.T) {
+// The output of both attempts of a flaky test is kept.
+func TestResultsFlakyOutput(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "test.json")
 	stream := events("p start\np TestOnce run\np TestOnce output slow\np TestOnce fail\np fail\np start\np TestOnce run\np TestOnce output fast\np TestOnce pass\np pass\n")
 	if err := os.WriteFile(file, []byte(stream), 0o644); err != nil {
@@ -168,22 +169,22 @@ func TestFlakyTestKeepsBothOutputs(t *testing.T) {
 	if err := run(file, &out); err != nil {
 		t.Fatal(err)
 	}
-	outputs := strings.TrimSuffix(file, ".json") + ".flaky.txt"
-	if !strings.Contains(out.String(), outputs) {
-		t.Errorf("the closing lines do not name %s:\n%s", outputs, out.String())
+	flakyFile := strings.TrimSuffix(file, ".json") + ".flaky.txt"
+	if !strings.Contains(out.String(), flakyFile) {
+		t.Errorf("the summary does not name %s:\n%s", flakyFile, out.String())
 	}
-	got, err := os.ReadFile(outputs)
+	got, err := os.ReadFile(flakyFile)
 	if want := "=== p TestOnce, run 1: fail\nslow\n\n=== p TestOnce, run 2: pass\nfast\n\n"; err != nil || string(got) != want {
 		t.Errorf("%q, %v: want %q", got, err, want)
 	}
-	// Those of a run before are not taken for this one's.
+	// The file of the previous run is removed.
 	if err := os.WriteFile(file, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if err := run(file, &out); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(outputs); !os.IsNotExist(err) {
+	if _, err := os.Stat(flakyFile); !os.IsNotExist(err) {
 		t.Errorf("the outputs of the run before: %v", err)
 	}
 }
