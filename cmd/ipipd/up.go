@@ -121,7 +121,7 @@ func upRun(ctx context.Context, o *upOptions) error {
 	server, name, err := reserveName(ctx, o.RuntimeDir, o.Config.Name)
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil // told to end before there was a tunnel
+			return nil // canceled before the tunnel was ready
 		}
 		return err
 	}
@@ -144,7 +144,7 @@ func upRun(ctx context.Context, o *upOptions) error {
 	t, err := o.start(ctx, tunnel.EngineOptions{Log: log, Threads: o.Threads}, o.Config)
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil // told to end before there was a tunnel
+			return nil // canceled before the tunnel was ready
 		}
 		return err
 	}
