@@ -45,7 +45,7 @@ ipipd: FORCE
 bpf: ## recompile the fast path's eBPF programs (clang, llvm); the object file is in the tree
 	internal/fastpath/bpf/build "$(CURDIR)/internal/fastpath/bpf/ipip.o" | tee internal/fastpath/bpf/compiler
 
-docs: ## write docs/flags.md again from the program's own tables
+docs: ## regenerate docs/flags.md
 	UPDATE_DOCS=1 go test -count=1 -run '_docs$$' ./cmd/ipipd
 
 demo: ipipd ## two hosts in network namespaces, a tunnel between them, a packet on the wire (needs root)

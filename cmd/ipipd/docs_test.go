@@ -7,8 +7,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// docs/flags.md is what the program says of its flags. With UPDATE_DOCS set (make
-// docs) it is written.
+// docs/flags.md is the output of flagTable. With UPDATE_DOCS set (make docs) the test
+// writes it.
 func TestFlagTable_docs(t *testing.T) {
 	const file = "../../docs/flags.md"
 	if os.Getenv("UPDATE_DOCS") != "" {
