@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -122,7 +123,10 @@ func request(dir, name string, timeout time.Duration, method, what string, read 
 	}
 }
 
+// isDisconnect reports whether the server closed the connection before it answered. net/http
+// does not export the error of one that was closed before the request was written.
 func isDisconnect(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
-		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
+		err != nil && strings.Contains(err.Error(), "http: server closed idle connection")
 }
