@@ -61,7 +61,7 @@ func parse(args []string) (*options, error) {
 	ipipd := fs.String("ipipd", "./ipipd", "the binary to measure")
 	only := fs.String("only", "", "measure these, by comma: "+strings.Join(tunnelNames(), ","))
 	underlay := fs.String("underlay", "both", "bare, segmenting or both")
-	out := fs.String("out", "bench/results", "folder for peers.md, peers.svg and peers.csv")
+	out := fs.String("out", "test/bench/results", "folder for peers.md, peers.svg and peers.csv")
 	readme := fs.String("readme", "", "also put the tables between the bench marks of this file")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
