@@ -2,53 +2,54 @@ package ipsec
 
 import "time"
 
-// EventKind is what has happened to a Session.
+// EventKind says what happened to a Session.
 type EventKind uint8
 
-// The kinds. All but Opened and Heard are warnings.
+// All kinds but EventUp and EventESPReceived are warnings.
 const (
-	// Opened: there is an SA, and packets go through, encrypted.
-	Opened EventKind = iota + 1
-	// Shut: there is no SA any more, and nothing is sent.
-	Shut
-	// Blocked: Status.Problem keeps the gate shut, and did not so before.
-	Blocked
-	// Weak: the SA uses Status.Weak, the best that both ends have on offer.
-	Weak
-	// Silent: packets are sent, and none comes back.
-	Silent
-	// Heard: one has come after all.
-	Heard
-	// Failed: Err keeps an SA from being used.
-	Failed
+	// EventUp: an SA is established; packets are encrypted and sent.
+	EventUp EventKind = iota + 1
+	// EventDown: the last SA is gone; nothing is sent.
+	EventDown
+	// EventProblem: Status.Problem, which is new, prevents an SA.
+	EventProblem
+	// EventWeak: the SA uses the algorithms in Status.Weak; the peers have no better in
+	// common.
+	EventWeak
+	// EventNoESP: ESP is sent, but none has been received by the SA.
+	EventNoESP
+	// EventESPReceived ends EventNoESP.
+	EventESPReceived
+	// EventFailed: the SA cannot be used, because of Err.
+	EventFailed
 )
 
-// Event is something that an operator should be told. It holds no secret.
+// Event is a change that an operator should know about. It contains no secret.
 type Event struct {
 	Kind   EventKind
 	Status Status
-	Err    error // of Failed
+	Err    error // of EventFailed
 }
 
-// Warning reports whether something is not as it should be.
-func (e Event) Warning() bool { return e.Kind != Opened && e.Kind != Heard }
+// Warning reports whether the event needs the operator's attention.
+func (e Event) Warning() bool { return e.Kind != EventUp && e.Kind != EventESPReceived }
 
-// String is the event in one line.
+// String returns the event as one log line.
 func (e Event) String() string {
 	switch e.Kind {
-	case Opened:
+	case EventUp:
 		return "packets are encrypted: " + e.Status.Describe(time.Now())
-	case Shut:
+	case EventDown:
 		return "the SA is gone: nothing is sent without one"
-	case Blocked:
+	case EventProblem:
 		return "no SA, and nothing is sent without one: " + e.Status.Problem
-	case Weak:
+	case EventWeak:
 		return "the best that both ends have on offer is " + e.Status.Weak + ", which should no longer be used"
-	case Silent:
+	case EventNoESP:
 		return "there is an SA, but nothing arrives by it: a firewall on the way may take IKE and not ESP (IP protocol 50)"
-	case Heard:
+	case EventESPReceived:
 		return "packets arrive by ESP now"
-	case Failed:
+	case EventFailed:
 		return "an SA that was negotiated cannot be used, and nothing is sent: " + e.Err.Error()
 	}
 	return ""

@@ -14,9 +14,9 @@ import (
 	"ipipd/test/netlab"
 )
 
-// swanctlConf is strongSwan's side of a RouterOS-like peering. %s are version,
+// swanctlTemplate is strongSwan's side of a RouterOS-like peering. %s are version,
 // proposals, ESP proposals, start action, and more lines of connection and child.
-const swanctlConf = `
+const swanctlTemplate = `
 connections {
 	tunnel {
 		version = %s
@@ -49,8 +49,8 @@ secrets {
 }
 `
 
-// startSwan boots strongSwan and makes the guest's end of the tunnel.
-func startSwan(t *testing.T, wire *netlab.NS, ifname, conf string) *netlab.StrongSwan {
+// startStrongSwan boots strongSwan and makes the guest's end of the tunnel.
+func startStrongSwan(t *testing.T, wire *netlab.NS, ifname, conf string) *netlab.StrongSwan {
 	t.Helper()
 	s := netlab.StartStrongSwan(t, wire, ifname, "192.0.2.2/24", conf)
 	s.MustRun(`ip tunnel add tun1 mode ipip local 192.0.2.2 remote 192.0.2.1 && ip addr add 10.9.0.2/24 dev tun1 && ip link set tun1 up mtu 1400`)
@@ -59,7 +59,7 @@ func startSwan(t *testing.T, wire *netlab.NS, ifname, conf string) *netlab.Stron
 
 // ping is an outer packet with an ICMP echo request of size bytes from 10.9.0.1
 // to the guest's end of the tunnel.
-func (h *host) ping(sequence uint16, size int) []byte {
+func (e *endpoint) ping(sequence uint16, size int) []byte {
 	echo := make([]byte, 8+size)
 	echo[0] = 8
 	binary.BigEndian.PutUint16(echo[6:], sequence)
@@ -70,28 +70,28 @@ func (h *host) ping(sequence uint16, size int) []byte {
 	binary.BigEndian.PutUint16(inner[2:], uint16(20+len(echo)))
 	copy(inner[12:], []byte{10, 9, 0, 1, 10, 9, 0, 2})
 	binary.BigEndian.PutUint16(inner[10:], ipv4.Checksum(inner, 0))
-	p := append(h.outer(0, 0), append(inner, echo...)...)
+	p := append(e.outer(0, 0), append(inner, echo...)...)
 	binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
 	return p
 }
 
 // pings sends n echo requests, one every so often, and counts those that are answered.
-func (h *host) pings(n int, every time.Duration) (answered int) {
-	return h.pingsWithin(netlab.Patience(), n, every)
+func (e *endpoint) pings(n int, every time.Duration) (answered int) {
+	return e.pingsWithin(netlab.Patience(), n, every)
 }
 
 // pingsWithin is pings that waits for the last answer no longer than that.
-func (h *host) pingsWithin(wait time.Duration, n int, every time.Duration) (answered int) {
-	first := h.pinged
+func (e *endpoint) pingsWithin(wait time.Duration, n int, every time.Duration) (answered int) {
+	first := e.pinged
 	for i := range n {
-		h.send(h.ping(h.pinged, 100+i%1200))
-		h.pinged++
+		e.send(e.ping(e.pinged, 100+i%1200))
+		e.pinged++
 		time.Sleep(every)
 	}
 	deadline := time.After(wait)
 	for answered < n {
 		select {
-		case p := <-h.opened:
+		case p := <-e.opened:
 			if len(p) < 48 || p[9] != 4 || p[29] != 1 || p[40] != 0 {
 				continue
 			}
@@ -105,34 +105,33 @@ func (h *host) pingsWithin(wait time.Duration, n int, every time.Duration) (answ
 	return answered
 }
 
-// carries waits until the peer answers: it may have the SA a moment after us, and
+// waitForEcho waits until the peer answers: it may have the SA a moment after us, and
 // drops what comes until then.
-func (h *host) carries(what string) {
-	h.t.Helper()
-	netlab.Eventually(h.t, what, func() bool { return h.pingsWithin(netlab.Slower(200*time.Millisecond), 1, 0) == 1 })
+func (e *endpoint) waitForEcho(what string) {
+	e.t.Helper()
+	netlab.Eventually(e.t, what, func() bool { return e.pingsWithin(netlab.Slower(200*time.Millisecond), 1, 0) == 1 })
 }
 
 // lab is us in one namespace and a guest with strongSwan on the other end of the wire.
-func lab(t *testing.T, conf string) (*host, *netlab.StrongSwan, func() [][]byte) {
+func lab(t *testing.T, conf string) (*endpoint, *netlab.StrongSwan, func() [][]byte) {
 	t.Helper()
 	ours, wire := netlab.New(t), netlab.New(t)
 	netlab.Veth(t, ours, wire, netlab.End{Name: "u0", Address: "192.0.2.1/24"}, netlab.End{Name: "guest0"})
 	// The guest has another MAC address than the interface it is on.
-	s := startSwan(t, wire, "guest0", conf)
+	s := startStrongSwan(t, wire, "guest0", conf)
 	ours.Run("ping", "-c", "1", "-W", netlab.Seconds(netlab.Patience()), "192.0.2.2")
-	return newHost(t, ours, addressA, addressB), s, capture(t, ours)
+	return newEndpoint(t, ours, addressA, addressB), s, capture(t, ours)
 }
 
 func conf(version, proposals, more, espProposals, action, child, secret string) string {
-	return fmt.Sprintf(swanctlConf, version, proposals, more, espProposals, action, child, secret)
+	return fmt.Sprintf(swanctlTemplate, version, proposals, more, espProposals, action, child, secret)
 }
 
 const testSecret = "correct horse battery"
 
-// nothingPlain checks a capture of a whole test: we send nothing in cleartext. The
-// peer's kernel may, to answer what came by an SA whose policy it does not have yet, and
-// ours then quotes that in an ICMP error.
-func nothingPlain(t *testing.T, packets [][]byte) {
+// checkNoCleartext checks a capture of a whole test: we send nothing in cleartext. The
+// peer's kernel may, to answer what came by an SA whose policy it does not have yet.
+func checkNoCleartext(t *testing.T, packets [][]byte) {
 	t.Helper()
 	n := 0
 	for _, p := range packets {
@@ -195,47 +194,47 @@ func TestInteropStrongSwan(t *testing.T) {
 				t.Parallel()
 				cfg := ikeConfig(c.mode)
 				cfg.Passive = who == "they"
-				h, s, wire := lab(t, conf(c.version, c.phase1, "dpd_delay = 5s\n"+c.more, c.phase2, "none", "rekey_time = 20m", testSecret))
-				if err := h.protect(cfg); err != nil {
+				e, s, wire := lab(t, conf(c.version, c.phase1, "dpd_delay = 5s\n"+c.more, c.phase2, "none", "rekey_time = 20m", testSecret))
+				if err := e.protect(cfg); err != nil {
 					t.Fatal(err)
 				}
 				if who == "they" {
 					s.Swanctl("--initiate --child ipip --timeout " + netlab.Seconds(netlab.Patience()))
 				}
-				netlab.Eventually(t, "the gate is open", h.session.Established)
-				t.Log(h.session.Status().Describe(time.Now()))
-				h.carries("the peer has the SA too")
-				if got := h.pings(50, 2*time.Millisecond); got != 50 {
+				netlab.Eventually(t, "the gate is open", e.session.Established)
+				t.Log(e.session.Status().Describe(time.Now()))
+				e.waitForEcho("the peer has the SA too")
+				if got := e.pings(50, 2*time.Millisecond); got != 50 {
 					t.Errorf("%d of 50 pings answered", got)
 				}
-				if h.session.Status().UDP != c.udp {
-					t.Errorf("UDP is %v", h.session.Status().UDP)
+				if e.session.Status().UDP != c.udp {
+					t.Errorf("UDP is %v", e.session.Status().UDP)
 				}
 				// What the kernel makes of its own inner packets, and of bulk.
-				before := h.count.Load()
+				before := e.count.Load()
 				s.MustRun("ping -c 200 -i 0.002 -s 1300 -W 1 10.9.0.1 >/dev/null || true")
-				netlab.Eventually(t, "the guest's packets are opened", func() bool { return h.count.Load()-before >= 200 })
-				h.session.Close()
+				netlab.Eventually(t, "the guest's packets are opened", func() bool { return e.count.Load()-before >= 200 })
+				e.session.Close()
 				netlab.Eventually(t, "the peer has deleted its SAs", func() bool {
 					out, _ := s.Run("ip xfrm state")
 					return !strings.Contains(out, "proto esp")
 				})
-				nothingPlain(t, wire())
-				noDrops(t, h)
+				checkNoCleartext(t, wire())
+				checkNoDrops(t, e)
 			})
 		}
 	}
 }
 
-// noDrops: the gate was shut before there was an SA, and nothing else was dropped.
-func noDrops(t *testing.T, h *host) {
+// checkNoDrops: the gate was shut before there was an SA, and nothing else was dropped.
+func checkNoDrops(t *testing.T, e *endpoint) {
 	t.Helper()
-	for d, n := range h.session.Drops {
+	for d, n := range e.session.Drops {
 		if d != esp.DropNoSA {
 			t.Errorf("%d packets dropped: %v", n, d)
 		}
 	}
-	for d, n := range h.manager.Drops {
+	for d, n := range e.manager.Drops {
 		t.Errorf("%d packets of nobody dropped: %v", n, d)
 	}
 }

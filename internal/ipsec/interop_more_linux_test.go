@@ -18,30 +18,30 @@ func TestInteropStrongSwanRekeysUnderTraffic(t *testing.T) {
 			t.Parallel()
 			cfg := ikeConfig(c.mode)
 			cfg.Lifetime2, cfg.Lifetime1 = netlab.Slower(8*time.Second), netlab.Slower(25*time.Second)
-			life := func(seconds time.Duration) string { return netlab.Seconds(netlab.Slower(seconds*time.Second)) + "s" }
+			lifetime := func(seconds time.Duration) string { return netlab.Seconds(netlab.Slower(seconds*time.Second)) + "s" }
 			// On a busy machine strongSwan now and then does not know yet of what we
 			// answer to, and drops it. By default its SA of IKE ends before it has asked
 			// again, and it takes the one that follows for the first.
-			h, _, wire := lab(t, conf(c.version, c.phase1, "reauth_time = 0\nrekey_time = "+life(14)+"\nover_time = "+life(10), c.phase2, "none",
-				"rekey_time = "+life(5)+"\nlife_time = "+life(15)+"\nrand_time = 1s", testSecret))
-			if err := h.protect(cfg); err != nil {
+			e, _, wire := lab(t, conf(c.version, c.phase1, "reauth_time = 0\nrekey_time = "+lifetime(14)+"\nover_time = "+lifetime(10), c.phase2, "none",
+				"rekey_time = "+lifetime(5)+"\nlife_time = "+lifetime(15)+"\nrand_time = 1s", testSecret))
+			if err := e.protect(cfg); err != nil {
 				t.Fatal(err)
 			}
-			netlab.Eventually(t, "the gate is open", h.session.Established)
-			h.carries("the peer has the SA too")
+			netlab.Eventually(t, "the gate is open", e.session.Established)
+			e.waitForEcho("the peer has the SA too")
 			spis := map[uint32]bool{}
 			sent, answered := 0, 0
 			for begin := time.Now(); time.Since(begin) < netlab.Slower(32*time.Second); {
-				answered += h.pings(100, 5*time.Millisecond)
+				answered += e.pings(100, 5*time.Millisecond)
 				sent += 100
-				spis[h.session.Status().OutboundSPI] = true
+				spis[e.session.Status().OutboundSPI] = true
 			}
 			t.Logf("%d of %d pings answered over %d SAs", answered, sent, len(spis))
 			if answered != sent || len(spis) < 4 {
 				t.Error("packets were lost, or there was no rekey")
 			}
-			nothingPlain(t, wire())
-			noDrops(t, h)
+			checkNoCleartext(t, wire())
+			checkNoDrops(t, e)
 		})
 	}
 }
@@ -54,24 +54,24 @@ func TestInteropStrongSwanWrongSecretIsNamedAndOpensNothing(t *testing.T) {
 				t.Parallel()
 				cfg := ikeConfig(c.mode)
 				cfg.Passive = who == "they"
-				h, s, wire := lab(t, conf(c.version, c.phase1, "", c.phase2, "none", "", "another secret"))
-				if err := h.protect(cfg); err != nil {
+				e, s, wire := lab(t, conf(c.version, c.phase1, "", c.phase2, "none", "", "another secret"))
+				if err := e.protect(cfg); err != nil {
 					t.Fatal(err)
 				}
 				if who == "they" {
 					s.Swanctl("--initiate --child ipip --timeout 3")
 				}
-				netlab.Eventually(t, "the reason is named", func() bool { return strings.Contains(h.session.Status().Problem, "secret") })
+				netlab.Eventually(t, "the reason is named", func() bool { return strings.Contains(e.session.Status().Problem, "secret") })
 				for range 20 {
-					if d := h.send(h.ping(1, 100)); d != esp.DropNoSA {
+					if d := e.send(e.ping(1, 100)); d != esp.DropNoSA {
 						t.Errorf("send: %v", d)
 					}
 				}
-				t.Log(h.session.Status().Describe(time.Now()))
-				if n := strings.Count(h.log.String(), "warning=true"); n > 3 {
-					t.Errorf("%d lines in the log:\n%s", n, h.log.String())
+				t.Log(e.session.Status().Describe(time.Now()))
+				if n := strings.Count(e.log.String(), "warning=true"); n > 3 {
+					t.Errorf("%d lines in the log:\n%s", n, e.log.String())
 				}
-				nothingPlain(t, wire())
+				checkNoCleartext(t, wire())
 			})
 		}
 	}
@@ -87,13 +87,13 @@ func TestInteropStrongSwanNoCommonProposalIsNamed(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			h, _, _ := lab(t, conf(c.version, c.phase1, "", c.phase2, "none", "", testSecret))
-			if err := h.protect(ikeConfig(c.mode)); err != nil {
+			e, _, _ := lab(t, conf(c.version, c.phase1, "", c.phase2, "none", "", testSecret))
+			if err := e.protect(ikeConfig(c.mode)); err != nil {
 				t.Fatal(err)
 			}
-			netlab.Eventually(t, "the reason is named", func() bool { return strings.Contains(h.session.Status().Problem, "no common proposal") })
-			t.Log(h.session.Status().Describe(time.Now()))
-			if h.session.Established() {
+			netlab.Eventually(t, "the reason is named", func() bool { return strings.Contains(e.session.Status().Problem, "no common proposal") })
+			t.Log(e.session.Status().Describe(time.Now()))
+			if e.session.Established() {
 				t.Error("the gate is open")
 			}
 		})
@@ -107,21 +107,21 @@ func TestInteropStrongSwanRestarts(t *testing.T) {
 	for _, c := range []peering{peerings[0], peerings[3]} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			h, s, wire := lab(t, conf(c.version, c.phase1, "", c.phase2, "none", "", testSecret))
+			e, s, wire := lab(t, conf(c.version, c.phase1, "", c.phase2, "none", "", testSecret))
 			cfg := ikeConfig(c.mode) // DPD after 2 s, three times
-			if err := h.protect(cfg); err != nil {
+			if err := e.protect(cfg); err != nil {
 				t.Fatal(err)
 			}
-			netlab.Eventually(t, "the gate is open", h.session.Established)
-			h.carries("the peer has the SA too")
+			netlab.Eventually(t, "the gate is open", e.session.Established)
+			e.waitForEcho("the peer has the SA too")
 			s.Die()
 			s.Charon()
 			for range 30 {
-				h.send(h.ping(1, 100))
+				e.send(e.ping(1, 100))
 				time.Sleep(20 * time.Millisecond)
 			}
-			h.carries("the tunnel is there again")
-			nothingPlain(t, wire())
+			e.waitForEcho("the tunnel is there again")
+			checkNoCleartext(t, wire())
 		})
 	}
 }
@@ -133,23 +133,23 @@ func TestInteropStrongSwanBothBeginAtOnce(t *testing.T) {
 	for _, c := range []peering{peerings[0], peerings[3]} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			h, s, wire := lab(t, conf(c.version, c.phase1, "", c.phase2, "none", "", testSecret))
+			e, s, wire := lab(t, conf(c.version, c.phase1, "", c.phase2, "none", "", testSecret))
 			done := make(chan string)
 			go func() { done <- s.Swanctl("--initiate --child ipip --timeout 20") }()
 			time.Sleep(150 * time.Millisecond)
-			if err := h.protect(ikeConfig(c.mode)); err != nil {
+			if err := e.protect(ikeConfig(c.mode)); err != nil {
 				t.Fatal(err)
 			}
 			<-done
-			netlab.Eventually(t, "the gate is open", h.session.Established)
-			h.carries("the peer has the SA too")
+			netlab.Eventually(t, "the gate is open", e.session.Established)
+			e.waitForEcho("the peer has the SA too")
 			for range 4 { // in which the one that is too many may go
-				if got := h.pings(100, 5*time.Millisecond); got != 100 {
+				if got := e.pings(100, 5*time.Millisecond); got != 100 {
 					t.Errorf("%d of 100 pings answered", got)
 				}
 				time.Sleep(2 * time.Second)
 			}
-			nothingPlain(t, wire())
+			checkNoCleartext(t, wire())
 		})
 	}
 }
@@ -174,24 +174,24 @@ func TestInteropStrongSwanThroughANAT(t *testing.T) {
 			}
 			text := strings.Replace(conf(c.version, c.phase1, "", c.phase2, "none", "", testSecret), "id = 192.0.2.1 }", "id = %any }", 1)
 			text = strings.Replace(text, "id-1 = 192.0.2.1", "id-1 = 10.0.0.2", 1)
-			s := startSwan(t, wire, "guest0", text)
-			h := newHost(t, ours, inside, addressB)
+			s := startStrongSwan(t, wire, "guest0", text)
+			e := newEndpoint(t, ours, addressInside, addressB)
 			captured := capture(t, ours)
-			if err := h.protect(ikeConfig(c.mode)); err != nil {
+			if err := e.protect(ikeConfig(c.mode)); err != nil {
 				t.Fatal(err)
 			}
-			netlab.Eventually(t, "the gate is open", h.session.Established)
-			t.Log(h.session.Status().Describe(time.Now()))
-			if !h.session.Status().UDP {
+			netlab.Eventually(t, "the gate is open", e.session.Established)
+			t.Log(e.session.Status().Describe(time.Now()))
+			if !e.session.Status().UDP {
 				t.Fatal("not in UDP")
 			}
-			h.carries("the peer has the SA too")
-			if got := h.pings(100, 2*time.Millisecond); got != 100 {
+			e.waitForEcho("the peer has the SA too")
+			if got := e.pings(100, 2*time.Millisecond); got != 100 {
 				t.Errorf("%d of 100 pings answered", got)
 			}
 			_ = s
-			nothingPlain(t, captured())
-			noDrops(t, h)
+			checkNoCleartext(t, captured())
+			checkNoDrops(t, e)
 		})
 	}
 }

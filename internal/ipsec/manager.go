@@ -57,14 +57,14 @@ type Manager struct {
 	// drops counts ESP packets that belong to no tunnel.
 	drops [esp.NumDrops]atomic.Uint64
 
-	// life is held by who opens or closes sockets. A Receiver may wait for mu, and
+	// socketsMu is held by who opens or closes sockets. A Receiver may wait for mu, and
 	// closing a socket for its Receiver: so not both under mu.
-	life      sync.Mutex
-	mu        sync.Mutex // guards the rest; taken after life
-	closed    bool
-	raw       espSocket
-	ports     map[portsKey]*ports
-	exchanges map[tunnelKey]*negotiator
+	socketsMu   sync.Mutex
+	mu          sync.Mutex // guards the rest; taken after life
+	closed      bool
+	raw         espSocket
+	ports       map[portsKey]*ports
+	negotiators map[tunnelKey]*negotiator
 }
 
 // Closer closes something, and unblocks who reads from it.
@@ -73,9 +73,9 @@ type Closer interface{ Close() error }
 // espSocket is where ESP comes in that is not in UDP.
 type espSocket interface {
 	Closer
-	// choose has the kernel copy only the packets of that exchange to this process; nil
+	// restrict has the kernel copy only the packets of that exchange to this process; nil
 	// stands for all.
-	choose(only *negotiator) error
+	restrict(only *negotiator) error
 }
 
 // portsKey is what a pair of UDP sockets is bound to.
@@ -91,7 +91,7 @@ type tunnelKey struct {
 
 // NewManager makes a Manager. It opens no socket before the first Protect.
 func NewManager(o Options) *Manager {
-	m := &Manager{serve: o.Serve, ports: map[portsKey]*ports{}, exchanges: map[tunnelKey]*negotiator{}}
+	m := &Manager{serve: o.Serve, ports: map[portsKey]*ports{}, negotiators: map[tunnelKey]*negotiator{}}
 	if m.serve == nil {
 		m.serve = func(Receiver) {}
 	}
@@ -108,14 +108,14 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.life.Lock()
-	defer m.life.Unlock()
+	m.socketsMu.Lock()
+	defer m.socketsMu.Unlock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
 		return nil, errors.New("ipsec: closed")
 	}
-	if m.exchanges[key] != nil {
+	if m.negotiators[key] != nil {
 		return nil, fmt.Errorf("another tunnel from %s to %s is protected already", key.local, key.remote)
 	}
 	if m.raw == nil {
@@ -126,7 +126,7 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 		m.raw = raw
 		m.serve(receiver)
 	}
-	if err := m.raw.choose(nil); err != nil {
+	if err := m.raw.restrict(nil); err != nil {
 		return nil, err
 	}
 	pk := portsKey{key.local, cfg.Mark, cfg.Device}
@@ -138,19 +138,19 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 		m.ports[pk] = p
 		m.serve(p.receiver)
 	}
-	p.users++
+	p.refs++
 	ctx, cancel := context.WithCancel(context.Background())
 	x := &negotiator{
 		manager: m, ports: p, peer: peer,
-		local: key.local, remote: key.remote, changed: cfg.Changed, tell: cfg.Event,
-		inbox: make(chan datagram, inboxSize), cancel: cancel, ended: make(chan struct{}),
-		inbound: map[uint32]*inboundSA{}, last: map[uint32]uint64{},
+		local: key.local, remote: key.remote, changed: cfg.Changed, event: cfg.Event,
+		inbox: make(chan datagram, inboxSize), cancel: cancel, done: make(chan struct{}),
+		inbound: map[uint32]*inboundSA{}, lastPackets: map[uint32]uint64{},
 	}
 	x.session = &Session{negotiator: x}
 	first := worstCaseFormat(cfg.Config)
 	x.session.espFormat.Store(&first)
-	m.exchanges[key] = x
-	_ = m.chooseESP() // or it goes on receiving more than it has to
+	m.negotiators[key] = x
+	_ = m.restrictESP() // or it goes on receiving more than it has to
 	go x.run(ctx)
 	return x.session, nil
 }
@@ -160,47 +160,47 @@ func (p *Session) Close() {
 	p.outbound.Store(nil)
 	x := p.negotiator
 	x.cancel()
-	<-x.ended
-	x.manager.forget(x)
+	<-x.done
+	x.manager.remove(x)
 }
 
-func (m *Manager) forget(x *negotiator) {
-	m.life.Lock()
-	defer m.life.Unlock()
-	if m.isLast(x) {
+func (m *Manager) remove(x *negotiator) {
+	m.socketsMu.Lock()
+	defer m.socketsMu.Unlock()
+	if m.detach(x) {
 		_ = x.ports.Close()
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	_ = m.chooseESP() // or it goes on receiving more than it has to
+	_ = m.restrictESP() // or it goes on receiving more than it has to
 }
 
-// chooseESP has the ESP socket receive what the tunnels as they are need. With none it
+// restrictESP has the ESP socket receive what the tunnels as they are need. With none it
 // stays as it was. The caller holds mu.
-func (m *Manager) chooseESP() error {
+func (m *Manager) restrictESP() error {
 	var only *negotiator
-	for _, x := range m.exchanges {
+	for _, x := range m.negotiators {
 		only = x
 	}
-	switch len(m.exchanges) {
+	switch len(m.negotiators) {
 	case 0:
 		return nil
 	case 1:
-		return m.raw.choose(only)
+		return m.raw.restrict(only)
 	}
-	return m.raw.choose(nil)
+	return m.raw.restrict(nil)
 }
 
-// isLast takes x out, and reports whether nobody else uses its ports.
-func (m *Manager) isLast(x *negotiator) bool {
+// detach takes x out, and reports whether nobody else uses its ports.
+func (m *Manager) detach(x *negotiator) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	key := tunnelKey{x.local, x.remote}
-	if m.exchanges[key] != x {
+	if m.negotiators[key] != x {
 		return false
 	}
-	delete(m.exchanges, key)
-	if x.ports.users--; x.ports.users > 0 {
+	delete(m.negotiators, key)
+	if x.ports.refs--; x.ports.refs > 0 {
 		return false
 	}
 	delete(m.ports, x.ports.key)
@@ -211,16 +211,16 @@ func (m *Manager) isLast(x *negotiator) bool {
 func (m *Manager) Close() error {
 	m.mu.Lock()
 	m.closed = true
-	all := make([]*negotiator, 0, len(m.exchanges))
-	for _, x := range m.exchanges {
+	all := make([]*negotiator, 0, len(m.negotiators))
+	for _, x := range m.negotiators {
 		all = append(all, x)
 	}
 	m.mu.Unlock()
 	for _, x := range all {
 		x.session.Close()
 	}
-	m.life.Lock()
-	defer m.life.Unlock()
+	m.socketsMu.Lock()
+	defer m.socketsMu.Unlock()
 	if m.raw != nil {
 		return m.raw.Close()
 	}
@@ -240,7 +240,7 @@ func (m *Manager) Drops(yield func(esp.Drop, uint64) bool) {
 func (m *Manager) deliver(local netip.Addr, port uint16, from netip.AddrPort, payload []byte) {
 	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 	m.mu.Lock()
-	x := m.exchanges[tunnelKey{local, from.Addr()}]
+	x := m.negotiators[tunnelKey{local, from.Addr()}]
 	m.mu.Unlock()
 	if x == nil {
 		return
@@ -252,18 +252,18 @@ func (m *Manager) deliver(local netip.Addr, port uint16, from netip.AddrPort, pa
 }
 
 func (m *Manager) addSA(key saKey, sa *inboundSA) {
-	m.changeTable(func(t saTable) { t[key] = sa })
+	m.updateTable(func(t saTable) { t[key] = sa })
 }
 
 func (m *Manager) removeSA(key saKey, sa *inboundSA) {
-	m.changeTable(func(t saTable) {
+	m.updateTable(func(t saTable) {
 		if t[key] == sa {
 			delete(t, key)
 		}
 	})
 }
 
-func (m *Manager) changeTable(change func(saTable)) {
+func (m *Manager) updateTable(change func(saTable)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := *m.table.Load()

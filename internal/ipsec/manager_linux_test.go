@@ -20,15 +20,15 @@ import (
 )
 
 var (
-	addressA = netip.MustParseAddr("192.0.2.1")
-	addressB = netip.MustParseAddr("192.0.2.2")
-	inside   = netip.MustParseAddr("10.0.0.2")
+	addressA      = netip.MustParseAddr("192.0.2.1")
+	addressB      = netip.MustParseAddr("192.0.2.2")
+	addressInside = netip.MustParseAddr("10.0.0.2")
 )
 
 func TestMain(m *testing.M) { netlab.Main(m, 2) }
 
-// host is one end: a Manager in a namespace, what it opened, and its log.
-type host struct {
+// endpoint is one end: a Manager in a namespace, what it opened, and its log.
+type endpoint struct {
 	t       *testing.T
 	ns      *netlab.NS
 	local   netip.Addr
@@ -59,9 +59,9 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-func newHost(t *testing.T, ns *netlab.NS, local, remote netip.Addr) *host {
-	h := &host{t: t, ns: ns, local: local, remote: remote, opened: make(chan []byte, 4096)}
-	h.manager = NewManager(Options{Serve: func(r Receiver) {
+func newEndpoint(t *testing.T, ns *netlab.NS, local, remote netip.Addr) *endpoint {
+	e := &endpoint{t: t, ns: ns, local: local, remote: remote, opened: make(chan []byte, 4096)}
+	e.manager = NewManager(Options{Serve: func(r Receiver) {
 		go func() {
 			batch := packet.NewBatch(16, packet.MaxSize)
 			for {
@@ -70,9 +70,9 @@ func newHost(t *testing.T, ns *netlab.NS, local, remote netip.Addr) *host {
 					return
 				}
 				for _, b := range batch[:n] {
-					h.count.Add(1)
+					e.count.Add(1)
 					select {
-					case h.opened <- bytes.Clone(b.Bytes()):
+					case e.opened <- bytes.Clone(b.Bytes()):
 					default:
 					}
 				}
@@ -81,34 +81,34 @@ func newHost(t *testing.T, ns *netlab.NS, local, remote netip.Addr) *host {
 	}})
 	ns.Do(func() {
 		var err error
-		if h.raw, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err != nil {
+		if e.raw, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err != nil {
 			t.Fatal(err)
 		}
 	})
 	t.Cleanup(func() {
-		h.manager.Close()
-		unix.Close(h.raw)
+		e.manager.Close()
+		unix.Close(e.raw)
 		if t.Failed() {
-			t.Logf("log of %v:\n%s", local, h.log.String())
+			t.Logf("log of %v:\n%s", local, e.log.String())
 		}
 	})
-	return h
+	return e
 }
 
-func (h *host) protect(cfg Config) error {
-	cfg.Local, cfg.Remote = h.local, h.remote
-	cfg.Event = func(e Event) { fmt.Fprintf(&h.log, "warning=%v %v\n", e.Warning(), e) }
+func (e *endpoint) protect(cfg Config) error {
+	cfg.Local, cfg.Remote = e.local, e.remote
+	cfg.Event = func(event Event) { fmt.Fprintf(&e.log, "warning=%v %v\n", event.Warning(), event) }
 	var err error
-	h.ns.Do(func() { h.session, err = h.manager.Protect(cfg) })
+	e.ns.Do(func() { e.session, err = e.manager.Protect(cfg) })
 	return err
 }
 
 // outer is an outer packet with an inner one of n bytes, all of them v.
-func (h *host) outer(n int, v byte) []byte {
+func (e *endpoint) outer(n int, v byte) []byte {
 	p := make([]byte, 20+n)
 	p[0], p[8], p[9] = 0x45, 64, 4
 	binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
-	a, b := h.local.As4(), h.remote.As4()
+	a, b := e.local.As4(), e.remote.As4()
 	copy(p[12:], a[:])
 	copy(p[16:], b[:])
 	for i := range p[20:] {
@@ -118,21 +118,21 @@ func (h *host) outer(n int, v byte) []byte {
 }
 
 // send does with a packet what the data path does.
-func (h *host) send(p []byte) esp.Drop {
+func (e *endpoint) send(p []byte) esp.Drop {
 	b := packet.New(packet.MaxSize)
 	b.Set(p)
-	if d := h.session.Seal(b); d != esp.DropNone {
+	if d := e.session.Seal(b); d != esp.DropNone {
 		return d
 	}
-	if err := unix.Sendto(h.raw, b.Bytes(), 0, &unix.SockaddrInet4{Addr: h.remote.As4()}); err != nil {
-		h.t.Errorf("send: %v", err)
+	if err := unix.Sendto(e.raw, b.Bytes(), 0, &unix.SockaddrInet4{Addr: e.remote.As4()}); err != nil {
+		e.t.Errorf("send: %v", err)
 	}
 	return esp.DropNone
 }
 
-// message is an outer packet with secretText in it.
-func (h *host) message() []byte {
-	p := append(h.outer(0, 0), secretText...)
+// message is an outer packet with cleartext in it.
+func (e *endpoint) message() []byte {
+	p := append(e.outer(0, 0), cleartext...)
 	binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
 	return p
 }
@@ -148,7 +148,7 @@ type flow struct {
 }
 
 // sendAll sends a copy of p every two milliseconds until the flow's end.
-func (h *host) sendAll(p []byte) *flow {
+func (e *endpoint) sendAll(p []byte) *flow {
 	f := &flow{stop: make(chan struct{}), stopped: make(chan struct{})}
 	go func() {
 		defer close(f.stopped)
@@ -158,7 +158,7 @@ func (h *host) sendAll(p []byte) *flow {
 				return
 			case <-time.After(2 * time.Millisecond):
 				f.stalled.Store(max(f.stalled.Load(), int64(time.Since(last))))
-				if h.send(p) == esp.DropNone {
+				if e.send(p) == esp.DropNone {
 					f.sealed.Add(1)
 				} else if f.sealed.Load() != 0 {
 					f.refused.Add(1)
@@ -226,7 +226,7 @@ func ikeConfig(mode ike.Mode) Config {
 	}}
 }
 
-var secretText = []byte("PLAINTEXT-PLAINTEXT-PLAINTEXT")
+var cleartext = []byte("PLAINTEXT-PLAINTEXT-PLAINTEXT")
 
 // TestNothingPlainIsEverOnTheWire captures the whole life of a tunnel: before
 // there is an SA, with one, over rekeys, while the peer is gone, and at the end.
@@ -241,7 +241,7 @@ func TestNothingPlainIsEverOnTheWire(t *testing.T) {
 				t.Parallel()
 				nsA, nsB := netlab.New(t), netlab.New(t)
 				netlab.Veth(t, nsA, nsB, netlab.End{Name: "u0", Address: "192.0.2.1/24"}, netlab.End{Name: "u0", Address: "192.0.2.2/24"})
-				a, b := newHost(t, nsA, addressA, addressB), newHost(t, nsB, addressB, addressA)
+				a, b := newEndpoint(t, nsA, addressA, addressB), newEndpoint(t, nsB, addressB, addressA)
 				wire := capture(t, nsA)
 				cfg := ikeConfig(mode)
 				cfg.ForceUDP = udp
@@ -265,7 +265,7 @@ func TestNothingPlainIsEverOnTheWire(t *testing.T) {
 				}
 				fromB := b.sendAll(b.message())
 				got := <-b.opened
-				if !bytes.Equal(got[20:], secretText) || got[9] != 4 || !bytes.Equal(got[12:20], message[12:20]) {
+				if !bytes.Equal(got[20:], cleartext) || got[9] != 4 || !bytes.Equal(got[12:20], message[12:20]) {
 					t.Errorf("opened %x", got)
 				}
 				first := a.session.Status().OutboundSPI
@@ -287,7 +287,7 @@ func TestNothingPlainIsEverOnTheWire(t *testing.T) {
 				for _, way := range []struct {
 					name     string
 					from     *flow
-					receiver *host
+					receiver *endpoint
 				}{{"a to b", fromA, b}, {"b to a", fromB, a}} {
 					sealed, opened, refused := way.from.sealed.Load(), way.receiver.count.Load(), way.from.refused.Load()
 					if sealed == 0 || opened != sealed {
@@ -301,14 +301,14 @@ func TestNothingPlainIsEverOnTheWire(t *testing.T) {
 						t.Logf("%s: %d refused by a gate that had been open, on a machine that stood still for %v", way.name, refused, stalled)
 					}
 				}
-				noDrops(t, a)
-				noDrops(t, b)
+				checkNoDrops(t, a)
+				checkNoDrops(t, b)
 				b.manager.Close()
 				netlab.Eventually(t, "the gate shuts when the peer has gone", func() bool { return !a.session.Established() })
 				if d := a.send(message); d != esp.DropNoSA {
 					t.Errorf("after the peer has gone: %v", d)
 				}
-				gone := Event{Kind: Shut}.String()
+				gone := Event{Kind: EventDown}.String()
 				netlab.Eventually(t, "that is told", func() bool { return strings.Contains(a.log.String(), gone) })
 				if strings.Contains(b.log.String(), gone) {
 					t.Error("what was asked for is told as a warning")
@@ -319,7 +319,7 @@ func TestNothingPlainIsEverOnTheWire(t *testing.T) {
 				}
 				var nESP, nUDP int
 				for _, p := range wire() {
-					if len(p) < 20 || bytes.Contains(p, secretText[:12]) || p[9] == 4 {
+					if len(p) < 20 || bytes.Contains(p, cleartext[:12]) || p[9] == 4 {
 						t.Fatalf("on the wire: %x", p)
 					}
 					switch p[9] {
@@ -333,8 +333,8 @@ func TestNothingPlainIsEverOnTheWire(t *testing.T) {
 				if !udp && nESP < sealed || udp && (nESP != 0 || nUDP < sealed) {
 					t.Errorf("%d ESP and %d UDP packets on the wire for %d that were sealed", nESP, nUDP, sealed)
 				}
-				for _, h := range []*host{a, b} {
-					if strings.Contains(h.log.String(), "correct horse") {
+				for _, e := range []*endpoint{a, b} {
+					if strings.Contains(e.log.String(), "correct horse") {
 						t.Error("the secret is in the log")
 					}
 				}

@@ -19,23 +19,23 @@ type negotiator struct {
 	local   netip.Addr
 	remote  netip.Addr
 	changed func()
-	tell    func(Event)
+	event   func(Event)
 
 	inbox  chan datagram
 	cancel context.CancelFunc
-	ended  chan struct{}
+	done   chan struct{}
 
-	inbound  map[uint32]*inboundSA // by SPI
-	last     map[uint32]uint64     // packets that had been opened when we last looked
-	current  *ike.Child
-	port     uint16 // the peer's UDP port that ESP last came from
-	problem  ike.Problem
-	unsaid   bool                     // something other than the problem has changed since publish
-	reported map[reportedProblem]bool // since the gate was last open
-	warned   string                   // weak algorithms that have been warned about
-	since    time.Time
-	received bool // anything, since the SA was made
-	silent   bool // it has been said that nothing arrives
+	inbound      map[uint32]*inboundSA // by SPI
+	lastPackets  map[uint32]uint64     // packets that had been opened when we last looked
+	current      *ike.Child
+	port         uint16 // the peer's UDP port that ESP last came from
+	problem      ike.Problem
+	dirty        bool                     // something other than the problem has changed since publish
+	reported     map[reportedProblem]bool // upSince the gate was last open
+	weakReported string                   // weak algorithms that have been warned about
+	upSince      time.Time
+	espReceived  bool // anything, since the SA was made
+	noESP        bool // it has been said that nothing arrives
 }
 
 // reportedProblem is what makes a problem another one for an operator: what is known
@@ -55,17 +55,17 @@ type datagram struct {
 const (
 	// inboxSize bounds what waits while a Diffie-Hellman exchange is computed.
 	inboxSize = 32
-	// lookEvery is how often the counters of the SAs are looked at.
-	lookEvery = time.Second
-	// silence is how long an SA may send without anything coming back until that
+	// pollInterval is how often the counters of the SAs are looked at.
+	pollInterval = time.Second
+	// noESPTimeout is how long an SA may send without anything coming back until that
 	// is said.
-	silence = 20 * time.Second
+	noESPTimeout = 20 * time.Second
 )
 
 func (x *negotiator) run(ctx context.Context) {
-	defer close(x.ended)
-	look := time.NewTicker(lookEvery)
-	defer look.Stop()
+	defer close(x.done)
+	ticker := time.NewTicker(pollInterval)
+	defer ticker.Stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -73,7 +73,7 @@ func (x *negotiator) run(ctx context.Context) {
 		case <-ctx.Done():
 			// First the gate, then the farewell; who closed it need not be told.
 			x.session.outbound.Store(nil)
-			x.tell = nil
+			x.event = nil
 			x.do(x.peer.Close(time.Now()))
 			x.publish()
 			return
@@ -81,10 +81,10 @@ func (x *negotiator) run(ctx context.Context) {
 			x.do(x.peer.Receive(time.Now(), d.port, d.from, d.payload))
 		case <-timer.C:
 			x.do(x.peer.Tick(time.Now()))
-		case <-look.C:
-			x.look(time.Now())
+		case <-ticker.C:
+			x.pollSAs(time.Now())
 		}
-		x.publishNews()
+		x.publishIfChanged()
 		timer.Stop()
 		if next := x.peer.Next(); !next.IsZero() {
 			timer.Reset(max(0, time.Until(next)))
@@ -99,12 +99,12 @@ func (x *negotiator) do(actions []ike.Action) {
 			x.ports.send(send)
 			continue
 		}
-		x.unsaid = true
+		x.dirty = true
 		switch a := a.(type) {
 		case ike.AddInbound:
 			in, err := esp.NewInbound(a.Inbound)
 			if err != nil {
-				x.emit(Failed, err)
+				x.emit(EventFailed, err)
 				continue
 			}
 			sa := &inboundSA{Inbound: in, owner: x, udp: a.Outbound.DestinationPort != 0}
@@ -112,13 +112,13 @@ func (x *negotiator) do(actions []ike.Action) {
 			x.inbound[a.Inbound.SPI] = sa
 			x.manager.addSA(x.key(a.Inbound.SPI), sa)
 		case ike.UseOutbound:
-			x.use(a.Child)
+			x.setOutbound(a.Child)
 		case ike.Remove:
 			if sa := x.inbound[a.Inbound.SPI]; sa != nil {
 				x.manager.removeSA(x.key(a.Inbound.SPI), sa)
 				sa.Close() // for whoever has just found it
 				delete(x.inbound, a.Inbound.SPI)
-				delete(x.last, a.Inbound.SPI)
+				delete(x.lastPackets, a.Inbound.SPI)
 			}
 		case ike.SetPorts:
 			// What has come from the port before counts no more, what comes from now on does.
@@ -139,13 +139,13 @@ func (x *negotiator) key(spi uint32) saKey {
 	return saKey{remote: as4(x.remote), local: as4(x.local), spi: spi}
 }
 
-// use makes the gate seal by another SA, or closes it.
-func (x *negotiator) use(c *ike.Child) {
+// setOutbound makes the gate seal by another SA, or closes it.
+func (x *negotiator) setOutbound(c *ike.Child) {
 	var next *esp.Outbound
 	if c != nil {
 		var err error
 		if next, err = esp.NewOutbound(c.Outbound); err != nil {
-			x.emit(Failed, err)
+			x.emit(EventFailed, err)
 			c = nil
 		}
 	}
@@ -157,7 +157,7 @@ func (x *negotiator) use(c *ike.Child) {
 		old.Close() // also for whoever has just loaded it; a replaced one stays good for them
 	}
 	if c != nil && x.current == nil {
-		x.since, x.received, x.silent = time.Now(), false, false
+		x.upSince, x.espReceived, x.noESP = time.Now(), false, false
 	}
 	x.current = c
 	x.port = 0
@@ -166,16 +166,16 @@ func (x *negotiator) use(c *ike.Child) {
 	}
 }
 
-// look tells the state machine what came in by ESP, and watches for keys that
+// pollSAs tells the state machine what came in by ESP, and watches for keys that
 // are used up and for a path that takes IKE but no ESP.
-func (x *negotiator) look(now time.Time) {
+func (x *negotiator) pollSAs(now time.Time) {
 	for spi, sa := range x.inbound {
 		n := sa.Packets()
-		if n == x.last[spi] {
+		if n == x.lastPackets[spi] {
 			continue
 		}
-		x.last[spi] = n
-		x.received = true
+		x.lastPackets[spi] = n
+		x.espReceived = true
 		x.do(x.peer.NoteReceived(now, spi))
 		// The NAT in front of the peer has given it another port; the packet
 		// that came from there was authentic (RFC 3948 section 5 wants no more).
@@ -186,15 +186,15 @@ func (x *negotiator) look(now time.Time) {
 	if o := x.session.outbound.Load(); o != nil {
 		if o.NeedsRekey() {
 			x.do(x.peer.Rekey(now))
-			x.unsaid = true // when that will be
+			x.dirty = true // when that will be
 		}
-		if !x.received && !x.silent && o.Packets() > 5 && now.Sub(x.since) > silence {
-			x.silent, x.unsaid = true, true
-			x.emit(Silent, nil)
+		if !x.espReceived && !x.noESP && o.Packets() > 5 && now.Sub(x.upSince) > noESPTimeout {
+			x.noESP, x.dirty = true, true
+			x.emit(EventNoESP, nil)
 		}
-		if x.received && x.silent {
-			x.silent, x.unsaid = false, true
-			x.emit(Heard, nil)
+		if x.espReceived && x.noESP {
+			x.noESP, x.dirty = false, true
+			x.emit(EventESPReceived, nil)
 		}
 	}
 }
@@ -213,28 +213,28 @@ func (x *negotiator) isNew(problem ike.Problem) bool {
 }
 
 func (x *negotiator) emit(kind EventKind, err error) {
-	if x.tell != nil {
-		x.tell(Event{Kind: kind, Status: x.session.Status(), Err: err})
+	if x.event != nil {
+		x.event(Event{Kind: kind, Status: x.session.Status(), Err: err})
 	}
 }
 
-// publishNews is publish if anything has changed, which it has not for most of what
+// publishIfChanged is publish if anything has changed, which it has not for most of what
 // a stranger sends.
-func (x *negotiator) publishNews() {
-	if x.unsaid || x.peer.Problem() != x.problem {
+func (x *negotiator) publishIfChanged() {
+	if x.dirty || x.peer.Problem() != x.problem {
 		x.publish()
 	}
 }
 
 // publish says what has changed: to the status, once as an event, to the tunnel.
 func (x *negotiator) publish() {
-	x.unsaid = false
+	x.dirty = false
 	s := &Status{Problem: x.peer.Problem().String()}
 	if c := x.current; c != nil {
 		s.Established, s.Suite, s.Group, s.Version = true, c.Outbound.Suite, c.Group, c.Version
 		s.UDP, s.InboundSPI, s.OutboundSPI = c.Outbound.DestinationPort != 0, c.Inbound.SPI, c.Outbound.SPI
 		s.Since, s.RekeyAt, s.Weak = c.Established, c.RekeyAt, c.Weak()
-		if x.silent {
+		if x.noESP {
 			s.Problem = "no ESP arrives"
 		}
 	}
@@ -244,18 +244,18 @@ func (x *negotiator) publish() {
 	}
 	x.problem = x.peer.Problem()
 	if x.current == nil && x.isNew(x.problem) { // it may have come up while the gate was open
-		x.emit(Blocked, nil)
+		x.emit(EventProblem, nil)
 	}
 	switch {
 	case s.Established && !old.Established:
 		x.reported = nil
-		x.emit(Opened, nil)
+		x.emit(EventUp, nil)
 	case !s.Established && old.Established:
-		x.emit(Shut, nil)
+		x.emit(EventDown, nil)
 	}
-	if s.Established && s.Weak != "" && s.Weak != x.warned {
-		x.warned = s.Weak
-		x.emit(Weak, nil)
+	if s.Established && s.Weak != "" && s.Weak != x.weakReported {
+		x.weakReported = s.Weak
+		x.emit(EventWeak, nil)
 	}
 	if x.changed != nil && (s.Established != old.Established || s.Suite != old.Suite || s.UDP != old.UDP) {
 		x.changed()

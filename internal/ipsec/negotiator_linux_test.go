@@ -20,11 +20,11 @@ type pair struct {
 	sealed *esp.Outbound // A's
 }
 
-const mapped = 14500
+const mappedPort = 14500
 
 func newPair(t *testing.T, mode ike.Mode) *pair {
 	cfg := ikeConfig(mode).Config
-	cfg.Local, cfg.Remote = inside, addressB
+	cfg.Local, cfg.Remote = addressInside, addressB
 	now := time.Now()
 	a, err := ike.NewPeer(cfg, now)
 	if err != nil {
@@ -35,7 +35,7 @@ func newPair(t *testing.T, mode ike.Mode) *pair {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := &negotiator{manager: NewManager(Options{}), session: &Session{}, peer: b, local: addressB, remote: addressA, inbound: map[uint32]*inboundSA{}, last: map[uint32]uint64{}}
+	x := &negotiator{manager: NewManager(Options{}), session: &Session{}, peer: b, local: addressB, remote: addressA, inbound: map[uint32]*inboundSA{}, lastPackets: map[uint32]uint64{}}
 	x.session.negotiator = x
 	p := &pair{t: t, now: now, a: a, b: x}
 	p.fromA(a.Tick(now))
@@ -48,7 +48,7 @@ func (p *pair) fromA(actions []ike.Action) {
 	for _, action := range actions {
 		switch a := action.(type) {
 		case ike.Send:
-			p.fromB(p.b.peer.Receive(p.now, a.LocalPort, netip.AddrPortFrom(addressA, a.LocalPort+mapped-4500), a.Payload))
+			p.fromB(p.b.peer.Receive(p.now, a.LocalPort, netip.AddrPortFrom(addressA, a.LocalPort+mappedPort-4500), a.Payload))
 		case ike.UseOutbound:
 			var err error
 			if p.sealed, err = esp.NewOutbound(a.Outbound); err != nil {
@@ -62,7 +62,7 @@ func (p *pair) fromA(actions []ike.Action) {
 func (p *pair) fromB(actions []ike.Action) {
 	for _, action := range actions {
 		if a, ok := action.(ike.Send); ok {
-			p.fromA(p.a.Receive(p.now, a.To.Port()-mapped+4500, netip.AddrPortFrom(addressB, a.LocalPort), a.Payload))
+			p.fromA(p.a.Receive(p.now, a.To.Port()-mappedPort+4500, netip.AddrPortFrom(addressB, a.LocalPort), a.Payload))
 			continue
 		}
 		p.b.do([]ike.Action{action})
@@ -72,9 +72,9 @@ func (p *pair) fromB(actions []ike.Action) {
 // esp has a packet of A's come to B from that port.
 func (p *pair) esp(port uint16) {
 	p.t.Helper()
-	h := &host{local: addressA, remote: addressB}
+	e := &endpoint{local: addressA, remote: addressB}
 	b := packet.New(2000)
-	b.Set(h.outer(100, 1))
+	b.Set(e.outer(100, 1))
 	p.sealed.SetPorts(0, 0) // as B's socket hands it on
 	if d := p.sealed.Seal(b); d != esp.DropNone || !p.b.manager.open(b, port) {
 		p.t.Fatalf("not opened (%v)", d)
@@ -85,7 +85,7 @@ func (p *pair) esp(port uint16) {
 func (p *pair) destination() uint16 {
 	p.t.Helper()
 	b := packet.New(2000)
-	b.Set((&host{local: addressB, remote: addressA}).outer(100, 1))
+	b.Set((&endpoint{local: addressB, remote: addressA}).outer(100, 1))
 	if d := p.b.session.Seal(b); d != esp.DropNone {
 		p.t.Fatal(d)
 	}
@@ -109,20 +109,20 @@ func TestNATPort(t *testing.T) {
 				t.Errorf("%v: %s: the next SA is sent by to port %d, want %d", mode, what, got, want)
 			}
 		}
-		p.esp(mapped)
-		p.b.look(p.now)
-		step("at first", mapped)
+		p.esp(mappedPort)
+		p.b.pollSAs(p.now)
+		step("at first", mappedPort)
 		// Whatever has IKE move: look has not been at what came before.
-		p.esp(mapped)
+		p.esp(mappedPort)
 		p.b.current.Outbound.DestinationPort = 6666
 		p.b.do([]ike.Action{ike.SetPorts{Child: p.b.current, Local: 4500, Remote: 6666}})
-		p.b.look(p.now)
+		p.b.pollSAs(p.now)
 		step("moved by IKE", 6666)
-		p.esp(mapped)
-		p.b.look(p.now)
-		step("ESP from the port before", mapped)
+		p.esp(mappedPort)
+		p.b.pollSAs(p.now)
+		step("ESP from the port before", mappedPort)
 		p.esp(7777)
-		p.b.look(p.now)
+		p.b.pollSAs(p.now)
 		step("ESP from a new port", 7777)
 	}
 }
@@ -133,7 +133,7 @@ func TestPublish(t *testing.T) {
 	for _, mode := range testModes {
 		p := newPair(t, mode)
 		x := p.b
-		x.publishNews()
+		x.publishIfChanged()
 		before := x.session.status.Load()
 		if before == nil || !before.Established {
 			t.Fatalf("%v: %+v", mode, before)
@@ -142,15 +142,15 @@ func TestPublish(t *testing.T) {
 			b := make([]byte, 28) // a beginning without a payload
 			b[0], b[17], b[18], b[19], b[27] = byte(1+i), 0x20, 34, 0x08, 28
 			x.do(x.peer.Receive(p.now, 500, netip.AddrPortFrom(addressA, 500), b))
-			x.publishNews()
+			x.publishIfChanged()
 		}
-		x.look(p.now)
-		x.publishNews()
+		x.pollSAs(p.now)
+		x.publishIfChanged()
 		if x.session.status.Load() != before {
 			t.Errorf("%v: a status was made of nothing", mode)
 		}
 		x.do(x.peer.Close(p.now)[:1]) // the gate shuts
-		x.publishNews()
+		x.publishIfChanged()
 		if now := x.session.status.Load(); now == before || now.Established {
 			t.Errorf("%v: %+v", mode, now)
 		}

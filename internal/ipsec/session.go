@@ -11,8 +11,7 @@ import (
 	"ipipd/internal/packet"
 )
 
-// Session is the gate of one tunnel. Seal, Established and MaxInner may be
-// called by any number of goroutines.
+// Session holds the outbound SA of one tunnel. Its methods may be called concurrently.
 type Session struct {
 	outbound   atomic.Pointer[esp.Outbound]
 	drops      [esp.NumDrops]atomic.Uint64
@@ -21,50 +20,50 @@ type Session struct {
 	negotiator *negotiator
 }
 
-// Seal encrypts the outer packet in b, of protocol 4, in place. Unless it returns
-// esp.DropNone, b must not be sent.
-func (p *Session) Seal(b *packet.Buffer) esp.Drop {
+// Seal encrypts the outer IPv4 packet of protocol 4 in b in place. Unless it returns
+// esp.DropNone the packet has been counted in Drops and must not be sent.
+func (s *Session) Seal(b *packet.Buffer) esp.Drop {
 	for {
-		o, d := p.outbound.Load(), esp.DropNoSA
+		o, d := s.outbound.Load(), esp.DropNoSA
 		if o != nil {
 			d = o.Seal(b)
 		}
-		if d == esp.DropExhausted && p.outbound.Load() != o {
-			continue // closed after it was loaded; b is as it was
+		if d == esp.DropExhausted && s.outbound.Load() != o {
+			continue // the SA was closed after Load; b is unchanged
 		}
 		if d != esp.DropNone {
-			p.drops[d].Add(1)
+			s.drops[d].Add(1)
 		}
 		return d
 	}
 }
 
-// Plain counts a packet from the remote that was not encrypted, and is its Drop.
-func (p *Session) Plain() esp.Drop {
-	p.drops[esp.DropPlain].Add(1)
-	return esp.DropPlain
+// CountCleartext counts a packet from the peer that was not encrypted, and returns its Drop.
+func (s *Session) CountCleartext() esp.Drop {
+	s.drops[esp.DropCleartext].Add(1)
+	return esp.DropCleartext
 }
 
-// Established reports whether the gate is open: whether there is an SA to send by.
-func (p *Session) Established() bool { return p.outbound.Load() != nil }
+// Established reports whether there is an outbound SA.
+func (s *Session) Established() bool { return s.outbound.Load() != nil }
 
-// MaxInner is the largest inner packet over a path with that MTU. While there is no
-// SA it is that of the last one, and before the first that of the proposal that
-// leaves least.
-func (p *Session) MaxInner(mtu int) int { return p.espFormat.Load().maxInner(mtu) }
+// MaxInner returns the size in bytes of the largest inner packet over a path of this MTU.
+// Without an SA the format of the last one counts, and before the first the proposal
+// with the most overhead.
+func (s *Session) MaxInner(mtu int) int { return s.espFormat.Load().maxInner(mtu) }
 
-// MaxInner is what Session.MaxInner is before the first SA.
+// MaxInner returns what Session.MaxInner returns before the first SA.
 func MaxInner(cfg Config, mtu int) int { return worstCaseFormat(cfg.Config).maxInner(mtu) }
 
-// espFormat is what an ESP packet looks like.
+// espFormat determines the overhead of an ESP packet.
 type espFormat struct {
 	suite esp.Suite
-	udp   bool
+	udp   bool // UDP encapsulation
 }
 
 func (f espFormat) maxInner(mtu int) int { return f.suite.MaxInner(mtu, f.udp) }
 
-// worstCaseFormat is the form on offer that leaves the least room.
+// worstCaseFormat returns the format with the most overhead among the proposals.
 func worstCaseFormat(cfg ike.Config) espFormat {
 	ps := cfg.Phase2
 	if ps == nil {
@@ -80,44 +79,44 @@ func worstCaseFormat(cfg ike.Config) espFormat {
 	return worst
 }
 
-// Drops gives each reason and how many packets it has cost.
-func (p *Session) Drops(yield func(esp.Drop, uint64) bool) {
-	for d := range p.drops {
-		if n := p.drops[d].Load(); n > 0 && !yield(esp.Drop(d), n) {
+// Drops iterates over the non-zero drop counters.
+func (s *Session) Drops(yield func(esp.Drop, uint64) bool) {
+	for d := range s.drops {
+		if n := s.drops[d].Load(); n > 0 && !yield(esp.Drop(d), n) {
 			return
 		}
 	}
 }
 
-// Status is what an operator is shown of a Session. It holds no secret.
+// Status is the state of a Session as shown to an operator. It contains no secret.
 type Status struct {
-	// Established: packets are sent and received, encrypted.
+	// Established: there is an outbound SA. Unless it is set, only Problem is valid.
 	Established bool
 	Suite       esp.Suite
-	// Group of the last Diffie-Hellman exchange; 0 for none.
+	// Group of the last Diffie-Hellman exchange; 0 is none (no PFS).
 	Group ike.Group
 	// Version of IKE, 1 or 2.
 	Version int
-	// UDP: ESP is wrapped in UDP, because of a NAT.
+	// UDP: ESP is encapsulated in UDP (RFC 3948), because of a NAT.
 	UDP bool
-	// InboundSPI and OutboundSPI in host byte order.
+	// InboundSPI and OutboundSPI are in host byte order.
 	InboundSPI, OutboundSPI uint32
 	Since, RekeyAt          time.Time
-	// Weak names algorithms that should be used only where the peer has no better.
+	// Weak names the deprecated algorithms of the SA; "" if there are none.
 	Weak string
-	// Problem is what keeps the gate closed; "" is nothing that is known.
+	// Problem is why there is no SA, or why it does not work; "" if unknown.
 	Problem string
 }
 
-// Status is the present state.
-func (p *Session) Status() Status {
-	if s := p.status.Load(); s != nil {
-		return *s
+// Status returns the current state.
+func (s *Session) Status() Status {
+	if status := s.status.Load(); status != nil {
+		return *status
 	}
 	return Status{}
 }
 
-// Describe is the status in one line: established aes-256-cbc/sha1 modp2048, rekey in 11m.
+// Describe formats the status in one line: established aes-256-cbc/sha1 modp2048, rekey in 11m.
 func (s Status) Describe(now time.Time) string {
 	if !s.Established {
 		if s.Problem != "" {
@@ -130,7 +129,7 @@ func (s Status) Describe(now time.Time) string {
 		text += " in UDP"
 	}
 	if left := s.RekeyAt.Sub(now); left > 0 {
-		text += ", rekey in " + brief(left)
+		text += ", rekey in " + formatDuration(left)
 	} else {
 		text += ", rekeying"
 	}
@@ -140,7 +139,7 @@ func (s Status) Describe(now time.Time) string {
 	return text
 }
 
-func brief(d time.Duration) string {
+func formatDuration(d time.Duration) string {
 	switch {
 	case d >= time.Hour:
 		return fmt.Sprintf("%dh%dm", int(d.Hours()), int(d.Minutes())%60)
@@ -150,27 +149,28 @@ func brief(d time.Duration) string {
 	return fmt.Sprintf("%ds", int(d.Seconds()))
 }
 
-// inboundSA is an SA that packets are opened with, and whose it is.
+// inboundSA is an inbound SA and the tunnel that it belongs to.
 type inboundSA struct {
 	*esp.Inbound
 	owner *negotiator
-	udp   bool
-	port  atomic.Uint32 // the peer's UDP port of the last authentic packet
+	udp   bool          // accepts only UDP-encapsulated ESP, or only ESP without UDP
+	port  atomic.Uint32 // the peer's UDP port in the last authenticated packet
 }
 
-// saKey finds an inbound SA. The peer's address is part of it, so that no peer
-// can be heard by another's SA.
+// saKey identifies an inbound SA. It includes the peer's address, so that no peer can
+// send by the SA of another.
 type saKey struct {
 	remote [4]byte
 	local  [4]byte
 	spi    uint32
 }
 
-// saTable is never changed, only replaced.
+// saTable is copied on write: open reads it without a lock.
 type saTable map[saKey]*inboundSA
 
-// open opens the ESP packet in b, whole and of protocol 50, by the SA it belongs
-// to. from is the UDP port it came from, 0 for none.
+// open authenticates and decrypts the IPv4 packet of protocol 50 in b, in place. from is
+// the source port if ESP was encapsulated in UDP, and else 0. It reports whether b is to
+// be delivered; a dropped packet has been counted.
 func (m *Manager) open(b *packet.Buffer, from uint16) bool {
 	p := b.Bytes()
 	spi, ok := esp.SPI(b)
@@ -185,7 +185,7 @@ func (m *Manager) open(b *packet.Buffer, from uint16) bool {
 		return false
 	}
 	switch d := sa.Open(b); {
-	case d == esp.DropExhausted && (*m.table.Load())[key] != sa: // closed after it was found
+	case d == esp.DropExhausted && (*m.table.Load())[key] != sa: // removed after the lookup
 		m.drops[esp.DropNoSA].Add(1)
 		return false
 	case d != esp.DropNone:

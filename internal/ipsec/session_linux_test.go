@@ -20,7 +20,7 @@ import (
 func TestAnotherIKEDaemonIsNamed(t *testing.T) {
 	ns := netlab.New(t)
 	for _, port := range []int{500, 4500} {
-		h := newHost(t, ns, addressA, addressB)
+		e := newEndpoint(t, ns, addressA, addressB)
 		ns.Run("ip", "address", "replace", "192.0.2.1/24", "dev", "lo")
 		var taken *net.UDPConn
 		ns.Do(func() {
@@ -29,18 +29,18 @@ func TestAnotherIKEDaemonIsNamed(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
-		err := h.protect(ikeConfig(ike.Main))
+		err := e.protect(ikeConfig(ike.Main))
 		if err == nil || !strings.Contains(err.Error(), "another IKE daemon") || strings.Contains(err.Error(), "\n") {
 			t.Errorf("port %d taken: %v", port, err)
 		}
 		taken.Close()
-		if err := h.protect(ikeConfig(ike.Main)); err != nil {
+		if err := e.protect(ikeConfig(ike.Main)); err != nil {
 			t.Errorf("port %d free again: %v", port, err)
 		}
-		if err := h.protect(ikeConfig(ike.Main)); err == nil {
+		if err := e.protect(ikeConfig(ike.Main)); err == nil {
 			t.Error("a second tunnel between the same addresses was taken")
 		}
-		h.manager.Close()
+		e.manager.Close()
 	}
 }
 
@@ -55,15 +55,15 @@ func TestAPathThatTakesNoESPIsNamed(t *testing.T) {
 	if out, err := nsA.Try("nft", "add table ip f; add chain ip f in { type filter hook prerouting priority -400; }; add rule ip f in ip protocol 50 drop"); err != nil {
 		t.Skipf("needs nft: %s", out)
 	}
-	a, b := newHost(t, nsA, addressA, addressB), newHost(t, nsB, addressB, addressA)
+	a, b := newEndpoint(t, nsA, addressA, addressB), newEndpoint(t, nsB, addressB, addressA)
 	cfg := ikeConfig(ike.Main)
-	for _, h := range []*host{a, b} {
-		if err := h.protect(cfg); err != nil {
+	for _, e := range []*endpoint{a, b} {
+		if err := e.protect(cfg); err != nil {
 			t.Fatal(err)
 		}
 	}
 	netlab.Eventually(t, "both gates open", func() bool { return a.session.Established() && b.session.Established() })
-	deadline := time.Now().Add(silence + netlab.Patience())
+	deadline := time.Now().Add(noESPTimeout + netlab.Patience())
 	for !strings.Contains(a.log.String(), "nothing arrives") {
 		if time.Now().After(deadline) {
 			t.Fatalf("nobody says so:\n%s", a.log.String())
@@ -95,8 +95,8 @@ func TestAnSAOpensOnlyWhatComesFromItsPeer(t *testing.T) {
 	x := &negotiator{manager: m, session: session, local: addressA, remote: addressB}
 	m.addSA(x.key(4711), &inboundSA{Inbound: in, owner: x})
 	from := func(source, destination [4]byte) *packet.Buffer {
-		h := &host{local: addressB, remote: addressA}
-		p := h.outer(50, 7)
+		e := &endpoint{local: addressB, remote: addressA}
+		p := e.outer(50, 7)
 		copy(p[12:], source[:])
 		copy(p[16:], destination[:])
 		b := packet.New(200)
@@ -134,18 +134,18 @@ func TestAnSAOpensOnlyWhatComesFromItsPeer(t *testing.T) {
 
 func TestAGateWithoutAnSASealsNothing(t *testing.T) {
 	p := &Session{}
-	h := &host{local: addressA, remote: addressB}
+	e := &endpoint{local: addressA, remote: addressB}
 	b := packet.New(200)
-	b.Set(h.outer(50, 7))
+	b.Set(e.outer(50, 7))
 	if d := p.Seal(b); d != esp.DropNoSA {
 		t.Errorf("Seal: %v", d)
 	}
-	if p.Established() || p.Plain() != esp.DropPlain {
+	if p.Established() || p.CountCleartext() != esp.DropCleartext {
 		t.Error("a gate without an SA is open")
 	}
 	n := 0
 	for d, count := range p.Drops {
-		if n++; count != 1 || d != esp.DropNoSA && d != esp.DropPlain {
+		if n++; count != 1 || d != esp.DropNoSA && d != esp.DropCleartext {
 			t.Errorf("%v: %d", d, count)
 		}
 	}
@@ -161,13 +161,13 @@ func TestSealWhileTheSAGoes(t *testing.T) {
 		SPI: 4711, Suite: esp.Suite{Cipher: esp.AESCBC, KeyBits: 128, Integrity: esp.HMACSHA1},
 		Keys: esp.Keys{Encryption: make([]byte, 16), Integrity: make([]byte, 20)}, Protocol: 4,
 	}
-	p, h := &Session{}, &host{local: addressA, remote: addressB}
-	var ended atomic.Bool
+	p, e := &Session{}, &endpoint{local: addressA, remote: addressB}
+	var stop atomic.Bool
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for b := packet.New(200); !ended.Load(); {
-			b.Set(h.outer(50, 7))
+		for b := packet.New(200); !stop.Load(); {
+			b.Set(e.outer(50, 7))
 			p.Seal(b)
 		}
 	}()
@@ -181,7 +181,7 @@ func TestSealWhileTheSAGoes(t *testing.T) {
 		p.outbound.Store(nil) // as negotiation does: first nobody finds it, then nobody can use it
 		out.Close()
 	}
-	ended.Store(true)
+	stop.Store(true)
 	<-done
 	if n := p.drops[esp.DropExhausted].Load(); n != 0 || p.drops[esp.DropNoSA].Load() == 0 {
 		t.Errorf("%d packets are counted as exhausted, %d as without an SA", n, p.drops[esp.DropNoSA].Load())
@@ -216,8 +216,8 @@ func TestReceiverAllocatesNothing(t *testing.T) {
 	session := &Session{}
 	local := net.IPv4(127, 0, 0, 1).To4()
 	m.addSA(saKey{remote: [4]byte(local), local: [4]byte(local), spi: 4711}, &inboundSA{Inbound: in, owner: &negotiator{session: session}})
-	h := &host{local: addressA, remote: addressB}
-	p := h.outer(500, 9)
+	e := &endpoint{local: addressA, remote: addressB}
+	p := e.outer(500, 9)
 	copy(p[12:], local)
 	copy(p[16:], local)
 	b, batch := packet.New(2000), packet.NewBatch(8, 2000)

@@ -26,34 +26,34 @@ const (
 
 // ports is UDP ports 500 and 4500 of one local address.
 type ports struct {
-	key      portsKey
-	manager  *Manager
-	users    int
-	guard    *fdguard.Group
-	ike, nat int      // file descriptors
-	receiver Receiver // of the ESP that comes to 4500
+	key       portsKey
+	manager   *Manager
+	refs      int
+	guard     *fdguard.Group
+	ike, natt int      // file descriptors
+	receiver  Receiver // of the ESP that comes to 4500
 }
 
 // openPorts binds both in the network namespace of the calling thread.
 func openPorts(m *Manager, key portsKey) (p *ports, err error) {
-	p = &ports{key: key, manager: m, ike: -1, nat: -1}
+	p = &ports{key: key, manager: m, ike: -1, natt: -1}
 	if p.guard, err = fdguard.New(p.release); err != nil {
 		return nil, err
 	}
 	if p.ike, err = openUDP(key, portIKE); err == nil {
-		p.nat, err = openUDP(key, ipv4.PortNATT)
+		p.natt, err = openUDP(key, ipv4.PortNATT)
 	}
 	if err != nil {
 		_ = p.Close()
 		return nil, err
 	}
-	p.receiver = newReceiver(m, p.guard, p.nat, p)
-	go p.serve()
+	p.receiver = newReceiver(m, p.guard, p.natt, p)
+	go p.readIKE()
 	return p, nil
 }
 
 func (p *ports) release() {
-	for _, fd := range []int{p.ike, p.nat} {
+	for _, fd := range []int{p.ike, p.natt} {
 		if fd >= 0 {
 			_ = unix.Close(fd)
 		}
@@ -96,24 +96,24 @@ func bindUDP(fd int, key portsKey, port int) error {
 	if key.device != 0 {
 		set(unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, "SO_BINDTOIFINDEX", key.device)
 	}
-	errs = append(errs, enlarge(fd))
+	errs = append(errs, setReceiveBuffer(fd))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	return os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Port: port, Addr: as4(key.local)}))
 }
 
-// enlarge gives a socket its receive buffer, which only CAP_NET_ADMIN may put
+// setReceiveBuffer gives a socket its receive buffer, which only CAP_NET_ADMIN may put
 // above the system's limit.
-func enlarge(fd int) error {
+func setReceiveBuffer(fd int) error {
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) == nil {
 		return nil
 	}
 	return os.NewSyscallError("setsockopt SO_RCVBUF", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer))
 }
 
-// serve reads port 500, where nothing is in a hurry.
-func (p *ports) serve() {
+// readIKE reads port 500, where nothing is in a hurry.
+func (p *ports) readIKE() {
 	defer p.guard.Release()
 	if !p.guard.Acquire() {
 		return
@@ -144,7 +144,7 @@ func (p *ports) send(a ike.Send) {
 	}
 	fd, b := p.ike, a.Payload
 	if a.LocalPort == ipv4.PortNATT {
-		fd = p.nat
+		fd = p.natt
 		if !a.Keepalive {
 			b = append(make([]byte, esp.NonESPMarker, esp.NonESPMarker+len(b)), b...)
 		}
@@ -193,7 +193,7 @@ func (s *rawESP) open(sel fdguard.Selection) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if err = enlarge(fd); err == nil { // and have the kernel learn no path MTU, as in bindUDP
+	if err = setReceiveBuffer(fd); err == nil { // and have the kernel learn no path MTU, as in bindUDP
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_INTERFACE)
 	}
 	if err == nil {
@@ -208,9 +208,9 @@ func (s *rawESP) open(sel fdguard.Selection) (int, error) {
 	return fd, nil
 }
 
-// choose implements espSocket. What arrives meanwhile may come twice, which the window
+// restrict implements espSocket. What arrives meanwhile may come twice, which the window
 // against replay sees. Where it fails, the socket before goes on.
-func (s *rawESP) choose(only *negotiator) error {
+func (s *rawESP) restrict(only *negotiator) error {
 	var sel fdguard.Selection
 	if only != nil {
 		key := only.ports.key
@@ -264,7 +264,7 @@ func newReceiver(m *Manager, d *fdguard.Group, fd int, p *ports) *receiver {
 	return &receiver{manager: m, guard: d, poller: d.Poller(fd), ports: p}
 }
 
-func (r *receiver) grow(n int) {
+func (r *receiver) resize(n int) {
 	r.msgs, r.iovs = make([]fdguard.Message, n), make([]unix.Iovec, n)
 	r.names, r.control = make([]unix.RawSockaddrInet4, n), make([][64]byte, n)
 	for i := range r.msgs {
@@ -279,7 +279,7 @@ func (r *receiver) Read(batch []*packet.Buffer) (n int, err error) {
 		return 0, os.ErrClosed
 	}
 	if len(batch) != len(r.msgs) {
-		r.grow(len(batch))
+		r.resize(len(batch))
 	}
 	for n == 0 {
 		for i, b := range batch {

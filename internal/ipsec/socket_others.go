@@ -12,7 +12,7 @@ var errLinux = errors.New("an encrypted tunnel needs Linux")
 
 type ports struct {
 	key      portsKey
-	users    int
+	refs     int
 	receiver Receiver
 }
 

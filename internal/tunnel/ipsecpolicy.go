@@ -94,10 +94,10 @@ func (g *ipsecPolicy) Seal(b *packet.Buffer) esp.Drop {
 // countCleartext counts a packet of the peer that was not encrypted.
 func (g *ipsecPolicy) countCleartext() {
 	if session := g.session.Load(); session != nil {
-		session.Plain()
+		session.CountCleartext()
 		return
 	}
-	g.drops[esp.DropPlain].Add(1)
+	g.drops[esp.DropCleartext].Add(1)
 }
 
 func (g *ipsecPolicy) established() bool {

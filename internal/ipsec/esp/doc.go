@@ -53,11 +53,11 @@ const (
 	// DropNoSA: there is no SA yet, or none any more, or none with the packet's
 	// SPI; the gate is closed.
 	DropNoSA
-	// DropPlain: not encrypted, from a peer with which everything has to be.
-	DropPlain
+	// DropCleartext: not encrypted, from a peer with which everything has to be.
+	DropCleartext
 
 	// NumDrops is the number of reasons, DropNone included, for an array of counters.
-	NumDrops = int(DropPlain) + 1
+	NumDrops = int(DropCleartext) + 1
 )
 
 var dropNames = [NumDrops]string{
@@ -72,7 +72,7 @@ var dropNames = [NumDrops]string{
 	DropDummy:          "esp-dummy",
 	DropSelector:       "esp-selector",
 	DropNoSA:           "esp-no-sa",
-	DropPlain:          "esp-plain-text",
+	DropCleartext:      "esp-plain-text",
 }
 
 // String is the reason's name as counters show it.

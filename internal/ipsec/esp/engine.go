@@ -28,11 +28,11 @@ type engine struct {
 	mac  hash.Hash
 
 	// Kept here because what an interface's method is given escapes to the heap.
-	nonce [gcmSaltLen + gcmIVLen]byte
-	aad   [12]byte
-	high  [4]byte
-	sum   [64]byte
-	iv    [16]byte
+	nonce   [gcmSaltLen + gcmIVLen]byte
+	aad     [12]byte
+	seqHigh [4]byte
+	sum     [64]byte
+	iv      [16]byte
 }
 
 // cbcMode is what cipher.NewCBCEncrypter and NewCBCDecrypter return.
@@ -84,9 +84,9 @@ func newEngine(suite Suite, keys Keys, encrypt bool) (*engine, error) {
 	return e, nil
 }
 
-// additional is the additional authenticated data of AES-GCM: SPI and sequence
+// additionalData is the additional authenticated data of AES-GCM: SPI and sequence
 // number, all 64 bits of it in between if it is extended (RFC 4106 section 5).
-func (e *engine) additional(header []byte, sequence uint64, esn bool) []byte {
+func (e *engine) additionalData(header []byte, sequence uint64, esn bool) []byte {
 	copy(e.aad[:4], header)
 	if !esn {
 		copy(e.aad[4:], header[4:headerLen])
@@ -104,12 +104,12 @@ func (e *engine) seal(body []byte, sequence uint64, esn bool) {
 	if e.aead != nil {
 		copy(e.nonce[:], e.salt[:])
 		copy(e.nonce[gcmSaltLen:], body[headerLen:])
-		e.aead.Seal(text[:0], e.nonce[:], text, e.additional(body, sequence, esn))
+		e.aead.Seal(text[:0], e.nonce[:], text, e.additionalData(body, sequence, esn))
 		return
 	}
 	e.mode.SetIV(body[headerLen : headerLen+iv])
 	e.mode.CryptBlocks(text, text)
-	copy(body[len(body)-icv:], e.tag(body[:len(body)-icv], sequence, esn))
+	copy(body[len(body)-icv:], e.computeICV(body[:len(body)-icv], sequence, esn))
 }
 
 // open authenticates and decrypts in place, and reports whether body is authentic.
@@ -119,11 +119,11 @@ func (e *engine) open(body []byte, sequence uint64, esn bool) bool {
 	if e.aead != nil {
 		copy(e.nonce[:], e.salt[:])
 		copy(e.nonce[gcmSaltLen:], body[headerLen:headerLen+gcmIVLen])
-		_, err := e.aead.Open(text[:0], e.nonce[:], body[headerLen+iv:], e.additional(body, sequence, esn))
+		_, err := e.aead.Open(text[:0], e.nonce[:], body[headerLen+iv:], e.additionalData(body, sequence, esn))
 		return err == nil
 	}
-	tag := e.tag(body[:len(body)-icv], sequence, esn)
-	if subtle.ConstantTimeCompare(tag, body[len(body)-icv:]) != 1 {
+	computeICV := e.computeICV(body[:len(body)-icv], sequence, esn)
+	if subtle.ConstantTimeCompare(computeICV, body[len(body)-icv:]) != 1 {
 		return false
 	}
 	e.mode.SetIV(body[headerLen : headerLen+iv])
@@ -131,29 +131,29 @@ func (e *engine) open(body []byte, sequence uint64, esn bool) bool {
 	return true
 }
 
-// tag is the HMAC over the packet, and over the upper half of an extended
+// computeICV is the HMAC over the packet, and over the upper half of an extended
 // sequence number, which is not sent (RFC 4303 section 2.2.1).
-func (e *engine) tag(packet []byte, sequence uint64, esn bool) []byte {
+func (e *engine) computeICV(packet []byte, sequence uint64, esn bool) []byte {
 	e.mac.Reset()
 	e.mac.Write(packet)
 	if esn {
-		binary.BigEndian.PutUint32(e.high[:], uint32(sequence>>32))
-		e.mac.Write(e.high[:])
+		binary.BigEndian.PutUint32(e.seqHigh[:], uint32(sequence>>32))
+		e.mac.Write(e.seqHigh[:])
 	}
 	return e.mac.Sum(e.sum[:0])[:e.suite.icvLen()]
 }
 
-// engines lends engines to goroutines without a lock. It makes one where more
+// enginePool lends engines to goroutines without a lock. It makes one where more
 // goroutines come at once than ever before, which ends soon.
-type engines struct {
+type enginePool struct {
 	suite   Suite
 	keys    Keys
 	encrypt bool
-	idle    [8]atomic.Pointer[engine]
+	free    [8]atomic.Pointer[engine]
 }
 
-func newEngines(suite Suite, keys Keys, encrypt bool) (*engines, error) {
-	es := &engines{suite: suite, encrypt: encrypt, keys: Keys{
+func newEnginePool(suite Suite, keys Keys, encrypt bool) (*enginePool, error) {
+	es := &enginePool{suite: suite, encrypt: encrypt, keys: Keys{
 		Encryption: append([]byte(nil), keys.Encryption...),
 		Integrity:  append([]byte(nil), keys.Integrity...),
 	}}
@@ -165,12 +165,12 @@ func newEngines(suite Suite, keys Keys, encrypt bool) (*engines, error) {
 	return es, nil
 }
 
-func (es *engines) get() *engine {
-	for i := range es.idle {
-		if es.idle[i].Load() == nil {
+func (es *enginePool) get() *engine {
+	for i := range es.free {
+		if es.free[i].Load() == nil {
 			continue
 		}
-		if e := es.idle[i].Swap(nil); e != nil {
+		if e := es.free[i].Swap(nil); e != nil {
 			return e
 		}
 	}
@@ -181,9 +181,9 @@ func (es *engines) get() *engine {
 	return e
 }
 
-func (es *engines) put(e *engine) {
-	for i := range es.idle {
-		if es.idle[i].CompareAndSwap(nil, e) {
+func (es *enginePool) put(e *engine) {
+	for i := range es.free {
+		if es.free[i].CompareAndSwap(nil, e) {
 			return
 		}
 	}

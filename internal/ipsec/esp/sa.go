@@ -49,13 +49,13 @@ const (
 
 // Outbound seals packets. Its methods may be called by several goroutines.
 type Outbound struct {
-	suite    Suite
-	spi      uint32
-	esn      bool
-	protocol uint8
-	limit    uint64
-	engines  *engines
-	ivs      cipher.Block // nil for GCM
+	suite      Suite
+	spi        uint32
+	esn        bool
+	protocol   uint8
+	limit      uint64
+	enginePool *enginePool
+	ivCipher   cipher.Block // nil for GCM
 
 	closed   atomic.Bool
 	ports    atomic.Uint32 // source port in the upper half
@@ -68,11 +68,11 @@ func NewOutbound(c Config) (*Outbound, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	engines, err := newEngines(c.Suite, c.Keys, true)
+	enginePool, err := newEnginePool(c.Suite, c.Keys, true)
 	if err != nil {
 		return nil, err
 	}
-	o := &Outbound{suite: c.Suite, spi: c.SPI, esn: c.ESN, protocol: c.Protocol, engines: engines, limit: limit}
+	o := &Outbound{suite: c.Suite, spi: c.SPI, esn: c.ESN, protocol: c.Protocol, enginePool: enginePool, limit: limit}
 	switch {
 	case c.Suite.Cipher == TripleDESCBC:
 		o.limit = limit3DES
@@ -86,7 +86,7 @@ func NewOutbound(c Config) (*Outbound, error) {
 		if _, err := rand.Read(key[:]); err != nil {
 			return nil, err
 		}
-		if o.ivs, err = aes.NewCipher(key[:]); err != nil {
+		if o.ivCipher, err = aes.NewCipher(key[:]); err != nil {
 			return nil, err
 		}
 	}
@@ -171,18 +171,18 @@ func (o *Outbound) Seal(b *packet.Buffer) Drop {
 	trailer[pad] = byte(pad)
 	trailer[pad+1] = o.protocol
 
-	e := o.engines.get()
+	e := o.enginePool.get()
 	binary.BigEndian.PutUint64(e.iv[8:], sequence)
-	if o.ivs == nil {
+	if o.ivCipher == nil {
 		// The IV of GCM has to be different, not unpredictable (RFC 4106 section 3.1).
 		copy(body[headerLen:front], e.iv[8:])
 	} else {
 		clear(e.iv[:8])
-		o.ivs.Encrypt(e.iv[:], e.iv[:])
+		o.ivCipher.Encrypt(e.iv[:], e.iv[:])
 		copy(body[headerLen:front], e.iv[:])
 	}
 	e.seal(body, sequence, o.esn)
-	o.engines.put(e)
+	o.enginePool.put(e)
 
 	proto := byte(ProtocolESP)
 	if udp != 0 {
@@ -198,12 +198,12 @@ func (o *Outbound) Seal(b *packet.Buffer) Drop {
 
 // Inbound opens packets. Its methods may be called by several goroutines.
 type Inbound struct {
-	suite    Suite
-	spi      uint32
-	esn      bool
-	protocol uint8
-	engines  *engines
-	window   *window
+	suite      Suite
+	spi        uint32
+	esn        bool
+	protocol   uint8
+	enginePool *enginePool
+	window     *window
 
 	closed  atomic.Bool
 	packets atomic.Uint64
@@ -221,13 +221,13 @@ func NewInbound(c Config) (*Inbound, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	engines, err := newEngines(c.Suite, c.Keys, false)
+	enginePool, err := newEnginePool(c.Suite, c.Keys, false)
 	if err != nil {
 		return nil, err
 	}
 	return &Inbound{
 		suite: c.Suite, spi: c.SPI, esn: c.ESN, protocol: c.Protocol,
-		engines: engines, window: newWindow(c.Window),
+		enginePool: enginePool, window: newWindow(c.Window),
 	}, nil
 }
 
@@ -277,9 +277,9 @@ func (i *Inbound) Open(b *packet.Buffer) Drop {
 	if !i.window.check(sequence) {
 		return DropReplay
 	}
-	e := i.engines.get()
+	e := i.enginePool.get()
 	authentic := e.open(body, sequence, i.esn)
-	i.engines.put(e)
+	i.enginePool.put(e)
 	if !authentic {
 		return DropAuthentication
 	}
