@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -14,51 +15,49 @@ import (
 	"ipipd/internal/packet"
 )
 
-// Config is what protects one tunnel.
+// Config configures the protection of one tunnel.
 type Config struct {
 	ike.Config
-	// Mark is put on IKE packets for policy routing (SO_MARK); 0 is none.
+	// Mark is the fwmark of IKE packets (SO_MARK); 0 is none.
 	Mark uint32
-	// Device is the index of the only interface that IKE uses; 0 leaves it to
-	// the routes.
+	// Device is the index of the interface that IKE is bound to; 0 is none.
 	Device int
-	// Changed, if not nil, is called after the gate has opened or closed, or
-	// MaxInner may have changed. It must not block.
+	// Changed, if not nil, is called when Established or MaxInner of the Session may have
+	// changed. It must not block.
 	Changed func()
-	// Event, if not nil, is told what an operator should know: once, not at every
-	// try. It must not block.
+	// Event, if not nil, is called for each event; a problem that persists is reported
+	// once. It must not block.
 	Event func(Event)
 }
 
-// Options are what a Manager needs to know. The zero value is for one that nobody
-// receives from.
+// Options of a Manager. With the zero value nothing is received.
 type Options struct {
-	// Serve is called for each way that ESP comes in: the socket of protocol 50,
-	// and UDP port 4500 of each local address. It has to have some goroutine
-	// read it until that returns os.ErrClosed, and must not block.
+	// Serve is called for each Receiver: that of the raw socket of protocol 50, and those
+	// of UDP port 4500 of each local address. It must not block, but have a goroutine
+	// call Read until that returns os.ErrClosed.
 	Serve func(Receiver)
 }
 
-// Receiver takes ESP packets from the network and opens them. One goroutine uses
-// a Receiver.
+// Receiver receives ESP packets, and authenticates and decrypts them. It is for one
+// goroutine.
 type Receiver interface {
-	// Read waits for at least one packet that opens, takes what else is there
-	// without waiting, and fills batch[:n] with whole outer IPv4 packets of
-	// protocol 4 as the peer sealed them. Buffers of batch may change places.
-	// After Close of the Manager it returns os.ErrClosed.
+	// Read waits for at least one valid packet, and fills batch[:n] with decrypted outer
+	// IPv4 packets of protocol 4. It may reorder the Buffers of batch. Invalid packets are
+	// counted in Drops. After Close of the Manager, or of the last Session that uses the
+	// socket, it returns os.ErrClosed.
 	Read(batch []*packet.Buffer) (n int, err error)
 }
 
-// Manager holds the gates of all tunnels of a process, and the sockets that IKE
-// and ESP need.
+// Manager holds the Sessions of a process, and the sockets of IKE and ESP. Its methods
+// may be called concurrently.
 type Manager struct {
 	serve func(Receiver)
-	table atomic.Pointer[saTable]
+	table atomic.Pointer[saTable] // written under mu
 	// drops counts ESP packets that belong to no tunnel.
 	drops [esp.NumDrops]atomic.Uint64
 
-	// socketsMu is held by who opens or closes sockets. A Receiver may wait for mu, and
-	// closing a socket for its Receiver: so not both under mu.
+	// socketsMu serializes opening and closing sockets. Closing a socket waits for its
+	// Receiver, which may wait for mu, so mu must not be held meanwhile.
 	socketsMu   sync.Mutex
 	mu          sync.Mutex // guards the rest; taken after life
 	closed      bool
@@ -67,18 +66,14 @@ type Manager struct {
 	negotiators map[tunnelKey]*negotiator
 }
 
-// Closer closes something, and unblocks who reads from it.
-type Closer interface{ Close() error }
-
-// espSocket is where ESP comes in that is not in UDP.
+// espSocket receives ESP that is not encapsulated in UDP. Close unblocks its Receiver.
 type espSocket interface {
-	Closer
-	// restrict has the kernel copy only the packets of that exchange to this process; nil
-	// stands for all.
+	io.Closer
+	// restrict has the kernel deliver only the packets of this tunnel; nil is all packets.
 	restrict(only *negotiator) error
 }
 
-// portsKey is what a pair of UDP sockets is bound to.
+// portsKey is what both UDP sockets of a local address are bound to.
 type portsKey struct {
 	local  netip.Addr
 	mark   uint32
@@ -89,7 +84,7 @@ type tunnelKey struct {
 	local, remote netip.Addr
 }
 
-// NewManager makes a Manager. It opens no socket before the first Protect.
+// NewManager makes a Manager. Sockets are opened by Protect.
 func NewManager(o Options) *Manager {
 	m := &Manager{serve: o.Serve, ports: map[portsKey]*ports{}, negotiators: map[tunnelKey]*negotiator{}}
 	if m.serve == nil {
@@ -99,8 +94,9 @@ func NewManager(o Options) *Manager {
 	return m
 }
 
-// Protect begins to negotiate for a tunnel. The gate that it returns is closed
-// until there is an SA. It fails where another IKE daemon has the UDP ports.
+// Protect starts negotiating for a tunnel. The Session drops everything until there is an
+// SA. Sockets are opened in the network namespace of the calling thread. It fails if
+// another IKE daemon has the UDP ports.
 func (m *Manager) Protect(cfg Config) (*Session, error) {
 	key := tunnelKey{cfg.Local.Unmap(), cfg.Remote.Unmap()}
 	cfg.Local, cfg.Remote = key.local, key.remote
@@ -140,47 +136,48 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 	}
 	p.refs++
 	ctx, cancel := context.WithCancel(context.Background())
-	x := &negotiator{
+	n := &negotiator{
 		manager: m, ports: p, peer: peer,
 		local: key.local, remote: key.remote, changed: cfg.Changed, event: cfg.Event,
 		inbox: make(chan datagram, inboxSize), cancel: cancel, done: make(chan struct{}),
 		inbound: map[uint32]*inboundSA{}, lastPackets: map[uint32]uint64{},
 	}
-	x.session = &Session{negotiator: x}
+	n.session = &Session{negotiator: n}
 	first := worstCaseFormat(cfg.Config)
-	x.session.espFormat.Store(&first)
-	m.negotiators[key] = x
-	_ = m.restrictESP() // or it goes on receiving more than it has to
-	go x.run(ctx)
-	return x.session, nil
+	n.session.espFormat.Store(&first)
+	m.negotiators[key] = n
+	_ = m.restrictESP() // an optimization: on an error the socket keeps receiving all ESP
+	go n.run(ctx)
+	return n.session, nil
 }
 
-// Close shuts the gate for good, tells the peer, and returns when that is done.
-func (p *Session) Close() {
-	p.outbound.Store(nil)
-	x := p.negotiator
-	x.cancel()
-	<-x.done
-	x.manager.remove(x)
+// Close stops sending for good, and sends the peer a Delete for the SAs before it returns.
+func (s *Session) Close() {
+	s.outbound.Store(nil)
+	n := s.negotiator
+	n.cancel()
+	<-n.done
+	n.manager.remove(n)
 }
 
-func (m *Manager) remove(x *negotiator) {
+// remove ends what Protect started, and closes the UDP sockets if no other tunnel uses them.
+func (m *Manager) remove(n *negotiator) {
 	m.socketsMu.Lock()
 	defer m.socketsMu.Unlock()
-	if m.detach(x) {
-		_ = x.ports.Close()
+	if m.detach(n) {
+		_ = n.ports.Close()
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	_ = m.restrictESP() // or it goes on receiving more than it has to
+	_ = m.restrictESP() // an optimization, as in Protect
 }
 
-// restrictESP has the ESP socket receive what the tunnels as they are need. With none it
-// stays as it was. The caller holds mu.
+// restrictESP has the ESP socket receive from the only tunnel, or from all if there are
+// several. Without a tunnel it changes nothing. The caller holds mu.
 func (m *Manager) restrictESP() error {
 	var only *negotiator
-	for _, x := range m.negotiators {
-		only = x
+	for _, n := range m.negotiators {
+		only = n
 	}
 	switch len(m.negotiators) {
 	case 0:
@@ -191,33 +188,33 @@ func (m *Manager) restrictESP() error {
 	return m.raw.restrict(nil)
 }
 
-// detach takes x out, and reports whether nobody else uses its ports.
-func (m *Manager) detach(x *negotiator) bool {
+// detach unregisters n, and reports whether its UDP sockets are unused now.
+func (m *Manager) detach(n *negotiator) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	key := tunnelKey{x.local, x.remote}
-	if m.negotiators[key] != x {
+	key := tunnelKey{n.local, n.remote}
+	if m.negotiators[key] != n {
 		return false
 	}
 	delete(m.negotiators, key)
-	if x.ports.refs--; x.ports.refs > 0 {
+	if n.ports.refs--; n.ports.refs > 0 {
 		return false
 	}
-	delete(m.ports, x.ports.key)
+	delete(m.ports, n.ports.key)
 	return true
 }
 
-// Close closes every gate and the sockets.
+// Close closes all Sessions and sockets. Protect fails afterwards.
 func (m *Manager) Close() error {
 	m.mu.Lock()
 	m.closed = true
 	all := make([]*negotiator, 0, len(m.negotiators))
-	for _, x := range m.negotiators {
-		all = append(all, x)
+	for _, n := range m.negotiators {
+		all = append(all, n)
 	}
 	m.mu.Unlock()
-	for _, x := range all {
-		x.session.Close()
+	for _, n := range all {
+		n.session.Close()
 	}
 	m.socketsMu.Lock()
 	defer m.socketsMu.Unlock()
@@ -227,7 +224,7 @@ func (m *Manager) Close() error {
 	return nil
 }
 
-// Drops gives each reason and how many packets that belong to no tunnel it has cost.
+// Drops iterates over the non-zero drop counters of packets that belong to no tunnel.
 func (m *Manager) Drops(yield func(esp.Drop, uint64) bool) {
 	for d := range m.drops {
 		if n := m.drops[d].Load(); n > 0 && !yield(esp.Drop(d), n) {
@@ -236,18 +233,19 @@ func (m *Manager) Drops(yield func(esp.Drop, uint64) bool) {
 	}
 }
 
-// deliver hands an IKE message to the tunnel it is for. A stranger's goes no further.
+// deliver queues a copy of an IKE message for the tunnel between these addresses. port is
+// the local one. Messages from unknown peers are ignored.
 func (m *Manager) deliver(local netip.Addr, port uint16, from netip.AddrPort, payload []byte) {
 	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 	m.mu.Lock()
-	x := m.negotiators[tunnelKey{local, from.Addr()}]
+	n := m.negotiators[tunnelKey{local, from.Addr()}]
 	m.mu.Unlock()
-	if x == nil {
+	if n == nil {
 		return
 	}
 	select {
-	case x.inbox <- datagram{port, from, append([]byte(nil), payload...)}:
-	default: // the peer, or who says so, sends faster than we compute
+	case n.inbox <- datagram{port, from, append([]byte(nil), payload...)}:
+	default: // the inbox is full
 	}
 }
 
@@ -266,9 +264,9 @@ func (m *Manager) removeSA(key saKey, sa *inboundSA) {
 func (m *Manager) updateTable(change func(saTable)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	now := *m.table.Load()
-	next := make(saTable, len(now)+1)
-	for k, v := range now {
+	old := *m.table.Load()
+	next := make(saTable, len(old)+1)
+	for k, v := range old {
 		next[k] = v
 	}
 	change(next)

@@ -9,8 +9,8 @@ import (
 	"ipipd/internal/ipsec/ike"
 )
 
-// negotiator runs the IKE of one tunnel: one goroutine, which is the only one that
-// touches the ike.Peer.
+// negotiator runs IKE for one tunnel. Its goroutine, run, owns peer and everything from
+// inbound on.
 type negotiator struct {
 	manager *Manager
 	session *Session
@@ -26,44 +26,44 @@ type negotiator struct {
 	done   chan struct{}
 
 	inbound      map[uint32]*inboundSA // by SPI
-	lastPackets  map[uint32]uint64     // packets that had been opened when we last looked
-	current      *ike.Child
-	port         uint16 // the peer's UDP port that ESP last came from
-	problem      ike.Problem
-	dirty        bool                     // something other than the problem has changed since publish
-	reported     map[reportedProblem]bool // upSince the gate was last open
-	weakReported string                   // weak algorithms that have been warned about
-	upSince      time.Time
-	espReceived  bool // anything, since the SA was made
-	noESP        bool // it has been said that nothing arrives
+	lastPackets  map[uint32]uint64     // by SPI: inboundSA.Packets at the last poll
+	current      *ike.Child            // of the outbound SA
+	peerPort     uint16                // where ESP is sent in UDP
+	problem      ike.Problem           // as last published
+	dirty        bool                  // the status has changed other than by the problem
+	reported     map[reportedProblem]bool
+	weakReported string    // the value of Status.Weak in the last EventWeak
+	upSince      time.Time // when the first of an uninterrupted series of SAs was established
+	espReceived  bool      // since upSince
+	noESP        bool      // EventNoESP has been emitted
 }
 
-// reportedProblem is what makes a problem another one for an operator: what is known
-// of it in detail changes from try to try.
+// reportedProblem identifies a problem for an operator. The details of ike.Problem are
+// left out: they vary from attempt to attempt.
 type reportedProblem struct {
 	kind  ike.ProblemKind
 	phase int
 }
 
-// datagram is an IKE message as it came.
+// datagram is a received IKE message, without a non-ESP marker.
 type datagram struct {
-	port    uint16 // ours
-	from    netip.AddrPort
-	payload []byte
+	localPort uint16
+	from      netip.AddrPort
+	payload   []byte // owned by the negotiator
 }
 
 const (
-	// inboxSize bounds what waits while a Diffie-Hellman exchange is computed.
+	// inboxSize is how many IKE messages are queued while a Diffie-Hellman exchange is
+	// computed.
 	inboxSize = 32
-	// pollInterval is how often the counters of the SAs are looked at.
+	// pollInterval is how often the packet counters of the SAs are read.
 	pollInterval = time.Second
-	// noESPTimeout is how long an SA may send without anything coming back until that
-	// is said.
+	// noESPTimeout is how long ESP is sent without any being received until EventNoESP.
 	noESPTimeout = 20 * time.Second
 )
 
-func (x *negotiator) run(ctx context.Context) {
-	defer close(x.done)
+func (n *negotiator) run(ctx context.Context) {
+	defer close(n.done)
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
 	timer := time.NewTimer(0)
@@ -71,63 +71,64 @@ func (x *negotiator) run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			// First the gate, then the farewell; who closed it need not be told.
-			x.session.outbound.Store(nil)
-			x.event = nil
-			x.do(x.peer.Close(time.Now()))
-			x.publish()
+			// Stop sending before the peer gets the Delete. The caller of Close needs no
+			// EventDown.
+			n.session.outbound.Store(nil)
+			n.event = nil
+			n.do(n.peer.Close(time.Now()))
+			n.publish()
 			return
-		case d := <-x.inbox:
-			x.do(x.peer.Receive(time.Now(), d.port, d.from, d.payload))
+		case d := <-n.inbox:
+			n.do(n.peer.Receive(time.Now(), d.localPort, d.from, d.payload))
 		case <-timer.C:
-			x.do(x.peer.Tick(time.Now()))
+			n.do(n.peer.Tick(time.Now()))
 		case <-ticker.C:
-			x.pollSAs(time.Now())
+			n.pollSAs(time.Now())
 		}
-		x.publishIfChanged()
+		n.publishIfChanged()
 		timer.Stop()
-		if next := x.peer.Next(); !next.IsZero() {
+		if next := n.peer.Next(); !next.IsZero() {
 			timer.Reset(max(0, time.Until(next)))
 		}
 	}
 }
 
-// do carries out what the state machine wants.
-func (x *negotiator) do(actions []ike.Action) {
+// do performs the actions of the IKE state machine.
+func (n *negotiator) do(actions []ike.Action) {
 	for _, a := range actions {
 		if send, ok := a.(ike.Send); ok {
-			x.ports.send(send)
+			n.ports.send(send)
 			continue
 		}
-		x.dirty = true
+		n.dirty = true
 		switch a := a.(type) {
 		case ike.AddInbound:
 			in, err := esp.NewInbound(a.Inbound)
 			if err != nil {
-				x.emit(EventFailed, err)
+				n.emit(EventFailed, err)
 				continue
 			}
-			sa := &inboundSA{Inbound: in, owner: x, udp: a.Outbound.DestinationPort != 0}
+			sa := &inboundSA{Inbound: in, owner: n, udp: a.Outbound.DestinationPort != 0}
 			sa.port.Store(uint32(a.Outbound.DestinationPort))
-			x.inbound[a.Inbound.SPI] = sa
-			x.manager.addSA(x.key(a.Inbound.SPI), sa)
+			n.inbound[a.Inbound.SPI] = sa
+			n.manager.addSA(n.key(a.Inbound.SPI), sa)
 		case ike.UseOutbound:
-			x.setOutbound(a.Child)
+			n.setOutbound(a.Child)
 		case ike.Remove:
-			if sa := x.inbound[a.Inbound.SPI]; sa != nil {
-				x.manager.removeSA(x.key(a.Inbound.SPI), sa)
-				sa.Close() // for whoever has just found it
-				delete(x.inbound, a.Inbound.SPI)
-				delete(x.lastPackets, a.Inbound.SPI)
+			if sa := n.inbound[a.Inbound.SPI]; sa != nil {
+				n.manager.removeSA(n.key(a.Inbound.SPI), sa)
+				sa.Close() // for a Receiver that has just looked it up
+				delete(n.inbound, a.Inbound.SPI)
+				delete(n.lastPackets, a.Inbound.SPI)
 			}
 		case ike.SetPorts:
-			// What has come from the port before counts no more, what comes from now on does.
-			if sa := x.inbound[a.Inbound.SPI]; sa != nil {
+			// A port seen before this no longer counts; one in a later packet does.
+			if sa := n.inbound[a.Inbound.SPI]; sa != nil {
 				sa.port.Store(uint32(a.Remote))
 			}
-			if a.Child == x.current {
-				x.port = a.Remote
-				if o := x.session.outbound.Load(); o != nil {
+			if a.Child == n.current {
+				n.peerPort = a.Remote
+				if o := n.session.outbound.Load(); o != nil {
 					o.SetPorts(a.Local, a.Remote)
 				}
 			}
@@ -135,129 +136,131 @@ func (x *negotiator) do(actions []ike.Action) {
 	}
 }
 
-func (x *negotiator) key(spi uint32) saKey {
-	return saKey{remote: as4(x.remote), local: as4(x.local), spi: spi}
+func (n *negotiator) key(spi uint32) saKey {
+	return saKey{remote: as4(n.remote), local: as4(n.local), spi: spi}
 }
 
-// setOutbound makes the gate seal by another SA, or closes it.
-func (x *negotiator) setOutbound(c *ike.Child) {
+// setOutbound has the Session send by the SA of c; with nil it stops sending.
+func (n *negotiator) setOutbound(c *ike.Child) {
 	var next *esp.Outbound
 	if c != nil {
 		var err error
 		if next, err = esp.NewOutbound(c.Outbound); err != nil {
-			x.emit(EventFailed, err)
+			n.emit(EventFailed, err)
 			c = nil
 		}
 	}
-	if next != nil { // first, so that nobody finds the gate open and the form that was
-		x.session.espFormat.Store(&espFormat{c.Outbound.Suite, c.Outbound.DestinationPort != 0})
+	if next != nil { // before Swap: MaxInner must not use the old format once Established
+		n.session.espFormat.Store(&espFormat{c.Outbound.Suite, c.Outbound.DestinationPort != 0})
 	}
-	old := x.session.outbound.Swap(next)
+	old := n.session.outbound.Swap(next)
 	if old != nil && next == nil {
-		old.Close() // also for whoever has just loaded it; a replaced one stays good for them
+		// Also for a Seal that has already loaded it. After a rekey such a Seal may go on.
+		old.Close()
 	}
-	if c != nil && x.current == nil {
-		x.upSince, x.espReceived, x.noESP = time.Now(), false, false
+	if c != nil && n.current == nil {
+		n.upSince, n.espReceived, n.noESP = time.Now(), false, false
 	}
-	x.current = c
-	x.port = 0
+	n.current = c
+	n.peerPort = 0
 	if c != nil {
-		x.port = c.Outbound.DestinationPort
+		n.peerPort = c.Outbound.DestinationPort
 	}
 }
 
-// pollSAs tells the state machine what came in by ESP, and watches for keys that
-// are used up and for a path that takes IKE but no ESP.
-func (x *negotiator) pollSAs(now time.Time) {
-	for spi, sa := range x.inbound {
-		n := sa.Packets()
-		if n == x.lastPackets[spi] {
+// pollSAs reports received ESP to the state machine, rekeys before sequence numbers run
+// out, and detects a path that passes IKE but not ESP.
+func (n *negotiator) pollSAs(now time.Time) {
+	for spi, sa := range n.inbound {
+		packets := sa.Packets()
+		if packets == n.lastPackets[spi] {
 			continue
 		}
-		x.lastPackets[spi] = n
-		x.espReceived = true
-		x.do(x.peer.NoteReceived(now, spi))
-		// The NAT in front of the peer has given it another port; the packet
-		// that came from there was authentic (RFC 3948 section 5 wants no more).
-		if port := uint16(sa.port.Load()); sa.udp && x.current != nil && x.current.Inbound.SPI == spi && port != x.port {
-			x.do(x.peer.UpdateRemotePort(port))
+		n.lastPackets[spi] = packets
+		n.espReceived = true
+		n.do(n.peer.NoteReceived(now, spi))
+		// The NAT in front of the peer has changed its mapping. An authenticated packet
+		// from the new port suffices (RFC 7296 section 2.23).
+		if port := uint16(sa.port.Load()); sa.udp && n.current != nil && n.current.Inbound.SPI == spi && port != n.peerPort {
+			n.do(n.peer.UpdateRemotePort(port))
 		}
 	}
-	if o := x.session.outbound.Load(); o != nil {
+	if o := n.session.outbound.Load(); o != nil {
 		if o.NeedsRekey() {
-			x.do(x.peer.Rekey(now))
-			x.dirty = true // when that will be
+			n.do(n.peer.Rekey(now))
+			n.dirty = true // RekeyAt
 		}
-		if !x.espReceived && !x.noESP && o.Packets() > 5 && now.Sub(x.upSince) > noESPTimeout {
-			x.noESP, x.dirty = true, true
-			x.emit(EventNoESP, nil)
+		if !n.espReceived && !n.noESP && o.Packets() > 5 && now.Sub(n.upSince) > noESPTimeout {
+			n.noESP, n.dirty = true, true
+			n.emit(EventNoESP, nil)
 		}
-		if x.espReceived && x.noESP {
-			x.noESP, x.dirty = false, true
-			x.emit(EventESPReceived, nil)
+		if n.espReceived && n.noESP {
+			n.noESP, n.dirty = false, true
+			n.emit(EventESPReceived, nil)
 		}
 	}
 }
 
-// isNew reports whether a problem has not been told yet since the gate was open.
-func (x *negotiator) isNew(problem ike.Problem) bool {
+// isNew reports whether a problem has not been reported since there was last an SA, and
+// notes it as reported.
+func (n *negotiator) isNew(problem ike.Problem) bool {
 	key := reportedProblem{problem.Kind, problem.Phase}
-	if problem.Kind == ike.NoProblem || x.reported[key] {
+	if problem.Kind == ike.NoProblem || n.reported[key] {
 		return false
 	}
-	if x.reported == nil {
-		x.reported = map[reportedProblem]bool{}
+	if n.reported == nil {
+		n.reported = map[reportedProblem]bool{}
 	}
-	x.reported[key] = true
+	n.reported[key] = true
 	return true
 }
 
-func (x *negotiator) emit(kind EventKind, err error) {
-	if x.event != nil {
-		x.event(Event{Kind: kind, Status: x.session.Status(), Err: err})
+func (n *negotiator) emit(kind EventKind, err error) {
+	if n.event != nil {
+		n.event(Event{Kind: kind, Status: n.session.Status(), Err: err})
 	}
 }
 
-// publishIfChanged is publish if anything has changed, which it has not for most of what
-// a stranger sends.
-func (x *negotiator) publishIfChanged() {
-	if x.dirty || x.peer.Problem() != x.problem {
-		x.publish()
+// publishIfChanged saves allocating a Status for each unauthenticated message.
+func (n *negotiator) publishIfChanged() {
+	if n.dirty || n.peer.Problem() != n.problem {
+		n.publish()
 	}
 }
 
-// publish says what has changed: to the status, once as an event, to the tunnel.
-func (x *negotiator) publish() {
-	x.dirty = false
-	s := &Status{Problem: x.peer.Problem().String()}
-	if c := x.current; c != nil {
+// publish updates Session.Status, emits an event for each change, and calls changed.
+func (n *negotiator) publish() {
+	n.dirty = false
+	s := &Status{Problem: n.peer.Problem().String()}
+	if c := n.current; c != nil {
 		s.Established, s.Suite, s.Group, s.Version = true, c.Outbound.Suite, c.Group, c.Version
 		s.UDP, s.InboundSPI, s.OutboundSPI = c.Outbound.DestinationPort != 0, c.Inbound.SPI, c.Outbound.SPI
 		s.Since, s.RekeyAt, s.Weak = c.Established, c.RekeyAt, c.Weak()
-		if x.noESP {
+		if n.noESP {
 			s.Problem = "no ESP arrives"
 		}
 	}
-	old := x.session.status.Swap(s)
+	old := n.session.status.Swap(s)
 	if old == nil {
 		old = &Status{}
 	}
-	x.problem = x.peer.Problem()
-	if x.current == nil && x.isNew(x.problem) { // it may have come up while the gate was open
-		x.emit(EventProblem, nil)
+	n.problem = n.peer.Problem()
+	// Without a test for a change: the problem may have arisen while there was an SA.
+	if n.current == nil && n.isNew(n.problem) {
+		n.emit(EventProblem, nil)
 	}
 	switch {
 	case s.Established && !old.Established:
-		x.reported = nil
-		x.emit(EventUp, nil)
+		n.reported = nil
+		n.emit(EventUp, nil)
 	case !s.Established && old.Established:
-		x.emit(EventDown, nil)
+		n.emit(EventDown, nil)
 	}
-	if s.Established && s.Weak != "" && s.Weak != x.weakReported {
-		x.weakReported = s.Weak
-		x.emit(EventWeak, nil)
+	if s.Established && s.Weak != "" && s.Weak != n.weakReported {
+		n.weakReported = s.Weak
+		n.emit(EventWeak, nil)
 	}
-	if x.changed != nil && (s.Established != old.Established || s.Suite != old.Suite || s.UDP != old.UDP) {
-		x.changed()
+	if n.changed != nil && (s.Established != old.Established || s.Suite != old.Suite || s.UDP != old.UDP) {
+		n.changed()
 	}
 }

@@ -2,6 +2,7 @@ package ipsec
 
 import (
 	"bytes"
+	"io"
 	"net"
 	"runtime"
 	"strings"
@@ -194,7 +195,7 @@ func TestReceiverAllocatesNothing(t *testing.T) {
 	ns := netlab.New(t)
 	m := NewManager(Options{})
 	var r Receiver
-	var c Closer
+	var c io.Closer
 	var raw int
 	ns.Do(func() {
 		var err error
