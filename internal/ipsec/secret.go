@@ -11,20 +11,20 @@ import (
 	"ipipd/internal/ipsec/ike"
 )
 
-// MaxSecret is the longest secret in bytes: far more than anybody types, and less
-// than a mistaken file.
+// MaxSecret is the maximum length of a secret in bytes. It rejects most files that were
+// named by mistake.
 const MaxSecret = 4096
 
-// WeakSecret is the length in bytes below which a secret can be guessed by whoever has
-// one negotiation with it, offline: fewer than 120 random bits in base64.
+// WeakSecret is the length in bytes below which a secret is weak: an offline dictionary
+// attack needs one negotiation with it. 20 characters of base64 are 120 random bits.
 const WeakSecret = 20
 
-// LoadSecret reads a pre-shared key from a file that belongs to root or to the user of
-// this process, and that nobody but its owner may read or write. A link is followed, as
-// Kubernetes makes them: what is asked is about the file that is opened. A line end
-// after the secret does not belong to it.
+// LoadSecret reads a pre-shared key from a regular file that is owned by root or the
+// effective user, with no permissions for group and others. Symbolic links, as in
+// Kubernetes volumes, are followed, and these rules hold for the target. Trailing line
+// ends are stripped.
 func LoadSecret(file string) (ike.Secret, error) {
-	// A FIFO, which nobody may ever write to, is opened at once too.
+	// O_NONBLOCK, because opening a FIFO without a writer would block.
 	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err

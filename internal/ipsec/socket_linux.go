@@ -24,17 +24,17 @@ const (
 	receiveBuffer = 4 << 20
 )
 
-// ports is UDP ports 500 and 4500 of one local address.
+// ports holds the sockets of UDP ports 500 and 4500 of one local address.
 type ports struct {
 	key       portsKey
 	manager   *Manager
-	refs      int
+	refs      int // tunnels that use it; guarded by Manager.mu
 	guard     *fdguard.Group
 	ike, natt int      // file descriptors
-	receiver  Receiver // of the ESP that comes to 4500
+	receiver  Receiver // of UDP-encapsulated ESP
 }
 
-// openPorts binds both in the network namespace of the calling thread.
+// openPorts opens the sockets in the network namespace of the calling thread.
 func openPorts(m *Manager, key portsKey) (p *ports, err error) {
 	p = &ports{key: key, manager: m, ike: -1, natt: -1}
 	if p.guard, err = fdguard.New(p.release); err != nil {
@@ -84,11 +84,11 @@ func bindUDP(fd int, key portsKey, port int) error {
 		errs = append(errs, os.NewSyscallError("setsockopt "+what, unix.SetsockoptInt(fd, level, name, value)))
 	}
 	set(unix.IPPROTO_IP, unix.IP_RECVTOS, "IP_RECVTOS", 1)
-	// IKE messages can be longer than a path takes; let routers cut them. The kernel is to
-	// learn no path MTU for the whole host from an ICMP 3/4 about this port, which anybody
-	// can forge.
+	// Clears DF, so that routers may fragment large IKE messages, and ignores ICMP 3/4
+	// (fragmentation needed) about this port: anybody can forge one, and the kernel would
+	// cache its MTU for the whole host.
 	set(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, "IP_MTU_DISCOVER", unix.IP_PMTUDISC_OMIT)
-	// The address may still have to come to this host, as to a VRRP backup.
+	// The address may not be configured yet, as on a VRRP backup.
 	set(unix.IPPROTO_IP, unix.IP_FREEBIND, "IP_FREEBIND", 1)
 	if key.mark != 0 {
 		set(unix.SOL_SOCKET, unix.SO_MARK, "SO_MARK", int(key.mark))
@@ -103,8 +103,7 @@ func bindUDP(fd int, key portsKey, port int) error {
 	return os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Port: port, Addr: as4(key.local)}))
 }
 
-// setReceiveBuffer gives a socket its receive buffer, which only CAP_NET_ADMIN may put
-// above the system's limit.
+// setReceiveBuffer sets SO_RCVBUF; beyond net.core.rmem_max that needs CAP_NET_ADMIN.
 func setReceiveBuffer(fd int) error {
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) == nil {
 		return nil
@@ -112,7 +111,7 @@ func setReceiveBuffer(fd int) error {
 	return os.NewSyscallError("setsockopt SO_RCVBUF", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer))
 }
 
-// readIKE reads port 500, where nothing is in a hurry.
+// readIKE receives from port 500 until Close.
 func (p *ports) readIKE() {
 	defer p.guard.Release()
 	if !p.guard.Acquire() {
@@ -127,7 +126,7 @@ func (p *ports) readIKE() {
 			return
 		case err == unix.EAGAIN:
 			poller.PollBlock()
-		case err != nil: // an ICMP error about a message of ours
+		case err != nil: // an ICMP error about a message that we sent
 		default:
 			if from, ok := from.(*unix.SockaddrInet4); ok {
 				p.manager.deliver(p.key.local, portIKE, netip.AddrPortFrom(netip.AddrFrom4(from.Addr), uint16(from.Port)), buf[:n])
@@ -136,7 +135,7 @@ func (p *ports) readIKE() {
 	}
 }
 
-// send sends an IKE message. That it may not arrive is what retransmission is for.
+// send sends an IKE message or NAT keepalive. Errors are left to IKE's retransmission.
 func (p *ports) send(a ike.Send) {
 	defer p.guard.Release()
 	if !p.guard.Acquire() {
@@ -152,31 +151,31 @@ func (p *ports) send(a ike.Send) {
 	_ = unix.Sendto(fd, b, unix.MSG_DONTWAIT, &unix.SockaddrInet4{Port: int(a.To.Port()), Addr: as4(a.To.Addr())})
 }
 
-// Close unblocks who reads, and returns when nobody does any more.
+// Close unblocks the readers of both sockets, and returns when they have ended.
 func (p *ports) Close() error {
 	p.guard.Close(nil)
 	return nil
 }
 
-// rawESP is the socket of protocol 50. While there is one tunnel only, it is one that gets
-// no copies of what others send and receive.
+// rawESP is the raw socket of IP protocol 50. With a single tunnel it is bound and connected
+// to the tunnel's addresses, which spares it the ESP of other processes.
 type rawESP struct {
 	guard    *fdguard.Group
 	receiver *receiver
 
 	mu       sync.Mutex
-	fds      []int // the last one receives; those before still hold packets
+	fds      []int // the last one is current; the others are being drained
 	selected fdguard.Selection
 }
 
-// openESP opens it in the network namespace of the calling thread.
+// openESP opens the socket in the network namespace of the calling thread.
 func openESP(m *Manager) (espSocket, Receiver, error) {
 	s := &rawESP{}
 	var err error
 	if s.guard, err = fdguard.New(s.release); err != nil {
 		return nil, nil, err
 	}
-	fd, err := s.open(fdguard.Selection{})
+	fd, err := s.openSocket(fdguard.Selection{})
 	if err != nil {
 		_ = s.Close()
 		if errors.Is(err, os.ErrPermission) {
@@ -188,12 +187,12 @@ func openESP(m *Manager) (espSocket, Receiver, error) {
 	return s, s.receiver, nil
 }
 
-func (s *rawESP) open(sel fdguard.Selection) (int, error) {
+func (s *rawESP) openSocket(sel fdguard.Selection) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, esp.ProtocolESP)
 	if err != nil {
 		return -1, err
 	}
-	if err = setReceiveBuffer(fd); err == nil { // and have the kernel learn no path MTU, as in bindUDP
+	if err = setReceiveBuffer(fd); err == nil { // the kernel must cache no forged path MTU, as in bindUDP
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_INTERFACE)
 	}
 	if err == nil {
@@ -203,13 +202,14 @@ func (s *rawESP) open(sel fdguard.Selection) (int, error) {
 		_ = unix.Close(fd)
 		return -1, err
 	}
-	fdguard.Drain(fd) // of what came before it was selected, from anybody; the socket before has it as well
+	// Discard what arrived before Select took effect; the previous socket has it too.
+	fdguard.Drain(fd)
 	s.fds = append(s.fds, fd)
 	return fd, nil
 }
 
-// restrict implements espSocket. What arrives meanwhile may come twice, which the window
-// against replay sees. Where it fails, the socket before goes on.
+// restrict implements espSocket by replacing the socket. A packet that arrives meanwhile may
+// be received twice; the anti-replay window drops it. On error the previous socket stays.
 func (s *rawESP) restrict(only *negotiator) error {
 	var sel fdguard.Selection
 	if only != nil {
@@ -223,7 +223,7 @@ func (s *rawESP) restrict(only *negotiator) error {
 		return nil
 	}
 	old := s.fds[len(s.fds)-1]
-	fd, err := s.open(sel)
+	fd, err := s.openSocket(sel)
 	if err != nil {
 		return fmt.Errorf("open the ESP socket: %w", err)
 	}
@@ -242,13 +242,13 @@ func (s *rawESP) release() {
 	}
 }
 
-// Close unblocks who reads, and returns when nobody does any more.
+// Close unblocks the receiver, and returns when its Read has returned.
 func (s *rawESP) Close() error {
 	s.guard.Close(nil)
 	return nil
 }
 
-// receiver reads the ESP socket, or, with ports, port 4500.
+// receiver implements Receiver for the raw ESP socket or, if ports is set, UDP port 4500.
 type receiver struct {
 	manager *Manager
 	guard   *fdguard.Group
@@ -260,10 +260,11 @@ type receiver struct {
 	control [][64]byte
 }
 
-func newReceiver(m *Manager, d *fdguard.Group, fd int, p *ports) *receiver {
-	return &receiver{manager: m, guard: d, poller: d.Poller(fd), ports: p}
+func newReceiver(m *Manager, guard *fdguard.Group, fd int, p *ports) *receiver {
+	return &receiver{manager: m, guard: guard, poller: guard.Poller(fd), ports: p}
 }
 
+// resize allocates the message headers for batches of n.
 func (r *receiver) resize(n int) {
 	r.msgs, r.iovs = make([]fdguard.Message, n), make([]unix.Iovec, n)
 	r.names, r.control = make([]unix.RawSockaddrInet4, n), make([][64]byte, n)
@@ -297,7 +298,7 @@ func (r *receiver) Read(batch []*packet.Buffer) (n int, err error) {
 		}
 		for i := range count {
 			batch[i].SetLen(int(r.msgs[i].N))
-			if r.take(batch[i], i) {
+			if r.open(batch[i], i) {
 				batch[n], batch[i] = batch[i], batch[n]
 				n++
 			}
@@ -306,8 +307,9 @@ func (r *receiver) Read(batch []*packet.Buffer) (n int, err error) {
 	return n, nil
 }
 
-// take makes what was received the packet that the peer sealed.
-func (r *receiver) take(b *packet.Buffer, i int) bool {
+// open decrypts the packet in b, received as message i, and reports whether it is valid.
+// An IKE message is passed on instead.
+func (r *receiver) open(b *packet.Buffer, i int) bool {
 	if r.ports == nil {
 		return r.manager.open(b, 0)
 	}
@@ -321,7 +323,7 @@ func (r *receiver) take(b *packet.Buffer, i int) bool {
 	default:
 		return false
 	}
-	// The socket gives no IP header; ECN is all of it that matters further on.
+	// A UDP socket delivers no IP header. Only the ECN bits of this one are used.
 	if b.Len() > packet.MaxSize-20 {
 		return false
 	}
@@ -335,7 +337,7 @@ func (r *receiver) take(b *packet.Buffer, i int) bool {
 	return r.manager.open(b, port)
 }
 
-// tos is the type of service that message i came with.
+// tos returns the TOS byte of message i, from its IP_TOS control message.
 func (r *receiver) tos(i int) byte {
 	b := r.control[i][:r.msgs[i].Controllen]
 	for len(b) >= unix.SizeofCmsghdr {

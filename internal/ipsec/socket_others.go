@@ -22,8 +22,8 @@ func openESP(*Manager) (espSocket, Receiver, error) { return nil, nil, errLinux 
 
 func (p *ports) send(ike.Send) {}
 
-// Close does nothing: none has been opened.
+// Close does nothing, as openPorts always fails.
 func (p *ports) Close() error { return nil }
 
-// What is received goes through these on Linux.
+// Used on Linux only.
 var _, _ = (*Manager).open, (*Manager).deliver
