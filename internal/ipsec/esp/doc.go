@@ -1,15 +1,14 @@
 // Package esp is the IP Encapsulating Security Payload (RFC 4303) in transport
-// mode over IPv4: security associations as functions on the bytes of a
-// packet.Buffer, which they seal and open in place, in its headroom and tailroom.
+// mode over IPv4. An SA encrypts (Seal) or decrypts (Open) a packet.Buffer in place,
+// in its headroom and tailroom.
 //
-// There is no socket, no clock, no goroutine and no log in it, and nobody
-// negotiates here: keys and SPIs come from IKE (package ike), and which SA a
-// packet belongs to is the gate's decision (package ipsec).
+// The package has no socket, clock, goroutine or log. Keys and SPIs come from package
+// ike; package ipsec looks up the SA of a packet.
 //
-// Transforms: AES-CBC (RFC 3602) with HMAC-SHA1-96 (RFC 2404) or HMAC-SHA2 (RFC
-// 4868), AES-GCM with a 16-byte ICV (RFC 4106), and 3DES-CBC (RFC 2451) for the
-// one peer that has nothing else. Extended sequence numbers, the anti-replay
-// window, dummy packets and UDP encapsulation (RFC 3948) are here.
+// Algorithms: AES-CBC (RFC 3602) with HMAC-SHA1-96 (RFC 2404) or HMAC-SHA2 (RFC
+// 4868), AES-GCM with a 16-byte ICV (RFC 4106), and 3DES-CBC (RFC 2451) for peers
+// that have nothing else. It supports extended sequence numbers, the anti-replay
+// window, dummy packets on receipt, and UDP encapsulation (RFC 3948).
 //
 // Limits: no authentication without encryption and no encryption without
 // authentication; no AH; no tunnel mode, although a transport-mode packet of
@@ -18,45 +17,43 @@
 // numbers after the loss of 2^32 packets in a row (RFC 4303 appendix A3).
 package esp
 
-// Drop says why a packet does not go on. It is an error that can be compared,
-// counted and returned without an allocation. The zero value is no reason: the
-// packet goes on.
+// Drop is the reason why a packet is dropped. It implements error without allocating, and
+// can index an array of counters. The zero value means that the packet is not dropped.
 type Drop uint8
 
 // The reasons, of both directions.
 const (
 	DropNone Drop = iota
-	// DropMalformed: not a whole IPv4 packet of the announced length, or one too
-	// short, or not aligned as the cipher has to leave it.
+	// DropMalformed: the total length differs from the packet's, or the ESP packet is too
+	// short, or the ciphertext is not a multiple of the block size.
 	DropMalformed
-	// DropFragment: transport mode takes whole datagrams only.
+	// DropFragment: transport mode is for whole datagrams only (RFC 4303 section 3.3.4).
 	DropFragment
-	// DropNoRoom: the Buffer lacks headroom or tailroom, or the result would be
-	// longer than an IPv4 packet can be.
+	// DropNoRoom: the Buffer lacks headroom or tailroom, or the ESP packet would exceed
+	// 65535 bytes.
 	DropNoRoom
-	// DropExhausted: the next sequence number, or GCM nonce, has been used; or
-	// the SA has been closed. A rekey should have replaced the SA long before.
+	// DropExhausted: no sequence number is left (or GCM nonce, which is derived from it),
+	// or the SA has been closed. A rekey should have replaced the SA long before.
 	DropExhausted
-	// DropReplay: the sequence number has been seen, or is behind the window.
+	// DropReplay: the sequence number has been received before, or is left of the
+	// anti-replay window.
 	DropReplay
 	// DropAuthentication: the integrity check value is wrong.
 	DropAuthentication
 	// DropPadding: authentic, but the padding is not 1, 2, 3… (RFC 4303 section 2.4).
 	DropPadding
-	// DropDummy: a dummy packet (next header 59, RFC 4303 section 2.6). Nothing
-	// is wrong with it.
+	// DropDummy: a dummy packet (next header 59, RFC 4303 section 2.6); not an error.
 	DropDummy
-	// DropSelector: authentic, but of a protocol that the SA is not for
+	// DropSelector: authentic, but the protocol does not match the SA's selector
 	// (RFC 4301 section 5.2, step 4).
 	DropSelector
 
-	// DropNoSA: there is no SA yet, or none any more, or none with the packet's
-	// SPI; the gate is closed.
+	// DropNoSA: there is no SA, or none with the packet's SPI.
 	DropNoSA
-	// DropCleartext: not encrypted, from a peer with which everything has to be.
+	// DropCleartext: not encrypted, from a peer that must encrypt.
 	DropCleartext
 
-	// NumDrops is the number of reasons, DropNone included, for an array of counters.
+	// NumDrops is the length of an array of counters, DropNone included.
 	NumDrops = int(DropCleartext) + 1
 )
 
@@ -75,7 +72,7 @@ var dropNames = [NumDrops]string{
 	DropCleartext:      "esp-plain-text",
 }
 
-// String is the reason's name as counters show it.
+// String returns the reason's name as in the drop counters.
 func (d Drop) String() string {
 	if int(d) < len(dropNames) {
 		return dropNames[d]
@@ -83,5 +80,5 @@ func (d Drop) String() string {
 	return "esp-unknown"
 }
 
-// Error makes Drop an error.
+// Error implements error.
 func (d Drop) Error() string { return d.String() }

@@ -2,15 +2,15 @@ package esp
 
 import "encoding/binary"
 
-// The IP protocol numbers that matter here.
+// IP protocol numbers.
 const (
 	ProtocolESP  = 50
-	ProtocolNone = 59 // of a dummy packet
+	ProtocolNone = 59 // no next header; in ESP a dummy packet
 	protocolUDP  = 17
 )
 
-// checkIPv4 says whether p is exactly one whole IPv4 datagram, and how long its
-// header is.
+// checkIPv4 returns the header's length in bytes, or a Drop unless p is exactly one
+// unfragmented IPv4 datagram.
 func checkIPv4(p []byte) (headerLen int, d Drop) {
 	if len(p) < 20 || p[0]>>4 != 4 {
 		return 0, DropMalformed
@@ -26,7 +26,7 @@ func checkIPv4(p []byte) (headerLen int, d Drop) {
 	return headerLen, DropNone
 }
 
-// finishIPv4 makes total length, protocol and header checksum fit p.
+// finishIPv4 sets total length, protocol and header checksum of p.
 func finishIPv4(p []byte, headerLen int, protocol byte) {
 	binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
 	p[9] = protocol

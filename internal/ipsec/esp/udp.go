@@ -6,25 +6,25 @@ import (
 	"ipipd/internal/packet"
 )
 
-// UDPKind is what a UDP datagram on port 4500 carries.
+// UDPKind is what a UDP datagram on port 4500 contains.
 type UDPKind uint8
 
-// What is told apart on port 4500 (RFC 3948 section 2).
+// The kinds of RFC 3948 section 2.
 const (
-	// UDPMalformed: too short for anything.
+	// UDPMalformed: shorter than an ESP header, and no keepalive.
 	UDPMalformed UDPKind = iota
-	// UDPKeepalive: the one byte 0xff that keeps a NAT's mapping (section 2.3).
+	// UDPKeepalive: a NAT-keepalive, the single byte 0xff (section 2.3).
 	UDPKeepalive
-	// UDPIKE: an IKE message behind four zero bytes, the non-ESP marker.
+	// UDPIKE: an IKE message after a non-ESP marker (section 2.2).
 	UDPIKE
-	// UDPESP: an ESP packet; its SPI is not zero.
+	// UDPESP: an ESP packet, whose SPI is not zero (section 2.1).
 	UDPESP
 )
 
-// NonESPMarker is how many zero bytes stand before an IKE message on port 4500.
+// NonESPMarker is the length in bytes of the non-ESP marker, four zero bytes.
 const NonESPMarker = 4
 
-// ClassifyUDP tells what the payload of a datagram on port 4500 is.
+// ClassifyUDP returns the kind of a UDP payload on port 4500.
 func ClassifyUDP(payload []byte) UDPKind {
 	switch {
 	case len(payload) == 1 && payload[0] == 0xff:
@@ -37,8 +37,8 @@ func ClassifyUDP(payload []byte) UDPKind {
 	return UDPESP
 }
 
-// SPI of an ESP packet in b, a whole IPv4 packet of protocol 50, in host byte
-// order; false if there is none.
+// SPI returns the SPI, in host byte order, of the IPv4 packet of protocol 50 in b; ok is
+// false if that is malformed or a fragment.
 func SPI(b *packet.Buffer) (spi uint32, ok bool) {
 	p := b.Bytes()
 	hl, d := checkIPv4(p)
@@ -48,8 +48,8 @@ func SPI(b *packet.Buffer) (spi uint32, ok bool) {
 	return binary.BigEndian.Uint32(p[hl:]), true
 }
 
-// StripUDP takes the UDP header off an encapsulated ESP packet in b, a whole
-// IPv4 packet of protocol 17, and leaves one of protocol 50.
+// StripUDP removes the UDP header of the UDP-encapsulated ESP packet in b, and sets the IPv4
+// header to protocol 50. The UDP checksum is not verified.
 func StripUDP(b *packet.Buffer) Drop {
 	p := b.Bytes()
 	hl, d := checkIPv4(p)
