@@ -15,19 +15,19 @@ import (
 	"sync/atomic"
 )
 
-// engine is the keyed state that one packet at a time is sealed or opened with.
-// The standard library's block modes and HMACs carry state from call to call, so
-// a goroutine takes an engine for the time of a packet.
+// engine is the keyed cipher and MAC state of an SA. The standard library's block modes
+// and HMACs are not safe for concurrent use, so each packet in progress takes an engine
+// from the enginePool.
 type engine struct {
 	suite Suite
 	// For AES-GCM.
 	aead cipher.AEAD
 	salt [gcmSaltLen]byte
-	// For CBC with HMAC. SetIV saves making a BlockMode, and garbage, for each packet.
+	// For CBC with HMAC. SetIV saves allocating a BlockMode per packet.
 	mode cbcMode
 	mac  hash.Hash
 
-	// Kept here because what an interface's method is given escapes to the heap.
+	// Scratch space: arguments of interface methods escape to the heap.
 	nonce   [gcmSaltLen + gcmIVLen]byte
 	aad     [12]byte
 	seqHigh [4]byte
@@ -35,7 +35,7 @@ type engine struct {
 	iv      [16]byte
 }
 
-// cbcMode is what cipher.NewCBCEncrypter and NewCBCDecrypter return.
+// cbcMode is implemented by the results of cipher.NewCBCEncrypter and NewCBCDecrypter.
 type cbcMode interface {
 	cipher.BlockMode
 	SetIV([]byte)
@@ -84,8 +84,8 @@ func newEngine(suite Suite, keys Keys, encrypt bool) (*engine, error) {
 	return e, nil
 }
 
-// additionalData is the additional authenticated data of AES-GCM: SPI and sequence
-// number, all 64 bits of it in between if it is extended (RFC 4106 section 5).
+// additionalData returns AES-GCM's AAD: SPI and sequence number, 64 bits of it with ESN
+// (RFC 4106 section 5).
 func (e *engine) additionalData(header []byte, sequence uint64, esn bool) []byte {
 	copy(e.aad[:4], header)
 	if !esn {
@@ -96,8 +96,8 @@ func (e *engine) additionalData(header []byte, sequence uint64, esn bool) []byte
 	return e.aad[:]
 }
 
-// seal encrypts body[headerLen+IV : len-ICV] and fills in the ICV. body begins
-// with the ESP header and has the IV in place.
+// seal encrypts in place and sets the ICV. body is the ESP packet, with SPI, sequence
+// number and IV set.
 func (e *engine) seal(body []byte, sequence uint64, esn bool) {
 	iv, icv := e.suite.ivLen(), e.suite.icvLen()
 	text := body[headerLen+iv : len(body)-icv]
@@ -112,7 +112,8 @@ func (e *engine) seal(body []byte, sequence uint64, esn bool) {
 	copy(body[len(body)-icv:], e.computeICV(body[:len(body)-icv], sequence, esn))
 }
 
-// open authenticates and decrypts in place, and reports whether body is authentic.
+// open authenticates and decrypts the ESP packet body in place, and reports whether it is
+// authentic.
 func (e *engine) open(body []byte, sequence uint64, esn bool) bool {
 	iv, icv := e.suite.ivLen(), e.suite.icvLen()
 	text := body[headerLen+iv : len(body)-icv]
@@ -122,8 +123,8 @@ func (e *engine) open(body []byte, sequence uint64, esn bool) bool {
 		_, err := e.aead.Open(text[:0], e.nonce[:], body[headerLen+iv:], e.additionalData(body, sequence, esn))
 		return err == nil
 	}
-	computeICV := e.computeICV(body[:len(body)-icv], sequence, esn)
-	if subtle.ConstantTimeCompare(computeICV, body[len(body)-icv:]) != 1 {
+	mac := e.computeICV(body[:len(body)-icv], sequence, esn)
+	if subtle.ConstantTimeCompare(mac, body[len(body)-icv:]) != 1 {
 		return false
 	}
 	e.mode.SetIV(body[headerLen : headerLen+iv])
@@ -131,8 +132,8 @@ func (e *engine) open(body []byte, sequence uint64, esn bool) bool {
 	return true
 }
 
-// computeICV is the HMAC over the packet, and over the upper half of an extended
-// sequence number, which is not sent (RFC 4303 section 2.2.1).
+// computeICV returns the truncated HMAC over the packet and, with ESN, the upper half of
+// the sequence number, which is not transmitted (RFC 4303 section 2.2.1).
 func (e *engine) computeICV(packet []byte, sequence uint64, esn bool) []byte {
 	e.mac.Reset()
 	e.mac.Write(packet)
@@ -143,8 +144,8 @@ func (e *engine) computeICV(packet []byte, sequence uint64, esn bool) []byte {
 	return e.mac.Sum(e.sum[:0])[:e.suite.icvLen()]
 }
 
-// enginePool lends engines to goroutines without a lock. It makes one where more
-// goroutines come at once than ever before, which ends soon.
+// enginePool is a lock-free pool of engines. get makes one if none is free; put discards
+// one if the pool is full.
 type enginePool struct {
 	suite   Suite
 	keys    Keys
@@ -176,7 +177,7 @@ func (es *enginePool) get() *engine {
 	}
 	e, err := newEngine(es.suite, es.keys, es.encrypt)
 	if err != nil {
-		panic(err) // the same arguments have worked before
+		panic(err) // newEnginePool succeeded with the same arguments
 	}
 	return e
 }

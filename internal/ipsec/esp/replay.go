@@ -2,22 +2,20 @@ package esp
 
 import "sync/atomic"
 
-// DefaultWindow is the anti-replay window in packets. RFC 4303 section 3.4.3
-// asks for 64 at least; several threads that send on one SA, and queues of the
-// network, need more.
+// DefaultWindow is the default size of the anti-replay window in packets. RFC 4303
+// section 3.4.3 recommends 64; senders with several threads reorder by more.
 const DefaultWindow = 1024
 
-// window is the anti-replay window (RFC 4303 section 3.4.3), for any number of
-// goroutines, without a lock.
+// window is the anti-replay window (RFC 4303 section 3.4.3). It is lock-free and safe for
+// concurrent use.
 //
-// Sequence numbers are kept in blocks of 32, block n in slot n mod len(slots). A
-// slot is one word, so that it changes atomically: the block's number in the upper
-// half, one bit for each sequence number that has arrived in the lower. A
-// slot's block number only grows. A sequence number is therefore accepted by
-// exactly one compare-and-swap, whoever else is about to do the same.
+// It is a ring of blocks of 32 sequence numbers: block n is in slot n mod len(slots). A slot
+// is one atomic word, with the block number in the upper half and one bit for each received
+// sequence number in the lower. As a slot's block number only grows, each sequence number
+// is accepted by exactly one compare-and-swap.
 type window struct {
 	size  uint64
-	top   atomic.Uint64 // highest sequence number that was authenticated
+	top   atomic.Uint64 // highest authenticated sequence number, the right edge
 	slots []atomic.Uint64
 }
 
@@ -25,8 +23,8 @@ func newWindow(size int) *window {
 	return &window{size: uint64(size), slots: make([]atomic.Uint64, size/32+2)}
 }
 
-// infer gives a sequence number of 32 bits its upper half: the one that puts it
-// into or right above the window (RFC 4303 appendix A2.2). 0 is none.
+// infer returns the 64-bit sequence number for its transmitted lower half (RFC 4303
+// appendix A2.2). 0, which is never valid, means that there is none.
 func (w *window) infer(low uint32) uint64 {
 	top := w.top.Load()
 	topLow, high := uint32(top), top>>32
@@ -49,8 +47,8 @@ func (w *window) slot(sequence uint64) (slot *atomic.Uint64, block uint32, bit u
 	return &w.slots[n%uint64(len(w.slots))], uint32(n), 1 << (sequence & 31)
 }
 
-// check reports whether a packet with that sequence number could be accepted. It
-// comes before the expensive and decisive part, authentication.
+// check reports whether accept would take the sequence number. It rejects replays before
+// the expensive authentication.
 func (w *window) check(sequence uint64) bool {
 	if sequence == 0 || sequence+w.size <= w.top.Load() {
 		return false
@@ -66,8 +64,8 @@ func (w *window) check(sequence uint64) bool {
 	return true
 }
 
-// accept is check for an authentic packet, and marks it as arrived. Of several
-// calls with one sequence number exactly one returns true.
+// accept marks the sequence number of an authentic packet as received. Of several calls with
+// one number in the window exactly one returns true.
 func (w *window) accept(sequence uint64) bool {
 	for {
 		top := w.top.Load()
@@ -84,7 +82,7 @@ func (w *window) accept(sequence uint64) bool {
 		next := uint64(block)<<32 | bit
 		switch diff := int32(block - uint32(word>>32)); {
 		case diff < 0:
-			return false // a later block has its place
+			return false // the slot already holds a later block
 		case diff == 0:
 			if word&bit != 0 {
 				return false

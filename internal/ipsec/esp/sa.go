@@ -11,7 +11,7 @@ import (
 	"ipipd/internal/packet"
 )
 
-// Config is one direction of a security association.
+// Config describes an SA, which has one direction.
 type Config struct {
 	// SPI in host byte order, at least 256 (RFC 4303 section 2.1).
 	SPI   uint32
@@ -20,12 +20,12 @@ type Config struct {
 	Keys Keys
 	// ESN selects extended sequence numbers of 64 bits.
 	ESN bool
-	// Protocol is the only IP protocol that the SA carries, 4 for a tunnel.
+	// Protocol is the SA's selector, the IP protocol that it carries: 4 for a tunnel.
 	Protocol uint8
-	// Window is the anti-replay window of an inbound SA in packets, 32 to 65536;
-	// 0 stands for DefaultWindow.
+	// Window is the size of an inbound SA's anti-replay window in packets, 32 to 65536;
+	// 0 is DefaultWindow.
 	Window int
-	// SourcePort and DestinationPort, where not zero, have an outbound SA wrap
+	// SourcePort and DestinationPort, if not zero, make an outbound SA encapsulate
 	// ESP in UDP (RFC 3948).
 	SourcePort, DestinationPort uint16
 }
@@ -37,42 +37,42 @@ func (c *Config) validate() error {
 	return c.Suite.checkKeys(c.Keys)
 }
 
-// How many packets an outbound SA seals at most. A sequence number must not come
-// twice (RFC 4303 section 3.3.3). One of 64 bits cannot in the lifetime of a machine; the limit
-// on 3DES keeps the blocks under one key far below 2^32 (RFC 4303 section 7, and the Sweet32 attack).
+// The hard lifetime of an outbound SA in packets. Sequence numbers must not wrap (RFC 4303
+// section 3.3.3); limitESN is out of reach. limit3DES keeps the number of 64-bit blocks
+// under one key, at 1500 bytes a packet, below 2^32, the birthday bound (Sweet32).
 const (
 	limit        = 1<<32 - 1
 	limitESN     = 1 << 62
 	limit3DES    = 1 << 22
-	softFraction = 4 // a rekey is due when less than a quarter is left
+	softFraction = 4 // the soft lifetime ends when less than a quarter is left
 )
 
-// Outbound seals packets. Its methods may be called by several goroutines.
+// Outbound is an outbound SA. Its methods may be called concurrently.
 type Outbound struct {
-	suite      Suite
-	spi        uint32
-	esn        bool
-	protocol   uint8
-	limit      uint64
-	enginePool *enginePool
-	ivCipher   cipher.Block // nil for GCM
+	suite    Suite
+	spi      uint32
+	esn      bool
+	protocol uint8
+	limit    uint64
+	engines  *enginePool
+	ivCipher cipher.Block // nil for GCM
 
 	closed   atomic.Bool
-	ports    atomic.Uint32 // source port in the upper half
-	sequence atomic.Uint64 // the last that was used
+	ports    atomic.Uint32 // source port in the upper half; 0: no UDP encapsulation
+	sequence atomic.Uint64 // last used; grows beyond limit
 	bytes    atomic.Uint64
 }
 
-// NewOutbound makes the sending half of an SA.
+// NewOutbound makes an outbound SA.
 func NewOutbound(c Config) (*Outbound, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	enginePool, err := newEnginePool(c.Suite, c.Keys, true)
+	engines, err := newEnginePool(c.Suite, c.Keys, true)
 	if err != nil {
 		return nil, err
 	}
-	o := &Outbound{suite: c.Suite, spi: c.SPI, esn: c.ESN, protocol: c.Protocol, enginePool: enginePool, limit: limit}
+	o := &Outbound{suite: c.Suite, spi: c.SPI, esn: c.ESN, protocol: c.Protocol, engines: engines, limit: limit}
 	switch {
 	case c.Suite.Cipher == TripleDESCBC:
 		o.limit = limit3DES
@@ -80,8 +80,8 @@ func NewOutbound(c Config) (*Outbound, error) {
 		o.limit = limitESN
 	}
 	if c.Suite.Cipher != AESGCM {
-		// CBC wants an IV that nobody can predict (RFC 3602 section 3): the
-		// sequence number, encrypted under a key that is used for nothing else.
+		// CBC needs unpredictable IVs (RFC 3602 section 3): the sequence number,
+		// encrypted with a random key.
 		var key [16]byte
 		if _, err := rand.Read(key[:]); err != nil {
 			return nil, err
@@ -94,37 +94,36 @@ func NewOutbound(c Config) (*Outbound, error) {
 	return o, nil
 }
 
-// SPI of the SA, in host byte order.
+// SPI returns the SA's SPI in host byte order.
 func (o *Outbound) SPI() uint32 { return o.spi }
 
-// Suite of the SA.
+// Suite returns the SA's algorithms.
 func (o *Outbound) Suite() Suite { return o.suite }
 
-// SetPorts sets the UDP ports that ESP is wrapped in (RFC 3948), as a NAT's
-// mapping changes; zeros send ESP itself.
+// SetPorts sets the ports of the UDP encapsulation (RFC 3948), as when a NAT's mapping
+// changes. With zeros ESP is not encapsulated.
 func (o *Outbound) SetPorts(source, destination uint16) {
 	o.ports.Store(uint32(source)<<16 | uint32(destination))
 }
 
-// UDP reports whether ESP is wrapped in UDP.
+// UDP reports whether ESP is encapsulated in UDP.
 func (o *Outbound) UDP() bool { return o.ports.Load() != 0 }
 
-// Packets and Bytes count what has been sealed; bytes are those of the payload.
+// Packets returns the number of packets sealed.
 func (o *Outbound) Packets() uint64 { return min(o.sequence.Load(), o.limit) }
 
-// Bytes counts the payload bytes that have been sealed.
+// Bytes returns the number of payload bytes sealed, without the IPv4 header.
 func (o *Outbound) Bytes() uint64 { return o.bytes.Load() }
 
-// NeedsRekey reports that so much has been sealed that the SA should be replaced.
+// NeedsRekey reports whether the soft lifetime has ended.
 func (o *Outbound) NeedsRekey() bool { return o.sequence.Load() > o.limit-o.limit/softFraction }
 
-// Close has every later Seal fail with DropExhausted.
+// Close makes every later Seal return DropExhausted.
 func (o *Outbound) Close() { o.closed.Store(true) }
 
-// Seal turns the whole IPv4 packet in b into an ESP packet in place: the header
-// stays in front, with protocol, total length and checksum made right; what it
-// carried is encrypted. Where Seal returns a Drop, b must not be sent: it may
-// hold plain text still.
+// Seal turns the IPv4 packet in b into an ESP packet in transport mode, in place. Of the
+// IPv4 header only protocol, total length and checksum change. If Seal returns a Drop, b is
+// unchanged: as it is cleartext, it must not be sent.
 func (o *Outbound) Seal(b *packet.Buffer) Drop {
 	p := b.Bytes()
 	hl, d := checkIPv4(p)
@@ -150,7 +149,7 @@ func (o *Outbound) Seal(b *packet.Buffer) Drop {
 	if size > packet.MaxSize || front+udp > b.Headroom() || size-len(p)-front-udp > b.Tailroom() {
 		return DropNoRoom
 	}
-	// The counter goes on beyond the limit, but with 64 bits it does not wrap.
+	// The counter grows beyond the limit, but cannot wrap at 2^64.
 	sequence := o.sequence.Add(1)
 	if sequence > o.limit || o.closed.Load() {
 		return DropExhausted
@@ -171,10 +170,10 @@ func (o *Outbound) Seal(b *packet.Buffer) Drop {
 	trailer[pad] = byte(pad)
 	trailer[pad+1] = o.protocol
 
-	e := o.enginePool.get()
+	e := o.engines.get()
 	binary.BigEndian.PutUint64(e.iv[8:], sequence)
 	if o.ivCipher == nil {
-		// The IV of GCM has to be different, not unpredictable (RFC 4106 section 3.1).
+		// GCM's IV must be unique, not unpredictable (RFC 4106 section 3.1).
 		copy(body[headerLen:front], e.iv[8:])
 	} else {
 		clear(e.iv[:8])
@@ -182,7 +181,7 @@ func (o *Outbound) Seal(b *packet.Buffer) Drop {
 		copy(body[headerLen:front], e.iv[:])
 	}
 	e.seal(body, sequence, o.esn)
-	o.enginePool.put(e)
+	o.engines.put(e)
 
 	proto := byte(ProtocolESP)
 	if udp != 0 {
@@ -196,21 +195,21 @@ func (o *Outbound) Seal(b *packet.Buffer) Drop {
 	return DropNone
 }
 
-// Inbound opens packets. Its methods may be called by several goroutines.
+// Inbound is an inbound SA. Its methods may be called concurrently.
 type Inbound struct {
-	suite      Suite
-	spi        uint32
-	esn        bool
-	protocol   uint8
-	enginePool *enginePool
-	window     *window
+	suite    Suite
+	spi      uint32
+	esn      bool
+	protocol uint8
+	engines  *enginePool
+	window   *window
 
 	closed  atomic.Bool
 	packets atomic.Uint64
 	bytes   atomic.Uint64
 }
 
-// NewInbound makes the receiving half of an SA.
+// NewInbound makes an inbound SA.
 func NewInbound(c Config) (*Inbound, error) {
 	if c.Window == 0 {
 		c.Window = DefaultWindow
@@ -221,36 +220,36 @@ func NewInbound(c Config) (*Inbound, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	enginePool, err := newEnginePool(c.Suite, c.Keys, false)
+	engines, err := newEnginePool(c.Suite, c.Keys, false)
 	if err != nil {
 		return nil, err
 	}
 	return &Inbound{
 		suite: c.Suite, spi: c.SPI, esn: c.ESN, protocol: c.Protocol,
-		enginePool: enginePool, window: newWindow(c.Window),
+		engines: engines, window: newWindow(c.Window),
 	}, nil
 }
 
-// SPI of the SA, in host byte order.
+// SPI returns the SA's SPI in host byte order.
 func (i *Inbound) SPI() uint32 { return i.spi }
 
-// Suite of the SA.
+// Suite returns the SA's algorithms.
 func (i *Inbound) Suite() Suite { return i.suite }
 
-// Packets counts the authentic packets, dummies included.
+// Packets returns the number of authentic packets, dummy packets included.
 func (i *Inbound) Packets() uint64 { return i.packets.Load() }
 
-// Bytes counts the payload bytes of authentic packets.
+// Bytes returns the number of payload bytes opened, without the IPv4 header.
 func (i *Inbound) Bytes() uint64 { return i.bytes.Load() }
 
-// Close has every later Open fail with DropExhausted.
+// Close makes every later Open return DropExhausted.
 func (i *Inbound) Close() { i.closed.Store(true) }
 
-// Open turns the ESP packet in b, a whole IPv4 packet of protocol 50, back into
-// the one that was sealed, in place. Where it returns a Drop, what b holds means nothing.
+// Open authenticates and decrypts the IPv4 packet of protocol 50 in b, in place. If it
+// returns a Drop, the contents of b are undefined.
 //
-// Trusted are the payload and its protocol only. The IPv4 header is the one that
-// the network delivered: transport mode does not protect it.
+// Only the payload and its protocol are authenticated: transport mode does not protect the
+// IPv4 header.
 func (i *Inbound) Open(b *packet.Buffer) Drop {
 	p := b.Bytes()
 	hl, d := checkIPv4(p)
@@ -277,25 +276,25 @@ func (i *Inbound) Open(b *packet.Buffer) Drop {
 	if !i.window.check(sequence) {
 		return DropReplay
 	}
-	e := i.enginePool.get()
+	e := i.engines.get()
 	authentic := e.open(body, sequence, i.esn)
-	i.enginePool.put(e)
+	i.engines.put(e)
 	if !authentic {
 		return DropAuthentication
 	}
 	if !i.window.accept(sequence) {
-		return DropReplay // another thread was faster with a copy
+		return DropReplay // a copy was accepted concurrently
 	}
 	i.packets.Add(1)
 
-	plain := body[headerLen+iv : headerLen+iv+text]
-	pad, next := int(plain[text-2]), plain[text-1]
+	plaintext := body[headerLen+iv : headerLen+iv+text]
+	pad, next := int(plaintext[text-2]), plaintext[text-1]
 	payload := text - trailerLen - pad
 	if payload < 0 {
 		return DropPadding
 	}
 	var wrong byte
-	for n, v := range plain[payload : payload+pad] {
+	for n, v := range plaintext[payload : payload+pad] {
 		wrong |= v ^ byte(n+1)
 	}
 	if wrong != 0 {

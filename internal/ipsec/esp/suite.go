@@ -8,18 +8,18 @@ import (
 // Cipher is an encryption algorithm.
 type Cipher uint8
 
-// The ciphers. AESGCM protects integrity as well (a combined mode).
+// The ciphers. AESGCM is a combined mode, with integrity.
 const (
 	AESCBC Cipher = iota + 1
 	AESGCM
 	TripleDESCBC
 )
 
-// Integrity is an integrity algorithm, named by its hash; the ICV is truncated
-// as its RFC says. The zero value goes with a combined mode only.
+// Integrity is an integrity algorithm, an HMAC with a truncated ICV. The zero value is for
+// combined modes.
 type Integrity uint8
 
-// The integrity algorithms.
+// The integrity algorithms, with the length of the ICV.
 const (
 	HMACSHA1   Integrity = iota + 1 // 96 bits, RFC 2404
 	HMACSHA256                      // 128 bits, RFC 4868
@@ -27,12 +27,12 @@ const (
 	HMACSHA512                      // 256 bits
 )
 
-// Suite is the pair of algorithms of an SA.
+// Suite is the algorithms of an SA.
 type Suite struct {
 	Cipher Cipher
 	// KeyBits is the cipher's key length: 128, 192 or 256 for AES, 192 for 3DES.
 	KeyBits int
-	// Integrity is zero for AESGCM and no other.
+	// Integrity is zero for AESGCM only.
 	Integrity Integrity
 }
 
@@ -55,7 +55,7 @@ var integrities = [...]struct {
 	HMACSHA512: {"sha512", 64, 32},
 }
 
-// Validate reports whether the suite is one that this package has.
+// Validate returns an error unless the suite is supported.
 func (s Suite) Validate() error {
 	switch s.Cipher {
 	case AESCBC, AESGCM:
@@ -81,7 +81,7 @@ func (s Suite) Validate() error {
 	return nil
 }
 
-// String is the suite as people write it: aes-256-cbc/sha1, aes-128-gcm.
+// String formats the suite: aes-256-cbc/sha1, aes-128-gcm.
 func (s Suite) String() string {
 	switch s.Cipher {
 	case AESGCM:
@@ -101,8 +101,8 @@ func (s Suite) integrityName() string {
 	return "unknown"
 }
 
-// EncryptionKeyLen is how many bytes of keying material the cipher takes, the
-// salt of AES-GCM included (RFC 4106 section 8.1).
+// EncryptionKeyLen returns the length of the cipher's keying material in bytes, with the
+// salt of AES-GCM (RFC 4106 section 8.1).
 func (s Suite) EncryptionKeyLen() int {
 	if s.Cipher == AESGCM {
 		return s.KeyBits/8 + gcmSaltLen
@@ -110,7 +110,7 @@ func (s Suite) EncryptionKeyLen() int {
 	return s.KeyBits / 8
 }
 
-// IntegrityKeyLen is how many bytes of keying material the integrity algorithm takes.
+// IntegrityKeyLen returns the length of the integrity algorithm's key in bytes.
 func (s Suite) IntegrityKeyLen() int {
 	if s.Cipher == AESGCM {
 		return 0
@@ -122,7 +122,7 @@ func (s Suite) ivLen() int {
 	if s.Cipher == AESCBC {
 		return 16
 	}
-	return 8 // GCM: RFC 4106 section 3.1; 3DES: its block
+	return 8 // GCM: RFC 4106 section 3.1; 3DES: the block size
 }
 
 func (s Suite) icvLen() int {
@@ -132,8 +132,8 @@ func (s Suite) icvLen() int {
 	return integrities[s.Integrity].icv
 }
 
-// align is what payload, padding and trailer together are a multiple of: the
-// cipher's block, and four bytes at least (RFC 4303 section 2.4).
+// align returns the alignment in bytes of payload, padding and trailer together: the
+// cipher's block size, but at least 4 (RFC 4303 section 2.4).
 func (s Suite) align() int {
 	switch s.Cipher {
 	case AESCBC:
@@ -144,22 +144,20 @@ func (s Suite) align() int {
 	return 4
 }
 
-// MaxInner is the largest inner packet of a tunnel over a path with that MTU:
-// what is left after the outer header of 20 bytes, UDP encapsulation if udp is
-// set, ESP, and the alignment of its trailer. 1438 for AES-CBC with HMAC-SHA1
-// over 1500, 1422 with UDP.
+// MaxInner returns the size in bytes of the largest inner packet over a path of this MTU,
+// with an outer IPv4 header of 20 bytes, ESP, and UDP encapsulation if udp is set. For
+// AES-CBC with HMAC-SHA1 and MTU 1500 it is 1438, with UDP 1422.
 func (s Suite) MaxInner(mtu int, udp bool) int {
-	room := mtu - 20 - headerLen - s.ivLen() - s.icvLen()
+	ciphertext := mtu - 20 - headerLen - s.ivLen() - s.icvLen()
 	if udp {
-		room -= udpLen
+		ciphertext -= udpLen
 	}
-	return max(0, room/s.align()*s.align()-trailerLen)
+	return max(0, ciphertext/s.align()*s.align()-trailerLen)
 }
 
-// Keys is the keying material of one direction of an SA. It never shows itself
-// in a log or an error.
+// Keys is the keying material of an SA. It cannot be printed, logged or encoded.
 type Keys struct {
-	// Encryption is Suite.EncryptionKeyLen bytes, for AES-GCM the key and then the salt.
+	// Encryption is Suite.EncryptionKeyLen bytes; for AES-GCM the key followed by the salt.
 	Encryption []byte
 	// Integrity is Suite.IntegrityKeyLen bytes.
 	Integrity []byte
