@@ -9,7 +9,7 @@ import (
 	"ipipd/internal/ipsec/ike"
 )
 
-func TestAProblemIsToldOnceNotAtEveryTry(t *testing.T) {
+func TestNegotiatorIsNew(t *testing.T) {
 	x := &negotiator{}
 	mismatch := ike.Problem{Kind: ike.SecretMismatch}
 	for i, want := range []bool{true, false, false} {
@@ -26,7 +26,7 @@ func TestAProblemIsToldOnceNotAtEveryTry(t *testing.T) {
 	}
 }
 
-func TestStatusIsOneLine(t *testing.T) {
+func TestStatusDescribe(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
 	suite := esp.Suite{Cipher: esp.AESCBC, KeyBits: 256, Integrity: esp.HMACSHA1}
 	for want, s := range map[string]Status{

@@ -181,9 +181,9 @@ var peerings = []peering{
 	{"Auto-IKEv1", "1", ike.Auto, "aes128-sha1-modp2048", "aes128-sha1-modp1024", "", false},
 }
 
-// TestInteropStrongSwan: strongSwan negotiates and its kernel does the ESP; each
+// TestSession_interopStrongSwan: strongSwan negotiates and its kernel does the ESP; each
 // side in turn begins.
-func TestInteropStrongSwan(t *testing.T) {
+func TestSession_interopStrongSwan(t *testing.T) {
 	t.Parallel()
 	for _, c := range peerings {
 		for _, who := range []string{"we", "they"} {

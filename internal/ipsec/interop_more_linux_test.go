@@ -10,8 +10,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// TestInteropStrongSwanRekeysUnderTraffic has both ends rekey every few seconds.
-func TestInteropStrongSwanRekeysUnderTraffic(t *testing.T) {
+// TestSession_interopStrongSwanRekey has both ends rekey every few seconds.
+func TestSession_interopStrongSwanRekey(t *testing.T) {
 	t.Parallel()
 	for _, c := range []peering{peerings[0], peerings[3]} {
 		t.Run(c.name, func(t *testing.T) {
@@ -46,7 +46,7 @@ func TestInteropStrongSwanRekeysUnderTraffic(t *testing.T) {
 	}
 }
 
-func TestInteropStrongSwanWrongSecretIsNamedAndOpensNothing(t *testing.T) {
+func TestSession_interopStrongSwanWrongSecret(t *testing.T) {
 	t.Parallel()
 	for _, c := range []peering{peerings[0], peerings[3]} {
 		for _, who := range []string{"we", "they"} {
@@ -77,7 +77,7 @@ func TestInteropStrongSwanWrongSecretIsNamedAndOpensNothing(t *testing.T) {
 	}
 }
 
-func TestInteropStrongSwanNoCommonProposalIsNamed(t *testing.T) {
+func TestSession_interopStrongSwanNoCommonProposal(t *testing.T) {
 	t.Parallel()
 	for _, c := range []peering{
 		{"IKEv1-phase1", "1", ike.Main, "aes192-sha384-modp4096", "aes128-sha1-modp1024", "", false},
@@ -100,9 +100,9 @@ func TestInteropStrongSwanNoCommonProposalIsNamed(t *testing.T) {
 	}
 }
 
-// TestInteropStrongSwanRestarts: the peer loses its memory, and the tunnel is
+// TestSession_interopStrongSwanRestart: the peer loses its memory, and the tunnel is
 // there again without anybody doing anything.
-func TestInteropStrongSwanRestarts(t *testing.T) {
+func TestSession_interopStrongSwanRestart(t *testing.T) {
 	t.Parallel()
 	for _, c := range []peering{peerings[0], peerings[3]} {
 		t.Run(c.name, func(t *testing.T) {
@@ -126,9 +126,9 @@ func TestInteropStrongSwanRestarts(t *testing.T) {
 	}
 }
 
-// TestInteropStrongSwanBothBeginAtOnce, as two routers do that have just been
+// TestSession_interopStrongSwanSimultaneousInitiation, as two routers do that have just been
 // configured alike.
-func TestInteropStrongSwanBothBeginAtOnce(t *testing.T) {
+func TestSession_interopStrongSwanSimultaneousInitiation(t *testing.T) {
 	t.Parallel()
 	for _, c := range []peering{peerings[0], peerings[3]} {
 		t.Run(c.name, func(t *testing.T) {
@@ -154,9 +154,9 @@ func TestInteropStrongSwanBothBeginAtOnce(t *testing.T) {
 	}
 }
 
-// TestInteropStrongSwanThroughANAT: we are behind a NAT that gives every UDP port
+// TestSession_interopStrongSwanNAT: we are behind a NAT that gives every UDP port
 // another number, and takes no ESP.
-func TestInteropStrongSwanThroughANAT(t *testing.T) {
+func TestSession_interopStrongSwanNAT(t *testing.T) {
 	t.Parallel()
 	for _, c := range []peering{peerings[0], peerings[3]} {
 		t.Run(c.name, func(t *testing.T) {

@@ -228,9 +228,9 @@ func ikeConfig(mode ike.Mode) Config {
 
 var cleartext = []byte("PLAINTEXT-PLAINTEXT-PLAINTEXT")
 
-// TestNothingPlainIsEverOnTheWire captures the whole life of a tunnel: before
+// TestManager_noCleartext captures the whole life of a tunnel: before
 // there is an SA, with one, over rekeys, while the peer is gone, and at the end.
-func TestNothingPlainIsEverOnTheWire(t *testing.T) {
+func TestManager_noCleartext(t *testing.T) {
 	if testing.Short() {
 		t.Skip("its SAs live for seconds: under the race detector a busy machine outlives them; see the run without -short")
 	}

@@ -92,9 +92,9 @@ func (p *pair) destination() uint16 {
 	return uint16(b.Bytes()[22])<<8 | uint16(b.Bytes()[23])
 }
 
-// TestNATPort: ESP goes to where authentic ESP last came from, also after IKE has
+// TestNegotiatorPollSAs_natPort: ESP goes to where authentic ESP last came from, also after IKE has
 // moved it to another port.
-func TestNATPort(t *testing.T) {
+func TestNegotiatorPollSAs_natPort(t *testing.T) {
 	for _, mode := range testModes {
 		p := newPair(t, mode)
 		if p.sealed == nil || p.b.current == nil {
@@ -127,9 +127,9 @@ func TestNATPort(t *testing.T) {
 	}
 }
 
-// TestPublish: a status is made for what changes something, and for no datagram that
+// TestNegotiatorPublishIfChanged: a status is made for what changes something, and for no datagram that
 // does not.
-func TestPublish(t *testing.T) {
+func TestNegotiatorPublishIfChanged(t *testing.T) {
 	for _, mode := range testModes {
 		p := newPair(t, mode)
 		x := p.b

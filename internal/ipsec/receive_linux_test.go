@@ -25,7 +25,7 @@ func received(t *testing.T, m *Manager) bool {
 
 // With one tunnel the kernel gives the socket what its peer sends, and no copy of what is
 // for the other processes of this host; with two everything; and so on when one has gone.
-func TestESPSocket(t *testing.T) {
+func TestRawESPRestrict(t *testing.T) {
 	a, b := netlab.New(t), netlab.New(t)
 	netlab.Veth(t, a, b, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0", Address: "192.0.2.2/24"})
 	b.Run("ip", "address", "add", "192.0.2.3/24", "dev", "eth0")

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-func TestSecretFileMustBePrivate(t *testing.T) {
+func TestLoadSecret_permissions(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "secret")
 	write := func(content string, mode os.FileMode) {
 		t.Helper()

@@ -18,7 +18,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-func TestAnotherIKEDaemonIsNamed(t *testing.T) {
+func TestManagerProtect_portInUse(t *testing.T) {
 	ns := netlab.New(t)
 	for _, port := range []int{500, 4500} {
 		e := newEndpoint(t, ns, addressA, addressB)
@@ -46,7 +46,7 @@ func TestAnotherIKEDaemonIsNamed(t *testing.T) {
 }
 
 // A path that takes IKE and not ESP: that is said, once, and nothing goes plain.
-func TestAPathThatTakesNoESPIsNamed(t *testing.T) {
+func TestNegotiatorPollSAs_noESP(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes as long as the silence that is looked for")
 	}
@@ -80,7 +80,7 @@ func TestAPathThatTakesNoESPIsNamed(t *testing.T) {
 
 // An SA is its peer's alone: by its SPI, but from elsewhere or in another
 // wrapping, nothing is opened.
-func TestAnSAOpensOnlyWhatComesFromItsPeer(t *testing.T) {
+func TestManagerOpen(t *testing.T) {
 	m := NewManager(Options{})
 	keys := esp.Keys{Encryption: make([]byte, 16), Integrity: make([]byte, 20)}
 	cfg := esp.Config{SPI: 4711, Suite: esp.Suite{Cipher: esp.AESCBC, KeyBits: 128, Integrity: esp.HMACSHA1}, Keys: keys, Protocol: 4}
@@ -133,7 +133,7 @@ func TestAnSAOpensOnlyWhatComesFromItsPeer(t *testing.T) {
 	}
 }
 
-func TestAGateWithoutAnSASealsNothing(t *testing.T) {
+func TestSessionSeal_noSA(t *testing.T) {
 	p := &Session{}
 	e := &endpoint{local: addressA, remote: addressB}
 	b := packet.New(200)
@@ -157,7 +157,7 @@ func TestAGateWithoutAnSASealsNothing(t *testing.T) {
 
 // A packet that comes while the SA is taken away is one without an SA, whoever found
 // the SA a moment before.
-func TestSealWhileTheSAGoes(t *testing.T) {
+func TestSessionSeal_concurrentClose(t *testing.T) {
 	cfg := esp.Config{
 		SPI: 4711, Suite: esp.Suite{Cipher: esp.AESCBC, KeyBits: 128, Integrity: esp.HMACSHA1},
 		Keys: esp.Keys{Encryption: make([]byte, 16), Integrity: make([]byte, 20)}, Protocol: 4,
@@ -191,7 +191,7 @@ func TestSealWhileTheSAGoes(t *testing.T) {
 
 // The receivers: nothing is allocated for a packet, forged or not, and Close
 // unblocks them.
-func TestReceiverAllocatesNothing(t *testing.T) {
+func TestReceiverRead_allocs(t *testing.T) {
 	ns := netlab.New(t)
 	m := NewManager(Options{})
 	var r Receiver

@@ -31,8 +31,8 @@ for at in range(1, len(sys.argv), 6):
     print(raw(sa().encrypt(IP(bytes.fromhex(plain)))).hex())
 `
 
-// TestInteropScapy has scapy open what we sealed and seal what we open.
-func TestInteropScapy(t *testing.T) {
+// TestInboundOpen_interopScapy has scapy open what we sealed and seal what we open.
+func TestInboundOpen_interopScapy(t *testing.T) {
 	const python = "/usr/bin/python3"
 	if out, err := exec.Command(python, "-c", "import scapy.layers.ipsec, cryptography").CombinedOutput(); err != nil {
 		t.Skipf("needs python3-scapy: %s", bytes.TrimSpace(out))
@@ -75,8 +75,8 @@ func TestInteropScapy(t *testing.T) {
 	}
 }
 
-// TestInteropTshark has tshark decrypt what we sealed and check the ICV.
-func TestInteropTshark(t *testing.T) {
+// TestOutboundSeal_interopTshark has tshark decrypt what we sealed and check the ICV.
+func TestOutboundSeal_interopTshark(t *testing.T) {
 	tshark, err := exec.LookPath("tshark")
 	if err != nil {
 		t.Skip("needs tshark")
