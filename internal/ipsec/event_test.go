@@ -9,19 +9,20 @@ import (
 	"ipipd/internal/ipsec/ike"
 )
 
+// A problem is reported once, not at every attempt.
 func TestNegotiatorIsNew(t *testing.T) {
-	x := &negotiator{}
+	n := &negotiator{}
 	mismatch := ike.Problem{Kind: ike.SecretMismatch}
 	for i, want := range []bool{true, false, false} {
-		mismatch.Detail = strings.Repeat("x", i) // what is known of it changes
-		if got := x.isNew(mismatch); got != want {
+		mismatch.Detail = strings.Repeat("x", i) // Detail does not count
+		if got := n.isNew(mismatch); got != want {
 			t.Errorf("try %d: %v", i, got)
 		}
-		if x.isNew(ike.Problem{}) {
+		if n.isNew(ike.Problem{}) {
 			t.Error("no problem is news")
 		}
 	}
-	if !x.isNew(ike.Problem{Kind: ike.NoAnswer}) {
+	if !n.isNew(ike.Problem{Kind: ike.NoAnswer}) {
 		t.Error("another problem is no news")
 	}
 }

@@ -254,12 +254,12 @@ func TestManager_noCleartext(t *testing.T) {
 				fromA := a.sendAll(message)
 				netlab.Eventually(t, "a hundred packets have been tried", func() bool { return fromA.shut.Load() >= 100 })
 				if a.session.Established() || fromA.sealed.Load() != 0 {
-					t.Fatal("the gate is open before there is an SA")
+					t.Fatal("the session is established without a peer")
 				}
 				if err := b.protect(cfg); err != nil {
 					t.Fatal(err)
 				}
-				netlab.Eventually(t, "both gates open", func() bool { return a.session.Status().Established && b.session.Status().Established })
+				netlab.Eventually(t, "both SAs are established", func() bool { return a.session.Status().Established && b.session.Status().Established })
 				if d := a.session.Status().Describe(time.Now()); !strings.HasPrefix(d, "established aes-256-gcm ") || strings.Contains(d, "UDP") != udp {
 					t.Errorf("status %q", d)
 				}
@@ -296,15 +296,15 @@ func TestManager_noCleartext(t *testing.T) {
 					// A rekey has 1.6 s here. A machine that stands still for longer lets an
 					// SA expire, and shows nothing of this.
 					if stalled := time.Duration(way.from.stalled.Load()); refused != 0 && stalled < 300*time.Millisecond {
-						t.Errorf("%s: %d refused by a gate that had been open", way.name, refused)
+						t.Errorf("%s: %d refused after the SA was established", way.name, refused)
 					} else if refused != 0 {
-						t.Logf("%s: %d refused by a gate that had been open, on a machine that stood still for %v", way.name, refused, stalled)
+						t.Logf("%s: %d refused after the SA was established, on a machine that stood still for %v", way.name, refused, stalled)
 					}
 				}
 				checkNoDrops(t, a)
 				checkNoDrops(t, b)
 				b.manager.Close()
-				netlab.Eventually(t, "the gate shuts when the peer has gone", func() bool { return !a.session.Established() })
+				netlab.Eventually(t, "the SA is deleted when the peer has gone", func() bool { return !a.session.Established() })
 				if d := a.send(message); d != esp.DropNoSA {
 					t.Errorf("after the peer has gone: %v", d)
 				}

@@ -63,7 +63,7 @@ func TestNegotiatorPollSAs_noESP(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	netlab.Eventually(t, "both gates open", func() bool { return a.session.Established() && b.session.Established() })
+	netlab.Eventually(t, "both SAs are established", func() bool { return a.session.Established() && b.session.Established() })
 	deadline := time.Now().Add(noESPTimeout + netlab.Patience())
 	for !strings.Contains(a.log.String(), "nothing arrives") {
 		if time.Now().After(deadline) {
@@ -142,7 +142,7 @@ func TestSessionSeal_noSA(t *testing.T) {
 		t.Errorf("Seal: %v", d)
 	}
 	if p.Established() || p.CountCleartext() != esp.DropCleartext {
-		t.Error("a gate without an SA is open")
+		t.Error("a session without an SA is established")
 	}
 	n := 0
 	for d, count := range p.Drops {
