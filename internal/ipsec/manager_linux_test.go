@@ -27,7 +27,7 @@ var (
 
 func TestMain(m *testing.M) { netlab.Main(m, 2) }
 
-// endpoint is one end: a Manager in a namespace, what it opened, and its log.
+// endpoint is one end of a tunnel: a Manager in a namespace with at most one Session.
 type endpoint struct {
 	t       *testing.T
 	ns      *netlab.NS
@@ -35,10 +35,10 @@ type endpoint struct {
 	remote  netip.Addr
 	manager *Manager
 	session *Session
-	raw     int // IPPROTO_RAW
-	opened  chan []byte
-	count   atomic.Int64
-	pinged  uint16 // the sequence number of the next ping
+	raw     int          // IPPROTO_RAW
+	opened  chan []byte  // decrypted packets, as far as there is space
+	count   atomic.Int64 // of all decrypted packets
+	pinged  uint16       // the next ping's sequence number
 	log     lockedBuffer
 }
 
@@ -103,7 +103,7 @@ func (e *endpoint) protect(cfg Config) error {
 	return err
 }
 
-// outer is an outer packet with an inner one of n bytes, all of them v.
+// outer returns an outer packet with a payload of n bytes of value v.
 func (e *endpoint) outer(n int, v byte) []byte {
 	p := make([]byte, 20+n)
 	p[0], p[8], p[9] = 0x45, 64, 4
@@ -117,7 +117,7 @@ func (e *endpoint) outer(n int, v byte) []byte {
 	return p
 }
 
-// send does with a packet what the data path does.
+// send encrypts and sends a packet as the data path does.
 func (e *endpoint) send(p []byte) esp.Drop {
 	b := packet.New(packet.MaxSize)
 	b.Set(p)
@@ -130,25 +130,25 @@ func (e *endpoint) send(p []byte) esp.Drop {
 	return esp.DropNone
 }
 
-// message is an outer packet with cleartext in it.
+// message returns an outer packet that contains cleartext.
 func (e *endpoint) message() []byte {
 	p := append(e.outer(0, 0), cleartext...)
 	binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
 	return p
 }
 
-// flow is a packet that a host sends over and over.
+// flow counts the packets that an endpoint sends periodically.
 type flow struct {
-	shut    atomic.Int64 // refused before the first was sealed
+	early   atomic.Int64 // dropped before the first was sealed
 	sealed  atomic.Int64
-	refused atomic.Int64 // since the first was sealed
-	stalled atomic.Int64 // nanoseconds: the longest time between two
+	dropped atomic.Int64 // after the first was sealed
+	stalled atomic.Int64 // the longest interval in nanoseconds
 	stop    chan struct{}
 	stopped chan struct{}
 }
 
-// sendAll sends a copy of p every two milliseconds until the flow's end.
-func (e *endpoint) sendAll(p []byte) *flow {
+// sendPeriodically sends p every two milliseconds until flow.end.
+func (e *endpoint) sendPeriodically(p []byte) *flow {
 	f := &flow{stop: make(chan struct{}), stopped: make(chan struct{})}
 	go func() {
 		defer close(f.stopped)
@@ -161,9 +161,9 @@ func (e *endpoint) sendAll(p []byte) *flow {
 				if e.send(p) == esp.DropNone {
 					f.sealed.Add(1)
 				} else if f.sealed.Load() != 0 {
-					f.refused.Add(1)
+					f.dropped.Add(1)
 				} else {
-					f.shut.Add(1)
+					f.early.Add(1)
 				}
 			}
 		}
@@ -176,7 +176,7 @@ func (f *flow) end() {
 	<-f.stopped
 }
 
-// capture records what is on the wire of a namespace.
+// capture records the IPv4 packets of a namespace until the returned function is called.
 func capture(t *testing.T, ns *netlab.NS) func() [][]byte {
 	var fd int
 	ns.Do(func() {
@@ -228,8 +228,8 @@ func ikeConfig(mode ike.Mode) Config {
 
 var cleartext = []byte("PLAINTEXT-PLAINTEXT-PLAINTEXT")
 
-// TestManager_noCleartext captures the whole life of a tunnel: before
-// there is an SA, with one, over rekeys, while the peer is gone, and at the end.
+// A tunnel never sends cleartext: before there is an SA, with one, across rekeys, without
+// the peer, and after Close.
 func TestManager_noCleartext(t *testing.T) {
 	if testing.Short() {
 		t.Skip("its SAs live for seconds: under the race detector a busy machine outlives them; see the run without -short")
@@ -251,8 +251,8 @@ func TestManager_noCleartext(t *testing.T) {
 					t.Fatal(err)
 				}
 				message := a.message()
-				fromA := a.sendAll(message)
-				netlab.Eventually(t, "a hundred packets have been tried", func() bool { return fromA.shut.Load() >= 100 })
+				fromA := a.sendPeriodically(message)
+				netlab.Eventually(t, "a hundred packets have been tried", func() bool { return fromA.early.Load() >= 100 })
 				if a.session.Established() || fromA.sealed.Load() != 0 {
 					t.Fatal("the session is established without a peer")
 				}
@@ -263,7 +263,7 @@ func TestManager_noCleartext(t *testing.T) {
 				if d := a.session.Status().Describe(time.Now()); !strings.HasPrefix(d, "established aes-256-gcm ") || strings.Contains(d, "UDP") != udp {
 					t.Errorf("status %q", d)
 				}
-				fromB := b.sendAll(b.message())
+				fromB := b.sendPeriodically(b.message())
 				got := <-b.opened
 				if !bytes.Equal(got[20:], cleartext) || got[9] != 4 || !bytes.Equal(got[12:20], message[12:20]) {
 					t.Errorf("opened %x", got)
@@ -279,26 +279,26 @@ func TestManager_noCleartext(t *testing.T) {
 				})
 				fromA.end()
 				fromB.end()
-				// Not one is lost: what was sealed is opened, and since the gates opened
-				// they have sealed everything.
-				netlab.ComesTrue(func() bool { // and if not, it is shown below what is missing
+				// No packet is lost: each one sealed is opened, and none is dropped once
+				// there is an SA. The checks below name what is missing.
+				netlab.ComesTrue(func() bool {
 					return b.count.Load() == fromA.sealed.Load() && a.count.Load() == fromB.sealed.Load()
 				})
-				for _, way := range []struct {
+				for _, direction := range []struct {
 					name     string
 					from     *flow
 					receiver *endpoint
 				}{{"a to b", fromA, b}, {"b to a", fromB, a}} {
-					sealed, opened, refused := way.from.sealed.Load(), way.receiver.count.Load(), way.from.refused.Load()
+					sealed, opened, dropped := direction.from.sealed.Load(), direction.receiver.count.Load(), direction.from.dropped.Load()
 					if sealed == 0 || opened != sealed {
-						t.Errorf("%s: %d sealed, %d opened", way.name, sealed, opened)
+						t.Errorf("%s: %d sealed, %d opened", direction.name, sealed, opened)
 					}
-					// A rekey has 1.6 s here. A machine that stands still for longer lets an
-					// SA expire, and shows nothing of this.
-					if stalled := time.Duration(way.from.stalled.Load()); refused != 0 && stalled < 300*time.Millisecond {
-						t.Errorf("%s: %d refused after the SA was established", way.name, refused)
-					} else if refused != 0 {
-						t.Logf("%s: %d refused after the SA was established, on a machine that stood still for %v", way.name, refused, stalled)
+					// A rekey has 1.6 s here. If the machine stalls for longer, an SA expires,
+					// which is no error.
+					if stalled := time.Duration(direction.from.stalled.Load()); dropped != 0 && stalled < 300*time.Millisecond {
+						t.Errorf("%s: %d dropped after the SA was established", direction.name, dropped)
+					} else if dropped != 0 {
+						t.Logf("%s: %d dropped after the SA was established, on a machine that stood still for %v", direction.name, dropped, stalled)
 					}
 				}
 				checkNoDrops(t, a)
