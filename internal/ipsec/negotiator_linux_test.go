@@ -10,14 +10,14 @@ import (
 	"ipipd/internal/packet"
 )
 
-// pair is two ends without sockets, A behind a NAT that gives port 4500 another
-// number: what A's peer sends B, and B's exchange.
+// pair is two ends without sockets: IKE and the outbound SA of A, and the negotiator of B.
+// A is behind a NAT that maps port 4500 to mappedPort.
 type pair struct {
-	t      *testing.T
-	now    time.Time
-	a      *ike.Peer
-	b      *negotiator
-	sealed *esp.Outbound // A's
+	t   *testing.T
+	now time.Time
+	a   *ike.Peer
+	b   *negotiator
+	out *esp.Outbound // of A
 }
 
 const mappedPort = 14500
@@ -35,15 +35,15 @@ func newPair(t *testing.T, mode ike.Mode) *pair {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := &negotiator{manager: NewManager(Options{}), session: &Session{}, peer: b, local: addressB, remote: addressA, inbound: map[uint32]*inboundSA{}, lastPackets: map[uint32]uint64{}}
-	x.session.negotiator = x
-	p := &pair{t: t, now: now, a: a, b: x}
+	n := &negotiator{manager: NewManager(Options{}), session: &Session{}, peer: b, local: addressB, remote: addressA, inbound: map[uint32]*inboundSA{}, lastPackets: map[uint32]uint64{}}
+	n.session.negotiator = n
+	p := &pair{t: t, now: now, a: a, b: n}
 	p.fromA(a.Tick(now))
 	p.fromB(b.Tick(now))
 	return p
 }
 
-// fromA carries out what A wants, and has its messages come to B.
+// fromA performs A's actions; messages are received by B.
 func (p *pair) fromA(actions []ike.Action) {
 	for _, action := range actions {
 		switch a := action.(type) {
@@ -51,14 +51,14 @@ func (p *pair) fromA(actions []ike.Action) {
 			p.fromB(p.b.peer.Receive(p.now, a.LocalPort, netip.AddrPortFrom(addressA, a.LocalPort+mappedPort-4500), a.Payload))
 		case ike.UseOutbound:
 			var err error
-			if p.sealed, err = esp.NewOutbound(a.Outbound); err != nil {
+			if p.out, err = esp.NewOutbound(a.Outbound); err != nil {
 				p.t.Fatal(err)
 			}
 		}
 	}
 }
 
-// fromB is fromA the other way.
+// fromB performs B's actions; messages are received by A.
 func (p *pair) fromB(actions []ike.Action) {
 	for _, action := range actions {
 		if a, ok := action.(ike.Send); ok {
@@ -69,19 +69,19 @@ func (p *pair) fromB(actions []ike.Action) {
 	}
 }
 
-// esp has a packet of A's come to B from that port.
+// esp has B receive an ESP packet of A from that port.
 func (p *pair) esp(port uint16) {
 	p.t.Helper()
 	e := &endpoint{local: addressA, remote: addressB}
 	b := packet.New(2000)
 	b.Set(e.outer(100, 1))
-	p.sealed.SetPorts(0, 0) // as B's socket hands it on
-	if d := p.sealed.Seal(b); d != esp.DropNone || !p.b.manager.open(b, port) {
+	p.out.SetPorts(0, 0) // Manager.open gets it without the UDP header
+	if d := p.out.Seal(b); d != esp.DropNone || !p.b.manager.open(b, port) {
 		p.t.Fatalf("not opened (%v)", d)
 	}
 }
 
-// destination is the port that B's gate sends to.
+// destination returns the UDP port that B's Session sends to.
 func (p *pair) destination() uint16 {
 	p.t.Helper()
 	b := packet.New(2000)
@@ -92,12 +92,11 @@ func (p *pair) destination() uint16 {
 	return uint16(b.Bytes()[22])<<8 | uint16(b.Bytes()[23])
 }
 
-// TestNegotiatorPollSAs_natPort: ESP goes to where authentic ESP last came from, also after IKE has
-// moved it to another port.
+// ESP is sent to the port of the last authenticated ESP, also after IKE has set another.
 func TestNegotiatorPollSAs_natPort(t *testing.T) {
 	for _, mode := range testModes {
 		p := newPair(t, mode)
-		if p.sealed == nil || p.b.current == nil {
+		if p.out == nil || p.b.current == nil {
 			t.Fatalf("%v: no SA: %v", mode, p.b.peer.Problem())
 		}
 		step := func(what string, want uint16) {
@@ -112,7 +111,7 @@ func TestNegotiatorPollSAs_natPort(t *testing.T) {
 		p.esp(mappedPort)
 		p.b.pollSAs(p.now)
 		step("at first", mappedPort)
-		// Whatever has IKE move: look has not been at what came before.
+		// IKE sets a port after ESP has arrived, but before pollSAs has seen it.
 		p.esp(mappedPort)
 		p.b.current.Outbound.DestinationPort = 6666
 		p.b.do([]ike.Action{ike.SetPorts{Child: p.b.current, Local: 4500, Remote: 6666}})
@@ -127,31 +126,30 @@ func TestNegotiatorPollSAs_natPort(t *testing.T) {
 	}
 }
 
-// TestNegotiatorPublishIfChanged: a status is made for what changes something, and for no datagram that
-// does not.
+// A Status is made for a change, but not for each datagram.
 func TestNegotiatorPublishIfChanged(t *testing.T) {
 	for _, mode := range testModes {
 		p := newPair(t, mode)
-		x := p.b
-		x.publishIfChanged()
-		before := x.session.status.Load()
+		n := p.b
+		n.publishIfChanged()
+		before := n.session.status.Load()
 		if before == nil || !before.Established {
 			t.Fatalf("%v: %+v", mode, before)
 		}
 		for i := range 100 {
-			b := make([]byte, 28) // a beginning without a payload
+			b := make([]byte, 28) // an IKEv2 header without payloads
 			b[0], b[17], b[18], b[19], b[27] = byte(1+i), 0x20, 34, 0x08, 28
-			x.do(x.peer.Receive(p.now, 500, netip.AddrPortFrom(addressA, 500), b))
-			x.publishIfChanged()
+			n.do(n.peer.Receive(p.now, 500, netip.AddrPortFrom(addressA, 500), b))
+			n.publishIfChanged()
 		}
-		x.pollSAs(p.now)
-		x.publishIfChanged()
-		if x.session.status.Load() != before {
+		n.pollSAs(p.now)
+		n.publishIfChanged()
+		if n.session.status.Load() != before {
 			t.Errorf("%v: a status was made of nothing", mode)
 		}
-		x.do(x.peer.Close(p.now)[:1]) // the gate shuts
-		x.publishIfChanged()
-		if now := x.session.status.Load(); now == before || now.Established {
+		n.do(n.peer.Close(p.now)[:1]) // the SA is deleted
+		n.publishIfChanged()
+		if now := n.session.status.Load(); now == before || now.Established {
 			t.Errorf("%v: %+v", mode, now)
 		}
 	}

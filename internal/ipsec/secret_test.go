@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-func TestLoadSecret_permissions(t *testing.T) {
+// Content and mode of the file. An error does not contain the secret.
+func TestLoadSecret_contentAndMode(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "secret")
 	write := func(content string, mode os.FileMode) {
 		t.Helper()
@@ -82,7 +83,7 @@ func TestLoadSecret(t *testing.T) {
 			t.Fatal("it waits for somebody who writes")
 		}
 	})
-	// As in a volume of Kubernetes.
+	// The permissions of the target count.
 	t.Run("link", func(t *testing.T) {
 		file := secretFile(t)
 		link := filepath.Join(t.TempDir(), "link")
@@ -112,7 +113,7 @@ func TestLoadSecret(t *testing.T) {
 			t.Errorf("LoadSecret: %v, want %s", err, want)
 		}
 	})
-	// Half a secret is another secret.
+	// A partial read must not pass as the secret.
 	t.Run("read-error", func(t *testing.T) {
 		r := io.MultiReader(strings.NewReader("correct"), iotest.ErrReader(syscall.EIO))
 		if s, err := readSecret(r, "file"); !errors.Is(err, syscall.EIO) {

@@ -18,6 +18,7 @@ import (
 	"ipipd/test/netlab"
 )
 
+// An error names the other IKE daemon, and Protect can be repeated.
 func TestManagerProtect_portInUse(t *testing.T) {
 	ns := netlab.New(t)
 	for _, port := range []int{500, 4500} {
@@ -45,10 +46,10 @@ func TestManagerProtect_portInUse(t *testing.T) {
 	}
 }
 
-// A path that takes IKE and not ESP: that is said, once, and nothing goes plain.
+// On a path that passes IKE but not ESP, EventNoESP is emitted once.
 func TestNegotiatorPollSAs_noESP(t *testing.T) {
 	if testing.Short() {
-		t.Skip("takes as long as the silence that is looked for")
+		t.Skip("takes noESPTimeout")
 	}
 	t.Parallel()
 	nsA, nsB := netlab.New(t), netlab.New(t)
@@ -78,8 +79,7 @@ func TestNegotiatorPollSAs_noESP(t *testing.T) {
 	}
 }
 
-// An SA is its peer's alone: by its SPI, but from elsewhere or in another
-// wrapping, nothing is opened.
+// An SA is for one pair of addresses, and either with or without UDP encapsulation.
 func TestManagerOpen(t *testing.T) {
 	m := NewManager(Options{})
 	keys := esp.Keys{Encryption: make([]byte, 16), Integrity: make([]byte, 20)}
@@ -93,8 +93,8 @@ func TestManagerOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	session := &Session{}
-	x := &negotiator{manager: m, session: session, local: addressA, remote: addressB}
-	m.addSA(x.key(4711), &inboundSA{Inbound: in, owner: x})
+	n := &negotiator{manager: m, session: session, local: addressA, remote: addressB}
+	m.addSA(n.key(4711), &inboundSA{Inbound: in, owner: n})
 	from := func(source, destination [4]byte) *packet.Buffer {
 		e := &endpoint{local: addressB, remote: addressA}
 		p := e.outer(50, 7)
@@ -127,7 +127,7 @@ func TestManagerOpen(t *testing.T) {
 	}); n != 0 {
 		t.Errorf("%v allocations a packet", n)
 	}
-	m.removeSA(x.key(4711), (*m.table.Load())[x.key(4711)])
+	m.removeSA(n.key(4711), (*m.table.Load())[n.key(4711)])
 	if m.open(from(b, a), 0) {
 		t.Error("opened after the SA was removed")
 	}
@@ -155,8 +155,7 @@ func TestSessionSeal_noSA(t *testing.T) {
 	}
 }
 
-// A packet that comes while the SA is taken away is one without an SA, whoever found
-// the SA a moment before.
+// A packet that races with the removal of the SA counts as DropNoSA, not as DropExhausted.
 func TestSessionSeal_concurrentClose(t *testing.T) {
 	cfg := esp.Config{
 		SPI: 4711, Suite: esp.Suite{Cipher: esp.AESCBC, KeyBits: 128, Integrity: esp.HMACSHA1},
@@ -179,7 +178,7 @@ func TestSessionSeal_concurrentClose(t *testing.T) {
 		}
 		p.outbound.Store(out)
 		runtime.Gosched()
-		p.outbound.Store(nil) // as negotiation does: first nobody finds it, then nobody can use it
+		p.outbound.Store(nil) // before Close, as in setOutbound
 		out.Close()
 	}
 	stop.Store(true)
@@ -189,8 +188,7 @@ func TestSessionSeal_concurrentClose(t *testing.T) {
 	}
 }
 
-// The receivers: nothing is allocated for a packet, forged or not, and Close
-// unblocks them.
+// Read does not allocate per packet, and Close unblocks it.
 func TestReceiverRead_allocs(t *testing.T) {
 	ns := netlab.New(t)
 	m := NewManager(Options{})
@@ -242,8 +240,8 @@ func TestReceiverRead_allocs(t *testing.T) {
 		_ = unix.Sendto(raw, b.Bytes(), 0, to) // x/sys allocates the address
 		batch[0].Space()
 	})
-	for range 51 { // take what the measurement has sent
-		roundTripDrain(t, r, batch)
+	for range 51 { // what the measurement has sent
+		readOne(t, r, batch)
 	}
 	if n := testing.AllocsPerRun(50, roundTrip); n > base {
 		t.Errorf("%v allocations a packet", n-base)
@@ -259,8 +257,8 @@ func TestReceiverRead_allocs(t *testing.T) {
 	}
 }
 
-// roundTripDrain reads one packet, or as many as wait.
-func roundTripDrain(t *testing.T, r Receiver, batch []*packet.Buffer) {
+// readOne reads one packet.
+func readOne(t *testing.T, r Receiver, batch []*packet.Buffer) {
 	t.Helper()
 	one := batch[:1]
 	if n, err := r.Read(one); n != 1 || err != nil {

@@ -10,7 +10,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// received takes a packet from the ESP socket that m has now, and reports whether there was one.
+// received reports whether the current ESP socket has a packet, and reads it.
 func received(t *testing.T, m *Manager) bool {
 	t.Helper()
 	s := m.raw.(*rawESP)
@@ -23,13 +23,13 @@ func received(t *testing.T, m *Manager) bool {
 	return err == nil
 }
 
-// With one tunnel the kernel gives the socket what its peer sends, and no copy of what is
-// for the other processes of this host; with two everything; and so on when one has gone.
+// With one tunnel the kernel delivers only its peer's ESP to the socket, with two all ESP,
+// and with one again only its peer's.
 func TestRawESPRestrict(t *testing.T) {
 	a, b := netlab.New(t), netlab.New(t)
 	netlab.Veth(t, a, b, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0", Address: "192.0.2.2/24"})
 	b.Run("ip", "address", "add", "192.0.2.3/24", "dev", "eth0")
-	m := NewManager(Options{}) // nobody reads what comes
+	m := NewManager(Options{}) // without Serve packets stay in the socket
 	defer m.Close()
 	protect := func(remote netip.Addr) (p *Session) {
 		t.Helper()
@@ -42,7 +42,7 @@ func TestRawESPRestrict(t *testing.T) {
 		}
 		return p
 	}
-	// send sends ESP, and returns when it has arrived: b's kernel counts what it handed over.
+	// send sends ESP, and returns when it has arrived.
 	send := func(source string) {
 		t.Helper()
 		var err error
@@ -59,7 +59,7 @@ func TestRawESPRestrict(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b.Run("ping", "-c", "1", "-W", "5", "-I", source, "192.0.2.1") // behind it
+		b.Run("ping", "-c", "1", "-W", "5", "-I", source, "192.0.2.1") // arrives after it
 	}
 	first := protect(addressB)
 	send("192.0.2.3")
