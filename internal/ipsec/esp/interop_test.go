@@ -13,11 +13,11 @@ import (
 	"ipipd/internal/packet"
 )
 
-// scapyNames are the names that scapy has for our integrity algorithms.
+// scapyNames are scapy's names of the integrity algorithms.
 var scapyNames = map[Integrity]string{HMACSHA1: "HMAC-SHA1-96", HMACSHA256: "SHA2-256-128", HMACSHA384: "SHA2-384-192", HMACSHA512: "SHA2-512-256"}
 
-// scapyScript takes six arguments for each suite, and prints two lines for it: what
-// it opened, and what it sealed.
+// scapyScript takes six arguments per suite, and prints two lines for each: the decrypted
+// and the encrypted packet, in hex.
 const scapyScript = `
 import sys
 from scapy.all import IP, ESP, raw
@@ -31,7 +31,7 @@ for at in range(1, len(sys.argv), 6):
     print(raw(sa().encrypt(IP(bytes.fromhex(plain)))).hex())
 `
 
-// TestInboundOpen_interopScapy has scapy open what we sealed and seal what we open.
+// scapy decrypts what Seal encrypts, and Open decrypts what scapy encrypts.
 func TestInboundOpen_interopScapy(t *testing.T) {
 	const python = "/usr/bin/python3"
 	if out, err := exec.Command(python, "-c", "import scapy.layers.ipsec, cryptography").CombinedOutput(); err != nil {
@@ -62,7 +62,7 @@ func TestInboundOpen_interopScapy(t *testing.T) {
 	if err != nil || len(lines) < 2*len(suites) {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	lines = lines[len(lines)-2*len(suites):] // behind what Python warns of
+	lines = lines[len(lines)-2*len(suites):] // after Python's warnings
 	for n, s := range suites {
 		if got := unhex(t, lines[2*n]); !bytes.Equal(got, want) {
 			t.Errorf("%v: scapy opened\n%x, want\n%x", s, got, want)
@@ -75,7 +75,7 @@ func TestInboundOpen_interopScapy(t *testing.T) {
 	}
 }
 
-// TestOutboundSeal_interopTshark has tshark decrypt what we sealed and check the ICV.
+// tshark decrypts what Seal encrypts, and finds the ICV correct.
 func TestOutboundSeal_interopTshark(t *testing.T) {
 	tshark, err := exec.LookPath("tshark")
 	if err != nil {
@@ -87,7 +87,7 @@ func TestOutboundSeal_interopTshark(t *testing.T) {
 	for _, s := range []Suite{{AESCBC, 128, HMACSHA1}, {AESCBC, 256, HMACSHA256}, {AESCBC, 256, HMACSHA512}, {AESGCM, 256, 0}} {
 		o, _ := pair(t, Config{Suite: s})
 		dir := t.TempDir()
-		// An inner packet that a dissector knows: IPv4, UDP to port 53.
+		// The inner packet is one that tshark dissects: IPv4, UDP port 53.
 		inner := append(datagram(0), make([]byte, 30)...)
 		copy(inner[20:], []byte{0x30, 0x39, 0x00, 0x35, 0, 30, 0, 0})
 		finishIPv4(inner, 20, protocolUDP)

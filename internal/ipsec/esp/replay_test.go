@@ -6,6 +6,7 @@ import (
 	"testing"
 )
 
+// check and accept agree with a map of the accepted sequence numbers.
 func TestWindowAccept_model(t *testing.T) {
 	for _, size := range []int{32, 64, 100, 1024} {
 		w := newWindow(size)
@@ -37,6 +38,7 @@ func TestWindowAccept_model(t *testing.T) {
 	}
 }
 
+// Among concurrent callers each sequence number is accepted once.
 func TestWindowAccept_concurrent(t *testing.T) {
 	w := newWindow(1024)
 	const n = 20_000
@@ -50,7 +52,7 @@ func TestWindowAccept_concurrent(t *testing.T) {
 				if base > 2*n {
 					return
 				}
-				seq := (base + 1) / 2 // every number is tried by two threads or twice by one
+				seq := (base + 1) / 2 // each number is tried twice
 				if w.check(seq) && w.accept(seq) {
 					accepted[seq].Add(1)
 				}
@@ -65,6 +67,7 @@ func TestWindowAccept_concurrent(t *testing.T) {
 	}
 }
 
+// RFC 4303 appendix A2.2.
 func TestWindowInfer(t *testing.T) {
 	w := newWindow(1024)
 	for _, c := range []struct {

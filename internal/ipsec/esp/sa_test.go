@@ -41,7 +41,7 @@ func testKeys(s Suite) Keys {
 	return k
 }
 
-// pair is the two ends of one direction of an SA.
+// pair makes both ends of an SA. Unset fields of c get defaults.
 func pair(t testing.TB, c Config) (*Outbound, *Inbound) {
 	t.Helper()
 	if c.SPI == 0 {
@@ -64,7 +64,7 @@ func pair(t testing.TB, c Config) (*Outbound, *Inbound) {
 	return o, i
 }
 
-// datagram is an IPv4 packet of protocol 4 with n bytes of payload.
+// datagram returns an IPv4 packet of protocol 4 with n bytes of payload.
 func datagram(n int) []byte {
 	p := make([]byte, 20+n)
 	copy(p, []byte{0x45, 0xb8, 0, 0, 0x12, 0x34, 0x40, 0, 64, 4, 0, 0, 192, 0, 2, 1, 198, 51, 100, 1})
@@ -75,6 +75,7 @@ func datagram(n int) []byte {
 	return p
 }
 
+// sealed seals p in a Buffer that was not zeroed.
 func sealed(t testing.TB, o *Outbound, p []byte) *packet.Buffer {
 	t.Helper()
 	b := packet.New(packet.MaxSize)
@@ -101,7 +102,7 @@ func TestInboundOpen_roundTrip(t *testing.T) {
 					want := datagram(n)
 					b := sealed(t, o, want)
 					if n > 20 && bytes.Contains(b.Bytes(), want[24:40]) {
-						t.Fatalf("%v: plain text in the sealed packet", s)
+						t.Fatalf("%v: cleartext in the sealed packet", s)
 					}
 					if udp {
 						if k := ClassifyUDP(b.Bytes()[28:]); k != UDPESP {
@@ -126,6 +127,7 @@ func TestInboundOpen_roundTrip(t *testing.T) {
 	}
 }
 
+// Only protocol, total length and checksum of the IPv4 header change.
 func TestOutboundSeal_outerHeader(t *testing.T) {
 	o, _ := pair(t, Config{Suite: suites[0]})
 	want := datagram(100)
@@ -140,8 +142,8 @@ func TestOutboundSeal_outerHeader(t *testing.T) {
 	}
 }
 
-// RFC 3602 section 4, case 5: a transport-mode ESP packet that carries a ping.
-// The RFC's packet has no ICV; one is added, so the test shows layout and cipher.
+// RFC 3602 section 4, case 5: a transport-mode ESP packet with an ICMP echo request. The
+// RFC's packet has no ICV; the test adds one.
 func TestInboundOpen_rfc3602(t *testing.T) {
 	key := unhex(t, "90d382b4 10eeba7a d938c46c ec1a82bf")
 	esp := unhex(t, `00004321 00000001
@@ -174,7 +176,7 @@ func TestInboundOpen_rfc3602(t *testing.T) {
 	}
 }
 
-// The ESP packets of draft-mcgrew-gcm-test-01, which RFC 4106's author wrote.
+// ESP packets from draft-mcgrew-gcm-test-01.
 func TestInboundOpen_gcmVectors(t *testing.T) {
 	for _, c := range []struct {
 		name, key, esp, plaintext string
@@ -212,6 +214,7 @@ func TestInboundOpen_gcmVectors(t *testing.T) {
 	}
 }
 
+// Forged and truncated packets are dropped, and do not move the anti-replay window.
 func TestInboundOpen_forged(t *testing.T) {
 	for _, s := range suites {
 		o, i := pair(t, Config{Suite: s})
@@ -232,7 +235,7 @@ func TestInboundOpen_forged(t *testing.T) {
 			}
 			b.Set(bad)
 			if d := i.Open(b); d == DropNone {
-				t.Fatalf("%v: accepted when cut to %d bytes", s, n)
+				t.Fatalf("%v: accepted when truncated to %d bytes", s, n)
 			}
 		}
 		b.Set(good)
@@ -246,6 +249,7 @@ func TestInboundOpen_forged(t *testing.T) {
 	}
 }
 
+// Dummy packets and protocols other than the SA's are not delivered, nor sealed.
 func TestInboundOpen_selector(t *testing.T) {
 	for _, c := range []struct {
 		protocol byte
@@ -269,6 +273,7 @@ func TestInboundOpen_selector(t *testing.T) {
 	}
 }
 
+// The padding must be 1, 2, 3… (RFC 4303 section 2.4).
 func TestInboundOpen_padding(t *testing.T) {
 	s := suites[0]
 	_, i := pair(t, Config{Suite: s})
@@ -325,6 +330,7 @@ func TestCheckIPv4(t *testing.T) {
 	}
 }
 
+// No sequence number is used twice: Seal fails at the limit, and NeedsRekey comes before.
 func TestOutboundSeal_exhausted(t *testing.T) {
 	for _, c := range []struct {
 		suite Suite
@@ -386,6 +392,7 @@ func TestOutboundSeal_noRoom(t *testing.T) {
 	}
 }
 
+// With ESN an SA goes on beyond 2^32 packets.
 func TestInboundOpen_esn(t *testing.T) {
 	for _, s := range []Suite{suites[0], suites[6]} {
 		o, i := pair(t, Config{Suite: s, ESN: true})
@@ -393,7 +400,7 @@ func TestInboundOpen_esn(t *testing.T) {
 		o.sequence.Store(start)
 		i.window.top.Store(start)
 		for n := range 4000 {
-			if d := i.Open(sealed1(t, o, 20)); d != DropNone {
+			if d := i.Open(sealedDatagram(t, o, 20)); d != DropNone {
 				t.Fatalf("%v: packet %d: %v", s, n, d)
 			}
 		}
@@ -403,7 +410,7 @@ func TestInboundOpen_esn(t *testing.T) {
 	}
 }
 
-func sealed1(t testing.TB, o *Outbound, n int) *packet.Buffer {
+func sealedDatagram(t testing.TB, o *Outbound, n int) *packet.Buffer {
 	b := packet.New(200)
 	b.Set(datagram(n))
 	if d := o.Seal(b); d != DropNone {
@@ -416,7 +423,7 @@ func TestOutboundSeal_uniqueIVs(t *testing.T) {
 	o, _ := pair(t, Config{Suite: suites[0]})
 	seen := map[string]bool{}
 	for range 1000 {
-		iv := string(sealed1(t, o, 20).Bytes()[28:44])
+		iv := string(sealedDatagram(t, o, 20).Bytes()[28:44])
 		if seen[iv] {
 			t.Fatal("an IV came twice")
 		}
@@ -428,7 +435,7 @@ func TestInboundOpen_concurrent(t *testing.T) {
 	o, i := pair(t, Config{Suite: suites[0]})
 	var wg sync.WaitGroup
 	var bad atomic.Int32
-	for range 12 { // more than there are idle engines kept
+	for range 12 { // more than enginePool.free holds
 		wg.Go(func() {
 			b := packet.New(200)
 			for range 50 {
