@@ -187,19 +187,19 @@ var peerings = []peering{
 func TestSession_interopStrongSwan(t *testing.T) {
 	t.Parallel()
 	for _, c := range peerings {
-		for _, who := range []string{"we", "they"} {
-			if c.name == "Auto-IKEv1" && who == "we" {
+		for _, initiator := range []string{"we", "they"} {
+			if c.name == "Auto-IKEv1" && initiator == "we" {
 				continue // the first attempt, by IKEv2, takes half a minute to time out
 			}
-			t.Run(c.name+"/"+who+"-begin", func(t *testing.T) {
+			t.Run(c.name+"/"+initiator+"-initiate", func(t *testing.T) {
 				t.Parallel()
 				cfg := ikeConfig(c.mode)
-				cfg.Passive = who == "they"
+				cfg.Passive = initiator == "they"
 				e, s, wire := lab(t, conf(c.version, c.phase1, "dpd_delay = 5s\n"+c.more, c.phase2, "none", "rekey_time = 20m", testSecret))
 				if err := e.protect(cfg); err != nil {
 					t.Fatal(err)
 				}
-				if who == "they" {
+				if initiator == "they" {
 					s.Swanctl("--initiate --child ipip --timeout " + netlab.Seconds(netlab.Patience()))
 				}
 				netlab.Eventually(t, "the SA is established", e.session.Established)
@@ -280,16 +280,16 @@ func TestSession_interopStrongSwanRekey(t *testing.T) {
 func TestSession_interopStrongSwanWrongSecret(t *testing.T) {
 	t.Parallel()
 	for _, c := range []peering{peerings[0], peerings[3]} {
-		for _, who := range []string{"we", "they"} {
-			t.Run(c.name+"/"+who+"-begin", func(t *testing.T) {
+		for _, initiator := range []string{"we", "they"} {
+			t.Run(c.name+"/"+initiator+"-initiate", func(t *testing.T) {
 				t.Parallel()
 				cfg := ikeConfig(c.mode)
-				cfg.Passive = who == "they"
+				cfg.Passive = initiator == "they"
 				e, s, wire := lab(t, conf(c.version, c.phase1, "", c.phase2, "none", "", "another secret"))
 				if err := e.protect(cfg); err != nil {
 					t.Fatal(err)
 				}
-				if who == "they" {
+				if initiator == "they" {
 					s.Swanctl("--initiate --child ipip --timeout 3")
 				}
 				netlab.Eventually(t, "the reason is named", func() bool { return strings.Contains(e.session.Status().Problem, "secret") })

@@ -309,9 +309,9 @@ func TestManager_noCleartext(t *testing.T) {
 					t.Errorf("after the peer has gone: %v", d)
 				}
 				gone := Event{Kind: EventDown}.String()
-				netlab.Eventually(t, "that is told", func() bool { return strings.Contains(a.log.String(), gone) })
+				netlab.Eventually(t, "EventDown is emitted", func() bool { return strings.Contains(a.log.String(), gone) })
 				if strings.Contains(b.log.String(), gone) {
-					t.Error("what was asked for is told as a warning")
+					t.Error("EventDown is emitted for Close")
 				}
 				a.session.Close()
 				if d := a.send(message); d != esp.DropNoSA {

@@ -80,7 +80,7 @@ func TestLoadSecret(t *testing.T) {
 				t.Errorf("LoadSecret: %v", err)
 			}
 		case <-time.After(20 * time.Second):
-			t.Fatal("it waits for somebody who writes")
+			t.Fatal("it waits for a writer")
 		}
 	})
 	// The permissions of the target count.

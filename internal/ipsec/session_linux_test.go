@@ -68,14 +68,14 @@ func TestNegotiatorPollSAs_noESP(t *testing.T) {
 	deadline := time.Now().Add(noESPTimeout + netlab.Patience())
 	for !strings.Contains(a.log.String(), "nothing arrives") {
 		if time.Now().After(deadline) {
-			t.Fatalf("nobody says so:\n%s", a.log.String())
+			t.Fatalf("no EventNoESP:\n%s", a.log.String())
 		}
 		a.send(a.outer(100, 1))
 		b.send(b.outer(100, 1))
 		time.Sleep(50 * time.Millisecond)
 	}
 	if n := strings.Count(a.log.String(), "nothing arrives"); n != 1 {
-		t.Errorf("said %d times", n)
+		t.Errorf("EventNoESP was emitted %d times", n)
 	}
 }
 

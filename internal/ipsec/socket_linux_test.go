@@ -64,30 +64,30 @@ func TestRawESPRestrict(t *testing.T) {
 	first := protect(addressB)
 	send("192.0.2.3")
 	if received(t, m) {
-		t.Error("one tunnel: a stranger's packet is copied")
+		t.Error("one tunnel: a third host's packet is received")
 	}
 	send("192.0.2.2")
 	if !received(t, m) {
-		t.Error("one tunnel: the peer's packet does not come")
+		t.Error("one tunnel: the peer's packet is not received")
 	}
 	second := protect(netip.MustParseAddr("192.0.2.3"))
 	for _, source := range []string{"192.0.2.3", "192.0.2.2"} {
 		send(source)
 		if !received(t, m) {
-			t.Errorf("two tunnels: what %s sends does not come", source)
+			t.Errorf("two tunnels: the packet of %s is not received", source)
 		}
 	}
 	a.Do(first.Close)
 	if received(t, m) {
-		t.Error("the socket of the second tunnel begins with what others sent")
+		t.Error("the second tunnel's socket has earlier packets of others")
 	}
 	send("192.0.2.2")
 	if received(t, m) {
-		t.Error("the first tunnel has ended: what its peer sends is copied")
+		t.Error("the first tunnel has ended: its peer's packet is received")
 	}
 	send("192.0.2.3")
 	if !received(t, m) {
-		t.Error("the first tunnel has ended: what the second's peer sends does not come")
+		t.Error("the first tunnel has ended: the second peer's packet is not received")
 	}
 	second.Close()
 }
