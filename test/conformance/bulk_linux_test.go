@@ -64,7 +64,7 @@ func eachUnderlay(t *testing.T, test func(t *testing.T, u underlay, a, b *netlab
 	}
 }
 
-func TestTCPStreamsArriveAsTheyWereSent(t *testing.T) {
+func TestBulk_tcp(t *testing.T) {
 	t.Parallel()
 	eachUnderlay(t, func(t *testing.T, u underlay, a, b *netlab.NS, da, db *netlab.Daemon) {
 		superpackets := netlab.Capture(t, b, "veth0", func(f netlab.Frame) bool { return !f.Outgoing && len(f.Packet) > 2000 })
@@ -98,7 +98,7 @@ func TestTCPStreamsArriveAsTheyWereSent(t *testing.T) {
 }
 
 // Datagrams of many sizes, many at once, come back as they were, each by itself.
-func TestUDPDatagramsKeepTheirBytesAndTheirBoundaries(t *testing.T) {
+func TestBulk_udp(t *testing.T) {
 	t.Parallel()
 	eachUnderlay(t, func(t *testing.T, u underlay, a, b *netlab.NS, da, db *netlab.Daemon) {
 		largest := da.Status().ActualMTU - 28
@@ -109,18 +109,6 @@ func TestUDPDatagramsKeepTheirBytesAndTheirBoundaries(t *testing.T) {
 		sizes = append(sizes, largest-1, largest, largest, 5000, 20001) // what is larger the host cuts
 		rand.Shuffle(len(sizes), func(i, j int) { sizes[i], sizes[j] = sizes[j], sizes[i] })
 		echoed(t, a, b, sizes, 0)
-	})
-}
-
-// The host's own superpackets, made by sockets with UDP_SEGMENT, are datagrams on
-// the wire and at the other end.
-func TestUDPSegmentsOfTheHostAreDatagramsAtTheOtherEnd(t *testing.T) {
-	t.Parallel()
-	eachUnderlay(t, func(t *testing.T, u underlay, a, b *netlab.NS, da, db *netlab.Daemon) {
-		for _, segment := range []int{500, 1400} {
-			echoed(t, a, b, []int{segment * 20, segment*7 + 13, segment, segment * 3}, segment)
-			echoed(t, a, b, []int{min(segment*120, 65507)}, segment) // as long as IPv4 can be, if that is less
-		}
 	})
 }
 
@@ -222,7 +210,7 @@ func late(message func(i, size int) []byte, sizes []int, segment int, got []byte
 }
 
 // iperf3 opens and closes many connections at once, and counts for itself.
-func TestIperf3RunsThroughTheTunnel(t *testing.T) {
+func TestBulk_iperf3(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("iperf3"); err != nil {
 		t.Skip("needs iperf3 (package iperf3)")

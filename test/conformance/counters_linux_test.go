@@ -76,7 +76,7 @@ func (e ends) settled(t *testing.T, traffic func()) counted {
 // options, which take the other path; and fragments of large ones. Both ends have
 // counted the same when it is over, whoever carries at either, and whatever the wire
 // makes of the packets.
-func TestBothEndsCountTheSameAfterAMixedRun(t *testing.T) {
+func TestCounters_mixedTraffic(t *testing.T) {
 	t.Parallel()
 	for _, u := range underlays[:3] { // the others have no fast path, or no superpackets
 		for _, far := range variants {
@@ -110,7 +110,7 @@ func TestBothEndsCountTheSameAfterAMixedRun(t *testing.T) {
 }
 
 // Datagrams that a socket hands over as one superpacket are as many packets.
-func TestDatagramsThatTravelAsOneAreCountedEach(t *testing.T) {
+func TestCounters_superpacket(t *testing.T) {
 	t.Parallel()
 	for _, u := range underlays[:2] {
 		t.Run(u.name, func(t *testing.T) {
@@ -135,7 +135,7 @@ func TestDatagramsThatTravelAsOneAreCountedEach(t *testing.T) {
 
 // What the kernel has counted stays counted when it carries no more, and what it
 // counts afterwards comes on top.
-func TestCountersOutliveTheFastPath(t *testing.T) {
+func TestCounters_fastPathLeft(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
 	da, db := fast.upA(t, a), fast.upB(t, b)

@@ -1,17 +1,19 @@
 package conformance
 
 import (
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
 
+	"ipipd/internal/ipv4"
 	"ipipd/test/netlab"
 )
 
 // What decides about packets besides netfilter holds for outer packets too: it may
 // be there before the tunnel, or come while that runs, and the tunnel works again
 // when it is taken away.
-func TestIPsecPoliciesAndTrafficFiltersHoldForOuterPackets(t *testing.T) {
+func TestFilter_xfrmAndTC(t *testing.T) {
 	t.Parallel()
 	// Redirected to where nobody is: not every kernel has the action "drop".
 	const all = "protocol ip prio 1 u32 match ip protocol 4 0xff action mirred egress redirect dev hole"
@@ -56,6 +58,56 @@ func TestIPsecPoliciesAndTrafficFiltersHoldForOuterPackets(t *testing.T) {
 						t.Fatal("a ping gets through")
 					}
 				}
+			})
+		})
+	}
+}
+
+// What an administrator sets up about protocol 4 while a tunnel runs holds for its
+// outer packets, both ways, and until it is taken away again.
+func TestFilter_nftables(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("nft"); err != nil {
+		t.Skip("needs nft (package nftables)")
+	}
+	for _, hook := range []string{"output", "postrouting", "prerouting", "input"} {
+		t.Run(hook, func(t *testing.T) {
+			eachVariant(t, func(t *testing.T, c variant) {
+				a, b := hosts(t)
+				d := c.upA(t, a)
+				c.upB(t, b)
+				ping(t, a, innerB)
+				if out, err := a.Try("nft", "add table ip test; add chain ip test stop { type filter hook "+hook+" priority 0 ; } ; add rule ip test stop ip protocol 4 drop"); err != nil {
+					t.Skipf("needs a kernel with nftables: %s", out)
+				}
+				// The tunnel hears of the rule; nothing says when it has.
+				netlab.Eventually(t, "packets stop", func() bool { return !answered(a, innerB) })
+				wire := outgoing(t, a, "veth0")
+				inside := netlab.CaptureReceived(t, a, "t0")
+				before := d.Status()
+				inject(t, a, "t0", nil, "").send(datagram(aToB(1), 100))
+				inject(t, b, "t0", nil, "").send(datagram(bToA(2), 100))
+				if hook == "output" || hook == "postrouting" {
+					inside.Await(netlab.ID(2))
+					netlab.Eventually(t, "the packet was tried", func() bool {
+						s := d.Status()
+						return s.TxPacket+s.Drops["send-failed"] > before.TxPacket+before.Drops["send-failed"]
+					})
+				} else {
+					wire.Await(about(1))
+				}
+				if answered(a, innerB) {
+					t.Error("a ping gets through")
+				}
+				if hook == "output" || hook == "postrouting" {
+					if got := wire.Matching(netlab.Protocol(ipv4.ProtocolIPIP)); len(got) != 0 {
+						t.Errorf("and yet there left %s", netlab.Describe(got[0].Packet))
+					}
+				} else if got := inside.Frames(); len(got) != 0 {
+					t.Errorf("and yet there came %s", netlab.Describe(got[0].Packet))
+				}
+				a.Run("nft", "delete table ip test")
+				pingsAgain(t, a, "the rule was taken away")
 			})
 		})
 	}

@@ -76,7 +76,7 @@ var ipsecModes = map[string][]string{
 
 // A tunnel with a secret sends nothing plain, whatever happens to it: before there
 // is an SA, while keys are replaced, when the peer dies, comes back, and is gone.
-func TestAnEncryptedTunnelIsNeverPlain(t *testing.T) {
+func TestIPsec_noCleartext(t *testing.T) {
 	t.Parallel()
 	for name, flags := range ipsecModes {
 		t.Run(name, func(t *testing.T) {
@@ -161,7 +161,7 @@ func say(t *testing.T, from *netlab.NS, to string) (said *atomic.Int64, stop fun
 
 // RFC 4301, section 5.2: a plain packet of a peer with which everything has to be
 // encrypted is dropped, also one that is a probe.
-func TestPlainPacketsOfAnEncryptedPeerAreDropped(t *testing.T) {
+func TestIPsec_cleartextReceived(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
 	d := sealedUpA(t, a)
@@ -183,7 +183,7 @@ func TestPlainPacketsOfAnEncryptedPeerAreDropped(t *testing.T) {
 }
 
 // An ESP packet of no SA is counted, and answered by nobody.
-func TestESPOfNobodyIsCounted(t *testing.T) {
+func TestIPsec_unknownSPI(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
 	d := sealedUpA(t, a, "--keepalive", "off") // there is no SA for its probes either
@@ -196,7 +196,7 @@ func TestESPOfNobodyIsCounted(t *testing.T) {
 func addr4(s string) []byte { a := addr(s); return a[:] }
 
 // The interface's MTU is what is left, and what is larger is cut, or its sender told.
-func TestTheMTUOfAnEncryptedTunnel(t *testing.T) {
+func TestIPsec_mtu(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		phase2 string
@@ -253,7 +253,7 @@ func TestTheMTUOfAnEncryptedTunnel(t *testing.T) {
 	}
 }
 
-func TestWhatKeepsAnEncryptedTunnelShutIsNamedOnce(t *testing.T) {
+func TestIPsec_negotiationFailed(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name  string
@@ -284,7 +284,7 @@ func TestWhatKeepsAnEncryptedTunnelShutIsNamedOnce(t *testing.T) {
 	}
 }
 
-func TestAnotherIKEDaemonIsNamedAndLeavesNothing(t *testing.T) {
+func TestIPsec_port500Taken(t *testing.T) {
 	t.Parallel()
 	a, _ := hosts(t)
 	var other net.PacketConn
@@ -306,7 +306,7 @@ func TestAnotherIKEDaemonIsNamedAndLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestASecretFileThatOthersCanReadIsRefused(t *testing.T) {
+func TestIPsec_secretFileMode(t *testing.T) {
 	t.Parallel()
 	a, _ := hosts(t)
 	file := secretFile(t, secret)
@@ -323,7 +323,7 @@ func TestASecretFileThatOthersCanReadIsRefused(t *testing.T) {
 }
 
 // The underlay's addresses change, and the SAs with them.
-func TestAnEncryptedTunnelFollowsItsAddresses(t *testing.T) {
+func TestIPsec_addressChanged(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
 	sealed := nothingPlain(t, a, "veth0")
@@ -348,7 +348,7 @@ func TestAnEncryptedTunnelFollowsItsAddresses(t *testing.T) {
 // Where the first hop's MTU falls under traffic, the kernel refuses packets that the
 // route still allows. They are not cut by the socket of protocol 4, but wait until the
 // tunnel has followed the route, and cuts them itself.
-func TestAnEncryptedTunnelSendsNothingPlainWhenTheLinkShrinks(t *testing.T) {
+func TestIPsec_linkMTUReduced(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
 	sealed := nothingPlain(t, a, "veth0")
@@ -377,7 +377,7 @@ func TestAnEncryptedTunnelSendsNothingPlainWhenTheLinkShrinks(t *testing.T) {
 
 // What an ICMP error quotes of an encrypted tunnel has to be a packet of its SA: a
 // stranger knows the addresses, and neither the SPI nor whether there is a NAT.
-func TestForgedErrorsAboutAnEncryptedTunnelAreNotBelieved(t *testing.T) {
+func TestIPsec_forgedICMP(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
 	da, db := sealedUpA(t, a, "--dont-fragment", "inherit"), sealedUpB(t, b)

@@ -14,7 +14,7 @@ func noCarrier(ns *netlab.NS) bool {
 	return strings.Contains(ns.Run("ip", "-o", "link", "show", "t0"), "NO-CARRIER")
 }
 
-func TestKeepaliveLossTakesTheCarrierAwayAndReturnGivesItBack(t *testing.T) {
+func TestKeepalive_carrier(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
@@ -38,7 +38,7 @@ func TestKeepaliveLossTakesTheCarrierAwayAndReturnGivesItBack(t *testing.T) {
 	})
 }
 
-func TestAPeerThatWasNeverHeardIsToldApartAndExplained(t *testing.T) {
+func TestKeepalive_neverHeard(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, _ := hosts(t)
@@ -54,7 +54,7 @@ func TestAPeerThatWasNeverHeardIsToldApartAndExplained(t *testing.T) {
 
 // Both ends start while the router between them forwards nothing, give each other
 // up, and find each other afterwards: probes go on while neither is running.
-func TestTwoEndsThatGaveUpFindEachOtherAgain(t *testing.T) {
+func TestKeepalive_bothEndsDown(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, router, b := routed(t)
@@ -71,7 +71,7 @@ func TestTwoEndsThatGaveUpFindEachOtherAgain(t *testing.T) {
 
 // What the peer's reflect probe asks for: its inner packet, sent back by us, even
 // with our own keepalive off, and never given to our host.
-func TestAReflectProbeIsAnsweredEvenWithKeepaliveOff(t *testing.T) {
+func TestKeepalive_reflect(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
@@ -97,7 +97,7 @@ func TestAReflectProbeIsAnsweredEvenWithKeepaliveOff(t *testing.T) {
 
 // A peer behind a 1:1 NAT writes its private address into the probe. The answer is
 // for the peer all the same, and for nobody whom a probe names.
-func TestReflectProbeBehindNAT(t *testing.T) {
+func TestKeepalive_reflectNAT(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		r := receive(t, c)
@@ -122,7 +122,7 @@ func TestReflectProbeBehindNAT(t *testing.T) {
 	})
 }
 
-func TestEmptyProbesKeepBothEndsUp(t *testing.T) {
+func TestKeepalive_empty(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
@@ -136,7 +136,7 @@ func TestEmptyProbesKeepBothEndsUp(t *testing.T) {
 	})
 }
 
-func TestEchoProbesAreAnsweredByAnyHostAndStayInTheTunnel(t *testing.T) {
+func TestKeepalive_echo(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)

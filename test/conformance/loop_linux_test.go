@@ -10,7 +10,7 @@ import (
 // The route to the remote leads into the tunnel itself: what the tunnel sends
 // comes back to it, is seen, counted and logged once, and the tunnel goes on when
 // the route is right again.
-func TestALoopIsSeenCountedAndLoggedOnce(t *testing.T) {
+func TestLoop_routeIntoTunnel(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name   string
@@ -49,7 +49,7 @@ func TestALoopIsSeenCountedAndLoggedOnce(t *testing.T) {
 }
 
 // A probe that comes back by its own tunnel is no sign of life of the remote.
-func TestALoopDoesNotKeepATunnelRunning(t *testing.T) {
+func TestLoop_keepalive(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
@@ -65,7 +65,7 @@ func TestALoopDoesNotKeepATunnelRunning(t *testing.T) {
 
 // Two tunnels whose remotes are routed into each other: the outer packet of one
 // is the inner packet of the other.
-func TestALoopThroughTwoTunnelsIsSeen(t *testing.T) {
+func TestLoop_twoTunnels(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)

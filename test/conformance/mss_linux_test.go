@@ -42,7 +42,7 @@ const flagSYN, flagACK = 0x02, 0x10
 // The MSS of a SYN and of a SYN-ACK that is received is lowered to the MTU of the
 // tunnel less 40 (RFC 6691), behind the decapsulation, unless that is turned off.
 // b has an MTU of 1480 and so offers 1440; a has one of 1300.
-func TestTheMSSIsClampedOnWhatIsReceived(t *testing.T) {
+func TestMSS_clampedOnReceive(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name  string
@@ -76,7 +76,7 @@ func TestTheMSSIsClampedOnWhatIsReceived(t *testing.T) {
 
 // What is sent is left to the other end's clamp, and an MSS that is low enough to
 // both.
-func TestTheMSSIsNotTouchedOnWhatIsSentNorRaised(t *testing.T) {
+func TestMSS_unchanged(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)

@@ -33,7 +33,7 @@ func segmented(t *testing.T, ns *netlab.NS, address string, segment int) *net.UD
 // RFC 6864, section 4.2, for what the kernel cuts up: each of the segments has an ID
 // of its own, up to the end of the IDs and beyond it, and the paths have no ID in
 // common.
-func TestSegmentsOfASuperpacketHaveIDsOfTheirOwn(t *testing.T) {
+func TestSuperpacket_ids(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
@@ -70,7 +70,7 @@ func TestSegmentsOfASuperpacketHaveIDsOfTheirOwn(t *testing.T) {
 
 // A superpacket whose segments are larger than the path is one of packets that have
 // to be cut, each.
-func TestSuperpacketsOfSegmentsAboveThePathAreCut(t *testing.T) {
+func TestSuperpacket_fragmented(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
@@ -92,6 +92,31 @@ func TestSuperpacketsOfSegmentsAboveThePathAreCut(t *testing.T) {
 		}
 		if len(wire.Matching(netlab.Fragmented(true))) == 0 {
 			t.Error("nothing was cut")
+		}
+	})
+}
+
+// The host's own superpackets, made by sockets with UDP_SEGMENT, are datagrams on
+// the wire and at the other end.
+func TestSuperpacket_udpSegment(t *testing.T) {
+	t.Parallel()
+	eachUnderlay(t, func(t *testing.T, u underlay, a, b *netlab.NS, da, db *netlab.Daemon) {
+		for _, segment := range []int{500, 1400} {
+			echoed(t, a, b, []int{segment * 20, segment*7 + 13, segment, segment * 3}, segment)
+			echoed(t, a, b, []int{min(segment*120, 65507)}, segment) // as long as IPv4 can be, if that is less
+		}
+	})
+}
+
+// Datagrams that were merged on their way have lost their boundaries.
+func TestSuperpacket_sizeUnknown(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		r := receive(t, c)
+		r.from.send(fragments(outerBToA(unfinished(bToA(1), 4000)), 1480)...)
+		r.settle()
+		if s := r.d.Status(); s.Drops["superpacket-size-unknown"] != 1 || len(r.got()) != 0 {
+			t.Errorf("drops are %v, and the host got %d packets", s.Drops, len(r.got()))
 		}
 	})
 }

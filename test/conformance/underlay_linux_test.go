@@ -47,7 +47,7 @@ func outgoing(t *testing.T, ns *netlab.NS, ifname string) *netlab.Recorder {
 // about is that an outer packet carries the inner packet with that ID.
 func about(id uint16) netlab.Check { return netlab.Outer(netlab.Inner(netlab.ID(id))) }
 
-func TestOuterPacketsLeaveAndEnterOnlyByTheUnderlayDevice(t *testing.T) {
+func TestUnderlay_device(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := twoWires(t)
@@ -83,7 +83,7 @@ func TestOuterPacketsLeaveAndEnterOnlyByTheUnderlayDevice(t *testing.T) {
 	})
 }
 
-func TestOuterPacketsCarryTheMarkForPolicyRouting(t *testing.T) {
+func TestUnderlay_fwmark(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		for _, mtu := range []string{"1480", "9000"} { // whole, and in fragments
@@ -107,40 +107,6 @@ func TestOuterPacketsCarryTheMarkForPolicyRouting(t *testing.T) {
 	})
 }
 
-// Without --local-address it is the source that the route gives, also when that
-// becomes another, for both directions.
-func TestTheLocalAddressFollowsTheRoute(t *testing.T) {
-	t.Parallel()
-	eachVariant(t, func(t *testing.T, c variant) {
-		a, b := hosts(t)
-		deafEnd(t, b)
-		wire := outgoing(t, a, "veth0")
-		d := c.up(t, a, "--remote-address", outerB, "--address", innerA+"/24")
-		inside := netlab.CaptureReceived(t, a, "t0")
-		into, from := inject(t, a, "t0", nil, ""), inject(t, b, "veth0", a, "veth0")
-		check := func(local string, id uint16) {
-			t.Helper()
-			netlab.Eventually(t, "print shows "+local, func() bool { return d.Status().CurrentLocalAddress == local })
-			into.send(datagram(aToB(id), 100))
-			wire.Await(about(id), netlab.Source(local))
-			h := ipv4.Header{ID: 5, Protocol: ipv4.ProtocolIPIP, Source: addr(outerB), Destination: addr(local)}
-			from.send(build(h, datagram(bToA(id), 100)))
-			inside.Await(netlab.ID(id))
-		}
-		check(outerA, 1)
-		a.Run("ip", "address", "add", "192.0.2.101/24", "dev", "veth0")
-		a.Run("ip", "route", "add", outerB+"/32", "dev", "veth0", "src", "192.0.2.101")
-		check("192.0.2.101", 2)
-		a.Run("ip", "address", "delete", "192.0.2.101/24", "dev", "veth0") // and the route with it
-		check(outerA, 3)
-
-		h := ipv4.Header{ID: 6, Protocol: ipv4.ProtocolIPIP, Source: addr(outerB), Destination: addr("192.0.2.101")}
-		a.Run("ip", "address", "add", "192.0.2.101/24", "dev", "veth0")
-		from.send(build(h, datagram(bToA(4), 100)))
-		netlab.Eventually(t, "the old address is nobody's", func() bool { return unknownToKernel(a) == 1 })
-	})
-}
-
 // pingsAgain waits until the tunnel carries packets again.
 func pingsAgain(t *testing.T, from *netlab.NS, what string) {
 	t.Helper()
@@ -149,7 +115,7 @@ func pingsAgain(t *testing.T, from *netlab.NS, what string) {
 
 // The next hop gets another MAC address and tells nobody: the kernel finds out by
 // asking, as it does for what it sends itself.
-func TestAnotherMACAddressOfTheNextHopIsFollowed(t *testing.T) {
+func TestUnderlay_nextHopMACChanged(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
@@ -170,7 +136,7 @@ func TestAnotherMACAddressOfTheNextHopIsFollowed(t *testing.T) {
 }
 
 // The route moves to another next hop, and to another interface.
-func TestAnotherRouteToTheRemoteIsFollowed(t *testing.T) {
+func TestUnderlay_routeChanged(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := twoWires(t)
@@ -198,7 +164,7 @@ func TestAnotherRouteToTheRemoteIsFollowed(t *testing.T) {
 }
 
 // A path that is narrower, or wider, by its interface or its route.
-func TestTheMTUFollowsTheRoute(t *testing.T) {
+func TestUnderlay_routeMTU(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, _ := hosts(t)
@@ -223,7 +189,7 @@ func TestTheMTUFollowsTheRoute(t *testing.T) {
 }
 
 // A route that is gone is not used any more, and when it is back it is.
-func TestARouteThatIsGoneIsNotUsed(t *testing.T) {
+func TestUnderlay_routeDeleted(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := twoWires(t)
@@ -249,7 +215,7 @@ func TestARouteThatIsGoneIsNotUsed(t *testing.T) {
 }
 
 // The interface goes and comes, with another index and another MAC address.
-func TestTheUnderlayInterfaceMayGoAndComeBack(t *testing.T) {
+func TestUnderlay_deviceRecreated(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name  string
@@ -271,4 +237,39 @@ func TestTheUnderlayInterfaceMayGoAndComeBack(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The name is the operator's, and the interface that had it is not used any more.
+func TestUnderlay_deviceRenamed(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		a, b := hosts(t)
+		d := c.upA(t, a, "--underlay-device", "veth0")
+		c.upB(t, b)
+		ping(t, a, innerB)
+		wire := outgoing(t, a, "veth0")
+		a.Run("ip", "link", "set", "veth0", "down")
+		a.Run("ip", "link", "set", "veth0", "name", "veth9")
+		a.Run("ip", "link", "set", "veth9", "up")
+		d.LogsOnce("no way to the remote; it is looked for")
+		into := inject(t, a, "t0", nil, "")
+		netlab.Eventually(t, "packets are counted under no-path", func() bool {
+			into.send(datagram(aToB(1), 100))
+			return d.Drops("no-path") > 0
+		})
+		// Of another size, since some of the others left before the tunnel knew.
+		const n, size = 20, 200
+		before := d.Drops("no-path")
+		for range n {
+			into.send(datagram(aToB(1), size))
+		}
+		netlab.Eventually(t, "each of them is counted", func() bool { return d.Drops("no-path") >= before+n })
+		if got := wire.Matching(netlab.Protocol(4), netlab.TotalLen(20+20+8+size)); len(got) != 0 {
+			t.Errorf("packets leave by the interface that had the name: %s", netlab.Describe(got[0].Packet))
+		}
+		a.Run("ip", "link", "set", "veth9", "down")
+		a.Run("ip", "link", "set", "veth9", "name", "veth0")
+		a.Run("ip", "link", "set", "veth0", "up")
+		pingsAgain(t, a, "the interface has its name again")
+	})
 }

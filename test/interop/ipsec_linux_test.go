@@ -51,7 +51,7 @@ func secretFile(t *testing.T) string {
 // The example of docs/encryption.md, as it stands there, and RouterOS's exact proposals: pings
 // of every size, bulk TCP, keys that are replaced under it, and a peer that loses its
 // memory. Nothing is ever plain on the wire.
-func TestInteropEncryptedLinux(t *testing.T) {
+func TestIPsec_strongSwan(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name  string

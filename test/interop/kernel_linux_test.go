@@ -2,6 +2,7 @@ package interop
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,7 +11,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-func TestInteropLinuxPingsOfEverySizeBothWays(t *testing.T) {
+func TestKernel_ping(t *testing.T) {
 	t.Parallel()
 	l := newKernelLab(t)
 	wire := l.record(t)
@@ -32,7 +33,7 @@ func TestInteropLinuxPingsOfEverySizeBothWays(t *testing.T) {
 	}
 }
 
-func TestInteropLinuxBulkTCPBothWays(t *testing.T) {
+func TestKernel_bulkTCP(t *testing.T) {
 	t.Parallel()
 	l := newKernelLab(t)
 	up(t, l.ours)
@@ -52,7 +53,7 @@ func TestInteropLinuxBulkTCPBothWays(t *testing.T) {
 
 // With the fast path the kernel sends superpackets, as its own tunnels do. On a veth
 // nobody cuts them, and the guest's driver takes none: this wire segments.
-func TestInteropLinuxFastPathBulkTCPBothWays(t *testing.T) {
+func TestKernel_bulkTCPFastPath(t *testing.T) {
 	t.Parallel()
 	l := newKernelLab(t)
 	netlab.Segment(l.ours, "eth0")
@@ -70,7 +71,7 @@ func TestInteropLinuxFastPathBulkTCPBothWays(t *testing.T) {
 
 // Without a veth and its segmentation between, the guest's kernel and ours hand
 // each other what they have made.
-func TestInteropLinuxBulkTCPOverTAP(t *testing.T) {
+func TestKernel_bulkTCPOverTAP(t *testing.T) {
 	t.Parallel()
 	l := newTapLab(t)
 	up(t, l.ours)
@@ -82,7 +83,7 @@ func TestInteropLinuxBulkTCPOverTAP(t *testing.T) {
 	bulk(t, ours, l.guest.Run, peerInner, true)
 }
 
-func TestInteropLinuxOuterTTL(t *testing.T) {
+func TestKernel_outerTTL(t *testing.T) {
 	t.Parallel()
 	l := newKernelLab(t)
 	tests := []struct {
@@ -113,7 +114,7 @@ func TestInteropLinuxOuterTTL(t *testing.T) {
 	}
 }
 
-func TestInteropLinuxOuterTOS(t *testing.T) {
+func TestKernel_outerTOS(t *testing.T) {
 	t.Parallel()
 	l := newKernelLab(t)
 	tests := []struct {
@@ -146,7 +147,7 @@ func TestInteropLinuxOuterTOS(t *testing.T) {
 
 // Linux sets the outer DF with pmtudisc, its default, and copies the inner one
 // without. Ours is 0 by default, or the inner one.
-func TestInteropLinuxDontFragment(t *testing.T) {
+func TestKernel_outerDF(t *testing.T) {
 	t.Parallel()
 	l := newKernelLab(t)
 	tests := []struct {
@@ -180,7 +181,7 @@ func TestInteropLinuxDontFragment(t *testing.T) {
 
 // An inner MTU above the underlay's has each end cut outer packets, and the other
 // put them together.
-func TestInteropLinuxOuterFragmentsBothWays(t *testing.T) {
+func TestKernel_outerFragments(t *testing.T) {
 	t.Parallel()
 	l := newKernelLab(t)
 	l.tunnel(t, "ttl inherit nopmtudisc")
@@ -211,7 +212,7 @@ func TestInteropLinuxOuterFragmentsBothWays(t *testing.T) {
 // DF=0 the routers cut outer packets; with DF=1 they refuse them, and each end has
 // to learn what fits and tell its inner senders. TCP that gets stuck in a black
 // hole, in either direction, fails.
-func TestInteropLinuxPathNarrowerThanTheLink(t *testing.T) {
+func TestKernel_pmtu(t *testing.T) {
 	t.Parallel()
 	second := netlab.Seconds(netlab.Slower(time.Second)) // in which no answer comes that comes at all
 	for _, dontFragment := range []string{"no", "inherit"} {
@@ -249,7 +250,7 @@ func TestInteropLinuxPathNarrowerThanTheLink(t *testing.T) {
 	}
 }
 
-func TestInteropLinuxEchoKeepaliveFollowsThePeer(t *testing.T) {
+func TestKernel_echoKeepalive(t *testing.T) {
 	t.Parallel()
 	l := newKernelLab(t)
 	l.tunnel(t, "")
@@ -271,7 +272,7 @@ func TestInteropLinuxEchoKeepaliveFollowsThePeer(t *testing.T) {
 
 // A Linux router takes a reflect probe for a packet with a forged source, its own
 // address, and drops it, unless it is told not to.
-func TestInteropLinuxAnswersReflectProbesOnlyIfTold(t *testing.T) {
+func TestKernel_reflectKeepalive(t *testing.T) {
 	t.Parallel()
 	l := newKernelLab(t)
 	l.tunnel(t, "")
@@ -298,4 +299,47 @@ func TestInteropLinuxAnswersReflectProbesOnlyIfTold(t *testing.T) {
 		t.Errorf("%d packets reached the interface", s.RxPacket)
 	}
 	ping(t, inNamespace(l.ours), peerInner, fullSize, "")
+}
+
+// BenchmarkKernel is bulk TCP between this host and the kernel's own ipip in a guest,
+// with socat at this end and with ipipd, both ways. The guest is the slower end; what
+// counts is that no tunnel is slower than socat. The wire segments, since the guest's
+// driver takes no superpackets of the fast path.
+func BenchmarkKernel(b *testing.B) {
+	if testing.Short() {
+		b.Skip("a minute long")
+	}
+	for _, tunnel := range []struct {
+		name  string
+		start func(b *testing.B, ns *netlab.NS)
+	}{
+		{"socat", func(b *testing.B, ns *netlab.NS) { socat(b, ns, ourOuter, peerOuter, ourInner) }},
+		{"userspace", func(b *testing.B, ns *netlab.NS) { up(b, ns) }},
+		{"fastpath", func(b *testing.B, ns *netlab.NS) {
+			if s := up(b, ns, "--allow-fast-path", "yes").Status().FastPath; s != "active" {
+				b.Skipf("no fast path here: %s", s)
+			}
+		}},
+	} {
+		b.Run(tunnel.name, func(b *testing.B) {
+			for _, way := range []struct {
+				name    string
+				reverse bool
+			}{{"to-guest", false}, {"from-guest", true}} {
+				b.Run(way.name, func(b *testing.B) {
+					l := newKernelLab(b)
+					netlab.Segment(l.ours, "eth0")
+					tunnel.start(b, l.ours)
+					l.tunnel(b, "")
+					var gbps []float64
+					for b.Loop() {
+						gbps = append(gbps, bulk(b, inNamespace(l.ours), l.guest.Run, peerInner, way.reverse))
+					}
+					slices.Sort(gbps)
+					b.SetBytes(bulkBytes)
+					b.ReportMetric(gbps[len(gbps)/2], "Gb/s")
+				})
+			}
+		})
+	}
 }

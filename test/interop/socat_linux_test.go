@@ -9,7 +9,7 @@ import (
 
 // This one is without ipipd: two endpoints that others wrote, so that what fails
 // in the other tests is not the lab's fault.
-func TestInteropSocatAndLinuxUnderstandEachOther(t *testing.T) {
+func TestSocat_kernel(t *testing.T) {
 	t.Parallel()
 	l := newKernelLab(t)
 	wire := l.record(t)
@@ -35,7 +35,7 @@ func newSocatLab(t *testing.T) (ours, peer *netlab.NS, end func()) {
 	return ours, peer, socat(t, peer, peerOuter, ourOuter, peerInner)
 }
 
-func TestInteropSocatPingsOfEverySizeBothWays(t *testing.T) {
+func TestSocat_ping(t *testing.T) {
 	t.Parallel()
 	ours, peer, _ := newSocatLab(t)
 	wire := netlab.Capture(t, ours, "eth0", nil)
@@ -51,7 +51,7 @@ func TestInteropSocatPingsOfEverySizeBothWays(t *testing.T) {
 	}
 }
 
-func TestInteropSocatOuterFragmentsBothWays(t *testing.T) {
+func TestSocat_outerFragments(t *testing.T) {
 	t.Parallel()
 	ours, peer, _ := newSocatLab(t)
 	wire := netlab.Capture(t, ours, "eth0", nil)
@@ -64,7 +64,7 @@ func TestInteropSocatOuterFragmentsBothWays(t *testing.T) {
 	}
 }
 
-func TestInteropSocatBulkTCPBothWays(t *testing.T) {
+func TestSocat_bulkTCP(t *testing.T) {
 	t.Parallel()
 	ours, peer, _ := newSocatLab(t)
 	up(t, ours)
@@ -77,7 +77,7 @@ func TestInteropSocatBulkTCPBothWays(t *testing.T) {
 	bulk(t, inNamespace(ours), inNamespace(peer), peerInner, true)
 }
 
-func TestInteropSocatEchoKeepaliveFollowsThePeer(t *testing.T) {
+func TestSocat_echoKeepalive(t *testing.T) {
 	t.Parallel()
 	ours, peer, end := newSocatLab(t)
 	d := up(t, ours, "--keepalive", "1s,3", "--keepalive-probe", "echo", "--keepalive-target", peerInner)

@@ -37,7 +37,7 @@ func binaryForGuest(t *testing.T, guest *netlab.Guest) string {
 // runs in a guest, whose NIC is in one.
 //
 //	ours 192.0.2.1 eth0 ── spare ══ vec0 192.0.2.2 guest, vec0 in VRF red
-func TestUnderlayDeviceInAVRF(t *testing.T) {
+func TestVRF_underlayDevice(t *testing.T) {
 	t.Parallel()
 	ours, spare := netlab.New(t), netlab.New(t)
 	netlab.Veth(t, ours, spare, netlab.End{Name: "eth0", Address: ourOuter + "/24"}, netlab.End{Name: "guest0"})

@@ -24,7 +24,7 @@ func batchOf(packets ...[]byte) []*packet.Buffer {
 	return batch
 }
 
-func TestDeviceCarriesBothWays(t *testing.T) {
+func TestDevice(t *testing.T) {
 	d := NewDevice("ipip1", 1480)
 	q := d.Queues()[0]
 	for i := range 3 {
@@ -54,7 +54,7 @@ func TestDeviceCarriesBothWays(t *testing.T) {
 	}
 }
 
-func TestNothingEntersADeviceWithoutCarrier(t *testing.T) {
+func TestDeviceInject_noCarrier(t *testing.T) {
 	d := NewDevice("ipip1", 1480)
 	d.SetCarrier(false)
 	d.Inject(filled(20, 1))
@@ -66,7 +66,7 @@ func TestNothingEntersADeviceWithoutCarrier(t *testing.T) {
 	}
 }
 
-func TestCloseUnblocksWhoeverWaits(t *testing.T) {
+func TestDeviceClose(t *testing.T) {
 	d := NewDevice("ipip1", 1480)
 	s, _ := NewSocketPair()
 	waiting := []func() error{
@@ -97,7 +97,7 @@ func TestCloseUnblocksWhoeverWaits(t *testing.T) {
 	}
 }
 
-func TestWireCarriesBothWaysAndKeepsTheMTU(t *testing.T) {
+func TestSocket(t *testing.T) {
 	a, b := NewSocketPair()
 	withDF := filled(1501, 1)
 	withDF[6] = 0x40
@@ -123,7 +123,7 @@ func TestWireCarriesBothWaysAndKeepsTheMTU(t *testing.T) {
 	}
 }
 
-func TestFaultsAreWhatTheySay(t *testing.T) {
+func TestFaults(t *testing.T) {
 	const sent = 200
 	arrivals := func(f Faults) (order []byte, damaged int) {
 		a, b := NewSocketPair()
@@ -164,7 +164,7 @@ func TestFaultsAreWhatTheySay(t *testing.T) {
 	}
 }
 
-func TestAFullRingLosesAndCounts(t *testing.T) {
+func TestRing_full(t *testing.T) {
 	a, b := NewSocketPair()
 	d := NewDevice("ipip1", 1480)
 	sender := a.NewSender()
@@ -180,7 +180,7 @@ func TestAFullRingLosesAndCounts(t *testing.T) {
 	}
 }
 
-func TestASteadyStateAllocatesNothing(t *testing.T) {
+func TestRing_allocs(t *testing.T) {
 	a, b := NewSocketPair()
 	d := NewDevice("ipip1", 1480)
 	p := filled(1400, 1)

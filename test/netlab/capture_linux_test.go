@@ -6,7 +6,7 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-func TestCaptureSeesBothDirections(t *testing.T) {
+func TestCapture_bothDirections(t *testing.T) {
 	a, b := New(t), New(t)
 	Veth(t, a, b, End{Name: "eth0", Address: "192.0.2.1/24"}, End{Name: "eth0", Address: "192.0.2.2/24"})
 	wire := Capture(t, a, "eth0", nil)

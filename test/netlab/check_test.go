@@ -21,7 +21,7 @@ func outerPacket() []byte {
 	return b
 }
 
-func TestChecksComposeAndNameWhatDiffers(t *testing.T) {
+func TestMatch(t *testing.T) {
 	b := outerPacket()
 	Assert(t, b, Outer(TTL(255), TOS(0x28), DSCP(10), DF(false), ID(7), TotalLen(48), Source("192.0.2.1"), Destination("198.51.100.1"),
 		Inner(DF(true), TTL(64), ICMP(8, 0), MaxTotalLen(28)), Not(TTL(64))))
@@ -45,7 +45,7 @@ func TestChecksComposeAndNameWhatDiffers(t *testing.T) {
 	}
 }
 
-func TestDescribeShowsThePacketsInside(t *testing.T) {
+func TestDescribe(t *testing.T) {
 	want := "{192.0.2.1 > 198.51.100.1 proto 4 len 48 ttl 255 tos 0x28 id 7 {10.255.0.1 > 10.255.0.2 proto 1 len 28 ttl 64 tos 0x00 id 0 DF ICMP 8/0}}"
 	if got := Describe(outerPacket()); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)

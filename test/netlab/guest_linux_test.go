@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-func TestGuestIsAnotherKernelOnTheWire(t *testing.T) {
+func TestStartGuest(t *testing.T) {
 	host, wire := New(t), New(t)
 	Veth(t, host, wire, End{Name: "eth0", Address: "192.0.2.1/24"}, End{Name: "guest0"})
 	g := StartGuest(t, wire, "guest0", GuestOptions{Address: "192.0.2.2/24", Modules: ModulesIPIP})
@@ -30,7 +30,7 @@ func TestGuestIsAnotherKernelOnTheWire(t *testing.T) {
 
 // jitterentropy_rng refuses some processors, and a kernel need not have every module
 // of Debian's as a module.
-func TestGuestDoesWithoutAModuleThatIsNotNeeded(t *testing.T) {
+func TestStartGuest_moduleRefused(t *testing.T) {
 	wire, other := New(t), New(t)
 	Veth(t, wire, other, End{Name: "guest0"}, End{Name: "eth0"})
 	without := func(name string) (modules []string) {
@@ -58,7 +58,7 @@ func TestGuestDoesWithoutAModuleThatIsNotNeeded(t *testing.T) {
 	}
 }
 
-func TestGuestCommandsRunSideBySideAndReportFailure(t *testing.T) {
+func TestGuestRun(t *testing.T) {
 	wire, other := New(t), New(t)
 	Veth(t, wire, other, End{Name: "guest0"}, End{Name: "eth0"})
 	g := StartGuest(t, wire, "guest0", GuestOptions{})

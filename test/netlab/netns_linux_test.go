@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-func TestNamespacesAreApartAndJoinedByVeth(t *testing.T) {
+func TestVeth(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	before, err := os.Readlink("/proc/thread-self/ns/net")
@@ -62,7 +62,7 @@ func TestNamespacesAreApartAndJoinedByVeth(t *testing.T) {
 	}
 }
 
-func TestStartedProcessIsKilledWithItsTest(t *testing.T) {
+func TestNSStart_killedWithTest(t *testing.T) {
 	var cmd *exec.Cmd
 	t.Run("test", func(t *testing.T) {
 		ns := New(t)

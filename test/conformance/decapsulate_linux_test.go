@@ -69,7 +69,7 @@ func unfinished(h ipv4.Header, n int) []byte {
 // Every reason for which one packet from the network goes no further. Reasons
 // about the outer packet that are not here the kernel sees to before: what is not for the
 // only tunnel of a process is answered and counted there.
-func TestEachReceivedPacketThatBreaksARuleIsCountedByNameAndStopped(t *testing.T) {
+func TestDecapsulate_drops(t *testing.T) {
 	t.Parallel()
 	good := datagram(bToA(1), 100)
 	outer := func(h ipv4.Header, payload []byte) []byte {
@@ -137,21 +137,8 @@ func unknownToKernel(ns *netlab.NS) (n int) {
 	return n
 }
 
-// Datagrams that were merged on their way have lost their boundaries.
-func TestAReceivedUDPSuperpacketOfUnknownSizesIsStopped(t *testing.T) {
-	t.Parallel()
-	eachVariant(t, func(t *testing.T, c variant) {
-		r := receive(t, c)
-		r.from.send(fragments(outerBToA(unfinished(bToA(1), 4000)), 1480)...)
-		r.settle()
-		if s := r.d.Status(); s.Drops["superpacket-size-unknown"] != 1 || len(r.got()) != 0 {
-			t.Errorf("drops are %v, and the host got %d packets", s.Drops, len(r.got()))
-		}
-	})
-}
-
 // A peer on the same machine leaves checksums to hardware that never comes.
-func TestAPartialChecksumReachesTheSocketAndAWrongOneDoesNot(t *testing.T) {
+func TestDecapsulate_partialChecksum(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		r := receive(t, c)
@@ -171,7 +158,7 @@ func TestAPartialChecksumReachesTheSocketAndAWrongOneDoesNot(t *testing.T) {
 }
 
 // What the kernel stops before, so that no reason of ours counts it.
-func TestOuterPacketsThatAreNotSoundNeverArrive(t *testing.T) {
+func TestDecapsulate_invalidOuter(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		r := receive(t, c)
@@ -190,7 +177,7 @@ func TestOuterPacketsThatAreNotSoundNeverArrive(t *testing.T) {
 
 // An outer packet in a frame for another Ethernet address, or of a VLAN that this host
 // is not in, is none of ours, and the kernel stops it.
-func TestFramesThatAreNotForThisHostNeverArrive(t *testing.T) {
+func TestDecapsulate_otherHost(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		r := receive(t, c)
@@ -211,7 +198,7 @@ func TestFramesThatAreNotForThisHostNeverArrive(t *testing.T) {
 
 // RFC 6040, section 4.2: the table of [inner][outer], each Not-ECT, ECT(1),
 // ECT(0), CE as the codepoints 0 to 3 count.
-func TestReceivedECNIsMergedFromBothHeaders(t *testing.T) {
+func TestDecapsulate_ecn(t *testing.T) {
 	t.Parallel()
 	const none, ect1, ect0, ce, drop = 0, 1, 2, 3, 4
 	table := [4][4]uint8{
@@ -255,7 +242,7 @@ func TestReceivedECNIsMergedFromBothHeaders(t *testing.T) {
 	})
 }
 
-func TestBytesBehindTheInnerPacketAreTrimmed(t *testing.T) {
+func TestDecapsulate_trailingBytes(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		r := receive(t, c)
@@ -273,7 +260,7 @@ func TestBytesBehindTheInnerPacketAreTrimmed(t *testing.T) {
 }
 
 // An outer header with options is one to receive, though we never send one.
-func TestOuterOptionsAreTakenOff(t *testing.T) {
+func TestDecapsulate_outerOptions(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		r := receive(t, c)
@@ -288,7 +275,7 @@ func TestOuterOptionsAreTakenOff(t *testing.T) {
 }
 
 // An interface that is down takes nothing.
-func TestWhatTheInterfaceDoesNotTakeIsCounted(t *testing.T) {
+func TestDecapsulate_interfaceDown(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		r := receive(t, c)
@@ -307,7 +294,7 @@ func TestWhatTheInterfaceDoesNotTakeIsCounted(t *testing.T) {
 
 // What waits while ipipd does not run is more than it answers in a second, and
 // then more than there is room for.
-func TestFloodsAreCountedAndOutlived(t *testing.T) {
+func TestDecapsulate_flood(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		r := receive(t, c)
@@ -334,7 +321,7 @@ func TestFloodsAreCountedAndOutlived(t *testing.T) {
 // Thousands of packets from the tunnel's remote that are as a broken or hostile
 // peer might make them: each is delivered, or counted under a reason, nothing is
 // logged about it, and the tunnel works as before.
-func TestAStormOfGarbageIsAccountedForAndOutlived(t *testing.T) {
+func TestDecapsulate_garbage(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)

@@ -199,7 +199,7 @@ func htons(v uint16) uint16 { return v>>8 | v<<8 }
 
 // What the peer's stack left undone must be done before our stack gets it:
 // otherwise TCP from there stands still (0 Gb/s).
-func TestInteropUnfinishedSegmentsOfAPeerOnTheSameMachine(t *testing.T) {
+func TestOffload_sameHostPeer(t *testing.T) {
 	t.Parallel()
 	ours, peer := netlab.New(t), netlab.New(t)
 	netlab.Veth(t, ours, peer, netlab.End{Name: "eth0", Address: ourOuter + "/24"}, netlab.End{Name: "eth0", Address: peerOuter + "/24"})

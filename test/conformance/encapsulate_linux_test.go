@@ -36,7 +36,7 @@ var outerRules = []outerRule{
 // The outer header is: source and destination of the tunnel, protocol 4, no
 // options; DSCP, DF and TTL by the properties; ECN copied in any case (RFC 6040,
 // section 4.1). The inner packet is inside as it was (RFC 2003, section 3.1).
-func TestOuterHeaderIsMadeByThePropertiesAndTheInnerPacketIsUntouched(t *testing.T) {
+func TestEncapsulate_outerHeader(t *testing.T) {
 	t.Parallel()
 	for _, rule := range outerRules {
 		t.Run(rule.name, func(t *testing.T) {
@@ -89,7 +89,7 @@ func identified(p ipv4.Packet) error {
 }
 
 // RFC 6864, section 4.2.
-func TestOuterIDsDoNotRepeat(t *testing.T) {
+func TestEncapsulate_outerIDs(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
@@ -117,7 +117,7 @@ func TestOuterIDsDoNotRepeat(t *testing.T) {
 }
 
 // RFC 2003, section 3.1: the options stay with the inner packet.
-func TestInnerOptionsStayInside(t *testing.T) {
+func TestEncapsulate_innerOptions(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
@@ -139,7 +139,7 @@ func TestInnerOptionsStayInside(t *testing.T) {
 
 // Who forwards the packet into the tunnel and out of it, the kernel, counts two
 // hops; the tunnel between them counts none.
-func TestTheTunnelIsOneHopAndTheKernelCountsIt(t *testing.T) {
+func TestEncapsulate_ttl(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
@@ -163,7 +163,7 @@ func TestTheTunnelIsOneHopAndTheKernelCountsIt(t *testing.T) {
 
 // Every reason why a packet of the host is not sent that needs nothing but the
 // packet itself.
-func TestWhatCannotBeEncapsulatedIsCountedAndNotSent(t *testing.T) {
+func TestEncapsulate_drops(t *testing.T) {
 	t.Parallel()
 	good := datagram(aToB(1), 100)
 	nested := func(inner []byte, times int) []byte {
@@ -215,7 +215,7 @@ func TestWhatCannotBeEncapsulatedIsCountedAndNotSent(t *testing.T) {
 }
 
 // What follows the inner packet's total length is not part of it.
-func TestBytesBehindAnOutgoingPacketAreTrimmed(t *testing.T) {
+func TestEncapsulate_trailingBytes(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
@@ -229,7 +229,7 @@ func TestBytesBehindAnOutgoingPacketAreTrimmed(t *testing.T) {
 }
 
 // A slow link's queue overflows: the kernel says so, and it is counted.
-func TestAFullQueueOfTheUnderlayIsCounted(t *testing.T) {
+func TestEncapsulate_queueFull(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		if c.fast {

@@ -82,7 +82,7 @@ func pinging(t *testing.T, ns *netlab.NS) {
 	t.Cleanup(func() { close(stop); <-done })
 }
 
-func TestFastPathOwnInterface(t *testing.T) {
+func TestHooks_egress(t *testing.T) {
 	t.Parallel()
 	drops := func(t *testing.T, a *netlab.NS) {
 		if _, err := a.Try("ping", "-c", "1", "-W", "1", innerB); err == nil {
@@ -173,7 +173,7 @@ func TestFastPathOwnInterface(t *testing.T) {
 }
 
 // An idle tunnel is looked at whenever it is for something else.
-func TestFastPathIdleCapture(t *testing.T) {
+func TestHooks_idleCapture(t *testing.T) {
 	t.Parallel()
 	a, _ := hosts(t)
 	d := fast.upA(t, a)
@@ -187,7 +187,7 @@ func TestFastPathIdleCapture(t *testing.T) {
 // What is received is handed to the interface as its driver does, whoever carries it:
 // filters, programs, nftables and captures there see it, and the fast path stays. So it
 // does for what a packet meets before the program on its way out.
-func TestOwnInterfaceIngress(t *testing.T) {
+func TestHooks_ingress(t *testing.T) {
 	t.Parallel()
 	const chain = "nft add table netdev t; nft add chain netdev t c '{ type filter hook %s device t0 priority 0 ; }'; nft add rule netdev t c ip daddr 10.255.0.0/24 drop"
 	for _, x := range []struct {
@@ -239,7 +239,7 @@ func TestOwnInterfaceIngress(t *testing.T) {
 }
 
 // On the underlay what is sent is seen and queued as ever, whoever carries it.
-func TestUnderlayQueueAndCapture(t *testing.T) {
+func TestHooks_underlay(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)

@@ -9,7 +9,7 @@ import (
 )
 
 // The example of RouterOS's documentation: R1 and R2 far apart, three pings.
-func TestTwoRoutersPingEachOtherAsInRouterOSExample(t *testing.T) {
+func TestLifecycle_routerOSExample(t *testing.T) {
 	t.Parallel()
 	r1, internet, r2 := netlab.New(t), netlab.New(t), netlab.New(t)
 	netlab.Veth(t, r1, internet, netlab.End{Name: "ether1", Address: "10.0.0.1/24"}, netlab.End{Name: "to-r1", Address: "10.0.0.254/24"})
@@ -40,7 +40,7 @@ func TestTwoRoutersPingEachOtherAsInRouterOSExample(t *testing.T) {
 	}
 }
 
-func TestSIGTERMRemovesInterfaceAndSocketAndExitsZero(t *testing.T) {
+func TestLifecycle_signal(t *testing.T) {
 	t.Parallel()
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		a, _ := hosts(t)
@@ -57,7 +57,7 @@ func TestSIGTERMRemovesInterfaceAndSocketAndExitsZero(t *testing.T) {
 	}
 }
 
-func TestDownEndsTheTunnel(t *testing.T) {
+func TestLifecycle_down(t *testing.T) {
 	t.Parallel()
 	a, _ := hosts(t)
 	d := upA(t, a)
@@ -72,7 +72,7 @@ func TestDownEndsTheTunnel(t *testing.T) {
 	}
 }
 
-func TestAKilledTunnelStartsAgain(t *testing.T) {
+func TestLifecycle_killed(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
 	d := upA(t, a)
@@ -86,7 +86,7 @@ func TestAKilledTunnelStartsAgain(t *testing.T) {
 	ping(t, a, innerB)
 }
 
-func TestARemovedInterfaceEndsTheTunnelWithAnError(t *testing.T) {
+func TestLifecycle_interfaceDeleted(t *testing.T) {
 	t.Parallel()
 	a, _ := hosts(t)
 	d := upA(t, a)
@@ -99,7 +99,7 @@ func TestARemovedInterfaceEndsTheTunnelWithAnError(t *testing.T) {
 	}
 }
 
-func TestANameThatIsTakenIsRefused(t *testing.T) {
+func TestLifecycle_nameTaken(t *testing.T) {
 	t.Parallel()
 	a, _ := hosts(t)
 	upA(t, a)
@@ -115,7 +115,7 @@ func TestANameThatIsTakenIsRefused(t *testing.T) {
 	}
 }
 
-func TestNoRouteToTheRemoteIsRefusedAndLeavesNothing(t *testing.T) {
+func TestLifecycle_noRoute(t *testing.T) {
 	t.Parallel()
 	a, _ := hosts(t)
 	d := netlab.Launch(t, a, "t0", "--remote-address", "198.51.100.1")

@@ -21,7 +21,7 @@ func viaLink(t *testing.T, d *netlab.Daemon, link bool) {
 	})
 }
 
-func TestReception(t *testing.T) {
+func TestReceive(t *testing.T) {
 	t.Parallel()
 	threads := []string{"--threads", "2", "--allow-fast-path", "no", "--keepalive", "off", "--log-level", "debug"}
 

@@ -2,7 +2,6 @@ package conformance
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -11,59 +10,8 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
 
-	"ipipd/internal/ipv4"
 	"ipipd/test/netlab"
 )
-
-// What an administrator sets up about protocol 4 while a tunnel runs holds for its
-// outer packets, both ways, and until it is taken away again.
-func TestNetfilterRulesAddedWhileRunningHoldForOuterPackets(t *testing.T) {
-	t.Parallel()
-	if _, err := exec.LookPath("nft"); err != nil {
-		t.Skip("needs nft (package nftables)")
-	}
-	for _, hook := range []string{"output", "postrouting", "prerouting", "input"} {
-		t.Run(hook, func(t *testing.T) {
-			eachVariant(t, func(t *testing.T, c variant) {
-				a, b := hosts(t)
-				d := c.upA(t, a)
-				c.upB(t, b)
-				ping(t, a, innerB)
-				if out, err := a.Try("nft", "add table ip test; add chain ip test stop { type filter hook "+hook+" priority 0 ; } ; add rule ip test stop ip protocol 4 drop"); err != nil {
-					t.Skipf("needs a kernel with nftables: %s", out)
-				}
-				// The tunnel hears of the rule; nothing says when it has.
-				netlab.Eventually(t, "packets stop", func() bool { return !answered(a, innerB) })
-				wire := outgoing(t, a, "veth0")
-				inside := netlab.CaptureReceived(t, a, "t0")
-				before := d.Status()
-				inject(t, a, "t0", nil, "").send(datagram(aToB(1), 100))
-				inject(t, b, "t0", nil, "").send(datagram(bToA(2), 100))
-				if hook == "output" || hook == "postrouting" {
-					inside.Await(netlab.ID(2))
-					netlab.Eventually(t, "the packet was tried", func() bool {
-						s := d.Status()
-						return s.TxPacket+s.Drops["send-failed"] > before.TxPacket+before.Drops["send-failed"]
-					})
-				} else {
-					wire.Await(about(1))
-				}
-				if answered(a, innerB) {
-					t.Error("a ping gets through")
-				}
-				if hook == "output" || hook == "postrouting" {
-					if got := wire.Matching(netlab.Protocol(ipv4.ProtocolIPIP)); len(got) != 0 {
-						t.Errorf("and yet there left %s", netlab.Describe(got[0].Packet))
-					}
-				} else if got := inside.Frames(); len(got) != 0 {
-					t.Errorf("and yet there came %s", netlab.Describe(got[0].Packet))
-				}
-				a.Run("nft", "delete table ip test")
-				pingsAgain(t, a, "the rule was taken away")
-			})
-		})
-	}
-}
 
 // nameServer answers every question on 127.0.0.1 of ns with one address.
 func nameServer(t *testing.T, ns *netlab.NS, answer string) {
@@ -114,7 +62,7 @@ func ownResolvConf(t *testing.T, content string) {
 	}
 }
 
-func TestTheRemoteMayBeADNSName(t *testing.T) {
+func TestDNS_remoteAddress(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
@@ -129,7 +77,7 @@ func TestTheRemoteMayBeADNSName(t *testing.T) {
 	})
 }
 
-func TestADNSNameThatDoesNotResolveIsRefused(t *testing.T) {
+func TestDNS_unresolved(t *testing.T) {
 	t.Parallel()
 	a, _ := hosts(t)
 	ownResolvConf(t, "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n") // where nobody listens

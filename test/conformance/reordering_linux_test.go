@@ -13,7 +13,7 @@ import (
 // Several threads and queues share the flows, not the packets of a flow: what a
 // socket sends in an order arrives in that order, and so do the answers, which the
 // kernel may put into another queue than it used before it had seen any.
-func TestNoFlowIsReorderedByManyThreads(t *testing.T) {
+func TestReordering_perFlow(t *testing.T) {
 	t.Parallel()
 	for _, u := range underlays[:2] {
 		t.Run(u.name, func(t *testing.T) {

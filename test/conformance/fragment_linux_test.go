@@ -12,7 +12,7 @@ import (
 // An inner packet that does not fit goes in fragments of the outer one, if that
 // has DF=0: each fits the wire, all have the same ID, and they lie end to end
 // (RFC 791, section 3.2). Both ends send and receive them.
-func TestLargeInnerPacketsGoInOuterFragments(t *testing.T) {
+func TestFragment_outer(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ mtu, size int }{{1500, 1472}, {9000, 8000}, {65515, 60000}, {65515, 65487}} {
 		t.Run(fmt.Sprintf("mtu %d, ping of %d bytes", test.mtu, test.size), func(t *testing.T) {
@@ -62,7 +62,7 @@ func checkFragments(t *testing.T, wire *netlab.Recorder, from, to string, total,
 }
 
 // RFC 791, section 3.2: in any order, and twice.
-func TestReceivedFragmentsAreReassembledInAnyOrder(t *testing.T) {
+func TestFragment_reassembly(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		for _, order := range []string{"012345", "543210", "304152", "001122334455", "050505123450"} {
@@ -82,7 +82,7 @@ func TestReceivedFragmentsAreReassembledInAnyOrder(t *testing.T) {
 	})
 }
 
-func TestAFragmentThatIsMissingStopsNothingElse(t *testing.T) {
+func TestFragment_missing(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		r := receive(t, c)
@@ -96,7 +96,7 @@ func TestAFragmentThatIsMissingStopsNothingElse(t *testing.T) {
 }
 
 // An inner packet that is a fragment itself is a packet like any other.
-func TestInnerFragmentsPassAsTheyAre(t *testing.T) {
+func TestFragment_inner(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)

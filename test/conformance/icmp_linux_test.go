@@ -1,0 +1,162 @@
+package conformance
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strings"
+	"testing"
+
+	"ipipd/internal/ipv4"
+	"ipipd/test/netlab"
+)
+
+// icmpError is an ICMP error from the router to a; word is the second of its
+// header, with a next-hop MTU.
+func icmpError(kind, code byte, word uint32, quote []byte) []byte {
+	message := append([]byte{kind, code, 0, 0, 0, 0, 0, 0}, quote...)
+	binary.BigEndian.PutUint32(message[4:], word)
+	binary.BigEndian.PutUint16(message[2:], ipv4.Checksum(message, 0))
+	return build(ipv4.Header{ID: 1, Protocol: ipv4.ProtocolICMP, Source: addr("192.0.2.254"), Destination: addr(farA)}, message)
+}
+
+// outerAToB is an outer packet as a sends it to b, with DF=1.
+func outerAToB(inner []byte) []byte {
+	return build(ipv4.Header{DF: true, TTL: 250, Protocol: ipv4.ProtocolIPIP, Source: addr(farA), Destination: addr(farB)}, inner)
+}
+
+// forger is a tunnel end at a whose only router tells it things by hand.
+func forger(t *testing.T, c variant) (a *netlab.NS, d *netlab.Daemon, from *injector, inside *netlab.Recorder) {
+	t.Helper()
+	var router, b *netlab.NS
+	a, router, b = routed(t)
+	deafEnd(t, b)
+	d = c.upFarA(t, a, "--dont-fragment", "inherit")
+	from = inject(t, router, "to-a", a, "veth0")
+	inside = netlab.CaptureReceived(t, a, "t0")
+	return a, d, from, inside
+}
+
+// quotes is that an ICMP error quotes the beginning of that packet.
+func quotes(b []byte) netlab.Check {
+	return func(p ipv4.Packet) error {
+		quote := p.Payload()[8:]
+		if len(quote) < min(28, len(b)) || len(quote) > len(b) || string(quote) != string(b[:len(quote)]) {
+			return fmt.Errorf("it quotes % x", quote)
+		}
+		return nil
+	}
+}
+
+// RFC 2003, sections 4 and 5: what the sender of the next inner packet is told after an
+// error on the outer path, and what not. It is never about what the error quotes, which
+// anybody may have invented.
+func TestICMP_outerErrors(t *testing.T) {
+	t.Parallel()
+	h := aToB(1)
+	h.DF = true
+	outer := outerAToB(datagram(h, 1400))
+	h.ID = 2
+	next := datagram(h, 1390) // too big for 1400 with its outer header
+	told := func(kind, code byte) netlab.Check {
+		return netlab.All(netlab.Destination(innerA), netlab.ICMP(kind, code), quotes(next))
+	}
+	for _, test := range []struct {
+		name   string
+		packet []byte
+		want   netlab.Check // nil: nothing is told
+		drop   string
+	}{
+		{"datagram too big", icmpError(3, 4, 1400, outer), netlab.All(told(3, 4), nextHopMTU(1380)), ""},
+		{"net unreachable", icmpError(3, 0, 0, outer), told(3, 1), ""},
+		{"host unreachable", icmpError(3, 1, 0, outer), told(3, 1), ""},
+		{"protocol unreachable", icmpError(3, 2, 0, outer), told(3, 1), ""},
+		{"communication prohibited", icmpError(3, 13, 0, outer), told(3, 1), ""},
+		{"time exceeded", icmpError(11, 0, 0, outer), told(3, 1), ""},
+		{"a quote of 8 bytes", icmpError(3, 1, 0, outer[:28]), told(3, 1), ""},
+		{"port unreachable", icmpError(3, 3, 0, outer), nil, "outer-error-ignored"},
+		{"source route failed", icmpError(3, 5, 0, outer), nil, "outer-error-ignored"},
+		{"reassembly time exceeded", icmpError(11, 1, 0, outer), nil, "outer-error-ignored"},
+		{"a wrong ICMP checksum", with(icmpError(3, 1, 0, outer), 23, 0), nil, "outer-error-malformed"},
+		{"datagram too big, about one with DF=0", icmpError(3, 4, 600, with(outer, 6, 0)), nil, "outer-error-not-believed"},
+		{"datagram too big, about one that fits", icmpError(3, 4, 1448, outer), nil, "outer-error-not-believed"},
+		{"about an encrypted packet", icmpError(3, 1, 0, with(outer, 9, 50)), nil, "outer-error-not-believed"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			eachVariant(t, func(t *testing.T, c variant) {
+				a, d, from, inside := forger(t, c)
+				wire := netlab.Capture(t, a, "veth0", func(f netlab.Frame) bool { return f.Outgoing })
+				into := inject(t, a, "t0", nil, "")
+				from.send(test.packet)
+				if test.want == nil {
+					netlab.Eventually(t, "it is counted", func() bool { return d.Drops(test.drop) == 1 })
+					into.send(next)
+					wire.Await(netlab.Outer(netlab.Payload(next)))
+					if got := inside.Frames(); len(got) != 0 {
+						t.Errorf("the sender was told %s", netlab.Describe(got[0].Packet))
+					}
+					return
+				}
+				netlab.Eventually(t, "the sender is told", func() bool {
+					into.send(next)
+					return len(inside.Matching(test.want)) > 0
+				})
+				if got := inside.Matching(netlab.Not(test.want)); len(got) != 0 {
+					t.Errorf("the sender was told %s", netlab.Describe(got[0].Packet))
+				}
+				for reason := range d.Status().Drops {
+					if reason != "too-big" {
+						t.Errorf("drops are %v", d.Status().Drops)
+					}
+				}
+			})
+		})
+	}
+}
+
+// A peer that is heard can be reached, whoever says otherwise, and whichever path hears
+// it: no inner sender is told of it, and nothing is logged.
+func TestICMP_forgedUnreachable(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		a, router, b := routed(t)
+		d := c.upFarA(t, a)
+		c.upFarB(t, b)
+		from := inject(t, router, "to-a", a, "veth0")
+		inside := netlab.Capture(t, a, "t0", func(f netlab.Frame) bool { return !f.Outgoing })
+		outer := outerAToB(datagram(aToB(1), 200))
+		netlab.Eventually(t, "the tunnel carries", func() bool {
+			_, err := a.Try("ping", "-c", "1", "-W", "1", innerB)
+			return err == nil
+		})
+		codes := []byte{0, 1, 2, 13}
+		for i, code := range codes {
+			ping(t, a, innerB)
+			from.send(icmpError(3, code, 0, outer))
+			netlab.Eventually(t, "it is counted", func() bool { return d.Drops("outer-error-not-believed") == uint64(i+1) })
+			ping(t, a, innerB)
+		}
+		if got := inside.Matching(netlab.ICMP(3, 1)); len(got) != 0 {
+			t.Errorf("an inner sender was told %s", netlab.Describe(got[0].Packet))
+		}
+		if strings.Contains(d.Log(), "WARN") {
+			t.Error("it is in the log")
+		}
+	})
+}
+
+// An outer TTL that is too low: the router between answers time exceeded.
+func TestICMP_timeExceeded(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		a, _, b := routed(t)
+		c.upFarA(t, a, "--ttl", "1")
+		c.upFarB(t, b)
+		netlab.Eventually(t, "a ping is told", func() bool {
+			out, err := a.Try("ping", "-c", "1", "-W", "1", innerB)
+			if err == nil {
+				t.Fatalf("it was answered: %s", out)
+			}
+			return strings.Contains(out, "Destination Host Unreachable")
+		})
+	})
+}
