@@ -27,12 +27,12 @@ type underlay struct {
 var underlays = []underlay{
 	{name: "a veth, which leaves checksums and segmentation to the receiver"},
 	{name: "a wire of segments", wire: func(a, b *netlab.NS) {
-		netlab.Segment(a, "veth0")
-		netlab.Segment(b, "veth0")
+		netlab.DisableOffload(a, "veth0")
+		netlab.DisableOffload(b, "veth0")
 	}},
 	{name: "GRO on receipt", merges: true, wire: func(a, b *netlab.NS) {
 		for _, ns := range []*netlab.NS{a, b} {
-			netlab.Segment(ns, "veth0") // so that there are segments to merge
+			netlab.DisableOffload(ns, "veth0") // so that there are segments to merge
 		}
 		for _, ns := range []*netlab.NS{a, b} {
 			ns.Run("ethtool", "-K", "veth0", "gro", "on")
@@ -108,15 +108,15 @@ func TestBulk_udp(t *testing.T) {
 		}
 		sizes = append(sizes, largest-1, largest, largest, 5000, 20001) // what is larger the host cuts
 		rand.Shuffle(len(sizes), func(i, j int) { sizes[i], sizes[j] = sizes[j], sizes[i] })
-		echoed(t, a, b, sizes, 0)
+		echo(t, a, b, sizes, 0)
 	})
 }
 
-// echoed sends datagrams of those sizes from a to b, a few at a time, and fails
+// echo sends datagrams of those sizes from a to b, a few at a time, and fails
 // the test unless b gets each once and its answer, the same, comes back. With
 // segment not 0 the kernel cuts what is sent into datagrams of that size. UDP may
 // lose datagrams: those are sent again.
-func echoed(t *testing.T, a, b *netlab.NS, sizes []int, segment int) {
+func echo(t *testing.T, a, b *netlab.NS, sizes []int, segment int) {
 	t.Helper()
 	far := listenUDP(t, b, innerB+":0")
 	go func() {
@@ -144,7 +144,7 @@ func echoed(t *testing.T, a, b *netlab.NS, sizes []int, segment int) {
 		for i, size := range sizes[at:min(at+window, len(sizes))] {
 			b := message(at+i, size)
 			group = append(group, b)
-			for _, d := range cut(b, segment) {
+			for _, d := range segments(b, segment) {
 				wanted[string(d)]++
 			}
 		}
@@ -172,7 +172,7 @@ func echoed(t *testing.T, a, b *netlab.NS, sizes []int, segment int) {
 					wanted[got]--
 				case wanted[got] == 1:
 					delete(wanted, got)
-				case !sent(group, segment, buf[:n]) && !late(message, sizes[:at], segment, buf[:n]):
+				case !sentAny(group, segment, buf[:n]) && !duplicate(message, sizes[:at], segment, buf[:n]):
 					t.Fatalf("a datagram of %d bytes came that nobody sent", n)
 				}
 			}
@@ -180,17 +180,17 @@ func echoed(t *testing.T, a, b *netlab.NS, sizes []int, segment int) {
 	}
 }
 
-// cut is what the kernel makes of b.
-func cut(b []byte, segment int) (datagrams [][]byte) {
+// segments is what the kernel makes of b.
+func segments(b []byte, segment int) (datagrams [][]byte) {
 	for segment != 0 && len(b) > segment {
 		datagrams, b = append(datagrams, b[:segment]), b[segment:]
 	}
 	return append(datagrams, b)
 }
 
-func sent(group [][]byte, segment int, got []byte) bool {
+func sentAny(group [][]byte, segment int, got []byte) bool {
 	for _, b := range group {
-		for _, d := range cut(b, segment) {
+		for _, d := range segments(b, segment) {
 			if bytes.Equal(d, got) {
 				return true
 			}
@@ -199,10 +199,10 @@ func sent(group [][]byte, segment int, got []byte) bool {
 	return false
 }
 
-// late is whether got is an answer to what was sent twice.
-func late(message func(i, size int) []byte, sizes []int, segment int, got []byte) bool {
+// duplicate is whether got is an answer to what was sent twice.
+func duplicate(message func(i, size int) []byte, sizes []int, segment int, got []byte) bool {
 	for i, size := range sizes {
-		if sent([][]byte{message(i, size)}, segment, got) {
+		if sentAny([][]byte{message(i, size)}, segment, got) {
 			return true
 		}
 	}

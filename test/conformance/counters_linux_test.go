@@ -13,19 +13,19 @@ type ends struct{ a, b *netlab.Daemon }
 // counted is what both have counted.
 type counted struct{ a, b netlab.Status }
 
-func (e ends) look() counted { return counted{e.a.Status(), e.b.Status()} }
+func (e ends) status() counted { return counted{e.a.Status(), e.b.Status()} }
 
-// agree reports whether each end has counted as received what the other has counted as
+// equalSince reports whether each end has counted as received what the other has counted as
 // sent since before, in packets and bytes.
-func (c counted) agree(before counted) bool {
+func (c counted) equalSince(before counted) bool {
 	return c.a.TxPacket-before.a.TxPacket == c.b.RxPacket-before.b.RxPacket &&
 		c.a.RxPacket-before.a.RxPacket == c.b.TxPacket-before.b.TxPacket &&
 		c.a.TxByte-before.a.TxByte == c.b.RxByte-before.b.RxByte &&
 		c.a.RxByte-before.a.RxByte == c.b.TxByte-before.b.TxByte
 }
 
-// same waits until both ends have counted the same since before.
-func (e ends) same(t *testing.T, before counted) {
+// awaitEqual waits until both ends have counted the same since before.
+func (e ends) awaitEqual(t *testing.T, before counted) {
 	t.Helper()
 	var now counted
 	defer func() {
@@ -34,35 +34,35 @@ func (e ends) same(t *testing.T, before counted) {
 		}
 	}()
 	netlab.Eventually(t, "both ends have counted the same", func() bool {
-		now = e.look()
-		return now.agree(before)
+		now = e.status()
+		return now.equalSince(before)
 	})
 }
 
-// quiet waits until nothing more is counted.
-func (e ends) quiet(t *testing.T) counted {
+// awaitIdle waits until nothing more is counted.
+func (e ends) awaitIdle(t *testing.T) counted {
 	t.Helper()
-	now := e.look()
+	now := e.status()
 	netlab.Eventually(t, "nothing more is counted", func() bool {
 		before := now
 		time.Sleep(netlab.Slower(100 * time.Millisecond))
-		now = e.look()
+		now = e.status()
 		return now.a.RxPacket == before.a.RxPacket && now.b.RxPacket == before.b.RxPacket &&
 			now.a.TxPacket == before.a.TxPacket && now.b.TxPacket == before.b.TxPacket
 	})
 	return now
 }
 
-// settled calls traffic until both ends count the same, twice in a row: the first
+// settle calls traffic until both ends count the same, twice in a row: the first
 // packets from a peer on this machine move reception to the link layer, and meanwhile a
 // packet may come twice.
-func (e ends) settled(t *testing.T, traffic func()) counted {
+func (e ends) settle(t *testing.T, traffic func()) counted {
 	t.Helper()
-	now, agreed := e.look(), 0
+	now, agreed := e.status(), 0
 	for range 20 {
 		before := now
 		traffic()
-		if now = e.quiet(t); !now.agree(before) {
+		if now = e.awaitIdle(t); !now.equalSince(before) {
 			agreed = 0
 		} else if agreed++; agreed == 2 {
 			return now
@@ -87,12 +87,12 @@ func TestCounters_mixedTraffic(t *testing.T) {
 					u.wire(a, b)
 				}
 				da, db := fast.upA(t, a), far.upB(t, b)
-				isFast(t, da)
+				requireFastPath(t, da)
 				// No more packets than the receiving kernel queues (1000): what is
 				// lost on the way is counted by one end only.
 				const bytes = 1 << 20
 				both := ends{da, db}
-				before := both.settled(t, func() {
+				before := both.settle(t, func() {
 					transfer(t, a, b, innerB, 1<<16)
 					transfer(t, b, a, innerA, 1<<16)
 				})
@@ -100,7 +100,7 @@ func TestCounters_mixedTraffic(t *testing.T) {
 				ping(t, a, "-T", "tsonly", innerB)
 				ping(t, b, "-s", "5000", innerA)
 				transfer(t, b, a, innerA, bytes)
-				both.same(t, before)
+				both.awaitEqual(t, before)
 				if s := da.Status(); s.TxByte-before.a.TxByte < bytes || s.TxPacket-before.a.TxPacket < bytes/1500 {
 					t.Errorf("1 MiB was sent, and counted as %d bytes in %d packets", s.TxByte, s.TxPacket)
 				}
@@ -121,8 +121,8 @@ func TestCounters_superpacket(t *testing.T) {
 				}
 				da, db := c.upA(t, a), c.upB(t, b)
 				const segment, full, rest = 500, 40, 13
-				echoed(t, a, b, []int{segment*full + rest}, segment)
-				ends{da, db}.same(t, counted{})
+				echo(t, a, b, []int{segment*full + rest}, segment)
+				ends{da, db}.awaitEqual(t, counted{})
 				s := da.Status()
 				// Both have counted each way the same; a lost datagram is sent again.
 				if n := s.TxPacket; n%(full+1) != 0 || s.TxByte != n/(full+1)*(full*(segment+28)+rest+28) {
@@ -139,7 +139,7 @@ func TestCounters_fastPathLeft(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
 	da, db := fast.upA(t, a), fast.upB(t, b)
-	isFast(t, da, db)
+	requireFastPath(t, da, db)
 	const policy = "src 192.0.2.1 dst 192.0.2.2 proto 4 dir out"
 	for range 2 {
 		transfer(t, a, b, innerB, 1<<20)
@@ -148,11 +148,11 @@ func TestCounters_fastPathLeft(t *testing.T) {
 			t.Skipf("needs a kernel with IPsec: %s", out)
 		}
 		netlab.Eventually(t, "userspace carries", func() bool { return da.Status().FastPath != "active" })
-		ends{da, db}.same(t, counted{})
+		ends{da, db}.awaitEqual(t, counted{})
 		ping(t, a, innerB)
 		a.Run("sh", "-c", "ip xfrm policy delete "+policy)
 		netlab.Eventually(t, "the kernel carries again", func() bool { return da.Status().FastPath == "active" })
-		ends{da, db}.same(t, counted{})
+		ends{da, db}.awaitEqual(t, counted{})
 	}
 	if s := da.Status(); s.TxByte < 2<<20 || s.RxByte < 2<<20 {
 		t.Errorf("twice 1 MiB each way, and %d bytes sent, %d received", s.TxByte, s.RxByte)

@@ -81,25 +81,25 @@ func outerBToA(inner []byte) []byte {
 	return build(ipv4.Header{ID: 0x4004, TTL: 64, Protocol: ipv4.ProtocolIPIP, Source: addr(outerB), Destination: addr(outerA)}, inner)
 }
 
-// resum makes the header checksum of a packet right that was changed by hand.
-func resum(b []byte) []byte {
+// updateChecksum makes the header checksum of a packet right that was changed by hand.
+func updateChecksum(b []byte) []byte {
 	n := int(b[0]&0xf) * 4
 	b[10], b[11] = 0, 0
 	binary.BigEndian.PutUint16(b[10:], ipv4.Checksum(b[:n], 0))
 	return b
 }
 
-// with is a copy of a packet with one byte of its header set, and the checksum
+// withByte is a copy of a packet with one byte of its header set, and the checksum
 // right again.
-func with(b []byte, offset int, value byte) []byte {
+func withByte(b []byte, offset int, value byte) []byte {
 	b = slices.Clone(b)
 	b[offset] = value
-	return resum(b)
+	return updateChecksum(b)
 }
 
-// fragments cuts a packet without options into pieces that carry size bytes of its
+// fragment cuts a packet without options into pieces that carry size bytes of its
 // payload, a multiple of 8.
-func fragments(b []byte, size int) (pieces [][]byte) {
+func fragment(b []byte, size int) (pieces [][]byte) {
 	p, err := ipv4.Parse(b)
 	if err != nil || size%8 != 0 {
 		panic("not a packet that can be cut so")
@@ -120,9 +120,9 @@ type injector struct {
 	to   unix.SockaddrLinklayer
 }
 
-// inject opens an interface of ns for packets; peer is the namespace at the other
+// newInjector opens an interface of ns for packets; peer is the namespace at the other
 // end of a veth, whose interface to takes them, or nil for a TUN.
-func inject(t *testing.T, ns *netlab.NS, ifname string, peer *netlab.NS, to string) *injector {
+func newInjector(t *testing.T, ns *netlab.NS, ifname string, peer *netlab.NS, to string) *injector {
 	t.Helper()
 	in := &injector{t: t, to: unix.SockaddrLinklayer{Protocol: binary.NativeEndian.Uint16([]byte{0x08, 0x00})}}
 	if peer != nil {
@@ -166,9 +166,9 @@ func (in *injector) send(packets ...[]byte) {
 	}
 }
 
-// deafEnd has ns take protocol 4 and do nothing with it, so that its kernel does
+// sinkIPIP has ns take protocol 4 and do nothing with it, so that its kernel does
 // not answer that nobody is there.
-func deafEnd(t *testing.T, ns *netlab.NS) {
+func sinkIPIP(t *testing.T, ns *netlab.NS) {
 	t.Helper()
 	var fd int
 	var err error

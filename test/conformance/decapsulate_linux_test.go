@@ -22,11 +22,11 @@ type receiver struct {
 	marks  uint16
 }
 
-func receive(t *testing.T, c variant, flags ...string) *receiver {
+func newReceiver(t *testing.T, c variant, flags ...string) *receiver {
 	t.Helper()
 	a, b := hosts(t)
-	deafEnd(t, b)
-	r := &receiver{a: a, b: b, d: c.upA(t, a, flags...), from: inject(t, b, "veth0", a, "veth0"), marks: 0xf000}
+	sinkIPIP(t, b)
+	r := &receiver{a: a, b: b, d: c.upA(t, a, flags...), from: newInjector(t, b, "veth0", a, "veth0"), marks: 0xf000}
 	r.inside = netlab.CaptureReceived(t, a, "t0")
 	return r
 }
@@ -57,9 +57,9 @@ func (r *receiver) got() []netlab.Frame {
 	}))
 }
 
-// unfinished is a UDP datagram as it leaves a stack that expects hardware to
+// partialChecksum is a UDP datagram as it leaves a stack that expects hardware to
 // finish its checksum: the field has the sum of the pseudo-header only.
-func unfinished(h ipv4.Header, n int) []byte {
+func partialChecksum(h ipv4.Header, n int) []byte {
 	b := udp(h, 9, 9, pattern(n))
 	pseudo := ipv4.PseudoHeaderSum(h.Source, h.Destination, ipv4.ProtocolUDP, len(b))
 	binary.BigEndian.PutUint16(b[6:], ipv4.Fold(pseudo))
@@ -87,23 +87,23 @@ func TestDecapsulate_drops(t *testing.T) {
 	}{
 		{"from another source", "", outer(ipv4.Header{Source: addr("192.0.2.3"), Destination: addr(outerA)}, good)},
 		{"to another address of this host", "", outer(ipv4.Header{Source: addr(outerB), Destination: addr("192.0.2.9")}, good)},
-		{"inner TTL 0", "received-ttl-zero", outerBToA(with(good, 8, 0))},
+		{"inner TTL 0", "received-ttl-zero", outerBToA(withByte(good, 8, 0))},
 		{"wrong inner header checksum", "received-checksum", outerBToA(wrongSum)},
 		{"IPv6 inside", "received-not-ipv4", outerBToA(append([]byte{0x60, 0, 0, 0, 0, 0, 59, 64}, make([]byte, 32)...))},
 		{"something inside", "received-not-ipv4", outerBToA([]byte("no packet but forty bytes of text at all"))},
-		{"an inner header of 16 bytes", "received-malformed", outerBToA(with(good, 0, 0x44))},
-		{"an inner total length within the header", "received-malformed", outerBToA(with(with(good, 2, 0), 3, 19))},
+		{"an inner header of 16 bytes", "received-malformed", outerBToA(withByte(good, 0, 0x44))},
+		{"an inner total length within the header", "received-malformed", outerBToA(withByte(withByte(good, 2, 0), 3, 19))},
 		{"an inner packet longer than the outer", "received-truncated", outerBToA(good[:len(good)-1])},
 		{"half an inner header", "received-truncated", outerBToA(good[:19])},
 		{"one byte inside", "received-truncated", outerBToA(good[:1])},
 		{"an inner packet of our own to the peer", "received-loop", outerBToA(loop)},
 		{"the tunnel in itself, 35 times", "received-loop", nested(35, good)},
 		{"a probe that may go no further", "reflect-ttl-expired", outerBToA(probe)},
-		{"congestion marked on what cannot say so", "ecn-ce-on-not-ect", with(ecn, 1, 3)},
+		{"congestion marked on what cannot say so", "ecn-ce-on-not-ect", withByte(ecn, 1, 3)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			eachVariant(t, func(t *testing.T, c variant) {
-				r := receive(t, c)
+				r := newReceiver(t, c)
 				r.a.Run("ip", "address", "add", "192.0.2.9/32", "dev", "veth0")
 				r.from.send(test.packet)
 				r.settle()
@@ -112,8 +112,8 @@ func TestDecapsulate_drops(t *testing.T) {
 					if s.Drops[test.reason] != 1 || len(s.Drops) != 1 {
 						t.Errorf("drops are %v, want one %s", s.Drops, test.reason)
 					}
-				case len(s.Drops) != 0 || unknownToKernel(r.a) != 1:
-					t.Errorf("drops are %v, and the kernel counted %d, want none and 1", s.Drops, unknownToKernel(r.a))
+				case len(s.Drops) != 0 || inUnknownProtos(r.a) != 1:
+					t.Errorf("drops are %v, and the kernel counted %d, want none and 1", s.Drops, inUnknownProtos(r.a))
 				}
 				if got := r.got(); len(got) != 0 {
 					t.Errorf("the host got %s", netlab.Describe(got[0].Packet))
@@ -131,8 +131,8 @@ func nested(levels int, b []byte) []byte {
 	return b
 }
 
-// unknownToKernel is how many packets the kernel had no socket for (IpInUnknownProtos).
-func unknownToKernel(ns *netlab.NS) (n int) {
+// inUnknownProtos is how many packets the kernel had no socket for (IpInUnknownProtos).
+func inUnknownProtos(ns *netlab.NS) (n int) {
 	_, _ = fmt.Sscanf(ns.Run("sh", "-c", "nstat -asz IpInUnknownProtos | tail -n1"), "IpInUnknownProtos %d", &n)
 	return n
 }
@@ -141,14 +141,14 @@ func unknownToKernel(ns *netlab.NS) (n int) {
 func TestDecapsulate_partialChecksum(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
-		r := receive(t, c)
+		r := newReceiver(t, c)
 		conn := listenUDP(t, r.a, innerA+":9")
 		wrong := datagram(bToA(1), 40)
 		wrong[len(wrong)-1]++
 		if c.fast {
 			t.Skip("on the fast path the kernel itself says which checksums are unfinished, and a packet from a file descriptor says nothing of it")
 		}
-		r.from.send(outerBToA(wrong), outerBToA(unfinished(bToA(2), 1000)))
+		r.from.send(outerBToA(wrong), outerBToA(partialChecksum(bToA(2), 1000)))
 		buf := make([]byte, 2000)
 		n, _, err := conn.ReadFrom(buf)
 		if err != nil || !bytes.Equal(buf[:n], pattern(1000)) {
@@ -161,11 +161,11 @@ func TestDecapsulate_partialChecksum(t *testing.T) {
 func TestDecapsulate_invalidOuter(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
-		r := receive(t, c)
+		r := newReceiver(t, c)
 		good := outerBToA(datagram(bToA(1), 100))
 		wrongSum := bytes.Clone(good)
 		wrongSum[10]++
-		for _, b := range [][]byte{wrongSum, with(good, 0, 0x44), with(good, 2, 0x10), good[:19]} {
+		for _, b := range [][]byte{wrongSum, withByte(good, 0, 0x44), withByte(good, 2, 0x10), good[:19]} {
 			r.from.send(b)
 		}
 		r.settle()
@@ -180,7 +180,7 @@ func TestDecapsulate_invalidOuter(t *testing.T) {
 func TestDecapsulate_otherHost(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
-		r := receive(t, c)
+		r := newReceiver(t, c)
 		other, vlan := *r.from, *r.from
 		other.to.Addr[5]++
 		vlan.to.Protocol = binary.NativeEndian.Uint16([]byte{0x81, 0x00})
@@ -208,14 +208,14 @@ func TestDecapsulate_ecn(t *testing.T) {
 		ce:   {none: ce, ect0: ce, ect1: ce, ce: ce},
 	}
 	eachVariant(t, func(t *testing.T, c variant) {
-		r := receive(t, c)
+		r := newReceiver(t, c)
 		for inner := range uint8(4) {
 			for outer := range uint8(4) {
 				h := bToA(uint16(1 + inner<<2 + outer))
 				h.TOS = 10<<2 | inner
 				h.Protocol = experimental
 				// The outer DSCP is another, and stays outside (RFC 2983).
-				r.from.send(with(outerBToA(build(h, pattern(50))), 1, 46<<2|outer))
+				r.from.send(withByte(outerBToA(build(h, pattern(50))), 1, 46<<2|outer))
 			}
 		}
 		r.settle()
@@ -245,7 +245,7 @@ func TestDecapsulate_ecn(t *testing.T) {
 func TestDecapsulate_trailingBytes(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
-		r := receive(t, c)
+		r := newReceiver(t, c)
 		h := bToA(1)
 		h.Protocol = experimental
 		inner := build(h, pattern(11))
@@ -263,7 +263,7 @@ func TestDecapsulate_trailingBytes(t *testing.T) {
 func TestDecapsulate_outerOptions(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
-		r := receive(t, c)
+		r := newReceiver(t, c)
 		inner := datagram(bToA(1), 60)
 		h := ipv4.Header{ID: 9, Protocol: ipv4.ProtocolIPIP, Source: addr(outerB), Destination: addr(outerA)}
 		r.from.send(buildOptions(h, []byte{1, 1, 1, 0}, inner))
@@ -278,7 +278,7 @@ func TestDecapsulate_outerOptions(t *testing.T) {
 func TestDecapsulate_interfaceDown(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
-		r := receive(t, c)
+		r := newReceiver(t, c)
 		r.a.Run("ip", "link", "set", "dev", "t0", "down")
 		netlab.Eventually(t, "the kernel is told not to carry", func() bool { return r.d.Status().FastPath != "active" })
 		r.from.send(outerBToA(datagram(bToA(1), 100)))
@@ -297,7 +297,7 @@ func TestDecapsulate_interfaceDown(t *testing.T) {
 func TestDecapsulate_flood(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
-		r := receive(t, c)
+		r := newReceiver(t, c)
 		r.d.Signal(syscall.SIGSTOP)
 		probe := outerBToA(build(ipv4.Header{ID: 3, TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: addr(outerA), Destination: addr(outerB)}, nil))
 		const probes = 4000
@@ -327,15 +327,15 @@ func TestDecapsulate_garbage(t *testing.T) {
 		a, b := hosts(t)
 		da, db := c.upA(t, a), c.upB(t, b)
 		ping(t, a, innerB)
-		ends{da, db}.same(t, counted{}) // also the answer, which may be counted after it came
-		from := inject(t, b, "veth0", a, "veth0")
+		ends{da, db}.awaitEqual(t, counted{}) // also the answer, which may be counted after it came
+		from := newInjector(t, b, "veth0", a, "veth0")
 		// What a's host answers goes nowhere.
 		a.Run("ip", "route", "add", "blackhole", innerB+"/32", "metric", "1")
 		before := da.Status()
 		seed := rand.NewPCG(2003, 791)
-		const storm, gust = 5000, 100
-		for sent := 0; sent < storm; {
-			for range gust {
+		const total, burst = 5000, 100
+		for sent := 0; sent < total; {
+			for range burst {
 				sent++
 				from.send(outerBToA(garbage(rand.New(seed))))
 			}
@@ -354,7 +354,7 @@ func TestDecapsulate_garbage(t *testing.T) {
 		s := da.Status()
 		for _, reason := range []string{"received-not-ipv4", "received-malformed", "received-checksum", "received-truncated", "received-ttl-zero"} {
 			if s.Drops[reason] == 0 {
-				t.Errorf("none of %d packets was %s: is the storm one? %v", storm, reason, s.Drops)
+				t.Errorf("none of %d packets was %s: is the storm one? %v", total, reason, s.Drops)
 			}
 		}
 		if n := s.Drops["receive-overflow"] + s.Drops["unknown-peer"]; n != 0 {
@@ -397,7 +397,7 @@ func garbage(r *rand.Rand) []byte {
 		b[[]int{0, 1, 2, 3, 6, 7, 8}[r.IntN(7)]] = byte(r.IntN(256) & r.IntN(256))
 	}
 	if b[0]&0xf >= 5 && int(b[0]&0xf)*4 <= len(b) {
-		resum(b)
+		updateChecksum(b)
 	}
 	return b
 }

@@ -42,12 +42,12 @@ func TestEncapsulate_outerHeader(t *testing.T) {
 		t.Run(rule.name, func(t *testing.T) {
 			eachVariant(t, func(t *testing.T, c variant) {
 				a, b := hosts(t)
-				deafEnd(t, b)
+				sinkIPIP(t, b)
 				wire := netlab.Capture(t, a, "veth0", func(f netlab.Frame) bool { return f.Outgoing })
 				c.upA(t, a, rule.flags...)
-				into := inject(t, a, "t0", nil, "")
+				into := newInjector(t, a, "t0", nil, "")
 
-				inner := outboundInners()
+				inner := innerPackets()
 				into.send(inner...)
 				outer := wire.AwaitN(len(inner), netlab.Outer())
 				for i, f := range outer {
@@ -55,16 +55,16 @@ func TestEncapsulate_outerHeader(t *testing.T) {
 					tos := rule.dscp(want.DSCP())<<2 | uint8(want.ECN())
 					netlab.Assert(t, f.Packet, netlab.Outer(netlab.Source(outerA), netlab.Destination(outerB),
 						netlab.TOS(tos), netlab.DF(rule.df(want.DF())), netlab.TTL(rule.ttl(want.TTL())),
-						netlab.TotalLen(20+len(inner[i])), netlab.Payload(inner[i]), identified))
+						netlab.TotalLen(20+len(inner[i])), netlab.Payload(inner[i]), idMatchesDF))
 				}
 			})
 		})
 	}
 }
 
-// outboundInners are packets with every ECN, with and without DF, and with
+// innerPackets are packets with every ECN, with and without DF, and with
 // several TTLs and values of DSCP.
-func outboundInners() (inner [][]byte) {
+func innerPackets() (inner [][]byte) {
 	for _, dscp := range []uint8{0, 10, 63} {
 		for ecn := range uint8(4) {
 			for _, df := range []bool{false, true} {
@@ -79,9 +79,9 @@ func outboundInners() (inner [][]byte) {
 	return inner
 }
 
-// identified is that an outer packet which may be fragmented has an ID, and one
+// idMatchesDF is that an outer packet which may be fragmented has an ID, and one
 // that may not has none (RFC 6864, section 4).
-func identified(p ipv4.Packet) error {
+func idMatchesDF(p ipv4.Packet) error {
 	if p.DF() != (p.ID() == 0) {
 		return fmt.Errorf("DF %v with ID %d", p.DF(), p.ID())
 	}
@@ -96,7 +96,7 @@ func TestEncapsulate_outerIDs(t *testing.T) {
 		wire := netlab.Capture(t, a, "veth0", func(f netlab.Frame) bool { return f.Outgoing })
 		c.upA(t, a)
 		c.upB(t, b) // an end that only takes them would say "unreachable" once its buffer is full
-		into := inject(t, a, "t0", nil, "")
+		into := newInjector(t, a, "t0", nil, "")
 		const most = 5000
 		for sent := 0; sent < most; {
 			for range 100 { // more than that at once might not fit the TUN's queue
@@ -128,7 +128,7 @@ func TestEncapsulate_innerOptions(t *testing.T) {
 		h := aToB(77)
 		timestamp := []byte{68, 12, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 		inner := buildOptions(h, timestamp, udp(h, 9, 9, pattern(100)))
-		inject(t, a, "t0", nil, "").send(inner)
+		newInjector(t, a, "t0", nil, "").send(inner)
 		wire.Await(netlab.Outer(netlab.HeaderLen(20), netlab.Payload(inner)))
 		got := inside.Await(netlab.ID(77))
 		if !bytes.Equal(got.Packet, inner) {
@@ -180,11 +180,11 @@ func TestEncapsulate_drops(t *testing.T) {
 		packet       []byte
 	}{
 		{"IPv6", "inner-not-ipv4", ipv6},
-		{"a header of 16 bytes", "inner-malformed", with(good, 0, 0x44)},
-		{"a total length larger than the packet", "inner-malformed", with(good, 2, 0x10)},
-		{"a total length within the header", "inner-malformed", with(with(good, 2, 0), 3, 19)},
+		{"a header of 16 bytes", "inner-malformed", withByte(good, 0, 0x44)},
+		{"a total length larger than the packet", "inner-malformed", withByte(good, 2, 0x10)},
+		{"a total length within the header", "inner-malformed", withByte(withByte(good, 2, 0), 3, 19)},
 		{"half a header", "inner-malformed", good[:10]},
-		{"TTL 0", "inner-ttl-zero", with(good, 8, 0)},
+		{"TTL 0", "inner-ttl-zero", withByte(good, 8, 0)},
 		{"65,516 bytes", "inner-too-long", datagram(aToB(2), 65516-28)},
 		{"its own outer packet", "loop", outer},
 		{"its own outer packet in another tunnel's", "loop", nested(outer, 1)},
@@ -194,11 +194,11 @@ func TestEncapsulate_drops(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			eachVariant(t, func(t *testing.T, c variant) {
 				a, b := hosts(t)
-				deafEnd(t, b)
+				sinkIPIP(t, b)
 				wire := netlab.Capture(t, a, "veth0", func(f netlab.Frame) bool { return f.Outgoing })
 				d := c.upA(t, a, "--mtu", "65515")
 				a.Run("ip", "link", "set", "dev", "t0", "mtu", "65535")
-				into := inject(t, a, "t0", nil, "")
+				into := newInjector(t, a, "t0", nil, "")
 				into.send(test.packet, good)
 				wire.Await(netlab.Outer(netlab.Payload(good)))
 				// On the fast path the good one overtakes the other.
@@ -219,11 +219,11 @@ func TestEncapsulate_trailingBytes(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
-		deafEnd(t, b)
+		sinkIPIP(t, b)
 		wire := netlab.Capture(t, a, "veth0", nil)
 		c.upA(t, a)
 		inner := datagram(aToB(3), 30)
-		inject(t, a, "t0", nil, "").send(append(bytes.Clone(inner), 1, 2, 3, 4, 5))
+		newInjector(t, a, "t0", nil, "").send(append(bytes.Clone(inner), 1, 2, 3, 4, 5))
 		wire.Await(netlab.Outer(netlab.TotalLen(20+len(inner)), netlab.Payload(inner)))
 	})
 }
@@ -236,13 +236,13 @@ func TestEncapsulate_queueFull(t *testing.T) {
 			t.Skip("on the fast path the kernel tells nobody but the queue's own statistics")
 		}
 		a, b := hosts(t)
-		deafEnd(t, b)
+		sinkIPIP(t, b)
 		a.Run("ping", "-c", "1", "-W", netlab.Seconds(netlab.Patience()), outerB) // the neighbour is known
 		if out, err := a.Try("tc", "qdisc", "add", "dev", "veth0", "root", "tbf", "rate", "8kbit", "burst", "1600", "limit", "3000"); err != nil {
 			t.Skipf("needs the token bucket filter of tc: %s", out)
 		}
 		d := c.upA(t, a)
-		into := inject(t, a, "t0", nil, "")
+		into := newInjector(t, a, "t0", nil, "")
 		netlab.Eventually(t, "the queue is full", func() bool {
 			for range 10 { // a look takes a busy machine as long as the link takes for a packet
 				into.send(datagram(aToB(4), 1200))

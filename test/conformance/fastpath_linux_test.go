@@ -16,8 +16,8 @@ import (
 
 var fast = variants[len(variants)-1]
 
-// isFast skips the test where this kernel has no fast path.
-func isFast(t *testing.T, daemons ...*netlab.Daemon) {
+// requireFastPath skips the test where this kernel has no fast path.
+func requireFastPath(t *testing.T, daemons ...*netlab.Daemon) {
 	t.Helper()
 	for _, d := range daemons {
 		if s := d.Status().FastPath; s != "active" {
@@ -30,7 +30,7 @@ func TestFastPath_default(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
 	da, db := upA(t, a), upB(t, b, "--allow-fast-path", "no")
-	isFast(t, da)
+	requireFastPath(t, da)
 	ping(t, a, innerB)
 	if out, err := da.Run("print", "t0"); err != nil || !strings.Contains(out, "fast-path: active") {
 		t.Errorf("print says %v\n%s", err, out)
@@ -46,7 +46,7 @@ func TestFastPath_capabilities(t *testing.T) {
 	runtime.LockOSThread() // for good: see "no CAP_BPF"
 	a, b := hosts(t)
 	fast.upB(t, b)
-	isFast(t, fast.upA(t, a, "--mtu", "1400"))
+	requireFastPath(t, fast.upA(t, a, "--mtu", "1400"))
 	a2, _ := hosts(t)
 	for c := range uintptr(unix.CAP_LAST_CAP + 1) {
 		if c == unix.CAP_BPF || c == unix.CAP_NET_ADMIN || c == unix.CAP_NET_RAW {
@@ -69,7 +69,7 @@ func TestFastPath_fallback(t *testing.T) {
 		a, b := hosts(t)
 		d := fast.upA(t, a, "--fwmark", "7")
 		fast.upB(t, b)
-		slow(t, d, "fwmark")
+		wantUserspace(t, d, "fwmark")
 		ping(t, a, innerB)
 	})
 	t.Run("no CAP_BPF", func(t *testing.T) {
@@ -85,7 +85,7 @@ func TestFastPath_fallback(t *testing.T) {
 		}
 		d := fast.upA(t, a)
 		fast.upB(t, b)
-		slow(t, d, "not permitted")
+		wantUserspace(t, d, "not permitted")
 		d.LogsOnce("fast-path")
 		ping(t, a, innerB)
 	})
@@ -97,14 +97,14 @@ func TestFastPath_fallback(t *testing.T) {
 		// A tunnel through the tunnel, whose underlay is a TUN.
 		d := netlab.Up(t, a, "t1", "--remote-address", innerB, "--address", "10.254.0.1/24")
 		netlab.Up(t, b, "t1", "--remote-address", innerA, "--address", "10.254.0.2/24")
-		slow(t, d, "not a plain Ethernet")
+		wantUserspace(t, d, "not a plain Ethernet")
 		ping(t, a, "10.254.0.2")
 		transfer(t, a, b, "10.254.0.2", 1<<20)
 	})
 }
 
-// slow checks what print says.
-func slow(t *testing.T, d *netlab.Daemon, why string) {
+// wantUserspace checks what print says.
+func wantUserspace(t *testing.T, d *netlab.Daemon, why string) {
 	t.Helper()
 	if s := d.Status(); !strings.Contains(s.FastPath, why) {
 		t.Errorf("fast-path is %q, want something about %q", s.FastPath, why)
@@ -117,19 +117,19 @@ func TestFastPath_neighbourMACChanged(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
 	da, db := fast.upA(t, a), fast.upB(t, b)
-	isFast(t, da, db)
+	requireFastPath(t, da, db)
 	ping(t, a, innerB)
 	b.Run("ip", "link", "set", "dev", "veth0", "address", "02:00:00:00:00:77")
 	a.Run("ip", "neigh", "flush", "dev", "veth0")
-	pingsAgain(t, a, "the neighbour has another MAC address")
-	isFast(t, da, db)
+	awaitPing(t, a, "the neighbour has another MAC address")
+	requireFastPath(t, da, db)
 }
 
 // One end has the fast path, the other has not, and bulk goes both ways.
 func TestFastPath_peerInUserspace(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
-	isFast(t, fast.upA(t, a))
+	requireFastPath(t, fast.upA(t, a))
 	variants[0].upB(t, b)
 	transfer(t, a, b, innerB, 20<<20)
 	transfer(t, b, a, innerA, 20<<20)
@@ -154,7 +154,7 @@ func TestFastPath_forwarding(t *testing.T) {
 				carried = variants[0]
 			}
 			db := carried.upB(t, b)
-			isFast(t, da)
+			requireFastPath(t, da)
 			var near, far *netlab.Daemon // of the second tunnel
 			target, back := "198.51.100.3", "198.51.100.2"
 			switch way {
@@ -174,14 +174,14 @@ func TestFastPath_forwarding(t *testing.T) {
 			first, second := ends{da, db}, ends{near, far}
 			var beforeSecond counted
 			if near != nil {
-				beforeSecond = second.settled(t, some)
+				beforeSecond = second.settle(t, some)
 			}
-			before := first.settled(t, some)
+			before := first.settle(t, some)
 			transfer(t, a, c, target, 1<<20)
 			transfer(t, c, a, innerA, 1<<20)
-			first.same(t, before)
+			first.awaitEqual(t, before)
 			if near != nil {
-				second.same(t, beforeSecond)
+				second.awaitEqual(t, beforeSecond)
 			}
 		})
 	}
@@ -206,13 +206,13 @@ func TestFastPath_bpfRefused(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			a, b := hosts(t)
-			isFast(t, fast.upB(t, b))
+			requireFastPath(t, fast.upB(t, b))
 			// For good, of this thread and what it starts: the goroutine keeps the
 			// thread, and both end.
 			runtime.LockOSThread()
 			refuseBPF(t, test.command, test.errno)
 			d := fast.upA(t, a)
-			slow(t, d, test.want)
+			wantUserspace(t, d, test.want)
 			d.LogsOnce("fast-path")
 			ping(t, a, innerB)
 			transfer(t, a, b, innerB, 1<<20)
@@ -274,12 +274,12 @@ func TestFastPath_recovery(t *testing.T) {
 			t.Parallel()
 			a, b := hosts(t)
 			da, db := fast.upA(t, a), fast.upB(t, b)
-			isFast(t, da, db)
+			requireFastPath(t, da, db)
 			ping(t, a, innerB)
 			test.lose(a, b)
 			netlab.Eventually(t, "packets stop", func() bool { return !answered(a, innerB) })
 			test.back(a, b)
-			pingsAgain(t, a, test.name+" was lost")
+			awaitPing(t, a, test.name+" was lost")
 			netlab.Eventually(t, "the kernel carries again", func() bool {
 				return da.Status().FastPath == "active" && db.Status().FastPath == "active"
 			})
@@ -294,10 +294,10 @@ func TestFastPath_killed(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
 	da, db := fast.upA(t, a), fast.upB(t, b)
-	isFast(t, da, db)
+	requireFastPath(t, da, db)
 	ping(t, a, innerB)
 	da.Stop(unix.SIGKILL)
-	d := da.Again()
+	d := da.Restart()
 	ping(t, a, innerB)
 	netlab.Eventually(t, "the kernel carries again", func() bool { s := d.Status(); return s.FastPath == "active" && s.TxPacket > 0 })
 	transfer(t, a, b, innerB, 1<<20)

@@ -47,12 +47,12 @@ func TestFilter_xfrmAndTC(t *testing.T) {
 				}
 				netlab.Eventually(t, "packets stop", func() bool { return !answered(a, innerB) })
 				a.Run("sh", "-c", test.remove)
-				pingsAgain(t, a, "it was taken away")
+				awaitPing(t, a, "it was taken away")
 
 				// There first, and then the tunnel.
 				d.Stop(syscall.SIGTERM)
 				a.Run("sh", "-c", test.add)
-				d.Again()
+				d.Restart()
 				for range 3 {
 					if answered(a, innerB) {
 						t.Fatal("a ping gets through")
@@ -85,8 +85,8 @@ func TestFilter_nftables(t *testing.T) {
 				wire := outgoing(t, a, "veth0")
 				inside := netlab.CaptureReceived(t, a, "t0")
 				before := d.Status()
-				inject(t, a, "t0", nil, "").send(datagram(aToB(1), 100))
-				inject(t, b, "t0", nil, "").send(datagram(bToA(2), 100))
+				newInjector(t, a, "t0", nil, "").send(datagram(aToB(1), 100))
+				newInjector(t, b, "t0", nil, "").send(datagram(bToA(2), 100))
 				if hook == "output" || hook == "postrouting" {
 					inside.Await(netlab.ID(2))
 					netlab.Eventually(t, "the packet was tried", func() bool {
@@ -94,7 +94,7 @@ func TestFilter_nftables(t *testing.T) {
 						return s.TxPacket+s.Drops["send-failed"] > before.TxPacket+before.Drops["send-failed"]
 					})
 				} else {
-					wire.Await(about(1))
+					wire.Await(carries(1))
 				}
 				if answered(a, innerB) {
 					t.Error("a ping gets through")
@@ -107,7 +107,7 @@ func TestFilter_nftables(t *testing.T) {
 					t.Errorf("and yet there came %s", netlab.Describe(got[0].Packet))
 				}
 				a.Run("nft", "delete table ip test")
-				pingsAgain(t, a, "the rule was taken away")
+				awaitPing(t, a, "the rule was taken away")
 			})
 		})
 	}

@@ -66,11 +66,11 @@ func TestFragment_reassembly(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		for _, order := range []string{"012345", "543210", "304152", "001122334455", "050505123450"} {
-			r := receive(t, c)
+			r := newReceiver(t, c)
 			h := bToA(1)
 			h.Protocol = experimental
 			inner := build(h, pattern(1300))
-			pieces := fragments(outerBToA(inner), 224)
+			pieces := fragment(outerBToA(inner), 224)
 			for i := range order {
 				r.from.send(pieces[order[i]-'0'])
 			}
@@ -85,8 +85,8 @@ func TestFragment_reassembly(t *testing.T) {
 func TestFragment_missing(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
-		r := receive(t, c)
-		pieces := fragments(outerBToA(datagram(bToA(1), 1300)), 224)
+		r := newReceiver(t, c)
+		pieces := fragment(outerBToA(datagram(bToA(1), 1300)), 224)
 		r.from.send(append(pieces[:2], pieces[3:]...)...)
 		r.settle()
 		if got := r.got(); len(got) != 0 {
@@ -104,8 +104,8 @@ func TestFragment_inner(t *testing.T) {
 		c.upB(t, b)
 		inside := netlab.CaptureReceived(t, b, "t0")
 		whole := datagram(aToB(5), 4000)
-		pieces := fragments(whole, 1400)
-		inject(t, a, "t0", nil, "").send(pieces...)
+		pieces := fragment(whole, 1400)
+		newInjector(t, a, "t0", nil, "").send(pieces...)
 		for _, piece := range pieces {
 			p, _ := ipv4.Parse(piece)
 			got := inside.Await(netlab.ID(5), netlab.FragmentOffset(p.FragmentOffset()))

@@ -17,9 +17,9 @@ import (
 // What hangs on the tunnel's own interface: what is sent meets it behind the program of
 // the fast path, which is therefore left; what is received meets it as ever.
 
-// tcx hangs a program of another on t0 that drops everything, and returns how to take it
+// attachTCXDrop hangs a program of another on t0 that drops everything, and returns how to take it
 // away.
-func tcx(t *testing.T, ns *netlab.NS, where ebpf.AttachType) (remove func()) {
+func attachTCXDrop(t *testing.T, ns *netlab.NS, where ebpf.AttachType) (remove func()) {
 	t.Helper()
 	var l link.Link
 	ns.Do(func() {
@@ -47,8 +47,8 @@ func tcx(t *testing.T, ns *netlab.NS, where ebpf.AttachType) (remove func()) {
 	return func() { l.Close() }
 }
 
-// shell runs commands in a namespace, and skips the test where that cannot be done.
-func shell(t *testing.T, ns *netlab.NS, commands string) {
+// runOrSkip runs commands in a namespace, and skips the test where that cannot be done.
+func runOrSkip(t *testing.T, ns *netlab.NS, commands string) {
 	t.Helper()
 	if out, err := ns.Try("sh", "-ec", commands); err != nil {
 		t.Skipf("this system cannot %s: %s", commands, strings.TrimSpace(out))
@@ -58,14 +58,14 @@ func shell(t *testing.T, ns *netlab.NS, commands string) {
 // hole is a tc filter's action: not every kernel has "drop".
 const hole = " protocol ip u32 match u32 0 0 action mirred egress redirect dev hole"
 
-// addHole makes the device that packets vanish in.
-func addHole(t *testing.T, ns *netlab.NS) {
+// addBlackhole makes the device that packets vanish in.
+func addBlackhole(t *testing.T, ns *netlab.NS) {
 	t.Helper()
 	ns.Run("sh", "-ec", "ip link add hole type veth peer name nobody; ip link set hole up")
 }
 
-// pinging has one ping after the other run until the test ends.
-func pinging(t *testing.T, ns *netlab.NS) {
+// pingInBackground has one ping after the other run until the test ends.
+func pingInBackground(t *testing.T, ns *netlab.NS) {
 	t.Helper()
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -98,7 +98,7 @@ func TestHooks_egress(t *testing.T) {
 		{
 			name: "queueing discipline", why: "queueing discipline tbf",
 			add: func(t *testing.T, a *netlab.NS) func() {
-				shell(t, a, "tc qdisc add dev t0 root tbf rate 5mbit burst 20k latency 100ms")
+				runOrSkip(t, a, "tc qdisc add dev t0 root tbf rate 5mbit burst 20k latency 100ms")
 				return func() { a.Run("tc", "qdisc", "del", "dev", "t0", "root") }
 			},
 			holds: func(t *testing.T, a *netlab.NS) {
@@ -112,14 +112,14 @@ func TestHooks_egress(t *testing.T) {
 		{
 			name: "tc filter", why: "tc has filters on the egress of the interface",
 			add: func(t *testing.T, a *netlab.NS) func() {
-				shell(t, a, "tc qdisc add dev t0 clsact || true; tc filter add dev t0 egress"+hole)
+				runOrSkip(t, a, "tc qdisc add dev t0 clsact || true; tc filter add dev t0 egress"+hole)
 				return func() { a.Run("tc", "filter", "del", "dev", "t0", "egress") } // clsact stays, and is nothing
 			},
 			holds: drops,
 		},
 		{
 			name: "tcx", why: "another eBPF program",
-			add:   func(t *testing.T, a *netlab.NS) func() { return tcx(t, a, ebpf.AttachTCXEgress) },
+			add:   func(t *testing.T, a *netlab.NS) func() { return attachTCXDrop(t, a, ebpf.AttachTCXEgress) },
 			holds: drops, looked: true,
 		},
 		{
@@ -149,11 +149,11 @@ func TestHooks_egress(t *testing.T) {
 			a, b := hosts(t)
 			d := fast.upA(t, a)
 			fast.upB(t, b)
-			isFast(t, d)
+			requireFastPath(t, d)
 			ping(t, a, innerB)
-			addHole(t, a)
+			addBlackhole(t, a)
 			if x.looked {
-				pinging(t, a)
+				pingInBackground(t, a)
 			}
 			for range 2 {
 				remove := x.add(t, a)
@@ -177,7 +177,7 @@ func TestHooks_idleCapture(t *testing.T) {
 	t.Parallel()
 	a, _ := hosts(t)
 	d := fast.upA(t, a)
-	isFast(t, d)
+	requireFastPath(t, d)
 	capture := netlab.Capture(t, a, "t0", nil)
 	netlab.Eventually(t, "the fast path is left", func() bool { return strings.Contains(d.Status().FastPath, "packet socket") })
 	capture.Close()
@@ -195,20 +195,20 @@ func TestHooks_ingress(t *testing.T) {
 		add  func(t *testing.T, a *netlab.NS) (remove func())
 	}{
 		{"tc filter", func(t *testing.T, a *netlab.NS) func() {
-			shell(t, a, "tc qdisc add dev t0 clsact; tc filter add dev t0 ingress"+hole)
+			runOrSkip(t, a, "tc qdisc add dev t0 clsact; tc filter add dev t0 ingress"+hole)
 			return func() { a.Run("tc", "qdisc", "del", "dev", "t0", "clsact") }
 		}},
 		{"ingress queueing discipline", func(t *testing.T, a *netlab.NS) func() {
-			shell(t, a, "tc qdisc add dev t0 ingress; tc filter add dev t0 parent ffff:"+hole)
+			runOrSkip(t, a, "tc qdisc add dev t0 ingress; tc filter add dev t0 parent ffff:"+hole)
 			return func() { a.Run("tc", "qdisc", "del", "dev", "t0", "ingress") }
 		}},
-		{"tcx", func(t *testing.T, a *netlab.NS) func() { return tcx(t, a, ebpf.AttachTCXIngress) }},
+		{"tcx", func(t *testing.T, a *netlab.NS) func() { return attachTCXDrop(t, a, ebpf.AttachTCXIngress) }},
 		{"nftables ingress", func(t *testing.T, a *netlab.NS) func() {
-			shell(t, a, strings.ReplaceAll(chain, "%s", "ingress"))
+			runOrSkip(t, a, strings.ReplaceAll(chain, "%s", "ingress"))
 			return func() { a.Run("nft", "delete", "table", "netdev", "t") }
 		}},
 		{"nftables egress", func(t *testing.T, a *netlab.NS) func() {
-			shell(t, a, strings.ReplaceAll(chain, "%s", "egress"))
+			runOrSkip(t, a, strings.ReplaceAll(chain, "%s", "egress"))
 			return func() { a.Run("nft", "delete", "table", "netdev", "t") }
 		}},
 	} {
@@ -218,12 +218,12 @@ func TestHooks_ingress(t *testing.T) {
 				d := c.upA(t, a)
 				c.upB(t, b)
 				if c.fast {
-					isFast(t, d)
+					requireFastPath(t, d)
 				}
 				inside := netlab.CaptureReceived(t, a, "t0")
 				ping(t, a, innerB)
 				inside.Await(netlab.ICMP(0, 0))
-				addHole(t, a)
+				addBlackhole(t, a)
 				remove := x.add(t, a)
 				if _, err := a.Try("ping", "-c", "2", "-i", "0.2", "-W", "1", innerB); err == nil {
 					t.Error("a ping gets through")
@@ -232,7 +232,7 @@ func TestHooks_ingress(t *testing.T) {
 					t.Errorf("the fast path is left: %s", s)
 				}
 				remove()
-				pingsAgain(t, a, "it was taken away")
+				awaitPing(t, a, "it was taken away")
 			})
 		})
 	}
@@ -246,9 +246,9 @@ func TestHooks_underlay(t *testing.T) {
 		d := c.upA(t, a)
 		c.upB(t, b)
 		if c.fast {
-			isFast(t, d)
+			requireFastPath(t, d)
 		}
-		shell(t, a, "tc qdisc add dev veth0 root handle 1: pfifo")
+		runOrSkip(t, a, "tc qdisc add dev veth0 root handle 1: pfifo")
 		wire := netlab.Capture(t, a, "veth0", nil)
 		before := d.Status().TxPacket
 		ping(t, a, innerB)
@@ -264,11 +264,11 @@ func TestHooks_underlay(t *testing.T) {
 		if pkts == nil || pkts[1] == "0" {
 			t.Errorf("the queueing discipline saw nothing: %v", pkts)
 		}
-		shell(t, a, "tc qdisc replace dev veth0 root handle 1: pfifo limit 0")
+		runOrSkip(t, a, "tc qdisc replace dev veth0 root handle 1: pfifo limit 0")
 		if _, err := a.Try("ping", "-c", "1", "-W", "1", innerB); err == nil {
 			t.Error("a ping gets through a queue without room")
 		}
 		a.Run("tc", "qdisc", "del", "dev", "veth0", "root")
-		pingsAgain(t, a, "the queue is gone")
+		awaitPing(t, a, "the queue is gone")
 	})
 }

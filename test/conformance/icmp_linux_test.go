@@ -24,14 +24,14 @@ func outerAToB(inner []byte) []byte {
 	return build(ipv4.Header{DF: true, TTL: 250, Protocol: ipv4.ProtocolIPIP, Source: addr(farA), Destination: addr(farB)}, inner)
 }
 
-// forger is a tunnel end at a whose only router tells it things by hand.
-func forger(t *testing.T, c variant) (a *netlab.NS, d *netlab.Daemon, from *injector, inside *netlab.Recorder) {
+// newForger is a tunnel end at a whose only router tells it things by hand.
+func newForger(t *testing.T, c variant) (a *netlab.NS, d *netlab.Daemon, from *injector, inside *netlab.Recorder) {
 	t.Helper()
 	var router, b *netlab.NS
 	a, router, b = routed(t)
-	deafEnd(t, b)
+	sinkIPIP(t, b)
 	d = c.upFarA(t, a, "--dont-fragment", "inherit")
-	from = inject(t, router, "to-a", a, "veth0")
+	from = newInjector(t, router, "to-a", a, "veth0")
 	inside = netlab.CaptureReceived(t, a, "t0")
 	return a, d, from, inside
 }
@@ -76,16 +76,16 @@ func TestICMP_outerErrors(t *testing.T) {
 		{"port unreachable", icmpError(3, 3, 0, outer), nil, "outer-error-ignored"},
 		{"source route failed", icmpError(3, 5, 0, outer), nil, "outer-error-ignored"},
 		{"reassembly time exceeded", icmpError(11, 1, 0, outer), nil, "outer-error-ignored"},
-		{"a wrong ICMP checksum", with(icmpError(3, 1, 0, outer), 23, 0), nil, "outer-error-malformed"},
-		{"datagram too big, about one with DF=0", icmpError(3, 4, 600, with(outer, 6, 0)), nil, "outer-error-not-believed"},
+		{"a wrong ICMP checksum", withByte(icmpError(3, 1, 0, outer), 23, 0), nil, "outer-error-malformed"},
+		{"datagram too big, about one with DF=0", icmpError(3, 4, 600, withByte(outer, 6, 0)), nil, "outer-error-not-believed"},
 		{"datagram too big, about one that fits", icmpError(3, 4, 1448, outer), nil, "outer-error-not-believed"},
-		{"about an encrypted packet", icmpError(3, 1, 0, with(outer, 9, 50)), nil, "outer-error-not-believed"},
+		{"about an encrypted packet", icmpError(3, 1, 0, withByte(outer, 9, 50)), nil, "outer-error-not-believed"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			eachVariant(t, func(t *testing.T, c variant) {
-				a, d, from, inside := forger(t, c)
+				a, d, from, inside := newForger(t, c)
 				wire := netlab.Capture(t, a, "veth0", func(f netlab.Frame) bool { return f.Outgoing })
-				into := inject(t, a, "t0", nil, "")
+				into := newInjector(t, a, "t0", nil, "")
 				from.send(test.packet)
 				if test.want == nil {
 					netlab.Eventually(t, "it is counted", func() bool { return d.Drops(test.drop) == 1 })
@@ -121,7 +121,7 @@ func TestICMP_forgedUnreachable(t *testing.T) {
 		a, router, b := routed(t)
 		d := c.upFarA(t, a)
 		c.upFarB(t, b)
-		from := inject(t, router, "to-a", a, "veth0")
+		from := newInjector(t, router, "to-a", a, "veth0")
 		inside := netlab.Capture(t, a, "t0", func(f netlab.Frame) bool { return !f.Outgoing })
 		outer := outerAToB(datagram(aToB(1), 200))
 		netlab.Eventually(t, "the tunnel carries", func() bool {

@@ -7,8 +7,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// shows waits until a command's output has the text.
-func shows(t *testing.T, ns *netlab.NS, want string, command ...string) {
+// awaitOutput waits until a command's output has the text.
+func awaitOutput(t *testing.T, ns *netlab.NS, want string, command ...string) {
 	t.Helper()
 	netlab.Eventually(t, strings.Join(command, " ")+" shows "+want, func() bool {
 		out, _ := ns.Try(command[0], command[1:]...)
@@ -30,9 +30,9 @@ func TestInterface_renamed(t *testing.T) {
 		a.Run("ip", "tuntap", "add", "mode", "tun", "name", "t0")
 		a.Run("ip", "link", "set", "t0", "mtu", "1450")
 		a.Run("ip", "link", "set", "veth0", "mtu", "1400")
-		shows(t, a, "mtu 1380", "ip", "link", "show", "tunx")
-		shows(t, a, "mtu 1450", "ip", "link", "show", "t0")
-		pingsAgain(t, a, "it was renamed")
+		awaitOutput(t, a, "mtu 1380", "ip", "link", "show", "tunx")
+		awaitOutput(t, a, "mtu 1450", "ip", "link", "show", "t0")
+		awaitPing(t, a, "it was renamed")
 		if c.fast {
 			netlab.Eventually(t, "the fast path is on again", func() bool { return d.Status().FastPath == "active" })
 		}
@@ -49,7 +49,7 @@ func TestInterface_renamed(t *testing.T) {
 		if out, err := a.Try("ip", "link", "show", "tunx"); err == nil {
 			t.Errorf("it is still there: %s", out)
 		}
-		shows(t, a, "mtu 1450", "ip", "link", "show", "t0")
+		awaitOutput(t, a, "mtu 1450", "ip", "link", "show", "t0")
 	})
 }
 
@@ -65,10 +65,10 @@ func TestInterface_moved(t *testing.T) {
 		a.Run("ip", "tuntap", "add", "mode", "tun", "name", "uplink")
 		inside.Run("ip", "address", "add", innerA+"/24", "dev", "uplink")
 		inside.Run("ip", "link", "set", "uplink", "up")
-		pingsAgain(t, inside, "it was moved")
+		awaitPing(t, inside, "it was moved")
 		d.LogsOnce("the interface was moved to another network namespace: set its addresses, routes and MTU there")
 		a.Run("ip", "link", "set", "veth0", "mtu", "1400")
-		pingsAgain(t, inside, "its underlay has another MTU")
+		awaitPing(t, inside, "its underlay has another MTU")
 		for _, ns := range []*netlab.NS{inside, a} {
 			if out := ns.Run("ip", "link", "show", "uplink"); strings.Contains(out, "mtu 1380") {
 				t.Errorf("an MTU was set by name or in another namespace: %s", out)
@@ -83,9 +83,9 @@ func TestInterface_moved(t *testing.T) {
 
 		inside.Run("ip", "link", "set", "uplink", "netns", a.Path(), "name", "t0")
 		a.Run("ip", "link", "set", "t0", "up")
-		shows(t, a, "10.9.0.0/16 dev t0", "ip", "route")
-		shows(t, a, "mtu 1380", "ip", "link", "show", "t0")
-		pingsAgain(t, a, "it is back")
+		awaitOutput(t, a, "10.9.0.0/16 dev t0", "ip", "route")
+		awaitOutput(t, a, "mtu 1380", "ip", "link", "show", "t0")
+		awaitPing(t, a, "it is back")
 	})
 }
 
@@ -103,15 +103,15 @@ func TestInterface_restored(t *testing.T) {
 		a, d := setup(t)
 		a.Run("ip", "link", "set", "t0", "down")
 		a.Run("ip", "link", "set", "t0", "up")
-		shows(t, a, route+" dev t0", "ip", "route")
+		awaitOutput(t, a, route+" dev t0", "ip", "route")
 		d.LogsOnce("what the interface had lost is put back")
 	})
 	t.Run("flushed", func(t *testing.T) {
 		t.Parallel()
 		a, d := setup(t)
 		a.Run("ip", "address", "flush", "dev", "t0")
-		shows(t, a, innerA+"/24", "ip", "address", "show", "dev", "t0")
-		shows(t, a, route+" dev t0", "ip", "route")
+		awaitOutput(t, a, innerA+"/24", "ip", "address", "show", "dev", "t0")
+		awaitOutput(t, a, route+" dev t0", "ip", "route")
 		if out := a.Run("ip", "address", "show", "dev", "t0"); strings.Contains(out, "10.77.0.1") {
 			t.Errorf("what the operator had is not ours to put back: %s", out)
 		}
@@ -123,7 +123,7 @@ func TestInterface_restored(t *testing.T) {
 		a.Run("ip", "route", "replace", route, "dev", "veth0")
 		a.Run("ip", "route", "delete", "10.255.0.0/24", "dev", "t0") // nobody asked for that one
 		a.Run("ip", "address", "delete", innerA+"/24", "dev", "t0")
-		shows(t, a, innerA+"/24", "ip", "address", "show", "dev", "t0")
+		awaitOutput(t, a, innerA+"/24", "ip", "address", "show", "dev", "t0")
 		netlab.Eventually(t, "the log says so", func() bool { return strings.Contains(d.Log(), "addresses=[10.255.0.1/24] routes=[]") })
 		if out := a.Run("ip", "route", "show", route); !strings.Contains(out, "dev veth0") || strings.Contains(out, "t0") {
 			t.Errorf("the operator's route is now %s", out)
@@ -139,7 +139,7 @@ func TestInterface_restored(t *testing.T) {
 		d.LogsOnce("left alone from now on")
 		_, _ = a.Try("ip", "route", "delete", route, "dev", "t0")
 		a.Run("ip", "address", "delete", innerA+"/24", "dev", "t0") // the next look puts back this
-		shows(t, a, innerA+"/24", "ip", "address", "show", "dev", "t0")
+		awaitOutput(t, a, innerA+"/24", "ip", "address", "show", "dev", "t0")
 		if out := a.Run("ip", "route", "show", route); out != "" {
 			t.Errorf("it is back: %s", out)
 		}

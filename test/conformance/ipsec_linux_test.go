@@ -29,18 +29,18 @@ func secretFile(t *testing.T, text string) string {
 	return file
 }
 
-// sealedUpA and sealedUpB start one end of an encrypted tunnel.
-func sealedUpA(t *testing.T, a *netlab.NS, more ...string) *netlab.Daemon {
+// encryptedUpA and sealedUpB start one end of an encrypted tunnel.
+func encryptedUpA(t *testing.T, a *netlab.NS, more ...string) *netlab.Daemon {
 	t.Helper()
 	return upA(t, a, append([]string{"--ipsec-secret-file", secretFile(t, secret)}, more...)...)
 }
 
-func sealedUpB(t *testing.T, b *netlab.NS, more ...string) *netlab.Daemon {
+func encryptedUpB(t *testing.T, b *netlab.NS, more ...string) *netlab.Daemon {
 	t.Helper()
 	return upB(t, b, append([]string{"--ipsec-secret-file", secretFile(t, secret)}, more...)...)
 }
 
-func running(t *testing.T, daemons ...*netlab.Daemon) {
+func awaitRunning(t *testing.T, daemons ...*netlab.Daemon) {
 	t.Helper()
 	for _, d := range daemons {
 		netlab.Eventually(t, "the tunnel is running", func() bool { return d.Status().Running })
@@ -50,8 +50,8 @@ func running(t *testing.T, daemons ...*netlab.Daemon) {
 // marked is in the payload of every packet of the tests that must not be seen.
 var marked = strings.Repeat("plain text", 20)
 
-// nothingPlain has every frame on the wire looked at, and says how many were ESP.
-func nothingPlain(t *testing.T, ns *netlab.NS, ifname string) (sealed *atomic.Int64) {
+// rejectCleartext has every frame on the wire looked at, and says how many were ESP.
+func rejectCleartext(t *testing.T, ns *netlab.NS, ifname string) (sealed *atomic.Int64) {
 	t.Helper()
 	sealed = new(atomic.Int64)
 	netlab.Capture(t, ns, ifname, func(f netlab.Frame) bool {
@@ -82,19 +82,19 @@ func TestIPsec_noCleartext(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a, b := hosts(t)
-			sealed := nothingPlain(t, a, "veth0")
+			sealed := rejectCleartext(t, a, "veth0")
 			flags := append([]string{"--ipsec-lifetime", "1m,10s", "--ipsec-dpd", "2s,2"}, flags...)
-			da := sealedUpA(t, a, flags...)
+			da := encryptedUpA(t, a, flags...)
 			if s := da.Status(); s.Running || !strings.Contains(s.IPsec, "negotiating") {
 				t.Errorf("before there is a peer: running %v, ipsec %q", s.Running, s.IPsec)
 			}
 			if out := a.Run("ip", "link", "show", "t0"); !strings.Contains(out, "NO-CARRIER") {
 				t.Errorf("before there is an SA: %s", out)
 			}
-			said, stop := say(t, a, innerB)
+			said, stop := sendMarked(t, a, innerB)
 			netlab.Eventually(t, "a hundred datagrams have been tried", func() bool { return said.Load() >= 100 })
-			db := sealedUpB(t, b, flags...)
-			running(t, da, db)
+			db := encryptedUpB(t, b, flags...)
+			awaitRunning(t, da, db)
 			ping(t, a, innerB)
 			transfer(t, a, b, innerB, 8<<20)
 			transfer(t, b, a, innerA, 8<<20)
@@ -105,8 +105,8 @@ func TestIPsec_noCleartext(t *testing.T) {
 
 			db.Stop(syscall.SIGKILL)
 			netlab.Eventually(t, "the tunnel stops running when the peer is dead", func() bool { return !da.Status().Running })
-			db = db.Again()
-			running(t, da, db)
+			db = db.Restart()
+			awaitRunning(t, da, db)
 			netlab.Eventually(t, "the tunnel carries again", func() bool { return answered(a, innerB) })
 			if status := db.Stop(syscall.SIGTERM); status != 0 {
 				t.Errorf("exit status %d", status)
@@ -134,8 +134,8 @@ func TestIPsec_noCleartext(t *testing.T) {
 	}
 }
 
-// say sends marked datagrams to an address until it is told to stop, and counts them.
-func say(t *testing.T, from *netlab.NS, to string) (said *atomic.Int64, stop func()) {
+// sendMarked sends marked datagrams to an address until it is told to stop, and counts them.
+func sendMarked(t *testing.T, from *netlab.NS, to string) (said *atomic.Int64, stop func()) {
 	t.Helper()
 	said = new(atomic.Int64)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -164,14 +164,14 @@ func say(t *testing.T, from *netlab.NS, to string) (said *atomic.Int64, stop fun
 func TestIPsec_cleartextReceived(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
-	d := sealedUpA(t, a)
+	d := encryptedUpA(t, a)
 	inside := netlab.Capture(t, a, "t0", nil)
 	answers := netlab.Capture(t, a, "veth0", func(f netlab.Frame) bool { return f.Outgoing && f.Packet[9] == 4 })
-	into := inject(t, b, "veth0", a, "veth0")
+	into := newInjector(t, b, "veth0", a, "veth0")
 	reflect := build(bToA(2), nil)
 	copy(reflect[12:], append(addr4(outerA), addr4(outerB)...))
 	reflect[9] = 4
-	into.send(outerBToA(datagram(bToA(1), 100)), outerBToA(resum(reflect)), outerBToA(nil))
+	into.send(outerBToA(datagram(bToA(1), 100)), outerBToA(updateChecksum(reflect)), outerBToA(nil))
 	netlab.Eventually(t, "they are counted", func() bool { return d.Drops("esp-plain-text") == 3 })
 	s := d.Status()
 	if s.RxPacket != 0 || s.Running || s.KeepaliveState == "up" {
@@ -186,8 +186,8 @@ func TestIPsec_cleartextReceived(t *testing.T) {
 func TestIPsec_unknownSPI(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
-	d := sealedUpA(t, a, "--keepalive", "off") // there is no SA for its probes either
-	into := inject(t, b, "veth0", a, "veth0")
+	d := encryptedUpA(t, a, "--keepalive", "off") // there is no SA for its probes either
+	into := newInjector(t, b, "veth0", a, "veth0")
 	stray := build(ipv4.Header{TTL: 64, Protocol: 50, Source: addr(outerB), Destination: addr(outerA)}, bytes.Repeat([]byte{0xa5}, 64))
 	into.send(stray, stray, stray)
 	netlab.Eventually(t, "they are counted", func() bool { return d.Drops("esp-no-sa") == 3 })
@@ -217,7 +217,7 @@ func TestIPsec_mtu(t *testing.T) {
 					add chain ip n through { type filter hook forward priority 0; };
 					add rule ip n through ip protocol { 4, 50 } drop`)
 			}
-			sealed := nothingPlain(t, router, "to-b")
+			sealed := rejectCleartext(t, router, "to-b")
 			flags := []string{"--ipsec-secret-file", secretFile(t, secret), "--ipsec-phase2", tt.phase2, "--dont-fragment", "inherit"}
 			da := netlab.Up(t, a, "t0", append([]string{"--remote-address", farB, "--address", innerA + "/24"}, flags...)...)
 			remote := farA
@@ -225,7 +225,7 @@ func TestIPsec_mtu(t *testing.T) {
 				remote = "198.51.100.254"
 			}
 			db := netlab.Up(t, b, "t0", append([]string{"--remote-address", remote, "--address", innerB + "/24"}, flags...)...)
-			running(t, da, db)
+			awaitRunning(t, da, db)
 			for _, d := range []*netlab.Daemon{da, db} {
 				netlab.Eventually(t, "the MTU is what the SA leaves", func() bool { return d.Status().ActualMTU == tt.want })
 				if s := d.Status(); strings.Contains(s.IPsec, "in UDP") != tt.nat {
@@ -266,7 +266,7 @@ func TestIPsec_negotiationFailed(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			a, b := hosts(t)
-			da := sealedUpA(t, a)
+			da := encryptedUpA(t, a)
 			db := upB(t, b, tt.flags...)
 			for _, d := range []*netlab.Daemon{da, db} {
 				netlab.Eventually(t, "print names the reason", func() bool { return strings.Contains(d.Status().IPsec, tt.want) })
@@ -326,18 +326,18 @@ func TestIPsec_secretFileMode(t *testing.T) {
 func TestIPsec_addressChanged(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
-	sealed := nothingPlain(t, a, "veth0")
+	sealed := rejectCleartext(t, a, "veth0")
 	file := secretFile(t, secret)
 	da := netlab.Up(t, a, "t0", "--remote-address", outerB, "--address", innerA+"/24", "--ipsec-secret-file", file, "--ipsec-dpd", "2s,2")
-	db := sealedUpB(t, b)
-	running(t, da, db)
-	_, stop := say(t, a, innerB)
+	db := encryptedUpB(t, b)
+	awaitRunning(t, da, db)
+	_, stop := sendMarked(t, a, innerB)
 	a.Run("ip", "addr", "add", "192.0.2.7/24", "dev", "veth0")
 	a.Run("ip", "route", "change", "192.0.2.0/24", "dev", "veth0", "src", "192.0.2.7")
 	netlab.Eventually(t, "the new address is used", func() bool { return da.Status().CurrentLocalAddress == "192.0.2.7" })
 	db.Stop(syscall.SIGTERM)
 	db = netlab.Up(t, b, "t0", "--local-address", outerB, "--remote-address", "192.0.2.7", "--address", innerB+"/24", "--ipsec-secret-file", file)
-	running(t, da, db)
+	awaitRunning(t, da, db)
 	ping(t, a, innerB)
 	stop()
 	if sealed.Load() == 0 {
@@ -351,10 +351,10 @@ func TestIPsec_addressChanged(t *testing.T) {
 func TestIPsec_linkMTUReduced(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
-	sealed := nothingPlain(t, a, "veth0")
-	da, db := sealedUpA(t, a, "--mtu", "1400"), sealedUpB(t, b, "--mtu", "1400")
-	running(t, da, db)
-	into := inject(t, a, "t0", nil, "")
+	sealed := rejectCleartext(t, a, "veth0")
+	da, db := encryptedUpA(t, a, "--mtu", "1400"), encryptedUpB(t, b, "--mtu", "1400")
+	awaitRunning(t, da, db)
+	into := newInjector(t, a, "t0", nil, "")
 	for round := range 5 {
 		a.Run("ip", "link", "set", "dev", "veth0", "mtu", "1300")
 		before := db.Status().RxPacket
@@ -380,8 +380,8 @@ func TestIPsec_linkMTUReduced(t *testing.T) {
 func TestIPsec_forgedICMP(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
-	da, db := sealedUpA(t, a, "--dont-fragment", "inherit"), sealedUpB(t, b)
-	from := inject(t, b, "veth0", a, "veth0")
+	da, db := encryptedUpA(t, a, "--dont-fragment", "inherit"), encryptedUpB(t, b)
+	from := newInjector(t, b, "veth0", a, "veth0")
 	quote := func(protocol uint8, payload ...byte) []byte {
 		return build(ipv4.Header{DF: true, Protocol: protocol, Source: addr(outerA), Destination: addr(outerB)}, append(payload, make([]byte, 1300)...))
 	}
@@ -401,7 +401,7 @@ func TestIPsec_forgedICMP(t *testing.T) {
 			t.Errorf("path-mtu is %d", s.PathMTU)
 		}
 	}
-	running(t, da, db)
+	awaitRunning(t, da, db)
 	refused(1)
 	if route := a.Run("ip", "route", "get", outerB); strings.Contains(route, "mtu 600") {
 		t.Errorf("the kernel believes what ipipd does not: %s", route)

@@ -32,7 +32,7 @@ func TestKeepalive_carrier(t *testing.T) {
 			t.Errorf("print still has the R: %s", out)
 		}
 
-		db.Again()
+		db.Restart()
 		netlab.Eventually(t, "the carrier is back", func() bool { return !noCarrier(a) && da.Status().KeepaliveState == "up" })
 		ping(t, a, innerB)
 	})
@@ -100,7 +100,7 @@ func TestKeepalive_reflect(t *testing.T) {
 func TestKeepalive_reflectNAT(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
-		r := receive(t, c)
+		r := newReceiver(t, c)
 		wire := netlab.Capture(t, r.a, "veth0", func(f netlab.Frame) bool { return f.Outgoing })
 		r.a.Run("ip", "route", "add", "10.0.0.0/24", "via", outerB) // where a packet to the private address would go
 		const probes = 5

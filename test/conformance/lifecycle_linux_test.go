@@ -82,7 +82,7 @@ func TestLifecycle_killed(t *testing.T) {
 	if out, err := a.Try("ip", "link", "show", "t0"); err == nil {
 		t.Errorf("the interface outlived its process: %s", out)
 	}
-	d.Again()
+	d.Restart()
 	ping(t, a, innerB)
 }
 

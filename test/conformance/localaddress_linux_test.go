@@ -16,16 +16,16 @@ func TestLocalAddress_fromRoute(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
-		deafEnd(t, b)
+		sinkIPIP(t, b)
 		wire := outgoing(t, a, "veth0")
 		d := c.up(t, a, "--remote-address", outerB, "--address", innerA+"/24")
 		inside := netlab.CaptureReceived(t, a, "t0")
-		into, from := inject(t, a, "t0", nil, ""), inject(t, b, "veth0", a, "veth0")
+		into, from := newInjector(t, a, "t0", nil, ""), newInjector(t, b, "veth0", a, "veth0")
 		check := func(local string, id uint16) {
 			t.Helper()
 			netlab.Eventually(t, "print shows "+local, func() bool { return d.Status().CurrentLocalAddress == local })
 			into.send(datagram(aToB(id), 100))
-			wire.Await(about(id), netlab.Source(local))
+			wire.Await(carries(id), netlab.Source(local))
 			h := ipv4.Header{ID: 5, Protocol: ipv4.ProtocolIPIP, Source: addr(outerB), Destination: addr(local)}
 			from.send(build(h, datagram(bToA(id), 100)))
 			inside.Await(netlab.ID(id))
@@ -40,12 +40,12 @@ func TestLocalAddress_fromRoute(t *testing.T) {
 		h := ipv4.Header{ID: 6, Protocol: ipv4.ProtocolIPIP, Source: addr(outerB), Destination: addr("192.0.2.101")}
 		a.Run("ip", "address", "add", "192.0.2.101/24", "dev", "veth0")
 		from.send(build(h, datagram(bToA(4), 100)))
-		netlab.Eventually(t, "the old address is nobody's", func() bool { return unknownToKernel(a) == 1 })
+		netlab.Eventually(t, "the old address is nobody's", func() bool { return inUnknownProtos(a) == 1 })
 	})
 }
 
-// awayA is where a's local address is until it comes: on another host.
-func awayA(t *testing.T) (a, b *netlab.NS) {
+// hostsWithoutLocalAddress is where a's local address is until it comes: on another host.
+func hostsWithoutLocalAddress(t *testing.T) (a, b *netlab.NS) {
 	t.Helper()
 	a, b = netlab.New(t), netlab.New(t)
 	netlab.Veth(t, a, b, netlab.End{Name: "veth0", Address: "192.0.2.11/24"}, netlab.End{Name: "veth0", Address: outerB + "/24"})
@@ -62,7 +62,7 @@ func TestLocalAddress_absent(t *testing.T) {
 		t.Run(where, func(t *testing.T) {
 			t.Parallel()
 			eachVariant(t, func(t *testing.T, c variant) {
-				a, b := awayA(t)
+				a, b := hostsWithoutLocalAddress(t)
 				wire := outgoing(t, a, "veth0")
 				da := c.upA(t, a, "--keepalive", "1s,2")
 				db := c.upB(t, b, "--keepalive", "1s,2")
@@ -88,7 +88,7 @@ func TestLocalAddress_absent(t *testing.T) {
 				netlab.Eventually(t, "both run", func() bool {
 					return da.Status().KeepaliveState == "up" && db.Status().KeepaliveState == "up" && !noCarrier(a)
 				})
-				pingsAgain(t, a, "the address came")
+				awaitPing(t, a, "the address came")
 				da.LogsOnce("local-address is on this host: the tunnel is taken up")
 				if c.fast {
 					netlab.Eventually(t, "the fast path is taken", func() bool { return da.Status().FastPath == "active" })
@@ -108,10 +108,10 @@ func TestLocalAddress_absent(t *testing.T) {
 
 func TestLocalAddress_absentIKE(t *testing.T) {
 	t.Parallel()
-	a, b := awayA(t)
+	a, b := hostsWithoutLocalAddress(t)
 	wire, asked := outgoing(t, a, "veth0"), outgoing(t, b, "veth0")
-	da := sealedUpA(t, a)
-	db := sealedUpB(t, b)
+	da := encryptedUpA(t, a)
+	db := encryptedUpB(t, b)
 	const udp, twice = 17, 2
 	asked.AwaitN(twice, netlab.Protocol(udp), netlab.Destination(outerA))
 	if got := wire.Matching(netlab.Source(outerA)); len(got) != 0 {
@@ -121,13 +121,13 @@ func TestLocalAddress_absentIKE(t *testing.T) {
 		t.Errorf("ipsec: %s", s)
 	}
 	a.Run("ip", "address", "add", outerA+"/24", "dev", "veth0")
-	running(t, da, db)
+	awaitRunning(t, da, db)
 	ping(t, a, innerB)
 	a.Run("ip", "address", "delete", outerA+"/24", "dev", "veth0")
 	netlab.Eventually(t, "it is not running", func() bool { return !da.Status().Running })
 	sent, before := len(wire.Matching(netlab.Source(outerA))), len(asked.Matching(netlab.Protocol(udp)))
 	db.Stop(syscall.SIGKILL)
-	db.Again()
+	db.Restart()
 	asked.AwaitN(before+twice, netlab.Protocol(udp))
 	if now := len(wire.Matching(netlab.Source(outerA))); now != sent {
 		t.Errorf("%d packets were sent since the address has gone", now-sent)

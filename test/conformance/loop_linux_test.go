@@ -28,7 +28,7 @@ func TestLoop_routeIntoTunnel(t *testing.T) {
 				ping(t, a, innerB)
 				a.Run("ip", append([]string{"route"}, test.change...)...)
 
-				into := inject(t, a, "t0", nil, "")
+				into := newInjector(t, a, "t0", nil, "")
 				for _, want := range []uint64{1, 20, 40} {
 					netlab.Eventually(t, "the loop is counted", func() bool {
 						into.send(datagram(aToB(1), 500))
@@ -53,7 +53,7 @@ func TestLoop_keepalive(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
-		deafEnd(t, b)
+		sinkIPIP(t, b)
 		d := c.upA(t, a, "--keepalive", "1s,2")
 		a.Run("ip", "route", "add", outerB+"/32", "dev", "t0")
 		netlab.Eventually(t, "the tunnel is not running, and nothing was heard", func() bool {
@@ -69,13 +69,13 @@ func TestLoop_twoTunnels(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
-		deafEnd(t, b)
+		sinkIPIP(t, b)
 		wire := netlab.Capture(t, a, "veth0", func(f netlab.Frame) bool { return f.Outgoing })
 		first := c.upA(t, a)
 		second := netlab.Up(t, a, "t1", append(c.flags, "--keepalive", "off", "--local-address", outerA, "--remote-address", "192.0.2.3")...)
 		a.Run("ip", "route", "add", outerB+"/32", "dev", "t1")
 		a.Run("ip", "route", "add", "192.0.2.3/32", "dev", "t0")
-		into := inject(t, a, "t0", nil, "")
+		into := newInjector(t, a, "t0", nil, "")
 		netlab.Eventually(t, "the loop is counted", func() bool {
 			into.send(datagram(aToB(1), 500))
 			return first.Drops("loop")+second.Drops("loop") > 0

@@ -27,10 +27,10 @@ func syn(flags byte, mss uint16) netlab.Check {
 	})
 }
 
-// finishChecksums makes the wire one of hardware that finishes no checksums, so
+// disableTxChecksum makes the wire one of hardware that finishes no checksums, so
 // that what is read off it has them: a stack leaves them open as long as it can,
 // and the fast path does not touch them.
-func finishChecksums(t *testing.T, ends ...*netlab.NS) {
+func disableTxChecksum(t *testing.T, ends ...*netlab.NS) {
 	t.Helper()
 	for _, ns := range ends {
 		ns.Run("ethtool", "-K", "veth0", "tx", "off")
@@ -56,7 +56,7 @@ func TestMSS_clampedOnReceive(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			eachVariant(t, func(t *testing.T, c variant) {
 				a, b := hosts(t)
-				finishChecksums(t, a, b)
+				disableTxChecksum(t, a, b)
 				wire := netlab.Capture(t, a, "veth0", func(f netlab.Frame) bool { return !f.Outgoing })
 				c.upA(t, a, append([]string{"--mtu", "1300"}, test.flags...)...)
 				c.upB(t, b)
@@ -80,7 +80,7 @@ func TestMSS_unchanged(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
-		finishChecksums(t, a, b)
+		disableTxChecksum(t, a, b)
 		wire := netlab.Capture(t, a, "veth0", func(f netlab.Frame) bool { return f.Outgoing })
 		c.upA(t, a)
 		c.upB(t, b, "--mtu", "1300")

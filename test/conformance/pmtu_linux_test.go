@@ -13,8 +13,8 @@ import (
 // narrow is the MTU of the wire between the router and b in these tests.
 const narrow = 1300
 
-// narrowed are routed hosts with a narrow wire behind the router.
-func narrowed(t *testing.T) (a, router, b *netlab.NS) {
+// routedNarrow are routed hosts with a narrow wire behind the router.
+func routedNarrow(t *testing.T) (a, router, b *netlab.NS) {
 	t.Helper()
 	a, router, b = routed(t)
 	router.Run("ip", "link", "set", "dev", "to-b", "mtu", fmt.Sprint(narrow))
@@ -38,8 +38,8 @@ func nextHopMTU(want uint16) netlab.Check {
 func TestPMTU_learnt(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
-		a, router, b := narrowed(t)
-		deafEnd(t, b)
+		a, router, b := routedNarrow(t)
+		sinkIPIP(t, b)
 		wire := netlab.Capture(t, a, "veth0", func(f netlab.Frame) bool { return f.Outgoing })
 		d := c.upFarA(t, a, "--dont-fragment", "inherit")
 		if s := d.Status(); s.PathMTU != 1500 || s.ActualMTU != 1480 {
@@ -47,7 +47,7 @@ func TestPMTU_learnt(t *testing.T) {
 		}
 		inside := netlab.CaptureReceived(t, a, "t0")
 		errors := netlab.Capture(t, router, "to-a", func(f netlab.Frame) bool { return f.Outgoing })
-		into := inject(t, a, "t0", nil, "")
+		into := newInjector(t, a, "t0", nil, "")
 		sized := func(id uint16, length int, df bool) []byte {
 			h := aToB(id)
 			h.DF = df
@@ -94,7 +94,7 @@ func TestPMTU_bulkTCP(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		for _, flag := range []string{"no", "inherit"} {
-			a, _, b := narrowed(t)
+			a, _, b := routedNarrow(t)
 			d := c.upFarA(t, a, "--dont-fragment", flag)
 			c.upFarB(t, b, "--dont-fragment", flag, "--mtu", "1480")
 			// b's link is narrow, and it knows. a has to learn.
@@ -114,12 +114,12 @@ func TestPMTU_dfClear(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, router, b := routed(t)
-		deafEnd(t, b)
+		sinkIPIP(t, b)
 		d := c.upFarA(t, a, "--mtu", "4000")
-		from := inject(t, router, "to-a", a, "veth0")
+		from := newInjector(t, router, "to-a", a, "veth0")
 		outer := outerAToB(datagram(aToB(1), 1400))
 		for _, mtu := range []uint32{68, 552, 1400, 0} {
-			from.send(icmpError(3, 4, mtu, with(outer, 6, 0)))
+			from.send(icmpError(3, 4, mtu, withByte(outer, 6, 0)))
 		}
 		netlab.Eventually(t, "they are counted", func() bool { return d.Drops("outer-error-not-believed") == 4 })
 		if s := d.Status(); s.PathMTU != 1500 {
@@ -141,7 +141,7 @@ func TestPMTU_foreignQuote(t *testing.T) {
 		return build(h, inner)
 	}
 	eachVariant(t, func(t *testing.T, c variant) {
-		_, d, from, inside := forger(t, c)
+		_, d, from, inside := newForger(t, c)
 		for _, quote := range [][]byte{
 			other(func(h *ipv4.Header) { h.Destination = addr("198.51.100.2") }),
 			other(func(h *ipv4.Header) { h.Source = addr("192.0.2.7") }),
@@ -173,9 +173,9 @@ func TestPMTU_bounds(t *testing.T) {
 	outer := outerAToB(datagram(h, 1400))
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, router, b := routed(t)
-		deafEnd(t, b)
+		sinkIPIP(t, b)
 		d := c.upFarA(t, a, "--dont-fragment", "inherit")
-		from := inject(t, router, "to-a", a, "veth0")
+		from := newInjector(t, router, "to-a", a, "veth0")
 		notBelieved := uint64(0)
 		for _, step := range []struct {
 			says     uint32
@@ -193,12 +193,12 @@ func TestPMTU_bounds(t *testing.T) {
 	})
 	t.Run("of the operator", func(t *testing.T) {
 		a, router, b := routed(t)
-		deafEnd(t, b)
+		sinkIPIP(t, b)
 		if out, err := a.Try("sysctl", "-w", "net.ipv4.route.min_pmtu=1280"); err != nil {
 			t.Skipf("this kernel has one min_pmtu for all namespaces: %s", out)
 		}
 		d := variants[0].upFarA(t, a, "--dont-fragment", "inherit")
-		inject(t, router, "to-a", a, "veth0").send(icmpError(3, 4, 10, outer))
+		newInjector(t, router, "to-a", a, "veth0").send(icmpError(3, 4, 10, outer))
 		netlab.Eventually(t, "it is taken in", func() bool { return d.Status().PathMTU == 1280 })
 	})
 }

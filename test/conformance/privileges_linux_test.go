@@ -13,9 +13,9 @@ import (
 	"ipipd/test/netlab"
 )
 
-// confined looks at every thread of a daemon: none has more than a tunnel takes, or can
+// checkCapabilities looks at every thread of a daemon: none has more than a tunnel takes, or can
 // have it again.
-func confined(t *testing.T, d *netlab.Daemon) {
+func checkCapabilities(t *testing.T, d *netlab.Daemon) {
 	t.Helper()
 	const kept = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_RAW | 1<<unix.CAP_NET_BIND_SERVICE | 1<<unix.CAP_BPF
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", d.PID()))
@@ -55,20 +55,20 @@ func TestPrivileges(t *testing.T) {
 	t.Run("fast-path-on-another-underlay", func(t *testing.T) {
 		t.Parallel()
 		a, b := twoWires(t)
-		deafEnd(t, b)
+		sinkIPIP(t, b)
 		wire1 := outgoing(t, a, "veth1")
-		d := fast.up(t, a, "--local-address", loopA, "--remote-address", loopB, "--address", innerA+"/24")
-		isFast(t, d)
-		confined(t, d)
-		a.Run("ip", "route", "replace", loopB, "via", wire1B, "src", loopA)
-		into, id := inject(t, a, "t0", nil, ""), uint16(0)
+		d := fast.up(t, a, "--local-address", loopbackA, "--remote-address", loopbackB, "--address", innerA+"/24")
+		requireFastPath(t, d)
+		checkCapabilities(t, d)
+		a.Run("ip", "route", "replace", loopbackB, "via", wire1B, "src", loopbackA)
+		into, id := newInjector(t, a, "t0", nil, ""), uint16(0)
 		netlab.Eventually(t, "packets take the new way", func() bool {
 			id++
 			into.send(datagram(aToB(id), 100))
 			return len(wire1.Matching(netlab.Protocol(4))) > 0
 		})
 		netlab.Eventually(t, "the kernel carries there", func() bool { return d.Status().FastPath == "active" })
-		confined(t, d)
+		checkCapabilities(t, d)
 	})
 	t.Run("fast-path-loaded-late", func(t *testing.T) {
 		t.Parallel()
@@ -81,7 +81,7 @@ func TestPrivileges(t *testing.T) {
 		if s := d.Status().FastPath; s == "active" {
 			t.Fatal("the fast path goes past a rule")
 		}
-		confined(t, d)
+		checkCapabilities(t, d)
 		a.Run("nft", "delete table ip test")
 		netlab.Eventually(t, "the programs are loaded", func() bool { return d.Status().FastPath == "active" })
 		ping(t, a, innerB)
@@ -91,14 +91,14 @@ func TestPrivileges(t *testing.T) {
 		a, b := hosts(t)
 		file := secretFile(t, secret)
 		da := netlab.Up(t, a, "t0", "--remote-address", outerB, "--address", innerA+"/24", "--ipsec-secret-file", file)
-		confined(t, da)
+		checkCapabilities(t, da)
 		a.Run("ip", "addr", "add", "192.0.2.7/24", "dev", "veth0")
 		a.Run("ip", "route", "change", "192.0.2.0/24", "dev", "veth0", "src", "192.0.2.7")
 		netlab.Eventually(t, "the new address is used", func() bool { return da.Status().CurrentLocalAddress == "192.0.2.7" })
 		db := netlab.Up(t, b, "t0", "--local-address", outerB, "--remote-address", "192.0.2.7", "--address", innerB+"/24", "--ipsec-secret-file", file)
-		running(t, da, db)
+		awaitRunning(t, da, db)
 		ping(t, a, innerB)
-		confined(t, da)
-		confined(t, db)
+		checkCapabilities(t, da)
+		checkCapabilities(t, db)
 	})
 }

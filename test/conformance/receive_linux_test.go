@@ -10,9 +10,9 @@ import (
 	"ipipd/test/netlab"
 )
 
-// viaLink waits until the log of d says that packets are received from the link layer last,
+// awaitLinkLayer waits until the log of d says that packets are received from the link layer last,
 // or are not.
-func viaLink(t *testing.T, d *netlab.Daemon, link bool) {
+func awaitLinkLayer(t *testing.T, d *netlab.Daemon, link bool) {
 	t.Helper()
 	netlab.Eventually(t, fmt.Sprintf("the link layer receives: %v", link), func() bool {
 		log := d.Log()
@@ -33,12 +33,12 @@ func TestReceive(t *testing.T) {
 			netlab.Veth(t, a, b, netlab.End{Name: "veth1", Address: "198.51.100.1/24"}, netlab.End{Name: "veth1", Address: "198.51.100.2/24"})
 			a.Sysctl("net.ipv4.conf.all.rp_filter", filter)
 			a.Sysctl("net.ipv4.conf.veth1.rp_filter", filter)
-			deafEnd(t, b)
+			sinkIPIP(t, b)
 			d := upA(t, a, threads...)
-			viaLink(t, d, true)
-			r := &receiver{a: a, b: b, d: d, from: inject(t, b, "veth0", a, "veth0"), marks: 0xf000}
+			awaitLinkLayer(t, d, true)
+			r := &receiver{a: a, b: b, d: d, from: newInjector(t, b, "veth0", a, "veth0"), marks: 0xf000}
 			r.inside = netlab.Capture(t, a, "t0", func(f netlab.Frame) bool { return !f.Outgoing })
-			around := inject(t, b, "veth1", a, "veth1")
+			around := newInjector(t, b, "veth1", a, "veth1")
 			for id := range uint16(5) {
 				h := bToA(id + 1)
 				h.Protocol = experimental // several are not merged
@@ -65,22 +65,22 @@ func TestReceive(t *testing.T) {
 			t.Skip("needs nft (package nftables)")
 		}
 		a, b := hosts(t)
-		deafEnd(t, b)
+		sinkIPIP(t, b)
 		d := upA(t, a, threads...)
-		viaLink(t, d, true)
-		from, inside := inject(t, b, "veth0", a, "veth0"), netlab.Capture(t, a, "t0", func(f netlab.Frame) bool { return !f.Outgoing })
+		awaitLinkLayer(t, d, true)
+		from, inside := newInjector(t, b, "veth0", a, "veth0"), netlab.Capture(t, a, "t0", func(f netlab.Frame) bool { return !f.Outgoing })
 		a.Run("ip", "route", "add", "blackhole", outerB)
 		if out, err := a.Try("nft", "add table ip test; add chain ip test stop { type filter hook input priority 0 ; } ; add rule ip test stop ip protocol 4 counter drop"); err != nil {
 			t.Skipf("needs a kernel with nftables: %s", out)
 		}
-		viaLink(t, d, false)
+		awaitLinkLayer(t, d, false)
 		for id := range uint16(5) {
 			from.send(outerBToA(datagram(bToA(id+1), 100)))
 		}
 		netlab.Eventually(t, "the rule has dropped all", func() bool { return strings.Contains(a.Run("nft", "list", "ruleset"), "packets 5 ") })
 		a.Run("nft", "delete", "table", "ip", "test")
 		a.Run("ip", "route", "del", "blackhole", outerB)
-		viaLink(t, d, true)
+		awaitLinkLayer(t, d, true)
 		from.send(outerBToA(datagram(bToA(9), 100)))
 		inside.Await(netlab.ID(9))
 		if got := inside.Matching(netlab.Protocol(ipv4.ProtocolUDP)); len(got) != 1 {
@@ -109,8 +109,8 @@ func TestReceive(t *testing.T) {
 			const outerC = "192.0.2.3"
 			a, b := hosts(t)
 			b.Run("ip", "address", "add", outerC+"/24", "dev", "veth0")
-			deafEnd(t, b)
-			from := inject(t, b, "veth0", a, "veth0")
+			sinkIPIP(t, b)
+			from := newInjector(t, b, "veth0", a, "veth0")
 			daemons := map[string]*netlab.Daemon{}
 			for name, remote := range map[string]string{"t0": outerB, "t1": outerC} {
 				daemons[name] = c.upAs(t, a, name, "--local-address", outerA, "--remote-address", remote, "--address", "10.255."+name[1:]+".1/24")

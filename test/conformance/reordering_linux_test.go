@@ -29,7 +29,7 @@ func TestReordering_perFlow(t *testing.T) {
 					ping(t, a, innerB)
 					var flows sync.WaitGroup
 					for range 8 {
-						flows.Go(func() { numbered(t, a, b) })
+						flows.Go(func() { sendNumbered(t, a, b) })
 					}
 					flows.Wait()
 				})
@@ -38,9 +38,9 @@ func TestReordering_perFlow(t *testing.T) {
 	}
 }
 
-// numbered sends numbered datagrams from a to b, and b sends them back. UDP may
+// sendNumbered sends numbered datagrams from a to b, and b sends them back. UDP may
 // lose some; those that come have to come in their order.
-func numbered(t *testing.T, a, b *netlab.NS) {
+func sendNumbered(t *testing.T, a, b *netlab.NS) {
 	near, far := listenUDP(t, a, innerA+":0"), listenUDP(t, b, innerB+":0")
 	// inOrder reads datagrams, hands each to then, and returns when the last one came,
 	// which is sent until it does.

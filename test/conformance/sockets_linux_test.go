@@ -12,9 +12,9 @@ import (
 	"ipipd/test/netlab"
 )
 
-// socketPatience bounds what a socket of a test waits for: long, because it is
+// socketTimeout bounds what a socket of a test waits for: long, because it is
 // the slowest machine that decides.
-var socketPatience = netlab.Patience()
+var socketTimeout = netlab.Patience()
 
 // listenUDP opens a UDP socket in ns, which goes with the test.
 func listenUDP(t *testing.T, ns *netlab.NS, address string) net.PacketConn {
@@ -26,7 +26,7 @@ func listenUDP(t *testing.T, ns *netlab.NS, address string) net.PacketConn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	if err := conn.SetDeadline(time.Now().Add(socketPatience)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(socketTimeout)); err != nil {
 		t.Fatal(err)
 	}
 	return conn
@@ -68,7 +68,7 @@ func stream(from *netlab.NS, l net.Listener, bytes int64) error {
 			}
 			defer conn.Close()
 			hash := sha256.New()
-			if err := conn.SetDeadline(time.Now().Add(socketPatience)); err != nil {
+			if err := conn.SetDeadline(time.Now().Add(socketTimeout)); err != nil {
 				return err
 			}
 			n, err := io.Copy(hash, conn)
@@ -83,12 +83,12 @@ func stream(from *netlab.NS, l net.Listener, bytes int64) error {
 	}()
 	var conn net.Conn
 	var err error
-	from.Do(func() { conn, err = net.DialTimeout("tcp4", l.Addr().String(), socketPatience) })
+	from.Do(func() { conn, err = net.DialTimeout("tcp4", l.Addr().String(), socketTimeout) })
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(socketPatience)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(socketTimeout)); err != nil {
 		return err
 	}
 	hash := sha256.New()

@@ -37,7 +37,7 @@ func TestSuperpacket_ids(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
-		netlab.Segment(a, "veth0")
+		netlab.DisableOffload(a, "veth0")
 		wire := netlab.Capture(t, a, "veth0", func(f netlab.Frame) bool {
 			return f.Outgoing && netlab.Match(f.Packet, netlab.Outer()) == nil
 		})
@@ -74,8 +74,8 @@ func TestSuperpacket_fragmented(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
-		netlab.Segment(a, "veth0")
-		netlab.Segment(b, "veth0")
+		netlab.DisableOffload(a, "veth0")
+		netlab.DisableOffload(b, "veth0")
 		wire := netlab.Capture(t, b, "veth0", func(f netlab.Frame) bool { return !f.Outgoing })
 		c.upA(t, a, "--mtu", "2000")
 		c.upB(t, b, "--mtu", "2000")
@@ -85,7 +85,7 @@ func TestSuperpacket_fragmented(t *testing.T) {
 			1480, // only without its headers
 			1700,
 		} {
-			echoed(t, a, b, []int{segment*10 + 7}, segment)
+			echo(t, a, b, []int{segment*10 + 7}, segment)
 		}
 		for _, f := range wire.Matching(netlab.Not(netlab.MaxTotalLen(1500))) {
 			t.Errorf("on the wire is %s", netlab.Describe(f.Packet))
@@ -102,8 +102,8 @@ func TestSuperpacket_udpSegment(t *testing.T) {
 	t.Parallel()
 	eachUnderlay(t, func(t *testing.T, u underlay, a, b *netlab.NS, da, db *netlab.Daemon) {
 		for _, segment := range []int{500, 1400} {
-			echoed(t, a, b, []int{segment * 20, segment*7 + 13, segment, segment * 3}, segment)
-			echoed(t, a, b, []int{min(segment*120, 65507)}, segment) // as long as IPv4 can be, if that is less
+			echo(t, a, b, []int{segment * 20, segment*7 + 13, segment, segment * 3}, segment)
+			echo(t, a, b, []int{min(segment*120, 65507)}, segment) // as long as IPv4 can be, if that is less
 		}
 	})
 }
@@ -112,8 +112,8 @@ func TestSuperpacket_udpSegment(t *testing.T) {
 func TestSuperpacket_sizeUnknown(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
-		r := receive(t, c)
-		r.from.send(fragments(outerBToA(unfinished(bToA(1), 4000)), 1480)...)
+		r := newReceiver(t, c)
+		r.from.send(fragment(outerBToA(partialChecksum(bToA(1), 4000)), 1480)...)
 		r.settle()
 		if s := r.d.Status(); s.Drops["superpacket-size-unknown"] != 1 || len(r.got()) != 0 {
 			t.Errorf("drops are %v, and the host got %d packets", s.Drops, len(r.got()))

@@ -16,9 +16,9 @@ import (
 //	a  203.0.113.1                                          203.0.113.2  b
 //	            198.51.100.1 ── veth1 ─ veth1 ── 198.51.100.2
 const (
-	loopA, loopB = "203.0.113.1", "203.0.113.2"
-	wire1A       = "198.51.100.1"
-	wire1B       = "198.51.100.2"
+	loopbackA, loopbackB = "203.0.113.1", "203.0.113.2"
+	wire1A               = "198.51.100.1"
+	wire1B               = "198.51.100.2"
 )
 
 func twoWires(t *testing.T) (a, b *netlab.NS) {
@@ -28,7 +28,7 @@ func twoWires(t *testing.T) (a, b *netlab.NS) {
 	for _, x := range []struct {
 		ns                *netlab.NS
 		own, other, first string
-	}{{a, loopA, loopB, outerB}, {b, loopB, loopA, outerA}} {
+	}{{a, loopbackA, loopbackB, outerB}, {b, loopbackB, loopbackA, outerA}} {
 		x.ns.Run("ip", "address", "add", x.own+"/32", "dev", "lo")
 		x.ns.Run("ip", "route", "add", x.other, "via", x.first, "src", x.own)
 		for _, which := range []string{"all", "veth0", "veth1"} {
@@ -44,29 +44,29 @@ func outgoing(t *testing.T, ns *netlab.NS, ifname string) *netlab.Recorder {
 	return netlab.Capture(t, ns, ifname, func(f netlab.Frame) bool { return f.Outgoing })
 }
 
-// about is that an outer packet carries the inner packet with that ID.
-func about(id uint16) netlab.Check { return netlab.Outer(netlab.Inner(netlab.ID(id))) }
+// carries is that an outer packet carries the inner packet with that ID.
+func carries(id uint16) netlab.Check { return netlab.Outer(netlab.Inner(netlab.ID(id))) }
 
 func TestUnderlay_device(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := twoWires(t)
-		deafEnd(t, b)
-		a.Run("ip", "route", "add", loopB, "via", wire1B, "src", loopA, "metric", "100")
+		sinkIPIP(t, b)
+		a.Run("ip", "route", "add", loopbackB, "via", wire1B, "src", loopbackA, "metric", "100")
 		wire0, wire1 := outgoing(t, a, "veth0"), outgoing(t, a, "veth1")
-		d := c.up(t, a, "--local-address", loopA, "--remote-address", loopB, "--address", innerA+"/24", "--underlay-device", "veth1")
+		d := c.up(t, a, "--local-address", loopbackA, "--remote-address", loopbackB, "--address", innerA+"/24", "--underlay-device", "veth1")
 		inside := netlab.CaptureReceived(t, a, "t0")
-		into := inject(t, a, "t0", nil, "")
+		into := newInjector(t, a, "t0", nil, "")
 		into.send(datagram(aToB(1), 100), datagram(aToB(2), 100))
-		wire1.Await(about(2))
+		wire1.Await(carries(2))
 		if got := wire0.Matching(netlab.Protocol(4)); len(got) != 0 {
 			t.Errorf("by the other interface left %s", netlab.Describe(got[0].Packet))
 		}
 
 		enter := func(id uint16) []byte {
-			return build(ipv4.Header{ID: 5, Protocol: ipv4.ProtocolIPIP, Source: addr(loopB), Destination: addr(loopA)}, datagram(bToA(id), 100))
+			return build(ipv4.Header{ID: 5, Protocol: ipv4.ProtocolIPIP, Source: addr(loopbackB), Destination: addr(loopbackA)}, datagram(bToA(id), 100))
 		}
-		good, bad := inject(t, b, "veth1", a, "veth1"), inject(t, b, "veth0", a, "veth0")
+		good, bad := newInjector(t, b, "veth1", a, "veth1"), newInjector(t, b, "veth0", a, "veth0")
 		netlab.Eventually(t, "nothing enters by the other interface", func() bool { // at first it may
 			before := d.Status().RxPacket
 			bad.send(enter(3))
@@ -88,17 +88,17 @@ func TestUnderlay_fwmark(t *testing.T) {
 	eachVariant(t, func(t *testing.T, c variant) {
 		for _, mtu := range []string{"1480", "9000"} { // whole, and in fragments
 			a, b := twoWires(t)
-			deafEnd(t, b)
-			a.Run("ip", "route", "add", loopB, "via", wire1B, "table", "77")
+			sinkIPIP(t, b)
+			a.Run("ip", "route", "add", loopbackB, "via", wire1B, "table", "77")
 			a.Run("ip", "rule", "add", "fwmark", "0x4d", "table", "77")
 			wire0, wire1 := outgoing(t, a, "veth0"), outgoing(t, a, "veth1")
-			c.up(t, a, "--local-address", loopA, "--remote-address", loopB, "--address", innerA+"/24", "--fwmark", "77", "--mtu", mtu)
-			into := inject(t, a, "t0", nil, "")
+			c.up(t, a, "--local-address", loopbackA, "--remote-address", loopbackB, "--address", innerA+"/24", "--fwmark", "77", "--mtu", mtu)
+			into := newInjector(t, a, "t0", nil, "")
 			into.send(datagram(aToB(1), 1400))
-			wire1.Await(about(1), netlab.Source(loopA), netlab.Destination(loopB))
+			wire1.Await(carries(1), netlab.Source(loopbackA), netlab.Destination(loopbackB))
 			if mtu == "9000" {
 				into.send(datagram(aToB(2), 8000))
-				wire1.Await(netlab.Protocol(4), netlab.Fragmented(true), netlab.MF(false), netlab.Source(loopA))
+				wire1.Await(netlab.Protocol(4), netlab.Fragmented(true), netlab.MF(false), netlab.Source(loopbackA))
 			}
 			if got := wire0.Matching(netlab.Protocol(4)); len(got) != 0 {
 				t.Errorf("by the other interface left %s", netlab.Describe(got[0].Packet))
@@ -107,8 +107,8 @@ func TestUnderlay_fwmark(t *testing.T) {
 	})
 }
 
-// pingsAgain waits until the tunnel carries packets again.
-func pingsAgain(t *testing.T, from *netlab.NS, what string) {
+// awaitPing waits until the tunnel carries packets again.
+func awaitPing(t *testing.T, from *netlab.NS, what string) {
 	t.Helper()
 	netlab.Eventually(t, "the tunnel works after "+what, func() bool { return answered(from, innerB) })
 }
@@ -131,7 +131,7 @@ func TestUnderlay_nextHopMACChanged(t *testing.T) {
 		// the neighbour, unless it is asked to keep it.
 		time.Sleep(4 * time.Second)
 		b.Run("ip", "link", "set", "dev", "veth0", "address", "02:00:00:00:00:99")
-		pingsAgain(t, a, "the next hop's MAC address changed")
+		awaitPing(t, a, "the next hop's MAC address changed")
 	})
 }
 
@@ -140,23 +140,23 @@ func TestUnderlay_routeChanged(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := twoWires(t)
-		deafEnd(t, b)
+		sinkIPIP(t, b)
 		wire0, wire1 := outgoing(t, a, "veth0"), outgoing(t, a, "veth1")
-		c.up(t, a, "--local-address", loopA, "--remote-address", loopB, "--address", innerA+"/24")
-		into := inject(t, a, "t0", nil, "")
+		c.up(t, a, "--local-address", loopbackA, "--remote-address", loopbackB, "--address", innerA+"/24")
+		into := newInjector(t, a, "t0", nil, "")
 		into.send(datagram(aToB(1), 100))
-		wire0.Await(about(1))
-		a.Run("ip", "route", "replace", loopB, "via", wire1B, "src", loopA)
+		wire0.Await(carries(1))
+		a.Run("ip", "route", "replace", loopbackB, "via", wire1B, "src", loopbackA)
 		id := uint16(1)
 		netlab.Eventually(t, "packets take the new way", func() bool {
 			id++
 			into.send(datagram(aToB(id), 100))
 			return len(wire1.Matching(netlab.Protocol(4))) > 0
 		})
-		wire1.Await(about(id)) // the last one, behind those that still went the old way
+		wire1.Await(carries(id)) // the last one, behind those that still went the old way
 		before := len(wire0.Matching(netlab.Protocol(4)))
 		into.send(datagram(aToB(id+1), 100))
-		wire1.Await(about(id + 1))
+		wire1.Await(carries(id + 1))
 		if after := len(wire0.Matching(netlab.Protocol(4))); after != before {
 			t.Error("packets take the old way as well")
 		}
@@ -193,23 +193,23 @@ func TestUnderlay_routeDeleted(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := twoWires(t)
-		deafEnd(t, b)
+		sinkIPIP(t, b)
 		a.Run("ping", "-c", "1", "-W", netlab.Seconds(netlab.Patience()), outerB) // the neighbour is known
 		wire0 := outgoing(t, a, "veth0")
-		d := c.up(t, a, "--local-address", loopA, "--remote-address", loopB, "--address", innerA+"/24")
-		into := inject(t, a, "t0", nil, "")
+		d := c.up(t, a, "--local-address", loopbackA, "--remote-address", loopbackB, "--address", innerA+"/24")
+		into := newInjector(t, a, "t0", nil, "")
 		into.send(datagram(aToB(1), 100))
-		wire0.Await(about(1))
+		wire0.Await(carries(1))
 
-		a.Run("ip", "route", "delete", loopB)
+		a.Run("ip", "route", "delete", loopbackB)
 		netlab.Eventually(t, "packets are counted under no-path", func() bool {
 			into.send(datagram(aToB(2), 100))
 			return d.Drops("no-path") > 0
 		})
-		a.Run("ip", "route", "add", loopB, "via", outerB, "src", loopA)
+		a.Run("ip", "route", "add", loopbackB, "via", outerB, "src", loopbackA)
 		netlab.Eventually(t, "packets pass again", func() bool {
 			into.send(datagram(aToB(3), 100))
-			return len(wire0.Matching(about(3))) > 0
+			return len(wire0.Matching(carries(3))) > 0
 		})
 	})
 }
@@ -229,10 +229,10 @@ func TestUnderlay_deviceRecreated(t *testing.T) {
 				ping(t, a, innerB)
 				a.Run("ip", "link", "set", "dev", "veth0", "down")
 				a.Run("ip", "link", "set", "dev", "veth0", "up")
-				pingsAgain(t, a, "the interface was down")
+				awaitPing(t, a, "the interface was down")
 				a.Run("ip", "link", "delete", "veth0") // and its other end
 				netlab.Veth(t, a, b, netlab.End{Name: "veth0", Address: outerA + "/24"}, netlab.End{Name: "veth0", Address: outerB + "/24"})
-				pingsAgain(t, a, "the interface was made anew")
+				awaitPing(t, a, "the interface was made anew")
 				ping(t, a, "-s", "20000", innerB)
 			})
 		})
@@ -252,7 +252,7 @@ func TestUnderlay_deviceRenamed(t *testing.T) {
 		a.Run("ip", "link", "set", "veth0", "name", "veth9")
 		a.Run("ip", "link", "set", "veth9", "up")
 		d.LogsOnce("no way to the remote; it is looked for")
-		into := inject(t, a, "t0", nil, "")
+		into := newInjector(t, a, "t0", nil, "")
 		netlab.Eventually(t, "packets are counted under no-path", func() bool {
 			into.send(datagram(aToB(1), 100))
 			return d.Drops("no-path") > 0
@@ -270,6 +270,6 @@ func TestUnderlay_deviceRenamed(t *testing.T) {
 		a.Run("ip", "link", "set", "veth9", "down")
 		a.Run("ip", "link", "set", "veth9", "name", "veth0")
 		a.Run("ip", "link", "set", "veth0", "up")
-		pingsAgain(t, a, "the interface has its name again")
+		awaitPing(t, a, "the interface has its name again")
 	})
 }

@@ -67,7 +67,7 @@ func TestIPsec_strongSwan(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			l, s := newStrongSwanLab(t, tt.edit)
-			netlab.Segment(l.ours, "eth0") // the guest's driver takes no superpackets
+			netlab.DisableOffload(l.ours, "eth0") // the guest's driver takes no superpackets
 			wire := netlab.Capture(t, l.ours, "eth0", func(f netlab.Frame) bool { return f.Packet[9] == 4 })
 			d := up(t, l.ours, append([]string{"--ipsec-secret-file", secretFile(t), "--ipsec-lifetime", "1h," + netlab.Seconds(netlab.Slower(10*time.Second)) + "s", "--ipsec-dpd", "2s,3",
 				"--keepalive", "1s,3", "--keepalive-probe", "echo", "--keepalive-target", peerInner}, tt.flags...)...)

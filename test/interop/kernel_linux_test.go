@@ -42,7 +42,7 @@ func TestKernel_bulkTCP(t *testing.T) {
 	for _, wire := range []string{"offload", "segments"} {
 		t.Run(wire, func(t *testing.T) {
 			if wire == "segments" {
-				netlab.Segment(l.ours, "eth0")
+				netlab.DisableOffload(l.ours, "eth0")
 			}
 			bulk(t, ours, l.guest.Run, peerInner, false)
 			bulk(t, ours, l.guest.Run, peerInner, true)
@@ -56,7 +56,7 @@ func TestKernel_bulkTCP(t *testing.T) {
 func TestKernel_bulkTCPFastPath(t *testing.T) {
 	t.Parallel()
 	l := newKernelLab(t)
-	netlab.Segment(l.ours, "eth0")
+	netlab.DisableOffload(l.ours, "eth0")
 	d := up(t, l.ours, "--allow-fast-path", "yes")
 	l.tunnel(t, "")
 	ours := inNamespace(l.ours)
@@ -328,7 +328,7 @@ func BenchmarkKernel(b *testing.B) {
 			}{{"to-guest", false}, {"from-guest", true}} {
 				b.Run(way.name, func(b *testing.B) {
 					l := newKernelLab(b)
-					netlab.Segment(l.ours, "eth0")
+					netlab.DisableOffload(l.ours, "eth0")
 					tunnel.start(b, l.ours)
 					l.tunnel(b, "")
 					var gbps []float64

@@ -27,8 +27,8 @@ const (
 	bulkBytes = 32 << 20
 )
 
-// bulkPatience is how long a transfer may take.
-func bulkPatience() time.Duration { return 2 * netlab.Patience() }
+// bulkTimeout is how long a transfer may take.
+func bulkTimeout() time.Duration { return 2 * netlab.Patience() }
 
 func TestMain(m *testing.M) { netlab.Main(m, 2) }
 
@@ -209,13 +209,13 @@ func bulk(t testing.TB, client, server shell, serverAddress string, reverse bool
 	}
 	// A port of its own: the server before may listen still when its client has
 	// ended. In /proc/net/tcp ports are hexadecimal, and listening is 0A.
-	port := 5200 + bulks.Add(1)
+	port := 5200 + bulkCount.Add(1)
 	serve := fmt.Sprintf(`timeout %s iperf3 -s -1 -B %s -p %d >/dev/null 2>&1 </dev/null &
-		until grep -q ':%04X .* 0A ' /proc/net/tcp; do sleep 0.05; done`, netlab.Seconds(bulkPatience()+netlab.Patience()), serverAddress, port, port)
+		until grep -q ':%04X .* 0A ' /proc/net/tcp; do sleep 0.05; done`, netlab.Seconds(bulkTimeout()+netlab.Patience()), serverAddress, port, port)
 	if _, err := server(serve); err != nil {
 		t.Fatal(err)
 	}
-	out, err := client(fmt.Sprintf("timeout %s iperf3 --json -c %s -p %d -n %d %s", netlab.Seconds(bulkPatience()), serverAddress, port, bulkBytes, direction))
+	out, err := client(fmt.Sprintf("timeout %s iperf3 --json -c %s -p %d -n %d %s", netlab.Seconds(bulkTimeout()), serverAddress, port, bulkBytes, direction))
 	var result struct {
 		Error string
 		End   struct {
@@ -238,8 +238,8 @@ func bulk(t testing.TB, client, server shell, serverAddress string, reverse bool
 	return gbps
 }
 
-// bulks is how many transfers there were.
-var bulks atomic.Uint32
+// bulkCount is how many transfers there were.
+var bulkCount atomic.Uint32
 
 func requireIperf(t testing.TB) {
 	t.Helper()

@@ -71,8 +71,8 @@ func TestSocat_bulkTCP(t *testing.T) {
 	bulk(t, inNamespace(ours), inNamespace(peer), peerInner, false)
 	bulk(t, inNamespace(ours), inNamespace(peer), peerInner, true)
 	// On a wire where nothing is left to the receiver.
-	netlab.Segment(ours, "eth0")
-	netlab.Segment(peer, "eth0")
+	netlab.DisableOffload(ours, "eth0")
+	netlab.DisableOffload(peer, "eth0")
 	bulk(t, inNamespace(ours), inNamespace(peer), peerInner, false)
 	bulk(t, inNamespace(ours), inNamespace(peer), peerInner, true)
 }

@@ -17,7 +17,7 @@ import (
 // Frame is one IPv4 packet as it crossed an interface, without link header.
 //
 // It may be larger than the interface's MTU where the sender left segmentation
-// to the hardware: turn offload off on the wire (see Segment) to see single
+// to the hardware: turn offload off on the wire (see DisableOffload) to see single
 // segments.
 type Frame struct {
 	// Packet is the IPv4 packet and, on Ethernet, what padding follows it.
@@ -237,10 +237,10 @@ func (r *Recorder) describe(checks []Check) string {
 	return s.String()
 }
 
-// Segment makes an interface hand out what is sent by it in segments with whole
+// DisableOffload makes an interface hand out what is sent by it in segments with whole
 // checksums, as a real NIC's wire would carry it, instead of leaving both to the
 // receiver as veth does.
-func Segment(ns *NS, ifname string) {
+func DisableOffload(ns *NS, ifname string) {
 	ns.t.Helper()
 	if _, err := exec.LookPath("ethtool"); err != nil {
 		ns.t.Skip("needs ethtool (package ethtool)")

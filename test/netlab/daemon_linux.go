@@ -17,9 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// built is ipipd, built once for all the tests of a process, as it is shipped.
+// buildOnce builds ipipd once for all the tests of a process, as it is shipped.
 // The file has no name any more, and goes when the process goes.
-var built = sync.OnceValues(func() (string, error) {
+var buildOnce = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "ipipd-test-")
 	if err != nil {
 		return "", err
@@ -46,7 +46,7 @@ var built = sync.OnceValues(func() (string, error) {
 // Binary is the path of ipipd, built from the tree under test.
 func Binary(t testing.TB) string {
 	t.Helper()
-	path, err := built()
+	path, err := buildOnce()
 	if err != nil {
 		t.Fatalf("build ipipd: %v\n%s", err, path)
 	}
@@ -171,8 +171,8 @@ func (d *Daemon) Wait() int {
 	return d.cmd.ProcessState.ExitCode()
 }
 
-// Again starts the same command line once more, after Stop.
-func (d *Daemon) Again() *Daemon {
+// Restart starts the same command line once more, after Stop.
+func (d *Daemon) Restart() *Daemon {
 	d.t.Helper()
 	next := &Daemon{t: d.t, ns: d.ns, name: d.name, runtimeDir: d.runtimeDir, exited: make(chan struct{})}
 	next.launch(d.cmd.Args[6:])

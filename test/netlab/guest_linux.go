@@ -33,13 +33,13 @@ type Guest struct {
 	// Kernel is the release of the guest's kernel, such as 6.1.176.
 	Kernel string
 
-	t       testing.TB
-	cmd     *exec.Cmd
-	line    *os.File // our end of the serial line
-	share   string   // the folder that the guest may write to
-	console *lockedBuffer
-	ended   chan struct{} // closed when the guest's process has ended
-	refused string        // the modules that were not loaded, and why
+	t         testing.TB
+	cmd       *exec.Cmd
+	line      *os.File // our end of the serial line
+	share     string   // the folder that the guest may write to
+	console   *lockedBuffer
+	ended     chan struct{} // closed when the guest's process has ended
+	notLoaded string        // the modules that were not loaded, and why
 
 	mu      sync.Mutex
 	next    int
@@ -72,11 +72,11 @@ const (
 	guestMemory  = 256 << 20
 )
 
-// guestBoot bounds how long a boot may take; it takes about two seconds.
-func guestBoot() time.Duration { return 3 * Patience() }
+// bootTimeout bounds how long a boot may take; it takes about two seconds.
+func bootTimeout() time.Duration { return 3 * Patience() }
 
-// guestCommand bounds a command of Run.
-func guestCommand() time.Duration { return 4 * Patience() }
+// commandTimeout bounds a command of Run.
+func commandTimeout() time.Duration { return 4 * Patience() }
 
 //go:embed guest_init.sh
 var guestInit []byte
@@ -141,15 +141,15 @@ func StartGuest(t testing.TB, ns *NS, ifname string, options GuestOptions) *Gues
 func (g *Guest) boot(options GuestOptions) {
 	g.t.Helper()
 	ready := make(chan string, 1)
-	go g.listen(ready)
+	go g.readSerial(ready)
 	select {
 	case g.Kernel = <-ready:
 	case <-g.ended:
 		g.t.Skipf("user-mode Linux does not boot here; its last words:\n%s", g.console.tail())
-	case <-time.After(guestBoot()):
-		g.t.Skipf("user-mode Linux did not boot within %v; its last words:\n%s", guestBoot(), g.console.tail())
+	case <-time.After(bootTimeout()):
+		g.t.Skipf("user-mode Linux did not boot within %v; its last words:\n%s", bootTimeout(), g.console.tail())
 	}
-	g.refused = strings.TrimSpace(g.MustRun(fmt.Sprintf(`cd %s/%s/kernel
+	g.notLoaded = strings.TrimSpace(g.MustRun(fmt.Sprintf(`cd %s/%s/kernel
 		for module in %s; do why=$(insmod $module.ko 2>&1) || echo "$module: $why"; done`, guestModules, g.Kernel, strings.Join(options.Modules, " "))))
 	g.MustRun("ip link set lo up; cd /proc/sys/net/ipv6/conf && echo 1 >all/disable_ipv6 && echo 1 >default/disable_ipv6 || true")
 	if options.MTU != 0 {
@@ -173,7 +173,7 @@ func (g *Guest) stop() {
 
 // Run runs a shell script in the guest and returns what it wrote to its standard
 // output. The error of one that failed has its exit status and what it wrote to
-// its standard error. What takes longer than guestCommand is killed (status 124).
+// its standard error. What takes longer than commandTimeout is killed (status 124).
 // Several goroutines may call Run; the commands run side by side. A process that
 // is to outlive the script must leave its outputs: cmd >/dev/null 2>&1 &
 func (g *Guest) Run(script string) (stdout string, err error) {
@@ -188,33 +188,33 @@ func (g *Guest) Run(script string) (stdout string, err error) {
 	if err := os.WriteFile(file+".sh", []byte(script+"\n"), 0o644); err != nil {
 		return "", fmt.Errorf("guest: %w", err)
 	}
-	if _, err := fmt.Fprintf(g.line, "%d %.0f\n", id, guestCommand().Seconds()); err != nil {
+	if _, err := fmt.Fprintf(g.line, "%d %.0f\n", id, commandTimeout().Seconds()); err != nil {
 		return "", fmt.Errorf("guest: %w", err)
 	}
 	select {
 	case status := <-done:
 		out, outErr := os.ReadFile(file + ".out")
-		said, errErr := os.ReadFile(file + ".err")
+		stderr, errErr := os.ReadFile(file + ".err")
 		if status != 0 {
-			err = fmt.Errorf("exit status %d: %s", status, bytes.TrimSpace(said))
+			err = fmt.Errorf("exit status %d: %s", status, bytes.TrimSpace(stderr))
 		}
 		if err = errors.Join(err, outErr, errErr); err != nil {
-			err = fmt.Errorf("guest: %s: %w%s", script, err, g.withoutModules())
+			err = fmt.Errorf("guest: %s: %w%s", script, err, g.moduleErrors())
 		}
 		return string(out), err
 	case <-g.ended:
 		return "", fmt.Errorf("guest: %s: the guest has ended; its last words:\n%s", script, g.console.tail())
-	case <-time.After(guestCommand() + Patience()):
+	case <-time.After(commandTimeout() + Patience()):
 		return "", fmt.Errorf("guest: %s: no answer; the guest's last words:\n%s", script, g.console.tail())
 	}
 }
 
-// withoutModules is what an error says of the modules that were not loaded.
-func (g *Guest) withoutModules() string {
-	if g.refused == "" {
+// moduleErrors is what an error says of the modules that were not loaded.
+func (g *Guest) moduleErrors() string {
+	if g.notLoaded == "" {
 		return ""
 	}
-	return "\nthe guest's kernel is without these modules:\n" + g.refused
+	return "\nthe guest's kernel is without these modules:\n" + g.notLoaded
 }
 
 // MustRun is Run for a script that must succeed.
@@ -227,9 +227,9 @@ func (g *Guest) MustRun(script string) (stdout string) {
 	return stdout
 }
 
-// listen hands out what the guest says on the serial line, until that is closed:
+// readSerial hands out what the guest says on the serial line, until that is closed:
 // that it is ready, and then the exit status of each command.
-func (g *Guest) listen(ready chan<- string) {
+func (g *Guest) readSerial(ready chan<- string) {
 	lines := bufio.NewScanner(g.line)
 	for lines.Scan() {
 		first, second, _ := strings.Cut(lines.Text(), " ")

@@ -33,9 +33,9 @@ func Seconds(d time.Duration) string { return fmt.Sprint(math.Ceil(d.Seconds()))
 func Main(m *testing.M, perProcessor int) {
 	slowness() // before the tests themselves slow the machine
 	flag.Parse()
-	told := false
-	flag.Visit(func(f *flag.Flag) { told = told || f.Name == "test.parallel" })
-	if !told {
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
 		if err := flag.Set("test.parallel", fmt.Sprint(perProcessor*runtime.GOMAXPROCS(0))); err != nil {
 			panic(err)
 		}
@@ -53,20 +53,20 @@ var slowness = sync.OnceValue(func() float64 {
 		hashes     = 25 * time.Millisecond
 		most       = 10
 	)
-	start, usual := time.Now(), hashes
+	start, expected := time.Now(), hashes
 	data := make([]byte, 1<<20)
 	for range rounds {
 		sha256.Sum256(data)
 	}
 	for range rounds {
 		cmd := exec.Command("ip", "link", "set", "lo", "up")
-		ownNetwork(cmd)
+		inNewNetns(cmd)
 		if cmd.Run() != nil {
 			break // no privilege, or no iproute2
 		}
-		usual += namespaces / rounds
+		expected += namespaces / rounds
 	}
-	factor := max(1, float64(time.Since(start))/float64(usual))
+	factor := max(1, float64(time.Since(start))/float64(expected))
 	if raceDetector {
 		factor *= 3
 	}

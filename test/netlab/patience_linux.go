@@ -5,7 +5,7 @@ import (
 	"syscall"
 )
 
-// ownNetwork has cmd run in a network namespace of its own.
-func ownNetwork(cmd *exec.Cmd) {
+// inNewNetns has cmd run in a network namespace of its own.
+func inNewNetns(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 }
