@@ -12,7 +12,7 @@ import (
 	"ipipd/tun"
 )
 
-// Device is a tun.Device with one queue, whose host's stack is whoever calls
+// Device is a tun.Device with one queue. The test takes the part of the host's IP stack by
 // Inject and Receive.
 type Device struct {
 	name    string
@@ -20,12 +20,12 @@ type Device struct {
 	running atomic.Bool
 	closed  atomic.Bool
 	state   atomic.Pointer[tun.State]
-	out, in *ring // out of the host, into the host
+	out, in *ring // from the host, to the host
 }
 
 var _ tun.Device = (*Device)(nil)
 
-// NewDevice makes a Device that is running.
+// NewDevice returns a Device that is up, with carrier. mtu is in bytes.
 func NewDevice(name string, mtu int) *Device {
 	d := &Device{name: name, out: newRing(), in: newRing()}
 	d.mtu.Store(int64(mtu))
@@ -34,14 +34,14 @@ func NewDevice(name string, mtu int) *Device {
 	return d
 }
 
-// Inject sends a copy of p from the host into the tunnel: a Read of the queue
-// gets it. It waits while the queue is full. A packet longer than the MTU is
-// refused (EMSGSIZE); one that is injected without a carrier is lost, as on Linux.
+// Inject sends a copy of p from the host into the tunnel, for Queue.Read. It blocks while the
+// queue is full. A packet longer than the MTU fails with EMSGSIZE; without carrier it is
+// dropped, as on Linux.
 func (d *Device) Inject(p []byte) error {
 	return d.InjectOffload(p, packet.Offload{Checksum: packet.ChecksumUnknown})
 }
 
-// InjectOffload is Inject of a packet that carries what is known of its checksum.
+// InjectOffload is Inject with the packet's checksum and segmentation state.
 func (d *Device) InjectOffload(p []byte, offload packet.Offload) error {
 	if mtu := int(d.mtu.Load()); len(p) > mtu {
 		return fmt.Errorf("packet of %d bytes on an MTU of %d: %w", len(p), mtu, syscall.EMSGSIZE)
@@ -53,22 +53,22 @@ func (d *Device) InjectOffload(p []byte, offload packet.Offload) error {
 	return err
 }
 
-// Receive waits for the next packet that the tunnel wrote for the host and
-// copies it to b, with its Offload. After Close it returns os.ErrClosed.
+// Receive waits for the next packet from the tunnel to the host and copies it to b, with its
+// Offload. After Close it returns os.ErrClosed.
 func (d *Device) Receive(b *packet.Buffer) error {
 	_, err := d.in.pop([]*packet.Buffer{b}, time.Time{})
 	return err
 }
 
-// ReceiveBatch is Receive of what is there, at least one packet.
+// ReceiveBatch receives the queued packets, and waits for the first.
 func (d *Device) ReceiveBatch(batch []*packet.Buffer) (n int, err error) {
 	return d.in.pop(batch, time.Time{})
 }
 
-// ReceiveWithin is Receive that gives up, and returns nil, after a time.
+// ReceiveWithin is Receive with a timeout, after which it returns nil.
 func (d *Device) ReceiveWithin(wait time.Duration) *packet.Buffer { return d.in.popWithin(wait) }
 
-// Running is what SetCarrier last said; true at first.
+// Running reports the carrier set by SetCarrier, initially true.
 func (d *Device) Running() bool { return d.running.Load() }
 
 // Closed reports whether Close was called.
@@ -89,8 +89,7 @@ func (d *Device) SetCarrier(running bool) error {
 // Name implements tun.Device.
 func (d *Device) Name() string { return d.name }
 
-// State implements tun.Device: what SetState said, with the MTU and the carrier that
-// were set.
+// State implements tun.Device: the state of SetState, with the current MTU and carrier.
 func (d *Device) State() (tun.State, error) {
 	if d.Closed() {
 		return tun.State{Name: d.name}, os.ErrClosed
@@ -105,7 +104,7 @@ func (d *Device) State() (tun.State, error) {
 
 var errMoved = errors.New("the interface is in another network namespace")
 
-// SetState is what an operator does to the interface.
+// SetState simulates an operator's change of the interface.
 func (d *Device) SetState(s tun.State) { d.state.Store(&s) }
 
 // SetMTU implements tun.Device.
@@ -132,8 +131,8 @@ type queue Device
 
 func (q *queue) Read(batch []*packet.Buffer) (int, error) { return q.out.pop(batch, time.Time{}) }
 
-// Write gives the host packets as they are, superpackets and partial checksums
-// included. The host takes no more than its queue holds (ENOBUFS).
+// Write delivers packets to the host unchanged, superpackets and partial checksums included.
+// It returns ENOBUFS if the host's queue is full.
 func (q *queue) Write(batch []*packet.Buffer) (n int, err error) {
 	for _, b := range batch {
 		ok, e := q.in.push(b.Bytes(), b.Offload, false)

@@ -1,11 +1,9 @@
-// Package memory has the two doors of a tunnel with nothing behind them but
-// memory: a Device whose host is the test, and a pair of Sockets with a wire
-// between them that can lose, double, swap and damage packets. With them two
-// tunnels run against each other without root, under the race detector, as often
-// as one likes.
+// Package memory implements both sides of a tunnel in memory: tun.Device, where the test is
+// the host, and a connected pair of underlay.Sockets whose link can lose, duplicate, reorder
+// and corrupt packets. Two tunnels can run against each other without root and under the
+// race detector.
 //
-// They keep what the interfaces promise, above all what Close unblocks. In a
-// steady state they do not allocate, so that a tunnel's allocations can be
-// counted through them. It is not a part of package netlab, because the doors'
-// own tests use that.
+// Both keep the contracts of the interfaces, such as what Close unblocks. In a steady state
+// they do not allocate, so that tests can count a tunnel's allocations. The package is not
+// part of netlab, because the tests of tun and underlay import that.
 package memory

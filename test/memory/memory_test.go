@@ -66,22 +66,23 @@ func TestDeviceInject_noCarrier(t *testing.T) {
 	}
 }
 
+// Close of a Device and of a Socket unblocks every reader, and all calls fail after it.
 func TestDeviceClose(t *testing.T) {
 	d := NewDevice("ipip1", 1480)
 	s, _ := NewSocketPair()
-	waiting := []func() error{
+	readers := []func() error{
 		func() error { _, err := d.Queues()[0].Read(packet.NewBatch(1, 1480)); return err },
 		func() error { return d.Receive(packet.New(1480)) },
 		func() error { _, err := s.Receivers()[0].Read(packet.NewBatch(1, 1480)); return err },
 		func() error { _, err := s.ReadError(make([]byte, 576)); return err },
 	}
 	errs := make(chan error)
-	for _, wait := range waiting {
-		go func() { errs <- wait() }()
+	for _, read := range readers {
+		go func() { errs <- read() }()
 	}
 	d.Close()
 	s.Close()
-	for range waiting {
+	for range readers {
 		if err := <-errs; !errors.Is(err, os.ErrClosed) {
 			t.Errorf("%v", err)
 		}
@@ -97,6 +98,7 @@ func TestDeviceClose(t *testing.T) {
 	}
 }
 
+// A Socket carries packets in both directions and enforces the path MTU for DF only.
 func TestSocket(t *testing.T) {
 	a, b := NewSocketPair()
 	withDF := filled(1501, 1)
@@ -164,6 +166,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// A full receive buffer drops packets and counts them, a full TUN queue returns ENOBUFS.
 func TestRing_full(t *testing.T) {
 	a, b := NewSocketPair()
 	d := NewDevice("ipip1", 1480)
@@ -186,7 +189,7 @@ func TestRing_allocs(t *testing.T) {
 	p := filled(1400, 1)
 	batch := packet.NewBatch(4, packet.MaxSize)
 	sender, receiver, queue := a.NewSender(), b.Receivers()[0], d.Queues()[0]
-	round := func() {
+	roundTrip := func() {
 		d.Inject(p)
 		n, _ := queue.Read(batch)
 		sender.Write(batch[:n], path)
@@ -195,9 +198,9 @@ func TestRing_allocs(t *testing.T) {
 		d.Receive(batch[0])
 	}
 	for range capacity { // each slot once
-		round()
+		roundTrip()
 	}
-	if allocs := testing.AllocsPerRun(100, round); allocs != 0 {
+	if allocs := testing.AllocsPerRun(100, roundTrip); allocs != 0 {
 		t.Errorf("%v allocations", allocs)
 	}
 }

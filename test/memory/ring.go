@@ -8,11 +8,10 @@ import (
 	"ipipd/internal/packet"
 )
 
-// capacity is how many packets wait in a ring.
+// capacity is the number of packets that a ring holds.
 const capacity = 1024
 
-// ring is a bounded queue of copies of packets. Its slots are used again and
-// again.
+// ring is a bounded queue of copies of packets. Slots are reused.
 type ring struct {
 	mu     sync.Mutex
 	change sync.Cond
@@ -33,8 +32,8 @@ func newRing() *ring {
 	return r
 }
 
-// push puts a copy of p at the end. ok is false if the ring is full; with wait
-// set it waits until it is not. It fails only after close.
+// push appends a copy of p. If the ring is full it blocks with wait set, else ok is false.
+// After close it returns os.ErrClosed.
 func (r *ring) push(p []byte, offload packet.Offload, wait bool) (ok bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -55,9 +54,8 @@ func (r *ring) push(p []byte, offload packet.Offload, wait bool) (ok bool, err e
 	return true, nil
 }
 
-// pop fills batch with the oldest packets, and waits for the first of them until
-// deadline, if that is not zero. It fails only after close, when what was in the
-// ring is lost.
+// pop fills batch with the oldest packets. It waits for the first until deadline, or forever
+// if that is zero. After close it returns os.ErrClosed, and queued packets are lost.
 func (r *ring) pop(batch []*packet.Buffer, deadline time.Time) (n int, err error) {
 	if len(batch) == 0 {
 		return 0, nil
@@ -73,7 +71,7 @@ func (r *ring) pop(batch []*packet.Buffer, deadline time.Time) (n int, err error
 	for n < len(batch) && r.n > 0 {
 		s := &r.slots[r.first]
 		b := batch[n]
-		// A packet that is too long is cut off, as a kernel does.
+		// A packet too long for its Buffer is truncated, as by read(2).
 		b.SetLen(copy(b.Space(), s.bytes))
 		b.Offload = s.offload
 		r.first = (r.first + 1) % capacity
@@ -84,16 +82,15 @@ func (r *ring) pop(batch []*packet.Buffer, deadline time.Time) (n int, err error
 	return n, nil
 }
 
-// popWithin is pop of one packet into memory of its own, or nil if none comes in
-// time.
+// popWithin pops one packet into a new Buffer, or returns nil after d.
 func (r *ring) popWithin(d time.Duration) *packet.Buffer {
-	deadline := time.Now().Add(d) // first: an alarm before it would be the last one
-	alarm := time.AfterFunc(d, func() {
+	deadline := time.Now().Add(d) // first: an timer before it would be the last one
+	timer := time.AfterFunc(d, func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.change.Broadcast()
 	})
-	defer alarm.Stop()
+	defer timer.Stop()
 	b := packet.New(packet.MaxSize)
 	if n, err := r.pop([]*packet.Buffer{b}, deadline); n == 0 || err != nil {
 		return nil

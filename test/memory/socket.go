@@ -12,19 +12,18 @@ import (
 	"ipipd/internal/underlay"
 )
 
-// Faults are what a wire does to packets, each with a probability from 0 to 1.
+// Faults are the impairments of a link, each with a probability from 0 to 1.
 type Faults struct {
-	// Loss, Duplicate: the packet arrives not at all, or twice.
 	Loss, Duplicate float64
-	// Reorder: the packet arrives behind the next one, whenever that is sent.
+	// Reorder delays the packet until the next one is sent.
 	Reorder float64
-	// Corrupt: one bit of the packet is wrong.
+	// Corrupt flips one bit.
 	Corrupt float64
-	// Seed makes the faults the same each time.
+	// Seed makes the faults reproducible.
 	Seed uint64
 }
 
-// Socket is one end of a pair: an underlay.Socket with one Receiver.
+// Socket is one end of a connected pair: an underlay.Socket with one Receiver.
 type Socket struct {
 	peer      *Socket
 	in        *ring // outer packets
@@ -33,56 +32,55 @@ type Socket struct {
 
 	reception atomic.Pointer[underlay.Reception]
 
-	mu      sync.Mutex // of what follows: the wire to the peer
+	mu      sync.Mutex // protects the fields below, the link to the peer
 	faults  Faults
 	random  *rand.Rand
-	held    []byte // by Reorder
+	held    []byte // delayed by Reorder
 	holding bool
 	scratch []byte
 }
 
 var _ underlay.ReceiveSetter = (*Socket)(nil)
 
-// NewSocketPair makes two Sockets. What is sent into one comes out of the other,
-// whatever its addresses.
+// NewSocketPair returns two connected Sockets: each receives the other's packets, whatever
+// their addresses.
 func NewSocketPair() (a, b *Socket) {
 	a, b = &Socket{in: newRing(), icmp: newRing()}, &Socket{in: newRing(), icmp: newRing()}
 	a.peer, b.peer = b, a
 	return a, b
 }
 
-// SetFaults is about the packets that are sent into s from now on.
+// SetFaults sets the impairments of packets that s sends.
 func (s *Socket) SetFaults(f Faults) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.faults, s.random = f, rand.New(rand.NewPCG(f.Seed, 0))
 }
 
-// InjectError makes a ReadError of s get a copy of icmp, which starts with its
-// outer IPv4 header.
+// InjectError queues a copy of icmp, an IPv4 packet with its header, for ReadError of s.
 func (s *Socket) InjectError(icmp []byte) error {
 	_, err := s.icmp.push(icmp, packet.Offload{}, true)
 	return err
 }
 
-// Inject makes the Receiver of s get a copy of p, a whole outer packet, with what
-// a link layer would say about its inner one.
+// Inject queues a copy of p, a complete outer packet, for the Receiver of s. offload is the
+// inner packet's, as reported by the link layer.
 func (s *Socket) Inject(p []byte, offload packet.Offload) error {
 	_, err := s.in.push(p, offload, true)
 	return err
 }
 
-// ReceiveWithin takes a packet that came to s, in the place of a Receiver. It is
-// nil if none comes in time.
+// ReceiveWithin takes the next received packet instead of the Receiver, or returns nil after
+// wait.
 func (s *Socket) ReceiveWithin(wait time.Duration) *packet.Buffer { return s.in.popWithin(wait) }
 
-// SetReceive implements underlay.ReceiveSetter: it notes what is asked for, and changes nothing.
+// SetReceive implements underlay.ReceiveSetter: it records r, without effect.
 func (s *Socket) SetReceive(r underlay.Reception) error {
 	s.reception.Store(&r)
 	return nil
 }
 
-// Reception is what SetReceive last asked for.
+// Reception returns the last argument of SetReceive.
 func (s *Socket) Reception() (r underlay.Reception) {
 	if p := s.reception.Load(); p != nil {
 		r = *p
@@ -108,7 +106,7 @@ func (s *Socket) ReadError(buf []byte) (n int, err error) {
 // Overflows implements underlay.Socket.
 func (s *Socket) Overflows() uint64 { return s.overflows.Load() }
 
-// Close implements underlay.Socket. The peer may go on sending, as on a network.
+// Close implements underlay.Socket. The peer may go on sending.
 func (s *Socket) Close() error {
 	s.in.close()
 	s.icmp.close()
@@ -121,15 +119,15 @@ func (r *receiver) Read(batch []*packet.Buffer) (int, error) { return r.in.pop(b
 
 type sender Socket
 
-// The byte of an IPv4 header with DF (RFC 791, section 3.1).
+// The offset and mask of DF in an IPv4 header (RFC 791, section 3.1).
 const (
-	flags        = 6
+	flagsOffset  = 6
 	dontFragment = 0x40
 )
 
-// Write puts packets on the wire. As on a kernel's raw socket nothing is said of
-// their checksums, and one with DF that is longer than the path's MTU is refused
-// (EMSGSIZE). One without DF arrives whole, as if it had been cut and reassembled.
+// Write sends packets. As with a kernel's raw socket the checksum state is lost, and a
+// packet with DF that exceeds the path MTU fails with EMSGSIZE. Without DF it arrives whole,
+// as after fragmentation and reassembly.
 func (w *sender) Write(batch []*packet.Buffer, path *underlay.Path) (n int, err error) {
 	if w.in.isClosed() {
 		return 0, os.ErrClosed
@@ -138,7 +136,7 @@ func (w *sender) Write(batch []*packet.Buffer, path *underlay.Path) (n int, err 
 	defer w.mu.Unlock()
 	for _, b := range batch {
 		p := b.Bytes()
-		if len(p) > path.MTU && len(p) > flags && p[flags]&dontFragment != 0 {
+		if len(p) > path.MTU && len(p) > flagsOffset && p[flagsOffset]&dontFragment != 0 {
 			err = syscall.EMSGSIZE
 			continue
 		}
@@ -151,7 +149,7 @@ func (w *sender) Write(batch []*packet.Buffer, path *underlay.Path) (n int, err 
 func (w *sender) send(p []byte) {
 	f := &w.faults
 	if *f == (Faults{}) {
-		w.arrive(p)
+		w.deliver(p)
 		return
 	}
 	if w.chance(f.Loss) {
@@ -166,21 +164,21 @@ func (w *sender) send(p []byte) {
 		w.held, w.holding = append(w.held[:0], p...), true
 		return
 	}
-	w.arrive(p)
+	w.deliver(p)
 	if w.chance(f.Duplicate) {
-		w.arrive(p)
+		w.deliver(p)
 	}
 	if w.holding {
 		w.holding = false
-		w.arrive(w.held)
+		w.deliver(w.held)
 	}
 }
 
 func (w *sender) chance(probability float64) bool { return w.random.Float64() < probability }
 
-// arrive is at the peer's kernel. What it has no room for is lost, as is what
-// comes to a closed socket.
-func (w *sender) arrive(p []byte) {
+// deliver appends p to the peer's receive buffer. If that is full the packet is dropped and
+// counted; if the peer is closed it is dropped.
+func (w *sender) deliver(p []byte) {
 	if ok, err := w.peer.in.push(p, packet.Offload{}, false); !ok && err == nil {
 		w.peer.overflows.Add(1)
 	}

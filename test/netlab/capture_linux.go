@@ -14,23 +14,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Frame is one IPv4 packet as it crossed an interface, without link header.
+// Frame is one IPv4 packet as it crossed an interface, without link-layer header.
 //
-// It may be larger than the interface's MTU where the sender left segmentation
-// to the hardware: turn offload off on the wire (see DisableOffload) to see single
-// segments.
+// It may exceed the interface's MTU if segmentation was left to the hardware: use
+// DisableOffload to see single segments.
 type Frame struct {
-	// Packet is the IPv4 packet and, on Ethernet, what padding follows it.
+	// Packet is the IPv4 packet with any Ethernet padding.
 	Packet []byte
-	// Outgoing: it left by the interface, rather than entered.
+	// Outgoing is set for transmitted packets (PACKET_OUTGOING).
 	Outgoing bool
-	// ChecksumPartial: its transport checksum was left to the hardware.
+	// ChecksumPartial: the transport checksum was left to the hardware (TP_STATUS_CSUMNOTREADY).
 	ChecksumPartial bool
-	// At is when the kernel saw it, on the wall clock.
+	// At is the kernel's receive time, on the wall clock.
 	At time.Time
 }
 
-// Recorder keeps what crosses an interface until the test ends.
+// Recorder keeps the captured packets of an interface until the test ends.
 type Recorder struct {
 	t    testing.TB
 	file *os.File
@@ -40,20 +39,19 @@ type Recorder struct {
 	more   chan struct{} // closed and replaced when frames grows
 }
 
-// Capture records the IPv4 packets that enter or leave by an interface of ns and
-// that keep says yes to; a nil keep is for all of them. What crosses the interface
-// after Capture has returned is not missed.
+// Capture records the IPv4 packets that enter or leave by an interface of ns, filtered by
+// keep unless that is nil. The socket is open when Capture returns: later packets are not
+// missed.
 //
-// A tunnel leaves the fast path while its own interface is captured: see
-// CaptureReceived.
+// A tunnel leaves the fast path while its own interface is captured: see CaptureReceived.
 func Capture(t testing.TB, ns *NS, ifname string, keep func(Frame) bool) *Recorder {
 	t.Helper()
-	// ETH_P_ALL, because a socket for ETH_P_IP does not see what leaves.
+	// ETH_P_ALL, because a socket for ETH_P_IP does not see outgoing packets.
 	return capture(t, ns, ifname, unix.ETH_P_ALL, keep)
 }
 
-// CaptureReceived is Capture of what enters by an interface only, which leaves a tunnel
-// its fast path.
+// CaptureReceived is Capture of incoming packets only (ETH_P_IP), which does not disable the
+// fast path.
 func CaptureReceived(t testing.TB, ns *NS, ifname string) *Recorder {
 	t.Helper()
 	return capture(t, ns, ifname, unix.ETH_P_IP, nil)
@@ -88,8 +86,8 @@ func openCapture(ifname string, protocol uint16) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	// SOCK_DGRAM takes the link header off, whatever kind the link is of.
-	// Protocol 0 hears nothing until bind says which and where.
+	// SOCK_DGRAM removes the link-layer header of any link type. With protocol 0 the socket
+	// receives nothing until bind.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
@@ -146,7 +144,7 @@ func (r *Recorder) record(keep func(Frame) bool) {
 	}
 }
 
-// readControl takes time and checksum state from the control messages.
+// readControl takes the timestamp and the checksum state from the control messages.
 func (f *Frame) readControl(control []byte) {
 	messages, err := unix.ParseSocketControlMessage(control)
 	if err != nil {
@@ -164,17 +162,17 @@ func (f *Frame) readControl(control []byte) {
 	}
 }
 
-// Close ends the recording before the test ends. What was recorded stays.
+// Close ends the capture before the test ends. The record stays.
 func (r *Recorder) Close() { r.file.Close() }
 
-// Frames is a copy of the list of what was recorded so far.
+// Frames returns a copy of the list of the packets so far.
 func (r *Recorder) Frames() []Frame {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return append([]Frame(nil), r.frames...)
 }
 
-// Matching is what of the record so far checks hold for.
+// Matching returns the packets so far that pass checks.
 func (r *Recorder) Matching(checks ...Check) (matching []Frame) {
 	for _, f := range r.Frames() {
 		if Match(f.Packet, checks...) == nil {
@@ -184,14 +182,14 @@ func (r *Recorder) Matching(checks ...Check) (matching []Frame) {
 	return matching
 }
 
-// Await waits for a packet that checks hold for and returns the first, one that
-// was recorded before included. It fails the test if none comes.
+// Await waits for a packet that passes checks and returns the first, which may have been
+// recorded before. It fails the test if none comes.
 func (r *Recorder) Await(checks ...Check) Frame {
 	r.t.Helper()
 	return r.AwaitN(1, checks...)[0]
 }
 
-// AwaitN waits for n packets that checks hold for, and returns the first n.
+// AwaitN waits for n packets that pass checks, and returns the first n.
 func (r *Recorder) AwaitN(n int, checks ...Check) []Frame {
 	r.t.Helper()
 	deadline := time.After(Patience())
@@ -217,7 +215,7 @@ func (r *Recorder) AwaitN(n int, checks ...Check) []Frame {
 	}
 }
 
-// describe lists the record, and why nothing of it was wanted.
+// describe lists the record, and why no packet matched.
 func (r *Recorder) describe(checks []Check) string {
 	const most = 20
 	var s strings.Builder
@@ -237,9 +235,8 @@ func (r *Recorder) describe(checks []Check) string {
 	return s.String()
 }
 
-// DisableOffload makes an interface hand out what is sent by it in segments with whole
-// checksums, as a real NIC's wire would carry it, instead of leaving both to the
-// receiver as veth does.
+// DisableOffload turns off segmentation and checksum offload and GRO of an interface
+// (ethtool -K), so that a veth carries segments with complete checksums, as a cable does.
 func DisableOffload(ns *NS, ifname string) {
 	ns.t.Helper()
 	if _, err := exec.LookPath("ethtool"); err != nil {
@@ -248,7 +245,7 @@ func DisableOffload(ns *NS, ifname string) {
 	ns.Run("ethtool", "-K", ifname, "tx", "off", "tso", "off", "gso", "off", "gro", "off")
 }
 
-// htons puts a 16-bit number in network byte order.
+// htons converts from host to network byte order.
 func htons(v uint16) uint16 {
 	b := [2]byte{byte(v >> 8), byte(v)}
 	return *(*uint16)(unsafe.Pointer(&b))

@@ -10,14 +10,13 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-// Check is a statement about an IPv4 packet; its error says how the packet
-// differs. Checks compose:
+// Check tests an IPv4 packet; its error says how the packet differs. Checks compose:
 //
 //	netlab.Outer(netlab.TTL(255), netlab.DF(false), netlab.Inner(netlab.TTL(64)))
 type Check func(p ipv4.Packet) error
 
-// Match holds checks against the IPv4 packet at the start of b, and returns all
-// that does not hold. Besides the checks, the header checksum must be right.
+// Match applies checks to the IPv4 packet at the start of b and returns all failures. The
+// header checksum must be valid too.
 func Match(b []byte, checks ...Check) error {
 	p, err := ipv4.Parse(b)
 	if err != nil {
@@ -35,7 +34,7 @@ func Match(b []byte, checks ...Check) error {
 	return errors.Join(errs...)
 }
 
-// Assert reports what of checks does not hold for the packet at the start of b.
+// Assert reports the checks that the packet at the start of b fails.
 func Assert(t testing.TB, b []byte, checks ...Check) {
 	t.Helper()
 	if err := Match(b, checks...); err != nil {
@@ -43,13 +42,12 @@ func Assert(t testing.TB, b []byte, checks ...Check) {
 	}
 }
 
-// Outer is about an outer packet: protocol 4, no options, not a fragment. What is
-// said of fragments is said with All instead.
+// Outer matches an unfragmented outer packet: protocol 4, no options. Use All for fragments.
 func Outer(checks ...Check) Check {
 	return All(append([]Check{Protocol(ipv4.ProtocolIPIP), HeaderLen(20), Fragmented(false)}, checks...)...)
 }
 
-// Inner is about the IPv4 packet that is the payload of the packet.
+// Inner applies checks to the IPv4 packet in the payload.
 func Inner(checks ...Check) Check {
 	return func(p ipv4.Packet) error {
 		if err := Match(p.Payload(), checks...); err != nil {
@@ -59,7 +57,7 @@ func Inner(checks ...Check) Check {
 	}
 }
 
-// All is every one of checks.
+// All passes if every one of checks does.
 func All(checks ...Check) Check {
 	return func(p ipv4.Packet) error {
 		var errs []error
@@ -70,7 +68,7 @@ func All(checks ...Check) Check {
 	}
 }
 
-// Not is that not all of checks hold.
+// Not passes if at least one of checks fails.
 func Not(checks ...Check) Check {
 	all := All(checks...)
 	return func(p ipv4.Packet) error {
@@ -81,7 +79,7 @@ func Not(checks ...Check) Check {
 	}
 }
 
-// equal makes a Check that a field of the header has the wanted value.
+// equal compares a header field.
 func equal[T comparable](name string, field func(ipv4.Packet) T, want T) Check {
 	return func(p ipv4.Packet) error {
 		if got := field(p); got != want {
@@ -112,7 +110,7 @@ func MF(want bool) Check { return equal("MF", ipv4.Packet.MF, want) }
 // ID is the identification.
 func ID(want uint16) Check { return equal("ID", ipv4.Packet.ID, want) }
 
-// FragmentOffset is in bytes.
+// FragmentOffset is the fragment offset in bytes.
 func FragmentOffset(want int) Check {
 	return equal("fragment offset", ipv4.Packet.FragmentOffset, want)
 }
@@ -125,13 +123,13 @@ func Fragmented(want bool) Check {
 // Protocol is the number of the payload's protocol.
 func Protocol(want uint8) Check { return equal("protocol", ipv4.Packet.Protocol, want) }
 
-// HeaderLen is the length of the header in bytes: more than 20 has options.
+// HeaderLen is the header length in bytes: more than 20 with options.
 func HeaderLen(want int) Check { return equal("header length", ipv4.Packet.HeaderLen, want) }
 
-// TotalLen is the length of the packet in bytes.
+// TotalLen is the total length in bytes.
 func TotalLen(want int) Check { return equal("total length", ipv4.Packet.TotalLen, want) }
 
-// MaxTotalLen is that the packet is at most so many bytes long.
+// MaxTotalLen is an upper bound of the total length in bytes.
 func MaxTotalLen(want int) Check {
 	return func(p ipv4.Packet) error {
 		if p.TotalLen() > want {
@@ -152,7 +150,7 @@ func address(name string, field func(ipv4.Packet) [4]byte, want string) Check {
 	return equal(name, addr, netip.MustParseAddr(want))
 }
 
-// Payload is the bytes behind the header.
+// Payload is the bytes after the header.
 func Payload(want []byte) Check {
 	return func(p ipv4.Packet) error {
 		if got := p.Payload(); !slices.Equal(got, want) {
@@ -162,7 +160,7 @@ func Payload(want []byte) Check {
 	}
 }
 
-// ICMP is an ICMP message of that type and code whose checksum is right.
+// ICMP is an ICMP message of that type and code with a valid checksum.
 func ICMP(wantType, wantCode uint8) Check {
 	return func(p ipv4.Packet) error {
 		b := p.Payload()
@@ -178,8 +176,8 @@ func ICMP(wantType, wantCode uint8) Check {
 	}
 }
 
-// TransportChecksum is that a TCP or UDP packet, not fragmented, carries the
-// whole checksum, not only the pseudo-header's part of it.
+// TransportChecksum is that an unfragmented TCP or UDP packet has a valid checksum, not a
+// partial one (of the pseudo-header only).
 func TransportChecksum() Check {
 	return func(p ipv4.Packet) error {
 		b := p.Payload()

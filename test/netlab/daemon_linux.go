@@ -17,8 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// buildOnce builds ipipd once for all the tests of a process, as it is shipped.
-// The file has no name any more, and goes when the process goes.
+// buildOnce builds ipipd once for all the tests of a process, as it is shipped. It returns
+// a /proc path of the unlinked file, which goes with the process; on error the output of
+// go build.
 var buildOnce = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "ipipd-test-")
 	if err != nil {
@@ -35,7 +36,7 @@ var buildOnce = sync.OnceValues(func() (string, error) {
 	if out, err := build.CombinedOutput(); err != nil {
 		return string(out), err
 	}
-	// Not an os.File, which the garbage collector would close.
+	// A raw descriptor: the garbage collector would close an os.File.
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return "", &os.PathError{Op: "open", Path: path, Err: err}
@@ -53,7 +54,7 @@ func Binary(t testing.TB) string {
 	return path
 }
 
-// Daemon is an `ipipd up` that runs in a namespace.
+// Daemon is a running `ipipd up` in a namespace.
 type Daemon struct {
 	t          testing.TB
 	ns         *NS
@@ -64,7 +65,7 @@ type Daemon struct {
 	exited     chan struct{}
 }
 
-// Status is the part of `print --json` that tests look at.
+// Status is the part of `print --json` that tests use.
 type Status struct {
 	Name                 string            `json:"name"`
 	Running              bool              `json:"running"`
@@ -83,8 +84,8 @@ type Status struct {
 	Drops                map[string]uint64 `json:"drops"`
 }
 
-// Up starts `ipipd up --name NAME ARGS` in the namespace and returns when the
-// tunnel is ready. It is ended when the test ends, if it still runs.
+// Up starts `ipipd up --name NAME ARGS` in the namespace and returns when the tunnel is
+// ready. The process is terminated with the test.
 func Up(t testing.TB, ns *NS, name string, args ...string) *Daemon {
 	t.Helper()
 	d := Launch(t, ns, name, args...)
@@ -99,7 +100,7 @@ func Up(t testing.TB, ns *NS, name string, args ...string) *Daemon {
 	return d
 }
 
-// Launch is Up without the waiting.
+// Launch is Up without waiting until the tunnel is ready.
 func Launch(t testing.TB, ns *NS, name string, args ...string) *Daemon {
 	t.Helper()
 	d := &Daemon{t: t, ns: ns, name: name, runtimeDir: t.TempDir(), exited: make(chan struct{})}
@@ -133,11 +134,10 @@ func (d *Daemon) launch(args []string) {
 	})
 }
 
-// PID is the process's, in the namespace of PIDs that the test is in.
+// PID is the process ID in the test's PID namespace.
 func (d *Daemon) PID() int { return d.cmd.Process.Pid }
 
-// end signals the process and waits until it is gone; one that does not go is
-// killed.
+// end signals the process, waits until it has exited, and kills it after a timeout.
 func (d *Daemon) end(signal os.Signal) {
 	_ = d.cmd.Process.Signal(signal)
 	select {
@@ -149,18 +149,18 @@ func (d *Daemon) end(signal os.Signal) {
 	}
 }
 
-// Signal sends a signal and does not wait.
+// Signal sends a signal without waiting.
 func (d *Daemon) Signal(signal os.Signal) { _ = d.cmd.Process.Signal(signal) }
 
-// Stop sends a signal that ends the process, and returns its exit status, -1 for
-// a death by signal.
+// Stop terminates the process by signal and returns its exit status, -1 if the signal
+// killed it.
 func (d *Daemon) Stop(signal os.Signal) int {
 	d.t.Helper()
 	d.end(signal)
 	return d.cmd.ProcessState.ExitCode()
 }
 
-// Wait returns the exit status of a process that ends by itself.
+// Wait waits for the process to exit by itself and returns its exit status.
 func (d *Daemon) Wait() int {
 	d.t.Helper()
 	select {
@@ -171,7 +171,7 @@ func (d *Daemon) Wait() int {
 	return d.cmd.ProcessState.ExitCode()
 }
 
-// Restart starts the same command line once more, after Stop.
+// Restart starts the same command line again, after Stop.
 func (d *Daemon) Restart() *Daemon {
 	d.t.Helper()
 	next := &Daemon{t: d.t, ns: d.ns, name: d.name, runtimeDir: d.runtimeDir, exited: make(chan struct{})}
@@ -180,11 +180,11 @@ func (d *Daemon) Restart() *Daemon {
 	return next
 }
 
-// Log is all that the process has written.
+// Log returns the process's output so far.
 func (d *Daemon) Log() string { return d.log.String() }
 
-// LogsOnce waits until a line of the log has the text, which may come after what it is
-// about can be seen elsewhere, and fails the test if there is more than one.
+// LogsOnce waits until a line of the log has the text (the log may lag behind the event), and
+// fails the test if there is more than one.
 func (d *Daemon) LogsOnce(text string) {
 	d.t.Helper()
 	Eventually(d.t, fmt.Sprintf("the log of %s says %q", d.name, text), func() bool { return strings.Contains(d.Log(), text) })
@@ -198,8 +198,7 @@ func (d *Daemon) Run(args ...string) (output string, err error) {
 	return d.ns.Try(Binary(d.t), append(args, "--runtime-dir", d.runtimeDir)...)
 }
 
-// Status asks `ipipd print --json`, again where the machine stands still for longer
-// than print waits.
+// Status runs `ipipd print --json`, and retries its timeouts: the machine may be overloaded.
 func (d *Daemon) Status() Status {
 	d.t.Helper()
 	out, err := d.Run("print", d.name, "--json")
@@ -216,14 +215,13 @@ func (d *Daemon) Status() Status {
 	return list[0]
 }
 
-// Drops is how many packets were dropped for a reason.
+// Drops returns the drop counter of a reason.
 func (d *Daemon) Drops(reason string) uint64 {
 	d.t.Helper()
 	return d.Status().Drops[reason]
 }
 
-// Eventually waits for a condition that has to come true, and fails the test if
-// it does not within a time that is long for any machine.
+// Eventually polls a condition until it is true, and fails the test after Patience.
 func Eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	if !ComesTrue(condition) {
@@ -232,8 +230,8 @@ func Eventually(t testing.TB, what string, condition func() bool) {
 	}
 }
 
-// ComesTrue is Eventually for a test that says itself what is missing. It looks ever
-// more seldom: most conditions start a process, which slows what is waited for.
+// ComesTrue is Eventually that reports a timeout to its caller. It polls with exponential
+// backoff, as most conditions start a process, which slows down the system under test.
 func ComesTrue(condition func() bool) bool {
 	pause := 5 * time.Millisecond
 	for end := time.Now().Add(Patience()); !condition(); pause = min(2*pause, 100*time.Millisecond) {
@@ -245,7 +243,7 @@ func ComesTrue(condition func() bool) bool {
 	return true
 }
 
-// String is all that was written.
+// String returns the output so far.
 func (b *lockedBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -1,3 +1,3 @@
-// Package netlab is what tests need to try the tunnel on something: network
-// namespaces joined by wires, where root may make them.
+// Package netlab builds test networks: network namespaces joined by veth pairs, guests with
+// kernels of their own, captures with checks on packets, and ipipd processes. It needs root.
 package netlab

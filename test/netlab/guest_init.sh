@@ -1,15 +1,15 @@
 #!/bin/sh
-# The first process of a guest (see guest_linux.go). Its root is the host's own
-# file system, read-only; its NIC is vec0; GUEST_SHARE is a folder of the host
-# that it may write to. The host says on the serial line which script of that
-# folder to run, and hears there how it went: its outputs are in the folder.
+# init of a guest (see guest_linux.go). Its root is the host's file system, read-only; its
+# NIC is vec0; GUEST_SHARE is a directory of the host that it may write to. Each line
+# "ID TIMEOUT" from the serial line runs ID.sh of that directory, with its output in ID.out
+# and ID.err; the reply is "ID STATUS".
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t tmpfs tmpfs /tmp
 mount -t tmpfs tmpfs /run
 mount -t hostfs -o "$GUEST_SHARE" hostfs /mnt
-# Nothing here may wait for a module loader that cannot work.
+# No modprobe: the guest's modules are not in /lib/modules.
 echo /bin/true >/proc/sys/kernel/modprobe
 exec 3<>/dev/ttyS0
 stty raw -echo <&3
@@ -22,6 +22,6 @@ while read -r id seconds <&3; do
 		echo "$id $?" >&3
 	} &
 done
-# The host has hung up. The end of the first process would be a panic.
+# The host has closed the serial line. Power off: exiting from init would be a panic.
 echo o >/proc/sysrq-trigger
 sleep 60

@@ -21,14 +21,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Guest is another Linux kernel, to be a peer that was not written here: it
-// runs as an ordinary process (user-mode Linux), with the host's files as its
-// own, read-only, and one NIC on an interface of a test's namespace.
+// A Guest is a peer with another Linux kernel: user-mode Linux, an ordinary process, with the
+// host's file system read-only as its root, and one NIC on an interface of a test's
+// namespace.
 //
 //	test process ──serial line── guest kernel ── vec0 ══ ifname of ns
 //
-// It needs Debian's package user-mode-linux, whose modules include those of
-// tunnels, IPsec and netem, so that nothing is asked of the host's kernel.
+// It needs Debian's package user-mode-linux. Modules for tunnels, IPsec and netem come with
+// it, so the host's kernel need not have them.
 type Guest struct {
 	// Kernel is the release of the guest's kernel, such as 6.1.176.
 	Kernel string
@@ -36,18 +36,18 @@ type Guest struct {
 	t         testing.TB
 	cmd       *exec.Cmd
 	line      *os.File // our end of the serial line
-	share     string   // the folder that the guest may write to
+	share     string   // the directory that the guest may write to
 	console   *lockedBuffer
-	ended     chan struct{} // closed when the guest's process has ended
-	notLoaded string        // the modules that were not loaded, and why
+	ended     chan struct{} // closed when the guest's process has exited
+	notLoaded string        // insmod's errors, one line a module
 
 	mu      sync.Mutex
 	next    int
 	waiting map[int]chan int // exit status of command id
 }
 
-// GuestOptions are what StartGuest can be told. The zero value gives a guest
-// without an address, on a raw socket, with no module loaded.
+// GuestOptions are the options of StartGuest. The zero value is a guest without an address,
+// on a raw socket, with no module loaded.
 type GuestOptions struct {
 	// Address of vec0 in CIDR notation; "" gives it none.
 	Address string
@@ -56,10 +56,9 @@ type GuestOptions struct {
 	// Transport is how the NIC is attached: "raw", the default, to one end of a
 	// veth; "tap" to a TAP interface that StartGuest's caller made.
 	Transport string
-	// Modules are loaded in this order, by their paths below kernel/ in the
-	// guest's modules, without ".ko". One that is not there, or refuses the
-	// machine, is only named by the error of what then does not work: a kernel
-	// may have it built in, or do without.
+	// Modules are loaded in this order: paths below kernel/ without ".ko". A module that
+	// does not load is no error, as it may be built in or optional; the error of a later
+	// Run names it.
 	Modules []string
 }
 
@@ -81,12 +80,11 @@ func commandTimeout() time.Duration { return 4 * Patience() }
 //go:embed guest_init.sh
 var guestInit []byte
 
-// StartGuest boots a guest whose NIC is on interface ifname of ns, and stops it
-// with the test. It skips the test where there is no user-mode Linux, or where
-// it does not boot.
+// StartGuest boots a guest whose NIC is on interface ifname of ns, and stops it with the
+// test. It skips the test if user-mode Linux is not installed or does not boot.
 //
-// With the transport "raw" ifname should be the end of a veth that has no
-// address, or two kernels would answer what arrives there.
+// With the transport "raw" ifname should be one end of a veth without an address, or both
+// kernels would answer.
 func StartGuest(t testing.TB, ns *NS, ifname string, options GuestOptions) *Guest {
 	t.Helper()
 	if testing.Short() {
@@ -122,7 +120,7 @@ func StartGuest(t testing.TB, ns *NS, ifname string, options GuestOptions) *Gues
 	g.cmd.ExtraFiles = []*os.File{guestLine} // descriptor 3
 	g.cmd.Stdout, g.cmd.Stderr = g.console, g.console
 	g.cmd.WaitDelay = Patience()
-	// A group of its own, because it makes a process for each of its own.
+	// A process group, because the guest's processes are processes of the host.
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	g.cmd.Env = append(os.Environ(), memoryDir(dir)...)
 	if err := startWithoutXstate(ns, g.cmd); err != nil {
@@ -161,7 +159,7 @@ func (g *Guest) boot(options GuestOptions) {
 	g.MustRun("ip link set vec0 up")
 }
 
-// stop kills every process of the guest.
+// stop kills the guest's process group.
 func (g *Guest) stop() {
 	_ = syscall.Kill(-g.cmd.Process.Pid, syscall.SIGKILL)
 	<-g.ended
@@ -171,11 +169,10 @@ func (g *Guest) stop() {
 	}
 }
 
-// Run runs a shell script in the guest and returns what it wrote to its standard
-// output. The error of one that failed has its exit status and what it wrote to
-// its standard error. What takes longer than commandTimeout is killed (status 124).
-// Several goroutines may call Run; the commands run side by side. A process that
-// is to outlive the script must leave its outputs: cmd >/dev/null 2>&1 &
+// Run runs a shell script in the guest and returns its standard output. The error has the
+// exit status and the standard error. A script that exceeds commandTimeout is killed (status
+// 124). Run may be called concurrently. Background processes must redirect their output:
+// cmd >/dev/null 2>&1 &
 func (g *Guest) Run(script string) (stdout string, err error) {
 	done := make(chan int, 1)
 	g.mu.Lock()
@@ -209,7 +206,7 @@ func (g *Guest) Run(script string) (stdout string, err error) {
 	}
 }
 
-// moduleErrors is what an error says of the modules that were not loaded.
+// moduleErrors is the note in errors about modules that did not load.
 func (g *Guest) moduleErrors() string {
 	if g.notLoaded == "" {
 		return ""
@@ -227,8 +224,8 @@ func (g *Guest) MustRun(script string) (stdout string) {
 	return stdout
 }
 
-// readSerial hands out what the guest says on the serial line, until that is closed:
-// that it is ready, and then the exit status of each command.
+// readSerial reads the lines of guest_init.sh until the serial line is closed: "ready
+// RELEASE", then "ID STATUS" for each command.
 func (g *Guest) readSerial(ready chan<- string) {
 	lines := bufio.NewScanner(g.line)
 	for lines.Scan() {
@@ -249,7 +246,7 @@ func (g *Guest) readSerial(ready chan<- string) {
 	}
 }
 
-// serialLine makes the two ends of a line.
+// serialLine returns the two ends of the serial line, a socket pair.
 func serialLine() (ours, guests *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -261,8 +258,8 @@ func serialLine() (ours, guests *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), "serial line"), os.NewFile(uintptr(fds[1]), "serial line"), nil
 }
 
-// memoryDir is the environment that has the guest's memory in a file of dir,
-// where /dev/shm, which it takes by itself, is too small (containers give 64 MB).
+// memoryDir returns environment variables that put the guest's memory file into dir if
+// /dev/shm, the default, is too small (64 MB in containers).
 func memoryDir(dir string) []string {
 	var fs unix.Statfs_t
 	if err := unix.Statfs("/dev/shm", &fs); err == nil && fs.Bavail*uint64(fs.Bsize) > 2*guestMemory {
@@ -271,16 +268,16 @@ func memoryDir(dir string) []string {
 	return []string{"TMPDIR=" + dir}
 }
 
-// noAVX keeps the guest's C library, and with it nearly every program, from using
-// the registers that startWithoutXstate has lost at a page fault.
+// noAVX keeps the guest's C library, and with it nearly every program, from using the
+// registers that are lost at a page fault: see startWithoutXstate.
 const noAVX = "glibc.cpu.hwcaps=-AVX,-AVX2,-AVX_Fast_Unaligned_Load,-AVX512F,-AVX512VL,-AVX512BW"
 
-// startWithoutXstate starts cmd in ns with ptrace's requests for the extended
-// processor state (NT_X86_XSTATE) refused. User-mode Linux saves that in a buffer
-// of fixed size, too small where the processor has AMX, and dies of it. Refused,
-// it saves what FXSAVE does, which has the SSE registers but not AVX's.
+// startWithoutXstate starts cmd in ns with a seccomp filter that fails ptrace's requests for
+// the extended processor state (NT_X86_XSTATE). User-mode Linux saves that state in a buffer
+// of fixed size, too small on processors with AMX, and crashes. Without the request it uses
+// FXSAVE, which saves the SSE registers but not AVX's.
 //
-// The filter cannot be taken off a thread, so the thread is thrown away.
+// A seccomp filter cannot be removed from a thread, so the thread ends with the goroutine.
 func startWithoutXstate(ns *NS, cmd *exec.Cmd) error {
 	result := make(chan error)
 	go func() {
@@ -320,7 +317,7 @@ func refuseXstate() error {
 		ret(unix.SECCOMP_RET_ERRNO | uint32(unix.EIO)),
 	}
 	fprog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
-	// Not needed with CAP_SYS_ADMIN, and then does no harm.
+	// Required without CAP_SYS_ADMIN, harmless with it.
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return os.NewSyscallError("prctl", err)
 	}
@@ -330,7 +327,7 @@ func refuseXstate() error {
 	return nil
 }
 
-// lockedBuffer is what a process writes, to be read while it still writes.
+// lockedBuffer is a process's output, readable while the process writes.
 type lockedBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -342,7 +339,7 @@ func (b *lockedBuffer) Write(p []byte) (int, error) {
 	return b.buf.Write(p)
 }
 
-// tail is the last lines that were written.
+// tail returns the last 25 lines.
 func (b *lockedBuffer) tail() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()

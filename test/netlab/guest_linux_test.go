@@ -19,7 +19,7 @@ func TestStartGuest(t *testing.T) {
 	host.Run("ping", "-c", "2", "-i", "0.2", "-W", Seconds(Patience()), "192.0.2.2")
 	g.MustRun("ping -c 2 -i 0.2 -W " + Seconds(Patience()) + " -s 1472 -M do 192.0.2.1")
 
-	// As a test process that is killed does.
+	// The same as when the test process is killed.
 	g.line.Close()
 	select {
 	case <-g.ended:
@@ -28,8 +28,8 @@ func TestStartGuest(t *testing.T) {
 	}
 }
 
-// jitterentropy_rng refuses some processors, and a kernel need not have every module
-// of Debian's as a module.
+// jitterentropy_rng does not load on some processors, and other kernels have some of
+// Debian's modules built in.
 func TestStartGuest_moduleRefused(t *testing.T) {
 	wire, other := New(t), New(t)
 	Veth(t, wire, other, End{Name: "guest0"}, End{Name: "eth0"})
@@ -78,6 +78,6 @@ func TestGuestRun(t *testing.T) {
 	}
 	pid := g.cmd.Process.Pid
 	g.stop()
-	// Killed processes are gone when their parent has taken note of it.
+	// A killed process stays a zombie until its parent has waited for it.
 	Eventually(t, "no process of the guest is left", func() bool { return syscall.Kill(-pid, 0) == syscall.ESRCH })
 }

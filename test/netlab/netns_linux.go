@@ -13,17 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// NS is a network namespace of a test, with the loopback interface up and IPv6
-// off, so that nothing is on its wires but what the test sends. It has no name
-// and is not in /run/netns: the test process holds it open, so that even a
-// killed test leaves nothing behind.
+// NS is a network namespace of a test, with the loopback interface up and IPv6 off, so that
+// its links carry the test's packets only. It is not in /run/netns: the test process holds
+// the only reference, so that even a killed test leaves nothing behind.
 type NS struct {
 	t    testing.TB
 	file *os.File
 }
 
-// New makes a network namespace that goes with the test. It skips the test where
-// that is not permitted.
+// New creates a network namespace for the duration of the test. It skips the test without
+// CAP_SYS_ADMIN.
 func New(t testing.TB) *NS {
 	t.Helper()
 	runtime.LockOSThread()
@@ -45,7 +44,7 @@ func New(t testing.TB) *NS {
 	}
 	ns := &NS{t: t, file: file}
 	t.Cleanup(func() { file.Close() })
-	// Not every kernel has IPv6; where it has none there is nothing to turn off.
+	// An error means that the kernel has no IPv6.
 	for _, which := range []string{"all", "default"} {
 		ns.Do(func() { _ = writeSysctl("net.ipv6.conf."+which+".disable_ipv6", "1") })
 	}
@@ -53,17 +52,17 @@ func New(t testing.TB) *NS {
 	return ns
 }
 
-// Path is a file that stands for the namespace, for `ip link set … netns PATH`
-// and nsenter --net=PATH. It is good while the test process lives.
+// Path is the namespace's file, for `ip link set … netns PATH` and nsenter --net=PATH. It is
+// valid while the test process runs.
 func (ns *NS) Path() string {
 	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.file.Fd())
 }
 
-// Do calls f on a thread that is in the namespace: sockets that f opens and
-// processes that it starts are in it, and stay in it afterwards. Goroutines that
-// f starts are not. f may call t.Fatal, and Do of another namespace.
+// Do calls f on a thread in the namespace. Sockets that f opens and processes that f starts
+// belong to the namespace; goroutines that f starts do not. f may call t.Fatal, and Do of
+// another namespace.
 //
-// In f, /proc/net is that of the process; /proc/thread-self/net is the namespace's.
+// In f use /proc/thread-self/net: /proc/net is the main thread's.
 func (ns *NS) Do(f func()) {
 	ns.t.Helper()
 	runtime.LockOSThread()
@@ -80,8 +79,8 @@ func (ns *NS) Do(f func()) {
 	f()
 }
 
-// leave brings the thread back home and unlocks it. A thread that cannot go home
-// stays locked: nothing else may run on it.
+// leave returns the thread to its namespace and unlocks it. On error the thread stays
+// locked, so that no other goroutine runs in the wrong namespace.
 func leave(t testing.TB, home *os.File) {
 	if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
 		t.Errorf("leave network namespace: %v", os.NewSyscallError("setns", err))
@@ -90,8 +89,7 @@ func leave(t testing.TB, home *os.File) {
 	runtime.UnlockOSThread()
 }
 
-// Start starts cmd in the namespace. The caller waits for it; what is still
-// running when the test ends is killed.
+// Start starts cmd in the namespace. The caller may wait for it; it is killed with the test.
 func (ns *NS) Start(cmd *exec.Cmd) {
 	ns.t.Helper()
 	var err error
@@ -107,7 +105,7 @@ func (ns *NS) Start(cmd *exec.Cmd) {
 	})
 }
 
-// Try runs a command in the namespace and returns what it wrote to both outputs.
+// Try runs a command in the namespace and returns its standard output and error.
 func (ns *NS) Try(name string, args ...string) (output string, err error) {
 	ns.t.Helper()
 	cmd := exec.Command(name, args...)
@@ -140,8 +138,8 @@ func (ns *NS) Sysctl(name, value string) {
 	}
 }
 
-// writeSysctl works because files below /proc/sys/net are about the namespace of
-// the thread that opens them. Interface names with a dot in them do not work.
+// writeSysctl writes to the namespace of the calling thread, which is what files below
+// /proc/sys/net refer to. It does not support interface names with a dot.
 func writeSysctl(name, value string) error {
 	path := filepath.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
 	return os.WriteFile(path, []byte(value), 0)
@@ -154,8 +152,8 @@ type End struct {
 	MTU     int    // bytes; 0 leaves the kernel's 1500
 }
 
-// Veth puts a wire between two namespaces, brings both ends up, and returns when
-// packets get through.
+// Veth joins two namespaces by a veth pair, sets both ends up, and returns when they are
+// operational.
 func Veth(t testing.TB, a, b *NS, endA, endB End) {
 	t.Helper()
 	a.Run("ip", "link", "add", "name", endA.Name, "type", "veth", "peer", "name", endB.Name, "netns", b.Path())
@@ -172,8 +170,8 @@ func Veth(t testing.TB, a, b *NS, endA, endB End) {
 		}
 		x.ns.Run("ip", "link", "set", "dev", x.Name, "up")
 	}
-	// The kernel sees to a carrier that came on a moment later. Until then it
-	// throws away what is sent, without an error.
+	// The kernel handles a carrier change asynchronously. Until then it drops packets
+	// without an error.
 	for _, x := range ends {
 		Eventually(t, x.Name+" is up", func() bool {
 			return strings.Contains(x.ns.Run("ip", "link", "show", "dev", x.Name), "state UP")

@@ -13,25 +13,23 @@ import (
 	"time"
 )
 
-// Patience is how long a test waits for what has to come: long for any machine, as
-// only a test that fails waits so long.
+// Patience is the timeout for an event that a test expects: generous, as only a failing test
+// waits so long.
 func Patience() time.Duration { return Slower(time.Minute) }
 
-// Slower is d, which is enough on a machine that does nothing else, as long as it
-// must be here.
+// Slower scales d, a duration for an idle machine, to the speed of this one.
 //
-// It is for times that cannot be left out: the lifetime of a key that is to be
-// replaced in time, how long nothing must come. What has to come is waited for with
-// Eventually, Await and the like.
+// Use it for fixed times only: a key lifetime, how long no packet must come. To wait for an
+// event use Eventually, Await and the like.
 func Slower(d time.Duration) time.Duration { return time.Duration(float64(d) * slowness()) }
 
-// Seconds is d in whole seconds, for options such as ping's -W.
+// Seconds is d in seconds, rounded up, for options such as ping's -W.
 func Seconds(d time.Duration) string { return fmt.Sprint(math.Ceil(d.Seconds())) }
 
-// Main is TestMain of a package whose tests wait more than they work: with t.Parallel,
-// so many of them are run for each processor, unless the command line says how many.
+// Main is the TestMain of a package whose tests mostly wait: it runs perProcessor parallel
+// tests for each processor, unless -test.parallel is given.
 func Main(m *testing.M, perProcessor int) {
-	slowness() // before the tests themselves slow the machine
+	slowness() // before the tests themselves load the machine
 	flag.Parse()
 	given := false
 	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
@@ -43,9 +41,8 @@ func Main(m *testing.M, perProcessor int) {
 	os.Exit(m.Run())
 }
 
-// slowness is how many times slower than an idle machine of 2026 this one is, never
-// less than 1, nor more than 10: a test that fails is to end some day. It is measured
-// once, which takes a tenth of a second there.
+// slowness is how many times slower this machine is than an idle one of 2026, from 1 to 10.
+// It is measured once, in a tenth of a second on an idle machine.
 var slowness = sync.OnceValue(func() float64 {
 	const (
 		rounds     = 20
@@ -62,7 +59,7 @@ var slowness = sync.OnceValue(func() float64 {
 		cmd := exec.Command("ip", "link", "set", "lo", "up")
 		inNewNetns(cmd)
 		if cmd.Run() != nil {
-			break // no privilege, or no iproute2
+			break // no CAP_SYS_ADMIN, or no iproute2
 		}
 		expected += namespaces / rounds
 	}

@@ -5,7 +5,7 @@ import (
 	"syscall"
 )
 
-// inNewNetns has cmd run in a network namespace of its own.
+// inNewNetns makes cmd run in a new network namespace.
 func inNewNetns(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 }

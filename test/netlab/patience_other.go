@@ -4,5 +4,5 @@ package netlab
 
 import "os/exec"
 
-// inNewNetns makes cmd fail: elsewhere it would be the host's loopback that it sets.
+// inNewNetns makes cmd fail: without namespaces it would change the host's loopback.
 func inNewNetns(cmd *exec.Cmd) { cmd.Err = exec.ErrNotFound }

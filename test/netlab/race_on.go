@@ -2,5 +2,5 @@
 
 package netlab
 
-// raceDetector: this test has the race detector, and so has the daemon it builds.
+// raceDetector: tests, and the ipipd that they build, run under the race detector.
 const raceDetector = true

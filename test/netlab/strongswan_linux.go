@@ -6,15 +6,14 @@ import (
 	"testing"
 )
 
-// StrongSwan is a guest in which Debian's strongSwan negotiates, and whose kernel
-// does the ESP.
+// StrongSwan is a guest with Debian's strongSwan for IKE, and ESP by the guest's kernel.
 type StrongSwan struct {
 	*Guest
 	t testing.TB
 }
 
-// modulesESP are what ESP is made of in a guest's kernel, in order of dependence.
-// Not all are needed (jitterentropy_rng refuses some processors): canESP asks.
+// modulesESP are the modules of ESP, in order of dependence. Not all are required
+// (jitterentropy_rng does not load on some processors): canESP tests the result.
 var modulesESP = append([]string{
 	"crypto/gf128mul", "crypto/hmac", "crypto/sha512_generic", "crypto/jitterentropy_rng", "crypto/drbg",
 	"crypto/cbc", "crypto/ctr", "crypto/ghash-generic", "crypto/gcm", "crypto/authenc", "crypto/authencesn", "crypto/seqiv", "crypto/echainiv",
@@ -40,8 +39,8 @@ charon {
 }
 `
 
-// canESP is whether the guest's kernel takes SAs of the suites that tests negotiate;
-// its error says of which not, and why.
+// canESP tests whether the guest's kernel accepts SAs of the suites that tests negotiate.
+// Its error names the first that it rejects.
 func (g *Guest) canESP() error {
 	_, err := g.Run(`set -e
 sa() { ip xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x100 mode transport "$@"; ip xfrm state delete src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x100; }
@@ -54,9 +53,9 @@ done`)
 	return err
 }
 
-// StartStrongSwan boots a guest as StartGuest does, with an address in CIDR
-// notation, and starts strongSwan with that swanctl.conf. It skips the test where
-// strongSwan is not installed, or the guest's kernel does no ESP.
+// StartStrongSwan boots a guest as StartGuest does, with an address in CIDR notation, and
+// starts strongSwan with that swanctl.conf. It skips the test if strongSwan is not installed
+// or the guest's kernel has no ESP.
 func StartStrongSwan(t testing.TB, ns *NS, ifname, address, swanctlConf string) *StrongSwan {
 	t.Helper()
 	for _, need := range []string{"/usr/lib/ipsec/charon", "/usr/sbin/swanctl"} {
@@ -79,19 +78,19 @@ func StartStrongSwan(t testing.TB, ns *NS, ifname, address, swanctlConf string) 
 	return s
 }
 
-// Charon starts the daemon and loads its configuration when it answers: its socket
-// is there a moment before.
+// Charon starts the IKE daemon and loads its configuration. It waits for an answer: the
+// control socket exists before charon answers on it.
 func (s *StrongSwan) Charon() {
 	s.t.Helper()
-	// The guest loses AVX's registers at a page fault (see noAVX), and OpenSSL uses
-	// them, of which wrong public values of ecp256 come.
+	// OpenSSL uses AVX registers, which the guest loses at a page fault (see noAVX): public
+	// values of ecp256 would be wrong.
 	s.MustRun(`export STRONGSWAN_CONF=/tmp/strongswan.conf
 OPENSSL_ia32cap=0:0 /usr/lib/ipsec/charon >/tmp/charon.out 2>&1 &
 until swanctl --stats >/dev/null 2>&1; do kill -0 $! || exit; sleep 0.1; done
 swanctl --load-all --file /tmp/swanctl.conf`)
 }
 
-// Die ends the daemon and its SAs as a crash of the host would: the peer is not told.
+// Die kills the daemon and removes its SAs without notifying the peer, like a crash.
 func (s *StrongSwan) Die() {
 	s.t.Helper()
 	s.MustRun(`pid=$(cat /run/charon.pid); kill -9 $pid; while grep -sq '^State:.[^Z]' /proc/$pid/status; do sleep 0.02; done
