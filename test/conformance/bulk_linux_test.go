@@ -15,38 +15,38 @@ import (
 	"ipipd/test/netlab"
 )
 
-// underlay is a kind of wire between a and b, and how the tunnel on it is set.
+// underlay is a kind of link between a and b, with flags of the tunnel over it.
 type underlay struct {
 	name  string
 	wire  func(a, b *netlab.NS)
 	flags []string
-	// merges: the receiver's kernel makes superpackets of TCP segments.
+	// merges: the receiver has GRO.
 	merges bool
 }
 
 var underlays = []underlay{
-	{name: "a veth, which leaves checksums and segmentation to the receiver"},
-	{name: "a wire of segments", wire: func(a, b *netlab.NS) {
+	{name: "offload"}, // checksums and segmentation are left to the receiver
+	{name: "no-offload", wire: func(a, b *netlab.NS) {
 		netlab.DisableOffload(a, "veth0")
 		netlab.DisableOffload(b, "veth0")
 	}},
-	{name: "GRO on receipt", merges: true, wire: func(a, b *netlab.NS) {
+	{name: "gro", merges: true, wire: func(a, b *netlab.NS) {
 		for _, ns := range []*netlab.NS{a, b} {
 			netlab.DisableOffload(ns, "veth0") // so that there are segments to merge
 		}
 		for _, ns := range []*netlab.NS{a, b} {
 			ns.Run("ethtool", "-K", "veth0", "gro", "on")
-			// A veth delivers each packet before the next is sent. Have it wait
-			// for more, as a NIC with interrupt moderation would.
+			// A veth delivers each packet before the next is sent. Delay it, as a
+			// NIC with interrupt moderation does.
 			ns.Run("unshare", "-m", "sh", "-c", "mount -t sysfs none /sys && echo 2000000 >/sys/class/net/veth0/gro_flush_timeout")
 		}
 	}},
-	{name: "mtu 65515, in outer fragments", flags: []string{"--mtu", "65515"}},
-	{name: "outer packets by the routing of the kernel", flags: []string{"--fwmark", "7"}},
-	{name: "dont-fragment inherit", flags: []string{"--dont-fragment", "inherit"}},
+	{name: "mtu-65515", flags: []string{"--mtu", "65515"}}, // outer fragments
+	{name: "fwmark", flags: []string{"--fwmark", "7"}},     // routed by the kernel
+	{name: "dont-fragment-inherit", flags: []string{"--dont-fragment", "inherit"}},
 }
 
-// eachUnderlay runs a test over each of them, with every carrier.
+// eachUnderlay runs a test over each underlay with each variant.
 func eachUnderlay(t *testing.T, test func(t *testing.T, u underlay, a, b *netlab.NS, da, db *netlab.Daemon)) {
 	for _, u := range underlays {
 		t.Run(u.name, func(t *testing.T) {
@@ -64,6 +64,7 @@ func eachUnderlay(t *testing.T, test func(t *testing.T, u underlay, a, b *netlab
 	}
 }
 
+// TCP streams arrive unchanged in both directions, alone and several at once.
 func TestBulk_tcp(t *testing.T) {
 	t.Parallel()
 	eachUnderlay(t, func(t *testing.T, u underlay, a, b *netlab.NS, da, db *netlab.Daemon) {
@@ -97,25 +98,24 @@ func TestBulk_tcp(t *testing.T) {
 	})
 }
 
-// Datagrams of many sizes, many at once, come back as they were, each by itself.
+// UDP datagrams of many sizes, many at once, keep their bytes and their boundaries.
 func TestBulk_udp(t *testing.T) {
 	t.Parallel()
 	eachUnderlay(t, func(t *testing.T, u underlay, a, b *netlab.NS, da, db *netlab.Daemon) {
 		largest := da.Status().ActualMTU - 28
 		var sizes []int
 		for _, n := range []int{0, 1, 2, 3, 7, 8, 100, 511, 512, 513, 1024, 1400, 1451, 1452} {
-			sizes = append(sizes, n, n, n) // alike, and so merged
+			sizes = append(sizes, n, n, n) // equal sizes, which GRO merges
 		}
-		sizes = append(sizes, largest-1, largest, largest, 5000, 20001) // what is larger the host cuts
+		sizes = append(sizes, largest-1, largest, largest, 5000, 20001) // the host fragments the larger ones
 		rand.Shuffle(len(sizes), func(i, j int) { sizes[i], sizes[j] = sizes[j], sizes[i] })
 		echo(t, a, b, sizes, 0)
 	})
 }
 
-// echo sends datagrams of those sizes from a to b, a few at a time, and fails
-// the test unless b gets each once and its answer, the same, comes back. With
-// segment not 0 the kernel cuts what is sent into datagrams of that size. UDP may
-// lose datagrams: those are sent again.
+// echo sends datagrams of those sizes from a to an echo server at b, a few at a time, and
+// fails the test unless each comes back unchanged. A segment size other than 0 has the kernel
+// split each write into datagrams of that size (UDP_SEGMENT). Lost datagrams are sent again.
 func echo(t *testing.T, a, b *netlab.NS, sizes []int, segment int) {
 	t.Helper()
 	far := listenUDP(t, b, innerB+":0")
@@ -130,7 +130,7 @@ func echo(t *testing.T, a, b *netlab.NS, sizes []int, segment int) {
 		}
 	}()
 	near := segmented(t, a, innerA, segment)
-	// wanted are the datagrams that are to come back, by their bytes.
+	// wanted counts the outstanding datagrams by content.
 	wanted := make(map[string]int)
 	message := func(i, size int) []byte {
 		b := make([]byte, size)
@@ -180,7 +180,7 @@ func echo(t *testing.T, a, b *netlab.NS, sizes []int, segment int) {
 	}
 }
 
-// segments is what the kernel makes of b.
+// segments splits b as the kernel does with UDP_SEGMENT.
 func segments(b []byte, segment int) (datagrams [][]byte) {
 	for segment != 0 && len(b) > segment {
 		datagrams, b = append(datagrams, b[:segment]), b[segment:]
@@ -188,6 +188,7 @@ func segments(b []byte, segment int) (datagrams [][]byte) {
 	return append(datagrams, b)
 }
 
+// sentAny reports whether got is one of the datagrams of group.
 func sentAny(group [][]byte, segment int, got []byte) bool {
 	for _, b := range group {
 		for _, d := range segments(b, segment) {
@@ -199,7 +200,7 @@ func sentAny(group [][]byte, segment int, got []byte) bool {
 	return false
 }
 
-// duplicate is whether got is an answer to what was sent twice.
+// duplicate reports whether got is a late reply to a retransmission.
 func duplicate(message func(i, size int) []byte, sizes []int, segment int, got []byte) bool {
 	for i, size := range sizes {
 		if sentAny([][]byte{message(i, size)}, segment, got) {
@@ -209,7 +210,7 @@ func duplicate(message func(i, size int) []byte, sizes []int, segment int, got [
 	return false
 }
 
-// iperf3 opens and closes many connections at once, and counts for itself.
+// iperf3 opens and closes many connections at once, and has counters of its own.
 func TestBulk_iperf3(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("iperf3"); err != nil {
@@ -219,12 +220,12 @@ func TestBulk_iperf3(t *testing.T) {
 		a, b := hosts(t)
 		c.upA(t, a)
 		c.upB(t, b)
-		// Not --bidir, which hangs where one connection overtakes another, as the
-		// threads' flows may: https://github.com/esnet/iperf/issues/2029
+		// Not --bidir, which hangs if its connections arrive out of order, as flows of
+		// different threads may: https://github.com/esnet/iperf/issues/2029
 		for i, modes := range [][]string{{"--parallel=4"}, {"--reverse"}, {"--parallel=1", "--reverse"}} {
 			var clients sync.WaitGroup
 			for j, mode := range modes {
-				// A server of its own for each: one that serves again is deaf in between.
+				// A server for each: between two tests a server does not listen.
 				port := fmt.Sprint(5201 + 10*i + j)
 				b.Start(exec.Command("iperf3", "--server", "--one-off", "--bind", innerB, "--port", port))
 				netlab.Eventually(t, "the server listens", func() bool {

@@ -10,13 +10,13 @@ import (
 // ends are the daemons of a tunnel.
 type ends struct{ a, b *netlab.Daemon }
 
-// counted is what both have counted.
+// counted is the status of both ends.
 type counted struct{ a, b netlab.Status }
 
 func (e ends) status() counted { return counted{e.a.Status(), e.b.Status()} }
 
-// equalSince reports whether each end has counted as received what the other has counted as
-// sent since before, in packets and bytes.
+// equalSince reports whether each end's rx counters equal the other's tx counters since
+// before, in packets and bytes.
 func (c counted) equalSince(before counted) bool {
 	return c.a.TxPacket-before.a.TxPacket == c.b.RxPacket-before.b.RxPacket &&
 		c.a.RxPacket-before.a.RxPacket == c.b.TxPacket-before.b.TxPacket &&
@@ -24,7 +24,7 @@ func (c counted) equalSince(before counted) bool {
 		c.a.RxByte-before.a.RxByte == c.b.TxByte-before.b.TxByte
 }
 
-// awaitEqual waits until both ends have counted the same since before.
+// awaitEqual waits for equalSince.
 func (e ends) awaitEqual(t *testing.T, before counted) {
 	t.Helper()
 	var now counted
@@ -39,7 +39,7 @@ func (e ends) awaitEqual(t *testing.T, before counted) {
 	})
 }
 
-// awaitIdle waits until nothing more is counted.
+// awaitIdle waits until the packet counters stand still.
 func (e ends) awaitIdle(t *testing.T) counted {
 	t.Helper()
 	now := e.status()
@@ -53,9 +53,8 @@ func (e ends) awaitIdle(t *testing.T) counted {
 	return now
 }
 
-// settle calls traffic until both ends count the same, twice in a row: the first
-// packets from a peer on this machine move reception to the link layer, and meanwhile a
-// packet may come twice.
+// settle repeats traffic until both ends count the same twice in a row. The first packets
+// with partial checksums switch reception to the link layer, and may be received twice.
 func (e ends) settle(t *testing.T, traffic func()) counted {
 	t.Helper()
 	now, agreed := e.status(), 0
@@ -72,10 +71,8 @@ func (e ends) settle(t *testing.T, traffic func()) counted {
 	return now
 }
 
-// Bulk, which is counted in superpackets and in what they stand for; pings with
-// options, which take the other path; and fragments of large ones. Both ends have
-// counted the same when it is over, whoever carries at either, and whatever the wire
-// makes of the packets.
+// Both ends count the same for superpackets, for pings with options, which go through
+// userspace, and for fragments, with every variant and underlay.
 func TestCounters_mixedTraffic(t *testing.T) {
 	t.Parallel()
 	for _, u := range underlays[:3] { // the others have no fast path, or no superpackets
@@ -88,8 +85,8 @@ func TestCounters_mixedTraffic(t *testing.T) {
 				}
 				da, db := fast.upA(t, a), far.upB(t, b)
 				requireFastPath(t, da)
-				// No more packets than the receiving kernel queues (1000): what is
-				// lost on the way is counted by one end only.
+				// No more packets than the receiver's backlog (1000): a lost packet is
+				// counted by one end only.
 				const bytes = 1 << 20
 				both := ends{da, db}
 				before := both.settle(t, func() {
@@ -109,7 +106,7 @@ func TestCounters_mixedTraffic(t *testing.T) {
 	}
 }
 
-// Datagrams that a socket hands over as one superpacket are as many packets.
+// A superpacket of a UDP_SEGMENT socket counts as its segments.
 func TestCounters_superpacket(t *testing.T) {
 	t.Parallel()
 	for _, u := range underlays[:2] {
@@ -124,7 +121,7 @@ func TestCounters_superpacket(t *testing.T) {
 				echo(t, a, b, []int{segment*full + rest}, segment)
 				ends{da, db}.awaitEqual(t, counted{})
 				s := da.Status()
-				// Both have counted each way the same; a lost datagram is sent again.
+				// echo sends everything again if a datagram was lost.
 				if n := s.TxPacket; n%(full+1) != 0 || s.TxByte != n/(full+1)*(full*(segment+28)+rest+28) {
 					t.Errorf("%d packets of %d bytes for a superpacket of %d", n, s.TxByte, full+1)
 				}
@@ -133,8 +130,7 @@ func TestCounters_superpacket(t *testing.T) {
 	}
 }
 
-// What the kernel has counted stays counted when it carries no more, and what it
-// counts afterwards comes on top.
+// The fast path's counters survive its removal, and continue when it is enabled again.
 func TestCounters_fastPathLeft(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)

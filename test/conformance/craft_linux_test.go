@@ -17,8 +17,8 @@ import (
 
 func addr(s string) [4]byte { return netip.MustParseAddr(s).As4() }
 
-// build is an IPv4 packet with that header, whose length it fills in. A TTL or an
-// address that is wanted to be 0 has to be put there afterwards.
+// build returns an IPv4 packet with header h and the right total length. A TTL of 0 stands
+// for 64: use withByte for a real 0.
 func build(h ipv4.Header, payload []byte) []byte { return buildOptions(h, nil, payload) }
 
 func buildOptions(h ipv4.Header, options, payload []byte) []byte {
@@ -32,8 +32,7 @@ func buildOptions(h ipv4.Header, options, payload []byte) []byte {
 	return b
 }
 
-// udp is a UDP datagram with its checksum, to be the payload of a packet with
-// header h.
+// udp returns a UDP datagram with its checksum, the payload of a packet with header h.
 func udp(h ipv4.Header, source, destination uint16, payload []byte) []byte {
 	b := make([]byte, 8+len(payload))
 	binary.BigEndian.PutUint16(b[0:], source)
@@ -48,7 +47,7 @@ func udp(h ipv4.Header, source, destination uint16, payload []byte) []byte {
 	return b
 }
 
-// aToB and bToA are the headers of inner packets with protocol UDP and that ID.
+// aToB and bToA return headers of inner UDP packets with that ID.
 func aToB(id uint16) ipv4.Header {
 	return ipv4.Header{ID: id, TTL: 64, Protocol: ipv4.ProtocolUDP, Source: addr(innerA), Destination: addr(innerB)}
 }
@@ -59,15 +58,14 @@ func bToA(id uint16) ipv4.Header {
 	return h
 }
 
-// experimental is a protocol of which no packets are merged on their way through
-// a stack (RFC 3692).
+// experimental is a protocol number for experiments (RFC 3692), which GRO does not merge.
 const experimental = 253
 
-// datagram is an inner packet with header h and n bytes of UDP payload, for a
-// port that nobody listens to.
+// datagram returns an inner packet with header h and n bytes of UDP payload, for port 9
+// (discard).
 func datagram(h ipv4.Header, n int) []byte { return build(h, udp(h, 9, 9, pattern(n))) }
 
-// pattern is n bytes of which no two neighbouring blocks are alike.
+// pattern returns n bytes in which no two neighbouring blocks are equal.
 func pattern(n int) []byte {
 	b := make([]byte, n)
 	for i := range b {
@@ -76,12 +74,12 @@ func pattern(n int) []byte {
 	return b
 }
 
-// outerBToA is an outer packet from b to a around inner.
+// outerBToA encapsulates inner in an outer packet from b to a.
 func outerBToA(inner []byte) []byte {
 	return build(ipv4.Header{ID: 0x4004, TTL: 64, Protocol: ipv4.ProtocolIPIP, Source: addr(outerB), Destination: addr(outerA)}, inner)
 }
 
-// updateChecksum makes the header checksum of a packet right that was changed by hand.
+// updateChecksum recomputes the header checksum of b in place.
 func updateChecksum(b []byte) []byte {
 	n := int(b[0]&0xf) * 4
 	b[10], b[11] = 0, 0
@@ -89,16 +87,16 @@ func updateChecksum(b []byte) []byte {
 	return b
 }
 
-// withByte is a copy of a packet with one byte of its header set, and the checksum
-// right again.
+// withByte returns a copy of a packet with one byte changed and the header checksum
+// recomputed.
 func withByte(b []byte, offset int, value byte) []byte {
 	b = slices.Clone(b)
 	b[offset] = value
 	return updateChecksum(b)
 }
 
-// fragment cuts a packet without options into pieces that carry size bytes of its
-// payload, a multiple of 8.
+// fragment splits a packet without options into fragments with size bytes of payload, a
+// multiple of 8.
 func fragment(b []byte, size int) (pieces [][]byte) {
 	p, err := ipv4.Parse(b)
 	if err != nil || size%8 != 0 {
@@ -113,15 +111,15 @@ func fragment(b []byte, size int) (pieces [][]byte) {
 	return pieces
 }
 
-// injector puts packets on an interface, as they are.
+// injector sends packets by an interface, unchanged (AF_PACKET).
 type injector struct {
 	t    *testing.T
 	file *os.File
 	to   unix.SockaddrLinklayer
 }
 
-// newInjector opens an interface of ns for packets; peer is the namespace at the other
-// end of a veth, whose interface to takes them, or nil for a TUN.
+// newInjector returns an injector for an interface of ns. For a veth, to is the interface of
+// peer at the other end, whose MAC address is the destination; for a TUN, peer is nil.
 func newInjector(t *testing.T, ns *netlab.NS, ifname string, peer *netlab.NS, to string) *injector {
 	t.Helper()
 	in := &injector{t: t, to: unix.SockaddrLinklayer{Protocol: binary.NativeEndian.Uint16([]byte{0x08, 0x00})}}
@@ -142,7 +140,7 @@ func newInjector(t *testing.T, ns *netlab.NS, ifname string, peer *netlab.NS, to
 		}
 		in.to.Ifindex = ifi.Index
 		var fd int
-		// Protocol 0: it does not receive.
+		// Protocol 0: send only.
 		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
 			in.file = os.NewFile(uintptr(fd), "inject into "+ifname)
 		}
@@ -166,8 +164,8 @@ func (in *injector) send(packets ...[]byte) {
 	}
 }
 
-// sinkIPIP has ns take protocol 4 and do nothing with it, so that its kernel does
-// not answer that nobody is there.
+// sinkIPIP opens a raw socket for protocol 4 in ns that is never read, so that its kernel
+// does not send protocol unreachable.
 func sinkIPIP(t *testing.T, ns *netlab.NS) {
 	t.Helper()
 	var fd int

@@ -13,13 +13,13 @@ import (
 	"ipipd/test/netlab"
 )
 
-// receiver is a tunnel end at a, and what host b can send to it by hand.
+// receiver is a tunnel end at a, with an injector at b that sends crafted outer packets.
 type receiver struct {
 	a, b   *netlab.NS
 	d      *netlab.Daemon
-	from   *injector        // b's end of the wire
-	inside *netlab.Recorder // what a's host gets from the tunnel
-	marks  uint16
+	from   *injector        // into veth0 of b
+	inside *netlab.Recorder // packets from the tunnel to a's host
+	marks  uint16           // ID of the next mark of settle
 }
 
 func newReceiver(t *testing.T, c variant, flags ...string) *receiver {
@@ -31,10 +31,9 @@ func newReceiver(t *testing.T, c variant, flags ...string) *receiver {
 	return r
 }
 
-// settle returns when the tunnel is through with all that was sent: when marks
-// came that were sent after it, of so many flows that each thread that receives
-// has some. A mark is padded, so that it is nothing for the fast path, which would
-// let it overtake.
+// settle waits until the tunnel has processed all packets sent so far: it sends marks, of
+// enough flows for every receiver thread, and waits for them. A mark has a trailing byte, so
+// that it takes the userspace path and does not overtake packets there.
 func (r *receiver) settle() {
 	const flows = 24
 	for port := range uint16(flows) {
@@ -47,7 +46,7 @@ func (r *receiver) settle() {
 	}
 }
 
-// got is what the host got, besides the marks of settle.
+// got returns the packets that reached the host, without the marks of settle.
 func (r *receiver) got() []netlab.Frame {
 	return r.inside.Matching(netlab.Not(func(p ipv4.Packet) error {
 		if p.ID() < 0xf000 {
@@ -57,8 +56,8 @@ func (r *receiver) got() []netlab.Frame {
 	}))
 }
 
-// partialChecksum is a UDP datagram as it leaves a stack that expects hardware to
-// finish its checksum: the field has the sum of the pseudo-header only.
+// partialChecksum returns a UDP datagram whose checksum field has the sum of the
+// pseudo-header only, as a stack with checksum offload sends it.
 func partialChecksum(h ipv4.Header, n int) []byte {
 	b := udp(h, 9, 9, pattern(n))
 	pseudo := ipv4.PseudoHeaderSum(h.Source, h.Destination, ipv4.ProtocolUDP, len(b))
@@ -66,9 +65,8 @@ func partialChecksum(h ipv4.Header, n int) []byte {
 	return build(h, b)
 }
 
-// Every reason for which one packet from the network goes no further. Reasons
-// about the outer packet that are not here the kernel sees to before: what is not for the
-// only tunnel of a process is answered and counted there.
+// The drop reasons of received packets. A packet for no tunnel never reaches the process:
+// the kernel answers and counts it (IpInUnknownProtos).
 func TestDecapsulate_drops(t *testing.T) {
 	t.Parallel()
 	good := datagram(bToA(1), 100)
@@ -90,16 +88,16 @@ func TestDecapsulate_drops(t *testing.T) {
 		{"inner TTL 0", "received-ttl-zero", outerBToA(withByte(good, 8, 0))},
 		{"wrong inner header checksum", "received-checksum", outerBToA(wrongSum)},
 		{"IPv6 inside", "received-not-ipv4", outerBToA(append([]byte{0x60, 0, 0, 0, 0, 0, 59, 64}, make([]byte, 32)...))},
-		{"something inside", "received-not-ipv4", outerBToA([]byte("no packet but forty bytes of text at all"))},
+		{"no IP packet inside", "received-not-ipv4", outerBToA([]byte("no packet but forty bytes of text at all"))},
 		{"an inner header of 16 bytes", "received-malformed", outerBToA(withByte(good, 0, 0x44))},
 		{"an inner total length within the header", "received-malformed", outerBToA(withByte(withByte(good, 2, 0), 3, 19))},
 		{"an inner packet longer than the outer", "received-truncated", outerBToA(good[:len(good)-1])},
 		{"half an inner header", "received-truncated", outerBToA(good[:19])},
 		{"one byte inside", "received-truncated", outerBToA(good[:1])},
 		{"an inner packet of our own to the peer", "received-loop", outerBToA(loop)},
-		{"the tunnel in itself, 35 times", "received-loop", nested(35, good)},
-		{"a probe that may go no further", "reflect-ttl-expired", outerBToA(probe)},
-		{"congestion marked on what cannot say so", "ecn-ce-on-not-ect", withByte(ecn, 1, 3)},
+		{"35 nested outer headers", "received-loop", nested(35, good)},
+		{"a reflect probe with TTL 1", "reflect-ttl-expired", outerBToA(probe)},
+		{"outer CE on inner Not-ECT", "ecn-ce-on-not-ect", withByte(ecn, 1, 3)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			eachVariant(t, func(t *testing.T, c variant) {
@@ -123,7 +121,7 @@ func TestDecapsulate_drops(t *testing.T) {
 	}
 }
 
-// nested is a packet in that many outer headers of the tunnel.
+// nested encapsulates b in that many outer headers of the tunnel.
 func nested(levels int, b []byte) []byte {
 	for range levels {
 		b = outerBToA(b)
@@ -131,13 +129,13 @@ func nested(levels int, b []byte) []byte {
 	return b
 }
 
-// inUnknownProtos is how many packets the kernel had no socket for (IpInUnknownProtos).
+// inUnknownProtos returns the kernel's count of packets without a socket (IpInUnknownProtos).
 func inUnknownProtos(ns *netlab.NS) (n int) {
 	_, _ = fmt.Sscanf(ns.Run("sh", "-c", "nstat -asz IpInUnknownProtos | tail -n1"), "IpInUnknownProtos %d", &n)
 	return n
 }
 
-// A peer on the same machine leaves checksums to hardware that never comes.
+// A peer on the same machine sends partial checksums: they are accepted, wrong ones are not.
 func TestDecapsulate_partialChecksum(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -157,7 +155,7 @@ func TestDecapsulate_partialChecksum(t *testing.T) {
 	})
 }
 
-// What the kernel stops before, so that no reason of ours counts it.
+// The kernel drops invalid outer headers before ipipd sees them.
 func TestDecapsulate_invalidOuter(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -175,8 +173,7 @@ func TestDecapsulate_invalidOuter(t *testing.T) {
 	})
 }
 
-// An outer packet in a frame for another Ethernet address, or of a VLAN that this host
-// is not in, is none of ours, and the kernel stops it.
+// Frames for another MAC address, or of a VLAN that this host is not in, are dropped.
 func TestDecapsulate_otherHost(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -190,7 +187,7 @@ func TestDecapsulate_otherHost(t *testing.T) {
 		if got := r.got(); len(got) != 0 {
 			t.Errorf("the host got %s", netlab.Describe(got[0].Packet))
 		}
-		// The VLAN 0 is a priority and nothing else: this one is for us.
+		// VLAN 0 is a priority tag only (IEEE 802.1Q): accepted.
 		vlan.send(append([]byte{0, 0, 0x08, 0x00}, outerBToA(datagram(bToA(3), 100))...))
 		r.inside.Await(netlab.ID(3))
 	})
@@ -214,7 +211,7 @@ func TestDecapsulate_ecn(t *testing.T) {
 				h := bToA(uint16(1 + inner<<2 + outer))
 				h.TOS = 10<<2 | inner
 				h.Protocol = experimental
-				// The outer DSCP is another, and stays outside (RFC 2983).
+				// The outer DSCP differs, and is discarded (RFC 2983, pipe model).
 				r.from.send(withByte(outerBToA(build(h, pattern(50))), 1, 46<<2|outer))
 			}
 		}
@@ -242,6 +239,7 @@ func TestDecapsulate_ecn(t *testing.T) {
 	})
 }
 
+// Bytes after the inner packet's total length are removed.
 func TestDecapsulate_trailingBytes(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -259,7 +257,7 @@ func TestDecapsulate_trailingBytes(t *testing.T) {
 	})
 }
 
-// An outer header with options is one to receive, though we never send one.
+// Outer headers with options are accepted, though ipipd never sends any.
 func TestDecapsulate_outerOptions(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -274,7 +272,7 @@ func TestDecapsulate_outerOptions(t *testing.T) {
 	})
 }
 
-// An interface that is down takes nothing.
+// Packets for an interface that is down are counted as dropped, not as received.
 func TestDecapsulate_interfaceDown(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -292,8 +290,8 @@ func TestDecapsulate_interfaceDown(t *testing.T) {
 	})
 }
 
-// What waits while ipipd does not run is more than it answers in a second, and
-// then more than there is room for.
+// While ipipd is stopped more probes arrive than it answers in a second, and then more
+// packets than the receive buffer holds.
 func TestDecapsulate_flood(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -311,25 +309,24 @@ func TestDecapsulate_flood(t *testing.T) {
 		r.d.Signal(syscall.SIGCONT)
 		netlab.Eventually(t, "more probes than are answered are counted", func() bool { return r.d.Drops("reflect-limited") > 0 })
 		if c.fast {
-			t.Skip("what the kernel carries waits in no buffer of ours")
+			t.Skip("the fast path does not use the receive buffer")
 		}
 		netlab.Eventually(t, "what there was no room for is counted", func() bool { return r.d.Drops("receive-overflow") > 0 })
 		r.settle()
 	})
 }
 
-// Thousands of packets from the tunnel's remote that are as a broken or hostile
-// peer might make them: each is delivered, or counted under a reason, nothing is
-// logged about it, and the tunnel works as before.
+// Thousands of malformed packets from the remote: each is delivered or counted under a
+// reason, nothing is logged, and the tunnel still works.
 func TestDecapsulate_garbage(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
 		da, db := c.upA(t, a), c.upB(t, b)
 		ping(t, a, innerB)
-		ends{da, db}.awaitEqual(t, counted{}) // also the answer, which may be counted after it came
+		ends{da, db}.awaitEqual(t, counted{}) // the reply may be counted after it has arrived
 		from := newInjector(t, b, "veth0", a, "veth0")
-		// What a's host answers goes nowhere.
+		// No replies from a's host.
 		a.Run("ip", "route", "add", "blackhole", innerB+"/32", "metric", "1")
 		before := da.Status()
 		seed := rand.NewPCG(2003, 791)
@@ -354,14 +351,14 @@ func TestDecapsulate_garbage(t *testing.T) {
 		s := da.Status()
 		for _, reason := range []string{"received-not-ipv4", "received-malformed", "received-checksum", "received-truncated", "received-ttl-zero"} {
 			if s.Drops[reason] == 0 {
-				t.Errorf("none of %d packets was %s: is the storm one? %v", total, reason, s.Drops)
+				t.Errorf("none of %d packets was %s: is the garbage too tame? %v", total, reason, s.Drops)
 			}
 		}
 		if n := s.Drops["receive-overflow"] + s.Drops["unknown-peer"]; n != 0 {
-			t.Errorf("%d packets of the storm did not get as far as they should: %v", n, s.Drops)
+			t.Errorf("%d packets were dropped before they were parsed: %v", n, s.Drops)
 		}
 		if lines := strings.Count(da.Log(), "\n"); lines > 1 {
-			t.Errorf("the storm is logged:\n%s", da.Log())
+			t.Errorf("the garbage is logged:\n%s", da.Log())
 		}
 		a.Run("ip", "route", "delete", "blackhole", innerB+"/32", "metric", "1")
 		ping(t, a, innerB)
@@ -369,7 +366,7 @@ func TestDecapsulate_garbage(t *testing.T) {
 	})
 }
 
-// garbage is an inner packet with something wrong, most often.
+// garbage returns an inner packet, malformed in most cases.
 func garbage(r *rand.Rand) []byte {
 	random := func(n int) []byte {
 		b := make([]byte, n)
@@ -379,20 +376,20 @@ func garbage(r *rand.Rand) []byte {
 		return b
 	}
 	h := bToA(uint16(r.Uint32()))
-	// Not protocol 4, which a's host would hand to ipipd again.
+	// Not protocol 4: a's host would deliver it to ipipd again.
 	h.Protocol = []uint8{ipv4.ProtocolTCP, ipv4.ProtocolUDP, 47, 50}[r.IntN(4)]
 	h.TOS, h.MF, h.FragmentOffset = uint8(r.Uint32()), r.IntN(8) == 0, 8*r.IntN(2)*r.IntN(8191)
 	b := build(h, random(r.IntN(200)))
 	switch r.IntN(6) {
-	case 0: // nothing of a packet; never nothing at all, which is an empty probe
+	case 0: // random bytes; never empty, which is an empty probe
 		return random(1 + r.IntN(300))
-	case 1: // cut off
+	case 1: // truncated
 		return b[:1+r.IntN(len(b)-1)]
-	case 2: // one wrong bit anywhere
+	case 2: // one bit flipped
 		b[r.IntN(len(b))] ^= 1 << r.IntN(8)
 		return b
 	}
-	// Wrong fields in a header whose checksum is right.
+	// Wrong fields with a valid header checksum.
 	for range 1 + r.IntN(3) {
 		b[[]int{0, 1, 2, 3, 6, 7, 8}[r.IntN(7)]] = byte(r.IntN(256) & r.IntN(256))
 	}

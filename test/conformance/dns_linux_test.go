@@ -13,7 +13,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// nameServer answers every question on 127.0.0.1 of ns with one address.
+// nameServer answers every A query on 127.0.0.1:53 of ns with one address.
 func nameServer(t *testing.T, ns *netlab.NS, answer string) {
 	t.Helper()
 	conn := listenUDP(t, ns, "127.0.0.1:53")
@@ -42,8 +42,8 @@ func nameServer(t *testing.T, ns *netlab.NS, answer string) {
 	}()
 }
 
-// ownResolvConf gives this goroutine, and the processes that it starts, a
-// /etc/resolv.conf of its own. It stays on its thread, which ends with it.
+// ownResolvConf gives this goroutine, and the processes that it starts, an /etc/resolv.conf
+// of their own. The goroutine stays locked to its thread, which ends with it.
 func ownResolvConf(t *testing.T, content string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "resolv.conf")

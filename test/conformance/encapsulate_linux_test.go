@@ -9,7 +9,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// outerRule is what one command line makes of the outer header.
+// outerRule gives the outer header's fields for a command line.
 type outerRule struct {
 	name  string
 	flags []string
@@ -23,19 +23,19 @@ func inherited[T any](inner T) T { return inner }
 func fixed[T any](v T) func(T) T { return func(T) T { return v } }
 
 var outerRules = []outerRule{
-	{"as it comes", nil, inherited[uint8], fixed(false), fixed[uint8](255)},
+	{"default", nil, inherited[uint8], fixed(false), fixed[uint8](255)},
 	{"dscp inherit, dont-fragment no, ttl 255", []string{"--dscp", "inherit", "--dont-fragment", "no", "--ttl", "255"}, inherited[uint8], fixed(false), fixed[uint8](255)},
 	{"dscp 46, ttl 17", []string{"--dscp", "46", "--ttl", "17"}, fixed[uint8](46), fixed(false), fixed[uint8](17)},
 	{"dscp 0, ttl 1", []string{"--dscp", "0", "--ttl", "1"}, fixed[uint8](0), fixed(false), fixed[uint8](1)},
 	{"dont-fragment inherit, ttl inherit", []string{"--dont-fragment", "inherit", "--ttl", "inherit"}, inherited[uint8], inherited[bool], inherited[uint8]},
 	{"dscp 63, dont-fragment inherit", []string{"--dscp", "63", "--dont-fragment", "inherit"}, fixed[uint8](63), inherited[bool], fixed[uint8](255)},
-	// A mark keeps frames from going past the kernel's routing.
-	{"by the routing of the kernel", []string{"--fwmark", "7", "--dont-fragment", "inherit"}, inherited[uint8], inherited[bool], fixed[uint8](255)},
+	// With a mark packets go through the kernel's routing, not to the link layer.
+	{"fwmark", []string{"--fwmark", "7", "--dont-fragment", "inherit"}, inherited[uint8], inherited[bool], fixed[uint8](255)},
 }
 
-// The outer header is: source and destination of the tunnel, protocol 4, no
-// options; DSCP, DF and TTL by the properties; ECN copied in any case (RFC 6040,
-// section 4.1). The inner packet is inside as it was (RFC 2003, section 3.1).
+// The outer header has the tunnel's source and destination, protocol 4 and no options; DSCP,
+// DF and TTL by the properties; ECN always copied (RFC 6040, section 4.1). The inner packet is
+// unchanged (RFC 2003, section 3.1).
 func TestEncapsulate_outerHeader(t *testing.T) {
 	t.Parallel()
 	for _, rule := range outerRules {
@@ -62,8 +62,8 @@ func TestEncapsulate_outerHeader(t *testing.T) {
 	}
 }
 
-// innerPackets are packets with every ECN, with and without DF, and with
-// several TTLs and values of DSCP.
+// innerPackets returns packets with every ECN codepoint, with and without DF, and with several
+// TTL and DSCP values.
 func innerPackets() (inner [][]byte) {
 	for _, dscp := range []uint8{0, 10, 63} {
 		for ecn := range uint8(4) {
@@ -79,8 +79,8 @@ func innerPackets() (inner [][]byte) {
 	return inner
 }
 
-// idMatchesDF is that an outer packet which may be fragmented has an ID, and one
-// that may not has none (RFC 6864, section 4).
+// idMatchesDF checks that packets with DF have ID 0, and others have not: only packets that
+// can be fragmented need one (RFC 6864, section 4).
 func idMatchesDF(p ipv4.Packet) error {
 	if p.DF() != (p.ID() == 0) {
 		return fmt.Errorf("DF %v with ID %d", p.DF(), p.ID())
@@ -88,18 +88,18 @@ func idMatchesDF(p ipv4.Packet) error {
 	return nil
 }
 
-// RFC 6864, section 4.2.
+// Outer IDs do not repeat (RFC 6864, section 4.2).
 func TestEncapsulate_outerIDs(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
 		wire := netlab.Capture(t, a, "veth0", func(f netlab.Frame) bool { return f.Outgoing })
 		c.upA(t, a)
-		c.upB(t, b) // an end that only takes them would say "unreachable" once its buffer is full
+		c.upB(t, b) // not sinkIPIP, which sends unreachables once its buffer is full
 		into := newInjector(t, a, "t0", nil, "")
 		const most = 5000
 		for sent := 0; sent < most; {
-			for range 100 { // more than that at once might not fit the TUN's queue
+			for range 100 { // more at once might overflow the TUN's queue
 				sent++
 				into.send(datagram(aToB(uint16(sent)), 10))
 			}
@@ -116,7 +116,7 @@ func TestEncapsulate_outerIDs(t *testing.T) {
 	})
 }
 
-// RFC 2003, section 3.1: the options stay with the inner packet.
+// RFC 2003, section 3.1: inner options are not copied to the outer header.
 func TestEncapsulate_innerOptions(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -137,8 +137,8 @@ func TestEncapsulate_innerOptions(t *testing.T) {
 	})
 }
 
-// Who forwards the packet into the tunnel and out of it, the kernel, counts two
-// hops; the tunnel between them counts none.
+// The inner TTL is decremented by the kernels that forward into and out of the tunnel, not by
+// the tunnel itself (RFC 2003, section 3.1).
 func TestEncapsulate_ttl(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -161,8 +161,7 @@ func TestEncapsulate_ttl(t *testing.T) {
 	})
 }
 
-// Every reason why a packet of the host is not sent that needs nothing but the
-// packet itself.
+// The drop reasons of sent packets that depend on the packet only.
 func TestEncapsulate_drops(t *testing.T) {
 	t.Parallel()
 	good := datagram(aToB(1), 100)
@@ -201,7 +200,7 @@ func TestEncapsulate_drops(t *testing.T) {
 				into := newInjector(t, a, "t0", nil, "")
 				into.send(test.packet, good)
 				wire.Await(netlab.Outer(netlab.Payload(good)))
-				// On the fast path the good one overtakes the other.
+				// With the fast path the good packet overtakes the other.
 				netlab.Eventually(t, "both are counted", func() bool { s := d.Status(); return s.TxPacket == 1 && len(s.Drops) > 0 })
 				if s := d.Status(); s.Drops[test.reason] != 1 || len(s.Drops) != 1 {
 					t.Errorf("drops are %v, want one %s", s.Drops, test.reason)
@@ -214,7 +213,7 @@ func TestEncapsulate_drops(t *testing.T) {
 	}
 }
 
-// What follows the inner packet's total length is not part of it.
+// Bytes after the inner packet's total length are not sent.
 func TestEncapsulate_trailingBytes(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -228,12 +227,12 @@ func TestEncapsulate_trailingBytes(t *testing.T) {
 	})
 }
 
-// A slow link's queue overflows: the kernel says so, and it is counted.
+// A full queueing discipline of the underlay (ENOBUFS) is counted.
 func TestEncapsulate_queueFull(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		if c.fast {
-			t.Skip("on the fast path the kernel tells nobody but the queue's own statistics")
+			t.Skip("the fast path gets no error: only the queueing discipline counts it")
 		}
 		a, b := hosts(t)
 		sinkIPIP(t, b)
@@ -244,7 +243,7 @@ func TestEncapsulate_queueFull(t *testing.T) {
 		d := c.upA(t, a)
 		into := newInjector(t, a, "t0", nil, "")
 		netlab.Eventually(t, "the queue is full", func() bool {
-			for range 10 { // a look takes a busy machine as long as the link takes for a packet
+			for range 10 { // on a busy machine the link may drain a packet per status request
 				into.send(datagram(aToB(4), 1200))
 			}
 			return d.Drops("queue-full") > 0

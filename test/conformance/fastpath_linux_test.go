@@ -11,12 +11,12 @@ import (
 	"ipipd/test/netlab"
 )
 
-// The other tests of this package hold the fast path to the rules; these are about
-// when there is one, and what happens where there is not.
+// The other tests of this package run over the fast path as a variant; these are about when it
+// is active, and the fallback to userspace.
 
 var fast = variants[len(variants)-1]
 
-// requireFastPath skips the test where this kernel has no fast path.
+// requireFastPath skips the test unless the fast path of each daemon is active.
 func requireFastPath(t *testing.T, daemons ...*netlab.Daemon) {
 	t.Helper()
 	for _, d := range daemons {
@@ -26,6 +26,7 @@ func requireFastPath(t *testing.T, daemons ...*netlab.Daemon) {
 	}
 }
 
+// The fast path is on by default, and print shows why it is off.
 func TestFastPath_default(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
@@ -40,10 +41,10 @@ func TestFastPath_default(t *testing.T) {
 	}
 }
 
-// CAP_BPF is what it takes beside what every tunnel needs.
+// The fast path needs CAP_BPF besides the capabilities of every tunnel.
 func TestFastPath_capabilities(t *testing.T) {
 	t.Parallel()
-	runtime.LockOSThread() // for good: see "no CAP_BPF"
+	runtime.LockOSThread() // never unlocked: see "no CAP_BPF"
 	a, b := hosts(t)
 	fast.upB(t, b)
 	requireFastPath(t, fast.upA(t, a, "--mtu", "1400"))
@@ -61,7 +62,7 @@ func TestFastPath_capabilities(t *testing.T) {
 	}
 }
 
-// Each cause, by what print says, and the traffic that flows all the same.
+// Reasons for the fallback to userspace, as print shows them; traffic still passes.
 func TestFastPath_fallback(t *testing.T) {
 	t.Parallel()
 	t.Run("fwmark", func(t *testing.T) {
@@ -74,8 +75,8 @@ func TestFastPath_fallback(t *testing.T) {
 	})
 	t.Run("no CAP_BPF", func(t *testing.T) {
 		t.Parallel()
-		// For good, of this thread and what it starts: the goroutine keeps the
-		// thread, and both end.
+		// Dropping a capability is irreversible for the thread and its children, so the
+		// thread stays locked and ends with the goroutine.
 		runtime.LockOSThread()
 		a, b := hosts(t)
 		for _, c := range []uintptr{unix.CAP_BPF, unix.CAP_SYS_ADMIN} {
@@ -103,7 +104,7 @@ func TestFastPath_fallback(t *testing.T) {
 	})
 }
 
-// wantUserspace checks what print says.
+// wantUserspace checks the reason in print why the fast path is off.
 func wantUserspace(t *testing.T, d *netlab.Daemon, why string) {
 	t.Helper()
 	if s := d.Status(); !strings.Contains(s.FastPath, why) {
@@ -111,8 +112,7 @@ func wantUserspace(t *testing.T, d *netlab.Daemon, why string) {
 	}
 }
 
-// The peer's NIC is replaced: its address is another, and what the neighbour table
-// has is wrong until ARP has found out.
+// The peer's MAC address changes, and the neighbour entry is stale until ARP resolves it again.
 func TestFastPath_neighbourMACChanged(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
@@ -125,7 +125,7 @@ func TestFastPath_neighbourMACChanged(t *testing.T) {
 	requireFastPath(t, da, db)
 }
 
-// One end has the fast path, the other has not, and bulk goes both ways.
+// The fast path at one end interoperates with userspace at the other, in both directions.
 func TestFastPath_peerInUserspace(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
@@ -135,8 +135,8 @@ func TestFastPath_peerInUserspace(t *testing.T) {
 	transfer(t, b, a, innerA, 20<<20)
 }
 
-// What is decapsulated for another host goes on to it: as superpackets, cut by a
-// device that takes no superpackets, and into a second tunnel.
+// Decapsulated packets are forwarded: as superpackets, by a device without segmentation
+// offload, and into a second tunnel.
 //
 //	a ═ t0 ═ b ── to-c ── c        or        a ═ t0 ═ b ═ t1 ═ c
 func TestFastPath_forwarding(t *testing.T) {
@@ -150,7 +150,7 @@ func TestFastPath_forwarding(t *testing.T) {
 			b.Sysctl("net.ipv4.ip_forward", "1")
 			da := fast.upA(t, a, "--route", "198.51.100.0/24", "--route", "10.254.0.0/24")
 			carried := fast
-			if way == "tunnel, from userspace" { // whose superpackets the kernel trusts less
+			if way == "tunnel, from userspace" { // superpackets from a TUN are marked SKB_GSO_DODGY
 				carried = variants[0]
 			}
 			db := carried.upB(t, b)
@@ -187,8 +187,7 @@ func TestFastPath_forwarding(t *testing.T) {
 	}
 }
 
-// A kernel that lacks what the fast path needs, or does not let it have it, as the
-// daemon meets it: bpf(2) fails, or one command of it does.
+// Fallback to userspace where bpf(2), or one command of it, fails.
 func TestFastPath_bpfRefused(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -207,8 +206,8 @@ func TestFastPath_bpfRefused(t *testing.T) {
 			t.Parallel()
 			a, b := hosts(t)
 			requireFastPath(t, fast.upB(t, b))
-			// For good, of this thread and what it starts: the goroutine keeps the
-			// thread, and both end.
+			// A seccomp filter is irreversible for the thread and its children, so the
+			// thread stays locked and ends with the goroutine.
 			runtime.LockOSThread()
 			refuseBPF(t, test.command, test.errno)
 			d := fast.upA(t, a)
@@ -221,12 +220,13 @@ func TestFastPath_bpfRefused(t *testing.T) {
 	}
 }
 
-// refuseBPF makes bpf(2), or only one command of it, fail for this thread.
+// refuseBPF makes bpf(2), or one command of it unless that is -1, fail with errno for this
+// thread and its children (seccomp).
 func refuseBPF(t *testing.T, command int, errno unix.Errno) {
 	t.Helper()
 	const allow, fail = 0x7fff0000, 0x00050000 // SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO
 	load := func(offset uint32) unix.SockFilter { return unix.SockFilter{Code: 0x20, K: offset} }
-	// otherwise skips n instructions unless what was loaded is k.
+	// otherwise skips n instructions unless the accumulator is k.
 	otherwise := func(k uint32, n uint8) unix.SockFilter { return unix.SockFilter{Code: 0x15, K: k, Jf: n} }
 	answer := func(k uint32) unix.SockFilter { return unix.SockFilter{Code: 0x06, K: k} }
 	// struct seccomp_data: the system call at 0, its first argument at 16.
@@ -244,7 +244,7 @@ func refuseBPF(t *testing.T, command int, errno unix.Errno) {
 	runtime.KeepAlive(program)
 }
 
-// What the fast path stands on goes away while it carries, and comes back.
+// A requirement of the active fast path is lost and comes back.
 func TestFastPath_recovery(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -289,7 +289,7 @@ func TestFastPath_recovery(t *testing.T) {
 	}
 }
 
-// Nothing of a killed process is in the way of the next one, nor of the peer's.
+// A killed process leaves nothing behind that disturbs its successor or the peer.
 func TestFastPath_killed(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)

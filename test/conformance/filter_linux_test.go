@@ -10,12 +10,11 @@ import (
 	"ipipd/test/netlab"
 )
 
-// What decides about packets besides netfilter holds for outer packets too: it may
-// be there before the tunnel, or come while that runs, and the tunnel works again
-// when it is taken away.
+// IPsec policies and tc filters apply to outer packets, whether they exist before the tunnel or
+// are added while it runs, until they are removed.
 func TestFilter_xfrmAndTC(t *testing.T) {
 	t.Parallel()
-	// Redirected to where nobody is: not every kernel has the action "drop".
+	// Redirected to a veth whose peer is down: not every kernel has the action "drop".
 	const all = "protocol ip prio 1 u32 match ip protocol 4 0xff action mirred egress redirect dev hole"
 	for _, test := range []struct{ name, add, remove string }{
 		{"an IPsec policy out",
@@ -49,7 +48,7 @@ func TestFilter_xfrmAndTC(t *testing.T) {
 				a.Run("sh", "-c", test.remove)
 				awaitPing(t, a, "it was taken away")
 
-				// There first, and then the tunnel.
+				// The filter first, then the tunnel.
 				d.Stop(syscall.SIGTERM)
 				a.Run("sh", "-c", test.add)
 				d.Restart()
@@ -63,8 +62,8 @@ func TestFilter_xfrmAndTC(t *testing.T) {
 	}
 }
 
-// What an administrator sets up about protocol 4 while a tunnel runs holds for its
-// outer packets, both ways, and until it is taken away again.
+// nftables rules for protocol 4 that are added while a tunnel runs apply to its outer packets
+// in both directions, until they are removed.
 func TestFilter_nftables(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("nft"); err != nil {
@@ -80,7 +79,7 @@ func TestFilter_nftables(t *testing.T) {
 				if out, err := a.Try("nft", "add table ip test; add chain ip test stop { type filter hook "+hook+" priority 0 ; } ; add rule ip test stop ip protocol 4 drop"); err != nil {
 					t.Skipf("needs a kernel with nftables: %s", out)
 				}
-				// The tunnel hears of the rule; nothing says when it has.
+				// The rule takes effect asynchronously, after its netlink notification.
 				netlab.Eventually(t, "packets stop", func() bool { return !answered(a, innerB) })
 				wire := outgoing(t, a, "veth0")
 				inside := netlab.CaptureReceived(t, a, "t0")

@@ -9,9 +9,9 @@ import (
 	"ipipd/test/netlab"
 )
 
-// An inner packet that does not fit goes in fragments of the outer one, if that
-// has DF=0: each fits the wire, all have the same ID, and they lie end to end
-// (RFC 791, section 3.2). Both ends send and receive them.
+// An outer packet above the path MTU with DF=0 is fragmented: each fragment fits the link, all
+// have the same ID, and they are contiguous (RFC 791, section 3.2). Both ends send and
+// receive fragments.
 func TestFragment_outer(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ mtu, size int }{{1500, 1472}, {9000, 8000}, {65515, 60000}, {65515, 65487}} {
@@ -22,7 +22,7 @@ func TestFragment_outer(t *testing.T) {
 				mtu := fmt.Sprint(test.mtu)
 				da, db := c.upA(t, a, "--mtu", mtu), c.upB(t, b, "--mtu", mtu)
 				size := fmt.Sprint(test.size)
-				// Linux sets DF on what fits its interface, unless told not to.
+				// Inner DF is set: the default dont-fragment=no clears the outer one.
 				ping(t, a, "-s", size, "-M", "do", innerB)
 				ping(t, b, "-s", size, "-M", "do", innerA)
 
@@ -41,7 +41,7 @@ func TestFragment_outer(t *testing.T) {
 	}
 }
 
-// checkFragments looks for the fragments of count outer packets of total bytes.
+// checkFragments checks the captured fragments of count outer packets of total bytes.
 func checkFragments(t *testing.T, wire *netlab.Recorder, from, to string, total, count int) {
 	t.Helper()
 	way := netlab.All(netlab.Source(from), netlab.Destination(to), netlab.Protocol(4))
@@ -61,7 +61,7 @@ func checkFragments(t *testing.T, wire *netlab.Recorder, from, to string, total,
 	}
 }
 
-// RFC 791, section 3.2: in any order, and twice.
+// Fragments are reassembled in any order and with duplicates (RFC 791, section 3.2).
 func TestFragment_reassembly(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -82,6 +82,7 @@ func TestFragment_reassembly(t *testing.T) {
 	})
 }
 
+// An incomplete packet is not delivered, and does not block later ones.
 func TestFragment_missing(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -95,7 +96,7 @@ func TestFragment_missing(t *testing.T) {
 	})
 }
 
-// An inner packet that is a fragment itself is a packet like any other.
+// Inner fragments are carried unchanged.
 func TestFragment_inner(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -113,6 +114,6 @@ func TestFragment_inner(t *testing.T) {
 				t.Errorf("it came as %s, want %s", netlab.Describe(got.Packet), netlab.Describe(piece))
 			}
 		}
-		ping(t, a, "-s", "20000", innerB) // cut by the host, put together by the other
+		ping(t, a, "-s", "20000", innerB) // fragmented by the host before the tunnel
 	})
 }

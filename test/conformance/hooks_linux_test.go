@@ -14,11 +14,11 @@ import (
 	"ipipd/test/netlab"
 )
 
-// What hangs on the tunnel's own interface: what is sent meets it behind the program of
-// the fast path, which is therefore left; what is received meets it as ever.
+// Queueing disciplines, tc filters, tcx programs, nftables chains and packet sockets on the
+// tunnel's own interface. On egress they come after the fast path's tcx program, which would
+// bypass them: the fast path is disabled. On ingress they see packets as usual.
 
-// attachTCXDrop hangs a program of another on t0 that drops everything, and returns how to take it
-// away.
+// attachTCXDrop attaches a foreign tcx program to t0 that drops everything.
 func attachTCXDrop(t *testing.T, ns *netlab.NS, where ebpf.AttachType) (remove func()) {
 	t.Helper()
 	var l link.Link
@@ -47,7 +47,7 @@ func attachTCXDrop(t *testing.T, ns *netlab.NS, where ebpf.AttachType) (remove f
 	return func() { l.Close() }
 }
 
-// runOrSkip runs commands in a namespace, and skips the test where that cannot be done.
+// runOrSkip runs shell commands in a namespace, and skips the test if one fails.
 func runOrSkip(t *testing.T, ns *netlab.NS, commands string) {
 	t.Helper()
 	if out, err := ns.Try("sh", "-ec", commands); err != nil {
@@ -55,16 +55,17 @@ func runOrSkip(t *testing.T, ns *netlab.NS, commands string) {
 	}
 }
 
-// hole is a tc filter's action: not every kernel has "drop".
-const hole = " protocol ip u32 match u32 0 0 action mirred egress redirect dev hole"
+// toBlackhole is a tc filter that redirects all packets to the device of addBlackhole: not
+// every kernel has the action "drop".
+const toBlackhole = " protocol ip u32 match u32 0 0 action mirred egress redirect dev hole"
 
-// addBlackhole makes the device that packets vanish in.
+// addBlackhole adds the device "hole", a veth whose peer is down: it drops all packets.
 func addBlackhole(t *testing.T, ns *netlab.NS) {
 	t.Helper()
 	ns.Run("sh", "-ec", "ip link add hole type veth peer name nobody; ip link set hole up")
 }
 
-// pingInBackground has one ping after the other run until the test ends.
+// pingInBackground sends pings until the test ends.
 func pingInBackground(t *testing.T, ns *netlab.NS) {
 	t.Helper()
 	stop, done := make(chan struct{}), make(chan struct{})
@@ -82,6 +83,8 @@ func pingInBackground(t *testing.T, ns *netlab.NS) {
 	t.Cleanup(func() { close(stop); <-done })
 }
 
+// The fast path is disabled while something is attached to the egress of the tunnel's
+// interface.
 func TestHooks_egress(t *testing.T) {
 	t.Parallel()
 	drops := func(t *testing.T, a *netlab.NS) {
@@ -93,7 +96,7 @@ func TestHooks_egress(t *testing.T) {
 		name, why string
 		add       func(t *testing.T, a *netlab.NS) (remove func())
 		holds     func(t *testing.T, a *netlab.NS)
-		looked    bool // nobody tells of it
+		polled    bool // the kernel sends no notification
 	}{
 		{
 			name: "queueing discipline", why: "queueing discipline tbf",
@@ -112,15 +115,15 @@ func TestHooks_egress(t *testing.T) {
 		{
 			name: "tc filter", why: "tc has filters on the egress of the interface",
 			add: func(t *testing.T, a *netlab.NS) func() {
-				runOrSkip(t, a, "tc qdisc add dev t0 clsact || true; tc filter add dev t0 egress"+hole)
-				return func() { a.Run("tc", "filter", "del", "dev", "t0", "egress") } // clsact stays, and is nothing
+				runOrSkip(t, a, "tc qdisc add dev t0 clsact || true; tc filter add dev t0 egress"+toBlackhole)
+				return func() { a.Run("tc", "filter", "del", "dev", "t0", "egress") } // an empty clsact stays
 			},
 			holds: drops,
 		},
 		{
 			name: "tcx", why: "another eBPF program",
 			add:   func(t *testing.T, a *netlab.NS) func() { return attachTCXDrop(t, a, ebpf.AttachTCXEgress) },
-			holds: drops, looked: true,
+			holds: drops, polled: true,
 		},
 		{
 			name: "promiscuous mode", why: "promiscuous",
@@ -141,7 +144,7 @@ func TestHooks_egress(t *testing.T) {
 				inside.Await(netlab.ICMP(8, 0))
 				inside.Close()
 			},
-			looked: true,
+			polled: true,
 		},
 	} {
 		t.Run(x.name, func(t *testing.T) {
@@ -152,7 +155,7 @@ func TestHooks_egress(t *testing.T) {
 			requireFastPath(t, d)
 			ping(t, a, innerB)
 			addBlackhole(t, a)
-			if x.looked {
+			if x.polled {
 				pingInBackground(t, a)
 			}
 			for range 2 {
@@ -163,7 +166,7 @@ func TestHooks_egress(t *testing.T) {
 				netlab.Eventually(t, "it is taken again", func() bool { return d.Status().FastPath == "active" })
 				ping(t, a, innerB)
 			}
-			// There first, and then the tunnel's next look at it.
+			// The hook first, then the interface goes up.
 			x.add(t, a)
 			a.Run("ip", "link", "set", "t0", "down")
 			a.Run("ip", "link", "set", "t0", "up")
@@ -172,7 +175,7 @@ func TestHooks_egress(t *testing.T) {
 	}
 }
 
-// An idle tunnel is looked at whenever it is for something else.
+// A capture is noticed on an idle tunnel too.
 func TestHooks_idleCapture(t *testing.T) {
 	t.Parallel()
 	a, _ := hosts(t)
@@ -184,9 +187,9 @@ func TestHooks_idleCapture(t *testing.T) {
 	netlab.Eventually(t, "it is taken again", func() bool { return d.Status().FastPath == "active" })
 }
 
-// What is received is handed to the interface as its driver does, whoever carries it:
-// filters, programs, nftables and captures there see it, and the fast path stays. So it
-// does for what a packet meets before the program on its way out.
+// Received packets enter the interface as from its driver, in every variant: ingress filters,
+// programs, chains and captures see them, and the fast path stays active. It does for nftables
+// egress chains too, which run before tcx.
 func TestHooks_ingress(t *testing.T) {
 	t.Parallel()
 	const chain = "nft add table netdev t; nft add chain netdev t c '{ type filter hook %s device t0 priority 0 ; }'; nft add rule netdev t c ip daddr 10.255.0.0/24 drop"
@@ -195,11 +198,11 @@ func TestHooks_ingress(t *testing.T) {
 		add  func(t *testing.T, a *netlab.NS) (remove func())
 	}{
 		{"tc filter", func(t *testing.T, a *netlab.NS) func() {
-			runOrSkip(t, a, "tc qdisc add dev t0 clsact; tc filter add dev t0 ingress"+hole)
+			runOrSkip(t, a, "tc qdisc add dev t0 clsact; tc filter add dev t0 ingress"+toBlackhole)
 			return func() { a.Run("tc", "qdisc", "del", "dev", "t0", "clsact") }
 		}},
 		{"ingress queueing discipline", func(t *testing.T, a *netlab.NS) func() {
-			runOrSkip(t, a, "tc qdisc add dev t0 ingress; tc filter add dev t0 parent ffff:"+hole)
+			runOrSkip(t, a, "tc qdisc add dev t0 ingress; tc filter add dev t0 parent ffff:"+toBlackhole)
 			return func() { a.Run("tc", "qdisc", "del", "dev", "t0", "ingress") }
 		}},
 		{"tcx", func(t *testing.T, a *netlab.NS) func() { return attachTCXDrop(t, a, ebpf.AttachTCXIngress) }},
@@ -238,7 +241,7 @@ func TestHooks_ingress(t *testing.T) {
 	}
 }
 
-// On the underlay what is sent is seen and queued as ever, whoever carries it.
+// Captures and queueing disciplines of the underlay see outer packets in every variant.
 func TestHooks_underlay(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {

@@ -10,8 +10,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// icmpError is an ICMP error from the router to a; word is the second of its
-// header, with a next-hop MTU.
+// icmpError returns an ICMP error from the router to a. word is the second word of its header,
+// with the next-hop MTU of a datagram too big.
 func icmpError(kind, code byte, word uint32, quote []byte) []byte {
 	message := append([]byte{kind, code, 0, 0, 0, 0, 0, 0}, quote...)
 	binary.BigEndian.PutUint32(message[4:], word)
@@ -19,12 +19,12 @@ func icmpError(kind, code byte, word uint32, quote []byte) []byte {
 	return build(ipv4.Header{ID: 1, Protocol: ipv4.ProtocolICMP, Source: addr("192.0.2.254"), Destination: addr(farA)}, message)
 }
 
-// outerAToB is an outer packet as a sends it to b, with DF=1.
+// outerAToB returns an outer packet as a sends it to b, with DF=1.
 func outerAToB(inner []byte) []byte {
 	return build(ipv4.Header{DF: true, TTL: 250, Protocol: ipv4.ProtocolIPIP, Source: addr(farA), Destination: addr(farB)}, inner)
 }
 
-// newForger is a tunnel end at a whose only router tells it things by hand.
+// newForger starts a tunnel end at a, with an injector in a's only router.
 func newForger(t *testing.T, c variant) (a *netlab.NS, d *netlab.Daemon, from *injector, inside *netlab.Recorder) {
 	t.Helper()
 	var router, b *netlab.NS
@@ -36,7 +36,7 @@ func newForger(t *testing.T, c variant) (a *netlab.NS, d *netlab.Daemon, from *i
 	return a, d, from, inside
 }
 
-// quotes is that an ICMP error quotes the beginning of that packet.
+// quotes checks that an ICMP error quotes the beginning of b.
 func quotes(b []byte) netlab.Check {
 	return func(p ipv4.Packet) error {
 		quote := p.Payload()[8:]
@@ -47,9 +47,9 @@ func quotes(b []byte) netlab.Check {
 	}
 }
 
-// RFC 2003, sections 4 and 5: what the sender of the next inner packet is told after an
-// error on the outer path, and what not. It is never about what the error quotes, which
-// anybody may have invented.
+// RFC 2003, sections 4 and 5: the ICMP error that the sender of the next inner packet gets
+// after an error about an outer packet. It never quotes the packet that the outer error
+// quotes, which may be forged.
 func TestICMP_outerErrors(t *testing.T) {
 	t.Parallel()
 	h := aToB(1)
@@ -57,22 +57,22 @@ func TestICMP_outerErrors(t *testing.T) {
 	outer := outerAToB(datagram(h, 1400))
 	h.ID = 2
 	next := datagram(h, 1390) // too big for 1400 with its outer header
-	told := func(kind, code byte) netlab.Check {
+	relayed := func(kind, code byte) netlab.Check {
 		return netlab.All(netlab.Destination(innerA), netlab.ICMP(kind, code), quotes(next))
 	}
 	for _, test := range []struct {
 		name   string
 		packet []byte
-		want   netlab.Check // nil: nothing is told
+		want   netlab.Check // nil: no ICMP error
 		drop   string
 	}{
-		{"datagram too big", icmpError(3, 4, 1400, outer), netlab.All(told(3, 4), nextHopMTU(1380)), ""},
-		{"net unreachable", icmpError(3, 0, 0, outer), told(3, 1), ""},
-		{"host unreachable", icmpError(3, 1, 0, outer), told(3, 1), ""},
-		{"protocol unreachable", icmpError(3, 2, 0, outer), told(3, 1), ""},
-		{"communication prohibited", icmpError(3, 13, 0, outer), told(3, 1), ""},
-		{"time exceeded", icmpError(11, 0, 0, outer), told(3, 1), ""},
-		{"a quote of 8 bytes", icmpError(3, 1, 0, outer[:28]), told(3, 1), ""},
+		{"datagram too big", icmpError(3, 4, 1400, outer), netlab.All(relayed(3, 4), nextHopMTU(1380)), ""},
+		{"net unreachable", icmpError(3, 0, 0, outer), relayed(3, 1), ""},
+		{"host unreachable", icmpError(3, 1, 0, outer), relayed(3, 1), ""},
+		{"protocol unreachable", icmpError(3, 2, 0, outer), relayed(3, 1), ""},
+		{"communication prohibited", icmpError(3, 13, 0, outer), relayed(3, 1), ""},
+		{"time exceeded", icmpError(11, 0, 0, outer), relayed(3, 1), ""},
+		{"a quote of 8 bytes", icmpError(3, 1, 0, outer[:28]), relayed(3, 1), ""},
 		{"port unreachable", icmpError(3, 3, 0, outer), nil, "outer-error-ignored"},
 		{"source route failed", icmpError(3, 5, 0, outer), nil, "outer-error-ignored"},
 		{"reassembly time exceeded", icmpError(11, 1, 0, outer), nil, "outer-error-ignored"},
@@ -113,8 +113,8 @@ func TestICMP_outerErrors(t *testing.T) {
 	}
 }
 
-// A peer that is heard can be reached, whoever says otherwise, and whichever path hears
-// it: no inner sender is told of it, and nothing is logged.
+// Unreachables are ignored while packets from the peer arrive, in userspace or by the fast
+// path: no inner sender gets an ICMP error, and nothing is logged.
 func TestICMP_forgedUnreachable(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -144,7 +144,7 @@ func TestICMP_forgedUnreachable(t *testing.T) {
 	})
 }
 
-// An outer TTL that is too low: the router between answers time exceeded.
+// A time exceeded about the outer packet is relayed as host unreachable.
 func TestICMP_timeExceeded(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {

@@ -16,7 +16,7 @@ func awaitOutput(t *testing.T, ns *netlab.NS, want string, command ...string) {
 	})
 }
 
-// The name that the interface was made with is a stranger's since.
+// A renamed interface is followed, also when another interface takes the old name.
 func TestInterface_renamed(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -53,6 +53,7 @@ func TestInterface_renamed(t *testing.T) {
 	})
 }
 
+// An interface that was moved to another network namespace is left to its operator there.
 func TestInterface_moved(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -89,13 +90,14 @@ func TestInterface_moved(t *testing.T) {
 	})
 }
 
+// Addresses and routes that the interface loses are restored, up to a limit.
 func TestInterface_restored(t *testing.T) {
 	t.Parallel()
 	const route = "198.51.100.0/24"
 	setup := func(t *testing.T) (*netlab.NS, *netlab.Daemon) {
 		a, _ := hosts(t)
 		d := upA(t, a, "--route", route)
-		a.Run("ip", "address", "add", "10.77.0.1/24", "dev", "t0") // the operator's
+		a.Run("ip", "address", "add", "10.77.0.1/24", "dev", "t0") // added by the operator
 		return a, d
 	}
 	t.Run("down-up", func(t *testing.T) {
@@ -121,7 +123,7 @@ func TestInterface_restored(t *testing.T) {
 		t.Parallel()
 		a, d := setup(t)
 		a.Run("ip", "route", "replace", route, "dev", "veth0")
-		a.Run("ip", "route", "delete", "10.255.0.0/24", "dev", "t0") // nobody asked for that one
+		a.Run("ip", "route", "delete", "10.255.0.0/24", "dev", "t0") // the connected route, not one of --route
 		a.Run("ip", "address", "delete", innerA+"/24", "dev", "t0")
 		awaitOutput(t, a, innerA+"/24", "ip", "address", "show", "dev", "t0")
 		netlab.Eventually(t, "the log says so", func() bool { return strings.Contains(d.Log(), "addresses=[10.255.0.1/24] routes=[]") })
@@ -138,7 +140,7 @@ func TestInterface_restored(t *testing.T) {
 		})
 		d.LogsOnce("left alone from now on")
 		_, _ = a.Try("ip", "route", "delete", route, "dev", "t0")
-		a.Run("ip", "address", "delete", innerA+"/24", "dev", "t0") // the next look puts back this
+		a.Run("ip", "address", "delete", innerA+"/24", "dev", "t0") // the next check restores this
 		awaitOutput(t, a, innerA+"/24", "ip", "address", "show", "dev", "t0")
 		if out := a.Run("ip", "route", "show", route); out != "" {
 			t.Errorf("it is back: %s", out)

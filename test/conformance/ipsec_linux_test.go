@@ -19,7 +19,7 @@ import (
 
 const secret = "correct horse battery staple"
 
-// secretFile writes the secret to a file as --ipsec-secret-file wants it.
+// secretFile writes a file for --ipsec-secret-file and returns its path.
 func secretFile(t *testing.T, text string) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "secret")
@@ -40,6 +40,7 @@ func encryptedUpB(t *testing.T, b *netlab.NS, more ...string) *netlab.Daemon {
 	return upB(t, b, append([]string{"--ipsec-secret-file", secretFile(t, secret)}, more...)...)
 }
 
+// awaitRunning waits until each daemon's tunnel is running.
 func awaitRunning(t *testing.T, daemons ...*netlab.Daemon) {
 	t.Helper()
 	for _, d := range daemons {
@@ -47,10 +48,11 @@ func awaitRunning(t *testing.T, daemons ...*netlab.Daemon) {
 	}
 }
 
-// marked is in the payload of every packet of the tests that must not be seen.
+// marked is the payload of sendMarked, which rejectCleartext looks for.
 var marked = strings.Repeat("plain text", 20)
 
-// rejectCleartext has every frame on the wire looked at, and says how many were ESP.
+// rejectCleartext captures an interface and fails the test on a cleartext tunnel packet. It
+// counts the ESP packets.
 func rejectCleartext(t *testing.T, ns *netlab.NS, ifname string) (sealed *atomic.Int64) {
 	t.Helper()
 	sealed = new(atomic.Int64)
@@ -67,15 +69,15 @@ func rejectCleartext(t *testing.T, ns *netlab.NS, ifname string) (sealed *atomic
 	return sealed
 }
 
-// ipsecModes are what the tests of a tunnel's life are run with.
+// ipsecModes are the flags of the IKE exchanges under test.
 var ipsecModes = map[string][]string{
 	"main":     nil,
 	"main-cbc": {"--ipsec-phase1", "aes128-sha1-modp2048", "--ipsec-phase2", "aes256-sha1"},
 	"ike2":     {"--ipsec-exchange", "ike2", "--ipsec-pfs-group", "ecp256"},
 }
 
-// A tunnel with a secret sends nothing plain, whatever happens to it: before there
-// is an SA, while keys are replaced, when the peer dies, comes back, and is gone.
+// A tunnel with a secret sends no cleartext: before there is an SA, while rekeying, and when
+// the peer crashes, comes back, and terminates.
 func TestIPsec_noCleartext(t *testing.T) {
 	t.Parallel()
 	for name, flags := range ipsecModes {
@@ -91,14 +93,14 @@ func TestIPsec_noCleartext(t *testing.T) {
 			if out := a.Run("ip", "link", "show", "t0"); !strings.Contains(out, "NO-CARRIER") {
 				t.Errorf("before there is an SA: %s", out)
 			}
-			said, stop := sendMarked(t, a, innerB)
-			netlab.Eventually(t, "a hundred datagrams have been tried", func() bool { return said.Load() >= 100 })
+			sent, stop := sendMarked(t, a, innerB)
+			netlab.Eventually(t, "a hundred datagrams have been tried", func() bool { return sent.Load() >= 100 })
 			db := encryptedUpB(t, b, flags...)
 			awaitRunning(t, da, db)
 			ping(t, a, innerB)
 			transfer(t, a, b, innerB, 8<<20)
 			transfer(t, b, a, innerA, 8<<20)
-			ping(t, a, "-s", "5000", innerB) // cut after it is sealed
+			ping(t, a, "-s", "5000", innerB) // fragmented after encryption
 			first := da.Status().IPsecSPI
 			netlab.Eventually(t, "the keys are replaced", func() bool { return da.Status().IPsecSPI != first })
 			ping(t, a, innerB)
@@ -134,10 +136,10 @@ func TestIPsec_noCleartext(t *testing.T) {
 	}
 }
 
-// sendMarked sends marked datagrams to an address until it is told to stop, and counts them.
-func sendMarked(t *testing.T, from *netlab.NS, to string) (said *atomic.Int64, stop func()) {
+// sendMarked sends marked datagrams to an address until stop is called, and counts them.
+func sendMarked(t *testing.T, from *netlab.NS, to string) (sent *atomic.Int64, stop func()) {
 	t.Helper()
-	said = new(atomic.Int64)
+	sent = new(atomic.Int64)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	var conn net.Conn
@@ -150,17 +152,17 @@ func sendMarked(t *testing.T, from *netlab.NS, to string) (said *atomic.Int64, s
 		defer close(done)
 		defer conn.Close()
 		for ctx.Err() == nil {
-			_, _ = conn.Write([]byte(marked)) // refused, or no carrier: no matter
-			said.Add(1)
+			_, _ = conn.Write([]byte(marked)) // errors are expected: refused, no carrier
+			sent.Add(1)
 			time.Sleep(time.Millisecond)
 		}
 	}()
 	t.Cleanup(func() { cancel(); <-done })
-	return said, func() { cancel(); <-done }
+	return sent, func() { cancel(); <-done }
 }
 
-// RFC 4301, section 5.2: a plain packet of a peer with which everything has to be
-// encrypted is dropped, also one that is a probe.
+// RFC 4301, section 5.2: cleartext packets from an encrypted peer are dropped, probes
+// included.
 func TestIPsec_cleartextReceived(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
@@ -182,11 +184,11 @@ func TestIPsec_cleartextReceived(t *testing.T) {
 	}
 }
 
-// An ESP packet of no SA is counted, and answered by nobody.
+// An ESP packet with an unknown SPI is counted, and not answered.
 func TestIPsec_unknownSPI(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
-	d := encryptedUpA(t, a, "--keepalive", "off") // there is no SA for its probes either
+	d := encryptedUpA(t, a, "--keepalive", "off") // its probes without an SA would be counted too
 	into := newInjector(t, b, "veth0", a, "veth0")
 	stray := build(ipv4.Header{TTL: 64, Protocol: 50, Source: addr(outerB), Destination: addr(outerA)}, bytes.Repeat([]byte{0xa5}, 64))
 	into.send(stray, stray, stray)
@@ -195,7 +197,8 @@ func TestIPsec_unknownSPI(t *testing.T) {
 
 func addr4(s string) []byte { a := addr(s); return a[:] }
 
-// The interface's MTU is what is left, and what is larger is cut, or its sender told.
+// The interface's MTU is the path MTU less the overhead of ESP, and of UDP encapsulation
+// behind a NAT.
 func TestIPsec_mtu(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -203,7 +206,7 @@ func TestIPsec_mtu(t *testing.T) {
 		nat    bool
 		want   int
 	}{
-		{"aes256-sha1", false, 1438}, // RouterOS's, facts by a capture: 1500-20-8-16-12, aligned to 16, less 2
+		{"aes256-sha1", false, 1438}, // as RouterOS's: 1500-20-8-16-12, rounded down to 16, less 2
 		{"aes256gcm16", false, 1446},
 		{"aes256-sha1", true, 1422},
 	} {
@@ -211,7 +214,7 @@ func TestIPsec_mtu(t *testing.T) {
 			t.Parallel()
 			a, router, b := routed(t)
 			if tt.nat {
-				// Ports change and nothing but UDP passes, as at a home router.
+				// A NAPT that passes UDP only, as a home router.
 				router.Run("nft", `add table ip n; add chain ip n post { type nat hook postrouting priority 100; };
 					add rule ip n post oifname "to-b" ip protocol udp masquerade to :20000-30000;
 					add chain ip n through { type filter hook forward priority 0; };
@@ -236,10 +239,10 @@ func TestIPsec_mtu(t *testing.T) {
 			transfer(t, b, a, innerA, 2<<20)
 			a.Run("ping", "-M", "do", "-c", "1", "-W", netlab.Seconds(netlab.Patience()), "-s", fmt.Sprint(tt.want-28), innerB)
 
-			// The path becomes narrow behind the first hop, and whoever asks is told.
+			// The path MTU falls behind the first hop.
 			router.Run("ip", "link", "set", "dev", "to-b", "mtu", fmt.Sprint(narrow))
 			b.Run("ip", "link", "set", "dev", "veth0", "mtu", fmt.Sprint(narrow))
-			if !tt.nat { // where the NAT's own ICMP quotes are another matter
+			if !tt.nat { // a NAT need not translate the quotes in ICMP errors
 				netlab.Eventually(t, "the path MTU is learnt from errors about ESP", func() bool {
 					_, _ = a.Try("ping", "-M", "do", "-c", "1", "-W", netlab.Seconds(netlab.Slower(time.Second)), "-s", fmt.Sprint(tt.want-28), innerB)
 					return da.Status().PathMTU == narrow
@@ -253,6 +256,8 @@ func TestIPsec_mtu(t *testing.T) {
 	}
 }
 
+// The reason of a failed negotiation is in print, and in the log once. The secret is in
+// neither.
 func TestIPsec_negotiationFailed(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -284,6 +289,7 @@ func TestIPsec_negotiationFailed(t *testing.T) {
 	}
 }
 
+// Another IKE daemon on UDP port 500 is a start-up error, and no interface is left behind.
 func TestIPsec_port500Taken(t *testing.T) {
 	t.Parallel()
 	a, _ := hosts(t)
@@ -322,7 +328,7 @@ func TestIPsec_secretFileMode(t *testing.T) {
 	}
 }
 
-// The underlay's addresses change, and the SAs with them.
+// When the local address changes, SAs are negotiated for the new one.
 func TestIPsec_addressChanged(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
@@ -345,9 +351,8 @@ func TestIPsec_addressChanged(t *testing.T) {
 	}
 }
 
-// Where the first hop's MTU falls under traffic, the kernel refuses packets that the
-// route still allows. They are not cut by the socket of protocol 4, but wait until the
-// tunnel has followed the route, and cuts them itself.
+// When the link's MTU falls under traffic, the kernel rejects packets that fit the tunnel's
+// route (EMSGSIZE). They must not go to the cleartext socket that fragments.
 func TestIPsec_linkMTUReduced(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
@@ -371,12 +376,12 @@ func TestIPsec_linkMTUReduced(t *testing.T) {
 		t.Error("nothing was encrypted: was anything looked at?")
 	}
 	if n := db.Drops("esp-plain-text"); n != 0 {
-		t.Errorf("%d packets came plain", n)
+		t.Errorf("%d packets came in cleartext", n)
 	}
 }
 
-// What an ICMP error quotes of an encrypted tunnel has to be a packet of its SA: a
-// stranger knows the addresses, and neither the SPI nor whether there is a NAT.
+// An ICMP error about an encrypted tunnel must quote a packet of its SA: an off-path attacker
+// knows the addresses, but neither the SPI nor whether there is a NAT.
 func TestIPsec_forgedICMP(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)

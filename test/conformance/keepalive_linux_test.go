@@ -9,11 +9,12 @@ import (
 	"ipipd/test/netlab"
 )
 
-// noCarrier says what `ip link` says.
+// noCarrier reports whether `ip link` shows t0 without carrier.
 func noCarrier(ns *netlab.NS) bool {
 	return strings.Contains(ns.Run("ip", "-o", "link", "show", "t0"), "NO-CARRIER")
 }
 
+// The interface loses its carrier with the peer, and regains it.
 func TestKeepalive_carrier(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -38,6 +39,7 @@ func TestKeepalive_carrier(t *testing.T) {
 	})
 }
 
+// A peer that never answered has a state of its own, and a remedy in the log.
 func TestKeepalive_neverHeard(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -52,8 +54,7 @@ func TestKeepalive_neverHeard(t *testing.T) {
 	})
 }
 
-// Both ends start while the router between them forwards nothing, give each other
-// up, and find each other afterwards: probes go on while neither is running.
+// Probes continue while neither end is running, so that both recover when the path works.
 func TestKeepalive_bothEndsDown(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -69,8 +70,8 @@ func TestKeepalive_bothEndsDown(t *testing.T) {
 	})
 }
 
-// What the peer's reflect probe asks for: its inner packet, sent back by us, even
-// with our own keepalive off, and never given to our host.
+// The inner packet of a reflect probe is sent back, also with keepalive off, and never
+// reaches the host.
 func TestKeepalive_reflect(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -95,14 +96,14 @@ func TestKeepalive_reflect(t *testing.T) {
 	})
 }
 
-// A peer behind a 1:1 NAT writes its private address into the probe. The answer is
-// for the peer all the same, and for nobody whom a probe names.
+// A peer behind a 1:1 NAT has its private address in the probe. The answer goes to the
+// tunnel's remote, never to an address from a probe.
 func TestKeepalive_reflectNAT(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		r := newReceiver(t, c)
 		wire := netlab.Capture(t, r.a, "veth0", func(f netlab.Frame) bool { return f.Outgoing })
-		r.a.Run("ip", "route", "add", "10.0.0.0/24", "via", outerB) // where a packet to the private address would go
+		r.a.Run("ip", "route", "add", "10.0.0.0/24", "via", outerB) // a route to the private address
 		const probes = 5
 		for range probes {
 			r.from.send(outerBToA(build(ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: addr(outerA), Destination: addr("10.0.0.5")}, nil)))
@@ -136,6 +137,8 @@ func TestKeepalive_empty(t *testing.T) {
 	})
 }
 
+// An echo probe is answered by a host without keepalive, and its reply does not reach the
+// prober's host.
 func TestKeepalive_echo(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {

@@ -8,7 +8,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// The example of RouterOS's documentation: R1 and R2 far apart, three pings.
+// The example of RouterOS's documentation: three pings between R1 and R2.
 func TestLifecycle_routerOSExample(t *testing.T) {
 	t.Parallel()
 	r1, internet, r2 := netlab.New(t), netlab.New(t), netlab.New(t)
@@ -40,6 +40,7 @@ func TestLifecycle_routerOSExample(t *testing.T) {
 	}
 }
 
+// SIGTERM and SIGINT remove the interface and the control socket; the exit status is 0.
 func TestLifecycle_signal(t *testing.T) {
 	t.Parallel()
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {

@@ -10,8 +10,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// Without --local-address it is the source that the route gives, also when that
-// becomes another, for both directions.
+// Without --local-address the route's source address is used, for both directions, and
+// followed when it changes.
 func TestLocalAddress_fromRoute(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -44,18 +44,19 @@ func TestLocalAddress_fromRoute(t *testing.T) {
 	})
 }
 
-// hostsWithoutLocalAddress is where a's local address is until it comes: on another host.
+// hostsWithoutLocalAddress returns hosts where a lacks its local address, as a VRRP backup.
 func hostsWithoutLocalAddress(t *testing.T) (a, b *netlab.NS) {
 	t.Helper()
 	a, b = netlab.New(t), netlab.New(t)
 	netlab.Veth(t, a, b, netlab.End{Name: "veth0", Address: "192.0.2.11/24"}, netlab.End{Name: "veth0", Address: outerB + "/24"})
 	mac := strings.Fields(a.Run("ip", "-o", "link", "show", "veth0"))
-	// What is for that address passes a, as on the way to another host.
+	// Packets to that address arrive at a.
 	b.Run("ip", "neigh", "replace", outerA, "lladdr", mac[slices.Index(mac, "link/ether")+1], "dev", "veth0", "nud", "permanent")
 	return a, b
 }
 
-// A VRRP backup has its tunnel ready before the address comes.
+// Nothing is sent until the local address is on this host, so that a VRRP backup can have its
+// tunnel ready.
 func TestLocalAddress_absent(t *testing.T) {
 	t.Parallel()
 	for _, where := range []string{"on the underlay", "on the loopback", "AnyIP"} {
@@ -106,6 +107,7 @@ func TestLocalAddress_absent(t *testing.T) {
 	}
 }
 
+// No IKE message is sent until the local address is on this host.
 func TestLocalAddress_absentIKE(t *testing.T) {
 	t.Parallel()
 	a, b := hostsWithoutLocalAddress(t)

@@ -7,9 +7,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// The route to the remote leads into the tunnel itself: what the tunnel sends
-// comes back to it, is seen, counted and logged once, and the tunnel goes on when
-// the route is right again.
+// The route to the remote leads into the tunnel itself: the loop is detected, counted, and
+// logged once, and the tunnel works again when the route is corrected.
 func TestLoop_routeIntoTunnel(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -48,7 +47,7 @@ func TestLoop_routeIntoTunnel(t *testing.T) {
 	}
 }
 
-// A probe that comes back by its own tunnel is no sign of life of the remote.
+// A looped probe does not count as received from the remote.
 func TestLoop_keepalive(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {

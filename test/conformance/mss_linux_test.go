@@ -9,8 +9,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// syn is a TCP packet with these flags among SYN and ACK, with this MSS, and with
-// a checksum that is right.
+// syn checks for a TCP segment with exactly these of SYN and ACK, that MSS, and a valid
+// checksum.
 func syn(flags byte, mss uint16) netlab.Check {
 	return netlab.All(netlab.Protocol(ipv4.ProtocolTCP), netlab.TransportChecksum(), func(p ipv4.Packet) error {
 		tcp := p.Payload()
@@ -27,9 +27,8 @@ func syn(flags byte, mss uint16) netlab.Check {
 	})
 }
 
-// disableTxChecksum makes the wire one of hardware that finishes no checksums, so
-// that what is read off it has them: a stack leaves them open as long as it can,
-// and the fast path does not touch them.
+// disableTxChecksum turns off checksum offload, so that captured packets have complete
+// checksums: the fast path leaves partial ones as they are.
 func disableTxChecksum(t *testing.T, ends ...*netlab.NS) {
 	t.Helper()
 	for _, ns := range ends {
@@ -39,9 +38,8 @@ func disableTxChecksum(t *testing.T, ends ...*netlab.NS) {
 
 const flagSYN, flagACK = 0x02, 0x10
 
-// The MSS of a SYN and of a SYN-ACK that is received is lowered to the MTU of the
-// tunnel less 40 (RFC 6691), behind the decapsulation, unless that is turned off.
-// b has an MTU of 1480 and so offers 1440; a has one of 1300.
+// The MSS of received SYNs and SYN-ACKs is lowered to the tunnel's MTU less 40 (RFC 6691),
+// unless that is turned off. b has an MTU of 1480 and so offers 1440; a has one of 1300.
 func TestMSS_clampedOnReceive(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -49,7 +47,7 @@ func TestMSS_clampedOnReceive(t *testing.T) {
 		flags []string
 		want  uint16
 	}{
-		{"as it comes", nil, 1260},
+		{"default", nil, 1260},
 		{"yes", []string{"--clamp-tcp-mss", "yes"}, 1260},
 		{"no", []string{"--clamp-tcp-mss", "no"}, 1440},
 	} {
@@ -74,8 +72,7 @@ func TestMSS_clampedOnReceive(t *testing.T) {
 	}
 }
 
-// What is sent is left to the other end's clamp, and an MSS that is low enough to
-// both.
+// The MSS of sent segments is not clamped, and one that is low enough is not raised.
 func TestMSS_unchanged(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {

@@ -10,10 +10,10 @@ import (
 	"ipipd/test/netlab"
 )
 
-// narrow is the MTU of the wire between the router and b in these tests.
+// narrow is the MTU of the link between the router and b.
 const narrow = 1300
 
-// routedNarrow are routed hosts with a narrow wire behind the router.
+// routedNarrow is routed with a lower MTU between the router and b.
 func routedNarrow(t *testing.T) (a, router, b *netlab.NS) {
 	t.Helper()
 	a, router, b = routed(t)
@@ -22,7 +22,7 @@ func routedNarrow(t *testing.T) (a, router, b *netlab.NS) {
 	return a, router, b
 }
 
-// nextHopMTU is what an ICMP datagram too big says.
+// nextHopMTU checks for an ICMP datagram too big with that next-hop MTU.
 func nextHopMTU(want uint16) netlab.Check {
 	return netlab.All(netlab.ICMP(3, 4), func(p ipv4.Packet) error {
 		if got := binary.BigEndian.Uint16(p.Payload()[6:]); got != want {
@@ -32,9 +32,9 @@ func nextHopMTU(want uint16) netlab.Check {
 	})
 }
 
-// RFC 2003, sections 4.1, 5 and 5.1: a router's datagram too big teaches the path
-// MTU, and the sender of the next inner packet that does not fit is told that less 20,
-// at once. What the router quoted is told to nobody.
+// RFC 2003, sections 4.1, 5 and 5.1: a router's datagram too big sets the path MTU, and the
+// sender of the next inner packet that does not fit gets one with that MTU less 20, at once.
+// The packet that the router quoted causes none.
 func TestPMTU_learnt(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -89,7 +89,7 @@ func TestPMTU_learnt(t *testing.T) {
 	})
 }
 
-// The inner sender is a TCP on another host, which knows nothing of the tunnel.
+// Bulk TCP survives a path MTU that is lower than the link's.
 func TestPMTU_bulkTCP(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -97,7 +97,7 @@ func TestPMTU_bulkTCP(t *testing.T) {
 			a, _, b := routedNarrow(t)
 			d := c.upFarA(t, a, "--dont-fragment", flag)
 			c.upFarB(t, b, "--dont-fragment", flag, "--mtu", "1480")
-			// b's link is narrow, and it knows. a has to learn.
+			// b knows its link's MTU; a has to discover it.
 			transfer(t, a, b, innerB, 4<<20)
 			transfer(t, b, a, innerA, 4<<20)
 			if flag == "inherit" {
@@ -107,9 +107,9 @@ func TestPMTU_bulkTCP(t *testing.T) {
 	})
 }
 
-// With the default, dont-fragment no, nothing that is sent teaches a path MTU, so that
-// no error is believed; and the kernel, which fragments a large MTU's packets, is not
-// taught by it either.
+// With the default, dont-fragment no, outer packets have DF=0, so a datagram too big is forged
+// and ignored. The kernel, which fragments outer packets above the MTU, must not learn from
+// it either.
 func TestPMTU_dfClear(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -131,7 +131,7 @@ func TestPMTU_dfClear(t *testing.T) {
 	})
 }
 
-// Whoever wants to lower the path MTU has to know a packet of the tunnel at least.
+// A datagram too big that quotes no packet of the tunnel is ignored.
 func TestPMTU_foreignQuote(t *testing.T) {
 	t.Parallel()
 	inner := datagram(aToB(1), 1400)
@@ -154,7 +154,7 @@ func TestPMTU_foreignQuote(t *testing.T) {
 		} {
 			from.send(icmpError(3, 4, 600, quote))
 		}
-		// One about the tunnel, behind them, shows that they had their turn.
+		// A valid one after them shows that they have been processed.
 		from.send(icmpError(3, 4, 1400, outerAToB(inner)))
 		netlab.Eventually(t, "the right one counts", func() bool { return d.Status().PathMTU == 1400 })
 		if got := inside.Frames(); len(got) != 0 {
@@ -164,8 +164,8 @@ func TestPMTU_foreignQuote(t *testing.T) {
 	})
 }
 
-// Whatever a message says, it lowers the estimate to net.ipv4.route.min_pmtu at most,
-// which is 552 unless the operator says otherwise; and none raises it.
+// The path MTU is never lowered below net.ipv4.route.min_pmtu, 552 by default, and no message
+// raises it.
 func TestPMTU_bounds(t *testing.T) {
 	t.Parallel()
 	h := aToB(1)

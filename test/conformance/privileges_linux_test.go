@@ -13,8 +13,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// checkCapabilities looks at every thread of a daemon: none has more than a tunnel takes, or can
-// have it again.
+// checkCapabilities checks that no thread of a daemon has, or can regain, more capabilities
+// than a tunnel needs.
 func checkCapabilities(t *testing.T, d *netlab.Daemon) {
 	t.Helper()
 	const kept = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_RAW | 1<<unix.CAP_NET_BIND_SERVICE | 1<<unix.CAP_BPF
@@ -48,8 +48,8 @@ func checkCapabilities(t *testing.T, d *netlab.Daemon) {
 	}
 }
 
-// What a tunnel does later takes no more than what it has kept: programs are loaded,
-// attached to another underlay, and taken away, and sockets are opened.
+// The capabilities that a tunnel keeps suffice later: to load eBPF programs, attach them to
+// another underlay, detach them, and open sockets.
 func TestPrivileges(t *testing.T) {
 	t.Parallel()
 	t.Run("fast-path-on-another-underlay", func(t *testing.T) {

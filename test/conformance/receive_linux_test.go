@@ -10,8 +10,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// awaitLinkLayer waits until the log of d says that packets are received from the link layer last,
-// or are not.
+// awaitLinkLayer waits until the last state in the log of d is that packets are received from
+// the link layer, or are not.
 func awaitLinkLayer(t *testing.T, d *netlab.Daemon, link bool) {
 	t.Helper()
 	netlab.Eventually(t, fmt.Sprintf("the link layer receives: %v", link), func() bool {
@@ -25,7 +25,7 @@ func TestReceive(t *testing.T) {
 	t.Parallel()
 	threads := []string{"--threads", "2", "--allow-fast-path", "no", "--keepalive", "off", "--log-level", "debug"}
 
-	// What comes in by another interface than outer packets leave by is rp_filter's.
+	// Packets that arrive by another interface than the route's are subject to rp_filter.
 	for _, filter := range []string{"0", "1"} {
 		t.Run("another-interface/rp_filter="+filter, func(t *testing.T) {
 			t.Parallel()
@@ -41,7 +41,7 @@ func TestReceive(t *testing.T) {
 			around := newInjector(t, b, "veth1", a, "veth1")
 			for id := range uint16(5) {
 				h := bToA(id + 1)
-				h.Protocol = experimental // several are not merged
+				h.Protocol = experimental // GRO does not merge these
 				around.send(outerBToA(build(h, pattern(100))))
 			}
 			if filter == "0" {
@@ -57,8 +57,8 @@ func TestReceive(t *testing.T) {
 		})
 	}
 
-	// A rule is kept also while there is no route to the peer, when nobody asks what stands
-	// against the link layer.
+	// A netfilter rule applies also while there is no route to the peer, when the tunnel has
+	// no path whose rules it checks.
 	t.Run("rule-without-a-route", func(t *testing.T) {
 		t.Parallel()
 		if _, err := exec.LookPath("nft"); err != nil {
@@ -88,8 +88,8 @@ func TestReceive(t *testing.T) {
 		}
 	})
 
-	// What the kernel carries needs no packet socket, which would be shown each packet of
-	// this host, and no thread for it.
+	// With the fast path no packet socket is open, which would be given each packet of this
+	// host.
 	t.Run("fast-path-without-packet-sockets", func(t *testing.T) {
 		t.Parallel()
 		a, _ := hosts(t)
@@ -102,7 +102,7 @@ func TestReceive(t *testing.T) {
 		}
 	})
 
-	// Two processes, each with one tunnel: neither is given the packets of the other.
+	// Of two processes with one tunnel each, neither receives the other's packets.
 	t.Run("two-processes", func(t *testing.T) {
 		t.Parallel()
 		eachVariant(t, func(t *testing.T, c variant) {

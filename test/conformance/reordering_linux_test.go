@@ -10,14 +10,13 @@ import (
 	"ipipd/test/netlab"
 )
 
-// Several threads and queues share the flows, not the packets of a flow: what a
-// socket sends in an order arrives in that order, and so do the answers, which the
-// kernel may put into another queue than it used before it had seen any.
+// Threads and queues share flows, not the packets of a flow: each flow arrives in order, and so
+// do replies, for which the kernel may change the TUN queue after the first.
 func TestReordering_perFlow(t *testing.T) {
 	t.Parallel()
 	for _, u := range underlays[:2] {
 		t.Run(u.name, func(t *testing.T) {
-			for _, c := range append([]variant{{name: "four threads", flags: []string{"--threads", "4", "--tun-queues", "4", "--allow-fast-path", "no"}}}, variants...) {
+			for _, c := range append([]variant{{name: "four-threads", flags: []string{"--threads", "4", "--tun-queues", "4", "--allow-fast-path", "no"}}}, variants...) {
 				t.Run(c.name, func(t *testing.T) {
 					t.Parallel()
 					a, b := hosts(t)
@@ -38,12 +37,12 @@ func TestReordering_perFlow(t *testing.T) {
 	}
 }
 
-// sendNumbered sends numbered datagrams from a to b, and b sends them back. UDP may
-// lose some; those that come have to come in their order.
+// sendNumbered sends numbered datagrams from a to b, and b sends them back. Some may be lost,
+// but none may be reordered.
 func sendNumbered(t *testing.T, a, b *netlab.NS) {
 	near, far := listenUDP(t, a, innerA+":0"), listenUDP(t, b, innerB+":0")
-	// inOrder reads datagrams, hands each to then, and returns when the last one came,
-	// which is sent until it does.
+	// inOrder reads datagrams, passes each to then, and returns after the last number, which
+	// is repeated until it arrives.
 	const count = 4000
 	inOrder := func(at string, read func([]byte) (int, error), then func([]byte)) {
 		buf := make([]byte, 2048)
@@ -78,7 +77,7 @@ func sendNumbered(t *testing.T, a, b *netlab.NS) {
 		}
 		back := func(p []byte) { _, _ = far.WriteTo(p, from) }
 		inOrder("b", read, back)
-		for buf := make([]byte, 2048); ; { // the last, which may get lost on its way back
+		for buf := make([]byte, 2048); ; { // the last again, as its reply may be lost
 			n, err := read(buf)
 			if err != nil {
 				return
@@ -102,7 +101,7 @@ func sendNumbered(t *testing.T, a, b *netlab.NS) {
 			break
 		}
 		if i%64 == 63 {
-			time.Sleep(time.Millisecond) // or most are lost
+			time.Sleep(time.Millisecond) // otherwise most are lost
 		}
 	}
 	for again := true; again; {

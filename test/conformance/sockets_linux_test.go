@@ -12,11 +12,10 @@ import (
 	"ipipd/test/netlab"
 )
 
-// socketTimeout bounds what a socket of a test waits for: long, because it is
-// the slowest machine that decides.
+// socketTimeout is the deadline of the tests' sockets.
 var socketTimeout = netlab.Patience()
 
-// listenUDP opens a UDP socket in ns, which goes with the test.
+// listenUDP opens a UDP socket in ns for the duration of the test.
 func listenUDP(t *testing.T, ns *netlab.NS, address string) net.PacketConn {
 	t.Helper()
 	var conn net.PacketConn
@@ -32,7 +31,7 @@ func listenUDP(t *testing.T, ns *netlab.NS, address string) net.PacketConn {
 	return conn
 }
 
-// listenTCP opens a listening socket in ns on any port, which goes with the test.
+// listenTCP opens a listening socket in ns on any port for the duration of the test.
 func listenTCP(t *testing.T, ns *netlab.NS, address string) net.Listener {
 	t.Helper()
 	var l net.Listener
@@ -45,8 +44,8 @@ func listenTCP(t *testing.T, ns *netlab.NS, address string) net.Listener {
 	return l
 }
 
-// transfer sends bytes by TCP from one namespace to an address of the other, and
-// fails the test unless the same arrive.
+// transfer sends random bytes by TCP from one namespace to an address of another, and fails
+// the test unless they arrive unchanged.
 func transfer(t *testing.T, from, to *netlab.NS, address string, bytes int64) {
 	t.Helper()
 	l := listenTCP(t, to, address)
@@ -55,8 +54,7 @@ func transfer(t *testing.T, from, to *netlab.NS, address string, bytes int64) {
 	}
 }
 
-// stream sends bytes of a random stream that is always another to l, and reports
-// what went wrong, the arrival of other bytes included.
+// stream sends random bytes to l and compares the hashes at both ends.
 func stream(from *netlab.NS, l net.Listener, bytes int64) error {
 	arrived := make(chan error, 1)
 	want := make(chan [sha256.Size]byte, 1)

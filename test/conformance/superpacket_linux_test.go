@@ -10,8 +10,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// segmented is a socket in ns that hands the kernel superpackets of datagrams with
-// that many bytes each; with 0 an ordinary one.
+// segmented opens a UDP socket in ns with UDP_SEGMENT set to segment bytes, or an ordinary one
+// with 0.
 func segmented(t *testing.T, ns *netlab.NS, address string, segment int) *net.UDPConn {
 	t.Helper()
 	conn := listenUDP(t, ns, address+":0").(*net.UDPConn)
@@ -30,9 +30,8 @@ func segmented(t *testing.T, ns *netlab.NS, address string, segment int) *net.UD
 	return conn
 }
 
-// RFC 6864, section 4.2, for what the kernel cuts up: each of the segments has an ID
-// of its own, up to the end of the IDs and beyond it, and the paths have no ID in
-// common.
+// Each segment of a superpacket has its own ID, also when the ID space wraps around (RFC 6864,
+// section 4.2). The fast path's IDs are disjoint from those of userspace.
 func TestSuperpacket_ids(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -42,15 +41,15 @@ func TestSuperpacket_ids(t *testing.T) {
 			return f.Outgoing && netlab.Match(f.Packet, netlab.Outer()) == nil
 		})
 		c.upA(t, a)
-		c.upB(t, b)                               // an end that only takes them would say "unreachable" once its buffer is full
-		const segment, each, all = 50, 100, 34000 // more than the IDs that a path has
+		c.upB(t, b)                               // not sinkIPIP, which sends unreachables once its buffer is full
+		const segment, each, all = 50, 100, 34000 // more than the 32,768 IDs of each path
 		conn := segmented(t, a, innerA, segment)
 		to := &net.UDPAddr{IP: net.ParseIP(innerB), Port: 9}
 		for sent := 0; sent < all; {
 			if _, err := conn.WriteTo(make([]byte, segment*each), to); err != nil {
 				t.Fatal(err)
 			}
-			if sent += each; sent%1000 == 0 { // a queue may lose some: all that came are looked at
+			if sent += each; sent%1000 == 0 { // queues may drop some
 				wire.AwaitN(sent*9/10, netlab.Outer())
 			}
 		}
@@ -68,8 +67,7 @@ func TestSuperpacket_ids(t *testing.T) {
 	})
 }
 
-// A superpacket whose segments are larger than the path is one of packets that have
-// to be cut, each.
+// Each segment of a superpacket is fragmented if it exceeds the path MTU.
 func TestSuperpacket_fragmented(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -80,9 +78,9 @@ func TestSuperpacket_fragmented(t *testing.T) {
 		c.upA(t, a, "--mtu", "2000")
 		c.upB(t, b, "--mtu", "2000")
 		for _, segment := range []int{
-			1452, // fits to the byte
-			1453, // one too many
-			1480, // only without its headers
+			1452, // fits exactly
+			1453, // one byte too long
+			1480, // fits without the inner headers only
 			1700,
 		} {
 			echo(t, a, b, []int{segment*10 + 7}, segment)
@@ -91,13 +89,12 @@ func TestSuperpacket_fragmented(t *testing.T) {
 			t.Errorf("on the wire is %s", netlab.Describe(f.Packet))
 		}
 		if len(wire.Matching(netlab.Fragmented(true))) == 0 {
-			t.Error("nothing was cut")
+			t.Error("nothing was fragmented")
 		}
 	})
 }
 
-// The host's own superpackets, made by sockets with UDP_SEGMENT, are datagrams on
-// the wire and at the other end.
+// Superpackets of the host's sockets (UDP_SEGMENT) arrive as separate datagrams.
 func TestSuperpacket_udpSegment(t *testing.T) {
 	t.Parallel()
 	eachUnderlay(t, func(t *testing.T, u underlay, a, b *netlab.NS, da, db *netlab.Daemon) {
@@ -108,7 +105,7 @@ func TestSuperpacket_udpSegment(t *testing.T) {
 	})
 }
 
-// Datagrams that were merged on their way have lost their boundaries.
+// A received UDP superpacket of unknown segment size is dropped: its boundaries are lost.
 func TestSuperpacket_sizeUnknown(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {

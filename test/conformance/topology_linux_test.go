@@ -9,7 +9,7 @@ import (
 
 func TestMain(m *testing.M) { netlab.Main(m, 4) }
 
-// Two hosts on one wire, and a tunnel between them:
+// Two hosts on one link, and a tunnel between them:
 //
 //	a  192.0.2.1 ── veth0 ───── veth0 ── 192.0.2.2  b       the underlay
 //	   10.255.0.1 ═══ t0 ═══════ t0 ═══ 10.255.0.2          the tunnel
@@ -18,7 +18,7 @@ const (
 	innerA, innerB = "10.255.0.1", "10.255.0.2"
 )
 
-// hosts makes a and b and the wire, without a tunnel.
+// hosts returns a and b, joined by a veth pair, without a tunnel.
 func hosts(t *testing.T) (a, b *netlab.NS) {
 	t.Helper()
 	a, b = netlab.New(t), netlab.New(t)
@@ -33,8 +33,8 @@ const (
 	farA, farB = "192.0.2.1", "198.51.100.1"
 )
 
-// routed makes the hosts and the router, which forwards, without a tunnel. The
-// router's interfaces are to-a and to-b.
+// routed returns two hosts and a forwarding router with interfaces to-a and to-b, without a
+// tunnel.
 func routed(t *testing.T) (a, router, b *netlab.NS) {
 	t.Helper()
 	a, router, b = netlab.New(t), netlab.New(t), netlab.New(t)
@@ -57,13 +57,13 @@ func upB(t *testing.T, b *netlab.NS, more ...string) *netlab.Daemon {
 	return netlab.Up(t, b, "t0", append([]string{"--local-address", outerB, "--remote-address", outerA, "--address", innerB + "/24"}, more...)...)
 }
 
-// answered is whether a ping is, within a time that no answer takes.
+// answered reports whether a ping is answered within a second of an idle machine.
 func answered(from *netlab.NS, to string) bool {
 	_, err := from.Try("ping", "-c", "1", "-W", netlab.Seconds(netlab.Slower(time.Second)), to)
 	return err == nil
 }
 
-// ping has to succeed.
+// ping sends one echo request and fails the test without a reply.
 func ping(t *testing.T, from *netlab.NS, args ...string) string {
 	t.Helper()
 	return from.Run("ping", append([]string{"-c", "1", "-W", netlab.Seconds(netlab.Patience())}, args...)...)

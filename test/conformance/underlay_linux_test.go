@@ -9,8 +9,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// Two hosts on two wires. Each has an address that either wire leads to, and the
-// main table takes the first:
+// Two hosts on two links. Each has a loopback address that is reachable by both; the main
+// table routes by the first:
 //
 //	               192.0.2.1 ── veth0 ─ veth0 ── 192.0.2.2
 //	a  203.0.113.1                                          203.0.113.2  b
@@ -38,15 +38,16 @@ func twoWires(t *testing.T) (a, b *netlab.NS) {
 	return a, b
 }
 
-// outgoing records what leaves by an interface.
+// outgoing captures outgoing packets of an interface.
 func outgoing(t *testing.T, ns *netlab.NS, ifname string) *netlab.Recorder {
 	t.Helper()
 	return netlab.Capture(t, ns, ifname, func(f netlab.Frame) bool { return f.Outgoing })
 }
 
-// carries is that an outer packet carries the inner packet with that ID.
+// carries matches an outer packet around the inner packet with that ID.
 func carries(id uint16) netlab.Check { return netlab.Outer(netlab.Inner(netlab.ID(id))) }
 
+// With --underlay-device outer packets leave and enter by that interface only.
 func TestUnderlay_device(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -83,6 +84,7 @@ func TestUnderlay_device(t *testing.T) {
 	})
 }
 
+// Outer packets carry the mark of --fwmark, for policy routing.
 func TestUnderlay_fwmark(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -107,19 +109,19 @@ func TestUnderlay_fwmark(t *testing.T) {
 	})
 }
 
-// awaitPing waits until the tunnel carries packets again.
+// awaitPing waits until the tunnel carries packets again after what.
 func awaitPing(t *testing.T, from *netlab.NS, what string) {
 	t.Helper()
 	netlab.Eventually(t, "the tunnel works after "+what, func() bool { return answered(from, innerB) })
 }
 
-// The next hop gets another MAC address and tells nobody: the kernel finds out by
-// asking, as it does for what it sends itself.
+// The next hop's MAC address changes without an announcement: the kernel's neighbour
+// unreachability detection finds the new one, as for its own packets.
 func TestUnderlay_nextHopMACChanged(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
-		// Neighbours are asked within seconds, not half a minute.
+		// Probe neighbours within seconds, not half a minute.
 		a.Sysctl("net.ipv4.neigh.veth0.base_reachable_time_ms", "2000")
 		a.Sysctl("net.ipv4.neigh.veth0.delay_first_probe_time", "1")
 		a.Sysctl("net.ipv4.neigh.veth0.retrans_time_ms", "100")
@@ -127,8 +129,8 @@ func TestUnderlay_nextHopMACChanged(t *testing.T) {
 		c.upA(t, a)
 		c.upB(t, b)
 		ping(t, a, innerB)
-		// By then the kernel, which sends nothing there itself, has lost interest in
-		// the neighbour, unless it is asked to keep it.
+		// By then the entry is STALE and would stay so, as the kernel sends no packet there
+		// itself: the tunnel must refresh it.
 		time.Sleep(4 * time.Second)
 		b.Run("ip", "link", "set", "dev", "veth0", "address", "02:00:00:00:00:99")
 		awaitPing(t, a, "the next hop's MAC address changed")
@@ -153,7 +155,7 @@ func TestUnderlay_routeChanged(t *testing.T) {
 			into.send(datagram(aToB(id), 100))
 			return len(wire1.Matching(netlab.Protocol(4))) > 0
 		})
-		wire1.Await(carries(id)) // the last one, behind those that still went the old way
+		wire1.Await(carries(id)) // the last one; earlier ones took the old route
 		before := len(wire0.Matching(netlab.Protocol(4)))
 		into.send(datagram(aToB(id+1), 100))
 		wire1.Await(carries(id + 1))
@@ -163,7 +165,7 @@ func TestUnderlay_routeChanged(t *testing.T) {
 	})
 }
 
-// A path that is narrower, or wider, by its interface or its route.
+// The MTU follows that of the underlay's interface and of the route.
 func TestUnderlay_routeMTU(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -188,13 +190,13 @@ func TestUnderlay_routeMTU(t *testing.T) {
 	})
 }
 
-// A route that is gone is not used any more, and when it is back it is.
+// A deleted route is not used any more, until it is added again.
 func TestUnderlay_routeDeleted(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := twoWires(t)
 		sinkIPIP(t, b)
-		a.Run("ping", "-c", "1", "-W", netlab.Seconds(netlab.Patience()), outerB) // the neighbour is known
+		a.Run("ping", "-c", "1", "-W", netlab.Seconds(netlab.Patience()), outerB) // resolves the neighbour
 		wire0 := outgoing(t, a, "veth0")
 		d := c.up(t, a, "--local-address", loopbackA, "--remote-address", loopbackB, "--address", innerA+"/24")
 		into := newInjector(t, a, "t0", nil, "")
@@ -214,7 +216,7 @@ func TestUnderlay_routeDeleted(t *testing.T) {
 	})
 }
 
-// The interface goes and comes, with another index and another MAC address.
+// The underlay interface goes down and up, and is recreated with another index and MAC address.
 func TestUnderlay_deviceRecreated(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -239,7 +241,7 @@ func TestUnderlay_deviceRecreated(t *testing.T) {
 	}
 }
 
-// The name is the operator's, and the interface that had it is not used any more.
+// --underlay-device is a name: an interface that loses it is not used any more.
 func TestUnderlay_deviceRenamed(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {

@@ -6,23 +6,23 @@ import (
 	"ipipd/test/netlab"
 )
 
-// variant is one way in which ipipd can carry packets. Each of them has to keep
-// the same rules, so each test is run with every one of them.
+// variant is a configuration of the data path. All must conform to the same rules, so most
+// tests run with each.
 type variant struct {
 	name  string
-	flags []string // of `ipipd up`, that choose it
-	fast  bool     // the kernel carries what is plain
+	flags []string // of `ipipd up`
+	fast  bool     // with the fast path
 }
 
 var variants = []variant{
-	{name: "one thread", flags: []string{"--threads", "1", "--tun-queues", "1", "--allow-fast-path", "no"}},
-	// Several threads receive from the link layer, past the raw socket.
-	{name: "two threads", flags: []string{"--threads", "2", "--tun-queues", "2", "--allow-fast-path", "no"}},
-	// The kernel carries what is plain, where it lets us; the rest goes as above.
-	{name: "fast path", fast: true},
+	{name: "one-thread", flags: []string{"--threads", "1", "--tun-queues", "1", "--allow-fast-path", "no"}},
+	// Several threads receive from the link layer instead of the raw socket.
+	{name: "two-threads", flags: []string{"--threads", "2", "--tun-queues", "2", "--allow-fast-path", "no"}},
+	// Where the kernel has no fast path this is userspace with default threads.
+	{name: "fast-path", fast: true},
 }
 
-// eachVariant runs a test with every carrier, beside the other tests.
+// eachVariant runs a test with each variant, as parallel subtests.
 func eachVariant(t *testing.T, test func(t *testing.T, c variant)) {
 	t.Helper()
 	for _, c := range variants {
@@ -33,8 +33,8 @@ func eachVariant(t *testing.T, test func(t *testing.T, c variant)) {
 	}
 }
 
-// up starts a tunnel t0 that this carrier carries. Keepalive is off, so that
-// nothing is on the wire but what the test sends, unless flags turn it on.
+// up starts a tunnel t0 of this variant. Keepalive is off unless flags turn it on, so that
+// the link carries the test's packets only.
 func (c variant) up(t *testing.T, ns *netlab.NS, flags ...string) *netlab.Daemon {
 	t.Helper()
 	return c.upAs(t, ns, "t0", flags...)

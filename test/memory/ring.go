@@ -84,7 +84,7 @@ func (r *ring) pop(batch []*packet.Buffer, deadline time.Time) (n int, err error
 
 // popWithin pops one packet into a new Buffer, or returns nil after d.
 func (r *ring) popWithin(d time.Duration) *packet.Buffer {
-	deadline := time.Now().Add(d) // first: an timer before it would be the last one
+	deadline := time.Now().Add(d) // before the timer, so that it has passed when the timer fires
 	timer := time.AfterFunc(d, func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
