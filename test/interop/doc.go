@@ -1,9 +1,7 @@
-// Package interop has the tests of ipipd against IP-in-IP endpoints that were not
-// written here: the ipip tunnel of the Linux kernel, in a guest that runs as a
-// process (user-mode Linux), and socat. Nothing imports it.
+// Package interop tests ipipd against independent IP-in-IP implementations: the Linux kernel's
+// ipip tunnel, in a guest (user-mode Linux), and socat.
 //
-// They need root and what `make interop` installs: iproute2, iputils-ping,
-// iperf3, socat, ethtool, kmod and user-mode-linux. A test that misses something
-// says what, and is skipped. All traffic stays in network namespaces that the
-// tests make.
+// The tests need root and the packages that `make interop` installs: iproute2, iputils-ping,
+// iperf3, socat, ethtool, kmod and user-mode-linux. A test that lacks one is skipped and says
+// so. All traffic stays in the tests' network namespaces.
 package interop

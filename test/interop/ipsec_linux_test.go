@@ -10,8 +10,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// newStrongSwanLab is a kernelLab whose guest has strongSwan as the
-// example in docs/encryption.md has it, and its end of the tunnel. edit changes the example.
+// newStrongSwanLab returns a kernelLab whose guest runs strongSwan with the example of
+// docs/encryption.md, changed by edit, and has its end of the tunnel.
 func newStrongSwanLab(t *testing.T, edit *strings.Replacer) (*kernelLab, *netlab.StrongSwan) {
 	t.Helper()
 	ours, spare := netlab.New(t), netlab.New(t)
@@ -23,7 +23,8 @@ func newStrongSwanLab(t *testing.T, edit *strings.Replacer) (*kernelLab, *netlab
 	return l, s
 }
 
-// example is the block of docs/encryption.md that begins so, with our addresses.
+// example returns the code block of docs/encryption.md that begins so, with the test's
+// addresses.
 func example(t *testing.T, beginning string) string {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/encryption.md")
@@ -38,7 +39,7 @@ func example(t *testing.T, beginning string) string {
 	return strings.ReplaceAll(beginning+block, "198.51.100.1", peerOuter)
 }
 
-// secretFile has the secret of that example.
+// secretFile writes the secret of that example to a file.
 func secretFile(t *testing.T) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "secret")
@@ -48,9 +49,8 @@ func secretFile(t *testing.T) string {
 	return file
 }
 
-// The example of docs/encryption.md, as it stands there, and RouterOS's exact proposals: pings
-// of every size, bulk TCP, keys that are replaced under it, and a peer that loses its
-// memory. Nothing is ever plain on the wire.
+// The example of docs/encryption.md and RouterOS's proposals: pings of every size, bulk TCP,
+// rekeying under load, and a peer that crashes. No cleartext is ever on the wire.
 func TestIPsec_strongSwan(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -99,8 +99,8 @@ func TestIPsec_strongSwan(t *testing.T) {
 					t.Errorf("%d packets are dropped: %s", n, reason)
 				}
 			}
-			if plain := wire.Matching(); len(plain) > 0 {
-				t.Errorf("on the wire: %s", netlab.Describe(plain[0].Packet))
+			if cleartext := wire.Matching(); len(cleartext) > 0 {
+				t.Errorf("on the wire: %s", netlab.Describe(cleartext[0].Packet))
 			}
 		})
 	}

@@ -22,7 +22,7 @@ func TestKernel_ping(t *testing.T) {
 		ping(t, ours, peerInner, size, "")
 		ping(t, l.guest.Run, ourInner, size, "")
 	}
-	// Full size goes through whole: the underlay cuts nothing.
+	// A full-size packet needs no fragmentation.
 	wire.Await(sent(netlab.TotalLen(1500), netlab.DF(false), netlab.TTL(255), netlab.TOS(0), request(netlab.TTL(64))))
 	wire.Await(received(netlab.TotalLen(1500), reply(netlab.TTL(64))))
 	if fragments := wire.Matching(netlab.Protocol(ipv4.ProtocolIPIP), netlab.Fragmented(true)); len(fragments) > 0 {
@@ -51,8 +51,8 @@ func TestKernel_bulkTCP(t *testing.T) {
 	}
 }
 
-// With the fast path the kernel sends superpackets, as its own tunnels do. On a veth
-// nobody cuts them, and the guest's driver takes none: this wire segments.
+// With the fast path the kernel sends superpackets, as its own tunnels do. The guest's driver
+// accepts none, so segmentation offload of the veth is off.
 func TestKernel_bulkTCPFastPath(t *testing.T) {
 	t.Parallel()
 	l := newKernelLab(t)
@@ -69,8 +69,8 @@ func TestKernel_bulkTCPFastPath(t *testing.T) {
 	bulk(t, l.guest.Run, ours, ourInner, false)
 }
 
-// Without a veth and its segmentation between, the guest's kernel and ours hand
-// each other what they have made.
+// Over a TAP the two kernels exchange superpackets and partial checksums without a veth in
+// between.
 func TestKernel_bulkTCPOverTAP(t *testing.T) {
 	t.Parallel()
 	l := newTapLab(t)
@@ -87,7 +87,7 @@ func TestKernel_outerTTL(t *testing.T) {
 	t.Parallel()
 	l := newKernelLab(t)
 	tests := []struct {
-		kernel     string // how the guest makes its outer TTL
+		kernel     string // option of the guest's tunnel
 		ours       string // --ttl
 		innerTTL   uint8
 		wantKernel uint8
@@ -118,7 +118,7 @@ func TestKernel_outerTOS(t *testing.T) {
 	t.Parallel()
 	l := newKernelLab(t)
 	tests := []struct {
-		kernel     string // how the guest makes its outer TOS
+		kernel     string // option of the guest's tunnel
 		ours       string // --dscp
 		inner      uint8
 		wantKernel uint8
@@ -145,8 +145,8 @@ func TestKernel_outerTOS(t *testing.T) {
 	}
 }
 
-// Linux sets the outer DF with pmtudisc, its default, and copies the inner one
-// without. Ours is 0 by default, or the inner one.
+// Linux sets the outer DF with pmtudisc, its default, and copies the inner one with
+// nopmtudisc. ipipd clears it by default, or copies the inner one.
 func TestKernel_outerDF(t *testing.T) {
 	t.Parallel()
 	l := newKernelLab(t)
@@ -179,8 +179,8 @@ func TestKernel_outerDF(t *testing.T) {
 	}
 }
 
-// An inner MTU above the underlay's has each end cut outer packets, and the other
-// put them together.
+// With an inner MTU above the underlay's each end fragments outer packets and reassembles the
+// other's.
 func TestKernel_outerFragments(t *testing.T) {
 	t.Parallel()
 	l := newKernelLab(t)
@@ -208,13 +208,12 @@ func TestKernel_outerFragments(t *testing.T) {
 	}
 }
 
-// Neither end knows at first that the path is narrower than its own link. With
-// DF=0 the routers cut outer packets; with DF=1 they refuse them, and each end has
-// to learn what fits and tell its inner senders. TCP that gets stuck in a black
-// hole, in either direction, fails.
+// The path MTU is lower than both ends' link MTU. With DF=0 the routers fragment outer
+// packets; with DF=1 each end has to discover the path MTU and send ICMP errors to its inner
+// senders. A PMTU black hole in either direction fails the test.
 func TestKernel_pmtu(t *testing.T) {
 	t.Parallel()
-	second := netlab.Seconds(netlab.Slower(time.Second)) // in which no answer comes that comes at all
+	second := netlab.Seconds(netlab.Slower(time.Second)) // longer than any round trip
 	for _, dontFragment := range []string{"no", "inherit"} {
 		t.Run("ours "+dontFragment, func(t *testing.T) {
 			t.Parallel()
@@ -225,8 +224,8 @@ func TestKernel_pmtu(t *testing.T) {
 			ours := inNamespace(l.ours)
 			bulk(t, ours, l.guest.Run, peerInner, false)
 			bulk(t, ours, l.guest.Run, peerInner, true)
-			// The kernel's end loses two packets that are too large before its
-			// inner sender knows; these are the ones.
+			// The kernel's end loses two packets that are too large before its inner
+			// sender gets an error; these pings provoke that.
 			netlab.Eventually(t, "the guest's inner sender knows what fits", func() bool {
 				_, err := l.guest.Run(fmt.Sprintf("ping -n -c 1 -W %s -s %d -M dont %s", second, manyFrags, ourInner))
 				return err == nil
@@ -270,8 +269,8 @@ func TestKernel_echoKeepalive(t *testing.T) {
 	ping(t, inNamespace(l.ours), peerInner, 56, "")
 }
 
-// A Linux router takes a reflect probe for a packet with a forged source, its own
-// address, and drops it, unless it is told not to.
+// Linux drops a reflect probe as a martian, since the inner source is its own address, unless
+// accept_local is set.
 func TestKernel_reflectKeepalive(t *testing.T) {
 	t.Parallel()
 	l := newKernelLab(t)
@@ -294,17 +293,16 @@ func TestKernel_reflectKeepalive(t *testing.T) {
 		for i in all t0; do echo 1 >conf/$i/accept_local; echo 0 >conf/$i/rp_filter; done`)
 	awaitRunning(t, d, true, "up")
 	wire.Await(answer)
-	// The answers are ours to keep: none reaches the interface.
+	// The answers do not reach the interface.
 	if s := d.Status(); s.RxPacket > 0 {
 		t.Errorf("%d packets reached the interface", s.RxPacket)
 	}
 	ping(t, inNamespace(l.ours), peerInner, fullSize, "")
 }
 
-// BenchmarkKernel is bulk TCP between this host and the kernel's own ipip in a guest,
-// with socat at this end and with ipipd, both ways. The guest is the slower end; what
-// counts is that no tunnel is slower than socat. The wire segments, since the guest's
-// driver takes no superpackets of the fast path.
+// BenchmarkKernel measures bulk TCP to and from the kernel's ipip in a guest, with ipipd and,
+// for comparison, socat at this end. The guest is the bottleneck: no row should be slower than
+// socat. Segmentation offload is off, as the guest's driver accepts no superpackets.
 func BenchmarkKernel(b *testing.B) {
 	if testing.Short() {
 		b.Skip("a minute long")

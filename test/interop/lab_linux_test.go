@@ -20,20 +20,20 @@ const (
 	peerOuter = "192.0.2.2"
 	ourInner  = "10.255.0.1"
 	peerInner = "10.255.0.2"
-	narrowMTU = 1400 // of the narrow link of newNarrowLab
-	innerMTU  = 1480 // of a tunnel over a wire of 1500
-	fullSize  = innerMTU - 28
-	manyFrags = 8000 // bytes of a ping that must be cut into several packets
+	narrowMTU = 1400          // of the link between the routers of newNarrowLab
+	innerMTU  = 1480          // of a tunnel over an underlay of 1500
+	fullSize  = innerMTU - 28 // bytes of a ping that fills the MTU
+	manyFrags = 8000          // bytes of a ping that needs several fragments
 	bulkBytes = 32 << 20
 )
 
-// bulkTimeout is how long a transfer may take.
+// bulkTimeout is the timeout of a transfer.
 func bulkTimeout() time.Duration { return 2 * netlab.Patience() }
 
 func TestMain(m *testing.M) { netlab.Main(m, 2) }
 
-// shell runs a shell script at one end of the tunnel and returns its standard
-// output: in a namespace or in a guest.
+// shell runs a shell script at one end of the tunnel, in a namespace or a guest, and returns
+// its standard output.
 type shell func(script string) (stdout string, err error)
 
 func inNamespace(ns *netlab.NS) shell {
@@ -46,8 +46,8 @@ func inNamespace(ns *netlab.NS) shell {
 	}
 }
 
-// kernelLab is a wire between our end, a namespace, and a guest, whose kernel is
-// the other end of the tunnel:
+// kernelLab is a link between our end, a namespace, and a guest, whose kernel is the other end
+// of the tunnel:
 //
 //	ours                         spare namespace       guest
 //	eth0 192.0.2.1/24 ── veth ── guest0 ══════════════ vec0 192.0.2.2/24
@@ -65,7 +65,7 @@ func newKernelLab(t testing.TB) *kernelLab {
 	return &kernelLab{ours: ours, guest: guest}
 }
 
-// newTapLab has no veth: eth0 is a TAP, and the guest's NIC its other side.
+// newTapLab returns a kernelLab without a veth: eth0 is a TAP that is the guest's NIC.
 func newTapLab(t *testing.T) *kernelLab {
 	t.Helper()
 	ours := netlab.New(t)
@@ -78,7 +78,7 @@ func newTapLab(t *testing.T) *kernelLab {
 	return &kernelLab{ours: ours, guest: guest}
 }
 
-// newNarrowLab has two routers and a link of a smaller MTU on the way:
+// newNarrowLab returns a kernelLab with two routers and a link of a lower MTU between them:
 //
 //	ours 192.0.2.1 ── .11 near .12 ──1400── .13 far .14 ── spare ══ 192.0.2.2 guest
 func newNarrowLab(t *testing.T) *kernelLab {
@@ -102,8 +102,7 @@ func newNarrowLab(t *testing.T) *kernelLab {
 	return &kernelLab{ours: ours, guest: guest}
 }
 
-// record keeps what of the tunnel crosses eth0, TCP inside it left out: there is
-// a lot of that.
+// record captures eth0, without bulk TCP in the tunnel.
 func (l *kernelLab) record(t *testing.T) *netlab.Recorder {
 	t.Helper()
 	return netlab.Capture(t, l.ours, "eth0", func(f netlab.Frame) bool {
@@ -111,8 +110,8 @@ func (l *kernelLab) record(t *testing.T) *netlab.Recorder {
 	})
 }
 
-// tunnel makes the guest's end of the tunnel, instead of the one it had. options
-// are words of `ip link add type ipip`.
+// tunnel creates or replaces the guest's end of the tunnel. options are those of `ip link add
+// type ipip`.
 func (l *kernelLab) tunnel(t testing.TB, options string) {
 	t.Helper()
 	_, err := l.guest.Run(fmt.Sprintf(`ip link delete t0 2>/dev/null
@@ -125,8 +124,8 @@ func (l *kernelLab) tunnel(t testing.TB, options string) {
 	}
 }
 
-// socat makes an end of the tunnel of socat, in a namespace, and returns what
-// takes it away again.
+// socat starts socat as an end of the tunnel in a namespace, and returns a function that kills
+// it.
 func socat(t testing.TB, ns *netlab.NS, local, remote, inner string) (end func()) {
 	t.Helper()
 	if _, err := exec.LookPath("socat"); err != nil {
@@ -145,8 +144,8 @@ func socat(t testing.TB, ns *netlab.NS, local, remote, inner string) (end func()
 	}
 }
 
-// up brings our end of the tunnel up. Keepalive is off unless args say otherwise,
-// so that nothing but the test's packets is on the wire.
+// up starts our end of the tunnel. Keepalive and the fast path are off unless args turn them
+// on.
 func up(t testing.TB, ns *netlab.NS, args ...string) *netlab.Daemon {
 	t.Helper()
 	args = append([]string{"--local-address", ourOuter, "--remote-address", peerOuter, "--address", ourInner + "/30", "--keepalive", "off"}, args...)
@@ -156,8 +155,7 @@ func up(t testing.TB, ns *netlab.NS, args ...string) *netlab.Daemon {
 	return netlab.Up(t, ns, "t0", args...)
 }
 
-// awaitRunning waits for the tunnel to be running, or not, and for its keepalive
-// to be in a state.
+// awaitRunning waits until the tunnel is running, or not, and its keepalive-state has a text.
 func awaitRunning(t *testing.T, d *netlab.Daemon, running bool, state string) {
 	t.Helper()
 	netlab.Eventually(t, fmt.Sprintf("running is %v and keepalive-state has %q", running, state), func() bool {
@@ -166,7 +164,7 @@ func awaitRunning(t *testing.T, d *netlab.Daemon, running bool, state string) {
 	})
 }
 
-// sent and received are outer packets that leave our end, and enter it.
+// sent and received match outer packets from and to our end.
 func sent(checks ...netlab.Check) netlab.Check {
 	return netlab.Outer(append([]netlab.Check{netlab.Source(ourOuter), netlab.Destination(peerOuter)}, checks...)...)
 }
@@ -175,7 +173,7 @@ func received(checks ...netlab.Check) netlab.Check {
 	return netlab.Outer(append([]netlab.Check{netlab.Source(peerOuter), netlab.Destination(ourOuter)}, checks...)...)
 }
 
-// request and reply are the inner packets of pings.
+// request and reply match the inner packets of pings.
 func request(checks ...netlab.Check) netlab.Check {
 	return netlab.Inner(append([]netlab.Check{netlab.ICMP(8, 0)}, checks...)...)
 }
@@ -184,10 +182,9 @@ func reply(checks ...netlab.Check) netlab.Check {
 	return netlab.Inner(append([]netlab.Check{netlab.ICMP(0, 0)}, checks...)...)
 }
 
-// ping sends three echo requests with size bytes of data from one end to an
-// address and wants an answer to each. The first may be lost to a neighbour that
-// is not known yet, so one is sent before. Each has a ping of its own: one that
-// sends several waits for the last answer no longer than two round trips.
+// ping sends three echo requests with size bytes of data from one end to an address and wants
+// a reply to each. One is sent before, as it may be lost while the neighbour is resolved.
+// Each is a process of its own: ping -c 3 waits for the last reply two round trips at most.
 func ping(t *testing.T, from shell, to string, size int, options string) {
 	t.Helper()
 	script := fmt.Sprintf(`ping -n -c 1 -w %[4]s %[1]s >/dev/null
@@ -197,9 +194,9 @@ func ping(t *testing.T, from shell, to string, size int, options string) {
 	}
 }
 
-// bulk carries TCP in one direction, from client to server or, reversed, back, and
-// wants it to arrive; it returns the goodput in Gb/s. A path that works takes a
-// second or two; one where segments of full size get lost takes for ever.
+// bulk transfers bulkBytes by TCP from client to server, or back if reverse is set, and
+// returns the goodput in Gb/s. It takes a second or two; with a PMTU black hole it stalls
+// until bulkTimeout.
 func bulk(t testing.TB, client, server shell, serverAddress string, reverse bool) (gbps float64) {
 	t.Helper()
 	requireIperf(t)
@@ -207,8 +204,8 @@ func bulk(t testing.TB, client, server shell, serverAddress string, reverse bool
 	if reverse {
 		direction = "-R"
 	}
-	// A port of its own: the server before may listen still when its client has
-	// ended. In /proc/net/tcp ports are hexadecimal, and listening is 0A.
+	// A new port each time: the previous server may still listen. In /proc/net/tcp ports are
+	// hexadecimal, and state 0A is LISTEN.
 	port := 5200 + bulkCount.Add(1)
 	serve := fmt.Sprintf(`timeout %s iperf3 -s -1 -B %s -p %d >/dev/null 2>&1 </dev/null &
 		until grep -q ':%04X .* 0A ' /proc/net/tcp; do sleep 0.05; done`, netlab.Seconds(bulkTimeout()+netlab.Patience()), serverAddress, port, port)
@@ -229,7 +226,7 @@ func bulk(t testing.TB, client, server shell, serverAddress string, reverse bool
 	if jsonErr := json.Unmarshal([]byte(out), &result); jsonErr != nil || err != nil || result.Error != "" {
 		t.Fatalf("bulk TCP to %s %s stalled or failed: %v %v\n%s", serverAddress, direction, err, jsonErr, out[max(0, len(out)-500):])
 	}
-	// What the two sockets hold (up to 6 MiB each) is not counted any more.
+	// iperf3 does not count bytes that are still in the socket buffers (up to 6 MiB each).
 	if got := result.End.Received.Bytes; got < bulkBytes/2 {
 		t.Errorf("bulk TCP to %s %s: %d of %d bytes arrived", serverAddress, direction, got, bulkBytes)
 	}
@@ -238,7 +235,7 @@ func bulk(t testing.TB, client, server shell, serverAddress string, reverse bool
 	return gbps
 }
 
-// bulkCount is how many transfers there were.
+// bulkCount counts the transfers, to choose ports.
 var bulkCount atomic.Uint32
 
 func requireIperf(t testing.TB) {

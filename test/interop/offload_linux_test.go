@@ -17,11 +17,10 @@ import (
 	"ipipd/test/netlab"
 )
 
-// A kernel that encapsulates on the same physical machine as its peer (veth, or a
-// virtual NIC) neither cuts superpackets nor finishes checksums: it leaves both to
-// hardware that never comes. Here two BPF programs make a namespace of this
-// machine such an end of the tunnel, since its kernel may lack the ipip module and
-// no program can send an IP-in-IP superpacket from userspace:
+// kernelEncapsulator makes ns a tunnel end whose kernel encapsulates. A kernel on the same
+// machine as its peer (veth, or a virtual NIC) sends superpackets and partial checksums, as
+// it leaves both to the hardware. Two BPF programs do it, since the host's kernel may lack
+// the ipip module, and userspace cannot send an IP-in-IP superpacket:
 //
 //	t0 (one end of a veth) egress → outer header in front → eth0 egress
 //	eth0 ingress, protocol 4 → outer header off → t0 ingress
@@ -29,7 +28,7 @@ func kernelEncapsulator(t *testing.T, ns *netlab.NS) {
 	t.Helper()
 	ns.Run("ping", "-n", "-c", "1", "-w", netlab.Seconds(netlab.Patience()), ourOuter)
 	remoteMAC := neighbour(t, ns, ourOuter)
-	// Nothing ever reaches unused: t0's program takes it all.
+	// No packet reaches unused: t0's program redirects them all.
 	netlab.Veth(t, ns, ns, netlab.End{Name: "t0", Address: peerInner + "/30", MTU: innerMTU}, netlab.End{Name: "unused"})
 	var eth0, t0 *net.Interface
 	ns.Do(func() {
@@ -40,8 +39,8 @@ func kernelEncapsulator(t *testing.T, ns *netlab.NS) {
 			t.Fatal(err)
 		}
 	})
-	// The same Ethernet address, so that what eth0 receives is for t0 as well;
-	// superpackets small enough for the outer header's total length.
+	// The same MAC address, so that t0 accepts packets redirected from eth0; superpackets
+	// small enough for the outer header's total length.
 	ns.Run("ip", "link", "set", "dev", "t0", "address", eth0.HardwareAddr.String(), "arp", "off", "gso_max_size", "60000")
 
 	header := make([]byte, 14+20)
@@ -54,7 +53,7 @@ func kernelEncapsulator(t *testing.T, ns *netlab.NS) {
 	attach(t, ns, decapsulateProgram(t0.Index), eth0.Index, ebpf.AttachTCXIngress)
 }
 
-// neighbour is the Ethernet address of a neighbour that was spoken to.
+// neighbour returns the MAC address in the neighbour table.
 func neighbour(t *testing.T, ns *netlab.NS, address string) net.HardwareAddr {
 	t.Helper()
 	var to, lladdr, mac string
@@ -72,20 +71,19 @@ func neighbour(t *testing.T, ns *netlab.NS, address string) net.HardwareAddr {
 const (
 	skbLen, skbProtocol = 0, 16 // offsets in struct __sk_buff
 
-	roomMAC                   = 1 // BPF_ADJ_ROOM_MAC
-	roomFixedGSO, roomEncapL3 = 1, 2
-	redirectIngress           = 1
-	actOK                     = 0
+	roomMAC                   = 1    // BPF_ADJ_ROOM_MAC
+	roomFixedGSO, roomEncapL3 = 1, 2 // BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+	redirectIngress           = 1    // BPF_F_INGRESS
+	actOK                     = 0    // TC_ACT_OK
 )
 
-// pass lets the packet go its usual way.
+// pass returns TC_ACT_OK, at the label "pass".
 func pass() asm.Instructions {
 	return asm.Instructions{asm.Mov.Imm(asm.R0, actOK).WithSymbol("pass"), asm.Return()}
 }
 
-// encapsulateProgram puts an Ethernet and an outer header in front, the latter
-// with its total length and checksum still to be made, and sends the packet on by
-// another interface.
+// encapsulateProgram prepends header, Ethernet and outer IPv4, with the total length and
+// checksum filled in, and redirects the packet to another interface.
 func encapsulateProgram(header [34]byte, device int) asm.Instructions {
 	const frame = -40 // on the stack
 	binary.BigEndian.PutUint16(header[14+10:], 0)
@@ -140,8 +138,8 @@ func encapsulateProgram(header [34]byte, device int) asm.Instructions {
 	return append(p, pass()...)
 }
 
-// decapsulateProgram takes the outer header off what is IP-in-IP, and gives it to
-// another interface as if it had arrived there.
+// decapsulateProgram removes the outer header of IP-in-IP packets and redirects them to the
+// ingress of another interface.
 func decapsulateProgram(device int) asm.Instructions {
 	const protocol = -8 // on the stack
 	return append(asm.Instructions{
@@ -170,7 +168,7 @@ func decapsulateProgram(device int) asm.Instructions {
 	}, pass()...)
 }
 
-// attach loads a program and puts it on an interface of ns, until the test ends.
+// attach loads a program and attaches it to an interface of ns by tcx, until the test ends.
 func attach(t *testing.T, ns *netlab.NS, instructions asm.Instructions, device int, where ebpf.AttachType) {
 	t.Helper()
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, Instructions: instructions, License: "MIT"})
@@ -194,11 +192,11 @@ func attach(t *testing.T, ns *netlab.NS, instructions asm.Instructions, device i
 	t.Cleanup(func() { attached.Close() })
 }
 
-// htons is right on a little-endian machine, as all the rest here.
+// htons assumes a little-endian machine, as the programs above do.
 func htons(v uint16) uint16 { return v>>8 | v<<8 }
 
-// What the peer's stack left undone must be done before our stack gets it:
-// otherwise TCP from there stands still (0 Gb/s).
+// Superpackets and partial checksums from a peer on the same machine must be completed or
+// marked as such before the host's stack gets them: otherwise it drops them, and TCP stalls.
 func TestOffload_sameHostPeer(t *testing.T) {
 	t.Parallel()
 	ours, peer := netlab.New(t), netlab.New(t)
@@ -211,7 +209,7 @@ func TestOffload_sameHostPeer(t *testing.T) {
 	wire := netlab.Capture(t, ours, "eth0", func(f netlab.Frame) bool { return f.ChecksumPartial && !f.Outgoing })
 	bulk(t, inNamespace(ours), inNamespace(peer), peerInner, true)
 	bulk(t, inNamespace(ours), inNamespace(peer), peerInner, false)
-	// Otherwise this would not be a test of what it is named after.
+	// Otherwise the peer did not offload.
 	wire.Await(netlab.Outer(netlab.Inner(netlab.Protocol(ipv4.ProtocolTCP), netlab.Not(netlab.MaxTotalLen(innerMTU)))))
 
 	datagram(t, peer, ours, ourInner)
@@ -221,7 +219,7 @@ func TestOffload_sameHostPeer(t *testing.T) {
 	}
 }
 
-// datagram sends one over UDP, which must arrive.
+// datagram sends one UDP datagram, which must arrive.
 func datagram(t *testing.T, from, to *netlab.NS, address string) {
 	t.Helper()
 	var server net.PacketConn

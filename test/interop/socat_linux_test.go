@@ -7,8 +7,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// This one is without ipipd: two endpoints that others wrote, so that what fails
-// in the other tests is not the lab's fault.
+// socat against the kernel, without ipipd: a failure here is the lab's.
 func TestSocat_kernel(t *testing.T) {
 	t.Parallel()
 	l := newKernelLab(t)
@@ -26,8 +25,7 @@ func TestSocat_kernel(t *testing.T) {
 	wire.Await(received(netlab.TTL(64), netlab.TOS(0x28), netlab.DF(true), request(netlab.Source(peerInner))))
 }
 
-// newSocatLab is a wire between our end and a namespace where socat is the other
-// end of the tunnel.
+// newSocatLab returns our end and a namespace with socat as the other end of the tunnel.
 func newSocatLab(t *testing.T) (ours, peer *netlab.NS, end func()) {
 	t.Helper()
 	ours, peer = netlab.New(t), netlab.New(t)
@@ -70,7 +68,7 @@ func TestSocat_bulkTCP(t *testing.T) {
 	up(t, ours)
 	bulk(t, inNamespace(ours), inNamespace(peer), peerInner, false)
 	bulk(t, inNamespace(ours), inNamespace(peer), peerInner, true)
-	// On a wire where nothing is left to the receiver.
+	// Without segmentation and checksum offload.
 	netlab.DisableOffload(ours, "eth0")
 	netlab.DisableOffload(peer, "eth0")
 	bulk(t, inNamespace(ours), inNamespace(peer), peerInner, false)

@@ -10,7 +10,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// binaryForGuest is how ipipd is called in a guest, whose /proc and /tmp are not ours.
+// binaryForGuest mounts ipipd in a guest, whose /proc and /tmp are not the host's, and returns
+// its command.
 func binaryForGuest(t *testing.T, guest *netlab.Guest) string {
 	t.Helper()
 	from, err := os.Open(netlab.Binary(t))
@@ -33,8 +34,8 @@ func binaryForGuest(t *testing.T, guest *netlab.Guest) string {
 	return "GODEBUG=cpu.all=off /run/bin/ipipd" // see noAVX of netlab
 }
 
-// The underlay may be an interface in a VRF, which this host's kernel need not know: ipipd
-// runs in a guest, whose NIC is in one.
+// The underlay may be an interface in a VRF. ipipd runs in a guest, whose NIC is in one, as
+// the host's kernel need not support VRFs.
 //
 //	ours 192.0.2.1 eth0 ── spare ══ vec0 192.0.2.2 guest, vec0 in VRF red
 func TestVRF_underlayDevice(t *testing.T) {
