@@ -7,17 +7,16 @@ import (
 	"strings"
 )
 
-// The chart is a dot plot: a row for each tunnel, a panel for each metric, and in
-// each cell a full dot for the bare veth over a ring for the segmenting underlay. The
-// axes are logarithmic, since the link and the slowest tunnel are a hundred times
-// apart: equal distances are equal ratios.
+// The chart is a dot plot: a row for each tunnel, a panel for each metric, and in each cell a
+// full dot for the bare veth over a ring for the segmenting underlay. The axes are
+// logarithmic: the link and the slowest tunnel differ by a factor of a hundred.
 const (
 	labelWidth = 190
 	panelWidth = 172
 	panelGap   = 18
 	rowHeight  = 34
 	topMargin  = 92
-	inset      = 10 // from a panel's edge to the ends of its axis
+	padding    = 10 // from a panel's edge to the ends of its axis
 )
 
 const chartStyle = `
@@ -28,7 +27,7 @@ text { font: 12px -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill:
 .own text { font-weight: 600; fill: #0b5394 } .own .full { fill: #0b5394 } .own .ring { stroke: #0b5394 } .own .value { fill: #0b5394 }
 `
 
-// chartMetrics leaves out the last metric, which says more beside its mean than alone.
+// chartMetrics are all but the 95th percentile, which is meaningful only beside the mean.
 var chartMetrics = metrics[:len(metrics)-1]
 
 func (b *bench) chart() string {
@@ -54,7 +53,7 @@ func (b *bench) chart() string {
 		fmt.Fprintf(&w, `<line class="rule" x1="16" x2="%d" y1="%d" y2="%d"/>`+"\n", width-panelGap, y, y)
 		fmt.Fprintf(&w, `<g class="%s"><text x="16" y="%d">%s</text>`+"\n", class, y+rowHeight/2+4, escape(t.title))
 		if !b.measured(t.name) {
-			fmt.Fprintf(&w, `<text class="small" x="%d" y="%d">not measured</text>`+"\n", labelWidth+inset, y+rowHeight/2+4)
+			fmt.Fprintf(&w, `<text class="small" x="%d" y="%d">not measured</text>`+"\n", labelWidth+padding, y+rowHeight/2+4)
 		}
 		for j, m := range chartMetrics {
 			b.cell(&w, t, m, labelWidth+j*(panelWidth+panelGap), y)
@@ -77,7 +76,7 @@ func (b *bench) legend(w *strings.Builder, x, y int) {
 	fmt.Fprintf(w, `<text class="small" x="%d" y="%d">axes are logarithmic: equal distances are equal ratios</text>`+"\n", labelWidth+180, y+4)
 }
 
-// mark is the dot of an underlay.
+// mark returns the SVG dot of an underlay.
 func mark(x, y float64, segment bool) string {
 	class, radius := "full", 4.5
 	if segment {
@@ -89,7 +88,7 @@ func mark(x, y float64, segment bool) string {
 func (b *bench) cell(w *strings.Builder, t tunnel, m metric, x, y int) {
 	for i, segment := range b.segment {
 		cy := float64(y) + float64(rowHeight)*(float64(i)+1)/(float64(len(b.segment))+1)
-		if len(b.segment) == 2 { // a little further apart than thirds
+		if len(b.segment) == 2 { // two pixels further apart
 			cy += float64(2*i-1) * 2
 		}
 		v := b.results.median(t, segment, m)
@@ -97,14 +96,14 @@ func (b *bench) cell(w *strings.Builder, t tunnel, m metric, x, y int) {
 			continue
 		}
 		low, high := b.bounds(m)
-		at := float64(x+inset) + position(v, low, high)*(panelWidth-2*inset)
+		at := float64(x+padding) + position(v, low, high)*(panelWidth-2*padding)
 		fmt.Fprintln(w, mark(at, cy, segment))
-		// The figure stands on the side that has room.
+		// The value stands left of the dot near the right edge, else right of it.
 		dx, anchor := 8.0, "start"
 		if at > float64(x)+panelWidth*0.7 {
 			dx, anchor = -8.0, "end"
 		}
-		fmt.Fprintf(w, `<text class="value" x="%.1f" y="%.1f" text-anchor="%s">%s</text>`+"\n", at+dx, cy+3.5, anchor, figure(v))
+		fmt.Fprintf(w, `<text class="value" x="%.1f" y="%.1f" text-anchor="%s">%s</text>`+"\n", at+dx, cy+3.5, anchor, formatValue(v))
 	}
 }
 
@@ -114,17 +113,17 @@ func (b *bench) axis(w *strings.Builder, m metric, x, bottom int) {
 	if m.lower {
 		better = "lower is better"
 	}
-	fmt.Fprintf(w, `<text class="head" x="%d" y="%d">%s</text>`+"\n", x+inset, topMargin-20, escape(m.title+", "+m.unit))
-	fmt.Fprintf(w, `<text class="small" x="%d" y="%d">%s</text>`+"\n", x+inset, topMargin-6, better)
+	fmt.Fprintf(w, `<text class="head" x="%d" y="%d">%s</text>`+"\n", x+padding, topMargin-20, escape(m.title+", "+m.unit))
+	fmt.Fprintf(w, `<text class="small" x="%d" y="%d">%s</text>`+"\n", x+padding, topMargin-6, better)
 	low, high := b.bounds(m)
 	for v := low; v <= high*1.01; v *= 10 {
-		at := float64(x+inset) + position(v, low, high)*(panelWidth-2*inset)
+		at := float64(x+padding) + position(v, low, high)*(panelWidth-2*padding)
 		fmt.Fprintf(w, `<line class="grid" x1="%.1f" x2="%.1f" y1="%d" y2="%d"/>`+"\n", at, at, topMargin, bottom)
 		fmt.Fprintf(w, `<text class="small" x="%.1f" y="%d" text-anchor="middle">%g</text>`+"\n", at, bottom+16, v)
 	}
 }
 
-// bounds are the powers of ten around everything that the metric's panel shows.
+// bounds returns the powers of ten around the metric's values.
 func (b *bench) bounds(m metric) (low, high float64) {
 	low, high = math.Inf(1), 0
 	for _, t := range b.tunnels() {
@@ -141,7 +140,7 @@ func (b *bench) bounds(m metric) (low, high float64) {
 	return low, max(math.Pow(10, math.Ceil(math.Log10(high))), low*10)
 }
 
-// position is where v lies between low and high on a logarithmic scale, 0 to 1.
+// position maps v between low and high to 0..1 on a logarithmic scale.
 func position(v, low, high float64) float64 {
 	if v <= low {
 		return 0
@@ -151,6 +150,6 @@ func position(v, low, high float64) float64 {
 
 func escape(s string) string {
 	var w strings.Builder
-	_ = xml.EscapeText(&w, []byte(s)) // a strings.Builder takes everything
+	_ = xml.EscapeText(&w, []byte(s)) // a strings.Builder returns no error
 	return w.String()
 }

@@ -13,8 +13,7 @@ import (
 	"time"
 )
 
-// The addresses of the two hosts: of their ends of the veth pair, and of the
-// tunnel's ends inside it.
+// The hosts' outer addresses, on the veth pair, and inner ones, in the tunnel.
 var (
 	outerAddress = map[string]string{"a": "192.0.2.1", "b": "192.0.2.2"}
 	innerAddress = map[string]string{"a": "10.255.0.1", "b": "10.255.0.2"}
@@ -22,15 +21,15 @@ var (
 	sides        = []string{"a", "b"}
 )
 
-// lab is two hosts joined by a cable:
+// lab is two hosts joined by a veth pair:
 //
 //	a: veth0 192.0.2.1/24 ─── veth pair, MTU 1500 ─── b: veth0 192.0.2.2/24
 //
-// The namespaces carry this process's ID in their names, so that two runs do not
-// meet. Every process of a tunnel is a child of this one, and down ends exactly those.
+// The namespaces' names have this process's ID, so that two runs do not collide. Every
+// process of a tunnel is a child of this one; down ends only those.
 type lab struct {
 	prefix string
-	dir    string // logs, keys and sockets of the tunnel that is up
+	dir    string // logs, keys and sockets of the current tunnel
 	procs  []*process
 	isUp   bool
 }
@@ -38,7 +37,7 @@ type lab struct {
 type process struct {
 	cmd  *exec.Cmd
 	log  string
-	done chan struct{} // closed when it has ended
+	done chan struct{} // closed on exit
 }
 
 func newLab(dir string) *lab {
@@ -47,8 +46,7 @@ func newLab(dir string) *lab {
 
 func (l *lab) ns(side string) string { return l.prefix + side }
 
-// up makes the two hosts. With segment, their link cuts superpackets as a NIC
-// without segmentation offload does, and has GRO, as every NIC.
+// up creates the two hosts. With segment, their link has no segmentation offload, and GRO.
 func (l *lab) up(ctx context.Context, segment bool) error {
 	l.isUp = true
 	for _, side := range sides {
@@ -75,13 +73,13 @@ func (l *lab) up(ctx context.Context, segment bool) error {
 		if err := l.run(ctx, side, "ethtool", "-K", "veth0", "tso", "off", "gso", "off", "gro", "on"); err != nil {
 			return err
 		}
-		// Older kernels and ethtools do not know this one, and have nothing to turn off.
+		// Older kernels do not have this offload.
 		_ = l.run(ctx, side, "ethtool", "-K", "veth0", "tx-udp-segmentation", "off")
 	}
 	return nil
 }
 
-// down ends the processes, by their IDs, and removes the hosts. Doing it twice is harmless.
+// down ends the processes, by their IDs, and removes the hosts. It is idempotent.
 func (l *lab) down() {
 	for _, p := range l.procs {
 		p.end()
@@ -97,7 +95,7 @@ func (l *lab) down() {
 	}
 }
 
-// end asks for an orderly end first, so that a tunnel can remove what it made.
+// end sends SIGTERM, so that a tunnel can remove its interface, and SIGKILL after 2 s.
 func (p *process) end() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
@@ -129,52 +127,51 @@ func (l *lab) spawn(side string, env []string, name string, args ...string) erro
 	cmd := exec.Command("ip", append([]string{"netns", "exec", l.ns(side), name}, args...)...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = file, file
-	// A group of its own, so that Ctrl-C at the terminal comes to this process only,
-	// which then ends the others in order.
+	// A process group of its own: Ctrl-C at the terminal must reach this process only, which
+	// ends the others in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
 	p := &process{cmd: cmd, log: log, done: make(chan struct{})}
 	go func() {
-		_ = cmd.Wait() // how it ended is told by its log
+		_ = cmd.Wait() // its log has the reason
 		close(p.done)
 	}()
 	l.procs = append(l.procs, p)
 	return nil
 }
 
-// run runs a program on a host to its end.
+// run runs a program on a host and waits for it.
 func (l *lab) run(ctx context.Context, side, name string, args ...string) error {
 	_, err := l.output(ctx, side, name, args...)
 	return err
 }
 
-// output is run, and what the program wrote to its standard output. An error
-// carries the end of what it wrote to either.
+// output is run, and returns the standard output. An error has the last line of both outputs.
 func (l *lab) output(ctx context.Context, side, name string, args ...string) ([]byte, error) {
 	return output(ctx, "ip", append([]string{"netns", "exec", l.ns(side), name}, args...)...)
 }
 
-// ip is the ip command on a host.
+// ip runs the ip command on a host.
 func (l *lab) ip(ctx context.Context, side string, args ...string) error {
 	return command(ctx, "ip", append([]string{"-n", l.ns(side)}, args...)...)
 }
 
-// lastWords is the last line of each process that has ended although it should not.
-func (l *lab) lastWords() string {
-	var words string
+// exitErrors returns the last log line of each process that has exited unexpectedly.
+func (l *lab) exitErrors() string {
+	var text string
 	for _, p := range l.procs {
 		if !p.ended() {
 			continue
 		}
-		text, err := os.ReadFile(p.log)
+		log, err := os.ReadFile(p.log)
 		if err != nil {
 			continue
 		}
-		words += "; " + filepath.Base(p.log) + ": " + lastLine(text)
+		text += "; " + filepath.Base(p.log) + ": " + lastLine(log)
 	}
-	return words
+	return text
 }
 
 func command(ctx context.Context, name string, args ...string) error {
@@ -203,7 +200,7 @@ func lastLine(text []byte) string {
 	return lines[len(lines)-1]
 }
 
-// wait is time.Sleep that an interrupt ends.
+// wait is time.Sleep with a context.
 func wait(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():

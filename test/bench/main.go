@@ -1,18 +1,16 @@
-// Bench measures ipipd beside other tunnels, on this machine, in one run: socat,
-// fastd, OpenVPN, wireguard-go, the kernel's VXLAN, and the bare link below them.
+// Bench compares ipipd with other tunnels, on this machine, in one run: socat, fastd, OpenVPN,
+// wireguard-go, the kernel's VXLAN, and the bare link below them.
 //
-// Each round brings each tunnel up between two network namespaces joined by a veth
-// pair, measures it and takes it down; the medians of the rounds are reported. The
-// tunnels take turns, so that a slow minute of the machine hits all of them. Figures
-// of different runs do not compare: a run is worth its ratios.
+// Each round starts each tunnel between two network namespaces joined by a veth pair, measures
+// it and ends it; the medians of the rounds are reported. The tunnels take turns, so that
+// other load on the machine affects all of them. Only ratios within a run are meaningful.
 //
-// Two underlays are measured. On a bare veth a 64 KiB superpacket crosses whole,
-// which no wire allows and which flatters tunnels in the kernel. With segmentation
-// offload off (a segmenting underlay) every packet crosses by itself, to a receiver that has
-// GRO.
+// There are two underlays. A bare veth carries 64 KiB superpackets, which no cable does and
+// which favours tunnels in the kernel. The segmenting underlay has no segmentation offload, and
+// a receiver with GRO.
 //
-// It needs root. It ends every process it started by its process ID and removes its
-// namespaces, also when it is interrupted.
+// It needs root. It ends its processes by their IDs and removes its namespaces, also when
+// interrupted.
 package main
 
 import (
@@ -110,7 +108,7 @@ func run(ctx context.Context, args []string) error {
 	defer os.RemoveAll(dir)
 
 	b := &bench{options: o, lab: newLab(dir), results: newResults()}
-	// Also after a panic: a lab that is left behind holds processes.
+	// Deferred, to end the processes after a panic too.
 	defer b.lab.down()
 	if err := b.findPrograms(ctx); err != nil {
 		return err
@@ -127,7 +125,7 @@ func run(ctx context.Context, args []string) error {
 	return b.write(ctx)
 }
 
-// bench is one run: its lab, and what was measured in it so far.
+// bench is one run: its lab and the results so far.
 type bench struct {
 	*options
 	lab     *lab
@@ -135,7 +133,7 @@ type bench struct {
 	results *results
 }
 
-// tunnels are those that were asked for, in the order of the table.
+// tunnels returns the tunnels of -only, in the order of the table.
 func (b *bench) tunnels() []tunnel {
 	var ts []tunnel
 	for _, t := range allTunnels {
@@ -146,8 +144,8 @@ func (b *bench) tunnels() []tunnel {
 	return ts
 }
 
-// measure does one tunnel in one round. What the tunnel cannot do is recorded as
-// not measured, with the reason; only what ends the whole run is returned.
+// measure measures one tunnel in one round. A failure of the tunnel is recorded in the results;
+// an error ends the run.
 func (b *bench) measure(ctx context.Context, t tunnel, segment bool, round int) error {
 	for _, program := range t.needs {
 		if b.tools[program] == "" {
@@ -155,7 +153,7 @@ func (b *bench) measure(ctx context.Context, t tunnel, segment bool, round int) 
 			if program == "ipipd" {
 				why = "no binary at " + b.ipipd + ": make build makes one"
 			}
-			b.results.miss(t, segment, why)
+			b.results.skip(t, segment, why)
 			return nil
 		}
 	}
@@ -171,8 +169,8 @@ func (b *bench) measure(ctx context.Context, t tunnel, segment bool, round int) 
 		return ctx.Err()
 	}
 	if err != nil {
-		why := err.Error() + b.lab.lastWords()
-		b.results.miss(t, segment, why)
+		why := err.Error() + b.lab.exitErrors()
+		b.results.skip(t, segment, why)
 		fmt.Printf("round %d  %-10s  %-19s not measured: %s\n", round+1, underlayName(segment), t.name, why)
 		return nil
 	}
@@ -181,7 +179,7 @@ func (b *bench) measure(ctx context.Context, t tunnel, segment bool, round int) 
 		return ctx.Err()
 	}
 	for _, p := range problems {
-		b.results.miss(t, segment, p)
+		b.results.skip(t, segment, p)
 	}
 	b.results.add(t, segment, s)
 	fmt.Printf("round %d  %-10s  %-19s %s\n", round+1, underlayName(segment), t.name, s)

@@ -12,23 +12,21 @@ import (
 	"time"
 )
 
-// sample is what one round found out about one tunnel. NaN is "not measured",
-// which is not 0.
+// sample is one tunnel's result in one round. NaN stands for "not measured".
 type sample struct {
-	tcp1, tcp4 float64 // Gb/s of goodput, with 1 and 4 streams
-	udp        float64 // 64-byte datagrams received, thousands a second
-	rtt        float64 // mean of 2,000 pings a millisecond apart, in microseconds
-	loaded     float64 // mean of pings during the bulk TCP of tcp1, in microseconds
-	loadedP95  float64 // the time that 95 % of those pings kept, in microseconds
+	tcp1, tcp4 float64 // goodput with 1 and 4 streams, Gb/s
+	udp        float64 // received 64-byte datagrams, thousands per second
+	rtt        float64 // mean of 2,000 pings 1 ms apart, us
+	loaded     float64 // mean of pings during tcp1, us
+	loadedP95  float64 // 95th percentile of pings during tcp1, us
 }
 
 func (s sample) String() string {
 	return fmt.Sprintf("tcp1 %s Gb/s  tcp4 %s Gb/s  udp %s kpps  ping %s us  loaded %s us (95%% %s)",
-		figure(s.tcp1), figure(s.tcp4), figure(s.udp), figure(s.rtt), figure(s.loaded), figure(s.loadedP95))
+		formatValue(s.tcp1), formatValue(s.tcp4), formatValue(s.udp), formatValue(s.rtt), formatValue(s.loaded), formatValue(s.loadedP95))
 }
 
-// sample measures the tunnel that is up. The problems are about the figures that
-// are NaN.
+// sample measures the current tunnel. problems are the reasons of NaNs.
 func (b *bench) sample(ctx context.Context) (s sample, problems []string) {
 	nan := math.NaN()
 	s = sample{nan, nan, nan, nan, nan, nan}
@@ -39,8 +37,7 @@ func (b *bench) sample(ctx context.Context) (s sample, problems []string) {
 	}
 	var err error
 
-	// The pings go on during the middle of the transfer: neither its slow start nor
-	// its end is load.
+	// Ping during the middle of the transfer, without its slow start and its end.
 	type pings struct {
 		ms  []float64
 		err error
@@ -76,7 +73,7 @@ func (b *bench) sample(ctx context.Context) (s sample, problems []string) {
 	return s, problems
 }
 
-// report is the part of iperf3's JSON that is used.
+// report is the part of iperf3's JSON in use.
 type report struct {
 	Error string `json:"error"`
 	End   struct {
@@ -91,7 +88,7 @@ type report struct {
 	} `json:"end"`
 }
 
-// iperf3 runs a server on b for one test, and the test from a.
+// iperf3 runs one test from a to a server on b.
 func (b *bench) iperf3(ctx context.Context, args ...string) (*report, error) {
 	if err := b.lab.spawn("b", nil, "iperf3", "-s", "-1"); err != nil {
 		return nil, err
@@ -104,7 +101,7 @@ func (b *bench) iperf3(ctx context.Context, args ...string) (*report, error) {
 	if err := wait(ctx, 300*time.Millisecond); err != nil {
 		return nil, err
 	}
-	// A tunnel that stalls must not stall the run.
+	// A stalled tunnel must not stall the run.
 	limited, cancel := context.WithTimeout(ctx, b.duration+20*time.Second)
 	defer cancel()
 	seconds := strconv.Itoa(int(b.duration / time.Second))
@@ -144,7 +141,7 @@ func (b *bench) udp(ctx context.Context) (kpps float64, err error) {
 
 var pingTime = regexp.MustCompile(`time=([0-9.]+) ms`)
 
-// ping gives the round trip of each answer, in milliseconds.
+// ping returns the round-trip time of each reply in milliseconds.
 func (b *bench) ping(ctx context.Context, count int, interval time.Duration) (ms []float64, err error) {
 	out, err := b.lab.output(ctx, "a", "ping", "-n", "-c", strconv.Itoa(count),
 		"-i", strconv.FormatFloat(interval.Seconds(), 'f', -1, 64), "-W", "2", innerAddress["b"])

@@ -12,10 +12,10 @@ import (
 	"time"
 )
 
-// results is everything measured, by tunnel and underlay, round by round.
+// results are the samples by tunnel and underlay, in the order of the rounds.
 type results struct {
 	samples map[row][]sample
-	missed  map[row][]string // why something was not measured, each reason once
+	skipped map[row][]string // the reasons of missing values, each once
 }
 
 type row struct {
@@ -24,7 +24,7 @@ type row struct {
 }
 
 func newResults() *results {
-	return &results{samples: map[row][]sample{}, missed: map[row][]string{}}
+	return &results{samples: map[row][]sample{}, skipped: map[row][]string{}}
 }
 
 func (r *results) add(t tunnel, segment bool, s sample) {
@@ -32,10 +32,10 @@ func (r *results) add(t tunnel, segment bool, s sample) {
 	r.samples[k] = append(r.samples[k], s)
 }
 
-func (r *results) miss(t tunnel, segment bool, why string) {
+func (r *results) skip(t tunnel, segment bool, why string) {
 	k := row{t.name, segment}
-	if !slices.Contains(r.missed[k], why) {
-		r.missed[k] = append(r.missed[k], why)
+	if !slices.Contains(r.skipped[k], why) {
+		r.skipped[k] = append(r.skipped[k], why)
 	}
 }
 
@@ -56,7 +56,7 @@ var metrics = []metric{
 	{"95 % of them within", "µs", true, func(s sample) float64 { return s.loadedP95 }},
 }
 
-// median of the rounds in which it was measured; NaN if in none.
+// median of the rounds with a value; NaN if there is none.
 func (r *results) median(t tunnel, segment bool, m metric) float64 {
 	var v []float64
 	for _, s := range r.samples[row{t.name, segment}] {
@@ -76,8 +76,8 @@ func median(v []float64) float64 {
 	return (v[(n-1)/2] + v[n/2]) / 2
 }
 
-// figure writes a value with the digits that it deserves.
-func figure(x float64) string {
+// formatValue formats a value with about three significant digits, or "–" for NaN.
+func formatValue(x float64) string {
 	switch {
 	case math.IsNaN(x):
 		return "–"
@@ -90,7 +90,7 @@ func figure(x float64) string {
 	}
 }
 
-// markdown is the tables, one per underlay, with where and when they were made.
+// markdown returns the tables, one for each underlay, with the date and the machine.
 func (b *bench) markdown(ctx context.Context) string {
 	var w strings.Builder
 	fmt.Fprintf(&w, "Measured on %s. %s.\n", time.Now().Format("2 January 2006"), machine(ctx))
@@ -110,7 +110,7 @@ func (b *bench) markdown(ctx context.Context) string {
 		for _, t := range b.tunnels() {
 			fmt.Fprintf(&w, "| %s | %d |", t.title, t.mtu)
 			for _, m := range metrics {
-				fmt.Fprintf(&w, " %s |", figure(b.results.median(t, segment, m)))
+				fmt.Fprintf(&w, " %s |", formatValue(b.results.median(t, segment, m)))
 			}
 			w.WriteString("\n")
 		}
@@ -128,7 +128,7 @@ func (b *bench) notMeasured() []string {
 	var notes []string
 	for _, t := range b.tunnels() {
 		for _, segment := range b.segment {
-			for _, why := range b.results.missed[row{t.name, segment}] {
+			for _, why := range b.results.skipped[row{t.name, segment}] {
 				if n := t.title + ": " + why; !slices.Contains(notes, n) {
 					notes = append(notes, n)
 				}
@@ -159,7 +159,7 @@ func (b *bench) csv() string {
 	return w.String()
 }
 
-// write leaves the results in the out folder, and in the readme if one is named.
+// write writes the results to the directory -out, and to the file -readme if given.
 func (b *bench) write(ctx context.Context) error {
 	tables := b.markdown(ctx)
 	fmt.Print("\n", tables)
@@ -190,7 +190,7 @@ func (b *bench) write(ctx context.Context) error {
 	return os.WriteFile(b.readme, []byte(text), 0o644)
 }
 
-// between replaces what stands between the bench marks of text.
+// between replaces the part of text between the bench marks.
 func between(text, with string) (string, error) {
 	const start, end = "<!-- bench -->", "<!-- /bench -->"
 	before, rest, ok1 := strings.Cut(text, start)
@@ -201,7 +201,7 @@ func between(text, with string) (string, error) {
 	return before + start + "\n" + with + end + after, nil
 }
 
-// machine says what the figures were measured on.
+// machine returns the processor, the architecture and the kernel.
 func machine(ctx context.Context) string {
 	kernel, err := output(ctx, "uname", "-sr")
 	if err != nil {
@@ -219,7 +219,7 @@ func machine(ctx context.Context) string {
 	return fmt.Sprintf("%s, %d cores, %s, %s", model, runtime.NumCPU(), runtime.GOARCH, strings.TrimSpace(string(kernel)))
 }
 
-// versions of the programs that were measured and that measured.
+// versions returns the versions of the measured programs and of iperf3.
 func (b *bench) versions(ctx context.Context) []string {
 	var v []string
 	first := func(name, program string, args ...string) {

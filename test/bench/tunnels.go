@@ -13,11 +13,11 @@ import (
 	"time"
 )
 
-// largest is the greatest inner packet that RFC 2003 can carry: 65535 - 20.
-const largest = 65515
+// maxInner is the largest inner packet of RFC 2003 in bytes: 65535 - 20.
+const maxInner = 65515
 
-// A tunnel is a row of the table. start brings up both ends, inner addresses
-// included; it need not wait until they answer.
+// A tunnel is a row of the table. start configures both ends with their inner addresses; it
+// need not wait until they are ready.
 type tunnel struct {
 	name  string // as in -only
 	title string // as in the table
@@ -26,9 +26,8 @@ type tunnel struct {
 	start func(ctx context.Context, b *bench) error
 }
 
-// allTunnels in the order of the table: the link itself, the kernel's tunnel, the
-// ones in userspace, and then those that leave the cutting to the kernel by an inner
-// MTU far above the link's.
+// allTunnels are in the order of the table: the link itself, the kernel's tunnel, those in
+// userspace, and those with an inner MTU far above the link's, where the kernel fragments.
 var allTunnels = []tunnel{
 	{"bare", "the bare link", 1500, nil, startBare},
 	{"vxlan", "kernel VXLAN", 1450, nil, startVXLAN},
@@ -43,8 +42,8 @@ var allTunnels = []tunnel{
 	{"ipipd-receives-fast", "ipipd, userspace to fast", 1480, []string{"ipipd"}, startIpipds(userspace, nil)},
 	{"ipipd-gcm", "ipipd, encrypts: AES-256-GCM", 1446, []string{"ipipd"}, startIpipd(encrypted("aes256gcm16")...)},
 	{"ipipd-cbc", "ipipd, encrypts: AES-256-CBC, SHA1", 1438, []string{"ipipd"}, startIpipd(encrypted("aes256-sha1")...)},
-	{"socat-65515", "socat, MTU 65515", largest, []string{"socat"}, startSocat(largest)},
-	{"ipipd-65515", "ipipd --mtu 65515", largest, []string{"ipipd"}, startIpipd("--mtu", strconv.Itoa(largest))},
+	{"socat-65515", "socat, MTU 65515", maxInner, []string{"socat"}, startSocat(maxInner)},
+	{"ipipd-65515", "ipipd --mtu 65515", maxInner, []string{"ipipd"}, startIpipd("--mtu", strconv.Itoa(maxInner))},
 }
 
 var userspace = []string{"--allow-fast-path", "no"}
@@ -57,8 +56,8 @@ func tunnelNames() []string {
 	return names
 }
 
-// findPrograms looks for what measuring needs, and for what the tunnels need.
-// wireguard-go, which few systems package, is built from its module.
+// findPrograms looks up the programs of the measurements and of the tunnels. wireguard-go,
+// which few systems package, is built from its module.
 func (b *bench) findPrograms(ctx context.Context) error {
 	for _, program := range []string{"ip", "ping", "iperf3", "ethtool"} {
 		if _, err := exec.LookPath(program); err != nil {
@@ -114,8 +113,8 @@ func startVXLAN(ctx context.Context, b *bench) error {
 }
 
 func startWireguard(ctx context.Context, b *bench) error {
-	// Its control socket is in a folder that all namespaces share, under the
-	// interface's name: so the name must be ours alone.
+	// Its control socket is named after the interface in a directory that all namespaces
+	// share: the name must be unique.
 	device := fmt.Sprintf("bwg%d", os.Getpid())
 	keys := map[string]string{}
 	public := map[string]string{}
@@ -144,7 +143,7 @@ func startWireguard(ctx context.Context, b *bench) error {
 		if err := b.awaitDevice(ctx, side, device+side); err != nil {
 			return err
 		}
-		// The device is there a moment before the control socket is.
+		// The control socket appears shortly after the device.
 		if err := wait(ctx, 500*time.Millisecond); err != nil {
 			return err
 		}
@@ -209,8 +208,7 @@ func startOpenVPN(_ context.Context, b *bench) error {
 
 func startSocat(mtu int) func(context.Context, *bench) error {
 	return func(ctx context.Context, b *bench) error {
-		// Its buffer has to hold the largest packet; and it must not set DF, or the
-		// kernel would refuse what it is meant to cut.
+		// The buffer has to hold the largest packet. Without DF, so that the kernel fragments.
 		for _, side := range sides {
 			err := b.lab.spawn(side, nil, b.tools["socat"], "-b", "65536", "TUN,tun-name=t0,iff-up,iff-no-pi",
 				fmt.Sprintf("IP4-DATAGRAM:%s:4,bind=%s,ip-mtu-discover=0", outerAddress[otherSide[side]], outerAddress[side]))
@@ -226,7 +224,7 @@ func startIpipd(flags ...string) func(context.Context, *bench) error {
 	return startIpipds(flags, flags)
 }
 
-// startIpipds is startIpipd with flags of its own for each end. Bulk goes from a to b.
+// startIpipds is startIpipd with different flags for each end. Bulk TCP goes from a to b.
 func startIpipds(a, b []string) func(context.Context, *bench) error {
 	flags := map[string][]string{"a": a, "b": b}
 	return func(_ context.Context, b *bench) error {
@@ -242,12 +240,12 @@ func startIpipds(a, b []string) func(context.Context, *bench) error {
 	}
 }
 
-// encrypted are the flags of an encrypted tunnel. The secret protects nobody.
+// encrypted returns the flags of an encrypted tunnel.
 func encrypted(phase2 string) []string {
 	return []string{"--ipsec-secret", "benchmark", "--ipsec-phase2", phase2}
 }
 
-// configure gives the tunnel's device on both hosts its address and MTU.
+// configure sets the address and MTU of the tunnel's device on both hosts.
 func (b *bench) configure(ctx context.Context, device string, mtu int) error {
 	for _, side := range sides {
 		if err := b.awaitDevice(ctx, side, device); err != nil {
@@ -279,13 +277,13 @@ func (b *bench) awaitDevice(ctx context.Context, side, device string) error {
 	return fmt.Errorf("no interface %s after 5 s", device)
 }
 
-// awaitPing waits until the tunnel carries a ping: some need seconds to agree.
+// awaitPing waits until the tunnel carries a ping. Some handshakes take seconds.
 func (b *bench) awaitPing(ctx context.Context) error {
 	for range 15 {
 		if b.lab.run(ctx, "a", "ping", "-c", "1", "-W", "1", innerAddress["b"]) == nil {
 			return nil
 		}
-		// Without the interface ping fails at once.
+		// ping fails at once while the interface is missing.
 		if err := wait(ctx, 300*time.Millisecond); err != nil {
 			return err
 		}
