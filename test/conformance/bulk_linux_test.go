@@ -173,7 +173,7 @@ func echo(t *testing.T, a, b *netlab.NS, sizes []int, segment int) {
 				case wanted[got] == 1:
 					delete(wanted, got)
 				case !sentAny(group, segment, buf[:n]) && !duplicate(message, sizes[:at], segment, buf[:n]):
-					t.Fatalf("a datagram of %d bytes came that nobody sent", n)
+					t.Fatalf("a datagram of %d bytes came that was not sent", n)
 				}
 			}
 		}

@@ -143,14 +143,14 @@ func TestCounters_fastPathLeft(t *testing.T) {
 		if out, err := a.Try("sh", "-c", "ip xfrm policy add "+policy); err != nil { // which lets all through
 			t.Skipf("needs a kernel with IPsec: %s", out)
 		}
-		netlab.Eventually(t, "userspace carries", func() bool { return da.Status().FastPath != "active" })
+		netlab.Eventually(t, "the fast path is off", func() bool { return da.Status().FastPath != "active" })
 		ends{da, db}.awaitEqual(t, counted{})
 		ping(t, a, innerB)
 		a.Run("sh", "-c", "ip xfrm policy delete "+policy)
-		netlab.Eventually(t, "the kernel carries again", func() bool { return da.Status().FastPath == "active" })
+		netlab.Eventually(t, "the fast path is active again", func() bool { return da.Status().FastPath == "active" })
 		ends{da, db}.awaitEqual(t, counted{})
 	}
 	if s := da.Status(); s.TxByte < 2<<20 || s.RxByte < 2<<20 {
-		t.Errorf("twice 1 MiB each way, and %d bytes sent, %d received", s.TxByte, s.RxByte)
+		t.Errorf("twice 1 MiB in each direction, and %d bytes sent, %d received", s.TxByte, s.RxByte)
 	}
 }

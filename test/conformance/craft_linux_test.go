@@ -100,7 +100,7 @@ func withByte(b []byte, offset int, value byte) []byte {
 func fragment(b []byte, size int) (pieces [][]byte) {
 	p, err := ipv4.Parse(b)
 	if err != nil || size%8 != 0 {
-		panic("not a packet that can be cut so")
+		panic("cannot be fragmented so")
 	}
 	h, payload := p.Header(), p.Payload()
 	for at := 0; at < len(payload); at += size {

@@ -278,7 +278,7 @@ func TestDecapsulate_interfaceDown(t *testing.T) {
 	eachVariant(t, func(t *testing.T, c variant) {
 		r := newReceiver(t, c)
 		r.a.Run("ip", "link", "set", "dev", "t0", "down")
-		netlab.Eventually(t, "the kernel is told not to carry", func() bool { return r.d.Status().FastPath != "active" })
+		netlab.Eventually(t, "the fast path is off", func() bool { return r.d.Status().FastPath != "active" })
 		r.from.send(outerBToA(datagram(bToA(1), 100)))
 		netlab.Eventually(t, "it is counted", func() bool {
 			drops := r.d.Status().Drops

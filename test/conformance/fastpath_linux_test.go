@@ -141,7 +141,7 @@ func TestFastPath_peerInUserspace(t *testing.T) {
 //	a ═ t0 ═ b ── to-c ── c        or        a ═ t0 ═ b ═ t1 ═ c
 func TestFastPath_forwarding(t *testing.T) {
 	t.Parallel()
-	for _, way := range []string{"whole", "cut", "tunnel", "tunnel, from userspace"} {
+	for _, way := range []string{"superpackets", "segments", "tunnel", "tunnel, from userspace"} {
 		t.Run(way, func(t *testing.T) {
 			t.Parallel()
 			a, b := hosts(t)
@@ -158,7 +158,7 @@ func TestFastPath_forwarding(t *testing.T) {
 			var near, far *netlab.Daemon // of the second tunnel
 			target, back := "198.51.100.3", "198.51.100.2"
 			switch way {
-			case "cut":
+			case "segments":
 				b.Run("ethtool", "-K", "to-c", "tx", "off", "tso", "off", "gso", "off")
 			case "tunnel", "tunnel, from userspace":
 				target, back = "10.254.0.2", "10.254.0.1"
@@ -280,7 +280,7 @@ func TestFastPath_recovery(t *testing.T) {
 			netlab.Eventually(t, "packets stop", func() bool { return !answered(a, innerB) })
 			test.back(a, b)
 			awaitPing(t, a, test.name+" was lost")
-			netlab.Eventually(t, "the kernel carries again", func() bool {
+			netlab.Eventually(t, "the fast path is active again", func() bool {
 				return da.Status().FastPath == "active" && db.Status().FastPath == "active"
 			})
 			transfer(t, a, b, innerB, 1<<20)
@@ -299,7 +299,7 @@ func TestFastPath_killed(t *testing.T) {
 	da.Stop(unix.SIGKILL)
 	d := da.Restart()
 	ping(t, a, innerB)
-	netlab.Eventually(t, "the kernel carries again", func() bool { s := d.Status(); return s.FastPath == "active" && s.TxPacket > 0 })
+	netlab.Eventually(t, "the fast path is active again", func() bool { s := d.Status(); return s.FastPath == "active" && s.TxPacket > 0 })
 	transfer(t, a, b, innerB, 1<<20)
 	transfer(t, b, a, innerA, 1<<20)
 }

@@ -31,7 +31,7 @@ func TestFragment_outer(t *testing.T) {
 					checkFragments(t, wire, way.from, way.to, 20+inner, 2) // a request and a reply
 				}
 				for _, d := range []*netlab.Daemon{da, db} {
-					netlab.Eventually(t, "two packets each way are counted", func() bool { s := d.Status(); return s.RxPacket == 2 && s.TxPacket == 2 })
+					netlab.Eventually(t, "two packets in each direction are counted", func() bool { s := d.Status(); return s.RxPacket == 2 && s.TxPacket == 2 })
 					if drops := d.Status().Drops; len(drops) != 0 {
 						t.Errorf("drops are %v", drops)
 					}

@@ -92,16 +92,16 @@ func TestICMP_outerErrors(t *testing.T) {
 					into.send(next)
 					wire.Await(netlab.Outer(netlab.Payload(next)))
 					if got := inside.Frames(); len(got) != 0 {
-						t.Errorf("the sender was told %s", netlab.Describe(got[0].Packet))
+						t.Errorf("the sender got %s", netlab.Describe(got[0].Packet))
 					}
 					return
 				}
-				netlab.Eventually(t, "the sender is told", func() bool {
+				netlab.Eventually(t, "the sender gets the ICMP error", func() bool {
 					into.send(next)
 					return len(inside.Matching(test.want)) > 0
 				})
 				if got := inside.Matching(netlab.Not(test.want)); len(got) != 0 {
-					t.Errorf("the sender was told %s", netlab.Describe(got[0].Packet))
+					t.Errorf("the sender got %s", netlab.Describe(got[0].Packet))
 				}
 				for reason := range d.Status().Drops {
 					if reason != "too-big" {
@@ -124,7 +124,7 @@ func TestICMP_forgedUnreachable(t *testing.T) {
 		from := newInjector(t, router, "to-a", a, "veth0")
 		inside := netlab.Capture(t, a, "t0", func(f netlab.Frame) bool { return !f.Outgoing })
 		outer := outerAToB(datagram(aToB(1), 200))
-		netlab.Eventually(t, "the tunnel carries", func() bool {
+		netlab.Eventually(t, "the tunnel works", func() bool {
 			_, err := a.Try("ping", "-c", "1", "-W", "1", innerB)
 			return err == nil
 		})
@@ -136,7 +136,7 @@ func TestICMP_forgedUnreachable(t *testing.T) {
 			ping(t, a, innerB)
 		}
 		if got := inside.Matching(netlab.ICMP(3, 1)); len(got) != 0 {
-			t.Errorf("an inner sender was told %s", netlab.Describe(got[0].Packet))
+			t.Errorf("an inner sender got %s", netlab.Describe(got[0].Packet))
 		}
 		if strings.Contains(d.Log(), "WARN") {
 			t.Error("it is in the log")
@@ -151,7 +151,7 @@ func TestICMP_timeExceeded(t *testing.T) {
 		a, _, b := routed(t)
 		c.upFarA(t, a, "--ttl", "1")
 		c.upFarB(t, b)
-		netlab.Eventually(t, "a ping is told", func() bool {
+		netlab.Eventually(t, "a ping gets host unreachable", func() bool {
 			out, err := a.Try("ping", "-c", "1", "-W", "1", innerB)
 			if err == nil {
 				t.Fatalf("it was answered: %s", out)

@@ -49,24 +49,24 @@ func awaitRunning(t *testing.T, daemons ...*netlab.Daemon) {
 }
 
 // marked is the payload of sendMarked, which rejectCleartext looks for.
-var marked = strings.Repeat("plain text", 20)
+var marked = strings.Repeat("clear text", 20)
 
 // rejectCleartext captures an interface and fails the test on a cleartext tunnel packet. It
 // counts the ESP packets.
-func rejectCleartext(t *testing.T, ns *netlab.NS, ifname string) (sealed *atomic.Int64) {
+func rejectCleartext(t *testing.T, ns *netlab.NS, ifname string) (encrypted *atomic.Int64) {
 	t.Helper()
-	sealed = new(atomic.Int64)
+	encrypted = new(atomic.Int64)
 	netlab.Capture(t, ns, ifname, func(f netlab.Frame) bool {
 		switch p := f.Packet; {
 		case len(p) < 20:
 		case p[9] == 4 || bytes.Contains(p, []byte(marked[:10])):
 			t.Errorf("on the wire: %s % x", netlab.Describe(p), p[:min(len(p), 60)])
 		case p[9] == 50, p[9] == 17 && len(p) > 100:
-			sealed.Add(1)
+			encrypted.Add(1)
 		}
 		return false
 	})
-	return sealed
+	return encrypted
 }
 
 // ipsecModes are the flags of the IKE exchanges under test.
@@ -84,7 +84,7 @@ func TestIPsec_noCleartext(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a, b := hosts(t)
-			sealed := rejectCleartext(t, a, "veth0")
+			encrypted := rejectCleartext(t, a, "veth0")
 			flags := append([]string{"--ipsec-lifetime", "1m,10s", "--ipsec-dpd", "2s,2"}, flags...)
 			da := encryptedUpA(t, a, flags...)
 			if s := da.Status(); s.Running || !strings.Contains(s.IPsec, "negotiating") {
@@ -109,7 +109,7 @@ func TestIPsec_noCleartext(t *testing.T) {
 			netlab.Eventually(t, "the tunnel stops running when the peer is dead", func() bool { return !da.Status().Running })
 			db = db.Restart()
 			awaitRunning(t, da, db)
-			netlab.Eventually(t, "the tunnel carries again", func() bool { return answered(a, innerB) })
+			netlab.Eventually(t, "the tunnel works again", func() bool { return answered(a, innerB) })
 			if status := db.Stop(syscall.SIGTERM); status != 0 {
 				t.Errorf("exit status %d", status)
 			}
@@ -124,8 +124,8 @@ func TestIPsec_noCleartext(t *testing.T) {
 					t.Errorf("%d packets are dropped as %s", n, reason)
 				}
 			}
-			if sealed.Load() < 1000 {
-				t.Errorf("%d packets were encrypted: was anything looked at?", sealed.Load())
+			if encrypted.Load() < 1000 {
+				t.Errorf("%d packets were encrypted: was anything captured?", encrypted.Load())
 			}
 			for _, d := range []*netlab.Daemon{da, db} {
 				if strings.Contains(d.Log(), "correct horse") {
@@ -220,7 +220,7 @@ func TestIPsec_mtu(t *testing.T) {
 					add chain ip n through { type filter hook forward priority 0; };
 					add rule ip n through ip protocol { 4, 50 } drop`)
 			}
-			sealed := rejectCleartext(t, router, "to-b")
+			encrypted := rejectCleartext(t, router, "to-b")
 			flags := []string{"--ipsec-secret-file", secretFile(t, secret), "--ipsec-phase2", tt.phase2, "--dont-fragment", "inherit"}
 			da := netlab.Up(t, a, "t0", append([]string{"--remote-address", farB, "--address", innerA + "/24"}, flags...)...)
 			remote := farA
@@ -249,7 +249,7 @@ func TestIPsec_mtu(t *testing.T) {
 				})
 				transfer(t, a, b, innerB, 1<<20)
 			}
-			if sealed.Load() == 0 {
+			if encrypted.Load() == 0 {
 				t.Error("nothing was encrypted")
 			}
 		})
@@ -332,7 +332,7 @@ func TestIPsec_secretFileMode(t *testing.T) {
 func TestIPsec_addressChanged(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
-	sealed := rejectCleartext(t, a, "veth0")
+	encrypted := rejectCleartext(t, a, "veth0")
 	file := secretFile(t, secret)
 	da := netlab.Up(t, a, "t0", "--remote-address", outerB, "--address", innerA+"/24", "--ipsec-secret-file", file, "--ipsec-dpd", "2s,2")
 	db := encryptedUpB(t, b)
@@ -346,7 +346,7 @@ func TestIPsec_addressChanged(t *testing.T) {
 	awaitRunning(t, da, db)
 	ping(t, a, innerB)
 	stop()
-	if sealed.Load() == 0 {
+	if encrypted.Load() == 0 {
 		t.Error("nothing was encrypted")
 	}
 }
@@ -356,14 +356,14 @@ func TestIPsec_addressChanged(t *testing.T) {
 func TestIPsec_linkMTUReduced(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
-	sealed := rejectCleartext(t, a, "veth0")
+	encrypted := rejectCleartext(t, a, "veth0")
 	da, db := encryptedUpA(t, a, "--mtu", "1400"), encryptedUpB(t, b, "--mtu", "1400")
 	awaitRunning(t, da, db)
 	into := newInjector(t, a, "t0", nil, "")
 	for round := range 5 {
 		a.Run("ip", "link", "set", "dev", "veth0", "mtu", "1300")
 		before := db.Status().RxPacket
-		netlab.Eventually(t, "what is too big for the link is cut", func() bool {
+		netlab.Eventually(t, "packets too big for the link are fragmented", func() bool {
 			for i := range 20 {
 				into.send(datagram(aToB(uint16(round*100+i)), 1372))
 			}
@@ -372,8 +372,8 @@ func TestIPsec_linkMTUReduced(t *testing.T) {
 		a.Run("ip", "link", "set", "dev", "veth0", "mtu", "1500")
 		netlab.Eventually(t, "the route is followed", func() bool { return da.Status().PathMTU == 1500 })
 	}
-	if sealed.Load() == 0 {
-		t.Error("nothing was encrypted: was anything looked at?")
+	if encrypted.Load() == 0 {
+		t.Error("nothing was encrypted: was anything captured?")
 	}
 	if n := db.Drops("esp-plain-text"); n != 0 {
 		t.Errorf("%d packets came in cleartext", n)

@@ -40,7 +40,7 @@ func TestLocalAddress_fromRoute(t *testing.T) {
 		h := ipv4.Header{ID: 6, Protocol: ipv4.ProtocolIPIP, Source: addr(outerB), Destination: addr("192.0.2.101")}
 		a.Run("ip", "address", "add", "192.0.2.101/24", "dev", "veth0")
 		from.send(build(h, datagram(bToA(4), 100)))
-		netlab.Eventually(t, "the old address is nobody's", func() bool { return inUnknownProtos(a) == 1 })
+		netlab.Eventually(t, "packets to the old address have no socket", func() bool { return inUnknownProtos(a) == 1 })
 	})
 }
 

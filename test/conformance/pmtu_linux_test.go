@@ -67,7 +67,7 @@ func TestPMTU_learnt(t *testing.T) {
 		into.send(second)
 		inside.Await(netlab.Destination(innerA), nextHopMTU(narrow-20), quotes(second))
 		if got := inside.Frames(); len(got) != 1 {
-			t.Errorf("the sender was told %s", netlab.Describe(got[0].Packet))
+			t.Errorf("the sender got %s", netlab.Describe(got[0].Packet))
 		}
 		if n := d.Drops("too-big"); n != 1 {
 			t.Errorf("%d packets are counted as too big, want the second", n)
@@ -158,7 +158,7 @@ func TestPMTU_foreignQuote(t *testing.T) {
 		from.send(icmpError(3, 4, 1400, outerAToB(inner)))
 		netlab.Eventually(t, "the right one counts", func() bool { return d.Status().PathMTU == 1400 })
 		if got := inside.Frames(); len(got) != 0 {
-			t.Errorf("the sender was told %s", netlab.Describe(got[0].Packet))
+			t.Errorf("the sender got %s", netlab.Describe(got[0].Packet))
 		}
 		d.LogsOnce("path MTU learnt") // from no other
 	})

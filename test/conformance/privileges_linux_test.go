@@ -62,12 +62,12 @@ func TestPrivileges(t *testing.T) {
 		checkCapabilities(t, d)
 		a.Run("ip", "route", "replace", loopbackB, "via", wire1B, "src", loopbackA)
 		into, id := newInjector(t, a, "t0", nil, ""), uint16(0)
-		netlab.Eventually(t, "packets take the new way", func() bool {
+		netlab.Eventually(t, "packets take the new route", func() bool {
 			id++
 			into.send(datagram(aToB(id), 100))
 			return len(wire1.Matching(netlab.Protocol(4))) > 0
 		})
-		netlab.Eventually(t, "the kernel carries there", func() bool { return d.Status().FastPath == "active" })
+		netlab.Eventually(t, "the fast path is active there", func() bool { return d.Status().FastPath == "active" })
 		checkCapabilities(t, d)
 	})
 	t.Run("fast-path-loaded-late", func(t *testing.T) {

@@ -150,7 +150,7 @@ func TestUnderlay_routeChanged(t *testing.T) {
 		wire0.Await(carries(1))
 		a.Run("ip", "route", "replace", loopbackB, "via", wire1B, "src", loopbackA)
 		id := uint16(1)
-		netlab.Eventually(t, "packets take the new way", func() bool {
+		netlab.Eventually(t, "packets take the new route", func() bool {
 			id++
 			into.send(datagram(aToB(id), 100))
 			return len(wire1.Matching(netlab.Protocol(4))) > 0
@@ -160,7 +160,7 @@ func TestUnderlay_routeChanged(t *testing.T) {
 		into.send(datagram(aToB(id+1), 100))
 		wire1.Await(carries(id + 1))
 		if after := len(wire0.Matching(netlab.Protocol(4))); after != before {
-			t.Error("packets take the old way as well")
+			t.Error("packets take the old route too")
 		}
 	})
 }

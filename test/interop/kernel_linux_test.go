@@ -236,7 +236,7 @@ func TestKernel_pmtu(t *testing.T) {
 				return
 			}
 			const fits = narrowMTU - 20 - 28
-			netlab.Eventually(t, "an inner sender is told what fits", func() bool {
+			netlab.Eventually(t, "an inner sender gets an ICMP error", func() bool {
 				out, err := ours(fmt.Sprintf("ping -n -c 1 -W %s -M do -s %d %s", second, fits+1, peerInner))
 				return err != nil && strings.Contains(out, fmt.Sprintf("mtu = %d", narrowMTU-20)) || strings.Contains(out, fmt.Sprintf("mtu=%d", narrowMTU-20))
 			})
@@ -283,7 +283,7 @@ func TestKernel_reflectKeepalive(t *testing.T) {
 	awaitRunning(t, d, false, "never")
 	wire.AwaitN(3, probe)
 	if n := len(wire.Matching(answer)); n > 0 {
-		t.Errorf("%d probes were answered by a Linux that was not told to", n)
+		t.Errorf("%d probes were answered by a Linux without accept_local", n)
 	}
 	netlab.Eventually(t, "the log says how Linux is made to answer", func() bool {
 		return strings.Contains(d.Log(), "accept_local")

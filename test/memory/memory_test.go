@@ -114,7 +114,7 @@ func TestSocket(t *testing.T) {
 		t.Errorf("Read: %d, %v", n, err)
 	}
 	if _, err := b.NewSender().Write(batch[:1], path); err != nil || a.ReceiveWithin(time.Minute) == nil {
-		t.Errorf("the way back: %v", err)
+		t.Errorf("the reverse direction: %v", err)
 	}
 	if err := a.InjectError([]byte{1, 2, 3}); err != nil {
 		t.Error(err)

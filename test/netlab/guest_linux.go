@@ -143,9 +143,9 @@ func (g *Guest) boot(options GuestOptions) {
 	select {
 	case g.Kernel = <-ready:
 	case <-g.ended:
-		g.t.Skipf("user-mode Linux does not boot here; its last words:\n%s", g.console.tail())
+		g.t.Skipf("user-mode Linux does not boot here; the end of its console:\n%s", g.console.tail())
 	case <-time.After(bootTimeout()):
-		g.t.Skipf("user-mode Linux did not boot within %v; its last words:\n%s", bootTimeout(), g.console.tail())
+		g.t.Skipf("user-mode Linux did not boot within %v; the end of its console:\n%s", bootTimeout(), g.console.tail())
 	}
 	g.notLoaded = strings.TrimSpace(g.MustRun(fmt.Sprintf(`cd %s/%s/kernel
 		for module in %s; do why=$(insmod $module.ko 2>&1) || echo "$module: $why"; done`, guestModules, g.Kernel, strings.Join(options.Modules, " "))))
@@ -200,9 +200,9 @@ func (g *Guest) Run(script string) (stdout string, err error) {
 		}
 		return string(out), err
 	case <-g.ended:
-		return "", fmt.Errorf("guest: %s: the guest has ended; its last words:\n%s", script, g.console.tail())
+		return "", fmt.Errorf("guest: %s: the guest has ended; the end of its console:\n%s", script, g.console.tail())
 	case <-time.After(commandTimeout() + Patience()):
-		return "", fmt.Errorf("guest: %s: no answer; the guest's last words:\n%s", script, g.console.tail())
+		return "", fmt.Errorf("guest: %s: no answer; the end of its console:\n%s", script, g.console.tail())
 	}
 }
 

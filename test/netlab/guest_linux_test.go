@@ -54,7 +54,7 @@ func TestStartGuest_moduleRefused(t *testing.T) {
 	g.stop()
 	g = StartGuest(t, wire, "guest0", GuestOptions{Modules: without("net/ipv4/esp4")})
 	if err := g.canESP(); err == nil || !strings.Contains(err.Error(), "crypto/refused: ") {
-		t.Errorf("a kernel without ESP is told by: %v", err)
+		t.Errorf("the error of a kernel without ESP is: %v", err)
 	}
 }
 
