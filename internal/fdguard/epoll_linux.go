@@ -7,37 +7,38 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// EpollSet is a set of file descriptors, guarded by other Doors, that a Poller waits for
-// besides its own. Its methods may be called by several goroutines.
-type EpollSet struct{ epoll int }
+// EpollSet is an epoll(7) instance that a Poller polls beside its own descriptor. The
+// descriptors in it belong to other Groups. Its methods are safe for concurrent use.
+type EpollSet struct{ fd int }
 
-// NewEpollSet makes an empty set. Close ends it.
+// NewEpollSet returns an empty set; the caller closes it with Close.
 func NewEpollSet() (EpollSet, error) {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	return EpollSet{fd}, os.NewSyscallError("epoll_create1", err)
 }
 
-// Add has waiting end while fd can be read. The caller sees to it that fd is open. key
-// is what Ready says of it.
-func (l EpollSet) Add(fd int, key int32) error {
+// Add watches fd for EPOLLIN, level-triggered. Ready returns key for it. The caller must
+// keep fd open during the call.
+func (e EpollSet) Add(fd int, key int32) error {
 	event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: key}
-	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, fd, &event))
+	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(e.fd, unix.EPOLL_CTL_ADD, fd, &event))
 }
 
-// Remove ends that, as does closing fd.
-func (l EpollSet) Remove(fd int) error {
-	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, fd, nil))
+// Remove stops watching fd. Closing fd does too.
+func (e EpollSet) Remove(fd int) error {
+	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(e.fd, unix.EPOLL_CTL_DEL, fd, nil))
 }
 
-// Ready gives the key of a file descriptor that can be read now, or is gone.
-func (l EpollSet) Ready() (key int32, ok bool) {
+// Ready returns the key of a descriptor with EPOLLIN, EPOLLERR or EPOLLHUP, without
+// blocking.
+func (e EpollSet) Ready() (key int32, ok bool) {
 	var event unix.EpollEvent
-	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.epoll), uintptr(unsafe.Pointer(&event)), 1, 0, 0, 0)
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(e.fd), uintptr(unsafe.Pointer(&event)), 1, 0, 0, 0)
 	return event.Fd, errno == 0 && n > 0
 }
 
-// Close frees what the set takes.
-func (l EpollSet) Close() error { return unix.Close(l.epoll) }
+// Close closes the epoll descriptor.
+func (e EpollSet) Close() error { return unix.Close(e.fd) }
 
-// Watch has the Poller wait for the set as well.
-func (w *Poller) Watch(l EpollSet) { w.fds[2].Fd = int32(l.epoll) }
+// Watch adds the set to the descriptors that the Poller polls. A Poller has one set.
+func (p *Poller) Watch(e EpollSet) { p.fds[2].Fd = int32(e.fd) }

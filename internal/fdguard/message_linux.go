@@ -11,12 +11,11 @@ import (
 // Message is struct mmsghdr of recvmmsg(2) and sendmmsg(2).
 type Message struct {
 	unix.Msghdr
-	N uint32 // bytes of the message, set by the kernel
+	N uint32 // msg_len: bytes received or sent, set by the kernel
 }
 
-// The system calls of the data path are raw ones: the Go scheduler is not told,
-// so that the thread comes back to its goroutine without asking for a processor.
-// They do not block: see Poller.
+// The data path uses raw system calls: the thread keeps its P instead of handing it to
+// the Go scheduler. They must not block, hence MSG_DONTWAIT; see Poller for waiting.
 
 func recvmmsg(fd int, msgs []Message) (n int, errno unix.Errno) {
 	r, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd),
@@ -27,7 +26,8 @@ func recvmmsg(fd int, msgs []Message) (n int, errno unix.Errno) {
 	return int(r), 0
 }
 
-// Send hands messages to the kernel, and returns how many it took.
+// Send is sendmmsg(2) with MSG_DONTWAIT. n is the number of messages sent; errno is about
+// msgs[0], so n is 0 if it is set.
 func Send(fd int, msgs []Message) (n int, errno unix.Errno) {
 	r, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd),
 		uintptr(unsafe.Pointer(unsafe.SliceData(msgs))), uintptr(len(msgs)), unix.MSG_DONTWAIT, 0, 0)
@@ -37,18 +37,18 @@ func Send(fd int, msgs []Message) (n int, errno unix.Errno) {
 	return int(r), 0
 }
 
-// maxErrors is how many receives in a row may fail before the socket is taken to
-// have failed. Each but the first is followed by errorPause: together a second.
+// maxErrors is how many receives in a row may fail before Receive gives up. Each but the
+// first is followed by errorPause, so that takes a second.
 const (
 	maxErrors  = 1000
 	errorPause = time.Millisecond
 )
 
-// passing reports whether an error says nothing about the socket, and is gone once it
-// is told: what ICMP said of a packet from the address of a connected socket to that it
-// is connected to (icmp_err_convert of Linux; anybody can have sent it), or that the
-// kernel had a message that it could not describe (EINVAL), which it has thrown away.
-func passing(errno unix.Errno) bool {
+// transient reports whether errno is a one-shot error that says nothing about the socket:
+// an ICMP error for a connected socket (icmp_err_convert, net/ipv4/icmp.c; anybody can
+// forge one), or a message dropped because the kernel could not build its control data or
+// virtio_net_hdr (EINVAL).
+func transient(errno unix.Errno) bool {
 	switch errno {
 	case unix.EINVAL,
 		unix.ENETUNREACH, unix.EHOSTUNREACH, unix.ENOPROTOOPT, unix.ECONNREFUSED, unix.EMSGSIZE,
@@ -58,86 +58,84 @@ func passing(errno unix.Errno) bool {
 	return false
 }
 
-// A thread that takes the packets of a flood as fast as they come takes a few at a time,
-// and does as much for those as for many: system calls, a superpacket for the host's TCP,
-// a wake-up of whoever reads, who then has that processor no more. So does a NIC without
-// adaptive interrupt moderation, and the remedy is the same: above a certain rate packets
-// shouldDelay before they are taken. Requests that wait for their answers are below it.
+// Receive moderation, as with NIC interrupts: above a message rate, wait a little before
+// each receive so that batches grow, because the cost per batch (system calls, a wake-up
+// of the reading process) hardly depends on its size. Request-response traffic stays
+// below the rate and is never delayed.
 const (
-	moderateAbove      = 50_000 // messages a second
-	rateOver           = time.Millisecond
-	moderateBelowBatch = 64 // and not so many were there the last time
+	moderateAbove      = 50_000           // messages per second
+	rateInterval       = time.Millisecond // over which the rate is measured
+	moderateBelowBatch = 64               // larger batches need no delay
 	rxUsecs            = 100 * time.Microsecond
 )
 
-// moderation is what a Poller remembers for that.
+// moderation is a Poller's moderation state.
 type moderation struct {
-	since time.Time // when counting began
-	count int       // messages since then
-	last  int       // messages that were taken the last time
-	flood bool      // what the last count showed
+	since     time.Time // start of the current rate interval
+	count     int       // messages in it
+	last      int       // messages in the last batch
+	aboveRate bool      // in the last complete interval
 }
 
-// observe counts n messages.
+// observe counts a batch of n messages.
 func (m *moderation) observe(n int) {
 	m.count += n
 	m.last = n
 }
 
-// shouldDelay reports whether the next messages are to gather.
+// shouldDelay reports whether to delay the next receive.
 func (m *moderation) shouldDelay(now time.Time) bool {
-	if d := now.Sub(m.since); d >= rateOver {
-		m.flood = float64(m.count) >= moderateAbove*d.Seconds()
+	if d := now.Sub(m.since); d >= rateInterval {
+		m.aboveRate = float64(m.count) >= moderateAbove*d.Seconds()
 		m.since, m.count = now, 0
 	}
-	return m.flood && m.last < moderateBelowBatch
+	return m.aboveRate && m.last < moderateBelowBatch
 }
 
-// delay lets messages gather, or an error go away.
-func (w *Poller) delay(d time.Duration) {
-	w.timeout, w.interrupted = unix.NsecToTimespec(int64(d)), false
-	unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&w.timeout)), 0, 0)
+// delay sleeps without telling the Go scheduler.
+func (p *Poller) delay(d time.Duration) {
+	p.timeout, p.interrupted = unix.NsecToTimespec(int64(d)), false
+	unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&p.timeout)), 0, 0)
 }
 
-// Receive waits until the Poller's socket has messages and fills msgs[:n] with
-// them, n > 0, or until its EpollSet has something, n = 0. After Close it returns
-// os.ErrClosed. An error that came to the socket from elsewhere (sk_err, such as
-// ENETDOWN), or of one message that the kernel could not describe (EINVAL), is not
-// the end of receiving: failed, if it is not nil, is told of it.
-func (w *Poller) Receive(msgs []Message, failed func(unix.Errno)) (n int, err error) {
-	if w.moderation.shouldDelay(time.Now()) {
-		w.delay(rxUsecs)
+// Receive waits for messages on the Poller's socket and fills msgs[:n], n > 0; or it
+// returns n = 0 when the EpollSet is readable. After Close it returns os.ErrClosed.
+// onError, if it is not nil, is called with each error of recvmmsg, such as ENETDOWN of
+// sk_err. Receive fails only after more than maxErrors in a row that are not transient.
+func (p *Poller) Receive(msgs []Message, onError func(unix.Errno)) (n int, err error) {
+	if p.moderation.shouldDelay(time.Now()) {
+		p.delay(rxUsecs)
 	}
-	for bad := 0; ; {
-		n, errno := recvmmsg(int(w.fds[0].Fd), msgs)
+	for failures := 0; ; {
+		n, errno := recvmmsg(int(p.fds[0].Fd), msgs)
 		switch {
-		case w.group.Closed():
+		case p.group.Closed():
 			return 0, os.ErrClosed
 		case errno == 0:
-			w.moderation.observe(n)
+			p.moderation.observe(n)
 			return n, nil
 		case errno == unix.EAGAIN:
-			bad = 0
-			if w.succeed() {
+			failures = 0
+			if p.nextSocket() {
 				continue
 			}
-			w.fds[2].Revents = 0
-			if w.PollSpin(); w.fds[2].Revents != 0 {
+			p.fds[2].Revents = 0
+			if p.PollSpin(); p.fds[2].Revents != 0 {
 				return 0, nil
 			}
 		case errno == unix.EINTR:
 		default:
-			if failed != nil {
-				failed(errno)
+			if onError != nil {
+				onError(errno)
 			}
-			if passing(errno) {
+			if transient(errno) {
 				continue
 			}
-			if bad++; bad > maxErrors {
+			if failures++; failures > maxErrors {
 				return 0, os.NewSyscallError("recvmmsg", errno)
 			}
-			if bad > 1 {
-				w.delay(errorPause)
+			if failures > 1 {
+				p.delay(errorPause)
 			}
 		}
 	}

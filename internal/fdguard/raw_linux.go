@@ -8,49 +8,51 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Selection is which packets the kernel gives to a raw socket of a protocol. It is asked
-// before the packet is copied: a filter would be asked of the copy. The zero value is all
-// of them.
-type Selection struct {
-	// Device is the index of the only interface that packets may enter by, or of the
-	// VRF that it is in; 0 stands for any. What enters by another is for the kernel to
-	// answer (ICMP protocol unreachable) and to count (IpInUnknownProtos).
+// Binding restricts which packets the kernel delivers to a raw socket, by bind and connect
+// (raw_v4_match). Unlike a socket filter this comes before the packet is cloned. The zero
+// value matches every packet of the socket's protocol. Packets that no raw socket matches
+// are the kernel's to answer (ICMP protocol unreachable) and to count (IpInUnknownProtos).
+type Binding struct {
+	// Device is the index of the ingress interface, or of the VRF it is enslaved to
+	// (SO_BINDTOIFINDEX); 0 matches any.
 	Device int
-	// Local and Remote are the only destination and source, in network byte order;
-	// zero stands for any. What has others is likewise the kernel's.
+	// Local and Remote are the destination and source address, in network byte order;
+	// zero matches any.
 	Local, Remote [4]byte
-	// Mark is the one that packets to Remote are routed by (SO_MARK); 0 is none.
+	// Mark is the SO_MARK for the route lookup to Remote; 0 is none. It is set only with
+	// a Local.
 	Mark uint32
 }
 
-// Select has a raw socket that was not selected for yet receive only that. selected is
-// false where there is no route to Remote, which the kernel wants to see: then Remote is
-// as good as zero, and Connect may be tried again.
-func (s *Selection) Select(fd int) (selected bool, err error) {
+// Bind applies the Binding to a raw socket that is not bound yet. connected is false if
+// connect(2) failed, as without a route to Remote: then any source matches, and Connect
+// may be retried.
+func (b *Binding) Bind(fd int) (connected bool, err error) {
 	set := func(level, name int, what string, value int) {
 		if err == nil && value != 0 {
 			err = os.NewSyscallError("setsockopt "+what, unix.SetsockoptInt(fd, level, name, value))
 		}
 	}
-	set(unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, "SO_BINDTOIFINDEX", s.Device)
-	if s.Local != [4]byte{} {
-		// The address need not be this host's yet, as on a VRRP backup, for neither of
-		// bind and connect: IP_FREEBIND would do for bind only.
+	set(unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, "SO_BINDTOIFINDEX", b.Device)
+	if b.Local != [4]byte{} {
+		// Local need not be configured yet, as on a VRRP backup. IP_FREEBIND would
+		// allow that for bind(2), but not for connect(2).
 		set(unix.IPPROTO_IP, unix.IP_TRANSPARENT, "IP_TRANSPARENT", 1)
-		set(unix.SOL_SOCKET, unix.SO_MARK, "SO_MARK", int(s.Mark))
+		set(unix.SOL_SOCKET, unix.SO_MARK, "SO_MARK", int(b.Mark))
 		if err == nil {
-			err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Addr: s.Local}))
+			err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Addr: b.Local}))
 		}
 	}
-	return err == nil && s.Connect(fd), err
+	return err == nil && b.Connect(fd), err
 }
 
-// Connect is the last step of Select.
-func (s *Selection) Connect(fd int) (selected bool) {
-	return s.Remote == [4]byte{} || unix.Connect(fd, &unix.SockaddrInet4{Addr: s.Remote}) == nil
+// Connect connects fd to Remote, the last step of Bind. It reports success, or that there
+// is no Remote.
+func (b *Binding) Connect(fd int) (connected bool) {
+	return b.Remote == [4]byte{} || unix.Connect(fd, &unix.SockaddrInet4{Addr: b.Remote}) == nil
 }
 
-// Drain throws away what a socket has received so far.
+// Drain empties the receive queue of a socket.
 func Drain(fd int) {
 	for {
 		if _, _, err := unix.Recvfrom(fd, nil, unix.MSG_DONTWAIT); err == unix.EAGAIN || err == unix.EBADF {
@@ -59,47 +61,46 @@ func Drain(fd int) {
 	}
 }
 
-// successors are the sockets that a Poller goes on with.
-type successors struct {
-	some atomic.Bool
-	mu   sync.Mutex
-	list []successor
+// replacements is the queue of sockets that a Poller will switch to.
+type replacements struct {
+	pending atomic.Bool // list is not empty
+	mu      sync.Mutex  // of list
+	list    []replacement
 }
 
-type successor struct {
+type replacement struct {
 	fd      int
 	retired func()
 }
 
-// Succeed has Receive go on with the socket fd when it has taken all that the present one,
-// old, holds, and then call retired, which may close old. It is for what cannot be changed
-// about an open socket: a raw one that is disconnected receives nothing any more. old gets
-// nothing from now on, and the caller leaves it open until retired is called. Any
-// goroutine may call Succeed.
-func (w *Poller) Succeed(old, fd int, retired func()) error {
-	nothing := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
-	if err := unix.SetsockoptSockFprog(old, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &nothing}); err != nil {
+// Replace makes Receive switch from the socket old to fd once old's receive queue is
+// empty, and then call retired, which may close old. It exists because a raw socket cannot
+// be rebound: once disconnected it receives nothing any more. old stops receiving now; the
+// caller keeps it open until retired is called. Replace is safe for concurrent use.
+func (p *Poller) Replace(old, fd int, retired func()) error {
+	dropAll := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
+	if err := unix.SetsockoptSockFprog(old, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &dropAll}); err != nil {
 		return os.NewSyscallError("setsockopt SO_ATTACH_FILTER", err)
 	}
-	_ = unix.Shutdown(old, unix.SHUT_RD) // ends waiting for it; what it holds can be read
-	w.successors.mu.Lock()
-	defer w.successors.mu.Unlock()
-	w.successors.list = append(w.successors.list, successor{fd, retired})
-	w.successors.some.Store(true)
+	_ = unix.Shutdown(old, unix.SHUT_RD) // wakes poll; queued messages can still be read
+	p.replacements.mu.Lock()
+	defer p.replacements.mu.Unlock()
+	p.replacements.list = append(p.replacements.list, replacement{fd, retired})
+	p.replacements.pending.Store(true)
 	return nil
 }
 
-// succeed turns to the next socket, if there is one.
-func (w *Poller) succeed() bool {
-	if !w.successors.some.Load() {
+// nextSocket switches to the next socket, and reports whether there was one.
+func (p *Poller) nextSocket() bool {
+	if !p.replacements.pending.Load() {
 		return false
 	}
-	w.successors.mu.Lock()
-	next := w.successors.list[0]
-	w.successors.list = w.successors.list[1:]
-	w.successors.some.Store(len(w.successors.list) > 0)
-	w.successors.mu.Unlock()
-	w.fds[0].Fd = int32(next.fd)
+	p.replacements.mu.Lock()
+	next := p.replacements.list[0]
+	p.replacements.list = p.replacements.list[1:]
+	p.replacements.pending.Store(len(p.replacements.list) > 0)
+	p.replacements.mu.Unlock()
+	p.fds[0].Fd = int32(next.fd)
 	next.retired()
 	return true
 }

@@ -165,7 +165,7 @@ type rawESP struct {
 
 	mu       sync.Mutex
 	fds      []int // the last one is current; the others are being drained
-	selected fdguard.Selection
+	selected fdguard.Binding
 }
 
 // openESP opens the socket in the network namespace of the calling thread.
@@ -175,7 +175,7 @@ func openESP(m *Manager) (espSocket, Receiver, error) {
 	if s.guard, err = fdguard.New(s.release); err != nil {
 		return nil, nil, err
 	}
-	fd, err := s.openSocket(fdguard.Selection{})
+	fd, err := s.openSocket(fdguard.Binding{})
 	if err != nil {
 		_ = s.Close()
 		if errors.Is(err, os.ErrPermission) {
@@ -187,7 +187,7 @@ func openESP(m *Manager) (espSocket, Receiver, error) {
 	return s, s.receiver, nil
 }
 
-func (s *rawESP) openSocket(sel fdguard.Selection) (int, error) {
+func (s *rawESP) openSocket(sel fdguard.Binding) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, esp.ProtocolESP)
 	if err != nil {
 		return -1, err
@@ -196,7 +196,7 @@ func (s *rawESP) openSocket(sel fdguard.Selection) (int, error) {
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_INTERFACE)
 	}
 	if err == nil {
-		_, err = sel.Select(fd)
+		_, err = sel.Bind(fd)
 	}
 	if err != nil {
 		_ = unix.Close(fd)
@@ -211,10 +211,10 @@ func (s *rawESP) openSocket(sel fdguard.Selection) (int, error) {
 // restrict implements espSocket by replacing the socket. A packet that arrives meanwhile may
 // be received twice; the anti-replay window drops it. On error the previous socket stays.
 func (s *rawESP) restrict(only *negotiator) error {
-	var sel fdguard.Selection
+	var sel fdguard.Binding
 	if only != nil {
 		key := only.ports.key
-		sel = fdguard.Selection{Device: key.device, Mark: key.mark, Local: as4(only.local), Remote: as4(only.remote)}
+		sel = fdguard.Binding{Device: key.device, Mark: key.mark, Local: as4(only.local), Remote: as4(only.remote)}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -228,7 +228,7 @@ func (s *rawESP) restrict(only *negotiator) error {
 		return fmt.Errorf("open the ESP socket: %w", err)
 	}
 	s.selected = sel
-	return s.receiver.poller.Succeed(old, fd, func() {
+	return s.receiver.poller.Replace(old, fd, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.fds = slices.DeleteFunc(s.fds, func(fd int) bool { return fd == old })

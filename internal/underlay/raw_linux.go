@@ -10,9 +10,9 @@ import (
 	"ipipd/internal/packet"
 )
 
-// openRaw opens a protocol-4 socket for a Selection, with a filter that drops everything, and
+// openRaw opens a protocol-4 socket for a Binding, with a filter that drops everything, and
 // adds it to the receive sockets. unconnected is true if there was no route to connect it by.
-func (s *socket) openRaw(sel fdguard.Selection) (fd int, unconnected bool, err error) {
+func (s *socket) openRaw(sel fdguard.Binding) (fd int, unconnected bool, err error) {
 	// If its receive buffer is full, the kernel answers the peer with ICMP 3/2, unless it has a
 	// protocol-4 handler of its own.
 	fd, err = newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_IPIP, dropAll, rcvbuf(s.options.ReceiveBuffer),
@@ -21,7 +21,7 @@ func (s *socket) openRaw(sel fdguard.Selection) (fd int, unconnected bool, err e
 		// decides which messages to believe.
 		sockopt(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, "IP_MTU_DISCOVER", unix.IP_PMTUDISC_INTERFACE),
 		func(fd int) error {
-			selected, err := sel.Select(fd)
+			selected, err := sel.Bind(fd)
 			unconnected = !selected
 			return err
 		})

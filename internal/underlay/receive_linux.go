@@ -11,13 +11,13 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-// Which packets each socket receives. The raw socket's Selection is matched before the kernel
+// Which packets each socket receives. The raw socket's Binding is matched before the kernel
 // clones a packet, and so are the packet sockets' filters; a raw socket's filter is run on the
 // clone.
 
 // selection returns what the raw socket is bound and connected to.
-func (r *Reception) selection() fdguard.Selection {
-	return fdguard.Selection{Device: r.Device, Local: r.Local, Remote: r.Remote, Mark: r.Mark}
+func (r *Reception) selection() fdguard.Binding {
+	return fdguard.Binding{Device: r.Device, Local: r.Local, Remote: r.Remote, Mark: r.Mark}
 }
 
 // SetReceive implements ReceiveSetter. Call it in the network namespace that the Socket was
@@ -77,7 +77,7 @@ func (s *socket) setReceive(r Reception) (err error) {
 	}
 	if reopen {
 		old := s.raw
-		if err := s.rawReceiver.poller.Succeed(old, raw, func() { s.closeReceiveSocket(old) }); err != nil {
+		if err := s.rawReceiver.poller.Replace(old, raw, func() { s.closeReceiveSocket(old) }); err != nil {
 			return err
 		}
 	}

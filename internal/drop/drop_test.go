@@ -1,0 +1,79 @@
+package drop_test
+
+import (
+	"errors"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"ipipd/internal/drop"
+)
+
+func TestReason(t *testing.T) {
+	name := regexp.MustCompile(`^[a-z]+(-[a-z0-9]+)*$`)
+	seen := map[string]bool{}
+	for r := range drop.All() {
+		switch {
+		case !name.MatchString(r.String()):
+			t.Errorf("%d is called %q", r, r)
+		case seen[r.String()]:
+			t.Errorf("two are called %s", r)
+		case r.Why() == "" || r.Remedy() == "":
+			t.Errorf("%s has no cause or no remedy", r)
+		case strings.ContainsAny(r.Why()+r.Remedy(), "|\n") || strings.HasSuffix(r.Why(), ".") || strings.HasSuffix(r.Remedy(), "."):
+			t.Errorf("%s: cause and remedy are clauses that fit in a table", r)
+		case strings.Count(r.Why(), "`")%2 != 0 || strings.Count(r.Remedy(), "`")%2 != 0:
+			t.Errorf("%s: unbalanced backquotes", r)
+		}
+		seen[r.String()] = true
+		if back, ok := drop.Parse(r.String()); !ok || back != r {
+			t.Errorf("Parse(%s) is %v, %v", r, back, ok)
+		}
+	}
+	if len(seen) != int(drop.NumReasons)-1 {
+		t.Errorf("All has %d of %d", len(seen), drop.NumReasons-1)
+	}
+	if _, ok := drop.Parse("none"); ok {
+		t.Error("none is no reason")
+	}
+}
+
+func TestGroups(t *testing.T) {
+	var all []drop.Reason
+	for _, g := range drop.Groups() {
+		all = slices.AppendSeq(all, g.Reasons)
+	}
+	if want := slices.Collect(drop.All()); !slices.Equal(all, want) {
+		t.Errorf("the groups have %v, want %v", all, want)
+	}
+}
+
+func TestReason_Error(t *testing.T) {
+	var err error
+	reason := drop.NoPath
+	if n := testing.AllocsPerRun(100, func() { err = reason }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	var got drop.Reason
+	if !errors.As(err, &got) || got != drop.NoPath {
+		t.Errorf("%v", err)
+	}
+	if want := "dropped: no-path: no route to the remote, or its name has no address"; err.Error() != want {
+		t.Errorf("%q, want %q", err, want)
+	}
+}
+
+func TestCounters(t *testing.T) {
+	var c drop.Counters
+	if m := c.Map(); m == nil || len(m) != 0 {
+		t.Errorf("%v", m)
+	}
+	c.Add(drop.TooBig, 2)
+	c.Add(drop.TooBig, 1)
+	c.Add(drop.ESPReplay, 4)
+	if want := map[string]uint64{"too-big": 3, "esp-replay": 4}; !maps.Equal(c.Map(), want) {
+		t.Errorf("%v, want %v", c.Map(), want)
+	}
+}
