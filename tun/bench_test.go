@@ -12,8 +12,8 @@ const mss = 1428
 
 func BenchmarkSplit(b *testing.B) {
 	for name, s := range map[string]spec{
-		"tcp": {tcp: true, options: timestamps, payload: bytesOf(45*mss, 0)},
-		"udp": {payload: bytesOf(45*mss, 0)},
+		"tcp": {tcp: true, options: timestamps, payload: patternBytes(45*mss, 0)},
+		"udp": {payload: patternBytes(45*mss, 0)},
 	} {
 		b.Run(name, func(b *testing.B) {
 			p := s.build()
@@ -37,17 +37,17 @@ func BenchmarkSplit(b *testing.B) {
 func BenchmarkCoalesce(b *testing.B) {
 	datagrams := make([][]byte, 45)
 	for i := range datagrams {
-		datagrams[i] = spec{id: uint16(i), payload: bytesOf(64, i)}.build()
+		datagrams[i] = spec{id: uint16(i), payload: patternBytes(64, i)}.build()
 	}
 	for name, packets := range map[string][][]byte{
-		"tcp":     run(45, mss, nil),
+		"tcp":     tcpSegments(45, mss, nil),
 		"udp64":   datagrams,
-		"acks":    run(45, 0, nil),
+		"acks":    tcpSegments(45, 0, nil),
 		"16flows": interleaved(45, 16),
 	} {
 		b.Run(name, func(b *testing.B) {
 			batch := buffers(packets...)
-			c := coalescer{udp: true}
+			c := coalescer{uso: true}
 			b.SetBytes(int64(len(bytes.Join(packets, nil))))
 			b.ReportAllocs()
 			for b.Loop() {
@@ -68,15 +68,15 @@ func BenchmarkCoalesce(b *testing.B) {
 func interleaved(n, flows int) (packets [][]byte) {
 	for i := range n {
 		packets = append(packets, spec{tcp: true, df: true, flow: byte(i % flows), seq: uint32(i / flows * mss),
-			options: timestamps, payload: bytesOf(mss, i)}.build())
+			options: timestamps, payload: patternBytes(mss, i)}.build())
 	}
 	return packets
 }
 
 func TestSplittingAndCoalescingAllocateNothing(t *testing.T) {
-	super := spec{tcp: true, options: timestamps, payload: bytesOf(45*mss, 0)}.build()
+	super := spec{tcp: true, options: timestamps, payload: patternBytes(45*mss, 0)}.build()
 	batch := packet.NewBatch(45, 1500)
-	c := coalescer{udp: true}
+	c := coalescer{uso: true}
 	if allocs := testing.AllocsPerRun(100, func() {
 		var s splitter
 		s.start(super, mss)

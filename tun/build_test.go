@@ -84,7 +84,7 @@ func (s spec) build() []byte {
 	binary.BigEndian.PutUint16(t[at:], 0)
 	sum := slowPseudo(p, start)
 	if !s.partial {
-		sum = ^slowAdd(sum, t)
+		sum = ^slowSum(sum, t)
 		if sum == 0 && !s.tcp {
 			sum = 0xffff
 		}
@@ -98,11 +98,11 @@ func (s spec) build() []byte {
 func slowPseudo(p []byte, start int) uint16 {
 	pseudo := append([]byte(nil), p[12:20]...)
 	pseudo = append(pseudo, 0, p[9])
-	return slowAdd(0, binary.BigEndian.AppendUint16(pseudo, uint16(len(p)-start)))
+	return slowSum(0, binary.BigEndian.AppendUint16(pseudo, uint16(len(p)-start)))
 }
 
-// slowAdd is the one's complement sum of sum and b, word by word.
-func slowAdd(sum uint16, b []byte) uint16 {
+// slowSum is the one's complement sum of sum and b, word by word.
+func slowSum(sum uint16, b []byte) uint16 {
 	for i := 0; i < len(b); i += 2 {
 		word := uint16(b[i]) << 8
 		if i+1 < len(b) {
@@ -117,17 +117,17 @@ func slowAdd(sum uint16, b []byte) uint16 {
 	return sum
 }
 
-// slowSound says whether lengths and checksums of p are right.
-func slowSound(p []byte) bool {
+// slowValid says whether lengths and checksums of p are right.
+func slowValid(p []byte) bool {
 	start := int(p[0]&15) * 4
-	if int(binary.BigEndian.Uint16(p[2:])) != len(p) || slowAdd(0, p[:start]) != 0xffff {
+	if int(binary.BigEndian.Uint16(p[2:])) != len(p) || slowSum(0, p[:start]) != 0xffff {
 		return false
 	}
-	return slowAdd(slowPseudo(p, start), p[start:]) == 0xffff
+	return slowSum(slowPseudo(p, start), p[start:]) == 0xffff
 }
 
-// bytesOf is a payload of n bytes that differ from each other.
-func bytesOf(n, from int) []byte {
+// patternBytes is a payload of n bytes that differ from each other.
+func patternBytes(n, from int) []byte {
 	b := make([]byte, n)
 	for i := range b {
 		b[i] = byte((from+i)*7 + (from+i)>>8)
@@ -172,8 +172,8 @@ func writeAll(t testing.TB, c *coalescer, batch []*packet.Buffer) (out []written
 	return out
 }
 
-// cut are the segments of a superpacket.
-func cut(t testing.TB, p []byte, size int) (segments [][]byte) {
+// splitAll are the segments of a superpacket.
+func splitAll(t testing.TB, p []byte, size int) (segments [][]byte) {
 	t.Helper()
 	var s splitter
 	if !s.start(p, size) {

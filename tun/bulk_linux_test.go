@@ -86,7 +86,7 @@ func transfer(t testing.TB, a, b *netlab.NS, address string, n int) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	want := bytesOf(1<<20, 0)
+	want := patternBytes(1<<20, 0)
 	got := make(chan error, 1)
 	go func() {
 		c, err := l.Accept()
@@ -134,7 +134,7 @@ func TestBulkTCPCrosses(t *testing.T) {
 				mu.Lock() // several queues
 				defer mu.Unlock()
 				for _, p := range batch {
-					if p.Len() > 1500 || !slowSound(p.Bytes()) {
+					if p.Len() > 1500 || !slowValid(p.Bytes()) {
 						t.Errorf("%d bytes: %x", p.Len(), p.Bytes()[:min(p.Len(), 60)])
 					}
 				}
@@ -156,16 +156,16 @@ func TestDatagramsKeepTheirBoundaries(t *testing.T) {
 		if i%10 == 9 {
 			size = 50 + i
 		}
-		packets = append(packets, spec{id: uint16(i), payload: bytesOf(size, i)}.build())
+		packets = append(packets, spec{id: uint16(i), payload: patternBytes(size, i)}.build())
 	}
-	super := spec{payload: bytesOf(5000, 0), partial: true}.build()
+	super := spec{payload: patternBytes(5000, 0), partial: true}.build()
 	batch := buffers(append(packets, super)...)
 	batch[100].Offload = packet.Offload{Checksum: packet.ChecksumPartial, SegmentSize: 1000}
 	if n, err := d.Queues()[0].Write(batch); n != len(batch) || err != nil {
 		t.Fatalf("Write: %d, %v", n, err)
 	}
 	for i := range 5 {
-		packets = append(packets, spec{payload: bytesOf(5000, 0)[i*1000 : (i+1)*1000]}.build())
+		packets = append(packets, spec{payload: patternBytes(5000, 0)[i*1000 : (i+1)*1000]}.build())
 	}
 	got := make([]byte, 2000)
 	c.SetReadDeadline(time.Now().Add(10 * time.Second))
@@ -183,8 +183,8 @@ func TestAUDPSuperpacketIsSplitWhereTheKernelTakesNone(t *testing.T) {
 	d := openIn(t, ns, Options{}).(*device)
 	c := dialIn(t, ns, "10.9.0.1:40000", "10.9.0.2:5201")
 	q := d.Queues()[0].(*queue)
-	q.writer.coalescer.udp = false
-	batch := buffers(spec{payload: bytesOf(2500, 0), partial: true}.build())
+	q.writer.coalescer.uso = false
+	batch := buffers(spec{payload: patternBytes(2500, 0), partial: true}.build())
 	batch[0].Offload = packet.Offload{Checksum: packet.ChecksumPartial, SegmentSize: 1000}
 	if n, err := q.Write(batch); n != 1 || err != nil {
 		t.Fatalf("Write: %d, %v", n, err)
@@ -199,7 +199,7 @@ func TestAUDPSuperpacketIsSplitWhereTheKernelTakesNone(t *testing.T) {
 		}
 		got = append(got, buf[:n]...)
 	}
-	if !bytes.Equal(got, bytesOf(2500, 0)) {
+	if !bytes.Equal(got, patternBytes(2500, 0)) {
 		t.Error("other bytes arrived")
 	}
 }
@@ -215,7 +215,7 @@ func TestUDPSegmentationIsLeftToUs(t *testing.T) {
 			t.Skipf("this kernel has no UDP_SEGMENT: %v", err)
 		}
 	})
-	want := bytesOf(9500, 0)
+	want := patternBytes(9500, 0)
 	if _, err := c.Write(want); err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +227,7 @@ func TestUDPSegmentationIsLeftToUs(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, b := range batch[:n] {
-			if !slowSound(b.Bytes()) {
+			if !slowValid(b.Bytes()) {
 				t.Errorf("unsound: %x", b.Bytes())
 			}
 			got = append(got, b.Bytes()[28:]...)
@@ -242,7 +242,7 @@ func TestWritingIntoADownInterfaceIsAnErrorNotTheEnd(t *testing.T) {
 	ns := netlab.New(t)
 	d := openIn(t, ns, Options{})
 	ns.Run("ip", "link", "set", d.Name(), "down")
-	batch := buffers(spec{payload: bytesOf(10, 0)}.build())
+	batch := buffers(spec{payload: patternBytes(10, 0)}.build())
 	if n, err := d.Queues()[0].Write(batch); n != 0 || err == nil {
 		t.Errorf("Write: %d, %v", n, err)
 	}
@@ -257,9 +257,9 @@ func TestAQueueAllocatesNothing(t *testing.T) {
 	d := openIn(t, ns, Options{})
 	c := dialIn(t, ns, "10.9.0.1:7000", "10.9.0.2:7001")
 	q := d.Queues()[0]
-	in := buffers(run(40, 1000, nil)...)
+	in := buffers(tcpSegments(40, 1000, nil)...)
 	out := packet.NewBatch(8, 1500)
-	message := bytesOf(1000, 0)
+	message := patternBytes(1000, 0)
 	if allocs := testing.AllocsPerRun(100, func() {
 		if n, err := q.Write(in); n != len(in) || err != nil {
 			t.Errorf("Write: %d, %v", n, err)
@@ -276,7 +276,7 @@ func TestAQueueAllocatesNothing(t *testing.T) {
 // BenchmarkQueueWrite is the whole way into the host's stack, which drops the
 // packets for want of a route.
 func BenchmarkQueueWrite(b *testing.B) {
-	for name, packets := range map[string][][]byte{"tcp": run(45, mss, nil), "acks": run(45, 0, nil)} {
+	for name, packets := range map[string][][]byte{"tcp": tcpSegments(45, mss, nil), "acks": tcpSegments(45, 0, nil)} {
 		b.Run(name, func(b *testing.B) {
 			ns := netlab.New(b)
 			d := openIn(b, ns, Options{})

@@ -8,55 +8,54 @@ import (
 )
 
 const (
-	// openOutputs is how many flows of one batch can be coalesced at a time.
-	openOutputs = 16
-	// maxTCPSegments and maxUDPSegments bound what is coalesced into one: the
-	// first by the parts that writev takes (UIO_MAXIOV is 1024), the second as
-	// the kernel does (UDP_GRO_CNT_MAX, udp_offload.c).
+	// maxOpenFlows is how many flows can be coalesced at a time.
+	maxOpenFlows = 16
+	// maxTCPSegments and maxUDPSegments bound the segments of an output: one iovec each
+	// (UIO_MAXIOV is 1024), and UDP_GRO_CNT_MAX (udp_offload.c).
 	maxTCPSegments = 512
 	maxUDPSegments = 64
 )
 
-// coalescer plans how the packets of a batch are written: each by itself, or
-// in-order segments of a flow as one superpacket. It does by the rules of the
-// kernel's GRO (tcp_gro_receive, udp_gro_receive_segment, inet_gro_receive) what
-// GRO would do if a TUN had it, so that the host's stack is walked once for many
-// segments.
+// coalescer merges in-order segments of a flow within a batch into superpackets, by the
+// rules of the kernel's GRO (tcp_gro_receive, udp_gro_receive_segment, inet_gro_receive), so
+// that the host's stack is traversed once for many segments. TUN has no GRO of its own for
+// writes.
 //
-// Packets of a flow never overtake each other. An output stands where its first
-// packet stood, and takes no more packets once one of its flow came that could
-// not be added. Packets of different flows may be reordered.
+// Packets of a flow are never reordered: an output is written in the place of its first
+// packet, and is closed by the first packet of its flow that cannot be merged. Packets of
+// different flows may be reordered.
 type coalescer struct {
-	// udp says that the kernel takes UDP superpackets.
-	udp bool
+	// uso reports that the kernel accepts UDP superpackets.
+	uso bool
 
 	outputs []output
-	// next[i] is the packet of the batch that follows packet i in its output, or
+	// next[i] is the index in the batch of the packet after packet i in its output, or
 	// none.
 	next []int32
-	// open are the outputs that may still grow, at most one for each flow.
-	open  [openOutputs]openFlow
-	nopen int
-	evict int // which one makes room for another when open is full
+	// open[:openCount] are the flows whose output can still grow, each at most once.
+	open      [maxOpenFlows]openFlow
+	openCount int
+	evict     int // the last slot of open that was replaced, round robin
 }
 
-// none is no packet, no flow.
+// none is the index of no packet, and of no flow.
 const none = -1
 
-// output is one packet as it is written: one of the batch, or several.
+// output is one packet to be written, with packets of the batch by index.
 type output struct {
-	transport transport // of the head; its payload is 0 if it has none that is sound
-	head      int32     // the first packet, its headers those of the output
-	tail      int32     // the last one
+	transport transport // of the head; zero if that is not well-formed TCP or UDP
+	head      int32     // the first packet, whose headers the output has
+	tail      int32     // the last packet
 	count     int32
-	length    int    // of the whole, in bytes
-	size      int    // payload of each segment but the last
-	seq       uint32 // TCP sequence number that may follow
-	id        uint16 // IP ID that may follow
-	sound     bool   // the head's checksums were found right
+	length    int    // in bytes, headers included
+	gsoSize   int    // payload of each segment but the last
+	seq       uint32 // TCP sequence number of the next segment
+	id        uint16 // IP ID of the next segment
+	verified  bool   // the head's checksums are correct
 }
 
-// openFlow is a flow and the index of its output.
+// openFlow is an open flow and the index of its output. Addresses and ports are as on the
+// wire, source first.
 type openFlow struct {
 	addresses uint64
 	ports     uint32
@@ -64,9 +63,9 @@ type openFlow struct {
 	output    int32
 }
 
-// plan fills outputs with how to write batch.
+// plan fills c.outputs, in the order to write them in. They refer to batch by index.
 func (c *coalescer) plan(batch []*packet.Buffer) {
-	c.outputs, c.nopen = c.outputs[:0], 0
+	c.outputs, c.openCount = c.outputs[:0], 0
 	if len(c.next) < len(batch) {
 		c.next = make([]int32, len(batch))
 		c.outputs = make([]output, 0, len(batch))
@@ -80,7 +79,7 @@ func (c *coalescer) plan(batch []*packet.Buffer) {
 		case !ok:
 			t = transport{}
 			c.closeAddresses(p)
-		case t.start != ipHeader: // GRO leaves IP options alone, and so do we
+		case t.start != ipHeader: // like GRO, don't merge packets with IP options
 			c.closeAddresses(p)
 		default:
 			flow = openFlow{
@@ -91,13 +90,13 @@ func (c *coalescer) plan(batch []*packet.Buffer) {
 			if at = c.find(&flow); at != none && c.add(batch, at, i, &t) {
 				continue
 			}
-			grows = b.SegmentSize == 0 && c.canGrow(p, &t)
+			grows = b.SegmentSize == 0 && c.mergeable(p, &t)
 		}
 		o := output{transport: t, head: int32(i), tail: int32(i), count: 1, length: len(p)}
 		c.next[i] = none
 		if grows {
 			o.expect(p, &t)
-			o.size = len(p) - t.payload
+			o.gsoSize = len(p) - t.payload
 			flow.output = int32(len(c.outputs))
 			c.put(at, &flow)
 		} else if at != none {
@@ -107,25 +106,24 @@ func (c *coalescer) plan(batch []*packet.Buffer) {
 	}
 }
 
-// add puts packet i of the batch, which has the transport t, behind an output of
-// its flow. If it is false the packet is to stand by itself, and nothing is to
-// be added to that output any more.
+// add merges packet i of the batch, with layout t, into the output of open flow at. If it
+// returns false, that flow must be closed or replaced.
 func (c *coalescer) add(batch []*packet.Buffer, at, i int, t *transport) bool {
 	o := &c.outputs[c.open[at].output]
 	b, head := batch[i], batch[o.head]
 	p := b.Bytes()
-	if b.SegmentSize != 0 || !o.mayFollow(head.Bytes(), p, t) {
+	if b.SegmentSize != 0 || !o.canMerge(head.Bytes(), p, t) {
 		return false
 	}
-	// Last, because it is what costs: nothing is verified but what is coalesced.
-	// The kernel will take our word for what is.
-	if !o.sound {
-		if !o.transport.sound(head) {
+	// The kernel trusts the checksums of a superpacket, so verify them; last, because
+	// only that is expensive.
+	if !o.verified {
+		if !o.transport.checksumsValid(head) {
 			return false
 		}
-		o.sound = true
+		o.verified = true
 	}
-	if !t.sound(b) {
+	if !t.checksumsValid(b) {
 		return false
 	}
 	c.next[o.tail], c.next[i] = int32(i), none
@@ -133,13 +131,13 @@ func (c *coalescer) add(batch []*packet.Buffer, at, i int, t *transport) bool {
 	o.count++
 	o.length += len(p) - t.payload
 	o.expect(p, t)
-	if len(p)-t.payload < o.size || o.full() || t.protocol == protocolTCP && p[ipHeader+tcpFlags]&(flagPSH|flagFIN) != 0 {
+	if len(p)-t.payload < o.gsoSize || o.full() || t.protocol == protocolTCP && p[ipHeader+tcpFlags]&(flagPSH|flagFIN) != 0 {
 		c.close(at)
 	}
 	return true
 }
 
-// expect notes what the headers of a packet behind p must say.
+// expect sets the ID and sequence number that must follow p.
 func (o *output) expect(p []byte, t *transport) {
 	o.id = binary.BigEndian.Uint16(p[ipID:]) + 1
 	if t.protocol == protocolTCP {
@@ -154,40 +152,39 @@ func (o *output) full() bool {
 	return o.count >= maxTCPSegments
 }
 
-// canGrow reports whether something may be added to p: it has payload, and is
-// not the last of a run.
-func (c *coalescer) canGrow(p []byte, t *transport) bool {
+// mergeable reports whether p may be the head of an output: it has payload, and no flag
+// that ends one.
+func (c *coalescer) mergeable(p []byte, t *transport) bool {
 	if len(p) == t.payload {
 		return false
 	}
 	if t.protocol == protocolUDP {
-		return c.udp
+		return c.uso
 	}
-	// PSH and FIN end a run; SYN, RST, URG and CWR are never part of one.
+	// PSH and FIN end an output; SYN, RST, URG and CWR are never merged.
 	return p[ipHeader+tcpFlags]&^flagECE == flagACK
 }
 
-// mayFollow reports whether p can be the next segment of an output that starts
-// with head, so that cutting it up again gives back both. Checksums aside.
-func (o *output) mayFollow(head, p []byte, t *transport) bool {
+// canMerge reports whether splitting the output, whose first packet is head, would restore p
+// as its next segment. It does not verify checksums.
+func (o *output) canMerge(head, p []byte, t *transport) bool {
 	n := len(p) - t.payload
-	if n == 0 || n > o.size || t.payload != o.transport.payload || o.length+n > packet.MaxSize {
+	if n == 0 || n > o.gsoSize || t.payload != o.transport.payload || o.length+n > packet.MaxSize {
 		return false
 	}
-	// TOS with its ECN mark, DF, TTL; the other flags are 0, as is the offset.
+	// TOS (DSCP and ECN), DF, TTL; parseTransport excluded fragments.
 	if head[1] != p[1] || head[ipFragment] != p[ipFragment] || head[ipTTL] != p[ipTTL] {
 		return false
 	}
-	// Without DF the receiver may need the ID to reassemble fragments; with it
-	// the ID means nothing (RFC 6864, section 4.1).
+	// Without DF the ID may be needed for reassembly. With DF the datagram is atomic and
+	// its ID meaningless (RFC 6864, section 4.1).
 	if p[ipFragment]&dontFragment == 0 && binary.BigEndian.Uint16(p[ipID:]) != o.id {
 		return false
 	}
 	if t.protocol == protocolUDP {
 		return true
 	}
-	// The same ACK number, window and urgent pointer, and the same options; only
-	// the last segment may have PSH or FIN, and an output that has stays closed.
+	// Only the last segment may have PSH or FIN: add closes the flow then.
 	a, b := head[ipHeader:t.payload], p[ipHeader:t.payload]
 	return binary.BigEndian.Uint32(b[tcpSeq:]) == o.seq &&
 		binary.NativeEndian.Uint32(a[tcpAck:]) == binary.NativeEndian.Uint32(b[tcpAck:]) &&
@@ -198,29 +195,29 @@ func (o *output) mayFollow(head, p []byte, t *transport) bool {
 		bytes.Equal(a[tcpHeader:], b[tcpHeader:])
 }
 
-// header makes the head of an output ready to be written, followed by the
-// payloads of the others, and returns what stands in front of it.
+// header prepares the head of an output to be written, followed by the payloads of the
+// others, and returns the vnetHeader to go before it. It changes the head's headers.
 func (c *coalescer) header(batch []*packet.Buffer, o *output) vnetHeader {
 	b, t := batch[o.head], &o.transport
 	p := b.Bytes()
 	switch {
-	case t.payload == 0: // nothing that the kernel could help with
+	case t.payload == 0: // not TCP or UDP: nothing to offload
 		return vnetHeader{}
 	case o.count > 1:
 		if t.protocol == protocolTCP {
 			p[t.start+tcpFlags] |= batch[o.tail].Bytes()[t.start+tcpFlags] & (flagPSH | flagFIN)
 		}
 		t.putLengths(p, o.length)
-		return t.partial(p, o.length, o.size)
+		return t.offloadHeader(p, o.length, o.gsoSize)
 	case b.SegmentSize != 0 || b.Checksum == packet.ChecksumPartial:
-		return t.partial(p, len(p), int(b.SegmentSize))
+		return t.offloadHeader(p, len(p), int(b.SegmentSize))
 	}
 	return vnetHeader{}
 }
 
-// find is the index in open of a flow, or none.
+// find returns the index of flow in open, or none.
 func (c *coalescer) find(flow *openFlow) int {
-	for i := range c.open[:c.nopen] {
+	for i := range c.open[:c.openCount] {
 		f := &c.open[i]
 		if f.ports == flow.ports && f.addresses == flow.addresses && f.protocol == flow.protocol {
 			return i
@@ -229,13 +226,13 @@ func (c *coalescer) find(flow *openFlow) int {
 	return none
 }
 
-// put makes flow an open one, in the place of an older one of the same flow if
-// there is any.
+// put opens flow in slot at or, if at is none, in a free slot, evicting another flow if
+// there is none.
 func (c *coalescer) put(at int, flow *openFlow) {
 	if at == none {
-		if c.nopen < len(c.open) {
-			at = c.nopen
-			c.nopen++
+		if c.openCount < len(c.open) {
+			at = c.openCount
+			c.openCount++
 		} else {
 			c.evict = (c.evict + 1) % len(c.open)
 			at = c.evict
@@ -245,18 +242,18 @@ func (c *coalescer) put(at int, flow *openFlow) {
 }
 
 func (c *coalescer) close(at int) {
-	c.nopen--
-	c.open[at] = c.open[c.nopen]
+	c.openCount--
+	c.open[at] = c.open[c.openCount]
 }
 
-// closeAddresses closes all flows between the two addresses of p, which may be
-// of any of them: a fragment, or one with IP options.
+// closeAddresses closes all flows of p's protocol between p's addresses. It is for packets
+// whose flow is not known: fragments, malformed packets and those with IP options.
 func (c *coalescer) closeAddresses(p []byte) {
 	if len(p) < ipHeader {
 		return
 	}
 	addresses := binary.NativeEndian.Uint64(p[ipSource:])
-	for i := c.nopen - 1; i >= 0; i-- {
+	for i := c.openCount - 1; i >= 0; i-- {
 		if f := &c.open[i]; f.addresses == addresses && f.protocol == p[ipProtocol] {
 			c.close(i)
 		}

@@ -10,11 +10,11 @@ import (
 	"ipipd/internal/packet"
 )
 
-// run is n segments of one TCP flow in order, of size bytes each.
-func run(n, size int, change func(i int, s *spec)) (packets [][]byte) {
+// tcpSegments is n segments of one TCP flow in order, of size bytes each.
+func tcpSegments(n, size int, change func(i int, s *spec)) (packets [][]byte) {
 	for i := range n {
 		s := spec{tcp: true, df: true, id: uint16(100 + i), seq: uint32(1000 + i*size), ack: 7, window: 500,
-			options: timestamps, payload: bytesOf(size, i*size)}
+			options: timestamps, payload: patternBytes(size, i*size)}
 		if change != nil {
 			change(i, &s)
 		}
@@ -26,14 +26,14 @@ func run(n, size int, change func(i int, s *spec)) (packets [][]byte) {
 // groups is which packets of a batch were written together.
 func groups(t testing.TB, batch []*packet.Buffer) (groups [][]int) {
 	t.Helper()
-	for _, w := range writeAll(t, &coalescer{udp: true}, batch) {
+	for _, w := range writeAll(t, &coalescer{uso: true}, batch) {
 		groups = append(groups, w.packets)
 	}
 	return groups
 }
 
 func TestSegmentsOfAFlowAreWrittenAsOne(t *testing.T) {
-	packets := run(5, 1000, func(i int, s *spec) {
+	packets := tcpSegments(5, 1000, func(i int, s *spec) {
 		if i == 4 {
 			s.payload, s.flags = s.payload[:300], flagACK|flagPSH
 		}
@@ -47,13 +47,13 @@ func TestSegmentsOfAFlowAreWrittenAsOne(t *testing.T) {
 		t.Errorf("header %+v, want %+v", out[0].header, want)
 	}
 	super := out[0].bytes
-	if slowAdd(0, super[:20]) != 0xffff || int(binary.BigEndian.Uint16(super[2:])) != 52+4300 {
+	if slowSum(0, super[:20]) != 0xffff || int(binary.BigEndian.Uint16(super[2:])) != 52+4300 {
 		t.Errorf("IP header: %x", super[:20])
 	}
 	if got, want := binary.BigEndian.Uint16(super[36:]), slowPseudo(super, 20); got != want {
 		t.Errorf("checksum field %#04x, want the pseudo-header's sum %#04x", got, want)
 	}
-	if diff := cmp.Diff(packets, cut(t, super, 1000)); diff != "" {
+	if diff := cmp.Diff(packets, splitAll(t, super, 1000)); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -61,9 +61,9 @@ func TestSegmentsOfAFlowAreWrittenAsOne(t *testing.T) {
 func TestDatagramsOfAFlowAreWrittenAsOne(t *testing.T) {
 	var packets [][]byte
 	for i := range 70 {
-		packets = append(packets, spec{id: uint16(i), payload: bytesOf(64, i)}.build())
+		packets = append(packets, spec{id: uint16(i), payload: patternBytes(64, i)}.build())
 	}
-	out := writeAll(t, &coalescer{udp: true}, buffers(packets...))
+	out := writeAll(t, &coalescer{uso: true}, buffers(packets...))
 	if len(out) != 2 || len(out[0].packets) != maxUDPSegments {
 		t.Fatalf("%d outputs, the first of %d", len(out), len(out[0].packets))
 	}
@@ -71,7 +71,7 @@ func TestDatagramsOfAFlowAreWrittenAsOne(t *testing.T) {
 	if out[0].header != want {
 		t.Errorf("header %+v, want %+v", out[0].header, want)
 	}
-	got := append(cut(t, out[0].bytes, 64), cut(t, out[1].bytes, 64)...)
+	got := append(splitAll(t, out[0].bytes, 64), splitAll(t, out[1].bytes, 64)...)
 	if diff := cmp.Diff(packets, got); diff != "" {
 		t.Error(diff)
 	}
@@ -100,7 +100,7 @@ func TestOnlyWhatCanBeCutUpAgainIsCoalesced(t *testing.T) {
 		{"window", func(s *spec) { s.window++ }, apart},
 		{"options", func(s *spec) { s.options = append(bytes.Clone(timestamps[:11]), 9) }, apart},
 		{"no options", func(s *spec) { s.options = nil }, apart},
-		{"longer", func(s *spec) { s.payload = bytesOf(1001, 0) }, apart},
+		{"longer", func(s *spec) { s.payload = patternBytes(1001, 0) }, apart},
 		{"shorter", func(s *spec) { s.payload = s.payload[:999] }, [][]int{{0, 1, 2}, {3}}},
 		{"no payload", func(s *spec) { s.payload = nil }, apart},
 		{"PSH", func(s *spec) { s.flags = flagACK | flagPSH }, [][]int{{0, 1, 2}, {3}}},
@@ -118,7 +118,7 @@ func TestOnlyWhatCanBeCutUpAgainIsCoalesced(t *testing.T) {
 		{"other source port", func(s *spec) { s.ports[0] = 9 }, apart},
 		{"other destination port", func(s *spec) { s.ports[1] = 9 }, apart},
 	} {
-		packets := run(4, 1000, func(i int, s *spec) {
+		packets := tcpSegments(4, 1000, func(i int, s *spec) {
 			if i == 2 {
 				c.change(s)
 			}
@@ -133,7 +133,7 @@ func TestOnlyWhatCanBeCutUpAgainIsCoalesced(t *testing.T) {
 func TestChecksumsAreVerifiedBeforeCoalescing(t *testing.T) {
 	for name, at := range map[string]int{"TTL of the header": 8, "payload": 600, "checksum": 36} {
 		for wrong := range 3 {
-			packets := run(3, 1000, nil)
+			packets := tcpSegments(3, 1000, nil)
 			packets[wrong][at] ^= 0x10
 			before := bytes.Clone(packets[wrong])
 			for _, w := range writeAll(t, &coalescer{}, buffers(packets...)) {
@@ -148,14 +148,14 @@ func TestChecksumsAreVerifiedBeforeCoalescing(t *testing.T) {
 }
 
 func TestWhatIsKnownOfAChecksumIsNotComputedAgain(t *testing.T) {
-	packets := run(3, 1000, nil)
+	packets := tcpSegments(3, 1000, nil)
 	packets[1][600]++
 	batch := buffers(packets...)
 	batch[1].Checksum = packet.ChecksumValid
 	if got := groups(t, batch); len(got) != 1 {
 		t.Errorf("a valid one: %v", got)
 	}
-	packets = run(3, 1000, func(_ int, s *spec) { s.partial = true })
+	packets = tcpSegments(3, 1000, func(_ int, s *spec) { s.partial = true })
 	batch = buffers(packets...)
 	for _, b := range batch {
 		b.Checksum = packet.ChecksumPartial
@@ -168,11 +168,11 @@ func TestWhatIsKnownOfAChecksumIsNotComputedAgain(t *testing.T) {
 func TestADatagramWithoutAChecksumStandsByItself(t *testing.T) {
 	var packets [][]byte
 	for i := range 3 {
-		p := spec{id: uint16(i), payload: bytesOf(64, i)}.build()
+		p := spec{id: uint16(i), payload: patternBytes(64, i)}.build()
 		p[26], p[27] = 0, 0
 		packets = append(packets, p)
 	}
-	for _, w := range writeAll(t, &coalescer{udp: true}, buffers(packets...)) {
+	for _, w := range writeAll(t, &coalescer{uso: true}, buffers(packets...)) {
 		if len(w.packets) != 1 || w.header != (vnetHeader{}) || w.bytes[26]|w.bytes[27] != 0 {
 			t.Errorf("%v: %+v %x", w.packets, w.header, w.bytes)
 		}
@@ -181,7 +181,7 @@ func TestADatagramWithoutAChecksumStandsByItself(t *testing.T) {
 
 func TestWithoutDFTheIDMustCountUp(t *testing.T) {
 	for df, want := range map[bool][][]int{true: {{0, 1, 2}}, false: {{0, 1}, {2}}} {
-		packets := run(3, 100, func(i int, s *spec) {
+		packets := tcpSegments(3, 100, func(i int, s *spec) {
 			if s.df = df; i == 2 {
 				s.id = 0
 			}
@@ -193,11 +193,11 @@ func TestWithoutDFTheIDMustCountUp(t *testing.T) {
 }
 
 func TestInterleavedFlowsAreCoalescedApart(t *testing.T) {
-	const flows = openOutputs
+	const flows = maxOpenFlows
 	var packets [][]byte
 	for i := range 4 {
 		for flow := range flows {
-			s := spec{tcp: true, df: true, flow: byte(flow), seq: uint32(i * 100), payload: bytesOf(100, i)}
+			s := spec{tcp: true, df: true, flow: byte(flow), seq: uint32(i * 100), payload: patternBytes(100, i)}
 			packets = append(packets, s.build())
 		}
 	}
@@ -223,7 +223,7 @@ func TestDatagramsOfOtherFlowsAreNotMixedIn(t *testing.T) {
 			if i%2 != 0 {
 				s = other
 			}
-			s.df, s.payload = true, bytesOf(100, i)
+			s.df, s.payload = true, patternBytes(100, i)
 			packets = append(packets, s.build())
 		}
 		if diff := cmp.Diff([][]int{{0, 2, 4}, {1, 3, 5}}, groups(t, buffers(packets...))); diff != "" {
@@ -233,7 +233,7 @@ func TestDatagramsOfOtherFlowsAreNotMixedIn(t *testing.T) {
 }
 
 func TestAFragmentOfAFlowIsNotOvertaken(t *testing.T) {
-	packets := run(4, 100, nil)
+	packets := tcpSegments(4, 100, nil)
 	fragment := bytes.Clone(packets[3])
 	binary.BigEndian.PutUint16(fragment[6:], 0x2000)
 	late := bytes.Clone(packets[3])
@@ -252,12 +252,12 @@ func TestAFragmentOfAFlowIsNotOvertaken(t *testing.T) {
 }
 
 func TestNothingGrowsBeyondAnIPv4Packet(t *testing.T) {
-	for _, w := range writeAll(t, &coalescer{}, buffers(run(70, 1428, nil)...)) {
+	for _, w := range writeAll(t, &coalescer{}, buffers(tcpSegments(70, 1428, nil)...)) {
 		if len(w.bytes) > packet.MaxSize {
 			t.Errorf("%d bytes", len(w.bytes))
 		}
 	}
-	for _, w := range writeAll(t, &coalescer{}, buffers(run(2*maxTCPSegments, 1, nil)...)) {
+	for _, w := range writeAll(t, &coalescer{}, buffers(tcpSegments(2*maxTCPSegments, 1, nil)...)) {
 		if len(w.packets) != maxTCPSegments {
 			t.Errorf("%d packets", len(w.packets))
 		}
@@ -265,8 +265,8 @@ func TestNothingGrowsBeyondAnIPv4Packet(t *testing.T) {
 }
 
 func TestSuperpacketsAreWrittenWithTheirMetadata(t *testing.T) {
-	tcp := spec{tcp: true, options: timestamps, payload: bytesOf(4000, 0), partial: true}
-	udp := spec{payload: bytesOf(4000, 0), partial: true}
+	tcp := spec{tcp: true, options: timestamps, payload: patternBytes(4000, 0), partial: true}
+	udp := spec{payload: patternBytes(4000, 0), partial: true}
 	cwr := tcp
 	cwr.flags = flagACK | flagCWR
 	options := tcp
@@ -288,7 +288,7 @@ func TestSuperpacketsAreWrittenWithTheirMetadata(t *testing.T) {
 		p := c.spec.build()
 		batch := buffers(p)
 		batch[0].Checksum, batch[0].SegmentSize = packet.ChecksumPartial, c.size
-		out := writeAll(t, &coalescer{udp: true}, batch)
+		out := writeAll(t, &coalescer{uso: true}, batch)
 		if len(out) != 1 || out[0].header != c.want || !bytes.Equal(out[0].bytes, p) {
 			t.Errorf("%s: %+v, want %+v", c.name, out[0].header, c.want)
 		}
@@ -296,7 +296,7 @@ func TestSuperpacketsAreWrittenWithTheirMetadata(t *testing.T) {
 }
 
 func TestASuperpacketIsNotOvertaken(t *testing.T) {
-	packets := run(5, 1000, nil)
+	packets := tcpSegments(5, 1000, nil)
 	batch := buffers(packets...)
 	batch[2].Checksum, batch[2].SegmentSize = packet.ChecksumPartial, 500
 	if diff := cmp.Diff([][]int{{0, 1}, {2}, {3, 4}}, groups(t, batch)); diff != "" {
@@ -320,12 +320,12 @@ func FuzzCoalesce(f *testing.F) {
 			s := &states[op[0]&7]
 			s.flow, s.tcp, s.df = op[0]&3, op[0]&4 == 0, op[0]&8 != 0
 			s.flags, s.ipOption, s.tos = flagACK, nil, 0
-			s.payload = bytesOf(100, int(s.seq))
+			s.payload = patternBytes(100, int(s.seq))
 			switch op[1] & 15 { // most go on as before
 			case 1:
 				s.flags = op[2]
 			case 2:
-				s.payload = bytesOf(int(op[2]), int(s.seq))
+				s.payload = patternBytes(int(op[2]), int(s.seq))
 			case 3:
 				s.seq += uint32(op[2])
 			case 4:
@@ -346,7 +346,7 @@ func FuzzCoalesce(f *testing.F) {
 			packets = append(packets, p)
 		}
 		var (
-			c    = coalescer{udp: true}
+			c    = coalescer{uso: true}
 			seen = make([]bool, len(packets))
 			last = map[string]int{}
 		)
@@ -368,13 +368,13 @@ func FuzzCoalesce(f *testing.F) {
 				}
 				continue
 			}
-			segments := cut(t, w.bytes, int(w.header.gsoSize))
+			segments := splitAll(t, w.bytes, int(w.header.gsoSize))
 			if len(segments) != len(w.packets) {
 				t.Fatalf("%d packets became %d segments", len(w.packets), len(segments))
 			}
 			for j, i := range w.packets {
 				want := packets[i]
-				if !slowSound(want) {
+				if !slowValid(want) {
 					t.Fatalf("an unsound packet was coalesced: %x", want)
 				}
 				if want[6]&dontFragment != 0 { // the ID means nothing

@@ -84,7 +84,7 @@ func open(o Options) (_ *device, err error) {
 		flags |= unix.IFF_MULTI_QUEUE
 	}
 	var name string
-	err = eachName(o.Name, isTaken, func(try string) error {
+	err = tryNames(o.Name, isTaken, func(try string) error {
 		name = try
 		// IFF_TUN_EXCL: fail rather than attach to a TUN that is already there.
 		return attach(first, try, flags|unix.IFF_TUN_EXCL)
@@ -150,8 +150,8 @@ func attach(fd int, name string, flags uint16) error {
 	return os.NewSyscallError("ioctl TUNSETIFF "+name, unix.IoctlIfreq(fd, unix.TUNSETIFF, ifreq))
 }
 
-// claimable makes an interface of that name, and takes it away again.
-func claimable(name string) error {
+// probeName makes an interface of that name, and takes it away again.
+func probeName(name string) error {
 	fd, err := unix.Open(cloneDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("open "+cloneDevice, err)
@@ -166,8 +166,8 @@ func isTaken(err error) bool { return errors.Is(err, unix.EBUSY) || errors.Is(er
 
 // offload is what a device does for us beyond single packets.
 type offload struct {
-	// writeUDP: it takes UDP superpackets.
-	writeUDP bool
+	// uso: it takes UDP superpackets.
+	uso bool
 }
 
 // setOffload asks the kernel to leave checksums and segmentation to us, as far
@@ -180,7 +180,7 @@ func setOffload(fd int) (o offload, err error) {
 	// The kernel takes these only together, from 6.2 on.
 	const udp = unix.TUN_F_USO4 | unix.TUN_F_USO6
 	if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tcp|udp) == nil {
-		return offload{writeUDP: udpSuperpacketsWork()}, nil
+		return offload{uso: usoWorks()}, nil
 	}
 	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tcp); err != nil && !errors.Is(err, unix.EINVAL) {
 		return o, os.NewSyscallError("ioctl TUNSETOFFLOAD", err)
@@ -188,9 +188,9 @@ func setOffload(fd int) (o offload, err error) {
 	return o, nil
 }
 
-// udpSuperpacketsWork says whether this kernel does the right thing with a UDP
+// usoWorks says whether this kernel does the right thing with a UDP
 // superpacket that it gets from a TUN. Before 6.8.5 it lost or mangled some.
-var udpSuperpacketsWork = sync.OnceValue(func() bool {
+var usoWorks = sync.OnceValue(func() bool {
 	var uname unix.Utsname
 	if unix.Uname(&uname) != nil {
 		return false
@@ -237,12 +237,12 @@ func (d *device) SetMTU(mtu int) error {
 	return d.control.setMTU(d.fds[0], mtu)
 }
 
-func (d *device) SetCarrier(running bool) error {
+func (d *device) SetCarrier(carrier bool) error {
 	defer d.guard.Release()
 	if !d.guard.Acquire() {
 		return os.ErrClosed
 	}
-	return setCarrier(d.fds[0], running)
+	return setCarrier(d.fds[0], carrier)
 }
 
 func (d *device) Close() error {

@@ -35,8 +35,8 @@ func openIn(t testing.TB, ns *netlab.NS, o Options) Device {
 	return d
 }
 
-// bothKinds runs a test with offload and without it.
-func bothKinds(t *testing.T, f func(t *testing.T, o Options)) {
+// eachBackend runs a test with offload and without it.
+func eachBackend(t *testing.T, f func(t *testing.T, o Options)) {
 	t.Run("offload", func(t *testing.T) { f(t, Options{}) })
 	t.Run("water", func(t *testing.T) { f(t, Options{NoOffload: true}) })
 }
@@ -57,7 +57,7 @@ func dialIn(t testing.TB, ns *netlab.NS, local, remote string) *net.UDPConn {
 }
 
 func TestDatagramsCrossBothWays(t *testing.T) {
-	bothKinds(t, func(t *testing.T, o Options) {
+	eachBackend(t, func(t *testing.T, o Options) {
 		ns := netlab.New(t)
 		d := openIn(t, ns, o)
 		c := dialIn(t, ns, "10.9.0.1:7000", "10.9.0.2:7001")
@@ -110,13 +110,13 @@ func checkPacket(t testing.TB, p []byte) {
 	tr, ok := parseTransport(p)
 	b := packet.New(len(p))
 	b.Set(p)
-	if !ok || !tr.sound(b) {
+	if !ok || !tr.checksumsValid(b) {
 		t.Errorf("unsound transport (parsed: %v): %x", ok, p)
 	}
 }
 
 func TestOpenTakesNoInterfaceThatIsThere(t *testing.T) {
-	bothKinds(t, func(t *testing.T, o Options) {
+	eachBackend(t, func(t *testing.T, o Options) {
 		ns := netlab.New(t)
 		first := openIn(t, ns, o)
 		if first.Name() != "ipip1" {
@@ -142,7 +142,7 @@ func TestOpenTakesNoInterfaceThatIsThere(t *testing.T) {
 }
 
 func TestOpenRefusesNamesThatTheKernelWouldChange(t *testing.T) {
-	bothKinds(t, func(t *testing.T, o Options) {
+	eachBackend(t, func(t *testing.T, o Options) {
 		for _, name := range []string{"sixteen-bytes-xx", "a/b", "a b", "tun%d", ".", "..", "a\nb", "x:1", "all", "é"} {
 			o.Name = name
 			if d, err := Open(o); err == nil || !strings.Contains(err.Error(), "not accepted") {
@@ -156,7 +156,7 @@ func TestOpenRefusesNamesThatTheKernelWouldChange(t *testing.T) {
 func TestAQueueIsSharedWithoutWaiting(t *testing.T) {
 	ns := netlab.New(t)
 	d := openIn(t, ns, Options{})
-	q, ok := d.Queues()[0].(SharedQueue)
+	q, ok := d.Queues()[0].(PollableQueue)
 	if !ok {
 		t.Skip("the kernel gave a device without offload")
 	}
@@ -202,7 +202,7 @@ func TestAQueueIsSharedWithoutWaiting(t *testing.T) {
 }
 
 func TestTheInterfaceGoesWithClose(t *testing.T) {
-	bothKinds(t, func(t *testing.T, o Options) {
+	eachBackend(t, func(t *testing.T, o Options) {
 		ns := netlab.New(t)
 		d := openIn(t, ns, o)
 		if err := errors.Join(d.Close(), d.Close()); err != nil {
@@ -274,7 +274,7 @@ func TestReadFailsWhenTheInterfaceIsDeleted(t *testing.T) {
 }
 
 func TestMTUAndCarrierAreTheInterfaces(t *testing.T) {
-	bothKinds(t, func(t *testing.T, o Options) {
+	eachBackend(t, func(t *testing.T, o Options) {
 		ns := netlab.New(t)
 		o.MTU = 1480
 		d := openIn(t, ns, o)
@@ -305,7 +305,7 @@ func TestMTUAndCarrierAreTheInterfaces(t *testing.T) {
 
 // A child must not keep the interface alive.
 func TestChildrenDoNotInheritTheDevice(t *testing.T) {
-	bothKinds(t, func(t *testing.T, o Options) {
+	eachBackend(t, func(t *testing.T, o Options) {
 		openIn(t, netlab.New(t), o)
 		out, err := exec.Command("ls", "-l", "/proc/self/fd").CombinedOutput()
 		if err != nil || bytes.Contains(out, []byte("tun")) {

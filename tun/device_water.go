@@ -43,7 +43,7 @@ func openWater(o Options) (_ Device, err error) {
 	}
 	d := &waterDevice{file: file}
 	d.queue.file = file
-	err = control(file, func(fd int) (err error) {
+	err = withFD(file, func(fd int) (err error) {
 		if d.control, err = openControl(fd, name); err == nil && o.MTU != 0 {
 			err = d.control.setMTU(fd, o.MTU)
 		}
@@ -59,7 +59,7 @@ func openWater(o Options) (_ Device, err error) {
 func openWaterFile(name string) (io.ReadWriteCloser, string, error) {
 	var opened *water.Interface
 	try := func(name string) (err error) {
-		if err := claimable(name); err != nil {
+		if err := probeName(name); err != nil {
 			return err
 		}
 		config := water.Config{DeviceType: water.TUN}
@@ -69,14 +69,14 @@ func openWaterFile(name string) (io.ReadWriteCloser, string, error) {
 	}
 	var err error
 	if runtime.GOOS == "linux" || name != "" {
-		err = eachName(name, isTaken, try)
+		err = tryNames(name, isTaken, try)
 	} else {
 		err = try("") // the system's own choice, utunN
 	}
 	if err != nil {
 		return nil, "", err
 	}
-	err = control(opened.ReadWriteCloser, func(fd int) error {
+	err = withFD(opened.ReadWriteCloser, func(fd int) error {
 		syscall.CloseOnExec(fd)
 		return nil
 	})
@@ -88,7 +88,7 @@ func openWaterFile(name string) (io.ReadWriteCloser, string, error) {
 }
 
 // control calls f with the file descriptor of file, -1 where it has none.
-func control(file io.ReadWriteCloser, f func(fd int) error) error {
+func withFD(file io.ReadWriteCloser, f func(fd int) error) error {
 	conn, ok := file.(syscall.Conn)
 	if !ok {
 		return f(-1)
@@ -121,8 +121,8 @@ func (d *waterDevice) SetMTU(mtu int) error {
 	return d.use(func(fd int) error { return d.control.setMTU(fd, mtu) })
 }
 
-func (d *waterDevice) SetCarrier(running bool) error {
-	return d.use(func(fd int) error { return setCarrier(fd, running) })
+func (d *waterDevice) SetCarrier(carrier bool) error {
+	return d.use(func(fd int) error { return setCarrier(fd, carrier) })
 }
 
 // use calls f with the file descriptor, which is not closed meanwhile.
@@ -132,7 +132,7 @@ func (d *waterDevice) use(f func(fd int) error) error {
 	if d.closed {
 		return os.ErrClosed
 	}
-	return control(d.file, f)
+	return withFD(d.file, f)
 }
 
 func (d *waterDevice) Close() error {
@@ -158,7 +158,7 @@ func (q *waterQueue) Read(batch []*packet.Buffer) (n int, err error) {
 	}
 	b := batch[0]
 	if n, err = q.file.Read(b.Space()); err != nil {
-		return 0, closedOr(err)
+		return 0, asClosed(err)
 	}
 	b.SetLen(n)
 	return 1, nil
@@ -168,7 +168,7 @@ func (q *waterQueue) Write(batch []*packet.Buffer) (n int, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, b := range batch {
-		if e := q.one(b); errors.Is(e, os.ErrClosed) {
+		if e := q.writeOne(b); errors.Is(e, os.ErrClosed) {
 			return n, os.ErrClosed
 		} else if e != nil {
 			err = e
@@ -179,7 +179,7 @@ func (q *waterQueue) Write(batch []*packet.Buffer) (n int, err error) {
 	return n, err
 }
 
-func (q *waterQueue) one(b *packet.Buffer) error {
+func (q *waterQueue) writeOne(b *packet.Buffer) error {
 	p := b.Bytes()
 	if b.SegmentSize != 0 {
 		var s splitter
@@ -188,7 +188,7 @@ func (q *waterQueue) one(b *packet.Buffer) error {
 		}
 		for s.more() {
 			if _, err := q.file.Write(q.scratch[:s.segment(q.scratch[:])]); err != nil {
-				return closedOr(err)
+				return asClosed(err)
 			}
 		}
 		return nil
@@ -199,11 +199,11 @@ func (q *waterQueue) one(b *packet.Buffer) error {
 		}
 	}
 	_, err := q.file.Write(p)
-	return closedOr(err)
+	return asClosed(err)
 }
 
-// closedOr makes the errors that Close causes os.ErrClosed.
-func closedOr(err error) error {
+// asClosed makes the errors that Close causes os.ErrClosed.
+func asClosed(err error) error {
 	if errors.Is(err, os.ErrClosed) || errors.Is(err, io.EOF) {
 		return os.ErrClosed
 	}

@@ -18,14 +18,14 @@ import (
 type interfaceControl struct {
 	name string // that it was made with
 	// fd is an rtnetlink socket in the namespace where the interface was made.
-	fd   int
-	home namespace
-	mu   sync.Mutex // of a request and its answer
+	fd    int
+	netns netnsID
+	mu    sync.Mutex // of a request and its answer
 }
 
-// namespace tells network namespaces apart; the zero value is that of a kernel that
+// netnsID tells network namespaces apart; the zero value is that of a kernel that
 // does not tell where a TUN is (before 5.2).
-type namespace struct{ device, inode uint64 }
+type netnsID struct{ device, inode uint64 }
 
 // openControl is for a TUN just made in the namespace of the calling thread.
 func openControl(tun int, name string) (*interfaceControl, error) {
@@ -34,7 +34,7 @@ func openControl(tun int, name string) (*interfaceControl, error) {
 		return nil, os.NewSyscallError("socket", err)
 	}
 	c := &interfaceControl{fd: fd, name: name}
-	c.home, _ = namespaceOf(tun)
+	c.netns, _ = netnsOf(tun)
 	return c, nil
 }
 
@@ -45,29 +45,29 @@ func (c *interfaceControl) close() error {
 	return os.NewSyscallError("close", unix.Close(c.fd))
 }
 
-// namespaceOf is the network namespace that the interface of a TUN is in.
-func namespaceOf(tun int) (namespace, error) {
+// netnsOf is the network namespace that the interface of a TUN is in.
+func netnsOf(tun int) (netnsID, error) {
 	fd, err := unix.IoctlRetInt(tun, unix.TUNGETDEVNETNS)
 	if err != nil {
-		return namespace{}, os.NewSyscallError("ioctl TUNGETDEVNETNS", err)
+		return netnsID{}, os.NewSyscallError("ioctl TUNGETDEVNETNS", err)
 	}
 	defer unix.Close(fd)
 	var stat unix.Stat_t
 	if err := unix.Fstat(fd, &stat); err != nil {
-		return namespace{}, os.NewSyscallError("fstat", err)
+		return netnsID{}, os.NewSyscallError("fstat", err)
 	}
-	return namespace{uint64(stat.Dev), stat.Ino}, nil
+	return netnsID{uint64(stat.Dev), stat.Ino}, nil
 }
 
 // state is how the interface of a TUN stands.
 func (c *interfaceControl) state(tun int) (s State, err error) {
-	err = c.visit(tun, &s, func(int) error { return nil })
+	err = c.withLink(tun, &s, func(int) error { return nil })
 	return s, err
 }
 
 func (c *interfaceControl) setMTU(tun, mtu int) error {
 	var s State
-	err := c.visit(tun, &s, func(fd int) error {
+	err := c.withLink(tun, &s, func(fd int) error {
 		_, err := linkRequest(fd, unix.RTM_SETLINK, unix.NLM_F_ACK, s.Index, unix.IFLA_MTU, binary.NativeEndian.AppendUint32(nil, uint32(mtu)))
 		return err
 	})
@@ -82,7 +82,7 @@ func (c *interfaceControl) setMTU(tun, mtu int) error {
 
 // visit finds out how the interface stands, and calls f with an rtnetlink socket in
 // its namespace. Where it was moved to another, s.Name and s.Moved are set beside the error.
-func (c *interfaceControl) visit(tun int, s *State, f func(fd int) error) error {
+func (c *interfaceControl) withLink(tun int, s *State, f func(fd int) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	*s = State{Name: c.name}
@@ -91,16 +91,16 @@ func (c *interfaceControl) visit(tun int, s *State, f func(fd int) error) error 
 		return err
 	}
 	s.Name = name
-	if where, err := namespaceOf(tun); err == nil && where != c.home && c.home != (namespace{}) {
+	if where, err := netnsOf(tun); err == nil && where != c.netns && c.netns != (netnsID{}) {
 		s.Moved = true
 		return fmt.Errorf("%s is in another network namespace", s.Name)
 	}
-	return c.find(tun, c.fd, s, f)
+	return c.lookup(tun, c.fd, s, f)
 }
 
 // find looks the interface up by the name that the TUN tells, and calls f if it has
 // that name still: what is found is then no stranger.
-func (c *interfaceControl) find(tun, fd int, s *State, f func(fd int) error) error {
+func (c *interfaceControl) lookup(tun, fd int, s *State, f func(fd int) error) error {
 	for range 10 {
 		found, err := linkRequest(fd, unix.RTM_GETLINK, 0, 0, unix.IFLA_IFNAME, append([]byte(s.Name), 0))
 		if err != nil && !errors.Is(err, unix.ENODEV) {
@@ -154,13 +154,13 @@ func linkRequest(fd int, kind, flags uint16, index int, attribute uint16, value 
 	return parseLink(answer[:n])
 }
 
-var errNotALink = errors.New("the kernel's answer is not an interface")
+var errBadLinkReply = errors.New("the kernel's answer is not an interface")
 
 // parseLink reads the answer to a linkRequest: an RTM_NEWLINK, or NLMSG_ERROR.
 func parseLink(b []byte) (s State, err error) {
 	messages, err := syscall.ParseNetlinkMessage(b)
 	if err != nil || len(messages) != 1 {
-		return s, errNotALink
+		return s, errBadLinkReply
 	}
 	m := messages[0]
 	switch {
@@ -170,14 +170,14 @@ func parseLink(b []byte) (s State, err error) {
 		}
 		return s, nil // an acknowledgement
 	case m.Header.Type != unix.RTM_NEWLINK || len(m.Data) < unix.SizeofIfInfomsg:
-		return s, errNotALink
+		return s, errBadLinkReply
 	}
 	s.Index = int(binary.NativeEndian.Uint32(m.Data[4:]))
 	flags := binary.NativeEndian.Uint32(m.Data[8:])
 	s.Up, s.Carrier = flags&unix.IFF_UP != 0, flags&unix.IFF_LOWER_UP != 0
 	attrs, err := syscall.ParseNetlinkRouteAttr(&m)
 	if err != nil {
-		return s, errNotALink
+		return s, errBadLinkReply
 	}
 	for _, a := range attrs {
 		switch {

@@ -12,7 +12,7 @@ import (
 )
 
 func TestState(t *testing.T) {
-	bothKinds(t, func(t *testing.T, o Options) {
+	eachBackend(t, func(t *testing.T, o Options) {
 		ns := netlab.New(t)
 		d := openIn(t, ns, o)
 		check := func(want State) {
@@ -38,7 +38,7 @@ func TestState(t *testing.T) {
 // The name of a renamed interface is a stranger's since.
 func TestSetMTU(t *testing.T) {
 	t.Run("renamed", func(t *testing.T) {
-		bothKinds(t, func(t *testing.T, o Options) {
+		eachBackend(t, func(t *testing.T, o Options) {
 			ns := netlab.New(t)
 			d := openIn(t, ns, o)
 			before, err := d.State()
@@ -64,7 +64,7 @@ func TestSetMTU(t *testing.T) {
 		})
 	})
 	t.Run("moved", func(t *testing.T) {
-		bothKinds(t, func(t *testing.T, o Options) {
+		eachBackend(t, func(t *testing.T, o Options) {
 			ns, other := netlab.New(t), netlab.New(t)
 			d := openIn(t, ns, o)
 			ns.Run("ip", "link", "set", "ipip1", "netns", other.Path(), "name", "inside")
@@ -93,7 +93,7 @@ func TestSetMTU(t *testing.T) {
 
 func TestParseLink(t *testing.T) {
 	for _, b := range [][]byte{nil, make([]byte, 15), make([]byte, 16), {17, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1}, {18, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1}} {
-		if s, err := parseLink(b); !errors.Is(err, errNotALink) {
+		if s, err := parseLink(b); !errors.Is(err, errBadLinkReply) {
 			t.Errorf("%x: %+v, %v", b, s, err)
 		}
 	}

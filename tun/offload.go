@@ -7,9 +7,9 @@ import (
 	"ipipd/internal/packet"
 )
 
-// vnetHeader is struct virtio_net_hdr, which stands in front of every packet of
-// a device opened with IFF_VNET_HDR (Virtio 1.3, section 5.1.6). Its fields have
-// the byte order of the host, as in legacy virtio.
+// vnetHeader is struct virtio_net_hdr, which precedes every packet of a device opened with
+// IFF_VNET_HDR (Virtio 1.3, section 5.1.6). Its fields are in host byte order, as in legacy
+// virtio.
 //
 //	 0       1         2           4           6             8               10
 //	+-------+---------+-----------+-----------+-------------+---------------+
@@ -18,28 +18,28 @@ import (
 type vnetHeader struct {
 	flags   uint8
 	gsoType uint8
-	// hdrLen is a hint of how much is headers. What comes from the kernel is
-	// often the length of all that is in the first page, so it is only sent.
+	// hdrLen is a hint of the headers' length. It is only written: the kernel often
+	// sets it to the length of the skb's linear part.
 	hdrLen uint16
 	// gsoSize is the payload in bytes of each segment but the last.
 	gsoSize uint16
-	// csumStart is where the checksum's coverage starts, csumOffset where from
-	// there the field is, in bytes.
+	// csumStart is the offset of the first byte that the checksum covers, csumOffset
+	// that of the checksum field from there.
 	csumStart, csumOffset uint16
 }
 
 const (
-	vnetNeedsChecksum = 1 // the field holds a sum to be added to and complemented
-	vnetDataValid     = 2 // the checksum has been verified
+	vnetNeedsChecksum = 1 // partial checksum: the field holds the pseudo-header's sum
+	vnetDataValid     = 2 // the checksum was verified
 
 	vnetNone  = 0
 	vnetTCPv4 = 1
-	vnetUDP   = 5    // UDP segmentation offload, of both IP versions
-	vnetECN   = 0x80 // CWR is set: on the first segment only
+	vnetUDP   = 5    // USO, IPv4 and IPv6 (VIRTIO_NET_HDR_GSO_UDP_L4)
+	vnetECN   = 0x80 // CWR is set, for the first segment only
 )
 
-// Offsets in an IPv4 packet and, with the prefix of the protocol, in what it
-// carries (RFC 791, section 3.1; RFC 9293, section 3.1; RFC 768).
+// Offsets in the IPv4, TCP and UDP headers, and the lengths of those headers without options
+// (RFC 791, section 3.1; RFC 9293, section 3.1; RFC 768).
 const (
 	ipTotalLen = 2
 	ipID       = 4
@@ -75,17 +75,17 @@ const (
 	dontFragment = 0x40 // in the byte at ipFragment
 )
 
-// transport says where the parts of an IPv4 packet with a whole TCP or UDP
-// segment are, as offsets from its start.
+// transport is the layout of an unfragmented IPv4 packet with TCP or UDP: offsets from the
+// packet's start, in bytes.
 type transport struct {
 	protocol uint8
 	start    int // of the TCP or UDP header
 	checksum int // of that header's checksum field
-	payload  int // of what the header carries
+	payload  int // of the TCP or UDP payload
 }
 
-// parseTransport reports whether p is one unfragmented IPv4 packet that ends
-// where its header says, with a TCP or UDP segment whose header is sound.
+// parseTransport returns the layout of p. It returns false unless p is an unfragmented IPv4
+// packet of exactly its total length with a well-formed TCP or UDP header.
 func parseTransport(p []byte) (t transport, ok bool) {
 	if len(p) < ipHeader || p[0]>>4 != 4 {
 		return t, false
@@ -116,15 +116,15 @@ func parseTransport(p []byte) (t transport, ok bool) {
 	return t, false
 }
 
-// pseudoSum is the sum of p's pseudo-header, if p has that length in bytes.
+// pseudoSum returns the sum of the pseudo-header of p, an IPv4 packet of length bytes.
 func (t *transport) pseudoSum(p []byte, length int) uint64 {
 	return ipv4.PseudoHeaderSum([4]byte(p[ipSource:]), [4]byte(p[ipSource+4:]), t.protocol, length-t.start)
 }
 
-// sound reports whether the checksums of b's packet are right: the IP header's
-// is always computed, TCP's and UDP's unless it is known. A UDP datagram without
-// a checksum (RFC 768: zero) has none to be right.
-func (t *transport) sound(b *packet.Buffer) bool {
+// checksumsValid verifies the IP header checksum of b's packet and, unless b.Checksum is
+// ChecksumPartial or ChecksumValid, the TCP or UDP checksum. It returns false for UDP
+// without a checksum (zero, RFC 768), unless that is partial: merging would add one.
+func (t *transport) checksumsValid(b *packet.Buffer) bool {
 	p := b.Bytes()
 	if ipv4.Sum(p[:t.start], 0) != 0xffff {
 		return false
@@ -143,13 +143,13 @@ func (t *transport) putChecksum(p []byte) {
 	binary.BigEndian.PutUint16(p[t.checksum:], 0)
 	sum := ipv4.Checksum(p[t.start:], t.pseudoSum(p, len(p)))
 	if sum == 0 && t.protocol == protocolUDP {
-		sum = 0xffff // zero would say that there is none (RFC 768)
+		sum = 0xffff // zero means no checksum (RFC 768)
 	}
 	binary.BigEndian.PutUint16(p[t.checksum:], sum)
 }
 
-// putLengths sets the lengths that the headers at p tell to those of a packet of
-// length bytes, and the IP header's checksum.
+// putLengths sets the length fields of the headers at p for a packet of length bytes, and
+// recomputes the IP header checksum.
 func (t *transport) putLengths(p []byte, length int) {
 	binary.BigEndian.PutUint16(p[ipTotalLen:], uint16(length))
 	if t.protocol == protocolUDP {
@@ -159,12 +159,11 @@ func (t *transport) putLengths(p []byte, length int) {
 	binary.BigEndian.PutUint16(p[ipChecksum:], ipv4.Checksum(p[:t.start], 0))
 }
 
-// partial makes the headers at p those of a packet of length bytes with a
-// partial checksum, and returns the header that tells the kernel so. With a
-// size, the payload in bytes of each segment, it is that of a superpacket, unless
-// one segment would hold it all.
-func (t *transport) partial(p []byte, length, size int) vnetHeader {
-	// The kernel wants the pseudo-header's sum in the field, not complemented.
+// offloadHeader puts a partial checksum into the headers at p, of a packet of length bytes,
+// and returns the vnetHeader to go with it. If the payload exceeds size, the payload of each
+// segment in bytes, that requests segmentation; size 0 does not.
+func (t *transport) offloadHeader(p []byte, length, size int) vnetHeader {
+	// CHECKSUM_PARTIAL: the pseudo-header's sum, not complemented.
 	binary.BigEndian.PutUint16(p[t.checksum:], ipv4.Fold(t.pseudoSum(p, length)))
 	h := vnetHeader{
 		flags:      vnetNeedsChecksum,

@@ -20,8 +20,8 @@ func explain(err error) error {
 	return err
 }
 
-// claimable says whether an interface of that name can be made.
-func claimable(name string) error {
+// probeName says whether an interface of that name can be made.
+func probeName(name string) error {
 	if _, err := net.InterfaceByName(name); name != "" && err == nil {
 		return unix.EEXIST
 	}

@@ -12,9 +12,9 @@ import (
 	"ipipd/test/netlab"
 )
 
-// onAThreadOfItsOwn calls f on a thread that ends with it, so that f can take
+// onNewThread calls f on a thread that ends with it, so that f can take
 // from it what it cannot give back.
-func onAThreadOfItsOwn(f func()) {
+func onNewThread(f func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -24,7 +24,7 @@ func onAThreadOfItsOwn(f func()) {
 	<-done
 }
 
-func checkOneLine(t *testing.T, d Device, err error, words ...string) {
+func checkOpenError(t *testing.T, d Device, err error, words ...string) {
 	t.Helper()
 	if err == nil {
 		d.Close()
@@ -45,8 +45,8 @@ func TestWithoutPrivilegeOpenSaysWhatToDo(t *testing.T) {
 	if _, err := os.Stat(cloneDevice); err != nil {
 		t.Skipf("needs %s", cloneDevice)
 	}
-	bothKinds(t, func(t *testing.T, o Options) {
-		onAThreadOfItsOwn(func() {
+	eachBackend(t, func(t *testing.T, o Options) {
+		onNewThread(func() {
 			header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 			var none [2]unix.CapUserData
 			if err := unix.Capset(&header, &none[0]); err != nil {
@@ -54,7 +54,7 @@ func TestWithoutPrivilegeOpenSaysWhatToDo(t *testing.T) {
 				return
 			}
 			d, err := Open(o)
-			checkOneLine(t, d, err, "CAP_NET_ADMIN", "run as root", "--cap-add NET_ADMIN")
+			checkOpenError(t, d, err, "CAP_NET_ADMIN", "run as root", "--cap-add NET_ADMIN")
 			if !errors.Is(err, unix.EPERM) {
 				t.Errorf("%v is not EPERM", err)
 			}
@@ -63,9 +63,9 @@ func TestWithoutPrivilegeOpenSaysWhatToDo(t *testing.T) {
 }
 
 func TestWithoutTheCloneDeviceOpenSaysWhatToDo(t *testing.T) {
-	bothKinds(t, func(t *testing.T, o Options) {
+	eachBackend(t, func(t *testing.T, o Options) {
 		skip := ""
-		onAThreadOfItsOwn(func() {
+		onNewThread(func() {
 			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 				skip = "needs root to make a mount namespace"
 				return
@@ -80,14 +80,14 @@ func TestWithoutTheCloneDeviceOpenSaysWhatToDo(t *testing.T) {
 				return
 			}
 			d, err := Open(o)
-			checkOneLine(t, d, err, "modprobe tun", "--device /dev/net/tun")
+			checkOpenError(t, d, err, "modprobe tun", "--device /dev/net/tun")
 			// A container may have anything at that path.
 			if err := os.WriteFile(cloneDevice, nil, 0o600); err != nil {
 				t.Error(err)
 				return
 			}
 			d, err = Open(o)
-			checkOneLine(t, d, err, "modprobe tun", "--device /dev/net/tun")
+			checkOpenError(t, d, err, "modprobe tun", "--device /dev/net/tun")
 		})
 		if skip != "" {
 			t.Skip(skip)

@@ -21,7 +21,7 @@ type queue struct {
 func newQueue(d *device, fd, mtu int, o offload) *queue {
 	q := &queue{device: d}
 	q.reader = reader{fd: fd, poller: d.guard.Poller(fd), direct: min(mtu, packet.MaxSize)}
-	q.writer = writer{fd: fd, coalescer: coalescer{udp: o.writeUDP}}
+	q.writer = writer{fd: fd, coalescer: coalescer{uso: o.uso}}
 	return q
 }
 
@@ -57,9 +57,9 @@ func (q *queue) Write(batch []*packet.Buffer) (n int, err error) {
 	return q.writer.write(batch)
 }
 
-// badPackets is how many packets in a row the kernel may have no vnetHeader for,
+// maxInvalid is how many packets in a row the kernel may have no vnetHeader for,
 // which it then throws away (EINVAL), before the queue is taken to have failed.
-const badPackets = 1000
+const maxInvalid = 1000
 
 // reader is a queue's way in. One goroutine at a time uses it.
 //
@@ -68,11 +68,11 @@ const badPackets = 1000
 // copied at all, and a superpacket, which has to be cut up and so copied, is whole
 // in scratch after its small first part has been put there too.
 type reader struct {
-	fd     int
-	poller fdguard.Poller
-	direct int // the largest packet expected that is no superpacket, in bytes
-	head   [vnetHeaderLen]byte
-	iov    [3]unix.Iovec
+	fd      int
+	poller  fdguard.Poller
+	direct  int // the largest packet expected that is no superpacket, in bytes
+	vnetHdr [vnetHeaderLen]byte
+	iov     [3]unix.Iovec
 	// segments are those of the superpacket in scratch that are not out yet.
 	segments splitter
 	scratch  [packet.MaxSize + 1]byte
@@ -82,10 +82,10 @@ func (r *reader) read(d *device, batch []*packet.Buffer, wait bool) (n int, err 
 	gone, bad := false, 0
 	for n < len(batch) {
 		if r.segments.more() {
-			n = r.fromSegments(batch, n)
+			n = r.nextSegments(batch, n)
 			continue
 		}
-		got, errno := r.one(batch[n])
+		got, errno := r.readOne(batch[n])
 		switch {
 		case errno == 0:
 			if got {
@@ -100,7 +100,7 @@ func (r *reader) read(d *device, batch []*packet.Buffer, wait bool) (n int, err 
 			return 0, nil
 		case errno == unix.EAGAIN && !gone:
 			gone = r.poller.PollSpin()
-		case errno == unix.EINVAL && bad < badPackets:
+		case errno == unix.EINVAL && bad < maxInvalid:
 			bad++
 		default:
 			return 0, fmt.Errorf("interface %s is gone: %w", d.Name(), os.NewSyscallError("readv", errno))
@@ -109,9 +109,9 @@ func (r *reader) read(d *device, batch []*packet.Buffer, wait bool) (n int, err 
 	return n, nil
 }
 
-// fromSegments fills batch from n on with what is left of a superpacket, and
+// nextSegments fills batch from n on with what is left of a superpacket, and
 // returns how far.
-func (r *reader) fromSegments(batch []*packet.Buffer, n int) int {
+func (r *reader) nextSegments(batch []*packet.Buffer, n int) int {
 	for n < len(batch) && r.segments.more() {
 		b := batch[n]
 		b.SetLen(r.segments.segment(b.Space()))
@@ -123,8 +123,8 @@ func (r *reader) fromSegments(batch []*packet.Buffer, n int) int {
 
 // one reads one packet. got says that it is in b; if it is a superpacket, it is
 // in segments instead.
-func (r *reader) one(b *packet.Buffer) (got bool, errno unix.Errno) {
-	head, first, rest := r.parts(b)
+func (r *reader) readOne(b *packet.Buffer) (got bool, errno unix.Errno) {
+	head, first, rest := r.buffers(b)
 	setIovec(&r.iov[0], head)
 	setIovec(&r.iov[1], first)
 	setIovec(&r.iov[2], rest)
@@ -132,25 +132,25 @@ func (r *reader) one(b *packet.Buffer) (got bool, errno unix.Errno) {
 	if errno != 0 {
 		return false, errno
 	}
-	return r.take(b, n-vnetHeaderLen), 0
+	return r.finish(b, n-vnetHeaderLen), 0
 }
 
 // parts are where the next packet is read to.
-func (r *reader) parts(b *packet.Buffer) (head, first, rest []byte) {
+func (r *reader) buffers(b *packet.Buffer) (head, first, rest []byte) {
 	space := b.Space()
 	direct := min(r.direct, len(space))
-	return r.head[:], space[:direct], r.scratch[direct:]
+	return r.vnetHdr[:], space[:direct], r.scratch[direct:]
 }
 
 // take is one for the n bytes of a packet that are in parts(b).
-func (r *reader) take(b *packet.Buffer, n int) (got bool) {
+func (r *reader) finish(b *packet.Buffer, n int) (got bool) {
 	if n <= 0 {
 		return false
 	}
 	space := b.Space()
 	direct := min(r.direct, len(space))
 	var h vnetHeader
-	h.decode(&r.head)
+	h.decode(&r.vnetHdr)
 	switch h.gsoType &^ vnetECN {
 	case vnetTCPv4, vnetUDP:
 		copy(r.scratch[:], space[:min(n, direct)])
@@ -184,7 +184,7 @@ type writer struct {
 	mu        sync.Mutex
 	fd        int
 	coalescer coalescer
-	head      [vnetHeaderLen]byte
+	vnetHdr   [vnetHeaderLen]byte
 	iov       [1 + maxTCPSegments]unix.Iovec
 	// segments and scratch are for superpackets that the kernel does not take.
 	segments splitter
@@ -203,10 +203,10 @@ func (w *writer) write(batch []*packet.Buffer) (n int, err error) {
 		case super && o.transport.payload == 0:
 			err = errNotSplittable
 			continue
-		case super && o.transport.protocol == protocolUDP && !w.coalescer.udp:
-			errno = w.split(batch[o.head])
+		case super && o.transport.protocol == protocolUDP && !w.coalescer.uso:
+			errno = w.writeSegments(batch[o.head])
 		default:
-			errno = w.output(batch, o)
+			errno = w.writeOutput(batch, o)
 		}
 		if errno != 0 {
 			last = errno
@@ -222,36 +222,36 @@ func (w *writer) write(batch []*packet.Buffer) (n int, err error) {
 
 // output writes one output: its head with all its headers, and the payloads of
 // the others behind that.
-func (w *writer) output(batch []*packet.Buffer, o *output) unix.Errno {
+func (w *writer) writeOutput(batch []*packet.Buffer, o *output) unix.Errno {
 	h := w.coalescer.header(batch, o)
-	h.encode(&w.head)
-	setIovec(&w.iov[0], w.head[:])
+	h.encode(&w.vnetHdr)
+	setIovec(&w.iov[0], w.vnetHdr[:])
 	setIovec(&w.iov[1], batch[o.head].Bytes())
 	parts := 2
 	for i := w.coalescer.next[o.head]; i != none; i = w.coalescer.next[i] {
 		setIovec(&w.iov[parts], batch[i].Bytes()[o.transport.payload:])
 		parts++
 	}
-	return w.vector(parts)
+	return w.writev(parts)
 }
 
 // split writes the segments of a superpacket one by one.
-func (w *writer) split(b *packet.Buffer) (errno unix.Errno) {
-	w.head = [vnetHeaderLen]byte{}
-	setIovec(&w.iov[0], w.head[:])
+func (w *writer) writeSegments(b *packet.Buffer) (errno unix.Errno) {
+	w.vnetHdr = [vnetHeaderLen]byte{}
+	setIovec(&w.iov[0], w.vnetHdr[:])
 	if !w.segments.start(b.Bytes(), int(b.SegmentSize)) {
 		return unix.EINVAL
 	}
 	for w.segments.more() {
 		setIovec(&w.iov[1], w.scratch[:w.segments.segment(w.scratch[:])])
-		if e := w.vector(2); e != 0 {
+		if e := w.writev(2); e != 0 {
 			errno = e
 		}
 	}
 	return errno
 }
 
-func (w *writer) vector(parts int) unix.Errno {
+func (w *writer) writev(parts int) unix.Errno {
 	for {
 		if errno := writev(w.fd, w.iov[:parts]); errno != unix.EINTR {
 			return errno

@@ -10,13 +10,13 @@ import (
 	"ipipd/internal/packet"
 )
 
-// kernel stands in for readv: it gives a reader a packet as the kernel would.
-func kernel(r *reader, b *packet.Buffer, h vnetHeader, p []byte) (got bool) {
-	head, first, rest := r.parts(b)
+// readFrame stands in for readv: it gives a reader a packet as the kernel would.
+func readFrame(r *reader, b *packet.Buffer, h vnetHeader, p []byte) (got bool) {
+	head, first, rest := r.buffers(b)
 	h.encode((*[vnetHeaderLen]byte)(head))
 	n := copy(first, p)
 	n += copy(rest, p[n:])
-	return r.take(b, n)
+	return r.finish(b, n)
 }
 
 // drain takes what is left of a superpacket, in batches of n.
@@ -24,7 +24,7 @@ func drain(t *testing.T, r *reader, n, size int) (segments [][]byte) {
 	t.Helper()
 	for r.segments.more() {
 		batch := packet.NewBatch(n, size)
-		got := r.fromSegments(batch, 0)
+		got := r.nextSegments(batch, 0)
 		for _, b := range batch[:got] {
 			if b.Offload != (packet.Offload{Checksum: packet.ChecksumValid}) {
 				t.Errorf("offload %+v", b.Offload)
@@ -36,14 +36,14 @@ func drain(t *testing.T, r *reader, n, size int) (segments [][]byte) {
 }
 
 func TestASuperpacketComesOutInAsManyBatchesAsItNeeds(t *testing.T) {
-	p := spec{tcp: true, payload: bytesOf(20000, 0), partial: true}.build()
+	p := spec{tcp: true, payload: patternBytes(20000, 0), partial: true}.build()
 	want := slowSplit(p, 1460)
 	for _, space := range []int{1500, 1600, packet.MaxSize} {
 		for _, direct := range []int{1500, 9000, packet.MaxSize} {
 			for _, n := range []int{1, 3, 100} {
 				r := reader{direct: direct}
 				h := vnetHeader{flags: vnetNeedsChecksum, gsoType: vnetTCPv4, hdrLen: 40, gsoSize: 1460, csumStart: 20, csumOffset: 16}
-				if kernel(&r, packet.New(space), h, p) {
+				if readFrame(&r, packet.New(space), h, p) {
 					t.Fatal("a superpacket was passed whole")
 				}
 				if diff := cmp.Diff(want, drain(t, &r, n, space)); diff != "" {
@@ -55,7 +55,7 @@ func TestASuperpacketComesOutInAsManyBatchesAsItNeeds(t *testing.T) {
 }
 
 func TestAnUnfinishedChecksumIsFinished(t *testing.T) {
-	for _, s := range []spec{{tcp: true, payload: bytesOf(99, 0)}, {payload: bytesOf(99, 0)}} {
+	for _, s := range []spec{{tcp: true, payload: patternBytes(99, 0)}, {payload: patternBytes(99, 0)}} {
 		want := s.build()
 		s.partial = true
 		r := reader{direct: 1500}
@@ -64,53 +64,53 @@ func TestAnUnfinishedChecksumIsFinished(t *testing.T) {
 		if s.tcp {
 			h.csumOffset = tcpChecksum
 		}
-		if !kernel(&r, b, h, s.build()) || !bytes.Equal(b.Bytes(), want) || b.Checksum != packet.ChecksumValid {
+		if !readFrame(&r, b, h, s.build()) || !bytes.Equal(b.Bytes(), want) || b.Checksum != packet.ChecksumValid {
 			t.Errorf("got %x, checksum %v, want %x", b.Bytes(), b.Checksum, want)
 		}
 	}
 }
 
 func TestAnOrdinaryPacketIsAsTheKernelGaveIt(t *testing.T) {
-	p := spec{payload: bytesOf(1000, 0)}.build()
+	p := spec{payload: patternBytes(1000, 0)}.build()
 	for flags, want := range map[uint8]packet.Checksum{0: packet.ChecksumUnknown, vnetDataValid: packet.ChecksumValid} {
 		r := reader{direct: 1500}
 		b := packet.New(1500)
-		if !kernel(&r, b, vnetHeader{flags: flags}, p) || !bytes.Equal(b.Bytes(), p) || b.Checksum != want {
+		if !readFrame(&r, b, vnetHeader{flags: flags}, p) || !bytes.Equal(b.Bytes(), p) || b.Checksum != want {
 			t.Errorf("flags %d: %x, checksum %v", flags, b.Bytes(), b.Checksum)
 		}
 	}
 }
 
 func TestAPacketBeyondTheOldMTUIsWholeAndTheNextIsNotCopied(t *testing.T) {
-	p := spec{payload: bytesOf(8000, 0)}.build()
+	p := spec{payload: patternBytes(8000, 0)}.build()
 	r := reader{direct: 1500}
 	b := packet.New(packet.MaxSize)
-	if !kernel(&r, b, vnetHeader{}, p) || !bytes.Equal(b.Bytes(), p) {
+	if !readFrame(&r, b, vnetHeader{}, p) || !bytes.Equal(b.Bytes(), p) {
 		t.Errorf("%d bytes, want %d", b.Len(), len(p))
 	}
 	if r.direct != len(p) {
 		t.Errorf("direct is %d", r.direct)
 	}
 	small := packet.New(1500)
-	if !kernel(&r, small, vnetHeader{}, p) || !bytes.Equal(small.Bytes(), p[:1500]) {
+	if !readFrame(&r, small, vnetHeader{}, p) || !bytes.Equal(small.Bytes(), p[:1500]) {
 		t.Errorf("into a small buffer: %d bytes", small.Len())
 	}
 }
 
 // The data path counts it as not IPv4: it must see it.
 func TestAnIPv6SuperpacketIsPassedOn(t *testing.T) {
-	p := bytesOf(20000, 0)
+	p := patternBytes(20000, 0)
 	p[0] = 0x60
 	r := reader{direct: 1500}
 	b := packet.New(1500)
 	h := vnetHeader{flags: vnetNeedsChecksum, gsoType: 4, gsoSize: 1440, csumStart: 40, csumOffset: 16}
-	if !kernel(&r, b, h, p) || !bytes.Equal(b.Bytes(), p[:1500]) || b.Offload != (packet.Offload{}) {
+	if !readFrame(&r, b, h, p) || !bytes.Equal(b.Bytes(), p[:1500]) || b.Offload != (packet.Offload{}) {
 		t.Errorf("%d bytes, %+v", b.Len(), b.Offload)
 	}
 }
 
 func FuzzRead(f *testing.F) {
-	p := spec{tcp: true, payload: bytesOf(3000, 0)}.build()
+	p := spec{tcp: true, payload: patternBytes(3000, 0)}.build()
 	f.Add([]byte{1, 1, 40, 0, 0xb4, 5, 20, 0, 16, 0}, p, uint16(1500))
 	f.Add([]byte{1, 0, 0, 0, 0, 0, 20, 0, 16, 0}, p[:1000], uint16(1500))
 	f.Add([]byte{1, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff}, p, uint16(65535))
@@ -127,14 +127,14 @@ func FuzzRead(f *testing.F) {
 		}
 		r := reader{direct: 1500}
 		b := packet.New(int(space))
-		if kernel(&r, b, h, p) {
+		if readFrame(&r, b, h, p) {
 			if b.Len() > len(p) || r.segments.more() {
 				t.Errorf("%d bytes of %d", b.Len(), len(p))
 			}
 			return
 		}
 		for _, segment := range drain(t, &r, 7, int(space)) {
-			if len(segment) >= 4 && int(binary.BigEndian.Uint16(segment[2:])) == len(segment) && !slowSound(segment) {
+			if len(segment) >= 4 && int(binary.BigEndian.Uint16(segment[2:])) == len(segment) && !slowValid(segment) {
 				t.Errorf("unsound: %x", segment)
 			}
 		}

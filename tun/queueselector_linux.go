@@ -19,7 +19,7 @@ import (
 // The choice is a program's (TUNSETSTEERINGEBPF, Linux 4.16), which takes CAP_BPF
 // wherever eBPF is not for everyone. Without it the kernel's own way has to do.
 func attachQueueSelector(fd int) error {
-	program, err := loadSteering()
+	program, err := loadQueueSelector()
 	if err != nil {
 		return fmt.Errorf("load the program that chooses the queue: %w", err)
 	}
@@ -27,11 +27,11 @@ func attachQueueSelector(fd int) error {
 	return os.NewSyscallError("ioctl TUNSETSTEERINGEBPF", unix.IoctlSetPointerInt(fd, unix.TUNSETSTEERINGEBPF, program.FD()))
 }
 
-func loadSteering() (*ebpf.Program, error) {
+func loadQueueSelector() (*ebpf.Program, error) {
 	return ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name:         "ipipd_steering",
 		Type:         ebpf.SocketFilter,
-		Instructions: steering(),
+		Instructions: queueSelector(),
 		License:      "MIT",
 	})
 }
@@ -40,7 +40,7 @@ func loadSteering() (*ebpf.Program, error) {
 // the result modulo their number. Fragments have no ports but the first, so none of
 // them is taken to have any. A packet that is too short for a load ends the program
 // with 0.
-func steering() asm.Instructions {
+func queueSelector() asm.Instructions {
 	const (
 		packet = asm.R6 // where the loads look for it
 		hash   = asm.R7

@@ -14,11 +14,11 @@ import (
 	"ipipd/test/netlab"
 )
 
-// canLoad fails the test if the kernel does not take the program, and skips it if that is
+// requireQueueSelector fails the test if the kernel does not take the program, and skips it if that is
 // not permitted.
-func canLoad(t *testing.T) {
+func requireQueueSelector(t *testing.T) {
 	t.Helper()
-	program, err := loadSteering()
+	program, err := loadQueueSelector()
 	if errors.Is(err, unix.EPERM) {
 		t.Skipf("needs CAP_BPF: %v", err)
 	} else if err != nil {
@@ -31,7 +31,7 @@ func canLoad(t *testing.T) {
 // thread that the link layer gives them, which knows nothing of queues.
 func TestAFlowKeepsItsQueueWhicheverItsAnswersComeBy(t *testing.T) {
 	ns := netlab.New(t)
-	canLoad(t)
+	requireQueueSelector(t)
 	d := openIn(t, ns, Options{Queues: 4, OnDegraded: func(err error) { t.Error(err) }})
 	came := make(chan [2]int) // port and queue
 	for i, q := range d.Queues() {
@@ -107,6 +107,6 @@ func TestTheChoiceOfAQueueIsLoadedThoughSignalsInterrupt(t *testing.T) {
 	defer interrupting.Wait()
 	defer close(loaded)
 	for range 50 {
-		canLoad(t)
+		requireQueueSelector(t)
 	}
 }

@@ -2,46 +2,44 @@ package tun
 
 import "encoding/binary"
 
-// splitter cuts a superpacket into the segments it stands for, one at a time, as
-// the kernel's TCP and UDP segmentation does (inet_gso_segment, tcp_gso_segment,
-// __udp_gso_segment):
+// splitter splits a superpacket into its segments, one at a time, like the kernel's GSO
+// (inet_gso_segment, tcp_gso_segment, __udp_gso_segment):
 //
-//   - the IP ID counts up by one from segment to segment;
-//   - the TCP sequence number goes on by the payload before it;
+//   - the IP ID increases by one per segment;
+//   - the TCP sequence number increases by the payload length;
 //   - CWR is on the first segment only (RFC 3168, section 6.1.2), FIN and PSH on
 //     the last only;
-//   - TOS with its ECN mark, DF, TTL and options are those of the superpacket.
+//   - TOS (DSCP and ECN), DF, TTL and options are copied.
 //
-// It reads the superpacket until the last segment is out, and never writes to it.
+// It keeps a reference to the superpacket until the last segment, and never writes to it.
 type splitter struct {
 	p         []byte
 	transport transport
-	size      int // payload of each segment but the last
-	next      int // where in p the next segment's payload starts
+	gsoSize   int // payload of each segment but the last
+	next      int // offset in p of the next segment's payload
 	id        uint16
 }
 
-// start makes p the superpacket. It is false if p is nothing that can be split:
-// not IPv4, not TCP or UDP, or with headers that do not fit its length.
+// start begins splitting p; size is the payload of each segment in bytes. It returns false
+// if p is not well-formed TCP or UDP in IPv4, or has no payload.
 func (s *splitter) start(p []byte, size int) bool {
 	t, ok := parseTransport(p)
 	if !ok || size <= 0 {
 		return false
 	}
-	*s = splitter{p: p, transport: t, size: size, next: t.payload, id: binary.BigEndian.Uint16(p[ipID:])}
-	// A segment without payload is still one.
+	*s = splitter{p: p, transport: t, gsoSize: size, next: t.payload, id: binary.BigEndian.Uint16(p[ipID:])}
 	return t.payload < len(p)
 }
 
 // more reports whether segments are left.
 func (s *splitter) more() bool { return s.next < len(s.p) }
 
-// segment writes the next segment to dst, checksums included, and returns its
-// length. Of a segment that dst has no room for it writes what fits: then its
-// header tells more than is there, and whoever reads it will refuse it.
+// segment writes the next segment, with complete checksums, to dst and returns its length.
+// A segment larger than dst is truncated: its total length then exceeds the bytes written,
+// so that the data path drops it as malformed.
 func (s *splitter) segment(dst []byte) int {
 	t := &s.transport
-	first, end := s.next == t.payload, min(s.next+s.size, len(s.p))
+	first, end := s.next == t.payload, min(s.next+s.gsoSize, len(s.p))
 	length := t.payload + end - s.next
 	if length > len(dst) {
 		n := copy(dst, s.p)

@@ -36,7 +36,7 @@ func TestSplitIsGolden(t *testing.T) {
 		0x14, 0x51, 0x9c, 0x40, 0x00, 0x00, 0x00, 0x02, 0x00, 0x00, 0x00, 0x01,
 		0x50, 0x19, 0x01, 0x00, 0x85, 0x21, 0x00, 0x00, 'e', // ACK PSH FIN
 	}}
-	if diff := cmp.Diff(want, cut(t, super, 2)); diff != "" {
+	if diff := cmp.Diff(want, splitAll(t, super, 2)); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -49,9 +49,9 @@ func slowFinish(p []byte) {
 		at = start + tcpChecksum
 	}
 	binary.BigEndian.PutUint16(p[10:], 0)
-	binary.BigEndian.PutUint16(p[10:], ^slowAdd(0, p[:start]))
+	binary.BigEndian.PutUint16(p[10:], ^slowSum(0, p[:start]))
 	binary.BigEndian.PutUint16(p[at:], 0)
-	sum := ^slowAdd(slowPseudo(p, start), p[start:])
+	sum := ^slowSum(slowPseudo(p, start), p[start:])
 	if sum == 0 && p[9] == protocolUDP {
 		sum = 0xffff
 	}
@@ -90,21 +90,21 @@ func slowSplit(p []byte, size int) (segments [][]byte) {
 
 func TestSplitGivesWhatTheSlowSplitterGives(t *testing.T) {
 	for _, s := range []spec{
-		{tcp: true, payload: bytesOf(65535-40, 0), df: true},
-		{tcp: true, payload: bytesOf(4000, 0), options: timestamps, id: 0xfffe, tos: 3, flags: 0xff},
-		{tcp: true, payload: bytesOf(4001, 0), ipOption: []byte{1, 1, 1, 0}, seq: 0xfffffc00},
-		{tcp: true, payload: bytesOf(1, 0), flags: flagACK | flagPSH},
-		{payload: bytesOf(65535-28, 0)},
-		{payload: bytesOf(3001, 0), ipOption: []byte{1, 1, 1, 0}, df: true},
+		{tcp: true, payload: patternBytes(65535-40, 0), df: true},
+		{tcp: true, payload: patternBytes(4000, 0), options: timestamps, id: 0xfffe, tos: 3, flags: 0xff},
+		{tcp: true, payload: patternBytes(4001, 0), ipOption: []byte{1, 1, 1, 0}, seq: 0xfffffc00},
+		{tcp: true, payload: patternBytes(1, 0), flags: flagACK | flagPSH},
+		{payload: patternBytes(65535-28, 0)},
+		{payload: patternBytes(3001, 0), ipOption: []byte{1, 1, 1, 0}, df: true},
 	} {
 		p := s.build()
 		for _, size := range []int{100, 999, 1428, 1460, 65000} {
-			got, want := cut(t, p, size), slowSplit(p, size)
+			got, want := splitAll(t, p, size), slowSplit(p, size)
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("%+v by %d: %s", s, size, diff)
 			}
 			for _, segment := range got {
-				if !slowSound(segment) {
+				if !slowValid(segment) {
 					t.Errorf("unsound: %x", segment)
 				}
 			}
@@ -116,14 +116,14 @@ func TestSplitNeverWritesAZeroUDPChecksum(t *testing.T) {
 	// A payload that makes the sum come out as 0: what is missing to 0xffff.
 	p := spec{payload: make([]byte, 2)}.build()
 	binary.BigEndian.PutUint16(p[28:], binary.BigEndian.Uint16(p[26:]))
-	segment := cut(t, p, 100)[0]
+	segment := splitAll(t, p, 100)[0]
 	if sum := binary.BigEndian.Uint16(segment[26:]); sum != 0xffff {
 		t.Errorf("checksum %#04x", sum)
 	}
 }
 
 func TestSplitRefusesWhatIsNoSuperpacket(t *testing.T) {
-	tcp := spec{tcp: true, payload: bytesOf(100, 0)}.build()
+	tcp := spec{tcp: true, payload: patternBytes(100, 0)}.build()
 	change := func(at int, value byte) []byte {
 		p := bytes.Clone(tcp)
 		p[at] = value
@@ -133,7 +133,7 @@ func TestSplitRefusesWhatIsNoSuperpacket(t *testing.T) {
 		"empty":         {},
 		"IPv6":          change(0, 0x65),
 		"short header":  change(0, 0x44),
-		"long header":   spec{payload: bytesOf(30, 0)}.build()[:20:20],
+		"long header":   spec{payload: patternBytes(30, 0)}.build()[:20:20],
 		"other length":  change(3, 1),
 		"fragment":      change(7, 1),
 		"more to come":  change(6, 0x20),
@@ -155,7 +155,7 @@ func TestSplitRefusesWhatIsNoSuperpacket(t *testing.T) {
 }
 
 func TestASegmentWithoutRoomIsRefusedByItsReader(t *testing.T) {
-	p := spec{tcp: true, payload: bytesOf(3000, 0)}.build()
+	p := spec{tcp: true, payload: patternBytes(3000, 0)}.build()
 	var s splitter
 	s.start(p, 1000)
 	for n := 0; s.more(); n++ {
@@ -167,21 +167,21 @@ func TestASegmentWithoutRoomIsRefusedByItsReader(t *testing.T) {
 }
 
 func FuzzSplit(f *testing.F) {
-	f.Add(spec{tcp: true, payload: bytesOf(3000, 0)}.build(), uint16(1448))
-	f.Add(spec{tcp: true, payload: bytesOf(300, 0), options: timestamps, flags: 0xff, ipOption: []byte{7, 4, 4, 0}}.build(), uint16(7))
-	f.Add(spec{payload: bytesOf(3000, 0)}.build(), uint16(1000))
+	f.Add(spec{tcp: true, payload: patternBytes(3000, 0)}.build(), uint16(1448))
+	f.Add(spec{tcp: true, payload: patternBytes(300, 0), options: timestamps, flags: 0xff, ipOption: []byte{7, 4, 4, 0}}.build(), uint16(7))
+	f.Add(spec{payload: patternBytes(3000, 0)}.build(), uint16(1000))
 	f.Fuzz(func(t *testing.T, p []byte, size uint16) {
 		var s splitter
 		if len(p)/(int(size)+1) > 2000 || !s.start(p, int(size)) {
 			return
 		}
 		before := bytes.Clone(p)
-		got, want := cut(t, p, int(size)), slowSplit(p, int(size))
+		got, want := splitAll(t, p, int(size)), slowSplit(p, int(size))
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error(diff)
 		}
 		for _, segment := range got {
-			if !slowSound(segment) {
+			if !slowValid(segment) {
 				t.Errorf("unsound: %x", segment)
 			}
 		}

@@ -25,16 +25,16 @@ func (h *vnetHeader) encode(b *[vnetHeaderLen]byte) {
 	binary.NativeEndian.PutUint16(b[8:], h.csumOffset)
 }
 
-// finishChecksum does to p what vnetNeedsChecksum asks for: it adds the sum of
-// p[start:], the field included, and puts its complement into the field. It is
-// false, and p as it was, if the header points outside of p.
+// finishChecksum completes a partial checksum, as vnetNeedsChecksum asks: the field at
+// start+offset becomes the complement of the sum of p[start:], the field included. It
+// returns false and leaves p unchanged if the field is outside p.
 func finishChecksum(p []byte, start, offset int) bool {
 	if start+offset+2 > len(p) {
 		return false
 	}
 	sum := ipv4.Checksum(p[start:], 0)
 	if sum == 0 {
-		sum = 0xffff // the same number, and never UDP's sign for no checksum
+		sum = 0xffff // equal in one's complement; zero means no UDP checksum (RFC 768)
 	}
 	binary.BigEndian.PutUint16(p[start+offset:], sum)
 	return true

@@ -108,7 +108,7 @@ func newRxLoop(receiver underlay.Receiver) *rxLoop {
 
 // adopt takes over a queue, if it can be.
 func (b *rxLoop) adopt(o *outbound) bool {
-	queue, ok := o.queue.(tun.SharedQueue)
+	queue, ok := o.queue.(tun.PollableQueue)
 	if !ok || time.Since(b.epoch)-time.Duration(b.busy.Load()) < idleAfter {
 		return false
 	}
@@ -126,7 +126,7 @@ func (b *rxLoop) adopt(o *outbound) bool {
 
 // release is for a caller who holds mu.
 func (b *rxLoop) release(o *outbound) {
-	_ = o.queue.(tun.SharedQueue).Control(b.receiver.Unwatch) // if it is closed, it is forgotten
+	_ = o.queue.(tun.PollableQueue).Control(b.receiver.Unwatch) // if it is closed, it is forgotten
 	delete(b.queues, o.handoff.key)
 	b.lent.Store(int32(len(b.queues)))
 	o.handoff.back <- struct{}{}
@@ -172,7 +172,7 @@ func (b *rxLoop) serveOne(now time.Time) {
 	if !ok || o == nil {
 		return
 	}
-	n, err := o.queue.(tun.SharedQueue).TryRead(o.batch)
+	n, err := o.queue.(tun.PollableQueue).TryRead(o.batch)
 	if err == nil {
 		err = o.carry(n)
 	}

@@ -62,7 +62,7 @@ func TestACalmTunnelHasOneThread(t *testing.T) {
 	a, b := netlab.New(t), netlab.New(t)
 	netlab.Veth(t, a, b, netlab.End{Name: "veth0", Address: "192.0.2.1/24"}, netlab.End{Name: "veth0", Address: "192.0.2.2/24"})
 	ta, tb := kernelTunnel(t, a, "192.0.2.1", "192.0.2.2", "10.0.0.1/24"), kernelTunnel(t, b, "192.0.2.2", "192.0.2.1", "10.0.0.2/24")
-	if _, ok := tb.queues[0].(tun.SharedQueue); !ok {
+	if _, ok := tb.queues[0].(tun.PollableQueue); !ok {
 		t.Skip("the kernel gave a device without offload")
 	}
 	lent := func(t *Tunnel) bool {

@@ -6,9 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The system calls of the data path are raw ones: the Go scheduler is not told,
-// so that the thread comes back to its goroutine without asking for a processor.
-// They do not block: see door.Poller.
+// The data path uses raw system calls: the thread keeps its P instead of handing it to the
+// Go scheduler. They must not block, hence O_NONBLOCK; see fdguard.Poller for waiting.
 
 func readv(fd int, iov []unix.Iovec) (n int, errno unix.Errno) {
 	r, _, errno := unix.RawSyscall(unix.SYS_READV, uintptr(fd),
@@ -25,7 +24,7 @@ func writev(fd int, iov []unix.Iovec) unix.Errno {
 	return errno
 }
 
-// setIovec makes iov stand for b.
+// setIovec points iov at b.
 func setIovec(iov *unix.Iovec, b []byte) {
 	iov.Base = unsafe.SliceData(b)
 	iov.SetLen(len(b))
