@@ -13,8 +13,8 @@ import (
 
 const cloneDevice = "/dev/net/tun"
 
-// device is Linux's Device: one file descriptor of /dev/net/tun for each queue.
-// The interface goes with the last of them.
+// device is the Device with IFF_VNET_HDR. Each queue is a file descriptor of /dev/net/tun;
+// closing the last one removes the interface.
 type device struct {
 	queues  []Queue
 	fds     []int
@@ -22,9 +22,8 @@ type device struct {
 	control *interfaceControl
 }
 
-// Open makes a TUN interface. It needs /dev/net/tun and CAP_NET_ADMIN. An
-// interface that is already there is never touched: the error is then
-// ErrNameTaken.
+// Open creates a TUN interface in the network namespace of the calling thread. It needs
+// /dev/net/tun and CAP_NET_ADMIN. It returns ErrNameTaken if the interface exists.
 func Open(o Options) (Device, error) {
 	if o.Queues < 1 {
 		o.Queues = 1
@@ -42,14 +41,14 @@ func Open(o Options) (Device, error) {
 	return d, nil
 }
 
-// errNoVnetHeader is about a kernel that has TUN without IFF_VNET_HDR.
+// errNoVnetHeader is returned by open if the kernel's TUN lacks IFF_VNET_HDR.
 var errNoVnetHeader = errors.New("TUN without IFF_VNET_HDR")
 
-// explain says what to do about an error of opening or naming a TUN.
+// explain adds a remedy to an error of opening or attaching a TUN.
 func explain(err error) error {
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO),
-		errors.Is(err, unix.ENOTTY): // something else has that path, such as an empty file in a container
+		errors.Is(err, unix.ENOTTY): // another kind of file at that path, as in some containers
 		return fmt.Errorf("no TUN here: run modprobe tun, or give the container --device %s --cap-add NET_ADMIN: %w", cloneDevice, err)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return fmt.Errorf("a TUN needs CAP_NET_ADMIN: run as root, or give the container --device %s --cap-add NET_ADMIN: %w", cloneDevice, err)
@@ -86,7 +85,7 @@ func open(o Options) (_ *device, err error) {
 	var name string
 	err = tryNames(o.Name, isTaken, func(try string) error {
 		name = try
-		// IFF_TUN_EXCL: fail rather than attach to a TUN that is already there.
+		// IFF_TUN_EXCL: fail rather than attach to an existing TUN.
 		return attach(first, try, flags|unix.IFF_TUN_EXCL)
 	})
 	if err != nil {
@@ -131,7 +130,7 @@ func open(o Options) (_ *device, err error) {
 	return d, nil
 }
 
-// openQueue opens a file descriptor that becomes a queue once it is attached.
+// openQueue opens /dev/net/tun and adds the descriptor to d.fds. attach makes it a queue.
 func (d *device) openQueue() (fd int, err error) {
 	fd, err = unix.Open(cloneDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -150,7 +149,7 @@ func attach(fd int, name string, flags uint16) error {
 	return os.NewSyscallError("ioctl TUNSETIFF "+name, unix.IoctlIfreq(fd, unix.TUNSETIFF, ifreq))
 }
 
-// probeName makes an interface of that name, and takes it away again.
+// probeName creates an interface of that name and removes it again, to see if that works.
 func probeName(name string) error {
 	fd, err := unix.Open(cloneDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -160,24 +159,23 @@ func probeName(name string) error {
 	return attach(fd, name, unix.IFF_TUN|unix.IFF_NO_PI|unix.IFF_TUN_EXCL)
 }
 
-// isTaken says of an error of attach with IFF_TUN_EXCL that an interface of that
-// name, a TUN or not, is there, or came in that moment (EEXIST).
+// isTaken reports whether an error of attach with IFF_TUN_EXCL means that an interface of
+// that name exists: EBUSY, or EEXIST in a race with its creation.
 func isTaken(err error) bool { return errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) }
 
-// offload is what a device does for us beyond single packets.
+// offload is the optional offloads of a device.
 type offload struct {
-	// uso: it takes UDP superpackets.
-	uso bool
+	uso bool // the kernel accepts UDP superpackets
 }
 
-// setOffload asks the kernel to leave checksums and segmentation to us, as far
-// as it knows how to. One that knows nothing of it sends single packets only.
+// setOffload enables the offloads that the kernel supports for packets it passes to us:
+// partial checksums, TSO and USO. Without any the kernel segments before the TUN.
 func setOffload(fd int) (o offload, err error) {
 	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHeaderLen); err != nil {
 		return o, os.NewSyscallError("ioctl TUNSETVNETHDRSZ", err)
 	}
 	const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
-	// The kernel takes these only together, from 6.2 on.
+	// Linux 6.2 and later; accepted only together.
 	const udp = unix.TUN_F_USO4 | unix.TUN_F_USO6
 	if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tcp|udp) == nil {
 		return offload{uso: usoWorks()}, nil
@@ -188,8 +186,8 @@ func setOffload(fd int) (o offload, err error) {
 	return o, nil
 }
 
-// usoWorks says whether this kernel does the right thing with a UDP
-// superpacket that it gets from a TUN. Before 6.8.5 it lost or mangled some.
+// usoWorks reports whether the kernel handles UDP superpackets written to a TUN. Before
+// 6.8.5 it dropped or corrupted some.
 var usoWorks = sync.OnceValue(func() bool {
 	var uname unix.Utsname
 	if unix.Uname(&uname) != nil {
@@ -198,7 +196,7 @@ var usoWorks = sync.OnceValue(func() bool {
 	return releaseAtLeast(unix.ByteSliceToString(uname.Release[:]), 6, 8, 5)
 })
 
-// releaseAtLeast compares the release of a kernel, such as 6.8.0-31-generic.
+// releaseAtLeast reports whether a kernel release, such as 6.8.0-31-generic, is want or later.
 func releaseAtLeast(release string, want ...int) bool {
 	for _, w := range want {
 		n := 0
@@ -209,7 +207,7 @@ func releaseAtLeast(release string, want ...int) bool {
 			return n > w
 		}
 		if release == "" || release[0] != '.' {
-			release = "" // the numbers that are not there are 0
+			release = "" // missing numbers count as 0
 		} else {
 			release = release[1:]
 		}

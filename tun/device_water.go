@@ -15,26 +15,24 @@ import (
 	"ipipd/internal/packet"
 )
 
-// waterDevice is the portable Device: a TUN opened by water, one packet for each
-// read and write, checksums and superpackets finished here.
+// waterDevice is the portable Device: a TUN opened by water, one packet per read and write.
+// Checksums and segmentation of what is written are done here.
 //
-// What water leaves undone is done here: names are checked, because it cuts them
-// off; a name that is taken is refused, because it would attach to that
-// interface and take it away at the end; what would make it fail is tried
-// before, because it then leaves its file open; and that is closed on exec.
+// It works around water: that truncates names (so check them), attaches to an existing
+// interface and removes it in the end (so refuse taken names), leaks its file when it fails
+// (so probe first), and doesn't set close-on-exec.
 type waterDevice struct {
 	file    io.ReadWriteCloser
 	control *interfaceControl
 	queue   waterQueue
-	// mu keeps control's socket from being closed, and its number given to
-	// another file, while in use.
+	// mu keeps control's socket from being closed, and its number reused, while in use.
 	mu     sync.Mutex
 	closed bool
 }
 
-// openWater makes a device with one queue, whatever o.Queues asks for.
+// openWater opens a device with one queue; it ignores o.Queues.
 func openWater(o Options) (_ Device, err error) {
-	// Between open and close-on-exec no process may be started.
+	// No fork between open and close-on-exec.
 	syscall.ForkLock.RLock()
 	file, name, err := openWaterFile(o.Name)
 	syscall.ForkLock.RUnlock()
@@ -71,7 +69,7 @@ func openWaterFile(name string) (io.ReadWriteCloser, string, error) {
 	if runtime.GOOS == "linux" || name != "" {
 		err = tryNames(name, isTaken, try)
 	} else {
-		err = try("") // the system's own choice, utunN
+		err = try("") // the system chooses utunN
 	}
 	if err != nil {
 		return nil, "", err
@@ -87,7 +85,7 @@ func openWaterFile(name string) (io.ReadWriteCloser, string, error) {
 	return opened.ReadWriteCloser, opened.Name(), nil
 }
 
-// control calls f with the file descriptor of file, -1 where it has none.
+// withFD calls f with the file descriptor of file, or -1 if it has none.
 func withFD(file io.ReadWriteCloser, f func(fd int) error) error {
 	conn, ok := file.(syscall.Conn)
 	if !ok {
@@ -125,7 +123,7 @@ func (d *waterDevice) SetCarrier(carrier bool) error {
 	return d.use(func(fd int) error { return setCarrier(fd, carrier) })
 }
 
-// use calls f with the file descriptor, which is not closed meanwhile.
+// use calls f with the file descriptor, which stays open until f returns.
 func (d *waterDevice) use(f func(fd int) error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -145,7 +143,7 @@ func (d *waterDevice) Close() error {
 	return errors.Join(d.file.Close(), d.control.close())
 }
 
-// waterQueue reads and writes by the Go runtime's poller.
+// waterQueue blocks in the Go runtime's netpoller.
 type waterQueue struct {
 	file    io.ReadWriteCloser
 	mu      sync.Mutex // of Write
@@ -202,7 +200,7 @@ func (q *waterQueue) writeOne(b *packet.Buffer) error {
 	return asClosed(err)
 }
 
-// asClosed makes the errors that Close causes os.ErrClosed.
+// asClosed converts the errors of reading or writing after Close to os.ErrClosed.
 func asClosed(err error) error {
 	if errors.Is(err, os.ErrClosed) || errors.Is(err, io.EOF) {
 		return os.ErrClosed

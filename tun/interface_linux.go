@@ -11,23 +11,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// interfaceControl asks about and sets what is not a TUN's own but any interface's.
-// It goes by the interface's index, and by the network namespace that the TUN's file
-// descriptor tells: the name may be another by now, or a stranger's, and the namespace too.
-// Into another namespace only CAP_SYS_ADMIN could follow, which ipipd does not keep.
+// interfaceControl reads and sets the link attributes of a TUN interface by rtnetlink. The
+// interface may have been renamed or moved to another network namespace, and its old name may
+// be another interface's by now: it asks the TUN's file descriptor for name and namespace
+// each time. It cannot act in another namespace: setns needs CAP_SYS_ADMIN, which ipipd drops.
 type interfaceControl struct {
-	name string // that it was made with
-	// fd is an rtnetlink socket in the namespace where the interface was made.
+	name string // at creation
+	// fd is an rtnetlink socket in netns, the namespace that the interface was created in.
 	fd    int
 	netns netnsID
-	mu    sync.Mutex // of a request and its answer
+	mu    sync.Mutex // held from a request to its reply
 }
 
-// netnsID tells network namespaces apart; the zero value is that of a kernel that
-// does not tell where a TUN is (before 5.2).
+// netnsID identifies a network namespace by the device and inode of its nsfs file. It is zero
+// if the kernel has no TUNGETDEVNETNS (before 5.2).
 type netnsID struct{ device, inode uint64 }
 
-// openControl is for a TUN just made in the namespace of the calling thread.
+// openControl returns the control of a TUN that was created in the calling thread's namespace.
 func openControl(tun int, name string) (*interfaceControl, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -45,7 +45,7 @@ func (c *interfaceControl) close() error {
 	return os.NewSyscallError("close", unix.Close(c.fd))
 }
 
-// netnsOf is the network namespace that the interface of a TUN is in.
+// netnsOf returns the present network namespace of a TUN's interface.
 func netnsOf(tun int) (netnsID, error) {
 	fd, err := unix.IoctlRetInt(tun, unix.TUNGETDEVNETNS)
 	if err != nil {
@@ -59,7 +59,7 @@ func netnsOf(tun int) (netnsID, error) {
 	return netnsID{uint64(stat.Dev), stat.Ino}, nil
 }
 
-// state is how the interface of a TUN stands.
+// state returns the state of a TUN's interface; see Device.State.
 func (c *interfaceControl) state(tun int) (s State, err error) {
 	err = c.withLink(tun, &s, func(int) error { return nil })
 	return s, err
@@ -98,8 +98,8 @@ func (c *interfaceControl) withLink(tun int, s *State, f func(fd int) error) err
 	return c.lookup(tun, c.fd, s, f)
 }
 
-// find looks the interface up by the name that the TUN tells, and calls f if it has
-// that name still: what is found is then no stranger.
+// lookup looks the interface up by name, and calls f if the TUN still has that name
+// afterwards, as it may be another interface's otherwise.
 func (c *interfaceControl) lookup(tun, fd int, s *State, f func(fd int) error) error {
 	for range 10 {
 		found, err := linkRequest(fd, unix.RTM_GETLINK, 0, 0, unix.IFLA_IFNAME, append([]byte(s.Name), 0))
@@ -119,7 +119,7 @@ func (c *interfaceControl) lookup(tun, fd int, s *State, f func(fd int) error) e
 	return fmt.Errorf("look up interface %s: %w", s.Name, unix.ENODEV)
 }
 
-// currentName is what the interface of a TUN is called, by its descriptor.
+// currentName returns the present name of a TUN's interface (TUNGETIFF).
 func currentName(tun int) (string, error) {
 	ifreq, err := unix.NewIfreq("")
 	if err != nil {
@@ -131,8 +131,8 @@ func currentName(tun int) (string, error) {
 	return ifreq.Name(), nil
 }
 
-// linkRequest sends one request about an interface with one attribute, and returns
-// what the interface that answers it says of itself.
+// linkRequest sends a request of type kind with one attribute, and returns the state in the
+// reply: zero for an acknowledgement.
 func linkRequest(fd int, kind, flags uint16, index int, attribute uint16, value []byte) (State, error) {
 	const header = unix.SizeofNlMsghdr + unix.SizeofIfInfomsg
 	b := make([]byte, header+unix.SizeofRtAttr+(len(value)+3)&^3)
@@ -146,17 +146,17 @@ func linkRequest(fd int, kind, flags uint16, index int, attribute uint16, value 
 	if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return State{}, os.NewSyscallError("sendto", err)
 	}
-	answer := make([]byte, 32<<10) // the kernel has it ready, in one message
-	n, _, err := unix.Recvfrom(fd, answer, 0)
+	reply := make([]byte, 32<<10) // the reply is one datagram, queued before sendto returned
+	n, _, err := unix.Recvfrom(fd, reply, 0)
 	if err != nil {
 		return State{}, os.NewSyscallError("recvfrom", err)
 	}
-	return parseLink(answer[:n])
+	return parseLink(reply[:n])
 }
 
 var errBadLinkReply = errors.New("the kernel's answer is not an interface")
 
-// parseLink reads the answer to a linkRequest: an RTM_NEWLINK, or NLMSG_ERROR.
+// parseLink parses the reply to a linkRequest: an RTM_NEWLINK or NLMSG_ERROR.
 func parseLink(b []byte) (s State, err error) {
 	messages, err := syscall.ParseNetlinkMessage(b)
 	if err != nil || len(messages) != 1 {
@@ -190,7 +190,7 @@ func parseLink(b []byte) (s State, err error) {
 	return s, nil
 }
 
-// setCarrier is about the interface that the queue fd belongs to.
+// setCarrier sets the carrier of the interface that queue fd belongs to.
 func setCarrier(fd int, carrier bool) error {
 	value := 0
 	if carrier {

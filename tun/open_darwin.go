@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Open makes a TUN interface, which on this system is always a utunN. It needs
-// root. This has been built, not tested.
+// Open creates a TUN interface, always a utunN on this system. It needs root. It is
+// built, but not tested.
 func Open(o Options) (Device, error) { return openWater(o) }
 
 func explain(err error) error {
@@ -20,7 +20,7 @@ func explain(err error) error {
 	return err
 }
 
-// probeName says whether an interface of that name can be made.
+// probeName returns EEXIST if an interface of that name exists.
 func probeName(name string) error {
 	if _, err := net.InterfaceByName(name); name != "" && err == nil {
 		return unix.EEXIST
@@ -30,7 +30,7 @@ func probeName(name string) error {
 
 func isTaken(err error) bool { return errors.Is(err, unix.EEXIST) }
 
-// interfaceControl sets what any interface has.
+// interfaceControl reads and sets the interface's attributes by ioctl.
 type interfaceControl struct {
 	fd   int
 	name string
@@ -52,7 +52,7 @@ func (c *interfaceControl) close() error {
 	return os.NewSyscallError("close", unix.Close(c.fd))
 }
 
-// state takes an interface that is up for one that has a carrier.
+// state reports the interface's state, with a carrier whenever it is up.
 func (c *interfaceControl) state(int) (State, error) {
 	i, err := net.InterfaceByName(c.name)
 	if err != nil {
@@ -71,7 +71,7 @@ func (c *interfaceControl) setMTU(_, mtu int) error {
 	return nil
 }
 
-// setCarrier has no counterpart here: the interface stays running.
+// setCarrier is not supported here: the interface stays running.
 func setCarrier(int, bool) error {
 	return fmt.Errorf("the carrier of an interface: %w", errors.ErrUnsupported)
 }

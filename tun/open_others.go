@@ -8,7 +8,7 @@ import (
 	"runtime"
 )
 
-// Open fails: this system has no TUN that is known here.
+// Open returns errors.ErrUnsupported.
 func Open(Options) (Device, error) {
 	return nil, fmt.Errorf("TUN on %s: %w", runtime.GOOS, errors.ErrUnsupported)
 }

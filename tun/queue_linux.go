@@ -57,23 +57,22 @@ func (q *queue) Write(batch []*packet.Buffer) (n int, err error) {
 	return q.writer.write(batch)
 }
 
-// maxInvalid is how many packets in a row the kernel may have no vnetHeader for,
-// which it then throws away (EINVAL), before the queue is taken to have failed.
+// maxInvalid is how many reads in a row may fail with EINVAL before the queue is considered
+// failed. With EINVAL the kernel drops a packet that virtio_net_hdr cannot describe.
 const maxInvalid = 1000
 
-// reader is a queue's way in. One goroutine at a time uses it.
+// reader is the receive half of a queue. One goroutine at a time uses it.
 //
-// A packet is read into its Buffer, but only its first direct bytes; what
-// follows goes to where it would stand in scratch. So an ordinary packet is not
-// copied at all, and a superpacket, which has to be cut up and so copied, is whole
-// in scratch after its small first part has been put there too.
+// readv puts the first direct bytes of a packet into the Buffer and the rest at the same
+// offset of scratch, so that an ordinary packet is never copied. A superpacket becomes
+// contiguous in scratch by copying those first bytes there.
 type reader struct {
 	fd      int
 	poller  fdguard.Poller
-	direct  int // the largest packet expected that is no superpacket, in bytes
+	direct  int // the largest packet seen that is no superpacket, at least the MTU; in bytes
 	vnetHdr [vnetHeaderLen]byte
 	iov     [3]unix.Iovec
-	// segments are those of the superpacket in scratch that are not out yet.
+	// segments has the remaining segments of the superpacket in scratch.
 	segments splitter
 	scratch  [packet.MaxSize + 1]byte
 }
@@ -109,8 +108,7 @@ func (r *reader) read(d *device, batch []*packet.Buffer, wait bool) (n int, err 
 	return n, nil
 }
 
-// nextSegments fills batch from n on with what is left of a superpacket, and
-// returns how far.
+// nextSegments fills batch[n:] with remaining segments, and returns the new n.
 func (r *reader) nextSegments(batch []*packet.Buffer, n int) int {
 	for n < len(batch) && r.segments.more() {
 		b := batch[n]
@@ -121,8 +119,8 @@ func (r *reader) nextSegments(batch []*packet.Buffer, n int) int {
 	return n
 }
 
-// one reads one packet. got says that it is in b; if it is a superpacket, it is
-// in segments instead.
+// readOne reads one packet. got reports that it is in b; a superpacket goes into r.segments
+// instead.
 func (r *reader) readOne(b *packet.Buffer) (got bool, errno unix.Errno) {
 	head, first, rest := r.buffers(b)
 	setIovec(&r.iov[0], head)
@@ -135,14 +133,14 @@ func (r *reader) readOne(b *packet.Buffer) (got bool, errno unix.Errno) {
 	return r.finish(b, n-vnetHeaderLen), 0
 }
 
-// parts are where the next packet is read to.
+// buffers returns the memory that readv fills, in order.
 func (r *reader) buffers(b *packet.Buffer) (head, first, rest []byte) {
 	space := b.Space()
 	direct := min(r.direct, len(space))
 	return r.vnetHdr[:], space[:direct], r.scratch[direct:]
 }
 
-// take is one for the n bytes of a packet that are in parts(b).
+// finish is readOne after readv: n bytes of packet are in buffers(b), after the vnetHeader.
 func (r *reader) finish(b *packet.Buffer, n int) (got bool) {
 	if n <= 0 {
 		return false
@@ -157,14 +155,14 @@ func (r *reader) finish(b *packet.Buffer, n int) (got bool) {
 		if r.segments.start(r.scratch[:n], int(h.gsoSize)) {
 			return false
 		}
-		// Not IPv4. It goes on as it is, to be counted as that.
+		// Not splittable: passed on as it is, for the data path to count.
 	case vnetNone:
 		if n > direct { // the MTU was raised
 			r.direct = min(n, packet.MaxSize)
 		}
 	}
 	if n > direct {
-		// What does not fit is lost: the packet tells a length that is not there.
+		// A packet larger than the Buffer is truncated; see Queue.Read.
 		n = direct + copy(space[direct:], r.scratch[direct:n])
 	}
 	b.SetLen(n)
@@ -179,14 +177,14 @@ func (r *reader) finish(b *packet.Buffer, n int) (got bool) {
 	return true
 }
 
-// writer is a queue's way out. Its lock is taken once for a batch.
+// writer is the transmit half of a queue.
 type writer struct {
-	mu        sync.Mutex
+	mu        sync.Mutex // held for a whole batch
 	fd        int
 	coalescer coalescer
 	vnetHdr   [vnetHeaderLen]byte
 	iov       [1 + maxTCPSegments]unix.Iovec
-	// segments and scratch are for superpackets that the kernel does not take.
+	// segments and scratch are for UDP superpackets if the kernel has no working USO.
 	segments splitter
 	scratch  [packet.MaxSize]byte
 }
@@ -195,7 +193,7 @@ func (w *writer) write(batch []*packet.Buffer) (n int, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.coalescer.plan(batch)
-	var last unix.Errno // made an error once, not for each packet
+	var last unix.Errno // converted to an error, which allocates, only once
 	for i := range w.coalescer.outputs {
 		o := &w.coalescer.outputs[i]
 		var errno unix.Errno
@@ -220,22 +218,21 @@ func (w *writer) write(batch []*packet.Buffer) (n int, err error) {
 	return n, err
 }
 
-// output writes one output: its head with all its headers, and the payloads of
-// the others behind that.
+// writeOutput writes one output: the head, then the payloads of the other packets.
 func (w *writer) writeOutput(batch []*packet.Buffer, o *output) unix.Errno {
 	h := w.coalescer.header(batch, o)
 	h.encode(&w.vnetHdr)
 	setIovec(&w.iov[0], w.vnetHdr[:])
 	setIovec(&w.iov[1], batch[o.head].Bytes())
-	parts := 2
+	iovs := 2
 	for i := w.coalescer.next[o.head]; i != none; i = w.coalescer.next[i] {
-		setIovec(&w.iov[parts], batch[i].Bytes()[o.transport.payload:])
-		parts++
+		setIovec(&w.iov[iovs], batch[i].Bytes()[o.transport.payload:])
+		iovs++
 	}
-	return w.writev(parts)
+	return w.writev(iovs)
 }
 
-// split writes the segments of a superpacket one by one.
+// writeSegments splits a superpacket and writes each segment. errno is the last error.
 func (w *writer) writeSegments(b *packet.Buffer) (errno unix.Errno) {
 	w.vnetHdr = [vnetHeaderLen]byte{}
 	setIovec(&w.iov[0], w.vnetHdr[:])
@@ -251,9 +248,9 @@ func (w *writer) writeSegments(b *packet.Buffer) (errno unix.Errno) {
 	return errno
 }
 
-func (w *writer) writev(parts int) unix.Errno {
+func (w *writer) writev(n int) unix.Errno {
 	for {
-		if errno := writev(w.fd, w.iov[:parts]); errno != unix.EINTR {
+		if errno := writev(w.fd, w.iov[:n]); errno != unix.EINTR {
 			return errno
 		}
 	}

@@ -9,21 +9,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// attachQueueSelector has the kernel choose the queue of a packet by its flow and nothing else.
+// attachQueueSelector attaches an eBPF program that selects the queue of a packet by a hash
+// of its flow only (TUNSETSTEERINGEBPF, Linux 4.16). Loading it needs CAP_BPF where
+// unprivileged eBPF is disabled.
 //
-// By itself it puts a flow into the queue by which that flow's packets were last
-// written, once there are any, and by a hash before: the first answer moves a flow
-// from one thread to another while there are packets in the first one's queue, and
-// the flow is reordered. It also costs a hash for each packet that is written.
-//
-// The choice is a program's (TUNSETSTEERINGEBPF, Linux 4.16), which takes CAP_BPF
-// wherever eBPF is not for everyone. Without it the kernel's own way has to do.
+// The kernel's default (tun_automq_select_queue) is a hash until a packet of the flow is
+// written, then the queue that was written to: the first reply moves the flow to another
+// queue, which reorders it. It also hashes every packet written.
 func attachQueueSelector(fd int) error {
 	program, err := loadQueueSelector()
 	if err != nil {
 		return fmt.Errorf("load the program that chooses the queue: %w", err)
 	}
-	defer program.Close() // the interface holds it
+	defer program.Close() // the interface holds a reference
 	return os.NewSyscallError("ioctl TUNSETSTEERINGEBPF", unix.IoctlSetPointerInt(fd, unix.TUNSETSTEERINGEBPF, program.FD()))
 }
 
@@ -36,15 +34,15 @@ func loadQueueSelector() (*ebpf.Program, error) {
 	})
 }
 
-// steering hashes addresses and, of TCP and UDP in one piece, ports; the queue is
-// the result modulo their number. Fragments have no ports but the first, so none of
-// them is taken to have any. A packet that is too short for a load ends the program
-// with 0.
+// queueSelector returns a program that hashes the addresses and, for unfragmented TCP and
+// UDP, the ports; the kernel takes the result modulo the number of queues. Ports of a first
+// fragment are ignored, as the other fragments have none. A load beyond the packet's end
+// ends the program with 0.
 func queueSelector() asm.Instructions {
 	const (
-		packet = asm.R6 // where the loads look for it
+		packet = asm.R6 // the skb: LD_ABS and LD_IND take it from R6
 		hash   = asm.R7
-		header = asm.R8 // its length
+		header = asm.R8 // the IPv4 header's length in bytes
 		loaded = asm.R0
 
 		golden        = -0x61c88647 // 2^32 divided by the golden ratio, as an int32
@@ -70,7 +68,7 @@ func queueSelector() asm.Instructions {
 		asm.Mul.Imm32(hash, golden),
 		asm.Xor.Reg32(hash, loaded),
 		asm.Mul.Imm32(hash, golden).WithSymbol("finish"),
-		asm.RSh.Imm32(hash, 16), // the kernel takes 16 bits: the better ones
+		asm.RSh.Imm32(hash, 16), // the kernel uses 16 bits; the high ones are mixed best
 		asm.Mov.Reg32(loaded, hash),
 		asm.Return(),
 	}
