@@ -7,10 +7,10 @@ import (
 	"ipipd/internal/packet"
 )
 
-// mss is that of an inner MTU of 1480 with timestamps.
+// mss is the MSS at an inner MTU of 1480 with TCP timestamps.
 const mss = 1428
 
-func BenchmarkSplit(b *testing.B) {
+func BenchmarkSplitter(b *testing.B) {
 	for name, s := range map[string]spec{
 		"tcp": {tcp: true, options: timestamps, payload: patternBytes(45*mss, 0)},
 		"udp": {payload: patternBytes(45*mss, 0)},
@@ -34,7 +34,7 @@ func BenchmarkSplit(b *testing.B) {
 	}
 }
 
-func BenchmarkCoalesce(b *testing.B) {
+func BenchmarkCoalescer(b *testing.B) {
 	datagrams := make([][]byte, 45)
 	for i := range datagrams {
 		datagrams[i] = spec{id: uint16(i), payload: patternBytes(64, i)}.build()
@@ -51,7 +51,7 @@ func BenchmarkCoalesce(b *testing.B) {
 			b.SetBytes(int64(len(bytes.Join(packets, nil))))
 			b.ReportAllocs()
 			for b.Loop() {
-				for i, p := range packets { // the heads are written to
+				for i, p := range packets { // header changes them
 					copy(batch[i].Bytes(), p[:min(len(p), 60)])
 				}
 				c.plan(batch)
@@ -64,7 +64,7 @@ func BenchmarkCoalesce(b *testing.B) {
 	}
 }
 
-// interleaved is n packets of flows that take turns.
+// interleaved returns n packets of flows, round robin.
 func interleaved(n, flows int) (packets [][]byte) {
 	for i := range n {
 		packets = append(packets, spec{tcp: true, df: true, flow: byte(i % flows), seq: uint32(i / flows * mss),
@@ -73,7 +73,7 @@ func interleaved(n, flows int) (packets [][]byte) {
 	return packets
 }
 
-func TestSplittingAndCoalescingAllocateNothing(t *testing.T) {
+func TestCoalescer_allocations(t *testing.T) {
 	super := spec{tcp: true, options: timestamps, payload: patternBytes(45*mss, 0)}.build()
 	batch := packet.NewBatch(45, 1500)
 	c := coalescer{uso: true}

@@ -8,8 +8,8 @@ import (
 	"ipipd/internal/packet"
 )
 
-// spec is a TCP or UDP packet in value form. The zero value, but for its
-// payload, is a plain UDP datagram; with ack set, a TCP segment.
+// spec describes a TCP or UDP packet for build. The zero value is a UDP datagram without
+// payload; with tcp set, a TCP segment.
 type spec struct {
 	tcp      bool
 	flow     byte // last byte of the source address
@@ -22,10 +22,10 @@ type spec struct {
 	seq, ack uint32
 	flags    byte // 0 stands for ACK
 	window   uint16
-	options  []byte // of TCP
+	options  []byte // TCP options
 	ipOption []byte
 	payload  []byte
-	// partial leaves the pseudo-header's sum in the checksum field.
+	// partial: a partial checksum, the pseudo-header's sum.
 	partial bool
 }
 
@@ -39,8 +39,8 @@ const (
 	portB = 40000
 )
 
-// build makes the packet on a buffer full of 0xa5, so that a byte forgotten
-// shows. Its checksums come from slow code of its own.
+// build returns the packet. It fills the buffer with 0xa5 first, so that a byte not written
+// shows, and computes the checksums without the code under test.
 func (s spec) build() []byte {
 	header := tcpHeader + len(s.options)
 	protocol := byte(protocolTCP)
@@ -93,15 +93,14 @@ func (s spec) build() []byte {
 	return p
 }
 
-// slowPseudo is the sum of the pseudo-header of p, whose transport header starts
-// at start.
+// slowPseudo returns the sum of the pseudo-header of p, whose TCP or UDP header is at start.
 func slowPseudo(p []byte, start int) uint16 {
 	pseudo := append([]byte(nil), p[12:20]...)
 	pseudo = append(pseudo, 0, p[9])
 	return slowSum(0, binary.BigEndian.AppendUint16(pseudo, uint16(len(p)-start)))
 }
 
-// slowSum is the one's complement sum of sum and b, word by word.
+// slowSum returns the one's complement sum of sum and b, word by word (RFC 1071).
 func slowSum(sum uint16, b []byte) uint16 {
 	for i := 0; i < len(b); i += 2 {
 		word := uint16(b[i]) << 8
@@ -117,7 +116,7 @@ func slowSum(sum uint16, b []byte) uint16 {
 	return sum
 }
 
-// slowValid says whether lengths and checksums of p are right.
+// slowValid reports whether the total length and the checksums of p are correct.
 func slowValid(p []byte) bool {
 	start := int(p[0]&15) * 4
 	if int(binary.BigEndian.Uint16(p[2:])) != len(p) || slowSum(0, p[:start]) != 0xffff {
@@ -126,7 +125,7 @@ func slowValid(p []byte) bool {
 	return slowSum(slowPseudo(p, start), p[start:]) == 0xffff
 }
 
-// patternBytes is a payload of n bytes that differ from each other.
+// patternBytes returns n bytes of a non-repeating pattern, from offset from on.
 func patternBytes(n, from int) []byte {
 	b := make([]byte, n)
 	for i := range b {
@@ -135,7 +134,7 @@ func patternBytes(n, from int) []byte {
 	return b
 }
 
-// buffers makes a batch of copies of packets.
+// buffers returns a batch with copies of packets.
 func buffers(packets ...[]byte) []*packet.Buffer {
 	batch := make([]*packet.Buffer, len(packets))
 	for i, p := range packets {
@@ -145,14 +144,14 @@ func buffers(packets ...[]byte) []*packet.Buffer {
 	return batch
 }
 
-// written is what plan makes of a batch: the bytes that the kernel gets, and the
-// header in front of them.
+// written is one write to the kernel: the vnetHeader and the packet behind it.
 type written struct {
 	header  vnetHeader
 	bytes   []byte
-	packets []int // of the batch
+	packets []int // indexes in the batch
 }
 
+// writeAll returns the writes that c makes of batch.
 func writeAll(t testing.TB, c *coalescer, batch []*packet.Buffer) (out []written) {
 	t.Helper()
 	c.plan(batch)
@@ -172,7 +171,7 @@ func writeAll(t testing.TB, c *coalescer, batch []*packet.Buffer) (out []written
 	return out
 }
 
-// splitAll are the segments of a superpacket.
+// splitAll returns the segments of a superpacket.
 func splitAll(t testing.TB, p []byte, size int) (segments [][]byte) {
 	t.Helper()
 	var s splitter

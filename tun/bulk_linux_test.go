@@ -18,16 +18,16 @@ import (
 	"ipipd/test/netlab"
 )
 
-// twoHosts are two namespaces, 10.9.0.1 and 10.9.0.2, whose devices are joined
-// by what reads from one and writes to the other:
+// twoHosts returns two namespaces, 10.9.0.1 and 10.9.0.2, whose devices are connected by
+// goroutines that read from one and write to the other:
 //
 //	10.9.0.1 ipip1 == Read, Write == ipip1 10.9.0.2
 //
-// seen, if set, is shown each batch on its way.
+// seen, if not nil, is called with each batch.
 func twoHosts(t testing.TB, o Options, seen func(batch []*packet.Buffer)) (a, b *netlab.NS) {
 	t.Helper()
 	a, b = netlab.New(t), netlab.New(t)
-	// The waiting of raw system calls holds processors.
+	// Each reader holds a P while it polls; see Queue.Read.
 	t.Cleanup(func(n int) func() { return func() { runtime.GOMAXPROCS(n) } }(runtime.GOMAXPROCS(8)))
 	open := func(ns *netlab.NS, address string) Device {
 		var d Device
@@ -103,7 +103,7 @@ func transfer(t testing.TB, a, b *netlab.NS, address string, n int) {
 				return
 			}
 			if !bytes.Equal(buf, want) {
-				got <- fmt.Errorf("other bytes arrived, after %d", total)
+				got <- fmt.Errorf("wrong bytes after %d", total)
 				return
 			}
 		}
@@ -126,7 +126,7 @@ func transfer(t testing.TB, a, b *netlab.NS, address string, n int) {
 	}
 }
 
-func TestBulkTCPCrosses(t *testing.T) {
+func TestDevice_bulkTCP(t *testing.T) {
 	for _, o := range []Options{{}, {Queues: 2}, {NoOffload: true}, {MTU: 1480}, {MTU: 576}} {
 		t.Run(fmt.Sprintf("%+v", o), func(t *testing.T) {
 			var mu sync.Mutex
@@ -145,8 +145,8 @@ func TestBulkTCPCrosses(t *testing.T) {
 	}
 }
 
-// What the kernel is given as superpackets must come out of it as was sent.
-func TestDatagramsKeepTheirBoundaries(t *testing.T) {
+// Datagrams written as superpackets keep their boundaries.
+func TestQueueWrite_udpSuperpacket(t *testing.T) {
 	ns := netlab.New(t)
 	d := openIn(t, ns, Options{})
 	c := dialIn(t, ns, "10.9.0.1:40000", "10.9.0.2:5201")
@@ -177,8 +177,8 @@ func TestDatagramsKeepTheirBoundaries(t *testing.T) {
 	}
 }
 
-// A kernel that takes no UDP superpackets gets datagrams.
-func TestAUDPSuperpacketIsSplitWhereTheKernelTakesNone(t *testing.T) {
+// A UDP superpacket is split for a kernel without USO.
+func TestQueueWrite_withoutUSO(t *testing.T) {
 	ns := netlab.New(t)
 	d := openIn(t, ns, Options{}).(*device)
 	c := dialIn(t, ns, "10.9.0.1:40000", "10.9.0.2:5201")
@@ -200,12 +200,12 @@ func TestAUDPSuperpacketIsSplitWhereTheKernelTakesNone(t *testing.T) {
 		got = append(got, buf[:n]...)
 	}
 	if !bytes.Equal(got, patternBytes(2500, 0)) {
-		t.Error("other bytes arrived")
+		t.Error("wrong bytes arrived")
 	}
 }
 
-// The kernel cuts up what a program sends as one (UDP_SEGMENT) only if it must.
-func TestUDPSegmentationIsLeftToUs(t *testing.T) {
+// With USO the kernel leaves splitting of UDP_SEGMENT datagrams to Read.
+func TestQueueRead_udpSegment(t *testing.T) {
 	ns := netlab.New(t)
 	d := openIn(t, ns, Options{})
 	c := dialIn(t, ns, "10.9.0.1:7000", "10.9.0.2:7001")
@@ -228,17 +228,17 @@ func TestUDPSegmentationIsLeftToUs(t *testing.T) {
 		}
 		for _, b := range batch[:n] {
 			if !slowValid(b.Bytes()) {
-				t.Errorf("unsound: %x", b.Bytes())
+				t.Errorf("bad length or checksum: %x", b.Bytes())
 			}
 			got = append(got, b.Bytes()[28:]...)
 		}
 	}
 	if !bytes.Equal(got, want) {
-		t.Error("other bytes arrived")
+		t.Error("wrong bytes arrived")
 	}
 }
 
-func TestWritingIntoADownInterfaceIsAnErrorNotTheEnd(t *testing.T) {
+func TestQueueWrite_interfaceDown(t *testing.T) {
 	ns := netlab.New(t)
 	d := openIn(t, ns, Options{})
 	ns.Run("ip", "link", "set", d.Name(), "down")
@@ -252,7 +252,7 @@ func TestWritingIntoADownInterfaceIsAnErrorNotTheEnd(t *testing.T) {
 	}
 }
 
-func TestAQueueAllocatesNothing(t *testing.T) {
+func TestQueue_allocations(t *testing.T) {
 	ns := netlab.New(t)
 	d := openIn(t, ns, Options{})
 	c := dialIn(t, ns, "10.9.0.1:7000", "10.9.0.2:7001")
@@ -273,8 +273,7 @@ func TestAQueueAllocatesNothing(t *testing.T) {
 	}
 }
 
-// BenchmarkQueueWrite is the whole way into the host's stack, which drops the
-// packets for want of a route.
+// BenchmarkQueueWrite includes the host's stack, which drops the packets without a route.
 func BenchmarkQueueWrite(b *testing.B) {
 	for name, packets := range map[string][][]byte{"tcp": tcpSegments(45, mss, nil), "acks": tcpSegments(45, 0, nil)} {
 		b.Run(name, func(b *testing.B) {
@@ -285,7 +284,7 @@ func BenchmarkQueueWrite(b *testing.B) {
 			b.SetBytes(int64(len(bytes.Join(packets, nil))))
 			b.ReportAllocs()
 			for b.Loop() {
-				for i, p := range packets { // the heads are written to
+				for i, p := range packets { // Write changes them
 					copy(batch[i].Bytes(), p[:min(len(p), 60)])
 				}
 				if _, err := d.Queues()[0].Write(batch); err != nil {
@@ -297,9 +296,8 @@ func BenchmarkQueueWrite(b *testing.B) {
 	}
 }
 
-// BenchmarkTCP is one connection through two devices, a read from one and a write
-// to the other for each batch.
-func BenchmarkTCP(b *testing.B) {
+// BenchmarkDevice_tcp is one TCP connection between two devices.
+func BenchmarkDevice_tcp(b *testing.B) {
 	for _, o := range []Options{{MTU: 1480}, {MTU: 1480, NoOffload: true}} {
 		name := "offload"
 		if o.NoOffload {

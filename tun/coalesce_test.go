@@ -10,7 +10,8 @@ import (
 	"ipipd/internal/packet"
 )
 
-// tcpSegments is n segments of one TCP flow in order, of size bytes each.
+// tcpSegments returns n in-order segments of a TCP flow, with size bytes of payload each.
+// change, if not nil, edits segment i.
 func tcpSegments(n, size int, change func(i int, s *spec)) (packets [][]byte) {
 	for i := range n {
 		s := spec{tcp: true, df: true, id: uint16(100 + i), seq: uint32(1000 + i*size), ack: 7, window: 500,
@@ -23,7 +24,7 @@ func tcpSegments(n, size int, change func(i int, s *spec)) (packets [][]byte) {
 	return packets
 }
 
-// groups is which packets of a batch were written together.
+// groups returns which packets of a batch are written together, by index.
 func groups(t testing.TB, batch []*packet.Buffer) (groups [][]int) {
 	t.Helper()
 	for _, w := range writeAll(t, &coalescer{uso: true}, batch) {
@@ -32,7 +33,7 @@ func groups(t testing.TB, batch []*packet.Buffer) (groups [][]int) {
 	return groups
 }
 
-func TestSegmentsOfAFlowAreWrittenAsOne(t *testing.T) {
+func TestCoalescer_tcp(t *testing.T) {
 	packets := tcpSegments(5, 1000, func(i int, s *spec) {
 		if i == 4 {
 			s.payload, s.flags = s.payload[:300], flagACK|flagPSH
@@ -58,7 +59,7 @@ func TestSegmentsOfAFlowAreWrittenAsOne(t *testing.T) {
 	}
 }
 
-func TestDatagramsOfAFlowAreWrittenAsOne(t *testing.T) {
+func TestCoalescer_udp(t *testing.T) {
 	var packets [][]byte
 	for i := range 70 {
 		packets = append(packets, spec{id: uint16(i), payload: patternBytes(64, i)}.build())
@@ -80,9 +81,9 @@ func TestDatagramsOfAFlowAreWrittenAsOne(t *testing.T) {
 	}
 }
 
-// Each case changes the third of four segments, in one thing that keeps it from
-// being added to the first two, or the fourth from being added to it.
-func TestOnlyWhatCanBeCutUpAgainIsCoalesced(t *testing.T) {
+// Only what splitting restores is coalesced. Each case changes the third of four segments so
+// that it cannot be merged with the first two, or the fourth cannot be merged with it.
+func TestCoalescer_unmergeable(t *testing.T) {
 	apart := [][]int{{0, 1}, {2}, {3}}
 	for _, c := range []struct {
 		name   string
@@ -130,7 +131,7 @@ func TestOnlyWhatCanBeCutUpAgainIsCoalesced(t *testing.T) {
 	}
 }
 
-func TestChecksumsAreVerifiedBeforeCoalescing(t *testing.T) {
+func TestCoalescer_wrongChecksum(t *testing.T) {
 	for name, at := range map[string]int{"TTL of the header": 8, "payload": 600, "checksum": 36} {
 		for wrong := range 3 {
 			packets := tcpSegments(3, 1000, nil)
@@ -147,7 +148,8 @@ func TestChecksumsAreVerifiedBeforeCoalescing(t *testing.T) {
 	}
 }
 
-func TestWhatIsKnownOfAChecksumIsNotComputedAgain(t *testing.T) {
+// A checksum known to be valid, or partial, is not verified.
+func TestCoalescer_knownChecksum(t *testing.T) {
 	packets := tcpSegments(3, 1000, nil)
 	packets[1][600]++
 	batch := buffers(packets...)
@@ -165,7 +167,8 @@ func TestWhatIsKnownOfAChecksumIsNotComputedAgain(t *testing.T) {
 	}
 }
 
-func TestADatagramWithoutAChecksumStandsByItself(t *testing.T) {
+// A UDP datagram without a checksum is not merged, as that would add one.
+func TestCoalescer_zeroUDPChecksum(t *testing.T) {
 	var packets [][]byte
 	for i := range 3 {
 		p := spec{id: uint16(i), payload: patternBytes(64, i)}.build()
@@ -179,7 +182,8 @@ func TestADatagramWithoutAChecksumStandsByItself(t *testing.T) {
 	}
 }
 
-func TestWithoutDFTheIDMustCountUp(t *testing.T) {
+// The ID must increase by one only without DF (RFC 6864, section 4.1).
+func TestCoalescer_ipID(t *testing.T) {
 	for df, want := range map[bool][][]int{true: {{0, 1, 2}}, false: {{0, 1}, {2}}} {
 		packets := tcpSegments(3, 100, func(i int, s *spec) {
 			if s.df = df; i == 2 {
@@ -192,7 +196,7 @@ func TestWithoutDFTheIDMustCountUp(t *testing.T) {
 	}
 }
 
-func TestInterleavedFlowsAreCoalescedApart(t *testing.T) {
+func TestCoalescer_interleavedFlows(t *testing.T) {
 	const flows = maxOpenFlows
 	var packets [][]byte
 	for i := range 4 {
@@ -212,8 +216,8 @@ func TestInterleavedFlowsAreCoalescedApart(t *testing.T) {
 	}
 }
 
-// Of UDP nothing but addresses and ports tells that a datagram is of another flow.
-func TestDatagramsOfOtherFlowsAreNotMixedIn(t *testing.T) {
+// Without sequence numbers only addresses and ports keep UDP flows apart.
+func TestCoalescer_udpFlows(t *testing.T) {
 	for name, other := range map[string]spec{
 		"source": {flow: 1}, "destination": {to: 1}, "source port": {ports: [2]uint16{1, 0}}, "destination port": {ports: [2]uint16{0, 1}},
 	} {
@@ -232,7 +236,9 @@ func TestDatagramsOfOtherFlowsAreNotMixedIn(t *testing.T) {
 	}
 }
 
-func TestAFragmentOfAFlowIsNotOvertaken(t *testing.T) {
+// A fragment or truncated packet may belong to any flow between its addresses: no later
+// packet of such a flow is written before it.
+func TestCoalescer_fragmentOrder(t *testing.T) {
 	packets := tcpSegments(4, 100, nil)
 	fragment := bytes.Clone(packets[3])
 	binary.BigEndian.PutUint16(fragment[6:], 0x2000)
@@ -247,11 +253,11 @@ func TestAFragmentOfAFlowIsNotOvertaken(t *testing.T) {
 	ping := bytes.Clone(packets[3])
 	ping[9] = 1
 	if got := groups(t, buffers(packets[0], packets[1], ping, packets[2])); len(got) != 2 {
-		t.Errorf("a ping is of no TCP flow: %v", got)
+		t.Errorf("a ping closed a TCP flow: %v", got)
 	}
 }
 
-func TestNothingGrowsBeyondAnIPv4Packet(t *testing.T) {
+func TestCoalescer_limits(t *testing.T) {
 	for _, w := range writeAll(t, &coalescer{}, buffers(tcpSegments(70, 1428, nil)...)) {
 		if len(w.bytes) > packet.MaxSize {
 			t.Errorf("%d bytes", len(w.bytes))
@@ -264,7 +270,7 @@ func TestNothingGrowsBeyondAnIPv4Packet(t *testing.T) {
 	}
 }
 
-func TestSuperpacketsAreWrittenWithTheirMetadata(t *testing.T) {
+func TestCoalescerHeader_superpacket(t *testing.T) {
 	tcp := spec{tcp: true, options: timestamps, payload: patternBytes(4000, 0), partial: true}
 	udp := spec{payload: patternBytes(4000, 0), partial: true}
 	cwr := tcp
@@ -295,7 +301,7 @@ func TestSuperpacketsAreWrittenWithTheirMetadata(t *testing.T) {
 	}
 }
 
-func TestASuperpacketIsNotOvertaken(t *testing.T) {
+func TestCoalescer_superpacketOrder(t *testing.T) {
 	packets := tcpSegments(5, 1000, nil)
 	batch := buffers(packets...)
 	batch[2].Checksum, batch[2].SegmentSize = packet.ChecksumPartial, 500
@@ -304,9 +310,9 @@ func TestASuperpacketIsNotOvertaken(t *testing.T) {
 	}
 }
 
-// FuzzCoalesce makes a batch from a script, four bytes for a packet, and cuts up
-// what is written: all packets come back, those of a flow in order.
-func FuzzCoalesce(f *testing.F) {
+// FuzzCoalescer builds a batch from a script, four bytes per packet, and splits what is
+// written: every packet is restored, and each flow is in order.
+func FuzzCoalescer(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
 	f.Add([]byte{0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0, 5, 0, 0, 0, 4, 0, 0, 0})
 	f.Add([]byte{0, 0, 0, 0, 0, 1, 7, 3, 0, 0, 0, 0, 0, 2, 9, 0, 0, 3, 0, 0, 0, 0, 0, 0})
@@ -321,7 +327,7 @@ func FuzzCoalesce(f *testing.F) {
 			s.flow, s.tcp, s.df = op[0]&3, op[0]&4 == 0, op[0]&8 != 0
 			s.flags, s.ipOption, s.tos = flagACK, nil, 0
 			s.payload = patternBytes(100, int(s.seq))
-			switch op[1] & 15 { // most go on as before
+			switch op[1] & 15 { // most values change nothing
 			case 1:
 				s.flags = op[2]
 			case 2:
@@ -358,13 +364,13 @@ func FuzzCoalesce(f *testing.F) {
 				seen[i] = true
 				flow := string(packets[i][9:10]) + string(packets[i][12:24])
 				if before, ok := last[flow]; ok && before > i {
-					t.Fatalf("packet %d overtook %d", before, i)
+					t.Fatalf("packet %d was written after %d", before, i)
 				}
 				last[flow] = i
 			}
 			if len(w.packets) == 1 {
 				if !bytes.Equal(w.bytes, packets[w.packets[0]]) || w.header != (vnetHeader{}) {
-					t.Fatal("a packet by itself was changed")
+					t.Fatal("an unmerged packet was changed")
 				}
 				continue
 			}
@@ -375,12 +381,12 @@ func FuzzCoalesce(f *testing.F) {
 			for j, i := range w.packets {
 				want := packets[i]
 				if !slowValid(want) {
-					t.Fatalf("an unsound packet was coalesced: %x", want)
+					t.Fatalf("a packet with a wrong checksum was coalesced: %x", want)
 				}
-				if want[6]&dontFragment != 0 { // the ID means nothing
+				if want[6]&dontFragment != 0 { // the ID is meaningless (RFC 6864)
 					copy(want[4:6], segments[j][4:6])
 				}
-				slowFinish(want) // of the two zeros of a checksum, that which we write
+				slowFinish(want) // a checksum may be 0 or 0xffff, which are equal
 				if !bytes.Equal(segments[j], want) {
 					t.Fatalf("segment %d:\n%x, was\n%x", j, segments[j], want)
 				}

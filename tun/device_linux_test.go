@@ -17,7 +17,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// openIn opens a device in ns, with address 10.9.0.1/24, up.
+// openIn opens a device in ns, with address 10.9.0.1/24, and sets it up.
 func openIn(t testing.TB, ns *netlab.NS, o Options) Device {
 	t.Helper()
 	var d Device
@@ -35,13 +35,13 @@ func openIn(t testing.TB, ns *netlab.NS, o Options) Device {
 	return d
 }
 
-// eachBackend runs a test with offload and without it.
+// eachBackend runs f with offload and, through water, without.
 func eachBackend(t *testing.T, f func(t *testing.T, o Options)) {
 	t.Run("offload", func(t *testing.T) { f(t, Options{}) })
 	t.Run("water", func(t *testing.T) { f(t, Options{NoOffload: true}) })
 }
 
-// dialIn connects a UDP socket in ns.
+// dialIn returns a connected UDP socket in ns.
 func dialIn(t testing.TB, ns *netlab.NS, local, remote string) *net.UDPConn {
 	t.Helper()
 	var c *net.UDPConn
@@ -56,7 +56,7 @@ func dialIn(t testing.TB, ns *netlab.NS, local, remote string) *net.UDPConn {
 	return c
 }
 
-func TestDatagramsCrossBothWays(t *testing.T) {
+func TestDevice_readAndWrite(t *testing.T) {
 	eachBackend(t, func(t *testing.T, o Options) {
 		ns := netlab.New(t)
 		d := openIn(t, ns, o)
@@ -100,7 +100,7 @@ func reverse(p []byte) {
 	}
 }
 
-// checkPacket checks lengths and all checksums of a TCP or UDP packet.
+// checkPacket checks the lengths and checksums of a TCP or UDP packet.
 func checkPacket(t testing.TB, p []byte) {
 	t.Helper()
 	if _, err := ipv4.Parse(p); err != nil {
@@ -111,11 +111,11 @@ func checkPacket(t testing.TB, p []byte) {
 	b := packet.New(len(p))
 	b.Set(p)
 	if !ok || !tr.checksumsValid(b) {
-		t.Errorf("unsound transport (parsed: %v): %x", ok, p)
+		t.Errorf("bad TCP or UDP header or checksum (parsed: %v): %x", ok, p)
 	}
 }
 
-func TestOpenTakesNoInterfaceThatIsThere(t *testing.T) {
+func TestOpen_nameTaken(t *testing.T) {
 	eachBackend(t, func(t *testing.T, o Options) {
 		ns := netlab.New(t)
 		first := openIn(t, ns, o)
@@ -141,7 +141,7 @@ func TestOpenTakesNoInterfaceThatIsThere(t *testing.T) {
 	})
 }
 
-func TestOpenRefusesNamesThatTheKernelWouldChange(t *testing.T) {
+func TestOpen_badName(t *testing.T) {
 	eachBackend(t, func(t *testing.T, o Options) {
 		for _, name := range []string{"sixteen-bytes-xx", "a/b", "a b", "tun%d", ".", "..", "a\nb", "x:1", "all", "é"} {
 			o.Name = name
@@ -152,8 +152,7 @@ func TestOpenRefusesNamesThatTheKernelWouldChange(t *testing.T) {
 	})
 }
 
-// A queue can be read by one who waits for other things, too.
-func TestAQueueIsSharedWithoutWaiting(t *testing.T) {
+func TestPollableQueue(t *testing.T) {
 	ns := netlab.New(t)
 	d := openIn(t, ns, Options{})
 	q, ok := d.Queues()[0].(PollableQueue)
@@ -174,7 +173,7 @@ func TestAQueueIsSharedWithoutWaiting(t *testing.T) {
 	}
 	batch := packet.NewBatch(4, 1500)
 	if n, err := q.TryRead(batch); n != 0 || err != nil || readable(0) {
-		t.Errorf("nothing was sent: %d, %v", n, err)
+		t.Errorf("TryRead without packets: %d, %v", n, err)
 	}
 	ns.Run("ip", "address", "add", "10.0.0.1/24", "dev", d.Name())
 	ns.Run("ip", "link", "set", "up", "dev", d.Name())
@@ -184,10 +183,10 @@ func TestAQueueIsSharedWithoutWaiting(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		_, _ = conn.Write([]byte("to nobody"))
+		_, _ = conn.Write([]byte("datagram!"))
 	})
 	if !readable(int(netlab.Patience().Milliseconds())) {
-		t.Fatal("what was sent cannot be read")
+		t.Fatal("the queue is not POLLIN after a packet")
 	}
 	if n, err := q.TryRead(batch); n != 1 || err != nil || batch[0].Len() != 20+8+9 {
 		t.Errorf("TryRead: %d, %v", n, err)
@@ -201,7 +200,7 @@ func TestAQueueIsSharedWithoutWaiting(t *testing.T) {
 	}
 }
 
-func TestTheInterfaceGoesWithClose(t *testing.T) {
+func TestDeviceClose(t *testing.T) {
 	eachBackend(t, func(t *testing.T, o Options) {
 		ns := netlab.New(t)
 		d := openIn(t, ns, o)
@@ -225,12 +224,12 @@ func TestTheInterfaceGoesWithClose(t *testing.T) {
 			t.Errorf("State after Close: %v", err)
 		}
 		if err := d.SetCarrier(true); !errors.Is(err, os.ErrClosed) {
-			t.Errorf("SetRunning after Close: %v", err)
+			t.Errorf("SetCarrier after Close: %v", err)
 		}
 	})
 }
 
-func TestCloseUnblocksEveryRead(t *testing.T) {
+func TestDeviceClose_unblocksRead(t *testing.T) {
 	for _, o := range []Options{{Queues: 1}, {Queues: 2}, {NoOffload: true}} {
 		ns := netlab.New(t)
 		d := openIn(t, ns, o)
@@ -245,7 +244,7 @@ func TestCloseUnblocksEveryRead(t *testing.T) {
 				}
 			}()
 		}
-		time.Sleep(20 * time.Millisecond) // so that they probably are in poll
+		time.Sleep(20 * time.Millisecond) // most likely they poll by now
 		d.Close()
 		for range d.Queues() {
 			if err := <-done; !errors.Is(err, os.ErrClosed) {
@@ -255,7 +254,7 @@ func TestCloseUnblocksEveryRead(t *testing.T) {
 	}
 }
 
-func TestReadFailsWhenTheInterfaceIsDeleted(t *testing.T) {
+func TestQueueRead_interfaceDeleted(t *testing.T) {
 	ns := netlab.New(t)
 	d := openIn(t, ns, Options{})
 	done := make(chan error)
@@ -273,7 +272,7 @@ func TestReadFailsWhenTheInterfaceIsDeleted(t *testing.T) {
 	}
 }
 
-func TestMTUAndCarrierAreTheInterfaces(t *testing.T) {
+func TestDevice_mtuAndCarrier(t *testing.T) {
 	eachBackend(t, func(t *testing.T, o Options) {
 		ns := netlab.New(t)
 		o.MTU = 1480
@@ -292,19 +291,19 @@ func TestMTUAndCarrierAreTheInterfaces(t *testing.T) {
 		if err := d.SetMTU(67); err == nil || !strings.Contains(err.Error(), "not accepted") {
 			t.Errorf("SetMTU(67): %v", err)
 		}
-		for _, running := range []bool{false, true} {
-			if err := d.SetCarrier(running); err != nil {
+		for _, carrier := range []bool{false, true} {
+			if err := d.SetCarrier(carrier); err != nil {
 				t.Error(err)
 			}
-			if out := ns.Run("ip", "link", "show", "dev", d.Name()); strings.Contains(out, "NO-CARRIER") == running {
-				t.Errorf("SetRunning(%v): %s", running, out)
+			if out := ns.Run("ip", "link", "show", "dev", d.Name()); strings.Contains(out, "NO-CARRIER") == carrier {
+				t.Errorf("SetCarrier(%v): %s", carrier, out)
 			}
 		}
 	})
 }
 
-// A child must not keep the interface alive.
-func TestChildrenDoNotInheritTheDevice(t *testing.T) {
+// A child process must not keep the interface alive.
+func TestOpen_closeOnExec(t *testing.T) {
 	eachBackend(t, func(t *testing.T, o Options) {
 		openIn(t, netlab.New(t), o)
 		out, err := exec.Command("ls", "-l", "/proc/self/fd").CombinedOutput()

@@ -80,8 +80,8 @@ func (c *interfaceControl) setMTU(tun, mtu int) error {
 	return nil
 }
 
-// visit finds out how the interface stands, and calls f with an rtnetlink socket in
-// its namespace. Where it was moved to another, s.Name and s.Moved are set beside the error.
+// withLink sets s to the interface's state, and calls f with an rtnetlink socket in its
+// namespace. If the interface was moved, withLink fails, but sets s.Name and s.Moved.
 func (c *interfaceControl) withLink(tun int, s *State, f func(fd int) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

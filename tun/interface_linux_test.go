@@ -11,7 +11,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-func TestState(t *testing.T) {
+func TestDeviceState(t *testing.T) {
 	eachBackend(t, func(t *testing.T, o Options) {
 		ns := netlab.New(t)
 		d := openIn(t, ns, o)
@@ -35,8 +35,8 @@ func TestState(t *testing.T) {
 	})
 }
 
-// The name of a renamed interface is a stranger's since.
-func TestSetMTU(t *testing.T) {
+// The old name of a renamed or moved interface may be another interface's.
+func TestDeviceSetMTU(t *testing.T) {
 	t.Run("renamed", func(t *testing.T) {
 		eachBackend(t, func(t *testing.T, o Options) {
 			ns := netlab.New(t)
@@ -56,7 +56,7 @@ func TestSetMTU(t *testing.T) {
 				t.Errorf("State: %+v, %v, want %+v", got, err, want)
 			}
 			if out := ns.Run("ip", "link", "show", "dev", "ipip1"); !strings.Contains(out, "mtu 1500") {
-				t.Errorf("a stranger's MTU was set: %s", out)
+				t.Errorf("another interface's MTU was set: %s", out)
 			}
 			if d.Name() != "ipip1" {
 				t.Errorf("Name is %s", d.Name())
@@ -77,7 +77,7 @@ func TestSetMTU(t *testing.T) {
 				t.Errorf("State: %+v, %v", got, err)
 			}
 			if out := ns.Run("ip", "link", "show", "dev", "inside"); !strings.Contains(out, "mtu 1500") {
-				t.Errorf("a stranger's MTU was set: %s", out)
+				t.Errorf("another interface's MTU was set: %s", out)
 			}
 			other.Run("ip", "link", "set", "inside", "netns", ns.Path(), "name", "back")
 			if got, err := d.State(); err != nil || got.Moved || got.Name != "back" {
@@ -85,7 +85,7 @@ func TestSetMTU(t *testing.T) {
 			}
 			ns.Run("ip", "link", "delete", "back")
 			if got, err := d.State(); err == nil {
-				t.Errorf("State of an interface that is gone: %+v", got)
+				t.Errorf("State of a deleted interface: %+v", got)
 			}
 		})
 	})
@@ -99,6 +99,6 @@ func TestParseLink(t *testing.T) {
 	}
 	refused := []byte{20, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xed, 0xff, 0xff, 0xff}
 	if _, err := parseLink(refused); err != unix.ENODEV {
-		t.Errorf("a refusal: %v", err)
+		t.Errorf("NLMSG_ERROR: %v", err)
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// onNewThread calls f on a thread that ends with it, so that f can take
-// from it what it cannot give back.
+// onNewThread calls f on a thread that ends with f, so that f may drop capabilities or unshare
+// namespaces.
 func onNewThread(f func()) {
 	done := make(chan struct{})
 	go func() {
@@ -24,6 +24,7 @@ func onNewThread(f func()) {
 	<-done
 }
 
+// checkOpenError checks that an Open failed with an error of one line that has words.
 func checkOpenError(t *testing.T, d Device, err error, words ...string) {
 	t.Helper()
 	if err == nil {
@@ -41,7 +42,7 @@ func checkOpenError(t *testing.T, d Device, err error, words ...string) {
 	}
 }
 
-func TestWithoutPrivilegeOpenSaysWhatToDo(t *testing.T) {
+func TestOpen_withoutCapNetAdmin(t *testing.T) {
 	if _, err := os.Stat(cloneDevice); err != nil {
 		t.Skipf("needs %s", cloneDevice)
 	}
@@ -62,7 +63,7 @@ func TestWithoutPrivilegeOpenSaysWhatToDo(t *testing.T) {
 	})
 }
 
-func TestWithoutTheCloneDeviceOpenSaysWhatToDo(t *testing.T) {
+func TestOpen_withoutCloneDevice(t *testing.T) {
 	eachBackend(t, func(t *testing.T, o Options) {
 		skip := ""
 		onNewThread(func() {
@@ -70,7 +71,7 @@ func TestWithoutTheCloneDeviceOpenSaysWhatToDo(t *testing.T) {
 				skip = "needs root to make a mount namespace"
 				return
 			}
-			// Nothing of this is to be seen elsewhere.
+			// Keep the mounts below private to this namespace.
 			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 				t.Error(err)
 				return
@@ -95,7 +96,7 @@ func TestWithoutTheCloneDeviceOpenSaysWhatToDo(t *testing.T) {
 	})
 }
 
-func TestAFailedOpenLeavesNoDescriptorOpen(t *testing.T) {
+func TestOpen_failureLeaksNoDescriptor(t *testing.T) {
 	count := func() int {
 		entries, err := os.ReadDir("/proc/self/fd")
 		if err != nil {
@@ -118,7 +119,7 @@ func TestAFailedOpenLeavesNoDescriptorOpen(t *testing.T) {
 	}
 }
 
-func TestKernelReleasesAreCompared(t *testing.T) {
+func TestReleaseAtLeast(t *testing.T) {
 	for release, want := range map[string]bool{
 		"6.8.5": true, "6.8.12-amd64": true, "6.9": true, "7.0.0-rc1": true, "10.1": true, "6.18.44-fc-v769": true,
 		"6.8.4": false, "6.8": false, "6.8.0-31-generic": false, "6.1.0-13-amd64": false, "5.15.0": false, "": false, "x": false,

@@ -10,7 +10,7 @@ import (
 	"ipipd/internal/packet"
 )
 
-// readFrame stands in for readv: it gives a reader a packet as the kernel would.
+// readFrame stands in for readv: it fills the reader's buffers as the kernel would.
 func readFrame(r *reader, b *packet.Buffer, h vnetHeader, p []byte) (got bool) {
 	head, first, rest := r.buffers(b)
 	h.encode((*[vnetHeaderLen]byte)(head))
@@ -19,7 +19,7 @@ func readFrame(r *reader, b *packet.Buffer, h vnetHeader, p []byte) (got bool) {
 	return r.finish(b, n)
 }
 
-// drain takes what is left of a superpacket, in batches of n.
+// drain returns the remaining segments of a superpacket, read in batches of n.
 func drain(t *testing.T, r *reader, n, size int) (segments [][]byte) {
 	t.Helper()
 	for r.segments.more() {
@@ -35,7 +35,7 @@ func drain(t *testing.T, r *reader, n, size int) (segments [][]byte) {
 	return segments
 }
 
-func TestASuperpacketComesOutInAsManyBatchesAsItNeeds(t *testing.T) {
+func TestReader_superpacket(t *testing.T) {
 	p := spec{tcp: true, payload: patternBytes(20000, 0), partial: true}.build()
 	want := slowSplit(p, 1460)
 	for _, space := range []int{1500, 1600, packet.MaxSize} {
@@ -44,7 +44,7 @@ func TestASuperpacketComesOutInAsManyBatchesAsItNeeds(t *testing.T) {
 				r := reader{direct: direct}
 				h := vnetHeader{flags: vnetNeedsChecksum, gsoType: vnetTCPv4, hdrLen: 40, gsoSize: 1460, csumStart: 20, csumOffset: 16}
 				if readFrame(&r, packet.New(space), h, p) {
-					t.Fatal("a superpacket was passed whole")
+					t.Fatal("a superpacket was not split")
 				}
 				if diff := cmp.Diff(want, drain(t, &r, n, space)); diff != "" {
 					t.Errorf("space %d, direct %d, batches of %d: %s", space, direct, n, diff)
@@ -54,7 +54,7 @@ func TestASuperpacketComesOutInAsManyBatchesAsItNeeds(t *testing.T) {
 	}
 }
 
-func TestAnUnfinishedChecksumIsFinished(t *testing.T) {
+func TestReader_partialChecksum(t *testing.T) {
 	for _, s := range []spec{{tcp: true, payload: patternBytes(99, 0)}, {payload: patternBytes(99, 0)}} {
 		want := s.build()
 		s.partial = true
@@ -70,7 +70,7 @@ func TestAnUnfinishedChecksumIsFinished(t *testing.T) {
 	}
 }
 
-func TestAnOrdinaryPacketIsAsTheKernelGaveIt(t *testing.T) {
+func TestReader_ordinaryPacket(t *testing.T) {
 	p := spec{payload: patternBytes(1000, 0)}.build()
 	for flags, want := range map[uint8]packet.Checksum{0: packet.ChecksumUnknown, vnetDataValid: packet.ChecksumValid} {
 		r := reader{direct: 1500}
@@ -81,7 +81,9 @@ func TestAnOrdinaryPacketIsAsTheKernelGaveIt(t *testing.T) {
 	}
 }
 
-func TestAPacketBeyondTheOldMTUIsWholeAndTheNextIsNotCopied(t *testing.T) {
+// After the MTU was raised, a packet beyond direct is whole, and direct grows to its size so
+// that the next one is not copied.
+func TestReader_mtuRaised(t *testing.T) {
 	p := spec{payload: patternBytes(8000, 0)}.build()
 	r := reader{direct: 1500}
 	b := packet.New(packet.MaxSize)
@@ -97,8 +99,8 @@ func TestAPacketBeyondTheOldMTUIsWholeAndTheNextIsNotCopied(t *testing.T) {
 	}
 }
 
-// The data path counts it as not IPv4: it must see it.
-func TestAnIPv6SuperpacketIsPassedOn(t *testing.T) {
+// An IPv6 superpacket is passed on, truncated, for the data path to count it as not IPv4.
+func TestReader_ipv6Superpacket(t *testing.T) {
 	p := patternBytes(20000, 0)
 	p[0] = 0x60
 	r := reader{direct: 1500}
@@ -109,7 +111,7 @@ func TestAnIPv6SuperpacketIsPassedOn(t *testing.T) {
 	}
 }
 
-func FuzzRead(f *testing.F) {
+func FuzzReader(f *testing.F) {
 	p := spec{tcp: true, payload: patternBytes(3000, 0)}.build()
 	f.Add([]byte{1, 1, 40, 0, 0xb4, 5, 20, 0, 16, 0}, p, uint16(1500))
 	f.Add([]byte{1, 0, 0, 0, 0, 0, 20, 0, 16, 0}, p[:1000], uint16(1500))
@@ -123,7 +125,7 @@ func FuzzRead(f *testing.F) {
 		var h vnetHeader
 		h.decode((*[vnetHeaderLen]byte)(head))
 		if h.gsoSize < 16 && len(p) > 1000 {
-			return // only slow
+			return // too slow
 		}
 		r := reader{direct: 1500}
 		b := packet.New(int(space))
@@ -135,7 +137,7 @@ func FuzzRead(f *testing.F) {
 		}
 		for _, segment := range drain(t, &r, 7, int(space)) {
 			if len(segment) >= 4 && int(binary.BigEndian.Uint16(segment[2:])) == len(segment) && !slowValid(segment) {
-				t.Errorf("unsound: %x", segment)
+				t.Errorf("bad checksum: %x", segment)
 			}
 		}
 	})

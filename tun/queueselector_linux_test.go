@@ -14,8 +14,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// requireQueueSelector fails the test if the kernel does not take the program, and skips it if that is
-// not permitted.
+// requireQueueSelector skips the test without CAP_BPF, and fails it if the kernel rejects the
+// program otherwise.
 func requireQueueSelector(t *testing.T) {
 	t.Helper()
 	program, err := loadQueueSelector()
@@ -27,13 +27,13 @@ func requireQueueSelector(t *testing.T) {
 	program.Close()
 }
 
-// A flow stays in its queue also when its answers come by another: they come by the
-// thread that the link layer gives them, which knows nothing of queues.
-func TestAFlowKeepsItsQueueWhicheverItsAnswersComeBy(t *testing.T) {
+// A flow stays in its queue although its replies are written to another: RSS of the underlay
+// NIC does not know the queues.
+func TestAttachQueueSelector_flowKeepsQueue(t *testing.T) {
 	ns := netlab.New(t)
 	requireQueueSelector(t)
 	d := openIn(t, ns, Options{Queues: 4, OnDegraded: func(err error) { t.Error(err) }})
-	came := make(chan [2]int) // port and queue
+	received := make(chan [2]int) // port and queue
 	for i, q := range d.Queues() {
 		go func() {
 			batch := packet.NewBatch(8, 2048)
@@ -44,7 +44,7 @@ func TestAFlowKeepsItsQueueWhicheverItsAnswersComeBy(t *testing.T) {
 				}
 				for _, b := range batch[:n] {
 					if p := b.Bytes(); len(p) == 20+8+4 && p[9] == 17 {
-						came <- [2]int{int(binary.BigEndian.Uint16(p[20:])), i}
+						received <- [2]int{int(binary.BigEndian.Uint16(p[20:])), i}
 					}
 				}
 			}
@@ -60,7 +60,7 @@ func TestAFlowKeepsItsQueueWhicheverItsAnswersComeBy(t *testing.T) {
 			if _, err := c.Write([]byte("data")); err != nil {
 				t.Fatal(err)
 			}
-			got := <-came
+			got := <-received
 			if got[0] != port {
 				t.Fatalf("a packet of port %d instead of %d", got[0], port)
 			}
@@ -71,9 +71,9 @@ func TestAFlowKeepsItsQueueWhicheverItsAnswersComeBy(t *testing.T) {
 			p := spec{payload: []byte("back")}.build()
 			copy(p[ipHeader:], []byte{0, 9, byte(port >> 8), byte(port)})
 			copy(p[ipHeader+udpChecksum:], []byte{0, 0}) // none
-			answer := packet.New(2048)
-			answer.Set(p)
-			if _, err := d.Queues()[(queue+round)%4].Write([]*packet.Buffer{answer}); err != nil {
+			reply := packet.New(2048)
+			reply.Set(p)
+			if _, err := d.Queues()[(queue+round)%4].Write([]*packet.Buffer{reply}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -86,9 +86,8 @@ func TestAFlowKeepsItsQueueWhicheverItsAnswersComeBy(t *testing.T) {
 	}
 }
 
-// A signal, such as Go sends to a thread that has run for long, makes the kernel give
-// up on the program it is checking.
-func TestTheChoiceOfAQueueIsLoadedThoughSignalsInterrupt(t *testing.T) {
+// A signal, such as Go's preemption signal, interrupts the verifier (EAGAIN).
+func TestLoadQueueSelector_signals(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	process, thread := unix.Getpid(), unix.Gettid()

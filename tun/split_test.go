@@ -10,11 +10,11 @@ import (
 
 var timestamps = []byte{1, 1, 8, 10, 0, 0, 1, 2, 0, 0, 3, 4}
 
-func TestSplitIsGolden(t *testing.T) {
+func TestSplitter_golden(t *testing.T) {
 	super := []byte{
 		0x45, 0x02, 0x00, 0x2d, // ihl 5, ECT(0), total length 45
 		0xff, 0xff, 0x40, 0x00, // ID 65535, DF
-		0x40, 0x06, 0x00, 0x00, // TTL 64, TCP, (checksum not looked at)
+		0x40, 0x06, 0x00, 0x00, // TTL 64, TCP, checksum (ignored)
 		10, 9, 0, 2, 10, 9, 0, 1,
 		0x14, 0x51, 0x9c, 0x40, // ports
 		0xff, 0xff, 0xff, 0xfe, // seq: wraps
@@ -41,7 +41,7 @@ func TestSplitIsGolden(t *testing.T) {
 	}
 }
 
-// slowFinish puts both checksums into p.
+// slowFinish computes both checksums of p.
 func slowFinish(p []byte) {
 	start := int(p[0]&15) * 4
 	at := start + udpChecksum
@@ -58,7 +58,7 @@ func slowFinish(p []byte) {
 	binary.BigEndian.PutUint16(p[at:], sum)
 }
 
-// slowSplit is splitter as one would say it, without care for its cost.
+// slowSplit is a reference implementation of splitter.
 func slowSplit(p []byte, size int) (segments [][]byte) {
 	start := int(p[0]&15) * 4
 	headers := start + udpHeader
@@ -88,7 +88,7 @@ func slowSplit(p []byte, size int) (segments [][]byte) {
 	return segments
 }
 
-func TestSplitGivesWhatTheSlowSplitterGives(t *testing.T) {
+func TestSplitter_reference(t *testing.T) {
 	for _, s := range []spec{
 		{tcp: true, payload: patternBytes(65535-40, 0), df: true},
 		{tcp: true, payload: patternBytes(4000, 0), options: timestamps, id: 0xfffe, tos: 3, flags: 0xff},
@@ -105,15 +105,15 @@ func TestSplitGivesWhatTheSlowSplitterGives(t *testing.T) {
 			}
 			for _, segment := range got {
 				if !slowValid(segment) {
-					t.Errorf("unsound: %x", segment)
+					t.Errorf("bad length or checksum: %x", segment)
 				}
 			}
 		}
 	}
 }
 
-func TestSplitNeverWritesAZeroUDPChecksum(t *testing.T) {
-	// A payload that makes the sum come out as 0: what is missing to 0xffff.
+func TestSplitter_zeroUDPChecksum(t *testing.T) {
+	// The payload makes the checksum 0: it is what the sum lacks to 0xffff.
 	p := spec{payload: make([]byte, 2)}.build()
 	binary.BigEndian.PutUint16(p[28:], binary.BigEndian.Uint16(p[26:]))
 	segment := splitAll(t, p, 100)[0]
@@ -122,7 +122,7 @@ func TestSplitNeverWritesAZeroUDPChecksum(t *testing.T) {
 	}
 }
 
-func TestSplitRefusesWhatIsNoSuperpacket(t *testing.T) {
+func TestSplitterStart_malformed(t *testing.T) {
 	tcp := spec{tcp: true, payload: patternBytes(100, 0)}.build()
 	change := func(at int, value byte) []byte {
 		p := bytes.Clone(tcp)
@@ -150,23 +150,24 @@ func TestSplitRefusesWhatIsNoSuperpacket(t *testing.T) {
 	}
 	var s splitter
 	if s.start(tcp, 0) || s.more() {
-		t.Error("split into nothing")
+		t.Error("split with size 0")
 	}
 }
 
-func TestASegmentWithoutRoomIsRefusedByItsReader(t *testing.T) {
+// A truncated segment is malformed by its total length.
+func TestSplitterSegment_truncated(t *testing.T) {
 	p := spec{tcp: true, payload: patternBytes(3000, 0)}.build()
 	var s splitter
 	s.start(p, 1000)
 	for n := 0; s.more(); n++ {
 		small := make([]byte, 900)
 		if got := small[:s.segment(small)]; int(binary.BigEndian.Uint16(got[2:])) <= len(got) {
-			t.Errorf("segment %d passes for a whole one", n)
+			t.Errorf("segment %d is not malformed", n)
 		}
 	}
 }
 
-func FuzzSplit(f *testing.F) {
+func FuzzSplitter(f *testing.F) {
 	f.Add(spec{tcp: true, payload: patternBytes(3000, 0)}.build(), uint16(1448))
 	f.Add(spec{tcp: true, payload: patternBytes(300, 0), options: timestamps, flags: 0xff, ipOption: []byte{7, 4, 4, 0}}.build(), uint16(7))
 	f.Add(spec{payload: patternBytes(3000, 0)}.build(), uint16(1000))
@@ -182,7 +183,7 @@ func FuzzSplit(f *testing.F) {
 		}
 		for _, segment := range got {
 			if !slowValid(segment) {
-				t.Errorf("unsound: %x", segment)
+				t.Errorf("bad length or checksum: %x", segment)
 			}
 		}
 		if !bytes.Equal(p, before) {
