@@ -164,7 +164,7 @@ func writeAll(t testing.TB, c *coalescer, batch []*packet.Buffer) (out []written
 			w.packets = append(w.packets, int(j))
 		}
 		if len(w.packets) != int(o.count) || len(w.bytes) != o.length {
-			t.Fatalf("output %d: %d packets, %d bytes; it says %d, %d", i, len(w.packets), len(w.bytes), o.count, o.length)
+			t.Fatalf("output %d: %d packets, %d bytes; want %d, %d", i, len(w.packets), len(w.bytes), o.count, o.length)
 		}
 		out = append(out, w)
 	}

@@ -77,7 +77,7 @@ func TestCoalescer_udp(t *testing.T) {
 		t.Error(diff)
 	}
 	if out := writeAll(t, &coalescer{}, buffers(packets...)); len(out) != len(packets) {
-		t.Errorf("%d outputs on a kernel that takes no UDP superpackets", len(out))
+		t.Errorf("%d outputs on a kernel without USO", len(out))
 	}
 }
 
@@ -244,7 +244,7 @@ func TestCoalescer_fragmentOrder(t *testing.T) {
 	binary.BigEndian.PutUint16(fragment[6:], 0x2000)
 	late := bytes.Clone(packets[3])
 	binary.BigEndian.PutUint16(late[6:], 20)
-	for name, p := range map[string][]byte{"first fragment": fragment, "later fragment": late, "cut off": packets[3][:30]} {
+	for name, p := range map[string][]byte{"first fragment": fragment, "later fragment": late, "truncated": packets[3][:30]} {
 		got := groups(t, buffers(packets[0], packets[1], p, packets[2], packets[3]))
 		if diff := cmp.Diff([][]int{{0, 1}, {2}, {3, 4}}, got); diff != "" {
 			t.Errorf("%s: %s", name, diff)

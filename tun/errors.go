@@ -7,4 +7,4 @@ import "errors"
 var ErrNameTaken = errors.New("an interface of that name is already there: choose another name, or remove it")
 
 // errNotSplittable is returned for a superpacket that is not well-formed TCP or UDP in IPv4.
-var errNotSplittable = errors.New("superpacket cannot be split: no sound TCP or UDP in IPv4")
+var errNotSplittable = errors.New("superpacket cannot be split: not well-formed TCP or UDP in IPv4")
