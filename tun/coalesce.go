@@ -18,8 +18,8 @@ const (
 
 // coalescer merges in-order segments of a flow within a batch into superpackets, by the
 // rules of the kernel's GRO (tcp_gro_receive, udp_gro_receive_segment, inet_gro_receive), so
-// that the host's stack is traversed once for many segments. TUN has no GRO of its own for
-// writes.
+// that the host's stack is traversed once for many segments. TUN has GRO for what is written
+// to it only with IFF_NAPI, which we don't use.
 //
 // Packets of a flow are never reordered: an output is written in the place of its first
 // packet, and is closed by the first packet of its flow that cannot be merged. Packets of

@@ -46,8 +46,7 @@ const (
 
 // transient reports whether errno is a one-shot error that says nothing about the socket:
 // an ICMP error for a connected socket (icmp_err_convert, net/ipv4/icmp.c; anybody can
-// forge one), or a message dropped because the kernel could not build its control data or
-// virtio_net_hdr (EINVAL).
+// forge one), or a packet dropped because virtio_net_hdr cannot describe it (EINVAL).
 func transient(errno unix.Errno) bool {
 	switch errno {
 	case unix.EINVAL,
