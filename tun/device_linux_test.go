@@ -83,7 +83,7 @@ func TestDevice_readAndWrite(t *testing.T) {
 			t.Fatalf("Write: %d, %v", n, err)
 		}
 		got := make([]byte, 100)
-		c.SetReadDeadline(time.Now().Add(netlab.Patience()))
+		c.SetReadDeadline(time.Now().Add(netlab.Timeout()))
 		if n, err := c.Read(got); err != nil || string(got[:n]) != "HERE!" {
 			t.Errorf("the stack got %q, %v", got[:n], err)
 		}
@@ -185,7 +185,7 @@ func TestPollableQueue(t *testing.T) {
 		defer conn.Close()
 		_, _ = conn.Write([]byte("datagram!"))
 	})
-	if !readable(int(netlab.Patience().Milliseconds())) {
+	if !readable(int(netlab.Timeout().Milliseconds())) {
 		t.Fatal("the queue is not POLLIN after a packet")
 	}
 	if n, err := q.TryRead(batch); n != 1 || err != nil || batch[0].Len() != 20+8+9 {

@@ -62,12 +62,12 @@ func scriptParams(environment []string, pattern string) testscript.Params {
 			},
 			"retry": func(ts *testscript.TestScript, neg bool, args []string) {
 				var err error
-				for end := time.Now().Add(netlab.Patience()); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+				for end := time.Now().Add(netlab.Timeout()); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 					if err = ts.Exec(args[0], args[1:]...); (err == nil) != neg {
 						return
 					}
 				}
-				ts.Fatalf("still not after %v: %v\nstdout: %s\nstderr: %s", netlab.Patience(), err, ts.ReadFile("stdout"), ts.ReadFile("stderr"))
+				ts.Fatalf("still not after %v: %v\nstdout: %s\nstderr: %s", netlab.Timeout(), err, ts.ReadFile("stdout"), ts.ReadFile("stderr"))
 			},
 			"oneline": func(ts *testscript.TestScript, neg bool, args []string) {
 				text := ts.ReadFile(args[0])

@@ -21,7 +21,7 @@ import (
 )
 
 // patience bounds waits that must succeed, shortWait those that must time out.
-var patience = netlab.Patience()
+var patience = netlab.Timeout()
 
 const shortWait = 100 * time.Millisecond
 

@@ -76,7 +76,7 @@ func (e *endpoint) ping(sequence uint16, size int) []byte {
 
 // pings sends n echo requests, one per interval, and returns the number of replies.
 func (e *endpoint) pings(n int, interval time.Duration) (answered int) {
-	return e.pingsWithin(netlab.Patience(), n, interval)
+	return e.pingsWithin(netlab.Timeout(), n, interval)
 }
 
 // pingsWithin is pings with a timeout for the replies, from the last request on.
@@ -108,7 +108,7 @@ func (e *endpoint) pingsWithin(timeout time.Duration, n int, interval time.Durat
 // until then drops ESP.
 func (e *endpoint) waitForEcho(what string) {
 	e.t.Helper()
-	netlab.Eventually(e.t, what, func() bool { return e.pingsWithin(netlab.Slower(200*time.Millisecond), 1, 0) == 1 })
+	netlab.Eventually(e.t, what, func() bool { return e.pingsWithin(netlab.Scale(200*time.Millisecond), 1, 0) == 1 })
 }
 
 // lab starts an endpoint in one namespace and a guest with strongSwan on the other end of a
@@ -119,7 +119,7 @@ func lab(t *testing.T, conf string) (*endpoint, *netlab.StrongSwan, func() [][]b
 	netlab.Veth(t, ours, wire, netlab.End{Name: "u0", Address: "192.0.2.1/24"}, netlab.End{Name: "guest0"})
 	// The guest's MAC address differs from guest0's.
 	s := startStrongSwan(t, wire, "guest0", conf)
-	ours.Run("ping", "-c", "1", "-W", netlab.Seconds(netlab.Patience()), "192.0.2.2")
+	ours.Run("ping", "-c", "1", "-W", netlab.Seconds(netlab.Timeout()), "192.0.2.2")
 	return newEndpoint(t, ours, addressA, addressB), s, capture(t, ours)
 }
 
@@ -200,7 +200,7 @@ func TestSession_interopStrongSwan(t *testing.T) {
 					t.Fatal(err)
 				}
 				if initiator == "they" {
-					s.Swanctl("--initiate --child ipip --timeout " + netlab.Seconds(netlab.Patience()))
+					s.Swanctl("--initiate --child ipip --timeout " + netlab.Seconds(netlab.Timeout()))
 				}
 				netlab.Eventually(t, "the SA is established", e.session.Established)
 				t.Log(e.session.Status().Describe(time.Now()))
@@ -247,8 +247,8 @@ func TestSession_interopStrongSwanRekey(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			cfg := ikeConfig(c.mode)
-			cfg.Lifetime2, cfg.Lifetime1 = netlab.Slower(8*time.Second), netlab.Slower(25*time.Second)
-			lifetime := func(seconds time.Duration) string { return netlab.Seconds(netlab.Slower(seconds*time.Second)) + "s" }
+			cfg.Lifetime2, cfg.Lifetime1 = netlab.Scale(8*time.Second), netlab.Scale(25*time.Second)
+			lifetime := func(seconds time.Duration) string { return netlab.Seconds(netlab.Scale(seconds*time.Second)) + "s" }
 			// On a busy machine strongSwan sometimes drops our response to its rekey request,
 			// for which it has no state yet. The default over_time is too short for a
 			// retransmission: the IKE SA would expire.
@@ -261,7 +261,7 @@ func TestSession_interopStrongSwanRekey(t *testing.T) {
 			e.waitForEcho("the peer has the SA too")
 			spis := map[uint32]bool{}
 			sent, answered := 0, 0
-			for begin := time.Now(); time.Since(begin) < netlab.Slower(32*time.Second); {
+			for begin := time.Now(); time.Since(begin) < netlab.Scale(32*time.Second); {
 				answered += e.pings(100, 5*time.Millisecond)
 				sent += 100
 				spis[e.session.Status().OutboundSPI] = true
@@ -344,7 +344,7 @@ func TestSession_interopStrongSwanRestart(t *testing.T) {
 			}
 			netlab.Eventually(t, "the SA is established", e.session.Established)
 			e.waitForEcho("the peer has the SA too")
-			s.Die()
+			s.Crash()
 			s.Charon()
 			for range 30 {
 				e.send(e.ping(1, 100))

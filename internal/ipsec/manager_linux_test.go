@@ -245,8 +245,8 @@ func TestManager_noCleartext(t *testing.T) {
 				wire := capture(t, nsA)
 				cfg := ikeConfig(mode)
 				cfg.ForceUDP = udp
-				cfg.Lifetime2 = netlab.Slower(8 * time.Second)
-				cfg.Lifetime1 = netlab.Slower(12 * time.Second)
+				cfg.Lifetime2 = netlab.Scale(8 * time.Second)
+				cfg.Lifetime1 = netlab.Scale(12 * time.Second)
 				if err := a.protect(cfg); err != nil {
 					t.Fatal(err)
 				}
@@ -281,7 +281,7 @@ func TestManager_noCleartext(t *testing.T) {
 				fromB.end()
 				// No packet is lost: each one sealed is opened, and none is dropped once
 				// there is an SA. The checks below name what is missing.
-				netlab.ComesTrue(func() bool {
+				netlab.WaitFor(func() bool {
 					return b.count.Load() == fromA.sealed.Load() && a.count.Load() == fromB.sealed.Load()
 				})
 				for _, direction := range []struct {

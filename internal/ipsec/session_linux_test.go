@@ -65,7 +65,7 @@ func TestNegotiatorPollSAs_noESP(t *testing.T) {
 		}
 	}
 	netlab.Eventually(t, "both SAs are established", func() bool { return a.session.Established() && b.session.Established() })
-	deadline := time.Now().Add(noESPTimeout + netlab.Patience())
+	deadline := time.Now().Add(noESPTimeout + netlab.Timeout())
 	for !strings.Contains(a.log.String(), "nothing arrives") {
 		if time.Now().After(deadline) {
 			t.Fatalf("no EventNoESP:\n%s", a.log.String())

@@ -169,7 +169,7 @@ func TestWatch_droppedMessages(t *testing.T) {
 		case <-changes:
 		case err := <-ended:
 			t.Fatalf("%s: it ended: %v", what, err)
-		case <-time.After(netlab.Patience()):
+		case <-time.After(netlab.Timeout()):
 			t.Fatalf("%s: not signalled", what)
 		}
 	}

@@ -28,7 +28,7 @@ var (
 )
 
 // patience is how long a test waits for what has to come.
-var patience = netlab.Patience()
+var patience = netlab.Timeout()
 
 // world is a Network that says what a test wants it to.
 type world struct {

@@ -16,7 +16,7 @@ import (
 // clone.
 
 // selection returns what the raw socket is bound and connected to.
-func (r *Reception) selection() fdguard.Binding {
+func (r *Reception) binding() fdguard.Binding {
 	return fdguard.Binding{Device: r.Device, Local: r.Local, Remote: r.Remote, Mark: r.Mark}
 }
 
@@ -30,7 +30,7 @@ func (s *socket) SetReceive(r Reception) error {
 		return os.ErrClosed
 	}
 	if r == s.reception {
-		sel := r.selection()
+		sel := r.binding()
 		s.unconnected = s.unconnected && !sel.Connect(s.raw)
 		return nil
 	}
@@ -46,9 +46,9 @@ func (s *socket) setReceive(r Reception) (err error) {
 			return err
 		}
 	}
-	raw, unconnected, reopen := s.raw, s.unconnected, r.selection() != s.reception.selection()
+	raw, unconnected, reopen := s.raw, s.unconnected, r.binding() != s.reception.binding()
 	if reopen {
-		if raw, unconnected, err = s.openRaw(r.selection()); err != nil {
+		if raw, unconnected, err = s.openRaw(r.binding()); err != nil {
 			return err
 		}
 		defer func() {

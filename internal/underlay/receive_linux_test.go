@@ -243,7 +243,7 @@ func TestReception(t *testing.T) {
 			n, _ := s.Receivers()[0].Read(packet.NewBatch(1, 1500))
 			ended <- n
 		}()
-		if !netlab.ComesTrue(func() bool {
+		if !netlab.WaitFor(func() bool {
 			s.(*socket).overflowMu.Lock()
 			defer s.(*socket).overflowMu.Unlock()
 			return len(s.(*socket).receiveSockets) == 1

@@ -105,7 +105,7 @@ func (s *socket) open(o SocketOptions) (err error) {
 	}
 	s.options = o
 	s.reception = Reception{Device: o.Device}
-	if s.raw, _, err = s.openRaw(s.reception.selection()); err != nil {
+	if s.raw, _, err = s.openRaw(s.reception.binding()); err != nil {
 		return err
 	}
 	for i := range 1 + max(o.Receivers, 1) {

@@ -70,7 +70,7 @@ func outerPacket(path *Path, n int, id uint16) *packet.Buffer {
 }
 
 // patience is how long a test waits for an expected event.
-var patience = netlab.Patience()
+var patience = netlab.Timeout()
 
 // read reads n packets, of up to size bytes each.
 func read(t testing.TB, r Receiver, n, size int) []*packet.Buffer {

@@ -45,7 +45,7 @@ func (e ends) awaitIdle(t *testing.T) counted {
 	now := e.status()
 	netlab.Eventually(t, "nothing more is counted", func() bool {
 		before := now
-		time.Sleep(netlab.Slower(100 * time.Millisecond))
+		time.Sleep(netlab.Scale(100 * time.Millisecond))
 		now = e.status()
 		return now.a.RxPacket == before.a.RxPacket && now.b.RxPacket == before.b.RxPacket &&
 			now.a.TxPacket == before.a.TxPacket && now.b.TxPacket == before.b.TxPacket

@@ -237,14 +237,14 @@ func TestIPsec_mtu(t *testing.T) {
 			}
 			transfer(t, a, b, innerB, 2<<20)
 			transfer(t, b, a, innerA, 2<<20)
-			a.Run("ping", "-M", "do", "-c", "1", "-W", netlab.Seconds(netlab.Patience()), "-s", fmt.Sprint(tt.want-28), innerB)
+			a.Run("ping", "-M", "do", "-c", "1", "-W", netlab.Seconds(netlab.Timeout()), "-s", fmt.Sprint(tt.want-28), innerB)
 
 			// The path MTU falls behind the first hop.
 			router.Run("ip", "link", "set", "dev", "to-b", "mtu", fmt.Sprint(narrow))
 			b.Run("ip", "link", "set", "dev", "veth0", "mtu", fmt.Sprint(narrow))
 			if !tt.nat { // a NAT need not translate the quotes in ICMP errors
 				netlab.Eventually(t, "the path MTU is learnt from errors about ESP", func() bool {
-					_, _ = a.Try("ping", "-M", "do", "-c", "1", "-W", netlab.Seconds(netlab.Slower(time.Second)), "-s", fmt.Sprint(tt.want-28), innerB)
+					_, _ = a.Try("ping", "-M", "do", "-c", "1", "-W", netlab.Seconds(netlab.Scale(time.Second)), "-s", fmt.Sprint(tt.want-28), innerB)
 					return da.Status().PathMTU == narrow
 				})
 				transfer(t, a, b, innerB, 1<<20)

@@ -23,7 +23,7 @@ func TestLifecycle_routerOSExample(t *testing.T) {
 	for _, d := range []*netlab.Daemon{d1, d2} {
 		netlab.Eventually(t, "it has heard the other", func() bool { return d.Status().KeepaliveState == "up" })
 	}
-	out := r1.Run("ping", "-c", "3", "-i", "0.2", "-W", netlab.Seconds(netlab.Patience()), "1.1.1.2")
+	out := r1.Run("ping", "-c", "3", "-i", "0.2", "-W", netlab.Seconds(netlab.Timeout()), "1.1.1.2")
 	if !strings.Contains(out, "3 packets transmitted, 3 received, 0% packet loss") || strings.Count(out, "ttl=64") != 3 {
 		t.Error(out)
 	}

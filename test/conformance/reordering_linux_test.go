@@ -66,7 +66,7 @@ func sendNumbered(t *testing.T, a, b *netlab.NS) {
 			t.Errorf("at %s only %d of %d came", at, n, count)
 		}
 	}
-	end := time.Now().Add(netlab.Patience())
+	end := time.Now().Add(netlab.Timeout())
 	_, _ = near.SetReadDeadline(end), far.SetReadDeadline(end)
 	var ends sync.WaitGroup
 	ends.Go(func() {

@@ -13,7 +13,7 @@ import (
 )
 
 // socketTimeout is the deadline of the tests' sockets.
-var socketTimeout = netlab.Patience()
+var socketTimeout = netlab.Timeout()
 
 // listenUDP opens a UDP socket in ns for the duration of the test.
 func listenUDP(t *testing.T, ns *netlab.NS, address string) net.PacketConn {

@@ -59,12 +59,12 @@ func upB(t *testing.T, b *netlab.NS, more ...string) *netlab.Daemon {
 
 // answered reports whether a ping is answered within a second of an idle machine.
 func answered(from *netlab.NS, to string) bool {
-	_, err := from.Try("ping", "-c", "1", "-W", netlab.Seconds(netlab.Slower(time.Second)), to)
+	_, err := from.Try("ping", "-c", "1", "-W", netlab.Seconds(netlab.Scale(time.Second)), to)
 	return err == nil
 }
 
 // ping sends one echo request and fails the test without a reply.
 func ping(t *testing.T, from *netlab.NS, args ...string) string {
 	t.Helper()
-	return from.Run("ping", append([]string{"-c", "1", "-W", netlab.Seconds(netlab.Patience())}, args...)...)
+	return from.Run("ping", append([]string{"-c", "1", "-W", netlab.Seconds(netlab.Timeout())}, args...)...)
 }

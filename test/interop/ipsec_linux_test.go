@@ -69,7 +69,7 @@ func TestIPsec_strongSwan(t *testing.T) {
 			l, s := newStrongSwanLab(t, tt.edit)
 			netlab.DisableOffload(l.ours, "eth0") // the guest's driver takes no superpackets
 			wire := netlab.Capture(t, l.ours, "eth0", func(f netlab.Frame) bool { return f.Packet[9] == 4 })
-			d := up(t, l.ours, append([]string{"--ipsec-secret-file", secretFile(t), "--ipsec-lifetime", "1h," + netlab.Seconds(netlab.Slower(10*time.Second)) + "s", "--ipsec-dpd", "2s,3",
+			d := up(t, l.ours, append([]string{"--ipsec-secret-file", secretFile(t), "--ipsec-lifetime", "1h," + netlab.Seconds(netlab.Scale(10*time.Second)) + "s", "--ipsec-dpd", "2s,3",
 				"--keepalive", "1s,3", "--keepalive-probe", "echo", "--keepalive-target", peerInner}, tt.flags...)...)
 			awaitRunning(t, d, true, "up")
 			netlab.Eventually(t, "the MTU is what the SA leaves", func() bool { return d.Status().ActualMTU == tt.mtu })
@@ -81,7 +81,7 @@ func TestIPsec_strongSwan(t *testing.T) {
 			first := d.Status().IPsecSPI
 			bulk(t, ours, s.Run, peerInner, false)
 			bulk(t, ours, s.Run, peerInner, true)
-			for end := time.Now().Add(netlab.Patience()); d.Status().IPsecSPI == first && time.Now().Before(end); {
+			for end := time.Now().Add(netlab.Timeout()); d.Status().IPsecSPI == first && time.Now().Before(end); {
 				bulk(t, s.Run, ours, ourInner, false)
 			}
 			if d.Status().IPsecSPI == first {
@@ -89,7 +89,7 @@ func TestIPsec_strongSwan(t *testing.T) {
 			}
 			bulk(t, s.Run, ours, ourInner, false)
 
-			s.Die()
+			s.Crash()
 			awaitRunning(t, d, false, "")
 			s.Charon()
 			awaitRunning(t, d, true, "up")

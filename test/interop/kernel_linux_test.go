@@ -213,7 +213,7 @@ func TestKernel_outerFragments(t *testing.T) {
 // senders. A PMTU black hole in either direction fails the test.
 func TestKernel_pmtu(t *testing.T) {
 	t.Parallel()
-	second := netlab.Seconds(netlab.Slower(time.Second)) // longer than any round trip
+	second := netlab.Seconds(netlab.Scale(time.Second)) // longer than any round trip
 	for _, dontFragment := range []string{"no", "inherit"} {
 		t.Run("ours "+dontFragment, func(t *testing.T) {
 			t.Parallel()

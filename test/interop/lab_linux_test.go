@@ -28,7 +28,7 @@ const (
 )
 
 // bulkTimeout is the timeout of a transfer.
-func bulkTimeout() time.Duration { return 2 * netlab.Patience() }
+func bulkTimeout() time.Duration { return 2 * netlab.Timeout() }
 
 func TestMain(m *testing.M) { netlab.Main(m, 2) }
 
@@ -38,7 +38,7 @@ type shell func(script string) (stdout string, err error)
 
 func inNamespace(ns *netlab.NS) shell {
 	return func(script string) (string, error) {
-		out, err := ns.Try("timeout", netlab.Seconds(4*netlab.Patience()), "sh", "-c", script)
+		out, err := ns.Try("timeout", netlab.Seconds(4*netlab.Timeout()), "sh", "-c", script)
 		if err != nil {
 			err = fmt.Errorf("%s: %w: %s", script, err, out)
 		}
@@ -188,7 +188,7 @@ func reply(checks ...netlab.Check) netlab.Check {
 func ping(t *testing.T, from shell, to string, size int, options string) {
 	t.Helper()
 	script := fmt.Sprintf(`ping -n -c 1 -w %[4]s %[1]s >/dev/null
-		for i in 1 2 3; do ping -n -c 1 -W %[4]s -s %[2]d %[3]s %[1]s || exit 1; done`, to, size, options, netlab.Seconds(netlab.Patience()))
+		for i in 1 2 3; do ping -n -c 1 -W %[4]s -s %[2]d %[3]s %[1]s || exit 1; done`, to, size, options, netlab.Seconds(netlab.Timeout()))
 	if out, err := from(script); err != nil {
 		t.Errorf("ping %s -s %d %s: %v\n%s", to, size, options, err, out)
 	}
@@ -208,7 +208,7 @@ func bulk(t testing.TB, client, server shell, serverAddress string, reverse bool
 	// hexadecimal, and state 0A is LISTEN.
 	port := 5200 + bulkCount.Add(1)
 	serve := fmt.Sprintf(`timeout %s iperf3 -s -1 -B %s -p %d >/dev/null 2>&1 </dev/null &
-		until grep -q ':%04X .* 0A ' /proc/net/tcp; do sleep 0.05; done`, netlab.Seconds(bulkTimeout()+netlab.Patience()), serverAddress, port, port)
+		until grep -q ':%04X .* 0A ' /proc/net/tcp; do sleep 0.05; done`, netlab.Seconds(bulkTimeout()+netlab.Timeout()), serverAddress, port, port)
 	if _, err := server(serve); err != nil {
 		t.Fatal(err)
 	}

@@ -26,7 +26,7 @@ import (
 //	eth0 ingress, protocol 4 → outer header off → t0 ingress
 func kernelEncapsulator(t *testing.T, ns *netlab.NS) {
 	t.Helper()
-	ns.Run("ping", "-n", "-c", "1", "-w", netlab.Seconds(netlab.Patience()), ourOuter)
+	ns.Run("ping", "-n", "-c", "1", "-w", netlab.Seconds(netlab.Timeout()), ourOuter)
 	remoteMAC := neighbour(t, ns, ourOuter)
 	// No packet reaches unused: t0's program redirects them all.
 	netlab.Veth(t, ns, ns, netlab.End{Name: "t0", Address: peerInner + "/30", MTU: innerMTU}, netlab.End{Name: "unused"})
@@ -239,7 +239,7 @@ func datagram(t *testing.T, from, to *netlab.NS, address string) {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 64)
-	_ = server.SetReadDeadline(time.Now().Add(netlab.Patience()))
+	_ = server.SetReadDeadline(time.Now().Add(netlab.Timeout()))
 	if n, _, err := server.ReadFrom(buf); err != nil || string(buf[:n]) != "a datagram" {
 		t.Errorf("received %q: %v", buf[:n], err)
 	}

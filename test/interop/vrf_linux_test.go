@@ -54,7 +54,7 @@ func TestVRF_underlayDevice(t *testing.T) {
 				guest.MustRun(binary + " up --name t0 --local-address " + peerOuter + " --remote-address " + ourOuter +
 					" --address " + peerInner + "/24 --underlay-device " + device + " --threads " + threads + " --keepalive off >" + log + " 2>&1 &")
 				var out string
-				if !netlab.ComesTrue(func() bool {
+				if !netlab.WaitFor(func() bool {
 					out, _ = guest.Run("cat " + log)
 					return strings.Contains(out, "tunnel is ready")
 				}) {

@@ -192,7 +192,7 @@ func (r *Recorder) Await(checks ...Check) Frame {
 // AwaitN waits for n packets that pass checks, and returns the first n.
 func (r *Recorder) AwaitN(n int, checks ...Check) []Frame {
 	r.t.Helper()
-	deadline := time.After(Patience())
+	deadline := time.After(Timeout())
 	var matching []Frame
 	for seen := 0; ; {
 		r.mu.Lock()
@@ -210,7 +210,7 @@ func (r *Recorder) AwaitN(n int, checks ...Check) []Frame {
 		select {
 		case <-more:
 		case <-deadline:
-			r.t.Fatalf("%d of %d packets as wanted came within %v. All that came:%s", len(matching), n, Patience(), r.describe(checks))
+			r.t.Fatalf("%d of %d packets as wanted came within %v. All that came:%s", len(matching), n, Timeout(), r.describe(checks))
 		}
 	}
 }

@@ -142,7 +142,7 @@ func (d *Daemon) end(signal os.Signal) {
 	_ = d.cmd.Process.Signal(signal)
 	select {
 	case <-d.exited:
-	case <-time.After(Patience()):
+	case <-time.After(Timeout()):
 		_ = d.cmd.Process.Kill()
 		<-d.exited
 		d.t.Errorf("ipipd did not end on %v", signal)
@@ -165,7 +165,7 @@ func (d *Daemon) Wait() int {
 	d.t.Helper()
 	select {
 	case <-d.exited:
-	case <-time.After(Patience()):
+	case <-time.After(Timeout()):
 		d.t.Fatalf("ipipd did not end by itself:\n%s", d.Log())
 	}
 	return d.cmd.ProcessState.ExitCode()
@@ -202,7 +202,7 @@ func (d *Daemon) Run(args ...string) (output string, err error) {
 func (d *Daemon) Status() Status {
 	d.t.Helper()
 	out, err := d.Run("print", d.name, "--json")
-	for end := time.Now().Add(Patience()); err != nil && strings.Contains(out, "does not answer within") && time.Now().Before(end); {
+	for end := time.Now().Add(Timeout()); err != nil && strings.Contains(out, "does not answer within") && time.Now().Before(end); {
 		out, err = d.Run("print", d.name, "--json")
 	}
 	if err != nil {
@@ -221,20 +221,20 @@ func (d *Daemon) Drops(reason string) uint64 {
 	return d.Status().Drops[reason]
 }
 
-// Eventually polls a condition until it is true, and fails the test after Patience.
+// Eventually polls a condition until it is true, and fails the test after Timeout.
 func Eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	if !ComesTrue(condition) {
+	if !WaitFor(condition) {
 		_, file, line, _ := runtime.Caller(1)
-		t.Fatalf("%s:%d: it did not come true within %v that %s", filepath.Base(file), line, Patience(), what)
+		t.Fatalf("%s:%d: it did not come true within %v that %s", filepath.Base(file), line, Timeout(), what)
 	}
 }
 
-// ComesTrue is Eventually that reports a timeout to its caller. It polls with exponential
+// WaitFor is Eventually that reports a timeout to its caller. It polls with exponential
 // backoff, as most conditions start a process, which slows down the system under test.
-func ComesTrue(condition func() bool) bool {
+func WaitFor(condition func() bool) bool {
 	pause := 5 * time.Millisecond
-	for end := time.Now().Add(Patience()); !condition(); pause = min(2*pause, 100*time.Millisecond) {
+	for end := time.Now().Add(Timeout()); !condition(); pause = min(2*pause, 100*time.Millisecond) {
 		if time.Now().After(end) {
 			return false
 		}

@@ -72,10 +72,10 @@ const (
 )
 
 // bootTimeout bounds how long a boot may take; it takes about two seconds.
-func bootTimeout() time.Duration { return 3 * Patience() }
+func bootTimeout() time.Duration { return 3 * Timeout() }
 
 // commandTimeout bounds a command of Run.
-func commandTimeout() time.Duration { return 4 * Patience() }
+func commandTimeout() time.Duration { return 4 * Timeout() }
 
 //go:embed guest_init.sh
 var guestInit []byte
@@ -119,7 +119,7 @@ func StartGuest(t testing.TB, ns *NS, ifname string, options GuestOptions) *Gues
 		fmt.Sprintf("vec0:transport=%s,ifname=%s,depth=128", options.Transport, ifname))
 	g.cmd.ExtraFiles = []*os.File{guestLine} // descriptor 3
 	g.cmd.Stdout, g.cmd.Stderr = g.console, g.console
-	g.cmd.WaitDelay = Patience()
+	g.cmd.WaitDelay = Timeout()
 	// A process group, because the guest's processes are processes of the host.
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	g.cmd.Env = append(os.Environ(), memoryDir(dir)...)
@@ -201,7 +201,7 @@ func (g *Guest) Run(script string) (stdout string, err error) {
 		return string(out), err
 	case <-g.ended:
 		return "", fmt.Errorf("guest: %s: the guest has ended; the end of its console:\n%s", script, g.console.tail())
-	case <-time.After(commandTimeout() + Patience()):
+	case <-time.After(commandTimeout() + Timeout()):
 		return "", fmt.Errorf("guest: %s: no answer; the end of its console:\n%s", script, g.console.tail())
 	}
 }

@@ -16,14 +16,14 @@ func TestStartGuest(t *testing.T) {
 	if out := g.MustRun("uname -r; cat /proc/modules"); !strings.HasPrefix(out, g.Kernel) || !strings.Contains(out, "ipip") {
 		t.Errorf("kernel %q says:\n%s", g.Kernel, out)
 	}
-	host.Run("ping", "-c", "2", "-i", "0.2", "-W", Seconds(Patience()), "192.0.2.2")
-	g.MustRun("ping -c 2 -i 0.2 -W " + Seconds(Patience()) + " -s 1472 -M do 192.0.2.1")
+	host.Run("ping", "-c", "2", "-i", "0.2", "-W", Seconds(Timeout()), "192.0.2.2")
+	g.MustRun("ping -c 2 -i 0.2 -W " + Seconds(Timeout()) + " -s 1472 -M do 192.0.2.1")
 
 	// The same as when the test process is killed.
 	g.line.Close()
 	select {
 	case <-g.ended:
-	case <-time.After(Patience()):
+	case <-time.After(Timeout()):
 		t.Error("the guest goes on without its host")
 	}
 }

@@ -90,8 +90,8 @@ until swanctl --stats >/dev/null 2>&1; do kill -0 $! || exit; sleep 0.1; done
 swanctl --load-all --file /tmp/swanctl.conf`)
 }
 
-// Die kills the daemon and removes its SAs without notifying the peer, like a crash.
-func (s *StrongSwan) Die() {
+// Crash kills the daemon and removes its SAs without notifying the peer, like a crash.
+func (s *StrongSwan) Crash() {
 	s.t.Helper()
 	s.MustRun(`pid=$(cat /run/charon.pid); kill -9 $pid; while grep -sq '^State:.[^Z]' /proc/$pid/status; do sleep 0.02; done
 ip xfrm state flush; ip xfrm policy flush; rm -f /run/charon.pid /run/charon.vici`)

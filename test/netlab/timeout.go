@@ -13,15 +13,15 @@ import (
 	"time"
 )
 
-// Patience is the timeout for an event that a test expects: generous, as only a failing test
+// Timeout is the timeout for an event that a test expects: generous, as only a failing test
 // waits so long.
-func Patience() time.Duration { return Slower(time.Minute) }
+func Timeout() time.Duration { return Scale(time.Minute) }
 
-// Slower scales d, a duration for an idle machine, to the speed of this one.
+// Scale scales d, a duration for an idle machine, to the speed of this one.
 //
 // Use it for fixed times only: a key lifetime, how long no packet must come. To wait for an
 // event use Eventually, Await and the like.
-func Slower(d time.Duration) time.Duration { return time.Duration(float64(d) * slowness()) }
+func Scale(d time.Duration) time.Duration { return time.Duration(float64(d) * slowdown()) }
 
 // Seconds is d in seconds, rounded up, for options such as ping's -W.
 func Seconds(d time.Duration) string { return fmt.Sprint(math.Ceil(d.Seconds())) }
@@ -29,7 +29,7 @@ func Seconds(d time.Duration) string { return fmt.Sprint(math.Ceil(d.Seconds()))
 // Main is the TestMain of a package whose tests mostly wait: it runs perProcessor parallel
 // tests for each processor, unless -test.parallel is given.
 func Main(m *testing.M, perProcessor int) {
-	slowness() // before the tests themselves load the machine
+	slowdown() // before the tests themselves load the machine
 	flag.Parse()
 	given := false
 	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
@@ -41,9 +41,9 @@ func Main(m *testing.M, perProcessor int) {
 	os.Exit(m.Run())
 }
 
-// slowness is how many times slower this machine is than an idle one of 2026, from 1 to 10.
+// slowdown is how many times slower this machine is than an idle one of 2026, from 1 to 10.
 // It is measured once, in a tenth of a second on an idle machine.
-var slowness = sync.OnceValue(func() float64 {
+var slowdown = sync.OnceValue(func() float64 {
 	const (
 		rounds     = 20
 		namespaces = 60 * time.Millisecond
