@@ -8,80 +8,78 @@ import (
 	"ipipd/tun"
 )
 
-// Config is what a tunnel is asked to be. It is filled through Properties, by
-// the command line as by anything else; Default is where to begin, since the
-// zero value is not a tunnel that anybody wants.
+// Config is the configuration of a tunnel, set through Properties. Start from Default: the
+// zero value differs from RouterOS's defaults.
 type Config struct {
-	// Name of the interface, by CheckName's rules; "" leaves it to who starts
-	// the tunnel: the first free ipipN from ipip1.
+	// Name of the interface, as CheckName accepts it; "" is the first free ipipN from ipip1,
+	// which the caller of Start chooses.
 	Name string
-	// LocalAddress is the source of outer packets; the zero Addr follows the
-	// route to the remote.
+	// LocalAddress is the source of outer packets; the zero Addr takes the preferred source
+	// of the route to the remote.
 	LocalAddress netip.Addr
 	// RemoteAddress is the other end, an IPv4 address or a DNS name. Required.
 	RemoteAddress string
-	// MTU of the interface in bytes, 68 to 65515; 0 is auto, the path's less 20.
+	// MTU of the interface in bytes, 68 to 65515; 0 is auto: the path's MTU less the
+	// encapsulation overhead, 20 bytes without IPsec.
 	MTU int
-	// DSCP of outer packets, 0 to 63; InheritDSCP takes that of the inner packet.
+	// DSCP of outer packets, 0 to 63; InheritDSCP copies the inner packet's.
 	DSCP int
 	// DontFragment copies the inner DF bit to the outer header (inherit);
 	// false leaves it clear (no).
 	DontFragment bool
-	// ClampTCPMSS lowers the MSS of received SYN and SYN-ACK to what fits.
+	// ClampTCPMSS lowers the MSS option of received SYN and SYN-ACK to fit the MTU.
 	ClampTCPMSS bool
-	// AllowFastPath has the kernel carry plain packets where it can; netfilter
-	// does not see their outer packets. Auto is yes unless IPsec is wanted,
-	// with which it cannot be.
+	// AllowFastPath forwards packets in the kernel by eBPF where possible; netfilter does
+	// not see their outer packets. Auto is On without IPsec, and Off with it.
 	AllowFastPath Tristate
-	// Keepalive says how long the remote may be silent; zero is off.
+	// Keepalive is the interval and number of probes; zero is off.
 	Keepalive keepalive.Config
-	// KeepaliveProbe is what a probe looks like.
+	// KeepaliveProbe is the form of a probe.
 	KeepaliveProbe keepalive.Form
-	// KeepaliveTarget is the inner address that an echo probe asks; only with
-	// KeepaliveProbe Echo, which needs one of Addresses to ask from as well.
+	// KeepaliveTarget is the inner destination of an echo probe, whose source is the first of
+	// Addresses. Required with FormEcho, and rejected with the other forms.
 	KeepaliveTarget netip.Addr
-	// TTL of outer packets, 1 to 255; 0 takes that of the inner packet (inherit).
+	// TTL of outer packets, 1 to 255; 0 copies the inner packet's (inherit).
 	TTL int
-	// Addresses are put on the interface, each with the length of its subnet.
+	// Addresses are the inner addresses of the interface, host bits kept.
 	Addresses []netip.Prefix
-	// Routes are put on the interface; their host bits are zero.
+	// Routes are the destinations routed into the interface; their host bits are zero.
 	Routes []netip.Prefix
-	// UnderlayDevice is the only interface that outer packets leave and enter
-	// by; "" leaves it to the route.
+	// UnderlayDevice is the interface or VRF that outer packets are bound to, as by
+	// SO_BINDTODEVICE; "" leaves it to the route.
 	UnderlayDevice string
-	// FwMark is put on outer packets for policy routing; 0 is none.
+	// FwMark is the mark (SO_MARK) of outer packets, for policy routing; 0 is none.
 	FwMark uint32
-	// TunQueues is how many threads send what the host puts into the interface;
-	// 0 leaves it to the number of processors (auto).
+	// TunQueues is the number of TUN queues, each with a transmit thread; 0 derives it from
+	// the number of processors (auto).
 	TunQueues int
-	// RPS is which processors the flows that the interface receives are spread over:
-	// "all", or rps_cpus in hexadecimal; "" leaves rps_cpus as it is (off).
+	// RPS is the interface's rps_cpus, the processors that received flows are spread over:
+	// "all", or a hexadecimal mask; "" leaves it unchanged (off).
 	RPS string
-	// IPsec encrypts the tunnel, if it is wanted.
+	// IPsec encrypts the tunnel if it has a secret.
 	IPsec IPsec
-	// Comment is the operator's.
+	// Comment is free text of the operator.
 	Comment string
 }
 
-// Tristate is yes, no, or what follows from the other settings.
+// Tristate is a yes/no setting whose default depends on other settings.
 type Tristate uint8
 
-// The choices.
 const (
-	Auto Tristate = iota
+	Auto Tristate = iota // not set
 	On
 	Off
 )
 
-// fastPath reports what AllowFastPath comes to.
-func (c *Config) fastPath() bool {
+// fastPathAllowed resolves AllowFastPath.
+func (c *Config) fastPathAllowed() bool {
 	return c.AllowFastPath == On || c.AllowFastPath == Auto && !c.IPsec.Wanted()
 }
 
-// InheritDSCP as Config.DSCP is `inherit`.
+// InheritDSCP is the Config.DSCP that copies the inner DSCP.
 const InheritDSCP = -1
 
-// Default is RouterOS's, but for RemoteAddress, which has none.
+// Default returns RouterOS's defaults. RemoteAddress has none and must be set.
 func Default() Config {
 	return Config{
 		DSCP:        InheritDSCP,
@@ -92,9 +90,8 @@ func Default() Config {
 	}
 }
 
-// Validate checks the whole: every value by itself, as Property.Set does, and
-// then those that only make sense together. Its error is a *ValueError about
-// the first thing that is wrong.
+// Validate checks every value as Property.Set does, and then their combinations. Its error is
+// a *ValueError about the first fault found.
 func (c *Config) Validate() error {
 	if err := c.validateEach(); err != nil {
 		return err
@@ -145,14 +142,14 @@ func (c *Config) validateKeepalive(addresses map[netip.Addr]bool) error {
 	return nil
 }
 
-// validateEach puts every value through the Set of its property, so that a
-// Config written as a literal keeps the same rules as one that was read.
+// validateEach passes every value through the Set of its property, so that a Config literal
+// obeys the same rules as the command line.
 func (c *Config) validateEach() error {
 	for _, p := range Properties() {
 		var scratch Config
 		value := p.Get(c)
 		if value == "" {
-			continue // the zero value: what is required, Validate asks for
+			continue // not set; Validate checks required properties
 		}
 		values := []string{value}
 		if p.Repeatable {
@@ -167,8 +164,8 @@ func (c *Config) validateEach() error {
 	return nil
 }
 
-// CheckName refuses what tun.CheckName does. Its error is a *ValueError about the
-// property name.
+// CheckName checks an interface name as tun.CheckName does. Its error is a *ValueError about
+// the property "name".
 func CheckName(name string) error {
 	if want := checkName(name); want != "" {
 		return &ValueError{Property: "name", Value: name, Want: want}
@@ -178,7 +175,7 @@ func CheckName(name string) error {
 
 const wantName = tun.WantName
 
-// checkName returns what is wanted instead of name, "" if name is fine.
+// checkName returns "" for a valid name, or else a description of valid names.
 func checkName(name string) (want string) {
 	if !tun.CheckName(name) {
 		return wantName

@@ -16,55 +16,53 @@ import (
 	"ipipd/tun"
 )
 
-// The data path, both directions of it, whole.
+// The data path in both directions.
 //
-// outbound runs once per queue of a tunnel's device, inbound once per receiver
-// of the process's socket, each on a thread of its own; while little comes, the
-// receiver's serves both (lending.go). Between a Read and a Write everything is a
-// function on bytes: nothing here waits, allocates, locks or logs for a packet.
-// What has to be said about packets is counted; what has to be done about them
-// beyond that (a probe's timer, a new route) is the supervisor's.
+// outbound runs once per TUN queue, inbound once per Receiver of the process's socket, each on
+// its own thread; at low load the receiver's thread serves both (handoff.go). Between Read and
+// Write nothing blocks, allocates, locks or logs per packet. Packets are counted here; timers
+// and route changes are the supervisor's.
 
 const (
-	// batchSize is how many packets cross a door at once: more than the
-	// segments of two 64 KiB superpackets at an MTU of 1480 (46 each).
+	// batchSize is the number of packets per Read and Write: more than the segments of two
+	// 64 KiB superpackets at an MTU of 1480 (46 each).
 	batchSize = 128
 
-	// icmpSize has room for the largest ICMP error (RFC 1812, section 4.3.2.3).
+	// icmpSize is the largest ICMP error in bytes (RFC 1812, section 4.3.2.3).
 	icmpSize = 576
 )
 
-// anyRouter, as the source of an ICMP error to an inner sender, leaves it to
-// encap, which knows an address that the host accepts there.
+// anyRouter as the source of an ICMP error lets encap choose a source address that the host
+// accepts.
 var anyRouter [4]byte
 
-// outbound is what carries packets from one queue of the device to the socket. One
-// thread at a time uses it: its own, or one that has it lent (see borrower).
+// outbound forwards packets from one TUN queue to the underlay. One thread at a time uses it:
+// its own, or the receiver's that adopted it (see rxLoop).
 type outbound struct {
 	tunnel *Tunnel
 	queue  tun.Queue
 	tx     transmitter
-	ids    identifier
+	ids    idCounter
 	batch  []*packet.Buffer
-	out    []*packet.Buffer
-	// message is for the ICMP errors that go back to inner senders.
-	message *packet.Buffer
+	out    []*packet.Buffer // of batch, the packets to send
+	icmp   *packet.Buffer   // for ICMP errors to inner senders
 
 	load    load
 	handoff handoff
 }
 
-func (t *Tunnel) newOutbound(queue tun.Queue, tx transmitter, ids identifier) *outbound {
+func (t *Tunnel) newOutbound(queue tun.Queue, tx transmitter, ids idCounter) *outbound {
 	return &outbound{
 		tunnel: t, queue: queue, tx: tx, ids: ids,
 		batch:   t.outboundBatch(nil),
 		out:     make([]*packet.Buffer, 0, batchSize),
-		message: packet.New(icmpSize),
-		handoff: handoff{back: make(chan struct{}, 1)},
+		icmp:    packet.New(icmpSize),
+		handoff: handoff{released: make(chan struct{}, 1)},
 	}
 }
 
-// run carries packets until either door is closed. ctx is done before they are.
+// run forwards packets until the queue or the socket is closed, or fails. ctx must be done
+// before they are closed.
 func (o *outbound) run(ctx context.Context) error {
 	runtime.LockOSThread()
 	for {
@@ -74,7 +72,7 @@ func (o *outbound) run(ctx context.Context) error {
 			return err
 		}
 		idle := o.load.idle(n, since, time.Now())
-		if err := o.carry(n); err != nil {
+		if err := o.forward(n); err != nil {
 			return err
 		}
 		if idle {
@@ -83,8 +81,8 @@ func (o *outbound) run(ctx context.Context) error {
 	}
 }
 
-// carry sends the first n packets of the batch.
-func (o *outbound) carry(n int) error {
+// forward sends the first n packets of the batch.
+func (o *outbound) forward(n int) error {
 	t := o.tunnel
 	route, unreachable := t.route.Load(), t.unreachable.Load()
 	out := o.out[:0]
@@ -95,31 +93,30 @@ func (o *outbound) carry(n int) error {
 			t.drop(innerDrop(err))
 			continue
 		}
-		// The look for a loop is in here, and comes before any ICMP message:
-		// one about our own outer packet would teach us a path MTU that is
-		// not one.
+		// Encapsulate detects a loop. That must come before any ICMP error, since one about
+		// our own outer packet would set a wrong path MTU.
 		if d := route.outer.Encapsulate(b, inner, o.ids.next()); d != encap.DropNone {
 			t.drop(d)
 			continue
 		}
-		if route.refuse != encap.DropNone {
-			t.drop(route.refuse)
-			t.sendICMPError(o.queue, o.message, encap.HostUnreachable(o.message, inner, anyRouter))
+		if route.txDrop != encap.DropNone {
+			t.drop(route.txDrop)
+			t.sendICMPError(o.queue, o.icmp, encap.HostUnreachable(o.icmp, inner, anyRouter))
 			continue
 		}
 		if inner.TotalLen() > route.maxInner && route.outer.DontFragment(inner) {
 			t.drop(encap.DropTooBig)
-			t.sendICMPError(o.queue, o.message, encap.TooBig(o.message, inner, route.maxInner, anyRouter))
+			t.sendICMPError(o.queue, o.icmp, encap.TooBig(o.icmp, inner, route.maxInner, anyRouter))
 			continue
 		}
-		if unreachable { // it is sent all the same: only so is it found out that the path is back
-			t.sendICMPError(o.queue, o.message, encap.HostUnreachable(o.message, inner, anyRouter))
+		if unreachable { // still sent: an answer is what shows that the path is back
+			t.sendICMPError(o.queue, o.icmp, encap.HostUnreachable(o.icmp, inner, anyRouter))
 		}
 		bytes += uint64(inner.TotalLen())
 		out = append(out, b)
 	}
 	if len(out) > 0 {
-		sent, refused, err := o.tx.Write(out, &route.path) // sealed, if the tunnel has a secret
+		sent, refused, err := o.tx.Write(out, &route.path) // encrypts, if the tunnel has a secret
 		if errors.Is(err, os.ErrClosed) {
 			return err
 		}
@@ -134,31 +131,32 @@ func (o *outbound) carry(n int) error {
 	return nil
 }
 
-// sendICMPError gives an ICMP error that was made for an inner sender to the host.
-func (t *Tunnel) sendICMPError(queue tun.Queue, message *packet.Buffer, made encap.Drop) {
-	if made == encap.DropNone && !t.icmpLimit.allow(time.Now()) {
-		made = encap.DropICMPLimited
+// sendICMPError writes the ICMP error in icmp to the TUN device, rate-limited. d is the reason
+// why the error could not be built, or DropNone.
+func (t *Tunnel) sendICMPError(queue tun.Queue, icmp *packet.Buffer, d encap.Drop) {
+	if d == encap.DropNone && !t.icmpLimit.allow(time.Now()) {
+		d = encap.DropICMPLimited
 	}
-	if made != encap.DropNone {
-		t.drop(made)
+	if d != encap.DropNone {
+		t.drop(d)
 		return
 	}
-	if _, err := queue.Write([]*packet.Buffer{message}); err != nil && !errors.Is(err, os.ErrClosed) {
+	if _, err := queue.Write([]*packet.Buffer{icmp}); err != nil && !errors.Is(err, os.ErrClosed) {
 		t.drop(writeDrop(err))
 	}
 }
 
-// origin is how an outer packet came in.
+// origin is the protocol of a received outer packet.
 type origin bool
 
 const (
-	fromIPIP origin = false // as protocol 4
-	fromESP  origin = true  // as ESP, and it was opened
+	fromIPIP origin = false // protocol 4, cleartext
+	fromESP  origin = true  // protocol 50 or UDP-encapsulated ESP, decrypted
 )
 
-// inbound carries packets from one receiver to the devices of the tunnels they
-// belong to, until the receiver is closed.
-func (h *Engine) inbound(receiver underlay.Receiver, sender underlay.Sender, index int, how origin) error {
+// inbound forwards packets from one receiver to their tunnels' devices until the receiver is
+// closed or fails. sender is for answers to reflect probes; index selects the TUN queue.
+func (e *Engine) inbound(receiver underlay.Receiver, sender underlay.Sender, index int, from origin) error {
 	runtime.LockOSThread()
 	var (
 		batch  = packet.NewBatch(batchSize, packet.MaxSize)
@@ -173,29 +171,29 @@ func (h *Engine) inbound(receiver underlay.Receiver, sender underlay.Sender, ind
 			return err
 		}
 		now := time.Now()
-		table := h.table.Load()
+		table := e.table.Load()
 		for i, b := range batch[:n] {
 			owners[i] = nil
 			outer, d := encap.ParseOuter(b)
 			if d != encap.DropNone {
-				h.drop(d)
+				e.drop(d)
 				continue
 			}
 			t := table.find(outer.Destination(), outer.Source())
 			if t == nil {
-				h.drop(encap.DropUnknownPeer)
+				e.drop(encap.DropUnknownPeer)
 				continue
 			}
-			if sealed := t.ipsecPolicy != nil; sealed != bool(how) {
-				t.countPolicyMismatch(sealed)
+			if encrypted := t.ipsecPolicy != nil; encrypted != bool(from) {
+				t.countPolicyMismatch(encrypted)
 				continue
 			}
-			if t.accept(b, outer, sender, now) {
+			if t.decapsulate(b, outer, sender, now) {
 				owners[i] = t
 			}
 		}
-		// A batch holds few tunnels, most often one: gather each one's packets,
-		// in order, so that its device can coalesce them.
+		// Write each tunnel's packets together and in order, so that its device can coalesce
+		// them. A batch rarely has packets of several tunnels.
 		for i := range n {
 			t := owners[i]
 			if t == nil {
@@ -213,17 +211,16 @@ func (h *Engine) inbound(receiver underlay.Receiver, sender underlay.Sender, ind
 				t.noteReceiver(rxLoop)
 			}
 		}
-		rxLoop.serve(n, now)
+		rxLoop.serveParked(n, now)
 	}
 }
 
-// accept turns the outer packet in b into an inner packet for the device, and
-// reports whether there is one: a probe ends here, and so does a packet that
-// breaks a rule.
-func (t *Tunnel) accept(b *packet.Buffer, outer ipv4.Packet, sender underlay.Sender, now time.Time) bool {
+// decapsulate turns the outer packet in b into an inner packet, and reports whether b is to be
+// delivered to the device. Probes and invalid packets are not.
+func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underlay.Sender, now time.Time) bool {
 	route := t.route.Load()
-	if route.refuse == encap.DropNoLocalAddress {
-		t.host.drop(encap.DropUnknownPeer) // it passes this host, on its way to that which has the address
+	if route.txDrop == encap.DropNoLocalAddress {
+		t.engine.drop(encap.DropUnknownPeer) // in transit to the host that has the address
 		return false
 	}
 	kind, d := encap.Decapsulate(b, outer, route.path.Local, route.path.Remote)
@@ -234,25 +231,25 @@ func (t *Tunnel) accept(b *packet.Buffer, outer ipv4.Packet, sender underlay.Sen
 	t.noteReceived(now)
 	switch kind {
 	case encap.KindEmpty:
-		t.answered.Store(true)
+		t.probeAnswered.Store(true)
 		return false
 	case encap.KindReflect:
-		t.probes.Store(true)
-		t.answer(b, sender, route, now)
+		t.peerProbes.Store(true)
+		t.answerProbe(b, sender, route, now)
 		return false
 	}
 	mtu := t.MTU()
 	if b.Checksum == packet.ChecksumUnknown {
 		d := encap.DeriveOffload(b, max(mtu, route.maxInner))
-		if (b.Checksum == packet.ChecksumPartial || d == encap.DropSuperpacketSizeUnknown) && t.host.unfinished.note(now) {
-			t.wakeSupervisor() // the peer is on our own machine: see chooseReceiving
+		if (b.Checksum == packet.ChecksumPartial || d == encap.DropSuperpacketSizeUnknown) && t.engine.partialChecksums.observe(now) {
+			t.wakeSupervisor() // see updateReception
 		}
 		if d != encap.DropNone {
 			t.drop(d)
 			return false
 		}
 	} else if b.Checksum == packet.ChecksumPartial {
-		t.host.unfinished.note(now)
+		t.engine.partialChecksums.observe(now)
 	}
 	inner, err := ipv4.Parse(b.Bytes())
 	if err != nil {
@@ -260,11 +257,11 @@ func (t *Tunnel) accept(b *packet.Buffer, outer ipv4.Packet, sender underlay.Sen
 		return false
 	}
 	if t.echo != nil && t.echo.IsReply(inner) {
-		t.answered.Store(true)
+		t.probeAnswered.Store(true)
 		return false
 	}
 	if inner.TotalLen() > mtu && b.SegmentSize == 0 && t.oversize.Load() == 0 {
-		t.oversize.Store(int32(inner.TotalLen())) // it is delivered all the same
+		t.oversize.Store(int32(inner.TotalLen())) // delivered nevertheless
 		t.wakeSupervisor()
 	}
 	if t.cfg.ClampTCPMSS {
@@ -273,7 +270,7 @@ func (t *Tunnel) accept(b *packet.Buffer, outer ipv4.Packet, sender underlay.Sen
 	return true
 }
 
-// deliver hands inner packets of one tunnel to its device.
+// deliver writes inner packets of one tunnel to its device and counts them.
 func (t *Tunnel) deliver(run []*packet.Buffer, index int) {
 	packets, bytes := countSegments(run)
 	n, err := t.queues[index%len(t.queues)].Write(run)
@@ -283,9 +280,9 @@ func (t *Tunnel) deliver(run []*packet.Buffer, index int) {
 	}
 }
 
-// answer sends the inner packet of the peer's reflect probe back to it, which is
-// what a router's forwarding would do. It must not reach the device.
-func (t *Tunnel) answer(b *packet.Buffer, sender underlay.Sender, route *route, now time.Time) {
+// answerProbe returns the inner packet of the peer's reflect probe, as a router's forwarding
+// would. It must not reach the device.
+func (t *Tunnel) answerProbe(b *packet.Buffer, sender underlay.Sender, route *route, now time.Time) {
 	if !t.reflectLimit.allow(now) {
 		t.drop(encap.DropReflectLimited)
 		return
@@ -294,21 +291,20 @@ func (t *Tunnel) answer(b *packet.Buffer, sender underlay.Sender, route *route, 
 		t.drop(d)
 		return
 	}
-	t.write(t.transmitter(sender), b, &route.path)
+	t.sendLocal(t.newTransmitter(sender), b, &route.path)
 }
 
-// countPolicyMismatch counts a packet that came plain to a tunnel with a secret, or sealed to
-// one without, for which it is a stranger's.
-func (t *Tunnel) countPolicyMismatch(secret bool) {
-	if secret {
+// countPolicyMismatch counts a cleartext packet for a tunnel with a secret, or an ESP packet
+// for one without.
+func (t *Tunnel) countPolicyMismatch(encrypted bool) {
+	if encrypted {
 		t.ipsecPolicy.countCleartext()
 	} else {
-		t.host.drop(encap.DropUnknownPeer)
+		t.engine.drop(encap.DropUnknownPeer)
 	}
 }
 
-// innerDrop names the reason why a packet that the host sent is not one for the
-// tunnel.
+// innerDrop maps a parse error of an inner packet to its drop reason.
 func innerDrop(err error) encap.Drop {
 	if err == ipv4.ErrVersion {
 		return encap.DropInnerNotIPv4
@@ -316,7 +312,7 @@ func innerDrop(err error) encap.Drop {
 	return encap.DropInnerMalformed
 }
 
-// sendDrop names the reason why the kernel took no packet.
+// sendDrop maps an error of an underlay send to its drop reason.
 func sendDrop(err error) encap.Drop {
 	switch {
 	case errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.EAGAIN):
@@ -329,7 +325,7 @@ func sendDrop(err error) encap.Drop {
 	return encap.DropSendFailed
 }
 
-// writeDrop names the reason why the host took no packet.
+// writeDrop maps an error of a TUN write to its drop reason.
 func writeDrop(err error) encap.Drop {
 	if errors.Is(err, syscall.EIO) { // the interface is down
 		return encap.DropReceivedNotRunning
@@ -337,13 +333,12 @@ func writeDrop(err error) encap.Drop {
 	return encap.DropWriteFailed
 }
 
-// identifier gives out values for the ID field of outer packets with DF=0, which
-// must not repeat soon (RFC 6864 section 4.2). Each queue has its own, with values
-// from first to end that no other has, so that none needs a lock. They are given
-// out one after the other: the receiver's GRO merges no others.
-type identifier struct{ at, first, end uint16 }
+// idCounter allocates the Identification of outer packets with DF=0, which must not repeat
+// within a packet's lifetime (RFC 6864, section 4.2). Each queue has its own range, first to
+// end, and so needs no lock. Values are consecutive, as the receiver's GRO requires.
+type idCounter struct{ at, first, end uint16 }
 
-func (i *identifier) next() uint16 {
+func (i *idCounter) next() uint16 {
 	if i.at == i.end {
 		i.at = i.first
 	} else {

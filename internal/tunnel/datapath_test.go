@@ -14,7 +14,6 @@ import (
 
 	"ipipd/encap"
 	"ipipd/internal/ipv4"
-	"ipipd/internal/netstate"
 	"ipipd/internal/packet"
 	"ipipd/keepalive"
 	"ipipd/test/memory"
@@ -22,7 +21,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func TestPacketsComeOutAsTheyWentIn(t *testing.T) {
+// Packets are delivered unchanged, and counted at both ends.
+func TestOutboundForward(t *testing.T) {
 	a, b := pair(t, nil)
 	for _, n := range []int{20, 28, 84, 576, 1480} {
 		p := datagram(n, nil)
@@ -34,7 +34,7 @@ func TestPacketsComeOutAsTheyWentIn(t *testing.T) {
 		}
 	}
 	const sum = 20 + 28 + 84 + 576 + 1480
-	for _, s := range []*side{a, b} {
+	for _, s := range []*endpoint{a, b} {
 		eventually(t, "all are counted", func() bool { s := s.Status(); return s.TxPacket+s.RxPacket == 10 })
 		if s := s.Status(); s.TxPacket != 5 || s.TxByte != sum || s.RxPacket != 5 || s.RxByte != sum {
 			t.Errorf("counted %d packets, %d bytes out and %d, %d in; want 5 and %d each", s.TxPacket, s.TxByte, s.RxPacket, s.RxByte, sum)
@@ -42,7 +42,8 @@ func TestPacketsComeOutAsTheyWentIn(t *testing.T) {
 	}
 }
 
-func TestWhatIsBehindTheTotalLengthIsNeitherSentNorCounted(t *testing.T) {
+// Bytes after the inner Total Length are neither sent nor counted.
+func TestOutboundForward_trailingBytes(t *testing.T) {
 	a, b := pair(t, nil)
 	p := datagram(100, nil)
 	if got := a.send(t, b, append(bytes.Clone(p), 1, 2, 3)); !bytes.Equal(got, p) {
@@ -51,9 +52,8 @@ func TestWhatIsBehindTheTotalLengthIsNeitherSentNorCounted(t *testing.T) {
 	eventually(t, "it is counted without them", func() bool { return a.Status().TxByte == 100 })
 }
 
-// What the peer sent as several packets is counted as several, however few the link
-// has made of them.
-func TestASuperpacketCountsAsWhatItStandsFor(t *testing.T) {
+// A GRO or GSO packet counts as its segments, headers included.
+func TestCountSegments(t *testing.T) {
 	tcp := func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolTCP }
 	for _, x := range []struct {
 		name           string
@@ -94,7 +94,8 @@ func TestASuperpacketCountsAsWhatItStandsFor(t *testing.T) {
 	}
 }
 
-func TestEveryPacketThatIsNotSentIsCountedUnderItsName(t *testing.T) {
+// Each packet that is not sent is counted under its drop reason.
+func TestOutboundForward_drops(t *testing.T) {
 	v6 := make([]byte, 60)
 	v6[0] = 0x60
 	local, remote := outerA.As4(), outerB.As4()
@@ -118,10 +119,10 @@ func TestEveryPacketThatIsNotSentIsCountedUnderItsName(t *testing.T) {
 	}
 }
 
-// A hostile wire: every packet that comes in is delivered or has a reason why not.
-func TestAFaultyWireLosesNothingUncounted(t *testing.T) {
+// With loss, reordering and corruption, each received packet is delivered or has a drop reason.
+func TestTunnelDecapsulate_faultyNetwork(t *testing.T) {
 	a, b := pair(t, nil)
-	b.socket.SetFaults(memory.Faults{}) // b to a is whole
+	b.socket.SetFaults(memory.Faults{}) // no faults from b to a
 	a.socket.SetFaults(memory.Faults{Duplicate: 0.1, Reorder: 0.1, Corrupt: 0.5, Seed: 1})
 	const n = 2000
 	done := make(chan struct{})
@@ -151,17 +152,17 @@ func TestAFaultyWireLosesNothingUncounted(t *testing.T) {
 	if s := b.Status(); len(s.Drops) < 4 {
 		t.Errorf("half of the packets were damaged, and the only reasons are %v", s.Drops)
 	}
-	b.host.Close()
+	b.engine.Close()
 	<-done
 }
 
-// Carrying a packet from one device to the other allocates nothing, either way.
-func TestTheDataPathDoesNotAllocate(t *testing.T) {
+// Neither direction of the data path allocates.
+func TestOutboundForward_allocations(t *testing.T) {
 	a, b := pair(t, nil)
 	const batch = 64
 	p, syn := datagram(1480, nil), datagram(40, nil)
 	got := packet.NewBatch(batch, packet.MaxSize)
-	carry := func() {
+	transfer := func() {
 		for range batch / 2 {
 			a.device.Inject(p)
 			a.device.Inject(syn)
@@ -174,15 +175,16 @@ func TestTheDataPathDoesNotAllocate(t *testing.T) {
 			have += n
 		}
 	}
-	for range 2 * 1024 / batch { // the rings of the test keep their memory once they had it
-		carry()
+	for range 2 * 1024 / batch { // the in-memory queues grow once
+		transfer()
 	}
-	if allocs := testing.AllocsPerRun(200, carry); allocs >= 1 {
+	if allocs := testing.AllocsPerRun(200, transfer); allocs >= 1 {
 		t.Errorf("%.2f allocations for %d packets", allocs, batch)
 	}
 }
 
-func TestTooBigIsToldToTheInnerSenderWithThePathMTULess20(t *testing.T) {
+// The ICMP 3/4 to the inner sender has the path MTU less 20.
+func TestTunnelSendICMPError_tooBig(t *testing.T) {
 	a, _ := pair(t, func(c *Config) { c.DontFragment, c.MTU = true, 2000 })
 	p := datagram(1481, func(h *ipv4.Header) { h.DF = true })
 	if err := a.device.Inject(p); err != nil {
@@ -194,8 +196,8 @@ func TestTooBigIsToldToTheInnerSenderWithThePathMTULess20(t *testing.T) {
 	}
 }
 
-// checkTooBig expects the ICMP 3/4 about p at the host of s.
-func checkTooBig(t *testing.T, s *side, p []byte, mtu int) {
+// checkTooBig expects an ICMP 3/4 about p, with that MTU, from the device of s.
+func checkTooBig(t *testing.T, s *endpoint, p []byte, mtu int) {
 	t.Helper()
 	b := s.device.ReceiveWithin(patience)
 	if b == nil {
@@ -221,9 +223,9 @@ func checkTooBig(t *testing.T, s *side, p []byte, mtu int) {
 	}
 }
 
-// An ICMP 3/4 from the outer path: the path MTU is learnt, and the sender of the next
-// packet that does not fit is told, without its going there to be refused.
-func TestThePathMTUIsLearntFromTheOuterPath(t *testing.T) {
+// An ICMP 3/4 from the outer path sets the path MTU. The next packet above it gets an ICMP error and
+// is not sent.
+func TestTunnelTooBig(t *testing.T) {
 	a, b := pair(t, func(c *Config) { c.DontFragment = true })
 	p := datagram(1480, func(h *ipv4.Header) { h.DF = true })
 	a.send(t, b, p)
@@ -238,9 +240,8 @@ func TestThePathMTUIsLearntFromTheOuterPath(t *testing.T) {
 	a.send(t, b, datagram(1380, func(h *ipv4.Header) { h.DF = true }))
 }
 
-// What was learnt is forgotten, so that a path that became better is found out
-// (RFC 1191, section 6.3): the state machine's ten minutes reach the route.
-func TestALearntPathMTUIsForgottenAfterTenMinutes(t *testing.T) {
+// The path MTU expires after ten minutes (RFC 1191, section 6.3), also in the route.
+func TestTunnelUpdatePathMTU_expires(t *testing.T) {
 	a, b := pair(t, func(c *Config) { c.DontFragment = true })
 	p := datagram(1480, func(h *ipv4.Header) { h.DF = true })
 	if err := a.socket.InjectError(outerError(outerA, outerB, p, 4, 1400)); err != nil {
@@ -248,11 +249,11 @@ func TestALearntPathMTUIsForgottenAfterTenMinutes(t *testing.T) {
 	}
 	eventually(t, "the route has it", func() bool { return a.Status().PathMTU == 1400 })
 	now := time.Now()
-	a.followRoute(now.Add(9 * time.Minute))
+	a.updateRoute(now.Add(9 * time.Minute))
 	if got := a.Status().PathMTU; got != 1400 {
 		t.Errorf("after nine minutes the path MTU is %d", got)
 	}
-	a.followRoute(now.Add(10 * time.Minute))
+	a.updateRoute(now.Add(10 * time.Minute))
 	if got := a.Status().PathMTU; got != 1500 {
 		t.Errorf("after ten minutes the path MTU is %d", got)
 	}
@@ -261,7 +262,7 @@ func TestALearntPathMTUIsForgottenAfterTenMinutes(t *testing.T) {
 	}
 }
 
-func TestAnErrorThatQuotesNoTunnelIsIgnored(t *testing.T) {
+func TestEngineReceiveICMPErrors_unknownTunnel(t *testing.T) {
 	a, b := pair(t, func(c *Config) { c.DontFragment = true })
 	p := datagram(1480, func(h *ipv4.Header) { h.DF = true })
 	if err := a.socket.InjectError(outerError(outerA, netip.MustParseAddr("203.0.113.9"), p, 4, 1400)); err != nil {
@@ -273,9 +274,9 @@ func TestAnErrorThatQuotesNoTunnelIsIgnored(t *testing.T) {
 	}
 }
 
-// Nothing there takes protocol 4: the inner sender is told that its host cannot be
-// reached, for each packet that it sends, until the peer is heard.
-func TestProtocolUnreachableIsToldToInnerSendersUntilThePeerIsHeard(t *testing.T) {
+// After an ICMP protocol unreachable each packet of an inner sender gets host unreachable (3/1), until
+// a packet of the peer is received.
+func TestTunnelUnreachableError(t *testing.T) {
 	a, b := pair(t, nil)
 	b.socket.SetFaults(memory.Faults{})
 	p := datagram(100, nil)
@@ -289,21 +290,21 @@ func TestProtocolUnreachableIsToldToInnerSendersUntilThePeerIsHeard(t *testing.T
 		}
 		m := a.device.ReceiveWithin(patience)
 		if m == nil {
-			t.Fatal("the inner sender is told nothing")
+			t.Fatal("the inner sender gets no ICMP error")
 		}
 		if icmp := m.Bytes()[ipv4.HeaderLen:]; icmp[0] != 3 || icmp[1] != 1 {
-			t.Errorf("the inner sender is told %d/%d", icmp[0], icmp[1])
+			t.Errorf("the inner sender gets ICMP %d/%d", icmp[0], icmp[1])
 		}
 	}
-	if n := a.world.logged("takes protocol 4"); n != 1 {
+	if n := a.network.logged("takes protocol 4"); n != 1 {
 		t.Errorf("logged %d times", n)
 	}
-	b.send(t, a, p) // b is there after all
+	b.send(t, a, p)
 	eventually(t, "a believes it", func() bool { return !a.unreachable.Load() })
 }
 
-// The look-up by (source, destination) works while tunnels come and go.
-func TestPacketsFindTheirTunnelWhileOthersStartAndEnd(t *testing.T) {
+// Look-ups in the table work while other tunnels start and end.
+func TestEngineRegister_concurrent(t *testing.T) {
 	a, b := pair(t, nil)
 	device := b.device // Start replaces it
 	stop := make(chan struct{})
@@ -317,7 +318,7 @@ func TestPacketsFindTheirTunnelWhileOthersStartAndEnd(t *testing.T) {
 			}
 			cfg := Default()
 			cfg.RemoteAddress = netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}).String()
-			other, err := b.host.Start(t.Context(), cfg)
+			other, err := b.engine.Start(t.Context(), cfg)
 			if err != nil {
 				t.Error(err)
 				return
@@ -340,12 +341,13 @@ func TestPacketsFindTheirTunnelWhileOthersStartAndEnd(t *testing.T) {
 	churn.Wait()
 }
 
-func TestTwoTunnelsWithTheSameOuterAddressesAreRefused(t *testing.T) {
+// A second tunnel with the same outer addresses is rejected.
+func TestEngineStart_duplicateAddresses(t *testing.T) {
 	a, _ := pair(t, nil)
 	first := a.device
 	cfg := Default()
 	cfg.RemoteAddress = outerB.String()
-	if _, err := a.host.Start(t.Context(), cfg); err == nil {
+	if _, err := a.engine.Start(t.Context(), cfg); err == nil {
 		t.Fatal("the second one started")
 	}
 	if !a.device.Closed() {
@@ -356,71 +358,51 @@ func TestTwoTunnelsWithTheSameOuterAddressesAreRefused(t *testing.T) {
 	}
 }
 
-func TestAStartThatFailsLeavesNothing(t *testing.T) {
+// A failed Start leaves neither an interface nor a table entry.
+func TestEngineStart_cleanUp(t *testing.T) {
 	a, _ := pair(t, nil)
-	a.world.set(func(w *world) { w.refuse = errors.New("no") })
+	a.network.set(func(w *fakeNetwork) { w.configureErr = errors.New("no") })
 	cfg := Default()
 	cfg.RemoteAddress = "203.0.113.1"
-	if _, err := a.host.Start(t.Context(), cfg); err == nil {
+	if _, err := a.engine.Start(t.Context(), cfg); err == nil {
 		t.Fatal("it started")
 	}
-	if !a.device.Closed() || len(*a.host.table.Load()) != 1 {
+	if !a.device.Closed() || len(*a.engine.table.Load()) != 1 {
 		t.Error("something is left")
 	}
 }
 
-// The local address and the MTU come from the route, and follow it.
-func TestATunnelFollowsItsRoute(t *testing.T) {
-	a, b := pair(t, nil)
-	a.world.set(func(w *world) { w.route = netstate.Route{Source: [4]byte{192, 0, 2, 99}, MTU: 1400} })
-	eventually(t, "the address and the MTU are the route's", func() bool {
-		s := a.Status()
-		return s.CurrentLocalAddress == "192.0.2.99" && s.ActualMTU == 1380
-	})
-	if s, _ := a.device.State(); s.MTU != 1380 {
-		t.Errorf("the device has an MTU of %d", s.MTU)
-	}
-	if err := a.device.Inject(datagram(100, nil)); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "b does not know who that is", func() bool { return b.Status().Drops["unknown-peer"] == 1 })
-
-	a.world.set(func(w *world) { w.err = errors.New("no route") })
-	a.world.set(func(w *world) { w.route, w.err = netstate.Route{Source: outerA.As4(), MTU: 1500}, nil })
-	eventually(t, "it has come back", func() bool { return a.Status().CurrentLocalAddress == outerA.String() })
-	a.send(t, b, datagram(1480, nil))
-}
-
-func TestALargeMTUOnALossyPathIsWarnedOfOnce(t *testing.T) {
+// A large MTU on a lossy path is warned of once.
+func TestTunnelWarnFragmentation(t *testing.T) {
 	a, _ := pair(t, func(c *Config) { c.MTU = 65515 })
-	eventually(t, "it says what a large MTU means", func() bool { return a.world.logged("sent in fragments") == 1 })
-	a.world.set(func(w *world) { w.reassembled, w.unassembled = 100000, 9 })
-	a.world.set(func(w *world) { w.reassembled, w.unassembled = 100000, 50 }) // one in 2,000
-	if n := a.world.logged("fragments are lost"); n != 0 {
+	eventually(t, "it says what a large MTU means", func() bool { return a.network.logged("sent in fragments") == 1 })
+	a.network.set(func(w *fakeNetwork) { w.reasmOKs, w.reasmFails = 100000, 9 })
+	a.network.set(func(w *fakeNetwork) { w.reasmOKs, w.reasmFails = 100000, 50 }) // one in 2,000
+	if n := a.network.logged("fragments are lost"); n != 0 {
 		t.Error("warned although hardly anything is lost")
 	}
 	for range 3 {
-		a.world.set(func(w *world) { w.unassembled += 1000 })
-		eventually(t, "it warns", func() bool { return a.world.logged("fragments are lost") == 1 })
+		a.network.set(func(w *fakeNetwork) { w.reasmFails += 1000 })
+		eventually(t, "it warns", func() bool { return a.network.logged("fragments are lost") == 1 })
 	}
-	if n := a.world.logged("sent in fragments"); n != 1 {
+	if n := a.network.logged("sent in fragments"); n != 1 {
 		t.Errorf("said %d times", n)
 	}
 }
 
-// The outer packet routed back into the tunnel: counted each time, said once.
-func TestALoopIsCountedAndLoggedOnce(t *testing.T) {
+// Outer packets routed back into the tunnel are all counted, and logged once.
+func TestTunnelDrop_loop(t *testing.T) {
 	a, _ := pair(t, func(c *Config) { c.DontFragment = true })
 	local, remote := outerA.As4(), outerB.As4()
 	for range 5 {
-		// Larger than the path: it must not be answered either.
+		// It is above the path MTU, and must not get an ICMP error.
 		p := datagram(1480, func(h *ipv4.Header) { h.Source, h.Destination, h.Protocol, h.DF = local, remote, 4, true })
 		if err := a.device.Inject(p); err != nil {
 			t.Fatal(err)
 		}
 	}
 	eventually(t, "all are counted", func() bool { return a.Status().Drops["loop"] == 5 })
-	if n := a.world.logged("a loop"); n != 1 {
+	if n := a.network.logged("a loop"); n != 1 {
 		t.Errorf("logged %d times", n)
 	}
 	if s := a.Status(); len(s.Drops) != 1 {
@@ -428,49 +410,8 @@ func TestALoopIsCountedAndLoggedOnce(t *testing.T) {
 	}
 }
 
-// The route into the tunnel itself gives an inner address for the source. With it
-// the peer's packets would be those of an unknown peer for as long as the loop lasts.
-func TestALoopDoesNotChangeTheLocalAddress(t *testing.T) {
-	a, b := pair(t, nil)
-	a.world.set(func(w *world) { w.err = errors.New("no route") })
-	eventually(t, "there is no way", func() bool { return a.world.logged("no way to the remote; it is looked for") == 1 })
-	a.world.set(func(w *world) {
-		w.err = nil
-		w.route.Device, w.route.Source = 77, [4]byte{10, 0, 0, 1}
-	})
-	eventually(t, "there is one again", func() bool { return a.world.logged("a way to the remote again") == 1 })
-	a.mu.Lock() // until the look at the route has ended
-	local := address(a.route.Load().path.Local)
-	a.mu.Unlock()
-	if local != outerA {
-		t.Errorf("the local address is %v", local)
-	}
-	if p := datagram(60, nil); !bytes.Equal(b.send(t, a, p), p) {
-		t.Error("the peer's packets do not arrive")
-	}
-}
-
-// Two tunnels routed into each other would take 20 bytes off each other's MTU for
-// as long as there are any.
-func TestAnMTUThatFollowsItselfIsHeld(t *testing.T) {
-	a, _ := pair(t, nil)
-	for mtu := 1480; mtu >= 1200; mtu -= 40 {
-		a.world.set(func(w *world) { w.route.MTU = mtu })
-		if want := max(mtu, 1400) - 20; mtu >= 1400 {
-			eventually(t, "it follows", func() bool { return a.Status().ActualMTU == want })
-		}
-	}
-	eventually(t, "it says that it stops", func() bool { return a.world.logged("not lowered any further") == 1 })
-	if mtu := a.Status().ActualMTU; mtu != 1380 {
-		t.Errorf("the MTU is %d", mtu)
-	}
-	a.world.set(func(w *world) { w.route.MTU = 1500 })
-	eventually(t, "it goes up again", func() bool { return a.Status().ActualMTU == 1480 })
-	a.world.set(func(w *world) { w.route.MTU = 1200 })
-	eventually(t, "and down", func() bool { return a.Status().ActualMTU == 1180 })
-}
-
-func TestProbesKeepBothEndsUpAndLossIsSeen(t *testing.T) {
+// Probes keep both ends running, and with packet loss both are lost.
+func TestTunnelProbe(t *testing.T) {
 	a, b := pair(t, func(c *Config) { c.Keepalive = keepalive.Config{Interval: time.Second, Retries: 2} })
 	eventually(t, "both hear each other", func() bool {
 		return a.Status().KeepaliveState == "up" && b.Status().KeepaliveState == "up"
@@ -483,8 +424,8 @@ func TestProbesKeepBothEndsUpAndLossIsSeen(t *testing.T) {
 	eventually(t, "a is back", func() bool { return a.Status().KeepaliveState == "up" && a.device.Running() })
 }
 
-// A peer that cannot have sent it: nothing but the tunnel's two addresses counts.
-func TestOnlyTheConfiguredRemoteIsHeard(t *testing.T) {
+// A packet from any other source than the remote is dropped as unknown-peer.
+func TestEngineInbound_unknownPeer(t *testing.T) {
 	a, b := pair(t, nil)
 	outer := encap.Outer{Local: [4]byte{203, 0, 113, 1}, Remote: outerA.As4(), DSCP: encap.InheritDSCP}
 	buf := packet.New(1500)
@@ -503,8 +444,7 @@ func TestOnlyTheConfiguredRemoteIsHeard(t *testing.T) {
 	}
 }
 
-// A batch from one device to the other, through both data paths and two hand-overs
-// between threads.
+// BenchmarkTunnel moves a batch from one device to the other, through two threads.
 func BenchmarkTunnel(b *testing.B) {
 	for _, n := range []int{64, 1480} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {

@@ -19,30 +19,30 @@ import (
 	"ipipd/tun"
 )
 
-// EngineOptions are what a Engine is made of. Only Log is needed outside tests.
+// EngineOptions configure an Engine. Outside tests only Log is needed.
 type EngineOptions struct {
-	// Log takes what an operator has to know; nil discards it.
+	// Log is the operator's log; nil discards it.
 	Log *slog.Logger
-	// Socket is the outer door. nil opens the real one.
+	// Socket is the underlay side; nil opens the kernel's sockets. The Engine closes it.
 	Socket underlay.Socket
-	// OpenDevice opens the inner door of a tunnel; nil is tun.Open.
+	// OpenDevice opens a tunnel's TUN device; nil is tun.Open.
 	OpenDevice func(tun.Options) (tun.Device, error)
-	// Threads is how many threads receive, where more than one can; 0 leaves it
-	// to the number of processors.
+	// Threads is the number of receive threads, used where the socket has several Receivers;
+	// 0 derives it from the number of processors.
 	Threads int
-	// Network is asked how a remote is reached; nil asks the kernel.
+	// Network looks up routes and configures interfaces; nil is the kernel.
 	Network Network
-	// LookupName finds the IPv4 address of a remote's DNS name, until ctx is done;
-	// nil asks the system's resolver.
+	// LookupName resolves a remote's DNS name to an IPv4 address; nil uses the system's
+	// resolver.
 	LookupName func(ctx context.Context, name string) (netip.Addr, error)
-	// FastPath loads what carries packets in the kernel; nil is fastpath.Open,
-	// unless one of the doors or the Network is not the real one.
+	// FastPath loads the eBPF programs; nil is fastpath.Open, or an error if Socket,
+	// OpenDevice or Network is set.
 	FastPath func() (*fastpath.FastPath, error)
 }
 
-// Engine is all the tunnels of one process. They share one socket, and a packet
-// that comes in by it finds its tunnel by its source and destination in constant
-// time, also while a tunnel starts or ends.
+// Engine holds all tunnels of one process. They share one socket; a received packet finds
+// its tunnel by outer source and destination in constant time, without a lock. Its methods
+// are safe for concurrent use.
 type Engine struct {
 	log        *slog.Logger
 	socket     underlay.Socket
@@ -54,33 +54,29 @@ type Engine struct {
 	openFastPath func() (*fastpath.FastPath, error)
 
 	table atomic.Pointer[table]
-	// drops counts packets that belong to no tunnel.
-	drops drops
+	drops drops // of packets that belong to no tunnel
 
-	// unfinished packets make reception move to the link layer.
-	unfinished unfinished
-	// linkFailed: a Receiver of the link layer has ended.
-	linkFailed atomic.Bool
+	partialChecksums partialDetector
+	linkLayerFailed  atomic.Bool // a Receiver of the link layer has failed
 
-	choosing  sync.Mutex // guards reception; is taken before mu
-	reception underlay.Reception
+	receptionMu sync.Mutex // guards reception; locked before mu
+	reception   underlay.Reception
 
-	mu sync.Mutex // guards the changing of table, and the rest
-	// kernelPath is loaded when it is first asked for.
-	kernelPath    *fastpath.FastPath
-	kernelPathErr error
-	ipsec         *ipsec.Manager // likewise
-	// sealedReceivers is how many of ESP there have been.
-	sealedReceivers atomic.Int32
-	loops           sync.WaitGroup
-	cancel          context.CancelFunc
+	mu sync.Mutex // serializes changes of table, and guards the fields up to ipsec
+	// fastPath and ipsec are created on first use.
+	fastPath     *fastpath.FastPath
+	fastPathErr  error
+	ipsec        *ipsec.Manager
+	espReceivers atomic.Int32 // started so far
+	loops        sync.WaitGroup
+	cancel       context.CancelFunc
 }
 
-// errNotReal is about a Engine whose parts the kernel does not know.
-var errNotReal = errors.New("the tunnel is not the kernel's")
+// errNotKernel is why an Engine with an in-memory socket, device or Network has no fast path.
+var errNotKernel = errors.New("the tunnel is not the kernel's")
 
-// table finds a tunnel by the outer addresses of what it receives. It is never
-// changed, only replaced.
+// table maps outer local and remote addresses to tunnels. It is immutable; register stores a
+// changed copy.
 type table map[uint64]*Tunnel
 
 func key(local, remote [4]byte) uint64 {
@@ -90,66 +86,66 @@ func key(local, remote [4]byte) uint64 {
 
 func (t *table) find(local, remote [4]byte) *Tunnel { return (*t)[key(local, remote)] }
 
-// NewEngine opens the socket and begins to listen.
+// NewEngine opens the socket and starts receiving. The caller must Close the Engine.
 func NewEngine(o EngineOptions) (*Engine, error) {
 	if o.Threads == 0 {
 		o.Threads = defaultThreads()
 	}
-	h := &Engine{threads: o.Threads, log: o.Log, socket: o.Socket, openDevice: o.OpenDevice, network: o.Network}
-	h.unfinished.epoch = time.Now()
-	if h.openFastPath = o.FastPath; h.openFastPath == nil {
-		h.openFastPath = fastpath.Open
+	e := &Engine{threads: o.Threads, log: o.Log, socket: o.Socket, openDevice: o.OpenDevice, network: o.Network}
+	e.partialChecksums.epoch = time.Now()
+	if e.openFastPath = o.FastPath; e.openFastPath == nil {
+		e.openFastPath = fastpath.Open
 		if o.Socket != nil || o.OpenDevice != nil || o.Network != nil {
-			h.openFastPath = func() (*fastpath.FastPath, error) { return nil, errNotReal }
+			e.openFastPath = func() (*fastpath.FastPath, error) { return nil, errNotKernel }
 		}
 	}
-	if h.log == nil {
-		h.log = slog.New(slog.DiscardHandler)
+	if e.log == nil {
+		e.log = slog.New(slog.DiscardHandler)
 	}
-	if h.openDevice == nil {
-		h.openDevice = tun.Open
+	if e.openDevice == nil {
+		e.openDevice = tun.Open
 	}
-	if h.lookupName = o.LookupName; h.lookupName == nil {
-		h.lookupName = lookupName
+	if e.lookupName = o.LookupName; e.lookupName == nil {
+		e.lookupName = lookupName
 	}
-	if h.network == nil {
-		h.network = kernelNetwork{}
+	if e.network == nil {
+		e.network = kernelNetwork{}
 	}
-	if h.socket == nil {
+	if e.socket == nil {
 		var err error
-		if h.socket, err = underlay.OpenSocket(underlay.SocketOptions{Receivers: o.Threads}); err != nil {
+		if e.socket, err = underlay.OpenSocket(underlay.SocketOptions{Receivers: o.Threads}); err != nil {
 			return nil, err
 		}
 		if underlay.KernelHandlesIPIP() {
-			h.log.Warn("the kernel's ipip module is loaded and handles protocol 4 as well: it may answer the peer with ICMP errors; unload ipip and tunnel4")
+			e.log.Warn("the kernel's ipip module is loaded and handles protocol 4 as well: it may answer the peer with ICMP errors; unload ipip and tunnel4")
 		}
 	}
-	h.table.Store(&table{})
+	e.table.Store(&table{})
 	ctx, cancel := context.WithCancel(context.Background())
-	h.cancel = cancel
-	for i, receiver := range h.socket.Receivers() {
-		h.receive(receiver, i)
+	e.cancel = cancel
+	for i, receiver := range e.socket.Receivers() {
+		e.startReceiver(receiver, i)
 	}
-	h.loops.Go(h.receiveErrors)
-	h.loops.Go(func() {
-		if err := h.network.Watch(ctx, h.networkChanged); err != nil && ctx.Err() == nil {
-			h.log.Warn("changes of routes and addresses are looked for every ten seconds only", "err", err)
+	e.loops.Go(e.receiveICMPErrors)
+	e.loops.Go(func() {
+		if err := e.network.Watch(ctx, e.networkChanged); err != nil && ctx.Err() == nil {
+			e.log.Warn("changes of routes and addresses are looked for every ten seconds only", "err", err)
 		}
 	})
-	return h, nil
+	return e, nil
 }
 
-// receive carries what one Receiver of the socket gives. Where nothing is read from it as
-// yet, it has no thread and no memory.
-func (h *Engine) receive(receiver underlay.Receiver, index int) {
+// startReceiver starts the receive loop of one Receiver. A LateReceiver costs no thread and no
+// buffers until it is in use.
+func (e *Engine) startReceiver(receiver underlay.Receiver, index int) {
 	late, ok := receiver.(underlay.LateReceiver)
 	start := func() {
-		sender := h.socket.NewSender()
-		h.spawn("receive", func() error { return h.inbound(receiver, sender, index, fromIPIP) }, func(err error) {
+		sender := e.socket.NewSender()
+		e.spawn("receive", func() error { return e.inbound(receiver, sender, index, fromIPIP) }, func(err error) {
 			if ok {
-				h.leaveLink(err)
+				e.disableLinkLayer(err)
 			} else {
-				h.failTunnels(err, func(*Tunnel) bool { return true })
+				e.failTunnels(err, func(*Tunnel) bool { return true })
 			}
 		})
 	}
@@ -157,64 +153,63 @@ func (h *Engine) receive(receiver underlay.Receiver, index int) {
 		start()
 		return
 	}
-	h.loops.Go(func() {
+	e.loops.Go(func() {
 		if late.WaitOpen() {
 			start()
 		}
 	})
 }
 
-// spawn runs a loop of the data path. failed is called with what ended it, unless that was
-// Close.
-func (h *Engine) spawn(what string, loop func() error, failed func(error)) {
+// spawn runs a loop of the data path in a goroutine. failed is called with the loop's error,
+// unless it is nil or os.ErrClosed.
+func (e *Engine) spawn(what string, loop func() error, failed func(error)) {
 	loopThreads.add(1)
-	h.loops.Go(func() {
+	e.loops.Go(func() {
 		err := loop()
 		loopThreads.add(-1)
 		if err != nil && !errors.Is(err, os.ErrClosed) {
-			h.log.Error("the data path ended", "loop", what, "err", err)
+			e.log.Error("the data path ended", "loop", what, "err", err)
 			failed(err)
 		}
 	})
 }
 
-// failTunnels ends those that cannot go on.
-func (h *Engine) failTunnels(err error, cannot func(*Tunnel) bool) {
-	for _, t := range *h.table.Load() {
-		if cannot(t) {
+// failTunnels fails the tunnels that match selects.
+func (e *Engine) failTunnels(err error, match func(*Tunnel) bool) {
+	for _, t := range *e.table.Load() {
+		if match(t) {
 			t.fail(err)
 		}
 	}
 }
 
-func (h *Engine) drop(reason encap.Drop) { h.drops.add(reason, 1) }
+func (e *Engine) drop(reason encap.Drop) { e.drops.add(reason, 1) }
 
-// Close ends every tunnel, removes their interfaces, and returns when the last
-// thread has ended.
-func (h *Engine) Close() error {
+// Close closes all tunnels and the socket, and returns when the last thread has ended.
+func (e *Engine) Close() error {
 	var errs []error
-	for _, t := range *h.table.Load() {
+	for _, t := range *e.table.Load() {
 		errs = append(errs, t.Close())
 	}
-	h.cancel()
-	if h.ipsec != nil {
-		errs = append(errs, h.ipsec.Close())
+	e.cancel()
+	if e.ipsec != nil {
+		errs = append(errs, e.ipsec.Close())
 	}
-	errs = append(errs, h.socket.Close())
-	h.loops.Wait()
-	if h.kernelPath != nil {
-		errs = append(errs, h.kernelPath.Close())
+	errs = append(errs, e.socket.Close())
+	e.loops.Wait()
+	if e.fastPath != nil {
+		errs = append(errs, e.fastPath.Close())
 	}
 	return errors.Join(errs...)
 }
 
-// register makes the tunnel findable by the outer addresses of path, and by no
-// others that it had before; nil makes it unfindable.
-func (h *Engine) register(t *Tunnel, path *underlay.Path) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	next := make(table, len(*h.table.Load())+1)
-	for k, v := range *h.table.Load() {
+// register enters the tunnel in the table under the outer addresses of path, in place of its
+// earlier ones; a nil path removes it. It fails if another tunnel has the same addresses.
+func (e *Engine) register(t *Tunnel, path *underlay.Path) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	next := make(table, len(*e.table.Load())+1)
+	for k, v := range *e.table.Load() {
 		if v != t {
 			next[k] = v
 		}
@@ -226,13 +221,14 @@ func (h *Engine) register(t *Tunnel, path *underlay.Path) error {
 		}
 		next[k] = t
 	}
-	h.table.Store(&next)
+	e.table.Store(&next)
 	return nil
 }
 
-// networkChanged has every tunnel look at its route and its interface again.
-func (h *Engine) networkChanged(wentDown map[int]bool) {
-	for _, t := range *h.table.Load() {
+// networkChanged wakes every supervisor to re-read its route and interface. wentDown are the
+// ifindexes of interfaces that were down in the meantime.
+func (e *Engine) networkChanged(wentDown map[int]bool) {
+	for _, t := range *e.table.Load() {
 		if len(wentDown) > 0 {
 			t.noteDown(wentDown)
 		}
@@ -240,41 +236,41 @@ func (h *Engine) networkChanged(wentDown map[int]bool) {
 	}
 }
 
-// receiveErrors reads the ICMP errors that the network sends about our outer
-// packets and hands each to the tunnel that it quotes.
-func (h *Engine) receiveErrors() {
+// receiveICMPErrors reads ICMP errors about outer packets and passes each to the tunnel whose
+// outer header it quotes.
+func (e *Engine) receiveICMPErrors() {
 	buf := make([]byte, 2048)
 	for {
-		n, err := h.socket.ReadError(buf)
+		n, err := e.socket.ReadError(buf)
 		if errors.Is(err, os.ErrClosed) {
 			return
 		}
 		if err != nil {
-			h.log.Warn("ICMP errors are not heard any more: the path MTU is not learnt", "err", err)
+			e.log.Warn("ICMP errors are not heard any more: the path MTU is not learnt", "err", err)
 			return
 		}
-		e, d := encap.ParseError(buf[:n])
+		outerErr, d := encap.ParseError(buf[:n])
 		if d != encap.DropNone {
-			if d != encap.DropOuterErrorUnrelated { // other programs have errors too
-				h.drop(d)
+			if d != encap.DropOuterErrorUnrelated { // about another program's packets
+				e.drop(d)
 			}
 			continue
 		}
-		if t := h.table.Load().find(e.Source, e.Destination); t != nil {
-			t.outerError(&e, time.Now())
+		if t := e.table.Load().find(outerErr.Source, outerErr.Destination); t != nil {
+			t.outerError(&outerErr, time.Now())
 		}
 	}
 }
 
-// randomIdentifiers shares the IDs among n queues, 0 left out, which the kernel
-// would replace. Each begins somewhere, so that a restarted daemon does not repeat
-// what it has just used.
-func randomIdentifiers(n int) []identifier {
-	ids := make([]identifier, n)
+// splitIDs divides the values 1 to 65535 of the IPv4 Identification among n queues; the kernel
+// would replace 0. Each queue begins at random, so that a restarted daemon does not repeat
+// IDs just used.
+func splitIDs(n int) []idCounter {
+	ids := make([]idCounter, n)
 	share := 0xffff / n
 	for i := range ids {
 		first := 1 + i*share
-		ids[i] = identifier{at: uint16(first + rand.IntN(share)), first: uint16(first), end: uint16(first + share - 1)}
+		ids[i] = idCounter{at: uint16(first + rand.IntN(share)), first: uint16(first), end: uint16(first + share - 1)}
 	}
 	return ids
 }

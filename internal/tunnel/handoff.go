@@ -10,94 +10,93 @@ import (
 	"ipipd/tun"
 )
 
-// Two threads of a tunnel, one for each direction, are for much traffic. Where little
-// comes, and most of it answers what came the other way, the second one is a thread
-// more to be woken before an answer leaves, which is most of the time that it takes. So
-// while a queue of the device is calm its thread lends it to that of the receiver which
-// the tunnel's packets come by. That waits for both, and gives the queue back as soon as
-// there is more to do.
+// Hand-off of TUN queues. A thread per direction gives throughput, but at low load waking the
+// second thread dominates the latency of an answer. So while a TUN queue is idle its thread
+// parks it with the receive loop that the tunnel's packets come from. That loop polls both
+// descriptors, and releases the queue when load rises.
 
 const (
-	// smallBatch packets at a time, and fewer, are calm.
+	// smallBatch is the batch size from which a queue is not idle.
 	smallBatch = 4
-	// idleGap is how far from each other packets come that are calm.
+	// idleGap is the shortest time between reads of an idle queue.
 	idleGap = 30 * time.Microsecond
-	// idleAfter is how long it has to be calm before a queue is lent.
+	// idleAfter is how long a queue must be idle before it is parked.
 	idleAfter = 10 * time.Millisecond
-	// busyAfter is how often in a row there may be less than idleGap between the packets
-	// of a lent queue.
+	// busyAfter is the number of reads in a row, less than idleGap apart, after which a
+	// parked queue is released.
 	busyAfter = 16
 )
 
-// load is how fast the packets of a queue come.
+// load measures the packet rate of a TUN queue.
 type load struct {
-	busy    time.Time // when it last was not calm
-	last    time.Time // when a lent queue was last read
-	hurried int
+	busyAt    time.Time // last time that the queue was not idle
+	lastRead  time.Time // of a parked queue
+	shortGaps int       // reads in a row less than idleGap apart
 }
 
-// idle reports whether a queue is to be lent, of which n packets were read at that time
-// by a call that began at since.
-func (p *load) idle(n int, since, now time.Time) bool {
+// idle records a read of n packets, which began at since and returned at now, and reports whether
+// to park the queue.
+func (l *load) idle(n int, since, now time.Time) bool {
 	if n >= smallBatch || now.Sub(since) < idleGap {
-		p.busy = now
+		l.busyAt = now
 	}
-	return now.Sub(p.busy) >= idleAfter
+	return now.Sub(l.busyAt) >= idleAfter
 }
 
-// busyAgain reports whether a lent queue is to be given back, of which n packets were read at
-// that time.
-func (p *load) busyAgain(n int, now time.Time) bool {
-	if now.Sub(p.last) < idleGap {
-		p.hurried++
+// busyAgain records a read of n packets from a parked queue, and reports whether to release it.
+func (l *load) busyAgain(n int, now time.Time) bool {
+	if now.Sub(l.lastRead) < idleGap {
+		l.shortGaps++
 	} else {
-		p.hurried = 0
+		l.shortGaps = 0
 	}
-	p.last = now
-	if n < smallBatch && p.hurried < busyAfter {
+	l.lastRead = now
+	if n < smallBatch && l.shortGaps < busyAfter {
 		return false
 	}
-	p.busy, p.hurried = now, 0
+	l.busyAt, l.shortGaps = now, 0
 	return true
 }
 
-// handoff is what an outbound knows of being lent.
+// handoff is the state of a parked outbound.
 type handoff struct {
-	back chan struct{} // has something when it was given back
-	key  int32         // of the borrower's
+	released chan struct{} // capacity 1; receives a value on release
+	key      int32         // in rxLoop.queues
 }
 
-// park has the receiver's thread do the work, and returns when that is over.
+// park passes the queue to the receive loop and blocks until it is released or ctx is done. It
+// returns at once if the loop cannot adopt the queue.
 func (o *outbound) park(ctx context.Context) {
-	b := o.tunnel.rxLoop.Load()
-	if b == nil || !b.adopt(o) {
+	l := o.tunnel.rxLoop.Load()
+	if l == nil || !l.adopt(o) {
 		return
 	}
 	select {
-	case <-o.handoff.back:
+	case <-o.handoff.released:
 	case <-ctx.Done():
-		b.revoke(o)
-		<-o.handoff.back
+		l.revoke(o)
+		<-o.handoff.released
 	}
 }
 
-// noteReceiver notes by which receiver few packets came.
-func (t *Tunnel) noteReceiver(b *rxLoop) {
-	if b.receiver != nil && t.rxLoop.Load() != b {
-		t.rxLoop.Store(b)
+// noteReceiver records the receive loop that a small batch came from.
+func (t *Tunnel) noteReceiver(l *rxLoop) {
+	if l.receiver != nil && t.rxLoop.Load() != l {
+		t.rxLoop.Store(l)
 	}
 }
 
-// rxLoop is a receiver's thread with the queues that it reads besides.
+// rxLoop is a receiver's thread with the TUN queues that it has adopted.
 type rxLoop struct {
-	receiver underlay.Watcher // nil if it cannot wait for anything else
-	lent     atomic.Int32     // how many queues it has
-	epoch    time.Time
-	busy     atomic.Int64 // when more than few packets were received, in nanoseconds after epoch
+	receiver   underlay.Watcher // nil if it cannot poll other descriptors
+	parked     atomic.Int32     // len(queues)
+	epoch      time.Time
+	lastBusyNs atomic.Int64 // when a batch of at least smallBatch came, nanoseconds after epoch
 
-	// mu is held while a lent queue is used. It is taken only while there is one.
+	// mu guards the rest, and every use of an adopted queue. serveParked locks it only if
+	// there is one.
 	mu     sync.Mutex
-	key    int32
+	key    int32 // last key assigned
 	queues map[int32]*outbound
 }
 
@@ -106,78 +105,80 @@ func newRxLoop(receiver underlay.Receiver) *rxLoop {
 	return &rxLoop{receiver: watcher, epoch: time.Now(), queues: make(map[int32]*outbound)}
 }
 
-// adopt takes over a queue, if it can be.
-func (b *rxLoop) adopt(o *outbound) bool {
+// adopt adds a queue to the loop. It fails if the queue cannot be shared or is closed, or the
+// receiver is busy.
+func (l *rxLoop) adopt(o *outbound) bool {
 	queue, ok := o.queue.(tun.PollableQueue)
-	if !ok || time.Since(b.epoch)-time.Duration(b.busy.Load()) < idleAfter {
+	if !ok || time.Since(l.epoch)-time.Duration(l.lastBusyNs.Load()) < idleAfter {
 		return false
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.key++
-	if queue.Control(func(fd int) error { return b.receiver.Watch(fd, b.key) }) != nil {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.key++
+	if queue.Control(func(fd int) error { return l.receiver.Watch(fd, l.key) }) != nil {
 		return false
 	}
-	o.handoff.key = b.key
-	b.queues[b.key] = o
-	b.lent.Store(int32(len(b.queues)))
+	o.handoff.key = l.key
+	l.queues[l.key] = o
+	l.parked.Store(int32(len(l.queues)))
 	return true
 }
 
-// release is for a caller who holds mu.
-func (b *rxLoop) release(o *outbound) {
-	_ = o.queue.(tun.PollableQueue).Control(b.receiver.Unwatch) // if it is closed, it is forgotten
-	delete(b.queues, o.handoff.key)
-	b.lent.Store(int32(len(b.queues)))
-	o.handoff.back <- struct{}{}
+// release returns a queue to its own thread. The caller holds mu.
+func (l *rxLoop) release(o *outbound) {
+	_ = o.queue.(tun.PollableQueue).Control(l.receiver.Unwatch) // epoll has already dropped a closed descriptor
+	delete(l.queues, o.handoff.key)
+	l.parked.Store(int32(len(l.queues)))
+	o.handoff.released <- struct{}{}
 }
 
-// revoke gives a queue back if that has not been done.
-func (b *rxLoop) revoke(o *outbound) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.queues[o.handoff.key] == o {
-		b.release(o)
+// revoke releases a queue unless it already was.
+func (l *rxLoop) revoke(o *outbound) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.queues[o.handoff.key] == o {
+		l.release(o)
 	}
 }
 
-// releaseAll gives everything back.
-func (b *rxLoop) releaseAll() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, o := range b.queues {
-		b.release(o)
+// releaseAll releases all queues.
+func (l *rxLoop) releaseAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, o := range l.queues {
+		l.release(o)
 	}
 }
 
-// serve does what there is to do for lent queues, after that many packets were received.
-func (b *rxLoop) serve(received int, now time.Time) {
+// serveParked forwards a batch of an adopted queue, after the receiver read received packets. It
+// releases all queues if those are many.
+func (l *rxLoop) serveParked(received int, now time.Time) {
 	if received >= smallBatch {
-		b.busy.Store(int64(now.Sub(b.epoch)))
+		l.lastBusyNs.Store(int64(now.Sub(l.epoch)))
 	}
 	switch {
-	case b.lent.Load() == 0:
+	case l.parked.Load() == 0:
 	case received >= smallBatch:
-		b.releaseAll()
+		l.releaseAll()
 	default:
-		b.serveOne(now)
+		l.serveNext(now)
 	}
 }
 
-func (b *rxLoop) serveOne(now time.Time) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	key, ok := b.receiver.Ready()
-	o := b.queues[key]
+func (l *rxLoop) serveNext(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	key, ok := l.receiver.Ready()
+	o := l.queues[key]
 	if !ok || o == nil {
 		return
 	}
 	n, err := o.queue.(tun.PollableQueue).TryRead(o.batch)
 	if err == nil {
-		err = o.carry(n)
+		err = o.forward(n)
 	}
-	// Who else than its thread could say what the error means?
-	if err != nil || o.load.busyAgain(n, now) || o.tunnel.rxLoop.Load() != b {
-		b.release(o)
+	// An error is left to the queue's own thread.
+	if err != nil || o.load.busyAgain(n, now) || o.tunnel.rxLoop.Load() != l {
+		l.release(o)
 	}
 }

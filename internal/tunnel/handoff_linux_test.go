@@ -12,7 +12,7 @@ import (
 	"ipipd/tun"
 )
 
-// socketIn is a Socket of ns, whatever namespace the test is in.
+// socketIn is a Socket whose SetReceive runs in ns.
 type socketIn struct {
 	underlay.ReceiveSetter
 	ns *netlab.NS
@@ -23,7 +23,7 @@ func (s socketIn) SetReceive(r underlay.Reception) (err error) {
 	return err
 }
 
-// kernelTunnel is a tunnel in ns whose doors are the kernel's.
+// kernelTunnel starts a tunnel in ns with the kernel's TUN device and sockets.
 func kernelTunnel(t *testing.T, ns *netlab.NS, local, remote, inner string) *Tunnel {
 	t.Helper()
 	var socket underlay.Socket
@@ -32,7 +32,7 @@ func kernelTunnel(t *testing.T, ns *netlab.NS, local, remote, inner string) *Tun
 	if err != nil {
 		t.Skipf("needs root: %v", err)
 	}
-	w := &world{route: netstate.Route{Source: netip.MustParseAddr(local).As4(), MTU: 1500}}
+	w := &fakeNetwork{route: netstate.Route{Source: netip.MustParseAddr(local).As4(), MTU: 1500}}
 	h, err := NewEngine(EngineOptions{Socket: socketIn{socket.(underlay.ReceiveSetter), ns}, Network: w, OpenDevice: func(o tun.Options) (d tun.Device, err error) {
 		ns.Do(func() { d, err = tun.Open(o) })
 		return d, err
@@ -56,22 +56,22 @@ func kernelTunnel(t *testing.T, ns *netlab.NS, local, remote, inner string) *Tun
 	return tunnel
 }
 
-// Where pings come now and then one thread has both directions, and in a flood it has
-// not; a tunnel ends with its queue lent.
-func TestACalmTunnelHasOneThread(t *testing.T) {
+// With occasional pings one thread serves both directions, and in a flood each has its own. The tunnel
+// is closed with its queue parked.
+func TestHandoff_pingAndFlood(t *testing.T) {
 	a, b := netlab.New(t), netlab.New(t)
 	netlab.Veth(t, a, b, netlab.End{Name: "veth0", Address: "192.0.2.1/24"}, netlab.End{Name: "veth0", Address: "192.0.2.2/24"})
 	ta, tb := kernelTunnel(t, a, "192.0.2.1", "192.0.2.2", "10.0.0.1/24"), kernelTunnel(t, b, "192.0.2.2", "192.0.2.1", "10.0.0.2/24")
 	if _, ok := tb.queues[0].(tun.PollableQueue); !ok {
 		t.Skip("the kernel gave a device without offload")
 	}
-	lent := func(t *Tunnel) bool {
+	parked := func(t *Tunnel) bool {
 		b := t.rxLoop.Load()
-		return b != nil && b.lent.Load() == 1
+		return b != nil && b.parked.Load() == 1
 	}
 	idle := func() bool {
 		a.Run("ping", "-c", "3", "-i", "0.01", "-W", "5", "10.0.0.2")
-		return lent(ta) && lent(tb)
+		return parked(ta) && parked(tb)
 	}
 	eventually(t, "one thread has both directions", idle)
 
@@ -84,9 +84,9 @@ func TestACalmTunnelHasOneThread(t *testing.T) {
 	defer conn.Close()
 	eventually(t, "each direction has its own", func() bool {
 		for range 2000 {
-			_, _ = conn.Write(make([]byte, 64)) // refused, and that is said to us
+			_, _ = conn.Write(make([]byte, 64)) // ECONNREFUSED: nothing listens there
 		}
-		return !lent(ta) && !lent(tb)
+		return !parked(ta) && !parked(tb)
 	})
 	eventually(t, "one has both again", idle)
 }

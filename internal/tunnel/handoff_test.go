@@ -12,16 +12,16 @@ import (
 	"ipipd/internal/underlay"
 )
 
-func TestAQueueIsLentAfterItHasBeenCalmForAWhile(t *testing.T) {
+func TestLoadIdle(t *testing.T) {
 	start := time.Unix(1, 0)
 	var p load
 	for _, tt := range []struct {
 		packets int
-		after   time.Duration // of the start, the read ended
+		after   time.Duration // from start to the end of the read
 		waited  time.Duration
 		want    bool
 	}{
-		{1, 0, time.Second, true}, // an interface nobody has used yet
+		{1, 0, time.Second, true}, // first read of an unused interface
 		{smallBatch, time.Second, time.Second, false},
 		{1, time.Second + idleAfter - 1, idleGap, false},
 		{1, time.Second + idleAfter, idleGap, true},
@@ -36,7 +36,7 @@ func TestAQueueIsLentAfterItHasBeenCalmForAWhile(t *testing.T) {
 	}
 }
 
-func TestAQueueIsGivenBackWhenItHurries(t *testing.T) {
+func TestLoadBusyAgain(t *testing.T) {
 	now := time.Unix(1, 0)
 	var p load
 	if p.busyAgain(smallBatch-1, now) {
@@ -51,21 +51,21 @@ func TestAQueueIsGivenBackWhenItHurries(t *testing.T) {
 			gap = idleGap // once in a while
 		}
 		if now = now.Add(gap); p.busyAgain(1, now) {
-			t.Fatalf("after %d packets of which some had time", i)
+			t.Fatalf("after %d packets, with a long gap now and then", i)
 		}
 	}
 	for i := range busyAfter {
 		now = now.Add(idleGap - 1)
-		if hurried := p.busyAgain(1, now); hurried != (i == busyAfter-1) {
-			t.Errorf("after %d in a hurry: %v", i+1, hurried)
+		if shortGaps := p.busyAgain(1, now); shortGaps != (i == busyAfter-1) {
+			t.Errorf("after %d short gaps: %v", i+1, shortGaps)
 		}
 	}
 	if p.idle(1, now, now.Add(idleAfter-1)) || !p.idle(1, now, now.Add(idleAfter)) {
-		t.Error("it is not lent again when it has been calm for as long as ever")
+		t.Error("it is not parked again after idleAfter")
 	}
 }
 
-// watcher is a receiver that waits for other things. It has what is in ready.
+// watcher is an underlay.Watcher on which the keys in ready are readable.
 type watcher struct {
 	underlay.Receiver
 	watched map[int]int32
@@ -83,7 +83,7 @@ func (w *watcher) Ready() (key int32, ok bool) {
 	return key, true
 }
 
-// shared is a queue with packets of a batch each.
+// shared is a SharedQueue from which each TryRead returns one of batches, and then err.
 type shared struct {
 	batches [][][]byte
 	err     error
@@ -106,44 +106,44 @@ func (s *shared) TryRead(batch []*packet.Buffer) (n int, err error) {
 	return n, nil
 }
 
-// lent is a queue of a tunnel that a receiver has borrowed.
-func lent(t *testing.T) (*rxLoop, *watcher, *outbound, *shared, *memoryExit) {
+// parkedQueue returns a receive loop that has adopted a tunnel's queue.
+func parkedQueue(t *testing.T) (*rxLoop, *watcher, *outbound, *shared, *memoryTx) {
 	t.Helper()
 	a, _ := pair(t, nil)
-	w, q, tx := &watcher{watched: make(map[int]int32)}, new(shared), new(memoryExit)
+	w, q, tx := &watcher{watched: make(map[int]int32)}, new(shared), new(memoryTx)
 	b := newRxLoop(w)
-	b.epoch = b.epoch.Add(-time.Hour) // nothing has come for that long
+	b.epoch = b.epoch.Add(-time.Hour) // so long without packets
 	a.noteReceiver(b)
-	o := a.newOutbound(q, tx, identifier{at: 1, first: 1, end: 9})
+	o := a.newOutbound(q, tx, idCounter{at: 1, first: 1, end: 9})
 	if !b.adopt(o) || w.watched[sharedFD] != o.handoff.key {
-		t.Fatalf("not borrowed; watched are %v", w.watched)
+		t.Fatalf("not adopted; watched are %v", w.watched)
 	}
 	return b, w, o, q, tx
 }
 
-// memoryExit keeps what leaves by it, without the outer header.
-type memoryExit struct{ sent [][]byte }
+// memoryTx is a transmitter that records the inner packets.
+type memoryTx struct{ sent [][]byte }
 
-func (m *memoryExit) Write(batch []*packet.Buffer, _ *underlay.Path) (sent, refused int, err error) {
+func (m *memoryTx) Write(batch []*packet.Buffer, _ *underlay.Path) (sent, refused int, err error) {
 	for _, b := range batch {
 		m.sent = append(m.sent, bytes.Clone(b.Bytes()[20:]))
 	}
 	return len(batch), 0, nil
 }
 
-func returned(o *outbound) bool {
+func wasReleased(o *outbound) bool {
 	select {
-	case <-o.handoff.back:
+	case <-o.handoff.released:
 		return true
 	default:
 		return false
 	}
 }
 
-func TestTheReceiverServesWhatItHasBorrowed(t *testing.T) {
-	b, w, o, q, tx := lent(t)
+func TestRxLoopServeParked(t *testing.T) {
+	b, w, o, q, tx := parkedQueue(t)
 	now := time.Now()
-	b.serve(0, now) // nothing is there
+	b.serveParked(0, now) // nothing to read
 	var want [][]byte
 	for i := range 3 {
 		p := datagram(100+i, nil)
@@ -151,7 +151,7 @@ func TestTheReceiverServesWhatItHasBorrowed(t *testing.T) {
 		q.batches = append(q.batches, [][]byte{p})
 		w.ready = append(w.ready, o.handoff.key)
 		now = now.Add(time.Millisecond)
-		b.serve(i%2, now)
+		b.serveParked(i%2, now)
 	}
 	if len(tx.sent) != 3 {
 		t.Fatalf("%d packets were sent", len(tx.sent))
@@ -161,49 +161,49 @@ func TestTheReceiverServesWhatItHasBorrowed(t *testing.T) {
 			t.Errorf("packet %d is %x, not %x", i, tx.sent[i], want[i])
 		}
 	}
-	if returned(o) {
-		t.Error("it gave the queue back")
+	if wasReleased(o) {
+		t.Error("it released the queue")
 	}
 }
 
-func TestTheReceiverGivesBackWhatBecomesWork(t *testing.T) {
+func TestRxLoopRelease(t *testing.T) {
 	p := datagram(100, nil)
 	for name, work := range map[string]func(b *rxLoop, w *watcher, o *outbound, q *shared){
 		"it receives much": func(b *rxLoop, w *watcher, o *outbound, q *shared) {
-			b.serve(smallBatch, time.Now())
+			b.serveParked(smallBatch, time.Now())
 			if b.adopt(o) {
-				t.Error("it borrows again while it receives")
+				t.Error("it adopts a queue while it is busy")
 			}
 		},
 		"the host sends much": func(b *rxLoop, w *watcher, o *outbound, q *shared) {
 			q.batches, w.ready = [][][]byte{{p, p, p, p}}, []int32{o.handoff.key}
-			b.serve(0, time.Now())
+			b.serveParked(0, time.Now())
 		},
 		"the interface is gone": func(b *rxLoop, w *watcher, o *outbound, q *shared) {
 			q.err, w.ready = errors.New("gone"), []int32{o.handoff.key}
-			b.serve(0, time.Now())
+			b.serveParked(0, time.Now())
 		},
 		"the tunnel's packets come by another": func(b *rxLoop, w *watcher, o *outbound, q *shared) {
 			o.tunnel.noteReceiver(newRxLoop(w))
 			q.batches, w.ready = [][][]byte{{p}}, []int32{o.handoff.key}
-			b.serve(0, time.Now())
+			b.serveParked(0, time.Now())
 		},
 		"it ends": func(b *rxLoop, w *watcher, o *outbound, q *shared) { b.releaseAll() },
 		"the tunnel ends": func(b *rxLoop, w *watcher, o *outbound, q *shared) {
 			b.revoke(o)
 			b.revoke(o)
 			w.ready = []int32{o.handoff.key}
-			b.serve(0, time.Now())
+			b.serveParked(0, time.Now())
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b, w, o, q, tx := lent(t)
+			b, w, o, q, tx := parkedQueue(t)
 			work(b, w, o, q)
-			if !returned(o) || returned(o) {
-				t.Error("it was not given back, once")
+			if !wasReleased(o) || wasReleased(o) {
+				t.Error("it was not released exactly once")
 			}
-			if len(w.watched) != 0 || b.lent.Load() != 0 {
-				t.Errorf("it still has %d, and watches %v", b.lent.Load(), w.watched)
+			if len(w.watched) != 0 || b.parked.Load() != 0 {
+				t.Errorf("it still has %d, and watches %v", b.parked.Load(), w.watched)
 			}
 			if left := len(q.batches); left > 0 {
 				t.Errorf("%d batches were left, %d packets sent", left, len(tx.sent))
@@ -212,30 +212,30 @@ func TestTheReceiverGivesBackWhatBecomesWork(t *testing.T) {
 	}
 }
 
-// Who has lent its queue waits until it is given back, and no longer than the tunnel is.
-func TestLendingEndsWithTheTunnel(t *testing.T) {
-	b, _, o, _, _ := lent(t)
+// park blocks until the queue is released, or the tunnel ends.
+func TestOutboundPark_tunnelEnds(t *testing.T) {
+	b, _, o, _, _ := parkedQueue(t)
 	b.revoke(o)
-	<-o.handoff.back
+	<-o.handoff.released
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		o.park(ctx)
 	}()
-	eventually(t, "it is lent", func() bool { return b.lent.Load() == 1 })
+	eventually(t, "it is parked", func() bool { return b.parked.Load() == 1 })
 	cancel()
 	<-done
-	if b.lent.Load() != 0 {
+	if b.parked.Load() != 0 {
 		t.Error("the receiver still has it")
 	}
 }
 
-func TestAQueueThatCannotBeSharedIsNotLent(t *testing.T) {
+func TestRxLoopAdopt_notShareable(t *testing.T) {
 	a, _ := pair(t, nil)
 	b := newRxLoop(&watcher{watched: make(map[int]int32)})
 	b.epoch = b.epoch.Add(-time.Hour)
-	if b.adopt(a.newOutbound(a.device.Queues()[0], new(memoryExit), identifier{})) {
+	if b.adopt(a.newOutbound(a.device.Queues()[0], new(memoryTx), idCounter{})) {
 		t.Error("it is")
 	}
 	a.noteReceiver(newRxLoop(a.socket.Receivers()[0]))
@@ -244,12 +244,11 @@ func TestAQueueThatCannotBeSharedIsNotLent(t *testing.T) {
 	}
 }
 
-// A queue that is closed cannot be lent.
-func TestAClosedQueueIsNotLent(t *testing.T) {
+func TestRxLoopAdopt_closedQueue(t *testing.T) {
 	a, _ := pair(t, nil)
 	b := newRxLoop(&watcher{watched: make(map[int]int32)})
 	b.epoch = b.epoch.Add(-time.Hour)
-	if b.adopt(a.newOutbound(closedQueue{new(shared)}, new(memoryExit), identifier{})) || b.lent.Load() != 0 {
+	if b.adopt(a.newOutbound(closedQueue{new(shared)}, new(memoryTx), idCounter{})) || b.parked.Load() != 0 {
 		t.Error("it is")
 	}
 }

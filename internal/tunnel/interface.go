@@ -11,75 +11,73 @@ import (
 	"time"
 )
 
-// The tunnel's interface belongs to its host as well: it is renamed, moved to another
-// network namespace, set down and up, and its addresses and routes are taken away. It is
-// known by its index, and by the file descriptor of the TUN. What the operator asked for
-// on the command line is put back; what he does otherwise stands.
+// The host may rename the tunnel's interface, move it to another network namespace, set it down
+// and up, and remove its addresses and routes. It is identified by ifindex and by the TUN's
+// file descriptor. Addresses and routes of the command line are restored; other changes stay.
 
 const (
-	// putBackTries is how often within putBackWithin an address or a route is put back
-	// before it is left to whoever takes it away.
-	putBackTries  = 5
-	putBackWithin = time.Minute
+	// maxRestores is how often an address or route is restored within restoreWindow before it
+	// is given up.
+	maxRestores   = 5
+	restoreWindow = time.Minute
 )
 
-// asked is an address or a route of the command line.
-type asked struct {
+// configuredPrefix is an address or a route of the Config.
+type configuredPrefix struct {
 	prefix netip.Prefix
 	route  bool
 }
 
-// putBack is how often what was asked for has been put back since a time.
-type putBack struct {
+// restoreCount counts how often a prefix was restored since a time.
+type restoreCount struct {
 	n     int
 	since time.Time
 }
 
-// followInterface looks at the interface again, and puts back what it lacks. The caller
-// holds mu, or is alone.
-func (t *Tunnel) followInterface(now time.Time) {
+// updateInterface reads the interface's state, and restores wanted addresses and routes. The
+// caller holds mu.
+func (t *Tunnel) updateInterface(now time.Time) {
 	s, err := t.device.State()
 	if err != nil && !s.Moved || errors.Is(err, os.ErrClosed) {
-		return // that it is gone, a queue tells
+		return // a queue's Read reports that the interface is gone
 	}
 	if before := t.Name(); s.Name != before {
-		t.names.set(s.Name)
+		t.ifname.set(s.Name)
 		t.log.Info("the interface was renamed", "was", before, "started-as", t.device.Name())
 	}
 	if s.Moved != t.iface.Moved {
 		t.moved.Store(s.Moved)
-		t.tellMoved(s.Moved)
+		t.logMoved(s.Moved)
 	}
 	t.iface = s
 	if err != nil {
 		return
 	}
 	t.mtu.Store(int32(s.MTU))
-	// The kernel removes the routes of an interface that is set down: that is nobody's
-	// taking them away.
+	// The kernel itself removes the routes of an interface that is set down: do not count
+	// that as a removal.
 	if t.wasDown || !s.Up {
-		clear(t.putBacks)
+		clear(t.restoreCounts)
 	}
 	t.wasDown = false
-	if !s.Up { // routes need one that is up
+	if !s.Up { // the kernel accepts routes only if it is up
 		return
 	}
-	addresses := t.putBack(false, t.cfg.Addresses, now)
-	routes := t.putBack(true, t.cfg.Routes, now)
+	addresses := t.restore(false, t.cfg.Addresses, now)
+	routes := t.restore(true, t.cfg.Routes, now)
 	if len(addresses)+len(routes) > 0 {
 		t.log.Info("what the interface had lost is put back", "addresses", addresses, "routes", routes)
 	}
 }
 
-// noteDown notes whether the interface was down, be it for less time than the supervisor
-// rests.
+// noteDown records whether the interface was down, even between two rounds of the supervisor.
 func (t *Tunnel) noteDown(wentDown map[int]bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.wasDown = t.wasDown || wentDown[t.iface.Index]
 }
 
-func (t *Tunnel) tellMoved(moved bool) {
+func (t *Tunnel) logMoved(moved bool) {
 	if moved {
 		t.log.Info("the interface was moved to another network namespace: set its addresses, routes and MTU there")
 	} else {
@@ -87,80 +85,78 @@ func (t *Tunnel) tellMoved(moved bool) {
 	}
 }
 
-// putBack puts back those of the addresses, or routes, that the interface lacks, and
-// returns them. What is taken away again and again is left alone after some tries, until
-// the interface was down.
-func (t *Tunnel) putBack(route bool, what []netip.Prefix, now time.Time) []netip.Prefix {
-	var try []netip.Prefix
-	for _, p := range what {
-		if t.putBacks[asked{p, route}].n < putBackTries {
-			try = append(try, p)
+// restore adds the configured addresses, or routes, that the interface lacks, and returns them. A
+// prefix is given up after maxRestores, until the interface was down.
+func (t *Tunnel) restore(route bool, prefixes []netip.Prefix, now time.Time) []netip.Prefix {
+	var wanted []netip.Prefix
+	for _, p := range prefixes {
+		if t.restoreCounts[configuredPrefix{p, route}].n < maxRestores {
+			wanted = append(wanted, p)
 		}
 	}
-	add := t.host.network.AddAddresses
+	add := t.engine.network.AddAddresses
 	if route {
-		add = t.host.network.AddRoutes
+		add = t.engine.network.AddRoutes
 	}
-	added, err := add(t.iface.Index, try)
-	if errors.Is(err, syscall.ENETDOWN) { // since it was looked at; it is put back when it is up
+	added, err := add(t.iface.Index, wanted)
+	if errors.Is(err, syscall.ENETDOWN) { // set down meanwhile; restored when it is up
 		err = nil
 	}
-	if failed := err != nil; failed != t.notPutBack[route] {
-		if t.notPutBack[route] = failed; failed {
+	if failed := err != nil; failed != t.restoreFailed[route] {
+		if t.restoreFailed[route] = failed; failed {
 			t.log.Warn("cannot put back what the interface has lost", "err", err)
 		}
 	}
 	for _, p := range added {
-		key := asked{p, route}
-		b := t.putBacks[key]
-		if now.Sub(b.since) > putBackWithin {
-			b = putBack{since: now}
+		key := configuredPrefix{p, route}
+		count := t.restoreCounts[key]
+		if now.Sub(count.since) > restoreWindow {
+			count = restoreCount{since: now}
 		}
-		b.n++
-		t.putBacks[key] = b
-		if b.n == putBackTries {
-			t.log.Warn("it is taken away again and again, and left alone from now on, until the interface was set down", "prefix", p, "tries", b.n)
+		count.n++
+		t.restoreCounts[key] = count
+		if count.n == maxRestores {
+			t.log.Warn("it is taken away again and again, and left alone from now on, until the interface was set down", "prefix", p, "tries", count.n)
 		}
 	}
 	return added
 }
 
-// names is what the log calls the tunnel: by the name that the interface has now.
-type names struct {
+// ifnameHandler is a slog.Handler that adds the interface's current name as attribute "name".
+type ifnameHandler struct {
 	base    slog.Handler
-	current atomic.Pointer[named]
+	current atomic.Pointer[ifnameState]
 }
 
-type named struct {
+type ifnameState struct {
 	name    string
 	handler slog.Handler
 }
 
-func newNames(base *slog.Logger, name string) *names {
-	n := &names{base: base.Handler()}
-	n.set(name)
-	return n
+func newIfnameHandler(base *slog.Logger, name string) *ifnameHandler {
+	h := &ifnameHandler{base: base.Handler()}
+	h.set(name)
+	return h
 }
 
-func (n *names) set(name string) {
-	n.current.Store(&named{name, n.base.WithAttrs([]slog.Attr{slog.String("name", name)})})
+func (h *ifnameHandler) set(name string) {
+	h.current.Store(&ifnameState{name, h.base.WithAttrs([]slog.Attr{slog.String("name", name)})})
 }
 
-func (n *names) get() string { return n.current.Load().name }
+func (h *ifnameHandler) get() string { return h.current.Load().name }
 
-// Enabled, Handle, WithAttrs and WithGroup implement slog.Handler.
-func (n *names) Enabled(ctx context.Context, level slog.Level) bool {
-	return n.current.Load().handler.Enabled(ctx, level)
+func (h *ifnameHandler) Enabled(ctx context.Context, level slog.Level) bool {
+	return h.current.Load().handler.Enabled(ctx, level)
 }
 
-func (n *names) Handle(ctx context.Context, r slog.Record) error {
-	return n.current.Load().handler.Handle(ctx, r)
+func (h *ifnameHandler) Handle(ctx context.Context, r slog.Record) error {
+	return h.current.Load().handler.Handle(ctx, r)
 }
 
-func (n *names) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return n.current.Load().handler.WithAttrs(attrs)
+func (h *ifnameHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return h.current.Load().handler.WithAttrs(attrs)
 }
 
-func (n *names) WithGroup(name string) slog.Handler {
-	return n.current.Load().handler.WithGroup(name)
+func (h *ifnameHandler) WithGroup(name string) slog.Handler {
+	return h.current.Load().handler.WithGroup(name)
 }

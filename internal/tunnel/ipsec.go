@@ -14,29 +14,29 @@ import (
 	"ipipd/keepalive"
 )
 
-// IPsec says whether a tunnel is encrypted: by a secret, and no otherwise. The
-// zero value is a plain tunnel.
+// IPsec configures encryption. A tunnel is encrypted only if it has a secret; the zero value is an
+// unencrypted tunnel.
 type IPsec struct {
-	// Secret is the pre-shared key; empty if there is none, or SecretFile has it.
+	// Secret is the pre-shared key. Empty means no key, or the one in SecretFile.
 	Secret ike.Secret
-	// SecretFile holds the pre-shared key, and nobody but its owner may read it.
+	// SecretFile is the path of a file with the pre-shared key, readable by its owner only.
 	SecretFile string
-	// Exchange is the version of IKE; its zero value is RouterOS's, main mode.
+	// Exchange is the IKE version and mode; the zero value is RouterOS's, IKEv1 main mode.
 	Exchange ike.Mode
-	// Phase1 and Phase2 are the proposals, the best first; nil are ike's defaults.
+	// Phase1 and Phase2 are the proposals in order of preference; nil is package ike's default.
 	Phase1, Phase2 []ike.Proposal
-	// PFS is the group of phase 2, 0 for none.
+	// PFS is the Diffie-Hellman group of phase 2, 0 for none.
 	PFS ike.Group
-	// Lifetime1 and Lifetime2 are those of IKE's SA and of ESP's.
+	// Lifetime1 and Lifetime2 are the lifetimes of the IKE SA and the ESP SAs.
 	Lifetime1, Lifetime2 time.Duration
-	// RemoteID is the identity that the peer has to have, an IPv4 address or text; ""
-	// is its outer address, or behind a NAT whatever it is at first.
+	// RemoteID is the peer's expected identity, an IPv4 address or text. "" expects its outer
+	// address, or behind a NAT the identity that it presents first.
 	RemoteID string
-	// DPD says how long the peer's IKE may be silent; zero never asks.
+	// DPD is dead peer detection (RFC 3706): interval and retries; zero is off.
 	DPD keepalive.Config
 }
 
-// defaultIPsec is RouterOS's.
+// defaultIPsec returns RouterOS's defaults.
 func defaultIPsec() IPsec {
 	return IPsec{
 		PFS:       ike.MODP1024,
@@ -48,8 +48,7 @@ func defaultIPsec() IPsec {
 // Wanted reports whether the tunnel is to be encrypted.
 func (p *IPsec) Wanted() bool { return len(p.Secret) > 0 || p.SecretFile != "" }
 
-// config is what ipsec has to know, the addresses left out. It reads the secret from
-// its file.
+// config returns the configuration for package ipsec, without the addresses. It reads SecretFile.
 func (p *IPsec) config() (ipsec.Config, error) {
 	secret := p.Secret
 	if p.SecretFile != "" {
@@ -62,12 +61,12 @@ func (p *IPsec) config() (ipsec.Config, error) {
 		Secret: secret, Mode: p.Exchange, Phase1: p.Phase1, Phase2: p.Phase2, PFS: p.PFS,
 		Lifetime1: p.Lifetime1, Lifetime2: p.Lifetime2,
 		DPDInterval: p.DPD.Interval, DPDRetries: p.DPD.Retries,
-		RemoteID: p.RemoteID, Remembered: new(ike.Identity), // while the addresses come and go
+		RemoteID: p.RemoteID, Remembered: new(ike.Identity), // survives changes of the addresses
 	}}, nil
 }
 
-// validateIPsec refuses what would leave a tunnel plain that somebody believes
-// to be encrypted.
+// validateIPsec rejects contradictory settings, and IPsec settings without a secret: the operator
+// would believe the tunnel to be encrypted.
 func (c *Config) validateIPsec() error {
 	if c.IPsec.Wanted() {
 		switch {
@@ -80,17 +79,17 @@ func (c *Config) validateIPsec() error {
 		}
 		return nil
 	}
-	plain := Config{IPsec: defaultIPsec()}
+	defaults := Config{IPsec: defaultIPsec()}
 	for _, p := range ipsecProperties {
-		if v := p.Get(c); v != p.Get(&plain) {
+		if v := p.Get(c); v != p.Get(&defaults) {
 			return &ValueError{Property: p.Name, Value: v, Want: "ipsec-secret-file with it: without a secret nothing is encrypted"}
 		}
 	}
 	return nil
 }
 
-// ipsecProperties are those of IPsec. RouterOS has the first on the interface, and
-// the like of the others on /ip ipsec profile and proposal.
+// ipsecProperties are the IPsec properties. In RouterOS the first is of the interface; the others
+// correspond to /ip ipsec profile and proposal.
 var ipsecProperties = []Property{
 	{
 		Name: "ipsec-secret", Values: "text", Default: "none", Secret: true,
@@ -154,7 +153,7 @@ var ipsecProperties = []Property{
 	{
 		Name: "ipsec-phase1", Values: "CIPHER-HASH-GROUP,…", Default: ike.DefaultPhase1,
 		Help: "proposals for IKE itself, the best first; no others are accepted, 3des only if it is named",
-		get:  func(c *Config) string { return proposals(c.IPsec.Phase1, ike.DefaultPhase1) },
+		get:  func(c *Config) string { return formatProposals(c.IPsec.Phase1, ike.DefaultPhase1) },
 		set: func(c *Config, v string) string {
 			return parseProposals(&c.IPsec.Phase1, v, ike.ParsePhase1)
 		},
@@ -162,7 +161,7 @@ var ipsecProperties = []Property{
 	{
 		Name: "ipsec-phase2", Values: "CIPHER-HASH or CIPHER,…", Default: ike.DefaultPhase2,
 		Help: "proposals for ESP, the best first; no others are accepted, 3des only if it is named",
-		get:  func(c *Config) string { return proposals(c.IPsec.Phase2, ike.DefaultPhase2) },
+		get:  func(c *Config) string { return formatProposals(c.IPsec.Phase2, ike.DefaultPhase2) },
 		set: func(c *Config, v string) string {
 			return parseProposals(&c.IPsec.Phase2, v, ike.ParsePhase2)
 		},
@@ -207,8 +206,8 @@ var ipsecProperties = []Property{
 	},
 }
 
-// proposals are those of ps in the notation that is read, or the defaults.
-func proposals(ps []ike.Proposal, defaults string) string {
+// formatProposals returns ps in the notation that parseProposals takes, or defaults if ps is nil.
+func formatProposals(ps []ike.Proposal, defaults string) string {
 	if ps == nil {
 		return defaults
 	}
@@ -232,7 +231,7 @@ func parseProposals(to *[]ike.Proposal, v string, parse func(string) ([]ike.Prop
 	return ""
 }
 
-// The lifetimes that are accepted. A shorter one would be all negotiation.
+// The accepted lifetimes. With a shorter one rekeying would never pause.
 const (
 	minLifetime = 10 * time.Second
 	maxLifetime = 30 * 24 * time.Hour

@@ -12,26 +12,25 @@ import (
 	"ipipd/internal/packet"
 )
 
-// ipsecPolicy keeps a tunnel with a secret encrypted, or shut. It is there as long as
-// the tunnel is; the Session in it is for one pair of outer addresses, and is
-// replaced with them. In between nothing is sealed, and so nothing is sent.
+// ipsecPolicy is the PROTECT policy (RFC 4301, section 4.4.1) of a tunnel with a secret: packets are
+// encrypted or dropped. It lives as long as the tunnel. Its session is for one pair of outer
+// addresses and is replaced with them; without a session all packets are dropped.
 //
-// Seal, plain, established and maxInner may be called by several goroutines, the
-// others under the tunnel's mu.
+// Seal, countCleartext, established, quotesSA and status are safe for concurrent use. The caller
+// of the other methods holds the tunnel's mu, or is Start.
 type ipsecPolicy struct {
 	manager *ipsec.Manager
-	config  ipsec.Config // the addresses and the device follow the route
+	config  ipsec.Config // addresses and device as last rebound
 	session atomic.Pointer[ipsec.Session]
-	// drops are those of the Protectors that were, and of packets that there was
-	// none for.
-	drops  [esp.NumDrops]atomic.Uint64
+	drops   [esp.NumDrops]atomic.Uint64 // of closed sessions, and without a session
+
 	local  netip.Addr
 	remote netip.Addr
 	device int
 }
 
-// newIPsecPolicy makes the guard of a tunnel, shut. log takes what an operator should
-// know; changed is called when the tunnel should look at it again.
+// newIPsecPolicy returns a policy without a session. changed is called after an SA
+// was established or lost, or maxInner may have changed. It must not block.
 func newIPsecPolicy(manager *ipsec.Manager, cfg *Config, log *slog.Logger, changed func()) (*ipsecPolicy, error) {
 	config, err := cfg.IPsec.config()
 	if err != nil {
@@ -41,87 +40,89 @@ func newIPsecPolicy(manager *ipsec.Manager, cfg *Config, log *slog.Logger, chang
 		log.Warn("the secret is short: who answers once in the peer's place can test guesses of it offline",
 			"remedy", "openssl rand -base64 32, the same at both ends")
 	}
-	g := &ipsecPolicy{manager: manager, config: config}
-	g.config.Mark = cfg.FwMark
-	g.config.Changed = changed
-	g.config.Event = func(e ipsec.Event) {
+	p := &ipsecPolicy{manager: manager, config: config}
+	p.config.Mark = cfg.FwMark
+	p.config.Changed = changed
+	p.config.Event = func(e ipsec.Event) {
 		if e.Warning() {
 			log.Warn(e.String())
 		} else {
 			log.Info(e.String())
 		}
 	}
-	return g, nil
+	return p, nil
 }
 
-// rebind has the guard be between these addresses, by that device.
-func (g *ipsecPolicy) rebind(local, remote [4]byte, device int) error {
+// rebind replaces the session unless it is already for these outer addresses and that underlay
+// device (an ifindex, 0 is any).
+func (p *ipsecPolicy) rebind(local, remote [4]byte, device int) error {
 	l, r := address(local), address(remote)
-	if g.session.Load() != nil && l == g.local && r == g.remote && device == g.device {
+	if p.session.Load() != nil && l == p.local && r == p.remote && device == p.device {
 		return nil
 	}
-	g.close()
-	g.config.Local, g.config.Remote, g.config.Device = l, r, device
-	session, err := g.manager.Protect(g.config)
+	p.close()
+	p.config.Local, p.config.Remote, p.config.Device = l, r, device
+	session, err := p.manager.Protect(p.config)
 	if err != nil {
 		return err
 	}
-	g.local, g.remote, g.device = l, r, device
-	g.session.Store(session)
+	p.local, p.remote, p.device = l, r, device
+	p.session.Store(session)
 	return nil
 }
 
-// close shuts the guard, and tells the peer that its SAs are gone.
-func (g *ipsecPolicy) close() {
-	if session := g.session.Swap(nil); session != nil {
+// close ends the session, if there is one, and deletes its SAs at the peer.
+func (p *ipsecPolicy) close() {
+	if session := p.session.Swap(nil); session != nil {
 		session.Close()
 		for d, n := range session.Drops {
-			g.drops[d].Add(n)
+			p.drops[d].Add(n)
 		}
 	}
 }
 
-// Seal encrypts an outer packet in place, or says why it must not be sent, and
-// has counted it then.
-func (g *ipsecPolicy) Seal(b *packet.Buffer) esp.Drop {
-	if session := g.session.Load(); session != nil {
+// Seal encrypts an outer packet in place. Otherwise it counts and returns a drop reason, and the
+// packet must not be sent.
+func (p *ipsecPolicy) Seal(b *packet.Buffer) esp.Drop {
+	if session := p.session.Load(); session != nil {
 		return session.Seal(b)
 	}
-	g.drops[esp.DropNoSA].Add(1)
+	p.drops[esp.DropNoSA].Add(1)
 	return esp.DropNoSA
 }
 
-// countCleartext counts a packet of the peer that was not encrypted.
-func (g *ipsecPolicy) countCleartext() {
-	if session := g.session.Load(); session != nil {
+// countCleartext counts a received packet that was not encrypted.
+func (p *ipsecPolicy) countCleartext() {
+	if session := p.session.Load(); session != nil {
 		session.CountCleartext()
 		return
 	}
-	g.drops[esp.DropCleartext].Add(1)
+	p.drops[esp.DropCleartext].Add(1)
 }
 
-func (g *ipsecPolicy) established() bool {
-	session := g.session.Load()
+func (p *ipsecPolicy) established() bool {
+	session := p.session.Load()
 	return session != nil && session.Established()
 }
 
-// maxInner is the largest inner packet that fits a path with that MTU.
-func (g *ipsecPolicy) maxInner(mtu int) int {
-	if session := g.session.Load(); session != nil {
+// maxInner is the largest inner packet in bytes that a path of that MTU takes unfragmented: by the
+// current or last SA, or before the first one the worst case of the proposals.
+func (p *ipsecPolicy) maxInner(mtu int) int {
+	if session := p.session.Load(); session != nil {
 		return session.MaxInner(mtu)
 	}
-	return ipsec.MaxInner(g.config, mtu)
+	return ipsec.MaxInner(p.config, mtu)
 }
 
-// sent reports whether an ICMP error is about a packet of the SA in use.
-func (g *ipsecPolicy) sent(e *encap.OuterError) bool {
-	s := g.status()
-	return sentBy(&s, e)
+// quotesSA reports whether an ICMP error quotes a packet of the current outbound SA.
+func (p *ipsecPolicy) quotesSA(e *encap.OuterError) bool {
+	s := p.status()
+	return quotesSPI(&s, e)
 }
 
-// sentBy is sent, of an SA. Only the two ends and those between them know the SPI, which
-// an error has to quote; 0 is none (RFC 4303, section 2.1).
-func sentBy(s *ipsec.Status, e *encap.OuterError) bool {
+// quotesSPI reports whether an ICMP error quotes the SA's protocol and SPI. Only the two ends and
+// the path between them know the SPI. 0 is no SPI (RFC 4303, section 2.1).
+func quotesSPI(s *ipsec.Status, e *encap.OuterError) bool {
 	protocol := uint8(ipv4.ProtocolESP)
 	if s.UDP {
 		protocol = ipv4.ProtocolUDP
@@ -129,48 +130,48 @@ func sentBy(s *ipsec.Status, e *encap.OuterError) bool {
 	return s.Established && e.Protocol == protocol && e.SPI != 0 && e.SPI == s.OutboundSPI
 }
 
-// status is what an operator is shown.
-func (g *ipsecPolicy) status() (s ipsec.Status) {
-	if session := g.session.Load(); session != nil {
+// status is the session's; zero without one.
+func (p *ipsecPolicy) status() (s ipsec.Status) {
+	if session := p.session.Load(); session != nil {
 		s = session.Status()
 	}
 	return s
 }
 
-// addTo adds reason → count to m: what this tunnel lost, and ESP packets that belong
-// to no tunnel, which are the process's and shown with each.
-func (g *ipsecPolicy) addTo(m map[string]uint64) {
+// addTo adds reason → count to m: this tunnel's drops, and the process's of ESP packets that belong
+// to no tunnel.
+func (p *ipsecPolicy) addTo(m map[string]uint64) {
 	add := func(d esp.Drop, n uint64) {
 		if n > 0 {
 			m[d.String()] += n
 		}
 	}
-	for d := range g.drops {
-		add(esp.Drop(d), g.drops[d].Load())
+	for d := range p.drops {
+		add(esp.Drop(d), p.drops[d].Load())
 	}
-	if session := g.session.Load(); session != nil {
+	if session := p.session.Load(); session != nil {
 		for d, n := range session.Drops {
 			add(d, n)
 		}
 	}
-	for d, n := range g.manager.Drops {
+	for d, n := range p.manager.Drops {
 		add(d, n)
 	}
 }
 
-// protector is the Manager of the process's guards, made when it is first asked for.
-func (h *Engine) protector() *ipsec.Manager {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.ipsec == nil {
-		h.ipsec = ipsec.NewManager(ipsec.Options{Serve: h.serveSealed})
+// ipsecManager returns the process's ipsec.Manager, created on first use.
+func (e *Engine) ipsecManager() *ipsec.Manager {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.ipsec == nil {
+		e.ipsec = ipsec.NewManager(ipsec.Options{Serve: e.serveESP})
 	}
-	return h.ipsec
+	return e.ipsec
 }
 
-// serveSealed has a thread carry what comes in by one of the ways of ESP.
-func (h *Engine) serveSealed(receiver ipsec.Receiver) {
-	sender, index := h.socket.NewSender(), int(h.sealedReceivers.Add(1))-1
-	h.spawn("receive ESP", func() error { return h.inbound(receiver, sender, index, fromESP) },
-		func(err error) { h.failTunnels(err, func(t *Tunnel) bool { return t.ipsecPolicy != nil }) })
+// serveESP starts the receive loop of an ESP receiver: protocol 50, or ESP in UDP.
+func (e *Engine) serveESP(receiver ipsec.Receiver) {
+	sender, index := e.socket.NewSender(), int(e.espReceivers.Add(1))-1
+	e.spawn("receive ESP", func() error { return e.inbound(receiver, sender, index, fromESP) },
+		func(err error) { e.failTunnels(err, func(t *Tunnel) bool { return t.ipsecPolicy != nil }) })
 }

@@ -15,9 +15,8 @@ import (
 	"ipipd/internal/packet"
 )
 
-// Between two pairs of outer addresses there is no gate: nothing is sent, nothing
-// countCleartext is taken, and both are counted.
-func TestAGuardWithoutAGateIsShutAndCounts(t *testing.T) {
+// Without a session nothing is sent and no cleartext accepted, and both are counted.
+func TestIPsecPolicy_noSession(t *testing.T) {
 	c := Default()
 	c.IPsec.Secret = []byte("secret")
 	g, err := newIPsecPolicy(ipsec.NewManager(ipsec.Options{}), &c, slog.New(slog.DiscardHandler), nil)
@@ -31,7 +30,7 @@ func TestAGuardWithoutAGateIsShutAndCounts(t *testing.T) {
 		}
 	}
 	g.countCleartext()
-	if g.established() || g.sent(&encap.OuterError{Protocol: ipv4.ProtocolESP}) {
+	if g.established() || g.quotesSA(&encap.OuterError{Protocol: ipv4.ProtocolESP}) {
 		t.Error("it is open")
 	}
 	drops := map[string]uint64{}
@@ -41,7 +40,7 @@ func TestAGuardWithoutAGateIsShutAndCounts(t *testing.T) {
 	}
 }
 
-func TestGuardWarnsOfAShortSecret(t *testing.T) {
+func TestNewIPsecPolicy_shortSecret(t *testing.T) {
 	for secret, warnings := range map[string]int{strings.Repeat("s", ipsec.WeakSecret-1): 1, strings.Repeat("s", ipsec.WeakSecret): 0} {
 		c := Default()
 		c.IPsec.Secret = []byte(secret)

@@ -5,16 +5,14 @@ import (
 	"time"
 )
 
-// limiter lets perSecond events through in each second of the clock. Its zero
-// value is ready, and it may be asked by several goroutines: what one of them
-// counts too little at the turn of a second does no harm.
+// limiter allows perSecond events in each second of the clock. Its zero value is ready. It is safe
+// for concurrent use, and may allow a few more at the turn of a second.
 type limiter struct {
 	second atomic.Int64
 	count  atomic.Int32
 }
 
-// perSecond is what Linux allows for ICMP errors of a whole host by default
-// (icmp_msgs_per_sec).
+// perSecond is Linux's default of icmp_msgs_per_sec, for a whole host.
 const perSecond = 1000
 
 func (l *limiter) allow(now time.Time) bool {
@@ -24,22 +22,22 @@ func (l *limiter) allow(now time.Time) bool {
 	return l.count.Add(1) <= perSecond
 }
 
-// notice is a log line about a state that strangers can bring about, by a forged ICMP
-// error for one: it is due once while the state lasts, and not again within a minute,
-// however often the state comes and goes. Its zero value is ready; one goroutine at a
-// time uses it.
+// notice limits a log line about a state that third parties can cause, as by a forged ICMP error:
+// one line while the state lasts, and at most one a minute. Its zero value is ready. It is
+// not safe for concurrent use.
 type notice struct {
-	told bool
-	last time.Time
+	logged bool
+	last   time.Time
 }
 
+// due reports whether to log now, and counts that as logged.
 func (n *notice) due(now time.Time) bool {
-	if n.told || now.Sub(n.last) < time.Minute {
+	if n.logged || now.Sub(n.last) < time.Minute {
 		return false
 	}
-	n.told, n.last = true, now
+	n.logged, n.last = true, now
 	return true
 }
 
-// over is that the state has ended, or is another.
-func (n *notice) over() { n.told = false }
+// reset ends the state.
+func (n *notice) reset() { n.logged = false }

@@ -7,7 +7,7 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-func TestALimiterLetsAThousandThroughInASecond(t *testing.T) {
+func TestLimiterAllow(t *testing.T) {
 	var l limiter
 	second := time.Unix(1_700_000_000, 0)
 	for _, now := range []time.Time{second, second.Add(time.Second), second.Add(time.Hour)} {
@@ -19,9 +19,8 @@ func TestALimiterLetsAThousandThroughInASecond(t *testing.T) {
 	}
 }
 
-// A sender that ignores the ICMP errors about its packets does not get one for
-// each, and the packets are counted all the same.
-func TestICMPErrorsToInnerSendersAreLimited(t *testing.T) {
+// ICMP errors to an inner sender that ignores them are rate-limited; its packets are all counted.
+func TestTunnelSendICMPError_rateLimit(t *testing.T) {
 	a, b := pair(t, func(c *Config) { c.DontFragment = true })
 	p := datagram(1480, func(h *ipv4.Header) { h.DF = true })
 	if err := a.socket.InjectError(outerError(outerA, outerB, p, 4, 1400)); err != nil {

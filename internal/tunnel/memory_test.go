@@ -19,39 +19,39 @@ import (
 	"ipipd/tun"
 )
 
-// Two hosts in memory, a wire with faults between their sockets, and no kernel:
+// Two engines in memory, with a faulty network between their sockets, and no kernel:
 //
-//	device a ═ host a ── socket ───── socket ── host b ═ device b
+//	device a ═ engine a ── socket ───── socket ── engine b ═ device b
 var (
 	outerA = netip.MustParseAddr("192.0.2.1")
 	outerB = netip.MustParseAddr("198.51.100.1")
 )
 
-// patience is how long a test waits for what has to come.
+// patience is the time-out of a condition that must come true.
 var patience = netlab.Timeout()
 
-// world is a Network that says what a test wants it to.
-type world struct {
-	mu      sync.Mutex
-	route   netstate.Route
-	err     error // of Lookup
-	refuse  error // of Configure
-	changed func(wentDown map[int]bool)
-	down    map[int]bool // of the next change
-	lookups int          // each round of a supervisor is one
+// fakeNetwork is a Network whose results a test sets. It is also the log's Writer.
+type fakeNetwork struct {
+	mu           sync.Mutex
+	route        netstate.Route
+	err          error // of Lookup
+	configureErr error // of Configure
+	changed      func(wentDown map[int]bool)
+	down         map[int]bool // of the next change
+	lookups      int          // one per round of a supervisor
 
-	absent  bool                  // the local address is
-	devices map[string]int        // that there are, by name
-	lost    map[netip.Prefix]bool // what somebody has taken away from the interface
-	added   []netip.Prefix        // to the interface, since it was configured
+	localAbsent bool                  // result of AddressIsLocal, negated
+	devices     map[string]int        // name to ifindex
+	lost        map[netip.Prefix]bool // addresses and routes removed from the interface
+	added       []netip.Prefix        // addresses and routes restored
 
-	looks int // at the address, each of them one of the tunnel's at everything
+	rounds int // calls of AddressIsLocal, one per round of a supervisor
 
-	reassembled, unassembled uint64
-	log                      bytes.Buffer
+	reasmOKs, reasmFails uint64
+	log                  bytes.Buffer
 }
 
-func (w *world) set(f func(*world)) {
+func (w *fakeNetwork) set(f func(*fakeNetwork)) {
 	w.mu.Lock()
 	f(w)
 	changed, down := w.changed, w.down
@@ -62,21 +62,21 @@ func (w *world) set(f func(*world)) {
 	}
 }
 
-// Write makes a world the place where its host logs to.
-func (w *world) Write(p []byte) (int, error) {
+// Write appends to the log.
+func (w *fakeNetwork) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.log.Write(p)
 }
 
-// logged counts the lines with that text.
-func (w *world) logged(text string) int {
+// logged counts occurrences of text in the log.
+func (w *fakeNetwork) logged(text string) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return strings.Count(w.log.String(), text)
 }
 
-func (w *world) Lookup(_, src [4]byte, _ uint32, _ int) (netstate.Route, error) {
+func (w *fakeNetwork) Lookup(_, src [4]byte, _ uint32, _ int) (netstate.Route, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.lookups++
@@ -87,13 +87,13 @@ func (w *world) Lookup(_, src [4]byte, _ uint32, _ int) (netstate.Route, error) 
 	return r, w.err
 }
 
-func (w *world) looked() int {
+func (w *fakeNetwork) lookupCount() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.lookups
 }
 
-func (w *world) Watch(ctx context.Context, changed func(map[int]bool)) error {
+func (w *fakeNetwork) Watch(ctx context.Context, changed func(map[int]bool)) error {
 	w.mu.Lock()
 	w.changed = changed
 	w.mu.Unlock()
@@ -101,13 +101,13 @@ func (w *world) Watch(ctx context.Context, changed func(map[int]bool)) error {
 	return ctx.Err()
 }
 
-func (w *world) Configure(int, []netip.Prefix, []netip.Prefix) error {
+func (w *fakeNetwork) Configure(int, []netip.Prefix, []netip.Prefix) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.refuse
+	return w.configureErr
 }
 
-func (w *world) AddAddresses(_ int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
+func (w *fakeNetwork) AddAddresses(_ int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, a := range addresses {
@@ -117,21 +117,21 @@ func (w *world) AddAddresses(_ int, addresses []netip.Prefix) (added []netip.Pre
 		}
 	}
 	w.added = append(w.added, added...)
-	return added, w.refuse
+	return added, w.configureErr
 }
 
-func (w *world) AddRoutes(device int, routes []netip.Prefix) ([]netip.Prefix, error) {
+func (w *fakeNetwork) AddRoutes(device int, routes []netip.Prefix) ([]netip.Prefix, error) {
 	return w.AddAddresses(device, routes)
 }
 
-func (w *world) AddressIsLocal(netip.Addr) (bool, error) {
+func (w *fakeNetwork) AddressIsLocal(netip.Addr) (bool, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.looks++
-	return !w.absent, nil
+	w.rounds++
+	return !w.localAbsent, nil
 }
 
-func (w *world) DeviceIndex(name string) (int, error) {
+func (w *fakeNetwork) DeviceIndex(name string) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if index := w.devices[name]; index != 0 {
@@ -140,44 +140,44 @@ func (w *world) DeviceIndex(name string) (int, error) {
 	return 0, fmt.Errorf("no interface %q", name)
 }
 
-func (w *world) Reassembly() (done, failed uint64, err error) {
+func (w *fakeNetwork) Reassembly() (done, failed uint64, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.reassembled, w.unassembled, nil
+	return w.reasmOKs, w.reasmFails, nil
 }
 
-func (w *world) Resolve(netstate.Route, [4]byte) error     { return nil }
-func (w *world) SafeToBypass(int, [4]byte, [4]byte) string { return "in memory" }
-func (w *world) IngressFilters(int) string                 { return "in memory" }
-func (w *world) EgressHooks(int) string                    { return "in memory" }
-func (w *world) EgressTaps(int) string                     { return "in memory" }
-func (*world) SetRPS(string, string) error                 { return nil }
+func (w *fakeNetwork) Resolve(netstate.Route, [4]byte) error     { return nil }
+func (w *fakeNetwork) SafeToBypass(int, [4]byte, [4]byte) string { return "in memory" }
+func (w *fakeNetwork) IngressFilters(int) string                 { return "in memory" }
+func (w *fakeNetwork) EgressHooks(int) string                    { return "in memory" }
+func (w *fakeNetwork) EgressTaps(int) string                     { return "in memory" }
+func (*fakeNetwork) SetRPS(string, string) error                 { return nil }
 
-// side is one host with one tunnel.
-type side struct {
+// endpoint is an engine with one tunnel.
+type endpoint struct {
 	*Tunnel
-	host   *Engine
-	world  *world
-	device *memory.Device
-	socket *memory.Socket
+	engine  *Engine
+	network *fakeNetwork
+	device  *memory.Device
+	socket  *memory.Socket
 }
 
-// pair makes two hosts with a tunnel between them. set changes both ends' Config.
-func pair(t testing.TB, set func(*Config)) (a, b *side) {
+// pair starts both ends of a tunnel. set changes both Configs.
+func pair(t testing.TB, set func(*Config)) (a, b *endpoint) {
 	t.Helper()
 	sa, sb := memory.NewSocketPair()
 	return start(t, sa, outerA, outerB, set), start(t, sb, outerB, outerA, set)
 }
 
-func start(t testing.TB, socket *memory.Socket, local, remote netip.Addr, set func(*Config)) *side {
+func start(t testing.TB, socket *memory.Socket, local, remote netip.Addr, set func(*Config)) *endpoint {
 	t.Helper()
 	return startOn(t, EngineOptions{}, socket, local, remote, set)
 }
 
-// startOn is start on a host with these options too.
-func startOn(t testing.TB, o EngineOptions, socket *memory.Socket, local, remote netip.Addr, set func(*Config)) *side {
+// startOn is start with further options of the engine.
+func startOn(t testing.TB, o EngineOptions, socket *memory.Socket, local, remote netip.Addr, set func(*Config)) *endpoint {
 	t.Helper()
-	s := newSide(t, o, socket, local)
+	s := newEndpoint(t, o, socket, local)
 	cfg := Default()
 	cfg.RemoteAddress = remote.String()
 	cfg.Keepalive = keepalive.Config{}
@@ -185,35 +185,35 @@ func startOn(t testing.TB, o EngineOptions, socket *memory.Socket, local, remote
 		set(&cfg)
 	}
 	var err error
-	if s.Tunnel, err = s.host.Start(t.Context(), cfg); err != nil {
+	if s.Tunnel, err = s.engine.Start(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
 	return s
 }
 
-// newSide is a host with these options, without a tunnel.
-func newSide(t testing.TB, o EngineOptions, socket *memory.Socket, local netip.Addr) *side {
+// newEndpoint returns an engine with these options, without a tunnel.
+func newEndpoint(t testing.TB, o EngineOptions, socket *memory.Socket, local netip.Addr) *endpoint {
 	t.Helper()
-	s := &side{socket: socket, world: &world{route: netstate.Route{Source: local.As4(), MTU: 1500}}}
-	o.Log, o.Socket, o.Network = slog.New(slog.NewTextHandler(s.world, nil)), socket, s.world
+	s := &endpoint{socket: socket, network: &fakeNetwork{route: netstate.Route{Source: local.As4(), MTU: 1500}}}
+	o.Log, o.Socket, o.Network = slog.New(slog.NewTextHandler(s.network, nil)), socket, s.network
 	o.OpenDevice = func(o tun.Options) (tun.Device, error) {
 		s.device = memory.NewDevice("ipip1", o.MTU)
 		return s.device, nil
 	}
 	var err error
-	if s.host, err = NewEngine(o); err != nil {
+	if s.engine, err = NewEngine(o); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := s.host.Close(); err != nil {
+		if err := s.engine.Close(); err != nil {
 			t.Error(err)
 		}
 	})
 	return s
 }
 
-// send puts packets into one end and returns what comes out of the other.
-func (s *side) send(t testing.TB, to *side, p []byte) []byte {
+// send sends an inner packet and returns the one that is delivered at the other end.
+func (s *endpoint) send(t testing.TB, to *endpoint, p []byte) []byte {
 	t.Helper()
 	if err := s.device.Inject(p); err != nil {
 		t.Fatal(err)
@@ -225,8 +225,7 @@ func (s *side) send(t testing.TB, to *side, p []byte) []byte {
 	return b.Bytes()
 }
 
-// datagram is a UDP packet of n bytes between two inner hosts; set changes the
-// header before it is written.
+// datagram is an inner UDP packet of n bytes; set changes the IPv4 header before it is written.
 func datagram(n int, set func(*ipv4.Header)) []byte {
 	b := make([]byte, n)
 	for i := range b {
@@ -243,7 +242,7 @@ func datagram(n int, set func(*ipv4.Header)) []byte {
 	return b
 }
 
-// eventually waits for a condition that has to come true.
+// eventually waits until the condition is true.
 func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !condition(); time.Sleep(time.Millisecond) {

@@ -9,20 +9,19 @@ import (
 // cgn is the shared address space of carrier-grade NAT (RFC 6598).
 var cgn = netip.MustParsePrefix("100.64.0.0/10")
 
-// routed reports whether an address can be one of the Internet's: not of RFC 1918, RFC
-// 6598, this link or this host.
-func routed(a netip.Addr) bool {
+// isPublic reports whether an address is globally routable: not of RFC 1918 or RFC 6598, and
+// neither link-local nor loopback.
+func isPublic(a netip.Addr) bool {
 	return !a.IsPrivate() && !cgn.Contains(a) && !a.IsLinkLocalUnicast() && !a.IsLoopback()
 }
 
-// warnOfNAT says it when the peer cannot answer our probes: there is a NAT between a
-// private address and a public one. It translates the outer header only, so that the
-// inner destination of a reflect probe stays the private address, to which the peer
-// has no route.
-func (t *Tunnel) warnOfNAT() {
+// warnNAT warns if the local address is private and the remote is not, which means a NAT. It
+// translates the outer header only: the inner destination of a reflect probe stays the private
+// address, to which the peer has no route.
+func (t *Tunnel) warnNAT() {
 	path := &t.route.Load().path
 	local, remote := address(path.Local), address(path.Remote)
-	if t.cfg.Keepalive.Interval == 0 || t.cfg.KeepaliveProbe != keepalive.FormReflect || routed(local) || !routed(remote) {
+	if t.cfg.Keepalive.Interval == 0 || t.cfg.KeepaliveProbe != keepalive.FormReflect || isPublic(local) || !isPublic(remote) {
 		return
 	}
 	t.log.Warn("the local address is private and the remote is not: behind a NAT nobody but ipipd answers reflect probes",

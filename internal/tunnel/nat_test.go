@@ -8,7 +8,7 @@ import (
 	"ipipd/test/memory"
 )
 
-func TestWarnOfNAT(t *testing.T) {
+func TestTunnelWarnNAT(t *testing.T) {
 	const public = "198.51.100.1"
 	echo := func(c *Config) {
 		c.KeepaliveProbe, c.KeepaliveTarget = keepalive.FormEcho, netip.MustParseAddr("10.255.0.2")
@@ -40,7 +40,7 @@ func TestWarnOfNAT(t *testing.T) {
 				x.set(c)
 			}
 		})
-		if got := s.world.logged("behind a NAT"); got != x.want {
+		if got := s.network.logged("behind a NAT"); got != x.want {
 			t.Errorf("%s, %s to %s: %d warnings, want %d", x.name, x.local, x.remote, got, x.want)
 		}
 	}

@@ -8,47 +8,45 @@ import (
 	"ipipd/internal/netstate"
 )
 
-// Network is what a tunnel asks of its host's network: the underlay, and the
-// interface that it makes. Package rtnl is the real one.
+// Network looks up the underlay's routes and configures the tunnel's interface. Package netstate
+// implements it for the kernel. Devices are ifindexes; its methods are safe for concurrent use.
 type Network interface {
-	// Lookup tells how dst is reached from src (zero: any), with that mark, by
-	// that device (0: any).
+	// Lookup returns the route to dst, from src (zero: any), with that fwmark, by that device
+	// (0: any).
 	Lookup(dst, src [4]byte, mark uint32, device int) (netstate.Route, error)
-	// Resolve keeps the next hop of a route in the neighbour table.
+	// Resolve has the kernel resolve the next hop of a route to dst (ARP).
 	Resolve(r netstate.Route, dst [4]byte) error
-	// SafeToBypass is "" if nothing but the route decides about outer packets
-	// that pass that device: no netfilter rule, no IPsec policy. Else it says
-	// what does.
+	// SafeToBypass returns "" if outer packets may bypass the IP stack on that device: no
+	// netfilter rule or XFRM policy applies. Otherwise it returns what does.
 	SafeToBypass(device int, local, remote [4]byte) (reason string)
-	// IngressFilters is "" if nothing looks at what that device receives before
-	// the IP stack does. Else it says what does.
+	// IngressFilters returns "" if nothing handles the device's received packets before the IP
+	// stack (XDP, tc). Otherwise it returns what does.
 	IngressFilters(device int) (reason string)
-	// EgressHooks is "" if nothing but routes decides about what that interface
-	// sends, and nobody asked to see it. Else it says what does, or who.
+	// EgressHooks returns "" if nothing handles or captures the packets that the interface
+	// sends. Otherwise it returns what does.
 	EgressHooks(device int) (reason string)
-	// EgressTaps is the same of what changes without Watch being told.
+	// EgressTaps does the same for the hooks of whose changes Watch is not notified.
 	EgressTaps(device int) (reason string)
-	// Watch calls changed after the answers may have changed, until ctx ends.
-	// wentDown are the interfaces, by index, that were down meanwhile.
+	// Watch calls changed after results of the methods above may have changed, until ctx is
+	// done. wentDown are the interfaces that were down in the meantime.
 	Watch(ctx context.Context, changed func(wentDown map[int]bool)) error
-	// DeviceIndex is the index of an interface.
+	// DeviceIndex returns an interface's ifindex.
 	DeviceIndex(ifname string) (int, error)
-	// AddressIsLocal reports whether this host may send from the address.
+	// AddressIsLocal reports whether the address is assigned to this host.
 	AddressIsLocal(address netip.Addr) (bool, error)
-	// Configure gives an interface its addresses, sets it up, and routes into it.
+	// Configure adds an interface's addresses, sets it up, and adds routes into it.
 	Configure(device int, addresses, routes []netip.Prefix) error
-	// AddAddresses and AddRoutes give an interface that is up what it lacks, and
-	// return what that was.
+	// AddAddresses and AddRoutes add the prefixes that an interface lacks, and return those.
+	// The interface must be up.
 	AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error)
 	AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error)
-	// SetRPS sets rps_cpus of an interface, unless somebody has.
+	// SetRPS sets rps_cpus of an interface, unless it is already set.
 	SetRPS(ifname, mask string) error
-	// Reassembly counts the packets that this host has put together from
-	// fragments, and those that it could not.
+	// Reassembly returns this host's ReasmOKs and ReasmFails (RFC 4293).
 	Reassembly() (done, failed uint64, err error)
 }
 
-// kernelNetwork asks the kernel.
+// kernelNetwork is the kernel's Network.
 type kernelNetwork struct{}
 
 func (kernelNetwork) Lookup(dst, src [4]byte, mark uint32, device int) (netstate.Route, error) {

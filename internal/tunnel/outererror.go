@@ -8,26 +8,26 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-// What ICMP errors from the outer path teach: the soft state of RFC 2003, section 5.
-// Anybody can forge them. So they are believed only where they fit what is known, each
-// can do little and not for long, and none causes a log line by itself.
+// ICMP errors from the outer path set the soft state of RFC 2003, section 5. They are easily
+// forged: so they must match the tunnel's state, their effect is small and expires, and their
+// log lines are limited.
 
-// sent reports whether an ICMP error is about a packet that this tunnel can have
-// sent. One that is encrypted sends no plain ones.
-func (t *Tunnel) sent(e *encap.OuterError) bool {
+// quotesOwn reports whether an ICMP error quotes a packet that this tunnel can have sent: ESP
+// with the current SPI for an encrypted tunnel, protocol 4 for any other.
+func (t *Tunnel) quotesOwn(e *encap.OuterError) bool {
 	if t.ipsecPolicy != nil {
-		return t.ipsecPolicy.sent(e)
+		return t.ipsecPolicy.quotesSA(e)
 	}
 	return e.Protocol == ipv4.ProtocolIPIP
 }
 
-// outerError takes an ICMP error about an outer packet with this tunnel's addresses.
-// The inner sender is not told of it here, but by carry with its next packet (RFC 2003,
-// section 5): what a message quotes may be invented.
+// outerError handles an ICMP error about an outer packet with this tunnel's addresses. It does not
+// relay the error, since the quote may be forged: forward sends an ICMP error for the inner
+// sender's next packet (RFC 2003, section 5).
 func (t *Tunnel) outerError(e *encap.OuterError, now time.Time) {
 	d := encap.DropOuterErrorIgnored
 	switch {
-	case !t.sent(e):
+	case !t.quotesOwn(e):
 		d = encap.DropOuterErrorNotBelieved
 	case e.TooBig():
 		d = t.tooBig(e, now)
@@ -39,8 +39,8 @@ func (t *Tunnel) outerError(e *encap.OuterError, now time.Time) {
 	}
 }
 
-// tooBig takes a datagram too big (3/4), which a tunnel that sets no DF gets from no
-// router, whatever DF is in what the message quotes.
+// tooBig handles fragmentation needed (3/4). A tunnel that never sets DF cannot get one from a
+// router, whatever DF the message quotes.
 func (t *Tunnel) tooBig(e *encap.OuterError, now time.Time) encap.Drop {
 	if !t.cfg.DontFragment {
 		return encap.DropOuterErrorNotBelieved
@@ -50,17 +50,17 @@ func (t *Tunnel) tooBig(e *encap.OuterError, now time.Time) encap.Drop {
 	changed, d := t.pathMTU.TooBig(now, e, t.underlay.MTU)
 	if changed {
 		t.pathMTUFrom = e.Reporter
-		t.pathMTUNotice.over()
+		t.pathMTUNotice.reset()
 		t.wakeSupervisor()
 	}
 	return d
 }
 
-// unreachableError takes an error that says that the remote cannot be reached, which
-// is false of one that was just heard. There are honest ones: a userspace tunnel whose
-// receive buffer is full has its kernel answer protocol unreachable.
+// unreachableError handles destination unreachable, which is false for a peer that is alive. Not
+// all false ones are forged: a userspace peer's kernel answers protocol unreachable if the
+// receive buffer is full.
 func (t *Tunnel) unreachableError(e *encap.OuterError, now time.Time) encap.Drop {
-	if t.heardFreshly(now) {
+	if t.peerAlive(now) {
 		return encap.DropOuterErrorNotBelieved
 	}
 	t.mu.Lock()
@@ -68,32 +68,31 @@ func (t *Tunnel) unreachableError(e *encap.OuterError, now time.Time) encap.Drop
 	t.reach.MarkUnreachable(now)
 	t.unreachableAt = now
 	if !t.unreachable.Swap(true) {
-		t.wakeSupervisor() // the fast path must not go on
+		t.wakeSupervisor() // to disable the fast path
 	}
-	if t.arrivalNotice.due(now) {
+	if t.unreachableNotice.due(now) {
 		t.log.Warn("outer packets do not arrive", "icmp-type", e.Type, "icmp-code", e.Code, "from", address(e.Reporter))
 	}
 	if e.ProtocolUnreachable() {
 		t.protoUnreachable = true
-		if t.listenerNotice.due(now) {
+		if t.protoUnreachableNotice.due(now) {
 			t.log.Warn(fmt.Sprintf("nothing at the remote takes protocol %d: set up its end of the tunnel", e.Protocol), "from", address(e.Reporter))
 		}
 	}
 	return encap.DropNone
 }
 
-// heardFreshly reports whether the peer was heard a moment ago, by either path: within
-// freshly, or, as an idle one is heard once in an interval of the keepalive, within that
-// beside. Else whoever forges an error again and again breaks each first connection after
-// a pause. The kernel is asked only where that is news.
-func (t *Tunnel) heardFreshly(now time.Time) bool {
-	silence := t.cfg.Keepalive.Interval + recentlyHeard
+// peerAlive reports whether a packet of the peer was received, by userspace or the fast path, within
+// the keepalive interval plus recentlyReceived: an idle peer sends one packet an interval.
+// Otherwise repeated forged errors would break the first connection after a pause.
+func (t *Tunnel) peerAlive(now time.Time) bool {
+	silence := t.cfg.Keepalive.Interval + recentlyReceived
 	since := func() time.Duration {
-		noteReceived := t.lastHeard.Load()
-		if noteReceived == 0 {
+		last := t.lastReceivedNs.Load()
+		if last == 0 {
 			return silence
 		}
-		return now.Sub(t.epoch.Add(time.Duration(noteReceived)))
+		return now.Sub(t.epoch.Add(time.Duration(last)))
 	}
 	if since() < silence {
 		return true
@@ -102,9 +101,9 @@ func (t *Tunnel) heardFreshly(now time.Time) bool {
 	return since() < silence
 }
 
-// followReachability forgets that the remote is unreachable once it is heard, or
-// the last message that said so is old.
-func (t *Tunnel) followReachability(now time.Time) {
+// updateReachability clears the unreachable state once a packet of the peer was received, or the last
+// error has expired.
+func (t *Tunnel) updateReachability(now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.reach.Reachable(now) && t.lastReceived().After(t.unreachableAt) {
@@ -113,14 +112,14 @@ func (t *Tunnel) followReachability(now time.Time) {
 	}
 	if t.reach.Reachable(now) {
 		t.unreachable.Store(false)
-		t.arrivalNotice.over()
-		t.listenerNotice.over()
+		t.unreachableNotice.reset()
+		t.protoUnreachableNotice.reset()
 	}
 }
 
-// followPathMTU says what was learnt, and forgets it when it is old. The caller holds
-// mu.
-func (t *Tunnel) followPathMTU(now time.Time) {
+// updatePathMTU logs a learnt path MTU, and drops an expired one (RFC 1191, section 6.3). The caller
+// holds mu.
+func (t *Tunnel) updatePathMTU(now time.Time) {
 	if t.pathMTU.Tick(now) {
 		t.log.Info("the path MTU is forgotten: larger packets are tried again")
 	}

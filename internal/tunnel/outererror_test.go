@@ -12,8 +12,7 @@ import (
 	"ipipd/keepalive"
 )
 
-// outerError is an ICMP 3/code from a router about the outer packet of p, which has
-// DF=1.
+// outerError is an ICMP 3/code from a router that quotes the outer packet of p, with DF=1.
 func outerError(local, remote netip.Addr, p []byte, code byte, mtu int) []byte {
 	return outerErrorDF(local, remote, p, code, mtu, true)
 }
@@ -33,7 +32,7 @@ func outerErrorDF(local, remote netip.Addr, p []byte, code byte, mtu int, df boo
 	return b
 }
 
-func injectErrors(t *testing.T, s *side, errors ...[]byte) {
+func injectErrors(t *testing.T, s *endpoint, errors ...[]byte) {
 	t.Helper()
 	for _, b := range errors {
 		if err := s.socket.InjectError(b); err != nil {
@@ -42,24 +41,23 @@ func injectErrors(t *testing.T, s *side, errors ...[]byte) {
 	}
 }
 
-// An unreachable is false of a peer that was just heard, of whatever code it is: a
-// stranger's, or that of a userspace peer whose receive buffer is full.
-func TestOuterError(t *testing.T) {
+// Destination unreachable of any code is not believed of a peer that is alive.
+func TestTunnelUnreachableError_activePeer(t *testing.T) {
 	for _, code := range []byte{0, 1, 2, 13} {
 		a, b := pair(t, nil)
 		p := datagram(100, nil)
 		b.send(t, a, p)
 		injectErrors(t, a, outerError(outerA, outerB, p, code, 0))
 		eventually(t, "it is counted", func() bool { return a.Status().Drops["outer-error-not-believed"] == 1 })
-		if a.unreachable.Load() || a.world.logged("do not arrive") != 0 || a.world.logged("takes protocol 4") != 0 {
+		if a.unreachable.Load() || a.network.logged("do not arrive") != 0 || a.network.logged("takes protocol 4") != 0 {
 			t.Errorf("3/%d was believed", code)
 		}
 	}
 }
 
-// An idle peer is heard once in an interval of the keepalive. Until that and a moment have
-// passed an unreachable is false of it, afterwards it may be true.
-func TestOuterErrorIdlePeer(t *testing.T) {
+// An idle peer sends one packet per keepalive interval. Destination unreachable is believed only after
+// that interval and recentlyReceived.
+func TestTunnelUnreachableError_idlePeer(t *testing.T) {
 	a, b := pair(t, func(c *Config) { c.Keepalive = keepalive.Config{Interval: time.Hour, Retries: 10} })
 	p := datagram(100, nil)
 	b.send(t, a, p)
@@ -67,47 +65,45 @@ func TestOuterErrorIdlePeer(t *testing.T) {
 	if d != encap.DropNone {
 		t.Fatal(d)
 	}
-	noteReceived := time.Now()
-	a.outerError(&e, noteReceived.Add(time.Hour))
+	last := time.Now()
+	a.outerError(&e, last.Add(time.Hour))
 	if a.unreachable.Load() || a.Status().Drops["outer-error-not-believed"] != 1 {
 		t.Error("it is believed of a peer that has missed no probe")
 	}
-	a.outerError(&e, noteReceived.Add(time.Hour+2*recentlyHeard))
+	a.outerError(&e, last.Add(time.Hour+2*recentlyReceived))
 	if !a.unreachable.Load() {
 		t.Error("it is not believed of a peer that has missed one")
 	}
 }
 
-// With DF=0, as by default, no router has a reason to say so. Who forges it quotes what DF
-// he likes.
-func TestOuterErrorTooBigWithoutDF(t *testing.T) {
+// With dont-fragment no (DF=0), fragmentation needed is forged, whatever DF it quotes.
+func TestTunnelTooBig_withoutDF(t *testing.T) {
 	for _, quoted := range []bool{false, true} {
 		a, b := pair(t, nil)
 		p := datagram(1480, func(h *ipv4.Header) { h.DF = true })
 		a.send(t, b, p)
 		injectErrors(t, a, outerErrorDF(outerA, outerB, p, 4, 600, quoted))
 		eventually(t, "it is counted", func() bool { return a.Status().Drops["outer-error-not-believed"] == 1 })
-		if got := a.send(t, b, p); len(got) != len(p) || a.Status().PathMTU != 1500 || a.world.logged("path MTU learnt") != 0 {
+		if got := a.send(t, b, p); len(got) != len(p) || a.Status().PathMTU != 1500 || a.network.logged("path MTU learnt") != 0 {
 			t.Errorf("quoted with DF %v: the path MTU is %d", quoted, a.Status().PathMTU)
 		}
 	}
 }
 
-// Nothing that a message quotes is sent to anybody: neither error has the inner host
-// told before it sends a packet itself.
-func TestOuterErrorIsNotRelayed(t *testing.T) {
+// No ICMP error is relayed to the inner host before it sends a packet itself.
+func TestTunnelOuterError_notRelayed(t *testing.T) {
 	a, b := pair(t, func(c *Config) { c.DontFragment = true })
 	p := datagram(1480, func(h *ipv4.Header) { h.DF = true })
 	injectErrors(t, a, outerError(outerA, outerB, p, 4, 1400), outerError(outerA, outerB, p, 1, 0))
 	eventually(t, "both are believed", func() bool { return a.Status().PathMTU == 1400 && a.unreachable.Load() })
 	q := datagram(60, nil)
 	if got := b.send(t, a, q); string(got) != string(q) {
-		t.Errorf("the host was told % x", got)
+		t.Errorf("the host got % x", got)
 	}
 }
 
-// A series of forged errors is one line in the log, however it is made.
-func TestOuterErrorsLogOnce(t *testing.T) {
+// A series of forged errors is logged once a minute at most.
+func TestTunnelOuterError_logLimit(t *testing.T) {
 	t.Run("falling-path-mtu", func(t *testing.T) {
 		a, _ := pair(t, func(c *Config) { c.DontFragment = true })
 		p := datagram(1480, func(h *ipv4.Header) { h.DF = true })
@@ -115,11 +111,11 @@ func TestOuterErrorsLogOnce(t *testing.T) {
 			injectErrors(t, a, outerError(outerA, outerB, p, 4, mtu))
 			eventually(t, "it is learnt", func() bool { return a.Status().PathMTU == mtu })
 		}
-		if n := a.world.logged("path MTU learnt"); n != 1 {
+		if n := a.network.logged("path MTU learnt"); n != 1 {
 			t.Errorf("logged %d times", n)
 		}
-		a.followRoute(time.Now().Add(time.Minute))
-		if n := a.world.logged("path-mtu=600"); n != 1 {
+		a.updateRoute(time.Now().Add(time.Minute))
+		if n := a.network.logged("path-mtu=600"); n != 1 {
 			t.Errorf("a minute later where it ended is logged %d times", n)
 		}
 	})
@@ -132,40 +128,40 @@ func TestOuterErrorsLogOnce(t *testing.T) {
 			if d != encap.DropNone {
 				t.Fatal(d)
 			}
-			now = now.Add(2 * recentlyHeard)
+			now = now.Add(2 * recentlyReceived)
 			a.outerError(&e, now)
 			if !a.unreachable.Load() {
 				t.Fatal("it is not believed")
 			}
 			b.send(t, a, p)
-			a.followReachability(now.Add(time.Hour)) // it is over
+			a.updateReachability(now.Add(time.Hour)) // it is over
 		}
 		for _, line := range []string{"do not arrive", "takes protocol 4"} {
-			if n := a.world.logged(line); n > 2 { // in the one minute
+			if n := a.network.logged(line); n > 2 { // in the one minute
 				t.Errorf("%q is logged %d times", line, n)
 			}
 		}
 	})
 }
 
-// Many wakes are few rounds.
-func TestSuperviseRestsBetweenWakes(t *testing.T) {
+// Wakes coalesce into few rounds.
+func TestTunnelSupervise_wakeBurst(t *testing.T) {
 	a, _ := pair(t, nil)
 	begin := time.Now()
-	before := a.world.looked()
+	before := a.network.lookupCount()
 	for range 300 {
 		a.wakeSupervisor()
 		time.Sleep(time.Millisecond)
 	}
-	rounds, most := a.world.looked()-before, int(time.Since(begin)/minRest)+2
+	rounds, most := a.network.lookupCount()-before, int(time.Since(begin)/minRoundGap)+2
 	if rounds > most {
 		t.Errorf("%d rounds, want at most %d", rounds, most)
 	}
-	eventually(t, "there is a round at all", func() bool { return a.world.looked() > before })
+	eventually(t, "there is a round at all", func() bool { return a.network.lookupCount() > before })
 }
 
-// Of an encrypted tunnel an error has to quote the SPI in use, in the form in use.
-func TestSentBy(t *testing.T) {
+// For an encrypted tunnel an error must quote the current SPI and encapsulation (ESP or UDP).
+func TestQuotesSPI(t *testing.T) {
 	esp, udp := ipsec.Status{Established: true, OutboundSPI: 7}, ipsec.Status{Established: true, UDP: true, OutboundSPI: 7}
 	for _, test := range []struct {
 		name     string
@@ -185,7 +181,7 @@ func TestSentBy(t *testing.T) {
 		{"esp-though-there-is-a-nat", udp, ipv4.ProtocolESP, 7, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			if got := sentBy(&test.status, &encap.OuterError{Protocol: test.protocol, SPI: test.spi}); got != test.want {
+			if got := quotesSPI(&test.status, &encap.OuterError{Protocol: test.protocol, SPI: test.spi}); got != test.want {
 				t.Errorf("got %v", got)
 			}
 		})

@@ -11,32 +11,32 @@ import (
 	"ipipd/keepalive"
 )
 
-// Property is one thing that can be set of a tunnel. The flags of `up` and their
-// errors, what `print` shows, its JSON and docs/flags.md are all made
-// of Properties, so that one row there is all that a new property takes.
+// Property is a setting of a tunnel. The flags of `up` and their errors, the output of `print`, its
+// JSON and the table in the README are all generated from Properties, so a new setting is one
+// entry there.
 type Property struct {
 	// Name is RouterOS's spelling; the flag is the same behind "--".
 	Name string
-	// Values says in words what is accepted.
+	// Values describes the accepted values.
 	Values string
-	// Default says in words what holds if the property is not set.
+	// Default describes the value if the property is not set.
 	Default string
-	// Help is what the property is about, one line.
+	// Help describes the property in one line.
 	Help string
-	// Words are accepted values that a shell may offer for completion.
+	// Words are accepted values for shell completion.
 	Words []string
-	// Repeatable: each Set adds one, and Get joins them with commas.
+	// Repeatable: each Set appends a value, and Get joins them with commas.
 	Repeatable bool
-	// Secret: neither an error nor Get repeats the value.
+	// Secret: errors and Get do not show the value.
 	Secret bool
 
-	// get is the value in the spelling that set takes, "" if it is not set.
+	// get returns the value in the notation that set takes, "" if it is not set.
 	get func(*Config) string
-	// set returns "", or what would have been accepted.
+	// set returns "", or a description of the accepted values.
 	set func(*Config, string) (want string)
 }
 
-// Set reads value into c. Its error is a *ValueError.
+// Set parses value into c. Its error is a *ValueError.
 func (p Property) Set(c *Config, value string) error {
 	want := p.set(c, value)
 	switch {
@@ -48,14 +48,14 @@ func (p Property) Set(c *Config, value string) error {
 	return &ValueError{Property: p.Name, Value: value, Want: want}
 }
 
-// Get is the value that c has, in the spelling that Set takes, or "" if it has
-// none. Of a Secret it says that there is one.
+// Get returns c's value in the notation that Set takes, or "" if it has none. For a Secret it
+// returns a placeholder.
 func (p Property) Get(c *Config) string { return p.get(c) }
 
-// Properties are all the properties, in the order in which they are shown.
+// Properties returns all properties in display order.
 func Properties() []Property { return slices.Concat(properties, ipsecProperties) }
 
-// properties are all but those of IPsec.
+// properties are all properties except ipsecProperties.
 var properties = []Property{
 	{
 		Name: "name", Values: "interface name", Default: "first free ipipN, from ipip1",
@@ -109,34 +109,34 @@ var properties = []Property{
 		Name: "mtu", Values: "`auto` or 68..65515", Default: "auto",
 		Help:  "largest inner packet in bytes; auto is the MTU of the route to the remote - 20, 1480 on Ethernet",
 		Words: []string{"auto"},
-		get:   func(c *Config) string { return numberOr(c.MTU, 0, "auto") },
+		get:   func(c *Config) string { return formatInt(c.MTU, 0, "auto") },
 		set: func(c *Config, v string) string {
-			return parseNumberOr(&c.MTU, v, "auto", 0, 68, 65515)
+			return parseInt(&c.MTU, v, "auto", 0, 68, 65515)
 		},
 	},
 	{
 		Name: "dscp", Values: "`inherit` or 0..63", Default: "inherit",
 		Help:  "DSCP of the outer header; ECN is handled by RFC 6040 in both cases",
 		Words: []string{"inherit"},
-		get:   func(c *Config) string { return numberOr(c.DSCP, InheritDSCP, "inherit") },
+		get:   func(c *Config) string { return formatInt(c.DSCP, InheritDSCP, "inherit") },
 		set: func(c *Config, v string) string {
-			return parseNumberOr(&c.DSCP, v, "inherit", InheritDSCP, 0, 63)
+			return parseInt(&c.DSCP, v, "inherit", InheritDSCP, 0, 63)
 		},
 	},
 	{
 		Name: "dont-fragment", Values: "`no` or `inherit`", Default: "no",
 		Help:  "DF of the outer header: no clears it, inherit copies that of the inner packet",
 		Words: []string{"no", "inherit"},
-		get:   func(c *Config) string { return choice(c.DontFragment, "no", "inherit") },
-		set:   func(c *Config, v string) string { return parseChoice(&c.DontFragment, v, "no", "inherit") },
+		get:   func(c *Config) string { return formatBool(c.DontFragment, "no", "inherit") },
+		set:   func(c *Config, v string) string { return parseBool(&c.DontFragment, v, "no", "inherit") },
 	},
 	{
 		Name: "clamp-tcp-mss", Values: "`yes` or `no`", Default: "yes",
 		Help:  "lower the MSS of received TCP SYN and SYN-ACK to what the MTU leaves, after decapsulation",
 		Words: []string{"yes", "no"},
-		get:   func(c *Config) string { return choice(c.ClampTCPMSS, "no", "yes") },
+		get:   func(c *Config) string { return formatBool(c.ClampTCPMSS, "no", "yes") },
 		set: func(c *Config, v string) string {
-			if parseChoice(&c.ClampTCPMSS, v, "no", "yes") != "" {
+			if parseBool(&c.ClampTCPMSS, v, "no", "yes") != "" {
 				return "yes or no"
 			}
 			return ""
@@ -146,10 +146,10 @@ var properties = []Property{
 		Name: "allow-fast-path", Values: "`yes` or `no`", Default: "yes",
 		Help:  "carry plain packets inside the kernel by eBPF, but not with ipsec-secret, and where Linux 6.6, CAP_BPF and an Ethernet underlay without packet filters allow it",
 		Words: []string{"yes", "no"},
-		get:   func(c *Config) string { return choice(c.fastPath(), "no", "yes") },
+		get:   func(c *Config) string { return formatBool(c.fastPathAllowed(), "no", "yes") },
 		set: func(c *Config, v string) string {
 			var yes bool
-			if parseChoice(&yes, v, "no", "yes") != "" {
+			if parseBool(&yes, v, "no", "yes") != "" {
 				return "yes or no"
 			}
 			c.AllowFastPath = Off
@@ -205,9 +205,9 @@ var properties = []Property{
 		Name: "ttl", Values: "1..255 or `inherit`", Default: "255",
 		Help:  "TTL of the outer header; inherit copies that of the inner packet",
 		Words: []string{"inherit"},
-		get:   func(c *Config) string { return numberOr(c.TTL, 0, "inherit") },
+		get:   func(c *Config) string { return formatInt(c.TTL, 0, "inherit") },
 		set: func(c *Config, v string) string {
-			return parseNumberOr(&c.TTL, v, "inherit", 0, 1, 255)
+			return parseInt(&c.TTL, v, "inherit", 0, 1, 255)
 		},
 	},
 	{
@@ -278,9 +278,9 @@ var properties = []Property{
 		Name: "tun-queues", Values: "`auto` or 1..16", Default: "auto",
 		Help:  "queues of the interface, each with a thread that sends; flows are spread over them; auto is one for two processors, up to 4",
 		Words: []string{"auto"},
-		get:   func(c *Config) string { return numberOr(c.TunQueues, 0, "auto") },
+		get:   func(c *Config) string { return formatInt(c.TunQueues, 0, "auto") },
 		set: func(c *Config, v string) string {
-			return parseNumberOr(&c.TunQueues, v, "auto", 0, 1, MaxThreads)
+			return parseInt(&c.TunQueues, v, "auto", 0, 1, MaxThreads)
 		},
 	},
 	{

@@ -26,7 +26,8 @@ func property(t *testing.T, name string) Property {
 	return Property{}
 }
 
-func TestBadValueIsOneLineWithNameValueAndWhatIsAccepted(t *testing.T) {
+// An error is one line with the property, the value and the accepted values.
+func TestPropertySet_invalid(t *testing.T) {
 	const (
 		local   = "an IPv4 address of this host, or no local-address at all to follow the route"
 		oneHost = "; of one host: not 0.0.0.0, multicast or broadcast"
@@ -161,7 +162,7 @@ func TestBadValueIsOneLineWithNameValueAndWhatIsAccepted(t *testing.T) {
 	}
 }
 
-func TestValueErrorIsSpelledOut(t *testing.T) {
+func TestValueErrorError(t *testing.T) {
 	c := Default()
 	err := property(t, "dscp").Set(&c, "64")
 	if got, want := err.Error(), `dscp: "64" is not accepted: want inherit or 0..63`; got != want {
@@ -169,7 +170,8 @@ func TestValueErrorIsSpelledOut(t *testing.T) {
 	}
 }
 
-func TestASecretIsNeverShown(t *testing.T) {
+// A secret is in no output: Get, errors, JSON or formatted Config.
+func TestPropertyGet_secret(t *testing.T) {
 	c := Default()
 	p := property(t, "ipsec-secret")
 	if err := p.Set(&c, "hunter2\n"); err == nil || strings.Contains(err.Error(), "hunter2") {
@@ -193,8 +195,7 @@ func TestASecretIsNeverShown(t *testing.T) {
 	}
 }
 
-// goodValues has, for every property, values that Set takes and what Get makes
-// of them.
+// goodValues maps each property's accepted values to what Get returns for them.
 var goodValues = map[string]map[string]string{
 	"name":            {"ipip1": "ipip1", "fifteen-bytes-x": "fifteen-bytes-x", "-": "-", "...": "..."},
 	"comment":         {"": "", "to Riga, räkna med 40 ms": "to Riga, räkna med 40 ms"},
@@ -227,7 +228,8 @@ var goodValues = map[string]map[string]string{
 	"fwmark":            {"0": "0", "255": "0xff", "0xFF": "0xff", "4294967295": "0xffffffff"},
 }
 
-func TestWhatGetShowsSetTakes(t *testing.T) {
+// Set accepts what Get returns.
+func TestPropertyGet_roundTrip(t *testing.T) {
 	for _, p := range Properties() {
 		if len(goodValues[p.Name]) == 0 {
 			t.Errorf("%s: no values to test with", p.Name)
@@ -255,7 +257,7 @@ func TestWhatGetShowsSetTakes(t *testing.T) {
 	}
 }
 
-func TestDocumentedDefaultsAreTheDefaults(t *testing.T) {
+func TestProperties_defaults(t *testing.T) {
 	c := Default()
 	for _, p := range Properties() {
 		if got := p.Get(&c); got != "" && got != p.Default {
@@ -264,7 +266,7 @@ func TestDocumentedDefaultsAreTheDefaults(t *testing.T) {
 	}
 }
 
-func TestOfferedWordsAreAccepted(t *testing.T) {
+func TestProperties_words(t *testing.T) {
 	for _, p := range Properties() {
 		for _, w := range p.Words {
 			c := Default()
@@ -275,7 +277,7 @@ func TestOfferedWordsAreAccepted(t *testing.T) {
 	}
 }
 
-func TestRepeatableAdds(t *testing.T) {
+func TestPropertySet_repeatable(t *testing.T) {
 	c := Default()
 	p := property(t, "address")
 	for _, v := range []string{"10.0.0.1/30", "10.0.1.1/24"} {
@@ -288,7 +290,7 @@ func TestRepeatableAdds(t *testing.T) {
 	}
 }
 
-func TestValidateSeesWhatOnlyTheWholeShows(t *testing.T) {
+func TestConfigValidate(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		values []string // property, value, …
@@ -345,7 +347,7 @@ func TestValidateSeesWhatOnlyTheWholeShows(t *testing.T) {
 	}
 }
 
-func TestValidateChecksLiteralsAsSetDoes(t *testing.T) {
+func TestConfigValidate_literals(t *testing.T) {
 	for _, tt := range []struct {
 		change func(*Config)
 		want   string
@@ -368,7 +370,7 @@ func TestValidateChecksLiteralsAsSetDoes(t *testing.T) {
 	}
 }
 
-func TestStatusIsOneFlatObjectUnderRouterOSNames(t *testing.T) {
+func TestStatusMarshalJSON(t *testing.T) {
 	c := Default()
 	c.Name, c.RemoteAddress = "ipip1", "r2.example"
 	c.Addresses = []netip.Prefix{netip.MustParsePrefix("10.255.0.1/30")}
@@ -400,7 +402,7 @@ func TestStatusIsOneFlatObjectUnderRouterOSNames(t *testing.T) {
 	}
 }
 
-func TestStatusOfAnotherVersionIsRead(t *testing.T) {
+func TestStatusUnmarshalJSON_otherVersion(t *testing.T) {
 	var s Status
 	err := json.Unmarshal([]byte(`{"name":"a","new":"x","list":["y","z"],"object":{},"number":3,"running":true}`), &s)
 	if err != nil {

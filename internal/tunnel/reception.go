@@ -8,88 +8,87 @@ import (
 	"ipipd/internal/underlay"
 )
 
-// Where outer packets are received: see underlay.Reception.
+// Reception of outer packets by the raw socket or from the link layer: see
+// underlay.Reception.
 
 const (
-	// unfinishedMany packets within unfinishedWithin are no chance: one finished checksum
-	// in 65,536 looks unfinished.
-	unfinishedMany   = 8
-	unfinishedWithin = time.Second
-	// unfinishedFor is how long they are remembered.
-	unfinishedFor = time.Minute
+	// partialThreshold packets within partialWindow activate the detector. A complete checksum
+	// looks partial once in 65,536 packets.
+	partialThreshold = 8
+	partialWindow    = time.Second
+	// partialTimeout is the time without such packets that deactivates it.
+	partialTimeout = time.Minute
 )
 
-// unfinished knows whether packets come whose checksum only the kernel knows to be
-// unfinished, or that several were merged into: then the peer is on our own machine, and
-// the link layer tells what the raw socket does not. Its methods may be called by several
-// goroutines; times are since epoch.
-type unfinished struct {
+// partialDetector detects packets with a partial checksum (CHECKSUM_PARTIAL) or of GSO, as come
+// from a peer on the same machine. Only a packet socket gets that metadata; a raw socket does
+// not. Its methods are safe for concurrent use. Times are nanoseconds after epoch.
+type partialDetector struct {
 	epoch time.Time
-	since atomic.Int64 // when counting began
-	count atomic.Int32 // since then
-	last  atomic.Int64 // when there last were many; 0 is never
+	since atomic.Int64 // start of the window
+	count atomic.Int32 // in the window
+	last  atomic.Int64 // when the threshold was last reached; 0 is never
 }
 
-// note counts one such packet, and reports whether many have come that did not before.
-func (u *unfinished) note(now time.Time) (news bool) {
-	at := max(int64(now.Sub(u.epoch)), 1)
-	if at-u.since.Load() > int64(unfinishedWithin) {
-		u.since.Store(at)
-		u.count.Store(0)
+// observe counts one such packet, and reports whether it activated the detector.
+func (d *partialDetector) observe(now time.Time) (started bool) {
+	at := max(int64(now.Sub(d.epoch)), 1)
+	if at-d.since.Load() > int64(partialWindow) {
+		d.since.Store(at)
+		d.count.Store(0)
 	}
-	if u.count.Add(1) < unfinishedMany {
+	if d.count.Add(1) < partialThreshold {
 		return false
 	}
-	news = !u.come(now)
-	u.last.Store(at)
-	return news
+	started = !d.active(now)
+	d.last.Store(at)
+	return started
 }
 
-// come reports whether there are such packets now.
-func (u *unfinished) come(now time.Time) bool {
-	last := u.last.Load()
-	return last != 0 && int64(now.Sub(u.epoch))-last < int64(unfinishedFor)
+// active reports whether the threshold was reached within partialTimeout.
+func (d *partialDetector) active(now time.Time) bool {
+	last := d.last.Load()
+	return last != 0 && int64(now.Sub(d.epoch))-last < int64(partialTimeout)
 }
 
-// chooseReceiving decides where packets are received. The link layer tells which
-// checksums are unfinished and which packets are several merged into one, and
-// lets several threads share the flows; it costs more for each packet, and is
-// past netfilter, so it is taken where there is a need and no objection.
-func (h *Engine) chooseReceiving() {
-	socket, ok := h.socket.(underlay.ReceiveSetter)
+// updateReception selects reception by the raw socket or from the link layer. The link layer
+// marks partial checksums and GSO packets, and lets threads share the flows by packet fanout.
+// It costs more per packet and bypasses netfilter, so it is used only where needed and safe.
+func (e *Engine) updateReception() {
+	socket, ok := e.socket.(underlay.ReceiveSetter)
 	if !ok {
 		return
 	}
-	h.choosing.Lock()
-	defer h.choosing.Unlock()
-	want := h.wantedReception(time.Now())
-	// Also if it is as it was: it may not have been possible in all points.
+	e.receptionMu.Lock()
+	defer e.receptionMu.Unlock()
+	want := e.wantedReception(time.Now())
+	// Repeat it even if unchanged: an earlier call may have failed in part.
 	err := socket.SetReceive(want)
-	if want == h.reception {
+	if want == e.reception {
 		return
 	}
-	h.reception = want
+	e.reception = want
 	if err != nil {
-		h.log.Warn("cannot choose where packets are received", "link-layer", want.LinkLayer, "device", want.Device, "err", err)
+		e.log.Warn("cannot choose where packets are received", "link-layer", want.LinkLayer, "device", want.Device, "err", err)
 	} else {
-		h.log.Debug("where packets are received", "link-layer", want.LinkLayer, "link-device", want.LinkDevice,
+		e.log.Debug("where packets are received", "link-layer", want.LinkLayer, "link-device", want.LinkDevice,
 			"device", want.Device, "only-from", address(want.Remote), "only-to", address(want.Local))
 	}
 }
 
-// wantedReception is what follows from the tunnels as they are.
-func (h *Engine) wantedReception(now time.Time) (want underlay.Reception) {
-	table := *h.table.Load()
-	link := h.wantsLink(now) && len(table) > 0
+// wantedReception derives the reception from the present tunnels.
+func (e *Engine) wantedReception(now time.Time) (want underlay.Reception) {
+	table := *e.table.Load()
+	link := e.wantsLinkLayer(now) && len(table) > 0
 	for _, t := range table {
 		route := t.route.Load()
 		if len(table) == 1 { // several share the socket
 			want.Device, want.Mark = route.path.Device, route.path.Mark
 			want.Local, want.Remote = route.path.Local, route.path.Remote
 		}
-		// A socket of the link layer looks at the packets of every interface, also at
-		// those that the kernel carries: too dear for what it leaves us.
-		link = link && t.bypass.Load() && t.fast.link.Load() == nil &&
+		// A packet socket also sees the packets that the fast path forwards; with the fast
+		// path active that is too expensive.
+		link = link && t.bypassSafe.Load() && t.fast.link.Load() == nil &&
 			route.linkDevice != 0 && (want.LinkDevice == 0 || want.LinkDevice == route.linkDevice)
 		want.LinkDevice = route.linkDevice
 	}
@@ -99,21 +98,20 @@ func (h *Engine) wantedReception(now time.Time) (want underlay.Reception) {
 	return want
 }
 
-// wantsLink reports whether the link layer is worth what it costs.
-func (h *Engine) wantsLink(now time.Time) bool {
-	return (h.threads > 1 || h.unfinished.come(now)) && !h.linkFailed.Load()
+// wantsLinkLayer reports whether the link layer is worth its cost per packet.
+func (e *Engine) wantsLinkLayer(now time.Time) bool {
+	return (e.threads > 1 || e.partialChecksums.active(now)) && !e.linkLayerFailed.Load()
 }
 
-// receptionDevice is the index of the interface that outer packets leave by, if they may
-// be received from its link layer: rp_filter has no objection to what comes from the
-// remote by an interface that packets to it leave by. It follows the routes without a
-// mark or a device, though. 0 is none.
+// receptionDevice is the ifindex that outer packets leave by, if they may be received from its
+// link layer; 0 if not. That skips rp_filter, so the interface must be the one that rp_filter
+// expects the remote on, by a route look-up without mark and device.
 func (t *Tunnel) receptionDevice(u netstate.Route, local, remote [4]byte, device int) int {
-	if u.VRF || u.Local || !t.host.wantsLink(time.Now()) {
+	if u.VRF || u.Local || !t.engine.wantsLinkLayer(time.Now()) {
 		return 0
 	}
 	if t.cfg.FwMark != 0 || device != 0 || !t.cfg.LocalAddress.IsValid() {
-		back, err := t.host.network.Lookup(remote, local, 0, 0)
+		back, err := t.engine.network.Lookup(remote, local, 0, 0)
 		if err != nil || back.Device != u.Device {
 			return 0
 		}
@@ -121,12 +119,12 @@ func (t *Tunnel) receptionDevice(u netstate.Route, local, remote [4]byte, device
 	return u.Device
 }
 
-// leaveLink goes on with the raw socket alone, for good: the flows of a Receiver that has
-// ended are not given to the others.
-func (h *Engine) leaveLink(err error) {
-	if h.linkFailed.Swap(true) {
+// disableLinkLayer falls back to the raw socket permanently: packet fanout does not move the
+// flows of a failed Receiver to the others.
+func (e *Engine) disableLinkLayer(err error) {
+	if e.linkLayerFailed.Swap(true) {
 		return
 	}
-	h.log.Warn("packets are received from the raw socket only, by one thread", "err", err)
-	h.chooseReceiving()
+	e.log.Warn("packets are received from the raw socket only, by one thread", "err", err)
+	e.updateReception()
 }

@@ -17,60 +17,59 @@ import (
 	"ipipd/tun"
 )
 
-// A chance one does not move reception, many do; and they are forgotten.
-func TestUnfinished(t *testing.T) {
+// Occasional packets do not activate the detector, many do, and it expires.
+func TestPartialDetector(t *testing.T) {
 	start := time.Now()
-	u := unfinished{epoch: start}
+	u := partialDetector{epoch: start}
 	now := start.Add(time.Hour)
-	for i := range 10 * unfinishedMany { // seldom, for however long
-		if u.note(now.Add(time.Duration(i) * unfinishedWithin)) {
+	for i := range 10 * partialThreshold { // one per window
+		if u.observe(now.Add(time.Duration(i) * partialWindow)) {
 			t.Fatalf("%d packets, one a second, are taken for many", i+1)
 		}
 	}
 	now = now.Add(time.Hour)
-	for i := range unfinishedMany {
-		if news := u.note(now); news != (i == unfinishedMany-1) {
-			t.Errorf("packet %d: news %v", i+1, news)
+	for i := range partialThreshold {
+		if started := u.observe(now); started != (i == partialThreshold-1) {
+			t.Errorf("packet %d: news %v", i+1, started)
 		}
 	}
-	if u.note(now) {
+	if u.observe(now) {
 		t.Error("they are news again")
 	}
-	if last := now.Add(unfinishedFor); !u.come(last.Add(-1)) || u.come(last) {
+	if last := now.Add(partialTimeout); !u.active(last.Add(-1)) || u.active(last) {
 		t.Error("they are not remembered for a minute")
 	}
-	for i := range unfinishedMany {
-		if news := u.note(now.Add(time.Hour)); news != (i == unfinishedMany-1) {
-			t.Errorf("an hour later, packet %d: news %v", i+1, news)
+	for i := range partialThreshold {
+		if started := u.observe(now.Add(time.Hour)); started != (i == partialThreshold-1) {
+			t.Errorf("an hour later, packet %d: news %v", i+1, started)
 		}
 	}
 }
 
-// bare is a world in which nothing but the routes has a say, of which there is one for
-// each remote.
-type bare struct {
-	world
-	routes map[[4]byte]netstate.Route // to addresses that the default one is not for
+// openNetwork is a Network without filters, with a route for each remote.
+type openNetwork struct {
+	fakeNetwork
+	routes map[[4]byte]netstate.Route // by remote; others have the default route
 }
 
-func (b *bare) SafeToBypass(int, [4]byte, [4]byte) string { return "" }
+func (b *openNetwork) SafeToBypass(int, [4]byte, [4]byte) string { return "" }
 
-func (b *bare) DeviceIndex(string) (int, error) { return 7, nil }
+func (b *openNetwork) DeviceIndex(string) (int, error) { return 7, nil }
 
-func (b *bare) Lookup(dst, src [4]byte, mark uint32, device int) (netstate.Route, error) {
-	r, err := b.world.Lookup(dst, src, mark, device)
+func (b *openNetwork) Lookup(dst, src [4]byte, mark uint32, device int) (netstate.Route, error) {
+	r, err := b.fakeNetwork.Lookup(dst, src, mark, device)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if other, ok := b.routes[dst]; ok {
 		r = other
 	}
-	if mark != 0 || device != 0 { // as told
+	if mark != 0 || device != 0 { // the device asked for
 		r.Device = 7
 	}
 	return r, err
 }
 
-func TestChooseReceiving(t *testing.T) {
+func TestEngineUpdateReception(t *testing.T) {
 	var (
 		outerC = netip.MustParseAddr("203.0.113.1")
 		local  = outerA.As4()
@@ -80,10 +79,10 @@ func TestChooseReceiving(t *testing.T) {
 		}
 		device = netstate.Route{Source: local, MTU: 1500, Device: 3}
 	)
-	// begin makes a host and a function that starts a tunnel.
-	begin := func(t *testing.T, threads int) (*Engine, *bare, *memory.Socket, func(netip.Addr, func(*Config)) *Tunnel) {
+	// begin returns an engine and a function that starts a tunnel.
+	begin := func(t *testing.T, threads int) (*Engine, *openNetwork, *memory.Socket, func(netip.Addr, func(*Config)) *Tunnel) {
 		socket, _ := memory.NewSocketPair()
-		w := &bare{world: world{route: device}, routes: map[[4]byte]netstate.Route{}}
+		w := &openNetwork{fakeNetwork: fakeNetwork{route: device}, routes: map[[4]byte]netstate.Route{}}
 		h, err := NewEngine(EngineOptions{Socket: socket, Network: w, Threads: threads, OpenDevice: func(o tun.Options) (tun.Device, error) {
 			return memory.NewDevice(o.Name, o.MTU), nil
 		}})
@@ -114,11 +113,11 @@ func TestChooseReceiving(t *testing.T) {
 		_, w, socket, start := begin(t, 2)
 		start(outerB, nil)
 		is(t, socket, "the interface of the route is received from", only(link, outerB))
-		w.set(func(w *world) { w.route.Device = 4 })
+		w.set(func(w *fakeNetwork) { w.route.Device = 4 })
 		is(t, socket, "the route is followed", only(underlay.Reception{LinkLayer: true, LinkDevice: 4}, outerB))
-		w.set(func(w *world) { w.err = netstate.ErrUnsupported })
+		w.set(func(w *fakeNetwork) { w.err = netstate.ErrUnsupported })
 		is(t, socket, "without a route the raw socket receives", only(underlay.Reception{}, outerB))
-		w.set(func(w *world) { w.err = nil; w.route.VRF = true })
+		w.set(func(w *fakeNetwork) { w.err = nil; w.route.VRF = true })
 		is(t, socket, "in a VRF the raw socket receives", only(underlay.Reception{}, outerB))
 	})
 	t.Run("several-tunnels", func(t *testing.T) {
@@ -135,7 +134,7 @@ func TestChooseReceiving(t *testing.T) {
 		second.Close()
 		is(t, socket, "the second has gone", only(link, outerB))
 	})
-	// What rp_filter would say is only known if its route is the tunnel's.
+	// rp_filter's result is known only if its route is the tunnel's.
 	t.Run("rp_filter-in-doubt", func(t *testing.T) {
 		for _, set := range []func(*Config){
 			func(c *Config) { c.FwMark = 1 },
@@ -146,7 +145,7 @@ func TestChooseReceiving(t *testing.T) {
 			path := tunnel.route.Load().path
 			want := only(underlay.Reception{Device: path.Device, Mark: path.Mark}, outerB)
 			is(t, socket, "the raw socket receives", want)
-			w.set(func(w *world) { w.route.Device = 7 })
+			w.set(func(w *fakeNetwork) { w.route.Device = 7 })
 			want.LinkLayer, want.LinkDevice = true, 7
 			is(t, socket, "the other route is the same now", want)
 		}
@@ -155,7 +154,7 @@ func TestChooseReceiving(t *testing.T) {
 		h, _, socket, start := begin(t, 1)
 		start(outerB, nil)
 		is(t, socket, "one thread has the raw socket", only(underlay.Reception{}, outerB))
-		outer := unfinishedTCP(t)
+		outer := partialTCP(t)
 		send := func(n int) {
 			for range n {
 				if err := socket.Inject(outer, packet.Offload{}); err != nil {
@@ -164,15 +163,15 @@ func TestChooseReceiving(t *testing.T) {
 			}
 		}
 		send(1)
-		eventually(t, "it is seen", func() bool { return h.unfinished.count.Load() == 1 })
+		eventually(t, "it is seen", func() bool { return h.partialChecksums.count.Load() == 1 })
 		h.networkChanged(nil)
 		time.Sleep(20 * time.Millisecond)
 		if r := socket.Reception(); r.LinkLayer {
 			t.Error("one packet has moved reception")
 		}
-		send(2 * unfinishedMany)
+		send(2 * partialThreshold)
 		is(t, socket, "many move it", only(link, outerB))
-		h.unfinished.last.Store(h.unfinished.last.Load() - int64(unfinishedFor))
+		h.partialChecksums.last.Store(h.partialChecksums.last.Load() - int64(partialTimeout))
 		h.networkChanged(nil)
 		is(t, socket, "they are forgotten", only(underlay.Reception{}, outerB))
 	})
@@ -180,7 +179,7 @@ func TestChooseReceiving(t *testing.T) {
 		h, _, socket, start := begin(t, 2)
 		tunnel := start(outerB, nil)
 		is(t, socket, "the link layer receives", only(link, outerB))
-		h.leaveLink(netstate.ErrUnsupported)
+		h.disableLinkLayer(netstate.ErrUnsupported)
 		is(t, socket, "the raw socket receives", only(underlay.Reception{}, outerB))
 		select {
 		case <-tunnel.Done():
@@ -190,8 +189,8 @@ func TestChooseReceiving(t *testing.T) {
 	})
 }
 
-// unfinishedTCP is an outer packet of B's whose TCP checksum is that of the pseudo-header.
-func unfinishedTCP(t *testing.T) []byte {
+// partialTCP is an outer packet of b whose TCP checksum covers only the pseudo-header.
+func partialTCP(t *testing.T) []byte {
 	t.Helper()
 	p := datagram(60, func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolTCP })
 	inner, err := ipv4.Parse(p)
@@ -212,15 +211,15 @@ func unfinishedTCP(t *testing.T) []byte {
 	return b.Bytes()
 }
 
-// GOMAXPROCS is what it was at the start, and one for each loop that runs.
+// GOMAXPROCS is raised by one for each running loop.
 func TestLoopThreads(t *testing.T) {
 	before := runtime.GOMAXPROCS(0)
 	a, b := pair(t, nil)
 	if n := runtime.GOMAXPROCS(0); n < before+4 { // each sends and receives
 		t.Errorf("GOMAXPROCS is %d with two tunnels, and was %d", n, before)
 	}
-	for _, s := range []*side{a, b} {
-		if err := s.host.Close(); err != nil {
+	for _, s := range []*endpoint{a, b} {
+		if err := s.engine.Close(); err != nil {
 			t.Error(err)
 		}
 	}

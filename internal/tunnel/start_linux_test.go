@@ -15,9 +15,9 @@ import (
 	"ipipd/tun"
 )
 
-// What the SA leaves changes when it comes. It may come while the interface is made,
-// and then the MTU that this was made with is not that of the tunnel any more.
-func TestStart(t *testing.T) {
+// The first SA changes the overhead. If it is established while the interface is created, the
+// interface's MTU must be corrected.
+func TestEngineStart_ipsecMTU(t *testing.T) {
 	a, b := netlab.New(t), netlab.New(t)
 	const localAddress, remoteAddress = "192.0.2.1", "192.0.2.2"
 	netlab.Veth(t, a, b, netlab.End{Name: "veth0", Address: localAddress + "/24"}, netlab.End{Name: "veth0", Address: remoteAddress + "/24"})
@@ -27,7 +27,7 @@ func TestStart(t *testing.T) {
 	}
 	netlab.Up(t, b, "t0", "--local-address", remoteAddress, "--remote-address", localAddress, "--ipsec-secret-file", file, "--ipsec-exchange", "ike2")
 
-	w := &world{route: netstate.Route{Source: netip.MustParseAddr(localAddress).As4(), MTU: 1500}}
+	w := &fakeNetwork{route: netstate.Route{Source: netip.MustParseAddr(localAddress).As4(), MTU: 1500}}
 	socket, _ := memory.NewSocketPair()
 	var device *memory.Device
 	made := 0

@@ -8,32 +8,32 @@ import (
 	"ipipd/internal/packet"
 )
 
-// counters are what a tunnel counts. The two directions are written by different
-// threads, so they lie on different cache lines; each is added to once a batch.
+// counters are a tunnel's counters. Different threads write tx and rx, once per batch, so they are
+// padded to separate cache lines.
 type counters struct {
-	tx, rx direction
+	tx, rx trafficCounter
 	drops  drops
 }
 
-// direction counts inner packets and the bytes of them, IPv4 header included.
-type direction struct {
+// trafficCounter counts inner packets and their bytes, IPv4 header included.
+type trafficCounter struct {
 	packets, bytes atomic.Uint64
 	_              [112]byte
 }
 
-func (d *direction) add(packets int, bytes uint64) {
+func (d *trafficCounter) add(packets int, bytes uint64) {
 	d.packets.Add(uint64(packets))
 	d.bytes.Add(bytes)
 }
 
-func (d *direction) load() (packets, bytes uint64) { return d.packets.Load(), d.bytes.Load() }
+func (d *trafficCounter) load() (packets, bytes uint64) { return d.packets.Load(), d.bytes.Load() }
 
-// drops counts, for each reason, the packets that went no further.
+// drops counts dropped packets by reason.
 type drops [encap.NumDrops]atomic.Uint64
 
 func (d *drops) add(reason encap.Drop, n int) { d[reason].Add(uint64(n)) }
 
-// addTo adds reason → count to m, the reasons that never occurred left out.
+// addTo adds reason → count to m, without zero counts.
 func (d *drops) addTo(m map[string]uint64) {
 	for i := range d {
 		if n := d[i].Load(); n > 0 {
@@ -42,9 +42,8 @@ func (d *drops) addTo(m map[string]uint64) {
 	}
 }
 
-// countSegments says how many packets a batch is for the peer that sent it, and their bytes:
-// one that was merged of several on its way counts as those, with the headers that
-// each had, as package fastpath counts it.
+// countSegments returns the packets and bytes of a batch. A GRO or GSO packet counts as its segments,
+// headers included, as in package fastpath.
 func countSegments(batch []*packet.Buffer) (packets int, bytes uint64) {
 	for _, b := range batch {
 		packets++
@@ -61,8 +60,8 @@ func countSegments(batch []*packet.Buffer) (packets int, bytes uint64) {
 	return packets, bytes
 }
 
-// segmentHeaders is the length of the headers that every segment of a superpacket
-// has; 0 if it is none.
+// segmentHeaders is the length of the IPv4 and TCP or UDP headers of a superpacket, which each of its
+// segments has; 0 if it is neither TCP nor UDP.
 func segmentHeaders(b []byte) (n int) {
 	p, err := ipv4.Parse(b)
 	if err != nil {

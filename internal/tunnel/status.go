@@ -7,11 +7,10 @@ import (
 	"time"
 )
 
-// Status is what `print` shows of a tunnel: how it is set, and how it is doing.
+// Status is a tunnel as `print` shows it: its settings and its state.
 //
-// Its JSON is one flat object under RouterOS's names: first the settings, as
-// strings in the spelling that the command line takes, those that can be given
-// more than once as arrays of strings, and then the State.
+// Its JSON is one flat object with RouterOS's names. First come the settings, as strings in the
+// notation of the command line (repeatable ones as arrays of strings), and then the State.
 type Status struct {
 	// Settings are the values of Properties, in that order.
 	Settings []Setting
@@ -21,67 +20,63 @@ type Status struct {
 // Setting is the value of one Property.
 type Setting struct {
 	Name, Value string
-	// Repeatable: Value is several, joined with commas.
+	// Repeatable: Value is a list, joined with commas.
 	Repeatable bool
 }
 
-// State is what nobody sets.
+// State is the read-only part of a Status.
 type State struct {
-	// RenamedFrom is the name that the tunnel was started with, if its interface has
-	// another now. print and down go on to take it.
+	// RenamedFrom is the name that the tunnel was started with, if its interface was renamed.
+	// print and down still accept it.
 	RenamedFrom string `json:"renamed-from,omitzero"`
 	// Disabled: the tunnel is configured and not started.
 	Disabled bool `json:"disabled"`
-	// Running: by the keepalive the remote is there; the interface's carrier.
+	// Running: the interface's carrier is on: the keepalive is up (or off), the local address
+	// is present, and there is an SA if IPsec is used.
 	Running bool `json:"running"`
-	// WaitingFor is what this host lacks for the tunnel to run: its local address. ""
-	// if it lacks nothing.
+	// WaitingFor names the local address while it is absent from this host; "" otherwise.
 	WaitingFor string `json:"waiting-for,omitzero"`
 	// ActualMTU is the MTU of the interface in bytes.
 	ActualMTU int `json:"actual-mtu"`
-	// CurrentLocalAddress and CurrentRemoteAddress are the outer addresses in
-	// use: what the route gave and what the DNS name resolved to, where those
-	// were asked. "" while there is none.
+	// CurrentLocalAddress and CurrentRemoteAddress are the outer addresses in use: configured,
+	// or the route's source and the resolved DNS name. "" if not started.
 	CurrentLocalAddress  string `json:"current-local-address"`
 	CurrentRemoteAddress string `json:"current-remote-address"`
-	// PathMTU is the largest outer packet in bytes that the path to the remote
-	// takes, as far as is known; 0 is not known.
+	// PathMTU is the known path MTU to the remote in bytes, for outer packets; 0 is unknown.
 	PathMTU int `json:"path-mtu,omitzero"`
-	// KeepaliveState is a keepalive.State by name.
+	// KeepaliveState is the name of a keepalive.State.
 	KeepaliveState string `json:"keepalive-state"`
-	// FastPath is "active" while the kernel carries plain packets, and else why it
-	// does not.
+	// FastPath is "active", or the reason why packets go through userspace.
 	FastPath string `json:"fast-path,omitzero"`
-	// IPsec is how an encrypted tunnel is doing: established with what, or what
-	// is in the way. "" for a plain one.
+	// IPsec describes the SAs, or why there are none. "" without a secret.
 	IPsec string `json:"ipsec,omitzero"`
-	// IPsecSPI are the SPIs of the SAs in use, as tcpdump shows them: received/sent.
+	// IPsecSPI are the SPIs of the SAs in use as tcpdump shows them, inbound/outbound.
 	IPsecSPI string `json:"ipsec-spi,omitzero"`
-	// LastHeard is when the last packet of the remote came; zero is never.
+	// LastHeard is the time of the remote's last packet; zero is never.
 	LastHeard time.Time `json:"last-heard,omitzero"`
-	// Packets and bytes of the inner packets carried, headers included.
+	// RxPacket to TxByte count inner packets and their bytes, IPv4 header included.
 	RxPacket uint64 `json:"rx-packet"`
 	RxByte   uint64 `json:"rx-byte"`
 	TxPacket uint64 `json:"tx-packet"`
 	TxByte   uint64 `json:"tx-byte"`
-	// Drops is reason → packets. In JSON it is an object, never null.
+	// Drops maps each reason to dropped packets. In JSON it is never null.
 	Drops map[string]uint64 `json:"drops"`
 }
 
-// NewStatus has the settings of c, and an empty State. Of a plain tunnel those of
-// IPsec are left out, but for ipsec-secret.
+// NewStatus returns the settings of c with an empty State. Without a secret it omits the IPsec
+// settings except ipsec-secret.
 func NewStatus(c *Config) Status {
 	var s Status
 	for _, p := range Properties() {
 		if strings.HasPrefix(p.Name, "ipsec-") && !p.Secret && !c.IPsec.Wanted() {
-			continue // how nothing is encrypted
+			continue
 		}
 		s.Settings = append(s.Settings, Setting{p.Name, p.Get(c), p.Repeatable})
 	}
 	return s
 }
 
-// Setting is the value of a setting by its property's name, "" if there is none.
+// Setting returns the value of a setting by its property's name, "" if there is none.
 func (s *Status) Setting(name string) string {
 	for _, v := range s.Settings {
 		if v.Name == name {
@@ -91,7 +86,7 @@ func (s *Status) Setting(name string) string {
 	return ""
 }
 
-// Name is the tunnel's.
+// Name is the name of the tunnel's interface.
 func (s *Status) Name() string { return s.Setting("name") }
 
 // MarshalJSON writes the flat object.
@@ -131,9 +126,8 @@ func (s Status) MarshalJSON() ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// UnmarshalJSON reads what MarshalJSON wrote, by this version of ipipd or by
-// another: strings and arrays of strings that are no part of State are settings,
-// and what else is unknown is passed over.
+// UnmarshalJSON parses the output of MarshalJSON, also of other versions of ipipd: unknown strings and
+// arrays of strings are taken as settings, and other unknown members are ignored.
 func (s *Status) UnmarshalJSON(data []byte) error {
 	var state State
 	if err := json.Unmarshal(data, &state); err != nil {

@@ -14,80 +14,79 @@ import (
 )
 
 const (
-	// resolveEvery is how old the answer of a DNS name may grow. Go's resolver
-	// does not tell the record's TTL.
-	resolveEvery = time.Minute
-	// lookEvery is how often the route is looked at without having been told
-	// that it changed.
-	lookEvery = 10 * time.Second
-	// minRest is between two rounds of the supervisor, unless a timer asks for one.
-	minRest = 50 * time.Millisecond
-	// recentlyHeard is how long ago a peer was heard that is certainly there.
-	recentlyHeard = 3 * time.Second
+	// resolveInterval is how often a DNS name is resolved. Go's resolver does not return the
+	// record's TTL.
+	resolveInterval = time.Minute
+	// pollInterval is the longest time between rounds without a notification.
+	pollInterval = 10 * time.Second
+	// minRoundGap is the least time between rounds that wakes cause.
+	minRoundGap = 50 * time.Millisecond
+	// recentlyReceived is the time since its last packet during which a peer counts as alive.
+	recentlyReceived = 3 * time.Second
 )
 
-// supervise does what has to be done beside the packets: probes, the running
-// flag, the route, the name, the path MTU.
+// supervise is the tunnel's control loop: keepalive, carrier, route, DNS name and path MTU. It returns
+// when ctx is done.
 func (t *Tunnel) supervise(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	var rested time.Time // when the last round had ended
-	found := make(chan foundName, 1)
-	asking := false
+	var lastRound time.Time // end of the last round
+	resolutions := make(chan resolution, 1)
+	resolving := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.wake:
-			// Many events are one round, and strangers can cause events.
+			// Coalesce wakes, since third parties can cause them.
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(minRest - time.Since(rested)):
+			case <-time.After(minRoundGap - time.Since(lastRound)):
 			}
 			select {
 			case <-t.wake:
 			default:
 			}
 		case <-timer.C:
-		case f := <-found:
-			asking = false
-			t.followName(f, time.Now())
+		case f := <-resolutions:
+			resolving = false
+			t.updateRemote(f, time.Now())
 		}
 		now := time.Now()
-		if !asking && t.nameIsOld(now) {
-			asking = true
+		if !resolving && t.resolveDue(now) {
+			resolving = true
 			t.loops.Go(func() {
-				remote, err := t.host.lookupName(ctx, t.cfg.RemoteAddress)
-				found <- foundName{remote, err}
+				remote, err := t.engine.lookupName(ctx, t.cfg.RemoteAddress)
+				resolutions <- resolution{remote, err}
 			})
 		}
 		probe, changed := t.tick(now)
-		t.followCarrier()
+		t.updateCarrier()
 		if changed {
 			t.logState()
 		}
 		if probe {
 			t.probe()
-			t.warnOfSilentProbes()
+			t.warnUnanswered()
 		}
-		t.followReachability(now)
-		t.followRoute(now)
-		t.warnOfSize()
-		t.host.chooseReceiving()
-		t.warnOfFragments()
-		rested = time.Now()
-		timer.Reset(t.nextTick(rested))
+		t.updateReachability(now)
+		t.updateRoute(now)
+		t.warnOversize()
+		t.engine.updateReception()
+		t.warnFragmentation()
+		lastRound = time.Now()
+		timer.Reset(t.nextTick(lastRound))
 	}
 }
 
-// tick runs the keepalive up to now.
+// tick advances the keepalive to now.
 func (t *Tunnel) tick(now time.Time) (probe, changed bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	before := t.monitor.State()
-	if noteReceived := t.lastReceived(); !noteReceived.IsZero() {
-		t.monitor.NoteReceived(noteReceived)
+	if last := t.lastReceived(); !last.IsZero() {
+		t.monitor.NoteReceived(last)
 	}
 	action := t.monitor.Tick(now)
 	state := t.monitor.State()
@@ -95,24 +94,25 @@ func (t *Tunnel) tick(now time.Time) (probe, changed bool) {
 	return action.Probe, state != before
 }
 
+// nextTick is the time until the next round.
 func (t *Tunnel) nextTick(now time.Time) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	wait := lookEvery
+	wait := pollInterval
 	if next := t.monitor.Next(); !next.IsZero() {
 		wait = min(wait, next.Sub(now))
 	}
 	return max(wait, 0)
 }
 
-// running reports whether the tunnel is running: by the keepalive the remote is
-// there, the local address is here, and, of a tunnel with a secret, there is an SA.
+// running reports whether the tunnel is running: the keepalive is up or off, the local address is
+// present, and there is an SA if the tunnel has a secret.
 func (t *Tunnel) running() bool {
-	return keepalive.State(t.state.Load()).Running() && !t.absent() && (t.ipsecPolicy == nil || t.ipsecPolicy.established())
+	return keepalive.State(t.state.Load()).Running() && !t.localAbsent() && (t.ipsecPolicy == nil || t.ipsecPolicy.established())
 }
 
-// followCarrier sets the carrier to whether the tunnel is running.
-func (t *Tunnel) followCarrier() {
+// updateCarrier sets the interface's carrier to running.
+func (t *Tunnel) updateCarrier() {
 	running := t.running()
 	if running == t.carrier {
 		return
@@ -124,7 +124,7 @@ func (t *Tunnel) followCarrier() {
 	t.carrier = running
 }
 
-// logState says what the keepalive has found out.
+// logState logs a change of the keepalive state.
 func (t *Tunnel) logState() {
 	state := keepalive.State(t.state.Load())
 	silence := t.cfg.Keepalive.HoldTime().String()
@@ -138,7 +138,7 @@ func (t *Tunnel) logState() {
 	}
 }
 
-// remedy is what an operator should look at when the peer is not heard.
+// remedy is the advice to the operator when no packets of the peer are received.
 func (t *Tunnel) remedy() string {
 	t.mu.Lock()
 	protoUnreachable := t.protoUnreachable
@@ -152,7 +152,7 @@ func (t *Tunnel) remedy() string {
 	switch {
 	case protoUnreachable:
 		return fmt.Sprintf("%v answers ICMP protocol unreachable: nothing there takes protocol 4; set up its end of the tunnel", peer)
-	case t.answered.Load():
+	case t.probeAnswered.Load():
 		return fmt.Sprintf("the peer used to answer probes: see whether %v is up and protocol 4 passes in both directions", peer)
 	case t.cfg.KeepaliveProbe == keepalive.FormReflect:
 		return "a Linux peer answers reflect probes only with net.ipv4.ip_forward=1 and accept_local=1, rp_filter=0 on its tunnel interface; " +
@@ -163,7 +163,7 @@ func (t *Tunnel) remedy() string {
 	return "empty probes are not answered: the peer has to send its own; see whether protocol 4 passes in both directions"
 }
 
-// probe sends one keepalive probe. It goes out whether the tunnel runs or not.
+// probe sends a keepalive probe, whether the tunnel is running or not.
 func (t *Tunnel) probe() {
 	route := t.route.Load()
 	b := packet.New(icmpSize)
@@ -177,20 +177,20 @@ func (t *Tunnel) probe() {
 		t.drop(d)
 		return
 	}
-	t.write(t.tx, b, &route.path)
+	t.sendLocal(t.tx, b, &route.path)
 }
 
-// resolve looks RemoteAddress up. The caller holds mu, or is alone.
+// resolve parses or resolves RemoteAddress. Only Start calls it.
 func (t *Tunnel) resolve(ctx context.Context, now time.Time) error {
 	if a, err := netip.ParseAddr(t.cfg.RemoteAddress); err == nil {
 		t.remote = a
 		return nil
 	}
-	a, err := t.host.lookupName(ctx, t.cfg.RemoteAddress)
+	a, err := t.engine.lookupName(ctx, t.cfg.RemoteAddress)
 	if err != nil {
 		return fmt.Errorf("%w: see that this host can resolve it, or give its IPv4 address", err)
 	}
-	t.remote, t.resolved = a, now
+	t.remote, t.resolvedAt = a, now
 	return nil
 }
 
@@ -207,25 +207,23 @@ func lookupName(ctx context.Context, name string) (netip.Addr, error) {
 	return addresses[0].Unmap(), nil
 }
 
-func (t *Tunnel) nameIsOld(now time.Time) bool {
+func (t *Tunnel) resolveDue(now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return !t.resolved.IsZero() && now.Sub(t.resolved) >= resolveEvery
+	return !t.resolvedAt.IsZero() && now.Sub(t.resolvedAt) >= resolveInterval
 }
 
-// foundName is the answer to a look-up of RemoteAddress, which takes as long as a
-// name server does: the supervisor does not wait for it.
-type foundName struct {
+// resolution is the result of resolving RemoteAddress. The supervisor does not block on the resolver.
+type resolution struct {
 	remote netip.Addr
 	err    error
 }
 
-// followName takes the answer of a name server. The old one stays while there is no
-// new one.
-func (t *Tunnel) followName(f foundName, now time.Time) {
+// updateRemote applies a resolution. On error the last address stays in use.
+func (t *Tunnel) updateRemote(f resolution, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.resolved = now
+	t.resolvedAt = now
 	if f.err != nil {
 		t.log.Warn("the name is not resolved again; its last address stays in use", "err", f.err)
 		return
@@ -233,25 +231,23 @@ func (t *Tunnel) followName(f foundName, now time.Time) {
 	t.remote = f.remote
 }
 
-// silentProbes is how many probes in a row, of a peer that is heard, say that it
-// answers none.
-const silentProbes = 10
+// unansweredLimit is the number of unanswered probes after which warnUnanswered warns.
+const unansweredLimit = 10
 
-// warnOfSilentProbes says it once when the peer is heard and answers no probe: then it
-// is the data alone that keeps the tunnel running, until there is none. Empty probes
-// are not answered by design, and a peer that sends probes of its own is heard by
-// those. Called with each probe.
-func (t *Tunnel) warnOfSilentProbes() {
-	if t.toldOfData || t.cfg.KeepaliveProbe == keepalive.FormEmpty || t.answered.Load() || t.probes.Load() {
+// warnUnanswered warns once if the peer sends data but answers no probe: the tunnel would stop
+// running when the data does. Empty probes have no answer, and a peer's own probes are enough.
+// Call it once per probe.
+func (t *Tunnel) warnUnanswered() {
+	if t.unansweredLogged || t.cfg.KeepaliveProbe == keepalive.FormEmpty || t.probeAnswered.Load() || t.peerProbes.Load() {
 		return
 	}
 	if keepalive.State(t.state.Load()) != keepalive.Up {
 		return
 	}
-	if t.unanswered++; t.unanswered <= min(silentProbes, t.cfg.Keepalive.Retries) { // this one has still to be answered
+	if t.unansweredProbes++; t.unansweredProbes <= min(unansweredLimit, t.cfg.Keepalive.Retries) { // the last one is still in flight
 		return
 	}
-	t.toldOfData = true
+	t.unansweredLogged = true
 	remedy := "use --keepalive-probe echo --keepalive-target with the peer's inner address, or --keepalive off"
 	if t.cfg.KeepaliveProbe == keepalive.FormEcho {
 		remedy = fmt.Sprintf("see whether %v answers pings through the tunnel, or use --keepalive off", t.cfg.KeepaliveTarget)
@@ -259,18 +255,18 @@ func (t *Tunnel) warnOfSilentProbes() {
 	t.log.Warn("the peer does not answer probes: only the data that it sends keeps the tunnel running", "remedy", remedy)
 }
 
-// warnOfSize says it once when the peer sends packets that are longer than this end's
-// MTU is now; it may have been less when they came.
-func (t *Tunnel) warnOfSize() {
+// warnOversize warns once if the peer sends packets above this end's MTU. The MTU may have grown since
+// the packet was received; then there is nothing to warn of.
+func (t *Tunnel) warnOversize() {
 	size, mtu := int(t.oversize.Load()), t.MTU()
-	if size == 0 || t.toldOfSize {
+	if size == 0 || t.oversizeLogged {
 		return
 	}
 	if size <= mtu {
 		t.oversize.Store(0)
 		return
 	}
-	t.toldOfSize = true
+	t.oversizeLogged = true
 	t.log.Warn("the peer sends packets that are longer than the MTU of this end: protocols that compare them, OSPF for one, do not come up",
 		"bytes", size, "actual-mtu", mtu, "remedy", "give both ends the same --mtu")
 }

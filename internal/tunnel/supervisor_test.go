@@ -15,27 +15,27 @@ import (
 	"ipipd/test/memory"
 )
 
-// startNamed is one end of a tunnel whose remote is a name, with a resolver of the test's.
-func startNamed(t *testing.T, socket *memory.Socket, c keepalive.Config, resolve func(context.Context, string) (netip.Addr, error)) *side {
+// startNamed starts a tunnel with a DNS name as remote, and the test's resolver.
+func startNamed(t *testing.T, socket *memory.Socket, c keepalive.Config, resolve func(context.Context, string) (netip.Addr, error)) *endpoint {
 	t.Helper()
 	return startOn(t, EngineOptions{LookupName: resolve}, socket, outerA, outerB, func(cfg *Config) {
 		cfg.RemoteAddress, cfg.Keepalive = "far.example", c
 	})
 }
 
-// age makes the answer that is in use that old.
-func (s *side) age(by time.Duration) {
+// age sets the age of the last resolution.
+func (s *endpoint) age(by time.Duration) {
 	s.mu.Lock()
-	s.resolved = time.Now().Add(-by)
+	s.resolvedAt = time.Now().Add(-by)
 	s.mu.Unlock()
 	s.wakeSupervisor()
 }
 
-func (s *side) hasRemote(want netip.Addr) func() bool {
+func (s *endpoint) hasRemote(want netip.Addr) func() bool {
 	return func() bool { return s.Status().CurrentRemoteAddress == want.String() }
 }
 
-func TestFollowName(t *testing.T) {
+func TestTunnelUpdateRemote(t *testing.T) {
 	moved := netip.MustParseAddr("198.51.100.9")
 	t.Run("again-each-minute", func(t *testing.T) {
 		var asked atomic.Int32
@@ -46,13 +46,13 @@ func TestFollowName(t *testing.T) {
 			}
 			return moved, nil
 		})
-		a.age(resolveEvery / 2)
-		before := a.world.looked()
-		eventually(t, "it has looked around", func() bool { return a.world.looked() > before })
+		a.age(resolveInterval / 2)
+		before := a.network.lookupCount()
+		eventually(t, "a round has ended", func() bool { return a.network.lookupCount() > before })
 		if n := asked.Load(); n != 1 {
 			t.Errorf("the name server was asked %d times", n)
 		}
-		a.age(resolveEvery)
+		a.age(resolveInterval)
 		eventually(t, "the new address is used", a.hasRemote(moved))
 	})
 	t.Run("last-answer-stays", func(t *testing.T) {
@@ -64,19 +64,19 @@ func TestFollowName(t *testing.T) {
 			}
 			return netip.Addr{}, errors.New("no such host")
 		})
-		a.age(resolveEvery)
-		eventually(t, "it says so", func() bool { return a.world.logged("its last address stays in use") == 1 })
+		a.age(resolveInterval)
+		eventually(t, "it says so", func() bool { return a.network.logged("its last address stays in use") == 1 })
 		if !a.hasRemote(outerB)() {
 			t.Errorf("the remote is %s", a.Status().CurrentRemoteAddress)
 		}
-		before := a.world.looked()
+		before := a.network.lookupCount()
 		a.wakeSupervisor()
-		eventually(t, "it has looked around", func() bool { return a.world.looked() > before })
+		eventually(t, "a round has ended", func() bool { return a.network.lookupCount() > before })
 		if n := asked.Load(); n != 2 {
 			t.Errorf("the name server was asked %d times", n)
 		}
 	})
-	// A name server that is away costs no probe.
+	// A resolver that hangs delays no probe.
 	t.Run("resolver-hangs", func(t *testing.T) {
 		var asked atomic.Int32
 		hangs := make(chan struct{})
@@ -91,7 +91,7 @@ func TestFollowName(t *testing.T) {
 		})
 		start(t, sb, outerB, outerA, nil)
 		eventually(t, "the peer answers", func() bool { return a.Status().KeepaliveState == "up" })
-		a.age(resolveEvery)
+		a.age(resolveInterval)
 		<-hangs
 		last := a.Status().LastHeard
 		for range 3 {
@@ -101,8 +101,8 @@ func TestFollowName(t *testing.T) {
 	})
 }
 
-// hears has a hear these inner packets of the peer, again and again, until the test ends.
-func hears(t *testing.T, a *side, inner ...[]byte) {
+// feed injects these inner packets from the peer repeatedly until the test ends.
+func feed(t *testing.T, a *endpoint, inner ...[]byte) {
 	t.Helper()
 	done := make(chan struct{})
 	var feeding sync.WaitGroup
@@ -126,14 +126,13 @@ func hears(t *testing.T, a *side, inner ...[]byte) {
 	})
 }
 
-// A peer that is heard and answers no probe is told apart, once, unless no answer is to
-// be expected.
-func TestSilentProbes(t *testing.T) {
+// A peer that sends data and answers no probe is warned of once, unless no answer is expected.
+func TestTunnelWarnUnanswered(t *testing.T) {
 	data, probe := datagram(100, nil), keepalive.ReflectProbe(outerB.As4(), outerA.As4())
 	for _, test := range []struct {
 		name  string
 		form  keepalive.Form
-		hears [][]byte
+		inner [][]byte
 		want  int
 	}{
 		{"reflect", keepalive.FormReflect, [][]byte{data}, 1},
@@ -152,7 +151,7 @@ func TestSilentProbes(t *testing.T) {
 					c.KeepaliveTarget = netip.MustParseAddr("10.0.0.2")
 				}
 			})
-			hears(t, a, test.hears...)
+			feed(t, a, test.inner...)
 			for probes := 0; probes < 6; {
 				b := peer.ReceiveWithin(patience)
 				if b == nil {
@@ -162,38 +161,38 @@ func TestSilentProbes(t *testing.T) {
 					probes++
 				}
 			}
-			if n := a.world.logged("only the data that it sends keeps the tunnel running"); n != test.want {
+			if n := a.network.logged("only the data that it sends keeps the tunnel running"); n != test.want {
 				t.Errorf("it is said %d times, want %d", n, test.want)
 			}
 		})
 	}
 }
 
-// Packets that are longer than this end's MTU are delivered, and said once.
-func TestWarnOfSize(t *testing.T) {
+// Packets above this end's MTU are delivered, and logged once.
+func TestTunnelWarnOversize(t *testing.T) {
 	const line = "longer than the MTU of this end"
 	sa, sb := memory.NewSocketPair()
 	a := start(t, sa, outerA, outerB, func(c *Config) { c.MTU = 1400 })
 	b := start(t, sb, outerB, outerA, nil)
 	b.send(t, a, datagram(1400, nil))
-	before := a.world.looked()
+	before := a.network.lookupCount()
 	a.wakeSupervisor()
-	eventually(t, "it has looked around", func() bool { return a.world.looked() > before })
-	if n := a.world.logged(line); n != 0 {
+	eventually(t, "a round has ended", func() bool { return a.network.lookupCount() > before })
+	if n := a.network.logged(line); n != 0 {
 		t.Errorf("what fits is logged %d times", n)
 	}
 	for range 3 {
 		if got := b.send(t, a, datagram(1401, nil)); len(got) != 1401 {
 			t.Errorf("%d bytes came", len(got))
 		}
-		eventually(t, "it is said once", func() bool { return a.world.logged(line) == 1 })
+		eventually(t, "it is said once", func() bool { return a.network.logged(line) == 1 })
 	}
 	for range 2 {
-		before := a.world.looked()
+		before := a.network.lookupCount()
 		a.wakeSupervisor()
-		eventually(t, "it has looked around", func() bool { return a.world.looked() > before })
+		eventually(t, "a round has ended", func() bool { return a.network.lookupCount() > before })
 	}
-	if n := a.world.logged(line); n != 1 {
+	if n := a.network.logged(line); n != 1 {
 		t.Errorf("it is said %d times", n)
 	}
 }

@@ -5,20 +5,18 @@ import (
 	"sync"
 )
 
-// processors is how many there are for this process, with what the environment or a
-// cgroup allows: Go's own value at its start.
+// processors is the number of processors for this process, as limited by the environment or a cgroup:
+// GOMAXPROCS at the start.
 var processors = runtime.GOMAXPROCS(0)
 
-// MaxThreads bounds how many threads, or queues, can be asked for.
+// MaxThreads is the largest number of TUN queues, or of receive threads.
 const MaxThreads = 16
 
-// defaultThreads leaves half of the processors to the other direction and to
-// whoever sends and receives through the tunnel.
+// defaultThreads leaves half of the processors to the other direction and to applications.
 func defaultThreads() int { return min(max(processors/2, 1), 4) }
 
-// loopThreads counts the loops of the data path in this process. Each keeps a thread,
-// and while it waits in a system call that the runtime does not know of, also one of
-// GOMAXPROCS, which is raised by as many.
+// loopThreads counts the data path's loops in this process. Each locks a thread, and while polling in
+// a raw system call it holds a P of the Go scheduler, so GOMAXPROCS is raised by their number.
 var loopThreads threadCount
 
 type threadCount struct {

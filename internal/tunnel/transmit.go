@@ -12,14 +12,16 @@ import (
 	"ipipd/internal/underlay"
 )
 
-// transmitter is a way out for whole outer packets. Of those of a batch, sent went to the
-// network, and refused are those that must not go there and have been counted; err
-// is about one of the rest. One goroutine uses it.
+// transmitter sends outer packets, fragmenting them if necessary. It is not safe for concurrent
+// use.
 type transmitter interface {
+	// Write returns how many packets were sent and how many the cipher refused (already
+	// counted). err is the last error among the others. Afterwards the buffers are the
+	// caller's again; their contents may have changed.
 	Write(batch []*packet.Buffer, path *underlay.Path) (sent, refused int, err error)
 }
 
-// plainTx is that of a tunnel without a secret.
+// plainTx is the transmitter of a tunnel without a secret.
 type plainTx struct{ underlay.Sender }
 
 func (p plainTx) Write(batch []*packet.Buffer, path *underlay.Path) (sent, refused int, err error) {
@@ -27,18 +29,19 @@ func (p plainTx) Write(batch []*packet.Buffer, path *underlay.Path) (sent, refus
 	return sent, 0, err
 }
 
-// transmitter is the only way that packets of this tunnel leave by the sender.
-func (t *Tunnel) transmitter(sender underlay.Sender) transmitter {
+// newTransmitter returns the transmitter that all packets of this tunnel must use.
+func (t *Tunnel) newTransmitter(sender underlay.Sender) transmitter {
 	if t.ipsecPolicy != nil {
 		return newEncryptedTx(sender, t.ipsecPolicy)
 	}
 	return plainTx{sender}
 }
 
-// write sends a packet that is not of the host, and counts it if it is not sent.
-func (t *Tunnel) write(tx transmitter, b *packet.Buffer, path *underlay.Path) {
-	if refuse := t.route.Load().refuse; refuse != encap.DropNone {
-		t.drop(refuse)
+// sendLocal sends a packet that this process generated (a probe or its answer), and counts a
+// drop if it was not sent.
+func (t *Tunnel) sendLocal(tx transmitter, b *packet.Buffer, path *underlay.Path) {
+	if txDrop := t.route.Load().txDrop; txDrop != encap.DropNone {
+		t.drop(txDrop)
 		return
 	}
 	sent, refused, err := tx.Write([]*packet.Buffer{b}, path)
@@ -47,44 +50,43 @@ func (t *Tunnel) write(tx transmitter, b *packet.Buffer, path *underlay.Path) {
 	}
 }
 
-// sealer is what a gate is to a way out: see ipsec.Session.
+// sealer encrypts an outer packet in place, as ipsecPolicy does. Unless it returns DropNone,
+// the packet must not be sent.
 type sealer interface {
 	Seal(b *packet.Buffer) esp.Drop
 }
 
-// encryptedTx is a way out that sends nothing but what a gate has sealed. A tunnel
-// with a secret has no other: its data path, its probes and its answers cannot
-// send a plain packet even by mistake.
+// encryptedTx sends only packets that its session has encrypted. A tunnel with a secret has no
+// other transmitter, so its data, probes and answers cannot leave in cleartext.
 //
-// A packet that is longer than the path's MTU once it is sealed is cut here: the
-// socket's own way of having it cut knows protocol 4 only. So where the first hop's
-// MTU falls, packets are too big until the route has followed.
+// ESP packets above the path MTU are fragmented here (RFC 4303, section 3.3.4), since the
+// socket fragments only protocol 4. If the first hop's MTU decreases, packets are too big
+// until the route is updated.
 type encryptedTx struct {
 	sender    underlay.Sender
 	session   sealer
-	out       []*packet.Buffer
+	pending   []*packet.Buffer
 	fragments []*packet.Buffer
-	size      int // of each of fragments, in bytes
+	size      int // capacity of each of fragments, in bytes
 }
 
 func newEncryptedTx(sender underlay.Sender, session sealer) *encryptedTx {
 	return &encryptedTx{sender: sender, session: session}
 }
 
-// Write seals and sends whole outer packets. Those that the gate does not seal are
-// refused.
+// Write encrypts batch in place and sends it. See transmitter.
 func (s *encryptedTx) Write(batch []*packet.Buffer, path *underlay.Path) (sent, refused int, err error) {
-	s.out = s.out[:0]
+	s.pending = s.pending[:0]
 	for _, b := range batch {
 		if s.session.Seal(b) != esp.DropNone {
 			refused++
 			continue
 		}
 		if path.MTU <= 0 || b.Len() <= path.MTU {
-			s.out = append(s.out, b)
+			s.pending = append(s.pending, b)
 			continue
 		}
-		// What came before it goes first, so that the order stays.
+		// Flush first, to keep the order.
 		n, failed := s.flush(path)
 		sent += n
 		if failed != nil {
@@ -104,15 +106,16 @@ func (s *encryptedTx) Write(batch []*packet.Buffer, path *underlay.Path) (sent, 
 }
 
 func (s *encryptedTx) flush(path *underlay.Path) (n int, err error) {
-	if len(s.out) == 0 {
+	if len(s.pending) == 0 {
 		return 0, nil
 	}
-	n, err = s.sender.Write(s.out, path)
-	s.out = s.out[:0]
+	n, err = s.sender.Write(s.pending, path)
+	s.pending = s.pending[:0]
 	return n, err
 }
 
-// fragment sends one packet in fragments, all of them or it has failed.
+// fragment sends one packet in fragments. It fails unless all of them were sent; with DF set it
+// returns EMSGSIZE.
 func (s *encryptedTx) fragment(b *packet.Buffer, path *underlay.Path) error {
 	p, err := ipv4.Parse(b.Bytes())
 	if err != nil {

@@ -12,30 +12,32 @@ import (
 	"ipipd/internal/underlay"
 )
 
-// wire is a Sender that keeps what it is given.
-type wire struct {
-	sent [][]byte
-	most int // longest packet
+// recordingSender is a Sender that records packets, and fails for those above the path MTU.
+type recordingSender struct {
+	sent    [][]byte
+	longest int // longest packet
 }
 
-func (w *wire) Write(batch []*packet.Buffer, path *underlay.Path) (int, error) {
+func (w *recordingSender) Write(batch []*packet.Buffer, path *underlay.Path) (int, error) {
 	for _, b := range batch {
 		if b.Len() > path.MTU {
 			return 0, errors.New("longer than the path takes")
 		}
 		w.sent = append(w.sent, bytes.Clone(b.Bytes()))
-		w.most = max(w.most, b.Len())
+		w.longest = max(w.longest, b.Len())
 	}
 	return len(batch), nil
 }
 
-type nothing struct{}
+type discardSender struct{}
 
-func (nothing) Write(batch []*packet.Buffer, _ *underlay.Path) (int, error) { return len(batch), nil }
+func (discardSender) Write(batch []*packet.Buffer, _ *underlay.Path) (int, error) {
+	return len(batch), nil
+}
 
-type shut struct{}
+type noSA struct{}
 
-func (shut) Seal(*packet.Buffer) esp.Drop { return esp.DropNoSA }
+func (noSA) Seal(*packet.Buffer) esp.Drop { return esp.DropNoSA }
 
 func saPair(t *testing.T) (*esp.Outbound, *esp.Inbound) {
 	t.Helper()
@@ -62,18 +64,20 @@ func outerOf(length int, v byte, df bool) *packet.Buffer {
 	return b
 }
 
-func TestAShutGateSendsNothing(t *testing.T) {
-	w := &wire{}
-	s := newEncryptedTx(w, shut{})
+// Without an SA nothing is sent.
+func TestEncryptedTxWrite_noSA(t *testing.T) {
+	w := &recordingSender{}
+	s := newEncryptedTx(w, noSA{})
 	sent, refused, err := s.Write([]*packet.Buffer{outerOf(100, 1, false), outerOf(3000, 2, false)}, &underlay.Path{MTU: 1500})
 	if sent != 0 || refused != 2 || err != nil || len(w.sent) != 0 {
 		t.Errorf("%d sent, %d refused, %v, %d on the wire", sent, refused, err, len(w.sent))
 	}
 }
 
-func TestSealedPacketsAreCutToThePathAndKeepTheirOrder(t *testing.T) {
+// ESP packets above the path MTU are fragmented, and the order is kept.
+func TestEncryptedTxWrite_fragments(t *testing.T) {
 	out, in := saPair(t)
-	w := &wire{}
+	w := &recordingSender{}
 	s := newEncryptedTx(w, out)
 	path := &underlay.Path{MTU: 1500}
 	var batch, want []*packet.Buffer
@@ -84,10 +88,10 @@ func TestSealedPacketsAreCutToThePathAndKeepTheirOrder(t *testing.T) {
 	if sent, refused, err := s.Write(batch, path); sent != len(batch) || refused != 0 || err != nil {
 		t.Fatalf("%d sent, %d refused, %v", sent, refused, err)
 	}
-	if w.most > path.MTU {
-		t.Errorf("a packet of %d bytes", w.most)
+	if w.longest > path.MTU {
+		t.Errorf("a packet of %d bytes", w.longest)
 	}
-	// Put together what belongs together, and open it.
+	// Reassemble and decrypt.
 	var whole []byte
 	var opened int
 	for _, p := range w.sent {
@@ -123,18 +127,18 @@ func TestSealedPacketsAreCutToThePathAndKeepTheirOrder(t *testing.T) {
 	}
 }
 
-func TestSealedPacketsWithDFAreNotCut(t *testing.T) {
+func TestEncryptedTxWrite_dontFragment(t *testing.T) {
 	out, _ := saPair(t)
-	w := &wire{}
+	w := &recordingSender{}
 	sent, refused, err := newEncryptedTx(w, out).Write([]*packet.Buffer{outerOf(1459, 1, true), outerOf(1458, 2, true)}, &underlay.Path{MTU: 1500})
 	if sent != 1 || refused != 0 || !errors.Is(err, syscall.EMSGSIZE) || len(w.sent) != 1 {
 		t.Errorf("%d sent, %d refused, %v", sent, refused, err)
 	}
 }
 
-func TestSealingAllocatesNothing(t *testing.T) {
+func TestEncryptedTxWrite_allocations(t *testing.T) {
 	out, _ := saPair(t)
-	s := newEncryptedTx(nothing{}, out)
+	s := newEncryptedTx(discardSender{}, out)
 	path := &underlay.Path{MTU: 1500}
 	batch := []*packet.Buffer{packet.New(4000), packet.New(4000)}
 	small, large := outerOf(1400, 1, false).Bytes(), outerOf(3900, 2, false).Bytes()

@@ -1,10 +1,10 @@
-// Package tunnel joins the two doors: it owns the tunnels of a process, carries
-// packets between their devices and the one socket, and keeps them right while
-// routes, names and peers come and go.
+// Package tunnel connects the TUN side and the underlay side: it owns the tunnels of a
+// process, moves packets between their TUN devices and the shared socket, and tracks
+// changes of routes, DNS names and peers.
 //
-// datapath.go is what happens to a packet; supervisor.go what happens beside the
-// packets; host.go what the tunnels of a process share; guard.go and exit.go keep a
-// tunnel with a secret encrypted, or shut.
+// datapath.go handles packets, supervisor.go everything else about one tunnel, and engine.go
+// what tunnels share. ipsecpolicy.go and transmit.go ensure that a tunnel with a secret never
+// sends or accepts cleartext.
 package tunnel
 
 import (
@@ -26,98 +26,94 @@ import (
 	"ipipd/tun"
 )
 
-// Tunnel is one IP-in-IP tunnel. Its methods may be called by several goroutines.
+// Tunnel is one IP-in-IP tunnel (RFC 2003). Its methods are safe for concurrent use.
 type Tunnel struct {
-	host   *Engine
+	engine *Engine
 	log    *slog.Logger
 	cfg    Config
 	device tun.Device
 	queues []tun.Queue
-	// rxLoop is the receiver that few packets at a time last came by.
-	rxLoop atomic.Pointer[rxLoop]
-	echo   *keepalive.Echo // nil unless the probes are echoes
+	rxLoop atomic.Pointer[rxLoop] // the receiver that small batches last came from
+	echo   *keepalive.Echo        // nil unless keepalive-probe is echo
 
-	// What the data path reads, and the supervisor replaces.
-	route atomic.Pointer[route]
-	mtu   atomic.Int32
-	moved atomic.Bool // to another network namespace, where its MTU may be any
-	// unreachable: ICMP errors say that outer packets do not arrive.
-	unreachable atomic.Bool
+	// Read by the data path, written by the supervisor.
+	route       atomic.Pointer[route]
+	mtu         atomic.Int32 // of the interface, in bytes
+	moved       atomic.Bool  // the interface is in another network namespace; its MTU is unknown
+	unreachable atomic.Bool  // ICMP errors report that outer packets do not arrive
+	bypassSafe  atomic.Bool  // Network.SafeToBypass had no objection for the current route
 
-	// bypass: nothing but the route has a say about outer packets.
-	bypass atomic.Bool
+	// Written by the data path, read by the supervisor.
+	lastReceivedNs atomic.Int64 // time of the peer's last packet, nanoseconds after epoch; 0 is never
+	state          atomic.Uint32
+	probeAnswered  atomic.Bool  // the peer has answered a probe
+	peerProbes     atomic.Bool  // the peer sends reflect probes of its own
+	oversize       atomic.Int32 // length of a received packet above the MTU; 0 is none
+	loopLogged     atomic.Bool
+	counters       counters
+	fast           fastPathState
+	ipsecPolicy    *ipsecPolicy // nil without a secret
 
-	// What the data path leaves for the supervisor.
-	lastHeard atomic.Int64 // nanoseconds after epoch
-	state     atomic.Uint32
-	answered  atomic.Bool // the peer has answered a probe
-	probes    atomic.Bool // the peer has sent a probe of its own
-	// oversize is the length of a received packet that was longer than the MTU; 0
-	// is none since the supervisor looked.
-	oversize    atomic.Int32
-	loopLogged  atomic.Bool
-	counters    counters
-	fast        fast
-	ipsecPolicy *ipsecPolicy // nil unless there is a secret
-
-	reflectLimit limiter // answers to the peer's probes
+	reflectLimit limiter // answers to the peer's reflect probes
 	icmpLimit    limiter // ICMP errors to inner senders
 
 	epoch time.Time
-	wake  chan struct{}
+	wake  chan struct{} // capacity 1, see wakeSupervisor
 
-	names *names // that the interface has now
+	ifname *ifnameHandler // the interface's current name
 
-	mu            sync.Mutex // guards the rest
-	iface         tun.State  // as it was last looked at
-	putBacks      map[asked]putBack
-	wasDown       bool          // the interface, since it was looked at; it may be up again
-	notPutBack    map[bool]bool // of addresses (false) or routes, and that has been logged
-	named         int           // the underlay-device that was last found, by index
+	mu            sync.Mutex // guards the fields up to err
+	iface         tun.State  // as last read from the device
+	restoreCounts map[configuredPrefix]restoreCount
+	wasDown       bool          // the interface was down since updateInterface last ran
+	restoreFailed map[bool]bool // failure already logged: of addresses (false), of routes (true)
+	underlayIndex int           // ifindex of underlay-device; 0 until it is found
 	monitor       *keepalive.Monitor
-	wanted        int // MTU that was last set
-	unsettable    int // MTU that could not be set, and that has been logged
+	appliedMTU    int // last MTU that SetMTU accepted
+	rejectedMTU   int // last MTU that SetMTU refused, already logged
 	mtuDecreases  mtuDecreases
 	pathMTU       encap.PathMTU
 	reach         encap.Reachability
 	unreachableAt time.Time
-	// What ICMP errors say, as it is logged.
-	pathMTUFrom                                  [4]byte
-	pathMTUNotice, arrivalNotice, listenerNotice notice
-	remote                                       netip.Addr // what RemoteAddress resolved to
-	resolved                                     time.Time
-	underlay                                     netstate.Route
-	noRoute                                      bool   // and that has been logged
-	bypassBlocker                                string // why outer packets have to take the kernel's own way; "" if they need not
-	loggedBlocker                                string // the same, as last logged
-	protoUnreachable                             bool   // the peer's host answers "protocol unreachable"
-	closed                                       bool
-	err                                          error
+	pathMTUFrom   [4]byte // router that reported the path MTU
 
-	// The supervisor's own.
-	carrier                               bool // as it was last set
+	pathMTUNotice, unreachableNotice, protoUnreachableNotice notice
+
+	remote           netip.Addr // RemoteAddress, resolved
+	resolvedAt       time.Time  // zero if RemoteAddress is not a DNS name
+	underlay         netstate.Route
+	noRoute          bool   // the last look-up failed, already logged
+	bypassBlocker    string // why outer packets must go through the raw socket; "" if they need not
+	loggedBlocker    string // bypassBlocker as last logged
+	protoUnreachable bool   // the peer's host answers ICMP protocol unreachable (3/2)
+	closed           bool
+	err              error
+
+	// Used by the supervisor's goroutine only.
+	carrier                               bool // as last set
 	fragmentingLogged, fragmentLossLogged bool
-	toldOfData, toldOfSize                bool
-	unanswered                            int    // probes while the peer was heard
-	reassembled, unassembled              uint64 // the kernel's counters at the start
+	unansweredLogged, oversizeLogged      bool
+	unansweredProbes                      int         // sent while the peer was up
+	reasmOKs, reasmFails                  uint64      // the kernel's counters at the start
+	tx                                    transmitter // for probes
+	ids                                   idCounter
 
-	tx     transmitter // the supervisor's, for probes
-	ids    identifier
-	cancel context.CancelFunc
-	done   chan struct{}
-	once   sync.Once
-	loops  sync.WaitGroup
+	cancel    context.CancelFunc
+	done      chan struct{}
+	closeOnce sync.Once
+	loops     sync.WaitGroup
 }
 
-// Start makes the interface, finds the way to the remote, and carries packets
-// when it returns. What it had made is removed again if it fails.
-func (h *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
+// Start creates the interface, looks up the route to the remote and starts the data path.
+// ctx bounds the DNS look-up only. On error nothing is left behind; an invalid cfg gives a
+// *ValueError.
+func (e *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	t = &Tunnel{
-		host: h, cfg: cfg, epoch: time.Now(), wake: make(chan struct{}, 1), done: make(chan struct{}),
-		names: newNames(h.log, cfg.Name), putBacks: map[asked]putBack{}, notPutBack: map[bool]bool{},
+		engine: e, cfg: cfg, epoch: time.Now(), wake: make(chan struct{}, 1), done: make(chan struct{}),
+		ifname: newIfnameHandler(e.log, cfg.Name), restoreCounts: map[configuredPrefix]restoreCount{}, restoreFailed: map[bool]bool{},
 	}
 	if t.cfg.TunQueues == 0 {
 		t.cfg.TunQueues = defaultThreads()
@@ -126,7 +122,7 @@ func (h *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 		t.pathMTU.Floor = floor
 	}
 	if cfg.IPsec.Wanted() {
-		ipsecPolicy, err := newIPsecPolicy(h.protector(), &t.cfg, slog.New(t.names), t.wakeSupervisor)
+		ipsecPolicy, err := newIPsecPolicy(e.ipsecManager(), &t.cfg, slog.New(t.ifname), t.wakeSupervisor)
 		if err != nil {
 			return nil, err
 		}
@@ -149,23 +145,23 @@ func (h *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	if t.underlay.Local {
 		return nil, fmt.Errorf("remote-address %v is an address of this host: it must be the other end's", t.remote)
 	}
-	// Asked once: an SA that comes meanwhile changes the answer, and what the device
-	// has is what followMTU compares with.
-	t.wanted = t.wantedMTU()
-	if t.device, err = h.openDevice(tun.Options{
-		Name: cfg.Name, MTU: t.wanted, Queues: t.cfg.TunQueues,
+	// Call wantedMTU once: an SA established meanwhile changes its result, and updateMTU
+	// compares with what the device was given.
+	t.appliedMTU = t.wantedMTU()
+	if t.device, err = e.openDevice(tun.Options{
+		Name: cfg.Name, MTU: t.appliedMTU, Queues: t.cfg.TunQueues,
 		OnDegraded: func(err error) {
-			h.log.Info("the kernel does not give the interface all that it could use", "err", err)
+			e.log.Info("the kernel does not give the interface all that it could use", "err", err)
 		},
 	}); err != nil {
 		return nil, err
 	}
 	t.queues = t.device.Queues()
-	t.names.set(t.device.Name())
-	t.log = slog.New(t.names)
-	t.mtu.Store(int32(t.wanted))
+	t.ifname.set(t.device.Name())
+	t.log = slog.New(t.ifname)
+	t.mtu.Store(int32(t.appliedMTU))
 	t.route.Store(first)
-	t.followLocal(t.epoch)
+	t.resetKeepalive(t.epoch)
 	device := t.device
 	defer func() {
 		if err != nil {
@@ -173,36 +169,36 @@ func (h *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 		}
 	}()
 	t.carrier = true
-	t.followCarrier()
+	t.updateCarrier()
 	if t.iface, err = t.device.State(); err != nil {
 		return nil, err
 	}
-	if err := h.network.Configure(t.iface.Index, cfg.Addresses, cfg.Routes); err != nil {
+	if err := e.network.Configure(t.iface.Index, cfg.Addresses, cfg.Routes); err != nil {
 		return nil, err
 	}
 	t.iface.Up = true
 	if cfg.RPS != "" {
-		if err := h.network.SetRPS(t.Name(), cfg.RPS); err != nil {
+		if err := e.network.SetRPS(t.Name(), cfg.RPS); err != nil {
 			t.log.Warn("rps is not set: received flows stay on the processors that they come by", "err", err)
 		}
 	}
 	if cfg.KeepaliveProbe == keepalive.FormEcho {
 		t.echo = keepalive.NewEcho(cfg.Addresses[0].Addr().As4(), cfg.KeepaliveTarget.As4())
 	}
-	t.tx, t.ids = t.transmitter(h.socket.NewSender()), t.identifiers(1)[0]
-	if err := h.register(t, &first.path); err != nil {
+	t.tx, t.ids = t.newTransmitter(e.socket.NewSender()), t.idCounters(1)[0]
+	if err := e.register(t, &first.path); err != nil {
 		return nil, err
 	}
-	t.warnOfNAT()
+	t.warnNAT()
 	t.syncFastPath()
-	h.chooseReceiving()
+	e.updateReception()
 
 	ctx, t.cancel = context.WithCancel(context.Background())
-	ids := t.identifiers(len(t.queues))
+	ids := t.idCounters(len(t.queues))
 	for i, q := range t.queues {
-		o := t.newOutbound(q, t.transmitter(h.socket.NewSender()), ids[i])
+		o := t.newOutbound(q, t.newTransmitter(e.socket.NewSender()), ids[i])
 		t.loops.Add(1)
-		h.spawn("send", func() error {
+		e.spawn("send", func() error {
 			defer t.loops.Done()
 			if err := o.run(ctx); !errors.Is(err, os.ErrClosed) {
 				t.fail(fmt.Errorf("interface %s is gone: %w", t.Name(), err))
@@ -214,31 +210,30 @@ func (h *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	return t, nil
 }
 
-// Name is the name of the tunnel's interface, as it was last looked at.
-func (t *Tunnel) Name() string { return t.names.get() }
+// Name is the current name of the tunnel's interface, as the supervisor last read it.
+func (t *Tunnel) Name() string { return t.ifname.get() }
 
-// MTU is the actual MTU: the largest inner packet in bytes.
+// MTU is the interface's MTU: the largest inner packet in bytes.
 func (t *Tunnel) MTU() int { return int(t.mtu.Load()) }
 
-// Done is closed when the tunnel has ended, by Close or because it failed; Err
-// then says which: nil after Close.
+// Done is closed when the tunnel has ended, by Close or by a failure; Err tells which.
 func (t *Tunnel) Done() <-chan struct{} { return t.done }
 
-// Err is why the tunnel ended by itself.
+// Err is the failure that ended the tunnel; nil after Close.
 func (t *Tunnel) Err() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.err
 }
 
-// Close removes the interface and ends the tunnel. It may be called more than
-// once.
+// Close removes the interface and returns when the tunnel's threads have ended. Further
+// calls do nothing.
 func (t *Tunnel) Close() (err error) {
-	t.once.Do(func() {
-		// First nobody is to find the tunnel any more, then its threads are
-		// woken by the device's end, and then there is nothing left to wait for.
-		t.host.register(t, nil)
-		t.host.chooseReceiving()
+	t.closeOnce.Do(func() {
+		// Unregister first, so that no receiver finds the tunnel. Closing the device then
+		// wakes the threads that read from it.
+		t.engine.register(t, nil)
+		t.engine.updateReception()
 		t.cancel()
 		t.mu.Lock()
 		t.closed = true
@@ -256,14 +251,14 @@ func (t *Tunnel) Close() (err error) {
 	return err
 }
 
-// fail ends a tunnel that cannot go on.
+// fail closes the tunnel in the background. The first err is the one that Err returns.
 func (t *Tunnel) fail(err error) {
 	t.mu.Lock()
 	if t.err == nil {
 		t.err = err
 	}
 	t.mu.Unlock()
-	go t.Close() // which waits for the loop that has failed
+	go t.Close() // waits for the loop that calls fail
 }
 
 func (t *Tunnel) drop(reason encap.Drop) {
@@ -274,30 +269,31 @@ func (t *Tunnel) drop(reason encap.Drop) {
 	}
 }
 
-// noteReceived notes that the peer is there. The supervisor is woken only where that is
-// news.
+// noteReceived records a packet of the peer. It wakes the supervisor only if that changes
+// the keepalive state or reachability.
 func (t *Tunnel) noteReceived(now time.Time) {
-	t.lastHeard.Store(int64(now.Sub(t.epoch)))
-	news := false
+	t.lastReceivedNs.Store(int64(now.Sub(t.epoch)))
+	changed := false
 	if t.unreachable.Load() {
 		t.unreachable.Store(false)
-		news = true
+		changed = true
 	}
-	if s := keepalive.State(t.state.Load()); news || s != keepalive.Up && s != keepalive.Off {
+	if s := keepalive.State(t.state.Load()); changed || s != keepalive.Up && s != keepalive.Off {
 		t.wakeSupervisor()
 	}
 }
 
-// lastReceived is when the last packet of the peer came; zero is never.
+// lastReceived is the time of the peer's last packet, by userspace or the fast path; zero is
+// never.
 func (t *Tunnel) lastReceived() time.Time {
 	t.mergeLastReceived(t.fastStats().LastReceived)
-	if noteReceived := t.lastHeard.Load(); noteReceived != 0 {
-		return t.epoch.Add(time.Duration(noteReceived))
+	if last := t.lastReceivedNs.Load(); last != 0 {
+		return t.epoch.Add(time.Duration(last))
 	}
 	return time.Time{}
 }
 
-// Status is what print shows.
+// Status returns the settings and the current state, as print shows them.
 func (t *Tunnel) Status() Status {
 	iface, err := t.device.State()
 	cfg := t.cfg
@@ -320,9 +316,9 @@ func (t *Tunnel) Status() Status {
 	s.PathMTU = route.path.MTU
 	s.FastPath = t.fastState()
 	s.RxPacket, s.RxByte, s.TxPacket, s.TxByte = t.totals()
-	// What belongs to no tunnel is the process's, and is shown with each of them.
+	// Drops that belong to no tunnel are counted per process and shown with each tunnel.
 	s.Drops = make(map[string]uint64)
-	for _, drops := range []*drops{&t.counters.drops, &t.host.drops} {
+	for _, drops := range []*drops{&t.counters.drops, &t.engine.drops} {
 		drops.addTo(s.Drops)
 	}
 	if t.ipsecPolicy != nil {
@@ -339,13 +335,13 @@ func (t *Tunnel) Status() Status {
 	if n := t.fastStats().TxFailed; n > 0 {
 		s.Drops[encap.DropSendFailed.String()] += n
 	}
-	if n := t.host.socket.Overflows(); n > 0 {
+	if n := t.engine.socket.Overflows(); n > 0 {
 		s.Drops[encap.DropReceiveOverflow.String()] = n
 	}
 	return s
 }
 
-// wakeSupervisor has the supervisor look around.
+// wakeSupervisor starts a round of the supervisor. It never blocks; wakes coalesce.
 func (t *Tunnel) wakeSupervisor() {
 	select {
 	case t.wake <- struct{}{}:
@@ -353,9 +349,8 @@ func (t *Tunnel) wakeSupervisor() {
 	}
 }
 
-// outboundBatch makes the buffers that packets are read into: small ones for the
-// usual MTU, and for a larger one, or one that cannot be known, such that a packet of
-// 64 KiB is read in place.
+// outboundBatch returns buffers to read inner packets into, have if their size fits. If the
+// MTU is large or unknown, each buffer holds a packet of 64 KiB.
 func (t *Tunnel) outboundBatch(have []*packet.Buffer) []*packet.Buffer {
 	const small = 2048
 	large := t.MTU() > small || t.moved.Load()

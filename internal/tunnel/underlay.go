@@ -10,20 +10,18 @@ import (
 	"ipipd/internal/underlay"
 )
 
-// route is how outer packets are made and where they go, at one time. It is never
-// changed, only replaced.
+// route holds the outer header and the path of a tunnel's packets. It is immutable; replaceRoute
+// stores another.
 type route struct {
 	outer encap.Outer
 	path  underlay.Path
-	// maxInner is the largest inner packet that goes along path whole, in bytes.
-	maxInner int
-	// linkDevice is the interface whose link layer they may be received from: see receptionDevice.
-	linkDevice int
-	// refuse is why nothing must be sent: see Tunnel.refusal.
-	refuse encap.Drop
+	// maxInner is the largest inner packet that path takes unfragmented, in bytes.
+	maxInner   int
+	linkDevice int        // see receptionDevice
+	txDrop     encap.Drop // if not DropNone, the reason to drop all outgoing packets: see txDropFor
 }
 
-// maxInner is the largest inner packet that goes along a path with that MTU whole.
+// maxInner is the largest inner packet in bytes that a path of that MTU takes unfragmented.
 func (t *Tunnel) maxInner(mtu int) int {
 	if t.ipsecPolicy != nil {
 		return t.ipsecPolicy.maxInner(mtu)
@@ -31,7 +29,7 @@ func (t *Tunnel) maxInner(mtu int) int {
 	return mtu - encap.Overhead
 }
 
-// equal compares the Links by what they say.
+// equal reports whether two routes are the same, with Link compared by value.
 func (r *route) equal(other *route) bool {
 	a, b := *r, *other
 	if (a.path.Link == nil) != (b.path.Link == nil) || a.path.Link != nil && *a.path.Link != *b.path.Link {
@@ -41,8 +39,8 @@ func (r *route) equal(other *route) bool {
 	return a == b
 }
 
-// lookup finds the way to the remote and makes a route of it. The caller holds
-// mu, or is alone.
+// lookup looks up the remote in the kernel and builds a route. It also sets underlay and
+// bypassBlocker, and rebinds the ipsecPolicy. The caller holds mu, or is Start.
 func (t *Tunnel) lookup() (*route, error) {
 	var local [4]byte
 	if t.cfg.LocalAddress.IsValid() {
@@ -53,21 +51,21 @@ func (t *Tunnel) lookup() (*route, error) {
 		return nil, err
 	}
 	remote := t.remote.As4()
-	u, err := t.host.network.Lookup(remote, local, t.cfg.FwMark, device)
+	u, err := t.engine.network.Lookup(remote, local, t.cfg.FwMark, device)
 	if err != nil {
 		return nil, err
 	}
 	if t.device != nil && u.Device == t.iface.Index && !t.iface.Moved {
-		// A loop. An MTU that followed from its own would go down by itself, and
-		// an inner address would be a source that the remote does not know.
+		// A loop: the tunnel's own MTU would decrease step by step, and an inner address is
+		// no source that the remote knows.
 		u.MTU, u.Source = t.underlay.MTU, t.underlay.Source
 	}
 	if !t.cfg.LocalAddress.IsValid() {
 		local = u.Source
 	}
 	t.underlay = u
-	refuse := t.refusal(local, nil)
-	if refuse == encap.DropNone && t.ipsecPolicy != nil {
+	txDrop := t.txDropFor(local, nil)
+	if txDrop == encap.DropNone && t.ipsecPolicy != nil {
 		if err := t.ipsecPolicy.rebind(local, remote, device); err != nil {
 			return nil, err
 		}
@@ -82,19 +80,19 @@ func (t *Tunnel) lookup() (*route, error) {
 		},
 		maxInner:   t.maxInner(pathMTU),
 		linkDevice: t.receptionDevice(u, local, remote, device),
-		refuse:     refuse,
+		txDrop:     txDrop,
 	}
-	if refuse != encap.DropNone {
+	if txDrop != encap.DropNone {
 		next.path.Link = nil
 	}
 	return next, nil
 }
 
-// link is the Ethernet next hop, or nil where outer packets have to take the
-// kernel's own way. The caller holds mu, or is alone.
+// link returns the Ethernet header to the next hop, or nil if outer packets must go through the
+// raw socket, and sets bypassBlocker. The caller holds mu, or is Start.
 func (t *Tunnel) link(u netstate.Route, local, remote [4]byte) *underlay.Link {
-	reason := t.host.network.SafeToBypass(u.Device, local, remote)
-	t.bypass.Store(reason == "")
+	reason := t.engine.network.SafeToBypass(u.Device, local, remote)
+	t.bypassSafe.Store(reason == "")
 	switch {
 	case t.cfg.FwMark != 0:
 		reason = "fwmark is set"
@@ -115,7 +113,7 @@ func (t *Tunnel) link(u netstate.Route, local, remote [4]byte) *underlay.Link {
 	if reason != "" {
 		return nil
 	}
-	if err := t.host.network.Resolve(u, remote); err != nil && t.log != nil {
+	if err := t.engine.network.Resolve(u, remote); err != nil && t.log != nil {
 		t.log.Debug("the next hop is not resolved", "err", err)
 	}
 	if !u.Resolved {
@@ -128,7 +126,8 @@ func (t *Tunnel) link(u netstate.Route, local, remote [4]byte) *underlay.Link {
 	return l
 }
 
-// wantedMTU is the MTU that the interface should have.
+// wantedMTU is the MTU that the interface should have: the configured one, or the route's less
+// the overhead.
 func (t *Tunnel) wantedMTU() int {
 	if t.cfg.MTU != 0 {
 		return t.cfg.MTU
@@ -136,25 +135,26 @@ func (t *Tunnel) wantedMTU() int {
 	return max(t.maxInner(t.underlay.MTU), encap.MinPathMTU)
 }
 
-// followRoute looks at the way to the remote again and puts what changed to use.
-func (t *Tunnel) followRoute(now time.Time) {
+// updateRoute repeats the route look-up and applies changes to the table, the route, the MTU and
+// the fast path. Only the supervisor calls it.
+func (t *Tunnel) updateRoute(now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.followPathMTU(now)
+	t.updatePathMTU(now)
 	defer t.syncFastPath()
-	t.followInterface(now)
+	t.updateInterface(now)
 	next, err := t.lookup()
 	if err != nil {
 		if !t.noRoute {
 			t.log.Warn("no way to the remote; it is looked for", "err", err)
 		}
 		t.noRoute = true
-		t.bypass.Store(false)
+		t.bypassSafe.Store(false)
 		old := t.route.Load()
-		if refuse := t.refusal(old.path.Local, err); old.path.Link != nil || refuse != old.refuse {
-			// The kernel is to decide about each packet, not what it once said.
+		if txDrop := t.txDropFor(old.path.Local, err); old.path.Link != nil || txDrop != old.txDrop {
+			// Without Link the kernel decides for each packet.
 			next := *old
-			next.path.Link, next.refuse = nil, refuse
+			next.path.Link, next.txDrop = nil, txDrop
 			t.replaceRoute(&next, now)
 		}
 		return
@@ -165,61 +165,60 @@ func (t *Tunnel) followRoute(now time.Time) {
 	}
 	if old := t.route.Load(); !next.equal(old) {
 		if next.path.Local != old.path.Local || next.path.Remote != old.path.Remote {
-			if err := t.host.register(t, &next.path); err != nil {
+			if err := t.engine.register(t, &next.path); err != nil {
 				t.log.Error("cannot follow the route", "err", err)
-				t.bypass.Store(false)
+				t.bypassSafe.Store(false)
 				return
 			}
 			t.log.Info("outer addresses changed", "local-address", address(next.path.Local), "remote-address", address(next.path.Remote))
 		}
 		t.replaceRoute(next, now)
 	}
-	t.followMTU(now)
+	t.updateMTU(now)
 }
 
-// followMTU sets the interface's MTU when the route calls for another. The caller
-// holds mu.
-func (t *Tunnel) followMTU(now time.Time) {
+// updateMTU sets the interface's MTU if wantedMTU has changed. The caller holds mu.
+func (t *Tunnel) updateMTU(now time.Time) {
 	want := t.wantedMTU()
-	if want == t.wanted || t.mtuFeedback(want, now) {
+	if want == t.appliedMTU || t.mtuFeedback(want, now) {
 		return
 	}
 	if err := t.device.SetMTU(want); err != nil {
-		if t.unsettable != want {
+		if t.rejectedMTU != want {
 			t.log.Error("cannot set the MTU", "mtu", want, "err", err)
 		}
-		t.unsettable = want
+		t.rejectedMTU = want
 		return
 	}
 	t.log.Info("MTU follows the route", "actual-mtu", want)
-	t.wanted, t.unsettable = want, 0
+	t.appliedMTU, t.rejectedMTU = want, 0
 	t.mtu.Store(int32(want))
 }
 
-// mtuFeedback reports whether the MTU follows itself: the route leads into another
-// tunnel whose own route leads into this one, and each takes 20 off the other's.
-// A link that is made smaller does not do so step by step, again and again.
+// mtuFeedback reports a recursive route: it leads into another tunnel whose route leads into this
+// one, and each lowers the other's MTU by 20. It is detected by repeated decreases on one
+// device within a minute, as a real link's MTU does not show.
 func (t *Tunnel) mtuFeedback(want int, now time.Time) bool {
 	const (
 		steps  = 3
 		within = time.Minute
 	)
-	if want > t.wanted || t.underlay.Device != t.mtuDecreases.device || now.Sub(t.mtuDecreases.last) > within {
+	if want > t.appliedMTU || t.underlay.Device != t.mtuDecreases.device || now.Sub(t.mtuDecreases.last) > within {
 		t.mtuDecreases = mtuDecreases{device: t.underlay.Device}
 	}
-	if want > t.wanted {
+	if want > t.appliedMTU {
 		return false
 	}
 	t.mtuDecreases.last = now
 	t.mtuDecreases.n++
 	if t.mtuDecreases.n == steps+1 {
 		t.log.Warn("the MTU is not lowered any further: the route to the remote seems to lead, through another tunnel, into this one",
-			"actual-mtu", t.wanted, "device", t.underlay.DeviceName)
+			"actual-mtu", t.appliedMTU, "device", t.underlay.DeviceName)
 	}
 	return t.mtuDecreases.n > steps
 }
 
-// mtuDecreases is how often the MTU had to go down, lately and on one device.
+// mtuDecreases counts recent decreases of the MTU on one device.
 type mtuDecreases struct {
 	device, n int
 	last      time.Time

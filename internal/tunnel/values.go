@@ -7,18 +7,17 @@ import (
 	"strings"
 )
 
-// ValueError is a value that is not accepted. Error is one line, whatever the
-// value has in it.
+// ValueError is an invalid value of a property. Error is one line, whatever the value contains.
 type ValueError struct {
-	// Property is the name, in RouterOS's spelling.
+	// Property is the property's name.
 	Property string
-	// Value is what was given.
+	// Value is the rejected value.
 	Value string
-	// Missing: nothing was given where something is required.
+	// Missing: a required value was not given.
 	Missing bool
-	// Hidden: Value was given, and is not repeated, since it is a secret.
+	// Hidden: the value is a secret, and Value is empty.
 	Hidden bool
-	// Want is what would have been accepted, in words.
+	// Want describes the accepted values.
 	Want string
 }
 
@@ -32,13 +31,13 @@ func (e *ValueError) Error() string {
 	return fmt.Sprintf("%s: %q is not accepted: want %s", e.Property, e.Value, e.Want)
 }
 
-// What is wanted, where more than one place says so.
+// Descriptions used by several properties.
 const (
 	wantRemote  = "an IPv4 address or a DNS name"
 	wantAddress = "an IPv4 address and the length of its subnet, 10.255.0.1/30"
 )
 
-// parseUnicast reads an IPv4 address that one host can have.
+// parseUnicast parses an IPv4 unicast address. On failure it returns wanted, with details.
 func parseUnicast(v, wanted string) (a netip.Addr, want string) {
 	a, err := netip.ParseAddr(v)
 	switch {
@@ -52,7 +51,8 @@ func parseUnicast(v, wanted string) (a netip.Addr, want string) {
 	return a, ""
 }
 
-// parsePrefix reads an IPv4 CIDR, host bits kept.
+// parsePrefix parses an IPv4 prefix in CIDR notation, and keeps its host bits. On failure it returns
+// wanted, with details.
 func parsePrefix(v, wanted string) (p netip.Prefix, want string) {
 	p, err := netip.ParsePrefix(v)
 	switch {
@@ -64,8 +64,8 @@ func parsePrefix(v, wanted string) (p netip.Prefix, want string) {
 	return p, ""
 }
 
-// isHostName tells a DNS name (RFC 1123 section 2.1; underscores as in practice)
-// from a mistyped address: the last label of a name is never all digits.
+// isHostName reports whether s is a DNS name (RFC 1123, section 2.1; underscores allowed). The last
+// label is never all digits, so a mistyped address is not a name.
 func isHostName(s string) bool {
 	s = strings.TrimSuffix(s, ".")
 	if len(s) == 0 || len(s) > 253 {
@@ -86,16 +86,16 @@ func isHostName(s string) bool {
 	return strings.Trim(last, "0123456789") != ""
 }
 
-// numberOr is n in decimal, or word where n stands for it.
-func numberOr(n, special int, word string) string {
+// formatInt returns n in decimal, or word if n == special.
+func formatInt(n, special int, word string) string {
 	if n == special {
 		return word
 	}
 	return strconv.Itoa(n)
 }
 
-// parseNumberOr reads low..high in decimal digits, or word for special.
-func parseNumberOr(to *int, v, word string, special, low, high int) (want string) {
+// parseInt parses decimal low..high, or word as special.
+func parseInt(to *int, v, word string, special, low, high int) (want string) {
 	if v == word {
 		*to = special
 		return ""
@@ -108,14 +108,14 @@ func parseNumberOr(to *int, v, word string, special, low, high int) (want string
 	return ""
 }
 
-func choice(b bool, no, yes string) string {
+func formatBool(b bool, no, yes string) string {
 	if b {
 		return yes
 	}
 	return no
 }
 
-func parseChoice(to *bool, v, no, yes string) (want string) {
+func parseBool(to *bool, v, no, yes string) (want string) {
 	if v != no && v != yes {
 		return no + " or " + yes
 	}
@@ -131,8 +131,8 @@ func join(prefixes []netip.Prefix) string {
 	return strings.Join(s, ",")
 }
 
-// parseRPS reads off, all, or rps_cpus as Linux prints it: hexadecimal digits in groups
-// of up to 8 with commas between them.
+// parseRPS parses off, all, or rps_cpus in Linux's notation: groups of up to 8 hexadecimal digits,
+// separated by commas.
 func parseRPS(v string) (rps, want string) {
 	const wanted = "off, all, or the mask of at least one processor in hexadecimal, such as 3 or ff,ffffffff"
 	switch v {

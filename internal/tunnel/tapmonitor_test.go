@@ -5,26 +5,26 @@ import (
 	"time"
 )
 
-func TestWatch(t *testing.T) {
-	var w watch
+func TestTapMonitorDue(t *testing.T) {
+	var w tapMonitor
 	at := time.Unix(1000, 0)
 	look := func(what string, sent uint64, after time.Duration, want bool) {
 		t.Helper()
 		at = at.Add(after)
-		if got := w.wanted(sent, at); got != want {
+		if got := w.due(sent, at); got != want {
 			t.Errorf("%s: wanted %v", what, got)
 		}
 	}
 	look("nothing was ever sent", 0, 0, false)
 	look("idle", 0, time.Hour, false)
-	look("packets are sent", 5, lookEvery, true)
-	look("and more", 6, watchEvery, true)
-	look("a moment without any", 6, watchEvery, true)
-	look("they have ended", 6, watchFor, false)
+	look("packets are sent", 5, pollInterval, true)
+	look("and more", 6, tapCheckInterval, true)
+	look("a moment without any", 6, tapCheckInterval, true)
+	look("they have ended", 6, tapCheckIdle, false)
 	look("idle again", 6, time.Hour, false)
-	w.why = "something is there"
+	w.blocker = "something is there"
 	look("something is there", 6, time.Hour, true)
 	look("still", 0, time.Hour, true) // the counters go with the fast path
-	w.why = ""
-	look("it has gone", 0, watchFor, false)
+	w.blocker = ""
+	look("it has gone", 0, tapCheckIdle, false)
 }

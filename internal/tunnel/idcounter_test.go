@@ -2,10 +2,11 @@ package tunnel
 
 import "testing"
 
-func TestIDsOfQueuesAreConsecutiveNeverZeroAndNeverShared(t *testing.T) {
+// IDs are consecutive, never 0, and never shared by two queues.
+func TestSplitIDs(t *testing.T) {
 	for _, queues := range []int{1, 2, 3, 4, MaxThreads} {
 		owner := make(map[uint16]int)
-		for queue, ids := range randomIdentifiers(queues) {
+		for queue, ids := range splitIDs(queues) {
 			share := 0xffff / queues
 			steps := 0
 			last := ids.next()
@@ -27,13 +28,13 @@ func TestIDsOfQueuesAreConsecutiveNeverZeroAndNeverShared(t *testing.T) {
 	}
 }
 
-// The upper half is the fast path's where there may be one: see package fastpath.
-func TestIDsOfUserspaceAreNotThoseOfTheFastPath(t *testing.T) {
+// If the fast path is allowed, the upper half of the IDs is reserved for it.
+func TestTunnelIDCounters(t *testing.T) {
 	for choice, allowed := range map[Tristate]bool{Auto: true, On: true, Off: false} {
 		tunnel := Tunnel{cfg: Config{AllowFastPath: choice}}
 		for _, queues := range []int{1, 2, MaxThreads} {
 			highest := uint16(0)
-			for _, ids := range tunnel.identifiers(queues) {
+			for _, ids := range tunnel.idCounters(queues) {
 				highest = max(highest, ids.end)
 			}
 			if got := highest >= 0x8000; got == allowed {

@@ -9,23 +9,23 @@ import (
 	"ipipd/test/memory"
 )
 
-func TestLocalAddress(t *testing.T) {
+func TestTunnelLocalAbsent(t *testing.T) {
 	t.Run("absent", func(t *testing.T) {
-		// b does not probe, and hears nothing but the first probe of a.
+		// b does not probe, and receives only the first probe of a.
 		sa, sb := memory.NewSocketPair()
 		b := start(t, sb, outerB, outerA, nil)
 		a := start(t, sa, outerA, outerB, func(c *Config) { c.Keepalive = keepalive.Config{Interval: time.Hour, Retries: 3} })
-		noteReceived := func() time.Time { return b.lastReceived() }
-		eventually(t, "the first probe arrives", func() bool { return !noteReceived().IsZero() })
+		lastReceived := func() time.Time { return b.lastReceived() }
+		eventually(t, "the first probe arrives", func() bool { return !lastReceived().IsZero() })
 		eventually(t, "a is up", func() bool { return a.Status().Running })
-		a.world.set(func(w *world) { w.absent = true })
+		a.network.set(func(w *fakeNetwork) { w.localAbsent = true })
 		eventually(t, "print says so", func() bool {
 			s := a.Status()
 			return !s.Running && s.KeepaliveState == "waiting" && strings.Contains(s.WaitingFor, "local-address 192.0.2.1, which is not on this host")
 		})
 		eventually(t, "the carrier is gone", func() bool { return !a.device.Running() })
 
-		before := noteReceived()
+		before := lastReceived()
 		a.probe() // one that was due at that moment
 		a.device.SetCarrier(true)
 		if err := a.device.Inject(datagram(100, nil)); err != nil {
@@ -33,62 +33,62 @@ func TestLocalAddress(t *testing.T) {
 		}
 		eventually(t, "what is not sent is counted", func() bool { return a.Status().Drops["no-local-address"] == 2 })
 		if m := a.device.ReceiveWithin(patience); m == nil || m.Bytes()[20] != 3 {
-			t.Errorf("the inner sender is not told: %v", m)
+			t.Errorf("the inner sender gets no ICMP error: %v", m)
 		}
-		// What passes this host is not taken up, and not answered.
+		// Packets in transit to that address are neither accepted nor answered.
 		passed := a.Status().Drops["unknown-peer"]
 		if err := b.device.Inject(datagram(100, nil)); err != nil {
 			t.Fatal(err)
 		}
 		b.probe()
 		eventually(t, "they are counted", func() bool { return a.Status().Drops["unknown-peer"] >= passed+2 })
-		if !noteReceived().Equal(before) {
+		if !lastReceived().Equal(before) {
 			t.Error("the peer heard something")
 		}
 		a.device.SetCarrier(false)
 
 		// The next probe of the keepalive before is due in an hour.
-		a.world.set(func(w *world) { w.absent = false })
-		eventually(t, "the peer hears a probe", func() bool { return noteReceived().After(before) })
+		a.network.set(func(w *fakeNetwork) { w.localAbsent = false })
+		eventually(t, "the peer hears a probe", func() bool { return lastReceived().After(before) })
 		eventually(t, "a is running", func() bool { s := a.Status(); return s.Running && s.WaitingFor == "" && a.device.Running() })
-		a.looks(t)
+		a.awaitRound(t)
 		for _, line := range []string{"nothing is sent until it is", "the tunnel is taken up"} {
-			if n := a.world.logged(line); n != 1 {
+			if n := a.network.logged(line); n != 1 {
 				t.Errorf("%d lines say %q", n, line)
 			}
 		}
 	})
 	t.Run("absent-without-a-route", func(t *testing.T) {
 		a, _ := pair(t, nil)
-		a.world.set(func(w *world) { w.absent, w.err = true, errNotReal })
+		a.network.set(func(w *fakeNetwork) { w.localAbsent, w.err = true, errNotKernel })
 		eventually(t, "print says so", func() bool { return a.Status().WaitingFor != "" })
 	})
 }
 
-// The name is the operator's: the interface that had it before is not used.
-func TestUnderlayDevice(t *testing.T) {
+// underlay-device is a name: an interface that loses it is no longer used.
+func TestTunnelUnderlayDevice(t *testing.T) {
 	sa, sb := memory.NewSocketPair()
 	b := start(t, sb, outerB, outerA, nil)
-	s := newSide(t, EngineOptions{}, sa, outerA)
-	s.world.devices = map[string]int{"eth0": 2}
+	s := newEndpoint(t, EngineOptions{}, sa, outerA)
+	s.network.devices = map[string]int{"eth0": 2}
 	cfg := Default()
 	cfg.RemoteAddress, cfg.UnderlayDevice, cfg.Keepalive = outerB.String(), "eth0", keepalive.Config{}
 	var err error
-	if s.Tunnel, err = s.host.Start(t.Context(), cfg); err != nil {
+	if s.Tunnel, err = s.engine.Start(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
 	s.send(t, b, datagram(100, nil))
-	s.world.set(func(w *world) { w.devices = map[string]int{"eth9": 2} })
-	eventually(t, "it is said", func() bool { return s.world.logged("no way to the remote; it is looked for") == 1 })
+	s.network.set(func(w *fakeNetwork) { w.devices = map[string]int{"eth9": 2} })
+	eventually(t, "it is said", func() bool { return s.network.logged("no way to the remote; it is looked for") == 1 })
 	if err := s.device.Inject(datagram(100, nil)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "nothing leaves", func() bool { return s.Status().Drops["no-path"] == 1 })
-	s.world.set(func(w *world) { w.devices = map[string]int{"eth9": 2, "eth0": 5} })
+	s.network.set(func(w *fakeNetwork) { w.devices = map[string]int{"eth9": 2, "eth0": 5} })
 	eventually(t, "the other one is used", func() bool {
-		return s.world.logged("underlay-device is another interface now") == 1 && s.route.Load().path.Device == 5
+		return s.network.logged("underlay-device is another interface now") == 1 && s.route.Load().path.Device == 5
 	})
-	for s.device.ReceiveWithin(time.Millisecond) != nil { // what the inner sender was told
+	for s.device.ReceiveWithin(time.Millisecond) != nil { // discard ICMP errors
 	}
 	s.send(t, b, datagram(100, nil))
 }

@@ -1,0 +1,72 @@
+package tunnel
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+
+	"ipipd/internal/netstate"
+)
+
+// The local address and the MTU are the route's, and are updated with it.
+func TestTunnelUpdateRoute(t *testing.T) {
+	a, b := pair(t, nil)
+	a.network.set(func(w *fakeNetwork) { w.route = netstate.Route{Source: [4]byte{192, 0, 2, 99}, MTU: 1400} })
+	eventually(t, "the address and the MTU are the route's", func() bool {
+		s := a.Status()
+		return s.CurrentLocalAddress == "192.0.2.99" && s.ActualMTU == 1380
+	})
+	if s, _ := a.device.State(); s.MTU != 1380 {
+		t.Errorf("the device has an MTU of %d", s.MTU)
+	}
+	if err := a.device.Inject(datagram(100, nil)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "b does not know who that is", func() bool { return b.Status().Drops["unknown-peer"] == 1 })
+
+	a.network.set(func(w *fakeNetwork) { w.err = errors.New("no route") })
+	a.network.set(func(w *fakeNetwork) { w.route, w.err = netstate.Route{Source: outerA.As4(), MTU: 1500}, nil })
+	eventually(t, "it has come back", func() bool { return a.Status().CurrentLocalAddress == outerA.String() })
+	a.send(t, b, datagram(1480, nil))
+}
+
+// The preferred source of a route into the tunnel itself is an inner address. It must not become the
+// local address, or the peer's packets would be of an unknown peer while the loop lasts.
+func TestTunnelLookup_loop(t *testing.T) {
+	a, b := pair(t, nil)
+	a.network.set(func(w *fakeNetwork) { w.err = errors.New("no route") })
+	eventually(t, "there is no way", func() bool { return a.network.logged("no way to the remote; it is looked for") == 1 })
+	a.network.set(func(w *fakeNetwork) {
+		w.err = nil
+		w.route.Device, w.route.Source = 77, [4]byte{10, 0, 0, 1}
+	})
+	eventually(t, "there is one again", func() bool { return a.network.logged("a way to the remote again") == 1 })
+	a.mu.Lock() // wait for updateRoute
+	local := address(a.route.Load().path.Local)
+	a.mu.Unlock()
+	if local != outerA {
+		t.Errorf("the local address is %v", local)
+	}
+	if p := datagram(60, nil); !bytes.Equal(b.send(t, a, p), p) {
+		t.Error("the peer's packets do not arrive")
+	}
+}
+
+// Two tunnels routed into each other would lower each other's MTU by 20 again and again.
+func TestTunnelMTUFeedback(t *testing.T) {
+	a, _ := pair(t, nil)
+	for mtu := 1480; mtu >= 1200; mtu -= 40 {
+		a.network.set(func(w *fakeNetwork) { w.route.MTU = mtu })
+		if want := max(mtu, 1400) - 20; mtu >= 1400 {
+			eventually(t, "it follows", func() bool { return a.Status().ActualMTU == want })
+		}
+	}
+	eventually(t, "it says that it stops", func() bool { return a.network.logged("not lowered any further") == 1 })
+	if mtu := a.Status().ActualMTU; mtu != 1380 {
+		t.Errorf("the MTU is %d", mtu)
+	}
+	a.network.set(func(w *fakeNetwork) { w.route.MTU = 1500 })
+	eventually(t, "it goes up again", func() bool { return a.Status().ActualMTU == 1480 })
+	a.network.set(func(w *fakeNetwork) { w.route.MTU = 1200 })
+	eventually(t, "and down", func() bool { return a.Status().ActualMTU == 1180 })
+}
