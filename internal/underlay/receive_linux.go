@@ -29,17 +29,19 @@ func (s *socket) SetReceive(r Reception) error {
 	if !s.guard.Acquire() {
 		return os.ErrClosed
 	}
-	if r == s.reception {
+	if r == s.reception && !s.partial {
 		sel := r.binding()
 		s.unconnected = s.unconnected && !sel.Connect(s.raw)
 		return nil
 	}
-	return s.setReceive(r)
+	err := s.setReceive(r)
+	s.partial = err != nil
+	return err
 }
 
 // setReceive switches to r. The caller holds receptionMu, except in open. New sockets are opened
 // and filters widened before old ones are closed, so that a packet may come twice but is not
-// lost.
+// lost. On error some filters may be changed.
 func (s *socket) setReceive(r Reception) (err error) {
 	if r.LinkLayer && s.packetSockets == nil {
 		if err := s.openPacketSockets(); err != nil {
@@ -69,6 +71,7 @@ func (s *socket) setReceive(r Reception) (err error) {
 			return err
 		}
 	}
+	synchronizeRCU()
 	if err := setRawFilter(raw); err != nil {
 		return err
 	}
@@ -83,6 +86,15 @@ func (s *socket) setReceive(r Reception) (err error) {
 	}
 	s.raw, s.unconnected, s.reception = raw, unconnected, r
 	return nil
+}
+
+// synchronizeRCU waits until the kernel is done with the packets that it is delivering now. It
+// shows a whole batch (netif_receive_skb_list) to the packet sockets before the raw sockets: one
+// that the former refused by their old filter must not meet the new filter of the latter. Where
+// the kernel does not offer it (nohz_full), that batch may be lost.
+func synchronizeRCU() {
+	const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL, which is synchronize_rcu
+	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0)
 }
 
 // networkHeader is SKF_NET_OFF: offsets from it count from the network header. Not every

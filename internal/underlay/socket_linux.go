@@ -19,7 +19,7 @@ import (
 //
 //	raw            protocol 4. Receives what the packet sockets do not. While they
 //	               receive everything it stays open, so that the kernel does not answer
-//	               ICMP 3/2. Another Selection takes a new socket.
+//	               ICMP 3/2. Another Binding takes a new socket.
 //	icmp           receives ICMP errors.
 //	hdrincl        sends packets with their own outer header (IP_HDRINCL).
 //	fragmenting    sends packets that the kernel has to fragment.
@@ -38,8 +38,9 @@ type socket struct {
 	epollSets                             []fdguard.EpollSet // one for each Receiver
 	options                               SocketOptions
 
-	receptionMu         sync.Mutex // guards raw, packetSockets, reception, unconnected
+	receptionMu         sync.Mutex // guards raw, packetSockets, reception, partial, unconnected
 	reception           Reception
+	partial             bool // setReceive has failed since: filters may differ from reception
 	unconnected         bool // raw is not connected to reception.Remote
 	rawReceiver         *rawReceiver
 	packetReceivers     []*packetReceiver
