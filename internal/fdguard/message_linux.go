@@ -65,7 +65,7 @@ const (
 	moderateAbove      = 50_000           // messages per second
 	rateInterval       = time.Millisecond // over which the rate is measured
 	moderateBelowBatch = 64               // larger batches need no delay
-	rxUsecs            = 100 * time.Microsecond
+	rxDelay            = 100 * time.Microsecond
 )
 
 // moderation is a Poller's moderation state.
@@ -103,7 +103,7 @@ func (p *Poller) delay(d time.Duration) {
 // sk_err. Receive fails only after more than maxErrors in a row that are not transient.
 func (p *Poller) Receive(msgs []Message, onError func(unix.Errno)) (n int, err error) {
 	if p.moderation.shouldDelay(time.Now()) {
-		p.delay(rxUsecs)
+		p.delay(rxDelay)
 	}
 	for failures := 0; ; {
 		n, errno := recvmmsg(int(p.fds[0].Fd), msgs)
