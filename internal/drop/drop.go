@@ -12,7 +12,7 @@ import "iter"
 // underlay.
 type Reason uint8
 
-// None, the zero value, is no reason: the packet goes on.
+// None is no reason, the zero value: the packet goes on.
 const None Reason = 0
 
 // Outbound: inner packets from the TUN device.
