@@ -4,11 +4,12 @@ import (
 	"testing"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 )
 
 // No function of the data path allocates, and neither does a Drop as an error.
-func TestDrop_noAllocations(t *testing.T) {
+func TestOuterEncapsulate_andOthersDoNotAllocate(t *testing.T) {
 	p := segment(ipv4.ProtocolTCP, 1400, true)
 	whole := build(received(), p)
 	long := parse(t, build(received(), pattern(8000)))
@@ -16,47 +17,47 @@ func TestDrop_noAllocations(t *testing.T) {
 	message := golden(t, goldenOuterError)
 	b, big := bufferOf(whole), dirty(2000)
 	into := buffers(8, 1500)
-	for name, f := range map[string]func() encap.Drop{
-		"Encapsulate": func() encap.Drop {
+	for name, f := range map[string]func() drop.Reason{
+		"Encapsulate": func() drop.Reason {
 			b.Set(p)
 			inner, _ := ipv4.Parse(b.Bytes())
 			return asRouterOS.Encapsulate(b, inner, 1)
 		},
-		"Decapsulate": func() encap.Drop {
+		"Decapsulate": func() drop.Reason {
 			b.Set(whole)
 			outer, d := encap.ParseOuter(b)
-			if d == encap.DropNone {
+			if d == drop.None {
 				_, d = encap.Decapsulate(b, outer, local, remote)
 			}
-			if d == encap.DropNone {
+			if d == drop.None {
 				d = encap.DeriveOffload(b, 1480)
 			}
 			return d
 		},
-		"ReflectAnswer": func() encap.Drop {
+		"ReflectAnswer": func() drop.Reason {
 			b.Set(probe)
 			outer, _ := encap.ParseOuter(b)
 			_, d := encap.Decapsulate(b, outer, local, remote)
-			if d == encap.DropNone {
+			if d == drop.None {
 				d = encap.ReflectAnswer(b, remote)
 			}
 			return d
 		},
-		"EncapsulateProbe": func() encap.Drop {
+		"EncapsulateProbe": func() drop.Reason {
 			b.Space()
 			return asRouterOS.EncapsulateProbe(b, 1)
 		},
-		"Fragment": func() encap.Drop {
+		"Fragment": func() drop.Reason {
 			_, d := encap.Fragment(into, long, 1500)
 			return d
 		},
-		"TooBig": func() encap.Drop { return encap.TooBig(big, long, 1480, [4]byte{}) },
-		"ParseError": func() encap.Drop {
+		"TooBig": func() drop.Reason { return encap.TooBig(big, long, 1480, [4]byte{}) },
+		"ParseError": func() drop.Reason {
 			_, d := encap.ParseError(message)
 			return d
 		},
 	} {
-		if d := f(); d != encap.DropNone {
+		if d := f(); d != drop.None {
 			t.Errorf("%s: drop %v", name, d)
 		}
 		if n := testing.AllocsPerRun(100, func() { f() }); n != 0 {
@@ -65,7 +66,7 @@ func TestDrop_noAllocations(t *testing.T) {
 	}
 
 	var sink error
-	if n := testing.AllocsPerRun(100, func() { sink = encap.DropLoop }); n != 0 || sink == nil {
+	if n := testing.AllocsPerRun(100, func() { sink = drop.Loop }); n != 0 || sink == nil {
 		t.Errorf("a Drop as an error: %v allocations", n)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 )
 
@@ -18,7 +19,7 @@ func BenchmarkOuterEncapsulate(b *testing.B) {
 			b.Fatal(err)
 		}
 		id++
-		if d := asRouterOS.Encapsulate(buffer, inner, id); d != encap.DropNone {
+		if d := asRouterOS.Encapsulate(buffer, inner, id); d != drop.None {
 			b.Fatal(d)
 		}
 		buffer.Pull(encap.Overhead)
@@ -31,10 +32,10 @@ func BenchmarkDecapsulate(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		outer, d := encap.ParseOuter(buffer)
-		if d != encap.DropNone {
+		if d != drop.None {
 			b.Fatal(d)
 		}
-		if _, d := encap.Decapsulate(buffer, outer, local, remote); d != encap.DropNone {
+		if _, d := encap.Decapsulate(buffer, outer, local, remote); d != drop.None {
 			b.Fatal(d)
 		}
 		buffer.Push(encap.Overhead)
@@ -53,7 +54,7 @@ func BenchmarkDeriveOffload(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				buffer.Checksum = 0
-				if d := encap.DeriveOffload(buffer, 1480); d != encap.DropNone {
+				if d := encap.DeriveOffload(buffer, 1480); d != drop.None {
 					b.Fatal(d)
 				}
 			}
@@ -67,7 +68,7 @@ func BenchmarkFragment(b *testing.B) {
 	b.SetBytes(int64(p.TotalLen()))
 	b.ReportAllocs()
 	for b.Loop() {
-		if n, d := encap.Fragment(into, p, 1500); n != 6 || d != encap.DropNone {
+		if n, d := encap.Fragment(into, p, 1500); n != 6 || d != drop.None {
 			b.Fatal(n, d)
 		}
 	}
@@ -79,7 +80,7 @@ func BenchmarkTooBig(b *testing.B) {
 	b.SetBytes(576)
 	b.ReportAllocs()
 	for b.Loop() {
-		if d := encap.TooBig(message, p, 1400, [4]byte{}); d != encap.DropNone {
+		if d := encap.TooBig(message, p, 1400, [4]byte{}); d != drop.None {
 			b.Fatal(d)
 		}
 	}

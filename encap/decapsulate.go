@@ -1,6 +1,7 @@
 package encap
 
 import (
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 )
@@ -21,23 +22,23 @@ const (
 
 // ParseOuter checks the outer header of the packet in b and trims b to its total length, since
 // an Ethernet frame may be padded. The caller finds the tunnel by the addresses of outer.
-// Fragments and protocols other than 4 are dropped. If it returns a Drop, b is unchanged.
-func ParseOuter(b *packet.Buffer) (outer ipv4.Packet, d Drop) {
+// Fragments and protocols other than 4 are dropped. If it returns a drop.Reason, b is unchanged.
+func ParseOuter(b *packet.Buffer) (outer ipv4.Packet, d drop.Reason) {
 	outer, err := ipv4.Parse(b.Bytes())
 	if err != nil {
-		return ipv4.Packet{}, DropOuterMalformed
+		return ipv4.Packet{}, drop.OuterMalformed
 	}
 	if outer.Protocol() != ipv4.ProtocolIPIP {
-		return ipv4.Packet{}, DropOuterNotIPIP
+		return ipv4.Packet{}, drop.OuterNotIPIP
 	}
 	if outer.IsFragment() {
-		return ipv4.Packet{}, DropOuterFragment
+		return ipv4.Packet{}, drop.OuterFragment
 	}
 	if !outer.HeaderChecksumValid() {
-		return ipv4.Packet{}, DropOuterChecksum
+		return ipv4.Packet{}, drop.OuterChecksum
 	}
 	b.Trim(outer.TotalLen())
-	return outer, DropNone
+	return outer, drop.None
 }
 
 // Decapsulate removes the outer header, which ParseOuter returned, from b. local and remote are
@@ -45,53 +46,53 @@ func ParseOuter(b *packet.Buffer) (outer ipv4.Packet, d Drop) {
 //
 // On KindData and KindReflect b holds exactly the inner packet: version, lengths and header
 // checksum are valid, TTL is not 0, ECN is merged from both headers (RFC 6040, section 4.2), and
-// DSCP is the inner one. On KindEmpty b is empty. If Decapsulate returns a Drop, the contents of
+// DSCP is the inner one. On KindEmpty b is empty. If Decapsulate returns a drop.Reason, the contents of
 // b are undefined.
-func Decapsulate(b *packet.Buffer, outer ipv4.Packet, local, remote [4]byte) (Kind, Drop) {
+func Decapsulate(b *packet.Buffer, outer ipv4.Packet, local, remote [4]byte) (Kind, drop.Reason) {
 	if outer.Source() != remote || outer.Destination() != local {
-		return KindData, DropUnknownPeer
+		return KindData, drop.UnknownPeer
 	}
 	outerECN := outer.ECN()
 	b.Pull(outer.HeaderLen())
 	if b.Len() == 0 {
-		return KindEmpty, DropNone
+		return KindEmpty, drop.None
 	}
 	inner, err := ipv4.Parse(b.Bytes())
 	switch err {
 	case nil:
 	case ipv4.ErrVersion:
-		return KindData, DropReceivedNotIPv4
+		return KindData, drop.ReceivedNotIPv4
 	case ipv4.ErrShort, ipv4.ErrTruncated:
-		return KindData, DropReceivedTruncated
+		return KindData, drop.ReceivedTruncated
 	default:
-		return KindData, DropReceivedMalformed
+		return KindData, drop.ReceivedMalformed
 	}
 	b.Trim(inner.TotalLen())
 	if !inner.HeaderChecksumValid() {
-		return KindData, DropReceivedChecksum
+		return KindData, drop.ReceivedChecksum
 	}
 	if inner.TTL() == 0 {
-		return KindData, DropReceivedTTLZero // RFC 2003, section 3.1
+		return KindData, drop.ReceivedTTLZero // RFC 2003, section 3.1
 	}
 	innerECN := inner.ECN()
 	ecn, ok := DecapsulatedECN(innerECN, outerECN)
 	if !ok {
-		return KindData, DropECNCEOnNotECT
+		return KindData, drop.ECNCEOnNotECT
 	}
 	if ecn != innerECN {
 		inner.SetECN(ecn)
 	}
 	switch source, destination := inner.Source(), inner.Destination(); {
 	case source == local && isReflect(inner):
-		return KindReflect, DropNone
+		return KindReflect, drop.None
 	case source == local && destination == remote:
-		return KindData, DropReceivedLoop
+		return KindData, drop.ReceivedLoop
 	case source == remote && destination == local && inner.Protocol() == ipv4.ProtocolIPIP:
 		// A packet of this tunnel nested in itself, or a fragment of one: the kernel would
 		// deliver it to the socket again, and so on for each level in it.
-		return KindData, DropReceivedLoop
+		return KindData, drop.ReceivedLoop
 	}
-	return KindData, DropNone
+	return KindData, drop.None
 }
 
 // isReflect reports whether inner, whose source is our local address, is a reflect probe: a bare
@@ -105,15 +106,15 @@ func isReflect(inner ipv4.Packet) bool {
 // ReflectAnswer turns the reflect probe in b, as Decapsulate returned it with KindReflect, into
 // its answer, to be sent through the raw socket unencapsulated: the probe with its TTL
 // decremented, as if forwarded, and remote, the tunnel's, as its destination.
-func ReflectAnswer(b *packet.Buffer, remote [4]byte) Drop {
+func ReflectAnswer(b *packet.Buffer, remote [4]byte) drop.Reason {
 	probe, err := ipv4.Parse(b.Bytes())
 	if err != nil {
-		return DropReceivedMalformed
+		return drop.ReceivedMalformed
 	}
 	if probe.TTL() <= 1 {
-		return DropReflectTTLExpired // else two ends could reflect one probe for ever
+		return drop.ReflectTTLExpired // else two ends could reflect one probe for ever
 	}
 	probe.SetTTL(probe.TTL() - 1)
 	probe.SetDestination(remote)
-	return DropNone
+	return drop.None
 }

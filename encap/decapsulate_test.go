@@ -5,15 +5,16 @@ import (
 	"testing"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 )
 
 // decapsulate does what a tunnel does with a packet from the underlay.
-func decapsulate(p []byte) (b *packet.Buffer, kind encap.Kind, d encap.Drop) {
+func decapsulate(p []byte) (b *packet.Buffer, kind encap.Kind, d drop.Reason) {
 	b = bufferOf(p)
 	outer, d := encap.ParseOuter(b)
-	if d != encap.DropNone {
+	if d != drop.None {
 		return b, kind, d
 	}
 	kind, d = encap.Decapsulate(b, outer, local, remote)
@@ -21,7 +22,7 @@ func decapsulate(p []byte) (b *packet.Buffer, kind encap.Kind, d encap.Drop) {
 }
 
 // wantDropped checks the Drop of a received packet.
-func wantDropped(t *testing.T, what string, p []byte, want encap.Drop) {
+func wantDropped(t *testing.T, what string, p []byte, want drop.Reason) {
 	t.Helper()
 	if _, _, d := decapsulate(p); d != want {
 		t.Errorf("%s: drop %v, want %v", what, d, want)
@@ -44,7 +45,7 @@ func TestDecapsulate_ecnMergedIntoInner(t *testing.T) {
 		002a 0001   // identifier, sequence
 		6970 6970   // "ipip"
 	`))
-	if d != encap.DropNone || kind != encap.KindData {
+	if d != drop.None || kind != encap.KindData {
 		t.Fatal(kind, d)
 	}
 	wantBytes(t, "inner", b.Bytes(), golden(t, `
@@ -63,15 +64,15 @@ func TestDecapsulate_trailingBytes(t *testing.T) {
 	p := build(inner(), []byte("payload"))
 	outer := build(received(), append(bytes.Clone(p), "after the inner packet"...))
 	b, kind, d := decapsulate(append(outer, "after the outer packet"...))
-	if d != encap.DropNone || kind != encap.KindData {
+	if d != drop.None || kind != encap.KindData {
 		t.Fatal(kind, d)
 	}
 	wantBytes(t, "inner", b.Bytes(), p)
 
-	if _, kind, d := decapsulate(append(build(received(), nil), p...)); d != encap.DropNone || kind != encap.KindEmpty {
+	if _, kind, d := decapsulate(append(build(received(), nil), p...)); d != drop.None || kind != encap.KindEmpty {
 		t.Errorf("nothing inside, and padding: kind %v, drop %v", kind, d)
 	}
-	wantDropped(t, "an inner packet that padding completes", append(build(received(), p[:26]), p[26:]...), encap.DropReceivedTruncated)
+	wantDropped(t, "an inner packet that padding completes", append(build(received(), p[:26]), p[26:]...), drop.ReceivedTruncated)
 }
 
 // Outer options are removed with the outer header.
@@ -83,7 +84,7 @@ func TestDecapsulate_outerOptions(t *testing.T) {
 	h.PutOptions(outer, []byte{0x94, 4, 0, 0})
 	copy(outer[24:], p)
 	b, kind, d := decapsulate(outer)
-	if d != encap.DropNone || kind != encap.KindData {
+	if d != drop.None || kind != encap.KindData {
 		t.Fatal(kind, d)
 	}
 	wantBytes(t, "inner", b.Bytes(), p)
@@ -94,10 +95,10 @@ func TestDecapsulate_unknownPeer(t *testing.T) {
 	p := build(inner(), nil)
 	h := received()
 	h.Source[3]++
-	wantDropped(t, "another source", build(h, p), encap.DropUnknownPeer)
+	wantDropped(t, "another source", build(h, p), drop.UnknownPeer)
 	h = received()
 	h.Destination[3]++
-	wantDropped(t, "another destination", build(h, p), encap.DropUnknownPeer)
+	wantDropped(t, "another destination", build(h, p), drop.UnknownPeer)
 }
 
 func TestParseOuter_drops(t *testing.T) {
@@ -107,22 +108,22 @@ func TestParseOuter_drops(t *testing.T) {
 		b[off] = v
 		return b
 	}
-	wantDropped(t, "nothing", nil, encap.DropOuterMalformed)
-	wantDropped(t, "19 bytes", valid[:19], encap.DropOuterMalformed)
-	wantDropped(t, "truncated", valid[:39], encap.DropOuterMalformed)
-	wantDropped(t, "version 6", change(0, 0x65), encap.DropOuterMalformed)
-	wantDropped(t, "IHL 4", change(0, 0x44), encap.DropOuterMalformed)
-	wantDropped(t, "checksum", change(10, valid[10]+1), encap.DropOuterChecksum)
+	wantDropped(t, "nothing", nil, drop.OuterMalformed)
+	wantDropped(t, "19 bytes", valid[:19], drop.OuterMalformed)
+	wantDropped(t, "truncated", valid[:39], drop.OuterMalformed)
+	wantDropped(t, "version 6", change(0, 0x65), drop.OuterMalformed)
+	wantDropped(t, "IHL 4", change(0, 0x44), drop.OuterMalformed)
+	wantDropped(t, "checksum", change(10, valid[10]+1), drop.OuterChecksum)
 
 	h := received()
 	h.Protocol = 47
-	wantDropped(t, "GRE", build(h, build(inner(), nil)), encap.DropOuterNotIPIP)
+	wantDropped(t, "GRE", build(h, build(inner(), nil)), drop.OuterNotIPIP)
 	h = received()
 	h.MF = true
-	wantDropped(t, "first fragment", build(h, build(inner(), nil)), encap.DropOuterFragment)
+	wantDropped(t, "first fragment", build(h, build(inner(), nil)), drop.OuterFragment)
 	h = received()
 	h.FragmentOffset = 8
-	wantDropped(t, "last fragment", build(h, build(inner(), nil)), encap.DropOuterFragment)
+	wantDropped(t, "last fragment", build(h, build(inner(), nil)), drop.OuterFragment)
 }
 
 func TestParseOuter_bufferUnchangedOnDrop(t *testing.T) {
@@ -130,7 +131,7 @@ func TestParseOuter_bufferUnchangedOnDrop(t *testing.T) {
 	h.MF = true
 	p := append(build(h, build(inner(), nil)), "padding"...)
 	b := bufferOf(p)
-	if _, d := encap.ParseOuter(b); d != encap.DropOuterFragment {
+	if _, d := encap.ParseOuter(b); d != drop.OuterFragment {
 		t.Fatal(d)
 	}
 	wantBytes(t, "packet", b.Bytes(), p)
@@ -143,22 +144,22 @@ func TestDecapsulate_innerMalformed(t *testing.T) {
 		b[off] = v
 		return build(received(), b)
 	}
-	wantDropped(t, "one byte", build(received(), valid[:1]), encap.DropReceivedTruncated)
-	wantDropped(t, "19 bytes", build(received(), valid[:19]), encap.DropReceivedTruncated)
-	wantDropped(t, "26 of 27 bytes", build(received(), valid[:26]), encap.DropReceivedTruncated)
-	wantDropped(t, "version 6", change(0, 0x65), encap.DropReceivedNotIPv4)
-	wantDropped(t, "IHL 4", change(0, 0x44), encap.DropReceivedMalformed)
-	wantDropped(t, "total length 19", change(3, 19), encap.DropReceivedMalformed)
-	wantDropped(t, "checksum", change(11, valid[11]+1), encap.DropReceivedChecksum)
+	wantDropped(t, "one byte", build(received(), valid[:1]), drop.ReceivedTruncated)
+	wantDropped(t, "19 bytes", build(received(), valid[:19]), drop.ReceivedTruncated)
+	wantDropped(t, "26 of 27 bytes", build(received(), valid[:26]), drop.ReceivedTruncated)
+	wantDropped(t, "version 6", change(0, 0x65), drop.ReceivedNotIPv4)
+	wantDropped(t, "IHL 4", change(0, 0x44), drop.ReceivedMalformed)
+	wantDropped(t, "total length 19", change(3, 19), drop.ReceivedMalformed)
+	wantDropped(t, "checksum", change(11, valid[11]+1), drop.ReceivedChecksum)
 }
 
 // RFC 2003, section 3.1: an inner packet with TTL 0 is discarded.
 func TestDecapsulate_innerTTLZero(t *testing.T) {
 	h := inner()
 	h.TTL = 0
-	wantDropped(t, "TTL 0", build(received(), build(h, nil)), encap.DropReceivedTTLZero)
+	wantDropped(t, "TTL 0", build(received(), build(h, nil)), drop.ReceivedTTLZero)
 	h.TTL = 1
-	wantDropped(t, "TTL 1", build(received(), build(h, nil)), encap.DropNone)
+	wantDropped(t, "TTL 1", build(received(), build(h, nil)), drop.None)
 }
 
 const goldenReflect = `
@@ -173,11 +174,11 @@ func TestReflectAnswer(t *testing.T) {
 		ff04 cf9a             // TTL 255, IPIP, header checksum
 		c633 6401 c000 0201   // 198.51.100.1 → 192.0.2.1
 		`+goldenReflect))
-	if d != encap.DropNone || kind != encap.KindReflect {
+	if d != drop.None || kind != encap.KindReflect {
 		t.Fatal(kind, d)
 	}
 	wantBytes(t, "probe", b.Bytes(), golden(t, goldenReflect))
-	if d := encap.ReflectAnswer(b, remote); d != encap.DropNone {
+	if d := encap.ReflectAnswer(b, remote); d != drop.None {
 		t.Fatal(d)
 	}
 	wantBytes(t, "answer", b.Bytes(), golden(t, `
@@ -193,10 +194,10 @@ func TestReflectAnswer_destination(t *testing.T) {
 	for _, destination := range [][4]byte{{10, 0, 0, 5}, {203, 0, 113, 9}, {}, {255, 255, 255, 255}, {224, 0, 0, 1}, local, remote} {
 		probe := ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: destination}
 		b, kind, d := decapsulate(build(received(), build(probe, nil)))
-		if d != encap.DropNone || kind != encap.KindReflect {
+		if d != drop.None || kind != encap.KindReflect {
 			t.Fatalf("to %v: kind %v, drop %v", destination, kind, d)
 		}
-		if d := encap.ReflectAnswer(b, remote); d != encap.DropNone {
+		if d := encap.ReflectAnswer(b, remote); d != drop.None {
 			t.Fatalf("to %v: %v", destination, d)
 		}
 		probe.TTL, probe.Destination = 254, remote
@@ -211,7 +212,7 @@ func TestReflectAnswer_destination(t *testing.T) {
 	} {
 		h := h
 		change(&h)
-		if _, kind, d := decapsulate(build(received(), build(h, nil))); kind != encap.KindData || d != encap.DropNone {
+		if _, kind, d := decapsulate(build(received(), build(h, nil))); kind != encap.KindData || d != drop.None {
 			t.Errorf("%s: kind %v, drop %v", name, kind, d)
 		}
 	}
@@ -222,41 +223,41 @@ func TestReflectAnswer_destination(t *testing.T) {
 func TestDecapsulate_nested(t *testing.T) {
 	nested := received() // the same as the outer header
 	data := build(inner(), []byte("payload"))
-	wantDropped(t, "a packet", build(received(), build(nested, data)), encap.DropReceivedLoop)
-	wantDropped(t, "nothing inside", build(received(), build(nested, nil)), encap.DropReceivedLoop)
+	wantDropped(t, "a packet", build(received(), build(nested, data)), drop.ReceivedLoop)
+	wantDropped(t, "nothing inside", build(received(), build(nested, nil)), drop.ReceivedLoop)
 	h := nested
 	h.MF = true
-	wantDropped(t, "a first fragment", build(received(), build(h, make([]byte, 24))), encap.DropReceivedLoop)
+	wantDropped(t, "a first fragment", build(received(), build(h, make([]byte, 24))), drop.ReceivedLoop)
 	h.MF, h.FragmentOffset = false, 24
-	wantDropped(t, "a later fragment", build(received(), build(h, make([]byte, 24))), encap.DropReceivedLoop)
+	wantDropped(t, "a later fragment", build(received(), build(h, make([]byte, 24))), drop.ReceivedLoop)
 
 	// Nested packets of another tunnel pass.
 	h = nested
 	h.Source[3]++
-	wantDropped(t, "another tunnel's source", build(received(), build(h, data)), encap.DropNone)
+	wantDropped(t, "another tunnel's source", build(received(), build(h, data)), drop.None)
 	h = nested
 	h.Destination[3]++
-	wantDropped(t, "another tunnel's destination", build(received(), build(h, data)), encap.DropNone)
+	wantDropped(t, "another tunnel's destination", build(received(), build(h, data)), drop.None)
 	h = nested
 	h.Protocol = ipv4.ProtocolUDP
-	wantDropped(t, "another protocol", build(received(), build(h, data)), encap.DropNone)
+	wantDropped(t, "another protocol", build(received(), build(h, data)), drop.None)
 }
 
 // The answer to our reflect probe arrives as an outer header without an inner packet.
 func TestDecapsulate_empty(t *testing.T) {
 	_, kind, d := decapsulate(build(received(), nil))
-	if d != encap.DropNone || kind != encap.KindEmpty {
+	if d != drop.None || kind != encap.KindEmpty {
 		t.Error(kind, d)
 	}
 }
 
 func TestReflectAnswer_ttlExpired(t *testing.T) {
 	probe := ipv4.Header{TTL: 1, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: remote}
-	if d := encap.ReflectAnswer(bufferOf(build(probe, nil)), remote); d != encap.DropReflectTTLExpired {
-		t.Errorf("TTL 1: drop %v, want %v", d, encap.DropReflectTTLExpired)
+	if d := encap.ReflectAnswer(bufferOf(build(probe, nil)), remote); d != drop.ReflectTTLExpired {
+		t.Errorf("TTL 1: drop %v, want %v", d, drop.ReflectTTLExpired)
 	}
-	if d := encap.ReflectAnswer(dirty(20), remote); d != encap.DropReceivedMalformed {
-		t.Errorf("no packet: drop %v, want %v", d, encap.DropReceivedMalformed)
+	if d := encap.ReflectAnswer(dirty(20), remote); d != drop.ReceivedMalformed {
+		t.Errorf("no packet: drop %v, want %v", d, drop.ReceivedMalformed)
 	}
 }
 
@@ -264,18 +265,18 @@ func TestReflectAnswer_ttlExpired(t *testing.T) {
 // probe.
 func TestDecapsulate_loop(t *testing.T) {
 	probe := ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: remote}
-	wantDropped(t, "with a payload", build(received(), build(probe, []byte("payload"))), encap.DropReceivedLoop)
+	wantDropped(t, "with a payload", build(received(), build(probe, []byte("payload"))), drop.ReceivedLoop)
 
 	h := probe
 	h.Protocol = ipv4.ProtocolUDP
-	wantDropped(t, "another protocol", build(received(), build(h, nil)), encap.DropReceivedLoop)
+	wantDropped(t, "another protocol", build(received(), build(h, nil)), drop.ReceivedLoop)
 	h = probe
 	h.MF = true
-	wantDropped(t, "a fragment", build(received(), build(h, nil)), encap.DropReceivedLoop)
+	wantDropped(t, "a fragment", build(received(), build(h, nil)), drop.ReceivedLoop)
 
 	h = probe
 	h.TotalLen = 24
 	routed := make([]byte, 24)
 	h.PutOptions(routed, []byte{0x83, 3, 4, 0}) // loose source route
-	wantDropped(t, "a source route", build(received(), routed), encap.DropReceivedLoop)
+	wantDropped(t, "a source route", build(received(), routed), drop.ReceivedLoop)
 }

@@ -4,19 +4,20 @@ import (
 	"testing"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 )
 
 // TestDecapsulatedECN has its own copy of the table of RFC 6040, section 4.2, written
 // independently of the code's.
 func TestDecapsulatedECN(t *testing.T) {
-	const drop = ipv4.ECN(4)
+	const dropped = ipv4.ECN(4)
 	outers := [4]ipv4.ECN{ipv4.NotECT, ipv4.ECT0, ipv4.ECT1, ipv4.CE}
 	for _, row := range []struct {
 		inner ipv4.ECN
 		want  [4]ipv4.ECN
 	}{
-		{ipv4.NotECT, [4]ipv4.ECN{ipv4.NotECT, ipv4.NotECT, ipv4.NotECT, drop}},
+		{ipv4.NotECT, [4]ipv4.ECN{ipv4.NotECT, ipv4.NotECT, ipv4.NotECT, dropped}},
 		{ipv4.ECT0, [4]ipv4.ECN{ipv4.ECT0, ipv4.ECT0, ipv4.ECT1, ipv4.CE}},
 		{ipv4.ECT1, [4]ipv4.ECN{ipv4.ECT1, ipv4.ECT1, ipv4.ECT1, ipv4.CE}},
 		{ipv4.CE, [4]ipv4.ECN{ipv4.CE, ipv4.CE, ipv4.CE, ipv4.CE}},
@@ -27,13 +28,13 @@ func TestDecapsulatedECN(t *testing.T) {
 			in.TOS = 46<<2 | uint8(row.inner)
 			out.TOS = 10<<2 | uint8(outer)
 			b, _, d := decapsulate(build(out, build(in, nil)))
-			if want == drop {
-				if d != encap.DropECNCEOnNotECT {
-					t.Errorf("inner %v, outer %v: drop %v, want %v", row.inner, outer, d, encap.DropECNCEOnNotECT)
+			if want == dropped {
+				if d != drop.ECNCEOnNotECT {
+					t.Errorf("inner %v, outer %v: drop %v, want %v", row.inner, outer, d, drop.ECNCEOnNotECT)
 				}
 				continue
 			}
-			if d != encap.DropNone {
+			if d != drop.None {
 				t.Errorf("inner %v, outer %v: drop %v", row.inner, outer, d)
 				continue
 			}
@@ -59,7 +60,7 @@ func TestOuterEncapsulate_ecn(t *testing.T) {
 		h := inner()
 		h.TOS = uint8(ecn)
 		outer, d := encapsulate(t, asRouterOS, build(h, nil), 1)
-		if d != encap.DropNone || outer.ECN() != ecn {
+		if d != drop.None || outer.ECN() != ecn {
 			t.Errorf("inner %v: outer %v, drop %v", ecn, outer.ECN(), d)
 		}
 	}

@@ -5,7 +5,7 @@
 // received packet and remove the outer header; Fragment fragments a packet; TooBig makes the
 // ICMP error for an inner sender; ParseError parses an ICMP error from the outer path; PathMTU
 // and Reachability are a tunnel's soft state about that path. A packet is dropped for a named
-// reason, a Drop.
+// reason, a drop.Reason.
 //
 // RFCs, and where they are implemented:
 //
@@ -26,6 +26,7 @@
 package encap
 
 import (
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 )
@@ -63,48 +64,48 @@ type Outer struct {
 func (o *Outer) DontFragment(inner ipv4.Packet) bool { return o.DontFragmentInherit && inner.DF() }
 
 // Encapsulate adds the outer header to inner, which must be the packet in b; bytes after it are
-// trimmed. It does not check the length against an MTU: see DontFragment. If it returns a Drop,
+// trimmed. It does not check the length against an MTU: see DontFragment. If it returns a drop.Reason,
 // b is unchanged.
 //
 // id is the identification of an outer packet with DF=0. It must be unique within the lifetime
 // of a packet (RFC 6864, section 4.3), and not 0, which a raw socket replaces by an ID of its
 // own. With DF=1 the identification is 0 and means nothing (section 4.1).
-func (o *Outer) Encapsulate(b *packet.Buffer, inner ipv4.Packet, id uint16) Drop {
+func (o *Outer) Encapsulate(b *packet.Buffer, inner ipv4.Packet, id uint16) drop.Reason {
 	if inner.TTL() == 0 {
-		return DropInnerTTLZero // RFC 2003, section 3.1
+		return drop.InnerTTLZero // RFC 2003, section 3.1
 	}
 	if inner.TotalLen() > MaxInner {
-		return DropInnerTooLong
+		return drop.InnerTooLong
 	}
 	if o.loops(inner) {
-		return DropLoop
+		return drop.Loop
 	}
 	b.Trim(inner.TotalLen())
 	o.pushHeader(b, inner.TOS(), inner.TTL(), inner.DF(), id)
-	return DropNone
+	return drop.None
 }
 
 // EncapsulateProbe is Encapsulate for keepalive probes: without the loop check, because a
 // reflect probe is a loop. If b is empty, it makes the empty probe, a bare outer header with
 // DF=0 and a TOS of o.DSCP, or 0.
-func (o *Outer) EncapsulateProbe(b *packet.Buffer, id uint16) Drop {
+func (o *Outer) EncapsulateProbe(b *packet.Buffer, id uint16) drop.Reason {
 	if b.Len() == 0 {
 		o.pushHeader(b, 0, probeTTL, false, id)
-		return DropNone
+		return drop.None
 	}
 	inner, err := ipv4.Parse(b.Bytes())
 	if err != nil {
-		return DropInnerMalformed
+		return drop.InnerMalformed
 	}
 	if inner.TTL() == 0 {
-		return DropInnerTTLZero
+		return drop.InnerTTLZero
 	}
 	if inner.TotalLen() > MaxInner {
-		return DropInnerTooLong
+		return drop.InnerTooLong
 	}
 	b.Trim(inner.TotalLen())
 	o.pushHeader(b, inner.TOS(), inner.TTL(), inner.DF(), id)
-	return DropNone
+	return drop.None
 }
 
 // pushHeader writes the outer header in front of the packet in b. tos, ttl and df are the inner

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 )
 
@@ -11,10 +12,10 @@ import (
 var asRouterOS = encap.Outer{Local: local, Remote: remote, DSCP: encap.InheritDSCP, TTL: 255}
 
 // encapsulate returns the outer packet of p, or the Drop.
-func encapsulate(t testing.TB, o encap.Outer, p []byte, id uint16) (ipv4.Packet, encap.Drop) {
+func encapsulate(t testing.TB, o encap.Outer, p []byte, id uint16) (ipv4.Packet, drop.Reason) {
 	t.Helper()
 	b := bufferOf(p)
-	if d := o.Encapsulate(b, parse(t, b.Bytes()), id); d != encap.DropNone {
+	if d := o.Encapsulate(b, parse(t, b.Bytes()), id); d != drop.None {
 		wantBytes(t, "after a drop", b.Bytes(), p)
 		return ipv4.Packet{}, d
 	}
@@ -23,13 +24,13 @@ func encapsulate(t testing.TB, o encap.Outer, p []byte, id uint16) (ipv4.Packet,
 		t.Errorf("length %d of %d, checksum valid %v, header %d bytes",
 			outer.TotalLen(), b.Len(), outer.HeaderChecksumValid(), outer.HeaderLen())
 	}
-	return outer, encap.DropNone
+	return outer, drop.None
 }
 
 // The outer header is the one that RouterOS makes.
 func TestOuterEncapsulate_routerOSDefaults(t *testing.T) {
 	outer, d := encapsulate(t, asRouterOS, golden(t, goldenInner), 0x1234)
-	if d != encap.DropNone {
+	if d != drop.None {
 		t.Fatal(d)
 	}
 	wantBytes(t, "outer", outer.Bytes(), golden(t, `
@@ -46,7 +47,7 @@ func TestOuterEncapsulate_df(t *testing.T) {
 	o := asRouterOS
 	o.DontFragmentInherit = true
 	outer, d := encapsulate(t, o, golden(t, goldenInner), 0x1234)
-	if d != encap.DropNone {
+	if d != drop.None {
 		t.Fatal(d)
 	}
 	wantBytes(t, "outer", outer.Bytes(), golden(t, `
@@ -105,7 +106,7 @@ func TestOuterEncapsulate_dscp(t *testing.T) {
 					want = innerDSCP
 				}
 				b := bufferOf(p)
-				if d := o.Encapsulate(b, parse(t, b.Bytes()), 1); d != encap.DropNone {
+				if d := o.Encapsulate(b, parse(t, b.Bytes()), 1); d != drop.None {
 					t.Fatal(d)
 				}
 				if outer := parse(t, b.Bytes()); outer.DSCP() != want || outer.ECN() != ecn {
@@ -138,11 +139,11 @@ func TestOuterEncapsulate_ttl(t *testing.T) {
 func TestOuterEncapsulate_innerTTLZero(t *testing.T) {
 	h := inner()
 	h.TTL = 0
-	if _, d := encapsulate(t, asRouterOS, build(h, nil), 1); d != encap.DropInnerTTLZero {
-		t.Errorf("drop %v, want %v", d, encap.DropInnerTTLZero)
+	if _, d := encapsulate(t, asRouterOS, build(h, nil), 1); d != drop.InnerTTLZero {
+		t.Errorf("drop %v, want %v", d, drop.InnerTTLZero)
 	}
 	h.TTL = 1
-	if _, d := encapsulate(t, asRouterOS, build(h, nil), 1); d != encap.DropNone {
+	if _, d := encapsulate(t, asRouterOS, build(h, nil), 1); d != drop.None {
 		t.Errorf("TTL 1: drop %v", d)
 	}
 }
@@ -153,7 +154,7 @@ func TestOuterEncapsulate_innerOptions(t *testing.T) {
 	p := make([]byte, 28)
 	h.PutOptions(p, []byte{0x94, 4, 0, 0, 1, 1, 1, 0})
 	outer, d := encapsulate(t, asRouterOS, p, 1)
-	if d != encap.DropNone {
+	if d != drop.None {
 		t.Fatal(d)
 	}
 	if len(outer.Options()) != 0 {
@@ -163,18 +164,18 @@ func TestOuterEncapsulate_innerOptions(t *testing.T) {
 }
 
 func TestOuterEncapsulate_innerTooLong(t *testing.T) {
-	if _, d := encapsulate(t, asRouterOS, build(inner(), make([]byte, encap.MaxInner-20)), 1); d != encap.DropNone {
+	if _, d := encapsulate(t, asRouterOS, build(inner(), make([]byte, encap.MaxInner-20)), 1); d != drop.None {
 		t.Errorf("%d bytes: drop %v", encap.MaxInner, d)
 	}
-	if _, d := encapsulate(t, asRouterOS, build(inner(), make([]byte, encap.MaxInner-19)), 1); d != encap.DropInnerTooLong {
-		t.Errorf("%d bytes: drop %v, want %v", encap.MaxInner+1, d, encap.DropInnerTooLong)
+	if _, d := encapsulate(t, asRouterOS, build(inner(), make([]byte, encap.MaxInner-19)), 1); d != drop.InnerTooLong {
+		t.Errorf("%d bytes: drop %v, want %v", encap.MaxInner+1, d, drop.InnerTooLong)
 	}
 }
 
 func TestOuterEncapsulate_trailingBytes(t *testing.T) {
 	p := build(inner(), []byte("payload"))
 	b := bufferOf(append(p, "and more"...))
-	if d := asRouterOS.Encapsulate(b, parse(t, b.Bytes()), 1); d != encap.DropNone {
+	if d := asRouterOS.Encapsulate(b, parse(t, b.Bytes()), 1); d != drop.None {
 		t.Fatal(d)
 	}
 	wantBytes(t, "inner", b.Bytes()[20:], p[:27])
@@ -185,15 +186,15 @@ func TestOuterEncapsulate_loopNested(t *testing.T) {
 	other := encap.Outer{Local: [4]byte{203, 0, 113, 1}, Remote: [4]byte{203, 0, 113, 2}, DSCP: encap.InheritDSCP, TTL: 64}
 	p, _ := encapsulate(t, asRouterOS, golden(t, goldenInner), 1)
 	for depth := 1; depth <= 5; depth++ {
-		want := encap.DropLoop
+		want := drop.Loop
 		if depth > 4 {
-			want = encap.DropNone // maxNesting
+			want = drop.None // maxNesting
 		}
 		if _, d := encapsulate(t, asRouterOS, p.Bytes(), 1); d != want {
 			t.Errorf("our outer header as header %d of the inner packet: drop %v, want %v", depth, d, want)
 		}
-		var d encap.Drop
-		if p, d = encapsulate(t, other, p.Bytes(), 1); d != encap.DropNone {
+		var d drop.Reason
+		if p, d = encapsulate(t, other, p.Bytes(), 1); d != drop.None {
 			t.Fatal(d)
 		}
 		other.Local[3]++ // another tunnel each time, whose own loop check passes
@@ -205,13 +206,13 @@ func TestOuterEncapsulate_loopAddresses(t *testing.T) {
 	h := inner()
 	for _, test := range []struct {
 		source, destination [4]byte
-		want                encap.Drop
+		want                drop.Reason
 	}{
-		{local, remote, encap.DropLoop},
-		{remote, innerB, encap.DropLoop}, // RFC 2003, section 3.2, second rule
-		{remote, local, encap.DropLoop},
-		{local, innerB, encap.DropNone}, // a host may use its outer address inside
-		{innerA, remote, encap.DropNone},
+		{local, remote, drop.Loop},
+		{remote, innerB, drop.Loop}, // RFC 2003, section 3.2, second rule
+		{remote, local, drop.Loop},
+		{local, innerB, drop.None}, // a host may use its outer address inside
+		{innerA, remote, drop.None},
 	} {
 		h.Source, h.Destination = test.source, test.destination
 		if _, d := encapsulate(t, asRouterOS, build(h, nil), 1); d != test.want {
@@ -226,8 +227,8 @@ func TestOuterEncapsulate_loopMalformed(t *testing.T) {
 	nested := build(ipv4.Header{TTL: 1, Protocol: 4, Source: local, Destination: remote}, nil)
 	h := inner()
 	h.Protocol = ipv4.ProtocolIPIP
-	if _, d := encapsulate(t, asRouterOS, build(h, nested), 1); d != encap.DropLoop {
-		t.Errorf("nested: drop %v, want %v", d, encap.DropLoop)
+	if _, d := encapsulate(t, asRouterOS, build(h, nested), 1); d != drop.Loop {
+		t.Errorf("nested: drop %v, want %v", d, drop.Loop)
 	}
 	for name, payload := range map[string][]byte{
 		"nothing":   nil,
@@ -235,21 +236,21 @@ func TestOuterEncapsulate_loopMalformed(t *testing.T) {
 		"version 6": append([]byte{0x65}, nested[1:]...),
 		"IHL 4":     append([]byte{0x44}, nested[1:]...),
 	} {
-		if _, d := encapsulate(t, asRouterOS, build(h, payload), 1); d != encap.DropNone {
+		if _, d := encapsulate(t, asRouterOS, build(h, payload), 1); d != drop.None {
 			t.Errorf("%s: drop %v", name, d)
 		}
 	}
 	h.MF = true // the first fragment has the header
-	if _, d := encapsulate(t, asRouterOS, build(h, nested), 1); d != encap.DropLoop {
-		t.Errorf("first fragment: drop %v, want %v", d, encap.DropLoop)
+	if _, d := encapsulate(t, asRouterOS, build(h, nested), 1); d != drop.Loop {
+		t.Errorf("first fragment: drop %v, want %v", d, drop.Loop)
 	}
 	h.FragmentOffset = 8
-	if _, d := encapsulate(t, asRouterOS, build(h, nested), 1); d != encap.DropNone {
+	if _, d := encapsulate(t, asRouterOS, build(h, nested), 1); d != drop.None {
 		t.Errorf("later fragment: drop %v", d)
 	}
 	outermost := inner()
 	outermost.Protocol = ipv4.ProtocolIPIP
-	if _, d := encapsulate(t, asRouterOS, build(outermost, build(h, nested)), 1); d != encap.DropNone {
+	if _, d := encapsulate(t, asRouterOS, build(outermost, build(h, nested)), 1); d != drop.None {
 		t.Errorf("nested later fragment: drop %v", d)
 	}
 }
@@ -257,11 +258,11 @@ func TestOuterEncapsulate_loopMalformed(t *testing.T) {
 // A reflect probe is a loop on purpose.
 func TestOuterEncapsulateProbe_loopExempt(t *testing.T) {
 	probe := build(ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: remote, Destination: local}, nil)
-	if _, d := encapsulate(t, asRouterOS, probe, 1); d != encap.DropLoop {
-		t.Errorf("as data: drop %v, want %v", d, encap.DropLoop)
+	if _, d := encapsulate(t, asRouterOS, probe, 1); d != drop.Loop {
+		t.Errorf("as data: drop %v, want %v", d, drop.Loop)
 	}
 	b := bufferOf(probe)
-	if d := asRouterOS.EncapsulateProbe(b, 1); d != encap.DropNone {
+	if d := asRouterOS.EncapsulateProbe(b, 1); d != drop.None {
 		t.Fatal(d)
 	}
 	wantBytes(t, "reflect probe", b.Bytes(), golden(t, `
@@ -278,7 +279,7 @@ func TestOuterEncapsulateProbe_empty(t *testing.T) {
 		{Local: local, Remote: remote, DSCP: encap.InheritDSCP, DontFragmentInherit: true}, // nothing to inherit from
 	} {
 		b := dirty(100)
-		if d := o.EncapsulateProbe(b, 0x1234); d != encap.DropNone {
+		if d := o.EncapsulateProbe(b, 0x1234); d != drop.None {
 			t.Fatal(d)
 		}
 		wantBytes(t, "empty probe", b.Bytes(), golden(t, `
@@ -294,11 +295,11 @@ func TestOuterEncapsulateProbe_malformed(t *testing.T) {
 	h.TTL = 0
 	for _, test := range []struct {
 		p    []byte
-		want encap.Drop
+		want drop.Reason
 	}{
-		{build(h, nil), encap.DropInnerTTLZero},
-		{[]byte{0x45}, encap.DropInnerMalformed},
-		{build(inner(), make([]byte, encap.MaxInner-19)), encap.DropInnerTooLong},
+		{build(h, nil), drop.InnerTTLZero},
+		{[]byte{0x45}, drop.InnerMalformed},
+		{build(inner(), make([]byte, encap.MaxInner-19)), drop.InnerTooLong},
 	} {
 		if d := asRouterOS.EncapsulateProbe(bufferOf(test.p), 1); d != test.want {
 			t.Errorf("drop %v, want %v", d, test.want)

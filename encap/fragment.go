@@ -1,6 +1,7 @@
 package encap
 
 import (
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 )
@@ -34,24 +35,24 @@ func FragmentCount(p ipv4.Packet, mtu int) int {
 // original packet ends has MF=0.
 //
 // No buffer of into may share memory with p; each must have room for mtu bytes. If p does not
-// fit and has DF=1, Fragment returns DropTooBig; if into has too few (FragmentCount) or too
-// small buffers, or mtu leaves less than 8 bytes of payload, DropFragmentFailed. On a Drop n is
+// fit and has DF=1, Fragment returns drop.TooBig; if into has too few (FragmentCount) or too
+// small buffers, or mtu leaves less than 8 bytes of payload, drop.FragmentFailed. On a drop.Reason n is
 // 0.
-func Fragment(into []*packet.Buffer, p ipv4.Packet, mtu int) (n int, d Drop) {
+func Fragment(into []*packet.Buffer, p ipv4.Packet, mtu int) (n int, d drop.Reason) {
 	if p.TotalLen() > mtu && p.DF() {
-		return 0, DropTooBig
+		return 0, drop.TooBig
 	}
 	count := FragmentCount(p, mtu)
 	if count == 0 || count > len(into) {
-		return 0, DropFragmentFailed
+		return 0, drop.FragmentFailed
 	}
 	if count == 1 {
 		space := into[0].Space()
 		if len(space) < p.TotalLen() {
-			return 0, DropFragmentFailed
+			return 0, drop.FragmentFailed
 		}
 		into[0].SetLen(copy(space, p.Bytes()))
-		return 1, DropNone
+		return 1, drop.None
 	}
 	var copied [40]byte
 	options := p.Options()
@@ -62,7 +63,7 @@ func Fragment(into []*packet.Buffer, p ipv4.Packet, mtu int) (n int, d Drop) {
 		size := min(len(rest), fragmentPayload(mtu, headerLen))
 		space := into[n].Space()
 		if len(space) < headerLen+size {
-			return 0, DropFragmentFailed
+			return 0, drop.FragmentFailed
 		}
 		header.TotalLen = headerLen + size
 		header.FragmentOffset = offset
@@ -77,7 +78,7 @@ func Fragment(into []*packet.Buffer, p ipv4.Packet, mtu int) (n int, d Drop) {
 			options = copied[:copiedOptions(&copied, options)]
 		}
 	}
-	return n, DropNone
+	return n, drop.None
 }
 
 // fragmentPayload returns the payload length of a fragment that is not the last, in bytes:

@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 )
@@ -108,7 +109,7 @@ func TestFragment_reassembly(t *testing.T) {
 			count := encap.FragmentCount(p, mtu)
 			into := buffers(count, mtu)
 			n, d := encap.Fragment(into, p, mtu)
-			if d != encap.DropNone || n != count {
+			if d != drop.None || n != count {
 				t.Fatalf("%d bytes, MTU %d: %d fragments of %d, drop %v", size, mtu, n, count, d)
 			}
 			checkFragments(t, p, into, mtu)
@@ -124,7 +125,7 @@ func TestFragment_reassembly(t *testing.T) {
 func TestFragment_sizes(t *testing.T) {
 	p := parse(t, build(received(), pattern(3000)))
 	into := buffers(3, 1500)
-	if n, d := encap.Fragment(into, p, 1500); n != 3 || d != encap.DropNone {
+	if n, d := encap.Fragment(into, p, 1500); n != 3 || d != drop.None {
 		t.Fatal(n, d)
 	}
 	var got []int
@@ -140,14 +141,14 @@ func TestFragment_sizes(t *testing.T) {
 func TestFragment_ofFragment(t *testing.T) {
 	whole := build(received(), pattern(4000))
 	first := buffers(3, 1500)
-	if n, d := encap.Fragment(first, parse(t, whole), 1500); n != 3 || d != encap.DropNone {
+	if n, d := encap.Fragment(first, parse(t, whole), 1500); n != 3 || d != drop.None {
 		t.Fatal(n, d)
 	}
 	var all []*packet.Buffer
 	for i, b := range first {
 		p := parse(t, b.Bytes())
 		into := buffers(encap.FragmentCount(p, 600), 600)
-		if n, d := encap.Fragment(into, p, 600); n != len(into) || d != encap.DropNone {
+		if n, d := encap.Fragment(into, p, 600); n != len(into) || d != drop.None {
 			t.Fatal(n, d)
 		}
 		checkFragments(t, p, into, 600)
@@ -179,7 +180,7 @@ func TestFragment_copiedOptions(t *testing.T) {
 	copy(whole[20+len(options):], payload)
 	p := parse(t, whole)
 	into := buffers(encap.FragmentCount(p, 300), 300)
-	if n, d := encap.Fragment(into, p, 300); n != len(into) || d != encap.DropNone {
+	if n, d := encap.Fragment(into, p, 300); n != len(into) || d != drop.None {
 		t.Fatal(n, d)
 	}
 	checkFragments(t, p, into, 300)
@@ -211,7 +212,7 @@ func TestFragment_malformedOptions(t *testing.T) {
 		p := parse(t, whole)
 		into := buffers(20, 80)
 		n, d := encap.Fragment(into, p, 80)
-		if d != encap.DropNone || n < 2 {
+		if d != drop.None || n < 2 {
 			t.Fatalf("%s: %d fragments, drop %v", name, n, d)
 		}
 		if f := parse(t, into[1].Bytes()); len(f.Options()) != 0 {
@@ -225,14 +226,14 @@ func TestFragment_df(t *testing.T) {
 	h := received()
 	h.DF = true
 	p := parse(t, build(h, pattern(100)))
-	if n, d := encap.Fragment(buffers(9, 100), p, 100); n != 0 || d != encap.DropTooBig {
-		t.Errorf("%d fragments, drop %v, want %v", n, d, encap.DropTooBig)
+	if n, d := encap.Fragment(buffers(9, 100), p, 100); n != 0 || d != drop.TooBig {
+		t.Errorf("%d fragments, drop %v, want %v", n, d, drop.TooBig)
 	}
 	if n := encap.FragmentCount(p, 100); n != 0 {
 		t.Errorf("FragmentCount = %d", n)
 	}
 	into := buffers(1, 120)
-	if n, d := encap.Fragment(into, p, 120); n != 1 || d != encap.DropNone {
+	if n, d := encap.Fragment(into, p, 120); n != 1 || d != drop.None {
 		t.Fatalf("one that fits: %d fragments, drop %v", n, d)
 	}
 	wantBytes(t, "one that fits", into[0].Bytes(), p.Bytes())
@@ -250,8 +251,8 @@ func TestFragment_tooSmall(t *testing.T) {
 		"no 8 bytes of payload": {buffers(100, 100), 27},
 		"less than a header":    {buffers(100, 100), 0},
 	} {
-		if n, d := encap.Fragment(test.into, p, test.mtu); n != 0 || d != encap.DropFragmentFailed {
-			t.Errorf("%s: %d fragments, drop %v, want %v", name, n, d, encap.DropFragmentFailed)
+		if n, d := encap.Fragment(test.into, p, test.mtu); n != 0 || d != drop.FragmentFailed {
+			t.Errorf("%s: %d fragments, drop %v, want %v", name, n, d, drop.FragmentFailed)
 		}
 	}
 }

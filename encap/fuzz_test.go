@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 )
@@ -37,15 +38,15 @@ func FuzzOuterEncapsulate_roundTrip(f *testing.F) {
 		o := encap.Outer{Local: local, Remote: remote, DSCP: int(dscp), DontFragmentInherit: df, TTL: ttl}
 		d := o.Encapsulate(b, inner, id)
 		switch {
-		case d == encap.DropInnerTTLZero && inner.TTL() == 0,
-			d == encap.DropInnerTooLong && inner.TotalLen() > encap.MaxInner,
-			d == encap.DropLoop && (inner.Source() == remote || bytes.Contains(p, append(local[:], remote[:]...))):
+		case d == drop.InnerTTLZero && inner.TTL() == 0,
+			d == drop.InnerTooLong && inner.TotalLen() > encap.MaxInner,
+			d == drop.Loop && (inner.Source() == remote || bytes.Contains(p, append(local[:], remote[:]...))):
 			return
-		case d != encap.DropNone:
+		case d != drop.None:
 			t.Fatal(d)
 		}
 		outer, d := encap.ParseOuter(b)
-		if d != encap.DropNone {
+		if d != drop.None {
 			t.Fatal(d)
 		}
 		if outer.ECN() != inner.ECN() || outer.DF() != (df && inner.DF()) || outer.DF() && outer.ID() != 0 {
@@ -53,7 +54,7 @@ func FuzzOuterEncapsulate_roundTrip(f *testing.F) {
 		}
 		// At the other end remote and local are the other way round.
 		kind, d := encap.Decapsulate(b, outer, remote, local)
-		if d != encap.DropNone || kind != encap.KindData {
+		if d != drop.None || kind != encap.KindData {
 			t.Fatal(kind, d)
 		}
 		if !bytes.Equal(b.Bytes(), p[:inner.TotalLen()]) {
@@ -75,11 +76,11 @@ func FuzzDecapsulate(f *testing.F) {
 		}
 		b := bufferOf(p)
 		outer, d := encap.ParseOuter(b)
-		if d != encap.DropNone {
+		if d != drop.None {
 			return
 		}
 		kind, d := encap.Decapsulate(b, outer, outer.Destination(), outer.Source())
-		if d != encap.DropNone {
+		if d != drop.None {
 			return
 		}
 		if kind == encap.KindEmpty {
@@ -101,7 +102,7 @@ func FuzzDecapsulate(f *testing.F) {
 			t.Fatalf("% x inside itself", b.Bytes())
 		}
 		if kind == encap.KindReflect {
-			if encap.ReflectAnswer(b, outer.Source()) == encap.DropNone {
+			if encap.ReflectAnswer(b, outer.Source()) == drop.None {
 				answer := parse(t, b.Bytes())
 				if !answer.HeaderChecksumValid() || answer.Source() != outer.Destination() || answer.Destination() != outer.Source() {
 					t.Fatalf("answer % x", b.Bytes())
@@ -109,7 +110,7 @@ func FuzzDecapsulate(f *testing.F) {
 			}
 			return
 		}
-		if d := encap.DeriveOffload(b, 1480); d == encap.DropNone && b.SegmentSize > 0 && b.Checksum != packet.ChecksumPartial {
+		if d := encap.DeriveOffload(b, 1480); d == drop.None && b.SegmentSize > 0 && b.Checksum != packet.ChecksumPartial {
 			t.Fatalf("%+v", b.Offload)
 		}
 	})
@@ -137,7 +138,7 @@ func FuzzFragment(f *testing.F) {
 		}
 		into := buffers(count, min(int(mtu), p.TotalLen()))
 		n, d := encap.Fragment(into, p, int(mtu))
-		if d != encap.DropNone || n != count {
+		if d != drop.None || n != count {
 			t.Fatalf("%d fragments of %d, drop %v", n, count, d)
 		}
 		if n > 1 {
@@ -166,7 +167,7 @@ func FuzzParseError(f *testing.F) {
 			binary.BigEndian.PutUint16(message[2:], ipv4.Checksum(message, 0))
 		}
 		e, d := encap.ParseError(b)
-		if d != encap.DropNone {
+		if d != drop.None {
 			return
 		}
 		if e.TooBig() && e.Unreachable() || e.Protocol == ipv4.ProtocolIPIP && e.SPI != 0 {
@@ -175,7 +176,7 @@ func FuzzParseError(f *testing.F) {
 		var p encap.PathMTU
 		link := max(int(linkMTU), encap.DefaultFloor)
 		changed, d := p.TooBig(start, &e, link)
-		if mtu := p.Effective(link); mtu < encap.DefaultFloor || mtu > link || changed != (mtu < link) || changed && (d != encap.DropNone || !e.DF) {
+		if mtu := p.Effective(link); mtu < encap.DefaultFloor || mtu > link || changed != (mtu < link) || changed && (d != drop.None || !e.DF) {
 			t.Fatalf("%+v: changed %v, drop %v, MTU %d", e, changed, d, mtu)
 		}
 	})
@@ -198,7 +199,7 @@ func FuzzDeriveOffload(f *testing.F) {
 			protocol = ipv4.ProtocolUDP
 		}
 		b := bufferOf(segmentOf(protocol, payload, false))
-		if d := encap.DeriveOffload(b, mtu); d != encap.DropNone || b.Checksum == packet.ChecksumPartial {
+		if d := encap.DeriveOffload(b, mtu); d != drop.None || b.Checksum == packet.ChecksumPartial {
 			t.Fatalf("finished: %+v, drop %v", b.Offload, d)
 		}
 		b = bufferOf(segmentOf(protocol, payload, true))
@@ -207,10 +208,10 @@ func FuzzDeriveOffload(f *testing.F) {
 		switch {
 		case b.Checksum == packet.ChecksumValid: // the ambiguous one in 65,536
 		case long && udp:
-			if d != encap.DropSuperpacketSizeUnknown {
+			if d != drop.SuperpacketSizeUnknown {
 				t.Fatalf("UDP of %d bytes: drop %v", b.Len(), d)
 			}
-		case d != encap.DropNone || b.Checksum != packet.ChecksumPartial || long != (b.SegmentSize > 0):
+		case d != drop.None || b.Checksum != packet.ChecksumPartial || long != (b.SegmentSize > 0):
 			t.Fatalf("partial, %d bytes: %+v, drop %v", b.Len(), b.Offload, d)
 		}
 	})

@@ -3,6 +3,7 @@ package encap
 import (
 	"encoding/binary"
 
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 )
@@ -46,16 +47,16 @@ const (
 // host, which would drop the message as a martian. Zero means the destination of inner, whose
 // reverse path leads through the tunnel.
 //
-// dst needs room for 576 bytes and must not share memory with inner. On DropICMPForbidden dst is
-// empty, and no message may be sent; either way inner itself counts as DropTooBig. The caller
+// dst needs room for 576 bytes and must not share memory with inner. On drop.ICMPForbidden dst is
+// empty, and no message may be sent; either way inner itself counts as drop.TooBig. The caller
 // limits the rate.
-func TooBig(dst *packet.Buffer, inner ipv4.Packet, mtu int, from [4]byte) Drop {
+func TooBig(dst *packet.Buffer, inner ipv4.Packet, mtu int, from [4]byte) drop.Reason {
 	return putUnreachable(dst, inner, codeTooBig, mtu, from)
 }
 
 // HostUnreachable makes the ICMP error for the sender of inner when the remote end is
 // unreachable: type 3, code 1. See TooBig.
-func HostUnreachable(dst *packet.Buffer, inner ipv4.Packet, from [4]byte) Drop {
+func HostUnreachable(dst *packet.Buffer, inner ipv4.Packet, from [4]byte) drop.Reason {
 	return putUnreachable(dst, inner, codeHostUnreachable, 0, from)
 }
 
@@ -68,11 +69,11 @@ func HostUnreachable(dst *packet.Buffer, inner ipv4.Packet, from [4]byte) Drop {
 //	+-------------------------------+-------------------------------+
 //	|     the packet it is about, as much as fits into 576 bytes    |
 //	+---------------------------------------------------------------+
-func putUnreachable(dst *packet.Buffer, inner ipv4.Packet, code uint8, mtu int, from [4]byte) Drop {
+func putUnreachable(dst *packet.Buffer, inner ipv4.Packet, code uint8, mtu int, from [4]byte) drop.Reason {
 	space := dst.Space()
 	h := inner.Header()
 	if !icmpAllowed(&h, inner.Payload()) {
-		return DropICMPForbidden
+		return drop.ICMPForbidden
 	}
 	if from == ([4]byte{}) {
 		from = h.Destination
@@ -95,7 +96,7 @@ func putUnreachable(dst *packet.Buffer, inner ipv4.Packet, code uint8, mtu int, 
 	copy(message[icmpHeaderLen:], quote)
 	binary.BigEndian.PutUint16(message[2:], ipv4.Checksum(message, 0))
 	dst.SetLen(total)
-	return DropNone
+	return drop.None
 }
 
 // icmpAllowed reports whether an ICMP error may be sent about a packet with header h and

@@ -8,12 +8,13 @@ import (
 	netipv4 "golang.org/x/net/ipv4"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 )
 
 func TestTooBig(t *testing.T) {
 	b := dirty(2000)
-	if d := encap.TooBig(b, parse(t, golden(t, goldenInner)), 1280, [4]byte{}); d != encap.DropNone {
+	if d := encap.TooBig(b, parse(t, golden(t, goldenInner)), 1280, [4]byte{}); d != drop.None {
 		t.Fatal(d)
 	}
 	wantBytes(t, "message", b.Bytes(), golden(t, `
@@ -30,7 +31,7 @@ func TestTooBig(t *testing.T) {
 func TestTooBig_source(t *testing.T) {
 	b := dirty(2000)
 	from := [4]byte{203, 0, 113, 9}
-	if d := encap.TooBig(b, parse(t, golden(t, goldenInner)), 1280, from); d != encap.DropNone {
+	if d := encap.TooBig(b, parse(t, golden(t, goldenInner)), 1280, from); d != drop.None {
 		t.Fatal(d)
 	}
 	if p := parse(t, b.Bytes()); p.Source() != from || !p.HeaderChecksumValid() {
@@ -43,7 +44,7 @@ func TestTooBig_quoteLength(t *testing.T) {
 	for _, size := range []int{0, 1, 8, 527, 528, 529, 1480} {
 		p := build(inner(), pattern(size))
 		b := dirty(2000)
-		if d := encap.TooBig(b, parse(t, p), 1280, [4]byte{}); d != encap.DropNone {
+		if d := encap.TooBig(b, parse(t, p), 1280, [4]byte{}); d != drop.None {
 			t.Fatal(d)
 		}
 		if want := min(576, 28+len(p)); b.Len() != want {
@@ -67,7 +68,7 @@ func TestTooBig_quoteLength(t *testing.T) {
 
 func TestHostUnreachable(t *testing.T) {
 	b := dirty(2000)
-	if d := encap.HostUnreachable(b, parse(t, golden(t, goldenInner)), [4]byte{}); d != encap.DropNone {
+	if d := encap.HostUnreachable(b, parse(t, golden(t, goldenInner)), [4]byte{}); d != drop.None {
 		t.Fatal(d)
 	}
 	message := parse(t, b.Bytes()).Payload()
@@ -84,21 +85,21 @@ func TestICMPAllowed(t *testing.T) {
 		name    string
 		change  func(*ipv4.Header)
 		payload []byte
-		want    encap.Drop
+		want    drop.Reason
 	}{
-		{"an ordinary packet", func(*ipv4.Header) {}, nil, encap.DropNone},
-		{"a first fragment", func(h *ipv4.Header) { h.MF = true }, nil, encap.DropNone},
-		{"a later fragment", func(h *ipv4.Header) { h.FragmentOffset = 8 }, nil, encap.DropICMPForbidden},
-		{"to multicast", func(h *ipv4.Header) { h.Destination = [4]byte{224, 0, 0, 1} }, nil, encap.DropICMPForbidden},
-		{"to broadcast", func(h *ipv4.Header) { h.Destination = [4]byte{255, 255, 255, 255} }, nil, encap.DropICMPForbidden},
-		{"from nobody", func(h *ipv4.Header) { h.Source = [4]byte{} }, nil, encap.DropICMPForbidden},
-		{"from loopback", func(h *ipv4.Header) { h.Source = [4]byte{127, 0, 0, 1} }, nil, encap.DropICMPForbidden},
-		{"from multicast", func(h *ipv4.Header) { h.Source = [4]byte{239, 0, 0, 1} }, nil, encap.DropICMPForbidden},
-		{"from broadcast", func(h *ipv4.Header) { h.Source = [4]byte{255, 255, 255, 255} }, nil, encap.DropICMPForbidden},
-		{"an ICMP request", func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolICMP }, echo, encap.DropNone},
-		{"an ICMP error", func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolICMP }, []byte{3, 1, 0, 0, 0, 0, 0, 0}, encap.DropICMPForbidden},
-		{"ICMP of unknown type", func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolICMP }, []byte{99, 0, 0, 0}, encap.DropICMPForbidden},
-		{"ICMP without a type", func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolICMP }, nil, encap.DropICMPForbidden},
+		{"an ordinary packet", func(*ipv4.Header) {}, nil, drop.None},
+		{"a first fragment", func(h *ipv4.Header) { h.MF = true }, nil, drop.None},
+		{"a later fragment", func(h *ipv4.Header) { h.FragmentOffset = 8 }, nil, drop.ICMPForbidden},
+		{"to multicast", func(h *ipv4.Header) { h.Destination = [4]byte{224, 0, 0, 1} }, nil, drop.ICMPForbidden},
+		{"to broadcast", func(h *ipv4.Header) { h.Destination = [4]byte{255, 255, 255, 255} }, nil, drop.ICMPForbidden},
+		{"from nobody", func(h *ipv4.Header) { h.Source = [4]byte{} }, nil, drop.ICMPForbidden},
+		{"from loopback", func(h *ipv4.Header) { h.Source = [4]byte{127, 0, 0, 1} }, nil, drop.ICMPForbidden},
+		{"from multicast", func(h *ipv4.Header) { h.Source = [4]byte{239, 0, 0, 1} }, nil, drop.ICMPForbidden},
+		{"from broadcast", func(h *ipv4.Header) { h.Source = [4]byte{255, 255, 255, 255} }, nil, drop.ICMPForbidden},
+		{"an ICMP request", func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolICMP }, echo, drop.None},
+		{"an ICMP error", func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolICMP }, []byte{3, 1, 0, 0, 0, 0, 0, 0}, drop.ICMPForbidden},
+		{"ICMP of unknown type", func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolICMP }, []byte{99, 0, 0, 0}, drop.ICMPForbidden},
+		{"ICMP without a type", func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolICMP }, nil, drop.ICMPForbidden},
 	} {
 		h := inner()
 		test.change(&h)
@@ -106,7 +107,7 @@ func TestICMPAllowed(t *testing.T) {
 		b := bufferOf([]byte("what was there before"))
 		if d := encap.TooBig(b, p, 1280, [4]byte{}); d != test.want {
 			t.Errorf("TooBig about %s: drop %v, want %v", test.name, d, test.want)
-		} else if (b.Len() == 0) != (d != encap.DropNone) {
+		} else if (b.Len() == 0) != (d != drop.None) {
 			t.Errorf("TooBig about %s: %d bytes", test.name, b.Len())
 		}
 		if d := encap.HostUnreachable(b, p, [4]byte{}); d != test.want {

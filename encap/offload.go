@@ -3,6 +3,7 @@ package encap
 import (
 	"encoding/binary"
 
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 )
@@ -15,17 +16,17 @@ import (
 // A checksum is partial if the field equals the pseudo-header sum and the full checksum is
 // wrong. A partial TCP packet longer than mtu, the tunnel's MTU in bytes, is a superpacket; its
 // segment size is lost, so it gets the largest that fits the tunnel. A partial UDP packet longer
-// than mtu is DropSuperpacketSizeUnknown, since datagram boundaries must be kept.
+// than mtu is drop.SuperpacketSizeUnknown, since datagram boundaries must be kept.
 //
 // Merged datagrams that together fit mtu, and a partial SCTP CRC, go undetected. If b.Checksum
 // is known already, b is unchanged. For nearly all packets the cost is adding up five words.
-func DeriveOffload(b *packet.Buffer, mtu int) Drop {
+func DeriveOffload(b *packet.Buffer, mtu int) drop.Reason {
 	if b.Checksum != packet.ChecksumUnknown {
-		return DropNone
+		return drop.None
 	}
 	p, err := ipv4.Parse(b.Bytes())
 	if err != nil || p.IsFragment() {
-		return DropNone // a packet is fragmented after its checksum is complete
+		return drop.None // a packet is fragmented after its checksum is complete
 	}
 	segment := p.Payload()
 	var field uint16
@@ -33,44 +34,44 @@ func DeriveOffload(b *packet.Buffer, mtu int) Drop {
 	switch p.Protocol() {
 	case ipv4.ProtocolTCP:
 		if len(segment) < 20 {
-			return DropNone
+			return drop.None
 		}
 		field = binary.BigEndian.Uint16(segment[16:])
 		transportHeaderLen = int(segment[12]>>4) * 4
 	case ipv4.ProtocolUDP:
 		if len(segment) < 8 {
-			return DropNone
+			return drop.None
 		}
 		length := int(binary.BigEndian.Uint16(segment[4:]))
 		if length < 8 || length > len(segment) {
-			return DropNone
+			return drop.None
 		}
 		segment = segment[:length]
 		field = binary.BigEndian.Uint16(segment[6:])
 	default:
-		return DropNone
+		return drop.None
 	}
 	pseudo := ipv4.PseudoHeaderSum(p.Source(), p.Destination(), p.Protocol(), len(segment))
 	if field != ipv4.Fold(pseudo) {
-		return DropNone
+		return drop.None
 	}
 	// One segment in 65,536 has a complete checksum that equals the pseudo-header sum.
 	if ipv4.Sum(segment, pseudo) == 0xffff {
 		b.Checksum = packet.ChecksumValid
-		return DropNone
+		return drop.None
 	}
 	if p.TotalLen() <= mtu {
 		b.Checksum = packet.ChecksumPartial
-		return DropNone
+		return drop.None
 	}
 	if p.Protocol() == ipv4.ProtocolUDP {
-		return DropSuperpacketSizeUnknown
+		return drop.SuperpacketSizeUnknown
 	}
 	size := mtu - p.HeaderLen() - transportHeaderLen
 	if transportHeaderLen < 20 || transportHeaderLen > len(segment) || size <= 0 {
-		return DropSuperpacketSizeUnknown
+		return drop.SuperpacketSizeUnknown
 	}
 	b.Checksum = packet.ChecksumPartial
 	b.SegmentSize = uint16(size)
-	return DropNone
+	return drop.None
 }

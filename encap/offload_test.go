@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 )
@@ -47,20 +48,20 @@ func TestDeriveOffload(t *testing.T) {
 		name string
 		p    []byte
 		want packet.Offload
-		drop encap.Drop
+		drop drop.Reason
 	}{
-		{"TCP", segment(ipv4.ProtocolTCP, 100, false), packet.Offload{}, encap.DropNone},
-		{"UDP", segment(ipv4.ProtocolUDP, 100, false), packet.Offload{}, encap.DropNone},
-		{"partial TCP", segment(ipv4.ProtocolTCP, 100, true), packet.Offload{Checksum: packet.ChecksumPartial}, encap.DropNone},
-		{"partial UDP", segment(ipv4.ProtocolUDP, 100, true), packet.Offload{Checksum: packet.ChecksumPartial}, encap.DropNone},
-		{"partial TCP of odd length", segment(ipv4.ProtocolTCP, 101, true), packet.Offload{Checksum: packet.ChecksumPartial}, encap.DropNone},
-		{"partial TCP of the MTU", segment(ipv4.ProtocolTCP, mtu-52, true), packet.Offload{Checksum: packet.ChecksumPartial}, encap.DropNone},
-		{"TCP superpacket", segment(ipv4.ProtocolTCP, mtu-51, true), packet.Offload{Checksum: packet.ChecksumPartial, SegmentSize: mtu - 52}, encap.DropNone},
-		{"large TCP superpacket", segment(ipv4.ProtocolTCP, 65000, true), packet.Offload{Checksum: packet.ChecksumPartial, SegmentSize: mtu - 52}, encap.DropNone},
-		{"UDP superpacket", segment(ipv4.ProtocolUDP, mtu, true), packet.Offload{}, encap.DropSuperpacketSizeUnknown},
-		{"long TCP with its checksum", segment(ipv4.ProtocolTCP, 8000, false), packet.Offload{}, encap.DropNone},
-		{"long UDP with its checksum", segment(ipv4.ProtocolUDP, 8000, false), packet.Offload{}, encap.DropNone},
-		{"GRE", build(inner(), pattern(8000)), packet.Offload{}, encap.DropNone},
+		{"TCP", segment(ipv4.ProtocolTCP, 100, false), packet.Offload{}, drop.None},
+		{"UDP", segment(ipv4.ProtocolUDP, 100, false), packet.Offload{}, drop.None},
+		{"partial TCP", segment(ipv4.ProtocolTCP, 100, true), packet.Offload{Checksum: packet.ChecksumPartial}, drop.None},
+		{"partial UDP", segment(ipv4.ProtocolUDP, 100, true), packet.Offload{Checksum: packet.ChecksumPartial}, drop.None},
+		{"partial TCP of odd length", segment(ipv4.ProtocolTCP, 101, true), packet.Offload{Checksum: packet.ChecksumPartial}, drop.None},
+		{"partial TCP of the MTU", segment(ipv4.ProtocolTCP, mtu-52, true), packet.Offload{Checksum: packet.ChecksumPartial}, drop.None},
+		{"TCP superpacket", segment(ipv4.ProtocolTCP, mtu-51, true), packet.Offload{Checksum: packet.ChecksumPartial, SegmentSize: mtu - 52}, drop.None},
+		{"large TCP superpacket", segment(ipv4.ProtocolTCP, 65000, true), packet.Offload{Checksum: packet.ChecksumPartial, SegmentSize: mtu - 52}, drop.None},
+		{"UDP superpacket", segment(ipv4.ProtocolUDP, mtu, true), packet.Offload{}, drop.SuperpacketSizeUnknown},
+		{"long TCP with its checksum", segment(ipv4.ProtocolTCP, 8000, false), packet.Offload{}, drop.None},
+		{"long UDP with its checksum", segment(ipv4.ProtocolUDP, 8000, false), packet.Offload{}, drop.None},
+		{"GRE", build(inner(), pattern(8000)), packet.Offload{}, drop.None},
 	} {
 		b := bufferOf(test.p)
 		if d := encap.DeriveOffload(b, mtu); d != test.drop || b.Offload != test.want {
@@ -95,11 +96,11 @@ func TestDeriveOffload_notApplicable(t *testing.T) {
 		"UDP without a checksum (zero)": append(segment(ipv4.ProtocolUDP, 100, false)[:26], make([]byte, 102)...),
 	} {
 		b := bufferOf(p)
-		if d := encap.DeriveOffload(b, 1480); d != encap.DropNone || b.Offload != (packet.Offload{}) {
+		if d := encap.DeriveOffload(b, 1480); d != drop.None || b.Offload != (packet.Offload{}) {
 			t.Errorf("%s: %+v, drop %v", name, b.Offload, d)
 		}
 	}
-	if d := encap.DeriveOffload(dirty(100), 1480); d != encap.DropNone {
+	if d := encap.DeriveOffload(dirty(100), 1480); d != drop.None {
 		t.Errorf("no packet: drop %v", d)
 	}
 }
@@ -107,7 +108,7 @@ func TestDeriveOffload_notApplicable(t *testing.T) {
 func TestDeriveOffload_alreadyKnown(t *testing.T) {
 	b := bufferOf(segment(ipv4.ProtocolTCP, 8000, true))
 	b.Offload = packet.Offload{Checksum: packet.ChecksumPartial, SegmentSize: 1000}
-	if d := encap.DeriveOffload(b, 1480); d != encap.DropNone || b.SegmentSize != 1000 {
+	if d := encap.DeriveOffload(b, 1480); d != drop.None || b.SegmentSize != 1000 {
 		t.Errorf("%+v, drop %v", b.Offload, d)
 	}
 }
@@ -121,7 +122,7 @@ func TestDeriveOffload_ambiguousChecksum(t *testing.T) {
 	binary.BigEndian.PutUint16(tcp[40:], 0)
 	binary.BigEndian.PutUint16(tcp[40:], ipv4.Checksum(tcp, pseudo))
 	buffer := bufferOf(p)
-	if d := encap.DeriveOffload(buffer, 1480); d != encap.DropNone || buffer.Offload != (packet.Offload{Checksum: packet.ChecksumValid}) {
+	if d := encap.DeriveOffload(buffer, 1480); d != drop.None || buffer.Offload != (packet.Offload{Checksum: packet.ChecksumValid}) {
 		t.Errorf("%+v, drop %v", buffer.Offload, d)
 	}
 }
@@ -138,8 +139,8 @@ func TestDeriveOffload_segmentSizeUnknown(t *testing.T) {
 		"no payload within the MTU":      {beyond, 52},
 		"data offset below the header's": {badOffset, 576},
 	} {
-		if d := encap.DeriveOffload(bufferOf(test.p), test.mtu); d != encap.DropSuperpacketSizeUnknown {
-			t.Errorf("%s: drop %v, want %v", name, d, encap.DropSuperpacketSizeUnknown)
+		if d := encap.DeriveOffload(bufferOf(test.p), test.mtu); d != drop.SuperpacketSizeUnknown {
+			t.Errorf("%s: drop %v, want %v", name, d, drop.SuperpacketSizeUnknown)
 		}
 	}
 }
@@ -148,7 +149,7 @@ func TestDeriveOffload_udpPadding(t *testing.T) {
 	p := segment(ipv4.ProtocolUDP, 100, true)
 	h := parse(t, p).Header()
 	b := bufferOf(build(h, append(bytes.Clone(p[20:]), 1, 2, 3))) // longer than the UDP length
-	if d := encap.DeriveOffload(b, 1480); d != encap.DropNone || b.Checksum != packet.ChecksumPartial {
+	if d := encap.DeriveOffload(b, 1480); d != drop.None || b.Checksum != packet.ChecksumPartial {
 		t.Errorf("%+v, drop %v", b.Offload, d)
 	}
 }

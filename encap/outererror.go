@@ -3,6 +3,7 @@ package encap
 import (
 	"encoding/binary"
 
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 )
 
@@ -38,24 +39,24 @@ type OuterError struct {
 }
 
 // ParseError parses the ICMP message in b, a whole, unchecked IPv4 packet.
-// DropOuterErrorUnrelated means that it does not quote a packet that a tunnel can have sent;
-// DropOuterErrorIgnored, that it is a source quench, redirect or parameter problem, on which a
+// drop.OuterErrorUnrelated means that it does not quote a packet that a tunnel can have sent;
+// drop.OuterErrorIgnored, that it is a source quench, redirect or parameter problem, on which a
 // tunnel does not act (RFC 2003, sections 4.2, 4.3 and 4.5).
-func ParseError(b []byte) (e OuterError, d Drop) {
+func ParseError(b []byte) (e OuterError, d drop.Reason) {
 	p, err := ipv4.Parse(b)
 	if err != nil || p.Protocol() != ipv4.ProtocolICMP || p.IsFragment() || !p.HeaderChecksumValid() {
-		return OuterError{}, DropOuterErrorMalformed
+		return OuterError{}, drop.OuterErrorMalformed
 	}
 	message := p.Payload()
 	if len(message) < icmpHeaderLen || ipv4.Sum(message, 0) != 0xffff {
-		return OuterError{}, DropOuterErrorMalformed
+		return OuterError{}, drop.OuterErrorMalformed
 	}
 	switch message[0] {
 	case icmpUnreachable, icmpTimeExceeded:
 	case icmpSourceQuench, icmpRedirect, icmpParameterProblem:
-		return OuterError{}, DropOuterErrorIgnored
+		return OuterError{}, drop.OuterErrorIgnored
 	default:
-		return OuterError{}, DropOuterErrorMalformed
+		return OuterError{}, drop.OuterErrorMalformed
 	}
 	quote := message[icmpHeaderLen:]
 	// RFC 4884, section 4.1: a sixth byte other than 0 is the length of the quote in 32-bit
@@ -65,14 +66,14 @@ func ParseError(b []byte) (e OuterError, d Drop) {
 	}
 	h, headerLen, err := ipv4.ParseHeader(quote)
 	if err != nil {
-		return OuterError{}, DropOuterErrorMalformed
+		return OuterError{}, drop.OuterErrorMalformed
 	}
 	if h.Protocol != ipv4.ProtocolIPIP && h.Protocol != ipv4.ProtocolESP && h.Protocol != ipv4.ProtocolUDP {
-		return OuterError{}, DropOuterErrorUnrelated
+		return OuterError{}, drop.OuterErrorUnrelated
 	}
 	quote = quote[:min(len(quote), h.TotalLen)] // quotes may be padded
 	if len(quote) < min(headerLen+minQuote, h.TotalLen) {
-		return OuterError{}, DropOuterErrorMalformed
+		return OuterError{}, drop.OuterErrorMalformed
 	}
 	e = OuterError{
 		Type: message[0], Code: message[1], Reporter: p.Source(),
@@ -90,20 +91,20 @@ func ParseError(b []byte) (e OuterError, d Drop) {
 const udpHeaderLen = 8
 
 // parsePayload parses the quoted payload of the outer packet.
-func (e *OuterError) parsePayload(quote []byte) Drop {
+func (e *OuterError) parsePayload(quote []byte) drop.Reason {
 	switch e.Protocol {
 	case ipv4.ProtocolIPIP:
-		return DropNone
+		return drop.None
 	case ipv4.ProtocolUDP:
 		if len(quote) < udpHeaderLen || binary.BigEndian.Uint16(quote) != ipv4.PortNATT {
-			return DropOuterErrorUnrelated
+			return drop.OuterErrorUnrelated
 		}
 		quote = quote[udpHeaderLen:]
 	}
 	if len(quote) >= 4 {
 		e.SPI = binary.BigEndian.Uint32(quote)
 	}
-	return DropNone
+	return drop.None
 }
 
 // TooBig reports whether the message is a datagram too big: type 3, code 4.

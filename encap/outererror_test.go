@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 )
 
@@ -31,7 +32,7 @@ const goldenOuterError = `
 
 func TestParseError(t *testing.T) {
 	e, d := encap.ParseError(golden(t, goldenOuterError))
-	if d != encap.DropNone {
+	if d != drop.None {
 		t.Fatal(d)
 	}
 	want := encap.OuterError{
@@ -56,13 +57,13 @@ func TestParseError_spi(t *testing.T) {
 		protocol uint8
 		quote    []byte
 		spi      uint32
-		drop     encap.Drop
+		drop     drop.Reason
 	}{
-		{"ESP", 50, spi, 0xdeadbeef, encap.DropNone},
-		{"ESP in UDP", 17, append(from(4500), spi...), 0xdeadbeef, encap.DropNone},
-		{"ESP in UDP, the least quote", 17, from(4500), 0, encap.DropNone},
-		{"another program's UDP", 17, append(from(4501), spi...), 0, encap.DropOuterErrorUnrelated},
-		{"TCP", 6, append(from(4500), spi...), 0, encap.DropOuterErrorUnrelated},
+		{"ESP", 50, spi, 0xdeadbeef, drop.None},
+		{"ESP in UDP", 17, append(from(4500), spi...), 0xdeadbeef, drop.None},
+		{"ESP in UDP, the least quote", 17, from(4500), 0, drop.None},
+		{"another program's UDP", 17, append(from(4501), spi...), 0, drop.OuterErrorUnrelated},
+		{"TCP", 6, append(from(4500), spi...), 0, drop.OuterErrorUnrelated},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			quote := build(ipv4.Header{TTL: 60, Protocol: test.protocol, Source: local, Destination: remote}, test.quote)
@@ -70,7 +71,7 @@ func TestParseError_spi(t *testing.T) {
 			if d != test.drop {
 				t.Fatalf("got %v, want %v", d, test.drop)
 			}
-			if d != encap.DropNone {
+			if d != drop.None {
 				return
 			}
 			if e.Protocol != test.protocol || e.SPI != test.spi || e.NextHopMTU != 1400 || e.DF {
@@ -112,7 +113,7 @@ func TestOuterErrorUnreachable(t *testing.T) {
 		{"fragment reassembly time exceeded", 11, 1, neither},
 	} {
 		e, d := encap.ParseError(outerError(test.typ, test.code, 1400, golden(t, goldenQuote)))
-		if d != encap.DropNone {
+		if d != drop.None {
 			t.Errorf("%s: ParseError: %v", test.name, d)
 			continue
 		}
@@ -130,8 +131,8 @@ func TestOuterErrorUnreachable(t *testing.T) {
 
 func TestParseError_ignored(t *testing.T) {
 	for _, typ := range []uint8{4, 5, 12} {
-		if _, d := encap.ParseError(outerError(typ, 0, 0, golden(t, goldenQuote))); d != encap.DropOuterErrorIgnored {
-			t.Errorf("type %d: drop %v, want %v", typ, d, encap.DropOuterErrorIgnored)
+		if _, d := encap.ParseError(outerError(typ, 0, 0, golden(t, goldenQuote))); d != drop.OuterErrorIgnored {
+			t.Errorf("type %d: drop %v, want %v", typ, d, drop.OuterErrorIgnored)
 		}
 	}
 }
@@ -160,16 +161,16 @@ func TestParseError_malformed(t *testing.T) {
 		"7 bytes of payload":     outerError(3, 1, 0, quote[:27]),
 		"RFC 4884 length 4 only": outerError(3, 1, 1<<16, quote),
 	} {
-		if _, d := encap.ParseError(b); d != encap.DropOuterErrorMalformed {
-			t.Errorf("%s: drop %v, want %v", name, d, encap.DropOuterErrorMalformed)
+		if _, d := encap.ParseError(b); d != drop.OuterErrorMalformed {
+			t.Errorf("%s: drop %v, want %v", name, d, drop.OuterErrorMalformed)
 		}
 	}
 }
 
 func TestParseError_unrelated(t *testing.T) {
 	h := inner()
-	if _, d := encap.ParseError(outerError(3, 1, 0, build(h, pattern(8)))); d != encap.DropOuterErrorUnrelated {
-		t.Errorf("drop %v, want %v", d, encap.DropOuterErrorUnrelated)
+	if _, d := encap.ParseError(outerError(3, 1, 0, build(h, pattern(8)))); d != drop.OuterErrorUnrelated {
+		t.Errorf("drop %v, want %v", d, drop.OuterErrorUnrelated)
 	}
 }
 
@@ -183,7 +184,7 @@ func TestParseError_extensionsAndPadding(t *testing.T) {
 		"padding":    outerError(3, 1, 0, append(bytes.Clone(quote), 9, 9, 9, 9)),
 		"extensions": outerError(3, 1, 7<<16, extended),
 	} {
-		if e, d := encap.ParseError(b); d != encap.DropNone || e.SPI != 0 {
+		if e, d := encap.ParseError(b); d != drop.None || e.SPI != 0 {
 			t.Errorf("%s: SPI %x, drop %v", name, e.SPI, d)
 		}
 	}
@@ -193,7 +194,7 @@ func TestParseError_extensionsAndPadding(t *testing.T) {
 func TestParseError_emptyProbe(t *testing.T) {
 	probe := build(ipv4.Header{TTL: 255, Protocol: 4, Source: local, Destination: remote}, nil)
 	e, d := encap.ParseError(outerError(3, 2, 0, probe))
-	if d != encap.DropNone || !e.ProtocolUnreachable() || e.Source != local || e.Destination != remote {
+	if d != drop.None || !e.ProtocolUnreachable() || e.Source != local || e.Destination != remote {
 		t.Fatalf("%+v, drop %v", e, d)
 	}
 }
@@ -203,7 +204,7 @@ func TestParseError_shortQuote(t *testing.T) {
 	quote := golden(t, goldenQuote)
 	for n := 28; n <= len(quote); n++ {
 		e, d := encap.ParseError(outerError(3, 4, 1400, quote[:n]))
-		if d != encap.DropNone || e.TotalLen != 52 || !e.DF || e.NextHopMTU != 1400 {
+		if d != drop.None || e.TotalLen != 52 || !e.DF || e.NextHopMTU != 1400 {
 			t.Fatalf("%d bytes: %+v, drop %v", n, e, d)
 		}
 	}

@@ -1,6 +1,10 @@
 package encap
 
-import "time"
+import (
+	"time"
+
+	"ipipd/internal/drop"
+)
 
 // The soft state of RFC 2003, section 5: what an encapsulator remembers about the path to the
 // remote end. It has no clock: time is an argument.
@@ -35,10 +39,10 @@ type PathMTU struct {
 }
 
 // TooBig processes a datagram too big; linkMTU is the MTU of the first hop, in bytes. If the
-// next-hop MTU is 0, the next plateau below the quoted length is used. DropOuterErrorNotBelieved
+// next-hop MTU is 0, the next plateau below the quoted length is used. drop.OuterErrorNotBelieved
 // means that no router would send it (the quoted packet has DF=0, or fits the next-hop MTU), or
 // that it is late: no message raises the estimate.
-func (p *PathMTU) TooBig(now time.Time, e *OuterError, linkMTU int) (changed bool, d Drop) {
+func (p *PathMTU) TooBig(now time.Time, e *OuterError, linkMTU int) (changed bool, d drop.Reason) {
 	mtu := e.NextHopMTU
 	if mtu == 0 {
 		mtu = plateauBelow(e.TotalLen)
@@ -50,13 +54,13 @@ func (p *PathMTU) TooBig(now time.Time, e *OuterError, linkMTU int) (changed boo
 	}
 	inUse := p.Effective(linkMTU)
 	if !e.DF || e.TotalLen <= mtu || mtu > inUse {
-		return false, DropOuterErrorNotBelieved
+		return false, drop.OuterErrorNotBelieved
 	}
 	if changed = mtu < inUse; !changed && p.mtu == 0 {
-		return false, DropNone // the first hop's MTU, already in use
+		return false, drop.None // the first hop's MTU, already in use
 	}
 	p.mtu, p.last = mtu, now
-	return changed, DropNone
+	return changed, drop.None
 }
 
 // Get returns the estimate in bytes; 0 if unknown.

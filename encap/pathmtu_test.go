@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 )
 
 var start = time.Date(2024, 5, 1, 12, 0, 0, 0, time.UTC)
@@ -23,14 +24,14 @@ func TestPathMTUTooBig(t *testing.T) {
 	for _, step := range []struct {
 		nextHopMTU  int
 		wantChanged bool
-		wantDrop    encap.Drop
+		wantDrop    drop.Reason
 		want        int
 	}{
-		{1400, true, encap.DropNone, 1400},
-		{1400, false, encap.DropNone, 1400},
-		{1450, false, encap.DropOuterErrorNotBelieved, 1400}, // late, or forged
-		{1300, true, encap.DropNone, 1300},
-		{1399, false, encap.DropOuterErrorNotBelieved, 1300},
+		{1400, true, drop.None, 1400},
+		{1400, false, drop.None, 1400},
+		{1450, false, drop.OuterErrorNotBelieved, 1400}, // late, or forged
+		{1300, true, drop.None, 1300},
+		{1399, false, drop.OuterErrorNotBelieved, 1300},
 	} {
 		if changed, d := p.TooBig(start, tooBig(step.nextHopMTU, 1500), 1500); changed != step.wantChanged || d != step.wantDrop || p.Get() != step.want {
 			t.Errorf("TooBig(%d): changed %v, drop %v, MTU %d, want %v, %v, %d",
@@ -49,17 +50,17 @@ func TestPathMTUTooBig_plausibility(t *testing.T) {
 		e            *encap.OuterError
 		link, before int // before: a next-hop MTU learnt before, or 0
 		want         int // Get after TooBig
-		drop         encap.Drop
+		drop         drop.Reason
 	}{
-		{"plausible", tooBig(1400, 1500), 1500, 0, 1400, encap.DropNone},
-		{"quoted-df-clear", &encap.OuterError{Type: 3, Code: 4, NextHopMTU: 1400, TotalLen: 1500}, 1500, 0, 0, encap.DropOuterErrorNotBelieved},
-		{"quoted-fits", tooBig(1400, 1400), 1500, 0, 0, encap.DropOuterErrorNotBelieved},
-		{"quoted-fits-the-floor", tooBig(100, 552), 1500, 0, 0, encap.DropOuterErrorNotBelieved},
-		{"quoted-superpacket", tooBig(1400, 64000), 1500, 0, 1400, encap.DropNone}, // a router with GRO
-		{"more-than-the-link", tooBig(9000, 60000), 1500, 0, 0, encap.DropOuterErrorNotBelieved},
-		{"as-the-link", tooBig(1500, 60000), 1500, 0, 0, encap.DropNone},
-		{"more-than-known", tooBig(1450, 1500), 1500, 1400, 1400, encap.DropOuterErrorNotBelieved},
-		{"more-than-a-link-that-shrank", tooBig(1350, 1500), 1300, 1400, 1400, encap.DropOuterErrorNotBelieved},
+		{"plausible", tooBig(1400, 1500), 1500, 0, 1400, drop.None},
+		{"quoted-df-clear", &encap.OuterError{Type: 3, Code: 4, NextHopMTU: 1400, TotalLen: 1500}, 1500, 0, 0, drop.OuterErrorNotBelieved},
+		{"quoted-fits", tooBig(1400, 1400), 1500, 0, 0, drop.OuterErrorNotBelieved},
+		{"quoted-fits-the-floor", tooBig(100, 552), 1500, 0, 0, drop.OuterErrorNotBelieved},
+		{"quoted-superpacket", tooBig(1400, 64000), 1500, 0, 1400, drop.None}, // a router with GRO
+		{"more-than-the-link", tooBig(9000, 60000), 1500, 0, 0, drop.OuterErrorNotBelieved},
+		{"as-the-link", tooBig(1500, 60000), 1500, 0, 0, drop.None},
+		{"more-than-known", tooBig(1450, 1500), 1500, 1400, 1400, drop.OuterErrorNotBelieved},
+		{"more-than-a-link-that-shrank", tooBig(1350, 1500), 1300, 1400, 1400, drop.OuterErrorNotBelieved},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var p encap.PathMTU
@@ -98,7 +99,7 @@ func TestPathMTUTooBig_plateaus(t *testing.T) {
 		{1006, 508}, {508, 296}, {297, 296}, {296, 68}, {69, 68},
 	} {
 		p := encap.PathMTU{Floor: 68}
-		if changed, d := p.TooBig(start, tooBig(0, test.quoted), 65535); !changed || d != encap.DropNone || p.Get() != test.want {
+		if changed, d := p.TooBig(start, tooBig(0, test.quoted), 65535); !changed || d != drop.None || p.Get() != test.want {
 			t.Errorf("quoted %d: changed %v, drop %v, MTU %d, want %d", test.quoted, changed, d, p.Get(), test.want)
 		}
 	}

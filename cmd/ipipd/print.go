@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"ipipd/internal/control"
+	"ipipd/internal/drop"
 	"ipipd/internal/tunnel"
 )
 
@@ -203,6 +204,15 @@ func printDetail(out io.Writer, s *tunnel.Status, now time.Time) error {
 		line{"tx-packet", strconv.FormatUint(s.TxPacket, 10)},
 		line{"tx-byte", strconv.FormatUint(s.TxByte, 10)},
 		line{"drops", formatDrops(s.Drops)})
+	if len(s.ProcessDrops) > 0 {
+		lines = append(lines, line{"process-drops", formatDrops(s.ProcessDrops)})
+	}
+	for reason := range drop.All() {
+		name := reason.String()
+		if s.Drops[name]+s.ProcessDrops[name] > 0 {
+			lines = append(lines, line{name, reason.Why() + "; remedy: " + reason.Remedy()})
+		}
+	}
 	width := 0
 	for _, l := range lines {
 		width = max(width, len(l.name))

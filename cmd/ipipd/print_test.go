@@ -83,6 +83,7 @@ func TestPrintDetail(t *testing.T) {
 	s.RxPacket, s.RxByte, s.TxPacket, s.TxByte = 12, 1008, 13, 1092
 	s.LastHeard = time.Date(2025, 1, 2, 3, 4, 5, 0, time.Local)
 	s.Drops = map[string]uint64{"loop": 1, "inner-ttl-zero": 12}
+	s.ProcessDrops = map[string]uint64{"unknown-peer": 3}
 	var b bytes.Buffer
 	if err := printDetail(&b, &s, s.LastHeard.Add(4*time.Second+999*time.Millisecond)); err != nil {
 		t.Fatal(err)
@@ -118,6 +119,10 @@ current-remote-address: 198.51.100.1
              tx-packet: 13
                tx-byte: 1092
                  drops: inner-ttl-zero=12,loop=1
+         process-drops: unknown-peer=3
+        inner-ttl-zero: TTL 0 is never encapsulated (RFC 2003, 3.1); remedy: look for a routing loop
+                  loop: an outer packet of the tunnel was routed into it, or one that came from its remote end (RFC 2003, 3.2); remedy: give the remote a route that does not go through the tunnel, or `+"`--underlay-device`"+`
+          unknown-peer: no tunnel of this process has these outer addresses (RFC 2003, 6.2); remedy: compare local and remote address of both ends. It is counted where a process has several tunnels; with one the kernel answers such a packet with ICMP protocol unreachable and counts it: `+"`nstat -az IpInUnknownProtos`"+`
 `, b.String())
 }
 
@@ -173,7 +178,8 @@ func TestPrintJSON(t *testing.T) {
     "rx-byte": 0,
     "tx-packet": 0,
     "tx-byte": 0,
-    "drops": {}
+    "drops": {},
+    "process-drops": {}
   }
 ]
 `, b.String())

@@ -8,6 +8,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 )
@@ -18,11 +19,11 @@ func decapsulate(t Tunnel, p []byte) []byte {
 	b := packet.New(len(p))
 	b.Set(p)
 	outer, d := encap.ParseOuter(b)
-	if d != encap.DropNone {
+	if d != drop.None {
 		return nil
 	}
 	kind, d := encap.Decapsulate(b, outer, t.Local, t.Remote)
-	if d != encap.DropNone || kind != encap.KindData {
+	if d != drop.None || kind != encap.KindData {
 		return nil
 	}
 	return b.Bytes()

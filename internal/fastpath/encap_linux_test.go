@@ -8,6 +8,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 )
 
@@ -20,7 +21,7 @@ func eligibleForEncap(t Tunnel, p []byte) bool {
 	outer := outerOf(t)
 	return inner.Protocol() != ipv4.ProtocolIPIP &&
 		len(p)+encap.Overhead <= t.PathMTU &&
-		outer.Encapsulate(buffer(p), inner, 1) == encap.DropNone
+		outer.Encapsulate(buffer(p), inner, 1) == drop.None
 }
 
 // checkEncap runs ipip_encap and compares the result with package encap.
@@ -42,7 +43,7 @@ func checkEncap(l *lab, t Tunnel, p []byte) (verdict int) {
 		l.t.Fatalf("%v: %x", err, out)
 	}
 	outer := outerOf(t)
-	if d := outer.Encapsulate(b, parsed, got.ID()); d != encap.DropNone {
+	if d := outer.Encapsulate(b, parsed, got.ID()); d != drop.None {
 		l.t.Fatal(d)
 	}
 	if !bytes.Equal(out, b.Bytes()) {

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"ipipd/internal/ipsec/esp"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipsec/ike"
 	"ipipd/internal/ipv4"
 	"ipipd/test/netlab"
@@ -230,13 +230,13 @@ func TestSession_interopStrongSwan(t *testing.T) {
 // checkNoDrops checks that packets were dropped only for want of an SA.
 func checkNoDrops(t *testing.T, e *endpoint) {
 	t.Helper()
-	for d, n := range e.session.Drops {
-		if d != esp.DropNoSA {
+	for d := range drop.All() {
+		if n := e.drops.Load(d); n != 0 && d != drop.ESPNoSA {
 			t.Errorf("%d packets dropped: %v", n, d)
 		}
-	}
-	for d, n := range e.manager.Drops {
-		t.Errorf("%d packets of nobody dropped: %v", n, d)
+		if n := e.strangers.Load(d); n != 0 {
+			t.Errorf("%d packets of nobody dropped: %v", n, d)
+		}
 	}
 }
 
@@ -294,7 +294,7 @@ func TestSession_interopStrongSwanWrongSecret(t *testing.T) {
 				}
 				netlab.Eventually(t, "the reason is named", func() bool { return strings.Contains(e.session.Status().Problem, "secret") })
 				for range 20 {
-					if d := e.send(e.ping(1, 100)); d != esp.DropNoSA {
+					if d := e.send(e.ping(1, 100)); d != drop.ESPNoSA {
 						t.Errorf("send: %v", d)
 					}
 				}

@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"ipipd/internal/ipsec/esp"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipsec/ike"
 	"ipipd/internal/packet"
 )
@@ -28,6 +28,9 @@ type Config struct {
 	// Event, if not nil, is called for each event; a problem that persists is reported
 	// once. It must not block.
 	Event func(Event)
+	// Dropped is called with received packets that an SA of the Session refused. It must
+	// not block.
+	Dropped func(why drop.Reason, n int)
 }
 
 // Options of a Manager. With the zero value nothing is received.
@@ -36,6 +39,8 @@ type Options struct {
 	// of UDP port 4500 of each local address. It must not block, but have a goroutine
 	// call Read until that returns os.ErrClosed.
 	Serve func(Receiver)
+	// Dropped is called with received ESP packets of no Session. It must not block.
+	Dropped func(why drop.Reason, n int)
 }
 
 // Receiver receives ESP packets, and authenticates and decrypts them. It is for one
@@ -53,8 +58,8 @@ type Receiver interface {
 type Manager struct {
 	serve func(Receiver)
 	table atomic.Pointer[saTable] // written under mu
-	// drops counts ESP packets that belong to no tunnel.
-	drops [esp.NumDrops]atomic.Uint64
+	// dropped is Options.Dropped.
+	dropped func(why drop.Reason, n int)
 
 	// socketsMu serializes opening and closing sockets. Closing a socket waits for its
 	// Receiver, which may wait for mu, so mu must not be held meanwhile.
@@ -86,9 +91,12 @@ type tunnelKey struct {
 
 // NewManager makes a Manager. Sockets are opened by Protect.
 func NewManager(o Options) *Manager {
-	m := &Manager{serve: o.Serve, ports: map[portsKey]*ports{}, negotiators: map[tunnelKey]*negotiator{}}
+	m := &Manager{serve: o.Serve, dropped: o.Dropped, ports: map[portsKey]*ports{}, negotiators: map[tunnelKey]*negotiator{}}
 	if m.serve == nil {
 		m.serve = func(Receiver) {}
+	}
+	if m.dropped == nil {
+		m.dropped = func(drop.Reason, int) {}
 	}
 	m.table.Store(&saTable{})
 	return m
@@ -142,7 +150,10 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 		inbox: make(chan datagram, inboxSize), cancel: cancel, done: make(chan struct{}),
 		inbound: map[uint32]*inboundSA{}, lastPackets: map[uint32]uint64{},
 	}
-	n.session = &Session{negotiator: n}
+	n.session = &Session{negotiator: n, dropped: cfg.Dropped}
+	if n.session.dropped == nil {
+		n.session.dropped = func(drop.Reason, int) {}
+	}
 	first := worstCaseFormat(cfg.Config)
 	n.session.espFormat.Store(&first)
 	m.negotiators[key] = n
@@ -222,15 +233,6 @@ func (m *Manager) Close() error {
 		return m.raw.Close()
 	}
 	return nil
-}
-
-// Drops iterates over the non-zero drop counters of packets that belong to no tunnel.
-func (m *Manager) Drops(yield func(esp.Drop, uint64) bool) {
-	for d := range m.drops {
-		if n := m.drops[d].Load(); n > 0 && !yield(esp.Drop(d), n) {
-			return
-		}
-	}
 }
 
 // deliver queues a copy of an IKE message for the tunnel between these addresses. port is

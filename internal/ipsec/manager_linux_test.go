@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ipipd/internal/ipsec/esp"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipsec/ike"
 	"ipipd/internal/packet"
 	"ipipd/test/netlab"
@@ -40,6 +40,8 @@ type endpoint struct {
 	count   atomic.Int64 // of all decrypted packets
 	pinged  uint16       // the next ping's sequence number
 	log     lockedBuffer
+	// drops are the session's, strangers of ESP packets that belong to none.
+	drops, strangers drop.Counters
 }
 
 type lockedBuffer struct {
@@ -61,7 +63,7 @@ func (l *lockedBuffer) String() string {
 
 func newEndpoint(t *testing.T, ns *netlab.NS, local, remote netip.Addr) *endpoint {
 	e := &endpoint{t: t, ns: ns, local: local, remote: remote, opened: make(chan []byte, 4096)}
-	e.manager = NewManager(Options{Serve: func(r Receiver) {
+	e.manager = NewManager(Options{Dropped: func(why drop.Reason, n int) { e.strangers.Add(why, uint64(n)) }, Serve: func(r Receiver) {
 		go func() {
 			batch := packet.NewBatch(16, packet.MaxSize)
 			for {
@@ -97,6 +99,7 @@ func newEndpoint(t *testing.T, ns *netlab.NS, local, remote netip.Addr) *endpoin
 
 func (e *endpoint) protect(cfg Config) error {
 	cfg.Local, cfg.Remote = e.local, e.remote
+	cfg.Dropped = func(why drop.Reason, n int) { e.drops.Add(why, uint64(n)) }
 	cfg.Event = func(event Event) { fmt.Fprintf(&e.log, "warning=%v %v\n", event.Warning(), event) }
 	var err error
 	e.ns.Do(func() { e.session, err = e.manager.Protect(cfg) })
@@ -118,16 +121,17 @@ func (e *endpoint) outer(n int, v byte) []byte {
 }
 
 // send encrypts and sends a packet as the data path does.
-func (e *endpoint) send(p []byte) esp.Drop {
+func (e *endpoint) send(p []byte) drop.Reason {
 	b := packet.New(packet.MaxSize)
 	b.Set(p)
-	if d := e.session.Seal(b); d != esp.DropNone {
+	if d := e.session.Seal(b); d != drop.None {
+		e.drops.Add(d, 1)
 		return d
 	}
 	if err := unix.Sendto(e.raw, b.Bytes(), 0, &unix.SockaddrInet4{Addr: e.remote.As4()}); err != nil {
 		e.t.Errorf("send: %v", err)
 	}
-	return esp.DropNone
+	return drop.None
 }
 
 // message returns an outer packet that contains cleartext.
@@ -158,7 +162,7 @@ func (e *endpoint) sendPeriodically(p []byte) *flow {
 				return
 			case <-time.After(2 * time.Millisecond):
 				f.stalled.Store(max(f.stalled.Load(), int64(time.Since(last))))
-				if e.send(p) == esp.DropNone {
+				if e.send(p) == drop.None {
 					f.sealed.Add(1)
 				} else if f.sealed.Load() != 0 {
 					f.dropped.Add(1)
@@ -305,7 +309,7 @@ func TestManager_noCleartext(t *testing.T) {
 				checkNoDrops(t, b)
 				b.manager.Close()
 				netlab.Eventually(t, "the SA is deleted when the peer has gone", func() bool { return !a.session.Established() })
-				if d := a.send(message); d != esp.DropNoSA {
+				if d := a.send(message); d != drop.ESPNoSA {
 					t.Errorf("after the peer has gone: %v", d)
 				}
 				gone := Event{Kind: EventDown}.String()
@@ -314,7 +318,7 @@ func TestManager_noCleartext(t *testing.T) {
 					t.Error("EventDown is emitted for Close")
 				}
 				a.session.Close()
-				if d := a.send(message); d != esp.DropNoSA {
+				if d := a.send(message); d != drop.ESPNoSA {
 					t.Errorf("after Close: %v", d)
 				}
 				var nESP, nUDP int

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"ipipd/internal/drop"
 	"ipipd/internal/ipsec/esp"
 	"ipipd/internal/ipsec/ike"
 	"ipipd/internal/packet"
@@ -76,7 +77,7 @@ func (p *pair) esp(port uint16) {
 	b := packet.New(2000)
 	b.Set(e.outer(100, 1))
 	p.out.SetPorts(0, 0) // Manager.open gets it without the UDP header
-	if d := p.out.Seal(b); d != esp.DropNone || !p.b.manager.open(b, port) {
+	if d := p.out.Seal(b); d != drop.None || !p.b.manager.open(b, port) {
 		p.t.Fatalf("not opened (%v)", d)
 	}
 }
@@ -86,7 +87,7 @@ func (p *pair) destination() uint16 {
 	p.t.Helper()
 	b := packet.New(2000)
 	b.Set((&endpoint{local: addressB, remote: addressA}).outer(100, 1))
-	if d := p.b.session.Seal(b); d != esp.DropNone {
+	if d := p.b.session.Seal(b); d != drop.None {
 		p.t.Fatal(d)
 	}
 	return uint16(b.Bytes()[22])<<8 | uint16(b.Bytes()[23])

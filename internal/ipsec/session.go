@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"ipipd/internal/drop"
 	"ipipd/internal/ipsec/esp"
 	"ipipd/internal/ipsec/ike"
 	"ipipd/internal/packet"
@@ -14,34 +15,25 @@ import (
 // Session holds the outbound SA of one tunnel. Its methods may be called concurrently.
 type Session struct {
 	outbound   atomic.Pointer[esp.Outbound]
-	drops      [esp.NumDrops]atomic.Uint64
+	dropped    func(why drop.Reason, n int) // of received packets
 	status     atomic.Pointer[Status]
 	espFormat  atomic.Pointer[espFormat]
 	negotiator *negotiator
 }
 
 // Seal encrypts the outer IPv4 packet of protocol 4 in b in place. Unless it returns
-// esp.DropNone the packet has been counted in Drops and must not be sent.
-func (s *Session) Seal(b *packet.Buffer) esp.Drop {
+// drop.None the packet must not be sent.
+func (s *Session) Seal(b *packet.Buffer) drop.Reason {
 	for {
-		o, d := s.outbound.Load(), esp.DropNoSA
+		o, d := s.outbound.Load(), drop.ESPNoSA
 		if o != nil {
 			d = o.Seal(b)
 		}
-		if d == esp.DropExhausted && s.outbound.Load() != o {
+		if d == drop.ESPExhausted && s.outbound.Load() != o {
 			continue // the SA was closed after Load; b is unchanged
-		}
-		if d != esp.DropNone {
-			s.drops[d].Add(1)
 		}
 		return d
 	}
-}
-
-// CountCleartext counts a packet from the peer that was not encrypted, and returns its Drop.
-func (s *Session) CountCleartext() esp.Drop {
-	s.drops[esp.DropCleartext].Add(1)
-	return esp.DropCleartext
 }
 
 // Established reports whether there is an outbound SA.
@@ -77,15 +69,6 @@ func worstCaseFormat(cfg ike.Config) espFormat {
 		}
 	}
 	return worst
-}
-
-// Drops iterates over the non-zero drop counters.
-func (s *Session) Drops(yield func(esp.Drop, uint64) bool) {
-	for d := range s.drops {
-		if n := s.drops[d].Load(); n > 0 && !yield(esp.Drop(d), n) {
-			return
-		}
-	}
 }
 
 // Status is the state of a Session as shown to an operator. It contains no secret.
@@ -170,26 +153,26 @@ type saTable map[saKey]*inboundSA
 
 // open authenticates and decrypts the IPv4 packet of protocol 50 in b, in place. from is
 // the source port if ESP was encapsulated in UDP, and else 0. It reports whether b is to
-// be delivered; a dropped packet has been counted.
+// be delivered; Options.Dropped or Config.Dropped is told of the others.
 func (m *Manager) open(b *packet.Buffer, from uint16) bool {
 	p := b.Bytes()
 	spi, ok := esp.SPI(b)
 	if !ok {
-		m.drops[esp.DropMalformed].Add(1)
+		m.dropped(drop.ESPMalformed, 1)
 		return false
 	}
 	key := saKey{remote: [4]byte(p[12:16]), local: [4]byte(p[16:20]), spi: spi}
 	sa := (*m.table.Load())[key]
 	if sa == nil || sa.udp != (from != 0) {
-		m.drops[esp.DropNoSA].Add(1)
+		m.dropped(drop.ESPNoSA, 1)
 		return false
 	}
 	switch d := sa.Open(b); {
-	case d == esp.DropExhausted && (*m.table.Load())[key] != sa: // removed after the lookup
-		m.drops[esp.DropNoSA].Add(1)
+	case d == drop.ESPExhausted && (*m.table.Load())[key] != sa: // removed after the lookup
+		m.dropped(drop.ESPNoSA, 1)
 		return false
-	case d != esp.DropNone:
-		sa.owner.session.drops[d].Add(1)
+	case d != drop.None:
+		sa.owner.session.dropped(d, 1)
 		return false
 	}
 	if from != 0 {

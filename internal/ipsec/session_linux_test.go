@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ipipd/internal/drop"
 	"ipipd/internal/ipsec/esp"
 	"ipipd/internal/ipsec/ike"
 	"ipipd/internal/packet"
@@ -92,7 +93,7 @@ func TestManagerOpen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	session := &Session{}
+	session := &Session{dropped: func(drop.Reason, int) {}}
 	n := &negotiator{manager: m, session: session, local: addressA, remote: addressB}
 	m.addSA(n.key(4711), &inboundSA{Inbound: in, owner: n})
 	from := func(source, destination [4]byte) *packet.Buffer {
@@ -102,7 +103,7 @@ func TestManagerOpen(t *testing.T) {
 		copy(p[16:], destination[:])
 		b := packet.New(200)
 		b.Set(p)
-		if d := out.Seal(b); d != esp.DropNone {
+		if d := out.Seal(b); d != drop.None {
 			t.Fatal(d)
 		}
 		return b
@@ -138,24 +139,15 @@ func TestSessionSeal_noSA(t *testing.T) {
 	e := &endpoint{local: addressA, remote: addressB}
 	b := packet.New(200)
 	b.Set(e.outer(50, 7))
-	if d := p.Seal(b); d != esp.DropNoSA {
+	if d := p.Seal(b); d != drop.ESPNoSA {
 		t.Errorf("Seal: %v", d)
 	}
-	if p.Established() || p.CountCleartext() != esp.DropCleartext {
+	if p.Established() {
 		t.Error("a session without an SA is established")
-	}
-	n := 0
-	for d, count := range p.Drops {
-		if n++; count != 1 || d != esp.DropNoSA && d != esp.DropCleartext {
-			t.Errorf("%v: %d", d, count)
-		}
-	}
-	if n != 2 {
-		t.Errorf("%d reasons", n)
 	}
 }
 
-// A packet that races with the removal of the SA counts as DropNoSA, not as DropExhausted.
+// A packet that races with the removal of the SA ends for ESPNoSA, not for ESPExhausted.
 func TestSessionSeal_concurrentClose(t *testing.T) {
 	cfg := esp.Config{
 		SPI: 4711, Suite: esp.Suite{Cipher: esp.AESCBC, KeyBits: 128, Integrity: esp.HMACSHA1},
@@ -163,12 +155,13 @@ func TestSessionSeal_concurrentClose(t *testing.T) {
 	}
 	p, e := &Session{}, &endpoint{local: addressA, remote: addressB}
 	var stop atomic.Bool
+	var drops drop.Counters
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for b := packet.New(200); !stop.Load(); {
 			b.Set(e.outer(50, 7))
-			p.Seal(b)
+			drops.Add(p.Seal(b), 1)
 		}
 	}()
 	for range 20_000 {
@@ -183,8 +176,8 @@ func TestSessionSeal_concurrentClose(t *testing.T) {
 	}
 	stop.Store(true)
 	<-done
-	if n := p.drops[esp.DropExhausted].Load(); n != 0 || p.drops[esp.DropNoSA].Load() == 0 {
-		t.Errorf("%d packets are counted as exhausted, %d as without an SA", n, p.drops[esp.DropNoSA].Load())
+	if n := drops.Load(drop.ESPExhausted); n != 0 || drops.Load(drop.ESPNoSA) == 0 {
+		t.Errorf("%d packets are counted as exhausted, %d as without an SA", n, drops.Load(drop.ESPNoSA))
 	}
 }
 
@@ -212,7 +205,7 @@ func TestReceiverRead_allocs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	session := &Session{}
+	session := &Session{dropped: func(drop.Reason, int) {}}
 	local := net.IPv4(127, 0, 0, 1).To4()
 	m.addSA(saKey{remote: [4]byte(local), local: [4]byte(local), spi: 4711}, &inboundSA{Inbound: in, owner: &negotiator{session: session}})
 	e := &endpoint{local: addressA, remote: addressB}
@@ -223,7 +216,7 @@ func TestReceiverRead_allocs(t *testing.T) {
 	to := &unix.SockaddrInet4{Addr: [4]byte(local)}
 	roundTrip := func() {
 		b.Set(p)
-		if d := out.Seal(b); d != esp.DropNone {
+		if d := out.Seal(b); d != drop.None {
 			t.Fatal(d)
 		}
 		if err := unix.Sendto(raw, b.Bytes(), 0, to); err != nil {

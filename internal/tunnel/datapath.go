@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 	"ipipd/internal/underlay"
@@ -90,22 +91,22 @@ func (o *outbound) forward(n int) error {
 	for _, b := range o.batch[:n] {
 		inner, err := ipv4.Parse(b.Bytes())
 		if err != nil {
-			t.drop(innerDrop(err))
+			t.drop(innerDrop(err), 1)
 			continue
 		}
 		// Encapsulate detects a loop. That must come before any ICMP error, since one about
 		// our own outer packet would set a wrong path MTU.
-		if d := route.outer.Encapsulate(b, inner, o.ids.next()); d != encap.DropNone {
-			t.drop(d)
+		if d := route.outer.Encapsulate(b, inner, o.ids.next()); d != drop.None {
+			t.drop(d, 1)
 			continue
 		}
-		if route.txDrop != encap.DropNone {
-			t.drop(route.txDrop)
+		if route.txDrop != drop.None {
+			t.drop(route.txDrop, 1)
 			t.sendICMPError(o.queue, o.icmp, encap.HostUnreachable(o.icmp, inner, anyRouter))
 			continue
 		}
 		if inner.TotalLen() > route.maxInner && route.outer.DontFragment(inner) {
-			t.drop(encap.DropTooBig)
+			t.drop(drop.TooBig, 1)
 			t.sendICMPError(o.queue, o.icmp, encap.TooBig(o.icmp, inner, route.maxInner, anyRouter))
 			continue
 		}
@@ -124,7 +125,7 @@ func (o *outbound) forward(n int) error {
 			t.counters.tx.add(sent, bytes)
 		}
 		if lost := len(out) - sent - refused; lost > 0 {
-			t.counters.drops.add(sendDrop(err), lost)
+			t.drop(sendDrop(err), lost)
 		}
 	}
 	o.batch = t.outboundBatch(o.batch)
@@ -132,17 +133,17 @@ func (o *outbound) forward(n int) error {
 }
 
 // sendICMPError writes the ICMP error in icmp to the TUN device, rate-limited. d is the reason
-// why the error could not be built, or DropNone.
-func (t *Tunnel) sendICMPError(queue tun.Queue, icmp *packet.Buffer, d encap.Drop) {
-	if d == encap.DropNone && !t.icmpLimit.allow(time.Now()) {
-		d = encap.DropICMPLimited
+// why the error could not be built, or drop.None.
+func (t *Tunnel) sendICMPError(queue tun.Queue, icmp *packet.Buffer, d drop.Reason) {
+	if d == drop.None && !t.icmpLimit.allow(time.Now()) {
+		d = drop.ICMPLimited
 	}
-	if d != encap.DropNone {
-		t.drop(d)
+	if d != drop.None {
+		t.drop(d, 1)
 		return
 	}
 	if _, err := queue.Write([]*packet.Buffer{icmp}); err != nil && !errors.Is(err, os.ErrClosed) {
-		t.drop(writeDrop(err))
+		t.drop(writeDrop(err), 1)
 	}
 }
 
@@ -175,13 +176,13 @@ func (e *Engine) inbound(receiver underlay.Receiver, sender underlay.Sender, ind
 		for i, b := range batch[:n] {
 			owners[i] = nil
 			outer, d := encap.ParseOuter(b)
-			if d != encap.DropNone {
-				e.drop(d)
+			if d != drop.None {
+				e.drop(d, 1)
 				continue
 			}
 			t := table.find(outer.Destination(), outer.Source())
 			if t == nil {
-				e.drop(encap.DropUnknownPeer)
+				e.drop(drop.UnknownPeer, 1)
 				continue
 			}
 			if encrypted := t.ipsecPolicy != nil; encrypted != bool(from) {
@@ -219,13 +220,13 @@ func (e *Engine) inbound(receiver underlay.Receiver, sender underlay.Sender, ind
 // delivered to the device. Probes and invalid packets are not.
 func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underlay.Sender, now time.Time) bool {
 	route := t.route.Load()
-	if route.txDrop == encap.DropNoLocalAddress {
-		t.engine.drop(encap.DropUnknownPeer) // in transit to the host that has the address
+	if route.txDrop == drop.NoLocalAddress {
+		t.engine.drop(drop.UnknownPeer, 1) // in transit to the host that has the address
 		return false
 	}
 	kind, d := encap.Decapsulate(b, outer, route.path.Local, route.path.Remote)
-	if d != encap.DropNone {
-		t.drop(d)
+	if d != drop.None {
+		t.drop(d, 1)
 		return false
 	}
 	t.noteReceived(now)
@@ -241,11 +242,11 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 	mtu := t.MTU()
 	if b.Checksum == packet.ChecksumUnknown {
 		d := encap.DeriveOffload(b, max(mtu, route.maxInner))
-		if (b.Checksum == packet.ChecksumPartial || d == encap.DropSuperpacketSizeUnknown) && t.engine.partialChecksums.observe(now) {
+		if (b.Checksum == packet.ChecksumPartial || d == drop.SuperpacketSizeUnknown) && t.engine.partialChecksums.observe(now) {
 			t.wakeSupervisor() // see updateReception
 		}
-		if d != encap.DropNone {
-			t.drop(d)
+		if d != drop.None {
+			t.drop(d, 1)
 			return false
 		}
 	} else if b.Checksum == packet.ChecksumPartial {
@@ -253,7 +254,7 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 	}
 	inner, err := ipv4.Parse(b.Bytes())
 	if err != nil {
-		t.drop(encap.DropReceivedMalformed)
+		t.drop(drop.ReceivedMalformed, 1)
 		return false
 	}
 	if t.echo != nil && t.echo.IsReply(inner) {
@@ -276,7 +277,7 @@ func (t *Tunnel) deliver(run []*packet.Buffer, index int) {
 	n, err := t.queues[index%len(t.queues)].Write(run)
 	t.counters.rx.add(packets-(len(run)-n), bytes)
 	if n < len(run) && !errors.Is(err, os.ErrClosed) {
-		t.counters.drops.add(writeDrop(err), len(run)-n)
+		t.drop(writeDrop(err), len(run)-n)
 	}
 }
 
@@ -284,11 +285,11 @@ func (t *Tunnel) deliver(run []*packet.Buffer, index int) {
 // would. It must not reach the device.
 func (t *Tunnel) answerProbe(b *packet.Buffer, sender underlay.Sender, route *route, now time.Time) {
 	if !t.reflectLimit.allow(now) {
-		t.drop(encap.DropReflectLimited)
+		t.drop(drop.ReflectLimited, 1)
 		return
 	}
-	if d := encap.ReflectAnswer(b, route.path.Remote); d != encap.DropNone {
-		t.drop(d)
+	if d := encap.ReflectAnswer(b, route.path.Remote); d != drop.None {
+		t.drop(d, 1)
 		return
 	}
 	t.sendLocal(t.newTransmitter(sender), b, &route.path)
@@ -298,39 +299,39 @@ func (t *Tunnel) answerProbe(b *packet.Buffer, sender underlay.Sender, route *ro
 // for one without.
 func (t *Tunnel) countPolicyMismatch(encrypted bool) {
 	if encrypted {
-		t.ipsecPolicy.countCleartext()
+		t.drop(drop.ESPPlainText, 1)
 	} else {
-		t.engine.drop(encap.DropUnknownPeer)
+		t.engine.drop(drop.UnknownPeer, 1)
 	}
 }
 
 // innerDrop maps a parse error of an inner packet to its drop reason.
-func innerDrop(err error) encap.Drop {
+func innerDrop(err error) drop.Reason {
 	if err == ipv4.ErrVersion {
-		return encap.DropInnerNotIPv4
+		return drop.InnerNotIPv4
 	}
-	return encap.DropInnerMalformed
+	return drop.InnerMalformed
 }
 
 // sendDrop maps an error of an underlay send to its drop reason.
-func sendDrop(err error) encap.Drop {
+func sendDrop(err error) drop.Reason {
 	switch {
 	case errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.EAGAIN):
-		return encap.DropQueueFull
+		return drop.QueueFull
 	case errors.Is(err, syscall.EMSGSIZE):
-		return encap.DropTooBig
+		return drop.TooBig
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETDOWN):
-		return encap.DropNoPath
+		return drop.NoPath
 	}
-	return encap.DropSendFailed
+	return drop.SendFailed
 }
 
 // writeDrop maps an error of a TUN write to its drop reason.
-func writeDrop(err error) encap.Drop {
+func writeDrop(err error) drop.Reason {
 	if errors.Is(err, syscall.EIO) { // the interface is down
-		return encap.DropReceivedNotRunning
+		return drop.ReceivedNotRunning
 	}
-	return encap.DropWriteFailed
+	return drop.WriteFailed
 }
 
 // idCounter allocates the Identification of outer packets with DF=0, which must not repeat

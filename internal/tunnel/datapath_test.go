@@ -10,9 +10,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 	"ipipd/keepalive"
@@ -144,13 +146,15 @@ func TestTunnelDecapsulate_faultyNetwork(t *testing.T) {
 	eventually(t, "b has accounted for all that arrived", func() bool {
 		s := b.Status()
 		sum := s.RxPacket
-		for _, n := range s.Drops {
-			sum += n
+		for _, drops := range []map[string]uint64{s.Drops, s.ProcessDrops} {
+			for _, n := range drops {
+				sum += n
+			}
 		}
 		return sum >= n-1 // one may be held back by the reordering wire
 	})
-	if s := b.Status(); len(s.Drops) < 4 {
-		t.Errorf("half of the packets were damaged, and the only reasons are %v", s.Drops)
+	if s := b.Status(); len(s.Drops)+len(s.ProcessDrops) < 4 {
+		t.Errorf("half of the packets were damaged, and the only reasons are %v and %v", s.Drops, s.ProcessDrops)
 	}
 	b.engine.Close()
 	<-done
@@ -341,6 +345,30 @@ func TestEngineRegister_concurrent(t *testing.T) {
 	churn.Wait()
 }
 
+// A packet of no tunnel is counted once for the process, and a tunnel's own for it alone: the sum
+// over all tunnels is right.
+func TestEngineDrop(t *testing.T) {
+	a, _ := pair(t, nil)
+	cfg := Default()
+	cfg.RemoteAddress = "203.0.113.7"
+	second, err := a.engine.Start(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.engine.drop(drop.UnknownPeer, 2)
+	a.drop(drop.TooBig, 3)
+	process := map[string]uint64{"unknown-peer": 2}
+	for tunnel, want := range map[*Tunnel]map[string]uint64{a.Tunnel: {"too-big": 3}, second: {}} {
+		s := tunnel.Status()
+		if d := cmp.Diff(want, s.Drops); d != "" {
+			t.Error(d)
+		}
+		if d := cmp.Diff(process, s.ProcessDrops); d != "" {
+			t.Error(d)
+		}
+	}
+}
+
 // A second tunnel with the same outer addresses is rejected.
 func TestEngineStart_duplicateAddresses(t *testing.T) {
 	a, _ := pair(t, nil)
@@ -438,7 +466,7 @@ func TestEngineInbound_unknownPeer(t *testing.T) {
 	if err := a.socket.Inject(buf.Bytes(), packet.Offload{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it is counted", func() bool { return a.Status().Drops["unknown-peer"] == 1 })
+	eventually(t, "it is counted", func() bool { return a.Status().ProcessDrops["unknown-peer"] == 1 })
 	if p := datagram(60, nil); !bytes.Equal(b.send(t, a, p), p) {
 		t.Error("it reached the host")
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/fastpath"
 	"ipipd/internal/ipsec"
 	"ipipd/internal/underlay"
@@ -54,7 +55,7 @@ type Engine struct {
 	openFastPath func() (*fastpath.FastPath, error)
 
 	table atomic.Pointer[table]
-	drops drops // of packets that belong to no tunnel
+	drops drop.Counters // of packets that belong to no tunnel
 
 	partialChecksums partialDetector
 	linkLayerFailed  atomic.Bool // a Receiver of the link layer has failed
@@ -183,8 +184,6 @@ func (e *Engine) failTunnels(err error, match func(*Tunnel) bool) {
 	}
 }
 
-func (e *Engine) drop(reason encap.Drop) { e.drops.add(reason, 1) }
-
 // Close closes all tunnels and the socket, and returns when the last thread has ended.
 func (e *Engine) Close() error {
 	var errs []error
@@ -250,9 +249,9 @@ func (e *Engine) receiveICMPErrors() {
 			return
 		}
 		outerErr, d := encap.ParseError(buf[:n])
-		if d != encap.DropNone {
-			if d != encap.DropOuterErrorUnrelated { // about another program's packets
-				e.drop(d)
+		if d != drop.None {
+			if d != drop.OuterErrorUnrelated { // about another program's packets
+				e.drop(d, 1)
 			}
 			continue
 		}

@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/fastpath"
 	"ipipd/keepalive"
 )
@@ -150,7 +150,7 @@ func (t *Tunnel) disableFastPath() {
 	s, _ := link.Stats()
 	t.counters.rx.add(int(s.RxPackets), s.RxBytes)
 	t.counters.tx.add(int(s.TxPackets), s.TxBytes)
-	t.counters.drops.add(encap.DropSendFailed, int(s.TxFailed))
+	t.drop(drop.SendFailed, int(s.TxFailed))
 	t.mergeLastReceived(s.LastReceived)
 	_ = link.Close()
 }

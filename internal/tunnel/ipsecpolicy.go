@@ -6,8 +6,8 @@ import (
 	"sync/atomic"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipsec"
-	"ipipd/internal/ipsec/esp"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 )
@@ -16,22 +16,22 @@ import (
 // encrypted or dropped. It lives as long as the tunnel. Its session is for one pair of outer
 // addresses and is replaced with them; without a session all packets are dropped.
 //
-// Seal, countCleartext, established, quotesSA and status are safe for concurrent use. The caller
+// Seal, established, quotesSA and status are safe for concurrent use. The caller
 // of the other methods holds the tunnel's mu, or is Start.
 type ipsecPolicy struct {
 	manager *ipsec.Manager
 	config  ipsec.Config // addresses and device as last rebound
 	session atomic.Pointer[ipsec.Session]
-	drops   [esp.NumDrops]atomic.Uint64 // of closed sessions, and without a session
 
 	local  netip.Addr
 	remote netip.Addr
 	device int
 }
 
-// newIPsecPolicy returns a policy without a session. changed is called after an SA
-// was established or lost, or maxInner may have changed. It must not block.
-func newIPsecPolicy(manager *ipsec.Manager, cfg *Config, log *slog.Logger, changed func()) (*ipsecPolicy, error) {
+// newIPsecPolicy returns a policy without a session. changed is called after an SA was established
+// or lost, or maxInner may have changed; dropped, with received ESP packets that an SA of the
+// tunnel refused. Neither may block.
+func newIPsecPolicy(manager *ipsec.Manager, cfg *Config, log *slog.Logger, changed func(), dropped func(drop.Reason, int)) (*ipsecPolicy, error) {
 	config, err := cfg.IPsec.config()
 	if err != nil {
 		return nil, err
@@ -42,7 +42,7 @@ func newIPsecPolicy(manager *ipsec.Manager, cfg *Config, log *slog.Logger, chang
 	}
 	p := &ipsecPolicy{manager: manager, config: config}
 	p.config.Mark = cfg.FwMark
-	p.config.Changed = changed
+	p.config.Changed, p.config.Dropped = changed, dropped
 	p.config.Event = func(e ipsec.Event) {
 		if e.Warning() {
 			log.Warn(e.String())
@@ -75,29 +75,16 @@ func (p *ipsecPolicy) rebind(local, remote [4]byte, device int) error {
 func (p *ipsecPolicy) close() {
 	if session := p.session.Swap(nil); session != nil {
 		session.Close()
-		for d, n := range session.Drops {
-			p.drops[d].Add(n)
-		}
 	}
 }
 
-// Seal encrypts an outer packet in place. Otherwise it counts and returns a drop reason, and the
-// packet must not be sent.
-func (p *ipsecPolicy) Seal(b *packet.Buffer) esp.Drop {
+// Seal encrypts an outer packet in place. Otherwise it returns a drop reason, and the packet must
+// not be sent.
+func (p *ipsecPolicy) Seal(b *packet.Buffer) drop.Reason {
 	if session := p.session.Load(); session != nil {
 		return session.Seal(b)
 	}
-	p.drops[esp.DropNoSA].Add(1)
-	return esp.DropNoSA
-}
-
-// countCleartext counts a received packet that was not encrypted.
-func (p *ipsecPolicy) countCleartext() {
-	if session := p.session.Load(); session != nil {
-		session.CountCleartext()
-		return
-	}
-	p.drops[esp.DropCleartext].Add(1)
+	return drop.ESPNoSA
 }
 
 func (p *ipsecPolicy) established() bool {
@@ -138,33 +125,12 @@ func (p *ipsecPolicy) status() (s ipsec.Status) {
 	return s
 }
 
-// addTo adds reason → count to m: this tunnel's drops, and the process's of ESP packets that belong
-// to no tunnel.
-func (p *ipsecPolicy) addTo(m map[string]uint64) {
-	add := func(d esp.Drop, n uint64) {
-		if n > 0 {
-			m[d.String()] += n
-		}
-	}
-	for d := range p.drops {
-		add(esp.Drop(d), p.drops[d].Load())
-	}
-	if session := p.session.Load(); session != nil {
-		for d, n := range session.Drops {
-			add(d, n)
-		}
-	}
-	for d, n := range p.manager.Drops {
-		add(d, n)
-	}
-}
-
 // ipsecManager returns the process's ipsec.Manager, created on first use.
 func (e *Engine) ipsecManager() *ipsec.Manager {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.ipsec == nil {
-		e.ipsec = ipsec.NewManager(ipsec.Options{Serve: e.serveESP})
+		e.ipsec = ipsec.NewManager(ipsec.Options{Serve: e.serveESP, Dropped: e.drop})
 	}
 	return e.ipsec
 }

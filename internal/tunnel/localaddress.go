@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"time"
 
-	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/keepalive"
 )
 
@@ -36,24 +36,24 @@ func (t *Tunnel) underlayDevice() (int, error) {
 }
 
 // txDropFor returns the route.txDrop for a local address; err is the error of the route look-up.
-// Unless it is DropNone, it closes the ipsecPolicy. The caller holds mu, or is Start.
-func (t *Tunnel) txDropFor(local [4]byte, err error) encap.Drop {
-	txDrop := encap.DropNone
+// Unless it is drop.None, it closes the ipsecPolicy. The caller holds mu, or is Start.
+func (t *Tunnel) txDropFor(local [4]byte, err error) drop.Reason {
+	txDrop := drop.None
 	if errors.Is(err, errNoUnderlayDevice) {
-		txDrop = encap.DropNoPath
+		txDrop = drop.NoPath
 	}
 	// On error the kernel decides for each packet.
 	if has, err := t.engine.network.AddressIsLocal(address(local)); err == nil && !has {
-		txDrop = encap.DropNoLocalAddress
+		txDrop = drop.NoLocalAddress
 	}
-	if txDrop != encap.DropNone && t.ipsecPolicy != nil {
+	if txDrop != drop.None && t.ipsecPolicy != nil {
 		t.ipsecPolicy.close()
 	}
 	return txDrop
 }
 
 // localAbsent reports whether the local address is not on this host.
-func (t *Tunnel) localAbsent() bool { return t.route.Load().txDrop == encap.DropNoLocalAddress }
+func (t *Tunnel) localAbsent() bool { return t.route.Load().txDrop == drop.NoLocalAddress }
 
 // replaceRoute stores a route. If the local address has appeared or gone, it resets the keepalive.
 // The caller is the supervisor, and holds mu.
@@ -88,7 +88,7 @@ func (t *Tunnel) resetKeepalive(now time.Time) {
 
 // waitingFor is Status.WaitingFor.
 func (t *Tunnel) waitingFor() string {
-	if route := t.route.Load(); route.txDrop == encap.DropNoLocalAddress {
+	if route := t.route.Load(); route.txDrop == drop.NoLocalAddress {
 		return "local-address " + address(route.path.Local).String() + ", which is not on this host"
 	}
 	return ""

@@ -36,12 +36,12 @@ func TestTunnelLocalAbsent(t *testing.T) {
 			t.Errorf("the inner sender gets no ICMP error: %v", m)
 		}
 		// Packets in transit to that address are neither accepted nor answered.
-		passed := a.Status().Drops["unknown-peer"]
+		passed := a.Status().ProcessDrops["unknown-peer"]
 		if err := b.device.Inject(datagram(100, nil)); err != nil {
 			t.Fatal(err)
 		}
 		b.probe()
-		eventually(t, "they are counted", func() bool { return a.Status().Drops["unknown-peer"] >= passed+2 })
+		eventually(t, "they are counted", func() bool { return a.Status().ProcessDrops["unknown-peer"] >= passed+2 })
 		if !lastReceived().Equal(before) {
 			t.Error("the peer heard something")
 		}

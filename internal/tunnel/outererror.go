@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 )
 
@@ -25,25 +26,25 @@ func (t *Tunnel) quotesOwn(e *encap.OuterError) bool {
 // relay the error, since the quote may be forged: forward sends an ICMP error for the inner
 // sender's next packet (RFC 2003, section 5).
 func (t *Tunnel) outerError(e *encap.OuterError, now time.Time) {
-	d := encap.DropOuterErrorIgnored
+	d := drop.OuterErrorIgnored
 	switch {
 	case !t.quotesOwn(e):
-		d = encap.DropOuterErrorNotBelieved
+		d = drop.OuterErrorNotBelieved
 	case e.TooBig():
 		d = t.tooBig(e, now)
 	case e.Unreachable():
 		d = t.unreachableError(e, now)
 	}
-	if d != encap.DropNone {
-		t.drop(d)
+	if d != drop.None {
+		t.drop(d, 1)
 	}
 }
 
 // tooBig handles fragmentation needed (3/4). A tunnel that never sets DF cannot get one from a
 // router, whatever DF the message quotes.
-func (t *Tunnel) tooBig(e *encap.OuterError, now time.Time) encap.Drop {
+func (t *Tunnel) tooBig(e *encap.OuterError, now time.Time) drop.Reason {
 	if !t.cfg.DontFragment {
-		return encap.DropOuterErrorNotBelieved
+		return drop.OuterErrorNotBelieved
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -59,9 +60,9 @@ func (t *Tunnel) tooBig(e *encap.OuterError, now time.Time) encap.Drop {
 // unreachableError handles destination unreachable, which is false for a peer that is alive. Not
 // all false ones are forged: a userspace peer's kernel answers protocol unreachable if the
 // receive buffer is full.
-func (t *Tunnel) unreachableError(e *encap.OuterError, now time.Time) encap.Drop {
+func (t *Tunnel) unreachableError(e *encap.OuterError, now time.Time) drop.Reason {
 	if t.peerAlive(now) {
-		return encap.DropOuterErrorNotBelieved
+		return drop.OuterErrorNotBelieved
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -79,7 +80,7 @@ func (t *Tunnel) unreachableError(e *encap.OuterError, now time.Time) encap.Drop
 			t.log.Warn(fmt.Sprintf("nothing at the remote takes protocol %d: set up its end of the tunnel", e.Protocol), "from", address(e.Reporter))
 		}
 	}
-	return encap.DropNone
+	return drop.None
 }
 
 // peerAlive reports whether a packet of the peer was received, by userspace or the fast path, within

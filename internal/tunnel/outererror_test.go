@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipsec"
 	"ipipd/internal/ipv4"
 	"ipipd/keepalive"
@@ -62,7 +63,7 @@ func TestTunnelUnreachableError_idlePeer(t *testing.T) {
 	p := datagram(100, nil)
 	b.send(t, a, p)
 	e, d := encap.ParseError(outerError(outerA, outerB, p, 1, 0))
-	if d != encap.DropNone {
+	if d != drop.None {
 		t.Fatal(d)
 	}
 	last := time.Now()
@@ -125,7 +126,7 @@ func TestTunnelOuterError_logLimit(t *testing.T) {
 		now := time.Now()
 		for range 10 {
 			e, d := encap.ParseError(outerError(outerA, outerB, p, 2, 0))
-			if d != encap.DropNone {
+			if d != drop.None {
 				t.Fatal(d)
 			}
 			now = now.Add(2 * recentlyReceived)

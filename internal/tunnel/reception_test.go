@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
 	"ipipd/internal/packet"
@@ -205,7 +206,7 @@ func partialTCP(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	outer := encap.Outer{Local: outerB.As4(), Remote: outerA.As4(), DSCP: encap.InheritDSCP, TTL: 64}
-	if d := outer.Encapsulate(b, inner, 1); d != encap.DropNone {
+	if d := outer.Encapsulate(b, inner, 1); d != drop.None {
 		t.Fatal(d)
 	}
 	return b.Bytes()

@@ -3,7 +3,7 @@ package tunnel
 import (
 	"sync/atomic"
 
-	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 )
@@ -12,7 +12,7 @@ import (
 // padded to separate cache lines.
 type counters struct {
 	tx, rx trafficCounter
-	drops  drops
+	drops  drop.Counters
 }
 
 // trafficCounter counts inner packets and their bytes, IPv4 header included.
@@ -27,20 +27,6 @@ func (d *trafficCounter) add(packets int, bytes uint64) {
 }
 
 func (d *trafficCounter) load() (packets, bytes uint64) { return d.packets.Load(), d.bytes.Load() }
-
-// drops counts dropped packets by reason.
-type drops [encap.NumDrops]atomic.Uint64
-
-func (d *drops) add(reason encap.Drop, n int) { d[reason].Add(uint64(n)) }
-
-// addTo adds reason → count to m, without zero counts.
-func (d *drops) addTo(m map[string]uint64) {
-	for i := range d {
-		if n := d[i].Load(); n > 0 {
-			m[encap.Drop(i).String()] += n
-		}
-	}
-}
 
 // countSegments returns the packets and bytes of a batch. A GRO or GSO packet counts as its segments,
 // headers included, as in package fastpath.

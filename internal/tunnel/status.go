@@ -61,6 +61,9 @@ type State struct {
 	TxByte   uint64 `json:"tx-byte"`
 	// Drops maps each reason to dropped packets. In JSON it is never null.
 	Drops map[string]uint64 `json:"drops"`
+	// ProcessDrops is the same of packets that belong to no tunnel of the process: equal in
+	// the State of each of them.
+	ProcessDrops map[string]uint64 `json:"process-drops"`
 }
 
 // NewStatus returns the settings of c with an empty State. Without a secret it omits the IPsec
@@ -117,6 +120,9 @@ func (s Status) MarshalJSON() ([]byte, error) {
 	}
 	if s.Drops == nil {
 		s.Drops = map[string]uint64{}
+	}
+	if s.ProcessDrops == nil {
+		s.ProcessDrops = map[string]uint64{}
 	}
 	state, err := json.Marshal(s.State)
 	if err != nil {

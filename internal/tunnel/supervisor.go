@@ -8,7 +8,7 @@ import (
 	"net/netip"
 	"time"
 
-	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/packet"
 	"ipipd/keepalive"
 )
@@ -173,8 +173,8 @@ func (t *Tunnel) probe() {
 	case keepalive.FormEcho:
 		b.Set(t.echo.Request())
 	}
-	if d := route.outer.EncapsulateProbe(b, t.ids.next()); d != encap.DropNone {
-		t.drop(d)
+	if d := route.outer.EncapsulateProbe(b, t.ids.next()); d != drop.None {
+		t.drop(d, 1)
 		return
 	}
 	t.sendLocal(t.tx, b, &route.path)

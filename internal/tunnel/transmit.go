@@ -6,7 +6,7 @@ import (
 	"syscall"
 
 	"ipipd/encap"
-	"ipipd/internal/ipsec/esp"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 	"ipipd/internal/underlay"
@@ -32,7 +32,7 @@ func (p plainTx) Write(batch []*packet.Buffer, path *underlay.Path) (sent, refus
 // newTransmitter returns the transmitter that all packets of this tunnel must use.
 func (t *Tunnel) newTransmitter(sender underlay.Sender) transmitter {
 	if t.ipsecPolicy != nil {
-		return newEncryptedTx(sender, t.ipsecPolicy)
+		return newEncryptedTx(sender, t.ipsecPolicy, t.drop)
 	}
 	return plainTx{sender}
 }
@@ -40,20 +40,20 @@ func (t *Tunnel) newTransmitter(sender underlay.Sender) transmitter {
 // sendLocal sends a packet that this process generated (a probe or its answer), and counts a
 // drop if it was not sent.
 func (t *Tunnel) sendLocal(tx transmitter, b *packet.Buffer, path *underlay.Path) {
-	if txDrop := t.route.Load().txDrop; txDrop != encap.DropNone {
-		t.drop(txDrop)
+	if txDrop := t.route.Load().txDrop; txDrop != drop.None {
+		t.drop(txDrop, 1)
 		return
 	}
 	sent, refused, err := tx.Write([]*packet.Buffer{b}, path)
 	if sent+refused == 0 && !errors.Is(err, os.ErrClosed) {
-		t.drop(sendDrop(err))
+		t.drop(sendDrop(err), 1)
 	}
 }
 
-// sealer encrypts an outer packet in place, as ipsecPolicy does. Unless it returns DropNone,
+// sealer encrypts an outer packet in place, as ipsecPolicy does. Unless it returns drop.None,
 // the packet must not be sent.
 type sealer interface {
-	Seal(b *packet.Buffer) esp.Drop
+	Seal(b *packet.Buffer) drop.Reason
 }
 
 // encryptedTx sends only packets that its session has encrypted. A tunnel with a secret has no
@@ -65,20 +65,22 @@ type sealer interface {
 type encryptedTx struct {
 	sender    underlay.Sender
 	session   sealer
+	dropped   func(drop.Reason, int) // called with the packets that session refuses
 	pending   []*packet.Buffer
 	fragments []*packet.Buffer
 	size      int // capacity of each of fragments, in bytes
 }
 
-func newEncryptedTx(sender underlay.Sender, session sealer) *encryptedTx {
-	return &encryptedTx{sender: sender, session: session}
+func newEncryptedTx(sender underlay.Sender, session sealer, dropped func(drop.Reason, int)) *encryptedTx {
+	return &encryptedTx{sender: sender, session: session, dropped: dropped}
 }
 
 // Write encrypts batch in place and sends it. See transmitter.
 func (s *encryptedTx) Write(batch []*packet.Buffer, path *underlay.Path) (sent, refused int, err error) {
 	s.pending = s.pending[:0]
 	for _, b := range batch {
-		if s.session.Seal(b) != esp.DropNone {
+		if why := s.session.Seal(b); why != drop.None {
+			s.dropped(why, 1)
 			refused++
 			continue
 		}
@@ -129,7 +131,7 @@ func (s *encryptedTx) fragment(b *packet.Buffer, path *underlay.Path) error {
 		s.fragments, s.size = packet.NewBatch(count, path.MTU), path.MTU
 	}
 	n, d := encap.Fragment(s.fragments[:count], p, path.MTU)
-	if d != encap.DropNone {
+	if d != drop.None {
 		return d
 	}
 	sent, err := s.sender.Write(s.fragments[:n], path)

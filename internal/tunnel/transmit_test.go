@@ -6,6 +6,7 @@ import (
 	"syscall"
 	"testing"
 
+	"ipipd/internal/drop"
 	"ipipd/internal/ipsec/esp"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
@@ -37,7 +38,7 @@ func (discardSender) Write(batch []*packet.Buffer, _ *underlay.Path) (int, error
 
 type noSA struct{}
 
-func (noSA) Seal(*packet.Buffer) esp.Drop { return esp.DropNoSA }
+func (noSA) Seal(*packet.Buffer) drop.Reason { return drop.ESPNoSA }
 
 func saPair(t *testing.T) (*esp.Outbound, *esp.Inbound) {
 	t.Helper()
@@ -67,10 +68,14 @@ func outerOf(length int, v byte, df bool) *packet.Buffer {
 // Without an SA nothing is sent.
 func TestEncryptedTxWrite_noSA(t *testing.T) {
 	w := &recordingSender{}
-	s := newEncryptedTx(w, noSA{})
+	var drops drop.Counters
+	s := newEncryptedTx(w, noSA{}, func(why drop.Reason, n int) { drops.Add(why, uint64(n)) })
 	sent, refused, err := s.Write([]*packet.Buffer{outerOf(100, 1, false), outerOf(3000, 2, false)}, &underlay.Path{MTU: 1500})
 	if sent != 0 || refused != 2 || err != nil || len(w.sent) != 0 {
 		t.Errorf("%d sent, %d refused, %v, %d on the wire", sent, refused, err, len(w.sent))
+	}
+	if n := drops.Load(drop.ESPNoSA); n != 2 {
+		t.Errorf("%d dropped, want 2", n)
 	}
 }
 
@@ -78,7 +83,7 @@ func TestEncryptedTxWrite_noSA(t *testing.T) {
 func TestEncryptedTxWrite_fragments(t *testing.T) {
 	out, in := saPair(t)
 	w := &recordingSender{}
-	s := newEncryptedTx(w, out)
+	s := newEncryptedTx(w, out, nil)
 	path := &underlay.Path{MTU: 1500}
 	var batch, want []*packet.Buffer
 	for i, length := range []int{100, 1458, 1459, 4000, 20, 60000, 500} {
@@ -114,7 +119,7 @@ func TestEncryptedTxWrite_fragments(t *testing.T) {
 		h.Put(whole)
 		b := packet.New(packet.MaxSize)
 		b.Set(whole)
-		if d := in.Open(b); d != esp.DropNone {
+		if d := in.Open(b); d != drop.None {
 			t.Fatalf("packet %d: %v", opened, d)
 		}
 		if !bytes.Equal(b.Bytes(), want[opened].Bytes()) {
@@ -130,7 +135,7 @@ func TestEncryptedTxWrite_fragments(t *testing.T) {
 func TestEncryptedTxWrite_dontFragment(t *testing.T) {
 	out, _ := saPair(t)
 	w := &recordingSender{}
-	sent, refused, err := newEncryptedTx(w, out).Write([]*packet.Buffer{outerOf(1459, 1, true), outerOf(1458, 2, true)}, &underlay.Path{MTU: 1500})
+	sent, refused, err := newEncryptedTx(w, out, nil).Write([]*packet.Buffer{outerOf(1459, 1, true), outerOf(1458, 2, true)}, &underlay.Path{MTU: 1500})
 	if sent != 1 || refused != 0 || !errors.Is(err, syscall.EMSGSIZE) || len(w.sent) != 1 {
 		t.Errorf("%d sent, %d refused, %v", sent, refused, err)
 	}
@@ -138,7 +143,7 @@ func TestEncryptedTxWrite_dontFragment(t *testing.T) {
 
 func TestEncryptedTxWrite_allocations(t *testing.T) {
 	out, _ := saPair(t)
-	s := newEncryptedTx(discardSender{}, out)
+	s := newEncryptedTx(discardSender{}, out, nil)
 	path := &underlay.Path{MTU: 1500}
 	batch := []*packet.Buffer{packet.New(4000), packet.New(4000)}
 	small, large := outerOf(1400, 1, false).Bytes(), outerOf(3900, 2, false).Bytes()

@@ -122,7 +122,7 @@ func (e *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 		t.pathMTU.Floor = floor
 	}
 	if cfg.IPsec.Wanted() {
-		ipsecPolicy, err := newIPsecPolicy(e.ipsecManager(), &t.cfg, slog.New(t.ifname), t.wakeSupervisor)
+		ipsecPolicy, err := newIPsecPolicy(e.ipsecManager(), &t.cfg, slog.New(t.ifname), t.wakeSupervisor, t.drop)
 		if err != nil {
 			return nil, err
 		}
@@ -261,14 +261,6 @@ func (t *Tunnel) fail(err error) {
 	go t.Close() // waits for the loop that calls fail
 }
 
-func (t *Tunnel) drop(reason encap.Drop) {
-	t.counters.drops.add(reason, 1)
-	if reason == encap.DropLoop && !t.loopLogged.Swap(true) {
-		t.log.Warn("a loop: outer packets of this tunnel are routed back into it; they are dropped",
-			"remedy", fmt.Sprintf("give %v a route that does not go through %s, or set underlay-device", address(t.route.Load().path.Remote), t.Name()))
-	}
-}
-
 // noteReceived records a packet of the peer. It wakes the supervisor only if that changes
 // the keepalive state or reachability.
 func (t *Tunnel) noteReceived(now time.Time) {
@@ -316,27 +308,14 @@ func (t *Tunnel) Status() Status {
 	s.PathMTU = route.path.MTU
 	s.FastPath = t.fastState()
 	s.RxPacket, s.RxByte, s.TxPacket, s.TxByte = t.totals()
-	// Drops that belong to no tunnel are counted per process and shown with each tunnel.
-	s.Drops = make(map[string]uint64)
-	for _, drops := range []*drops{&t.counters.drops, &t.engine.drops} {
-		drops.addTo(s.Drops)
-	}
+	s.Drops, s.ProcessDrops = t.dropCounts(), t.engine.dropCounts()
 	if t.ipsecPolicy != nil {
-		t.mu.Lock()
-		t.ipsecPolicy.addTo(s.Drops)
-		t.mu.Unlock()
 		state := t.ipsecPolicy.status()
 		state.Problem = cmp.Or(state.Problem, s.WaitingFor)
 		s.IPsec = state.Describe(time.Now())
 		if state.Established {
 			s.IPsecSPI = fmt.Sprintf("0x%08x/0x%08x", state.InboundSPI, state.OutboundSPI)
 		}
-	}
-	if n := t.fastStats().TxFailed; n > 0 {
-		s.Drops[encap.DropSendFailed.String()] += n
-	}
-	if n := t.engine.socket.Overflows(); n > 0 {
-		s.Drops[encap.DropReceiveOverflow.String()] = n
 	}
 	return s
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
 	"ipipd/internal/underlay"
@@ -17,8 +18,8 @@ type route struct {
 	path  underlay.Path
 	// maxInner is the largest inner packet that path takes unfragmented, in bytes.
 	maxInner   int
-	linkDevice int        // see receptionDevice
-	txDrop     encap.Drop // if not DropNone, the reason to drop all outgoing packets: see txDropFor
+	linkDevice int         // see receptionDevice
+	txDrop     drop.Reason // if not drop.None, the reason to drop all outgoing packets: see txDropFor
 }
 
 // maxInner is the largest inner packet in bytes that a path of that MTU takes unfragmented.
@@ -65,7 +66,7 @@ func (t *Tunnel) lookup() (*route, error) {
 	}
 	t.underlay = u
 	txDrop := t.txDropFor(local, nil)
-	if txDrop == encap.DropNone && t.ipsecPolicy != nil {
+	if txDrop == drop.None && t.ipsecPolicy != nil {
 		if err := t.ipsecPolicy.rebind(local, remote, device); err != nil {
 			return nil, err
 		}
@@ -82,7 +83,7 @@ func (t *Tunnel) lookup() (*route, error) {
 		linkDevice: t.receptionDevice(u, local, remote, device),
 		txDrop:     txDrop,
 	}
-	if txDrop != encap.DropNone {
+	if txDrop != drop.None {
 		next.path.Link = nil
 	}
 	return next, nil

@@ -22,7 +22,7 @@ func TestTunnelUpdateRoute(t *testing.T) {
 	if err := a.device.Inject(datagram(100, nil)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "b does not know who that is", func() bool { return b.Status().Drops["unknown-peer"] == 1 })
+	eventually(t, "b does not know who that is", func() bool { return b.Status().ProcessDrops["unknown-peer"] == 1 })
 
 	a.network.set(func(w *fakeNetwork) { w.err = errors.New("no route") })
 	a.network.set(func(w *fakeNetwork) { w.route, w.err = netstate.Route{Source: outerA.As4(), MTU: 1500}, nil })

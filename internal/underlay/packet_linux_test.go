@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 	"ipipd/test/netlab"
@@ -89,9 +90,9 @@ func TestPacketReceiver_reassembledFragments(t *testing.T) {
 			mustWrite(t, sender, pathA, outerPacket(pathA, size, 7))
 		}
 		for i, got := range read(t, flowReceiver(t, s), len(sizes), packet.MaxSize) {
-			outer, drop := encap.ParseOuter(got)
-			if drop != encap.DropNone || outer.TotalLen() != sizes[i] {
-				t.Fatalf("packet %d: %v, %d bytes of %d", i, drop, got.Len(), sizes[i])
+			outer, reason := encap.ParseOuter(got)
+			if reason != drop.None || outer.TotalLen() != sizes[i] {
+				t.Fatalf("packet %d: %v, %d bytes of %d", i, reason, got.Len(), sizes[i])
 			}
 			if string(outer.Payload()) != string(outerPacket(pathA, sizes[i], 7).Bytes()[20:]) {
 				t.Errorf("packet %d: the payload changed", i)
@@ -215,8 +216,8 @@ func TestPacketReceiver_noEthernetHeader(t *testing.T) {
 	if string(got[0].Bytes()) != string(sent) {
 		t.Errorf("by TUN: %x, want %x", got[0].Bytes(), sent)
 	}
-	if outer, drop := encap.ParseOuter(got[1]); drop != encap.DropNone || outer.TotalLen() != 200 {
-		t.Errorf("by loopback: %v", drop)
+	if outer, reason := encap.ParseOuter(got[1]); reason != drop.None || outer.TotalLen() != 200 {
+		t.Errorf("by loopback: %v", reason)
 	}
 }
 
@@ -232,8 +233,8 @@ func TestPacketReceiver_partialChecksum(t *testing.T) {
 		if got.Offload != want[i] {
 			t.Errorf("packet %d: offload is %+v, want %+v", i, got.Offload, want[i])
 		}
-		if _, drop := encap.ParseOuter(got); drop != encap.DropNone {
-			t.Errorf("packet %d: %v", i, drop)
+		if _, reason := encap.ParseOuter(got); reason != drop.None {
+			t.Errorf("packet %d: %v", i, reason)
 		}
 	}
 }
@@ -262,9 +263,9 @@ func TestPacketReceiver_groSegmentSize(t *testing.T) {
 	received, merged := 0, false
 	for received < segments*size {
 		got := read(t, r, 1, packet.MaxSize)[0]
-		outer, drop := encap.ParseOuter(got)
-		if drop != encap.DropNone {
-			t.Fatal(drop)
+		outer, reason := encap.ParseOuter(got)
+		if reason != drop.None {
+			t.Fatal(reason)
 		}
 		payload := outer.TotalLen() - 60
 		received += payload
@@ -303,7 +304,7 @@ func TestSetOffload_nestedTunnel(t *testing.T) {
 	}
 	b = nested()
 	setOffload(b, vnetHdr(unix.VIRTIO_NET_HDR_GSO_TCPV4, 50), 14)
-	if _, drop := encap.ParseOuter(b); drop == encap.DropNone {
+	if _, reason := encap.ParseOuter(b); reason == drop.None {
 		t.Error("a superpacket that cannot be described got through")
 	}
 	// An offset beyond the packet is not followed.

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ipipd/encap"
+	"ipipd/internal/drop"
 	"ipipd/internal/packet"
 	"ipipd/test/netlab"
 )
@@ -354,8 +355,8 @@ func TestReceiver_truncated(t *testing.T) {
 		s := open(t, b, o)
 		mustWrite(t, sender, pathA, outerPacket(pathA, 1500, 1))
 		got := read(t, activeReceiver(s, o), 1, 1499)[0]
-		if _, drop := encap.ParseOuter(got); drop != encap.DropOuterMalformed {
-			t.Errorf("%+v: %d bytes: %v, want %v", o, got.Len(), drop, encap.DropOuterMalformed)
+		if _, reason := encap.ParseOuter(got); reason != drop.OuterMalformed {
+			t.Errorf("%+v: %d bytes: %v, want %v", o, got.Len(), reason, drop.OuterMalformed)
 		}
 		s.Close()
 	}

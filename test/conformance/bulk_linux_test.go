@@ -87,7 +87,7 @@ func TestBulk_tcp(t *testing.T) {
 		}
 		streams.Wait()
 		for _, d := range []*netlab.Daemon{da, db} {
-			for reason, n := range d.Status().Drops {
+			for reason, n := range d.Status().AllDrops() {
 				switch reason {
 				case "queue-full", "receive-overflow": // what TCP is there for
 				default:

@@ -105,13 +105,14 @@ func TestDecapsulate_drops(t *testing.T) {
 				r.a.Run("ip", "address", "add", "192.0.2.9/32", "dev", "veth0")
 				r.from.send(test.packet)
 				r.settle()
-				switch s := r.d.Status(); {
+				status := r.d.Status()
+				switch drops := status.AllDrops(); {
 				case test.reason != "":
-					if s.Drops[test.reason] != 1 || len(s.Drops) != 1 {
-						t.Errorf("drops are %v, want one %s", s.Drops, test.reason)
+					if drops[test.reason] != 1 || len(drops) != 1 {
+						t.Errorf("drops are %v, want one %s", drops, test.reason)
 					}
-				case len(s.Drops) != 0 || inUnknownProtos(r.a) != 1:
-					t.Errorf("drops are %v, and the kernel counted %d, want none and 1", s.Drops, inUnknownProtos(r.a))
+				case len(drops) != 0 || inUnknownProtos(r.a) != 1:
+					t.Errorf("drops are %v, and the kernel counted %d, want none and 1", drops, inUnknownProtos(r.a))
 				}
 				if got := r.got(); len(got) != 0 {
 					t.Errorf("the host got %s", netlab.Describe(got[0].Packet))
@@ -281,7 +282,7 @@ func TestDecapsulate_interfaceDown(t *testing.T) {
 		netlab.Eventually(t, "the fast path is off", func() bool { return r.d.Status().FastPath != "active" })
 		r.from.send(outerBToA(datagram(bToA(1), 100)))
 		netlab.Eventually(t, "it is counted", func() bool {
-			drops := r.d.Status().Drops
+			drops := r.d.Status().AllDrops()
 			return drops["write-failed"]+drops["received-not-running"] == 1
 		})
 		if rx := r.d.Status().RxPacket; rx != 0 {
@@ -339,7 +340,7 @@ func TestDecapsulate_garbage(t *testing.T) {
 			netlab.Eventually(t, "every packet is accounted for", func() bool {
 				s := da.Status()
 				sum := s.RxPacket - before.RxPacket
-				for _, n := range s.Drops {
+				for _, n := range s.AllDrops() {
 					sum += n
 				}
 				if sum > uint64(sent) {
@@ -351,11 +352,11 @@ func TestDecapsulate_garbage(t *testing.T) {
 		s := da.Status()
 		for _, reason := range []string{"received-not-ipv4", "received-malformed", "received-checksum", "received-truncated", "received-ttl-zero"} {
 			if s.Drops[reason] == 0 {
-				t.Errorf("none of %d packets was %s: is the garbage too tame? %v", total, reason, s.Drops)
+				t.Errorf("none of %d packets was %s: is the garbage too tame? %v", total, reason, s.AllDrops())
 			}
 		}
-		if n := s.Drops["receive-overflow"] + s.Drops["unknown-peer"]; n != 0 {
-			t.Errorf("%d packets were dropped before they were parsed: %v", n, s.Drops)
+		if n := s.ProcessDrops["receive-overflow"] + s.ProcessDrops["unknown-peer"]; n != 0 {
+			t.Errorf("%d packets were dropped before they were parsed: %v", n, s.AllDrops())
 		}
 		if lines := strings.Count(da.Log(), "\n"); lines > 1 {
 			t.Errorf("the garbage is logged:\n%s", da.Log())

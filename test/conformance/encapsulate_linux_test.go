@@ -201,8 +201,8 @@ func TestEncapsulate_drops(t *testing.T) {
 				into.send(test.packet, good)
 				wire.Await(netlab.Outer(netlab.Payload(good)))
 				// With the fast path the good packet overtakes the other.
-				netlab.Eventually(t, "both are counted", func() bool { s := d.Status(); return s.TxPacket == 1 && len(s.Drops) > 0 })
-				if s := d.Status(); s.Drops[test.reason] != 1 || len(s.Drops) != 1 {
+				netlab.Eventually(t, "both are counted", func() bool { s := d.Status(); return s.TxPacket == 1 && len(s.AllDrops()) > 0 })
+				if s := d.Status(); s.Drops[test.reason] != 1 || len(s.AllDrops()) != 1 {
 					t.Errorf("drops are %v, want one %s", s.Drops, test.reason)
 				}
 				if got := wire.Matching(netlab.Protocol(ipv4.ProtocolIPIP)); len(got) != 1 {

@@ -32,7 +32,7 @@ func TestFragment_outer(t *testing.T) {
 				}
 				for _, d := range []*netlab.Daemon{da, db} {
 					netlab.Eventually(t, "two packets in each direction are counted", func() bool { s := d.Status(); return s.RxPacket == 2 && s.TxPacket == 2 })
-					if drops := d.Status().Drops; len(drops) != 0 {
+					if drops := d.Status().AllDrops(); len(drops) != 0 {
 						t.Errorf("drops are %v", drops)
 					}
 				}

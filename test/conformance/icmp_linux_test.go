@@ -103,9 +103,9 @@ func TestICMP_outerErrors(t *testing.T) {
 				if got := inside.Matching(netlab.Not(test.want)); len(got) != 0 {
 					t.Errorf("the sender got %s", netlab.Describe(got[0].Packet))
 				}
-				for reason := range d.Status().Drops {
+				for reason := range d.Status().AllDrops() {
 					if reason != "too-big" {
-						t.Errorf("drops are %v", d.Status().Drops)
+						t.Errorf("drops are %v", d.Status().AllDrops())
 					}
 				}
 			})

@@ -124,8 +124,8 @@ func TestReceive(t *testing.T) {
 			}
 			for name, d := range daemons {
 				netlab.Eventually(t, name+" has what is for it", func() bool { return d.Status().RxPacket >= n })
-				if s := d.Status(); s.RxPacket != n || s.Drops["unknown-peer"] != 0 {
-					t.Errorf("%s received %d packets, dropped %v", name, s.RxPacket, s.Drops)
+				if s := d.Status(); s.RxPacket != n || s.ProcessDrops["unknown-peer"] != 0 {
+					t.Errorf("%s received %d packets, dropped %v", name, s.RxPacket, s.AllDrops())
 				}
 			}
 		})

@@ -94,7 +94,7 @@ func TestIPsec_strongSwan(t *testing.T) {
 			s.Charon()
 			awaitRunning(t, d, true, "up")
 			ping(t, ours, peerInner, 56, "")
-			for reason, n := range d.Status().Drops {
+			for reason, n := range d.Status().AllDrops() {
 				if strings.HasPrefix(reason, "esp-") && reason != "esp-no-sa" {
 					t.Errorf("%d packets are dropped: %s", n, reason)
 				}

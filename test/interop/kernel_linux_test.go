@@ -28,8 +28,8 @@ func TestKernel_ping(t *testing.T) {
 	if fragments := wire.Matching(netlab.Protocol(ipv4.ProtocolIPIP), netlab.Fragmented(true)); len(fragments) > 0 {
 		t.Errorf("%d outer packets are fragments, such as %s", len(fragments), netlab.Describe(fragments[0].Packet))
 	}
-	if s := d.Status(); len(s.Drops) > 0 || s.ActualMTU != innerMTU {
-		t.Errorf("actual MTU is %d, drops are %v", s.ActualMTU, s.Drops)
+	if s := d.Status(); len(s.AllDrops()) > 0 || s.ActualMTU != innerMTU {
+		t.Errorf("actual MTU is %d, drops are %v", s.ActualMTU, s.AllDrops())
 	}
 }
 
@@ -107,7 +107,7 @@ func TestKernel_outerTTL(t *testing.T) {
 			ping(t, l.guest.Run, ourInner, 56, option)
 			wire.Await(sent(netlab.TTL(tt.wantOurs), request(netlab.TTL(tt.innerTTL))))
 			wire.Await(received(netlab.TTL(tt.wantKernel), request(netlab.TTL(tt.innerTTL))))
-			if drops := d.Status().Drops; len(drops) > 0 {
+			if drops := d.Status().AllDrops(); len(drops) > 0 {
 				t.Errorf("drops are %v", drops)
 			}
 		})
@@ -203,7 +203,7 @@ func TestKernel_outerFragments(t *testing.T) {
 	}
 	bulk(t, ours, l.guest.Run, peerInner, false)
 	bulk(t, ours, l.guest.Run, peerInner, true)
-	if drops := d.Status().Drops; len(drops) > 0 {
+	if drops := d.Status().AllDrops(); len(drops) > 0 {
 		t.Errorf("drops are %v", drops)
 	}
 }

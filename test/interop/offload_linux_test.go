@@ -214,7 +214,7 @@ func TestOffload_sameHostPeer(t *testing.T) {
 
 	datagram(t, peer, ours, ourInner)
 	wire.Await(netlab.Outer(netlab.Inner(netlab.Protocol(ipv4.ProtocolUDP), netlab.Not(netlab.TransportChecksum()))))
-	if drops := d.Status().Drops; len(drops) > 0 {
+	if drops := d.Status().AllDrops(); len(drops) > 0 {
 		t.Errorf("drops are %v", drops)
 	}
 }

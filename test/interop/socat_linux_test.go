@@ -44,8 +44,8 @@ func TestSocat_ping(t *testing.T) {
 	}
 	wire.Await(sent(netlab.TotalLen(1500), netlab.DF(false), netlab.TTL(255), request()))
 	wire.Await(received(netlab.TotalLen(1500), reply()))
-	if s := d.Status(); len(s.Drops) > 0 {
-		t.Errorf("drops are %v", s.Drops)
+	if s := d.Status(); len(s.AllDrops()) > 0 {
+		t.Errorf("drops are %v", s.AllDrops())
 	}
 }
 

@@ -16,24 +16,25 @@ import (
 var allowedImports = map[string][]string{
 	"internal/packet":    {},
 	"internal/ipv4":      {},
+	"internal/drop":      {},
 	"internal/fdguard":   {},
 	"internal/netstate":  {},
 	"internal/fastpath":  {},
 	"internal/control":   {},
 	"internal/confine":   {},
 	"tun":                {"internal/packet", "internal/ipv4", "internal/fdguard"},
-	"encap":              {"internal/packet", "internal/ipv4"},
+	"encap":              {"internal/packet", "internal/ipv4", "internal/drop"},
 	"mss":                {"internal/ipv4"},
 	"keepalive":          {"internal/ipv4"},
 	"internal/underlay":  {"internal/packet", "internal/ipv4", "internal/fdguard"},
-	"internal/ipsec/esp": {"internal/packet"},
+	"internal/ipsec/esp": {"internal/packet", "internal/drop"},
 	"internal/ipsec/ike": {"internal/ipsec/esp"},
-	"internal/ipsec":     {"internal/packet", "internal/ipv4", "internal/fdguard", "internal/ipsec/esp", "internal/ipsec/ike"},
+	"internal/ipsec":     {"internal/packet", "internal/ipv4", "internal/drop", "internal/fdguard", "internal/ipsec/esp", "internal/ipsec/ike"},
 	"internal/tunnel": {
 		"tun", "encap", "mss", "keepalive", "internal/underlay", "internal/fastpath", "internal/netstate",
-		"internal/ipsec", "internal/ipsec/esp", "internal/ipsec/ike", "internal/packet", "internal/ipv4",
+		"internal/ipsec", "internal/ipsec/ike", "internal/packet", "internal/ipv4", "internal/drop",
 	},
-	"cmd/ipipd": {"internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4"},
+	"cmd/ipipd": {"internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4", "internal/drop"},
 }
 
 // moduleOwners says which packages alone may import a module that the others are not to

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -82,6 +83,7 @@ type Status struct {
 	TxPacket             uint64            `json:"tx-packet"`
 	TxByte               uint64            `json:"tx-byte"`
 	Drops                map[string]uint64 `json:"drops"`
+	ProcessDrops         map[string]uint64 `json:"process-drops"`
 }
 
 // Up starts `ipipd up --name NAME ARGS` in the namespace and returns when the tunnel is
@@ -215,10 +217,19 @@ func (d *Daemon) Status() Status {
 	return list[0]
 }
 
-// Drops returns the drop counter of a reason.
+// Drops returns the drop counter of a reason: the tunnel's, or the process's.
 func (d *Daemon) Drops(reason string) uint64 {
 	d.t.Helper()
-	return d.Status().Drops[reason]
+	return d.Status().AllDrops()[reason]
+}
+
+// AllDrops returns the tunnel's and the process's drop counters.
+func (s Status) AllDrops() map[string]uint64 {
+	all := maps.Clone(s.Drops)
+	for reason, n := range s.ProcessDrops {
+		all[reason] += n
+	}
+	return all
 }
 
 // Eventually polls a condition until it is true, and fails the test after Timeout.

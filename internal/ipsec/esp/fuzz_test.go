@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"testing"
 
+	"ipipd/internal/drop"
 	"ipipd/internal/packet"
 )
 
@@ -20,14 +21,14 @@ func FuzzInboundOpen(f *testing.F) {
 		_, i := pair(t, Config{Suite: suites[int(which)%len(suites)], ESN: which&0x80 != 0})
 		b := packet.New(3000)
 		b.Set(p)
-		if len(p) > 9 && p[9] == 17 && StripUDP(b) != DropNone {
+		if len(p) > 9 && p[9] == 17 && StripUDP(b) != drop.None {
 			return
 		}
 		d := i.Open(b)
 		SPI(b)
 		ClassifyUDP(p)
-		if d == DropNone {
-			if _, d := checkIPv4(b.Bytes()); d != DropNone {
+		if d == drop.None {
+			if _, d := checkIPv4(b.Bytes()); d != drop.None {
 				t.Fatalf("opened to %v: %x", d, b.Bytes())
 			}
 		}
@@ -43,10 +44,10 @@ func FuzzOutboundSeal(f *testing.F) {
 		o, i := pair(t, Config{Suite: suites[int(which)%len(suites)], ESN: which&0x80 != 0})
 		b := packet.New(3000)
 		b.Set(p)
-		if d := o.Seal(b); d != DropNone {
+		if d := o.Seal(b); d != drop.None {
 			return
 		}
-		if d := i.Open(b); d != DropNone {
+		if d := i.Open(b); d != drop.None {
 			t.Fatalf("own packet: %v", d)
 		}
 		want := bytes.Clone(p)

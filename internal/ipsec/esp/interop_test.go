@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"ipipd/internal/drop"
 	"ipipd/internal/packet"
 )
 
@@ -69,7 +70,7 @@ func TestInboundOpen_interopScapy(t *testing.T) {
 		}
 		b := packet.New(2000)
 		b.Set(unhex(t, lines[2*n+1]))
-		if d := inbound[n].Open(b); d != DropNone || !bytes.Equal(b.Bytes(), want) {
+		if d := inbound[n].Open(b); d != drop.None || !bytes.Equal(b.Bytes(), want) {
 			t.Errorf("%v: opening scapy's packet: %v\n%x", s, d, b.Bytes())
 		}
 	}

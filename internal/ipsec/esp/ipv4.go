@@ -1,6 +1,10 @@
 package esp
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"ipipd/internal/drop"
+)
 
 // IP protocol numbers.
 const (
@@ -9,21 +13,21 @@ const (
 	protocolUDP  = 17
 )
 
-// checkIPv4 returns the header's length in bytes, or a Drop unless p is exactly one
+// checkIPv4 returns the header's length in bytes, or a drop.Reason unless p is exactly one
 // unfragmented IPv4 datagram.
-func checkIPv4(p []byte) (headerLen int, d Drop) {
+func checkIPv4(p []byte) (headerLen int, d drop.Reason) {
 	if len(p) < 20 || p[0]>>4 != 4 {
-		return 0, DropMalformed
+		return 0, drop.ESPMalformed
 	}
 	headerLen = int(p[0]&15) * 4
 	if headerLen < 20 || headerLen > len(p) || int(binary.BigEndian.Uint16(p[2:])) != len(p) {
-		return 0, DropMalformed
+		return 0, drop.ESPMalformed
 	}
 	const moreAndOffset = 0x3fff
 	if binary.BigEndian.Uint16(p[6:])&moreAndOffset != 0 {
-		return 0, DropFragment
+		return 0, drop.ESPFragment
 	}
-	return headerLen, DropNone
+	return headerLen, drop.None
 }
 
 // finishIPv4 sets total length, protocol and header checksum of p.

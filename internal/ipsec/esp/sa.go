@@ -8,6 +8,7 @@ import (
 	"errors"
 	"sync/atomic"
 
+	"ipipd/internal/drop"
 	"ipipd/internal/packet"
 )
 
@@ -118,20 +119,20 @@ func (o *Outbound) Bytes() uint64 { return o.bytes.Load() }
 // NeedsRekey reports whether the soft lifetime has ended.
 func (o *Outbound) NeedsRekey() bool { return o.sequence.Load() > o.limit-o.limit/softFraction }
 
-// Close makes every later Seal return DropExhausted.
+// Close makes every later Seal return drop.ESPExhausted.
 func (o *Outbound) Close() { o.closed.Store(true) }
 
 // Seal turns the IPv4 packet in b into an ESP packet in transport mode, in place. Of the
-// IPv4 header only protocol, total length and checksum change. If Seal returns a Drop, b is
+// IPv4 header only protocol, total length and checksum change. If Seal returns a drop.Reason, b is
 // unchanged: as it is cleartext, it must not be sent.
-func (o *Outbound) Seal(b *packet.Buffer) Drop {
+func (o *Outbound) Seal(b *packet.Buffer) drop.Reason {
 	p := b.Bytes()
 	hl, d := checkIPv4(p)
-	if d != DropNone {
+	if d != drop.None {
 		return d
 	}
 	if p[9] != o.protocol {
-		return DropSelector
+		return drop.ESPSelector
 	}
 	var (
 		ports   = o.ports.Load()
@@ -147,12 +148,12 @@ func (o *Outbound) Seal(b *packet.Buffer) Drop {
 	}
 	size := hl + udp + front + payload + pad + trailerLen + icv
 	if size > packet.MaxSize || front+udp > b.Headroom() || size-len(p)-front-udp > b.Tailroom() {
-		return DropNoRoom
+		return drop.ESPNoRoom
 	}
 	// The counter grows beyond the limit, but cannot wrap at 2^64.
 	sequence := o.sequence.Add(1)
 	if sequence > o.limit || o.closed.Load() {
-		return DropExhausted
+		return drop.ESPExhausted
 	}
 	o.bytes.Add(uint64(payload))
 
@@ -192,7 +193,7 @@ func (o *Outbound) Seal(b *packet.Buffer) Drop {
 	}
 	finishIPv4(p, hl, proto)
 	b.Offload = packet.Offload{}
-	return DropNone
+	return drop.None
 }
 
 // Inbound is an inbound SA. Its methods may be called concurrently.
@@ -242,22 +243,22 @@ func (i *Inbound) Packets() uint64 { return i.packets.Load() }
 // Bytes returns the number of payload bytes opened, without the IPv4 header.
 func (i *Inbound) Bytes() uint64 { return i.bytes.Load() }
 
-// Close makes every later Open return DropExhausted.
+// Close makes every later Open return drop.ESPExhausted.
 func (i *Inbound) Close() { i.closed.Store(true) }
 
 // Open authenticates and decrypts the IPv4 packet of protocol 50 in b, in place. If it
-// returns a Drop, the contents of b are undefined.
+// returns a drop.Reason, the contents of b are undefined.
 //
 // Only the payload and its protocol are authenticated: transport mode does not protect the
 // IPv4 header.
-func (i *Inbound) Open(b *packet.Buffer) Drop {
+func (i *Inbound) Open(b *packet.Buffer) drop.Reason {
 	p := b.Bytes()
 	hl, d := checkIPv4(p)
-	if d != DropNone {
+	if d != drop.None {
 		return d
 	}
 	if i.closed.Load() {
-		return DropExhausted
+		return drop.ESPExhausted
 	}
 	var (
 		body    = p[hl:]
@@ -266,7 +267,7 @@ func (i *Inbound) Open(b *packet.Buffer) Drop {
 	)
 	if p[9] != ProtocolESP || text < trailerLen || text&(i.suite.align()-1) != 0 ||
 		binary.BigEndian.Uint32(body) != i.spi {
-		return DropMalformed
+		return drop.ESPMalformed
 	}
 	low := binary.BigEndian.Uint32(body[4:])
 	sequence := uint64(low)
@@ -274,16 +275,16 @@ func (i *Inbound) Open(b *packet.Buffer) Drop {
 		sequence = i.window.infer(low)
 	}
 	if !i.window.check(sequence) {
-		return DropReplay
+		return drop.ESPReplay
 	}
 	e := i.engines.get()
 	authentic := e.open(body, sequence, i.esn)
 	i.engines.put(e)
 	if !authentic {
-		return DropAuthentication
+		return drop.ESPAuthentication
 	}
 	if !i.window.accept(sequence) {
-		return DropReplay // a copy was accepted concurrently
+		return drop.ESPReplay // a copy was accepted concurrently
 	}
 	i.packets.Add(1)
 
@@ -291,20 +292,20 @@ func (i *Inbound) Open(b *packet.Buffer) Drop {
 	pad, next := int(plaintext[text-2]), plaintext[text-1]
 	payload := text - trailerLen - pad
 	if payload < 0 {
-		return DropPadding
+		return drop.ESPPadding
 	}
 	var wrong byte
 	for n, v := range plaintext[payload : payload+pad] {
 		wrong |= v ^ byte(n+1)
 	}
 	if wrong != 0 {
-		return DropPadding
+		return drop.ESPPadding
 	}
 	if next == ProtocolNone {
-		return DropDummy
+		return drop.ESPDummy
 	}
 	if next != i.protocol {
-		return DropSelector
+		return drop.ESPSelector
 	}
 	i.bytes.Add(uint64(payload))
 	copy(p[headerLen+iv:], p[:hl])
@@ -312,5 +313,5 @@ func (i *Inbound) Open(b *packet.Buffer) Drop {
 	b.Trim(hl + payload)
 	finishIPv4(b.Bytes(), hl, next)
 	b.Offload = packet.Offload{}
-	return DropNone
+	return drop.None
 }

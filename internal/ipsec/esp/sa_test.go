@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"ipipd/internal/drop"
 	"ipipd/internal/packet"
 )
 
@@ -83,7 +84,7 @@ func sealed(t testing.TB, o *Outbound, p []byte) *packet.Buffer {
 		b.Space()[i] = 0xa5
 	}
 	b.Set(p)
-	if d := o.Seal(b); d != DropNone {
+	if d := o.Seal(b); d != drop.None {
 		t.Fatalf("Seal: %v", d)
 	}
 	return b
@@ -108,14 +109,14 @@ func TestInboundOpen_roundTrip(t *testing.T) {
 						if k := ClassifyUDP(b.Bytes()[28:]); k != UDPESP {
 							t.Fatalf("classified as %d", k)
 						}
-						if d := StripUDP(b); d != DropNone {
+						if d := StripUDP(b); d != drop.None {
 							t.Fatalf("StripUDP: %v", d)
 						}
 					}
 					if spi, ok := SPI(b); !ok || spi != 0xc0ffee01 {
 						t.Fatalf("SPI = %#x, %v", spi, ok)
 					}
-					if d := i.Open(b); d != DropNone {
+					if d := i.Open(b); d != drop.None {
 						t.Fatalf("%v esn=%v udp=%v n=%d: Open: %v", s, esn, udp, n, d)
 					}
 					if !bytes.Equal(b.Bytes(), want) {
@@ -165,7 +166,7 @@ func TestInboundOpen_rfc3602(t *testing.T) {
 	}
 	b := packet.New(2000)
 	b.Set(p)
-	if d := in.Open(b); d != DropNone {
+	if d := in.Open(b); d != drop.None {
 		t.Fatal(d)
 	}
 	if got := b.Bytes()[20:]; !bytes.Equal(got, plaintext) {
@@ -205,7 +206,7 @@ func TestInboundOpen_gcmVectors(t *testing.T) {
 		finishIPv4(p, 20, 50)
 		b := packet.New(2000)
 		b.Set(p)
-		if d := in.Open(b); d != DropNone {
+		if d := in.Open(b); d != drop.None {
 			t.Fatalf("%s: %v", c.name, d)
 		}
 		if got := b.Bytes()[20:]; !bytes.Equal(got, unhex(t, c.plaintext)) {
@@ -224,7 +225,7 @@ func TestInboundOpen_forged(t *testing.T) {
 			bad := bytes.Clone(good)
 			bad[bit/8] ^= 1 << (bit % 8)
 			b.Set(bad)
-			if d := i.Open(b); d == DropNone {
+			if d := i.Open(b); d == drop.None {
 				t.Fatalf("%v: accepted with bit %d flipped", s, bit)
 			}
 		}
@@ -234,16 +235,16 @@ func TestInboundOpen_forged(t *testing.T) {
 				finishIPv4(bad, 20, 50)
 			}
 			b.Set(bad)
-			if d := i.Open(b); d == DropNone {
+			if d := i.Open(b); d == drop.None {
 				t.Fatalf("%v: accepted when truncated to %d bytes", s, n)
 			}
 		}
 		b.Set(good)
-		if d := i.Open(b); d != DropNone {
+		if d := i.Open(b); d != drop.None {
 			t.Fatalf("%v: the real one is refused afterwards: %v", s, d)
 		}
 		b.Set(good)
-		if d := i.Open(b); d != DropReplay {
+		if d := i.Open(b); d != drop.ESPReplay {
 			t.Fatalf("%v: a replay gives %v", s, d)
 		}
 	}
@@ -253,8 +254,8 @@ func TestInboundOpen_forged(t *testing.T) {
 func TestInboundOpen_selector(t *testing.T) {
 	for _, c := range []struct {
 		protocol byte
-		want     Drop
-	}{{4, DropNone}, {59, DropDummy}, {1, DropSelector}, {50, DropSelector}, {41, DropSelector}} {
+		want     drop.Reason
+	}{{4, drop.None}, {59, drop.ESPDummy}, {1, drop.ESPSelector}, {50, drop.ESPSelector}, {41, drop.ESPSelector}} {
 		o, _ := pair(t, Config{Suite: suites[0], Protocol: c.protocol})
 		_, i := pair(t, Config{Suite: suites[0], Protocol: 4})
 		p := datagram(40)
@@ -268,7 +269,7 @@ func TestInboundOpen_selector(t *testing.T) {
 	p := datagram(40)
 	finishIPv4(p, 20, 1)
 	b.Set(p)
-	if d := o.Seal(b); d != DropSelector {
+	if d := o.Seal(b); d != drop.ESPSelector {
 		t.Errorf("an outbound SA for protocol 4 sealed ICMP: %v", d)
 	}
 }
@@ -279,13 +280,13 @@ func TestInboundOpen_padding(t *testing.T) {
 	_, i := pair(t, Config{Suite: s})
 	for n, c := range []struct {
 		tail []byte
-		want Drop
+		want drop.Reason
 	}{
-		{[]byte{1, 2, 3, 3, 4}, DropNone},
-		{[]byte{1, 2, 4, 3, 4}, DropPadding},
-		{[]byte{0, 0, 0, 3, 4}, DropPadding},
-		{[]byte{1, 2, 3, 200, 4}, DropPadding},
-		{[]byte{9, 9, 9, 0, 4}, DropNone},
+		{[]byte{1, 2, 3, 3, 4}, drop.None},
+		{[]byte{1, 2, 4, 3, 4}, drop.ESPPadding},
+		{[]byte{0, 0, 0, 3, 4}, drop.ESPPadding},
+		{[]byte{1, 2, 3, 200, 4}, drop.ESPPadding},
+		{[]byte{9, 9, 9, 0, 4}, drop.None},
 	} {
 		e, err := newEngine(s, testKeys(s), true)
 		if err != nil {
@@ -320,11 +321,11 @@ func TestCheckIPv4(t *testing.T) {
 	} {
 		b := packet.New(2000)
 		b.Set(change(datagram(30)))
-		if d := o.Seal(b); d != DropMalformed && d != DropFragment {
+		if d := o.Seal(b); d != drop.ESPMalformed && d != drop.ESPFragment {
 			t.Errorf("%s: Seal gives %v", name, d)
 		}
 		b.Set(change(sealed(t, o, datagram(30)).Bytes()))
-		if d := i.Open(b); d != DropMalformed && d != DropFragment {
+		if d := i.Open(b); d != drop.ESPMalformed && d != drop.ESPFragment {
 			t.Errorf("%s: Open gives %v", name, d)
 		}
 	}
@@ -346,13 +347,13 @@ func TestOutboundSeal_exhausted(t *testing.T) {
 		if !o.NeedsRekey() {
 			t.Error("no rekey asked for at the end")
 		}
-		if d := i.Open(sealed(t, o, datagram(10))); d != DropNone {
+		if d := i.Open(sealed(t, o, datagram(10))); d != drop.None {
 			t.Errorf("the last sequence number: %v", d)
 		}
 		for range 3 {
 			b := packet.New(100)
 			b.Set(datagram(10))
-			if d := o.Seal(b); d != DropExhausted {
+			if d := o.Seal(b); d != drop.ESPExhausted {
 				t.Errorf("%v: after the last sequence number: %v", c.suite, d)
 			}
 		}
@@ -363,12 +364,12 @@ func TestOutboundClose(t *testing.T) {
 	o, i := pair(t, Config{Suite: suites[0]})
 	b := sealed(t, o, datagram(10))
 	i.Close()
-	if d := i.Open(b); d != DropExhausted {
+	if d := i.Open(b); d != drop.ESPExhausted {
 		t.Errorf("Open: %v", d)
 	}
 	o.Close()
 	b.Set(datagram(10))
-	if d := o.Seal(b); d != DropExhausted {
+	if d := o.Seal(b); d != drop.ESPExhausted {
 		t.Errorf("Seal: %v", d)
 	}
 }
@@ -377,7 +378,7 @@ func TestOutboundSeal_noRoom(t *testing.T) {
 	o, _ := pair(t, Config{Suite: suites[0]})
 	b := packet.New(packet.MaxSize)
 	b.Set(datagram(packet.MaxSize - 20 - 30))
-	if d := o.Seal(b); d != DropNoRoom {
+	if d := o.Seal(b); d != drop.ESPNoRoom {
 		t.Errorf("a packet beyond 65535: %v", d)
 	}
 	b = packet.New(200)
@@ -387,7 +388,7 @@ func TestOutboundSeal_noRoom(t *testing.T) {
 		b.Trim(b.Len() - 1)
 	}
 	copy(b.Bytes(), datagram(100))
-	if d := o.Seal(b); d != DropNoRoom {
+	if d := o.Seal(b); d != drop.ESPNoRoom {
 		t.Errorf("no headroom: %v", d)
 	}
 }
@@ -400,7 +401,7 @@ func TestInboundOpen_esn(t *testing.T) {
 		o.sequence.Store(start)
 		i.window.top.Store(start)
 		for n := range 4000 {
-			if d := i.Open(sealedDatagram(t, o, 20)); d != DropNone {
+			if d := i.Open(sealedDatagram(t, o, 20)); d != drop.None {
 				t.Fatalf("%v: packet %d: %v", s, n, d)
 			}
 		}
@@ -413,7 +414,7 @@ func TestInboundOpen_esn(t *testing.T) {
 func sealedDatagram(t testing.TB, o *Outbound, n int) *packet.Buffer {
 	b := packet.New(200)
 	b.Set(datagram(n))
-	if d := o.Seal(b); d != DropNone {
+	if d := o.Seal(b); d != drop.None {
 		t.Fatal(d)
 	}
 	return b
@@ -440,7 +441,7 @@ func TestInboundOpen_concurrent(t *testing.T) {
 			b := packet.New(200)
 			for range 50 {
 				b.Set(datagram(90))
-				if o.Seal(b) != DropNone || i.Open(b) != DropNone || !bytes.Equal(b.Bytes(), datagram(90)) {
+				if o.Seal(b) != drop.None || i.Open(b) != drop.None || !bytes.Equal(b.Bytes(), datagram(90)) {
 					bad.Add(1)
 				}
 			}
@@ -462,7 +463,7 @@ func TestInboundOpen_allocs(t *testing.T) {
 			b, p := packet.New(2000), datagram(1400)
 			n := testing.AllocsPerRun(100, func() {
 				b.Set(p)
-				if o.Seal(b) != DropNone || udp != 0 && StripUDP(b) != DropNone || i.Open(b) != DropNone {
+				if o.Seal(b) != drop.None || udp != 0 && StripUDP(b) != drop.None || i.Open(b) != drop.None {
 					t.Fatal("lost")
 				}
 			})

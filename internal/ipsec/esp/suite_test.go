@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"ipipd/internal/drop"
 	"ipipd/internal/packet"
 )
 
@@ -81,7 +82,7 @@ func BenchmarkSuite(b *testing.B) {
 				for n := range i.window.slots {
 					i.window.slots[n].Store(0)
 				}
-				if i.Open(buf) != DropNone {
+				if i.Open(buf) != drop.None {
 					b.Fatal("lost")
 				}
 			}

@@ -3,6 +3,7 @@ package esp
 import (
 	"encoding/binary"
 
+	"ipipd/internal/drop"
 	"ipipd/internal/packet"
 )
 
@@ -42,7 +43,7 @@ func ClassifyUDP(payload []byte) UDPKind {
 func SPI(b *packet.Buffer) (spi uint32, ok bool) {
 	p := b.Bytes()
 	hl, d := checkIPv4(p)
-	if d != DropNone || p[9] != ProtocolESP || len(p) < hl+headerLen {
+	if d != drop.None || p[9] != ProtocolESP || len(p) < hl+headerLen {
 		return 0, false
 	}
 	return binary.BigEndian.Uint32(p[hl:]), true
@@ -50,17 +51,17 @@ func SPI(b *packet.Buffer) (spi uint32, ok bool) {
 
 // StripUDP removes the UDP header of the UDP-encapsulated ESP packet in b, and sets the IPv4
 // header to protocol 50. The UDP checksum is not verified.
-func StripUDP(b *packet.Buffer) Drop {
+func StripUDP(b *packet.Buffer) drop.Reason {
 	p := b.Bytes()
 	hl, d := checkIPv4(p)
-	if d != DropNone {
+	if d != drop.None {
 		return d
 	}
 	if p[9] != protocolUDP || len(p) < hl+udpLen+headerLen || int(binary.BigEndian.Uint16(p[hl+4:])) != len(p)-hl {
-		return DropMalformed
+		return drop.ESPMalformed
 	}
 	copy(p[udpLen:], p[:hl])
 	b.Pull(udpLen)
 	finishIPv4(b.Bytes(), hl, ProtocolESP)
-	return DropNone
+	return drop.None
 }
