@@ -11,6 +11,7 @@ FUZZTIME  ?= 10s
 BENCH     ?= .
 BENCHARGS ?= -count=6 -benchtime=200ms
 PEERSARGS ?=
+SCALEARGS ?= -tunnels 1,10,100,1000,4000
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 PLATFORMS := linux/amd64 linux/arm64 darwin/arm64
 
@@ -32,7 +33,7 @@ export CGO_ENABLED := 0
 GOBUILD := go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := build
-.PHONY: help build bpf docs demo test test-race interop fuzz bench bench-peers lint vuln cross install clean FORCE
+.PHONY: help build bpf docs demo test test-race interop fuzz bench bench-peers bench-scale lint vuln cross install clean FORCE
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -78,12 +79,15 @@ bench-peers: ipipd ## ipipd beside socat, fastd, OpenVPN, wireguard-go, VXLAN an
 	@scripts/need peers
 	go run ./test/bench -ipipd ./ipipd $(PEERSARGS)
 
+bench-scale: ## 1 to 4,000 tunnels in one process: start, close, memory, threads, idling (root)
+	go run ./test/scale $(SCALEARGS)
+
 lint: bin/tools/$(notdir $(STATICCHECK)) ## gofmt, go vet and staticcheck, for each platform
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
 	@status=0; for p in $(PLATFORMS); do \
 		echo "go vet and staticcheck for $$p"; \
 		GOOS=$${p%/*} GOARCH=$${p#*/} go vet ./... || status=1; \
-		GOOS=$${p%/*} GOARCH=$${p#*/} $< ./... || status=1; \
+		GOOS=$${p%/*} GOARCH=$${p#*/} $< -checks all ./... || status=1; \
 	done; exit $$status
 
 vuln: bin/tools/$(notdir $(GOVULNCHECK)) ## govulncheck: known vulnerabilities that this code can reach (Go vulnerability database, or GOVULNDB)
