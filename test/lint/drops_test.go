@@ -27,6 +27,11 @@ func TestDrops_docs(t *testing.T) {
 	if d := cmp.Diff(string(text), dropsDocument()); d != "" {
 		t.Errorf("docs/drops.md is not what the reasons are: run make docs\n%s", d)
 	}
+	for r := range drop.All() {
+		if row := "\n| `" + r.String() + "` | "; !strings.Contains(string(text), row) {
+			t.Errorf("docs/drops.md has no row of %s", r.String())
+		}
+	}
 }
 
 // groupTexts stand below the heading of a group.
@@ -49,7 +54,7 @@ Each packet that is not carried is counted under one of these reasons. ` + "`ipi
 	for _, g := range drop.Groups() {
 		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n| reason | why | remedy |\n| --- | --- | --- |\n", g.Name, groupTexts[g.Name])
 		for r := range g.Reasons {
-			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", r, r.Why(), r.Remedy())
+			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", r.String(), r.Why(), r.Remedy())
 		}
 	}
 	return b.String()
