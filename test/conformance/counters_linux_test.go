@@ -89,9 +89,10 @@ func TestCounters_mixedTraffic(t *testing.T) {
 				// counted by one end only.
 				const bytes = 1 << 20
 				both := ends{da, db}
+				// As much as is counted afterwards, so that reception changes now or never.
 				before := both.settle(t, func() {
-					transfer(t, a, b, innerB, 1<<16)
-					transfer(t, b, a, innerA, 1<<16)
+					transfer(t, a, b, innerB, bytes)
+					transfer(t, b, a, innerA, bytes)
 				})
 				transfer(t, a, b, innerB, bytes)
 				ping(t, a, "-T", "tsonly", innerB)
