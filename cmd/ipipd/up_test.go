@@ -8,13 +8,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"ipipd/internal/control"
 	"ipipd/internal/tunnel"
+	"ipipd/test/netlab"
 )
 
 // fakeTunnel is a startedTunnel without an interface.
@@ -41,28 +41,10 @@ func (t *fakeTunnel) Close() error {
 	return nil
 }
 
-// syncBuffer is a bytes.Buffer for concurrent use.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
 // runUpFake runs `up` with a fake tunnel, and returns when it is ready.
-func runUpFake(t *testing.T, dir, name string, change func(*upOptions)) (tun *fakeTunnel, log *syncBuffer, ended chan error) {
+func runUpFake(t *testing.T, dir, name string, change func(*upOptions)) (tun *fakeTunnel, log *netlab.Buffer, ended chan error) {
 	t.Helper()
-	log = &syncBuffer{}
+	log = &netlab.Buffer{}
 	tun = &fakeTunnel{done: make(chan struct{}), closed: make(chan struct{}), dir: dir}
 	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{log, log}, Config: tunnel.Default()}
 	o.RuntimeDir, o.Config.Name, o.Config.RemoteAddress = dir, name, "198.51.100.1"

@@ -39,26 +39,9 @@ type endpoint struct {
 	opened  chan []byte  // decrypted packets, as far as there is space
 	count   atomic.Int64 // of all decrypted packets
 	pinged  uint16       // the next ping's sequence number
-	log     lockedBuffer
+	log     netlab.Buffer
 	// drops are the session's, strangers of ESP packets that belong to none.
 	drops, strangers drop.Counters
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 func newEndpoint(t *testing.T, ns *netlab.NS, local, remote netip.Addr) *endpoint {

@@ -62,7 +62,7 @@ type Daemon struct {
 	name       string
 	runtimeDir string
 	cmd        *exec.Cmd
-	log        lockedBuffer
+	log        Buffer
 	exited     chan struct{}
 }
 
@@ -252,11 +252,4 @@ func WaitFor(condition func() bool) bool {
 		time.Sleep(pause)
 	}
 	return true
-}
-
-// String returns the output so far.
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }

@@ -37,7 +37,7 @@ type Guest struct {
 	cmd       *exec.Cmd
 	line      *os.File // our end of the serial line
 	share     string   // the directory that the guest may write to
-	console   *lockedBuffer
+	console   *Buffer
 	ended     chan struct{} // closed when the guest's process has exited
 	notLoaded string        // insmod's errors, one line a module
 
@@ -111,7 +111,7 @@ func StartGuest(t testing.TB, ns *NS, ifname string, options GuestOptions) *Gues
 	}
 	defer guestLine.Close()
 
-	g := &Guest{t: t, line: line, share: share, console: new(lockedBuffer), ended: make(chan struct{}), waiting: make(map[int]chan int)}
+	g := &Guest{t: t, line: line, share: share, console: new(Buffer), ended: make(chan struct{}), waiting: make(map[int]chan int)}
 	g.cmd = exec.Command(binary,
 		fmt.Sprintf("mem=%dM", guestMemory>>20), "rootfstype=hostfs", "rootflags=/", "ro", "init="+init, "panic=-1",
 		"umid=guest", "uml_dir="+dir+"/", "GUEST_SHARE="+share, "GLIBC_TUNABLES="+noAVX,
@@ -143,9 +143,9 @@ func (g *Guest) boot(options GuestOptions) {
 	select {
 	case g.Kernel = <-ready:
 	case <-g.ended:
-		g.t.Skipf("user-mode Linux does not boot here; the end of its console:\n%s", g.console.tail())
+		g.t.Skipf("user-mode Linux does not boot here; the end of its console:\n%s", tail(g.console.String()))
 	case <-time.After(bootTimeout()):
-		g.t.Skipf("user-mode Linux did not boot within %v; the end of its console:\n%s", bootTimeout(), g.console.tail())
+		g.t.Skipf("user-mode Linux did not boot within %v; the end of its console:\n%s", bootTimeout(), tail(g.console.String()))
 	}
 	g.notLoaded = strings.TrimSpace(g.MustRun(fmt.Sprintf(`cd %s/%s/kernel
 		for module in %s; do why=$(insmod $module.ko 2>&1) || echo "$module: $why"; done`, guestModules, g.Kernel, strings.Join(options.Modules, " "))))
@@ -165,7 +165,7 @@ func (g *Guest) stop() {
 	<-g.ended
 	g.line.Close()
 	if g.t.Failed() {
-		g.t.Logf("the guest's console:\n%s", g.console.tail())
+		g.t.Logf("the guest's console:\n%s", tail(g.console.String()))
 	}
 }
 
@@ -200,9 +200,9 @@ func (g *Guest) Run(script string) (stdout string, err error) {
 		}
 		return string(out), err
 	case <-g.ended:
-		return "", fmt.Errorf("guest: %s: the guest has ended; the end of its console:\n%s", script, g.console.tail())
+		return "", fmt.Errorf("guest: %s: the guest has ended; the end of its console:\n%s", script, tail(g.console.String()))
 	case <-time.After(commandTimeout() + Timeout()):
-		return "", fmt.Errorf("guest: %s: no answer; the end of its console:\n%s", script, g.console.tail())
+		return "", fmt.Errorf("guest: %s: no answer; the end of its console:\n%s", script, tail(g.console.String()))
 	}
 }
 
@@ -327,22 +327,8 @@ func refuseXstate() error {
 	return nil
 }
 
-// lockedBuffer is a process's output, readable while the process writes.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-// tail returns the last 25 lines.
-func (b *lockedBuffer) tail() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	lines := strings.Split(strings.TrimSpace(b.buf.String()), "\n")
+// tail returns the last 25 lines of a process's output.
+func tail(output string) string {
+	lines := strings.Split(strings.TrimSpace(output), "\n")
 	return strings.Join(lines[max(0, len(lines)-25):], "\n")
 }
