@@ -2,15 +2,14 @@ package lint
 
 import (
 	"go/ast"
-	"go/parser"
-	"go/token"
-	"io/fs"
-	"os"
 	"path"
 	"regexp"
 	"strings"
 	"testing"
 )
+
+// fileSuffix is what a test file's name has after its topic.
+var fileSuffix = regexp.MustCompile(`(_linux)?_test\.go$`)
 
 // A test is named after what it tests: TestDecapsulate, TestPathMTU_TooBig, then after
 // another underscore, or as the name of a subtest, the case (TestDecapsulate_trailingBytes,
@@ -21,26 +20,14 @@ func TestNames(t *testing.T) {
 	declared := map[string]map[string]bool{} // of each folder, the identifiers and methods, in lower case
 	type test struct{ file, subject, name string }
 	var tests []test
-	err := fs.WalkDir(os.DirFS(root), ".", func(name string, entry fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case entry.IsDir() && (name != "." && strings.HasPrefix(entry.Name(), ".") || entry.Name() == "testdata" || entry.Name() == "bin"):
-			return fs.SkipDir
-		case entry.IsDir() || path.Ext(name) != ".go":
-			return nil
-		}
-		parsed, err := parser.ParseFile(token.NewFileSet(), path.Join(root, name), nil, 0)
-		if err != nil {
-			return err
-		}
+	eachGoFile(t, func(name string, parsed *ast.File, _ int) {
 		dir := path.Dir(name)
 		if declared[dir] == nil {
 			declared[dir] = map[string]bool{}
 		}
 		if !strings.HasSuffix(name, "_test.go") {
 			declare(declared[dir], parsed)
-			return nil
+			return
 		}
 		for _, d := range parsed.Decls {
 			f, ok := d.(*ast.FuncDecl)
@@ -54,16 +41,12 @@ func TestNames(t *testing.T) {
 				}
 			}
 		}
-		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, test := range tests {
 		switch dir := path.Dir(test.file); dir {
 		case "test/lint":
 		case "test/conformance", "test/interop":
-			topic := regexp.MustCompile(`(_linux)?_test\.go$`).ReplaceAllString(path.Base(test.file), "")
+			topic := fileSuffix.ReplaceAllString(path.Base(test.file), "")
 			if !strings.EqualFold(test.subject, topic) {
 				t.Errorf("%s: %s does not begin with what the file is about, %q", test.file, test.name, topic)
 			}
