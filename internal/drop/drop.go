@@ -102,16 +102,6 @@ func (r Reason) text() *text {
 	return &texts[r]
 }
 
-// Parse returns the Reason of a name.
-func Parse(name string) (Reason, bool) {
-	for r := range All() {
-		if r.String() == name {
-			return r, true
-		}
-	}
-	return None, false
-}
-
 // All goes through every Reason but None, in the order of a packet's path.
 func All() iter.Seq[Reason] { return between(None+1, NumReasons) }
 

@@ -106,7 +106,7 @@ func run(s setting) (r result, err error) {
 type usage struct {
 	resident, threads int
 	processor         time.Duration
-	wakes             uint64 // voluntary context switches of the threads that there are
+	wakes             uint64 // voluntary context switches of its threads
 }
 
 func measure() (u usage, err error) {
