@@ -27,17 +27,17 @@ func TestOuterEncapsulate_andOthersDoNotAllocate(t *testing.T) {
 			b.Set(whole)
 			outer, d := encap.ParseOuter(b)
 			if d == drop.None {
-				_, d = encap.Decapsulate(b, outer, local, remote)
-			}
-			if d == drop.None {
-				d = encap.DeriveOffload(b, 1480)
+				var inner ipv4.Packet
+				if inner, _, d = encap.Decapsulate(b, outer, local, remote); d == drop.None {
+					d = encap.DeriveOffload(b, inner, 1480)
+				}
 			}
 			return d
 		},
 		"ReflectAnswer": func() drop.Reason {
 			b.Set(probe)
 			outer, _ := encap.ParseOuter(b)
-			_, d := encap.Decapsulate(b, outer, local, remote)
+			_, _, d := encap.Decapsulate(b, outer, local, remote)
 			if d == drop.None {
 				d = encap.ReflectAnswer(b, remote)
 			}

@@ -35,7 +35,7 @@ func BenchmarkDecapsulate(b *testing.B) {
 		if d != drop.None {
 			b.Fatal(d)
 		}
-		if _, d := encap.Decapsulate(buffer, outer, local, remote); d != drop.None {
+		if _, _, d := encap.Decapsulate(buffer, outer, local, remote); d != drop.None {
 			b.Fatal(d)
 		}
 		buffer.Push(encap.Overhead)
@@ -50,11 +50,12 @@ func BenchmarkDeriveOffload(b *testing.B) {
 		}
 		b.Run(name, func(b *testing.B) {
 			buffer := bufferOf(segment(ipv4.ProtocolTCP, 1428, partial))
+			inner := parse(b, buffer.Bytes())
 			b.SetBytes(int64(buffer.Len()))
 			b.ReportAllocs()
 			for b.Loop() {
 				buffer.Checksum = 0
-				if d := encap.DeriveOffload(buffer, 1480); d != drop.None {
+				if d := encap.DeriveOffload(buffer, inner, 1480); d != drop.None {
 					b.Fatal(d)
 				}
 			}

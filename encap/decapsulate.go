@@ -44,55 +44,55 @@ func ParseOuter(b *packet.Buffer) (outer ipv4.Packet, d drop.Reason) {
 // Decapsulate removes the outer header, which ParseOuter returned, from b. local and remote are
 // the tunnel's outer addresses; a packet with others is dropped (RFC 2003, section 6.2).
 //
-// On KindData and KindReflect b holds exactly the inner packet: version, lengths and header
-// checksum are valid, TTL is not 0, ECN is merged from both headers (RFC 6040, section 4.2), and
-// DSCP is the inner one. On KindEmpty b is empty. If Decapsulate returns a drop.Reason, the contents of
-// b are undefined.
-func Decapsulate(b *packet.Buffer, outer ipv4.Packet, local, remote [4]byte) (Kind, drop.Reason) {
+// On KindData and KindReflect b holds exactly the inner packet, of which inner is the view: version,
+// lengths and header checksum are valid, TTL is not 0, ECN is merged from both headers (RFC 6040,
+// section 4.2), and DSCP is the inner one. On KindEmpty b is empty, and inner the zero Packet. If
+// Decapsulate returns a drop.Reason, inner and the contents of b are undefined.
+func Decapsulate(b *packet.Buffer, outer ipv4.Packet, local, remote [4]byte) (inner ipv4.Packet, kind Kind, d drop.Reason) {
 	if outer.Source() != remote || outer.Destination() != local {
-		return KindData, drop.UnknownPeer
+		return inner, KindData, drop.UnknownPeer
 	}
 	outerECN := outer.ECN()
 	b.Pull(outer.HeaderLen())
 	if b.Len() == 0 {
-		return KindEmpty, drop.None
+		return inner, KindEmpty, drop.None
 	}
 	inner, err := ipv4.Parse(b.Bytes())
 	switch err {
 	case nil:
 	case ipv4.ErrVersion:
-		return KindData, drop.ReceivedNotIPv4
+		return inner, KindData, drop.ReceivedNotIPv4
 	case ipv4.ErrShort, ipv4.ErrTruncated:
-		return KindData, drop.ReceivedTruncated
+		return inner, KindData, drop.ReceivedTruncated
 	default:
-		return KindData, drop.ReceivedMalformed
+		return inner, KindData, drop.ReceivedMalformed
 	}
 	b.Trim(inner.TotalLen())
 	if !inner.HeaderChecksumValid() {
-		return KindData, drop.ReceivedChecksum
+		return inner, KindData, drop.ReceivedChecksum
 	}
 	if inner.TTL() == 0 {
-		return KindData, drop.ReceivedTTLZero // RFC 2003, section 3.1
+		return inner, KindData, drop.ReceivedTTLZero // RFC 2003, section 3.1
 	}
 	innerECN := inner.ECN()
 	ecn, ok := DecapsulatedECN(innerECN, outerECN)
 	if !ok {
-		return KindData, drop.ECNCEOnNotECT
+		return inner, KindData, drop.ECNCEOnNotECT
 	}
 	if ecn != innerECN {
 		inner.SetECN(ecn)
 	}
 	switch source, destination := inner.Source(), inner.Destination(); {
 	case source == local && isReflect(inner):
-		return KindReflect, drop.None
+		return inner, KindReflect, drop.None
 	case source == local && destination == remote:
-		return KindData, drop.ReceivedLoop
+		return inner, KindData, drop.ReceivedLoop
 	case source == remote && destination == local && inner.Protocol() == ipv4.ProtocolIPIP:
 		// A packet of this tunnel nested in itself, or a fragment of one: the kernel would
 		// deliver it to the socket again, and so on for each level in it.
-		return KindData, drop.ReceivedLoop
+		return inner, KindData, drop.ReceivedLoop
 	}
-	return KindData, drop.None
+	return inner, KindData, drop.None
 }
 
 // isReflect reports whether inner, whose source is our local address, is a reflect probe: a bare

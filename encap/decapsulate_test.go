@@ -17,7 +17,7 @@ func decapsulate(p []byte) (b *packet.Buffer, kind encap.Kind, d drop.Reason) {
 	if d != drop.None {
 		return b, kind, d
 	}
-	kind, d = encap.Decapsulate(b, outer, local, remote)
+	_, kind, d = encap.Decapsulate(b, outer, local, remote)
 	return b, kind, d
 }
 
@@ -73,6 +73,47 @@ func TestDecapsulate_trailingBytes(t *testing.T) {
 		t.Errorf("nothing inside, and padding: kind %v, drop %v", kind, d)
 	}
 	wantDropped(t, "an inner packet that padding completes", append(build(received(), p[:26]), p[26:]...), drop.ReceivedTruncated)
+}
+
+// The view that Decapsulate returns is of the memory of b: exactly the inner packet, ECN merged.
+func TestDecapsulate_innerView(t *testing.T) {
+	h := received()
+	h.TOS = uint8(ipv4.CE)
+	reflects := ipv4.Header{TotalLen: 20, TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: remote}
+	for _, test := range []struct {
+		inner []byte
+		kind  encap.Kind
+	}{
+		{golden(t, goldenInner), encap.KindData},
+		{build(reflects, nil), encap.KindReflect},
+		{nil, encap.KindEmpty},
+	} {
+		if len(test.inner) > 0 {
+			parse(t, test.inner).SetECN(ipv4.ECT0)
+		}
+		b := bufferOf(build(h, append(bytes.Clone(test.inner), make([]byte, min(len(test.inner), 5))...)))
+		outer, d := encap.ParseOuter(b)
+		if d != drop.None {
+			t.Fatal(d)
+		}
+		inner, kind, d := encap.Decapsulate(b, outer, local, remote)
+		if d != drop.None || kind != test.kind {
+			t.Fatalf("kind %v, drop %v, want kind %v", kind, d, test.kind)
+		}
+		wantBytes(t, "view", inner.Bytes(), b.Bytes())
+		if inner.TotalLen() != len(test.inner) {
+			t.Errorf("a view of %d bytes, want %d", inner.TotalLen(), len(test.inner))
+		}
+		if kind == encap.KindEmpty {
+			continue
+		}
+		if inner.ECN() != ipv4.CE {
+			t.Errorf("the view has %v, want CE", inner.ECN())
+		}
+		if inner.SetTTL(9); b.Bytes()[8] != 9 {
+			t.Error("the view is of other memory")
+		}
+	}
 }
 
 // Outer options are removed with the outer header.

@@ -53,11 +53,11 @@ func FuzzOuterEncapsulate_roundTrip(f *testing.F) {
 			t.Fatalf("outer %+v, inner %+v", outer.Header(), inner.Header())
 		}
 		// At the other end remote and local are the other way round.
-		kind, d := encap.Decapsulate(b, outer, remote, local)
+		view, kind, d := encap.Decapsulate(b, outer, remote, local)
 		if d != drop.None || kind != encap.KindData {
 			t.Fatal(kind, d)
 		}
-		if !bytes.Equal(b.Bytes(), p[:inner.TotalLen()]) {
+		if !bytes.Equal(b.Bytes(), p[:inner.TotalLen()]) || !bytes.Equal(view.Bytes(), b.Bytes()) {
 			t.Fatalf("% x came out as % x", p, b.Bytes())
 		}
 	})
@@ -79,17 +79,20 @@ func FuzzDecapsulate(f *testing.F) {
 		if d != drop.None {
 			return
 		}
-		kind, d := encap.Decapsulate(b, outer, outer.Destination(), outer.Source())
+		view, kind, d := encap.Decapsulate(b, outer, outer.Destination(), outer.Source())
 		if d != drop.None {
 			return
 		}
 		if kind == encap.KindEmpty {
-			if b.Len() != 0 {
+			if b.Len() != 0 || view.TotalLen() != 0 {
 				t.Fatalf("% x is empty", b.Bytes())
 			}
 			return
 		}
 		inner := parse(t, b.Bytes())
+		if !bytes.Equal(view.Bytes(), b.Bytes()) {
+			t.Fatalf("the view is % x of % x", view.Bytes(), b.Bytes())
+		}
 		if inner.TotalLen() != b.Len() || inner.TTL() == 0 || !inner.HeaderChecksumValid() {
 			t.Fatalf("% x was let through", b.Bytes())
 		}
@@ -110,7 +113,7 @@ func FuzzDecapsulate(f *testing.F) {
 			}
 			return
 		}
-		if d := encap.DeriveOffload(b, 1480); d == drop.None && b.SegmentSize > 0 && b.Checksum != packet.ChecksumPartial {
+		if d := encap.DeriveOffload(b, view, 1480); d == drop.None && b.SegmentSize > 0 && b.Checksum != packet.ChecksumPartial {
 			t.Fatalf("%+v", b.Offload)
 		}
 	})
@@ -199,12 +202,12 @@ func FuzzDeriveOffload(f *testing.F) {
 			protocol = ipv4.ProtocolUDP
 		}
 		b := bufferOf(segmentOf(protocol, payload, false))
-		if d := encap.DeriveOffload(b, mtu); d != drop.None || b.Checksum == packet.ChecksumPartial {
+		if d := encap.DeriveOffload(b, parse(t, b.Bytes()), mtu); d != drop.None || b.Checksum == packet.ChecksumPartial {
 			t.Fatalf("finished: %+v, drop %v", b.Offload, d)
 		}
 		b = bufferOf(segmentOf(protocol, payload, true))
 		long := b.Len() > mtu
-		d := encap.DeriveOffload(b, mtu)
+		d := encap.DeriveOffload(b, parse(t, b.Bytes()), mtu)
 		switch {
 		case b.Checksum == packet.ChecksumValid: // the ambiguous one in 65,536
 		case long && udp:

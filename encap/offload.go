@@ -8,7 +8,7 @@ import (
 	"ipipd/internal/packet"
 )
 
-// DeriveOffload reconstructs the offload metadata of the inner packet in b, which a raw socket
+// DeriveOffload reconstructs the offload metadata of inner, the packet in b, which a raw socket
 // does not pass on: whether the TCP or UDP checksum is partial, and whether the packet is a
 // superpacket. Both occur if the sender runs on the same physical host, so that no NIC completed
 // the offload, or if GRO merged segments on receipt.
@@ -20,18 +20,14 @@ import (
 //
 // Merged datagrams that together fit mtu, and a partial SCTP CRC, go undetected. If b.Checksum
 // is known already, b is unchanged. For nearly all packets the cost is adding up five words.
-func DeriveOffload(b *packet.Buffer, mtu int) drop.Reason {
-	if b.Checksum != packet.ChecksumUnknown {
-		return drop.None
-	}
-	p, err := ipv4.Parse(b.Bytes())
-	if err != nil || p.IsFragment() {
+func DeriveOffload(b *packet.Buffer, inner ipv4.Packet, mtu int) drop.Reason {
+	if b.Checksum != packet.ChecksumUnknown || inner.IsFragment() {
 		return drop.None // a packet is fragmented after its checksum is complete
 	}
-	segment := p.Payload()
+	segment := inner.Payload()
 	var field uint16
 	var transportHeaderLen int
-	switch p.Protocol() {
+	switch inner.Protocol() {
 	case ipv4.ProtocolTCP:
 		if len(segment) < 20 {
 			return drop.None
@@ -51,7 +47,7 @@ func DeriveOffload(b *packet.Buffer, mtu int) drop.Reason {
 	default:
 		return drop.None
 	}
-	pseudo := ipv4.PseudoHeaderSum(p.Source(), p.Destination(), p.Protocol(), len(segment))
+	pseudo := ipv4.PseudoHeaderSum(inner.Source(), inner.Destination(), inner.Protocol(), len(segment))
 	if field != ipv4.Fold(pseudo) {
 		return drop.None
 	}
@@ -60,14 +56,14 @@ func DeriveOffload(b *packet.Buffer, mtu int) drop.Reason {
 		b.Checksum = packet.ChecksumValid
 		return drop.None
 	}
-	if p.TotalLen() <= mtu {
+	if inner.TotalLen() <= mtu {
 		b.Checksum = packet.ChecksumPartial
 		return drop.None
 	}
-	if p.Protocol() == ipv4.ProtocolUDP {
+	if inner.Protocol() == ipv4.ProtocolUDP {
 		return drop.SuperpacketSizeUnknown
 	}
-	size := mtu - p.HeaderLen() - transportHeaderLen
+	size := mtu - inner.HeaderLen() - transportHeaderLen
 	if transportHeaderLen < 20 || transportHeaderLen > len(segment) || size <= 0 {
 		return drop.SuperpacketSizeUnknown
 	}

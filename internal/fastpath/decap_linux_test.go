@@ -22,7 +22,7 @@ func decapsulate(t Tunnel, p []byte) []byte {
 	if d != drop.None {
 		return nil
 	}
-	kind, d := encap.Decapsulate(b, outer, t.Local, t.Remote)
+	_, kind, d := encap.Decapsulate(b, outer, t.Local, t.Remote)
 	if d != drop.None || kind != encap.KindData {
 		return nil
 	}

@@ -224,7 +224,7 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 		t.engine.drop(drop.UnknownPeer, 1) // in transit to the host that has the address
 		return false
 	}
-	kind, d := encap.Decapsulate(b, outer, route.path.Local, route.path.Remote)
+	inner, kind, d := encap.Decapsulate(b, outer, route.path.Local, route.path.Remote)
 	if d != drop.None {
 		t.drop(d, 1)
 		return false
@@ -241,7 +241,7 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 	}
 	mtu := t.MTU()
 	if b.Checksum == packet.ChecksumUnknown {
-		d := encap.DeriveOffload(b, max(mtu, route.maxInner))
+		d := encap.DeriveOffload(b, inner, max(mtu, route.maxInner))
 		if (b.Checksum == packet.ChecksumPartial || d == drop.SuperpacketSizeUnknown) && t.engine.partialChecksums.observe(now) {
 			t.wakeSupervisor() // see updateReception
 		}
@@ -251,11 +251,6 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 		}
 	} else if b.Checksum == packet.ChecksumPartial {
 		t.engine.partialChecksums.observe(now)
-	}
-	inner, err := ipv4.Parse(b.Bytes())
-	if err != nil {
-		t.drop(drop.ReceivedMalformed, 1)
-		return false
 	}
 	if t.echo != nil && t.echo.IsReply(inner) {
 		t.probeAnswered.Store(true)
