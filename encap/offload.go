@@ -24,31 +24,20 @@ func DeriveOffload(b *packet.Buffer, inner ipv4.Packet, mtu int) drop.Reason {
 	if b.Checksum != packet.ChecksumUnknown || inner.IsFragment() {
 		return drop.None // a packet is fragmented after its checksum is complete
 	}
+	t, ok := ipv4.ParseTransport(inner)
+	if !ok {
+		return drop.None
+	}
 	segment := inner.Payload()
-	var field uint16
-	var transportHeaderLen int
-	switch inner.Protocol() {
-	case ipv4.ProtocolTCP:
-		if len(segment) < 20 {
-			return drop.None
-		}
-		field = binary.BigEndian.Uint16(segment[16:])
-		transportHeaderLen = int(segment[12]>>4) * 4
-	case ipv4.ProtocolUDP:
-		if len(segment) < 8 {
-			return drop.None
-		}
-		length := int(binary.BigEndian.Uint16(segment[4:]))
-		if length < 8 || length > len(segment) {
+	if t.Protocol == ipv4.ProtocolUDP {
+		length := int(binary.BigEndian.Uint16(segment[ipv4.OffUDPLength:]))
+		if length < ipv4.UDPHeaderLen || length > len(segment) {
 			return drop.None
 		}
 		segment = segment[:length]
-		field = binary.BigEndian.Uint16(segment[6:])
-	default:
-		return drop.None
 	}
-	pseudo := ipv4.PseudoHeaderSum(inner.Source(), inner.Destination(), inner.Protocol(), len(segment))
-	if field != ipv4.Fold(pseudo) {
+	pseudo := ipv4.PseudoHeaderSum(inner.Source(), inner.Destination(), t.Protocol, len(segment))
+	if binary.BigEndian.Uint16(inner.Bytes()[t.Checksum:]) != ipv4.Fold(pseudo) {
 		return drop.None
 	}
 	// One segment in 65,536 has a complete checksum that equals the pseudo-header sum.
@@ -60,11 +49,11 @@ func DeriveOffload(b *packet.Buffer, inner ipv4.Packet, mtu int) drop.Reason {
 		b.Checksum = packet.ChecksumPartial
 		return drop.None
 	}
-	if inner.Protocol() == ipv4.ProtocolUDP {
+	if t.Protocol == ipv4.ProtocolUDP {
 		return drop.SuperpacketSizeUnknown
 	}
-	size := mtu - inner.HeaderLen() - transportHeaderLen
-	if transportHeaderLen < 20 || transportHeaderLen > len(segment) || size <= 0 {
+	size := mtu - t.Payload
+	if t.Payload < t.Start+ipv4.TCPHeaderLen || t.Payload > inner.TotalLen() || size <= 0 {
 		return drop.SuperpacketSizeUnknown
 	}
 	b.Checksum = packet.ChecksumPartial

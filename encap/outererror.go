@@ -88,18 +88,16 @@ func ParseError(b []byte) (e OuterError, d drop.Reason) {
 	return e, e.parsePayload(quote[headerLen:])
 }
 
-const udpHeaderLen = 8
-
 // parsePayload parses the quoted payload of the outer packet.
 func (e *OuterError) parsePayload(quote []byte) drop.Reason {
 	switch e.Protocol {
 	case ipv4.ProtocolIPIP:
 		return drop.None
 	case ipv4.ProtocolUDP:
-		if len(quote) < udpHeaderLen || binary.BigEndian.Uint16(quote) != ipv4.PortNATT {
+		if len(quote) < ipv4.UDPHeaderLen || binary.BigEndian.Uint16(quote) != ipv4.PortNATT {
 			return drop.OuterErrorUnrelated
 		}
-		quote = quote[udpHeaderLen:]
+		quote = quote[ipv4.UDPHeaderLen:]
 	}
 	if len(quote) >= 4 {
 		e.SPI = binary.BigEndian.Uint32(quote)

@@ -15,13 +15,7 @@ import (
 const (
 	// headersLen is what RFC 6691 subtracts from the MTU: the IPv4 and TCP headers without
 	// options.
-	headersLen = 40
-
-	tcpHeaderLen  = 20
-	offDataOffset = 12
-	offFlags      = 13
-	offChecksum   = 16
-	flagSYN       = 0x02
+	headersLen = ipv4.HeaderLen + ipv4.TCPHeaderLen
 
 	// Option kinds (RFC 9293, section 3.1).
 	kindEnd = 0
@@ -44,17 +38,17 @@ func Clamp(inner ipv4.Packet, mtu int, partial bool) bool {
 		return false
 	}
 	tcp := inner.Payload()
-	if len(tcp) < tcpHeaderLen || tcp[offFlags]&flagSYN == 0 {
+	if len(tcp) < ipv4.TCPHeaderLen || tcp[ipv4.OffTCPFlags]&ipv4.TCPFlagSYN == 0 {
 		return false
 	}
-	end := int(tcp[offDataOffset]>>4) * 4
-	if end < tcpHeaderLen || end > len(tcp) {
+	end := int(tcp[ipv4.OffTCPDataOffset]>>4) * 4
+	if end < ipv4.TCPHeaderLen || end > len(tcp) {
 		return false
 	}
 	// Validate all options before changing any. Of several MSS options, stacks use the last and
 	// others the first: lower them all.
 	found := false
-	for i := tcpHeaderLen; i < end; {
+	for i := ipv4.TCPHeaderLen; i < end; {
 		n := optionLen(tcp[i:end])
 		if n == 0 {
 			return false
@@ -67,7 +61,7 @@ func Clamp(inner ipv4.Packet, mtu int, partial bool) bool {
 	}
 	limit := uint16(min(mtu-headersLen, 0xffff))
 	changed := false
-	for i := tcpHeaderLen; i < end; i += optionLen(tcp[i:end]) {
+	for i := ipv4.TCPHeaderLen; i < end; i += optionLen(tcp[i:end]) {
 		if tcp[i] != kindMSS {
 			continue
 		}
@@ -87,8 +81,8 @@ func Clamp(inner ipv4.Packet, mtu int, partial bool) bool {
 			// 1071, section 2 (B)).
 			oldWord, newWord = bits.ReverseBytes16(oldWord), bits.ReverseBytes16(newWord)
 		}
-		sum := binary.BigEndian.Uint16(tcp[offChecksum:])
-		binary.BigEndian.PutUint16(tcp[offChecksum:], ipv4.UpdateChecksum16(sum, oldWord, newWord))
+		sum := binary.BigEndian.Uint16(tcp[ipv4.OffTCPChecksum:])
+		binary.BigEndian.PutUint16(tcp[ipv4.OffTCPChecksum:], ipv4.UpdateChecksum16(sum, oldWord, newWord))
 	}
 	return changed
 }

@@ -12,7 +12,6 @@ import (
 const (
 	flagFIN = 0x01
 	flagRST = 0x04
-	flagACK = 0x10
 )
 
 // segment returns a TCP packet from 10.0.0.1 to 10.0.0.2 with a correct checksum. The options are
@@ -25,7 +24,7 @@ func segment(flags byte, options []byte, payload ...byte) []byte {
 		0x9c, 0x40, 0x00, 0x50, // ports 40000, 80
 		0x12, 0x34, 0x56, 0x78, // sequence number
 		0x00, 0x00, 0x00, 0x00, // acknowledgement number
-		byte((tcpHeaderLen + len(options)) / 4 << 4), flags, 0xfa, 0xf0, // data offset, flags, window
+		byte((ipv4.TCPHeaderLen + len(options)) / 4 << 4), flags, 0xfa, 0xf0, // data offset, flags, window
 		0x00, 0x00, 0x00, 0x00, // checksum, urgent pointer
 	}, options...)
 	tcp = append(tcp, payload...)
@@ -61,7 +60,7 @@ func checksum(p []byte) uint16 {
 		}
 	}
 	add(p[12:20], -1)
-	add(tcp, offChecksum)
+	add(tcp, ipv4.OffTCPChecksum)
 	for sum > 0xffff {
 		sum = sum>>16 + sum&0xffff
 	}
@@ -117,7 +116,7 @@ func TestClamp_options(t *testing.T) {
 		}
 		return all
 	}
-	const syn = flagSYN
+	const syn = ipv4.TCPFlagSYN
 	for _, c := range []struct {
 		rule    string
 		flags   byte
@@ -126,7 +125,7 @@ func TestClamp_options(t *testing.T) {
 		want    []byte // options afterwards; nil: unchanged
 	}{
 		{"SYN", syn, mss(1460), 1480, mss(1440)},
-		{"SYN-ACK", syn | flagACK, mss(1460), 1480, mss(1440)},
+		{"SYN-ACK", syn | ipv4.TCPFlagACK, mss(1460), 1480, mss(1440)},
 		{"it is lowered and not raised", syn, mss(1000), 1480, nil},
 		{"the right value stays", syn, mss(1440), 1480, nil},
 		{"one more does not", syn, mss(1441), 1480, mss(1440)},
@@ -138,8 +137,8 @@ func TestClamp_options(t *testing.T) {
 		{"a nonsensical MTU", syn, mss(536), -1, nil},
 		{"the option is not added", syn, timestamps, 1480, nil},
 		{"no options", syn, nil, 1480, nil},
-		{"no SYN", flagACK, mss(1460), 1480, nil},
-		{"FIN", flagFIN | flagACK, mss(1460), 1480, nil},
+		{"no SYN", ipv4.TCPFlagACK, mss(1460), 1480, nil},
+		{"FIN", flagFIN | ipv4.TCPFlagACK, mss(1460), 1480, nil},
 		{"RST", flagRST, mss(1460), 1480, nil},
 		{"at an odd offset", syn, join([]byte{kindNop}, mss(1460)), 1480, join([]byte{kindNop}, mss(1440))},
 		{"behind others", syn, join(timestamps, []byte{kindNop, kindNop}, mss(1460)), 1480, join(timestamps, []byte{kindNop, kindNop}, mss(1440))},
@@ -195,7 +194,7 @@ func TestClamp_tcpHeader(t *testing.T) {
 		{"a data offset below 20 bytes", func(b []byte, _ *ipv4.Header) { b[32] = 4 << 4 }, false},
 		{"a data offset beyond the end", func(b []byte, _ *ipv4.Header) { b[32] = 15 << 4 }, false},
 	} {
-		b := segment(flagSYN, []byte{kindMSS, lenMSS, 0x05, 0xb4})
+		b := segment(ipv4.TCPFlagSYN, []byte{kindMSS, lenMSS, 0x05, 0xb4})
 		p, err := ipv4.Parse(b)
 		if err != nil {
 			t.Fatal(err)
@@ -216,18 +215,18 @@ func TestClamp_tcpHeader(t *testing.T) {
 }
 
 func TestClamp_ipOptions(t *testing.T) {
-	tcp := segment(flagSYN, []byte{kindMSS, lenMSS, 0x05, 0xb4})[20:]
+	tcp := segment(ipv4.TCPFlagSYN, []byte{kindMSS, lenMSS, 0x05, 0xb4})[20:]
 	b := make([]byte, 24+len(tcp))
 	h := ipv4.Header{TotalLen: len(b), TTL: 64, Protocol: ipv4.ProtocolTCP, Source: [4]byte{10, 0, 0, 1}, Destination: [4]byte{10, 0, 0, 2}}
 	h.PutOptions(b, []byte{0x94, 0x04, 0x00, 0x00}) // router alert
 	copy(b[24:], tcp)
-	if !clamp(t, b, 1480, false) || b[46] != 0x05 || b[47] != 0xa0 || binary.BigEndian.Uint16(b[24+offChecksum:]) != checksum(b) {
+	if !clamp(t, b, 1480, false) || b[46] != 0x05 || b[47] != 0xa0 || binary.BigEndian.Uint16(b[24+ipv4.OffTCPChecksum:]) != checksum(b) {
 		t.Errorf("% x", b)
 	}
 }
 
 func TestClamp_wrongChecksum(t *testing.T) {
-	b := segment(flagSYN, []byte{kindMSS, lenMSS, 0x05, 0xb4})
+	b := segment(ipv4.TCPFlagSYN, []byte{kindMSS, lenMSS, 0x05, 0xb4})
 	sum := binary.BigEndian.Uint16(b[36:])
 	binary.BigEndian.PutUint16(b[36:], sum^0x0100)
 	if !clamp(t, b, 1480, false) || binary.BigEndian.Uint16(b[36:]) == checksum(b) {
@@ -239,7 +238,7 @@ func TestClamp_wrongChecksum(t *testing.T) {
 // shows at 0 and 0xffff.
 func TestClamp_checksums(t *testing.T) {
 	for _, options := range [][]byte{{kindMSS, lenMSS, 0xff, 0xff}, {kindNop, kindMSS, lenMSS, 0xff, 0xff}} {
-		b := segment(flagSYN, options)
+		b := segment(ipv4.TCPFlagSYN, options)
 		clamped := append([]byte(nil), b...)
 		if !clamp(t, clamped, 1480, false) {
 			t.Fatal("not clamped")
@@ -257,7 +256,7 @@ func TestClamp_checksums(t *testing.T) {
 }
 
 func TestClamp_allocs(t *testing.T) {
-	b := segment(flagSYN, []byte{kindNop, kindMSS, lenMSS, 0x05, 0xb4})
+	b := segment(ipv4.TCPFlagSYN, []byte{kindNop, kindMSS, lenMSS, 0x05, 0xb4})
 	p, err := ipv4.Parse(b)
 	if err != nil {
 		t.Fatal(err)
@@ -275,11 +274,11 @@ func TestClamp_allocs(t *testing.T) {
 // FuzzClamp builds a segment from options. Clamp may lower well-formed MSS options, must keep the
 // checksum correct, and must change nothing else.
 func FuzzClamp(f *testing.F) {
-	f.Add(byte(flagSYN), []byte{kindMSS, lenMSS, 0x05, 0xb4}, []byte{}, uint16(1480), false)
-	f.Add(byte(flagSYN|flagACK), []byte{kindNop, kindMSS, lenMSS, 0x05, 0xb4, kindEnd}, []byte{1}, uint16(1400), false)
-	f.Add(byte(flagSYN), []byte{8, 10, 0, 0, 0, 0, 0, 0, 0, 0, kindMSS, lenMSS, 0xff, 0xff}, []byte{1, 2}, uint16(65515), true)
-	f.Add(byte(flagSYN), []byte{kindMSS, lenMSS, 0x05, 0xb4, 8, 0}, []byte{}, uint16(68), false)
-	f.Add(byte(flagACK), []byte{kindMSS, lenMSS, 0x05, 0xb4}, []byte{}, uint16(1480), false)
+	f.Add(byte(ipv4.TCPFlagSYN), []byte{kindMSS, lenMSS, 0x05, 0xb4}, []byte{}, uint16(1480), false)
+	f.Add(byte(ipv4.TCPFlagSYN|ipv4.TCPFlagACK), []byte{kindNop, kindMSS, lenMSS, 0x05, 0xb4, kindEnd}, []byte{1}, uint16(1400), false)
+	f.Add(byte(ipv4.TCPFlagSYN), []byte{8, 10, 0, 0, 0, 0, 0, 0, 0, 0, kindMSS, lenMSS, 0xff, 0xff}, []byte{1, 2}, uint16(65515), true)
+	f.Add(byte(ipv4.TCPFlagSYN), []byte{kindMSS, lenMSS, 0x05, 0xb4, 8, 0}, []byte{}, uint16(68), false)
+	f.Add(byte(ipv4.TCPFlagACK), []byte{kindMSS, lenMSS, 0x05, 0xb4}, []byte{}, uint16(1480), false)
 	f.Fuzz(func(t *testing.T, flags byte, options, payload []byte, mtu uint16, partial bool) {
 		b := segment(flags, append([]byte(nil), options[:min(len(options), 40)]...), payload[:min(len(payload), 1000)]...)
 		if partial {
@@ -317,7 +316,7 @@ func FuzzClamp(f *testing.F) {
 				if is > was {
 					t.Fatalf("an MSS was raised from %d to %d", was, is)
 				}
-				if is < was && (int(is) != int(mtu)-40 || flags&flagSYN == 0) {
+				if is < was && (int(is) != int(mtu)-40 || flags&ipv4.TCPFlagSYN == 0) {
 					t.Fatalf("an MSS was lowered from %d to %d at MTU %d, flags %#02x", was, is, mtu, flags)
 				}
 				if changed && int(is) > int(mtu)-40 {
@@ -339,8 +338,8 @@ func FuzzClamp(f *testing.F) {
 
 // FuzzClamp_anyPacket takes arbitrary bytes: no panic, and no change outside of the TCP segment.
 func FuzzClamp_anyPacket(f *testing.F) {
-	f.Add(segment(flagSYN, []byte{kindMSS, lenMSS, 0x05, 0xb4}), 1480, false)
-	f.Add(segment(flagSYN, []byte{kindNop, kindMSS, lenMSS})[:43], 1480, true)
+	f.Add(segment(ipv4.TCPFlagSYN, []byte{kindMSS, lenMSS, 0x05, 0xb4}), 1480, false)
+	f.Add(segment(ipv4.TCPFlagSYN, []byte{kindNop, kindMSS, lenMSS})[:43], 1480, true)
 	f.Fuzz(func(t *testing.T, b []byte, mtu int, partial bool) {
 		p, err := ipv4.Parse(b)
 		if err != nil {
@@ -358,7 +357,7 @@ func FuzzClamp_anyPacket(f *testing.F) {
 }
 
 func BenchmarkClamp_syn(b *testing.B) {
-	raw := segment(flagSYN, []byte{kindMSS, lenMSS, 0x05, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, kindNop, 3, 3, 7})
+	raw := segment(ipv4.TCPFlagSYN, []byte{kindMSS, lenMSS, 0x05, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, kindNop, 3, 3, 7})
 	p, err := ipv4.Parse(raw)
 	if err != nil {
 		b.Fatal(err)
@@ -373,7 +372,7 @@ func BenchmarkClamp_syn(b *testing.B) {
 
 // The common case: no SYN.
 func BenchmarkClamp_data(b *testing.B) {
-	raw := segment(flagACK, []byte{kindNop, kindNop, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0}, make([]byte, 1428)...)
+	raw := segment(ipv4.TCPFlagACK, []byte{kindNop, kindNop, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0}, make([]byte, 1428)...)
 	p, err := ipv4.Parse(raw)
 	if err != nil {
 		b.Fatal(err)

@@ -42,12 +42,12 @@ const (
 // build returns the packet. It fills the buffer with 0xa5 first, so that a byte not written
 // shows, and computes the checksums without the code under test.
 func (s spec) build() []byte {
-	header := tcpHeader + len(s.options)
-	protocol := byte(protocolTCP)
+	header := ipv4.TCPHeaderLen + len(s.options)
+	protocol := byte(ipv4.ProtocolTCP)
 	if !s.tcp {
-		header, protocol = udpHeader, protocolUDP
+		header, protocol = ipv4.UDPHeaderLen, ipv4.ProtocolUDP
 	}
-	start := ipHeader + len(s.ipOption)
+	start := ipv4.HeaderLen + len(s.ipOption)
 	p := make([]byte, start+header+len(s.payload))
 	for i := range p {
 		p[i] = 0xa5
@@ -64,21 +64,21 @@ func (s spec) build() []byte {
 	t := p[start:]
 	binary.BigEndian.PutUint16(t, portA+s.ports[0])
 	binary.BigEndian.PutUint16(t[2:], portB+s.ports[1])
-	at := udpChecksum
+	at := ipv4.OffUDPChecksum
 	if s.tcp {
-		at = tcpChecksum
+		at = ipv4.OffTCPChecksum
 		if s.flags == 0 {
-			s.flags = flagACK
+			s.flags = ipv4.TCPFlagACK
 		}
-		binary.BigEndian.PutUint32(t[tcpSeq:], s.seq)
-		binary.BigEndian.PutUint32(t[tcpAck:], s.ack)
-		t[tcpDataOffset] = byte(header/4) << 4
-		t[tcpFlags] = s.flags
-		binary.BigEndian.PutUint16(t[tcpWindow:], s.window)
-		binary.BigEndian.PutUint16(t[tcpUrgent:], 0)
-		copy(t[tcpHeader:], s.options)
+		binary.BigEndian.PutUint32(t[ipv4.OffTCPSeq:], s.seq)
+		binary.BigEndian.PutUint32(t[ipv4.OffTCPAck:], s.ack)
+		t[ipv4.OffTCPDataOffset] = byte(header/4) << 4
+		t[ipv4.OffTCPFlags] = s.flags
+		binary.BigEndian.PutUint16(t[ipv4.OffTCPWindow:], s.window)
+		binary.BigEndian.PutUint16(t[ipv4.OffTCPUrgent:], 0)
+		copy(t[ipv4.TCPHeaderLen:], s.options)
 	} else {
-		binary.BigEndian.PutUint16(t[udpLength:], uint16(len(t)))
+		binary.BigEndian.PutUint16(t[ipv4.OffUDPLength:], uint16(len(t)))
 	}
 	copy(t[header:], s.payload)
 	binary.BigEndian.PutUint16(t[at:], 0)
@@ -160,7 +160,7 @@ func writeAll(t testing.TB, c *coalescer, batch []*packet.Buffer) (out []written
 		w := written{header: c.header(batch, o), packets: []int{int(o.head)}}
 		w.bytes = append(w.bytes, batch[o.head].Bytes()...)
 		for j := c.next[o.head]; j != none; j = c.next[j] {
-			w.bytes = append(w.bytes, batch[j].Bytes()[o.transport.payload:]...)
+			w.bytes = append(w.bytes, batch[j].Bytes()[o.transport.Payload:]...)
 			w.packets = append(w.packets, int(j))
 		}
 		if len(w.packets) != int(o.count) || len(w.bytes) != o.length {
@@ -179,7 +179,7 @@ func splitAll(t testing.TB, p []byte, size int) (segments [][]byte) {
 		t.Fatalf("not split: %x", p[:min(len(p), 64)])
 	}
 	for s.more() {
-		dst := make([]byte, s.transport.payload+size)
+		dst := make([]byte, s.transport.Payload+size)
 		for i := range dst {
 			dst[i] = 0xa5
 		}

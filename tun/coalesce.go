@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 
+	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 )
 
@@ -14,6 +15,8 @@ const (
 	// (UIO_MAXIOV is 1024), and UDP_GRO_CNT_MAX (udp_offload.c).
 	maxTCPSegments = 512
 	maxUDPSegments = 64
+
+	dontFragment = 0x40 // in the byte at ipv4.OffFragment
 )
 
 // coalescer merges in-order segments of a flow within a batch into superpackets, by the
@@ -79,13 +82,13 @@ func (c *coalescer) plan(batch []*packet.Buffer) {
 		case !ok:
 			t = transport{}
 			c.closeAddresses(p)
-		case t.start != ipHeader: // like GRO, don't merge packets with IP options
+		case t.Start != ipv4.HeaderLen: // like GRO, don't merge packets with IP options
 			c.closeAddresses(p)
 		default:
 			flow = openFlow{
-				addresses: binary.NativeEndian.Uint64(p[ipSource:]),
-				ports:     binary.NativeEndian.Uint32(p[ipHeader:]),
-				protocol:  t.protocol,
+				addresses: binary.NativeEndian.Uint64(p[ipv4.OffSource:]),
+				ports:     binary.NativeEndian.Uint32(p[ipv4.HeaderLen:]),
+				protocol:  t.Protocol,
 			}
 			if at = c.find(&flow); at != none && c.add(batch, at, i, &t) {
 				continue
@@ -96,7 +99,7 @@ func (c *coalescer) plan(batch []*packet.Buffer) {
 		c.next[i] = none
 		if grows {
 			o.expect(p, &t)
-			o.gsoSize = len(p) - t.payload
+			o.gsoSize = len(p) - t.Payload
 			flow.output = int32(len(c.outputs))
 			c.put(at, &flow)
 		} else if at != none {
@@ -129,9 +132,9 @@ func (c *coalescer) add(batch []*packet.Buffer, at, i int, t *transport) bool {
 	c.next[o.tail], c.next[i] = int32(i), none
 	o.tail = int32(i)
 	o.count++
-	o.length += len(p) - t.payload
+	o.length += len(p) - t.Payload
 	o.expect(p, t)
-	if len(p)-t.payload < o.gsoSize || o.full() || t.protocol == protocolTCP && p[ipHeader+tcpFlags]&(flagPSH|flagFIN) != 0 {
+	if len(p)-t.Payload < o.gsoSize || o.full() || t.Protocol == ipv4.ProtocolTCP && p[ipv4.HeaderLen+ipv4.OffTCPFlags]&(ipv4.TCPFlagPSH|ipv4.TCPFlagFIN) != 0 {
 		c.close(at)
 	}
 	return true
@@ -139,14 +142,14 @@ func (c *coalescer) add(batch []*packet.Buffer, at, i int, t *transport) bool {
 
 // expect sets the ID and sequence number that must follow p.
 func (o *output) expect(p []byte, t *transport) {
-	o.id = binary.BigEndian.Uint16(p[ipID:]) + 1
-	if t.protocol == protocolTCP {
-		o.seq = binary.BigEndian.Uint32(p[ipHeader+tcpSeq:]) + uint32(len(p)-t.payload)
+	o.id = binary.BigEndian.Uint16(p[ipv4.OffID:]) + 1
+	if t.Protocol == ipv4.ProtocolTCP {
+		o.seq = binary.BigEndian.Uint32(p[ipv4.HeaderLen+ipv4.OffTCPSeq:]) + uint32(len(p)-t.Payload)
 	}
 }
 
 func (o *output) full() bool {
-	if o.transport.protocol == protocolUDP {
+	if o.transport.Protocol == ipv4.ProtocolUDP {
 		return o.count >= maxUDPSegments
 	}
 	return o.count >= maxTCPSegments
@@ -155,44 +158,44 @@ func (o *output) full() bool {
 // mergeable reports whether p may be the head of an output: it has payload, and no flag
 // that ends one.
 func (c *coalescer) mergeable(p []byte, t *transport) bool {
-	if len(p) == t.payload {
+	if len(p) == t.Payload {
 		return false
 	}
-	if t.protocol == protocolUDP {
+	if t.Protocol == ipv4.ProtocolUDP {
 		return c.uso
 	}
 	// PSH and FIN end an output; SYN, RST, URG and CWR are never merged.
-	return p[ipHeader+tcpFlags]&^flagECE == flagACK
+	return p[ipv4.HeaderLen+ipv4.OffTCPFlags]&^ipv4.TCPFlagECE == ipv4.TCPFlagACK
 }
 
 // canMerge reports whether splitting the output, whose first packet is head, would restore p
 // as its next segment. It does not verify checksums.
 func (o *output) canMerge(head, p []byte, t *transport) bool {
-	n := len(p) - t.payload
-	if n == 0 || n > o.gsoSize || t.payload != o.transport.payload || o.length+n > packet.MaxSize {
+	n := len(p) - t.Payload
+	if n == 0 || n > o.gsoSize || t.Payload != o.transport.Payload || o.length+n > packet.MaxSize {
 		return false
 	}
 	// TOS (DSCP and ECN), DF, TTL; parseTransport excluded fragments.
-	if head[1] != p[1] || head[ipFragment] != p[ipFragment] || head[ipTTL] != p[ipTTL] {
+	if head[ipv4.OffTOS] != p[ipv4.OffTOS] || head[ipv4.OffFragment] != p[ipv4.OffFragment] || head[ipv4.OffTTL] != p[ipv4.OffTTL] {
 		return false
 	}
 	// Without DF the ID may be needed for reassembly. With DF the datagram is atomic and
 	// its ID meaningless (RFC 6864, section 4.1).
-	if p[ipFragment]&dontFragment == 0 && binary.BigEndian.Uint16(p[ipID:]) != o.id {
+	if p[ipv4.OffFragment]&dontFragment == 0 && binary.BigEndian.Uint16(p[ipv4.OffID:]) != o.id {
 		return false
 	}
-	if t.protocol == protocolUDP {
+	if t.Protocol == ipv4.ProtocolUDP {
 		return true
 	}
 	// Only the last segment may have PSH or FIN: add closes the flow then.
-	a, b := head[ipHeader:t.payload], p[ipHeader:t.payload]
-	return binary.BigEndian.Uint32(b[tcpSeq:]) == o.seq &&
-		binary.NativeEndian.Uint32(a[tcpAck:]) == binary.NativeEndian.Uint32(b[tcpAck:]) &&
-		a[tcpDataOffset] == b[tcpDataOffset] &&
-		a[tcpFlags] == b[tcpFlags]&^(flagPSH|flagFIN) &&
-		binary.NativeEndian.Uint16(a[tcpWindow:]) == binary.NativeEndian.Uint16(b[tcpWindow:]) &&
-		binary.NativeEndian.Uint16(a[tcpUrgent:]) == binary.NativeEndian.Uint16(b[tcpUrgent:]) &&
-		bytes.Equal(a[tcpHeader:], b[tcpHeader:])
+	a, b := head[ipv4.HeaderLen:t.Payload], p[ipv4.HeaderLen:t.Payload]
+	return binary.BigEndian.Uint32(b[ipv4.OffTCPSeq:]) == o.seq &&
+		binary.NativeEndian.Uint32(a[ipv4.OffTCPAck:]) == binary.NativeEndian.Uint32(b[ipv4.OffTCPAck:]) &&
+		a[ipv4.OffTCPDataOffset] == b[ipv4.OffTCPDataOffset] &&
+		a[ipv4.OffTCPFlags] == b[ipv4.OffTCPFlags]&^(ipv4.TCPFlagPSH|ipv4.TCPFlagFIN) &&
+		binary.NativeEndian.Uint16(a[ipv4.OffTCPWindow:]) == binary.NativeEndian.Uint16(b[ipv4.OffTCPWindow:]) &&
+		binary.NativeEndian.Uint16(a[ipv4.OffTCPUrgent:]) == binary.NativeEndian.Uint16(b[ipv4.OffTCPUrgent:]) &&
+		bytes.Equal(a[ipv4.TCPHeaderLen:], b[ipv4.TCPHeaderLen:])
 }
 
 // header prepares the head of an output to be written, followed by the payloads of the
@@ -201,11 +204,11 @@ func (c *coalescer) header(batch []*packet.Buffer, o *output) vnetHeader {
 	b, t := batch[o.head], &o.transport
 	p := b.Bytes()
 	switch {
-	case t.payload == 0: // not TCP or UDP: nothing to offload
+	case t.Payload == 0: // not TCP or UDP: nothing to offload
 		return vnetHeader{}
 	case o.count > 1:
-		if t.protocol == protocolTCP {
-			p[t.start+tcpFlags] |= batch[o.tail].Bytes()[t.start+tcpFlags] & (flagPSH | flagFIN)
+		if t.Protocol == ipv4.ProtocolTCP {
+			p[t.Start+ipv4.OffTCPFlags] |= batch[o.tail].Bytes()[t.Start+ipv4.OffTCPFlags] & (ipv4.TCPFlagPSH | ipv4.TCPFlagFIN)
 		}
 		t.putLengths(p, o.length)
 		return t.offloadHeader(p, o.length, o.gsoSize)
@@ -249,12 +252,12 @@ func (c *coalescer) close(at int) {
 // closeAddresses closes all flows of p's protocol between p's addresses. It is for packets
 // whose flow is not known: fragments, malformed packets and those with IP options.
 func (c *coalescer) closeAddresses(p []byte) {
-	if len(p) < ipHeader {
+	if len(p) < ipv4.HeaderLen {
 		return
 	}
-	addresses := binary.NativeEndian.Uint64(p[ipSource:])
+	addresses := binary.NativeEndian.Uint64(p[ipv4.OffSource:])
 	for i := c.openCount - 1; i >= 0; i-- {
-		if f := &c.open[i]; f.addresses == addresses && f.protocol == p[ipProtocol] {
+		if f := &c.open[i]; f.addresses == addresses && f.protocol == p[ipv4.OffProtocol] {
 			c.close(i)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 )
 
@@ -36,7 +37,7 @@ func groups(t testing.TB, batch []*packet.Buffer) (groups [][]int) {
 func TestCoalescer_tcp(t *testing.T) {
 	packets := tcpSegments(5, 1000, func(i int, s *spec) {
 		if i == 4 {
-			s.payload, s.flags = s.payload[:300], flagACK|flagPSH
+			s.payload, s.flags = s.payload[:300], ipv4.TCPFlagACK|ipv4.TCPFlagPSH
 		}
 	})
 	out := writeAll(t, &coalescer{}, buffers(packets...))
@@ -104,14 +105,14 @@ func TestCoalescer_unmergeable(t *testing.T) {
 		{"longer", func(s *spec) { s.payload = patternBytes(1001, 0) }, apart},
 		{"shorter", func(s *spec) { s.payload = s.payload[:999] }, [][]int{{0, 1, 2}, {3}}},
 		{"no payload", func(s *spec) { s.payload = nil }, apart},
-		{"PSH", func(s *spec) { s.flags = flagACK | flagPSH }, [][]int{{0, 1, 2}, {3}}},
-		{"FIN", func(s *spec) { s.flags = flagACK | flagFIN }, [][]int{{0, 1, 2}, {3}}},
-		{"SYN", func(s *spec) { s.flags = flagACK | 2 }, apart},
-		{"RST", func(s *spec) { s.flags = flagACK | 4 }, apart},
-		{"URG", func(s *spec) { s.flags = flagACK | 0x20 }, apart},
-		{"ECE", func(s *spec) { s.flags = flagACK | flagECE }, apart},
-		{"CWR", func(s *spec) { s.flags = flagACK | flagCWR }, apart},
-		{"no ACK", func(s *spec) { s.flags = flagPSH }, apart},
+		{"PSH", func(s *spec) { s.flags = ipv4.TCPFlagACK | ipv4.TCPFlagPSH }, [][]int{{0, 1, 2}, {3}}},
+		{"FIN", func(s *spec) { s.flags = ipv4.TCPFlagACK | ipv4.TCPFlagFIN }, [][]int{{0, 1, 2}, {3}}},
+		{"SYN", func(s *spec) { s.flags = ipv4.TCPFlagACK | 2 }, apart},
+		{"RST", func(s *spec) { s.flags = ipv4.TCPFlagACK | 4 }, apart},
+		{"URG", func(s *spec) { s.flags = ipv4.TCPFlagACK | 0x20 }, apart},
+		{"ECE", func(s *spec) { s.flags = ipv4.TCPFlagACK | ipv4.TCPFlagECE }, apart},
+		{"CWR", func(s *spec) { s.flags = ipv4.TCPFlagACK | ipv4.TCPFlagCWR }, apart},
+		{"no ACK", func(s *spec) { s.flags = ipv4.TCPFlagPSH }, apart},
 		{"IP options", func(s *spec) { s.ipOption = []byte{1, 1, 1, 0} }, apart},
 		{"UDP", func(s *spec) { s.tcp = false }, apart},
 		{"other source", func(s *spec) { s.flow = 9 }, apart},
@@ -274,7 +275,7 @@ func TestCoalescerHeader_superpacket(t *testing.T) {
 	tcp := spec{tcp: true, options: timestamps, payload: patternBytes(4000, 0), partial: true}
 	udp := spec{payload: patternBytes(4000, 0), partial: true}
 	cwr := tcp
-	cwr.flags = flagACK | flagCWR
+	cwr.flags = ipv4.TCPFlagACK | ipv4.TCPFlagCWR
 	options := tcp
 	options.ipOption = []byte{1, 1, 1, 0}
 	for _, c := range []struct {
@@ -325,7 +326,7 @@ func FuzzCoalescer(f *testing.F) {
 			op := script[:4]
 			s := &states[op[0]&7]
 			s.flow, s.tcp, s.df = op[0]&3, op[0]&4 == 0, op[0]&8 != 0
-			s.flags, s.ipOption, s.tos = flagACK, nil, 0
+			s.flags, s.ipOption, s.tos = ipv4.TCPFlagACK, nil, 0
 			s.payload = patternBytes(100, int(s.seq))
 			switch op[1] & 15 { // most values change nothing
 			case 1:

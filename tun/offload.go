@@ -38,87 +38,30 @@ const (
 	vnetECN   = 0x80 // CWR is set, for the first segment only
 )
 
-// Offsets in the IPv4, TCP and UDP headers, and the lengths of those headers without options
-// (RFC 791, section 3.1; RFC 9293, section 3.1; RFC 768).
-const (
-	ipTotalLen = 2
-	ipID       = 4
-	ipFragment = 6
-	ipTTL      = 8
-	ipProtocol = 9
-	ipChecksum = 10
-	ipSource   = 12
-	ipHeader   = 20
+// transport is the layout of an unfragmented IPv4 packet with well-formed TCP or UDP.
+type transport ipv4.Transport
 
-	tcpSeq        = 4
-	tcpAck        = 8
-	tcpDataOffset = 12
-	tcpFlags      = 13
-	tcpWindow     = 14
-	tcpChecksum   = 16
-	tcpUrgent     = 18
-	tcpHeader     = 20
-
-	udpLength   = 4
-	udpChecksum = 6
-	udpHeader   = 8
-
-	protocolTCP = 6
-	protocolUDP = 17
-
-	flagFIN = 0x01
-	flagPSH = 0x08
-	flagACK = 0x10
-	flagECE = 0x40
-	flagCWR = 0x80
-
-	dontFragment = 0x40 // in the byte at ipFragment
-)
-
-// transport is the layout of an unfragmented IPv4 packet with TCP or UDP: offsets from the
-// packet's start, in bytes.
-type transport struct {
-	protocol uint8
-	start    int // of the TCP or UDP header
-	checksum int // of that header's checksum field
-	payload  int // of the TCP or UDP payload
-}
-
-// parseTransport returns the layout of p. It returns false unless p is an unfragmented IPv4
+// parseTransport returns the layout of b. It returns false unless b is an unfragmented IPv4
 // packet of exactly its total length with a well-formed TCP or UDP header.
-func parseTransport(p []byte) (t transport, ok bool) {
-	if len(p) < ipHeader || p[0]>>4 != 4 {
+func parseTransport(b []byte) (t transport, ok bool) {
+	p, err := ipv4.Parse(b)
+	if err != nil || p.TotalLen() != len(b) || p.IsFragment() {
 		return t, false
 	}
-	t.protocol = p[ipProtocol]
-	t.start = int(p[0]&0x0f) * 4
-	if t.start < ipHeader || int(binary.BigEndian.Uint16(p[ipTotalLen:])) != len(p) ||
-		binary.BigEndian.Uint16(p[ipFragment:])&0x3fff != 0 { // MF or an offset
+	view, ok := ipv4.ParseTransport(p)
+	if !ok {
 		return t, false
 	}
-	switch t.protocol {
-	case protocolTCP:
-		if len(p) < t.start+tcpHeader {
-			return t, false
-		}
-		t.checksum = t.start + tcpChecksum
-		length := int(p[t.start+tcpDataOffset]>>4) * 4
-		t.payload = t.start + length
-		return t, length >= tcpHeader && t.payload <= len(p)
-	case protocolUDP:
-		if len(p) < t.start+udpHeader {
-			return t, false
-		}
-		t.checksum = t.start + udpChecksum
-		t.payload = t.start + udpHeader
-		return t, int(binary.BigEndian.Uint16(p[t.start+udpLength:])) == len(p)-t.start
+	t = transport(view)
+	if t.Protocol == ipv4.ProtocolUDP {
+		return t, int(binary.BigEndian.Uint16(b[t.Start+ipv4.OffUDPLength:])) == len(b)-t.Start
 	}
-	return t, false
+	return t, t.Payload >= t.Start+ipv4.TCPHeaderLen && t.Payload <= len(b)
 }
 
 // pseudoSum returns the sum of the pseudo-header of p, an IPv4 packet of length bytes.
 func (t *transport) pseudoSum(p []byte, length int) uint64 {
-	return ipv4.PseudoHeaderSum([4]byte(p[ipSource:]), [4]byte(p[ipSource+4:]), t.protocol, length-t.start)
+	return ipv4.PseudoHeaderSum([4]byte(p[ipv4.OffSource:]), [4]byte(p[ipv4.OffSource+4:]), t.Protocol, length-t.Start)
 }
 
 // checksumsValid verifies the IP header checksum of b's packet and, unless b.Checksum is
@@ -126,37 +69,37 @@ func (t *transport) pseudoSum(p []byte, length int) uint64 {
 // without a checksum (zero, RFC 768), unless that is partial: merging would add one.
 func (t *transport) checksumsValid(b *packet.Buffer) bool {
 	p := b.Bytes()
-	if ipv4.Sum(p[:t.start], 0) != 0xffff {
+	if ipv4.Sum(p[:t.Start], 0) != 0xffff {
 		return false
 	}
 	if b.Checksum == packet.ChecksumPartial {
 		return true
 	}
-	if t.protocol == protocolUDP && p[t.checksum]|p[t.checksum+1] == 0 {
+	if t.Protocol == ipv4.ProtocolUDP && p[t.Checksum]|p[t.Checksum+1] == 0 {
 		return false
 	}
-	return b.Checksum == packet.ChecksumValid || ipv4.Sum(p[t.start:], t.pseudoSum(p, len(p))) == 0xffff
+	return b.Checksum == packet.ChecksumValid || ipv4.Sum(p[t.Start:], t.pseudoSum(p, len(p))) == 0xffff
 }
 
 // putChecksum computes the TCP or UDP checksum of p.
 func (t *transport) putChecksum(p []byte) {
-	binary.BigEndian.PutUint16(p[t.checksum:], 0)
-	sum := ipv4.Checksum(p[t.start:], t.pseudoSum(p, len(p)))
-	if sum == 0 && t.protocol == protocolUDP {
+	binary.BigEndian.PutUint16(p[t.Checksum:], 0)
+	sum := ipv4.Checksum(p[t.Start:], t.pseudoSum(p, len(p)))
+	if sum == 0 && t.Protocol == ipv4.ProtocolUDP {
 		sum = 0xffff // zero means no checksum (RFC 768)
 	}
-	binary.BigEndian.PutUint16(p[t.checksum:], sum)
+	binary.BigEndian.PutUint16(p[t.Checksum:], sum)
 }
 
 // putLengths sets the length fields of the headers at p for a packet of length bytes, and
 // recomputes the IP header checksum.
 func (t *transport) putLengths(p []byte, length int) {
-	binary.BigEndian.PutUint16(p[ipTotalLen:], uint16(length))
-	if t.protocol == protocolUDP {
-		binary.BigEndian.PutUint16(p[t.start+udpLength:], uint16(length-t.start))
+	binary.BigEndian.PutUint16(p[ipv4.OffTotalLen:], uint16(length))
+	if t.Protocol == ipv4.ProtocolUDP {
+		binary.BigEndian.PutUint16(p[t.Start+ipv4.OffUDPLength:], uint16(length-t.Start))
 	}
-	binary.BigEndian.PutUint16(p[ipChecksum:], 0)
-	binary.BigEndian.PutUint16(p[ipChecksum:], ipv4.Checksum(p[:t.start], 0))
+	binary.BigEndian.PutUint16(p[ipv4.OffChecksum:], 0)
+	binary.BigEndian.PutUint16(p[ipv4.OffChecksum:], ipv4.Checksum(p[:t.Start], 0))
 }
 
 // offloadHeader puts a partial checksum into the headers at p, of a packet of length bytes,
@@ -164,21 +107,21 @@ func (t *transport) putLengths(p []byte, length int) {
 // segment in bytes, that requests segmentation; size 0 does not.
 func (t *transport) offloadHeader(p []byte, length, size int) vnetHeader {
 	// CHECKSUM_PARTIAL: the pseudo-header's sum, not complemented.
-	binary.BigEndian.PutUint16(p[t.checksum:], ipv4.Fold(t.pseudoSum(p, length)))
+	binary.BigEndian.PutUint16(p[t.Checksum:], ipv4.Fold(t.pseudoSum(p, length)))
 	h := vnetHeader{
 		flags:      vnetNeedsChecksum,
-		hdrLen:     uint16(t.payload),
-		csumStart:  uint16(t.start),
-		csumOffset: uint16(t.checksum - t.start),
+		hdrLen:     uint16(t.Payload),
+		csumStart:  uint16(t.Start),
+		csumOffset: uint16(t.Checksum - t.Start),
 	}
-	if size == 0 || length-t.payload <= size {
+	if size == 0 || length-t.Payload <= size {
 		return h
 	}
 	h.gsoSize = uint16(size)
 	switch {
-	case t.protocol == protocolUDP:
+	case t.Protocol == ipv4.ProtocolUDP:
 		h.gsoType = vnetUDP
-	case p[t.start+tcpFlags]&flagCWR != 0:
+	case p[t.Start+ipv4.OffTCPFlags]&ipv4.TCPFlagCWR != 0:
 		h.gsoType = vnetTCPv4 | vnetECN
 	default:
 		h.gsoType = vnetTCPv4

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ipipd/internal/fdguard"
+	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 )
 
@@ -198,10 +199,10 @@ func (w *writer) write(batch []*packet.Buffer) (n int, err error) {
 		o := &w.coalescer.outputs[i]
 		var errno unix.Errno
 		switch super := batch[o.head].SegmentSize != 0; {
-		case super && o.transport.payload == 0:
+		case super && o.transport.Payload == 0:
 			err = errNotSplittable
 			continue
-		case super && o.transport.protocol == protocolUDP && !w.coalescer.uso:
+		case super && o.transport.Protocol == ipv4.ProtocolUDP && !w.coalescer.uso:
 			errno = w.writeSegments(batch[o.head])
 		default:
 			errno = w.writeOutput(batch, o)
@@ -226,7 +227,7 @@ func (w *writer) writeOutput(batch []*packet.Buffer, o *output) unix.Errno {
 	setIovec(&w.iov[1], batch[o.head].Bytes())
 	iovs := 2
 	for i := w.coalescer.next[o.head]; i != none; i = w.coalescer.next[i] {
-		setIovec(&w.iov[iovs], batch[i].Bytes()[o.transport.payload:])
+		setIovec(&w.iov[iovs], batch[i].Bytes()[o.transport.Payload:])
 		iovs++
 	}
 	return w.writev(iovs)

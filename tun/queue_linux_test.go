@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 )
 
@@ -60,9 +61,9 @@ func TestReader_partialChecksum(t *testing.T) {
 		s.partial = true
 		r := reader{direct: 1500}
 		b := packet.New(1500)
-		h := vnetHeader{flags: vnetNeedsChecksum, csumStart: 20, csumOffset: udpChecksum}
+		h := vnetHeader{flags: vnetNeedsChecksum, csumStart: 20, csumOffset: ipv4.OffUDPChecksum}
 		if s.tcp {
-			h.csumOffset = tcpChecksum
+			h.csumOffset = ipv4.OffTCPChecksum
 		}
 		if !readFrame(&r, b, h, s.build()) || !bytes.Equal(b.Bytes(), want) || b.Checksum != packet.ChecksumValid {
 			t.Errorf("got %x, checksum %v, want %x", b.Bytes(), b.Checksum, want)

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 	"ipipd/test/netlab"
 )
@@ -69,8 +70,8 @@ func TestAttachQueueSelector_flowKeepsQueue(t *testing.T) {
 			}
 			queue = got[1]
 			p := spec{payload: []byte("back")}.build()
-			copy(p[ipHeader:], []byte{0, 9, byte(port >> 8), byte(port)})
-			copy(p[ipHeader+udpChecksum:], []byte{0, 0}) // none
+			copy(p[ipv4.HeaderLen:], []byte{0, 9, byte(port >> 8), byte(port)})
+			copy(p[ipv4.HeaderLen+ipv4.OffUDPChecksum:], []byte{0, 0}) // none
 			reply := packet.New(2048)
 			reply.Set(p)
 			if _, err := d.Queues()[(queue+round)%4].Write([]*packet.Buffer{reply}); err != nil {

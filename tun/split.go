@@ -1,6 +1,10 @@
 package tun
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"ipipd/internal/ipv4"
+)
 
 // splitter splits a superpacket into its segments, one at a time, like the kernel's GSO
 // (inet_gso_segment, tcp_gso_segment, __udp_gso_segment):
@@ -27,8 +31,8 @@ func (s *splitter) start(p []byte, size int) bool {
 	if !ok || size <= 0 {
 		return false
 	}
-	*s = splitter{p: p, transport: t, gsoSize: size, next: t.payload, id: binary.BigEndian.Uint16(p[ipID:])}
-	return t.payload < len(p)
+	*s = splitter{p: p, transport: t, gsoSize: size, next: t.Payload, id: binary.BigEndian.Uint16(p[ipv4.OffID:])}
+	return t.Payload < len(p)
 }
 
 // more reports whether segments are left.
@@ -39,26 +43,26 @@ func (s *splitter) more() bool { return s.next < len(s.p) }
 // so that the data path drops it as malformed.
 func (s *splitter) segment(dst []byte) int {
 	t := &s.transport
-	first, end := s.next == t.payload, min(s.next+s.gsoSize, len(s.p))
-	length := t.payload + end - s.next
+	first, end := s.next == t.Payload, min(s.next+s.gsoSize, len(s.p))
+	length := t.Payload + end - s.next
 	if length > len(dst) {
 		n := copy(dst, s.p)
 		s.next, s.id = end, s.id+1
 		return n
 	}
 	dst = dst[:length]
-	copy(dst, s.p[:t.payload])
-	copy(dst[t.payload:], s.p[s.next:end])
+	copy(dst, s.p[:t.Payload])
+	copy(dst[t.Payload:], s.p[s.next:end])
 
-	binary.BigEndian.PutUint16(dst[ipID:], s.id)
-	if t.protocol == protocolTCP {
-		seq := binary.BigEndian.Uint32(s.p[t.start+tcpSeq:]) + uint32(s.next-t.payload)
-		binary.BigEndian.PutUint32(dst[t.start+tcpSeq:], seq)
+	binary.BigEndian.PutUint16(dst[ipv4.OffID:], s.id)
+	if t.Protocol == ipv4.ProtocolTCP {
+		seq := binary.BigEndian.Uint32(s.p[t.Start+ipv4.OffTCPSeq:]) + uint32(s.next-t.Payload)
+		binary.BigEndian.PutUint32(dst[t.Start+ipv4.OffTCPSeq:], seq)
 		if !first {
-			dst[t.start+tcpFlags] &^= flagCWR
+			dst[t.Start+ipv4.OffTCPFlags] &^= ipv4.TCPFlagCWR
 		}
 		if end < len(s.p) {
-			dst[t.start+tcpFlags] &^= flagFIN | flagPSH
+			dst[t.Start+ipv4.OffTCPFlags] &^= ipv4.TCPFlagFIN | ipv4.TCPFlagPSH
 		}
 	}
 	t.putLengths(dst, length)

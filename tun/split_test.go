@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"ipipd/internal/ipv4"
 )
 
 var timestamps = []byte{1, 1, 8, 10, 0, 0, 1, 2, 0, 0, 3, 4}
@@ -44,15 +46,15 @@ func TestSplitter_golden(t *testing.T) {
 // slowFinish computes both checksums of p.
 func slowFinish(p []byte) {
 	start := int(p[0]&15) * 4
-	at := start + udpChecksum
-	if p[9] == protocolTCP {
-		at = start + tcpChecksum
+	at := start + ipv4.OffUDPChecksum
+	if p[9] == ipv4.ProtocolTCP {
+		at = start + ipv4.OffTCPChecksum
 	}
 	binary.BigEndian.PutUint16(p[10:], 0)
 	binary.BigEndian.PutUint16(p[10:], ^slowSum(0, p[:start]))
 	binary.BigEndian.PutUint16(p[at:], 0)
 	sum := ^slowSum(slowPseudo(p, start), p[start:])
-	if sum == 0 && p[9] == protocolUDP {
+	if sum == 0 && p[9] == ipv4.ProtocolUDP {
 		sum = 0xffff
 	}
 	binary.BigEndian.PutUint16(p[at:], sum)
@@ -61,9 +63,9 @@ func slowFinish(p []byte) {
 // slowSplit is a reference implementation of splitter.
 func slowSplit(p []byte, size int) (segments [][]byte) {
 	start := int(p[0]&15) * 4
-	headers := start + udpHeader
-	if p[9] == protocolTCP {
-		headers = start + int(p[start+tcpDataOffset]>>4)*4
+	headers := start + ipv4.UDPHeaderLen
+	if p[9] == ipv4.ProtocolTCP {
+		headers = start + int(p[start+ipv4.OffTCPDataOffset]>>4)*4
 	}
 	payload := p[headers:]
 	for i := 0; i*size < len(payload); i++ {
@@ -71,13 +73,13 @@ func slowSplit(p []byte, size int) (segments [][]byte) {
 		s := append(bytes.Clone(p[:headers]), body...)
 		binary.BigEndian.PutUint16(s[2:], uint16(len(s)))
 		binary.BigEndian.PutUint16(s[4:], binary.BigEndian.Uint16(p[4:])+uint16(i))
-		if p[9] == protocolTCP {
+		if p[9] == ipv4.ProtocolTCP {
 			binary.BigEndian.PutUint32(s[start+4:], binary.BigEndian.Uint32(p[start+4:])+uint32(i*size))
 			if i > 0 {
-				s[start+tcpFlags] &= ^byte(flagCWR)
+				s[start+ipv4.OffTCPFlags] &= ^byte(ipv4.TCPFlagCWR)
 			}
 			if (i+1)*size < len(payload) {
-				s[start+tcpFlags] &= ^byte(flagFIN | flagPSH)
+				s[start+ipv4.OffTCPFlags] &= ^byte(ipv4.TCPFlagFIN | ipv4.TCPFlagPSH)
 			}
 		} else {
 			binary.BigEndian.PutUint16(s[start+4:], uint16(len(s)-start))
@@ -93,7 +95,7 @@ func TestSplitter_reference(t *testing.T) {
 		{tcp: true, payload: patternBytes(65535-40, 0), df: true},
 		{tcp: true, payload: patternBytes(4000, 0), options: timestamps, id: 0xfffe, tos: 3, flags: 0xff},
 		{tcp: true, payload: patternBytes(4001, 0), ipOption: []byte{1, 1, 1, 0}, seq: 0xfffffc00},
-		{tcp: true, payload: patternBytes(1, 0), flags: flagACK | flagPSH},
+		{tcp: true, payload: patternBytes(1, 0), flags: ipv4.TCPFlagACK | ipv4.TCPFlagPSH},
 		{payload: patternBytes(65535-28, 0)},
 		{payload: patternBytes(3001, 0), ipOption: []byte{1, 1, 1, 0}, df: true},
 	} {

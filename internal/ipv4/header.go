@@ -39,17 +39,17 @@ func (h *Header) PutOptions(b, options []byte) {
 	if h.MF {
 		fragment |= flagMF
 	}
-	b[offVersionIHL] = version<<4 | uint8(len(b)/4)
-	b[offTOS] = h.TOS
-	binary.BigEndian.PutUint16(b[offTotalLen:], uint16(h.TotalLen))
-	binary.BigEndian.PutUint16(b[offID:], h.ID)
-	binary.BigEndian.PutUint16(b[offFragment:], fragment)
-	b[offTTL] = h.TTL
-	b[offProtocol] = h.Protocol
-	binary.BigEndian.PutUint16(b[offChecksum:], 0)
-	*(*[4]byte)(b[offSource:]) = h.Source
-	*(*[4]byte)(b[offDestination:]) = h.Destination
-	binary.BigEndian.PutUint16(b[offChecksum:], Checksum(b, 0))
+	b[OffVersionIHL] = version<<4 | uint8(len(b)/4)
+	b[OffTOS] = h.TOS
+	binary.BigEndian.PutUint16(b[OffTotalLen:], uint16(h.TotalLen))
+	binary.BigEndian.PutUint16(b[OffID:], h.ID)
+	binary.BigEndian.PutUint16(b[OffFragment:], fragment)
+	b[OffTTL] = h.TTL
+	b[OffProtocol] = h.Protocol
+	binary.BigEndian.PutUint16(b[OffChecksum:], 0)
+	*(*[4]byte)(b[OffSource:]) = h.Source
+	*(*[4]byte)(b[OffDestination:]) = h.Destination
+	binary.BigEndian.PutUint16(b[OffChecksum:], Checksum(b, 0))
 }
 
 // Header returns the packet's header without its options.
@@ -64,31 +64,31 @@ func ParseHeader(b []byte) (h Header, headerLen int, err error) {
 	if len(b) < HeaderLen {
 		return Header{}, 0, ErrShort
 	}
-	if b[offVersionIHL]>>4 != version {
+	if b[OffVersionIHL]>>4 != version {
 		return Header{}, 0, ErrVersion
 	}
-	headerLen = int(b[offVersionIHL]&0x0f) * 4
+	headerLen = int(b[OffVersionIHL]&0x0f) * 4
 	if headerLen < HeaderLen {
 		return Header{}, 0, ErrHeaderLength
 	}
 	if len(b) < headerLen {
 		return Header{}, 0, ErrShort
 	}
-	total := int(binary.BigEndian.Uint16(b[offTotalLen:]))
+	total := int(binary.BigEndian.Uint16(b[OffTotalLen:]))
 	if total < headerLen {
 		return Header{}, 0, ErrTotalLength
 	}
-	fragment := binary.BigEndian.Uint16(b[offFragment:])
+	fragment := binary.BigEndian.Uint16(b[OffFragment:])
 	return Header{
-		TOS:            b[offTOS],
+		TOS:            b[OffTOS],
 		TotalLen:       total,
-		ID:             binary.BigEndian.Uint16(b[offID:]),
+		ID:             binary.BigEndian.Uint16(b[OffID:]),
 		DF:             fragment&flagDF != 0,
 		MF:             fragment&flagMF != 0,
 		FragmentOffset: int(fragment&maskOffset) * 8,
-		TTL:            b[offTTL],
-		Protocol:       b[offProtocol],
-		Source:         [4]byte(b[offSource:]),
-		Destination:    [4]byte(b[offDestination:]),
+		TTL:            b[OffTTL],
+		Protocol:       b[OffProtocol],
+		Source:         [4]byte(b[OffSource:]),
+		Destination:    [4]byte(b[OffDestination:]),
 	}, headerLen, nil
 }

@@ -5,13 +5,13 @@
 // reads out of bounds. Addresses and header bytes are in network byte order, numbers in the
 // host's. Nothing here allocates.
 //
-// Of transport protocols the package has only the pseudo-header of TCP and UDP. It neither
+// Of TCP and UDP the package has where their headers are, and their pseudo-header. It neither
 // interprets options nor reassembles fragments.
 package ipv4
 
 import "encoding/binary"
 
-// The header of RFC 791, section 3.1:
+// Offsets in the header of RFC 791, section 3.1:
 //
 //	 0                   1                   2                   3
 //	 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
@@ -29,16 +29,16 @@ import "encoding/binary"
 //	|                    Options, up to 40 bytes                    |
 //	+---------------------------------------------------------------+
 const (
-	offVersionIHL  = 0
-	offTOS         = 1
-	offTotalLen    = 2
-	offID          = 4
-	offFragment    = 6
-	offTTL         = 8
-	offProtocol    = 9
-	offChecksum    = 10
-	offSource      = 12
-	offDestination = 16
+	OffVersionIHL  = 0
+	OffTOS         = 1
+	OffTotalLen    = 2
+	OffID          = 4
+	OffFragment    = 6
+	OffTTL         = 8
+	OffProtocol    = 9
+	OffChecksum    = 10
+	OffSource      = 12
+	OffDestination = 16
 )
 
 const (
@@ -134,14 +134,14 @@ func Parse(b []byte) (Packet, error) {
 	if len(b) < HeaderLen {
 		return Packet{}, ErrShort
 	}
-	if b[offVersionIHL]>>4 != version {
+	if b[OffVersionIHL]>>4 != version {
 		return Packet{}, ErrVersion
 	}
-	header := int(b[offVersionIHL]&0x0f) * 4
+	header := int(b[OffVersionIHL]&0x0f) * 4
 	if header < HeaderLen {
 		return Packet{}, ErrHeaderLength
 	}
-	total := int(binary.BigEndian.Uint16(b[offTotalLen:]))
+	total := int(binary.BigEndian.Uint16(b[OffTotalLen:]))
 	if total < header {
 		return Packet{}, ErrTotalLength
 	}
@@ -158,21 +158,21 @@ func (p Packet) Bytes() []byte { return p.b }
 func (p Packet) TotalLen() int { return len(p.b) }
 
 // HeaderLen returns the length of the header in bytes, options included: 20 to 60.
-func (p Packet) HeaderLen() int { return int(p.b[offVersionIHL]&0x0f) * 4 }
+func (p Packet) HeaderLen() int { return int(p.b[OffVersionIHL]&0x0f) * 4 }
 
 // TOS returns the second byte of the header: DSCP and ECN.
-func (p Packet) TOS() uint8 { return p.b[offTOS] }
+func (p Packet) TOS() uint8 { return p.b[OffTOS] }
 
 // DSCP returns the differentiated services codepoint (RFC 2474), 0 to 63.
-func (p Packet) DSCP() uint8 { return p.b[offTOS] >> 2 }
+func (p Packet) DSCP() uint8 { return p.b[OffTOS] >> 2 }
 
 // ECN returns the explicit congestion notification codepoint.
-func (p Packet) ECN() ECN { return ECN(p.b[offTOS] & 3) }
+func (p Packet) ECN() ECN { return ECN(p.b[OffTOS] & 3) }
 
 // ID returns the identification that the fragments of a packet share.
-func (p Packet) ID() uint16 { return binary.BigEndian.Uint16(p.b[offID:]) }
+func (p Packet) ID() uint16 { return binary.BigEndian.Uint16(p.b[OffID:]) }
 
-func (p Packet) flagsOffset() uint16 { return binary.BigEndian.Uint16(p.b[offFragment:]) }
+func (p Packet) flagsOffset() uint16 { return binary.BigEndian.Uint16(p.b[OffFragment:]) }
 
 // DF returns the don't-fragment flag.
 func (p Packet) DF() bool { return p.flagsOffset()&flagDF != 0 }
@@ -187,16 +187,16 @@ func (p Packet) FragmentOffset() int { return int(p.flagsOffset()&maskOffset) * 
 func (p Packet) IsFragment() bool { return p.flagsOffset()&(flagMF|maskOffset) != 0 }
 
 // TTL returns the time to live.
-func (p Packet) TTL() uint8 { return p.b[offTTL] }
+func (p Packet) TTL() uint8 { return p.b[OffTTL] }
 
 // Protocol returns the protocol number of the payload.
-func (p Packet) Protocol() uint8 { return p.b[offProtocol] }
+func (p Packet) Protocol() uint8 { return p.b[OffProtocol] }
 
 // Source returns the source address.
-func (p Packet) Source() [4]byte { return [4]byte(p.b[offSource:]) }
+func (p Packet) Source() [4]byte { return [4]byte(p.b[OffSource:]) }
 
 // Destination returns the destination address.
-func (p Packet) Destination() [4]byte { return [4]byte(p.b[offDestination:]) }
+func (p Packet) Destination() [4]byte { return [4]byte(p.b[OffDestination:]) }
 
 // Options returns the header's options, padding included.
 func (p Packet) Options() []byte { return p.b[HeaderLen:p.HeaderLen()] }
@@ -211,21 +211,21 @@ func (p Packet) HeaderChecksumValid() bool {
 
 // SetTOS sets DSCP and ECN and updates the header checksum.
 func (p Packet) SetTOS(tos uint8) {
-	p.setWord(offVersionIHL, uint16(p.b[offVersionIHL])<<8|uint16(tos))
+	p.setWord(OffVersionIHL, uint16(p.b[OffVersionIHL])<<8|uint16(tos))
 }
 
 // SetECN sets the ECN codepoint and updates the header checksum.
-func (p Packet) SetECN(ecn ECN) { p.SetTOS(p.b[offTOS]&^3 | uint8(ecn&3)) }
+func (p Packet) SetECN(ecn ECN) { p.SetTOS(p.b[OffTOS]&^3 | uint8(ecn&3)) }
 
 // SetTTL sets the time to live and updates the header checksum.
 func (p Packet) SetTTL(ttl uint8) {
-	p.setWord(offTTL, uint16(ttl)<<8|uint16(p.b[offProtocol]))
+	p.setWord(OffTTL, uint16(ttl)<<8|uint16(p.b[OffProtocol]))
 }
 
 // SetDestination sets the destination and updates the header checksum.
 func (p Packet) SetDestination(a [4]byte) {
-	p.setWord(offDestination, binary.BigEndian.Uint16(a[:2]))
-	p.setWord(offDestination+2, binary.BigEndian.Uint16(a[2:]))
+	p.setWord(OffDestination, binary.BigEndian.Uint16(a[:2]))
+	p.setWord(OffDestination+2, binary.BigEndian.Uint16(a[2:]))
 }
 
 // setWord sets the 16-bit word at the even offset off and updates the header checksum
@@ -234,6 +234,6 @@ func (p Packet) SetDestination(a [4]byte) {
 func (p Packet) setWord(off int, word uint16) {
 	old := binary.BigEndian.Uint16(p.b[off:])
 	binary.BigEndian.PutUint16(p.b[off:], word)
-	sum := binary.BigEndian.Uint16(p.b[offChecksum:])
-	binary.BigEndian.PutUint16(p.b[offChecksum:], UpdateChecksum16(sum, old, word))
+	sum := binary.BigEndian.Uint16(p.b[OffChecksum:])
+	binary.BigEndian.PutUint16(p.b[OffChecksum:], UpdateChecksum16(sum, old, word))
 }

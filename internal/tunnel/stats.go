@@ -48,20 +48,14 @@ func countSegments(batch []*packet.Buffer) (packets int, bytes uint64) {
 
 // segmentHeaders is the length of the IPv4 and TCP or UDP headers of a superpacket, which each of its
 // segments has; 0 if it is neither TCP nor UDP.
-func segmentHeaders(b []byte) (n int) {
+func segmentHeaders(b []byte) int {
 	p, err := ipv4.Parse(b)
 	if err != nil {
 		return 0
 	}
-	transport := p.Payload()
-	switch {
-	case p.Protocol() == ipv4.ProtocolTCP && len(transport) >= 20:
-		n = p.HeaderLen() + int(transport[12]>>4)*4
-	case p.Protocol() == ipv4.ProtocolUDP && len(transport) >= 8:
-		n = p.HeaderLen() + 8
-	}
-	if n >= len(b) {
+	t, ok := ipv4.ParseTransport(p)
+	if !ok || t.Payload >= len(b) {
 		return 0
 	}
-	return n
+	return t.Payload
 }

@@ -177,7 +177,7 @@ func setOffload(b *packet.Buffer, vnetHdr *[vnetHdrLen]byte, linkHeader int) {
 		b.Checksum, b.SegmentSize = packet.ChecksumPartial, segmentSize
 	case segments != unix.VIRTIO_NET_HDR_GSO_NONE:
 		b.SetLen(0)
-	case protocol == ipv4.ProtocolTCP && field == 16, protocol == ipv4.ProtocolUDP && field == 6:
+	case protocol == ipv4.ProtocolTCP && field == ipv4.OffTCPChecksum, protocol == ipv4.ProtocolUDP && field == ipv4.OffUDPChecksum:
 		b.Checksum = packet.ChecksumPartial
 	case start >= 0 && start+field+2 <= len(p):
 		// The field holds the pseudo-header sum and is part of the sum. In UDP a checksum of 0
@@ -193,12 +193,12 @@ func setOffload(b *packet.Buffer, vnetHdr *[vnetHdrLen]byte, linkHeader int) {
 // innerTransport returns the inner packet's protocol if its transport header is at offset start
 // of the outer packet, else 0.
 func innerTransport(outer []byte, start int) (protocol byte) {
-	if len(outer) < 2*ipv4.HeaderLen || outer[9] != ipv4.ProtocolIPIP {
+	if len(outer) < 2*ipv4.HeaderLen || outer[ipv4.OffProtocol] != ipv4.ProtocolIPIP {
 		return 0
 	}
 	inner := int(outer[0]&0xf) * 4
 	if inner+ipv4.HeaderLen > len(outer) || outer[inner]>>4 != 4 || start != inner+int(outer[inner]&0xf)*4 {
 		return 0
 	}
-	return outer[inner+9]
+	return outer[inner+ipv4.OffProtocol]
 }
