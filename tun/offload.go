@@ -48,15 +48,15 @@ func parseTransport(b []byte) (t transport, ok bool) {
 	if err != nil || p.TotalLen() != len(b) || p.IsFragment() {
 		return t, false
 	}
-	view, ok := ipv4.ParseTransport(p)
-	if !ok {
-		return t, false
+	v, ok := ipv4.ParseTransport(p)
+	switch {
+	case !ok:
+	case v.Protocol == ipv4.ProtocolUDP:
+		ok = int(binary.BigEndian.Uint16(b[v.Start+ipv4.OffUDPLength:])) == len(b)-v.Start
+	default:
+		ok = v.Payload >= v.Start+ipv4.TCPHeaderLen && v.Payload <= len(b)
 	}
-	t = transport(view)
-	if t.Protocol == ipv4.ProtocolUDP {
-		return t, int(binary.BigEndian.Uint16(b[t.Start+ipv4.OffUDPLength:])) == len(b)-t.Start
-	}
-	return t, t.Payload >= t.Start+ipv4.TCPHeaderLen && t.Payload <= len(b)
+	return transport(v), ok
 }
 
 // pseudoSum returns the sum of the pseudo-header of p, an IPv4 packet of length bytes.

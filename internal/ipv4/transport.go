@@ -40,16 +40,20 @@ type Transport struct {
 // or of a UDP header; if p is a fragment, only the first has one. The fields of that header are
 // not checked: the TCP data offset can put Payload before the header's end, or beyond the packet's,
 // and the UDP length can be any.
+//
+// It is just small enough for the compiler to inline.
 func ParseTransport(p Packet) (t Transport, ok bool) {
-	t.Protocol, t.Start = p.Protocol(), p.HeaderLen()
-	switch {
-	case t.Protocol == ProtocolTCP && len(p.b) >= t.Start+TCPHeaderLen:
-		t.Checksum = t.Start + OffTCPChecksum
-		t.Payload = t.Start + int(p.b[t.Start+OffTCPDataOffset]>>4)*4
-	case t.Protocol == ProtocolUDP && len(p.b) >= t.Start+UDPHeaderLen:
-		t.Checksum, t.Payload = t.Start+OffUDPChecksum, t.Start+UDPHeaderLen
-	default:
-		return Transport{}, false
+	b := p.b
+	start := int(b[OffVersionIHL]&0x0f) * 4
+	switch b[OffProtocol] {
+	case ProtocolTCP:
+		if len(b) >= start+TCPHeaderLen {
+			return Transport{ProtocolTCP, start, start + OffTCPChecksum, start + int(b[start+OffTCPDataOffset]>>4)*4}, true
+		}
+	case ProtocolUDP:
+		if len(b) >= start+UDPHeaderLen {
+			return Transport{ProtocolUDP, start, start + OffUDPChecksum, start + UDPHeaderLen}, true
+		}
 	}
-	return t, true
+	return
 }
