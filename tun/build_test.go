@@ -6,6 +6,7 @@ import (
 
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
+	"ipipd/internal/vnet"
 )
 
 // spec describes a TCP or UDP packet for build. The zero value is a UDP datagram without
@@ -144,9 +145,9 @@ func buffers(packets ...[]byte) []*packet.Buffer {
 	return batch
 }
 
-// written is one write to the kernel: the vnetHeader and the packet behind it.
+// written is one write to the kernel: the vnet.Header and the packet behind it.
 type written struct {
-	header  vnetHeader
+	header  vnet.Header
 	bytes   []byte
 	packets []int // indexes in the batch
 }

@@ -6,6 +6,7 @@ import (
 
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
+	"ipipd/internal/vnet"
 )
 
 const (
@@ -199,13 +200,13 @@ func (o *output) canMerge(head, p []byte, t *transport) bool {
 }
 
 // header prepares the head of an output to be written, followed by the payloads of the
-// others, and returns the vnetHeader to go before it. It changes the head's headers.
-func (c *coalescer) header(batch []*packet.Buffer, o *output) vnetHeader {
+// others, and returns the vnet.Header to go before it. It changes the head's headers.
+func (c *coalescer) header(batch []*packet.Buffer, o *output) vnet.Header {
 	b, t := batch[o.head], &o.transport
 	p := b.Bytes()
 	switch {
 	case t.Payload == 0: // not TCP or UDP: nothing to offload
-		return vnetHeader{}
+		return vnet.Header{}
 	case o.count > 1:
 		if t.Protocol == ipv4.ProtocolTCP {
 			p[t.Start+ipv4.OffTCPFlags] |= batch[o.tail].Bytes()[t.Start+ipv4.OffTCPFlags] & (ipv4.TCPFlagPSH | ipv4.TCPFlagFIN)
@@ -215,7 +216,7 @@ func (c *coalescer) header(batch []*packet.Buffer, o *output) vnetHeader {
 	case b.SegmentSize != 0 || b.Checksum == packet.ChecksumPartial:
 		return t.offloadHeader(p, len(p), int(b.SegmentSize))
 	}
-	return vnetHeader{}
+	return vnet.Header{}
 }
 
 // find returns the index of flow in open, or none.

@@ -9,6 +9,7 @@ import (
 
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
+	"ipipd/internal/vnet"
 )
 
 // tcpSegments returns n in-order segments of a TCP flow, with size bytes of payload each.
@@ -44,7 +45,7 @@ func TestCoalescer_tcp(t *testing.T) {
 	if len(out) != 1 {
 		t.Fatalf("%d outputs", len(out))
 	}
-	want := vnetHeader{flags: vnetNeedsChecksum, gsoType: vnetTCPv4, hdrLen: 52, gsoSize: 1000, csumStart: 20, csumOffset: 16}
+	want := vnet.Header{Flags: vnet.NeedsChecksum, GSOType: vnet.GSOTCPv4, HdrLen: 52, GSOSize: 1000, CsumStart: 20, CsumOffset: 16}
 	if out[0].header != want {
 		t.Errorf("header %+v, want %+v", out[0].header, want)
 	}
@@ -69,7 +70,7 @@ func TestCoalescer_udp(t *testing.T) {
 	if len(out) != 2 || len(out[0].packets) != maxUDPSegments {
 		t.Fatalf("%d outputs, the first of %d", len(out), len(out[0].packets))
 	}
-	want := vnetHeader{flags: vnetNeedsChecksum, gsoType: vnetUDP, hdrLen: 28, gsoSize: 64, csumStart: 20, csumOffset: 6}
+	want := vnet.Header{Flags: vnet.NeedsChecksum, GSOType: vnet.GSOUDP, HdrLen: 28, GSOSize: 64, CsumStart: 20, CsumOffset: 6}
 	if out[0].header != want {
 		t.Errorf("header %+v, want %+v", out[0].header, want)
 	}
@@ -140,7 +141,7 @@ func TestCoalescer_wrongChecksum(t *testing.T) {
 			before := bytes.Clone(packets[wrong])
 			for _, w := range writeAll(t, &coalescer{}, buffers(packets...)) {
 				for _, i := range w.packets {
-					if i == wrong && (len(w.packets) > 1 || !bytes.Equal(w.bytes, before) || w.header != vnetHeader{}) {
+					if i == wrong && (len(w.packets) > 1 || !bytes.Equal(w.bytes, before) || w.header != vnet.Header{}) {
 						t.Errorf("%s of packet %d: written with %v", name, wrong, w.packets)
 					}
 				}
@@ -177,7 +178,7 @@ func TestCoalescer_zeroUDPChecksum(t *testing.T) {
 		packets = append(packets, p)
 	}
 	for _, w := range writeAll(t, &coalescer{uso: true}, buffers(packets...)) {
-		if len(w.packets) != 1 || w.header != (vnetHeader{}) || w.bytes[26]|w.bytes[27] != 0 {
+		if len(w.packets) != 1 || w.header != (vnet.Header{}) || w.bytes[26]|w.bytes[27] != 0 {
 			t.Errorf("%v: %+v %x", w.packets, w.header, w.bytes)
 		}
 	}
@@ -282,15 +283,15 @@ func TestCoalescerHeader_superpacket(t *testing.T) {
 		name string
 		spec spec
 		size uint16
-		want vnetHeader
+		want vnet.Header
 	}{
-		{"TCP", tcp, 1000, vnetHeader{vnetNeedsChecksum, vnetTCPv4, 52, 1000, 20, 16}},
-		{"TCP with CWR", cwr, 1000, vnetHeader{vnetNeedsChecksum, vnetTCPv4 | vnetECN, 52, 1000, 20, 16}},
-		{"TCP with IP options", options, 1000, vnetHeader{vnetNeedsChecksum, vnetTCPv4, 56, 1000, 24, 16}},
-		{"TCP that is one segment", tcp, 4000, vnetHeader{vnetNeedsChecksum, vnetNone, 52, 0, 20, 16}},
-		{"TCP, only partial", tcp, 0, vnetHeader{vnetNeedsChecksum, vnetNone, 52, 0, 20, 16}},
-		{"UDP", udp, 1000, vnetHeader{vnetNeedsChecksum, vnetUDP, 28, 1000, 20, 6}},
-		{"UDP, only partial", udp, 0, vnetHeader{vnetNeedsChecksum, vnetNone, 28, 0, 20, 6}},
+		{"TCP", tcp, 1000, vnet.Header{Flags: vnet.NeedsChecksum, GSOType: vnet.GSOTCPv4, HdrLen: 52, GSOSize: 1000, CsumStart: 20, CsumOffset: 16}},
+		{"TCP with CWR", cwr, 1000, vnet.Header{Flags: vnet.NeedsChecksum, GSOType: vnet.GSOTCPv4 | vnet.GSOECN, HdrLen: 52, GSOSize: 1000, CsumStart: 20, CsumOffset: 16}},
+		{"TCP with IP options", options, 1000, vnet.Header{Flags: vnet.NeedsChecksum, GSOType: vnet.GSOTCPv4, HdrLen: 56, GSOSize: 1000, CsumStart: 24, CsumOffset: 16}},
+		{"TCP that is one segment", tcp, 4000, vnet.Header{Flags: vnet.NeedsChecksum, GSOType: vnet.GSONone, HdrLen: 52, GSOSize: 0, CsumStart: 20, CsumOffset: 16}},
+		{"TCP, only partial", tcp, 0, vnet.Header{Flags: vnet.NeedsChecksum, GSOType: vnet.GSONone, HdrLen: 52, GSOSize: 0, CsumStart: 20, CsumOffset: 16}},
+		{"UDP", udp, 1000, vnet.Header{Flags: vnet.NeedsChecksum, GSOType: vnet.GSOUDP, HdrLen: 28, GSOSize: 1000, CsumStart: 20, CsumOffset: 6}},
+		{"UDP, only partial", udp, 0, vnet.Header{Flags: vnet.NeedsChecksum, GSOType: vnet.GSONone, HdrLen: 28, GSOSize: 0, CsumStart: 20, CsumOffset: 6}},
 	} {
 		p := c.spec.build()
 		batch := buffers(p)
@@ -370,12 +371,12 @@ func FuzzCoalescer(f *testing.F) {
 				last[flow] = i
 			}
 			if len(w.packets) == 1 {
-				if !bytes.Equal(w.bytes, packets[w.packets[0]]) || w.header != (vnetHeader{}) {
+				if !bytes.Equal(w.bytes, packets[w.packets[0]]) || w.header != (vnet.Header{}) {
 					t.Fatal("an unmerged packet was changed")
 				}
 				continue
 			}
-			segments := splitAll(t, w.bytes, int(w.header.gsoSize))
+			segments := splitAll(t, w.bytes, int(w.header.GSOSize))
 			if len(segments) != len(w.packets) {
 				t.Fatalf("%d packets became %d segments", len(w.packets), len(segments))
 			}

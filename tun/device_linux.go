@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ipipd/internal/fdguard"
+	"ipipd/internal/vnet"
 )
 
 const cloneDevice = "/dev/net/tun"
@@ -171,7 +172,7 @@ type offload struct {
 // setOffload enables the offloads that the kernel supports for packets it passes to us:
 // partial checksums, TSO and USO. Without any the kernel segments before the TUN.
 func setOffload(fd int) (o offload, err error) {
-	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHeaderLen); err != nil {
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnet.HeaderLen); err != nil {
 		return o, os.NewSyscallError("ioctl TUNSETVNETHDRSZ", err)
 	}
 	const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN

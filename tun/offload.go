@@ -5,37 +5,7 @@ import (
 
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
-)
-
-// vnetHeader is struct virtio_net_hdr, which precedes every packet of a device opened with
-// IFF_VNET_HDR (Virtio 1.3, section 5.1.6). Its fields are in host byte order, as in legacy
-// virtio.
-//
-//	 0       1         2           4           6             8               10
-//	+-------+---------+-----------+-----------+-------------+---------------+
-//	| flags | gsoType | hdrLen    | gsoSize   | csumStart   | csumOffset    |
-//	+-------+---------+-----------+-----------+-------------+---------------+
-type vnetHeader struct {
-	flags   uint8
-	gsoType uint8
-	// hdrLen is a hint of the headers' length. It is only written: the kernel often
-	// sets it to the length of the skb's linear part.
-	hdrLen uint16
-	// gsoSize is the payload in bytes of each segment but the last.
-	gsoSize uint16
-	// csumStart is the offset of the first byte that the checksum covers, csumOffset
-	// that of the checksum field from there.
-	csumStart, csumOffset uint16
-}
-
-const (
-	vnetNeedsChecksum = 1 // partial checksum: the field holds the pseudo-header's sum
-	vnetDataValid     = 2 // the checksum was verified
-
-	vnetNone  = 0
-	vnetTCPv4 = 1
-	vnetUDP   = 5    // USO, IPv4 and IPv6 (VIRTIO_NET_HDR_GSO_UDP_L4)
-	vnetECN   = 0x80 // CWR is set, for the first segment only
+	"ipipd/internal/vnet"
 )
 
 // transport is the layout of an unfragmented IPv4 packet with well-formed TCP or UDP.
@@ -103,28 +73,28 @@ func (t *transport) putLengths(p []byte, length int) {
 }
 
 // offloadHeader puts a partial checksum into the headers at p, of a packet of length bytes,
-// and returns the vnetHeader to go with it. If the payload exceeds size, the payload of each
+// and returns the vnet.Header to go with it. If the payload exceeds size, the payload of each
 // segment in bytes, that requests segmentation; size 0 does not.
-func (t *transport) offloadHeader(p []byte, length, size int) vnetHeader {
+func (t *transport) offloadHeader(p []byte, length, size int) vnet.Header {
 	// CHECKSUM_PARTIAL: the pseudo-header's sum, not complemented.
 	binary.BigEndian.PutUint16(p[t.Checksum:], ipv4.Fold(t.pseudoSum(p, length)))
-	h := vnetHeader{
-		flags:      vnetNeedsChecksum,
-		hdrLen:     uint16(t.Payload),
-		csumStart:  uint16(t.Start),
-		csumOffset: uint16(t.Checksum - t.Start),
+	h := vnet.Header{
+		Flags:      vnet.NeedsChecksum,
+		HdrLen:     uint16(t.Payload),
+		CsumStart:  uint16(t.Start),
+		CsumOffset: uint16(t.Checksum - t.Start),
 	}
 	if size == 0 || length-t.Payload <= size {
 		return h
 	}
-	h.gsoSize = uint16(size)
+	h.GSOSize = uint16(size)
 	switch {
 	case t.Protocol == ipv4.ProtocolUDP:
-		h.gsoType = vnetUDP
+		h.GSOType = vnet.GSOUDP
 	case p[t.Start+ipv4.OffTCPFlags]&ipv4.TCPFlagCWR != 0:
-		h.gsoType = vnetTCPv4 | vnetECN
+		h.GSOType = vnet.GSOTCPv4 | vnet.GSOECN
 	default:
-		h.gsoType = vnetTCPv4
+		h.GSOType = vnet.GSOTCPv4
 	}
 	return h
 }

@@ -10,6 +10,7 @@ import (
 	"ipipd/internal/fdguard"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
+	"ipipd/internal/vnet"
 )
 
 // queue is one file descriptor of a device with IFF_VNET_HDR.
@@ -71,7 +72,7 @@ type reader struct {
 	fd      int
 	poller  fdguard.Poller
 	direct  int // the largest packet seen that is no superpacket, at least the MTU; in bytes
-	vnetHdr [vnetHeaderLen]byte
+	vnetHdr [vnet.HeaderLen]byte
 	iov     [3]unix.Iovec
 	// segments has the remaining segments of the superpacket in scratch.
 	segments splitter
@@ -131,7 +132,7 @@ func (r *reader) readOne(b *packet.Buffer) (got bool, errno unix.Errno) {
 	if errno != 0 {
 		return false, errno
 	}
-	return r.finish(b, n-vnetHeaderLen), 0
+	return r.finish(b, n-vnet.HeaderLen), 0
 }
 
 // buffers returns the memory that readv fills, in order.
@@ -141,23 +142,22 @@ func (r *reader) buffers(b *packet.Buffer) (head, first, rest []byte) {
 	return r.vnetHdr[:], space[:direct], r.scratch[direct:]
 }
 
-// finish is readOne after readv: n bytes of packet are in buffers(b), after the vnetHeader.
+// finish is readOne after readv: n bytes of packet are in buffers(b), after the vnet.Header.
 func (r *reader) finish(b *packet.Buffer, n int) (got bool) {
 	if n <= 0 {
 		return false
 	}
 	space := b.Space()
 	direct := min(r.direct, len(space))
-	var h vnetHeader
-	h.decode(&r.vnetHdr)
-	switch h.gsoType &^ vnetECN {
-	case vnetTCPv4, vnetUDP:
+	h := vnet.Decode(&r.vnetHdr)
+	switch h.GSOType &^ vnet.GSOECN {
+	case vnet.GSOTCPv4, vnet.GSOUDP:
 		copy(r.scratch[:], space[:min(n, direct)])
-		if r.segments.start(r.scratch[:n], int(h.gsoSize)) {
+		if r.segments.start(r.scratch[:n], int(h.GSOSize)) {
 			return false
 		}
 		// Not splittable: passed on as it is, for the data path to count.
-	case vnetNone:
+	case vnet.GSONone:
 		if n > direct { // the MTU was raised
 			r.direct = min(n, packet.MaxSize)
 		}
@@ -168,11 +168,11 @@ func (r *reader) finish(b *packet.Buffer, n int) (got bool) {
 	}
 	b.SetLen(n)
 	switch {
-	case h.flags&vnetNeedsChecksum != 0:
-		if h.gsoType == vnetNone && finishChecksum(b.Bytes(), int(h.csumStart), int(h.csumOffset)) {
+	case h.Flags&vnet.NeedsChecksum != 0:
+		if h.GSOType == vnet.GSONone && ipv4.CompleteChecksum(b.Bytes(), int(h.CsumStart), int(h.CsumOffset)) {
 			b.Checksum = packet.ChecksumValid
 		}
-	case h.flags&vnetDataValid != 0:
+	case h.Flags&vnet.DataValid != 0:
 		b.Checksum = packet.ChecksumValid
 	}
 	return true
@@ -183,7 +183,7 @@ type writer struct {
 	mu        sync.Mutex // held for a whole batch
 	fd        int
 	coalescer coalescer
-	vnetHdr   [vnetHeaderLen]byte
+	vnetHdr   [vnet.HeaderLen]byte
 	iov       [1 + maxTCPSegments]unix.Iovec
 	// segments and scratch are for UDP superpackets if the kernel has no working USO.
 	segments splitter
@@ -222,7 +222,7 @@ func (w *writer) write(batch []*packet.Buffer) (n int, err error) {
 // writeOutput writes one output: the head, then the payloads of the other packets.
 func (w *writer) writeOutput(batch []*packet.Buffer, o *output) unix.Errno {
 	h := w.coalescer.header(batch, o)
-	h.encode(&w.vnetHdr)
+	h.Encode(&w.vnetHdr)
 	setIovec(&w.iov[0], w.vnetHdr[:])
 	setIovec(&w.iov[1], batch[o.head].Bytes())
 	iovs := 2
@@ -235,7 +235,7 @@ func (w *writer) writeOutput(batch []*packet.Buffer, o *output) unix.Errno {
 
 // writeSegments splits a superpacket and writes each segment. errno is the last error.
 func (w *writer) writeSegments(b *packet.Buffer) (errno unix.Errno) {
-	w.vnetHdr = [vnetHeaderLen]byte{}
+	w.vnetHdr = [vnet.HeaderLen]byte{}
 	setIovec(&w.iov[0], w.vnetHdr[:])
 	if !w.segments.start(b.Bytes(), int(b.SegmentSize)) {
 		return unix.EINVAL

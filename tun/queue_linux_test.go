@@ -9,12 +9,13 @@ import (
 
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
+	"ipipd/internal/vnet"
 )
 
 // readFrame stands in for readv: it fills the reader's buffers as the kernel would.
-func readFrame(r *reader, b *packet.Buffer, h vnetHeader, p []byte) (got bool) {
+func readFrame(r *reader, b *packet.Buffer, h vnet.Header, p []byte) (got bool) {
 	head, first, rest := r.buffers(b)
-	h.encode((*[vnetHeaderLen]byte)(head))
+	h.Encode((*[vnet.HeaderLen]byte)(head))
 	n := copy(first, p)
 	n += copy(rest, p[n:])
 	return r.finish(b, n)
@@ -43,7 +44,7 @@ func TestReader_superpacket(t *testing.T) {
 		for _, direct := range []int{1500, 9000, packet.MaxSize} {
 			for _, n := range []int{1, 3, 100} {
 				r := reader{direct: direct}
-				h := vnetHeader{flags: vnetNeedsChecksum, gsoType: vnetTCPv4, hdrLen: 40, gsoSize: 1460, csumStart: 20, csumOffset: 16}
+				h := vnet.Header{Flags: vnet.NeedsChecksum, GSOType: vnet.GSOTCPv4, HdrLen: 40, GSOSize: 1460, CsumStart: 20, CsumOffset: 16}
 				if readFrame(&r, packet.New(space), h, p) {
 					t.Fatal("a superpacket was not split")
 				}
@@ -61,9 +62,9 @@ func TestReader_partialChecksum(t *testing.T) {
 		s.partial = true
 		r := reader{direct: 1500}
 		b := packet.New(1500)
-		h := vnetHeader{flags: vnetNeedsChecksum, csumStart: 20, csumOffset: ipv4.OffUDPChecksum}
+		h := vnet.Header{Flags: vnet.NeedsChecksum, CsumStart: 20, CsumOffset: ipv4.OffUDPChecksum}
 		if s.tcp {
-			h.csumOffset = ipv4.OffTCPChecksum
+			h.CsumOffset = ipv4.OffTCPChecksum
 		}
 		if !readFrame(&r, b, h, s.build()) || !bytes.Equal(b.Bytes(), want) || b.Checksum != packet.ChecksumValid {
 			t.Errorf("got %x, checksum %v, want %x", b.Bytes(), b.Checksum, want)
@@ -73,10 +74,10 @@ func TestReader_partialChecksum(t *testing.T) {
 
 func TestReader_ordinaryPacket(t *testing.T) {
 	p := spec{payload: patternBytes(1000, 0)}.build()
-	for flags, want := range map[uint8]packet.Checksum{0: packet.ChecksumUnknown, vnetDataValid: packet.ChecksumValid} {
+	for flags, want := range map[uint8]packet.Checksum{0: packet.ChecksumUnknown, vnet.DataValid: packet.ChecksumValid} {
 		r := reader{direct: 1500}
 		b := packet.New(1500)
-		if !readFrame(&r, b, vnetHeader{flags: flags}, p) || !bytes.Equal(b.Bytes(), p) || b.Checksum != want {
+		if !readFrame(&r, b, vnet.Header{Flags: flags}, p) || !bytes.Equal(b.Bytes(), p) || b.Checksum != want {
 			t.Errorf("flags %d: %x, checksum %v", flags, b.Bytes(), b.Checksum)
 		}
 	}
@@ -88,14 +89,14 @@ func TestReader_mtuRaised(t *testing.T) {
 	p := spec{payload: patternBytes(8000, 0)}.build()
 	r := reader{direct: 1500}
 	b := packet.New(packet.MaxSize)
-	if !readFrame(&r, b, vnetHeader{}, p) || !bytes.Equal(b.Bytes(), p) {
+	if !readFrame(&r, b, vnet.Header{}, p) || !bytes.Equal(b.Bytes(), p) {
 		t.Errorf("%d bytes, want %d", b.Len(), len(p))
 	}
 	if r.direct != len(p) {
 		t.Errorf("direct is %d", r.direct)
 	}
 	small := packet.New(1500)
-	if !readFrame(&r, small, vnetHeader{}, p) || !bytes.Equal(small.Bytes(), p[:1500]) {
+	if !readFrame(&r, small, vnet.Header{}, p) || !bytes.Equal(small.Bytes(), p[:1500]) {
 		t.Errorf("into a small buffer: %d bytes", small.Len())
 	}
 }
@@ -106,7 +107,7 @@ func TestReader_ipv6Superpacket(t *testing.T) {
 	p[0] = 0x60
 	r := reader{direct: 1500}
 	b := packet.New(1500)
-	h := vnetHeader{flags: vnetNeedsChecksum, gsoType: 4, gsoSize: 1440, csumStart: 40, csumOffset: 16}
+	h := vnet.Header{Flags: vnet.NeedsChecksum, GSOType: 4, GSOSize: 1440, CsumStart: 40, CsumOffset: 16}
 	if !readFrame(&r, b, h, p) || !bytes.Equal(b.Bytes(), p[:1500]) || b.Offload != (packet.Offload{}) {
 		t.Errorf("%d bytes, %+v", b.Len(), b.Offload)
 	}
@@ -120,12 +121,11 @@ func FuzzReader(f *testing.F) {
 	f.Add([]byte{3, 0x85, 0xff, 0xff, 1, 0, 0, 0, 0, 0}, p, uint16(0))
 	f.Add([]byte{0, 4, 0, 0, 0, 0, 0, 0, 0, 0}, []byte{0x60}, uint16(100))
 	f.Fuzz(func(t *testing.T, head, p []byte, space uint16) {
-		if len(head) < vnetHeaderLen || len(p) > packet.MaxSize {
+		if len(head) < vnet.HeaderLen || len(p) > packet.MaxSize {
 			return
 		}
-		var h vnetHeader
-		h.decode((*[vnetHeaderLen]byte)(head))
-		if h.gsoSize < 16 && len(p) > 1000 {
+		h := vnet.Decode((*[vnet.HeaderLen]byte)(head))
+		if h.GSOSize < 16 && len(p) > 1000 {
 			return // too slow
 		}
 		r := reader{direct: 1500}

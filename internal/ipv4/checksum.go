@@ -86,3 +86,19 @@ func PseudoHeaderSum(source, destination [4]byte, protocol uint8, length int) ui
 func UpdateChecksum16(sum, old, new uint16) uint16 {
 	return ^Fold(uint64(^sum) + uint64(^old) + uint64(new))
 }
+
+// CompleteChecksum completes a partial checksum: the field at start+offset, which holds the
+// pseudo-header sum, becomes the complement of the sum of p[start:], the field included; 0
+// becomes 0xffff, which is equal in one's complement: 0 means no UDP checksum (RFC 768). It
+// returns false and leaves p unchanged if the field is outside p.
+func CompleteChecksum(p []byte, start, offset int) bool {
+	if start < 0 || start+offset+2 > len(p) {
+		return false
+	}
+	sum := Checksum(p[start:], 0)
+	if sum == 0 {
+		sum = 0xffff
+	}
+	binary.BigEndian.PutUint16(p[start+offset:], sum)
+	return true
+}

@@ -316,3 +316,31 @@ func TestPacket_noAllocations(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// The pseudo-header sum in the field is completed as by a full computation; 0 becomes 0xffff, and a
+// field outside the packet is left alone.
+func TestCompleteChecksum(t *testing.T) {
+	for _, annotated := range []string{goldenTCP, goldenUDP} {
+		whole := golden(t, annotated)
+		p := Packet{whole}
+		at, _ := ParseTransport(p)
+		partial := bytes.Clone(whole)
+		binary.BigEndian.PutUint16(partial[at.Checksum:], Fold(PseudoHeaderSum(p.Source(), p.Destination(), at.Protocol, len(whole)-at.Start)))
+		if !CompleteChecksum(partial, at.Start, at.Checksum-at.Start) || !bytes.Equal(partial, whole) {
+			t.Errorf("% x, want % x", partial, whole)
+		}
+	}
+	zero := []byte{1, 2, 3, 4, 0xff, 0xff, 0x12, 0x34, 0xed, 0xcb} // from 4 on the sum is 0xffff, its complement 0
+	if !CompleteChecksum(zero, 4, 0) || !bytes.Equal(zero[:6], []byte{1, 2, 3, 4, 0xff, 0xff}) {
+		t.Errorf("% x, want ff ff in the field", zero)
+	}
+	before := bytes.Clone(zero)
+	for _, at := range [][2]int{{-1, 4}, {-14, 14}, {4, 5}, {9, 0}, {10, 0}, {11, 0}, {65535, 65535}} {
+		if CompleteChecksum(zero, at[0], at[1]) || !bytes.Equal(zero, before) {
+			t.Errorf("start %d, offset %d: % x", at[0], at[1], zero)
+		}
+	}
+	if !CompleteChecksum(zero, 8, 0) {
+		t.Error("the last two bytes are in the packet")
+	}
+}

@@ -10,12 +10,10 @@ import (
 	"ipipd/internal/fdguard"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
+	"ipipd/internal/vnet"
 )
 
-const (
-	etherHeaderLen = 14
-	vnetHdrLen     = 10 // struct virtio_net_hdr, without num_buffers
-)
+const etherHeaderLen = 14
 
 // openPacketSockets opens a packet socket for each packetReceiver, in one fanout group. They are
 // bound to ETH_P_IP, not to ETH_P_ALL, and so sit beside ip_rcv, above bridges, bonds and VLANs:
@@ -91,7 +89,7 @@ type packetReceiver struct {
 type frameBuffers struct {
 	iovs    [2]unix.Iovec // vnetHdr, and the frame in the Buffer
 	from    unix.RawSockaddrLinklayer
-	vnetHdr [vnetHdrLen]byte
+	vnetHdr [vnet.HeaderLen]byte
 }
 
 // WaitOpen implements LateReceiver.
@@ -126,7 +124,7 @@ func (r *packetReceiver) Read(batch []*packet.Buffer) (n int, err error) {
 // A truncated frame (MSG_TRUNC) needs no check here: ParseOuter drops a packet shorter than its
 // total length.
 func (r *packetReceiver) parseFrame(b *packet.Buffer, p *frameBuffers, n int) {
-	b.SetLen(max(n-vnetHdrLen, 0))
+	b.SetLen(max(n-vnet.HeaderLen, 0))
 	header := 0
 	if p.from.Hatype == unix.ARPHRD_ETHER || p.from.Hatype == unix.ARPHRD_LOOPBACK {
 		header = min(etherHeaderLen, b.Len())
@@ -157,36 +155,26 @@ func (r *packetReceiver) grow(n int) {
 // that it parsed. If they are not directly inside the inner IPv4 header (a tunnel in the
 // tunnel), setOffload completes the checksum itself; it cannot do so for a superpacket and
 // empties b, for ParseOuter to drop.
-func setOffload(b *packet.Buffer, vnetHdr *[vnetHdrLen]byte, linkHeader int) {
-	var (
-		flags       = vnetHdr[0]
-		segments    = vnetHdr[1] &^ unix.VIRTIO_NET_HDR_GSO_ECN
-		segmentSize = binary.NativeEndian.Uint16(vnetHdr[4:])
-		start       = int(binary.NativeEndian.Uint16(vnetHdr[6:])) - linkHeader
-		field       = int(binary.NativeEndian.Uint16(vnetHdr[8:]))
-	)
-	partial := flags&unix.VIRTIO_NET_HDR_F_NEEDS_CSUM != 0
-	if !partial && segments == unix.VIRTIO_NET_HDR_GSO_NONE {
+func setOffload(b *packet.Buffer, vnetHdr *[vnet.HeaderLen]byte, linkHeader int) {
+	h := vnet.Decode(vnetHdr)
+	segments := h.GSOType &^ vnet.GSOECN
+	partial := h.Flags&vnet.NeedsChecksum != 0
+	if !partial && segments == vnet.GSONone {
 		return
 	}
-	p := b.Bytes()
-	protocol := innerTransport(p, start)
+	start := int(h.CsumStart) - linkHeader
+	protocol := innerTransport(b.Bytes(), start)
 	switch {
-	case partial && segments == unix.VIRTIO_NET_HDR_GSO_TCPV4 && protocol == ipv4.ProtocolTCP,
-		partial && segments == unix.VIRTIO_NET_HDR_GSO_UDP_L4 && protocol == ipv4.ProtocolUDP:
-		b.Checksum, b.SegmentSize = packet.ChecksumPartial, segmentSize
-	case segments != unix.VIRTIO_NET_HDR_GSO_NONE:
+	case partial && segments == vnet.GSOTCPv4 && protocol == ipv4.ProtocolTCP,
+		partial && segments == vnet.GSOUDP && protocol == ipv4.ProtocolUDP:
+		b.Checksum, b.SegmentSize = packet.ChecksumPartial, h.GSOSize
+	case segments != vnet.GSONone:
 		b.SetLen(0)
-	case protocol == ipv4.ProtocolTCP && field == ipv4.OffTCPChecksum, protocol == ipv4.ProtocolUDP && field == ipv4.OffUDPChecksum:
+	case protocol == ipv4.ProtocolTCP && h.CsumOffset == ipv4.OffTCPChecksum,
+		protocol == ipv4.ProtocolUDP && h.CsumOffset == ipv4.OffUDPChecksum:
 		b.Checksum = packet.ChecksumPartial
-	case start >= 0 && start+field+2 <= len(p):
-		// The field holds the pseudo-header sum and is part of the sum. In UDP a checksum of 0
-		// would mean "none": 0xffff is equal to it in one's complement.
-		sum := ipv4.Checksum(p[start:], 0)
-		if sum == 0 {
-			sum = 0xffff
-		}
-		binary.BigEndian.PutUint16(p[start+field:], sum)
+	default:
+		ipv4.CompleteChecksum(b.Bytes(), start, int(h.CsumOffset)) // nothing, if it is outside
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
+	"ipipd/internal/vnet"
 	"ipipd/test/netlab"
 )
 
@@ -289,8 +290,8 @@ func TestSetOffload_nestedTunnel(t *testing.T) {
 		copy(b.Bytes()[20:], segment)
 		return b
 	}
-	vnetHdr := func(gso byte, size uint16) *[vnetHdrLen]byte {
-		v := [vnetHdrLen]byte{unix.VIRTIO_NET_HDR_F_NEEDS_CSUM, gso}
+	vnetHdr := func(gso byte, size uint16) *[vnet.HeaderLen]byte {
+		v := [vnet.HeaderLen]byte{unix.VIRTIO_NET_HDR_F_NEEDS_CSUM, gso}
 		binary.NativeEndian.PutUint16(v[4:], size)
 		binary.NativeEndian.PutUint16(v[6:], 14+60)
 		binary.NativeEndian.PutUint16(v[8:], 16)

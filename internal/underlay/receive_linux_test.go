@@ -15,6 +15,7 @@ import (
 
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
+	"ipipd/internal/vnet"
 	"ipipd/test/netlab"
 )
 
@@ -49,7 +50,7 @@ func queued(t testing.TB, s Socket) (raw, link []uint16) {
 	}
 	raw = take(s.(*socket).raw, 0)
 	for _, fd := range s.(*socket).packetSockets {
-		link = append(link, take(fd, vnetHdrLen+etherHeaderLen)...)
+		link = append(link, take(fd, vnet.HeaderLen+etherHeaderLen)...)
 	}
 	return raw, link
 }
