@@ -11,23 +11,7 @@ import (
 // ICMP errors to inner senders (RFC 792). They are written to the TUN, as if from a router
 // behind the tunnel, and never sent on the underlay.
 
-// ICMP types and the codes of destination unreachable.
 const (
-	icmpUnreachable      = 3
-	icmpSourceQuench     = 4
-	icmpRedirect         = 5
-	icmpTimeExceeded     = 11
-	icmpParameterProblem = 12
-
-	codeHostUnreachable     = 1
-	codeProtocolUnreachable = 2
-	codePortUnreachable     = 3
-	codeTooBig              = 4
-	codeSourceRouteFailed   = 5
-)
-
-const (
-	icmpHeaderLen = 8
 	// maxICMPError is the maximum length of an ICMP error in bytes, IP header included (RFC
 	// 1812, section 4.3.2.3).
 	maxICMPError = 576
@@ -51,13 +35,13 @@ const (
 // empty, and no message may be sent; either way inner itself counts as drop.TooBig. The caller
 // limits the rate.
 func TooBig(dst *packet.Buffer, inner ipv4.Packet, mtu int, from [4]byte) drop.Reason {
-	return putUnreachable(dst, inner, codeTooBig, mtu, from)
+	return putUnreachable(dst, inner, ipv4.CodeTooBig, mtu, from)
 }
 
 // HostUnreachable makes the ICMP error for the sender of inner when the remote end is
 // unreachable: type 3, code 1. See TooBig.
 func HostUnreachable(dst *packet.Buffer, inner ipv4.Packet, from [4]byte) drop.Reason {
-	return putUnreachable(dst, inner, codeHostUnreachable, 0, from)
+	return putUnreachable(dst, inner, ipv4.CodeHostUnreachable, 0, from)
 }
 
 // putUnreachable writes a destination unreachable about inner:
@@ -78,7 +62,7 @@ func putUnreachable(dst *packet.Buffer, inner ipv4.Packet, code uint8, mtu int, 
 	if from == ([4]byte{}) {
 		from = h.Destination
 	}
-	const overhead = ipv4.HeaderLen + icmpHeaderLen
+	const overhead = ipv4.HeaderLen + ipv4.ICMPHeaderLen
 	quote := inner.Bytes()
 	quote = quote[:min(len(quote), maxICMPError-overhead)]
 	total := overhead + len(quote)
@@ -90,10 +74,10 @@ func putUnreachable(dst *packet.Buffer, inner ipv4.Packet, code uint8, mtu int, 
 	}
 	header.Put(space)
 	message := space[ipv4.HeaderLen:total]
-	message[0], message[1] = icmpUnreachable, code
+	message[0], message[1] = ipv4.ICMPUnreachable, code
 	message[2], message[3], message[4], message[5] = 0, 0, 0, 0
 	binary.BigEndian.PutUint16(message[6:], uint16(min(max(mtu, 0), ipv4.MaxTotalLen)))
-	copy(message[icmpHeaderLen:], quote)
+	copy(message[ipv4.ICMPHeaderLen:], quote)
 	binary.BigEndian.PutUint16(message[2:], ipv4.Checksum(message, 0))
 	dst.SetLen(total)
 	return drop.None

@@ -48,17 +48,17 @@ func ParseError(b []byte) (e OuterError, d drop.Reason) {
 		return OuterError{}, drop.OuterErrorMalformed
 	}
 	message := p.Payload()
-	if len(message) < icmpHeaderLen || ipv4.Sum(message, 0) != 0xffff {
+	if len(message) < ipv4.ICMPHeaderLen || ipv4.Sum(message, 0) != 0xffff {
 		return OuterError{}, drop.OuterErrorMalformed
 	}
 	switch message[0] {
-	case icmpUnreachable, icmpTimeExceeded:
-	case icmpSourceQuench, icmpRedirect, icmpParameterProblem:
+	case ipv4.ICMPUnreachable, ipv4.ICMPTimeExceeded:
+	case ipv4.ICMPSourceQuench, ipv4.ICMPRedirect, ipv4.ICMPParameterProblem:
 		return OuterError{}, drop.OuterErrorIgnored
 	default:
 		return OuterError{}, drop.OuterErrorMalformed
 	}
-	quote := message[icmpHeaderLen:]
+	quote := message[ipv4.ICMPHeaderLen:]
 	// RFC 4884, section 4.1: a sixth byte other than 0 is the length of the quote in 32-bit
 	// words, and extensions follow the quote.
 	if n := int(message[5]) * 4; n != 0 && n < len(quote) {
@@ -106,23 +106,25 @@ func (e *OuterError) parsePayload(quote []byte) drop.Reason {
 }
 
 // TooBig reports whether the message is a datagram too big: type 3, code 4.
-func (e *OuterError) TooBig() bool { return e.Type == icmpUnreachable && e.Code == codeTooBig }
+func (e *OuterError) TooBig() bool {
+	return e.Type == ipv4.ICMPUnreachable && e.Code == ipv4.CodeTooBig
+}
 
 // ProtocolUnreachable reports whether the remote host does not accept Protocol: type 3, code 2.
 // So it answers while its tunnel end is not running.
 func (e *OuterError) ProtocolUnreachable() bool {
-	return e.Type == icmpUnreachable && e.Code == codeProtocolUnreachable
+	return e.Type == ipv4.ICMPUnreachable && e.Code == ipv4.CodeProtocolUnreachable
 }
 
 // Unreachable reports whether the message means that the remote end is unreachable
 // (Reachability).
 func (e *OuterError) Unreachable() bool {
 	switch e.Type {
-	case icmpTimeExceeded:
+	case ipv4.ICMPTimeExceeded:
 		return e.Code == 0 // code 1: fragment reassembly time exceeded
-	case icmpUnreachable:
+	case ipv4.ICMPUnreachable:
 		switch e.Code {
-		case codePortUnreachable, codeTooBig, codeSourceRouteFailed:
+		case ipv4.CodePortUnreachable, ipv4.CodeTooBig, ipv4.CodeSourceRouteFailed:
 			return false
 		}
 		return e.Code <= 15 // RFC 1812, section 5.2.7.1, has the last codes

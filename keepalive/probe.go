@@ -35,13 +35,9 @@ func ReflectProbe(local, remote [4]byte) []byte {
 //	+-------------------------------+-------------------------------+
 //	|     Data ...
 const (
-	typeEchoReply   = 0
-	typeEchoRequest = 8
-
 	offChecksum   = 2
 	offIdentifier = 4
 	offSequence   = 6
-	offData       = 8
 
 	echoTTL = 64
 )
@@ -68,14 +64,14 @@ func NewEcho(source, target [4]byte) *Echo {
 // number. The caller owns it.
 func (e *Echo) Request() []byte {
 	e.sequence++
-	b := make([]byte, ipv4.HeaderLen+offData+len(echoData))
+	b := make([]byte, ipv4.HeaderLen+ipv4.ICMPHeaderLen+len(echoData))
 	h := ipv4.Header{TotalLen: len(b), DF: true, TTL: echoTTL, Protocol: ipv4.ProtocolICMP, Source: e.source, Destination: e.target}
 	h.Put(b)
 	icmp := b[ipv4.HeaderLen:]
-	icmp[0] = typeEchoRequest
+	icmp[0] = ipv4.ICMPEchoRequest
 	binary.BigEndian.PutUint16(icmp[offIdentifier:], e.identifier)
 	binary.BigEndian.PutUint16(icmp[offSequence:], e.sequence)
-	copy(icmp[offData:], echoData)
+	copy(icmp[ipv4.ICMPHeaderLen:], echoData)
 	binary.BigEndian.PutUint16(icmp[offChecksum:], ipv4.Checksum(icmp, 0))
 	return b
 }
@@ -87,9 +83,9 @@ func (e *Echo) IsReply(inner ipv4.Packet) bool {
 		return false
 	}
 	icmp := inner.Payload()
-	return len(icmp) == offData+len(echoData) &&
-		icmp[0] == typeEchoReply && icmp[1] == 0 &&
+	return len(icmp) == ipv4.ICMPHeaderLen+len(echoData) &&
+		icmp[0] == ipv4.ICMPEchoReply && icmp[1] == 0 &&
 		binary.BigEndian.Uint16(icmp[offIdentifier:]) == e.identifier &&
-		bytes.Equal(icmp[offData:], echoData) &&
+		bytes.Equal(icmp[ipv4.ICMPHeaderLen:], echoData) &&
 		ipv4.Checksum(icmp, 0) == 0
 }

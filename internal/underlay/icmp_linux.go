@@ -4,16 +4,17 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/ipv4"
 )
 
 // openICMP opens the socket for ICMP errors about outer packets, encrypted ones too. A
 // protocol-4 socket with IP_RECVERR would get them as well, but each would also fail its next
 // send or receive.
 func openICMP() (int, error) {
-	const unreachable, timeExceeded = 3, 11
 	// A set bit of ICMP_FILTER discards that type. The kernel tests it before it clones the
 	// packet, so a ping flood costs nothing.
-	unwanted := ^uint32(1<<unreachable | 1<<timeExceeded)
+	unwanted := ^uint32(1<<ipv4.ICMPUnreachable | 1<<ipv4.ICMPTimeExceeded)
 	return newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP,
 		attachFilter(icmpErrorFilter([4]byte{}, [4]byte{})...),
 		sockopt(unix.SOL_RAW, unix.ICMP_FILTER, "ICMP_FILTER", int(unwanted)),

@@ -156,10 +156,10 @@ func rawFilter(device int) []bpf.Instruction {
 // to remote, encrypted or not; zero is any address.
 func icmpErrorFilter(local, remote [4]byte) []bpf.Instruction {
 	const (
-		quoted      = 8 // the quoted packet, from the ICMP header
-		protocol    = quoted + 9
-		source      = quoted + 12
-		destination = quoted + 16
+		quoted      = ipv4.ICMPHeaderLen // the quoted packet, from the ICMP header
+		protocol    = quoted + ipv4.OffProtocol
+		source      = quoted + ipv4.OffSource
+		destination = quoted + ipv4.OffDestination
 	)
 	// X is the length of the message's IPv4 header.
 	p := program{bpf.LoadMemShift{Off: 0}}
