@@ -8,35 +8,21 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-// referenceTransport is parseTransport by hand, in one function.
-func referenceTransport(p []byte) (t transport, ok bool) {
-	if len(p) < 20 || p[0]>>4 != 4 {
+// referenceTransport is parseTransport in terms of the views of package ipv4.
+func referenceTransport(b []byte) (t transport, ok bool) {
+	p, err := ipv4.Parse(b)
+	if err != nil || p.TotalLen() != len(b) || p.IsFragment() {
 		return t, false
 	}
-	t.Protocol = p[9]
-	t.Start = int(p[0]&0x0f) * 4
-	if t.Start < 20 || int(binary.BigEndian.Uint16(p[2:])) != len(p) ||
-		binary.BigEndian.Uint16(p[6:])&0x3fff != 0 { // MF or an offset
-		return t, false
+	v, ok := ipv4.ParseTransport(p)
+	switch {
+	case !ok:
+	case v.Protocol == ipv4.ProtocolUDP:
+		ok = int(binary.BigEndian.Uint16(b[v.Start+ipv4.OffUDPLength:])) == len(b)-v.Start
+	default:
+		ok = v.Payload >= v.Start+ipv4.TCPHeaderLen && v.Payload <= len(b)
 	}
-	switch t.Protocol {
-	case 6:
-		if len(p) < t.Start+20 {
-			return t, false
-		}
-		t.Checksum = t.Start + 16
-		length := int(p[t.Start+12]>>4) * 4
-		t.Payload = t.Start + length
-		return t, length >= 20 && t.Payload <= len(p)
-	case 17:
-		if len(p) < t.Start+8 {
-			return t, false
-		}
-		t.Checksum = t.Start + 6
-		t.Payload = t.Start + 8
-		return t, int(binary.BigEndian.Uint16(p[t.Start+4:])) == len(p)-t.Start
-	}
-	return t, false
+	return transport(v), ok
 }
 
 // compareTransport fails t if parseTransport and referenceTransport differ.
