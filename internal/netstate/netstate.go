@@ -2,8 +2,9 @@
 // links, netfilter, IPsec policies, qdiscs) and configures a tunnel's interface, through
 // Linux's rtnetlink.
 //
-// A function works in the network namespace of the calling thread and keeps nothing open;
-// Watch stays in the namespace it was started in. Only IPv4. On other systems the package
+// A Host answers from memory and follows changes by netlink, for any number of tunnels. A
+// function works in the network namespace of the calling thread and keeps nothing open; a
+// Host stays in the namespace it was opened in. Only IPv4. On other systems the package
 // does what Go's net package can, and the rest fails with ErrUnsupported.
 //
 // Errors are one line with the remedy.
@@ -13,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"syscall"
 )
 
 // ErrUnsupported is the error of a function that only Linux has.
@@ -64,3 +66,57 @@ func (e *NoRouteError) Error() string {
 }
 
 func (e *NoRouteError) Unwrap() error { return e.Err }
+
+// NoDeviceError means that no interface has a name.
+type NoDeviceError struct{ Name string }
+
+func (e *NoDeviceError) Error() string {
+	return fmt.Sprintf("no interface %q: create it first, or see `ip link` for those there are: %v", e.Name, syscall.ENODEV)
+}
+
+func (e *NoDeviceError) Unwrap() error { return syscall.ENODEV }
+
+// Options are Open's.
+type Options struct {
+	// Failed is called at most once, from the Host's goroutine: changes are no longer seen.
+	// nil ignores it.
+	Failed func(error)
+}
+
+// Query is what a tunnel asks. Addresses are in network byte order.
+type Query struct {
+	Remote [4]byte
+	Local  [4]byte // zero: the route's preferred source
+	Mark   uint32
+	// UnderlayDevice is the name of the interface to send by, resolved again when links
+	// change; "" is any.
+	UnderlayDevice string
+	// Interface is the ifindex of the tunnel's own TUN; 0 before it exists.
+	Interface int
+	// Routes are the configured routes into Interface: a route of the same prefix
+	// elsewhere counts in InterfaceChanges.
+	Routes []netip.Prefix
+}
+
+// Answer is what the network does with a tunnel's packets now. It is immutable.
+type Answer struct {
+	Device int   // ifindex of UnderlayDevice; 0 if none was given
+	Route  Route // as of Lookup; zero if Err is set
+	// Err is a *NoRouteError, a *NoDeviceError (UnderlayDevice is missing), or another.
+	Err error
+	// HasLocal: Local, or else the route's preferred source, is an address of this host,
+	// whatever Err is. If that cannot be found out it is true: the kernel decides for each
+	// packet.
+	HasLocal bool
+	// Bypass is SafeToBypass of the route's device, Ingress IngressFilters of it, and
+	// Egress EgressHooks of Interface.
+	Bypass, Ingress, Egress string
+	// ReturnDevice is the device of the route to the remote without mark and
+	// UnderlayDevice, which is where rp_filter expects its packets; 0 if there is none.
+	ReturnDevice int
+	// InterfaceChanges grows when Interface was renamed, moved, set up or down, or got
+	// another MTU, and with each change of its addresses and of the routes out of it.
+	InterfaceChanges uint64
+	// InterfaceDowns grows when Interface was seen down, even if it is up again.
+	InterfaceDowns uint64
+}

@@ -1,0 +1,138 @@
+//go:build !linux
+
+package netstate
+
+import (
+	"net/netip"
+	"reflect"
+	"sync"
+	"sync/atomic"
+)
+
+// Host looks up routes by Go's net package. Only Recheck finds changes.
+type Host struct {
+	mu        sync.Mutex
+	followers map[*Follower]bool
+}
+
+// Open never fails.
+func Open(o Options) (*Host, error) { return &Host{followers: map[*Follower]bool{}}, nil }
+
+// Close does nothing.
+func (h *Host) Close() error { return nil }
+
+// Follower has the Answer to one Query.
+type Follower struct {
+	host    *Host
+	changed func()
+	query   atomic.Pointer[Query]
+	answer  atomic.Pointer[Answer]
+}
+
+// Follow computes the first Answer. changed is called, from Recheck, when it has changed.
+func (h *Host) Follow(q Query, changed func()) *Follower {
+	f := &Follower{host: h, changed: changed}
+	f.Set(q)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.followers[f] = true
+	return f
+}
+
+// Answer returns the present Answer.
+func (f *Follower) Answer() *Answer { return f.answer.Load() }
+
+// Set replaces the Query and returns its Answer.
+func (f *Follower) Set(q Query) *Answer {
+	f.query.Store(&q)
+	a := answer(q)
+	f.answer.Store(a)
+	return a
+}
+
+// Close ends it.
+func (f *Follower) Close() {
+	f.host.mu.Lock()
+	defer f.host.mu.Unlock()
+	delete(f.host.followers, f)
+}
+
+func answer(q Query) *Answer {
+	const no = "the system is not Linux"
+	a := &Answer{HasLocal: true, Bypass: no, Ingress: no, Egress: no}
+	if q.UnderlayDevice != "" {
+		if a.Device, a.Err = DeviceIndex(q.UnderlayDevice); a.Err != nil {
+			a.Err = &NoDeviceError{q.UnderlayDevice}
+		}
+	}
+	if a.Err == nil {
+		a.Route, a.Err = Lookup(q.Remote, q.Local, q.Mark, a.Device)
+	}
+	local := q.Local
+	if local == [4]byte{} {
+		local = a.Route.Source
+	}
+	if has, err := AddressIsLocal(netip.AddrFrom4(local)); err == nil && local != [4]byte{} {
+		a.HasLocal = has
+	}
+	a.ReturnDevice = a.Route.Device
+	return a
+}
+
+// Refresh does nothing: a Route is never Ethernet here.
+func (h *Host) Refresh(f *Follower) error { return nil }
+
+// Recheck looks up all routes again.
+func (h *Host) Recheck() {
+	h.mu.Lock()
+	var changed []func()
+	for f := range h.followers {
+		if before := f.Answer(); !reflect.DeepEqual(before, f.Set(*f.query.Load())) {
+			changed = append(changed, f.changed)
+		}
+	}
+	h.mu.Unlock()
+	for _, call := range changed {
+		call()
+	}
+}
+
+// Taps is for Linux.
+type Taps struct{}
+
+// On is for Linux.
+func (t Taps) On(device int) (reason string) { return "the system is not Linux" }
+
+// EgressTaps is for Linux.
+func (h *Host) EgressTaps() (Taps, error) { return Taps{}, nil }
+
+// Configure is for Linux.
+func (h *Host) Configure(device int, addresses, routes []netip.Prefix) error {
+	_, err := addNone(append(addresses[:len(addresses):len(addresses)], routes...))
+	return err
+}
+
+// AddAddresses is for Linux.
+func (h *Host) AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
+	return addNone(addresses)
+}
+
+// AddRoutes is for Linux.
+func (h *Host) AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error) {
+	return addNone(destinations)
+}
+
+// CheckRoute is for Linux.
+func (h *Host) CheckRoute(device int, destination netip.Prefix) error { return ErrUnsupported }
+
+// SetUp does nothing.
+func (h *Host) SetUp(device int) error { return nil }
+
+// SetRPS is for Linux.
+func (h *Host) SetRPS(ifname, mask string) error { return ErrUnsupported }
+
+// DeviceIndex is the index of an interface.
+func (h *Host) DeviceIndex(ifname string) (int, error) { return DeviceIndex(ifname) }
+
+// Reassembly is for Linux.
+func (h *Host) Reassembly() (done, failed uint64, err error) { return 0, 0, ErrUnsupported }
