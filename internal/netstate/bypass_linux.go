@@ -4,62 +4,117 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
+	"net/netip"
 	"os"
-	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
-// SafeToBypass is the reason not to send the outer packets from local to remote, and
-// receive their answers, past the kernel's IP stack, as frames on the interface of index
-// device; "" if there is none. A check that fails is a reason.
-//
-// The administrator's rules for such packets must hold. In the IP stack they are
+// policy has the rules of the host that outer packets must obey, unless they are none. In
+// the IP stack they are
 //   - netfilter, by nftables or by legacy iptables,
 //   - IPsec policies (XFRM), and
 //   - routing rules by protocol, TOS or user, which RTM_GETROUTE cannot evaluate.
 //
 // Frames pass the device's qdisc and the netfilter hooks of devices and bridges as the
-// kernel's do; tc filters on egress are a reason because they can match the socket.
+// kernel's do; tc filters on egress are a reason because they can match the socket: see
+// Host.egressFilters.
 //
 // Not checked are eBPF programs on a cgroup's egress, on tcx or on netfilter hooks, and
-// IPVS. The answer takes a few system calls and holds until Watch's next call.
-func SafeToBypass(device int, local, remote [4]byte) (reason string) {
-	return firstBlocker(
-		iptablesReason,
-		func() (string, error) { return nftablesReason(device) },
-		func() (string, error) { return xfrmReason(device, local, remote) },
-		func() (string, error) { return filterReason(device, "underlay device") },
-		rulesReason,
-	)
+// IPVS. A policy is immutable.
+type policy struct {
+	iptables, rules string // the reason, "" if there is none
+	chains          []chain
+	chainsUnknown   string // the reason if they could not be read
+	xfrm            []xfrmPolicy
+	xfrmBlocks      bool // by default
+	xfrmUnknown     string
 }
 
-// firstBlocker is the first reason of the checks, "" if there is none. An error is a reason.
-func firstBlocker(checks ...func() (string, error)) (reason string) {
-	for _, check := range checks {
-		reason, err := check()
-		if err != nil {
-			return fmt.Sprintf("cannot tell: %v", permission(err))
+// policyParts is a set of the parts of a policy, each of which is read as a whole.
+type policyParts uint8
+
+const (
+	partIptables policyParts = 1 << iota
+	partNftables
+	partXfrm
+	partRules
+	allParts = partIptables | partNftables | partXfrm | partRules
+)
+
+// readPolicy returns old with these parts read again.
+func (r *requester) readPolicy(old policy, parts policyParts) policy {
+	p := old
+	if parts&partIptables != 0 {
+		p.iptables = reasonOf(iptablesReason())
+	}
+	if parts&partNftables != 0 {
+		var err error
+		p.chains, err = r.chains()
+		p.chainsUnknown = reasonOf("", err)
+	}
+	if parts&partXfrm != 0 {
+		var err error
+		p.xfrm, p.xfrmBlocks, err = r.xfrmPolicies()
+		p.xfrmUnknown = reasonOf("", err)
+	}
+	if parts&partRules != 0 {
+		p.rules = reasonOf(r.rulesReason())
+	}
+	return p
+}
+
+// reasonOf takes a failed check for a reason.
+func reasonOf(reason string, err error) string {
+	if err != nil {
+		return fmt.Sprintf("cannot tell: %v", permission(err))
+	}
+	return reason
+}
+
+// forbids is the reason of netfilter and IPsec for bypass.
+func (p *policy) forbids(device int, ifname string, local, remote [4]byte) (reason string) {
+	switch {
+	case p.iptables != "":
+		return p.iptables
+	case p.chainsUnknown != "":
+		return p.chainsUnknown
+	}
+	for i := range p.chains {
+		if c := &p.chains[i]; len(c.devices) == 0 || c.isOn(ifname) {
+			return fmt.Sprintf("nftables has rules in chain %s of table %s", c.name, c.table)
 		}
-		if reason != "" {
-			return reason
+	}
+	if p.xfrmUnknown != "" {
+		return p.xfrmUnknown
+	}
+	for i := range p.xfrm {
+		if x := &p.xfrm[i]; x.applies(device, local, remote) {
+			return fmt.Sprintf("an IPsec policy applies: %v → %v, %v", x.src, x.dst, x.dir)
 		}
+	}
+	if p.xfrmBlocks {
+		return "the default IPsec policy blocks"
 	}
 	return ""
 }
 
-// underlay returns the interface of that index.
-func underlay(device int) (netlink.Link, error) {
-	l, err := netlink.LinkByIndex(device)
-	if err != nil {
-		return nil, fmt.Errorf("look up the underlay device: %w", err)
+// bypass is the reason not to send the outer packets from local to remote, and receive
+// their answers, past the kernel's IP stack, as frames on the device; "" if there is none.
+func (h *Host) bypass(device int, ifname string, local, remote [4]byte) (reason string) {
+	h.mu.Lock()
+	p := h.policy
+	h.mu.Unlock()
+	if reason = p.forbids(device, ifname, local, remote); reason != "" {
+		return reason
 	}
-	return l, nil
+	if reason = h.egressFilters(device, "underlay device"); reason != "" {
+		return reason
+	}
+	return p.rules
 }
 
 // iptablesReason looks for tables of legacy iptables. It does not read them, which would
@@ -91,42 +146,26 @@ const (
 	hookForward  = 2 // NF_INET_FORWARD: outer packets are this host's own
 )
 
-// nftablesReason looks for a chain of nftables (iptables-nft included) that outer packets
-// traverse and that can do more than accept.
-func nftablesReason(device int) (string, error) {
-	req := nl.NewNetlinkRequest(nftGetChain, unix.NLM_F_DUMP)
+// chains are the base chains of nftables (iptables-nft included) that outer packets may
+// traverse, on some device, and that can do more than accept.
+func (r *requester) chains() (all []chain, err error) {
+	req := nl.NewNetlinkRequest(nftGetChain, 0)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.NFPROTO_UNSPEC, Version: nl.NFNETLINK_V0})
-	chains, err := dump(req, unix.NETLINK_NETFILTER, nftNewChain)
+	messages, err := r.dump(req, unix.NETLINK_NETFILTER, nftNewChain)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
-		return "", nil // a kernel without nftables, or without netfilter
+		return nil, nil // a kernel without nftables, or without netfilter
+	}
+	for i := 0; err == nil && i < len(messages); i++ {
+		var c chain
+		if c, err = parseChain(messages[i]); err == nil && c.applies() {
+			c.rules = min(c.rules, 1) // how many is no matter
+			all = append(all, c)
+		}
 	}
 	if err != nil {
-		return "", fmt.Errorf("list the chains of nftables: %w", err)
+		return nil, fmt.Errorf("list the chains of nftables: %w", err)
 	}
-	var ifname string // looked up when needed
-	for _, c := range chains {
-		ch, err := parseChain(c)
-		if err != nil {
-			return "", fmt.Errorf("list the chains of nftables: %w", err)
-		}
-		if !ch.applies() {
-			continue
-		}
-		if len(ch.devices) > 0 {
-			if ifname == "" {
-				l, err := underlay(device)
-				if err != nil {
-					return "", err
-				}
-				ifname = l.Attrs().Name
-			}
-			if !ch.isOn(ifname) {
-				continue
-			}
-		}
-		return fmt.Sprintf("nftables has rules in chain %s of table %s", ch.name, ch.table), nil
-	}
-	return "", nil
+	return all, nil
 }
 
 // chain is what is read of an NFT_MSG_NEWCHAIN.
@@ -210,29 +249,6 @@ func (c *chain) parseHook(b []byte) error {
 	})
 }
 
-// attributes is nl.ParseRouteAttr for a message whose last attribute is not padded.
-func attributes(b []byte) ([]syscall.NetlinkRouteAttr, error) {
-	if odd := len(b) % unix.RTA_ALIGNTO; odd != 0 {
-		b = append(slices.Clip(b), make([]byte, unix.RTA_ALIGNTO-odd)...)
-	}
-	return nl.ParseRouteAttr(b)
-}
-
-// eachAttr calls f with the type, without flags, and the value of each netlink attribute
-// in b.
-func eachAttr(b []byte, f func(kind uint16, value []byte) error) error {
-	attrs, err := attributes(b)
-	if err != nil {
-		return err
-	}
-	for _, a := range attrs {
-		if err := f(a.Attr.Type&nlaTypeMask, a.Value); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // be32 decodes a big-endian 32-bit attribute, or is MaxUint32 if it has another size.
 func be32(b []byte) uint32 {
 	if len(b) != 4 {
@@ -247,97 +263,60 @@ const (
 	xfrmPolicyBlock = 1    // XFRM_USERPOLICY_BLOCK
 )
 
-// xfrmReason looks for an IPsec policy whose selector matches outer packets.
-func xfrmReason(device int, local, remote [4]byte) (string, error) {
-	policies, err := netlink.XfrmPolicyList(netlink.FAMILY_V4)
-	for tries := 0; errors.Is(err, netlink.ErrDumpInterrupted) && tries < 3; tries++ {
-		policies, err = netlink.XfrmPolicyList(netlink.FAMILY_V4)
-	}
+// xfrmPolicy is what is read of an IPsec policy.
+type xfrmPolicy struct {
+	dir      netlink.Dir
+	src, dst netip.Prefix
+	device   int // 0: any
+}
+
+// xfrmPolicies are the IPsec policies whose selectors can match packets of protocol 4, and
+// whether the default for packets that no policy matches is to block.
+func (r *requester) xfrmPolicies() (all []xfrmPolicy, blocks bool, err error) {
+	req := nl.NewNetlinkRequest(nl.XFRM_MSG_GETPOLICY, 0)
+	req.AddData(nl.NewIfInfomsg(unix.AF_INET))
+	messages, err := r.dump(req, unix.NETLINK_XFRM, nl.XFRM_MSG_NEWPOLICY)
 	if errors.Is(err, unix.EPROTONOSUPPORT) {
-		return "", nil // a kernel without IPsec
+		return nil, false, nil // a kernel without IPsec
 	}
 	if err != nil {
-		return "", fmt.Errorf("list the IPsec policies: %w", err)
+		return nil, false, fmt.Errorf("list the IPsec policies: %w", err)
 	}
-	for _, p := range policies {
-		src, dst := local, remote
-		if p.Dir == netlink.XFRM_DIR_IN {
-			src, dst = remote, local
+	for _, m := range messages {
+		if p, ok := parseXfrmPolicy(m); ok {
+			all = append(all, p)
 		}
-		if p.Dir != netlink.XFRM_DIR_IN && p.Dir != netlink.XFRM_DIR_OUT ||
-			p.Proto != 0 && p.Proto != unix.IPPROTO_IPIP ||
-			p.Ifindex != 0 && p.Ifindex != device ||
-			!covers(p.Src, src) || !covers(p.Dst, dst) {
-			continue
-		}
-		return fmt.Sprintf("an IPsec policy applies: %v → %v, %v", p.Src, p.Dst, p.Dir), nil
 	}
-	// The default policy, for packets that no policy matches.
-	req := nl.NewNetlinkRequest(xfrmGetDefault, 0)
+	req = nl.NewNetlinkRequest(xfrmGetDefault, 0)
 	req.AddRawData(make([]byte, 4)) // struct xfrm_userpolicy_default: in, forward, out
-	answers, err := req.Execute(unix.NETLINK_XFRM, xfrmGetDefault)
+	answers, err := r.execute(req, unix.NETLINK_XFRM, xfrmGetDefault)
 	if err != nil || len(answers) == 0 || len(answers[0]) < 3 {
-		return "", nil // a kernel before 5.14
+		return all, false, nil // a kernel before 5.14
 	}
-	if a := answers[0]; a[0] == xfrmPolicyBlock || a[2] == xfrmPolicyBlock {
-		return "the default IPsec policy blocks", nil
-	}
-	return "", nil
+	return all, answers[0][0] == xfrmPolicyBlock || answers[0][2] == xfrmPolicyBlock, nil
 }
 
-// covers reports whether a selector matches an address; nil matches any.
-func covers(n *net.IPNet, a [4]byte) bool { return n == nil || n.Contains(a[:]) }
-
-// IngressFilters is the reason not to redirect received packets by a program on the
-// device's tcx ingress, ahead of its tc filters; "" if there is none. Sockets receive
-// behind those filters, so SafeToBypass need not check them.
-func IngressFilters(device int) (reason string) {
-	filtered, err := hasFilters(device, netlink.HANDLE_MIN_INGRESS)
-	switch {
-	case err != nil:
-		return fmt.Sprintf("cannot tell: %v", permission(err))
-	case filtered:
-		return "tc has filters on the ingress of the underlay device"
+// parseXfrmPolicy reads an XFRM_MSG_NEWPOLICY, which starts with a struct
+// xfrm_userpolicy_info. It is not ok for one that matches no outer packet.
+func parseXfrmPolicy(b []byte) (p xfrmPolicy, ok bool) {
+	if len(b) < nl.SizeofXfrmUserpolicyInfo {
+		return xfrmPolicy{}, false
 	}
-	return ""
+	info := nl.DeserializeXfrmUserpolicyInfo(b)
+	sel := &info.Sel
+	p = xfrmPolicy{dir: netlink.Dir(info.Dir), device: int(sel.Ifindex),
+		src: netip.PrefixFrom(netip.AddrFrom4([4]byte(sel.Saddr[:4])), int(sel.PrefixlenS)),
+		dst: netip.PrefixFrom(netip.AddrFrom4([4]byte(sel.Daddr[:4])), int(sel.PrefixlenD))}
+	return p, sel.Family == unix.AF_INET && (sel.Proto == 0 || sel.Proto == unix.IPPROTO_IPIP) &&
+		(p.dir == netlink.XFRM_DIR_IN || p.dir == netlink.XFRM_DIR_OUT)
 }
 
-// filterReason looks for tc filters on the egress of a device, which the reason calls
-// role. They belong to clsact: with the ingress qdisc in its place, which has no egress,
-// the kernel answers with the filters of ingress.
-func filterReason(device int, role string) (string, error) {
-	all, err := qdiscs(device)
-	if err != nil || !slices.ContainsFunc(all, func(q qdisc) bool { return q.kind == "clsact" }) {
-		return "", err
+// applies reports whether the policy's selector matches outer packets on the device.
+func (p *xfrmPolicy) applies(device int, local, remote [4]byte) bool {
+	src, dst := local, remote
+	if p.dir == netlink.XFRM_DIR_IN {
+		src, dst = remote, local
 	}
-	filtered, err := hasFilters(device, netlink.HANDLE_MIN_EGRESS)
-	if err != nil || !filtered {
-		return "", err
-	}
-	return "tc has filters on the egress of the " + role, nil
-}
-
-// hasFilters reports whether a device has tc filters on parent, ingress or egress.
-func hasFilters(device int, parent uint32) (bool, error) {
-	req := nl.NewNetlinkRequest(unix.RTM_GETTFILTER, unix.NLM_F_DUMP)
-	req.AddData(&nl.TcMsg{Family: unix.AF_UNSPEC, Ifindex: int32(device), Parent: parent})
-	filters, err := dump(req, unix.NETLINK_ROUTE, unix.RTM_NEWTFILTER)
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {
-		return false, nil // a kernel without tc
-	}
-	if err != nil {
-		return false, fmt.Errorf("list the tc filters: %w", err)
-	}
-	return len(filters) > 0, nil
-}
-
-// dump executes a dump request, again while the kernel says that it was interrupted.
-func dump(req *nl.NetlinkRequest, protocol int, answer uint16) (answers [][]byte, err error) {
-	for range 4 {
-		answers, err = req.Execute(protocol, answer)
-		if !errors.Is(err, netlink.ErrDumpInterrupted) && !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	return answers, err
+	return (p.device == 0 || p.device == device) &&
+		p.src.Contains(netip.AddrFrom4(src)) && p.dst.Contains(netip.AddrFrom4(dst))
 }

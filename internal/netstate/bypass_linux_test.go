@@ -197,7 +197,10 @@ func FuzzParseChain_andOthers(f *testing.F) {
 		parseNeighbour(b)
 		ruleSelector(b)
 		parseQdisc(b)
-		isTapped(b, 7)
+		parseTaps(b)
+		parseLink(b)
+		parseXfrmPolicy(b)
+		eachMessage(b, func(message) {})
 	})
 }
 

@@ -1,138 +1,397 @@
 package netstate
 
 import (
-	"net/netip"
-	"slices"
-	"sync/atomic"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// Host is the network of one namespace. Its methods are safe for concurrent use.
-type Host struct{}
+const (
+	// pause is the time between two rounds of the Host's goroutine: a storm of messages is
+	// read in batches.
+	pause = 10 * time.Millisecond
+	// lookupsPerRound limits the followers that are looked up in one round, and with pause
+	// those in a second: some 2,000.
+	lookupsPerRound = 20
+	// policyGap is the least time between two reads of the policy that messages cause, and
+	// resyncGap between two dumps of links and qdiscs after lost messages.
+	policyGap = 100 * time.Millisecond
+	resyncGap = 250 * time.Millisecond
+)
 
-// Open opens all sockets that the Host will use, in the calling thread's namespace.
-func Open(o Options) (*Host, error) { return &Host{}, nil }
+// Host is the network of one namespace. It answers from memory, for any number of
+// Followers, and follows changes by netlink; it polls nothing. It also configures
+// interfaces. All of its sockets are opened by Open. Its methods are safe for concurrent
+// use.
+type Host struct {
+	requester
+	options Options
+	events  [len(eventGroups)]int // sockets; -1 for a family that the kernel lacks
+	waker   int                   // an eventfd: wakes the goroutine
+	ended   chan struct{}         // closed when the goroutine has ended
+	buffer  []byte                // for messages; mu guards it
 
-// Close ends the Host.
-func (h *Host) Close() error { return nil }
+	policyMu sync.Mutex // is held while the policy is read; locked before mu
 
-// Follower has the present Answer to one Query.
-type Follower struct {
-	host    *Host
-	changed func()
-	answer  atomic.Pointer[Answer]
-	query   Query
+	// mu guards the rest. It is not held over a request, except one that resync makes.
+	mu     sync.Mutex
+	closed bool
+	// seen counts the messages so far.
+	seen uint64
+	// lost: messages were, so that what is in memory is not the state of the kernel.
+	lost       bool
+	lastResync time.Time
+
+	links map[int]link
+	named map[string]int // their indices
+	// own are the interfaces that have been a Query's Interface. A change of them is the
+	// business of that follower and those routed through them, not of everyone's.
+	own        map[int]bool
+	qdiscs     map[int][]qdisc // the configured ones, by interface
+	filters    map[filterKey]*filters
+	neighbours map[neighbour]*neighbourEntry
+	policy     *policy
+	stale      policyParts // of policy
+	lastPolicy time.Time
+
+	followers map[*Follower]bool
+	index     keyIndex
+	queue     []*Follower // to be updated
 }
 
-// Follow computes the first Answer before it returns. changed is called, from the Host's
-// goroutine, after the Answer has changed in any field; it must not block.
-func (h *Host) Follow(q Query, changed func()) *Follower {
-	f := &Follower{host: h, changed: changed}
-	f.Set(q)
+// neighbourEntry is a neighbour that followers depend on. The Host's mu guards it.
+type neighbourEntry struct {
+	neighbourState
+	known bool
+	used  time.Time // when resolve was last called; zero: never
+}
+
+// Open opens a Host in the network namespace of the calling thread.
+func Open(o Options) (h *Host, err error) {
+	h = newHost(o)
+	defer func() {
+		if err != nil {
+			h.release()
+			h, err = nil, fmt.Errorf("watch the network for changes: %w", permission(err))
+		}
+	}()
+	if h.waker, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return h, os.NewSyscallError("eventfd", err)
+	}
+	for i := range eventGroups {
+		if h.events[i], err = eventGroups[i].subscribe(); err != nil && !eventGroups[i].optional {
+			return h, err
+		}
+	}
+	if err := h.open(); err != nil {
+		return h, err
+	}
+	h.mu.Lock()
+	err = h.resync()
+	h.mu.Unlock()
+	if err != nil {
+		return h, err
+	}
+	h.refreshPolicy(0)
+	go h.run()
+	return h, nil
+}
+
+// newHost returns a Host without sockets.
+func newHost(o Options) *Host {
+	h := &Host{
+		options: o, waker: -1, ended: make(chan struct{}), buffer: make([]byte, maxMessage),
+		own: map[int]bool{}, neighbours: map[neighbour]*neighbourEntry{}, policy: &policy{},
+		followers: map[*Follower]bool{}, index: keyIndex{sets: map[key]map[*Follower]bool{}},
+	}
+	for i := range h.events {
+		h.events[i] = -1
+	}
+	return h
+}
+
+// Close ends the Host: Answers stay as they are, and other methods fail. It waits for the
+// goroutine, so that it must not be called from a Follower's changed.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	again := h.closed
+	h.closed = true
+	h.wake()
+	h.mu.Unlock()
+	<-h.ended
+	if !again {
+		h.release()
+	}
+	return nil
+}
+
+// release closes the sockets.
+func (h *Host) release() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i, fd := range append(h.events[:], h.waker) {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		if i < len(h.events) {
+			h.events[i] = -1
+		}
+	}
+	h.waker = -1
+	h.requester.close()
+}
+
+// wake ends a wait of the goroutine. The caller holds mu.
+func (h *Host) wake() {
+	if h.waker >= 0 {
+		// An error is that it has been woken 2⁶⁴ times.
+		_, _ = unix.Write(h.waker, binary.NativeEndian.AppendUint64(nil, 1))
+	}
+}
+
+// run is the Host's goroutine: it reads messages, and updates the followers that they
+// concern.
+func (h *Host) run() {
+	defer close(h.ended)
+	for {
+		if err := h.wait(); err != nil {
+			h.fail(err)
+			return
+		}
+		h.mu.Lock()
+		err := h.read()
+		closed := h.closed
+		h.mu.Unlock()
+		switch {
+		case closed:
+			return
+		case err != nil:
+			h.fail(err)
+			return
+		}
+		h.catchUp(time.Now())
+		for left := lookupsPerRound; left > 0; {
+			f := h.next()
+			if f == nil {
+				break
+			}
+			if f.update() {
+				left--
+			}
+		}
+		time.Sleep(pause)
+	}
+}
+
+func (h *Host) fail(err error) {
+	if h.options.Failed != nil {
+		h.options.Failed(fmt.Errorf("changes of the network are no longer seen: %w", err))
+	}
+}
+
+// wait waits for a message, a wake, or until what was put off is due.
+func (h *Host) wait() error {
+	h.mu.Lock()
+	timeout := -1
+	if len(h.queue) > 0 {
+		timeout = 0
+	} else if at := h.due(); !at.IsZero() {
+		timeout = max(int(time.Until(at)/time.Millisecond)+1, 0)
+	}
+	fds := []unix.PollFd{{Fd: int32(h.waker), Events: unix.POLLIN}}
+	for _, fd := range h.events {
+		fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}) // poll ignores -1
+	}
+	h.mu.Unlock()
+	if _, err := unix.Poll(fds, timeout); err != nil && err != unix.EINTR {
+		return os.NewSyscallError("poll", err)
+	}
+	var count [8]byte
+	_, _ = unix.Read(int(fds[0].Fd), count[:])
+	return nil
+}
+
+// due is when catchUp has something to do; zero is never. The caller holds mu.
+func (h *Host) due() time.Time {
+	switch {
+	case h.lost:
+		return h.lastResync.Add(resyncGap)
+	case h.stale != 0:
+		return h.lastPolicy.Add(policyGap)
+	}
+	return time.Time{}
+}
+
+// catchUp does what is due at now.
+func (h *Host) catchUp(now time.Time) {
+	h.mu.Lock()
+	if h.lost && now.Sub(h.lastResync) >= resyncGap {
+		// An error is an interrupted dump, or a lack of memory: it is tried again.
+		_ = h.resync()
+	}
+	due := h.stale != 0 && now.Sub(h.lastPolicy) >= policyGap
+	h.mu.Unlock()
+	if due {
+		h.refreshPolicy(0)
+	}
+}
+
+// resync reads what is kept in memory from the kernel, and has everything looked up again.
+// The caller holds mu: what messages say from now on must be applied to what is read.
+func (h *Host) resync() error {
+	h.lastResync = time.Now()
+	all, err := h.getLinks(0, "")
+	if err != nil {
+		return fmt.Errorf("list the interfaces: %w", err)
+	}
+	qdiscs, err := h.getQdiscs()
+	if err != nil {
+		return err
+	}
+	h.lost = false
+	h.links, h.named = map[int]link{}, map[string]int{}
+	for _, l := range all {
+		h.setLink(l)
+	}
+	h.qdiscs, h.filters = qdiscs, map[filterKey]*filters{}
+	for _, n := range h.neighbours {
+		n.known = false
+	}
+	h.stale = allParts
+	for f := range h.followers {
+		if i := f.query.Interface; i != 0 {
+			f.changes++
+			if l := h.links[i]; !l.up() {
+				f.downs++
+			}
+		}
+		h.mark(f, dirtyRoute)
+	}
+	return nil
+}
+
+// refreshPolicy reads these parts of the policy again, and those that messages were about,
+// and marks the followers if it has changed.
+func (h *Host) refreshPolicy(parts policyParts) {
+	h.policyMu.Lock() // whoever needs the policy waits for the one who reads it
+	defer h.policyMu.Unlock()
+	h.mu.Lock()
+	before := h.policy
+	if h.stale != 0 {
+		h.lastPolicy = time.Now()
+	}
+	parts |= h.stale
+	h.stale = 0
+	h.mu.Unlock()
+	if parts == 0 {
+		return
+	}
+	next := h.readPolicy(*before, parts)
+	if reflect.DeepEqual(*before, next) {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.policy = &next
+	for f := range h.followers {
+		h.mark(f, dirtyMemory)
+	}
+}
+
+// synchronize handles what the kernel has sent so far, so that an answer that is computed
+// next takes it into account.
+func (h *Host) synchronize() {
+	h.mu.Lock()
+	_ = h.read() // the goroutine reports the error
+	h.mu.Unlock()
+	h.refreshPolicy(partIptables)
+	h.wakeIfMarked()
+}
+
+// wakeIfMarked leaves to the goroutine what another one has marked.
+func (h *Host) wakeIfMarked() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.queue) > 0 || h.lost {
+		h.wake()
+	}
+}
+
+// Recheck looks for what no message tells of, which is legacy iptables, and tries again
+// what has failed. The namespace is the calling thread's.
+func (h *Host) Recheck() {
+	parts := partIptables
+	h.mu.Lock()
+	if h.policy.chainsUnknown != "" {
+		parts |= partNftables
+	}
+	if h.policy.xfrmUnknown != "" {
+		parts |= partXfrm
+	}
+	for f := range h.followers {
+		a := f.Answer()
+		if a.Err != nil && !errors.As(a.Err, new(*NoRouteError)) && !errors.As(a.Err, new(*NoDeviceError)) {
+			h.mark(f, dirtyRoute)
+		}
+	}
+	for k, f := range h.filters {
+		if f.unknown != "" {
+			h.filtersChanged(k.device)
+		}
+	}
+	h.mu.Unlock()
+	h.refreshPolicy(parts)
+	h.wakeIfMarked()
+}
+
+// mark has a follower updated. The caller holds mu.
+func (h *Host) mark(f *Follower, what dirty) {
+	f.dirty |= what
+	if !f.queued {
+		f.queued = true
+		h.queue = append(h.queue, f)
+	}
+}
+
+// next takes the follower that has waited for its update for longest; nil if there is none.
+func (h *Host) next() *Follower {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.queue) == 0 {
+		h.queue = nil
+		return nil
+	}
+	f := h.queue[0]
+	h.queue[0] = nil
+	h.queue = h.queue[1:]
+	f.queued = false
 	return f
 }
 
-// Answer returns the present Answer, at once.
-func (f *Follower) Answer() *Answer { return f.answer.Load() }
-
-// Set replaces the Query, and returns its Answer.
-func (f *Follower) Set(q Query) *Answer {
-	f.query = q
-	a := &Answer{HasLocal: true}
-	if q.UnderlayDevice != "" {
-		if i, err := DeviceIndex(q.UnderlayDevice); err != nil {
-			a.Err = &NoDeviceError{q.UnderlayDevice}
-		} else {
-			a.Device = i
-		}
+// link returns an interface by index.
+func (h *Host) link(device int) (link, error) {
+	h.mu.Lock()
+	l, ok := h.links[device]
+	h.mu.Unlock()
+	if ok {
+		return l, nil
 	}
-	if a.Err == nil {
-		a.Route, a.Err = Lookup(q.Remote, q.Local, q.Mark, a.Device)
-	}
-	local := q.Local
-	if local == [4]byte{} {
-		local = a.Route.Source
-	}
-	if local != [4]byte{} {
-		has, err := AddressIsLocal(netip.AddrFrom4(local))
-		a.HasLocal = has || err != nil
-	}
-	if a.Err == nil {
-		a.Bypass, a.Ingress = SafeToBypass(a.Route.Device, local, q.Remote), IngressFilters(a.Route.Device)
-		back, _ := Lookup(q.Remote, local, 0, 0)
-		a.ReturnDevice = back.Device
-	}
-	if q.Interface != 0 {
-		a.Egress = EgressHooks(q.Interface)
-	}
-	f.answer.Store(a)
-	return a
+	return h.getLink(device, "") // it may be newer than what has been read
 }
 
-// Close ends it: changed is not called any more.
-func (f *Follower) Close() {}
-
-// Refresh has the kernel resolve, or confirm, the follower's next hop: see Resolve.
-func (h *Host) Refresh(f *Follower) error {
-	a := f.Answer()
-	if a.Err != nil {
-		return nil
+// linkNamed returns the index of an interface.
+func (h *Host) linkNamed(name string) (int, error) {
+	h.mu.Lock()
+	device, ok := h.named[name]
+	h.mu.Unlock()
+	if ok {
+		return device, nil
 	}
-	return Resolve(a.Route, f.query.Remote)
+	return h.DeviceIndex(name)
 }
-
-// Recheck looks for what no message tells of.
-func (h *Host) Recheck() {}
-
-// Taps has the interfaces whose egress a packet socket is shown.
-type Taps struct{}
-
-// On is the reason not to bypass the egress of that interface; "" if there is none.
-func (t Taps) On(device int) (reason string) { return EgressTaps(device) }
-
-// EgressTaps finds the packet sockets of ETH_P_ALL.
-func (h *Host) EgressTaps() (Taps, error) { return Taps{}, nil }
-
-// Configure adds an interface's addresses, sets it up, and adds routes into it.
-func (h *Host) Configure(device int, addresses, routes []netip.Prefix) error {
-	if _, err := h.AddAddresses(device, addresses); err != nil {
-		return err
-	}
-	if err := h.SetUp(device); err != nil {
-		return err
-	}
-	added, err := h.AddRoutes(device, routes)
-	for _, r := range routes {
-		if err == nil && !slices.Contains(added, r) {
-			err = h.CheckRoute(device, r)
-		}
-	}
-	return err
-}
-
-// AddAddresses is the function of that name on the Host's sockets.
-func (h *Host) AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
-	return AddAddresses(device, addresses)
-}
-
-// AddRoutes is the function of that name on the Host's sockets.
-func (h *Host) AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error) {
-	return AddRoutes(device, destinations)
-}
-
-// CheckRoute is the function of that name on the Host's sockets.
-func (h *Host) CheckRoute(device int, destination netip.Prefix) error {
-	return CheckRoute(device, destination)
-}
-
-// SetUp is the function of that name on the Host's sockets.
-func (h *Host) SetUp(device int) error { return SetUp(device) }
-
-// SetRPS is the function of that name on the Host's sockets.
-func (h *Host) SetRPS(ifname, mask string) error { return SetRPS(ifname, mask) }
-
-// DeviceIndex is the function of that name on the Host's sockets.
-func (h *Host) DeviceIndex(ifname string) (int, error) { return DeviceIndex(ifname) }
-
-// Reassembly is the function of that name.
-func (h *Host) Reassembly() (done, failed uint64, err error) { return Reassembly() }
-

@@ -1,26 +1,141 @@
 package netstate
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
-// link returns an interface by name.
-func link(ifname string) (netlink.Link, error) {
-	l, err := netlink.LinkByName(ifname)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return nil, fmt.Errorf("no interface %q: create it first, or see `ip link` for those there are: %w", ifname, unix.ENODEV)
+// link is what is read of an interface. Two are equal if nothing that matters has changed.
+type link struct {
+	index     int
+	name      string
+	altNames  string // each with a space in front
+	kind      uint16 // ARPHRD_ETHER, …
+	flags     uint32 // IFF_UP, …, without volatileFlags
+	operstate uint8
+	mtu       int
+	master    int // index
+	slaveKind string
+	mac       [6]byte
+	hasMAC    bool // the address has six octets
+	// promiscuous: a capture, for instance, wants all packets.
+	promiscuous bool
+}
+
+// volatileFlags do not change how the kernel routes.
+const volatileFlags = unix.IFF_PROMISC | unix.IFF_ALLMULTI
+
+func (l *link) up() bool { return l.flags&unix.IFF_UP != 0 }
+
+// names are those that the interface is found by.
+func (l *link) names() []string { return append(strings.Fields(l.altNames), l.name) }
+
+// Of linux/if_link.h.
+const (
+	iflaPropList     = 52 // IFLA_PROP_LIST
+	iflaAltIfname    = 53 // IFLA_ALT_IFNAME
+	iflaSlaveKind    = 4  // IFLA_INFO_SLAVE_KIND
+	filterSkipStats  = 1 << 3
+	iflaExtendedMask = 29 // IFLA_EXT_MASK
+)
+
+// parseLink reads an RTM_NEWLINK or RTM_DELLINK that starts at its ifinfomsg. It is not ok
+// for one that says only a part: of a bridge's port, or of wireless extensions.
+func parseLink(b []byte) (l link, ok bool) {
+	if len(b) < unix.SizeofIfInfomsg || b[0] != unix.AF_UNSPEC {
+		return link{}, false
+	}
+	const kind, index, flags = 2, 4, 8
+	l = link{
+		kind:  binary.NativeEndian.Uint16(b[kind:]),
+		index: int(binary.NativeEndian.Uint32(b[index:])),
+		flags: binary.NativeEndian.Uint32(b[flags:]) &^ volatileFlags,
+	}
+	err := eachAttr(b[unix.SizeofIfInfomsg:], func(kind uint16, value []byte) error {
+		switch kind {
+		case unix.IFLA_IFNAME:
+			l.name = unix.ByteSliceToString(value)
+		case unix.IFLA_MTU:
+			l.mtu, ok = int(u32(value)), true
+		case unix.IFLA_OPERSTATE:
+			if len(value) > 0 {
+				l.operstate = value[0]
+			}
+		case unix.IFLA_MASTER:
+			l.master = int(u32(value))
+		case unix.IFLA_ADDRESS:
+			if l.hasMAC = len(value) == len(l.mac); l.hasMAC {
+				l.mac = [6]byte(value)
+			}
+		case unix.IFLA_PROMISCUITY:
+			l.promiscuous = u32(value) != 0
+		case unix.IFLA_LINKINFO:
+			return eachAttr(value, func(kind uint16, value []byte) error {
+				if kind == iflaSlaveKind {
+					l.slaveKind = unix.ByteSliceToString(value)
+				}
+				return nil
+			})
+		case iflaPropList:
+			return eachAttr(value, func(kind uint16, value []byte) error {
+				if kind == iflaAltIfname {
+					l.altNames += " " + unix.ByteSliceToString(value)
+				}
+				return nil
+			})
+		}
+		return nil
+	})
+	return l, ok && err == nil
+}
+
+// getLinks returns all interfaces, or the one that has the index, or the name if it is
+// not "".
+func (r *requester) getLinks(index int, name string) (all []link, err error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	info.Index = int32(index)
+	req.AddData(info)
+	req.AddData(nl.NewRtAttr(iflaExtendedMask, nl.Uint32Attr(filterSkipStats)))
+	execute := r.dump
+	if index != 0 || name != "" {
+		execute = r.execute
+	}
+	if attribute := unix.IFLA_IFNAME; name != "" { // of either kind, if it is short
+		if len(name) >= unix.IFNAMSIZ {
+			attribute = iflaAltIfname
+		}
+		req.AddData(nl.NewRtAttr(attribute, nl.ZeroTerminated(name)))
+	}
+	messages, err := execute(req, unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	for _, m := range messages {
+		if l, ok := parseLink(m); ok {
+			all = append(all, l)
+		}
+	}
+	return all, err
+}
+
+// getLink is getLinks for one; ENODEV says that there is none.
+func (r *requester) getLink(index int, name string) (link, error) {
+	all, err := r.getLinks(index, name)
+	if err == nil && len(all) != 1 {
+		err = unix.ENODEV
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look up interface %q: %w", ifname, permission(err))
+		return link{}, err
 	}
-	return l, nil
+	return all[0], nil
 }
 
 // permission adds the missing privilege to an error of EPERM or EACCES.
@@ -37,8 +152,8 @@ func prefix(p netip.Prefix) *net.IPNet {
 }
 
 // linkAt returns an interface by index.
-func linkAt(device int) (netlink.Link, error) {
-	l, err := netlink.LinkByIndex(device)
+func (r *requester) linkAt(device int) (netlink.Link, error) {
+	l, err := r.library.LinkByIndex(device)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		return nil, fmt.Errorf("no interface with index %d in this network namespace: %w", device, unix.ENODEV)
 	}
@@ -50,9 +165,9 @@ func linkAt(device int) (netlink.Link, error) {
 
 // AddAddresses adds addresses to an interface and returns those that it lacked. After a
 // failure it goes on; err is the first.
-func AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
-	return add(device, addresses, "address", func(l netlink.Link, a netip.Prefix) error {
-		return netlink.AddrAdd(l, &netlink.Addr{IPNet: prefix(a)})
+func (r *requester) AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
+	return r.add(device, addresses, "address", func(l netlink.Link, a netip.Prefix) error {
+		return r.library.AddrAdd(l, &netlink.Addr{IPNet: prefix(a)})
 	})
 }
 
@@ -60,17 +175,17 @@ func AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, e
 // returns those that were missing. Host bits are ignored. An existing route of the same
 // prefix and metric is kept, even through another interface: see CheckRoute. The table is
 // main, or the VRF's of the interface. After a failure it goes on; err is the first.
-func AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error) {
-	return add(device, destinations, "route", func(l netlink.Link, d netip.Prefix) error {
-		return netlink.RouteAdd(routeTo(l, d))
+func (r *requester) AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error) {
+	return r.add(device, destinations, "route", func(l netlink.Link, d netip.Prefix) error {
+		return r.library.RouteAdd(r.routeTo(l, d))
 	})
 }
 
-func add(device int, what []netip.Prefix, kind string, one func(netlink.Link, netip.Prefix) error) (added []netip.Prefix, err error) {
+func (r *requester) add(device int, what []netip.Prefix, kind string, one func(netlink.Link, netip.Prefix) error) (added []netip.Prefix, err error) {
 	if len(what) == 0 {
 		return nil, nil
 	}
-	l, err := linkAt(device)
+	l, err := r.linkAt(device)
 	if err != nil {
 		return nil, err
 	}
@@ -87,21 +202,21 @@ func add(device int, what []netip.Prefix, kind string, one func(netlink.Link, ne
 
 // CheckRoute is an error if the table has no route of exactly that prefix through the
 // interface, AddRoutes's own or a connected one. It dumps the routing table.
-func CheckRoute(device int, destination netip.Prefix) error {
-	l, err := linkAt(device)
+func (r *requester) CheckRoute(device int, destination netip.Prefix) error {
+	l, err := r.linkAt(device)
 	if err != nil {
 		return err
 	}
-	r := routeTo(l, destination)
-	same, err := netlink.RouteListFiltered(netlink.FAMILY_V4, r, netlink.RT_FILTER_DST|netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+	want := r.routeTo(l, destination)
+	same, err := r.library.RouteListFiltered(netlink.FAMILY_V4, want, netlink.RT_FILTER_DST|netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
 	if err == nil && len(same) > 0 {
 		return nil
 	}
-	return fmt.Errorf("add route %v to %s: there is one that leads elsewhere (see `ip route show %v`): remove it first: %w", r.Dst, l.Attrs().Name, r.Dst, unix.EEXIST)
+	return fmt.Errorf("add route %v to %s: there is one that leads elsewhere (see `ip route show %v`): remove it first: %w", want.Dst, l.Attrs().Name, want.Dst, unix.EEXIST)
 }
 
-func routeTo(l netlink.Link, destination netip.Prefix) *netlink.Route {
-	r := &netlink.Route{
+func (r *requester) routeTo(l netlink.Link, destination netip.Prefix) *netlink.Route {
+	route := &netlink.Route{
 		LinkIndex: l.Attrs().Index,
 		Dst:       prefix(destination.Masked()),
 		Scope:     netlink.SCOPE_LINK,
@@ -109,51 +224,58 @@ func routeTo(l netlink.Link, destination netip.Prefix) *netlink.Route {
 		Table:     unix.RT_TABLE_MAIN,
 	}
 	if master := l.Attrs().MasterIndex; master != 0 {
-		if m, err := netlink.LinkByIndex(master); err == nil {
+		if m, err := r.library.LinkByIndex(master); err == nil {
 			if vrf, ok := m.(*netlink.Vrf); ok {
-				r.Table = int(vrf.Table)
+				route.Table = int(vrf.Table)
 			}
 		}
 	}
-	return r
+	return route
 }
 
 // SetUp sets an interface up.
-func SetUp(device int) error {
-	l, err := linkAt(device)
+func (r *requester) SetUp(device int) error {
+	l, err := r.linkAt(device)
 	if err != nil {
 		return err
 	}
-	if err := netlink.LinkSetUp(l); err != nil {
+	if err := r.library.LinkSetUp(l); err != nil {
 		return fmt.Errorf("bring up %s: %w", l.Attrs().Name, permission(err))
 	}
 	return nil
 }
 
 // DeviceIndex is the index of an interface.
-func DeviceIndex(ifname string) (int, error) {
-	l, err := link(ifname)
-	if err != nil {
-		return 0, err
+func (r *requester) DeviceIndex(ifname string) (int, error) {
+	l, err := r.getLink(0, ifname)
+	if errors.Is(err, unix.ENODEV) {
+		return 0, &NoDeviceError{ifname}
 	}
-	return l.Attrs().Index, nil
+	if err != nil {
+		return 0, fmt.Errorf("look up interface %q: %w", ifname, permission(err))
+	}
+	return l.index, nil
 }
 
-// AddressIsLocal reports whether this host may send from an IPv4 address: an interface
-// of any VRF has it, or there is a route of the type local to it (AnyIP).
-func AddressIsLocal(address netip.Addr) (bool, error) {
-	if address = address.Unmap(); !address.Is4() {
-		return false, nil
+// Configure adds an interface's addresses, sets it up, and adds routes into it.
+func (r *requester) Configure(device int, addresses, routes []netip.Prefix) error {
+	if _, err := r.AddAddresses(device, addresses); err != nil {
+		return err
 	}
-	// The kernel refuses to look up a route from an address that is not local. The
-	// destination needs the loopback interface only.
-	if _, err := getRoute([4]byte{127, 0, 0, 1}, address.As4(), 0, 0, 0); err == nil && !address.IsUnspecified() {
-		return true, nil
+	if err := r.SetUp(device); err != nil {
+		return err
 	}
-	var none *NoRouteError
-	r, err := Lookup(address.As4(), [4]byte{}, 0, 0)
-	if errors.As(err, &none) {
-		return false, nil
+	added, err := r.AddRoutes(device, routes)
+	if err != nil {
+		return err
 	}
-	return r.Local, err
+	for _, route := range routes {
+		if slices.Contains(added, route) {
+			continue
+		}
+		if err := r.CheckRoute(device, route); err != nil {
+			return err
+		}
+	}
+	return nil
 }

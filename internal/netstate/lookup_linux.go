@@ -14,72 +14,81 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Lookup is `ip route get dst from src mark mark oif device`: a zero src is the route's
+// found is the result of a look-up.
+type found struct {
+	Route // without the neighbour
+	// What the kernel may change without a message about the destination:
+	prefsrc [4]byte // the source that the FIB entry prefers; the route goes with that address
+	multi   bool    // next hops that a link revives, or several
+	nexthop bool    // a next-hop object
+}
+
+// lookup is `ip route get dst from src mark mark oif device`: a zero src is the route's
 // preferred one, a mark of 0 is none, a device index of 0 is any.
 //
 // A src that is not an address of this host is looked up as if it was zero: it may be
-// added later, and a raw socket may send from it even so.
+// added later, and a raw socket may send from it even so; asked is what was looked up.
 //
-// Lookup reads the next hop's neighbour entry and does not resolve it: see Resolve.
-func Lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
-	if a := netip.AddrFrom4(dst); a.IsMulticast() || a.IsUnspecified() || dst == broadcast {
-		return Route{}, noRoute(dst, device, errNotUnicast)
-	}
-	asked := src
-	answer, err := getRoute(dst, asked, mark, device, 0)
-	if err != nil && src != [4]byte{} {
-		// The kernel refuses a source that is not local with EINVAL, as it does a blackhole.
-		if own, ownErr := getRoute(src, [4]byte{}, 0, 0, 0); ownErr != nil || own.kind != unix.RTN_LOCAL {
-			asked = [4]byte{}
-			answer, err = getRoute(dst, asked, mark, device, 0)
-		}
-	}
+// It does not read the next hop's neighbour entry. links returns an interface by index.
+func (r *requester) lookup(dst, src [4]byte, mark uint32, device int, links func(int) (link, error)) (f found, asked [4]byte, err error) {
+	answer, asked, err := r.packetRoute(dst, src, mark, device)
 	if err != nil {
-		return Route{}, noRoute(dst, device, err)
+		return found{}, asked, noRoute(dst, device, err)
 	}
-	r := Route{Source: src, Device: answer.device, Gateway: answer.gateway}
+	f.Route = Route{Source: src, Device: answer.device, Gateway: answer.gateway, Local: answer.kind == unix.RTN_LOCAL}
 	if src == [4]byte{} {
-		r.Source = answer.source
+		f.Source = answer.source
 	}
-	switch answer.kind {
-	case unix.RTN_LOCAL:
-		r.Local = true
-	case unix.RTN_UNICAST:
-	default:
-		return Route{}, noRoute(dst, device, errNotUnicast)
-	}
-
-	l, err := netlink.LinkByIndex(r.Device)
+	l, err := links(f.Device)
 	if err != nil {
-		return Route{}, noRoute(dst, device, unix.ENODEV) // removed since getRoute
+		return found{}, asked, noRoute(dst, device, unix.ENODEV) // removed since
 	}
-	attrs := l.Attrs()
-	r.DeviceName = attrs.Name
-	r.MTU = min(attrs.MTU, 65535)
-	r.VRF = attrs.Slave != nil && attrs.Slave.SlaveType() == "vrf"
+	f.DeviceName = l.name
+	f.MTU = min(l.mtu, 65535)
+	f.VRF = l.slaveKind == "vrf"
 
 	// The answer's MTU may be a learnt one. The configured MTU and the other next hops
 	// are in the FIB entry. There is no entry where the kernel assumes the destination
 	// on the link because of RTA_OIF.
-	entry, err := getRoute(dst, asked, mark, device, unix.RTM_F_FIB_MATCH)
+	entry, err := r.getRoute(dst, asked, mark, device, unix.RTM_F_FIB_MATCH)
 	if err != nil {
-		entry = route{device: r.Device}
+		entry = route{device: f.Device}
 	}
 	if entry.mtu > 0 {
-		r.MTU = min(r.MTU, entry.mtu)
+		f.MTU = min(f.MTU, entry.mtu)
 	}
-	if answer.mtu > 0 && answer.mtu < r.MTU {
-		r.PathMTU = answer.mtu
+	if answer.mtu > 0 && answer.mtu < f.MTU {
+		f.PathMTU = answer.mtu
 	}
+	f.prefsrc, f.multi, f.nexthop = entry.source, entry.multiHop, entry.nexthop
 
 	const arp = unix.IFF_LOOPBACK | unix.IFF_NOARP | unix.IFF_POINTOPOINT // none may be set
-	r.Ethernet = !r.Local && !answer.multiHop && !entry.multiHop && entry.device == r.Device &&
-		attrs.EncapType == "ether" && attrs.RawFlags&arp == 0 && attrs.MasterIndex == 0 && len(attrs.HardwareAddr) == 6
-	if r.Ethernet {
-		copy(r.SourceMAC[:], attrs.HardwareAddr)
-		r.DestinationMAC, r.Resolved, r.Static = getNeighbour(r.Device, r.nextHop(dst))
+	f.Ethernet = !f.Local && !answer.multiHop && !entry.multiHop && entry.device == f.Device &&
+		l.kind == unix.ARPHRD_ETHER && l.flags&arp == 0 && l.master == 0 && l.hasMAC
+	if f.Ethernet {
+		f.SourceMAC = l.mac
 	}
-	return r, nil
+	return f, asked, nil
+}
+
+// packetRoute is the route of a packet, of the type unicast or local.
+func (r *requester) packetRoute(dst, src [4]byte, mark uint32, device int) (answer route, asked [4]byte, err error) {
+	if a := netip.AddrFrom4(dst); a.IsMulticast() || a.IsUnspecified() || dst == broadcast {
+		return route{}, src, errNotUnicast
+	}
+	asked = src
+	answer, err = r.getRoute(dst, asked, mark, device, 0)
+	if err != nil && src != [4]byte{} {
+		// The kernel refuses a source that is not local with EINVAL, as it does a blackhole.
+		if own, ownErr := r.getRoute(src, [4]byte{}, 0, 0, 0); ownErr != nil || own.kind != unix.RTN_LOCAL {
+			asked = [4]byte{}
+			answer, err = r.getRoute(dst, asked, mark, device, 0)
+		}
+	}
+	if err == nil && answer.kind != unix.RTN_LOCAL && answer.kind != unix.RTN_UNICAST {
+		err = errNotUnicast
+	}
+	return answer, asked, err
 }
 
 // nextHop is the neighbour on the way to dst.
@@ -90,22 +99,18 @@ func (r *Route) nextHop(dst [4]byte) [4]byte {
 	return dst
 }
 
-// Resolve has the kernel resolve the next hop to dst, or confirm its entry. The kernel
-// cannot know of frames sent past its IP stack: a Link in use needs Resolve every few
-// seconds, or the entry becomes stale and is garbage-collected. Resolve does not wait;
-// Watch reports the change. It does nothing for a Route that is not Ethernet, nor for a
-// Static one, whose NUD_PERMANENT NTF_USE would clear (since Linux 5.16).
-func Resolve(r Route, dst [4]byte) error {
-	if !r.Ethernet || r.Static {
-		return nil
-	}
+// resolve has the kernel resolve the next hop, or confirm its entry. The kernel cannot
+// know of frames sent past its IP stack: a neighbour in use needs it every few seconds, or
+// its entry becomes stale and is garbage-collected. resolve does not wait; a message tells
+// of the change. It must not be called for a permanent entry, whose NUD_PERMANENT NTF_USE
+// would clear (since Linux 5.16).
+func (r *requester) resolve(n neighbour) error {
 	// NTF_USE does to an entry what sending a packet does.
 	req := nl.NewNetlinkRequest(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_ACK)
-	req.AddData(&netlink.Ndmsg{Family: unix.AF_INET, Index: uint32(r.Device), Flags: unix.NTF_USE})
-	hop := r.nextHop(dst)
-	req.AddData(nl.NewRtAttr(netlink.NDA_DST, hop[:]))
-	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
-		return fmt.Errorf("resolve the next hop %v on %s: %w", netip.AddrFrom4(hop), r.DeviceName, permission(err))
+	req.AddData(&netlink.Ndmsg{Family: unix.AF_INET, Index: uint32(n.device), Flags: unix.NTF_USE})
+	req.AddData(nl.NewRtAttr(netlink.NDA_DST, n.address[:]))
+	if _, err := r.execute(req, unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("resolve the next hop %v: %w", netip.AddrFrom4(n.address), permission(err))
 	}
 	return nil
 }
@@ -150,11 +155,14 @@ type route struct {
 	device          int  // 0 if there is no single one
 	mtu             int  // the metric; 0 if unset
 	multiHop        bool // several next hops, an IPv6 one, or an encapsulation
+	nexthop         bool // by a next-hop object
 }
+
+const rtaNexthopID = 30 // RTA_NH_ID of linux/rtnetlink.h
 
 // getRoute is one RTM_GETROUTE. With RTM_F_FIB_MATCH in flags the answer is the FIB entry,
 // with its configured metrics and all of its next hops; without, the route of a packet.
-func getRoute(dst, src [4]byte, mark uint32, device int, flags uint32) (route, error) {
+func (r *requester) getRoute(dst, src [4]byte, mark uint32, device int, flags uint32) (route, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, 0)
 	msg := &nl.RtMsg{RtMsg: unix.RtMsg{Family: unix.AF_INET, Dst_len: 32, Flags: unix.RTM_F_LOOKUP_TABLE | flags}}
 	if src != [4]byte{} {
@@ -171,7 +179,7 @@ func getRoute(dst, src [4]byte, mark uint32, device int, flags uint32) (route, e
 	if device != 0 {
 		req.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(device))))
 	}
-	answers, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWROUTE)
+	answers, err := r.execute(req, unix.NETLINK_ROUTE, unix.RTM_NEWROUTE)
 	if err != nil {
 		return route{}, err
 	}
@@ -189,35 +197,28 @@ func parseRoute(b []byte) (route, error) {
 		return route{}, errNotARoute
 	}
 	r := route{kind: b[7]} // rtm_type
-	attrs, err := attributes(b[unix.SizeofRtMsg:])
-	if err != nil {
-		return route{}, err
-	}
-	for _, a := range attrs {
-		var value int
-		if len(a.Value) >= 4 {
-			value = int(binary.NativeEndian.Uint32(a.Value))
-		}
-		switch a.Attr.Type & nlaTypeMask {
+	err := eachAttr(b[unix.SizeofRtMsg:], func(kind uint16, value []byte) (err error) {
+		switch kind {
 		case unix.RTA_PREFSRC:
-			r.source = address(a.Value)
+			r.source = address(value)
 		case unix.RTA_GATEWAY:
-			r.gateway = address(a.Value)
+			r.gateway = address(value)
 		case unix.RTA_OIF:
-			r.device = value
+			r.device = int(u32(value))
 		case unix.RTA_METRICS:
-			if r.mtu, err = metric(a.Value, unix.RTAX_MTU); err != nil {
-				return route{}, err
-			}
+			r.mtu, err = metric(value, unix.RTAX_MTU)
+		case rtaNexthopID:
+			r.nexthop = true
 		case unix.RTA_MULTIPATH, unix.RTA_VIA, unix.RTA_ENCAP, unix.RTA_ENCAP_TYPE, unix.RTA_NEWDST:
 			r.multiHop = true
 		}
+		return err
+	})
+	if err != nil {
+		return route{}, err
 	}
 	return r, nil
 }
-
-// nlaTypeMask is NLA_TYPE_MASK: the type of a netlink attribute without its flags.
-const nlaTypeMask = 0x3fff
 
 func address(b []byte) (a [4]byte) {
 	copy(a[:], b)
@@ -225,53 +226,90 @@ func address(b []byte) (a [4]byte) {
 }
 
 // metric reads one of a route's metrics; 0 if it is unset.
-func metric(b []byte, which uint16) (int, error) {
-	metrics, err := attributes(b)
-	if err != nil {
-		return 0, err
-	}
-	for _, m := range metrics {
-		if m.Attr.Type&nlaTypeMask == which && len(m.Value) >= 4 {
-			return int(binary.NativeEndian.Uint32(m.Value)), nil
+func metric(b []byte, which uint16) (value int, err error) {
+	err = eachAttr(b, func(kind uint16, v []byte) error {
+		if kind == which {
+			value = int(u32(v))
 		}
-	}
-	return 0, nil
+		return nil
+	})
+	return value, err
 }
 
 // nudValid is NUD_VALID without NUD_NOARP: the states in which the kernel sends to a
 // neighbour.
 const nudValid = netlink.NUD_PERMANENT | netlink.NUD_REACHABLE | netlink.NUD_PROBE | netlink.NUD_STALE | netlink.NUD_DELAY
 
-// getNeighbour is one RTM_GETNEIGH. Kernels before 5.0 lack it for a single entry: there
-// nothing is ever resolved.
-func getNeighbour(device int, hop [4]byte) (mac [6]byte, ok, static bool) {
-	req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, 0)
-	req.AddData(&netlink.Ndmsg{Family: unix.AF_INET, Index: uint32(device)})
-	req.AddData(nl.NewRtAttr(netlink.NDA_DST, hop[:]))
-	answers, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
-	if err != nil || len(answers) != 1 {
-		return mac, false, false
-	}
-	return parseNeighbour(answers[0])
+// neighbour identifies a neighbour entry.
+type neighbour struct {
+	device  int
+	address [4]byte
 }
 
-// parseNeighbour reads an RTM_NEWNEIGH that starts at its ndmsg.
-func parseNeighbour(b []byte) (mac [6]byte, ok, static bool) {
+// neighbourState is what is read of a neighbour entry.
+type neighbourState struct {
+	mac      [6]byte
+	resolved bool // valid, and with an Ethernet address
+	static   bool // permanent
+}
+
+// getNeighbour is one RTM_GETNEIGH. Kernels before 5.0 lack it for a single entry: there
+// nothing is resolved until a message tells of it.
+func (r *requester) getNeighbour(n neighbour) neighbourState {
+	req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, 0)
+	req.AddData(&netlink.Ndmsg{Family: unix.AF_INET, Index: uint32(n.device)})
+	req.AddData(nl.NewRtAttr(netlink.NDA_DST, n.address[:]))
+	answers, err := r.execute(req, unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
+	if err != nil || len(answers) != 1 {
+		return neighbourState{}
+	}
+	_, s := parseNeighbour(answers[0])
+	return s
+}
+
+// parseNeighbour reads an RTM_NEWNEIGH that starts at its ndmsg. A zero neighbour is none
+// of IPv4.
+func parseNeighbour(b []byte) (n neighbour, s neighbourState) {
 	if len(b) < unix.SizeofNdMsg {
-		return mac, false, false
+		return n, s
 	}
-	state := int(binary.NativeEndian.Uint16(b[8:])) // ndm_state
-	attrs, err := attributes(b[unix.SizeofNdMsg:])
-	if err != nil || state&nudValid == 0 {
-		return mac, false, false
+	const family, device, state, flags = 0, 4, 8, 10
+	if b[family] != unix.AF_INET || b[flags]&unix.NTF_PROXY != 0 {
+		return n, s
 	}
-	for _, a := range attrs {
-		if a.Attr.Type == netlink.NDA_LLADDR && len(a.Value) == len(mac) {
-			copy(mac[:], a.Value)
-			ok = true
+	n.device = int(binary.NativeEndian.Uint32(b[device:]))
+	nud := int(binary.NativeEndian.Uint16(b[state:]))
+	err := eachAttr(b[unix.SizeofNdMsg:], func(kind uint16, value []byte) error {
+		switch {
+		case kind == netlink.NDA_DST:
+			n.address = address(value)
+		case kind == netlink.NDA_LLADDR && len(value) == len(s.mac) && nud&nudValid != 0:
+			s = neighbourState{mac: [6]byte(value), resolved: true, static: nud&netlink.NUD_PERMANENT != 0}
 		}
+		return nil
+	})
+	if err != nil {
+		return neighbour{}, neighbourState{}
 	}
-	return mac, ok, ok && state&netlink.NUD_PERMANENT != 0
+	return n, s
+}
+
+// isLocal reports whether this host may send from an IPv4 address: an interface of any VRF
+// has it, or there is a route of the type local to it (AnyIP).
+func (r *requester) isLocal(address [4]byte) (bool, error) {
+	// The kernel refuses to look up a route from an address that is not local. The
+	// destination needs the loopback interface only.
+	if _, err := r.getRoute([4]byte{127, 0, 0, 1}, address, 0, 0, 0); err == nil && address != [4]byte{} {
+		return true, nil
+	}
+	answer, _, err := r.packetRoute(address, [4]byte{}, 0, 0)
+	if err != nil {
+		if err = noRoute(address, 0, err); errors.As(err, new(*NoRouteError)) {
+			return false, nil
+		}
+		return false, err
+	}
+	return answer.kind == unix.RTN_LOCAL, nil
 }
 
 // MinPMTU is net.ipv4.route.min_pmtu of the calling thread's network namespace, in

@@ -61,11 +61,11 @@ func index(t *testing.T, ns *netlab.NS, ifname string) (i int) {
 func mac(t *testing.T, ns *netlab.NS, ifname string) (m [6]byte) {
 	t.Helper()
 	ns.Do(func() {
-		l, err := link(ifname)
+		l, err := fresh.getLink(0, ifname)
 		if err != nil {
 			t.Fatal(err)
 		}
-		m = [6]byte(l.Attrs().HardwareAddr)
+		m = l.mac
 	})
 	return m
 }

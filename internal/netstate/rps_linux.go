@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,18 +19,22 @@ import (
 //
 // /sys may be mounted from another network namespace, which has another interface of that
 // name. A temporary alias tells them apart.
-func SetRPS(ifname, mask string) error {
-	l, err := link(ifname)
+func (r *requester) SetRPS(ifname, mask string) error {
+	device, err := r.DeviceIndex(ifname)
+	if err != nil {
+		return err
+	}
+	l, err := r.linkAt(device)
 	if err != nil {
 		return err
 	}
 	folder := filepath.Join("/sys/class/net", ifname)
 	token := "ipipd-" + rand.Text()
-	if err := netlink.LinkSetAlias(l, token); err != nil {
+	if err := r.library.LinkSetAlias(l, token); err != nil {
 		return fmt.Errorf("set the alias of %s: %w", ifname, permission(err))
 	}
 	seen, err := os.ReadFile(filepath.Join(folder, "ifalias"))
-	if err := errors.Join(err, netlink.LinkSetAlias(l, l.Attrs().Alias)); err != nil {
+	if err := errors.Join(err, r.library.LinkSetAlias(l, l.Attrs().Alias)); err != nil {
 		return err
 	}
 	if strings.TrimSpace(string(seen)) != token {

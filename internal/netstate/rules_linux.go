@@ -21,18 +21,18 @@ const (
 // rulesReason looks for routing rules with a selector that Lookup cannot evaluate: the
 // protocol (RTM_GETROUTE takes TCP, UDP and ICMP only), the TOS, which may differ from
 // packet to packet, and the sender's UID. Then the kernel must look up each packet.
-func rulesReason() (string, error) {
-	req := nl.NewNetlinkRequest(unix.RTM_GETRULE, unix.NLM_F_DUMP)
+func (r *requester) rulesReason() (string, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETRULE, 0)
 	req.AddData(nl.NewIfInfomsg(unix.AF_INET))
-	rules, err := dump(req, unix.NETLINK_ROUTE, unix.RTM_NEWRULE)
+	rules, err := r.dump(req, unix.NETLINK_ROUTE, unix.RTM_NEWRULE)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return "", nil // a kernel without CONFIG_IP_MULTIPLE_TABLES
 	}
 	if err != nil {
 		return "", fmt.Errorf("list the routing rules: %w", err)
 	}
-	for _, r := range rules {
-		selector, err := ruleSelector(r)
+	for _, rule := range rules {
+		selector, err := ruleSelector(rule)
 		if err != nil {
 			return "", fmt.Errorf("list the routing rules: %w", err)
 		}

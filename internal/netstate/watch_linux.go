@@ -37,9 +37,6 @@ var families = []family{
 	{protocol: unix.NETLINK_XFRM, groups: []uint{xfrmGroupPolicy}, optional: true},
 }
 
-// xfrmGroupPolicy is XFRMNLGRP_POLICY of linux/xfrm.h.
-const xfrmGroupPolicy = 4
-
 // Watch calls changed once when it is subscribed, then after any change of a link,
 // address, route, rule, neighbour, netfilter table, IPsec policy or tc filter, and every
 // five seconds. Changes within 50 ms are one call; wentDown has the indices of the

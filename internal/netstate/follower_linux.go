@@ -1,0 +1,334 @@
+package netstate
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Follower has the present Answer to one Query. Its methods are safe for concurrent use.
+type Follower struct {
+	host    *Host
+	changed func()
+	answer  atomic.Pointer[Answer]
+
+	// updating is held while the Answer is computed, over requests. It guards found, and is
+	// locked before the Host's mu.
+	updating sync.Mutex
+	found    found
+	source   [4]byte // Query.Local, or the last source that a route preferred
+
+	// The Host's mu guards the rest.
+	query          Query
+	keys           []key // under which it is in the index
+	dirty          dirty
+	queued, closed bool
+	changes, downs uint64 // of Query.Interface
+}
+
+// dirty is what has to be computed again.
+type dirty uint8
+
+const (
+	dirtyMemory dirty = 1 << iota // what follows from the Host's memory
+	dirtyRoute                    // the look-ups as well
+)
+
+// Follow computes the first Answer before it returns. changed is called from the Host's
+// goroutine, after the Answer has changed in any field; it must not block.
+func (h *Host) Follow(q Query, changed func()) *Follower {
+	f := &Follower{host: h, changed: changed}
+	f.answer.Store(&Answer{})
+	f.updating.Lock()
+	defer f.updating.Unlock()
+	h.mu.Lock()
+	h.followers[f] = true
+	h.mu.Unlock()
+	f.set(q)
+	return f
+}
+
+// Answer returns the present Answer, at once. It is never nil.
+func (f *Follower) Answer() *Answer { return f.answer.Load() }
+
+// Set replaces the Query, and returns its Answer. changed is not called for that one.
+func (f *Follower) Set(q Query) *Answer {
+	f.updating.Lock()
+	defer f.updating.Unlock()
+	f.set(q)
+	return f.Answer()
+}
+
+// set is Set, with updating held.
+func (f *Follower) set(q Query) {
+	h := f.host
+	h.mu.Lock()
+	f.query = q
+	f.dirty |= dirtyRoute
+	if q.Interface != 0 {
+		h.own[q.Interface] = true
+	}
+	h.mu.Unlock()
+	h.synchronize()
+	f.compute()
+}
+
+// Close ends the Follower: its Answer stays as it is. A call of changed that has begun may
+// go on.
+func (f *Follower) Close() {
+	h := f.host
+	f.updating.Lock()
+	defer f.updating.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f.closed = true
+	delete(h.followers, f)
+	h.setKeys(f, nil)
+}
+
+// update computes what is dirty, and tells of a change. It reports whether it made
+// look-ups.
+func (f *Follower) update() (lookedUp bool) {
+	f.updating.Lock()
+	changed, lookedUp := f.compute()
+	f.updating.Unlock()
+	if changed {
+		f.changed()
+	}
+	return lookedUp
+}
+
+// compute computes what is dirty. The caller holds updating.
+func (f *Follower) compute() (changed, lookedUp bool) {
+	h := f.host
+	h.mu.Lock()
+	q, what, seen := f.query, f.dirty, h.seen
+	f.dirty = 0
+	next := *f.Answer()
+	next.InterfaceChanges, next.InterfaceDowns = f.changes, f.downs
+	skip := f.closed || what == 0
+	h.mu.Unlock()
+	if skip {
+		return false, false
+	}
+	lookedUp = what&dirtyRoute != 0
+	if lookedUp {
+		f.lookup(&q, &next)
+	}
+	n := f.fromMemory(&q, &next)
+
+	h.mu.Lock()
+	// A message since the look-ups may be about what the follower only now depends on.
+	again := h.setKeys(f, f.dependsOn(&q, &next)) && h.seen != seen
+	if n != nil && h.neighbours[next.Route.neighbour(q.Remote)] != n {
+		again = true // it was the last one's of that next hop, who no longer needs it
+	}
+	if again {
+		h.mark(f, dirtyRoute)
+		h.wake()
+	}
+	h.mu.Unlock()
+	if next.equal(f.Answer()) {
+		return false, lookedUp
+	}
+	f.answer.Store(&next)
+	return true, lookedUp
+}
+
+// lookup asks the kernel. The caller holds updating.
+func (f *Follower) lookup(q *Query, a *Answer) {
+	h := f.host
+	f.found = found{}
+	a.Device, a.Err, a.ReturnDevice = 0, nil, 0
+	if q.UnderlayDevice != "" {
+		a.Device, a.Err = h.linkNamed(q.UnderlayDevice)
+	}
+	var asked [4]byte
+	if a.Err == nil {
+		f.found, asked, a.Err = h.lookup(q.Remote, q.Local, q.Mark, a.Device, h.link)
+	}
+	switch {
+	case q.Local != [4]byte{}:
+		f.source = q.Local
+	case a.Err == nil:
+		f.source = f.found.Source
+	}
+	a.HasLocal = true
+	// The kernel took a source that was asked for: it is local.
+	if f.source != [4]byte{} && (a.Err != nil || asked == [4]byte{}) {
+		has, err := h.isLocal(f.source)
+		a.HasLocal = has || err != nil
+	}
+	if a.Err != nil {
+		return
+	}
+	a.ReturnDevice = f.found.Device
+	if q.Mark != 0 || a.Device != 0 || q.Local == [4]byte{} {
+		back, _, _ := h.packetRoute(q.Remote, f.source, 0, 0)
+		a.ReturnDevice = back.device
+	}
+}
+
+// fromMemory computes the rest. It returns the entry of the next hop, nil if there is none.
+// The caller holds updating.
+func (f *Follower) fromMemory(q *Query, a *Answer) *neighbourEntry {
+	h := f.host
+	a.Route = f.found.Route
+	a.Egress = ""
+	if q.Interface != 0 {
+		a.Egress = h.egressHooks(q.Interface)
+	}
+	if a.Err != nil {
+		a.Bypass, a.Ingress = "there is no route", ""
+		return nil
+	}
+	a.Ingress = h.ingressFilters(a.Route.Device)
+	a.Bypass = h.bypass(a.Route.Device, a.Route.DeviceName, f.source, q.Remote)
+	if !a.Route.Ethernet {
+		return nil
+	}
+	n := a.Route.neighbour(q.Remote)
+	e, state := h.neighbour(n)
+	a.Route.Resolved, a.Route.DestinationMAC, a.Route.Static = state.resolved, state.mac, state.static
+	if !state.resolved && a.Bypass == "" && q.Mark == 0 {
+		// A failure shows in that the neighbour is not resolved.
+		_ = h.refresh(n, e, 0)
+	}
+	return e
+}
+
+// neighbour identifies the next hop to dst.
+func (r *Route) neighbour(dst [4]byte) neighbour {
+	if r.Gateway != [4]byte{} {
+		dst = r.Gateway
+	}
+	return neighbour{r.Device, dst}
+}
+
+// neighbour returns an entry and its state.
+func (h *Host) neighbour(n neighbour) (*neighbourEntry, neighbourState) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	e := h.neighbours[n]
+	if e == nil {
+		e = new(neighbourEntry)
+		h.neighbours[n] = e
+	}
+	if !e.known {
+		h.mu.Unlock()
+		s := h.getNeighbour(n)
+		h.mu.Lock()
+		if !e.known { // else a message has come, after which there may be none
+			e.neighbourState, e.known = s, true
+		}
+	}
+	return e, e.neighbourState
+}
+
+// refreshGap is the least time between two uses of a neighbour entry.
+const refreshGap = time.Second
+
+// Refresh has the kernel resolve, or confirm, the next hop: the kernel cannot know of
+// frames that are sent past its IP stack. Call it every few seconds while they are. It does
+// nothing for a Route that is not Ethernet, or Static, and within a second after the
+// last time for that next hop.
+func (h *Host) Refresh(f *Follower) error {
+	a := f.Answer()
+	if a.Err != nil || !a.Route.Ethernet || a.Route.Static {
+		return nil
+	}
+	h.mu.Lock()
+	n := a.Route.neighbour(f.query.Remote)
+	e := h.neighbours[n]
+	h.mu.Unlock()
+	if e == nil {
+		return nil // a message has come: it will be looked up
+	}
+	return h.refresh(n, e, refreshGap)
+}
+
+// refresh is resolve, unless it was done within gap, or ever if that is 0.
+func (h *Host) refresh(n neighbour, e *neighbourEntry, gap time.Duration) error {
+	h.mu.Lock()
+	now := time.Now()
+	if !e.used.IsZero() && (gap == 0 || now.Sub(e.used) < gap) {
+		h.mu.Unlock()
+		return nil
+	}
+	e.used = now
+	h.mu.Unlock()
+	return h.resolve(n)
+}
+
+// dependsOn are the keys of what an Answer depends on.
+func (f *Follower) dependsOn(q *Query, a *Answer) (keys []key) {
+	add := func(k key) {
+		if k.kind == byDevice && k.n == 0 || k.kind == byAddress && k.address == [4]byte{} || slices.Contains(keys, k) {
+			return
+		}
+		keys = append(keys, k)
+	}
+	for _, address := range [][4]byte{q.Remote, f.source, f.found.prefsrc} {
+		add(key{kind: byAddress, address: address})
+	}
+	add(key{kind: byDevice, n: a.Route.Device})
+	add(key{kind: byDevice, n: a.ReturnDevice})
+	add(key{kind: byDevice, n: a.Device})
+	if a.Route.Ethernet {
+		n := a.Route.neighbour(q.Remote)
+		add(key{kind: byNeighbour, n: n.device, address: n.address})
+	}
+	if q.Interface != 0 {
+		add(key{kind: byInterface, n: q.Interface})
+		for _, p := range q.Routes {
+			if p = p.Masked(); p.Addr().Is4() {
+				add(key{kind: byPrefix, n: p.Bits(), address: p.Addr().As4()})
+			}
+		}
+	}
+	if q.UnderlayDevice != "" {
+		add(key{kind: byName, name: q.UnderlayDevice})
+	}
+	if f.found.nexthop || a.Err != nil || q.Mark != 0 {
+		add(key{kind: byNexthop})
+	}
+	if f.found.multi || f.found.nexthop {
+		add(key{kind: byAnyLink})
+	}
+	return keys
+}
+
+// setKeys puts a follower in the index under these keys only. It reports whether any is
+// new. The caller holds mu.
+func (h *Host) setKeys(f *Follower, keys []key) (added bool) {
+	// An interface of ours that its route once led through may lead it again.
+	for _, k := range f.keys {
+		if !f.closed && k.kind == byDevice && h.own[k.n] && !slices.Contains(keys, k) {
+			keys = append(keys, k)
+		}
+	}
+	for _, k := range keys {
+		if !slices.Contains(f.keys, k) {
+			h.index.add(k, f)
+			added = true
+		}
+	}
+	for _, k := range f.keys {
+		if !slices.Contains(keys, k) && h.index.remove(k, f) && k.kind == byNeighbour {
+			delete(h.neighbours, neighbour{k.n, k.address})
+		}
+	}
+	f.keys = keys
+	return added
+}
+
+// equal compares the errors by their text.
+func (a *Answer) equal(b *Answer) bool {
+	x, y := *a, *b
+	if (x.Err == nil) != (y.Err == nil) || x.Err != nil && x.Err.Error() != y.Err.Error() {
+		return false
+	}
+	x.Err, y.Err = nil, nil
+	return x == y
+}

@@ -1,0 +1,86 @@
+package netstate
+
+import (
+	"encoding/binary"
+	"slices"
+)
+
+// key is something that a message may be about, and that a follower depends on.
+type key struct {
+	kind    keyKind
+	n       int // an ifindex, or a prefix's length
+	address [4]byte
+	name    string
+}
+
+type keyKind uint8
+
+const (
+	byAddress   keyKind = iota // address: a route or an address whose prefix covers it
+	byDevice                   // n: the device of the route, or of the route back
+	byInterface                // n: Query.Interface
+	byNeighbour                // n, address
+	byPrefix                   // address, n: a route of exactly that prefix
+	byName                     // name: Query.UnderlayDevice
+	byNexthop                  // any next-hop object
+	byAnyLink                  // any link
+)
+
+// keyIndex finds the followers that a message concerns. The Host's mu guards it.
+type keyIndex struct {
+	sets map[key]map[*Follower]bool
+	// addresses are those of the keys byAddress, sorted.
+	addresses []uint32
+}
+
+func (x *keyIndex) add(k key, f *Follower) {
+	set := x.sets[k]
+	if set == nil {
+		set = map[*Follower]bool{}
+		x.sets[k] = set
+		if k.kind == byAddress {
+			a := binary.BigEndian.Uint32(k.address[:])
+			at, _ := slices.BinarySearch(x.addresses, a)
+			x.addresses = slices.Insert(x.addresses, at, a)
+		}
+	}
+	set[f] = true
+}
+
+// remove reports whether the follower was the last one of that key.
+func (x *keyIndex) remove(k key, f *Follower) (last bool) {
+	set := x.sets[k]
+	delete(set, f)
+	if len(set) > 0 {
+		return false
+	}
+	delete(x.sets, k)
+	if k.kind == byAddress {
+		if at, ok := slices.BinarySearch(x.addresses, binary.BigEndian.Uint32(k.address[:])); ok {
+			x.addresses = slices.Delete(x.addresses, at, at+1)
+		}
+	}
+	return true
+}
+
+// markAll marks the followers of a key. The caller holds mu, as of markRange.
+func (h *Host) markAll(k key, what dirty) {
+	for f := range h.index.sets[k] {
+		h.mark(f, what)
+	}
+}
+
+// markRange has the followers look up again that depend on an address of that prefix.
+func (h *Host) markRange(prefix [4]byte, bits int) {
+	first := binary.BigEndian.Uint32(prefix[:])
+	last := first | uint32(uint64(1)<<(32-min(bits, 32))-1)
+	at, _ := slices.BinarySearch(h.index.addresses, first)
+	for _, a := range h.index.addresses[at:] {
+		if a > last {
+			return
+		}
+		k := key{kind: byAddress}
+		binary.BigEndian.PutUint32(k.address[:], a)
+		h.markAll(k, dirtyRoute)
+	}
+}
