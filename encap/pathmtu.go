@@ -74,8 +74,16 @@ func (p *PathMTU) Effective(linkMTU int) int {
 	return min(p.mtu, linkMTU)
 }
 
+// Expires returns when Tick discards the estimate if no message confirms it; zero if there is none.
+func (p *PathMTU) Expires() time.Time {
+	if p.mtu == 0 {
+		return time.Time{}
+	}
+	return p.last.Add(pathMTULifetime)
+}
+
 // Tick discards the estimate ten minutes after the last message that confirmed it, so that a
-// larger path MTU is found. Calling it once a minute is enough.
+// larger path MTU is found. Call it at Expires; calling it more often does no harm.
 func (p *PathMTU) Tick(now time.Time) (changed bool) {
 	if p.mtu == 0 || now.Sub(p.last) < pathMTULifetime {
 		return false
@@ -113,3 +121,7 @@ func (r *Reachability) MarkReachable() { r.until = time.Time{} }
 
 // Reachable reports whether no error is recorded, or the last one has expired.
 func (r *Reachability) Reachable(now time.Time) bool { return !now.Before(r.until) }
+
+// Expires returns when Reachable becomes true again if nothing else is recorded; zero if nothing is
+// recorded.
+func (r *Reachability) Expires() time.Time { return r.until }

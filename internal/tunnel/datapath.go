@@ -22,7 +22,7 @@ import (
 // outbound runs once per TUN queue, inbound once per Receiver of the process's socket, each on
 // its own thread; at low load the receiver's thread serves both (handoff.go). Between Read and
 // Write nothing blocks, allocates, locks or logs per packet. Packets are counted here; timers
-// and route changes are the supervisor's.
+// and route changes are control's.
 
 const (
 	// batchSize is the number of packets per Read and Write: more than the segments of two
@@ -116,6 +116,7 @@ func (o *outbound) forward(n int) error {
 		bytes += uint64(inner.TotalLen())
 		out = append(out, b)
 	}
+	t.engine.noteTraffic()
 	if len(out) > 0 {
 		sent, refused, err := o.tx.Write(out, &route.path) // encrypts, if the tunnel has a secret
 		if errors.Is(err, os.ErrClosed) {
@@ -172,6 +173,7 @@ func (e *Engine) inbound(receiver underlay.Receiver, sender underlay.Sender, ind
 			return err
 		}
 		now := time.Now()
+		e.noteTraffic()
 		table := e.table.Load()
 		for i, b := range batch[:n] {
 			owners[i] = nil
@@ -243,7 +245,7 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 	if b.Checksum == packet.ChecksumUnknown {
 		d := encap.DeriveOffload(b, inner, max(mtu, route.maxInner))
 		if (b.Checksum == packet.ChecksumPartial || d == drop.SuperpacketSizeUnknown) && t.engine.partialChecksums.observe(now) {
-			t.wakeSupervisor() // see updateReception
+			t.wakeControl() // see updateReception
 		}
 		if d != drop.None {
 			t.drop(d, 1)
@@ -258,7 +260,7 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 	}
 	if inner.TotalLen() > mtu && b.SegmentSize == 0 && t.oversize.Load() == 0 {
 		t.oversize.Store(int32(inner.TotalLen())) // delivered nevertheless
-		t.wakeSupervisor()
+		t.wakeControl()
 	}
 	if t.cfg.ClampTCPMSS {
 		mss.Clamp(inner, mtu, b.Checksum == packet.ChecksumPartial)

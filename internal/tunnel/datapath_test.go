@@ -253,11 +253,11 @@ func TestTunnelUpdatePathMTU_expires(t *testing.T) {
 	}
 	eventually(t, "the route has it", func() bool { return a.Status().PathMTU == 1400 })
 	now := time.Now()
-	a.updateRoute(now.Add(9 * time.Minute))
+	a.do(t, func(c *control) { c.updateRoute(now.Add(9 * time.Minute)) })
 	if got := a.Status().PathMTU; got != 1400 {
 		t.Errorf("after nine minutes the path MTU is %d", got)
 	}
-	a.updateRoute(now.Add(10 * time.Minute))
+	a.do(t, func(c *control) { c.updateRoute(now.Add(10 * time.Minute)) })
 	if got := a.Status().PathMTU; got != 1500 {
 		t.Errorf("after ten minutes the path MTU is %d", got)
 	}
@@ -404,8 +404,16 @@ func TestEngineStart_cleanUp(t *testing.T) {
 func TestTunnelWarnFragmentation(t *testing.T) {
 	a, _ := pair(t, func(c *Config) { c.MTU = 65515 })
 	eventually(t, "it says what a large MTU means", func() bool { return a.network.logged("sent in fragments") == 1 })
+	feed(t, a, datagram(100, nil))
+	read := func() { // twice: one may have been under way
+		before := a.network.reassemblies()
+		eventually(t, "the counters are read", func() bool { return a.network.reassemblies() > before+1 })
+	}
+	read()
 	a.network.set(func(w *fakeNetwork) { w.reasmOKs, w.reasmFails = 100000, 9 })
+	read()
 	a.network.set(func(w *fakeNetwork) { w.reasmOKs, w.reasmFails = 100000, 50 }) // one in 2,000
+	read()
 	if n := a.network.logged("fragments are lost"); n != 0 {
 		t.Error("warned although hardly anything is lost")
 	}

@@ -16,6 +16,7 @@ import (
 	"ipipd/internal/drop"
 	"ipipd/internal/fastpath"
 	"ipipd/internal/ipsec"
+	"ipipd/internal/netstate"
 	"ipipd/internal/underlay"
 	"ipipd/tun"
 )
@@ -31,7 +32,7 @@ type EngineOptions struct {
 	// Threads is the number of receive threads, used where the socket has several Receivers;
 	// 0 derives it from the number of processors.
 	Threads int
-	// Network looks up routes and configures interfaces; nil is the kernel.
+	// Network looks up routes and configures interfaces; nil is the kernel. The Engine closes it.
 	Network Network
 	// LookupName resolves a remote's DNS name to an IPv4 address; nil uses the system's
 	// resolver.
@@ -59,6 +60,10 @@ type Engine struct {
 
 	partialChecksums partialDetector
 	linkLayerFailed  atomic.Bool // a Receiver of the link layer has failed
+
+	traffic      chan struct{} // wakes poll; capacity 1, see noteTraffic
+	pollerAsleep atomic.Bool
+	rechecked    time.Time // of poll
 
 	receptionMu sync.Mutex // guards reception; locked before mu
 	reception   underlay.Reception
@@ -92,7 +97,7 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 	if o.Threads == 0 {
 		o.Threads = defaultThreads()
 	}
-	e := &Engine{threads: o.Threads, log: o.Log, socket: o.Socket, openDevice: o.OpenDevice, network: o.Network}
+	e := &Engine{threads: o.Threads, log: o.Log, socket: o.Socket, openDevice: o.OpenDevice, network: o.Network, traffic: make(chan struct{}, 1)}
 	e.partialChecksums.epoch = time.Now()
 	if e.openFastPath = o.FastPath; e.openFastPath == nil {
 		e.openFastPath = fastpath.Open
@@ -110,11 +115,18 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 		e.lookupName = lookupName
 	}
 	if e.network == nil {
-		e.network = kernelNetwork{}
+		host, err := netstate.Open(netstate.Options{Failed: func(err error) {
+			e.log.Error("changes of the host's network are not seen any more: restart ipipd", "err", err)
+		}})
+		if err != nil {
+			return nil, err
+		}
+		e.network = hostNetwork{host}
 	}
 	if e.socket == nil {
 		var err error
 		if e.socket, err = underlay.OpenSocket(underlay.SocketOptions{Receivers: o.Threads}); err != nil {
+			e.network.Close()
 			return nil, err
 		}
 		if underlay.KernelHandlesIPIP() {
@@ -128,11 +140,7 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 		e.startReceiver(receiver, i)
 	}
 	e.loops.Go(e.receiveICMPErrors)
-	e.loops.Go(func() {
-		if err := e.network.Watch(ctx, e.networkChanged); err != nil && ctx.Err() == nil {
-			e.log.Warn("changes of routes and addresses are looked for every ten seconds only", "err", err)
-		}
-	})
+	e.loops.Go(func() { e.poll(ctx) })
 	return e, nil
 }
 
@@ -199,6 +207,7 @@ func (e *Engine) Close() error {
 	if e.fastPath != nil {
 		errs = append(errs, e.fastPath.Close())
 	}
+	errs = append(errs, e.network.Close())
 	return errors.Join(errs...)
 }
 
@@ -222,17 +231,6 @@ func (e *Engine) register(t *Tunnel, path *underlay.Path) error {
 	}
 	e.table.Store(&next)
 	return nil
-}
-
-// networkChanged wakes every supervisor to re-read its route and interface. wentDown are the
-// ifindexes of interfaces that were down in the meantime.
-func (e *Engine) networkChanged(wentDown map[int]bool) {
-	for _, t := range *e.table.Load() {
-		if len(wentDown) > 0 {
-			t.noteDown(wentDown)
-		}
-		t.wakeSupervisor()
-	}
 }
 
 // receiveICMPErrors reads ICMP errors about outer packets and passes each to the tunnel whose

@@ -1,25 +1,30 @@
 package tunnel
 
 import (
-	"errors"
+	"cmp"
 	"sync/atomic"
 	"time"
 
-	"ipipd/internal/drop"
 	"ipipd/internal/fastpath"
 	"ipipd/keepalive"
 )
 
-// fastPathState is a tunnel's attachment to the eBPF fast path (package fastpath). Its contents
-// derive from the tunnel's other state; syncFastPath updates the kernel.
-type fastPathState struct {
-	link atomic.Pointer[fastpath.Link] // nil while all packets go through userspace
-	// blocker is why there is no link; "" if there is one, nil before the first syncFastPath.
+// fastPath is a tunnel's attachment to the eBPF fast path (package fastpath). control owns it;
+// syncFastPath derives it from the tunnel's other state.
+type fastPath struct {
+	attached atomic.Pointer[attachment] // never nil after Start
+	// blocker is why packets go through userspace; "" if they do not, nil before the first
+	// syncFastPath.
 	blocker atomic.Pointer[string]
+	// tap is what poll has found on the egress of the interface; nil is nothing.
+	tap atomic.Pointer[string]
+}
 
-	// Guarded by the tunnel's mu.
-	programmed fastpath.Tunnel
-	tapMonitor tapMonitor
+// attachment is a link, and the counters of the ones before it. It is immutable: totals and link
+// change together.
+type attachment struct {
+	link   *fastpath.Link // nil while all packets go through userspace
+	before fastpath.Stats
 }
 
 // loadFastPath loads the eBPF programs on first use.
@@ -32,146 +37,165 @@ func (e *Engine) loadFastPath() (*fastpath.FastPath, error) {
 	return e.fastPath, e.fastPathErr
 }
 
-// syncFastPath enables, updates or disables the fast path to match the tunnel's state. The caller
-// holds mu, or is Start.
-func (t *Tunnel) syncFastPath() {
-	if t.closed {
-		return
-	}
-	blocker := t.fastPathBlocker()
-	t.fast.tapMonitor.blocker = ""
+// syncFastPath enables, updates or disables the fast path to match the tunnel's state.
+func (c *control) syncFastPath() {
+	blocker := c.fastPathBlocker()
 	if blocker == "" {
-		blocker = t.enableFastPath()
+		blocker = c.enableFastPath()
 	}
 	if blocker != "" {
-		t.disableFastPath()
+		c.disableFastPath()
 	}
-	t.scheduleTapCheck()
-	old := t.fast.blocker.Swap(&blocker)
-	if old != nil && *old == blocker || !t.cfg.fastPathAllowed() {
+	old := c.fast.blocker.Swap(&blocker)
+	if old != nil && *old == blocker || !c.cfg.fastPathAllowed() {
 		return
 	}
 	switch {
 	case blocker != "":
-		t.log.Info("packets are carried in userspace", "fast-path", blocker)
+		c.log.Info("packets are carried in userspace", "fast-path", blocker)
 	case old == nil:
-		t.log.Debug("the kernel carries plain packets", "fast-path", "active")
+		c.log.Debug("the kernel carries plain packets", "fast-path", "active")
 	default: // the last log line was the one above
-		t.log.Info("the kernel carries plain packets", "fast-path", "active")
+		c.log.Info("the kernel carries plain packets", "fast-path", "active")
 	}
 }
 
 // fastPathBlocker is the reason why this tunnel must not use the fast path; "" if it may.
-func (t *Tunnel) fastPathBlocker() string {
+func (c *control) fastPathBlocker() string {
 	switch {
-	case t.ipsecPolicy != nil:
+	case c.ipsecPolicy != nil:
 		return "ipsec-secret is set"
-	case !t.cfg.fastPathAllowed():
+	case !c.cfg.fastPathAllowed():
 		return "allow-fast-path is no"
-	case t.noRoute:
+	case c.noRoute:
 		return "there is no way to the remote"
-	case t.localAbsent():
+	case c.localAbsent():
 		return "local-address is not on this host"
-	case t.iface.Moved:
+	case c.moved.Load():
 		return "the interface is in another network namespace"
-	case !t.iface.Up: // userspace counts the packets that it refuses
+	case !c.iface.Load().Up: // userspace counts the packets that it refuses
 		return "the interface is down"
 	}
-	if t.bypassBlocker != "" { // fwmark is one of the reasons
-		return t.bypassBlocker
+	tap := ""
+	if found := c.fast.tap.Load(); found != nil {
+		tap = *found
 	}
-	if blocker := t.engine.network.IngressFilters(t.underlay.Device); blocker != "" {
-		return blocker
-	}
-	return t.engine.network.EgressHooks(t.iface.Index)
+	return cmp.Or(c.bypassBlocker(), c.answer.Ingress, c.answer.Egress, tap)
 }
 
 // enableFastPath attaches or updates the link, and returns the reason if it cannot.
-func (t *Tunnel) enableFastPath() (blocker string) {
-	f, err := t.engine.loadFastPath()
+func (c *control) enableFastPath() (blocker string) {
+	f, err := c.engine.loadFastPath()
 	if err != nil {
 		return err.Error()
 	}
-	want := t.fastTunnel()
-	if blocker := t.tapBlocker(f, want.Ifindex); blocker != "" {
-		return blocker
+	want := c.fastTunnel()
+	a := c.fast.attached.Load()
+	if a.link != nil && want == c.programmed {
+		return ""
 	}
-	if link := t.fast.link.Load(); link != nil && want.Ifindex == t.fast.programmed.Ifindex {
-		if err := link.Update(want); err != nil {
+	if a.link != nil && want.Ifindex == c.programmed.Ifindex {
+		if err := a.link.Update(want); err != nil {
+			c.retry = true
 			return err.Error()
 		}
-	} else {
-		t.disableFastPath()
-		link, err := f.Attach(want)
-		if err != nil {
-			return err.Error()
-		}
-		t.fast.link.Store(link)
+		c.programmed = want
+		return ""
 	}
-	t.fast.programmed = want
+	c.disableFastPath()
+	if tap := c.engine.egressTaps().on(f, want.Ifindex); tap != "" {
+		c.fast.tap.Store(&tap)
+		c.engine.noteTraffic() // poll until it is gone
+		return tap
+	}
+	link, err := f.Attach(want)
+	if err != nil {
+		c.retry = true
+		return err.Error()
+	}
+	c.programmed = want
+	c.fast.attached.Store(&attachment{link, c.fast.attached.Load().before})
+	c.engine.noteTraffic() // poll it
 	return ""
 }
 
 // fastTunnel is the kernel's configuration of this tunnel.
-func (t *Tunnel) fastTunnel() fastpath.Tunnel {
-	route := t.route.Load()
-	next := t.underlay.Gateway
+func (c *control) fastTunnel() fastpath.Tunnel {
+	route := c.route.Load()
+	next := c.underlay.Gateway
 	if next == [4]byte{} {
 		next = route.path.Remote
 	}
 	f := fastpath.Tunnel{
-		Ifindex: t.iface.Index, MTU: t.MTU(),
+		Ifindex: c.ifindex, MTU: c.MTU(),
 		Local: route.path.Local, Remote: route.path.Remote,
-		UnderlayIfindex: t.underlay.Device, NextHop: next, PathMTU: route.path.MTU,
+		UnderlayIfindex: c.underlay.Device, NextHop: next, PathMTU: route.path.MTU,
 		DSCP: route.outer.DSCP, TTL: route.outer.TTL, DontFragmentInherit: route.outer.DontFragmentInherit,
-		ClampTCPMSS: t.cfg.ClampTCPMSS,
+		ClampTCPMSS: c.cfg.ClampTCPMSS,
 	}
-	if t.echo != nil {
-		f.EchoSource, f.EchoDestination = t.cfg.KeepaliveTarget.As4(), t.cfg.Addresses[0].Addr().As4()
+	if c.echo != nil {
+		f.EchoSource, f.EchoDestination = c.cfg.KeepaliveTarget.As4(), c.cfg.Addresses[0].Addr().As4()
 	}
 	// Packets that change the keepalive state, or need an ICMP error, must go through
 	// userspace.
-	state, reachable := keepalive.State(t.state.Load()), !t.unreachable.Load()
+	state, reachable := keepalive.State(c.state.Load()), !c.unreachable.Load()
 	f.TxEnabled = reachable && state.Running()
 	f.RxEnabled = reachable && (state == keepalive.Up || state == keepalive.Off)
 	return f
 }
 
-// disableFastPath closes the link, if there is one, and adds its counters to the tunnel's. The
-// caller holds mu, or is Start.
-func (t *Tunnel) disableFastPath() {
-	link := t.fast.link.Swap(nil)
-	if link == nil {
+// disableFastPath closes the link, if there is one, and keeps its counters.
+func (c *control) disableFastPath() {
+	a := c.fast.attached.Load()
+	if a.link == nil {
 		return
 	}
-	stopped := t.fast.programmed
+	stopped := c.programmed
 	stopped.TxEnabled, stopped.RxEnabled = false, false
-	_ = link.Update(stopped) // stop counting; this fails if the device is gone
-	s, _ := link.Stats()
-	t.counters.rx.add(int(s.RxPackets), s.RxBytes)
-	t.counters.tx.add(int(s.TxPackets), s.TxBytes)
-	t.drop(drop.SendFailed, int(s.TxFailed))
-	t.mergeLastReceived(s.LastReceived)
-	_ = link.Close()
+	_ = a.link.Update(stopped) // stop counting; this fails if the device is gone
+	s, _ := a.total()
+	c.mergeLastReceived(s.LastReceived)
+	c.fast.attached.Store(&attachment{before: s})
+	_ = a.link.Close()
 }
 
-// mergeLastReceived records the fast path's time of the last packet. It does not wake the
-// supervisor.
+// total is the sum of the counters.
+func (a *attachment) total() (s fastpath.Stats, err error) {
+	if a.link != nil {
+		s, err = a.link.Stats()
+	}
+	s.RxPackets += a.before.RxPackets
+	s.RxBytes += a.before.RxBytes
+	s.TxPackets += a.before.TxPackets
+	s.TxBytes += a.before.TxBytes
+	s.TxFailed += a.before.TxFailed
+	return s, err
+}
+
+// mergeLastReceived records the fast path's time of the last packet. It does not wake control.
 func (t *Tunnel) mergeLastReceived(at time.Time) {
-	if since := int64(at.Sub(t.epoch)); !at.IsZero() && since > t.lastReceivedNs.Load() {
-		t.lastReceivedNs.Store(since)
+	since := int64(at.Sub(t.epoch))
+	if at.IsZero() {
+		return
+	}
+	for last := t.lastReceivedNs.Load(); since > last && !t.lastReceivedNs.CompareAndSwap(last, since); {
+		last = t.lastReceivedNs.Load()
 	}
 }
 
-// fastStats returns the link's counters; zero without a link.
-func (t *Tunnel) fastStats() (s fastpath.Stats) {
-	if link := t.fast.link.Load(); link != nil {
-		var err error
-		if s, err = link.Stats(); err != nil && !errors.Is(err, fastpath.ErrClosed) {
-			t.log.Debug("cannot read what the kernel carried", "err", err)
+// fastStats returns the counters of the fast path since Start.
+func (t *Tunnel) fastStats() fastpath.Stats {
+	for {
+		a := t.fast.attached.Load()
+		s, err := a.total()
+		if t.fast.attached.Load() != a {
+			continue // its link may be closed
 		}
+		if err != nil {
+			t.log.Debug("cannot read the counters of the fast path", "err", err)
+		}
+		return s
 	}
-	return s
 }
 
 // fastState is Status.FastPath: "active", or why not.
@@ -185,11 +209,8 @@ func (t *Tunnel) fastState() string {
 	return "active"
 }
 
-// totals are the counters of userspace and fast path together. It holds mu so that a link being
-// closed is counted once.
+// totals are the counters of userspace and fast path together.
 func (t *Tunnel) totals() (rxPackets, rxBytes, txPackets, txBytes uint64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	s := t.fastStats()
 	rxPackets, rxBytes = t.counters.rx.load()
 	txPackets, txBytes = t.counters.tx.load()

@@ -15,26 +15,38 @@ const (
 // mayFragment reports whether the interface's MTU is above what the path takes unfragmented.
 func (t *Tunnel) mayFragment() bool { return t.MTU() > t.route.Load().maxInner }
 
-// warnFragmentation logs once that a large MTU means fragments, and once that this host fails to
-// reassemble (its counters are those of all its packets).
-func (t *Tunnel) warnFragmentation() {
-	if !t.mayFragment() {
+// warnFragmentation logs once that a large MTU means fragments.
+func (c *control) warnFragmentation() {
+	if c.fragmentingLogged || !c.mayFragment() {
 		return
 	}
-	done, failed, err := t.engine.network.Reassembly()
+	c.fragmentingLogged = true
+	c.log.Info("packets above the path MTU are sent in fragments: fast where none is lost, and one lost fragment loses the whole packet",
+		"actual-mtu", c.MTU(), "path-mtu", c.route.Load().path.MTU)
+	c.engine.noteTraffic()
+}
+
+// reassembled are the host's ReasmOKs and ReasmFails (RFC 4293).
+type reassembled struct{ done, failed uint64 }
+
+// checkFragmentLoss logs once that this host, whose counters are those of all its packets, fails
+// to reassemble.
+func (t *Tunnel) checkFragmentLoss(count func() (reassembled, error)) {
+	a := &t.activity
+	if a.fragmentLossLogged || !t.mayFragment() {
+		return
+	}
+	now, err := count()
 	if err != nil {
 		return
 	}
-	if !t.fragmentingLogged {
-		t.fragmentingLogged = true
-		t.reasmOKs, t.reasmFails = done, failed
-		t.log.Info("packets above the path MTU are sent in fragments: fast where none is lost, and one lost fragment loses the whole packet",
-			"actual-mtu", t.MTU(), "path-mtu", t.route.Load().path.MTU)
+	if !a.fragmenting {
+		a.fragmenting, a.reassembled = true, now
 		return
 	}
-	done, failed = done-t.reasmOKs, failed-t.reasmFails
-	if !t.fragmentLossLogged && failed >= lossMinimum && failed > (done+failed)/lossRatio {
-		t.fragmentLossLogged = true
+	done, failed := now.done-a.reassembled.done, now.failed-a.reassembled.failed
+	if failed >= lossMinimum && failed > (done+failed)/lossRatio {
+		a.fragmentLossLogged = true
 		t.log.Warn("fragments are lost on the way here, and with each its whole packet",
 			"not-reassembled", failed, "reassembled", done, "remedy", "set mtu to auto at both ends")
 	}

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -34,89 +35,101 @@ type restoreCount struct {
 	since time.Time
 }
 
-// updateInterface reads the interface's state, and restores wanted addresses and routes. The
-// caller holds mu.
-func (t *Tunnel) updateInterface(now time.Time) {
-	s, err := t.device.State()
+// readInterface publishes the interface's present state.
+func (c *control) readInterface() error {
+	s, err := c.device.State()
 	if err != nil && !s.Moved || errors.Is(err, os.ErrClosed) {
-		return // a queue's Read reports that the interface is gone
+		return cmp.Or(err, os.ErrClosed) // a queue's Read reports that the interface is gone
 	}
-	if before := t.Name(); s.Name != before {
-		t.ifname.set(s.Name)
-		t.log.Info("the interface was renamed", "was", before, "started-as", t.device.Name())
+	before := c.iface.Swap(&s)
+	if !s.Moved && s.Index != c.ifindex {
+		c.ifindex = s.Index
+		c.follower.Set(c.query())
 	}
-	if s.Moved != t.iface.Moved {
-		t.moved.Store(s.Moved)
-		t.logMoved(s.Moved)
+	if s.Name != c.Name() {
+		was := c.Name()
+		c.ifname.set(s.Name)
+		c.log.Info("the interface was renamed", "was", was, "started-as", c.device.Name())
 	}
-	t.iface = s
-	if err != nil {
+	if before != nil && s.Moved != before.Moved {
+		c.moved.Store(s.Moved)
+		c.logMoved(s.Moved)
+	}
+	if err == nil {
+		c.mtu.Store(int32(s.MTU))
+	}
+	return err
+}
+
+// updateInterface reads the interface's state, and restores wanted addresses and routes, after
+// something about it has changed.
+func (c *control) updateInterface(now time.Time) {
+	changes, downs := c.answer.InterfaceChanges, c.answer.InterfaceDowns
+	if changes == c.interfaceChanges && downs == c.interfaceDowns && !c.moved.Load() && !c.restoreFailed[false] && !c.restoreFailed[true] {
 		return
 	}
-	t.mtu.Store(int32(s.MTU))
+	wasDown := downs != c.interfaceDowns
+	c.interfaceChanges, c.interfaceDowns = changes, downs
+	if c.readInterface() != nil {
+		return
+	}
+	up := c.iface.Load().Up
 	// The kernel itself removes the routes of an interface that is set down: do not count
 	// that as a removal.
-	if t.wasDown || !s.Up {
-		clear(t.restoreCounts)
+	if wasDown || !up {
+		clear(c.restoreCounts)
 	}
-	t.wasDown = false
-	if !s.Up { // the kernel accepts routes only if it is up
+	if !up { // the kernel accepts routes only if it is up
 		return
 	}
-	addresses := t.restore(false, t.cfg.Addresses, now)
-	routes := t.restore(true, t.cfg.Routes, now)
+	addresses := c.restore(false, c.cfg.Addresses, now)
+	routes := c.restore(true, c.cfg.Routes, now)
 	if len(addresses)+len(routes) > 0 {
-		t.log.Info("what the interface had lost is put back", "addresses", addresses, "routes", routes)
+		c.log.Info("what the interface had lost is put back", "addresses", addresses, "routes", routes)
 	}
 }
 
-// noteDown records whether the interface was down, even between two rounds of the supervisor.
-func (t *Tunnel) noteDown(wentDown map[int]bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.wasDown = t.wasDown || wentDown[t.iface.Index]
-}
-
-func (t *Tunnel) logMoved(moved bool) {
+func (c *control) logMoved(moved bool) {
 	if moved {
-		t.log.Info("the interface was moved to another network namespace: set its addresses, routes and MTU there")
+		c.log.Info("the interface was moved to another network namespace: set its addresses, routes and MTU there")
 	} else {
-		t.log.Info("the interface is back in the network namespace of ipipd")
+		c.log.Info("the interface is back in the network namespace of ipipd")
 	}
 }
 
 // restore adds the configured addresses, or routes, that the interface lacks, and returns them. A
 // prefix is given up after maxRestores, until the interface was down.
-func (t *Tunnel) restore(route bool, prefixes []netip.Prefix, now time.Time) []netip.Prefix {
+func (c *control) restore(route bool, prefixes []netip.Prefix, now time.Time) []netip.Prefix {
 	var wanted []netip.Prefix
 	for _, p := range prefixes {
-		if t.restoreCounts[configuredPrefix{p, route}].n < maxRestores {
+		if c.restoreCounts[configuredPrefix{p, route}].n < maxRestores {
 			wanted = append(wanted, p)
 		}
 	}
-	add := t.engine.network.AddAddresses
+	add := c.engine.network.AddAddresses
 	if route {
-		add = t.engine.network.AddRoutes
+		add = c.engine.network.AddRoutes
 	}
-	added, err := add(t.iface.Index, wanted)
+	added, err := add(c.ifindex, wanted)
 	if errors.Is(err, syscall.ENETDOWN) { // set down meanwhile; restored when it is up
 		err = nil
 	}
-	if failed := err != nil; failed != t.restoreFailed[route] {
-		if t.restoreFailed[route] = failed; failed {
-			t.log.Warn("cannot put back what the interface has lost", "err", err)
+	c.retry = c.retry || err != nil
+	if failed := err != nil; failed != c.restoreFailed[route] {
+		if c.restoreFailed[route] = failed; failed {
+			c.log.Warn("cannot put back what the interface has lost", "err", err)
 		}
 	}
 	for _, p := range added {
 		key := configuredPrefix{p, route}
-		count := t.restoreCounts[key]
+		count := c.restoreCounts[key]
 		if now.Sub(count.since) > restoreWindow {
 			count = restoreCount{since: now}
 		}
 		count.n++
-		t.restoreCounts[key] = count
+		c.restoreCounts[key] = count
 		if count.n == maxRestores {
-			t.log.Warn("it is taken away again and again, and left alone from now on, until the interface was set down", "prefix", p, "tries", count.n)
+			c.log.Warn("it is taken away again and again, and left alone from now on, until the interface was set down", "prefix", p, "tries", count.n)
 		}
 	}
 	return added

@@ -40,20 +40,6 @@ func (s *endpoint) waitRestored(t *testing.T, prefixes ...netip.Prefix) {
 	})
 }
 
-// awaitRound waits for a whole round of the supervisor.
-func (s *endpoint) awaitRound(t *testing.T) {
-	t.Helper()
-	s.network.mu.Lock()
-	before := s.network.rounds
-	s.network.mu.Unlock()
-	eventually(t, "a round has ended", func() bool {
-		s.network.set(func(*fakeNetwork) {})
-		s.network.mu.Lock()
-		defer s.network.mu.Unlock()
-		return s.network.rounds > before+1 // one may have been under way
-	})
-}
-
 var (
 	ourAddress = netip.MustParsePrefix("10.255.0.1/30")
 	ourRoute   = netip.MustParsePrefix("10.9.0.0/16")
@@ -63,7 +49,7 @@ func configured(c *Config) {
 	c.Addresses, c.Routes = []netip.Prefix{ourAddress}, []netip.Prefix{ourRoute}
 }
 
-func TestTunnelUpdateInterface(t *testing.T) {
+func TestControlUpdateInterface(t *testing.T) {
 	t.Run("renamed", func(t *testing.T) {
 		a, _ := pair(t, nil)
 		a.changeInterface(func(s *tun.State) { s.Name = "tunx" })
@@ -99,7 +85,7 @@ func TestTunnelUpdateInterface(t *testing.T) {
 	})
 }
 
-func TestTunnelRestore(t *testing.T) {
+func TestControlRestore(t *testing.T) {
 	t.Run("flushed", func(t *testing.T) {
 		a, _ := pair(t, configured)
 		a.remove(ourAddress)
@@ -144,9 +130,8 @@ func TestTunnelRestore(t *testing.T) {
 	t.Run("down-and-up-at-once", func(t *testing.T) {
 		a, _ := pair(t, configured)
 		var back []netip.Prefix
-		state, _ := a.device.State()
 		for range maxRestores + 2 {
-			a.network.set(func(w *fakeNetwork) { w.down = map[int]bool{state.Index: true} })
+			a.network.set(func(w *fakeNetwork) { w.down = true })
 			a.remove(ourRoute)
 			back = append(back, ourRoute)
 			a.waitRestored(t, back...)

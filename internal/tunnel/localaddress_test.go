@@ -26,7 +26,7 @@ func TestTunnelLocalAbsent(t *testing.T) {
 		eventually(t, "the carrier is gone", func() bool { return !a.device.Running() })
 
 		before := lastReceived()
-		a.probe() // one that was due at that moment
+		a.do(t, (*control).probe) // one that was due at that moment
 		a.device.SetCarrier(true)
 		if err := a.device.Inject(datagram(100, nil)); err != nil {
 			t.Fatal(err)
@@ -40,7 +40,7 @@ func TestTunnelLocalAbsent(t *testing.T) {
 		if err := b.device.Inject(datagram(100, nil)); err != nil {
 			t.Fatal(err)
 		}
-		b.probe()
+		b.do(t, (*control).probe)
 		eventually(t, "they are counted", func() bool { return a.Status().ProcessDrops["unknown-peer"] >= passed+2 })
 		if !lastReceived().Equal(before) {
 			t.Error("the peer heard something")

@@ -2,8 +2,6 @@ package tunnel
 
 import (
 	"bytes"
-	"context"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"strings"
@@ -30,36 +28,115 @@ var (
 // patience is the time-out of a condition that must come true.
 var patience = netlab.Timeout()
 
-// fakeNetwork is a Network whose results a test sets. It is also the log's Writer.
+// fakeNetwork is a Network whose answers a test sets. It is also the log's Writer.
 type fakeNetwork struct {
 	mu           sync.Mutex
+	followers    map[*fakeFollower]bool
 	route        netstate.Route
-	err          error // of Lookup
-	configureErr error // of Configure
-	changed      func(wentDown map[int]bool)
-	down         map[int]bool // of the next change
-	lookups      int          // one per round of a supervisor
+	routes       map[[4]byte]netstate.Route // by remote, in place of route
+	marked       int                        // if not 0, the device of routes with a mark or an underlay device
+	open         bool                       // nothing objects to bypassing the IP stack
+	err          error                      // of the route
+	configureErr error                      // of Configure
+	changes      uint64                     // calls of set
+	down         bool                       // the interface was down before the next change
+	downs        uint64
+	answers      int // asked for: one per round of a control goroutine
 
-	localAbsent bool                  // result of AddressIsLocal, negated
+	localAbsent bool
 	devices     map[string]int        // name to ifindex
 	lost        map[netip.Prefix]bool // addresses and routes removed from the interface
 	added       []netip.Prefix        // addresses and routes restored
 
-	rounds int // calls of AddressIsLocal, one per round of a supervisor
-
 	reasmOKs, reasmFails uint64
+	reasmReads           int
 	log                  bytes.Buffer
 }
 
+// set changes the network, and notifies the followers of it and of a change of their interface.
 func (w *fakeNetwork) set(f func(*fakeNetwork)) {
 	w.mu.Lock()
 	f(w)
-	changed, down := w.changed, w.down
-	w.down = nil
-	w.mu.Unlock()
-	if changed != nil {
-		changed(down)
+	w.changes++
+	if w.down {
+		w.down = false
+		w.downs++
 	}
+	var changed []func()
+	for f := range w.followers {
+		changed = append(changed, f.changed)
+	}
+	w.mu.Unlock()
+	for _, f := range changed {
+		f()
+	}
+}
+
+// fakeFollower is a Follower of a fakeNetwork.
+type fakeFollower struct {
+	network *fakeNetwork
+	query   netstate.Query
+	changed func()
+}
+
+func (w *fakeNetwork) Follow(q netstate.Query, changed func()) Follower {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f := &fakeFollower{w, q, changed}
+	if w.followers == nil {
+		w.followers = map[*fakeFollower]bool{}
+	}
+	w.followers[f] = true
+	return f
+}
+
+func (f *fakeFollower) Set(q netstate.Query) *netstate.Answer {
+	f.network.mu.Lock()
+	defer f.network.mu.Unlock()
+	f.query = q
+	return f.network.answer(q)
+}
+
+func (f *fakeFollower) Answer() *netstate.Answer {
+	f.network.mu.Lock()
+	defer f.network.mu.Unlock()
+	f.network.answers++
+	return f.network.answer(f.query)
+}
+
+func (f *fakeFollower) Refresh() error { return nil }
+
+func (f *fakeFollower) Close() {
+	f.network.mu.Lock()
+	defer f.network.mu.Unlock()
+	delete(f.network.followers, f)
+}
+
+// answer is the Answer to q, with mu held.
+func (w *fakeNetwork) answer(q netstate.Query) *netstate.Answer {
+	a := &netstate.Answer{Route: w.route, HasLocal: !w.localAbsent, InterfaceChanges: w.changes, InterfaceDowns: w.downs}
+	if other, ok := w.routes[q.Remote]; ok {
+		a.Route = other
+	}
+	if !w.open {
+		a.Bypass, a.Ingress, a.Egress = "in memory", "in memory", "in memory"
+	}
+	a.ReturnDevice = a.Route.Device
+	if q.UnderlayDevice != "" {
+		if a.Device = w.devices[q.UnderlayDevice]; a.Device == 0 {
+			a.Err = &netstate.NoDeviceError{Name: q.UnderlayDevice}
+		}
+	}
+	if w.marked != 0 && (q.Mark != 0 || q.UnderlayDevice != "") {
+		a.Route.Device = w.marked
+	}
+	if q.Local != [4]byte{} {
+		a.Route.Source = q.Local
+	}
+	if w.err != nil {
+		a.Err = w.err
+	}
+	return a
 }
 
 // Write appends to the log.
@@ -76,29 +153,11 @@ func (w *fakeNetwork) logged(text string) int {
 	return strings.Count(w.log.String(), text)
 }
 
-func (w *fakeNetwork) Lookup(_, src [4]byte, _ uint32, _ int) (netstate.Route, error) {
+// rounds counts the rounds of the control goroutines.
+func (w *fakeNetwork) rounds() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.lookups++
-	r := w.route
-	if src != [4]byte{} {
-		r.Source = src
-	}
-	return r, w.err
-}
-
-func (w *fakeNetwork) lookupCount() int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.lookups
-}
-
-func (w *fakeNetwork) Watch(ctx context.Context, changed func(map[int]bool)) error {
-	w.mu.Lock()
-	w.changed = changed
-	w.mu.Unlock()
-	<-ctx.Done()
-	return ctx.Err()
+	return w.answers
 }
 
 func (w *fakeNetwork) Configure(int, []netip.Prefix, []netip.Prefix) error {
@@ -124,34 +183,24 @@ func (w *fakeNetwork) AddRoutes(device int, routes []netip.Prefix) ([]netip.Pref
 	return w.AddAddresses(device, routes)
 }
 
-func (w *fakeNetwork) AddressIsLocal(netip.Addr) (bool, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.rounds++
-	return !w.localAbsent, nil
-}
-
-func (w *fakeNetwork) DeviceIndex(name string) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if index := w.devices[name]; index != 0 {
-		return index, nil
-	}
-	return 0, fmt.Errorf("no interface %q", name)
-}
-
 func (w *fakeNetwork) Reassembly() (done, failed uint64, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.reasmReads++
 	return w.reasmOKs, w.reasmFails, nil
 }
 
-func (w *fakeNetwork) Resolve(netstate.Route, [4]byte) error     { return nil }
-func (w *fakeNetwork) SafeToBypass(int, [4]byte, [4]byte) string { return "in memory" }
-func (w *fakeNetwork) IngressFilters(int) string                 { return "in memory" }
-func (w *fakeNetwork) EgressHooks(int) string                    { return "in memory" }
-func (w *fakeNetwork) EgressTaps(int) string                     { return "in memory" }
-func (*fakeNetwork) SetRPS(string, string) error                 { return nil }
+// reassemblies counts the calls of Reassembly.
+func (w *fakeNetwork) reassemblies() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.reasmReads
+}
+
+func (*fakeNetwork) Recheck()                           {}
+func (*fakeNetwork) EgressTaps() (netstate.Taps, error) { return netstate.Taps{}, nil }
+func (*fakeNetwork) SetRPS(string, string) error        { return nil }
+func (*fakeNetwork) Close() error                       { return nil }
 
 // endpoint is an engine with one tunnel.
 type endpoint struct {
@@ -210,6 +259,30 @@ func newEndpoint(t testing.TB, o EngineOptions, socket *memory.Socket, local net
 		}
 	})
 	return s
+}
+
+// do runs f in the control goroutine, and returns when it has.
+func (s *endpoint) do(t testing.TB, f func(*control)) {
+	t.Helper()
+	done := make(chan struct{})
+	eventually(t, "there is room for an event", func() bool {
+		return s.post(func(c *control) { f(c); close(done) })
+	})
+	select {
+	case <-done:
+	case <-time.After(patience):
+		t.Fatal("the control goroutine does not run it")
+	}
+}
+
+// awaitRound waits for a whole round of control.
+func (s *endpoint) awaitRound(t testing.TB) {
+	t.Helper()
+	before := s.network.rounds()
+	eventually(t, "a round has ended", func() bool {
+		s.wakeControl()
+		return s.network.rounds() > before+1 // one may have been under way
+	})
 }
 
 // send sends an inner packet and returns the one that is delivered at the other end.

@@ -22,65 +22,57 @@ func (t *Tunnel) quotesOwn(e *encap.OuterError) bool {
 	return e.Protocol == ipv4.ProtocolIPIP
 }
 
-// outerError handles an ICMP error about an outer packet with this tunnel's addresses. It does not
-// relay the error, since the quote may be forged: forward sends an ICMP error for the inner
-// sender's next packet (RFC 2003, section 5).
+// outerError handles an ICMP error about an outer packet with this tunnel's addresses: control
+// gets the ones that this tunnel's packets can have caused. It does not relay the error, since the
+// quote may be forged: forward sends an ICMP error for the inner sender's next packet (RFC 2003,
+// section 5).
+//
+// A tunnel that never sets DF cannot get fragmentation needed (3/4) from a router, whatever DF the
+// message quotes. Destination unreachable is false for a peer that is alive. Not all false ones
+// are forged: a userspace peer's kernel answers protocol unreachable if the receive buffer is full.
 func (t *Tunnel) outerError(e *encap.OuterError, now time.Time) {
-	d := drop.OuterErrorIgnored
+	var handle func(*control, *encap.OuterError, time.Time)
 	switch {
-	case !t.quotesOwn(e):
-		d = drop.OuterErrorNotBelieved
+	case !t.quotesOwn(e), e.TooBig() && !t.cfg.DontFragment, e.Unreachable() && t.peerAlive(now):
+		t.drop(drop.OuterErrorNotBelieved, 1)
+		return
 	case e.TooBig():
-		d = t.tooBig(e, now)
+		handle = (*control).tooBig
 	case e.Unreachable():
-		d = t.unreachableError(e, now)
+		handle = (*control).unreachableError
+	}
+	own := *e
+	if handle == nil || !t.post(func(c *control) { handle(c, &own, now) }) { // the ones queued say the same
+		t.drop(drop.OuterErrorIgnored, 1)
+	}
+}
+
+// tooBig handles fragmentation needed.
+func (c *control) tooBig(e *encap.OuterError, now time.Time) {
+	changed, d := c.pathMTU.TooBig(now, e, c.underlay.MTU)
+	if changed {
+		c.pathMTUFrom = e.Reporter
+		c.pathMTUNotice.reset()
 	}
 	if d != drop.None {
-		t.drop(d, 1)
+		c.drop(d, 1)
 	}
 }
 
-// tooBig handles fragmentation needed (3/4). A tunnel that never sets DF cannot get one from a
-// router, whatever DF the message quotes.
-func (t *Tunnel) tooBig(e *encap.OuterError, now time.Time) drop.Reason {
-	if !t.cfg.DontFragment {
-		return drop.OuterErrorNotBelieved
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	changed, d := t.pathMTU.TooBig(now, e, t.underlay.MTU)
-	if changed {
-		t.pathMTUFrom = e.Reporter
-		t.pathMTUNotice.reset()
-		t.wakeSupervisor()
-	}
-	return d
-}
-
-// unreachableError handles destination unreachable, which is false for a peer that is alive. Not
-// all false ones are forged: a userspace peer's kernel answers protocol unreachable if the
-// receive buffer is full.
-func (t *Tunnel) unreachableError(e *encap.OuterError, now time.Time) drop.Reason {
-	if t.peerAlive(now) {
-		return drop.OuterErrorNotBelieved
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.reach.MarkUnreachable(now)
-	t.unreachableAt = now
-	if !t.unreachable.Swap(true) {
-		t.wakeSupervisor() // to disable the fast path
-	}
-	if t.unreachableNotice.due(now) {
-		t.log.Warn("outer packets do not arrive", "icmp-type", e.Type, "icmp-code", e.Code, "from", address(e.Reporter))
+// unreachableError handles destination unreachable.
+func (c *control) unreachableError(e *encap.OuterError, now time.Time) {
+	c.reach.MarkUnreachable(now)
+	c.unreachableAt = now
+	c.unreachable.Store(true)
+	if c.unreachableNotice.due(now) {
+		c.log.Warn("outer packets do not arrive", "icmp-type", e.Type, "icmp-code", e.Code, "from", address(e.Reporter))
 	}
 	if e.ProtocolUnreachable() {
-		t.protoUnreachable = true
-		if t.protoUnreachableNotice.due(now) {
-			t.log.Warn(fmt.Sprintf("nothing at the remote takes protocol %d: set up its end of the tunnel", e.Protocol), "from", address(e.Reporter))
+		c.protoUnreachable = true
+		if c.protoUnreachableNotice.due(now) {
+			c.log.Warn(fmt.Sprintf("nothing at the remote takes protocol %d: set up its end of the tunnel", e.Protocol), "from", address(e.Reporter))
 		}
 	}
-	return drop.None
 }
 
 // peerAlive reports whether a packet of the peer was received, by userspace or the fast path, within
@@ -104,27 +96,25 @@ func (t *Tunnel) peerAlive(now time.Time) bool {
 
 // updateReachability clears the unreachable state once a packet of the peer was received, or the last
 // error has expired.
-func (t *Tunnel) updateReachability(now time.Time) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if !t.reach.Reachable(now) && t.lastReceived().After(t.unreachableAt) {
-		t.reach.MarkReachable()
-		t.protoUnreachable = false
+func (c *control) updateReachability(now time.Time) {
+	if !c.reach.Reachable(now) && c.lastReceived().After(c.unreachableAt) {
+		c.reach.MarkReachable()
+		c.protoUnreachable = false
 	}
-	if t.reach.Reachable(now) {
-		t.unreachable.Store(false)
-		t.unreachableNotice.reset()
-		t.protoUnreachableNotice.reset()
+	if c.reach.Reachable(now) {
+		c.reach.MarkReachable()
+		c.unreachable.Store(false)
+		c.unreachableNotice.reset()
+		c.protoUnreachableNotice.reset()
 	}
 }
 
-// updatePathMTU logs a learnt path MTU, and drops an expired one (RFC 1191, section 6.3). The caller
-// holds mu.
-func (t *Tunnel) updatePathMTU(now time.Time) {
-	if t.pathMTU.Tick(now) {
-		t.log.Info("the path MTU is forgotten: larger packets are tried again")
+// updatePathMTU logs a learnt path MTU, and drops an expired one (RFC 1191, section 6.3).
+func (c *control) updatePathMTU(now time.Time) {
+	if c.pathMTU.Tick(now) {
+		c.log.Info("the path MTU is forgotten: larger packets are tried again")
 	}
-	if t.pathMTU.Get() != 0 && t.pathMTUNotice.due(now) {
-		t.log.Info("path MTU learnt", "path-mtu", t.pathMTU.Effective(t.underlay.MTU), "from", address(t.pathMTUFrom))
+	if c.pathMTU.Get() != 0 && c.pathMTUNotice.due(now) {
+		c.log.Info("path MTU learnt", "path-mtu", c.pathMTU.Effective(c.underlay.MTU), "from", address(c.pathMTUFrom))
 	}
 }

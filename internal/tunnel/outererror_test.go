@@ -72,6 +72,7 @@ func TestTunnelUnreachableError_idlePeer(t *testing.T) {
 		t.Error("it is believed of a peer that has missed no probe")
 	}
 	a.outerError(&e, last.Add(time.Hour+2*recentlyReceived))
+	a.do(t, func(*control) {})
 	if !a.unreachable.Load() {
 		t.Error("it is not believed of a peer that has missed one")
 	}
@@ -115,7 +116,7 @@ func TestTunnelOuterError_logLimit(t *testing.T) {
 		if n := a.network.logged("path MTU learnt"); n != 1 {
 			t.Errorf("logged %d times", n)
 		}
-		a.updateRoute(time.Now().Add(time.Minute))
+		a.do(t, func(c *control) { c.updateRoute(time.Now().Add(time.Minute)) })
 		if n := a.network.logged("path-mtu=600"); n != 1 {
 			t.Errorf("a minute later where it ended is logged %d times", n)
 		}
@@ -131,11 +132,12 @@ func TestTunnelOuterError_logLimit(t *testing.T) {
 			}
 			now = now.Add(2 * recentlyReceived)
 			a.outerError(&e, now)
+			a.do(t, func(*control) {})
 			if !a.unreachable.Load() {
 				t.Fatal("it is not believed")
 			}
 			b.send(t, a, p)
-			a.updateReachability(now.Add(time.Hour)) // it is over
+			a.do(t, func(c *control) { c.updateReachability(now.Add(time.Hour)) }) // it is over
 		}
 		for _, line := range []string{"do not arrive", "takes protocol 4"} {
 			if n := a.network.logged(line); n > 2 { // in the one minute
@@ -146,19 +148,19 @@ func TestTunnelOuterError_logLimit(t *testing.T) {
 }
 
 // Wakes coalesce into few rounds.
-func TestTunnelSupervise_wakeBurst(t *testing.T) {
+func TestControlRun_wakeBurst(t *testing.T) {
 	a, _ := pair(t, nil)
 	begin := time.Now()
-	before := a.network.lookupCount()
+	before := a.network.rounds()
 	for range 300 {
-		a.wakeSupervisor()
+		a.wakeControl()
 		time.Sleep(time.Millisecond)
 	}
-	rounds, most := a.network.lookupCount()-before, int(time.Since(begin)/minRoundGap)+2
+	rounds, most := a.network.rounds()-before, int(time.Since(begin)/minRoundGap)+2
 	if rounds > most {
 		t.Errorf("%d rounds, want at most %d", rounds, most)
 	}
-	eventually(t, "there is a round at all", func() bool { return a.network.lookupCount() > before })
+	eventually(t, "there is a round at all", func() bool { return a.network.rounds() > before })
 }
 
 // For an encrypted tunnel an error must quote the current SPI and encapsulation (ESP or UDP).

@@ -88,7 +88,7 @@ func (e *Engine) wantedReception(now time.Time) (want underlay.Reception) {
 		}
 		// A packet socket also sees the packets that the fast path forwards; with the fast
 		// path active that is too expensive.
-		link = link && t.bypassSafe.Load() && t.fast.link.Load() == nil &&
+		link = link && route.bypassSafe && t.fast.attached.Load().link == nil &&
 			route.linkDevice != 0 && (want.LinkDevice == 0 || want.LinkDevice == route.linkDevice)
 		want.LinkDevice = route.linkDevice
 	}
@@ -105,16 +105,10 @@ func (e *Engine) wantsLinkLayer(now time.Time) bool {
 
 // receptionDevice is the ifindex that outer packets leave by, if they may be received from its
 // link layer; 0 if not. That skips rp_filter, so the interface must be the one that rp_filter
-// expects the remote on, by a route look-up without mark and device.
-func (t *Tunnel) receptionDevice(u netstate.Route, local, remote [4]byte, device int) int {
-	if u.VRF || u.Local || !t.engine.wantsLinkLayer(time.Now()) {
+// expects the remote on.
+func (c *control) receptionDevice(u *netstate.Route) int {
+	if u.VRF || u.Local || !c.engine.wantsLinkLayer(time.Now()) || c.answer.ReturnDevice != u.Device {
 		return 0
-	}
-	if t.cfg.FwMark != 0 || device != 0 || !t.cfg.LocalAddress.IsValid() {
-		back, err := t.engine.network.Lookup(remote, local, 0, 0)
-		if err != nil || back.Device != u.Device {
-			return 0
-		}
 	}
 	return u.Device
 }

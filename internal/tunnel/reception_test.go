@@ -47,29 +47,6 @@ func TestPartialDetector(t *testing.T) {
 	}
 }
 
-// openNetwork is a Network without filters, with a route for each remote.
-type openNetwork struct {
-	fakeNetwork
-	routes map[[4]byte]netstate.Route // by remote; others have the default route
-}
-
-func (b *openNetwork) SafeToBypass(int, [4]byte, [4]byte) string { return "" }
-
-func (b *openNetwork) DeviceIndex(string) (int, error) { return 7, nil }
-
-func (b *openNetwork) Lookup(dst, src [4]byte, mark uint32, device int) (netstate.Route, error) {
-	r, err := b.fakeNetwork.Lookup(dst, src, mark, device)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if other, ok := b.routes[dst]; ok {
-		r = other
-	}
-	if mark != 0 || device != 0 { // the device asked for
-		r.Device = 7
-	}
-	return r, err
-}
-
 func TestEngineUpdateReception(t *testing.T) {
 	var (
 		outerC = netip.MustParseAddr("203.0.113.1")
@@ -81,9 +58,10 @@ func TestEngineUpdateReception(t *testing.T) {
 		device = netstate.Route{Source: local, MTU: 1500, Device: 3}
 	)
 	// begin returns an engine and a function that starts a tunnel.
-	begin := func(t *testing.T, threads int) (*Engine, *openNetwork, *memory.Socket, func(netip.Addr, func(*Config)) *Tunnel) {
+	begin := func(t *testing.T, threads int) (*Engine, *fakeNetwork, *memory.Socket, func(netip.Addr, func(*Config)) *Tunnel) {
 		socket, _ := memory.NewSocketPair()
-		w := &openNetwork{fakeNetwork: fakeNetwork{route: device}, routes: map[[4]byte]netstate.Route{}}
+		// Without filters, and with a route for each remote.
+		w := &fakeNetwork{open: true, route: device, routes: map[[4]byte]netstate.Route{}, marked: 7, devices: map[string]int{"eth7": 7}}
 		h, err := NewEngine(EngineOptions{Socket: socket, Network: w, Threads: threads, OpenDevice: func(o tun.Options) (tun.Device, error) {
 			return memory.NewDevice(o.Name, o.MTU), nil
 		}})
@@ -152,7 +130,7 @@ func TestEngineUpdateReception(t *testing.T) {
 		}
 	})
 	t.Run("unfinished-checksums", func(t *testing.T) {
-		h, _, socket, start := begin(t, 1)
+		h, w, socket, start := begin(t, 1)
 		start(outerB, nil)
 		is(t, socket, "one thread has the raw socket", only(underlay.Reception{}, outerB))
 		outer := partialTCP(t)
@@ -165,7 +143,7 @@ func TestEngineUpdateReception(t *testing.T) {
 		}
 		send(1)
 		eventually(t, "it is seen", func() bool { return h.partialChecksums.count.Load() == 1 })
-		h.networkChanged(nil)
+		w.set(func(*fakeNetwork) {})
 		time.Sleep(20 * time.Millisecond)
 		if r := socket.Reception(); r.LinkLayer {
 			t.Error("one packet has moved reception")
@@ -173,7 +151,7 @@ func TestEngineUpdateReception(t *testing.T) {
 		send(2 * partialThreshold)
 		is(t, socket, "many move it", only(link, outerB))
 		h.partialChecksums.last.Store(h.partialChecksums.last.Load() - int64(partialTimeout))
-		h.networkChanged(nil)
+		w.set(func(*fakeNetwork) {})
 		is(t, socket, "they are forgotten", only(underlay.Reception{}, outerB))
 	})
 	t.Run("failed-receiver", func(t *testing.T) {

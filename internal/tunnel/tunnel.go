@@ -2,7 +2,7 @@
 // process, moves packets between their TUN devices and the shared socket, and tracks
 // changes of routes, DNS names and peers.
 //
-// datapath.go handles packets, supervisor.go everything else about one tunnel, and engine.go
+// datapath.go handles packets, control.go everything else about one tunnel, and engine.go
 // what tunnels share. ipsecpolicy.go and transmit.go ensure that a tunnel with a secret never
 // sends or accepts cleartext.
 package tunnel
@@ -35,73 +35,40 @@ type Tunnel struct {
 	queues []tun.Queue
 	rxLoop atomic.Pointer[rxLoop] // the receiver that small batches last came from
 	echo   *keepalive.Echo        // nil unless keepalive-probe is echo
+	epoch  time.Time
 
-	// Read by the data path, written by the supervisor.
+	// Written by control.
 	route       atomic.Pointer[route]
-	mtu         atomic.Int32 // of the interface, in bytes
-	moved       atomic.Bool  // the interface is in another network namespace; its MTU is unknown
-	unreachable atomic.Bool  // ICMP errors report that outer packets do not arrive
-	bypassSafe  atomic.Bool  // Network.SafeToBypass had no objection for the current route
+	iface       atomic.Pointer[tun.State] // as last read
+	mtu         atomic.Int32              // of the interface, in bytes
+	moved       atomic.Bool               // the interface is in another network namespace; its MTU is unknown
+	unreachable atomic.Bool               // ICMP errors report that outer packets do not arrive
+	state       atomic.Uint32             // keepalive.State
+	ifname      *ifnameHandler            // the interface's current name
+	fast        fastPath
 
-	// Written by the data path, read by the supervisor.
+	// Written by the data path.
 	lastReceivedNs atomic.Int64 // time of the peer's last packet, nanoseconds after epoch; 0 is never
-	state          atomic.Uint32
 	probeAnswered  atomic.Bool  // the peer has answered a probe
 	peerProbes     atomic.Bool  // the peer sends reflect probes of its own
 	oversize       atomic.Int32 // length of a received packet above the MTU; 0 is none
 	loopLogged     atomic.Bool
 	counters       counters
-	fast           fastPathState
-	ipsecPolicy    *ipsecPolicy // nil without a secret
 
+	ipsecPolicy  *ipsecPolicy // nil without a secret
+	follower     Follower
 	reflectLimit limiter // answers to the peer's reflect probes
 	icmpLimit    limiter // ICMP errors to inner senders
 
-	epoch time.Time
-	wake  chan struct{} // capacity 1, see wakeSupervisor
+	activity activity // of Engine.poll
 
-	ifname *ifnameHandler // the interface's current name
-
-	mu            sync.Mutex // guards the fields up to err
-	iface         tun.State  // as last read from the device
-	restoreCounts map[configuredPrefix]restoreCount
-	wasDown       bool          // the interface was down since updateInterface last ran
-	restoreFailed map[bool]bool // failure already logged: of addresses (false), of routes (true)
-	underlayIndex int           // ifindex of underlay-device; 0 until it is found
-	monitor       *keepalive.Monitor
-	appliedMTU    int // last MTU that SetMTU accepted
-	rejectedMTU   int // last MTU that SetMTU refused, already logged
-	mtuDecreases  mtuDecreases
-	pathMTU       encap.PathMTU
-	reach         encap.Reachability
-	unreachableAt time.Time
-	pathMTUFrom   [4]byte // router that reported the path MTU
-
-	pathMTUNotice, unreachableNotice, protoUnreachableNotice notice
-
-	remote           netip.Addr // RemoteAddress, resolved
-	resolvedAt       time.Time  // zero if RemoteAddress is not a DNS name
-	underlay         netstate.Route
-	noRoute          bool   // the last look-up failed, already logged
-	bypassBlocker    string // why outer packets must go through the raw socket; "" if they need not
-	loggedBlocker    string // bypassBlocker as last logged
-	protoUnreachable bool   // the peer's host answers ICMP protocol unreachable (3/2)
-	closed           bool
-	err              error
-
-	// Used by the supervisor's goroutine only.
-	carrier                               bool // as last set
-	fragmentingLogged, fragmentLossLogged bool
-	unansweredLogged, oversizeLogged      bool
-	unansweredProbes                      int         // sent while the peer was up
-	reasmOKs, reasmFails                  uint64      // the kernel's counters at the start
-	tx                                    transmitter // for probes
-	ids                                   idCounter
-
+	wake      chan struct{} // to control; capacity 1, see wakeControl
+	events    chan event    // to control
 	cancel    context.CancelFunc
-	done      chan struct{}
+	loops     sync.WaitGroup // of control and the queues
 	closeOnce sync.Once
-	loops     sync.WaitGroup
+	done      chan struct{}
+	err       atomic.Pointer[error]
 }
 
 // Start creates the interface, looks up the route to the remote and starts the data path.
@@ -111,45 +78,49 @@ func (e *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	t = &Tunnel{
-		engine: e, cfg: cfg, epoch: time.Now(), wake: make(chan struct{}, 1), done: make(chan struct{}),
-		ifname: newIfnameHandler(e.log, cfg.Name), restoreCounts: map[configuredPrefix]restoreCount{}, restoreFailed: map[bool]bool{},
+	c := &control{
+		Tunnel: &Tunnel{
+			engine: e, cfg: cfg, epoch: time.Now(), ifname: newIfnameHandler(e.log, cfg.Name),
+			wake: make(chan struct{}, 1), events: make(chan event, eventQueue), done: make(chan struct{}),
+		},
+		restoreCounts: map[configuredPrefix]restoreCount{}, restoreFailed: map[bool]bool{},
 	}
+	t = c.Tunnel
+	t.log = slog.New(t.ifname)
+	t.fast.attached.Store(&attachment{})
 	if t.cfg.TunQueues == 0 {
 		t.cfg.TunQueues = defaultThreads()
 	}
 	if floor := netstate.MinPMTU(); floor >= encap.MinPathMTU {
-		t.pathMTU.Floor = floor
+		c.pathMTU.Floor = floor
 	}
 	if cfg.IPsec.Wanted() {
-		ipsecPolicy, err := newIPsecPolicy(e.ipsecManager(), &t.cfg, slog.New(t.ifname), t.wakeSupervisor, t.drop)
-		if err != nil {
+		if t.ipsecPolicy, err = newIPsecPolicy(e.ipsecManager(), &t.cfg, t.log, t.wakeControl, t.drop); err != nil {
 			return nil, err
 		}
-		t.ipsecPolicy = ipsecPolicy
 	}
-	if err := t.resolve(ctx, t.epoch); err != nil {
+	if err := c.resolve(ctx, t.epoch); err != nil {
 		return nil, err
 	}
-	if ipsecPolicy := t.ipsecPolicy; ipsecPolicy != nil {
-		defer func() {
-			if err != nil {
-				ipsecPolicy.close()
-			}
-		}()
-	}
-	first, err := t.lookup()
+	t.follower = e.network.Follow(c.query(), t.wakeControl)
+	defer func() {
+		if err != nil {
+			c.end()
+		}
+	}()
+	c.answer = t.follower.Answer()
+	first, err := c.newRoute()
 	if err != nil {
 		return nil, err
 	}
-	if t.underlay.Local {
-		return nil, fmt.Errorf("remote-address %v is an address of this host: it must be the other end's", t.remote)
+	if c.underlay.Local {
+		return nil, fmt.Errorf("remote-address %v is an address of this host: it must be the other end's", c.remote)
 	}
 	// Call wantedMTU once: an SA established meanwhile changes its result, and updateMTU
 	// compares with what the device was given.
-	t.appliedMTU = t.wantedMTU()
+	c.appliedMTU = c.wantedMTU()
 	if t.device, err = e.openDevice(tun.Options{
-		Name: cfg.Name, MTU: t.appliedMTU, Queues: t.cfg.TunQueues,
+		Name: cfg.Name, MTU: c.appliedMTU, Queues: t.cfg.TunQueues,
 		OnDegraded: func(err error) {
 			e.log.Info("the kernel does not give the interface all that it could use", "err", err)
 		},
@@ -158,25 +129,23 @@ func (e *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	}
 	t.queues = t.device.Queues()
 	t.ifname.set(t.device.Name())
-	t.log = slog.New(t.ifname)
-	t.mtu.Store(int32(t.appliedMTU))
+	t.mtu.Store(int32(c.appliedMTU))
 	t.route.Store(first)
-	t.resetKeepalive(t.epoch)
+	c.resetKeepalive(t.epoch)
 	device := t.device
 	defer func() {
 		if err != nil {
 			device.Close()
 		}
 	}()
-	t.carrier = true
-	t.updateCarrier()
-	if t.iface, err = t.device.State(); err != nil {
+	c.carrier = true
+	c.updateCarrier()
+	if err := c.readInterface(); err != nil {
 		return nil, err
 	}
-	if err := e.network.Configure(t.iface.Index, cfg.Addresses, cfg.Routes); err != nil {
+	if err := e.network.Configure(c.ifindex, cfg.Addresses, cfg.Routes); err != nil {
 		return nil, err
 	}
-	t.iface.Up = true
 	if cfg.RPS != "" {
 		if err := e.network.SetRPS(t.Name(), cfg.RPS); err != nil {
 			t.log.Warn("rps is not set: received flows stay on the processors that they come by", "err", err)
@@ -185,12 +154,17 @@ func (e *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	if cfg.KeepaliveProbe == keepalive.FormEcho {
 		t.echo = keepalive.NewEcho(cfg.Addresses[0].Addr().As4(), cfg.KeepaliveTarget.As4())
 	}
-	t.tx, t.ids = t.newTransmitter(e.socket.NewSender()), t.idCounters(1)[0]
+	c.tx, c.ids = t.newTransmitter(e.socket.NewSender()), t.idCounters(1)[0]
+	if err := c.readInterface(); err != nil {
+		return nil, err
+	}
+	c.answer = t.follower.Answer()
+	c.interfaceChanges, c.interfaceDowns = c.answer.InterfaceChanges, c.answer.InterfaceDowns
 	if err := e.register(t, &first.path); err != nil {
 		return nil, err
 	}
 	t.warnNAT()
-	t.syncFastPath()
+	c.syncFastPath()
 	e.updateReception()
 
 	ctx, t.cancel = context.WithCancel(context.Background())
@@ -206,11 +180,11 @@ func (e *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 			return nil
 		}, t.fail)
 	}
-	t.loops.Go(func() { t.supervise(ctx) })
+	t.loops.Go(func() { c.run(ctx) })
 	return t, nil
 }
 
-// Name is the current name of the tunnel's interface, as the supervisor last read it.
+// Name is the current name of the tunnel's interface, as control last read it.
 func (t *Tunnel) Name() string { return t.ifname.get() }
 
 // MTU is the interface's MTU: the largest inner packet in bytes.
@@ -221,9 +195,10 @@ func (t *Tunnel) Done() <-chan struct{} { return t.done }
 
 // Err is the failure that ended the tunnel; nil after Close.
 func (t *Tunnel) Err() error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.err
+	if err := t.err.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // Close removes the interface and returns when the tunnel's threads have ended. Further
@@ -235,17 +210,8 @@ func (t *Tunnel) Close() (err error) {
 		t.engine.register(t, nil)
 		t.engine.updateReception()
 		t.cancel()
-		t.mu.Lock()
-		t.closed = true
-		t.disableFastPath()
-		t.mu.Unlock()
 		err = t.device.Close()
 		t.loops.Wait()
-		if t.ipsecPolicy != nil {
-			t.mu.Lock()
-			t.ipsecPolicy.close()
-			t.mu.Unlock()
-		}
 		close(t.done)
 	})
 	return err
@@ -253,16 +219,12 @@ func (t *Tunnel) Close() (err error) {
 
 // fail closes the tunnel in the background. The first err is the one that Err returns.
 func (t *Tunnel) fail(err error) {
-	t.mu.Lock()
-	if t.err == nil {
-		t.err = err
-	}
-	t.mu.Unlock()
+	t.err.CompareAndSwap(nil, &err)
 	go t.Close() // waits for the loop that calls fail
 }
 
-// noteReceived records a packet of the peer. It wakes the supervisor only if that changes
-// the keepalive state or reachability.
+// noteReceived records a packet of the peer. It wakes control only if that changes the keepalive
+// state or reachability.
 func (t *Tunnel) noteReceived(now time.Time) {
 	t.lastReceivedNs.Store(int64(now.Sub(t.epoch)))
 	changed := false
@@ -271,7 +233,7 @@ func (t *Tunnel) noteReceived(now time.Time) {
 		changed = true
 	}
 	if s := keepalive.State(t.state.Load()); changed || s != keepalive.Up && s != keepalive.Off {
-		t.wakeSupervisor()
+		t.wakeControl()
 	}
 }
 
@@ -287,7 +249,7 @@ func (t *Tunnel) lastReceived() time.Time {
 
 // Status returns the settings and the current state, as print shows them.
 func (t *Tunnel) Status() Status {
-	iface, err := t.device.State()
+	iface := t.iface.Load()
 	cfg := t.cfg
 	cfg.Name = iface.Name
 	s := NewStatus(&cfg)
@@ -295,8 +257,8 @@ func (t *Tunnel) Status() Status {
 		s.RenamedFrom = made
 	}
 	route, state := t.route.Load(), keepalive.State(t.state.Load())
-	s.Disabled = err == nil && !iface.Up
-	s.Running = t.running() && (err != nil || iface.Up && iface.Carrier)
+	s.Disabled = !iface.Up
+	s.Running = t.running() && iface.Up && iface.Carrier
 	if s.WaitingFor = t.waitingFor(); s.WaitingFor != "" && cfg.Keepalive.Interval > 0 {
 		state = keepalive.Waiting
 	}
@@ -318,14 +280,6 @@ func (t *Tunnel) Status() Status {
 		}
 	}
 	return s
-}
-
-// wakeSupervisor starts a round of the supervisor. It never blocks; wakes coalesce.
-func (t *Tunnel) wakeSupervisor() {
-	select {
-	case t.wake <- struct{}{}:
-	default:
-	}
 }
 
 // outboundBatch returns buffers to read inner packets into, have if their size fits. If the

@@ -19,13 +19,14 @@ type route struct {
 	// maxInner is the largest inner packet that path takes unfragmented, in bytes.
 	maxInner   int
 	linkDevice int         // see receptionDevice
+	bypassSafe bool        // nothing objects to bypassing the IP stack: netstate.Answer.Bypass
 	txDrop     drop.Reason // if not drop.None, the reason to drop all outgoing packets: see txDropFor
 }
 
 // maxInner is the largest inner packet in bytes that a path of that MTU takes unfragmented.
-func (t *Tunnel) maxInner(mtu int) int {
-	if t.ipsecPolicy != nil {
-		return t.ipsecPolicy.maxInner(mtu)
+func (c *control) maxInner(mtu int) int {
+	if c.ipsecPolicy != nil {
+		return c.ipsecPolicy.maxInner(mtu)
 	}
 	return mtu - encap.Overhead
 }
@@ -40,47 +41,52 @@ func (r *route) equal(other *route) bool {
 	return a == b
 }
 
-// lookup looks up the remote in the kernel and builds a route. It also sets underlay and
-// bypassBlocker, and rebinds the ipsecPolicy. The caller holds mu, or is Start.
-func (t *Tunnel) lookup() (*route, error) {
-	var local [4]byte
-	if t.cfg.LocalAddress.IsValid() {
-		local = t.cfg.LocalAddress.As4()
+// query is what the network is asked for this tunnel.
+func (c *control) query() netstate.Query {
+	q := netstate.Query{
+		Remote: c.remote.As4(), Mark: c.cfg.FwMark, UnderlayDevice: c.cfg.UnderlayDevice, Interface: c.ifindex, Routes: c.cfg.Routes,
 	}
-	device, err := t.underlayDevice()
-	if err != nil {
-		return nil, err
+	if c.cfg.LocalAddress.IsValid() {
+		q.Local = c.cfg.LocalAddress.As4()
 	}
-	remote := t.remote.As4()
-	u, err := t.engine.network.Lookup(remote, local, t.cfg.FwMark, device)
-	if err != nil {
-		return nil, err
+	return q
+}
+
+// newRoute builds the route from the network's answer. It also sets underlay, and rebinds the
+// ipsecPolicy.
+func (c *control) newRoute() (*route, error) {
+	a := c.answer
+	if a.Err != nil {
+		return nil, a.Err
 	}
-	if t.device != nil && u.Device == t.iface.Index && !t.iface.Moved {
+	u := a.Route
+	if c.ifindex != 0 && u.Device == c.ifindex && !c.moved.Load() {
 		// A loop: the tunnel's own MTU would decrease step by step, and an inner address is
 		// no source that the remote knows.
-		u.MTU, u.Source = t.underlay.MTU, t.underlay.Source
+		u.MTU, u.Source = c.underlay.MTU, c.underlay.Source
 	}
-	if !t.cfg.LocalAddress.IsValid() {
-		local = u.Source
+	local, remote := u.Source, c.remote.As4()
+	if c.cfg.LocalAddress.IsValid() {
+		local = c.cfg.LocalAddress.As4()
 	}
-	t.underlay = u
-	txDrop := t.txDropFor(local, nil)
-	if txDrop == drop.None && t.ipsecPolicy != nil {
-		if err := t.ipsecPolicy.rebind(local, remote, device); err != nil {
+	c.underlay = u
+	txDrop := c.txDropFor(a)
+	if txDrop == drop.None && c.ipsecPolicy != nil {
+		if err := c.ipsecPolicy.rebind(local, remote, a.Device); err != nil {
 			return nil, err
 		}
 	}
-	pathMTU := t.pathMTU.Effective(u.MTU)
+	pathMTU := c.pathMTU.Effective(u.MTU)
 	next := &route{
-		outer: encap.Outer{Local: local, Remote: remote, DSCP: t.cfg.DSCP, DontFragmentInherit: t.cfg.DontFragment, TTL: uint8(t.cfg.TTL)},
+		outer: encap.Outer{Local: local, Remote: remote, DSCP: c.cfg.DSCP, DontFragmentInherit: c.cfg.DontFragment, TTL: uint8(c.cfg.TTL)},
 		path: underlay.Path{
-			Local: local, Remote: remote, Mark: t.cfg.FwMark, Device: device,
+			Local: local, Remote: remote, Mark: c.cfg.FwMark, Device: a.Device,
 			MTU:  pathMTU,
-			Link: t.link(u, local, remote),
+			Link: c.link(&u),
 		},
-		maxInner:   t.maxInner(pathMTU),
-		linkDevice: t.receptionDevice(u, local, remote, device),
+		maxInner:   c.maxInner(pathMTU),
+		linkDevice: c.receptionDevice(&u),
+		bypassSafe: a.Bypass == "",
 		txDrop:     txDrop,
 	}
 	if txDrop != drop.None {
@@ -89,35 +95,32 @@ func (t *Tunnel) lookup() (*route, error) {
 	return next, nil
 }
 
-// link returns the Ethernet header to the next hop, or nil if outer packets must go through the
-// raw socket, and sets bypassBlocker. The caller holds mu, or is Start.
-func (t *Tunnel) link(u netstate.Route, local, remote [4]byte) *underlay.Link {
-	reason := t.engine.network.SafeToBypass(u.Device, local, remote)
-	t.bypassSafe.Store(reason == "")
-	switch {
-	case t.cfg.FwMark != 0:
-		reason = "fwmark is set"
+// bypassBlocker is why outer packets must go through the raw socket; "" if they need not.
+func (c *control) bypassBlocker() string {
+	switch u := &c.underlay; {
+	case c.cfg.FwMark != 0:
+		return "fwmark is set"
 	case u.Local:
-		reason = "the remote is this host"
+		return "the remote is this host"
 	case !u.Ethernet:
-		reason = "the next hop is not a plain Ethernet neighbour"
+		return "the next hop is not a plain Ethernet neighbour"
 	}
-	t.bypassBlocker = reason
-	if reason != t.loggedBlocker && t.log != nil {
-		t.loggedBlocker = reason
+	return c.answer.Bypass
+}
+
+// link returns the Ethernet header to the next hop, or nil if outer packets must go through the
+// raw socket.
+func (c *control) link(u *netstate.Route) *underlay.Link {
+	reason := c.bypassBlocker()
+	if reason != c.loggedBlocker {
+		c.loggedBlocker = reason
 		if reason != "" {
-			t.log.Debug("outer packets are sent through the raw socket", "because", reason)
+			c.log.Debug("outer packets are sent through the raw socket", "because", reason)
 		} else {
-			t.log.Debug("outer packets are sent as Ethernet frames", "device", u.DeviceName)
+			c.log.Debug("outer packets are sent as Ethernet frames", "device", u.DeviceName)
 		}
 	}
-	if reason != "" {
-		return nil
-	}
-	if err := t.engine.network.Resolve(u, remote); err != nil && t.log != nil {
-		t.log.Debug("the next hop is not resolved", "err", err)
-	}
-	if !u.Resolved {
+	if reason != "" || !u.Resolved {
 		return nil
 	}
 	l := &underlay.Link{Device: u.Device}
@@ -129,94 +132,91 @@ func (t *Tunnel) link(u netstate.Route, local, remote [4]byte) *underlay.Link {
 
 // wantedMTU is the MTU that the interface should have: the configured one, or the route's less
 // the overhead.
-func (t *Tunnel) wantedMTU() int {
-	if t.cfg.MTU != 0 {
-		return t.cfg.MTU
+func (c *control) wantedMTU() int {
+	if c.cfg.MTU != 0 {
+		return c.cfg.MTU
 	}
-	return max(t.maxInner(t.underlay.MTU), encap.MinPathMTU)
+	return max(c.maxInner(c.underlay.MTU), encap.MinPathMTU)
 }
 
-// updateRoute repeats the route look-up and applies changes to the table, the route, the MTU and
-// the fast path. Only the supervisor calls it.
-func (t *Tunnel) updateRoute(now time.Time) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.updatePathMTU(now)
-	defer t.syncFastPath()
-	t.updateInterface(now)
-	next, err := t.lookup()
+// updateRoute applies the network's answer and the path MTU to the table, the route and the
+// interface's MTU.
+func (c *control) updateRoute(now time.Time) {
+	c.updatePathMTU(now)
+	next, err := c.newRoute()
 	if err != nil {
-		if !t.noRoute {
-			t.log.Warn("no way to the remote; it is looked for", "err", err)
+		if !c.noRoute {
+			c.log.Warn("no way to the remote; it is looked for", "err", err)
 		}
-		t.noRoute = true
-		t.bypassSafe.Store(false)
-		old := t.route.Load()
-		if txDrop := t.txDropFor(old.path.Local, err); old.path.Link != nil || txDrop != old.txDrop {
-			// Without Link the kernel decides for each packet.
-			next := *old
-			next.path.Link, next.txDrop = nil, txDrop
-			t.replaceRoute(&next, now)
+		c.noRoute = true
+		if c.answer.Err == nil { // of the ipsecPolicy
+			c.retry = true
 		}
+		next := *c.route.Load()
+		// Without Link the kernel decides for each packet.
+		next.path.Link, next.bypassSafe, next.txDrop = nil, false, c.txDropFor(c.answer)
+		c.replaceRoute(&next, now)
 		return
 	}
-	if t.noRoute {
-		t.log.Info("there is a way to the remote again")
-		t.noRoute = false
+	if c.noRoute {
+		c.log.Info("there is a way to the remote again")
+		c.noRoute = false
 	}
-	if old := t.route.Load(); !next.equal(old) {
-		if next.path.Local != old.path.Local || next.path.Remote != old.path.Remote {
-			if err := t.engine.register(t, &next.path); err != nil {
-				t.log.Error("cannot follow the route", "err", err)
-				t.bypassSafe.Store(false)
-				return
-			}
-			t.log.Info("outer addresses changed", "local-address", address(next.path.Local), "remote-address", address(next.path.Remote))
+	old := c.route.Load()
+	if before, now := old.path.Device, next.path.Device; before != now { // by name: one that is renamed is no longer used
+		c.log.Info("underlay-device is another interface now", "underlay-device", c.cfg.UnderlayDevice, "index", now, "was", before)
+	}
+	if next.path.Local != old.path.Local || next.path.Remote != old.path.Remote {
+		if err := c.engine.register(c.Tunnel, &next.path); err != nil {
+			c.log.Error("cannot follow the route", "err", err)
+			c.retry = true
+			return
 		}
-		t.replaceRoute(next, now)
+		c.log.Info("outer addresses changed", "local-address", address(next.path.Local), "remote-address", address(next.path.Remote))
 	}
-	t.updateMTU(now)
+	c.replaceRoute(next, now)
+	c.updateMTU(now)
 }
 
-// updateMTU sets the interface's MTU if wantedMTU has changed. The caller holds mu.
-func (t *Tunnel) updateMTU(now time.Time) {
-	want := t.wantedMTU()
-	if want == t.appliedMTU || t.mtuFeedback(want, now) {
+// updateMTU sets the interface's MTU if wantedMTU has changed.
+func (c *control) updateMTU(now time.Time) {
+	want := c.wantedMTU()
+	if want == c.appliedMTU || c.mtuFeedback(want, now) {
 		return
 	}
-	if err := t.device.SetMTU(want); err != nil {
-		if t.rejectedMTU != want {
-			t.log.Error("cannot set the MTU", "mtu", want, "err", err)
+	if err := c.device.SetMTU(want); err != nil {
+		if c.rejectedMTU != want {
+			c.log.Error("cannot set the MTU", "mtu", want, "err", err)
 		}
-		t.rejectedMTU = want
+		c.rejectedMTU, c.retry = want, true
 		return
 	}
-	t.log.Info("MTU follows the route", "actual-mtu", want)
-	t.appliedMTU, t.rejectedMTU = want, 0
-	t.mtu.Store(int32(want))
+	c.log.Info("MTU follows the route", "actual-mtu", want)
+	c.appliedMTU, c.rejectedMTU = want, 0
+	c.mtu.Store(int32(want))
 }
 
 // mtuFeedback reports a recursive route: it leads into another tunnel whose route leads into this
 // one, and each lowers the other's MTU by 20. It is detected by repeated decreases on one
 // device within a minute, as a real link's MTU does not show.
-func (t *Tunnel) mtuFeedback(want int, now time.Time) bool {
+func (c *control) mtuFeedback(want int, now time.Time) bool {
 	const (
 		steps  = 3
 		within = time.Minute
 	)
-	if want > t.appliedMTU || t.underlay.Device != t.mtuDecreases.device || now.Sub(t.mtuDecreases.last) > within {
-		t.mtuDecreases = mtuDecreases{device: t.underlay.Device}
+	if want > c.appliedMTU || c.underlay.Device != c.mtuDecreases.device || now.Sub(c.mtuDecreases.last) > within {
+		c.mtuDecreases = mtuDecreases{device: c.underlay.Device}
 	}
-	if want > t.appliedMTU {
+	if want > c.appliedMTU {
 		return false
 	}
-	t.mtuDecreases.last = now
-	t.mtuDecreases.n++
-	if t.mtuDecreases.n == steps+1 {
-		t.log.Warn("the MTU is not lowered any further: the route to the remote seems to lead, through another tunnel, into this one",
-			"actual-mtu", t.appliedMTU, "device", t.underlay.DeviceName)
+	c.mtuDecreases.last = now
+	c.mtuDecreases.n++
+	if c.mtuDecreases.n == steps+1 {
+		c.log.Warn("the MTU is not lowered any further: the route to the remote seems to lead, through another tunnel, into this one",
+			"actual-mtu", c.appliedMTU, "device", c.underlay.DeviceName)
 	}
-	return t.mtuDecreases.n > steps
+	return c.mtuDecreases.n > steps
 }
 
 // mtuDecreases counts recent decreases of the MTU on one device.

@@ -9,7 +9,7 @@ import (
 )
 
 // The local address and the MTU are the route's, and are updated with it.
-func TestTunnelUpdateRoute(t *testing.T) {
+func TestControlUpdateRoute(t *testing.T) {
 	a, b := pair(t, nil)
 	a.network.set(func(w *fakeNetwork) { w.route = netstate.Route{Source: [4]byte{192, 0, 2, 99}, MTU: 1400} })
 	eventually(t, "the address and the MTU are the route's", func() bool {
@@ -32,7 +32,7 @@ func TestTunnelUpdateRoute(t *testing.T) {
 
 // The preferred source of a route into the tunnel itself is an inner address. It must not become the
 // local address, or the peer's packets would be of an unknown peer while the loop lasts.
-func TestTunnelLookup_loop(t *testing.T) {
+func TestControlNewRoute_loop(t *testing.T) {
 	a, b := pair(t, nil)
 	a.network.set(func(w *fakeNetwork) { w.err = errors.New("no route") })
 	eventually(t, "there is no way", func() bool { return a.network.logged("no way to the remote; it is looked for") == 1 })
@@ -41,10 +41,8 @@ func TestTunnelLookup_loop(t *testing.T) {
 		w.route.Device, w.route.Source = 77, [4]byte{10, 0, 0, 1}
 	})
 	eventually(t, "there is one again", func() bool { return a.network.logged("a way to the remote again") == 1 })
-	a.mu.Lock() // wait for updateRoute
-	local := address(a.route.Load().path.Local)
-	a.mu.Unlock()
-	if local != outerA {
+	a.awaitRound(t)
+	if local := address(a.route.Load().path.Local); local != outerA {
 		t.Errorf("the local address is %v", local)
 	}
 	if p := datagram(60, nil); !bytes.Equal(b.send(t, a, p), p) {
@@ -53,7 +51,7 @@ func TestTunnelLookup_loop(t *testing.T) {
 }
 
 // Two tunnels routed into each other would lower each other's MTU by 20 again and again.
-func TestTunnelMTUFeedback(t *testing.T) {
+func TestControlMTUFeedback(t *testing.T) {
 	a, _ := pair(t, nil)
 	for mtu := 1480; mtu >= 1200; mtu -= 40 {
 		a.network.set(func(w *fakeNetwork) { w.route.MTU = mtu })

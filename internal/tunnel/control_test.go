@@ -23,19 +23,17 @@ func startNamed(t *testing.T, socket *memory.Socket, c keepalive.Config, resolve
 	})
 }
 
-// age sets the age of the last resolution.
-func (s *endpoint) age(by time.Duration) {
-	s.mu.Lock()
-	s.resolvedAt = time.Now().Add(-by)
-	s.mu.Unlock()
-	s.wakeSupervisor()
+// age sets the age of the last resolution, and starts a round.
+func (s *endpoint) age(t *testing.T, by time.Duration) {
+	t.Helper()
+	s.do(t, func(c *control) { c.resolvedAt = time.Now().Add(-by) })
 }
 
 func (s *endpoint) hasRemote(want netip.Addr) func() bool {
 	return func() bool { return s.Status().CurrentRemoteAddress == want.String() }
 }
 
-func TestTunnelUpdateRemote(t *testing.T) {
+func TestControlUpdateRemote(t *testing.T) {
 	moved := netip.MustParseAddr("198.51.100.9")
 	t.Run("again-each-minute", func(t *testing.T) {
 		var asked atomic.Int32
@@ -46,13 +44,12 @@ func TestTunnelUpdateRemote(t *testing.T) {
 			}
 			return moved, nil
 		})
-		a.age(resolveInterval / 2)
-		before := a.network.lookupCount()
-		eventually(t, "a round has ended", func() bool { return a.network.lookupCount() > before })
+		a.age(t, resolveInterval/2)
+		a.awaitRound(t)
 		if n := asked.Load(); n != 1 {
 			t.Errorf("the name server was asked %d times", n)
 		}
-		a.age(resolveInterval)
+		a.age(t, resolveInterval)
 		eventually(t, "the new address is used", a.hasRemote(moved))
 	})
 	t.Run("last-answer-stays", func(t *testing.T) {
@@ -64,14 +61,12 @@ func TestTunnelUpdateRemote(t *testing.T) {
 			}
 			return netip.Addr{}, errors.New("no such host")
 		})
-		a.age(resolveInterval)
+		a.age(t, resolveInterval)
 		eventually(t, "it says so", func() bool { return a.network.logged("its last address stays in use") == 1 })
 		if !a.hasRemote(outerB)() {
 			t.Errorf("the remote is %s", a.Status().CurrentRemoteAddress)
 		}
-		before := a.network.lookupCount()
-		a.wakeSupervisor()
-		eventually(t, "a round has ended", func() bool { return a.network.lookupCount() > before })
+		a.awaitRound(t)
 		if n := asked.Load(); n != 2 {
 			t.Errorf("the name server was asked %d times", n)
 		}
@@ -91,7 +86,7 @@ func TestTunnelUpdateRemote(t *testing.T) {
 		})
 		start(t, sb, outerB, outerA, nil)
 		eventually(t, "the peer answers", func() bool { return a.Status().KeepaliveState == "up" })
-		a.age(resolveInterval)
+		a.age(t, resolveInterval)
 		<-hangs
 		last := a.Status().LastHeard
 		for range 3 {
@@ -127,7 +122,7 @@ func feed(t *testing.T, a *endpoint, inner ...[]byte) {
 }
 
 // A peer that sends data and answers no probe is warned of once, unless no answer is expected.
-func TestTunnelWarnUnanswered(t *testing.T) {
+func TestControlWarnUnanswered(t *testing.T) {
 	data, probe := datagram(100, nil), keepalive.ReflectProbe(outerB.As4(), outerA.As4())
 	for _, test := range []struct {
 		name  string
@@ -169,15 +164,13 @@ func TestTunnelWarnUnanswered(t *testing.T) {
 }
 
 // Packets above this end's MTU are delivered, and logged once.
-func TestTunnelWarnOversize(t *testing.T) {
+func TestControlWarnOversize(t *testing.T) {
 	const line = "longer than the MTU of this end"
 	sa, sb := memory.NewSocketPair()
 	a := start(t, sa, outerA, outerB, func(c *Config) { c.MTU = 1400 })
 	b := start(t, sb, outerB, outerA, nil)
 	b.send(t, a, datagram(1400, nil))
-	before := a.network.lookupCount()
-	a.wakeSupervisor()
-	eventually(t, "a round has ended", func() bool { return a.network.lookupCount() > before })
+	a.awaitRound(t)
 	if n := a.network.logged(line); n != 0 {
 		t.Errorf("what fits is logged %d times", n)
 	}
@@ -188,9 +181,7 @@ func TestTunnelWarnOversize(t *testing.T) {
 		eventually(t, "it is said once", func() bool { return a.network.logged(line) == 1 })
 	}
 	for range 2 {
-		before := a.network.lookupCount()
-		a.wakeSupervisor()
-		eventually(t, "a round has ended", func() bool { return a.network.lookupCount() > before })
+		a.awaitRound(t)
 	}
 	if n := a.network.logged(line); n != 1 {
 		t.Errorf("it is said %d times", n)

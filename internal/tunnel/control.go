@@ -1,0 +1,362 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"ipipd/encap"
+	"ipipd/internal/drop"
+	"ipipd/internal/fastpath"
+	"ipipd/internal/netstate"
+	"ipipd/internal/packet"
+	"ipipd/keepalive"
+)
+
+const (
+	// resolveInterval is how often a DNS name is resolved. Go's resolver does not return the
+	// record's TTL.
+	resolveInterval = time.Minute
+	// retryInterval is the time until what failed is tried again if no event comes.
+	retryInterval = 10 * time.Second
+	// minRoundGap is the least time between rounds that events cause.
+	minRoundGap = 50 * time.Millisecond
+	// recentlyReceived is the time since its last packet during which a peer counts as alive.
+	recentlyReceived = 3 * time.Second
+	// eventQueue is the capacity of Tunnel.events.
+	eventQueue = 16
+)
+
+// control is the control state of a tunnel: keepalive, carrier, route, DNS name, path MTU, the
+// interface and the fast path's configuration. One goroutine owns it, that of Start and then that
+// of run. Others send it an event or a wake, and read what it publishes in Tunnel.
+type control struct {
+	*Tunnel
+
+	answer   *netstate.Answer // in use
+	underlay netstate.Route   // of answer, without a loop through the tunnel itself
+	remote   netip.Addr       // RemoteAddress, resolved
+
+	resolvedAt time.Time // zero if RemoteAddress is not a DNS name
+	resolving  bool
+	retry      bool // something failed in this round
+
+	monitor          *keepalive.Monitor
+	carrier          bool // as last set
+	unansweredProbes int  // sent while the peer was up
+	tx               transmitter
+	ids              idCounter
+
+	ifindex      int // in this network namespace, as last read
+	appliedMTU   int // last MTU that SetMTU accepted
+	rejectedMTU  int // last MTU that SetMTU refused, already logged
+	mtuDecreases mtuDecreases
+
+	pathMTU          encap.PathMTU
+	pathMTUFrom      [4]byte // router that reported the path MTU
+	reach            encap.Reachability
+	unreachableAt    time.Time
+	protoUnreachable bool // the peer's host answers ICMP protocol unreachable (3/2)
+
+	programmed fastpath.Tunnel // of Tunnel.fast's link
+
+	restoreCounts    map[configuredPrefix]restoreCount
+	restoreFailed    map[bool]bool // failure already logged: of addresses (false), of routes (true)
+	interfaceChanges uint64        // of the answer at the last updateInterface
+	interfaceDowns   uint64
+
+	// What is logged already.
+	noRoute                                                  bool
+	loggedBlocker                                            string // bypassBlocker
+	fragmentingLogged, unansweredLogged, oversizeLogged      bool
+	pathMTUNotice, unreachableNotice, protoUnreachableNotice notice
+}
+
+// event is a message to the control goroutine, which calls it.
+type event func(c *control)
+
+// post sends an event. It never blocks: false means that the queue is full.
+func (t *Tunnel) post(e event) bool {
+	select {
+	case t.events <- e:
+		return true
+	default:
+		return false
+	}
+}
+
+// wakeControl starts a round. It never blocks; wakes coalesce.
+func (t *Tunnel) wakeControl() {
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run is the control goroutine. It returns when ctx is done, and has then released what control
+// owns.
+func (c *control) run(ctx context.Context) {
+	defer c.end()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var last, due time.Time // the last round, the next one by the clock; zero is none
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case e := <-c.events:
+			e(c)
+		case <-c.wake:
+		case <-timer.C:
+		}
+		now := time.Now()
+		// Limit the rounds, since third parties can cause events.
+		if gap := last.Add(minRoundGap); now.Before(gap) && (due.IsZero() || now.Before(due)) {
+			if due.IsZero() || gap.Before(due) {
+				due = gap
+			}
+			timer.Reset(due.Sub(now))
+			continue
+		}
+		c.round(ctx, now)
+		last = time.Now()
+		if due = c.next(last); due.IsZero() {
+			timer.Stop()
+		} else {
+			timer.Reset(due.Sub(last))
+		}
+	}
+}
+
+// end releases what control owns.
+func (c *control) end() {
+	c.follower.Close()
+	c.disableFastPath()
+	if c.ipsecPolicy != nil {
+		c.ipsecPolicy.close()
+	}
+}
+
+// round brings the tunnel in line with the present time and answer.
+func (c *control) round(ctx context.Context, now time.Time) {
+	c.retry = false
+	if c.resolveDue(now) {
+		c.resolving = true
+		c.loops.Go(func() {
+			remote, err := c.engine.lookupName(ctx, c.cfg.RemoteAddress)
+			select {
+			case c.events <- func(c *control) { c.updateRemote(remote, err, time.Now()) }:
+			case <-ctx.Done():
+			}
+		})
+	}
+	probe, changed := c.tick(now)
+	c.updateCarrier()
+	if changed {
+		c.logState()
+	}
+	if probe {
+		c.probe()
+		c.warnUnanswered()
+	}
+	c.updateReachability(now)
+	c.answer = c.follower.Answer()
+	c.updateInterface(now)
+	c.updateRoute(now)
+	c.syncFastPath()
+	c.warnOversize()
+	c.warnFragmentation()
+	c.engine.updateReception()
+}
+
+// tick advances the keepalive to now.
+func (c *control) tick(now time.Time) (probe, changed bool) {
+	before := c.monitor.State()
+	if last := c.lastReceived(); !last.IsZero() {
+		c.monitor.NoteReceived(last)
+	}
+	action := c.monitor.Tick(now)
+	state := c.monitor.State()
+	c.state.Store(uint32(state))
+	return action.Probe, state != before
+}
+
+// next is the time of the next round if no event comes; zero is never.
+func (c *control) next(now time.Time) (next time.Time) {
+	at := func(t time.Time) {
+		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
+			next = t
+		}
+	}
+	at(c.monitor.Next())
+	at(c.pathMTU.Expires())
+	at(c.reach.Expires())
+	if !c.resolvedAt.IsZero() && !c.resolving {
+		at(c.resolvedAt.Add(resolveInterval))
+	}
+	if c.retry || c.moved.Load() { // nobody tells of changes in another network namespace
+		at(now.Add(retryInterval))
+	}
+	return next
+}
+
+// running reports whether the tunnel is running: the keepalive is up or off, the local address is
+// present, and there is an SA if the tunnel has a secret.
+func (t *Tunnel) running() bool {
+	return keepalive.State(t.state.Load()).Running() && !t.localAbsent() && (t.ipsecPolicy == nil || t.ipsecPolicy.established())
+}
+
+// updateCarrier sets the interface's carrier to running.
+func (c *control) updateCarrier() {
+	running := c.running()
+	if running == c.carrier {
+		return
+	}
+	if err := c.device.SetCarrier(running); err != nil {
+		c.log.Error("cannot set the carrier", "err", err)
+		c.retry = true
+		return
+	}
+	c.carrier = running
+	c.readInterface()
+}
+
+// logState logs a change of the keepalive state.
+func (c *control) logState() {
+	state := keepalive.State(c.state.Load())
+	silence := c.cfg.Keepalive.HoldTime().String()
+	switch state {
+	case keepalive.Up:
+		c.log.Info("the peer is heard: running")
+	case keepalive.NeverHeard:
+		c.log.Warn("not running: the peer was never heard", "waited", silence, "remedy", c.remedy())
+	case keepalive.Lost:
+		c.log.Warn("not running: the peer is not heard any more", "silent-for", silence, "remedy", c.remedy())
+	}
+}
+
+// remedy is the advice to the operator when no packets of the peer are received.
+func (c *control) remedy() string {
+	peer := address(c.route.Load().path.Remote)
+	if c.ipsecPolicy != nil {
+		if s := c.ipsecPolicy.status(); !s.Established {
+			return "there is no SA: " + s.Describe(time.Now())
+		}
+	}
+	switch {
+	case c.protoUnreachable:
+		return fmt.Sprintf("%v answers ICMP protocol unreachable: nothing there takes protocol 4; set up its end of the tunnel", peer)
+	case c.probeAnswered.Load():
+		return fmt.Sprintf("the peer used to answer probes: see whether %v is up and protocol 4 passes in both directions", peer)
+	case c.cfg.KeepaliveProbe == keepalive.FormReflect:
+		return "a Linux peer answers reflect probes only with net.ipv4.ip_forward=1 and accept_local=1, rp_filter=0 on its tunnel interface; " +
+			"else use --keepalive-probe echo --keepalive-target with the peer's inner address, or --keepalive off"
+	case c.cfg.KeepaliveProbe == keepalive.FormEcho:
+		return fmt.Sprintf("see whether %v answers pings through the tunnel, and whether protocol 4 passes in both directions", c.cfg.KeepaliveTarget)
+	}
+	return "empty probes are not answered: the peer has to send its own; see whether protocol 4 passes in both directions"
+}
+
+// probe sends a keepalive probe, whether the tunnel is running or not.
+func (c *control) probe() {
+	route := c.route.Load()
+	b := packet.New(icmpSize)
+	switch c.cfg.KeepaliveProbe {
+	case keepalive.FormReflect:
+		b.Set(keepalive.ReflectProbe(route.path.Local, route.path.Remote))
+	case keepalive.FormEcho:
+		b.Set(c.echo.Request())
+	}
+	if d := route.outer.EncapsulateProbe(b, c.ids.next()); d != drop.None {
+		c.drop(d, 1)
+		return
+	}
+	c.sendLocal(c.tx, b, &route.path)
+}
+
+// resolve parses or resolves RemoteAddress. Only Start calls it.
+func (c *control) resolve(ctx context.Context, now time.Time) error {
+	if a, err := netip.ParseAddr(c.cfg.RemoteAddress); err == nil {
+		c.remote = a
+		return nil
+	}
+	a, err := c.engine.lookupName(ctx, c.cfg.RemoteAddress)
+	if err != nil {
+		return fmt.Errorf("%w: see that this host can resolve it, or give its IPv4 address", err)
+	}
+	c.remote, c.resolvedAt = a, now
+	return nil
+}
+
+func lookupName(ctx context.Context, name string) (netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip4", name)
+	if err != nil || len(addresses) == 0 {
+		if err == nil {
+			err = errors.New("it has no IPv4 address")
+		}
+		return netip.Addr{}, fmt.Errorf("cannot resolve remote-address %q: %w", name, err)
+	}
+	return addresses[0].Unmap(), nil
+}
+
+func (c *control) resolveDue(now time.Time) bool {
+	return !c.resolving && !c.resolvedAt.IsZero() && now.Sub(c.resolvedAt) >= resolveInterval
+}
+
+// updateRemote applies the result of resolving RemoteAddress. On error the last address stays in use.
+func (c *control) updateRemote(remote netip.Addr, err error, now time.Time) {
+	c.resolving, c.resolvedAt = false, now
+	if err != nil {
+		c.log.Warn("the name is not resolved again; its last address stays in use", "err", err)
+		return
+	}
+	if remote != c.remote {
+		c.remote = remote
+		c.follower.Set(c.query())
+	}
+}
+
+// unansweredLimit is the number of unanswered probes after which warnUnanswered warns.
+const unansweredLimit = 10
+
+// warnUnanswered warns once if the peer sends data but answers no probe: the tunnel would stop
+// running when the data does. Empty probes have no answer, and a peer's own probes are enough.
+// Call it once per probe.
+func (c *control) warnUnanswered() {
+	if c.unansweredLogged || c.cfg.KeepaliveProbe == keepalive.FormEmpty || c.probeAnswered.Load() || c.peerProbes.Load() {
+		return
+	}
+	if keepalive.State(c.state.Load()) != keepalive.Up {
+		return
+	}
+	if c.unansweredProbes++; c.unansweredProbes <= min(unansweredLimit, c.cfg.Keepalive.Retries) { // the last one is still in flight
+		return
+	}
+	c.unansweredLogged = true
+	remedy := "use --keepalive-probe echo --keepalive-target with the peer's inner address, or --keepalive off"
+	if c.cfg.KeepaliveProbe == keepalive.FormEcho {
+		remedy = fmt.Sprintf("see whether %v answers pings through the tunnel, or use --keepalive off", c.cfg.KeepaliveTarget)
+	}
+	c.log.Warn("the peer does not answer probes: only the data that it sends keeps the tunnel running", "remedy", remedy)
+}
+
+// warnOversize warns once if the peer sends packets above this end's MTU. The MTU may have grown since
+// the packet was received; then there is nothing to warn of.
+func (c *control) warnOversize() {
+	size, mtu := int(c.oversize.Load()), c.MTU()
+	if size == 0 || c.oversizeLogged {
+		return
+	}
+	if size <= mtu {
+		c.oversize.Store(0)
+		return
+	}
+	c.oversizeLogged = true
+	c.log.Warn("the peer sends packets that are longer than the MTU of this end: protocols that compare them, OSPF for one, do not come up",
+		"bytes", size, "actual-mtu", mtu, "remedy", "give both ends the same --mtu")
+}

@@ -1,0 +1,172 @@
+package tunnel
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"ipipd/internal/fastpath"
+	"ipipd/internal/netstate"
+	"ipipd/internal/underlay"
+)
+
+// What no message tells of is polled, by one goroutine for all tunnels and only while there is
+// traffic:
+//   - captures and eBPF programs on the egress of an interface, which packets of the fast path
+//     skip as they skip its qdisc and tc filters (netlink tells of those: netstate.Answer.Egress):
+//     the fast path is disabled while any of these is present, as in RouterOS;
+//   - legacy iptables;
+//   - neighbours in use, whose entries the kernel would let expire;
+//   - lost fragments.
+
+const (
+	// pollInterval is the period while there is traffic.
+	pollInterval = time.Second
+	// pollIdle is the period without traffic while a tunnel has the fast path, whose packets
+	// wake nobody. Without any the poller sleeps until the data path wakes it.
+	pollIdle = 10 * time.Second
+	// activeFor is how long a tunnel counts as active after its last packet.
+	activeFor = 3 * time.Second
+	// refreshInterval is the period of Refresh and Recheck.
+	refreshInterval = 5 * time.Second
+)
+
+// activity is what poll knows of one tunnel.
+type activity struct {
+	packets            uint64 // sent and received, as last read
+	last               time.Time
+	refreshed          time.Time
+	fragmenting        bool
+	fragmentLossLogged bool
+	reassembled        reassembled // at the start
+}
+
+// active records the tunnel's packet counters and reports whether there was traffic lately.
+func (a *activity) active(packets uint64, now time.Time) bool {
+	if packets != a.packets {
+		a.packets, a.last = packets, now
+	}
+	return now.Sub(a.last) < activeFor
+}
+
+// noteTraffic wakes the poller if it sleeps. The data path calls it once per batch.
+func (e *Engine) noteTraffic() {
+	if e.pollerAsleep.Load() && e.pollerAsleep.CompareAndSwap(true, false) {
+		select {
+		case e.traffic <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// poll runs until ctx is done.
+func (e *Engine) poll(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.traffic:
+		case <-timer.C:
+		}
+		switch active, attached := e.pollTunnels(time.Now()); {
+		case active:
+			timer.Reset(pollInterval)
+		case attached:
+			timer.Reset(pollIdle)
+			e.pollerAsleep.Store(true)
+		default:
+			timer.Stop()
+			e.pollerAsleep.Store(true)
+		}
+	}
+}
+
+// pollTunnels looks once, and reports whether a tunnel is active, and whether one has the fast
+// path.
+func (e *Engine) pollTunnels(now time.Time) (active, attached bool) {
+	refreshed := map[underlay.Link]bool{} // tunnels share neighbours
+	taps, reassembly := sync.OnceValue(e.egressTaps), sync.OnceValues(func() (reassembled, error) {
+		done, failed, err := e.network.Reassembly()
+		return reassembled{done, failed}, err
+	})
+	for _, t := range *e.table.Load() {
+		a := &t.activity
+		rx, _, tx, _ := t.totals()
+		isActive := a.active(rx+tx, now)
+		active = active || isActive
+		link, tap := t.fast.attached.Load().link, t.fast.tap.Load()
+		attached = attached || link != nil
+		if tap != nil {
+			active = true
+		}
+		if isActive && link != nil || tap != nil {
+			t.checkTaps(taps)
+		}
+		if isActive && now.Sub(a.refreshed) >= refreshInterval {
+			a.refreshed = now
+			if link := t.route.Load().path.Link; link != nil && !refreshed[*link] {
+				refreshed[*link] = true
+				if err := t.follower.Refresh(); err != nil {
+					t.log.Debug("the next hop is not resolved", "err", err)
+				}
+			}
+		}
+		if isActive {
+			t.checkFragmentLoss(reassembly)
+		}
+	}
+	if active && now.Sub(e.rechecked) >= refreshInterval {
+		e.rechecked = now
+		e.network.Recheck()
+	}
+	return active, attached
+}
+
+// checkTaps wakes control if a tap has appeared or gone.
+func (t *Tunnel) checkTaps(taps func() egressTaps) {
+	f, err := t.engine.loadFastPath()
+	if err != nil {
+		return
+	}
+	var found *string
+	if tap := taps().on(f, t.iface.Load().Index); tap != "" {
+		found = &tap
+	}
+	old := t.fast.tap.Swap(found)
+	if (old == nil) != (found == nil) || old != nil && *old != *found {
+		t.wakeControl()
+	}
+}
+
+// egressTaps are the packet sockets that see what interfaces send.
+type egressTaps struct {
+	netstate.Taps
+	err error
+}
+
+func (e *Engine) egressTaps() (t egressTaps) {
+	t.Taps, t.err = e.network.EgressTaps()
+	return t
+}
+
+// on is the capture or eBPF program that f would hide the interface's packets from; "" if there
+// is none.
+func (t egressTaps) on(f *fastpath.FastPath, ifindex int) string {
+	if t.err != nil {
+		return fmt.Sprintf("cannot tell which captures there are: %v", t.err)
+	}
+	if tap := t.On(ifindex); tap != "" {
+		return tap
+	}
+	foreign, err := f.ForeignOnEgress(ifindex)
+	switch {
+	case err != nil:
+		return fmt.Sprintf("cannot tell which eBPF programs the interface has: %v", err)
+	case foreign:
+		return "another eBPF program hangs on the egress of the interface (tcx)"
+	}
+	return ""
+}
