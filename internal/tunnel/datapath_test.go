@@ -229,7 +229,7 @@ func checkTooBig(t *testing.T, s *endpoint, p []byte, mtu int) {
 
 // An ICMP 3/4 from the outer path sets the path MTU. The next packet above it gets an ICMP error and
 // is not sent.
-func TestTunnelTooBig(t *testing.T) {
+func TestControlTooBig(t *testing.T) {
 	a, b := pair(t, func(c *Config) { c.DontFragment = true })
 	p := datagram(1480, func(h *ipv4.Header) { h.DF = true })
 	a.send(t, b, p)
@@ -245,7 +245,7 @@ func TestTunnelTooBig(t *testing.T) {
 }
 
 // The path MTU expires after ten minutes (RFC 1191, section 6.3), also in the route.
-func TestTunnelUpdatePathMTU_expires(t *testing.T) {
+func TestControlUpdatePathMTU_expires(t *testing.T) {
 	a, b := pair(t, func(c *Config) { c.DontFragment = true })
 	p := datagram(1480, func(h *ipv4.Header) { h.DF = true })
 	if err := a.socket.InjectError(outerError(outerA, outerB, p, 4, 1400)); err != nil {
@@ -280,7 +280,7 @@ func TestEngineReceiveICMPErrors_unknownTunnel(t *testing.T) {
 
 // After an ICMP protocol unreachable each packet of an inner sender gets host unreachable (3/1), until
 // a packet of the peer is received.
-func TestTunnelUnreachableError(t *testing.T) {
+func TestControlUnreachableError(t *testing.T) {
 	a, b := pair(t, nil)
 	b.socket.SetFaults(memory.Faults{})
 	p := datagram(100, nil)
@@ -401,7 +401,7 @@ func TestEngineStart_cleanUp(t *testing.T) {
 }
 
 // A large MTU on a lossy path is warned of once.
-func TestTunnelWarnFragmentation(t *testing.T) {
+func TestControlWarnFragmentation(t *testing.T) {
 	a, _ := pair(t, func(c *Config) { c.MTU = 65515 })
 	eventually(t, "it says what a large MTU means", func() bool { return a.network.logged("sent in fragments") == 1 })
 	feed(t, a, datagram(100, nil))
@@ -447,7 +447,7 @@ func TestTunnelDrop_loop(t *testing.T) {
 }
 
 // Probes keep both ends running, and with packet loss both are lost.
-func TestTunnelProbe(t *testing.T) {
+func TestControlProbe(t *testing.T) {
 	a, b := pair(t, func(c *Config) { c.Keepalive = keepalive.Config{Interval: time.Second, Retries: 2} })
 	eventually(t, "both hear each other", func() bool {
 		return a.Status().KeepaliveState == "up" && b.Status().KeepaliveState == "up"

@@ -66,7 +66,7 @@ func TestTunnelLocalAbsent(t *testing.T) {
 }
 
 // underlay-device is a name: an interface that loses it is no longer used.
-func TestTunnelUnderlayDevice(t *testing.T) {
+func TestControlTxDropFor_underlayDevice(t *testing.T) {
 	sa, sb := memory.NewSocketPair()
 	b := start(t, sb, outerB, outerA, nil)
 	s := newEndpoint(t, EngineOptions{}, sa, outerA)

@@ -43,7 +43,7 @@ func injectErrors(t *testing.T, s *endpoint, errors ...[]byte) {
 }
 
 // Destination unreachable of any code is not believed of a peer that is alive.
-func TestTunnelUnreachableError_activePeer(t *testing.T) {
+func TestControlUnreachableError_activePeer(t *testing.T) {
 	for _, code := range []byte{0, 1, 2, 13} {
 		a, b := pair(t, nil)
 		p := datagram(100, nil)
@@ -58,7 +58,7 @@ func TestTunnelUnreachableError_activePeer(t *testing.T) {
 
 // An idle peer sends one packet per keepalive interval. Destination unreachable is believed only after
 // that interval and recentlyReceived.
-func TestTunnelUnreachableError_idlePeer(t *testing.T) {
+func TestControlUnreachableError_idlePeer(t *testing.T) {
 	a, b := pair(t, func(c *Config) { c.Keepalive = keepalive.Config{Interval: time.Hour, Retries: 10} })
 	p := datagram(100, nil)
 	b.send(t, a, p)
@@ -79,7 +79,7 @@ func TestTunnelUnreachableError_idlePeer(t *testing.T) {
 }
 
 // With dont-fragment no (DF=0), fragmentation needed is forged, whatever DF it quotes.
-func TestTunnelTooBig_withoutDF(t *testing.T) {
+func TestControlTooBig_withoutDF(t *testing.T) {
 	for _, quoted := range []bool{false, true} {
 		a, b := pair(t, nil)
 		p := datagram(1480, func(h *ipv4.Header) { h.DF = true })

@@ -3,8 +3,11 @@ package tunnel
 import (
 	"bytes"
 	"errors"
+	"syscall"
 	"testing"
 
+	"ipipd/internal/drop"
+	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
 )
 
@@ -28,6 +31,30 @@ func TestControlUpdateRoute(t *testing.T) {
 	a.network.set(func(w *fakeNetwork) { w.route, w.err = netstate.Route{Source: outerA.As4(), MTU: 1500}, nil })
 	eventually(t, "it has come back", func() bool { return a.Status().CurrentLocalAddress == outerA.String() })
 	a.send(t, b, datagram(1480, nil))
+}
+
+// Without a route nothing is sent, and the inner sender gets ICMP host unreachable (3/1).
+func TestControlUpdateRoute_noRoute(t *testing.T) {
+	a, b := pair(t, nil)
+	a.network.set(func(w *fakeNetwork) { w.err = &netstate.NoRouteError{Destination: outerB, Why: "add one", Err: syscall.ENETUNREACH} })
+	eventually(t, "the route has gone", func() bool { return a.route.Load().txDrop == drop.NoPath })
+	p := datagram(100, nil)
+	if err := a.device.Inject(p); err != nil {
+		t.Fatal(err)
+	}
+	m := a.device.ReceiveWithin(patience)
+	if m == nil {
+		t.Fatal("the inner sender gets no ICMP error")
+	}
+	if icmp := m.Bytes()[ipv4.HeaderLen:]; icmp[0] != 3 || icmp[1] != 1 {
+		t.Errorf("the inner sender gets ICMP %d/%d", icmp[0], icmp[1])
+	}
+	if n := a.Status().Drops["no-path"]; n != 1 {
+		t.Errorf("counted %d times", n)
+	}
+	a.network.set(func(w *fakeNetwork) { w.err = nil })
+	eventually(t, "it is back", func() bool { return a.route.Load().txDrop == drop.None })
+	a.send(t, b, p)
 }
 
 // The preferred source of a route into the tunnel itself is an inner address. It must not become the
