@@ -71,15 +71,20 @@ func (e *Engine) poll(ctx context.Context) {
 		case <-e.traffic:
 		case <-timer.C:
 		}
+		// Beforehand, so that traffic that pollTunnels does not see yet wakes it again.
+		e.pollerAsleep.Store(true)
 		switch active, attached := e.pollTunnels(time.Now()); {
 		case active:
+			e.pollerAsleep.Store(false)
+			select {
+			case <-e.traffic:
+			default:
+			}
 			timer.Reset(pollInterval)
 		case attached:
 			timer.Reset(pollIdle)
-			e.pollerAsleep.Store(true)
 		default:
 			timer.Stop()
-			e.pollerAsleep.Store(true)
 		}
 	}
 }
@@ -102,7 +107,7 @@ func (e *Engine) pollTunnels(now time.Time) (active, attached bool) {
 		if tap != nil {
 			active = true
 		}
-		if isActive && link != nil || tap != nil {
+		if link != nil || tap != nil {
 			t.checkTaps(taps)
 		}
 		if isActive && now.Sub(a.refreshed) >= refreshInterval {

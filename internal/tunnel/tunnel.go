@@ -257,8 +257,8 @@ func (t *Tunnel) Status() Status {
 		s.RenamedFrom = made
 	}
 	route, state := t.route.Load(), keepalive.State(t.state.Load())
-	s.Disabled = !iface.Up
-	s.Running = t.running() && iface.Up && iface.Carrier
+	s.Disabled = !iface.Moved && !iface.Up
+	s.Running = t.running() && (iface.Moved || iface.Up && iface.Carrier)
 	if s.WaitingFor = t.waitingFor(); s.WaitingFor != "" && cfg.Keepalive.Interval > 0 {
 		state = keepalive.Waiting
 	}
