@@ -183,6 +183,13 @@ func (h *Host) linkChanged(device int, now link) {
 		return
 	}
 
+	if before.index == 0 && now.kind == unix.ARPHRD_NONE {
+		// A TUN that was moved away may come back, and by another index.
+		for f := range h.index.sets[key{kind: byAbsence}] {
+			f.changes++
+			h.mark(f, dirtyMemory)
+		}
+	}
 	for f := range h.index.sets[key{kind: byInterface, n: device}] {
 		f.changes++
 		if !now.up() {

@@ -120,7 +120,11 @@ func (f *Follower) compute() (changed, lookedUp bool) {
 
 	h.mu.Lock()
 	// A message since the look-ups may be about what the follower only now depends on.
-	again := h.setKeys(f, f.dependsOn(&q, &next)) && h.seen != seen
+	keys := f.dependsOn(&q, &next)
+	if _, ok := h.links[q.Interface]; q.Interface != 0 && !ok {
+		keys = append(keys, key{kind: byAbsence})
+	}
+	again := h.setKeys(f, keys) && h.seen != seen
 	if n != nil && h.neighbours[next.Route.neighbour(q.Remote)] != n {
 		again = true // it was the last one's of that next hop, who no longer needs it
 	}

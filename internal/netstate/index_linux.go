@@ -19,6 +19,7 @@ const (
 	byAddress   keyKind = iota // address: a route or an address whose prefix covers it
 	byDevice                   // n: the device of the route, or of the route back
 	byInterface                // n: Query.Interface
+	byAbsence                  // Query.Interface does not exist here
 	byNeighbour                // n, address
 	byPrefix                   // address, n: a route of exactly that prefix
 	byName                     // name: Query.UnderlayDevice

@@ -71,7 +71,7 @@ func mac(t *testing.T, ns *netlab.NS, ifname string) (m [6]byte) {
 }
 
 // eventually waits until ok.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(netlab.Timeout()); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {

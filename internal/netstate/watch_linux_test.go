@@ -3,7 +3,6 @@ package netstate
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -125,20 +124,6 @@ func TestWatch_debounce(t *testing.T) {
 	eventually(t, "a call", func() bool { return calls.Load() > before })
 }
 
-// addRoutes makes n changes without a pause.
-func addRoutes(t *testing.T, ns *netlab.NS, n int) {
-	t.Helper()
-	file := t.TempDir() + "/batch"
-	var batch strings.Builder
-	for i := range n {
-		fmt.Fprintf(&batch, "route add 10.%d.%d.0/24 dev eth0\n", i/256, i%256)
-	}
-	if err := os.WriteFile(file, []byte(batch.String()), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	ns.Run("ip", "-batch", file)
-}
-
 // The reader is blocked while more changes come than its receive buffer holds, so that
 // the kernel drops some: the next read fails with ENOBUFS.
 func TestWatch_droppedMessages(t *testing.T) {
@@ -226,15 +211,6 @@ func TestWatch_contextEnds(t *testing.T) {
 	if now := openFiles(t); now > fds {
 		t.Errorf("%d files open, %d before", now, fds)
 	}
-}
-
-// openFiles is the number of this process's open files.
-func openFiles(t *testing.T) int {
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(entries)
 }
 
 func TestWatch_endedContext(t *testing.T) {
