@@ -9,7 +9,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-func TestSafeToBypass(t *testing.T) {
+func TestPolicy(t *testing.T) {
 	policy := func(selector string, more ...string) string {
 		return "ip xfrm policy add " + selector + " " + strings.Join(more, " ")
 	}
@@ -106,18 +106,15 @@ func TestSafeToBypass(t *testing.T) {
 					t.Skipf("this system cannot %s: %s", command, strings.TrimSpace(out))
 				}
 			}
-			device := index(t, ns, "eth0")
-			ns.Do(func() {
-				got := SafeToBypass(device, here, far)
-				if c.want == "" && got != "" || !strings.Contains(got, c.want) || strings.Contains(got, "\n") {
-					t.Errorf("%q, want %q", got, c.want)
-				}
-			})
+			got := ask(t, ns, Query{Remote: far, Local: here, UnderlayDevice: "eth0"}).Bypass
+			if c.want == "" && got != "" || !strings.Contains(got, c.want) || strings.Contains(got, "\n") {
+				t.Errorf("%q, want %q", got, c.want)
+			}
 		})
 	}
 }
 
-func TestIngressFilters(t *testing.T) {
+func TestHost_ingressFilters(t *testing.T) {
 	const all = " protocol ip u32 match u32 0 0"
 	for _, c := range []struct {
 		name     string
@@ -137,12 +134,10 @@ func TestIngressFilters(t *testing.T) {
 			if out, err := ns.Try("sh", "-ec", c.commands); err != nil {
 				t.Skipf("this system cannot %s: %s", c.commands, strings.TrimSpace(out))
 			}
-			device := index(t, ns, "eth0")
-			ns.Do(func() {
-				if got := IngressFilters(device); strings.Contains(got, "tc has filters on the ingress") != c.want || !c.want && got != "" {
-					t.Errorf("%q", got)
-				}
-			})
+			got := ask(t, ns, Query{Remote: router, UnderlayDevice: "eth0"}).Ingress
+			if strings.Contains(got, "tc has filters on the ingress") != c.want || !c.want && got != "" {
+				t.Errorf("%q", got)
+			}
 		})
 	}
 }
@@ -204,19 +199,14 @@ func FuzzParseChain_andOthers(f *testing.F) {
 	})
 }
 
-func BenchmarkSafeToBypass(b *testing.B) {
+func BenchmarkPolicy(b *testing.B) {
 	ns, other := netlab.New(b), netlab.New(b)
 	netlab.Veth(b, ns, other, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0"})
-	ns.Do(func() {
-		device, err := DeviceIndex("eth0")
-		if err != nil {
-			b.Fatal(err)
+	h := openHost(b, ns)
+	b.ReportAllocs()
+	for b.Loop() {
+		if p := h.readPolicy(policy{}, allParts); p.forbids(2, "eth0", here, far) != "" {
+			b.Fatal(p)
 		}
-		b.ReportAllocs()
-		for b.Loop() {
-			if reason := SafeToBypass(device, here, far); reason != "" {
-				b.Fatal(reason)
-			}
-		}
-	})
+	}
 }

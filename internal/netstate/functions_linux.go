@@ -2,9 +2,6 @@ package netstate
 
 import "net/netip"
 
-// fresh opens a socket for each request.
-var fresh = new(requester)
-
 // once is a Host for one question, of the calling thread's network namespace.
 func once() *Host {
 	h := newHost(Options{})
@@ -66,11 +63,6 @@ func AddressIsLocal(address netip.Addr) (bool, error) {
 	return fresh.isLocal(address.As4())
 }
 
-// AddAddresses is Host.AddAddresses in the calling thread's network namespace.
-func AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
-	return fresh.AddAddresses(device, addresses)
-}
-
 // AddRoutes is Host.AddRoutes.
 func AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error) {
 	return fresh.AddRoutes(device, destinations)
@@ -83,12 +75,6 @@ func CheckRoute(device int, destination netip.Prefix) error {
 
 // SetRPS is Host.SetRPS.
 func SetRPS(ifname, mask string) error { return fresh.SetRPS(ifname, mask) }
-
-// SetUp is Host.SetUp in the calling thread's network namespace.
-func SetUp(device int) error { return fresh.SetUp(device) }
-
-// DeviceIndex is Host.DeviceIndex in the calling thread's network namespace.
-func DeviceIndex(ifname string) (int, error) { return fresh.DeviceIndex(ifname) }
 
 // Reassembly is Host.Reassembly.
 func Reassembly() (done, failed uint64, err error) { return fresh.Reassembly() }

@@ -66,13 +66,13 @@ func answer(q Query) *Answer {
 		}
 	}
 	if a.Err == nil {
-		a.Route, a.Err = Lookup(q.Remote, q.Local, q.Mark, a.Device)
+		a.Route, a.Err = lookup(q.Remote, q.Local, q.Mark, a.Device)
 	}
 	local := q.Local
 	if local == [4]byte{} {
 		local = a.Route.Source
 	}
-	if has, err := AddressIsLocal(netip.AddrFrom4(local)); err == nil && local != [4]byte{} {
+	if has, err := isLocal(netip.AddrFrom4(local)); err == nil && local != [4]byte{} {
 		a.HasLocal = has
 	}
 	a.ReturnDevice = a.Route.Device

@@ -279,3 +279,14 @@ func (r *requester) Configure(device int, addresses, routes []netip.Prefix) erro
 	}
 	return nil
 }
+
+// AddAddresses is Host.AddAddresses in the calling thread's network namespace.
+func AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
+	return fresh.AddAddresses(device, addresses)
+}
+
+// SetUp is Host.SetUp in the calling thread's network namespace.
+func SetUp(device int) error { return fresh.SetUp(device) }
+
+// DeviceIndex is Host.DeviceIndex in the calling thread's network namespace.
+func DeviceIndex(ifname string) (int, error) { return fresh.DeviceIndex(ifname) }

@@ -43,12 +43,12 @@ func TestAddAddresses(t *testing.T) {
 			t.Fatal(err)
 		}
 		routes := prefixes("10.1.0.0/16", "10.2.3.4/16", "10.3.0.1/32", "10.255.0.0/30", "0.0.0.0/0", "10.1.0.0/16")
-		added, err := AddRoutes(device, routes)
+		added, err := fresh.AddRoutes(device, routes)
 		if want := prefixes("10.1.0.0/16", "10.2.3.4/16", "10.3.0.1/32", "0.0.0.0/0"); err != nil || !slices.Equal(added, want) {
 			t.Error(added, err)
 		}
 		for _, r := range routes {
-			if err := CheckRoute(device, r); err != nil {
+			if err := fresh.CheckRoute(device, r); err != nil {
 				t.Error(err)
 			}
 		}
@@ -66,7 +66,7 @@ func TestAddAddresses(t *testing.T) {
 	}
 }
 
-func TestCheckRoute(t *testing.T) {
+func TestRequester_CheckRoute(t *testing.T) {
 	ns := newTun(t)
 	ns.Run("ip", "tuntap", "add", "tun1", "mode", "tun")
 	ns.Run("ip", "link", "set", "tun1", "up")
@@ -76,10 +76,10 @@ func TestCheckRoute(t *testing.T) {
 		if err := SetUp(device); err != nil {
 			t.Fatal(err)
 		}
-		if added, err := AddRoutes(device, prefixes("10.1.0.0/16")); len(added) != 0 || err != nil {
+		if added, err := fresh.AddRoutes(device, prefixes("10.1.0.0/16")); len(added) != 0 || err != nil {
 			t.Error(added, err)
 		}
-		err := CheckRoute(device, netip.MustParsePrefix("10.1.0.0/16"))
+		err := fresh.CheckRoute(device, netip.MustParsePrefix("10.1.0.0/16"))
 		if !errors.Is(err, unix.EEXIST) || !strings.Contains(err.Error(), "remove it first") || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%v", err)
 		}
@@ -90,7 +90,7 @@ func TestCheckRoute(t *testing.T) {
 }
 
 // A route belongs in the table of the interface's VRF.
-func TestAddRoutes(t *testing.T) {
+func TestRequester_AddRoutes(t *testing.T) {
 	t.Run("vrf", func(t *testing.T) {
 		ns := newTun(t)
 		if out, err := ns.Try("ip", "link", "add", "red", "type", "vrf", "table", "77"); err != nil {
@@ -99,10 +99,10 @@ func TestAddRoutes(t *testing.T) {
 		ns.Run("ip", "link", "set", "tun0", "up", "master", "red")
 		device := index(t, ns, "tun0")
 		ns.Do(func() {
-			if added, err := AddRoutes(device, prefixes("10.1.0.0/16")); len(added) != 1 || err != nil {
+			if added, err := fresh.AddRoutes(device, prefixes("10.1.0.0/16")); len(added) != 1 || err != nil {
 				t.Error(added, err)
 			}
-			if err := CheckRoute(device, netip.MustParsePrefix("10.1.0.0/16")); err != nil {
+			if err := fresh.CheckRoute(device, netip.MustParsePrefix("10.1.0.0/16")); err != nil {
 				t.Error(err)
 			}
 		})
@@ -122,8 +122,8 @@ func TestLink_missing(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 		_, addressErr := AddAddresses(1234, prefixes("10.0.0.1/8"))
-		_, routeErr := AddRoutes(1234, prefixes("10.0.0.0/8"))
-		for _, err := range []error{SetUp(1234), addressErr, routeErr, CheckRoute(1234, netip.MustParsePrefix("10.0.0.0/8"))} {
+		_, routeErr := fresh.AddRoutes(1234, prefixes("10.0.0.0/8"))
+		for _, err := range []error{SetUp(1234), addressErr, routeErr, fresh.CheckRoute(1234, netip.MustParsePrefix("10.0.0.0/8"))} {
 			if !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), "no interface with index 1234 in this network namespace") || strings.Contains(err.Error(), "\n") {
 				t.Errorf("%v", err)
 			}

@@ -34,16 +34,22 @@ func newLab(t *testing.T) lab {
 	return l
 }
 
-// lookup is Lookup in a namespace, by dst only.
-func lookup(t *testing.T, ns *netlab.NS, dst [4]byte) (r Route) {
+// ask is the first Answer of a Host in a namespace.
+func ask(t testing.TB, ns *netlab.NS, q Query) *Answer {
 	t.Helper()
-	ns.Do(func() {
-		var err error
-		if r, err = Lookup(dst, [4]byte{}, 0, 0); err != nil {
-			t.Fatal(err)
-		}
-	})
-	return r
+	h := openHost(t, ns)
+	defer h.Close()
+	return follow(t, h, ns, q).Answer()
+}
+
+// lookup is the Answer's Route, by dst only.
+func lookup(t *testing.T, ns *netlab.NS, dst [4]byte) Route {
+	t.Helper()
+	a := ask(t, ns, Query{Remote: dst})
+	if a.Err != nil {
+		t.Fatal(a.Err)
+	}
+	return a.Route
 }
 
 func index(t *testing.T, ns *netlab.NS, ifname string) (i int) {
@@ -92,55 +98,57 @@ func TestLookup_gateway(t *testing.T) {
 	}
 }
 
-func TestResolve_neighbour(t *testing.T) {
+func TestHost_Refresh(t *testing.T) {
 	l := newLab(t)
-	r := lookup(t, l.host, far)
-	if r.Resolved {
-		t.Fatalf("resolved before anything was sent: %+v", r)
+	h := openHost(t, l.host)
+	f := follow(t, h, l.host, Query{Remote: far})
+	eventually(t, "the next hop is resolved without Refresh", func() bool { return f.Answer().Route.Resolved })
+	if r, want := f.Answer().Route, mac(t, l.router, "eth0"); r.DestinationMAC != want {
+		t.Errorf("next hop %x, want %x", r.DestinationMAC, want)
 	}
-	l.host.Do(func() {
-		if err := Resolve(r, far); err != nil {
+	// refresh is Refresh a second later.
+	refresh := func() {
+		h.mu.Lock()
+		for _, e := range h.neighbours {
+			e.used = time.Time{}
+		}
+		h.mu.Unlock()
+		if err := h.Refresh(f.Follower); err != nil {
 			t.Fatal(err)
 		}
-	})
-	eventually(t, "the next hop is resolved", func() bool { r = lookup(t, l.host, far); return r.Resolved })
-	if want := mac(t, l.router, "eth0"); r.DestinationMAC != want {
-		t.Errorf("next hop %x, want %x", r.DestinationMAC, want)
 	}
 	l.host.Run("ip", "neigh", "flush", "all")
 	l.host.Run("ip", "neigh", "replace", "192.0.2.2", "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "stale")
-	if r = lookup(t, l.host, far); !r.Resolved || r.DestinationMAC != [6]byte{2, 0, 0, 0, 0, 0x99} {
+	if r := lookup(t, l.host, far); !r.Resolved || r.DestinationMAC != [6]byte{2, 0, 0, 0, 0, 0x99} {
 		t.Errorf("stale neighbour: %+v", r)
 	}
 	// In use again, the kernel confirms it after five seconds (delay_first_probe_time).
-	l.host.Do(func() {
-		if err := Resolve(r, far); err != nil {
-			t.Fatal(err)
-		}
-	})
+	settle(t, h)
+	refresh()
 	if out := l.host.Run("ip", "neigh", "show", "192.0.2.2"); strings.Contains(out, "STALE") {
 		t.Errorf("still stale: %s", out)
 	}
-	l.host.Run("ip", "neigh", "replace", "192.0.2.2", "dev", "eth0", "nud", "failed")
-	if r = lookup(t, l.host, far); r.Resolved || !r.Ethernet {
-		t.Errorf("failed neighbour: %+v", r)
+	requests := h.requests.Load()
+	if err := h.Refresh(f.Follower); err != nil || h.requests.Load() != requests {
+		t.Errorf("refreshed again at once: %v", err)
 	}
+	l.host.Run("ip", "neigh", "replace", "192.0.2.2", "dev", "eth0", "nud", "failed")
+	eventually(t, "it has failed", func() bool { r := f.Answer().Route; return !r.Resolved && r.Ethernet })
+	refresh()
+	eventually(t, "it is resolved again", func() bool { return f.Answer().Route.Resolved })
 }
 
-func TestResolve_static(t *testing.T) {
-	t.Run("permanent", func(t *testing.T) {
-		l := newLab(t)
-		l.host.Run("ip", "neigh", "replace", "192.0.2.2", "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "permanent")
-		r := lookup(t, l.host, far)
-		l.host.Do(func() {
-			if err := Resolve(r, far); err != nil {
-				t.Fatal(err)
-			}
-		})
-		if out := l.host.Run("ip", "neigh", "show", "192.0.2.2"); !r.Static || !strings.Contains(out, "PERMANENT") {
-			t.Errorf("%+v: what the operator has set is now %s", r, out)
-		}
-	})
+func TestHost_Refresh_static(t *testing.T) {
+	l := newLab(t)
+	l.host.Run("ip", "neigh", "replace", "192.0.2.2", "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "permanent")
+	h := openHost(t, l.host)
+	f := follow(t, h, l.host, Query{Remote: far})
+	if err := h.Refresh(f.Follower); err != nil {
+		t.Fatal(err)
+	}
+	if out := l.host.Run("ip", "neigh", "show", "192.0.2.2"); !f.Answer().Route.Static || !strings.Contains(out, "PERMANENT") {
+		t.Errorf("%+v: what the operator has set is now %s", f.Answer().Route, out)
+	}
 }
 
 func TestLookup_sourceMAC(t *testing.T) {
@@ -234,16 +242,10 @@ func TestLookup_markSourceDevice(t *testing.T) {
 		{"device", [4]byte{}, 0, "eth5", Route{Source: eth5, DeviceName: "eth5", MTU: 1400}},
 		{"foreign source", [4]byte{203, 0, 113, 77}, 0, "", Route{Source: [4]byte{203, 0, 113, 77}, DeviceName: "eth0", MTU: 1500}},
 	} {
-		device := 0
-		if c.device != "" {
-			device = index(t, l.host, c.device)
+		a := ask(t, l.host, Query{Remote: far, Local: c.src, Mark: c.mark, UnderlayDevice: c.device})
+		if r, err := a.Route, a.Err; err != nil || r.Source != c.want.Source || r.DeviceName != c.want.DeviceName || r.MTU != c.want.MTU || !r.Ethernet {
+			t.Errorf("%s: %+v, %v: want %+v", c.name, r, err, c.want)
 		}
-		l.host.Do(func() {
-			r, err := Lookup(far, c.src, c.mark, device)
-			if err != nil || r.Source != c.want.Source || r.DeviceName != c.want.DeviceName || r.MTU != c.want.MTU || !r.Ethernet {
-				t.Errorf("%s: %+v, %v: want %+v", c.name, r, err, c.want)
-			}
-		})
 	}
 }
 
@@ -309,28 +311,31 @@ func TestLookup_local(t *testing.T) {
 	if !r.Local || r.Ethernet || r.MTU < 1500 {
 		t.Errorf("%+v", r)
 	}
-	l.host.Do(func() {
-		for _, c := range []struct {
-			address string
-			want    bool
-		}{{"192.0.2.1", true}, {"127.0.0.1", true}, {"192.0.2.2", false}, {"192.0.2.255", false}, {"203.0.113.5", false}, {"2001:db8::1", false}} {
-			if got, err := AddressIsLocal(netip.MustParseAddr(c.address)); err != nil || got != c.want {
-				t.Errorf("%s is local: %v, %v", c.address, got, err)
-			}
-		}
-	})
+	for _, c := range []struct {
+		address string
+		want    bool
+	}{{"192.0.2.1", true}, {"127.0.0.1", true}, {"192.0.2.2", false}, {"192.0.2.255", false}, {"203.0.113.5", false}, {"0.0.0.0", false}} {
+		expectLocal(t, l.host, c.address, c.want)
+	}
 }
 
-func TestAddressIsLocal(t *testing.T) {
-	l := newLab(t)
-	expect := func(address string, want bool) {
-		t.Helper()
-		l.host.Do(func() {
-			if got, err := AddressIsLocal(netip.MustParseAddr(address)); err != nil || got != want {
-				t.Errorf("%s is local: %v, %v", address, got, err)
-			}
-		})
+// expectLocal wants isLocal of an address to be so, and the HasLocal of a tunnel from it.
+func expectLocal(t *testing.T, ns *netlab.NS, address string, want bool) {
+	t.Helper()
+	local := netip.MustParseAddr(address).As4()
+	ns.Do(func() {
+		if got, err := fresh.isLocal(local); err != nil || got != want {
+			t.Errorf("%s is local: %v, %v", address, got, err)
+		}
+	})
+	if a := ask(t, ns, Query{Remote: far, Local: local}); local != [4]byte{} && a.HasLocal != want {
+		t.Errorf("%s is local: %+v", address, a)
 	}
+}
+
+func TestFollower_hasLocal(t *testing.T) {
+	l := newLab(t)
+	expect := func(address string, want bool) { t.Helper(); expectLocal(t, l.host, address, want) }
 	l.host.Run("ip", "address", "add", "203.0.113.5/32", "dev", "lo")
 	expect("203.0.113.5", true) // on another interface than the underlay
 	expect("203.0.113.6", false)
@@ -372,13 +377,12 @@ func TestNoRoute(t *testing.T) {
 			l.host.Run("ip", "route", "replace", c.kind, "203.0.113.0/24")
 		}
 		for _, src := range [][4]byte{{}, here} {
-			l.host.Do(func() {
-				r, err := Lookup(netip.MustParseAddr(c.dst).As4(), src, 0, 0)
-				var none *NoRouteError
-				if !errors.As(err, &none) || !errors.Is(err, c.err) || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
-					t.Errorf("%s %s from %v: %+v, %v: want %s", c.kind, c.dst, src, r, err, c.want)
-				}
-			})
+			a := ask(t, l.host, Query{Remote: netip.MustParseAddr(c.dst).As4(), Local: src})
+			r, err := a.Route, a.Err
+			var none *NoRouteError
+			if !errors.As(err, &none) || !errors.Is(err, c.err) || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%s %s from %v: %+v, %v: want %s", c.kind, c.dst, src, r, err, c.want)
+			}
 		}
 		if c.kind != "" {
 			l.host.Run("ip", "route", "del", c.kind, "203.0.113.0/24")
@@ -390,9 +394,10 @@ func TestNoRoute_device(t *testing.T) {
 	l := newLab(t)
 	eth0 := index(t, l.host, "eth0")
 	l.host.Run("ip", "link", "set", "eth0", "down")
+	h := openHost(t, l.host)
 	for _, step := range []string{"down", "gone"} {
 		l.host.Do(func() {
-			r, err := Lookup(far, [4]byte{}, 0, eth0)
+			r, _, err := h.lookup(far, [4]byte{}, 0, eth0, h.link)
 			if !errors.As(err, new(*NoRouteError)) || !strings.Contains(err.Error(), step) {
 				t.Errorf("%s: %+v, %v", step, r, err)
 			}
@@ -406,12 +411,11 @@ func TestNoRoute_device(t *testing.T) {
 func BenchmarkLookup(b *testing.B) {
 	ns, other := netlab.New(b), netlab.New(b)
 	netlab.Veth(b, ns, other, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0"})
-	ns.Do(func() {
-		b.ReportAllocs()
-		for b.Loop() {
-			if _, err := Lookup(router, [4]byte{}, 0, 0); err != nil {
-				b.Fatal(err)
-			}
+	h := openHost(b, ns)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, _, err := h.lookup(router, [4]byte{}, 0, 0, h.link); err != nil {
+			b.Fatal(err)
 		}
-	})
+	}
 }

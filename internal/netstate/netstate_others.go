@@ -3,14 +3,13 @@
 package netstate
 
 import (
-	"context"
 	"net"
 	"net/netip"
 )
 
-// Lookup takes the source address that the kernel prefers for dst, and the MTU of its
+// lookup takes the source address that the kernel prefers for dst, and the MTU of its
 // interface. Marks and devices are for Linux.
-func Lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
+func lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
 	if mark != 0 || device != 0 {
 		return Route{}, ErrUnsupported
 	}
@@ -45,34 +44,9 @@ func Lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
 	return Route{}, &NoRouteError{Destination: to, Why: "no interface has the address that the route prefers", Err: ErrUnsupported}
 }
 
-// Resolve does nothing: a Route is never Ethernet here.
-func Resolve(r Route, dst [4]byte) error { return nil }
-
-// Watch is for Linux. Elsewhere the caller polls.
-func Watch(ctx context.Context, changed func(wentDown map[int]bool)) error { return ErrUnsupported }
-
-// SafeToBypass is for Linux.
-func SafeToBypass(device int, local, remote [4]byte) (reason string) {
-	return "the system is not Linux"
-}
-
-// IngressFilters is for Linux.
-func IngressFilters(device int) (reason string) { return "the system is not Linux" }
-
-// EgressHooks is for Linux.
-func EgressHooks(device int) (reason string) { return "the system is not Linux" }
-
-// EgressTaps is for Linux.
-func EgressTaps(device int) (reason string) { return "the system is not Linux" }
-
 // AddAddresses is for Linux.
 func AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
 	return addNone(addresses)
-}
-
-// AddRoutes is for Linux.
-func AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error) {
-	return addNone(destinations)
 }
 
 func addNone(prefixes []netip.Prefix) ([]netip.Prefix, error) {
@@ -81,12 +55,6 @@ func addNone(prefixes []netip.Prefix) ([]netip.Prefix, error) {
 	}
 	return nil, ErrUnsupported
 }
-
-// CheckRoute is for Linux.
-func CheckRoute(device int, destination netip.Prefix) error { return ErrUnsupported }
-
-// SetRPS is for Linux.
-func SetRPS(ifname, mask string) error { return ErrUnsupported }
 
 // SetUp does nothing.
 func SetUp(device int) error { return nil }
@@ -100,8 +68,8 @@ func DeviceIndex(ifname string) (int, error) {
 	return i.Index, nil
 }
 
-// AddressIsLocal reports whether an interface of this host has the address.
-func AddressIsLocal(address netip.Addr) (bool, error) {
+// isLocal reports whether an interface of this host has the address.
+func isLocal(address netip.Addr) (bool, error) {
 	addresses, err := net.InterfaceAddrs()
 	if err != nil {
 		return false, err
@@ -113,9 +81,6 @@ func AddressIsLocal(address netip.Addr) (bool, error) {
 	}
 	return false, nil
 }
-
-// Reassembly is for Linux.
-func Reassembly() (done, failed uint64, err error) { return 0, 0, ErrUnsupported }
 
 // MinPMTU is for Linux: 0.
 func MinPMTU() int { return 0 }

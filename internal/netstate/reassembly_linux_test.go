@@ -15,8 +15,8 @@ func TestParseReassembly(t *testing.T) {
 	}
 }
 
-func TestReassembly(t *testing.T) {
-	if _, _, err := Reassembly(); err != nil {
+func TestRequester_Reassembly(t *testing.T) {
+	if _, _, err := fresh.Reassembly(); err != nil {
 		t.Error(err)
 	}
 }

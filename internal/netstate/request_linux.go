@@ -22,6 +22,9 @@ type requester struct {
 	requests atomic.Int64           // made so far, the library's aside
 }
 
+// fresh opens a socket for each request, in the network namespace of the calling thread.
+var fresh = new(requester)
+
 // open opens the sockets. After an error the caller closes the requester all the same.
 func (r *requester) open() error {
 	r.sockets = map[int]*requestSocket{}

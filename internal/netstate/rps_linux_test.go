@@ -65,26 +65,26 @@ func processors(t *testing.T, mask string) (n int) {
 	return n
 }
 
-func TestSetRPS(t *testing.T) {
+func TestRequester_SetRPS(t *testing.T) {
 	ns := netlab.New(t)
 	ns.Run("ip", "tuntap", "add", "dev", "t0", "mode", "tun")
 	ns.Run("ip", "link", "set", "dev", "t0", "alias", "the operator's")
 	withSys(t, ns, func() {
 		ns.Run("ip", "tuntap", "add", "dev", "t1", "mode", "tun")
-		if err := SetRPS("t1", "all"); err != nil {
+		if err := fresh.SetRPS("t1", "all"); err != nil {
 			t.Error(err)
 		}
 		if got := rpsMasks(t, "t1"); len(got) == 0 || processors(t, got[0]) != runtime.NumCPU() {
 			t.Errorf("masks %q for all, want %d processors", got, runtime.NumCPU())
 		}
-		if err := SetRPS("t0", "1"); err != nil {
+		if err := fresh.SetRPS("t0", "1"); err != nil {
 			t.Error(err)
 		}
 		if got := rpsMasks(t, "t0"); len(got) == 0 || got[0] != "1" {
 			t.Errorf("masks %q, want 1", got)
 		}
 		// A mask that is set is not overwritten.
-		if err := SetRPS("t0", "2"); err == nil || !strings.Contains(err.Error(), "already") {
+		if err := fresh.SetRPS("t0", "2"); err == nil || !strings.Contains(err.Error(), "already") {
 			t.Errorf("a second mask: %v", err)
 		}
 		if got := rpsMasks(t, "t0"); len(got) == 0 || got[0] != "1" {
@@ -96,14 +96,14 @@ func TestSetRPS(t *testing.T) {
 	}
 }
 
-func TestSetRPS_otherNamespace(t *testing.T) {
+func TestRequester_SetRPS_otherNamespace(t *testing.T) {
 	there, here := netlab.New(t), netlab.New(t)
 	for _, ns := range []*netlab.NS{there, here} {
 		ns.Run("ip", "tuntap", "add", "dev", "t0", "mode", "tun")
 	}
 	withSys(t, there, func() {
 		here.Do(func() {
-			if err := SetRPS("t0", "1"); err == nil {
+			if err := fresh.SetRPS("t0", "1"); err == nil {
 				t.Error("an interface of the same name in another namespace was taken for ours")
 			}
 		})

@@ -10,7 +10,17 @@ import (
 	"ipipd/test/netlab"
 )
 
-func TestEgressTaps(t *testing.T) {
+// egressTaps are those on one interface.
+func egressTaps(t *testing.T, device int) string {
+	t.Helper()
+	taps, err := fresh.EgressTaps()
+	if err != nil {
+		t.Error(err)
+	}
+	return taps.On(device)
+}
+
+func TestTaps(t *testing.T) {
 	ns := netlab.New(t)
 	ns.Run("ip", "tuntap", "add", "tun0", "mode", "tun")
 	device := index(t, ns, "tun0")
@@ -37,13 +47,13 @@ func TestEgressTaps(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if got := EgressTaps(device); (got != "") != c.want || c.want && !strings.Contains(got, "packet socket") {
+			if got := egressTaps(t, device); (got != "") != c.want || c.want && !strings.Contains(got, "packet socket") {
 				t.Errorf("%s: %q", c.name, got)
 			}
 		})
 	}
 	ns.Do(func() {
-		if got := EgressTaps(device); got != "" {
+		if got := egressTaps(t, device); got != "" {
 			t.Errorf("all of them closed: %q", got)
 		}
 	})

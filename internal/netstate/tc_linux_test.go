@@ -7,7 +7,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-func TestEgressHooks(t *testing.T) {
+func TestHost_egressHooks(t *testing.T) {
 	const all = " protocol ip u32 match u32 0 0"
 	for _, c := range []struct {
 		name     string
@@ -38,20 +38,16 @@ func TestEgressHooks(t *testing.T) {
 				if out, err := ns.Try("sh", "-ec", c.commands); err != nil {
 					t.Skipf("this system cannot %s: %s", c.commands, strings.TrimSpace(out))
 				}
-				device := index(t, ns, "tun0")
-				ns.Do(func() {
-					if got := EgressHooks(device); c.want == "" && got != "" || !strings.Contains(got, c.want) || strings.Contains(got, "\n") {
-						t.Errorf("%q, want %q", got, c.want)
-					}
-				})
+				got := ask(t, ns, Query{Remote: far, Interface: index(t, ns, "tun0")}).Egress
+				if c.want == "" && got != "" || !strings.Contains(got, c.want) || strings.Contains(got, "\n") {
+					t.Errorf("%q, want %q", got, c.want)
+				}
 			})
 		}
 	}
 	t.Run("no such interface", func(t *testing.T) {
-		netlab.New(t).Do(func() {
-			if got := EgressHooks(9999); !strings.Contains(got, "cannot tell") {
-				t.Errorf("%q", got)
-			}
-		})
+		if got := ask(t, netlab.New(t), Query{Remote: far, Interface: 9999}).Egress; !strings.Contains(got, "cannot tell") {
+			t.Errorf("%q", got)
+		}
 	})
 }
