@@ -40,6 +40,7 @@ properties of RouterOS's /interface ipip and under their names.
   ipipd up --local-address 192.0.2.1 --remote-address 198.51.100.1 --name ipip1 --address 10.255.0.1/30
 
 Exit status: 0 done, 1 it failed, 2 the command line was wrong.`,
+		Version:       versionLine(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.ArbitraryArgs,
@@ -53,6 +54,8 @@ Exit status: 0 done, 1 it failed, 2 the command line was wrong.`,
 	root.SetOut(s.out)
 	root.SetErr(s.err)
 	root.SetFlagErrorFunc(flagError)
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.Flags().Bool("version", false, "say which ipipd this is") // cobra's own would take -v
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages ", ".FlagUsagesWrapped 100 "))
 	root.AddCommand(newCmdUp(s, upRun), newCmdPrint(s, printRun), newCmdDown(s, downRun), newCmdVersion(s))
 	for _, more := range platformCommands {
