@@ -145,7 +145,7 @@ func levenshtein(a, b string) int {
 // withRemedy appends remedies to an error of the system.
 func withRemedy(err error, remedies ...string) error {
 	if errors.Is(err, fs.ErrPermission) {
-		remedies = append(slices.Clone(remedies), "run it as root")
+		remedies = append(slices.Clone(remedies), "run it as root, or with sudo")
 	}
 	if len(remedies) == 0 {
 		return err

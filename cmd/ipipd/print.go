@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strconv"
 	"strings"
@@ -71,7 +72,7 @@ func printRun(_ context.Context, o *printOptions) error {
 			statuses, problem = queryStatuses(o.RuntimeDir, []string{started})
 		}
 	}
-	if o.Name != "" && len(statuses) == 0 {
+	if len(statuses) == 0 && (o.Name != "" || errors.Is(problem, fs.ErrPermission)) {
 		return cmp.Or(problem, noSuchTunnel(o.RuntimeDir, o.Name))
 	}
 	var err error
@@ -87,8 +88,9 @@ func printRun(_ context.Context, o *printOptions) error {
 }
 
 // queryStatuses returns the statuses of the running tunnels, in the order of names.
-// problem joins the errors of those that do not answer. Tunnels that have ended are left
-// out, and their stale sockets removed.
+// problem joins the errors of those that do not answer; of the sockets that this user may not
+// connect to it has the first. Tunnels that have ended are left out, and their stale sockets
+// removed.
 func queryStatuses(dir string, names []string) (statuses []tunnel.Status, problem error) {
 	all := make([]tunnel.Status, len(names))
 	errs := make([]error, len(names))
@@ -99,6 +101,7 @@ func queryStatuses(dir string, names []string) (statuses []tunnel.Status, proble
 	wg.Wait()
 	var gone []string
 	var problems []error
+	denied := false
 	for i, err := range errs {
 		switch {
 		case err == nil:
@@ -109,7 +112,9 @@ func queryStatuses(dir string, names []string) (statuses []tunnel.Status, proble
 			if len(names) == 1 {
 				problems = append(problems, fmt.Errorf("tunnel %s %w: try again", names[i], err))
 			}
+		case errors.Is(err, fs.ErrPermission) && denied:
 		default:
+			denied = denied || errors.Is(err, fs.ErrPermission)
 			problems = append(problems, controlError(err))
 		}
 	}
