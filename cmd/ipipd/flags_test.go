@@ -70,7 +70,7 @@ func TestFlagError_wrongInput(t *testing.T) {
 		{[]string{remote, "--ipsec-secret", ""}, `--ipsec-secret: what was given is not accepted: want 1 to 4096 bytes of text on one line`},
 		{[]string{remote, "--ipsec-secret"}, `--ipsec-secret: no value given: want text`},
 		{[]string{remote, "--ipsec-secret", "hunter2", "--allow-fast-path", "yes"}, `--allow-fast-path: "yes"` + accepted + `no with ipsec-secret: the fast path does not encrypt`},
-		{[]string{remote, "--ipsec-phase2", "aes128-sha1"}, `--ipsec-phase2: "aes128-sha1"` + accepted + `ipsec-secret-file with it: without a secret nothing is encrypted`},
+		{[]string{remote, "--ipsec-phase2", "aes128-sha1"}, `--ipsec-secret-file: missing: want the secret for ipsec-phase2 "aes128-sha1", or no ipsec-phase2: without a secret nothing is encrypted`},
 		{[]string{remote, "--mtu"}, `--mtu: no value given: want auto or 68..65515`},
 		{[]string{"--remote-adress", "198.51.100.1"}, `--remote-adress: unknown flag: did you mean --remote-address?`},
 		{[]string{remote, "--help=x"}, `--help: "x"` + accepted + `true or false`},

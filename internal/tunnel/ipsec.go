@@ -82,7 +82,8 @@ func (c *Config) validateIPsec() error {
 	defaults := Config{IPsec: defaultIPsec()}
 	for _, p := range ipsecProperties {
 		if v := p.Get(c); v != p.Get(&defaults) {
-			return &ValueError{Property: p.Name, Value: v, Want: "ipsec-secret-file with it: without a secret nothing is encrypted"}
+			return &ValueError{Property: "ipsec-secret-file", Missing: true,
+				Want: fmt.Sprintf("the secret for %s %q, or no %s: without a secret nothing is encrypted", p.Name, v, p.Name)}
 		}
 	}
 	return nil

@@ -321,11 +321,11 @@ func TestConfigValidate(t *testing.T) {
 		{"secret and fast path", []string{"remote-address", "r2", "ipsec-secret", "x", "allow-fast-path", "yes"},
 			`allow-fast-path: "yes" is not accepted: want no with ipsec-secret: the fast path does not encrypt`},
 		{"ipsec without secret", []string{"remote-address", "r2", "ipsec-exchange", "ike2"},
-			`ipsec-exchange: "ike2" is not accepted: want ipsec-secret-file with it: without a secret nothing is encrypted`},
+			`ipsec-secret-file: missing: want the secret for ipsec-exchange "ike2", or no ipsec-exchange: without a secret nothing is encrypted`},
 		{"remote-id of our own", []string{"remote-address", "r2", "ipsec-secret", "x", "local-address", "192.0.2.1", "ipsec-remote-id", "192.0.2.1"},
 			`ipsec-remote-id: "192.0.2.1" is not accepted: want the identity of the other end, not local-address`},
 		{"remote-id without secret", []string{"remote-address", "r2", "ipsec-remote-id", "b.example"},
-			`ipsec-remote-id: "b.example" is not accepted: want ipsec-secret-file with it: without a secret nothing is encrypted`},
+			`ipsec-secret-file: missing: want the secret for ipsec-remote-id "b.example", or no ipsec-remote-id: without a secret nothing is encrypted`},
 		{"target without echo", []string{"remote-address", "r2", "keepalive-target", "10.0.0.2"},
 			`keepalive-target: "10.0.0.2" is not accepted: want keepalive-probe echo with it`},
 	} {
