@@ -173,7 +173,7 @@ func TestCookieSecretsVerify_beforeRateLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.initiator = ikeSPI{0xaa}
-	ps, _, _, err := parsePayloads(b[headerLen:], h.next, payloadNone)
+	ps, _, err := parsePayloads(b[headerLen:], h.next)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +184,7 @@ func TestCookieSecretsVerify_beforeRateLimit(t *testing.T) {
 			t.Fatalf("%d answers", len(got))
 		}
 		reply := got[0].(Send).Payload
-		ps, _, _, err := parsePayloads(reply[headerLen:], payloadType(reply[16]), payloadNone)
+		ps, _, err := parsePayloads(reply[headerLen:], payloadType(reply[16]))
 		if err != nil {
 			t.Fatal(err)
 		}

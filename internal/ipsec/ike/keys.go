@@ -146,7 +146,7 @@ func (k *v1Keys) decryptV1(h header, b, iv []byte) (ps []payload, plain, nextIV 
 	}
 	plain = make([]byte, len(text))
 	cipher.NewCBCDecrypter(k.block, iv).CryptBlocks(plain, text)
-	ps, _, rest, err := parsePayloads(plain, h.next, payloadNone)
+	ps, rest, err := parsePayloads(plain, h.next)
 	if err != nil {
 		return nil, nil, nil, err
 	}

@@ -320,7 +320,7 @@ func FuzzParsePayloads(f *testing.F) {
 		}
 		tsIncludes(b, [4]byte{192, 0, 2, 1}, true)
 		if h, err := parseHeader(b); err == nil {
-			if list, _, rest, err := parsePayloads(b[headerLen:], h.next, payloadNone); err == nil {
+			if list, rest, err := parsePayloads(b[headerLen:], h.next); err == nil {
 				size := len(rest)
 				for _, p := range list {
 					size += 4 + len(p.body)

@@ -70,7 +70,7 @@ func parseSAV1(b []byte) ([]saProposalV1, error) {
 	if binary.BigEndian.Uint32(b) != doiIPsec || binary.BigEndian.Uint32(b[4:]) != 1 {
 		return nil, errMalformed
 	}
-	chain, _, rest, err := parsePayloads(b[8:], v1Proposal, payloadNone)
+	chain, rest, err := parsePayloads(b[8:], v1Proposal)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +89,7 @@ func parseSAV1(b []byte) ([]saProposalV1, error) {
 		}
 		sa := saProposalV1{number: p.body[0], protocol: p.body[1], spi: p.body[4 : 4+spi]}
 		if p.body[3] > 0 {
-			ts, _, rest, err := parsePayloads(p.body[4+spi:], v1Transform, payloadNone)
+			ts, rest, err := parsePayloads(p.body[4+spi:], v1Transform)
 			if err != nil {
 				return nil, err
 			}

@@ -94,7 +94,7 @@ func (s *v1SA) handleUnprotectedNotify(h header, b []byte) {
 	}
 	kind := -1
 	if h.flags&flagEncrypted == 0 {
-		ps, _, _, err := parsePayloads(b[headerLen:], h.next, payloadNone)
+		ps, _, err := parsePayloads(b[headerLen:], h.next)
 		if n := find(ps, v1Notification); err == nil && len(n) >= 8 {
 			kind = int(binary.BigEndian.Uint16(n[6:]))
 		}

@@ -35,7 +35,7 @@ func (p *Peer) startV1() {
 // respondV1 answers message 1. The source address may be spoofed, so it does no Diffie-Hellman
 // computation and keeps little.
 func (p *Peer) respondV1(h header, b []byte, via udpPath) {
-	ps, _, _, err := parsePayloads(b[headerLen:], h.next, payloadNone)
+	ps, _, err := parsePayloads(b[headerLen:], h.next)
 	if err != nil || firstType(ps) != v1SecurityAssociation {
 		return
 	}
@@ -128,7 +128,7 @@ func (s *v1SA) receiveMain(h header, b []byte, via udpPath) {
 		s.receiveAuth(h, b, via)
 		return
 	}
-	ps, _, _, err := parsePayloads(b[headerLen:], h.next, payloadNone)
+	ps, _, err := parsePayloads(b[headerLen:], h.next)
 	if err != nil {
 		return
 	}

@@ -79,7 +79,7 @@ func (s *v2SA) open(h header, b []byte, fresh bool) (ps []payload, incomplete bo
 			return nil, err == nil, err
 		}
 	}
-	ps, _, rest, err := parsePayloads(plain, first, payloadNone)
+	ps, rest, err := parsePayloads(plain, first)
 	if err == nil && len(rest) != 0 {
 		err = errMalformed
 	}

@@ -58,7 +58,7 @@ func parseKE(b []byte) (Group, []byte) {
 // receiveInit processes the IKE_SA_INIT response.
 func (s *v2SA) receiveInit(h header, b []byte, via udpPath) {
 	p := s.p
-	ps, _, rest, err := parsePayloads(b[headerLen:], h.next, payloadNone)
+	ps, rest, err := parsePayloads(b[headerLen:], h.next)
 	if err != nil || len(rest) != 0 {
 		return
 	}
@@ -142,7 +142,7 @@ func (s *v2SA) handleInitError(ps []payload) {
 // may be spoofed, so beyond a few half-open SAs, or a few requests a second, the initiator must
 // return a COOKIE (RFC 7296 section 2.6). With one it does not compete with spoofed sources.
 func (p *Peer) respondInit(h header, b []byte, via udpPath) {
-	ps, _, rest, err := parsePayloads(b[headerLen:], h.next, payloadNone)
+	ps, rest, err := parsePayloads(b[headerLen:], h.next)
 	if err != nil || len(rest) != 0 {
 		return
 	}

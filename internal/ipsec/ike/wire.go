@@ -99,28 +99,23 @@ type payload struct {
 }
 
 // parsePayloads parses a chain of payloads whose first one has type first. The bodies alias b.
-// rest is what follows the chain: the padding, in an encrypted IKEv1 message. If last is not
-// payloadNone, a payload of that type ends the chain, and next is the type in its header.
-func parsePayloads(b []byte, first, last payloadType) (ps []payload, next payloadType, rest []byte, err error) {
-	for next = first; next != payloadNone; {
+// rest is what follows the chain: the padding, in an encrypted IKEv1 message.
+func parsePayloads(b []byte, first payloadType) (ps []payload, rest []byte, err error) {
+	for next := first; next != payloadNone; {
 		if len(ps) == maxPayloads {
-			return nil, 0, nil, errMany
+			return nil, nil, errMany
 		}
 		if len(b) < 4 {
-			return nil, 0, nil, errShort
+			return nil, nil, errShort
 		}
 		n := int(binary.BigEndian.Uint16(b[2:]))
 		if n < 4 || n > len(b) {
-			return nil, 0, nil, errLength
+			return nil, nil, errLength
 		}
 		ps = append(ps, payload{kind: next, critical: b[1]&0x80 != 0, body: b[4:n:n]})
-		done := next == last && last != payloadNone
 		next, b = payloadType(b[0]), b[n:]
-		if done {
-			break
-		}
 	}
-	return ps, next, b, nil
+	return ps, b, nil
 }
 
 // appendPayloads appends the payloads with their generic headers, chained by type.
