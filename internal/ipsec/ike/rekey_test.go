@@ -2,8 +2,11 @@ package ike
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 )
@@ -186,5 +189,71 @@ func TestPeerUpdateRemotePort_inactiveSA(t *testing.T) {
 				s.fatalf("%v: after a message port %d", mode, c.Outbound.DestinationPort)
 			}
 		}
+	}
+}
+
+// noExponents is a source of random numbers that fails for private exponents of MODP groups.
+type noExponents struct{ io.Reader }
+
+func (r noExponents) Read(b []byte) (int, error) {
+	if len(b) == exponentLen {
+		return 0, errors.New("no random numbers")
+	}
+	return r.Reader.Read(b)
+}
+
+// A responder that cannot make its Diffie-Hellman key answers TEMPORARY_FAILURE (RFC 7296 section
+// 2.25): without an answer the initiator would take the peer for dead.
+func TestPeer_rekeyWithoutDHKey(t *testing.T) {
+	cfg := testConfig(t, "aes128-sha256-modp1024", fastPhase2)
+	cfg.Mode, cfg.PFS = IKE2, MODP1024
+	s := withPassivePeer(t, 1, cfg)
+	s.traffic(s.ends[0])
+	s.traffic(s.ends[1])
+	s.run(5 * time.Second)
+	old := s.ends[0].newestV2()
+	var answers []uint16
+	s.tap = func(from *end, b []byte) {
+		if h, _ := parseHeader(b); from == s.ends[1] && h.exchange == exchangeCreateChild {
+			ps, _, err := old.open(h, b, true)
+			if err != nil {
+				s.fatalf("%v", err)
+			}
+			answers = append(answers, errorNotify(ps))
+		}
+	}
+	random := s.ends[1].Peer.cfg.Rand
+	s.ends[1].Peer.cfg.Rand = noExponents{random}
+	old.rekeyAt = s.now
+	s.do(s.ends[0], s.ends[0].Tick(s.now))
+	s.run(2 * time.Second)
+	if !slices.Equal(answers, []uint16{n2TemporaryFailure}) {
+		s.fatalf("answered by %d", answers)
+	}
+	s.tap, s.ends[1].Peer.cfg.Rand = nil, random
+	s.run(30 * time.Second)
+	if s.ends[0].newestV2() == old {
+		s.fatalf("not rekeyed afterwards")
+	}
+	s.check("after the rekey")
+}
+
+// An initiator that cannot make its Diffie-Hellman key tries again.
+func TestPeer_requestWithoutDHKey(t *testing.T) {
+	cfg := testConfig(t, "aes128-sha256-modp1024", fastPhase2)
+	cfg.Mode, cfg.PFS = IKE2, MODP1024
+	s := withPassivePeer(t, 1, cfg)
+	s.run(5 * time.Second)
+	e := s.ends[0]
+	oldSA, oldChild := e.newestV2(), e.Current()
+	random := e.Peer.cfg.Rand
+	e.Peer.cfg.Rand = noExponents{random}
+	oldSA.rekeyAt = s.now
+	s.do(e, e.Rekey(s.now))
+	s.run(2 * time.Second)
+	e.Peer.cfg.Rand = random
+	s.run(30 * time.Second)
+	if e.newestV2() == oldSA || e.Current() == oldChild {
+		s.fatalf("not rekeyed afterwards: IKE SA %v, Child SA %v", e.newestV2() != oldSA, e.Current() != oldChild)
 	}
 }

@@ -113,6 +113,7 @@ func (s *v2SA) requestChildWithGroups(old *Child, groups []Group, retries int) {
 		if len(groups) > 0 {
 			var err error
 			if dh, err = newDHKey(groups[0], p.cfg.Rand); err != nil {
+				retryLater()
 				return nil
 			}
 			ps = append(ps, payload{kind: v2KeyExchange, body: keBody(dh)})

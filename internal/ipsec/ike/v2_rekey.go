@@ -97,6 +97,7 @@ func (s *v2SA) receiveRekey(h header, ps []payload, sas []saProposalV2, ni []byt
 	p.random(n.nr)
 	dh, err := newDHKey(group, p.cfg.Rand)
 	if err != nil {
+		s.respond(h, []payload{notifyV2(n2TemporaryFailure, nil)})
 		return
 	}
 	shared, err := dh.shared(ke)
