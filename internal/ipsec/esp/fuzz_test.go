@@ -21,7 +21,7 @@ func FuzzInboundOpen(f *testing.F) {
 		_, i := pair(t, Config{Suite: suites[int(which)%len(suites)], ESN: which&0x80 != 0})
 		b := packet.New(3000)
 		b.Set(p)
-		if len(p) > 9 && p[9] == 17 && StripUDP(b) != drop.None {
+		if len(p) > 9 && p[9] == 17 && stripUDP(b) != drop.None {
 			return
 		}
 		d := i.Open(b)

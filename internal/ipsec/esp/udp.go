@@ -48,20 +48,3 @@ func SPI(b *packet.Buffer) (spi uint32, ok bool) {
 	}
 	return binary.BigEndian.Uint32(p[hl:]), true
 }
-
-// StripUDP removes the UDP header of the UDP-encapsulated ESP packet in b, and sets the IPv4
-// header to protocol 50. The UDP checksum is not verified.
-func StripUDP(b *packet.Buffer) drop.Reason {
-	p := b.Bytes()
-	hl, d := checkIPv4(p)
-	if d != drop.None {
-		return d
-	}
-	if p[9] != protocolUDP || len(p) < hl+udpLen+headerLen || int(binary.BigEndian.Uint16(p[hl+4:])) != len(p)-hl {
-		return drop.ESPMalformed
-	}
-	copy(p[udpLen:], p[:hl])
-	b.Pull(udpLen)
-	finishIPv4(b.Bytes(), hl, ProtocolESP)
-	return drop.None
-}
