@@ -38,13 +38,13 @@ func (c *Config) validate() error {
 	return c.Suite.checkKeys(c.Keys)
 }
 
-// The hard lifetime of an outbound SA in packets. Sequence numbers must not wrap (RFC 4303
-// section 3.3.3); limitESN is out of reach. limit3DES keeps the number of 64-bit blocks
-// under one key, at 1500 bytes a packet, below 2^32, the birthday bound (Sweet32).
+// The hard lifetime of an outbound SA in packets: sequence numbers must not wrap (RFC 4303
+// section 3.3.3), and limitESN is out of reach. That of 3DES is also in blocks: of 2^29 blocks
+// of 64 bits, 4 GiB, two are equal with a probability of 1/128 (Sweet32, CVE-2016-2183).
 const (
 	limit        = 1<<32 - 1
 	limitESN     = 1 << 62
-	limit3DES    = 1 << 22
+	limit3DES    = 1 << 29
 	softFraction = 4 // the soft lifetime ends when less than a quarter is left
 )
 
@@ -62,6 +62,7 @@ type Outbound struct {
 	ports    atomic.Uint32 // source port in the upper half; 0: no UDP encapsulation
 	sequence atomic.Uint64 // last used; grows beyond limit
 	bytes    atomic.Uint64
+	blocks   atomic.Uint64 // encrypted with 3DES; grows beyond limit3DES
 }
 
 // NewOutbound makes an outbound SA.
@@ -74,10 +75,7 @@ func NewOutbound(c Config) (*Outbound, error) {
 		return nil, err
 	}
 	o := &Outbound{suite: c.Suite, spi: c.SPI, esn: c.ESN, protocol: c.Protocol, engines: engines, limit: limit}
-	switch {
-	case c.Suite.Cipher == TripleDESCBC:
-		o.limit = limit3DES
-	case c.ESN:
+	if c.ESN {
 		o.limit = limitESN
 	}
 	if c.Suite.Cipher != AESGCM {
@@ -117,7 +115,10 @@ func (o *Outbound) Packets() uint64 { return min(o.sequence.Load(), o.limit) }
 func (o *Outbound) Bytes() uint64 { return o.bytes.Load() }
 
 // NeedsRekey reports whether the soft lifetime has ended.
-func (o *Outbound) NeedsRekey() bool { return o.sequence.Load() > o.limit-o.limit/softFraction }
+func (o *Outbound) NeedsRekey() bool {
+	return o.sequence.Load() > o.limit-o.limit/softFraction ||
+		o.suite.Cipher == TripleDESCBC && o.blocks.Load() > limit3DES-limit3DES/softFraction
+}
 
 // Close makes every later Seal return drop.ESPExhausted.
 func (o *Outbound) Close() { o.closed.Store(true) }
@@ -150,7 +151,10 @@ func (o *Outbound) Seal(b *packet.Buffer) drop.Reason {
 	if size > packet.MaxSize || front+udp > b.Headroom() || size-len(p)-front-udp > b.Tailroom() {
 		return drop.ESPNoRoom
 	}
-	// The counter grows beyond the limit, but cannot wrap at 2^64.
+	// The counters grow beyond their limits, but cannot wrap at 2^64.
+	if o.suite.Cipher == TripleDESCBC && o.blocks.Add(uint64(payload+pad+trailerLen)/8) > limit3DES {
+		return drop.ESPExhausted
+	}
 	sequence := o.sequence.Add(1)
 	if sequence > o.limit || o.closed.Load() {
 		return drop.ESPExhausted

@@ -354,7 +354,7 @@ func TestOutboundSeal_exhausted(t *testing.T) {
 		suite Suite
 		esn   bool
 		limit uint64
-	}{{suites[0], false, 1<<32 - 1}, {suites[6], false, 1<<32 - 1}, {suites[9], false, limit3DES}, {suites[9], true, limit3DES}, {suites[6], true, limitESN}} {
+	}{{suites[0], false, 1<<32 - 1}, {suites[6], false, 1<<32 - 1}, {suites[9], false, 1<<32 - 1}, {suites[9], true, limitESN}, {suites[6], true, limitESN}} {
 		o, i := pair(t, Config{Suite: c.suite, ESN: c.esn})
 		if o.NeedsRekey() {
 			t.Error("a new SA needs a rekey")
@@ -374,6 +374,40 @@ func TestOutboundSeal_exhausted(t *testing.T) {
 				t.Errorf("%v: after the last sequence number: %v", c.suite, d)
 			}
 		}
+	}
+}
+
+// With 3DES, which has 64-bit blocks, blocks count: the limit is the same for packets of any size.
+func TestOutboundSeal_blocks3DES(t *testing.T) {
+	for _, n := range []int{0, 10, 1480, 65400} {
+		o, i := pair(t, Config{Suite: suites[9]})
+		blocks := uint64(n+trailerLen+7) / 8
+		if d := i.Open(sealed(t, o, datagram(n))); d != drop.None || o.blocks.Load() != blocks {
+			t.Fatalf("%d bytes: %v, %d blocks, want %d", n, d, o.blocks.Load(), blocks)
+		}
+		o.blocks.Store(limit3DES/2 + 1)
+		if o.NeedsRekey() {
+			t.Errorf("%d bytes: needs a rekey after half of the blocks", n)
+		}
+		o.blocks.Store(limit3DES - blocks)
+		if !o.NeedsRekey() {
+			t.Errorf("%d bytes: no rekey asked for at the end", n)
+		}
+		if d := i.Open(sealed(t, o, datagram(n))); d != drop.None {
+			t.Errorf("%d bytes: the last blocks: %v", n, d)
+		}
+		for range 2 {
+			b := packet.New(packet.MaxSize)
+			b.Set(datagram(n))
+			if d := o.Seal(b); d != drop.ESPExhausted {
+				t.Errorf("%d bytes: after the last blocks: %v", n, d)
+			}
+		}
+	}
+	o, _ := pair(t, Config{Suite: suites[0]})
+	o.blocks.Store(limit3DES)
+	if sealed(t, o, datagram(10)); o.NeedsRekey() || o.blocks.Load() != limit3DES {
+		t.Error("AES has the limit of 3DES")
 	}
 }
 
