@@ -137,6 +137,7 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 	p := m.ports[pk]
 	if p == nil {
 		if p, err = openPorts(m, pk); err != nil {
+			_ = m.restrictESP() // as it was; an optimization, as below
 			return nil, err
 		}
 		m.ports[pk] = p

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"net"
+	"net/netip"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -44,6 +45,36 @@ func TestManagerProtect_portInUse(t *testing.T) {
 			t.Error("a second tunnel between the same addresses was taken")
 		}
 		e.manager.Close()
+	}
+}
+
+// A Protect that fails leaves the ESP socket with the only tunnel's ESP, as it was.
+func TestManagerProtect_failedSecond(t *testing.T) {
+	ns := netlab.New(t)
+	ns.Run("ip", "address", "add", "192.0.2.1/24", "dev", "lo")
+	ns.Run("ip", "address", "add", "192.0.2.9/24", "dev", "lo")
+	e := newEndpoint(t, ns, addressA, addressB)
+	if err := e.protect(ikeConfig(ike.Main)); err != nil {
+		t.Fatal(err)
+	}
+	before := e.manager.raw.(*rawESP).selected
+	if before.Remote != as4(addressB) {
+		t.Fatalf("with one tunnel: %v", before)
+	}
+	ns.Do(func() {
+		taken, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(192, 0, 2, 9), Port: 500})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer taken.Close()
+		cfg := ikeConfig(ike.Main)
+		cfg.Local, cfg.Remote = netip.MustParseAddr("192.0.2.9"), addressB
+		if _, err := e.manager.Protect(cfg); err == nil {
+			t.Fatal("port 500 is taken, and there is no error")
+		}
+	})
+	if after := e.manager.raw.(*rawESP).selected; after != before {
+		t.Errorf("afterwards %v, want %v", after, before)
 	}
 }
 
