@@ -21,7 +21,7 @@ func startTunnel(ctx context.Context, o tunnel.EngineOptions, config tunnel.Conf
 	}
 	// After Start, which may need all capabilities to load the fast path's programs.
 	if err := confine.Process(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		o.Log.Warn("this process keeps privileges that it has no use for", "err", err)
+		o.Log.Warn("cannot drop the privileges that this process does not need", "err", err)
 	}
 	return &singleTunnel{t, engine}, nil
 }

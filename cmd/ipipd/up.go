@@ -43,7 +43,7 @@ func newCmdUp(s *streams, runF func(context.Context, *upOptions) error) *cobra.C
 	o := &upOptions{processOptions: defaultProcessOptions(), streams: s, Config: tunnel.Default(), start: startTunnel}
 	c := &cobra.Command{
 		Use:   "up --remote-address ADDRESS",
-		Short: "Bring up a tunnel, and carry its packets until told to end",
+		Short: "Bring up a tunnel, and forward its packets until a signal or ipipd down ends it",
 		Long: `up makes an interface and carries its packets to the remote in IP-in-IP. It stays
 in the foreground, logs one line when the tunnel is ready, and removes the
 interface again on SIGINT, SIGTERM and ipipd down. It needs /dev/net/tun, and root
@@ -115,7 +115,7 @@ func upRun(ctx context.Context, o *upOptions) error {
 	}
 	if o.Config.IPsec.Wanted() {
 		if err := disableCoreDumps(); err != nil {
-			log.Warn("a core dump of this process would have the secret in it", "err", err)
+			log.Warn("cannot disable core dumps: one would contain the secret", "err", err)
 		}
 	}
 	server, name, err := reserveName(ctx, o.RuntimeDir, o.Config.Name)
@@ -137,7 +137,7 @@ func upRun(ctx context.Context, o *upOptions) error {
 			return nil
 		}
 		if err := server.Serve(status, down); err != nil {
-			log.Error("print and down do not reach this tunnel any more", "name", name, "err", err)
+			log.Error("the control socket has failed: ipipd print and ipipd down cannot reach this tunnel", "name", name, "err", err)
 		}
 	}()
 
@@ -156,9 +156,9 @@ func upRun(ctx context.Context, o *upOptions) error {
 	for running := true; running; {
 		select {
 		case <-sighups:
-			log.Info("nothing to reload: the tunnel is set by the flags of ipipd up alone", "name", name)
+			log.Info("nothing to reload: the tunnel is configured by the flags of ipipd up alone", "name", name)
 		case <-ctx.Done():
-			log.Debug("told to end", "name", name)
+			log.Debug("ending: SIGINT, SIGTERM or ipipd down", "name", name)
 			running = false
 		case <-t.Done():
 			err, running = t.Err(), false

@@ -41,7 +41,7 @@ func checkChainSpace(device int, where ebpf.AttachType) error {
 		return err
 	}
 	if n := len(programs); n >= maxPrograms-reservedPrograms {
-		return &Unavailable{Why: fmt.Sprintf("%d eBPF programs hang on %s already, where the kernel takes %d and %d are left to other software; "+
+		return &Unavailable{Why: fmt.Sprintf("%d eBPF programs are attached to %s already, where the kernel allows %d and %d are left to other software; "+
 			"each ipipd process has one there, however many tunnels it has", n, deviceName(device), maxPrograms, reservedPrograms)}
 	}
 	return nil

@@ -20,7 +20,7 @@ func explainLoad(err error) error {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && !isVerifierError(err):
 		return &Unavailable{notPermitted, err}
 	case errors.Is(err, unix.ENOSYS):
-		return &Unavailable{"this kernel has no eBPF: it wants CONFIG_BPF_SYSCALL", err}
+		return &Unavailable{"this kernel has no eBPF: it needs CONFIG_BPF_SYSCALL", err}
 	// E2BIG: an older kernel knows fewer fields of union bpf_attr.
 	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.E2BIG):
 		return &Unavailable{"this kernel lacks an eBPF feature: Linux 6.6 has them", err}
@@ -40,20 +40,20 @@ func explainAttach(device int, err error) error {
 	case errors.Is(err, unix.ENODEV):
 		return &Unavailable{"the device is gone", err}
 	case errors.Is(err, unix.ERANGE): // others attached after checkChainSpace
-		return &Unavailable{fmt.Sprintf("as many eBPF programs hang on %s as the kernel takes (%d)", deviceName(device), maxPrograms), err}
+		return &Unavailable{fmt.Sprintf("as many eBPF programs are attached to %s as the kernel allows (%d)", deviceName(device), maxPrograms), err}
 	case errors.Is(err, unix.EEXIST):
-		return &Unavailable{fmt.Sprintf("this process has its eBPF program on %s already", deviceName(device)), err}
+		return &Unavailable{fmt.Sprintf("the eBPF program of this process is attached to %s already", deviceName(device)), err}
 	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.ESTALE):
-		return &Unavailable{fmt.Sprintf("the eBPF programs on %s are being changed by others; it is tried again", deviceName(device)), err}
+		return &Unavailable{fmt.Sprintf("the eBPF programs on %s are being changed by another process; retrying", deviceName(device)), err}
 	}
-	return &Unavailable{fmt.Sprintf("the kernel does not take an eBPF program on %s", deviceName(device)), err}
+	return &Unavailable{fmt.Sprintf("the kernel does not attach an eBPF program to %s", deviceName(device)), err}
 }
 
 // explainMap explains an error of a map update; what names the value.
 func (f *FastPath) explainMap(what string, err error) error {
 	switch {
 	case errors.Is(err, unix.E2BIG): // max_entries of ipip.c
-		return &Unavailable{fmt.Sprintf("this process has %d tunnels on the fast path already, the most that it takes", f.objects.Counters.MaxEntries()), err}
+		return &Unavailable{fmt.Sprintf("this process has %d tunnels on the fast path already, the maximum", f.objects.Counters.MaxEntries()), err}
 	case errors.Is(err, unix.EEXIST):
 		return &Unavailable{"another tunnel of this process has the same local and remote address", err}
 	case errors.Is(err, unix.ENOMEM):
@@ -61,9 +61,9 @@ func (f *FastPath) explainMap(what string, err error) error {
 	case errors.Is(err, unix.EPERM):
 		return &Unavailable{notPermitted, err}
 	case errors.Is(err, unix.EBUSY):
-		return &Unavailable{"the kernel was using the map; it is tried again", err}
+		return &Unavailable{"the map was busy; retrying", err}
 	}
-	return &Unavailable{"the kernel does not take " + what, err}
+	return &Unavailable{"the kernel refuses " + what, err}
 }
 
 // isVerifierError reports whether the verifier rejected a program.

@@ -34,15 +34,15 @@ func TestUnavailable_explanations(t *testing.T) {
 		{"attach", onLoopback, unix.EPERM, "not permitted"},
 		{"attach", onLoopback, ebpf.ErrNotSupported, "no tcx"},
 		{"attach", onLoopback, unix.ENODEV, "gone"},
-		{"attach", onLoopback, unix.ERANGE, "takes (63)"},
+		{"attach", onLoopback, unix.ERANGE, "allows (63)"},
 		{"attach", onLoopback, unix.EEXIST, "already"},
-		{"attach", onLoopback, unix.EBUSY, "tried again"},
-		{"attach", onLoopback, unix.EINVAL, "does not take"},
+		{"attach", onLoopback, unix.EBUSY, "retrying"},
+		{"attach", onLoopback, unix.EINVAL, "does not attach"},
 		{"map", onMap(f), unix.E2BIG, "4096 tunnels"},
 		{"map", onMap(f), unix.EEXIST, "same local and remote address"},
 		{"map", onMap(f), unix.ENOMEM, "no memory"},
-		{"map", onMap(f), unix.EBUSY, "tried again"},
-		{"map", onMap(f), unix.ENOSPC, "does not take a thing"}, // no errno of these maps
+		{"map", onMap(f), unix.EBUSY, "retrying"},
+		{"map", onMap(f), unix.ENOSPC, "refuses a thing"}, // no errno of these maps
 	} {
 		err := x.explain(x.err)
 		var u *Unavailable
@@ -146,7 +146,7 @@ func TestAttach_reservedPrograms(t *testing.T) {
 		if !errors.As(err, &u) {
 			t.Fatalf("with %d programs there: %v", maxPrograms-reservedPrograms, err)
 		}
-		for _, want := range []string{"47 eBPF programs hang on u0", "takes 63", "16 are left"} {
+		for _, want := range []string{"47 eBPF programs are attached to u0", "allows 63", "16 are left"} {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("%q does not say %q", err, want)
 			}
@@ -208,7 +208,7 @@ func TestAttach_chainFullInStatus(t *testing.T) {
 		pop = attachForeign(t, maxPrograms-reservedPrograms, ifindex(t, "veth0"), ebpf.AttachTCXIngress)
 	})
 	d := netlab.Up(t, a, "t0", "--remote-address", "192.0.2.2", "--keepalive", "off")
-	if s := d.Status(); !strings.Contains(s.FastPath, "47 eBPF programs hang on veth0") {
+	if s := d.Status(); !strings.Contains(s.FastPath, "47 eBPF programs are attached to veth0") {
 		t.Errorf("print says %q", s.FastPath)
 	}
 	d.LogsOnce("47 eBPF programs")

@@ -86,12 +86,12 @@ func Open() (*FastPath, error) {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		o.close()
-		return nil, fmt.Errorf("count the processors: %w", err)
+		return nil, fmt.Errorf("get the number of possible CPUs: %w", err)
 	}
 	info, err := o.Encap.Info()
 	if err != nil {
 		o.close()
-		return nil, fmt.Errorf("look at the eBPF program: %w", err)
+		return nil, fmt.Errorf("query the eBPF program: %w", err)
 	}
 	id, _ := info.ID() // every kernel with tcx has program IDs
 	return &FastPath{objects: o, encapID: id, underlays: make(map[int]*underlay), links: make(map[*Link]bool), cpus: cpus}, nil
@@ -164,7 +164,7 @@ func (l *Link) Update(t Tunnel) error {
 		return ErrClosed
 	}
 	if t.Ifindex != l.tunnel.Ifindex {
-		return fmt.Errorf("a tunnel keeps its device: was %d, is %d", l.tunnel.Ifindex, t.Ifindex)
+		return fmt.Errorf("a tunnel cannot change its device: was %d, is %d", l.tunnel.Ifindex, t.Ifindex)
 	}
 	return l.updateLocked(t)
 }
@@ -298,7 +298,7 @@ func (f *FastPath) reattachUnderlay(device int) error {
 	u := f.underlays[device]
 	info, err := u.link.Info()
 	if err != nil {
-		return fmt.Errorf("look at the link to the underlay device: %w", err)
+		return fmt.Errorf("query the tcx link of the underlay device: %w", err)
 	}
 	if tcx := info.TCX(); tcx != nil && tcx.Ifindex != 0 {
 		return nil

@@ -9,7 +9,7 @@ type FastPath struct{}
 type Link struct{}
 
 // Open fails with an *Unavailable.
-func Open() (*FastPath, error) { return nil, &Unavailable{Why: "the fast path is Linux's"} }
+func Open() (*FastPath, error) { return nil, &Unavailable{Why: "the fast path needs Linux"} }
 
 // ForeignOnEgress fails.
 func (*FastPath) ForeignOnEgress(device int) (bool, error) { return false, ErrClosed }

@@ -40,17 +40,17 @@ func (e Event) String() string {
 	case EventUp:
 		return "packets are encrypted: " + e.Status.Describe(time.Now())
 	case EventDown:
-		return "the SA is gone: nothing is sent without one"
+		return "the last SA has expired or was deleted: outbound packets are dropped until there is a new one"
 	case EventProblem:
-		return "no SA, and nothing is sent without one: " + e.Status.Problem
+		return "no SA, outbound packets are dropped: " + e.Status.Problem
 	case EventWeak:
-		return "the best that both ends have on offer is " + e.Status.Weak + ", which should no longer be used"
+		return "the strongest algorithms in both ends' proposals are " + e.Status.Weak + ", which are deprecated"
 	case EventNoESP:
-		return "there is an SA, but nothing arrives by it: a firewall on the way may take IKE and not ESP (IP protocol 50)"
+		return "an SA is established, but no ESP is received: a firewall on the path may pass IKE and drop ESP (IP protocol 50)"
 	case EventESPReceived:
-		return "packets arrive by ESP now"
+		return "ESP packets are received now"
 	case EventFailed:
-		return "an SA that was negotiated cannot be used, and nothing is sent: " + e.Err.Error()
+		return "a negotiated SA cannot be used, outbound packets are dropped: " + e.Err.Error()
 	}
 	return ""
 }

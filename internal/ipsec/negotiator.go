@@ -237,7 +237,7 @@ func (n *negotiator) publish() {
 		s.UDP, s.InboundSPI, s.OutboundSPI = c.Outbound.DestinationPort != 0, c.Inbound.SPI, c.Outbound.SPI
 		s.Since, s.RekeyAt, s.Weak = c.Established, c.RekeyAt, c.Weak()
 		if n.noESP {
-			s.Problem = "no ESP arrives"
+			s.Problem = "no ESP is received"
 		}
 	}
 	old := n.session.status.Swap(s)

@@ -109,7 +109,7 @@ func parseProposal(s string, phase1 bool) (p Proposal, err error) {
 			}
 		}
 		if !known {
-			return p, fmt.Errorf("what is %q", word)
+			return p, fmt.Errorf("unknown algorithm %q", word)
 		}
 	}
 	switch {

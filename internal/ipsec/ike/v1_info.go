@@ -103,7 +103,7 @@ func (s *v1SA) handleUnprotectedNotify(h header, b []byte) {
 	case s.state == sent1 && kind == notifyNoProposal:
 		s.p.noteHint(Problem{Kind: NoCommonProposal, Phase: 1, Ours: proposalList(s.p.cfg.Phase1)})
 	case s.state == sent5 && (kind < 0 || kind == notifyAuthFailed || kind == notifyMalformed || kind == notifyInvalidPayload || kind == notifyInvalidID || kind == 23):
-		s.p.noteHint(Problem{Kind: SecretMismatch, Detail: ", it seems: it cannot read our authentication"})
+		s.p.noteHint(Problem{Kind: SecretMismatch, Detail: ", it seems: it cannot decrypt our authentication"})
 	case kind >= 0 && kind < 16384:
 		s.p.noteHint(Problem{Kind: Refused, Phase: 1, Detail: fmt.Sprintf("notification %d", kind)})
 	}

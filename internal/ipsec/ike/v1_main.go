@@ -115,7 +115,7 @@ func formatOfferPhase1(sas []saProposalV1) string {
 		}
 	}
 	if words == nil {
-		return "nothing known here"
+		return "no known algorithms"
 	}
 	return strings.Join(words, ",")
 }

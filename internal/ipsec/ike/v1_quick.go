@@ -301,7 +301,7 @@ func formatOfferPhase2(sas []saProposalV1, udp bool) string {
 		}
 	}
 	if words == nil {
-		return "nothing known here"
+		return "no known algorithms"
 	}
 	return strings.Join(words, ",")
 }

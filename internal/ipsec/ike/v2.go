@@ -127,7 +127,7 @@ func (s *v2SA) receive(h header, b []byte, via udpPath) {
 	ps, incomplete, err := s.open(h, b, fresh)
 	if err != nil {
 		if s.state == answeredInit || s.state == sentAuth {
-			s.p.noteHint(Problem{Kind: Refused, Phase: 1, Detail: "its messages cannot be read"})
+			s.p.noteHint(Problem{Kind: Refused, Phase: 1, Detail: "its messages cannot be decrypted"})
 		}
 		return
 	}
