@@ -32,8 +32,9 @@ func (t *Tunnel) quotesOwn(e *encap.OuterError) bool {
 // are forged: a userspace peer's kernel answers protocol unreachable if the receive buffer is full.
 func (t *Tunnel) outerError(e *encap.OuterError, now time.Time) {
 	var handle func(*control, *encap.OuterError, time.Time)
-	switch {
-	case !t.quotesOwn(e), e.TooBig() && !t.cfg.DontFragment, e.Unreachable() && t.peerAlive(now):
+	switch own := t.quotesOwn(e); {
+	case own && e.Type == ipv4.ICMPTimeExceeded && t.cfg.TTL == 0: // the inner TTL ran out, as by traceroute
+	case !own, e.TooBig() && !t.cfg.DontFragment, e.Unreachable() && t.peerAlive(now):
 		t.drop(drop.OuterErrorNotBelieved, 1)
 		return
 	case e.TooBig():
@@ -41,8 +42,8 @@ func (t *Tunnel) outerError(e *encap.OuterError, now time.Time) {
 	case e.Unreachable():
 		handle = (*control).unreachableError
 	}
-	own := *e
-	if handle == nil || !t.post(func(c *control) { handle(c, &own, now) }) { // the ones queued say the same
+	kept := *e
+	if handle == nil || !t.post(func(c *control) { handle(c, &kept, now) }) { // the ones queued say the same
 		t.drop(drop.OuterErrorIgnored, 1)
 	}
 }

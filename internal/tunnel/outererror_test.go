@@ -78,6 +78,38 @@ func TestControlUnreachableError_idlePeer(t *testing.T) {
 	}
 }
 
+// With ttl inherit, time exceeded tells that an inner TTL ran out on the way, as by a traceroute
+// through the tunnel: not that the peer is unreachable.
+func TestTunnelOuterError_timeExceeded(t *testing.T) {
+	for _, test := range []struct {
+		name                 string
+		ttl                  int
+		protocol             uint8
+		alive                bool
+		ignored, notBelieved uint64
+		unreachable          bool
+	}{
+		{"inherit-and-alive", 0, ipv4.ProtocolIPIP, true, 1, 0, false},
+		{"inherit-and-silent", 0, ipv4.ProtocolIPIP, false, 1, 0, false},
+		{"not-our-protocol", 0, ipv4.ProtocolESP, false, 0, 1, false},
+		{"255-and-alive", 255, ipv4.ProtocolIPIP, true, 0, 1, false},
+		{"255-and-silent", 255, ipv4.ProtocolIPIP, false, 0, 0, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			a, b := pair(t, func(c *Config) { c.TTL = test.ttl })
+			if test.alive {
+				b.send(t, a, datagram(100, nil))
+			}
+			a.outerError(&encap.OuterError{Type: ipv4.ICMPTimeExceeded, Protocol: test.protocol}, time.Now())
+			a.do(t, func(*control) {})
+			drops := a.Status().Drops
+			if drops["outer-error-ignored"] != test.ignored || drops["outer-error-not-believed"] != test.notBelieved || a.unreachable.Load() != test.unreachable {
+				t.Errorf("dropped %v, unreachable %v", drops, a.unreachable.Load())
+			}
+		})
+	}
+}
+
 // With dont-fragment no (DF=0), fragmentation needed is forged, whatever DF it quotes.
 func TestControlTooBig_withoutDF(t *testing.T) {
 	for _, quoted := range []bool{false, true} {
