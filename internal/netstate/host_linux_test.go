@@ -623,3 +623,76 @@ func openFiles(t *testing.T) int {
 	}
 	return len(entries)
 }
+
+// Tunnels that start and end are no matter to each other.
+func TestHost_startOfMany(t *testing.T) {
+	const n = 100
+	l := tunnelLab(t)
+	h := openHost(t, l.host)
+	followers := make([]*counted, n)
+	start := func(i int) (tun *os.File) {
+		name := fmt.Sprintf("vpn%d", i)
+		q := Query{Remote: [4]byte{198, 51, 100, byte(i)}, Local: here}
+		f := follow(t, h, l.host, q)
+		followers[i] = f
+		l.host.Do(func() {
+			var err error
+			if tun, err = openTun(name); err != nil {
+				t.Fatal(err)
+			}
+			if q.Interface, err = h.DeviceIndex(name); err != nil {
+				t.Fatal(err)
+			}
+		})
+		f.Set(q)
+		if err := h.Configure(q.Interface, prefixes(fmt.Sprintf("10.255.%d.1/30", i)), prefixes(fmt.Sprintf("10.%d.0.0/16", 64+i))); err != nil {
+			t.Fatal(err)
+		}
+		return tun
+	}
+	tuns := make([]*os.File, n)
+	tuns[0] = start(0)
+	settle(t, h)
+	eventually(t, "the neighbour is resolved", func() bool { return followers[0].Answer().Route.Resolved })
+	before := h.requests.Load()
+	for i := 1; i < n; i++ {
+		tuns[i] = start(i)
+	}
+	settle(t, h)
+	calls := followers[0].calls.Load()
+	if made := h.requests.Load() - before; made > 8*n {
+		t.Errorf("%d requests while %d tunnels start", made, n)
+	}
+	before = h.requests.Load()
+	for _, tun := range tuns[1:] {
+		tun.Close()
+	}
+	eventually(t, "the interfaces are gone", func() bool {
+		settle(t, h)
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return len(h.own) == 1
+	})
+	settle(t, h)
+	if made := h.requests.Load() - before; made > n {
+		t.Errorf("%d requests while %d tunnels end", made, n)
+	}
+	if followers[0].calls.Load() != calls {
+		t.Errorf("a tunnel that is there is told %d times of others that end", followers[0].calls.Load()-calls)
+	}
+	tuns[0].Close()
+}
+
+// openTun makes a TUN interface that goes with its file.
+func openTun(name string) (*os.File, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	request, err := unix.NewIfreq(name)
+	if err != nil {
+		return nil, err
+	}
+	request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+	return os.NewFile(uintptr(fd), name), unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
+}
