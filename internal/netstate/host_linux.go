@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"reflect"
 	"sync"
@@ -259,6 +260,7 @@ func (h *Host) resync() error {
 	for _, l := range all {
 		h.setLink(l)
 	}
+	maps.DeleteFunc(h.own, func(device int, _ bool) bool { return h.links[device].index == 0 })
 	h.qdiscs, h.filters = qdiscs, map[filterKey]*filters{}
 	for _, n := range h.neighbours {
 		n.known = false

@@ -71,10 +71,12 @@ func (h *Host) markAll(k key, what dirty) {
 	}
 }
 
-// markRange has the followers look up again that depend on an address of that prefix.
+// markRange has the followers look up again that depend on an address of that prefix,
+// whose host bits are ignored.
 func (h *Host) markRange(prefix [4]byte, bits int) {
-	first := binary.BigEndian.Uint32(prefix[:])
-	last := first | uint32(uint64(1)<<(32-min(bits, 32))-1)
+	hostBits := uint32(uint64(1)<<(32-min(bits, 32)) - 1)
+	first := binary.BigEndian.Uint32(prefix[:]) &^ hostBits
+	last := first | hostBits
 	at, _ := slices.BinarySearch(h.index.addresses, first)
 	for _, a := range h.index.addresses[at:] {
 		if a > last {

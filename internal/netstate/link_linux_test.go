@@ -1,6 +1,7 @@
 package netstate
 
 import (
+	"encoding/binary"
 	"errors"
 	"net/netip"
 	"slices"
@@ -129,4 +130,43 @@ func TestLink_missing(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestParseLink(t *testing.T) {
+	attr := func(kind uint16, value ...byte) []byte {
+		b := binary.NativeEndian.AppendUint16(nil, uint16(4+len(value)))
+		b = append(binary.NativeEndian.AppendUint16(b, kind), value...)
+		return append(b, make([]byte, align(len(b))-len(b))...)
+	}
+	u32 := func(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
+	message := func(family byte, attrs ...[]byte) []byte {
+		b := []byte{family, 0}
+		b = binary.NativeEndian.AppendUint16(b, unix.ARPHRD_ETHER)
+		b = append(append(append(b, u32(7)...), u32(unix.IFF_UP|unix.IFF_PROMISC)...), u32(0)...)
+		for _, a := range attrs {
+			b = append(b, a...)
+		}
+		return b
+	}
+	name, mtu := attr(unix.IFLA_IFNAME, []byte("eth0\x00")...), attr(unix.IFLA_MTU, u32(1500)...)
+	for _, c := range []struct {
+		name    string
+		message []byte
+		want    link
+		ok      bool
+	}{
+		{"whole", message(unix.AF_UNSPEC, name, mtu, attr(unix.IFLA_MASTER, u32(3)...), attr(unix.IFLA_ADDRESS, 2, 0, 0, 0, 0, 1),
+			attr(unix.IFLA_PROMISCUITY, u32(1)...), attr(unix.IFLA_LINKINFO|unix.NLA_F_NESTED, attr(iflaSlaveKind, []byte("vrf\x00")...)...),
+			attr(iflaPropList|unix.NLA_F_NESTED, attr(iflaAltIfname, []byte("uplink\x00")...)...)),
+			link{index: 7, name: "eth0", altNames: " uplink", kind: unix.ARPHRD_ETHER, flags: unix.IFF_UP, mtu: 1500, master: 3, slaveKind: "vrf",
+				mac: [6]byte{2, 0, 0, 0, 0, 1}, hasMAC: true, promiscuous: true}, true},
+		{"a bridge's port", message(unix.AF_BRIDGE, name, mtu), link{}, false},
+		{"an event of wireless extensions", message(unix.AF_UNSPEC, name), link{}, false},
+		{"cut off", message(unix.AF_UNSPEC, name, mtu)[:30], link{}, false},
+		{"nothing", nil, link{}, false},
+	} {
+		if got, ok := parseLink(c.message); ok != c.ok || ok && got != c.want {
+			t.Errorf("%s: %+v, %v", c.name, got, ok)
+		}
+	}
 }

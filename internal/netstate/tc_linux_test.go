@@ -51,3 +51,33 @@ func TestHost_egressHooks(t *testing.T) {
 		}
 	})
 }
+
+// The kernel tells of the end of a qdisc, and not of those attached to its classes.
+func TestWithoutQdisc(t *testing.T) {
+	root := qdisc{handle: 0x10000, parent: 0xffffffff, kind: "htb"}
+	child := qdisc{handle: 0x20000, parent: 0x10001, kind: "prio"}
+	grandchild := qdisc{handle: 0x30000, parent: 0x20002, kind: "pfifo"}
+	clsact := qdisc{handle: 0xffff0000, parent: 0xfffffff1, kind: "clsact"}
+	all := []qdisc{root, child, grandchild, clsact}
+	for _, c := range []struct {
+		gone qdisc
+		want []qdisc
+	}{
+		{root, []qdisc{clsact}},
+		{child, []qdisc{root, clsact}},
+		{grandchild, []qdisc{root, child, clsact}},
+		{clsact, []qdisc{root, child, grandchild}},
+		{qdisc{handle: 0x70000}, all},
+	} {
+		got := withoutQdisc(all, c.gone)
+		if len(got) != len(c.want) {
+			t.Errorf("without %v: %v", c.gone, got)
+			continue
+		}
+		for i := range got {
+			if got[i] != c.want[i] {
+				t.Errorf("without %v: %v", c.gone, got)
+			}
+		}
+	}
+}
