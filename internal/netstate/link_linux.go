@@ -166,7 +166,18 @@ func (r *requester) linkAt(device int) (netlink.Link, error) {
 // AddAddresses adds addresses to an interface and returns those that it lacked. After a
 // failure it goes on; err is the first.
 func (r *requester) AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
-	return r.add(device, addresses, "address", func(l netlink.Link, a netip.Prefix) error {
+	if len(addresses) == 0 {
+		return nil, nil
+	}
+	l, err := r.linkAt(device)
+	if err != nil {
+		return nil, err
+	}
+	return r.addAddresses(l, addresses)
+}
+
+func (r *requester) addAddresses(l netlink.Link, addresses []netip.Prefix) (added []netip.Prefix, err error) {
+	return addEach(l, addresses, "address", func(a netip.Prefix) error {
 		return r.library.AddrAdd(l, &netlink.Addr{IPNet: prefix(a)})
 	})
 }
@@ -176,21 +187,23 @@ func (r *requester) AddAddresses(device int, addresses []netip.Prefix) (added []
 // prefix and metric is kept, even through another interface: see CheckRoute. The table is
 // main, or the VRF's of the interface. After a failure it goes on; err is the first.
 func (r *requester) AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error) {
-	return r.add(device, destinations, "route", func(l netlink.Link, d netip.Prefix) error {
-		return r.library.RouteAdd(r.routeTo(l, d))
-	})
-}
-
-func (r *requester) add(device int, what []netip.Prefix, kind string, one func(netlink.Link, netip.Prefix) error) (added []netip.Prefix, err error) {
-	if len(what) == 0 {
+	if len(destinations) == 0 {
 		return nil, nil
 	}
 	l, err := r.linkAt(device)
 	if err != nil {
 		return nil, err
 	}
+	return r.addRoutes(l, destinations)
+}
+
+func (r *requester) addRoutes(l netlink.Link, destinations []netip.Prefix) (added []netip.Prefix, err error) {
+	return addEach(l, destinations, "route", func(d netip.Prefix) error { return r.library.RouteAdd(r.routeTo(l, d)) })
+}
+
+func addEach(l netlink.Link, what []netip.Prefix, kind string, one func(netip.Prefix) error) (added []netip.Prefix, err error) {
 	for _, p := range what {
-		switch failed := one(l, p); {
+		switch failed := one(p); {
 		case failed == nil:
 			added = append(added, p)
 		case err == nil && !errors.Is(failed, unix.EEXIST):
@@ -239,6 +252,10 @@ func (r *requester) SetUp(device int) error {
 	if err != nil {
 		return err
 	}
+	return r.setUp(l)
+}
+
+func (r *requester) setUp(l netlink.Link) error {
 	if err := r.library.LinkSetUp(l); err != nil {
 		return fmt.Errorf("bring up %s: %w", l.Attrs().Name, permission(err))
 	}
@@ -257,27 +274,26 @@ func (r *requester) DeviceIndex(ifname string) (int, error) {
 	return l.index, nil
 }
 
-// Configure adds an interface's addresses, sets it up, and adds routes into it.
+// Configure adds an interface's addresses, sets it up, and adds routes into it. An existing
+// route of the same prefix that leads elsewhere is an error.
 func (r *requester) Configure(device int, addresses, routes []netip.Prefix) error {
-	if _, err := r.AddAddresses(device, addresses); err != nil {
-		return err
-	}
-	if err := r.SetUp(device); err != nil {
-		return err
-	}
-	added, err := r.AddRoutes(device, routes)
+	l, err := r.linkAt(device)
 	if err != nil {
 		return err
 	}
+	if _, err := r.addAddresses(l, addresses); err != nil {
+		return err
+	}
+	if err := r.setUp(l); err != nil {
+		return err
+	}
+	added, err := r.addRoutes(l, routes)
 	for _, route := range routes {
-		if slices.Contains(added, route) {
-			continue
-		}
-		if err := r.CheckRoute(device, route); err != nil {
-			return err
+		if err == nil && !slices.Contains(added, route) {
+			err = r.CheckRoute(device, route)
 		}
 	}
-	return nil
+	return err
 }
 
 // AddAddresses is Host.AddAddresses in the calling thread's network namespace.

@@ -45,14 +45,14 @@ type Route struct {
 	// no encapsulation on the route, no VRF or bridge above the device, ARP in use.
 	Ethernet bool
 	// Resolved: the kernel has a valid neighbour entry (NUD_VALID), and SourceMAC and
-	// DestinationMAC are set. Only with Ethernet; see Resolve.
+	// DestinationMAC are set. Only with Ethernet; see Host.Refresh.
 	Resolved bool
 	// Static: the neighbour entry is permanent (NUD_PERMANENT).
 	Static                    bool
 	SourceMAC, DestinationMAC [6]byte
 }
 
-// NoRouteError is Lookup's error where there is no usable route to the destination.
+// NoRouteError means that there is no usable route to the destination.
 type NoRouteError struct {
 	Destination netip.Addr
 	// Why is the cause and its remedy.
@@ -101,16 +101,23 @@ type Query struct {
 // Answer is what the network does with a tunnel's packets now. It is immutable.
 type Answer struct {
 	Device int   // ifindex of UnderlayDevice; 0 if none was given
-	Route  Route // as of Lookup; zero if Err is set
+	Route  Route // as of `ip route get`; zero if Err is set
 	// Err is a *NoRouteError, a *NoDeviceError (UnderlayDevice is missing), or another.
 	Err error
 	// HasLocal: Local, or else the route's preferred source, is an address of this host,
 	// whatever Err is. If that cannot be found out it is true: the kernel decides for each
 	// packet.
 	HasLocal bool
-	// Bypass is SafeToBypass of the route's device, Ingress IngressFilters of it, and
-	// Egress EgressHooks of Interface.
-	Bypass, Ingress, Egress string
+	// Bypass is the reason not to send outer packets, and receive the peer's, past the
+	// kernel's IP stack as frames on the route's device: nftables, iptables, an IPsec policy,
+	// a tc filter or a routing rule would have a say. "" is none.
+	Bypass string
+	// Ingress is the reason not to redirect received packets ahead of the tc filters of the
+	// route's device; "" is none.
+	Ingress string
+	// Egress is the reason not to redirect what Interface sends ahead of its qdisc, tc
+	// filters and captures; "" is none.
+	Egress string
 	// ReturnDevice is the device of the route to the remote without mark and
 	// UnderlayDevice, which is where rp_filter expects its packets; 0 if there is none.
 	ReturnDevice int
