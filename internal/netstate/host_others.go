@@ -4,7 +4,6 @@ package netstate
 
 import (
 	"net/netip"
-	"reflect"
 	"sync"
 	"sync/atomic"
 )
@@ -29,7 +28,7 @@ type Follower struct {
 	answer  atomic.Pointer[Answer]
 }
 
-// Follow computes the first Answer. changed is called, from Recheck, when it has changed.
+// Follow computes the first Answer. Recheck calls changed.
 func (h *Host) Follow(q Query, changed func()) *Follower {
 	f := &Follower{host: h, changed: changed}
 	f.Set(q)
@@ -46,6 +45,9 @@ func (f *Follower) Answer() *Answer { return f.answer.Load() }
 func (f *Follower) Set(q Query) *Answer {
 	f.query.Store(&q)
 	a := answer(q)
+	if before := f.Answer(); before != nil {
+		a.InterfaceChanges = before.InterfaceChanges
+	}
 	f.answer.Store(a)
 	return a
 }
@@ -82,14 +84,16 @@ func answer(q Query) *Answer {
 // Refresh does nothing: a Route is never Ethernet here.
 func (h *Host) Refresh(f *Follower) error { return nil }
 
-// Recheck looks up all routes again.
+// Recheck looks up all routes again, and calls changed of all: nothing tells of a change of
+// an interface. Call it every few seconds.
 func (h *Host) Recheck() {
 	h.mu.Lock()
 	var changed []func()
 	for f := range h.followers {
-		if before := f.Answer(); !reflect.DeepEqual(before, f.Set(*f.query.Load())) {
-			changed = append(changed, f.changed)
-		}
+		a := answer(*f.query.Load())
+		a.InterfaceChanges = f.Answer().InterfaceChanges + 1
+		f.answer.Store(a)
+		changed = append(changed, f.changed)
 	}
 	h.mu.Unlock()
 	for _, call := range changed {
