@@ -325,8 +325,8 @@ func (h *Host) wakeIfMarked() {
 	}
 }
 
-// Recheck looks for what no message tells of, which is legacy iptables, and tries again
-// what has failed. The namespace is the calling thread's.
+// Recheck looks for what no message tells of, which is legacy iptables, and tries again what
+// has failed. One call serves all followers. The namespace is the calling thread's.
 func (h *Host) Recheck() {
 	parts := partIptables
 	h.mu.Lock()
