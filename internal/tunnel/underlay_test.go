@@ -36,7 +36,9 @@ func TestControlUpdateRoute(t *testing.T) {
 // Without a route nothing is sent, and the inner sender gets ICMP host unreachable (3/1).
 func TestControlUpdateRoute_noRoute(t *testing.T) {
 	a, b := pair(t, nil)
-	a.network.set(func(w *fakeNetwork) { w.err = &netstate.NoRouteError{Destination: outerB, Why: "add one", Err: syscall.ENETUNREACH} })
+	a.network.set(func(w *fakeNetwork) {
+		w.err = &netstate.NoRouteError{Destination: outerB, Why: "add one", Err: syscall.ENETUNREACH}
+	})
 	eventually(t, "the route has gone", func() bool { return a.route.Load().txDrop == drop.NoPath })
 	p := datagram(100, nil)
 	if err := a.device.Inject(p); err != nil {
