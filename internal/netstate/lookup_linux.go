@@ -91,14 +91,6 @@ func (r *requester) packetRoute(dst, src [4]byte, mark uint32, device int) (answ
 	return answer, asked, err
 }
 
-// nextHop is the neighbour on the way to dst.
-func (r *Route) nextHop(dst [4]byte) [4]byte {
-	if r.Gateway != [4]byte{} {
-		return r.Gateway
-	}
-	return dst
-}
-
 // resolve has the kernel resolve the next hop, or confirm its entry. The kernel cannot
 // know of frames sent past its IP stack: a neighbour in use needs it every few seconds, or
 // its entry becomes stale and is garbage-collected. resolve does not wait; a message tells
