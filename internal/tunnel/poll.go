@@ -37,6 +37,7 @@ type activity struct {
 	packets            uint64 // sent and received, as last read
 	last               time.Time
 	refreshed          time.Time
+	checked            time.Time // for taps
 	fragmenting        bool
 	fragmentLossLogged bool
 	reassembled        reassembled // at the start
@@ -64,16 +65,22 @@ func (e *Engine) noteTraffic() {
 func (e *Engine) poll(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var last time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-e.traffic:
+			if wait := pollInterval - time.Since(last); wait > 0 {
+				timer.Reset(wait)
+				continue
+			}
 		case <-timer.C:
 		}
+		last = time.Now()
 		// Beforehand, so that traffic that pollTunnels does not see yet wakes it again.
 		e.pollerAsleep.Store(true)
-		switch active, attached := e.pollTunnels(time.Now()); {
+		switch active, attached := e.pollTunnels(last); {
 		case active:
 			e.pollerAsleep.Store(false)
 			select {
@@ -107,7 +114,8 @@ func (e *Engine) pollTunnels(now time.Time) (active, attached bool) {
 		if tap != nil {
 			active = true
 		}
-		if link != nil || tap != nil {
+		if tap != nil || link != nil && (isActive || now.Sub(a.checked) >= pollIdle) {
+			a.checked = now
 			t.checkTaps(taps)
 		}
 		if isActive && now.Sub(a.refreshed) >= refreshInterval {
