@@ -129,6 +129,9 @@ func (h *Host) AddRoutes(device int, destinations []netip.Prefix) (added []netip
 // CheckRoute is for Linux.
 func (h *Host) CheckRoute(device int, destination netip.Prefix) error { return ErrUnsupported }
 
+// Remove is for Linux.
+func (h *Host) Remove(devices []int) error { return ErrUnsupported }
+
 // SetUp does nothing.
 func (h *Host) SetUp(device int) error { return nil }
 

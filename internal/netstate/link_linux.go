@@ -102,6 +102,17 @@ func parseLink(b []byte) (l link, ok bool) {
 // getLinks returns all interfaces, or the one that has the index, or the name if it is
 // not "".
 func (r *requester) getLinks(index int, name string) (all []link, err error) {
+	messages, err := r.getLinkMessages(index, name)
+	for _, m := range messages {
+		if l, ok := parseLink(m); ok {
+			all = append(all, l)
+		}
+	}
+	return all, err
+}
+
+// getLinkMessages is getLinks before parseLink.
+func (r *requester) getLinkMessages(index int, name string) ([][]byte, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
 	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	info.Index = int32(index)
@@ -117,13 +128,7 @@ func (r *requester) getLinks(index int, name string) (all []link, err error) {
 		}
 		req.AddData(nl.NewRtAttr(attribute, nl.ZeroTerminated(name)))
 	}
-	messages, err := execute(req, unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
-	for _, m := range messages {
-		if l, ok := parseLink(m); ok {
-			all = append(all, l)
-		}
-	}
-	return all, err
+	return execute(req, unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
 }
 
 // getLink is getLinks for one; ENODEV says that there is none.

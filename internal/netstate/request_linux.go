@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -17,9 +18,12 @@ import (
 // they were opened in. The zero value opens one for each request instead, in the namespace
 // of the calling thread. Its methods are safe for concurrent use.
 type requester struct {
-	sockets  map[int]*requestSocket // by protocol; nil for one that the kernel lacks
-	library  netlink.Handle         // configures interfaces, on a socket of its own: that may wait for the RTNL
-	requests atomic.Int64           // made so far, the library's aside
+	sockets map[int]*requestSocket // by protocol; nil for one that the kernel lacks
+	// library configures interfaces, and batch makes many requests at once. They have sockets
+	// of their own: that may wait for the RTNL.
+	library  netlink.Handle
+	batch    *requestSocket
+	requests atomic.Int64 // made so far, the library's aside
 }
 
 // fresh opens a socket for each request, in the network namespace of the calling thread.
@@ -40,15 +44,15 @@ func (r *requester) open() error {
 		return err
 	}
 	r.library = *library
-	return nil
+	r.batch, err = openRequestSocket(unix.NETLINK_ROUTE)
+	return err
 }
 
 func (r *requester) close() {
 	for _, s := range r.sockets {
-		if s != nil {
-			s.close()
-		}
+		s.close()
 	}
+	r.batch.close()
 	// On a copy: a method that still runs reads the Handle, and fails with os.ErrClosed.
 	library := r.library
 	library.Close()
@@ -103,6 +107,9 @@ func openRequestSocket(protocol int) (*requestSocket, error) {
 const maxMessage = 64 << 10
 
 func (s *requestSocket) close() {
+	if s == nil {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fd >= 0 {
@@ -160,6 +167,55 @@ func (s *requestSocket) execute(req *nl.NetlinkRequest, want uint16) (messages [
 		return nil, failed
 	}
 	return messages, nil
+}
+
+// acksAtOnce limits the acknowledgements that wait in the socket's buffer: a default one
+// takes some 250.
+const acksAtOnce = 100
+
+// executeAll sends requests, many with one system call, and returns the error of each. err
+// is one of the socket.
+func (s *requestSocket) executeAll(requests []*nl.NetlinkRequest) (failed []error, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd < 0 {
+		return nil, os.ErrClosed
+	}
+	for some := range slices.Chunk(requests, acksAtOnce) {
+		first, b := s.seq+1, []byte(nil)
+		for _, req := range some {
+			s.seq++
+			req.Seq = s.seq
+			req.Flags |= unix.NLM_F_ACK
+			b = append(b, req.Serialize()...)
+		}
+		if err := unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+			return failed, os.NewSyscallError("sendto", err)
+		}
+		for want := len(failed) + len(some); len(failed) < want; {
+			n, err := unix.Read(s.fd, s.buffer)
+			if err == unix.EINTR {
+				continue
+			}
+			if err != nil {
+				return failed, os.NewSyscallError("read", err)
+			}
+			err = eachMessage(s.buffer[:n], func(m message) {
+				// One for each request, in their order.
+				if m.kind == unix.NLMSG_ERROR && m.seq-first < uint32(len(some)) && len(m.body) >= 4 {
+					var failure error
+					if errno := int32(binary.NativeEndian.Uint32(m.body)); errno != 0 {
+						failure = unix.Errno(-errno)
+					}
+					failed = append(failed, failure)
+				}
+			})
+			if err != nil {
+				return failed, err
+			}
+		}
+	}
+	return failed, nil
 }
 
 // message is a netlink message; body is what follows its header.

@@ -1,0 +1,90 @@
+package netstate
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// removeAtOnce limits the interfaces of a group: the kernel holds the RTNL while it removes
+// them, some 0.5 s for 1,000.
+const removeAtOnce = 1000
+
+// Remove removes interfaces, by interface groups: the kernel then waits once for all of a
+// group until no processor uses them (synchronize_net), and not some 20 ms for each. One
+// that is gone already is no error. After an error some, or all, are left.
+func (h *Host) Remove(devices []int) error {
+	// The groups exist for an instant only. None is 0, the default.
+	groups := uint32(len(devices)+removeAtOnce-1) / removeAtOnce
+	if err := h.removeAsGroups(devices, 1+rand.Uint32N(math.MaxInt32-groups), groups); err != nil {
+		return fmt.Errorf("remove %d interfaces: %w", len(devices), permission(err))
+	}
+	return nil
+}
+
+// removeAsGroups puts interfaces into so many groups from first on, and removes those,
+// unless any of them has other interfaces as well.
+func (h *Host) removeAsGroups(devices []int, first, groups uint32) error {
+	ours := map[int]bool{}
+	set, remove := make([]*nl.NetlinkRequest, len(devices)), make([]*nl.NetlinkRequest, groups)
+	for i, device := range devices {
+		ours[device] = true
+		set[i] = groupRequest(unix.RTM_NEWLINK, device, first+uint32(i)%groups)
+	}
+	for i := range remove {
+		remove[i] = groupRequest(unix.RTM_DELLINK, 0, first+uint32(i))
+	}
+	if err := h.batch.executeIfThere(set); err != nil {
+		return err
+	}
+	all, err := h.getLinkMessages(0, "")
+	if err != nil {
+		return err
+	}
+	for _, m := range all {
+		if device, group := parseGroup(m); group-first < groups && !ours[device] {
+			return fmt.Errorf("interface %d is in group %d as well: %w", device, group, unix.EEXIST)
+		}
+	}
+	return h.batch.executeIfThere(remove)
+}
+
+// executeIfThere is executeAll for requests whose object may be gone.
+func (s *requestSocket) executeIfThere(requests []*nl.NetlinkRequest) error {
+	failed, err := s.executeAll(requests)
+	for _, failure := range failed {
+		if err == nil && !errors.Is(failure, unix.ENODEV) {
+			err = failure
+		}
+	}
+	return err
+}
+
+// groupRequest sets the group of an interface, or removes those of a group.
+func groupRequest(kind, device int, group uint32) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(kind, 0)
+	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	info.Index = int32(device)
+	req.AddData(info)
+	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
+	return req
+}
+
+// parseGroup reads the index and the group of an RTM_NEWLINK that starts at its ifinfomsg.
+func parseGroup(b []byte) (device int, group uint32) {
+	if len(b) < unix.SizeofIfInfomsg {
+		return 0, 0
+	}
+	_ = eachAttr(b[unix.SizeofIfInfomsg:], func(kind uint16, value []byte) error {
+		if kind == unix.IFLA_GROUP {
+			group = u32(value)
+		}
+		return nil
+	})
+	return int(binary.NativeEndian.Uint32(b[4:])), group
+}
