@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -194,10 +196,7 @@ func (e *Engine) failTunnels(err error, match func(*Tunnel) bool) {
 
 // Close closes all tunnels and the socket, and returns when the last thread has ended.
 func (e *Engine) Close() error {
-	var errs []error
-	for _, t := range *e.table.Load() {
-		errs = append(errs, t.Close())
-	}
+	errs := []error{e.CloseTunnels(slices.Collect(maps.Values(*e.table.Load()))...)}
 	e.cancel()
 	if e.ipsec != nil {
 		errs = append(errs, e.ipsec.Close())
@@ -212,21 +211,17 @@ func (e *Engine) Close() error {
 }
 
 // register enters the tunnel in the table under the outer addresses of path, in place of its
-// earlier ones; a nil path removes it. It fails if another tunnel has the same addresses.
+// earlier ones, unless it is closing. It fails if another tunnel has the same addresses.
 func (e *Engine) register(t *Tunnel, path *underlay.Path) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	next := make(table, len(*e.table.Load())+1)
-	for k, v := range *e.table.Load() {
-		if v != t {
-			next[k] = v
-		}
+	k := key(path.Local, path.Remote)
+	if other := (*e.table.Load())[k]; other != nil && other != t {
+		return fmt.Errorf("%s has the same local-address and remote-address: only one tunnel can have both", other.Name())
 	}
-	if path != nil {
-		k := key(path.Local, path.Remote)
-		if other := next[k]; other != nil {
-			return fmt.Errorf("%s has the same local-address and remote-address: only one tunnel can have both", other.Name())
-		}
+	next := maps.Clone(*e.table.Load())
+	maps.DeleteFunc(next, func(_ uint64, other *Tunnel) bool { return other == t })
+	if !t.closing.Load() {
 		next[k] = t
 	}
 	e.table.Store(&next)

@@ -47,6 +47,7 @@ type fakeNetwork struct {
 	devices     map[string]int        // name to ifindex
 	lost        map[netip.Prefix]bool // addresses and routes removed from the interface
 	added       []netip.Prefix        // addresses and routes restored
+	removed     [][]int               // by each call of Remove
 
 	reasmOKs, reasmFails uint64
 	reasmReads           int
@@ -164,6 +165,13 @@ func (w *fakeNetwork) Configure(int, []netip.Prefix, []netip.Prefix) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.configureErr
+}
+
+func (w *fakeNetwork) Remove(devices []int) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.removed = append(w.removed, devices)
+	return nil
 }
 
 func (w *fakeNetwork) AddAddresses(_ int, addresses []netip.Prefix) (added []netip.Prefix, err error) {

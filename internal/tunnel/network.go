@@ -26,6 +26,8 @@ type Network interface {
 	AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error)
 	// SetRPS sets rps_cpus of an interface, unless it is already set.
 	SetRPS(ifname, mask string) error
+	// Remove removes interfaces together, those that are gone already aside.
+	Remove(devices []int) error
 	Close() error
 }
 

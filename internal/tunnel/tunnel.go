@@ -33,9 +33,11 @@ type Tunnel struct {
 	cfg    Config
 	device tun.Device
 	queues []tun.Queue
-	rxLoop atomic.Pointer[rxLoop] // the receiver that small batches last came from
-	echo   *keepalive.Echo        // nil unless keepalive-probe is echo
-	epoch  time.Time
+	// madeIndex is the ifindex at creation.
+	madeIndex int
+	rxLoop    atomic.Pointer[rxLoop] // the receiver that small batches last came from
+	echo      *keepalive.Echo        // nil unless keepalive-probe is echo
+	epoch     time.Time
 
 	// Written by control.
 	route       atomic.Pointer[route]
@@ -62,13 +64,14 @@ type Tunnel struct {
 
 	activity activity // of Engine.poll
 
-	wake      chan struct{} // to control; capacity 1, see wakeControl
-	events    chan event    // to control
-	cancel    context.CancelFunc
-	loops     sync.WaitGroup // of control and the queues
-	closeOnce sync.Once
-	done      chan struct{}
-	err       atomic.Pointer[error]
+	wake        chan struct{} // to control; capacity 1, see wakeControl
+	events      chan event    // to control
+	cancel      context.CancelFunc
+	controlLoop sync.WaitGroup
+	loops       sync.WaitGroup // of the queues and of name look-ups
+	closing     atomic.Bool    // Close has begun; set once
+	done        chan struct{}
+	err         atomic.Pointer[error]
 }
 
 // Start creates the interface, looks up the route to the remote and starts the data path.
@@ -143,6 +146,7 @@ func (e *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	if err := c.readInterface(); err != nil {
 		return nil, err
 	}
+	t.madeIndex = c.ifindex
 	if err := e.network.Configure(c.ifindex, cfg.Addresses, cfg.Routes); err != nil {
 		return nil, err
 	}
@@ -168,6 +172,7 @@ func (e *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	e.updateReception()
 
 	ctx, t.cancel = context.WithCancel(context.Background())
+	t.controlLoop.Go(func() { c.run(ctx) }) // before the loops that may fail, and close the tunnel
 	ids := t.idCounters(len(t.queues))
 	for i, q := range t.queues {
 		o := t.newOutbound(q, t.newTransmitter(e.socket.NewSender()), ids[i])
@@ -180,7 +185,6 @@ func (e *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 			return nil
 		}, t.fail)
 	}
-	t.loops.Go(func() { c.run(ctx) })
 	return t, nil
 }
 
@@ -202,23 +206,15 @@ func (t *Tunnel) Err() error {
 }
 
 // Close removes the interface and returns when the tunnel's threads have ended. Further
-// calls do nothing.
-func (t *Tunnel) Close() (err error) {
-	t.closeOnce.Do(func() {
-		// Unregister first, so that no receiver finds the tunnel. Closing the device then
-		// wakes the threads that read from it.
-		t.engine.register(t, nil)
-		t.engine.updateReception()
-		t.cancel()
-		err = t.device.Close()
-		t.loops.Wait()
-		close(t.done)
-	})
-	return err
-}
+// calls only wait for that.
+func (t *Tunnel) Close() error { return t.engine.CloseTunnels(t) }
 
-// fail closes the tunnel in the background. The first err is the one that Err returns.
+// fail closes the tunnel in the background. The first err is the one that Err returns. A
+// tunnel that is closing does not fail: its interface is gone before its threads.
 func (t *Tunnel) fail(err error) {
+	if t.closing.Load() {
+		return
+	}
 	t.err.CompareAndSwap(nil, &err)
 	go t.Close() // waits for the loop that calls fail
 }

@@ -1,0 +1,72 @@
+package tunnel
+
+import (
+	"errors"
+	"maps"
+)
+
+// CloseTunnels closes tunnels together, so that the kernel waits once for all of their
+// interfaces and not for each, and returns when their threads have ended. For those that are
+// closed already, or by another call, it only waits.
+func (e *Engine) CloseTunnels(tunnels ...*Tunnel) error {
+	var closing []*Tunnel
+	for _, t := range tunnels {
+		if !t.closing.Swap(true) {
+			closing = append(closing, t)
+		}
+	}
+	// Unregister first, so that no receiver finds the tunnels. Control ends before the
+	// interface, which it would report as gone; and with it the eBPF links, each of which has
+	// the kernel wait for an RCU grace period: removing the interfaces would hold the RTNL for
+	// all of those.
+	e.unregisterClosing()
+	e.updateReception()
+	for _, t := range closing {
+		t.cancel()
+	}
+	for _, t := range closing {
+		t.controlLoop.Wait()
+	}
+	e.removeInterfaces(closing)
+	var errs []error
+	for _, t := range closing { // wakes the threads that read from it
+		errs = append(errs, t.device.Close())
+	}
+	for _, t := range closing {
+		t.loops.Wait()
+		close(t.done)
+	}
+	for _, t := range tunnels {
+		<-t.done
+	}
+	return errors.Join(errs...)
+}
+
+// unregisterClosing removes the tunnels that are closing from the table.
+func (e *Engine) unregisterClosing() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	next := maps.Clone(*e.table.Load())
+	maps.DeleteFunc(next, func(_ uint64, t *Tunnel) bool { return t.closing.Load() })
+	e.table.Store(&next)
+}
+
+// removeInterfaces removes those interfaces of several tunnels that are in the network
+// namespace of the Engine. Any others are removed by closing their devices, which has the
+// kernel wait for each.
+func (e *Engine) removeInterfaces(tunnels []*Tunnel) {
+	var devices []int
+	for _, t := range tunnels {
+		// Before Linux 5.2 State knows an interface by its name alone. By another index it
+		// may be someone else's.
+		if s, err := t.device.State(); err == nil && s.Index == t.madeIndex {
+			devices = append(devices, s.Index)
+		}
+	}
+	if len(devices) < 2 {
+		return
+	}
+	if err := e.network.Remove(devices); err != nil {
+		e.log.Debug("the interfaces are removed one by one", "err", err)
+	}
+}

@@ -1,0 +1,93 @@
+package tunnel
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"ipipd/internal/netstate"
+	"ipipd/internal/underlay"
+	"ipipd/test/netlab"
+	"ipipd/tun"
+)
+
+// descriptors counts this process's open files.
+func descriptors(t *testing.T) int {
+	t.Helper()
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(files)
+}
+
+// Tunnels that are closed together leave no interface and no descriptor, and none of them
+// reports that its interface is gone: of those in place, one that was moved to another network
+// namespace, and one that the operator has removed, which fails by itself.
+func TestEngineClose_interfaces(t *testing.T) {
+	ns, elsewhere := netlab.New(t), netlab.New(t)
+	ns.Run("ip", "link", "set", "lo", "up")
+	ns.Run("ip", "link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
+	ns.Run("ip", "address", "add", "192.0.2.1/24", "dev", "veth0")
+	ns.Run("ip", "link", "set", "veth0", "up")
+	ns.Run("ip", "link", "set", "veth1", "up")
+	before := descriptors(t)
+	var e *Engine
+	w := new(fakeNetwork)
+	ns.Do(func() {
+		socket, err := underlay.OpenSocket(underlay.SocketOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		host, err := netstate.Open(netstate.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e, err = NewEngine(EngineOptions{Log: slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug})),
+			Socket: socketIn{socket.(underlay.ReceiveSetter), ns}, Network: hostNetwork{host}, OpenDevice: tun.Open}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	var tunnels []*Tunnel
+	for i := range 5 {
+		cfg := Default()
+		cfg.Name, cfg.RemoteAddress, cfg.TunQueues = fmt.Sprintf("t%d", i), fmt.Sprintf("192.0.2.%d", 10+i), 1
+		cfg.Addresses = []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.0.%d.1/30", i))}
+		ns.Do(func() {
+			tunnel, err := e.Start(t.Context(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tunnels = append(tunnels, tunnel)
+		})
+	}
+	ns.Run("ip", "link", "set", "t3", "netns", elsewhere.Path())
+	ns.Run("ip", "link", "del", "t4")
+	netlab.Eventually(t, "t4 has failed", func() bool { return tunnels[4].Err() != nil })
+	<-tunnels[4].Done()
+	gone := w.logged("gone")
+	if err := e.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, tunnel := range tunnels[:4] {
+		<-tunnel.Done()
+		if err := tunnel.Err(); err != nil {
+			t.Errorf("%s: %v", tunnel.Name(), err)
+		}
+	}
+	if w.logged("gone") != gone || w.logged("level=ERROR") > 0 || w.logged("one by one") > 0 {
+		t.Errorf("closing should not be a failure:\n%s", w.log.String())
+	}
+	for _, in := range []*netlab.NS{ns, elsewhere} {
+		if out := in.Run("ip", "-o", "link"); slices.ContainsFunc(tunnels, func(tunnel *Tunnel) bool { return strings.Contains(out, tunnel.Name()+":") }) {
+			t.Errorf("interfaces are left:\n%s", out)
+		}
+	}
+	if after := descriptors(t); after != before {
+		t.Errorf("%d descriptors were open, %d are", before, after)
+	}
+}

@@ -1,0 +1,80 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+
+	"ipipd/keepalive"
+	"ipipd/test/memory"
+	"ipipd/tun"
+)
+
+// startSeveral starts n tunnels on one engine, whose interfaces have the indices 101 and so on.
+func startSeveral(t *testing.T, n int) (s *endpoint, tunnels []*Tunnel, devices []*memory.Device) {
+	t.Helper()
+	socket, _ := memory.NewSocketPair()
+	s = newEndpoint(t, EngineOptions{}, socket, outerA)
+	s.engine.openDevice = func(o tun.Options) (tun.Device, error) {
+		d := memory.NewDevice(o.Name, o.MTU)
+		d.SetState(tun.State{Name: o.Name, Index: 101 + len(devices), Up: true})
+		devices = append(devices, d)
+		return d, nil
+	}
+	for i := range n {
+		cfg := Default()
+		cfg.Name, cfg.RemoteAddress, cfg.Keepalive = fmt.Sprintf("t%d", i), fmt.Sprintf("192.0.2.%d", 100+i), keepalive.Config{}
+		tunnel, err := s.engine.Start(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tunnels = append(tunnels, tunnel)
+	}
+	return s, tunnels, devices
+}
+
+// Interfaces are removed together, except one in another network namespace, and one that has
+// another index than it was created with. One alone is removed by closing its device.
+func TestEngineCloseTunnels(t *testing.T) {
+	s, tunnels, devices := startSeveral(t, 6)
+	devices[1].SetState(tun.State{Name: "t1", Index: 102, Up: true, Moved: true})
+	devices[2].SetState(tun.State{Name: "t2", Index: 999, Up: true})
+	var closing sync.WaitGroup
+	for range 2 { // whoever comes second waits
+		closing.Go(func() {
+			if err := s.engine.CloseTunnels(tunnels[:5]...); err != nil {
+				t.Error(err)
+			}
+			for i, device := range devices {
+				if device.Closed() != (i < 5) {
+					t.Errorf("device %d: closed is %v", i, device.Closed())
+				}
+			}
+		})
+	}
+	closing.Wait()
+	if left := *s.engine.table.Load(); len(left) != 1 || left.find(outerA.As4(), [4]byte{192, 0, 2, 105}) != tunnels[5] {
+		t.Errorf("%d tunnels are left", len(left))
+	}
+	if err := tunnels[5].Close(); err != nil {
+		t.Error(err)
+	}
+	if want := [][]int{{101, 104, 105}}; !slices.EqualFunc(s.network.removed, want, slices.Equal) {
+		t.Errorf("removed %v, want %v", s.network.removed, want)
+	}
+}
+
+// A tunnel that is closing does not fail, and does not enter the table again.
+func TestTunnel_closing(t *testing.T) {
+	s, tunnels, _ := startSeveral(t, 1)
+	if err := tunnels[0].Close(); err != nil {
+		t.Error(err)
+	}
+	tunnels[0].fail(errors.New("the interface is gone"))
+	path := tunnels[0].route.Load().path
+	if err := s.engine.register(tunnels[0], &path); err != nil || tunnels[0].Err() != nil || len(*s.engine.table.Load()) != 0 {
+		t.Errorf("%v; failed: %v; in the table: %v", err, tunnels[0].Err(), *s.engine.table.Load())
+	}
+}
