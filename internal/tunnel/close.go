@@ -20,7 +20,7 @@ func (e *Engine) CloseTunnels(tunnels ...*Tunnel) error {
 	// the kernel wait for an RCU grace period: removing the interfaces would hold the RTNL for
 	// all of those.
 	e.unregisterClosing()
-	e.updateReception()
+	e.updateReception(closing...)
 	for _, t := range closing {
 		t.cancel()
 	}

@@ -169,7 +169,7 @@ func (c *control) round(ctx context.Context, now time.Time) {
 	c.syncFastPath()
 	c.warnOversize()
 	c.warnFragmentation()
-	c.engine.updateReception()
+	c.engine.updateReception(c.Tunnel)
 }
 
 // tick advances the keepalive to now.

@@ -67,8 +67,9 @@ type Engine struct {
 	pollerAsleep atomic.Bool
 	rechecked    time.Time // of poll
 
-	receptionMu sync.Mutex // guards reception; locked before mu
+	receptionMu sync.Mutex // guards reception and linkVotes
 	reception   underlay.Reception
+	linkVotes   linkVotes
 
 	mu sync.Mutex // serializes changes of table, and guards the fields up to ipsec
 	// fastPath and ipsec are created on first use.
@@ -99,7 +100,7 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 	if o.Threads == 0 {
 		o.Threads = defaultThreads()
 	}
-	e := &Engine{threads: o.Threads, log: o.Log, socket: o.Socket, openDevice: o.OpenDevice, network: o.Network, traffic: make(chan struct{}, 1)}
+	e := &Engine{threads: o.Threads, log: o.Log, socket: o.Socket, openDevice: o.OpenDevice, network: o.Network, traffic: make(chan struct{}, 1), linkVotes: linkVotes{}}
 	e.partialChecksums.epoch = time.Now()
 	if e.openFastPath = o.FastPath; e.openFastPath == nil {
 		e.openFastPath = fastpath.Open

@@ -54,13 +54,18 @@ func (d *partialDetector) active(now time.Time) bool {
 // updateReception selects reception by the raw socket or from the link layer. The link layer
 // marks partial checksums and GSO packets, and lets threads share the flows by packet fanout.
 // It costs more per packet and bypasses netfilter, so it is used only where needed and safe.
-func (e *Engine) updateReception() {
+//
+// Each of the tunnels votes anew; the others' votes stay, so that this takes constant time.
+func (e *Engine) updateReception(tunnels ...*Tunnel) {
 	socket, ok := e.socket.(underlay.ReceiveSetter)
 	if !ok {
 		return
 	}
 	e.receptionMu.Lock()
 	defer e.receptionMu.Unlock()
+	for _, t := range tunnels {
+		e.linkVotes.cast(t)
+	}
 	want := e.wantedReception(time.Now())
 	// Repeat it even if unchanged: an earlier call may have failed in part.
 	err := socket.SetReceive(want)
@@ -79,23 +84,50 @@ func (e *Engine) updateReception() {
 // wantedReception derives the reception from the present tunnels.
 func (e *Engine) wantedReception(now time.Time) (want underlay.Reception) {
 	table := *e.table.Load()
-	link := e.wantsLinkLayer(now) && len(table) > 0
-	for _, t := range table {
-		route := t.route.Load()
-		if len(table) == 1 { // several share the socket
-			want.Device, want.Mark = route.path.Device, route.path.Mark
-			want.Local, want.Remote = route.path.Local, route.path.Remote
+	if len(table) == 1 { // several share the socket
+		for _, t := range table {
+			path := &t.route.Load().path
+			want.Device, want.Mark = path.Device, path.Mark
+			want.Local, want.Remote = path.Local, path.Remote
 		}
-		// A packet socket also sees the packets that the fast path forwards; with the fast
-		// path active that is too expensive.
-		link = link && route.bypassSafe && t.fast.attached.Load().link == nil &&
-			route.linkDevice != 0 && (want.LinkDevice == 0 || want.LinkDevice == route.linkDevice)
-		want.LinkDevice = route.linkDevice
 	}
-	if want.LinkLayer = link; !link {
-		want.LinkDevice = 0
+	if device := e.linkVotes.device(); device != 0 && e.wantsLinkLayer(now) {
+		want.LinkLayer, want.LinkDevice = true, device
 	}
 	return want
+}
+
+// linkVotes are the interfaces, by index, whose link layer the tunnels may be received from,
+// with the number of tunnels; 0 is none.
+type linkVotes map[int]int
+
+// cast replaces a tunnel's vote. One that is closing has none.
+func (v linkVotes) cast(t *Tunnel) {
+	if t.linkVoted {
+		if v[t.linkVote]--; v[t.linkVote] == 0 {
+			delete(v, t.linkVote)
+		}
+	}
+	if t.linkVoted = !t.closing.Load(); !t.linkVoted {
+		return
+	}
+	// A packet socket also sees the packets that the fast path forwards; with the fast
+	// path active that is too expensive.
+	t.linkVote = 0
+	if route := t.route.Load(); route.bypassSafe && t.fast.attached.Load().link == nil {
+		t.linkVote = route.linkDevice
+	}
+	v[t.linkVote]++
+}
+
+// device is the one that all agree on, 0 if there is none.
+func (v linkVotes) device() int {
+	if len(v) == 1 {
+		for device := range v {
+			return device
+		}
+	}
+	return 0
 }
 
 // wantsLinkLayer reports whether the link layer is worth its cost per packet.

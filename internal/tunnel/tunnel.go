@@ -62,7 +62,9 @@ type Tunnel struct {
 	reflectLimit limiter // answers to the peer's reflect probes
 	icmpLimit    limiter // ICMP errors to inner senders
 
-	activity activity // of Engine.poll
+	activity  activity // of Engine.poll
+	linkVote  int      // of Engine.linkVotes, if linkVoted
+	linkVoted bool
 
 	wake        chan struct{} // to control; capacity 1, see wakeControl
 	events      chan event    // to control
@@ -169,7 +171,7 @@ func (e *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	}
 	t.warnNAT()
 	c.syncFastPath()
-	e.updateReception()
+	e.updateReception(t)
 
 	ctx, t.cancel = context.WithCancel(context.Background())
 	t.controlLoop.Go(func() { c.run(ctx) }) // before the loops that may fail, and close the tunnel
