@@ -18,6 +18,16 @@ import (
 	"ipipd/test/netlab"
 )
 
+// readSome reads packets, and waits for the first.
+func readSome(q Queue, s *Scratch, batch []*packet.Buffer) (n int, err error) {
+	for {
+		if n, err = q.Read(s, batch); n > 0 || err != nil {
+			return n, err
+		}
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(q.FD()), Events: unix.POLLIN}}, 100)
+	}
+}
+
 // twoHosts returns two namespaces, 10.9.0.1 and 10.9.0.2, whose devices are connected by
 // goroutines that read from one and write to the other:
 //
@@ -27,8 +37,6 @@ import (
 func twoHosts(t testing.TB, o Options, seen func(batch []*packet.Buffer)) (a, b *netlab.NS) {
 	t.Helper()
 	a, b = netlab.New(t), netlab.New(t)
-	// Each reader holds a P while it polls; see Queue.Read.
-	t.Cleanup(func(n int) func() { return func() { runtime.GOMAXPROCS(n) } }(runtime.GOMAXPROCS(8)))
 	open := func(ns *netlab.NS, address string) Device {
 		var d Device
 		var err error
@@ -49,9 +57,9 @@ func twoHosts(t testing.TB, o Options, seen func(batch []*packet.Buffer)) (a, b 
 		for _, pair := range [][2]Queue{{da.Queues()[i], db.Queues()[i]}, {db.Queues()[i], da.Queues()[i]}} {
 			wg.Go(func() {
 				runtime.LockOSThread()
-				batch := packet.NewBatch(128, 2000)
+				batch, scratch := packet.NewBatch(128, 2000), new(Scratch)
 				for {
-					n, err := pair[0].Read(batch)
+					n, err := readSome(pair[0], scratch, batch)
 					if err != nil {
 						if !errors.Is(err, os.ErrClosed) {
 							t.Errorf("Read: %v", err)
@@ -61,7 +69,7 @@ func twoHosts(t testing.TB, o Options, seen func(batch []*packet.Buffer)) (a, b 
 					if seen != nil {
 						seen(batch[:n])
 					}
-					if _, err := pair[1].Write(batch[:n]); err != nil && !errors.Is(err, os.ErrClosed) {
+					if _, err := pair[1].Write(scratch, batch[:n]); err != nil && !errors.Is(err, os.ErrClosed) {
 						t.Errorf("Write: %v", err)
 					}
 				}
@@ -161,7 +169,7 @@ func TestQueueWrite_udpSuperpacket(t *testing.T) {
 	super := spec{payload: patternBytes(5000, 0), partial: true}.build()
 	batch := buffers(append(packets, super)...)
 	batch[100].Offload = packet.Offload{Checksum: packet.ChecksumPartial, SegmentSize: 1000}
-	if n, err := d.Queues()[0].Write(batch); n != len(batch) || err != nil {
+	if n, err := d.Queues()[0].Write(new(Scratch), batch); n != len(batch) || err != nil {
 		t.Fatalf("Write: %d, %v", n, err)
 	}
 	for i := range 5 {
@@ -182,11 +190,11 @@ func TestQueueWrite_withoutUSO(t *testing.T) {
 	ns := netlab.New(t)
 	d := openIn(t, ns, Options{}).(*device)
 	c := dialIn(t, ns, "10.9.0.1:40000", "10.9.0.2:5201")
-	q := d.Queues()[0].(*queue)
-	q.writer.coalescer.uso = false
+	q, scratch := d.Queues()[0].(*queue), new(Scratch)
+	q.uso = false
 	batch := buffers(spec{payload: patternBytes(2500, 0), partial: true}.build())
 	batch[0].Offload = packet.Offload{Checksum: packet.ChecksumPartial, SegmentSize: 1000}
-	if n, err := q.Write(batch); n != 1 || err != nil {
+	if n, err := q.Write(scratch, batch); n != 1 || err != nil {
 		t.Fatalf("Write: %d, %v", n, err)
 	}
 	var got []byte
@@ -219,10 +227,10 @@ func TestQueueRead_udpSegment(t *testing.T) {
 	if _, err := c.Write(want); err != nil {
 		t.Fatal(err)
 	}
-	batch := packet.NewBatch(4, 1500)
+	batch, scratch := packet.NewBatch(4, 1500), new(Scratch)
 	var got []byte
 	for len(got) < len(want) {
-		n, err := d.Queues()[0].Read(batch)
+		n, err := readSome(d.Queues()[0], scratch, batch)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -243,11 +251,11 @@ func TestQueueWrite_interfaceDown(t *testing.T) {
 	d := openIn(t, ns, Options{})
 	ns.Run("ip", "link", "set", d.Name(), "down")
 	batch := buffers(spec{payload: patternBytes(10, 0)}.build())
-	if n, err := d.Queues()[0].Write(batch); n != 0 || err == nil {
+	if n, err := d.Queues()[0].Write(new(Scratch), batch); n != 0 || err == nil {
 		t.Errorf("Write: %d, %v", n, err)
 	}
 	ns.Run("ip", "link", "set", d.Name(), "up")
-	if n, err := d.Queues()[0].Write(batch); n != 1 || err != nil {
+	if n, err := d.Queues()[0].Write(new(Scratch), batch); n != 1 || err != nil {
 		t.Errorf("Write: %d, %v", n, err)
 	}
 }
@@ -256,16 +264,16 @@ func TestQueue_allocations(t *testing.T) {
 	ns := netlab.New(t)
 	d := openIn(t, ns, Options{})
 	c := dialIn(t, ns, "10.9.0.1:7000", "10.9.0.2:7001")
-	q := d.Queues()[0]
+	q, scratch := d.Queues()[0], new(Scratch)
 	in := buffers(tcpSegments(40, 1000, nil)...)
 	out := packet.NewBatch(8, 1500)
 	message := patternBytes(1000, 0)
 	if allocs := testing.AllocsPerRun(100, func() {
-		if n, err := q.Write(in); n != len(in) || err != nil {
+		if n, err := q.Write(scratch, in); n != len(in) || err != nil {
 			t.Errorf("Write: %d, %v", n, err)
 		}
 		c.Write(message)
-		if _, err := q.Read(out); err != nil {
+		if _, err := q.Read(scratch, out); err != nil {
 			t.Errorf("Read: %v", err)
 		}
 	}); allocs != 0 {
@@ -280,14 +288,14 @@ func BenchmarkQueueWrite(b *testing.B) {
 			ns := netlab.New(b)
 			d := openIn(b, ns, Options{})
 			ns.Run("ip", "address", "flush", "dev", d.Name())
-			batch := buffers(packets...)
+			batch, scratch := buffers(packets...), new(Scratch)
 			b.SetBytes(int64(len(bytes.Join(packets, nil))))
 			b.ReportAllocs()
 			for b.Loop() {
 				for i, p := range packets { // Write changes them
 					copy(batch[i].Bytes(), p[:min(len(p), 60)])
 				}
-				if _, err := d.Queues()[0].Write(batch); err != nil {
+				if _, err := d.Queues()[0].Write(scratch, batch); err != nil {
 					b.Fatal(err)
 				}
 			}

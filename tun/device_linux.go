@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ipipd/internal/fdguard"
+	"ipipd/internal/packet"
 	"ipipd/internal/vnet"
 )
 
@@ -126,7 +127,7 @@ func open(o Options) (_ *device, err error) {
 		return nil, err
 	}
 	for _, fd := range d.fds {
-		d.queues = append(d.queues, newQueue(d, fd, state.MTU, offload))
+		d.queues = append(d.queues, &queue{device: d, fd: fd, uso: offload.uso, direct: min(state.MTU, packet.MaxSize)})
 	}
 	return d, nil
 }
@@ -245,7 +246,7 @@ func (d *device) SetCarrier(carrier bool) error {
 }
 
 func (d *device) Close() error {
-	d.guard.Close(nil)
+	d.guard.Close()
 	return nil
 }
 

@@ -64,8 +64,8 @@ func TestDevice_readAndWrite(t *testing.T) {
 		if _, err := c.Write([]byte("there")); err != nil {
 			t.Fatal(err)
 		}
-		batch := packet.NewBatch(8, 1500)
-		n, err := d.Queues()[0].Read(batch)
+		batch, scratch := packet.NewBatch(8, 1500), new(Scratch)
+		n, err := readSome(d.Queues()[0], scratch, batch)
 		if err != nil || n != 1 {
 			t.Fatalf("Read: %d, %v", n, err)
 		}
@@ -79,7 +79,7 @@ func TestDevice_readAndWrite(t *testing.T) {
 		tr, _ := parseTransport(p)
 		tr.putChecksum(p)
 		batch[0].Offload = packet.Offload{}
-		if n, err := d.Queues()[0].Write(batch[:1]); n != 1 || err != nil {
+		if n, err := d.Queues()[0].Write(scratch, batch[:1]); n != 1 || err != nil {
 			t.Fatalf("Write: %d, %v", n, err)
 		}
 		got := make([]byte, 100)
@@ -152,52 +152,42 @@ func TestOpen_badName(t *testing.T) {
 	})
 }
 
-func TestPollableQueue(t *testing.T) {
-	ns := netlab.New(t)
-	d := openIn(t, ns, Options{})
-	q, ok := d.Queues()[0].(PollableQueue)
-	if !ok {
-		t.Skip("the kernel gave a device without offload")
-	}
-	readable := func(timeout int) (yes bool) {
-		err := q.Control(func(fd int) error {
-			fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-			n, err := unix.Poll(fds, timeout)
-			yes = n == 1
-			return err
+// FD is readable when there are packets, and Read does not wait for any.
+func TestQueueFD(t *testing.T) {
+	eachBackend(t, func(t *testing.T, o Options) {
+		ns := netlab.New(t)
+		d := openIn(t, ns, o)
+		q, scratch := d.Queues()[0], new(Scratch)
+		readable := func(timeout int) bool {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(q.FD()), Events: unix.POLLIN}}, timeout)
+			if err != nil && err != unix.EINTR {
+				t.Fatal(err)
+			}
+			return n == 1
+		}
+		batch := packet.NewBatch(4, 1500)
+		if n, err := q.Read(scratch, batch); n != 0 || err != nil || readable(0) {
+			t.Errorf("Read without packets: %d, %v", n, err)
+		}
+		ns.Run("ip", "address", "add", "10.0.0.1/24", "dev", d.Name())
+		ns.Run("ip", "link", "set", "up", "dev", d.Name())
+		ns.Do(func() {
+			conn, err := net.Dial("udp4", "10.0.0.2:9")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			_, _ = conn.Write([]byte("datagram!"))
 		})
-		if err != nil {
-			t.Fatal(err)
+		netlab.Eventually(t, "it is readable after a packet", func() bool { return readable(100) })
+		if n, err := q.Read(scratch, batch); n != 1 || err != nil || batch[0].Len() != 20+8+9 {
+			t.Errorf("Read: %d, %v", n, err)
 		}
-		return yes
-	}
-	batch := packet.NewBatch(4, 1500)
-	if n, err := q.TryRead(batch); n != 0 || err != nil || readable(0) {
-		t.Errorf("TryRead without packets: %d, %v", n, err)
-	}
-	ns.Run("ip", "address", "add", "10.0.0.1/24", "dev", d.Name())
-	ns.Run("ip", "link", "set", "up", "dev", d.Name())
-	ns.Do(func() {
-		conn, err := net.Dial("udp4", "10.0.0.2:9")
-		if err != nil {
-			t.Fatal(err)
+		d.Close()
+		if _, err := q.Read(scratch, batch); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("Read after Close: %v", err)
 		}
-		defer conn.Close()
-		_, _ = conn.Write([]byte("datagram!"))
 	})
-	if !readable(int(netlab.Timeout().Milliseconds())) {
-		t.Fatal("the queue is not POLLIN after a packet")
-	}
-	if n, err := q.TryRead(batch); n != 1 || err != nil || batch[0].Len() != 20+8+9 {
-		t.Errorf("TryRead: %d, %v", n, err)
-	}
-	d.Close()
-	if _, err := q.TryRead(batch); !errors.Is(err, os.ErrClosed) {
-		t.Errorf("TryRead after Close: %v", err)
-	}
-	if err := q.Control(func(int) error { return nil }); !errors.Is(err, os.ErrClosed) {
-		t.Errorf("Control after Close: %v", err)
-	}
 }
 
 func TestDeviceClose(t *testing.T) {
@@ -210,11 +200,11 @@ func TestDeviceClose(t *testing.T) {
 		if out, err := ns.Try("ip", "link", "show", "dev", d.Name()); err == nil {
 			t.Errorf("still there: %s", out)
 		}
-		batch := packet.NewBatch(1, 1500)
-		if _, err := d.Queues()[0].Read(batch); !errors.Is(err, os.ErrClosed) {
+		batch, scratch := packet.NewBatch(1, 1500), new(Scratch)
+		if _, err := d.Queues()[0].Read(scratch, batch); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("Read after Close: %v", err)
 		}
-		if _, err := d.Queues()[0].Write(batch); !errors.Is(err, os.ErrClosed) {
+		if _, err := d.Queues()[0].Write(scratch, batch); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("Write after Close: %v", err)
 		}
 		if err := d.SetMTU(1400); !errors.Is(err, os.ErrClosed) {
@@ -229,22 +219,23 @@ func TestDeviceClose(t *testing.T) {
 	})
 }
 
-func TestDeviceClose_unblocksRead(t *testing.T) {
+// Close waits for the calls in flight, and they fail from then on.
+func TestDeviceClose_concurrentReads(t *testing.T) {
 	for _, o := range []Options{{Queues: 1}, {Queues: 2}, {NoOffload: true}} {
 		ns := netlab.New(t)
 		d := openIn(t, ns, o)
 		done := make(chan error)
 		for _, q := range d.Queues() {
 			go func() {
-				for {
-					if _, err := q.Read(packet.NewBatch(4, 1500)); err != nil {
+				for batch, scratch := packet.NewBatch(4, 1500), new(Scratch); ; {
+					if _, err := q.Read(scratch, batch); err != nil {
 						done <- err
 						return
 					}
 				}
 			}()
 		}
-		time.Sleep(20 * time.Millisecond) // most likely they poll by now
+		time.Sleep(20 * time.Millisecond) // most likely they read by now
 		d.Close()
 		for range d.Queues() {
 			if err := <-done; !errors.Is(err, os.ErrClosed) {
@@ -254,13 +245,17 @@ func TestDeviceClose_unblocksRead(t *testing.T) {
 	}
 }
 
+// FD is readable when the interface is gone, and Read says so.
 func TestQueueRead_interfaceDeleted(t *testing.T) {
 	ns := netlab.New(t)
 	d := openIn(t, ns, Options{})
 	done := make(chan error)
 	go func() {
-		for {
-			if _, err := d.Queues()[0].Read(packet.NewBatch(4, 1500)); err != nil {
+		for batch, scratch := packet.NewBatch(4, 1500), new(Scratch); ; {
+			if _, err := unix.Poll([]unix.PollFd{{Fd: int32(d.Queues()[0].FD()), Events: unix.POLLIN}}, -1); err != nil {
+				continue // EINTR
+			}
+			if _, err := d.Queues()[0].Read(scratch, batch); err != nil {
 				done <- err
 				return
 			}

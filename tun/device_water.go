@@ -11,8 +11,6 @@ import (
 	"syscall"
 
 	"github.com/songgao/water"
-
-	"ipipd/internal/packet"
 )
 
 // waterDevice is the portable Device: a TUN opened by water, one packet per read and write.
@@ -40,7 +38,10 @@ func openWater(o Options) (_ Device, err error) {
 		return nil, explain(err)
 	}
 	d := &waterDevice{file: file}
-	d.queue.file = file
+	if err := d.queue.start(file); err != nil {
+		_ = file.Close()
+		return nil, err
+	}
 	err = withFD(file, func(fd int) (err error) {
 		if d.control, err = openControl(fd, name); err == nil && o.MTU != 0 {
 			err = d.control.setMTU(fd, o.MTU)
@@ -140,70 +141,7 @@ func (d *waterDevice) Close() error {
 		return nil
 	}
 	d.closed = true
-	return errors.Join(d.file.Close(), d.control.close())
-}
-
-// waterQueue blocks in the Go runtime's netpoller.
-type waterQueue struct {
-	file    io.ReadWriteCloser
-	mu      sync.Mutex // of Write
-	scratch [packet.MaxSize]byte
-}
-
-func (q *waterQueue) Read(batch []*packet.Buffer) (n int, err error) {
-	if len(batch) == 0 {
-		return 0, nil
-	}
-	b := batch[0]
-	if n, err = q.file.Read(b.Space()); err != nil {
-		return 0, asClosed(err)
-	}
-	b.SetLen(n)
-	return 1, nil
-}
-
-func (q *waterQueue) Write(batch []*packet.Buffer) (n int, err error) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for _, b := range batch {
-		if e := q.writeOne(b); errors.Is(e, os.ErrClosed) {
-			return n, os.ErrClosed
-		} else if e != nil {
-			err = e
-		} else {
-			n++
-		}
-	}
-	return n, err
-}
-
-func (q *waterQueue) writeOne(b *packet.Buffer) error {
-	p := b.Bytes()
-	if b.SegmentSize != 0 {
-		var s splitter
-		if !s.start(p, int(b.SegmentSize)) {
-			return errNotSplittable
-		}
-		for s.more() {
-			if _, err := q.file.Write(q.scratch[:s.segment(q.scratch[:])]); err != nil {
-				return asClosed(err)
-			}
-		}
-		return nil
-	}
-	if b.Checksum == packet.ChecksumPartial {
-		if t, ok := parseTransport(p); ok {
-			t.putChecksum(p)
-		}
-	}
-	_, err := q.file.Write(p)
-	return asClosed(err)
-}
-
-// asClosed converts the errors of reading or writing after Close to os.ErrClosed.
-func asClosed(err error) error {
-	if errors.Is(err, os.ErrClosed) || errors.Is(err, io.EOF) {
-		return os.ErrClosed
-	}
+	err := errors.Join(d.file.Close(), d.control.close())
+	d.queue.close()
 	return err
 }

@@ -7,7 +7,7 @@ import (
 )
 
 // The data path uses raw system calls: the thread keeps its P instead of handing it to the
-// Go scheduler. They must not block, hence O_NONBLOCK; see fdguard.Poller for waiting.
+// Go scheduler. They must not block, hence O_NONBLOCK.
 
 func readv(fd int, iov []unix.Iovec) (n int, errno unix.Errno) {
 	r, _, errno := unix.RawSyscall(unix.SYS_READV, uintptr(fd),
@@ -29,3 +29,7 @@ func setIovec(iov *unix.Iovec, b []byte) {
 	iov.Base = unsafe.SliceData(b)
 	iov.SetLen(len(b))
 }
+
+// iovecs is for one packet with its virtio_net_hdr: in three parts to read, of many segments to
+// write.
+type iovecs [1 + maxTCPSegments]unix.Iovec

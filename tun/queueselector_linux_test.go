@@ -37,9 +37,9 @@ func TestAttachQueueSelector_flowKeepsQueue(t *testing.T) {
 	received := make(chan [2]int) // port and queue
 	for i, q := range d.Queues() {
 		go func() {
-			batch := packet.NewBatch(8, 2048)
+			batch, scratch := packet.NewBatch(8, 2048), new(Scratch)
 			for {
-				n, err := q.Read(batch)
+				n, err := readSome(q, scratch, batch)
 				if err != nil {
 					return
 				}
@@ -74,7 +74,7 @@ func TestAttachQueueSelector_flowKeepsQueue(t *testing.T) {
 			copy(p[ipv4.HeaderLen+ipv4.OffUDPChecksum:], []byte{0, 0}) // none
 			reply := packet.New(2048)
 			reply.Set(p)
-			if _, err := d.Queues()[(queue+round)%4].Write([]*packet.Buffer{reply}); err != nil {
+			if _, err := d.Queues()[(queue+round)%4].Write(new(Scratch), []*packet.Buffer{reply}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -15,20 +15,21 @@ package tun
 
 import "ipipd/internal/packet"
 
-// Queue is one queue of a Device. Read is for one goroutine; Write is safe for concurrent
-// use.
+// Queue is one queue of a Device. No call waits. One goroutine at a time reads; any number write, each
+// with its own Scratch: the kernel takes concurrent writes to one TUN descriptor.
 type Queue interface {
-	// Read blocks until there is a packet, reads more without blocking, and fills
-	// batch[:n] with whole IPv4 packets, already split, each with packet.Headroom in
-	// front and a complete transport checksum. Segments that do not fit into batch are
-	// returned by the next Read. After Close it returns os.ErrClosed; any other error
-	// is permanent.
+	// FD is a file descriptor that is readable when there are packets, or when Read fails. It
+	// stays open until Close of the Device: remove it from what polls it before that.
+	FD() int
+
+	// Read fills batch[:n] with the packets that there are: whole IPv4 packets, already split,
+	// each with packet.Headroom in front and a complete transport checksum. Segments that do
+	// not fit into batch stay in s, see Scratch.Pending. After Close it returns os.ErrClosed;
+	// any other error is permanent.
 	//
-	// Lock the reader to a thread (runtime.LockOSThread), and set GOMAXPROCS above the
-	// number of readers: Read polls for up to 250 ms without telling the Go scheduler.
 	// Each Buffer needs space for the MTU: a larger packet is truncated, and its total
 	// length then exceeds the bytes read.
-	Read(batch []*packet.Buffer) (n int, err error)
+	Read(s *Scratch, batch []*packet.Buffer) (n int, err error)
 
 	// Write passes whole IPv4 packets to the host's network stack, superpackets and
 	// partial checksums included. It may change their bytes, and keeps no reference to
@@ -36,19 +37,7 @@ type Queue interface {
 	// within a flow, not between flows. n is the number of packets that the kernel
 	// accepted; err is the last error, and does not stop the others. After Close it
 	// returns os.ErrClosed.
-	Write(batch []*packet.Buffer) (n int, err error)
-}
-
-// PollableQueue is a Queue that can be polled together with other descriptors. One
-// goroutine at a time reads it.
-type PollableQueue interface {
-	Queue
-	// TryRead is Read without blocking: n is 0 if there is no packet.
-	TryRead(batch []*packet.Buffer) (n int, err error)
-	// Control calls f with the queue's file descriptor, which is POLLIN when there are
-	// packets and stays open until f returns. It returns f's error, or os.ErrClosed
-	// after Close.
-	Control(f func(fd int) error) error
+	Write(s *Scratch, batch []*packet.Buffer) (n int, err error)
 }
 
 // Device is a TUN interface. Its methods are safe for concurrent use.
@@ -68,7 +57,7 @@ type Device interface {
 	// SetMTU sets the interface's MTU in bytes. It fails if the interface is in another
 	// network namespace.
 	SetMTU(mtu int) error
-	// Close removes the interface and unblocks every Read and Write.
+	// Close removes the interface, when the last Read and Write has returned.
 	Close() error
 }
 

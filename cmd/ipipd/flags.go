@@ -55,7 +55,7 @@ var processFlags = []processFlag{
 	runtimeDirFlag,
 	{
 		name: "threads", values: "`auto` or 1..16", def: "auto",
-		help:  "threads that receive; several need the link layer and share the flows; auto is one for two processors, up to 4",
+		help:  "threads that send, and as many that receive, whatever the number of tunnels; several receive only from the link layer, and share the flows; auto is one for two processors, up to 4",
 		words: []string{"auto"},
 		get: func(o *processOptions) string {
 			if o.Threads == 0 {

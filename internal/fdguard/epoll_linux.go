@@ -2,43 +2,101 @@ package fdguard
 
 import (
 	"os"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// EpollSet is an epoll(7) instance that a Poller polls beside its own descriptor. The
-// descriptors in it belong to other Groups. Its methods are safe for concurrent use.
-type EpollSet struct{ fd int }
+// busyPoll is how long a thread waits without telling the Go scheduler. Waking through
+// the scheduler costs about 50 us (sysmon has to wake first), so wait longer than the
+// gaps of interactive traffic: 20 ms for voice, 200 ms for typing. Then block normally:
+// an idle daemon costs nothing. Garbage collection is not held up, its preemption signal
+// interrupts epoll_pwait.
+const busyPoll = 250 * time.Millisecond
 
-// NewEpollSet returns an empty set; the caller closes it with Close.
-func NewEpollSet() (EpollSet, error) {
-	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	return EpollSet{fd}, os.NewSyscallError("epoll_create1", err)
+// Epoll is an epoll(7) instance. One goroutine at a time calls Wait or Poll; the other
+// methods are safe for concurrent use.
+type Epoll struct {
+	fd     int
+	events [64]unix.EpollEvent
+	// interrupted: Wait returned early; until is when it stops holding the P.
+	interrupted bool
+	until       time.Time
 }
 
-// Add watches fd for EPOLLIN, level-triggered. Ready returns key for it. The caller must
-// keep fd open during the call.
-func (e EpollSet) Add(fd int, key int32) error {
-	event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: key}
+// NewEpoll returns an empty set; the caller closes it with Close.
+func NewEpoll() (*Epoll, error) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	return &Epoll{fd: fd}, nil
+}
+
+// FD returns the set's own descriptor, which is readable while one of the set is. It can be
+// in another set.
+func (e *Epoll) FD() int { return e.fd }
+
+// Add watches fd for EPOLLIN, level-triggered. The caller must keep fd open during the call;
+// closing it later removes it from the set.
+func (e *Epoll) Add(fd int, key int32) error {
+	event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd), Pad: key}
 	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(e.fd, unix.EPOLL_CTL_ADD, fd, &event))
 }
 
-// Remove stops watching fd. Closing fd does too.
-func (e EpollSet) Remove(fd int) error {
+// Remove stops watching fd.
+func (e *Epoll) Remove(fd int) error {
 	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(e.fd, unix.EPOLL_CTL_DEL, fd, nil))
 }
 
-// Ready returns the key of a descriptor with EPOLLIN, EPOLLERR or EPOLLHUP, without
-// blocking.
-func (e EpollSet) Ready() (key int32, ok bool) {
-	var event unix.EpollEvent
-	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(e.fd), uintptr(unsafe.Pointer(&event)), 1, 0, 0, 0)
-	return event.Fd, errno == 0 && n > 0
+// Wait waits for events (EPOLLIN, EPOLLERR or EPOLLHUP) and returns them, valid until the next
+// call: Fd is the descriptor, Pad its key. It may return early with none. It waits for
+// busyPoll without telling the Go scheduler, then blocks as other system calls do.
+//
+// The raw system call keeps the thread's P: together with the raw calls of the data path
+// that is worth a factor of 1.5 to 2 in throughput. GOMAXPROCS must exceed the number of
+// goroutines in Wait.
+func (e *Epoll) Wait() []unix.EpollEvent {
+	left := busyPoll
+	if e.interrupted {
+		left = time.Until(e.until)
+	}
+	if left > 0 {
+		n, errno := e.rawWait(int(left.Milliseconds()) + 1)
+		if errno == unix.EINTR { // every 10 ms: sysmon preempts a P that long in one goroutine
+			if !e.interrupted {
+				e.interrupted, e.until = true, time.Now().Add(busyPoll)
+			}
+			return nil
+		}
+		if n > 0 {
+			e.interrupted = false
+			return e.events[:n]
+		}
+	}
+	e.interrupted = false
+	n, _, errno := unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(e.fd), uintptr(unsafe.Pointer(&e.events)), uintptr(len(e.events)), ^uintptr(0), 0, 0)
+	if errno != 0 {
+		return nil
+	}
+	return e.events[:n]
+}
+
+// Poll is Wait without waiting.
+func (e *Epoll) Poll() []unix.EpollEvent {
+	n, _ := e.rawWait(0)
+	return e.events[:n]
+}
+
+func (e *Epoll) rawWait(milliseconds int) (n int, errno unix.Errno) {
+	r, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(e.fd), uintptr(unsafe.Pointer(&e.events)), uintptr(len(e.events)),
+		uintptr(milliseconds), 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(r), 0
 }
 
 // Close closes the epoll descriptor.
-func (e EpollSet) Close() error { return unix.Close(e.fd) }
-
-// Watch adds the set to the descriptors that the Poller polls. A Poller has one set.
-func (p *Poller) Watch(e EpollSet) { p.fds[2].Fd = int32(e.fd) }
+func (e *Epoll) Close() error { return unix.Close(e.fd) }

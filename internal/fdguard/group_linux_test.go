@@ -2,6 +2,7 @@ package fdguard
 
 import (
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -29,46 +30,42 @@ func pipe(t *testing.T) (g *Group, r, w int, released func() bool) {
 	return g, fds[0], fds[1], func() bool { return times == 1 }
 }
 
-func TestGroupClose_wakesPollers(t *testing.T) {
-	for _, wait := range []func(*Poller) bool{(*Poller).PollSpin, (*Poller).PollBlock} {
-		g, r, _, released := pipe(t)
-		poller := g.Poller(r)
-		acquired, done := make(chan bool), make(chan bool)
-		go func() {
-			defer close(done)
-			defer g.Release()
-			acquired <- g.Acquire()
-			for !g.Closed() {
-				wait(&poller)
-			}
-			if released() {
-				t.Error("released while a call was in flight")
-			}
-		}()
-		if !<-acquired {
-			t.Fatal("Acquire failed on an open Group")
+func TestGroupClose_endsWait(t *testing.T) {
+	g, r, _, released := pipe(t)
+	acquired, done := make(chan bool), make(chan bool)
+	go func() {
+		defer close(done)
+		defer g.Release()
+		acquired <- g.Acquire()
+		for !g.Closed() {
+			g.Wait(r)
 		}
-		time.Sleep(20 * time.Millisecond) // most likely it polls by now
-		g.Close(nil)
-		if !released() {
-			t.Error("Close returned before the file descriptors were closed")
+		if released() {
+			t.Error("released while a call was in flight")
 		}
-		<-done
+	}()
+	if !<-acquired {
+		t.Fatal("Acquire failed on an open Group")
 	}
+	time.Sleep(20 * time.Millisecond) // most likely it waits by now
+	g.Close()
+	if !released() {
+		t.Error("Close returned before the file descriptors were closed")
+	}
+	<-done
 }
 
 func TestGroupAcquire_afterClose(t *testing.T) {
 	g, _, _, released := pipe(t)
-	woken := 0
 	for range 3 {
-		g.Close(func() { woken++ })
+		g.Close()
 	}
 	if g.Acquire() {
 		t.Error("Acquire succeeded")
 	}
 	g.Release()
-	if !released() || woken != 1 {
-		t.Errorf("released %v, woken %d times", released(), woken)
+	if !released() {
+		t.Error("not released")
 	}
 }
 
@@ -92,25 +89,12 @@ func TestGroupClose_concurrentCalls(t *testing.T) {
 		})
 	}
 	unix.Write(w, []byte{1})
-	poller := g.Poller(r)
-	if poller.PollSpin() {
-		t.Error("PollSpin reports that the pipe is gone")
-	}
-	g.Close(nil)
+	g.Wait(r)
+	g.Close()
 	users.Wait()
 	if !released() {
 		t.Error("not released")
 	}
-}
-
-func TestPoller_hangup(t *testing.T) {
-	g, r, w, _ := pipe(t)
-	unix.Close(w)
-	poller := g.Poller(r)
-	if !poller.PollSpin() || !poller.PollBlock() {
-		t.Error("POLLHUP is not reported")
-	}
-	defer g.Close(nil)
 }
 
 // Only a high rate of small batches is delayed.
@@ -149,64 +133,121 @@ func TestModeration(t *testing.T) {
 	}
 }
 
-func TestEpollSet(t *testing.T) {
-	set, err := NewEpollSet()
+// only is the only event of events; anything else fails the test.
+func only(t *testing.T, events []unix.EpollEvent) unix.EpollEvent {
+	t.Helper()
+	if len(events) != 1 {
+		t.Fatalf("%d events: %v", len(events), events)
+	}
+	return events[0]
+}
+
+// await returns the events of the next Wait that has some: signals interrupt it.
+func await(e *Epoll) (events []unix.EpollEvent) {
+	for len(events) == 0 {
+		events = e.Wait()
+	}
+	return events
+}
+
+func TestEpollWait(t *testing.T) {
+	outer, err := NewEpoll()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer set.Close()
-	own, r, _, _ := pipe(t)
-	defer own.Close(nil)
-	poller := own.Poller(r)
-	poller.Watch(set)
-	other, otherR, otherW, _ := pipe(t)
-	if err := set.Add(otherR, 3); err != nil {
+	defer outer.Close()
+	inner, err := NewEpoll()
+	if err != nil {
 		t.Fatal(err)
 	}
-	if key, ok := set.Ready(); ok {
-		t.Errorf("key %d is ready already", key)
+	defer inner.Close()
+	if err := outer.Add(inner.FD(), 5); err != nil {
+		t.Fatal(err)
 	}
+	g, r, w, _ := pipe(t)
+	if err := inner.Add(r, 3); err != nil {
+		t.Fatal(err)
+	}
+	if events := inner.Poll(); len(events) != 0 {
+		t.Errorf("ready already: %v", events)
+	}
+	// While it holds its P, and after it has given that away.
 	for _, delay := range []time.Duration{busyPoll / 10, 2 * busyPoll} {
-		time.AfterFunc(delay, func() { unix.Write(otherW, []byte{1}) })
-		for poller.fds[2].Revents == 0 { // a signal may interrupt ppoll
-			poller.PollSpin()
+		time.AfterFunc(delay, func() { unix.Write(w, []byte{1}) })
+		if e := only(t, await(outer)); int(e.Fd) != inner.FD() || e.Pad != 5 {
+			t.Errorf("the outer set has %+v", e)
 		}
-		if key, ok := set.Ready(); !ok || key != 3 {
-			t.Errorf("PollSpin returned, and Ready is %d, %v", key, ok)
+		if e := only(t, inner.Poll()); int(e.Fd) != r || e.Pad != 3 {
+			t.Errorf("the inner set has %+v", e)
 		}
-		unix.Read(otherR, make([]byte, 1))
-		poller.fds[2].Revents = 0
+		unix.Read(r, make([]byte, 1))
 	}
-	other.Close(nil) // removes it from the set
-	if key, ok := set.Ready(); ok {
-		t.Errorf("key %d is ready after its descriptor was closed", key)
+	unix.Write(w, []byte{1})
+	if err := inner.Remove(r); err != nil {
+		t.Error(err)
 	}
-	if set.Add(otherR, 3) == nil {
+	if events := inner.Poll(); len(events) != 0 {
+		t.Errorf("ready after Remove: %v", events)
+	}
+	if err := inner.Add(r, 4); err != nil {
+		t.Fatal(err)
+	}
+	g.Close() // removes it from the set
+	if events := inner.Poll(); len(events) != 0 {
+		t.Errorf("ready after its descriptor was closed: %v", events)
+	}
+	if inner.Add(r, 3) == nil {
 		t.Error("a closed descriptor can be added")
 	}
 }
 
-// sysmon's preemption signals interrupt ppoll: the remaining busy-poll time must shrink all
-// the same, until the Poller blocks.
-func TestPollerPollSpin_interrupted(t *testing.T) {
+func TestEpollWait_hangup(t *testing.T) {
+	e, err := NewEpoll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
 	g, r, w, _ := pipe(t)
-	defer g.Close(nil)
-	poller := g.Poller(r)
-	time.AfterFunc(2*busyPoll, func() { unix.Write(w, []byte{1}) })
-	left := int64(busyPoll)
-	for interruptions := 0; poller.fds[0].Revents == 0; {
-		if poller.PollSpin(); !poller.interrupted {
-			continue // it may have blocked
-		}
-		if interruptions++; poller.timeout.Nano() >= left {
-			t.Fatalf("after %d interruptions %d ns are left, and %d were", interruptions, poller.timeout.Nano(), left)
-		}
-		left = poller.timeout.Nano()
+	defer g.Close()
+	if err := e.Add(r, 1); err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(w)
+	if event := only(t, await(e)); event.Events&unix.EPOLLHUP == 0 {
+		t.Errorf("EPOLLHUP is not reported: %#x", event.Events)
 	}
 }
 
-// receiver returns a Poller for a UDP socket that is connected to a port of 127.0.0.1.
-func receiver(t *testing.T, port int) (p *Poller, fd int, g *Group) {
+// sysmon's preemption signals interrupt epoll_pwait: the remaining time must shrink all the
+// same, until Wait blocks.
+func TestEpollWait_interrupted(t *testing.T) {
+	e, err := NewEpoll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	g, r, w, _ := pipe(t)
+	defer g.Close()
+	if err := e.Add(r, 1); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(2*busyPoll, func() { unix.Write(w, []byte{1}) })
+	var until time.Time
+	for len(e.Wait()) == 0 {
+		if !e.interrupted {
+			continue // it may have blocked
+		}
+		if until.IsZero() {
+			until = e.until
+		}
+		if e.until != until {
+			t.Fatalf("an interruption has put off the end from %v to %v", until, e.until)
+		}
+	}
+}
+
+// receiver returns a Receiver on a UDP socket that is connected to a port of 127.0.0.1.
+func receiver(t *testing.T, port int) (r *Receiver, fd int, g *Group) {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -218,49 +259,39 @@ func receiver(t *testing.T, port int) (p *Poller, fd int, g *Group) {
 	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		t.Fatal(err)
 	}
-	poller := g.Poller(fd)
-	return &poller, fd, g
+	return NewReceiver(fd), fd, g
 }
 
-func TestPollerReceive(t *testing.T) {
+func TestReceiverReceive(t *testing.T) {
 	// Anybody can forge ICMP errors for a connected socket: they must not end Receive.
 	t.Run("icmp-errors", func(t *testing.T) {
-		p, fd, g := receiver(t, 9) // a closed port
-		reported, ended := make(chan unix.Errno), make(chan error, 1)
-		go func() {
-			defer g.Release()
-			g.Acquire()
-			_, err := p.Receive(make([]Message, 1), func(errno unix.Errno) { reported <- errno })
-			ended <- err
-		}()
-		for range maxErrors + 10 {
+		r, fd, g := receiver(t, 9) // a closed port
+		defer g.Close()
+		reported := 0
+		for end := time.Now().Add(time.Minute); reported < maxErrors+10; {
 			_ = unix.Sendto(fd, []byte{1}, unix.MSG_DONTWAIT, nil) // or sendto returns the error
-			select {
-			case errno := <-reported:
-				if errno != unix.ECONNREFUSED {
+			n, err := r.Receive(make([]Message, 1), func(errno unix.Errno) {
+				if reported++; errno != unix.ECONNREFUSED {
 					t.Fatal(errno)
 				}
-			case err := <-ended:
-				t.Fatalf("Receive ended: %v", err)
-			case <-time.After(time.Millisecond):
+			})
+			if n != 0 || err != nil {
+				t.Fatalf("Receive ended: %d, %v", n, err)
 			}
-		}
-		go func() {
-			for range reported {
+			if time.Now().After(end) {
+				t.Fatalf("only %d errors", reported)
 			}
-		}()
-		g.Close(nil)
-		close(reported)
-		if err := <-ended; err != os.ErrClosed {
-			t.Error(err)
 		}
 	})
 	t.Run("persistent-error", func(t *testing.T) {
-		g, r, _, _ := pipe(t) // no socket
-		defer g.Close(nil)
-		p := g.Poller(r)
+		g, fd, _, _ := pipe(t) // no socket
+		defer g.Close()
+		r := NewReceiver(fd)
 		began, times := time.Now(), 0
-		_, err := p.Receive(make([]Message, 1), func(unix.Errno) { times++ })
+		var err error
+		for err == nil && times <= maxErrors {
+			_, err = r.Receive(make([]Message, 1), func(unix.Errno) { times++ })
+		}
 		if err == nil || times != maxErrors+1 {
 			t.Errorf("%v after %d errors", err, times)
 		}
@@ -278,22 +309,27 @@ func TestPollerReceive(t *testing.T) {
 			}
 			copy(fds[i:], pair[:])
 		}
-		g, err := New(func() {})
-		if err != nil {
-			t.Fatal(err)
-		}
 		defer func() {
-			g.Close(nil)
 			for _, fd := range fds {
 				unix.Close(fd)
 			}
 		}()
-		p := g.Poller(fds[0])
+		r := NewReceiver(fds[0])
+		var opened []int
+		if err := r.Watch(func(fd int) error { opened = append(opened, fd); return nil }); err != nil {
+			t.Fatal(err)
+		}
 		unix.Write(fds[1], []byte{1})
 		unix.Write(fds[3], []byte{2, 2})
 		retired := 0
-		if err := p.Replace(fds[0], fds[2], func() { retired++ }); err != nil {
+		if err := r.Replace(fds[0], fds[2], func() { retired++ }); err != nil {
 			t.Fatal(err)
+		}
+		if !slices.Equal(opened, []int{fds[0], fds[2]}) {
+			t.Errorf("watched %v of %v", opened, fds)
+		}
+		if err := r.Watch(func(fd int) error { opened = []int{fd}; return nil }); err != nil || !slices.Equal(opened, []int{fds[2]}) {
+			t.Errorf("a later Watch has %v, %v", opened, err)
 		}
 		buf := make([]byte, 10)
 		iov := unix.Iovec{Base: &buf[0]}
@@ -301,9 +337,37 @@ func TestPollerReceive(t *testing.T) {
 		msgs := []Message{{Msghdr: unix.Msghdr{Iov: &iov}}}
 		msgs[0].SetIovlen(1)
 		for want := 1; want <= 2; want++ {
-			if n, err := p.Receive(msgs, nil); n != 1 || err != nil || msgs[0].N != uint32(want) || retired != want-1 {
+			if n, err := r.Receive(msgs, nil); n != 1 || err != nil || msgs[0].N != uint32(want) || retired != want-1 {
 				t.Errorf("message %d: %d, %v, %d bytes, retired %d times", want, n, err, msgs[0].N, retired)
 			}
+		}
+		if n, err := r.Receive(msgs, nil); n != 0 || err != nil {
+			t.Errorf("without a message: %d, %v", n, err)
+		}
+	})
+	// The first socket comes later.
+	t.Run("late-socket", func(t *testing.T) {
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(pair[0])
+		defer unix.Close(pair[1])
+		r := NewReceiver(-1)
+		watched := 0
+		if err := r.Watch(func(int) error { watched++; return nil }); err != nil || watched != 0 {
+			t.Errorf("%d are watched, %v", watched, err)
+		}
+		msgs := make([]Message, 1)
+		if n, err := r.Receive(msgs, nil); n != 0 || err != nil {
+			t.Errorf("without a socket: %d, %v", n, err)
+		}
+		unix.Write(pair[1], []byte{1})
+		if err := r.Replace(-1, pair[0], func() {}); err != nil || watched != 1 {
+			t.Errorf("%d are watched, %v", watched, err)
+		}
+		if n, err := r.Receive(msgs, nil); n != 1 || err != nil {
+			t.Errorf("%d, %v", n, err)
 		}
 	})
 }

@@ -1,7 +1,6 @@
 package fdguard
 
 import (
-	"os"
 	"time"
 	"unsafe"
 
@@ -15,7 +14,7 @@ type Message struct {
 }
 
 // The data path uses raw system calls: the thread keeps its P instead of handing it to
-// the Go scheduler. They must not block, hence MSG_DONTWAIT; see Poller for waiting.
+// the Go scheduler. They must not block, hence MSG_DONTWAIT; see Epoll for waiting.
 
 func recvmmsg(fd int, msgs []Message) (n int, errno unix.Errno) {
 	r, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd),
@@ -68,7 +67,7 @@ const (
 	rxDelay            = 100 * time.Microsecond
 )
 
-// moderation is a Poller's moderation state.
+// moderation is a Receiver's moderation state.
 type moderation struct {
 	since     time.Time // start of the current rate interval
 	count     int       // messages in it
@@ -89,53 +88,4 @@ func (m *moderation) shouldDelay(now time.Time) bool {
 		m.since, m.count = now, 0
 	}
 	return m.aboveRate && m.last < moderateBelowBatch
-}
-
-// delay sleeps without telling the Go scheduler.
-func (p *Poller) delay(d time.Duration) {
-	p.timeout, p.interrupted = unix.NsecToTimespec(int64(d)), false
-	unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&p.timeout)), 0, 0)
-}
-
-// Receive waits for messages on the Poller's socket and fills msgs[:n], n > 0; or it
-// returns n = 0 when the EpollSet is readable. After Close it returns os.ErrClosed.
-// onError, if it is not nil, is called with each error of recvmmsg, such as ENETDOWN of
-// sk_err. Receive fails only after more than maxErrors in a row that are not transient.
-func (p *Poller) Receive(msgs []Message, onError func(unix.Errno)) (n int, err error) {
-	if p.moderation.shouldDelay(time.Now()) {
-		p.delay(rxDelay)
-	}
-	for failures := 0; ; {
-		n, errno := recvmmsg(int(p.fds[0].Fd), msgs)
-		switch {
-		case p.group.Closed():
-			return 0, os.ErrClosed
-		case errno == 0:
-			p.moderation.observe(n)
-			return n, nil
-		case errno == unix.EAGAIN:
-			failures = 0
-			if p.nextSocket() {
-				continue
-			}
-			p.fds[2].Revents = 0
-			if p.PollSpin(); p.fds[2].Revents != 0 {
-				return 0, nil
-			}
-		case errno == unix.EINTR:
-		default:
-			if onError != nil {
-				onError(errno)
-			}
-			if transient(errno) {
-				continue
-			}
-			if failures++; failures > maxErrors {
-				return 0, os.NewSyscallError("recvmmsg", errno)
-			}
-			if failures > 1 {
-				p.delay(errorPause)
-			}
-		}
-	}
 }

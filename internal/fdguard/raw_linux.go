@@ -2,8 +2,6 @@ package fdguard
 
 import (
 	"os"
-	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -59,48 +57,4 @@ func Drain(fd int) {
 			return
 		}
 	}
-}
-
-// replacements is the queue of sockets that a Poller will switch to.
-type replacements struct {
-	pending atomic.Bool // list is not empty
-	mu      sync.Mutex  // of list
-	list    []replacement
-}
-
-type replacement struct {
-	fd      int
-	retired func()
-}
-
-// Replace makes Receive switch from the socket old to fd once old's receive queue is
-// empty, and then call retired, which may close old. It exists because a raw socket cannot
-// be rebound: once disconnected it receives nothing any more. old stops receiving now; the
-// caller keeps it open until retired is called. Replace is safe for concurrent use.
-func (p *Poller) Replace(old, fd int, retired func()) error {
-	dropAll := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
-	if err := unix.SetsockoptSockFprog(old, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &dropAll}); err != nil {
-		return os.NewSyscallError("setsockopt SO_ATTACH_FILTER", err)
-	}
-	_ = unix.Shutdown(old, unix.SHUT_RD) // wakes poll; queued messages can still be read
-	p.replacements.mu.Lock()
-	defer p.replacements.mu.Unlock()
-	p.replacements.list = append(p.replacements.list, replacement{fd, retired})
-	p.replacements.pending.Store(true)
-	return nil
-}
-
-// nextSocket switches to the next socket, and reports whether there was one.
-func (p *Poller) nextSocket() bool {
-	if !p.replacements.pending.Load() {
-		return false
-	}
-	p.replacements.mu.Lock()
-	next := p.replacements.list[0]
-	p.replacements.list = p.replacements.list[1:]
-	p.replacements.pending.Store(len(p.replacements.list) > 0)
-	p.replacements.mu.Unlock()
-	p.fds[0].Fd = int32(next.fd)
-	next.retired()
-	return true
 }

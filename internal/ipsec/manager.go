@@ -35,20 +35,24 @@ type Config struct {
 
 // Options of a Manager. With the zero value nothing is received.
 type Options struct {
-	// Serve is called for each Receiver: that of the raw socket of protocol 50, and those
-	// of UDP port 4500 of each local address. It must not block, but have a goroutine
-	// call Read until that returns os.ErrClosed.
-	Serve func(Receiver)
+	// Serve has a Receiver read from until stop, which returns when no Read is under way: the
+	// Receiver of the raw socket of protocol 50, and those of UDP port 4500 of each local
+	// address. Neither may wait for what calls the Manager.
+	Serve func(Receiver) (stop func())
 	// Dropped is called with received ESP packets of no Session. It must not block.
 	Dropped func(why drop.Reason, n int)
 }
 
-// Receiver receives ESP packets, and authenticates and decrypts them. It is for one
-// goroutine.
+// Receiver receives ESP packets, and authenticates and decrypts them. One goroutine at a time
+// reads.
 type Receiver interface {
-	// Read waits for at least one valid packet, and fills batch[:n] with decrypted outer
+	// Watch calls opened with each file descriptor that is readable when there are packets: the
+	// present one, and later ones as they are opened. opened must not block. If it fails, so
+	// does what opened the descriptor.
+	Watch(opened func(fd int) error) error
+	// Read takes what has been received, without waiting, and fills batch[:n] with decrypted outer
 	// IPv4 packets of protocol 4. It may reorder the Buffers of batch. Invalid packets are
-	// counted in Drops. After Close of the Manager, or of the last Session that uses the
+	// reported to Dropped. After Close of the Manager, or of the last Session that uses the
 	// socket, it returns os.ErrClosed.
 	Read(batch []*packet.Buffer) (n int, err error)
 }
@@ -56,22 +60,23 @@ type Receiver interface {
 // Manager holds the Sessions of a process, and the sockets of IKE and ESP. Its methods
 // may be called concurrently.
 type Manager struct {
-	serve func(Receiver)
+	serve func(Receiver) (stop func())
 	table atomic.Pointer[saTable] // written under mu
 	// dropped is Options.Dropped.
 	dropped func(why drop.Reason, n int)
 
-	// socketsMu serializes opening and closing sockets. Closing a socket waits for its
+	// socketsMu serializes opening and closing sockets. Closing a socket waits for a Read of its
 	// Receiver, which may wait for mu, so mu must not be held meanwhile.
 	socketsMu   sync.Mutex
 	mu          sync.Mutex // guards the rest; taken after life
 	closed      bool
 	raw         espSocket
+	stopRaw     func() // ends serving raw's Receiver
 	ports       map[portsKey]*ports
 	negotiators map[tunnelKey]*negotiator
 }
 
-// espSocket receives ESP that is not encapsulated in UDP. Close unblocks its Receiver.
+// espSocket receives ESP that is not encapsulated in UDP.
 type espSocket interface {
 	io.Closer
 	// restrict has the kernel deliver only the packets of this tunnel; nil is all packets.
@@ -93,7 +98,7 @@ type tunnelKey struct {
 func NewManager(o Options) *Manager {
 	m := &Manager{serve: o.Serve, dropped: o.Dropped, ports: map[portsKey]*ports{}, negotiators: map[tunnelKey]*negotiator{}}
 	if m.serve == nil {
-		m.serve = func(Receiver) {}
+		m.serve = func(Receiver) func() { return func() {} }
 	}
 	if m.dropped == nil {
 		m.dropped = func(drop.Reason, int) {}
@@ -128,7 +133,7 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 			return nil, err
 		}
 		m.raw = raw
-		m.serve(receiver)
+		m.stopRaw = m.serve(receiver)
 	}
 	if err := m.raw.restrict(nil); err != nil {
 		return nil, err
@@ -141,7 +146,7 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 			return nil, err
 		}
 		m.ports[pk] = p
-		m.serve(p.receiver)
+		p.stop = m.serve(p.receiver)
 	}
 	p.refs++
 	ctx, cancel := context.WithCancel(context.Background())
@@ -231,6 +236,7 @@ func (m *Manager) Close() error {
 	m.socketsMu.Lock()
 	defer m.socketsMu.Unlock()
 	if m.raw != nil {
+		m.stopRaw()
 		return m.raw.Close()
 	}
 	return nil

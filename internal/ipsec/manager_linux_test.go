@@ -46,13 +46,17 @@ type endpoint struct {
 
 func newEndpoint(t *testing.T, ns *netlab.NS, local, remote netip.Addr) *endpoint {
 	e := &endpoint{t: t, ns: ns, local: local, remote: remote, opened: make(chan []byte, 4096)}
-	e.manager = NewManager(Options{Dropped: func(why drop.Reason, n int) { e.strangers.Add(why, uint64(n)) }, Serve: func(r Receiver) {
-		go func() {
-			batch := packet.NewBatch(16, packet.MaxSize)
-			for {
+	e.manager = NewManager(Options{Dropped: func(why drop.Reason, n int) { e.strangers.Add(why, uint64(n)) }, Serve: func(r Receiver) (stop func()) {
+		var reading sync.WaitGroup
+		var stopped atomic.Bool
+		reading.Go(func() {
+			for batch := packet.NewBatch(16, packet.MaxSize); !stopped.Load(); {
 				n, err := r.Read(batch)
 				if err != nil {
 					return
+				}
+				if n == 0 {
+					time.Sleep(100 * time.Microsecond)
 				}
 				for _, b := range batch[:n] {
 					e.count.Add(1)
@@ -62,7 +66,11 @@ func newEndpoint(t *testing.T, ns *netlab.NS, local, remote netip.Addr) *endpoin
 					}
 				}
 			}
-		}()
+		})
+		return func() {
+			stopped.Store(true)
+			reading.Wait()
+		}
 	}})
 	ns.Do(func() {
 		var err error

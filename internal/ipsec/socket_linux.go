@@ -30,8 +30,9 @@ type ports struct {
 	manager   *Manager
 	refs      int // tunnels that use it; guarded by Manager.mu
 	guard     *fdguard.Group
-	ike, natt int      // file descriptors
-	receiver  Receiver // of UDP-encapsulated ESP
+	ike, natt int       // file descriptors
+	receiver  *receiver // of UDP-encapsulated ESP
+	stop      func()    // ends serving receiver; nil before
 }
 
 // openPorts opens the sockets in the network namespace of the calling thread.
@@ -47,7 +48,7 @@ func openPorts(m *Manager, key portsKey) (p *ports, err error) {
 		_ = p.Close()
 		return nil, err
 	}
-	p.receiver = newReceiver(m, p.guard, p.natt, p)
+	p.receiver = &receiver{manager: m, guard: p.guard, messages: fdguard.NewReceiver(p.natt), ports: p}
 	go p.readIKE()
 	return p, nil
 }
@@ -118,14 +119,13 @@ func (p *ports) readIKE() {
 		return
 	}
 	buf := make([]byte, packet.MaxSize)
-	poller := p.guard.Poller(p.ike)
 	for {
 		n, from, err := unix.Recvfrom(p.ike, buf, unix.MSG_DONTWAIT)
 		switch {
 		case p.guard.Closed():
 			return
 		case err == unix.EAGAIN:
-			poller.PollBlock()
+			p.guard.Wait(p.ike)
 		case err != nil: // an ICMP error about a message that we sent
 		default:
 			if from, ok := from.(*unix.SockaddrInet4); ok {
@@ -151,9 +151,12 @@ func (p *ports) send(a ike.Send) {
 	_ = unix.Sendto(fd, b, unix.MSG_DONTWAIT, &unix.SockaddrInet4{Port: int(a.To.Port()), Addr: as4(a.To.Addr())})
 }
 
-// Close unblocks the readers of both sockets, and returns when they have ended.
+// Close ends the readers of both sockets, and returns when they have ended.
 func (p *ports) Close() error {
-	p.guard.Close(nil)
+	if p.stop != nil {
+		p.stop()
+	}
+	p.guard.Close()
 	return nil
 }
 
@@ -183,7 +186,7 @@ func openESP(m *Manager) (espSocket, Receiver, error) {
 		}
 		return nil, nil, fmt.Errorf("open the ESP socket: %w", err)
 	}
-	s.receiver = newReceiver(m, s.guard, fd, nil)
+	s.receiver = &receiver{manager: m, guard: s.guard, messages: fdguard.NewReceiver(fd)}
 	return s, s.receiver, nil
 }
 
@@ -228,7 +231,7 @@ func (s *rawESP) restrict(only *negotiator) error {
 		return fmt.Errorf("open the ESP socket: %w", err)
 	}
 	s.selected = sel
-	return s.receiver.poller.Replace(old, fd, func() {
+	return s.receiver.messages.Replace(old, fd, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.fds = slices.DeleteFunc(s.fds, func(fd int) bool { return fd == old })
@@ -242,27 +245,25 @@ func (s *rawESP) release() {
 	}
 }
 
-// Close unblocks the receiver, and returns when its Read has returned.
+// Close returns when the receiver's Read has returned.
 func (s *rawESP) Close() error {
-	s.guard.Close(nil)
+	s.guard.Close()
 	return nil
 }
 
 // receiver implements Receiver for the raw ESP socket or, if ports is set, UDP port 4500.
 type receiver struct {
-	manager *Manager
-	guard   *fdguard.Group
-	poller  fdguard.Poller
-	ports   *ports
-	msgs    []fdguard.Message
-	iovs    []unix.Iovec
-	names   []unix.RawSockaddrInet4
-	control [][64]byte
+	manager  *Manager
+	guard    *fdguard.Group
+	messages *fdguard.Receiver
+	ports    *ports
+	msgs     []fdguard.Message
+	iovs     []unix.Iovec
+	names    []unix.RawSockaddrInet4
+	control  [][64]byte
 }
 
-func newReceiver(m *Manager, guard *fdguard.Group, fd int, p *ports) *receiver {
-	return &receiver{manager: m, guard: guard, poller: guard.Poller(fd), ports: p}
-}
+func (r *receiver) Watch(opened func(fd int) error) error { return r.messages.Watch(opened) }
 
 // resize allocates the message headers for batches of n.
 func (r *receiver) resize(n int) {
@@ -282,26 +283,24 @@ func (r *receiver) Read(batch []*packet.Buffer) (n int, err error) {
 	if len(batch) != len(r.msgs) {
 		r.resize(len(batch))
 	}
-	for n == 0 {
-		for i, b := range batch {
-			space := b.Space()
-			r.iovs[i].Base = unsafe.SliceData(space)
-			r.iovs[i].SetLen(len(space))
-			h := &r.msgs[i].Msghdr
-			h.Name, h.Namelen = (*byte)(unsafe.Pointer(&r.names[i])), unix.SizeofSockaddrInet4
-			h.Control = &r.control[i][0]
-			h.SetControllen(len(r.control[i]))
-		}
-		count, err := r.poller.Receive(r.msgs, nil)
-		if err != nil {
-			return 0, err
-		}
-		for i := range count {
-			batch[i].SetLen(int(r.msgs[i].N))
-			if r.open(batch[i], i) {
-				batch[n], batch[i] = batch[i], batch[n]
-				n++
-			}
+	for i, b := range batch {
+		space := b.Space()
+		r.iovs[i].Base = unsafe.SliceData(space)
+		r.iovs[i].SetLen(len(space))
+		h := &r.msgs[i].Msghdr
+		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&r.names[i])), unix.SizeofSockaddrInet4
+		h.Control = &r.control[i][0]
+		h.SetControllen(len(r.control[i]))
+	}
+	count, err := r.messages.Receive(r.msgs, nil)
+	if err != nil {
+		return 0, err
+	}
+	for i := range count {
+		batch[i].SetLen(int(r.msgs[i].N))
+		if r.open(batch[i], i) {
+			batch[n], batch[i] = batch[i], batch[n]
+			n++
 		}
 	}
 	return n, nil

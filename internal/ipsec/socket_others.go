@@ -14,6 +14,7 @@ type ports struct {
 	key      portsKey
 	refs     int
 	receiver Receiver
+	stop     func()
 }
 
 func openPorts(*Manager, portsKey) (*ports, error) { return nil, errLinux }

@@ -26,10 +26,13 @@ func (e *Engine) CloseTunnels(tunnels ...*Tunnel) error {
 	}
 	for _, t := range closing {
 		t.controlLoop.Wait()
+		for _, stop := range t.stop { // before the file descriptors are closed
+			stop()
+		}
 	}
 	e.removeInterfaces(closing)
 	var errs []error
-	for _, t := range closing { // wakes the threads that read from it
+	for _, t := range closing {
 		errs = append(errs, t.device.Close())
 	}
 	for _, t := range closing {

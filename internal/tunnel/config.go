@@ -50,8 +50,8 @@ type Config struct {
 	UnderlayDevice string
 	// FwMark is the mark (SO_MARK) of outer packets, for policy routing; 0 is none.
 	FwMark uint32
-	// TunQueues is the number of TUN queues, each with a transmit thread; 0 derives it from
-	// the number of processors (auto).
+	// TunQueues is the number of TUN queues; 0 is one for each thread that sends
+	// (EngineOptions.Threads).
 	TunQueues int
 	// RPS is the interface's rps_cpus, the processors that received flows are spread over:
 	// "all", or a hexadecimal mask; "" leaves it unchanged (off).

@@ -1,10 +1,9 @@
 package tunnel
 
 import (
-	"context"
 	"errors"
+	"fmt"
 	"os"
-	"runtime"
 	"syscall"
 	"time"
 
@@ -19,10 +18,9 @@ import (
 
 // The data path in both directions.
 //
-// outbound runs once per TUN queue, inbound once per Receiver of the process's socket, each on
-// its own thread; at low load the receiver's thread serves both (handoff.go). Between Read and
-// Write nothing blocks, allocates, locks or logs per packet. Packets are counted here; timers
-// and route changes are control's.
+// There is an outbound per TUN queue, and an inbound per receiver. Workers call them (worker.go); at low
+// load one thread serves both (handoff_linux.go). Between Read and Write nothing blocks, allocates, locks
+// or logs per packet. Packets are counted here; timers and route changes are control's.
 
 const (
 	// batchSize is the number of packets per Read and Write: more than the segments of two
@@ -37,58 +35,43 @@ const (
 // accepts.
 var anyRouter [4]byte
 
-// outbound forwards packets from one TUN queue to the underlay. One thread at a time uses it:
-// its own, or the receiver's that adopted it (see rxLoop).
+// outbound forwards packets from one TUN queue to the underlay.
 type outbound struct {
 	tunnel *Tunnel
 	queue  tun.Queue
-	tx     transmitter
+	tx     transmitter // with the worker's Sender
 	ids    idCounter
-	batch  []*packet.Buffer
-	out    []*packet.Buffer // of batch, the packets to send
-	icmp   *packet.Buffer   // for ICMP errors to inner senders
-
-	load    load
-	handoff handoff
 }
 
-func (t *Tunnel) newOutbound(queue tun.Queue, tx transmitter, ids idCounter) *outbound {
-	return &outbound{
-		tunnel: t, queue: queue, tx: tx, ids: ids,
-		batch:   t.outboundBatch(nil),
-		out:     make([]*packet.Buffer, 0, batchSize),
-		icmp:    packet.New(icmpSize),
-		handoff: handoff{released: make(chan struct{}, 1)},
-	}
+func (o *outbound) failed(err error) {
+	o.tunnel.fail(fmt.Errorf("interface %s is gone: %w", o.tunnel.Name(), err))
 }
 
-// run forwards packets until the queue or the socket is closed, or fails. ctx must be done
-// before they are closed.
-func (o *outbound) run(ctx context.Context) error {
-	runtime.LockOSThread()
+// carry forwards a batch, and all segments of a superpacket.
+func (o *outbound) carry(b *buffers) (n int, err error) {
 	for {
-		since := time.Now()
-		n, err := o.queue.Read(o.batch)
-		if err != nil {
-			return err
+		batch := b.outbound(o.tunnel)
+		got, err := o.queue.Read(&b.scratch, batch)
+		if got == 0 || err != nil {
+			return n, err
 		}
-		idle := o.load.idle(n, since, time.Now())
-		if err := o.forward(n); err != nil {
-			return err
+		n += got
+		if err := o.forward(b, batch[:got]); err != nil {
+			return n, err
 		}
-		if idle {
-			o.park(ctx)
+		if !b.scratch.Pending() {
+			return n, nil
 		}
 	}
 }
 
-// forward sends the first n packets of the batch.
-func (o *outbound) forward(n int) error {
+// forward sends a batch.
+func (o *outbound) forward(buf *buffers, batch []*packet.Buffer) error {
 	t := o.tunnel
 	route, unreachable := t.route.Load(), t.unreachable.Load()
-	out := o.out[:0]
+	out := buf.run[:0]
 	var bytes uint64
-	for _, b := range o.batch[:n] {
+	for _, b := range batch {
 		inner, err := ipv4.Parse(b.Bytes())
 		if err != nil {
 			t.drop(innerDrop(err), 1)
@@ -102,16 +85,16 @@ func (o *outbound) forward(n int) error {
 		}
 		if route.txDrop != drop.None {
 			t.drop(route.txDrop, 1)
-			t.sendICMPError(o.queue, o.icmp, encap.HostUnreachable(o.icmp, inner, anyRouter))
+			t.sendICMPError(o.queue, buf, encap.HostUnreachable(buf.icmp[0], inner, anyRouter))
 			continue
 		}
 		if inner.TotalLen() > route.maxInner && route.outer.DontFragment(inner) {
 			t.drop(drop.TooBig, 1)
-			t.sendICMPError(o.queue, o.icmp, encap.TooBig(o.icmp, inner, route.maxInner, anyRouter))
+			t.sendICMPError(o.queue, buf, encap.TooBig(buf.icmp[0], inner, route.maxInner, anyRouter))
 			continue
 		}
 		if unreachable { // still sent: an answer is what shows that the path is back
-			t.sendICMPError(o.queue, o.icmp, encap.HostUnreachable(o.icmp, inner, anyRouter))
+			t.sendICMPError(o.queue, buf, encap.HostUnreachable(buf.icmp[0], inner, anyRouter))
 		}
 		bytes += uint64(inner.TotalLen())
 		out = append(out, b)
@@ -129,13 +112,12 @@ func (o *outbound) forward(n int) error {
 			t.drop(sendDrop(err), lost)
 		}
 	}
-	o.batch = t.outboundBatch(o.batch)
 	return nil
 }
 
-// sendICMPError writes the ICMP error in icmp to the TUN device, rate-limited. d is the reason
+// sendICMPError writes the ICMP error in b.icmp to the TUN device, rate-limited. d is the reason
 // why the error could not be built, or drop.None.
-func (t *Tunnel) sendICMPError(queue tun.Queue, icmp *packet.Buffer, d drop.Reason) {
+func (t *Tunnel) sendICMPError(queue tun.Queue, b *buffers, d drop.Reason) {
 	if d == drop.None && !t.icmpLimit.allow(time.Now()) {
 		d = drop.ICMPLimited
 	}
@@ -143,7 +125,7 @@ func (t *Tunnel) sendICMPError(queue tun.Queue, icmp *packet.Buffer, d drop.Reas
 		t.drop(d, 1)
 		return
 	}
-	if _, err := queue.Write([]*packet.Buffer{icmp}); err != nil && !errors.Is(err, os.ErrClosed) {
+	if _, err := queue.Write(&b.scratch, b.icmp); err != nil && !errors.Is(err, os.ErrClosed) {
 		t.drop(writeDrop(err), 1)
 	}
 }
@@ -156,66 +138,66 @@ const (
 	fromESP  origin = true  // protocol 50 or UDP-encapsulated ESP, decrypted
 )
 
-// inbound forwards packets from one receiver to their tunnels' devices until the receiver is
-// closed or fails. sender is for answers to reflect probes; index selects the TUN queue.
-func (e *Engine) inbound(receiver underlay.Receiver, sender underlay.Sender, index int, from origin) error {
-	runtime.LockOSThread()
-	var (
-		batch  = packet.NewBatch(batchSize, packet.MaxSize)
-		owners [batchSize]*Tunnel
-		run    = make([]*packet.Buffer, 0, batchSize)
-		rxLoop = newRxLoop(receiver)
-	)
-	defer rxLoop.releaseAll()
-	for {
-		n, err := receiver.Read(batch)
-		if err != nil {
-			return err
-		}
-		now := time.Now()
-		e.noteTraffic()
-		table := e.table.Load()
-		for i, b := range batch[:n] {
-			owners[i] = nil
-			outer, d := encap.ParseOuter(b)
-			if d != drop.None {
-				e.drop(d, 1)
-				continue
-			}
-			t := table.find(outer.Destination(), outer.Source())
-			if t == nil {
-				e.drop(drop.UnknownPeer, 1)
-				continue
-			}
-			if encrypted := t.ipsecPolicy != nil; encrypted != bool(from) {
-				t.countPolicyMismatch(encrypted)
-				continue
-			}
-			if t.decapsulate(b, outer, sender, now) {
-				owners[i] = t
-			}
-		}
-		// Write each tunnel's packets together and in order, so that its device can coalesce
-		// them. A batch rarely has packets of several tunnels.
-		for i := range n {
-			t := owners[i]
-			if t == nil {
-				continue
-			}
-			run = run[:0]
-			for j := i; j < n; j++ {
-				if owners[j] == t {
-					run = append(run, batch[j])
-					owners[j] = nil
-				}
-			}
-			t.deliver(run, index)
-			if len(run) < smallBatch {
-				t.noteReceiver(rxLoop)
-			}
-		}
-		rxLoop.serveParked(n, now)
+// inbound forwards packets from one receiver to their tunnels' devices.
+type inbound struct {
+	engine   *Engine
+	receiver underlay.Receiver
+	from     origin
+	fail     func(error) // called if the receiver fails
+}
+
+func (in *inbound) failed(err error) {
+	in.engine.log.Error("receiving failed", "esp", bool(in.from), "err", err)
+	in.fail(err)
+}
+
+// carry delivers a batch.
+func (in *inbound) carry(buf *buffers) (n int, err error) {
+	e, batch, owners := in.engine, buf.inbound(), &buf.owners
+	n, err = in.receiver.Read(batch)
+	if n == 0 || err != nil {
+		return n, err
 	}
+	now := time.Now()
+	e.noteTraffic()
+	table := e.table.Load()
+	for i, b := range batch[:n] {
+		owners[i] = nil
+		outer, d := encap.ParseOuter(b)
+		if d != drop.None {
+			e.drop(d, 1)
+			continue
+		}
+		t := table.find(outer.Destination(), outer.Source())
+		if t == nil {
+			e.drop(drop.UnknownPeer, 1)
+			continue
+		}
+		if encrypted := t.ipsecPolicy != nil; encrypted != bool(in.from) {
+			t.countPolicyMismatch(encrypted)
+			continue
+		}
+		if t.decapsulate(b, outer, buf.sender, now) {
+			owners[i] = t
+		}
+	}
+	// Write each tunnel's packets together and in order, so that its device can coalesce
+	// them. A batch rarely has packets of several tunnels.
+	for i := range n {
+		t := owners[i]
+		if t == nil {
+			continue
+		}
+		run := buf.run[:0]
+		for j := i; j < n; j++ {
+			if owners[j] == t {
+				run = append(run, batch[j])
+				owners[j] = nil
+			}
+		}
+		t.deliver(run, buf)
+	}
+	return n, nil
 }
 
 // decapsulate turns the outer packet in b into an inner packet, and reports whether b is to be
@@ -269,9 +251,9 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 }
 
 // deliver writes inner packets of one tunnel to its device and counts them.
-func (t *Tunnel) deliver(run []*packet.Buffer, index int) {
+func (t *Tunnel) deliver(run []*packet.Buffer, b *buffers) {
 	packets, bytes := countSegments(run)
-	n, err := t.queues[index%len(t.queues)].Write(run)
+	n, err := t.queues[b.index%len(t.queues)].Write(&b.scratch, run)
 	t.counters.rx.add(packets-(len(run)-n), bytes)
 	if n < len(run) && !errors.Is(err, os.ErrClosed) {
 		t.drop(writeDrop(err), len(run)-n)

@@ -461,7 +461,7 @@ func TestControlProbe(t *testing.T) {
 }
 
 // A packet from any other source than the remote is dropped as unknown-peer.
-func TestEngineInbound_unknownPeer(t *testing.T) {
+func TestInboundCarry_unknownPeer(t *testing.T) {
 	a, b := pair(t, nil)
 	outer := encap.Outer{Local: [4]byte{203, 0, 113, 1}, Remote: outerA.As4(), DSCP: encap.InheritDSCP}
 	buf := packet.New(1500)

@@ -31,8 +31,8 @@ type EngineOptions struct {
 	Socket underlay.Socket
 	// OpenDevice opens a tunnel's TUN device; nil is tun.Open.
 	OpenDevice func(tun.Options) (tun.Device, error)
-	// Threads is the number of receive threads, used where the socket has several Receivers;
-	// 0 derives it from the number of processors.
+	// Threads is the number of threads that send, and of those that receive where the socket has
+	// several Receivers; 0 derives it from the number of processors.
 	Threads int
 	// Network looks up routes and configures interfaces; nil is the kernel. The Engine closes it.
 	Network Network
@@ -54,6 +54,7 @@ type Engine struct {
 	network    Network
 	lookupName func(ctx context.Context, name string) (netip.Addr, error)
 	threads    int
+	workers    []*workers // threads of them
 
 	openFastPath func() (*fastpath.FastPath, error)
 
@@ -79,6 +80,7 @@ type Engine struct {
 	espReceivers atomic.Int32 // started so far
 	loops        sync.WaitGroup
 	cancel       context.CancelFunc
+	closeOnce    sync.Once // of what Close does to the workers and the socket
 }
 
 // errNotKernel is why an Engine with an in-memory socket, device or Network has no fast path.
@@ -139,51 +141,38 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 	e.table.Store(&table{})
 	ctx, cancel := context.WithCancel(context.Background())
 	e.cancel = cancel
-	for i, receiver := range e.socket.Receivers() {
-		e.startReceiver(receiver, i)
+	workerThreads.add(2 * e.threads)
+	if err := e.startWorkers(); err != nil {
+		_ = e.Close()
+		return nil, err
 	}
 	e.loops.Go(e.receiveICMPErrors)
 	e.loops.Go(func() { e.poll(ctx) })
 	return e, nil
 }
 
-// startReceiver starts the receive loop of one Receiver. A LateReceiver costs no thread and no
-// buffers until it is in use.
-func (e *Engine) startReceiver(receiver underlay.Receiver, index int) {
-	late, ok := receiver.(underlay.LateReceiver)
-	start := func() {
-		sender := e.socket.NewSender()
-		e.spawn("receive", func() error { return e.inbound(receiver, sender, index, fromIPIP) }, func(err error) {
-			if ok {
-				e.disableLinkLayer(err)
-			} else {
-				e.failTunnels(err, func(*Tunnel) bool { return true })
-			}
-		})
-	}
-	if !ok {
-		start()
-		return
-	}
-	e.loops.Go(func() {
-		if late.WaitOpen() {
-			start()
+// startWorkers makes the workers, and has them read the socket's Receivers: the first one is the raw
+// socket's, the others are the link layer's.
+func (e *Engine) startWorkers() error {
+	for i := range e.threads {
+		p, err := newWorkers(i, func(i int) *worker { return newWorker(i, e.socket.NewSender()) }, e.loops.Go)
+		if err != nil {
+			return err
 		}
-	})
-}
-
-// spawn runs a loop of the data path in a goroutine. failed is called with the loop's error,
-// unless it is nil or os.ErrClosed.
-func (e *Engine) spawn(what string, loop func() error, failed func(error)) {
-	loopThreads.add(1)
-	e.loops.Go(func() {
-		err := loop()
-		loopThreads.add(-1)
-		if err != nil && !errors.Is(err, os.ErrClosed) {
-			e.log.Error("the data path ended", "loop", what, "err", err)
-			failed(err)
+		e.workers = append(e.workers, p)
+	}
+	for i, receiver := range e.socket.Receivers() {
+		in := &inbound{engine: e, receiver: receiver, from: fromIPIP, fail: e.disableLinkLayer}
+		if i == 0 {
+			in.fail = func(err error) { e.failTunnels(err, func(*Tunnel) bool { return true }) }
 		}
-	})
+		w := e.workers[max(i-1, 0)%len(e.workers)].in
+		key := w.add(in)
+		if err := receiver.Watch(func(fd int) error { return w.watch(fd, key) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // failTunnels fails the tunnels that match selects.
@@ -202,8 +191,17 @@ func (e *Engine) Close() error {
 	if e.ipsec != nil {
 		errs = append(errs, e.ipsec.Close())
 	}
-	errs = append(errs, e.socket.Close())
-	e.loops.Wait()
+	e.closeOnce.Do(func() {
+		for _, p := range e.workers {
+			p.stop()
+		}
+		errs = append(errs, e.socket.Close())
+		e.loops.Wait()
+		for _, p := range e.workers {
+			p.close()
+		}
+		workerThreads.add(-2 * e.threads)
+	})
 	if e.fastPath != nil {
 		errs = append(errs, e.fastPath.Close())
 	}

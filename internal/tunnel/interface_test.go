@@ -69,7 +69,7 @@ func TestControlUpdateInterface(t *testing.T) {
 		a, _ := pair(t, configured)
 		a.changeInterface(func(s *tun.State) { s.Moved = true })
 		eventually(t, "it is said", func() bool { return a.network.logged("moved to another network namespace") == 1 })
-		if b := a.outboundBatch(nil); len(b[0].Space()) != packet.MaxSize {
+		if b := new(buffers).outbound(a.Tunnel); len(b[0].Space()) != packet.MaxSize {
 			t.Errorf("packets of %d bytes are read, of an interface whose MTU may be any", len(b[0].Space()))
 		}
 		a.remove(ourAddress, ourRoute)

@@ -135,9 +135,14 @@ func (e *Engine) ipsecManager() *ipsec.Manager {
 	return e.ipsec
 }
 
-// serveESP starts the receive loop of an ESP receiver: protocol 50, or ESP in UDP.
-func (e *Engine) serveESP(receiver ipsec.Receiver) {
-	sender, index := e.socket.NewSender(), int(e.espReceivers.Add(1))-1
-	e.spawn("receive ESP", func() error { return e.inbound(receiver, sender, index, fromESP) },
-		func(err error) { e.failTunnels(err, func(t *Tunnel) bool { return t.ipsecPolicy != nil }) })
+// serveESP has a worker read an ESP receiver, protocol 50 or ESP in UDP, until stop.
+func (e *Engine) serveESP(receiver ipsec.Receiver) (stop func()) {
+	w := e.workers[int(e.espReceivers.Add(1)-1)%len(e.workers)].in
+	in := &inbound{engine: e, receiver: receiver, from: fromESP,
+		fail: func(err error) { e.failTunnels(err, func(t *Tunnel) bool { return t.ipsecPolicy != nil }) }}
+	key := w.add(in)
+	if err := receiver.Watch(func(fd int) error { return w.watch(fd, key) }); err != nil {
+		go in.failed(err)
+	}
+	return func() { w.remove(key) }
 }

@@ -276,7 +276,7 @@ var properties = []Property{
 	},
 	{
 		Name: "tun-queues", Values: "`auto` or 1..16", Default: "auto",
-		Help:  "queues of the interface, each with a thread that sends; flows are spread over them; auto is one for two processors, up to 4",
+		Help:  "queues of the interface; flows are spread over them, and they over the threads that send; auto is one for each of these (threads)",
 		Words: []string{"auto"},
 		get:   func(c *Config) string { return formatInt(c.TunQueues, 0, "auto") },
 		set: func(c *Config, v string) string {

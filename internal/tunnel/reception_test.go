@@ -190,11 +190,11 @@ func partialTCP(t *testing.T) []byte {
 	return b.Bytes()
 }
 
-// GOMAXPROCS is raised by one for each running loop.
-func TestLoopThreads(t *testing.T) {
+// GOMAXPROCS is raised by the number of workers.
+func TestThreadCount(t *testing.T) {
 	before := runtime.GOMAXPROCS(0)
 	a, b := pair(t, nil)
-	if n := runtime.GOMAXPROCS(0); n < before+4 { // each sends and receives
+	if n := runtime.GOMAXPROCS(0); n < before+4 { // each has two workers
 		t.Errorf("GOMAXPROCS is %d with two tunnels, and was %d", n, before)
 	}
 	for _, s := range []*endpoint{a, b} {

@@ -9,15 +9,15 @@ import (
 // GOMAXPROCS at the start.
 var processors = runtime.GOMAXPROCS(0)
 
-// MaxThreads is the largest number of TUN queues, or of receive threads.
+// MaxThreads is the largest number of TUN queues, or of pairs of workers.
 const MaxThreads = 16
 
 // defaultThreads leaves half of the processors to the other direction and to applications.
 func defaultThreads() int { return min(max(processors/2, 1), 4) }
 
-// loopThreads counts the data path's loops in this process. Each locks a thread, and while polling in
-// a raw system call it holds a P of the Go scheduler, so GOMAXPROCS is raised by their number.
-var loopThreads threadCount
+// workerThreads counts the threads of the Engines of this process. While one of them waits in a raw
+// system call it holds a P of the Go scheduler, so GOMAXPROCS is raised by their number.
+var workerThreads threadCount
 
 type threadCount struct {
 	mu sync.Mutex

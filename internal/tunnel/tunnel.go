@@ -10,18 +10,15 @@ package tunnel
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"ipipd/encap"
 	"ipipd/internal/netstate"
-	"ipipd/internal/packet"
 	"ipipd/keepalive"
 	"ipipd/tun"
 )
@@ -35,8 +32,8 @@ type Tunnel struct {
 	queues []tun.Queue
 	// madeIndex is the ifindex at creation.
 	madeIndex int
-	rxLoop    atomic.Pointer[rxLoop] // the receiver that small batches last came from
-	echo      *keepalive.Echo        // nil unless keepalive-probe is echo
+	stop      []func()        // ends reading the queues
+	echo      *keepalive.Echo // nil unless keepalive-probe is echo
 	epoch     time.Time
 
 	// Written by control.
@@ -94,7 +91,7 @@ func (e *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	t.log = slog.New(t.ifname)
 	t.fast.attached.Store(&attachment{})
 	if t.cfg.TunQueues == 0 {
-		t.cfg.TunQueues = defaultThreads()
+		t.cfg.TunQueues = e.threads
 	}
 	if floor := netstate.MinPMTU(); floor >= encap.MinPathMTU {
 		c.pathMTU.Floor = floor
@@ -176,16 +173,17 @@ func (e *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	ctx, t.cancel = context.WithCancel(context.Background())
 	t.controlLoop.Go(func() { c.run(ctx) }) // before the loops that may fail, and close the tunnel
 	ids := t.idCounters(len(t.queues))
+	keys := make([]int32, len(t.queues))
 	for i, q := range t.queues {
-		o := t.newOutbound(q, t.newTransmitter(e.socket.NewSender()), ids[i])
-		t.loops.Add(1)
-		e.spawn("send", func() error {
-			defer t.loops.Done()
-			if err := o.run(ctx); !errors.Is(err, os.ErrClosed) {
-				t.fail(fmt.Errorf("interface %s is gone: %w", t.Name(), err))
-			}
-			return nil
-		}, t.fail)
+		w := e.workers[i%len(e.workers)].out
+		keys[i] = w.add(&outbound{tunnel: t, queue: q, tx: t.newTransmitter(w.sender), ids: ids[i]})
+		t.stop = append(t.stop, func() { w.remove(keys[i]) })
+	}
+	for i, q := range t.queues { // from now on the tunnel may fail
+		if err := e.workers[i%len(e.workers)].out.watch(q.FD(), keys[i]); err != nil {
+			_ = t.Close()
+			return nil, err
+		}
 	}
 	return t, nil
 }
@@ -207,7 +205,7 @@ func (t *Tunnel) Err() error {
 	return nil
 }
 
-// Close removes the interface and returns when the tunnel's threads have ended. Further
+// Close removes the interface and returns when no goroutine uses the tunnel any more. Further
 // calls only wait for that.
 func (t *Tunnel) Close() error { return t.engine.CloseTunnels(t) }
 
@@ -218,7 +216,7 @@ func (t *Tunnel) fail(err error) {
 		return
 	}
 	t.err.CompareAndSwap(nil, &err)
-	go t.Close() // waits for the loop that calls fail
+	go t.Close() // waits for control, which may be the caller
 }
 
 // noteReceived records a packet of the peer. It wakes control only if that changes the keepalive
@@ -278,20 +276,6 @@ func (t *Tunnel) Status() Status {
 		}
 	}
 	return s
-}
-
-// outboundBatch returns buffers to read inner packets into, have if their size fits. If the
-// MTU is large or unknown, each buffer holds a packet of 64 KiB.
-func (t *Tunnel) outboundBatch(have []*packet.Buffer) []*packet.Buffer {
-	const small = 2048
-	large := t.MTU() > small || t.moved.Load()
-	switch {
-	case have != nil && large == (len(have[0].Space()) == packet.MaxSize):
-		return have
-	case large:
-		return packet.NewBatch(batchSize/4, packet.MaxSize)
-	}
-	return packet.NewBatch(batchSize, small)
 }
 
 func address(a [4]byte) netip.Addr { return netip.AddrFrom4(a) }

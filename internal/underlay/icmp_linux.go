@@ -32,7 +32,7 @@ func (s *socket) ReadError(buf []byte) (n int, err error) {
 		case s.guard.Closed():
 			return 0, os.ErrClosed
 		case err == unix.EAGAIN:
-			s.icmpPoller.PollBlock()
+			s.guard.Wait(s.icmp)
 		case err == unix.EINTR:
 		case err != nil:
 			return 0, os.NewSyscallError("recvfrom", err)

@@ -57,14 +57,10 @@ func (s *socket) openPacketSockets() (err error) {
 			group = value & 0xffff
 		}
 	}
-	for i, fd := range packetSockets {
-		r := s.packetReceivers[i]
-		r.poller = s.guard.Poller(fd)
-		r.poller.Watch(r.epollSet)
+	for _, fd := range packetSockets {
 		s.addReceiveSocket(fd)
 	}
 	s.packetSockets = packetSockets
-	close(s.packetSocketsOpened)
 	return nil
 }
 
@@ -74,15 +70,13 @@ func htons(v uint16) uint16 {
 }
 
 // packetReceiver receives frames from a packet socket, each after a struct virtio_net_hdr with
-// the kernel's offload metadata. poller is valid once opened is closed, unless Close of the
-// socket closed it.
+// the kernel's offload metadata.
 type packetReceiver struct {
-	watcher
-	opened  chan struct{}
-	poller  fdguard.Poller
-	onError func(unix.Errno) // method value made once: making one allocates
-	msgs    []fdguard.Message
-	frames  []frameBuffers
+	socket   *socket
+	messages *fdguard.Receiver // without a socket until openPacketSockets
+	onError  func(unix.Errno)  // method value made once: making one allocates
+	msgs     []fdguard.Message
+	frames   []frameBuffers
 }
 
 // frameBuffers is where recvmmsg puts a frame: vnetHdr, and the rest in the packet.Buffer.
@@ -92,14 +86,9 @@ type frameBuffers struct {
 	vnetHdr [vnet.HeaderLen]byte
 }
 
-// WaitOpen implements LateReceiver.
-func (r *packetReceiver) WaitOpen() (open bool) {
-	<-r.opened
-	return !r.socket.guard.Closed()
-}
+func (r *packetReceiver) Watch(opened func(fd int) error) error { return r.messages.Watch(opened) }
 
 func (r *packetReceiver) Read(batch []*packet.Buffer) (n int, err error) {
-	<-r.opened
 	defer r.socket.guard.Release()
 	if !r.socket.guard.Acquire() {
 		return 0, os.ErrClosed
@@ -113,7 +102,7 @@ func (r *packetReceiver) Read(batch []*packet.Buffer) (n int, err error) {
 		frame.Base = unsafe.SliceData(b.Push(etherHeaderLen))
 		frame.SetLen(size)
 	}
-	n, err = r.poller.Receive(r.msgs[:len(batch)], r.onError)
+	n, err = r.messages.Receive(r.msgs[:len(batch)], r.onError)
 	for i := range n {
 		r.parseFrame(batch[i], &r.frames[i], int(r.msgs[i].N))
 	}

@@ -36,18 +36,14 @@ func (s *socket) openRaw(sel fdguard.Binding) (fd int, unconnected bool, err err
 // rawReceiver receives outer packets from the protocol-4 socket. There is no offload metadata:
 // DeriveOffload recovers what it can.
 type rawReceiver struct {
-	watcher
-	poller  fdguard.Poller
-	onError func(unix.Errno) // method value made once: making one allocates
-	msgs    []fdguard.Message
-	iovs    []unix.Iovec
+	socket   *socket
+	messages *fdguard.Receiver
+	onError  func(unix.Errno) // method value made once: making one allocates
+	msgs     []fdguard.Message
+	iovs     []unix.Iovec
 }
 
-func newRawReceiver(w watcher, fd int) *rawReceiver {
-	r := &rawReceiver{watcher: w, poller: w.socket.guard.Poller(fd), onError: w.socket.countVnetHdrError}
-	r.poller.Watch(w.epollSet)
-	return r
-}
+func (r *rawReceiver) Watch(opened func(fd int) error) error { return r.messages.Watch(opened) }
 
 func (r *rawReceiver) Read(batch []*packet.Buffer) (n int, err error) {
 	defer r.socket.guard.Release()
@@ -60,7 +56,7 @@ func (r *rawReceiver) Read(batch []*packet.Buffer) (n int, err error) {
 		r.iovs[i].Base = unsafe.SliceData(space)
 		r.iovs[i].SetLen(len(space))
 	}
-	n, err = r.poller.Receive(r.msgs[:len(batch)], r.onError)
+	n, err = r.messages.Receive(r.msgs[:len(batch)], r.onError)
 	for i := range n {
 		// A truncated packet (MSG_TRUNC) needs no check here: ParseOuter drops a packet shorter
 		// than its total length.

@@ -49,6 +49,12 @@ func (s *socket) setReceive(r Reception) (err error) {
 			return err
 		}
 	}
+	for s.readFrom < len(s.packetSockets) {
+		if err := s.packetReceivers[s.readFrom].messages.Replace(-1, s.packetSockets[s.readFrom], func() {}); err != nil {
+			return err
+		}
+		s.readFrom++
+	}
 	raw, unconnected, reopen := s.raw, s.unconnected, r.binding() != s.reception.binding()
 	if reopen {
 		if raw, unconnected, err = s.openRaw(r.binding()); err != nil {
@@ -81,7 +87,7 @@ func (s *socket) setReceive(r Reception) (err error) {
 	}
 	if reopen {
 		old := s.raw
-		if err := s.rawReceiver.poller.Replace(old, raw, func() { s.closeReceiveSocket(old) }); err != nil {
+		if err := s.rawReceiver.messages.Replace(old, raw, func() { s.closeReceiveSocket(old) }); err != nil {
 			return err
 		}
 	}

@@ -35,27 +35,16 @@ type Link struct {
 	Header [14]byte
 }
 
-// Receiver receives outer packets. Only one goroutine may use a Receiver.
+// Receiver receives outer packets. One goroutine at a time reads.
 type Receiver interface {
-	// Read waits for at least one protocol-4 packet, takes without waiting what else is queued,
-	// and fills batch[:n] with whole outer IPv4 packets; the kernel has reassembled outer
-	// fragments. n is 0 only if a watched file descriptor is ready (Watcher). After Close of the
-	// Socket Read returns os.ErrClosed.
+	// Watch calls opened with each file descriptor that is readable when there are packets: the
+	// present one, if there is one yet, and later ones as they are opened, until Close of the
+	// Socket. opened must not block. If it fails, so does what opened the descriptor.
+	Watch(opened func(fd int) error) error
+	// Read takes the protocol-4 packets that are queued, without waiting for any, and fills
+	// batch[:n] with whole outer IPv4 packets; the kernel has reassembled outer fragments. After
+	// Close of the Socket it returns os.ErrClosed; any other error is permanent.
 	Read(batch []*packet.Buffer) (n int, err error)
-}
-
-// Watcher is a Receiver that can wait for other file descriptors too. Its methods may be called
-// by any goroutine. After Close of the Socket they return os.ErrClosed, or false.
-type Watcher interface {
-	Receiver
-	// Watch makes Read return, with n = 0 if no packet came, while fd is readable. fd must be
-	// open during the call; closing it ends the watch. key identifies fd in Ready and must be
-	// unique.
-	Watch(fd int, key int32) error
-	// Unwatch ends that. fd must still be open.
-	Unwatch(fd int) error
-	// Ready returns the key of a watched file descriptor that is readable now.
-	Ready() (key int32, ok bool)
 }
 
 // Sender sends outer packets. Only one goroutine may use a Sender; a Socket can have any number.
@@ -72,7 +61,8 @@ type Sender interface {
 // clones every protocol-4 packet to every raw socket, so N sockets for N tunnels would cost N
 // copies of each. Its methods may be called concurrently.
 type Socket interface {
-	// Receivers returns the Receivers, at least one. A flow stays in one of them.
+	// Receivers returns the Receivers, at least one. A flow stays in one of them. Those of the link
+	// layer have no file descriptor before the first SetReceive that needs it.
 	Receivers() []Receiver
 	// NewSender returns a new Sender.
 	NewSender() Sender
@@ -84,7 +74,7 @@ type Socket interface {
 	// Overflows returns how many received packets the kernel dropped because the receive buffer
 	// was full, or because virtio_net_hdr could not describe them.
 	Overflows() uint64
-	// Close unblocks every Read, Write and ReadError, and waits until they have returned.
+	// Close unblocks ReadError, and waits until every Read, Write and ReadError has returned.
 	Close() error
 }
 
@@ -121,15 +111,6 @@ type ReceiveSetter interface {
 	// SetReceive changes what is received. A packet that arrives meanwhile may be received
 	// twice, but is not lost. If nothing changes, it does nothing.
 	SetReceive(Reception) error
-}
-
-// LateReceiver is a Receiver whose sockets are opened by the first SetReceive with LinkLayer.
-type LateReceiver interface {
-	Receiver
-	// WaitOpen waits until then, and returns true, or until Close of the Socket, and returns
-	// false. A caller that waits here before its first Read holds neither buffers nor a locked
-	// thread until then.
-	WaitOpen() (open bool)
 }
 
 // SocketOptions are the options of OpenSocket. The zero value is one Receiver on the raw socket,

@@ -35,17 +35,15 @@ type socket struct {
 	packetSockets                         []int
 	protocolCmsg                          bool // hdrincl accepts IP_PROTOCOL as a control message
 	receivers                             []Receiver
-	epollSets                             []fdguard.EpollSet // one for each Receiver
 	options                               SocketOptions
 
-	receptionMu         sync.Mutex // guards raw, packetSockets, reception, partial, unconnected
-	reception           Reception
-	partial             bool // setReceive has failed since: filters may differ from reception
-	unconnected         bool // raw is not connected to reception.Remote
-	rawReceiver         *rawReceiver
-	packetReceivers     []*packetReceiver
-	packetSocketsOpened chan struct{} // closed once packetSockets are open, and by Close
-	icmpPoller          fdguard.Poller
+	receptionMu     sync.Mutex // guards raw, packetSockets, readFrom, reception, partial, unconnected
+	readFrom        int        // how many of packetSockets their receivers have
+	reception       Reception
+	partial         bool // setReceive has failed since: filters may differ from reception
+	unconnected     bool // raw is not connected to reception.Remote
+	rawReceiver     *rawReceiver
+	packetReceivers []*packetReceiver
 
 	// receiveSockets are the sockets that receive, and former raw sockets that still have
 	// packets queued.
@@ -65,12 +63,8 @@ const (
 
 // OpenSocket opens the sockets in the network namespace of the calling thread. It needs
 // CAP_NET_RAW; with CAP_NET_ADMIN the buffers may exceed the system's limits.
-//
-// A goroutine in Receiver.Read polls for a quarter of a second without yielding its P, for low
-// latency. Lock it to its thread, and set GOMAXPROCS above the number of such goroutines, or
-// they starve all others.
 func OpenSocket(o SocketOptions) (Socket, error) {
-	s := &socket{raw: -1, icmp: -1, hdrincl: -1, fragmenting: -1, link: -1, packetSocketsOpened: make(chan struct{})}
+	s := &socket{raw: -1, icmp: -1, hdrincl: -1, fragmenting: -1, link: -1}
 	if err := s.open(o); err != nil {
 		if s.guard != nil {
 			s.Close()
@@ -93,7 +87,6 @@ func (s *socket) open(o SocketOptions) (err error) {
 	if s.icmp, err = openICMP(); err != nil {
 		return err
 	}
-	s.icmpPoller = s.guard.Poller(s.icmp)
 	if s.hdrincl, err = openHdrincl(); err != nil {
 		return err
 	}
@@ -109,19 +102,10 @@ func (s *socket) open(o SocketOptions) (err error) {
 	if s.raw, _, err = s.openRaw(s.reception.binding()); err != nil {
 		return err
 	}
-	for i := range 1 + max(o.Receivers, 1) {
-		epollSet, err := fdguard.NewEpollSet()
-		if err != nil {
-			return err
-		}
-		s.epollSets = append(s.epollSets, epollSet)
-		w := watcher{s, epollSet}
-		if i == 0 {
-			s.rawReceiver = newRawReceiver(w, s.raw)
-			s.receivers = append(s.receivers, s.rawReceiver)
-			continue
-		}
-		r := &packetReceiver{watcher: w, opened: s.packetSocketsOpened, onError: s.countVnetHdrError}
+	s.rawReceiver = &rawReceiver{socket: s, messages: fdguard.NewReceiver(s.raw), onError: s.countVnetHdrError}
+	s.receivers = []Receiver{s.rawReceiver}
+	for range max(o.Receivers, 1) {
+		r := &packetReceiver{socket: s, messages: fdguard.NewReceiver(-1), onError: s.countVnetHdrError}
 		s.packetReceivers = append(s.packetReceivers, r)
 		s.receivers = append(s.receivers, r)
 	}
@@ -131,20 +115,11 @@ func (s *socket) open(o SocketOptions) (err error) {
 func (s *socket) Receivers() []Receiver { return s.receivers }
 
 func (s *socket) Close() error {
-	s.guard.Close(func() {
-		s.receptionMu.Lock()
-		defer s.receptionMu.Unlock()
-		if s.packetSockets == nil { // wakes WaitOpen and Read
-			close(s.packetSocketsOpened)
-		}
-	})
+	s.guard.Close()
 	return nil
 }
 
 func (s *socket) closeAll() {
-	for _, l := range s.epollSets {
-		_ = l.Close()
-	}
 	for _, o := range s.receiveSockets {
 		_ = unix.Close(o.fd)
 	}

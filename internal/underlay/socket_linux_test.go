@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -73,29 +74,28 @@ func outerPacket(path *Path, n int, id uint16) *packet.Buffer {
 // patience is how long a test waits for an expected event.
 var patience = netlab.Timeout()
 
+// readSome reads packets, and waits for the first.
+func readSome(r Receiver, batch []*packet.Buffer) (n int, err error) {
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Microsecond) {
+		if n, err = r.Read(batch); n > 0 || err != nil {
+			return n, err
+		}
+		if time.Now().After(end) {
+			return 0, errors.New("waited too long for a packet")
+		}
+	}
+}
+
 // read reads n packets, of up to size bytes each.
 func read(t testing.TB, r Receiver, n, size int) []*packet.Buffer {
 	t.Helper()
 	batch := packet.NewBatch(n, size)
-	done := make(chan error, 1)
-	go func() {
-		for have := 0; have < n; {
-			more, err := r.Read(batch[have:])
-			if err != nil {
-				done <- err
-				return
-			}
-			have += more
-		}
-		done <- nil
-	}()
-	select {
-	case err := <-done:
+	for have := 0; have < n; {
+		more, err := readSome(r, batch[have:])
 		if err != nil {
 			t.Fatalf("Read: %v", err)
 		}
-	case <-time.After(patience):
-		t.Fatalf("waited too long for %d packets", n)
+		have += more
 	}
 	return batch
 }
@@ -187,7 +187,7 @@ func openFiles(t testing.TB) int {
 	return len(entries)
 }
 
-// Close unblocks Read and ReadError and leaks no file descriptor.
+// Close unblocks ReadError and leaks no file descriptor; Read fails after it.
 func TestSocketClose(t *testing.T) {
 	for _, o := range []SocketOptions{{}, {PacketReceive: true}} {
 		testClose(t, o)
@@ -198,23 +198,23 @@ func testClose(t *testing.T, o SocketOptions) {
 	ns := netlab.New(t)
 	before := openFiles(t)
 	s := open(t, ns, o)
-	failed := make(chan error, 2)
-	go func() {
-		_, err := activeReceiver(s, o).Read(packet.NewBatch(1, 1500))
-		failed <- err
-	}()
+	if n, err := activeReceiver(s, o).Read(packet.NewBatch(1, 1500)); n != 0 || err != nil {
+		t.Errorf("Read without a packet: %d, %v", n, err)
+	}
+	failed := make(chan error, 1)
 	go func() {
 		_, err := s.ReadError(make([]byte, 1500))
 		failed <- err
 	}()
-	time.Sleep(50 * time.Millisecond) // by then both usually wait
+	time.Sleep(50 * time.Millisecond) // by then it usually waits
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
-	for range 2 {
-		if err := <-failed; !errors.Is(err, os.ErrClosed) {
-			t.Errorf("got %v, want os.ErrClosed", err)
-		}
+	if err := <-failed; !errors.Is(err, os.ErrClosed) {
+		t.Errorf("ReadError: got %v, want os.ErrClosed", err)
+	}
+	if _, err := activeReceiver(s, o).Read(packet.NewBatch(1, 1500)); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Read: got %v, want os.ErrClosed", err)
 	}
 	if _, err := s.NewSender().Write([]*packet.Buffer{outerPacket(pathA, 20, 1)}, pathA); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Write: got %v, want os.ErrClosed", err)
@@ -227,61 +227,25 @@ func testClose(t *testing.T, o SocketOptions) {
 	}
 }
 
-// Read returns for a watched file descriptor, both while it polls and while it blocks, until
-// Unwatch.
-func TestWatcher(t *testing.T) {
-	for _, o := range []SocketOptions{{}, {PacketReceive: true}} {
-		a, b := twoHosts(t)
-		sender, s := open(t, a, SocketOptions{}).NewSender(), open(t, b, o)
-		w := activeReceiver(s, o).(Watcher)
-		r, end, err := os.Pipe()
-		if err != nil {
+// Every socket is watched that packets come by: those of the link layer once they are opened, and
+// the raw socket that takes the place of another.
+func TestReceiver_watch(t *testing.T) {
+	ns := netlab.New(t)
+	s := open(t, ns, SocketOptions{}).(*socket)
+	var watched [2][]int
+	for i, r := range s.Receivers() {
+		if err := r.Watch(func(fd int) error { watched[i] = append(watched[i], fd); return nil }); err != nil {
 			t.Fatal(err)
 		}
-		defer r.Close()
-		defer end.Close()
-		const key = 5
-		fd := int(r.Fd())
-		if err := w.Watch(fd, key); err != nil {
-			t.Fatal(err)
-		}
-		batch := packet.NewBatch(1, 1500)
-		for _, delay := range []time.Duration{0, 400 * time.Millisecond} {
-			time.AfterFunc(delay, func() { _, _ = end.Write([]byte{1}) })
-			if n, err := w.Read(batch); n != 0 || err != nil {
-				t.Errorf("Read: %d, %v", n, err)
-			}
-			if got, ok := w.Ready(); !ok || got != key {
-				t.Errorf("ready is %d, %v", got, ok)
-			}
-			// While the descriptor stays readable, packets are received all the same.
-			mustWrite(t, sender, pathA, outerPacket(pathA, 100, 1))
-			for n, err := 0, error(nil); n == 0; n, err = w.Read(batch) {
-				if err != nil {
-					t.Fatal(err)
-				}
-			}
-			if _, err := r.Read(make([]byte, 1)); err != nil {
-				t.Fatal(err)
-			}
-			if got, ok := w.Ready(); ok {
-				t.Errorf("%d is ready when it has been read", got)
-			}
-		}
-		if err := w.Unwatch(fd); err != nil {
-			t.Error(err)
-		}
-		_, _ = end.Write([]byte{1})
-		mustWrite(t, sender, pathA, outerPacket(pathA, 100, 2))
-		if n, err := w.Read(batch); n != 1 || err != nil {
-			t.Errorf("Read of one who watches nothing: %d, %v", n, err)
-		}
-		if s.Close(); !errors.Is(w.Watch(fd, key), os.ErrClosed) || !errors.Is(w.Unwatch(fd), os.ErrClosed) {
-			t.Error("after Close it still watches")
-		}
-		if _, ok := w.Ready(); ok {
-			t.Error("something is ready after Close")
-		}
+	}
+	raw := s.raw
+	if !slices.Equal(watched[0], []int{raw}) || len(watched[1]) != 0 {
+		t.Fatalf("first %v are watched, not only the raw socket %d", watched, raw)
+	}
+	setReceive(t, ns, s, Reception{LinkLayer: true})
+	setReceive(t, ns, s, Reception{LinkLayer: true, Device: 1})
+	if !slices.Equal(watched[0], []int{raw, s.raw}) || !slices.Equal(watched[1], s.packetSockets) {
+		t.Errorf("watched %v; the raw sockets were %d and %d, the packet socket is %v", watched, raw, s.raw, s.packetSockets)
 	}
 }
 
@@ -302,7 +266,7 @@ func TestSocket_noAllocations(t *testing.T) {
 					t.Fatalf("Write sent %d packets: %v", n, err)
 				}
 				for have := 0; have < len(out); {
-					n, err := r.Read(in)
+					n, err := readSome(r, in)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -374,7 +338,7 @@ func BenchmarkSender_fragment(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		mustWrite(b, sender, pathA, out...)
-		if _, err := r.Read(in); err != nil {
+		if _, err := readSome(r, in); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -410,7 +374,7 @@ func BenchmarkSocket(b *testing.B) {
 					mustWrite(b, sender, &path, out...)
 					sending += time.Since(start)
 					for have := 0; have < len(out); {
-						n, err := r.Read(in)
+						n, err := readSome(r, in)
 						if err != nil {
 							b.Fatal(err)
 						}

@@ -56,32 +56,63 @@ func (s *socket) Overflows() uint64     { return 0 }
 
 func (s *socket) Close() error { return errors.Join(s.raw.Close(), s.icmp.Close()) }
 
+func (s *socket) Watch(opened func(fd int) error) error {
+	conn, err := s.raw.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	if err := conn.Control(func(fd uintptr) { failed = opened(int(fd)) }); err != nil {
+		return err
+	}
+	return failed
+}
+
 func (s *socket) Read(batch []*packet.Buffer) (int, error) {
-	n, err := readPacket(s.raw, batch[0].Space())
+	conn, err := s.raw.SyscallConn()
 	if err != nil {
 		return 0, err
 	}
+	buf, n := batch[0].Space(), 0
+	var failed error
+	err = conn.Read(func(fd uintptr) (done bool) { // the descriptor is non-blocking
+		n, _, failed = syscall.Recvfrom(int(fd), buf, 0)
+		return true
+	})
+	switch {
+	case errors.Is(err, net.ErrClosed):
+		return 0, os.ErrClosed
+	case err != nil:
+		return 0, err
+	case failed == syscall.EAGAIN || failed == syscall.EINTR:
+		return 0, nil
+	case failed != nil:
+		return 0, os.NewSyscallError("recvfrom", failed)
+	}
+	toNetworkOrder(buf[:n])
 	batch[0].SetLen(n)
 	return 1, nil
 }
 
-func (s *socket) ReadError(buf []byte) (int, error) { return readPacket(s.icmp, buf) }
-
-// readPacket reads a packet and restores its IPv4 header to network byte order: BSD kernels
-// deliver the total length, less the header length, and the fragment offset in host order.
-func readPacket(conn *net.IPConn, buf []byte) (n int, err error) {
-	n, _, _, _, err = conn.ReadMsgIP(buf, nil)
+func (s *socket) ReadError(buf []byte) (n int, err error) {
+	n, _, _, _, err = s.icmp.ReadMsgIP(buf, nil)
 	if errors.Is(err, net.ErrClosed) {
 		return 0, os.ErrClosed
 	}
 	if err != nil {
 		return 0, err
 	}
-	if h, err := xipv4.ParseHeader(buf[:n]); err == nil {
-		binary.BigEndian.PutUint16(buf[2:], uint16(h.TotalLen))
-		binary.BigEndian.PutUint16(buf[6:], uint16(h.Flags)<<13|uint16(h.FragOff))
-	}
+	toNetworkOrder(buf[:n])
 	return n, nil
+}
+
+// toNetworkOrder restores a received IPv4 header to network byte order: BSD kernels deliver the
+// total length, less the header length, and the fragment offset in host order.
+func toNetworkOrder(p []byte) {
+	if h, err := xipv4.ParseHeader(p); err == nil {
+		binary.BigEndian.PutUint16(p[2:], uint16(h.TotalLen))
+		binary.BigEndian.PutUint16(p[6:], uint16(h.Flags)<<13|uint16(h.FragOff))
+	}
 }
 
 func (s *socket) Write(batch []*packet.Buffer, path *Path) (n int, err error) {

@@ -34,6 +34,7 @@ var allowedImports = map[string][]string{
 	"internal/tunnel": {
 		"tun", "encap", "mss", "keepalive", "internal/underlay", "internal/fastpath", "internal/netstate",
 		"internal/ipsec", "internal/ipsec/ike", "internal/packet", "internal/ipv4", "internal/drop",
+		"internal/fdguard",
 	},
 	"cmd/ipipd": {"internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4", "internal/drop"},
 }

@@ -129,11 +129,15 @@ func (d *Device) Close() error {
 
 type queue Device
 
-func (q *queue) Read(batch []*packet.Buffer) (int, error) { return q.out.pop(batch, time.Time{}) }
+func (q *queue) FD() int { return q.out.fd() }
+
+func (q *queue) Read(_ *tun.Scratch, batch []*packet.Buffer) (int, error) {
+	return q.out.tryPop(batch)
+}
 
 // Write delivers packets to the host unchanged, superpackets and partial checksums included.
 // It returns ENOBUFS if the host's queue is full.
-func (q *queue) Write(batch []*packet.Buffer) (n int, err error) {
+func (q *queue) Write(_ *tun.Scratch, batch []*packet.Buffer) (n int, err error) {
 	for _, b := range batch {
 		ok, e := q.in.push(b.Bytes(), b.Offload, false)
 		if e != nil {

@@ -8,8 +8,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ipipd/internal/packet"
 	"ipipd/internal/underlay"
+	"ipipd/tun"
 )
 
 var path = &underlay.Path{MTU: 1500}
@@ -26,18 +29,18 @@ func batchOf(packets ...[]byte) []*packet.Buffer {
 
 func TestDevice(t *testing.T) {
 	d := NewDevice("ipip1", 1480)
-	q := d.Queues()[0]
+	q, scratch := d.Queues()[0], new(tun.Scratch)
 	for i := range 3 {
 		if err := d.Inject(filled(100, byte(i))); err != nil {
 			t.Fatal(err)
 		}
 	}
 	batch := packet.NewBatch(8, 1480)
-	if n, err := q.Read(batch); n != 3 || err != nil || batch[2].Bytes()[0] != 2 {
+	if n, err := q.Read(scratch, batch); n != 3 || err != nil || batch[2].Bytes()[0] != 2 {
 		t.Errorf("Read: %d, %v", n, err)
 	}
 	batch[0].Offload = packet.Offload{Checksum: packet.ChecksumPartial, SegmentSize: 50}
-	if n, err := q.Write(batch[:2]); n != 2 || err != nil {
+	if n, err := q.Write(scratch, batch[:2]); n != 2 || err != nil {
 		t.Errorf("Write: %d, %v", n, err)
 	}
 	if b := d.ReceiveWithin(time.Minute); b == nil || b.Len() != 100 || b.Offload != batch[0].Offload {
@@ -54,6 +57,31 @@ func TestDevice(t *testing.T) {
 	}
 }
 
+// The descriptors are readable exactly while there are packets.
+func TestRing_fd(t *testing.T) {
+	d := NewDevice("ipip1", 1480)
+	d.Inject(filled(20, 1)) // before somebody asks
+	q := d.Queues()[0]
+	fds := []unix.PollFd{{Fd: int32(q.FD()), Events: unix.POLLIN}}
+	readable := func() bool {
+		n, _ := unix.Poll(fds, 0)
+		return n == 1
+	}
+	batch := packet.NewBatch(1, 1480)
+	for i := range 3 {
+		d.Inject(filled(20, 2))
+		for left := 2 - min(i, 1); left > 0; left-- {
+			if !readable() {
+				t.Fatalf("round %d: not readable, and there are %d packets", i, left)
+			}
+			q.Read(new(tun.Scratch), batch)
+		}
+		if n, err := q.Read(new(tun.Scratch), batch); n != 0 || err != nil || readable() {
+			t.Errorf("round %d: %d, %v, readable %v", i, n, err, readable())
+		}
+	}
+}
+
 func TestDeviceInject_noCarrier(t *testing.T) {
 	d := NewDevice("ipip1", 1480)
 	d.SetCarrier(false)
@@ -61,19 +89,17 @@ func TestDeviceInject_noCarrier(t *testing.T) {
 	d.SetCarrier(true)
 	d.Inject(filled(20, 2))
 	batch := packet.NewBatch(2, 1480)
-	if n, err := d.Queues()[0].Read(batch); n != 1 || err != nil || batch[0].Bytes()[0] != 2 {
+	if n, err := d.Queues()[0].Read(new(tun.Scratch), batch); n != 1 || err != nil || batch[0].Bytes()[0] != 2 {
 		t.Errorf("Read: %d, %v", n, err)
 	}
 }
 
-// Close of a Device and of a Socket unblocks every reader, and all calls fail after it.
+// Close of a Device and of a Socket unblocks whoever waits, and all calls fail after it.
 func TestDeviceClose(t *testing.T) {
 	d := NewDevice("ipip1", 1480)
 	s, _ := NewSocketPair()
 	readers := []func() error{
-		func() error { _, err := d.Queues()[0].Read(packet.NewBatch(1, 1480)); return err },
 		func() error { return d.Receive(packet.New(1480)) },
-		func() error { _, err := s.Receivers()[0].Read(packet.NewBatch(1, 1480)); return err },
 		func() error { _, err := s.ReadError(make([]byte, 576)); return err },
 	}
 	errs := make(chan error)
@@ -87,7 +113,13 @@ func TestDeviceClose(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	}
-	if _, err := d.Queues()[0].Write(batchOf(filled(20, 0))); !errors.Is(err, os.ErrClosed) {
+	if _, err := d.Queues()[0].Read(new(tun.Scratch), packet.NewBatch(1, 1480)); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Read of the device: %v", err)
+	}
+	if _, err := s.Receivers()[0].Read(packet.NewBatch(1, 1480)); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Read of the socket: %v", err)
+	}
+	if _, err := d.Queues()[0].Write(new(tun.Scratch), batchOf(filled(20, 0))); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Write to the device: %v", err)
 	}
 	if _, err := s.NewSender().Write(batchOf(filled(20, 0)), path); !errors.Is(err, os.ErrClosed) {
@@ -173,12 +205,12 @@ func TestRing_full(t *testing.T) {
 	sender := a.NewSender()
 	for range capacity {
 		sender.Write(batchOf([]byte{1}), path)
-		d.Queues()[0].Write(batchOf([]byte{1}))
+		d.Queues()[0].Write(new(tun.Scratch), batchOf([]byte{1}))
 	}
 	if n, err := sender.Write(batchOf([]byte{1}), path); n != 1 || err != nil || b.Overflows() != 1 {
 		t.Errorf("Write: %d, %v; %d overflows", n, err, b.Overflows())
 	}
-	if n, err := d.Queues()[0].Write(batchOf([]byte{1})); n != 0 || !errors.Is(err, syscall.ENOBUFS) {
+	if n, err := d.Queues()[0].Write(new(tun.Scratch), batchOf([]byte{1})); n != 0 || !errors.Is(err, syscall.ENOBUFS) {
 		t.Errorf("Write: %d, %v", n, err)
 	}
 }
@@ -188,13 +220,13 @@ func TestRing_allocs(t *testing.T) {
 	d := NewDevice("ipip1", 1480)
 	p := filled(1400, 1)
 	batch := packet.NewBatch(4, packet.MaxSize)
-	sender, receiver, queue := a.NewSender(), b.Receivers()[0], d.Queues()[0]
+	sender, receiver, queue, scratch := a.NewSender(), b.Receivers()[0], d.Queues()[0], new(tun.Scratch)
 	roundTrip := func() {
 		d.Inject(p)
-		n, _ := queue.Read(batch)
+		n, _ := queue.Read(scratch, batch)
 		sender.Write(batch[:n], path)
 		n, _ = receiver.Read(batch)
-		queue.Write(batch[:n])
+		queue.Write(scratch, batch[:n])
 		d.Receive(batch[0])
 	}
 	for range capacity { // each slot once

@@ -5,6 +5,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ipipd/internal/packet"
 )
 
@@ -19,6 +21,8 @@ type ring struct {
 	first  int // the oldest
 	n      int
 	closed bool
+	// pipe, made by the first fd, has a byte while n > 0.
+	pipe *[2]int
 }
 
 type slot struct {
@@ -50,9 +54,45 @@ func (r *ring) push(p []byte, offload packet.Offload, wait bool) (ok bool, err e
 	s.bytes = append(s.bytes[:0], p...)
 	s.offload = offload
 	r.n++
+	if r.n == 1 {
+		r.mark()
+	}
 	r.change.Broadcast()
 	return true, nil
 }
+
+// fd returns a descriptor that is readable while there are packets.
+func (r *ring) fd() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.pipe == nil {
+		r.pipe = new([2]int)
+		if err := unix.Pipe(r.pipe[:]); err != nil {
+			panic(err)
+		}
+		if r.n > 0 {
+			r.mark()
+		}
+	}
+	return r.pipe[0]
+}
+
+// mark makes the pipe readable. The caller holds mu.
+func (r *ring) mark() {
+	if r.pipe != nil {
+		_, _ = unix.Write(r.pipe[1], mark[:])
+	}
+}
+
+// unmark is its opposite.
+func (r *ring) unmark() {
+	if r.pipe != nil {
+		var b [1]byte
+		_, _ = unix.Read(r.pipe[0], b[:])
+	}
+}
+
+var mark [1]byte
 
 // pop fills batch with the oldest packets. It waits for the first until deadline, or forever
 // if that is zero. After close it returns os.ErrClosed, and queued packets are lost.
@@ -65,6 +105,18 @@ func (r *ring) pop(batch []*packet.Buffer, deadline time.Time) (n int, err error
 	for r.n == 0 && !r.closed && (deadline.IsZero() || time.Now().Before(deadline)) {
 		r.change.Wait()
 	}
+	return r.take(batch)
+}
+
+// tryPop is pop without waiting: n is 0 if there is no packet.
+func (r *ring) tryPop(batch []*packet.Buffer) (n int, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.take(batch)
+}
+
+// take is tryPop for a caller that holds mu.
+func (r *ring) take(batch []*packet.Buffer) (n int, err error) {
 	if r.closed {
 		return 0, os.ErrClosed
 	}
@@ -76,6 +128,9 @@ func (r *ring) pop(batch []*packet.Buffer, deadline time.Time) (n int, err error
 		b.Offload = s.offload
 		r.first = (r.first + 1) % capacity
 		r.n--
+		if r.n == 0 {
+			r.unmark()
+		}
 		n++
 	}
 	r.change.Broadcast()
@@ -101,6 +156,10 @@ func (r *ring) popWithin(d time.Duration) *packet.Buffer {
 func (r *ring) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if !r.closed && r.pipe != nil {
+		_, _ = unix.Close(r.pipe[0]), unix.Close(r.pipe[1])
+		r.pipe = nil
+	}
 	r.closed = true
 	r.change.Broadcast()
 }

@@ -115,7 +115,9 @@ func (s *Socket) Close() error {
 
 type receiver Socket
 
-func (r *receiver) Read(batch []*packet.Buffer) (int, error) { return r.in.pop(batch, time.Time{}) }
+func (r *receiver) Watch(opened func(fd int) error) error { return opened(r.in.fd()) }
+
+func (r *receiver) Read(batch []*packet.Buffer) (int, error) { return r.in.tryPop(batch) }
 
 type sender Socket
 

@@ -1,0 +1,5 @@
+//go:build !linux
+
+package tun
+
+type iovecs struct{}
