@@ -21,8 +21,9 @@ type ring struct {
 	first  int // the oldest
 	n      int
 	closed bool
-	// pipe, made by the first fd, has a byte while n > 0.
+	// pipe, made by the first fd, has a byte while n > 0. mark is that byte.
 	pipe *[2]int
+	mark [1]byte
 }
 
 type slot struct {
@@ -55,7 +56,7 @@ func (r *ring) push(p []byte, offload packet.Offload, wait bool) (ok bool, err e
 	s.offload = offload
 	r.n++
 	if r.n == 1 {
-		r.mark()
+		r.setReadable()
 	}
 	r.change.Broadcast()
 	return true, nil
@@ -71,28 +72,25 @@ func (r *ring) fd() int {
 			panic(err)
 		}
 		if r.n > 0 {
-			r.mark()
+			r.setReadable()
 		}
 	}
 	return r.pipe[0]
 }
 
-// mark makes the pipe readable. The caller holds mu.
-func (r *ring) mark() {
+// setReadable makes the pipe readable. The caller holds mu.
+func (r *ring) setReadable() {
 	if r.pipe != nil {
-		_, _ = unix.Write(r.pipe[1], mark[:])
+		_, _ = unix.Write(r.pipe[1], r.mark[:])
 	}
 }
 
-// unmark is its opposite.
-func (r *ring) unmark() {
+// clearReadable is its opposite.
+func (r *ring) clearReadable() {
 	if r.pipe != nil {
-		var b [1]byte
-		_, _ = unix.Read(r.pipe[0], b[:])
+		_, _ = unix.Read(r.pipe[0], r.mark[:])
 	}
 }
-
-var mark [1]byte
 
 // pop fills batch with the oldest packets. It waits for the first until deadline, or forever
 // if that is zero. After close it returns os.ErrClosed, and queued packets are lost.
@@ -129,7 +127,7 @@ func (r *ring) take(batch []*packet.Buffer) (n int, err error) {
 		r.first = (r.first + 1) % capacity
 		r.n--
 		if r.n == 0 {
-			r.unmark()
+			r.clearReadable()
 		}
 		n++
 	}
