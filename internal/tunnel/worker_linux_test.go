@@ -3,13 +3,18 @@ package tunnel
 import (
 	"bytes"
 	"errors"
+	"net"
 	"os"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ipipd/internal/packet"
 	"ipipd/internal/underlay"
 	"ipipd/test/memory"
+	"ipipd/test/netlab"
+	"ipipd/tun"
 )
 
 func TestLoadIdle(t *testing.T) {
@@ -294,5 +299,56 @@ func TestWorkerCarry_failure(t *testing.T) {
 		if len(s.failure) != 0 {
 			t.Errorf("%v: told %v", err, <-s.failure)
 		}
+	}
+}
+
+// A superpacket of more segments than a batch has is forwarded whole: its memory is the worker's.
+func TestOutboundCarry_superpacket(t *testing.T) {
+	a, _ := pair(t, func(c *Config) { c.MTU = 9000 })
+	ns := netlab.New(t)
+	var device tun.Device
+	var err error
+	ns.Do(func() { device, err = tun.Open(tun.Options{MTU: 9000}) })
+	if err != nil {
+		t.Skipf("needs root: %v", err)
+	}
+	defer device.Close()
+	ns.Run("ip", "address", "add", "10.0.0.1/24", "dev", device.Name())
+	ns.Run("ip", "link", "set", "up", "dev", device.Name())
+	const segments, size = 60, 1000
+	w := newWorker(0, discardSender{})
+	if batch := len(w.outbound(a.Tunnel)); batch >= segments {
+		t.Fatalf("a batch of %d takes all segments", batch)
+	}
+	ns.Do(func() {
+		conn, err := net.Dial("udp4", "10.0.0.2:9")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		raw, _ := conn.(*net.UDPConn).SyscallConn()
+		raw.Control(func(fd uintptr) {
+			if err := unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size); err != nil {
+				t.Skipf("this kernel has no UDP_SEGMENT: %v", err)
+			}
+		})
+		if _, err := conn.Write(make([]byte, segments*size)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	tx := new(memoryTx)
+	o := &outbound{tunnel: a.Tunnel, queue: device.Queues()[0], tx: tx, ids: idCounter{at: 1, first: 1, end: 900}}
+	n, err := o.carry(&w.buffers)
+	if n < segments || err != nil || w.scratch.Pending() {
+		t.Errorf("%d packets, %v, and some are left: %v", n, err, w.scratch.Pending())
+	}
+	sent := 0
+	for _, p := range tx.sent {
+		if len(p) == 20+8+size {
+			sent++
+		}
+	}
+	if sent != segments {
+		t.Errorf("%d of %d segments were sent", sent, segments)
 	}
 }
