@@ -36,7 +36,7 @@ func (q *queue) Read(s *Scratch, batch []*packet.Buffer) (n int, err error) {
 	}
 	for invalid := 0; n < len(batch); {
 		if s.Pending() {
-			n = s.nextSegments(batch, n)
+			n += s.Segments(batch[n:])
 			continue
 		}
 		got, errno := q.readOne(s, batch[n])
@@ -57,17 +57,6 @@ func (q *queue) Read(s *Scratch, batch []*packet.Buffer) (n int, err error) {
 		}
 	}
 	return n, nil
-}
-
-// nextSegments fills batch[n:] with pending segments, and returns the new n.
-func (s *Scratch) nextSegments(batch []*packet.Buffer, n int) int {
-	for n < len(batch) && s.Pending() {
-		b := batch[n]
-		b.SetLen(s.segments.segment(b.Space()))
-		b.Checksum = packet.ChecksumValid
-		n++
-	}
-	return n
 }
 
 // readOne reads one packet. got reports that it is in b; a superpacket's segments are pending

@@ -26,7 +26,7 @@ func drain(t *testing.T, s *Scratch, n, size int) (segments [][]byte) {
 	t.Helper()
 	for s.Pending() {
 		batch := packet.NewBatch(n, size)
-		got := s.nextSegments(batch, 0)
+		got := s.Segments(batch)
 		for _, b := range batch[:got] {
 			if b.Offload != (packet.Offload{Checksum: packet.ChecksumValid}) {
 				t.Errorf("offload %+v", b.Offload)

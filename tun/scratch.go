@@ -19,9 +19,20 @@ type Scratch struct {
 	iovecs    iovecs
 }
 
-// Pending reports that the last Read has left segments of a superpacket. The next Read with this
-// Scratch must be of the same Queue, and returns them first.
+// Pending reports that the last Read has left segments of a superpacket. Before this Scratch is used
+// for another Queue they must be taken, by Read, which returns them first, by Segments or by Discard.
 func (s *Scratch) Pending() bool { return s.segments.more() }
+
+// Segments fills batch[:n] with pending segments.
+func (s *Scratch) Segments(batch []*packet.Buffer) (n int) {
+	for n < len(batch) && s.Pending() {
+		b := batch[n]
+		b.SetLen(s.segments.segment(b.Space()))
+		b.Checksum = packet.ChecksumValid
+		n++
+	}
+	return n
+}
 
 // Discard drops what is Pending.
 func (s *Scratch) Discard() { s.segments = splitter{} }

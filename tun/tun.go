@@ -24,7 +24,7 @@ type Queue interface {
 
 	// Read fills batch[:n] with the packets that there are: whole IPv4 packets, already split,
 	// each with packet.Headroom in front and a complete transport checksum. Segments that do
-	// not fit into batch stay in s, see Scratch.Pending. After Close it returns os.ErrClosed;
+	// not fit into batch stay in s (Scratch.Pending). After Close it returns os.ErrClosed;
 	// any other error is permanent.
 	//
 	// Each Buffer needs space for the MTU: a larger packet is truncated, and its total

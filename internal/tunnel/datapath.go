@@ -27,6 +27,9 @@ const (
 	// 64 KiB superpackets at an MTU of 1480 (46 each).
 	batchSize = 128
 
+	// maxReads is how many full batches in a row a TUN queue may have before others have their turn.
+	maxReads = 4
+
 	// icmpSize is the largest ICMP error in bytes (RFC 1812, section 4.3.2.3).
 	icmpSize = 576
 )
@@ -47,20 +50,23 @@ func (o *outbound) failed(err error) {
 	o.tunnel.fail(fmt.Errorf("interface %s is gone: %w", o.tunnel.Name(), err))
 }
 
-// carry forwards a batch, and all segments of a superpacket.
+// carry forwards a batch, and more until no superpacket is left in part: the next queue needs the
+// memory.
 func (o *outbound) carry(b *buffers) (n int, err error) {
-	for {
-		batch := b.outbound(o.tunnel)
-		got, err := o.queue.Read(&b.scratch, batch)
-		if got == 0 || err != nil {
-			return n, err
+	batch := b.outbound(o.tunnel)
+	for reads := 1; ; reads++ {
+		var got int
+		if reads <= maxReads {
+			got, err = o.queue.Read(&b.scratch, batch) // what is left, and more
+		} else {
+			got = b.scratch.Segments(batch)
 		}
-		n += got
-		if err := o.forward(b, batch[:got]); err != nil {
-			return n, err
+		if got > 0 && err == nil {
+			n += got
+			err = o.forward(b, batch[:got])
 		}
-		if !b.scratch.Pending() {
-			return n, nil
+		if err != nil || !b.scratch.Pending() {
+			return n, err
 		}
 	}
 }
