@@ -10,14 +10,14 @@ import (
 	"ipipd/tun"
 )
 
-// A worker is one of the threads that move packets. They and their buffers belong to the process: a
+// worker is one of the threads that move packets. They and their buffers belong to the process: a
 // tunnel adds file descriptors to them. There are Engine.threads pairs of workers, one that reads TUN
 // queues and one that reads receivers; see worker_linux.go.
 type worker struct {
 	buffers // used with mu held
 	waiter  // by operating system
 
-	mu sync.Mutex // held while sources are read, so that remove can wait for that
+	mu sync.Mutex // held while sources are read, never while the worker waits
 
 	sourcesMu sync.Mutex // guards the rest; never held for long
 	sources   map[int32]source
@@ -40,12 +40,13 @@ type buffers struct {
 	sender  underlay.Sender
 	scratch tun.Scratch
 	icmp    []*packet.Buffer // one, for ICMP errors to inner senders
-	small   []*packet.Buffer
+	small   []*packet.Buffer // batches of packets of smallSize and of 64 KiB, allocated when needed
 	large   []*packet.Buffer
-	run     []*packet.Buffer // of a batch, those that go on together
-	owners  [batchSize]*Tunnel
+	run     []*packet.Buffer   // of a batch, those that go on together
+	owners  [batchSize]*Tunnel // of the packets of a received batch
 }
 
+// smallSize is the largest MTU, in bytes, for which a worker needs no buffers of 64 KiB.
 const smallSize = 2048
 
 // outbound returns buffers to read inner packets of t into. If its MTU is large or unknown, each
@@ -87,8 +88,8 @@ func (w *worker) add(s source) (key int32) {
 	return w.lastKey
 }
 
-// remove ends reading from a source. When it returns the worker does not use it any more, and its file
-// descriptors may be closed.
+// remove ends reading from a source. It waits for the batch that is being carried: when it returns the
+// worker does not use the source any more, and its file descriptors may be closed.
 func (w *worker) remove(key int32) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
