@@ -6,7 +6,7 @@ import (
 )
 
 // CloseTunnels closes tunnels together, so that the kernel waits once for all of their
-// interfaces and not for each, and returns when their threads have ended. For those that are
+// interfaces and not for each, and returns when no goroutine uses them any more. For those that are
 // closed already, or by another call, it only waits.
 func (e *Engine) CloseTunnels(tunnels ...*Tunnel) error {
 	var closing []*Tunnel
@@ -25,7 +25,7 @@ func (e *Engine) CloseTunnels(tunnels ...*Tunnel) error {
 		t.cancel()
 	}
 	for _, t := range closing {
-		t.controlLoop.Wait()
+		t.loops.Wait()
 		for _, stop := range t.stop { // before the file descriptors are closed
 			stop()
 		}
@@ -34,9 +34,6 @@ func (e *Engine) CloseTunnels(tunnels ...*Tunnel) error {
 	var errs []error
 	for _, t := range closing {
 		errs = append(errs, t.device.Close())
-	}
-	for _, t := range closing {
-		t.loops.Wait()
 		close(t.done)
 	}
 	for _, t := range tunnels {

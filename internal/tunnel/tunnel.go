@@ -63,14 +63,13 @@ type Tunnel struct {
 	linkVote  int      // of Engine.linkVotes, if linkVoted
 	linkVoted bool
 
-	wake        chan struct{} // to control; capacity 1, see wakeControl
-	events      chan event    // to control
-	cancel      context.CancelFunc
-	controlLoop sync.WaitGroup
-	loops       sync.WaitGroup // of the queues and of name look-ups
-	closing     atomic.Bool    // Close has begun; set once
-	done        chan struct{}
-	err         atomic.Pointer[error]
+	wake    chan struct{} // to control; capacity 1, see wakeControl
+	events  chan event    // to control
+	cancel  context.CancelFunc
+	loops   sync.WaitGroup // of control and of name look-ups
+	closing atomic.Bool    // Close has begun; set once
+	done    chan struct{}
+	err     atomic.Pointer[error]
 }
 
 // Start creates the interface, looks up the route to the remote and starts the data path.
@@ -163,23 +162,29 @@ func (e *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	}
 	c.answer = t.follower.Answer()
 	c.interfaceChanges, c.interfaceDowns = c.answer.InterfaceChanges, c.answer.InterfaceDowns
-	if err := e.register(t, &first.path); err != nil {
-		return nil, err
-	}
-	t.warnNAT()
-	c.syncFastPath()
-	e.updateReception(t)
-
-	ctx, t.cancel = context.WithCancel(context.Background())
-	t.controlLoop.Go(func() { c.run(ctx) }) // before the loops that may fail, and close the tunnel
-	ids := t.idCounters(len(t.queues))
-	keys := make([]int32, len(t.queues))
+	ids, keys := t.idCounters(len(t.queues)), make([]int32, len(t.queues))
 	for i, q := range t.queues {
 		w := e.workers[i%len(e.workers)].out
 		keys[i] = w.add(&outbound{tunnel: t, queue: q, tx: t.newTransmitter(w.sender), ids: ids[i]})
-		t.stop = append(t.stop, func() { w.remove(keys[i]) })
+		t.stop = append(t.stop, func() { w.remove(keys[i], q.FD()) })
 	}
-	for i, q := range t.queues { // from now on the tunnel may fail
+	ctx, t.cancel = context.WithCancel(context.Background())
+	t.loops.Add(1)
+	if err := e.register(t, &first.path); err != nil {
+		for _, stop := range t.stop {
+			stop()
+		}
+		return nil, err
+	}
+	// From now on the tunnel may fail, and be closed.
+	t.warnNAT()
+	c.syncFastPath()
+	e.updateReception(t)
+	go func() {
+		defer t.loops.Done()
+		c.run(ctx)
+	}()
+	for i, q := range t.queues {
 		if err := e.workers[i%len(e.workers)].out.watch(q.FD(), keys[i]); err != nil {
 			_ = t.Close()
 			return nil, err
@@ -210,7 +215,7 @@ func (t *Tunnel) Err() error {
 func (t *Tunnel) Close() error { return t.engine.CloseTunnels(t) }
 
 // fail closes the tunnel in the background. The first err is the one that Err returns. A
-// tunnel that is closing does not fail: its interface is gone before its threads.
+// tunnel that is closing does not fail.
 func (t *Tunnel) fail(err error) {
 	if t.closing.Load() {
 		return

@@ -88,12 +88,15 @@ func (w *worker) add(s source) (key int32) {
 	return w.lastKey
 }
 
-// remove ends reading from a source. It waits for the batch that is being carried: when it returns the
-// worker does not use the source any more, and its file descriptors may be closed.
-func (w *worker) remove(key int32) {
+// remove ends reading from a source. When it returns the worker does not use it any more, and its file
+// descriptors may be closed. The ones in fds must be open; others leave when they are closed.
+func (w *worker) remove(key int32, fds ...int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.forget(key)
+	for _, fd := range fds {
+		w.unwatch(fd)
+	}
 }
 
 func (w *worker) forget(key int32) {
@@ -102,14 +105,14 @@ func (w *worker) forget(key int32) {
 	delete(w.sources, key)
 }
 
-// carry has a source read one batch. It returns false if that has ended, or was removed. The caller
-// holds mu.
+// carry has a source read one batch. It returns false if that has failed, and must not be waited for any
+// more. The caller holds mu.
 func (w *worker) carry(key int32) (n int, ok bool) {
 	w.sourcesMu.Lock()
 	s := w.sources[key]
 	w.sourcesMu.Unlock()
-	if s == nil {
-		return 0, false
+	if s == nil { // removed since; the descriptor's number may be another's by now
+		return 0, true
 	}
 	n, err := s.carry(&w.buffers)
 	if err == nil {
@@ -117,8 +120,9 @@ func (w *worker) carry(key int32) (n int, ok bool) {
 	}
 	w.forget(key)
 	w.scratch.Discard()
-	if !errors.Is(err, os.ErrClosed) {
-		go s.failed(err)
+	if errors.Is(err, os.ErrClosed) {
+		return n, true
 	}
+	go s.failed(err)
 	return n, false
 }

@@ -73,6 +73,9 @@ func (w *worker) watch(fd int, key int32) error {
 	return nil
 }
 
+// unwatch is its opposite, for an open file descriptor.
+func (w *worker) unwatch(fd int) { _ = w.epoll.Remove(fd) }
+
 // runOut is the thread of out.
 func (p *workers) runOut() {
 	runtime.LockOSThread()
@@ -120,7 +123,7 @@ func (w *worker) carryAll(events []unix.EpollEvent) (n int) {
 		got, ok := w.carry(e.Pad)
 		n += got
 		if !ok {
-			_ = w.epoll.Remove(int(e.Fd)) // fails if the descriptor has just been closed
+			w.unwatch(int(e.Fd))
 		}
 	}
 	return n

@@ -31,11 +31,23 @@ func (w *worker) watch(fd int, key int32) error {
 			const milliseconds = 100
 			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, milliseconds)
 			w.mu.Lock()
-			_, ok = w.carry(key)
+			if ok = w.has(key); ok {
+				_, ok = w.carry(key)
+			}
 			w.mu.Unlock()
 		}
 	})
 	return nil
+}
+
+// unwatch does nothing: remove ends the goroutine.
+func (w *worker) unwatch(fd int) {}
+
+// has reports whether the source was not removed.
+func (w *worker) has(key int32) bool {
+	w.sourcesMu.Lock()
+	defer w.sourcesMu.Unlock()
+	return w.sources[key] != nil
 }
 
 // stop ends the goroutines.

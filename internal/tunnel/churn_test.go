@@ -1,0 +1,170 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"ipipd/internal/ipv4"
+	"ipipd/internal/netstate"
+	"ipipd/keepalive"
+	"ipipd/test/memory"
+	"ipipd/tun"
+)
+
+// churnEnd is an engine whose tunnels have a number each: tunnel n of one end leads to tunnel n of
+// the other.
+type churnEnd struct {
+	engine *Engine
+	local  func(n int) netip.Addr
+	remote func(n int) netip.Addr
+}
+
+func newChurnEnd(t *testing.T, socket *memory.Socket, local, remote func(int) netip.Addr) *churnEnd {
+	t.Helper()
+	e := &churnEnd{local: local, remote: remote}
+	engine, err := NewEngine(EngineOptions{
+		Log: slog.New(slog.DiscardHandler), Socket: socket,
+		Network: &fakeNetwork{route: netstate.Route{MTU: 1500}},
+		OpenDevice: func(o tun.Options) (tun.Device, error) {
+			return memory.NewDevice(o.Name, o.MTU), nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.engine = engine
+	return e
+}
+
+func (e *churnEnd) start(t *testing.T, n int) (*Tunnel, *memory.Device) {
+	t.Helper()
+	c := Default()
+	c.Name, c.LocalAddress, c.RemoteAddress = "t"+e.local(n).String(), e.local(n), e.remote(n).String()
+	c.Keepalive = keepalive.Config{Interval: time.Minute, Retries: 10} // no carrier, no packets
+	tunnel, err := e.engine.Start(t.Context(), c)
+	if err != nil {
+		t.Error(err)
+		return nil, nil
+	}
+	return tunnel, tunnel.device.(*memory.Device)
+}
+
+// numbered is a packet that says for which tunnel it is, and the how many-th.
+func numbered(n, count int) []byte {
+	p := datagram(100, nil)
+	binary.BigEndian.PutUint32(p[ipv4.HeaderLen+8:], uint32(n))
+	binary.BigEndian.PutUint32(p[ipv4.HeaderLen+12:], uint32(count))
+	return p
+}
+
+func numbersOf(p []byte) (n, count int) {
+	return int(binary.BigEndian.Uint32(p[ipv4.HeaderLen+8:])), int(binary.BigEndian.Uint32(p[ipv4.HeaderLen+12:]))
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skip(err)
+	}
+	return len(files)
+}
+
+// While a thousand tunnels start and end, packets in them or not, no packet of a tunnel that stays
+// is lost, none comes out of another tunnel, and nothing is left at the end. TestMain finds
+// goroutines.
+func TestEngineStart_churn(t *testing.T) {
+	const stay, starts, at = 8, 1000, 8 // tunnels that stay, that start and end, and of these at a time
+	files := openFiles(t)
+	hub := func(int) netip.Addr { return outerA }
+	spoke := func(n int) netip.Addr { return netip.AddrFrom4([4]byte{198, 18, byte(n >> 8), byte(n)}) }
+	sa, sb := memory.NewSocketPair()
+	a, b := newChurnEnd(t, sa, hub, spoke), newChurnEnd(t, sb, spoke, hub)
+
+	var staying, churning sync.WaitGroup
+	var ended atomic.Bool
+	for n := range stay {
+		_, in := a.start(t, n)
+		_, out := b.start(t, n)
+		if t.Failed() {
+			t.FailNow()
+		}
+		staying.Go(func() {
+			for count := 0; count < 100 || !ended.Load(); count++ {
+				if err := in.Inject(numbered(n, count)); err != nil {
+					t.Error(err)
+					return
+				}
+				p := out.ReceiveWithin(patience)
+				if p == nil {
+					t.Errorf("packet %d of tunnel %d is lost", count, n)
+					return
+				}
+				if gotN, gotCount := numbersOf(p.Bytes()); gotN != n || gotCount != count {
+					t.Errorf("packet %d of tunnel %d comes out of tunnel %d, which waits for packet %d", gotCount, gotN, n, count)
+					return
+				}
+			}
+		})
+	}
+	for worker := range at {
+		churning.Go(func() {
+			random := rand.New(rand.NewPCG(uint64(worker), 0))
+			for n := stay + worker; n < stay+starts && !t.Failed(); n += at {
+				ta, in := a.start(t, n)
+				tb, out := b.start(t, n)
+				if ta == nil || tb == nil {
+					return
+				}
+				for count := range random.IntN(8) {
+					if err := in.Inject(numbered(n, count)); err != nil {
+						t.Error(err)
+					}
+				}
+				if random.IntN(2) == 0 { // it may end with the packet on its way
+					if p := out.ReceiveWithin(time.Millisecond); p != nil {
+						if got, _ := numbersOf(p.Bytes()); got != n {
+							t.Errorf("a packet of tunnel %d comes out of tunnel %d", got, n)
+						}
+					}
+				}
+				first, second := ta, tb
+				if random.IntN(2) == 0 {
+					first, second = tb, ta
+				}
+				for _, x := range []*Tunnel{first, second} {
+					if err := x.Close(); err != nil {
+						t.Error(err)
+					}
+					if err := x.Err(); err != nil {
+						t.Error(err)
+					}
+				}
+				if !in.Closed() || !out.Closed() {
+					t.Errorf("the interfaces of tunnel %d are left", n)
+				}
+			}
+		})
+	}
+	churning.Wait()
+	ended.Store(true)
+	staying.Wait()
+	for _, e := range []*churnEnd{a, b} {
+		if n := len(*e.engine.table.Load()); n != stay {
+			t.Errorf("%d tunnels are in the table", n)
+		}
+		if err := e.engine.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if now := openFiles(t); now != files {
+		t.Errorf("%d files are open, and were %d before", now, files)
+	}
+}
