@@ -114,12 +114,12 @@ func TestModeration(t *testing.T) {
 		{"bursts", moderateBelowBatch - 1, 2 * rateInterval, false},
 		{"idle", 1, time.Hour, false},
 	} {
-		var m moderation
+		var m Moderation
 		now := time.Now()
 		got := 0
 		const rounds = 1000
 		for range rounds {
-			m.observe(tt.batch)
+			m.Observe(tt.batch)
 			if now = now.Add(tt.every); m.shouldDelay(now) {
 				got++
 			}
@@ -127,7 +127,7 @@ func TestModeration(t *testing.T) {
 		if began := int(rateInterval/tt.every) + 2; tt.want && got < rounds-began || !tt.want && got != 0 {
 			t.Errorf("%s: %d of %d delayed", tt.name, got, rounds)
 		}
-		if m.observe(1); m.shouldDelay(now.Add(time.Second)) {
+		if m.Observe(1); m.shouldDelay(now.Add(time.Second)) {
 			t.Errorf("%s: delayed after a second without messages", tt.name)
 		}
 	}

@@ -55,37 +55,3 @@ func transient(errno unix.Errno) bool {
 	}
 	return false
 }
-
-// Receive moderation, as with NIC interrupts: above a message rate, wait a little before
-// each receive so that batches grow, because the cost per batch (system calls, a wake-up
-// of the reading process) hardly depends on its size. Request-response traffic stays
-// below the rate and is never delayed.
-const (
-	moderateAbove      = 50_000           // messages per second
-	rateInterval       = time.Millisecond // over which the rate is measured
-	moderateBelowBatch = 64               // larger batches need no delay
-	rxDelay            = 100 * time.Microsecond
-)
-
-// moderation is a Receiver's moderation state.
-type moderation struct {
-	since     time.Time // start of the current rate interval
-	count     int       // messages in it
-	last      int       // messages in the last batch
-	aboveRate bool      // in the last complete interval
-}
-
-// observe counts a batch of n messages.
-func (m *moderation) observe(n int) {
-	m.count += n
-	m.last = n
-}
-
-// shouldDelay reports whether to delay the next receive.
-func (m *moderation) shouldDelay(now time.Time) bool {
-	if d := now.Sub(m.since); d >= rateInterval {
-		m.aboveRate = float64(m.count) >= moderateAbove*d.Seconds()
-		m.since, m.count = now, 0
-	}
-	return m.aboveRate && m.last < moderateBelowBatch
-}

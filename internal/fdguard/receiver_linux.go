@@ -4,8 +4,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,9 +13,8 @@ import (
 // goroutine at a time calls Receive; the other methods are safe for concurrent use. It opens
 // and closes nothing.
 type Receiver struct {
-	fd         int // -1: none yet; changed by Receive
-	failures   int // receives in a row that failed
-	moderation moderation
+	fd       int // -1: none yet; changed by Receive
+	failures int // receives in a row that failed
 
 	pending atomic.Bool // next is not empty
 	mu      sync.Mutex  // guards the rest
@@ -85,20 +82,15 @@ func (r *Receiver) advance() bool {
 	return true
 }
 
-// Receive fills msgs[:n] with the messages that the socket has, without waiting for any; at a
-// high rate of small batches it pauses for rxDelay first. onError, if it is not nil, is called
-// with each error of recvmmsg, such as ENETDOWN of sk_err. Receive fails only after more than
-// maxErrors in a row that are not transient.
+// Receive fills msgs[:n] with the messages that the socket has, without waiting for any. onError,
+// if it is not nil, is called with each error of recvmmsg, such as ENETDOWN of sk_err. Receive
+// fails only after more than maxErrors in a row that are not transient.
 func (r *Receiver) Receive(msgs []Message, onError func(unix.Errno)) (n int, err error) {
-	if r.moderation.shouldDelay(time.Now()) {
-		delay(rxDelay)
-	}
 	for r.fd >= 0 || r.advance() {
 		n, errno := recvmmsg(r.fd, msgs)
 		switch errno {
 		case 0:
 			r.failures = 0
-			r.moderation.observe(n)
 			return n, nil
 		case unix.EAGAIN:
 			r.failures = 0
@@ -124,10 +116,4 @@ func (r *Receiver) Receive(msgs []Message, onError func(unix.Errno)) (n int, err
 		return 0, nil
 	}
 	return 0, nil
-}
-
-// delay sleeps without telling the Go scheduler.
-func delay(d time.Duration) {
-	t := unix.NsecToTimespec(int64(d))
-	unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&t)), 0, 0)
 }

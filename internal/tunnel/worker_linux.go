@@ -99,7 +99,9 @@ func (p *workers) runOut() {
 // runIn is the thread of in.
 func (p *workers) runIn() {
 	runtime.LockOSThread()
+	var moderation fdguard.Moderation
 	for !p.in.stopping.Load() {
+		moderation.Pause()
 		events := p.in.epoll.Wait()
 		if len(events) == 0 {
 			continue
@@ -108,6 +110,9 @@ func (p *workers) runIn() {
 		p.in.mu.Lock()
 		n := p.in.carryAll(events)
 		p.in.mu.Unlock()
+		if n > 0 {
+			moderation.Observe(n)
+		}
 		p.serveParked(n, now)
 	}
 }
