@@ -1,30 +1,22 @@
 package tun
 
-import (
-	"ipipd/internal/packet"
-	"ipipd/internal/vnet"
-)
+import "ipipd/internal/packet"
 
-// Scratch is the memory with which any number of Queues are read and written, by one goroutine at a
-// time. The zero value is ready for use; what is large is allocated when first needed.
-type Scratch struct {
-	// segments are those not yet read of the superpacket in read.
+// splitScratch is the part of a Scratch for superpackets that are split.
+type splitScratch struct {
+	// segments are those not yet read of the superpacket that was read last.
 	segments splitter
-	read     []byte
 	// outgoing and write are for superpackets that are written as segments.
-	outgoing  splitter
-	write     []byte
-	coalescer coalescer
-	vnetHdr   [vnet.HeaderLen]byte
-	iovecs    iovecs
+	outgoing splitter
+	write    []byte
 }
 
 // Pending reports that the last Read has left segments of a superpacket. Before this Scratch is used
 // for another Queue they must be taken, by Read, which returns them first, by Segments or by Discard.
-func (s *Scratch) Pending() bool { return s.segments.more() }
+func (s *splitScratch) Pending() bool { return s.segments.more() }
 
 // Segments fills batch[:n] with pending segments.
-func (s *Scratch) Segments(batch []*packet.Buffer) (n int) {
+func (s *splitScratch) Segments(batch []*packet.Buffer) (n int) {
 	for n < len(batch) && s.Pending() {
 		b := batch[n]
 		b.SetLen(s.segments.segment(b.Space()))
@@ -35,18 +27,10 @@ func (s *Scratch) Segments(batch []*packet.Buffer) (n int) {
 }
 
 // Discard drops what is Pending.
-func (s *Scratch) Discard() { s.segments = splitter{} }
-
-// readSpace is where a superpacket is read to.
-func (s *Scratch) readSpace() []byte {
-	if s.read == nil {
-		s.read = make([]byte, packet.MaxSize+1)
-	}
-	return s.read
-}
+func (s *splitScratch) Discard() { s.segments = splitter{} }
 
 // segment returns the next of the outgoing segments, valid until the next call.
-func (s *Scratch) segment() []byte {
+func (s *splitScratch) segment() []byte {
 	if s.write == nil {
 		s.write = make([]byte, packet.MaxSize)
 	}

@@ -4,6 +4,9 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/packet"
+	"ipipd/internal/vnet"
 )
 
 // The data path uses raw system calls: the thread keeps its P instead of handing it to the
@@ -30,6 +33,21 @@ func setIovec(iov *unix.Iovec, b []byte) {
 	iov.SetLen(len(b))
 }
 
-// iovecs is for one packet with its virtio_net_hdr: in three parts to read, of many segments to
-// write.
-type iovecs [1 + maxTCPSegments]unix.Iovec
+// Scratch is the memory with which any number of Queues are read and written, by one goroutine at a
+// time. The zero value is ready for use; what is large is allocated when first needed.
+type Scratch struct {
+	splitScratch
+	read      []byte // where a superpacket is read to
+	coalescer coalescer
+	vnetHdr   [vnet.HeaderLen]byte
+	// iovecs are for one packet with its virtio_net_hdr: in three parts to read, of many
+	// segments to write.
+	iovecs [1 + maxTCPSegments]unix.Iovec
+}
+
+func (s *Scratch) readSpace() []byte {
+	if s.read == nil {
+		s.read = make([]byte, packet.MaxSize+1)
+	}
+	return s.read
+}
