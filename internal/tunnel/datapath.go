@@ -105,7 +105,6 @@ func (o *outbound) forward(buf *buffers, batch []*packet.Buffer) error {
 		bytes += uint64(inner.TotalLen())
 		out = append(out, b)
 	}
-	t.engine.noteTraffic()
 	if len(out) > 0 {
 		sent, refused, err := o.tx.Write(out, &route.path) // encrypts, if the tunnel has a secret
 		if errors.Is(err, os.ErrClosed) {
@@ -113,6 +112,7 @@ func (o *outbound) forward(buf *buffers, batch []*packet.Buffer) error {
 		}
 		if sent > 0 {
 			t.counters.tx.add(sent, bytes)
+			t.engine.noteTraffic()
 		}
 		if lost := len(out) - sent - refused; lost > 0 {
 			t.drop(sendDrop(err), lost)
@@ -165,7 +165,6 @@ func (in *inbound) carry(buf *buffers) (n int, err error) {
 		return n, err
 	}
 	now := time.Now()
-	e.noteTraffic()
 	table := e.table.Load()
 	for i, b := range batch[:n] {
 		owners[i] = nil
@@ -261,6 +260,7 @@ func (t *Tunnel) deliver(run []*packet.Buffer, b *buffers) {
 	packets, bytes := countSegments(run)
 	n, err := t.queues[b.index%len(t.queues)].Write(&b.scratch, run)
 	t.counters.rx.add(packets-(len(run)-n), bytes)
+	t.engine.noteTraffic()
 	if n < len(run) && !errors.Is(err, os.ErrClosed) {
 		t.drop(writeDrop(err), len(run)-n)
 	}

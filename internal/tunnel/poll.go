@@ -51,7 +51,7 @@ func (a *activity) active(packets uint64, now time.Time) bool {
 	return now.Sub(a.last) < activeFor
 }
 
-// noteTraffic wakes the poller if it sleeps. The data path calls it once per batch.
+// noteTraffic wakes the poller if it sleeps. The data path calls it after it has counted a batch.
 func (e *Engine) noteTraffic() {
 	if e.pollerAsleep.Load() && e.pollerAsleep.CompareAndSwap(true, false) {
 		select {
