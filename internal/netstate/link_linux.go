@@ -279,8 +279,12 @@ func (r *requester) DeviceIndex(ifname string) (int, error) {
 	return l.index, nil
 }
 
+// addrGenModeNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
+const addrGenModeNone = 1
+
 // Configure adds an interface's addresses, sets it up, and adds routes into it. An existing
-// route of the same prefix that leads elsewhere is an error.
+// route of the same prefix that leads elsewhere is an error. As on the kernel's ipip, there is
+// no IPv6 link-local address, whose router solicitations a tunnel would only drop.
 func (r *requester) Configure(device int, addresses, routes []netip.Prefix) error {
 	l, err := r.linkAt(device)
 	if err != nil {
@@ -289,6 +293,7 @@ func (r *requester) Configure(device int, addresses, routes []netip.Prefix) erro
 	if _, err := r.addAddresses(l, addresses); err != nil {
 		return err
 	}
+	_ = r.library.LinkSetIP6AddrGenMode(l, addrGenModeNone) // fails on a kernel without IPv6
 	if err := r.setUp(l); err != nil {
 		return err
 	}

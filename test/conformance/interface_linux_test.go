@@ -90,6 +90,21 @@ func TestInterface_moved(t *testing.T) {
 	})
 }
 
+// As on the kernel's ipip, the interface has no IPv6 link-local address.
+func TestInterface_noLinkLocal(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	for _, which := range []string{"all", "default"} {
+		a.Sysctl("net.ipv6.conf."+which+".disable_ipv6", "0")
+	}
+	variants[0].upB(t, b)
+	variants[0].upA(t, a)
+	awaitPing(t, a, "both ends are up")
+	if out := a.Run("ip", "-6", "address", "show", "dev", "t0"); out != "" {
+		t.Error(out)
+	}
+}
+
 // Addresses and routes that the interface loses are restored, up to a limit.
 func TestInterface_restored(t *testing.T) {
 	t.Parallel()
