@@ -24,6 +24,9 @@ const (
 	retryInterval = 10 * time.Second
 	// minRoundGap is the least time between rounds that events cause.
 	minRoundGap = 50 * time.Millisecond
+	// timerGrain is what the times of rounds are rounded up to, so that those of many tunnels
+	// coincide: each wake-up of an idle process costs some 0.3 ms of a processor.
+	timerGrain = 50 * time.Millisecond
 	// recentlyReceived is the time since its last packet during which a peer counts as alive.
 	recentlyReceived = 3 * time.Second
 	// eventQueue is the capacity of Tunnel.events.
@@ -126,9 +129,18 @@ func (c *control) run(ctx context.Context) {
 		if due = c.next(last); due.IsZero() {
 			timer.Stop()
 		} else {
+			due = align(due)
 			timer.Reset(due.Sub(last))
 		}
 	}
+}
+
+var processStart = time.Now()
+
+// align rounds t up to a multiple of timerGrain since the start of the process.
+func align(t time.Time) time.Time {
+	since := t.Sub(processStart) + timerGrain - 1
+	return processStart.Add(since - since%timerGrain)
 }
 
 // end releases what control owns.

@@ -96,6 +96,17 @@ func TestControlUpdateRemote(t *testing.T) {
 	})
 }
 
+// The rounds of several tunnels coincide, and none is early.
+func TestAlign(t *testing.T) {
+	for _, test := range []struct{ at, want time.Duration }{
+		{0, 0}, {1, timerGrain}, {timerGrain, timerGrain}, {timerGrain + 1, 2 * timerGrain}, {time.Hour - 1, time.Hour},
+	} {
+		if got := align(processStart.Add(test.at)).Sub(processStart); got != test.want {
+			t.Errorf("%v: got %v, want %v", test.at, got, test.want)
+		}
+	}
+}
+
 // feed injects these inner packets from the peer repeatedly until the test ends.
 func feed(t *testing.T, a *endpoint, inner ...[]byte) {
 	t.Helper()
