@@ -13,6 +13,7 @@ import (
 	"ipipd/internal/fastpath"
 	"ipipd/internal/netstate"
 	"ipipd/internal/packet"
+	"ipipd/internal/underlay"
 	"ipipd/keepalive"
 )
 
@@ -286,7 +287,19 @@ func (c *control) probe() {
 		c.drop(d, 1)
 		return
 	}
+	c.confirmNextHop(&route.path)
 	c.sendLocal(c.tx, b, &route.path)
+}
+
+// confirmNextHop has the kernel confirm the next hop if the last probe seems to be unanswered: it may
+// have another MAC address by now. The kernel does not know of frames, and poll of no probes.
+func (c *control) confirmNextHop(path *underlay.Path) {
+	if path.Link == nil || time.Since(c.lastReceived()) < c.cfg.Keepalive.Interval*3/2 {
+		return
+	}
+	if err := c.follower.Refresh(); err != nil {
+		c.log.Debug("the next hop is not resolved", "err", err)
+	}
 }
 
 // resolve parses or resolves RemoteAddress. Only Start calls it.

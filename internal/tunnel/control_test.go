@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ipipd/internal/ipv4"
+	"ipipd/internal/netstate"
 	"ipipd/internal/packet"
 	"ipipd/keepalive"
 	"ipipd/test/memory"
@@ -196,5 +197,34 @@ func TestControlWarnOversize(t *testing.T) {
 	}
 	if n := a.network.logged(line); n != 1 {
 		t.Errorf("it is said %d times", n)
+	}
+}
+
+// Probes are frames, which the kernel does not know of: while they are not answered, it has to confirm
+// the next hop, whose MAC address may be another by now.
+func TestControl_probeConfirmsNextHop(t *testing.T) {
+	sa, sb := memory.NewSocketPair()
+	a := newEndpoint(t, EngineOptions{}, sa, outerA)
+	a.network.open = true
+	a.network.route = netstate.Route{Source: outerA.As4(), MTU: 1500, Device: 3, Ethernet: true, Resolved: true}
+	cfg := Default()
+	cfg.RemoteAddress, cfg.Keepalive, cfg.AllowFastPath = outerB.String(), keepalive.Config{Interval: time.Second, Retries: 3}, Off
+	var err error
+	if a.Tunnel, err = a.engine.Start(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	if a.route.Load().path.Link == nil {
+		t.Fatal("probes are no frames")
+	}
+	eventually(t, "the next hop is confirmed again and again", func() bool { return a.network.refreshes() > 2 })
+	start(t, sb, outerB, outerA, nil)
+	eventually(t, "the peer answers", func() bool { return a.Status().KeepaliveState == "up" })
+	before, last := a.network.refreshes(), a.Status().LastHeard
+	for range 2 {
+		eventually(t, "it answers again", func() bool { return a.Status().LastHeard.After(last) })
+		last = a.Status().LastHeard
+	}
+	if n := a.network.refreshes() - before; n > 0 {
+		t.Errorf("a next hop that answers was confirmed %d times", n)
 	}
 }

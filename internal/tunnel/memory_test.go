@@ -49,6 +49,7 @@ type fakeNetwork struct {
 	added       []netip.Prefix        // addresses and routes restored
 	removed     [][]int               // by each call of Remove
 
+	refreshed            int // calls of Refresh
 	reasmOKs, reasmFails uint64
 	reasmReads           int
 	log                  bytes.Buffer
@@ -105,7 +106,19 @@ func (f *fakeFollower) Answer() *netstate.Answer {
 	return f.network.answer(f.query)
 }
 
-func (f *fakeFollower) Refresh() error { return nil }
+func (f *fakeFollower) Refresh() error {
+	f.network.mu.Lock()
+	defer f.network.mu.Unlock()
+	f.network.refreshed++
+	return nil
+}
+
+// refreshes counts the calls of Refresh.
+func (w *fakeNetwork) refreshes() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.refreshed
+}
 
 func (f *fakeFollower) Close() {
 	f.network.mu.Lock()
