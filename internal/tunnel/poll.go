@@ -28,7 +28,7 @@ const (
 	pollIdle = 10 * time.Second
 	// activeFor is how long a tunnel counts as active after its last packet.
 	activeFor = 3 * time.Second
-	// refreshInterval is the period of Refresh and Recheck.
+	// refreshInterval is the period of Refresh and Recheck, and of updateReception.
 	refreshInterval = 5 * time.Second
 )
 
@@ -134,6 +134,7 @@ func (e *Engine) pollTunnels(now time.Time) (active, attached bool) {
 	if active && now.Sub(e.rechecked) >= refreshInterval {
 		e.rechecked = now
 		e.network.Recheck()
+		e.updateReception() // unfinished checksums are forgotten, and what has failed is tried again
 	}
 	return active, attached
 }

@@ -139,7 +139,7 @@ func (e *Engine) wantsLinkLayer(now time.Time) bool {
 // link layer; 0 if not. That skips rp_filter, so the interface must be the one that rp_filter
 // expects the remote on.
 func (c *control) receptionDevice(u *netstate.Route) int {
-	if u.VRF || u.Local || !c.engine.wantsLinkLayer(time.Now()) || c.answer.ReturnDevice != u.Device {
+	if u.VRF || u.Local || c.answer.ReturnDevice != u.Device {
 		return 0
 	}
 	return u.Device

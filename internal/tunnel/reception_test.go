@@ -154,6 +154,27 @@ func TestEngineUpdateReception(t *testing.T) {
 		w.set(func(*fakeNetwork) {})
 		is(t, socket, "they are forgotten", only(underlay.Reception{}, outerB))
 	})
+	// A tunnel without packets of its own need not have a round for the others.
+	t.Run("unfinished-checksums-beside-idle", func(t *testing.T) {
+		h, _, socket, start := begin(t, 1)
+		start(outerB, nil)
+		start(outerC, nil)
+		outer := partialTCP(t)
+		for range 2 * partialThreshold {
+			if err := socket.Inject(outer, packet.Offload{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		is(t, socket, "many move it", link)
+		h.partialChecksums.last.Store(h.partialChecksums.last.Load() - int64(partialTimeout))
+		eventually(t, "traffic without them moves it back", func() bool {
+			if err := socket.Inject(outer, packet.Offload{Checksum: packet.ChecksumValid}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(10 * time.Millisecond)
+			return !socket.Reception().LinkLayer
+		})
+	})
 	t.Run("failed-receiver", func(t *testing.T) {
 		h, _, socket, start := begin(t, 2)
 		tunnel := start(outerB, nil)
