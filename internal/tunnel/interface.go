@@ -44,7 +44,7 @@ func (c *control) readInterface() error {
 	before := c.iface.Swap(&s)
 	if !s.Moved && s.Index != c.ifindex {
 		c.ifindex = s.Index
-		c.follower.Set(c.query())
+		c.answer = c.follower.Set(c.query())
 	}
 	if s.Name != c.Name() {
 		was := c.Name()

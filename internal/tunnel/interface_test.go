@@ -7,8 +7,10 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"ipipd/internal/packet"
+	"ipipd/test/memory"
 	"ipipd/tun"
 )
 
@@ -83,6 +85,22 @@ func TestControlUpdateInterface(t *testing.T) {
 			t.Errorf("said %d times", n)
 		}
 	})
+}
+
+// Nobody tells control of the answer that it gets because the interface has another index.
+func TestControl_answerOfNewIndex(t *testing.T) {
+	socket, _ := memory.NewSocketPair()
+	a := newEndpoint(t, EngineOptions{}, socket, outerA)
+	a.network.open, a.network.route.Ethernet = true, true
+	a.network.egress = map[int]string{77: "no such interface"}
+	var err error
+	if a.Tunnel, err = a.engine.Start(t.Context(), namedTunnel("t0")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the answer is used", func() bool { return a.Status().FastPath == "no such interface" })
+	time.Sleep(3 * minRoundGap) // until there are no more rounds
+	a.changeInterface(func(s *tun.State) { s.Index = 78 })
+	eventually(t, "the new one is", func() bool { return a.Status().FastPath == errNotKernel.Error() })
 }
 
 func TestControlRestore(t *testing.T) {

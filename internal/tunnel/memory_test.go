@@ -49,7 +49,8 @@ type fakeNetwork struct {
 	added       []netip.Prefix        // addresses and routes restored
 	removed     [][]int               // by each call of Remove
 
-	refreshed            int // calls of Refresh
+	refreshed            int            // calls of Refresh
+	egress               map[int]string // Answer.Egress by ifindex
 	reasmOKs, reasmFails uint64
 	reasmReads           int
 	log                  bytes.Buffer
@@ -134,6 +135,9 @@ func (w *fakeNetwork) answer(q netstate.Query) *netstate.Answer {
 	}
 	if !w.open {
 		a.Bypass, a.Ingress, a.Egress = "in memory", "in memory", "in memory"
+	}
+	if reason := w.egress[q.Interface]; reason != "" {
+		a.Egress = reason
 	}
 	a.ReturnDevice = a.Route.Device
 	if q.UnderlayDevice != "" {
