@@ -34,12 +34,20 @@ func (e *Engine) CloseTunnels(tunnels ...*Tunnel) error {
 	var errs []error
 	for _, t := range closing {
 		errs = append(errs, t.device.Close())
+		e.forget(t)
 		close(t.done)
 	}
 	for _, t := range tunnels {
 		<-t.done
 	}
 	return errors.Join(errs...)
+}
+
+// forget removes a tunnel that is closed from those that Close waits for.
+func (e *Engine) forget(t *Tunnel) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.live, t)
 }
 
 // unregisterClosing removes the tunnels that are closing from the table.

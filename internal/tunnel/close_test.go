@@ -3,9 +3,12 @@ package tunnel
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"ipipd/keepalive"
 	"ipipd/test/memory"
@@ -76,5 +79,89 @@ func TestTunnel_closing(t *testing.T) {
 	path := tunnels[0].route.Load().path
 	if err := s.engine.register(tunnels[0], &path); err != nil || tunnels[0].Err() != nil || len(*s.engine.table.Load()) != 0 {
 		t.Errorf("%v; failed: %v; in the table: %v", err, tunnels[0].Err(), *s.engine.table.Load())
+	}
+}
+
+// hookedDevice calls functions of a test first.
+type hookedDevice struct {
+	*memory.Device
+	fd, closed func()
+}
+
+type hookedQueue struct {
+	tun.Queue
+	device *hookedDevice
+}
+
+func (d *hookedDevice) Queues() []tun.Queue { return []tun.Queue{hookedQueue{d.Device.Queues()[0], d}} }
+
+func (d *hookedDevice) Close() error {
+	d.closed()
+	return d.Device.Close()
+}
+
+func (q hookedQueue) FD() int {
+	q.device.fd()
+	return q.Queue.FD()
+}
+
+// hooked has the endpoint open hookedDevices.
+func (s *endpoint) hooked(fd, closed func()) {
+	open := s.engine.openDevice
+	s.engine.openDevice = func(o tun.Options) (tun.Device, error) {
+		_, err := open(o)
+		return &hookedDevice{s.device, fd, closed}, err
+	}
+}
+
+func namedTunnel(name string) Config {
+	cfg := Default()
+	cfg.Name, cfg.RemoteAddress, cfg.Keepalive = name, outerB.String(), keepalive.Config{}
+	return cfg
+}
+
+// A tunnel that has failed is in no table any more, but still uses what Close closes.
+func TestEngineClose_failing(t *testing.T) {
+	socket, _ := memory.NewSocketPair()
+	s := newEndpoint(t, EngineOptions{}, socket, outerA)
+	closing, finish := make(chan struct{}), make(chan struct{})
+	s.hooked(func() {}, func() { close(closing); <-finish })
+	tunnel, err := s.engine.Start(t.Context(), namedTunnel("t0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tunnel.fail(errors.New("the interface is gone"))
+	<-closing
+	ended := make(chan error, 1)
+	go func() { ended <- s.engine.Close() }()
+	select {
+	case <-ended:
+		t.Error("the engine has ended before its tunnel")
+		close(finish)
+	case <-time.After(50 * time.Millisecond):
+		close(finish)
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A tunnel that is closed while it starts closes no file descriptor that a worker is given.
+func TestEngineStart_closedMeanwhile(t *testing.T) {
+	socket, _ := memory.NewSocketPair()
+	s := newEndpoint(t, EngineOptions{}, socket, outerA)
+	var asked atomic.Bool
+	s.hooked(func() {
+		if asked.Swap(true) {
+			return
+		}
+		go s.engine.CloseTunnels(slices.Collect(maps.Values(*s.engine.table.Load()))...)
+		time.Sleep(50 * time.Millisecond)
+		if s.device.Closed() {
+			t.Error("the descriptor's number may be another's by now")
+		}
+	}, func() {})
+	if tunnel, err := s.engine.Start(t.Context(), namedTunnel("t0")); err == nil {
+		<-tunnel.Done()
 	}
 }

@@ -72,7 +72,8 @@ type Engine struct {
 	reception   underlay.Reception
 	linkVotes   linkVotes
 
-	mu sync.Mutex // serializes changes of table, and guards the fields up to ipsec
+	mu   sync.Mutex       // serializes changes of table, and guards the fields up to ipsec
+	live map[*Tunnel]bool // have been registered, and are not closed yet
 	// fastPath and ipsec are created on first use.
 	fastPath     *fastpath.FastPath
 	fastPathErr  error
@@ -102,7 +103,7 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 	if o.Threads == 0 {
 		o.Threads = defaultThreads()
 	}
-	e := &Engine{threads: o.Threads, log: o.Log, socket: o.Socket, openDevice: o.OpenDevice, network: o.Network, traffic: make(chan struct{}, 1), linkVotes: linkVotes{}}
+	e := &Engine{threads: o.Threads, log: o.Log, socket: o.Socket, openDevice: o.OpenDevice, network: o.Network, traffic: make(chan struct{}, 1), linkVotes: linkVotes{}, live: map[*Tunnel]bool{}}
 	e.partialChecksums.epoch = time.Now()
 	if e.openFastPath = o.FastPath; e.openFastPath == nil {
 		e.openFastPath = fastpath.Open
@@ -186,7 +187,10 @@ func (e *Engine) failTunnels(err error, match func(*Tunnel) bool) {
 
 // Close closes all tunnels and the socket, and returns when the last thread has ended.
 func (e *Engine) Close() error {
-	errs := []error{e.CloseTunnels(slices.Collect(maps.Values(*e.table.Load()))...)}
+	e.mu.Lock()
+	live := slices.Collect(maps.Keys(e.live)) // and not of the table: one that has failed may be closing
+	e.mu.Unlock()
+	errs := []error{e.CloseTunnels(live...)}
 	e.cancel()
 	if e.ipsec != nil {
 		errs = append(errs, e.ipsec.Close())
@@ -222,6 +226,7 @@ func (e *Engine) register(t *Tunnel, path *underlay.Path) error {
 	maps.DeleteFunc(next, func(_ uint64, other *Tunnel) bool { return other == t })
 	if !t.closing.Load() {
 		next[k] = t
+		e.live[t] = true
 	}
 	e.table.Store(&next)
 	return nil

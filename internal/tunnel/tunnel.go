@@ -180,15 +180,18 @@ func (e *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 	t.warnNAT()
 	c.syncFastPath()
 	e.updateReception(t)
-	go func() {
+	for i, q := range t.queues {
+		if err = e.workers[i%len(e.workers)].out.watch(q.FD(), keys[i]); err != nil {
+			break
+		}
+	}
+	go func() { // not before: Close waits for it, and then closes the file descriptors
 		defer t.loops.Done()
 		c.run(ctx)
 	}()
-	for i, q := range t.queues {
-		if err := e.workers[i%len(e.workers)].out.watch(q.FD(), keys[i]); err != nil {
-			_ = t.Close()
-			return nil, err
-		}
+	if err != nil {
+		_ = t.Close()
+		return nil, err
 	}
 	return t, nil
 }
