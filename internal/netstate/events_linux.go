@@ -62,6 +62,7 @@ const readAtOnce = 4096
 
 // read handles the messages that have come. The caller holds mu.
 func (h *Host) read() error {
+	h.behind = false
 	for i, fd := range h.events {
 		for count := 0; fd >= 0 && count < readAtOnce; count++ {
 			n, err := unix.Read(fd, h.buffer)
@@ -83,6 +84,7 @@ func (h *Host) read() error {
 				h.lost = true
 			}
 		}
+		h.behind = h.behind || fd >= 0
 	}
 	return nil
 }

@@ -45,9 +45,10 @@ type Host struct {
 	closed bool
 	// seen counts the messages so far.
 	seen uint64
-	// lost: messages were, so that what is in memory is not the state of the kernel.
-	lost       bool
-	lastResync time.Time
+	// lost: messages were, so that what is in memory is not the state of the kernel. behind:
+	// more are queued; the kernel may be dropping what comes after those.
+	lost, behind bool
+	lastResync   time.Time
 
 	links map[int]link
 	named map[string]int // their indices
@@ -232,7 +233,7 @@ func (h *Host) due() time.Time {
 // catchUp does what is due at now.
 func (h *Host) catchUp(now time.Time) {
 	h.mu.Lock()
-	if h.lost && now.Sub(h.lastResync) >= resyncGap {
+	if h.lost && !h.behind && now.Sub(h.lastResync) >= resyncGap {
 		// An error is an interrupted dump, or a lack of memory: it is tried again.
 		_ = h.resync()
 	}

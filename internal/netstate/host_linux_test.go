@@ -491,6 +491,35 @@ func TestHost_lostMessages(t *testing.T) {
 	eventually(t, "a change after that", func() bool { return f.Answer().Route.MTU == 1300 })
 }
 
+// The kernel drops messages until all that are queued have been read, and says so once: what is
+// read again must be younger than any of them, however many those are.
+func TestHost_lostBehindMany(t *testing.T) {
+	l := tunnelLab(t)
+	h := openHost(t, l.host)
+	f := follow(t, h, l.host, Query{Remote: far})
+	settle(t, h)
+	h.mu.Lock()
+	resynced := h.lastResync
+	churn := func() { // two messages a route
+		addRoutes(t, l.host, readAtOnce)
+		l.host.Run("ip", "route", "flush", "root", "10.0.0.0/8")
+	}
+	churn()
+	l.host.Run("ip", "link", "set", "eth0", "mtu", "1400")
+	churn() // until the socket overflows
+	l.host.Run("ip", "link", "set", "eth0", "mtu", "1300")
+	h.mu.Unlock()
+	eventually(t, "everything is read again", func() bool {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return h.lastResync != resynced
+	})
+	settle(t, h)
+	if mtu := f.Answer().Route.MTU; mtu != 1300 {
+		t.Errorf("the MTU is %d, want 1300", mtu)
+	}
+}
+
 // addRoutes makes n changes without a pause.
 func addRoutes(t testing.TB, ns *netlab.NS, n int) {
 	t.Helper()
