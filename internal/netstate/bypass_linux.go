@@ -27,6 +27,7 @@ import (
 // IPVS. A policy is immutable.
 type policy struct {
 	iptables, rules string // the reason, "" if there is none
+	rulesUnknown    bool   // rules is the reason because they could not be read
 	chains          []chain
 	chainsUnknown   string // the reason if they could not be read
 	xfrm            []xfrmPolicy
@@ -62,7 +63,8 @@ func (r *requester) readPolicy(old policy, parts policyParts) policy {
 		p.xfrmUnknown = reasonOf("", err)
 	}
 	if parts&partRules != 0 {
-		p.rules = reasonOf(r.rulesReason())
+		reason, err := r.rulesReason()
+		p.rules, p.rulesUnknown = reasonOf(reason, err), err != nil
 	}
 	return p
 }

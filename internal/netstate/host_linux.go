@@ -337,6 +337,9 @@ func (h *Host) Recheck() {
 	if h.policy.xfrmUnknown != "" {
 		parts |= partXfrm
 	}
+	if h.policy.rulesUnknown {
+		parts |= partRules
+	}
 	for f := range h.followers {
 		a := f.Answer()
 		if a.Err != nil && !errors.As(a.Err, new(*NoRouteError)) && !errors.As(a.Err, new(*NoDeviceError)) {

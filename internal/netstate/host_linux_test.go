@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -455,6 +456,31 @@ func TestHost_Recheck(t *testing.T) {
 	try(t, l.host, "iptables-legacy -A OUTPUT -p 4 -j DROP")
 	recheck()
 	eventually(t, "legacy iptables is seen", func() bool { return matches(f.Answer().Bypass, "legacy iptables has tables here: filter") })
+}
+
+// What could not be read of the policy is read again.
+func TestHost_RecheckUnknown(t *testing.T) {
+	l := tunnelLab(t)
+	h := openHost(t, l.host)
+	settle(t, h)
+	h.mu.Lock()
+	good := h.policy
+	h.mu.Unlock()
+	broken := new(requester)
+	broken.sockets = map[int]*requestSocket{unix.NETLINK_ROUTE: {fd: -1}, unix.NETLINK_NETFILTER: {fd: -1}, unix.NETLINK_XFRM: {fd: -1}}
+	unknown := broken.readPolicy(policy{}, partNftables|partXfrm|partRules)
+	if !strings.Contains(unknown.rules, "cannot tell") || !strings.Contains(unknown.chainsUnknown, "cannot tell") || !strings.Contains(unknown.xfrmUnknown, "cannot tell") {
+		t.Fatalf("%+v", unknown)
+	}
+	h.mu.Lock()
+	h.policy = &unknown
+	h.mu.Unlock()
+	l.host.Do(h.Recheck)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !reflect.DeepEqual(h.policy, good) {
+		t.Errorf("%+v, want %+v", h.policy, good)
+	}
 }
 
 // While nobody reads, more messages come than the socket's buffer holds, so that the
