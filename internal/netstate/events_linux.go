@@ -290,8 +290,13 @@ func (h *Host) neighbourChanged(n neighbour, s neighbourState) {
 	if e == nil || e.known && e.neighbourState == s {
 		return
 	}
+	what := dirtyMemory
+	if e.resolved && !s.resolved {
+		// No message tells of a redirect (ICMP), or of its end: there may be another next hop.
+		what = dirtyRoute
+	}
 	e.neighbourState, e.known = s, true
-	h.markAll(key{kind: byNeighbour, n: n.device, address: n.address}, dirtyMemory)
+	h.markAll(key{kind: byNeighbour, n: n.device, address: n.address}, what)
 }
 
 func (h *Host) qdiscMessage(m message) {

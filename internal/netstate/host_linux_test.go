@@ -458,6 +458,25 @@ func TestHost_Recheck(t *testing.T) {
 	eventually(t, "legacy iptables is seen", func() bool { return matches(f.Answer().Bypass, "legacy iptables has tables here: filter") })
 }
 
+// No message tells of a redirect, or of its end: a route by a next hop that is gone is looked up again.
+func TestHost_nextHopGone(t *testing.T) {
+	l := newLab(t)
+	l.host.Run("ip", "neigh", "replace", "192.0.2.2", "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "permanent")
+	h := openHost(t, l.host)
+	f := follow(t, h, l.host, Query{Remote: far})
+	settle(t, h)
+	want := f.Answer().Route.MTU
+	f.updating.Lock()
+	f.found.MTU = 1111 // what the kernel would not say any more
+	f.updating.Unlock()
+	l.host.Run("ip", "neigh", "del", "192.0.2.2", "dev", "eth0")
+	eventually(t, "the next hop is gone", func() bool { return !f.Answer().Route.Resolved })
+	settle(t, h)
+	if mtu := f.Answer().Route.MTU; mtu != want {
+		t.Errorf("the MTU is %d, want %d", mtu, want)
+	}
+}
+
 // What could not be read of the policy is read again.
 func TestHost_RecheckUnknown(t *testing.T) {
 	l := tunnelLab(t)
