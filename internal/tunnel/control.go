@@ -287,8 +287,8 @@ func (c *control) probe() {
 		c.drop(d, 1)
 		return
 	}
-	c.confirmNextHop(&route.path)
 	c.sendLocal(c.tx, b, &route.path)
+	c.confirmNextHop(&route.path) // afterwards: it may wait for the RTNL
 }
 
 // confirmNextHop has the kernel confirm the next hop if the last probe seems to be unanswered: it may
