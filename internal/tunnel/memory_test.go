@@ -310,6 +310,18 @@ func (s *endpoint) awaitRound(t testing.TB) {
 	})
 }
 
+// awaitHostUnreachable waits for ICMP host unreachable (3/1) to an inner sender.
+func (s *endpoint) awaitHostUnreachable(t testing.TB) {
+	t.Helper()
+	m := s.device.ReceiveWithin(patience)
+	if m == nil {
+		t.Fatal("the inner sender gets no ICMP error")
+	}
+	if icmp := m.Bytes()[ipv4.HeaderLen:]; icmp[0] != 3 || icmp[1] != 1 {
+		t.Errorf("the inner sender gets ICMP %d/%d", icmp[0], icmp[1])
+	}
+}
+
 // send sends an inner packet and returns the one that is delivered at the other end.
 func (s *endpoint) send(t testing.TB, to *endpoint, p []byte) []byte {
 	t.Helper()
