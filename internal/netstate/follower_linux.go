@@ -237,7 +237,8 @@ const refreshGap = time.Second
 // frames that are sent past its IP stack. Call it every few seconds while they are. It does
 // nothing for a Route that is not Ethernet, or Static, and within a second after the
 // last time for that next hop.
-func (h *Host) Refresh(f *Follower) error {
+func (f *Follower) Refresh() error {
+	h := f.host
 	a := f.Answer()
 	if a.Err != nil || !a.Route.Ethernet || a.Route.Static {
 		return nil

@@ -661,7 +661,7 @@ func TestHost_busy(t *testing.T) {
 					f := h.Follow(q, func() {})
 					q.Local = here
 					f.Set(q)
-					h.Refresh(f)
+					f.Refresh()
 					h.Recheck()
 					if f.Answer() == nil {
 						t.Error("no Answer")

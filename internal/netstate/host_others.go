@@ -82,7 +82,7 @@ func answer(q Query) *Answer {
 }
 
 // Refresh does nothing: a Route is never Ethernet here.
-func (h *Host) Refresh(f *Follower) error { return nil }
+func (f *Follower) Refresh() error { return nil }
 
 // Recheck looks up all routes again, and calls changed of all: nothing tells of a change of
 // an interface. Call it every few seconds.

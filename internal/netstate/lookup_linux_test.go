@@ -113,7 +113,7 @@ func TestHost_Refresh(t *testing.T) {
 			e.used = time.Time{}
 		}
 		h.mu.Unlock()
-		if err := h.Refresh(f.Follower); err != nil {
+		if err := f.Follower.Refresh(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -129,7 +129,7 @@ func TestHost_Refresh(t *testing.T) {
 		t.Errorf("still stale: %s", out)
 	}
 	requests := h.requests.Load()
-	if err := h.Refresh(f.Follower); err != nil || h.requests.Load() != requests {
+	if err := f.Follower.Refresh(); err != nil || h.requests.Load() != requests {
 		t.Errorf("refreshed again at once: %v", err)
 	}
 	l.host.Run("ip", "neigh", "replace", "192.0.2.2", "dev", "eth0", "nud", "failed")
@@ -143,7 +143,7 @@ func TestHost_Refresh_static(t *testing.T) {
 	l.host.Run("ip", "neigh", "replace", "192.0.2.2", "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "permanent")
 	h := openHost(t, l.host)
 	f := follow(t, h, l.host, Query{Remote: far})
-	if err := h.Refresh(f.Follower); err != nil {
+	if err := f.Follower.Refresh(); err != nil {
 		t.Fatal(err)
 	}
 	if out := l.host.Run("ip", "neigh", "show", "192.0.2.2"); !f.Answer().Route.Static || !strings.Contains(out, "PERMANENT") {

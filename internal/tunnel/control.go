@@ -13,7 +13,6 @@ import (
 	"ipipd/internal/fastpath"
 	"ipipd/internal/netstate"
 	"ipipd/internal/packet"
-	"ipipd/internal/underlay"
 	"ipipd/keepalive"
 )
 
@@ -210,7 +209,7 @@ func (c *control) next(now time.Time) (next time.Time) {
 	if !c.resolvedAt.IsZero() && !c.resolving {
 		at(c.resolvedAt.Add(resolveInterval))
 	}
-	if c.retry || c.moved.Load() { // nobody tells of changes in another network namespace
+	if c.retry || c.iface.Load().Moved { // nobody tells of changes in another network namespace
 		at(now.Add(retryInterval))
 	}
 	return next
@@ -288,17 +287,20 @@ func (c *control) probe() {
 		return
 	}
 	c.sendLocal(c.tx, b, &route.path)
-	c.confirmNextHop(&route.path) // afterwards: it may wait for the RTNL
+	// Afterwards, since it may wait for the RTNL. Unanswered probes may mean that the next hop has
+	// another MAC address by now, and poll sees no probes.
+	if time.Since(c.lastReceived()) >= c.cfg.Keepalive.Interval*3/2 {
+		c.confirmNextHop()
+	}
 }
 
-// confirmNextHop has the kernel confirm the next hop if the last probe seems to be unanswered: it may
-// have another MAC address by now. The kernel does not know of frames, and poll of no probes.
-func (c *control) confirmNextHop(path *underlay.Path) {
-	if path.Link == nil || time.Since(c.lastReceived()) < c.cfg.Keepalive.Interval*3/2 {
+// confirmNextHop has the kernel confirm the next hop of frames, which it does not know of.
+func (t *Tunnel) confirmNextHop() {
+	if t.route.Load().path.Link == nil {
 		return
 	}
-	if err := c.follower.Refresh(); err != nil {
-		c.log.Debug("the next hop is not resolved", "err", err)
+	if err := t.follower.Refresh(); err != nil {
+		t.log.Debug("the next hop is not resolved", "err", err)
 	}
 }
 

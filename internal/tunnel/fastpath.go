@@ -71,7 +71,7 @@ func (c *control) fastPathBlocker() string {
 		return "there is no way to the remote"
 	case c.localAbsent():
 		return "local-address is not on this host"
-	case c.moved.Load():
+	case c.iface.Load().Moved:
 		return "the interface is in another network namespace"
 	case !c.iface.Load().Up: // userspace counts the packets that it refuses
 		return "the interface is down"

@@ -52,7 +52,6 @@ func (c *control) readInterface() error {
 		c.log.Info("the interface was renamed", "was", was, "started-as", c.device.Name())
 	}
 	if before != nil && s.Moved != before.Moved {
-		c.moved.Store(s.Moved)
 		c.logMoved(s.Moved)
 	}
 	if err == nil {
@@ -65,7 +64,7 @@ func (c *control) readInterface() error {
 // something about it has changed.
 func (c *control) updateInterface(now time.Time) {
 	changes, downs := c.answer.InterfaceChanges, c.answer.InterfaceDowns
-	if changes == c.interfaceChanges && downs == c.interfaceDowns && !c.moved.Load() && !c.restoreFailed[false] && !c.restoreFailed[true] {
+	if changes == c.interfaceChanges && downs == c.interfaceDowns && !c.iface.Load().Moved && !c.restoreFailed[false] && !c.restoreFailed[true] {
 		return
 	}
 	wasDown := downs != c.interfaceDowns

@@ -46,12 +46,5 @@ type Follower interface {
 type hostNetwork struct{ *netstate.Host }
 
 func (h hostNetwork) Follow(q netstate.Query, changed func()) Follower {
-	return hostFollower{h.Host.Follow(q, changed), h.Host}
+	return h.Host.Follow(q, changed)
 }
-
-type hostFollower struct {
-	*netstate.Follower
-	host *netstate.Host
-}
-
-func (f hostFollower) Refresh() error { return f.host.Refresh(f.Follower) }

@@ -8,7 +8,6 @@ import (
 
 	"ipipd/internal/fastpath"
 	"ipipd/internal/netstate"
-	"ipipd/internal/underlay"
 )
 
 // What no message tells of is polled, by one goroutine for all tunnels and only while there is
@@ -96,10 +95,9 @@ func (e *Engine) poll(ctx context.Context) {
 	}
 }
 
-// pollTunnels looks once, and reports whether a tunnel is active, and whether one has the fast
+// pollTunnels polls once, and reports whether a tunnel is active, and whether one has the fast
 // path.
 func (e *Engine) pollTunnels(now time.Time) (active, attached bool) {
-	refreshed := map[underlay.Link]bool{} // tunnels share neighbours
 	taps, reassembly := sync.OnceValue(e.egressTaps), sync.OnceValues(func() (reassembled, error) {
 		done, failed, err := e.network.Reassembly()
 		return reassembled{done, failed}, err
@@ -120,12 +118,7 @@ func (e *Engine) pollTunnels(now time.Time) (active, attached bool) {
 		}
 		if isActive && now.Sub(a.refreshed) >= refreshInterval {
 			a.refreshed = now
-			if link := t.route.Load().path.Link; link != nil && !refreshed[*link] {
-				refreshed[*link] = true
-				if err := t.follower.Refresh(); err != nil {
-					t.log.Debug("the next hop is not resolved", "err", err)
-				}
-			}
+			t.confirmNextHop()
 		}
 		if isActive {
 			t.checkFragmentLoss(reassembly)

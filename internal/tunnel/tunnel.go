@@ -38,9 +38,8 @@ type Tunnel struct {
 
 	// Written by control.
 	route       atomic.Pointer[route]
-	iface       atomic.Pointer[tun.State] // as last read
+	iface       atomic.Pointer[tun.State] // as last read; its MTU is unknown while it is Moved
 	mtu         atomic.Int32              // of the interface, in bytes
-	moved       atomic.Bool               // the interface is in another network namespace; its MTU is unknown
 	unreachable atomic.Bool               // ICMP errors report that outer packets do not arrive
 	state       atomic.Uint32             // keepalive.State
 	ifname      *ifnameHandler            // the interface's current name

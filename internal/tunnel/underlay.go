@@ -60,7 +60,7 @@ func (c *control) newRoute() (*route, error) {
 		return nil, a.Err
 	}
 	u := a.Route
-	if c.ifindex != 0 && u.Device == c.ifindex && !c.moved.Load() {
+	if c.ifindex != 0 && u.Device == c.ifindex && !c.iface.Load().Moved {
 		// A loop: the tunnel's own MTU would decrease step by step, and an inner address is
 		// no source that the remote knows.
 		u.MTU, u.Source = c.underlay.MTU, c.underlay.Source

@@ -52,7 +52,7 @@ const smallSize = 2048
 // outbound returns buffers to read inner packets of t into. If its MTU is large or unknown, each
 // holds a packet of 64 KiB.
 func (b *buffers) outbound(t *Tunnel) []*packet.Buffer {
-	if t.MTU() > smallSize || t.moved.Load() {
+	if t.MTU() > smallSize || t.iface.Load().Moved {
 		if b.large == nil {
 			b.large = packet.NewBatch(batchSize/4, packet.MaxSize)
 		}
