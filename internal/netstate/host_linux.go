@@ -310,10 +310,16 @@ func (h *Host) refreshPolicy(parts policyParts) {
 // synchronize handles what the kernel has sent so far, so that an answer that is computed
 // next takes it into account.
 func (h *Host) synchronize() {
+	h.readMessages()
+	h.refreshPolicy(partIptables)
+	h.wakeIfMarked()
+}
+
+// readMessages handles the messages that the kernel has sent so far.
+func (h *Host) readMessages() {
 	h.mu.Lock()
 	_ = h.read() // the goroutine reports the error
 	h.mu.Unlock()
-	h.refreshPolicy(partIptables)
 	h.wakeIfMarked()
 }
 
@@ -384,6 +390,7 @@ func (h *Host) next() *Follower {
 func (h *Host) link(device int) (link, error) {
 	h.mu.Lock()
 	l, ok := h.links[device]
+	ok = ok && !h.lost
 	h.mu.Unlock()
 	if ok {
 		return l, nil

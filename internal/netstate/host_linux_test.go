@@ -775,7 +775,7 @@ func TestHost_startOfMany(t *testing.T) {
 			}
 		})
 		f.Set(q)
-		if err := h.Configure(q.Interface, prefixes(fmt.Sprintf("10.255.%d.1/30", i)), prefixes(fmt.Sprintf("10.%d.0.0/16", 64+i))); err != nil {
+		if err := h.Configure([]Interface{{q.Interface, prefixes(fmt.Sprintf("10.255.%d.1/30", i)), prefixes(fmt.Sprintf("10.%d.0.0/16", 64+i))}}); err != nil {
 			t.Fatal(err)
 		}
 		return tun

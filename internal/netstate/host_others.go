@@ -111,9 +111,13 @@ func (t Taps) On(device int) (reason string) { return "the system is not Linux" 
 func (h *Host) EgressTaps() (Taps, error) { return Taps{}, nil }
 
 // Configure is for Linux.
-func (h *Host) Configure(device int, addresses, routes []netip.Prefix) error {
-	_, err := addNone(append(addresses[:len(addresses):len(addresses)], routes...))
-	return err
+func (h *Host) Configure(interfaces []Interface) error {
+	for _, i := range interfaces {
+		if len(i.Addresses)+len(i.Routes) > 0 {
+			return &InterfaceError{i.Index, ErrUnsupported}
+		}
+	}
+	return nil
 }
 
 // AddAddresses is for Linux.
@@ -126,8 +130,14 @@ func (h *Host) AddRoutes(device int, destinations []netip.Prefix) (added []netip
 	return addNone(destinations)
 }
 
-// CheckRoute is for Linux.
-func (h *Host) CheckRoute(device int, destination netip.Prefix) error { return ErrUnsupported }
+// RemoveAddresses is for Linux.
+func (h *Host) RemoveAddresses(device int, addresses []netip.Prefix) error { return ErrUnsupported }
+
+// RemoveRoutes is for Linux.
+func (h *Host) RemoveRoutes(device int, destinations []netip.Prefix) error { return ErrUnsupported }
+
+// ReplaceRoutes is for Linux.
+func (h *Host) ReplaceRoutes(device int, destinations []netip.Prefix) error { return ErrUnsupported }
 
 // Remove is for Linux.
 func (h *Host) Remove(devices []int) error { return ErrUnsupported }
@@ -137,6 +147,9 @@ func (h *Host) SetUp(device int) error { return nil }
 
 // SetRPS is for Linux.
 func (h *Host) SetRPS(ifname, mask string) error { return ErrUnsupported }
+
+// ClearRPS is for Linux.
+func (h *Host) ClearRPS(ifname, mask string) error { return ErrUnsupported }
 
 // DeviceIndex is the index of an interface.
 func (h *Host) DeviceIndex(ifname string) (int, error) { return DeviceIndex(ifname) }

@@ -4,13 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"os"
-	"slices"
 	"strings"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -26,6 +22,7 @@ type link struct {
 	mtu       int
 	master    int // index
 	slaveKind string
+	vrfTable  uint32 // of a VRF, else 0
 	mac       [6]byte
 	hasMAC    bool // the address has six octets
 	// promiscuous: a capture, for instance, wants all packets.
@@ -80,12 +77,7 @@ func parseLink(b []byte) (l link, ok bool) {
 		case unix.IFLA_PROMISCUITY:
 			l.promiscuous = u32(value) != 0
 		case unix.IFLA_LINKINFO:
-			return eachAttr(value, func(kind uint16, value []byte) error {
-				if kind == iflaSlaveKind {
-					l.slaveKind = unix.ByteSliceToString(value)
-				}
-				return nil
-			})
+			return l.parseInfo(value)
 		case iflaPropList:
 			return eachAttr(value, func(kind uint16, value []byte) error {
 				if kind == iflaAltIfname {
@@ -97,6 +89,27 @@ func parseLink(b []byte) (l link, ok bool) {
 		return nil
 	})
 	return l, ok && err == nil
+}
+
+// parseInfo reads IFLA_LINKINFO.
+func (l *link) parseInfo(b []byte) error {
+	isVRF := false
+	return eachAttr(b, func(kind uint16, value []byte) error {
+		switch kind {
+		case unix.IFLA_INFO_KIND:
+			isVRF = unix.ByteSliceToString(value) == "vrf"
+		case iflaSlaveKind:
+			l.slaveKind = unix.ByteSliceToString(value)
+		case unix.IFLA_INFO_DATA: // comes after its kind
+			return eachAttr(value, func(kind uint16, value []byte) error {
+				if isVRF && kind == nl.IFLA_VRF_TABLE {
+					l.vrfTable = u32(value)
+				}
+				return nil
+			})
+		}
+		return nil
+	})
 }
 
 // getLinks returns all interfaces, or the one that has the index, or the name if it is
@@ -151,122 +164,6 @@ func permission(err error) error {
 	return err
 }
 
-// prefix converts p, host bits kept.
-func prefix(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-// linkAt returns an interface by index.
-func (r *requester) linkAt(device int) (netlink.Link, error) {
-	l, err := r.library.LinkByIndex(device)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return nil, fmt.Errorf("no interface with index %d in this network namespace: %w", device, unix.ENODEV)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("look up the interface with index %d: %w", device, permission(err))
-	}
-	return l, nil
-}
-
-// AddAddresses adds addresses to an interface and returns those that it lacked. After a
-// failure it goes on; err is the first.
-func (r *requester) AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
-	if len(addresses) == 0 {
-		return nil, nil
-	}
-	l, err := r.linkAt(device)
-	if err != nil {
-		return nil, err
-	}
-	return r.addAddresses(l, addresses)
-}
-
-func (r *requester) addAddresses(l netlink.Link, addresses []netip.Prefix) (added []netip.Prefix, err error) {
-	return addEach(l, addresses, "address", func(a netip.Prefix) error {
-		return r.library.AddrAdd(l, &netlink.Addr{IPNet: prefix(a)})
-	})
-}
-
-// AddRoutes adds routes to the destinations through an interface, which must be up, and
-// returns those that were missing. Host bits are ignored. An existing route of the same
-// prefix and metric is kept, even through another interface: see CheckRoute. The table is
-// main, or the VRF's of the interface. After a failure it goes on; err is the first.
-func (r *requester) AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error) {
-	if len(destinations) == 0 {
-		return nil, nil
-	}
-	l, err := r.linkAt(device)
-	if err != nil {
-		return nil, err
-	}
-	return r.addRoutes(l, destinations)
-}
-
-func (r *requester) addRoutes(l netlink.Link, destinations []netip.Prefix) (added []netip.Prefix, err error) {
-	return addEach(l, destinations, "route", func(d netip.Prefix) error { return r.library.RouteAdd(r.routeTo(l, d)) })
-}
-
-func addEach(l netlink.Link, what []netip.Prefix, kind string, one func(netip.Prefix) error) (added []netip.Prefix, err error) {
-	for _, p := range what {
-		switch failed := one(p); {
-		case failed == nil:
-			added = append(added, p)
-		case err == nil && !errors.Is(failed, unix.EEXIST):
-			err = fmt.Errorf("add %s %v to %s: %w", kind, p, l.Attrs().Name, permission(failed))
-		}
-	}
-	return added, err
-}
-
-// CheckRoute is an error if the table has no route of exactly that prefix through the
-// interface, AddRoutes's own or a connected one. It dumps the routing table.
-func (r *requester) CheckRoute(device int, destination netip.Prefix) error {
-	l, err := r.linkAt(device)
-	if err != nil {
-		return err
-	}
-	want := r.routeTo(l, destination)
-	same, err := r.library.RouteListFiltered(netlink.FAMILY_V4, want, netlink.RT_FILTER_DST|netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
-	if err == nil && len(same) > 0 {
-		return nil
-	}
-	return fmt.Errorf("add route %v to %s: there is one that leads elsewhere (see `ip route show %v`): remove it first: %w", want.Dst, l.Attrs().Name, want.Dst, unix.EEXIST)
-}
-
-func (r *requester) routeTo(l netlink.Link, destination netip.Prefix) *netlink.Route {
-	route := &netlink.Route{
-		LinkIndex: l.Attrs().Index,
-		Dst:       prefix(destination.Masked()),
-		Scope:     netlink.SCOPE_LINK,
-		Protocol:  unix.RTPROT_STATIC,
-		Table:     unix.RT_TABLE_MAIN,
-	}
-	if master := l.Attrs().MasterIndex; master != 0 {
-		if m, err := r.library.LinkByIndex(master); err == nil {
-			if vrf, ok := m.(*netlink.Vrf); ok {
-				route.Table = int(vrf.Table)
-			}
-		}
-	}
-	return route
-}
-
-// SetUp sets an interface up.
-func (r *requester) SetUp(device int) error {
-	l, err := r.linkAt(device)
-	if err != nil {
-		return err
-	}
-	return r.setUp(l)
-}
-
-func (r *requester) setUp(l netlink.Link) error {
-	if err := r.library.LinkSetUp(l); err != nil {
-		return fmt.Errorf("bring up %s: %w", l.Attrs().Name, permission(err))
-	}
-	return nil
-}
-
 // DeviceIndex is the index of an interface.
 func (r *requester) DeviceIndex(ifname string) (int, error) {
 	l, err := r.getLink(0, ifname)
@@ -278,41 +175,6 @@ func (r *requester) DeviceIndex(ifname string) (int, error) {
 	}
 	return l.index, nil
 }
-
-// addrGenModeNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
-const addrGenModeNone = 1
-
-// Configure adds an interface's addresses, sets it up, and adds routes into it. An existing
-// route of the same prefix that leads elsewhere is an error. As on the kernel's ipip, there is
-// no IPv6 link-local address, whose router solicitations a tunnel would only drop.
-func (r *requester) Configure(device int, addresses, routes []netip.Prefix) error {
-	l, err := r.linkAt(device)
-	if err != nil {
-		return err
-	}
-	if _, err := r.addAddresses(l, addresses); err != nil {
-		return err
-	}
-	_ = r.library.LinkSetIP6AddrGenMode(l, addrGenModeNone) // fails on a kernel without IPv6
-	if err := r.setUp(l); err != nil {
-		return err
-	}
-	added, err := r.addRoutes(l, routes)
-	for _, route := range routes {
-		if err == nil && !slices.Contains(added, route) {
-			err = r.CheckRoute(device, route)
-		}
-	}
-	return err
-}
-
-// AddAddresses is Host.AddAddresses in the calling thread's network namespace.
-func AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
-	return fresh.AddAddresses(device, addresses)
-}
-
-// SetUp is Host.SetUp in the calling thread's network namespace.
-func SetUp(device int) error { return fresh.SetUp(device) }
 
 // DeviceIndex is Host.DeviceIndex in the calling thread's network namespace.
 func DeviceIndex(ifname string) (int, error) { return fresh.DeviceIndex(ifname) }

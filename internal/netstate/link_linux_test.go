@@ -3,128 +3,28 @@ package netstate
 import (
 	"encoding/binary"
 	"errors"
-	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"ipipd/test/netlab"
 )
 
-// newTun makes a namespace with a TUN interface, tun0, which is down.
-func newTun(t *testing.T) *netlab.NS {
-	ns := netlab.New(t)
-	ns.Run("ip", "tuntap", "add", "tun0", "mode", "tun")
-	return ns
-}
-
-// prefixes parses its arguments.
-func prefixes(texts ...string) (list []netip.Prefix) {
-	for _, text := range texts {
-		list = append(list, netip.MustParsePrefix(text))
-	}
-	return list
-}
-
-func TestAddAddresses(t *testing.T) {
-	ns := newTun(t)
-	device := index(t, ns, "tun0")
-	ns.Do(func() {
-		for _, want := range [][]netip.Prefix{prefixes("10.255.0.1/30"), nil} { // the second time is no error
-			if added, err := AddAddresses(device, prefixes("10.255.0.1/30")); err != nil || !slices.Equal(added, want) {
-				t.Fatal(added, err)
-			}
-		}
-		if _, err := AddAddresses(device, prefixes("10.255.1.1/32")); err != nil {
-			t.Fatal(err)
-		}
-		if err := SetUp(device); err != nil {
-			t.Fatal(err)
-		}
-		routes := prefixes("10.1.0.0/16", "10.2.3.4/16", "10.3.0.1/32", "10.255.0.0/30", "0.0.0.0/0", "10.1.0.0/16")
-		added, err := fresh.AddRoutes(device, routes)
-		if want := prefixes("10.1.0.0/16", "10.2.3.4/16", "10.3.0.1/32", "0.0.0.0/0"); err != nil || !slices.Equal(added, want) {
-			t.Error(added, err)
-		}
-		for _, r := range routes {
-			if err := fresh.CheckRoute(device, r); err != nil {
-				t.Error(err)
-			}
-		}
-	})
-	addresses, routes := ns.Run("ip", "address", "show", "tun0"), ns.Run("ip", "route")
-	for _, want := range []string{"inet 10.255.0.1/30", "inet 10.255.1.1/32"} {
-		if !strings.Contains(addresses, want) {
-			t.Errorf("no %q in\n%s", want, addresses)
-		}
-	}
-	for _, want := range []string{"10.1.0.0/16 dev tun0", "10.2.0.0/16 dev tun0", "10.3.0.1 dev tun0", "default dev tun0", "10.255.0.0/30 dev tun0"} {
-		if !strings.Contains(routes, want) {
-			t.Errorf("no %q in\n%s", want, routes)
-		}
-	}
-}
-
-func TestRequester_CheckRoute(t *testing.T) {
-	ns := newTun(t)
-	ns.Run("ip", "tuntap", "add", "tun1", "mode", "tun")
-	ns.Run("ip", "link", "set", "tun1", "up")
-	ns.Run("ip", "route", "add", "10.1.0.0/16", "dev", "tun1")
-	device := index(t, ns, "tun0")
-	ns.Do(func() {
-		if err := SetUp(device); err != nil {
-			t.Fatal(err)
-		}
-		if added, err := fresh.AddRoutes(device, prefixes("10.1.0.0/16")); len(added) != 0 || err != nil {
-			t.Error(added, err)
-		}
-		err := fresh.CheckRoute(device, netip.MustParsePrefix("10.1.0.0/16"))
-		if !errors.Is(err, unix.EEXIST) || !strings.Contains(err.Error(), "remove it first") || strings.Contains(err.Error(), "\n") {
-			t.Errorf("%v", err)
-		}
-	})
-	if out := ns.Run("ip", "route", "show", "10.1.0.0/16"); !strings.Contains(out, "tun1") || strings.Contains(out, "tun0") {
-		t.Errorf("routes: %s", out)
-	}
-}
-
-// A route belongs in the table of the interface's VRF.
-func TestRequester_AddRoutes(t *testing.T) {
-	t.Run("vrf", func(t *testing.T) {
-		ns := newTun(t)
-		if out, err := ns.Try("ip", "link", "add", "red", "type", "vrf", "table", "77"); err != nil {
-			t.Skip("the kernel has no VRF: " + strings.TrimSpace(out))
-		}
-		ns.Run("ip", "link", "set", "tun0", "up", "master", "red")
-		device := index(t, ns, "tun0")
-		ns.Do(func() {
-			if added, err := fresh.AddRoutes(device, prefixes("10.1.0.0/16")); len(added) != 1 || err != nil {
-				t.Error(added, err)
-			}
-			if err := fresh.CheckRoute(device, netip.MustParsePrefix("10.1.0.0/16")); err != nil {
-				t.Error(err)
-			}
-		})
-		if out := ns.Run("ip", "route", "show", "table", "77"); !strings.Contains(out, "10.1.0.0/16 dev tun0") {
-			t.Errorf("table 77: %s", out)
-		}
-		if out := ns.Run("ip", "route"); strings.Contains(out, "10.1.0.0/16") {
-			t.Errorf("main table: %s", out)
-		}
-	})
-}
-
 func TestLink_missing(t *testing.T) {
-	netlab.New(t).Do(func() {
+	ns := netlab.New(t)
+	h := openHost(t, ns)
+	ns.Do(func() {
 		_, err := DeviceIndex("nil0")
 		if !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), `no interface "nil0": create it first`) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%v", err)
 		}
 		_, addressErr := AddAddresses(1234, prefixes("10.0.0.1/8"))
-		_, routeErr := fresh.AddRoutes(1234, prefixes("10.0.0.0/8"))
-		for _, err := range []error{SetUp(1234), addressErr, routeErr, fresh.CheckRoute(1234, netip.MustParsePrefix("10.0.0.0/8"))} {
+		_, routeErr := h.AddRoutes(1234, prefixes("10.0.0.0/8"))
+		replaceErr := h.ReplaceRoutes(1234, prefixes("10.0.0.0/8"))
+		configureErr := h.Configure([]Interface{{Index: 1234, Addresses: prefixes("10.0.0.1/8")}})
+		for _, err := range []error{SetUp(1234), addressErr, routeErr, replaceErr, configureErr} {
 			if !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), "no interface with index 1234 in this network namespace") || strings.Contains(err.Error(), "\n") {
 				t.Errorf("%v", err)
 			}
@@ -160,6 +60,12 @@ func TestParseLink(t *testing.T) {
 			attr(iflaPropList|unix.NLA_F_NESTED, attr(iflaAltIfname, []byte("uplink\x00")...)...)),
 			link{index: 7, name: "eth0", altNames: " uplink", kind: unix.ARPHRD_ETHER, flags: unix.IFF_UP, mtu: 1500, master: 3, slaveKind: "vrf",
 				mac: [6]byte{2, 0, 0, 0, 0, 1}, hasMAC: true, promiscuous: true}, true},
+		{"a VRF", message(unix.AF_UNSPEC, name, mtu, attr(unix.IFLA_LINKINFO, append(attr(unix.IFLA_INFO_KIND, []byte("vrf\x00")...),
+			attr(unix.IFLA_INFO_DATA, attr(nl.IFLA_VRF_TABLE, u32(77)...)...)...)...)),
+			link{index: 7, name: "eth0", kind: unix.ARPHRD_ETHER, flags: unix.IFF_UP, mtu: 1500, vrfTable: 77}, true},
+		{"another kind", message(unix.AF_UNSPEC, name, mtu, attr(unix.IFLA_LINKINFO, append(attr(unix.IFLA_INFO_KIND, []byte("vlan\x00")...),
+			attr(unix.IFLA_INFO_DATA, attr(nl.IFLA_VRF_TABLE, u32(77)...)...)...)...)),
+			link{index: 7, name: "eth0", kind: unix.ARPHRD_ETHER, flags: unix.IFF_UP, mtu: 1500}, true},
 		{"a bridge's port", message(unix.AF_BRIDGE, name, mtu), link{}, false},
 		{"an event of wireless extensions", message(unix.AF_UNSPEC, name), link{}, false},
 		{"cut off", message(unix.AF_UNSPEC, name, mtu)[:30], link{}, false},

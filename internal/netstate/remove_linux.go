@@ -2,7 +2,6 @@ package netstate
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -56,23 +55,17 @@ func (h *Host) removeAsGroups(devices []int, first, groups uint32) error {
 
 // executeIfThere is executeAll for requests whose object may be gone.
 func (s *requestSocket) executeIfThere(requests []*nl.NetlinkRequest) error {
-	failed, err := s.executeAll(requests)
-	for _, failure := range failed {
-		if err == nil && !errors.Is(failure, unix.ENODEV) {
-			err = failure
+	for _, failure := range s.executeAll(requests) {
+		if failure != nil && failure != unix.ENODEV {
+			return failure
 		}
 	}
-	return err
+	return nil
 }
 
 // groupRequest sets the group of an interface, or removes those of a group.
 func groupRequest(kind, device int, group uint32) *nl.NetlinkRequest {
-	req := nl.NewNetlinkRequest(kind, 0)
-	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	info.Index = int32(device)
-	req.AddData(info)
-	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
-	return req
+	return linkRequest(kind, device, 0, nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
 }
 
 // parseGroup reads the index and the group of an RTM_NEWLINK that starts at its ifinfomsg.

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -19,11 +18,9 @@ import (
 // of the calling thread. Its methods are safe for concurrent use.
 type requester struct {
 	sockets map[int]*requestSocket // by protocol; nil for one that the kernel lacks
-	// library configures interfaces, and batch makes many requests at once. They have sockets
-	// of their own: that may wait for the RTNL.
-	library  netlink.Handle
+	// batch configures interfaces. It is a socket of its own: that may wait for the RTNL.
 	batch    *requestSocket
-	requests atomic.Int64 // made so far, the library's aside
+	requests atomic.Int64 // made so far, those on batch aside
 }
 
 // fresh opens a socket for each request, in the network namespace of the calling thread.
@@ -39,13 +36,13 @@ func (r *requester) open() error {
 		}
 		r.sockets[p] = s
 	}
-	library, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
+	var err error
+	if r.batch, err = openRequestSocket(unix.NETLINK_ROUTE); err != nil {
 		return err
 	}
-	r.library = *library
-	r.batch, err = openRequestSocket(unix.NETLINK_ROUTE)
-	return err
+	// So that a dump of routes can be limited to an interface. Kernels before 4.20 lack it.
+	_ = unix.SetsockoptInt(r.batch.fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
+	return nil
 }
 
 func (r *requester) close() {
@@ -53,9 +50,6 @@ func (r *requester) close() {
 		s.close()
 	}
 	r.batch.close()
-	// On a copy: a method that still runs reads the Handle, and fails with os.ErrClosed.
-	library := r.library
-	library.Close()
 }
 
 // execute returns the messages of one type that answer a request, each from behind its
@@ -169,53 +163,67 @@ func (s *requestSocket) execute(req *nl.NetlinkRequest, want uint16) (messages [
 	return messages, nil
 }
 
-// acksAtOnce limits the acknowledgements that wait in the socket's buffer: a default one
-// takes some 250.
-const acksAtOnce = 100
+// atOnce limits the requests whose errors wait in the socket's buffer: a default one takes
+// some 250.
+const atOnce = 100
 
-// executeAll sends requests, many with one system call, and returns the error of each. err
-// is one of the socket.
-func (s *requestSocket) executeAll(requests []*nl.NetlinkRequest) (failed []error, err error) {
+// executeAll sends requests, many with one system call, and returns the error of each. One of
+// the socket is that of all requests from there on.
+func (s *requestSocket) executeAll(requests []*nl.NetlinkRequest) (failed []error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	failed = make([]error, len(requests))
+	for first := 0; first < len(requests); first += atOnce {
+		last := min(first+atOnce, len(requests))
+		if err := s.executeSome(requests[first:last], failed[first:last]); err != nil {
+			copy(failed[first:], slices.Repeat([]error{err}, len(failed)-first))
+			break
+		}
+	}
+	return failed
+}
+
+// executeSome is executeAll for so few that their errors fit into the socket's buffer. It
+// asks for the acknowledgement of the last one: the kernel executes them in order.
+func (s *requestSocket) executeSome(requests []*nl.NetlinkRequest, failed []error) error {
 	if s.fd < 0 {
-		return nil, os.ErrClosed
+		return os.ErrClosed
 	}
-	for some := range slices.Chunk(requests, acksAtOnce) {
-		first, b := s.seq+1, []byte(nil)
-		for _, req := range some {
-			s.seq++
-			req.Seq = s.seq
+	first, b := s.seq+1, []byte(nil)
+	for i, req := range requests {
+		s.seq++
+		req.Seq = s.seq
+		if i == len(requests)-1 {
 			req.Flags |= unix.NLM_F_ACK
-			b = append(b, req.Serialize()...)
 		}
-		if err := unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-			return failed, os.NewSyscallError("sendto", err)
+		b = append(b, req.Serialize()...)
+	}
+	if err := unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return os.NewSyscallError("sendto", err)
+	}
+	for done := false; !done; {
+		n, err := unix.Read(s.fd, s.buffer)
+		if err == unix.EINTR {
+			continue
 		}
-		for want := len(failed) + len(some); len(failed) < want; {
-			n, err := unix.Read(s.fd, s.buffer)
-			if err == unix.EINTR {
-				continue
+		if err != nil {
+			return os.NewSyscallError("read", err)
+		}
+		err = eachMessage(s.buffer[:n], func(m message) {
+			i := m.seq - first
+			if m.kind != unix.NLMSG_ERROR || i >= uint32(len(requests)) || len(m.body) < 4 {
+				return
 			}
-			if err != nil {
-				return failed, os.NewSyscallError("read", err)
+			if errno := int32(binary.NativeEndian.Uint32(m.body)); errno != 0 {
+				failed[i] = unix.Errno(-errno)
 			}
-			err = eachMessage(s.buffer[:n], func(m message) {
-				// One for each request, in their order.
-				if m.kind == unix.NLMSG_ERROR && m.seq-first < uint32(len(some)) && len(m.body) >= 4 {
-					var failure error
-					if errno := int32(binary.NativeEndian.Uint32(m.body)); errno != 0 {
-						failure = unix.Errno(-errno)
-					}
-					failed = append(failed, failure)
-				}
-			})
-			if err != nil {
-				return failed, err
-			}
+			done = m.seq == s.seq
+		})
+		if err != nil {
+			return err
 		}
 	}
-	return failed, nil
+	return nil
 }
 
 // message is a netlink message; body is what follows its header.

@@ -1,6 +1,7 @@
 package netstate
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -16,54 +18,111 @@ import (
 // steering): mask is rps_cpus of each receive queue, in hexadecimal as in /sys, or "all"
 // for the affinity mask of this process. A mask that is set already, by an operator or
 // net.core.rps_default_mask, is kept, and is the error.
-//
-// /sys may be mounted from another network namespace, which has another interface of that
-// name. A temporary alias tells them apart.
 func (r *requester) SetRPS(ifname, mask string) error {
-	device, err := r.DeviceIndex(ifname)
+	files, mask, err := r.rps(ifname, mask)
 	if err != nil {
 		return err
 	}
-	l, err := r.linkAt(device)
-	if err != nil {
-		return err
-	}
-	folder := filepath.Join("/sys/class/net", ifname)
-	token := "ipipd-" + rand.Text()
-	if err := r.library.LinkSetAlias(l, token); err != nil {
-		return fmt.Errorf("set the alias of %s: %w", ifname, permission(err))
-	}
-	seen, err := os.ReadFile(filepath.Join(folder, "ifalias"))
-	if err := errors.Join(err, r.library.LinkSetAlias(l, l.Attrs().Alias)); err != nil {
-		return err
-	}
-	if strings.TrimSpace(string(seen)) != token {
-		return fmt.Errorf("/sys is of another network namespace than %s", ifname)
-	}
-	queues, err := filepath.Glob(filepath.Join(folder, "queues/rx-*/rps_cpus"))
-	if err != nil || len(queues) == 0 {
-		return fmt.Errorf("%s has no receive queues with rps_cpus: %w", ifname, errors.Join(err, os.ErrNotExist))
-	}
-	for _, q := range queues {
-		set, err := os.ReadFile(q)
+	for _, f := range files {
+		set, err := os.ReadFile(f)
 		if err != nil {
 			return err
 		}
-		if set := strings.TrimSpace(string(set)); strings.Trim(set, "0,") != "" {
-			return fmt.Errorf("%s is %s already", q, set)
+		if digits(string(set)) != "" {
+			return fmt.Errorf("%s is %s already", f, strings.TrimSpace(string(set)))
 		}
 	}
-	if mask == "all" {
-		if mask, err = affinity(); err != nil {
-			return err
-		}
-	}
-	for _, q := range queues {
-		if err := os.WriteFile(q, []byte(mask), 0); err != nil {
+	for _, f := range files {
+		if err := os.WriteFile(f, []byte(mask), 0); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// ClearRPS takes back SetRPS of the same mask. Another mask, an operator's, stays.
+func (r *requester) ClearRPS(ifname, mask string) error {
+	files, mask, err := r.rps(ifname, mask)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		set, err := os.ReadFile(f)
+		if err == nil && digits(string(set)) == digits(mask) {
+			err = os.WriteFile(f, []byte("0"), 0)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rps returns the files rps_cpus of an interface, and the mask that mask stands for.
+//
+// /sys may be mounted from another network namespace, which has another interface of that
+// name. A temporary alias tells them apart.
+func (r *requester) rps(ifname, mask string) (files []string, _ string, err error) {
+	device, err := r.DeviceIndex(ifname)
+	if err != nil {
+		return nil, "", err
+	}
+	folder := filepath.Join("/sys/class/net", ifname)
+	token := "ipipd-" + rand.Text()
+	alias, err := r.alias(device)
+	if err != nil {
+		return nil, "", err
+	}
+	if err := r.setAlias(device, []byte(token)); err != nil {
+		return nil, "", err
+	}
+	seen, err := os.ReadFile(filepath.Join(folder, "ifalias"))
+	if err := errors.Join(err, r.setAlias(device, alias)); err != nil {
+		return nil, "", err
+	}
+	if strings.TrimSpace(string(seen)) != token {
+		return nil, "", fmt.Errorf("/sys is of another network namespace than %s", ifname)
+	}
+	files, err = filepath.Glob(filepath.Join(folder, "queues/rx-*/rps_cpus"))
+	if err != nil || len(files) == 0 {
+		return nil, "", fmt.Errorf("%s has no receive queues with rps_cpus: %w", ifname, errors.Join(err, os.ErrNotExist))
+	}
+	if mask == "all" {
+		mask, err = affinity()
+	}
+	return files, mask, err
+}
+
+// digits are those of a mask of processors without leading zeros, as of one number.
+func digits(mask string) string {
+	var b strings.Builder
+	for group := range strings.SplitSeq(strings.TrimSpace(mask), ",") {
+		b.WriteString(strings.Repeat("0", max(8-len(group), 0)) + group)
+	}
+	return strings.ToLower(strings.TrimLeft(b.String(), "0"))
+}
+
+// alias is IFLA_IFALIAS of an interface, without the terminating zero; empty if it has none.
+func (r *requester) alias(device int) (alias []byte, err error) {
+	messages, err := r.getLinkMessages(device, "")
+	if err != nil {
+		return nil, lookupError(device, err)
+	}
+	for _, m := range messages {
+		err = eachAttr(m[min(len(m), unix.SizeofIfInfomsg):], func(kind uint16, value []byte) error {
+			if kind == unix.IFLA_IFALIAS {
+				alias = bytes.TrimRight(value, "\x00")
+			}
+			return nil
+		})
+	}
+	return alias, err
+}
+
+func (r *requester) setAlias(device int, alias []byte) error {
+	req := linkRequest(unix.RTM_SETLINK, device, 0, nl.NewRtAttr(unix.IFLA_IFALIAS, alias))
+	_, err := r.change([]change{{NetlinkRequest: req, device: device, what: "set the alias of %[2]v"}})
+	return err
 }
 
 // affinity is the affinity mask of this process in the format of /sys: 32-bit groups,

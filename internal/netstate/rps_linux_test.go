@@ -1,6 +1,7 @@
 package netstate
 
 import (
+	"errors"
 	"math/bits"
 	"os"
 	"path/filepath"
@@ -93,6 +94,46 @@ func TestRequester_SetRPS(t *testing.T) {
 	})
 	if out := ns.Run("ip", "link", "show", "dev", "t0"); !strings.Contains(out, "alias the operator's") {
 		t.Errorf("the alias is not what it was: %s", out)
+	}
+}
+
+// ClearRPS takes back only what SetRPS has set.
+func TestRequester_ClearRPS(t *testing.T) {
+	ns := netlab.New(t)
+	ns.Run("ip", "tuntap", "add", "dev", "t0", "mode", "tun")
+	withSys(t, ns, func() {
+		for _, mask := range []string{"1", "0001", "all"} {
+			if err := fresh.SetRPS("t0", mask); err != nil {
+				t.Error(err)
+			}
+			if err := fresh.ClearRPS("t0", "2"); err != nil {
+				t.Error(err)
+			}
+			if got := rpsMasks(t, "t0"); len(got) == 0 || got[0] == "" {
+				t.Errorf("masks %q after another one is taken back", got)
+			}
+			for range 2 { // the second time it is gone
+				if err := fresh.ClearRPS("t0", mask); err != nil {
+					t.Error(err)
+				}
+				if got := rpsMasks(t, "t0"); len(got) == 0 || got[0] != "" {
+					t.Errorf("masks %q after %s is taken back", got, mask)
+				}
+			}
+		}
+		if err := fresh.ClearRPS("nil0", "1"); !errors.As(err, new(*NoDeviceError)) {
+			t.Error(err)
+		}
+	})
+}
+
+func TestDigits(t *testing.T) {
+	for mask, want := range map[string]string{
+		"0": "", "00000000,00000000\n": "", "3": "3", "00000003\n": "3", "F": "f", "1,3": "100000003", "00000001,00000003": "100000003", "100000003": "100000003",
+	} {
+		if got := digits(mask); got != want {
+			t.Errorf("%q: %q, want %q", mask, got, want)
+		}
 	}
 }
 

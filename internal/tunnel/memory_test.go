@@ -178,7 +178,7 @@ func (w *fakeNetwork) rounds() int {
 	return w.answers
 }
 
-func (w *fakeNetwork) Configure(int, []netip.Prefix, []netip.Prefix) error {
+func (w *fakeNetwork) Configure([]netstate.Interface) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.configureErr

@@ -18,8 +18,9 @@ type Network interface {
 	// Reassembly returns this host's ReasmOKs and ReasmFails (RFC 4293).
 	Reassembly() (done, failed uint64, err error)
 
-	// Configure adds an interface's addresses, sets it up, and adds routes into it.
-	Configure(device int, addresses, routes []netip.Prefix) error
+	// Configure adds the interfaces' addresses, sets them up, and adds routes into them. An
+	// error is a *netstate.InterfaceError.
+	Configure(interfaces []netstate.Interface) error
 	// AddAddresses and AddRoutes add the prefixes that an interface lacks, and return those.
 	// The interface must be up.
 	AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error)

@@ -144,7 +144,7 @@ func (e *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
 		return nil, err
 	}
 	t.madeIndex = c.ifindex
-	if err := e.network.Configure(c.ifindex, cfg.Addresses, cfg.Routes); err != nil {
+	if err := e.network.Configure([]netstate.Interface{{Index: c.ifindex, Addresses: cfg.Addresses, Routes: cfg.Routes}}); err != nil {
 		return nil, err
 	}
 	if cfg.RPS != "" {

@@ -1,0 +1,189 @@
+package netstate
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// change is a request that changes an interface, its addresses or the routes into it.
+type change struct {
+	*nl.NetlinkRequest
+	device int
+	what   string       // format of prefix and the interface's name; "": its failure is no matter
+	prefix netip.Prefix // an address, or a destination as the caller gave it
+	table  uint32       // of a route, else 0
+}
+
+// key is that of a route.
+func (c *change) key() routeKey { return routeKey{c.table, c.device, c.prefix.Masked()} }
+
+// Configure adds the interfaces' addresses, sets them up, and adds routes into them, with few
+// system calls however many there are. An existing route of the same prefix that leads
+// elsewhere is an error. After an error some are configured; it is an *InterfaceError about
+// the first that failed. As on the kernel's ipip, there is no IPv6 link-local address, whose
+// router solicitations a tunnel would only drop.
+func (h *Host) Configure(interfaces []Interface) error {
+	h.readMessages()
+	var changes []change
+	for _, i := range interfaces {
+		routes, err := h.routeChanges(unix.RTM_NEWROUTE, unix.NLM_F_EXCL, i.Index, i.Routes)
+		if err != nil {
+			return &InterfaceError{i.Index, err}
+		}
+		changes = append(changes, addressChanges(unix.RTM_NEWADDR, i.Index, i.Addresses)...)
+		changes = append(changes, noLinkLocal(i.Index), setUp(i.Index))
+		changes = append(changes, routes...)
+	}
+	failed := h.executeAll(changes)
+	through := map[routeKey]bool{} // whether there is such a route
+	for i, c := range changes {
+		if c.table != 0 && failed[i] == unix.EEXIST {
+			through[c.key()] = false
+		}
+	}
+	listing := h.findRoutes(through)
+	for i, c := range changes {
+		err := failed[i]
+		switch {
+		case err == nil || c.what == "", err == unix.EEXIST && (c.table == 0 || through[c.key()]):
+			continue
+		case err == unix.EEXIST && listing != nil:
+			err = listing
+		}
+		return &InterfaceError{c.device, h.explain(&c, err)}
+	}
+	return nil
+}
+
+// AddAddresses adds addresses to an interface and returns those that it lacked. After a
+// failure it goes on; err is the first.
+func (r *requester) AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
+	return r.change(addressChanges(unix.RTM_NEWADDR, device, addresses), unix.EEXIST)
+}
+
+// RemoveAddresses removes addresses from an interface; one that is gone is no error. With an
+// address the kernel removes the secondary ones of its subnet, unless promote_secondaries is
+// set. After a failure it goes on; err is the first.
+func (r *requester) RemoveAddresses(device int, addresses []netip.Prefix) error {
+	_, err := r.change(addressChanges(unix.RTM_DELADDR, device, addresses), unix.EADDRNOTAVAIL, unix.ENODEV)
+	return err
+}
+
+// SetUp sets an interface up.
+func (r *requester) SetUp(device int) error {
+	_, err := r.change([]change{setUp(device)})
+	return err
+}
+
+// change makes changes, and returns the prefixes of those that succeeded, and the first error
+// that is not ignored.
+func (r *requester) change(changes []change, ignored ...error) (done []netip.Prefix, err error) {
+	for i, failure := range r.executeAll(changes) {
+		switch c := &changes[i]; {
+		case failure == nil:
+			done = append(done, c.prefix)
+		case err == nil && !slices.Contains(ignored, failure):
+			err = r.explain(c, failure)
+		}
+	}
+	return done, err
+}
+
+// executeAll executes changes on the batch socket, and returns the error of each.
+func (r *requester) executeAll(changes []change) (failed []error) {
+	requests := make([]*nl.NetlinkRequest, len(changes))
+	for i, c := range changes {
+		requests[i] = c.NetlinkRequest
+	}
+	s := r.batch
+	if s == nil {
+		var err error
+		if s, err = openRequestSocket(unix.NETLINK_ROUTE); err != nil {
+			return slices.Repeat([]error{err}, len(changes))
+		}
+		defer s.close()
+	}
+	return s.executeAll(requests)
+}
+
+// explain is the error of a change.
+func (r *requester) explain(c *change, err error) error {
+	l, lookup := r.getLink(c.device, "")
+	if errors.Is(lookup, unix.ENODEV) {
+		return lookupError(c.device, lookup)
+	}
+	if err == unix.EEXIST && c.table != 0 {
+		err = fmt.Errorf("there is one that leads elsewhere (see `ip route show %v`): remove it first: %w", c.prefix.Masked(), err)
+	}
+	name := cmp.Or(l.name, fmt.Sprintf("interface %d", c.device))
+	return fmt.Errorf(c.what+": %w", c.prefix, name, permission(err))
+}
+
+// lookupError is the error of looking up an interface by index.
+func lookupError(device int, err error) error {
+	if errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("no interface with index %d in this network namespace: %w", device, err)
+	}
+	return fmt.Errorf("look up the interface with index %d: %w", device, permission(err))
+}
+
+// addressChanges are RTM_NEWADDR or RTM_DELADDR of each address.
+func addressChanges(kind, device int, addresses []netip.Prefix) (changes []change) {
+	what, flags := "add address %v to %v", unix.NLM_F_CREATE|unix.NLM_F_EXCL
+	if kind == unix.RTM_DELADDR {
+		what, flags = "remove address %v from %v", 0
+	}
+	for _, a := range addresses {
+		req := nl.NewNetlinkRequest(kind, flags)
+		msg := nl.NewIfAddrmsg(unix.AF_INET)
+		msg.Index, msg.Prefixlen = uint32(device), uint8(a.Bits())
+		req.AddData(msg)
+		local := a.Addr().As4()
+		req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, local[:]))
+		req.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, local[:]))
+		if hostBits := uint32(1)<<(32-a.Bits()) - 1; a.Bits() < 31 { // RFC 3021
+			broadcast := binary.BigEndian.AppendUint32(nil, binary.BigEndian.Uint32(local[:])|hostBits)
+			req.AddData(nl.NewRtAttr(unix.IFA_BROADCAST, broadcast))
+		}
+		changes = append(changes, change{NetlinkRequest: req, device: device, what: what, prefix: a})
+	}
+	return changes
+}
+
+// linkRequest is an RTM_NEWLINK or RTM_SETLINK about an existing interface.
+func linkRequest(kind, device int, flags uint32, attributes ...*nl.RtAttr) *nl.NetlinkRequest {
+	req, info := nl.NewNetlinkRequest(kind, 0), nl.NewIfInfomsg(unix.AF_UNSPEC)
+	info.Index, info.Flags, info.Change = int32(device), flags, flags
+	req.AddData(info)
+	for _, a := range attributes {
+		req.AddData(a)
+	}
+	return req
+}
+
+func setUp(device int) change {
+	return change{NetlinkRequest: linkRequest(unix.RTM_NEWLINK, device, unix.IFF_UP), device: device, what: "bring up %[2]v"}
+}
+
+// noLinkLocal sets addr_gen_mode to none, which fails on a kernel without IPv6.
+func noLinkLocal(device int) change {
+	const none = 1 // IN6_ADDR_GEN_MODE_NONE of linux/if_link.h
+	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
+	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{none})
+	return change{NetlinkRequest: linkRequest(unix.RTM_SETLINK, device, 0, spec), device: device}
+}
+
+// AddAddresses is Host.AddAddresses in the calling thread's network namespace.
+func AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
+	return fresh.AddAddresses(device, addresses)
+}
+
+// SetUp is Host.SetUp in the calling thread's network namespace.
+func SetUp(device int) error { return fresh.SetUp(device) }

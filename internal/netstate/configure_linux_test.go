@@ -1,0 +1,399 @@
+package netstate
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"ipipd/test/netlab"
+)
+
+// newTun makes a namespace with a TUN interface, tun0, which is down.
+func newTun(t *testing.T) *netlab.NS {
+	ns := netlab.New(t)
+	ns.Run("ip", "tuntap", "add", "tun0", "mode", "tun")
+	return ns
+}
+
+// prefixes parses its arguments.
+func prefixes(texts ...string) (list []netip.Prefix) {
+	for _, text := range texts {
+		list = append(list, netip.MustParsePrefix(text))
+	}
+	return list
+}
+
+// An interface is configured as the netlink library and `ip` do.
+func TestHost_Configure(t *testing.T) {
+	ns := netlab.New(t)
+	devices := addLinks(t, ns, 2)
+	h := openHost(t, ns)
+	addresses := prefixes("10.1.2.3/8", "10.1.2.3/24", "10.1.2.4/24", "10.1.2.5/30", "10.1.2.6/31", "10.1.2.7/32", "0.0.0.1/0")
+	if err := h.Configure([]Interface{{Index: devices[0], Addresses: addresses}}); err != nil {
+		t.Fatal(err)
+	}
+	ns.Do(func() {
+		other, err := netlink.LinkByIndex(devices[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, a := range addresses {
+			if err := netlink.AddrAdd(other, &netlink.Addr{IPNet: &net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), 32)}}); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	show := func(ifname string) string {
+		return strings.ReplaceAll(ns.Run("sh", "-c", "ip -4 -o address show dev "+ifname+" | cut -d' ' -f2-"), ifname, "t")
+	}
+	if got, want := show("t0"), show("t1"); got != want {
+		t.Errorf("addresses:\n%swant:\n%s", got, want)
+	}
+	if link := ns.Run("ip", "-d", "link", "show", "dev", "t0"); !strings.Contains(link, ",UP") || !strings.Contains(link, "addrgenmode none") {
+		t.Errorf("link: %s", link)
+	}
+}
+
+func TestHost_Configure_many(t *testing.T) {
+	const n = 200
+	ns := netlab.New(t)
+	devices := addLinks(t, ns, n)
+	h := openHost(t, ns)
+	var interfaces []Interface
+	for i, device := range devices {
+		interfaces = append(interfaces, Interface{device,
+			prefixes(fmt.Sprintf("10.255.%d.1/30", i)), prefixes(fmt.Sprintf("10.%d.0.0/16", i), fmt.Sprintf("172.16.%d.0/24", i))})
+	}
+	before := h.requests.Load()
+	for range 2 { // the second time is no error
+		if err := h.Configure(interfaces); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if made := h.requests.Load() - before; made > 10 { // of followers, of which there are none, and for lost messages
+		t.Errorf("%d requests beside the batch", made)
+	}
+	addresses, routes, links := ns.Run("ip", "-4", "-o", "address"), ns.Run("ip", "route"), ns.Run("ip", "-o", "link", "show", "up")
+	for i := range n {
+		for text, in := range map[string]string{
+			fmt.Sprintf(`: t%d +inet 10\.255\.%d\.1/30 brd 10\.255\.%[2]d\.3 `, i, i):   addresses,
+			fmt.Sprintf(`(?m)^10\.%d\.0\.0/16 dev t%[1]d proto static scope link`, i):   routes,
+			fmt.Sprintf(`(?m)^172\.16\.%d\.0/24 dev t%[1]d proto static scope link`, i): routes,
+			fmt.Sprintf(`: t%d: `, i): links,
+		} {
+			if !regexp.MustCompile(text).MatchString(in) {
+				t.Fatalf("no %s in\n%s", text, in)
+			}
+		}
+	}
+}
+
+// The error names the interface and the address or route.
+func TestHost_Configure_error(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil func(ns *netlab.NS, interfaces []Interface)
+		want  string
+		is    error
+	}{
+		"a route that leads elsewhere": {func(ns *netlab.NS, _ []Interface) {
+			ns.Run("sh", "-ec", "ip tuntap add other mode tun; ip link set other up; ip route add 10.13.0.0/16 dev other")
+		}, "add route 10.13.0.0/16 to t3: there is one that leads elsewhere (see `ip route show 10.13.0.0/16`): remove it first: file exists", unix.EEXIST},
+		"a route of another in the list": {func(_ *netlab.NS, interfaces []Interface) {
+			interfaces[3].Routes = append(interfaces[3].Routes, interfaces[2].Routes[1])
+		}, "add route 10.12.0.0/16 to t3: there is one that leads elsewhere (see `ip route show 10.12.0.0/16`): remove it first: file exists", unix.EEXIST},
+		"an address": {func(ns *netlab.NS, _ []Interface) {
+			ns.Run("ip", "address", "add", "10.255.3.2/30", "scope", "link", "dev", "t3") // one of another scope has the subnet
+		}, "add address 10.255.3.1/30 to t3: invalid argument", unix.EINVAL},
+		"a missing interface": {func(ns *netlab.NS, _ []Interface) { ns.Run("ip", "link", "del", "t3") }, "no interface with index %d in this network namespace: no such device", unix.ENODEV},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ns := netlab.New(t)
+			h := openHost(t, ns)
+			var interfaces []Interface
+			for i, device := range addLinks(t, ns, 6) {
+				interfaces = append(interfaces, Interface{device, prefixes(fmt.Sprintf("10.255.%d.1/30", i)),
+					prefixes(fmt.Sprintf("10.255.%d.0/30", i), fmt.Sprintf("10.1%d.0.0/16", i), fmt.Sprintf("10.1%d.0.0/16", i))})
+			}
+			c.spoil(ns, interfaces)
+			interfaces[5].Routes = append(interfaces[5].Routes, interfaces[4].Routes[1]) // is not the first
+			if strings.Contains(c.want, "%d") {
+				c.want = fmt.Sprintf(c.want, interfaces[3].Index)
+			}
+			err := h.Configure(interfaces)
+			var failed *InterfaceError
+			if !errors.As(err, &failed) || failed.Index != interfaces[3].Index || err.Error() != c.want || !errors.Is(err, c.is) {
+				t.Errorf("%v\nwant %s", err, c.want)
+			}
+		})
+	}
+}
+
+// It is that of the VRF, as far as what is in memory can be relied on. Not each kernel has VRFs,
+// but each has tables.
+func TestHost_routeTable(t *testing.T) {
+	ns := newTun(t)
+	ns.Run("ip", "link", "set", "tun0", "up")
+	withoutCarrier(t, ns, "tun0")
+	h := openHost(t, ns)
+	device := index(t, ns, "tun0")
+	enslave := func() { // in memory: a message about the interface undoes it
+		const master = 1234
+		settle(t, h)
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		port := h.links[device]
+		port.master = master
+		h.links[device], h.links[master] = port, link{index: master, name: "red", vrfTable: 1077}
+	}
+	for range 2 { // the second time it is there
+		enslave()
+		if err := h.Configure([]Interface{{Index: device, Routes: prefixes("10.1.0.0/16")}}); err != nil {
+			t.Error(err)
+		}
+	}
+	if out, main := ns.Run("ip", "route", "show", "table", "1077"), ns.Run("ip", "route"); !strings.Contains(out, "10.1.0.0/16 dev tun0") || main != "" {
+		t.Errorf("table 1077: %smain: %s", out, main)
+	}
+	enslave()
+	if err := h.RemoveRoutes(device, prefixes("10.1.0.0/16")); err != nil {
+		t.Error(err)
+	}
+	if out, _ := ns.Try("ip", "route", "show", "table", "1077"); strings.Contains(out, "10.1.0.0/16") {
+		t.Errorf("table 1077: %s", out)
+	}
+
+	enslave()
+	h.mu.Lock()
+	h.lost, h.lastResync = true, time.Now().Add(time.Hour) // messages were, and are not made up for yet
+	h.mu.Unlock()
+	if added, err := h.AddRoutes(device, prefixes("10.1.0.0/16")); len(added) != 1 || err != nil {
+		t.Error(added, err)
+	}
+	if out := ns.Run("ip", "route"); !strings.Contains(out, "10.1.0.0/16 dev tun0") {
+		t.Errorf("main table: %s", out)
+	}
+}
+
+func TestAddAddresses(t *testing.T) {
+	ns := newTun(t)
+	device := index(t, ns, "tun0")
+	h := openHost(t, ns)
+	ns.Do(func() {
+		for _, want := range [][]netip.Prefix{prefixes("10.255.0.1/30"), nil} { // the second time is no error
+			if added, err := AddAddresses(device, prefixes("10.255.0.1/30")); err != nil || !slices.Equal(added, want) {
+				t.Fatal(added, err)
+			}
+		}
+		if _, err := AddAddresses(device, prefixes("10.255.1.1/32")); err != nil {
+			t.Fatal(err)
+		}
+		if err := SetUp(device); err != nil {
+			t.Fatal(err)
+		}
+		routes := prefixes("10.1.0.0/16", "10.2.3.4/16", "10.3.0.1/32", "10.255.0.0/30", "0.0.0.0/0", "10.1.0.0/16")
+		added, err := h.AddRoutes(device, routes)
+		if want := prefixes("10.1.0.0/16", "10.2.3.4/16", "10.3.0.1/32", "0.0.0.0/0"); err != nil || !slices.Equal(added, want) {
+			t.Error(added, err)
+		}
+		if err := h.Configure([]Interface{{Index: device, Routes: routes}}); err != nil { // they lead there
+			t.Error(err)
+		}
+	})
+	addresses, routes := ns.Run("ip", "address", "show", "tun0"), ns.Run("ip", "route")
+	for _, want := range []string{"inet 10.255.0.1/30", "inet 10.255.1.1/32"} {
+		if !strings.Contains(addresses, want) {
+			t.Errorf("no %q in\n%s", want, addresses)
+		}
+	}
+	for _, want := range []string{"10.1.0.0/16 dev tun0", "10.2.0.0/16 dev tun0", "10.3.0.1 dev tun0", "default dev tun0", "10.255.0.0/30 dev tun0"} {
+		if !strings.Contains(routes, want) {
+			t.Errorf("no %q in\n%s", want, routes)
+		}
+	}
+}
+
+// AddRoutes keeps a route that leads elsewhere, and ends nothing.
+func TestHost_AddRoutes_elsewhere(t *testing.T) {
+	ns := newTun(t)
+	ns.Run("sh", "-ec", "ip tuntap add tun1 mode tun; ip link set tun0 up; ip link set tun1 up; ip route add 10.1.0.0/16 dev tun1")
+	h := openHost(t, ns)
+	added, err := h.AddRoutes(index(t, ns, "tun0"), prefixes("10.1.0.0/16", "10.2.0.0/16"))
+	if !slices.Equal(added, prefixes("10.2.0.0/16")) || err != nil {
+		t.Error(added, err)
+	}
+	if out := ns.Run("ip", "route", "show", "10.1.0.0/16"); !strings.Contains(out, "tun1") || strings.Contains(out, "tun0") {
+		t.Errorf("routes: %s", out)
+	}
+}
+
+// A route belongs in the table of the interface's VRF.
+func TestHost_AddRoutes(t *testing.T) {
+	t.Run("vrf", func(t *testing.T) {
+		ns := newTun(t)
+		if out, err := ns.Try("ip", "link", "add", "red", "type", "vrf", "table", "77"); err != nil {
+			t.Skip("the kernel has no VRF: " + strings.TrimSpace(out))
+		}
+		ns.Run("ip", "link", "set", "tun0", "up", "master", "red")
+		ns.Run("ip", "link", "add", "other", "up", "type", "dummy")
+		ns.Run("ip", "route", "add", "10.2.0.0/16", "dev", "other") // in the main table
+		device := index(t, ns, "tun0")
+		h := openHost(t, ns)
+		if added, err := h.AddRoutes(device, prefixes("10.1.0.0/16")); len(added) != 1 || err != nil {
+			t.Error(added, err)
+		}
+		if err := h.Configure([]Interface{{Index: device, Routes: prefixes("10.1.0.0/16", "10.2.0.0/16")}}); err != nil {
+			t.Error(err)
+		}
+		if out := ns.Run("ip", "route", "show", "table", "77"); !strings.Contains(out, "10.1.0.0/16 dev tun0") {
+			t.Errorf("table 77: %s", out)
+		}
+		if out := ns.Run("ip", "route"); strings.Contains(out, "10.1.0.0/16") {
+			t.Errorf("main table: %s", out)
+		}
+	})
+}
+
+// After a failure the rest is done, and the failure told.
+func TestHost_AddAddresses_failure(t *testing.T) {
+	ns := newTun(t)
+	h := openHost(t, ns)
+	device := index(t, ns, "tun0")
+	added, err := h.AddRoutes(device, prefixes("10.1.0.0/16"))
+	if len(added) != 0 || !errors.Is(err, unix.ENETDOWN) || err.Error() != "add route 10.1.0.0/16 to tun0: network is down" {
+		t.Error(added, err)
+	}
+	ns.Run("ip", "address", "add", "10.2.0.1/30", "scope", "link", "dev", "tun0")
+	added, err = h.AddAddresses(device, prefixes("10.2.0.2/30", "10.1.0.1/32"))
+	if !slices.Equal(added, prefixes("10.1.0.1/32")) || err == nil || err.Error() != "add address 10.2.0.2/30 to tun0: invalid argument" {
+		t.Error(added, err)
+	}
+}
+
+func TestHost_RemoveAddresses(t *testing.T) {
+	ns := newTun(t)
+	ns.Run("sh", "-ec", "for a in 10.1.0.1/32 10.1.0.1/30 10.2.0.1/32; do ip address add $a dev tun0; done")
+	h := openHost(t, ns)
+	device := index(t, ns, "tun0")
+	for range 2 { // the second time it is gone
+		if err := h.RemoveAddresses(device, prefixes("10.3.0.1/32", "10.1.0.1/32", "10.2.0.1/31")); err != nil {
+			t.Error(err)
+		}
+	}
+	if out := ns.Run("ip", "-o", "-4", "address", "show", "dev", "tun0"); strings.Contains(out, "10.1.0.1/32") || !strings.Contains(out, "10.1.0.1/30") || !strings.Contains(out, "10.2.0.1/32") {
+		t.Errorf("addresses: %s", out)
+	}
+	if err := h.RemoveAddresses(1234, prefixes("10.1.0.1/30")); err != nil {
+		t.Error(err)
+	}
+}
+
+// RemoveRoutes removes AddRoutes's own only.
+func TestHost_RemoveRoutes(t *testing.T) {
+	ns := newTun(t)
+	ns.Run("sh", "-ec", "ip link set tun0 up; ip tuntap add tun1 mode tun; ip link set tun1 up")
+	h := openHost(t, ns)
+	device := index(t, ns, "tun0")
+	for _, c := range []struct{ name, others string }{
+		{"another metric", "10.1.0.0/16 dev tun0 proto static scope link metric 100"},
+		{"another protocol", "10.1.0.0/16 dev tun0 proto bird scope link metric 100"},
+		{"another scope", "10.1.0.0/16 dev tun0 proto static scope global metric 100"},
+		{"another interface", "10.1.0.0/16 dev tun1 proto static scope link metric 100"},
+		{"another TOS", "10.1.0.0/16 dev tun0 proto static scope link tos 0x10"},
+		{"another table", "10.1.0.0/16 dev tun0 proto static scope link table 77"},
+		{"another prefix", "10.1.0.0/17 dev tun0 proto static scope link"},
+		{"a blackhole", "blackhole 10.1.0.0/16 proto static metric 100"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ns.Run("sh", "-c", "ip route flush table all proto static; ip route flush proto bird")
+			ns.Run("sh", "-ec", "ip route add "+c.others)
+			if added, err := h.AddRoutes(device, prefixes("10.1.0.0/16", "10.2.0.0/16", "0.0.0.0/0")); len(added) != 3 || err != nil {
+				t.Fatal(added, err)
+			}
+			for range 2 { // the second time ours are gone
+				if err := h.RemoveRoutes(device, prefixes("10.1.0.0/16", "0.0.0.0/0")); err != nil {
+					t.Error(err)
+				}
+				out := ns.Run("sh", "-c", "ip route show table main; ip route show table 77 2>/dev/null || true")
+				if strings.Count(out, "\n") != 2 || !strings.Contains(out, "10.2.0.0/16 dev tun0") || !strings.Contains(out, "10.1.0.0/1") {
+					t.Errorf("routes: %s", out)
+				}
+			}
+		})
+	}
+	// Another one's of the same metric, in place of ours.
+	ns.Run("ip", "route", "add", "10.3.0.0/16", "dev", "tun0", "proto", "bird")
+	ns.Run("ip", "route", "add", "10.4.0.0/16", "dev", "tun1", "proto", "static")
+	if err := h.RemoveRoutes(device, prefixes("10.3.0.0/16", "10.4.0.0/16")); err != nil {
+		t.Error(err)
+	}
+	if out := ns.Run("ip", "route"); !strings.Contains(out, "10.3.0.0/16 dev tun0") || !strings.Contains(out, "10.4.0.0/16 dev tun1") {
+		t.Errorf("routes: %s", out)
+	}
+	if err := h.RemoveRoutes(1234, prefixes("10.1.0.0/16")); err != nil {
+		t.Error(err)
+	}
+}
+
+// ReplaceRoutes leaves no moment without a route.
+func TestHost_ReplaceRoutes(t *testing.T) {
+	ns := newTun(t)
+	ns.Run("sh", "-ec", "ip link set tun0 up; ip tuntap add tun1 mode tun; ip link set tun1 up")
+	h := openHost(t, ns)
+	from, to := index(t, ns, "tun0"), index(t, ns, "tun1")
+	if added, err := h.AddRoutes(from, prefixes("10.1.0.0/16")); len(added) != 1 || err != nil {
+		t.Fatal(added, err)
+	}
+	ns.Run("ip", "route", "add", "10.1.0.0/16", "dev", "tun0", "metric", "100")
+	monitor := -1
+	ns.Do(func() {
+		var err error
+		group := eventGroup{protocol: unix.NETLINK_ROUTE, groups: []uint{unix.RTNLGRP_IPV4_ROUTE}}
+		if monitor, err = group.subscribe(); err != nil {
+			t.Fatal(err)
+		}
+	})
+	defer unix.Close(monitor)
+	if err := h.ReplaceRoutes(to, prefixes("10.1.0.0/16", "10.2.0.0/16")); err != nil {
+		t.Fatal(err)
+	}
+	type seen struct {
+		kind  uint16
+		flags uint16
+	}
+	var messages []seen
+	for buffer := make([]byte, maxMessage); ; {
+		n, err := unix.Read(monitor, buffer) // the kernel has sent them before the acknowledgement
+		if err == unix.EAGAIN {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := eachMessage(buffer[:n], func(m message) {
+			messages = append(messages, seen{m.kind, m.flags & (unix.NLM_F_REPLACE | unix.NLM_F_CREATE)})
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := []seen{{unix.RTM_NEWROUTE, unix.NLM_F_REPLACE}, {unix.RTM_NEWROUTE, unix.NLM_F_CREATE}}; !slices.Equal(messages, want) {
+		t.Errorf("messages %+v, want %+v", messages, want)
+	}
+	out := ns.Run("ip", "route")
+	for _, want := range []string{"10.1.0.0/16 dev tun1 proto static scope link", "10.1.0.0/16 dev tun0 scope link metric 100", "10.2.0.0/16 dev tun1"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %s in\n%s", want, out)
+		}
+	}
+	if strings.Count(out, "\n") != 3 {
+		t.Errorf("routes: %s", out)
+	}
+}

@@ -1,0 +1,179 @@
+package netstate
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// routeKey identifies a route, its metric and TOS aside.
+type routeKey struct {
+	table       uint32
+	device      int
+	destination netip.Prefix
+}
+
+// tableRoute is what is read of a route.
+type tableRoute struct {
+	routeKey
+	ours bool // as routeChanges makes it
+}
+
+// AddRoutes adds routes to the destinations through an interface, which must be up, and
+// returns those that were missing. Host bits are ignored. An existing route of the same
+// prefix and metric is kept, even through another interface. The table is main, or the VRF's
+// of the interface. After a failure it goes on; err is the first.
+func (h *Host) AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error) {
+	return h.newRoutes(unix.NLM_F_EXCL, device, destinations, unix.EEXIST)
+}
+
+// ReplaceRoutes is AddRoutes, but it replaces an existing route of the same prefix and
+// metric, wherever that leads. No packet sees neither.
+func (h *Host) ReplaceRoutes(device int, destinations []netip.Prefix) error {
+	_, err := h.newRoutes(unix.NLM_F_REPLACE, device, destinations)
+	return err
+}
+
+func (h *Host) newRoutes(flag, device int, destinations []netip.Prefix, ignored ...error) (added []netip.Prefix, err error) {
+	if len(destinations) == 0 {
+		return nil, nil
+	}
+	h.readMessages()
+	changes, err := h.routeChanges(unix.RTM_NEWROUTE, flag, device, destinations)
+	if err != nil {
+		return nil, err
+	}
+	return h.change(changes, ignored...)
+}
+
+// RemoveRoutes removes the routes of AddRoutes to the destinations through an interface; one
+// that is gone is no error. After a failure it goes on; err is the first.
+func (h *Host) RemoveRoutes(device int, destinations []netip.Prefix) error {
+	if len(destinations) == 0 {
+		return nil
+	}
+	h.readMessages()
+	changes, err := h.routeChanges(unix.RTM_DELROUTE, 0, device, destinations)
+	var routes []tableRoute
+	if err == nil {
+		// Metric 0 is any metric for RTM_DELROUTE: where ours is gone it would remove another's.
+		routes, err = h.routes(device)
+	}
+	switch {
+	case errors.Is(err, unix.ENODEV):
+		return nil
+	case err != nil:
+		return err
+	}
+	changes = slices.DeleteFunc(changes, func(c change) bool {
+		return !slices.Contains(routes, tableRoute{c.key(), true})
+	})
+	_, err = h.change(changes, unix.ESRCH, unix.ENODEV)
+	return err
+}
+
+// routeChanges are RTM_NEWROUTE with a flag, or RTM_DELROUTE, of a route to each destination
+// through an interface.
+func (h *Host) routeChanges(kind, flag, device int, destinations []netip.Prefix) (changes []change, err error) {
+	if len(destinations) == 0 {
+		return nil, nil
+	}
+	table, err := h.routeTable(device)
+	if err != nil {
+		return nil, err
+	}
+	what, flags := "add route %v to %v", unix.NLM_F_CREATE|flag
+	if kind == unix.RTM_DELROUTE {
+		what, flags = "remove route %v from %v", 0
+	}
+	for _, d := range destinations {
+		req, msg := nl.NewNetlinkRequest(kind, flags), nl.NewRtMsg()
+		msg.Family, msg.Dst_len, msg.Table = unix.AF_INET, uint8(d.Bits()), unix.RT_TABLE_UNSPEC
+		msg.Scope, msg.Protocol = unix.RT_SCOPE_LINK, unix.RTPROT_STATIC
+		req.AddData(msg)
+		req.AddData(nl.NewRtAttr(unix.RTA_DST, d.Masked().Addr().AsSlice()))
+		req.AddData(nl.NewRtAttr(unix.RTA_TABLE, nl.Uint32Attr(table)))
+		req.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(device))))
+		changes = append(changes, change{req, device, what, d, table})
+	}
+	return changes, nil
+}
+
+// routeTable is the table of the routes into an interface: main, or that of its VRF.
+func (h *Host) routeTable(device int) (table uint32, err error) {
+	l, err := h.link(device)
+	if err == nil && l.master != 0 {
+		l, err = h.link(l.master)
+		table = l.vrfTable
+	}
+	if err != nil {
+		return 0, lookupError(device, err)
+	}
+	return cmp.Or(table, unix.RT_TABLE_MAIN), nil
+}
+
+// findRoutes sets those to true that exist. It dumps the routing tables.
+func (h *Host) findRoutes(through map[routeKey]bool) error {
+	if len(through) == 0 {
+		return nil
+	}
+	routes, err := h.routes(0)
+	for _, r := range routes {
+		if _, wanted := through[r.routeKey]; wanted {
+			through[r.routeKey] = true
+		}
+	}
+	return err
+}
+
+// routes are those through an interface; 0 is any. A kernel before 4.20 ignores it.
+func (h *Host) routes(device int) (routes []tableRoute, err error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
+	req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: unix.AF_INET}})
+	if device != 0 {
+		req.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(device))))
+	}
+	messages, err := h.batch.execute(req, unix.RTM_NEWROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("list the routes: %w", err)
+	}
+	for _, m := range messages {
+		if r, ok := parseTableRoute(m); ok {
+			routes = append(routes, r)
+		}
+	}
+	return routes, nil
+}
+
+// parseTableRoute reads an RTM_NEWROUTE that starts at its rtmsg. It is not ok for an
+// exception, such as a learnt path MTU.
+func parseTableRoute(b []byte) (r tableRoute, ok bool) {
+	const bits, tos, table, protocol, scope, kind, flags = 1, 3, 4, 5, 6, 7, 8
+	if len(b) < unix.SizeofRtMsg || b[0] != unix.AF_INET || binary.NativeEndian.Uint32(b[flags:])&unix.RTM_F_CLONED != 0 {
+		return r, false
+	}
+	r.table = uint32(b[table])
+	r.ours = b[tos] == 0 && b[protocol] == unix.RTPROT_STATIC && b[scope] == unix.RT_SCOPE_LINK && b[kind] == unix.RTN_UNICAST
+	var destination [4]byte
+	err := eachAttr(b[unix.SizeofRtMsg:], func(kind uint16, value []byte) error {
+		switch kind {
+		case unix.RTA_DST:
+			destination = address(value)
+		case unix.RTA_OIF:
+			r.device = int(u32(value))
+		case unix.RTA_TABLE:
+			r.table = u32(value)
+		case unix.RTA_PRIORITY:
+			r.ours = r.ours && u32(value) == 0
+		}
+		return nil
+	})
+	r.destination = netip.PrefixFrom(netip.AddrFrom4(destination), int(b[bits]))
+	return r, err == nil
+}
