@@ -76,8 +76,8 @@ type Monitor struct {
 	holdTime  time.Duration
 	state     State
 	lastTick  time.Time // to notice that the clock was set back
-	received  bool
-	since     time.Time // start of the hold time: New, or the latest packet
+	last      time.Time // of the latest packet; zero is none
+	since     time.Time // start of the hold time: New, Configure, or the latest packet
 	nextProbe time.Time // when the next probe is due
 }
 
@@ -90,21 +90,46 @@ func New(c Config, now time.Time) *Monitor {
 	return m
 }
 
+// Configure replaces the Config at now. What is running stays so for a whole hold time, unless a
+// packet comes; what is not, until one comes. The next probe is due no later than an interval from now.
+func (m *Monitor) Configure(c Config, now time.Time) {
+	off := m.state == Off
+	m.config, m.holdTime = c, c.HoldTime()
+	switch {
+	case c.Interval == 0:
+		m.state = Off
+		return
+	case off:
+		m.state, m.lastTick, m.nextProbe = Waiting, now, now
+		if !m.last.IsZero() && now.Sub(m.last) < m.holdTime {
+			m.state = Up
+		}
+	case now.Add(c.Interval).Before(m.nextProbe):
+		m.nextProbe = now.Add(c.Interval)
+	}
+	if m.state.Running() {
+		m.since = now
+	}
+}
+
 // NoteReceived reports an authentic packet of the peer received at now, which may be before the
 // last Tick. It returns whether the State changed. A packet older than the hold time does not
 // bring the tunnel up.
 func (m *Monitor) NoteReceived(now time.Time) (changed bool) {
-	if m.received && !now.After(m.since) {
+	if !m.last.IsZero() && !now.After(m.last) {
 		return false
 	}
 	if m.state == Off {
-		m.received, m.since = true, now
+		m.last = now
 		return false
 	}
 	if m.lastTick.Sub(now) >= m.holdTime {
 		return false
 	}
-	m.received, m.since = true, now
+	m.last = now
+	if m.state == Waiting || !m.state.Running() || now.After(m.since) {
+		m.since = now
+	}
 	changed = m.state != Up
 	m.state = Up
 	return changed
@@ -116,8 +141,13 @@ func (m *Monitor) Tick(now time.Time) (a Action) {
 		return a
 	}
 	if back := now.Sub(m.lastTick); back < 0 {
-		if m.since = m.since.Add(back); m.since.After(now) {
-			m.since = now // received after the last Tick
+		for _, t := range []*time.Time{&m.since, &m.last} {
+			if !t.IsZero() {
+				*t = t.Add(back)
+			}
+			if t.After(now) { // received after the last Tick
+				*t = now
+			}
 		}
 		m.nextProbe = m.nextProbe.Add(back)
 	}
@@ -161,8 +191,5 @@ func (m *Monitor) Running() bool { return m.state.Running() }
 
 // LastReceived returns the time of the latest packet, or the zero Time if there was none.
 func (m *Monitor) LastReceived() time.Time {
-	if !m.received {
-		return time.Time{}
-	}
-	return m.since
+	return m.last
 }

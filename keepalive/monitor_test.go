@@ -210,3 +210,50 @@ func FuzzMonitor(f *testing.F) {
 		}
 	})
 }
+
+// A new Config takes nothing down that runs, and brings nothing up that does not.
+func TestMonitorConfigure(t *testing.T) {
+	at := time.Now()
+	tick := func(m *Monitor, d time.Duration) State {
+		at = at.Add(d)
+		m.Tick(at)
+		return m.State()
+	}
+	m := New(Config{10 * time.Second, 10}, at)
+	m.NoteReceived(at)
+	if s := tick(m, 50*time.Second); s != Up {
+		t.Fatalf("heard 50 s ago of 100 s it is %v", s)
+	}
+	heard := m.LastReceived()
+	m.Configure(Config{time.Second, 3}, at)
+	if next := m.Next(); next.After(at.Add(time.Second)) {
+		t.Errorf("the next probe is due %v after the change", next.Sub(at))
+	}
+	if s := tick(m, 0); s != Up || !m.LastReceived().Equal(heard) {
+		t.Errorf("with a shorter hold time it is %v at once, heard at %v, not %v", s, m.LastReceived(), heard)
+	}
+	if s := tick(m, 2900*time.Millisecond); s != Up {
+		t.Errorf("before the new hold time is over it is %v", s)
+	}
+	if s := tick(m, 200*time.Millisecond); s != Lost {
+		t.Errorf("after the new hold time it is %v", s)
+	}
+	m.Configure(Config{10 * time.Second, 10}, at)
+	if s := tick(m, 0); s != Lost {
+		t.Errorf("a longer hold time has it %v", s)
+	}
+	m.Configure(Config{}, at)
+	if s := tick(m, 0); s != Off || !m.Next().IsZero() {
+		t.Errorf("off, it is %v and due at %v", s, m.Next())
+	}
+	m.NoteReceived(at)
+	m.Configure(Config{10 * time.Second, 10}, at.Add(time.Second))
+	if s := tick(m, time.Second); s != Up {
+		t.Errorf("on again with a peer just heard it is %v", s)
+	}
+	m = New(Config{}, at)
+	m.Configure(Config{10 * time.Second, 10}, at)
+	if a := m.Tick(at); m.State() != Waiting || !a.Probe {
+		t.Errorf("on with a peer never heard it is %v, a probe is due: %v", m.State(), a.Probe)
+	}
+}

@@ -60,6 +60,9 @@ func NewEcho(source, target [4]byte) *Echo {
 	return &Echo{source: source, target: target, identifier: uint16(rand.Uint32())}
 }
 
+// Asks reports whether requests go from source to target.
+func (e *Echo) Asks(source, target [4]byte) bool { return e.source == source && e.target == target }
+
 // Request returns the inner packet of the next probe: an ICMP echo request with the next sequence
 // number. The caller owns it.
 func (e *Echo) Request() []byte {
