@@ -15,11 +15,18 @@ func startTunnel(ctx context.Context, o tunnel.EngineOptions, config tunnel.Conf
 	if err != nil {
 		return nil, err
 	}
-	t, err := engine.Start(ctx, config)
-	if err != nil {
+	if err := engine.Apply(ctx, []tunnel.Config{config}); err != nil {
+		var of *tunnel.TunnelError
+		if errors.As(err, &of) { // there is only one
+			err = of.Err
+		}
 		return nil, errors.Join(err, engine.Close())
 	}
-	// After Start, which may need all capabilities to load the fast path's programs.
+	t := engine.Tunnel(config.Name)
+	if t == nil {
+		return nil, errors.Join(errors.New("the tunnel has ended while it was started"), engine.Close())
+	}
+	// After Apply, which may need all capabilities to load the fast path's programs.
 	if err := confine.Process(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		o.Log.Warn("cannot drop the privileges that this process does not need", "err", err)
 	}

@@ -1,9 +1,6 @@
 package tunnel
 
-import (
-	"errors"
-	"maps"
-)
+import "errors"
 
 // CloseTunnels closes tunnels together, so that the kernel waits once for all of their
 // interfaces and not for each, and returns when no goroutine uses them any more. For those that are
@@ -19,7 +16,7 @@ func (e *Engine) CloseTunnels(tunnels ...*Tunnel) error {
 	// interface, which it would report as gone; and with it the eBPF links, each of which has
 	// the kernel wait for an RCU grace period: removing the interfaces would hold the RTNL for
 	// all of those.
-	e.unregisterClosing()
+	_ = e.register(nil, nil)
 	e.updateReception(closing...)
 	for _, t := range closing {
 		t.cancel()
@@ -48,15 +45,6 @@ func (e *Engine) forget(t *Tunnel) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.live, t)
-}
-
-// unregisterClosing removes the tunnels that are closing from the table.
-func (e *Engine) unregisterClosing() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	next := maps.Clone(*e.table.Load())
-	maps.DeleteFunc(next, func(_ uint64, t *Tunnel) bool { return t.closing.Load() })
-	e.table.Store(&next)
 }
 
 // removeInterfaces removes those interfaces of several tunnels that are in the network

@@ -3,7 +3,6 @@ package tunnel
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -77,7 +76,7 @@ func TestTunnel_closing(t *testing.T) {
 	}
 	tunnels[0].fail(errors.New("the interface is gone"))
 	path := tunnels[0].route.Load().path
-	if err := s.engine.register(tunnels[0], &path); err != nil || tunnels[0].Err() != nil || len(*s.engine.table.Load()) != 0 {
+	if err := s.engine.register(map[*Tunnel]outerPair{tunnels[0]: pairOf(path.Local, path.Remote)}, nil); err != nil || tunnels[0].Err() != nil || len(*s.engine.table.Load()) != 0 {
 		t.Errorf("%v; failed: %v; in the table: %v", err, tunnels[0].Err(), *s.engine.table.Load())
 	}
 }
@@ -146,8 +145,8 @@ func TestEngineClose_failing(t *testing.T) {
 	}
 }
 
-// A tunnel that is closed while it starts closes no file descriptor that a worker is given.
-func TestEngineStart_closedMeanwhile(t *testing.T) {
+// A tunnel that fails while it starts closes no file descriptor that a worker is given.
+func TestEngineStart_failsMeanwhile(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	s := newEndpoint(t, EngineOptions{}, socket, outerA)
 	var asked atomic.Bool
@@ -155,7 +154,12 @@ func TestEngineStart_closedMeanwhile(t *testing.T) {
 		if asked.Swap(true) {
 			return
 		}
-		go s.engine.CloseTunnels(slices.Collect(maps.Values(*s.engine.table.Load()))...)
+		w := s.engine.workers[0].out
+		w.sourcesMu.Lock()
+		for _, started := range w.sources {
+			started.(*outbound).tunnel.fail(errors.New("the interface is gone"))
+		}
+		w.sourcesMu.Unlock()
 		time.Sleep(50 * time.Millisecond)
 		if s.device.Closed() {
 			t.Error("the descriptor's number may be another's by now")

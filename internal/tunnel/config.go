@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"ipipd/keepalive"
@@ -60,6 +61,21 @@ type Config struct {
 	IPsec IPsec
 	// Comment is free text of the operator.
 	Comment string
+}
+
+// clone returns a copy that shares no memory with c.
+func (c *Config) clone() *Config {
+	next := *c
+	next.Addresses, next.Routes = slices.Clone(c.Addresses), slices.Clone(c.Routes)
+	next.IPsec.Secret = slices.Clone(c.IPsec.Secret)
+	next.IPsec.Phase1, next.IPsec.Phase2 = slices.Clone(c.IPsec.Phase1), slices.Clone(c.IPsec.Phase2)
+	return &next
+}
+
+// remote is RemoteAddress if that is an address, and reports whether it is a DNS name.
+func (c *Config) remote() (a netip.Addr, named bool) {
+	a, err := netip.ParseAddr(c.RemoteAddress)
+	return a, err != nil
 }
 
 // Tristate is a yes/no setting whose default depends on other settings.

@@ -39,6 +39,7 @@ const (
 type control struct {
 	*Tunnel
 
+	cfg      *Config          // in use; immutable
 	answer   *netstate.Answer // in use
 	underlay netstate.Route   // of answer, without a loop through the tunnel itself
 	remote   netip.Addr       // RemoteAddress, resolved
@@ -52,6 +53,9 @@ type control struct {
 	unansweredProbes int  // sent while the peer was up
 	tx               transmitter
 	ids              idCounter
+	echo             *keepalive.Echo // nil unless keepalive-probe is echo
+	keys             []int32         // of the queues at their workers
+	takeOver         []netip.Prefix  // routes that another tunnel has until this one begins
 
 	ifindex      int // in this network namespace, as last read
 	appliedMTU   int // last MTU that SetMTU accepted
@@ -65,6 +69,8 @@ type control struct {
 	protoUnreachable bool // the peer's host answers ICMP protocol unreachable (3/2)
 
 	programmed fastpath.Tunnel // of Tunnel.fast's link
+	linking    bool            // inBackground is under way
+	linkFailed *linkFailure    // of the last attempt, if that has failed
 
 	restoreCounts    map[configuredPrefix]restoreCount
 	restoreFailed    map[bool]bool // failure already logged: of addresses (false), of routes (true)
@@ -99,21 +105,24 @@ func (t *Tunnel) wakeControl() {
 	}
 }
 
-// run is the control goroutine. It returns when ctx is done, and has then released what control
-// owns.
-func (c *control) run(ctx context.Context) {
+// run is the control goroutine. It returns when Tunnel.ctx is done, and has then released what
+// control owns.
+func (c *control) run() {
 	defer c.end()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var last, due time.Time // the last round, the next one by the clock; zero is none
 	for {
 		select {
-		case <-ctx.Done():
+		case <-c.ctx.Done():
 			return
 		case e := <-c.events:
 			e(c)
 		case <-c.wake:
 		case <-timer.C:
+		}
+		if c.ctx.Err() != nil {
+			return
 		}
 		now := time.Now()
 		// Limit the rounds, since third parties can cause events.
@@ -124,7 +133,7 @@ func (c *control) run(ctx context.Context) {
 			timer.Reset(due.Sub(now))
 			continue
 		}
-		c.round(ctx, now)
+		c.round(now)
 		last = time.Now()
 		if due = c.next(last); due.IsZero() {
 			timer.Stop()
@@ -145,23 +154,26 @@ func align(t time.Time) time.Time {
 
 // end releases what control owns.
 func (c *control) end() {
-	c.follower.Close()
-	c.disableFastPath()
+	if c.follower != nil {
+		c.follower.Close()
+	}
+	c.endFastPath()
 	if c.ipsecPolicy != nil {
 		c.ipsecPolicy.close()
 	}
 }
 
 // round brings the tunnel in line with the present time and answer.
-func (c *control) round(ctx context.Context, now time.Time) {
+func (c *control) round(now time.Time) {
 	c.retry = false
 	if c.resolveDue(now) {
 		c.resolving = true
+		name := c.cfg.RemoteAddress
 		c.loops.Go(func() {
-			remote, err := c.engine.lookupName(ctx, c.cfg.RemoteAddress)
+			remote, err := c.engine.lookupName(c.ctx, name)
 			select {
-			case c.events <- func(c *control) { c.updateRemote(remote, err, time.Now()) }:
-			case <-ctx.Done():
+			case c.events <- func(c *control) { c.updateRemote(name, remote, err, time.Now()) }:
+			case <-c.ctx.Done():
 			}
 		})
 	}
@@ -304,20 +316,6 @@ func (t *Tunnel) confirmNextHop() {
 	}
 }
 
-// resolve parses or resolves RemoteAddress. Only Start calls it.
-func (c *control) resolve(ctx context.Context, now time.Time) error {
-	if a, err := netip.ParseAddr(c.cfg.RemoteAddress); err == nil {
-		c.remote = a
-		return nil
-	}
-	a, err := c.engine.lookupName(ctx, c.cfg.RemoteAddress)
-	if err != nil {
-		return fmt.Errorf("%w: see that this host can resolve it, or give its IPv4 address", err)
-	}
-	c.remote, c.resolvedAt = a, now
-	return nil
-}
-
 func lookupName(ctx context.Context, name string) (netip.Addr, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -335,17 +333,34 @@ func (c *control) resolveDue(now time.Time) bool {
 	return !c.resolving && !c.resolvedAt.IsZero() && now.Sub(c.resolvedAt) >= resolveInterval
 }
 
-// updateRemote applies the result of resolving RemoteAddress. On error the last address stays in use.
-func (c *control) updateRemote(remote netip.Addr, err error, now time.Time) {
-	c.resolving, c.resolvedAt = false, now
+// updateRemote applies the result of resolving a name, unless RemoteAddress is another by now. On error
+// the last address stays in use.
+func (c *control) updateRemote(name string, remote netip.Addr, err error, now time.Time) {
+	c.resolving = false
+	if name != c.cfg.RemoteAddress {
+		return
+	}
+	c.resolvedAt = now
 	if err != nil {
 		c.log.Warn("the name is not resolved again; its last address stays in use", "err", err)
 		return
 	}
-	if remote != c.remote {
-		c.remote = remote
-		c.follower.Set(c.query())
+	c.setRemote(remote)
+	c.follower.Set(c.query())
+}
+
+// setRemote sets the remote, and forgets what was learnt about the path to another one.
+func (c *control) setRemote(remote netip.Addr) {
+	if remote == c.remote {
+		return
 	}
+	c.remote = remote
+	c.pathMTU = encap.PathMTU{Floor: c.pathMTU.Floor}
+	c.reach, c.protoUnreachable = encap.Reachability{}, false
+	c.unreachable.Store(false)
+	c.probeAnswered.Store(false)
+	c.peerProbes.Store(false)
+	c.unansweredProbes, c.unansweredLogged = 0, false
 }
 
 // unansweredLimit is the number of unanswered probes after which warnUnanswered warns.

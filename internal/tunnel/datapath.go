@@ -241,7 +241,7 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 	} else if b.Checksum == packet.ChecksumPartial {
 		t.engine.partialChecksums.observe(now)
 	}
-	if t.echo != nil && t.echo.IsReply(inner) {
+	if route.echo != nil && route.echo.IsReply(inner) {
 		t.probeAnswered.Store(true)
 		return false
 	}
@@ -249,7 +249,7 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 		t.oversize.Store(int32(inner.TotalLen())) // delivered nevertheless
 		t.wakeControl()
 	}
-	if t.cfg.ClampTCPMSS {
+	if route.clampMSS {
 		mss.Clamp(inner, mtu, b.Checksum == packet.ChecksumPartial)
 	}
 	return true

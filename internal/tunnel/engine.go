@@ -3,7 +3,6 @@ package tunnel
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -79,6 +78,8 @@ type Engine struct {
 	fastPathErr  error
 	ipsec        *ipsec.Manager
 	espReceivers atomic.Int32 // started so far
+	linking      sync.Mutex   // held while a link is attached or closed: see inBackground
+	applying     sync.Mutex   // held by Apply
 	loops        sync.WaitGroup
 	cancel       context.CancelFunc
 	closeOnce    sync.Once // of what Close does to the workers and the socket
@@ -86,17 +87,6 @@ type Engine struct {
 
 // errNotKernel is why an Engine with an in-memory socket, device or Network has no fast path.
 var errNotKernel = errors.New("the tunnel is not the kernel's")
-
-// table maps outer local and remote addresses to tunnels. It is immutable; register stores a
-// changed copy.
-type table map[uint64]*Tunnel
-
-func key(local, remote [4]byte) uint64 {
-	return uint64(local[0])<<56 | uint64(local[1])<<48 | uint64(local[2])<<40 | uint64(local[3])<<32 |
-		uint64(remote[0])<<24 | uint64(remote[1])<<16 | uint64(remote[2])<<8 | uint64(remote[3])
-}
-
-func (t *table) find(local, remote [4]byte) *Tunnel { return (*t)[key(local, remote)] }
 
 // NewEngine opens the socket and starts receiving. The caller must Close the Engine.
 func NewEngine(o EngineOptions) (*Engine, error) {
@@ -213,25 +203,6 @@ func (e *Engine) Close() error {
 	return errors.Join(errs...)
 }
 
-// register enters the tunnel in the table under the outer addresses of path, in place of its
-// earlier ones, unless it is closing. It fails if another tunnel has the same addresses.
-func (e *Engine) register(t *Tunnel, path *underlay.Path) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	k := key(path.Local, path.Remote)
-	if other := (*e.table.Load())[k]; other != nil && other != t {
-		return fmt.Errorf("%s has the same local-address and remote-address: only one tunnel can have both", other.Name())
-	}
-	next := maps.Clone(*e.table.Load())
-	maps.DeleteFunc(next, func(_ uint64, other *Tunnel) bool { return other == t })
-	if !t.closing.Load() {
-		next[k] = t
-		e.live[t] = true
-	}
-	e.table.Store(&next)
-	return nil
-}
-
 // receiveICMPErrors reads ICMP errors about outer packets and passes each to the tunnel whose
 // outer header it quotes.
 func (e *Engine) receiveICMPErrors() {
@@ -270,3 +241,7 @@ func splitIDs(n int) []idCounter {
 	}
 	return ids
 }
+
+// idCounters returns ID ranges for n queues. The upper half of all IDs is the fast path's (package
+// fastpath), which a tunnel may be allowed at any time.
+func idCounters(n int) []idCounter { return splitIDs(2 * n)[:n] }

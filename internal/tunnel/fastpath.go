@@ -39,12 +39,14 @@ func (e *Engine) loadFastPath() (*fastpath.FastPath, error) {
 
 // syncFastPath enables, updates or disables the fast path to match the tunnel's state.
 func (c *control) syncFastPath() {
-	blocker := c.fastPathBlocker()
+	blocker, active := c.fastPathBlocker(), false
 	if blocker == "" {
-		blocker = c.enableFastPath()
+		blocker, active = c.enableFastPath()
 	}
 	if blocker != "" {
 		c.disableFastPath()
+	} else if !active { // being attached
+		return
 	}
 	old := c.fast.blocker.Swap(&blocker)
 	if old != nil && *old == blocker || !c.cfg.fastPathAllowed() {
@@ -83,40 +85,91 @@ func (c *control) fastPathBlocker() string {
 	return cmp.Or(c.bypassBlocker(), c.answer.Ingress, c.answer.Egress, tap)
 }
 
-// enableFastPath attaches or updates the link, and returns the reason if it cannot.
-func (c *control) enableFastPath() (blocker string) {
+// enableFastPath updates the link, or has it attached and is not active yet. blocker is the reason if
+// it cannot.
+func (c *control) enableFastPath() (blocker string, active bool) {
 	f, err := c.engine.loadFastPath()
 	if err != nil {
-		return err.Error()
+		return err.Error(), false
 	}
-	want := c.fastTunnel()
-	a := c.fast.attached.Load()
-	if a.link != nil && want == c.programmed {
-		return ""
-	}
-	if a.link != nil && want.Ifindex == c.programmed.Ifindex {
-		if err := a.link.Update(want); err != nil {
+	want, link := c.fastTunnel(), c.fast.attached.Load().link
+	switch {
+	case link == nil && !c.linking:
+		if failed := c.linkFailed; failed != nil && want == failed.want && time.Now().Before(failed.retryAt) {
 			c.retry = true
-			return err.Error()
+			return failed.why, false
 		}
-		c.programmed = want
-		return ""
+		c.attach(f, want)
+		return "", false
+	case link == nil:
+		return "", false
+	case want == c.programmed:
+		return "", true
+	case want.Ifindex != c.programmed.Ifindex:
+		c.disableFastPath() // and attached again when that is done
+		return "", false
 	}
-	c.disableFastPath()
-	if tap := c.engine.egressTaps().on(f, want.Ifindex); tap != "" {
-		c.fast.tap.Store(&tap)
-		c.engine.noteTraffic() // poll until it is gone
-		return tap
-	}
-	link, err := f.Attach(want)
-	if err != nil {
+	if err := link.Update(want); err != nil {
 		c.retry = true
-		return err.Error()
+		return err.Error(), false
 	}
 	c.programmed = want
-	c.fast.attached.Store(&attachment{link, c.fast.attached.Load().before})
-	c.engine.noteTraffic() // poll it
-	return ""
+	return "", true
+}
+
+// linkFailure is an attempt to attach that has failed.
+type linkFailure struct {
+	want    fastpath.Tunnel
+	why     string
+	retryAt time.Time
+}
+
+// attach attaches the link in a goroutine of its own.
+func (c *control) attach(f *fastpath.FastPath, want fastpath.Tunnel) {
+	stopped := want
+	stopped.TxEnabled, stopped.RxEnabled = false, false
+	c.inBackground(func() event {
+		if c.closing.Load() {
+			return func(*control) {}
+		}
+		if tap := c.engine.egressTaps().on(f, want.Ifindex); tap != "" {
+			return func(c *control) {
+				c.fast.tap.Store(&tap)
+				c.engine.noteTraffic() // poll until it is gone
+			}
+		}
+		link, err := f.Attach(stopped)
+		if err != nil {
+			return func(c *control) {
+				c.linkFailed = &linkFailure{want, err.Error(), time.Now().Add(retryInterval)}
+			}
+		}
+		return func(c *control) {
+			c.programmed, c.linkFailed = stopped, nil
+			c.fast.attached.Store(&attachment{link, c.fast.attached.Load().before})
+			c.engine.noteTraffic() // poll it
+		}
+	})
+}
+
+// inBackground runs work in a goroutine, and then the event that it returns and syncFastPath in
+// control's. To attach or detach a program takes the kernel an RCU grace period with the RTNL held: no
+// tunnel's probes wait for that of the others, nor does each take a thread. One at a time is under
+// way for a tunnel: linking.
+func (c *control) inBackground(work func() event) {
+	c.linking = true
+	c.loops.Go(func() {
+		c.engine.linking.Lock()
+		then := work()
+		c.engine.linking.Unlock()
+		c.events <- func(c *control) { // endFastPath waits for it
+			c.linking = false
+			then(c)
+			if c.ctx.Err() == nil {
+				c.syncFastPath()
+			}
+		}
+	})
 }
 
 // fastTunnel is the kernel's configuration of this tunnel.
@@ -144,11 +197,34 @@ func (c *control) fastTunnel() fastpath.Tunnel {
 	return f
 }
 
-// disableFastPath closes the link, if there is one, and keeps its counters.
+// disableFastPath has the link closed, if there is one, and keeps its counters. From now on the
+// programs leave all packets to userspace.
 func (c *control) disableFastPath() {
+	if link := c.detach(); link != nil {
+		c.inBackground(func() event {
+			_ = link.Close()
+			return func(*control) {}
+		})
+	}
+}
+
+// endFastPath is disableFastPath for a tunnel that ends. The link is closed when it returns.
+func (c *control) endFastPath() {
+	for c.linking {
+		(<-c.events)(c)
+	}
+	if link := c.detach(); link != nil {
+		c.engine.linking.Lock()
+		defer c.engine.linking.Unlock()
+		_ = link.Close()
+	}
+}
+
+// detach takes the link out of use; nil if there is none.
+func (c *control) detach() *fastpath.Link {
 	a := c.fast.attached.Load()
 	if a.link == nil {
-		return
+		return nil
 	}
 	stopped := c.programmed
 	stopped.TxEnabled, stopped.RxEnabled = false, false
@@ -156,7 +232,7 @@ func (c *control) disableFastPath() {
 	s, _ := a.total()
 	c.mergeLastReceived(s.LastReceived)
 	c.fast.attached.Store(&attachment{before: s})
-	_ = a.link.Close()
+	return a.link
 }
 
 // total is the sum of the counters.
@@ -215,13 +291,4 @@ func (t *Tunnel) totals() (rxPackets, rxBytes, txPackets, txBytes uint64) {
 	rxPackets, rxBytes = t.counters.rx.load()
 	txPackets, txBytes = t.counters.tx.load()
 	return rxPackets + s.RxPackets, rxBytes + s.RxBytes, txPackets + s.TxPackets, txBytes + s.TxBytes
-}
-
-// idCounters returns ID ranges for n queues. If the fast path is allowed, the upper half of all
-// IDs is reserved for it (package fastpath).
-func (t *Tunnel) idCounters(n int) []idCounter {
-	if t.cfg.fastPathAllowed() {
-		return splitIDs(2 * n)[:n]
-	}
-	return splitIDs(n)
 }

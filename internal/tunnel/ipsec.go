@@ -48,21 +48,26 @@ func defaultIPsec() IPsec {
 // Wanted reports whether the tunnel is to be encrypted.
 func (p *IPsec) Wanted() bool { return len(p.Secret) > 0 || p.SecretFile != "" }
 
-// config returns the configuration for package ipsec, without the addresses. It reads SecretFile.
-func (p *IPsec) config() (ipsec.Config, error) {
-	secret := p.Secret
-	if p.SecretFile != "" {
-		var err error
-		if secret, err = ipsec.LoadSecret(p.SecretFile); err != nil {
-			return ipsec.Config{}, fmt.Errorf("ipsec-secret-file: %w", err)
-		}
+// secret is Secret or the content of SecretFile; nil if there is neither.
+func (p *IPsec) secret() (ike.Secret, error) {
+	if p.SecretFile == "" {
+		return p.Secret, nil
 	}
-	return ipsec.Config{Config: ike.Config{
+	secret, err := ipsec.LoadSecret(p.SecretFile)
+	if err != nil {
+		return nil, fmt.Errorf("ipsec-secret-file: %w", err)
+	}
+	return secret, nil
+}
+
+// config returns the configuration for package ike, without the addresses.
+func (p *IPsec) config(secret ike.Secret) ike.Config {
+	return ike.Config{
 		Secret: secret, Mode: p.Exchange, Phase1: p.Phase1, Phase2: p.Phase2, PFS: p.PFS,
 		Lifetime1: p.Lifetime1, Lifetime2: p.Lifetime2,
 		DPDInterval: p.DPD.Interval, DPDRetries: p.DPD.Retries,
 		RemoteID: p.RemoteID, Remembered: new(ike.Identity), // survives changes of the addresses
-	}}, nil
+	}
 }
 
 // validateIPsec rejects contradictory settings, and IPsec settings without a secret: the operator
@@ -89,11 +94,13 @@ func (c *Config) validateIPsec() error {
 	return nil
 }
 
+const remadeSecret = "between a secret and none: no part of an encrypted tunnel can send plain text"
+
 // ipsecProperties are the IPsec properties. In RouterOS the first is of the interface; the others
 // correspond to /ip ipsec profile and proposal.
 var ipsecProperties = []Property{
 	{
-		Name: "ipsec-secret", Values: "text", Default: "none", Secret: true,
+		Name: "ipsec-secret", Values: "text", Default: "none", Secret: true, Remade: remadeSecret,
 		Help: "pre-shared key: encrypts the tunnel by IKE and ESP; every user of this host can read it here, ipsec-secret-file is better",
 		get: func(c *Config) string {
 			if len(c.IPsec.Secret) == 0 {
@@ -110,7 +117,7 @@ var ipsecProperties = []Property{
 		},
 	},
 	{
-		Name: "ipsec-secret-file", Values: "file", Default: "none",
+		Name: "ipsec-secret-file", Values: "file", Default: "none", Remade: remadeSecret,
 		Help: "file with the pre-shared key, which nobody but its owner may read (mode 0600)",
 		get:  func(c *Config) string { return c.IPsec.SecretFile },
 		set: func(c *Config, v string) string {

@@ -16,11 +16,10 @@ import (
 // encrypted or dropped. It lives as long as the tunnel. Its session is for one pair of outer
 // addresses and is replaced with them; without a session all packets are dropped.
 //
-// Seal, established, quotesSA and status are safe for concurrent use. The caller
-// of the other methods holds the tunnel's mu, or is Start.
+// Seal, established, quotesSA and status are safe for concurrent use. The other methods are control's.
 type ipsecPolicy struct {
 	manager *ipsec.Manager
-	config  ipsec.Config // addresses and device as last rebound
+	config  ipsec.Config // addresses and device as last rebound; Apply reads Secret
 	session atomic.Pointer[ipsec.Session]
 
 	local  netip.Addr
@@ -32,15 +31,15 @@ type ipsecPolicy struct {
 // or lost, or maxInner may have changed; dropped, with received ESP packets that an SA of the
 // tunnel refused. Neither may block.
 func newIPsecPolicy(manager *ipsec.Manager, cfg *Config, log *slog.Logger, changed func(), dropped func(drop.Reason, int)) (*ipsecPolicy, error) {
-	config, err := cfg.IPsec.config()
+	secret, err := cfg.IPsec.secret()
 	if err != nil {
 		return nil, err
 	}
-	if len(config.Secret) < ipsec.WeakSecret {
+	if len(secret) < ipsec.WeakSecret {
 		log.Warn("the secret is short: who answers once in the peer's place can test guesses of it offline",
 			"remedy", "openssl rand -base64 32, the same at both ends")
 	}
-	p := &ipsecPolicy{manager: manager, config: config}
+	p := &ipsecPolicy{manager: manager, config: ipsec.Config{Config: cfg.IPsec.config(secret)}}
 	p.config.Mark = cfg.FwMark
 	p.config.Changed, p.config.Dropped = changed, dropped
 	p.config.Event = func(e ipsec.Event) {

@@ -2,6 +2,8 @@ package tunnel
 
 import (
 	"bytes"
+	"context"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"strings"
@@ -225,7 +227,12 @@ func (w *fakeNetwork) reassemblies() int {
 func (*fakeNetwork) Recheck()                           {}
 func (*fakeNetwork) EgressTaps() (netstate.Taps, error) { return netstate.Taps{}, nil }
 func (*fakeNetwork) SetRPS(string, string) error        { return nil }
-func (*fakeNetwork) Close() error                       { return nil }
+func (*fakeNetwork) ClearRPS(string, string) error      { return nil }
+
+func (*fakeNetwork) RemoveAddresses(int, []netip.Prefix) error { return nil }
+func (*fakeNetwork) RemoveRoutes(int, []netip.Prefix) error    { return nil }
+func (*fakeNetwork) ReplaceRoutes(int, []netip.Prefix) error   { return nil }
+func (*fakeNetwork) Close() error                              { return nil }
 
 // endpoint is an engine with one tunnel.
 type endpoint struct {
@@ -360,4 +367,9 @@ func eventually(t testing.TB, what string, condition func() bool) {
 			t.Fatalf("it did not come true that %s", what)
 		}
 	}
+}
+
+// lookUpInTest is an EngineOptions.LookupName that knows no name.
+func lookUpInTest(_ context.Context, name string) (netip.Addr, error) {
+	return netip.Addr{}, fmt.Errorf("cannot resolve remote-address %q", name)
 }

@@ -21,7 +21,7 @@ func isPublic(a netip.Addr) bool {
 func (t *Tunnel) warnNAT() {
 	path := &t.route.Load().path
 	local, remote := address(path.Local), address(path.Remote)
-	if t.cfg.Keepalive.Interval == 0 || t.cfg.KeepaliveProbe != keepalive.FormReflect || isPublic(local) || !isPublic(remote) {
+	if t.config.Load().Keepalive.Interval == 0 || t.config.Load().KeepaliveProbe != keepalive.FormReflect || isPublic(local) || !isPublic(remote) {
 		return
 	}
 	t.log.Warn("the local address is private and the remote is not: behind a NAT nobody but ipipd answers reflect probes",

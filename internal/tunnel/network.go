@@ -18,15 +18,21 @@ type Network interface {
 	// Reassembly returns this host's ReasmOKs and ReasmFails (RFC 4293).
 	Reassembly() (done, failed uint64, err error)
 
-	// Configure adds the interfaces' addresses, sets them up, and adds routes into them. An
-	// error is a *netstate.InterfaceError.
+	// Configure adds the interfaces' addresses, sets them up, and adds routes into them. An error
+	// about one of them is a *netstate.InterfaceError.
 	Configure(interfaces []netstate.Interface) error
 	// AddAddresses and AddRoutes add the prefixes that an interface lacks, and return those.
 	// The interface must be up.
 	AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error)
 	AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error)
-	// SetRPS sets rps_cpus of an interface, unless it is already set.
+	// RemoveAddresses and RemoveRoutes remove what the others add. What is gone is no error.
+	RemoveAddresses(device int, addresses []netip.Prefix) error
+	RemoveRoutes(device int, destinations []netip.Prefix) error
+	// ReplaceRoutes adds routes, each in place of the one of that prefix, wherever it leads.
+	ReplaceRoutes(device int, destinations []netip.Prefix) error
+	// SetRPS sets rps_cpus of an interface, unless it is already set; ClearRPS takes it back.
 	SetRPS(ifname, mask string) error
+	ClearRPS(ifname, mask string) error
 	// Remove removes interfaces together, those that are gone already aside.
 	Remove(devices []int) error
 	Close() error

@@ -33,8 +33,8 @@ func (t *Tunnel) quotesOwn(e *encap.OuterError) bool {
 func (t *Tunnel) outerError(e *encap.OuterError, now time.Time) {
 	var handle func(*control, *encap.OuterError, time.Time)
 	switch own := t.quotesOwn(e); {
-	case own && e.Type == ipv4.ICMPTimeExceeded && t.cfg.TTL == 0: // the inner TTL ran out, as by traceroute
-	case !own, e.TooBig() && !t.cfg.DontFragment, e.Unreachable() && t.peerAlive(now):
+	case own && e.Type == ipv4.ICMPTimeExceeded && t.config.Load().TTL == 0: // the inner TTL ran out, as by traceroute
+	case !own, e.TooBig() && !t.config.Load().DontFragment, e.Unreachable() && t.peerAlive(now):
 		t.drop(drop.OuterErrorNotBelieved, 1)
 		return
 	case e.TooBig():
@@ -80,7 +80,7 @@ func (c *control) unreachableError(e *encap.OuterError, now time.Time) {
 // the keepalive interval plus recentlyReceived: an idle peer sends one packet an interval.
 // Otherwise repeated forged errors would break the first connection after a pause.
 func (t *Tunnel) peerAlive(now time.Time) bool {
-	silence := t.cfg.Keepalive.Interval + recentlyReceived
+	silence := t.config.Load().Keepalive.Interval + recentlyReceived
 	since := func() time.Duration {
 		last := t.lastReceivedNs.Load()
 		if last == 0 {

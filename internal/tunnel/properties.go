@@ -29,6 +29,8 @@ type Property struct {
 	Repeatable bool
 	// Secret: errors and Get do not show the value.
 	Secret bool
+	// Remade says when a change has the tunnel made again, and why; "" is never: it changes in place.
+	Remade string
 
 	// get returns the value in the notation that set takes, "" if it is not set.
 	get func(*Config) string
@@ -276,9 +278,10 @@ var properties = []Property{
 	},
 	{
 		Name: "tun-queues", Values: "`auto` or 1..16", Default: "auto",
-		Help:  "queues of the interface; flows are spread over them, and they over the threads that send; auto is one for each of these (threads)",
-		Words: []string{"auto"},
-		get:   func(c *Config) string { return formatInt(c.TunQueues, 0, "auto") },
+		Help:   "queues of the interface; flows are spread over them, and they over the threads that send; auto is one for each of these (threads)",
+		Words:  []string{"auto"},
+		Remade: "always: the queues are made with the interface",
+		get:    func(c *Config) string { return formatInt(c.TunQueues, 0, "auto") },
 		set: func(c *Config, v string) string {
 			return parseInt(&c.TunQueues, v, "auto", 0, 1, MaxThreads)
 		},

@@ -15,8 +15,8 @@ import (
 	"ipipd/tun"
 )
 
-// The first SA changes the overhead. If it is established while the interface is created, the
-// interface's MTU must be corrected.
+// The first SA changes the overhead. If it is established while the tunnel starts, the interface's
+// MTU must be corrected.
 func TestEngineStart_ipsecMTU(t *testing.T) {
 	a, b := netlab.New(t), netlab.New(t)
 	const localAddress, remoteAddress = "192.0.2.1", "192.0.2.2"
@@ -32,10 +32,11 @@ func TestEngineStart_ipsecMTU(t *testing.T) {
 	var device *memory.Device
 	made := 0
 	h, err := NewEngine(EngineOptions{Log: slog.New(slog.NewTextHandler(w, nil)), Socket: socket, Network: w, OpenDevice: func(o tun.Options) (tun.Device, error) {
-		netlab.Eventually(t, "there is an SA", func() bool { return w.logged("packets are encrypted") > 0 })
 		made = o.MTU
 		device = memory.NewDevice(o.Name, o.MTU)
-		return device, nil
+		return &hookedDevice{device, func() {
+			netlab.Eventually(t, "there is an SA", func() bool { return w.logged("packets are encrypted") > 0 })
+		}, func() {}}, nil
 	}})
 	if err != nil {
 		t.Fatal(err)

@@ -17,8 +17,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"ipipd/encap"
-	"ipipd/internal/netstate"
 	"ipipd/keepalive"
 	"ipipd/tun"
 )
@@ -27,23 +25,22 @@ import (
 type Tunnel struct {
 	engine *Engine
 	log    *slog.Logger
-	cfg    Config
 	device tun.Device
 	queues []tun.Queue
 	// madeIndex is the ifindex at creation.
 	madeIndex int
-	stop      []func()        // ends reading the queues
-	echo      *keepalive.Echo // nil unless keepalive-probe is echo
+	stop      []func() // ends reading the queues
 	epoch     time.Time
 
 	// Written by control.
+	config      atomic.Pointer[Config] // control.cfg
 	route       atomic.Pointer[route]
 	iface       atomic.Pointer[tun.State] // as last read; its MTU is unknown while it is Moved
 	mtu         atomic.Int32              // of the interface, in bytes
 	unreachable atomic.Bool               // ICMP errors report that outer packets do not arrive
 	state       atomic.Uint32             // keepalive.State
 	ifname      *ifnameHandler            // the interface's current name
-	fast        fastPath
+	fast        fastPath                  // see fastpath.go
 
 	// Written by the data path.
 	lastReceivedNs atomic.Int64 // time of the peer's last packet, nanoseconds after epoch; 0 is never
@@ -62,137 +59,14 @@ type Tunnel struct {
 	linkVote  int      // of Engine.linkVotes, if linkVoted
 	linkVoted bool
 
-	wake    chan struct{} // to control; capacity 1, see wakeControl
-	events  chan event    // to control
+	wake    chan struct{}   // to control; capacity 1, see wakeControl
+	events  chan event      // to control
+	ctx     context.Context // of control and what it starts
 	cancel  context.CancelFunc
 	loops   sync.WaitGroup // of control and of name look-ups
 	closing atomic.Bool    // Close has begun; set once
 	done    chan struct{}
 	err     atomic.Pointer[error]
-}
-
-// Start creates the interface, looks up the route to the remote and starts the data path.
-// ctx bounds the DNS look-up only. On error nothing is left behind; an invalid cfg gives a
-// *ValueError.
-func (e *Engine) Start(ctx context.Context, cfg Config) (t *Tunnel, err error) {
-	if err := cfg.Validate(); err != nil {
-		return nil, err
-	}
-	c := &control{
-		Tunnel: &Tunnel{
-			engine: e, cfg: cfg, epoch: time.Now(), ifname: newIfnameHandler(e.log, cfg.Name),
-			wake: make(chan struct{}, 1), events: make(chan event, eventQueue), done: make(chan struct{}),
-		},
-		restoreCounts: map[configuredPrefix]restoreCount{}, restoreFailed: map[bool]bool{},
-	}
-	t = c.Tunnel
-	t.log = slog.New(t.ifname)
-	t.fast.attached.Store(&attachment{})
-	if t.cfg.TunQueues == 0 {
-		t.cfg.TunQueues = e.threads
-	}
-	if floor := netstate.MinPMTU(); floor >= encap.MinPathMTU {
-		c.pathMTU.Floor = floor
-	}
-	if cfg.IPsec.Wanted() {
-		if t.ipsecPolicy, err = newIPsecPolicy(e.ipsecManager(), &t.cfg, t.log, t.wakeControl, t.drop); err != nil {
-			return nil, err
-		}
-	}
-	if err := c.resolve(ctx, t.epoch); err != nil {
-		return nil, err
-	}
-	t.follower = e.network.Follow(c.query(), t.wakeControl)
-	defer func() {
-		if err != nil {
-			c.end()
-		}
-	}()
-	c.answer = t.follower.Answer()
-	first, err := c.newRoute()
-	if err != nil {
-		return nil, err
-	}
-	if c.underlay.Local {
-		return nil, fmt.Errorf("remote-address %v is an address of this host: it must be the other end's", c.remote)
-	}
-	// Call wantedMTU once: an SA established meanwhile changes its result, and updateMTU
-	// compares with what the device was given.
-	c.appliedMTU = c.wantedMTU()
-	if t.device, err = e.openDevice(tun.Options{
-		Name: cfg.Name, MTU: c.appliedMTU, Queues: t.cfg.TunQueues,
-		OnDegraded: func(err error) {
-			e.log.Info("the kernel does not give the interface all that it could use", "err", err)
-		},
-	}); err != nil {
-		return nil, err
-	}
-	t.queues = t.device.Queues()
-	t.ifname.set(t.device.Name())
-	t.mtu.Store(int32(c.appliedMTU))
-	t.route.Store(first)
-	c.resetKeepalive(t.epoch)
-	device := t.device
-	defer func() {
-		if err != nil {
-			device.Close()
-		}
-	}()
-	c.carrier = true
-	c.updateCarrier()
-	if err := c.readInterface(); err != nil {
-		return nil, err
-	}
-	t.madeIndex = c.ifindex
-	if err := e.network.Configure([]netstate.Interface{{Index: c.ifindex, Addresses: cfg.Addresses, Routes: cfg.Routes}}); err != nil {
-		return nil, err
-	}
-	if cfg.RPS != "" {
-		if err := e.network.SetRPS(t.Name(), cfg.RPS); err != nil {
-			t.log.Warn("rps is not set: received flows stay on the processors that they come by", "err", err)
-		}
-	}
-	if cfg.KeepaliveProbe == keepalive.FormEcho {
-		t.echo = keepalive.NewEcho(cfg.Addresses[0].Addr().As4(), cfg.KeepaliveTarget.As4())
-	}
-	c.tx, c.ids = t.newTransmitter(e.socket.NewSender()), t.idCounters(1)[0]
-	if err := c.readInterface(); err != nil {
-		return nil, err
-	}
-	c.answer = t.follower.Answer()
-	c.interfaceChanges, c.interfaceDowns = c.answer.InterfaceChanges, c.answer.InterfaceDowns
-	ids, keys := t.idCounters(len(t.queues)), make([]int32, len(t.queues))
-	for i, q := range t.queues {
-		w := e.workers[i%len(e.workers)].out
-		keys[i] = w.add(&outbound{tunnel: t, queue: q, tx: t.newTransmitter(w.sender), ids: ids[i]})
-		t.stop = append(t.stop, func() { w.remove(keys[i], q.FD()) })
-	}
-	ctx, t.cancel = context.WithCancel(context.Background())
-	t.loops.Add(1)
-	if err := e.register(t, &first.path); err != nil {
-		for _, stop := range t.stop {
-			stop()
-		}
-		return nil, err
-	}
-	// From now on the tunnel may fail, and be closed.
-	t.warnNAT()
-	c.syncFastPath()
-	e.updateReception(t)
-	for i, q := range t.queues {
-		if err = e.workers[i%len(e.workers)].out.watch(q.FD(), keys[i]); err != nil {
-			break
-		}
-	}
-	go func() { // not before: Close waits for it, and then closes the file descriptors
-		defer t.loops.Done()
-		c.run(ctx)
-	}()
-	if err != nil {
-		_ = t.Close()
-		return nil, err
-	}
-	return t, nil
 }
 
 // Name is the current name of the tunnel's interface, as control last read it.
@@ -253,7 +127,7 @@ func (t *Tunnel) lastReceived() time.Time {
 // Status returns the settings and the current state, as print shows them.
 func (t *Tunnel) Status() Status {
 	iface := t.iface.Load()
-	cfg := t.cfg
+	cfg := *t.config.Load()
 	cfg.Name = iface.Name
 	s := NewStatus(&cfg)
 	if made := t.device.Name(); made != iface.Name {

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"time"
 
 	"ipipd/encap"
@@ -9,13 +10,18 @@ import (
 	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
 	"ipipd/internal/underlay"
+	"ipipd/keepalive"
 )
 
-// route holds the outer header and the path of a tunnel's packets. It is immutable; replaceRoute
-// stores another.
+// route is what the data path knows of a tunnel: the outer header and the path of its packets, and how
+// received ones are handled. It is immutable; replaceRoute stores another.
 type route struct {
 	outer encap.Outer
 	path  underlay.Path
+	// clampMSS is Config.ClampTCPMSS. echo consumes the replies to probes; nil unless keepalive-probe
+	// is echo.
+	clampMSS bool
+	echo     *keepalive.Echo
 	// maxInner is the largest inner packet that path takes unfragmented, in bytes.
 	maxInner   int
 	linkDevice int         // see receptionDevice
@@ -42,18 +48,20 @@ func (r *route) equal(other *route) bool {
 }
 
 // query is what the network is asked for this tunnel.
-func (c *control) query() netstate.Query {
+func (c *control) query() netstate.Query { return c.queryFor(c.cfg, c.remote) }
+
+// queryFor is query with another Config, and its RemoteAddress resolved.
+func (c *control) queryFor(cfg *Config, remote netip.Addr) netstate.Query {
 	q := netstate.Query{
-		Remote: c.remote.As4(), Mark: c.cfg.FwMark, UnderlayDevice: c.cfg.UnderlayDevice, Interface: c.ifindex, Routes: c.cfg.Routes,
+		Remote: remote.As4(), Mark: cfg.FwMark, UnderlayDevice: cfg.UnderlayDevice, Interface: c.ifindex, Routes: cfg.Routes,
 	}
-	if c.cfg.LocalAddress.IsValid() {
-		q.Local = c.cfg.LocalAddress.As4()
+	if cfg.LocalAddress.IsValid() {
+		q.Local = cfg.LocalAddress.As4()
 	}
 	return q
 }
 
-// newRoute builds the route from the network's answer. It also sets underlay, and rebinds the
-// ipsecPolicy.
+// newRoute builds the route from the network's answer. It also sets underlay.
 func (c *control) newRoute() (*route, error) {
 	a := c.answer
 	if a.Err != nil {
@@ -71,11 +79,6 @@ func (c *control) newRoute() (*route, error) {
 	}
 	c.underlay = u
 	txDrop := c.txDropFor(a)
-	if txDrop == drop.None && c.ipsecPolicy != nil {
-		if err := c.ipsecPolicy.rebind(local, remote, a.Device); err != nil {
-			return nil, err
-		}
-	}
 	pathMTU := c.pathMTU.Effective(u.MTU)
 	next := &route{
 		outer: encap.Outer{Local: local, Remote: remote, DSCP: c.cfg.DSCP, DontFragmentInherit: c.cfg.DontFragment, TTL: uint8(c.cfg.TTL)},
@@ -84,6 +87,8 @@ func (c *control) newRoute() (*route, error) {
 			MTU:  pathMTU,
 			Link: c.link(&u),
 		},
+		clampMSS:   c.cfg.ClampTCPMSS,
+		echo:       c.echo,
 		maxInner:   c.maxInner(pathMTU),
 		linkDevice: c.receptionDevice(&u),
 		bypassSafe: a.Bypass == "",
@@ -93,6 +98,14 @@ func (c *control) newRoute() (*route, error) {
 		next.path.Link = nil
 	}
 	return next, nil
+}
+
+// protect has the ipsecPolicy, if there is one, negotiate between the ends of a route.
+func (c *control) protect(r *route) error {
+	if r.txDrop != drop.None || c.ipsecPolicy == nil {
+		return nil
+	}
+	return c.ipsecPolicy.rebind(r.path.Local, r.path.Remote, r.path.Device)
 }
 
 // bypassBlocker is why outer packets must go through the raw socket; "" if they need not.
@@ -144,6 +157,10 @@ func (c *control) wantedMTU() int {
 func (c *control) updateRoute(now time.Time) {
 	c.updatePathMTU(now)
 	next, err := c.newRoute()
+	if err == nil {
+		err = c.protect(next)
+		next.maxInner = c.maxInner(next.path.MTU) // of the new session
+	}
 	if err != nil {
 		if !c.noRoute {
 			c.log.Warn("no way to the remote; it is looked for", "err", err)
@@ -167,7 +184,7 @@ func (c *control) updateRoute(now time.Time) {
 		c.log.Info("underlay-device is another interface now", "underlay-device", c.cfg.UnderlayDevice, "index", now, "was", before)
 	}
 	if next.path.Local != old.path.Local || next.path.Remote != old.path.Remote {
-		if err := c.engine.register(c.Tunnel, &next.path); err != nil {
+		if err := c.engine.register(map[*Tunnel]outerPair{c.Tunnel: pairOf(next.path.Local, next.path.Remote)}, nil); err != nil {
 			c.log.Error("cannot follow the route", "err", err)
 			c.retry = true
 			return

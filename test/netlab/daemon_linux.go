@@ -99,7 +99,15 @@ func Up(t testing.TB, ns *NS, name string, args ...string) *Daemon {
 		}
 		return strings.Contains(d.Log(), "tunnel is ready")
 	})
+	d.awaitFastPath()
 	return d
+}
+
+// awaitFastPath waits until the fast path is active, or it is known why not: the programs are
+// attached while packets pass already.
+func (d *Daemon) awaitFastPath() {
+	d.t.Helper()
+	Eventually(d.t, "the fast path is attached or refused", func() bool { return d.Status().FastPath != "starting" })
 }
 
 // Launch is Up without waiting until the tunnel is ready.
@@ -179,6 +187,7 @@ func (d *Daemon) Restart() *Daemon {
 	next := &Daemon{t: d.t, ns: d.ns, name: d.name, runtimeDir: d.runtimeDir, exited: make(chan struct{})}
 	next.launch(d.cmd.Args[6:])
 	Eventually(d.t, "the tunnel is ready again", func() bool { return strings.Contains(next.Log(), "tunnel is ready") })
+	next.awaitFastPath()
 	return next
 }
 

@@ -46,10 +46,8 @@ func row(text string) error {
 	if err != nil {
 		return err
 	}
-	for _, c := range configs {
-		if _, err := engine.Start(context.Background(), c); err != nil {
-			return err
-		}
+	if err := engine.Apply(context.Background(), configs); err != nil {
+		return err
 	}
 	r.Start = time.Since(began)
 

@@ -1,0 +1,374 @@
+package tunnel
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+)
+
+// TunnelError is an error about one of several tunnels.
+type TunnelError struct {
+	Name string // of the tunnel, as configured
+	Err  error
+}
+
+func (e *TunnelError) Error() string { return e.Name + ": " + e.Err.Error() }
+
+// Unwrap returns Err.
+func (e *TunnelError) Unwrap() error { return e.Err }
+
+// Apply starts, changes and ends tunnels, so that those of configs run and no others. Config.Name,
+// which must be set, says which are the same. Those that are not to change lose no packet, nor do those
+// that change in place (Property.Remade).
+//
+// After an error, a *TunnelError, all is as it was; only tunnels that had to be made again have been
+// interrupted. ctx bounds the DNS look-ups.
+func (e *Engine) Apply(ctx context.Context, configs []Config) error {
+	e.applying.Lock()
+	defer e.applying.Unlock()
+	p, err := e.plan(configs)
+	if err != nil {
+		return err
+	}
+	return p.apply(ctx)
+}
+
+// Tunnel returns the tunnel with that Config.Name, nil if none runs.
+func (e *Engine) Tunnel(name string) *Tunnel { return e.running()[name] }
+
+// running returns the tunnels that run, by Config.Name.
+func (e *Engine) running() map[string]*Tunnel {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	running := make(map[string]*Tunnel, len(e.live))
+	for t := range e.live {
+		if !t.closing.Load() {
+			running[t.config.Load().Name] = t
+		}
+	}
+	return running
+}
+
+// plan is what Apply does.
+type plan struct {
+	engine *Engine
+	add    []*control
+	change []*change // in place
+	remove map[*Tunnel]*change
+	remake []*Tunnel  // of remove, those that cannot be changed in place
+	remade []*control // in their places
+	takers map[netip.Prefix]string
+}
+
+// plan compares configs with the tunnels that run. It opens nothing.
+func (e *Engine) plan(configs []Config) (*plan, error) {
+	p := &plan{engine: e, remove: map[*Tunnel]*change{}, takers: map[netip.Prefix]string{}}
+	ending, seen := e.running(), map[string]bool{}
+	for i := range configs {
+		next := &configs[i]
+		if err := next.Validate(); err != nil {
+			return nil, &TunnelError{next.Name, err}
+		}
+		if next.Name == "" || seen[next.Name] {
+			return nil, &TunnelError{next.Name, &ValueError{Property: "name", Value: next.Name, Want: "a name for each tunnel, and each once"}}
+		}
+		seen[next.Name] = true
+		if err := p.compare(ending[next.Name], next.clone()); err != nil {
+			return nil, &TunnelError{next.Name, err}
+		}
+		delete(ending, next.Name)
+	}
+	for _, t := range ending {
+		p.remove[t] = &change{tunnel: t, old: t.config.Load()}
+	}
+	return p, p.handOver()
+}
+
+// compare finds what t, nil if there is none, needs to be as next says.
+func (p *plan) compare(t *Tunnel, next *Config) error {
+	if t == nil {
+		c, err := p.engine.newControl(next)
+		p.add = append(p.add, c)
+		return err
+	}
+	old := t.config.Load()
+	secret, err := next.IPsec.secret()
+	if err != nil {
+		return err
+	}
+	switch {
+	case len(Changes(old, next)) == 0 && t.ipsecPolicy.hasSecret(secret):
+	case remade(old, next):
+		c, err := p.engine.newControl(next)
+		p.remade, p.remake = append(p.remade, c), append(p.remake, t)
+		p.remove[t] = &change{tunnel: t, old: old, next: next}
+		return err
+	default:
+		p.change = append(p.change, &change{tunnel: t, old: old, next: next, secret: secret})
+	}
+	return nil
+}
+
+// handOver finds the routes that one tunnel gives up and another gets: they are replaced, so that there
+// is one at any time, unless the first tunnel is made again.
+func (p *plan) handOver() error {
+	given := map[netip.Prefix]bool{}
+	give := func(c *change) {
+		for _, route := range c.removedRoutes() {
+			given[route] = true
+		}
+	}
+	for _, c := range p.remove {
+		give(c)
+	}
+	for _, c := range p.change {
+		give(c)
+	}
+	takeOver := func(name string, routes []netip.Prefix) (taken []netip.Prefix, err error) {
+		for _, route := range routes {
+			if other := p.takers[route]; given[route] && other != "" && err == nil {
+				err = &TunnelError{name, &ValueError{Property: "route", Value: route.String(), Want: "a route that " + other + " has not"}}
+			}
+			if given[route] {
+				p.takers[route] = name
+				taken = append(taken, route)
+			}
+		}
+		return taken, err
+	}
+	var err error
+	for _, c := range slices.Concat(p.add, p.remade) {
+		if c.takeOver, err = takeOver(c.cfg.Name, c.cfg.Routes); err != nil {
+			return err
+		}
+	}
+	for _, c := range p.change {
+		if c.takeOver, err = takeOver(c.next.Name, without(c.next.Routes, c.old.Routes)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// apply does all of it or, on an error, nothing.
+func (p *plan) apply(ctx context.Context) (err error) {
+	e := p.engine
+	if err := p.resolve(ctx); err != nil {
+		return err
+	}
+	changing, ending := e.hold(p.change), e.hold(p.ending())
+	var undo []func()
+	defer func() {
+		if err != nil {
+			for _, f := range slices.Backward(undo) {
+				f()
+			}
+		}
+		changing.release()
+		ending.release()
+	}()
+	undo = append(undo, func() { _ = changing.each((*control).undoChange) }, func() { e.abandon(p.add) })
+	if err := changing.each((*control).prepareChange); err != nil {
+		return err
+	}
+	if err := e.open(p.add); err != nil {
+		return err
+	}
+	if _, err := e.table.Load().with(p.pairs(p.add), p.removed()); err != nil {
+		return err
+	}
+	// An error from here on interrupts tunnels.
+	undo = append(undo, p.restart, func() { e.abandon(p.remade) })
+	p.close(p.remake)
+	if err := e.open(p.remade); err != nil {
+		return err
+	}
+	started := slices.Concat(p.add, p.remade)
+	p.silence(p.pairs(started), changing, ending)
+	if err := e.protectAll(started); err != nil {
+		return err
+	}
+	if err := e.watchAll(started); err != nil {
+		return err
+	}
+	if err := e.register(p.pairs(started), p.removed()); err != nil {
+		return err
+	}
+	e.begin(started)
+	_ = changing.each((*control).commitChange)
+	for _, c := range started {
+		c.takeOverRoutes(c.takeOver)
+	}
+	_ = changing.each((*control).finishChange)
+	_ = ending.each(func(c *control, _ *change) error { c.cancel(); return nil })
+	ending.release()
+	p.close(slices.Collect(maps.Keys(p.remove)))
+	return nil
+}
+
+func (p *plan) close(tunnels []*Tunnel) {
+	if err := p.engine.CloseTunnels(tunnels...); err != nil {
+		p.engine.log.Error("a tunnel is not closed as it should be", "err", err)
+	}
+}
+
+// resolve resolves the names of remotes that are new.
+func (p *plan) resolve(ctx context.Context) error {
+	started := slices.Concat(p.add, p.remade)
+	var configs []*Config
+	for _, c := range started {
+		configs = append(configs, c.cfg)
+	}
+	var renamed []*change
+	for _, c := range p.change {
+		if c.next.RemoteAddress != c.old.RemoteAddress {
+			configs, renamed = append(configs, c.next), append(renamed, c)
+		}
+	}
+	remotes, err := p.engine.resolveAll(ctx, configs)
+	if err != nil {
+		return err
+	}
+	for i, c := range started {
+		c.remote = remotes[i]
+	}
+	for i, c := range renamed {
+		c.remote = remotes[len(started)+i]
+	}
+	return nil
+}
+
+// ending are the changes that end tunnels which are not made again.
+func (p *plan) ending() (ending []*change) {
+	for t, c := range p.remove {
+		if !slices.Contains(p.remake, t) {
+			ending = append(ending, c)
+		}
+	}
+	return ending
+}
+
+// removed are the tunnels of remove.
+func (p *plan) removed() map[*Tunnel]bool {
+	removed := make(map[*Tunnel]bool, len(p.remove))
+	for t := range p.remove {
+		removed[t] = true
+	}
+	return removed
+}
+
+// pairs are the outer addresses of tunnels that are new or change in place.
+func (p *plan) pairs(started []*control) map[*Tunnel]outerPair {
+	pairs := pairsOf(started)
+	for _, c := range p.change {
+		pairs[c.tunnel] = c.pair
+	}
+	return pairs
+}
+
+// silence ends the sessions of tunnels whose outer addresses go to another one: there is one session for
+// a pair. After an error control has them negotiate again.
+func (p *plan) silence(pairs map[*Tunnel]outerPair, held ...holds) {
+	wanted := make(map[outerPair]*Tunnel, len(pairs))
+	for t, pair := range pairs {
+		wanted[pair] = t
+	}
+	for _, h := range held {
+		_ = h.each(func(c *control, _ *change) error {
+			path := &c.route.Load().path
+			if by := wanted[pairOf(path.Local, path.Remote)]; c.ipsecPolicy != nil && by != nil && by != c.Tunnel {
+				c.ipsecPolicy.close()
+			}
+			return nil
+		})
+	}
+}
+
+// restart starts again, after an error, the tunnels that were to be made again.
+func (p *plan) restart() {
+	for _, t := range p.remake {
+		if _, err := p.engine.Start(context.Background(), *p.remove[t].old); err != nil {
+			p.engine.log.Error("the tunnel cannot be started again as it was", "name", p.remove[t].old.Name, "err", err)
+		}
+	}
+}
+
+// holds are control goroutines that run nothing but what each has them do, until release.
+type holds []*hold
+
+type hold struct {
+	change *change
+	do     chan func(*control)
+	done   chan struct{} // after each of do
+	ready  chan struct{}
+	ended  bool // the tunnel has, on its own
+}
+
+// hold holds the tunnels of changes. One that ends meanwhile is passed over, and an error of each.
+func (e *Engine) hold(changes []*change) holds {
+	held := make(holds, len(changes))
+	for i, c := range changes {
+		h := &hold{change: c, do: make(chan func(*control)), done: make(chan struct{}), ready: make(chan struct{})}
+		held[i] = h
+		go func() {
+			select {
+			case c.tunnel.events <- h.run:
+			case <-c.tunnel.done:
+			}
+		}()
+	}
+	for _, h := range held {
+		select {
+		case <-h.ready:
+		case <-h.change.tunnel.done:
+			h.ended = true
+		}
+	}
+	return held
+}
+
+// run is an event.
+func (h *hold) run(c *control) {
+	close(h.ready)
+	for f := range h.do {
+		f(c)
+		h.done <- struct{}{}
+	}
+}
+
+// each has each of the control goroutines call f, at the same time, and returns the first error.
+func (h holds) each(f func(*control, *change) error) error {
+	errs := make([]error, len(h))
+	for i, one := range h {
+		if one.ended {
+			errs[i] = fmt.Errorf("the tunnel has ended meanwhile: %w", cmp.Or(one.change.tunnel.Err(), os.ErrClosed))
+			continue
+		}
+		one.do <- func(c *control) { errs[i] = f(c, one.change) }
+	}
+	for _, one := range h {
+		if !one.ended {
+			<-one.done
+		}
+	}
+	for i, err := range errs {
+		if err != nil {
+			return &TunnelError{h[i].change.old.Name, err}
+		}
+	}
+	return nil
+}
+
+// release may be called more than once.
+func (h holds) release() {
+	for _, one := range h {
+		if !one.ended {
+			one.ended = true
+			close(one.do)
+		}
+	}
+}

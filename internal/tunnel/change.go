@@ -1,0 +1,220 @@
+package tunnel
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"ipipd/internal/ipsec/ike"
+	"ipipd/internal/netstate"
+)
+
+// change is that of one tunnel's Config. control prepares it, adding what can be taken back, and then
+// undoes it or commits and finishes it: see plan.apply.
+type change struct {
+	tunnel    *Tunnel
+	old, next *Config    // next is nil if the tunnel ends for good
+	secret    ike.Secret // of next
+	remote    netip.Addr // RemoteAddress of next resolved, if it is another one
+	pair      outerPair  // of next
+	// takeOver are routes of next that another tunnel has until then.
+	takeOver []netip.Prefix
+
+	queried                     bool // the follower has the query of next
+	addedAddresses, addedRoutes []netip.Prefix
+}
+
+// Changes returns the properties in which two Configs differ, the content of secrets aside.
+func Changes(a, b *Config) (changed []Property) {
+	for _, p := range Properties() {
+		if p.Get(a) != p.Get(b) {
+			changed = append(changed, p)
+		}
+	}
+	return changed
+}
+
+// remade reports whether a tunnel cannot be changed in place from old to next: see Property.Remade.
+func remade(old, next *Config) bool {
+	return old.TunQueues != next.TunQueues || old.IPsec.Wanted() != next.IPsec.Wanted()
+}
+
+// without returns those of a that are not in b.
+func without(a, b []netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(a), func(p netip.Prefix) bool { return slices.Contains(b, p) })
+}
+
+func (ch *change) removedRoutes() []netip.Prefix {
+	if ch.next == nil {
+		return ch.old.Routes
+	}
+	return without(ch.old.Routes, ch.next.Routes)
+}
+
+// readdressed reports whether the tunnel needs another answer of the network.
+func (ch *change) readdressed() bool {
+	a, b := ch.old, ch.next
+	return a.RemoteAddress != b.RemoteAddress || a.LocalAddress != b.LocalAddress || a.UnderlayDevice != b.UnderlayDevice || a.FwMark != b.FwMark
+}
+
+// prepareChange adds the addresses and routes that are new, and finds the outer addresses.
+func (c *control) prepareChange(ch *change) error {
+	if !ch.remote.IsValid() {
+		ch.remote = c.remote
+	}
+	if err := c.addPrefixes(ch); err != nil {
+		return err
+	}
+	ch.queried = true
+	a := c.follower.Set(c.queryFor(ch.next, ch.remote))
+	path := &c.route.Load().path
+	if ch.pair = pairOf(path.Local, path.Remote); !ch.readdressed() {
+		return nil
+	}
+	local := a.Route.Source
+	if ch.next.LocalAddress.IsValid() {
+		local = ch.next.LocalAddress.As4()
+	}
+	ch.pair = pairOf(local, ch.remote.As4())
+	if a.Err == nil && a.Route.Local {
+		return fmt.Errorf("remote-address %v is an address of this host: it must be the other end's", ch.remote)
+	}
+	return a.Err
+}
+
+// addPrefixes adds the new addresses and routes, as far as the interface takes any now.
+func (c *control) addPrefixes(ch *change) (err error) {
+	network, iface := c.engine.network, c.iface.Load()
+	if iface.Moved {
+		return nil
+	}
+	ch.addedAddresses, err = network.AddAddresses(c.ifindex, without(ch.next.Addresses, ch.old.Addresses))
+	if err != nil || !iface.Up {
+		return err
+	}
+	routes := without(without(ch.next.Routes, ch.old.Routes), ch.takeOver)
+	ch.addedRoutes, err = network.AddRoutes(c.ifindex, routes)
+	if errors.Is(err, syscall.ENETDOWN) {
+		return nil
+	}
+	if existing := without(routes, ch.addedRoutes); err == nil && len(existing) > 0 { // here, or elsewhere
+		err = network.Configure([]netstate.Interface{{Index: c.ifindex, Routes: existing}})
+	}
+	return err
+}
+
+// undoChange takes back what prepareChange has done.
+func (c *control) undoChange(ch *change) error {
+	network := c.engine.network
+	err := errors.Join(network.RemoveRoutes(c.ifindex, ch.addedRoutes), network.RemoveAddresses(c.ifindex, ch.addedAddresses))
+	if err != nil {
+		c.log.Error("cannot take back what was added to the interface", "err", err)
+	}
+	if ch.queried {
+		c.follower.Set(c.query())
+	}
+	c.wakeControl()
+	return nil
+}
+
+// commitChange takes the next Config into use. What fails is logged, and tried again as if it had failed
+// at any other time.
+func (c *control) commitChange(ch *change) error {
+	now, old, next := time.Now(), ch.old, ch.next
+	c.setConfig(next)
+	if old.RemoteAddress != next.RemoteAddress {
+		c.setRemote(ch.remote)
+		c.resolvedAt = time.Time{}
+		if _, named := next.remote(); named {
+			c.resolvedAt = now
+		}
+	}
+	if old.Keepalive != next.Keepalive && !c.localAbsent() {
+		c.monitor.Configure(next.Keepalive, now)
+		c.state.Store(uint32(c.monitor.State()))
+	}
+	if old.KeepaliveProbe != next.KeepaliveProbe || old.KeepaliveTarget != next.KeepaliveTarget {
+		c.probeAnswered.Store(false)
+		c.unansweredProbes, c.unansweredLogged = 0, false
+	}
+	if old.MTU != next.MTU {
+		c.mtuDecreases, c.oversizeLogged = mtuDecreases{}, false
+	}
+	if old.RPS != next.RPS {
+		c.changeRPS(old.RPS)
+	}
+	c.ipsecPolicy.configure(old, next, ch.secret)
+	c.answer = c.follower.Answer()
+	c.updateRoute(now)
+	c.updateCarrier()
+	c.syncFastPath()
+	c.takeOverRoutes(ch.takeOver)
+	var names []string
+	for _, p := range Changes(old, next) {
+		names = append(names, p.Name)
+	}
+	c.log.Info("the tunnel is changed", "properties", names)
+	return nil
+}
+
+func (c *control) changeRPS(old string) {
+	if old != "" {
+		if err := c.engine.network.ClearRPS(c.Name(), old); err != nil {
+			c.log.Warn("rps stays as it was", "err", err)
+			return
+		}
+	}
+	if c.cfg.RPS != "" {
+		c.setRPS()
+	}
+}
+
+// takeOverRoutes replaces routes that lead into other tunnels' interfaces.
+func (c *control) takeOverRoutes(routes []netip.Prefix) {
+	if len(routes) == 0 || !c.iface.Load().Up {
+		return
+	}
+	if err := c.engine.network.ReplaceRoutes(c.ifindex, routes); err != nil {
+		c.log.Error("cannot take routes over from another tunnel", "err", err)
+	}
+}
+
+// finishChange removes the addresses and routes that are not wanted any more. Others' stay.
+func (c *control) finishChange(ch *change) error {
+	network, iface := c.engine.network, c.iface.Load()
+	if iface.Moved {
+		return nil
+	}
+	errs := []error{network.RemoveRoutes(c.ifindex, ch.removedRoutes())}
+	if gone := without(ch.old.Addresses, ch.next.Addresses); len(gone) > 0 {
+		errs = append(errs, network.RemoveAddresses(c.ifindex, gone))
+	}
+	if err := errors.Join(errs...); err != nil {
+		c.log.Error("cannot remove what the interface is not to have any more", "err", err)
+	}
+	c.wakeControl()
+	return nil
+}
+
+// configure takes another Config and its secret into use. With another key or proposal the session ends,
+// and the ends negotiate anew. p is nil without a secret.
+func (p *ipsecPolicy) configure(old, next *Config, secret ike.Secret) {
+	keys := func(p Property) bool {
+		return strings.HasPrefix(p.Name, "ipsec-") && !p.Secret && p.Name != "ipsec-secret-file"
+	}
+	if p == nil || p.hasSecret(secret) && old.FwMark == next.FwMark && !slices.ContainsFunc(Changes(old, next), keys) {
+		return
+	}
+	p.close()
+	p.config.Config, p.config.Mark = next.IPsec.config(secret), next.FwMark
+}
+
+// hasSecret reports whether secret is the one in use.
+func (p *ipsecPolicy) hasSecret(secret ike.Secret) bool {
+	return p == nil && secret == nil || p != nil && bytes.Equal(p.config.Secret, secret)
+}

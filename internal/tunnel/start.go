@@ -1,0 +1,280 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"ipipd/encap"
+	"ipipd/internal/netstate"
+	"ipipd/keepalive"
+	"ipipd/tun"
+)
+
+// Start starts a tunnel beside those that run. ctx bounds the DNS look-up only. On error nothing is
+// left behind; an invalid cfg gives a *ValueError.
+func (e *Engine) Start(ctx context.Context, cfg Config) (*Tunnel, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	c, err := e.newControl(cfg.clone())
+	if err != nil {
+		return nil, err
+	}
+	remotes, err := e.resolveAll(ctx, []*Config{c.cfg})
+	if err != nil {
+		return nil, errors.Unwrap(err)
+	}
+	c.remote = remotes[0]
+	starting := []*control{c}
+	err = e.open(starting)
+	if err == nil {
+		err = e.protectAll(starting)
+	}
+	if err == nil {
+		err = e.watchAll(starting)
+	}
+	if err == nil {
+		err = e.register(pairsOf(starting), nil)
+	}
+	if err != nil {
+		e.abandon(starting)
+		return nil, errors.Unwrap(err)
+	}
+	e.begin(starting)
+	return c.Tunnel, nil
+}
+
+// newControl returns a tunnel that has nothing open yet, and no name resolved.
+func (e *Engine) newControl(cfg *Config) (c *control, err error) {
+	t := &Tunnel{
+		engine: e, epoch: time.Now(), ifname: newIfnameHandler(e.log, cfg.Name),
+		wake: make(chan struct{}, 1), events: make(chan event, eventQueue), done: make(chan struct{}),
+	}
+	t.log = slog.New(t.ifname)
+	t.ctx, t.cancel = context.WithCancel(context.Background())
+	t.loops.Add(1) // of run
+	t.fast.attached.Store(&attachment{})
+	c = &control{Tunnel: t, restoreCounts: map[configuredPrefix]restoreCount{}, restoreFailed: map[bool]bool{}}
+	c.setConfig(cfg)
+	if floor := netstate.MinPMTU(); floor >= encap.MinPathMTU {
+		c.pathMTU.Floor = floor
+	}
+	if cfg.IPsec.Wanted() {
+		t.ipsecPolicy, err = newIPsecPolicy(e.ipsecManager(), cfg, t.log, t.wakeControl, t.drop)
+	}
+	return c, err
+}
+
+// setConfig takes a Config, which nobody changes any more, into use.
+func (c *control) setConfig(cfg *Config) {
+	c.cfg = cfg
+	c.config.Store(cfg)
+	switch {
+	case cfg.KeepaliveProbe != keepalive.FormEcho:
+		c.echo = nil
+	case c.echo == nil || !c.echo.Asks(cfg.Addresses[0].Addr().As4(), cfg.KeepaliveTarget.As4()):
+		c.echo = keepalive.NewEcho(cfg.Addresses[0].Addr().As4(), cfg.KeepaliveTarget.As4())
+	}
+}
+
+// resolvers limits the DNS look-ups under way.
+const resolvers = 16
+
+// resolveAll resolves the remotes.
+func (e *Engine) resolveAll(ctx context.Context, configs []*Config) ([]netip.Addr, error) {
+	var wait sync.WaitGroup
+	slots := make(chan struct{}, resolvers)
+	remotes, errs := make([]netip.Addr, len(configs)), make([]error, len(configs))
+	for i, cfg := range configs {
+		var named bool
+		if remotes[i], named = cfg.remote(); !named {
+			continue
+		}
+		wait.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			remotes[i], errs[i] = e.lookupName(ctx, cfg.RemoteAddress)
+		})
+	}
+	wait.Wait()
+	for i, err := range errs {
+		if err != nil {
+			return nil, &TunnelError{configs[i].Name, fmt.Errorf("%w: see that this host can resolve it, or give its IPv4 address", err)}
+		}
+	}
+	return remotes, nil
+}
+
+// open opens what tunnels need: it looks up their routes, and makes and configures their interfaces.
+// On error the caller abandons all of them.
+func (e *Engine) open(tunnels []*control) error {
+	interfaces := make([]netstate.Interface, len(tunnels))
+	for i, c := range tunnels {
+		if err := c.open(); err != nil {
+			return &TunnelError{c.Name(), err}
+		}
+		interfaces[i] = netstate.Interface{Index: c.ifindex, Addresses: c.cfg.Addresses, Routes: without(c.cfg.Routes, c.takeOver)}
+	}
+	if err := e.network.Configure(interfaces); err != nil {
+		return e.interfaceError(tunnels, err)
+	}
+	for _, c := range tunnels {
+		if err := c.opened(); err != nil {
+			return &TunnelError{c.Name(), err}
+		}
+	}
+	return nil
+}
+
+// interfaceError is an error of Network.Configure, about the tunnel that it is about.
+func (e *Engine) interfaceError(tunnels []*control, err error) error {
+	var of *netstate.InterfaceError
+	if errors.As(err, &of) {
+		for _, c := range tunnels {
+			if c.ifindex == of.Index {
+				return &TunnelError{c.Name(), err}
+			}
+		}
+	}
+	return &TunnelError{tunnels[0].Name(), err}
+}
+
+// open looks up the route to the remote, and makes the interface.
+func (c *control) open() (err error) {
+	t, e := c.Tunnel, c.engine
+	if _, named := c.cfg.remote(); named {
+		c.resolvedAt = time.Now()
+	}
+	t.follower = e.network.Follow(c.query(), t.wakeControl)
+	c.answer = t.follower.Answer()
+	first, err := c.newRoute()
+	if err != nil {
+		return err
+	}
+	if c.underlay.Local {
+		return fmt.Errorf("remote-address %v is an address of this host: it must be the other end's", c.remote)
+	}
+	// Call wantedMTU once: an SA established meanwhile changes its result, and updateMTU
+	// compares with what the device was given.
+	c.appliedMTU = c.wantedMTU()
+	if t.device, err = e.openDevice(tun.Options{
+		Name: c.cfg.Name, MTU: c.appliedMTU, Queues: e.queues(c.cfg),
+		OnDegraded: func(err error) {
+			e.log.Info("the kernel does not give the interface all that it could use", "err", err)
+		},
+	}); err != nil {
+		return err
+	}
+	t.queues = t.device.Queues()
+	t.ifname.set(t.device.Name())
+	t.mtu.Store(int32(c.appliedMTU))
+	t.route.Store(first)
+	c.resetKeepalive(t.epoch)
+	c.carrier = true
+	c.updateCarrier()
+	if err := c.readInterface(); err != nil {
+		return err
+	}
+	t.madeIndex = c.ifindex
+	return nil
+}
+
+// queues is the number of TUN queues of a tunnel with that Config.
+func (e *Engine) queues(cfg *Config) int {
+	if cfg.TunQueues == 0 {
+		return e.threads
+	}
+	return cfg.TunQueues
+}
+
+// opened is called once the interface is configured.
+func (c *control) opened() error {
+	t, e := c.Tunnel, c.engine
+	if c.cfg.RPS != "" {
+		c.setRPS()
+	}
+	c.tx, c.ids = t.newTransmitter(e.socket.NewSender()), idCounters(1)[0]
+	if err := c.readInterface(); err != nil {
+		return err
+	}
+	c.answer = t.follower.Answer()
+	c.interfaceChanges, c.interfaceDowns = c.answer.InterfaceChanges, c.answer.InterfaceDowns
+	ids := idCounters(len(t.queues))
+	for i, q := range t.queues {
+		w := e.workers[i%len(e.workers)].out
+		key := w.add(&outbound{tunnel: t, queue: q, tx: t.newTransmitter(w.sender), ids: ids[i]})
+		c.keys = append(c.keys, key)
+		t.stop = append(t.stop, func() { w.remove(key, q.FD()) })
+	}
+	return nil
+}
+
+func (c *control) setRPS() {
+	if err := c.engine.network.SetRPS(c.Name(), c.cfg.RPS); err != nil {
+		c.log.Warn("rps is not set: received flows stay on the processors that they come by", "err", err)
+	}
+}
+
+// protectAll has the encrypted ones among tunnels negotiate.
+func (e *Engine) protectAll(tunnels []*control) error {
+	for _, c := range tunnels {
+		if err := c.protect(c.route.Load()); err != nil {
+			return &TunnelError{c.Name(), err}
+		}
+	}
+	return nil
+}
+
+// pairsOf are the outer addresses of tunnels that are open.
+func pairsOf(tunnels []*control) map[*Tunnel]outerPair {
+	pairs := make(map[*Tunnel]outerPair, len(tunnels))
+	for _, c := range tunnels {
+		path := &c.route.Load().path
+		pairs[c.Tunnel] = pairOf(path.Local, path.Remote)
+	}
+	return pairs
+}
+
+// watchAll has the workers read from the interfaces of tunnels.
+func (e *Engine) watchAll(tunnels []*control) error {
+	for _, c := range tunnels {
+		for i, q := range c.queues {
+			if err := e.workers[i%len(e.workers)].out.watch(q.FD(), c.keys[i]); err != nil {
+				return &TunnelError{c.Name(), err}
+			}
+		}
+	}
+	return nil
+}
+
+// begin starts the control goroutines of tunnels that are registered.
+func (e *Engine) begin(tunnels []*control) {
+	for _, c := range tunnels {
+		c.warnNAT()
+		c.syncFastPath()
+		e.updateReception(c.Tunnel)
+		go func() {
+			defer c.loops.Done()
+			c.run()
+		}()
+	}
+}
+
+// abandon closes tunnels that have not begun.
+func (e *Engine) abandon(tunnels []*control) {
+	var made []*Tunnel
+	for _, c := range tunnels {
+		c.cancel()
+		c.end()
+		c.loops.Done()
+		if c.device != nil {
+			made = append(made, c.Tunnel)
+		}
+	}
+	_ = e.CloseTunnels(made...)
+}
