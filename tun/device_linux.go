@@ -60,12 +60,9 @@ func explain(err error) error {
 
 func open(o Options) (_ *device, err error) {
 	d := &device{}
+	d.guard = fdguard.New(nil, d.closeAll)
 	defer func() {
-		switch {
-		case err == nil:
-		case d.guard == nil:
-			d.closeAll()
-		default:
+		if err != nil {
 			d.Close()
 		}
 	}()
@@ -121,9 +118,6 @@ func open(o Options) (_ *device, err error) {
 	}
 	state, err := d.control.state(first)
 	if err != nil {
-		return nil, err
-	}
-	if d.guard, err = fdguard.New(d.closeAll); err != nil {
 		return nil, err
 	}
 	for _, fd := range d.fds {

@@ -20,7 +20,8 @@ type interfaceControl struct {
 	// fd is an rtnetlink socket in netns, the namespace that the interface was created in.
 	fd    int
 	netns netnsID
-	mu    sync.Mutex // held from a request to its reply
+	mu    sync.Mutex // held from a request to its reply; guards index
+	index int        // as last looked up
 }
 
 // netnsID identifies a network namespace by the device and inode of its nsfs file. It is zero
@@ -91,11 +92,27 @@ func (c *interfaceControl) withLink(tun int, s *State, f func(fd int) error) err
 		return err
 	}
 	s.Name = name
-	if where, err := netnsOf(tun); err == nil && where != c.netns && c.netns != (netnsID{}) {
+	elsewhere := fmt.Errorf("%s is in another network namespace", s.Name)
+	where, err := netnsOf(tun)
+	if err == nil && where != c.netns && c.netns != (netnsID{}) {
 		s.Moved = true
-		return fmt.Errorf("%s is in another network namespace", s.Name)
+		return elsewhere
 	}
-	return c.lookup(tun, c.fd, s, f)
+	// TUNGETDEVNETNS opens a descriptor. If none is left, only the interface that still has
+	// its index is ours for certain.
+	unsure := errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)
+	err = c.lookup(tun, c.fd, s, func(fd int) error {
+		if unsure && s.Index != c.index {
+			return elsewhere
+		}
+		c.index = s.Index
+		return f(fd)
+	})
+	if unsure && (err == elsewhere || errors.Is(err, unix.ENODEV)) {
+		*s = State{Name: name, Moved: true}
+		return elsewhere
+	}
+	return err
 }
 
 // lookup looks the interface up by name, and calls f if the TUN still has that name

@@ -5,7 +5,6 @@
 package fdguard
 
 import (
-	"os"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -16,23 +15,20 @@ import (
 // Group reference-counts the calls in flight on the file descriptors of one device or
 // socket. Its methods are safe for concurrent use.
 type Group struct {
-	closing int // eventfd, readable from Close on
 	// users is twice the number of calls in flight; bit 0 is set by Close. The call
 	// that brings it to 1 closes the file descriptors.
-	users   atomic.Int64
-	once    sync.Once
-	closed  chan struct{}
-	release func()
+	users     atomic.Int64
+	once      sync.Once
+	closed    chan struct{}
+	interrupt func()
+	release   func()
 }
 
-// New returns an open Group. release closes the file descriptors; it is called once,
-// when Close was called and the last call in flight has ended.
-func New(release func()) (*Group, error) {
-	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		return nil, os.NewSyscallError("eventfd", err)
-	}
-	return &Group{closing: fd, closed: make(chan struct{}), release: release}, nil
+// New returns an open Group. Close calls interrupt, unless it is nil, to end the waits of the
+// calls in flight (Interrupt), and release, which closes the file descriptors, when the last
+// of them has ended.
+func New(interrupt, release func()) *Group {
+	return &Group{closed: make(chan struct{}), interrupt: interrupt, release: release}
 }
 
 // Acquire begins a use of the file descriptors. It returns false after Close. Release
@@ -44,7 +40,6 @@ func (g *Group) Release() {
 	if g.users.Add(-2) == 1 {
 		g.once.Do(func() {
 			g.release()
-			_ = unix.Close(g.closing)
 			close(g.closed)
 		})
 	}
@@ -53,21 +48,22 @@ func (g *Group) Release() {
 // Closed reports whether Close has been called.
 func (g *Group) Closed() bool { return g.users.Load()&1 != 0 }
 
-// Close ends every Wait, and returns when the last call in flight has ended and the file
+// Close returns when the last call in flight has ended and the file
 // descriptors are closed. It may be called more than once.
 func (g *Group) Close() {
 	g.users.Add(2)
-	if g.users.Or(1)&1 == 0 {
-		// Nobody reads the eventfd: it stays readable for every later Wait.
-		_, _ = unix.Write(g.closing, []byte{0: 1, 7: 0})
+	if g.users.Or(1)&1 == 0 && g.interrupt != nil {
+		g.interrupt()
 	}
 	g.Release()
 	<-g.closed
 }
 
-// Wait waits until fd, a descriptor of the Group, is readable, or until Close; it may return
-// early.
-func (g *Group) Wait(fd int) {
-	fds := [2]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(g.closing), Events: unix.POLLIN}}
+// Wait waits until the socket fd is readable, or until Interrupt; it may return early.
+func Wait(fd int) {
+	fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	_, _, _ = unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds)), uintptr(len(fds)), 0, 0, 0, 0)
 }
+
+// Interrupt ends each Wait for the socket fd, those to come too.
+func Interrupt(fd int) { _ = unix.Shutdown(fd, unix.SHUT_RD) } // it works, and fails with ENOTCONN

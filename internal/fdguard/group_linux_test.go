@@ -19,26 +19,33 @@ func pipe(t *testing.T) (g *Group, r, w int, released func() bool) {
 		t.Fatal(os.NewSyscallError("pipe2", err))
 	}
 	var times int
-	g, err := New(func() {
+	g = New(nil, func() {
 		times++
 		unix.Close(fds[0])
 		unix.Close(fds[1])
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	return g, fds[0], fds[1], func() bool { return times == 1 }
 }
 
 func TestGroupClose_endsWait(t *testing.T) {
-	g, r, _, released := pipe(t)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, times := pair[0], 0
+	g := New(func() { Interrupt(r) }, func() {
+		times++
+		unix.Close(pair[0])
+		unix.Close(pair[1])
+	})
+	released := func() bool { return times == 1 }
 	acquired, done := make(chan bool), make(chan bool)
 	go func() {
 		defer close(done)
 		defer g.Release()
 		acquired <- g.Acquire()
 		for !g.Closed() {
-			g.Wait(r)
+			Wait(r)
 		}
 		if released() {
 			t.Error("released while a call was in flight")
@@ -89,7 +96,7 @@ func TestGroupClose_concurrentCalls(t *testing.T) {
 		})
 	}
 	unix.Write(w, []byte{1})
-	g.Wait(r)
+	Wait(r)
 	g.Close()
 	users.Wait()
 	if !released() {
@@ -253,9 +260,7 @@ func receiver(t *testing.T, port int) (r *Receiver, fd int, g *Group) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if g, err = New(func() { unix.Close(fd) }); err != nil {
-		t.Fatal(err)
-	}
+	g = New(nil, func() { unix.Close(fd) })
 	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		t.Fatal(err)
 	}
@@ -343,31 +348,6 @@ func TestReceiverReceive(t *testing.T) {
 		}
 		if n, err := r.Receive(msgs, nil); n != 0 || err != nil {
 			t.Errorf("without a message: %d, %v", n, err)
-		}
-	})
-	// The first socket comes later.
-	t.Run("late-socket", func(t *testing.T) {
-		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer unix.Close(pair[0])
-		defer unix.Close(pair[1])
-		r := NewReceiver(-1)
-		watched := 0
-		if err := r.Watch(func(int) error { watched++; return nil }); err != nil || watched != 0 {
-			t.Errorf("%d are watched, %v", watched, err)
-		}
-		msgs := make([]Message, 1)
-		if n, err := r.Receive(msgs, nil); n != 0 || err != nil {
-			t.Errorf("without a socket: %d, %v", n, err)
-		}
-		unix.Write(pair[1], []byte{1})
-		if err := r.Replace(-1, pair[0], func() {}); err != nil || watched != 1 {
-			t.Errorf("%d are watched, %v", watched, err)
-		}
-		if n, err := r.Receive(msgs, nil); n != 1 || err != nil {
-			t.Errorf("%d, %v", n, err)
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package fdguard
 
 import (
+	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -17,41 +18,163 @@ type Binding struct {
 	// Local and Remote are the destination and source address, in network byte order;
 	// zero matches any.
 	Local, Remote [4]byte
-	// Mark is the SO_MARK for the route lookup to Remote; 0 is none. It is set only with
-	// a Local.
+	// Mark is the SO_MARK for the route lookup to Remote; 0 is none.
 	Mark uint32
 }
 
-// Bind applies the Binding to a raw socket that is not bound yet. connected is false if
-// connect(2) failed, as without a route to Remote: then any source matches, and Connect
-// may be retried.
-func (b *Binding) Bind(fd int) (connected bool, err error) {
-	set := func(level, name int, what string, value int) {
-		if err == nil && value != 0 {
-			err = os.NewSyscallError("setsockopt "+what, unix.SetsockoptInt(fd, level, name, value))
-		}
-	}
-	set(unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, "SO_BINDTOIFINDEX", b.Device)
-	if b.Local != [4]byte{} {
-		// Local need not be configured yet, as on a VRRP backup. IP_FREEBIND would
-		// allow that for bind(2), but not for connect(2).
-		set(unix.IPPROTO_IP, unix.IP_TRANSPARENT, "IP_TRANSPARENT", 1)
-		set(unix.SOL_SOCKET, unix.SO_MARK, "SO_MARK", int(b.Mark))
-		if err == nil {
-			err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Addr: b.Local}))
-		}
-	}
-	return err == nil && b.Connect(fd), err
+// RawSocket is a raw socket whose Binding can be changed without another descriptor: a spare
+// socket, which receives nothing, stands by to take its place. The next spare is opened then;
+// where that fails (EMFILE, a confined process) the socket in use is bound, but not
+// connected, so that it receives from any Remote until there is a spare.
+//
+// It takes the place of the socket because one that is connected cannot be bound again: when
+// it is disconnected the kernel unhashes it, for good.
+//
+// Receive, of the Receiver, may be called concurrently with the other methods, which may not
+// be with each other.
+type RawSocket struct {
+	*Receiver
+	open      func() (int, error)
+	close     func(fd int)
+	fd, spare int // spare is -1 if there is none
+	binding   Binding
+	unknown   bool // before Change, and when one has failed, fd may have another binding
+	connected bool
 }
 
-// Connect connects fd to Remote, the last step of Bind. It reports success, or that there
-// is no Remote.
-func (b *Binding) Connect(fd int) (connected bool) {
-	return b.Remote == [4]byte{} || unix.Connect(fd, &unix.SockaddrInet4{Addr: b.Remote}) == nil
+// OpenRaw opens a RawSocket that receives nothing before the first Change. open opens a raw
+// socket, and close, which Receive calls too, closes one. When the caller has no use for the
+// RawSocket any more, it closes those that are left.
+func OpenRaw(open func() (int, error), close func(fd int)) (*RawSocket, error) {
+	s := &RawSocket{open: open, close: close, spare: -1, unknown: true}
+	fd, err := s.openParked()
+	if err != nil {
+		return nil, err
+	}
+	if s.spare, err = s.openParked(); err != nil {
+		close(fd)
+		return nil, err
+	}
+	s.fd, s.Receiver = fd, NewReceiver(fd)
+	return s, nil
 }
 
-// Drain empties the receive queue of a socket.
-func Drain(fd int) {
+// openParked opens a socket that receives nothing: the kernel would clone each packet to it.
+func (s *RawSocket) openParked() (int, error) {
+	fd, err := s.open()
+	if err != nil {
+		return -1, err
+	}
+	// Local addresses need not be configured yet, as on a VRRP backup. IP_FREEBIND would allow
+	// that for bind(2), but not for connect(2).
+	err = os.NewSyscallError("setsockopt IP_TRANSPARENT", unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TRANSPARENT, 1))
+	if err == nil {
+		// RFC 7600: the dummy address, which no packet is for.
+		err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{192, 0, 0, 8}}))
+	}
+	if err != nil {
+		s.close(fd)
+		return -1, err
+	}
+	drain(fd) // packets that arrived before bind
+	return fd, nil
+}
+
+// FD is the descriptor of the socket in use.
+func (s *RawSocket) FD() int { return s.fd }
+
+// Binding is the one of the last Change that succeeded.
+func (s *RawSocket) Binding() Binding { return s.binding }
+
+// Connected reports whether the socket matches the Remote of its Binding, if that has one.
+func (s *RawSocket) Connected() bool { return s.connected || s.binding.Remote == [4]byte{} }
+
+// Change has the socket receive by another Binding. prepare sets up the one that is to receive
+// from now on, before the one in use stops receiving: a packet that arrives in between may be
+// received twice. On an error the one in use stays.
+func (s *RawSocket) Change(to Binding, prepare func(fd int) error) error {
+	if to == s.binding && !s.unknown {
+		s.Connect()
+		return prepare(s.fd)
+	}
+	if !s.connected {
+		s.unknown = true
+		if err := s.bind(s.fd, to); err != nil {
+			return err
+		}
+		s.binding, s.unknown = to, false
+		s.Connect()
+		return prepare(s.fd)
+	}
+	fd, err := s.spare, error(nil)
+	if s.spare = -1; fd < 0 {
+		if fd, err = s.openParked(); err != nil {
+			return fmt.Errorf("open a raw socket: %w", err)
+		}
+	}
+	connected := false
+	if err = s.bind(fd, to); err == nil {
+		connected = s.connect(fd, to)
+		drain(fd) // what came from any address before connect; the socket in use has it too
+		err = prepare(fd)
+	}
+	if old := s.fd; err == nil {
+		err = s.Replace(old, fd, func() { s.close(old) })
+	}
+	if err != nil {
+		s.close(fd)
+		return err
+	}
+	s.fd, s.binding, s.connected = fd, to, connected
+	s.refill()
+	return nil
+}
+
+// refill opens a spare if there is none, and reports whether there is one.
+func (s *RawSocket) refill() bool {
+	if s.spare < 0 {
+		if fd, err := s.openParked(); err == nil {
+			s.spare = fd
+		}
+	}
+	return s.spare >= 0
+}
+
+// Connect tries again to connect the socket, if it is not: for want of a route to Remote, or of
+// a spare.
+func (s *RawSocket) Connect() {
+	if !s.connected {
+		s.connected = s.connect(s.fd, s.binding)
+	}
+}
+
+// connect connects a socket that is bound to b, and reports whether it is connected. A socket
+// without Remote stays as it is, to be bound again.
+func (s *RawSocket) connect(fd int, b Binding) bool {
+	if b.Remote == [4]byte{} || !s.refill() {
+		return false
+	}
+	return unix.Connect(fd, &unix.SockaddrInet4{Addr: b.Remote}) == nil
+}
+
+// bind binds a socket that is not connected. An option that the socket has already is not set:
+// SO_MARK takes a capability.
+func (s *RawSocket) bind(fd int, b Binding) (err error) {
+	set := func(name int, what string, value int) {
+		if now, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, name); err == nil && now != value {
+			err = os.NewSyscallError("setsockopt "+what, unix.SetsockoptInt(fd, unix.SOL_SOCKET, name, value))
+		}
+	}
+	set(unix.SO_BINDTOIFINDEX, "SO_BINDTOIFINDEX", b.Device)
+	set(unix.SO_MARK, "SO_MARK", int(b.Mark))
+	if err == nil {
+		err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Addr: b.Local}))
+	}
+	return err
+}
+
+// drain empties the receive queue of a socket.
+func drain(fd int) {
 	for {
 		if _, _, err := unix.Recvfrom(fd, nil, unix.MSG_DONTWAIT); err == unix.EAGAIN || err == unix.EBADF {
 			return

@@ -8,18 +8,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Receiver receives messages from a socket that another one can replace while it is in use: a
-// raw socket cannot be rebound, since once disconnected it receives nothing any more. One
-// goroutine at a time calls Receive; the other methods are safe for concurrent use. It opens
-// and closes nothing.
+// Receiver receives messages from a socket that another one can replace while it is in use (see
+// RawSocket). One goroutine at a time calls Receive; the other methods are safe for concurrent
+// use. It opens and closes nothing.
 type Receiver struct {
-	fd       int // -1: none yet; changed by Receive
+	fd       int // changed by Receive
 	failures int // receives in a row that failed
 
 	pending atomic.Bool // next is not empty
 	mu      sync.Mutex  // guards the rest
 	next    []replacement
-	latest  int                // the last socket given; -1: none yet
+	latest  int                // the last socket given
 	opened  func(fd int) error // nil: none yet
 }
 
@@ -28,24 +27,21 @@ type replacement struct {
 	retired func()
 }
 
-// NewReceiver returns a Receiver on the socket fd; -1 is none yet.
+// NewReceiver returns a Receiver on the socket fd.
 func NewReceiver(fd int) *Receiver { return &Receiver{fd: fd, latest: fd} }
 
-// Watch calls opened with the socket, once there is one, and with each later one. It is called
-// before Receive reads from that socket, and must not block.
+// Watch calls opened with the socket, and with each later one before Receive reads from that.
+// opened must not block.
 func (r *Receiver) Watch(opened func(fd int) error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.opened = opened
-	if r.latest < 0 {
-		return nil
-	}
 	return opened(r.latest)
 }
 
-// Replace makes Receive switch from the socket old (-1: none) to fd once old's receive queue is
-// empty, and then call retired, which may close old. old stops receiving now; the caller keeps
-// it open until retired is called.
+// Replace makes Receive switch from the socket old to fd once old's receive queue is empty,
+// and then call retired, which may close old. old stops receiving now; the caller keeps it
+// open until retired is called.
 func (r *Receiver) Replace(old, fd int, retired func()) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -54,13 +50,11 @@ func (r *Receiver) Replace(old, fd int, retired func()) error {
 			return err
 		}
 	}
-	if old >= 0 {
-		dropAll := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
-		if err := unix.SetsockoptSockFprog(old, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &dropAll}); err != nil {
-			return os.NewSyscallError("setsockopt SO_ATTACH_FILTER", err)
-		}
-		_ = unix.Shutdown(old, unix.SHUT_RD) // makes it readable; queued messages can still be read
+	dropAll := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
+	if err := unix.SetsockoptSockFprog(old, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &dropAll}); err != nil {
+		return os.NewSyscallError("setsockopt SO_ATTACH_FILTER", err)
 	}
+	Interrupt(old) // makes it readable; queued messages can still be read
 	r.latest = fd
 	r.next = append(r.next, replacement{fd, retired})
 	r.pending.Store(true)
@@ -86,7 +80,7 @@ func (r *Receiver) advance() bool {
 // if it is not nil, is called with each error of recvmmsg, such as ENETDOWN of sk_err. Receive
 // fails only after more than maxErrors in a row that are not transient.
 func (r *Receiver) Receive(msgs []Message, onError func(unix.Errno)) (n int, err error) {
-	for r.fd >= 0 || r.advance() {
+	for {
 		n, errno := recvmmsg(r.fd, msgs)
 		switch errno {
 		case 0:
@@ -115,5 +109,4 @@ func (r *Receiver) Receive(msgs []Message, onError func(unix.Errno)) (n int, err
 		}
 		return 0, nil
 	}
-	return 0, nil
 }

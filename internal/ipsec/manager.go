@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,8 +39,8 @@ type Config struct {
 type Options struct {
 	// Serve has a Receiver read from until stop, which returns when no Read is under way: the
 	// Receiver of the raw socket of protocol 50, and those of UDP port 4500 of each local
-	// address. Neither may wait for what calls the Manager.
-	Serve func(Receiver) (stop func())
+	// address. Neither may wait for what calls the Manager. If Serve fails, so does Protect.
+	Serve func(Receiver) (stop func(), err error)
 	// Dropped is called with received ESP packets of no Session. It must not block.
 	Dropped func(why drop.Reason, n int)
 }
@@ -47,8 +49,8 @@ type Options struct {
 // reads.
 type Receiver interface {
 	// Watch calls opened with each file descriptor that is readable when there are packets: the
-	// present one, and later ones as they are opened. opened must not block. If it fails, so
-	// does what opened the descriptor.
+	// present one, and later ones that take its place. opened must not block. If it fails, so
+	// does what changed the descriptor.
 	Watch(opened func(fd int) error) error
 	// Read takes what has been received, without waiting, and fills batch[:n] with decrypted outer
 	// IPv4 packets of protocol 4. It may reorder the Buffers of batch. Invalid packets are
@@ -60,7 +62,7 @@ type Receiver interface {
 // Manager holds the Sessions of a process, and the sockets of IKE and ESP. Its methods
 // may be called concurrently.
 type Manager struct {
-	serve func(Receiver) (stop func())
+	serve func(Receiver) (stop func(), err error)
 	table atomic.Pointer[saTable] // written under mu
 	// dropped is Options.Dropped.
 	dropped func(why drop.Reason, n int)
@@ -68,7 +70,8 @@ type Manager struct {
 	// socketsMu serializes opening and closing sockets. Closing a socket waits for a Read of its
 	// Receiver, which may wait for mu, so mu must not be held meanwhile.
 	socketsMu   sync.Mutex
-	mu          sync.Mutex // guards the rest; taken after life
+	spares      spares     // socketsMu guards it
+	mu          sync.Mutex // guards the rest; taken after socketsMu
 	closed      bool
 	raw         espSocket
 	stopRaw     func() // ends serving raw's Receiver
@@ -94,11 +97,11 @@ type tunnelKey struct {
 	local, remote netip.Addr
 }
 
-// NewManager makes a Manager. Sockets are opened by Protect.
+// NewManager makes a Manager. Sockets are opened by the first Protect.
 func NewManager(o Options) *Manager {
 	m := &Manager{serve: o.Serve, dropped: o.Dropped, ports: map[portsKey]*ports{}, negotiators: map[tunnelKey]*negotiator{}}
 	if m.serve == nil {
-		m.serve = func(Receiver) func() { return func() {} }
+		m.serve = func(Receiver) (func(), error) { return func() {}, nil }
 	}
 	if m.dropped == nil {
 		m.dropped = func(drop.Reason, int) {}
@@ -110,6 +113,10 @@ func NewManager(o Options) *Manager {
 // Protect starts negotiating for a tunnel. The Session drops everything until there is an
 // SA. Sockets are opened in the network namespace of the calling thread. It fails if
 // another IKE daemon has the UDP ports.
+//
+// Besides those that are used it opens a spare of each, so that a later Protect, for a tunnel
+// whose local address has changed, need not open any: it takes the spares, and those of an
+// address that a Session still has (Session.Stop).
 func (m *Manager) Protect(cfg Config) (*Session, error) {
 	key := tunnelKey{cfg.Local.Unmap(), cfg.Remote.Unmap()}
 	cfg.Local, cfg.Remote = key.local, key.remote
@@ -132,8 +139,11 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 		if err != nil {
 			return nil, err
 		}
+		if m.stopRaw, err = m.serve(receiver); err != nil {
+			_ = raw.Close()
+			return nil, err
+		}
 		m.raw = raw
-		m.stopRaw = m.serve(receiver)
 	}
 	if err := m.raw.restrict(nil); err != nil {
 		return nil, err
@@ -145,8 +155,12 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 			_ = m.restrictESP() // as it was; an optimization, as below
 			return nil, err
 		}
+		if p.stop, err = m.serve(p.receiver); err != nil {
+			_ = p.Close()
+			_ = m.restrictESP()
+			return nil, err
+		}
 		m.ports[pk] = p
-		p.stop = m.serve(p.receiver)
 	}
 	p.refs++
 	ctx, cancel := context.WithCancel(context.Background())
@@ -164,29 +178,53 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 	n.session.espFormat.Store(&first)
 	m.negotiators[key] = n
 	_ = m.restrictESP() // an optimization: on an error the socket keeps receiving all ESP
+	_ = m.spares.fill() // or bind opens them
 	go n.run(ctx)
 	return n.session, nil
 }
 
-// Close stops sending for good, and sends the peer a Delete for the SAs before it returns.
-func (s *Session) Close() {
+// Stop stops sending for good, and sends the peer a Delete for the SAs before it returns. The
+// UDP sockets stay open until Close, for another Session of that local address.
+func (s *Session) Stop() {
 	s.outbound.Store(nil)
 	n := s.negotiator
 	n.cancel()
 	<-n.done
-	n.manager.remove(n)
+	n.manager.stopped(n)
 }
 
-// remove ends what Protect started, and closes the UDP sockets if no other tunnel uses them.
-func (m *Manager) remove(n *negotiator) {
-	m.socketsMu.Lock()
-	defer m.socketsMu.Unlock()
-	if m.detach(n) {
-		_ = n.ports.Close()
-	}
+// stopped has the peer's addresses free for another Protect.
+func (m *Manager) stopped(n *negotiator) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if key := (tunnelKey{n.local, n.remote}); m.negotiators[key] == n {
+		delete(m.negotiators, key)
+	}
 	_ = m.restrictESP() // an optimization, as in Protect
+}
+
+// Close is Stop, and closes the UDP sockets if no other Session has them.
+func (s *Session) Close() {
+	s.Stop()
+	if n := s.negotiator; !s.closed.Swap(true) {
+		n.manager.release(n.ports)
+	}
+}
+
+// release closes UDP sockets with the last Session that has them.
+func (m *Manager) release(p *ports) {
+	m.socketsMu.Lock()
+	defer m.socketsMu.Unlock()
+	m.mu.Lock()
+	p.refs--
+	last := p.refs == 0
+	if last {
+		delete(m.ports, p.key)
+	}
+	m.mu.Unlock()
+	if last {
+		_ = p.Close()
+	}
 }
 
 // restrictESP has the ESP socket receive from the only tunnel, or from all if there are
@@ -205,22 +243,6 @@ func (m *Manager) restrictESP() error {
 	return m.raw.restrict(nil)
 }
 
-// detach unregisters n, and reports whether its UDP sockets are unused now.
-func (m *Manager) detach(n *negotiator) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	key := tunnelKey{n.local, n.remote}
-	if m.negotiators[key] != n {
-		return false
-	}
-	delete(m.negotiators, key)
-	if n.ports.refs--; n.ports.refs > 0 {
-		return false
-	}
-	delete(m.ports, n.ports.key)
-	return true
-}
-
 // Close closes all Sessions and sockets. Protect fails afterwards.
 func (m *Manager) Close() error {
 	m.mu.Lock()
@@ -235,6 +257,13 @@ func (m *Manager) Close() error {
 	}
 	m.socketsMu.Lock()
 	defer m.socketsMu.Unlock()
+	m.mu.Lock()
+	left := slices.Collect(maps.Values(m.ports)) // of Sessions that are stopped
+	m.mu.Unlock()
+	for _, p := range left {
+		_ = p.Close()
+	}
+	m.spares.close()
 	if m.raw != nil {
 		m.stopRaw()
 		return m.raw.Close()

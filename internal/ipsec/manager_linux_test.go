@@ -46,7 +46,7 @@ type endpoint struct {
 
 func newEndpoint(t *testing.T, ns *netlab.NS, local, remote netip.Addr) *endpoint {
 	e := &endpoint{t: t, ns: ns, local: local, remote: remote, opened: make(chan []byte, 4096)}
-	e.manager = NewManager(Options{Dropped: func(why drop.Reason, n int) { e.strangers.Add(why, uint64(n)) }, Serve: func(r Receiver) (stop func()) {
+	e.manager = NewManager(Options{Dropped: func(why drop.Reason, n int) { e.strangers.Add(why, uint64(n)) }, Serve: func(r Receiver) (stop func(), err error) {
 		var reading sync.WaitGroup
 		var stopped atomic.Bool
 		reading.Go(func() {
@@ -70,7 +70,7 @@ func newEndpoint(t *testing.T, ns *netlab.NS, local, remote netip.Addr) *endpoin
 		return func() {
 			stopped.Store(true)
 			reading.Wait()
-		}
+		}, nil
 	}})
 	ns.Do(func() {
 		var err error

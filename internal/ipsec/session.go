@@ -19,6 +19,7 @@ type Session struct {
 	status     atomic.Pointer[Status]
 	espFormat  atomic.Pointer[espFormat]
 	negotiator *negotiator
+	closed     atomic.Bool
 }
 
 // Seal encrypts the outer IPv4 packet of protocol 4 in b in place. Unless it returns

@@ -59,7 +59,7 @@ func TestManagerProtect_failedSecond(t *testing.T) {
 	if err := e.protect(ikeConfig(ike.Main)); err != nil {
 		t.Fatal(err)
 	}
-	before := e.manager.raw.(*rawESP).selected
+	before := e.manager.raw.(*rawESP).raw.Binding()
 	if before.Remote != as4(addressB) {
 		t.Fatalf("with one tunnel: %v", before)
 	}
@@ -75,7 +75,7 @@ func TestManagerProtect_failedSecond(t *testing.T) {
 			t.Fatal("port 500 is taken, and there is no error")
 		}
 	})
-	if after := e.manager.raw.(*rawESP).selected; after != before {
+	if after := e.manager.raw.(*rawESP).raw.Binding(); after != before {
 		t.Errorf("afterwards %v, want %v", after, before)
 	}
 }

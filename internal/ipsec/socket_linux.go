@@ -35,14 +35,12 @@ type ports struct {
 	stop      func()    // ends serving receiver; nil before
 }
 
-// openPorts opens the sockets in the network namespace of the calling thread.
+// openPorts binds UDP sockets in the network namespace of the calling thread.
 func openPorts(m *Manager, key portsKey) (p *ports, err error) {
 	p = &ports{key: key, manager: m, ike: -1, natt: -1}
-	if p.guard, err = fdguard.New(p.release); err != nil {
-		return nil, err
-	}
-	if p.ike, err = openUDP(key, portIKE); err == nil {
-		p.natt, err = openUDP(key, ipv4.PortNATT)
+	p.guard = fdguard.New(func() { fdguard.Interrupt(p.ike) }, p.release)
+	if p.ike, err = m.spares.bind(key, portIKE); err == nil {
+		p.natt, err = m.spares.bind(key, ipv4.PortNATT)
 	}
 	if err != nil {
 		_ = p.Close()
@@ -61,13 +59,38 @@ func (p *ports) release() {
 	}
 }
 
-func openUDP(key portsKey, port int) (int, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return -1, os.NewSyscallError("socket", err)
+// spares are UDP sockets that are not bound yet, for the next pair of ports. The kernel binds
+// a UDP socket to a port only once. Manager.socketsMu guards it.
+type spares struct{ fds []int }
+
+// fill opens what is missing of a pair.
+func (s *spares) fill() error {
+	for len(s.fds) < 2 {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return os.NewSyscallError("socket", err)
+		}
+		s.fds = append(s.fds, fd)
 	}
-	if err := bindUDP(fd, key, port); err != nil {
+	return nil
+}
+
+func (s *spares) close() {
+	for _, fd := range s.fds {
 		_ = unix.Close(fd)
+	}
+	s.fds = nil
+}
+
+// bind takes a spare and binds it.
+func (s *spares) bind(key portsKey, port int) (int, error) {
+	if len(s.fds) == 0 {
+		if err := s.fill(); err != nil {
+			return -1, fmt.Errorf("IKE needs UDP port %d of %s: %w", port, key.local, err)
+		}
+	}
+	fd := s.fds[0]
+	if err := bindUDP(fd, key, port); err != nil { // it is not bound, and stays a spare
 		if errors.Is(err, unix.EADDRINUSE) {
 			return -1, fmt.Errorf("UDP port %d of %s is taken, most likely by another IKE daemon (strongSwan, libreswan, racoon): stop that, or have it leave this address: %w", port, key.local, err)
 		}
@@ -76,6 +99,7 @@ func openUDP(key portsKey, port int) (int, error) {
 		}
 		return -1, fmt.Errorf("IKE needs UDP port %d of %s: %w", port, key.local, err)
 	}
+	s.fds = s.fds[1:]
 	return fd, nil
 }
 
@@ -91,12 +115,13 @@ func bindUDP(fd int, key portsKey, port int) error {
 	set(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, "IP_MTU_DISCOVER", unix.IP_PMTUDISC_OMIT)
 	// The address may not be configured yet, as on a VRRP backup.
 	set(unix.IPPROTO_IP, unix.IP_FREEBIND, "IP_FREEBIND", 1)
-	if key.mark != 0 {
-		set(unix.SOL_SOCKET, unix.SO_MARK, "SO_MARK", int(key.mark))
+	change := func(name int, what string, value int) { // both take a capability
+		if now, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, name); now != value {
+			set(unix.SOL_SOCKET, name, what, value)
+		}
 	}
-	if key.device != 0 {
-		set(unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, "SO_BINDTOIFINDEX", key.device)
-	}
+	change(unix.SO_MARK, "SO_MARK", int(key.mark))
+	change(unix.SO_BINDTOIFINDEX, "SO_BINDTOIFINDEX", key.device)
 	errs = append(errs, setReceiveBuffer(fd))
 	if err := errors.Join(errs...); err != nil {
 		return err
@@ -125,7 +150,7 @@ func (p *ports) readIKE() {
 		case p.guard.Closed():
 			return
 		case err == unix.EAGAIN:
-			p.guard.Wait(p.ike)
+			fdguard.Wait(p.ike)
 		case err != nil: // an ICMP error about a message that we sent
 		default:
 			if from, ok := from.(*unix.SockaddrInet4); ok {
@@ -163,22 +188,23 @@ func (p *ports) Close() error {
 // rawESP is the raw socket of IP protocol 50. With a single tunnel it is bound and connected
 // to the tunnel's addresses, which spares it the ESP of other processes.
 type rawESP struct {
-	guard    *fdguard.Group
-	receiver *receiver
+	guard *fdguard.Group
 
-	mu       sync.Mutex
-	fds      []int // the last one is current; the others are being drained
-	selected fdguard.Binding
+	mu  sync.Mutex // serializes restrict
+	raw *fdguard.RawSocket
+
+	fdsMu sync.Mutex
+	fds   []int // of raw
 }
 
 // openESP opens the socket in the network namespace of the calling thread.
 func openESP(m *Manager) (espSocket, Receiver, error) {
 	s := &rawESP{}
+	s.guard = fdguard.New(nil, s.release)
 	var err error
-	if s.guard, err = fdguard.New(s.release); err != nil {
-		return nil, nil, err
+	if s.raw, err = fdguard.OpenRaw(s.openSocket, s.closeSocket); err == nil {
+		err = s.restrict(nil)
 	}
-	fd, err := s.openSocket(fdguard.Binding{})
 	if err != nil {
 		_ = s.Close()
 		if errors.Is(err, os.ErrPermission) {
@@ -186,57 +212,49 @@ func openESP(m *Manager) (espSocket, Receiver, error) {
 		}
 		return nil, nil, fmt.Errorf("open the ESP socket: %w", err)
 	}
-	s.receiver = &receiver{manager: m, guard: s.guard, messages: fdguard.NewReceiver(fd)}
-	return s, s.receiver, nil
+	return s, &receiver{manager: m, guard: s.guard, messages: s.raw.Receiver}, nil
 }
 
-func (s *rawESP) openSocket(sel fdguard.Binding) (int, error) {
+func (s *rawESP) openSocket() (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, esp.ProtocolESP)
 	if err != nil {
-		return -1, err
+		return -1, os.NewSyscallError("socket", err)
 	}
 	if err = setReceiveBuffer(fd); err == nil { // the kernel must cache no forged path MTU, as in bindUDP
-		err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_INTERFACE)
-	}
-	if err == nil {
-		_, err = sel.Bind(fd)
+		err = os.NewSyscallError("setsockopt IP_MTU_DISCOVER", unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_INTERFACE))
 	}
 	if err != nil {
 		_ = unix.Close(fd)
 		return -1, err
 	}
-	// Discard what arrived before Select took effect; the previous socket has it too.
-	fdguard.Drain(fd)
+	s.fdsMu.Lock()
+	defer s.fdsMu.Unlock()
 	s.fds = append(s.fds, fd)
 	return fd, nil
 }
 
-// restrict implements espSocket by replacing the socket. A packet that arrives meanwhile may
-// be received twice; the anti-replay window drops it. On error the previous socket stays.
+func (s *rawESP) closeSocket(fd int) {
+	s.fdsMu.Lock()
+	defer s.fdsMu.Unlock()
+	s.fds = slices.DeleteFunc(s.fds, func(open int) bool { return open == fd })
+	_ = unix.Close(fd)
+}
+
+// restrict implements espSocket. A packet that arrives meanwhile may be received twice; the
+// anti-replay window drops it.
 func (s *rawESP) restrict(only *negotiator) error {
-	var sel fdguard.Binding
+	var to fdguard.Binding
 	if only != nil {
 		key := only.ports.key
-		sel = fdguard.Binding{Device: key.device, Mark: key.mark, Local: as4(only.local), Remote: as4(only.remote)}
+		to = fdguard.Binding{Device: key.device, Mark: key.mark, Local: as4(only.local), Remote: as4(only.remote)}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer s.guard.Release()
-	if !s.guard.Acquire() || sel == s.selected {
+	if !s.guard.Acquire() {
 		return nil
 	}
-	old := s.fds[len(s.fds)-1]
-	fd, err := s.openSocket(sel)
-	if err != nil {
-		return fmt.Errorf("open the ESP socket: %w", err)
-	}
-	s.selected = sel
-	return s.receiver.messages.Replace(old, fd, func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.fds = slices.DeleteFunc(s.fds, func(fd int) bool { return fd == old })
-		_ = unix.Close(old)
-	})
+	return s.raw.Change(to, func(int) error { return nil })
 }
 
 func (s *rawESP) release() {

@@ -16,7 +16,7 @@ func received(t *testing.T, m *Manager) bool {
 	s := m.raw.(*rawESP)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, _, err := unix.Recvfrom(s.fds[len(s.fds)-1], make([]byte, 1500), unix.MSG_DONTWAIT)
+	_, _, err := unix.Recvfrom(s.raw.FD(), make([]byte, 1500), unix.MSG_DONTWAIT)
 	if err != nil && err != unix.EAGAIN {
 		t.Fatal(err)
 	}

@@ -21,6 +21,12 @@ func openPorts(*Manager, portsKey) (*ports, error) { return nil, errLinux }
 
 func openESP(*Manager) (espSocket, Receiver, error) { return nil, nil, errLinux }
 
+type spares struct{}
+
+func (*spares) fill() error { return errLinux }
+
+func (*spares) close() {}
+
 func (p *ports) send(ike.Send) {}
 
 // Close does nothing, as openPorts always fails.

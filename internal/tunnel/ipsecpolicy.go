@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync/atomic"
@@ -21,6 +22,9 @@ type ipsecPolicy struct {
 	manager *ipsec.Manager
 	config  ipsec.Config // addresses and device as last rebound; Apply reads Secret
 	session atomic.Pointer[ipsec.Session]
+	// stopped are the sessions that were replaced and have their UDP sockets: the last local
+	// address may come back.
+	stopped []*ipsec.Session
 
 	local  netip.Addr
 	remote netip.Addr
@@ -59,12 +63,16 @@ func (p *ipsecPolicy) rebind(local, remote [4]byte, device int) error {
 	if p.session.Load() != nil && l == p.local && r == p.remote && device == p.device {
 		return nil
 	}
-	p.close()
+	if old := p.session.Swap(nil); old != nil {
+		old.Stop()
+		p.stopped = append(p.stopped, old)
+	}
 	p.config.Local, p.config.Remote, p.config.Device = l, r, device
 	session, err := p.manager.Protect(p.config)
 	if err != nil {
 		return err
 	}
+	p.closeStopped(1)
 	p.local, p.remote, p.device = l, r, device
 	p.session.Store(session)
 	return nil
@@ -74,6 +82,15 @@ func (p *ipsecPolicy) rebind(local, remote [4]byte, device int) error {
 func (p *ipsecPolicy) close() {
 	if session := p.session.Swap(nil); session != nil {
 		session.Close()
+	}
+	p.closeStopped(0)
+}
+
+// closeStopped closes the stopped sessions but the last few.
+func (p *ipsecPolicy) closeStopped(kept int) {
+	for len(p.stopped) > kept {
+		p.stopped[0].Close()
+		p.stopped = p.stopped[1:]
 	}
 }
 
@@ -135,13 +152,13 @@ func (e *Engine) ipsecManager() *ipsec.Manager {
 }
 
 // serveESP has a worker read an ESP receiver, protocol 50 or ESP in UDP, until stop.
-func (e *Engine) serveESP(receiver ipsec.Receiver) (stop func()) {
+func (e *Engine) serveESP(receiver ipsec.Receiver) (stop func(), err error) {
 	w := e.workers[int(e.espReceivers.Add(1)-1)%len(e.workers)].in
-	in := &inbound{engine: e, receiver: receiver, from: fromESP,
-		fail: func(err error) { e.failTunnels(err, func(t *Tunnel) bool { return t.ipsecPolicy != nil }) }}
-	key := w.add(in)
+	key := w.add(&inbound{engine: e, receiver: receiver, from: fromESP,
+		fail: func(err error) { e.failTunnels(err, func(t *Tunnel) bool { return t.ipsecPolicy != nil }) }})
 	if err := receiver.Watch(func(fd int) error { return w.watch(fd, key) }); err != nil {
-		go in.failed(err)
+		w.remove(key)
+		return nil, fmt.Errorf("wait for ESP: %w", err)
 	}
-	return func() { w.remove(key) }
+	return func() { w.remove(key) }, nil
 }

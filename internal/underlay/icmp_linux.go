@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ipipd/internal/fdguard"
 	"ipipd/internal/ipv4"
 )
 
@@ -32,7 +33,7 @@ func (s *socket) ReadError(buf []byte) (n int, err error) {
 		case s.guard.Closed():
 			return 0, os.ErrClosed
 		case err == unix.EAGAIN:
-			s.guard.Wait(s.icmp)
+			fdguard.Wait(s.icmp)
 		case err == unix.EINTR:
 		case err != nil:
 			return 0, os.NewSyscallError("recvfrom", err)

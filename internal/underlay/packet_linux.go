@@ -15,52 +15,43 @@ import (
 
 const etherHeaderLen = 14
 
-// openPacketSockets opens a packet socket for each packetReceiver, in one fanout group. They are
-// bound to ETH_P_IP, not to ETH_P_ALL, and so sit beside ip_rcv, above bridges, bonds and VLANs:
-// each packet is received once, and outgoing packets are not received.
-func (s *socket) openPacketSockets() (err error) {
+// openPacket opens a packet socket of protocol 0, which receives nothing before
+// bindPacketSockets.
+func (s *socket) openPacket() (int, error) {
+	return newSocket(unix.AF_PACKET, unix.SOCK_RAW, 0,
+		dropAll, // until it has joined the group: it would receive the other sockets' flows
+		rcvbuf(s.options.ReceiveBuffer),
+		sockopt(unix.SOL_PACKET, unix.PACKET_VNET_HDR, "PACKET_VNET_HDR", 1))
+}
+
+// bindPacketSockets binds the packet sockets, for good, and puts them into one fanout group, whose
+// members cannot be unbound. They are bound to ETH_P_IP, not to ETH_P_ALL, and so sit beside
+// ip_rcv, above bridges, bonds and VLANs: each packet is received once, and outgoing packets are
+// not received.
+func (s *socket) bindPacketSockets() error {
 	// PACKET_FANOUT_HASH keeps an inner flow in one socket. FANOUT_FLAG_DEFRAG reassembles outer
 	// fragments first, which is why even a single socket needs a group.
 	const hashAndDefrag = (unix.PACKET_FANOUT_HASH | unix.PACKET_FANOUT_FLAG_DEFRAG) << 16
-	group := 0
-	var packetSockets []int
-	defer func() {
-		if err != nil {
-			for _, fd := range packetSockets {
-				_ = unix.Close(fd)
-			}
+	for ; s.packetsBound < len(s.packetSockets); s.packetsBound++ {
+		fd := s.packetSockets[s.packetsBound]
+		if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(ipv4.EtherType)}); err != nil {
+			return os.NewSyscallError("bind", err)
 		}
-	}()
-	for range s.packetReceivers {
-		fd, err := newSocket(unix.AF_PACKET, unix.SOCK_RAW, 0,
-			dropAll, // until it has joined the group: it would receive the other sockets' flows
-			rcvbuf(s.options.ReceiveBuffer),
-			sockopt(unix.SOL_PACKET, unix.PACKET_VNET_HDR, "PACKET_VNET_HDR", 1),
-			func(fd int) error {
-				return os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(ipv4.EtherType)}))
-			})
-		if err != nil {
-			return err
-		}
-		packetSockets = append(packetSockets, fd)
-		value := group | hashAndDefrag
-		if group == 0 {
+		value := s.fanoutGroup | hashAndDefrag
+		if s.packetsBound == 0 {
 			value |= unix.PACKET_FANOUT_FLAG_UNIQUEID << 16 // the kernel chooses the group ID
 		}
 		if err := sockopt(unix.SOL_PACKET, unix.PACKET_FANOUT, "PACKET_FANOUT", value)(fd); err != nil {
 			return err
 		}
-		if group == 0 {
-			if value, err = unix.GetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_FANOUT); err != nil {
+		if s.packetsBound == 0 {
+			value, err := unix.GetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_FANOUT)
+			if err != nil {
 				return os.NewSyscallError("getsockopt PACKET_FANOUT", err)
 			}
-			group = value & 0xffff
+			s.fanoutGroup = value & 0xffff
 		}
 	}
-	for _, fd := range packetSockets {
-		s.addReceiveSocket(fd)
-	}
-	s.packetSockets = packetSockets
 	return nil
 }
 
@@ -73,8 +64,8 @@ func htons(v uint16) uint16 {
 // the kernel's offload metadata.
 type packetReceiver struct {
 	socket   *socket
-	messages *fdguard.Receiver // without a socket until openPacketSockets
-	onError  func(unix.Errno)  // method value made once: making one allocates
+	messages *fdguard.Receiver
+	onError  func(unix.Errno) // method value made once: making one allocates
 	msgs     []fdguard.Message
 	frames   []frameBuffers
 }

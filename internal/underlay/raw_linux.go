@@ -10,27 +10,21 @@ import (
 	"ipipd/internal/packet"
 )
 
-// openRaw opens a protocol-4 socket for a Binding, with a filter that drops everything, and
-// adds it to the receive sockets. unconnected is true if there was no route to connect it by.
-func (s *socket) openRaw(sel fdguard.Binding) (fd int, unconnected bool, err error) {
+// openRaw opens a protocol-4 socket with a filter that drops everything, and adds it to the
+// receive sockets.
+func (s *socket) openRaw() (fd int, err error) {
 	// If its receive buffer is full, the kernel answers the peer with ICMP 3/2, unless it has a
 	// protocol-4 handler of its own.
 	fd, err = newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_IPIP, dropAll, rcvbuf(s.options.ReceiveBuffer),
 		// Otherwise the kernel learns a path MTU from each ICMP 3/4 that quotes protocol 4,
 		// forged ones too, and fragments by it what the fragmenting socket sends. PathMTU
 		// decides which messages to believe.
-		sockopt(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, "IP_MTU_DISCOVER", unix.IP_PMTUDISC_INTERFACE),
-		func(fd int) error {
-			selected, err := sel.Bind(fd)
-			unconnected = !selected
-			return err
-		})
+		sockopt(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, "IP_MTU_DISCOVER", unix.IP_PMTUDISC_INTERFACE))
 	if err != nil {
-		return -1, false, err
+		return -1, err
 	}
-	fdguard.Drain(fd) // packets that arrived, from any address, before dropAll
 	s.addReceiveSocket(fd)
-	return fd, unconnected, nil
+	return fd, nil
 }
 
 // rawReceiver receives outer packets from the protocol-4 socket. There is no offload metadata:

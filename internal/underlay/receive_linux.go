@@ -16,7 +16,7 @@ import (
 // clones a packet, and so are the packet sockets' filters; a raw socket's filter is run on the
 // clone.
 
-// selection returns what the raw socket is bound and connected to.
+// binding is what the raw socket is bound and connected to.
 func (r *Reception) binding() fdguard.Binding {
 	return fdguard.Binding{Device: r.Device, Local: r.Local, Remote: r.Remote, Mark: r.Mark}
 }
@@ -31,8 +31,7 @@ func (s *socket) SetReceive(r Reception) error {
 		return os.ErrClosed
 	}
 	if r == s.reception && !s.partial {
-		sel := r.binding()
-		s.unconnected = s.unconnected && !sel.Connect(s.raw)
+		s.raw.Connect()
 		return nil
 	}
 	err := s.setReceive(r)
@@ -40,38 +39,30 @@ func (s *socket) SetReceive(r Reception) error {
 	return err
 }
 
-// setReceive switches to r. The caller holds receptionMu, except in open. New sockets are opened
-// and filters widened before old ones are closed, so that a packet may come twice but is not
-// lost. On error some filters may be changed.
-func (s *socket) setReceive(r Reception) (err error) {
-	if r.LinkLayer && s.packetSockets == nil {
-		if err := s.openPacketSockets(); err != nil {
+// setReceive switches to r. The caller holds receptionMu, except in open. Filters are widened
+// before others are narrowed, so that a packet may come twice but is not lost. On error some
+// filters may be changed.
+func (s *socket) setReceive(r Reception) error {
+	if r.LinkLayer {
+		if err := s.bindPacketSockets(); err != nil {
 			return err
 		}
 	}
-	for s.readFrom < len(s.packetSockets) {
-		if err := s.packetReceivers[s.readFrom].messages.Replace(-1, s.packetSockets[s.readFrom], func() {}); err != nil {
-			return err
-		}
-		s.readFrom++
+	if err := s.raw.Change(r.binding(), func(raw int) error { return s.setFilters(raw, &r) }); err != nil {
+		return err
 	}
-	raw, unconnected, reopen := s.raw, s.unconnected, r.binding() != s.reception.binding()
-	if reopen {
-		if raw, unconnected, err = s.openRaw(r.binding()); err != nil {
-			return err
-		}
-		defer func() {
-			if err != nil {
-				s.closeReceiveSocket(raw)
-			}
-		}()
-	}
+	s.reception = r
+	return nil
+}
+
+// setFilters sets the filters for r, where raw is the raw socket that receives from now on.
+func (s *socket) setFilters(raw int, r *Reception) error {
 	if err := detachFilter(raw); err != nil {
 		return err
 	}
 	setRawFilter, setPacketFilter := detachFilter, dropAll
 	if r.LinkLayer {
-		setRawFilter, setPacketFilter = attachFilter(rawFilter(r.LinkDevice)...), attachFilter(packetFilter(&r)...)
+		setRawFilter, setPacketFilter = attachFilter(rawFilter(r.LinkDevice)...), attachFilter(packetFilter(r)...)
 	}
 	for _, fd := range s.packetSockets {
 		if err := setPacketFilter(fd); err != nil {
@@ -82,17 +73,7 @@ func (s *socket) setReceive(r Reception) (err error) {
 	if err := setRawFilter(raw); err != nil {
 		return err
 	}
-	if err := attachFilter(icmpErrorFilter(r.Local, r.Remote)...)(s.icmp); err != nil {
-		return err
-	}
-	if reopen {
-		old := s.raw
-		if err := s.rawReceiver.messages.Replace(old, raw, func() { s.closeReceiveSocket(old) }); err != nil {
-			return err
-		}
-	}
-	s.raw, s.unconnected, s.reception = raw, unconnected, r
-	return nil
+	return attachFilter(icmpErrorFilter(r.Local, r.Remote)...)(s.icmp)
 }
 
 // batchDelivery is longer than the kernel takes to deliver a NAPI batch. It shows a whole batch

@@ -48,7 +48,7 @@ func queued(t testing.TB, s Socket) (raw, link []uint16) {
 			ids = append(ids, binary.BigEndian.Uint16(buf[header+4:]))
 		}
 	}
-	raw = take(s.(*socket).raw, 0)
+	raw = take(s.(*socket).raw.FD(), 0)
 	for _, fd := range s.(*socket).packetSockets {
 		link = append(link, take(fd, vnet.HeaderLen+etherHeaderLen)...)
 	}
@@ -247,7 +247,7 @@ func TestReception(t *testing.T) {
 		if !netlab.WaitFor(func() bool {
 			s.(*socket).overflowMu.Lock()
 			defer s.(*socket).overflowMu.Unlock()
-			return len(s.(*socket).receiveSockets) == 1
+			return len(s.(*socket).receiveSockets) == 3 // the raw socket, its spare, the packet socket
 		}) {
 			t.Fatal("former sockets stay open")
 		}
@@ -291,7 +291,7 @@ func TestReception(t *testing.T) {
 		s := open(t, a, SocketOptions{})
 		virtual := [4]byte{192, 0, 2, 9}
 		setReceive(t, a, s, Reception{Local: virtual, Remote: hostB})
-		if s.(*socket).unconnected {
+		if !s.(*socket).raw.Connected() {
 			t.Error("the socket is not connected")
 		}
 		a.Run("ip", "address", "add", "192.0.2.9/24", "dev", "eth0")

@@ -38,8 +38,8 @@ type Link struct {
 // Receiver receives outer packets. One goroutine at a time reads.
 type Receiver interface {
 	// Watch calls opened with each file descriptor that is readable when there are packets: the
-	// present one, if there is one yet, and later ones as they are opened, until Close of the
-	// Socket. opened must not block. If it fails, so does what opened the descriptor.
+	// present one, and later ones that take its place, until Close of the Socket. opened must not
+	// block. If it fails, so does what changed the descriptor.
 	Watch(opened func(fd int) error) error
 	// Read takes the protocol-4 packets that are queued, without waiting for any, and fills
 	// batch[:n] with whole outer IPv4 packets; the kernel has reassembled outer fragments. After
@@ -61,8 +61,7 @@ type Sender interface {
 // clones every protocol-4 packet to every raw socket, so N sockets for N tunnels would cost N
 // copies of each. Its methods may be called concurrently.
 type Socket interface {
-	// Receivers returns the Receivers, at least one. A flow stays in one of them. Those of the link
-	// layer have no file descriptor before the first SetReceive that needs it.
+	// Receivers returns the Receivers, at least one. A flow stays in one of them.
 	Receivers() []Receiver
 	// NewSender returns a new Sender.
 	NewSender() Sender

@@ -19,34 +19,35 @@ import (
 //
 //	raw            protocol 4. Receives what the packet sockets do not. While they
 //	               receive everything it stays open, so that the kernel does not answer
-//	               ICMP 3/2. Another Binding takes a new socket.
+//	               ICMP 3/2. A spare stands by.
 //	icmp           receives ICMP errors.
 //	hdrincl        sends packets with their own outer header (IP_HDRINCL).
 //	fragmenting    sends packets that the kernel has to fragment.
 //	link           sends Ethernet frames.
-//	packetSockets  AF_PACKET, one for each packetReceiver; opened by the first
+//	packetSockets  AF_PACKET, one for each packetReceiver; bound by the first
 //	               SetReceive with LinkLayer.
+//
+// All are opened at first, so that no change needs another one.
 //
 // The sockets that only send are opened so that they receive nothing: the kernel would clone
 // each packet to every raw socket of its protocol before it runs the socket's filter.
 type socket struct {
-	guard                                 *fdguard.Group
-	raw, icmp, hdrincl, fragmenting, link int
-	packetSockets                         []int
-	protocolCmsg                          bool // hdrincl accepts IP_PROTOCOL as a control message
-	receivers                             []Receiver
-	options                               SocketOptions
+	guard                            *fdguard.Group
+	icmp, hdrincl, fragmenting, link int
+	packetSockets                    []int
+	protocolCmsg                     bool // hdrincl accepts IP_PROTOCOL as a control message
+	receivers                        []Receiver
+	options                          SocketOptions
 
-	receptionMu     sync.Mutex // guards raw, packetSockets, readFrom, reception, partial, unconnected
-	readFrom        int        // how many of packetSockets their receivers have
-	reception       Reception
-	partial         bool // setReceive has failed since: filters may differ from reception
-	unconnected     bool // raw is not connected to reception.Remote
-	rawReceiver     *rawReceiver
-	packetReceivers []*packetReceiver
+	receptionMu  sync.Mutex // guards the fields up to partial
+	raw          *fdguard.RawSocket
+	packetsBound int // how many of packetSockets are bound, and in fanoutGroup
+	fanoutGroup  int
+	reception    Reception
+	partial      bool // setReceive has failed since: filters may differ from reception
 
-	// receiveSockets are the sockets that receive, and former raw sockets that still have
-	// packets queued.
+	// receiveSockets are the sockets that receive, the spare of raw, and former raw sockets that
+	// still have packets queued.
 	overflowMu     sync.Mutex // guards receiveSockets and overflows
 	receiveSockets []*dropCounter
 	overflows      uint64 // read so far, closed sockets included
@@ -64,11 +65,10 @@ const (
 // OpenSocket opens the sockets in the network namespace of the calling thread. It needs
 // CAP_NET_RAW; with CAP_NET_ADMIN the buffers may exceed the system's limits.
 func OpenSocket(o SocketOptions) (Socket, error) {
-	s := &socket{raw: -1, icmp: -1, hdrincl: -1, fragmenting: -1, link: -1}
+	s := &socket{icmp: -1, hdrincl: -1, fragmenting: -1, link: -1}
+	s.guard = fdguard.New(func() { fdguard.Interrupt(s.icmp) }, s.closeAll)
 	if err := s.open(o); err != nil {
-		if s.guard != nil {
-			s.Close()
-		}
+		s.Close()
 		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
 			return nil, fmt.Errorf("the raw sockets need CAP_NET_RAW: run as root, or setcap cap_net_raw,cap_net_admin+ep on the binary: %w", err)
 		}
@@ -80,9 +80,6 @@ func OpenSocket(o SocketOptions) (Socket, error) {
 func (s *socket) open(o SocketOptions) (err error) {
 	if o.ReceiveBuffer == 0 {
 		o.ReceiveBuffer = defaultReceiveBuffer
-	}
-	if s.guard, err = fdguard.New(s.closeAll); err != nil {
-		return err
 	}
 	if s.icmp, err = openICMP(); err != nil {
 		return err
@@ -98,16 +95,18 @@ func (s *socket) open(o SocketOptions) (err error) {
 		return err
 	}
 	s.options = o
-	s.reception = Reception{Device: o.Device}
-	if s.raw, _, err = s.openRaw(s.reception.binding()); err != nil {
+	if s.raw, err = fdguard.OpenRaw(s.openRaw, s.closeReceiveSocket); err != nil {
 		return err
 	}
-	s.rawReceiver = &rawReceiver{socket: s, messages: fdguard.NewReceiver(s.raw), onError: s.countVnetHdrError}
-	s.receivers = []Receiver{s.rawReceiver}
+	s.receivers = []Receiver{&rawReceiver{socket: s, messages: s.raw.Receiver, onError: s.countVnetHdrError}}
 	for range max(o.Receivers, 1) {
-		r := &packetReceiver{socket: s, messages: fdguard.NewReceiver(-1), onError: s.countVnetHdrError}
-		s.packetReceivers = append(s.packetReceivers, r)
-		s.receivers = append(s.receivers, r)
+		fd, err := s.openPacket()
+		if err != nil {
+			return err
+		}
+		s.addReceiveSocket(fd)
+		s.packetSockets = append(s.packetSockets, fd)
+		s.receivers = append(s.receivers, &packetReceiver{socket: s, messages: fdguard.NewReceiver(fd), onError: s.countVnetHdrError})
 	}
 	return s.setReceive(Reception{LinkLayer: o.PacketReceive, LinkDevice: o.Device, Device: o.Device})
 }

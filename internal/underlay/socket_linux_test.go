@@ -135,7 +135,7 @@ func activeReceiverFD(s Socket, o SocketOptions) int {
 	if o.PacketReceive {
 		return s.(*socket).packetSockets[0]
 	}
-	return s.(*socket).raw
+	return s.(*socket).raw.FD()
 }
 
 func TestRawReceiver(t *testing.T) {
@@ -227,7 +227,7 @@ func testClose(t *testing.T, o SocketOptions) {
 	}
 }
 
-// Every socket is watched that packets come by: those of the link layer once they are opened, and
+// Every socket is watched that packets come by: those of the link layer from the beginning, and
 // the raw socket that takes the place of another.
 func TestReceiver_watch(t *testing.T) {
 	ns := netlab.New(t)
@@ -238,14 +238,15 @@ func TestReceiver_watch(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	raw := s.raw
-	if !slices.Equal(watched[0], []int{raw}) || len(watched[1]) != 0 {
-		t.Fatalf("first %v are watched, not only the raw socket %d", watched, raw)
+	raw := s.raw.FD()
+	if !slices.Equal(watched[0], []int{raw}) || !slices.Equal(watched[1], s.packetSockets) || len(watched[1]) != 1 {
+		t.Fatalf("first %v are watched, not the raw socket %d and the packet socket %v", watched, raw, s.packetSockets)
 	}
 	setReceive(t, ns, s, Reception{LinkLayer: true})
+	setReceive(t, ns, s, Reception{LinkLayer: true, Device: 1, Remote: [4]byte{127, 0, 0, 1}})
 	setReceive(t, ns, s, Reception{LinkLayer: true, Device: 1})
-	if !slices.Equal(watched[0], []int{raw, s.raw}) || !slices.Equal(watched[1], s.packetSockets) {
-		t.Errorf("watched %v; the raw sockets were %d and %d, the packet socket is %v", watched, raw, s.raw, s.packetSockets)
+	if !slices.Equal(watched[0], []int{raw, s.raw.FD()}) || !slices.Equal(watched[1], s.packetSockets) {
+		t.Errorf("watched %v; the raw sockets were %d and %d, the packet socket is %v", watched, raw, s.raw.FD(), s.packetSockets)
 	}
 }
 
