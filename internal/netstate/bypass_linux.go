@@ -50,7 +50,7 @@ const (
 func (r *requester) readPolicy(old policy, parts policyParts) policy {
 	p := old
 	if parts&partIptables != 0 {
-		p.iptables = reasonOf(iptablesReason())
+		p.iptables = reasonOf(r.iptablesReason())
 	}
 	if parts&partNftables != 0 {
 		var err error
@@ -121,9 +121,8 @@ func (h *Host) bypass(device int, ifname string, local, remote [4]byte) (reason 
 
 // iptablesReason looks for tables of legacy iptables. It does not read them, which would
 // create the missing ones.
-func iptablesReason() (string, error) {
-	// /proc/net is of the namespace of the process's first thread.
-	names, err := os.ReadFile("/proc/thread-self/net/ip_tables_names")
+func (r *requester) iptablesReason() (string, error) {
+	names, err := r.netFile(fileIptables)
 	if errors.Is(err, os.ErrNotExist) {
 		return "", nil // the module is not loaded
 	}

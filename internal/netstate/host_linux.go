@@ -28,7 +28,7 @@ const (
 
 // Host is the network of one namespace. It answers from memory, for any number of
 // Followers, and follows changes by netlink; it polls nothing. It also configures
-// interfaces. All of its sockets are opened by Open. Its methods are safe for concurrent
+// interfaces. All of its sockets and files are opened by Open. Its methods are safe for concurrent
 // use.
 type Host struct {
 	requester
@@ -333,7 +333,7 @@ func (h *Host) wakeIfMarked() {
 }
 
 // Recheck looks for what no message tells of, which is legacy iptables, and tries again what
-// has failed. One call serves all followers. The namespace is the calling thread's.
+// has failed. One call serves all followers.
 func (h *Host) Recheck() {
 	parts := partIptables
 	h.mu.Lock()

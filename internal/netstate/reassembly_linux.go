@@ -2,15 +2,14 @@ package netstate
 
 import (
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 )
 
-// Reassembly returns ReasmOKs and ReasmFails of the calling thread's network namespace: the IPv4 packets
-// that were reassembled from fragments, and those given up for a missing fragment.
+// Reassembly returns ReasmOKs and ReasmFails of the network namespace: the IPv4 packets that
+// were reassembled from fragments, and those given up for a missing fragment.
 func (r *requester) Reassembly() (done, failed uint64, err error) {
-	text, err := os.ReadFile("/proc/thread-self/net/snmp")
+	text, err := r.netFile(fileCounters)
 	if err != nil {
 		return 0, 0, fmt.Errorf("read the kernel's counters: %w", err)
 	}

@@ -20,8 +20,21 @@ type requester struct {
 	sockets map[int]*requestSocket // by protocol; nil for one that the kernel lacks
 	// batch configures interfaces. It is a socket of its own: that may wait for the RTNL.
 	batch    *requestSocket
+	files    [len(netFiles)]netFile
 	requests atomic.Int64 // made so far, those on batch aside
 }
+
+// netFiles are the names of requester.files.
+var netFiles = [...]string{fileTaps: "packet", fileCounters: "snmp", fileIptables: "ip_tables_names"}
+
+const (
+	fileTaps = iota
+	fileCounters
+	fileIptables
+)
+
+// netFile returns the content of a file in /proc/net.
+func (r *requester) netFile(file int) ([]byte, error) { return r.files[file].read(netFiles[file]) }
 
 // fresh opens a socket for each request, in the network namespace of the calling thread.
 var fresh = new(requester)
@@ -42,6 +55,11 @@ func (r *requester) open() error {
 	}
 	// So that a dump of routes can be limited to an interface. Kernels before 4.20 lack it.
 	_ = unix.SetsockoptInt(r.batch.fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
+	for i := range r.files {
+		if err := r.files[i].open(netFiles[i]); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -50,6 +68,9 @@ func (r *requester) close() {
 		s.close()
 	}
 	r.batch.close()
+	for i := range r.files {
+		r.files[i].close()
+	}
 }
 
 // execute returns the messages of one type that answer a request, each from behind its

@@ -18,11 +18,10 @@ type Taps struct {
 	all bool // a socket of all interfaces
 }
 
-// EgressTaps finds the packet sockets of the calling thread's network namespace. A socket
-// of ETH_P_IP sees received packets only.
+// EgressTaps finds the packet sockets of the network namespace. A socket of ETH_P_IP sees
+// received packets only.
 func (r *requester) EgressTaps() (Taps, error) {
-	// /proc/net is of the namespace of the process's first thread.
-	sockets, err := os.ReadFile("/proc/thread-self/net/packet")
+	sockets, err := r.netFile(fileTaps)
 	if errors.Is(err, os.ErrNotExist) {
 		return Taps{}, nil // a kernel without packet sockets
 	}
