@@ -60,6 +60,16 @@ func attach(device int, program *ebpf.Program, where ebpf.AttachType) (link.Link
 	return l, nil
 }
 
+// isAttached reports whether a device has the program of a link.
+func isAttached(l link.Link) bool {
+	info, err := l.Info()
+	if err != nil {
+		return false
+	}
+	tcx := info.TCX()
+	return tcx != nil && tcx.Ifindex != 0
+}
+
 // ForeignOnEgress reports whether other programs are attached to the tcx egress of a
 // tunnel's TUN. Those behind ipip_encap would not see the packets that it redirects. It
 // makes two system calls.

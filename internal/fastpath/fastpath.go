@@ -15,7 +15,7 @@
 // pass both at the TUN as usual. Sent packets are redirected at tcx and so bypass what
 // follows it on the TUN: the qdisc, tc egress filters, programs of others
 // (ForeignOnEgress) and packet sockets. The caller must check that there are none before
-// it attaches a tunnel. The interface statistics of the TUN do not include these packets:
+// it enables a tunnel. The interface statistics of the TUN do not include these packets:
 // add Stats.
 //
 // The programs are attached by bpf_links that only this process holds. Nothing is pinned,
@@ -36,15 +36,15 @@ import (
 // Tunnel is the configuration of one tunnel. Addresses are in network byte order, MTUs
 // in bytes.
 type Tunnel struct {
-	// Ifindex is the interface index of the TUN. It must not change while the tunnel
-	// is attached.
+	// Ifindex is the interface index of the TUN.
 	Ifindex int
 	// MTU of the TUN.
 	MTU int
 	// Local and Remote are the outer addresses.
 	Local, Remote [4]byte
 	// UnderlayIfindex is the Ethernet device that sends and receives the outer packets.
-	// Outer packets received on another device go to userspace.
+	// Outer packets received on another device go to userspace. 0 is none, with no
+	// direction enabled.
 	UnderlayIfindex int
 	// NextHop is the neighbour on the underlay: the gateway, or Remote if on-link.
 	NextHop [4]byte

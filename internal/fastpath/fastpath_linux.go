@@ -120,23 +120,24 @@ type Link struct {
 	tunnel Tunnel
 	slot   uint32
 	counts []counters // Stats reads into it: one per CPU
+	final  Stats      // at Close
 }
 
 // Attach attaches t to the fast path. It fails with *Unavailable if the kernel refuses.
+// A tunnel that must not use it yet is attached with both directions disabled, so that the
+// Update that enables them opens no descriptor.
 func (f *FastPath) Attach(t Tunnel) (_ *Link, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.objects == nil {
 		return nil, ErrClosed
 	}
-	l := &Link{f: f, counts: make([]counters, f.cpus)}
+	l := &Link{f: f, counts: make([]counters, f.cpus), slot: f.allocSlot()}
 	defer func() {
 		if err != nil {
 			_ = l.closeLocked()
 		}
 	}()
-	l.tunnel.Ifindex = t.Ifindex
-	l.slot = f.allocSlot()
 	f.links[l] = true
 	if err := f.objects.Counters.Put(l.slot, l.counts); err != nil {
 		return nil, f.explainMap("counters", err)
@@ -148,28 +149,42 @@ func (f *FastPath) Attach(t Tunnel) (_ *Link, err error) {
 	if err := l.updateLocked(t); err != nil {
 		return nil, err
 	}
-	l.egress, err = attach(t.Ifindex, f.objects.Encap, ebpf.AttachTCXEgress)
-	if err != nil {
-		return nil, err
-	}
 	return l, nil
 }
 
-// Update replaces the configuration of the tunnel; Ifindex must stay the same. On error
-// the state is undefined: Close the Link.
+// Update replaces the configuration of the tunnel. It opens a descriptor if a device is
+// another, or has lost the program. After an error the tunnel is as after Disable.
 func (l *Link) Update(t Tunnel) error {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
 	if !l.f.links[l] {
 		return ErrClosed
 	}
-	if t.Ifindex != l.tunnel.Ifindex {
-		return fmt.Errorf("a tunnel cannot change its device: was %d, is %d", l.tunnel.Ifindex, t.Ifindex)
+	err := l.updateLocked(t)
+	if err != nil {
+		l.disableLocked()
 	}
-	return l.updateLocked(t)
+	return err
 }
 
-// updateLocked is Update with f.mu held.
+// Disable has all packets go to userspace until the next Update. The programs stay attached.
+func (l *Link) Disable() {
+	l.f.mu.Lock()
+	defer l.f.mu.Unlock()
+	if l.f.links[l] {
+		l.disableLocked()
+	}
+}
+
+// disableLocked is Disable with f.mu held: it removes the tunnel from the maps.
+func (l *Link) disableLocked() {
+	l.deleteRxTunnel()
+	l.tunnel.Local, l.tunnel.Remote = [4]byte{}, [4]byte{}
+	_ = l.f.objects.TxTunnels.Delete(uint32(l.tunnel.Ifindex)) // absent if it is disabled
+}
+
+// updateLocked is Update with f.mu held. The maps follow the programs, so that a tunnel is in
+// them only if both are attached.
 func (l *Link) updateLocked(t Tunnel) error {
 	f, old := l.f, l.tunnel
 	if t.UnderlayIfindex != old.UnderlayIfindex {
@@ -179,6 +194,9 @@ func (l *Link) updateLocked(t Tunnel) error {
 		l.tunnel.UnderlayIfindex = t.UnderlayIfindex
 		f.releaseUnderlay(old.UnderlayIfindex)
 	} else if err := f.reattachUnderlay(t.UnderlayIfindex); err != nil {
+		return err
+	}
+	if err := l.attachEgress(t.Ifindex); err != nil {
 		return err
 	}
 	if key := t.rxKey(); key != old.rxKey() {
@@ -197,13 +215,36 @@ func (l *Link) updateLocked(t Tunnel) error {
 	return nil
 }
 
-// Stats returns the totals since Attach.
+// attachEgress attaches ipip_encap to the TUN, unless it is attached to it: it is lost in another
+// network namespace.
+func (l *Link) attachEgress(tun int) error {
+	if l.egress != nil && tun == l.tunnel.Ifindex && isAttached(l.egress) {
+		return nil
+	}
+	egress, err := attach(tun, l.f.objects.Encap, ebpf.AttachTCXEgress)
+	if err != nil {
+		return err
+	}
+	if l.egress != nil {
+		_ = l.egress.Close()
+		_ = l.f.objects.TxTunnels.Delete(uint32(l.tunnel.Ifindex))
+	}
+	l.egress, l.tunnel.Ifindex = egress, tun
+	return nil
+}
+
+// Stats returns the totals since Attach, until Close.
 func (l *Link) Stats() (s Stats, err error) {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
 	if !l.f.links[l] {
-		return s, ErrClosed
+		return l.final, nil
 	}
+	return l.statsLocked()
+}
+
+// statsLocked is Stats with f.mu held.
+func (l *Link) statsLocked() (s Stats, err error) {
 	if err := l.f.objects.Counters.Lookup(l.slot, l.counts); err != nil {
 		return s, fmt.Errorf("read the counters: %w", err)
 	}
@@ -249,13 +290,13 @@ func (l *Link) closeLocked() error {
 		return nil
 	}
 	delete(f.links, l)
+	l.disableLocked()
+	l.final, _ = l.statsLocked()
 	var err error
 	if l.egress != nil {
 		err = l.egress.Close()
 	}
-	l.deleteRxTunnel()
 	f.releaseUnderlay(l.tunnel.UnderlayIfindex)
-	_ = f.objects.TxTunnels.Delete(uint32(l.tunnel.Ifindex)) // absent if Attach failed early
 	f.freeSlots = append(f.freeSlots, l.slot)
 	return err
 }
@@ -272,13 +313,16 @@ func (f *FastPath) allocSlot() uint32 {
 }
 
 func (l *Link) deleteRxTunnel() {
-	if l.tunnel.Local != l.tunnel.Remote { // both are zero before the first update
+	if l.tunnel.Local != l.tunnel.Remote { // both are zero while it is disabled
 		_ = l.f.objects.RxTunnels.Delete(l.tunnel.rxKey())
 	}
 }
 
-// acquireUnderlay attaches ipip_decap to a device for its first user.
+// acquireUnderlay attaches ipip_decap to a device for its first user; 0 is none.
 func (f *FastPath) acquireUnderlay(device int) error {
+	if device == 0 {
+		return nil
+	}
 	u := f.underlays[device]
 	if u == nil {
 		attached, err := attach(device, f.objects.Decap, ebpf.AttachTCXIngress)
@@ -296,11 +340,7 @@ func (f *FastPath) acquireUnderlay(device int) error {
 // to another network namespace and back with the same index.
 func (f *FastPath) reattachUnderlay(device int) error {
 	u := f.underlays[device]
-	info, err := u.link.Info()
-	if err != nil {
-		return fmt.Errorf("query the tcx link of the underlay device: %w", err)
-	}
-	if tcx := info.TCX(); tcx != nil && tcx.Ifindex != 0 {
+	if u == nil || isAttached(u.link) {
 		return nil
 	}
 	attached, err := attach(device, f.objects.Decap, ebpf.AttachTCXIngress)
@@ -316,7 +356,7 @@ func (f *FastPath) reattachUnderlay(device int) error {
 func (f *FastPath) releaseUnderlay(device int) {
 	u := f.underlays[device]
 	if u == nil {
-		return // index 0: before the first update
+		return // index 0
 	}
 	if u.users--; u.users == 0 {
 		_ = u.link.Close() // fails if the device is gone

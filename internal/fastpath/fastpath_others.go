@@ -23,6 +23,9 @@ func (*FastPath) Attach(Tunnel) (*Link, error) { return nil, ErrClosed }
 // Update fails.
 func (*Link) Update(Tunnel) error { return ErrClosed }
 
+// Disable does nothing.
+func (*Link) Disable() {}
+
 // Stats fails.
 func (*Link) Stats() (Stats, error) { return Stats{}, ErrClosed }
 

@@ -148,6 +148,7 @@ func (c *control) commitChange(ch *change) error {
 	if old.RPS != next.RPS {
 		c.changeRPS(old.RPS)
 	}
+	c.engine.openShared(c.Tunnel, next)
 	c.ipsecPolicy.configure(old, next, ch.secret)
 	c.answer = c.follower.Answer()
 	c.updateRoute(now)

@@ -68,9 +68,9 @@ type control struct {
 	unreachableAt    time.Time
 	protoUnreachable bool // the peer's host answers ICMP protocol unreachable (3/2)
 
-	programmed fastpath.Tunnel // of Tunnel.fast's link
-	linking    bool            // inBackground is under way
-	linkFailed *linkFailure    // of the last attempt, if that has failed
+	programmed fastpath.Tunnel // of Tunnel.fast's link, while it is active
+	attaching  bool            // attach is under way
+	attachErr  *attachError    // of the last attach, if that has failed
 
 	restoreCounts    map[configuredPrefix]restoreCount
 	restoreFailed    map[bool]bool // failure already logged: of addresses (false), of routes (true)

@@ -73,7 +73,7 @@ type Engine struct {
 
 	mu   sync.Mutex       // serializes changes of table, and guards the fields up to ipsec
 	live map[*Tunnel]bool // have been registered, and are not closed yet
-	// fastPath and ipsec are created on first use.
+	// fastPath and ipsec are opened by open, for the first tunnel that has them.
 	fastPath     *fastpath.FastPath
 	fastPathErr  error
 	ipsec        *ipsec.Manager

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"cmp"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -12,7 +13,13 @@ import (
 // fastPath is a tunnel's attachment to the eBPF fast path (package fastpath). control owns it;
 // syncFastPath derives it from the tunnel's other state.
 type fastPath struct {
-	attached atomic.Pointer[attachment] // never nil after Start
+	programs *fastpath.FastPath // nil: the fast path is not allowed, or programsErr
+	// programsErr is why the programs could not be loaded.
+	programsErr error
+	// link is nil until the programs are attached, by Start where that is possible. They stay
+	// attached while packets go through userspace: attaching takes a descriptor, and the kernel
+	// an RCU grace period.
+	link atomic.Pointer[fastpath.Link]
 	// blocker is why packets go through userspace; "" if they do not, nil before the first
 	// syncFastPath.
 	blocker atomic.Pointer[string]
@@ -20,39 +27,44 @@ type fastPath struct {
 	tap atomic.Pointer[string]
 }
 
-// attachment is a link, and the counters of the ones before it. It is immutable: totals and link
-// change together.
-type attachment struct {
-	link   *fastpath.Link // nil while all packets go through userspace
-	before fastpath.Stats
+// active reports whether the fast path carries packets.
+func (f *fastPath) active() bool {
+	blocker := f.blocker.Load()
+	return blocker != nil && *blocker == ""
 }
 
-// loadFastPath loads the eBPF programs on first use.
-func (e *Engine) loadFastPath() (*fastpath.FastPath, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.fastPath == nil && e.fastPathErr == nil {
-		e.fastPath, e.fastPathErr = e.openFastPath()
-	}
-	return e.fastPath, e.fastPathErr
-}
+// Why the fast path is not allowed.
+var (
+	notAllowed = "allow-fast-path is no"
+	encrypts   = "ipsec-secret is set"
+)
 
-// syncFastPath enables, updates or disables the fast path to match the tunnel's state.
+// syncFastPath enables, updates or disables the fast path to match the tunnel's state. While the
+// programs are being attached the state stays what it was.
 func (c *control) syncFastPath() {
-	blocker, active := c.fastPathBlocker(), false
+	if !c.cfg.fastPathAllowed() {
+		c.disableFastPath()
+		why := &notAllowed
+		if c.ipsecPolicy != nil {
+			why = &encrypts
+		}
+		c.fast.blocker.Store(why)
+		return
+	}
+	blocker := c.fastPathBlocker()
+	c.attachFastPath()
+	if blocker == "" && c.attaching {
+		return
+	}
 	if blocker == "" {
-		blocker, active = c.enableFastPath()
+		blocker = c.enableFastPath()
 	}
 	if blocker != "" {
 		c.disableFastPath()
-	} else if !active { // being attached
-		return
 	}
 	old := c.fast.blocker.Swap(&blocker)
-	if old != nil && *old == blocker || !c.cfg.fastPathAllowed() {
-		return
-	}
 	switch {
+	case old != nil && *old == blocker:
 	case blocker != "":
 		c.log.Info("packets are carried in userspace", "fast-path", blocker)
 	case old == nil:
@@ -65,10 +77,6 @@ func (c *control) syncFastPath() {
 // fastPathBlocker is the reason why this tunnel must not use the fast path; "" if it may.
 func (c *control) fastPathBlocker() string {
 	switch {
-	case c.ipsecPolicy != nil:
-		return "ipsec-secret is set"
-	case !c.cfg.fastPathAllowed():
-		return "allow-fast-path is no"
 	case c.noRoute:
 		return "there is no way to the remote"
 	case c.localAbsent():
@@ -85,91 +93,100 @@ func (c *control) fastPathBlocker() string {
 	return cmp.Or(c.bypassBlocker(), c.answer.Ingress, c.answer.Egress, tap)
 }
 
-// enableFastPath updates the link, or has it attached and is not active yet. blocker is the reason if
-// it cannot.
-func (c *control) enableFastPath() (blocker string, active bool) {
-	f, err := c.engine.loadFastPath()
-	if err != nil {
-		return err.Error(), false
+// enableFastPath updates the link, and returns the reason if it cannot.
+func (c *control) enableFastPath() (blocker string) {
+	if err := c.fast.programsErr; err != nil {
+		return err.Error()
 	}
-	want, link := c.fastTunnel(), c.fast.attached.Load().link
-	switch {
-	case link == nil && !c.linking:
-		if failed := c.linkFailed; failed != nil && want == failed.want && time.Now().Before(failed.retryAt) {
-			c.retry = true
-			return failed.why, false
+	link := c.fast.link.Load()
+	if link == nil { // attachFastPath has failed
+		c.retry = true
+		return c.attachErr.Error()
+	}
+	want := c.fastTunnel()
+	if c.fast.active() && want == c.programmed {
+		return ""
+	}
+	if !c.fast.active() || want.Ifindex != c.programmed.Ifindex {
+		if tap := c.engine.egressTaps().on(c.fast.programs, want.Ifindex); tap != "" {
+			c.fast.tap.Store(&tap)
+			c.engine.noteTraffic() // poll until it is gone
+			return tap
 		}
-		c.attach(f, want)
-		return "", false
-	case link == nil:
-		return "", false
-	case want == c.programmed:
-		return "", true
-	case want.Ifindex != c.programmed.Ifindex:
-		c.disableFastPath() // and attached again when that is done
-		return "", false
 	}
 	if err := link.Update(want); err != nil {
 		c.retry = true
-		return err.Error(), false
+		return err.Error()
 	}
 	c.programmed = want
-	return "", true
+	c.engine.noteTraffic() // poll it
+	return ""
 }
 
-// linkFailure is an attempt to attach that has failed.
-type linkFailure struct {
-	want    fastpath.Tunnel
-	why     string
+// attachError is why the programs could not be attached.
+type attachError struct {
+	error
+	tried   fastpath.Tunnel
 	retryAt time.Time
 }
 
-// attach attaches the link in a goroutine of its own.
-func (c *control) attach(f *fastpath.FastPath, want fastpath.Tunnel) {
-	stopped := want
-	stopped.TxEnabled, stopped.RxEnabled = false, false
-	c.inBackground(func() event {
-		if c.closing.Load() {
-			return func(*control) {}
-		}
-		if tap := c.engine.egressTaps().on(f, want.Ifindex); tap != "" {
-			return func(c *control) {
-				c.fast.tap.Store(&tap)
-				c.engine.noteTraffic() // poll until it is gone
-			}
-		}
-		link, err := f.Attach(stopped)
-		if err != nil {
-			return func(c *control) {
-				c.linkFailed = &linkFailure{want, err.Error(), time.Now().Add(retryInterval)}
-			}
-		}
-		return func(c *control) {
-			c.programmed, c.linkFailed = stopped, nil
-			c.fast.attached.Store(&attachment{link, c.fast.attached.Load().before})
-			c.engine.noteTraffic() // poll it
-		}
-	})
-}
-
-// inBackground runs work in a goroutine, and then the event that it returns and syncFastPath in
-// control's. To attach or detach a program takes the kernel an RCU grace period with the RTNL held: no
-// tunnel's probes wait for that of the others, nor does each take a thread. One at a time is under
-// way for a tunnel: linking.
-func (c *control) inBackground(work func() event) {
-	c.linking = true
+// attachFastPath has the programs attached, once, whether the tunnel may use the fast path yet or not,
+// so that nothing has to be opened when it may. To attach one takes the kernel an RCU grace period with
+// the RTNL held: it is done in a goroutine, one tunnel after the other, so that no tunnel's probes
+// wait for all others' programs, and not each takes a thread.
+func (c *control) attachFastPath() {
+	if c.fast.programs == nil || c.fast.link.Load() != nil || c.attaching || c.iface.Load().Moved {
+		return
+	}
+	t := c.fastTunnel()
+	t.TxEnabled, t.RxEnabled = false, false
+	if !c.underlay.Ethernet {
+		t.UnderlayIfindex = 0
+	}
+	if failed := c.attachErr; failed != nil && failed.tried == t && time.Now().Before(failed.retryAt) {
+		return
+	}
+	c.attaching = true
 	c.loops.Go(func() {
-		c.engine.linking.Lock()
-		then := work()
-		c.engine.linking.Unlock()
+		link, err := c.attachLink(t)
 		c.events <- func(c *control) { // endFastPath waits for it
-			c.linking = false
-			then(c)
+			c.attaching = false
+			c.attachErr = &attachError{err, t, time.Now().Add(retryInterval)}
+			if err == nil {
+				c.attachErr = nil
+				c.fast.link.Store(link)
+			}
 			if c.ctx.Err() == nil {
 				c.syncFastPath()
 			}
 		}
 	})
+}
+
+// attachLink attaches the programs, with the fast path disabled.
+func (t *Tunnel) attachLink(f fastpath.Tunnel) (*fastpath.Link, error) {
+	t.engine.linking.Lock()
+	defer t.engine.linking.Unlock()
+	if t.closing.Load() {
+		return nil, os.ErrClosed
+	}
+	link, err := t.fast.programs.Attach(f)
+	if err == nil {
+		link.Disable()
+	}
+	return link, err
+}
+
+// endFastPath closes the link of a tunnel that ends.
+func (c *control) endFastPath() {
+	for c.attaching {
+		(<-c.events)(c)
+	}
+	if link := c.fast.link.Load(); link != nil {
+		c.engine.linking.Lock()
+		defer c.engine.linking.Unlock()
+		_ = link.Close() // fails if the device is gone
+	}
 }
 
 // fastTunnel is the kernel's configuration of this tunnel.
@@ -197,55 +214,11 @@ func (c *control) fastTunnel() fastpath.Tunnel {
 	return f
 }
 
-// disableFastPath has the link closed, if there is one, and keeps its counters. From now on the
-// programs leave all packets to userspace.
+// disableFastPath has all packets go through userspace.
 func (c *control) disableFastPath() {
-	if link := c.detach(); link != nil {
-		c.inBackground(func() event {
-			_ = link.Close()
-			return func(*control) {}
-		})
+	if link := c.fast.link.Load(); link != nil {
+		link.Disable()
 	}
-}
-
-// endFastPath is disableFastPath for a tunnel that ends. The link is closed when it returns.
-func (c *control) endFastPath() {
-	for c.linking {
-		(<-c.events)(c)
-	}
-	if link := c.detach(); link != nil {
-		c.engine.linking.Lock()
-		defer c.engine.linking.Unlock()
-		_ = link.Close()
-	}
-}
-
-// detach takes the link out of use; nil if there is none.
-func (c *control) detach() *fastpath.Link {
-	a := c.fast.attached.Load()
-	if a.link == nil {
-		return nil
-	}
-	stopped := c.programmed
-	stopped.TxEnabled, stopped.RxEnabled = false, false
-	_ = a.link.Update(stopped) // stop counting; this fails if the device is gone
-	s, _ := a.total()
-	c.mergeLastReceived(s.LastReceived)
-	c.fast.attached.Store(&attachment{before: s})
-	return a.link
-}
-
-// total is the sum of the counters.
-func (a *attachment) total() (s fastpath.Stats, err error) {
-	if a.link != nil {
-		s, err = a.link.Stats()
-	}
-	s.RxPackets += a.before.RxPackets
-	s.RxBytes += a.before.RxBytes
-	s.TxPackets += a.before.TxPackets
-	s.TxBytes += a.before.TxBytes
-	s.TxFailed += a.before.TxFailed
-	return s, err
 }
 
 // mergeLastReceived records the fast path's time of the last packet. It does not wake control.
@@ -260,18 +233,16 @@ func (t *Tunnel) mergeLastReceived(at time.Time) {
 }
 
 // fastStats returns the counters of the fast path since Start.
-func (t *Tunnel) fastStats() fastpath.Stats {
-	for {
-		a := t.fast.attached.Load()
-		s, err := a.total()
-		if t.fast.attached.Load() != a {
-			continue // its link may be closed
-		}
-		if err != nil {
-			t.log.Debug("cannot read the counters of the fast path", "err", err)
-		}
+func (t *Tunnel) fastStats() (s fastpath.Stats) {
+	link := t.fast.link.Load()
+	if link == nil {
 		return s
 	}
+	s, err := link.Stats()
+	if err != nil {
+		t.log.Debug("cannot read the counters of the fast path", "err", err)
+	}
+	return s
 }
 
 // fastState is Status.FastPath: "active", or why not.

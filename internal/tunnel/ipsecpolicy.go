@@ -141,16 +141,6 @@ func (p *ipsecPolicy) status() (s ipsec.Status) {
 	return s
 }
 
-// ipsecManager returns the process's ipsec.Manager, created on first use.
-func (e *Engine) ipsecManager() *ipsec.Manager {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.ipsec == nil {
-		e.ipsec = ipsec.NewManager(ipsec.Options{Serve: e.serveESP, Dropped: e.drop})
-	}
-	return e.ipsec
-}
-
 // serveESP has a worker read an ESP receiver, protocol 50 or ESP in UDP, until stop.
 func (e *Engine) serveESP(receiver ipsec.Receiver) (stop func(), err error) {
 	w := e.workers[int(e.espReceivers.Add(1)-1)%len(e.workers)].in

@@ -79,7 +79,7 @@ func (e *Engine) poll(ctx context.Context) {
 		last = time.Now()
 		// Beforehand, so that traffic that pollTunnels does not see yet wakes it again.
 		e.pollerAsleep.Store(true)
-		switch active, attached := e.pollTunnels(last); {
+		switch active, fast := e.pollTunnels(last); {
 		case active:
 			e.pollerAsleep.Store(false)
 			select {
@@ -87,7 +87,7 @@ func (e *Engine) poll(ctx context.Context) {
 			default:
 			}
 			timer.Reset(pollInterval)
-		case attached:
+		case fast:
 			timer.Reset(pollIdle)
 		default:
 			timer.Stop()
@@ -97,7 +97,7 @@ func (e *Engine) poll(ctx context.Context) {
 
 // pollTunnels polls once, and reports whether a tunnel is active, and whether one has the fast
 // path.
-func (e *Engine) pollTunnels(now time.Time) (active, attached bool) {
+func (e *Engine) pollTunnels(now time.Time) (active, anyFast bool) {
 	taps, reassembly := sync.OnceValue(e.egressTaps), sync.OnceValues(func() (reassembled, error) {
 		done, failed, err := e.network.Reassembly()
 		return reassembled{done, failed}, err
@@ -107,12 +107,12 @@ func (e *Engine) pollTunnels(now time.Time) (active, attached bool) {
 		rx, _, tx, _ := t.totals()
 		isActive := a.active(rx+tx, now)
 		active = active || isActive
-		link, tap := t.fast.attached.Load().link, t.fast.tap.Load()
-		attached = attached || link != nil
+		fast, tap := t.fast.active(), t.fast.tap.Load()
+		anyFast = anyFast || fast
 		if tap != nil {
 			active = true
 		}
-		if tap != nil || link != nil && (isActive || now.Sub(a.checked) >= pollIdle) {
+		if tap != nil || fast && (isActive || now.Sub(a.checked) >= pollIdle) {
 			a.checked = now
 			t.checkTaps(taps)
 		}
@@ -129,17 +129,13 @@ func (e *Engine) pollTunnels(now time.Time) (active, attached bool) {
 		e.network.Recheck()
 		e.updateReception() // unfinished checksums are forgotten, and what has failed is tried again
 	}
-	return active, attached
+	return active, anyFast
 }
 
 // checkTaps wakes control if a tap has appeared or gone.
 func (t *Tunnel) checkTaps(taps func() egressTaps) {
-	f, err := t.engine.loadFastPath()
-	if err != nil {
-		return
-	}
 	var found *string
-	if tap := taps().on(f, t.iface.Load().Index); tap != "" {
+	if tap := taps().on(t.fast.programs, t.iface.Load().Index); tap != "" {
 		found = &tap
 	}
 	old := t.fast.tap.Swap(found)

@@ -114,7 +114,7 @@ func (v linkVotes) cast(t *Tunnel) {
 	// A packet socket also sees the packets that the fast path forwards; with the fast
 	// path active that is too expensive.
 	t.linkVote = 0
-	if route := t.route.Load(); route.bypassSafe && t.fast.attached.Load().link == nil {
+	if route := t.route.Load(); route.bypassSafe && !t.fast.active() && t.fast.blocker.Load() != nil {
 		t.linkVote = route.linkDevice
 	}
 	v[t.linkVote]++

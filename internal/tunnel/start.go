@@ -58,14 +58,14 @@ func (e *Engine) newControl(cfg *Config) (c *control, err error) {
 	t.log = slog.New(t.ifname)
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.loops.Add(1) // of run
-	t.fast.attached.Store(&attachment{})
 	c = &control{Tunnel: t, restoreCounts: map[configuredPrefix]restoreCount{}, restoreFailed: map[bool]bool{}}
 	c.setConfig(cfg)
 	if floor := netstate.MinPMTU(); floor >= encap.MinPathMTU {
 		c.pathMTU.Floor = floor
 	}
+	manager := e.openShared(t, cfg)
 	if cfg.IPsec.Wanted() {
-		t.ipsecPolicy, err = newIPsecPolicy(e.ipsecManager(), cfg, t.log, t.wakeControl, t.drop)
+		t.ipsecPolicy, err = newIPsecPolicy(manager, cfg, t.log, t.wakeControl, t.drop)
 	}
 	return c, err
 }

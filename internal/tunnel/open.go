@@ -1,0 +1,27 @@
+package tunnel
+
+import "ipipd/internal/ipsec"
+
+// All that a tunnel needs for its life is opened when it starts, so that it goes on on a host
+// without a descriptor left, and in a process that may open nothing. NewEngine opens what all
+// tunnels share: the sockets of packages underlay and netstate, and the workers. Start opens the
+// rest: openShared below, the TUN device, the UDP ports of IKE and the links of the fast path, which need
+// the route. Where a change needs others later, there is a spare, or it goes on with less;
+// docs/security.md lists these.
+
+// openShared opens what cfg asks for of the process, unless an earlier tunnel has: the eBPF programs,
+// and the manager of IKE and ESP.
+func (e *Engine) openShared(t *Tunnel, cfg *Config) (manager *ipsec.Manager) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if cfg.fastPathAllowed() {
+		if e.fastPath == nil && e.fastPathErr == nil {
+			e.fastPath, e.fastPathErr = e.openFastPath()
+		}
+		t.fast.programs, t.fast.programsErr = e.fastPath, e.fastPathErr
+	}
+	if cfg.IPsec.Wanted() && e.ipsec == nil {
+		e.ipsec = ipsec.NewManager(ipsec.Options{Serve: e.serveESP, Dropped: e.drop})
+	}
+	return e.ipsec
+}
