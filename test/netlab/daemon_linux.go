@@ -147,6 +147,9 @@ func (d *Daemon) launch(args []string) {
 // PID is the process ID in the test's PID namespace.
 func (d *Daemon) PID() int { return d.cmd.Process.Pid }
 
+// Socket is the path of the control socket.
+func (d *Daemon) Socket() string { return filepath.Join(d.runtimeDir, d.name+".sock") }
+
 // end signals the process, waits until it has exited, and kills it after a timeout.
 func (d *Daemon) end(signal os.Signal) {
 	_ = d.cmd.Process.Signal(signal)
