@@ -126,30 +126,48 @@ type Link struct {
 // Attach attaches t to the fast path. It fails with *Unavailable if the kernel refuses.
 // A tunnel that must not use it yet is attached with both directions disabled, so that the
 // Update that enables them opens no descriptor.
-func (f *FastPath) Attach(t Tunnel) (_ *Link, err error) {
+func (f *FastPath) Attach(t Tunnel) (*Link, error) {
+	l, program, err := f.newLink()
+	if err != nil {
+		return nil, err
+	}
+	// Without mu, which the methods of other Links would wait for.
+	egress, err := attach(t.Ifindex, program, ebpf.AttachTCXEgress)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.objects == nil {
+	if err == nil && !f.links[l] { // Close was called
+		_ = egress.Close()
 		return nil, ErrClosed
 	}
-	l := &Link{f: f, counts: make([]counters, f.cpus), slot: f.allocSlot()}
-	defer func() {
-		if err != nil {
-			_ = l.closeLocked()
-		}
-	}()
-	f.links[l] = true
-	if err := f.objects.Counters.Put(l.slot, l.counts); err != nil {
-		return nil, f.explainMap("counters", err)
+	if err == nil {
+		l.egress, l.tunnel.Ifindex = egress, t.Ifindex
+		err = l.updateLocked(t)
 	}
-	// Random, so that a restarted daemon does not reuse recent IDs (RFC 6864).
-	if err := f.objects.IPIDs.Put(l.slot, rand.Uint32()); err != nil {
-		return nil, f.explainMap("the IP ID counter", err)
-	}
-	if err := l.updateLocked(t); err != nil {
+	if err != nil {
+		_ = l.closeLocked()
 		return nil, err
 	}
 	return l, nil
+}
+
+// newLink returns a Link that is not attached, and the program for it.
+func (f *FastPath) newLink() (l *Link, program *ebpf.Program, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.objects == nil {
+		return nil, nil, ErrClosed
+	}
+	l = &Link{f: f, counts: make([]counters, f.cpus), slot: f.allocSlot()}
+	f.links[l] = true
+	if err = f.objects.Counters.Put(l.slot, l.counts); err != nil {
+		err = f.explainMap("counters", err)
+	} else if err = f.objects.IPIDs.Put(l.slot, rand.Uint32()); err != nil { // random, so that a restarted daemon does not reuse recent IDs (RFC 6864)
+		err = f.explainMap("the IP ID counter", err)
+	}
+	if err != nil {
+		_ = l.closeLocked()
+	}
+	return l, f.objects.Encap, err
 }
 
 // Update replaces the configuration of the tunnel. It opens a descriptor if a device is
@@ -279,12 +297,25 @@ func monotonicToTime(monotonic uint64) (time.Time, error) {
 // than once.
 func (l *Link) Close() error {
 	l.f.mu.Lock()
-	defer l.f.mu.Unlock()
-	return l.closeLocked()
+	egress := l.release()
+	l.f.mu.Unlock()
+	if egress == nil {
+		return nil
+	}
+	return egress.Close() // without mu: see Attach
 }
 
 // closeLocked is Close with f.mu held.
 func (l *Link) closeLocked() error {
+	if egress := l.release(); egress != nil {
+		return egress.Close()
+	}
+	return nil
+}
+
+// release frees what the Link has, f.mu held, and returns the program's link for the caller to close;
+// nil if there is none.
+func (l *Link) release() (egress link.Link) {
 	f := l.f
 	if !f.links[l] {
 		return nil
@@ -292,13 +323,9 @@ func (l *Link) closeLocked() error {
 	delete(f.links, l)
 	l.disableLocked()
 	l.final, _ = l.statsLocked()
-	var err error
-	if l.egress != nil {
-		err = l.egress.Close()
-	}
 	f.releaseUnderlay(l.tunnel.UnderlayIfindex)
 	f.freeSlots = append(f.freeSlots, l.slot)
-	return err
+	return l.egress
 }
 
 // allocSlot returns a free slot. Beyond MAX_TUNNELS the map update fails.
