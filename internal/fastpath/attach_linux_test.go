@@ -185,3 +185,81 @@ func TestFastPath_killedProcess(t *testing.T) {
 	// The kernel detaches a link a moment after its last descriptor is closed.
 	netlab.Eventually(t, "no program is left", func() bool { return programs() == 0 })
 }
+
+// A disabled tunnel keeps its programs, its counters and nothing in the maps that packets are
+// looked up in. Update enables it again, on another TUN too.
+func TestLinkDisable(t *testing.T) {
+	ns := newDevices(t)
+	ns.Do(func() {
+		f := open(t)
+		u0, t0, t1 := ifindex(t, "u0"), ifindex(t, "t0"), ifindex(t, "t1")
+		one := Tunnel{Ifindex: t0, UnderlayIfindex: u0, Local: local, Remote: remote, TxEnabled: true, RxEnabled: true}
+		l, err := f.Attach(one)
+		if err != nil {
+			t.Fatal(err)
+		}
+		count := make([]counters, f.cpus)
+		count[0] = counters{RxPackets: 3, TxBytes: 5}
+		if err := f.objects.Counters.Put(l.slot, count); err != nil {
+			t.Fatal(err)
+		}
+		check := func(when string, tun, other, inMaps int) {
+			t.Helper()
+			if n := attached(t, tun, ebpf.AttachTCXEgress); n != 1 {
+				t.Errorf("%s: the TUN has %d programs", when, n)
+			}
+			if n := attached(t, other, ebpf.AttachTCXEgress); n != 0 {
+				t.Errorf("%s: the other TUN has %d programs", when, n)
+			}
+			if n := attached(t, u0, ebpf.AttachTCXIngress); n != 1 {
+				t.Errorf("%s: the underlay device has %d programs", when, n)
+			}
+			var tx txTunnel
+			var rx rxTunnel
+			entries := 0
+			for _, tun := range []int{t0, t1} {
+				if f.objects.TxTunnels.Lookup(uint32(tun), &tx) == nil {
+					entries++
+				}
+			}
+			if f.objects.RxTunnels.Lookup(one.rxKey(), &rx) == nil {
+				entries++
+			}
+			if entries != inMaps {
+				t.Errorf("%s: %d entries in the maps, want %d", when, entries, inMaps)
+			}
+			if s, err := l.Stats(); err != nil || s.RxPackets != 3 || s.TxBytes != 5 {
+				t.Errorf("%s: %+v, %v", when, s, err)
+			}
+		}
+		check("attached", t0, t1, 2)
+		l.Disable()
+		l.Disable()
+		check("disabled", t0, t1, 0)
+		if err := l.Update(one); err != nil {
+			t.Fatal(err)
+		}
+		check("enabled", t0, t1, 2)
+		one.Ifindex = t1
+		if err := l.Update(one); err != nil {
+			t.Fatal(err)
+		}
+		check("on another TUN", t1, t0, 2)
+		wrong := one
+		wrong.UnderlayIfindex = 9999
+		if err := l.Update(wrong); err == nil {
+			t.Error("no such underlay device, and there is no error")
+		}
+		check("after an error", t1, t0, 0)
+		if err := l.Update(one); err != nil {
+			t.Fatal(err)
+		}
+		check("enabled after an error", t1, t0, 2)
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := l.Stats(); err != nil || s.RxPackets != 3 {
+			t.Errorf("after Close: %+v, %v", s, err)
+		}
+	})
+}
