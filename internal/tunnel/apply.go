@@ -38,7 +38,16 @@ func (e *Engine) Apply(ctx context.Context, configs []Config) error {
 }
 
 // Tunnel returns the tunnel with that Config.Name, nil if none runs.
-func (e *Engine) Tunnel(name string) *Tunnel { return e.running()[name] }
+func (e *Engine) Tunnel(name string) *Tunnel {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for t := range e.live {
+		if t.config.Load().Name == name && !t.closing.Load() {
+			return t
+		}
+	}
+	return nil
+}
 
 // running returns the tunnels that run, by Config.Name.
 func (e *Engine) running() map[string]*Tunnel {
