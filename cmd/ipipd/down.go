@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"ipipd/internal/config"
 	"ipipd/internal/control"
 	"ipipd/internal/tunnel"
 )
@@ -30,7 +31,7 @@ type downOptions struct {
 }
 
 func newCmdDown(s *streams, runF func(context.Context, *downOptions) error) *cobra.Command {
-	o := &downOptions{processOptions: defaultProcessOptions(), streams: s}
+	o := &downOptions{processOptions: config.DefaultProcess(), streams: s}
 	c := &cobra.Command{
 		Use:   "down NAME",
 		Short: "End a tunnel, and wait until it is gone",
@@ -49,7 +50,7 @@ func newCmdDown(s *streams, runF func(context.Context, *downOptions) error) *cob
 			return runF(c.Context(), o)
 		},
 	}
-	addProcessFlag(c, &o.processOptions, runtimeDirFlag)
+	addProcessFlag(c, &o.processOptions, config.RuntimeDir)
 	return c
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"ipipd/internal/config"
 	"ipipd/internal/tunnel"
 )
 
@@ -88,58 +89,24 @@ func flagError(c *cobra.Command, err error) error {
 		return usageErrorf("--%s: no value given: want %s", missing.GetFlag().Name, accepted(missing.GetFlag()))
 	case errors.As(err, &unknown):
 		if letters := unknown.GetSpecifiedShortnames(); letters != "" {
-			return usageErrorf("-%s: unknown flag: %s takes %s", letters, c.CommandPath(), flagNames(c))
+			return usageErrorf("-%s: unknown flag: %s takes --%s", letters, c.CommandPath(), strings.Join(flagNames(c), " --"))
 		}
 		name := unknown.GetSpecifiedName()
-		if near := suggestFlag(c, name); near != "" {
+		if near := config.Suggest(name, flagNames(c)); near != "" {
 			return usageErrorf("--%s: unknown flag: did you mean --%s?", name, near)
 		}
-		return usageErrorf("--%s: unknown flag: %s takes %s", name, c.CommandPath(), flagNames(c))
+		return usageErrorf("--%s: unknown flag: %s takes --%s", name, c.CommandPath(), strings.Join(flagNames(c), " --"))
 	}
 	return asUsage(err)
 }
 
-func flagNames(c *cobra.Command) string {
-	var names []string
+func flagNames(c *cobra.Command) (names []string) {
 	c.Flags().VisitAll(func(f *pflag.Flag) {
 		if !f.Hidden {
-			names = append(names, "--"+f.Name)
+			names = append(names, f.Name)
 		}
 	})
-	return strings.Join(names, " ")
-}
-
-// suggestFlag returns the flag closest to the misspelt name, or "".
-func suggestFlag(c *cobra.Command, name string) (near string) {
-	best := 3 // exclusive
-	c.Flags().VisitAll(func(f *pflag.Flag) {
-		if d := levenshtein(name, f.Name); d < best && !f.Hidden && d < len(f.Name)/2 {
-			best, near = d, f.Name
-		}
-	})
-	return near
-}
-
-// levenshtein returns the edit distance in bytes.
-func levenshtein(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0]++
-		for j := range len(b) {
-			above := row[j+1]
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			row[j+1] = min(cost, above+1, row[j]+1)
-			diagonal = above
-		}
-	}
-	return row[len(b)]
+	return names
 }
 
 // withRemedy appends remedies to an error of the system.

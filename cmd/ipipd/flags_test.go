@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"ipipd/internal/config"
 	"ipipd/internal/control"
 	"ipipd/internal/tunnel"
 )
@@ -128,8 +129,8 @@ func TestNewCmdUp_flags(t *testing.T) {
 				got[p.Name] = v
 			}
 		}
-		for _, f := range processFlags {
-			got[f.name] = f.get(&o.processOptions)
+		for _, p := range config.ProcessProperties() {
+			got[p.Name] = p.Get(&o.processOptions)
 		}
 		want := map[string]string{
 			"name": "t0", "local-address": "192.0.2.1", "remote-address": "198.51.100.1", "mtu": "1400", "dscp": "46",
@@ -144,21 +145,6 @@ func TestNewCmdUp_flags(t *testing.T) {
 		}
 		if d := cmp.Diff(want, got); d != "" {
 			t.Error(d)
-		}
-	}
-}
-
-// The documented defaults and words are those of the program.
-func TestProcessFlags_defaults(t *testing.T) {
-	o := defaultProcessOptions()
-	for _, f := range processFlags {
-		if got := f.get(&o); got != f.def {
-			t.Errorf("%s: the default is %q, documented as %q", f.name, got, f.def)
-		}
-		for _, w := range f.words {
-			if want := f.set(&o, w); want != "" {
-				t.Errorf("%s: %q is offered and not accepted", f.name, w)
-			}
 		}
 	}
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"ipipd/internal/config"
 	"ipipd/internal/control"
 	"ipipd/internal/drop"
 	"ipipd/internal/tunnel"
@@ -31,7 +32,7 @@ type printOptions struct {
 }
 
 func newCmdPrint(s *streams, runF func(context.Context, *printOptions) error) *cobra.Command {
-	o := &printOptions{processOptions: defaultProcessOptions(), streams: s}
+	o := &printOptions{processOptions: config.DefaultProcess(), streams: s}
 	c := &cobra.Command{
 		Use:   "print [NAME]",
 		Short: "Show the tunnels that run, or all about one",
@@ -53,7 +54,7 @@ func newCmdPrint(s *streams, runF func(context.Context, *printOptions) error) *c
 		},
 	}
 	c.Flags().BoolVar(&o.JSON, "json", false, "an array of objects, their keys the names of the properties")
-	addProcessFlag(c, &o.processOptions, runtimeDirFlag)
+	addProcessFlag(c, &o.processOptions, config.RuntimeDir)
 	return c
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"ipipd/internal/config"
 	"ipipd/internal/control"
 	"ipipd/internal/tunnel"
 )
@@ -40,7 +41,7 @@ type startedTunnel interface {
 }
 
 func newCmdUp(s *streams, runF func(context.Context, *upOptions) error) *cobra.Command {
-	o := &upOptions{processOptions: defaultProcessOptions(), streams: s, Config: tunnel.Default(), start: startTunnel}
+	o := &upOptions{processOptions: config.DefaultProcess(), streams: s, Config: tunnel.Default(), start: startTunnel}
 	c := &cobra.Command{
 		Use:   "up --remote-address ADDRESS",
 		Short: "Bring up a tunnel, and forward its packets until a signal or ipipd down ends it",
@@ -69,8 +70,8 @@ or CAP_NET_ADMIN and CAP_NET_RAW.`,
 	for _, p := range tunnel.Properties() {
 		addPropertyFlag(c, &o.Config, p)
 	}
-	for _, f := range processFlags {
-		addProcessFlag(c, &o.processOptions, f)
+	for _, p := range config.ProcessProperties() {
+		addProcessFlag(c, &o.processOptions, p)
 	}
 	return c
 }
@@ -169,7 +170,11 @@ func upRun(ctx context.Context, o *upOptions) error {
 }
 
 func newLogger(o *upOptions) *slog.Logger {
-	options := &slog.HandlerOptions{Level: o.LogLevel}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(o.LogLevel)); err != nil {
+		panic(err) // the flag takes no others
+	}
+	options := &slog.HandlerOptions{Level: level}
 	if o.LogFormat == "json" {
 		return slog.New(slog.NewJSONHandler(o.streams.err, options))
 	}

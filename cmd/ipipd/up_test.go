@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"ipipd/internal/config"
 	"ipipd/internal/control"
 	"ipipd/internal/tunnel"
 	"ipipd/test/netlab"
@@ -46,7 +47,7 @@ func runUpFake(t *testing.T, dir, name string, change func(*upOptions)) (tun *fa
 	t.Helper()
 	log = &netlab.Buffer{}
 	tun = &fakeTunnel{done: make(chan struct{}), closed: make(chan struct{}), dir: dir}
-	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{log, log}, Config: tunnel.Default()}
+	o := &upOptions{processOptions: config.DefaultProcess(), streams: &streams{log, log}, Config: tunnel.Default()}
 	o.RuntimeDir, o.Config.Name, o.Config.RemoteAddress = dir, name, "198.51.100.1"
 	started := make(chan struct{})
 	o.start = func(_ context.Context, _ tunnel.EngineOptions, c tunnel.Config) (startedTunnel, error) {
@@ -113,7 +114,7 @@ func TestUpRun_lockHeld(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"", "t-fake"} {
-		o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
+		o := &upOptions{processOptions: config.DefaultProcess(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
 		o.RuntimeDir, o.Config.Name = dir, name
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
@@ -178,7 +179,7 @@ func TestUpRun_tunnelFails(t *testing.T) {
 
 func TestUpRun_startFails(t *testing.T) {
 	dir := shortDir(t)
-	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
+	o := &upOptions{processOptions: config.DefaultProcess(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
 	o.RuntimeDir = dir
 	o.start = func(context.Context, tunnel.EngineOptions, tunnel.Config) (startedTunnel, error) {
 		return nil, errors.New("no TUN here: run modprobe tun")
@@ -194,7 +195,7 @@ func TestUpRun_startFails(t *testing.T) {
 
 func TestUpRun_endedBeforeReady(t *testing.T) {
 	dir := shortDir(t)
-	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
+	o := &upOptions{processOptions: config.DefaultProcess(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
 	o.RuntimeDir, o.Config.Name = dir, "t-fake"
 	o.start = func(ctx context.Context, _ tunnel.EngineOptions, _ tunnel.Config) (startedTunnel, error) {
 		if status, _, errs := command("print", "t-fake", "--runtime-dir", dir); status != 1 || errs != "ipipd: tunnel t-fake is starting: try again\n" {
@@ -212,7 +213,7 @@ func TestUpRun_endedBeforeReady(t *testing.T) {
 func TestUpRun_nameOfRunningTunnel(t *testing.T) {
 	dir := shortDir(t)
 	runUpFake(t, dir, "t-fake", nil)
-	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
+	o := &upOptions{processOptions: config.DefaultProcess(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
 	o.RuntimeDir, o.Config.Name = dir, "t-fake"
 	err := upRun(t.Context(), o)
 	want := "name t-fake is taken by a running tunnel (" + dir + "/t-fake.sock); end it with ipipd down t-fake: choose another with --name"
@@ -222,7 +223,7 @@ func TestUpRun_nameOfRunningTunnel(t *testing.T) {
 }
 
 func TestUpRun_nameOfInterface(t *testing.T) {
-	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
+	o := &upOptions{processOptions: config.DefaultProcess(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
 	o.RuntimeDir, o.Config.Name = shortDir(t), "lo"
 	err := upRun(t.Context(), o)
 	if err == nil || exitStatus(err) != 1 || oneLine(err) != "name lo is taken by an interface of this host: choose another with --name" {
@@ -245,7 +246,7 @@ func TestUpRun_dirWritableByOthers(t *testing.T) {
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
+	o := &upOptions{processOptions: config.DefaultProcess(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
 	o.RuntimeDir = dir
 	err := upRun(t.Context(), o)
 	want := "cannot make the control socket: " + dir + " may be written by others (mode 0777): chmod go-w " + dir + ", or choose another folder with --runtime-dir"
@@ -259,7 +260,7 @@ func TestUpRun_dirCannotBeCreated(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	o := &upOptions{processOptions: defaultProcessOptions(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
+	o := &upOptions{processOptions: config.DefaultProcess(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
 	o.RuntimeDir = filepath.Join(file, "dir")
 	err := upRun(t.Context(), o)
 	want := "cannot make the control socket: mkdir " + file + ": not a directory: choose another folder with --runtime-dir"

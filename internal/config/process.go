@@ -1,0 +1,118 @@
+// Package config has the settings of the process.
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"ipipd/internal/control"
+	"ipipd/internal/tunnel"
+)
+
+// Process are the settings of the process, as opposed to those of a tunnel.
+type Process struct {
+	// RuntimeDir is the folder of the control sockets.
+	RuntimeDir string
+	// LogLevel is debug, info, warn or error; LogFormat is text or json.
+	LogLevel, LogFormat string
+	// Threads is the number of threads that send, and of those that receive; 0 is auto.
+	Threads int
+}
+
+// DefaultProcess returns the settings of a process that sets none.
+func DefaultProcess() Process {
+	return Process{RuntimeDir: "/run/ipipd", LogLevel: "info", LogFormat: "text"}
+}
+
+// ProcessProperty is to Process what tunnel.Property is to tunnel.Config: the flags of `up`, the
+// keys of a file and their errors, the JSON Schema and docs/flags.md come from ProcessProperties.
+type ProcessProperty struct {
+	// Name, Values, Default, Help and Words are as in tunnel.Property.
+	Name, Values, Default, Help string
+	Words                       []string
+
+	get func(*Process) string
+	// set returns "", or a description of the accepted values.
+	set func(*Process, string) (want string)
+}
+
+// Set parses value into p. Its error is a *tunnel.ValueError.
+func (f ProcessProperty) Set(p *Process, value string) error {
+	if want := f.set(p, value); want != "" {
+		return &tunnel.ValueError{Property: f.Name, Value: value, Want: want}
+	}
+	return nil
+}
+
+// Get returns p's value in the notation that Set takes.
+func (f ProcessProperty) Get(p *Process) string { return f.get(p) }
+
+// ProcessProperties returns all properties of the process in display order.
+func ProcessProperties() []ProcessProperty { return slices.Clone(processProperties) }
+
+// RuntimeDir is the property that each command needs which looks for a control socket.
+var RuntimeDir = ProcessProperty{
+	Name: "runtime-dir", Values: "folder", Default: "/run/ipipd",
+	Help: "where the control socket is, mode 0600; made with mode 0700 if it is missing, refused if somebody else can write it",
+	get:  func(p *Process) string { return p.RuntimeDir },
+	set: func(p *Process, v string) string {
+		p.RuntimeDir = v
+		if v == "" || len(v) > control.MaxDir || strings.ContainsRune(v, 0) {
+			return fmt.Sprintf("a folder, with a path of 1 to %d bytes", control.MaxDir)
+		}
+		return ""
+	},
+}
+
+var processProperties = []ProcessProperty{
+	RuntimeDir,
+	{
+		Name: "threads", Values: "`auto` or 1..16", Default: "auto",
+		Help:  "threads that send, and as many that receive, whatever the number of tunnels; several receive only from the link layer, and share the flows; auto is one for two processors, up to 4",
+		Words: []string{"auto"},
+		get: func(p *Process) string {
+			if p.Threads == 0 {
+				return "auto"
+			}
+			return strconv.Itoa(p.Threads)
+		},
+		set: func(p *Process, v string) string {
+			p.Threads = 0
+			if v == "auto" {
+				return ""
+			}
+			n, err := strconv.ParseUint(v, 10, 8)
+			if err != nil || n < 1 || n > tunnel.MaxThreads {
+				return fmt.Sprintf("auto or 1..%d", tunnel.MaxThreads)
+			}
+			p.Threads = int(n)
+			return ""
+		},
+	},
+	{
+		Name: "log-level", Values: "`debug`, `info`, `warn` or `error`", Default: "info",
+		Help:  "the least important messages that are logged",
+		Words: []string{"debug", "info", "warn", "error"},
+		get:   func(p *Process) string { return p.LogLevel },
+		set:   func(p *Process, v string) string { return oneOf(&p.LogLevel, v, "debug", "info", "warn", "error") },
+	},
+	{
+		Name: "log-format", Values: "`text` or `json`", Default: "text",
+		Help:  "how messages are written to standard error",
+		Words: []string{"text", "json"},
+		get:   func(p *Process) string { return p.LogFormat },
+		set:   func(p *Process, v string) string { return oneOf(&p.LogFormat, v, "text", "json") },
+	},
+}
+
+// oneOf sets a value that is one of words.
+func oneOf(to *string, v string, words ...string) (want string) {
+	if !slices.Contains(words, v) {
+		last := len(words) - 1
+		return strings.Join(words[:last], ", ") + " or " + words[last]
+	}
+	*to = v
+	return ""
+}
