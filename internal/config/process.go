@@ -1,4 +1,3 @@
-// Package config has the settings of the process.
 package config
 
 import (

@@ -49,6 +49,7 @@ var moduleOwners = map[string][]string{
 	// Programs, maps, tcx; which queue a packet gets.
 	"github.com/cilium/ebpf": {"internal/fastpath", "tun"},
 	"filippo.io/bigmod":      {"internal/ipsec/ike"}, // constant-time exponentiation
+	"go.yaml.in/yaml/v4":     {"internal/config"},    // YAML, by its nodes
 	// Capabilities of every thread.
 	"kernel.org/pub/linux/libs/security/libcap": {"internal/confine"},
 }

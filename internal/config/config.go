@@ -1,0 +1,198 @@
+// Package config reads tunnels from files: YAML, of which JSON is a part, and RouterOS exports.
+//
+// A file says text, and tunnel.Property.Set what it means: YAML decides no type, so that a value
+// is what it is as a flag. Read returns all errors of all files, each with its line and column.
+// Neither an error nor the JSON of a File has a secret in it. Nothing here starts a tunnel, or
+// knows what runs.
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"ipipd/internal/tunnel"
+)
+
+// Position is a place in a file. Line and Column begin with 1; a column is a character.
+type Position struct {
+	File         string
+	Line, Column int
+}
+
+// String returns file:line:column.
+func (p Position) String() string { return fmt.Sprintf("%s:%d:%d", p.File, p.Line, p.Column) }
+
+// Setting is one property as a file has it. A Repeatable property has one Setting for each value,
+// or, for a list without any, one without Value.
+type Setting struct {
+	// Property is the name of a tunnel.Property or ProcessProperty, or disabledKey.
+	Property string
+	// Value is in the notation of the flag.
+	Value string
+	Pos   Position
+}
+
+// disabledKey is the key, yes or no, of a tunnel that is checked and not started.
+const disabledKey = "disabled"
+
+// Tunnel is one tunnel of a file: only what the file says of it, in the file's order.
+type Tunnel struct {
+	Settings []Setting
+	Pos      Position
+
+	// incomplete: something in it was no Setting, and has its error.
+	incomplete bool
+}
+
+// File is what a file, or several, say.
+type File struct {
+	// Process are settings of the process.
+	Process []Setting
+	// Defaults hold for each Tunnel, also of other files, that does not set the property.
+	Defaults []Setting
+	Tunnels  []Tunnel
+	// Files are the files that Read has read.
+	Files []string
+	// Notes are lines for the operator, each with its position: what was passed over.
+	Notes []string
+}
+
+// Error is what is wrong at one place, and what is accepted there. It is one line.
+type Error struct {
+	Pos     Position
+	Message string
+}
+
+func (e Error) Error() string { return e.Pos.String() + ": " + e.Message }
+
+// Errors is everything that is wrong, up to maxErrors.
+type Errors []Error
+
+const (
+	// maxShown is how many errors Error has: more of them have most often one cause.
+	maxShown = 20
+	// maxErrors bounds the memory for the errors of a large file that is something else.
+	maxErrors = 1000
+)
+
+// Error returns a line for each of the first 20 errors, and one that counts the others.
+func (e Errors) Error() string {
+	var lines []string
+	for _, one := range e[:min(len(e), maxShown)] {
+		lines = append(lines, one.Error())
+	}
+	switch more := len(e) - maxShown; {
+	case len(e) >= maxErrors:
+		lines = append(lines, fmt.Sprintf("and at least %d more", more))
+	case more > 0:
+		lines = append(lines, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(lines, "\n")
+}
+
+func (e *Errors) add(pos Position, format string, args ...any) {
+	if len(*e) < maxErrors {
+		*e = append(*e, Error{pos, fmt.Sprintf(format, args...)})
+	}
+}
+
+// maxSize is the size in bytes of the largest file: 30,000 tunnels.
+const maxSize = 10 << 20
+
+// Read reads the files of paths as one configuration: no name and no pair of outer addresses
+// twice, the defaults of each for the tunnels of all. It returns what they say, and the tunnels to
+// be started, in the order of the files. Its error is Errors, or of the system, with the path.
+func Read(paths ...string) (*File, []tunnel.Config, error) {
+	files, err := expand(paths)
+	if err != nil {
+		return nil, nil, err
+	}
+	all := &File{Files: files}
+	var errs Errors
+	for _, name := range files {
+		file, wrong, err := readFile(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		errs = append(errs, wrong...)
+		if file != nil {
+			all.Process = append(all.Process, file.Process...)
+			all.Defaults = append(all.Defaults, file.Defaults...)
+			all.Tunnels = append(all.Tunnels, file.Tunnels...)
+			all.Notes = append(all.Notes, file.Notes...)
+		}
+	}
+	configs, wrong := all.configs()
+	if errs = append(errs, wrong...); len(errs) > 0 {
+		slices.SortStableFunc(errs, func(a, b Error) int {
+			return cmp.Or(
+				cmp.Compare(slices.Index(files, a.Pos.File), slices.Index(files, b.Pos.File)),
+				cmp.Compare(a.Pos.Line, b.Pos.Line),
+				cmp.Compare(a.Pos.Column, b.Pos.Column),
+			)
+		})
+		return nil, nil, errs
+	}
+	return all, configs, nil
+}
+
+// readFile reads one file, which is nil if nothing of it can be understood.
+func readFile(name string) (*File, Errors, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxSize+1))
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(data) > maxSize {
+		return nil, Errors{{Position{name, 1, 1}, "a file of more than 10 MB: want the tunnels in several"}}, nil
+	}
+	parse := parseYAML
+	if strings.EqualFold(filepath.Ext(name), ".rsc") {
+		parse = parseRouterOS
+	}
+	file, errs := parse(name, data)
+	return file, errs, nil
+}
+
+// extensions are those of the files that are read of a folder.
+var extensions = []string{".yaml", ".yml", ".json", ".rsc"}
+
+// expand returns paths with each folder replaced by those of its files that have one of the
+// extensions and are not hidden, in order of name.
+func expand(paths []string) ([]string, error) {
+	var files []string
+	for _, path := range paths {
+		info, err := os.Stat(path)
+		if err != nil {
+			return nil, err
+		}
+		if !info.IsDir() {
+			files = append(files, path)
+			continue
+		}
+		entries, err := os.ReadDir(path)
+		if err != nil {
+			return nil, err
+		}
+		before := len(files)
+		for _, e := range entries {
+			name := e.Name()
+			if !e.IsDir() && !strings.HasPrefix(name, ".") && slices.Contains(extensions, filepath.Ext(name)) {
+				files = append(files, filepath.Join(path, name))
+			}
+		}
+		if len(files) == before {
+			return nil, fmt.Errorf("%s: no configuration in this folder: want files named *%s", path, strings.Join(extensions, ", *"))
+		}
+	}
+	return files, nil
+}

@@ -1,0 +1,95 @@
+package config
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"go.yaml.in/yaml/v4"
+)
+
+// Whatever a file has in it, each error is at a place in the file, and what is read of a file
+// without errors is read again of what writeYAML writes.
+func FuzzParseYAML(f *testing.F) {
+	for _, name := range goodFiles(f) {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		file, errs := parseYAML("f", data)
+		if file != nil {
+			_, more := file.configs()
+			errs = append(errs, more...)
+			if _, err := file.MarshalJSON(); err != nil && len(errs) == 0 {
+				t.Errorf("no error, and no JSON: %v", err)
+			}
+		} else if len(errs) == 0 {
+			t.Fatal("neither a file nor an error")
+		}
+		if n := strings.Count(errs.Error(), "\n") + 1; n > maxShown+1 {
+			t.Errorf("%d lines of errors", n)
+		}
+		lines := strings.Split(string(data), "\n")
+		for _, err := range errs {
+			p := err.Pos
+			if p.File != "f" || p.Line < 1 || p.Line > len(lines) || p.Column < 1 || p.Column > utf8.RuneCountInString(lines[p.Line-1])+1 {
+				t.Errorf("no such place: %v", err)
+			}
+			if strings.ContainsAny(err.Message, "\n\r") {
+				t.Errorf("more than one line: %q", err.Message)
+			}
+		}
+		if _, wrong := parseYAML("f", data); len(wrong) > 0 {
+			return
+		}
+		written := writeYAML(t, file)
+		again, wrong := parseYAML("f", written)
+		if len(wrong) > 0 {
+			t.Fatalf("%v\n%s", wrong, written)
+		}
+		if d := cmp.Diff(file, again, cmpopts.IgnoreTypes(Position{}), cmpopts.IgnoreUnexported(Tunnel{}), cmpopts.EquateEmpty()); d != "" {
+			t.Errorf("%s\n%s", d, written)
+		}
+	})
+}
+
+// writeYAML writes f, with each text in double quotes.
+func writeYAML(t *testing.T, f *File) []byte {
+	text := func(s string) *yaml.Node {
+		return &yaml.Node{Kind: yaml.ScalarNode, Style: yaml.DoubleQuotedStyle, Value: s}
+	}
+	mapping := func(settings []Setting) *yaml.Node {
+		m := &yaml.Node{Kind: yaml.MappingNode}
+		for i, s := range settings {
+			value := text(s.Value)
+			if properties[s.Property].Repeatable {
+				if i == 0 || settings[i-1].Property != s.Property {
+					m.Content = append(m.Content, text(s.Property), &yaml.Node{Kind: yaml.SequenceNode})
+				}
+				if list := m.Content[len(m.Content)-1]; s.Value != "" {
+					list.Content = append(list.Content, value)
+				}
+				continue
+			}
+			m.Content = append(m.Content, text(s.Property), value)
+		}
+		return m
+	}
+	list := &yaml.Node{Kind: yaml.SequenceNode}
+	for _, one := range f.Tunnels {
+		list.Content = append(list.Content, mapping(one.Settings))
+	}
+	root := mapping(f.Process)
+	root.Content = append(root.Content, text(defaultsKey), mapping(f.Defaults), text(tunnelsKey), list)
+	written, err := yaml.Dump(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return written
+}
