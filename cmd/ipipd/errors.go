@@ -15,8 +15,8 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// usageError is a wrong command line: exit status 2. Every other error is a failure: exit
-// status 1.
+// usageError is a wrong command line: exit status 2, as for config.Errors. Every other error is a
+// failure: exit status 1.
 type usageError struct{ err error }
 
 func (e *usageError) Error() string { return e.err.Error() }
@@ -36,10 +36,11 @@ func asUsage(err error) error {
 
 func exitStatus(err error) int {
 	var usage *usageError
+	var wrong config.Errors
 	switch {
 	case err == nil:
 		return 0
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.As(err, &wrong):
 		return 2
 	}
 	return 1

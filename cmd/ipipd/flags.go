@@ -104,4 +104,4 @@ const flagsIntroduction = `# Flags of ipipd up
 <!-- Written by "make docs" from the program's own tables: do not edit. -->
 
 ` + "`--flag value` and `--flag=value` are the same. `ipipd print` and `ipipd down` take `--runtime-dir`, `ipipd print`\n" +
-	"also `--json`.\n"
+	"and `ipipd check` `--json`. In a [configuration](configuration.md) a flag is a key without its dashes.\n"

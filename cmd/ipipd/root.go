@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"ipipd/internal/config"
 )
 
 // streams are standard output and standard error of a command.
@@ -20,7 +23,13 @@ func run(ctx context.Context, args []string, s *streams) int {
 func execute(ctx context.Context, root *cobra.Command, args []string, s *streams) int {
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
-	if err != nil {
+	var wrong config.Errors
+	switch {
+	case errors.As(err, &wrong): // a line each, as editors read them
+		for line := range strings.Lines(wrong.Error()) {
+			fmt.Fprintln(s.err, oneLine(errors.New(line)))
+		}
+	case err != nil:
 		line := oneLine(err)
 		if !strings.HasPrefix(line, root.Name()) { // some errors start with the command's path
 			line = root.Name() + ": " + line
@@ -39,7 +48,8 @@ properties of RouterOS's /interface ipip and under their names.
 
   ipipd up --local-address 192.0.2.1 --remote-address 198.51.100.1 --name ipip1 --address 10.255.0.1/30
 
-Exit status: 0 done, 1 it failed, 2 the command line was wrong.`,
+Exit status: 0 done, 1 it failed, 2 the command line or a
+configuration was wrong.`,
 		Version:       versionLine(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -57,7 +67,8 @@ Exit status: 0 done, 1 it failed, 2 the command line was wrong.`,
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.Flags().Bool("version", false, "say which ipipd this is") // cobra's own would take -v
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages ", ".FlagUsagesWrapped 100 "))
-	root.AddCommand(newCmdUp(s, upRun), newCmdPrint(s, printRun), newCmdDown(s, downRun), newCmdVersion(s))
+	root.AddCommand(newCmdUp(s, upRun), newCmdPrint(s, printRun), newCmdDown(s, downRun),
+		newCmdCheck(s, checkRun), newCmdSchema(s), newCmdVersion(s))
 	for _, more := range platformCommands {
 		root.AddCommand(more(s))
 	}

@@ -195,6 +195,7 @@ tunnels:
 - {name: b, remote-address: r2, underlay-device: b}
 - {name: c, remote-address: r3}
 - {name: d, remote-address: r4, address: [10.0.0.1/30, 10.0.1.1/30, 10.0.0.1/24]}
+- {name: D, remote-address: rd, route: [10.0.0.0/8, 10.0.0.0/8]}
 - {name: e, remote-address: r5, keepalive-probe: ech, keepalive-target: 10.0.0.2}
 - {name: f, remote-address: r6, ipsec-exchange: ike2}
 - {name: g, remote-address: r7, disabled: yes}
@@ -203,9 +204,10 @@ tunnels:
 f:4:50: underlay-device: "b" is not accepted: want an interface other than the tunnel's own
 f:5:3: keepalive-target: missing: want the inner IPv4 address that keepalive-probe echo asks
 f:6:69: address: "10.0.0.1/24" is not accepted: want each address once
-f:7:50: keepalive-probe: "ech" is not accepted: want reflect, empty or echo
-f:8:3: ipsec-secret-file: missing: want the secret for ipsec-exchange "ike2", or no ipsec-exchange: without a secret nothing is encrypted
-f:9:3: keepalive-target: missing: want the inner IPv4 address that keepalive-probe echo asks`,
+f:7:53: route: "10.0.0.0/8" is not accepted: want each route once
+f:8:50: keepalive-probe: "ech" is not accepted: want reflect, empty or echo
+f:9:3: ipsec-secret-file: missing: want the secret for ipsec-exchange "ike2", or no ipsec-exchange: without a secret nothing is encrypted
+f:10:3: keepalive-target: missing: want the inner IPv4 address that keepalive-probe echo asks`,
 		},
 		"one fault, one error": {"tunnels: [{name: a, remote-adress: 192.0.2.1}]\n", `f:1:21: unknown key "remote-adress": did you mean remote-address?`},
 		"alias":                {"x: &a 1\ntunnels:\n- name: &n a\n  remote-address: *n\n", `f:1:1: unknown key "x" in a file: want one of runtime-dir, threads, log-level, log-format, defaults, tunnels` + "\nf:3:9: " + anchor + "\nf:4:19: " + anchor},

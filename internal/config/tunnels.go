@@ -51,12 +51,11 @@ func (t *Tunnel) withDefaults(defaults []Setting) []Setting {
 	return settings
 }
 
-// find returns the first Setting of a property with that value, or else with another; nil if
-// there is none.
+// find returns the last Setting of a property with that value, or else its first, or nil.
 func find(settings []Setting, property, value string) (found *Setting) {
 	for i := range settings {
 		s := &settings[i]
-		if s.Property == property && (found == nil || s.Value == value && found.Value != value) {
+		if s.Property == property && (found == nil || s.Value == value) {
 			found = s
 		}
 	}
