@@ -212,6 +212,7 @@ f:10:3: keepalive-target: missing: want the inner IPv4 address that keepalive-pr
 		"one fault, one error": {"tunnels: [{name: a, remote-adress: 192.0.2.1}]\n", `f:1:21: unknown key "remote-adress": did you mean remote-address?`},
 		"alias":                {"x: &a 1\ntunnels:\n- name: &n a\n  remote-address: *n\n", `f:1:1: unknown key "x" in a file: want one of runtime-dir, threads, log-level, log-format, defaults, tunnels` + "\nf:3:9: " + anchor + "\nf:4:19: " + anchor},
 		"alias of nothing":     {"tunnels: *a\n", "f:1:10: " + anchor},
+		"anchor of a list":     {"tunnels: [{name: a, remote-address: r, route: &r [10.0.0.0/8]}]", "f:1:47: " + anchor},
 		"anchor of a key":      {"&a log-level: info\n" + one, "f:1:1: " + anchor},
 		"merge key":            {"tunnels:\n- <<: {mtu: 1400}\n  name: a\n", "f:2:3: a merge key, <<: want each key written out, or what is common in defaults"},
 		"tags": {
@@ -273,6 +274,7 @@ func TestRead_secret(t *testing.T) {
 		"tunnels: [{name: a, ipsec-secret: x,hunter2: y}]",
 		"tunnels: [{name: a, ipsec-secret x,hunter2}]",
 		"tunnels: [ipsec-secret, hunter2]",
+		"tunnels:\n- name: a\n  ipsec-secret:\n  hunter2:\n",
 		"ipsec-secret: hunter2\ntunnels: []",
 		"tunnels: hunter2",
 		"hunter2",

@@ -51,7 +51,7 @@ func (r *yamlReader) at(line, column int) Position {
 	if line > last {
 		return Position{r.name, last, utf8.RuneCount(r.lines[last-1]) + 1}
 	}
-	return Position{r.name, line, column}
+	return Position{r.name, max(line, 1), max(column, 1)}
 }
 
 func (r *yamlReader) position(n *yaml.Node) Position { return r.at(n.Line, n.Column) }
@@ -108,7 +108,7 @@ func (r *yamlReader) syntax(data []byte, err error) {
 	pos := r.at(e.Mark.Line, e.Mark.Column)
 	line := r.lines[pos.Line-1]
 	indent := line[:len(line)-len(bytes.TrimLeft(line, " \t"))]
-	json := bytes.HasPrefix(bytes.TrimSpace(data), []byte("{"))
+	json := bytes.HasPrefix(bytes.TrimLeft(data, "\ufeff \t\r\n"), []byte("{"))
 	switch tab := bytes.IndexByte(indent, '\t'); {
 	case tab >= 0 && !json:
 		pos.Column = tab + 1
@@ -156,15 +156,19 @@ func (r *yamlReader) isText(data []byte) bool {
 	return true
 }
 
-// file reads the root.
-func (r *yamlReader) file(root *yaml.Node) *File {
-	f := &File{}
-	var keys []string
+// fileKeys are the keys of a file.
+var fileKeys = func() (keys []string) {
 	for _, p := range processProperties {
 		keys = append(keys, p.Name)
 	}
+	return append(keys, defaultsKey, tunnelsKey)
+}()
+
+// file reads the root.
+func (r *yamlReader) file(root *yaml.Node) *File {
+	f := &File{}
 	found := false
-	complete := r.mapping(root, "a file", append(keys, defaultsKey, tunnelsKey), func(key string, value *yaml.Node) {
+	complete := r.mapping(root, "a file", fileKeys, func(key string, value *yaml.Node) {
 		switch key {
 		case tunnelsKey:
 			found = true
@@ -236,9 +240,9 @@ func (r *yamlReader) mapping(n *yaml.Node, what string, keys []string, f func(ke
 		case key.Kind != yaml.ScalarNode:
 			r.add(key, "a list or mapping as a key: want one of %s", strings.Join(keys, ", "))
 		case !slices.Contains(keys, key.Value):
-			// In braces an unquoted secret ends at a comma, and what follows it is a key.
-			hidden := n.Style&yaml.FlowStyle != 0 && (first["ipsec-secret"] != nil || value.ShortTag() == "!!null")
-			r.unknown(key, what, keys, hidden)
+			// It may be of a secret: in braces one without quotes ends at a comma, and the rest is a key.
+			flow := n.Style&yaml.FlowStyle != 0
+			r.unknown(key, what, keys, value.ShortTag() == "!!null" || flow && first["ipsec-secret"] != nil)
 		case twice:
 			r.add(key, "%s: twice: want it once; line %d has it", key.Value, other.Line)
 		default:
@@ -249,12 +253,16 @@ func (r *yamlReader) mapping(n *yaml.Node, what string, keys []string, f func(ke
 	return len(r.errs) == before
 }
 
-// unknown adds an error about a key that is none of keys.
+// unknown adds an error about a key that is none of keys, and shows it unless it is to be hidden.
 func (r *yamlReader) unknown(key *yaml.Node, what string, keys []string, hidden bool) {
 	word := key.Value
 	end := strings.IndexFunc(word, func(c rune) bool {
 		return c != '-' && c != '_' && (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z')
 	})
+	if end >= 0 && slices.Contains(keys, word[:end]) { // name=ipip1, which may be ipsec-secret=...
+		r.add(key, "%s: no value: want a colon and a space behind the key", word[:end])
+		return
+	}
 	shown, near := "", ""
 	if end < 0 && len(word) <= 40 {
 		near = Suggest(word, keys)
@@ -262,25 +270,15 @@ func (r *yamlReader) unknown(key *yaml.Node, what string, keys []string, hidden 
 			shown = fmt.Sprintf(" %q", word)
 		}
 	}
-	if end >= 0 && slices.Contains(keys, word[:end]) { // name=ipip1, which may be ipsec-secret=...
-		r.add(key, "%s: no value: want a colon and a space behind the key", word[:end])
-		return
-	}
-	top := word == defaultsKey || word == tunnelsKey
-	for _, p := range processProperties {
-		top = top || word == p.Name
-	}
 	switch {
 	case near != "":
 		r.add(key, "unknown key%s: did you mean %s?", shown, near)
 	case word == "name":
 		r.add(key, "unknown key%s in %s: want one in each tunnel", shown, what)
-	case top:
+	case slices.Contains(fileKeys, word):
 		r.add(key, "unknown key%s in %s: want it at the top of the file", shown, what)
 	case slices.Contains(tunnelKeys, word):
 		r.add(key, "unknown key%s in %s: want it in a tunnel or in %s", shown, what, defaultsKey)
-	case hidden:
-		r.add(key, `unknown key in %s: want a value that has a comma in it in quotes, or one of %s`, what, strings.Join(keys, ", "))
 	default:
 		r.add(key, "unknown key%s in %s: want one of %s", shown, what, strings.Join(keys, ", "))
 	}
@@ -288,9 +286,12 @@ func (r *yamlReader) unknown(key *yaml.Node, what string, keys []string, hidden 
 
 // settings returns what value says of a property.
 func (r *yamlReader) settings(key string, value *yaml.Node) (settings []Setting) {
+	if !r.ordinary(value) {
+		return nil
+	}
 	repeatable := properties[key].Repeatable
 	values := []*yaml.Node{value}
-	if repeatable && value.Kind == yaml.SequenceNode && r.ordinary(value) {
+	if repeatable && value.Kind == yaml.SequenceNode {
 		if values = value.Content; len(values) == 0 {
 			return []Setting{{key, "", r.position(value)}}
 		}
@@ -316,7 +317,7 @@ const (
 	wantNoTag   = "a tag: want the value alone, in quotes if it begins with !"
 )
 
-// ordinary adds an error about a node that is not only itself.
+// ordinary reports whether n is no alias, and has neither anchor nor tag. It adds an error if not.
 func (r *yamlReader) ordinary(n *yaml.Node) bool {
 	switch {
 	case n.Kind == yaml.AliasNode, n.Anchor != "":
