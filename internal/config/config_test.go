@@ -226,6 +226,7 @@ f:10:3: keepalive-target: missing: want the inner IPv4 address that keepalive-pr
 		"nested blocks":        {strings.Repeat("- ", 10_000) + "a", "f:1:17: more than 8 levels of nesting: want tunnels: and a list of mappings"},
 		"tab":                  {"tunnels:\n\t- name: a\n", "f:2:1: a tab in the indentation: want spaces"},
 		"tab after spaces":     {"tunnels:\n  - name: a\n  \tmtu: 1400\n", "f:3:3: a tab in the indentation: want spaces"},
+		"JSON with tabs":       {"\ufeff{\n\t\"tunnels\": []\n\t\"log-level\": \"info\"\n}\n", "f:3:2: not YAML: did not find expected ',' or '}' while parsing a flow mapping that begins in line 1"},
 		"Latin-1":              {"# é\nlog-level: \"\xe9\"\n", "f:2:13: not UTF-8: want the file in UTF-8"},
 		"UTF-16":               {"\xff\xfea\x00", "f:1:1: not UTF-8: want the file in UTF-8"},
 		"NUL":                  {"# é\n# é\x00", "f:2:4: control character U+0000: want text, or an escape in double quotes"},
