@@ -2,6 +2,7 @@ package config
 
 import (
 	"encoding/json"
+	"strings"
 
 	"ipipd/internal/tunnel"
 )
@@ -20,20 +21,16 @@ func (f *File) MarshalJSON() ([]byte, error) {
 		}
 		object := map[string]any{}
 		for _, s := range settings {
-			switch p := properties[s.Property]; {
-			case s.Property == disabledKey:
+			p, known := properties[s.Property]
+			switch {
+			case !known: // disabledKey
 				object[s.Property] = s.Value == "yes"
-			case p.Repeatable:
-				list, _ := object[s.Property].([]string)
-				if list == nil {
-					list = []string{}
-				}
-				if s.Value != "" {
-					list = append(list, s.Value)
-				}
-				object[s.Property] = list
-			default:
+			case !p.Repeatable:
 				object[s.Property] = p.Get(&c) // a placeholder for a secret
+			case p.Get(&c) == "":
+				object[s.Property] = []string{}
+			default:
+				object[s.Property] = strings.Split(p.Get(&c), ",")
 			}
 		}
 		tunnels = append(tunnels, object)
