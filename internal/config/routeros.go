@@ -40,6 +40,7 @@ type ipip struct {
 type routerOS struct {
 	tunnels []*ipip
 	labels  map[string]*ipip
+	unnamed int // the last number that RouterOS gave to one without a name
 	// networks are what addresses make reachable, a subnet or a peer: behind a tunnel, or nil.
 	networks map[netip.Prefix]*ipip
 	skipped  map[string]int
@@ -97,7 +98,7 @@ func parseRouterOS(name string, data []byte) (*File, Errors) {
 }
 
 func (r *routerOS) fail(pos Position, format string, args ...any) {
-	r.errs = append(r.errs, Error{pos, fmt.Sprintf(format, args...)})
+	r.errs.add(pos, format, args...)
 }
 
 func (r *routerOS) note(pos Position, format string, args ...any) {
@@ -147,8 +148,9 @@ func (r *routerOS) tunnel(c command) {
 		t := &ipip{Tunnel: Tunnel{Pos: c.pos}}
 		r.tunnels = append(r.tunnels, t)
 		r.setAll(t, c.words)
-		for n := 1; t.label == ""; n++ {
-			if label := "ipip-tunnel" + strconv.Itoa(n); r.labels[label] == nil {
+		for t.label == "" {
+			r.unnamed++
+			if label := "ipip-tunnel" + strconv.Itoa(r.unnamed); r.labels[label] == nil {
 				r.rename(t, label)
 			}
 		}
@@ -190,8 +192,8 @@ func (r *routerOS) setAll(t *ipip, words []word) {
 	seen := map[string]bool{}
 	for _, w := range words {
 		switch {
-		case w.key == "":
-			r.fail(w.pos, "not a property: want name=value")
+		case w.key == "", seen["ipsec-secret"] && !slices.Contains(tunnelProperties, w.key): // may be the rest of the secret
+			r.fail(w.pos, "not a property: want name=value, and a value with blanks in quotes")
 		case !slices.Contains(tunnelProperties, w.key):
 			r.fail(w.pos, "%s has no property %q that can be read: want %s", menuTunnel, w.key, strings.Join(tunnelProperties, ", "))
 		case seen[w.key]:

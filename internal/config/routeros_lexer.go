@@ -36,6 +36,9 @@ var verbs = map[string]bool{
 	"find": true, "get": true, "print": true, "export": true, "import": true, "comment": true, "reset": true,
 }
 
+// maxDepth is how many words the path of a menu can have. RouterOS has 5.
+const maxDepth = 8
+
 // lexer splits a script into commands. Quotes do not span lines, braces do.
 type lexer struct {
 	file  string
@@ -45,6 +48,9 @@ type lexer struct {
 	end   int    // behind the last byte taken: peek may have moved off over a continuation
 	// unclosed is the end of a line on which a bracket is not closed: there, [ and ( are ordinary.
 	unclosed int
+	// last is the position of lastOff, the one asked for last.
+	last     Position
+	lastOff  int
 	failed   bool // the command in work has an error
 	menu     string
 	commands []command
@@ -72,12 +78,17 @@ func scanRouterOS(name string, data []byte) ([]command, Errors) {
 
 func (l *lexer) position(off int) Position {
 	line := sort.SearchInts(l.lines, off+1)
-	return Position{l.file, line, utf8.RuneCount(l.src[l.lines[line-1]:off]) + 1}
+	from, column := l.lines[line-1], 1
+	if l.last.Line == line && l.lastOff <= off { // a line may be as long as the file
+		from, column = l.lastOff, l.last.Column
+	}
+	l.last, l.lastOff = Position{l.file, line, column + utf8.RuneCount(l.src[from:off])}, off
+	return l.last
 }
 
 func (l *lexer) fail(off int, message string) {
 	l.failed = true
-	l.errs = append(l.errs, Error{l.position(off), message})
+	l.errs.add(l.position(off), "%s", message)
 }
 
 // scanLine reads a line, with those that continue it.
@@ -151,11 +162,14 @@ func (l *lexer) resolve(words []word) {
 		c.verb, path = path[len(path)-1], path[:len(path)-1]
 	}
 	c.menu, c.words = "/"+strings.Join(path, " "), words
-	if c.verb == "" && len(words) == 0 {
+	switch {
+	case len(path) > maxDepth:
+		l.errs.add(c.pos, "not a menu of RouterOS: want a path of %d words at most, or a / in front", maxDepth)
+	case c.verb == "" && len(words) == 0:
 		l.menu = c.menu
-		return
+	default:
+		l.commands = append(l.commands, c)
 	}
-	l.commands = append(l.commands, c)
 }
 
 // namesMenu returns whether words begin with one of the menus that are read, its slash left out.
@@ -280,9 +294,7 @@ func (l *lexer) block(c byte) bool {
 	case ok:
 		l.off, l.end = end, end
 	case c == '{':
-		if !l.failed {
-			l.fail(l.off, "a block that is not closed: want as many } as {")
-		}
+		l.fail(l.off, "a block that is not closed: want as many } as {")
 		l.off, l.end = len(l.src), len(l.src)
 	default:
 		l.unclosed = end
