@@ -217,20 +217,23 @@ func (l *lexer) word() word {
 
 // value reads the value of w, which begins at start, or the rest of it behind text.
 func (l *lexer) value(w *word, start int, text []byte) {
-	known := true
+	known, block := true, false
 	for {
 		switch c := l.peek(); {
 		case endsCommand(c) || isBlank(c):
 			if known {
 				w.value = string(text)
-			} else {
-				w.raw = string(l.src[start:l.end])
+				return
+			}
+			w.raw = string(l.src[start:l.end])
+			if !block && !l.failed && (w.raw[0] == '[' || w.raw[0] == '(') {
+				l.fail(start, "an expression that is not closed on its line: want as many ] as [, and ) as (")
 			}
 			return
 		case c == '"':
 			text, known = l.quoted(text, known)
 		case l.off == start && l.block(c):
-			known = false
+			known, block = false, true
 		default:
 			text, known = l.char(text, known)
 		}

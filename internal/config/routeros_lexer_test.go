@@ -48,6 +48,9 @@ func script(commands []command) []byte {
 			}
 			b.WriteByte('"')
 		}
+		if isBlank(b.Bytes()[b.Len()-1]) {
+			b.WriteByte(';') // an escaped blank in front of the end of the line would continue it
+		}
 		b.WriteByte('\n')
 	}
 	return b.Bytes()

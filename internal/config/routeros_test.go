@@ -257,6 +257,7 @@ func TestParseRouterOS_errors(t *testing.T) {
 		{"distance", two + "/ip route add distance=far gateway=a\n/ip route add distance=$x gateway=a", []string{"4:15 distance: want", "5:15 distance: want"}},
 		{"quote", "/interface ipip\nadd comment=\"a\nadd comment=\"b\" mtu=1\n", []string{"2:13 a quoted value that is not closed"}},
 		{"quote, continued", "/interface ipip\nadd comment=\"a\\\n    b\nadd mtu=1\n", []string{"2:13 a quoted value that is not closed"}},
+		{"bracket", "/interface ipip\nset [find name=$x mtu=1\nset (a mtu=[$b", []string{"3:12 an expression that is not closed"}},
 		{"brace", "/system script\nadd source={ \"}\" \n# }\n", []string{"2:12 a block that is not closed"}},
 		{"continuation", "/ip\\\n", []string{"1:4 file ends inside a continued line"}},
 		{"continuation in quotes", "/ip address\r\nadd comment=\"a\\\r\n   ", []string{"2:15 file ends inside a continued line"}},
