@@ -16,12 +16,12 @@ type netFile struct {
 }
 
 // open has later reads open nothing, unless the file does not exist yet, as without its kernel
-// module.
+// module, or only root may read it.
 func (f *netFile) open(name string) error {
 	f.mu.Lock()
 	f.keep = true
 	f.mu.Unlock()
-	if _, err := f.read(name); !errors.Is(err, os.ErrNotExist) {
+	if _, err := f.read(name); !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrPermission) {
 		return err
 	}
 	return nil
