@@ -36,8 +36,8 @@ var verbs = map[string]bool{
 	"find": true, "get": true, "print": true, "export": true, "import": true, "comment": true, "reset": true,
 }
 
-// maxNesting is how many words the path of a menu can have. RouterOS has 5.
-const maxNesting = 8
+// maxMenuDepth is how many words the path of a menu can have. RouterOS has 5.
+const maxMenuDepth = 8
 
 // lexer splits a script into commands. Quotes do not span lines, braces do.
 type lexer struct {
@@ -163,8 +163,8 @@ func (l *lexer) resolve(words []word) {
 	}
 	c.menu, c.words = "/"+strings.Join(path, " "), words
 	switch {
-	case len(path) > maxNesting:
-		l.errs.add(c.pos, "not a menu of RouterOS: want a path of %d words at most, or a / in front", maxNesting)
+	case len(path) > maxMenuDepth:
+		l.errs.add(c.pos, "not a menu of RouterOS: want a path of %d words at most, or a / in front", maxMenuDepth)
 	case c.verb == "" && len(words) == 0:
 		l.menu = c.menu
 	default:
