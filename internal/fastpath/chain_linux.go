@@ -53,6 +53,12 @@ func attach(device int, program *ebpf.Program, where ebpf.AttachType) (link.Link
 	if err := checkChainSpace(device, where); err != nil {
 		return nil, err
 	}
+	// AttachTCX would take a lack of descriptors for a lack of tcx, for good.
+	spare, err := unix.FcntlInt(uintptr(program.FD()), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, &Unavailable{"no file descriptor is left to attach the eBPF program: raise the limit (LimitNOFILE=, ulimit -n)", err}
+	}
+	_ = unix.Close(spare)
 	l, err := link.AttachTCX(link.TCXOptions{Interface: device, Program: program, Attach: where})
 	if err != nil {
 		return nil, explainAttach(device, err)

@@ -120,8 +120,8 @@ func capturing(t *testing.T, ns *netlab.NS) (stop func()) {
 }
 
 // A tunnel opens all that it needs when it starts: what changes around it later takes no
-// descriptor. (An underlay device that was not used before takes one for the fast path, as does a
-// tunnel's interface that was moved: until then packets are carried in userspace.)
+// descriptor. (An underlay device that was not used before takes one for the fast path: until there
+// is one packets are carried in userspace.)
 func TestDescriptors(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -203,6 +203,9 @@ func TestDescriptors(t *testing.T) {
 			pass("the first local address", outerA, "veth0", true)
 			a.Run("ip", "route", "add", outerB+"/32", "via", wire1B, "src", outerA)
 			pass("another underlay device", outerA, "veth1", false)
+			if s := d.Status().FastPath; c.fast && !strings.HasPrefix(s, "no file descriptor is left") {
+				t.Errorf("on another underlay device print says: %s", s)
+			}
 			a.Run("ip", "route", "delete", outerB+"/32")
 			pass("the first underlay device", outerA, "veth0", true)
 			a.Run("ip", "link", "set", "t0", "down")
@@ -225,9 +228,10 @@ func TestDescriptors(t *testing.T) {
 		a.Run("ip", "link", "set", "t0", "up")
 		netlab.Eventually(t, "the address is back", func() bool { return strings.Contains(a.Run("ip", "address", "show", "t0"), innerA) })
 		inside, into = netlab.CaptureReceived(t, a, "t0"), newInjector(t, a, "t0", nil, "")
-		pass("moved and back", outerA, "veth0", false)
-		d.limit(false)
-		pass("with descriptors", outerA, "veth0", true)
+		if c.fast { // some kernels detach the program of an interface that is moved
+			d.limit(false)
+		}
+		pass("moved and back", outerA, "veth0", true)
 	})
 }
 
