@@ -30,6 +30,9 @@ func (e *TunnelError) Unwrap() error { return e.Err }
 func (e *Engine) Apply(ctx context.Context, configs []Config) error {
 	e.applying.Lock()
 	defer e.applying.Unlock()
+	if e.closed {
+		return os.ErrClosed
+	}
 	p, err := e.plan(configs)
 	if err != nil {
 		return err

@@ -2,12 +2,14 @@ package tunnel
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -466,5 +468,40 @@ func TestEngineApply_random(t *testing.T) {
 		if got, want := state(e, m), state(fresh, m2); got != want {
 			t.Fatalf("%s\nchanged:\n%s\nstarted:\n%s", strings.Join(lines, "\n"), got, want)
 		}
+	}
+}
+
+// Close waits for Apply, so that no tunnel is left, and then there is none any more.
+func TestEngineApply_closed(t *testing.T) {
+	socket, _ := memory.NewSocketPair()
+	e, m := newModel(t, socket)
+	asked, answer := make(chan struct{}), make(chan struct{})
+	e.lookupName = func(context.Context, string) (netip.Addr, error) {
+		close(asked)
+		<-answer
+		return netip.MustParseAddr("203.0.113.7"), nil
+	}
+	applied, closed := make(chan error), make(chan error)
+	wanted := configs(t, lineA, "name=n remote-address=host.example")
+	go func() { applied <- e.Apply(t.Context(), wanted) }()
+	<-asked
+	go func() { closed <- e.Close() }()
+	select {
+	case <-closed:
+		t.Error("Close does not wait")
+	case <-time.After(20 * time.Millisecond):
+	}
+	close(answer)
+	if err := <-applied; err != nil {
+		t.Error(err)
+	}
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+	if err := e.Apply(t.Context(), wanted); !errors.Is(err, os.ErrClosed) {
+		t.Error(err)
+	}
+	if left := m.String(); left != "" {
+		t.Errorf("left behind:\n%s", left)
 	}
 }

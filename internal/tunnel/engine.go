@@ -79,7 +79,8 @@ type Engine struct {
 	ipsec        *ipsec.Manager
 	espReceivers atomic.Int32 // started so far
 	linking      sync.Mutex   // held while a link is attached or closed: see inBackground
-	applying     sync.Mutex   // held by Apply
+	applying     sync.Mutex   // held by Apply; guards closed
+	closed       bool
 	loops        sync.WaitGroup
 	cancel       context.CancelFunc
 	closeOnce    sync.Once // of what Close does to the workers and the socket
@@ -175,8 +176,12 @@ func (e *Engine) failTunnels(err error, match func(*Tunnel) bool) {
 	}
 }
 
-// Close closes all tunnels and the socket, and returns when the last thread has ended.
+// Close closes all tunnels and the socket, and returns when the last thread has ended. It waits for
+// Apply, whose context the caller may cancel; a later Apply fails.
 func (e *Engine) Close() error {
+	e.applying.Lock()
+	e.closed = true
+	e.applying.Unlock()
 	e.mu.Lock()
 	live := slices.Collect(maps.Keys(e.live)) // and not of the table: one that has failed may be closing
 	e.mu.Unlock()
