@@ -294,6 +294,7 @@ func (p *plan) silence(pairs map[*Tunnel]outerPair, held ...holds) {
 			path := &c.route.Load().path
 			if by := wanted[pairOf(path.Local, path.Remote)]; c.ipsecPolicy != nil && by != nil && by != c.Tunnel {
 				c.ipsecPolicy.close()
+				c.wakeControl()
 			}
 			return nil
 		})

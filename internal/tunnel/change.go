@@ -176,12 +176,13 @@ func (c *control) changeRPS(old string) {
 }
 
 // takeOverRoutes replaces routes that lead into other tunnels' interfaces.
-func (c *control) takeOverRoutes(routes []netip.Prefix) {
-	if len(routes) == 0 || !c.iface.Load().Up {
+func (t *Tunnel) takeOverRoutes(routes []netip.Prefix) {
+	iface := t.iface.Load()
+	if len(routes) == 0 || !iface.Up || iface.Moved {
 		return
 	}
-	if err := c.engine.network.ReplaceRoutes(c.ifindex, routes); err != nil {
-		c.log.Error("cannot take routes over from another tunnel", "err", err)
+	if err := t.engine.network.ReplaceRoutes(iface.Index, routes); err != nil {
+		t.log.Error("cannot take routes over from another tunnel", "err", err)
 	}
 }
 
