@@ -144,8 +144,9 @@ func (c *control) commitChange(ch *change) error {
 	}
 	if old.MTU != next.MTU {
 		c.mtuDecreases, c.oversizeLogged = mtuDecreases{}, false
+		c.appliedMTU = c.MTU() // the operator may have set another since
 	}
-	if old.RPS != next.RPS {
+	if old.RPS != next.RPS && !c.iface.Load().Moved { // the name may be another interface's here
 		c.changeRPS(old.RPS)
 	}
 	c.engine.openShared(c.Tunnel, next)

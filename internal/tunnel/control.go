@@ -168,11 +168,11 @@ func (c *control) round(now time.Time) {
 	c.retry = false
 	if c.resolveDue(now) {
 		c.resolving = true
-		name := c.cfg.RemoteAddress
+		name, last := c.cfg.RemoteAddress, c.resolvedAt
 		c.loops.Go(func() {
 			remote, err := c.engine.lookupName(c.ctx, name)
 			select {
-			case c.events <- func(c *control) { c.updateRemote(name, remote, err, time.Now()) }:
+			case c.events <- func(c *control) { c.updateRemote(last, remote, err, time.Now()) }:
 			case <-c.ctx.Done():
 			}
 		})
@@ -333,11 +333,11 @@ func (c *control) resolveDue(now time.Time) bool {
 	return !c.resolving && !c.resolvedAt.IsZero() && now.Sub(c.resolvedAt) >= resolveInterval
 }
 
-// updateRemote applies the result of resolving a name, unless RemoteAddress is another by now. On error
-// the last address stays in use.
-func (c *control) updateRemote(name string, remote netip.Addr, err error, now time.Time) {
+// updateRemote applies the result of resolving a name, unless Apply has resolved one since the last time, or
+// has taken it away. On error the last address stays in use.
+func (c *control) updateRemote(last time.Time, remote netip.Addr, err error, now time.Time) {
 	c.resolving = false
-	if name != c.cfg.RemoteAddress {
+	if !last.Equal(c.resolvedAt) {
 		return
 	}
 	c.resolvedAt = now

@@ -1,0 +1,86 @@
+package tunnel
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"ipipd/test/memory"
+)
+
+// What a look-up finds that began before Apply resolved the name, or took it away, is out of date.
+func TestEngineApply_resolvedMeanwhile(t *testing.T) {
+	socket, _ := memory.NewSocketPair()
+	e, _ := newModel(t, socket)
+	var answer atomic.Pointer[netip.Addr]
+	answers := func(a string) { addr := netip.MustParseAddr(a); answer.Store(&addr) }
+	begun, slow := make(chan struct{}), make(chan struct{})
+	e.lookupName = func(ctx context.Context, _ string) (netip.Addr, error) {
+		now := *answer.Load()
+		if ctx != t.Context() { // of a round
+			close(begun)
+			<-slow
+		}
+		return now, nil
+	}
+	named := strings.Replace(lineA, "198.51.100.1", "peer.example", 1)
+	answers("198.51.100.1")
+	apply(t, e, named)
+	a := e.Tunnel("a")
+	a.events <- func(c *control) { c.resolvedAt = c.resolvedAt.Add(-2 * resolveInterval) }
+	<-begun
+	apply(t, e, lineA)
+	answers("198.51.100.5")
+	apply(t, e, named)
+	close(slow)
+	eventually(t, "the old look-up has ended", func() bool {
+		resolving := make(chan bool)
+		a.events <- func(c *control) {
+			if c.remote.String() != "198.51.100.5" {
+				t.Errorf("the remote is %v", c.remote)
+			}
+			resolving <- c.resolving
+		}
+		return !<-resolving
+	})
+}
+
+// An MTU is set though the tunnel had it before, if the operator has set another since.
+func TestEngineApply_operatorsMTU(t *testing.T) {
+	socket, _ := memory.NewSocketPair()
+	e, m := newModel(t, socket)
+	apply(t, e, lineA)
+	a, d := e.Tunnel("a"), m.devices["a"]
+	s, _ := d.State()
+	made := s.MTU
+	if err := d.SetMTU(1300); err != nil {
+		t.Fatal(err)
+	}
+	m.set(func(*fakeNetwork) {})
+	eventually(t, "it is seen", func() bool { return a.MTU() == 1300 })
+	apply(t, e, fmt.Sprintf("%s mtu=%d", lineA, made))
+	if s, _ := d.State(); s.MTU != made || a.MTU() != made {
+		t.Errorf("the MTU is %d, and %d is shown; want %d", s.MTU, a.MTU(), made)
+	}
+}
+
+// An interface that has been moved to another network namespace leaves its name to another one, whose
+// rps_cpus are not the tunnel's.
+func TestEngineApply_movedRPS(t *testing.T) {
+	socket, _ := memory.NewSocketPair()
+	e, m := newModel(t, socket)
+	apply(t, e, lineA)
+	a, d := e.Tunnel("a"), m.devices["a"]
+	s, _ := d.State()
+	s.Moved = true
+	d.SetState(s)
+	m.set(func(*fakeNetwork) {})
+	eventually(t, "it is seen", func() bool { return a.iface.Load().Moved })
+	apply(t, e, lineA+" rps=3")
+	if len(m.rps) > 0 {
+		t.Errorf("rps is set: %v", m.rps)
+	}
+}
