@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+
+	"ipipd/internal/fastpath"
 )
 
 // TunnelError is an error about one of several tunnels.
@@ -33,6 +35,7 @@ func (e *Engine) Apply(ctx context.Context, configs []Config) error {
 	if e.closed {
 		return os.ErrClosed
 	}
+	e.waitClosing()
 	p, err := e.plan(configs)
 	if err != nil {
 		return err
@@ -65,6 +68,21 @@ func (e *Engine) running() map[string]*Tunnel {
 	return running
 }
 
+// waitClosing waits for tunnels that are being closed: their interfaces still have their names.
+func (e *Engine) waitClosing() {
+	e.mu.Lock()
+	var closing []*Tunnel
+	for t := range e.live {
+		if t.closing.Load() {
+			closing = append(closing, t)
+		}
+	}
+	e.mu.Unlock()
+	for _, t := range closing {
+		<-t.done
+	}
+}
+
 // plan is what Apply does.
 type plan struct {
 	engine *Engine
@@ -74,6 +92,8 @@ type plan struct {
 	remake []*Tunnel  // of remove, those that cannot be changed in place
 	remade []*control // in their places
 	takers map[netip.Prefix]string
+
+	interrupted bool // remake are closed
 }
 
 // plan compares configs with the tunnels that run. It opens nothing.
@@ -102,23 +122,20 @@ func (e *Engine) plan(configs []Config) (*plan, error) {
 
 // compare finds what t, nil if there is none, needs to be as next says.
 func (p *plan) compare(t *Tunnel, next *Config) error {
-	if t == nil {
-		c, err := p.engine.newControl(next)
-		p.add = append(p.add, c)
-		return err
-	}
-	old := t.config.Load()
 	secret, err := next.IPsec.secret()
 	if err != nil {
 		return err
 	}
+	if t == nil {
+		p.add = append(p.add, p.engine.newControl(next, secret))
+		return nil
+	}
+	old := t.config.Load()
 	switch {
 	case len(Changes(old, next)) == 0 && t.ipsecPolicy.hasSecret(secret):
 	case remade(old, next):
-		c, err := p.engine.newControl(next)
-		p.remade, p.remake = append(p.remade, c), append(p.remake, t)
+		p.remade, p.remake = append(p.remade, p.engine.newControl(next, secret)), append(p.remake, t)
 		p.remove[t] = &change{tunnel: t, old: old, next: next}
-		return err
 	default:
 		p.change = append(p.change, &change{tunnel: t, old: old, next: next, secret: secret})
 	}
@@ -183,7 +200,8 @@ func (p *plan) apply(ctx context.Context) (err error) {
 		changing.release()
 		ending.release()
 	}()
-	undo = append(undo, func() { _ = changing.each((*control).undoChange) }, func() { e.abandon(p.add) })
+	started := slices.Concat(p.add, p.remade)
+	undo = append(undo, func() { _ = changing.each((*control).undoChange) }, p.restart, func() { e.abandon(started) })
 	if err := changing.each((*control).prepareChange); err != nil {
 		return err
 	}
@@ -194,12 +212,11 @@ func (p *plan) apply(ctx context.Context) (err error) {
 		return err
 	}
 	// An error from here on interrupts tunnels.
-	undo = append(undo, p.restart, func() { e.abandon(p.remade) })
+	p.interrupted = true
 	p.close(p.remake)
 	if err := e.open(p.remade); err != nil {
 		return err
 	}
-	started := slices.Concat(p.add, p.remade)
 	p.silence(p.pairs(started), changing, ending)
 	if err := e.protectAll(started); err != nil {
 		return err
@@ -210,11 +227,11 @@ func (p *plan) apply(ctx context.Context) (err error) {
 	if err := e.register(p.pairs(started), p.removed()); err != nil {
 		return err
 	}
-	e.begin(started)
-	_ = changing.each((*control).commitChange)
 	for _, c := range started {
 		c.takeOverRoutes(c.takeOver)
 	}
+	e.begin(started)
+	_ = changing.each((*control).commitChange)
 	_ = changing.each((*control).finishChange)
 	_ = ending.each(func(c *control, _ *change) error { c.cancel(); return nil })
 	ending.release()
@@ -282,8 +299,9 @@ func (p *plan) pairs(started []*control) map[*Tunnel]outerPair {
 	return pairs
 }
 
-// silence ends the sessions of tunnels whose outer addresses go to another one: there is one session for
-// a pair. After an error control has them negotiate again.
+// silence ends the sessions of tunnels whose outer addresses go to another one, and has their packets
+// carried in userspace: there is one session, and one entry of the fast path, for a pair. After an error
+// control has them as before.
 func (p *plan) silence(pairs map[*Tunnel]outerPair, held ...holds) {
 	wanted := make(map[outerPair]*Tunnel, len(pairs))
 	for t, pair := range pairs {
@@ -292,20 +310,31 @@ func (p *plan) silence(pairs map[*Tunnel]outerPair, held ...holds) {
 	for _, h := range held {
 		_ = h.each(func(c *control, _ *change) error {
 			path := &c.route.Load().path
-			if by := wanted[pairOf(path.Local, path.Remote)]; c.ipsecPolicy != nil && by != nil && by != c.Tunnel {
-				c.ipsecPolicy.close()
-				c.wakeControl()
+			if by := wanted[pairOf(path.Local, path.Remote)]; by == nil || by == c.Tunnel {
+				return nil
 			}
+			if c.ipsecPolicy != nil {
+				c.ipsecPolicy.close()
+			}
+			c.disableFastPath()
+			c.programmed = fastpath.Tunnel{} // for the next enableFastPath
+			c.wakeControl()
 			return nil
 		})
 	}
 }
 
-// restart starts again, after an error, the tunnels that were to be made again.
+// restart starts again, after an error, the tunnels that were to be made again, with the remote and the
+// secret that they had.
 func (p *plan) restart() {
+	if !p.interrupted {
+		return
+	}
 	for _, t := range p.remake {
-		if _, err := p.engine.Start(context.Background(), *p.remove[t].old); err != nil {
-			p.engine.log.Error("the tunnel cannot be started again as it was", "name", p.remove[t].old.Name, "err", err)
+		c := p.engine.newControl(p.remove[t].old, t.ipsecPolicy.secret())
+		c.remote = address(t.route.Load().path.Remote)
+		if err := p.engine.start(c); err != nil {
+			p.engine.log.Error("the tunnel cannot be started again as it was", "name", c.cfg.Name, "err", err)
 		}
 	}
 }
@@ -318,7 +347,7 @@ type hold struct {
 	do     chan func(*control)
 	done   chan struct{} // after each of do
 	ready  chan struct{}
-	ended  bool // the tunnel has, on its own
+	ended  bool // the tunnel has, or is about to
 }
 
 // hold holds the tunnels of changes. One that ends meanwhile is passed over, and an error of each.
@@ -337,19 +366,27 @@ func (e *Engine) hold(changes []*change) holds {
 	for _, h := range held {
 		select {
 		case <-h.ready:
-		case <-h.change.tunnel.done:
+		case <-h.change.tunnel.ctx.Done():
 			h.ended = true
 		}
 	}
 	return held
 }
 
-// run is an event.
+// run is an event. It does not hold a tunnel that is to end: who closes it may be closing another one
+// that Apply waits for.
 func (h *hold) run(c *control) {
 	close(h.ready)
-	for f := range h.do {
-		f(c)
-		h.done <- struct{}{}
+	for c.ctx.Err() == nil {
+		select {
+		case f, more := <-h.do:
+			if !more {
+				return
+			}
+			f(c)
+			h.done <- struct{}{}
+		case <-c.ctx.Done():
+		}
 	}
 }
 
@@ -357,11 +394,15 @@ func (h *hold) run(c *control) {
 func (h holds) each(f func(*control, *change) error) error {
 	errs := make([]error, len(h))
 	for i, one := range h {
-		if one.ended {
-			errs[i] = fmt.Errorf("the tunnel has ended meanwhile: %w", cmp.Or(one.change.tunnel.Err(), os.ErrClosed))
-			continue
+		if !one.ended {
+			select {
+			case one.do <- func(c *control) { errs[i] = f(c, one.change) }:
+				continue
+			case <-one.change.tunnel.ctx.Done():
+				one.ended = true
+			}
 		}
-		one.do <- func(c *control) { errs[i] = f(c, one.change) }
+		errs[i] = fmt.Errorf("the tunnel has ended meanwhile: %w", cmp.Or(one.change.tunnel.Err(), os.ErrClosed))
 	}
 	for _, one := range h {
 		if !one.ended {

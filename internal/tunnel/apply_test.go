@@ -35,6 +35,7 @@ type hostModel struct {
 	gaps      int // routes that led nowhere for a while
 	failOpen  string
 	failRoute netip.Prefix
+	onOpen    func(name string) // called before an interface is made
 }
 
 type configuredAddress struct {
@@ -163,6 +164,12 @@ func (d *modelDevice) Close() error {
 }
 
 func (m *hostModel) open(o tun.Options) (tun.Device, error) {
+	m.mu.Lock()
+	onOpen := m.onOpen
+	m.mu.Unlock()
+	if onOpen != nil {
+		onOpen(o.Name)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.calls++

@@ -217,7 +217,13 @@ func (p *ipsecPolicy) configure(old, next *Config, secret ike.Secret) {
 	p.config.Config, p.config.Mark = next.IPsec.config(secret), next.FwMark
 }
 
-// hasSecret reports whether secret is the one in use.
-func (p *ipsecPolicy) hasSecret(secret ike.Secret) bool {
-	return p == nil && secret == nil || p != nil && bytes.Equal(p.config.Secret, secret)
+// secret is the one in use; nil if p is.
+func (p *ipsecPolicy) secret() ike.Secret {
+	if p == nil {
+		return nil
+	}
+	return p.config.Secret
 }
+
+// hasSecret reports whether secret is the one in use.
+func (p *ipsecPolicy) hasSecret(secret ike.Secret) bool { return bytes.Equal(p.secret(), secret) }

@@ -180,8 +180,8 @@ func (e *Engine) failTunnels(err error, match func(*Tunnel) bool) {
 // Apply, whose context the caller may cancel; a later Apply fails.
 func (e *Engine) Close() error {
 	e.applying.Lock()
+	defer e.applying.Unlock()
 	e.closed = true
-	e.applying.Unlock()
 	e.mu.Lock()
 	live := slices.Collect(maps.Keys(e.live)) // and not of the table: one that has failed may be closing
 	e.mu.Unlock()

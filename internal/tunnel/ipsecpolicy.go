@@ -9,6 +9,7 @@ import (
 	"ipipd/encap"
 	"ipipd/internal/drop"
 	"ipipd/internal/ipsec"
+	"ipipd/internal/ipsec/ike"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 )
@@ -34,11 +35,7 @@ type ipsecPolicy struct {
 // newIPsecPolicy returns a policy without a session. changed is called after an SA was established
 // or lost, or maxInner may have changed; dropped, with received ESP packets that an SA of the
 // tunnel refused. Neither may block.
-func newIPsecPolicy(manager *ipsec.Manager, cfg *Config, log *slog.Logger, changed func(), dropped func(drop.Reason, int)) (*ipsecPolicy, error) {
-	secret, err := cfg.IPsec.secret()
-	if err != nil {
-		return nil, err
-	}
+func newIPsecPolicy(manager *ipsec.Manager, cfg *Config, secret ike.Secret, log *slog.Logger, changed func(), dropped func(drop.Reason, int)) *ipsecPolicy {
 	if len(secret) < ipsec.WeakSecret {
 		log.Warn("the secret is short: who answers once in the peer's place can test guesses of it offline",
 			"remedy", "openssl rand -base64 32, the same at both ends")
@@ -53,7 +50,7 @@ func newIPsecPolicy(manager *ipsec.Manager, cfg *Config, log *slog.Logger, chang
 			log.Info(e.String())
 		}
 	}
-	return p, nil
+	return p
 }
 
 // rebind replaces the session unless it is already for these outer addresses and that underlay

@@ -18,7 +18,9 @@ func (e *Engine) openShared(t *Tunnel, cfg *Config) (manager *ipsec.Manager) {
 		if e.fastPath == nil && e.fastPathErr == nil {
 			e.fastPath, e.fastPathErr = e.openFastPath()
 		}
-		t.fast.programs, t.fast.programsErr = e.fastPath, e.fastPathErr
+		if t.fast.programs == nil { // else poll may be reading it
+			t.fast.programs, t.fast.programsErr = e.fastPath, e.fastPathErr
+		}
 	}
 	if cfg.IPsec.Wanted() && e.ipsec == nil {
 		e.ipsec = ipsec.NewManager(ipsec.Options{Serve: e.serveESP, Dropped: e.drop})

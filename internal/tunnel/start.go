@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ipipd/encap"
+	"ipipd/internal/ipsec/ike"
 	"ipipd/internal/netstate"
 	"ipipd/keepalive"
 	"ipipd/tun"
@@ -21,17 +22,26 @@ func (e *Engine) Start(ctx context.Context, cfg Config) (*Tunnel, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	c, err := e.newControl(cfg.clone())
+	secret, err := cfg.IPsec.secret()
 	if err != nil {
 		return nil, err
 	}
+	c := e.newControl(cfg.clone(), secret)
 	remotes, err := e.resolveAll(ctx, []*Config{c.cfg})
 	if err != nil {
 		return nil, errors.Unwrap(err)
 	}
 	c.remote = remotes[0]
+	if err := e.start(c); err != nil {
+		return nil, err
+	}
+	return c.Tunnel, nil
+}
+
+// start is Start with the remote resolved.
+func (e *Engine) start(c *control) error {
 	starting := []*control{c}
-	err = e.open(starting)
+	err := e.open(starting)
 	if err == nil {
 		err = e.protectAll(starting)
 	}
@@ -43,14 +53,14 @@ func (e *Engine) Start(ctx context.Context, cfg Config) (*Tunnel, error) {
 	}
 	if err != nil {
 		e.abandon(starting)
-		return nil, errors.Unwrap(err)
+		return errors.Unwrap(err)
 	}
 	e.begin(starting)
-	return c.Tunnel, nil
+	return nil
 }
 
-// newControl returns a tunnel that has nothing open yet, and no name resolved.
-func (e *Engine) newControl(cfg *Config) (c *control, err error) {
+// newControl returns a tunnel that has nothing open yet, and no name resolved. secret is that of cfg.
+func (e *Engine) newControl(cfg *Config, secret ike.Secret) *control {
 	t := &Tunnel{
 		engine: e, epoch: time.Now(), ifname: newIfnameHandler(e.log, cfg.Name),
 		wake: make(chan struct{}, 1), events: make(chan event, eventQueue), done: make(chan struct{}),
@@ -58,16 +68,16 @@ func (e *Engine) newControl(cfg *Config) (c *control, err error) {
 	t.log = slog.New(t.ifname)
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.loops.Add(1) // of run
-	c = &control{Tunnel: t, restoreCounts: map[configuredPrefix]restoreCount{}, restoreFailed: map[bool]bool{}}
+	c := &control{Tunnel: t, restoreCounts: map[configuredPrefix]restoreCount{}, restoreFailed: map[bool]bool{}}
 	c.setConfig(cfg)
 	if floor := netstate.MinPMTU(); floor >= encap.MinPathMTU {
 		c.pathMTU.Floor = floor
 	}
 	manager := e.openShared(t, cfg)
 	if cfg.IPsec.Wanted() {
-		t.ipsecPolicy, err = newIPsecPolicy(manager, cfg, t.log, t.wakeControl, t.drop)
+		t.ipsecPolicy = newIPsecPolicy(manager, cfg, secret, t.log, t.wakeControl, t.drop)
 	}
-	return c, err
+	return c
 }
 
 // setConfig takes a Config, which nobody changes any more, into use.
