@@ -68,11 +68,15 @@ func (r *requester) AddAddresses(device int, addresses []netip.Prefix) (added []
 	return r.change(addressChanges(unix.RTM_NEWADDR, device, addresses), unix.EEXIST)
 }
 
-// RemoveAddresses removes addresses from an interface; one that is gone is no error. With an
-// address the kernel removes the secondary ones of its subnet, unless promote_secondaries is
-// set. After a failure it goes on; err is the first.
+// RemoveAddresses removes addresses from an interface; one that is gone is no error. It sets
+// promote_secondaries, without which the kernel removes the other addresses of the subnet, too. With the
+// last address it removes the routes. After a failure it goes on; err is the first.
 func (r *requester) RemoveAddresses(device int, addresses []netip.Prefix) error {
-	_, err := r.change(addressChanges(unix.RTM_DELADDR, device, addresses), unix.EADDRNOTAVAIL, unix.ENODEV)
+	if len(addresses) == 0 {
+		return nil
+	}
+	changes := append([]change{promoteSecondaries(device)}, addressChanges(unix.RTM_DELADDR, device, addresses)...)
+	_, err := r.change(changes, unix.EADDRNOTAVAIL, unix.ENODEV)
 	return err
 }
 
@@ -89,7 +93,7 @@ func (r *requester) change(changes []change, ignored ...error) (done []netip.Pre
 		switch c := &changes[i]; {
 		case failure == nil:
 			done = append(done, c.prefix)
-		case err == nil && !slices.Contains(ignored, failure):
+		case err == nil && c.what != "" && !slices.Contains(ignored, failure):
 			err = r.explain(c, failure)
 		}
 	}
@@ -177,6 +181,14 @@ func noLinkLocal(device int) change {
 	const none = 1 // IN6_ADDR_GEN_MODE_NONE of linux/if_link.h
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{none})
+	return change{NetlinkRequest: linkRequest(unix.RTM_SETLINK, device, 0, spec), device: device}
+}
+
+// promoteSecondaries sets net.ipv4.conf.IFNAME.promote_secondaries.
+func promoteSecondaries(device int) change {
+	const conf, promote = 1, 20 // IFLA_INET_CONF, IPV4_DEVCONF_PROMOTE_SECONDARIES of linux/if_link.h and linux/ip.h
+	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
+	spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(conf, nil).AddRtAttr(promote, nl.Uint32Attr(1))
 	return change{NetlinkRequest: linkRequest(unix.RTM_SETLINK, device, 0, spec), device: device}
 }
 

@@ -278,6 +278,24 @@ func TestHost_AddAddresses_failure(t *testing.T) {
 	}
 }
 
+// The other addresses of a subnet stay when its primary one is removed, an operator's, too.
+func TestHost_RemoveAddresses_primary(t *testing.T) {
+	ns := netlab.New(t)
+	device := addLinks(t, ns, 1)[0]
+	h := openHost(t, ns)
+	ns.Sysctl("net.ipv4.conf.all.promote_secondaries", "0")
+	ns.Sysctl("net.ipv4.conf.t0.promote_secondaries", "0")
+	for _, a := range []string{"10.1.0.1/24", "10.1.0.2/24", "10.1.0.3/24"} {
+		ns.Run("ip", "address", "add", a, "dev", "t0")
+	}
+	if err := h.RemoveAddresses(device, prefixes("10.1.0.1/24", "10.1.0.2/24")); err != nil {
+		t.Fatal(err)
+	}
+	if got := ns.Run("ip", "-4", "-o", "address", "show", "dev", "t0"); strings.Count(got, "inet ") != 1 || !strings.Contains(got, "10.1.0.3/24") {
+		t.Errorf("left:\n%s", got)
+	}
+}
+
 func TestHost_RemoveAddresses(t *testing.T) {
 	ns := newTun(t)
 	ns.Run("sh", "-ec", "for a in 10.1.0.1/32 10.1.0.1/30 10.2.0.1/32; do ip address add $a dev tun0; done")

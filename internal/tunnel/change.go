@@ -110,8 +110,7 @@ func (c *control) addPrefixes(ch *change) (err error) {
 
 // undoChange takes back what prepareChange has done.
 func (c *control) undoChange(ch *change) error {
-	network := c.engine.network
-	err := errors.Join(network.RemoveRoutes(c.ifindex, ch.addedRoutes), network.RemoveAddresses(c.ifindex, ch.addedAddresses))
+	err := errors.Join(c.engine.network.RemoveRoutes(c.ifindex, ch.addedRoutes), c.removeAddresses(ch.addedAddresses))
 	if err != nil {
 		c.log.Error("cannot take back what was added to the interface", "err", err)
 	}
@@ -189,19 +188,26 @@ func (t *Tunnel) takeOverRoutes(routes []netip.Prefix) {
 
 // finishChange removes the addresses and routes that are not wanted any more. Others' stay.
 func (c *control) finishChange(ch *change) error {
-	network, iface := c.engine.network, c.iface.Load()
-	if iface.Moved {
+	if c.iface.Load().Moved {
 		return nil
 	}
-	errs := []error{network.RemoveRoutes(c.ifindex, ch.removedRoutes())}
-	if gone := without(ch.old.Addresses, ch.next.Addresses); len(gone) > 0 {
-		errs = append(errs, network.RemoveAddresses(c.ifindex, gone))
-	}
-	if err := errors.Join(errs...); err != nil {
+	err := errors.Join(c.engine.network.RemoveRoutes(c.ifindex, ch.removedRoutes()), c.removeAddresses(without(ch.old.Addresses, ch.next.Addresses)))
+	if err != nil {
 		c.log.Error("cannot remove what the interface is not to have any more", "err", err)
 	}
 	c.wakeControl()
 	return nil
+}
+
+// removeAddresses removes addresses of the interface, and puts the routes back that the kernel removes with
+// the last one.
+func (c *control) removeAddresses(addresses []netip.Prefix) error {
+	network := c.engine.network
+	err := network.RemoveAddresses(c.ifindex, addresses)
+	if len(addresses) > 0 && err == nil && c.iface.Load().Up {
+		_, err = network.AddRoutes(c.ifindex, c.cfg.Routes)
+	}
+	return err
 }
 
 // configure takes another Config and its secret into use. With another key or proposal the session ends,
