@@ -47,6 +47,8 @@ type Tunnel struct {
 
 	// incomplete: something in it was no Setting, and has its error.
 	incomplete bool
+	// refused is why it can be read, and must not be started: see File.Refused.
+	refused *Error
 }
 
 // File is what a file, or several, say.
@@ -58,6 +60,9 @@ type File struct {
 	Tunnels  []Tunnel
 	// Files are the files that Read has read.
 	Files []string
+	// Refused has the tunnels that can be read and must not be started: an export may have left
+	// their secret out, and they would send in the clear. Read returns no tunnel.Config of them.
+	Refused Errors
 	// Notes are lines for the operator, each with its position: what was passed over.
 	Notes []string
 }

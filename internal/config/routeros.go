@@ -253,8 +253,8 @@ func (r *routerOS) checkSecrets() {
 		}
 		for _, s := range t.Settings {
 			if s.Property == "allow-fast-path" && s.Value == "no" {
-				r.fail(s.Pos, "allow-fast-path=no without ipsec-secret: the secret may have been left out of the export: "+
-					"want an export with show-sensitive, or !ipsec-secret here if the tunnel is not encrypted")
+				t.refused = &Error{s.Pos, "allow-fast-path=no without ipsec-secret: the secret may have been left out of the export: " +
+					"want an export with show-sensitive, or !ipsec-secret here if the tunnel is not encrypted"}
 			}
 		}
 	}

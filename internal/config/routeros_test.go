@@ -44,8 +44,12 @@ func TestParseRouterOS_exports(t *testing.T) {
 				}
 				return
 			}
-			if line := refused[name]; line != 0 && (len(errs) != 1 || errs[0].Pos.Line != line) || line == 0 && errs != nil {
-				t.Errorf("errors %v, want one of line %d", errs, line)
+			if errs != nil {
+				t.Errorf("errors %v", errs)
+			}
+			got.configs()
+			if line := refused[name]; line != 0 && (len(got.Refused) != 1 || got.Refused[0].Pos.Line != line) || line == 0 && got.Refused != nil {
+				t.Errorf("refused %v, want one of line %d", got.Refused, line)
 			}
 			var want []any
 			if err := json.Unmarshal(text, &want); err != nil {
@@ -272,7 +276,12 @@ func TestParseRouterOS_errors(t *testing.T) {
 		{"UTF-16", "\xff\xfe/\x00i\x00", []string{"1:4 a zero byte"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, errs := parseRouterOS("x.rsc", []byte(tt.in))
+			f, errs := parseRouterOS("x.rsc", []byte(tt.in))
+			for _, tunnel := range f.Tunnels {
+				if tunnel.refused != nil {
+					errs = append(errs, *tunnel.refused)
+				}
+			}
 			var got []string
 			for i, err := range errs {
 				text := fmt.Sprintf("%d:%d %s", err.Pos.Line, err.Pos.Column, err.Message)
@@ -285,6 +294,23 @@ func TestParseRouterOS_errors(t *testing.T) {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
 		})
+	}
+}
+
+// What may have lost its secret is read, and not to be started.
+func TestRead_refused(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "export.rsc")
+	const in = "/interface ipip\nadd allow-fast-path=no name=a remote-address=192.0.2.1\n" +
+		"add name=b remote-address=192.0.2.2\nadd allow-fast-path=no disabled=yes name=c remote-address=192.0.2.3\n"
+	if err := os.WriteFile(file, []byte(in), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, configs, err := Read(file)
+	if err != nil || len(f.Tunnels) != 3 || len(configs) != 1 || configs[0].Name != "b" {
+		t.Fatalf("%v, %v, %v", f, configs, err)
+	}
+	if len(f.Refused) != 1 || f.Refused[0].Pos.String() != file+":2:5" {
+		t.Errorf("refused %v", f.Refused)
 	}
 }
 

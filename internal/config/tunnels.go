@@ -93,6 +93,10 @@ func (f *File) configs() (configs []tunnel.Config, errs Errors) {
 		if f.Disabled(t) {
 			continue
 		}
+		if t.refused != nil {
+			f.Refused = append(f.Refused, *t.refused)
+			continue
+		}
 		if remote := strings.ToLower(strings.TrimSuffix(c.RemoteAddress, ".")); remote != "" {
 			local := "from the route"
 			if c.LocalAddress.IsValid() {
