@@ -55,8 +55,8 @@ func (e *Engine) Tunnel(name string) *Tunnel {
 	return nil
 }
 
-// running returns the tunnels that run, by Config.Name.
-func (e *Engine) running() map[string]*Tunnel {
+// Tunnels returns the tunnels that run, by Config.Name.
+func (e *Engine) Tunnels() map[string]*Tunnel {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	running := make(map[string]*Tunnel, len(e.live))
@@ -99,7 +99,7 @@ type plan struct {
 // plan compares configs with the tunnels that run. It opens nothing.
 func (e *Engine) plan(configs []Config) (*plan, error) {
 	p := &plan{engine: e, remove: map[*Tunnel]*change{}, takers: map[netip.Prefix]string{}}
-	ending, seen := e.running(), map[string]bool{}
+	ending, seen := e.Tunnels(), map[string]bool{}
 	for i := range configs {
 		next := &configs[i]
 		if err := next.Validate(); err != nil {
@@ -133,7 +133,7 @@ func (p *plan) compare(t *Tunnel, next *Config) error {
 	old := t.config.Load()
 	switch {
 	case len(Changes(old, next)) == 0 && t.ipsecPolicy.hasSecret(secret):
-	case remade(old, next):
+	case len(remade(old, next)) > 0:
 		p.remade, p.remake = append(p.remade, p.engine.newControl(next, secret)), append(p.remake, t)
 		p.remove[t] = &change{tunnel: t, old: old, next: next}
 	default:

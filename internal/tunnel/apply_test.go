@@ -259,7 +259,7 @@ func configs(t *testing.T, lines ...string) (all []Config) {
 // shown is what print shows of the tunnels, without what depends on the past.
 func shown(e *Engine) string {
 	var lines []string
-	for _, t := range e.running() {
+	for _, t := range e.Tunnels() {
 		s := t.Status()
 		s.LastHeard, s.Drops, s.ProcessDrops = time.Time{}, nil, nil
 		s.RxPacket, s.RxByte, s.TxPacket, s.TxByte = 0, 0, 0, 0

@@ -39,9 +39,16 @@ func Changes(a, b *Config) (changed []Property) {
 	return changed
 }
 
-// remade reports whether a tunnel cannot be changed in place from old to next: see Property.Remade.
-func remade(old, next *Config) bool {
-	return old.TunQueues != next.TunQueues || old.IPsec.Wanted() != next.IPsec.Wanted()
+// remade returns the properties for which a tunnel cannot be changed in place from old to next: see
+// Property.Remade.
+func remade(old, next *Config) (by []Property) {
+	secret := old.IPsec.Wanted() != next.IPsec.Wanted()
+	for _, p := range Changes(old, next) {
+		if p.Remade != "" && (secret || p.Remade != remadeSecret) {
+			by = append(by, p)
+		}
+	}
+	return by
 }
 
 // without returns those of a that are not in b.

@@ -250,9 +250,9 @@ func TestEngineApply_churn(t *testing.T) {
 	for range lists {
 		wanted := list()
 		fail.Store(random.IntN(4) == 0)
-		before := a.engine.running()
+		before := a.engine.Tunnels()
 		err := a.engine.Apply(t.Context(), wanted)
-		now := a.engine.running()
+		now := a.engine.Tunnels()
 		if err != nil { // the restart of one that was to be made again fails, too
 			for name := range now {
 				if before[name] == nil {
