@@ -12,10 +12,11 @@ import (
 	"github.com/spf13/pflag"
 
 	"ipipd/internal/config"
+	"ipipd/internal/control"
 	"ipipd/internal/tunnel"
 )
 
-// usageError is a wrong command line: exit status 2, as for config.Errors. Every other error is a
+// usageError is a wrong command line: exit status 2, as for config.Errors, also those of another process. Every other error is a
 // failure: exit status 1.
 type usageError struct{ err error }
 
@@ -37,10 +38,11 @@ func asUsage(err error) error {
 func exitStatus(err error) int {
 	var usage *usageError
 	var wrong config.Errors
+	var refused *control.Refusal
 	switch {
 	case err == nil:
 		return 0
-	case errors.As(err, &usage), errors.As(err, &wrong):
+	case errors.As(err, &usage), errors.As(err, &wrong), errors.As(err, &refused) && refused.Input:
 		return 2
 	}
 	return 1

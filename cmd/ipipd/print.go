@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -59,21 +60,8 @@ func newCmdPrint(s *streams, runF func(context.Context, *printOptions) error) *c
 }
 
 func printRun(_ context.Context, o *printOptions) error {
-	names := []string{o.Name}
-	if o.Name == "" {
-		var err error
-		if names, err = control.List(o.RuntimeDir); err != nil {
-			return controlError(err)
-		}
-		sortNames(names)
-	}
-	statuses, problem := queryStatuses(o.RuntimeDir, names)
-	if o.Name != "" && len(statuses) == 0 && problem == nil {
-		if started := originalName(o.RuntimeDir, o.Name); started != "" {
-			statuses, problem = queryStatuses(o.RuntimeDir, []string{started})
-		}
-	}
-	if len(statuses) == 0 && (o.Name != "" || errors.Is(problem, fs.ErrPermission)) {
+	statuses, problem := queryStatuses(o.RuntimeDir, o.Name)
+	if len(statuses) == 0 && (o.Name != "" || errors.Is(problem, fs.ErrPermission) || errors.Is(problem, syscall.ENOTDIR)) {
 		return cmp.Or(problem, noSuchTunnel(o.RuntimeDir, o.Name))
 	}
 	var err error
@@ -88,30 +76,47 @@ func printRun(_ context.Context, o *printOptions) error {
 	return cmp.Or(err, problem)
 }
 
-// queryStatuses returns the statuses of the running tunnels, in the order of names.
-// problem joins the errors of those that do not answer; of the sockets that this user may not
-// connect to it has the first. Tunnels that have ended are left out, and their stale sockets
-// removed.
-func queryStatuses(dir string, names []string) (statuses []tunnel.Status, problem error) {
-	all := make([]tunnel.Status, len(names))
-	errs := make([]error, len(names))
+// queryStatuses returns the statuses of the running tunnels, sorted by name, or of the one that
+// is called, or was started as, name. problem joins the errors of processes that do not answer; of
+// the sockets that this user may not connect to it has the first. Tunnels that have ended are left
+// out, and their stale sockets removed.
+func queryStatuses(dir, name string) (statuses []tunnel.Status, problem error) {
+	if name != "" {
+		var one tunnel.Status
+		switch err := control.Status(dir, name, answerTimeout, &one); {
+		case err == nil:
+			return []tunnel.Status{one}, nil
+		case errors.Is(err, control.ErrStarting):
+			return nil, fmt.Errorf("tunnel %s %w: try again", name, err)
+		case !errors.Is(err, control.ErrNotRunning):
+			return nil, controlError(err)
+		}
+		control.Sweep(dir, []string{name})
+		statuses, _ := queryStatuses(dir, "") // its interface may have been renamed
+		return slices.DeleteFunc(statuses, func(s tunnel.Status) bool { return s.Name() != name }), nil
+	}
+	processes, err := control.Processes(dir)
+	if err != nil {
+		return nil, controlError(err)
+	}
+	all := make([][]tunnel.Status, len(processes))
+	errs := make([]error, len(processes))
 	var wg sync.WaitGroup
-	for i, name := range names {
-		wg.Go(func() { errs[i] = control.Status(dir, name, answerTimeout, &all[i]) })
+	for i := range processes {
+		wg.Go(func() { errs[i] = processes[i].Statuses(dir, answerTimeout, &all[i]) })
 	}
 	wg.Wait()
-	var gone []string
 	var problems []error
 	denied := false
 	for i, err := range errs {
 		switch {
 		case err == nil:
-			statuses = append(statuses, all[i])
+			statuses = append(statuses, all[i]...)
 		case errors.Is(err, control.ErrNotRunning):
-			gone = append(gone, names[i])
+			processes[i].Sweep(dir)
 		case errors.Is(err, control.ErrStarting):
-			if len(names) == 1 {
-				problems = append(problems, fmt.Errorf("tunnel %s %w: try again", names[i], err))
+			if len(processes) == 1 && len(processes[0].Names) == 1 {
+				problems = append(problems, fmt.Errorf("tunnel %s %w: try again", processes[0].Names[0], err))
 			}
 		case errors.Is(err, fs.ErrPermission) && denied:
 		default:
@@ -119,21 +124,22 @@ func queryStatuses(dir string, names []string) (statuses []tunnel.Status, proble
 			problems = append(problems, controlError(err))
 		}
 	}
-	control.Sweep(dir, gone)
+	slices.SortStableFunc(statuses, func(a, b tunnel.Status) int { return compareNames(startedName(&a), startedName(&b)) })
 	return statuses, errors.Join(problems...)
 }
 
+// startedName is the name of a tunnel's link in the runtime folder: its interface may have been
+// renamed since.
+func startedName(s *tunnel.Status) string { return cmp.Or(s.RenamedFrom, s.Name()) }
+
 // originalName returns the name under which a tunnel was started whose interface has since
-// been renamed to name, or "". The control socket keeps the original name.
+// been renamed to name, or "".
 func originalName(dir, name string) string {
-	names, _ := control.List(dir)
-	statuses, _ := queryStatuses(dir, names)
-	for _, s := range statuses {
-		if s.Name() == name {
-			return s.RenamedFrom
-		}
+	statuses, _ := queryStatuses(dir, name)
+	if len(statuses) == 0 {
+		return ""
 	}
-	return ""
+	return statuses[0].RenamedFrom
 }
 
 // printTable prints in the format of RouterOS's `print`.
@@ -284,13 +290,13 @@ func writeTrimmingLines(out io.Writer, text string) error {
 }
 
 // sortNames puts ipip2 before ipip10.
-func sortNames(names []string) {
-	slices.SortFunc(names, func(a, b string) int {
-		stemA, stemB := strings.TrimRight(a, "0123456789"), strings.TrimRight(b, "0123456789")
-		return cmp.Or(
-			strings.Compare(stemA, stemB),
-			cmp.Compare(len(a)-len(stemA), len(b)-len(stemB)),
-			strings.Compare(a, b),
-		)
-	})
+func sortNames(names []string) { slices.SortFunc(names, compareNames) }
+
+func compareNames(a, b string) int {
+	stemA, stemB := strings.TrimRight(a, "0123456789"), strings.TrimRight(b, "0123456789")
+	return cmp.Or(
+		strings.Compare(stemA, stemB),
+		cmp.Compare(len(a)-len(stemA), len(b)-len(stemB)),
+		strings.Compare(a, b),
+	)
 }

@@ -200,7 +200,15 @@ func serveStatus(t *testing.T, dir string, s tunnel.Status) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { server.Close() })
-	go server.Serve(func() any { return s }, func() { go server.Close() })
+	go server.Serve(control.Handler{
+		Status: func(name string) (any, error) {
+			if name == "" {
+				return []tunnel.Status{s}, nil
+			}
+			return s, nil
+		},
+		Down: func(string) { go server.Close() },
+	})
 }
 
 // shortDir returns a directory with a path short enough for sockets in it (sun_path).

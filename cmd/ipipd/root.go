@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"ipipd/internal/config"
+	"ipipd/internal/control"
 )
 
 // streams are standard output and standard error of a command.
@@ -24,9 +25,10 @@ func execute(ctx context.Context, root *cobra.Command, args []string, s *streams
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	var wrong config.Errors
+	var refused *control.Refusal
 	switch {
-	case errors.As(err, &wrong): // a line each, as editors read them
-		for line := range strings.Lines(wrong.Error()) {
+	case errors.As(err, &wrong), errors.As(err, &refused) && refused.Input: // a line each, as editors read them
+		for line := range strings.Lines(err.Error()) {
 			fmt.Fprintln(s.err, oneLine(errors.New(line)))
 		}
 	case err != nil:
@@ -68,7 +70,7 @@ configuration was wrong.`,
 	root.Flags().Bool("version", false, "say which ipipd this is") // cobra's own would take -v
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages ", ".FlagUsagesWrapped 100 "))
 	root.AddCommand(newCmdUp(s, upRun), newCmdPrint(s, printRun), newCmdDown(s, downRun),
-		newCmdCheck(s, checkRun), newCmdSchema(s), newCmdVersion(s))
+		newCmdReload(s, reloadRun), newCmdDiff(s, diffRun), newCmdCheck(s, checkRun), newCmdSchema(s), newCmdVersion(s))
 	for _, more := range platformCommands {
 		root.AddCommand(more(s))
 	}

@@ -3,40 +3,65 @@ package main
 import (
 	"context"
 	"errors"
+	"log/slog"
 
 	"ipipd/internal/confine"
 	"ipipd/internal/tunnel"
 )
 
-// startTunnel starts an engine with one tunnel, then drops the privileges that the process
-// no longer needs.
-func startTunnel(ctx context.Context, o tunnel.EngineOptions, config tunnel.Config) (startedTunnel, error) {
-	engine, err := tunnel.NewEngine(o)
+// engine is the part of *tunnel.Engine that `up` uses.
+type engine interface {
+	Apply(context.Context, []tunnel.Config) error
+	Diff([]tunnel.Config) ([]tunnel.Difference, error)
+	// Tunnels returns those that run, by their configured names.
+	Tunnels() map[string]startedTunnel
+	// Close removes the tunnels. It returns when the interfaces are gone.
+	Close() error
+}
+
+// startedTunnel is the part of *tunnel.Tunnel that `up` uses.
+type startedTunnel interface {
+	Status() tunnel.Status
+	// Done is closed when the tunnel has ended, by Close or a failure; Err returns that.
+	Done() <-chan struct{}
+	Err() error
+	Close() error
+}
+
+// openEngine opens an engine that drops the privileges which the process no longer needs,
+// once it has tunnels.
+func openEngine(o tunnel.EngineOptions) (engine, error) {
+	e, err := tunnel.NewEngine(o)
 	if err != nil {
 		return nil, err
 	}
-	if err := engine.Apply(ctx, []tunnel.Config{config}); err != nil {
-		var of *tunnel.TunnelError
-		if errors.As(err, &of) { // there is only one
-			err = of.Err
-		}
-		return nil, errors.Join(err, engine.Close())
+	return &kernelEngine{Engine: e, log: o.Log}, nil
+}
+
+type kernelEngine struct {
+	*tunnel.Engine
+	log      *slog.Logger
+	confined bool
+}
+
+// Apply is not for concurrent use.
+func (e *kernelEngine) Apply(ctx context.Context, configs []tunnel.Config) error {
+	err := e.Engine.Apply(ctx, configs)
+	if err != nil || e.confined {
+		return err
 	}
-	t := engine.Tunnel(config.Name)
-	if t == nil {
-		return nil, errors.Join(errors.New("the tunnel has ended while it was started"), engine.Close())
-	}
-	// After Apply, which may need all capabilities to load the fast path's programs.
+	// Afterwards, since it may need all capabilities to load the fast path's programs.
+	e.confined = true
 	if err := confine.Process(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		o.Log.Warn("cannot drop the privileges that this process does not need", "err", err)
+		e.log.Warn("cannot drop the privileges that this process does not need", "err", err)
 	}
-	return &singleTunnel{t, engine}, nil
+	return nil
 }
 
-// singleTunnel closes its engine with the tunnel.
-type singleTunnel struct {
-	*tunnel.Tunnel
-	engine *tunnel.Engine
+func (e *kernelEngine) Tunnels() map[string]startedTunnel {
+	started := map[string]startedTunnel{}
+	for name, t := range e.Engine.Tunnels() {
+		started[name] = t
+	}
+	return started
 }
-
-func (t *singleTunnel) Close() error { return t.engine.Close() }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -42,6 +43,46 @@ func (t *fakeTunnel) Close() error {
 	return nil
 }
 
+// fakeEngine is an engine with at most one tunnel.
+type fakeEngine struct {
+	apply  func(context.Context, []tunnel.Config) (startedTunnel, error)
+	mu     sync.Mutex
+	tunnel startedTunnel
+	name   string
+}
+
+func (e *fakeEngine) Apply(ctx context.Context, configs []tunnel.Config) error {
+	t, err := e.apply(ctx, configs)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.tunnel, e.name = t, configs[0].Name
+	return err
+}
+
+func (e *fakeEngine) Diff([]tunnel.Config) ([]tunnel.Difference, error) { return nil, nil }
+
+// Tunnels is as that of the kernel's: without a tunnel that has failed.
+func (e *fakeEngine) Tunnels() map[string]startedTunnel {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.tunnel == nil || e.tunnel.Err() != nil {
+		return nil
+	}
+	return map[string]startedTunnel{e.name: e.tunnel}
+}
+
+func (e *fakeEngine) Close() error {
+	if e.tunnel == nil {
+		return nil
+	}
+	return e.tunnel.Close()
+}
+
+// openFake returns a function that opens an engine whose only tunnel apply starts.
+func openFake(apply func(context.Context, []tunnel.Config) (startedTunnel, error)) func(tunnel.EngineOptions) (engine, error) {
+	return func(tunnel.EngineOptions) (engine, error) { return &fakeEngine{apply: apply}, nil }
+}
+
 // runUpFake runs `up` with a fake tunnel, and returns when it is ready.
 func runUpFake(t *testing.T, dir, name string, change func(*upOptions)) (tun *fakeTunnel, log *netlab.Buffer, ended chan error) {
 	t.Helper()
@@ -50,11 +91,11 @@ func runUpFake(t *testing.T, dir, name string, change func(*upOptions)) (tun *fa
 	o := &upOptions{processOptions: config.DefaultProcess(), streams: &streams{log, log}, Config: tunnel.Default()}
 	o.RuntimeDir, o.Config.Name, o.Config.RemoteAddress = dir, name, "198.51.100.1"
 	started := make(chan struct{})
-	o.start = func(_ context.Context, _ tunnel.EngineOptions, c tunnel.Config) (startedTunnel, error) {
-		tun.config = c
+	o.open = openFake(func(_ context.Context, configs []tunnel.Config) (startedTunnel, error) {
+		tun.config = configs[0]
 		close(started)
 		return tun, nil
-	}
+	})
 	if change != nil {
 		change(o)
 	}
@@ -181,9 +222,9 @@ func TestUpRun_startFails(t *testing.T) {
 	dir := shortDir(t)
 	o := &upOptions{processOptions: config.DefaultProcess(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
 	o.RuntimeDir = dir
-	o.start = func(context.Context, tunnel.EngineOptions, tunnel.Config) (startedTunnel, error) {
+	o.open = openFake(func(context.Context, []tunnel.Config) (startedTunnel, error) {
 		return nil, errors.New("no TUN here: run modprobe tun")
-	}
+	})
 	err := upRun(t.Context(), o)
 	if err == nil || exitStatus(err) != 1 || oneLine(err) != "no TUN here: run modprobe tun" {
 		t.Errorf("up: %v", err)
@@ -197,14 +238,14 @@ func TestUpRun_endedBeforeReady(t *testing.T) {
 	dir := shortDir(t)
 	o := &upOptions{processOptions: config.DefaultProcess(), streams: &streams{&bytes.Buffer{}, &bytes.Buffer{}}}
 	o.RuntimeDir, o.Config.Name = dir, "t-fake"
-	o.start = func(ctx context.Context, _ tunnel.EngineOptions, _ tunnel.Config) (startedTunnel, error) {
+	o.open = openFake(func(ctx context.Context, _ []tunnel.Config) (startedTunnel, error) {
 		if status, _, errs := command("print", "t-fake", "--runtime-dir", dir); status != 1 || errs != "ipipd: tunnel t-fake is starting: try again\n" {
 			t.Errorf("print meanwhile: status %d, %s", status, errs)
 		}
 		go command("down", "t-fake", "--runtime-dir", dir)
 		<-ctx.Done()
 		return nil, ctx.Err()
-	}
+	})
 	if err := upRun(t.Context(), o); err != nil {
 		t.Errorf("up: %v", err)
 	}

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,21 +16,25 @@ import (
 	"time"
 )
 
-// maxStatusBytes is more than any status has.
-const maxStatusBytes = 1 << 20
+// maxAnswerBytes is more than 10,000 tunnels have.
+const maxAnswerBytes = 64 << 20
 
 // Status reads the status of a tunnel into v, as json.Unmarshal does. It fails with
 // ErrNotRunning if there is no such tunnel or it ends meanwhile, ErrStarting before it is
 // ready, and *TimeoutError if there is no answer within timeout.
 func Status(dir, name string, timeout time.Duration, v any) error {
-	return request(dir, name, timeout, http.MethodGet, "/status", func(r *http.Response) error {
-		if r.StatusCode == http.StatusServiceUnavailable {
-			return ErrStarting
-		}
-		if r.StatusCode != http.StatusOK {
-			return fmt.Errorf("%s answers %s: is it an ipipd of another version?", name, r.Status)
-		}
-		text, err := io.ReadAll(io.LimitReader(r.Body, maxStatusBytes))
+	return request(path(dir, name), name, timeout, http.MethodGet, "/status?name="+url.QueryEscape(name), nil, readStatus(name, v))
+}
+
+// Statuses reads the statuses of all tunnels of p, an array, into v. It fails as Status does.
+func (p *Process) Statuses(dir string, timeout time.Duration, v any) error {
+	return p.request(dir, timeout, http.MethodGet, "/status", nil, readStatus(p.links[0], v))
+}
+
+// readStatus returns a function that reads the answer about name into v.
+func readStatus(name string, v any) func(*http.Response) error {
+	return func(r *http.Response) error {
+		text, err := answer(name, r)
 		if err != nil {
 			return err
 		}
@@ -37,10 +42,80 @@ func Status(dir, name string, timeout time.Duration, v any) error {
 			return fmt.Errorf("%s answers something else than a status: %w", name, err)
 		}
 		return nil
+	}
+}
+
+// Refusal is why a process does not do what it was asked for.
+type Refusal struct {
+	Message string `json:"message"`
+	// Input: what it was to read is wrong.
+	Input bool `json:"input,omitzero"`
+	// Unconfigured: the process has no configuration.
+	Unconfigured bool `json:"unconfigured,omitzero"`
+}
+
+func (r *Refusal) Error() string { return r.Message }
+
+// Reload has p read its configuration again and do what it says. It fails with *Refusal if
+// that is not possible, and then all is as it was.
+func (p *Process) Reload(dir string, timeout time.Duration) error {
+	return p.request(dir, timeout, http.MethodPost, "/reload", nil, func(r *http.Response) error {
+		_, err := answer(p.links[0], r)
+		return err
 	})
 }
 
-// Down ends a tunnel and waits until its interface and socket are gone. timeout bounds the
+// Diff returns what p would do with the configuration of files, or else its own. It fails
+// with *Refusal.
+func (p *Process) Diff(dir string, timeout time.Duration, files []string) (text string, err error) {
+	body, err := json.Marshal(files)
+	if err != nil {
+		return "", err
+	}
+	err = p.request(dir, timeout, http.MethodPost, "/diff", body, func(r *http.Response) error {
+		got, err := answer(p.links[0], r)
+		text = string(got)
+		return err
+	})
+	return text, err
+}
+
+// answer reads the body of a response.
+func answer(name string, r *http.Response) ([]byte, error) {
+	text, err := io.ReadAll(io.LimitReader(r.Body, maxAnswerBytes))
+	if err != nil {
+		return nil, err
+	}
+	switch r.StatusCode {
+	case http.StatusOK:
+		return text, nil
+	case http.StatusServiceUnavailable:
+		return nil, ErrStarting
+	case http.StatusUnprocessableEntity:
+		var refusal Refusal
+		if err := json.Unmarshal(text, &refusal); err == nil {
+			return nil, &refusal
+		}
+	case http.StatusNotFound:
+		if r.Header.Get(goneHeader) != "" {
+			return nil, ErrNotRunning
+		}
+	}
+	return nil, fmt.Errorf("%s answers %s: is it an ipipd of another version?", name, r.Status)
+}
+
+// request asks by the first link of p that is there: a tunnel may end meanwhile.
+func (p *Process) request(dir string, timeout time.Duration, method, what string, body []byte, read func(*http.Response) error) (err error) {
+	for _, link := range p.links {
+		err = request(path(dir, link), link, timeout, method, what, body, read)
+		if !errors.Is(err, ErrNotRunning) {
+			break
+		}
+	}
+	return err
+}
+
+// Down ends a tunnel and waits until its interface and its link of the socket are gone. timeout bounds the
 // answer, wait the end of the process. progress, which may be nil, is called about every
 // 20 ms with the time waited so far. Down fails with ErrNotRunning if there is no such
 // tunnel, and *TimeoutError if there is no answer.
@@ -53,7 +128,7 @@ func Down(dir, name string, timeout, wait time.Duration, progress func(time.Dura
 	if err != nil {
 		return err
 	}
-	err = request(dir, name, timeout, http.MethodPost, "/down", func(r *http.Response) error {
+	err = request(socket, name, timeout, http.MethodPost, "/down?name="+url.QueryEscape(name), nil, func(r *http.Response) error {
 		if r.StatusCode != http.StatusNoContent {
 			return fmt.Errorf("%s answers %s: is it an ipipd of another version?", name, r.Status)
 		}
@@ -85,17 +160,17 @@ func Down(dir, name string, timeout, wait time.Duration, progress func(time.Dura
 // request sends one request and passes the response to read. A GET that is cut off means
 // that the tunnel is ending: it is retried until there is an answer or no listener. A POST
 // is not retried: the next listener may be another tunnel.
-func request(dir, name string, timeout time.Duration, method, what string, read func(*http.Response) error) error {
+func request(socket, name string, timeout time.Duration, method, what string, body []byte, read func(*http.Response) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(context.Context, string, string) (net.Conn, error) {
-			return dial(path(dir, name))
+			return dial(socket)
 		},
 	}}
 	for {
-		r, err := http.NewRequestWithContext(ctx, method, "http://tunnel"+what, nil)
+		r, err := http.NewRequestWithContext(ctx, method, "http://tunnel"+what, bytes.NewReader(body))
 		if err != nil {
 			return err
 		}

@@ -1,14 +1,17 @@
-// Package control is the protocol between a running tunnel and `print` and `down`: HTTP
-// over a unix socket, one per tunnel, named after it.
+// Package control is the protocol between a running ipipd and its other commands: HTTP over
+// a unix socket, one per process. It has a hard link for each tunnel, NAME.sock.
 //
-//	GET  /status   200, the tunnel's status as JSON; 503 until the tunnel is ready
-//	POST /down     204, then the tunnel ends
+//	GET  /status             200, the status of each tunnel, a JSON array; 503 until they are ready
+//	GET  /status?name=NAME   200, that of one; 404 if there is none
+//	POST /down?name=NAME     204, then the tunnel ends, and with the last one the process
+//	POST /reload             200; 422 and a Refusal
+//	POST /diff               200, text; 422 and a Refusal. The body is a JSON array of files
 //
-// The socket reserves the tunnel's name among all processes that share the directory, in
-// any network namespace. Access to the socket is the right to end the tunnel: it is
-// created with mode 0600, in a directory that only its owner can write, root or the
-// process's own user. Others may have read access to the directory, and see the tunnels'
-// names only.
+// A link reserves the tunnel's name among all processes that share the directory, in any
+// network namespace. Access to the socket is the right to end the tunnels: it is created
+// with mode 0600, in a directory that only its owner can write, root or the process's own
+// user, and only these two are answered. Others may have read access to the directory, and
+// see the tunnels' names only.
 //
 // A killed process leaves a stale socket, which refuses connections. The next process that
 // needs the name, or lists the directory, replaces or removes it. Creating and removing
@@ -31,6 +34,8 @@ import (
 
 const (
 	suffix = ".sock"
+	// processPrefix begins the socket's own name: no tunnel's name has a colon.
+	processPrefix = "process:"
 	// connectTimeout bounds connect(2), which blocks only on a full backlog: that of a
 	// process that hangs.
 	connectTimeout = time.Second
@@ -65,23 +70,69 @@ func (e *TimeoutError) Error() string {
 
 func path(dir, name string) string { return filepath.Join(dir, name+suffix) }
 
-// List returns the names of the sockets in dir, stale ones included, in no particular
-// order. A directory that does not exist has none.
-func List(dir string) ([]string, error) {
-	entries, err := os.ReadDir(dir)
+// Process is one socket in a directory, stale or not.
+type Process struct {
+	// Names are those of its tunnels, sorted.
+	Names []string
+	// links are the names of its files, without suffix: those of the tunnels first.
+	links []string
+}
+
+// Processes returns the sockets in dir, stale ones included, in the order of their first
+// names. A directory that does not exist has none.
+func Processes(dir string) ([]Process, error) {
+	entries, err := os.ReadDir(dir) // sorted
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	var names []string
+	type inode struct{ device, number uint64 }
+	var order []inode
+	found := map[inode]*Process{}
+	var own []func()
 	for _, e := range entries {
-		if name, ok := strings.CutSuffix(e.Name(), suffix); ok && name != "" && e.Type()&fs.ModeSocket != 0 {
-			names = append(names, name)
+		name, ok := strings.CutSuffix(e.Name(), suffix)
+		if !ok || name == "" || e.Type()&fs.ModeSocket == 0 {
+			continue
 		}
+		info, err := e.Info()
+		if err != nil {
+			continue // removed meanwhile
+		}
+		st := info.Sys().(*syscall.Stat_t)
+		at := inode{uint64(st.Dev), uint64(st.Ino)}
+		p := found[at]
+		if p == nil {
+			p = &Process{}
+			found[at], order = p, append(order, at)
+		}
+		if strings.HasPrefix(name, processPrefix) {
+			own = append(own, func() { p.links = append(p.links, name) })
+			continue
+		}
+		p.Names, p.links = append(p.Names, name), append(p.links, name)
 	}
-	return names, nil
+	for _, add := range own {
+		add()
+	}
+	processes := make([]Process, len(order))
+	for i, at := range order {
+		processes[i] = *found[at]
+	}
+	return processes, nil
+}
+
+// List returns the names of all tunnels in dir, those of stale sockets included, in no
+// particular order.
+func List(dir string) ([]string, error) {
+	processes, err := Processes(dir)
+	var names []string
+	for _, p := range processes {
+		names = append(names, p.Names...)
+	}
+	return names, err
 }
 
 // dial connects to the socket. ErrNotRunning means that no process listens.
@@ -128,6 +179,9 @@ func removeStale(path string) (free bool, err error) {
 	}
 	return true, os.Remove(path)
 }
+
+// Sweep removes the files of p in dir if it is stale.
+func (p *Process) Sweep(dir string) { Sweep(dir, p.links) }
 
 // Sweep removes the stale sockets of these names in dir. It ignores errors, since a stale
 // socket does no harm.

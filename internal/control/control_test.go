@@ -37,8 +37,21 @@ func serve(t *testing.T, dir, name string) *Server {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	go s.Serve(func() any { return status{name} }, func() { go s.Close() })
+	go s.Serve(handler(status{name}, func() { go s.Close() }))
 	return s
+}
+
+// handler has one tunnel, with that status, ErrStarting if it is nil.
+func handler(status any, down func()) Handler {
+	return Handler{
+		Status: func(string) (any, error) {
+			if status == nil {
+				return nil, ErrStarting
+			}
+			return status, nil
+		},
+		Down: func(string) { down() },
+	}
 }
 
 // makeStale creates a stale socket, as a killed process leaves it.
@@ -177,12 +190,12 @@ func TestStatus_starting(t *testing.T) {
 	}
 	defer s.Close()
 	var ready atomic.Bool
-	go s.Serve(func() any {
+	go s.Serve(Handler{Status: func(string) (any, error) {
 		if !ready.Load() {
-			return nil
+			return nil, ErrStarting
 		}
-		return status{"ipip1"}
-	}, func() {})
+		return status{"ipip1"}, nil
+	}})
 	var got status
 	if err := Status(dir, "ipip1", patience, &got); err != ErrStarting {
 		t.Errorf("before: %v", err)
@@ -218,7 +231,7 @@ func TestDown_tunnelThatStays(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	go s.Serve(func() any { return nil }, func() {})
+	go s.Serve(handler(nil, func() {}))
 	waited := time.Duration(0)
 	err = Down(dir, "ipip1", patience, shortWait, func(so time.Duration) {
 		if so < waited {
@@ -239,7 +252,7 @@ func TestDown_nameReused(t *testing.T) {
 		t.Fatal(err)
 	}
 	next := make(chan *Server, 1)
-	go s.Serve(func() any { return nil }, func() {
+	go s.Serve(handler(nil, func() {
 		go func() {
 			s.Close()
 			n, err := Listen(t.Context(), dir, "ipip1")
@@ -248,7 +261,7 @@ func TestDown_nameReused(t *testing.T) {
 			}
 			next <- n
 		}()
-	})
+	}))
 	if err := Down(dir, "ipip1", patience, patience, nil); err != nil {
 		t.Error(err)
 	}
@@ -377,7 +390,7 @@ func TestListen_killedProcess(t *testing.T) {
 		}
 		fmt.Println("listening")
 		// Serve, since the garbage collector closes an unused listener.
-		t.Fatal(s.Serve(func() any { return nil }, func() {}))
+		t.Fatal(s.Serve(handler(nil, func() {})))
 	}
 	dir = t.TempDir()
 	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")

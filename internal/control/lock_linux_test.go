@@ -87,7 +87,7 @@ func dirLockedByAnotherUser(t *testing.T) {
 	go func() {
 		s, err := Listen(ctx, dir, "ipip1")
 		if err == nil {
-			go s.Serve(func() any { return status{"ipip1"} }, func() { go s.Close() })
+			go s.Serve(handler(status{"ipip1"}, func() { go s.Close() }))
 			err = Down(dir, "ipip1", patience, patience, nil)
 		}
 		done <- err

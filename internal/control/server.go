@@ -5,11 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"runtime"
+	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -18,25 +22,44 @@ import (
 // Limits of a request. Clients are trusted, but scripts have bugs.
 const (
 	maxHeaderBytes = 4 << 10
-	maxBodyBytes   = 1 << 10
+	maxBodyBytes   = 64 << 10
+	maxClients     = 32 // at once; more wait
 	ioTimeout      = 5 * time.Second
 )
 
-// Server reserves a tunnel's name and serves its control socket.
+// goneHeader marks the 404 of a tunnel that is not there, as opposed to that of a request
+// which only another version knows.
+const goneHeader = "No-Such-Tunnel"
+
+// Server is the control socket of a process, and reserves the names of its tunnels.
 type Server struct {
+	dir      string
 	path     string
 	listener net.Listener
 	info     fs.FileInfo // of the socket that Listen created
 
-	mu   sync.Mutex
-	http *http.Server
+	mu    sync.Mutex
+	names map[string]bool // reserved
+	http  *http.Server
 }
 
-// Listen reserves name in dir, and creates dir if it is missing. It fails with *TakenError
-// if a running tunnel has the name, *DirError if dir is not safe, and *LockedError if
-// another process holds the lock too long. Clients can connect from now on, and are
-// answered once Serve runs. Canceling ctx ends the wait for the lock.
-func Listen(ctx context.Context, dir, name string) (*Server, error) {
+// Handler is what a Server serves. Its functions are called concurrently, also while
+// tunnels end.
+type Handler struct {
+	// Status returns a value for json.Marshal: the status of the tunnel of that name, or with
+	// "" an array of all. It fails with ErrStarting or ErrNotRunning.
+	Status func(name string) (any, error)
+	// Down ends a tunnel. It is called after the answer is sent.
+	Down func(name string)
+	// Reload and Diff fail with *Refusal, or any other error.
+	Reload func(context.Context) error
+	Diff   func(files []string) (text string, err error)
+}
+
+// Listen makes the socket of a process in dir, and creates dir if it is missing. It reserves
+// names, as Reserve does, and fails with *DirError if dir is not safe. Clients can connect
+// from now on, and are answered once Serve runs.
+func Listen(ctx context.Context, dir string, names ...string) (*Server, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -45,13 +68,12 @@ func Listen(ctx context.Context, dir, name string) (*Server, error) {
 		return nil, err
 	}
 	defer unlock()
-	s := &Server{path: path(dir, name)}
-	free, err := removeStale(s.path)
-	if err != nil {
-		return nil, err
-	}
-	if !free {
-		return nil, &TakenError{name, s.path}
+	s := &Server{dir: dir, names: map[string]bool{}}
+	for i, free := 1, false; !free; i++ {
+		s.path = path(dir, processPrefix+strconv.Itoa(i))
+		if free, err = removeStale(s.path); err != nil {
+			return nil, err
+		}
 	}
 	if s.listener, err = listenPrivate(s.path); err != nil {
 		return nil, err
@@ -61,12 +83,84 @@ func Listen(ctx context.Context, dir, name string) (*Server, error) {
 	if s.info, err = os.Lstat(s.path); err == nil && s.info.Mode().Perm() != 0o600 {
 		err = fmt.Errorf("%s came into being with mode %04o instead of 0600", s.path, s.info.Mode().Perm())
 	}
+	if err == nil {
+		err = s.link(names)
+	}
 	if err != nil {
 		s.listener.Close()
 		os.Remove(s.path)
 		return nil, err
 	}
 	return s, nil
+}
+
+// Reserve reserves names of tunnels, all or none; those that it has already stay. It fails
+// with *TakenError if a running tunnel of another process has one, and with *LockedError if
+// another process holds the lock too long. Canceling ctx ends the wait for the lock.
+func (s *Server) Reserve(ctx context.Context, names ...string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	unlock, err := lock(ctx, s.dir, lockTimeout)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return s.link(names)
+}
+
+// link makes a hard link for each name. The caller holds the lock.
+func (s *Server) link(names []string) (err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var made []string
+	defer func() {
+		if err != nil {
+			s.unlink(made)
+		}
+	}()
+	for _, name := range names {
+		if s.names[name] {
+			continue
+		}
+		link := path(s.dir, name)
+		free, err := removeStale(link)
+		if err != nil {
+			return err
+		}
+		if !free {
+			return &TakenError{name, link}
+		}
+		if err := os.Link(s.path, link); err != nil {
+			return err
+		}
+		s.names[name], made = true, append(made, name)
+	}
+	return nil
+}
+
+// Release gives names up, as Close does all. Call it after the interfaces are gone.
+func (s *Server) Release(names ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unlink(names)
+}
+
+// unlink needs no lock of the directory: no process replaces a socket that accepts
+// connections. It removes nothing that has replaced a link. The caller holds mu.
+func (s *Server) unlink(names []string) {
+	for _, name := range names {
+		if s.names[name] {
+			s.remove(path(s.dir, name))
+			delete(s.names, name)
+		}
+	}
+}
+
+func (s *Server) remove(path string) {
+	if info, err := os.Lstat(path); err == nil && sameSocket(info, s.info) {
+		os.Remove(path)
+	}
 }
 
 // umaskMu serializes changes of the process's umask.
@@ -87,15 +181,13 @@ func listenPrivate(path string) (net.Listener, error) {
 	return lc.Listen(context.Background(), "unix", path)
 }
 
-// Serve answers clients until Close. status returns a value for json.Marshal, or nil while
-// the tunnel is not ready; down is called for each POST /down, after the answer is sent.
-// Both are called concurrently, also while the tunnel ends.
-func (s *Server) Serve(status func() any, down func()) error {
+// Serve answers clients until Close.
+func (s *Server) Serve(h Handler) error {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
-		v := status()
-		if v == nil {
-			http.Error(w, ErrStarting.Error(), http.StatusServiceUnavailable)
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		v, err := h.Status(r.URL.Query().Get("name"))
+		if err != nil {
+			refuse(w, err)
 			return
 		}
 		text, err := json.Marshal(v)
@@ -106,11 +198,33 @@ func (s *Server) Serve(status func() any, down func()) error {
 		w.Header().Set("Content-Type", "application/json")
 		w.Write(text)
 	})
-	mux.HandleFunc("POST /down", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("POST /down", func(w http.ResponseWriter, r *http.Request) {
+		name := r.URL.Query().Get("name")
 		// Send the answer before the process starts to end.
 		w.WriteHeader(http.StatusNoContent)
 		_ = http.NewResponseController(w).Flush()
-		down()
+		h.Down(name)
+	})
+	mux.HandleFunc("POST /reload", func(w http.ResponseWriter, r *http.Request) {
+		takeTime(w)
+		if err := h.Reload(r.Context()); err != nil {
+			refuse(w, err)
+		}
+	})
+	mux.HandleFunc("POST /diff", func(w http.ResponseWriter, r *http.Request) {
+		var files []string
+		if err := json.NewDecoder(r.Body).Decode(&files); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		takeTime(w)
+		text, err := h.Diff(files)
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		io.WriteString(w, text)
 	})
 	server := &http.Server{
 		Handler:           http.MaxBytesHandler(mux, maxBodyBytes),
@@ -123,22 +237,47 @@ func (s *Server) Serve(status func() any, down func()) error {
 	s.mu.Lock()
 	s.http = server
 	s.mu.Unlock()
-	if err := server.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+	if err := server.Serve(&guardedListener{s.listener, make(chan struct{}, maxClients)}); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("control socket %s: %w", s.path, err)
 	}
 	return nil
 }
 
-// Close releases the name: it removes the socket, unless another has replaced it, and
-// disconnects clients. Call it after the interface is gone, since Down waits for the
-// socket to go. It needs no lock: no process replaces a socket that accepts connections.
-func (s *Server) Close() error {
-	if info, err := os.Lstat(s.path); err == nil && sameSocket(info, s.info) {
-		os.Remove(s.path)
+// takeTime lifts ioTimeout for a request that is read: it may wait for DNS.
+func takeTime(w http.ResponseWriter) {
+	c := http.NewResponseController(w)
+	_ = c.SetReadDeadline(time.Time{}) // which would cancel the request's context
+	_ = c.SetWriteDeadline(time.Time{})
+}
+
+// refuse answers with an error.
+func refuse(w http.ResponseWriter, err error) {
+	var refusal *Refusal
+	switch {
+	case errors.Is(err, ErrStarting):
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	case errors.Is(err, ErrNotRunning):
+		w.Header().Set(goneHeader, "1")
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	case !errors.As(err, &refusal):
+		refusal = &Refusal{Message: err.Error()}
 	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusUnprocessableEntity)
+	_ = json.NewEncoder(w).Encode(refusal)
+}
+
+// Close releases all names: it removes the socket and its links, unless another has replaced
+// them, and disconnects clients. Call it after the interfaces are gone, since Down waits for
+// the links to go.
+func (s *Server) Close() error {
 	s.mu.Lock()
+	s.unlink(slices.Collect(maps.Keys(s.names)))
 	server := s.http
 	s.mu.Unlock()
+	s.remove(s.path)
 	err := s.listener.Close()
 	if server != nil {
 		err = server.Close()

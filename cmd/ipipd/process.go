@@ -1,0 +1,311 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"ipipd/internal/config"
+	"ipipd/internal/control"
+	"ipipd/internal/tunnel"
+)
+
+// process is a running `up`: its tunnels, and what its control socket does with them.
+type process struct {
+	options *upOptions
+	log     *slog.Logger
+	down    func()     // ends the process
+	failed  chan error // why the last tunnel has ended, unless somebody ended it
+
+	server *control.Server
+	engine engine
+	ready  atomic.Bool
+
+	mu      sync.Mutex // held while tunnels begin or end, DNS look-ups included
+	watched map[startedTunnel]bool
+}
+
+func newProcess(o *upOptions, log *slog.Logger, down func()) *process {
+	return &process{options: o, log: log, down: down, failed: make(chan error, 1), watched: map[startedTunnel]bool{}}
+}
+
+// start makes the control socket and starts the tunnels. On error no tunnel runs; the caller
+// closes server, if there is one.
+func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error) {
+	p.protectMemory(configs)
+	if p.server, err = listen(ctx, p.options.RuntimeDir, configs); err != nil {
+		return err
+	}
+	only := len(configs) == 1
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	go func() {
+		err := p.server.Serve(control.Handler{
+			Status: p.status,
+			Down:   func(name string) { p.downTunnel(name, only) },
+			Reload: p.reload,
+			Diff:   p.diff,
+		})
+		if err != nil {
+			p.log.Error("the control socket has failed: ipipd's other commands cannot reach this process", "err", err)
+		}
+	}()
+	if p.engine, err = p.options.open(tunnel.EngineOptions{Log: p.log, Threads: p.options.Threads}); err != nil {
+		return err
+	}
+	if err := p.engine.Apply(ctx, configs); err != nil {
+		return errors.Join(p.tunnelError(err), p.engine.Close())
+	}
+	p.watch()
+	if len(p.engine.Tunnels()) < len(configs) {
+		return errors.Join(errors.New("a tunnel has ended while it was started"), p.engine.Close())
+	}
+	p.ready.Store(true)
+	return nil
+}
+
+// protectMemory keeps secrets out of core dumps.
+func (p *process) protectMemory(configs []tunnel.Config) {
+	if !slices.ContainsFunc(configs, func(c tunnel.Config) bool { return c.IPsec.Wanted() }) {
+		return
+	}
+	if err := disableCoreDumps(); err != nil {
+		p.log.Warn("cannot disable core dumps: one would contain the secret", "err", err)
+	}
+}
+
+// tunnelError does not name the tunnel if it is the only one.
+func (p *process) tunnelError(err error) error {
+	var of *tunnel.TunnelError
+	if len(p.options.Paths) == 0 && errors.As(err, &of) {
+		return of.Err
+	}
+	return err
+}
+
+// watch logs the tunnels that are new, and watches for their end. The caller holds mu.
+func (p *process) watch() {
+	tunnels := p.engine.Tunnels()
+	names := slices.Collect(maps.Keys(tunnels))
+	sortNames(names)
+	for _, name := range names {
+		t := tunnels[name]
+		if p.watched[t] {
+			continue
+		}
+		p.watched[t] = true
+		s := t.Status()
+		p.log.Info("tunnel is ready", "name", s.Name(), "local-address", s.CurrentLocalAddress,
+			"remote-address", s.CurrentRemoteAddress, "mtu", s.ActualMTU)
+		go func() {
+			<-t.Done()
+			p.ended(name, t)
+		}()
+	}
+}
+
+// ended gives up the name of a tunnel, unless it was made again.
+func (p *process) ended(name string, t startedTunnel) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.watched, t)
+	tunnels := p.engine.Tunnels()
+	if tunnels[name] == nil {
+		p.server.Release(name)
+	}
+	switch err := t.Err(); {
+	case err == nil:
+	case len(tunnels) == 0:
+		select {
+		case p.failed <- err:
+		default:
+		}
+	default:
+		p.log.Error("the tunnel has ended", "name", name, "err", err)
+	}
+}
+
+// status implements control.Handler.
+func (p *process) status(name string) (any, error) {
+	if !p.ready.Load() {
+		return nil, control.ErrStarting
+	}
+	tunnels := p.engine.Tunnels()
+	if name != "" {
+		if t := tunnels[name]; t != nil {
+			return t.Status(), nil
+		}
+		return nil, control.ErrNotRunning
+	}
+	all := make([]tunnel.Status, 0, len(tunnels))
+	for _, t := range tunnels {
+		all = append(all, t.Status())
+	}
+	return all, nil
+}
+
+// downTunnel implements control.Handler. only: the process was started with one tunnel, so that
+// it needs not wait until it is ready.
+func (p *process) downTunnel(name string, only bool) {
+	if only && !p.ready.Load() {
+		p.down()
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.ready.Load() {
+		return // the start has failed
+	}
+	tunnels := p.engine.Tunnels()
+	t := tunnels[name]
+	switch {
+	case t == nil:
+	case len(tunnels) == 1:
+		p.down()
+	default:
+		p.log.Info("the tunnel ends: ipipd down", "name", name)
+		if err := t.Close(); err != nil {
+			p.log.Error("a tunnel is not closed as it should be", "name", name, "err", err)
+		}
+	}
+}
+
+// hangUp is SIGHUP.
+func (p *process) hangUp(ctx context.Context) {
+	go func() {
+		var refused *control.Refusal
+		switch err := p.reload(ctx); {
+		case errors.As(err, &refused) && refused.Unconfigured:
+			p.log.Info(err.Error())
+		case err != nil:
+			for line := range strings.Lines(err.Error()) {
+				p.log.Error("the configuration is not reloaded, and all is as it was", "err", strings.TrimSpace(line))
+			}
+		}
+	}()
+}
+
+// reload implements control.Handler: it reads the configuration again, and does all that it says,
+// or nothing.
+func (p *process) reload(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	configs, err := p.read(nil)
+	if err != nil {
+		return err
+	}
+	running := p.engine.Tunnels()
+	var added []string
+	for _, name := range namesOf(configs) {
+		if running[name] == nil {
+			added = append(added, name)
+		}
+	}
+	if err := reserve(ctx, p.server, added); err != nil {
+		return err
+	}
+	p.protectMemory(configs)
+	err = p.engine.Apply(ctx, configs)
+	p.watch() // after an error, too: those that were to be made again
+	if err != nil {
+		p.server.Release(added...)
+		return err
+	}
+	now := p.engine.Tunnels()
+	for name := range running {
+		if now[name] == nil {
+			p.server.Release(name) // before the answer
+		}
+	}
+	p.log.Info("the configuration is reloaded", "tunnels", len(configs))
+	return nil
+}
+
+// diff implements control.Handler. Without files it is about what reload would do.
+func (p *process) diff(files []string) (string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	configs, err := p.read(files)
+	if err != nil {
+		return "", err
+	}
+	differences, err := p.engine.Diff(configs)
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	for _, d := range differences {
+		var names, reasons []string
+		for _, property := range d.Properties {
+			names = append(names, property.Name)
+			if d.Action == tunnel.Again && property.Remade != "" {
+				reasons = append(reasons, property.Name+" "+property.Remade)
+			}
+		}
+		fmt.Fprintf(&b, "%s: %v", d.Name, d.Action)
+		if len(names) > 0 {
+			fmt.Fprintf(&b, ": %s", strings.Join(names, ", "))
+		}
+		if len(reasons) > 0 {
+			fmt.Fprintf(&b, " (%s)", strings.Join(reasons, "; "))
+		}
+		b.WriteByte('\n')
+	}
+	return b.String(), nil
+}
+
+// read reads the configuration of files, or else the process's own. Its error is a
+// *control.Refusal. The caller holds mu.
+func (p *process) read(files []string) ([]tunnel.Config, error) {
+	switch {
+	case len(p.options.Paths) == 0:
+		return nil, &control.Refusal{Unconfigured: true,
+			Message: "nothing to reload: the tunnel is configured by the flags of ipipd up alone"}
+	case !p.ready.Load():
+		return nil, control.ErrStarting
+	case len(files) == 0:
+		files = p.options.Paths
+	}
+	_, configs, err := readFiles(files)
+	var wrong config.Errors
+	if errors.As(err, &wrong) {
+		return nil, &control.Refusal{Message: err.Error(), Input: true}
+	}
+	return configs, err
+}
+
+// readConfiguration reads Paths: the tunnels, and the settings of the process that no flag has.
+func (o *upOptions) readConfiguration() ([]tunnel.Config, error) {
+	file, configs, err := readFiles(o.Paths)
+	if err != nil {
+		return nil, err
+	}
+	for _, note := range file.Notes {
+		fmt.Fprintln(o.streams.err, note)
+	}
+	for _, property := range config.ProcessProperties() {
+		for _, s := range file.Process {
+			if s.Property == property.Name && !o.given[s.Property] {
+				if err := property.Set(&o.processOptions, s.Value); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	return configs, nil
+}
+
+// readFiles reads what is to be started: with what must not be it starts nothing.
+func readFiles(paths []string) (*config.File, []tunnel.Config, error) {
+	file, configs, err := config.Read(paths...)
+	if err == nil && len(file.Refused) > 0 {
+		err = file.Refused
+	}
+	return file, configs, err
+}

@@ -1,0 +1,181 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+)
+
+// serveTunnels serves one process, whose tunnels go one by one.
+func serveTunnels(t *testing.T, dir string, names ...string) *Server {
+	t.Helper()
+	s, err := Listen(t.Context(), dir, names...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	go s.Serve(Handler{
+		Status: func(name string) (any, error) {
+			if name == "" {
+				all := []status{}
+				for _, n := range names {
+					all = append(all, status{n})
+				}
+				return all, nil
+			}
+			if !slices.Contains(names, name) {
+				return nil, ErrNotRunning
+			}
+			return status{name}, nil
+		},
+		Down:   func(name string) { s.Release(name) },
+		Reload: func(context.Context) error { return &Refusal{Message: "x.yaml:1:1: wrong", Input: true} },
+		Diff: func(files []string) (string, error) {
+			if len(files) == 0 {
+				return "", errors.New("no file")
+			}
+			return files[0] + ": nothing\n", nil
+		},
+	})
+	return s
+}
+
+// Each tunnel's file is the same socket.
+func TestProcesses(t *testing.T) {
+	dir := t.TempDir()
+	serveTunnels(t, dir, "ipip2", "ipip1")
+	serveTunnels(t, dir)
+	makeStale(t, dir, "old")
+	processes, err := Processes(dir)
+	if err != nil || len(processes) != 3 {
+		t.Fatalf("%v, %v", processes, err)
+	}
+	var all []status
+	if err := processes[0].Statuses(dir, patience, &all); err != nil || !slices.Equal(all, []status{{"ipip2"}, {"ipip1"}}) {
+		t.Errorf("Statuses = %v, %v", all, err)
+	}
+	if !slices.Equal(processes[0].Names, []string{"ipip1", "ipip2"}) {
+		t.Errorf("Names = %v", processes[0].Names)
+	}
+	if err := processes[1].Statuses(dir, patience, &all); err != ErrNotRunning || processes[1].Names[0] != "old" {
+		t.Errorf("stale: %v", err)
+	}
+	// One without a tunnel is found, too.
+	if err := processes[2].Statuses(dir, patience, &all); err != nil || len(all) != 0 {
+		t.Errorf("none: %v, %v", all, err)
+	}
+	for i := range processes {
+		processes[i].Sweep(dir)
+	}
+	if names, _ := List(dir); len(names) != 2 {
+		t.Errorf("left: %v", names)
+	}
+}
+
+// A request finds the process although the tunnel whose name was listed has ended since.
+func TestProcess_tunnelEnded(t *testing.T) {
+	dir := t.TempDir()
+	s := serveTunnels(t, dir, "ipip1", "ipip2")
+	processes, err := Processes(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Release("ipip1")
+	var all []status
+	if err := processes[0].Statuses(dir, patience, &all); err != nil || len(all) != 2 {
+		t.Errorf("%v, %v", all, err)
+	}
+}
+
+func TestProcess_refusal(t *testing.T) {
+	dir := t.TempDir()
+	serveTunnels(t, dir, "ipip1")
+	processes, err := Processes(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var refused *Refusal
+	if err := processes[0].Reload(dir, patience); !errors.As(err, &refused) || !refused.Input || refused.Message != "x.yaml:1:1: wrong" {
+		t.Errorf("Reload: %v", err)
+	}
+	if text, err := processes[0].Diff(dir, patience, []string{"a"}); err != nil || text != "a: nothing\n" {
+		t.Errorf("Diff: %q, %v", text, err)
+	}
+	if _, err := processes[0].Diff(dir, patience, nil); !errors.As(err, &refused) || refused.Input || refused.Message != "no file" {
+		t.Errorf("Diff: %v", err)
+	}
+}
+
+// Down of one of several tunnels leaves the others.
+func TestDown_oneOfSeveral(t *testing.T) {
+	dir := t.TempDir()
+	s := serveTunnels(t, dir, "ipip1", "ipip2")
+	if err := Down(dir, "ipip1", patience, patience, nil); err != nil {
+		t.Fatal(err)
+	}
+	var got status
+	if err := Status(dir, "ipip1", patience, &got); err != ErrNotRunning {
+		t.Errorf("Status of it: %v", err)
+	}
+	if err := Status(dir, "ipip2", patience, &got); err != nil {
+		t.Errorf("Status of the other: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if entries, _ := os.ReadDir(dir); len(entries) != 0 {
+		t.Errorf("left: %v", entries)
+	}
+}
+
+// All names are reserved, or none.
+func TestServerReserve(t *testing.T) {
+	dir := t.TempDir()
+	serve(t, dir, "ipip2")
+	s := serveTunnels(t, dir, "ipip1")
+	var taken *TakenError
+	if err := s.Reserve(t.Context(), "ipip1", "ipip3", "ipip2"); !errors.As(err, &taken) || taken.Name != "ipip2" {
+		t.Fatalf("Reserve: %v", err)
+	}
+	names, _ := List(dir)
+	slices.Sort(names)
+	if !slices.Equal(names, []string{"ipip1", "ipip2"}) {
+		t.Errorf("afterwards: %v", names)
+	}
+	makeStale(t, dir, "ipip3")
+	if err := s.Reserve(t.Context(), "ipip1", "ipip3"); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Lstat(filepath.Join(dir, "ipip3.sock"))
+	if err != nil || !sameSocket(info, s.info) {
+		t.Errorf("ipip3: %v, %v", info, err)
+	}
+}
+
+// Clients that say nothing are no more than maxClients, and others are served once they go.
+func TestServer_manyClients(t *testing.T) {
+	dir := t.TempDir()
+	s := serveTunnels(t, dir, "ipip1")
+	var idle []net.Conn
+	for range maxClients {
+		c, err := net.Dial("unix", s.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		idle = append(idle, c)
+	}
+	var got status
+	var timeout *TimeoutError
+	if err := Status(dir, "ipip1", shortWait, &got); !errors.As(err, &timeout) {
+		t.Errorf("beside them: %v", err)
+	}
+	idle[0].Close()
+	if err := Status(dir, "ipip1", patience, &got); err != nil {
+		t.Errorf("once one is gone: %v", err)
+	}
+}
