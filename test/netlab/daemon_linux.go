@@ -91,16 +91,32 @@ type Status struct {
 func Up(t testing.TB, ns *NS, name string, args ...string) *Daemon {
 	t.Helper()
 	d := Launch(t, ns, name, args...)
-	Eventually(t, "the tunnel "+name+" is ready", func() bool {
+	d.awaitReady()
+	return d
+}
+
+// UpConfig is Up with `ipipd up --config FILE`, and returns when its tunnels are ready: name is
+// the one that Status is about.
+func UpConfig(t testing.TB, ns *NS, name, file string) *Daemon {
+	t.Helper()
+	d := &Daemon{t: t, ns: ns, name: name, runtimeDir: t.TempDir(), exited: make(chan struct{})}
+	d.launch([]string{"up", "--config", file, "--runtime-dir", d.runtimeDir})
+	d.awaitReady()
+	return d
+}
+
+// awaitReady waits until the log says that a tunnel is ready, and for its fast path.
+func (d *Daemon) awaitReady() {
+	d.t.Helper()
+	Eventually(d.t, "the tunnel "+d.name+" is ready", func() bool {
 		select {
 		case <-d.exited:
-			t.Fatalf("ipipd up ended: %v\n%s", d.cmd.ProcessState, d.Log())
+			d.t.Fatalf("ipipd up ended: %v\n%s", d.cmd.ProcessState, d.Log())
 		default:
 		}
 		return strings.Contains(d.Log(), "tunnel is ready")
 	})
 	d.awaitFastPath()
-	return d
 }
 
 // awaitFastPath waits until the fast path is active, or it is known why not: the programs are
@@ -114,13 +130,12 @@ func (d *Daemon) awaitFastPath() {
 func Launch(t testing.TB, ns *NS, name string, args ...string) *Daemon {
 	t.Helper()
 	d := &Daemon{t: t, ns: ns, name: name, runtimeDir: t.TempDir(), exited: make(chan struct{})}
-	d.launch(args)
+	d.launch(append([]string{"up", "--name", d.name, "--runtime-dir", d.runtimeDir}, args...))
 	return d
 }
 
 func (d *Daemon) launch(args []string) {
 	d.t.Helper()
-	args = append([]string{"up", "--name", d.name, "--runtime-dir", d.runtimeDir}, args...)
 	d.cmd = exec.Command(Binary(d.t), args...)
 	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
 	var err error
@@ -188,7 +203,7 @@ func (d *Daemon) Wait() int {
 func (d *Daemon) Restart() *Daemon {
 	d.t.Helper()
 	next := &Daemon{t: d.t, ns: d.ns, name: d.name, runtimeDir: d.runtimeDir, exited: make(chan struct{})}
-	next.launch(d.cmd.Args[6:])
+	next.launch(d.cmd.Args[1:])
 	Eventually(d.t, "the tunnel is ready again", func() bool { return strings.Contains(next.Log(), "tunnel is ready") })
 	next.awaitFastPath()
 	return next
