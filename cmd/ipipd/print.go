@@ -64,28 +64,53 @@ func printRun(_ context.Context, o *printOptions) error {
 	if len(statuses) == 0 && (o.Name != "" || errors.Is(problem, fs.ErrPermission) || errors.Is(problem, syscall.ENOTDIR)) {
 		return cmp.Or(problem, noSuchTunnel(o.RuntimeDir, o.Name))
 	}
-	var err error
-	switch {
-	case o.JSON:
-		err = printJSON(o.streams.out, statuses)
-	case o.Name != "":
-		err = printDetail(o.streams.out, &statuses[0], time.Now())
-	default:
-		err = printTable(o.streams.out, statuses)
+	if o.JSON {
+		return cmp.Or(printJSON(o.streams.out, statuses), problem)
 	}
-	return cmp.Or(err, problem)
+	decoded := make([]tunnel.Status, len(statuses))
+	for i, s := range statuses {
+		if err := json.Unmarshal(s.text, &decoded[i]); err != nil {
+			return err
+		}
+	}
+	if o.Name != "" {
+		return cmp.Or(printDetail(o.streams.out, &decoded[0], time.Now()), problem)
+	}
+	return cmp.Or(printTable(o.streams.out, decoded), problem)
 }
+
+// namedStatus is the JSON of a tunnel.Status, decoded no further than it takes to find and to sort
+// it: of 1,000 tunnels more would take as long as everything else.
+type namedStatus struct {
+	Name        string `json:"name"`
+	RenamedFrom string `json:"renamed-from"`
+	text        json.RawMessage
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (s *namedStatus) UnmarshalJSON(text []byte) error {
+	type names namedStatus // without this method
+	s.text = slices.Clone(text)
+	return json.Unmarshal(text, (*names)(s))
+}
+
+// MarshalJSON implements json.Marshaler.
+func (s namedStatus) MarshalJSON() ([]byte, error) { return s.text, nil }
+
+// startedName is the name of the tunnel's link in the runtime folder: its interface may have been
+// renamed since.
+func (s *namedStatus) startedName() string { return cmp.Or(s.RenamedFrom, s.Name) }
 
 // queryStatuses returns the statuses of the running tunnels, sorted by name, or of the one that
 // is called, or was started as, name. problem joins the errors of processes that do not answer; of
 // the sockets that this user may not connect to it has the first. Tunnels that have ended are left
 // out, and their stale sockets removed.
-func queryStatuses(dir, name string) (statuses []tunnel.Status, problem error) {
+func queryStatuses(dir, name string) (statuses []namedStatus, problem error) {
 	if name != "" {
-		var one tunnel.Status
+		var one namedStatus
 		switch err := control.Status(dir, name, answerTimeout, &one); {
 		case err == nil:
-			return []tunnel.Status{one}, nil
+			return []namedStatus{one}, nil
 		case errors.Is(err, control.ErrStarting):
 			return nil, fmt.Errorf("tunnel %s %w: try again", name, err)
 		case !errors.Is(err, control.ErrNotRunning):
@@ -93,13 +118,13 @@ func queryStatuses(dir, name string) (statuses []tunnel.Status, problem error) {
 		}
 		control.Sweep(dir, []string{name})
 		statuses, _ := queryStatuses(dir, "") // its interface may have been renamed
-		return slices.DeleteFunc(statuses, func(s tunnel.Status) bool { return s.Name() != name }), nil
+		return slices.DeleteFunc(statuses, func(s namedStatus) bool { return s.Name != name }), nil
 	}
 	processes, err := control.Processes(dir)
 	if err != nil {
 		return nil, controlError(err)
 	}
-	all := make([][]tunnel.Status, len(processes))
+	all := make([][]namedStatus, len(processes))
 	errs := make([]error, len(processes))
 	var wg sync.WaitGroup
 	for i := range processes {
@@ -124,13 +149,9 @@ func queryStatuses(dir, name string) (statuses []tunnel.Status, problem error) {
 			problems = append(problems, controlError(err))
 		}
 	}
-	slices.SortStableFunc(statuses, func(a, b tunnel.Status) int { return compareNames(startedName(&a), startedName(&b)) })
+	slices.SortStableFunc(statuses, func(a, b namedStatus) int { return compareNames(a.startedName(), b.startedName()) })
 	return statuses, errors.Join(problems...)
 }
-
-// startedName is the name of a tunnel's link in the runtime folder: its interface may have been
-// renamed since.
-func startedName(s *tunnel.Status) string { return cmp.Or(s.RenamedFrom, s.Name()) }
 
 // originalName returns the name under which a tunnel was started whose interface has since
 // been renamed to name, or "".
@@ -260,9 +281,9 @@ func formatDrops(drops map[string]uint64) string {
 	return cmp.Or(strings.Join(parts, ","), "none")
 }
 
-func printJSON(out io.Writer, statuses []tunnel.Status) error {
+func printJSON[T any](out io.Writer, statuses []T) error {
 	if statuses == nil {
-		statuses = []tunnel.Status{}
+		statuses = []T{}
 	}
 	text, err := json.MarshalIndent(statuses, "", "  ")
 	if err != nil {

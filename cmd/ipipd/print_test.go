@@ -139,7 +139,7 @@ func TestFormatAge(t *testing.T) {
 
 func TestPrintJSON(t *testing.T) {
 	var b bytes.Buffer
-	if err := printJSON(&b, nil); err != nil {
+	if err := printJSON[tunnel.Status](&b, nil); err != nil {
 		t.Fatal(err)
 	}
 	golden(t, "[]\n", b.String())
