@@ -230,23 +230,26 @@ func newModel(t *testing.T, socket *memory.Socket) (*Engine, *hostModel) {
 // config is that of a tunnel as flags give it, from name=value words.
 func config(t *testing.T, words string) Config {
 	t.Helper()
-	c := Default()
-	for word := range strings.FieldsSeq("keepalive=off " + words) {
-		name, value, _ := strings.Cut(word, "=")
-		found := false
-		for _, p := range Properties() {
-			if p.Name == name {
-				found = true
-				if err := p.Set(&c, value); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-		if !found {
-			t.Fatalf("no property %s", name)
-		}
+	c, err := parseConfig(words)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return c
+}
+
+func parseConfig(words string) (c Config, err error) {
+	c = Default()
+	for word := range strings.FieldsSeq("keepalive=off " + words) {
+		name, value, _ := strings.Cut(word, "=")
+		i := slices.IndexFunc(Properties(), func(p Property) bool { return p.Name == name })
+		if i < 0 {
+			return c, fmt.Errorf("no property %s", name)
+		}
+		if err := Properties()[i].Set(&c, value); err != nil {
+			return c, err
+		}
+	}
+	return c, nil
 }
 
 func configs(t *testing.T, lines ...string) (all []Config) {

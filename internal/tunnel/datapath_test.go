@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"go.uber.org/goleak"
 
 	"ipipd/encap"
 	"ipipd/internal/drop"
@@ -20,8 +19,6 @@ import (
 	"ipipd/keepalive"
 	"ipipd/test/memory"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // Packets are delivered unchanged, and counted at both ends.
 func TestOutboundForward(t *testing.T) {

@@ -1,0 +1,183 @@
+package tunnel
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+
+	"ipipd/test/netlab"
+)
+
+// engineProcess is an Engine on the kernel of a network namespace, which all its threads must be in.
+type engineProcess struct {
+	t   *testing.T
+	in  *json.Encoder
+	out *json.Decoder
+	log netlab.Buffer
+}
+
+func startEngine(t *testing.T, ns *netlab.NS) *engineProcess {
+	t.Helper()
+	p := &engineProcess{t: t}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), engineProcessEnv+"=1")
+	cmd.Stderr = &p.log
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.in, p.out = json.NewEncoder(in), json.NewDecoder(out)
+	ns.Start(cmd)
+	t.Cleanup(func() {
+		in.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%v:\n%s", err, p.log.String())
+		}
+		if t.Failed() {
+			t.Log(p.log.String())
+		}
+	})
+	return p
+}
+
+// apply applies configurations, and returns the state of each tunnel's fast path.
+func (p *engineProcess) apply(lines ...string) (fastPath map[string]string) {
+	p.t.Helper()
+	var a applied
+	if err := p.in.Encode(lines); err != nil {
+		p.t.Fatal(err)
+	}
+	if err := p.out.Decode(&a); err != nil {
+		p.t.Fatalf("%v\n%s", err, p.log.String())
+	}
+	if a.Error != "" {
+		p.t.Fatal(a.Error)
+	}
+	fastPath = map[string]string{}
+	for name, text := range a.Status {
+		var s struct {
+			FastPath string `json:"fast-path"`
+		}
+		if err := json.Unmarshal(text, &s); err != nil {
+			p.t.Fatal(err)
+		}
+		fastPath[name] = s.FastPath
+	}
+	return fastPath
+}
+
+// awaitFastPath waits until the tunnels of these lines use the fast path.
+func (p *engineProcess) awaitFastPath(lines ...string) {
+	p.t.Helper()
+	netlab.Eventually(p.t, "the fast path is active", func() bool {
+		for _, state := range p.apply(lines...) {
+			if state != "active" {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// applyPeers returns a host, 10.7.0.N, and two peers of it on another one: 10.255.N.2 by 192.0.2.1N.
+func applyPeers(t *testing.T) (ns *netlab.NS) {
+	ns, peers := netlab.New(t), netlab.New(t)
+	netlab.Veth(t, ns, peers, netlab.End{Name: "veth0", Address: "192.0.2.1/24"}, netlab.End{Name: "veth0", Address: "192.0.2.2/24"})
+	ns.Sysctl("net.ipv4.conf.all.promote_secondaries", "0")
+	ns.Sysctl("net.ipv4.conf.default.promote_secondaries", "0")
+	ns.Run("ip", "link", "set", "lo", "up")
+	for n := 1; n <= 2; n++ {
+		local := fmt.Sprintf("192.0.2.1%d", n)
+		peers.Run("ip", "address", "add", local+"/24", "dev", "veth0")
+		ns.Run("ip", "address", "add", fmt.Sprintf("10.7.0.%d/32", n), "dev", "lo")
+		netlab.Up(t, peers, fmt.Sprintf("p%d", n), "--local-address", local, "--remote-address", "192.0.2.1", "--keepalive", "off",
+			"--address", fmt.Sprintf("10.255.%d.2/32", n), "--route", fmt.Sprintf("10.7.0.%d/32", n))
+	}
+	return ns
+}
+
+// applyLine is a tunnel to such a peer, by a route.
+func applyLine(n int, more string) string {
+	return fmt.Sprintf("name=t%d remote-address=192.0.2.1%d route=10.255.%d.2/32 ", n, n, n) + more
+}
+
+// A change in place loses no packet, of that tunnel or another, in userspace and on the fast path.
+func TestEngineApply_noLoss(t *testing.T) {
+	for _, allow := range []string{"no", "yes"} {
+		t.Run("fast-path-"+allow, func(t *testing.T) {
+			ns := applyPeers(t)
+			p := startEngine(t, ns)
+			line := func(n int, more string) string { return applyLine(n, "allow-fast-path="+allow+" "+more) }
+			address := func(n, host int) string { return fmt.Sprintf("address=10.255.%d.%d/24 ", n, host) }
+			start := []string{line(1, address(1, 1)), line(2, address(2, 1))}
+			p.apply(start...)
+			if allow == "yes" {
+				p.awaitFastPath(start...)
+			}
+			var streams []*exec.Cmd
+			var outputs [2]netlab.Buffer
+			for i := range outputs {
+				ping := exec.Command("ping", "-q", "-i", "0.002", "-c", "1000", "-I", fmt.Sprintf("10.7.0.%d", i+1), fmt.Sprintf("10.255.%d.2", i+1))
+				ping.Stdout, ping.Stderr = &outputs[i], &outputs[i]
+				ns.Start(ping)
+				streams = append(streams, ping)
+			}
+			ended := make(chan error, len(streams))
+			for _, s := range streams {
+				go func() { ended <- s.Wait() }()
+			}
+			a := address(2, 1)
+			changes := []string{a + "dscp=46", a + "ttl=inherit", a + "mtu=1400", a + "keepalive=10s,10", a + "comment=x", a + "clamp-tcp-mss=no",
+				a + "route=10.9.0.0/16", a + "address=10.8.0.1/24", a + "rps=1", a + "allow-fast-path=no", a + "local-address=192.0.2.1",
+				a + "underlay-device=veth0", a + address(2, 3), address(2, 3)}
+			rounds, left := 0, len(streams)
+			for left > 0 {
+				select {
+				case err := <-ended:
+					left--
+					if err != nil {
+						t.Error(err)
+					}
+				default:
+					p.apply(line(1, address(1, 1)), line(2, changes[rounds%len(changes)]))
+					rounds++
+				}
+			}
+			if rounds < len(changes) {
+				t.Errorf("%d changes only", rounds)
+			}
+			for i := range outputs {
+				if !regexp.MustCompile(`1000 received,.* 0% packet loss`).MatchString(outputs[i].String()) {
+					t.Errorf("tunnel %d, %d changes: %s", i+1, rounds, outputs[i].String())
+				}
+			}
+		})
+	}
+}
+
+// Outer addresses that a tunnel has from another one are on the fast path at once.
+func TestEngineApply_fastPathTakenOver(t *testing.T) {
+	ns := applyPeers(t)
+	p := startEngine(t, ns)
+	one, two := applyLine(1, "address=10.255.1.1/24"), applyLine(2, "address=10.255.2.1/24")
+	p.awaitFastPath(one, two)
+	for i := range 3 {
+		p.awaitFastPath(strings.Replace(two, "name=t2", fmt.Sprintf("name=n%d", i), 1), one)
+	}
+	two = strings.Replace(two, "name=t2", "name=n2", 1)
+	for range 3 {
+		p.awaitFastPath(strings.Replace(one, "192.0.2.11", "192.0.2.12", 1), strings.Replace(two, "192.0.2.12", "192.0.2.11", 1))
+		p.awaitFastPath(one, two)
+	}
+	if strings.Contains(p.log.String(), "another tunnel of this process has the same local and remote address") {
+		t.Error("a tunnel has found the entry of another one")
+	}
+}
