@@ -371,6 +371,13 @@ func TestHost_ReplaceRoutes(t *testing.T) {
 		t.Fatal(added, err)
 	}
 	ns.Run("ip", "route", "add", "10.1.0.0/16", "dev", "tun0", "metric", "100")
+	asked := []Interface{{Index: from, Routes: prefixes("10.1.0.0/16", "10.2.0.0/16")}, {Index: to, Routes: prefixes("10.1.0.0/16")}, {Index: 1234, Routes: prefixes("10.1.0.0/16")}}
+	if existing, err := h.ExistingRoutes(asked); err != nil || len(existing) != 1 || !existing[asked[0].Routes[0]] {
+		t.Error(existing, err)
+	}
+	if existing, err := h.ExistingRoutes(asked[1:]); err != nil || len(existing) != 0 {
+		t.Error(existing, err)
+	}
 	monitor := -1
 	ns.Do(func() {
 		var err error

@@ -136,6 +136,11 @@ func (h *Host) RemoveAddresses(device int, addresses []netip.Prefix) error { ret
 // RemoveRoutes is for Linux.
 func (h *Host) RemoveRoutes(device int, destinations []netip.Prefix) error { return ErrUnsupported }
 
+// ExistingRoutes is for Linux.
+func (h *Host) ExistingRoutes(interfaces []Interface) (existing map[netip.Prefix]bool, err error) {
+	return nil, ErrUnsupported
+}
+
 // ReplaceRoutes is for Linux.
 func (h *Host) ReplaceRoutes(device int, destinations []netip.Prefix) error { return ErrUnsupported }
 

@@ -118,6 +118,30 @@ func (h *Host) routeTable(device int) (table uint32, err error) {
 	return cmp.Or(table, unix.RT_TABLE_MAIN), nil
 }
 
+// ExistingRoutes are the Routes of interfaces that there are, as AddRoutes makes them. An interface that
+// is gone has none.
+func (h *Host) ExistingRoutes(interfaces []Interface) (existing map[netip.Prefix]bool, err error) {
+	h.readMessages()
+	through := map[routeKey]bool{}
+	for _, i := range interfaces {
+		table, err := h.routeTable(i.Index)
+		if err != nil && !errors.Is(err, unix.ENODEV) {
+			return nil, err
+		}
+		for _, r := range i.Routes {
+			through[routeKey{table, i.Index, r.Masked()}] = false
+		}
+	}
+	err = h.findRoutes(through)
+	existing = map[netip.Prefix]bool{}
+	for key, found := range through {
+		if found {
+			existing[key.destination] = true
+		}
+	}
+	return existing, err
+}
+
 // findRoutes sets those to true that exist. It dumps the routing tables.
 func (h *Host) findRoutes(through map[routeKey]bool) error {
 	if len(through) == 0 {

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"ipipd/internal/fastpath"
+	"ipipd/internal/netstate"
 )
 
 // TunnelError is an error about one of several tunnels.
@@ -27,7 +28,7 @@ func (e *TunnelError) Unwrap() error { return e.Err }
 // which must be set, says which are the same. Those that are not to change lose no packet, nor do those
 // that change in place (Property.Remade).
 //
-// After an error, a *TunnelError, all is as it was; only tunnels that had to be made again have been
+// After an error, a *TunnelError unless the Engine is closed, all is as it was; only tunnels that had to be made again have been
 // interrupted. ctx bounds the DNS look-ups.
 func (e *Engine) Apply(ctx context.Context, configs []Config) error {
 	e.applying.Lock()
@@ -117,7 +118,7 @@ func (e *Engine) plan(configs []Config) (*plan, error) {
 	for _, t := range ending {
 		p.remove[t] = &change{tunnel: t, old: t.config.Load()}
 	}
-	return p, p.handOver()
+	return p, nil
 }
 
 // compare finds what t, nil if there is none, needs to be as next says.
@@ -143,19 +144,37 @@ func (p *plan) compare(t *Tunnel, next *Config) error {
 }
 
 // handOver finds the routes that one tunnel gives up and another gets: they are replaced, so that there
-// is one at any time, unless the first tunnel is made again.
+// is one at any time, unless the first tunnel is made again. One that the first tunnel has lost is not
+// among them: there may be an operator's in its place, which stays.
 func (p *plan) handOver() error {
-	given := map[netip.Prefix]bool{}
-	give := func(c *change) {
-		for _, route := range c.removedRoutes() {
-			given[route] = true
+	wanted := map[netip.Prefix]bool{}
+	want := func(routes []netip.Prefix) {
+		for _, route := range routes {
+			wanted[route] = true
 		}
 	}
-	for _, c := range p.remove {
-		give(c)
+	for _, c := range slices.Concat(p.add, p.remade) {
+		want(c.cfg.Routes)
 	}
 	for _, c := range p.change {
-		give(c)
+		want(c.next.Routes)
+	}
+	var giving []netstate.Interface
+	var giver string // for the error
+	for _, c := range slices.Concat(slices.Collect(maps.Values(p.remove)), p.change) {
+		i := netstate.Interface{Index: c.tunnel.iface.Load().Index}
+		for _, route := range c.removedRoutes() {
+			if wanted[route] {
+				i.Routes = append(i.Routes, route)
+			}
+		}
+		if len(i.Routes) > 0 && !c.tunnel.iface.Load().Moved {
+			giving, giver = append(giving, i), c.old.Name
+		}
+	}
+	given, err := p.engine.network.ExistingRoutes(giving)
+	if err != nil {
+		return &TunnelError{giver, err}
 	}
 	takeOver := func(name string, routes []netip.Prefix) (taken []netip.Prefix, err error) {
 		for _, route := range routes {
@@ -169,7 +188,6 @@ func (p *plan) handOver() error {
 		}
 		return taken, err
 	}
-	var err error
 	for _, c := range slices.Concat(p.add, p.remade) {
 		if c.takeOver, err = takeOver(c.cfg.Name, c.cfg.Routes); err != nil {
 			return err
@@ -200,6 +218,9 @@ func (p *plan) apply(ctx context.Context) (err error) {
 		changing.release()
 		ending.release()
 	}()
+	if err := p.handOver(); err != nil {
+		return err
+	}
 	started := slices.Concat(p.add, p.remade)
 	undo = append(undo, func() { _ = changing.each((*control).undoChange) }, p.restart, func() { e.abandon(started) })
 	if err := changing.each((*control).prepareChange); err != nil {

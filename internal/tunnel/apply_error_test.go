@@ -172,3 +172,25 @@ func TestEngineApply_restartAddresses(t *testing.T) {
 		}
 	})
 }
+
+// A route of the operator's in place of one that a tunnel has lost stays when another tunnel is to get it.
+func TestEngineApply_operatorsRoute(t *testing.T) {
+	const operators = 7
+	route := netip.MustParsePrefix("10.20.0.0/16")
+	socket, _ := memory.NewSocketPair()
+	e, m := newModel(t, socket)
+	apply(t, e, lineA, lineB)
+	m.change(func() { m.routes[route] = operators })
+	for _, lines := range [][]string{
+		{strings.Replace(lineA, "route=10.20.0.0/16", "", 1), lineB + " route=10.20.0.0/16"},
+		{lineB, strings.Replace(lineA, "name=a", "name=c", 1)},
+	} {
+		if err := e.Apply(t.Context(), configs(t, lines...)); err == nil || !strings.Contains(err.Error(), "leads elsewhere") {
+			t.Errorf("%v: %v", lines, err)
+		}
+		if m.routes[route] != operators {
+			t.Errorf("it leads to interface %d", m.routes[route])
+		}
+	}
+	m.change(func() { delete(m.routes, route) })
+}

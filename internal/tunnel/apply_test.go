@@ -120,6 +120,18 @@ func (m *hostModel) RemoveRoutes(device int, routes []netip.Prefix) error {
 	return nil
 }
 
+func (m *hostModel) ExistingRoutes(interfaces []netstate.Interface) (map[netip.Prefix]bool, error) {
+	existing := map[netip.Prefix]bool{}
+	for _, i := range interfaces {
+		for _, r := range i.Routes {
+			if m.CheckRoute(i.Index, r) == nil {
+				existing[r] = true
+			}
+		}
+	}
+	return existing, nil
+}
+
 func (m *hostModel) ReplaceRoutes(device int, routes []netip.Prefix) error {
 	for _, r := range routes {
 		m.change(func() {

@@ -231,8 +231,11 @@ func (*fakeNetwork) ClearRPS(string, string) error      { return nil }
 
 func (*fakeNetwork) RemoveAddresses(int, []netip.Prefix) error { return nil }
 func (*fakeNetwork) RemoveRoutes(int, []netip.Prefix) error    { return nil }
-func (*fakeNetwork) ReplaceRoutes(int, []netip.Prefix) error   { return nil }
-func (*fakeNetwork) Close() error                              { return nil }
+func (*fakeNetwork) ExistingRoutes([]netstate.Interface) (map[netip.Prefix]bool, error) {
+	return nil, nil
+}
+func (*fakeNetwork) ReplaceRoutes(int, []netip.Prefix) error { return nil }
+func (*fakeNetwork) Close() error                            { return nil }
 
 // endpoint is an engine with one tunnel.
 type endpoint struct {

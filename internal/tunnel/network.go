@@ -28,6 +28,8 @@ type Network interface {
 	// RemoveAddresses and RemoveRoutes remove what the others add. What is gone is no error.
 	RemoveAddresses(device int, addresses []netip.Prefix) error
 	RemoveRoutes(device int, destinations []netip.Prefix) error
+	// ExistingRoutes are those of the interfaces' routes that there are.
+	ExistingRoutes(interfaces []netstate.Interface) (existing map[netip.Prefix]bool, err error)
 	// ReplaceRoutes adds routes, each in place of the one of that prefix, wherever it leads.
 	ReplaceRoutes(device int, destinations []netip.Prefix) error
 	// SetRPS sets rps_cpus of an interface, unless it is already set; ClearRPS takes it back.
