@@ -84,3 +84,19 @@ func TestEngineApply_movedRPS(t *testing.T) {
 		t.Errorf("rps is set: %v", m.rps)
 	}
 }
+
+// What a change in place says of packets holds while there is no way to the remote, too: those that are
+// received are handled by it.
+func TestEngineApply_noRoute(t *testing.T) {
+	socket, _ := memory.NewSocketPair()
+	e, m := newModel(t, socket)
+	apply(t, e, lineA)
+	a := e.Tunnel("a")
+	m.set(func(w *fakeNetwork) { w.err = errNotKernel })
+	eventually(t, "it is seen", func() bool { return m.logged("no way to the remote") > 0 })
+	apply(t, e, lineA+" dscp=46 ttl=9 dont-fragment=inherit clamp-tcp-mss=no keepalive-probe=echo keepalive-target=10.255.0.2")
+	r := a.route.Load()
+	if r.outer.DSCP != 46 || r.outer.TTL != 9 || !r.outer.DontFragmentInherit || r.clampMSS || r.echo == nil {
+		t.Errorf("%+v", r)
+	}
+}

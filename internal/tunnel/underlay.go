@@ -81,14 +81,12 @@ func (c *control) newRoute() (*route, error) {
 	txDrop := c.txDropFor(a)
 	pathMTU := c.pathMTU.Effective(u.MTU)
 	next := &route{
-		outer: encap.Outer{Local: local, Remote: remote, DSCP: c.cfg.DSCP, DontFragmentInherit: c.cfg.DontFragment, TTL: uint8(c.cfg.TTL)},
+		outer: encap.Outer{Local: local, Remote: remote},
 		path: underlay.Path{
 			Local: local, Remote: remote, Mark: c.cfg.FwMark, Device: a.Device,
 			MTU:  pathMTU,
 			Link: c.link(&u),
 		},
-		clampMSS:   c.cfg.ClampTCPMSS,
-		echo:       c.echo,
 		maxInner:   c.maxInner(pathMTU),
 		linkDevice: c.receptionDevice(&u),
 		bypassSafe: a.Bypass == "",
@@ -97,7 +95,14 @@ func (c *control) newRoute() (*route, error) {
 	if txDrop != drop.None {
 		next.path.Link = nil
 	}
+	c.configureRoute(next)
 	return next, nil
+}
+
+// configureRoute sets what of a route is the Config's alone.
+func (c *control) configureRoute(r *route) {
+	r.outer.DSCP, r.outer.DontFragmentInherit, r.outer.TTL = c.cfg.DSCP, c.cfg.DontFragment, uint8(c.cfg.TTL)
+	r.clampMSS, r.echo = c.cfg.ClampTCPMSS, c.echo
 }
 
 // protect has the ipsecPolicy, if there is one, negotiate between the ends of a route.
@@ -172,6 +177,7 @@ func (c *control) updateRoute(now time.Time) {
 		next := *c.route.Load()
 		// Without Link the kernel decides for each packet.
 		next.path.Link, next.bypassSafe, next.txDrop = nil, false, c.txDropFor(c.answer)
+		c.configureRoute(&next) // Apply may have changed it
 		c.replaceRoute(&next, now)
 		return
 	}
