@@ -96,12 +96,13 @@ func flagTable() string {
 	return flagsIntroduction +
 		"\n## Tunnel\n\n" + head + tunnelRows.String() +
 		"\n## Encryption\n\n" + head + ipsecRows.String() +
-		"\n## Process\n\n" + head + processRows.String()
+		"\n## Process\n\n" + head + "| `--" + configFlag + "` | file or folder, repeatable | none | " + configHelp + " |\n" + processRows.String()
 }
 
 const flagsIntroduction = `# Flags of ipipd up
 
 <!-- Written by "make docs" from the program's own tables: do not edit. -->
 
-` + "`--flag value` and `--flag=value` are the same. `ipipd print` and `ipipd down` take `--runtime-dir`, `ipipd print`\n" +
-	"and `ipipd check` `--json`. In a [configuration](configuration.md) a flag is a key without its dashes.\n"
+` + "`--flag value` and `--flag=value` are the same. `ipipd print`, `down`, `reload` and `diff` take `--runtime-dir`,\n" +
+	"`ipipd print` and `ipipd check` `--json`. In a [configuration](configuration.md) a flag is a key without its dashes;\n" +
+	"beside `--config` those of a tunnel are refused.\n"

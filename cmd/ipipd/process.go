@@ -28,6 +28,7 @@ type process struct {
 	ready  atomic.Bool
 
 	mu      sync.Mutex // held while tunnels begin or end, DNS look-ups included
+	closed  bool       // nothing begins any more
 	watched map[startedTunnel]bool
 }
 
@@ -129,6 +130,14 @@ func (p *process) ended(name string, t startedTunnel) {
 	default:
 		p.log.Error("the tunnel has ended", "name", name, "err", err)
 	}
+}
+
+// close removes the tunnels. Afterwards no reload reserves a name.
+func (p *process) close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	return p.engine.Close()
 }
 
 // status implements control.Handler.
@@ -260,15 +269,14 @@ func (p *process) diff(files []string) (string, error) {
 	return b.String(), nil
 }
 
-// read reads the configuration of files, or else the process's own. Its error is a
-// *control.Refusal. The caller holds mu.
+// read reads the configuration of files, or else the process's own. The caller holds mu.
 func (p *process) read(files []string) ([]tunnel.Config, error) {
 	switch {
 	case len(p.options.Paths) == 0:
 		return nil, &control.Refusal{Unconfigured: true,
 			Message: "nothing to reload: the tunnel is configured by the flags of ipipd up alone"}
-	case !p.ready.Load():
-		return nil, control.ErrStarting
+	case p.closed, !p.ready.Load():
+		return nil, errors.New("the tunnels have not started, or end")
 	case len(files) == 0:
 		files = p.options.Paths
 	}

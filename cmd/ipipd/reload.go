@@ -106,8 +106,6 @@ func eachConfigured(dir string, f func(*control.Process) error) error {
 			continue
 		case errors.As(err, &refused) && refused.Unconfigured:
 			continue
-		case errors.Is(err, control.ErrStarting):
-			err = errors.New("the tunnels are starting: try again")
 		}
 		configured++
 		if err != nil {

@@ -166,7 +166,7 @@ func upRun(ctx context.Context, o *upOptions) error {
 	}
 	stop() // a second signal kills the process
 	down()
-	return errors.Join(err, p.engine.Close())
+	return errors.Join(err, p.close())
 }
 
 func newLogger(o *upOptions) *slog.Logger {

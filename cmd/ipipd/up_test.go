@@ -273,7 +273,7 @@ func TestUpRun_nameOfInterface(t *testing.T) {
 }
 
 // Without a name the first free ipipN is taken.
-func TestReserveName_firstFree(t *testing.T) {
+func TestReserveFirst(t *testing.T) {
 	dir := shortDir(t)
 	first, _, _ := runUpFake(t, dir, "", nil)
 	second, _, _ := runUpFake(t, dir, "", nil)
