@@ -53,7 +53,7 @@ func serveEngine(in io.Reader, out io.Writer) error {
 			a.Error = err.Error()
 		}
 		a.Status = map[string]json.RawMessage{}
-		for name, t := range e.running() {
+		for name, t := range e.Tunnels() {
 			if a.Status[name], err = t.Status().MarshalJSON(); err != nil {
 				return err
 			}
