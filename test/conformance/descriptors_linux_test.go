@@ -73,7 +73,7 @@ func (e *exhausted) connect() {
 
 func (e *exhausted) get() (s netlab.Status, err error) {
 	_ = e.conn.SetDeadline(time.Now().Add(netlab.Timeout()))
-	if _, err = e.conn.Write([]byte("GET /status HTTP/1.1\r\nHost: ipipd\r\n\r\n")); err != nil {
+	if _, err = e.conn.Write([]byte("GET /status?name=t0 HTTP/1.1\r\nHost: ipipd\r\n\r\n")); err != nil {
 		return s, err
 	}
 	response, err := http.ReadResponse(e.answer, nil)
