@@ -194,3 +194,13 @@ func TestEngineApply_operatorsRoute(t *testing.T) {
 	}
 	m.change(func() { delete(m.routes, route) })
 }
+
+// A route that cannot be taken over is added as soon as the other tunnel has given it up.
+func TestEngineApply_takeOverFails(t *testing.T) {
+	socket, _ := memory.NewSocketPair()
+	e, m := newModel(t, socket)
+	apply(t, e, lineA, lineB)
+	m.failNext = true
+	apply(t, e, strings.Replace(lineA, "route=10.20.0.0/16", "", 1), lineB+" route=10.20.0.0/16")
+	eventually(t, "the route is there", func() bool { return strings.Contains(m.String(), "route b 10.20.0.0/16") })
+}

@@ -35,6 +35,7 @@ type hostModel struct {
 	gaps      int // routes that led nowhere for a while
 	failOpen  string
 	failRoute netip.Prefix
+	failNext  bool              // ReplaceRoutes fails, once
 	onOpen    func(name string) // called before an interface is made
 }
 
@@ -133,6 +134,10 @@ func (m *hostModel) ExistingRoutes(interfaces []netstate.Interface) (map[netip.P
 }
 
 func (m *hostModel) ReplaceRoutes(device int, routes []netip.Prefix) error {
+	if m.failNext {
+		m.failNext = false
+		return syscall.ENOBUFS
+	}
 	for _, r := range routes {
 		m.change(func() {
 			if m.routes[r] == 0 {

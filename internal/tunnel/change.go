@@ -183,13 +183,14 @@ func (c *control) changeRPS(old string) {
 }
 
 // takeOverRoutes replaces routes that lead into other tunnels' interfaces.
-func (t *Tunnel) takeOverRoutes(routes []netip.Prefix) {
-	iface := t.iface.Load()
+func (c *control) takeOverRoutes(routes []netip.Prefix) {
+	iface := c.iface.Load()
 	if len(routes) == 0 || !iface.Up || iface.Moved {
 		return
 	}
-	if err := t.engine.network.ReplaceRoutes(iface.Index, routes); err != nil {
-		t.log.Error("cannot take routes over from another tunnel", "err", err)
+	if err := c.engine.network.ReplaceRoutes(c.ifindex, routes); err != nil {
+		c.log.Error("cannot take routes over from another tunnel", "err", err)
+		c.restoreFailed[true] = true // the next round tries again
 	}
 }
 

@@ -78,7 +78,7 @@ type Engine struct {
 	fastPathErr  error
 	ipsec        *ipsec.Manager
 	espReceivers atomic.Int32 // started so far
-	linking      sync.Mutex   // held while a link is attached or closed: see inBackground
+	linking      sync.Mutex   // held while a link is attached or closed: see attachFastPath
 	applying     sync.Mutex   // held by Apply; guards closed
 	closed       bool
 	loops        sync.WaitGroup
