@@ -1,18 +1,14 @@
 package tunnel
 
 import (
-	"context"
 	"errors"
-	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"ipipd/test/memory"
-	"ipipd/test/netlab"
 )
 
 // opening has f called before an interface of that name is made, once.
@@ -102,75 +98,6 @@ func TestEngineApply_closingName(t *testing.T) {
 	if again := e.Tunnel("a"); again == nil || again == a {
 		t.Error("the tunnel does not run again")
 	}
-}
-
-// A tunnel that is to be made again runs as before after an error, even if its name cannot be resolved any
-// more, and its secret file has changed.
-func TestEngineApply_restart(t *testing.T) {
-	socket, _ := memory.NewSocketPair()
-	e, m := newModel(t, socket)
-	resolved := netip.MustParseAddr("198.51.100.1")
-	e.lookupName = func(context.Context, string) (netip.Addr, error) {
-		if !resolved.IsValid() {
-			return resolved, errors.New("no server")
-		}
-		return resolved, nil
-	}
-	file := filepath.Join(t.TempDir(), "secret")
-	write := func(secret string) {
-		if err := os.WriteFile(file, []byte(secret), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("mellon-mellon-mellon")
-	named := strings.Replace(lineA, "198.51.100.1", "peer.example", 1) + " ipsec-secret-file=" + file
-	netlab.New(t).Do(func() { // the sockets of IKE are opened there
-		apply(t, e, named, lineB)
-		before := state(e, m)
-		m.failRoute = netip.MustParsePrefix("10.40.0.0/16")
-		m.opening("a", func() {
-			resolved = netip.Addr{}
-			write("another-secret-now")
-		})
-		err := e.Apply(t.Context(), configs(t, named+" tun-queues=1 route=10.40.0.0/16", lineB))
-		if err == nil {
-			t.Fatal("no error")
-		}
-		if got := state(e, m); got != before {
-			t.Errorf("after %v:\n%s\nbefore:\n%s", err, got, before)
-		}
-		if a := e.Tunnel("a"); a == nil || string(a.ipsecPolicy.config.Secret) != "mellon-mellon-mellon" {
-			t.Error("it does not run with the secret that it had")
-		}
-	})
-}
-
-// After an error a tunnel that is to be made again has its outer addresses back from the one that was to
-// get them.
-func TestEngineApply_restartAddresses(t *testing.T) {
-	const secret = " ipsec-secret=mellon-mellon-mellon"
-	socket, _ := memory.NewSocketPair()
-	e, m := newModel(t, socket)
-	ns := netlab.New(t)
-	ns.Run("ip", "link", "set", "lo", "up")
-	ns.Run("ip", "address", "add", "192.0.2.7/32", "dev", "lo")
-	ns.Do(func() {
-		other, err := net.ListenPacket("udp4", "192.0.2.7:500") // another IKE daemon
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer other.Close()
-		apply(t, e, lineA+secret)
-		before := state(e, m)
-		err = e.Apply(t.Context(), configs(t, strings.Replace(lineA, "198.51.100.1", "198.51.100.9", 1)+secret+" tun-queues=1",
-			"name=c remote-address=198.51.100.1"+secret, "name=d remote-address=198.51.100.3 local-address=192.0.2.7"+secret))
-		if err == nil || !strings.Contains(err.Error(), "d: ") {
-			t.Fatal(err)
-		}
-		if got := state(e, m); got != before {
-			t.Errorf("after %v:\n%s\nbefore:\n%s", err, got, before)
-		}
-	})
 }
 
 // A route of the operator's in place of one that a tunnel has lost stays when another tunnel is to get it.
