@@ -28,8 +28,8 @@ func (e *TunnelError) Unwrap() error { return e.Err }
 // which must be set, says which are the same. Those that are not to change lose no packet, nor do those
 // that change in place (Property.Remade).
 //
-// After an error, a *TunnelError unless the Engine is closed, all is as it was; only tunnels that had to be made again have been
-// interrupted. ctx bounds the DNS look-ups.
+// After an error, a *TunnelError unless the Engine is closed, all is as it was; only tunnels that had
+// to be made again have been interrupted. ctx bounds the DNS look-ups.
 func (e *Engine) Apply(ctx context.Context, configs []Config) error {
 	e.applying.Lock()
 	defer e.applying.Unlock()
@@ -45,16 +45,7 @@ func (e *Engine) Apply(ctx context.Context, configs []Config) error {
 }
 
 // Tunnel returns the tunnel with that Config.Name, nil if none runs.
-func (e *Engine) Tunnel(name string) *Tunnel {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for t := range e.live {
-		if t.config.Load().Name == name && !t.closing.Load() {
-			return t
-		}
-	}
-	return nil
-}
+func (e *Engine) Tunnel(name string) *Tunnel { return e.Tunnels()[name] }
 
 // Tunnels returns the tunnels that run, by Config.Name.
 func (e *Engine) Tunnels() map[string]*Tunnel {
@@ -92,14 +83,13 @@ type plan struct {
 	remove map[*Tunnel]*change
 	remake []*Tunnel  // of remove, those that cannot be changed in place
 	remade []*control // in their places
-	takers map[netip.Prefix]string
 
 	interrupted bool // remake are closed
 }
 
-// plan compares configs with the tunnels that run. It opens nothing.
+// plan compares configs with the tunnels that run. It opens only what tunnels share: see openShared.
 func (e *Engine) plan(configs []Config) (*plan, error) {
-	p := &plan{engine: e, remove: map[*Tunnel]*change{}, takers: map[netip.Prefix]string{}}
+	p := &plan{engine: e, remove: map[*Tunnel]*change{}}
 	ending, seen := e.Tunnels(), map[string]bool{}
 	for i := range configs {
 		next := &configs[i]
@@ -176,13 +166,14 @@ func (p *plan) handOver() error {
 	if err != nil {
 		return &TunnelError{giver, err}
 	}
+	takers := map[netip.Prefix]string{}
 	takeOver := func(name string, routes []netip.Prefix) (taken []netip.Prefix, err error) {
 		for _, route := range routes {
-			if other := p.takers[route]; given[route] && other != "" && err == nil {
+			if other := takers[route]; given[route] && other != "" && err == nil {
 				err = &TunnelError{name, &ValueError{Property: "route", Value: route.String(), Want: "a route that " + other + " has not"}}
 			}
 			if given[route] {
-				p.takers[route] = name
+				takers[route] = name
 				taken = append(taken, route)
 			}
 		}
@@ -239,13 +230,7 @@ func (p *plan) apply(ctx context.Context) (err error) {
 		return err
 	}
 	p.silence(p.pairs(started), changing, ending)
-	if err := e.protectAll(started); err != nil {
-		return err
-	}
-	if err := e.watchAll(started); err != nil {
-		return err
-	}
-	if err := e.register(p.pairs(started), p.removed()); err != nil {
+	if err := e.enter(started, p.pairs(started), p.removed()); err != nil {
 		return err
 	}
 	for _, c := range started {

@@ -74,6 +74,25 @@ func numbersOf(p []byte) (n, count int) {
 	return int(binary.BigEndian.Uint32(p[ipv4.HeaderLen+8:])), int(binary.BigEndian.Uint32(p[ipv4.HeaderLen+12:]))
 }
 
+// stream sends packets into tunnel n, 100 and more until ended, each once the one before has come out.
+func stream(t *testing.T, n int, in, out *memory.Device, ended *atomic.Bool) {
+	for count := 0; count < 100 || !ended.Load(); count++ {
+		if err := in.Inject(numbered(n, count)); err != nil {
+			t.Error(err)
+			return
+		}
+		p := out.ReceiveWithin(patience)
+		if p == nil {
+			t.Errorf("packet %d of tunnel %d is lost", count, n)
+			return
+		}
+		if gotN, gotCount := numbersOf(p.Bytes()); gotN != n || gotCount != count {
+			t.Errorf("packet %d of tunnel %d comes out of tunnel %d, which waits for packet %d", gotCount, gotN, n, count)
+			return
+		}
+	}
+}
+
 func openFiles(t *testing.T) int {
 	t.Helper()
 	files, err := os.ReadDir("/proc/self/fd")
@@ -102,23 +121,7 @@ func TestEngineStart_churn(t *testing.T) {
 		if t.Failed() {
 			t.FailNow()
 		}
-		staying.Go(func() {
-			for count := 0; count < 100 || !ended.Load(); count++ {
-				if err := in.Inject(numbered(n, count)); err != nil {
-					t.Error(err)
-					return
-				}
-				p := out.ReceiveWithin(patience)
-				if p == nil {
-					t.Errorf("packet %d of tunnel %d is lost", count, n)
-					return
-				}
-				if gotN, gotCount := numbersOf(p.Bytes()); gotN != n || gotCount != count {
-					t.Errorf("packet %d of tunnel %d comes out of tunnel %d, which waits for packet %d", gotCount, gotN, n, count)
-					return
-				}
-			}
-		})
+		staying.Go(func() { stream(t, n, in, out, &ended) })
 	}
 	for worker := range at {
 		churning.Go(func() {
@@ -229,23 +232,7 @@ func TestEngineApply_churn(t *testing.T) {
 	var ended atomic.Bool
 	for n := range stay {
 		in := a.engine.Tunnel(fmt.Sprintf("t%d", n)).device.(*memory.Device)
-		running.Go(func() {
-			for count := 0; count < 100 || !ended.Load(); count++ {
-				if err := in.Inject(numbered(n, count)); err != nil {
-					t.Error(err)
-					return
-				}
-				p := out[n].ReceiveWithin(patience)
-				if p == nil {
-					t.Errorf("packet %d of tunnel %d is lost", count, n)
-					return
-				}
-				if gotN, gotCount := numbersOf(p.Bytes()); gotN != n || gotCount != count {
-					t.Errorf("packet %d of tunnel %d comes out of tunnel %d, which waits for packet %d", gotCount, gotN, n, count)
-					return
-				}
-			}
-		})
+		running.Go(func() { stream(t, n, in, out[n], &ended) })
 	}
 	for range lists {
 		wanted := list()

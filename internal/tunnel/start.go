@@ -43,13 +43,7 @@ func (e *Engine) start(c *control) error {
 	starting := []*control{c}
 	err := e.open(starting)
 	if err == nil {
-		err = e.protectAll(starting)
-	}
-	if err == nil {
-		err = e.watchAll(starting)
-	}
-	if err == nil {
-		err = e.register(pairsOf(starting), nil)
+		err = e.enter(starting, pairsOf(starting), nil)
 	}
 	if err != nil {
 		e.abandon(starting)
@@ -230,6 +224,18 @@ func (c *control) setRPS() {
 	}
 }
 
+// enter has tunnels that are open negotiate, and be read from, and then registers pairs, theirs among
+// them. On error the caller abandons all of them.
+func (e *Engine) enter(tunnels []*control, pairs map[*Tunnel]outerPair, removed map[*Tunnel]bool) error {
+	if err := e.protectAll(tunnels); err != nil {
+		return err
+	}
+	if err := e.watchAll(tunnels); err != nil {
+		return err
+	}
+	return e.register(pairs, removed)
+}
+
 // protectAll has the encrypted ones among tunnels negotiate.
 func (e *Engine) protectAll(tunnels []*control) error {
 	for _, c := range tunnels {
@@ -264,10 +270,14 @@ func (e *Engine) watchAll(tunnels []*control) error {
 
 // begin starts the control goroutines of tunnels that are registered.
 func (e *Engine) begin(tunnels []*control) {
-	for _, c := range tunnels {
+	begun := make([]*Tunnel, len(tunnels))
+	for i, c := range tunnels {
+		begun[i] = c.Tunnel
 		c.warnNAT()
 		c.syncFastPath()
-		e.updateReception(c.Tunnel)
+	}
+	e.updateReception(begun...)
+	for _, c := range tunnels {
 		go func() {
 			defer c.loops.Done()
 			c.run()

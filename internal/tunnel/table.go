@@ -1,8 +1,6 @@
 package tunnel
 
-import (
-	"fmt"
-)
+import "fmt"
 
 // table maps outer local and remote addresses to tunnels. It is immutable; register stores a
 // changed copy.

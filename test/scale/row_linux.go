@@ -50,8 +50,8 @@ func row(text string) error {
 		return err
 	}
 	r.Start = time.Since(began)
-	for _, c := range configs {
-		for engine.Tunnel(c.Name).Status().FastPath == "starting" {
+	for _, t := range engine.Tunnels() {
+		for t.Status().FastPath == "starting" {
 			time.Sleep(10 * time.Millisecond)
 		}
 	}
