@@ -200,7 +200,7 @@ func joinHosts(a, b *demoHost) error {
 				return err
 			}
 			const loopback = 1 // its index in every namespace
-			_, err = netstate.AddAddresses(wire, []netip.Prefix{h.outer})
+			_, err = netstate.AddAddresses(wire, []netstate.InterfaceAddress{{Prefix: h.outer}})
 			return errors.Join(err, netstate.SetUp(loopback), netstate.SetUp(wire))
 		}); err != nil {
 			return err

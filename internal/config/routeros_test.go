@@ -66,8 +66,7 @@ func TestParseRouterOS_exports(t *testing.T) {
 	}
 }
 
-// printed returns a tunnel's settings as print --json has them: in the notation of its property's Get,
-// addresses and routes as prefixes only.
+// printed returns a tunnel's settings as print --json has them: in the notation of its property's Get.
 func printed(t *testing.T, settings Tunnel) map[string]any {
 	t.Helper()
 	properties := map[string]tunnel.Property{}
@@ -81,11 +80,6 @@ func printed(t *testing.T, settings Tunnel) map[string]any {
 			t.Fatalf("no property %q", s.Property)
 		}
 		value := s.Value
-		if before, _, ok := strings.Cut(value, " peer "); ok && s.Property == "address" {
-			value = before + "/32"
-		} else if s.Property == "route" {
-			value, _, _ = strings.Cut(value, " ")
-		}
 		config := tunnel.Default()
 		var refused *tunnel.ValueError
 		switch err := p.Set(&config, value); {

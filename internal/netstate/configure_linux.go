@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink/nl"
@@ -16,13 +15,10 @@ import (
 type change struct {
 	*nl.NetlinkRequest
 	device int
-	what   string       // format of prefix and the interface's name; "": its failure is no matter
-	prefix netip.Prefix // an address, or a destination as the caller gave it
-	table  uint32       // of a route, else 0
+	what   string       // format of object and the interface's name; "": its failure is no matter
+	object fmt.Stringer // the address or route as the caller gave it
+	route  routeKey     // of a route, else zero
 }
-
-// key is that of a route.
-func (c *change) key() routeKey { return routeKey{c.table, c.device, c.prefix.Masked()} }
 
 // Configure adds the interfaces' addresses, sets them up, and adds routes into them, with few
 // system calls however many there are. An existing route of the same prefix that leads
@@ -44,15 +40,15 @@ func (h *Host) Configure(interfaces []Interface) error {
 	failed := h.executeAll(changes)
 	through := map[routeKey]bool{} // whether there is such a route
 	for i, c := range changes {
-		if c.table != 0 && failed[i] == unix.EEXIST {
-			through[c.key()] = false
+		if c.route.table != 0 && failed[i] == unix.EEXIST {
+			through[c.route] = false
 		}
 	}
 	listing := h.findRoutes(through)
 	for i, c := range changes {
 		err := failed[i]
 		switch {
-		case err == nil || c.what == "", err == unix.EEXIST && (c.table == 0 || through[c.key()]):
+		case err == nil || c.what == "", err == unix.EEXIST && (c.route.table == 0 || through[c.route]):
 			continue
 		case err == unix.EEXIST && listing != nil:
 			err = listing
@@ -64,14 +60,15 @@ func (h *Host) Configure(interfaces []Interface) error {
 
 // AddAddresses adds addresses to an interface and returns those that it lacked. After a
 // failure it goes on; err is the first.
-func (r *requester) AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
-	return r.change(addressChanges(unix.RTM_NEWADDR, device, addresses), unix.EEXIST)
+func (r *requester) AddAddresses(device int, addresses []InterfaceAddress) (added []InterfaceAddress, err error) {
+	done, err := r.change(addressChanges(unix.RTM_NEWADDR, device, addresses), unix.EEXIST)
+	return pick(addresses, done), err
 }
 
 // RemoveAddresses removes addresses from an interface; one that is gone is no error. It sets
 // promote_secondaries, without which the kernel removes the other addresses of the subnet, too. With the
 // last address it removes the routes. After a failure it goes on; err is the first.
-func (r *requester) RemoveAddresses(device int, addresses []netip.Prefix) error {
+func (r *requester) RemoveAddresses(device int, addresses []InterfaceAddress) error {
 	if len(addresses) == 0 {
 		return nil
 	}
@@ -86,13 +83,21 @@ func (r *requester) SetUp(device int) error {
 	return err
 }
 
-// change makes changes, and returns the prefixes of those that succeeded, and the first error
+// pick returns those of all at the indices.
+func pick[T any](all []T, indices []int) (picked []T) {
+	for _, i := range indices {
+		picked = append(picked, all[i])
+	}
+	return picked
+}
+
+// change makes changes, and returns the indices of those that succeeded, and the first error
 // that is not ignored.
-func (r *requester) change(changes []change, ignored ...error) (done []netip.Prefix, err error) {
+func (r *requester) change(changes []change, ignored ...error) (done []int, err error) {
 	for i, failure := range r.executeAll(changes) {
 		switch c := &changes[i]; {
 		case failure == nil:
-			done = append(done, c.prefix)
+			done = append(done, i)
 		case err == nil && c.what != "" && !slices.Contains(ignored, failure):
 			err = r.explain(c, failure)
 		}
@@ -123,11 +128,15 @@ func (r *requester) explain(c *change, err error) error {
 	if errors.Is(lookup, unix.ENODEV) {
 		return lookupError(c.device, lookup)
 	}
-	if err == unix.EEXIST && c.table != 0 {
-		err = fmt.Errorf("there is one that leads elsewhere (see `ip route show %v`): remove it first: %w", c.prefix.Masked(), err)
+	if err == unix.EEXIST && c.route.table != 0 {
+		show := c.route.destination.String()
+		if c.route.table != unix.RT_TABLE_MAIN {
+			show += fmt.Sprintf(" table %d", c.route.table)
+		}
+		err = fmt.Errorf("there is one that leads elsewhere (see `ip route show %s`): remove it first: %w", show, err)
 	}
 	name := cmp.Or(l.name, fmt.Sprintf("interface %d", c.device))
-	return fmt.Errorf(c.what+": %w", c.prefix, name, permission(err))
+	return fmt.Errorf(c.what+": %w", c.object, name, permission(err))
 }
 
 // lookupError is the error of looking up an interface by index.
@@ -139,7 +148,7 @@ func lookupError(device int, err error) error {
 }
 
 // addressChanges are RTM_NEWADDR or RTM_DELADDR of each address.
-func addressChanges(kind, device int, addresses []netip.Prefix) (changes []change) {
+func addressChanges(kind, device int, addresses []InterfaceAddress) (changes []change) {
 	what, flags := "add address %v to %v", unix.NLM_F_CREATE|unix.NLM_F_EXCL
 	if kind == unix.RTM_DELADDR {
 		what, flags = "remove address %v from %v", 0
@@ -147,16 +156,20 @@ func addressChanges(kind, device int, addresses []netip.Prefix) (changes []chang
 	for _, a := range addresses {
 		req := nl.NewNetlinkRequest(kind, flags)
 		msg := nl.NewIfAddrmsg(unix.AF_INET)
-		msg.Index, msg.Prefixlen = uint32(device), uint8(a.Bits())
+		msg.Index, msg.Prefixlen = uint32(device), uint8(a.Prefix.Bits())
 		req.AddData(msg)
-		local := a.Addr().As4()
+		local := a.Prefix.Addr().As4()
+		peer := local // IFA_ADDRESS is the prefix address, which with a peer is that
+		if a.Peer.IsValid() {
+			peer = a.Peer.As4()
+		}
 		req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, local[:]))
-		req.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, local[:]))
-		if hostBits := uint32(1)<<(32-a.Bits()) - 1; a.Bits() < 31 { // RFC 3021
+		req.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, peer[:]))
+		if hostBits := uint32(1)<<(32-a.Prefix.Bits()) - 1; a.Prefix.Bits() < 31 { // RFC 3021
 			broadcast := binary.BigEndian.AppendUint32(nil, binary.BigEndian.Uint32(local[:])|hostBits)
 			req.AddData(nl.NewRtAttr(unix.IFA_BROADCAST, broadcast))
 		}
-		changes = append(changes, change{NetlinkRequest: req, device: device, what: what, prefix: a})
+		changes = append(changes, change{NetlinkRequest: req, device: device, what: what, object: a})
 	}
 	return changes
 }
@@ -193,7 +206,7 @@ func promoteSecondaries(device int) change {
 }
 
 // AddAddresses is Host.AddAddresses in the calling thread's network namespace.
-func AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
+func AddAddresses(device int, addresses []InterfaceAddress) (added []InterfaceAddress, err error) {
 	return fresh.AddAddresses(device, addresses)
 }
 

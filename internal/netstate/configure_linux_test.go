@@ -24,10 +24,22 @@ func newTun(t *testing.T) *netlab.NS {
 	return ns
 }
 
-// prefixes parses its arguments.
-func prefixes(texts ...string) (list []netip.Prefix) {
+// addressesOf parses its arguments.
+func addressesOf(texts ...string) (list []InterfaceAddress) {
 	for _, text := range texts {
-		list = append(list, netip.MustParsePrefix(text))
+		list = append(list, InterfaceAddress{Prefix: netip.MustParsePrefix(text)})
+	}
+	return list
+}
+
+// routesOf parses its arguments: prefixes, each with a metric and a table or not.
+func routesOf(texts ...string) (list []InterfaceRoute) {
+	for _, text := range texts {
+		var r InterfaceRoute
+		prefix, rest, _ := strings.Cut(text, " ")
+		r.Prefix = netip.MustParsePrefix(prefix)
+		fmt.Sscanf(rest, "metric %d table %d", &r.Metric, &r.Table)
+		list = append(list, r)
 	}
 	return list
 }
@@ -37,7 +49,7 @@ func TestHost_Configure(t *testing.T) {
 	ns := netlab.New(t)
 	devices := addLinks(t, ns, 2)
 	h := openHost(t, ns)
-	addresses := prefixes("10.1.2.3/8", "10.1.2.3/24", "10.1.2.4/24", "10.1.2.5/30", "10.1.2.6/31", "10.1.2.7/32", "0.0.0.1/0")
+	addresses := addressesOf("10.1.2.3/8", "10.1.2.3/24", "10.1.2.4/24", "10.1.2.5/30", "10.1.2.6/31", "10.1.2.7/32", "0.0.0.1/0")
 	if err := h.Configure([]Interface{{Index: devices[0], Addresses: addresses}}); err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +59,7 @@ func TestHost_Configure(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, a := range addresses {
-			if err := netlink.AddrAdd(other, &netlink.Addr{IPNet: &net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), 32)}}); err != nil {
+			if err := netlink.AddrAdd(other, &netlink.Addr{IPNet: &net.IPNet{IP: a.Prefix.Addr().AsSlice(), Mask: net.CIDRMask(a.Prefix.Bits(), 32)}}); err != nil {
 				t.Error(err)
 			}
 		}
@@ -71,7 +83,7 @@ func TestHost_Configure_many(t *testing.T) {
 	var interfaces []Interface
 	for i, device := range devices {
 		interfaces = append(interfaces, Interface{device,
-			prefixes(fmt.Sprintf("10.255.%d.1/30", i)), prefixes(fmt.Sprintf("10.%d.0.0/16", i), fmt.Sprintf("172.16.%d.0/24", i))})
+			addressesOf(fmt.Sprintf("10.255.%d.1/30", i)), routesOf(fmt.Sprintf("10.%d.0.0/16", i), fmt.Sprintf("172.16.%d.0/24", i))})
 	}
 	before := h.requests.Load()
 	for range 2 { // the second time is no error
@@ -120,8 +132,8 @@ func TestHost_Configure_error(t *testing.T) {
 			h := openHost(t, ns)
 			var interfaces []Interface
 			for i, device := range addLinks(t, ns, 6) {
-				interfaces = append(interfaces, Interface{device, prefixes(fmt.Sprintf("10.255.%d.1/30", i)),
-					prefixes(fmt.Sprintf("10.255.%d.0/30", i), fmt.Sprintf("10.1%d.0.0/16", i), fmt.Sprintf("10.1%d.0.0/16", i))})
+				interfaces = append(interfaces, Interface{device, addressesOf(fmt.Sprintf("10.255.%d.1/30", i)),
+					routesOf(fmt.Sprintf("10.255.%d.0/30", i), fmt.Sprintf("10.1%d.0.0/16", i), fmt.Sprintf("10.1%d.0.0/16", i))})
 			}
 			c.spoil(ns, interfaces)
 			interfaces[5].Routes = append(interfaces[5].Routes, interfaces[4].Routes[1]) // is not the first
@@ -156,7 +168,7 @@ func TestHost_routeTable(t *testing.T) {
 	}
 	for range 2 { // the second time it is there
 		enslave()
-		if err := h.Configure([]Interface{{Index: device, Routes: prefixes("10.1.0.0/16")}}); err != nil {
+		if err := h.Configure([]Interface{{Index: device, Routes: routesOf("10.1.0.0/16")}}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -164,7 +176,7 @@ func TestHost_routeTable(t *testing.T) {
 		t.Errorf("table 1077: %smain: %s", out, main)
 	}
 	enslave()
-	if err := h.RemoveRoutes(device, prefixes("10.1.0.0/16")); err != nil {
+	if err := h.RemoveRoutes(device, routesOf("10.1.0.0/16")); err != nil {
 		t.Error(err)
 	}
 	if out, _ := ns.Try("ip", "route", "show", "table", "1077"); strings.Contains(out, "10.1.0.0/16") {
@@ -175,7 +187,7 @@ func TestHost_routeTable(t *testing.T) {
 	h.mu.Lock()
 	h.lost, h.lastResync = true, time.Now().Add(time.Hour) // messages were, and are not made up for yet
 	h.mu.Unlock()
-	if added, err := h.AddRoutes(device, prefixes("10.1.0.0/16")); len(added) != 1 || err != nil {
+	if added, err := h.AddRoutes(device, routesOf("10.1.0.0/16")); len(added) != 1 || err != nil {
 		t.Error(added, err)
 	}
 	if out := ns.Run("ip", "route"); !strings.Contains(out, "10.1.0.0/16 dev tun0") {
@@ -188,20 +200,20 @@ func TestAddAddresses(t *testing.T) {
 	device := index(t, ns, "tun0")
 	h := openHost(t, ns)
 	ns.Do(func() {
-		for _, want := range [][]netip.Prefix{prefixes("10.255.0.1/30"), nil} { // the second time is no error
-			if added, err := AddAddresses(device, prefixes("10.255.0.1/30")); err != nil || !slices.Equal(added, want) {
+		for _, want := range [][]InterfaceAddress{addressesOf("10.255.0.1/30"), nil} { // the second time is no error
+			if added, err := AddAddresses(device, addressesOf("10.255.0.1/30")); err != nil || !slices.Equal(added, want) {
 				t.Fatal(added, err)
 			}
 		}
-		if _, err := AddAddresses(device, prefixes("10.255.1.1/32")); err != nil {
+		if _, err := AddAddresses(device, addressesOf("10.255.1.1/32")); err != nil {
 			t.Fatal(err)
 		}
 		if err := SetUp(device); err != nil {
 			t.Fatal(err)
 		}
-		routes := prefixes("10.1.0.0/16", "10.2.3.4/16", "10.3.0.1/32", "10.255.0.0/30", "0.0.0.0/0", "10.1.0.0/16")
+		routes := routesOf("10.1.0.0/16", "10.2.3.4/16", "10.3.0.1/32", "10.255.0.0/30", "0.0.0.0/0", "10.1.0.0/16")
 		added, err := h.AddRoutes(device, routes)
-		if want := prefixes("10.1.0.0/16", "10.2.3.4/16", "10.3.0.1/32", "0.0.0.0/0"); err != nil || !slices.Equal(added, want) {
+		if want := routesOf("10.1.0.0/16", "10.2.3.4/16", "10.3.0.1/32", "0.0.0.0/0"); err != nil || !slices.Equal(added, want) {
 			t.Error(added, err)
 		}
 		if err := h.Configure([]Interface{{Index: device, Routes: routes}}); err != nil { // they lead there
@@ -226,8 +238,8 @@ func TestHost_AddRoutes_elsewhere(t *testing.T) {
 	ns := newTun(t)
 	ns.Run("sh", "-ec", "ip tuntap add tun1 mode tun; ip link set tun0 up; ip link set tun1 up; ip route add 10.1.0.0/16 dev tun1")
 	h := openHost(t, ns)
-	added, err := h.AddRoutes(index(t, ns, "tun0"), prefixes("10.1.0.0/16", "10.2.0.0/16"))
-	if !slices.Equal(added, prefixes("10.2.0.0/16")) || err != nil {
+	added, err := h.AddRoutes(index(t, ns, "tun0"), routesOf("10.1.0.0/16", "10.2.0.0/16"))
+	if !slices.Equal(added, routesOf("10.2.0.0/16")) || err != nil {
 		t.Error(added, err)
 	}
 	if out := ns.Run("ip", "route", "show", "10.1.0.0/16"); !strings.Contains(out, "tun1") || strings.Contains(out, "tun0") {
@@ -247,10 +259,10 @@ func TestHost_AddRoutes(t *testing.T) {
 		ns.Run("ip", "route", "add", "10.2.0.0/16", "dev", "other") // in the main table
 		device := index(t, ns, "tun0")
 		h := openHost(t, ns)
-		if added, err := h.AddRoutes(device, prefixes("10.1.0.0/16")); len(added) != 1 || err != nil {
+		if added, err := h.AddRoutes(device, routesOf("10.1.0.0/16")); len(added) != 1 || err != nil {
 			t.Error(added, err)
 		}
-		if err := h.Configure([]Interface{{Index: device, Routes: prefixes("10.1.0.0/16", "10.2.0.0/16")}}); err != nil {
+		if err := h.Configure([]Interface{{Index: device, Routes: routesOf("10.1.0.0/16", "10.2.0.0/16")}}); err != nil {
 			t.Error(err)
 		}
 		if out := ns.Run("ip", "route", "show", "table", "77"); !strings.Contains(out, "10.1.0.0/16 dev tun0") {
@@ -267,14 +279,14 @@ func TestHost_AddAddresses_failure(t *testing.T) {
 	ns := newTun(t)
 	h := openHost(t, ns)
 	device := index(t, ns, "tun0")
-	added, err := h.AddRoutes(device, prefixes("10.1.0.0/16"))
+	added, err := h.AddRoutes(device, routesOf("10.1.0.0/16"))
 	if len(added) != 0 || !errors.Is(err, unix.ENETDOWN) || err.Error() != "add route 10.1.0.0/16 to tun0: network is down" {
 		t.Error(added, err)
 	}
 	ns.Run("ip", "address", "add", "10.2.0.1/30", "scope", "link", "dev", "tun0")
-	added, err = h.AddAddresses(device, prefixes("10.2.0.2/30", "10.1.0.1/32"))
-	if !slices.Equal(added, prefixes("10.1.0.1/32")) || err == nil || err.Error() != "add address 10.2.0.2/30 to tun0: invalid argument" {
-		t.Error(added, err)
+	one, err := h.AddAddresses(device, addressesOf("10.2.0.2/30", "10.1.0.1/32"))
+	if !slices.Equal(one, addressesOf("10.1.0.1/32")) || err == nil || err.Error() != "add address 10.2.0.2/30 to tun0: invalid argument" {
+		t.Error(one, err)
 	}
 }
 
@@ -288,7 +300,7 @@ func TestHost_RemoveAddresses_primary(t *testing.T) {
 	for _, a := range []string{"10.1.0.1/24", "10.1.0.2/24", "10.1.0.3/24"} {
 		ns.Run("ip", "address", "add", a, "dev", "t0")
 	}
-	if err := h.RemoveAddresses(device, prefixes("10.1.0.1/24", "10.1.0.2/24")); err != nil {
+	if err := h.RemoveAddresses(device, addressesOf("10.1.0.1/24", "10.1.0.2/24")); err != nil {
 		t.Fatal(err)
 	}
 	if got := ns.Run("ip", "-4", "-o", "address", "show", "dev", "t0"); strings.Count(got, "inet ") != 1 || !strings.Contains(got, "10.1.0.3/24") {
@@ -302,14 +314,14 @@ func TestHost_RemoveAddresses(t *testing.T) {
 	h := openHost(t, ns)
 	device := index(t, ns, "tun0")
 	for range 2 { // the second time it is gone
-		if err := h.RemoveAddresses(device, prefixes("10.3.0.1/32", "10.1.0.1/32", "10.2.0.1/31")); err != nil {
+		if err := h.RemoveAddresses(device, addressesOf("10.3.0.1/32", "10.1.0.1/32", "10.2.0.1/31")); err != nil {
 			t.Error(err)
 		}
 	}
 	if out := ns.Run("ip", "-o", "-4", "address", "show", "dev", "tun0"); strings.Contains(out, "10.1.0.1/32") || !strings.Contains(out, "10.1.0.1/30") || !strings.Contains(out, "10.2.0.1/32") {
 		t.Errorf("addresses: %s", out)
 	}
-	if err := h.RemoveAddresses(1234, prefixes("10.1.0.1/30")); err != nil {
+	if err := h.RemoveAddresses(1234, addressesOf("10.1.0.1/30")); err != nil {
 		t.Error(err)
 	}
 }
@@ -333,11 +345,11 @@ func TestHost_RemoveRoutes(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			ns.Run("sh", "-c", "ip route flush table all proto static; ip route flush proto bird")
 			ns.Run("sh", "-ec", "ip route add "+c.others)
-			if added, err := h.AddRoutes(device, prefixes("10.1.0.0/16", "10.2.0.0/16", "0.0.0.0/0")); len(added) != 3 || err != nil {
+			if added, err := h.AddRoutes(device, routesOf("10.1.0.0/16", "10.2.0.0/16", "0.0.0.0/0")); len(added) != 3 || err != nil {
 				t.Fatal(added, err)
 			}
 			for range 2 { // the second time ours are gone
-				if err := h.RemoveRoutes(device, prefixes("10.1.0.0/16", "0.0.0.0/0")); err != nil {
+				if err := h.RemoveRoutes(device, routesOf("10.1.0.0/16", "0.0.0.0/0")); err != nil {
 					t.Error(err)
 				}
 				out := ns.Run("sh", "-c", "ip route show table main; ip route show table 77 2>/dev/null || true")
@@ -350,13 +362,13 @@ func TestHost_RemoveRoutes(t *testing.T) {
 	// Another one's of the same metric, in place of ours.
 	ns.Run("ip", "route", "add", "10.3.0.0/16", "dev", "tun0", "proto", "bird")
 	ns.Run("ip", "route", "add", "10.4.0.0/16", "dev", "tun1", "proto", "static")
-	if err := h.RemoveRoutes(device, prefixes("10.3.0.0/16", "10.4.0.0/16")); err != nil {
+	if err := h.RemoveRoutes(device, routesOf("10.3.0.0/16", "10.4.0.0/16")); err != nil {
 		t.Error(err)
 	}
 	if out := ns.Run("ip", "route"); !strings.Contains(out, "10.3.0.0/16 dev tun0") || !strings.Contains(out, "10.4.0.0/16 dev tun1") {
 		t.Errorf("routes: %s", out)
 	}
-	if err := h.RemoveRoutes(1234, prefixes("10.1.0.0/16")); err != nil {
+	if err := h.RemoveRoutes(1234, routesOf("10.1.0.0/16")); err != nil {
 		t.Error(err)
 	}
 }
@@ -367,11 +379,11 @@ func TestHost_ReplaceRoutes(t *testing.T) {
 	ns.Run("sh", "-ec", "ip link set tun0 up; ip tuntap add tun1 mode tun; ip link set tun1 up")
 	h := openHost(t, ns)
 	from, to := index(t, ns, "tun0"), index(t, ns, "tun1")
-	if added, err := h.AddRoutes(from, prefixes("10.1.0.0/16")); len(added) != 1 || err != nil {
+	if added, err := h.AddRoutes(from, routesOf("10.1.0.0/16")); len(added) != 1 || err != nil {
 		t.Fatal(added, err)
 	}
 	ns.Run("ip", "route", "add", "10.1.0.0/16", "dev", "tun0", "metric", "100")
-	asked := []Interface{{Index: from, Routes: prefixes("10.1.0.0/16", "10.2.0.0/16")}, {Index: to, Routes: prefixes("10.1.0.0/16")}, {Index: 1234, Routes: prefixes("10.1.0.0/16")}}
+	asked := []Interface{{Index: from, Routes: routesOf("10.1.0.0/16", "10.2.0.0/16")}, {Index: to, Routes: routesOf("10.1.0.0/16")}, {Index: 1234, Routes: routesOf("10.1.0.0/16")}}
 	if existing, err := h.ExistingRoutes(asked); err != nil || len(existing) != 1 || !existing[asked[0].Routes[0]] {
 		t.Error(existing, err)
 	}
@@ -387,7 +399,7 @@ func TestHost_ReplaceRoutes(t *testing.T) {
 		}
 	})
 	defer unix.Close(monitor)
-	if err := h.ReplaceRoutes(to, prefixes("10.1.0.0/16", "10.2.0.0/16")); err != nil {
+	if err := h.ReplaceRoutes(to, routesOf("10.1.0.0/16", "10.2.0.0/16")); err != nil {
 		t.Fatal(err)
 	}
 	type seen struct {
@@ -420,5 +432,83 @@ func TestHost_ReplaceRoutes(t *testing.T) {
 	}
 	if strings.Count(out, "\n") != 3 {
 		t.Errorf("routes: %s", out)
+	}
+}
+
+// Two addresses that differ in the peer are two, each with its host route.
+func TestInterfaceAddress_peer(t *testing.T) {
+	ns := newTun(t)
+	h := openHost(t, ns)
+	device := index(t, ns, "tun0")
+	one := []InterfaceAddress{{netip.MustParsePrefix("10.255.0.1/32"), netip.MustParseAddr("10.255.0.2")}}
+	two := []InterfaceAddress{{netip.MustParsePrefix("10.255.0.1/32"), netip.MustParseAddr("10.255.0.3")}}
+	if err := h.Configure([]Interface{{Index: device, Addresses: one}}); err != nil {
+		t.Fatal(err)
+	}
+	if added, err := h.AddAddresses(device, slices.Concat(one, two)); !slices.Equal(added, two) || err != nil {
+		t.Error(added, err)
+	}
+	check := func(present bool, peer string) {
+		t.Helper()
+		address, route := ns.Run("ip", "-o", "-4", "address", "show", "dev", "tun0"), ns.Run("ip", "route", "show", peer)
+		if strings.Contains(address, "inet 10.255.0.1 peer "+peer+"/32 ") != present || strings.Contains(route, peer+" dev tun0 proto kernel") != present {
+			t.Errorf("%s, present %v:\n%s%s", peer, present, address, route)
+		}
+	}
+	check(true, "10.255.0.2")
+	check(true, "10.255.0.3")
+	for range 2 {
+		if err := h.RemoveAddresses(device, one); err != nil {
+			t.Error(err)
+		}
+	}
+	check(false, "10.255.0.2")
+	check(true, "10.255.0.3")
+}
+
+// A route is its prefix, metric and table, whatever is done to it.
+func TestInterfaceRoute(t *testing.T) {
+	ns := newTun(t)
+	ns.Run("sh", "-ec", "ip link set tun0 up; ip tuntap add tun1 mode tun; ip link set tun1 up; ip route add 10.1.0.0/16 dev tun1 metric 300")
+	h := openHost(t, ns)
+	from, to := index(t, ns, "tun0"), index(t, ns, "tun1")
+	all := routesOf("10.1.0.0/16", "10.1.0.0/16 metric 200", "10.1.0.0/16 metric 0 table 100", "10.1.0.0/16 metric 200 table 1000")
+	show := func() string {
+		return strings.ReplaceAll(ns.Run("sh", "-c", "for t in main 100 1000; do ip route show table $t 2>/dev/null; done"), "linkdown", "")
+	}
+	want := func(what string, lines ...string) {
+		t.Helper()
+		if got := show(); strings.Join(strings.Fields(got), " ") != strings.Join(strings.Fields(strings.Join(lines, " ")), " ") {
+			t.Errorf("%s:\n%swant:\n%s", what, got, strings.Join(lines, "\n"))
+		}
+	}
+	const ours, other = "10.1.0.0/16 dev tun0 proto static scope link", "10.1.0.0/16 dev tun1 scope link metric 300"
+	withoutCarrier(t, ns, "tun0")
+	withoutCarrier(t, ns, "tun1")
+	if err := h.Configure([]Interface{{Index: from, Routes: all}}); err != nil {
+		t.Fatal(err)
+	}
+	want("added", ours, ours+" metric 200", other, ours, ours+" metric 200")
+	if added, err := h.AddRoutes(from, all); len(added) != 0 || err != nil {
+		t.Error(added, err)
+	}
+	if err := h.Configure([]Interface{{Index: from, Routes: all}}); err != nil {
+		t.Error(err)
+	}
+	if err := h.RemoveRoutes(from, routesOf("10.1.0.0/16", "10.1.0.0/16 metric 300", "10.1.0.0/16 metric 200 table 1000")); err != nil {
+		t.Error(err)
+	}
+	want("removed", ours+" metric 200", other, ours)
+	if added, err := h.AddRoutes(from, all); !slices.Equal(added, []InterfaceRoute{all[0], all[3]}) || err != nil {
+		t.Error(added, err)
+	}
+	if err := h.ReplaceRoutes(to, all[1:3]); err != nil {
+		t.Error(err)
+	}
+	theirs := strings.ReplaceAll(ours, "tun0", "tun1")
+	want("replaced", ours, theirs+" metric 200", other, theirs, ours+" metric 200")
+	err := h.Configure([]Interface{{Index: from, Routes: all[2:]}})
+	if want := "add route 10.1.0.0/16 table 100 to tun0: there is one that leads elsewhere (see `ip route show 10.1.0.0/16 table 100`): remove it first: file exists"; err == nil || err.Error() != want {
+		t.Errorf("%v\nwant %s", err, want)
 	}
 }

@@ -286,8 +286,8 @@ func (f *Follower) dependsOn(q *Query, a *Answer) (keys []key) {
 	}
 	if q.Interface != 0 {
 		add(key{kind: byInterface, n: q.Interface})
-		for _, p := range q.Routes {
-			if p = p.Masked(); p.Addr().Is4() {
+		for _, r := range q.Routes {
+			if p := r.Prefix.Masked(); p.Addr().Is4() {
 				add(key{kind: byPrefix, n: p.Bits(), address: p.Addr().As4()})
 			}
 		}

@@ -379,7 +379,7 @@ func TestHost_interface(t *testing.T) {
 	h := openHost(t, l.host)
 	q := Query{Remote: far}
 	f := follow(t, h, l.host, q)
-	q.Interface, q.Routes = index(t, l.host, "tun0"), []netip.Prefix{netip.MustParsePrefix("10.1.2.3/16")}
+	q.Interface, q.Routes = index(t, l.host, "tun0"), []InterfaceRoute{{Prefix: netip.MustParsePrefix("10.1.2.3/16")}}
 	if a := f.Set(q); a.Egress != "" || a.InterfaceChanges != 0 {
 		t.Errorf("%+v", a)
 	}
@@ -778,7 +778,7 @@ func TestHost_startOfMany(t *testing.T) {
 			}
 		})
 		f.Set(q)
-		if err := h.Configure([]Interface{{q.Interface, prefixes(fmt.Sprintf("10.255.%d.1/30", i)), prefixes(fmt.Sprintf("10.%d.0.0/16", 64+i))}}); err != nil {
+		if err := h.Configure([]Interface{{q.Interface, addressesOf(fmt.Sprintf("10.255.%d.1/30", i)), routesOf(fmt.Sprintf("10.%d.0.0/16", 64+i))}}); err != nil {
 			t.Fatal(err)
 		}
 		return tun

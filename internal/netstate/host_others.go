@@ -121,28 +121,28 @@ func (h *Host) Configure(interfaces []Interface) error {
 }
 
 // AddAddresses is for Linux.
-func (h *Host) AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
+func (h *Host) AddAddresses(device int, addresses []InterfaceAddress) (added []InterfaceAddress, err error) {
 	return addNone(addresses)
 }
 
 // AddRoutes is for Linux.
-func (h *Host) AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error) {
-	return addNone(destinations)
+func (h *Host) AddRoutes(device int, routes []InterfaceRoute) (added []InterfaceRoute, err error) {
+	return addNone(routes)
 }
 
 // RemoveAddresses is for Linux.
-func (h *Host) RemoveAddresses(device int, addresses []netip.Prefix) error { return ErrUnsupported }
+func (h *Host) RemoveAddresses(device int, addresses []InterfaceAddress) error { return ErrUnsupported }
 
 // RemoveRoutes is for Linux.
-func (h *Host) RemoveRoutes(device int, destinations []netip.Prefix) error { return ErrUnsupported }
+func (h *Host) RemoveRoutes(device int, routes []InterfaceRoute) error { return ErrUnsupported }
 
 // ExistingRoutes is for Linux.
-func (h *Host) ExistingRoutes(interfaces []Interface) (existing map[netip.Prefix]bool, err error) {
+func (h *Host) ExistingRoutes(interfaces []Interface) (existing map[InterfaceRoute]bool, err error) {
 	return nil, ErrUnsupported
 }
 
 // ReplaceRoutes is for Linux.
-func (h *Host) ReplaceRoutes(device int, destinations []netip.Prefix) error { return ErrUnsupported }
+func (h *Host) ReplaceRoutes(device int, routes []InterfaceRoute) error { return ErrUnsupported }
 
 // Remove is for Linux.
 func (h *Host) Remove(devices []int) error { return ErrUnsupported }

@@ -76,23 +76,6 @@ func (e *NoDeviceError) Error() string {
 
 func (e *NoDeviceError) Unwrap() error { return syscall.ENODEV }
 
-// Interface is what Configure gives an interface.
-type Interface struct {
-	Index int
-	// Addresses keep their host bits. Routes are destinations.
-	Addresses, Routes []netip.Prefix
-}
-
-// InterfaceError means that an interface could not be configured.
-type InterfaceError struct {
-	Index int
-	Err   error
-}
-
-func (e *InterfaceError) Error() string { return e.Err.Error() }
-
-func (e *InterfaceError) Unwrap() error { return e.Err }
-
 // Options are Open's.
 type Options struct {
 	// Failed is called at most once, from the Host's goroutine: changes are no longer seen.
@@ -112,7 +95,7 @@ type Query struct {
 	Interface int
 	// Routes are the configured routes into Interface: a route of the same prefix
 	// elsewhere counts in InterfaceChanges.
-	Routes []netip.Prefix
+	Routes []InterfaceRoute
 }
 
 // Answer is what the network does with a tunnel's packets now. It is immutable.

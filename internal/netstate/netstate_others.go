@@ -45,12 +45,12 @@ func lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
 }
 
 // AddAddresses is for Linux.
-func AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
+func AddAddresses(device int, addresses []InterfaceAddress) (added []InterfaceAddress, err error) {
 	return addNone(addresses)
 }
 
-func addNone(prefixes []netip.Prefix) ([]netip.Prefix, error) {
-	if len(prefixes) == 0 {
+func addNone[T any](wanted []T) ([]T, error) {
+	if len(wanted) == 0 {
 		return nil, nil
 	}
 	return nil, ErrUnsupported

@@ -12,11 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// routeKey identifies a route, its metric and TOS aside.
+// routeKey identifies a route into an interface, its TOS aside.
 type routeKey struct {
-	table       uint32
+	table       uint32 // not 0
 	device      int
 	destination netip.Prefix
+	metric      uint32
 }
 
 // tableRoute is what is read of a route.
@@ -25,45 +26,45 @@ type tableRoute struct {
 	ours bool // as routeChanges makes it
 }
 
-// AddRoutes adds routes to the destinations through an interface, which must be up, and
-// returns those that were missing. Host bits are ignored. An existing route of the same
-// prefix and metric is kept, even through another interface. The table is main, or the VRF's
-// of the interface. After a failure it goes on; err is the first.
-func (h *Host) AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error) {
-	return h.newRoutes(unix.NLM_F_EXCL, device, destinations, unix.EEXIST)
+// AddRoutes adds routes through an interface, which must be up, and returns those that were
+// missing. Host bits are ignored. An existing route of the same prefix, metric and table is
+// kept, even through another interface. After a failure it goes on; err is the first.
+func (h *Host) AddRoutes(device int, routes []InterfaceRoute) (added []InterfaceRoute, err error) {
+	return h.newRoutes(unix.NLM_F_EXCL, device, routes, unix.EEXIST)
 }
 
-// ReplaceRoutes is AddRoutes, but it replaces an existing route of the same prefix and
-// metric, wherever that leads. No packet sees neither.
-func (h *Host) ReplaceRoutes(device int, destinations []netip.Prefix) error {
-	_, err := h.newRoutes(unix.NLM_F_REPLACE, device, destinations)
+// ReplaceRoutes is AddRoutes, but it replaces an existing route of the same prefix, metric and
+// table, wherever that leads. No packet sees neither.
+func (h *Host) ReplaceRoutes(device int, routes []InterfaceRoute) error {
+	_, err := h.newRoutes(unix.NLM_F_REPLACE, device, routes)
 	return err
 }
 
-func (h *Host) newRoutes(flag, device int, destinations []netip.Prefix, ignored ...error) (added []netip.Prefix, err error) {
-	if len(destinations) == 0 {
+func (h *Host) newRoutes(flag, device int, routes []InterfaceRoute, ignored ...error) (added []InterfaceRoute, err error) {
+	if len(routes) == 0 {
 		return nil, nil
 	}
 	h.readMessages()
-	changes, err := h.routeChanges(unix.RTM_NEWROUTE, flag, device, destinations)
+	changes, err := h.routeChanges(unix.RTM_NEWROUTE, flag, device, routes)
 	if err != nil {
 		return nil, err
 	}
-	return h.change(changes, ignored...)
+	done, err := h.change(changes, ignored...)
+	return pick(routes, done), err
 }
 
-// RemoveRoutes removes the routes of AddRoutes to the destinations through an interface; one
-// that is gone is no error. After a failure it goes on; err is the first.
-func (h *Host) RemoveRoutes(device int, destinations []netip.Prefix) error {
-	if len(destinations) == 0 {
+// RemoveRoutes removes routes of AddRoutes through an interface; one that is gone is no error.
+// After a failure it goes on; err is the first.
+func (h *Host) RemoveRoutes(device int, routes []InterfaceRoute) error {
+	if len(routes) == 0 {
 		return nil
 	}
 	h.readMessages()
-	changes, err := h.routeChanges(unix.RTM_DELROUTE, 0, device, destinations)
-	var routes []tableRoute
+	changes, err := h.routeChanges(unix.RTM_DELROUTE, 0, device, routes)
+	var existing []tableRoute
 	if err == nil {
 		// Metric 0 is any metric for RTM_DELROUTE: where ours is gone it would remove another's.
-		routes, err = h.routes(device)
+		existing, err = h.routes(device)
 	}
 	switch {
 	case errors.Is(err, unix.ENODEV):
@@ -72,19 +73,18 @@ func (h *Host) RemoveRoutes(device int, destinations []netip.Prefix) error {
 		return err
 	}
 	changes = slices.DeleteFunc(changes, func(c change) bool {
-		return !slices.Contains(routes, tableRoute{c.key(), true})
+		return !slices.Contains(existing, tableRoute{c.route, true})
 	})
 	_, err = h.change(changes, unix.ESRCH, unix.ENODEV)
 	return err
 }
 
-// routeChanges are RTM_NEWROUTE with a flag, or RTM_DELROUTE, of a route to each destination
-// through an interface.
-func (h *Host) routeChanges(kind, flag, device int, destinations []netip.Prefix) (changes []change, err error) {
-	if len(destinations) == 0 {
+// routeChanges are RTM_NEWROUTE with a flag, or RTM_DELROUTE, of each route through an interface.
+func (h *Host) routeChanges(kind, flag, device int, routes []InterfaceRoute) (changes []change, err error) {
+	if len(routes) == 0 {
 		return nil, nil
 	}
-	table, err := h.routeTable(device)
+	main, err := h.routeTable(device)
 	if err != nil {
 		return nil, err
 	}
@@ -92,20 +92,24 @@ func (h *Host) routeChanges(kind, flag, device int, destinations []netip.Prefix)
 	if kind == unix.RTM_DELROUTE {
 		what, flags = "remove route %v from %v", 0
 	}
-	for _, d := range destinations {
+	for _, r := range routes {
+		key := routeKey{cmp.Or(r.Table, main), device, r.Prefix.Masked(), r.Metric}
 		req, msg := nl.NewNetlinkRequest(kind, flags), nl.NewRtMsg()
-		msg.Family, msg.Dst_len, msg.Table = unix.AF_INET, uint8(d.Bits()), unix.RT_TABLE_UNSPEC
+		msg.Family, msg.Dst_len, msg.Table = unix.AF_INET, uint8(r.Prefix.Bits()), unix.RT_TABLE_UNSPEC
 		msg.Scope, msg.Protocol = unix.RT_SCOPE_LINK, unix.RTPROT_STATIC
 		req.AddData(msg)
-		req.AddData(nl.NewRtAttr(unix.RTA_DST, d.Masked().Addr().AsSlice()))
-		req.AddData(nl.NewRtAttr(unix.RTA_TABLE, nl.Uint32Attr(table)))
+		req.AddData(nl.NewRtAttr(unix.RTA_DST, key.destination.Addr().AsSlice()))
+		req.AddData(nl.NewRtAttr(unix.RTA_TABLE, nl.Uint32Attr(key.table)))
 		req.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(device))))
-		changes = append(changes, change{req, device, what, d, table})
+		if r.Metric != 0 {
+			req.AddData(nl.NewRtAttr(unix.RTA_PRIORITY, nl.Uint32Attr(r.Metric)))
+		}
+		changes = append(changes, change{req, device, what, r, key})
 	}
 	return changes, nil
 }
 
-// routeTable is the table of the routes into an interface: main, or that of its VRF.
+// routeTable is the table of routes into an interface that name none: main, or that of its VRF.
 func (h *Host) routeTable(device int) (table uint32, err error) {
 	l, err := h.link(device)
 	if err == nil && l.master != 0 {
@@ -120,23 +124,24 @@ func (h *Host) routeTable(device int) (table uint32, err error) {
 
 // ExistingRoutes are the Routes of interfaces that there are, as AddRoutes makes them. An interface that
 // is gone has none.
-func (h *Host) ExistingRoutes(interfaces []Interface) (existing map[netip.Prefix]bool, err error) {
+func (h *Host) ExistingRoutes(interfaces []Interface) (existing map[InterfaceRoute]bool, err error) {
 	h.readMessages()
-	through := map[routeKey]bool{}
+	through, asked := map[routeKey]bool{}, map[routeKey]InterfaceRoute{}
 	for _, i := range interfaces {
-		table, err := h.routeTable(i.Index)
+		main, err := h.routeTable(i.Index)
 		if err != nil && !errors.Is(err, unix.ENODEV) {
 			return nil, err
 		}
 		for _, r := range i.Routes {
-			through[routeKey{table, i.Index, r.Masked()}] = false
+			key := routeKey{cmp.Or(r.Table, main), i.Index, r.Prefix.Masked(), r.Metric}
+			through[key], asked[key] = false, r
 		}
 	}
 	err = h.findRoutes(through)
-	existing = map[netip.Prefix]bool{}
+	existing = map[InterfaceRoute]bool{}
 	for key, found := range through {
 		if found {
-			existing[key.destination] = true
+			existing[asked[key]] = true
 		}
 	}
 	return existing, err
@@ -194,7 +199,7 @@ func parseTableRoute(b []byte) (r tableRoute, ok bool) {
 		case unix.RTA_TABLE:
 			r.table = u32(value)
 		case unix.RTA_PRIORITY:
-			r.ours = r.ours && u32(value) == 0
+			r.metric = u32(value)
 		}
 		return nil
 	})

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net/netip"
 	"os"
 	"slices"
 
@@ -137,8 +136,8 @@ func (p *plan) compare(t *Tunnel, next *Config) error {
 // is one at any time, unless the first tunnel is made again. One that the first tunnel has lost is not
 // among them: there may be an operator's in its place, which stays.
 func (p *plan) handOver() error {
-	wanted := map[netip.Prefix]bool{}
-	want := func(routes []netip.Prefix) {
+	wanted := map[netstate.InterfaceRoute]bool{}
+	want := func(routes []netstate.InterfaceRoute) {
 		for _, route := range routes {
 			wanted[route] = true
 		}
@@ -166,8 +165,8 @@ func (p *plan) handOver() error {
 	if err != nil {
 		return &TunnelError{giver, err}
 	}
-	takers := map[netip.Prefix]string{}
-	takeOver := func(name string, routes []netip.Prefix) (taken []netip.Prefix, err error) {
+	takers := map[netstate.InterfaceRoute]string{}
+	takeOver := func(name string, routes []netstate.InterfaceRoute) (taken []netstate.InterfaceRoute, err error) {
 		for _, route := range routes {
 			if other := takers[route]; given[route] && other != "" && err == nil {
 				err = &TunnelError{name, &ValueError{Property: "route", Value: route.String(), Want: "a route that " + other + " has not"}}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"ipipd/internal/netstate"
 	"ipipd/test/memory"
 )
 
@@ -103,7 +104,7 @@ func TestEngineApply_closingName(t *testing.T) {
 // A route of the operator's in place of one that a tunnel has lost stays when another tunnel is to get it.
 func TestEngineApply_operatorsRoute(t *testing.T) {
 	const operators = 7
-	route := netip.MustParsePrefix("10.20.0.0/16")
+	route := netstate.InterfaceRoute{Prefix: netip.MustParsePrefix("10.20.0.0/16")}
 	socket, _ := memory.NewSocketPair()
 	e, m := newModel(t, socket)
 	apply(t, e, lineA, lineB)

@@ -211,7 +211,7 @@ func TestEngineApply_restart(t *testing.T) {
 	netlab.New(t).Do(func() { // the sockets of IKE are opened there
 		apply(t, e, named, lineB)
 		before := state(e, m)
-		m.failRoute = netip.MustParsePrefix("10.40.0.0/16")
+		m.failRoute.Prefix = netip.MustParsePrefix("10.40.0.0/16")
 		m.opening("a", func() {
 			resolved = netip.Addr{}
 			write("another-secret-now")

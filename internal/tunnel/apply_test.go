@@ -27,21 +27,21 @@ type hostModel struct {
 	*fakeNetwork
 	mu        sync.Mutex
 	addresses map[configuredAddress]bool
-	routes    map[netip.Prefix]int
+	routes    map[netstate.InterfaceRoute]int
 	rps       map[string]string
 	devices   map[string]*memory.Device // by name; those that are not closed
 	opened    int
 	calls     int // that change anything
 	gaps      int // routes that led nowhere for a while
 	failOpen  string
-	failRoute netip.Prefix
+	failRoute netstate.InterfaceRoute
 	failNext  bool              // ReplaceRoutes fails, once
 	onOpen    func(name string) // called before an interface is made
 }
 
 type configuredAddress struct {
-	device int
-	prefix netip.Prefix
+	device  int
+	address netstate.InterfaceAddress
 }
 
 func (m *hostModel) change(f func()) {
@@ -68,7 +68,7 @@ func (m *hostModel) Configure(interfaces []netstate.Interface) error {
 	return nil
 }
 
-func (m *hostModel) AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
+func (m *hostModel) AddAddresses(device int, addresses []netstate.InterfaceAddress) (added []netstate.InterfaceAddress, err error) {
 	for _, a := range addresses {
 		m.change(func() {
 			if key := (configuredAddress{device, a}); !m.addresses[key] {
@@ -80,7 +80,7 @@ func (m *hostModel) AddAddresses(device int, addresses []netip.Prefix) (added []
 	return added, nil
 }
 
-func (m *hostModel) AddRoutes(device int, routes []netip.Prefix) (added []netip.Prefix, err error) {
+func (m *hostModel) AddRoutes(device int, routes []netstate.InterfaceRoute) (added []netstate.InterfaceRoute, err error) {
 	for _, r := range routes {
 		m.change(func() {
 			if r == m.failRoute {
@@ -94,7 +94,7 @@ func (m *hostModel) AddRoutes(device int, routes []netip.Prefix) (added []netip.
 	return added, err
 }
 
-func (m *hostModel) CheckRoute(device int, route netip.Prefix) error {
+func (m *hostModel) CheckRoute(device int, route netstate.InterfaceRoute) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.routes[route] != device {
@@ -103,14 +103,14 @@ func (m *hostModel) CheckRoute(device int, route netip.Prefix) error {
 	return nil
 }
 
-func (m *hostModel) RemoveAddresses(device int, addresses []netip.Prefix) error {
+func (m *hostModel) RemoveAddresses(device int, addresses []netstate.InterfaceAddress) error {
 	for _, a := range addresses {
 		m.change(func() { delete(m.addresses, configuredAddress{device, a}) })
 	}
 	return nil
 }
 
-func (m *hostModel) RemoveRoutes(device int, routes []netip.Prefix) error {
+func (m *hostModel) RemoveRoutes(device int, routes []netstate.InterfaceRoute) error {
 	for _, r := range routes {
 		m.change(func() {
 			if m.routes[r] == device {
@@ -121,8 +121,8 @@ func (m *hostModel) RemoveRoutes(device int, routes []netip.Prefix) error {
 	return nil
 }
 
-func (m *hostModel) ExistingRoutes(interfaces []netstate.Interface) (map[netip.Prefix]bool, error) {
-	existing := map[netip.Prefix]bool{}
+func (m *hostModel) ExistingRoutes(interfaces []netstate.Interface) (map[netstate.InterfaceRoute]bool, error) {
+	existing := map[netstate.InterfaceRoute]bool{}
 	for _, i := range interfaces {
 		for _, r := range i.Routes {
 			if m.CheckRoute(i.Index, r) == nil {
@@ -133,7 +133,7 @@ func (m *hostModel) ExistingRoutes(interfaces []netstate.Interface) (map[netip.P
 	return existing, nil
 }
 
-func (m *hostModel) ReplaceRoutes(device int, routes []netip.Prefix) error {
+func (m *hostModel) ReplaceRoutes(device int, routes []netstate.InterfaceRoute) error {
 	if m.failNext {
 		m.failNext = false
 		return syscall.ENOBUFS
@@ -173,7 +173,7 @@ type modelDevice struct {
 func (d *modelDevice) Close() error {
 	d.model.change(func() {
 		maps.DeleteFunc(d.model.addresses, func(a configuredAddress, _ bool) bool { return a.device == d.index })
-		maps.DeleteFunc(d.model.routes, func(_ netip.Prefix, device int) bool { return device == d.index })
+		maps.DeleteFunc(d.model.routes, func(_ netstate.InterfaceRoute, device int) bool { return device == d.index })
 		delete(d.model.rps, d.Name())
 		delete(d.model.devices, d.Name())
 	})
@@ -212,7 +212,7 @@ func (m *hostModel) String() string {
 		lines = append(lines, fmt.Sprintf("link %s mtu %d rps %q", name, s.MTU, m.rps[name]))
 	}
 	for a := range m.addresses {
-		lines = append(lines, fmt.Sprintf("address %s %v", names[a.device], a.prefix))
+		lines = append(lines, fmt.Sprintf("address %s %v", names[a.device], a.address))
 	}
 	for r, device := range m.routes {
 		lines = append(lines, fmt.Sprintf("route %s %v", names[device], r))
@@ -226,7 +226,7 @@ func newModel(t *testing.T, socket *memory.Socket) (*Engine, *hostModel) {
 	t.Helper()
 	m := &hostModel{
 		fakeNetwork: &fakeNetwork{route: netstate.Route{Source: outerA.As4(), MTU: 1500}},
-		addresses:   map[configuredAddress]bool{}, routes: map[netip.Prefix]int{}, rps: map[string]string{}, devices: map[string]*memory.Device{},
+		addresses:   map[configuredAddress]bool{}, routes: map[netstate.InterfaceRoute]int{}, rps: map[string]string{}, devices: map[string]*memory.Device{},
 	}
 	e, err := NewEngine(EngineOptions{Log: slog.New(slog.NewTextHandler(m.fakeNetwork, nil)), Socket: socket, Network: m, OpenDevice: m.open,
 		LookupName: lookUpInTest})
@@ -244,7 +244,7 @@ func newModel(t *testing.T, socket *memory.Socket) (*Engine, *hostModel) {
 	return e, m
 }
 
-// config is that of a tunnel as flags give it, from name=value words.
+// config is that of a tunnel as flags give it, from name=value words, where ~ is a blank.
 func config(t *testing.T, words string) Config {
 	t.Helper()
 	c, err := parseConfig(words)
@@ -257,7 +257,7 @@ func config(t *testing.T, words string) Config {
 func parseConfig(words string) (c Config, err error) {
 	c = Default()
 	for word := range strings.FieldsSeq("keepalive=off " + words) {
-		name, value, _ := strings.Cut(word, "=")
+		name, value, _ := strings.Cut(strings.ReplaceAll(word, "~", " "), "=")
 		i := slices.IndexFunc(Properties(), func(p Property) bool { return p.Name == name })
 		if i < 0 {
 			return c, fmt.Errorf("no property %s", name)
@@ -378,8 +378,8 @@ func TestEngineApply_error(t *testing.T) {
 		"change-to-pair":   {lines: []string{lineA, lineB + " remote-address=198.51.100.1"}, want: "the same local-address and remote-address"},
 		"device":           {lines: []string{lineA + " mtu=1400", "name=c remote-address=198.51.100.9"}, fail: func(m *hostModel) { m.failOpen = "c" }, want: "c: make c"},
 		"device-remade":    {lines: []string{lineA + " tun-queues=1", lineB}, fail: func(m *hostModel) { m.failOpen = "new" }, want: ""},
-		"route-of-change":  {lines: []string{lineA + " route=10.40.0.0/16 address=10.1.0.1/24", lineB}, fail: func(m *hostModel) { m.failRoute = netip.MustParsePrefix("10.40.0.0/16") }, want: "a: "},
-		"route-of-new":     {lines: []string{lineA + " dscp=46", "name=c remote-address=198.51.100.9 route=10.40.0.0/16"}, fail: func(m *hostModel) { m.failRoute = netip.MustParsePrefix("10.40.0.0/16") }, want: "c: "},
+		"route-of-change":  {lines: []string{lineA + " route=10.40.0.0/16 address=10.1.0.1/24", lineB}, fail: func(m *hostModel) { m.failRoute.Prefix = netip.MustParsePrefix("10.40.0.0/16") }, want: "a: "},
+		"route-of-new":     {lines: []string{lineA + " dscp=46", "name=c remote-address=198.51.100.9 route=10.40.0.0/16"}, fail: func(m *hostModel) { m.failRoute.Prefix = netip.MustParsePrefix("10.40.0.0/16") }, want: "c: "},
 		"route-elsewhere":  {lines: []string{lineA, lineB + " route=10.20.0.0/16"}, want: "b: add route 10.20.0.0/16"},
 		"route-taken-once": {lines: []string{"name=a remote-address=198.51.100.1", lineB + " route=10.20.0.0/16", "name=c remote-address=198.51.100.9 route=10.20.0.0/16"}, want: "10.20.0.0/16"},
 		"no-such-name":     {lines: []string{lineA + " remote-address=nowhere.example", lineB}, want: "a: "},
@@ -423,7 +423,7 @@ func TestEngineApply_remadeFails(t *testing.T) {
 	e, m := newModel(t, socket)
 	apply(t, e, lineA, lineB)
 	before := state(e, m)
-	m.failRoute = netip.MustParsePrefix("10.40.0.0/16")
+	m.failRoute.Prefix = netip.MustParsePrefix("10.40.0.0/16")
 	if err := e.Apply(t.Context(), configs(t, lineA+" tun-queues=1 route=10.40.0.0/16", lineB+" dscp=3")); err == nil {
 		t.Fatal("no error")
 	}
@@ -473,7 +473,8 @@ func TestEngineApply_random(t *testing.T) {
 			pick("", "dscp=46", "dscp=7") + pick("", "mtu=1400", "mtu=1300") + pick("", "ttl=inherit") + pick("", "keepalive=5s,3", "keepalive=10s,10") +
 			pick("", "rps=1", "rps=3") + pick("", "comment=x") + pick("", "tun-queues=1") + pick("", fmt.Sprintf("address=10.9.%d.1/24", random.IntN(20))) +
 			pick("", fmt.Sprintf("route=10.%d.0.0/16", 20+n), fmt.Sprintf("route=10.%d.0.0/16 route=10.%d.0.0/16", 20+n, 60+n)) +
-			pick("", "local-address=192.0.2.9")
+			pick("", "local-address=192.0.2.9") + pick("", "address=10.8.0.1~peer~10.8.0.2", "address=10.8.0.1~peer~10.8.0.3") +
+			pick("", fmt.Sprintf("route=0.0.0.0/0~table~%d", n), fmt.Sprintf("route=0.0.0.0/0~metric~200~table~%d", n), fmt.Sprintf("route=10.70.0.0/16~metric~%d", n))
 	}
 	file := func() (lines []string) {
 		remotes := random.Perm(8)

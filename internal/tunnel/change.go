@@ -23,10 +23,11 @@ type change struct {
 	remote    netip.Addr // RemoteAddress of next resolved, if it is another one
 	pair      outerPair  // of next
 	// takeOver are routes of next that another tunnel has until then.
-	takeOver []netip.Prefix
+	takeOver []netstate.InterfaceRoute
 
-	queried                     bool // the follower has the query of next
-	addedAddresses, addedRoutes []netip.Prefix
+	queried        bool // the follower has the query of next
+	addedAddresses []netstate.InterfaceAddress
+	addedRoutes    []netstate.InterfaceRoute
 }
 
 // Changes returns the properties in which two Configs differ, the content of secrets aside.
@@ -52,11 +53,11 @@ func remade(old, next *Config) (by []Property) {
 }
 
 // without returns those of a that are not in b.
-func without(a, b []netip.Prefix) []netip.Prefix {
-	return slices.DeleteFunc(slices.Clone(a), func(p netip.Prefix) bool { return slices.Contains(b, p) })
+func without[T comparable](a, b []T) []T {
+	return slices.DeleteFunc(slices.Clone(a), func(x T) bool { return slices.Contains(b, x) })
 }
 
-func (ch *change) removedRoutes() []netip.Prefix {
+func (ch *change) removedRoutes() []netstate.InterfaceRoute {
 	if ch.next == nil {
 		return ch.old.Routes
 	}
@@ -183,7 +184,7 @@ func (c *control) changeRPS(old string) {
 }
 
 // takeOverRoutes replaces routes that lead into other tunnels' interfaces.
-func (c *control) takeOverRoutes(routes []netip.Prefix) {
+func (c *control) takeOverRoutes(routes []netstate.InterfaceRoute) {
 	iface := c.iface.Load()
 	if len(routes) == 0 || !iface.Up || iface.Moved {
 		return
@@ -209,7 +210,7 @@ func (c *control) finishChange(ch *change) error {
 
 // removeAddresses removes addresses of the interface, and puts the routes back that the kernel removes with
 // the last one.
-func (c *control) removeAddresses(addresses []netip.Prefix) error {
+func (c *control) removeAddresses(addresses []netstate.InterfaceAddress) error {
 	network := c.engine.network
 	err := network.RemoveAddresses(c.ifindex, addresses)
 	if len(addresses) > 0 && err == nil && c.iface.Load().Up {

@@ -56,7 +56,7 @@ func TestEngineClose_interfaces(t *testing.T) {
 	for i := range 5 {
 		cfg := Default()
 		cfg.Name, cfg.RemoteAddress, cfg.TunQueues = fmt.Sprintf("t%d", i), fmt.Sprintf("192.0.2.%d", 10+i), 1
-		cfg.Addresses = []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.0.%d.1/30", i))}
+		cfg.Addresses = []netstate.InterfaceAddress{{Prefix: netip.MustParsePrefix(fmt.Sprintf("10.0.%d.1/30", i))}}
 		ns.Do(func() {
 			tunnel, err := e.Start(t.Context(), cfg)
 			if err != nil {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"ipipd/internal/netstate"
 	"ipipd/keepalive"
 	"ipipd/tun"
 )
@@ -43,9 +44,9 @@ type Config struct {
 	// TTL of outer packets, 1 to 255; 0 copies the inner packet's (inherit).
 	TTL int
 	// Addresses are the inner addresses of the interface, host bits kept.
-	Addresses []netip.Prefix
-	// Routes are the destinations routed into the interface; their host bits are zero.
-	Routes []netip.Prefix
+	Addresses []netstate.InterfaceAddress
+	// Routes are the routes into the interface; their host bits are zero.
+	Routes []netstate.InterfaceRoute
 	// UnderlayDevice is the interface or VRF that outer packets are bound to, as by
 	// SO_BINDTODEVICE; "" leaves it to the route.
 	UnderlayDevice string
@@ -125,18 +126,18 @@ func (c *Config) Validate() error {
 		return err
 	}
 	addresses := make(map[netip.Addr]bool)
-	for _, p := range c.Addresses {
-		if addresses[p.Addr()] {
-			return &ValueError{Property: "address", Value: p.String(), Want: "each address once"}
+	for _, a := range c.Addresses {
+		if addresses[a.Prefix.Addr()] {
+			return &ValueError{Property: "address", Value: a.String(), Want: "each address once"}
 		}
-		addresses[p.Addr()] = true
+		addresses[a.Prefix.Addr()] = true
 	}
-	routes := make(map[netip.Prefix]bool)
-	for _, p := range c.Routes {
-		if routes[p] {
-			return &ValueError{Property: "route", Value: p.String(), Want: "each route once"}
+	routes := make(map[netstate.InterfaceRoute]bool)
+	for _, r := range c.Routes {
+		if routes[r] {
+			return &ValueError{Property: "route", Value: r.String(), Want: "each route once"}
 		}
-		routes[p] = true
+		routes[r] = true
 	}
 	return c.validateKeepalive(addresses)
 }

@@ -53,9 +53,9 @@ type control struct {
 	unansweredProbes int  // sent while the peer was up
 	tx               transmitter
 	ids              idCounter
-	echo             *keepalive.Echo // nil unless keepalive-probe is echo
-	keys             []int32         // of the queues at their workers
-	takeOver         []netip.Prefix  // routes that another tunnel has until this one begins
+	echo             *keepalive.Echo           // nil unless keepalive-probe is echo
+	keys             []int32                   // of the queues at their workers
+	takeOver         []netstate.InterfaceRoute // routes that another tunnel has until this one begins
 
 	ifindex      int // in this network namespace, as last read
 	appliedMTU   int // last MTU that SetMTU accepted
@@ -72,7 +72,7 @@ type control struct {
 	attaching  bool            // attach is under way
 	attachErr  *attachError    // of the last attach, if that has failed
 
-	restoreCounts    map[configuredPrefix]restoreCount
+	restoreCounts    map[fmt.Stringer]restoreCount
 	restoreFailed    map[bool]bool // failure already logged: of addresses (false), of routes (true)
 	interfaceChanges uint64        // of the answer at the last updateInterface
 	interfaceDowns   uint64

@@ -154,7 +154,7 @@ func TestControlWarnUnanswered(t *testing.T) {
 			a := start(t, socket, outerA, outerB, func(c *Config) {
 				c.Keepalive, c.KeepaliveProbe = keepalive.Config{Interval: time.Second, Retries: 2}, test.form
 				if test.form == keepalive.FormEcho {
-					c.Addresses = []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")}
+					c.Addresses = []netstate.InterfaceAddress{{Prefix: netip.MustParsePrefix("10.0.0.1/24")}}
 					c.KeepaliveTarget = netip.MustParseAddr("10.0.0.2")
 				}
 			})

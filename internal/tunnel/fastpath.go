@@ -204,7 +204,7 @@ func (c *control) fastTunnel() fastpath.Tunnel {
 		ClampTCPMSS: c.cfg.ClampTCPMSS,
 	}
 	if c.echo != nil {
-		f.EchoSource, f.EchoDestination = c.cfg.KeepaliveTarget.As4(), c.cfg.Addresses[0].Addr().As4()
+		f.EchoSource, f.EchoDestination = c.cfg.KeepaliveTarget.As4(), c.cfg.Addresses[0].Prefix.Addr().As4()
 	}
 	// Packets that change the keepalive state, or need an ICMP error, must go through
 	// userspace.

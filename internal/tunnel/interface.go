@@ -4,8 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"sync/atomic"
 	"syscall"
@@ -23,13 +23,7 @@ const (
 	restoreWindow = time.Minute
 )
 
-// configuredPrefix is an address or a route of the Config.
-type configuredPrefix struct {
-	prefix netip.Prefix
-	route  bool
-}
-
-// restoreCount counts how often a prefix was restored since a time.
+// restoreCount counts how often an address or a route was restored since a time.
 type restoreCount struct {
 	n     int
 	since time.Time
@@ -81,8 +75,8 @@ func (c *control) updateInterface(now time.Time) {
 	if !up { // the kernel accepts routes only if it is up
 		return
 	}
-	addresses := c.restore(false, c.cfg.Addresses, now)
-	routes := c.restore(true, c.cfg.Routes, now)
+	addresses := restore(c, false, c.engine.network.AddAddresses, c.cfg.Addresses, now)
+	routes := restore(c, true, c.engine.network.AddRoutes, c.cfg.Routes, now)
 	if len(addresses)+len(routes) > 0 {
 		c.log.Info("what the interface had lost is put back", "addresses", addresses, "routes", routes)
 	}
@@ -96,18 +90,16 @@ func (c *control) logMoved(moved bool) {
 	}
 }
 
-// restore adds the configured addresses, or routes, that the interface lacks, and returns them. A
-// prefix is given up after maxRestores, until the interface was down.
-func (c *control) restore(route bool, prefixes []netip.Prefix, now time.Time) []netip.Prefix {
-	var wanted []netip.Prefix
-	for _, p := range prefixes {
-		if c.restoreCounts[configuredPrefix{p, route}].n < maxRestores {
-			wanted = append(wanted, p)
+// restore adds the configured addresses, or routes, that the interface lacks, and returns them. One
+// is given up after maxRestores, until the interface was down.
+func restore[T fmt.Stringer](
+	c *control, route bool, add func(device int, wanted []T) ([]T, error), configured []T, now time.Time,
+) []T {
+	var wanted []T
+	for _, one := range configured {
+		if c.restoreCounts[one].n < maxRestores {
+			wanted = append(wanted, one)
 		}
-	}
-	add := c.engine.network.AddAddresses
-	if route {
-		add = c.engine.network.AddRoutes
 	}
 	added, err := add(c.ifindex, wanted)
 	if errors.Is(err, syscall.ENETDOWN) { // set down meanwhile; restored when it is up
@@ -119,16 +111,15 @@ func (c *control) restore(route bool, prefixes []netip.Prefix, now time.Time) []
 			c.log.Warn("cannot put back what the interface has lost", "err", err)
 		}
 	}
-	for _, p := range added {
-		key := configuredPrefix{p, route}
-		count := c.restoreCounts[key]
+	for _, one := range added {
+		count := c.restoreCounts[one]
 		if now.Sub(count.since) > restoreWindow {
 			count = restoreCount{since: now}
 		}
 		count.n++
-		c.restoreCounts[key] = count
+		c.restoreCounts[one] = count
 		if count.n == maxRestores {
-			c.log.Warn("it is taken away again and again, and left alone from now on, until the interface was set down", "prefix", p, "tries", count.n)
+			c.log.Warn("it is taken away again and again, and left alone from now on, until the interface was set down", "prefix", one, "tries", count.n)
 		}
 	}
 	return added

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"ipipd/internal/netstate"
 	"ipipd/internal/packet"
 	"ipipd/test/memory"
 	"ipipd/tun"
@@ -23,32 +24,32 @@ func (s *endpoint) changeInterface(f func(*tun.State)) {
 }
 
 // remove removes addresses or routes from the interface and notifies the tunnel.
-func (s *endpoint) remove(prefixes ...netip.Prefix) {
+func (s *endpoint) remove(lost ...fmt.Stringer) {
 	s.network.set(func(w *fakeNetwork) {
-		w.lost = map[netip.Prefix]bool{}
-		for _, p := range prefixes {
+		w.lost = map[fmt.Stringer]bool{}
+		for _, p := range lost {
 			w.lost[p] = true
 		}
 	})
 }
 
-// waitRestored waits until the prefixes added to the interface are these.
-func (s *endpoint) waitRestored(t *testing.T, prefixes ...netip.Prefix) {
+// waitRestored waits until what was added to the interface are these.
+func (s *endpoint) waitRestored(t *testing.T, restored ...fmt.Stringer) {
 	t.Helper()
 	eventually(t, "it is put back", func() bool {
 		s.network.mu.Lock()
 		defer s.network.mu.Unlock()
-		return slices.Equal(s.network.added, prefixes)
+		return slices.Equal(s.network.added, restored)
 	})
 }
 
 var (
-	ourAddress = netip.MustParsePrefix("10.255.0.1/30")
-	ourRoute   = netip.MustParsePrefix("10.9.0.0/16")
+	ourAddress = netstate.InterfaceAddress{Prefix: netip.MustParsePrefix("10.255.0.1/30")}
+	ourRoute   = netstate.InterfaceRoute{Prefix: netip.MustParsePrefix("10.9.0.0/16")}
 )
 
 func configured(c *Config) {
-	c.Addresses, c.Routes = []netip.Prefix{ourAddress}, []netip.Prefix{ourRoute}
+	c.Addresses, c.Routes = []netstate.InterfaceAddress{ourAddress}, []netstate.InterfaceRoute{ourRoute}
 }
 
 func TestControlUpdateInterface(t *testing.T) {
@@ -103,7 +104,7 @@ func TestControl_answerOfNewIndex(t *testing.T) {
 	eventually(t, "the new one is", func() bool { return a.Status().FastPath == errNotKernel.Error() })
 }
 
-func TestControlRestore(t *testing.T) {
+func TestRestore(t *testing.T) {
 	t.Run("flushed", func(t *testing.T) {
 		a, _ := pair(t, configured)
 		a.remove(ourAddress)
@@ -124,7 +125,7 @@ func TestControlRestore(t *testing.T) {
 	})
 	t.Run("taken-away-again-and-again", func(t *testing.T) {
 		a, _ := pair(t, configured)
-		var back []netip.Prefix
+		var back []fmt.Stringer
 		for range maxRestores {
 			a.remove(ourRoute)
 			back = append(back, ourRoute)
@@ -147,7 +148,7 @@ func TestControlRestore(t *testing.T) {
 	})
 	t.Run("down-and-up-at-once", func(t *testing.T) {
 		a, _ := pair(t, configured)
-		var back []netip.Prefix
+		var back []fmt.Stringer
 		for range maxRestores + 2 {
 			a.network.set(func(w *fakeNetwork) { w.down = true })
 			a.remove(ourRoute)

@@ -47,8 +47,8 @@ type fakeNetwork struct {
 
 	localAbsent bool
 	devices     map[string]int        // name to ifindex
-	lost        map[netip.Prefix]bool // addresses and routes removed from the interface
-	added       []netip.Prefix        // addresses and routes restored
+	lost        map[fmt.Stringer]bool // addresses and routes removed from the interface
+	added       []fmt.Stringer        // addresses and routes restored
 	removed     [][]int               // by each call of Remove
 
 	refreshed            int            // calls of Refresh
@@ -193,21 +193,24 @@ func (w *fakeNetwork) Remove(devices []int) error {
 	return nil
 }
 
-func (w *fakeNetwork) AddAddresses(_ int, addresses []netip.Prefix) (added []netip.Prefix, err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, a := range addresses {
-		if w.lost[a] {
-			delete(w.lost, a)
-			added = append(added, a)
-		}
-	}
-	w.added = append(w.added, added...)
-	return added, w.configureErr
+func (w *fakeNetwork) AddAddresses(_ int, addresses []netstate.InterfaceAddress) ([]netstate.InterfaceAddress, error) {
+	return addLost(w, addresses)
 }
 
-func (w *fakeNetwork) AddRoutes(device int, routes []netip.Prefix) ([]netip.Prefix, error) {
-	return w.AddAddresses(device, routes)
+func (w *fakeNetwork) AddRoutes(_ int, routes []netstate.InterfaceRoute) ([]netstate.InterfaceRoute, error) {
+	return addLost(w, routes)
+}
+
+func addLost[T fmt.Stringer](w *fakeNetwork, wanted []T) (added []T, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, one := range wanted {
+		if w.lost[one] {
+			delete(w.lost, one)
+			added, w.added = append(added, one), append(w.added, one)
+		}
+	}
+	return added, w.configureErr
 }
 
 func (w *fakeNetwork) Reassembly() (done, failed uint64, err error) {
@@ -229,13 +232,13 @@ func (*fakeNetwork) EgressTaps() (netstate.Taps, error) { return netstate.Taps{}
 func (*fakeNetwork) SetRPS(string, string) error        { return nil }
 func (*fakeNetwork) ClearRPS(string, string) error      { return nil }
 
-func (*fakeNetwork) RemoveAddresses(int, []netip.Prefix) error { return nil }
-func (*fakeNetwork) RemoveRoutes(int, []netip.Prefix) error    { return nil }
-func (*fakeNetwork) ExistingRoutes([]netstate.Interface) (map[netip.Prefix]bool, error) {
+func (*fakeNetwork) RemoveAddresses(int, []netstate.InterfaceAddress) error { return nil }
+func (*fakeNetwork) RemoveRoutes(int, []netstate.InterfaceRoute) error      { return nil }
+func (*fakeNetwork) ExistingRoutes([]netstate.Interface) (map[netstate.InterfaceRoute]bool, error) {
 	return nil, nil
 }
-func (*fakeNetwork) ReplaceRoutes(int, []netip.Prefix) error { return nil }
-func (*fakeNetwork) Close() error                            { return nil }
+func (*fakeNetwork) ReplaceRoutes(int, []netstate.InterfaceRoute) error { return nil }
+func (*fakeNetwork) Close() error                                       { return nil }
 
 // endpoint is an engine with one tunnel.
 type endpoint struct {

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"ipipd/internal/netstate"
 	"ipipd/keepalive"
 	"ipipd/test/memory"
 )
@@ -12,7 +13,7 @@ func TestTunnelWarnNAT(t *testing.T) {
 	const public = "198.51.100.1"
 	echo := func(c *Config) {
 		c.KeepaliveProbe, c.KeepaliveTarget = keepalive.FormEcho, netip.MustParseAddr("10.255.0.2")
-		c.Addresses = []netip.Prefix{netip.MustParsePrefix("10.255.0.1/30")}
+		c.Addresses = []netstate.InterfaceAddress{{Prefix: netip.MustParsePrefix("10.255.0.1/30")}}
 	}
 	for _, x := range []struct {
 		name, local, remote string

@@ -1,8 +1,6 @@
 package tunnel
 
 import (
-	"net/netip"
-
 	"ipipd/internal/netstate"
 )
 
@@ -21,17 +19,17 @@ type Network interface {
 	// Configure adds the interfaces' addresses, sets them up, and adds routes into them. An error
 	// about one of them is a *netstate.InterfaceError.
 	Configure(interfaces []netstate.Interface) error
-	// AddAddresses and AddRoutes add the prefixes that an interface lacks, and return those.
-	// The interface must be up.
-	AddAddresses(device int, addresses []netip.Prefix) (added []netip.Prefix, err error)
-	AddRoutes(device int, destinations []netip.Prefix) (added []netip.Prefix, err error)
+	// AddAddresses and AddRoutes add those that an interface lacks, and return them. The
+	// interface must be up.
+	AddAddresses(device int, addresses []netstate.InterfaceAddress) (added []netstate.InterfaceAddress, err error)
+	AddRoutes(device int, routes []netstate.InterfaceRoute) (added []netstate.InterfaceRoute, err error)
 	// RemoveAddresses and RemoveRoutes remove what the others add. What is gone is no error.
-	RemoveAddresses(device int, addresses []netip.Prefix) error
-	RemoveRoutes(device int, destinations []netip.Prefix) error
+	RemoveAddresses(device int, addresses []netstate.InterfaceAddress) error
+	RemoveRoutes(device int, routes []netstate.InterfaceRoute) error
 	// ExistingRoutes are those of the interfaces' routes that there are.
-	ExistingRoutes(interfaces []netstate.Interface) (existing map[netip.Prefix]bool, err error)
-	// ReplaceRoutes adds routes, each in place of the one of that prefix, wherever it leads.
-	ReplaceRoutes(device int, destinations []netip.Prefix) error
+	ExistingRoutes(interfaces []netstate.Interface) (existing map[netstate.InterfaceRoute]bool, err error)
+	// ReplaceRoutes adds routes, each in place of the one of that prefix, metric and table, wherever it leads.
+	ReplaceRoutes(device int, routes []netstate.InterfaceRoute) error
 	// SetRPS sets rps_cpus of an interface, unless it is already set; ClearRPS takes it back.
 	SetRPS(ifname, mask string) error
 	ClearRPS(ifname, mask string) error

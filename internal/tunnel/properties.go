@@ -213,31 +213,25 @@ var properties = []Property{
 		},
 	},
 	{
-		Name: "address", Values: "CIDR, repeatable", Default: "none", Repeatable: true,
-		Help: "inner address of the interface",
+		Name: "address", Values: "CIDR or `IPv4 peer IPv4`, repeatable", Default: "none", Repeatable: true,
+		Help: "inner address of the interface, with that of the other end if it is point-to-point",
 		get:  func(c *Config) string { return join(c.Addresses) },
 		set: func(c *Config, v string) string {
-			p, want := parsePrefix(v, wantAddress)
+			a, want := parseAddress(v)
 			if want == "" {
-				_, want = parseUnicast(p.Addr().String(), wantAddress)
-			}
-			if want == "" {
-				c.Addresses = append(c.Addresses, p)
+				c.Addresses = append(c.Addresses, a)
 			}
 			return want
 		},
 	},
 	{
-		Name: "route", Values: "CIDR, repeatable", Default: "none", Repeatable: true,
-		Help: "network that is routed into the interface",
+		Name: "route", Values: "CIDR, then `metric N`, then `table N`, repeatable", Default: "none", Repeatable: true,
+		Help: "network that is routed into the interface; the table is main if none is given, or that of the interface's VRF",
 		get:  func(c *Config) string { return join(c.Routes) },
 		set: func(c *Config, v string) string {
-			p, want := parsePrefix(v, "an IPv4 network, 10.20.0.0/16")
-			if want == "" && p != p.Masked() {
-				want = "an IPv4 network without host bits, " + p.Masked().String()
-			}
+			r, want := parseRoute(v)
 			if want == "" {
-				c.Routes = append(c.Routes, p)
+				c.Routes = append(c.Routes, r)
 			}
 			return want
 		},

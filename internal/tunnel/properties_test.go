@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"ipipd/internal/netstate"
 	"ipipd/keepalive"
 )
 
@@ -123,10 +124,30 @@ func TestPropertySet_invalid(t *testing.T) {
 		{"address", "0.0.0.0/0", wantAddress + oneHost},
 		{"address", "224.0.0.1/4", wantAddress + oneHost},
 		{"address", "fd00::1/64", wantAddress + no6},
+		{"address", "10.255.0.1 peer", wantAddress},
+		{"address", "10.255.0.1 peer ", wantPeer},
+		{"address", "10.255.0.1/30 peer 10.255.0.2", wantPeer},
+		{"address", "10.255.0.1 peer 10.255.0.2/30", wantPeer},
+		{"address", "10.255.0.1 peer 10.255.0.2 peer 10.255.0.3", wantPeer},
+		{"address", "10.255.0.1 peer fd00::1", wantPeer + no6},
+		{"address", "10.255.0.1 peer 224.0.0.1", wantPeer + oneHost},
+		{"address", "10.255.0.1 peer 10.255.0.1", wantPeer},
 		{"route", "default", "an IPv4 network, 10.20.0.0/16"},
 		{"route", "10.20.0.0", "an IPv4 network, 10.20.0.0/16"},
 		{"route", "10.20.1.0/16", "an IPv4 network without host bits, 10.20.0.0/16"},
 		{"route", "fd00::/8", "an IPv4 network, 10.20.0.0/16" + no6},
+		{"route", "10.20.0.0/16 metric", wantRoute},
+		{"route", "10.20.0.0/16 metric x", wantRoute},
+		{"route", "10.20.0.0/16 metric 4294967296", wantRoute},
+		{"route", "10.20.0.0/16 metric -1", wantRoute},
+		{"route", "10.20.0.0/16 metric main", wantRoute},
+		{"route", "10.20.0.0/16 table 0", wantRoute},
+		{"route", "10.20.0.0/16 table vpn", wantRoute},
+		{"route", "10.20.0.0/16 table 100 metric 200", wantRoute},
+		{"route", "10.20.0.0/16 metric 200 metric 200", wantRoute},
+		{"route", "10.20.0.0/16 metric 200 ", wantRoute},
+		{"route", "10.20.0.0/16  metric 200", wantRoute},
+		{"route", "10.20.0.0/16 via 10.255.0.2", wantRoute},
 		{"underlay-device", "", "the name of an interface"},
 		{"underlay-device", "eth0/1", "the name of an interface"},
 		{"tun-queues", "0", "auto or 1..16"},
@@ -210,9 +231,12 @@ var goodValues = map[string]map[string]string{
 	"keepalive-probe": {"reflect": "reflect", "empty": "empty", "echo": "echo"},
 	"keepalive-target": {
 		"10.255.0.2": "10.255.0.2"},
-	"ttl":               {"inherit": "inherit", "1": "1", "255": "255"},
-	"address":           {"10.255.0.1/30": "10.255.0.1/30", "10.255.0.1/32": "10.255.0.1/32"},
-	"route":             {"10.20.0.0/16": "10.20.0.0/16", "0.0.0.0/0": "0.0.0.0/0"},
+	"ttl": {"inherit": "inherit", "1": "1", "255": "255"},
+	"address": {"10.255.0.1/30": "10.255.0.1/30", "10.255.0.1/32": "10.255.0.1/32",
+		"10.255.0.1 peer 10.255.0.2": "10.255.0.1/32 peer 10.255.0.2/32", "10.255.0.1/32 peer 10.255.0.2/32": "10.255.0.1/32 peer 10.255.0.2/32"},
+	"route": {"10.20.0.0/16": "10.20.0.0/16", "0.0.0.0/0": "0.0.0.0/0", "0.0.0.0/0 metric 200 table 100": "0.0.0.0/0 metric 200 table 100",
+		"10.20.0.0/16 table 4294967295": "10.20.0.0/16 table 4294967295", "10.20.0.0/16 metric 4294967295": "10.20.0.0/16 metric 4294967295",
+		"10.20.0.0/16 metric 0 table main": "10.20.0.0/16", "10.20.0.0/16 table 254": "10.20.0.0/16"},
 	"underlay-device":   {"eth0": "eth0", "eth0.5": "eth0.5"},
 	"tun-queues":        {"auto": "auto", "1": "1", "16": "16"},
 	"rps":               {"off": "off", "all": "all", "3": "3", "f0,00000000": "f0,00000000"},
@@ -308,6 +332,11 @@ func TestConfigValidate(t *testing.T) {
 			`address: "10.0.0.1/24" is not accepted: want each address once`},
 		{"route twice", []string{"remote-address", "r2", "route", "10.0.0.0/8", "route", "10.0.0.0/8"},
 			`route: "10.0.0.0/8" is not accepted: want each route once`},
+		{"route of two metrics and two tables", []string{"remote-address", "r2", "route", "10.0.0.0/8", "route", "10.0.0.0/8 metric 2", "route", "10.0.0.0/8 table 2"}, ""},
+		{"route twice in main", []string{"remote-address", "r2", "route", "10.0.0.0/8 metric 2", "route", "10.0.0.0/8 metric 2 table main"},
+			`route: "10.0.0.0/8 metric 2" is not accepted: want each route once`},
+		{"peer twice", []string{"remote-address", "r2", "address", "10.0.0.1 peer 10.0.0.2", "address", "10.0.0.1 peer 10.0.0.3"},
+			`address: "10.0.0.1/32 peer 10.0.0.3/32" is not accepted: want each address once`},
 		{"echo without target", []string{"remote-address", "r2", "keepalive-probe", "echo", "address", "10.0.0.1/30"},
 			`keepalive-target: missing: want the inner IPv4 address that keepalive-probe echo asks`},
 		{"echo without address", []string{"remote-address", "r2", "keepalive-probe", "echo", "keepalive-target", "10.0.0.2"},
@@ -358,7 +387,7 @@ func TestConfigValidate_literals(t *testing.T) {
 		{func(c *Config) { c.Name = "a/b" }, `name: "a/b" is not accepted: want ` + wantName},
 		{func(c *Config) { c.RemoteAddress = "::1" }, `remote-address: "::1" is not accepted: want an IPv4 address or a DNS name; IPv6 is not supported`},
 		{func(c *Config) {
-			c.Addresses = []netip.Prefix{netip.MustParsePrefix("10.0.0.1/8"), netip.MustParsePrefix("fd00::1/8")}
+			c.Addresses = []netstate.InterfaceAddress{{Prefix: netip.MustParsePrefix("10.0.0.1/8")}, {Prefix: netip.MustParsePrefix("fd00::1/8")}}
 		}, `address: "fd00::1/8" is not accepted: want ` + wantAddress + `; IPv6 is not supported`},
 	} {
 		c := Default()
@@ -373,7 +402,7 @@ func TestConfigValidate_literals(t *testing.T) {
 func TestStatusMarshalJSON(t *testing.T) {
 	c := Default()
 	c.Name, c.RemoteAddress = "ipip1", "r2.example"
-	c.Addresses = []netip.Prefix{netip.MustParsePrefix("10.255.0.1/30")}
+	c.Addresses = []netstate.InterfaceAddress{{Prefix: netip.MustParsePrefix("10.255.0.1/30")}}
 	s := NewStatus(&c)
 	s.Running, s.ActualMTU, s.CurrentRemoteAddress, s.KeepaliveState = true, 1480, "198.51.100.1", "up"
 	s.LastHeard = time.Date(2025, 1, 2, 3, 4, 5, 0, time.UTC)

@@ -62,7 +62,7 @@ func (e *Engine) newControl(cfg *Config, secret ike.Secret) *control {
 	t.log = slog.New(t.ifname)
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.loops.Add(1) // of run
-	c := &control{Tunnel: t, restoreCounts: map[configuredPrefix]restoreCount{}, restoreFailed: map[bool]bool{}}
+	c := &control{Tunnel: t, restoreCounts: map[fmt.Stringer]restoreCount{}, restoreFailed: map[bool]bool{}}
 	c.setConfig(cfg)
 	if floor := netstate.MinPMTU(); floor >= encap.MinPathMTU {
 		c.pathMTU.Floor = floor
@@ -81,8 +81,8 @@ func (c *control) setConfig(cfg *Config) {
 	switch {
 	case cfg.KeepaliveProbe != keepalive.FormEcho:
 		c.echo = nil
-	case c.echo == nil || !c.echo.Asks(cfg.Addresses[0].Addr().As4(), cfg.KeepaliveTarget.As4()):
-		c.echo = keepalive.NewEcho(cfg.Addresses[0].Addr().As4(), cfg.KeepaliveTarget.As4())
+	case c.echo == nil || !c.echo.Asks(cfg.Addresses[0].Prefix.Addr().As4(), cfg.KeepaliveTarget.As4()):
+		c.echo = keepalive.NewEcho(cfg.Addresses[0].Prefix.Addr().As4(), cfg.KeepaliveTarget.As4())
 	}
 }
 

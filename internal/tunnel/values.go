@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"ipipd/internal/netstate"
 )
 
 // ValueError is an invalid value of a property. Error is one line, whatever the value contains.
@@ -35,7 +37,12 @@ func (e *ValueError) Error() string {
 const (
 	wantRemote  = "an IPv4 address or a DNS name"
 	wantAddress = "an IPv4 address and the length of its subnet, 10.255.0.1/30"
+	wantPeer    = "the addresses of both ends, 10.255.0.1 peer 10.255.0.2"
+	wantRoute   = "an IPv4 network and, if need be, its metric and table, 10.20.0.0/16 metric 200 table 100"
 )
+
+// mainTable is RT_TABLE_MAIN: the table of a route that names none.
+const mainTable = 254
 
 // parseUnicast parses an IPv4 unicast address. On failure it returns wanted, with details.
 func parseUnicast(v, wanted string) (a netip.Addr, want string) {
@@ -123,12 +130,62 @@ func parseBool(to *bool, v, no, yes string) (want string) {
 	return ""
 }
 
-func join(prefixes []netip.Prefix) string {
-	s := make([]string, len(prefixes))
-	for i, p := range prefixes {
-		s[i] = p.String()
+func join[T fmt.Stringer](values []T) string {
+	s := make([]string, len(values))
+	for i, v := range values {
+		s[i] = v.String()
 	}
 	return strings.Join(s, ",")
+}
+
+// parseAddress parses an inner address: with the length of its subnet or, point-to-point, its peer.
+func parseAddress(v string) (a netstate.InterfaceAddress, want string) {
+	wanted := wantAddress
+	local, peer, pointToPoint := strings.Cut(v, " peer ")
+	if pointToPoint {
+		wanted = wantPeer
+		local = strings.TrimSuffix(local, "/32") + "/32"
+		if a.Peer, want = parseUnicast(strings.TrimSuffix(peer, "/32"), wanted); want != "" {
+			return a, want
+		}
+	}
+	if a.Prefix, want = parsePrefix(local, wanted); want == "" {
+		_, want = parseUnicast(a.Prefix.Addr().String(), wanted)
+	}
+	if want == "" && a.Peer == a.Prefix.Addr() {
+		want = wantPeer
+	}
+	return a, want
+}
+
+// parseRoute parses a route into the interface.
+func parseRoute(v string) (r netstate.InterfaceRoute, want string) {
+	words := strings.Split(v, " ")
+	if r.Prefix, want = parsePrefix(words[0], "an IPv4 network, 10.20.0.0/16"); want == "" && r.Prefix != r.Prefix.Masked() {
+		want = "an IPv4 network without host bits, " + r.Prefix.Masked().String()
+	}
+	words = words[1:]
+	number := func(name string, low uint64) (n uint32) {
+		if want != "" || len(words) < 2 || words[0] != name {
+			return 0
+		}
+		parsed, err := strconv.ParseUint(words[1], 10, 32)
+		if words = words[2:]; err != nil || parsed < low {
+			want = wantRoute
+		}
+		return uint32(parsed)
+	}
+	r.Metric = number("metric", 0)
+	if len(words) == 2 && words[1] == "main" {
+		words[1] = strconv.Itoa(mainTable)
+	}
+	if r.Table = number("table", 1); r.Table == mainTable {
+		r.Table = 0
+	}
+	if want == "" && len(words) > 0 {
+		want = wantRoute
+	}
+	return r, want
 }
 
 // parseRPS parses off, all, or rps_cpus in Linux's notation: groups of up to 8 hexadecimal digits,

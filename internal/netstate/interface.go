@@ -1,0 +1,69 @@
+package netstate
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// Interface is what Configure gives an interface.
+type Interface struct {
+	Index     int
+	Addresses []InterfaceAddress
+	Routes    []InterfaceRoute
+}
+
+// InterfaceAddress is an address of an interface.
+type InterfaceAddress struct {
+	// Prefix is the address, host bits kept, and the length of its subnet.
+	Prefix netip.Prefix
+	// Peer is the other end's address if the link is point-to-point, where Prefix has 32 bits
+	// (IFA_ADDRESS); the zero Addr is none.
+	Peer netip.Addr
+}
+
+// String is in the notation of `ip address`: 10.255.0.1/30, 10.255.0.1/32 peer 10.255.0.2/32.
+func (a InterfaceAddress) String() string {
+	if !a.Peer.IsValid() {
+		return a.Prefix.String()
+	}
+	return fmt.Sprintf("%v peer %v/32", a.Prefix, a.Peer)
+}
+
+// MarshalText is String.
+func (a InterfaceAddress) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// InterfaceRoute is a route into an interface. Two routes of one prefix differ in metric or table.
+type InterfaceRoute struct {
+	Prefix netip.Prefix
+	// Metric is its priority (RTA_PRIORITY): the least one of a prefix is used.
+	Metric uint32
+	// Table is the routing table; 0 is main, or that of the interface's VRF.
+	Table uint32
+}
+
+// String is in the notation of `ip route`: 0.0.0.0/0 metric 200 table 100.
+func (r InterfaceRoute) String() string {
+	var b strings.Builder
+	fmt.Fprint(&b, r.Prefix)
+	if r.Metric != 0 {
+		fmt.Fprintf(&b, " metric %d", r.Metric)
+	}
+	if r.Table != 0 {
+		fmt.Fprintf(&b, " table %d", r.Table)
+	}
+	return b.String()
+}
+
+// MarshalText is String.
+func (r InterfaceRoute) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// InterfaceError means that an interface could not be configured.
+type InterfaceError struct {
+	Index int
+	Err   error
+}
+
+func (e *InterfaceError) Error() string { return e.Err.Error() }
+
+func (e *InterfaceError) Unwrap() error { return e.Err }
