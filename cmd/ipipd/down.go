@@ -55,14 +55,15 @@ func newCmdDown(s *streams, runF func(context.Context, *downOptions) error) *cob
 }
 
 func downRun(_ context.Context, o *downOptions) error {
-	err := control.Down(o.RuntimeDir, o.Name, answerTimeout, downTimeout, progressReporter(o.streams.err, o.Name))
+	link := tunnel.InterfaceName(o.Name)
+	err := control.Down(o.RuntimeDir, link, answerTimeout, downTimeout, progressReporter(o.streams.err, o.Name))
 	if errors.Is(err, control.ErrNotRunning) {
 		if started := originalName(o.RuntimeDir, o.Name); started != "" {
-			err = control.Down(o.RuntimeDir, started, answerTimeout, downTimeout, progressReporter(o.streams.err, started))
+			err = control.Down(o.RuntimeDir, tunnel.InterfaceName(started), answerTimeout, downTimeout, progressReporter(o.streams.err, started))
 		}
 	}
 	if errors.Is(err, control.ErrNotRunning) {
-		control.Sweep(o.RuntimeDir, []string{o.Name})
+		control.Sweep(o.RuntimeDir, []string{link})
 		return noSuchTunnel(o.RuntimeDir, o.Name)
 	}
 	return controlError(err)

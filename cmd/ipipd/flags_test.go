@@ -56,7 +56,7 @@ func TestFlagError_wrongInput(t *testing.T) {
 		{[]string{remote, "--dont-fragment", "yes"}, `--dont-fragment: "yes"` + accepted + `no or inherit`},
 		{[]string{remote, "--clamp-tcp-mss", "true"}, `--clamp-tcp-mss: "true"` + accepted + `yes or no`},
 		{[]string{remote, "--keepalive-probe", "x"}, `--keepalive-probe: "x"` + accepted + `reflect, empty or echo`},
-		{[]string{remote, "--name", "a\nb"}, `--name: "a\nb"` + accepted + `1 to 15 ASCII characters, none of them / : % or space, and not . .. all or default`},
+		{[]string{remote, "--name", "a\nb"}, `--name: "a\nb"` + accepted + `1 to 127 bytes of text on one line, without / and not . .. all or default`},
 		{[]string{remote, "--threads", "0"}, `--threads: "0"` + accepted + `auto or 1..16`},
 		{[]string{remote, "--threads", "17"}, `--threads: "17"` + accepted + `auto or 1..16`},
 		{[]string{remote, "--fwmark", "x"}, `--fwmark: "x"` + accepted + `0..4294967295, or 0x0..0xffffffff`},

@@ -37,6 +37,14 @@ func listen(ctx context.Context, dir string, configs []tunnel.Config) (*control.
 	return s, nil
 }
 
+// linksOf returns the names of the tunnels' links in the runtime folder: those of their interfaces.
+func linksOf(names []string) (links []string) {
+	for _, name := range names {
+		links = append(links, tunnel.InterfaceName(name))
+	}
+	return links
+}
+
 func namesOf(configs []tunnel.Config) (names []string) {
 	for i := range configs {
 		names = append(names, configs[i].Name)
@@ -81,23 +89,25 @@ func (e *nameTakenError) Error() string {
 // tryReserve checks the control sockets before the interfaces, for the better error message
 // if a tunnel of ipipd has a name.
 func tryReserve(ctx context.Context, s *control.Server, names []string) error {
-	err := s.Reserve(ctx, names...)
+	links := linksOf(names)
+	err := s.Reserve(ctx, links...)
 	var taken *control.TakenError
 	if errors.As(err, &taken) {
-		return &nameTakenError{taken.Name, "a running tunnel (" + taken.Path + "); end it with ipipd down " + taken.Name}
+		name := names[slices.Index(links, taken.Name)]
+		return &nameTakenError{name, "a running tunnel (" + taken.Path + "); end it with ipipd down " + name}
 	}
 	if err != nil {
 		return socketError(err)
 	}
 	interfaces, err := net.Interfaces() // once: for each name the kernel would list them all
 	for _, i := range interfaces {
-		if slices.Contains(names, i.Name) {
-			err = &nameTakenError{i.Name, "an interface of this host"}
+		if at := slices.Index(links, i.Name); at >= 0 {
+			err = &nameTakenError{names[at], "an interface of this host"}
 			break
 		}
 	}
 	if err != nil {
-		s.Release(names...)
+		s.Release(links...)
 	}
 	return err
 }

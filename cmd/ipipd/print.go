@@ -97,8 +97,8 @@ func (s *namedStatus) UnmarshalJSON(text []byte) error {
 // MarshalJSON implements json.Marshaler.
 func (s namedStatus) MarshalJSON() ([]byte, error) { return s.text, nil }
 
-// startedName is the name of the tunnel's link in the runtime folder: its interface may have been
-// renamed since.
+// startedName is the name that the tunnel was started with: its interface may have been renamed
+// since.
 func (s *namedStatus) startedName() string { return cmp.Or(s.RenamedFrom, s.Name) }
 
 // queryStatuses returns the statuses of the running tunnels, sorted by name, or of the one that
@@ -108,7 +108,8 @@ func (s *namedStatus) startedName() string { return cmp.Or(s.RenamedFrom, s.Name
 func queryStatuses(dir, name string) (statuses []namedStatus, problem error) {
 	if name != "" {
 		var one namedStatus
-		switch err := control.Status(dir, name, answerTimeout, &one); {
+		link := tunnel.InterfaceName(name)
+		switch err := control.Status(dir, link, answerTimeout, &one); {
 		case err == nil:
 			return []namedStatus{one}, nil
 		case errors.Is(err, control.ErrStarting):
@@ -116,7 +117,7 @@ func queryStatuses(dir, name string) (statuses []namedStatus, problem error) {
 		case !errors.Is(err, control.ErrNotRunning):
 			return nil, controlError(err)
 		}
-		control.Sweep(dir, []string{name})
+		control.Sweep(dir, []string{link})
 		statuses, _ := queryStatuses(dir, "") // its interface may have been renamed
 		return slices.DeleteFunc(statuses, func(s namedStatus) bool { return s.Name != name }), nil
 	}
@@ -206,6 +207,9 @@ func printDetail(out io.Writer, s *tunnel.Status, now time.Time) error {
 	}
 	if s.RenamedFrom != "" {
 		lines = append(lines, line{"renamed-from", s.RenamedFrom})
+	}
+	if s.Interface != "" {
+		lines = append(lines, line{"interface", s.Interface})
 	}
 	lines = append(lines,
 		line{"disabled", formatBool(s.Disabled)},

@@ -341,7 +341,7 @@ func TestRun_wrongArguments(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"print", "a/b"}, `ipipd print: NAME "a/b" is not accepted: want 1 to 15 ASCII characters`},
+		{[]string{"print", "a/b"}, `ipipd print: NAME "a/b" is not accepted: want 1 to 127 bytes of text on one line, without / `},
 		{[]string{"print", "a", "b"}, `ipipd print: unexpected argument "b": want one NAME at most`},
 		{[]string{"print", "--json=maybe"}, `ipipd: --json: "maybe" is not accepted: want true or false`},
 		{[]string{"print", "--jsno"}, `ipipd: --jsno: unknown flag: ipipd print takes --json --runtime-dir`},

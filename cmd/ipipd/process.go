@@ -49,7 +49,7 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 	go func() {
 		err := p.server.Serve(control.Handler{
 			Status: p.status,
-			Down:   func(name string) { p.downTunnel(name, only) },
+			Down:   func(link string) { p.downTunnel(link, only) },
 			Reload: p.reload,
 			Diff:   p.diff,
 		})
@@ -93,10 +93,10 @@ func (p *process) tunnelError(err error) error {
 // watch logs the tunnels that are new, and watches for their end. The caller holds mu.
 func (p *process) watch() {
 	tunnels := p.engine.Tunnels()
-	names := slices.Collect(maps.Keys(tunnels))
-	sortNames(names)
-	for _, name := range names {
-		t := tunnels[name]
+	links := slices.Collect(maps.Keys(tunnels))
+	sortNames(links)
+	for _, link := range links {
+		t := tunnels[link]
 		if p.watched[t] {
 			continue
 		}
@@ -106,19 +106,19 @@ func (p *process) watch() {
 			"remote-address", s.CurrentRemoteAddress, "mtu", s.ActualMTU)
 		go func() {
 			<-t.Done()
-			p.ended(name, t)
+			p.ended(link, t)
 		}()
 	}
 }
 
 // ended gives up the name of a tunnel, unless it was made again.
-func (p *process) ended(name string, t startedTunnel) {
+func (p *process) ended(link string, t startedTunnel) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.watched, t)
 	tunnels := p.engine.Tunnels()
-	if tunnels[name] == nil {
-		p.server.Release(name)
+	if tunnels[link] == nil {
+		p.server.Release(link)
 	}
 	switch err := t.Err(); {
 	case err == nil:
@@ -128,7 +128,8 @@ func (p *process) ended(name string, t startedTunnel) {
 		default:
 		}
 	default:
-		p.log.Error("the tunnel has ended", "name", name, "err", err)
+		s := t.Status()
+		p.log.Error("the tunnel has ended", "name", s.Name(), "err", err)
 	}
 }
 
@@ -141,13 +142,13 @@ func (p *process) close() error {
 }
 
 // status implements control.Handler.
-func (p *process) status(name string) (any, error) {
+func (p *process) status(link string) (any, error) {
 	if !p.ready.Load() {
 		return nil, control.ErrStarting
 	}
 	tunnels := p.engine.Tunnels()
-	if name != "" {
-		if t := tunnels[name]; t != nil {
+	if link != "" {
+		if t := tunnels[link]; t != nil {
 			return t.Status(), nil
 		}
 		return nil, control.ErrNotRunning
@@ -161,7 +162,7 @@ func (p *process) status(name string) (any, error) {
 
 // downTunnel implements control.Handler. only: the process was started with one tunnel, so that
 // it needs not wait until it is ready.
-func (p *process) downTunnel(name string, only bool) {
+func (p *process) downTunnel(link string, only bool) {
 	if only && !p.ready.Load() {
 		p.down()
 		return
@@ -172,15 +173,16 @@ func (p *process) downTunnel(name string, only bool) {
 		return // the start has failed
 	}
 	tunnels := p.engine.Tunnels()
-	t := tunnels[name]
+	t := tunnels[link]
 	switch {
 	case t == nil:
 	case len(tunnels) == 1:
 		p.down()
 	default:
-		p.log.Info("the tunnel ends: ipipd down", "name", name)
+		s := t.Status()
+		p.log.Info("the tunnel ends: ipipd down", "name", s.Name())
 		if err := t.Close(); err != nil {
-			p.log.Error("a tunnel is not closed as it should be", "name", name, "err", err)
+			p.log.Error("a tunnel is not closed as it should be", "name", s.Name(), "err", err)
 		}
 	}
 }
@@ -212,7 +214,7 @@ func (p *process) reload(ctx context.Context) error {
 	running := p.engine.Tunnels()
 	var added []string
 	for _, name := range namesOf(configs) {
-		if running[name] == nil {
+		if running[tunnel.InterfaceName(name)] == nil {
 			added = append(added, name)
 		}
 	}
@@ -223,13 +225,13 @@ func (p *process) reload(ctx context.Context) error {
 	err = p.engine.Apply(ctx, configs)
 	p.watch() // after an error, too: those that were to be made again
 	if err != nil {
-		p.server.Release(added...)
+		p.server.Release(linksOf(added)...)
 		return err
 	}
 	now := p.engine.Tunnels()
-	for name := range running {
-		if now[name] == nil {
-			p.server.Release(name) // before the answer
+	for link := range running {
+		if now[link] == nil {
+			p.server.Release(link) // before the answer
 		}
 	}
 	p.log.Info("the configuration is reloaded", "tunnels", len(configs))

@@ -13,7 +13,8 @@ import (
 type engine interface {
 	Apply(context.Context, []tunnel.Config) error
 	Diff([]tunnel.Config) ([]tunnel.Difference, error)
-	// Tunnels returns those that run, by their configured names.
+	// Tunnels returns those that run, by the names of their links: tunnel.InterfaceName of the
+	// configured ones.
 	Tunnels() map[string]startedTunnel
 	// Close removes the tunnels. It returns when the interfaces are gone.
 	Close() error
@@ -61,7 +62,7 @@ func (e *kernelEngine) Apply(ctx context.Context, configs []tunnel.Config) error
 func (e *kernelEngine) Tunnels() map[string]startedTunnel {
 	started := map[string]startedTunnel{}
 	for name, t := range e.Engine.Tunnels() {
-		started[name] = t
+		started[tunnel.InterfaceName(name)] = t
 	}
 	return started
 }

@@ -148,7 +148,7 @@ f:2:30: disabled: "true" is not accepted: want yes or no
 f:2:44: route: "10.0.0.1/8" is not accepted: want an IPv4 network without host bits, 10.0.0.0/8
 f:4:38: dscp: "64" is not accepted: want inherit or 0..63
 f:4:65: address: "10.0.0.1" is not accepted: want an IPv4 address and the length of its subnet, 10.255.0.1/30
-f:5:10: name: "b/c" is not accepted: want 1 to 15 ASCII characters, none of them / : % or space, and not . .. all or default
+f:5:10: name: "b/c" is not accepted: want 1 to 127 bytes of text on one line, without / and not . .. all or default
 f:5:31: remote-address: "::1" is not accepted: want an IPv4 address or a DNS name; IPv6 is not supported`,
 		},
 		"kinds": {

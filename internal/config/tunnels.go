@@ -87,7 +87,7 @@ func (f *File) configs() (configs []tunnel.Config, errs Errors) {
 		settings := t.withDefaults(defaults)
 		c := errs.addTunnel(t, settings)
 		if c.Name != "" {
-			errs.addTwice(names, c.Name, t.position("name", c.Name),
+			errs.addTwice(names, tunnel.InterfaceName(c.Name), t.position("name", c.Name),
 				fmt.Sprintf("name: %q is not accepted: want each name once", c.Name))
 		}
 		if f.Disabled(t) {

@@ -1,5 +1,6 @@
 // Package control is the protocol between a running ipipd and its other commands: HTTP over
-// a unix socket, one per process. It has a hard link for each tunnel, NAME.sock.
+// a unix socket, one per process. It has a hard link for each tunnel, NAME.sock with the
+// name that its interface is made with.
 //
 //	GET  /status             200, the status of each tunnel, a JSON array; 503 until they are ready
 //	GET  /status?name=NAME   200, that of one; 404 if there is none

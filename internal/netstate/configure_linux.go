@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -33,6 +34,9 @@ func (h *Host) Configure(interfaces []Interface) error {
 		if err != nil {
 			return &InterfaceError{i.Index, err}
 		}
+		if i.AltName != "" {
+			changes = append(changes, addAltName(i.Index, i.AltName))
+		}
 		changes = append(changes, addressChanges(unix.RTM_NEWADDR, i.Index, i.Addresses)...)
 		changes = append(changes, noLinkLocal(i.Index), setUp(i.Index))
 		changes = append(changes, routes...)
@@ -47,10 +51,11 @@ func (h *Host) Configure(interfaces []Interface) error {
 	listing := h.findRoutes(through)
 	for i, c := range changes {
 		err := failed[i]
+		_, named := c.object.(altName)
 		switch {
-		case err == nil || c.what == "", err == unix.EEXIST && (c.route.table == 0 || through[c.route]):
+		case err == nil || c.what == "", named && err == unix.EOPNOTSUPP, !named && err == unix.EEXIST && (c.route.table == 0 || through[c.route]):
 			continue
-		case err == unix.EEXIST && listing != nil:
+		case !named && err == unix.EEXIST && listing != nil:
 			err = listing
 		}
 		return &InterfaceError{c.device, h.explain(&c, err)}
@@ -183,6 +188,23 @@ func linkRequest(kind, device int, flags uint32, attributes ...*nl.RtAttr) *nl.N
 		req.AddData(a)
 	}
 	return req
+}
+
+// altName is an alternative name.
+type altName string
+
+func (n altName) String() string { return strconv.Quote(string(n)) }
+
+// addAltName is what `ip link property add altname` does.
+func addAltName(device int, name string) change {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINKPROP, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_APPEND)
+	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	info.Index = int32(device)
+	req.AddData(info)
+	list := nl.NewRtAttr(iflaPropList|unix.NLA_F_NESTED, nil)
+	list.AddRtAttr(iflaAltIfname, nl.ZeroTerminated(name))
+	req.AddData(list)
+	return change{NetlinkRequest: req, device: device, what: "add the alternative name %v, which no other interface may have, to %v", object: altName(name)}
 }
 
 func setUp(device int) change {

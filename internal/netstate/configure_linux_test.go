@@ -82,8 +82,8 @@ func TestHost_Configure_many(t *testing.T) {
 	h := openHost(t, ns)
 	var interfaces []Interface
 	for i, device := range devices {
-		interfaces = append(interfaces, Interface{device,
-			addressesOf(fmt.Sprintf("10.255.%d.1/30", i)), routesOf(fmt.Sprintf("10.%d.0.0/16", i), fmt.Sprintf("172.16.%d.0/24", i))})
+		interfaces = append(interfaces, Interface{Index: device,
+			Addresses: addressesOf(fmt.Sprintf("10.255.%d.1/30", i)), Routes: routesOf(fmt.Sprintf("10.%d.0.0/16", i), fmt.Sprintf("172.16.%d.0/24", i))})
 	}
 	before := h.requests.Load()
 	for range 2 { // the second time is no error
@@ -132,8 +132,8 @@ func TestHost_Configure_error(t *testing.T) {
 			h := openHost(t, ns)
 			var interfaces []Interface
 			for i, device := range addLinks(t, ns, 6) {
-				interfaces = append(interfaces, Interface{device, addressesOf(fmt.Sprintf("10.255.%d.1/30", i)),
-					routesOf(fmt.Sprintf("10.255.%d.0/30", i), fmt.Sprintf("10.1%d.0.0/16", i), fmt.Sprintf("10.1%d.0.0/16", i))})
+				interfaces = append(interfaces, Interface{Index: device, Addresses: addressesOf(fmt.Sprintf("10.255.%d.1/30", i)),
+					Routes: routesOf(fmt.Sprintf("10.255.%d.0/30", i), fmt.Sprintf("10.1%d.0.0/16", i), fmt.Sprintf("10.1%d.0.0/16", i))})
 			}
 			c.spoil(ns, interfaces)
 			interfaces[5].Routes = append(interfaces[5].Routes, interfaces[4].Routes[1]) // is not the first
@@ -509,6 +509,27 @@ func TestInterfaceRoute(t *testing.T) {
 	want("replaced", ours, theirs+" metric 200", other, theirs, ours+" metric 200")
 	err := h.Configure([]Interface{{Index: from, Routes: all[2:]}})
 	if want := "add route 10.1.0.0/16 table 100 to tun0: there is one that leads elsewhere (see `ip route show 10.1.0.0/16 table 100`): remove it first: file exists"; err == nil || err.Error() != want {
+		t.Errorf("%v\nwant %s", err, want)
+	}
+}
+
+// An alternative name is any text, and one interface's.
+func TestInterface_altName(t *testing.T) {
+	const name = "a tunnel to: Riga, räkna 100% \"med\" det"
+	ns := netlab.New(t)
+	devices := addLinks(t, ns, 2)
+	h := openHost(t, ns)
+	if err := h.Configure([]Interface{{Index: devices[0], AltName: name}}); err != nil {
+		t.Fatal(err)
+	}
+	ns.Do(func() {
+		if got, err := DeviceIndex(name); got != devices[0] || err != nil {
+			t.Error(got, err)
+		}
+	})
+	err := h.Configure([]Interface{{Index: devices[1], AltName: name, Routes: routesOf("10.1.0.0/16")}})
+	want := `add the alternative name "a tunnel to: Riga, räkna 100% \"med\" det", which no other interface may have, to t1: file exists`
+	if !errors.Is(err, unix.EEXIST) || err.Error() != want {
 		t.Errorf("%v\nwant %s", err, want)
 	}
 }

@@ -778,7 +778,7 @@ func TestHost_startOfMany(t *testing.T) {
 			}
 		})
 		f.Set(q)
-		if err := h.Configure([]Interface{{q.Interface, addressesOf(fmt.Sprintf("10.255.%d.1/30", i)), routesOf(fmt.Sprintf("10.%d.0.0/16", 64+i))}}); err != nil {
+		if err := h.Configure([]Interface{{Index: q.Interface, Addresses: addressesOf(fmt.Sprintf("10.255.%d.1/30", i)), Routes: routesOf(fmt.Sprintf("10.%d.0.0/16", 64+i))}}); err != nil {
 			t.Fatal(err)
 		}
 		return tun

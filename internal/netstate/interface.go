@@ -9,6 +9,7 @@ import (
 // Interface is what Configure gives an interface.
 type Interface struct {
 	Index     int
+	AltName   string // an alternative name, if it is not "" and the kernel has them (5.5)
 	Addresses []InterfaceAddress
 	Routes    []InterfaceRoute
 }

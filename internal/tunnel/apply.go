@@ -95,10 +95,10 @@ func (e *Engine) plan(configs []Config) (*plan, error) {
 		if err := next.Validate(); err != nil {
 			return nil, &TunnelError{next.Name, err}
 		}
-		if next.Name == "" || seen[next.Name] {
+		if next.Name == "" || seen[InterfaceName(next.Name)] {
 			return nil, &TunnelError{next.Name, &ValueError{Property: "name", Value: next.Name, Want: "a name for each tunnel, and each once"}}
 		}
-		seen[next.Name] = true
+		seen[InterfaceName(next.Name)] = true
 		if err := p.compare(ending[next.Name], next.clone()); err != nil {
 			return nil, &TunnelError{next.Name, err}
 		}

@@ -173,7 +173,7 @@ func (c *control) commitChange(ch *change) error {
 
 func (c *control) changeRPS(old string) {
 	if old != "" {
-		if err := c.engine.network.ClearRPS(c.Name(), old); err != nil {
+		if err := c.engine.network.ClearRPS(c.ifname.get(), old); err != nil {
 			c.log.Warn("rps stays as it was", "err", err)
 			return
 		}

@@ -7,14 +7,13 @@ import (
 
 	"ipipd/internal/netstate"
 	"ipipd/keepalive"
-	"ipipd/tun"
 )
 
 // Config is the configuration of a tunnel, set through Properties. Start from Default: the
 // zero value differs from RouterOS's defaults.
 type Config struct {
-	// Name of the interface, as CheckName accepts it; "" is the first free ipipN from ipip1,
-	// which the caller of Start chooses.
+	// Name of the tunnel, as CheckName accepts it, and of its interface: see InterfaceName. ""
+	// is the first free ipipN from ipip1, which the caller of Start chooses.
 	Name string
 	// LocalAddress is the source of outer packets; the zero Addr takes the preferred source
 	// of the route to the remote.
@@ -119,7 +118,7 @@ func (c *Config) Validate() error {
 	if c.LocalAddress.IsValid() && c.RemoteAddress == c.LocalAddress.String() {
 		return &ValueError{Property: "remote-address", Value: c.RemoteAddress, Want: "an address other than local-address"}
 	}
-	if c.Name != "" && c.UnderlayDevice == c.Name {
+	if c.Name != "" && c.UnderlayDevice == InterfaceName(c.Name) {
 		return &ValueError{Property: "underlay-device", Value: c.UnderlayDevice, Want: "an interface other than the tunnel's own"}
 	}
 	if err := c.validateIPsec(); err != nil {
@@ -179,23 +178,4 @@ func (c *Config) validateEach() error {
 		}
 	}
 	return nil
-}
-
-// CheckName checks an interface name as tun.CheckName does. Its error is a *ValueError about
-// the property "name".
-func CheckName(name string) error {
-	if want := checkName(name); want != "" {
-		return &ValueError{Property: "name", Value: name, Want: want}
-	}
-	return nil
-}
-
-const wantName = tun.WantName
-
-// checkName returns "" for a valid name, or else a description of valid names.
-func checkName(name string) (want string) {
-	if !tun.CheckName(name) {
-		return wantName
-	}
-	return ""
 }

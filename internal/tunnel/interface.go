@@ -40,8 +40,7 @@ func (c *control) readInterface() error {
 		c.ifindex = s.Index
 		c.answer = c.follower.Set(c.query())
 	}
-	if s.Name != c.Name() {
-		was := c.Name()
+	if was := c.ifname.get(); s.Name != was {
 		c.ifname.set(s.Name)
 		c.log.Info("the interface was renamed", "was", was, "started-as", c.device.Name())
 	}
@@ -125,9 +124,10 @@ func restore[T fmt.Stringer](
 	return added
 }
 
-// ifnameHandler is a slog.Handler that adds the interface's current name as attribute "name".
+// ifnameHandler is a slog.Handler that adds the tunnel's current name (Tunnel.Name) as attribute "name".
 type ifnameHandler struct {
 	base    slog.Handler
+	tunnel  string // Config.Name
 	current atomic.Pointer[ifnameState]
 }
 
@@ -137,15 +137,16 @@ type ifnameState struct {
 }
 
 func newIfnameHandler(base *slog.Logger, name string) *ifnameHandler {
-	h := &ifnameHandler{base: base.Handler()}
-	h.set(name)
+	h := &ifnameHandler{base: base.Handler(), tunnel: name}
+	h.set(InterfaceName(name))
 	return h
 }
 
-func (h *ifnameHandler) set(name string) {
-	h.current.Store(&ifnameState{name, h.base.WithAttrs([]slog.Attr{slog.String("name", name)})})
+func (h *ifnameHandler) set(ifname string) {
+	h.current.Store(&ifnameState{ifname, h.base.WithAttrs([]slog.Attr{slog.String("name", shownName(h.tunnel, ifname))})})
 }
 
+// get returns the interface's name.
 func (h *ifnameHandler) get() string { return h.current.Load().name }
 
 func (h *ifnameHandler) Enabled(ctx context.Context, level slog.Level) bool {

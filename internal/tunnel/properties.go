@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"ipipd/keepalive"
+	"ipipd/tun"
 )
 
 // Property is a setting of a tunnel. The flags of `up` and their errors, the output of `print`, its
@@ -60,8 +61,8 @@ func Properties() []Property { return slices.Concat(properties, ipsecProperties)
 // properties are all properties except ipsecProperties.
 var properties = []Property{
 	{
-		Name: "name", Values: "interface name", Default: "first free ipipN, from ipip1",
-		Help: "name of the interface: " + wantName,
+		Name: "name", Values: "text", Default: "first free ipipN, from ipip1",
+		Help: "name of the interface: " + wantName + "; one that is no interface name, as it has more than 15 bytes, is its alternative name beside a short one",
 		get:  func(c *Config) string { return c.Name },
 		set: func(c *Config, v string) string {
 			c.Name = v
@@ -242,7 +243,7 @@ var properties = []Property{
 		get:  func(c *Config) string { return c.UnderlayDevice },
 		set: func(c *Config, v string) string {
 			c.UnderlayDevice = v
-			if checkName(v) != "" {
+			if !tun.CheckName(v) {
 				return "the name of an interface"
 			}
 			return ""

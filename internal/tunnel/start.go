@@ -120,16 +120,16 @@ func (e *Engine) open(tunnels []*control) error {
 	interfaces := make([]netstate.Interface, len(tunnels))
 	for i, c := range tunnels {
 		if err := c.open(); err != nil {
-			return &TunnelError{c.Name(), err}
+			return &TunnelError{c.cfg.Name, err}
 		}
-		interfaces[i] = netstate.Interface{Index: c.ifindex, Addresses: c.cfg.Addresses, Routes: without(c.cfg.Routes, c.takeOver)}
+		interfaces[i] = netstate.Interface{Index: c.ifindex, AltName: altName(c.cfg.Name), Addresses: c.cfg.Addresses, Routes: without(c.cfg.Routes, c.takeOver)}
 	}
 	if err := e.network.Configure(interfaces); err != nil {
 		return e.interfaceError(tunnels, err)
 	}
 	for _, c := range tunnels {
 		if err := c.opened(); err != nil {
-			return &TunnelError{c.Name(), err}
+			return &TunnelError{c.cfg.Name, err}
 		}
 	}
 	return nil
@@ -141,11 +141,11 @@ func (e *Engine) interfaceError(tunnels []*control, err error) error {
 	if errors.As(err, &of) {
 		for _, c := range tunnels {
 			if c.ifindex == of.Index {
-				return &TunnelError{c.Name(), err}
+				return &TunnelError{c.cfg.Name, err}
 			}
 		}
 	}
-	return &TunnelError{tunnels[0].Name(), err}
+	return &TunnelError{tunnels[0].cfg.Name, err}
 }
 
 // open looks up the route to the remote, and makes the interface.
@@ -167,7 +167,7 @@ func (c *control) open() (err error) {
 	// compares with what the device was given.
 	c.appliedMTU = c.wantedMTU()
 	if t.device, err = e.openDevice(tun.Options{
-		Name: c.cfg.Name, MTU: c.appliedMTU, Queues: e.queues(c.cfg),
+		Name: InterfaceName(c.cfg.Name), MTU: c.appliedMTU, Queues: e.queues(c.cfg),
 		OnDegraded: func(err error) {
 			e.log.Info("the kernel does not give the interface all that it could use", "err", err)
 		},
@@ -219,7 +219,7 @@ func (c *control) opened() error {
 }
 
 func (c *control) setRPS() {
-	if err := c.engine.network.SetRPS(c.Name(), c.cfg.RPS); err != nil {
+	if err := c.engine.network.SetRPS(c.ifname.get(), c.cfg.RPS); err != nil {
 		c.log.Warn("rps is not set: received flows stay on the processors that they come by", "err", err)
 	}
 }
@@ -240,7 +240,7 @@ func (e *Engine) enter(tunnels []*control, pairs map[*Tunnel]outerPair, removed 
 func (e *Engine) protectAll(tunnels []*control) error {
 	for _, c := range tunnels {
 		if err := c.protect(c.route.Load()); err != nil {
-			return &TunnelError{c.Name(), err}
+			return &TunnelError{c.cfg.Name, err}
 		}
 	}
 	return nil
@@ -261,7 +261,7 @@ func (e *Engine) watchAll(tunnels []*control) error {
 	for _, c := range tunnels {
 		for i, q := range c.queues {
 			if err := e.workers[i%len(e.workers)].out.watch(q.FD(), c.keys[i]); err != nil {
-				return &TunnelError{c.Name(), err}
+				return &TunnelError{c.cfg.Name, err}
 			}
 		}
 	}

@@ -29,6 +29,9 @@ type State struct {
 	// RenamedFrom is the name that the tunnel was started with, if its interface was renamed.
 	// print and down still accept it.
 	RenamedFrom string `json:"renamed-from,omitzero"`
+	// Interface is the name of the interface if that cannot have the tunnel's: InterfaceName.
+	// print and down accept it too.
+	Interface string `json:"interface,omitzero"`
 	// Disabled: the tunnel is configured and not started.
 	Disabled bool `json:"disabled"`
 	// Running: the interface's carrier is on: the keepalive is up (or off), the local address
@@ -89,7 +92,7 @@ func (s *Status) Setting(name string) string {
 	return ""
 }
 
-// Name is the name of the tunnel's interface.
+// Name is the name of the tunnel.
 func (s *Status) Name() string { return s.Setting("name") }
 
 // MarshalJSON writes the flat object.
@@ -140,7 +143,7 @@ func (s *Status) UnmarshalJSON(data []byte) error {
 		return err
 	}
 	known := make(map[string]json.RawMessage)
-	text, err := json.Marshal(State{RenamedFrom: "ipip1", WaitingFor: "local-address", PathMTU: 1, FastPath: "active", IPsec: "negotiating", IPsecSPI: "0x1/0x1", LastHeard: time.Unix(1, 0)}) // nothing omitted
+	text, err := json.Marshal(State{RenamedFrom: "ipip1", Interface: "ipip1", WaitingFor: "local-address", PathMTU: 1, FastPath: "active", IPsec: "negotiating", IPsecSPI: "0x1/0x1", LastHeard: time.Unix(1, 0)}) // nothing omitted
 	if err != nil {
 		return err
 	}

@@ -69,8 +69,8 @@ type Tunnel struct {
 	err     atomic.Pointer[error]
 }
 
-// Name is the current name of the tunnel's interface, as control last read it.
-func (t *Tunnel) Name() string { return t.ifname.get() }
+// Name is Config.Name or, if the interface was renamed since, the name that it has.
+func (t *Tunnel) Name() string { return shownName(t.config.Load().Name, t.ifname.get()) }
 
 // MTU is the interface's MTU: the largest inner packet in bytes.
 func (t *Tunnel) MTU() int { return int(t.mtu.Load()) }
@@ -128,10 +128,14 @@ func (t *Tunnel) lastReceived() time.Time {
 func (t *Tunnel) Status() Status {
 	iface := t.iface.Load()
 	cfg := *t.config.Load()
-	cfg.Name = iface.Name
+	named := cmp.Or(cfg.Name, t.device.Name())
+	cfg.Name = shownName(named, iface.Name)
 	s := NewStatus(&cfg)
-	if made := t.device.Name(); made != iface.Name {
-		s.RenamedFrom = made
+	switch {
+	case t.device.Name() != iface.Name:
+		s.RenamedFrom = named
+	case named != iface.Name:
+		s.Interface = iface.Name
 	}
 	route, state := t.route.Load(), keepalive.State(t.state.Load())
 	s.Disabled = !iface.Moved && !iface.Up
