@@ -1,10 +1,14 @@
 package netstate
 
 import (
+	"cmp"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Follower has the present Answer to one Query. Its methods are safe for concurrent use.
@@ -144,7 +148,7 @@ func (f *Follower) compute() (changed, lookedUp bool) {
 func (f *Follower) lookup(q *Query, a *Answer) {
 	h := f.host
 	f.found = found{}
-	a.Device, a.Err, a.ReturnDevice = 0, nil, 0
+	a.Device, a.Err, a.ReturnDevice, a.Loop = 0, nil, 0, InterfaceRoute{}
 	if q.UnderlayDevice != "" {
 		a.Device, a.Err = h.linkNamed(q.UnderlayDevice)
 	}
@@ -167,11 +171,33 @@ func (f *Follower) lookup(q *Query, a *Answer) {
 	if a.Err != nil {
 		return
 	}
+	a.Loop = h.loop(q, &f.found)
 	a.ReturnDevice = f.found.Device
 	if q.Mark != 0 || a.Device != 0 || q.Local == [4]byte{} {
 		back, _, _ := h.packetRoute(q.Remote, f.source, 0, 0)
 		a.ReturnDevice = back.device
 	}
+}
+
+// loop is Answer.Loop. A socket bound to UnderlayDevice has no route out of another interface.
+func (h *Host) loop(q *Query, f *found) InterfaceRoute {
+	if q.UnderlayDevice != "" || f.Device == q.Interface || !f.entry.Prefix.IsValid() {
+		return InterfaceRoute{}
+	}
+	main := uint32(unix.RT_TABLE_MAIN)
+	if q.Interface != 0 {
+		if table, err := h.routeTable(q.Interface); err == nil {
+			main = table
+		}
+	}
+	bits := f.entry.Prefix.Bits()
+	for _, r := range q.Routes {
+		if cmp.Or(r.Table, main) == f.entry.Table && r.Prefix.Contains(netip.AddrFrom4(q.Remote)) &&
+			(r.Prefix.Bits() > bits || r.Prefix.Bits() == bits && r.Metric < f.entry.Metric) {
+			return r
+		}
+	}
+	return InterfaceRoute{}
 }
 
 // fromMemory computes the rest. It returns the entry of the next hop, nil if there is none.

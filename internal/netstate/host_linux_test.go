@@ -829,3 +829,51 @@ func openTun(name string) (*os.File, error) {
 	request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
 	return os.NewFile(uintptr(fd), name), unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
 }
+
+// A configured route that takes precedence over the present route to the remote makes a loop.
+func TestAnswer_loop(t *testing.T) {
+	l := tunnelLab(t)
+	h := openHost(t, l.host)
+	remote := netip.AddrFrom4(far).String()
+	const via = "via 192.0.2.2"
+	l.host.Run("ip", "route", "delete", "198.51.100.0/24", "via", "192.0.2.2")
+	host := remote + "/32"
+	for _, c := range []struct {
+		name, present string // the route to the remote
+		routes        []InterfaceRoute
+		query         Query
+		want          string
+	}{
+		{"default, of a lower metric", "default metric 100", routesOf("10.9.0.0/16", "0.0.0.0/0 metric 99"), Query{}, "0.0.0.0/0 metric 99"},
+		{"default, without a metric", "default metric 100", routesOf("0.0.0.0/0"), Query{}, "0.0.0.0/0"},
+		{"default, of the same metric", "default metric 100", routesOf("0.0.0.0/0 metric 100"), Query{}, ""},
+		{"default, of a higher metric", "default metric 100", routesOf("0.0.0.0/0 metric 200"), Query{}, ""},
+		{"default, in another table", "default metric 100", routesOf("0.0.0.0/0 metric 0 table 100"), Query{}, ""},
+		{"halves of default", "default", routesOf("0.0.0.0/1 metric 200", "128.0.0.0/1 metric 200"), Query{}, "128.0.0.0/1 metric 200"},
+		{"the host itself", "default", routesOf(host), Query{}, host},
+		{"a host route", host + " metric 7", routesOf("0.0.0.0/0", "128.0.0.0/1"), Query{}, ""},
+		{"underlay-device", "default metric 100", routesOf("0.0.0.0/0"), Query{UnderlayDevice: "eth0"}, ""},
+		{"by the mark", "default metric 100", routesOf("0.0.0.0/0"), Query{Mark: 9}, ""},
+		{"in the table of the mark", "default metric 100", routesOf("0.0.0.0/0 metric 0 table 1009"), Query{Mark: 9}, "0.0.0.0/0 table 1009"},
+	} {
+		for _, existing := range []string{"", "tun0"} {
+			t.Run(c.name+existing, func(t *testing.T) {
+				l.host.Run("sh", "-c", "ip route del "+remote+"; ip route flush exact 0/0; ip route flush table 1009; ip rule del fwmark 9; true")
+				l.host.Run("sh", "-ec", "ip route add "+c.present+" "+via+"; ip route add default metric 5 "+via+" table 1009; ip rule add fwmark 9 table 1009")
+				q := c.query
+				q.Remote, q.Routes = far, c.routes
+				if existing != "" {
+					q.Interface = index(t, l.host, existing)
+				}
+				a := follow(t, h, l.host, q).Answer()
+				got := ""
+				if a.Loop != (InterfaceRoute{}) {
+					got = a.Loop.String()
+				}
+				if a.Err != nil || got != c.want {
+					t.Errorf("%q %v, want %q", got, a.Err, c.want)
+				}
+			})
+		}
+	}
+}

@@ -18,9 +18,10 @@ import (
 type found struct {
 	Route // without the neighbour
 	// What the kernel may change without a message about the destination:
-	prefsrc [4]byte // the source that the FIB entry prefers; the route goes with that address
-	multi   bool    // next hops that a link revives, or several
-	nexthop bool    // a next-hop object
+	prefsrc [4]byte        // the source that the FIB entry prefers; the route goes with that address
+	multi   bool           // next hops that a link revives, or several
+	nexthop bool           // a next-hop object
+	entry   InterfaceRoute // the FIB entry; its Prefix is the zero value if that is unknown
 }
 
 // lookup is `ip route get dst from src mark mark oif device`: a zero src is the route's
@@ -60,7 +61,7 @@ func (r *requester) lookup(dst, src [4]byte, mark uint32, device int, links func
 	if answer.mtu > 0 && answer.mtu < f.MTU {
 		f.PathMTU = answer.mtu
 	}
-	f.prefsrc, f.multi, f.nexthop = entry.source, entry.multiHop, entry.nexthop
+	f.prefsrc, f.multi, f.nexthop, f.entry = entry.source, entry.multiHop, entry.nexthop, entry.entry
 
 	const arp = unix.IFF_LOOPBACK | unix.IFF_NOARP | unix.IFF_POINTOPOINT // none may be set
 	f.Ethernet = !f.Local && !answer.multiHop && !entry.multiHop && entry.device == f.Device &&
@@ -148,6 +149,7 @@ type route struct {
 	mtu             int  // the metric; 0 if unset
 	multiHop        bool // several next hops, an IPv6 one, or an encapsulation
 	nexthop         bool // by a next-hop object
+	entry           InterfaceRoute
 }
 
 const rtaNexthopID = 30 // RTA_NH_ID of linux/rtnetlink.h
@@ -189,8 +191,16 @@ func parseRoute(b []byte) (route, error) {
 		return route{}, errNotARoute
 	}
 	r := route{kind: b[7]} // rtm_type
+	r.entry.Table = uint32(b[4])
+	var destination [4]byte
 	err := eachAttr(b[unix.SizeofRtMsg:], func(kind uint16, value []byte) (err error) {
 		switch kind {
+		case unix.RTA_DST:
+			destination = address(value)
+		case unix.RTA_TABLE:
+			r.entry.Table = u32(value)
+		case unix.RTA_PRIORITY:
+			r.entry.Metric = u32(value)
 		case unix.RTA_PREFSRC:
 			r.source = address(value)
 		case unix.RTA_GATEWAY:
@@ -209,6 +219,7 @@ func parseRoute(b []byte) (route, error) {
 	if err != nil {
 		return route{}, err
 	}
+	r.entry.Prefix = netip.PrefixFrom(netip.AddrFrom4(destination), int(b[1])) // rtm_dst_len
 	return r, nil
 }
 

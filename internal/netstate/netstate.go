@@ -94,7 +94,7 @@ type Query struct {
 	// Interface is the ifindex of the tunnel's own TUN; 0 before it exists.
 	Interface int
 	// Routes are the configured routes into Interface: a route of the same prefix
-	// elsewhere counts in InterfaceChanges.
+	// elsewhere counts in InterfaceChanges. See also Answer.Loop.
 	Routes []InterfaceRoute
 }
 
@@ -104,6 +104,10 @@ type Answer struct {
 	Route  Route // as of `ip route get`; zero if Err is set
 	// Err is a *NoRouteError, a *NoDeviceError (UnderlayDevice is missing), or another.
 	Err error
+	// Loop is the one of Query.Routes that takes precedence over Route, and so would lead, or
+	// leads once it is added, outer packets back into Interface; zero is none. It compares
+	// routes of one table: which table comes first is for the routing rules.
+	Loop InterfaceRoute
 	// HasLocal: Local, or else the route's preferred source, is an address of this host,
 	// whatever Err is. If that cannot be found out it is true: the kernel decides for each
 	// packet.

@@ -75,11 +75,14 @@ func (c *control) prepareChange(ch *change) error {
 	if !ch.remote.IsValid() {
 		ch.remote = c.remote
 	}
+	ch.queried = true
+	a := c.follower.Set(c.queryFor(ch.next, ch.remote))
+	if err := loopError(a, ch.remote); err != nil {
+		return err
+	}
 	if err := c.addPrefixes(ch); err != nil {
 		return err
 	}
-	ch.queried = true
-	a := c.follower.Set(c.queryFor(ch.next, ch.remote))
 	path := &c.route.Load().path
 	if ch.pair = pairOf(path.Local, path.Remote); !ch.readdressed() {
 		return nil

@@ -47,6 +47,7 @@ type fakeNetwork struct {
 
 	localAbsent bool
 	devices     map[string]int        // name to ifindex
+	metric      uint32                // of the default route, by which the remote is reached
 	lost        map[fmt.Stringer]bool // addresses and routes removed from the interface
 	added       []fmt.Stringer        // addresses and routes restored
 	removed     [][]int               // by each call of Remove
@@ -155,6 +156,11 @@ func (w *fakeNetwork) answer(q netstate.Query) *netstate.Answer {
 	}
 	if w.err != nil {
 		a.Err = w.err
+	}
+	for _, r := range q.Routes {
+		if r.Prefix.Bits() == 0 && r.Metric < w.metric {
+			a.Loop = r
+		}
 	}
 	return a
 }

@@ -163,6 +163,9 @@ func (c *control) open() (err error) {
 	if c.underlay.Local {
 		return fmt.Errorf("remote-address %v is an address of this host: it must be the other end's", c.remote)
 	}
+	if err := loopError(c.answer, c.remote); err != nil {
+		return err
+	}
 	// Call wantedMTU once: an SA established meanwhile changes its result, and updateMTU
 	// compares with what the device was given.
 	c.appliedMTU = c.wantedMTU()

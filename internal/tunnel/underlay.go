@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -59,6 +60,19 @@ func (c *control) queryFor(cfg *Config, remote netip.Addr) netstate.Query {
 		q.Local = cfg.LocalAddress.As4()
 	}
 	return q
+}
+
+// loopError is an error if a configured route would lead outer packets back into the tunnel.
+func loopError(a *netstate.Answer, remote netip.Addr) error {
+	if a.Loop == (netstate.InterfaceRoute{}) {
+		return nil
+	}
+	own := fmt.Sprintf("ip route add %v dev %s", remote, a.Route.DeviceName)
+	if a.Route.Gateway != ([4]byte{}) {
+		own = fmt.Sprintf("ip route add %v via %v dev %s", remote, address(a.Route.Gateway), a.Route.DeviceName)
+	}
+	return fmt.Errorf("route %v would be the one to remote-address %v as well, a loop: give that a route of its own (%s), the route a higher metric or another table, or set underlay-device",
+		a.Loop, remote, own)
 }
 
 // newRoute builds the route from the network's answer. It also sets underlay.
