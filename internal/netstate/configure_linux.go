@@ -15,10 +15,11 @@ import (
 // change is a request that changes an interface, its addresses or the routes into it.
 type change struct {
 	*nl.NetlinkRequest
-	device int
-	what   string       // format of object and the interface's name; "": its failure is no matter
-	object fmt.Stringer // the address or route as the caller gave it
-	route  routeKey     // of a route, else zero
+	device   int
+	what     string       // format of object and the interface's name; "": its failure is no matter
+	object   fmt.Stringer // the address, route or alternative name as the caller gave it
+	route    routeKey     // of a route, else zero
+	harmless unix.Errno   // a failure that is no matter to Configure
 }
 
 // Configure adds the interfaces' addresses, sets them up, and adds routes into them, with few
@@ -51,11 +52,10 @@ func (h *Host) Configure(interfaces []Interface) error {
 	listing := h.findRoutes(through)
 	for i, c := range changes {
 		err := failed[i]
-		_, named := c.object.(altName)
 		switch {
-		case err == nil || c.what == "", named && err == unix.EOPNOTSUPP, !named && err == unix.EEXIST && (c.route.table == 0 || through[c.route]):
+		case err == nil || c.what == "" || err == c.harmless, err == unix.EEXIST && through[c.route]:
 			continue
-		case !named && err == unix.EEXIST && listing != nil:
+		case err == unix.EEXIST && c.route.table != 0 && listing != nil:
 			err = listing
 		}
 		return &InterfaceError{c.device, h.explain(&c, err)}
@@ -174,7 +174,7 @@ func addressChanges(kind, device int, addresses []InterfaceAddress) (changes []c
 			broadcast := binary.BigEndian.AppendUint32(nil, binary.BigEndian.Uint32(local[:])|hostBits)
 			req.AddData(nl.NewRtAttr(unix.IFA_BROADCAST, broadcast))
 		}
-		changes = append(changes, change{NetlinkRequest: req, device: device, what: what, object: a})
+		changes = append(changes, change{NetlinkRequest: req, device: device, what: what, object: a, harmless: unix.EEXIST})
 	}
 	return changes
 }
@@ -204,7 +204,8 @@ func addAltName(device int, name string) change {
 	list := nl.NewRtAttr(iflaPropList|unix.NLA_F_NESTED, nil)
 	list.AddRtAttr(iflaAltIfname, nl.ZeroTerminated(name))
 	req.AddData(list)
-	return change{NetlinkRequest: req, device: device, what: "add the alternative name %v, which no other interface may have, to %v", object: altName(name)}
+	const what = "add the alternative name %v, which no other interface may have, to %v"
+	return change{NetlinkRequest: req, device: device, what: what, object: altName(name), harmless: unix.EOPNOTSUPP}
 }
 
 func setUp(device int) change {

@@ -104,7 +104,7 @@ func (h *Host) routeChanges(kind, flag, device int, routes []InterfaceRoute) (ch
 		if r.Metric != 0 {
 			req.AddData(nl.NewRtAttr(unix.RTA_PRIORITY, nl.Uint32Attr(r.Metric)))
 		}
-		changes = append(changes, change{req, device, what, r, key})
+		changes = append(changes, change{NetlinkRequest: req, device: device, what: what, object: r, route: key})
 	}
 	return changes, nil
 }

@@ -365,6 +365,7 @@ func TestEngineApply_property(t *testing.T) {
 
 // After an error all is as it was.
 func TestEngineApply_error(t *testing.T) {
+	setMetric := func(m *hostModel) { m.fakeNetwork.set(func(w *fakeNetwork) { w.metric = 100 }) }
 	dup := "name=c remote-address=198.51.100.1 local-address=192.0.2.1"
 	for what, c := range map[string]struct {
 		lines []string
@@ -384,8 +385,8 @@ func TestEngineApply_error(t *testing.T) {
 		"route-taken-once": {lines: []string{"name=a remote-address=198.51.100.1", lineB + " route=10.20.0.0/16", "name=c remote-address=198.51.100.9 route=10.20.0.0/16"}, want: "10.20.0.0/16"},
 		"no-such-name":     {lines: []string{lineA + " remote-address=nowhere.example", lineB}, want: "a: "},
 		"no-device":        {lines: []string{lineA + " underlay-device=eth7", lineB}, want: "a: "},
-		"loop-of-change":   {lines: []string{lineA + " route=0.0.0.0/0~metric~99 address=10.1.0.1/24", lineB}, fail: func(m *hostModel) { m.fakeNetwork.metric = 100 }, want: "a: route 0.0.0.0/0 metric 99 would be the one to remote-address 198.51.100.1 as well"},
-		"loop-of-new":      {lines: []string{lineA, lineB, "name=c remote-address=198.51.100.9 route=0.0.0.0/0"}, fail: func(m *hostModel) { m.fakeNetwork.metric = 100 }, want: "c: route 0.0.0.0/0 would be the one to remote-address 198.51.100.9 as well"},
+		"loop-of-change":   {lines: []string{lineA + " route=0.0.0.0/0~metric~99 address=10.1.0.1/24", lineB}, fail: setMetric, want: "a: route 0.0.0.0/0 metric 99 would be the one to remote-address 198.51.100.1 as well"},
+		"loop-of-new":      {lines: []string{lineA, lineB, "name=c remote-address=198.51.100.9 route=0.0.0.0/0"}, fail: setMetric, want: "c: route 0.0.0.0/0 would be the one to remote-address 198.51.100.9 as well"},
 		"secret-file":      {lines: []string{lineA + " ipsec-secret-file=/nonexistent", lineB}, want: "a: ipsec-secret-file"},
 	} {
 		t.Run(what, func(t *testing.T) {

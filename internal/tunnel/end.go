@@ -14,7 +14,7 @@ func (t *Tunnel) drop(why drop.Reason, n int) {
 	t.counters.drops.Add(why, uint64(n))
 	if why == drop.Loop && !t.loopLogged.Swap(true) {
 		t.log.Warn("a loop: outer packets of this tunnel are routed back into it; they are dropped",
-			"remedy", fmt.Sprintf("give %v a route that does not go through %s, or set underlay-device", address(t.route.Load().path.Remote), t.Name()))
+			"remedy", fmt.Sprintf("give %v a route that does not go through %s, or set underlay-device", address(t.route.Load().path.Remote), t.ifname.get()))
 	}
 }
 
