@@ -291,9 +291,7 @@ func TestControlUnreachableError(t *testing.T) {
 		}
 		a.awaitHostUnreachable(t)
 	}
-	if n := a.network.logged("takes protocol 4"); n != 1 {
-		t.Errorf("logged %d times", n)
-	}
+	eventually(t, "it is logged", func() bool { return a.network.logged("takes protocol 4") == 1 })
 	b.send(t, a, p)
 	eventually(t, "a believes it", func() bool { return !a.unreachable.Load() })
 }

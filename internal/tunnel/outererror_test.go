@@ -59,7 +59,11 @@ func TestControlUnreachableError_activePeer(t *testing.T) {
 // An idle peer sends one packet per keepalive interval. Destination unreachable is believed only after
 // that interval and recentlyReceived.
 func TestControlUnreachableError_idlePeer(t *testing.T) {
-	a, b := pair(t, func(c *Config) { c.Keepalive = keepalive.Config{Interval: time.Hour, Retries: 10} })
+	a, b := pair(t, func(c *Config) {
+		if c.RemoteAddress == outerB.String() {
+			c.Keepalive, c.KeepaliveProbe = keepalive.Config{Interval: time.Hour, Retries: 10}, keepalive.FormEmpty // not answered
+		}
+	})
 	p := datagram(100, nil)
 	b.send(t, a, p)
 	e, d := encap.ParseError(outerError(outerA, outerB, p, 1, 0))
