@@ -160,12 +160,16 @@ func readFile(name string) (*File, Errors, error) {
 	if len(data) > maxSize {
 		return nil, Errors{{Position{name, 1, 1}, "a file of more than 10 MB: want the tunnels in several"}}, nil
 	}
-	parse := parseYAML
-	if strings.EqualFold(filepath.Ext(name), ".rsc") {
-		parse = parseRouterOS
-	}
 	file, errs := parse(name, data)
 	return file, errs, nil
+}
+
+// parse reads data, in what the name says. The File is nil if nothing of it can be understood.
+func parse(name string, data []byte) (*File, Errors) {
+	if strings.EqualFold(filepath.Ext(name), ".rsc") {
+		return parseRouterOS(name, data)
+	}
+	return parseYAML(name, data)
 }
 
 // extensions are those of the files that are read of a folder.

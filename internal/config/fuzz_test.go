@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"os"
 	"strings"
 	"testing"
@@ -9,10 +10,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.yaml.in/yaml/v4"
+
+	"ipipd/internal/tunnel"
 )
 
 // Whatever a file has in it, each error is at a place in the file, and what is read of a file
-// without errors is read again of what writeYAML writes.
+// without errors is read again of what writeYAML, and its tunnels of what WriteYAML writes.
 func FuzzParseYAML(f *testing.F) {
 	for _, name := range goodFiles(f) {
 		text, err := os.ReadFile(name)
@@ -45,6 +48,19 @@ func FuzzParseYAML(f *testing.F) {
 				t.Errorf("more than one line: %q", err.Message)
 			}
 		}
+		if len(errs) == 0 {
+			writtenAgain(t, file, "f.yaml", func(entries []Entry) []byte {
+				var b bytes.Buffer
+				if err := WriteYAML(&b, processOf(t, file), entries); err != nil {
+					t.Fatal(err)
+				}
+				again, _ := parseYAML("f", b.Bytes())
+				if got, want := processOf(t, again), processOf(t, file); got != want {
+					t.Errorf("the process: %+v, want %+v", got, want)
+				}
+				return b.Bytes()
+			})
+		}
 		if _, wrong := parseYAML("f", data); len(wrong) > 0 {
 			return
 		}
@@ -57,6 +73,79 @@ func FuzzParseYAML(f *testing.F) {
 			t.Errorf("%s\n%s", d, written)
 		}
 	})
+}
+
+// processOf is what a file without errors says of the process.
+func processOf(t *testing.T, f *File) Process {
+	t.Helper()
+	process := DefaultProcess()
+	for _, p := range processProperties {
+		for _, s := range f.Process {
+			if s.Property == p.Name {
+				if err := p.Set(&process, s.Value); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	return process
+}
+
+// writtenAgain tests that what export writes of the tunnels of f, disabled ones included, are the same
+// tunnels, and that they are refused if their secrets are hidden.
+func writtenAgain(t *testing.T, f *File, name string, export func([]Entry) []byte) {
+	t.Helper()
+	entries := entriesOf(t, f)
+	written := export(entries)
+	again, errs := parse(name, written)
+	if again != nil {
+		_, more := again.configs()
+		errs = append(errs, more...)
+	}
+	if len(errs) > 0 || len(again.Refused) > 0 {
+		t.Fatalf("%v, %v\n%s", errs, again.Refused, written)
+	}
+	got := entriesOf(t, again)
+	if len(got) != len(entries) {
+		t.Fatalf("%d tunnels, want %d\n%s", len(got), len(entries), written)
+	}
+	for i := range got {
+		a, b := &entries[i], &got[i]
+		if changes := tunnel.Changes(&a.Config, &b.Config); len(changes) > 0 || a.Disabled != b.Disabled || !bytes.Equal(a.Config.IPsec.Secret, b.Config.IPsec.Secret) {
+			t.Errorf("%s: %v differ\n%s", a.Config.Name, changes, written)
+		}
+	}
+	secrets := 0
+	for i := range entries {
+		entries[i].HideSecret = true
+		if len(entries[i].Config.IPsec.Secret) > 0 && !entries[i].Disabled {
+			secrets++
+		}
+	}
+	if secrets == 0 {
+		return
+	}
+	written = export(entries)
+	again, errs = parse(name, written)
+	_, more := again.configs()
+	if len(errs)+len(more)+len(again.Refused) == 0 {
+		t.Errorf("without its secrets it is not refused:\n%s", written)
+	}
+}
+
+// entriesOf are all tunnels of a file without errors.
+func entriesOf(t *testing.T, f *File) (entries []Entry) {
+	t.Helper()
+	for i := range f.Tunnels {
+		e := Entry{Config: tunnel.Default(), Disabled: f.Disabled(&f.Tunnels[i])}
+		for _, s := range f.Tunnels[i].withDefaults(f.Defaults) {
+			if err := set(&e.Config, s); err != nil {
+				t.Fatal(err)
+			}
+		}
+		entries = append(entries, e)
+	}
+	return entries
 }
 
 // writeYAML writes f, with each text in double quotes.

@@ -352,7 +352,11 @@ func (r *routerOS) route(c command) {
 	}
 	a := argumentsOf(c)
 	var tunnels []*ipip
-	for gateway := range strings.SplitSeq(a["gateway"].value, ",") {
+	gateways := []string{a["gateway"].value}
+	if r.labels[gateways[0]] == nil { // whose name may have a comma
+		gateways = strings.Split(gateways[0], ",")
+	}
+	for _, gateway := range gateways {
 		if t := r.behind(gateway); t != nil && !slices.Contains(tunnels, t) {
 			tunnels = append(tunnels, t)
 		}
@@ -376,7 +380,7 @@ func (r *routerOS) route(c command) {
 	case w.raw != "" || w.value != "" && !isNumber(w.value):
 		r.fail(w.pos, "distance: want a number")
 		return
-	case w.value != "" && w.value != "1": // RouterOS's default
+	case w.value != "" && strings.TrimLeft(w.value, "0") != "1": // RouterOS's default
 		value += " metric " + w.value
 	}
 	switch w := cmp.Or(a["routing-table"], a["routing-mark"]); { // version 7, 6
@@ -402,6 +406,9 @@ func (r *routerOS) route(c command) {
 // behind returns the tunnel that gateway is, or in whose longest matching network it is: 10.0.0.1,
 // ipip1, 10.0.0.1%ipip1, 10.0.0.1@main.
 func (r *routerOS) behind(gateway string) *ipip {
+	if t := r.labels[gateway]; t != nil {
+		return t
+	}
 	gateway, _, _ = strings.Cut(gateway, "@")
 	if _, device, ok := strings.Cut(gateway, "%"); ok {
 		gateway = device

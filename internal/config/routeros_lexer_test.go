@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -105,7 +106,7 @@ func TestScanRouterOS_position(t *testing.T) {
 	}
 }
 
-// Commands that are written and read again are the same, and what is said is about a line of the file.
+// Commands that are written and read again are the same, as are tunnels that WriteRouterOS writes, and what is said is about a line of the file.
 func FuzzParseRouterOS(f *testing.F) {
 	files, err := filepath.Glob("testdata/routeros/*.rsc")
 	if err != nil || len(files) == 0 {
@@ -146,6 +147,15 @@ func FuzzParseRouterOS(f *testing.F) {
 				}
 			}
 		}
+		if _, more := read.configs(); len(errs)+len(more) == 0 && len(read.Refused) == 0 && named(read) {
+			writtenAgain(t, read, "x.rsc", func(entries []Entry) []byte {
+				var b bytes.Buffer
+				if err := WriteRouterOS(&b, entries); err != nil {
+					t.Fatal(err)
+				}
+				return b.Bytes()
+			})
+		}
 		commands, errs := scanRouterOS("x.rsc", data)
 		if errs != nil {
 			return
@@ -158,6 +168,11 @@ func FuzzParseRouterOS(f *testing.F) {
 			t.Errorf("%+v\nwritten as\n%s\nread again %+v\nerrors %v", commands, written, again, errs)
 		}
 	})
+}
+
+// named reports whether each tunnel has a name, as those that run.
+func named(f *File) bool {
+	return !slices.ContainsFunc(f.Tunnels, func(t Tunnel) bool { return find(t.Settings, "name", "") == nil })
 }
 
 func withoutPositions(commands []command) {

@@ -1,0 +1,258 @@
+package config
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v4"
+
+	"ipipd/internal/tunnel"
+)
+
+// Entry is a tunnel that is to be written to a file.
+type Entry struct {
+	Config tunnel.Config
+	// Disabled: it is in the file, and not to be started.
+	Disabled bool
+	// HideSecret leaves ipsec-secret out, so that a file with this tunnel is refused until somebody
+	// has put it in again: the tunnel does not come up in the clear.
+	HideSecret bool
+}
+
+// settings returns what is not the default, in the spelling of print, secrets in full.
+func (e *Entry) settings() (settings []Setting) {
+	defaults := tunnel.Default()
+	defaults.IPsec = e.Config.IPsec // the default of allow-fast-path depends on it
+	plain := tunnel.Default()
+	for _, p := range tunnel.Properties() {
+		value, base := p.Get(&e.Config), p.Get(&defaults)
+		if strings.HasPrefix(p.Name, "ipsec-") {
+			base = p.Get(&plain)
+		}
+		switch {
+		case value == base:
+			continue
+		case p.Secret:
+			value = string(e.Config.IPsec.Secret)
+		case p.Repeatable:
+			for v := range strings.SplitSeq(value, ",") {
+				settings = append(settings, Setting{Property: p.Name, Value: v})
+			}
+			continue
+		}
+		settings = append(settings, Setting{Property: p.Name, Value: value})
+	}
+	return settings
+}
+
+// hides reports whether the secret of e is left out.
+func (e *Entry) hides() bool { return e.HideSecret && len(e.Config.IPsec.Secret) > 0 }
+
+// WriteYAML writes a file from which Read gives the same settings and tunnels.
+func WriteYAML(w io.Writer, process Process, entries []Entry) error {
+	root := &yaml.Node{Kind: yaml.MappingNode}
+	defaults := DefaultProcess()
+	for _, p := range processProperties {
+		if v := p.Get(&process); v != p.Get(&defaults) {
+			if !utf8.ValidString(v) {
+				return &tunnel.ValueError{Property: p.Name, Value: v, Want: "UTF-8, to be written as YAML"}
+			}
+			root.Content = append(root.Content, text(p.Name), scalarNode(p.Values, v))
+		}
+	}
+	list := &yaml.Node{Kind: yaml.SequenceNode}
+	if len(entries) == 0 {
+		list.Style = yaml.FlowStyle
+	}
+	for i := range entries {
+		one, err := entries[i].yaml()
+		if err != nil {
+			return &tunnel.TunnelError{Name: entries[i].Config.Name, Err: err}
+		}
+		list.Content = append(list.Content, one)
+	}
+	root.Content = append(root.Content, text(tunnelsKey), list)
+	written, err := yaml.Dump(root, yaml.WithLineWidth(-1), yaml.WithQuotePreference(yaml.QuoteLegacy))
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(written)
+	return err
+}
+
+func (e *Entry) yaml() (*yaml.Node, error) {
+	m := &yaml.Node{Kind: yaml.MappingNode}
+	for _, s := range e.settings() {
+		p := properties[s.Property]
+		value := scalarNode(p.Values, s.Value)
+		switch {
+		case p.Secret && e.hides():
+			value = &yaml.Node{Kind: yaml.ScalarNode, Style: yaml.DoubleQuotedStyle, LineComment: "# " + hidden}
+		case p.Secret && !utf8.ValidString(s.Value): // a router's may be
+			return nil, &tunnel.ValueError{Property: s.Property, Hidden: true, Want: "a secret in UTF-8, to be written as YAML: rsc can have this one"}
+		case !utf8.ValidString(s.Value):
+			return nil, &tunnel.ValueError{Property: s.Property, Value: s.Value, Want: "UTF-8, to be written as YAML"}
+		case p.Repeatable:
+			if last := len(m.Content) - 2; last < 0 || m.Content[last].Value != s.Property {
+				m.Content = append(m.Content, text(s.Property), &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle})
+			}
+			values := m.Content[len(m.Content)-1]
+			values.Content = append(values.Content, value)
+			continue
+		}
+		m.Content = append(m.Content, text(s.Property), value)
+	}
+	if e.Disabled {
+		m.Content = append(m.Content, text(disabledKey), &yaml.Node{Kind: yaml.ScalarNode, Value: "yes"})
+	}
+	return m, nil
+}
+
+const hidden = "left out by --hide-sensitive"
+
+// text is a string that other readers of YAML take for one, too: in quotes if it looks like something else.
+func text(s string) *yaml.Node {
+	n := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s}
+	boolean := []string{"y", "n", "yes", "no", "on", "off"} // of YAML 1.1
+	if slices.Contains(boolean, strings.ToLower(s)) || strings.ContainsFunc(s, func(c rune) bool { return !unicode.IsPrint(c) }) {
+		n.Style = yaml.DoubleQuotedStyle
+	}
+	return n
+}
+
+// scalarNode is a value of a property with those Values: a word such as no stays without quotes.
+func scalarNode(values, s string) *yaml.Node {
+	if slices.Contains([]string{"text", "file", "folder", "interface"}, values) || strings.HasSuffix(values, "or text") {
+		return text(s)
+	}
+	return &yaml.Node{Kind: yaml.ScalarNode, Value: s}
+}
+
+// WriteRouterOS writes a script of RouterOS from which Read gives the same tunnels. What it cannot say is in
+// comments, a line a tunnel, at its top.
+func WriteRouterOS(w io.Writer, entries []Entry) error {
+	var lost, tunnels, addresses, routes []string
+	for i := range entries {
+		e := &entries[i]
+		c := &e.Config
+		unsaid := e.unsaid()
+		name := quote(c.Name)
+		for _, a := range c.Addresses {
+			address, network := a.Prefix.String(), a.Prefix.Masked().Addr()
+			if a.Peer.IsValid() {
+				address, network = a.Prefix.Addr().String(), a.Peer
+			}
+			addresses = append(addresses, fmt.Sprintf("add address=%s interface=%s network=%s", address, name, network))
+		}
+		for _, r := range c.Routes {
+			line := "add "
+			switch {
+			case r.Metric == 1: // which an export leaves out
+				unsaid = append(unsaid, fmt.Sprintf("route=%q", r), "(its distance is 1 without one)")
+			case r.Metric > 0:
+				line += fmt.Sprintf("distance=%d ", r.Metric)
+			}
+			line += fmt.Sprintf("dst-address=%s gateway=%s", r.Prefix, name)
+			if r.Table != 0 {
+				line += fmt.Sprintf(" routing-table=%d", r.Table)
+			}
+			routes = append(routes, line)
+		}
+		if len(unsaid) > 0 {
+			lost = append(lost, fmt.Sprintf("# %s: not in RouterOS: %s", c.Name, strings.Join(unsaid, " ")))
+		}
+		tunnels = append(tunnels, e.routerOS())
+	}
+	var b strings.Builder
+	menu := func(path string, lines []string) {
+		if len(lines) > 0 {
+			fmt.Fprintf(&b, "%s\n%s\n", path, strings.Join(lines, "\n"))
+		}
+	}
+	for _, line := range lost {
+		b.WriteString(line + "\n")
+	}
+	menu(menuTunnel, tunnels)
+	menu(menuAddress, addresses)
+	menu(menuRoute, routes)
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// unsaid is what RouterOS has no property for.
+func (e *Entry) unsaid() (unsaid []string) {
+	for _, s := range e.settings() {
+		switch {
+		case s.Property == "ipsec-secret" && e.hides():
+			unsaid = append(unsaid, s.Property+" ("+hidden+")")
+		case s.Property == "ipsec-secret-file":
+			unsaid = append(unsaid, fmt.Sprintf("%s=%q (ipsec-secret has to be what is in it)", s.Property, s.Value))
+		case !slices.Contains(tunnelProperties, s.Property) && !properties[s.Property].Repeatable:
+			unsaid = append(unsaid, s.Property+"="+quote(s.Value))
+		}
+	}
+	return unsaid
+}
+
+// routerOS is the command that adds the tunnel, its properties in the order of an export.
+func (e *Entry) routerOS() string {
+	values := map[string]string{}
+	for _, s := range e.settings() {
+		values[s.Property] = "=" + quote(s.Value)
+	}
+	if e.Disabled {
+		values[disabledKey] = "=yes"
+	}
+	switch c := &e.Config; {
+	case c.IPsec.Wanted():
+		values["allow-fast-path"] = "=no" // without which RouterOS refuses the secret
+		if e.hides() {
+			delete(values, "ipsec-secret")
+		}
+	case values["allow-fast-path"] != "":
+		values["ipsec-secret"] = "" // as opposed to one that was left out
+	}
+	if values["keepalive"] == "=off" {
+		values["keepalive"] = ""
+	}
+	line := "add"
+	for _, name := range tunnelProperties {
+		switch value, ok := values[name]; {
+		case !ok:
+		case value == "":
+			line += " !" + name
+		default:
+			line += " " + name + value
+		}
+	}
+	return line
+}
+
+// quote returns a value in RouterOS's notation, in ASCII.
+func quote(s string) string {
+	const plain = "-._/:,@+"
+	if s != "" && !strings.ContainsFunc(s, func(c rune) bool {
+		return !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune(plain, c))
+	}) {
+		return s
+	}
+	var b strings.Builder
+	b.WriteByte('"')
+	for _, c := range []byte(s) {
+		switch {
+		case strings.IndexByte(`"\$?`, c) >= 0:
+			b.WriteByte('\\')
+			b.WriteByte(c)
+		case c < ' ' || c > '~':
+			fmt.Fprintf(&b, `\%02X`, c)
+		default:
+			b.WriteByte(c)
+		}
+	}
+	b.WriteByte('"')
+	return b.String()
+}
