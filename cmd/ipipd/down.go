@@ -1,12 +1,16 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -109,14 +113,44 @@ func checkNameArgument(c *cobra.Command, name string) error {
 	return nil
 }
 
-// completeName completes the names of running tunnels.
+// completeName completes the name of a running tunnel.
 func completeName(o *processOptions) cobra.CompletionFunc {
-	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	complete := completeNames(o)
+	return func(c *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
 		if len(args) > 0 {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		names, _ := control.List(o.RuntimeDir)
-		sortNames(names)
+		return complete(c, args, word)
+	}
+}
+
+// completeNames completes names of running tunnels, those that are there already left out. One that a
+// shell would take apart is the description of its interface.
+func completeNames(o *processOptions) cobra.CompletionFunc {
+	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		links, _ := control.List(o.RuntimeDir)
+		sortNames(links)
+		configured := map[string]string{}
+		if slices.ContainsFunc(links, tunnel.IsShortName) {
+			statuses, _ := queryStatuses(o.RuntimeDir, "")
+			for i := range statuses {
+				name := statuses[i].startedName()
+				configured[tunnel.InterfaceName(name)] = name
+			}
+		}
+		var names []string
+		for _, link := range links {
+			name := cmp.Or(configured[link], link)
+			switch {
+			case slices.Contains(args, name) || slices.Contains(args, link):
+			case strings.ContainsFunc(name, func(c rune) bool {
+				return !strings.ContainsRune("-._:@+,/%", c) && !unicode.IsLetter(c) && !unicode.IsDigit(c)
+			}):
+				names = append(names, cobra.CompletionWithDesc(link, name))
+			default:
+				names = append(names, name)
+			}
+		}
 		return names, cobra.ShellCompDirectiveNoFileComp
 	}
 }

@@ -49,6 +49,7 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 	go func() {
 		err := p.server.Serve(control.Handler{
 			Status: p.status,
+			Export: p.export,
 			Down:   func(link string) { p.downTunnel(link, only) },
 			Reload: p.reload,
 			Diff:   p.diff,
@@ -158,6 +159,18 @@ func (p *process) status(link string) (any, error) {
 		all = append(all, t.Status())
 	}
 	return all, nil
+}
+
+// export implements control.Handler.
+func (p *process) export() (any, error) {
+	if !p.ready.Load() {
+		return nil, control.ErrStarting
+	}
+	s := config.Snapshot{Process: p.options.processOptions}
+	for _, t := range p.engine.Tunnels() {
+		s.Tunnels = append(s.Tunnels, config.Entry{Config: t.Config()})
+	}
+	return s, nil
 }
 
 // downTunnel implements control.Handler. only: the process was started with one tunnel, so that

@@ -70,7 +70,8 @@ configuration was wrong.`,
 	root.Flags().Bool("version", false, "say which ipipd this is") // cobra's own would take -v
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages ", ".FlagUsagesWrapped 100 "))
 	root.AddCommand(newCmdUp(s, upRun), newCmdPrint(s, printRun), newCmdDown(s, downRun),
-		newCmdReload(s, reloadRun), newCmdDiff(s, diffRun), newCmdCheck(s, checkRun), newCmdSchema(s), newCmdVersion(s))
+		newCmdReload(s, reloadRun), newCmdDiff(s, diffRun), newCmdCheck(s, checkRun),
+		newCmdExport(s, exportRun), newCmdSchema(s), newCmdVersion(s))
 	for _, more := range platformCommands {
 		root.AddCommand(more(s))
 	}

@@ -34,6 +34,7 @@ func (t *fakeTunnel) Status() tunnel.Status {
 	s.ActualMTU, s.CurrentLocalAddress, s.CurrentRemoteAddress = 1480, "192.0.2.1", "198.51.100.1"
 	return s
 }
+func (t *fakeTunnel) Config() tunnel.Config { return t.config }
 func (t *fakeTunnel) Done() <-chan struct{} { return t.done }
 func (t *fakeTunnel) Err() error            { return t.err }
 func (t *fakeTunnel) Close() error {

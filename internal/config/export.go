@@ -52,17 +52,29 @@ func (e *Entry) settings() (settings []Setting) {
 // hides reports whether the secret of e is left out.
 func (e *Entry) hides() bool { return e.HideSecret && len(e.Config.IPsec.Secret) > 0 }
 
+// settings returns what is not the default.
+func (p *Process) settings() (settings []Setting) {
+	defaults := DefaultProcess()
+	for _, property := range processProperties {
+		if v := property.Get(p); v != property.Get(&defaults) {
+			settings = append(settings, Setting{Property: property.Name, Value: v})
+		}
+	}
+	return settings
+}
+
 // WriteYAML writes a file from which Read gives the same settings and tunnels.
 func WriteYAML(w io.Writer, process Process, entries []Entry) error {
 	root := &yaml.Node{Kind: yaml.MappingNode}
-	defaults := DefaultProcess()
-	for _, p := range processProperties {
-		if v := p.Get(&process); v != p.Get(&defaults) {
-			if !utf8.ValidString(v) {
-				return &tunnel.ValueError{Property: p.Name, Value: v, Want: "UTF-8, to be written as YAML"}
-			}
-			root.Content = append(root.Content, text(p.Name), scalarNode(p.Values, v))
+	for _, s := range process.settings() {
+		if !utf8.ValidString(s.Value) {
+			return &tunnel.ValueError{Property: s.Property, Value: s.Value, Want: "UTF-8, to be written as YAML"}
 		}
+		value := text(s.Value)
+		if s.Property != RuntimeDir.Name {
+			value = unquoted(s.Value)
+		}
+		root.Content = append(root.Content, text(s.Property), value)
 	}
 	list := &yaml.Node{Kind: yaml.SequenceNode}
 	if len(entries) == 0 {
@@ -107,7 +119,7 @@ func (e *Entry) yaml() (*yaml.Node, error) {
 		m.Content = append(m.Content, text(s.Property), value)
 	}
 	if e.Disabled {
-		m.Content = append(m.Content, text(disabledKey), &yaml.Node{Kind: yaml.ScalarNode, Value: "yes"})
+		m.Content = append(m.Content, text(disabledKey), unquoted("yes"))
 	}
 	return m, nil
 }
@@ -124,18 +136,28 @@ func text(s string) *yaml.Node {
 	return n
 }
 
+// unquoted is a value that has nothing in it that YAML would take for more, and no quotes.
+func unquoted(s string) *yaml.Node { return &yaml.Node{Kind: yaml.ScalarNode, Value: s} }
+
 // scalarNode is a value of a property with those Values: a word such as no stays without quotes.
 func scalarNode(values, s string) *yaml.Node {
-	if slices.Contains([]string{"text", "file", "folder", "interface"}, values) || strings.HasSuffix(values, "or text") {
+	if slices.Contains([]string{"text", "file", "interface"}, values) || strings.HasSuffix(values, "or text") {
 		return text(s)
 	}
-	return &yaml.Node{Kind: yaml.ScalarNode, Value: s}
+	return unquoted(s)
 }
 
 // WriteRouterOS writes a script of RouterOS from which Read gives the same tunnels. What it cannot say is in
-// comments, a line a tunnel, at its top.
-func WriteRouterOS(w io.Writer, entries []Entry) error {
+// comments at its top, a line for the process and for each tunnel.
+func WriteRouterOS(w io.Writer, process Process, entries []Entry) error {
 	var lost, tunnels, addresses, routes []string
+	if settings := process.settings(); len(settings) > 0 {
+		line := "# the process: not in RouterOS:"
+		for _, s := range settings {
+			line += " " + s.Property + "=" + quote(s.Value)
+		}
+		lost = append(lost, line)
+	}
 	for i := range entries {
 		e := &entries[i]
 		c := &e.Config

@@ -2,6 +2,8 @@ package config
 
 import (
 	"bytes"
+	"encoding/json"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -93,7 +95,7 @@ func TestWriteYAML_quoting(t *testing.T) {
 	} {
 		e := entry(t, "name", "a", "remote-address", "192.0.2.1", "comment", v, "ipsec-secret", v+"\x01\t\x7f")
 		same(t, "x.yaml", e, func(b *bytes.Buffer, entries []Entry) error { return WriteYAML(b, DefaultProcess(), entries) })
-		same(t, "x.rsc", e, func(b *bytes.Buffer, entries []Entry) error { return WriteRouterOS(b, entries) })
+		same(t, "x.rsc", e, func(b *bytes.Buffer, entries []Entry) error { return WriteRouterOS(b, DefaultProcess(), entries) })
 	}
 }
 
@@ -121,7 +123,7 @@ func TestWriteYAML_notUTF8(t *testing.T) {
 	if err := WriteYAML(&bytes.Buffer{}, DefaultProcess(), []Entry{e}); err == nil || err.Error() != want {
 		t.Error(err)
 	}
-	same(t, "x.rsc", e, func(b *bytes.Buffer, entries []Entry) error { return WriteRouterOS(b, entries) })
+	same(t, "x.rsc", e, func(b *bytes.Buffer, entries []Entry) error { return WriteRouterOS(b, DefaultProcess(), entries) })
 }
 
 // With the secret left out a file is refused, and says where one is to be put in.
@@ -139,11 +141,14 @@ func TestWriteYAML_hideSecret(t *testing.T) {
 }
 
 func TestWriteRouterOS(t *testing.T) {
+	process := DefaultProcess()
+	process.LogLevel = "debug"
 	var b bytes.Buffer
-	if err := WriteRouterOS(&b, exported(t)); err != nil {
+	if err := WriteRouterOS(&b, process, exported(t)); err != nil {
 		t.Fatal(err)
 	}
-	const want = `# ipip1: not in RouterOS: keepalive-probe=echo keepalive-target=10.255.0.2 fwmark=0x10
+	const want = `# the process: not in RouterOS: log-level=debug
+# ipip1: not in RouterOS: keepalive-probe=echo keepalive-target=10.255.0.2 fwmark=0x10
 # to Riga: no. 5: not in RouterOS: ipsec-exchange=ike2
 # 0123: not in RouterOS: ipsec-secret-file="/etc/ipipd/no" (ipsec-secret has to be what is in it)
 /interface ipip
@@ -163,7 +168,7 @@ add distance=200 dst-address=0.0.0.0/0 gateway=ipip1 routing-table=100
 	}
 	dir := write(t, map[string]string{"a.rsc": b.String()})
 	f, configs, err := Read(dir + "/a.rsc")
-	if err != nil || len(configs) != 2 || len(f.Refused) != 1 || f.Refused[0].Pos.Line != 8 {
+	if err != nil || len(configs) != 2 || len(f.Refused) != 1 || f.Refused[0].Pos.Line != 9 {
 		t.Errorf("%v, %d configurations, refused %v: want only the one whose secret is in a file", err, len(configs), f.Refused)
 	}
 }
@@ -172,13 +177,34 @@ add distance=200 dst-address=0.0.0.0/0 gateway=ipip1 routing-table=100
 func TestWriteRouterOS_routes(t *testing.T) {
 	for _, name := range []string{"a@b", "a%b", "a,b", "10.255.0.2", "a b", "[a]", "$a", "ü"} {
 		e := entry(t, "name", name, "remote-address", "192.0.2.1", "route", "10.20.0.0/16", "route", "0.0.0.0/0 metric 0", "route", "10.20.0.0/16 metric 2000")
-		same(t, "x.rsc", e, func(b *bytes.Buffer, entries []Entry) error { return WriteRouterOS(b, entries) })
+		same(t, "x.rsc", e, func(b *bytes.Buffer, entries []Entry) error { return WriteRouterOS(b, DefaultProcess(), entries) })
 	}
 	var b bytes.Buffer
-	if err := WriteRouterOS(&b, []Entry{entry(t, "name", "a", "remote-address", "192.0.2.1", "route", "10.20.0.0/16 metric 1")}); err != nil {
+	if err := WriteRouterOS(&b, DefaultProcess(), []Entry{entry(t, "name", "a", "remote-address", "192.0.2.1", "route", "10.20.0.0/16 metric 1")}); err != nil {
 		t.Fatal(err)
 	}
 	if want := "# a: not in RouterOS: route=\"10.20.0.0/16 metric 1\" (its distance is 1 without one)\n"; !strings.HasPrefix(b.String(), want) {
 		t.Error(b.String())
+	}
+}
+
+// Between two processes a Snapshot stays what it is, whatever bytes a secret has.
+func TestSnapshot(t *testing.T) {
+	want := Snapshot{Process: DefaultProcess(), Tunnels: exported(t)}
+	want.Process.LogLevel = "debug"
+	want.Tunnels = append(want.Tunnels, entry(t, "name", "a", "remote-address", "192.0.2.1", "ipsec-secret", "\xe7\xff mellon"))
+	data, err := json.Marshal(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got Snapshot
+	if err := json.Unmarshal(data, &got); err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if err := json.Unmarshal([]byte(`{"tunnels":[{"settings":[{"property":"colour","value":"cmVk"}]}]}`), &got); err == nil {
+		t.Error("a property of another version is taken")
 	}
 }

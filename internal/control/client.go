@@ -31,6 +31,11 @@ func (p *Process) Statuses(dir string, timeout time.Duration, v any) error {
 	return p.request(dir, timeout, http.MethodGet, "/status", nil, readStatus(p.links[0], v))
 }
 
+// Export reads what p runs, as it is configured, into v. It fails as Status does.
+func (p *Process) Export(dir string, timeout time.Duration, v any) error {
+	return p.request(dir, timeout, http.MethodGet, "/export", nil, readStatus(p.links[0], v))
+}
+
 // readStatus returns a function that reads the answer about name into v.
 func readStatus(name string, v any) func(*http.Response) error {
 	return func(r *http.Response) error {
@@ -39,7 +44,7 @@ func readStatus(name string, v any) func(*http.Response) error {
 			return err
 		}
 		if err := json.Unmarshal(text, v); err != nil {
-			return fmt.Errorf("%s answers something else than a status: %w", name, err)
+			return fmt.Errorf("%s answers something else than JSON: %w", name, err)
 		}
 		return nil
 	}

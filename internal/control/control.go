@@ -4,15 +4,16 @@
 //
 //	GET  /status             200, the status of each tunnel, a JSON array; 503 until they are ready
 //	GET  /status?name=NAME   200, that of one; 404 if there is none
+//	GET  /export             200, what runs as it is configured, secrets included
 //	POST /down?name=NAME     204, then the tunnel ends, and with the last one the process
 //	POST /reload             200; 422 and a Refusal
 //	POST /diff               200, text; 422 and a Refusal. The body is a JSON array of files
 //
 // A link reserves the tunnel's name among all processes that share the directory, in any
-// network namespace. Access to the socket is the right to end the tunnels: it is created
-// with mode 0600, in a directory that only its owner can write, root or the process's own
-// user, and only these two are answered. Others may have read access to the directory, and
-// see the tunnels' names only.
+// network namespace. Access to the socket is the right to end the tunnels and to read their
+// secrets: it is created with mode 0600, in a directory that only its owner can write, root
+// or the process's own user, and only these two are answered. Others may have read access to
+// the directory, and see the tunnels' names only.
 //
 // A killed process leaves a stale socket, which refuses connections. The next process that
 // needs the name, or lists the directory, replaces or removes it. Creating and removing

@@ -32,6 +32,7 @@ func serveTunnels(t *testing.T, dir string, names ...string) *Server {
 			}
 			return status{name}, nil
 		},
+		Export: func() (any, error) { return names, nil },
 		Down:   func(name string) { s.Release(name) },
 		Reload: func(context.Context) error { return &Refusal{Message: "x.yaml:1:1: wrong", Input: true} },
 		Diff: func(files []string) (string, error) {
@@ -57,6 +58,10 @@ func TestProcesses(t *testing.T) {
 	var all []status
 	if err := processes[0].Statuses(dir, patience, &all); err != nil || !slices.Equal(all, []status{{"ipip2"}, {"ipip1"}}) {
 		t.Errorf("Statuses = %v, %v", all, err)
+	}
+	var exported []string
+	if err := processes[0].Export(dir, patience, &exported); err != nil || !slices.Equal(exported, []string{"ipip2", "ipip1"}) {
+		t.Errorf("Export = %v, %v", exported, err)
 	}
 	if !slices.Equal(processes[0].Names, []string{"ipip1", "ipip2"}) {
 		t.Errorf("Names = %v", processes[0].Names)

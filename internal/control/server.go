@@ -49,6 +49,8 @@ type Handler struct {
 	// Status returns a value for json.Marshal: the status of the tunnel of that name, or with
 	// "" an array of all. It fails with ErrStarting or ErrNotRunning.
 	Status func(name string) (any, error)
+	// Export returns a value for json.Marshal: what runs, as it is configured. It fails as Status does.
+	Export func() (any, error)
 	// Down ends a tunnel. It is called after the answer is sent.
 	Down func(name string)
 	// Reload and Diff fail with *Refusal, or any other error.
@@ -186,17 +188,11 @@ func (s *Server) Serve(h Handler) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		v, err := h.Status(r.URL.Query().Get("name"))
-		if err != nil {
-			refuse(w, err)
-			return
-		}
-		text, err := json.Marshal(v)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		w.Write(text)
+		respond(w, v, err)
+	})
+	mux.HandleFunc("GET /export", func(w http.ResponseWriter, _ *http.Request) {
+		v, err := h.Export()
+		respond(w, v, err)
 	})
 	mux.HandleFunc("POST /down", func(w http.ResponseWriter, r *http.Request) {
 		name := r.URL.Query().Get("name")
@@ -248,6 +244,21 @@ func takeTime(w http.ResponseWriter) {
 	c := http.NewResponseController(w)
 	_ = c.SetReadDeadline(time.Time{}) // which would cancel the request's context
 	_ = c.SetWriteDeadline(time.Time{})
+}
+
+// respond answers with v as JSON, or with err.
+func respond(w http.ResponseWriter, v any, err error) {
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	text, err := json.Marshal(v)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Write(text)
 }
 
 // refuse answers with an error.

@@ -32,6 +32,12 @@ func CheckName(name string) error {
 	return nil
 }
 
+// A short name is shortPrefix and the first shortBytes of a hash, in hexadecimal.
+const (
+	shortPrefix = "ipip-"
+	shortBytes  = 5
+)
+
 // InterfaceName is the name of the interface of a tunnel with that Config.Name: the same if Linux takes
 // it, or else a short one, always the same for that name. The other is then the interface's alternative
 // name (IFLA_ALT_IFNAME).
@@ -40,7 +46,13 @@ func InterfaceName(name string) string {
 		return name
 	}
 	sum := sha256.Sum256([]byte(name))
-	return "ipip-" + hex.EncodeToString(sum[:5])
+	return shortPrefix + hex.EncodeToString(sum[:shortBytes])
+}
+
+// IsShortName reports whether an interface of that name may be one whose tunnel has another: InterfaceName.
+func IsShortName(name string) bool {
+	digits, short := strings.CutPrefix(name, shortPrefix)
+	return short && len(digits) == 2*shortBytes
 }
 
 // altName is the alternative name of the interface, "" if it needs none.

@@ -72,6 +72,9 @@ type Tunnel struct {
 // Name is Config.Name or, if the interface was renamed since, the name that it has.
 func (t *Tunnel) Name() string { return shownName(t.config.Load().Name, t.ifname.get()) }
 
+// Config is its configuration, secrets included.
+func (t *Tunnel) Config() Config { return *t.config.Load().clone() }
+
 // MTU is the interface's MTU: the largest inner packet in bytes.
 func (t *Tunnel) MTU() int { return int(t.mtu.Load()) }
 

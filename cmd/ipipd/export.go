@@ -1,0 +1,168 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"ipipd/internal/config"
+	"ipipd/internal/control"
+	"ipipd/internal/tunnel"
+)
+
+type exportOptions struct {
+	processOptions
+	streams *streams
+	Names   []string // none is all
+	Format  string
+	Hide    bool
+}
+
+func newCmdExport(s *streams, runF func(context.Context, *exportOptions) error) *cobra.Command {
+	o := &exportOptions{processOptions: config.DefaultProcess(), streams: s, Format: "yaml"}
+	c := &cobra.Command{
+		Use:   "export [NAME...]",
+		Short: "Print what runs as a configuration that gives the same again",
+		Long: `export prints the tunnels that run, or those named, as a configuration for
+ipipd up --config: what is not the default, secrets included. What the format rsc, a
+script of RouterOS, cannot say is in comments at its top, and on standard error.`,
+		Example: "  (umask 077; ipipd export > /etc/ipipd/ipipd.yaml)",
+		Args: func(c *cobra.Command, args []string) error {
+			for _, name := range args {
+				if err := checkNameArgument(c, name); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		ValidArgsFunction: completeNames(&o.processOptions),
+		RunE: func(c *cobra.Command, args []string) error {
+			o.Names = args
+			return runF(c.Context(), o)
+		},
+	}
+	addFlag(c, "format", "`yaml` or `rsc`", "yaml", "YAML, or a script of RouterOS", []string{"yaml", "rsc"}, &flagValue{
+		set: func(v string) error {
+			if v != "yaml" && v != "rsc" {
+				return &tunnel.ValueError{Property: "format", Value: v, Want: "yaml or rsc"}
+			}
+			o.Format = v
+			return nil
+		},
+		get: func() string { return o.Format },
+	})
+	c.Flags().BoolVar(&o.Hide, "hide-sensitive", false, "leave secrets out: the output is refused until they are put in again")
+	addProcessFlag(c, &o.processOptions, config.RuntimeDir)
+	return c
+}
+
+func exportRun(_ context.Context, o *exportOptions) error {
+	s, notes, err := snapshot(o.RuntimeDir, o.Names)
+	if err != nil {
+		return err
+	}
+	secrets := false
+	for i := range s.Tunnels {
+		e := &s.Tunnels[i]
+		e.HideSecret = o.Hide
+		secrets = secrets || !o.Hide && len(e.Config.IPsec.Secret) > 0
+	}
+	var b bytes.Buffer
+	if o.Format == "rsc" {
+		err = config.WriteRouterOS(&b, s.Process, s.Tunnels)
+		for line := range strings.Lines(b.String()) {
+			lost, comment := strings.CutPrefix(line, "# ")
+			if !comment {
+				break
+			}
+			notes = append(notes, strings.TrimSpace(lost))
+		}
+	} else {
+		err = config.WriteYAML(&b, s.Process, s.Tunnels)
+	}
+	if err != nil {
+		return err
+	}
+	if secrets {
+		notes = append(notes, "the output has secrets in it: keep it in a file that only its owner can read, mode 0600, or --hide-sensitive")
+	}
+	for _, note := range notes {
+		fmt.Fprintln(o.streams.err, "ipipd: "+oneLine(errors.New(note)))
+	}
+	_, err = o.streams.out.Write(b.Bytes())
+	return err
+}
+
+// snapshot returns what runs in the processes of dir as if it were in one: tunnels in order of name, all or
+// those of names. notes are lines for the operator. All processes have to answer.
+func snapshot(dir string, names []string) (all config.Snapshot, notes []string, err error) {
+	processes, err := control.Processes(dir)
+	if err != nil {
+		return all, nil, controlError(err)
+	}
+	found := map[string]bool{}
+	wanted := map[string]bool{}
+	for _, name := range names {
+		wanted[name] = true
+		if started := originalName(dir, name); started != "" { // its interface was renamed
+			wanted[started], found[name] = true, true
+		}
+	}
+	var settings []config.Process
+	for i := range processes {
+		var s config.Snapshot
+		switch err := processes[i].Export(dir, answerTimeout, &s); {
+		case errors.Is(err, control.ErrNotRunning):
+			processes[i].Sweep(dir)
+			continue
+		case errors.Is(err, control.ErrStarting):
+			return all, nil, fmt.Errorf("a process in %s %w: try again", dir, err)
+		case err != nil:
+			return all, nil, controlError(err)
+		}
+		tunnels := s.Tunnels
+		if len(names) > 0 {
+			tunnels = slices.DeleteFunc(tunnels, func(e config.Entry) bool {
+				link := tunnel.InterfaceName(e.Config.Name)
+				called := wanted[e.Config.Name] || wanted[link]
+				found[e.Config.Name], found[link] = called, called
+				return !called
+			})
+			if len(tunnels) == 0 {
+				continue
+			}
+		}
+		settings, all.Tunnels = append(settings, s.Process), append(all.Tunnels, tunnels...)
+	}
+	for _, name := range names {
+		if !found[name] {
+			return all, nil, noSuchTunnel(dir, name)
+		}
+	}
+	if len(settings) == 0 {
+		return all, nil, fmt.Errorf("no ipipd up runs in %s: nothing to export", dir)
+	}
+	slices.SortStableFunc(all.Tunnels, func(a, b config.Entry) int { return compareNames(a.Config.Name, b.Config.Name) })
+	all.Process = settings[0]
+	if len(settings) > 1 {
+		notes = append(notes, fmt.Sprintf("the tunnels of %d processes are in one file: NAMEs or a --runtime-dir make it fewer", len(settings)))
+	}
+	for _, p := range config.ProcessProperties() {
+		for i := range settings {
+			if p.Get(&settings[i]) != p.Get(&settings[0]) {
+				notes = append(notes, p.Name+" is left out: the processes do not have the same")
+				defaults := config.DefaultProcess()
+				if err := p.Set(&all.Process, p.Get(&defaults)); err != nil {
+					return all, nil, err
+				}
+				break
+			}
+		}
+	}
+	return all, notes, nil
+}
