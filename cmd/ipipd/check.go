@@ -48,6 +48,9 @@ func checkRun(_ context.Context, o *checkOptions) error {
 	for _, note := range file.Notes {
 		fmt.Fprintln(o.streams.err, note)
 	}
+	for _, name := range file.Exposed {
+		fmt.Fprintf(o.streams.err, "%s: %s: chmod 600 %[1]s\n", name, exposed)
+	}
 	for _, refused := range file.Refused {
 		fmt.Fprintf(o.streams.err, "%v: ipipd up refuses this tunnel\n", refused)
 	}

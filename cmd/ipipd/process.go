@@ -220,10 +220,11 @@ func (p *process) hangUp(ctx context.Context) {
 func (p *process) reload(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	configs, err := p.read(nil)
+	file, configs, err := p.read(nil)
 	if err != nil {
 		return err
 	}
+	logNotes(p.log, file)
 	running := p.engine.Tunnels()
 	var added []string
 	for _, name := range namesOf(configs) {
@@ -255,7 +256,7 @@ func (p *process) reload(ctx context.Context) error {
 func (p *process) diff(files []string) (string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	configs, err := p.read(files)
+	_, configs, err := p.read(files)
 	if err != nil {
 		return "", err
 	}
@@ -285,43 +286,53 @@ func (p *process) diff(files []string) (string, error) {
 }
 
 // read reads the configuration of files, or else the process's own. The caller holds mu.
-func (p *process) read(files []string) ([]tunnel.Config, error) {
+func (p *process) read(files []string) (*config.File, []tunnel.Config, error) {
 	switch {
 	case len(p.options.Paths) == 0:
-		return nil, &control.Refusal{Unconfigured: true,
+		return nil, nil, &control.Refusal{Unconfigured: true,
 			Message: "nothing to reload: the tunnel is configured by the flags of ipipd up alone"}
 	case p.closed, !p.ready.Load():
-		return nil, errors.New("the tunnels have not started, or end")
+		return nil, nil, errors.New("the tunnels have not started, or end")
 	case len(files) == 0:
 		files = p.options.Paths
 	}
-	_, configs, err := readFiles(files)
+	file, configs, err := readFiles(files)
 	var wrong config.Errors
 	if errors.As(err, &wrong) {
-		return nil, &control.Refusal{Message: err.Error(), Input: true}
+		return nil, nil, &control.Refusal{Message: err.Error(), Input: true}
 	}
-	return configs, err
+	return file, configs, err
 }
 
 // readConfiguration reads Paths: the tunnels, and the settings of the process that no flag has.
-func (o *upOptions) readConfiguration() ([]tunnel.Config, error) {
+func (o *upOptions) readConfiguration() (*config.File, []tunnel.Config, error) {
 	file, configs, err := readFiles(o.Paths)
 	if err != nil {
-		return nil, err
-	}
-	for _, note := range file.Notes {
-		fmt.Fprintln(o.streams.err, note)
+		return nil, nil, err
 	}
 	for _, property := range config.ProcessProperties() {
 		for _, s := range file.Process {
 			if s.Property == property.Name && !o.given[s.Property] {
 				if err := property.Set(&o.processOptions, s.Value); err != nil {
-					return nil, err
+					return nil, nil, err
 				}
 			}
 		}
 	}
-	return configs, nil
+	return file, configs, nil
+}
+
+// exposed is what is wrong with one of config.File.Exposed.
+const exposed = "it has an ipsec-secret in it, and others than its owner can read it"
+
+// logNotes logs what the operator should know of a configuration that is read.
+func logNotes(log *slog.Logger, file *config.File) {
+	for _, note := range file.Notes {
+		log.Warn("not all of the configuration is used", "note", note)
+	}
+	for _, name := range file.Exposed {
+		log.Warn(exposed, "file", name, "remedy", "chmod 600 "+name)
+	}
 }
 
 // readFiles reads what is to be started: with what must not be it starts nothing.

@@ -130,14 +130,15 @@ func upRun(ctx context.Context, o *upOptions) error {
 	signal.Notify(sighups, syscall.SIGHUP)
 	defer signal.Stop(sighups)
 
-	configs := []tunnel.Config{o.Config}
+	configs, file := []tunnel.Config{o.Config}, &config.File{}
 	if len(o.Paths) > 0 {
 		var err error
-		if configs, err = o.readConfiguration(); err != nil {
+		if file, configs, err = o.readConfiguration(); err != nil {
 			return err
 		}
 	}
 	log := newLogger(o)
+	logNotes(log, file)
 	if o.SecretInArgs {
 		log.Warn("ipsec-secret was given as an argument, which every user of this host can read; use --ipsec-secret-file or " + secretEnv)
 	}

@@ -63,6 +63,8 @@ type File struct {
 	// Refused has the tunnels that can be read and must not be started: an export may have left
 	// their secret out, and they would send in the clear. Read returns no tunnel.Config of them.
 	Refused Errors
+	// Exposed are those of Files that have a secret in them and can be read by others than their owner.
+	Exposed []string
 	// Notes are lines for the operator, each with its position: what was passed over.
 	Notes []string
 }
@@ -129,6 +131,7 @@ func Read(paths ...string) (*File, []tunnel.Config, error) {
 			all.Process = append(all.Process, file.Process...)
 			all.Defaults = append(all.Defaults, file.Defaults...)
 			all.Tunnels = append(all.Tunnels, file.Tunnels...)
+			all.Exposed = append(all.Exposed, file.Exposed...)
 			all.Notes = append(all.Notes, file.Notes...)
 		}
 	}
@@ -161,7 +164,16 @@ func readFile(name string) (*File, Errors, error) {
 		return nil, Errors{{Position{name, 1, 1}, "a file of more than 10 MB: want the tunnels in several"}}, nil
 	}
 	file, errs := parse(name, data)
+	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() && info.Mode()&0o044 != 0 && file != nil && file.hasSecret() {
+		file.Exposed = []string{name}
+	}
 	return file, errs, nil
+}
+
+func (f *File) hasSecret() bool {
+	secret := func(s Setting) bool { return properties[s.Property].Secret }
+	return slices.ContainsFunc(f.Defaults, secret) ||
+		slices.ContainsFunc(f.Tunnels, func(t Tunnel) bool { return slices.ContainsFunc(t.Settings, secret) })
 }
 
 // parse reads data, in what the name says. The File is nil if nothing of it can be understood.

@@ -377,3 +377,29 @@ func TestSuggest(t *testing.T) {
 		}
 	}
 }
+
+// A file with a secret is told apart if others can read it, one whose secrets are elsewhere never.
+func TestRead_exposed(t *testing.T) {
+	const secret = "tunnels: [{name: a, remote-address: 192.0.2.1, ipsec-secret: mellon, disabled: yes}]\n"
+	for _, tt := range []struct {
+		name, text string
+		mode       os.FileMode
+		exposed    bool
+	}{
+		{"a.yaml", secret, 0o600, false},
+		{"a.yaml", secret, 0o640, true},
+		{"a.yaml", secret, 0o604, true},
+		{"a.yaml", "defaults: {ipsec-secret: mellon}\ntunnels: []\n", 0o644, true},
+		{"a.rsc", "/interface ipip add name=a remote-address=192.0.2.1 ipsec-secret=mellon\n", 0o644, true},
+		{"a.yaml", "tunnels: [{name: a, remote-address: 192.0.2.1, ipsec-secret-file: /etc/secret}]\n", 0o644, false},
+	} {
+		path := filepath.Join(write(t, map[string]string{tt.name: tt.text}), tt.name)
+		if err := os.Chmod(path, tt.mode); err != nil {
+			t.Fatal(err)
+		}
+		f, _, err := Read(path)
+		if err != nil || (len(f.Exposed) == 1 && f.Exposed[0] == path) != tt.exposed {
+			t.Errorf("%s with mode %o: %v, %v", tt.text, tt.mode, f, err)
+		}
+	}
+}
