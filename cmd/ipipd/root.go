@@ -71,7 +71,7 @@ configuration was wrong.`,
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages ", ".FlagUsagesWrapped 100 "))
 	root.AddCommand(newCmdUp(s, upRun), newCmdPrint(s, printRun), newCmdDown(s, downRun),
 		newCmdReload(s, reloadRun), newCmdDiff(s, diffRun), newCmdCheck(s, checkRun),
-		newCmdExport(s, exportRun), newCmdSchema(s), newCmdVersion(s))
+		newCmdExport(s, exportRun), newCmdSchema(s), newCmdVersion(s), newTopicProperties())
 	for _, more := range platformCommands {
 		root.AddCommand(more(s))
 	}
@@ -88,8 +88,8 @@ var platformCommands []func(*streams) *cobra.Command
 // newCmdHelp replaces cobra's help command, which accepts unknown commands.
 func newCmdHelp() *cobra.Command {
 	return &cobra.Command{
-		Use:               "help [COMMAND]",
-		Short:             "Say how a command is used",
+		Use:               "help [COMMAND | properties]",
+		Short:             "Say how a command is used, or what properties a tunnel has",
 		ValidArgsFunction: cobra.NoFileCompletions,
 		Args:              cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -114,7 +114,7 @@ func unifyArgErrors(c *cobra.Command) {
 			return nil
 		}
 	}
-	if !c.Runnable() { // `completion`, whose shells are subcommands
+	if !c.Runnable() && c.HasSubCommands() { // `completion`, whose shells are subcommands
 		c.Args = cobra.ArbitraryArgs
 		c.RunE = func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {

@@ -1,0 +1,104 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"ipipd/internal/config"
+	"ipipd/internal/tunnel"
+)
+
+// newTopicProperties is what `ipipd help properties` shows.
+func newTopicProperties() *cobra.Command {
+	return &cobra.Command{
+		Use:   "properties",
+		Short: "Every property of a tunnel: values, default, and whether a change interrupts it",
+		Long:  propertyTopic(),
+	}
+}
+
+// propertyTopic is one table, of the properties of a tunnel and of the process.
+func propertyTopic() string {
+	var b strings.Builder
+	b.WriteString(`The properties of a tunnel: the flags of ipipd up behind their --, and the keys of a
+configuration. A change by ipipd reload is in place, without the loss of a packet, or
+the interface is removed and made again.
+`)
+	row := func(name, values, def, change, help string) {
+		fmt.Fprintf(&b, "\n  %s\n", name)
+		for _, line := range []struct{ name, text string }{{"", help}, {"values", values}, {"default", def}, {"change", change}} {
+			text := strings.ReplaceAll(line.text, "`", "")
+			if line.name != "" {
+				text = line.name + ": " + text
+			}
+			for _, wrapped := range wrap(text, 92) {
+				b.WriteString("      " + wrapped + "\n")
+			}
+		}
+	}
+	for _, p := range tunnel.Properties() {
+		row(p.Name, p.Values, p.Default, changeOf(p), p.Help)
+	}
+	b.WriteString("\nThe properties of the process:\n")
+	for _, p := range config.ProcessProperties() {
+		row(p.Name, p.Values, p.Default, processChange, p.Help)
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+const processChange = "when the process is started again"
+
+// changeOf says what a change of p does to a tunnel that runs.
+func changeOf(p tunnel.Property) string {
+	change := "in place"
+	if strings.HasPrefix(p.Name, "ipsec-") {
+		change = "in place, and the ends negotiate anew: nothing is carried until then"
+	}
+	switch {
+	case p.Name == "name":
+		return "another tunnel: the name tells them apart"
+	case p.Remade != "" && change != "in place":
+		return "made again " + p.Remade + "; otherwise " + change
+	case p.Remade != "":
+		return "made again " + p.Remade
+	}
+	return change
+}
+
+// changeTable is part of docs/configuration.md: the properties that are not simply changed in place.
+func changeTable() string {
+	var changes []string
+	names := map[string][]string{}
+	for _, p := range tunnel.Properties() {
+		change := changeOf(p)
+		if change == "in place" {
+			continue
+		}
+		if names[change] == nil {
+			changes = append(changes, change)
+		}
+		names[change] = append(names[change], "`"+p.Name+"`")
+	}
+	table := "| property | a change of it is |\n| --- | --- |\n"
+	for _, change := range changes {
+		table += fmt.Sprintf("| %s | %s |\n", strings.Join(names[change], ", "), change)
+	}
+	return table + "| every other | in place |\n"
+}
+
+// wrap breaks text into lines of up to width bytes, as far as its words allow, those behind the first indented.
+func wrap(text string, width int) (lines []string) {
+	line := ""
+	for _, word := range strings.Fields(text) {
+		if line != "" && len(line)+1+len(word) > width {
+			lines = append(lines, line)
+			line = "  "
+		} else if line != "" {
+			line += " "
+		}
+		line += word
+	}
+	return append(lines, line)
+}
