@@ -61,6 +61,8 @@ script of RouterOS, cannot say is in comments at its top, and on standard error.
 	return c
 }
 
+const outputHasSecrets = "the output has secrets in it: keep it in a file that only its owner can read, mode 0600"
+
 func exportRun(_ context.Context, o *exportOptions) error {
 	s, notes, err := snapshot(o.RuntimeDir, o.Names)
 	if err != nil {
@@ -89,7 +91,7 @@ func exportRun(_ context.Context, o *exportOptions) error {
 		return err
 	}
 	if secrets {
-		notes = append(notes, "the output has secrets in it: keep it in a file that only its owner can read, mode 0600, or --hide-sensitive")
+		notes = append(notes, outputHasSecrets+", or --hide-sensitive")
 	}
 	for _, note := range notes {
 		fmt.Fprintln(o.streams.err, "ipipd: "+oneLine(errors.New(note)))

@@ -103,6 +103,6 @@ const flagsIntroduction = `# Flags of ipipd up
 
 <!-- Written by "make docs" from the program's own tables: do not edit. -->
 
-` + "`--flag value` and `--flag=value` are the same. `ipipd print`, `down`, `reload` and `diff` take `--runtime-dir`,\n" +
+` + "`--flag value` and `--flag=value` are the same. `ipipd print` and the other commands about tunnels that run take `--runtime-dir`,\n" +
 	"`ipipd print` and `ipipd check` `--json`. In a [configuration](configuration.md) a flag is a key without its dashes;\n" +
 	"beside `--config` those of a tunnel are refused.\n"

@@ -71,7 +71,8 @@ configuration was wrong.`,
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages ", ".FlagUsagesWrapped 100 "))
 	root.AddCommand(newCmdUp(s, upRun), newCmdPrint(s, printRun), newCmdDown(s, downRun),
 		newCmdReload(s, reloadRun), newCmdDiff(s, diffRun), newCmdCheck(s, checkRun),
-		newCmdExport(s, exportRun), newCmdSchema(s), newCmdVersion(s), newTopicProperties())
+		newCmdExport(s, exportRun), newCmdPeerConfig(s, peerConfigRun),
+		newCmdSchema(s), newCmdVersion(s), newTopicProperties())
 	for _, more := range platformCommands {
 		root.AddCommand(more(s))
 	}

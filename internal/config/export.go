@@ -124,7 +124,8 @@ func (e *Entry) yaml() (*yaml.Node, error) {
 	return m, nil
 }
 
-const hidden = "left out by --hide-sensitive"
+// hidden is said where a secret is left out.
+const hidden = "left out: put it in here"
 
 // text is a string that other readers of YAML take for one, too: in quotes if it looks like something else.
 func text(s string) *yaml.Node {
@@ -210,7 +211,7 @@ func (e *Entry) unsaid() (unsaid []string) {
 	for _, s := range e.settings() {
 		switch {
 		case s.Property == "ipsec-secret" && e.hides():
-			unsaid = append(unsaid, s.Property+" ("+hidden+")")
+			unsaid = append(unsaid, s.Property+" (left out)")
 		case s.Property == "ipsec-secret-file":
 			unsaid = append(unsaid, fmt.Sprintf("%s=%q (ipsec-secret has to be what is in it)", s.Property, s.Value))
 		case !slices.Contains(tunnelProperties, s.Property) && !properties[s.Property].Repeatable:

@@ -134,16 +134,11 @@ func writtenAgain(t *testing.T, f *File, name string, export func([]Entry) []byt
 }
 
 // entriesOf are all tunnels of a file without errors.
-func entriesOf(t *testing.T, f *File) (entries []Entry) {
+func entriesOf(t *testing.T, f *File) []Entry {
 	t.Helper()
-	for i := range f.Tunnels {
-		e := Entry{Config: tunnel.Default(), Disabled: f.Disabled(&f.Tunnels[i])}
-		for _, s := range f.Tunnels[i].withDefaults(f.Defaults) {
-			if err := set(&e.Config, s); err != nil {
-				t.Fatal(err)
-			}
-		}
-		entries = append(entries, e)
+	entries, err := f.Entries()
+	if err != nil {
+		t.Fatal(err)
 	}
 	return entries
 }

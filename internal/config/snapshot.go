@@ -30,6 +30,24 @@ type (
 	}
 )
 
+// Entries returns all tunnels of f, which Read returned, but fails if one must not be started.
+func (f *File) Entries() ([]Entry, error) {
+	if len(f.Refused) > 0 {
+		return nil, f.Refused
+	}
+	var entries []Entry
+	for i := range f.Tunnels {
+		e := Entry{Config: tunnel.Default(), Disabled: f.Disabled(&f.Tunnels[i])}
+		for _, s := range f.Tunnels[i].withDefaults(f.Defaults) {
+			if err := set(&e.Config, s); err != nil {
+				return nil, err
+			}
+		}
+		entries = append(entries, e)
+	}
+	return entries, nil
+}
+
 // MarshalJSON implements json.Marshaler.
 func (s Snapshot) MarshalJSON() ([]byte, error) {
 	out := snapshotJSON{Process: bytesOf(s.Process.settings()), Tunnels: []entryJSON{}}

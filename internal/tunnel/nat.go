@@ -9,9 +9,9 @@ import (
 // cgn is the shared address space of carrier-grade NAT (RFC 6598).
 var cgn = netip.MustParsePrefix("100.64.0.0/10")
 
-// isPublic reports whether an address is globally routable: not of RFC 1918 or RFC 6598, and
+// IsPublic reports whether an address is globally routable: not of RFC 1918 or RFC 6598, and
 // neither link-local nor loopback.
-func isPublic(a netip.Addr) bool {
+func IsPublic(a netip.Addr) bool {
 	return !a.IsPrivate() && !cgn.Contains(a) && !a.IsLinkLocalUnicast() && !a.IsLoopback()
 }
 
@@ -21,7 +21,7 @@ func isPublic(a netip.Addr) bool {
 func (t *Tunnel) warnNAT() {
 	path := &t.route.Load().path
 	local, remote := address(path.Local), address(path.Remote)
-	if t.config.Load().Keepalive.Interval == 0 || t.config.Load().KeepaliveProbe != keepalive.FormReflect || isPublic(local) || !isPublic(remote) {
+	if t.config.Load().Keepalive.Interval == 0 || t.config.Load().KeepaliveProbe != keepalive.FormReflect || IsPublic(local) || !IsPublic(remote) {
 		return
 	}
 	t.log.Warn("the local address is private and the remote is not: behind a NAT nobody but ipipd answers reflect probes",

@@ -36,8 +36,9 @@ var allowedImports = map[string][]string{
 		"internal/ipsec", "internal/ipsec/ike", "internal/packet", "internal/ipv4", "internal/drop",
 		"internal/fdguard",
 	},
-	"internal/config": {"internal/tunnel", "internal/control"},
-	"cmd/ipipd":       {"internal/config", "internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4", "internal/drop"},
+	"internal/config":     {"internal/tunnel", "internal/control"},
+	"internal/peerconfig": {"internal/tunnel", "internal/config", "internal/netstate", "keepalive"},
+	"cmd/ipipd":           {"internal/config", "internal/peerconfig", "internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4", "internal/drop"},
 }
 
 // moduleOwners says which packages alone may import a module that the others are not to

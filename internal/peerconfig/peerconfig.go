@@ -1,0 +1,264 @@
+// Package peerconfig writes the configuration of a tunnel's other end, for the systems that speak RFC 2003:
+// the outer addresses swapped, and what has to be the same at both ends in that system's words.
+//
+// What is not known here (the networks behind this end, the other end's interfaces), or cannot be said there,
+// is a comment in what is written. The syntax is that of systemd.netdev(5), ip-tunnel(8), swanctl.conf(5), the
+// command reference of Cisco IOS, and RouterOS's export; docs/tested.md says what of it was tested.
+package peerconfig
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"ipipd/internal/config"
+	"ipipd/internal/netstate"
+	"ipipd/internal/tunnel"
+	"ipipd/keepalive"
+)
+
+// Systems are those that Write knows.
+var Systems = []string{"mikrotik", "linux", "networkd", "cisco", "ipipd"}
+
+// placeholder is a pre-shared key that is not: it does not authenticate, so that nothing comes up in the clear.
+const placeholder = "put the secret here"
+
+// Tunnel is this end of a tunnel.
+type Tunnel struct {
+	Config tunnel.Config
+	// Local and Remote are the outer addresses in use, if the tunnel runs.
+	Local, Remote netip.Addr
+	// MTU is that of the interface, if the tunnel runs.
+	MTU int
+	// ShowSecret: the secret is written.
+	ShowSecret bool
+}
+
+// peer is the other end.
+type peer struct {
+	// Config is what ipipd would have there. Its remote-address is this end, its local-address the zero
+	// Addr if that is not known.
+	tunnel.Config
+	remote netip.Addr
+	mtu    int // of the interface, also if it is auto
+	// notes are lines for whoever configures it.
+	notes []string
+	// reflect: this end sends reflect probes, which only some systems answer.
+	reflect bool
+	// routed is the inner address of this end, if it has one.
+	routed netip.Addr
+	// identity is what this end expects, if it is not the outer address.
+	identity string
+	shown    bool // the secret is
+}
+
+// Write writes the configuration of the other end of t for one of Systems.
+func Write(w io.Writer, system string, t *Tunnel) error {
+	p, err := mirror(t)
+	if err != nil {
+		return err
+	}
+	write := map[string]func(*peer) (string, error){
+		"mikrotik": (*peer).mikrotik, "linux": (*peer).linux, "networkd": (*peer).networkd, "cisco": (*peer).cisco, "ipipd": (*peer).ipipd,
+	}[system]
+	if write == nil {
+		return &tunnel.ValueError{Property: "for", Value: system, Want: strings.Join(Systems, ", ")}
+	}
+	text, err := write(p)
+	if err == nil {
+		_, err = io.WriteString(w, text)
+	}
+	return err
+}
+
+func (p *peer) note(format string, args ...any) {
+	p.notes = append(p.notes, fmt.Sprintf(format, args...))
+}
+
+// mirror makes the other end of t.
+func mirror(t *Tunnel) (*peer, error) {
+	c := &t.Config
+	p := &peer{Config: tunnel.Default(), mtu: c.MTU, shown: t.ShowSecret}
+	p.remote = c.LocalAddress
+	if !p.remote.IsValid() {
+		p.remote = t.Local
+	}
+	if !p.remote.IsValid() {
+		return nil, errors.New("local-address: not known: the other end needs it: set it in the file, or start the tunnel, which finds it")
+	}
+	p.Name, p.RemoteAddress = c.Name, p.remote.String()
+	p.MTU, p.DSCP, p.DontFragment, p.ClampTCPMSS, p.TTL = c.MTU, c.DSCP, c.DontFragment, c.ClampTCPMSS, c.TTL
+	p.LocalAddress, _ = netip.ParseAddr(c.RemoteAddress)
+	if !p.LocalAddress.IsValid() {
+		p.LocalAddress = t.Remote
+		if t.Remote.IsValid() {
+			p.note("here the other end is %s, which is %s now", c.RemoteAddress, t.Remote)
+		} else {
+			p.note("here the other end is %s: its outer address is not known", c.RemoteAddress)
+		}
+	}
+	if !tunnel.IsPublic(p.remote) && (!p.LocalAddress.IsValid() || tunnel.IsPublic(p.LocalAddress)) {
+		p.note("%s is private: behind a NAT the other end needs the address that the NAT has, in its place", p.remote)
+	}
+	p.mirrorAddresses(c)
+	p.mirrorKeepalive(c)
+	p.mirrorSecret(c)
+	switch {
+	case p.mtu == 0 && t.MTU > 0:
+		p.mtu = t.MTU
+	case p.mtu == 0 && p.IPsec.Wanted():
+		p.mtu = 1438 // on a path of 1500, as RouterOS has it
+	case p.mtu == 0:
+		p.mtu = 1480
+	}
+	return p, nil
+}
+
+// mirrorAddresses finds the inner addresses of the other end.
+func (p *peer) mirrorAddresses(c *tunnel.Config) {
+	for i, a := range c.Addresses {
+		if i == 0 {
+			p.routed = a.Prefix.Addr()
+		}
+		if b, ok := opposite(a, c.KeepaliveTarget); ok {
+			p.Addresses = append(p.Addresses, b)
+		} else {
+			p.note("inner address: one of %s other than %s", a.Prefix.Masked(), a.Prefix.Addr())
+		}
+	}
+	behind := "the networks behind this end"
+	if p.routed.IsValid() {
+		behind += " (" + p.routed.String() + ")"
+	}
+	if len(c.Addresses) == 0 {
+		p.note("inner address: none, as here")
+	}
+	p.note("routes: those to %s have to lead into the tunnel", behind)
+	for _, r := range c.Routes {
+		p.note("from here %s leads into the tunnel", r.Prefix)
+	}
+}
+
+// opposite is the address of the other end that belongs to a; target is one that it has.
+func opposite(a netstate.InterfaceAddress, target netip.Addr) (netstate.InterfaceAddress, bool) {
+	own, bits := a.Prefix.Addr(), a.Prefix.Bits()
+	network := a.Prefix.Masked().Addr()
+	with := func(other netip.Addr) (netstate.InterfaceAddress, bool) {
+		return netstate.InterfaceAddress{Prefix: netip.PrefixFrom(other, bits)}, true
+	}
+	switch {
+	case a.Peer.IsValid():
+		return netstate.InterfaceAddress{Prefix: netip.PrefixFrom(a.Peer, 32), Peer: own}, true
+	case target.IsValid() && target != own && bits < 32 && a.Prefix.Contains(target):
+		return with(target)
+	case bits == 31 && own == network:
+		return with(own.Next())
+	case bits == 31:
+		return with(network)
+	case bits == 30 && own == network.Next():
+		return with(own.Next())
+	case bits == 30 && own == network.Next().Next():
+		return with(network.Next())
+	}
+	return netstate.InterfaceAddress{}, false
+}
+
+func (p *peer) mirrorKeepalive(c *tunnel.Config) {
+	p.Keepalive = c.Keepalive
+	p.reflect = c.Keepalive.Interval > 0 && c.KeepaliveProbe == keepalive.FormReflect
+	switch {
+	case c.KeepaliveProbe == keepalive.FormEcho && p.routed.IsValid() && len(p.Addresses) > 0:
+		p.KeepaliveProbe, p.KeepaliveTarget = keepalive.FormEcho, p.routed
+	case c.KeepaliveProbe == keepalive.FormEcho:
+	default:
+		p.KeepaliveProbe = c.KeepaliveProbe
+	}
+}
+
+// mirrorSecret has the other end use the same key and the same proposals.
+func (p *peer) mirrorSecret(c *tunnel.Config) {
+	if !c.IPsec.Wanted() {
+		return
+	}
+	p.IPsec = c.IPsec
+	p.IPsec.RemoteID, p.identity = "", c.IPsec.RemoteID
+	if c.IPsec.SecretFile != "" {
+		p.note("secret: that of %s here", c.IPsec.SecretFile)
+		p.IPsec.SecretFile, p.shown = "", false
+	}
+	if p.identity != "" {
+		p.note("identity in IKE: here it is expected to be %s", p.identity)
+	}
+	if !p.shown {
+		p.IPsec.Secret = []byte(placeholder)
+	}
+	if p.LocalAddress.IsValid() && !tunnel.IsPublic(p.LocalAddress) && tunnel.IsPublic(p.remote) {
+		p.note("%s is private: ipsec-remote-id here has to be what the other end says behind its NAT", p.LocalAddress)
+	}
+}
+
+// echoAdvice is what to do here about a system that answers no reflect probe.
+func (p *peer) echoAdvice() string {
+	target := "INNER-ADDRESS"
+	if len(p.Addresses) > 0 {
+		target = p.Addresses[0].Prefix.Addr().String()
+	}
+	return fmt.Sprintf("keepalive-probe: echo and keepalive-target: %s at this end", target)
+}
+
+// comments returns lines as comments of a system.
+func comments(prefix string, lines []string) string {
+	var b strings.Builder
+	for _, line := range lines {
+		b.WriteString(strings.TrimRight(prefix+line, " ") + "\n")
+	}
+	return b.String()
+}
+
+// ident is the name as an identifier of any system.
+func (p *peer) ident() string {
+	return strings.Map(func(c rune) rune {
+		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' {
+			return c
+		}
+		return '-'
+	}, tunnel.InterfaceName(p.Name))
+}
+
+// entry is p as a tunnel of ipipd or RouterOS, without the properties that are this end's alone.
+func (p *peer) entry() []config.Entry {
+	e := config.Entry{Config: p.Config}
+	return []config.Entry{e}
+}
+
+func (p *peer) ipipd() (string, error) {
+	var b strings.Builder
+	entries := p.entry()
+	entries[0].HideSecret = !p.shown
+	b.WriteString(comments("# ", p.notes))
+	err := config.WriteYAML(&b, config.DefaultProcess(), entries)
+	return b.String(), err
+}
+
+func (p *peer) mikrotik() (string, error) {
+	var b strings.Builder
+	entries := p.entry()
+	c := &entries[0].Config
+	if c.KeepaliveProbe != keepalive.FormReflect {
+		c.KeepaliveProbe, c.KeepaliveTarget = keepalive.FormReflect, netip.Addr{}
+	}
+	rules := []string{"firewall, above the rules that drop:"}
+	input := "/ip firewall filter add chain=input src-address=" + p.RemoteAddress + " protocol="
+	if p.IPsec.Wanted() {
+		rules = append(rules, input+"udp dst-port=500,4500 action=accept", input+"ipsec-esp action=accept",
+			input+"ipencap ipsec-policy=in,ipsec action=accept")
+	} else {
+		rules = append(rules, input+"ipencap action=accept")
+	}
+	b.WriteString(comments("# ", slices.Concat(p.notes, rules)))
+	err := config.WriteRouterOS(&b, config.DefaultProcess(), entries)
+	return b.String(), err
+}

@@ -1,0 +1,167 @@
+package peerconfig
+
+import (
+	"bytes"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"ipipd/internal/config"
+	"ipipd/internal/tunnel"
+)
+
+// configured makes a tunnel of properties, each with its value.
+func configured(t *testing.T, settings ...string) *Tunnel {
+	t.Helper()
+	c := tunnel.Default()
+	for i := 0; i < len(settings); i += 2 {
+		for _, p := range tunnel.Properties() {
+			if p.Name == settings[i] {
+				if err := p.Set(&c, settings[i+1]); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	return &Tunnel{Config: c}
+}
+
+func written(t *testing.T, system string, of *Tunnel) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := Write(&b, system, of); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// read returns the only tunnel that a configuration has.
+func read(t *testing.T, name, text string) *Tunnel {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, configs, err := config.Read(file)
+	if err != nil || len(configs) != 1 {
+		t.Fatalf("%v, %d tunnels\n%s", err, len(configs), text)
+	}
+	return &Tunnel{Config: configs[0], ShowSecret: true}
+}
+
+// The other end of the other end is this end.
+func TestWrite_twice(t *testing.T) {
+	for _, settings := range [][]string{
+		{"address", "10.255.0.1/30"},
+		{"address", "10.255.0.6/30", "address", "10.255.0.8/31", "address", "10.255.0.11/31", "mtu", "1400", "dscp", "46", "dont-fragment", "inherit", "clamp-tcp-mss", "no"},
+		{"address", "10.255.0.1 peer 10.255.0.2", "keepalive", "3s,4"},
+		{"keepalive", "off", "ipsec-secret", `"mellon" $1 \`},
+	} {
+		this := configured(t, append([]string{"name", "to Riga", "local-address", "192.0.2.1", "remote-address", "198.51.100.1"}, settings...)...)
+		this.ShowSecret = true
+		for system, name := range map[string]string{"mikrotik": "x.rsc", "ipipd": "x.yaml"} {
+			there := read(t, name, written(t, system, this))
+			if there.Config.LocalAddress.String() != "198.51.100.1" || there.Config.RemoteAddress != "192.0.2.1" {
+				t.Errorf("%v: the outer addresses are not swapped: %+v", settings, there.Config)
+			}
+			again := read(t, name, written(t, system, there))
+			if changed := tunnel.Changes(&this.Config, &again.Config); len(changed) > 0 || !bytes.Equal(again.Config.IPsec.Secret, this.Config.IPsec.Secret) {
+				t.Errorf("%v for %s: %v differ", settings, system, changed)
+			}
+		}
+	}
+}
+
+// The inner address of the other end, as far as this end's tells.
+func TestOpposite(t *testing.T) {
+	for _, tt := range []struct{ address, target, want string }{
+		{"10.255.0.1/30", "", "10.255.0.2/30"},
+		{"10.255.0.2/30", "", "10.255.0.1/30"},
+		{"10.255.0.0/30", "", ""}, // no host's
+		{"10.255.0.3/30", "", ""},
+		{"10.255.0.0/31", "", "10.255.0.1/31"},
+		{"10.255.0.1/31", "", "10.255.0.0/31"},
+		{"10.255.0.1 peer 10.9.9.9", "", "10.9.9.9/32 peer 10.255.0.1/32"},
+		{"10.255.0.1/24", "", ""},
+		{"10.255.0.1/24", "10.255.0.77", "10.255.0.77/24"},
+		{"10.255.0.1/24", "10.9.9.9", ""},
+		{"10.255.0.1/32", "", ""},
+		{"10.255.0.1/32", "10.255.0.2", ""},
+	} {
+		c := configured(t, "remote-address", "192.0.2.1", "address", tt.address).Config
+		target, _ := netip.ParseAddr(tt.target)
+		got, ok := opposite(c.Addresses[0], target)
+		if want := tt.want; ok != (want != "") || ok && got.String() != want {
+			t.Errorf("of %s, target %s: %v, %v, want %s", tt.address, tt.target, got, ok, want)
+		}
+	}
+}
+
+// Whatever the system, nothing tells the secret unless that is asked for, and without it the tunnel does not come
+// up in the clear.
+func TestWrite_secret(t *testing.T) {
+	this := configured(t, "name", "ipip1", "local-address", "192.0.2.1", "remote-address", "198.51.100.1", "ipsec-secret", "mellon-mellon-mellon")
+	for _, system := range Systems {
+		this.ShowSecret = false
+		text := written(t, system, this)
+		if strings.Contains(text, "mellon") {
+			t.Errorf("%s has the secret:\n%s", system, text)
+		}
+		if system != "ipipd" && !strings.Contains(text, placeholder) && !strings.Contains(text, strings.ReplaceAll(placeholder, " ", "-")) {
+			t.Errorf("%s has no place for the secret:\n%s", system, text)
+		}
+		this.ShowSecret = true
+		if text := written(t, system, this); !strings.Contains(text, "mellon-mellon-mellon") {
+			t.Errorf("%s has no secret:\n%s", system, text)
+		}
+	}
+}
+
+// No name and no secret is taken for anything else by a shell, or begins a line of its own.
+func TestWrite_quoting(t *testing.T) {
+	for _, name := range []string{"a'b", `a"b`, "a;reboot", "$(reboot)", "a%n", "`x`", "to Riga; reboot", "a?b", "a*b", "ü"} {
+		this := configured(t, "name", name, "local-address", "192.0.2.1", "remote-address", "198.51.100.1", "address", "10.255.0.1/30", "ipsec-secret", `'"\n$(reboot)`)
+		this.ShowSecret = true
+		for _, system := range Systems {
+			for line := range strings.Lines(written(t, system, this)) {
+				if strings.HasPrefix(strings.TrimSpace(line), "reboot") {
+					t.Errorf("%s: %q", system, line)
+				}
+			}
+		}
+	}
+	for word, want := range map[string]string{"": "''", "ipip1": "ipip1", "a b": "'a b'", "a'b": `'a'\''b'`, "$x": "'$x'"} {
+		if got := shell(word); got != want {
+			t.Errorf("shell(%q) = %s, want %s", word, got, want)
+		}
+	}
+	for secret, want := range map[string]string{`a"b\c`: `"a\"b\\c"`, "0xab": "0x30786162", "0s": "0x3073", "\xff": "0xff", "mellon": `"mellon"`} {
+		if got := swanctlSecret([]byte(secret)); got != want {
+			t.Errorf("swanctlSecret(%q) = %s, want %s", secret, got, want)
+		}
+	}
+}
+
+// Without an outer address of this end there is nothing that the other could send to.
+func TestWrite_noLocalAddress(t *testing.T) {
+	this := configured(t, "name", "ipip1", "remote-address", "vpn.example.net")
+	if err := Write(&bytes.Buffer{}, "ipipd", this); err == nil || !strings.HasPrefix(err.Error(), "local-address: ") {
+		t.Error(err)
+	}
+	this.Local, this.Remote, this.MTU = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.1"), 1480
+	if text := written(t, "ipipd", this); !strings.Contains(text, "\n  local-address: 198.51.100.1\n  remote-address: 192.0.2.1\n") {
+		t.Error(text)
+	}
+}
+
+func TestWrite_unknownSystem(t *testing.T) {
+	this := configured(t, "name", "ipip1", "local-address", "192.0.2.1", "remote-address", "198.51.100.1")
+	if err := Write(&bytes.Buffer{}, "juniper", this); err == nil {
+		t.Error("no error")
+	}
+}
