@@ -20,6 +20,7 @@ var allowedImports = map[string][]string{
 	"internal/drop":      {},
 	"internal/fdguard":   {},
 	"internal/netstate":  {},
+	"internal/resolve":   {},
 	"internal/fastpath":  {},
 	"internal/control":   {},
 	"internal/confine":   {},

@@ -1,0 +1,131 @@
+// Package resolve looks up the IPv4 addresses of DNS names, and how long they hold.
+//
+// Go's own resolver does it, so that resolv.conf, search lists, EDNS, TCP and /etc/hosts are as
+// everywhere in Go; it keeps the TTL to itself. This package reads it from the DNS messages that
+// the resolver's connections receive.
+package resolve
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Answer is what a name resolves to. It is immutable.
+type Answer struct {
+	// Addresses are unicast addresses, at least one, each once and ascending: name servers
+	// rotate the order (RFC 1794), so it says nothing.
+	Addresses []netip.Addr
+	// TTL is the least of the records that led to Addresses; 0 also if they are not from DNS
+	// but from /etc/hosts.
+	TTL time.Duration
+}
+
+const (
+	// parallel is the number of look-ups under way at a time.
+	parallel = 16
+	// timeout of a look-up, its retries included.
+	timeout = 10 * time.Second
+)
+
+var errNoAddress = errors.New("it has no IPv4 address of one host")
+
+// Resolver looks names up, so many at a time, and each once at a time. Its methods are safe for
+// concurrent use.
+type Resolver struct {
+	dial  func(ctx context.Context, network, address string) (net.Conn, error)
+	slots chan struct{}
+
+	mu      sync.Mutex
+	pending map[string]*lookup // by name
+}
+
+// lookup is one that is under way, or waits for a slot.
+type lookup struct {
+	done chan struct{} // closed when the fields below are set
+
+	answer   Answer
+	err      error
+	canceled bool // by the context of the caller that made it
+}
+
+// New returns a Resolver.
+func New() *Resolver {
+	return &Resolver{dial: new(net.Dialer).DialContext, slots: make(chan struct{}, parallel), pending: map[string]*lookup{}}
+}
+
+// Lookup looks name up. It waits its turn as long as ctx allows, and then 10 s at most.
+func (r *Resolver) Lookup(ctx context.Context, name string) (Answer, error) {
+	for {
+		r.mu.Lock()
+		l, joined := r.pending[name]
+		if !joined {
+			l = &lookup{done: make(chan struct{})}
+			r.pending[name] = l
+		}
+		r.mu.Unlock()
+		if !joined {
+			l.answer, l.err = r.ask(ctx, name)
+			l.canceled = ctx.Err() != nil
+			r.mu.Lock()
+			delete(r.pending, name)
+			r.mu.Unlock()
+			close(l.done)
+			return l.answer, l.err
+		}
+		select {
+		case <-l.done:
+			if !l.canceled {
+				return l.answer, l.err
+			}
+		case <-ctx.Done():
+			return Answer{}, ctx.Err()
+		}
+	}
+}
+
+// ask asks the resolver.
+func (r *Resolver) ask(ctx context.Context, name string) (Answer, error) {
+	select {
+	case r.slots <- struct{}{}:
+		defer func() { <-r.slots }()
+	case <-ctx.Done():
+		return Answer{}, ctx.Err()
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var ttl ttlReader // one look-up sends one query after the other
+	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := r.dial(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return ttl.watch(conn), nil
+	}}
+	found, err := resolver.LookupNetIP(ctx, "ip4", name)
+	if err != nil {
+		return Answer{}, err
+	}
+	var a Answer
+	for _, address := range found {
+		if address = address.Unmap(); usable(address) {
+			a.Addresses = append(a.Addresses, address)
+		}
+	}
+	if len(a.Addresses) == 0 {
+		return Answer{}, errNoAddress
+	}
+	slices.SortFunc(a.Addresses, netip.Addr.Compare)
+	a.Addresses, a.TTL = slices.Compact(a.Addresses), ttl.least
+	return a, nil
+}
+
+// usable reports whether an address can be that of a host. Filters answer 0.0.0.0 for names that
+// they block.
+func usable(a netip.Addr) bool {
+	return a.Is4() && !a.IsUnspecified() && !a.IsMulticast() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+}
