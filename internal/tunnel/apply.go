@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"time"
 
 	"ipipd/internal/fastpath"
 	"ipipd/internal/netstate"
@@ -263,15 +264,16 @@ func (p *plan) resolve(ctx context.Context) error {
 			configs, renamed = append(configs, c.next), append(renamed, c)
 		}
 	}
-	remotes, err := p.engine.resolveAll(ctx, configs)
+	answers, err := p.engine.resolveAll(ctx, configs)
 	if err != nil {
 		return err
 	}
+	now := time.Now()
 	for i, c := range started {
-		c.remote = remotes[i]
+		c.setAnswer(answers[i], now)
 	}
 	for i, c := range renamed {
-		c.remote = remotes[len(started)+i]
+		c.resolved = answers[len(started)+i]
 	}
 	return nil
 }

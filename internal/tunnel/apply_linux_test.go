@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"ipipd/internal/resolve"
 	"ipipd/test/memory"
 	"ipipd/test/netlab"
 )
@@ -194,11 +195,11 @@ func TestEngineApply_restart(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, m := newModel(t, socket)
 	resolved := netip.MustParseAddr("198.51.100.1")
-	e.lookupName = func(context.Context, string) (netip.Addr, error) {
+	e.lookupName = func(context.Context, string) (resolve.Answer, error) {
 		if !resolved.IsValid() {
-			return resolved, errors.New("no server")
+			return resolve.Answer{}, errors.New("no server")
 		}
-		return resolved, nil
+		return resolve.Answer{Addresses: []netip.Addr{resolved}}, nil
 	}
 	file := filepath.Join(t.TempDir(), "secret")
 	write := func(secret string) {

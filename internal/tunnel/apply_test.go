@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"ipipd/internal/netstate"
+	"ipipd/internal/resolve"
 	"ipipd/test/memory"
 	"ipipd/tun"
 )
@@ -507,10 +508,10 @@ func TestEngineApply_closed(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, m := newModel(t, socket)
 	asked, answer := make(chan struct{}), make(chan struct{})
-	e.lookupName = func(context.Context, string) (netip.Addr, error) {
+	e.lookupName = func(context.Context, string) (resolve.Answer, error) {
 		close(asked)
 		<-answer
-		return netip.MustParseAddr("203.0.113.7"), nil
+		return resolve.Answer{Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.7")}, TTL: time.Hour}, nil
 	}
 	applied, closed := make(chan error), make(chan error)
 	wanted := configs(t, lineA, "name=n remote-address=host.example")

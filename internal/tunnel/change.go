@@ -12,16 +12,18 @@ import (
 
 	"ipipd/internal/ipsec/ike"
 	"ipipd/internal/netstate"
+	"ipipd/internal/resolve"
 )
 
 // change is that of one tunnel's Config. control prepares it, adding what can be taken back, and then
 // undoes it or commits and finishes it: see plan.apply.
 type change struct {
 	tunnel    *Tunnel
-	old, next *Config    // next is nil if the tunnel ends for good
-	secret    ike.Secret // of next
-	remote    netip.Addr // RemoteAddress of next resolved, if it is another one
-	pair      outerPair  // of next
+	old, next *Config        // next is nil if the tunnel ends for good
+	secret    ike.Secret     // of next
+	resolved  resolve.Answer // RemoteAddress of next, if it is another one
+	remote    netip.Addr     // the one of next
+	pair      outerPair      // of next
 	// takeOver are routes of next that another tunnel has until then.
 	takeOver []netstate.InterfaceRoute
 
@@ -72,8 +74,8 @@ func (ch *change) readdressed() bool {
 
 // prepareChange adds the addresses and routes that are new, and finds the outer addresses.
 func (c *control) prepareChange(ch *change) error {
-	if !ch.remote.IsValid() {
-		ch.remote = c.remote
+	if ch.remote = c.remote; len(ch.resolved.Addresses) > 0 {
+		ch.remote = choose(ch.resolved.Addresses, c.remote)
 	}
 	ch.queried = true
 	a := c.follower.Set(c.queryFor(ch.next, ch.remote))
@@ -138,11 +140,7 @@ func (c *control) commitChange(ch *change) error {
 	now, old, next := time.Now(), ch.old, ch.next
 	c.setConfig(next)
 	if old.RemoteAddress != next.RemoteAddress {
-		c.setRemote(ch.remote)
-		c.resolvedAt = time.Time{}
-		if _, named := next.remote(); named {
-			c.resolvedAt = now
-		}
+		c.setAnswer(ch.resolved, now)
 	}
 	if old.Keepalive != next.Keepalive && !c.localAbsent() {
 		c.monitor.Configure(next.Keepalive, now)

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"ipipd/internal/resolve"
 	"ipipd/test/memory"
 )
 
@@ -17,35 +18,37 @@ func TestEngineApply_resolvedMeanwhile(t *testing.T) {
 	e, _ := newModel(t, socket)
 	var answer atomic.Pointer[netip.Addr]
 	answers := func(a string) { addr := netip.MustParseAddr(a); answer.Store(&addr) }
-	begun, slow := make(chan struct{}), make(chan struct{})
-	e.lookupName = func(ctx context.Context, _ string) (netip.Addr, error) {
+	begun, slow, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	e.lookupName = func(ctx context.Context, _ string) (resolve.Answer, error) {
 		now := *answer.Load()
 		if ctx != t.Context() { // of a round
 			close(begun)
 			<-slow
+			defer close(ended)
 		}
-		return now, nil
+		return resolve.Answer{Addresses: []netip.Addr{now}}, nil
 	}
 	named := strings.Replace(lineA, "198.51.100.1", "peer.example", 1)
 	answers("198.51.100.1")
 	apply(t, e, named)
 	a := e.Tunnel("a")
-	a.events <- func(c *control) { c.resolvedAt = c.resolvedAt.Add(-2 * resolveInterval) }
+	a.events <- func(c *control) { c.resolvedAt = c.resolvedAt.Add(-2 * minTTL) }
 	<-begun
 	apply(t, e, lineA)
 	answers("198.51.100.5")
 	apply(t, e, named)
 	close(slow)
-	eventually(t, "the old look-up has ended", func() bool {
-		resolving := make(chan bool)
+	<-ended
+	for range 100 { // the answer is one of the next events
+		checked := make(chan struct{})
 		a.events <- func(c *control) {
 			if c.remote.String() != "198.51.100.5" {
 				t.Errorf("the remote is %v", c.remote)
 			}
-			resolving <- c.resolving
+			close(checked)
 		}
-		return !<-resolving
-	})
+		<-checked
+	}
 }
 
 // An MTU is set though the tunnel had it before, if the operator has set another since.

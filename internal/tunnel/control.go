@@ -1,10 +1,7 @@
 package tunnel
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"time"
 
@@ -17,9 +14,6 @@ import (
 )
 
 const (
-	// resolveInterval is how often a DNS name is resolved. Go's resolver does not return the
-	// record's TTL.
-	resolveInterval = time.Minute
 	// retryInterval is the time until what failed is tried again if no event comes.
 	retryInterval = 10 * time.Second
 	// minRoundGap is the least time between rounds that events cause.
@@ -43,10 +37,8 @@ type control struct {
 	answer   *netstate.Answer // in use
 	underlay netstate.Route   // of answer, without a loop through the tunnel itself
 	remote   netip.Addr       // RemoteAddress, resolved
-
-	resolvedAt time.Time // zero if RemoteAddress is not a DNS name
-	resolving  bool
-	retry      bool // something failed in this round
+	resolution
+	retry bool // something failed in this round
 
 	monitor          *keepalive.Monitor
 	carrier          bool // as last set
@@ -166,16 +158,8 @@ func (c *control) end() {
 // round brings the tunnel in line with the present time and answer.
 func (c *control) round(now time.Time) {
 	c.retry = false
-	if c.resolveDue(now) {
-		c.resolving = true
-		name, last := c.cfg.RemoteAddress, c.resolvedAt
-		c.loops.Go(func() {
-			remote, err := c.engine.lookupName(c.ctx, name)
-			select {
-			case c.events <- func(c *control) { c.updateRemote(last, remote, err, time.Now()) }:
-			case <-c.ctx.Done():
-			}
-		})
+	if due := c.lookupDue(); !due.IsZero() && !now.Before(due) {
+		c.lookUp()
 	}
 	probe, changed := c.tick(now)
 	c.updateCarrier()
@@ -218,9 +202,7 @@ func (c *control) next(now time.Time) (next time.Time) {
 	at(c.monitor.Next())
 	at(c.pathMTU.Expires())
 	at(c.reach.Expires())
-	if !c.resolvedAt.IsZero() && !c.resolving {
-		at(c.resolvedAt.Add(resolveInterval))
-	}
+	at(c.lookupDue())
 	if c.retry || c.iface.Load().Moved { // nobody tells of changes in another network namespace
 		at(now.Add(retryInterval))
 	}
@@ -314,53 +296,6 @@ func (t *Tunnel) confirmNextHop() {
 	if err := t.follower.Refresh(); err != nil {
 		t.log.Debug("the next hop is not resolved", "err", err)
 	}
-}
-
-func lookupName(ctx context.Context, name string) (netip.Addr, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip4", name)
-	if err != nil || len(addresses) == 0 {
-		if err == nil {
-			err = errors.New("it has no IPv4 address")
-		}
-		return netip.Addr{}, fmt.Errorf("cannot resolve remote-address %q: %w", name, err)
-	}
-	return addresses[0].Unmap(), nil
-}
-
-func (c *control) resolveDue(now time.Time) bool {
-	return !c.resolving && !c.resolvedAt.IsZero() && now.Sub(c.resolvedAt) >= resolveInterval
-}
-
-// updateRemote applies the result of resolving a name, unless Apply has resolved one since the last time, or
-// has taken it away. On error the last address stays in use.
-func (c *control) updateRemote(last time.Time, remote netip.Addr, err error, now time.Time) {
-	c.resolving = false
-	if !last.Equal(c.resolvedAt) {
-		return
-	}
-	c.resolvedAt = now
-	if err != nil {
-		c.log.Warn("the name is not resolved again; its last address stays in use", "err", err)
-		return
-	}
-	c.setRemote(remote)
-	c.follower.Set(c.query())
-}
-
-// setRemote sets the remote, and forgets what was learnt about the path to another one.
-func (c *control) setRemote(remote netip.Addr) {
-	if remote == c.remote {
-		return
-	}
-	c.remote = remote
-	c.pathMTU = encap.PathMTU{Floor: c.pathMTU.Floor}
-	c.reach, c.protoUnreachable = encap.Reachability{}, false
-	c.unreachable.Store(false)
-	c.probeAnswered.Store(false)
-	c.peerProbes.Store(false)
-	c.unansweredProbes, c.unansweredLogged = 0, false
 }
 
 // unansweredLimit is the number of unanswered probes after which warnUnanswered warns.

@@ -1,11 +1,8 @@
 package tunnel
 
 import (
-	"context"
-	"errors"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,87 +12,6 @@ import (
 	"ipipd/keepalive"
 	"ipipd/test/memory"
 )
-
-// startNamed starts a tunnel with a DNS name as remote, and the test's resolver.
-func startNamed(t *testing.T, socket *memory.Socket, c keepalive.Config, resolve func(context.Context, string) (netip.Addr, error)) *endpoint {
-	t.Helper()
-	return startOn(t, EngineOptions{LookupName: resolve}, socket, outerA, outerB, func(cfg *Config) {
-		cfg.RemoteAddress, cfg.Keepalive = "far.example", c
-	})
-}
-
-// age sets the age of the last resolution, and starts a round.
-func (s *endpoint) age(t *testing.T, by time.Duration) {
-	t.Helper()
-	s.do(t, func(c *control) { c.resolvedAt = time.Now().Add(-by) })
-}
-
-func (s *endpoint) hasRemote(want netip.Addr) func() bool {
-	return func() bool { return s.Status().CurrentRemoteAddress == want.String() }
-}
-
-func TestControlUpdateRemote(t *testing.T) {
-	moved := netip.MustParseAddr("198.51.100.9")
-	t.Run("again-each-minute", func(t *testing.T) {
-		var asked atomic.Int32
-		socket, _ := memory.NewSocketPair()
-		a := startNamed(t, socket, keepalive.Config{}, func(context.Context, string) (netip.Addr, error) {
-			if asked.Add(1) == 1 {
-				return outerB, nil
-			}
-			return moved, nil
-		})
-		a.age(t, resolveInterval/2)
-		a.awaitRound(t)
-		if n := asked.Load(); n != 1 {
-			t.Errorf("the name server was asked %d times", n)
-		}
-		a.age(t, resolveInterval)
-		eventually(t, "the new address is used", a.hasRemote(moved))
-	})
-	t.Run("last-answer-stays", func(t *testing.T) {
-		var asked atomic.Int32
-		socket, _ := memory.NewSocketPair()
-		a := startNamed(t, socket, keepalive.Config{}, func(context.Context, string) (netip.Addr, error) {
-			if asked.Add(1) == 1 {
-				return outerB, nil
-			}
-			return netip.Addr{}, errors.New("no such host")
-		})
-		a.age(t, resolveInterval)
-		eventually(t, "it says so", func() bool { return a.network.logged("its last address stays in use") == 1 })
-		if !a.hasRemote(outerB)() {
-			t.Errorf("the remote is %s", a.Status().CurrentRemoteAddress)
-		}
-		a.awaitRound(t)
-		if n := asked.Load(); n != 2 {
-			t.Errorf("the name server was asked %d times", n)
-		}
-	})
-	// A resolver that hangs delays no probe.
-	t.Run("resolver-hangs", func(t *testing.T) {
-		var asked atomic.Int32
-		hangs := make(chan struct{})
-		sa, sb := memory.NewSocketPair()
-		a := startNamed(t, sa, keepalive.Config{Interval: time.Second, Retries: 10}, func(ctx context.Context, _ string) (netip.Addr, error) {
-			if asked.Add(1) == 1 {
-				return outerB, nil
-			}
-			close(hangs) // and is not called again meanwhile
-			<-ctx.Done()
-			return netip.Addr{}, ctx.Err()
-		})
-		start(t, sb, outerB, outerA, nil)
-		eventually(t, "the peer answers", func() bool { return a.Status().KeepaliveState == "up" })
-		a.age(t, resolveInterval)
-		<-hangs
-		last := a.Status().LastHeard
-		for range 3 {
-			eventually(t, "probes go on", func() bool { return a.Status().LastHeard.After(last) })
-			last = a.Status().LastHeard
-		}
-	})
-}
 
 // The rounds of several tunnels coincide, and none is early.
 func TestAlign(t *testing.T) {

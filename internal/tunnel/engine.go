@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
-	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -18,6 +17,7 @@ import (
 	"ipipd/internal/fastpath"
 	"ipipd/internal/ipsec"
 	"ipipd/internal/netstate"
+	"ipipd/internal/resolve"
 	"ipipd/internal/underlay"
 	"ipipd/tun"
 )
@@ -35,9 +35,8 @@ type EngineOptions struct {
 	Threads int
 	// Network looks up routes and configures interfaces; nil is the kernel. The Engine closes it.
 	Network Network
-	// LookupName resolves a remote's DNS name to an IPv4 address; nil uses the system's
-	// resolver.
-	LookupName func(ctx context.Context, name string) (netip.Addr, error)
+	// LookupName resolves a remote's DNS name; nil uses the system's resolver.
+	LookupName func(ctx context.Context, name string) (resolve.Answer, error)
 	// FastPath loads the eBPF programs; nil is fastpath.Open, or an error if Socket,
 	// OpenDevice or Network is set.
 	FastPath func() (*fastpath.FastPath, error)
@@ -51,7 +50,7 @@ type Engine struct {
 	socket     underlay.Socket
 	openDevice func(tun.Options) (tun.Device, error)
 	network    Network
-	lookupName func(ctx context.Context, name string) (netip.Addr, error)
+	lookupName func(ctx context.Context, name string) (resolve.Answer, error)
 	threads    int
 	workers    []*workers // threads of them
 
@@ -109,7 +108,7 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 		e.openDevice = tun.Open
 	}
 	if e.lookupName = o.LookupName; e.lookupName == nil {
-		e.lookupName = lookupName
+		e.lookupName = resolve.New().Lookup
 	}
 	if e.network == nil {
 		host, err := netstate.Open(netstate.Options{Failed: func(err error) {

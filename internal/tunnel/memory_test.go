@@ -13,6 +13,7 @@ import (
 
 	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
+	"ipipd/internal/resolve"
 	"ipipd/keepalive"
 	"ipipd/test/memory"
 	"ipipd/test/netlab"
@@ -382,6 +383,6 @@ func eventually(t testing.TB, what string, condition func() bool) {
 }
 
 // lookUpInTest is an EngineOptions.LookupName that knows no name.
-func lookUpInTest(_ context.Context, name string) (netip.Addr, error) {
-	return netip.Addr{}, fmt.Errorf("cannot resolve remote-address %q", name)
+func lookUpInTest(_ context.Context, name string) (resolve.Answer, error) {
+	return resolve.Answer{}, fmt.Errorf("cannot resolve %q", name)
 }

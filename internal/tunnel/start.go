@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
-	"sync"
 	"time"
 
 	"ipipd/encap"
@@ -27,11 +25,11 @@ func (e *Engine) Start(ctx context.Context, cfg Config) (*Tunnel, error) {
 		return nil, err
 	}
 	c := e.newControl(cfg.clone(), secret)
-	remotes, err := e.resolveAll(ctx, []*Config{c.cfg})
+	answers, err := e.resolveAll(ctx, []*Config{c.cfg})
 	if err != nil {
 		return nil, errors.Unwrap(err)
 	}
-	c.remote = remotes[0]
+	c.setAnswer(answers[0], time.Now())
 	if err := e.start(c); err != nil {
 		return nil, err
 	}
@@ -86,34 +84,6 @@ func (c *control) setConfig(cfg *Config) {
 	}
 }
 
-// resolvers limits the DNS look-ups under way.
-const resolvers = 16
-
-// resolveAll resolves the remotes.
-func (e *Engine) resolveAll(ctx context.Context, configs []*Config) ([]netip.Addr, error) {
-	var wait sync.WaitGroup
-	slots := make(chan struct{}, resolvers)
-	remotes, errs := make([]netip.Addr, len(configs)), make([]error, len(configs))
-	for i, cfg := range configs {
-		var named bool
-		if remotes[i], named = cfg.remote(); !named {
-			continue
-		}
-		wait.Go(func() {
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			remotes[i], errs[i] = e.lookupName(ctx, cfg.RemoteAddress)
-		})
-	}
-	wait.Wait()
-	for i, err := range errs {
-		if err != nil {
-			return nil, &TunnelError{configs[i].Name, fmt.Errorf("%w: see that this host can resolve it, or give its IPv4 address", err)}
-		}
-	}
-	return remotes, nil
-}
-
 // open opens what tunnels need: it looks up their routes, and makes and configures their interfaces.
 // On error the caller abandons all of them.
 func (e *Engine) open(tunnels []*control) error {
@@ -151,9 +121,6 @@ func (e *Engine) interfaceError(tunnels []*control, err error) error {
 // open looks up the route to the remote, and makes the interface.
 func (c *control) open() (err error) {
 	t, e := c.Tunnel, c.engine
-	if _, named := c.cfg.remote(); named {
-		c.resolvedAt = time.Now()
-	}
 	t.follower = e.network.Follow(c.query(), t.wakeControl)
 	c.answer = t.follower.Answer()
 	first, err := c.newRoute()

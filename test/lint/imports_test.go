@@ -35,7 +35,7 @@ var allowedImports = map[string][]string{
 	"internal/tunnel": {
 		"tun", "encap", "mss", "keepalive", "internal/underlay", "internal/fastpath", "internal/netstate",
 		"internal/ipsec", "internal/ipsec/ike", "internal/packet", "internal/ipv4", "internal/drop",
-		"internal/fdguard",
+		"internal/fdguard", "internal/resolve",
 	},
 	"internal/config":     {"internal/tunnel", "internal/control"},
 	"internal/peerconfig": {"internal/tunnel", "internal/config", "internal/netstate", "keepalive"},
