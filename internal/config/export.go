@@ -176,6 +176,9 @@ func WriteRouterOS(w io.Writer, process Process, entries []Entry) error {
 			switch {
 			case r.Metric == 1: // which an export leaves out
 				unsaid = append(unsaid, fmt.Sprintf("route=%q", r), "(its distance is 1 without one)")
+			case r.Metric > 255:
+				unsaid = append(unsaid, fmt.Sprintf("route=%q", r), "(its distance is 255 at most)")
+				fallthrough
 			case r.Metric > 0:
 				line += fmt.Sprintf("distance=%d ", r.Metric)
 			}

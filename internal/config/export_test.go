@@ -180,10 +180,11 @@ func TestWriteRouterOS_routes(t *testing.T) {
 		same(t, "x.rsc", e, func(b *bytes.Buffer, entries []Entry) error { return WriteRouterOS(b, DefaultProcess(), entries) })
 	}
 	var b bytes.Buffer
-	if err := WriteRouterOS(&b, DefaultProcess(), []Entry{entry(t, "name", "a", "remote-address", "192.0.2.1", "route", "10.20.0.0/16 metric 1")}); err != nil {
+	if err := WriteRouterOS(&b, DefaultProcess(), []Entry{entry(t, "name", "a", "remote-address", "192.0.2.1", "route", "10.20.0.0/16 metric 1", "route", "10.30.0.0/16 metric 256")}); err != nil {
 		t.Fatal(err)
 	}
-	if want := "# a: not in RouterOS: route=\"10.20.0.0/16 metric 1\" (its distance is 1 without one)\n"; !strings.HasPrefix(b.String(), want) {
+	if want := "# a: not in RouterOS: route=\"10.20.0.0/16 metric 1\" (its distance is 1 without one) " +
+		"route=\"10.30.0.0/16 metric 256\" (its distance is 255 at most)\n"; !strings.HasPrefix(b.String(), want) {
 		t.Error(b.String())
 	}
 }

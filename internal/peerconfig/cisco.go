@@ -15,8 +15,8 @@ import (
 func (p *peer) cisco() (string, error) {
 	var b strings.Builder
 	notes := p.notes
-	if p.Keepalive.Interval > 0 {
-		notes = append(notes, "keepalive: IOS documents it for GRE only; "+p.echoAdvice())
+	if p.probe != keepalive.FormEcho {
+		notes = append(notes, "keepalive: IOS documents it for GRE only: "+p.echoAdvice())
 	}
 	if !p.LocalAddress.IsValid() {
 		notes = append(notes, "tunnel source: the interface that has the outer address of this router")

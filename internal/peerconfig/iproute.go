@@ -7,16 +7,17 @@ import (
 	"strings"
 
 	"ipipd/internal/tunnel"
+	"ipipd/keepalive"
 )
 
 // linux is a script for iproute2, with swanctl.conf if the tunnel is encrypted.
 func (p *peer) linux() (string, error) {
-	name := shell(tunnel.InterfaceName(p.Name))
+	name := p.ident()
 	var b strings.Builder
 	b.WriteString(comments("# ", p.linuxNotes()))
 	if p.IPsec.Wanted() { // first, or the tunnel would send in the clear
 		file := "/etc/swanctl/conf.d/" + p.ident() + ".conf"
-		b.WriteString("set -e\numask 077\ncat >" + file + " <<'END'\n" + p.swanctl() + "END\nswanctl --load-all\n")
+		b.WriteString("(umask 077; cat >" + file + ") <<'END'\n" + p.swanctl() + "END\nswanctl --load-all && ")
 	}
 	fmt.Fprintf(&b, "ip tunnel add %s mode ipip local %s remote %s ttl %s tos %s", name, orAny(p.LocalAddress), p.remote, p.ttl(), p.tos())
 	if p.TTL == 0 {
@@ -42,10 +43,10 @@ func (p *peer) linux() (string, error) {
 
 // networkd is a .netdev and a .network of systemd-networkd.
 func (p *peer) networkd() (string, error) {
-	name := strings.ReplaceAll(tunnel.InterfaceName(p.Name), "%", "%%")
+	name := p.ident()
 	var b strings.Builder
 	b.WriteString(comments("# ", p.linuxNotes()))
-	fmt.Fprintf(&b, "# /etc/systemd/network/25-%s.netdev\n[NetDev]\nName=%s\nKind=ipip\n", p.ident(), name)
+	fmt.Fprintf(&b, "# /etc/systemd/network/25-%s.netdev\n[NetDev]\nName=%[1]s\nKind=ipip\n", name)
 	if p.MTU != 0 || p.IPsec.Wanted() {
 		fmt.Fprintf(&b, "MTUBytes=%d\n", p.mtu)
 	}
@@ -58,8 +59,7 @@ func (p *peer) networkd() (string, error) {
 	if p.TTL == 0 {
 		b.WriteString("DiscoverPathMTU=no\n")
 	}
-	fmt.Fprintf(&b, "\n# /etc/systemd/network/25-%s.network\n[Match]\nName=%s\n", p.ident(),
-		strings.NewReplacer("*", `\*`, "?", `\?`, "[", `\[`).Replace(name))
+	fmt.Fprintf(&b, "\n# /etc/systemd/network/25-%s.network\n[Match]\nName=%[1]s\n", name)
 	b.WriteString("\n[Network]\nLinkLocalAddressing=no\n")
 	for _, a := range p.Addresses {
 		fmt.Fprintf(&b, "\n[Address]\nAddress=%s\n", a.Prefix)
@@ -125,13 +125,14 @@ func (p *peer) linuxNotes() []string {
 // linuxKeepalive: the kernel's tunnels send no probes, and drop a reflect probe, whose source is their own address.
 func (p *peer) linuxKeepalive() []string {
 	lines := []string{"keepalive: Linux has none: its interface stays up"}
-	if !p.reflect {
-		return lines
+	switch conf := "net/ipv4/conf/" + p.ident(); p.probe {
+	case keepalive.FormReflect:
+		lines = append(lines, p.echoAdvice(), "or there, so that it answers this end's probes,",
+			"  sysctl -w net/ipv4/ip_forward=1 "+conf+"/accept_local=1 "+conf+"/rp_filter=2")
+	case keepalive.FormEmpty:
+		lines = append(lines, p.echoAdvice())
 	}
-	conf := "net/ipv4/conf/" + tunnel.InterfaceName(p.Name)
-	return append(lines, "it answers this end's probes only with",
-		"  sysctl -w net/ipv4/ip_forward=1 "+shell(conf+"/accept_local=1")+" "+shell(conf+"/rp_filter=2"),
-		"better: "+p.echoAdvice())
+	return lines
 }
 
 // nftClamp lowers the MSS of what is received through the tunnel and forwarded.
@@ -140,7 +141,7 @@ func (p *peer) nftClamp() string {
 		return ""
 	}
 	rule := fmt.Sprintf("add rule ip ipip clamp iifname %q tcp flags syn tcp option maxseg size > %d tcp option maxseg size set %d",
-		tunnel.InterfaceName(p.Name), p.mtu-40, p.mtu-40)
+		p.ident(), p.mtu-40, p.mtu-40)
 	return "nft add table ip ipip\n" +
 		"nft " + shell("add chain ip ipip clamp { type filter hook forward priority mangle; }") + "\n" +
 		"nft " + shell(rule) + "\n"

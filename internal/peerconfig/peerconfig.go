@@ -7,6 +7,7 @@
 package peerconfig
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -46,8 +47,9 @@ type peer struct {
 	mtu    int // of the interface, also if it is auto
 	// notes are lines for whoever configures it.
 	notes []string
-	// reflect: this end sends reflect probes, which only some systems answer.
-	reflect bool
+	// probe is the form that this end waits for an answer to; without a keepalive it is FormEcho, which any
+	// system answers.
+	probe keepalive.Form
 	// routed is the inner address of this end, if it has one.
 	routed netip.Addr
 	// identity is what this end expects, if it is not the outer address.
@@ -168,13 +170,15 @@ func opposite(a netstate.InterfaceAddress, target netip.Addr) (netstate.Interfac
 
 func (p *peer) mirrorKeepalive(c *tunnel.Config) {
 	p.Keepalive = c.Keepalive
-	p.reflect = c.Keepalive.Interval > 0 && c.KeepaliveProbe == keepalive.FormReflect
+	p.probe = c.KeepaliveProbe
+	if c.Keepalive.Interval == 0 {
+		p.probe = keepalive.FormEcho
+	}
 	switch {
-	case c.KeepaliveProbe == keepalive.FormEcho && p.routed.IsValid() && len(p.Addresses) > 0:
-		p.KeepaliveProbe, p.KeepaliveTarget = keepalive.FormEcho, p.routed
-	case c.KeepaliveProbe == keepalive.FormEcho:
-	default:
+	case c.KeepaliveProbe != keepalive.FormEcho:
 		p.KeepaliveProbe = c.KeepaliveProbe
+	case p.routed.IsValid() && len(p.Addresses) > 0:
+		p.KeepaliveProbe, p.KeepaliveTarget = keepalive.FormEcho, p.routed
 	}
 }
 
@@ -206,7 +210,7 @@ func (p *peer) echoAdvice() string {
 	if len(p.Addresses) > 0 {
 		target = p.Addresses[0].Prefix.Addr().String()
 	}
-	return fmt.Sprintf("keepalive-probe: echo and keepalive-target: %s at this end", target)
+	return fmt.Sprintf("want keepalive-probe: echo and keepalive-target: %s at this end", target)
 }
 
 // comments returns lines as comments of a system.
@@ -218,14 +222,15 @@ func comments(prefix string, lines []string) string {
 	return b.String()
 }
 
-// ident is the name as an identifier of any system.
+// ident is the name as an identifier of any system, and of an interface of Linux.
 func (p *peer) ident() string {
-	return strings.Map(func(c rune) rune {
+	name := strings.Map(func(c rune) rune {
 		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' {
 			return c
 		}
 		return '-'
 	}, tunnel.InterfaceName(p.Name))
+	return cmp.Or(strings.TrimLeft(name, "-"), "ipip")
 }
 
 // entry is p as a tunnel of ipipd or RouterOS, without the properties that are this end's alone.

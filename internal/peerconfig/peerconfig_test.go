@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -122,17 +123,21 @@ func TestWrite_secret(t *testing.T) {
 	}
 }
 
-// No name and no secret is taken for anything else by a shell, or begins a line of its own.
+// No name and no secret is taken for anything else by a shell.
 func TestWrite_quoting(t *testing.T) {
-	for _, name := range []string{"a'b", `a"b`, "a;reboot", "$(reboot)", "a%n", "`x`", "to Riga; reboot", "a?b", "a*b", "ü"} {
-		this := configured(t, "name", name, "local-address", "192.0.2.1", "remote-address", "198.51.100.1", "address", "10.255.0.1/30", "ipsec-secret", `'"\n$(reboot)`)
+	for _, name := range []string{"a'b", `a"b`, "a;reboot", "$(reboot)", "`reboot`", "to Riga; reboot", "a?b", "a*b", "-x", "ü"} {
+		this := configured(t, "name", name, "local-address", "192.0.2.1", "remote-address", "198.51.100.1", "address", "10.255.0.1/30", "ipsec-secret", "'\"\\$(reboot)`reboot`; reboot")
 		this.ShowSecret = true
-		for _, system := range Systems {
-			for line := range strings.Lines(written(t, system, this)) {
-				if strings.HasPrefix(strings.TrimSpace(line), "reboot") {
-					t.Errorf("%s: %q", system, line)
-				}
-			}
+		script := strings.ReplaceAll(written(t, "linux", this), "/etc/swanctl/conf.d", t.TempDir())
+		out, err := exec.Command("sh", "-c", "ip() { :; }; nft() { :; }; swanctl() { :; }; reboot() { echo taken for a command; }\n"+script).CombinedOutput()
+		if err != nil || len(out) > 0 {
+			t.Errorf("%q: %v: %s\n%s", name, err, out, script)
+		}
+	}
+	for name, want := range map[string]string{"-x": "x", "!": "ipip", "--": "ipip", "a.b": "a-b", "ipip1": "ipip1", "a,b;c": "a-b-c", "ü": "ipip-607474ca47"} {
+		this := configured(t, "name", name, "local-address", "192.0.2.1", "remote-address", "198.51.100.1")
+		if text := written(t, "linux", this); !strings.Contains(text, "\nip tunnel add "+want+" mode ipip ") {
+			t.Errorf("the interface of %q is not called %s:\n%s", name, want, text)
 		}
 	}
 	for word, want := range map[string]string{"": "''", "ipip1": "ipip1", "a b": "'a b'", "a'b": `'a'\''b'`, "$x": "'$x'"} {
@@ -163,5 +168,25 @@ func TestWrite_unknownSystem(t *testing.T) {
 	this := configured(t, "name", "ipip1", "local-address", "192.0.2.1", "remote-address", "198.51.100.1")
 	if err := Write(&bytes.Buffer{}, "juniper", this); err == nil {
 		t.Error("no error")
+	}
+}
+
+// What to do about a keepalive that the system does not answer is said only if there is something to do.
+func TestWrite_keepalive(t *testing.T) {
+	for _, tt := range []struct {
+		settings []string
+		advised  bool
+	}{
+		{nil, true},
+		{[]string{"keepalive-probe", "empty"}, true},
+		{[]string{"keepalive", "off"}, false},
+		{[]string{"keepalive-probe", "echo", "keepalive-target", "10.255.0.2"}, false},
+	} {
+		this := configured(t, append([]string{"name", "a", "local-address", "192.0.2.1", "remote-address", "198.51.100.1", "address", "10.255.0.1/30"}, tt.settings...)...)
+		for _, system := range []string{"linux", "networkd", "cisco"} {
+			if text := written(t, system, this); strings.Contains(text, "want keepalive-probe: echo and keepalive-target: 10.255.0.2 at this end\n") != tt.advised {
+				t.Errorf("%s of %v:\n%s", system, tt.settings, text)
+			}
+		}
 	}
 }
