@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.yaml.in/yaml/v4"
 
+	"ipipd/internal/netstate"
 	"ipipd/internal/tunnel"
 )
 
@@ -176,4 +177,44 @@ func writeYAML(t *testing.T, f *File) []byte {
 		t.Fatal(err)
 	}
 	return written
+}
+
+// Whatever text the properties take comes back from both forms of a file.
+func FuzzWriteYAML(f *testing.F) {
+	f.Add("ipip1", "a # b", "mellon", "/etc/ipipd/secret", "vpn.example.net")
+	f.Add("to Riga: no. 5", "0123", "\xe7\x00\r\n$x?\\_", "- a", "<<")
+	f.Add("a,b@c%d", "no\u2028\u0085\ufeff", "\"'#\t\x7f", "{a: [b]}", "\u202e")
+	f.Fuzz(func(t *testing.T, name, comment, secret, file, id string) {
+		e := Entry{Config: tunnel.Default()}
+		settings := []Setting{{Property: "remote-address", Value: "192.0.2.1"}, {Property: "name", Value: name}, {Property: "comment", Value: comment},
+			{Property: "ipsec-secret", Value: secret}, {Property: "ipsec-remote-id", Value: id}}
+		if secret == "" {
+			settings[3] = Setting{Property: "ipsec-secret-file", Value: file}
+		}
+		for _, s := range settings {
+			_ = set(&e.Config, s) // changes nothing if it is not accepted
+		}
+		if e.Config.Validate() != nil || e.Config.Name == "" {
+			return
+		}
+		if utf8.ValidString(secret) && utf8.ValidString(file) && len(file) <= maxValue {
+			same(t, "x.yaml", e, func(b *bytes.Buffer, entries []Entry) error { return WriteYAML(b, DefaultProcess(), entries) })
+		}
+		if secret != "" && e.Config.IPsec.RemoteID == "" {
+			e.Config.Routes, e.Config.Addresses = exportedPrefixes()
+			same(t, "x.rsc", e, func(b *bytes.Buffer, entries []Entry) error { return WriteRouterOS(b, DefaultProcess(), entries) })
+		}
+	})
+}
+
+// exportedPrefixes are routes and addresses that a router can have.
+func exportedPrefixes() ([]netstate.InterfaceRoute, []netstate.InterfaceAddress) {
+	var c tunnel.Config
+	for _, s := range []Setting{{Property: "route", Value: "10.20.0.0/16 metric 5 table 100"}, {Property: "route", Value: "0.0.0.0/0"},
+		{Property: "address", Value: "10.255.0.1/30"}, {Property: "address", Value: "10.255.0.9 peer 10.255.0.10"}} {
+		if err := set(&c, s); err != nil {
+			panic(err) // they are constants
+		}
+	}
+	return c.Routes, c.Addresses
 }
