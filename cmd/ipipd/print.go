@@ -221,6 +221,9 @@ func printDetail(out io.Writer, s *tunnel.Status, now time.Time) error {
 		line{"actual-mtu", strconv.Itoa(s.ActualMTU)},
 		line{"current-local-address", s.CurrentLocalAddress},
 		line{"current-remote-address", s.CurrentRemoteAddress})
+	if s.CandidateRemoteAddress != "" {
+		lines = append(lines, line{"candidate-remote-address", s.CandidateRemoteAddress})
+	}
 	if s.PathMTU != 0 {
 		lines = append(lines, line{"path-mtu", strconv.Itoa(s.PathMTU)})
 	}

@@ -363,3 +363,15 @@ func TestRun_wrongArguments(t *testing.T) {
 		}
 	}
 }
+
+func TestPrintDetail_candidate(t *testing.T) {
+	s := exampleStatus("ipip1", "r2.example")
+	s.CandidateRemoteAddress = "198.51.100.9"
+	var b bytes.Buffer
+	if err := printDetail(&b, &s, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if want := "  current-remote-address: 198.51.100.1\ncandidate-remote-address: 198.51.100.9\n"; !strings.Contains(b.String(), want) {
+		t.Errorf("got\n%swant in it\n%s", b.String(), want)
+	}
+}

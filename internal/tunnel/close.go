@@ -17,6 +17,11 @@ func (e *Engine) CloseTunnels(tunnels ...*Tunnel) error {
 	// the kernel wait for an RCU grace period: removing the interfaces would hold the RTNL for
 	// all of those.
 	_ = e.register(nil, nil)
+	for _, t := range closing {
+		if t.others.Load() != nil {
+			e.enterOthers(t, nil)
+		}
+	}
 	e.updateReception(closing...)
 	for _, t := range closing {
 		t.cancel()

@@ -10,6 +10,7 @@ import (
 	"ipipd/internal/fastpath"
 	"ipipd/internal/netstate"
 	"ipipd/internal/packet"
+	"ipipd/internal/underlay"
 	"ipipd/keepalive"
 )
 
@@ -171,6 +172,7 @@ func (c *control) round(now time.Time) {
 		c.warnUnanswered()
 	}
 	c.updateReachability(now)
+	c.chooseRemote(now)
 	c.answer = c.follower.Answer()
 	c.updateInterface(now)
 	c.updateRoute(now)
@@ -178,6 +180,10 @@ func (c *control) round(now time.Time) {
 	c.warnOversize()
 	c.warnFragmentation()
 	c.engine.updateReception(c.Tunnel)
+	if c.probeDue && c.monitor.State() != keepalive.Off {
+		c.probe()
+	}
+	c.probeDue = false
 }
 
 // tick advances the keepalive to now.
@@ -203,6 +209,9 @@ func (c *control) next(now time.Time) (next time.Time) {
 	at(c.pathMTU.Expires())
 	at(c.reach.Expires())
 	at(c.lookupDue())
+	if c.previous != nil {
+		at(c.previousUntil)
+	}
 	if c.retry || c.iface.Load().Moved { // nobody tells of changes in another network namespace
 		at(now.Add(retryInterval))
 	}
@@ -266,26 +275,35 @@ func (c *control) remedy() string {
 	return "empty probes are not answered: the peer has to send its own; see whether protocol 4 passes in both directions"
 }
 
-// probe sends a keepalive probe, whether the tunnel is running or not.
+// probe sends a keepalive probe, whether the tunnel is running or not, and one to a candidate.
 func (c *control) probe() {
 	route := c.route.Load()
-	b := packet.New(icmpSize)
-	switch c.cfg.KeepaliveProbe {
-	case keepalive.FormReflect:
-		b.Set(keepalive.ReflectProbe(route.path.Local, route.path.Remote))
-	case keepalive.FormEcho:
-		b.Set(c.echo.Request())
+	c.sendProbe(route.outer, &route.path)
+	if candidate := c.candidate.Load(); candidate != nil && c.ipsecPolicy == nil {
+		c.sendProbe(route.outer, &candidate.path)
 	}
-	if d := route.outer.EncapsulateProbe(b, c.ids.next()); d != drop.None {
-		c.drop(d, 1)
-		return
-	}
-	c.sendLocal(c.tx, b, &route.path)
 	// Afterwards, since it may wait for the RTNL. Unanswered probes may mean that the next hop has
 	// another MAC address by now, and poll sees no probes.
 	if time.Since(c.lastReceived()) >= c.cfg.Keepalive.Interval*3/2 {
 		c.confirmNextHop()
 	}
+}
+
+// sendProbe sends a probe along a path.
+func (c *control) sendProbe(outer encap.Outer, path *underlay.Path) {
+	outer.Local, outer.Remote = path.Local, path.Remote
+	b := packet.New(icmpSize)
+	switch c.cfg.KeepaliveProbe {
+	case keepalive.FormReflect:
+		b.Set(keepalive.ReflectProbe(path.Local, path.Remote))
+	case keepalive.FormEcho:
+		b.Set(c.echo.Request())
+	}
+	if d := outer.EncapsulateProbe(b, c.ids.next()); d != drop.None {
+		c.drop(d, 1)
+		return
+	}
+	c.sendLocal(c.tx, b, path)
 }
 
 // confirmNextHop has the kernel confirm the next hop of frames, which it does not know of.

@@ -165,7 +165,7 @@ func (in *inbound) carry(buf *buffers) (n int, err error) {
 		return n, err
 	}
 	now := time.Now()
-	table := e.table.Load()
+	table, others := e.table.Load(), e.others.Load()
 	for i, b := range batch[:n] {
 		owners[i] = nil
 		outer, d := encap.ParseOuter(b)
@@ -174,6 +174,9 @@ func (in *inbound) carry(buf *buffers) (n int, err error) {
 			continue
 		}
 		t := table.find(outer.Destination(), outer.Source())
+		if t == nil {
+			t = others.find(outer.Destination(), outer.Source())
+		}
 		if t == nil {
 			e.drop(drop.UnknownPeer, 1)
 			continue
@@ -213,19 +216,29 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 		t.engine.drop(drop.UnknownPeer, 1) // in transit to the host that has the address
 		return false
 	}
-	inner, kind, d := encap.Decapsulate(b, outer, route.path.Local, route.path.Remote)
+	path, other := &route.path, (*otherRemote)(nil)
+	if outer.Source() != path.Remote {
+		if other = t.other(outer.Source()); other != nil {
+			path = &other.path
+		}
+	}
+	inner, kind, d := encap.Decapsulate(b, outer, path.Local, path.Remote)
 	if d != drop.None {
 		t.drop(d, 1)
 		return false
 	}
-	t.noteReceived(now)
+	if other == nil {
+		t.noteReceived(now)
+	} else {
+		t.noteOther(other, now)
+	}
 	switch kind {
 	case encap.KindEmpty:
 		t.probeAnswered.Store(true)
 		return false
 	case encap.KindReflect:
 		t.peerProbes.Store(true)
-		t.answerProbe(b, sender, route, now)
+		t.answerProbe(b, sender, path, now)
 		return false
 	}
 	mtu := t.MTU()
@@ -268,16 +281,16 @@ func (t *Tunnel) deliver(run []*packet.Buffer, b *buffers) {
 
 // answerProbe returns the inner packet of the peer's reflect probe, as a router's forwarding
 // would. It must not reach the device.
-func (t *Tunnel) answerProbe(b *packet.Buffer, sender underlay.Sender, route *route, now time.Time) {
+func (t *Tunnel) answerProbe(b *packet.Buffer, sender underlay.Sender, path *underlay.Path, now time.Time) {
 	if !t.reflectLimit.allow(now) {
 		t.drop(drop.ReflectLimited, 1)
 		return
 	}
-	if d := encap.ReflectAnswer(b, route.path.Remote); d != drop.None {
+	if d := encap.ReflectAnswer(b, path.Remote); d != drop.None {
 		t.drop(d, 1)
 		return
 	}
-	t.sendLocal(t.newTransmitter(sender), b, &route.path)
+	t.sendLocal(t.newTransmitter(sender), b, path)
 }
 
 // countPolicyMismatch counts a cleartext packet for a tunnel with a secret, or an ESP packet

@@ -56,8 +56,9 @@ type Engine struct {
 
 	openFastPath func() (*fastpath.FastPath, error)
 
-	table atomic.Pointer[table]
-	drops drop.Counters // of packets that belong to no tunnel
+	table  atomic.Pointer[table]
+	others atomic.Pointer[table] // by further remotes, where table has none: see otherRemote
+	drops  drop.Counters         // of packets that belong to no tunnel
 
 	partialChecksums partialDetector
 	linkLayerFailed  atomic.Bool // a Receiver of the link layer has failed
@@ -70,7 +71,7 @@ type Engine struct {
 	reception   underlay.Reception
 	linkVotes   linkVotes
 
-	mu   sync.Mutex       // serializes changes of table, and guards the fields up to ipsec
+	mu   sync.Mutex       // serializes changes of table and others, and guards the fields up to ipsec
 	live map[*Tunnel]bool // have been registered, and are not closed yet
 	// fastPath and ipsec are opened by open, for the first tunnel that has them.
 	fastPath     *fastpath.FastPath
@@ -130,6 +131,7 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 		}
 	}
 	e.table.Store(&table{})
+	e.others.Store(&table{})
 	ctx, cancel := context.WithCancel(context.Background())
 	e.cancel = cancel
 	workerThreads.add(2 * e.threads)

@@ -405,7 +405,7 @@ func TestStatusMarshalJSON(t *testing.T) {
 	s := NewStatus(&c)
 	s.Running, s.ActualMTU, s.CurrentRemoteAddress, s.KeepaliveState = true, 1480, "198.51.100.1", "up"
 	s.LastHeard = time.Date(2025, 1, 2, 3, 4, 5, 0, time.UTC)
-	s.FastPath = "active"
+	s.FastPath, s.CandidateRemoteAddress = "active", "198.51.100.2"
 	s.RxPacket, s.RxByte = 1, 84
 	text, err := json.Marshal([]Status{s})
 	if err != nil {
@@ -414,7 +414,7 @@ func TestStatusMarshalJSON(t *testing.T) {
 	const want = `[{"name":"ipip1","comment":"","local-address":"","remote-address":"r2.example","mtu":"auto","dscp":"inherit",` +
 		`"dont-fragment":"no","clamp-tcp-mss":"yes","allow-fast-path":"yes","keepalive":"10s,10","keepalive-probe":"reflect","keepalive-target":"","ttl":"255",` +
 		`"address":["10.255.0.1/30"],"route":[],"underlay-device":"","fwmark":"0","tun-queues":"auto","rps":"off","ipsec-secret":"",` +
-		`"disabled":false,"running":true,"actual-mtu":1480,"current-local-address":"","current-remote-address":"198.51.100.1",` +
+		`"disabled":false,"running":true,"actual-mtu":1480,"current-local-address":"","current-remote-address":"198.51.100.1","candidate-remote-address":"198.51.100.2",` +
 		`"keepalive-state":"up","fast-path":"active","last-heard":"2025-01-02T03:04:05Z","rx-packet":1,"rx-byte":84,"tx-packet":0,"tx-byte":0,"drops":{},"process-drops":{}}]`
 	if d := cmp.Diff(want, string(text)); d != "" {
 		t.Error(d)

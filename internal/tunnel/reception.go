@@ -84,7 +84,7 @@ func (e *Engine) updateReception(tunnels ...*Tunnel) {
 // wantedReception derives the reception from the present tunnels.
 func (e *Engine) wantedReception(now time.Time) (want underlay.Reception) {
 	table := *e.table.Load()
-	if len(table) == 1 { // several share the socket
+	if len(table) == 1 && len(*e.others.Load()) == 0 { // several share the socket
 		for _, t := range table {
 			path := &t.route.Load().path
 			want.Device, want.Mark = path.Device, path.Mark

@@ -7,15 +7,20 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ipipd/encap"
 	"ipipd/internal/resolve"
+	"ipipd/internal/underlay"
 	"ipipd/keepalive"
 )
 
 // A remote that is a DNS name is looked up again when the TTL of its records has passed, and while
-// the peer is not heard.
+// the peer is not heard. The address in use stays while it is one of the answer's or, with
+// keepalive, while the peer is heard from it: the answer may come before the peer has moved. Then
+// another one, the candidate, is probed, and taken once the peer is heard from it. A candidate is
+// always an address that DNS has named.
 
 const (
 	// minTTL and maxTTL bound the TTL. While the peer is not heard it is minTTL.
@@ -26,7 +31,17 @@ const (
 	// maxJitter is the largest share by which these times are lengthened, so that those of many
 	// tunnels spread.
 	maxJitter = 0.1
+	// previousHolds is how long packets of the last remote are still accepted.
+	previousHolds = time.Minute
 )
+
+// otherRemote is an outer address of the peer beside that of the route, from which packets are
+// accepted. It is immutable, but for heard.
+type otherRemote struct {
+	path     underlay.Path
+	previous bool        // it was in use: the peer being heard from it says nothing of the one in use now
+	heard    atomic.Bool // unless it is previous
+}
 
 // resolution is what control knows of a remote's DNS name.
 type resolution struct {
@@ -38,6 +53,15 @@ type resolution struct {
 	ttl        time.Duration
 	jitter     float64      // share, up to maxJitter
 	addresses  []netip.Addr // the last answer's: ascending, and immutable
+	answered   bool         // there was an answer, or none, since the last chooseRemote
+
+	remoteSince    time.Time    // when the remote was taken; zero is at the start
+	previous       *otherRemote // nil is none
+	previousUntil  time.Time
+	candidateNoted bool           // it is logged that there is one
+	accepted       []*otherRemote // Tunnel.others
+	present        *otherRemote   // of accepted: the remote's
+	probeDue       bool           // of a remote or candidate that is new
 }
 
 // lookupDue is when the remote's name is to be looked up; zero is never.
@@ -76,6 +100,7 @@ func (c *control) noteAnswer(lookup int, a resolve.Answer, err error, now time.T
 		return
 	}
 	c.resolving = false
+	c.answered = true
 	c.resolvedAt, c.lookupErr, c.jitter = now, err, maxJitter*rand.Float64()
 	if err != nil {
 		if c.failures++; c.failures == 1 && c.remote.IsValid() {
@@ -87,10 +112,6 @@ func (c *control) noteAnswer(lookup int, a resolve.Answer, err error, now time.T
 		c.log.Info("the name is resolved again", "remote-address", c.cfg.RemoteAddress)
 	}
 	c.failures, c.ttl, c.addresses = 0, a.TTL, a.Addresses
-	if remote := choose(c.addresses, c.remote); remote != c.remote {
-		c.setRemote(remote)
-		c.follower.Set(c.query())
-	}
 }
 
 // choose returns the remote among addresses: the present one if it can stay.
@@ -103,8 +124,162 @@ func choose(addresses []netip.Addr, present netip.Addr) netip.Addr {
 
 // setAnswer takes what the RemoteAddress of a new Config resolves to: itself if it is an address.
 func (c *control) setAnswer(a resolve.Answer, now time.Time) {
-	c.resolution = resolution{resolvedAt: now, lookups: c.lookups + 1, ttl: a.TTL, jitter: maxJitter * rand.Float64(), addresses: a.Addresses}
+	c.resolution = resolution{resolvedAt: now, lookups: c.lookups + 1, ttl: a.TTL, jitter: maxJitter * rand.Float64(), addresses: a.Addresses, accepted: c.accepted}
+	c.candidate.Store(nil)
 	c.setRemote(choose(a.Addresses, c.remote))
+}
+
+// chooseRemote takes another address of the last answer, or a candidate, if it is time to.
+func (c *control) chooseRemote(now time.Time) {
+	if c.previous != nil && !now.Before(c.previousUntil) {
+		c.previous = nil
+	}
+	answered := c.answered
+	c.answered = false
+	if len(c.addresses) == 0 {
+		return
+	}
+	candidate, named := c.candidate.Load(), slices.Contains(c.addresses, c.remote)
+	switch state := keepalive.State(c.state.Load()); {
+	case candidate != nil && candidate.heard.Load():
+		c.useRemote(address(candidate.path.Remote), now)
+	case !named && state != keepalive.Up: // nobody is heard from it: nothing is lost with it
+		c.useRemote(c.addressAfter(c.remote), now)
+	case named && state.Running():
+		c.dropCandidate()
+	case named && c.ipsecPolicy != nil: // to probe one takes an SA with it
+		if now.Sub(c.remoteSince) >= c.cfg.Keepalive.HoldTime() {
+			c.useRemote(c.addressAfter(c.remote), now)
+		}
+	case candidate == nil || answered:
+		c.setCandidate(candidate)
+	}
+}
+
+// addressAfter returns the next address of the answer, and after the last one the first.
+func (c *control) addressAfter(last netip.Addr) netip.Addr {
+	for _, a := range c.addresses {
+		if last.Less(a) {
+			return a
+		}
+	}
+	return c.addresses[0]
+}
+
+// useRemote takes a remote into use.
+func (c *control) useRemote(remote netip.Addr, now time.Time) {
+	if remote == c.remote {
+		return
+	}
+	if path := c.route.Load().path; path.Remote != remote.As4() {
+		c.previous = newOtherRemote(&path, true)
+	}
+	c.previousUntil, c.remoteSince, c.probeDue = now.Add(previousHolds), now, true
+	c.dropCandidate()
+	c.setRemote(remote)
+	c.follower.Set(c.query())
+}
+
+func (c *control) dropCandidate() {
+	c.candidate.Store(nil)
+	c.candidateNoted = false
+}
+
+// setCandidate makes the address of the answer that is next after the last candidate's the candidate.
+func (c *control) setCandidate(last *otherRemote) {
+	next := c.addressAfter(c.remote)
+	if last != nil {
+		next = c.addressAfter(address(last.path.Remote))
+	}
+	if next == c.remote {
+		next = c.addressAfter(next)
+	}
+	if next == c.remote {
+		c.dropCandidate()
+		return
+	}
+	f := c.engine.network.Follow(c.queryFor(c.cfg, next), func() {})
+	a := f.Answer()
+	f.Close()
+	path := c.route.Load().path
+	path.Remote = next.As4()
+	if !c.cfg.LocalAddress.IsValid() {
+		path.Local = a.Route.Source
+	}
+	candidate := newOtherRemote(&path, false)
+	if last != nil && last.path == candidate.path {
+		candidate = last
+	}
+	loops := loopError(a, next) != nil || a.Route.Device == c.ifindex && !c.iface.Load().Moved
+	if a.Err != nil || loops || a.Route.Local {
+		candidate = nil
+	}
+	c.candidate.Store(candidate)
+	c.probeDue = candidate != nil
+	if c.candidateNoted {
+		return
+	}
+	c.candidateNoted = true
+	log := c.log.With("remote-address", c.cfg.RemoteAddress, "current-remote-address", c.remote, "candidate-remote-address", next)
+	if candidate == nil {
+		log.Warn("the name has an address that cannot be used: there is no way to it but by the tunnel itself, or it is this host's", "err", a.Err)
+	} else {
+		log.Info("the name has another address, which is used once the peer is heard from it, or no longer from the current one")
+	}
+}
+
+func newOtherRemote(path *underlay.Path, previous bool) *otherRemote {
+	o := &otherRemote{path: *path, previous: previous}
+	o.path.Link = nil
+	return o
+}
+
+// acceptOthers has packets accepted from the candidate and the previous remote and, so that none is lost
+// while it is taken into use, from that of path. ESP is the SA's.
+func (c *control) acceptOthers(path *underlay.Path) {
+	var others []*otherRemote
+	if o := c.candidate.Load(); o != nil && c.ipsecPolicy == nil {
+		others = append(others, o)
+	}
+	if c.previous != nil && c.ipsecPolicy == nil {
+		others = append(others, c.previous)
+	}
+	if len(others) > 0 {
+		present := newOtherRemote(path, false)
+		if c.present == nil || c.present.path != present.path {
+			c.present = present
+		}
+		others = append(others, c.present)
+	}
+	if slices.Equal(others, c.accepted) {
+		return
+	}
+	c.accepted = others
+	c.others.Store(&others)
+	c.engine.enterOthers(c.Tunnel, others)
+}
+
+// other returns the otherRemote of that address, nil if there is none.
+func (t *Tunnel) other(remote [4]byte) *otherRemote {
+	if others := t.others.Load(); others != nil {
+		for _, o := range *others {
+			if o.path.Remote == remote {
+				return o
+			}
+		}
+	}
+	return nil
+}
+
+// noteOther records a packet of the peer from another remote than the route's.
+func (t *Tunnel) noteOther(o *otherRemote, now time.Time) {
+	if o.previous {
+		return
+	}
+	t.noteReceived(now)
+	if !o.heard.Swap(true) {
+		t.wakeControl()
+	}
 }
 
 // setRemote sets the remote, and forgets what was learnt about the path to another one.

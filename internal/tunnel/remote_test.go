@@ -3,15 +3,22 @@ package tunnel
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"ipipd/internal/ipv4"
+	"ipipd/internal/netstate"
+	"ipipd/internal/packet"
 	"ipipd/internal/resolve"
+	"ipipd/internal/underlay"
 	"ipipd/keepalive"
 	"ipipd/test/memory"
+	"ipipd/tun"
 )
 
 var (
@@ -194,5 +201,263 @@ func TestControl_lookupDue(t *testing.T) {
 				t.Errorf("under way, due at %v", due)
 			}
 		})
+	}
+}
+
+func TestControl_chooseRemote(t *testing.T) {
+	b, c, d := outerB, outerC, outerD // ascending
+	unusable := netip.MustParseAddr("203.0.113.1")
+	for _, test := range []struct {
+		name      string
+		answer    []netip.Addr
+		state     keepalive.State
+		encrypted bool
+		candidate netip.Addr // so far
+		heard     bool       // the candidate
+		again     bool       // there was another answer since
+		since     time.Duration
+		remote    netip.Addr // then; it was b
+		then      netip.Addr // the candidate
+	}{
+		{name: "named", answer: []netip.Addr{b}, state: keepalive.Up, remote: b},
+		{name: "among-others", answer: []netip.Addr{b, c}, state: keepalive.Up, again: true, remote: b},
+		{name: "off", answer: []netip.Addr{c, d}, state: keepalive.Off, remote: c},
+		{name: "off-named", answer: []netip.Addr{b, c}, state: keepalive.Off, remote: b},
+		{name: "not-heard-yet", answer: []netip.Addr{c}, state: keepalive.Waiting, remote: c},
+		{name: "not-heard-yet-named", answer: []netip.Addr{b, c}, state: keepalive.Waiting, remote: b},
+		{name: "heard", answer: []netip.Addr{c}, state: keepalive.Up, remote: b, then: c},
+		{name: "candidate-silent", answer: []netip.Addr{c}, state: keepalive.Up, candidate: c, again: true, remote: b, then: c},
+		{name: "candidate-silent-next", answer: []netip.Addr{c, d}, state: keepalive.Up, candidate: c, again: true, remote: b, then: d},
+		{name: "candidate-stays", answer: []netip.Addr{c, d}, state: keepalive.Up, candidate: c, remote: b, then: c},
+		{name: "candidate-heard", answer: []netip.Addr{c, d}, state: keepalive.Up, candidate: d, heard: true, remote: d},
+		{name: "named-again", answer: []netip.Addr{b}, state: keepalive.Up, candidate: c, again: true, remote: b},
+		{name: "lost", answer: []netip.Addr{c}, state: keepalive.Lost, candidate: c, remote: c},
+		{name: "lost-named", answer: []netip.Addr{b}, state: keepalive.Lost, again: true, remote: b},
+		{name: "lost-of-several", answer: []netip.Addr{b, c, d}, state: keepalive.Lost, remote: b, then: c},
+		{name: "lost-of-several-next", answer: []netip.Addr{b, c, d}, state: keepalive.Lost, candidate: d, again: true, remote: b, then: c},
+		{name: "never-heard-of-several", answer: []netip.Addr{b, d}, state: keepalive.NeverHeard, remote: b, then: d},
+		{name: "lost-heard", answer: []netip.Addr{b, d}, state: keepalive.Lost, candidate: d, heard: true, remote: d},
+		{name: "unusable", answer: []netip.Addr{unusable}, state: keepalive.Up, remote: b},
+		{name: "encrypted-heard", answer: []netip.Addr{c}, state: keepalive.Up, encrypted: true, remote: b, then: c},
+		{name: "encrypted-lost", answer: []netip.Addr{c}, state: keepalive.Lost, encrypted: true, candidate: c, remote: c},
+		{name: "encrypted-tried", answer: []netip.Addr{b, c}, state: keepalive.Lost, encrypted: true, since: 101 * time.Second, remote: c},
+		{name: "encrypted-being-tried", answer: []netip.Addr{b, c}, state: keepalive.Lost, encrypted: true, since: 99 * time.Second, remote: b},
+		{name: "encrypted-one", answer: []netip.Addr{b}, state: keepalive.Lost, encrypted: true, since: time.Hour, remote: b},
+		{name: "no-answer-yet", state: keepalive.Lost, remote: b},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			network := &fakeNetwork{route: netstate.Route{Source: outerA.As4(), MTU: 1500}, routes: map[[4]byte]netstate.Route{unusable.As4(): {Local: true}}}
+			log := slog.New(slog.NewTextHandler(network, nil))
+			cfg := Default()
+			cfg.RemoteAddress = "far.example"
+			c := &control{Tunnel: &Tunnel{engine: &Engine{network: network}, log: log}, cfg: &cfg, remote: b}
+			c.iface.Store(&tun.State{})
+			c.ifindex = 7
+			c.follower = network.Follow(c.query(), func() {})
+			c.route.Store(&route{path: underlay.Path{Local: outerA.As4(), Remote: b.As4(), Link: new(underlay.Link)}})
+			c.state.Store(uint32(test.state))
+			if test.encrypted {
+				c.ipsecPolicy = new(ipsecPolicy)
+			}
+			now := time.Now()
+			c.addresses, c.answered, c.remoteSince = test.answer, test.again, now.Add(-test.since)
+			if test.candidate.IsValid() {
+				path := underlay.Path{Local: outerA.As4(), Remote: test.candidate.As4()}
+				c.candidate.Store(newOtherRemote(&path, false))
+				c.candidate.Load().heard.Store(test.heard)
+			}
+			for range 3 { // it is settled at once
+				c.chooseRemote(now)
+				if test.heard { // as tick does
+					c.state.Store(uint32(keepalive.Up))
+				}
+				if c.remote != test.remote {
+					t.Errorf("the remote is %v, want %v", c.remote, test.remote)
+				}
+				var got netip.Addr
+				if o := c.candidate.Load(); o != nil {
+					got = address(o.path.Remote)
+					if o.path.Local != outerA.As4() || o.path.Link != nil || o.previous {
+						t.Errorf("the candidate is %+v", o)
+					}
+				}
+				if got != test.then {
+					t.Errorf("the candidate is %v, want %v", got, test.then)
+				}
+				if test.remote != b && c.previous == nil {
+					t.Error("there is no previous remote")
+				}
+				if len(network.followers) != 1 {
+					t.Errorf("%d followers are left", len(network.followers))
+				}
+			}
+		})
+	}
+}
+
+// dataFrom is an outer packet with data from a remote.
+func dataFrom(remote netip.Addr, inner []byte) []byte {
+	outer := make([]byte, ipv4.HeaderLen, ipv4.HeaderLen+len(inner))
+	h := ipv4.Header{TotalLen: cap(outer), TTL: 64, Protocol: ipv4.ProtocolIPIP, Source: remote.As4(), Destination: outerA.As4()}
+	h.Put(outer)
+	return append(outer, inner...)
+}
+
+// delivers injects an outer packet with data from a remote, and reports whether it is delivered.
+func (s *endpoint) delivers(t *testing.T, remote netip.Addr) bool {
+	t.Helper()
+	rx, drops := s.Status().RxPacket, s.Status().ProcessDrops["unknown-peer"]
+	if err := s.socket.Inject(dataFrom(remote, datagram(100, nil)), packet.Offload{Checksum: packet.ChecksumValid}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is delivered or dropped", func() bool {
+		now := s.Status()
+		return now.RxPacket > rx || now.ProcessDrops["unknown-peer"] > drops
+	})
+	if s.Status().RxPacket == rx {
+		return false
+	}
+	s.device.ReceiveWithin(patience)
+	return true
+}
+
+// A name has another address: the old one stays in use until the peer is heard from the new one, and no
+// packet of either is lost.
+func TestControl_candidate(t *testing.T) {
+	sa, sb := memory.NewSocketPair()
+	n := &names{addresses: []netip.Addr{outerB}}
+	a := startNamed(t, sa, keepalive.Config{Interval: time.Second, Retries: 60}, n.lookUp)
+	b := start(t, sb, outerB, outerA, nil)
+	eventually(t, "the peer answers", func() bool { return a.Status().KeepaliveState == "up" })
+	if got := sa.Reception().Remote; got != outerB.As4() {
+		t.Errorf("packets of %v only are received", address(got))
+	}
+	if a.delivers(t, outerD) {
+		t.Error("what DNS has not named is accepted")
+	}
+
+	n.say(outerD)
+	a.lookUpAgain(t, n)
+	a.lookUpAgain(t, n)
+	if s := a.Status(); s.CurrentRemoteAddress != outerB.String() || s.CandidateRemoteAddress != outerD.String() {
+		t.Errorf("%s is used, and %q the candidate", s.CurrentRemoteAddress, s.CandidateRemoteAddress)
+	}
+	if n := a.network.logged("the name has another address"); n != 1 {
+		t.Errorf("it is said %d times", n)
+	}
+	if got := sa.Reception().Remote; got != [4]byte{} {
+		t.Errorf("packets of %v only are received", address(got))
+	}
+	a.send(t, b, datagram(100, nil))
+	if !a.delivers(t, outerB) || a.delivers(t, outerC) {
+		t.Error("one of the present remote is not delivered, or one of another address is")
+	}
+	if !a.hasRemote(outerB)() {
+		t.Error("another address has an effect")
+	}
+
+	cfg := Default()
+	cfg.Name, cfg.LocalAddress, cfg.RemoteAddress, cfg.Keepalive = "second", outerD, outerA.String(), keepalive.Config{}
+	if _, err := b.engine.Start(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the new address answers a probe, and is used", a.hasRemote(outerD))
+	if s := a.Status(); s.CandidateRemoteAddress != "" || s.KeepaliveState != "up" {
+		t.Errorf("the candidate is %q, and the keepalive %s", s.CandidateRemoteAddress, s.KeepaliveState)
+	}
+	if !a.delivers(t, outerB) || !a.delivers(t, outerD) {
+		t.Error("one of the previous remote is not delivered, or one of the new")
+	}
+	var last time.Time
+	a.do(t, func(c *control) { last, c.previousUntil = c.previousUntil, time.Now() })
+	if time.Until(last) > previousHolds {
+		t.Errorf("the previous remote is accepted until %v", last)
+	}
+	eventually(t, "the previous remote is none any more", func() bool { return len(*a.engine.others.Load()) == 0 })
+	if a.delivers(t, outerB) || !a.delivers(t, outerD) {
+		t.Error("the previous remote is accepted, or the present one is not")
+	}
+	eventually(t, "only packets of the new one are received", func() bool { return sa.Reception().Remote == outerD.As4() })
+}
+
+// Probes of a peer at its new address are answered to there.
+func TestControl_candidateProbes(t *testing.T) {
+	sa, sb := memory.NewSocketPair()
+	n := &names{addresses: []netip.Addr{outerB}}
+	a := startNamed(t, sa, keepalive.Config{Interval: time.Hour, Retries: 60}, n.lookUp)
+	if !a.delivers(t, outerB) {
+		t.Fatal("it is not delivered")
+	}
+	n.say(outerD)
+	a.lookUpAgain(t, n)
+	eventually(t, "there is a candidate", func() bool { return a.Status().CandidateRemoteAddress == outerD.String() })
+	if err := sa.Inject(dataFrom(outerD, keepalive.ReflectProbe(outerD.As4(), outerA.As4())), packet.Offload{Checksum: packet.ChecksumValid}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is answered to the candidate", func() bool {
+		b := sb.ReceiveWithin(patience)
+		if b == nil {
+			t.Fatal("no packet comes")
+		}
+		p, err := ipv4.Parse(b.Bytes())
+		return err == nil && p.Destination() == outerD.As4() && p.TotalLen() == ipv4.HeaderLen
+	})
+	eventually(t, "it is used", a.hasRemote(outerD))
+}
+
+// The previous remote says nothing of the present one: heard from it, a peer is not taken for up.
+func TestControl_previousIsNotHeard(t *testing.T) {
+	sa, _ := memory.NewSocketPair()
+	n := &names{addresses: []netip.Addr{outerB}}
+	a := startNamed(t, sa, keepalive.Config{Interval: time.Hour, Retries: 60}, n.lookUp)
+	n.say(outerD)
+	a.lookUpAgain(t, n)
+	eventually(t, "the new one is used: the old one was not heard", a.hasRemote(outerD))
+	if !a.delivers(t, outerB) {
+		t.Error("one of the previous remote is not delivered")
+	}
+	a.awaitRound(t)
+	if s := a.Status(); s.KeepaliveState != "waiting" || !s.LastHeard.IsZero() {
+		t.Errorf("the keepalive is %s, last heard %v", s.KeepaliveState, s.LastHeard)
+	}
+}
+
+// Another tunnel with the candidate's address as its remote gets its packets, and nothing stays of a
+// tunnel that is closed, or whose remote is set anew.
+func TestControl_candidateOfAnother(t *testing.T) {
+	socket, _ := memory.NewSocketPair()
+	e, _ := newModel(t, socket)
+	n := &names{addresses: []netip.Addr{outerB}}
+	e.lookupName = n.lookUp
+	named := "name=n local-address=192.0.2.1 remote-address=far.example keepalive=1h"
+	apply(t, e, named)
+	n.say(outerD)
+	a := e.Tunnel("n")
+	a.noteReceived(time.Now())
+	a.events <- func(c *control) { c.resolvedAt = time.Now().Add(-2 * maxTTL) }
+	eventually(t, "there is a candidate", func() bool { return len(*e.others.Load()) == 2 })
+	pair := pairOf([4]byte{192, 0, 2, 1}, outerD.As4())
+	if (*e.others.Load())[pair] != a {
+		t.Errorf("it is not among %v", *e.others.Load())
+	}
+	other := "name=o local-address=192.0.2.1 remote-address=" + outerD.String()
+	apply(t, e, named, other)
+	if (*e.table.Load())[pair] != e.Tunnel("o") {
+		t.Error("the other tunnel has not got its pair")
+	}
+	apply(t, e, other, strings.Replace(named, "far.example", "198.51.100.77", 1))
+	eventually(t, "there is no candidate of a name that is not asked for", func() bool { return len(*e.others.Load()) == 0 })
+	if s := a.Status(); s.CandidateRemoteAddress != "" {
+		t.Errorf("it is %s", s.CandidateRemoteAddress)
+	}
+	n.say(outerB)
+	apply(t, e, other, named)
+	a.noteReceived(time.Now())
+	n.say(outerC)
+	a.events <- func(c *control) { c.resolvedAt = time.Now().Add(-2 * maxTTL) }
+	eventually(t, "there is a candidate", func() bool { return len(*e.others.Load()) == 2 })
+	apply(t, e)
+	if left := *e.others.Load(); len(left) != 0 {
+		t.Errorf("left: %v", left)
 	}
 }

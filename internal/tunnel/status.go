@@ -45,6 +45,9 @@ type State struct {
 	// or the route's source and the resolved DNS name. "" if not started.
 	CurrentLocalAddress  string `json:"current-local-address"`
 	CurrentRemoteAddress string `json:"current-remote-address"`
+	// CandidateRemoteAddress is another address of the DNS name, which is taken once the remote is
+	// heard from it, or is not heard from the current one any more; "" is none.
+	CandidateRemoteAddress string `json:"candidate-remote-address,omitzero"`
 	// PathMTU is the known path MTU to the remote in bytes, for outer packets; 0 is unknown.
 	PathMTU int `json:"path-mtu,omitzero"`
 	// KeepaliveState is the name of a keepalive.State.
@@ -143,7 +146,7 @@ func (s *Status) UnmarshalJSON(data []byte) error {
 		return err
 	}
 	known := make(map[string]json.RawMessage)
-	text, err := json.Marshal(State{RenamedFrom: "ipip1", Interface: "ipip1", WaitingFor: "local-address", PathMTU: 1, FastPath: "active", IPsec: "negotiating", IPsecSPI: "0x1/0x1", LastHeard: time.Unix(1, 0)}) // nothing omitted
+	text, err := json.Marshal(State{RenamedFrom: "ipip1", Interface: "ipip1", WaitingFor: "local-address", CandidateRemoteAddress: "192.0.2.1", PathMTU: 1, FastPath: "active", IPsec: "negotiating", IPsecSPI: "0x1/0x1", LastHeard: time.Unix(1, 0)}) // nothing omitted
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,9 @@
 package tunnel
 
-import "fmt"
+import (
+	"fmt"
+	"maps"
+)
 
 // table maps outer local and remote addresses to tunnels. It is immutable; register stores a
 // changed copy.
@@ -66,4 +69,18 @@ func (e *Engine) register(pairs map[*Tunnel]outerPair, removed map[*Tunnel]bool)
 	}
 	e.table.Store(next)
 	return nil
+}
+
+// enterOthers enters further outer addresses of t in others, in place of those that it had.
+func (e *Engine) enterOthers(t *Tunnel, others []*otherRemote) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	next := maps.Clone(*e.others.Load())
+	maps.DeleteFunc(next, func(_ outerPair, of *Tunnel) bool { return of == t })
+	for _, o := range others {
+		if pair := pairOf(o.path.Local, o.path.Remote); next[pair] == nil && !t.closing.Load() {
+			next[pair] = t
+		}
+	}
+	e.others.Store(&next)
 }

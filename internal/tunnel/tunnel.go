@@ -39,8 +39,10 @@ type Tunnel struct {
 	mtu         atomic.Int32              // of the interface, in bytes
 	unreachable atomic.Bool               // ICMP errors report that outer packets do not arrive
 	state       atomic.Uint32             // keepalive.State
-	ifname      *ifnameHandler            // the interface's current name
-	fast        fastPath                  // see fastpath.go
+	candidate   atomic.Pointer[otherRemote]
+	others      atomic.Pointer[[]*otherRemote] // from which packets are accepted: see acceptOthers
+	ifname      *ifnameHandler                 // the interface's current name
+	fast        fastPath                       // see fastpath.go
 
 	// Written by the data path.
 	lastReceivedNs atomic.Int64 // time of the peer's last packet, nanoseconds after epoch; 0 is never
@@ -151,6 +153,9 @@ func (t *Tunnel) Status() Status {
 	s.ActualMTU = t.MTU()
 	s.CurrentLocalAddress = address(route.path.Local).String()
 	s.CurrentRemoteAddress = address(route.path.Remote).String()
+	if candidate := t.candidate.Load(); candidate != nil {
+		s.CandidateRemoteAddress = address(candidate.path.Remote).String()
+	}
 	s.PathMTU = route.path.MTU
 	s.FastPath = t.fastState()
 	s.RxPacket, s.RxByte, s.TxPacket, s.TxByte = t.totals()

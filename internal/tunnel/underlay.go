@@ -203,6 +203,7 @@ func (c *control) updateRoute(now time.Time) {
 	if before, now := old.path.Device, next.path.Device; before != now { // by name: one that is renamed is no longer used
 		c.log.Info("underlay-device is another interface now", "underlay-device", c.cfg.UnderlayDevice, "index", now, "was", before)
 	}
+	c.acceptOthers(&next.path)
 	if next.path.Local != old.path.Local || next.path.Remote != old.path.Remote {
 		if err := c.engine.register(map[*Tunnel]outerPair{c.Tunnel: pairOf(next.path.Local, next.path.Remote)}, nil); err != nil {
 			c.log.Error("cannot follow the route", "err", err)

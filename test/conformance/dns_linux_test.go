@@ -1,11 +1,17 @@
 package conformance
 
 import (
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
@@ -13,10 +19,13 @@ import (
 	"ipipd/test/netlab"
 )
 
-// nameServer answers every A query on 127.0.0.1:53 of ns with one address.
-func nameServer(t *testing.T, ns *netlab.NS, answer string) {
+// nameServer answers every A query on 127.0.0.1:53 of ns with one address, which say changes.
+func nameServer(t *testing.T, ns *netlab.NS, answer string) (say func(string)) {
 	t.Helper()
+	var current atomic.Value
+	current.Store(answer)
 	conn := listenUDP(t, ns, "127.0.0.1:53")
+	_ = conn.SetDeadline(time.Time{}) // it is asked as long as the test runs
 	go func() {
 		buf := make([]byte, 1500)
 		for {
@@ -32,7 +41,7 @@ func nameServer(t *testing.T, ns *netlab.NS, answer string) {
 			if q := m.Questions[0]; q.Type == dnsmessage.TypeA {
 				m.Answers = []dnsmessage.Resource{{
 					Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, TTL: 1},
-					Body:   &dnsmessage.AResource{A: addr(answer)},
+					Body:   &dnsmessage.AResource{A: addr(current.Load().(string))},
 				}}
 			}
 			if reply, err := m.Pack(); err == nil {
@@ -40,6 +49,7 @@ func nameServer(t *testing.T, ns *netlab.NS, answer string) {
 			}
 		}
 	}()
+	return func(answer string) { current.Store(answer) }
 }
 
 // ownResolvConf gives this goroutine, and the processes that it starts, an /etc/resolv.conf
@@ -75,6 +85,104 @@ func TestDNS_remoteAddress(t *testing.T) {
 		}
 		ping(t, a, innerB)
 	})
+}
+
+// A name has another address: under a stream that is answered, no packet is lost, neither while the peer
+// does not answer there nor when it does.
+func TestDNS_anotherAddress(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		const another = "192.0.2.3"
+		a, b := hosts(t)
+		b.Run("ip", "addr", "add", another+"/24", "dev", "veth0")
+		b.Sysctl("net.ipv4.conf.all.rp_filter", "0")
+		say := nameServer(t, a, outerB)
+		c.upB(t, b)
+		ownResolvConf(t, "nameserver 127.0.0.1\n")
+		d := c.up(t, a, "--remote-address", "far.example.net", "--address", innerA+"/24", "--keepalive", "1s,300")
+		netlab.Eventually(t, "b is heard", func() bool { return d.Status().KeepaliveState == "up" })
+		stop := answeredStream(t, a, b)
+		wire := netlab.Capture(t, a, "veth0", func(f netlab.Frame) bool {
+			return netlab.Match(f.Packet, netlab.Destination(another), netlab.Protocol(4)) == nil
+		})
+
+		say(another)
+		netlab.Eventually(t, "the other address is a candidate", func() bool { return d.Status().CandidateRemote == another })
+		wire.AwaitN(3, netlab.Source(outerA))
+		if s := d.Status(); s.CurrentRemoteAddress != outerB || !s.Running {
+			t.Errorf("without an answer from there, current-remote-address is %s, running %v", s.CurrentRemoteAddress, s.Running)
+		}
+
+		netlab.Up(t, b, "t1", "--local-address", another, "--remote-address", outerA, "--keepalive", "off")
+		netlab.Eventually(t, "the other address is used", func() bool { return d.Status().CurrentRemoteAddress == another })
+		wire.AwaitN(100, netlab.Inner(netlab.Destination(innerB)))
+		if sent, lost := stop(); sent == 0 || lost > 0 {
+			t.Errorf("of %d datagrams %d are not answered: %v", sent, lost, d.Status().AllDrops())
+		}
+		if s := d.Status(); s.CandidateRemote != "" || s.KeepaliveState != "up" {
+			t.Errorf("candidate-remote-address is %q, and the keepalive %s", s.CandidateRemote, s.KeepaliveState)
+		}
+		d.LogsOnce("the name has another address")
+	})
+}
+
+// answeredStream has a host send datagrams, each of which b answers, until stop, which returns how many
+// there were, and how many of them got no answer.
+func answeredStream(t *testing.T, a, b *netlab.NS) (stop func() (sent, lost int)) {
+	t.Helper()
+	server := listenUDP(t, b, innerB+":7")
+	client := listenUDP(t, a, innerA+":7")
+	_, _ = server.SetDeadline(time.Time{}), client.SetDeadline(time.Time{})
+	go func() {
+		buf := make([]byte, 64)
+		for {
+			n, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = server.WriteTo(buf[:n], from)
+		}
+	}()
+	var answered sync.Map
+	go func() {
+		buf := make([]byte, 64)
+		for {
+			n, _, err := client.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			answered.Store(string(buf[:n]), true)
+		}
+	}()
+	end, ended := make(chan struct{}), make(chan int)
+	go func() {
+		to := net.UDPAddrFromAddrPort(netip.MustParseAddrPort(innerB + ":7"))
+		for n := 0; ; n++ {
+			select {
+			case <-end:
+				ended <- n
+				return
+			case <-time.After(2 * time.Millisecond):
+			}
+			if _, err := client.WriteTo([]byte(strconv.Itoa(n)), to); err != nil {
+				t.Errorf("datagram %d: %v", n, err)
+			}
+		}
+	}()
+	return func() (sent, lost int) {
+		close(end)
+		sent = <-ended
+		netlab.WaitFor(func() bool {
+			lost = 0
+			for n := range sent {
+				if _, ok := answered.Load(strconv.Itoa(n)); !ok {
+					lost++
+				}
+			}
+			return lost == 0
+		})
+		return sent, lost
+	}
 }
 
 func TestDNS_unresolved(t *testing.T) {

@@ -74,6 +74,7 @@ type Status struct {
 	PathMTU              int               `json:"path-mtu"`
 	CurrentLocalAddress  string            `json:"current-local-address"`
 	CurrentRemoteAddress string            `json:"current-remote-address"`
+	CandidateRemote      string            `json:"candidate-remote-address"`
 	KeepaliveState       string            `json:"keepalive-state"`
 	FastPath             string            `json:"fast-path"`
 	IPsec                string            `json:"ipsec"`
