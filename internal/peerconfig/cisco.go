@@ -37,8 +37,12 @@ func (p *peer) cisco() (string, error) {
 		line(" ip address %s %s%s", a.Prefix.Addr(), mask(a.Prefix), secondary)
 	}
 	line(" ip mtu %d", p.mtu)
-	if p.ClampTCPMSS {
-		line(" ip tcp adjust-mss %d", p.mtu-40)
+	switch mss := p.mtu - 40; {
+	case !p.ClampTCPMSS:
+	case mss < 500 || mss > 1460:
+		line(" ! ip tcp adjust-mss %d: IOS takes 500 to 1460", mss)
+	default:
+		line(" ip tcp adjust-mss %d", mss)
 	}
 	if p.LocalAddress.IsValid() {
 		line(" tunnel source %s", p.LocalAddress)

@@ -30,7 +30,7 @@ const placeholder = "put the secret here"
 // Tunnel is this end of a tunnel.
 type Tunnel struct {
 	Config tunnel.Config
-	// Local and Remote are the outer addresses in use, if the tunnel runs.
+	// Local and Remote are the outer addresses in use, if the tunnel runs and has found them; 0.0.0.0 is none.
 	Local, Remote netip.Addr
 	// MTU is that of the interface, if the tunnel runs.
 	MTU int
@@ -81,7 +81,13 @@ func (p *peer) note(format string, args ...any) {
 }
 
 // mirror makes the other end of t.
-func mirror(t *Tunnel) (*peer, error) {
+func mirror(this *Tunnel) (*peer, error) {
+	t := *this
+	for _, a := range []*netip.Addr{&t.Local, &t.Remote} {
+		if a.IsUnspecified() {
+			*a = netip.Addr{}
+		}
+	}
 	c := &t.Config
 	p := &peer{Config: tunnel.Default(), mtu: c.MTU, shown: t.ShowSecret}
 	p.remote = c.LocalAddress
@@ -233,28 +239,17 @@ func (p *peer) ident() string {
 	return cmp.Or(strings.TrimLeft(name, "-"), "ipip")
 }
 
-// entry is p as a tunnel of ipipd or RouterOS, without the properties that are this end's alone.
-func (p *peer) entry() []config.Entry {
-	e := config.Entry{Config: p.Config}
-	return []config.Entry{e}
-}
-
 func (p *peer) ipipd() (string, error) {
 	var b strings.Builder
-	entries := p.entry()
-	entries[0].HideSecret = !p.shown
 	b.WriteString(comments("# ", p.notes))
-	err := config.WriteYAML(&b, config.DefaultProcess(), entries)
+	err := config.WriteYAML(&b, config.DefaultProcess(), []config.Entry{{Config: p.Config, HideSecret: !p.shown}})
 	return b.String(), err
 }
 
 func (p *peer) mikrotik() (string, error) {
 	var b strings.Builder
-	entries := p.entry()
-	c := &entries[0].Config
-	if c.KeepaliveProbe != keepalive.FormReflect {
-		c.KeepaliveProbe, c.KeepaliveTarget = keepalive.FormReflect, netip.Addr{}
-	}
+	c := p.Config
+	c.KeepaliveProbe, c.KeepaliveTarget = keepalive.FormReflect, netip.Addr{} // its own
 	rules := []string{"firewall, above the rules that drop:"}
 	input := "/ip firewall filter add chain=input src-address=" + p.RemoteAddress + " protocol="
 	if p.IPsec.Wanted() {
@@ -264,6 +259,6 @@ func (p *peer) mikrotik() (string, error) {
 		rules = append(rules, input+"ipencap action=accept")
 	}
 	b.WriteString(comments("# ", slices.Concat(p.notes, rules)))
-	err := config.WriteRouterOS(&b, config.DefaultProcess(), entries)
+	err := config.WriteRouterOS(&b, config.DefaultProcess(), []config.Entry{{Config: c}})
 	return b.String(), err
 }

@@ -158,6 +158,10 @@ func TestWrite_noLocalAddress(t *testing.T) {
 	if err := Write(&bytes.Buffer{}, "ipipd", this); err == nil || !strings.HasPrefix(err.Error(), "local-address: ") {
 		t.Error(err)
 	}
+	this.Local, this.Remote = netip.IPv4Unspecified(), netip.IPv4Unspecified() // it waits for both
+	if err := Write(&bytes.Buffer{}, "ipipd", this); err == nil || !strings.HasPrefix(err.Error(), "local-address: ") {
+		t.Error(err)
+	}
 	this.Local, this.Remote, this.MTU = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.1"), 1480
 	if text := written(t, "ipipd", this); !strings.Contains(text, "\n  local-address: 198.51.100.1\n  remote-address: 192.0.2.1\n") {
 		t.Error(text)
@@ -187,6 +191,16 @@ func TestWrite_keepalive(t *testing.T) {
 			if text := written(t, system, this); strings.Contains(text, "want keepalive-probe: echo and keepalive-target: 10.255.0.2 at this end\n") != tt.advised {
 				t.Errorf("%s of %v:\n%s", system, tt.settings, text)
 			}
+		}
+	}
+}
+
+// IOS takes an MSS of 500 to 1460.
+func TestWrite_ciscoMSS(t *testing.T) {
+	for mtu, want := range map[string]string{"540": " ip tcp adjust-mss 500\n", "539": " ! ip tcp adjust-mss 499: ", "1500": " ip tcp adjust-mss 1460\n", "9000": " ! ip tcp adjust-mss 8960: "} {
+		this := configured(t, "name", "a", "local-address", "192.0.2.1", "remote-address", "198.51.100.1", "mtu", mtu)
+		if text := written(t, "cisco", this); !strings.Contains(text, want) {
+			t.Errorf("mtu %s:\n%s", mtu, text)
 		}
 	}
 }
