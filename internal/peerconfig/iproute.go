@@ -112,10 +112,8 @@ func (p *peer) tos() string {
 func (p *peer) linuxNotes() []string {
 	notes := p.notes
 	switch {
-	case p.TTL != 0 && !p.DontFragment:
-		notes = append(notes, "dont-fragment=no: with a fixed TTL Linux sets DF; only ttl inherit nopmtudisc does not")
 	case p.TTL != 0:
-		notes = append(notes, "dont-fragment=inherit: with a fixed TTL Linux sets DF always; only ttl inherit nopmtudisc copies it")
+		notes = append(notes, "dont-fragment="+p.get("dont-fragment")+": with a fixed TTL Linux sets DF; ttl inherit nopmtudisc copies that of the inner packet")
 	case !p.DontFragment:
 		notes = append(notes, "dont-fragment=no: Linux copies DF with nopmtudisc")
 	}

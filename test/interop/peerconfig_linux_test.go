@@ -29,19 +29,19 @@ func TestPeerConfig_kernel(t *testing.T) {
 	l := newKernelLab(t)
 	for name, flags := range map[string][]string{
 		"default": nil,
-		"inherit": {"--ttl", "inherit", "--mtu", "1400", "--dscp", "46"},
+		"inherit": {"--ttl", "inherit", "--mtu", "1400", "--dscp", "46", "--dont-fragment", "inherit"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := up(t, l.ours, flags...)
 			l.guest.MustRun("ip link delete t0 2>/dev/null; set -e\n" + linuxPeer(t, d))
 			wire := l.record(t)
 			ping(t, inNamespace(l.ours), peerInner, 1300, "")
-			ping(t, l.guest.Run, ourInner, 1300, "-t 9")
-			ttl, tos := uint8(255), uint8(0)
+			ping(t, l.guest.Run, ourInner, 1300, "-t 9 -M dont")
+			ttl, tos, df := uint8(255), uint8(0), true
 			if name == "inherit" {
-				ttl, tos = 9, 46<<2
+				ttl, tos, df = 9, 46<<2, false
 			}
-			wire.Await(received(netlab.TTL(ttl), netlab.TOS(tos), request(netlab.TTL(9))))
+			wire.Await(received(netlab.TTL(ttl), netlab.TOS(tos), netlab.DF(df), request(netlab.TTL(9), netlab.DF(false))))
 		})
 	}
 }
