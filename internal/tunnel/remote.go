@@ -53,11 +53,12 @@ type resolution struct {
 	ttl        time.Duration
 	jitter     float64      // share, up to maxJitter
 	addresses  []netip.Addr // the last answer's: ascending, and immutable
-	answered   bool         // there was an answer, or none, since the last chooseRemote
 
-	remoteSince    time.Time    // when the remote was taken; zero is at the start
+	remoteSince    time.Time    // when the remote was taken
 	previous       *otherRemote // nil is none
 	previousUntil  time.Time
+	tried          netip.Addr     // the last one that was to be a candidate
+	triedAt        time.Time      // zero is none
 	candidateNoted bool           // it is logged that there is one
 	accepted       []*otherRemote // Tunnel.others
 	present        *otherRemote   // of accepted: the remote's
@@ -100,7 +101,6 @@ func (c *control) noteAnswer(lookup int, a resolve.Answer, err error, now time.T
 		return
 	}
 	c.resolving = false
-	c.answered = true
 	c.resolvedAt, c.lookupErr, c.jitter = now, err, maxJitter*rand.Float64()
 	if err != nil {
 		if c.failures++; c.failures == 1 && c.remote.IsValid() {
@@ -124,7 +124,7 @@ func choose(addresses []netip.Addr, present netip.Addr) netip.Addr {
 
 // setAnswer takes what the RemoteAddress of a new Config resolves to: itself if it is an address.
 func (c *control) setAnswer(a resolve.Answer, now time.Time) {
-	c.resolution = resolution{resolvedAt: now, lookups: c.lookups + 1, ttl: a.TTL, jitter: maxJitter * rand.Float64(), addresses: a.Addresses, accepted: c.accepted}
+	c.resolution = resolution{resolvedAt: now, lookups: c.lookups + 1, ttl: a.TTL, jitter: maxJitter * rand.Float64(), addresses: a.Addresses, accepted: c.accepted, remoteSince: now}
 	c.candidate.Store(nil)
 	c.setRemote(choose(a.Addresses, c.remote))
 }
@@ -134,8 +134,6 @@ func (c *control) chooseRemote(now time.Time) {
 	if c.previous != nil && !now.Before(c.previousUntil) {
 		c.previous = nil
 	}
-	answered := c.answered
-	c.answered = false
 	if len(c.addresses) == 0 {
 		return
 	}
@@ -144,15 +142,16 @@ func (c *control) chooseRemote(now time.Time) {
 	case candidate != nil && candidate.heard.Load():
 		c.useRemote(address(candidate.path.Remote), now)
 	case !named && state != keepalive.Up: // nobody is heard from it: nothing is lost with it
-		c.useRemote(c.addressAfter(c.remote), now)
+		c.useRemote(c.addresses[0], now)
 	case named && state.Running():
 		c.dropCandidate()
 	case named && c.ipsecPolicy != nil: // to probe one takes an SA with it
+		c.dropCandidate()
 		if now.Sub(c.remoteSince) >= c.cfg.Keepalive.HoldTime() {
 			c.useRemote(c.addressAfter(c.remote), now)
 		}
-	case candidate == nil || answered:
-		c.setCandidate(candidate)
+	case !slices.Contains(c.addresses, c.tried) || now.Sub(c.triedAt) >= minTTL:
+		c.setCandidate(now)
 	}
 }
 
@@ -182,15 +181,13 @@ func (c *control) useRemote(remote netip.Addr, now time.Time) {
 
 func (c *control) dropCandidate() {
 	c.candidate.Store(nil)
-	c.candidateNoted = false
+	c.tried, c.candidateNoted = netip.Addr{}, false
 }
 
-// setCandidate makes the address of the answer that is next after the last candidate's the candidate.
-func (c *control) setCandidate(last *otherRemote) {
-	next := c.addressAfter(c.remote)
-	if last != nil {
-		next = c.addressAfter(address(last.path.Remote))
-	}
+// setCandidate makes the address of the answer that is next after the last one tried the candidate, unless
+// there is no way to it.
+func (c *control) setCandidate(now time.Time) {
+	next := c.addressAfter(c.tried)
 	if next == c.remote {
 		next = c.addressAfter(next)
 	}
@@ -198,6 +195,7 @@ func (c *control) setCandidate(last *otherRemote) {
 		c.dropCandidate()
 		return
 	}
+	c.tried, c.triedAt = next, now
 	f := c.engine.network.Follow(c.queryFor(c.cfg, next), func() {})
 	a := f.Answer()
 	f.Close()
@@ -207,7 +205,7 @@ func (c *control) setCandidate(last *otherRemote) {
 		path.Local = a.Route.Source
 	}
 	candidate := newOtherRemote(&path, false)
-	if last != nil && last.path == candidate.path {
+	if last := c.candidate.Load(); last != nil && last.path == candidate.path {
 		candidate = last
 	}
 	loops := loopError(a, next) != nil || a.Route.Device == c.ifindex && !c.iface.Load().Moved

@@ -214,7 +214,7 @@ func TestControl_chooseRemote(t *testing.T) {
 		encrypted bool
 		candidate netip.Addr // so far
 		heard     bool       // the candidate
-		again     bool       // there was another answer since
+		again     bool       // it has had its time
 		since     time.Duration
 		remote    netip.Addr // then; it was b
 		then      netip.Addr // the candidate
@@ -238,6 +238,11 @@ func TestControl_chooseRemote(t *testing.T) {
 		{name: "never-heard-of-several", answer: []netip.Addr{b, d}, state: keepalive.NeverHeard, remote: b, then: d},
 		{name: "lost-heard", answer: []netip.Addr{b, d}, state: keepalive.Lost, candidate: d, heard: true, remote: d},
 		{name: "unusable", answer: []netip.Addr{unusable}, state: keepalive.Up, remote: b},
+		{name: "unusable-next", answer: []netip.Addr{d, unusable}, state: keepalive.Up, candidate: d, again: true, remote: b},
+		{name: "after-unusable", answer: []netip.Addr{d, unusable}, state: keepalive.Up, candidate: unusable, again: true, remote: b, then: d},
+		{name: "candidate-not-named", answer: []netip.Addr{d}, state: keepalive.Up, candidate: c, remote: b, then: d},
+		{name: "off-lowest", answer: []netip.Addr{netip.MustParseAddr("192.0.2.1"), c}, state: keepalive.Off, remote: netip.MustParseAddr("192.0.2.1")},
+		{name: "encrypted-named-again", answer: []netip.Addr{b, d}, state: keepalive.Lost, encrypted: true, candidate: c, remote: b},
 		{name: "encrypted-heard", answer: []netip.Addr{c}, state: keepalive.Up, encrypted: true, remote: b, then: c},
 		{name: "encrypted-lost", answer: []netip.Addr{c}, state: keepalive.Lost, encrypted: true, candidate: c, remote: c},
 		{name: "encrypted-tried", answer: []netip.Addr{b, c}, state: keepalive.Lost, encrypted: true, since: 101 * time.Second, remote: c},
@@ -260,8 +265,11 @@ func TestControl_chooseRemote(t *testing.T) {
 				c.ipsecPolicy = new(ipsecPolicy)
 			}
 			now := time.Now()
-			c.addresses, c.answered, c.remoteSince = test.answer, test.again, now.Add(-test.since)
+			c.addresses, c.remoteSince = test.answer, now.Add(-test.since)
 			if test.candidate.IsValid() {
+				if c.tried, c.triedAt = test.candidate, now.Add(-minTTL+1); test.again {
+					c.triedAt = now.Add(-minTTL)
+				}
 				path := underlay.Path{Local: outerA.As4(), Remote: test.candidate.As4()}
 				c.candidate.Store(newOtherRemote(&path, false))
 				c.candidate.Load().heard.Store(test.heard)

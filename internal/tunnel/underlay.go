@@ -193,6 +193,7 @@ func (c *control) updateRoute(now time.Time) {
 		next.path.Link, next.bypassSafe, next.txDrop = nil, false, c.txDropFor(c.answer)
 		c.configureRoute(&next) // Apply may have changed it
 		c.replaceRoute(&next, now)
+		c.acceptOthers(&next.path)
 		return
 	}
 	if c.noRoute {
