@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"ipipd/encap"
+	"ipipd/internal/netstate"
 	"ipipd/internal/resolve"
 	"ipipd/internal/underlay"
 	"ipipd/keepalive"
@@ -208,8 +210,8 @@ func (c *control) setCandidate(now time.Time) {
 	if last := c.candidate.Load(); last != nil && last.path == candidate.path {
 		candidate = last
 	}
-	loops := loopError(a, next) != nil || a.Route.Device == c.ifindex && !c.iface.Load().Moved
-	if a.Err != nil || loops || a.Route.Local {
+	err := c.candidateError(a, next)
+	if err != nil {
 		candidate = nil
 	}
 	c.candidate.Store(candidate)
@@ -219,11 +221,24 @@ func (c *control) setCandidate(now time.Time) {
 	}
 	c.candidateNoted = true
 	log := c.log.With("remote-address", c.cfg.RemoteAddress, "current-remote-address", c.remote, "candidate-remote-address", next)
-	if candidate == nil {
-		log.Warn("the name has an address that cannot be used: there is no way to it but by the tunnel itself, or it is this host's", "err", a.Err)
+	if err != nil {
+		log.Warn("the name has another address, which cannot be used", "err", err)
 	} else {
 		log.Info("the name has another address, which is used once the peer is heard from it, or no longer from the current one")
 	}
+}
+
+// candidateError is why a remote cannot be a candidate, by the network's answer; nil if it can.
+func (c *control) candidateError(a *netstate.Answer, remote netip.Addr) error {
+	switch {
+	case a.Err != nil:
+		return a.Err
+	case a.Route.Local:
+		return errors.New("it is an address of this host")
+	case a.Route.Device == c.ifindex && !c.iface.Load().Moved:
+		return errors.New("the route to it leads into the tunnel itself: give it one of its own, or set underlay-device")
+	}
+	return loopError(a, remote)
 }
 
 func newOtherRemote(path *underlay.Path, previous bool) *otherRemote {
@@ -236,11 +251,10 @@ func newOtherRemote(path *underlay.Path, previous bool) *otherRemote {
 // while it is taken into use, from that of path. ESP is the SA's.
 func (c *control) acceptOthers(path *underlay.Path) {
 	var others []*otherRemote
-	if o := c.candidate.Load(); o != nil && c.ipsecPolicy == nil {
-		others = append(others, o)
-	}
-	if c.previous != nil && c.ipsecPolicy == nil {
-		others = append(others, c.previous)
+	for _, o := range []*otherRemote{c.candidate.Load(), c.previous} {
+		if o != nil && c.ipsecPolicy == nil {
+			others = append(others, o)
+		}
 	}
 	if len(others) > 0 {
 		present := newOtherRemote(path, false)

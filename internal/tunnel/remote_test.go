@@ -469,3 +469,23 @@ func TestControl_candidateOfAnother(t *testing.T) {
 		t.Errorf("left: %v", left)
 	}
 }
+
+// When the peer is lost, another address of its name is found by probes.
+func TestControl_severalAddresses(t *testing.T) {
+	sa, sb := memory.NewSocketPair()
+	n := &names{ttl: time.Hour, addresses: []netip.Addr{outerB, outerC, outerD}}
+	a := startNamed(t, sa, keepalive.Config{Interval: time.Second, Retries: 2}, n.lookUp)
+	b := start(t, sb, outerC, outerA, nil)
+	eventually(t, "the lowest is not heard, and the second is", a.hasRemote(outerC))
+	eventually(t, "it is up", func() bool { return a.Status().KeepaliveState == "up" })
+	a.send(t, b, datagram(100, nil))
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cfg := Default()
+	cfg.LocalAddress, cfg.RemoteAddress, cfg.Keepalive = outerB, outerA.String(), keepalive.Config{}
+	if _, err := b.engine.Start(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the first is heard then", a.hasRemote(outerB))
+}

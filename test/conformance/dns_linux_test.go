@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -124,6 +125,42 @@ func TestDNS_anotherAddress(t *testing.T) {
 		}
 		d.LogsOnce("the name has another address")
 	})
+}
+
+// With a secret there is an SA with one address: another one is used, and negotiated with, when the peer is
+// not heard from the present one any more, and gets no packet before.
+func TestDNS_anotherAddressEncrypted(t *testing.T) {
+	t.Parallel()
+	const another = "192.0.2.3"
+	a, b := hosts(t)
+	b.Run("ip", "addr", "add", another+"/24", "dev", "veth0")
+	say := nameServer(t, a, outerB)
+	peer := func(local string) *netlab.Daemon {
+		return netlab.Up(t, b, "t0", "--local-address", local, "--remote-address", outerA, "--address", innerB+"/24", "--ipsec-secret-file", secretFile(t, secret))
+	}
+	db := peer(outerB)
+	ownResolvConf(t, "nameserver 127.0.0.1\n")
+	wire := netlab.Capture(t, a, "veth0", func(f netlab.Frame) bool { return netlab.Match(f.Packet, netlab.Destination(another)) == nil })
+	d := netlab.Up(t, a, "t0", "--remote-address", "far.example.net", "--address", innerA+"/24", "--ipsec-secret-file", secretFile(t, secret), "--keepalive", "1s,10")
+	netlab.Eventually(t, "b is heard", func() bool { return d.Status().KeepaliveState == "up" })
+
+	say(another)
+	netlab.Eventually(t, "the other address is a candidate", func() bool { return d.Status().CandidateRemote == another })
+	ping(t, a, innerB)
+	if s := d.Status(); s.CurrentRemoteAddress != outerB || !s.Running {
+		t.Errorf("current-remote-address is %s, running %v", s.CurrentRemoteAddress, s.Running)
+	}
+	if sent := wire.Frames(); len(sent) > 0 {
+		t.Errorf("the other address has got %s", netlab.Describe(sent[0].Packet))
+	}
+
+	db.Stop(syscall.SIGKILL)
+	peer(another)
+	netlab.Eventually(t, "there is an SA with the other address", func() bool {
+		s := d.Status()
+		return s.CurrentRemoteAddress == another && s.CandidateRemote == "" && s.KeepaliveState == "up"
+	})
+	ping(t, a, innerB)
 }
 
 // answeredStream has a host send datagrams, each of which b answers, until stop, which returns how many
