@@ -10,7 +10,7 @@ import (
 )
 
 // keptCaps are the capabilities that a tunnel needs after its start: NET_ADMIN and BPF for
-// routes, interfaces and tcx programs when the underlay changes; NET_RAW, and
+// routes, interfaces and eBPF programs when the underlay changes; NET_RAW, and
 // NET_BIND_SERVICE for UDP port 500 (IKE), for new sockets when the local address changes.
 //
 // The fast path's programs load without PERFMON, too: the verifier then adds mitigations

@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	// maxPrograms is how many tcx programs the kernel accepts on one hook of a device:
+	// maxPrograms is how many tcx programs the kernel accepts on the ingress of a device:
 	// BPF_MPROG_MAX, 64, less the end marker.
 	maxPrograms = 63
 	// reservedPrograms is how many of them ipipd leaves to other software. Each ipipd
@@ -18,39 +18,30 @@ const (
 	reservedPrograms = 16
 )
 
-// queryChain returns the programs on one tcx hook of a device in the calling thread's
-// namespace, in the order in which they run.
-func queryChain(device int, where ebpf.AttachType) (programs []link.AttachedProgram, err error) {
+// checkChainSpace fails if one more program on the ingress of a device would leave fewer than
+// reservedPrograms.
+func checkChainSpace(device int) (err error) {
+	var r *link.QueryResult
 	for range 4 {
-		var r *link.QueryResult
-		r, err = link.QueryPrograms(link.QueryOptions{Target: device, Attach: where})
-		if err == nil {
-			return r.Programs, nil
-		}
+		r, err = link.QueryPrograms(link.QueryOptions{Target: device, Attach: ebpf.AttachTCXIngress})
 		if !errors.Is(err, unix.ENOSPC) { // the chain grew between the two system calls of the query
 			break
 		}
 	}
-	return nil, explainAttach(device, err)
-}
-
-// checkChainSpace fails if one more program would leave fewer than reservedPrograms.
-func checkChainSpace(device int, where ebpf.AttachType) error {
-	programs, err := queryChain(device, where)
 	if err != nil {
-		return err
+		return explainAttach(device, err)
 	}
-	if n := len(programs); n >= maxPrograms-reservedPrograms {
+	if n := len(r.Programs); n >= maxPrograms-reservedPrograms {
 		return &Unavailable{Why: fmt.Sprintf("%d eBPF programs are attached to %s already, where the kernel allows %d and %d are left to other software; "+
 			"each ipipd process has one there, however many tunnels it has", n, deviceName(device), maxPrograms, reservedPrograms)}
 	}
 	return nil
 }
 
-// attach attaches a program to a device in the calling thread's namespace. Closing the
-// link detaches it.
-func attach(device int, program *ebpf.Program, where ebpf.AttachType) (link.Link, error) {
-	if err := checkChainSpace(device, where); err != nil {
+// attach attaches a program to the ingress of a device in the calling thread's namespace. Closing
+// the link detaches it.
+func attach(device int, program *ebpf.Program) (link.Link, error) {
+	if err := checkChainSpace(device); err != nil {
 		return nil, err
 	}
 	// AttachTCX would take a lack of descriptors for a lack of tcx, for good.
@@ -59,7 +50,7 @@ func attach(device int, program *ebpf.Program, where ebpf.AttachType) (link.Link
 		return nil, &Unavailable{"no file descriptor is left to attach the eBPF program: raise the limit (LimitNOFILE=, ulimit -n)", err}
 	}
 	_ = unix.Close(spare)
-	l, err := link.AttachTCX(link.TCXOptions{Interface: device, Program: program, Attach: where})
+	l, err := link.AttachTCX(link.TCXOptions{Interface: device, Program: program, Attach: ebpf.AttachTCXIngress})
 	if err != nil {
 		return nil, explainAttach(device, err)
 	}
@@ -74,25 +65,4 @@ func isAttached(l link.Link) bool {
 	}
 	tcx := info.TCX()
 	return tcx != nil && tcx.Ifindex != 0
-}
-
-// ForeignOnEgress reports whether other programs are attached to the tcx egress of a
-// tunnel's TUN. Those behind ipip_encap would not see the packets that it redirects. It
-// makes two system calls.
-func (f *FastPath) ForeignOnEgress(device int) (bool, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.objects == nil {
-		return false, ErrClosed
-	}
-	programs, err := queryChain(device, ebpf.AttachTCXEgress)
-	if err != nil {
-		return false, err
-	}
-	for _, p := range programs {
-		if p.ID != f.encapID {
-			return true, nil
-		}
-	}
-	return false, nil
 }

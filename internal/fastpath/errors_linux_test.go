@@ -94,9 +94,9 @@ func TestAttach_errors(t *testing.T) {
 	})
 }
 
-// attachForeign attaches n programs of other software, which pass all packets, to one tcx
-// hook of a device. pop detaches the last of them.
-func attachForeign(t *testing.T, n, device int, where ebpf.AttachType) (pop func()) {
+// attachForeign attaches n programs of other software, which pass all packets, to the tcx ingress
+// of a device. pop detaches the last of them.
+func attachForeign(t *testing.T, n, device int) (pop func()) {
 	t.Helper()
 	program, links := newForeign(t), []link.Link(nil)
 	t.Cleanup(func() {
@@ -106,7 +106,7 @@ func attachForeign(t *testing.T, n, device int, where ebpf.AttachType) (pop func
 	})
 	for range n {
 		// The same program cannot be attached twice.
-		l, err := link.AttachTCX(link.TCXOptions{Interface: device, Program: program(), Attach: where})
+		l, err := link.AttachTCX(link.TCXOptions{Interface: device, Program: program(), Attach: ebpf.AttachTCXIngress})
 		if err != nil {
 			t.Fatalf("program %d: %v", len(links), err)
 		}
@@ -133,14 +133,14 @@ func newForeign(t *testing.T) func() *ebpf.Program {
 	}
 }
 
-// The kernel accepts 63 programs on one hook of a device, and each ipipd process attaches
+// The kernel accepts 63 programs on the ingress of a device, and each ipipd process attaches
 // one: some are reserved for other software.
 func TestAttach_reservedPrograms(t *testing.T) {
 	ns := newDevices(t)
 	ns.Do(func() {
 		f := open(t)
 		one := Tunnel{Ifindex: ifindex(t, "t0"), UnderlayIfindex: ifindex(t, "u0"), Local: local, Remote: remote}
-		pop := attachForeign(t, maxPrograms-reservedPrograms, one.UnderlayIfindex, ebpf.AttachTCXIngress)
+		pop := attachForeign(t, maxPrograms-reservedPrograms, one.UnderlayIfindex)
 		_, err := f.Attach(one)
 		var u *Unavailable
 		if !errors.As(err, &u) {
@@ -151,7 +151,7 @@ func TestAttach_reservedPrograms(t *testing.T) {
 				t.Errorf("%q does not say %q", err, want)
 			}
 		}
-		attachForeign(t, reservedPrograms, one.UnderlayIfindex, ebpf.AttachTCXIngress) // the software that they are reserved for
+		attachForeign(t, reservedPrograms, one.UnderlayIfindex) // the software that they are reserved for
 		if _, err := link.AttachTCX(link.TCXOptions{Interface: one.UnderlayIfindex, Program: newForeign(t)(), Attach: ebpf.AttachTCXIngress}); !errors.Is(err, unix.ERANGE) {
 			t.Errorf("a program more than the kernel is thought to take: %v", err)
 		}
@@ -163,37 +163,9 @@ func TestAttach_reservedPrograms(t *testing.T) {
 	ns.Do(func() {
 		f := open(t)
 		one := Tunnel{Ifindex: ifindex(t, "t0"), UnderlayIfindex: ifindex(t, "u1"), Local: local, Remote: remote}
-		attachForeign(t, maxPrograms-reservedPrograms-1, one.UnderlayIfindex, ebpf.AttachTCXIngress)
+		attachForeign(t, maxPrograms-reservedPrograms-1, one.UnderlayIfindex)
 		if _, err := f.Attach(one); err != nil {
 			t.Errorf("with %d programs there: %v", maxPrograms-reservedPrograms-1, err)
-		}
-	})
-}
-
-func TestFastPathForeignOnEgress(t *testing.T) {
-	ns := newDevices(t)
-	ns.Do(func() {
-		f := open(t)
-		one := Tunnel{Ifindex: ifindex(t, "t0"), UnderlayIfindex: ifindex(t, "u0"), Local: local, Remote: remote}
-		check := func(when string, want bool) {
-			t.Helper()
-			if got, err := f.ForeignOnEgress(one.Ifindex); err != nil || got != want {
-				t.Errorf("%s: %v, %v", when, got, err)
-			}
-		}
-		check("nothing there", false)
-		if _, err := f.Attach(one); err != nil {
-			t.Fatal(err)
-		}
-		check("ours", false)
-		attachForeign(t, 1, one.Ifindex, ebpf.AttachTCXIngress)
-		check("another's on ingress", false)
-		pop := attachForeign(t, 1, one.Ifindex, ebpf.AttachTCXEgress)
-		check("another's", true)
-		pop()
-		check("it has gone", false)
-		if _, err := f.ForeignOnEgress(9999); err == nil {
-			t.Error("no such device, and no error")
 		}
 	})
 }
@@ -205,7 +177,7 @@ func TestAttach_chainFullInStatus(t *testing.T) {
 	var pop func()
 	a.Do(func() {
 		open(t) // skips without a fast path
-		pop = attachForeign(t, maxPrograms-reservedPrograms, ifindex(t, "veth0"), ebpf.AttachTCXIngress)
+		pop = attachForeign(t, maxPrograms-reservedPrograms, ifindex(t, "veth0"))
 	})
 	d := netlab.Up(t, a, "t0", "--remote-address", "192.0.2.2", "--keepalive", "off")
 	if s := d.Status(); !strings.Contains(s.FastPath, "47 eBPF programs are attached to veth0") {

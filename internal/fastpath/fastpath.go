@@ -1,7 +1,7 @@
 // Package fastpath encapsulates and decapsulates the ordinary packets of tunnels inside
-// the Linux kernel, with two eBPF programs (bpf/ipip.c): ipip_encap on the tcx egress
-// of each tunnel's TUN device, and ipip_decap on the tcx ingress of each underlay device,
-// shared by all tunnels of the process.
+// the Linux kernel, with two eBPF programs (bpf/ipip.c): ipip_encap on the egress of each
+// tunnel's TUN device, and ipip_decap on the ingress of each underlay device, shared by all
+// tunnels of the process.
 //
 // The programs follow the rules of the userspace data path (RFC 2003, 6040, 6864) bit for
 // bit, and pass everything else on to it: fragments, IP options, packets over the MTU,
@@ -12,14 +12,14 @@
 // Outer packets with DF=0 get IDs from 0x8000 to 0xffff; userspace uses the lower half.
 //
 // Outer packets of the fast path pass no netfilter hook and no IPsec policy; inner packets
-// pass both at the TUN as usual. Sent packets are redirected at tcx and so bypass what
-// follows it on the TUN: the qdisc, tc egress filters, programs of others
-// (ForeignOnEgress) and packet sockets. The caller must check that there are none before
-// it enables a tunnel. The interface statistics of the TUN do not include these packets:
+// pass both at the TUN as usual. Sent packets are redirected and so bypass what follows the
+// program on the TUN: the qdisc and packet sockets. The caller must check that there are none
+// before it enables a tunnel. The interface statistics of the TUN do not include these packets:
 // add Stats.
 //
-// The programs are attached by bpf_links that only this process holds. Nothing is pinned,
-// so the kernel detaches them however the process ends.
+// The caller attaches ipip_encap (Encap), as a tc filter, which goes with the TUN. An underlay
+// device is not ours: ipip_decap is attached to it by tcx, with a bpf_link that only this process
+// holds. Nothing is pinned, so the kernel detaches it however the process ends.
 //
 // Requirements: Linux 6.6 (tcx), CAP_BPF and CAP_NET_ADMIN, an Ethernet underlay device.
 // A FastPath belongs to one network namespace, that of the calling thread. A packet

@@ -3,7 +3,6 @@ package fastpath
 import (
 	"bytes"
 	_ "embed" // for the programs
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -67,6 +66,7 @@ type FastPath struct {
 	freeSlots []uint32 // of closed Links
 	nextSlot  uint32   // never used so far
 	encapID   ebpf.ProgramID
+	encapName string
 	cpus      int // possible CPUs: values per key of the map counters
 }
 
@@ -94,84 +94,71 @@ func Open() (*FastPath, error) {
 		return nil, fmt.Errorf("query the eBPF program: %w", err)
 	}
 	id, _ := info.ID() // every kernel with tcx has program IDs
-	return &FastPath{objects: o, encapID: id, underlays: make(map[int]*underlay), links: make(map[*Link]bool), cpus: cpus}, nil
+	return &FastPath{objects: o, encapID: id, encapName: info.Name, underlays: make(map[int]*underlay), links: make(map[*Link]bool), cpus: cpus}, nil
 }
 
-// Close closes every Link and unloads the programs. It may be called more than once.
-func (f *FastPath) Close() error {
+// Encap is ipip_encap, for the caller to attach to the TUN of each tunnel: its descriptor, which Close
+// closes, the kernel's ID, and its name.
+func (f *FastPath) Encap() (fd int, id uint32, name string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.objects == nil {
-		return nil
+		return -1, 0, ""
 	}
-	var errs []error
+	return f.objects.Encap.FD(), uint32(f.encapID), f.encapName
+}
+
+// Close closes every Link and unloads the programs. It may be called more than once.
+func (f *FastPath) Close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.objects == nil {
+		return
+	}
 	for l := range f.links {
-		errs = append(errs, l.closeLocked())
+		l.closeLocked()
 	}
 	f.objects.close()
 	f.objects = nil
-	return errors.Join(errs...)
 }
 
-// Link is a tunnel attached to the fast path.
+// Link is a tunnel of the fast path.
 type Link struct {
 	f      *FastPath
-	egress link.Link
 	tunnel Tunnel
 	slot   uint32
 	counts []counters // Stats reads into it: one per CPU
 	final  Stats      // at Close
 }
 
-// Attach attaches t to the fast path. It fails with *Unavailable if the kernel refuses.
-// A tunnel that must not use it yet is attached with both directions disabled, so that the
-// Update that enables them opens no descriptor.
+// Attach attaches ipip_decap to the underlay device of t, and enters t in the maps. It fails with
+// *Unavailable if the kernel refuses. A tunnel that must not use the fast path yet is attached with both
+// directions disabled, so that the Update that enables them opens no descriptor.
 func (f *FastPath) Attach(t Tunnel) (*Link, error) {
-	l, program, err := f.newLink()
-	if err != nil {
-		return nil, err
-	}
-	// Without mu, which the methods of other Links would wait for.
-	egress, err := attach(t.Ifindex, program, ebpf.AttachTCXEgress)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err == nil && !f.links[l] { // Close was called
-		_ = egress.Close()
+	if f.objects == nil {
 		return nil, ErrClosed
 	}
-	if err == nil {
-		l.egress, l.tunnel.Ifindex = egress, t.Ifindex
+	l := &Link{f: f, counts: make([]counters, f.cpus), slot: f.allocSlot()}
+	f.links[l] = true
+	err := f.objects.Counters.Put(l.slot, l.counts)
+	if err != nil {
+		err = f.explainMap("counters", err)
+	} else if err = f.objects.IPIDs.Put(l.slot, rand.Uint32()); err != nil { // random, so that a restarted daemon does not reuse recent IDs (RFC 6864)
+		err = f.explainMap("the IP ID counter", err)
+	} else {
 		err = l.updateLocked(t)
 	}
 	if err != nil {
-		_ = l.closeLocked()
+		l.closeLocked()
 		return nil, err
 	}
 	return l, nil
 }
 
-// newLink returns a Link that is not attached, and the program for it.
-func (f *FastPath) newLink() (l *Link, program *ebpf.Program, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.objects == nil {
-		return nil, nil, ErrClosed
-	}
-	l = &Link{f: f, counts: make([]counters, f.cpus), slot: f.allocSlot()}
-	f.links[l] = true
-	if err = f.objects.Counters.Put(l.slot, l.counts); err != nil {
-		err = f.explainMap("counters", err)
-	} else if err = f.objects.IPIDs.Put(l.slot, rand.Uint32()); err != nil { // random, so that a restarted daemon does not reuse recent IDs (RFC 6864)
-		err = f.explainMap("the IP ID counter", err)
-	}
-	if err != nil {
-		_ = l.closeLocked()
-	}
-	return l, f.objects.Encap, err
-}
-
-// Update replaces the configuration of the tunnel. It opens a descriptor if a device is
-// another, or has lost the program. After an error the tunnel is as after Disable.
+// Update replaces the configuration of the tunnel. It opens a descriptor if the underlay device
+// is another, or has lost the program. After an error the tunnel is as after Disable.
 func (l *Link) Update(t Tunnel) error {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
@@ -185,7 +172,7 @@ func (l *Link) Update(t Tunnel) error {
 	return err
 }
 
-// Disable has all packets go to userspace until the next Update. The programs stay attached.
+// Disable has all packets go to userspace until the next Update. ipip_decap stays attached.
 func (l *Link) Disable() {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
@@ -201,8 +188,8 @@ func (l *Link) disableLocked() {
 	_ = l.f.objects.TxTunnels.Delete(uint32(l.tunnel.Ifindex)) // absent if it is disabled
 }
 
-// updateLocked is Update with f.mu held. The maps follow the programs, so that a tunnel is in
-// them only if both are attached.
+// updateLocked is Update with f.mu held. The maps follow ipip_decap, so that a tunnel is in them only
+// if it is attached.
 func (l *Link) updateLocked(t Tunnel) error {
 	f, old := l.f, l.tunnel
 	if t.UnderlayIfindex != old.UnderlayIfindex {
@@ -214,8 +201,9 @@ func (l *Link) updateLocked(t Tunnel) error {
 	} else if err := f.reattachUnderlay(t.UnderlayIfindex); err != nil {
 		return err
 	}
-	if err := l.attachEgress(t.Ifindex); err != nil {
-		return err
+	if t.Ifindex != old.Ifindex {
+		_ = f.objects.TxTunnels.Delete(uint32(old.Ifindex)) // absent if it is disabled
+		l.tunnel.Ifindex = t.Ifindex
 	}
 	if key := t.rxKey(); key != old.rxKey() {
 		if err := f.objects.RxTunnels.Update(key, t.rxTunnel(l.slot), ebpf.UpdateNoExist); err != nil {
@@ -230,24 +218,6 @@ func (l *Link) updateLocked(t Tunnel) error {
 		return f.explainMap("the transmit entry of the tunnel", err)
 	}
 	l.tunnel = t
-	return nil
-}
-
-// attachEgress attaches ipip_encap to the TUN, unless it is attached to it: it is lost in another
-// network namespace.
-func (l *Link) attachEgress(tun int) error {
-	if l.egress != nil && tun == l.tunnel.Ifindex && isAttached(l.egress) {
-		return nil
-	}
-	egress, err := attach(tun, l.f.objects.Encap, ebpf.AttachTCXEgress)
-	if err != nil {
-		return err
-	}
-	if l.egress != nil {
-		_ = l.egress.Close()
-		_ = l.f.objects.TxTunnels.Delete(uint32(l.tunnel.Ifindex))
-	}
-	l.egress, l.tunnel.Ifindex = egress, tun
 	return nil
 }
 
@@ -293,39 +263,25 @@ func monotonicToTime(monotonic uint64) (time.Time, error) {
 	return now.Add(-max(0, time.Duration(ts.Nano()-int64(monotonic)))), nil
 }
 
-// Close detaches the tunnel: its packets go to userspace again. It may be called more
-// than once.
-func (l *Link) Close() error {
+// Close takes the tunnel out of the maps: its packets go to userspace again. It may be called
+// more than once.
+func (l *Link) Close() {
 	l.f.mu.Lock()
-	egress := l.release()
-	l.f.mu.Unlock()
-	if egress == nil {
-		return nil
-	}
-	return egress.Close() // without mu: see Attach
+	defer l.f.mu.Unlock()
+	l.closeLocked()
 }
 
 // closeLocked is Close with f.mu held.
-func (l *Link) closeLocked() error {
-	if egress := l.release(); egress != nil {
-		return egress.Close()
-	}
-	return nil
-}
-
-// release frees what the Link has, f.mu held, and returns the program's link for the caller to close;
-// nil if there is none.
-func (l *Link) release() (egress link.Link) {
+func (l *Link) closeLocked() {
 	f := l.f
 	if !f.links[l] {
-		return nil
+		return
 	}
 	delete(f.links, l)
 	l.disableLocked()
 	l.final, _ = l.statsLocked()
 	f.releaseUnderlay(l.tunnel.UnderlayIfindex)
 	f.freeSlots = append(f.freeSlots, l.slot)
-	return l.egress
 }
 
 // allocSlot returns a free slot. Beyond MAX_TUNNELS the map update fails.
@@ -352,7 +308,7 @@ func (f *FastPath) acquireUnderlay(device int) error {
 	}
 	u := f.underlays[device]
 	if u == nil {
-		attached, err := attach(device, f.objects.Decap, ebpf.AttachTCXIngress)
+		attached, err := attach(device, f.objects.Decap)
 		if err != nil {
 			return err
 		}
@@ -370,7 +326,7 @@ func (f *FastPath) reattachUnderlay(device int) error {
 	if u == nil || isAttached(u.link) {
 		return nil
 	}
-	attached, err := attach(device, f.objects.Decap, ebpf.AttachTCXIngress)
+	attached, err := attach(device, f.objects.Decap)
 	if err != nil {
 		return err
 	}

@@ -11,11 +11,11 @@ type Link struct{}
 // Open fails with an *Unavailable.
 func Open() (*FastPath, error) { return nil, &Unavailable{Why: "the fast path needs Linux"} }
 
-// ForeignOnEgress fails.
-func (*FastPath) ForeignOnEgress(device int) (bool, error) { return false, ErrClosed }
+// Encap returns none.
+func (*FastPath) Encap() (fd int, id uint32, name string) { return -1, 0, "" }
 
 // Close does nothing.
-func (*FastPath) Close() error { return nil }
+func (*FastPath) Close() {}
 
 // Attach fails.
 func (*FastPath) Attach(Tunnel) (*Link, error) { return nil, ErrClosed }
@@ -30,4 +30,4 @@ func (*Link) Disable() {}
 func (*Link) Stats() (Stats, error) { return Stats{}, ErrClosed }
 
 // Close does nothing.
-func (*Link) Close() error { return nil }
+func (*Link) Close() {}

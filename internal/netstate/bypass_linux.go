@@ -113,7 +113,7 @@ func (h *Host) bypass(device int, ifname string, local, remote [4]byte) (reason 
 	if reason = p.forbids(device, ifname, local, remote); reason != "" {
 		return reason
 	}
-	if reason = h.egressFilters(device, "underlay device"); reason != "" {
+	if reason = h.egressFilters(device); reason != "" {
 		return reason
 	}
 	return p.rules

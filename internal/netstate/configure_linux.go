@@ -39,6 +39,11 @@ func (h *Host) Configure(interfaces []Interface) error {
 			changes = append(changes, addAltName(i.Index, i.AltName))
 		}
 		changes = append(changes, addressChanges(unix.RTM_NEWADDR, i.Index, i.Addresses)...)
+		if i.Program != (Program{}) {
+			clsact, program := programChanges(i.Index, i.Program)
+			clsact.what, program.what = "", ""
+			changes = append(changes, clsact, program)
+		}
 		changes = append(changes, noLinkLocal(i.Index), setUp(i.Index))
 		changes = append(changes, routes...)
 	}

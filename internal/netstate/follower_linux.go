@@ -17,11 +17,12 @@ type Follower struct {
 	changed func()
 	answer  atomic.Pointer[Answer]
 
-	// updating is held while the Answer is computed, over requests. It guards found, and is
+	// updating is held while the Answer is computed, over requests. It guards found to program, and is
 	// locked before the Host's mu.
 	updating sync.Mutex
 	found    found
 	source   [4]byte // Query.Local, or the last source that a route preferred
+	program  uint32  // ID of the one that Attach has attached; 0 is none
 
 	// The Host's mu guards the rest.
 	query          Query
@@ -209,6 +210,8 @@ func (f *Follower) fromMemory(q *Query, a *Answer) *neighbourEntry {
 	if q.Interface != 0 {
 		a.Egress = h.egressHooks(q.Interface)
 	}
+	a.Clsact = q.Interface != 0 && h.hasQdisc(q.Interface, "clsact")
+	a.Attached = a.Clsact && f.program != 0 && h.runs(q.Interface, f.program, a.Attached)
 	if a.Err != nil {
 		a.Bypass, a.Ingress = "there is no route", ""
 		return nil

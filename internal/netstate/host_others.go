@@ -84,6 +84,9 @@ func answer(q Query) *Answer {
 // Refresh does nothing: a Route is never Ethernet here.
 func (f *Follower) Refresh() error { return nil }
 
+// Attach is for Linux.
+func (f *Follower) Attach(p Program) error { return ErrUnsupported }
+
 // Recheck looks up all routes again, and calls changed of all: nothing tells of a change of
 // an interface. Call it every few seconds.
 func (h *Host) Recheck() {

@@ -12,6 +12,9 @@ type Interface struct {
 	AltName   string // an alternative name, if it is not "" and the kernel has them (5.5)
 	Addresses []InterfaceAddress
 	Routes    []InterfaceRoute
+	// Program is to run on egress; the zero Program is none. That it cannot is no error: see
+	// Follower.Attach.
+	Program Program
 }
 
 // InterfaceAddress is an address of an interface.
@@ -58,6 +61,13 @@ func (r InterfaceRoute) String() string {
 
 // MarshalText is String.
 func (r InterfaceRoute) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// Program is a loaded eBPF program of the type BPF_PROG_TYPE_SCHED_CLS.
+type Program struct {
+	FD   int
+	ID   uint32 // the kernel's
+	Name string // that `tc filter show` shows
+}
 
 // InterfaceError means that an interface could not be configured.
 type InterfaceError struct {

@@ -119,9 +119,12 @@ type Answer struct {
 	// Ingress is the reason not to redirect received packets ahead of the tc filters of the
 	// route's device; "" is none.
 	Ingress string
-	// Egress is the reason not to redirect what Interface sends ahead of its qdisc, tc
-	// filters and captures; "" is none.
+	// Egress is the reason not to redirect what Interface sends ahead of its qdisc and captures;
+	// "" is none.
 	Egress string
+	// Clsact: Interface has the queueing discipline clsact. Attached: it runs the program that
+	// Follower.Attach was called with.
+	Clsact, Attached bool
 	// ReturnDevice is the device of the route to the remote without mark and
 	// UnderlayDevice, which is where rp_filter expects its packets; 0 if there is none.
 	ReturnDevice int

@@ -9,9 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Egress hooks behind tcx: a tcx program that redirects a packet, as the fast path's does
-// on the tunnel's interface, bypasses them. Hooks ahead of tcx (nftables' egress hook)
-// and the ingress side need no check.
+// What tc has on interfaces.
 
 // qdisc is what is read of an RTM_NEWQDISC.
 type qdisc struct {
@@ -91,42 +89,49 @@ type filterKey struct {
 	parent uint32 // HANDLE_MIN_INGRESS or HANDLE_MIN_EGRESS
 }
 
-// filters says whether there are filters; reason if that could not be found out. The
-// Host's mu guards it.
+// filters says what filters there are; unknown is why that could not be found out. The Host's mu guards
+// it.
 type filters struct {
 	known, any bool
+	programs   []uint32 // IDs of the eBPF programs among them
 	unknown    string
 }
 
-// getFilters reports whether a device has tc filters on parent, ingress or egress.
-func (r *requester) getFilters(k filterKey) (bool, error) {
+// getFilters lists the tc filters that a device has on parent, ingress or egress.
+func (r *requester) getFilters(k filterKey) (f filters, err error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETTFILTER, 0)
 	req.AddData(&nl.TcMsg{Family: unix.AF_UNSPEC, Ifindex: int32(k.device), Parent: k.parent})
 	found, err := r.dump(req, unix.NETLINK_ROUTE, unix.RTM_NEWTFILTER)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) {
-		return false, nil // a kernel without tc, or the interface is gone
+		return f, nil // a kernel without tc, or the interface is gone
 	}
 	if err != nil {
-		return false, fmt.Errorf("list the tc filters: %w", err)
+		return f, fmt.Errorf("list the tc filters: %w", err)
 	}
-	return len(found) > 0, nil
+	f.any = len(found) > 0
+	for _, m := range found {
+		if id := parseProgram(m); id != 0 {
+			f.programs = append(f.programs, id)
+		}
+	}
+	return f, nil
 }
 
 // ingressFilters is the reason not to redirect received packets by a program on the
 // device's tcx ingress, ahead of its tc filters; "" if there is none. Sockets receive
 // behind those filters, so that they are no matter to a bypass.
 func (h *Host) ingressFilters(device int) (reason string) {
-	return h.filterReason(filterKey{device, netlink.HANDLE_MIN_INGRESS}, "tc has filters on the ingress of the underlay device")
+	return h.filtersOn(filterKey{device, netlink.HANDLE_MIN_INGRESS}).reason("tc has filters on the ingress of the underlay device")
 }
 
-// egressFilters is the reason not to bypass the tc filters on the egress of a device,
-// which the reason calls role.
-func (h *Host) egressFilters(device int, role string) (reason string) {
-	return h.filterReason(filterKey{device, netlink.HANDLE_MIN_EGRESS}, "tc has filters on the egress of the "+role)
+// egressFilters is the reason not to bypass the tc filters on the egress of the underlay
+// device.
+func (h *Host) egressFilters(device int) (reason string) {
+	return h.filtersOn(filterKey{device, netlink.HANDLE_MIN_EGRESS}).reason("tc has filters on the egress of the underlay device")
 }
 
-// filterReason asks the kernel where a message has said that filters may have changed.
-func (h *Host) filterReason(k filterKey, there string) (reason string) {
+// filtersOn asks the kernel where a message has said that filters may have changed.
+func (h *Host) filtersOn(k filterKey) filters {
 	h.mu.Lock()
 	possible := false
 	for _, q := range h.qdiscs[k.device] {
@@ -141,21 +146,22 @@ func (h *Host) filterReason(k filterKey, there string) (reason string) {
 	}
 	if !possible || f.known {
 		defer h.mu.Unlock()
-		return f.reason(possible, there)
+		if !possible {
+			return filters{}
+		}
+		return *f
 	}
 	h.mu.Unlock()
 	found, err := h.getFilters(k)
+	found.known, found.unknown = true, reasonOf("", err)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	// If a message came in the meantime, h.filters has another by now.
-	*f = filters{known: true, any: found, unknown: reasonOf("", err)}
-	return f.reason(true, there)
+	*f = found // if a message came in the meantime, h.filters has another by now
+	return found
 }
 
-func (f *filters) reason(possible bool, there string) string {
+func (f filters) reason(there string) string {
 	switch {
-	case !possible:
-		return ""
 	case f.unknown != "":
 		return f.unknown
 	case f.any:
@@ -164,10 +170,10 @@ func (f *filters) reason(possible bool, there string) string {
 	return ""
 }
 
-// egressHooks is the reason not to redirect packets by a program on the tcx egress of the
-// interface of that index; "" if there is none. It looks for
-//   - a qdisc that was configured, by its handle: the kernel's defaults have 0,
-//   - tc filters on egress, and
+// egressHooks is the reason not to have the program that is Attached to the interface of that index
+// redirect packets; "" if there is none. What comes before the program need not be looked for:
+// nftables' egress hook, programs of tcx, tc filters. Behind it there are
+//   - a qdisc that was configured, by its handle: the kernel's defaults have 0, and
 //   - promiscuous mode, which on an interface without a link layer is a capture.
 func (h *Host) egressHooks(device int) (reason string) {
 	h.mu.Lock()
@@ -178,9 +184,6 @@ func (h *Host) egressHooks(device int) (reason string) {
 		}
 	}
 	h.mu.Unlock()
-	if reason == "" {
-		reason = h.egressFilters(device, "interface")
-	}
 	if reason != "" {
 		return reason
 	}

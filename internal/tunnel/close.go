@@ -13,9 +13,7 @@ func (e *Engine) CloseTunnels(tunnels ...*Tunnel) error {
 		}
 	}
 	// Unregister first, so that no receiver finds the tunnels. Control ends before the
-	// interface, which it would report as gone; and with it the eBPF links, each of which has
-	// the kernel wait for an RCU grace period: removing the interfaces would hold the RTNL for
-	// all of those.
+	// interface, which it would report as gone.
 	_ = e.register(nil, nil)
 	for _, t := range closing {
 		if t.others.Load() != nil {

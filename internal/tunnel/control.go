@@ -62,8 +62,7 @@ type control struct {
 	protoUnreachable bool // the peer's host answers ICMP protocol unreachable (3/2)
 
 	programmed fastpath.Tunnel // of Tunnel.fast's link, while it is active
-	attaching  bool            // attach is under way
-	attachErr  *attachError    // of the last attach, if that has failed
+	attachedTo int             // the interface that has been given ipip_encap; 0 is none
 
 	restoreCounts    map[fmt.Stringer]restoreCount
 	restoreFailed    map[bool]bool // failure already logged: of addresses (false), of routes (true)

@@ -78,7 +78,6 @@ type Engine struct {
 	fastPathErr  error
 	ipsec        *ipsec.Manager
 	espReceivers atomic.Int32 // started so far
-	linking      sync.Mutex   // held while a link is attached or closed: see attachFastPath
 	applying     sync.Mutex   // held by Apply; guards closed
 	closed       bool
 	loops        sync.WaitGroup
@@ -203,7 +202,7 @@ func (e *Engine) Close() error {
 		workerThreads.add(-2 * e.threads)
 	})
 	if e.fastPath != nil {
-		errs = append(errs, e.fastPath.Close())
+		e.fastPath.Close()
 	}
 	errs = append(errs, e.network.Close())
 	return errors.Join(errs...)

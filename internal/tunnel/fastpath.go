@@ -2,11 +2,12 @@ package tunnel
 
 import (
 	"cmp"
-	"os"
+	"fmt"
 	"sync/atomic"
 	"time"
 
 	"ipipd/internal/fastpath"
+	"ipipd/internal/netstate"
 	"ipipd/keepalive"
 )
 
@@ -16,9 +17,8 @@ type fastPath struct {
 	programs *fastpath.FastPath // nil: the fast path is not allowed, or programsErr
 	// programsErr is why the programs could not be loaded.
 	programsErr error
-	// link is nil until the programs are attached, by Start where that is possible. They stay
-	// attached while packets go through userspace: attaching takes a descriptor, and the kernel
-	// an RCU grace period.
+	// link is nil until ipip_decap is attached, by Start where that is possible. It stays attached
+	// while packets go through userspace: attaching takes a descriptor.
 	link atomic.Pointer[fastpath.Link]
 	// blocker is why packets go through userspace; "" if they do not, nil before the first
 	// syncFastPath.
@@ -39,11 +39,11 @@ var (
 	encrypts   = "ipsec-secret is set"
 )
 
-// syncFastPath enables, updates or disables the fast path to match the tunnel's state. While the
-// programs are being attached the state stays what it was.
+// syncFastPath enables, updates or disables the fast path to match the tunnel's state.
 func (c *control) syncFastPath() {
 	if !c.cfg.fastPathAllowed() {
 		c.disableFastPath()
+		c.attachedTo = 0
 		why := &notAllowed
 		if c.ipsecPolicy != nil {
 			why = &encrypts
@@ -51,13 +51,14 @@ func (c *control) syncFastPath() {
 		c.fast.blocker.Store(why)
 		return
 	}
+	link, err := c.openFastPath()
 	blocker := c.fastPathBlocker()
-	c.attachFastPath()
-	if blocker == "" && c.attaching {
-		return
-	}
-	if blocker == "" {
-		blocker = c.enableFastPath()
+	switch {
+	case blocker != "":
+	case err != nil:
+		blocker = err.Error()
+	default:
+		blocker = c.enableFastPath(link)
 	}
 	if blocker != "" {
 		c.disableFastPath()
@@ -86,29 +87,24 @@ func (c *control) fastPathBlocker() string {
 	case !c.iface.Load().Up: // userspace counts the packets that it refuses
 		return "the interface is down"
 	}
-	tap := ""
+	tap, programs := "", ""
 	if found := c.fast.tap.Load(); found != nil {
 		tap = *found
 	}
-	return cmp.Or(c.bypassBlocker(), c.answer.Ingress, c.answer.Egress, tap)
+	if err := c.fast.programsErr; err != nil {
+		programs = err.Error()
+	}
+	return cmp.Or(c.bypassBlocker(), c.answer.Ingress, c.answer.Egress, tap, programs)
 }
 
 // enableFastPath updates the link, and returns the reason if it cannot.
-func (c *control) enableFastPath() (blocker string) {
-	if err := c.fast.programsErr; err != nil {
-		return err.Error()
-	}
-	link := c.fast.link.Load()
-	if link == nil { // attachFastPath has failed
-		c.retry = true
-		return c.attachErr.Error()
-	}
+func (c *control) enableFastPath(link *fastpath.Link) (blocker string) {
 	want := c.fastTunnel()
 	if c.fast.active() && want == c.programmed {
 		return ""
 	}
 	if !c.fast.active() || want.Ifindex != c.programmed.Ifindex {
-		if tap := c.engine.egressTaps().on(c.fast.programs, want.Ifindex); tap != "" {
+		if tap := c.engine.egressTaps().on(want.Ifindex); tap != "" {
 			c.fast.tap.Store(&tap)
 			c.engine.noteTraffic() // poll until it is gone
 			return tap
@@ -123,69 +119,73 @@ func (c *control) enableFastPath() (blocker string) {
 	return ""
 }
 
-// attachError is why the programs could not be attached.
-type attachError struct {
-	error
-	tried   fastpath.Tunnel
-	retryAt time.Time
+// openFastPath attaches both programs, whether the tunnel may use the fast path yet or not, so that nothing
+// has to be opened when it may. It returns nil where that is not possible, and what has failed.
+func (c *control) openFastPath() (link *fastpath.Link, err error) {
+	if c.fast.programs == nil || c.iface.Load().Moved {
+		return nil, nil
+	}
+	if link, err = c.openLink(); err == nil {
+		err = c.attachEncap()
+	}
+	return link, err
 }
 
-// attachFastPath has the programs attached, once, whether the tunnel may use the fast path yet or not,
-// so that nothing has to be opened when it may. To attach one takes the kernel an RCU grace period with
-// the RTNL held: it is done in a goroutine, one tunnel after the other, so that no tunnel's probes
-// wait for all others' programs, and not each takes a thread.
-func (c *control) attachFastPath() {
-	if c.fast.programs == nil || c.fast.link.Load() != nil || c.attaching || c.iface.Load().Moved {
-		return
+// openLink has ipip_decap attached to the underlay device, once.
+func (c *control) openLink() (*fastpath.Link, error) {
+	if link := c.fast.link.Load(); link != nil {
+		return link, nil
 	}
 	t := c.fastTunnel()
 	t.TxEnabled, t.RxEnabled = false, false
 	if !c.underlay.Ethernet {
 		t.UnderlayIfindex = 0
 	}
-	if failed := c.attachErr; failed != nil && failed.tried == t && time.Now().Before(failed.retryAt) {
-		return
+	link, err := c.fast.programs.Attach(t)
+	if err != nil {
+		c.retry = true
+		return nil, err
 	}
-	c.attaching = true
-	c.loops.Go(func() {
-		link, err := c.attachLink(t)
-		c.events <- func(c *control) { // endFastPath waits for it
-			c.attaching = false
-			c.attachErr = &attachError{err, t, time.Now().Add(retryInterval)}
-			if err == nil {
-				c.attachErr = nil
-				c.fast.link.Store(link)
-			}
-			if c.ctx.Err() == nil {
-				c.syncFastPath()
-			}
+	link.Disable()
+	c.fast.link.Store(link)
+	return link, nil
+}
+
+// encapProgram is ipip_encap; none if the fast path is not allowed.
+func (c *control) encapProgram() (p netstate.Program) {
+	if c.fast.programs != nil && c.cfg.fastPathAllowed() {
+		p.FD, p.ID, p.Name = c.fast.programs.Encap()
+	}
+	return p
+}
+
+// attachEncap has the interface run ipip_encap. Configure has done that already, but for an interface that
+// was in another network namespace, or a tunnel that was not allowed the fast path.
+//
+// What an operator has removed with tc comes back if there is a clsact, or when the interface has been down: they
+// may want its place for another queueing discipline, and to add one to an interface that is up loses packets.
+func (c *control) attachEncap() error {
+	if !c.answer.Attached {
+		if c.attachedTo == c.ifindex && !c.answer.Clsact {
+			return fmt.Errorf("the clsact of the interface was removed, and the eBPF program with it: tc qdisc add dev %s clsact, or set it down and up", c.ifname.get())
 		}
-	})
+		err := c.follower.Attach(c.encapProgram())
+		if c.answer = c.follower.Answer(); err == nil && !c.answer.Attached {
+			err = fmt.Errorf("the interface does not run the eBPF program: see tc filter show dev %s egress", c.ifname.get())
+		}
+		if err != nil {
+			c.retry = true
+			return err
+		}
+	}
+	c.attachedTo = c.ifindex
+	return nil
 }
 
-// attachLink attaches the programs, with the fast path disabled.
-func (t *Tunnel) attachLink(f fastpath.Tunnel) (*fastpath.Link, error) {
-	t.engine.linking.Lock()
-	defer t.engine.linking.Unlock()
-	if t.closing.Load() {
-		return nil, os.ErrClosed
-	}
-	link, err := t.fast.programs.Attach(f)
-	if err == nil {
-		link.Disable()
-	}
-	return link, err
-}
-
-// endFastPath closes the link of a tunnel that ends.
+// endFastPath closes the link of a tunnel that ends. The program on the interface goes with it.
 func (c *control) endFastPath() {
-	for c.attaching {
-		(<-c.events)(c)
-	}
 	if link := c.fast.link.Load(); link != nil {
-		c.engine.linking.Lock()
-		defer c.engine.linking.Unlock()
-		_ = link.Close() // fails if the device is gone
+		link.Close()
 	}
 }
 
@@ -249,7 +249,7 @@ func (t *Tunnel) fastStats() (s fastpath.Stats) {
 func (t *Tunnel) fastState() string {
 	switch blocker := t.fast.blocker.Load(); {
 	case blocker == nil:
-		return "starting"
+		return "the tunnel is starting"
 	case *blocker != "":
 		return *blocker
 	}

@@ -70,6 +70,7 @@ func (c *control) updateInterface(now time.Time) {
 	// that as a removal.
 	if wasDown || !up {
 		clear(c.restoreCounts)
+		c.attachedTo = 0
 	}
 	if !up { // the kernel accepts routes only if it is up
 		return

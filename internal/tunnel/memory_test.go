@@ -118,6 +118,8 @@ func (f *fakeFollower) Refresh() error {
 	return nil
 }
 
+func (f *fakeFollower) Attach(netstate.Program) error { return netstate.ErrUnsupported }
+
 // refreshes counts the calls of Refresh.
 func (w *fakeNetwork) refreshes() int {
 	w.mu.Lock()

@@ -44,6 +44,9 @@ type Follower interface {
 	Answer() *netstate.Answer
 	// Set replaces the query, and answers it.
 	Set(q netstate.Query) *netstate.Answer
+	// Attach has the query's interface run an eBPF program on egress, and Answer.Attached say whether it
+	// does.
+	Attach(p netstate.Program) error
 	// Refresh has the kernel confirm the neighbour that is the next hop (ARP).
 	Refresh() error
 	Close()

@@ -6,15 +6,14 @@ import (
 	"sync"
 	"time"
 
-	"ipipd/internal/fastpath"
 	"ipipd/internal/netstate"
 )
 
 // What no message tells of is polled, by one goroutine for all tunnels and only while there is
 // traffic:
-//   - captures and eBPF programs on the egress of an interface, which packets of the fast path
-//     skip as they skip its qdisc and tc filters (netlink tells of those: netstate.Answer.Egress):
-//     the fast path is disabled while any of these is present, as in RouterOS;
+//   - captures on the egress of an interface, which packets of the fast path skip as they skip its
+//     qdisc (netlink tells of that: netstate.Answer.Egress): the fast path is disabled while any of
+//     these is present, as in RouterOS;
 //   - legacy iptables;
 //   - neighbours in use, whose entries the kernel would let expire;
 //   - lost fragments.
@@ -135,7 +134,7 @@ func (e *Engine) pollTunnels(now time.Time) (active, anyFast bool) {
 // checkTaps wakes control if a tap has appeared or gone.
 func (t *Tunnel) checkTaps(taps func() egressTaps) {
 	var found *string
-	if tap := taps().on(t.fast.programs, t.iface.Load().Index); tap != "" {
+	if tap := taps().on(t.iface.Load().Index); tap != "" {
 		found = &tap
 	}
 	old := t.fast.tap.Swap(found)
@@ -155,21 +154,10 @@ func (e *Engine) egressTaps() (t egressTaps) {
 	return t
 }
 
-// on is the capture or eBPF program that f would hide the interface's packets from; "" if there
-// is none.
-func (t egressTaps) on(f *fastpath.FastPath, ifindex int) string {
+// on is the capture that the fast path would hide the interface's packets from; "" if there is none.
+func (t egressTaps) on(ifindex int) string {
 	if t.err != nil {
 		return fmt.Sprintf("cannot tell which captures there are: %v", t.err)
 	}
-	if tap := t.On(ifindex); tap != "" {
-		return tap
-	}
-	foreign, err := f.ForeignOnEgress(ifindex)
-	switch {
-	case err != nil:
-		return fmt.Sprintf("cannot tell which eBPF programs the interface has: %v", err)
-	case foreign:
-		return "another eBPF program hangs on the egress of the interface (tcx)"
-	}
-	return ""
+	return t.On(ifindex)
 }

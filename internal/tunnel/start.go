@@ -92,7 +92,7 @@ func (e *Engine) open(tunnels []*control) error {
 		if err := c.open(); err != nil {
 			return &TunnelError{c.cfg.Name, err}
 		}
-		interfaces[i] = netstate.Interface{Index: c.ifindex, AltName: altName(c.cfg.Name), Addresses: c.cfg.Addresses, Routes: without(c.cfg.Routes, c.takeOver)}
+		interfaces[i] = netstate.Interface{Index: c.ifindex, AltName: altName(c.cfg.Name), Addresses: c.cfg.Addresses, Routes: without(c.cfg.Routes, c.takeOver), Program: c.encapProgram()}
 	}
 	if err := e.network.Configure(interfaces); err != nil {
 		return e.interfaceError(tunnels, err)

@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"regexp"
 	"strings"
@@ -15,8 +16,9 @@ import (
 )
 
 // Queueing disciplines, tc filters, tcx programs, nftables chains and packet sockets on the
-// tunnel's own interface. On egress they come after the fast path's tcx program, which would
-// bypass them: the fast path is disabled. On ingress they see packets as usual.
+// tunnel's own interface. On egress the root queueing discipline and packet sockets come after the
+// fast path's program, which would bypass them: the fast path is disabled. The others see packets as
+// usual.
 
 // attachTCXDrop attaches a foreign tcx program to t0 that drops everything.
 func attachTCXDrop(t *testing.T, ns *netlab.NS, where ebpf.AttachType) (remove func()) {
@@ -83,15 +85,10 @@ func pingInBackground(t *testing.T, ns *netlab.NS) {
 	t.Cleanup(func() { close(stop); <-done })
 }
 
-// The fast path is disabled while something is attached to the egress of the tunnel's
+// The fast path is disabled while something that follows its program is on the egress of the tunnel's
 // interface.
 func TestHooks_egress(t *testing.T) {
 	t.Parallel()
-	drops := func(t *testing.T, a *netlab.NS) {
-		if _, err := a.Try("ping", "-c", "1", "-W", "1", innerB); err == nil {
-			t.Error("a ping gets past what drops all")
-		}
-	}
 	for _, x := range []struct {
 		name, why string
 		add       func(t *testing.T, a *netlab.NS) (remove func())
@@ -111,19 +108,6 @@ func TestHooks_egress(t *testing.T) {
 					t.Errorf("the discipline saw nothing of a ping:\n%s", out)
 				}
 			},
-		},
-		{
-			name: "tc filter", why: "tc has filters on the egress of the interface",
-			add: func(t *testing.T, a *netlab.NS) func() {
-				runOrSkip(t, a, "tc qdisc add dev t0 clsact || true; tc filter add dev t0 egress"+toBlackhole)
-				return func() { a.Run("tc", "filter", "del", "dev", "t0", "egress") } // an empty clsact stays
-			},
-			holds: drops,
-		},
-		{
-			name: "tcx", why: "another eBPF program",
-			add:   func(t *testing.T, a *netlab.NS) func() { return attachTCXDrop(t, a, ebpf.AttachTCXEgress) },
-			holds: drops, polled: true,
 		},
 		{
 			name: "promiscuous mode", why: "promiscuous",
@@ -188,23 +172,29 @@ func TestHooks_idleCapture(t *testing.T) {
 }
 
 // Received packets enter the interface as from its driver, in every variant: ingress filters,
-// programs, chains and captures see them, and the fast path stays active. It does for nftables
-// egress chains too, which run before tcx.
-func TestHooks_ingress(t *testing.T) {
+// programs, chains and captures see them, and the fast path stays active. It does for those of egress
+// too, which come before its own program.
+func TestHooks_filters(t *testing.T) {
 	t.Parallel()
+	const clsact = "tc qdisc add dev t0 clsact 2>/dev/null || tc qdisc replace dev t0 clsact; "
 	const chain = "nft add table netdev t; nft add chain netdev t c '{ type filter hook %s device t0 priority 0 ; }'; nft add rule netdev t c ip daddr 10.255.0.0/24 drop"
 	for _, x := range []struct {
 		name string
 		add  func(t *testing.T, a *netlab.NS) (remove func())
 	}{
 		{"tc filter", func(t *testing.T, a *netlab.NS) func() {
-			runOrSkip(t, a, "tc qdisc add dev t0 clsact; tc filter add dev t0 ingress"+toBlackhole)
+			runOrSkip(t, a, clsact+"tc filter add dev t0 ingress"+toBlackhole)
+			return func() { a.Run("tc", "filter", "del", "dev", "t0", "ingress") }
+		}},
+		{"tc filter on egress", func(t *testing.T, a *netlab.NS) func() {
+			runOrSkip(t, a, clsact+"tc filter add dev t0 egress pref 9"+toBlackhole)
+			return func() { a.Run("tc", "filter", "del", "dev", "t0", "egress", "pref", "9") }
+		}},
+		{"tc filter on egress of any preference", func(t *testing.T, a *netlab.NS) func() {
+			runOrSkip(t, a, clsact+"tc filter add dev t0 egress"+toBlackhole)
 			return func() { a.Run("tc", "qdisc", "del", "dev", "t0", "clsact") }
 		}},
-		{"ingress queueing discipline", func(t *testing.T, a *netlab.NS) func() {
-			runOrSkip(t, a, "tc qdisc add dev t0 ingress; tc filter add dev t0 parent ffff:"+toBlackhole)
-			return func() { a.Run("tc", "qdisc", "del", "dev", "t0", "ingress") }
-		}},
+		{"tcx on egress", func(t *testing.T, a *netlab.NS) func() { return attachTCXDrop(t, a, ebpf.AttachTCXEgress) }},
 		{"tcx", func(t *testing.T, a *netlab.NS) func() { return attachTCXDrop(t, a, ebpf.AttachTCXIngress) }},
 		{"nftables ingress", func(t *testing.T, a *netlab.NS) func() {
 			runOrSkip(t, a, strings.ReplaceAll(chain, "%s", "ingress"))
@@ -237,6 +227,77 @@ func TestHooks_ingress(t *testing.T) {
 				remove()
 				awaitPing(t, a, "it was taken away")
 			})
+		})
+	}
+}
+
+// The queueing discipline ingress takes the place of clsact, which the fast path's program needs.
+func TestHooks_ingressQdisc(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		a, b := hosts(t)
+		d := c.upA(t, a)
+		c.upB(t, b)
+		if c.fast {
+			requireFastPath(t, d)
+			a.Run("tc", "qdisc", "del", "dev", "t0", "clsact")
+		}
+		addBlackhole(t, a)
+		runOrSkip(t, a, "tc qdisc add dev t0 ingress; tc filter add dev t0 parent ffff:"+toBlackhole)
+		if _, err := a.Try("ping", "-c", "2", "-i", "0.2", "-W", "1", innerB); err == nil {
+			t.Error("a ping gets through")
+		}
+		if c.fast {
+			netlab.Eventually(t, "print names it", func() bool { return strings.Contains(d.Status().FastPath, "clsact of the interface was removed") })
+		}
+		a.Run("tc", "qdisc", "del", "dev", "t0", "ingress")
+		awaitPing(t, a, "it was taken away")
+		if c.fast {
+			a.Run("tc", "qdisc", "add", "dev", "t0", "clsact")
+			netlab.Eventually(t, "the fast path is taken again", func() bool { return d.Status().FastPath == "active" })
+		}
+	})
+}
+
+// An operator takes the fast path's program away: packets go on through userspace, and it comes back
+// without a loss, but not into a place that they may want for a queueing discipline of theirs.
+func TestHooks_programRemoved(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ name, command, back string }{
+		{"filters", "for i in $(seq 20); do tc filter del dev t0 egress; sleep 0.1; done", ""},
+		{"clsact", "tc qdisc del dev t0 clsact", "tc qdisc add dev t0 clsact"},
+		{"clsact, and then the interface is down", "tc qdisc del dev t0 clsact", "ip link set t0 down; ip link set t0 up"},
+		{"clsact, moved to another network namespace and back", "ip link set t0 netns %s; nsenter --net=%[1]s ip link set t0 netns %[2]s; ip link set t0 up", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			a, b := hosts(t)
+			d := fast.upA(t, a)
+			fast.upB(t, b)
+			requireFastPath(t, d)
+			stop := make(chan string)
+			go func() {
+				out, _ := a.Try("ping", "-q", "-i", "0.002", "-c", "1000", "-W", netlab.Seconds(netlab.Timeout()), innerB)
+				stop <- out
+			}()
+			if strings.Contains(c.command, "netns") {
+				c.command = fmt.Sprintf(c.command, netlab.New(t).Path(), a.Path())
+			}
+			runOrSkip(t, a, c.command)
+			if out := <-stop; c.name == "filters" && !strings.Contains(out, " 0% packet loss") {
+				t.Errorf("packets are lost:\n%s", out)
+			}
+			if c.back != "" {
+				netlab.Eventually(t, "print says so", func() bool { return strings.Contains(d.Status().FastPath, "clsact of the interface was removed") })
+				transfer(t, a, b, innerB, 1<<20)
+				d.LogsOnce("clsact of the interface was removed")
+				a.Run("sh", "-ec", c.back)
+			}
+			netlab.Eventually(t, "the fast path is active", func() bool { return d.Status().FastPath == "active" })
+			transfer(t, a, b, innerB, 1<<20)
+			if out := a.Run("tc", "filter", "show", "dev", "t0", "egress"); !strings.Contains(out, "ipip_encap") {
+				t.Errorf("on the egress there is: %s", out)
+			}
 		})
 	}
 }

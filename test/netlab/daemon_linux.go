@@ -117,14 +117,6 @@ func (d *Daemon) awaitReady() {
 		}
 		return strings.Contains(d.Log(), "tunnel is ready")
 	})
-	d.awaitFastPath()
-}
-
-// awaitFastPath waits until the fast path is active, or it is known why not: the programs are
-// attached while packets pass already.
-func (d *Daemon) awaitFastPath() {
-	d.t.Helper()
-	Eventually(d.t, "the fast path is attached or refused", func() bool { return d.Status().FastPath != "starting" })
 }
 
 // Launch is Up without waiting until the tunnel is ready.
@@ -206,7 +198,6 @@ func (d *Daemon) Restart() *Daemon {
 	next := &Daemon{t: d.t, ns: d.ns, name: d.name, runtimeDir: d.runtimeDir, exited: make(chan struct{})}
 	next.launch(d.cmd.Args[1:])
 	Eventually(d.t, "the tunnel is ready again", func() bool { return strings.Contains(next.Log(), "tunnel is ready") })
-	next.awaitFastPath()
 	return next
 }
 

@@ -50,12 +50,11 @@ func row(text string) error {
 		return err
 	}
 	r.Start = time.Since(began)
-	for _, t := range engine.Tunnels() {
-		for t.Status().FastPath == "starting" {
-			time.Sleep(10 * time.Millisecond)
+	for name, t := range engine.Tunnels() {
+		if state := t.Status().FastPath; s.FastPath && state != "active" {
+			return fmt.Errorf("%s has no fast path: %s", name, state)
 		}
 	}
-	r.Attached = time.Since(began)
 	configs[0].DSCP = 46
 	began = time.Now()
 	if err := engine.Apply(context.Background(), configs); err != nil {

@@ -1,7 +1,7 @@
 // RFC 2003 encapsulation and decapsulation for the packets that need nothing special.
 //
-//   ipip_encap  on the tcx egress of a tunnel's TUN device: pushes the outer header and
-//               redirects the packet to the next hop on the underlay.
+//   ipip_encap  a tc filter on the egress of a tunnel's TUN device: pushes the outer header
+//               and redirects the packet to the next hop on the underlay.
 //   ipip_decap  on the tcx ingress of an underlay device, for all tunnels over it: pulls
 //               the outer header and redirects the packet to the TUN's ingress.
 //
@@ -13,7 +13,8 @@
 
 #include "helpers.h"
 
-// Missing in the linux/bpf.h of some distributions.
+// Missing in the linux/bpf.h of some distributions. A tc filter has the same values, as
+// TC_ACT_UNSPEC and TC_ACT_SHOT.
 #define TCX_NEXT -1
 #define TCX_DROP 2
 #define DECAP_L3_IPV4 (1ULL << 7) // BPF_F_ADJ_ROOM_DECAP_L3_IPV4, Linux 6.3
@@ -205,7 +206,7 @@ static __always_inline __u16 alloc_ids(__u32 slot, __u32 n)
 	return ID_BASE;
 }
 
-SEC("tcx/egress")
+SEC("tc")
 int ipip_encap(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex, length = skb->len - link_header, header, n;
