@@ -147,6 +147,18 @@ func TestFollowerAttach_ingress(t *testing.T) {
 	mustAttach(t, f, p)
 }
 
+// A program that Configure has hung on an ingress is not taken for one that runs on egress.
+func TestHostConfigure_programIngress(t *testing.T) {
+	l, f, p := attachLab(t)
+	try(t, l.host, "tc qdisc add dev tun0 ingress")
+	if err := f.host.Configure([]Interface{{Index: index(t, l.host, "tun0"), Program: p}}); err != nil {
+		t.Error(err)
+	}
+	if err := f.Attach(p); err == nil || f.Answer().Attached {
+		t.Errorf("Attach: %v, %+v", err, f.Answer())
+	}
+}
+
 // Configure adds the program with the rest, before the interface is up: Attach makes no request but to see it.
 func TestHostConfigure_program(t *testing.T) {
 	l, p := tunnelLab(t), loadProgram(t)

@@ -63,6 +63,8 @@ type control struct {
 
 	programmed fastpath.Tunnel // of Tunnel.fast's link, while it is active
 	attachedTo int             // the interface that has been given ipip_encap; 0 is none
+	attachErr  error           // why the programs are not attached, until attachAt
+	attachAt   time.Time       // when that is to be tried again
 
 	restoreCounts    map[fmt.Stringer]restoreCount
 	restoreFailed    map[bool]bool // failure already logged: of addresses (false), of routes (true)
@@ -70,10 +72,10 @@ type control struct {
 	interfaceDowns   uint64
 
 	// What is logged already.
-	noRoute                                                  bool
-	loggedBlocker                                            string // bypassBlocker
-	fragmentingLogged, unansweredLogged, oversizeLogged      bool
-	pathMTUNotice, unreachableNotice, protoUnreachableNotice notice
+	noRoute                                                         bool
+	loggedBlocker                                                   string // bypassBlocker
+	fragmentingLogged, unansweredLogged, oversizeLogged, lostLogged bool
+	pathMTUNotice, unreachableNotice, protoUnreachableNotice        notice
 }
 
 // event is a message to the control goroutine, which calls it.

@@ -121,14 +121,34 @@ func (c *control) enableFastPath(link *fastpath.Link) (blocker string) {
 
 // openFastPath attaches both programs, whether the tunnel may use the fast path yet or not, so that nothing
 // has to be opened when it may. It returns nil where that is not possible, and what has failed.
+//
+// What an operator has removed with tc comes back if there is a clsact, or when the interface has been down: they
+// may want its place for another queueing discipline, and to add one to an interface that is up loses packets.
 func (c *control) openFastPath() (link *fastpath.Link, err error) {
 	if c.fast.programs == nil || c.iface.Load().Moved {
 		return nil, nil
 	}
+	lost := c.attachedTo == c.ifindex && !c.answer.Attached
+	if lost && !c.answer.Clsact {
+		return nil, fmt.Errorf("the clsact of the interface was removed, and the eBPF program with it: tc qdisc add dev %s clsact, or set it down and up", c.ifname.get())
+	}
+	if time.Now().Before(c.attachAt) {
+		c.retry = true
+		return nil, c.attachErr
+	}
 	if link, err = c.openLink(); err == nil {
 		err = c.attachEncap()
 	}
-	return link, err
+	if err != nil {
+		c.attachErr, c.attachAt, c.retry = err, time.Now().Add(retryInterval), true
+		return nil, err
+	}
+	c.attachedTo = c.ifindex
+	if lost && !c.lostLogged {
+		c.lostLogged = true
+		c.log.Info("the eBPF program was removed from the interface, and is added again each time", "remedy", "to be without it set allow-fast-path to no")
+	}
+	return link, nil
 }
 
 // openLink has ipip_decap attached to the underlay device, once.
@@ -143,7 +163,6 @@ func (c *control) openLink() (*fastpath.Link, error) {
 	}
 	link, err := c.fast.programs.Attach(t)
 	if err != nil {
-		c.retry = true
 		return nil, err
 	}
 	link.Disable()
@@ -161,25 +180,15 @@ func (c *control) encapProgram() (p netstate.Program) {
 
 // attachEncap has the interface run ipip_encap. Configure has done that already, but for an interface that
 // was in another network namespace, or a tunnel that was not allowed the fast path.
-//
-// What an operator has removed with tc comes back if there is a clsact, or when the interface has been down: they
-// may want its place for another queueing discipline, and to add one to an interface that is up loses packets.
 func (c *control) attachEncap() error {
-	if !c.answer.Attached {
-		if c.attachedTo == c.ifindex && !c.answer.Clsact {
-			return fmt.Errorf("the clsact of the interface was removed, and the eBPF program with it: tc qdisc add dev %s clsact, or set it down and up", c.ifname.get())
-		}
-		err := c.follower.Attach(c.encapProgram())
-		if c.answer = c.follower.Answer(); err == nil && !c.answer.Attached {
-			err = fmt.Errorf("the interface does not run the eBPF program: see tc filter show dev %s egress", c.ifname.get())
-		}
-		if err != nil {
-			c.retry = true
-			return err
-		}
+	if c.answer.Attached {
+		return nil
 	}
-	c.attachedTo = c.ifindex
-	return nil
+	err := c.follower.Attach(c.encapProgram())
+	if c.answer = c.follower.Answer(); err == nil && !c.answer.Attached {
+		err = fmt.Errorf("the interface does not run the eBPF program: see tc filter show dev %s egress", c.ifname.get())
+	}
+	return err
 }
 
 // endFastPath closes the link of a tunnel that ends. The program on the interface goes with it.

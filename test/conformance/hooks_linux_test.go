@@ -287,6 +287,9 @@ func TestHooks_programRemoved(t *testing.T) {
 			if out := <-stop; c.name == "filters" && !strings.Contains(out, " 0% packet loss") {
 				t.Errorf("packets are lost:\n%s", out)
 			}
+			if c.name == "filters" {
+				d.LogsOnce("the eBPF program was removed from the interface")
+			}
 			if c.back != "" {
 				netlab.Eventually(t, "print says so", func() bool { return strings.Contains(d.Status().FastPath, "clsact of the interface was removed") })
 				transfer(t, a, b, innerB, 1<<20)
