@@ -489,3 +489,57 @@ func TestControl_severalAddresses(t *testing.T) {
 	}
 	eventually(t, "the first is heard then", a.hasRemote(outerB))
 }
+
+// While a name goes from one address to the other and back, and the peer is at both, no packet of either
+// is lost.
+func TestControl_candidateStream(t *testing.T) {
+	sa, sb := memory.NewSocketPair()
+	n := &names{addresses: []netip.Addr{outerB}}
+	a := startNamed(t, sa, keepalive.Config{Interval: time.Second, Retries: 60}, n.lookUp)
+	b := start(t, sb, outerB, outerA, nil)
+	cfg := Default()
+	cfg.LocalAddress, cfg.RemoteAddress, cfg.Keepalive = outerD, outerA.String(), keepalive.Config{}
+	if _, err := b.engine.Start(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the peer answers", func() bool { return a.Status().KeepaliveState == "up" })
+	remotes := []netip.Addr{outerD, outerB}
+	flip := func(to netip.Addr) {
+		n.say(to)
+		a.lookUpAgain(t, n)
+		eventually(t, "it is used", a.hasRemote(to))
+	}
+	flip(outerD)
+	stop, sent := make(chan struct{}), make(chan uint64)
+	go func() {
+		for i := uint64(0); ; i++ {
+			if err := sa.Inject(dataFrom(remotes[i%2], datagram(100, nil)), packet.Offload{Checksum: packet.ChecksumValid}); err != nil {
+				t.Error(err)
+			}
+			select {
+			case <-stop:
+				sent <- i + 1
+				return
+			case <-time.After(100 * time.Microsecond):
+			}
+		}
+	}()
+	var delivered atomic.Uint64
+	go func() {
+		for a.device.ReceiveWithin(patience) != nil {
+			delivered.Add(1)
+		}
+	}()
+	for i := range 20 {
+		flip(remotes[(i+1)%2])
+	}
+	close(stop)
+	total := <-sent
+	eventually(t, "all are delivered or dropped", func() bool {
+		s := a.Status()
+		return delivered.Load()+s.ProcessDrops["unknown-peer"]+s.Drops["write-failed"] == total
+	})
+	if dropped := a.Status().ProcessDrops; len(dropped) > 0 {
+		t.Errorf("dropped: %v", dropped)
+	}
+}
