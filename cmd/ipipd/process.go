@@ -103,8 +103,11 @@ func (p *process) watch() {
 		}
 		p.watched[t] = true
 		s := t.Status()
-		p.log.Info("tunnel is ready", "name", s.Name(), "local-address", s.CurrentLocalAddress,
-			"remote-address", s.CurrentRemoteAddress, "mtu", s.ActualMTU)
+		state := []any{"name", s.Name(), "local-address", s.CurrentLocalAddress, "remote-address", s.CurrentRemoteAddress, "mtu", s.ActualMTU}
+		if s.WaitingFor != "" {
+			state = append(state, "waiting-for", s.WaitingFor)
+		}
+		p.log.Info("tunnel is ready", state...)
 		go func() {
 			<-t.Done()
 			p.ended(link, t)

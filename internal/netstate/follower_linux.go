@@ -150,6 +150,9 @@ func (f *Follower) lookup(q *Query, a *Answer) {
 	h := f.host
 	f.found = found{}
 	a.Device, a.Err, a.ReturnDevice, a.Loop = 0, nil, 0, InterfaceRoute{}
+	if q.Remote == [4]byte{} {
+		a.NetworkChanges++
+	}
 	if q.UnderlayDevice != "" {
 		a.Device, a.Err = h.linkNamed(q.UnderlayDevice)
 	}
@@ -305,6 +308,9 @@ func (f *Follower) dependsOn(q *Query, a *Answer) (keys []key) {
 	}
 	for _, address := range [][4]byte{q.Remote, f.source, f.found.prefsrc} {
 		add(key{kind: byAddress, address: address})
+	}
+	if q.Remote == [4]byte{} {
+		keys = append(keys, key{kind: byAddress}) // that only a default route covers
 	}
 	add(key{kind: byDevice, n: a.Route.Device})
 	add(key{kind: byDevice, n: a.ReturnDevice})

@@ -129,6 +129,23 @@ type step struct {
 	want     func(*Answer) bool
 }
 
+// A follower whose remote is not known yet is told of what a DNS name may resolve with.
+func TestFollower_networkChanges(t *testing.T) {
+	l := tunnelLab(t)
+	h := openHost(t, l.host)
+	f := follow(t, h, l.host, Query{})
+	known := follow(t, h, l.host, Query{Remote: far})
+	for _, commands := range []string{"ip link set eth5 down", "ip link set eth5 up", "ip route add default via 192.0.2.2", "ip route del default", "ip rule add to 10.9.0.0/16 lookup 5"} {
+		settle(t, h)
+		before, calls := f.Answer().NetworkChanges, f.calls.Load()
+		l.host.Run("sh", "-ec", commands)
+		eventually(t, "it is told of "+commands, func() bool { return f.Answer().NetworkChanges > before && f.calls.Load() > calls })
+	}
+	if n := known.Answer().NetworkChanges; n != 0 {
+		t.Errorf("the other one counts %d", n)
+	}
+}
+
 // Each change is seen, and told, although nobody asks again.
 func TestHost_changes(t *testing.T) {
 	const all = " protocol ip u32 match u32 0 0"

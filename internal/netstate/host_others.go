@@ -94,7 +94,7 @@ func (h *Host) Recheck() {
 	var changed []func()
 	for f := range h.followers {
 		a := answer(*f.query.Load())
-		a.InterfaceChanges = f.Answer().InterfaceChanges + 1
+		a.InterfaceChanges, a.NetworkChanges = f.Answer().InterfaceChanges+1, f.Answer().NetworkChanges+1
 		f.answer.Store(a)
 		changed = append(changed, f.changed)
 	}

@@ -75,7 +75,7 @@ func (r *requester) lookup(dst, src [4]byte, mark uint32, device int, links func
 // packetRoute is the route of a packet, of the type unicast or local.
 func (r *requester) packetRoute(dst, src [4]byte, mark uint32, device int) (answer route, asked [4]byte, err error) {
 	if a := netip.AddrFrom4(dst); a.IsMulticast() || a.IsUnspecified() || dst == broadcast {
-		return route{}, src, errNotUnicast
+		return route{}, src, ErrNotUnicast
 	}
 	asked = src
 	answer, err = r.getRoute(dst, asked, mark, device, 0)
@@ -87,7 +87,7 @@ func (r *requester) packetRoute(dst, src [4]byte, mark uint32, device int) (answ
 		}
 	}
 	if err == nil && answer.kind != unix.RTN_LOCAL && answer.kind != unix.RTN_UNICAST {
-		err = errNotUnicast
+		err = ErrNotUnicast
 	}
 	return answer, asked, err
 }
@@ -111,9 +111,6 @@ func (r *requester) resolve(n neighbour) error {
 // broadcast is the limited broadcast address (RFC 919).
 var broadcast = [4]byte{255, 255, 255, 255}
 
-// errNotUnicast: the route to the destination is not of the type unicast or local.
-var errNotUnicast = errors.New("not a unicast address")
-
 // noRoute is the error for dst, with the remedy.
 func noRoute(dst [4]byte, device int, err error) error {
 	e := &NoRouteError{Destination: netip.AddrFrom4(dst), Err: err}
@@ -133,7 +130,7 @@ func noRoute(dst [4]byte, device int, err error) error {
 		e.Why = "its route is of the type throw: " + show
 	case errors.Is(err, unix.ENODEV):
 		e.Why = "the underlay device is gone: create it, or set another --underlay-device"
-	case errors.Is(err, errNotUnicast):
+	case errors.Is(err, ErrNotUnicast):
 		e.Why = "it is a broadcast or multicast address: a tunnel needs the address of one host"
 	default:
 		return fmt.Errorf("look up the route to %v: %w", e.Destination, permission(err))

@@ -370,8 +370,8 @@ func TestNoRoute(t *testing.T) {
 		{"unreachable", "203.0.113.1", "its route is of the type unreachable", unix.EHOSTUNREACH},
 		{"prohibit", "203.0.113.1", "its route is of the type prohibit", unix.EACCES},
 		{"throw", "203.0.113.1", "no route to 203.0.113.1: add one", unix.ENETUNREACH},
-		{"", "192.0.2.255", "no route to 192.0.2.255: it is a broadcast or multicast address: a tunnel needs the address of one host", errNotUnicast},
-		{"", "255.255.255.255", "a tunnel needs the address of one host", errNotUnicast},
+		{"", "192.0.2.255", "no route to 192.0.2.255: it is a broadcast or multicast address: a tunnel needs the address of one host", ErrNotUnicast},
+		{"", "255.255.255.255", "a tunnel needs the address of one host", ErrNotUnicast},
 	} {
 		if c.kind != "" {
 			l.host.Run("ip", "route", "replace", c.kind, "203.0.113.0/24")

@@ -67,6 +67,10 @@ func (e *NoRouteError) Error() string {
 
 func (e *NoRouteError) Unwrap() error { return e.Err }
 
+// ErrNotUnicast is the Err of a NoRouteError: the destination is a broadcast or multicast address, or its
+// route is of another type than unicast and local.
+var ErrNotUnicast = errors.New("not a unicast address")
+
 // NoDeviceError means that no interface has a name.
 type NoDeviceError struct{ Name string }
 
@@ -85,7 +89,7 @@ type Options struct {
 
 // Query is what a tunnel asks. Addresses are in network byte order.
 type Query struct {
-	Remote [4]byte
+	Remote [4]byte // zero: not known yet, as of a DNS name; see Answer.NetworkChanges
 	Local  [4]byte // zero: the route's preferred source
 	Mark   uint32
 	// UnderlayDevice is the name of the interface to send by, resolved again when links
@@ -128,6 +132,9 @@ type Answer struct {
 	// ReturnDevice is the device of the route to the remote without mark and
 	// UnderlayDevice, which is where rp_filter expects its packets; 0 if there is none.
 	ReturnDevice int
+	// NetworkChanges grows, while Query.Remote is zero, when a link, a rule or the default route
+	// has changed: a DNS name may resolve then.
+	NetworkChanges uint64
 	// InterfaceChanges grows when Interface was renamed, moved, set up or down, or got
 	// another MTU, and with each change of its addresses and of the routes out of it.
 	InterfaceChanges uint64

@@ -28,8 +28,9 @@ func (e *TunnelError) Unwrap() error { return e.Err }
 // which must be set, says which are the same. Those that are not to change lose no packet, nor do those
 // that change in place (Property.Remade).
 //
-// After an error, a *TunnelError unless the Engine is closed, all is as it was; only tunnels that had
-// to be made again have been interrupted. ctx bounds the DNS look-ups.
+// What the host's network lacks a tunnel waits for. After an error, a *TunnelError unless the Engine is
+// closed or ctx is done before anything has changed, all is as it was; only tunnels that had to be made
+// again have been interrupted.
 func (e *Engine) Apply(ctx context.Context, configs []Config) error {
 	e.applying.Lock()
 	defer e.applying.Unlock()
@@ -41,7 +42,10 @@ func (e *Engine) Apply(ctx context.Context, configs []Config) error {
 	if err != nil {
 		return err
 	}
-	return p.apply(ctx)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return p.apply()
 }
 
 // Tunnel returns the tunnel with that Config.Name, nil if none runs.
@@ -125,7 +129,11 @@ func (p *plan) compare(t *Tunnel, next *Config) error {
 	switch {
 	case len(Changes(old, next)) == 0 && t.ipsecPolicy.hasSecret(secret):
 	case len(remade(old, next)) > 0:
-		p.remade, p.remake = append(p.remade, p.engine.newControl(next, secret)), append(p.remake, t)
+		again := p.engine.newControl(next, secret)
+		if next.RemoteAddress == old.RemoteAddress {
+			again.inheritRemote(t)
+		}
+		p.remade, p.remake = append(p.remade, again), append(p.remake, t)
 		p.remove[t] = &change{tunnel: t, old: old, next: next}
 	default:
 		p.change = append(p.change, &change{tunnel: t, old: old, next: next, secret: secret})
@@ -193,11 +201,8 @@ func (p *plan) handOver() error {
 }
 
 // apply does all of it or, on an error, nothing.
-func (p *plan) apply(ctx context.Context) (err error) {
+func (p *plan) apply() (err error) {
 	e := p.engine
-	if err := p.resolve(ctx); err != nil {
-		return err
-	}
 	changing, ending := e.hold(p.change), e.hold(p.ending())
 	var undo []func()
 	defer func() {
@@ -251,33 +256,6 @@ func (p *plan) close(tunnels []*Tunnel) {
 	}
 }
 
-// resolve resolves the names of remotes that are new.
-func (p *plan) resolve(ctx context.Context) error {
-	started := slices.Concat(p.add, p.remade)
-	var configs []*Config
-	for _, c := range started {
-		configs = append(configs, c.cfg)
-	}
-	var renamed []*change
-	for _, c := range p.change {
-		if c.next.RemoteAddress != c.old.RemoteAddress {
-			configs, renamed = append(configs, c.next), append(renamed, c)
-		}
-	}
-	answers, err := p.engine.resolveAll(ctx, configs)
-	if err != nil {
-		return err
-	}
-	now := time.Now()
-	for i, c := range started {
-		c.setAnswer(answers[i], now)
-	}
-	for i, c := range renamed {
-		c.resolved = answers[len(started)+i]
-	}
-	return nil
-}
-
 // ending are the changes that end tunnels which are not made again.
 func (p *plan) ending() (ending []*change) {
 	for t, c := range p.remove {
@@ -316,8 +294,7 @@ func (p *plan) silence(pairs map[*Tunnel]outerPair, held ...holds) {
 	}
 	for _, h := range held {
 		_ = h.each(func(c *control, _ *change) error {
-			path := &c.route.Load().path
-			if by := wanted[pairOf(path.Local, path.Remote)]; by == nil || by == c.Tunnel {
+			if by := wanted[c.pair]; c.pair == 0 || by == nil || by == c.Tunnel {
 				return nil
 			}
 			if c.ipsecPolicy != nil {
@@ -331,6 +308,13 @@ func (p *plan) silence(pairs map[*Tunnel]outerPair, held ...holds) {
 	}
 }
 
+// inheritRemote takes the address that t, of the same RemoteAddress, has for it.
+func (c *control) inheritRemote(t *Tunnel) {
+	if remote := t.route.Load().path.Remote; remote != [4]byte{} {
+		c.remote, c.resolvedAt, c.remoteSince = address(remote), time.Now(), time.Now()
+	}
+}
+
 // restart starts again, after an error, the tunnels that were to be made again, with the remote and the
 // secret that they had.
 func (p *plan) restart() {
@@ -339,7 +323,7 @@ func (p *plan) restart() {
 	}
 	for _, t := range p.remake {
 		c := p.engine.newControl(p.remove[t].old, t.ipsecPolicy.secret())
-		c.remote = address(t.route.Load().path.Remote)
+		c.inheritRemote(t)
 		if err := p.engine.start(c); err != nil {
 			p.engine.log.Error("the tunnel cannot be started again as it was", "name", c.cfg.Name, "err", err)
 		}

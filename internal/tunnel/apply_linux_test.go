@@ -211,6 +211,9 @@ func TestEngineApply_restart(t *testing.T) {
 	named := strings.Replace(lineA, "198.51.100.1", "peer.example", 1) + " ipsec-secret-file=" + file
 	netlab.New(t).Do(func() { // the sockets of IKE are opened there
 		apply(t, e, named, lineB)
+		eventually(t, "the name is resolved", func() bool {
+			return e.Tunnel("a").Status().CurrentRemoteAddress == "198.51.100.1" && m.hasRoute("10.20.0.0/16")
+		})
 		before := state(e, m)
 		m.failRoute.Prefix = netip.MustParsePrefix("10.40.0.0/16")
 		m.opening("a", func() {

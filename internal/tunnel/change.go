@@ -3,7 +3,6 @@ package tunnel
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,18 +11,17 @@ import (
 
 	"ipipd/internal/ipsec/ike"
 	"ipipd/internal/netstate"
-	"ipipd/internal/resolve"
+	"ipipd/internal/underlay"
 )
 
 // change is that of one tunnel's Config. control prepares it, adding what can be taken back, and then
 // undoes it or commits and finishes it: see plan.apply.
 type change struct {
 	tunnel    *Tunnel
-	old, next *Config        // next is nil if the tunnel ends for good
-	secret    ike.Secret     // of next
-	resolved  resolve.Answer // RemoteAddress of next, if it is another one
-	remote    netip.Addr     // the one of next
-	pair      outerPair      // of next
+	old, next *Config    // next is nil if the tunnel ends for good
+	secret    ike.Secret // of next
+	remote    netip.Addr // RemoteAddress of next; the zero Addr if that is not resolved yet
+	pair      outerPair  // of next, 0 if it is not known
 	// takeOver are routes of next that another tunnel has until then.
 	takeOver []netstate.InterfaceRoute
 
@@ -74,34 +72,37 @@ func (ch *change) readdressed() bool {
 
 // prepareChange adds the addresses and routes that are new, and finds the outer addresses.
 func (c *control) prepareChange(ch *change) error {
-	if ch.remote = c.remote; len(ch.resolved.Addresses) > 0 {
-		ch.remote = choose(ch.resolved.Addresses, c.remote)
+	ch.remote = c.remote
+	if ch.next.RemoteAddress != ch.old.RemoteAddress {
+		ch.remote, _ = ch.next.remote()
 	}
 	ch.queried = true
 	a := c.follower.Set(c.queryFor(ch.next, ch.remote))
 	if err := loopError(a, ch.remote); err != nil {
 		return err
 	}
-	if err := c.addPrefixes(ch); err != nil {
+	noPath := a.Err != nil || !ch.remote.IsValid()
+	if err := c.addPrefixes(ch, noPath); err != nil {
 		return err
 	}
-	path := &c.route.Load().path
-	if ch.pair = pairOf(path.Local, path.Remote); !ch.readdressed() {
+	if ch.pair = c.pair; !ch.readdressed() {
 		return nil
 	}
-	local := a.Route.Source
+	next := route{path: underlay.Path{Local: a.Route.Source, Remote: bytesOf(ch.remote)}}
 	if ch.next.LocalAddress.IsValid() {
-		local = ch.next.LocalAddress.As4()
+		next.path.Local = ch.next.LocalAddress.As4()
 	}
-	ch.pair = pairOf(local, ch.remote.As4())
-	if a.Err == nil && a.Route.Local {
-		return fmt.Errorf("remote-address %v is an address of this host: it must be the other end's", ch.remote)
+	if ch.pair = next.pair(); a.Err == nil && a.Route.Local {
+		return ownAddressError(ch.remote)
 	}
-	return a.Err
+	if noPath && ch.remote.IsValid() && !mayCome(a.Err) {
+		return a.Err
+	}
+	return nil
 }
 
 // addPrefixes adds the new addresses and routes, as far as the interface takes any now.
-func (c *control) addPrefixes(ch *change) (err error) {
+func (c *control) addPrefixes(ch *change, noPath bool) (err error) {
 	network, iface := c.engine.network, c.iface.Load()
 	if iface.Moved {
 		return nil
@@ -111,6 +112,9 @@ func (c *control) addPrefixes(ch *change) (err error) {
 		return err
 	}
 	routes := without(without(ch.next.Routes, ch.old.Routes), ch.takeOver)
+	if noPath {
+		routes = routesWithoutPath(routes, ch.remote)
+	}
 	ch.addedRoutes, err = network.AddRoutes(c.ifindex, routes)
 	if errors.Is(err, syscall.ENETDOWN) {
 		return nil
@@ -140,9 +144,10 @@ func (c *control) commitChange(ch *change) error {
 	now, old, next := time.Now(), ch.old, ch.next
 	c.setConfig(next)
 	if old.RemoteAddress != next.RemoteAddress {
-		c.setAnswer(ch.resolved, now)
+		c.resetRemote(ch.remote)
 	}
-	if old.Keepalive != next.Keepalive && !c.localAbsent() {
+	c.pair = ch.pair
+	if old.Keepalive != next.Keepalive && !c.suspended() {
 		c.monitor.Configure(next.Keepalive, now)
 		c.state.Store(uint32(c.monitor.State()))
 	}
@@ -160,6 +165,10 @@ func (c *control) commitChange(ch *change) error {
 	c.engine.openShared(c.Tunnel, next)
 	c.ipsecPolicy.configure(old, next, ch.secret)
 	c.answer = c.follower.Answer()
+	if ch.readdressed() {
+		c.started, c.underlay = false, netstate.Route{MTU: defaultUnderlayMTU}
+		c.forgetPath()
+	}
 	c.updateRoute(now)
 	c.updateCarrier()
 	c.syncFastPath()
@@ -187,12 +196,13 @@ func (c *control) changeRPS(old string) {
 // takeOverRoutes replaces routes that lead into other tunnels' interfaces.
 func (c *control) takeOverRoutes(routes []netstate.InterfaceRoute) {
 	iface := c.iface.Load()
+	routes = c.wantedRoutes(routes)
 	if len(routes) == 0 || !iface.Up || iface.Moved {
 		return
 	}
 	if err := c.engine.network.ReplaceRoutes(c.ifindex, routes); err != nil {
 		c.log.Error("cannot take routes over from another tunnel", "err", err)
-		c.restoreFailed[true] = true // the next round tries again
+		c.restoreDue = true
 	}
 }
 
@@ -201,7 +211,8 @@ func (c *control) finishChange(ch *change) error {
 	if c.iface.Load().Moved {
 		return nil
 	}
-	err := errors.Join(c.engine.network.RemoveRoutes(c.ifindex, ch.removedRoutes()), c.removeAddresses(without(ch.old.Addresses, ch.next.Addresses)))
+	unwanted := without(ch.old.Routes, c.wantedRoutes(ch.next.Routes))
+	err := errors.Join(c.engine.network.RemoveRoutes(c.ifindex, unwanted), c.removeAddresses(without(ch.old.Addresses, ch.next.Addresses)))
 	if err != nil {
 		c.log.Error("cannot remove what the interface is not to have any more", "err", err)
 	}
@@ -215,7 +226,7 @@ func (c *control) removeAddresses(addresses []netstate.InterfaceAddress) error {
 	network := c.engine.network
 	err := network.RemoveAddresses(c.ifindex, addresses)
 	if len(addresses) > 0 && err == nil && c.iface.Load().Up {
-		_, err = network.AddRoutes(c.ifindex, c.cfg.Routes)
+		_, err = network.AddRoutes(c.ifindex, c.wantedRoutes(c.cfg.Routes))
 	}
 	return err
 }

@@ -12,42 +12,42 @@ import (
 	"ipipd/test/memory"
 )
 
-// What a look-up finds that began before Apply resolved the name, or took it away, is out of date.
-func TestEngineApply_resolvedMeanwhile(t *testing.T) {
+// What a look-up finds that began before Apply has taken the name away is out of date, also if the name is
+// back.
+func TestControlNoteAnswer_outOfDate(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, _ := newModel(t, socket)
-	var answer atomic.Pointer[netip.Addr]
-	answers := func(a string) { addr := netip.MustParseAddr(a); answer.Store(&addr) }
+	var asked atomic.Int32
 	begun, slow, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
-	e.lookupName = func(ctx context.Context, _ string) (resolve.Answer, error) {
-		now := *answer.Load()
-		if ctx != t.Context() { // of a round
+	e.lookupName = func(context.Context, string) (resolve.Answer, error) {
+		n := asked.Add(1)
+		if n == 2 {
 			close(begun)
 			<-slow
 			defer close(ended)
 		}
-		return resolve.Answer{Addresses: []netip.Addr{now}}, nil
+		return resolve.Answer{Addresses: []netip.Addr{netip.AddrFrom4([4]byte{198, 51, 100, byte(n)})}}, nil
 	}
 	named := strings.Replace(lineA, "198.51.100.1", "peer.example", 1)
-	answers("198.51.100.1")
 	apply(t, e, named)
-	a := e.Tunnel("a")
-	a.events <- func(c *control) { c.resolvedAt = c.resolvedAt.Add(-2 * minTTL) }
+	a := &endpoint{Tunnel: e.Tunnel("a")}
+	has := func(want string) func() bool {
+		return func() bool { return a.Status().CurrentRemoteAddress == want }
+	}
+	eventually(t, "the name is resolved", has("198.51.100.1"))
+	a.do(t, func(c *control) { c.resolvedAt = c.resolvedAt.Add(-2 * minTTL) })
 	<-begun
 	apply(t, e, lineA)
-	answers("198.51.100.5")
 	apply(t, e, named)
+	eventually(t, "the new look-up does not wait for the old one", has("198.51.100.3"))
 	close(slow)
 	<-ended
 	for range 100 { // the answer is one of the next events
-		checked := make(chan struct{})
-		a.events <- func(c *control) {
-			if c.remote.String() != "198.51.100.5" {
+		a.do(t, func(c *control) {
+			if c.remote.String() != "198.51.100.3" {
 				t.Errorf("the remote is %v", c.remote)
 			}
-			close(checked)
-		}
-		<-checked
+		})
 	}
 }
 

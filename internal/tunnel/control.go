@@ -37,7 +37,10 @@ type control struct {
 	cfg      *Config          // in use; immutable
 	answer   *netstate.Answer // in use
 	underlay netstate.Route   // of answer, without a loop through the tunnel itself
-	remote   netip.Addr       // RemoteAddress, resolved
+	remote   netip.Addr       // RemoteAddress, resolved; the zero Addr until it is
+	pair     outerPair        // in Engine.table, 0 for none
+	noPath   error            // pathError of the last round
+	started  bool             // the tunnel is not suspended; Apply has it start anew with other addresses
 	resolution
 	retry bool // something failed in this round
 
@@ -67,12 +70,13 @@ type control struct {
 	attachAt   time.Time       // when that is to be tried again
 
 	restoreCounts    map[fmt.Stringer]restoreCount
+	restoreDue       bool          // what the interface lacks is to be added in the next round
 	restoreFailed    map[bool]bool // failure already logged: of addresses (false), of routes (true)
 	interfaceChanges uint64        // of the answer at the last updateInterface
 	interfaceDowns   uint64
 
 	// What is logged already.
-	noRoute                                                         bool
+	loggedNoPath                                                    string
 	loggedBlocker                                                   string // bypassBlocker
 	fragmentingLogged, unansweredLogged, oversizeLogged, lostLogged bool
 	pathMTUNotice, unreachableNotice, protoUnreachableNotice        notice
@@ -175,6 +179,7 @@ func (c *control) round(now time.Time) {
 	c.updateReachability(now)
 	c.chooseRemote(now)
 	c.answer = c.follower.Answer()
+	c.noteNetwork()
 	c.updateInterface(now)
 	c.updateRoute(now)
 	c.syncFastPath()
@@ -219,10 +224,10 @@ func (c *control) next(now time.Time) (next time.Time) {
 	return next
 }
 
-// running reports whether the tunnel is running: the keepalive is up or off, the local address is
-// present, and there is an SA if the tunnel has a secret.
+// running reports whether the tunnel is running: the keepalive is up or off, there has been a path, the
+// local address is present, and there is an SA if the tunnel has a secret.
 func (t *Tunnel) running() bool {
-	return keepalive.State(t.state.Load()).Running() && !t.localAbsent() && (t.ipsecPolicy == nil || t.ipsecPolicy.established())
+	return keepalive.State(t.state.Load()).Running() && !t.suspended() && (t.ipsecPolicy == nil || t.ipsecPolicy.established())
 }
 
 // updateCarrier sets the interface's carrier to running.

@@ -169,7 +169,9 @@ func (e *Engine) startWorkers() error {
 
 // failTunnels fails the tunnels that match selects.
 func (e *Engine) failTunnels(err error, match func(*Tunnel) bool) {
-	for _, t := range *e.table.Load() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for t := range e.live {
 		if match(t) {
 			t.fail(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"ipipd/internal/drop"
 	"ipipd/internal/fastpath"
 	"ipipd/internal/netstate"
 	"ipipd/keepalive"
@@ -78,9 +79,9 @@ func (c *control) syncFastPath() {
 // fastPathBlocker is the reason why this tunnel must not use the fast path; "" if it may.
 func (c *control) fastPathBlocker() string {
 	switch {
-	case c.noRoute:
+	case c.noPath != nil:
 		return "there is no way to the remote"
-	case c.localAbsent():
+	case c.route.Load().txDrop == drop.NoLocalAddress:
 		return "local-address is not on this host"
 	case c.iface.Load().Moved:
 		return "the interface is in another network namespace"
@@ -125,7 +126,7 @@ func (c *control) enableFastPath(link *fastpath.Link) (blocker string) {
 // What an operator has removed with tc comes back if there is a clsact, or when the interface has been down: they
 // may want its place for another queueing discipline, and to add one to an interface that is up loses packets.
 func (c *control) openFastPath() (link *fastpath.Link, err error) {
-	if c.fast.programs == nil || c.iface.Load().Moved {
+	if c.fast.programs == nil || c.iface.Load().Moved || c.pair == 0 {
 		return nil, nil
 	}
 	lost := c.attachedTo == c.ifindex && !c.answer.Attached

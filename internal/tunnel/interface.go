@@ -57,9 +57,10 @@ func (c *control) readInterface() error {
 // something about it has changed.
 func (c *control) updateInterface(now time.Time) {
 	changes, downs := c.answer.InterfaceChanges, c.answer.InterfaceDowns
-	if changes == c.interfaceChanges && downs == c.interfaceDowns && !c.iface.Load().Moved && !c.restoreFailed[false] && !c.restoreFailed[true] {
+	if changes == c.interfaceChanges && downs == c.interfaceDowns && !c.iface.Load().Moved && !c.restoreDue && !c.restoreFailed[false] && !c.restoreFailed[true] {
 		return
 	}
+	c.restoreDue = false
 	wasDown := downs != c.interfaceDowns
 	c.interfaceChanges, c.interfaceDowns = changes, downs
 	if c.readInterface() != nil {
@@ -76,7 +77,7 @@ func (c *control) updateInterface(now time.Time) {
 		return
 	}
 	addresses := restore(c, false, c.engine.network.AddAddresses, c.cfg.Addresses, now)
-	routes := restore(c, true, c.engine.network.AddRoutes, c.cfg.Routes, now)
+	routes := restore(c, true, c.engine.network.AddRoutes, c.wantedRoutes(c.cfg.Routes), now)
 	if len(addresses)+len(routes) > 0 {
 		c.log.Info("what the interface had lost is put back", "addresses", addresses, "routes", routes)
 	}

@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -13,7 +12,6 @@ import (
 
 	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
-	"ipipd/internal/resolve"
 	"ipipd/keepalive"
 	"ipipd/test/memory"
 	"ipipd/test/netlab"
@@ -136,6 +134,9 @@ func (f *fakeFollower) Close() {
 // answer is the Answer to q, with mu held.
 func (w *fakeNetwork) answer(q netstate.Query) *netstate.Answer {
 	a := &netstate.Answer{Route: w.route, HasLocal: !w.localAbsent, InterfaceChanges: w.changes, InterfaceDowns: w.downs}
+	if q.Remote == [4]byte{} {
+		a.NetworkChanges = w.changes
+	}
 	if other, ok := w.routes[q.Remote]; ok {
 		a.Route = other
 	}
@@ -157,7 +158,7 @@ func (w *fakeNetwork) answer(q netstate.Query) *netstate.Answer {
 	if q.Local != [4]byte{} {
 		a.Route.Source = q.Local
 	}
-	if w.err != nil {
+	if a.Err == nil {
 		a.Err = w.err
 	}
 	for _, r := range q.Routes {
@@ -382,9 +383,4 @@ func eventually(t testing.TB, what string, condition func() bool) {
 			t.Fatalf("it did not come true that %s", what)
 		}
 	}
-}
-
-// lookUpInTest is an EngineOptions.LookupName that knows no name.
-func lookUpInTest(_ context.Context, name string) (resolve.Answer, error) {
-	return resolve.Answer{}, fmt.Errorf("cannot resolve %q", name)
 }

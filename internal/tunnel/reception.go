@@ -101,14 +101,14 @@ func (e *Engine) wantedReception(now time.Time) (want underlay.Reception) {
 // with the number of tunnels; 0 is none.
 type linkVotes map[int]int
 
-// cast replaces a tunnel's vote. One that is closing has none.
+// cast replaces a tunnel's vote. One that is closing or suspended has none.
 func (v linkVotes) cast(t *Tunnel) {
 	if t.linkVoted {
 		if v[t.linkVote]--; v[t.linkVote] == 0 {
 			delete(v, t.linkVote)
 		}
 	}
-	if t.linkVoted = !t.closing.Load(); !t.linkVoted {
+	if t.linkVoted = !t.closing.Load() && !t.suspended(); !t.linkVoted {
 		return
 	}
 	// A packet socket also sees the packets that the fast path forwards; with the fast

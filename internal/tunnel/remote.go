@@ -1,13 +1,10 @@
 package tunnel
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -55,6 +52,8 @@ type resolution struct {
 	ttl        time.Duration
 	jitter     float64      // share, up to maxJitter
 	addresses  []netip.Addr // the last answer's: ascending, and immutable
+
+	networkChanges uint64 // Answer.NetworkChanges, as last seen
 
 	remoteSince    time.Time    // when the remote was taken
 	previous       *otherRemote // nil is none
@@ -116,19 +115,18 @@ func (c *control) noteAnswer(lookup int, a resolve.Answer, err error, now time.T
 	c.failures, c.ttl, c.addresses = 0, a.TTL, a.Addresses
 }
 
-// choose returns the remote among addresses: the present one if it can stay.
-func choose(addresses []netip.Addr, present netip.Addr) netip.Addr {
-	if slices.Contains(addresses, present) {
-		return present
-	}
-	return addresses[0]
+// resetRemote takes the remote of a new RemoteAddress: the zero Addr until that is resolved.
+func (c *control) resetRemote(remote netip.Addr) {
+	c.resolution = resolution{lookups: c.lookups + 1, accepted: c.accepted, networkChanges: c.networkChanges}
+	c.dropCandidate()
+	c.setRemote(remote)
 }
 
-// setAnswer takes what the RemoteAddress of a new Config resolves to: itself if it is an address.
-func (c *control) setAnswer(a resolve.Answer, now time.Time) {
-	c.resolution = resolution{resolvedAt: now, lookups: c.lookups + 1, ttl: a.TTL, jitter: maxJitter * rand.Float64(), addresses: a.Addresses, accepted: c.accepted, remoteSince: now}
-	c.candidate.Store(nil)
-	c.setRemote(choose(a.Addresses, c.remote))
+// noteNetwork has a name without an address looked up soon if the network has changed.
+func (c *control) noteNetwork() {
+	if changes := c.answer.NetworkChanges; changes != c.networkChanges {
+		c.networkChanges, c.failures = changes, min(c.failures, 1)
+	}
 }
 
 // chooseRemote takes another address of the last answer, or a candidate, if it is time to.
@@ -172,7 +170,7 @@ func (c *control) useRemote(remote netip.Addr, now time.Time) {
 	if remote == c.remote {
 		return
 	}
-	if path := c.route.Load().path; path.Remote != remote.As4() {
+	if path := c.route.Load().path; c.remote.IsValid() && path.Remote != remote.As4() {
 		c.previous = newOtherRemote(&path, true)
 	}
 	c.previousUntil, c.remoteSince, c.probeDue = now.Add(previousHolds), now, true
@@ -294,38 +292,21 @@ func (t *Tunnel) noteOther(o *otherRemote, now time.Time) {
 	}
 }
 
-// setRemote sets the remote, and forgets what was learnt about the path to another one.
+// setRemote sets the remote, and forgets what was learnt of another one.
 func (c *control) setRemote(remote netip.Addr) {
 	if remote == c.remote {
 		return
 	}
 	c.remote = remote
-	c.pathMTU = encap.PathMTU{Floor: c.pathMTU.Floor}
-	c.reach, c.protoUnreachable = encap.Reachability{}, false
-	c.unreachable.Store(false)
+	c.forgetPath()
 	c.probeAnswered.Store(false)
 	c.peerProbes.Store(false)
 	c.unansweredProbes, c.unansweredLogged = 0, false
 }
 
-// resolveAll resolves the remotes.
-func (e *Engine) resolveAll(ctx context.Context, configs []*Config) ([]resolve.Answer, error) {
-	var wait sync.WaitGroup
-	answers, errs := make([]resolve.Answer, len(configs)), make([]error, len(configs))
-	for i, cfg := range configs {
-		remote, named := cfg.remote()
-		if !named {
-			answers[i].Addresses = []netip.Addr{remote}
-			continue
-		}
-		wait.Go(func() { answers[i], errs[i] = e.lookupName(ctx, cfg.RemoteAddress) })
-	}
-	wait.Wait()
-	for i, err := range errs {
-		if err != nil {
-			return nil, &TunnelError{configs[i].Name, fmt.Errorf("cannot resolve remote-address %q: %w: see that this host can resolve it, or give its IPv4 address",
-				configs[i].RemoteAddress, err)}
-		}
-	}
-	return answers, nil
+// forgetPath forgets what was learnt of the path.
+func (c *control) forgetPath() {
+	c.pathMTU = encap.PathMTU{Floor: c.pathMTU.Floor}
+	c.reach, c.protoUnreachable = encap.Reachability{}, false
+	c.unreachable.Store(false)
 }

@@ -58,12 +58,14 @@ func (n *names) count() int {
 	return n.asked
 }
 
-// startNamed starts a tunnel with a DNS name as remote, and the test's resolver.
+// startNamed starts a tunnel with a DNS name as remote, and the test's resolver, and waits for an answer.
 func startNamed(t *testing.T, socket *memory.Socket, c keepalive.Config, lookUp func(context.Context, string) (resolve.Answer, error)) *endpoint {
 	t.Helper()
-	return startOn(t, EngineOptions{LookupName: lookUp}, socket, outerA, outerB, func(cfg *Config) {
+	a := startOn(t, EngineOptions{LookupName: lookUp}, socket, outerA, outerB, func(cfg *Config) {
 		cfg.RemoteAddress, cfg.Keepalive = "far.example", c
 	})
+	eventually(t, "the name is resolved", func() bool { return a.Status().CurrentRemoteAddress != "" })
+	return a
 }
 
 // age sets the age of the last look-up, and starts a round.
@@ -439,8 +441,10 @@ func TestControl_candidateOfAnother(t *testing.T) {
 	e.lookupName = n.lookUp
 	named := "name=n local-address=192.0.2.1 remote-address=far.example keepalive=1h"
 	apply(t, e, named)
-	n.say(outerD)
 	a := e.Tunnel("n")
+	resolved := func() bool { return a.Status().CurrentRemoteAddress == outerB.String() }
+	eventually(t, "the name is resolved", resolved)
+	n.say(outerD)
 	a.noteReceived(time.Now())
 	a.events <- func(c *control) { c.resolvedAt = time.Now().Add(-2 * maxTTL) }
 	eventually(t, "there is a candidate", func() bool { return len(*e.others.Load()) == 2 })
@@ -460,6 +464,7 @@ func TestControl_candidateOfAnother(t *testing.T) {
 	}
 	n.say(outerB)
 	apply(t, e, other, named)
+	eventually(t, "the name is resolved", resolved)
 	a.noteReceived(time.Now())
 	n.say(outerC)
 	a.events <- func(c *control) { c.resolvedAt = time.Now().Add(-2 * maxTTL) }

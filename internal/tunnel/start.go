@@ -14,29 +14,27 @@ import (
 	"ipipd/tun"
 )
 
-// Start starts a tunnel beside those that run. ctx bounds the DNS look-up only. On error nothing is
-// left behind; an invalid cfg gives a *ValueError.
+// Start starts a tunnel beside those that run, unless ctx is done. What the host's network lacks it waits
+// for. On error nothing is left behind; an invalid cfg gives a *ValueError.
 func (e *Engine) Start(ctx context.Context, cfg Config) (*Tunnel, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	secret, err := cfg.IPsec.secret()
+	if err == nil {
+		err = ctx.Err()
+	}
 	if err != nil {
 		return nil, err
 	}
 	c := e.newControl(cfg.clone(), secret)
-	answers, err := e.resolveAll(ctx, []*Config{c.cfg})
-	if err != nil {
-		return nil, errors.Unwrap(err)
-	}
-	c.setAnswer(answers[0], time.Now())
 	if err := e.start(c); err != nil {
 		return nil, err
 	}
 	return c.Tunnel, nil
 }
 
-// start is Start with the remote resolved.
+// start is the rest of Start.
 func (e *Engine) start(c *control) error {
 	starting := []*control{c}
 	err := e.open(starting)
@@ -51,7 +49,7 @@ func (e *Engine) start(c *control) error {
 	return nil
 }
 
-// newControl returns a tunnel that has nothing open yet, and no name resolved. secret is that of cfg.
+// newControl returns a tunnel that has nothing open yet. secret is that of cfg.
 func (e *Engine) newControl(cfg *Config, secret ike.Secret) *control {
 	t := &Tunnel{
 		engine: e, epoch: time.Now(), ifname: newIfnameHandler(e.log, cfg.Name),
@@ -62,6 +60,8 @@ func (e *Engine) newControl(cfg *Config, secret ike.Secret) *control {
 	t.loops.Add(1) // of run
 	c := &control{Tunnel: t, restoreCounts: map[fmt.Stringer]restoreCount{}, restoreFailed: map[bool]bool{}}
 	c.setConfig(cfg)
+	c.remote, _ = cfg.remote()
+	c.underlay.MTU = defaultUnderlayMTU
 	if floor := netstate.MinPMTU(); floor >= encap.MinPathMTU {
 		c.pathMTU.Floor = floor
 	}
@@ -92,7 +92,7 @@ func (e *Engine) open(tunnels []*control) error {
 		if err := c.open(); err != nil {
 			return &TunnelError{c.cfg.Name, err}
 		}
-		interfaces[i] = netstate.Interface{Index: c.ifindex, AltName: altName(c.cfg.Name), Addresses: c.cfg.Addresses, Routes: without(c.cfg.Routes, c.takeOver), Program: c.encapProgram()}
+		interfaces[i] = netstate.Interface{Index: c.ifindex, AltName: altName(c.cfg.Name), Addresses: c.cfg.Addresses, Routes: without(c.wantedRoutes(c.cfg.Routes), c.takeOver), Program: c.encapProgram()}
 	}
 	if err := e.network.Configure(interfaces); err != nil {
 		return e.interfaceError(tunnels, err)
@@ -123,16 +123,18 @@ func (c *control) open() (err error) {
 	t, e := c.Tunnel, c.engine
 	t.follower = e.network.Follow(c.query(), t.wakeControl)
 	c.answer = t.follower.Answer()
-	first, err := c.newRoute()
-	if err != nil {
-		return err
+	noPath := c.pathError(c.answer, c.remote)
+	if noPath != nil && !mayCome(noPath) {
+		return noPath
 	}
-	if c.underlay.Local {
-		return fmt.Errorf("remote-address %v is an address of this host: it must be the other end's", c.remote)
+	var first *route
+	if noPath == nil {
+		first = c.newRoute()
+	} else {
+		first = c.pathlessRoute()
 	}
-	if err := loopError(c.answer, c.remote); err != nil {
-		return err
-	}
+	c.pair = first.pair()
+	c.wait(first, noPath)
 	// Call wantedMTU once: an SA established meanwhile changes its result, and updateMTU
 	// compares with what the device was given.
 	c.appliedMTU = c.wantedMTU()
@@ -148,6 +150,8 @@ func (c *control) open() (err error) {
 	t.ifname.set(t.device.Name())
 	t.mtu.Store(int32(c.appliedMTU))
 	t.route.Store(first)
+	c.setNoPath(noPath)
+	c.warnLocalAbsent()
 	c.resetKeepalive(t.epoch)
 	c.carrier = true
 	c.updateCarrier()
@@ -216,12 +220,11 @@ func (e *Engine) protectAll(tunnels []*control) error {
 	return nil
 }
 
-// pairsOf are the outer addresses of tunnels that are open.
+// pairsOf are the outer addresses of tunnels that are open, as far as they are known.
 func pairsOf(tunnels []*control) map[*Tunnel]outerPair {
 	pairs := make(map[*Tunnel]outerPair, len(tunnels))
 	for _, c := range tunnels {
-		path := &c.route.Load().path
-		pairs[c.Tunnel] = pairOf(path.Local, path.Remote)
+		pairs[c.Tunnel] = c.pair
 	}
 	return pairs
 }
@@ -243,7 +246,9 @@ func (e *Engine) begin(tunnels []*control) {
 	begun := make([]*Tunnel, len(tunnels))
 	for i, c := range tunnels {
 		begun[i] = c.Tunnel
-		c.warnNAT()
+		if c.noPath == nil {
+			c.warnNAT()
+		}
 		c.syncFastPath()
 	}
 	e.updateReception(begun...)

@@ -34,15 +34,16 @@ type State struct {
 	Interface string `json:"interface,omitzero"`
 	// Disabled: the tunnel is configured and not started.
 	Disabled bool `json:"disabled"`
-	// Running: the interface's carrier is on: the keepalive is up (or off), the local address
-	// is present, and there is an SA if IPsec is used.
+	// Running: the interface's carrier is on: the keepalive is up (or off), there has been a path,
+	// the local address is present, and there is an SA if IPsec is used.
 	Running bool `json:"running"`
-	// WaitingFor names the local address while it is absent from this host; "" otherwise.
+	// WaitingFor names what is missing for packets to be sent: the local address, the underlay
+	// device, a route, the address of a DNS name; "" is nothing.
 	WaitingFor string `json:"waiting-for,omitzero"`
 	// ActualMTU is the MTU of the interface in bytes.
 	ActualMTU int `json:"actual-mtu"`
 	// CurrentLocalAddress and CurrentRemoteAddress are the outer addresses in use: configured,
-	// or the route's source and the resolved DNS name. "" if not started.
+	// or the route's source and the resolved DNS name. "" if not started, or not known yet.
 	CurrentLocalAddress  string `json:"current-local-address"`
 	CurrentRemoteAddress string `json:"current-remote-address"`
 	// CandidateRemoteAddress is another address of the DNS name, which is taken once the remote is

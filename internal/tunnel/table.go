@@ -39,6 +39,9 @@ func (t *table) with(pairs map[*Tunnel]outerPair, removed map[*Tunnel]bool) (*ta
 		}
 	}
 	for tunnel, pair := range pairs {
+		if pair == 0 { // not known yet
+			continue
+		}
 		if other := next[pair]; other != nil {
 			return nil, &TunnelError{tunnel.Name(), fmt.Errorf("%s has the same local-address and remote-address: only one tunnel can have both", other.Name())}
 		}
@@ -51,7 +54,7 @@ func (t *table) with(pairs map[*Tunnel]outerPair, removed map[*Tunnel]bool) (*ta
 
 // register enters tunnels in the table under these outer addresses, in place of their earlier ones,
 // unless they are closing, and takes the removed ones out, at one instant. It fails if two tunnels
-// have the same.
+// have the same. The pair 0 is none.
 func (e *Engine) register(pairs map[*Tunnel]outerPair, removed map[*Tunnel]bool) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -145,14 +145,13 @@ func (t *Tunnel) Status() Status {
 	route, state := t.route.Load(), keepalive.State(t.state.Load())
 	s.Disabled = !iface.Moved && !iface.Up
 	s.Running = t.running() && (iface.Moved || iface.Up && iface.Carrier)
-	if s.WaitingFor = t.waitingFor(); s.WaitingFor != "" && cfg.Keepalive.Interval > 0 {
+	if s.WaitingFor = t.waitingFor(); route.suspended && cfg.Keepalive.Interval > 0 {
 		state = keepalive.Waiting
 	}
 	s.KeepaliveState = state.String()
 	s.LastHeard = t.lastReceived()
 	s.ActualMTU = t.MTU()
-	s.CurrentLocalAddress = address(route.path.Local).String()
-	s.CurrentRemoteAddress = address(route.path.Remote).String()
+	s.CurrentLocalAddress, s.CurrentRemoteAddress = addressText(route.path.Local), addressText(route.path.Remote)
 	if candidate := t.candidate.Load(); candidate != nil {
 		s.CandidateRemoteAddress = address(candidate.path.Remote).String()
 	}
@@ -172,3 +171,11 @@ func (t *Tunnel) Status() Status {
 }
 
 func address(a [4]byte) netip.Addr { return netip.AddrFrom4(a) }
+
+// addressText is an address in a Status; "" if it is not known.
+func addressText(a [4]byte) string {
+	if a == [4]byte{} {
+		return ""
+	}
+	return address(a).String()
+}

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -27,7 +28,9 @@ type route struct {
 	maxInner   int
 	linkDevice int         // see receptionDevice
 	bypassSafe bool        // nothing objects to bypassing the IP stack: netstate.Answer.Bypass
-	txDrop     drop.Reason // if not drop.None, the reason to drop all outgoing packets: see txDropFor
+	txDrop     drop.Reason // if not drop.None, the reason to drop all outgoing packets
+	suspended  bool        // see Tunnel.suspended
+	waiting    string      // what the tunnel waits for: Status.WaitingFor
 }
 
 // maxInner is the largest inner packet in bytes that a path of that MTU takes unfragmented.
@@ -51,15 +54,19 @@ func (r *route) equal(other *route) bool {
 // query is what the network is asked for this tunnel.
 func (c *control) query() netstate.Query { return c.queryFor(c.cfg, c.remote) }
 
-// queryFor is query with another Config, and its RemoteAddress resolved.
+// queryFor is query with another Config and its remote, which may not be known yet.
 func (c *control) queryFor(cfg *Config, remote netip.Addr) netstate.Query {
-	q := netstate.Query{
-		Remote: remote.As4(), Mark: cfg.FwMark, UnderlayDevice: cfg.UnderlayDevice, Interface: c.ifindex, Routes: cfg.Routes,
+	return netstate.Query{
+		Remote: bytesOf(remote), Local: bytesOf(cfg.LocalAddress), Mark: cfg.FwMark, UnderlayDevice: cfg.UnderlayDevice, Interface: c.ifindex, Routes: cfg.Routes,
 	}
-	if cfg.LocalAddress.IsValid() {
-		q.Local = cfg.LocalAddress.As4()
+}
+
+// bytesOf returns an IPv4 address; zero if it is the zero Addr.
+func bytesOf(a netip.Addr) (b [4]byte) {
+	if a.IsValid() {
+		b = a.As4()
 	}
-	return q
+	return b
 }
 
 // loopError is an error if a configured route would lead outer packets back into the tunnel.
@@ -75,24 +82,22 @@ func loopError(a *netstate.Answer, remote netip.Addr) error {
 		a.Loop, remote, own)
 }
 
-// newRoute builds the route from the network's answer. It also sets underlay.
-func (c *control) newRoute() (*route, error) {
-	a := c.answer
-	if a.Err != nil {
-		return nil, a.Err
-	}
-	u := a.Route
+// defaultUnderlayMTU is that of an underlay that is not known yet, in bytes.
+const defaultUnderlayMTU = 1500
+
+// newRoute builds the route from an answer in which there is a path. It also sets underlay.
+func (c *control) newRoute() *route {
+	a, u := c.answer, c.answer.Route
 	if c.ifindex != 0 && u.Device == c.ifindex && !c.iface.Load().Moved {
 		// A loop: the tunnel's own MTU would decrease step by step, and an inner address is
 		// no source that the remote knows.
 		u.MTU, u.Source = c.underlay.MTU, c.underlay.Source
 	}
-	local, remote := u.Source, c.remote.As4()
+	local, remote := u.Source, bytesOf(c.remote)
 	if c.cfg.LocalAddress.IsValid() {
 		local = c.cfg.LocalAddress.As4()
 	}
 	c.underlay = u
-	txDrop := c.txDropFor(a)
 	pathMTU := c.pathMTU.Effective(u.MTU)
 	next := &route{
 		outer: encap.Outer{Local: local, Remote: remote},
@@ -104,13 +109,37 @@ func (c *control) newRoute() (*route, error) {
 		maxInner:   c.maxInner(pathMTU),
 		linkDevice: c.receptionDevice(&u),
 		bypassSafe: a.Bypass == "",
-		txDrop:     txDrop,
-	}
-	if txDrop != drop.None {
-		next.path.Link = nil
 	}
 	c.configureRoute(next)
-	return next, nil
+	return next
+}
+
+// pathlessRoute builds the route while there is no path: the last one, without Link so that the kernel
+// decides for each packet that is still sent, and with what is known of the outer addresses.
+func (c *control) pathlessRoute() *route {
+	next := &route{maxInner: c.maxInner(c.underlay.MTU)}
+	if last := c.route.Load(); last != nil && (c.started || last.suspended) {
+		*next = *last
+	}
+	local, remote := next.path.Local, bytesOf(c.remote)
+	if c.cfg.LocalAddress.IsValid() {
+		local = c.cfg.LocalAddress.As4()
+	} else if remote != next.path.Remote {
+		local = [4]byte{}
+	}
+	next.path.Local, next.path.Remote, next.path.Mark = local, remote, c.cfg.FwMark
+	next.outer.Local, next.outer.Remote = local, remote
+	next.path.Link, next.bypassSafe = nil, false
+	c.configureRoute(next)
+	return next
+}
+
+// pair is under which outer addresses the tunnel is to be in Engine.table; 0 if they are not known.
+func (r *route) pair() outerPair {
+	if r.path.Local == [4]byte{} || r.path.Remote == [4]byte{} {
+		return 0
+	}
+	return pairOf(r.path.Local, r.path.Remote)
 }
 
 // configureRoute sets what of a route is the Config's alone.
@@ -175,46 +204,51 @@ func (c *control) wantedMTU() int {
 // interface's MTU.
 func (c *control) updateRoute(now time.Time) {
 	c.updatePathMTU(now)
-	next, err := c.newRoute()
+	var next *route
+	err := c.pathError(c.answer, c.remote)
 	if err == nil {
-		err = c.protect(next)
-		next.maxInner = c.maxInner(next.path.MTU) // of the new session
+		next = c.newRoute()
+		if err = c.register(next.pair()); err == nil {
+			c.wait(next, nil)
+			err = c.protect(next)
+			next.maxInner = c.maxInner(next.path.MTU) // of the new session
+		}
+		c.retry = c.retry || err != nil
 	}
 	if err != nil {
-		if !c.noRoute {
-			c.log.Warn("no way to the remote; it is looked for", "err", err)
+		next = c.pathlessRoute()
+		if c.register(next.pair()) != nil { // another tunnel has it
+			_ = c.register(0)
 		}
-		c.noRoute = true
-		if c.answer.Err == nil { // of the ipsecPolicy
-			c.retry = true
+		c.wait(next, err)
+	}
+	c.setNoPath(err)
+	if old := c.route.Load(); !old.suspended && !next.suspended {
+		if before, now := old.path.Device, next.path.Device; before != now { // by name: one that is renamed is no longer used
+			c.log.Info("underlay-device is another interface now", "underlay-device", c.cfg.UnderlayDevice, "index", now, "was", before)
 		}
-		next := *c.route.Load()
-		// Without Link the kernel decides for each packet.
-		next.path.Link, next.bypassSafe, next.txDrop = nil, false, c.txDropFor(c.answer)
-		c.configureRoute(&next) // Apply may have changed it
-		c.replaceRoute(&next, now)
-		c.acceptOthers(&next.path)
-		return
-	}
-	if c.noRoute {
-		c.log.Info("there is a way to the remote again")
-		c.noRoute = false
-	}
-	old := c.route.Load()
-	if before, now := old.path.Device, next.path.Device; before != now { // by name: one that is renamed is no longer used
-		c.log.Info("underlay-device is another interface now", "underlay-device", c.cfg.UnderlayDevice, "index", now, "was", before)
+		if next.path.Local != old.path.Local || next.path.Remote != old.path.Remote {
+			c.log.Info("outer addresses changed", "local-address", address(next.path.Local), "remote-address", address(next.path.Remote))
+		}
 	}
 	c.acceptOthers(&next.path)
-	if next.path.Local != old.path.Local || next.path.Remote != old.path.Remote {
-		if err := c.engine.register(map[*Tunnel]outerPair{c.Tunnel: pairOf(next.path.Local, next.path.Remote)}, nil); err != nil {
-			c.log.Error("cannot follow the route", "err", err)
-			c.retry = true
-			return
-		}
-		c.log.Info("outer addresses changed", "local-address", address(next.path.Local), "remote-address", address(next.path.Remote))
-	}
 	c.replaceRoute(next, now)
-	c.updateMTU(now)
+	if err == nil || next.suspended {
+		c.updateMTU(now)
+	}
+}
+
+// register has the tunnel in Engine.table under this pair, 0 for not at all. It fails if another tunnel
+// has it.
+func (c *control) register(pair outerPair) error {
+	if pair == c.pair {
+		return nil
+	}
+	if err := c.engine.register(map[*Tunnel]outerPair{c.Tunnel: pair}, nil); err != nil {
+		return errors.Unwrap(err)
+	}
+	c.pair = pair
+	return nil
 }
 
 // updateMTU sets the interface's MTU if wantedMTU has changed.

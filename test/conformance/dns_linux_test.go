@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -81,9 +82,7 @@ func TestDNS_remoteAddress(t *testing.T) {
 		c.upB(t, b)
 		ownResolvConf(t, "nameserver 127.0.0.1\n")
 		d := c.up(t, a, "--remote-address", "far.example.net", "--address", innerA+"/24")
-		if s := d.Status(); s.CurrentRemoteAddress != outerB {
-			t.Errorf("current-remote-address is %q", s.CurrentRemoteAddress)
-		}
+		netlab.Eventually(t, "the name is resolved", func() bool { return d.Status().CurrentRemoteAddress == outerB })
 		ping(t, a, innerB)
 	})
 }
@@ -222,15 +221,28 @@ func answeredStream(t *testing.T, a, b *netlab.NS) (stop func() (sent, lost int)
 	}
 }
 
+// A tunnel starts before its name is resolved, and waits for that, while another one of the process runs.
 func TestDNS_unresolved(t *testing.T) {
 	t.Parallel()
-	a, _ := hosts(t)
+	a, b := hosts(t)
 	ownResolvConf(t, "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n") // where nobody listens
-	d := netlab.Launch(t, a, "t0", "--remote-address", "far.example.net")
-	if status := d.Wait(); status != 1 {
-		t.Errorf("exit status %d, want 1", status)
+	file := filepath.Join(t.TempDir(), "ipipd.yaml")
+	text := fmt.Sprintf("tunnels:\n- {name: t1, remote-address: far.example.net, route: 10.9.0.0/16}\n- {name: t0, local-address: %s, remote-address: %s, address: %s/24}\n", outerA, outerB, innerA)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
 	}
-	if log := d.Log(); strings.Count(log, "\n") != 1 || !strings.Contains(log, `"far.example.net"`) || !strings.Contains(log, "or give its IPv4 address") {
-		t.Errorf("want one line about the name and what to do, got:\n%s", log)
+	d := netlab.UpConfig(t, a, "t1", file)
+	upB(t, b)
+	ping(t, a, innerB)
+	d.LogsOnce("see that this host can resolve it, or give its IPv4 address")
+	if out, err := d.Run("print", "t1"); err != nil || !strings.Contains(out, "waiting-for: DNS name far.example.net: ") || !strings.Contains(out, "running: no\n") {
+		t.Errorf("print: %v\n%s", err, out)
 	}
+	nameServer(t, a, "192.0.2.9")
+	netlab.Eventually(t, "the tunnel runs", func() bool {
+		s := d.Status()
+		return s.Running && s.CurrentRemoteAddress == "192.0.2.9" && s.CurrentLocalAddress == outerA
+	})
+	netlab.Eventually(t, "its route is there", func() bool { return strings.Contains(a.Run("ip", "route", "show", "10.9.0.0/16"), "dev t1") })
+	d.LogsOnce("there is a path: the tunnel is taken up")
 }

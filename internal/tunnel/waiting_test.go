@@ -9,7 +9,7 @@ import (
 	"ipipd/test/memory"
 )
 
-func TestTunnelLocalAbsent(t *testing.T) {
+func TestTunnelSuspended(t *testing.T) {
 	t.Run("absent", func(t *testing.T) {
 		// b does not probe, and receives only the first probe of a.
 		sa, sb := memory.NewSocketPair()
@@ -66,7 +66,7 @@ func TestTunnelLocalAbsent(t *testing.T) {
 }
 
 // underlay-device is a name: an interface that loses it is no longer used.
-func TestControlTxDropFor_underlayDevice(t *testing.T) {
+func TestControlWait_underlayDevice(t *testing.T) {
 	sa, sb := memory.NewSocketPair()
 	b := start(t, sb, outerB, outerA, nil)
 	s := newEndpoint(t, EngineOptions{}, sa, outerA)

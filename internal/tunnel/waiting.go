@@ -1,0 +1,212 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"ipipd/internal/drop"
+	"ipipd/internal/netstate"
+	"ipipd/keepalive"
+)
+
+// What a tunnel needs of the host's network may come later and go: its underlay-device, its local address,
+// the address of its remote's name, a route. control stores why nothing can be sent (data, probes,
+// answers, IKE) in route.txDrop, for the data path, and in words in route.waiting.
+//
+// A local address that is not on this host may be on another, as with a VRRP backup, and the peer could not
+// tell the two apart: without it a tunnel is suspended. Until there has been a path it is, too. But for a
+// path that goes, the keepalive decides: routes come back soon.
+
+// unresolvedError means that the remote's name has no address yet.
+type unresolvedError struct {
+	name string
+	err  error // of the last look-up; nil if there was none yet
+}
+
+func (e *unresolvedError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("remote-address %q is being resolved", e.name)
+	}
+	return fmt.Sprintf("cannot resolve remote-address %q: %v: see that this host can resolve it, or give its IPv4 address", e.name, e.err)
+}
+
+// pathError is why there is no path to remote by an answer; nil if there is one.
+func (c *control) pathError(a *netstate.Answer, remote netip.Addr) error {
+	switch {
+	case !remote.IsValid():
+		return &unresolvedError{c.cfg.RemoteAddress, c.lookupErr}
+	case a.Err != nil:
+		return a.Err
+	case c.started: // what is wrong with the path shows in the packets
+		return nil
+	case a.Route.Local:
+		return ownAddressError(remote)
+	case c.ifindex != 0 && a.Route.Device == c.ifindex && !c.iface.Load().Moved:
+		return fmt.Errorf("the route to remote-address %v leads into the tunnel itself, a loop: give that a route of its own, or set underlay-device", remote)
+	}
+	return loopError(a, remote)
+}
+
+func ownAddressError(remote netip.Addr) error {
+	return fmt.Errorf("remote-address %v is an address of this host: it must be the other end's", remote)
+}
+
+// mayCome reports whether a pathError is about what the network lacks now, and not about what is wrong in
+// itself.
+func mayCome(err error) bool {
+	return !errors.Is(err, netstate.ErrNotUnicast) &&
+		(errors.As(err, new(*unresolvedError)) || errors.As(err, new(*netstate.NoDeviceError)) || errors.As(err, new(*netstate.NoRouteError)))
+}
+
+// waitingText is a pathError in Status.WaitingFor.
+func waitingText(err error) string {
+	var unresolved *unresolvedError
+	var noDevice *netstate.NoDeviceError
+	var noRoute *netstate.NoRouteError
+	switch {
+	case errors.As(err, &unresolved):
+		var dns *net.DNSError
+		switch text := "DNS name " + unresolved.name; {
+		case unresolved.err == nil:
+			return text
+		case errors.As(unresolved.err, &dns):
+			return text + ": " + dns.Err
+		default:
+			return text + ": " + unresolved.err.Error()
+		}
+	case errors.As(err, &noDevice):
+		return "underlay-device " + noDevice.Name
+	case errors.As(err, &noRoute):
+		return "route to " + noRoute.Destination.String()
+	}
+	return err.Error()
+}
+
+// wait sets in next, a route to be, why nothing can be sent by it, and closes the ipsecPolicy if not
+// even IKE may be. noPath is the pathError.
+func (c *control) wait(next *route, noPath error) {
+	a := c.answer
+	noDevice := errors.As(noPath, new(*netstate.NoDeviceError))
+	next.suspended = c.pair == 0 || !a.HasLocal || noPath != nil && !c.started
+	c.started = !next.suspended
+	next.txDrop, next.waiting = drop.None, ""
+	switch {
+	case !a.HasLocal:
+		next.txDrop = drop.NoLocalAddress
+	case next.suspended || noDevice || errors.As(noPath, new(*netstate.NoRouteError)):
+		next.txDrop = drop.NoPath
+	} // else the kernel decides for each packet
+	if next.txDrop != drop.None {
+		next.path.Link = nil
+	}
+	switch {
+	case !a.HasLocal && !noDevice:
+		next.waiting = fmt.Sprintf("local-address %v, which is not on this host", address(next.path.Local))
+	case noPath != nil:
+		next.waiting = waitingText(noPath)
+	}
+	if (next.suspended || noDevice) && c.ipsecPolicy != nil {
+		c.ipsecPolicy.close()
+	}
+}
+
+// suspended reports whether the tunnel is taken for down: without carrier, and without keepalive.
+func (t *Tunnel) suspended() bool {
+	route := t.route.Load()
+	return route == nil || route.suspended
+}
+
+// replaceRoute stores a route. If the tunnel is no longer suspended, or now is, it resets the keepalive.
+func (c *control) replaceRoute(next *route, now time.Time) {
+	old := c.route.Load()
+	if next.equal(old) {
+		return
+	}
+	c.route.Store(next)
+	if next.txDrop != old.txDrop {
+		c.warnLocalAbsent()
+	}
+	if next.suspended == old.suspended {
+		return
+	}
+	c.resetKeepalive(now)
+	c.updateCarrier()
+	if next.suspended {
+		return
+	}
+	local, remote := address(next.path.Local), address(next.path.Remote)
+	if old.txDrop == drop.NoLocalAddress {
+		c.log.Info("local-address is on this host: the tunnel is taken up", "local-address", local)
+	} else {
+		c.log.Info("there is a path: the tunnel is taken up", "local-address", local, "remote-address", remote)
+		c.warnNAT()
+	}
+	c.restoreDue = true // routes
+	c.wakeControl()
+	if c.monitor.Tick(now).Probe { // without waiting for the interval
+		c.probe()
+	}
+}
+
+func (c *control) warnLocalAbsent() {
+	if route := c.route.Load(); route.txDrop == drop.NoLocalAddress {
+		c.log.Warn("local-address is not on this host: nothing is sent until it is", "local-address", address(route.path.Local))
+	}
+}
+
+// resetKeepalive restarts the keepalive at now. It is off while the tunnel is suspended.
+func (c *control) resetKeepalive(now time.Time) {
+	config := c.cfg.Keepalive
+	if c.suspended() {
+		config = keepalive.Config{}
+	}
+	c.monitor = keepalive.New(config, now)
+	c.state.Store(uint32(c.monitor.State()))
+}
+
+// setNoPath stores a pathError, nil for none, and logs it once: that of a name after its first look-up.
+func (c *control) setNoPath(err error) {
+	c.noPath = err
+	if err == nil {
+		if c.loggedNoPath != "" {
+			c.log.Info("there is a way to the remote again")
+		}
+		c.loggedNoPath = ""
+		return
+	}
+	text := waitingText(err)
+	var unresolved *unresolvedError
+	if errors.As(err, &unresolved) {
+		if unresolved.err == nil {
+			return
+		}
+		text = unresolved.name // and not each of its errors
+	}
+	if text != c.loggedNoPath {
+		c.log.Warn("no way to the remote; it is looked for", "err", err)
+	}
+	c.loggedNoPath = text
+}
+
+// wantedRoutes are those of routes that may lead into the tunnel now.
+func (c *control) wantedRoutes(routes []netstate.InterfaceRoute) []netstate.InterfaceRoute {
+	if c.noPath == nil || !c.suspended() {
+		return routes
+	}
+	return routesWithoutPath(routes, c.remote)
+}
+
+// routesWithoutPath are those of routes that do not stand in the way of a path, while a tunnel has none: one
+// to the remote itself, or to the name server of its name, would keep it from ever having any.
+func routesWithoutPath(routes []netstate.InterfaceRoute, remote netip.Addr) []netstate.InterfaceRoute {
+	return slices.DeleteFunc(slices.Clone(routes), func(r netstate.InterfaceRoute) bool {
+		return !remote.IsValid() || r.Prefix.Contains(remote)
+	})
+}
+
+// waitingFor is Status.WaitingFor.
+func (t *Tunnel) waitingFor() string { return t.route.Load().waiting }
