@@ -166,7 +166,7 @@ func (p *plan) handOver() error {
 				i.Routes = append(i.Routes, route)
 			}
 		}
-		if len(i.Routes) > 0 && !c.tunnel.iface.Load().Moved {
+		if len(i.Routes) > 0 && i.Index != 0 && !c.tunnel.iface.Load().Moved {
 			giving, giver = append(giving, i), c.old.Name
 		}
 	}

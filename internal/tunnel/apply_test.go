@@ -174,13 +174,30 @@ type modelDevice struct {
 }
 
 func (d *modelDevice) Close() error {
+	d.delete()
+	return d.Device.Close()
+}
+
+// delete removes what the host has of the interface.
+func (d *modelDevice) delete() {
 	d.model.change(func() {
+		if d.model.devices[d.Name()] != d.Device { // it was deleted before
+			return
+		}
 		maps.DeleteFunc(d.model.addresses, func(a configuredAddress, _ bool) bool { return a.device == d.index })
 		maps.DeleteFunc(d.model.routes, func(_ netstate.InterfaceRoute, device int) bool { return device == d.index })
 		delete(d.model.rps, d.Name())
 		delete(d.model.devices, d.Name())
 	})
-	return d.Device.Close()
+}
+
+// deleteInterface is ip link delete.
+func (m *hostModel) deleteInterface(t *Tunnel) {
+	d := make(chan *modelDevice)
+	t.events <- func(c *control) { d <- c.device.(*modelDevice) }
+	device := <-d
+	device.delete()
+	device.Delete()
 }
 
 func (m *hostModel) open(o tun.Options) (tun.Device, error) {

@@ -104,7 +104,7 @@ func (c *control) prepareChange(ch *change) error {
 // addPrefixes adds the new addresses and routes, as far as the interface takes any now.
 func (c *control) addPrefixes(ch *change, noPath bool) (err error) {
 	network, iface := c.engine.network, c.iface.Load()
-	if iface.Moved {
+	if !c.here() {
 		return nil
 	}
 	ch.addedAddresses, err = network.AddAddresses(c.ifindex, without(ch.next.Addresses, ch.old.Addresses))
@@ -159,7 +159,7 @@ func (c *control) commitChange(ch *change) error {
 		c.mtuDecreases, c.oversizeLogged = mtuDecreases{}, false
 		c.appliedMTU = c.MTU() // the operator may have set another since
 	}
-	if old.RPS != next.RPS && !c.iface.Load().Moved { // the name may be another interface's here
+	if old.RPS != next.RPS && c.here() { // the name may be another interface's here
 		c.changeRPS(old.RPS)
 	}
 	c.engine.openShared(c.Tunnel, next)
@@ -208,7 +208,7 @@ func (c *control) takeOverRoutes(routes []netstate.InterfaceRoute) {
 
 // finishChange removes the addresses and routes that are not wanted any more. Others' stay.
 func (c *control) finishChange(ch *change) error {
-	if c.iface.Load().Moved {
+	if !c.here() {
 		return nil
 	}
 	unwanted := without(ch.old.Routes, c.wantedRoutes(ch.next.Routes))

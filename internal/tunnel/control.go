@@ -45,6 +45,7 @@ type control struct {
 	retry bool // something failed in this round
 
 	monitor          *keepalive.Monitor
+	lost             lostInterface
 	carrier          bool // as last set
 	unansweredProbes int  // sent while the peer was up
 	tx               transmitter
@@ -215,6 +216,9 @@ func (c *control) next(now time.Time) (next time.Time) {
 	at(c.pathMTU.Expires())
 	at(c.reach.Expires())
 	at(c.lookupDue())
+	if c.lost.gone {
+		at(c.lost.at)
+	}
 	if c.previous != nil {
 		at(c.previousUntil)
 	}
@@ -233,7 +237,7 @@ func (t *Tunnel) running() bool {
 // updateCarrier sets the interface's carrier to running.
 func (c *control) updateCarrier() {
 	running := c.running()
-	if running == c.carrier {
+	if running == c.carrier || c.lost.gone {
 		return
 	}
 	if err := c.device.SetCarrier(running); err != nil {

@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"syscall"
 	"time"
@@ -41,13 +40,17 @@ var anyRouter [4]byte
 // outbound forwards packets from one TUN queue to the underlay.
 type outbound struct {
 	tunnel *Tunnel
-	queue  tun.Queue
+	device tun.Device
+	queue  tun.Queue   // of device
 	tx     transmitter // with the worker's Sender
 	ids    idCounter
 }
 
 func (o *outbound) failed(err error) {
-	o.tunnel.fail(fmt.Errorf("interface %s is gone: %w", o.tunnel.Name(), err))
+	select {
+	case o.tunnel.events <- func(c *control) { c.interfaceGone(o.device, err, time.Now()) }:
+	case <-o.tunnel.ctx.Done():
+	}
 }
 
 // carry forwards a batch, and more until no superpacket is left in part: the next queue needs the
@@ -271,10 +274,11 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 // deliver writes inner packets of one tunnel to its device and counts them.
 func (t *Tunnel) deliver(run []*packet.Buffer, b *buffers) {
 	packets, bytes := countSegments(run)
-	n, err := t.queues[b.index%len(t.queues)].Write(&b.scratch, run)
+	queues := *t.queues.Load()
+	n, err := queues[b.index%len(queues)].Write(&b.scratch, run)
 	t.counters.rx.add(packets-(len(run)-n), bytes)
 	t.engine.noteTraffic()
-	if n < len(run) && !errors.Is(err, os.ErrClosed) {
+	if n < len(run) {
 		t.drop(writeDrop(err), len(run)-n)
 	}
 }
@@ -326,7 +330,7 @@ func sendDrop(err error) drop.Reason {
 
 // writeDrop maps an error of a TUN write to its drop reason.
 func writeDrop(err error) drop.Reason {
-	if errors.Is(err, syscall.EIO) { // the interface is down
+	if errors.Is(err, syscall.EIO) || errors.Is(err, os.ErrClosed) { // the interface is down, or gone
 		return drop.ReceivedNotRunning
 	}
 	return drop.WriteFailed

@@ -126,7 +126,7 @@ func (c *control) enableFastPath(link *fastpath.Link) (blocker string) {
 // What an operator has removed with tc comes back if there is a clsact, or when the interface has been down: they
 // may want its place for another queueing discipline, and to add one to an interface that is up loses packets.
 func (c *control) openFastPath() (link *fastpath.Link, err error) {
-	if c.fast.programs == nil || c.iface.Load().Moved || c.pair == 0 {
+	if c.fast.programs == nil || !c.here() || c.pair == 0 {
 		return nil, nil
 	}
 	lost := c.attachedTo == c.ifindex && !c.answer.Attached

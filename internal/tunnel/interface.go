@@ -42,7 +42,7 @@ func (c *control) readInterface() error {
 	}
 	if was := c.ifname.get(); s.Name != was {
 		c.ifname.set(s.Name)
-		c.log.Info("the interface was renamed", "was", was, "started-as", c.device.Name())
+		c.log.Info("the interface was renamed", "was", was, "started-as", c.madeName)
 	}
 	if before != nil && s.Moved != before.Moved {
 		c.logMoved(s.Moved)
@@ -56,6 +56,11 @@ func (c *control) readInterface() error {
 // updateInterface reads the interface's state, and restores wanted addresses and routes, after
 // something about it has changed.
 func (c *control) updateInterface(now time.Time) {
+	if c.lost.gone {
+		if c.remakeInterface(now); c.lost.gone {
+			return
+		}
+	}
 	changes, downs := c.answer.InterfaceChanges, c.answer.InterfaceDowns
 	if changes == c.interfaceChanges && downs == c.interfaceDowns && !c.iface.Load().Moved && !c.restoreDue && !c.restoreFailed[false] && !c.restoreFailed[true] {
 		return

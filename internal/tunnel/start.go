@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -135,27 +136,40 @@ func (c *control) open() (err error) {
 	}
 	c.pair = first.pair()
 	c.wait(first, noPath)
-	// Call wantedMTU once: an SA established meanwhile changes its result, and updateMTU
-	// compares with what the device was given.
-	c.appliedMTU = c.wantedMTU()
-	if t.device, err = e.openDevice(tun.Options{
-		Name: InterfaceName(c.cfg.Name), MTU: c.appliedMTU, Queues: e.queues(c.cfg),
-		OnDegraded: func(err error) {
-			e.log.Info("the kernel does not give the interface all that it could use", "err", err)
-		},
-	}); err != nil {
-		return err
-	}
-	t.queues = t.device.Queues()
-	t.ifname.set(t.device.Name())
-	t.mtu.Store(int32(c.appliedMTU))
-	t.route.Store(first)
+	c.route.Store(first)
 	c.setNoPath(noPath)
 	c.warnLocalAbsent()
 	c.resetKeepalive(t.epoch)
+	return c.openInterface()
+}
+
+// openInterface makes the interface, or makes it again.
+func (c *control) openInterface() error {
+	t, e := c.Tunnel, c.engine
+	// Call wantedMTU once: an SA established meanwhile changes its result, and updateMTU
+	// compares with what the device was given.
+	c.appliedMTU = c.wantedMTU()
+	device, err := e.openDevice(tun.Options{
+		Name: cmp.Or(t.madeName, InterfaceName(c.cfg.Name)), MTU: c.appliedMTU, Queues: e.queues(c.cfg),
+		OnDegraded: func(err error) {
+			e.log.Info("the kernel does not give the interface all that it could use", "err", err)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	t.device = device
+	if t.madeName == "" {
+		t.madeName = device.Name()
+	}
+	queues := t.device.Queues()
+	t.queues.Store(&queues)
+	t.ifname.set(t.madeName)
+	t.mtu.Store(int32(c.appliedMTU))
 	c.carrier = true
 	c.updateCarrier()
 	if err := c.readInterface(); err != nil {
+		_ = device.Close()
 		return err
 	}
 	t.madeIndex = c.ifindex
@@ -182,14 +196,20 @@ func (c *control) opened() error {
 	}
 	c.answer = t.follower.Answer()
 	c.interfaceChanges, c.interfaceDowns = c.answer.InterfaceChanges, c.answer.InterfaceDowns
-	ids := idCounters(len(t.queues))
-	for i, q := range t.queues {
-		w := e.workers[i%len(e.workers)].out
-		key := w.add(&outbound{tunnel: t, queue: q, tx: t.newTransmitter(w.sender), ids: ids[i]})
+	c.addQueues()
+	return nil
+}
+
+// addQueues gives the queues to the workers, which read them from watchAll on.
+func (c *control) addQueues() {
+	t, queues := c.Tunnel, *c.queues.Load()
+	ids := idCounters(len(queues))
+	for i, q := range queues {
+		w := c.engine.workers[i%len(c.engine.workers)].out
+		key := w.add(&outbound{tunnel: t, device: t.device, queue: q, tx: t.newTransmitter(w.sender), ids: ids[i]})
 		c.keys = append(c.keys, key)
 		t.stop = append(t.stop, func() { w.remove(key, q.FD()) })
 	}
-	return nil
 }
 
 func (c *control) setRPS() {
@@ -232,7 +252,7 @@ func pairsOf(tunnels []*control) map[*Tunnel]outerPair {
 // watchAll has the workers read from the interfaces of tunnels.
 func (e *Engine) watchAll(tunnels []*control) error {
 	for _, c := range tunnels {
-		for i, q := range c.queues {
+		for i, q := range *c.queues.Load() {
 			if err := e.workers[i%len(e.workers)].out.watch(q.FD(), c.keys[i]); err != nil {
 				return &TunnelError{c.cfg.Name, err}
 			}

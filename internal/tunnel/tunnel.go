@@ -25,17 +25,21 @@ import (
 type Tunnel struct {
 	engine *Engine
 	log    *slog.Logger
-	device tun.Device
-	queues []tun.Queue
-	// madeIndex is the ifindex at creation.
-	madeIndex int
-	stop      []func() // ends reading the queues
-	epoch     time.Time
+	epoch  time.Time
+	// madeName is the interface's name at creation.
+	madeName string
+
+	// control's until it has ended, then Close's.
+	device    tun.Device
+	madeIndex int      // the ifindex of device at its creation
+	stop      []func() // ends reading its queues
 
 	// Written by control.
 	config      atomic.Pointer[Config] // control.cfg
 	route       atomic.Pointer[route]
+	queues      atomic.Pointer[[]tun.Queue]
 	iface       atomic.Pointer[tun.State] // as last read; its MTU is unknown while it is Moved
+	missing     atomic.Pointer[string]    // what of the interface is waited for while it is gone; nil is nothing
 	mtu         atomic.Int32              // of the interface, in bytes
 	unreachable atomic.Bool               // ICMP errors report that outer packets do not arrive
 	state       atomic.Uint32             // keepalive.State
@@ -133,17 +137,17 @@ func (t *Tunnel) lastReceived() time.Time {
 func (t *Tunnel) Status() Status {
 	iface := t.iface.Load()
 	cfg := *t.config.Load()
-	named := cmp.Or(cfg.Name, t.device.Name())
+	named := cmp.Or(cfg.Name, t.madeName)
 	cfg.Name = shownName(named, iface.Name)
 	s := NewStatus(&cfg)
 	switch {
-	case t.device.Name() != iface.Name:
+	case t.madeName != iface.Name:
 		s.RenamedFrom = named
 	case named != iface.Name:
 		s.Interface = iface.Name
 	}
 	route, state := t.route.Load(), keepalive.State(t.state.Load())
-	s.Disabled = !iface.Moved && !iface.Up
+	s.Disabled = !iface.Moved && !iface.Up && t.missing.Load() == nil
 	s.Running = t.running() && (iface.Moved || iface.Up && iface.Carrier)
 	if s.WaitingFor = t.waitingFor(); route.suspended && cfg.Keepalive.Interval > 0 {
 		state = keepalive.Waiting

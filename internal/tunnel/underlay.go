@@ -254,7 +254,7 @@ func (c *control) register(pair outerPair) error {
 // updateMTU sets the interface's MTU if wantedMTU has changed.
 func (c *control) updateMTU(now time.Time) {
 	want := c.wantedMTU()
-	if want == c.appliedMTU || c.mtuFeedback(want, now) {
+	if want == c.appliedMTU || c.lost.gone || c.mtuFeedback(want, now) {
 		return
 	}
 	if err := c.device.SetMTU(want); err != nil {

@@ -209,4 +209,9 @@ func routesWithoutPath(routes []netstate.InterfaceRoute, remote netip.Addr) []ne
 }
 
 // waitingFor is Status.WaitingFor.
-func (t *Tunnel) waitingFor() string { return t.route.Load().waiting }
+func (t *Tunnel) waitingFor() string {
+	if missing := t.missing.Load(); missing != nil {
+		return *missing
+	}
+	return t.route.Load().waiting
+}

@@ -1,6 +1,9 @@
 package conformance
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -87,16 +90,70 @@ func TestLifecycle_killed(t *testing.T) {
 	ping(t, a, innerB)
 }
 
+// An interface that is deleted, or goes with the network namespace that it was moved to, is made again, with
+// all that it had; another tunnel of the process loses no packet.
 func TestLifecycle_interfaceDeleted(t *testing.T) {
-	t.Parallel()
-	a, _ := hosts(t)
-	d := upA(t, a)
-	a.Run("ip", "link", "delete", "t0")
-	if status := d.Wait(); status != 1 {
-		t.Errorf("exit status %d, want 1", status)
+	for _, fastPath := range []string{"no", "yes"} {
+		t.Run("fast-path-"+fastPath, func(t *testing.T) {
+			t.Parallel()
+			a, b := hosts(t)
+			const other = "192.0.2.3"
+			b.Run("ip", "address", "add", other+"/24", "dev", "veth0")
+			file := filepath.Join(t.TempDir(), "ipipd.yaml")
+			text := fmt.Sprintf("defaults: {allow-fast-path: %s, local-address: %s}\ntunnels:\n- {name: t0, remote-address: %s, address: %s/24}\n"+
+				"- {name: t1, remote-address: %s, address: 10.9.0.1/24, route: 10.10.0.0/16, mtu: 1400}\n", fastPath, outerA, outerB, innerA, other)
+			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			d := netlab.UpConfig(t, a, "t0", file)
+			upB(t, b)
+			netlab.Up(t, b, "t1", "--local-address", other, "--remote-address", outerA, "--address", "10.9.0.2/24")
+			ping(t, a, "10.9.0.2")
+			index := func() string {
+				out, err := a.Try("ip", "-o", "link", "show", "t1")
+				if err != nil {
+					return ""
+				}
+				number, _, _ := strings.Cut(out, ":")
+				return number
+			}
+			stop := answeredStream(t, a, b)
+			elsewhere := netlab.New(t)
+			for _, remove := range [][]string{{"link", "delete", "t1"}, {"link", "set", "t1", "netns", elsewhere.Path()}} {
+				before := index()
+				a.Run("ip", remove...)
+				if remove[1] == "set" {
+					elsewhere.Run("ip", "link", "delete", "t1")
+				}
+				netlab.Eventually(t, "it is made again", func() bool { now := index(); return now != "" && now != before })
+				netlab.Eventually(t, "the tunnel works", func() bool { return answered(a, "10.9.0.2") })
+				if out := a.Run("ip", "address", "show", "t1"); !strings.Contains(out, "mtu 1400") || !strings.Contains(out, "inet 10.9.0.1/24") {
+					t.Errorf("it has\n%s", out)
+				}
+				netlab.Eventually(t, "its route is there", func() bool { return strings.Contains(a.Run("ip", "route", "show", "10.10.0.0/16"), "dev t1") })
+			}
+			if sent, lost := stop(); sent == 0 || lost > 0 {
+				t.Errorf("of %d datagrams of the other tunnel %d are lost", sent, lost)
+			}
+			if fast := d.Status().FastPath == "active"; fast != (fastPath == "yes") {
+				t.Errorf("fast-path: %s", d.Status().FastPath)
+			}
+		})
 	}
-	if !strings.Contains(d.Log(), "t0 is gone") {
-		t.Errorf("it does not say what happened:\n%s", d.Log())
+}
+
+// Its SAs stay: there is no new negotiation.
+func TestLifecycle_interfaceDeletedIKE(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	da, db := encryptedUpA(t, a), encryptedUpB(t, b)
+	awaitRunning(t, da, db)
+	before := da.Status().IPsecSPI
+	a.Run("ip", "link", "delete", "t0")
+	da.LogsOnce("the interface is made again")
+	awaitPing(t, a, "the interface was deleted")
+	if now := da.Status().IPsecSPI; now != before || before == "" {
+		t.Errorf("the SPIs were %s, and are %s", before, now)
 	}
 }
 

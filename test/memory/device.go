@@ -19,6 +19,7 @@ type Device struct {
 	mtu     atomic.Int64
 	running atomic.Bool
 	closed  atomic.Bool
+	deleted atomic.Bool
 	state   atomic.Pointer[tun.State]
 	out, in *ring // from the host, to the host
 }
@@ -73,6 +74,12 @@ func (d *Device) Running() bool { return d.running.Load() }
 
 // Closed reports whether Close was called.
 func (d *Device) Closed() bool { return d.closed.Load() }
+
+// Delete simulates that somebody deletes the interface: each queue's Read fails.
+func (d *Device) Delete() {
+	d.deleted.Store(true)
+	_, _ = d.out.push(nil, packet.Offload{}, false) // makes FD readable
+}
 
 // Queues implements tun.Device.
 func (d *Device) Queues() []tun.Queue { return []tun.Queue{(*queue)(d)} }
@@ -132,6 +139,9 @@ type queue Device
 func (q *queue) FD() int { return q.out.fd() }
 
 func (q *queue) Read(_ *tun.Scratch, batch []*packet.Buffer) (int, error) {
+	if q.deleted.Load() {
+		return 0, os.NewSyscallError("readv", syscall.EBADF)
+	}
 	return q.out.tryPop(batch)
 }
 

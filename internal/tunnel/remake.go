@@ -1,0 +1,113 @@
+package tunnel
+
+import (
+	"errors"
+	"time"
+
+	"ipipd/internal/netstate"
+	"ipipd/tun"
+)
+
+// An interface that somebody deletes, or that goes with the network namespace that it was moved to, is made
+// again. All else of the tunnel stays meanwhile: its route, its SAs, its keepalive, its counters.
+
+const (
+	// maxRemakes is how often in a row, with less than remakeWindow between two, an interface is made
+	// again at once. Then it is after lastRemake.
+	maxRemakes   = 5
+	remakeWindow = time.Minute
+	// firstRemake is the time until what cannot be made is tried again. It doubles each time, up to
+	// lastRemake.
+	firstRemake, lastRemake = time.Second, 30 * time.Second
+)
+
+// lostInterface is what control knows of an interface that is gone.
+type lostInterface struct {
+	gone  bool
+	since time.Time     // when it was last lost
+	times int           // in a row
+	at    time.Time     // when it is to be made
+	wait  time.Duration // after the last try, if that has failed
+}
+
+// interfaceGone is called when a queue of a device cannot be read any more.
+func (c *control) interfaceGone(device tun.Device, err error, now time.Time) {
+	lost := &c.lost
+	if lost.gone || device != c.device { // another queue has told
+		return
+	}
+	c.setMissing("interface " + c.madeName + ", which was deleted")
+	c.closeInterface()
+	if now.Sub(lost.since) > remakeWindow {
+		lost.times = 0
+	}
+	*lost = lostInterface{gone: true, since: now, times: lost.times + 1, at: now}
+	c.log.Warn("the interface is gone, and is made again", "err", err)
+	if lost.times > maxRemakes {
+		lost.at = now.Add(lastRemake)
+		c.log.Warn("it is taken away again and again, and made again later", "times", lost.times, "after", lastRemake)
+	}
+	clear(c.restoreCounts)
+}
+
+func (c *control) setMissing(text string) { c.missing.Store(&text) }
+
+// closeInterface closes what is left of the interface.
+func (c *control) closeInterface() {
+	for _, stop := range c.stop { // before the file descriptors are closed
+		stop()
+	}
+	c.stop, c.keys = nil, nil
+	_ = c.device.Close()
+	c.iface.Store(&tun.State{Name: c.madeName})
+	c.ifindex = 0
+	c.answer = c.follower.Set(c.query())
+}
+
+// remakeInterface makes the interface again, if it is time to.
+func (c *control) remakeInterface(now time.Time) {
+	lost := &c.lost
+	if now.Before(lost.at) {
+		return
+	}
+	lost.gone = false
+	err := c.openInterface()
+	if err == nil {
+		if err = c.reconfigure(); err != nil {
+			c.closeInterface()
+		}
+	}
+	if err == nil {
+		c.missing.Store(nil)
+		c.restoreDue = true // its routes
+		c.log.Info("the interface is made again")
+		return
+	}
+	if lost.gone = true; lost.wait == 0 {
+		c.log.Warn("the interface cannot be made again; it is tried again and again", "err", err)
+	}
+	if errors.Is(err, tun.ErrNameTaken) {
+		c.setMissing("the name " + c.madeName + ", which another interface has")
+	}
+	lost.wait = min(max(2*lost.wait, firstRemake), lastRemake)
+	lost.at = now.Add(lost.wait)
+}
+
+// reconfigure gives the interface what it had, but for its routes, and has it read.
+func (c *control) reconfigure() error {
+	again := netstate.Interface{Index: c.ifindex, AltName: altName(c.cfg.Name), Addresses: c.cfg.Addresses, Program: c.encapProgram()}
+	if err := c.engine.network.Configure([]netstate.Interface{again}); err != nil {
+		return err
+	}
+	if c.cfg.RPS != "" {
+		c.setRPS()
+	}
+	c.addQueues()
+	if err := c.readInterface(); err != nil {
+		return err
+	}
+	return c.engine.watchAll([]*control{c})
+}
+
+// here reports whether the interface is there, and in the network namespace of the Engine.
+func (c *control) here() bool { return !c.lost.gone && !c.iface.Load().Moved }

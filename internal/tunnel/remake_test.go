@@ -1,0 +1,124 @@
+package tunnel
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"ipipd/test/memory"
+	"ipipd/tun"
+)
+
+// An interface that is deleted is made again as it was, and what the tunnel has counted stays.
+func TestControlRemakeInterface(t *testing.T) {
+	sa, sb := memory.NewSocketPair()
+	b := start(t, sb, outerB, outerA, nil)
+	e, m := newModel(t, sa)
+	apply(t, e, lineA+" mtu=1400 rps=3", lineB)
+	before, a := state(e, m), e.Tunnel("a")
+	ea := func() *endpoint {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return &endpoint{Tunnel: a, engine: e, network: m.fakeNetwork, device: m.devices["a"], socket: sa}
+	}
+	ea().send(t, b, datagram(100, nil))
+	opened := m.opened
+	m.deleteInterface(a)
+	eventually(t, "it is made again", func() bool { return state(e, m) == before })
+	ea().send(t, b, datagram(100, nil))
+	b.send(t, ea(), datagram(100, nil))
+	if s := a.Status(); s.TxPacket != 2 || s.RxPacket != 1 || e.Tunnel("a") != a || m.opened != opened+1 {
+		t.Errorf("tx-packet %d, rx-packet %d, %d interfaces are made", s.TxPacket, s.RxPacket, m.opened-opened)
+	}
+	for _, line := range []string{"the interface is gone, and is made again", "the interface is made again"} {
+		if n := m.logged(line + `" name=a`); n != 1 {
+			t.Errorf("%d lines say %q", n, line)
+		}
+	}
+}
+
+// While another interface has the name the tunnel waits, and print says so; a reload changes it all the same.
+func TestControlRemakeInterface_nameTaken(t *testing.T) {
+	socket, _ := memory.NewSocketPair()
+	e, m := newModel(t, socket)
+	apply(t, e, lineA, lineB)
+	a := e.Tunnel("a")
+	var taken bool
+	open := e.openDevice
+	e.openDevice = func(o tun.Options) (tun.Device, error) {
+		m.mu.Lock()
+		refused := taken
+		m.mu.Unlock()
+		if refused && o.Name == "a" {
+			return nil, tun.ErrNameTaken
+		}
+		return open(o)
+	}
+	take := func(t bool) { m.change(func() { taken = t }) }
+	take(true)
+	m.deleteInterface(a)
+	eventually(t, "it says so", func() bool {
+		s := a.Status()
+		return s.WaitingFor == "the name a, which another interface has" && !s.Running && !s.Disabled
+	})
+	apply(t, e, lineA+" dscp=46 address=10.8.0.1/24 route=10.40.0.0/16 rps=1 mtu=1400", lineB)
+	apply(t, e, lineA+" dscp=46 route=10.50.0.0/16", lineB+" route=10.40.0.0/16")
+	take(false)
+	eventually(t, "it is there", func() bool { return a.Status().Running })
+	other, _ := memory.NewSocketPair()
+	fresh, m2 := newModel(t, other)
+	apply(t, fresh, lineA+" dscp=46 route=10.50.0.0/16", lineB+" route=10.40.0.0/16")
+	eventually(t, "all is as it would be started", func() bool { return state(e, m) == state(fresh, m2) })
+	if n := m.logged("cannot be made again"); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+}
+
+// A tunnel without its interface ends, and its name and addresses are another one's.
+func TestControlRemakeInterface_removedMeanwhile(t *testing.T) {
+	socket, _ := memory.NewSocketPair()
+	e, m := newModel(t, socket)
+	apply(t, e, lineA, lineB)
+	a := e.Tunnel("a")
+	m.failOpen = "a"
+	m.deleteInterface(a)
+	eventually(t, "it cannot be made", func() bool { return m.logged("cannot be made again") == 1 })
+	m.change(func() { m.failOpen = "" })
+	apply(t, e, strings.Replace(lineA, "name=a", "name=c", 1), lineB)
+	if got := m.String(); strings.Contains(got, "link a") || !strings.Contains(got, "route c 10.20.0.0/16") {
+		t.Errorf("there is\n%s", got)
+	}
+}
+
+// What is deleted again and again is made again rarely.
+func TestControlInterfaceGone_often(t *testing.T) {
+	socket, _ := memory.NewSocketPair()
+	e, _ := newModel(t, socket)
+	apply(t, e, lineA)
+	a := &endpoint{Tunnel: e.Tunnel("a")}
+	now := time.Now()
+	lose := func(at time.Time) (wait time.Duration) {
+		a.do(t, func(c *control) {
+			c.interfaceGone(c.device, errors.New("no"), at)
+			wait = c.lost.at.Sub(at)
+			c.lost.at = at // do not wait for it
+			c.remakeInterface(at)
+		})
+		return wait
+	}
+	for i := range maxRemakes {
+		if wait := lose(now.Add(time.Duration(i) * time.Second)); wait != 0 {
+			t.Errorf("time %d: after %v", i+1, wait)
+		}
+	}
+	for i := range 3 {
+		now = now.Add(lastRemake)
+		if wait := lose(now); wait != lastRemake {
+			t.Errorf("after time %d of many: after %v", i+1, wait)
+		}
+	}
+	if wait := lose(now.Add(2 * remakeWindow)); wait != 0 {
+		t.Errorf("after a time without: after %v", wait)
+	}
+}
