@@ -189,6 +189,35 @@ func TestEngineApply_fastPathTakenOver(t *testing.T) {
 	}
 }
 
+// The interface of a tunnel that is not allowed the fast path has no program; it is given one in place.
+func TestEngineApply_allowFastPath(t *testing.T) {
+	ns := applyPeers(t)
+	p := startEngine(t, ns)
+	line := func(allow string) string { return applyLine(1, "address=10.255.1.1/24 allow-fast-path="+allow) }
+	shown := func() (clsact, program bool) {
+		return strings.Contains(ns.Run("tc", "qdisc", "show", "dev", "t1"), "clsact"), strings.Contains(ns.Run("tc", "filter", "show", "dev", "t1", "egress"), "ipip_encap")
+	}
+	check := func(when string, want bool) {
+		t.Helper()
+		if clsact, program := shown(); clsact != want || program != want {
+			t.Errorf("%s: clsact %v, program %v, want %v", when, clsact, program, want)
+		}
+		ns.Run("ping", "-c", "1", "-W", netlab.Seconds(netlab.Timeout()), "-I", "10.7.0.1", "10.255.1.2")
+	}
+	p.apply(line("no"))
+	check("not allowed", false)
+	if state := p.apply(line("yes"))["t1"]; state != "active" {
+		t.Skipf("no fast path here: %s", state)
+	}
+	check("allowed", true)
+	p.apply(line("no"))
+	check("no longer allowed", true)
+	ns.Run("tc", "qdisc", "del", "dev", "t1", "clsact")
+	check("an operator has removed it", false)
+	p.awaitFastPath(line("yes"))
+	check("allowed again", true)
+}
+
 // A tunnel that is to be made again runs as before after an error, even if its name cannot be resolved any
 // more, and its secret file has changed.
 func TestEngineApply_restart(t *testing.T) {
