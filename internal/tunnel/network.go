@@ -16,7 +16,7 @@ type Network interface {
 	// Reassembly returns this host's ReasmOKs and ReasmFails (RFC 4293).
 	Reassembly() (done, failed uint64, err error)
 
-	// Configure adds the interfaces' addresses, sets them up, and adds routes into them. An error
+	// Configure adds the interfaces' addresses and programs, sets them up, and adds routes into them. An error
 	// about one of them is a *netstate.InterfaceError.
 	Configure(interfaces []netstate.Interface) error
 	// AddAddresses and AddRoutes add those that an interface lacks, and return them. The
