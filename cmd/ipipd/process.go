@@ -344,5 +344,6 @@ func readFiles(paths []string) (*config.File, []tunnel.Config, error) {
 	if err == nil && len(file.Refused) > 0 {
 		err = file.Refused
 	}
+	configs = slices.DeleteFunc(configs, func(c tunnel.Config) bool { return c.Disabled })
 	return file, configs, err
 }

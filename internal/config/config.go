@@ -30,15 +30,15 @@ func (p Position) String() string { return fmt.Sprintf("%s:%d:%d", p.File, p.Lin
 // Setting is one property as a file has it. A Repeatable property has one Setting for each value,
 // or, for a list without any, one without Value.
 type Setting struct {
-	// Property is the name of a tunnel.Property or ProcessProperty, or disabledKey.
+	// Property is the name of a tunnel.Property or ProcessProperty, or DisabledKey.
 	Property string
 	// Value is in the notation of the flag.
 	Value string
 	Pos   Position
 }
 
-// disabledKey is the key, yes or no, of a tunnel that is checked and not started.
-const disabledKey = "disabled"
+// DisabledKey is the key, yes or no, of a tunnel that is not started: tunnel.Config.Disabled.
+const DisabledKey = "disabled"
 
 // Tunnel is one tunnel of a file: only what the file says of it, in the file's order.
 type Tunnel struct {
@@ -112,8 +112,8 @@ func (e *Errors) add(pos Position, format string, args ...any) {
 const maxSize = 10 << 20
 
 // Read reads the files of paths as one configuration: no name and no pair of outer addresses
-// twice, the defaults of each for the tunnels of all. It returns what they say, and the tunnels to
-// be started, in the order of the files. Its error is Errors, or of the system, with the path.
+// twice, the defaults of each for the tunnels of all. It returns what they say, and the tunnels,
+// in the order of the files, with those that are Disabled and without Refused ones. Its error is Errors, or of the system, with the path.
 func Read(paths ...string) (*File, []tunnel.Config, error) {
 	files, err := expand(paths)
 	if err != nil {

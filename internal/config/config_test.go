@@ -76,17 +76,13 @@ func TestRead_good(t *testing.T) {
 			if d := cmp.Diff(want, got); d != "" {
 				t.Error(d)
 			}
-			started := 0
-			for _, one := range want {
-				if one["disabled"] != true {
-					if i := started; configs[i].Name != one["name"] {
-						t.Errorf("configuration %d is of %q, want %q", i, configs[i].Name, one["name"])
-					}
-					started++
+			for i, one := range want {
+				if disabled := one["disabled"] == true; configs[i].Name != one["name"] || configs[i].Disabled != disabled {
+					t.Errorf("configuration %d is of %q, disabled %v, want %q, %v", i, configs[i].Name, configs[i].Disabled, one["name"], disabled)
 				}
 			}
-			if started != len(configs) {
-				t.Errorf("%d configurations, want %d: those that are not disabled", len(configs), started)
+			if len(want) != len(configs) {
+				t.Errorf("%d configurations, want %d", len(configs), len(want))
 			}
 		})
 	}

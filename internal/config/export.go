@@ -16,8 +16,6 @@ import (
 // Entry is a tunnel that is to be written to a file.
 type Entry struct {
 	Config tunnel.Config
-	// Disabled: it is in the file, and not to be started.
-	Disabled bool
 	// HideSecret leaves ipsec-secret out, so that a file with this tunnel is refused until somebody
 	// has put it in again: the tunnel does not come up in the clear.
 	HideSecret bool
@@ -118,8 +116,8 @@ func (e *Entry) yaml() (*yaml.Node, error) {
 		}
 		m.Content = append(m.Content, text(s.Property), value)
 	}
-	if e.Disabled {
-		m.Content = append(m.Content, text(disabledKey), unquoted("yes"))
+	if e.Config.Disabled {
+		m.Content = append(m.Content, text(DisabledKey), unquoted("yes"))
 	}
 	return m, nil
 }
@@ -230,8 +228,8 @@ func (e *Entry) routerOS() string {
 	for _, s := range e.settings() {
 		values[s.Property] = "=" + quote(s.Value)
 	}
-	if e.Disabled {
-		values[disabledKey] = "=yes"
+	if e.Config.Disabled {
+		values[DisabledKey] = "=yes"
 	}
 	switch c := &e.Config; {
 	case c.IPsec.Wanted():

@@ -17,7 +17,7 @@ func entry(t *testing.T, settings ...string) Entry {
 	t.Helper()
 	e := Entry{Config: tunnel.Default()}
 	for i := 0; i < len(settings); i += 2 {
-		if err := set(&e.Config, Setting{Property: settings[i], Value: settings[i+1]}); err != nil {
+		if err := Set(&e.Config, Setting{Property: settings[i], Value: settings[i+1]}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -29,7 +29,7 @@ func entry(t *testing.T, settings ...string) Entry {
 
 func exported(t *testing.T) []Entry {
 	disabled := entry(t, "name", "ipip10", "remote-address", "vpn.example.net", "comment", "not yet", "keepalive", "off", "allow-fast-path", "no")
-	disabled.Disabled = true
+	disabled.Config.Disabled = true
 	return []Entry{
 		entry(t, "name", "ipip1", "local-address", "192.0.2.1", "remote-address", "198.51.100.1",
 			"address", "10.255.0.1/30", "address", "10.255.0.9 peer 10.255.0.10", "route", "10.20.0.0/16", "route", "0.0.0.0/0 metric 200 table 100",
@@ -168,7 +168,7 @@ add distance=200 dst-address=0.0.0.0/0 gateway=ipip1 routing-table=100
 	}
 	dir := write(t, map[string]string{"a.rsc": b.String()})
 	f, configs, err := Read(dir + "/a.rsc")
-	if err != nil || len(configs) != 2 || len(f.Refused) != 1 || f.Refused[0].Pos.Line != 9 {
+	if err != nil || len(configs) != 3 || !configs[1].Disabled || len(f.Refused) != 1 || f.Refused[0].Pos.Line != 9 {
 		t.Errorf("%v, %d configurations, refused %v: want only the one whose secret is in a file", err, len(configs), f.Refused)
 	}
 }

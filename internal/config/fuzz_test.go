@@ -112,14 +112,14 @@ func writtenAgain(t *testing.T, f *File, name string, export func([]Entry) []byt
 	}
 	for i := range got {
 		a, b := &entries[i], &got[i]
-		if changes := tunnel.Changes(&a.Config, &b.Config); len(changes) > 0 || a.Disabled != b.Disabled || !bytes.Equal(a.Config.IPsec.Secret, b.Config.IPsec.Secret) {
+		if changes := tunnel.Changes(&a.Config, &b.Config); len(changes) > 0 || a.Config.Disabled != b.Config.Disabled || !bytes.Equal(a.Config.IPsec.Secret, b.Config.IPsec.Secret) {
 			t.Errorf("%s: %v differ\n%s", a.Config.Name, changes, written)
 		}
 	}
 	secrets := 0
 	for i := range entries {
 		entries[i].HideSecret = true
-		if len(entries[i].Config.IPsec.Secret) > 0 && !entries[i].Disabled {
+		if len(entries[i].Config.IPsec.Secret) > 0 && !entries[i].Config.Disabled {
 			secrets++
 		}
 	}
@@ -192,7 +192,7 @@ func FuzzWriteYAML(f *testing.F) {
 			settings[3] = Setting{Property: "ipsec-secret-file", Value: file}
 		}
 		for _, s := range settings {
-			_ = set(&e.Config, s) // changes nothing if it is not accepted
+			_ = Set(&e.Config, s) // changes nothing if it is not accepted
 		}
 		if e.Config.Validate() != nil || e.Config.Name == "" {
 			return
@@ -212,7 +212,7 @@ func exportedPrefixes() ([]netstate.InterfaceRoute, []netstate.InterfaceAddress)
 	var c tunnel.Config
 	for _, s := range []Setting{{Property: "route", Value: "10.20.0.0/16 metric 5 table 100"}, {Property: "route", Value: "0.0.0.0/0"},
 		{Property: "address", Value: "10.255.0.1/30"}, {Property: "address", Value: "10.255.0.9 peer 10.255.0.10"}} {
-		if err := set(&c, s); err != nil {
+		if err := Set(&c, s); err != nil {
 			panic(err) // they are constants
 		}
 	}

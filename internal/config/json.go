@@ -15,7 +15,7 @@ func (f *File) MarshalJSON() ([]byte, error) {
 		settings := f.Tunnels[i].withDefaults(f.Defaults)
 		c := tunnel.Default()
 		for _, s := range settings {
-			if err := set(&c, s); err != nil {
+			if err := Set(&c, s); err != nil {
 				return nil, err
 			}
 		}
@@ -23,7 +23,7 @@ func (f *File) MarshalJSON() ([]byte, error) {
 		for _, s := range settings {
 			p, known := properties[s.Property]
 			switch {
-			case !known: // disabledKey
+			case !known: // DisabledKey
 				object[s.Property] = s.Value == "yes"
 			case !p.Repeatable:
 				object[s.Property] = p.Get(&c) // a placeholder for a secret

@@ -37,9 +37,9 @@ func (f *File) Entries() ([]Entry, error) {
 	}
 	var entries []Entry
 	for i := range f.Tunnels {
-		e := Entry{Config: tunnel.Default(), Disabled: f.Disabled(&f.Tunnels[i])}
+		e := Entry{Config: tunnel.Default()}
 		for _, s := range f.Tunnels[i].withDefaults(f.Defaults) {
-			if err := set(&e.Config, s); err != nil {
+			if err := Set(&e.Config, s); err != nil {
 				return nil, err
 			}
 		}
@@ -52,7 +52,7 @@ func (f *File) Entries() ([]Entry, error) {
 func (s Snapshot) MarshalJSON() ([]byte, error) {
 	out := snapshotJSON{Process: bytesOf(s.Process.settings()), Tunnels: []entryJSON{}}
 	for i := range s.Tunnels {
-		out.Tunnels = append(out.Tunnels, entryJSON{bytesOf(s.Tunnels[i].settings()), s.Tunnels[i].Disabled})
+		out.Tunnels = append(out.Tunnels, entryJSON{bytesOf(s.Tunnels[i].settings()), s.Tunnels[i].Config.Disabled})
 	}
 	return json.Marshal(out)
 }
@@ -82,9 +82,10 @@ func (s *Snapshot) UnmarshalJSON(data []byte) error {
 		errs = append(errs, err)
 	}
 	for _, t := range in.Tunnels {
-		e := Entry{Config: tunnel.Default(), Disabled: t.Disabled}
+		e := Entry{Config: tunnel.Default()}
+		e.Config.Disabled = t.Disabled
 		for _, one := range t.Settings {
-			errs = append(errs, set(&e.Config, Setting{Property: one.Property, Value: string(one.Value)}))
+			errs = append(errs, Set(&e.Config, Setting{Property: one.Property, Value: string(one.Value)}))
 		}
 		s.Tunnels = append(s.Tunnels, e)
 	}

@@ -18,14 +18,16 @@ var properties = func() map[string]tunnel.Property {
 	return m
 }()
 
-// set sets what s says in c. Its error is a *tunnel.ValueError.
-func set(c *tunnel.Config, s Setting) error {
+// Set sets what s says in c: of a Repeatable property one more value. Its error is a
+// *tunnel.ValueError, and then c is as it was.
+func Set(c *tunnel.Config, s Setting) error {
 	p, known := properties[s.Property]
 	switch {
-	case s.Property == disabledKey:
+	case s.Property == DisabledKey:
 		if s.Value != "yes" && s.Value != "no" {
 			return &tunnel.ValueError{Property: s.Property, Value: s.Value, Want: "yes or no"}
 		}
+		c.Disabled = s.Value == "yes"
 		return nil
 	case !known:
 		return &tunnel.ValueError{Property: s.Property, Hidden: true, Want: "a property of a tunnel"}
@@ -64,7 +66,7 @@ func find(settings []Setting, property, value string) (found *Setting) {
 
 // Disabled reports whether t, of f, is checked and not started.
 func (f *File) Disabled(t *Tunnel) bool {
-	s := find(t.withDefaults(f.Defaults), disabledKey, "")
+	s := find(t.withDefaults(f.Defaults), DisabledKey, "")
 	return s != nil && s.Value == "yes"
 }
 
@@ -77,7 +79,7 @@ func (t *Tunnel) position(property, value string) Position {
 	return t.Pos
 }
 
-// configs returns the tunnels to be started, and what is wrong in f.
+// configs returns the tunnels, but those that must not be started, and what is wrong in f.
 func (f *File) configs() (configs []tunnel.Config, errs Errors) {
 	errs.addProcess(f.Process)
 	defaults := errs.addDefaults(f.Defaults)
@@ -90,11 +92,14 @@ func (f *File) configs() (configs []tunnel.Config, errs Errors) {
 			errs.addTwice(names, tunnel.InterfaceName(c.Name), t.position("name", c.Name),
 				fmt.Sprintf("name: %q is not accepted: want each name once", c.Name))
 		}
-		if f.Disabled(t) {
+		if t.refused != nil { // if it is disabled, nobody is to enable it
+			if !c.Disabled {
+				f.Refused = append(f.Refused, *t.refused)
+			}
 			continue
 		}
-		if t.refused != nil {
-			f.Refused = append(f.Refused, *t.refused)
+		configs = append(configs, c)
+		if c.Disabled {
 			continue
 		}
 		if remote := strings.ToLower(strings.TrimSuffix(c.RemoteAddress, ".")); remote != "" {
@@ -105,7 +110,6 @@ func (f *File) configs() (configs []tunnel.Config, errs Errors) {
 			errs.addTwice(outer, local+","+remote, t.position("remote-address", c.RemoteAddress),
 				fmt.Sprintf("remote-address: %q is not accepted: want each pair of outer addresses once, here with local-address %s", c.RemoteAddress, local))
 		}
-		configs = append(configs, c)
 	}
 	return configs, errs
 }
@@ -115,7 +119,7 @@ func (e *Errors) addTunnel(t *Tunnel, settings []Setting) tunnel.Config {
 	c := tunnel.Default()
 	before := len(*e)
 	for _, s := range settings {
-		if err := set(&c, s); err != nil {
+		if err := Set(&c, s); err != nil {
 			e.add(s.Pos, "%v", err)
 		}
 	}
@@ -138,7 +142,7 @@ func (e *Errors) addDefaults(settings []Setting) (right []Setting) {
 	for _, s := range settings {
 		if other, ok := first[s.Property]; ok && other.File != s.Pos.File {
 			e.add(s.Pos, "%s: twice: %s has a default for it", s.Property, other)
-		} else if err := set(&c, s); err != nil {
+		} else if err := Set(&c, s); err != nil {
 			e.add(s.Pos, "%v", err)
 		} else {
 			first[s.Property] = s.Pos

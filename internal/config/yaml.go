@@ -192,7 +192,7 @@ var tunnelKeys = func() (keys []string) {
 	for _, p := range tunnel.Properties() {
 		keys = append(keys, p.Name)
 	}
-	return append(keys, disabledKey)
+	return append(keys, DisabledKey)
 }()
 
 func (r *yamlReader) tunnels(n *yaml.Node) (tunnels []Tunnel) {

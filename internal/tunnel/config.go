@@ -61,6 +61,8 @@ type Config struct {
 	IPsec IPsec
 	// Comment is free text of the operator.
 	Comment string
+	// Disabled tunnels are checked, and not for Apply or Diff: the caller keeps their names.
+	Disabled bool
 }
 
 // clone returns a copy that shares no memory with c.

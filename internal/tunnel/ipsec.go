@@ -101,7 +101,8 @@ const remadeSecret = "between a secret and none: no part of an encrypted tunnel 
 var ipsecProperties = []Property{
 	{
 		Name: "ipsec-secret", Values: "text", Default: "none", Secret: true, Remade: remadeSecret,
-		Help: "pre-shared key: encrypts the tunnel by IKE and ESP; every user of this host can read it here, ipsec-secret-file is better",
+		Help:  "pre-shared key: encrypts the tunnel by IKE and ESP; every user of this host can read it here, ipsec-secret-file is better",
+		reset: func(c *Config) { c.IPsec.Secret = nil },
 		get: func(c *Config) string {
 			if len(c.IPsec.Secret) == 0 {
 				return ""
@@ -118,8 +119,9 @@ var ipsecProperties = []Property{
 	},
 	{
 		Name: "ipsec-secret-file", Values: "file", Default: "none", Remade: remadeSecret,
-		Help: "file with the pre-shared key, which nobody but its owner may read (mode 0600)",
-		get:  func(c *Config) string { return c.IPsec.SecretFile },
+		Help:  "file with the pre-shared key, which nobody but its owner may read (mode 0600)",
+		reset: func(c *Config) { c.IPsec.SecretFile = "" },
+		get:   func(c *Config) string { return c.IPsec.SecretFile },
 		set: func(c *Config, v string) string {
 			c.IPsec.SecretFile = v
 			if v == "" || strings.ContainsRune(v, 0) {
@@ -144,8 +146,9 @@ var ipsecProperties = []Property{
 	},
 	{
 		Name: "ipsec-remote-id", Values: "IPv4, FQDN or text", Default: "the remote's outer address; behind a NAT what it says first",
-		Help: "identity that the peer has to have in IKE; without it, what a peer behind a NAT says first is kept until this process ends",
-		get:  func(c *Config) string { return c.IPsec.RemoteID },
+		Help:  "identity that the peer has to have in IKE; without it, what a peer behind a NAT says first is kept until this process ends",
+		reset: func(c *Config) { c.IPsec.RemoteID = "" },
+		get:   func(c *Config) string { return c.IPsec.RemoteID },
 		set: func(c *Config, v string) string {
 			c.IPsec.RemoteID = v
 			if _, err := netip.ParseAddr(v); err == nil || strings.Trim(v, "0123456789.") == "" {
@@ -160,16 +163,18 @@ var ipsecProperties = []Property{
 	},
 	{
 		Name: "ipsec-phase1", Values: "CIPHER-HASH-GROUP,…", Default: ike.DefaultPhase1,
-		Help: "proposals for IKE itself, the best first; no others are accepted, 3des only if it is named",
-		get:  func(c *Config) string { return formatProposals(c.IPsec.Phase1, ike.DefaultPhase1) },
+		Help:  "proposals for IKE itself, the best first; no others are accepted, 3des only if it is named",
+		reset: func(c *Config) { c.IPsec.Phase1 = nil },
+		get:   func(c *Config) string { return formatProposals(c.IPsec.Phase1, ike.DefaultPhase1) },
 		set: func(c *Config, v string) string {
 			return parseProposals(&c.IPsec.Phase1, v, ike.ParsePhase1)
 		},
 	},
 	{
 		Name: "ipsec-phase2", Values: "CIPHER-HASH or CIPHER,…", Default: ike.DefaultPhase2,
-		Help: "proposals for ESP, the best first; no others are accepted, 3des only if it is named",
-		get:  func(c *Config) string { return formatProposals(c.IPsec.Phase2, ike.DefaultPhase2) },
+		Help:  "proposals for ESP, the best first; no others are accepted, 3des only if it is named",
+		reset: func(c *Config) { c.IPsec.Phase2 = nil },
+		get:   func(c *Config) string { return formatProposals(c.IPsec.Phase2, ike.DefaultPhase2) },
 		set: func(c *Config, v string) string {
 			return parseProposals(&c.IPsec.Phase2, v, ike.ParsePhase2)
 		},

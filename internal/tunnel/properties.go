@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,6 +38,8 @@ type Property struct {
 	get func(*Config) string
 	// set returns "", or a description of the accepted values.
 	set func(*Config, string) (want string)
+	// reset is nil if set takes what get returns of the default.
+	reset func(*Config)
 }
 
 // Set parses value into c. Its error is a *ValueError.
@@ -51,6 +54,16 @@ func (p Property) Set(c *Config, value string) error {
 	return &ValueError{Property: p.Name, Value: value, Want: want}
 }
 
+// Reset gives c the default, which of a property that is required is none.
+func (p Property) Reset(c *Config) {
+	if p.reset != nil {
+		p.reset(c)
+		return
+	}
+	byDefault := Default()
+	p.set(c, p.get(&byDefault))
+}
+
 // Get returns c's value in the notation that Set takes, or "" if it has none. For a Secret it
 // returns a placeholder.
 func (p Property) Get(c *Config) string { return p.get(c) }
@@ -62,8 +75,9 @@ func Properties() []Property { return slices.Concat(properties, ipsecProperties)
 var properties = []Property{
 	{
 		Name: "name", Values: "text", Default: "first free ipipN, from ipip1",
-		Help: "name of the interface: " + wantName + "; one that is no interface name, as it has more than 15 bytes, is its alternative name beside a short one",
-		get:  func(c *Config) string { return c.Name },
+		Help:  "name of the interface: " + wantName + "; one that is no interface name, as it has more than 15 bytes, is its alternative name beside a short one",
+		reset: func(c *Config) { c.Name = "" },
+		get:   func(c *Config) string { return c.Name },
 		set: func(c *Config, v string) string {
 			c.Name = v
 			return checkName(v)
@@ -83,7 +97,8 @@ var properties = []Property{
 	},
 	{
 		Name: "local-address", Values: "IPv4", Default: "from the route to the remote",
-		Help: "outer source address; without it the source that the route gives, followed when it changes",
+		Help:  "outer source address; without it the source that the route gives, followed when it changes",
+		reset: func(c *Config) { c.LocalAddress = netip.Addr{} },
 		get: func(c *Config) string {
 			if !c.LocalAddress.IsValid() {
 				return ""
@@ -97,8 +112,9 @@ var properties = []Property{
 	},
 	{
 		Name: "remote-address", Values: "IPv4 or DNS name", Default: "required",
-		Help: "outer destination address: the other end of the tunnel",
-		get:  func(c *Config) string { return c.RemoteAddress },
+		Help:  "outer destination address: the other end of the tunnel",
+		reset: func(c *Config) { c.RemoteAddress = "" },
+		get:   func(c *Config) string { return c.RemoteAddress },
 		set: func(c *Config, v string) (want string) {
 			c.RemoteAddress = v
 			if isHostName(v) {
@@ -149,6 +165,7 @@ var properties = []Property{
 		Name: "allow-fast-path", Values: "`yes` or `no`", Default: "yes",
 		Help:  "carry plain packets inside the kernel by eBPF, but not with ipsec-secret, and where Linux 6.6, CAP_BPF and an Ethernet underlay without packet filters allow it",
 		Words: []string{"yes", "no"},
+		reset: func(c *Config) { c.AllowFastPath = Auto },
 		get:   func(c *Config) string { return formatBool(c.fastPathAllowed(), "no", "yes") },
 		set: func(c *Config, v string) string {
 			var yes bool
@@ -192,7 +209,8 @@ var properties = []Property{
 	},
 	{
 		Name: "keepalive-target", Values: "inner IPv4", Default: "none",
-		Help: "whom an echo probe asks: the address of the other end inside the tunnel; required by echo, which also needs an address",
+		Help:  "whom an echo probe asks: the address of the other end inside the tunnel; required by echo, which also needs an address",
+		reset: func(c *Config) { c.KeepaliveTarget = netip.Addr{} },
 		get: func(c *Config) string {
 			if !c.KeepaliveTarget.IsValid() {
 				return ""
@@ -215,8 +233,9 @@ var properties = []Property{
 	},
 	{
 		Name: "address", Values: "CIDR or `IPv4 peer IPv4`, repeatable", Default: "none", Repeatable: true,
-		Help: "inner address of the interface, with that of the other end if it is point-to-point",
-		get:  func(c *Config) string { return join(c.Addresses) },
+		Help:  "inner address of the interface, with that of the other end if it is point-to-point",
+		reset: func(c *Config) { c.Addresses = nil },
+		get:   func(c *Config) string { return join(c.Addresses) },
 		set: func(c *Config, v string) string {
 			a, want := parseAddress(v)
 			if want == "" {
@@ -227,8 +246,9 @@ var properties = []Property{
 	},
 	{
 		Name: "route", Values: "CIDR, then `metric N`, then `table N`, repeatable", Default: "none", Repeatable: true,
-		Help: "network that is routed into the interface; the table is main if none is given, or that of the interface's VRF",
-		get:  func(c *Config) string { return join(c.Routes) },
+		Help:  "network that is routed into the interface; the table is main if none is given, or that of the interface's VRF",
+		reset: func(c *Config) { c.Routes = nil },
+		get:   func(c *Config) string { return join(c.Routes) },
 		set: func(c *Config, v string) string {
 			r, want := parseRoute(v)
 			if want == "" {
@@ -239,8 +259,9 @@ var properties = []Property{
 	},
 	{
 		Name: "underlay-device", Values: "interface", Default: "none",
-		Help: "outer packets leave and enter only by this interface, which may be a VRF, or in one",
-		get:  func(c *Config) string { return c.UnderlayDevice },
+		Help:  "outer packets leave and enter only by this interface, which may be a VRF, or in one",
+		reset: func(c *Config) { c.UnderlayDevice = "" },
+		get:   func(c *Config) string { return c.UnderlayDevice },
 		set: func(c *Config, v string) string {
 			c.UnderlayDevice = v
 			if !tun.CheckName(v) {

@@ -280,6 +280,27 @@ func TestPropertyGet_roundTrip(t *testing.T) {
 	}
 }
 
+// Reset leaves nothing of a value, nor touches another property.
+func TestPropertyReset(t *testing.T) {
+	for _, p := range Properties() {
+		for value := range goodValues[p.Name] {
+			want := Default()
+			want.Comment, want.FwMark = "another", 7
+			if p.Name == "comment" || p.Name == "fwmark" {
+				want = Default()
+			}
+			c := *want.clone()
+			if err := p.Set(&c, value); err != nil {
+				t.Fatal(err)
+			}
+			p.Reset(&c)
+			if d := cmp.Diff(want, c, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); d != "" {
+				t.Errorf("%s after %q: %s", p.Name, value, d)
+			}
+		}
+	}
+}
+
 func TestProperties_defaults(t *testing.T) {
 	c := Default()
 	for _, p := range Properties() {

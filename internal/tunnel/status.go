@@ -32,7 +32,7 @@ type State struct {
 	// Interface is the name of the interface if that cannot have the tunnel's: InterfaceName.
 	// print and down accept it too.
 	Interface string `json:"interface,omitzero"`
-	// Disabled: the tunnel is configured and not started.
+	// Disabled: the tunnel is configured and not started, or its interface is set down.
 	Disabled bool `json:"disabled"`
 	// Running: the interface's carrier is on: the keepalive is up (or off), there has been a path,
 	// the local address is present, and there is an SA if IPsec is used.
@@ -73,10 +73,10 @@ type State struct {
 	ProcessDrops map[string]uint64 `json:"process-drops"`
 }
 
-// NewStatus returns the settings of c with an empty State. Without a secret it omits the IPsec
+// NewStatus returns the settings of c, and the State of a tunnel that is not started. Without a secret it omits the IPsec
 // settings except ipsec-secret.
 func NewStatus(c *Config) Status {
-	var s Status
+	s := Status{State: State{Disabled: c.Disabled}}
 	for _, p := range Properties() {
 		if strings.HasPrefix(p.Name, "ipsec-") && !p.Secret && !c.IPsec.Wanted() {
 			continue
