@@ -17,46 +17,49 @@ import (
 // exited completely.
 const nameRetryTimeout = time.Second
 
-// listen makes the control socket and reserves the names of configs. One without a name
-// gets the first ipipN that is free both as an interface and in dir, which several network
-// namespaces may share.
-func listen(ctx context.Context, dir string, configs []tunnel.Config) (*control.Server, error) {
-	s, err := control.Listen(ctx, dir)
-	if err != nil {
-		return nil, socketError(err)
+// reserve reserves the names of configs, all or none, beside those that the process has, and returns
+// configs with a name for each: that without one gets the first ipipN that is free both as an
+// interface and in the folder, which several network namespaces may share.
+func (p *process) reserve(ctx context.Context, configs []tunnel.Config) (_ []tunnel.Config, err error) {
+	before := p.wanted.Load().configs
+	defer func() {
+		if err != nil {
+			p.release(configs, before)
+		}
+	}()
+	configs = slices.Clone(configs)
+	if i := slices.IndexFunc(configs, func(c tunnel.Config) bool { return c.Name == "" }); i >= 0 {
+		if err := p.reserveFirst(ctx, configs, i); err != nil {
+			return nil, err
+		}
 	}
-	if len(configs) == 1 && configs[0].Name == "" {
-		err = reserveFirst(ctx, s, &configs[0].Name)
-	} else {
-		err = reserve(ctx, s, namesOf(configs))
+	for end := time.Now().Add(nameRetryTimeout); ; {
+		err := p.tryReserve(ctx, configs)
+		var taken *nameTakenError
+		if err == nil {
+			return configs, nil
+		}
+		if !errors.As(err, &taken) || time.Now().After(end) {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(50 * time.Millisecond):
+		}
 	}
-	if err != nil {
-		s.Close()
-		return nil, err
-	}
-	return s, nil
 }
 
-// linksOf returns the names of the tunnels' links in the runtime folder: those of their interfaces.
-func linksOf(names []string) (links []string) {
-	for _, name := range names {
-		links = append(links, tunnel.InterfaceName(name))
-	}
-	return links
-}
-
-func namesOf(configs []tunnel.Config) (names []string) {
-	for i := range configs {
-		names = append(names, configs[i].Name)
-	}
-	return names
-}
-
-// reserveFirst reserves the first ipipN that is free.
-func reserveFirst(ctx context.Context, s *control.Server, name *string) error {
-	for i := 1; ; i++ {
-		*name = "ipip" + strconv.Itoa(i)
-		err := tryReserve(ctx, s, []string{*name})
+// reserveFirst names configs[i].
+func (p *process) reserveFirst(ctx context.Context, configs []tunnel.Config, i int) error {
+	have := linksOf(slices.Concat(configs, p.wanted.Load().configs))
+	for n := 1; ; n++ {
+		name := "ipip" + strconv.Itoa(n)
+		if have[name] {
+			continue
+		}
+		configs[i].Name = name
+		err := p.tryReserve(ctx, configs[i:i+1])
 		var taken *nameTakenError
 		if !errors.As(err, &taken) {
 			return err
@@ -64,20 +67,23 @@ func reserveFirst(ctx context.Context, s *control.Server, name *string) error {
 	}
 }
 
-// reserve reserves names, all or none.
-func reserve(ctx context.Context, s *control.Server, names []string) error {
-	for end := time.Now().Add(nameRetryTimeout); ; {
-		err := tryReserve(ctx, s, names)
-		var taken *nameTakenError
-		if !errors.As(err, &taken) || time.Now().After(end) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(50 * time.Millisecond):
+// release gives up the names of configs but those of kept.
+func (p *process) release(configs, kept []tunnel.Config) {
+	keep := linksOf(kept)
+	for link := range linksOf(configs) {
+		if !keep[link] {
+			p.server.Release(link)
 		}
 	}
+}
+
+// linksOf returns the names of the tunnels' links in the runtime folder: those of their interfaces.
+func linksOf(configs []tunnel.Config) map[string]bool {
+	links := make(map[string]bool, len(configs))
+	for i := range configs {
+		links[tunnel.InterfaceName(configs[i].Name)] = true
+	}
+	return links
 }
 
 type nameTakenError struct{ name, by string }
@@ -88,26 +94,35 @@ func (e *nameTakenError) Error() string {
 
 // tryReserve checks the control sockets before the interfaces, for the better error message
 // if a tunnel of ipipd has a name.
-func tryReserve(ctx context.Context, s *control.Server, names []string) error {
-	links := linksOf(names)
-	err := s.Reserve(ctx, links...)
+func (p *process) tryReserve(ctx context.Context, configs []tunnel.Config) error {
+	var links []string
+	of := make(map[string]*tunnel.Config, len(configs))
+	for i := range configs {
+		link := tunnel.InterfaceName(configs[i].Name)
+		links, of[link] = append(links, link), &configs[i]
+	}
+	err := p.server.Reserve(ctx, links...)
 	var taken *control.TakenError
 	if errors.As(err, &taken) {
-		name := names[slices.Index(links, taken.Name)]
+		name := of[taken.Name].Name
 		return &nameTakenError{name, "a running tunnel (" + taken.Path + "); end it with ipipd down " + name}
 	}
 	if err != nil {
 		return socketError(err)
 	}
+	var running map[string]startedTunnel
+	if p.engine != nil {
+		running = p.engine.Tunnels()
+	}
 	interfaces, err := net.Interfaces() // once: for each name the kernel would list them all
 	for _, i := range interfaces {
-		if at := slices.Index(links, i.Name); at >= 0 {
-			err = &nameTakenError{names[at], "an interface of this host"}
+		if c := of[i.Name]; c != nil && !c.Disabled && running[i.Name] == nil {
+			err = &nameTakenError{c.Name, "an interface of this host"}
 			break
 		}
 	}
 	if err != nil {
-		s.Release(links...)
+		p.release(configs, p.wanted.Load().configs)
 	}
 	return err
 }

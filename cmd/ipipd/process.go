@@ -8,15 +8,16 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
+	"time"
 
 	"ipipd/internal/config"
 	"ipipd/internal/control"
 	"ipipd/internal/tunnel"
 )
 
-// process is a running `up`: its tunnels, and what its control socket does with them.
+// process is a running `up`: the tunnels that it is to have, and what its control socket does with
+// them.
 type process struct {
 	options *upOptions
 	log     *slog.Logger
@@ -26,26 +27,37 @@ type process struct {
 	server *control.Server
 	engine engine
 	ready  atomic.Bool
+	wanted atomic.Pointer[wanted]
 
-	mu      sync.Mutex // held while tunnels begin or end, DNS look-ups included
-	closed  bool       // nothing begins any more
+	turn    *turn // of who replaces wanted, and of what follows
+	closed  bool  // nothing begins any more
 	watched map[startedTunnel]bool
 }
 
+// wanted are the tunnels that a process is to have: those that run, but what has just failed, and
+// those that are disabled. It is immutable.
+type wanted struct {
+	configs []tunnel.Config
+}
+
 func newProcess(o *upOptions, log *slog.Logger, down func()) *process {
-	return &process{options: o, log: log, down: down, failed: make(chan error, 1), watched: map[startedTunnel]bool{}}
+	p := &process{options: o, log: log, down: down, failed: make(chan error, 1), turn: newTurn(), watched: map[startedTunnel]bool{}}
+	p.wanted.Store(&wanted{})
+	return p
 }
 
 // start makes the control socket and starts the tunnels. On error no tunnel runs; the caller
 // closes server, if there is one.
 func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error) {
 	p.protectMemory(configs)
-	if p.server, err = listen(ctx, p.options.RuntimeDir, configs); err != nil {
+	if p.server, err = control.Listen(ctx, p.options.RuntimeDir); err != nil {
+		return socketError(err)
+	}
+	defer p.turn.lock()()
+	if configs, err = p.reserve(ctx, configs); err != nil {
 		return err
 	}
 	only := len(configs) == 1
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	go func() {
 		err := p.server.Serve(control.Handler{
 			Status: p.status,
@@ -61,15 +73,36 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 	if p.engine, err = p.options.open(tunnel.EngineOptions{Log: p.log, Threads: p.options.Threads}); err != nil {
 		return err
 	}
-	if err := p.engine.Apply(ctx, configs); err != nil {
+	if err := p.run(ctx, configs); err != nil {
 		return errors.Join(p.tunnelError(err), p.engine.Close())
 	}
-	p.watch()
-	if len(p.engine.Tunnels()) < len(configs) {
+	if len(p.engine.Tunnels()) < len(enabled(configs)) {
 		return errors.Join(errors.New("a tunnel has ended while it was started"), p.engine.Close())
 	}
 	p.ready.Store(true)
 	return nil
+}
+
+// run has the tunnels of configs run, or after an error those that did. The caller has the turn,
+// and has reserved their names.
+func (p *process) run(ctx context.Context, configs []tunnel.Config) error {
+	p.protectMemory(configs)
+	err := p.engine.Apply(ctx, enabled(configs))
+	p.watch() // after an error, too: those that were to be made again
+	if err == nil {
+		p.wanted.Store(&wanted{configs: configs})
+	}
+	return err
+}
+
+// enabled are those of configs that are to run.
+func enabled(configs []tunnel.Config) []tunnel.Config {
+	return slices.DeleteFunc(slices.Clone(configs), func(c tunnel.Config) bool { return c.Disabled })
+}
+
+// indexOf is that of the tunnel with that link, -1 if there is none.
+func indexOf(configs []tunnel.Config, link string) int {
+	return slices.IndexFunc(configs, func(c tunnel.Config) bool { return tunnel.InterfaceName(c.Name) == link })
 }
 
 // protectMemory keeps secrets out of core dumps.
@@ -91,7 +124,7 @@ func (p *process) tunnelError(err error) error {
 	return err
 }
 
-// watch logs the tunnels that are new, and watches for their end. The caller holds mu.
+// watch logs the tunnels that are new, and watches for their end. The caller has the turn.
 func (p *process) watch() {
 	tunnels := p.engine.Tunnels()
 	links := slices.Collect(maps.Keys(tunnels))
@@ -115,32 +148,42 @@ func (p *process) watch() {
 	}
 }
 
-// ended gives up the name of a tunnel, unless it was made again.
+// ended gives up the name of a tunnel that has failed, unless it was made again.
 func (p *process) ended(link string, t startedTunnel) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	defer p.turn.lock()()
 	delete(p.watched, t)
+	err := t.Err()
+	if err == nil {
+		return // who has closed it has replaced wanted
+	}
 	tunnels := p.engine.Tunnels()
 	if tunnels[link] == nil {
-		p.server.Release(link)
+		p.forget(link)
 	}
-	switch err := t.Err(); {
-	case err == nil:
-	case len(tunnels) == 0:
+	if len(tunnels) == 0 {
 		select {
 		case p.failed <- err:
 		default:
 		}
-	default:
-		s := t.Status()
-		p.log.Error("the tunnel has ended", "name", s.Name(), "err", err)
+		return
 	}
+	s := t.Status()
+	p.log.Error("the tunnel has ended", "name", s.Name(), "err", err)
+}
+
+// forget gives up a tunnel that does not run. The caller has the turn.
+func (p *process) forget(link string) {
+	configs := p.wanted.Load().configs
+	p.wanted.Store(&wanted{configs: slices.DeleteFunc(slices.Clone(configs), func(c tunnel.Config) bool {
+		return tunnel.InterfaceName(c.Name) == link
+	})})
+	p.server.Release(link)
 }
 
 // close removes the tunnels. Afterwards no reload reserves a name.
 func (p *process) close() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.turn.hurry(errors.New("the process ends"))
+	defer p.turn.lock()()
 	p.closed = true
 	return p.engine.Close()
 }
@@ -150,16 +193,24 @@ func (p *process) status(link string) (any, error) {
 	if !p.ready.Load() {
 		return nil, control.ErrStarting
 	}
-	tunnels := p.engine.Tunnels()
+	configs, tunnels := p.wanted.Load().configs, p.engine.Tunnels()
 	if link != "" {
-		if t := tunnels[link]; t != nil {
-			return t.Status(), nil
+		i := indexOf(configs, link)
+		if i < 0 {
+			return nil, control.ErrNotRunning
 		}
-		return nil, control.ErrNotRunning
+		configs = configs[i : i+1]
 	}
-	all := make([]tunnel.Status, 0, len(tunnels))
-	for _, t := range tunnels {
-		all = append(all, t.Status())
+	all := make([]tunnel.Status, len(configs))
+	for i := range configs {
+		if t := tunnels[tunnel.InterfaceName(configs[i].Name)]; t != nil {
+			all[i] = t.Status()
+		} else {
+			all[i] = tunnel.NewStatus(&configs[i])
+		}
+	}
+	if link != "" {
+		return all[0], nil
 	}
 	return all, nil
 }
@@ -170,8 +221,8 @@ func (p *process) export() (any, error) {
 		return nil, control.ErrStarting
 	}
 	s := config.Snapshot{Process: p.options.processOptions}
-	for _, t := range p.engine.Tunnels() {
-		s.Tunnels = append(s.Tunnels, config.Entry{Config: t.Config()})
+	for _, c := range p.wanted.Load().configs {
+		s.Tunnels = append(s.Tunnels, config.Entry{Config: c})
 	}
 	return s, nil
 }
@@ -183,87 +234,96 @@ func (p *process) downTunnel(link string, only bool) {
 		p.down()
 		return
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.ready.Load() {
-		return // the start has failed
+	p.turn.hurry(errors.New("given up for ipipd down: try again"))
+	defer p.turn.lock()()
+	configs := p.wanted.Load().configs
+	i := indexOf(configs, link)
+	if !p.ready.Load() || i < 0 {
+		return // the start has failed, or the tunnel has ended
 	}
 	tunnels := p.engine.Tunnels()
 	t := tunnels[link]
-	switch {
-	case t == nil:
-	case len(tunnels) == 1:
+	if t != nil && len(tunnels) == 1 || len(configs) == 1 {
 		p.down()
-	default:
-		s := t.Status()
-		p.log.Info("the tunnel ends: ipipd down", "name", s.Name())
+		return
+	}
+	p.log.Info("the tunnel ends: ipipd down", "name", configs[i].Name)
+	if t != nil {
 		if err := t.Close(); err != nil {
-			p.log.Error("a tunnel is not closed as it should be", "name", s.Name(), "err", err)
+			p.log.Error("a tunnel is not closed as it should be", "name", configs[i].Name, "err", err)
 		}
 	}
+	p.forget(link)
 }
 
 // hangUp is SIGHUP.
 func (p *process) hangUp(ctx context.Context) {
-	go func() {
-		var refused *control.Refusal
-		switch err := p.reload(ctx); {
-		case errors.As(err, &refused) && refused.Unconfigured:
-			p.log.Info(err.Error())
-		case err != nil:
-			for line := range strings.Lines(err.Error()) {
-				p.log.Error("the configuration is not reloaded, and all is as it was", "err", strings.TrimSpace(line))
-			}
+	var refused *control.Refusal
+	switch err := p.change(ctx, 0); {
+	case errors.As(err, &refused) && refused.Unconfigured:
+		p.log.Info(err.Error())
+	case err != nil:
+		for line := range strings.Lines(err.Error()) {
+			p.log.Error("the configuration is not reloaded, and all is as it was", "err", strings.TrimSpace(line))
 		}
-	}()
+	}
 }
 
-// reload implements control.Handler: it reads the configuration again, and does all that it says,
-// or nothing.
-func (p *process) reload(ctx context.Context) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// changePatience is how long a change waits for the one before.
+const changePatience = 2 * time.Second
+
+// reload implements control.Handler.
+func (p *process) reload(ctx context.Context) error { return p.change(ctx, changePatience) }
+
+// change reads the configuration again, and does all that it says, or nothing.
+func (p *process) change(ctx context.Context, patience time.Duration) error {
+	ctx, end, err := p.turn.take(ctx, patience)
+	if err != nil {
+		return err
+	}
+	defer end()
 	file, configs, err := p.read(nil)
 	if err != nil {
 		return err
 	}
 	logNotes(p.log, file)
-	running := p.engine.Tunnels()
-	var added []string
-	for _, name := range namesOf(configs) {
-		if running[tunnel.InterfaceName(name)] == nil {
-			added = append(added, name)
-		}
-	}
-	if err := reserve(ctx, p.server, added); err != nil {
+	if err := p.apply(ctx, configs); err != nil {
 		return err
-	}
-	p.protectMemory(configs)
-	err = p.engine.Apply(ctx, configs)
-	p.watch() // after an error, too: those that were to be made again
-	if err != nil {
-		p.server.Release(linksOf(added)...)
-		return err
-	}
-	now := p.engine.Tunnels()
-	for link := range running {
-		if now[link] == nil {
-			p.server.Release(link) // before the answer
-		}
 	}
 	p.log.Info("the configuration is reloaded", "tunnels", len(configs))
 	return nil
 }
 
+// apply has the tunnels of configs run, or after an error all is as it was. The caller has the turn.
+func (p *process) apply(ctx context.Context, configs []tunnel.Config) error {
+	before := p.wanted.Load().configs
+	configs, err := p.reserve(ctx, configs)
+	if err != nil {
+		return err
+	}
+	if err := p.run(ctx, configs); err != nil {
+		p.release(configs, before)
+		if context.Cause(ctx) != ctx.Err() {
+			return context.Cause(ctx)
+		}
+		return err
+	}
+	p.release(before, configs)
+	return nil
+}
+
 // diff implements control.Handler. Without files it is about what reload would do.
 func (p *process) diff(files []string) (string, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	_, end, err := p.turn.take(context.Background(), changePatience)
+	if err != nil {
+		return "", err
+	}
+	defer end()
 	_, configs, err := p.read(files)
 	if err != nil {
 		return "", err
 	}
-	differences, err := p.engine.Diff(configs)
+	differences, err := p.engine.Diff(enabled(configs))
 	if err != nil {
 		return "", err
 	}
@@ -288,7 +348,7 @@ func (p *process) diff(files []string) (string, error) {
 	return b.String(), nil
 }
 
-// read reads the configuration of files, or else the process's own. The caller holds mu.
+// read reads the configuration of files, or else the process's own. The caller has the turn.
 func (p *process) read(files []string) (*config.File, []tunnel.Config, error) {
 	switch {
 	case len(p.options.Paths) == 0:
@@ -344,6 +404,5 @@ func readFiles(paths []string) (*config.File, []tunnel.Config, error) {
 	if err == nil && len(file.Refused) > 0 {
 		err = file.Refused
 	}
-	configs = slices.DeleteFunc(configs, func(c tunnel.Config) bool { return c.Disabled })
 	return file, configs, err
 }

@@ -23,7 +23,6 @@ type engine interface {
 // startedTunnel is the part of *tunnel.Tunnel that `up` uses.
 type startedTunnel interface {
 	Status() tunnel.Status
-	Config() tunnel.Config
 	// Done is closed when the tunnel has ended, by Close or a failure; Err returns that.
 	Done() <-chan struct{}
 	Err() error

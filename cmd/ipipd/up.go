@@ -154,16 +154,20 @@ func upRun(ctx context.Context, o *upOptions) error {
 		}
 		return err
 	}
-	for running := true; running; {
-		select {
-		case <-sighups:
-			p.hangUp(ctx)
-		case <-ctx.Done():
-			log.Debug("ending: SIGINT, SIGTERM or ipipd down")
-			running = false
-		case err = <-p.failed:
-			running = false
+	go func() {
+		for {
+			select {
+			case <-sighups: // those that come meanwhile are one
+				p.hangUp(ctx)
+			case <-ctx.Done():
+				return
+			}
 		}
+	}()
+	select {
+	case <-ctx.Done():
+		log.Debug("ending: SIGINT, SIGTERM or ipipd down")
+	case err = <-p.failed:
 	}
 	stop() // a second signal kills the process
 	down()

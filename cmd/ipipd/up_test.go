@@ -34,7 +34,6 @@ func (t *fakeTunnel) Status() tunnel.Status {
 	s.ActualMTU, s.CurrentLocalAddress, s.CurrentRemoteAddress = 1480, "192.0.2.1", "198.51.100.1"
 	return s
 }
-func (t *fakeTunnel) Config() tunnel.Config { return t.config }
 func (t *fakeTunnel) Done() <-chan struct{} { return t.done }
 func (t *fakeTunnel) Err() error            { return t.err }
 func (t *fakeTunnel) Close() error {
@@ -274,7 +273,7 @@ func TestUpRun_nameOfInterface(t *testing.T) {
 }
 
 // Without a name the first free ipipN is taken.
-func TestReserveFirst(t *testing.T) {
+func TestProcessReserveFirst(t *testing.T) {
 	dir := shortDir(t)
 	first, _, _ := runUpFake(t, dir, "", nil)
 	second, _, _ := runUpFake(t, dir, "", nil)
