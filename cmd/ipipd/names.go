@@ -89,7 +89,7 @@ func linksOf(configs []tunnel.Config) map[string]bool {
 type nameTakenError struct{ name, by string }
 
 func (e *nameTakenError) Error() string {
-	return fmt.Sprintf("name %s is taken by %s: choose another with --name", e.name, e.by)
+	return fmt.Sprintf("name %s is taken by %s: choose another", e.name, e.by)
 }
 
 // tryReserve checks the control sockets before the interfaces, for the better error message

@@ -183,7 +183,11 @@ func printTable(out io.Writer, statuses []tunnel.Status) error {
 			comments[i] = ";;; " + c + "\n"
 		}
 		local := cmp.Or(s.Setting("local-address"), s.CurrentLocalAddress)
-		fmt.Fprintf(w, "%*d %s\t%s\t%d\t%s\t%s\n", width, i, flag, s.Name(), s.ActualMTU, local, s.Setting("remote-address"))
+		mtu := ""
+		if s.ActualMTU != 0 { // there is an interface
+			mtu = strconv.Itoa(s.ActualMTU)
+		}
+		fmt.Fprintf(w, "%*d %s\t%s\t%s\t%s\t%s\n", width, i, flag, s.Name(), mtu, local, s.Setting("remote-address"))
 	}
 	w.Flush()
 	head, rows, _ := strings.Cut(b.String(), "\n")

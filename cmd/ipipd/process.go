@@ -7,9 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 	"sync/atomic"
-	"time"
 
 	"ipipd/internal/config"
 	"ipipd/internal/control"
@@ -55,6 +53,10 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 	}
 	defer p.turn.lock()()
 	if configs, err = p.reserve(ctx, configs); err != nil {
+		var taken *nameTakenError
+		if errors.As(err, &taken) && len(p.options.Paths) == 0 {
+			err = fmt.Errorf("%w with --name", err)
+		}
 		return err
 	}
 	only := len(configs) == 1
@@ -63,8 +65,10 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 			Status: p.status,
 			Export: p.export,
 			Down:   func(link string) { p.downTunnel(link, only) },
-			Reload: p.reload,
-			Diff:   p.diff,
+			Change: func(ctx context.Context, r control.Request) (control.Result, error) {
+				return p.change(ctx, r, changePatience)
+			},
+			Diff: p.diff,
 		})
 		if err != nil {
 			p.log.Error("the control socket has failed: ipipd's other commands cannot reach this process", "err", err)
@@ -254,117 +258,6 @@ func (p *process) downTunnel(link string, only bool) {
 		}
 	}
 	p.forget(link)
-}
-
-// hangUp is SIGHUP.
-func (p *process) hangUp(ctx context.Context) {
-	var refused *control.Refusal
-	switch err := p.change(ctx, 0); {
-	case errors.As(err, &refused) && refused.Unconfigured:
-		p.log.Info(err.Error())
-	case err != nil:
-		for line := range strings.Lines(err.Error()) {
-			p.log.Error("the configuration is not reloaded, and all is as it was", "err", strings.TrimSpace(line))
-		}
-	}
-}
-
-// changePatience is how long a change waits for the one before.
-const changePatience = 2 * time.Second
-
-// reload implements control.Handler.
-func (p *process) reload(ctx context.Context) error { return p.change(ctx, changePatience) }
-
-// change reads the configuration again, and does all that it says, or nothing.
-func (p *process) change(ctx context.Context, patience time.Duration) error {
-	ctx, end, err := p.turn.take(ctx, patience)
-	if err != nil {
-		return err
-	}
-	defer end()
-	file, configs, err := p.read(nil)
-	if err != nil {
-		return err
-	}
-	logNotes(p.log, file)
-	if err := p.apply(ctx, configs); err != nil {
-		return err
-	}
-	p.log.Info("the configuration is reloaded", "tunnels", len(configs))
-	return nil
-}
-
-// apply has the tunnels of configs run, or after an error all is as it was. The caller has the turn.
-func (p *process) apply(ctx context.Context, configs []tunnel.Config) error {
-	before := p.wanted.Load().configs
-	configs, err := p.reserve(ctx, configs)
-	if err != nil {
-		return err
-	}
-	if err := p.run(ctx, configs); err != nil {
-		p.release(configs, before)
-		if context.Cause(ctx) != ctx.Err() {
-			return context.Cause(ctx)
-		}
-		return err
-	}
-	p.release(before, configs)
-	return nil
-}
-
-// diff implements control.Handler. Without files it is about what reload would do.
-func (p *process) diff(files []string) (string, error) {
-	_, end, err := p.turn.take(context.Background(), changePatience)
-	if err != nil {
-		return "", err
-	}
-	defer end()
-	_, configs, err := p.read(files)
-	if err != nil {
-		return "", err
-	}
-	differences, err := p.engine.Diff(enabled(configs))
-	if err != nil {
-		return "", err
-	}
-	var b strings.Builder
-	for _, d := range differences {
-		var names, reasons []string
-		for _, property := range d.Properties {
-			names = append(names, property.Name)
-			if d.Action == tunnel.Again && property.Remade != "" {
-				reasons = append(reasons, property.Name+" "+property.Remade)
-			}
-		}
-		fmt.Fprintf(&b, "%s: %v", d.Name, d.Action)
-		if len(names) > 0 {
-			fmt.Fprintf(&b, ": %s", strings.Join(names, ", "))
-		}
-		if len(reasons) > 0 {
-			fmt.Fprintf(&b, " (%s)", strings.Join(reasons, "; "))
-		}
-		b.WriteByte('\n')
-	}
-	return b.String(), nil
-}
-
-// read reads the configuration of files, or else the process's own. The caller has the turn.
-func (p *process) read(files []string) (*config.File, []tunnel.Config, error) {
-	switch {
-	case len(p.options.Paths) == 0:
-		return nil, nil, &control.Refusal{Unconfigured: true,
-			Message: "nothing to reload: the tunnel is configured by the flags of ipipd up alone"}
-	case p.closed, !p.ready.Load():
-		return nil, nil, errors.New("the tunnels have not started, or end")
-	case len(files) == 0:
-		files = p.options.Paths
-	}
-	file, configs, err := readFiles(files)
-	var wrong config.Errors
-	if errors.As(err, &wrong) {
-		return nil, nil, &control.Refusal{Message: err.Error(), Input: true}
-	}
-	return file, configs, err
 }
 
 // readConfiguration reads Paths: the tunnels, and the settings of the process that no flag has.

@@ -160,7 +160,7 @@ func TestProcess_disabled(t *testing.T) {
 Flags: X - disabled, R - running
 #    NAME   MTU   LOCAL-ADDRESS  REMOTE-ADDRESS
 0    ipip1  1480  192.0.2.1      198.51.100.1
-1 X  lo     0                    198.51.100.1
+1 X  lo                          198.51.100.1
 `, out)
 	if status != 0 || errs != "" {
 		t.Errorf("status %d: %s", status, errs)

@@ -15,8 +15,8 @@ import (
 	"ipipd/internal/control"
 )
 
-// reloadTimeout bounds a reload: DNS names of many remotes, and tunnels to be made.
-const reloadTimeout = 5 * time.Minute
+// changeTimeout bounds a change: DNS names of many remotes, and tunnels to be made.
+const changeTimeout = 5 * time.Minute
 
 type reloadOptions struct {
 	processOptions
@@ -67,13 +67,16 @@ properties change), again (it is removed and made again, and why), add or remove
 }
 
 func reloadRun(_ context.Context, o *reloadOptions) error {
-	return eachConfigured(o.RuntimeDir, func(p *control.Process) error { return p.Reload(o.RuntimeDir, reloadTimeout) })
+	return eachConfigured(o.RuntimeDir, func(p *control.Process) error {
+		_, err := p.Change(o.RuntimeDir, changeTimeout, control.Request{Action: control.Reload})
+		return err
+	})
 }
 
 func diffRun(_ context.Context, o *reloadOptions) error {
 	var texts []string
 	err := eachConfigured(o.RuntimeDir, func(p *control.Process) error {
-		text, err := p.Diff(o.RuntimeDir, reloadTimeout, o.Paths)
+		text, err := p.Diff(o.RuntimeDir, changeTimeout, o.Paths)
 		if err == nil {
 			texts = append(texts, text)
 		}
@@ -89,7 +92,7 @@ func diffRun(_ context.Context, o *reloadOptions) error {
 }
 
 // eachConfigured calls f for each process in dir that has a configuration: for others f fails
-// with a control.Refusal that is Unconfigured.
+// with a control.Refusal that is Nothing.
 func eachConfigured(dir string, f func(*control.Process) error) error {
 	processes, err := control.Processes(dir)
 	if err != nil {
@@ -104,7 +107,7 @@ func eachConfigured(dir string, f func(*control.Process) error) error {
 		case errors.Is(err, control.ErrNotRunning):
 			processes[i].Sweep(dir)
 			continue
-		case errors.As(err, &refused) && refused.Unconfigured:
+		case errors.As(err, &refused) && refused.Nothing:
 			continue
 		}
 		configured++

@@ -50,24 +50,21 @@ func readStatus(name string, v any) func(*http.Response) error {
 	}
 }
 
-// Refusal is why a process does not do what it was asked for.
-type Refusal struct {
-	Message string `json:"message"`
-	// Input: what it was to read is wrong.
-	Input bool `json:"input,omitzero"`
-	// Unconfigured: the process has no configuration.
-	Unconfigured bool `json:"unconfigured,omitzero"`
-}
-
-func (r *Refusal) Error() string { return r.Message }
-
-// Reload has p read its configuration again and do what it says. It fails with *Refusal if
-// that is not possible, and then all is as it was.
-func (p *Process) Reload(dir string, timeout time.Duration) error {
-	return p.request(dir, timeout, http.MethodPost, "/reload", nil, func(r *http.Response) error {
-		_, err := answer(p.links[0], r)
-		return err
+// Change has p do what r says. It fails with *Refusal if that is not possible, and then all is as it
+// was.
+func (p *Process) Change(dir string, timeout time.Duration, r Request) (result Result, err error) {
+	body, err := json.Marshal(r)
+	if err != nil {
+		return result, err
+	}
+	err = p.request(dir, timeout, http.MethodPost, "/"+r.Action, body, func(response *http.Response) error {
+		text, err := answer(p.links[0], response)
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(text, &result)
 	})
+	return result, err
 }
 
 // Diff returns what p would do with the configuration of files, or else its own. It fails
@@ -96,6 +93,8 @@ func answer(name string, r *http.Response) ([]byte, error) {
 		return text, nil
 	case http.StatusServiceUnavailable:
 		return nil, ErrStarting
+	case http.StatusRequestEntityTooLarge:
+		return nil, fmt.Errorf("what %s is asked for has more than %d KiB: ask for it in several steps", name, maxBodyBytes>>10)
 	case http.StatusUnprocessableEntity:
 		var refusal Refusal
 		if err := json.Unmarshal(text, &refusal); err == nil {

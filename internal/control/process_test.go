@@ -3,10 +3,12 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -34,7 +36,12 @@ func serveTunnels(t *testing.T, dir string, names ...string) *Server {
 		},
 		Export: func() (any, error) { return names, nil },
 		Down:   func(name string) { s.Release(name) },
-		Reload: func(context.Context) error { return &Refusal{Message: "x.yaml:1:1: wrong", Input: true} },
+		Change: func(_ context.Context, r Request) (Result, error) {
+			if r.Action == Reload {
+				return Result{}, &Refusal{Message: "x.yaml:1:1: wrong", Input: true}
+			}
+			return Result{Name: fmt.Sprint(r)}, nil
+		},
 		Diff: func(files []string) (string, error) {
 			if len(files) == 0 {
 				return "", errors.New("no file")
@@ -104,7 +111,7 @@ func TestProcess_refusal(t *testing.T) {
 		t.Fatal(err)
 	}
 	var refused *Refusal
-	if err := processes[0].Reload(dir, patience); !errors.As(err, &refused) || !refused.Input || refused.Message != "x.yaml:1:1: wrong" {
+	if _, err := processes[0].Change(dir, patience, Request{Action: Reload}); !errors.As(err, &refused) || !refused.Input || refused.Message != "x.yaml:1:1: wrong" {
 		t.Errorf("Reload: %v", err)
 	}
 	if text, err := processes[0].Diff(dir, patience, []string{"a"}); err != nil || text != "a: nothing\n" {
@@ -112,6 +119,26 @@ func TestProcess_refusal(t *testing.T) {
 	}
 	if _, err := processes[0].Diff(dir, patience, nil); !errors.As(err, &refused) || refused.Input || refused.Message != "no file" {
 		t.Errorf("Diff: %v", err)
+	}
+}
+
+// Each action is asked for with all that it has.
+func TestProcess_change(t *testing.T) {
+	dir := t.TempDir()
+	serveTunnels(t, dir, "ipip1")
+	processes, err := Processes(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, action := range []string{Set, Add, Remove, Enable, Disable} {
+		r := Request{Action: action, Names: []string{"ipip1", "a b"}, Settings: []Setting{{"dscp", "46"}, {"mtu", ""}}}
+		if got, err := processes[0].Change(dir, patience, r); err != nil || got.Name != fmt.Sprint(r) {
+			t.Errorf("%v, %v, want %v", got, err, r)
+		}
+	}
+	r := Request{Action: Set, Settings: []Setting{{"comment", strings.Repeat("x", maxBodyBytes)}}}
+	if _, err := processes[0].Change(dir, patience, r); err == nil || err.Error() != "what ipip1 is asked for has more than 64 KiB: ask for it in several steps" {
+		t.Errorf("too much: %v", err)
 	}
 }
 

@@ -53,8 +53,8 @@ type Handler struct {
 	Export func() (any, error)
 	// Down ends a tunnel. It is called after the answer is sent.
 	Down func(name string)
-	// Reload and Diff fail with *Refusal, or any other error.
-	Reload func(context.Context) error
+	// Change and Diff fail with *Refusal, or any other error, and then all is as it was.
+	Change func(context.Context, Request) (Result, error)
 	Diff   func(files []string) (text string, err error)
 }
 
@@ -183,8 +183,8 @@ func listenPrivate(path string) (net.Listener, error) {
 	return lc.Listen(context.Background(), "unix", path)
 }
 
-// Serve answers clients until Close.
-func (s *Server) Serve(h Handler) error {
+// handler serves h.
+func (h Handler) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		v, err := h.Status(r.URL.Query().Get("name"))
@@ -201,16 +201,28 @@ func (s *Server) Serve(h Handler) error {
 		_ = http.NewResponseController(w).Flush()
 		h.Down(name)
 	})
-	mux.HandleFunc("POST /reload", func(w http.ResponseWriter, r *http.Request) {
-		takeTime(w)
-		if err := h.Reload(r.Context()); err != nil {
-			refuse(w, err)
-		}
-	})
+	for _, action := range actions {
+		mux.HandleFunc("POST /"+action, func(w http.ResponseWriter, r *http.Request) {
+			request := Request{}
+			if err := decode(r.Body, &request); err != nil && err != io.EOF { // empty
+				badRequest(w, err)
+				return
+			}
+			request.Action = action
+			takeTime(w)
+			result, err := h.Change(r.Context(), request)
+			if err != nil {
+				refuse(w, err)
+				return
+			}
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(result)
+		})
+	}
 	mux.HandleFunc("POST /diff", func(w http.ResponseWriter, r *http.Request) {
 		var files []string
-		if err := json.NewDecoder(r.Body).Decode(&files); err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
+		if err := decode(r.Body, &files); err != nil {
+			badRequest(w, err)
 			return
 		}
 		takeTime(w)
@@ -222,8 +234,13 @@ func (s *Server) Serve(h Handler) error {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		io.WriteString(w, text)
 	})
+	return http.MaxBytesHandler(mux, maxBodyBytes)
+}
+
+// Serve answers clients until Close.
+func (s *Server) Serve(h Handler) error {
 	server := &http.Server{
-		Handler:           http.MaxBytesHandler(mux, maxBodyBytes),
+		Handler:           h.handler(),
 		ReadHeaderTimeout: ioTimeout,
 		ReadTimeout:       ioTimeout,
 		WriteTimeout:      ioTimeout,
@@ -259,6 +276,16 @@ func respond(w http.ResponseWriter, v any, err error) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Write(text)
+}
+
+// badRequest answers a body that is not as it must be.
+func badRequest(w http.ResponseWriter, err error) {
+	status := http.StatusBadRequest
+	var large *http.MaxBytesError
+	if errors.As(err, &large) {
+		status = http.StatusRequestEntityTooLarge
+	}
+	http.Error(w, err.Error(), status)
 }
 
 // refuse answers with an error.

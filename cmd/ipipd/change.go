@@ -1,0 +1,310 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"ipipd/internal/config"
+	"ipipd/internal/control"
+	"ipipd/internal/tunnel"
+)
+
+// hangUp is SIGHUP.
+func (p *process) hangUp(ctx context.Context) {
+	var refused *control.Refusal
+	switch _, err := p.change(ctx, control.Request{Action: control.Reload}, 0); {
+	case errors.As(err, &refused) && refused.Nothing:
+		p.log.Info(err.Error())
+	case err != nil:
+		for line := range strings.Lines(err.Error()) {
+			p.log.Error("the configuration is not reloaded, and all is as it was", "err", strings.TrimSpace(line))
+		}
+	}
+}
+
+var errUnconfigured = &control.Refusal{Nothing: true,
+	Message: "nothing to reload: the tunnel is configured by the flags of ipipd up alone"}
+
+// changePatience is how long a change waits for the one before.
+const changePatience = 2 * time.Second
+
+// change implements control.Handler: it does all that r says, or nothing.
+func (p *process) change(ctx context.Context, r control.Request, patience time.Duration) (result control.Result, err error) {
+	if r.Action == control.Reload && len(p.options.Paths) == 0 {
+		return result, errUnconfigured
+	}
+	ctx, end, err := p.begin(ctx, patience)
+	if err != nil {
+		return result, err
+	}
+	defer end()
+	configs := p.wanted.Load().configs
+	if r.Action == control.Reload {
+		var file *config.File
+		if file, configs, err = p.read(nil); err == nil {
+			logNotes(p.log, file)
+		}
+	} else {
+		configs, err = changed(configs, r)
+	}
+	if err != nil {
+		return result, err
+	}
+	if err := p.apply(ctx, configs); err != nil {
+		return result, err
+	}
+	if r.Action == control.Reload {
+		p.log.Info("the configuration is reloaded", "tunnels", len(configs))
+		return result, nil
+	}
+	if r.Action == control.Add {
+		configs = p.wanted.Load().configs
+		result.Name = configs[len(configs)-1].Name
+		r.Names = []string{result.Name}
+	}
+	p.log.Info("the tunnels are changed: ipipd "+r.Action, "names", r.Names)
+	return result, nil
+}
+
+// begin takes the turn from the tunnels' start to their end.
+func (p *process) begin(ctx context.Context, patience time.Duration) (_ context.Context, end func(), err error) {
+	errNotRunning := errors.New("the tunnels have not started, or end: try again")
+	if !p.ready.Load() {
+		return nil, nil, errNotRunning
+	}
+	if ctx, end, err = p.turn.take(ctx, patience); err == nil && p.closed {
+		end()
+		err = errNotRunning
+	}
+	return ctx, end, err
+}
+
+// apply has the tunnels of configs run, or after an error all is as it was. The caller has the turn.
+func (p *process) apply(ctx context.Context, configs []tunnel.Config) error {
+	before := p.wanted.Load().configs
+	configs, err := p.reserve(ctx, configs)
+	if err != nil {
+		return err
+	}
+	if err := p.run(ctx, configs); err != nil {
+		p.release(configs, before)
+		if context.Cause(ctx) != ctx.Err() {
+			return context.Cause(ctx)
+		}
+		return err
+	}
+	p.release(before, configs)
+	return nil
+}
+
+// diff implements control.Handler. Without files it is about what reload would do.
+func (p *process) diff(files []string) (string, error) {
+	if len(p.options.Paths) == 0 {
+		return "", errUnconfigured
+	}
+	_, end, err := p.begin(context.Background(), changePatience)
+	if err != nil {
+		return "", err
+	}
+	defer end()
+	_, configs, err := p.read(files)
+	if err != nil {
+		return "", err
+	}
+	differences, err := p.differences(configs)
+	if err != nil {
+		return "", err
+	}
+	disabled := linksOf(slices.DeleteFunc(configs, func(c tunnel.Config) bool { return !c.Disabled }))
+	var b strings.Builder
+	for _, d := range differences {
+		var names, reasons []string
+		for _, property := range d.Properties {
+			names = append(names, property.Name)
+			if d.Action == tunnel.Again && property.Remade != "" {
+				reasons = append(reasons, property.Name+" "+property.Remade)
+			}
+		}
+		if disabled[tunnel.InterfaceName(d.Name)] && (d.Action == tunnel.Add || d.Action == tunnel.Remove) {
+			reasons = append(reasons, "disabled")
+		}
+		fmt.Fprintf(&b, "%s: %v", d.Name, d.Action)
+		if len(names) > 0 {
+			fmt.Fprintf(&b, ": %s", strings.Join(names, ", "))
+		}
+		if len(reasons) > 0 {
+			fmt.Fprintf(&b, " (%s)", strings.Join(reasons, "; "))
+		}
+		b.WriteByte('\n')
+	}
+	return b.String(), nil
+}
+
+// differences are those of configs from what runs, and from the tunnels that are disabled. The caller has
+// the turn.
+func (p *process) differences(configs []tunnel.Config) (all []tunnel.Difference, err error) {
+	running, err := p.engine.Diff(enabled(configs))
+	if err != nil {
+		return nil, err
+	}
+	of := map[string]tunnel.Difference{}
+	for _, d := range running {
+		of[d.Name] = d
+	}
+	before, after := map[string]*tunnel.Config{}, map[string]bool{}
+	for _, c := range p.wanted.Load().configs {
+		before[c.Name] = &c
+	}
+	for i := range configs {
+		c := &configs[i]
+		d, ok := of[c.Name]
+		if !ok { // disabled, and does not run
+			d = tunnel.Difference{Name: c.Name, Action: tunnel.Add}
+			if old := before[c.Name]; old != nil {
+				d.Action, d.Properties = tunnel.Nothing, tunnel.Changes(old, c)
+			}
+			if len(d.Properties) > 0 {
+				d.Action = tunnel.InPlace
+			}
+		}
+		all, after[c.Name] = append(all, d), true
+	}
+	for _, c := range p.wanted.Load().configs {
+		if c.Disabled && !after[c.Name] {
+			running = append(running, tunnel.Difference{Name: c.Name, Action: tunnel.Remove})
+		}
+	}
+	return append(all, slices.DeleteFunc(running, func(d tunnel.Difference) bool { return after[d.Name] })...), nil
+}
+
+// read reads the configuration of files, or else the process's own. The caller has the turn.
+func (p *process) read(files []string) (*config.File, []tunnel.Config, error) {
+	if len(files) == 0 {
+		files = p.options.Paths
+	}
+	file, configs, err := readFiles(files)
+	var wrong config.Errors
+	if errors.As(err, &wrong) {
+		return nil, nil, &control.Refusal{Message: err.Error(), Input: true}
+	}
+	return file, configs, err
+}
+
+// changed returns what r makes of configs, which stay as they are. Its error is a *control.Refusal.
+func changed(configs []tunnel.Config, r control.Request) ([]tunnel.Config, error) {
+	var at []int
+	for _, name := range r.Names {
+		i := indexOf(configs, tunnel.InterfaceName(name))
+		if i < 0 {
+			return nil, &control.Refusal{Message: fmt.Sprintf("no tunnel named %s: ipipd print lists those there are", name)}
+		}
+		at = append(at, i)
+	}
+	configs = slices.Clone(configs)
+	switch r.Action {
+	case control.Add:
+		if len(at) > 0 {
+			break
+		}
+		c := tunnel.Default()
+		err := configure(&c, r.Settings)
+		if i := indexOf(configs, tunnel.InterfaceName(c.Name)); err == nil && i >= 0 {
+			err = nameOfAnother(c.Name, configs[i].Name)
+		}
+		return append(configs, c), err
+	case control.Set:
+		if len(at) != 1 {
+			break
+		}
+		c, old := configs[at[0]], configs[at[0]].Name
+		err := configure(&c, r.Settings)
+		switch i := indexOf(configs, tunnel.InterfaceName(c.Name)); {
+		case err != nil:
+		case c.Name == "":
+			err = wrongInput(tunnel.CheckName(c.Name))
+		case c.Name != old && i >= 0: // also if it is its own interface, which it would have twice
+			err = nameOfAnother(c.Name, configs[i].Name)
+		}
+		configs[at[0]] = c
+		return configs, err
+	case control.Enable, control.Disable:
+		for _, i := range at {
+			configs[i].Disabled = r.Action == control.Disable
+		}
+		return configs, nil
+	case control.Remove:
+		links := map[string]bool{}
+		for _, name := range r.Names {
+			links[tunnel.InterfaceName(name)] = true
+		}
+		return slices.DeleteFunc(configs, func(c tunnel.Config) bool { return links[tunnel.InterfaceName(c.Name)] }), nil
+	}
+	return nil, &control.Refusal{Message: r.Action + ": the number of names is wrong: is it an ipipd of another version?"}
+}
+
+func nameOfAnother(name, other string) error {
+	if name == other {
+		return &control.Refusal{Message: fmt.Sprintf("name %s is taken by a tunnel of this process: choose another", name)}
+	}
+	return &control.Refusal{Message: fmt.Sprintf("name %s is the interface's of the tunnel %s: choose another", name, other)}
+}
+
+// configure sets in c what settings say. Its error is a *control.Refusal with all that is wrong, a line
+// each.
+func configure(c *tunnel.Config, settings []control.Setting) error {
+	properties := tunnel.Properties()
+	seen := map[string]bool{}
+	var wrong []error
+	for _, s := range settings {
+		i := slices.IndexFunc(properties, func(p tunnel.Property) bool { return p.Name == s.Property })
+		values := []string{s.Value}
+		switch {
+		case i < 0 && s.Property != config.DisabledKey:
+			wrong = append(wrong, unknownProperty(s.Property))
+			continue
+		case seen[s.Property] && (i < 0 || !properties[i].Repeatable):
+			wrong = append(wrong, fmt.Errorf("%s: given twice: want it once", s.Property))
+			continue
+		case i < 0 && s.Value == "":
+			values[0] = "no"
+		case i >= 0 && (properties[i].Repeatable || s.Value == ""):
+			if !seen[s.Property] {
+				properties[i].Reset(c)
+			}
+			values = strings.FieldsFunc(s.Value, func(r rune) bool { return r == ',' })
+		}
+		seen[s.Property] = true
+		for _, v := range values {
+			if err := config.Set(c, config.Setting{Property: s.Property, Value: v}); err != nil {
+				wrong = append(wrong, err)
+			}
+		}
+	}
+	if len(wrong) == 0 {
+		wrong = append(wrong, c.Validate())
+	}
+	return wrongInput(wrong...)
+}
+
+// wrongInput is nil if none of errs is an error.
+func wrongInput(errs ...error) error {
+	if err := errors.Join(errs...); err != nil {
+		return &control.Refusal{Message: err.Error(), Input: true}
+	}
+	return nil
+}
+
+func unknownProperty(name string) error {
+	names := []string{config.DisabledKey}
+	for _, p := range tunnel.Properties() {
+		names = append(names, p.Name)
+	}
+	if near := config.Suggest(name, names); near != "" {
+		return fmt.Errorf("unknown property %q: did you mean %s?", name, near)
+	}
+	return fmt.Errorf("unknown property %q: want %s", name, strings.Join(names, ", "))
+}

@@ -1,0 +1,65 @@
+package control
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+)
+
+// The actions of a Request: the paths of the protocol.
+const (
+	Reload  = "reload" // reads the configuration again
+	Set     = "set"    // of one tunnel
+	Add     = "add"
+	Remove  = "remove"
+	Enable  = "enable"
+	Disable = "disable"
+)
+
+var actions = []string{Reload, Set, Add, Remove, Enable, Disable}
+
+// Request is what a process is to change of its tunnels: all of it, or nothing.
+type Request struct {
+	Action string `json:"-"`
+	// Names are those of the tunnels, or of their interfaces.
+	Names []string `json:"names,omitzero"`
+	// Settings are the properties that Set and Add give the tunnel.
+	Settings []Setting `json:"settings,omitzero"`
+}
+
+// Setting is a property of a tunnel. One that is repeatable may have several, or a list with commas.
+type Setting struct {
+	Property string `json:"property"`
+	// Value is in the notation of the flag, "" for the default.
+	Value string `json:"value"`
+}
+
+// Result is what a change has led to.
+type Result struct {
+	// Name is that of the tunnel which Add has added.
+	Name string `json:"name,omitzero"`
+}
+
+// Refusal is why a process does not do what it was asked for.
+type Refusal struct {
+	Message string `json:"message"`
+	// Input: what it was to read is wrong.
+	Input bool `json:"input,omitzero"`
+	// Nothing: the process has nothing that this is about.
+	Nothing bool `json:"nothing,omitzero"`
+}
+
+func (r *Refusal) Error() string { return r.Message }
+
+// decode reads one JSON value, and refuses what this version does not know of.
+func decode(body io.Reader, v any) error {
+	d := json.NewDecoder(body)
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return errors.New("there is something behind the JSON value")
+	}
+	return nil
+}
