@@ -34,15 +34,21 @@ const changePatience = 2 * time.Second
 
 // change implements control.Handler: it does all that r says, or nothing.
 func (p *process) change(ctx context.Context, r control.Request, patience time.Duration) (result control.Result, err error) {
-	if r.Action == control.Reload && len(p.options.Paths) == 0 {
+	switch {
+	case r.Action == control.Reload && len(p.options.Paths) == 0:
 		return result, errUnconfigured
+	case r.Action == control.Confirm:
+		return result, p.confirm()
+	case r.Confirm < 0, r.Confirm > maxConfirm:
+		return result, wrongInput(errors.New("confirm: want " + wantConfirm))
 	}
 	ctx, end, err := p.begin(ctx, patience)
 	if err != nil {
 		return result, err
 	}
 	defer end()
-	configs := p.wanted.Load().configs
+	before := p.wanted.Load()
+	configs := before.configs
 	if r.Action == control.Reload {
 		var file *config.File
 		if file, configs, err = p.read(nil); err == nil {
@@ -57,8 +63,15 @@ func (p *process) change(ctx context.Context, r control.Request, patience time.D
 	if err := p.apply(ctx, configs); err != nil {
 		return result, err
 	}
+	if r.Confirm > 0 {
+		p.await(r.Confirm, before.configs)
+	}
+	log := p.log
+	if result.UndoAt = p.wanted.Load().undoAt; !result.UndoAt.IsZero() {
+		log = log.With("undo-at", result.UndoAt.Format(time.RFC3339))
+	}
 	if r.Action == control.Reload {
-		p.log.Info("the configuration is reloaded", "tunnels", len(configs))
+		log.Info("the configuration is reloaded", "tunnels", len(configs))
 		return result, nil
 	}
 	if r.Action == control.Add {
@@ -66,7 +79,7 @@ func (p *process) change(ctx context.Context, r control.Request, patience time.D
 		result.Name = configs[len(configs)-1].Name
 		r.Names = []string{result.Name}
 	}
-	p.log.Info("the tunnels are changed: ipipd "+r.Action, "names", r.Names)
+	log.Info("the tunnels are changed: ipipd "+r.Action, "names", r.Names)
 	return result, nil
 }
 
@@ -140,6 +153,9 @@ func (p *process) diff(files []string) (string, error) {
 			fmt.Fprintf(&b, " (%s)", strings.Join(reasons, "; "))
 		}
 		b.WriteByte('\n')
+	}
+	if at := p.wanted.Load().undoAt; !at.IsZero() {
+		fmt.Fprintln(&b, undoNotice(at))
 	}
 	return b.String(), nil
 }

@@ -195,6 +195,13 @@ func printTable(out io.Writer, statuses []tunnel.Status) error {
 	for i, row := range slices.Collect(strings.Lines(rows)) {
 		text += comments[i] + row
 	}
+	var undo []time.Time // of each process
+	for _, s := range statuses {
+		if !s.UndoAt.IsZero() && !slices.ContainsFunc(undo, s.UndoAt.Equal) {
+			undo = append(undo, s.UndoAt)
+			text += undoNotice(s.UndoAt) + "\n"
+		}
+	}
 	return writeTrimmingLines(out, text)
 }
 
@@ -220,6 +227,9 @@ func printDetail(out io.Writer, s *tunnel.Status, now time.Time) error {
 		line{"running", formatBool(s.Running)})
 	if s.WaitingFor != "" {
 		lines = append(lines, line{"waiting-for", s.WaitingFor})
+	}
+	if !s.UndoAt.IsZero() {
+		lines = append(lines, line{"undo-at", fmt.Sprintf("%s (in %s) without ipipd confirm", s.UndoAt.Local().Format(time.DateTime), formatAge(s.UndoAt.Sub(now)))})
 	}
 	lines = append(lines,
 		line{"actual-mtu", strconv.Itoa(s.ActualMTU)},

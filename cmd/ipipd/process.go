@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"ipipd/internal/config"
 	"ipipd/internal/control"
@@ -25,9 +27,13 @@ type process struct {
 	server *control.Server
 	engine engine
 	ready  atomic.Bool
-	wanted atomic.Pointer[wanted]
+	ctx    context.Context // until the process is to end
 
-	turn    *turn // of who replaces wanted, and of what follows
+	wanted    atomic.Pointer[wanted]
+	updating  sync.Mutex    // of who replaces wanted
+	undoRetry time.Duration // after an undo that has failed
+
+	turn    *turn // of who changes what runs, and of what follows
 	closed  bool  // nothing begins any more
 	watched map[startedTunnel]bool
 }
@@ -36,10 +42,14 @@ type process struct {
 // those that are disabled. It is immutable.
 type wanted struct {
 	configs []tunnel.Config
+	// back are the configs to go back to at undoAt; without one there is nothing to confirm.
+	back    []tunnel.Config
+	undoAt  time.Time
+	undoing bool // too late to confirm
 }
 
 func newProcess(o *upOptions, log *slog.Logger, down func()) *process {
-	p := &process{options: o, log: log, down: down, failed: make(chan error, 1), turn: newTurn(), watched: map[startedTunnel]bool{}}
+	p := &process{options: o, log: log, down: down, failed: make(chan error, 1), turn: newTurn(), watched: map[startedTunnel]bool{}, undoRetry: 10 * time.Second}
 	p.wanted.Store(&wanted{})
 	return p
 }
@@ -47,6 +57,7 @@ func newProcess(o *upOptions, log *slog.Logger, down func()) *process {
 // start makes the control socket and starts the tunnels. On error no tunnel runs; the caller
 // closes server, if there is one.
 func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error) {
+	p.ctx = ctx
 	p.protectMemory(configs)
 	if p.server, err = control.Listen(ctx, p.options.RuntimeDir); err != nil {
 		return socketError(err)
@@ -94,9 +105,18 @@ func (p *process) run(ctx context.Context, configs []tunnel.Config) error {
 	err := p.engine.Apply(ctx, enabled(configs))
 	p.watch() // after an error, too: those that were to be made again
 	if err == nil {
-		p.wanted.Store(&wanted{configs: configs})
+		p.update(func(w *wanted) { w.configs = configs })
 	}
 	return err
+}
+
+// update replaces wanted.
+func (p *process) update(change func(*wanted)) {
+	p.updating.Lock()
+	defer p.updating.Unlock()
+	next := *p.wanted.Load()
+	change(&next)
+	p.wanted.Store(&next)
 }
 
 // enabled are those of configs that are to run.
@@ -177,10 +197,11 @@ func (p *process) ended(link string, t startedTunnel) {
 
 // forget gives up a tunnel that does not run. The caller has the turn.
 func (p *process) forget(link string) {
-	configs := p.wanted.Load().configs
-	p.wanted.Store(&wanted{configs: slices.DeleteFunc(slices.Clone(configs), func(c tunnel.Config) bool {
-		return tunnel.InterfaceName(c.Name) == link
-	})})
+	p.update(func(w *wanted) {
+		if i := indexOf(w.configs, link); i >= 0 {
+			w.configs = slices.Concat(w.configs[:i], w.configs[i+1:])
+		}
+	})
 	p.server.Release(link)
 }
 
@@ -197,7 +218,8 @@ func (p *process) status(link string) (any, error) {
 	if !p.ready.Load() {
 		return nil, control.ErrStarting
 	}
-	configs, tunnels := p.wanted.Load().configs, p.engine.Tunnels()
+	w := p.wanted.Load()
+	configs, tunnels := w.configs, p.engine.Tunnels()
 	if link != "" {
 		i := indexOf(configs, link)
 		if i < 0 {
@@ -212,6 +234,7 @@ func (p *process) status(link string) (any, error) {
 		} else {
 			all[i] = tunnel.NewStatus(&configs[i])
 		}
+		all[i].UndoAt = w.undoAt
 	}
 	if link != "" {
 		return all[0], nil

@@ -19,7 +19,6 @@ import (
 // listEngine is an engine of tunnels without interfaces.
 type listEngine struct {
 	mu      sync.Mutex
-	applied [][]tunnel.Config
 	tunnels map[string]*fakeTunnel
 	// refuse is called first, without mu.
 	refuse func(context.Context, []tunnel.Config) error
@@ -31,9 +30,13 @@ func (e *listEngine) Apply(ctx context.Context, configs []tunnel.Config) error {
 			return err
 		}
 	}
+	e.set(configs)
+	return nil
+}
+
+func (e *listEngine) set(configs []tunnel.Config) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.applied = append(e.applied, configs)
 	next := map[string]*fakeTunnel{}
 	for _, c := range configs {
 		t := e.tunnels[c.Name]
@@ -50,7 +53,6 @@ func (e *listEngine) Apply(ctx context.Context, configs []tunnel.Config) error {
 		}
 	}
 	e.tunnels = next
-	return nil
 }
 
 func (t *fakeTunnel) ended() bool {
@@ -82,7 +84,10 @@ func (e *listEngine) Tunnels() map[string]startedTunnel {
 	return running
 }
 
-func (e *listEngine) Close() error { return e.Apply(context.Background(), nil) }
+func (e *listEngine) Close() error {
+	e.set(nil)
+	return nil
+}
 
 // runs returns the names of what runs.
 func (e *listEngine) runs() string {

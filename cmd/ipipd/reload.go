@@ -23,6 +23,8 @@ type reloadOptions struct {
 	streams *streams
 	// Paths are what `diff` compares with, absolute.
 	Paths []string
+	// Confirm is how long `reload` waits for a confirmation, 0 without.
+	Confirm time.Duration
 }
 
 func newCmdReload(s *streams, runF func(context.Context, *reloadOptions) error) *cobra.Command {
@@ -38,6 +40,7 @@ are until it is started again. SIGHUP does the same; its errors are logged.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              func(c *cobra.Command, _ []string) error { return runF(c.Context(), o) },
 	}
+	addConfirmFlag(c, &o.Confirm)
 	addProcessFlag(c, &o.processOptions, config.RuntimeDir)
 	return c
 }
@@ -67,15 +70,16 @@ properties change), again (it is removed and made again, and why), add or remove
 }
 
 func reloadRun(_ context.Context, o *reloadOptions) error {
-	return eachConfigured(o.RuntimeDir, func(p *control.Process) error {
-		_, err := p.Change(o.RuntimeDir, changeTimeout, control.Request{Action: control.Reload})
+	return eachConcerned(o.RuntimeDir, nothingToReload, func(p *control.Process) error {
+		result, err := p.Change(o.RuntimeDir, changeTimeout, control.Request{Action: control.Reload, Confirm: o.Confirm})
+		reportUndo(o.streams, result)
 		return err
 	})
 }
 
 func diffRun(_ context.Context, o *reloadOptions) error {
 	var texts []string
-	err := eachConfigured(o.RuntimeDir, func(p *control.Process) error {
+	err := eachConcerned(o.RuntimeDir, nothingToReload, func(p *control.Process) error {
 		text, err := p.Diff(o.RuntimeDir, changeTimeout, o.Paths)
 		if err == nil {
 			texts = append(texts, text)
@@ -91,14 +95,16 @@ func diffRun(_ context.Context, o *reloadOptions) error {
 	return err
 }
 
-// eachConfigured calls f for each process in dir that has a configuration: for others f fails
-// with a control.Refusal that is Nothing.
-func eachConfigured(dir string, f func(*control.Process) error) error {
+const nothingToReload = "no ipipd up --config runs in %s: nothing to reload"
+
+// eachConcerned calls f for each process in dir that it is about: for others f fails with a
+// control.Refusal that is Nothing. If there are only such, it fails with none.
+func eachConcerned(dir, none string, f func(*control.Process) error) error {
 	processes, err := control.Processes(dir)
 	if err != nil {
 		return controlError(err)
 	}
-	configured := 0
+	concerned := 0
 	var problems []error
 	for i := range processes {
 		err := f(&processes[i])
@@ -110,13 +116,13 @@ func eachConfigured(dir string, f func(*control.Process) error) error {
 		case errors.As(err, &refused) && refused.Nothing:
 			continue
 		}
-		configured++
+		concerned++
 		if err != nil {
 			problems = append(problems, controlError(err))
 		}
 	}
-	if configured == 0 {
-		return fmt.Errorf("no ipipd up --config runs in %s: nothing to reload", dir)
+	if concerned == 0 {
+		return fmt.Errorf(none, dir)
 	}
 	return errors.Join(problems...)
 }

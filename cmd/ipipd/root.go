@@ -71,7 +71,7 @@ configuration was wrong.`,
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages ", ".FlagUsagesWrapped 100 "))
 	root.AddCommand(newCmdUp(s, upRun), newCmdPrint(s, printRun), newCmdDown(s, downRun),
 		newCmdSet(s, changeRun), newCmdAdd(s, changeRun), newCmdRemove(s, changeRun), newCmdEnable(s, changeRun), newCmdDisable(s, changeRun),
-		newCmdReload(s, reloadRun), newCmdDiff(s, diffRun), newCmdCheck(s, checkRun),
+		newCmdReload(s, reloadRun), newCmdConfirm(s, confirmRun), newCmdDiff(s, diffRun), newCmdCheck(s, checkRun),
 		newCmdExport(s, exportRun), newCmdPeerConfig(s, peerConfigRun),
 		newCmdSchema(s), newCmdVersion(s), newTopicProperties())
 	for _, more := range platformCommands {

@@ -68,6 +68,7 @@ removed and made again, and with name=, which is another interface.
 			return runF(c.Context(), o)
 		},
 	}
+	addConfirmFlag(c, &o.Request.Confirm)
 	addProcessFlag(c, &o.processOptions, config.RuntimeDir)
 	return c
 }
@@ -105,6 +106,7 @@ more tunnel. remote-address is required; without name it is the first free ipipN
 			return runF(c.Context(), o)
 		},
 	}
+	addConfirmFlag(c, &o.Request.Confirm)
 	addProcessFlag(c, &o.processOptions, config.RuntimeDir)
 	return c
 }
@@ -134,6 +136,7 @@ func newCmdOfNames(s *streams, action, short, long string, runF func(context.Con
 			return runF(c.Context(), o)
 		},
 	}
+	addConfirmFlag(c, &o.Request.Confirm)
 	addProcessFlag(c, &o.processOptions, config.RuntimeDir)
 	return c
 }
@@ -199,6 +202,7 @@ func changeProcess(o *changeOptions, p *control.Process, r control.Request) erro
 	case err != nil:
 		return controlError(err)
 	}
+	reportUndo(o.streams, result)
 	if result.Name != "" {
 		_, err = fmt.Fprintln(o.streams.out, result.Name)
 	}

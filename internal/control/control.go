@@ -7,7 +7,7 @@
 //	GET  /export             200, what runs as it is configured, secrets included
 //	POST /down?name=NAME     204, then the tunnel ends, and with the last one the process
 //	POST /reload             200 and a Result; 422 and a Refusal. The body is a Request, or empty
-//	POST /set, /add, /remove, /enable, /disable   the same
+//	POST /set, /add, /remove, /enable, /disable, /confirm   the same
 //	POST /diff               200, text; 422 and a Refusal. The body is a JSON array of files
 //
 // A link reserves the tunnel's name among all processes that share the directory, in any

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"time"
 )
 
 // The actions of a Request: the paths of the protocol.
@@ -14,9 +15,10 @@ const (
 	Remove  = "remove"
 	Enable  = "enable"
 	Disable = "disable"
+	Confirm = "confirm" // ends the wait that Request.Confirm began
 )
 
-var actions = []string{Reload, Set, Add, Remove, Enable, Disable}
+var actions = []string{Reload, Set, Add, Remove, Enable, Disable, Confirm}
 
 // Request is what a process is to change of its tunnels: all of it, or nothing.
 type Request struct {
@@ -25,6 +27,8 @@ type Request struct {
 	Names []string `json:"names,omitzero"`
 	// Settings are the properties that Set and Add give the tunnel.
 	Settings []Setting `json:"settings,omitzero"`
+	// Confirm is how long, in ns, to wait for a confirmation before this is undone; 0 is without one.
+	Confirm time.Duration `json:"confirm,omitzero"`
 }
 
 // Setting is a property of a tunnel. One that is repeatable may have several, or a list with commas.
@@ -38,6 +42,8 @@ type Setting struct {
 type Result struct {
 	// Name is that of the tunnel which Add has added.
 	Name string `json:"name,omitzero"`
+	// UndoAt is when everything that is not confirmed is undone, this included; zero is never.
+	UndoAt time.Time `json:"undo-at,omitzero"`
 }
 
 // Refusal is why a process does not do what it was asked for.

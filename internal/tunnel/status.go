@@ -40,6 +40,9 @@ type State struct {
 	// WaitingFor names what is missing for packets to be sent: the local address, the underlay
 	// device, a route, the address of a DNS name; "" is nothing.
 	WaitingFor string `json:"waiting-for,omitzero"`
+	// UndoAt is when the process undoes what it was told to change, unless that is confirmed. Equal in
+	// the State of each of its tunnels.
+	UndoAt time.Time `json:"undo-at,omitzero"`
 	// ActualMTU is the MTU of the interface in bytes.
 	ActualMTU int `json:"actual-mtu"`
 	// CurrentLocalAddress and CurrentRemoteAddress are the outer addresses in use: configured,
@@ -147,7 +150,7 @@ func (s *Status) UnmarshalJSON(data []byte) error {
 		return err
 	}
 	known := make(map[string]json.RawMessage)
-	text, err := json.Marshal(State{RenamedFrom: "ipip1", Interface: "ipip1", WaitingFor: "local-address", CandidateRemoteAddress: "192.0.2.1", PathMTU: 1, FastPath: "active", IPsec: "negotiating", IPsecSPI: "0x1/0x1", LastHeard: time.Unix(1, 0)}) // nothing omitted
+	text, err := json.Marshal(State{RenamedFrom: "ipip1", Interface: "ipip1", WaitingFor: "local-address", CandidateRemoteAddress: "192.0.2.1", PathMTU: 1, FastPath: "active", IPsec: "negotiating", IPsecSPI: "0x1/0x1", LastHeard: time.Unix(1, 0), UndoAt: time.Unix(1, 0)}) // nothing omitted
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"ipipd/internal/control"
+	"ipipd/internal/tunnel"
+	"ipipd/test/netlab"
+)
+
+// ask has p do what the words of a command say, to be confirmed within d if that is not zero.
+func ask(t *testing.T, p *process, d time.Duration, words string) control.Result {
+	t.Helper()
+	r := request(t, words)
+	r.Confirm = d
+	result, err := p.change(t.Context(), r, netlab.Timeout())
+	if err != nil {
+		t.Fatalf("%s: %v", words, err)
+	}
+	return result
+}
+
+func (p *process) shown() string { return shown(p.wanted.Load().configs) }
+
+// Everything since the first change is undone, also what needed no confirmation, and what has ended is back.
+func TestProcess_undo(t *testing.T) {
+	p, e, log := runProcess(t, nil, "ipip1", "-ipip2")
+	if got := ask(t, p, time.Hour, "set ipip1 dscp=1"); time.Until(got.UndoAt) < time.Minute {
+		t.Errorf("%v", got)
+	}
+	if got := ask(t, p, 0, "add name=t-new remote-address=198.51.100.1 disabled=yes"); time.Until(got.UndoAt) < time.Minute {
+		t.Errorf("%v", got)
+	}
+	ask(t, p, 0, "enable ipip2")
+	if status, _, errs := command("down", "ipip2", "--runtime-dir", p.options.RuntimeDir); status != 0 {
+		t.Errorf("down: %s", errs)
+	}
+	if got := p.shown(); got != "ipip1 dscp=1; -t-new" {
+		t.Errorf("before: %s", got)
+	}
+	ask(t, p, time.Millisecond, "set ipip1 ttl=9")
+	netlab.Eventually(t, "it is undone", func() bool { return p.wanted.Load().undoAt.IsZero() })
+	if got := p.shown(); got != "ipip1; -ipip2" || e.runs() != "ipip1" || links(t, p) != "ipip1 ipip2" {
+		t.Errorf("afterwards: %s, runs %s, reserved %s", got, e.runs(), links(t, p))
+	}
+	netlab.Eventually(t, "it is logged", func() bool { return strings.Contains(log.String(), "not confirmed in time") })
+}
+
+// What is confirmed stays, and what is awaited is shown.
+func TestProcessConfirm(t *testing.T) {
+	p, e, _ := runProcess(t, nil, "ipip1")
+	dir := []string{"--runtime-dir", p.options.RuntimeDir}
+	none := "ipipd: nothing to confirm in " + p.options.RuntimeDir + ": it is confirmed, or undone, already\n"
+	if status, _, errs := command(append(dir, "confirm")...); status != 1 || errs != none {
+		t.Errorf("nothing: status %d, %s", status, errs)
+	}
+	status, out, errs := command(append([]string{"add", "remote-address=198.51.100.1", "name=t-new", "--confirm", "1h"}, dir...)...)
+	notice := undoNotice(p.wanted.Load().undoAt)
+	if status != 0 || out != "t-new\n" || errs != "ipipd: "+notice+"\n" {
+		t.Errorf("status %d, %s, %s", status, out, errs)
+	}
+	if _, out, _ := command(append(dir, "print")...); strings.Count(out, notice+"\n") != 1 {
+		t.Errorf("print has no %q: %s", notice, out)
+	}
+	if _, out, _ := command(append(dir, "print", "ipip1")...); !strings.Contains(out, "undo-at: ") {
+		t.Errorf("print: %s", out)
+	}
+	if status, out, errs := command(append(dir, "confirm")...); status != 0 || out+errs != "" {
+		t.Errorf("confirm: status %d, %s%s", status, out, errs)
+	}
+	if _, out, _ := command(append(dir, "print")...); strings.Contains(out, "confirm") {
+		t.Errorf("print: %s", out)
+	}
+	if status, _, errs := command(append(dir, "confirm")...); status != 1 || errs != none {
+		t.Errorf("again: status %d, %s", status, errs)
+	}
+	// The time that is over is another one's.
+	ask(t, p, time.Hour, "set ipip1 dscp=1")
+	p.undo(p.wanted.Load().undoAt.Add(-time.Second))
+	if got := p.shown(); got != "ipip1 dscp=1; t-new" || e.runs() != "ipip1 t-new" {
+		t.Errorf("it has %s, %s runs", got, e.runs())
+	}
+	for _, wrong := range []time.Duration{-1, maxConfirm + 1} {
+		if _, err := p.change(t.Context(), control.Request{Action: control.Enable, Confirm: wrong}, 0); err == nil {
+			t.Errorf("%v is accepted", wrong)
+		}
+	}
+}
+
+// An undo that fails is tried again, and can be confirmed in between but not while it is under way.
+func TestProcess_undoFails(t *testing.T) {
+	p, e, log := runProcess(t, nil, "ipip1")
+	p.undoRetry = time.Millisecond
+	var refusing, tries atomic.Int32
+	refusing.Store(1)
+	entered, goOn := make(chan struct{}), make(chan struct{})
+	e.refuse = func(_ context.Context, configs []tunnel.Config) error {
+		if len(configs) != 1 || configs[0].DSCP == 1 {
+			return nil
+		}
+		if tries.Add(1) == 3 {
+			close(entered)
+			<-goOn
+		}
+		if refusing.Load() == 1 {
+			return errors.New("not now")
+		}
+		return nil
+	}
+	ask(t, p, time.Millisecond, "set ipip1 dscp=1")
+	<-entered
+	if err := p.confirm(); err == nil || err.Error() != "too late to confirm: it is being undone" {
+		t.Errorf("confirm: %v", err)
+	}
+	refusing.Store(0)
+	close(goOn)
+	netlab.Eventually(t, "it is undone", func() bool { return p.wanted.Load().undoAt.IsZero() })
+	if got := p.shown(); got != "ipip1" {
+		t.Errorf("it has %s", got)
+	}
+	if got := strings.Count(log.String(), "cannot be undone yet"); got != 2 {
+		t.Errorf("logged %d times: %s", got, log)
+	}
+}
+
+// An undo waits for no look-up of a change, which is undone with it.
+func TestProcess_undoHurries(t *testing.T) {
+	p, e, _ := runProcess(t, nil, "ipip1")
+	looks := make(chan struct{})
+	e.refuse = func(ctx context.Context, configs []tunnel.Config) error {
+		if configs[0].RemoteAddress == "r2.example" {
+			close(looks)
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return nil
+	}
+	ask(t, p, time.Hour, "set ipip1 dscp=1")
+	ended := make(chan error)
+	go func() {
+		_, err := p.change(t.Context(), request(t, "set ipip1 remote-address=r2.example"), 0)
+		ended <- err
+	}()
+	<-looks
+	p.undo(p.wanted.Load().undoAt)
+	if err := <-ended; err == nil || err.Error() != "given up: what is not confirmed is undone" {
+		t.Errorf("the change: %v", err)
+	}
+	if got := p.shown(); got != "ipip1" {
+		t.Errorf("it has %s", got)
+	}
+}
