@@ -13,15 +13,23 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// hangUp is SIGHUP.
+// hangUp is SIGHUP. Nobody is there to ask again after a givenUpError.
 func (p *process) hangUp(ctx context.Context) {
-	var refused *control.Refusal
-	switch _, err := p.change(ctx, control.Request{Action: control.Reload}, 0); {
-	case errors.As(err, &refused) && refused.Nothing:
-		p.log.Info(err.Error())
-	case err != nil:
-		for line := range strings.Lines(err.Error()) {
-			p.log.Error("the configuration is not reloaded, and all is as it was", "err", strings.TrimSpace(line))
+	again := true
+	for again && ctx.Err() == nil {
+		_, err := p.change(ctx, control.Request{Action: control.Reload}, 0)
+		var refused *control.Refusal
+		var givenUp givenUpError
+		switch again = errors.As(err, &givenUp); {
+		case again:
+		case errors.As(err, &refused) && refused.Nothing:
+			p.notify.reloading() // the service manager waits for both
+			p.notify.ready()
+			p.log.Info(err.Error())
+		case err != nil:
+			for line := range strings.Lines(err.Error()) {
+				p.log.Error("the configuration is not reloaded, and all is as it was", "err", strings.TrimSpace(line))
+			}
 		}
 	}
 }
@@ -47,6 +55,15 @@ func (p *process) change(ctx context.Context, r control.Request, patience time.D
 		return result, err
 	}
 	defer end()
+	if r.Action == control.Reload {
+		p.notify.reloading()
+		defer func() {
+			if err != nil {
+				p.notify.say("the configuration is not reloaded: " + oneLine(err))
+			}
+			p.notify.ready()
+		}()
+	}
 	before := p.wanted.Load()
 	configs := before.configs
 	if r.Action == control.Reload {

@@ -188,12 +188,8 @@ func TestProcessChange(t *testing.T) {
 // ipipd down waits for no look-up of another change, which is undone, and one change for another only so long.
 func TestProcessChange_lookup(t *testing.T) {
 	p, e, _ := runProcess(t, nil, "ipip1", "ipip2", "ipip3")
-	looks := make(chan struct{})
-	e.refuse = func(ctx context.Context, _ []tunnel.Config) error {
-		close(looks)
-		<-ctx.Done()
-		return ctx.Err()
-	}
+	looks := make(chan struct{}, 1)
+	e.refuse = waitOnce(looks)
 	dir := []string{"--runtime-dir", p.options.RuntimeDir}
 	ended := make(chan string)
 	go func() {
@@ -210,7 +206,6 @@ func TestProcessChange_lookup(t *testing.T) {
 	if errs := <-ended; errs != "ipipd: given up for ipipd down: try again\n" {
 		t.Errorf("the first one: %s", errs)
 	}
-	e.refuse = nil
 	if got := shown(p.wanted.Load().configs); got != "ipip1; ipip2" {
 		t.Errorf("it has %s", got)
 	}

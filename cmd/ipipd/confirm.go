@@ -105,7 +105,7 @@ func (p *process) undo(at time.Time) {
 	if !due() {
 		return
 	}
-	p.turn.hurry(errors.New("given up: what is not confirmed is undone"))
+	p.turn.hurry(givenUpError("the undoing of what is not confirmed"))
 	ctx, end, err := p.begin(p.ctx, 0)
 	if err == nil {
 		defer end()

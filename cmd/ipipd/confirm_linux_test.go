@@ -148,7 +148,7 @@ func TestProcess_undoHurries(t *testing.T) {
 	}()
 	<-looks
 	p.undo(p.wanted.Load().undoAt)
-	if err := <-ended; err == nil || err.Error() != "given up: what is not confirmed is undone" {
+	if err := <-ended; err == nil || err.Error() != "given up for the undoing of what is not confirmed: try again" {
 		t.Errorf("the change: %v", err)
 	}
 	if got := p.shown(); got != "ipip1" {

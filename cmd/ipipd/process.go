@@ -27,6 +27,7 @@ type process struct {
 	server *control.Server
 	engine engine
 	ready  atomic.Bool
+	notify *notifier
 	ctx    context.Context // until the process is to end
 
 	wanted    atomic.Pointer[wanted]
@@ -95,6 +96,7 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 		return errors.Join(errors.New("a tunnel has ended while it was started"), p.engine.Close())
 	}
 	p.ready.Store(true)
+	p.notify.ready()
 	return nil
 }
 
@@ -117,6 +119,22 @@ func (p *process) update(change func(*wanted)) {
 	next := *p.wanted.Load()
 	change(&next)
 	p.wanted.Store(&next)
+	p.notify.say(next.String())
+}
+
+// String counts the tunnels.
+func (w *wanted) String() string {
+	text := fmt.Sprintf("%d tunnels", len(w.configs))
+	if len(w.configs) == 1 {
+		text = "1 tunnel"
+	}
+	if disabled := len(w.configs) - len(enabled(w.configs)); disabled > 0 {
+		text += fmt.Sprintf(", %d disabled", disabled)
+	}
+	if !w.undoAt.IsZero() {
+		text += "; " + undoNotice(w.undoAt)
+	}
+	return text
 }
 
 // enabled are those of configs that are to run.
@@ -207,9 +225,10 @@ func (p *process) forget(link string) {
 
 // close removes the tunnels. Afterwards no reload reserves a name.
 func (p *process) close() error {
-	p.turn.hurry(errors.New("the process ends"))
+	p.turn.hurry(givenUpError("the process ends"))
 	defer p.turn.lock()()
 	p.closed = true
+	p.notify.stopping()
 	return p.engine.Close()
 }
 
@@ -261,7 +280,7 @@ func (p *process) downTunnel(link string, only bool) {
 		p.down()
 		return
 	}
-	p.turn.hurry(errors.New("given up for ipipd down: try again"))
+	p.turn.hurry(givenUpError("ipipd down"))
 	defer p.turn.lock()()
 	configs := p.wanted.Load().configs
 	i := indexOf(configs, link)

@@ -105,6 +105,24 @@ func newFakeTunnel() *fakeTunnel {
 	return &fakeTunnel{done: make(chan struct{}), closed: make(chan struct{})}
 }
 
+// openList opens a listEngine.
+func openList(tunnel.EngineOptions) (engine, error) { return &listEngine{}, nil }
+
+// waitOnce returns a listEngine.refuse that waits for its context the first time, and says so.
+func waitOnce(waits chan<- struct{}) func(context.Context, []tunnel.Config) error {
+	var once sync.Once
+	return func(ctx context.Context, _ []tunnel.Config) (err error) {
+		once.Do(func() {
+			waits <- struct{}{}
+			<-ctx.Done()
+			err = ctx.Err()
+		})
+		return err
+	}
+}
+
+func textLogger(log *netlab.Buffer) *slog.Logger { return slog.New(slog.NewTextHandler(log, nil)) }
+
 // configured returns the configurations of tunnels: name, or -name if it is disabled.
 func configured(names ...string) (configs []tunnel.Config) {
 	for _, name := range names {
@@ -127,7 +145,7 @@ func runProcess(t *testing.T, change func(*upOptions), names ...string) (*proces
 		change(o)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	p := newProcess(o, slog.New(slog.NewTextHandler(log, nil)), cancel)
+	p := newProcess(o, textLogger(log), cancel)
 	if err := p.start(ctx, configured(names...)); err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,11 @@ type turn struct {
 
 var errBusy = errors.New("another change is under way: try again when it is done")
 
+// givenUpError is what hurry is called for.
+type givenUpError string
+
+func (e givenUpError) Error() string { return "given up for " + string(e) + ": try again" }
+
 func newTurn() *turn {
 	t := &turn{held: make(chan struct{}, 1)}
 	t.hurried, t.cancel = context.WithCancelCause(context.Background())
@@ -59,7 +64,7 @@ func (t *turn) take(ctx context.Context, patience time.Duration) (_ context.Cont
 }
 
 // hurry has those who hold the turn, or wait for it, give up: a look-up may take long.
-func (t *turn) hurry(why error) {
+func (t *turn) hurry(why givenUpError) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.cancel(why)

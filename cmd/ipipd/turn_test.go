@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"testing"
 	"time"
 )
@@ -17,7 +16,7 @@ func TestTurn_hurry(t *testing.T) {
 	if _, _, err := turn.take(t.Context(), time.Millisecond); err != errBusy {
 		t.Errorf("beside it: %v", err)
 	}
-	why := errors.New("down")
+	why := givenUpError("down")
 	waiting := make(chan error, 1)
 	go func() {
 		_, _, err := turn.take(t.Context(), 0)

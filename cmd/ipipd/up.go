@@ -143,6 +143,7 @@ func upRun(ctx context.Context, o *upOptions) error {
 		log.Warn("ipsec-secret was given as an argument, which every user of this host can read; use --ipsec-secret-file or " + secretEnv)
 	}
 	p := newProcess(o, log, down)
+	p.notify = newNotifier(log)
 	err := p.start(ctx, configs)
 	if p.server != nil {
 		// Deferred first, so that the socket goes after the interfaces, as `down` expects.
