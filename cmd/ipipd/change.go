@@ -70,6 +70,7 @@ func (p *process) change(ctx context.Context, r control.Request, patience time.D
 		var file *config.File
 		if file, configs, err = p.read(nil); err == nil {
 			logNotes(p.log, file)
+			p.warnOfSettings(p.options.settings(file))
 		}
 	} else {
 		configs, err = changed(configs, r)
@@ -225,6 +226,19 @@ func (p *process) read(files []string) (*config.File, []tunnel.Config, error) {
 		return nil, nil, &control.Refusal{Message: err.Error(), Input: true}
 	}
 	return file, configs, err
+}
+
+// warnOfSettings names the settings of the process that next has otherwise than they are in use.
+func (p *process) warnOfSettings(next processOptions) {
+	var names []string
+	for _, property := range config.ProcessProperties() {
+		if property.Get(&next) != property.Get(&p.options.processOptions) {
+			names = append(names, property.Name)
+		}
+	}
+	if len(names) > 0 {
+		p.log.Warn("settings of the process have changed: they are used once it is started again", "settings", names)
+	}
 }
 
 // changed returns what r makes of configs, which stay as they are. Its error is a *control.Refusal.

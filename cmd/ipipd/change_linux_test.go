@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -213,4 +215,46 @@ func TestProcessChange_lookup(t *testing.T) {
 		status, _, _ := command(append([]string{"set", "ipip2", "dscp=1"}, dir...)...)
 		return status == 0
 	})
+}
+
+// A reload names the settings of the process that it cannot change, but those of flags.
+func TestProcess_settings(t *testing.T) {
+	file := filepath.Join(shortDir(t), "ipipd.yaml")
+	const text = "{runtime-dir: /run/other, log-level: debug, threads: 2, log-format: text, tunnels: []}"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, _, log := runProcess(t, func(o *upOptions) {
+		o.Paths, o.LogLevel = []string{file}, "warn"
+		o.given = map[string]bool{"runtime-dir": true, "log-level": true}
+	}, "ipip1")
+	p.hangUp(t.Context())
+	const want = `level=WARN msg="settings of the process have changed: they are used once it is started again" settings=[threads]`
+	if !strings.Contains(log.String(), want) {
+		t.Errorf("the log: %s", log)
+	}
+}
+
+// What a reload has to do is done although ipipd down comes in between.
+func TestProcessHangUp_givenUp(t *testing.T) {
+	file := filepath.Join(shortDir(t), "ipipd.yaml")
+	if err := os.WriteFile(file, []byte("tunnels: [{name: a, remote-address: 198.51.100.1}]"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, e, log := runProcess(t, func(o *upOptions) { o.Paths = []string{file} }, "ipip1", "ipip2", "ipip3")
+	looks := make(chan struct{}, 2)
+	e.refuse = waitOnce(looks)
+	done := make(chan struct{})
+	go func() {
+		p.hangUp(t.Context())
+		close(done)
+	}()
+	<-looks
+	if err := control.Down(p.options.RuntimeDir, "ipip3", answerTimeout, netlab.Timeout(), nil); err != nil {
+		t.Error(err)
+	}
+	<-done
+	if got := p.shown(); got != "a" || strings.Contains(log.String(), "not reloaded") {
+		t.Errorf("it has %s, and logs %s", got, log)
+	}
 }

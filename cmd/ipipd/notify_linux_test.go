@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ipipd/internal/config"
-	"ipipd/internal/control"
 	"ipipd/test/netlab"
 )
 
@@ -78,7 +77,7 @@ func TestNotifier(t *testing.T) {
 		run := shortDir(t)
 		log := &netlab.Buffer{}
 		o := &upOptions{processOptions: config.DefaultProcess(), streams: &streams{log, log}, Paths: []string{file}, open: openList}
-		o.RuntimeDir = run
+		o.RuntimeDir, o.given = run, map[string]bool{"runtime-dir": true}
 		ended := make(chan error, 1)
 		go func() { ended <- upRun(t.Context(), o) }()
 		m.wants("STATUS=1 tunnel")
@@ -136,29 +135,5 @@ func TestNotifier_none(t *testing.T) {
 		if (log.String() == "") != (name == "") {
 			t.Errorf("%q: %s", name, log)
 		}
-	}
-}
-
-// What a reload has to do is done although ipipd down comes in between.
-func TestProcessHangUp_givenUp(t *testing.T) {
-	file := filepath.Join(shortDir(t), "ipipd.yaml")
-	if err := os.WriteFile(file, []byte("tunnels: [{name: a, remote-address: 198.51.100.1}]"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	p, e, log := runProcess(t, func(o *upOptions) { o.Paths = []string{file} }, "ipip1", "ipip2", "ipip3")
-	looks := make(chan struct{}, 2)
-	e.refuse = waitOnce(looks)
-	done := make(chan struct{})
-	go func() {
-		p.hangUp(t.Context())
-		close(done)
-	}()
-	<-looks
-	if err := control.Down(p.options.RuntimeDir, "ipip3", answerTimeout, netlab.Timeout(), nil); err != nil {
-		t.Error(err)
-	}
-	<-done
-	if got := p.shown(); got != "a" || strings.Contains(log.String(), "not reloaded") {
-		t.Errorf("it has %s, and logs %s", got, log)
 	}
 }

@@ -308,16 +308,24 @@ func (o *upOptions) readConfiguration() (*config.File, []tunnel.Config, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	o.processOptions = o.settings(file)
+	return file, configs, nil
+}
+
+// settings are those of the process: of flags, or else of file.
+func (o *upOptions) settings(file *config.File) processOptions {
+	next := config.DefaultProcess()
 	for _, property := range config.ProcessProperties() {
 		for _, s := range file.Process {
-			if s.Property == property.Name && !o.given[s.Property] {
-				if err := property.Set(&o.processOptions, s.Value); err != nil {
-					return nil, nil, err
-				}
+			if s.Property == property.Name {
+				_ = property.Set(&next, s.Value) // config.Read has set it once
 			}
 		}
+		if o.given[property.Name] {
+			_ = property.Set(&next, property.Get(&o.processOptions))
+		}
 	}
-	return file, configs, nil
+	return next
 }
 
 // exposed is what is wrong with one of config.File.Exposed.
