@@ -21,7 +21,7 @@ func (p *process) hangUp(ctx context.Context) {
 		var refused *control.Refusal
 		var givenUp givenUpError
 		switch again = errors.As(err, &givenUp); {
-		case again:
+		case again, ctx.Err() != nil:
 		case errors.As(err, &refused) && refused.Nothing:
 			p.notify.reloading() // the service manager waits for both
 			p.notify.ready()

@@ -51,6 +51,25 @@ func TestProcess_undo(t *testing.T) {
 	netlab.Eventually(t, "it is logged", func() bool { return strings.Contains(log.String(), "not confirmed in time") })
 }
 
+// The failure of the last tunnel does not end a process that has others to go back to.
+func TestProcess_undoAfterFailure(t *testing.T) {
+	p, e, log := runProcess(t, nil, "ipip1", "ipip2")
+	ask(t, p, time.Hour, "remove ipip2")
+	one := e.tunnels["ipip1"]
+	one.err = errors.New("its interface is gone")
+	close(one.done)
+	netlab.Eventually(t, "it is logged", func() bool { return strings.Contains(log.String(), one.err.Error()) })
+	p.undo(p.wanted.Load().undoAt)
+	if got := p.shown(); got != "ipip1; ipip2" || e.runs() != "ipip1 ipip2" {
+		t.Errorf("it has %s, %s runs", got, e.runs())
+	}
+	select {
+	case err := <-p.failed:
+		t.Errorf("the process ends: %v", err)
+	default:
+	}
+}
+
 // What is confirmed stays, and what is awaited is shown.
 func TestProcessConfirm(t *testing.T) {
 	p, e, _ := runProcess(t, nil, "ipip1")

@@ -202,7 +202,7 @@ func (p *process) ended(link string, t startedTunnel) {
 	if tunnels[link] == nil {
 		p.forget(link)
 	}
-	if len(tunnels) == 0 {
+	if len(tunnels) == 0 && p.wanted.Load().undoAt.IsZero() { // or else others come back
 		select {
 		case p.failed <- err:
 		default:

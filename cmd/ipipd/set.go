@@ -167,11 +167,13 @@ func changeRun(_ context.Context, o *changeOptions) error {
 		fmt.Fprintf(o.streams.err, "ipipd: %s was given as an argument, which every user of this host can read: %s-file=FILE is better\n", secretProperty, secretProperty)
 	}
 	if o.Request.Action == control.Add {
-		for i := range processes {
-			processes[i].Sweep(o.RuntimeDir)
-		}
-		if processes, err = control.Processes(o.RuntimeDir); err != nil {
-			return controlError(err)
+		if len(processes) > 1 { // stale ones may be among them
+			for i := range processes {
+				processes[i].Sweep(o.RuntimeDir)
+			}
+			if processes, err = control.Processes(o.RuntimeDir); err != nil {
+				return controlError(err)
+			}
 		}
 		if len(processes) != 1 {
 			return fmt.Errorf("%d ipipd up run in %s, and a tunnel is added to one: start it with ipipd up, or the others with a --runtime-dir of their own", len(processes), o.RuntimeDir)
