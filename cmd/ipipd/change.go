@@ -308,7 +308,7 @@ func configure(c *tunnel.Config, settings []control.Setting) error {
 	var wrong []error
 	for _, s := range settings {
 		i := slices.IndexFunc(properties, func(p tunnel.Property) bool { return p.Name == s.Property })
-		values := []string{s.Value}
+		values := []string{string(s.Value)}
 		switch {
 		case i < 0 && s.Property != config.DisabledKey:
 			wrong = append(wrong, unknownProperty(s.Property))
@@ -316,13 +316,13 @@ func configure(c *tunnel.Config, settings []control.Setting) error {
 		case seen[s.Property] && (i < 0 || !properties[i].Repeatable):
 			wrong = append(wrong, fmt.Errorf("%s: given twice: want it once", s.Property))
 			continue
-		case i < 0 && s.Value == "":
+		case i < 0 && len(s.Value) == 0:
 			values[0] = "no"
-		case i >= 0 && (properties[i].Repeatable || s.Value == ""):
+		case i >= 0 && (properties[i].Repeatable || len(s.Value) == 0):
 			if !seen[s.Property] {
 				properties[i].Reset(c)
 			}
-			values = strings.FieldsFunc(s.Value, func(r rune) bool { return r == ',' })
+			values = strings.FieldsFunc(string(s.Value), func(r rune) bool { return r == ',' })
 		}
 		seen[s.Property] = true
 		for _, v := range values {

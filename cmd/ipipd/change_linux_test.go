@@ -106,7 +106,7 @@ func TestChanged(t *testing.T) {
 func TestChanged_longName(t *testing.T) {
 	before := configured("to Riga", "ipip1")
 	link := tunnel.InterfaceName("to Riga")
-	got, err := changed(before, control.Request{Action: control.Set, Names: []string{link}, Settings: []control.Setting{{Property: "dscp", Value: "1"}}})
+	got, err := changed(before, control.Request{Action: control.Set, Names: []string{link}, Settings: []control.Setting{{Property: "dscp", Value: []byte("1")}}})
 	if text := shown(got); err != nil || text != "to Riga dscp=1; ipip1" {
 		t.Errorf("%s, %v", text, err)
 	}
@@ -124,11 +124,28 @@ func TestChanged_secret(t *testing.T) {
 		r := control.Request{Action: control.Set, Names: []string{"ipip1"}}
 		for _, word := range strings.Split(words, " ") {
 			property, value, _ := strings.Cut(word, "=")
-			r.Settings = append(r.Settings, control.Setting{Property: property, Value: value})
+			r.Settings = append(r.Settings, control.Setting{Property: property, Value: []byte(value)})
 		}
 		if _, err := changed(configured("ipip1"), r); err == nil || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%v", err)
 		}
+	}
+}
+
+// A secret is bytes, and so it comes to the tunnel.
+func TestProcessChange_secret(t *testing.T) {
+	p, _, log := runProcess(t, nil, "ipip1")
+	const secret = "hunter2, \xff\xfe"
+	for _, args := range [][]string{{secretProperty + "=" + secret}, {secretProperty}} {
+		t.Setenv(secretEnv, secret)
+		status, _, errs := command(append([]string{"set", "ipip1", "--runtime-dir", p.options.RuntimeDir}, args...)...)
+		if warned := errs != ""; status != 0 || warned != (args[0] != secretProperty) || strings.Contains(errs+log.String(), "hunter2") {
+			t.Errorf("%q: status %d, %s%s", args, status, errs, log)
+		}
+		if got := string(p.wanted.Load().configs[0].IPsec.Secret); got != secret {
+			t.Errorf("%q: it is %q", args, got)
+		}
+		ask(t, p, 0, "set ipip1 ipsec-secret=")
 	}
 }
 

@@ -23,7 +23,7 @@ func FuzzChanged(f *testing.F) {
 		for line := range strings.SplitSeq(settings, "\n") {
 			property, value, given := strings.Cut(line, "=")
 			if given {
-				r.Settings = append(r.Settings, control.Setting{Property: property, Value: value})
+				r.Settings = append(r.Settings, control.Setting{Property: property, Value: []byte(value)})
 			}
 		}
 		before := configured("ipip1", "-ipip2", "ipip-tunnel 1 to Riga")

@@ -236,32 +236,30 @@ const secretProperty, secretFileProperty = "ipsec-secret", "ipsec-secret-file"
 // parse parses what is behind the name of set and add.
 func (o *changeOptions) parse(c *cobra.Command, args []string) error {
 	for _, word := range args {
-		s := control.Setting{}
-		var given bool
-		s.Property, s.Value, given = strings.Cut(word, "=")
+		property, value, given := strings.Cut(word, "=")
 		unset, exclamation := strings.CutPrefix(word, "!")
 		switch {
 		case exclamation && !given:
-			s.Property = unset
+			property = unset
 			if unset == "keepalive" {
-				s.Value = "off"
+				value = "off"
 			}
 		case !given && word == secretProperty:
-			if s.Value = os.Getenv(secretEnv); s.Value == "" {
+			if value = os.Getenv(secretEnv); value == "" {
 				return usageErrorf("%s: %s has no secret in it: want one, or %s=FILE", c.CommandPath(), secretEnv, secretFileProperty)
 			}
 		case !given:
 			return usageErrorf("%s: %q is not accepted: want PROPERTY=VALUE, such as dscp=46", c.CommandPath(), word)
-		case s.Property == secretProperty && s.Value != "":
+		case property == secretProperty && value != "":
 			o.SecretInArgs = true
-		case s.Property == secretFileProperty && s.Value != "": // the process may have another working directory
-			path, err := filepath.Abs(s.Value)
+		case property == secretFileProperty && value != "": // the process may have another working directory
+			path, err := filepath.Abs(value)
 			if err != nil {
 				return err
 			}
-			s.Value = path
+			value = path
 		}
-		o.Request.Settings = append(o.Request.Settings, s)
+		o.Request.Settings = append(o.Request.Settings, control.Setting{Property: property, Value: []byte(value)})
 	}
 	return nil
 }

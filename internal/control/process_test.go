@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 )
 
@@ -131,12 +130,12 @@ func TestProcess_change(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, action := range []string{Set, Add, Remove, Enable, Disable} {
-		r := Request{Action: action, Names: []string{"ipip1", "a b"}, Settings: []Setting{{"dscp", "46"}, {"mtu", ""}}}
+		r := Request{Action: action, Names: []string{"ipip1", "a b"}, Settings: []Setting{{"dscp", []byte("46")}, {"ipsec-secret", []byte("\xff\x00")}, {"mtu", []byte{}}}}
 		if got, err := processes[0].Change(dir, patience, r); err != nil || got.Name != fmt.Sprint(r) {
 			t.Errorf("%v, %v, want %v", got, err, r)
 		}
 	}
-	r := Request{Action: Set, Settings: []Setting{{"comment", strings.Repeat("x", maxBodyBytes)}}}
+	r := Request{Action: Set, Settings: []Setting{{"comment", make([]byte, maxBodyBytes)}}}
 	if _, err := processes[0].Change(dir, patience, r); err == nil || err.Error() != "what ipip1 is asked for has more than 64 KiB: ask for it in several steps" {
 		t.Errorf("too much: %v", err)
 	}

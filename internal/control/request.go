@@ -34,8 +34,8 @@ type Request struct {
 // Setting is a property of a tunnel. One that is repeatable may have several, or a list with commas.
 type Setting struct {
 	Property string `json:"property"`
-	// Value is in the notation of the flag, "" for the default.
-	Value string `json:"value"`
+	// Value is in the notation of the flag, nothing for the default. A secret need not be UTF-8.
+	Value []byte `json:"value"`
 }
 
 // Result is what a change has led to.
