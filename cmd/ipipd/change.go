@@ -13,23 +13,19 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// hangUp is SIGHUP. Nobody is there to ask again after a givenUpError.
+// hangUp is SIGHUP.
 func (p *process) hangUp(ctx context.Context) {
-	again := true
-	for again && ctx.Err() == nil {
-		_, err := p.change(ctx, control.Request{Action: control.Reload}, 0)
-		var refused *control.Refusal
-		var givenUp givenUpError
-		switch again = errors.As(err, &givenUp); {
-		case again, ctx.Err() != nil:
-		case errors.As(err, &refused) && refused.Nothing:
-			p.notify.reloading() // the service manager waits for both
-			p.notify.ready()
-			p.log.Info(err.Error())
-		case err != nil:
-			for line := range strings.Lines(err.Error()) {
-				p.log.Error("the configuration is not reloaded, and all is as it was", "err", strings.TrimSpace(line))
-			}
+	_, err := p.change(ctx, control.Request{Action: control.Reload})
+	var refused *control.Refusal
+	switch {
+	case ctx.Err() != nil:
+	case errors.As(err, &refused) && refused.Nothing:
+		p.notify.reloading() // the service manager waits for both
+		p.notify.ready()
+		p.log.Info(err.Error())
+	case err != nil:
+		for line := range strings.Lines(err.Error()) {
+			p.log.Error("the configuration is not reloaded, and all is as it was", "err", strings.TrimSpace(line))
 		}
 	}
 }
@@ -37,11 +33,8 @@ func (p *process) hangUp(ctx context.Context) {
 var errUnconfigured = &control.Refusal{Nothing: true,
 	Message: "nothing to reload: the tunnel is configured by the flags of ipipd up alone"}
 
-// changePatience is how long a change waits for the one before.
-const changePatience = 2 * time.Second
-
 // change implements control.Handler: it does all that r says, or nothing.
-func (p *process) change(ctx context.Context, r control.Request, patience time.Duration) (result control.Result, err error) {
+func (p *process) change(ctx context.Context, r control.Request) (result control.Result, err error) {
 	switch {
 	case r.Action == control.Reload && len(p.options.Paths) == 0:
 		return result, errUnconfigured
@@ -50,11 +43,11 @@ func (p *process) change(ctx context.Context, r control.Request, patience time.D
 	case r.Confirm < 0, r.Confirm > maxConfirm:
 		return result, wrongInput(errors.New("confirm: want " + wantConfirm))
 	}
-	ctx, end, err := p.begin(ctx, patience)
-	if err != nil {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.running(); err != nil {
 		return result, err
 	}
-	defer end()
 	if r.Action == control.Reload {
 		p.notify.reloading()
 		defer func() {
@@ -101,20 +94,15 @@ func (p *process) change(ctx context.Context, r control.Request, patience time.D
 	return result, nil
 }
 
-// begin takes the turn from the tunnels' start to their end.
-func (p *process) begin(ctx context.Context, patience time.Duration) (_ context.Context, end func(), err error) {
-	errNotRunning := errors.New("the tunnels have not started, or end: try again")
-	if !p.ready.Load() {
-		return nil, nil, errNotRunning
+// running fails before the tunnels' start and after their end. The caller holds mu.
+func (p *process) running() error {
+	if p.closed || !p.ready.Load() {
+		return errors.New("the tunnels have not started, or end: try again")
 	}
-	if ctx, end, err = p.turn.take(ctx, patience); err == nil && p.closed {
-		end()
-		err = errNotRunning
-	}
-	return ctx, end, err
+	return nil
 }
 
-// apply has the tunnels of configs run, or after an error all is as it was. The caller has the turn.
+// apply has the tunnels of configs run, or after an error all is as it was. The caller holds mu.
 func (p *process) apply(ctx context.Context, configs []tunnel.Config) error {
 	before := p.wanted.Load().configs
 	configs, err := p.reserve(ctx, configs)
@@ -123,9 +111,6 @@ func (p *process) apply(ctx context.Context, configs []tunnel.Config) error {
 	}
 	if err := p.run(ctx, configs); err != nil {
 		p.release(configs, before)
-		if context.Cause(ctx) != ctx.Err() {
-			return context.Cause(ctx)
-		}
 		return err
 	}
 	p.release(before, configs)
@@ -137,11 +122,11 @@ func (p *process) diff(files []string) (string, error) {
 	if len(p.options.Paths) == 0 {
 		return "", errUnconfigured
 	}
-	_, end, err := p.begin(context.Background(), changePatience)
-	if err != nil {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.running(); err != nil {
 		return "", err
 	}
-	defer end()
 	_, configs, err := p.read(files)
 	if err != nil {
 		return "", err
@@ -178,8 +163,8 @@ func (p *process) diff(files []string) (string, error) {
 	return b.String(), nil
 }
 
-// differences are those of configs from what runs, and from the tunnels that are disabled. The caller has
-// the turn.
+// differences are those of configs from what runs, and from the tunnels that are disabled. The caller holds
+// mu.
 func (p *process) differences(configs []tunnel.Config) (all []tunnel.Difference, err error) {
 	running, err := p.engine.Diff(enabled(configs))
 	if err != nil {
@@ -215,7 +200,7 @@ func (p *process) differences(configs []tunnel.Config) (all []tunnel.Difference,
 	return append(all, slices.DeleteFunc(running, func(d tunnel.Difference) bool { return after[d.Name] })...), nil
 }
 
-// read reads the configuration of files, or else the process's own. The caller has the turn.
+// read reads the configuration of files, or else the process's own. The caller holds mu.
 func (p *process) read(files []string) (*config.File, []tunnel.Config, error) {
 	if len(files) == 0 {
 		files = p.options.Paths

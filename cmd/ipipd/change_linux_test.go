@@ -6,7 +6,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -14,7 +16,6 @@ import (
 
 	"ipipd/internal/control"
 	"ipipd/internal/tunnel"
-	"ipipd/test/netlab"
 )
 
 // request returns what the words of a command ask for.
@@ -204,34 +205,36 @@ func TestProcessChange(t *testing.T) {
 	e.refuse = nil
 }
 
-// ipipd down waits for no look-up of another change, which is undone, and one change for another only so long.
-func TestProcessChange_lookup(t *testing.T) {
-	p, e, _ := runProcess(t, nil, "ipip1", "ipip2", "ipip3")
-	looks := make(chan struct{}, 1)
-	e.refuse = waitOnce(looks)
+// Whatever comes at the same time, the list is what runs and what is reserved.
+func TestProcessChange_concurrent(t *testing.T) {
+	p, e, _ := runProcess(t, nil, "ipip1", "-ipip2", "ipip3")
 	dir := []string{"--runtime-dir", p.options.RuntimeDir}
-	ended := make(chan string)
-	go func() {
-		_, _, errs := command(append([]string{"set", "ipip1", "remote-address=r2.example"}, dir...)...)
-		ended <- errs
-	}()
-	<-looks
-	if status, _, errs := command(append([]string{"set", "ipip2", "dscp=1"}, dir...)...); status != 1 || errs != "ipipd: another change is under way: try again when it is done\n" {
-		t.Errorf("a second one: status %d, %s", status, errs)
+	var wg sync.WaitGroup
+	for _, words := range []string{
+		"set ipip1 dscp=1", "disable ipip1", "enable ipip2", "down ipip3", "add remote-address=198.51.100.9", "set ipip2 name=t-new",
+		"add name=t-other remote-address=198.51.100.9", "remove t-other", "disable ipip1 --confirm 1h", "confirm", "print", "set t-new dscp=2",
+	} {
+		for range 4 {
+			wg.Go(func() { command(append(strings.Fields(words), dir...)...) })
+		}
 	}
-	if status, _, errs := command(append([]string{"down", "ipip3"}, dir...)...); status != 0 {
-		t.Errorf("down: status %d, %s", status, errs)
+	wg.Wait()
+	configs := p.wanted.Load().configs
+	var runs, reserved []string
+	for _, c := range configs {
+		reserved = append(reserved, c.Name)
+		if !c.Disabled {
+			runs = append(runs, c.Name)
+		}
 	}
-	if errs := <-ended; errs != "ipipd: given up for ipipd down: try again\n" {
-		t.Errorf("the first one: %s", errs)
+	slices.Sort(runs)
+	slices.Sort(reserved)
+	if got := e.runs(); got != strings.Join(runs, " ") {
+		t.Errorf("%s runs, want %s", got, runs)
 	}
-	if got := shown(p.wanted.Load().configs); got != "ipip1; ipip2" {
-		t.Errorf("it has %s", got)
+	if got := links(t, p); got != strings.Join(reserved, " ") {
+		t.Errorf("reserved: %s, want %s", got, reserved)
 	}
-	netlab.Eventually(t, "the next change is made", func() bool {
-		status, _, _ := command(append([]string{"set", "ipip2", "dscp=1"}, dir...)...)
-		return status == 0
-	})
 }
 
 // A reload names the settings of the process that it cannot change, but those of flags.
@@ -249,29 +252,5 @@ func TestProcess_settings(t *testing.T) {
 	const want = `level=WARN msg="settings of the process have changed: they are used once it is started again" settings=[threads]`
 	if !strings.Contains(log.String(), want) {
 		t.Errorf("the log: %s", log)
-	}
-}
-
-// What a reload has to do is done although ipipd down comes in between.
-func TestProcessHangUp_givenUp(t *testing.T) {
-	file := filepath.Join(shortDir(t), "ipipd.yaml")
-	if err := os.WriteFile(file, []byte("tunnels: [{name: a, remote-address: 198.51.100.1}]"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	p, e, log := runProcess(t, func(o *upOptions) { o.Paths = []string{file} }, "ipip1", "ipip2", "ipip3")
-	looks := make(chan struct{}, 2)
-	e.refuse = waitOnce(looks)
-	done := make(chan struct{})
-	go func() {
-		p.hangUp(t.Context())
-		close(done)
-	}()
-	<-looks
-	if err := control.Down(p.options.RuntimeDir, "ipip3", answerTimeout, netlab.Timeout(), nil); err != nil {
-		t.Error(err)
-	}
-	<-done
-	if got := p.shown(); got != "a" || strings.Contains(log.String(), "not reloaded") {
-		t.Errorf("it has %s, and logs %s", got, log)
 	}
 }

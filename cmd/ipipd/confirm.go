@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -71,7 +70,7 @@ func reportUndo(s *streams, r control.Result) {
 }
 
 // await has everything undone after d that has been changed since the list was back. If there is a
-// confirmation to be awaited already, it is for both, and its list stays. The caller has the turn.
+// confirmation to be awaited already, it is for both, and its list stays. The caller holds mu.
 func (p *process) await(d time.Duration, back []tunnel.Config) {
 	at := time.Now().Add(d)
 	p.update(func(w *wanted) {
@@ -83,48 +82,33 @@ func (p *process) await(d time.Duration, back []tunnel.Config) {
 	time.AfterFunc(d, func() { p.undo(at) })
 }
 
-// confirm needs not the turn: a change may have it for long.
-func (p *process) confirm() (err error) {
-	p.update(func(w *wanted) {
-		switch {
-		case w.undoAt.IsZero():
-			err = &control.Refusal{Nothing: true, Message: "nothing to confirm"}
-		case w.undoing:
-			err = errors.New("too late to confirm: it is being undone")
-		default:
-			w.back, w.undoAt = nil, time.Time{}
-			p.log.Info("confirmed: the tunnels stay as they are")
-		}
-	})
-	return err
+// stay ends the wait for a confirmation. The caller holds mu.
+func (p *process) stay() { p.update(func(w *wanted) { w.back, w.undoAt = nil, time.Time{} }) }
+
+func (p *process) confirm() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.wanted.Load().undoAt.IsZero() {
+		return &control.Refusal{Nothing: true, Message: "nothing to confirm"}
+	}
+	p.stay()
+	p.log.Info("confirmed: the tunnels stay as they are")
+	return nil
 }
 
 // undo goes back to the list before, unless that was confirmed or is to be at another time.
 func (p *process) undo(at time.Time) {
-	due := func() bool { return p.wanted.Load().undoAt.Equal(at) && p.ctx.Err() == nil }
-	if !due() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w := p.wanted.Load()
+	if p.closed || !w.undoAt.Equal(at) {
 		return
 	}
-	p.turn.hurry(givenUpError("the undoing of what is not confirmed"))
-	ctx, end, err := p.begin(p.ctx, 0)
-	if err == nil {
-		defer end()
-		p.update(func(w *wanted) { w.undoing = w.undoAt.Equal(at) })
-		if !p.wanted.Load().undoing {
-			return
-		}
-		err = p.apply(ctx, p.wanted.Load().back)
-		p.update(func(w *wanted) {
-			if w.undoing = false; err == nil {
-				w.back, w.undoAt = nil, time.Time{}
-			}
-		})
-	}
-	switch {
-	case err == nil:
-		p.log.Warn("not confirmed in time: the tunnels are those before", "tunnels", len(p.wanted.Load().configs))
-	case due():
+	if err := p.apply(p.ctx, w.back); err != nil {
 		p.log.Error("not confirmed in time, and cannot be undone yet", "err", err, "again-in", p.undoRetry)
 		time.AfterFunc(p.undoRetry, func() { p.undo(at) })
+		return
 	}
+	p.stay()
+	p.log.Warn("not confirmed in time: the tunnels are those before", "tunnels", len(w.back))
 }

@@ -30,13 +30,12 @@ type process struct {
 	notify *notifier
 	ctx    context.Context // until the process is to end
 
-	wanted    atomic.Pointer[wanted]
-	updating  sync.Mutex    // of who replaces wanted
-	undoRetry time.Duration // after an undo that has failed
+	wanted atomic.Pointer[wanted]
 
-	turn    *turn // of who changes what runs, and of what follows
-	closed  bool  // nothing begins any more
-	watched map[startedTunnel]bool
+	mu        sync.Mutex // held by who changes what runs; of wanted's replacement, and of what follows
+	closed    bool       // nothing begins any more
+	watched   map[startedTunnel]bool
+	undoRetry time.Duration // after an undo that has failed
 }
 
 // wanted are the tunnels that a process is to have: those that run, but what has just failed, and
@@ -44,13 +43,12 @@ type process struct {
 type wanted struct {
 	configs []tunnel.Config
 	// back are the configs to go back to at undoAt; without one there is nothing to confirm.
-	back    []tunnel.Config
-	undoAt  time.Time
-	undoing bool // too late to confirm
+	back   []tunnel.Config
+	undoAt time.Time
 }
 
 func newProcess(o *upOptions, log *slog.Logger, down func()) *process {
-	p := &process{options: o, log: log, down: down, failed: make(chan error, 1), turn: newTurn(), watched: map[startedTunnel]bool{}, undoRetry: 10 * time.Second}
+	p := &process{options: o, log: log, down: down, failed: make(chan error, 1), watched: map[startedTunnel]bool{}, undoRetry: 10 * time.Second}
 	p.wanted.Store(&wanted{})
 	return p
 }
@@ -63,7 +61,8 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 	if p.server, err = control.Listen(ctx, p.options.RuntimeDir); err != nil {
 		return socketError(err)
 	}
-	defer p.turn.lock()()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if configs, err = p.reserve(ctx, configs); err != nil {
 		var taken *nameTakenError
 		if errors.As(err, &taken) && len(p.options.Paths) == 0 {
@@ -78,7 +77,7 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 			Export: p.export,
 			Down:   func(link string) { p.downTunnel(link, only) },
 			Change: func(ctx context.Context, r control.Request) (control.Result, error) {
-				return p.change(ctx, r, changePatience)
+				return p.change(ctx, r)
 			},
 			Diff: p.diff,
 		})
@@ -100,7 +99,7 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 	return nil
 }
 
-// run has the tunnels of configs run, or after an error those that did. The caller has the turn,
+// run has the tunnels of configs run, or after an error those that did. The caller holds mu,
 // and has reserved their names.
 func (p *process) run(ctx context.Context, configs []tunnel.Config) error {
 	p.protectMemory(configs)
@@ -112,10 +111,8 @@ func (p *process) run(ctx context.Context, configs []tunnel.Config) error {
 	return err
 }
 
-// update replaces wanted.
+// update replaces wanted. The caller holds mu.
 func (p *process) update(change func(*wanted)) {
-	p.updating.Lock()
-	defer p.updating.Unlock()
 	next := *p.wanted.Load()
 	change(&next)
 	p.wanted.Store(&next)
@@ -166,7 +163,7 @@ func (p *process) tunnelError(err error) error {
 	return err
 }
 
-// watch logs the tunnels that are new, and watches for their end. The caller has the turn.
+// watch logs the tunnels that are new, and watches for their end. The caller holds mu.
 func (p *process) watch() {
 	tunnels := p.engine.Tunnels()
 	links := slices.Collect(maps.Keys(tunnels))
@@ -192,7 +189,8 @@ func (p *process) watch() {
 
 // ended gives up the name of a tunnel that has failed, unless it was made again.
 func (p *process) ended(link string, t startedTunnel) {
-	defer p.turn.lock()()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	delete(p.watched, t)
 	err := t.Err()
 	if err == nil {
@@ -213,7 +211,7 @@ func (p *process) ended(link string, t startedTunnel) {
 	p.log.Error("the tunnel has ended", "name", s.Name(), "err", err)
 }
 
-// forget gives up a tunnel that does not run. The caller has the turn.
+// forget gives up a tunnel that does not run. The caller holds mu.
 func (p *process) forget(link string) {
 	p.update(func(w *wanted) {
 		if i := indexOf(w.configs, link); i >= 0 {
@@ -225,8 +223,8 @@ func (p *process) forget(link string) {
 
 // close removes the tunnels. Afterwards no reload reserves a name.
 func (p *process) close() error {
-	p.turn.hurry(givenUpError("the process ends"))
-	defer p.turn.lock()()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.closed = true
 	p.notify.stopping()
 	return p.engine.Close()
@@ -280,8 +278,8 @@ func (p *process) downTunnel(link string, only bool) {
 		p.down()
 		return
 	}
-	p.turn.hurry(givenUpError("ipipd down"))
-	defer p.turn.lock()()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	configs := p.wanted.Load().configs
 	i := indexOf(configs, link)
 	if !p.ready.Load() || i < 0 {

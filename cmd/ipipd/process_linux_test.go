@@ -45,7 +45,9 @@ func (e *listEngine) set(configs []tunnel.Config) {
 			t.dir = "/nonexistent"
 		}
 		delete(e.tunnels, c.Name)
+		t.mu.Lock()
 		t.config, next[c.Name] = c, t
+		t.mu.Unlock()
 	}
 	for _, t := range e.tunnels {
 		if !t.ended() {
@@ -107,19 +109,6 @@ func newFakeTunnel() *fakeTunnel {
 
 // openList opens a listEngine.
 func openList(tunnel.EngineOptions) (engine, error) { return &listEngine{}, nil }
-
-// waitOnce returns a listEngine.refuse that waits for its context the first time, and says so.
-func waitOnce(waits chan<- struct{}) func(context.Context, []tunnel.Config) error {
-	var once sync.Once
-	return func(ctx context.Context, _ []tunnel.Config) (err error) {
-		once.Do(func() {
-			waits <- struct{}{}
-			<-ctx.Done()
-			err = ctx.Err()
-		})
-		return err
-	}
-}
 
 func textLogger(log *netlab.Buffer) *slog.Logger { return slog.New(slog.NewTextHandler(log, nil)) }
 

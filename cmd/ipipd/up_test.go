@@ -21,6 +21,7 @@ import (
 
 // fakeTunnel is a startedTunnel without an interface.
 type fakeTunnel struct {
+	mu     sync.Mutex // of config, once it runs
 	config tunnel.Config
 	done   chan struct{}
 	err    error
@@ -30,6 +31,8 @@ type fakeTunnel struct {
 }
 
 func (t *fakeTunnel) Status() tunnel.Status {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	s := tunnel.NewStatus(&t.config)
 	s.ActualMTU, s.CurrentLocalAddress, s.CurrentRemoteAddress = 1480, "192.0.2.1", "198.51.100.1"
 	return s
