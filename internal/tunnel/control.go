@@ -246,6 +246,7 @@ func (c *control) updateCarrier() {
 		return
 	}
 	c.carrier = running
+	c.changes.Add(1)
 	c.readInterface()
 }
 
@@ -288,6 +289,7 @@ func (c *control) remedy() string {
 // probe sends a keepalive probe, whether the tunnel is running or not, and one to a candidate.
 func (c *control) probe() {
 	route := c.route.Load()
+	c.noteProbe(c.cfg.KeepaliveProbe, time.Now())
 	c.sendProbe(route.outer, &route.path)
 	if candidate := c.candidate.Load(); candidate != nil && c.ipsecPolicy == nil {
 		c.sendProbe(route.outer, &candidate.path)

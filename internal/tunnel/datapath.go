@@ -237,7 +237,7 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 	}
 	switch kind {
 	case encap.KindEmpty:
-		t.probeAnswered.Store(true)
+		t.noteProbeAnswer(now)
 		return false
 	case encap.KindReflect:
 		t.peerProbes.Store(true)
@@ -258,7 +258,7 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 		t.engine.partialChecksums.observe(now)
 	}
 	if route.echo != nil && route.echo.IsReply(inner) {
-		t.probeAnswered.Store(true)
+		t.noteProbeAnswer(now)
 		return false
 	}
 	if inner.TotalLen() > mtu && b.SegmentSize == 0 && t.oversize.Load() == 0 {

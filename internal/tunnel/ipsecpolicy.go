@@ -30,6 +30,8 @@ type ipsecPolicy struct {
 	local  netip.Addr
 	remote netip.Addr
 	device int
+
+	earlierSAs atomic.Uint64 // of the sessions before
 }
 
 // newIPsecPolicy returns a policy without a session. changed is called after an SA was established
@@ -61,6 +63,7 @@ func (p *ipsecPolicy) rebind(local, remote [4]byte, device int) error {
 		return nil
 	}
 	if old := p.session.Swap(nil); old != nil {
+		p.earlierSAs.Add(old.Status().SAs)
 		old.Stop()
 		p.stopped = append(p.stopped, old)
 	}
@@ -78,6 +81,7 @@ func (p *ipsecPolicy) rebind(local, remote [4]byte, device int) error {
 // close ends the session, if there is one, and deletes its SAs at the peer.
 func (p *ipsecPolicy) close() {
 	if session := p.session.Swap(nil); session != nil {
+		p.earlierSAs.Add(session.Status().SAs)
 		session.Close()
 	}
 	p.closeStopped(0)

@@ -43,6 +43,7 @@ type Tunnel struct {
 	mtu         atomic.Int32              // of the interface, in bytes
 	unreachable atomic.Bool               // ICMP errors report that outer packets do not arrive
 	state       atomic.Uint32             // keepalive.State
+	changes     atomic.Uint64             // of the carrier, for metrics
 	candidate   atomic.Pointer[otherRemote]
 	others      atomic.Pointer[[]*otherRemote] // from which packets are accepted: see acceptOthers
 	ifname      *ifnameHandler                 // the interface's current name
@@ -52,6 +53,7 @@ type Tunnel struct {
 	lastReceivedNs atomic.Int64 // time of the peer's last packet, nanoseconds after epoch; 0 is never
 	probeAnswered  atomic.Bool  // the peer has answered a probe
 	peerProbes     atomic.Bool  // the peer sends reflect probes of its own
+	probes         probes       // see sample.go
 	oversize       atomic.Int32 // length of a received packet above the MTU; 0 is none
 	loopLogged     atomic.Bool
 	counters       counters

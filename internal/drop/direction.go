@@ -1,0 +1,34 @@
+package drop
+
+// Direction is which way the packets of a tunnel went that a Reason counts, as seen from this host.
+type Direction string
+
+// The empty Direction is that of ICMP messages, which are no packets of a tunnel.
+const (
+	Transmit Direction = "transmit" // outbound
+	Receive  Direction = "receive"  // inbound
+)
+
+// Direction is that of the packets which a tunnel counts under r. What a process counts under an
+// ESP reason was received.
+func (r Reason) Direction() Direction {
+	switch {
+	case r == None || r >= endESP:
+		return ""
+	case r < endOutbound, r == ESPNoSA, r == ESPExhausted, r == ESPNoRoom:
+		return Transmit
+	}
+	return Receive
+}
+
+// ByProcess reports whether r is about packets of which no tunnel is known: no tunnel counts it.
+func (r Reason) ByProcess() bool {
+	switch r {
+	case ReceiveOverflow, OuterMalformed, OuterNotIPIP, OuterFragment, OuterChecksum, UnknownPeer, OuterErrorMalformed, OuterErrorUnrelated:
+		return true
+	}
+	return false
+}
+
+// ByESP reports whether only a tunnel with a secret counts r.
+func (r Reason) ByESP() bool { return r >= endInbound && r < endESP }
