@@ -38,6 +38,7 @@ var allowedImports = map[string][]string{
 		"internal/fdguard", "internal/resolve",
 	},
 	"internal/config":     {"internal/tunnel", "internal/control"},
+	"internal/metrics":    {"internal/tunnel", "internal/drop"},
 	"internal/peerconfig": {"internal/tunnel", "internal/config", "internal/netstate", "keepalive"},
 	"cmd/ipipd":           {"internal/config", "internal/peerconfig", "internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4", "internal/drop"},
 }
@@ -52,6 +53,7 @@ var moduleOwners = map[string][]string{
 	"github.com/cilium/ebpf": {"internal/fastpath", "tun"},
 	"filippo.io/bigmod":      {"internal/ipsec/ike"}, // constant-time exponentiation
 	"go.yaml.in/yaml/v4":     {"internal/config"},    // YAML, by its nodes
+	"github.com/prometheus":  {"internal/metrics"},
 	// Capabilities of every thread.
 	"kernel.org/pub/linux/libs/security/libcap": {"internal/confine"},
 }

@@ -1,0 +1,115 @@
+package metrics
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
+)
+
+// Limits of clients, who may be anybody.
+const (
+	maxHeaderBytes = 8 << 10
+	maxScrapes     = 2 // at once; more get 503
+	ioTimeout      = 10 * time.Second
+	idleTimeout    = 2 * time.Minute // longer than the usual interval of scrapes
+)
+
+// Options are what a server serves. Its functions are called concurrently.
+type Options struct {
+	// Version is that of ipipd.
+	Version string
+	// Snapshot returns what runs; nil before there is something.
+	Snapshot func() *Snapshot
+	// Ready returns why the process does not do its work yet; nil if it does.
+	Ready func() error
+}
+
+// NewServer returns a server of metrics, for a Listener of Listen:
+//
+//	GET /metrics   the text format of Prometheus; 503 if others are being answered
+//	GET /healthz   200 as long as the process answers
+//	GET /readyz    200 once all tunnels are started; 503 and the reason before
+//	GET /          links to them
+func NewServer(o Options) *http.Server {
+	own := prometheus.NewRegistry()
+	own.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	all := prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
+		families, err := own.Gather()
+		return append(gather(o.Version, o.Snapshot()), families...), err
+	})
+	mux := http.NewServeMux()
+	// Not compressed: that takes more of the processor than all the rest, and this is for the same host or a
+	// network next to it.
+	mux.Handle("GET /metrics", promhttp.HandlerFor(all, promhttp.HandlerOpts{
+		MaxRequestsInFlight: maxScrapes, DisableCompression: true, ErrorHandling: promhttp.ContinueOnError,
+	}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { plain(w, http.StatusOK, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := o.Ready(); err != nil {
+			plain(w, http.StatusServiceUnavailable, err.Error())
+			return
+		}
+		plain(w, http.StatusOK, "ready")
+	})
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		io.WriteString(w, `<!DOCTYPE html><title>ipipd</title>ipipd: <a href="/metrics">metrics</a>, <a href="/healthz">healthz</a>, <a href="/readyz">readyz</a>`+"\n")
+	})
+	return &http.Server{
+		Handler:           guard(mux),
+		ReadHeaderTimeout: ioTimeout,
+		ReadTimeout:       ioTimeout,
+		WriteTimeout:      ioTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		BaseContext: func(l net.Listener) context.Context {
+			ctx := context.Background()
+			if a, ok := l.Addr().(*net.TCPAddr); ok && a.IP.IsLoopback() {
+				ctx = context.WithValue(ctx, loopback{}, true)
+			}
+			return ctx
+		},
+	}
+}
+
+// loopback is the key of a context whose server listens at a loopback address.
+type loopback struct{}
+
+func plain(w http.ResponseWriter, status int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(status)
+	fmt.Fprintln(w, text)
+}
+
+// guard keeps web pages of others from reading what is here: a browser of this host reaches a loopback
+// address, and such a page may have had its own name resolve to that. The name is in Host then.
+func guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+		if r.Context().Value(loopback{}) != nil && !namesAddress(r.Host) {
+			http.Error(w, "Host is a name: want an address, or localhost", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// namesAddress reports whether host, of a request, is an address or localhost, with a port or without.
+func namesAddress(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	_, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return err == nil || strings.EqualFold(host, "localhost") || host == ""
+}
