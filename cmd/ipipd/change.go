@@ -51,6 +51,7 @@ func (p *process) change(ctx context.Context, r control.Request) (result control
 	if r.Action == control.Reload {
 		p.notify.reloading()
 		defer func() {
+			p.reloads.note(err)
 			if err != nil {
 				p.notify.say("the configuration is not reloaded: " + oneLine(err))
 			}

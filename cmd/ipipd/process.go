@@ -30,7 +30,8 @@ type process struct {
 	notify *notifier
 	ctx    context.Context // until the process is to end
 
-	wanted atomic.Pointer[wanted]
+	reloads reloads
+	wanted  atomic.Pointer[wanted]
 
 	mu        sync.Mutex // held by who changes what runs; of wanted's replacement, and of what follows
 	closed    bool       // nothing begins any more
@@ -94,6 +95,7 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 	if len(p.engine.Tunnels()) < len(enabled(configs)) {
 		return errors.Join(errors.New("a tunnel has ended while it was started"), p.engine.Close())
 	}
+	p.reloads.note(nil)
 	p.ready.Store(true)
 	p.notify.ready()
 	return nil

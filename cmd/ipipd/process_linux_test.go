@@ -86,6 +86,8 @@ func (e *listEngine) Tunnels() map[string]startedTunnel {
 	return running
 }
 
+func (e *listEngine) Samples() tunnel.Samples { return samplesOf(e.Tunnels()) }
+
 func (e *listEngine) Close() error {
 	e.set(nil)
 	return nil

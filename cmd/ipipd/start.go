@@ -16,6 +16,8 @@ type engine interface {
 	// Tunnels returns those that run, by the names of their links: tunnel.InterfaceName of the
 	// configured ones.
 	Tunnels() map[string]startedTunnel
+	// Samples waits for nothing that tunnels begin or end by.
+	Samples() tunnel.Samples
 	// Close removes the tunnels. It returns when the interfaces are gone.
 	Close() error
 }

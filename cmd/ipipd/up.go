@@ -144,7 +144,12 @@ func upRun(ctx context.Context, o *upOptions) error {
 	}
 	p := newProcess(o, log, down)
 	p.notify = newNotifier(log)
-	err := p.start(ctx, configs)
+	stopMetrics, err := p.serveMetrics()
+	if err != nil {
+		return err
+	}
+	defer stopMetrics()
+	err = p.start(ctx, configs)
 	if p.server != nil {
 		// Deferred first, so that the socket goes after the interfaces, as `down` expects.
 		defer p.server.Close()
@@ -172,6 +177,7 @@ func upRun(ctx context.Context, o *upOptions) error {
 	}
 	stop() // a second signal kills the process
 	down()
+	stopMetrics()
 	return errors.Join(err, p.close())
 }
 

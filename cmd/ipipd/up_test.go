@@ -64,6 +64,18 @@ func (e *fakeEngine) Apply(ctx context.Context, configs []tunnel.Config) error {
 
 func (e *fakeEngine) Diff([]tunnel.Config) ([]tunnel.Difference, error) { return nil, nil }
 
+func (e *fakeEngine) Samples() tunnel.Samples { return samplesOf(e.Tunnels()) }
+
+// samplesOf returns those of an engine's tunnels: what says that they run.
+func samplesOf(tunnels map[string]startedTunnel) (s tunnel.Samples) {
+	for _, t := range tunnels {
+		sample := tunnel.NewSample(&t.(*fakeTunnel).config)
+		sample.Started, sample.Running = true, true
+		s.Tunnels = append(s.Tunnels, sample)
+	}
+	return s
+}
+
 // Tunnels is as that of the kernel's: without a tunnel that has failed.
 func (e *fakeEngine) Tunnels() map[string]startedTunnel {
 	e.mu.Lock()

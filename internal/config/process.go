@@ -18,6 +18,8 @@ type Process struct {
 	LogLevel, LogFormat string
 	// Threads is the number of threads that send, and of those that receive; 0 is auto.
 	Threads int
+	// MetricsAddress is where metrics are served, an address and a port or unix: and a path; "" is nowhere.
+	MetricsAddress string
 }
 
 // DefaultProcess returns the settings of a process that sets none.
@@ -90,6 +92,7 @@ var processProperties = []ProcessProperty{
 			return ""
 		},
 	},
+	metricsAddress,
 	{
 		Name: "log-level", Values: "`debug`, `info`, `warn` or `error`", Default: "info",
 		Help:  "the least important messages that are logged",

@@ -48,7 +48,7 @@ type Sample struct {
 
 // NewSample returns that of a tunnel that is not started.
 func NewSample(c *Config) Sample {
-	s := Sample{Name: c.Name, Interface: InterfaceName(c.Name), Comment: c.Comment, RemoteAddress: c.RemoteAddress, Disabled: true}
+	s := Sample{Name: c.Name, Interface: InterfaceName(c.Name), Comment: c.Comment, RemoteAddress: c.RemoteAddress, Disabled: c.Disabled}
 	if c.LocalAddress.IsValid() {
 		s.LocalAddress = c.LocalAddress.String()
 	}

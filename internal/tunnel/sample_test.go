@@ -69,7 +69,7 @@ func TestTunnel_noteProbeAnswer(t *testing.T) {
 // A tunnel that is not started is named, and nothing more.
 func TestNewSample(t *testing.T) {
 	c := Default()
-	c.Name, c.RemoteAddress, c.Comment = "ipip1", "office.example", "later"
+	c.Name, c.RemoteAddress, c.Comment, c.Disabled = "ipip1", "office.example", "later", true
 	if s, want := NewSample(&c), (Sample{Name: "ipip1", Interface: "ipip1", Comment: "later", RemoteAddress: "office.example", Disabled: true}); s != want {
 		t.Errorf("%+v, want %+v", s, want)
 	}

@@ -40,7 +40,7 @@ var allowedImports = map[string][]string{
 	"internal/config":     {"internal/tunnel", "internal/control"},
 	"internal/metrics":    {"internal/tunnel", "internal/drop"},
 	"internal/peerconfig": {"internal/tunnel", "internal/config", "internal/netstate", "keepalive"},
-	"cmd/ipipd":           {"internal/config", "internal/peerconfig", "internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4", "internal/drop"},
+	"cmd/ipipd":           {"internal/config", "internal/peerconfig", "internal/metrics", "internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4", "internal/drop"},
 }
 
 // moduleOwners says which packages alone may import a module that the others are not to

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"ipipd/internal/metrics"
+	"ipipd/internal/tunnel"
+)
+
+// reloads is what metrics say of the reloads of a process.
+type reloads struct {
+	failed atomic.Bool
+	done   atomic.Int64 // when the last was, or the start; nanoseconds since 1970
+}
+
+// note notes how a reload, or the start, has ended.
+func (r *reloads) note(err error) {
+	r.failed.Store(err != nil)
+	if err == nil {
+		r.done.Store(time.Now().UnixNano())
+	}
+}
+
+// serveMetrics serves metrics, if that is wanted, until stop is called.
+func (p *process) serveMetrics() (stop func(), err error) {
+	address := p.options.MetricsAddress
+	if address == "" {
+		return func() {}, nil
+	}
+	l, err := metrics.Listen(address)
+	if err != nil {
+		err = fmt.Errorf("cannot serve metrics: %w", err)
+		if errors.Is(err, syscall.ENOENT) {
+			return nil, withRemedy(err, "make the folder", "choose another --metrics-address")
+		}
+		return nil, withRemedy(err, "choose another --metrics-address")
+	}
+	server := metrics.NewServer(metrics.Options{Version: versionString(), Snapshot: p.snapshot, Ready: p.startDone})
+	server.ErrorLog = slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)
+	p.log.Info("metrics are served", "metrics-address", metrics.ShownAddress(l))
+	go func() {
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			p.log.Error("metrics are not served any more: start ipipd again", "err", err)
+		}
+	}()
+	return func() { _ = server.Close() }, nil
+}
+
+// startDone is why the tunnels do not run yet; nil if they do.
+func (p *process) startDone() error {
+	if !p.ready.Load() {
+		return errors.New("the tunnels are being started")
+	}
+	return nil
+}
+
+// snapshot is what the metrics of a scrape are made of; nil before the tunnels run. It does not wait for
+// a reload.
+func (p *process) snapshot() *metrics.Snapshot {
+	if !p.ready.Load() {
+		return nil
+	}
+	samples := p.engine.Samples()
+	runs := map[string]bool{}
+	for i := range samples.Tunnels {
+		runs[samples.Tunnels[i].Name] = true
+	}
+	configs := p.wanted.Load().configs
+	for i := range configs {
+		if !runs[configs[i].Name] {
+			samples.Tunnels = append(samples.Tunnels, tunnel.NewSample(&configs[i]))
+		}
+	}
+	return &metrics.Snapshot{
+		Samples:      samples,
+		ReloadFailed: p.reloads.failed.Load(),
+		ReloadedAt:   time.Unix(0, p.reloads.done.Load()),
+	}
+}
