@@ -1,0 +1,126 @@
+package conformance
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"ipipd/test/netlab"
+)
+
+// scrape returns the series at a unix socket, which is reached from every network namespace.
+func scrape(t *testing.T, socket string) map[string]float64 {
+	t.Helper()
+	found := map[string]float64{}
+	for line := range strings.Lines(string(fetch(t, socket, "/metrics", http.StatusOK))) {
+		if line = strings.TrimSpace(line); strings.HasPrefix(line, "#") {
+			continue
+		}
+		at := strings.LastIndexByte(line, ' ')
+		v, err := strconv.ParseFloat(line[at+1:], 64)
+		if err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		found[line[:at]] = v
+	}
+	return found
+}
+
+// fetch gets a path at a unix socket.
+func fetch(t *testing.T, socket, path string, status int) []byte {
+	t.Helper()
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
+		return net.Dial("unix", socket)
+	}}}
+	response, err := client.Get("http://ipipd" + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != status {
+		t.Fatalf("%s: %s, %v: %s", path, response.Status, err, text)
+	}
+	return text
+}
+
+// Metrics are what print says, in userspace and with the fast path.
+func TestMetrics_print(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		a, b := hosts(t)
+		socket := filepath.Join(t.TempDir(), "metrics.sock")
+		flags := []string{"--keepalive", "1s,30", "--keepalive-probe", "echo", "--keepalive-target", innerB, "--comment", `a "b"`, "--metrics-address", "unix:" + socket}
+		db := c.upB(t, b) // first, so that no probe of a makes it say protocol unreachable
+		da := c.upA(t, a, flags...)
+		if c.fast {
+			requireFastPath(t, da)
+		}
+		if text := string(fetch(t, socket, "/readyz", http.StatusOK)); text != "ready\n" {
+			t.Errorf("readyz: %q", text)
+		}
+		transfer(t, a, b, innerB, 1<<20)
+		transfer(t, b, a, innerA, 1<<20)
+		a.Run("ping", "-c", "1", "-M", "do", "-s", "1400", "-W", netlab.Seconds(netlab.Timeout()), innerB)
+		ends{da, db}.awaitIdle(t)
+		var got map[string]float64
+		var want netlab.Status
+		of := func(metric string, labels ...string) float64 {
+			return got["ipipd_tunnel_"+metric+"{"+strings.Join(append([]string{`tunnel="t0"`}, labels...), ",")+"}"]
+		}
+		netlab.Eventually(t, "a scrape and print say the same", func() bool {
+			before := da.Status()
+			got = scrape(t, socket)
+			want = da.Status()
+			return fmt.Sprint(before) == fmt.Sprint(want) // nothing came in between
+		})
+		for metric, n := range map[string]uint64{
+			"receive_packets_total": want.RxPacket, "receive_bytes_total": want.RxByte,
+			"transmit_packets_total": want.TxPacket, "transmit_bytes_total": want.TxByte,
+			"mtu_bytes": uint64(want.ActualMTU), "path_mtu_bytes": uint64(want.PathMTU), "running": 1, "disabled": 0,
+		} {
+			if of(metric) != float64(n) {
+				t.Errorf("%s is %v, print says %d", metric, of(metric), n)
+			}
+		}
+		if of("receive_bytes_total") < 1<<20 || of("transmit_bytes_total") < 1<<20 {
+			t.Errorf("1 MiB each way, and received %v, sent %v", of("receive_bytes_total"), of("transmit_bytes_total"))
+		}
+		if fast := of("fast_path_active") == 1; fast != (want.FastPath == "active") {
+			t.Errorf("the fast path is active: %v, print says %s", fast, want.FastPath)
+		}
+		dropped := map[string]uint64{}
+		for series, n := range got {
+			if _, reason, ok := strings.Cut(series, `reason="`); ok && n > 0 && strings.HasPrefix(series, "ipipd_tunnel_dropped_") {
+				dropped[strings.TrimSuffix(reason, `"}`)] = uint64(n)
+			}
+		}
+		if fmt.Sprint(dropped) != fmt.Sprint(want.Drops) {
+			t.Errorf("dropped %v, print says %v", dropped, want.Drops)
+		}
+		if of("info", `interface="t0"`, `local_address="`+outerA+`"`, `remote_address="`+outerB+`"`, `comment="a \"b\""`) != 1 {
+			t.Error("there is no ipipd_tunnel_info with its addresses and comment")
+		}
+		netlab.Eventually(t, "a probe is answered", func() bool {
+			got = scrape(t, socket)
+			return of("keepalive_probes_answered_total") > 0 && of("keepalive_round_trip_seconds") > 0
+		})
+		if sent, answered := of("keepalive_probes_sent_total"), of("keepalive_probes_answered_total"); answered > sent {
+			t.Errorf("%v probes, %v answers", sent, answered)
+		}
+		if status := da.Stop(syscall.SIGTERM); status != 0 {
+			t.Errorf("exit status %d", status)
+		}
+		if _, err := os.Lstat(socket); !os.IsNotExist(err) {
+			t.Errorf("the socket is left: %v", err)
+		}
+	})
+}
