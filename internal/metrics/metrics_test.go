@@ -97,6 +97,7 @@ func TestGather(t *testing.T) {
 		`ipipd_dropped_icmp_messages_total{reason="outer-error-malformed"}`:                           "0",
 		`ipipd_tunnel_running{tunnel="ipip1"}`:                                                        "1",
 		`ipipd_tunnel_disabled{tunnel="ipip1"}`:                                                       "0",
+		`ipipd_tunnel_waiting{tunnel="ipip1"}`:                                                        "0",
 		`ipipd_tunnel_state_changes_total{tunnel="ipip1"}`:                                            "5",
 		`ipipd_tunnel_receive_packets_total{tunnel="ipip1"}`:                                          "3",
 		`ipipd_tunnel_receive_bytes_total{tunnel="ipip1"}`:                                            "300",

@@ -26,13 +26,15 @@ type Sample struct {
 	// Started is whether there is more than this.
 	Started bool
 
-	Disabled, Running, FastPath bool // as in State
-	MTU, PathMTU                int  // bytes; 0 is unknown
-	LastHeard                   time.Time
-	RxPackets, RxBytes          uint64
-	TxPackets, TxBytes          uint64
-	StateChanges                uint64 // how often the carrier was set or unset
-	Drops                       [drop.NumReasons]uint64
+	// Waiting is whether there is a State.WaitingFor; the others are as in State.
+	Disabled, Running, Waiting, FastPath bool
+
+	MTU, PathMTU       int // bytes; 0 is unknown
+	LastHeard          time.Time
+	RxPackets, RxBytes uint64
+	TxPackets, TxBytes uint64
+	StateChanges       uint64 // how often the carrier was set or unset
+	Drops              [drop.NumReasons]uint64
 
 	ProbesSent, ProbesAnswered uint64
 	// ProbesHaveAnswers is whether a probe of that form is answered at all.
@@ -77,6 +79,7 @@ func (t *Tunnel) sample() Sample {
 		Started:  true,
 		Disabled: !iface.Moved && !iface.Up && t.missing.Load() == nil,
 		Running:  t.running() && (iface.Moved || iface.Up && iface.Carrier),
+		Waiting:  t.waitingFor() != "",
 		FastPath: t.fast.active(),
 		MTU:      t.MTU(), PathMTU: route.path.MTU,
 		StateChanges: t.changes.Load(),
