@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -241,6 +242,31 @@ func TestGather_series(t *testing.T) {
 			t.Errorf("left of a tunnel that is gone: %s", s)
 		}
 	}
+}
+
+// Several scrapes at once are each whole.
+func TestGather_concurrent(t *testing.T) {
+	h := serve(Options{Snapshot: func() *Snapshot { return aSnapshot(aTunnel("ipip1"), aTunnel("ipip2")) }})
+	ours := func() string {
+		text, _, _ := strings.Cut(get(t, h, "/metrics").Body.String(), "# HELP go_")
+		return text
+	}
+	want := ours()
+	if !strings.Contains(want, `ipipd_tunnel_running{tunnel="ipip2"} 1`) {
+		t.Fatal(want)
+	}
+	var scrapes sync.WaitGroup
+	for range maxScrapes {
+		scrapes.Go(func() {
+			for range 20 {
+				if got := ours(); got != want {
+					t.Errorf("another: %s", cmp.Diff(want, got))
+					return
+				}
+			}
+		})
+	}
+	scrapes.Wait()
 }
 
 // What prometheus.Registry would check, and the conventions.

@@ -45,7 +45,7 @@ func NewServer(o Options) *http.Server {
 	own.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	all := prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
 		families, err := own.Gather()
-		return append(gather(o.Version, o.Snapshot()), families...), err
+		return append(gather(o.Version, o.Snapshot()), families...), err // also after an error: what there is
 	})
 	mux := http.NewServeMux()
 	// Not compressed: that takes more of the processor than all the rest, and this is for the same host or a
