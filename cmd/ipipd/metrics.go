@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"ipipd/internal/control"
 	"ipipd/internal/metrics"
 	"ipipd/internal/tunnel"
 )
@@ -27,19 +29,22 @@ func (r *reloads) note(err error) {
 	}
 }
 
-// serveMetrics serves metrics, if that is wanted, until stop is called.
-func (p *process) serveMetrics() (stop func(), err error) {
+// serveMetrics serves metrics, if that is wanted, until stopMetrics is called.
+func (p *process) serveMetrics() error {
 	address := p.options.MetricsAddress
 	if address == "" {
-		return func() {}, nil
+		return nil
+	}
+	const another = "choose another --metrics-address"
+	if file, ok := strings.CutPrefix(address, "unix:"); ok && control.Owns(p.options.RuntimeDir, file) {
+		return fmt.Errorf("cannot serve metrics: %s would be taken for a tunnel's control socket: %s, without .sock or in another folder", file, another)
 	}
 	l, err := metrics.Listen(address)
-	if err != nil {
-		err = fmt.Errorf("cannot serve metrics: %w", err)
-		if errors.Is(err, syscall.ENOENT) {
-			return nil, withRemedy(err, "make the folder", "choose another --metrics-address")
-		}
-		return nil, withRemedy(err, "choose another --metrics-address")
+	switch {
+	case errors.Is(err, syscall.ENOENT):
+		return withRemedy(fmt.Errorf("cannot serve metrics: %w", err), "make the folder", another)
+	case err != nil:
+		return withRemedy(fmt.Errorf("cannot serve metrics: %w", err), another)
 	}
 	server := metrics.NewServer(metrics.Options{Version: versionString(), Snapshot: p.snapshot, Ready: p.startDone})
 	server.ErrorLog = slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)
@@ -49,7 +54,8 @@ func (p *process) serveMetrics() (stop func(), err error) {
 			p.log.Error("metrics are not served any more: start ipipd again", "err", err)
 		}
 	}()
-	return func() { _ = server.Close() }, nil
+	p.stopMetrics = func() { _ = server.Close() }
+	return nil
 }
 
 // startDone is why the tunnels do not run yet; nil if they do.

@@ -30,8 +30,9 @@ type process struct {
 	notify *notifier
 	ctx    context.Context // until the process is to end
 
-	reloads reloads
-	wanted  atomic.Pointer[wanted]
+	reloads     reloads
+	stopMetrics func()
+	wanted      atomic.Pointer[wanted]
 
 	mu        sync.Mutex // held by who changes what runs; of wanted's replacement, and of what follows
 	closed    bool       // nothing begins any more
@@ -49,13 +50,13 @@ type wanted struct {
 }
 
 func newProcess(o *upOptions, log *slog.Logger, down func()) *process {
-	p := &process{options: o, log: log, down: down, failed: make(chan error, 1), watched: map[startedTunnel]bool{}, undoRetry: 10 * time.Second}
+	p := &process{options: o, log: log, down: down, failed: make(chan error, 1), stopMetrics: func() {}, watched: map[startedTunnel]bool{}, undoRetry: 10 * time.Second}
 	p.wanted.Store(&wanted{})
 	return p
 }
 
 // start makes the control socket and starts the tunnels. On error no tunnel runs; the caller
-// closes server, if there is one.
+// closes server, if there is one, and calls stopMetrics.
 func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error) {
 	p.ctx = ctx
 	p.protectMemory(configs)
@@ -69,6 +70,9 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 		if errors.As(err, &taken) && len(p.options.Paths) == 0 {
 			err = fmt.Errorf("%w with --name", err)
 		}
+		return err
+	}
+	if err := p.serveMetrics(); err != nil {
 		return err
 	}
 	only := len(configs) == 1

@@ -144,12 +144,8 @@ func upRun(ctx context.Context, o *upOptions) error {
 	}
 	p := newProcess(o, log, down)
 	p.notify = newNotifier(log)
-	stopMetrics, err := p.serveMetrics()
-	if err != nil {
-		return err
-	}
-	defer stopMetrics()
-	err = p.start(ctx, configs)
+	err := p.start(ctx, configs)
+	defer p.stopMetrics()
 	if p.server != nil {
 		// Deferred first, so that the socket goes after the interfaces, as `down` expects.
 		defer p.server.Close()
@@ -177,7 +173,7 @@ func upRun(ctx context.Context, o *upOptions) error {
 	}
 	stop() // a second signal kills the process
 	down()
-	stopMetrics()
+	p.stopMetrics()
 	return errors.Join(err, p.close())
 }
 

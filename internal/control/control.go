@@ -73,6 +73,19 @@ func (e *TimeoutError) Error() string {
 
 func path(dir, name string) string { return filepath.Join(dir, name+suffix) }
 
+// Owns reports whether Processes of dir takes the file for one of a tunnel.
+func Owns(dir, file string) bool {
+	if !strings.HasSuffix(file, suffix) {
+		return false
+	}
+	own, err := os.Stat(dir)
+	if err != nil {
+		return false
+	}
+	other, err := os.Stat(filepath.Dir(file))
+	return err == nil && os.SameFile(own, other)
+}
+
 // Process is one socket in a directory, stale or not.
 type Process struct {
 	// Names are those of its tunnels, sorted.

@@ -419,3 +419,24 @@ func TestListen_killedProcess(t *testing.T) {
 	}
 	s.Close()
 }
+
+// What ends in .sock in the folder is taken for a tunnel's, by whatever path.
+func TestOwns(t *testing.T) {
+	dir := t.TempDir()
+	other := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(dir, other); err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]bool{
+		filepath.Join(dir, "metrics.sock"): true, filepath.Join(other, "metrics.sock"): true,
+		filepath.Join(dir, "metrics"): false, filepath.Join(filepath.Dir(other), "metrics.sock"): false,
+		filepath.Join(dir, "none", "metrics.sock"): false,
+	} {
+		if got := Owns(dir, file); got != want {
+			t.Errorf("%s: %v", file, got)
+		}
+	}
+	if Owns(filepath.Join(dir, "none"), filepath.Join(dir, "metrics.sock")) {
+		t.Error("a folder that is not there owns it")
+	}
+}
