@@ -1,11 +1,14 @@
 package tunnel
 
 import (
+	"fmt"
+	"net/netip"
 	"testing"
 	"time"
 
 	"ipipd/internal/drop"
 	"ipipd/keepalive"
+	"ipipd/test/memory"
 )
 
 // A Sample has the numbers of Status, and those of the keepalive.
@@ -84,5 +87,27 @@ func TestSamples_process(t *testing.T) {
 	a.engine.drop(drop.UnknownPeer, 3)
 	if s := a.engine.Samples(); s.Drops[drop.UnknownPeer] != 3 || s.Drops[drop.ReceiveOverflow] != a.socket.Overflows() {
 		t.Errorf("%v", s.Drops)
+	}
+}
+
+// A scrape of many tunnels.
+func BenchmarkSamples(b *testing.B) {
+	a, _ := memory.NewSocketPair()
+	e := newEndpoint(b, EngineOptions{}, a, outerA).engine
+	var configs []Config
+	for i := range 1000 {
+		c := Default()
+		c.Name, c.LocalAddress, c.Keepalive = fmt.Sprint("ipip", i), outerA, keepalive.Config{}
+		c.RemoteAddress = netip.AddrFrom4([4]byte{198, 51, byte(i / 250), byte(1 + i%250)}).String()
+		configs = append(configs, c)
+	}
+	if err := e.Apply(b.Context(), configs); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if s := e.Samples(); len(s.Tunnels) != len(configs) {
+			b.Fatalf("%d tunnels", len(s.Tunnels))
+		}
 	}
 }

@@ -124,3 +124,38 @@ func TestMetrics_print(t *testing.T) {
 		}
 	})
 }
+
+// The SAs of an encrypted tunnel have metrics, and a process that hides its memory has its own.
+func TestMetrics_ipsec(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	socket := filepath.Join(t.TempDir(), "metrics.sock")
+	secret := []string{"--ipsec-secret", "a secret that is as long as it should be", "--keepalive", "off"}
+	upB(t, b, secret...)
+	upA(t, a, append(secret, "--metrics-address", socket, "--ipsec-lifetime", "1d,30m")...)
+	var got map[string]float64
+	of := func(metric string) float64 { return got["ipipd_tunnel_ipsec_"+metric+`{tunnel="t0"}`] }
+	netlab.Eventually(t, "there is an SA", func() bool {
+		got = scrape(t, socket)
+		return of("established") == 1
+	})
+	if of("sas_total") < 1 {
+		t.Errorf("%v SAs", of("sas_total"))
+	}
+	if since, until := of("established_timestamp_seconds"), of("rekey_timestamp_seconds"); since == 0 || until-since < 600 || until-since > 1800 {
+		t.Errorf("established at %v, replaced at %v", since, until)
+	}
+	a.Run("ping", "-c", "1", "-W", netlab.Seconds(netlab.Timeout()), innerB)
+	got = scrape(t, socket)
+	if sent := got[`ipipd_tunnel_transmit_packets_total{tunnel="t0"}`]; sent < 1 {
+		t.Errorf("%v packets sent", sent)
+	}
+	if _, ok := got[`ipipd_tunnel_dropped_packets_total{tunnel="t0",direction="receive",reason="esp-replay"}`]; !ok {
+		t.Error("no series of what ESP drops")
+	}
+	for _, of := range []string{"process_open_fds", "process_max_fds", "process_resident_memory_bytes"} {
+		if got[of] == 0 {
+			t.Errorf("no %s", of)
+		}
+	}
+}
