@@ -108,6 +108,9 @@ func (c *control) addPrefixes(ch *change, noPath bool) (err error) {
 		return nil
 	}
 	ch.addedAddresses, err = network.AddAddresses(c.ifindex, without(ch.next.Addresses, ch.old.Addresses))
+	if errors.Is(err, syscall.ENODEV) { // deleted just now: it will be made with these
+		return nil
+	}
 	if err != nil || !iface.Up {
 		return err
 	}
@@ -116,7 +119,7 @@ func (c *control) addPrefixes(ch *change, noPath bool) (err error) {
 		routes = routesWithoutPath(routes, ch.remote)
 	}
 	ch.addedRoutes, err = network.AddRoutes(c.ifindex, routes)
-	if errors.Is(err, syscall.ENETDOWN) {
+	if errors.Is(err, syscall.ENETDOWN) || errors.Is(err, syscall.ENODEV) {
 		return nil
 	}
 	if existing := without(routes, ch.addedRoutes); err == nil && len(existing) > 0 { // here, or elsewhere

@@ -7,7 +7,9 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"ipipd/encap"
 	"ipipd/internal/resolve"
 	"ipipd/test/memory"
 )
@@ -101,5 +103,30 @@ func TestEngineApply_noRoute(t *testing.T) {
 	r := a.route.Load()
 	if r.outer.DSCP != 46 || r.outer.TTL != 9 || !r.outer.DontFragmentInherit || r.clampMSS || r.echo == nil {
 		t.Errorf("%+v", r)
+	}
+}
+
+// What was learnt of a path is not true of another one: by another device, or from another address.
+func TestEngineApply_pathMTU(t *testing.T) {
+	for _, change := range []string{"underlay-device=eth9", "local-address=192.0.2.9", "fwmark=7", "comment=x"} {
+		t.Run(change, func(t *testing.T) {
+			socket, _ := memory.NewSocketPair()
+			e, m := newModel(t, socket)
+			m.network(func(m *hostModel) { m.fakeNetwork.devices = map[string]int{"eth9": 9} })
+			apply(t, e, lineA+" dont-fragment=inherit")
+			a := &endpoint{Tunnel: e.Tunnel("a")}
+			a.do(t, func(c *control) {
+				c.tooBig(&encap.OuterError{Type: 3, Code: 4, NextHopMTU: 1300, DF: true, TotalLen: 1500, Protocol: 4}, time.Now())
+			})
+			eventually(t, "it is learnt", func() bool { return a.Status().PathMTU == 1300 })
+			apply(t, e, lineA+" dont-fragment=inherit "+change)
+			want := 1500
+			if change == "comment=x" {
+				want = 1300
+			}
+			if got := a.Status().PathMTU; got != want {
+				t.Errorf("the path MTU is %d, want %d", got, want)
+			}
+		})
 	}
 }
