@@ -184,3 +184,53 @@ func TestLifecycle_noRoute(t *testing.T) {
 	a.Run("ip", "route", "add", "198.51.100.1", "via", outerB)
 	netlab.Eventually(t, "it runs", func() bool { return d.Status().Running && !noCarrier(a) })
 }
+
+// A tunnel starts on a host without any interface, and runs when all that it needs has come. To a named
+// underlay device with an address the kernel needs no route.
+func TestLifecycle_nothingThere(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name        string
+		flags       []string
+		first, last string
+	}{
+		{"device", []string{"--underlay-device", "veth0"}, "underlay-device veth0", "local-address " + outerA + ", which is not on this host"},
+		{"route", nil, "local-address " + outerA + ", which is not on this host", "route to " + loopbackB},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			eachVariant(t, func(t *testing.T, c variant) {
+				a, b := netlab.New(t), netlab.New(t)
+				d := c.up(t, a, append([]string{"--local-address", outerA, "--remote-address", loopbackB, "--address", innerA + "/24", "--route", "0.0.0.0/0"}, test.flags...)...)
+				waits := func(want string) {
+					t.Helper()
+					netlab.Eventually(t, "print says waiting-for: "+want, func() bool {
+						out, err := d.Run("print", "t0")
+						return err == nil && strings.Contains(out, "waiting-for: "+want+"\n") && strings.Contains(out, "running: no\n")
+					})
+					if !noCarrier(a) || strings.Contains(a.Run("ip", "route", "show", "default"), "t0") {
+						t.Errorf("without %s there is a carrier, or a default route", want)
+					}
+				}
+				waits(test.first)
+				underlay := "192.0.2.77/24"
+				if test.flags == nil {
+					underlay = outerA + "/24"
+				}
+				netlab.Veth(t, a, b, netlab.End{Name: "veth0", Address: underlay}, netlab.End{Name: "veth0", Address: outerB + "/24"})
+				b.Run("ip", "address", "add", loopbackB+"/32", "dev", "lo")
+				netlab.Up(t, b, "t0", "--local-address", loopbackB, "--remote-address", outerA, "--address", innerB+"/24")
+				waits(test.last)
+				if test.flags != nil {
+					a.Run("ip", "address", "add", outerA+"/24", "dev", "veth0")
+				}
+				a.Run("ip", "route", "add", loopbackB, "via", outerB)
+				netlab.Eventually(t, "it runs", func() bool { return d.Status().Running && !noCarrier(a) })
+				netlab.Eventually(t, "its route is there", func() bool { return strings.Contains(a.Run("ip", "route", "show", "default"), "dev t0") })
+				awaitPing(t, a, "all has come")
+				if c.fast {
+					netlab.Eventually(t, "the fast path is taken", func() bool { return d.Status().FastPath == "active" })
+				}
+			})
+		})
+	}
+}
