@@ -205,6 +205,24 @@ func TestProcessChange(t *testing.T) {
 	e.refuse = nil
 }
 
+// Names of several processes are each for its own, and none of them is to have a new one.
+func TestNamesByProcess(t *testing.T) {
+	a, one, _ := runProcess(t, nil, "ipip1", "ipip2")
+	_, other, _ := runProcess(t, func(o *upOptions) { o.RuntimeDir = a.options.RuntimeDir }, "ipip3")
+	dir := []string{"--runtime-dir", a.options.RuntimeDir}
+	if status, _, errs := command(append(dir, "disable", "ipip3", "ipip1")...); status != 0 || one.runs() != "ipip2" || other.runs() != "" {
+		t.Errorf("disable: status %d, %s, %s and %s run", status, errs, one.runs(), other.runs())
+	}
+	want := "ipipd: no tunnel named t-none in " + a.options.RuntimeDir + ": ipipd print lists those there are\n"
+	if status, _, errs := command(append(dir, "enable", "ipip3", "t-none")...); status != 1 || errs != want || other.runs() != "" {
+		t.Errorf("one that is nowhere: status %d, %s", status, errs)
+	}
+	want = "ipipd: 2 ipipd up run in " + a.options.RuntimeDir + ", and a tunnel is added to one: "
+	if status, _, errs := command(append(dir, "add", "remote-address=192.0.2.1")...); status != 1 || !strings.HasPrefix(errs, want) {
+		t.Errorf("add: status %d, %s", status, errs)
+	}
+}
+
 // Whatever comes at the same time, the list is what runs and what is reserved.
 func TestProcessChange_concurrent(t *testing.T) {
 	p, e, _ := runProcess(t, nil, "ipip1", "-ipip2", "ipip3")

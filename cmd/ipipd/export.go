@@ -28,7 +28,7 @@ func newCmdExport(s *streams, runF func(context.Context, *exportOptions) error) 
 	c := &cobra.Command{
 		Use:   "export [NAME...]",
 		Short: "Print what runs as a configuration that gives the same again",
-		Long: `export prints the tunnels that run, or those named, as a configuration for
+		Long: `export prints the tunnels, disabled ones too, or those named, as a configuration for
 ipipd up --config: what is not the default, secrets included. What the format rsc, a
 script of RouterOS, cannot say is in comments at its top, and on standard error.`,
 		Example: "  (umask 077; ipipd export > /etc/ipipd/ipipd.yaml)",

@@ -81,10 +81,8 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 			Status: p.status,
 			Export: p.export,
 			Down:   func(link string) { p.downTunnel(link, only) },
-			Change: func(ctx context.Context, r control.Request) (control.Result, error) {
-				return p.change(ctx, r)
-			},
-			Diff: p.diff,
+			Change: p.change,
+			Diff:   p.diff,
 		})
 		if err != nil {
 			p.log.Error("the control socket has failed: ipipd's other commands cannot reach this process", "err", err)

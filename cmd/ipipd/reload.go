@@ -15,7 +15,7 @@ import (
 	"ipipd/internal/control"
 )
 
-// changeTimeout bounds a change: DNS names of many remotes, and tunnels to be made.
+// changeTimeout bounds a change: thousands of tunnels may be made.
 const changeTimeout = 5 * time.Minute
 
 type reloadOptions struct {
@@ -35,7 +35,8 @@ func newCmdReload(s *streams, runF func(context.Context, *reloadOptions) error) 
 		Long: `reload goes from the tunnels that run to those of the configuration: all of it or,
 after an error, nothing. Tunnels that do not change lose no packet, nor do those
 that change in place: ipipd diff says which. Settings of the process stay as they
-are until it is started again. SIGHUP does the same; its errors are logged.`,
+are until it is started again. SIGHUP does the same; its errors are logged. With
+--confirm all of it is undone unless ipipd confirm comes in time.`,
 		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              func(c *cobra.Command, _ []string) error { return runF(c.Context(), o) },
