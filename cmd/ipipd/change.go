@@ -276,7 +276,7 @@ func changed(configs []tunnel.Config, r control.Request) ([]tunnel.Config, error
 		}
 		return slices.DeleteFunc(configs, func(c tunnel.Config) bool { return links[tunnel.InterfaceName(c.Name)] }), nil
 	}
-	return nil, &control.Refusal{Message: r.Action + ": the number of names is wrong: is it an ipipd of another version?"}
+	return nil, &control.Refusal{Message: fmt.Sprintf("%q of %d names is not known here: is it an ipipd of another version?", r.Action, len(r.Names))}
 }
 
 func nameOfAnother(name, other string) error {
@@ -285,6 +285,9 @@ func nameOfAnother(name, other string) error {
 	}
 	return &control.Refusal{Message: fmt.Sprintf("name %s is the interface's of the tunnel %s: choose another", name, other)}
 }
+
+// maxWrong is how many errors are told at once, as of a file.
+const maxWrong = 20
 
 // configure sets in c what settings say. Its error is a *control.Refusal with all that is wrong, a line
 // each.
@@ -319,6 +322,9 @@ func configure(c *tunnel.Config, settings []control.Setting) error {
 	}
 	if len(wrong) == 0 {
 		wrong = append(wrong, c.Validate())
+	}
+	if more := len(wrong) - maxWrong; more > 0 {
+		wrong = append(wrong[:maxWrong], fmt.Errorf("and %d more", more))
 	}
 	return wrongInput(wrong...)
 }

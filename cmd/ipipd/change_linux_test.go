@@ -103,6 +103,14 @@ func TestChanged(t *testing.T) {
 	}
 }
 
+// The errors told at once are as many as of a file.
+func TestChanged_manyErrors(t *testing.T) {
+	_, err := changed(configured("ipip1"), request(t, "set ipip1 route="+strings.Repeat("x,", maxWrong+5)))
+	if err == nil || strings.Count(err.Error(), "\n") != maxWrong || !strings.HasSuffix(err.Error(), "\nand 5 more") {
+		t.Errorf("%v", err)
+	}
+}
+
 // Either name of a tunnel is its name, and that of its interface is nobody else's.
 func TestChanged_longName(t *testing.T) {
 	before := configured("to Riga", "ipip1")
