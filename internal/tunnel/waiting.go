@@ -168,7 +168,8 @@ func (c *control) resetKeepalive(now time.Time) {
 	c.state.Store(uint32(c.monitor.State()))
 }
 
-// setNoPath stores a pathError, nil for none, and logs it once: that of a name after its first look-up.
+// setNoPath stores a pathError, nil for none, and logs it: once until there is a path again, or each one before
+// the tunnel has started; that of a name after its first look-up.
 func (c *control) setNoPath(err error) {
 	c.noPath = err
 	if err == nil {
@@ -186,7 +187,7 @@ func (c *control) setNoPath(err error) {
 		}
 		text = unresolved.name // and not each of its errors
 	}
-	if text != c.loggedNoPath {
+	if c.loggedNoPath == "" || !c.started && text != c.loggedNoPath {
 		c.log.Warn("no way to the remote; it is looked for", "err", err)
 	}
 	c.loggedNoPath = text

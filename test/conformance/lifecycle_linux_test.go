@@ -220,10 +220,10 @@ func TestLifecycle_nothingThere(t *testing.T) {
 				b.Run("ip", "address", "add", loopbackB+"/32", "dev", "lo")
 				netlab.Up(t, b, "t0", "--local-address", loopbackB, "--remote-address", outerA, "--address", innerB+"/24")
 				waits(test.last)
+				a.Run("ip", "route", "add", loopbackB, "via", outerB)
 				if test.flags != nil {
 					a.Run("ip", "address", "add", outerA+"/24", "dev", "veth0")
 				}
-				a.Run("ip", "route", "add", loopbackB, "via", outerB)
 				netlab.Eventually(t, "it runs", func() bool { return d.Status().Running && !noCarrier(a) })
 				netlab.Eventually(t, "its route is there", func() bool { return strings.Contains(a.Run("ip", "route", "show", "default"), "dev t0") })
 				awaitPing(t, a, "all has come")
