@@ -173,7 +173,7 @@ func (c *control) resetKeepalive(now time.Time) {
 func (c *control) setNoPath(err error) {
 	c.noPath = err
 	if err == nil {
-		if c.loggedNoPath != "" {
+		if c.loggedNoPath != "" && !c.suspended() { // else it is taken up
 			c.log.Info("there is a way to the remote again")
 		}
 		c.loggedNoPath = ""
