@@ -91,7 +91,7 @@ var errNotKernel = errors.New("the tunnel is not the kernel's")
 // NewEngine opens the socket and starts receiving. The caller must Close the Engine.
 func NewEngine(o EngineOptions) (*Engine, error) {
 	if o.Threads == 0 {
-		o.Threads = defaultThreads()
+		o.Threads = DefaultThreads()
 	}
 	e := &Engine{threads: o.Threads, log: o.Log, socket: o.Socket, openDevice: o.OpenDevice, network: o.Network, traffic: make(chan struct{}, 1), linkVotes: linkVotes{}, live: map[*Tunnel]bool{}}
 	e.partialChecksums.epoch = time.Now()
@@ -126,7 +126,7 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 			return nil, err
 		}
 		if underlay.KernelHandlesIPIP() {
-			e.log.Warn("the kernel's ipip module is loaded and handles protocol 4 as well: it may answer the peer with ICMP errors; unload ipip and tunnel4")
+			e.log.Warn(KernelIPIP + "; unload ipip and tunnel4")
 		}
 	}
 	e.table.Store(&table{})

@@ -12,8 +12,8 @@ var processors = runtime.GOMAXPROCS(0)
 // MaxThreads is the largest number of TUN queues, or of pairs of workers.
 const MaxThreads = 16
 
-// defaultThreads leaves half of the processors to the other direction and to applications.
-func defaultThreads() int { return min(max(processors/2, 1), 4) }
+// DefaultThreads leaves half of the processors to the other direction and to applications.
+func DefaultThreads() int { return min(max(processors/2, 1), 4) }
 
 // workerThreads counts the threads of the Engines of this process. While one of them waits in a raw
 // system call it holds a P of the Go scheduler, so GOMAXPROCS is raised by their number.
