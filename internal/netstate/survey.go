@@ -1,0 +1,15 @@
+package netstate
+
+import "net/netip"
+
+// KernelTunnel is a tunnel of the kernel's ipip module. An address that is not set is unspecified.
+type KernelTunnel struct {
+	Name          string
+	Local, Remote netip.Addr
+}
+
+// RouteMetrics is a route with its MTU and MSS in bytes, 0 if they are not set.
+type RouteMetrics struct {
+	Prefix      netip.Prefix
+	MTU, AdvMSS int
+}
