@@ -40,6 +40,7 @@ var allowedImports = map[string][]string{
 	"internal/config":     {"internal/tunnel", "internal/control"},
 	"internal/metrics":    {"internal/tunnel", "internal/drop"},
 	"internal/peerconfig": {"internal/tunnel", "internal/config", "internal/netstate", "keepalive"},
+	"internal/doctor":     {"internal/tunnel", "internal/netstate", "internal/resolve", "internal/ipv4", "keepalive"},
 	"cmd/ipipd":           {"internal/config", "internal/peerconfig", "internal/metrics", "internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4", "internal/drop"},
 }
 

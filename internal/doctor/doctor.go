@@ -1,0 +1,281 @@
+// Package doctor finds what keeps a tunnel from working, or will, and says what mends it.
+//
+// Each check is one function that looks at the host through an Environment and adds Findings. It
+// changes nothing: it reads files, netlink and the rules of nft and iptables-save, and sends a few
+// probes. What could not be checked is in Report.Skipped, with the reason: no check passes silently.
+//
+// Limits: IPv4, and Linux. The rules of a firewall elsewhere show only in what does not come back.
+package doctor
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"ipipd/internal/netstate"
+	"ipipd/internal/tunnel"
+	"ipipd/keepalive"
+)
+
+// Severity is how bad a Finding is.
+type Severity string
+
+const (
+	// Broken: packets do not pass, or the tunnel does not start.
+	Broken Severity = "broken"
+	// Warning: it works only for a part, or not for long.
+	Warning Severity = "warning"
+	// Note: it works, and could be better. It does not count in Report.Status.
+	Note Severity = "note"
+)
+
+// Finding is one thing that is wrong.
+type Finding struct {
+	Code     Code     `json:"code"`
+	Severity Severity `json:"severity"`
+	// Tunnel is the name of the tunnel that it is about; "" is the host.
+	Tunnel string `json:"tunnel,omitzero"`
+	// What is wrong, Why it matters, and what to Do: a command wherever there is one.
+	What string `json:"what"`
+	Why  string `json:"why"`
+	Do   string `json:"do"`
+}
+
+// Skipped is a check that was not made, or not whole.
+type Skipped struct {
+	Check  string `json:"check"`
+	Tunnel string `json:"tunnel,omitzero"`
+	Reason string `json:"reason"`
+}
+
+// Report is what Examine has found, the worst first.
+type Report struct {
+	// Tunnels are the names of those examined.
+	Tunnels  []string  `json:"tunnels"`
+	Findings []Finding `json:"findings"`
+	Skipped  []Skipped `json:"skipped"`
+}
+
+// Count is the number of findings of a severity.
+func (r *Report) Count(s Severity) (n int) {
+	for i := range r.Findings {
+		if r.Findings[i].Severity == s {
+			n++
+		}
+	}
+	return n
+}
+
+// Status is 2 if something is broken, 1 with warnings, else 0.
+func (r *Report) Status() int {
+	switch {
+	case r.Count(Broken) > 0:
+		return 2
+	case r.Count(Warning) > 0:
+		return 1
+	}
+	return 0
+}
+
+// Tunnel is one to examine.
+type Tunnel struct {
+	Config tunnel.Config
+	// Status is of the running tunnel; nil if it does not run.
+	Status *tunnel.Status
+	// Started is when it was started, by the clock of then; zero if that is not known.
+	Started time.Time
+}
+
+// Environment is the host. Examine calls its functions on one goroutine.
+type Environment struct {
+	// Files is the root of the file system.
+	Files fs.FS
+	Now   func() time.Time
+	// Network answers where outer packets go, as netstate.Host does.
+	Network func(netstate.Query) (*netstate.Answer, error)
+	// KernelTunnels are the kernel's own tunnels of protocol 4.
+	KernelTunnels func() ([]netstate.KernelTunnel, error)
+	// RoutesInto are the routes into an interface.
+	RoutesInto func(ifindex int) ([]netstate.RouteMetrics, error)
+	Interface  func(name string) (*net.Interface, error)
+	// OpenTUN opens /dev/net/tun and closes it.
+	OpenTUN func() error
+	Resolve func(ctx context.Context, name string) (netip.Addr, error)
+	// Command runs a program that only reads; the error is exec.ErrNotFound without it.
+	Command func(ctx context.Context, name string, args ...string) ([]byte, error)
+	// Probe asks the remotes, all at once, and waits some seconds at most.
+	Probe func(context.Context, []Ask) ([]Reply, error)
+	// ClockSynchronized reports what the kernel knows of NTP.
+	ClockSynchronized func() (bool, error)
+	// MaxFiles is the largest RLIMIT_NOFILE that this process may set.
+	MaxFiles func() (uint64, error)
+	// Threads is the number of threads that send.
+	Threads int
+}
+
+// subject is a Tunnel, and what all checks need to know of it.
+type subject struct {
+	*Tunnel
+	name          string
+	ifname        string
+	local, remote netip.Addr // the outer addresses in use; invalid if not known
+	answer        *netstate.Answer
+	reply         *Reply // nil if it was not probed
+	encrypted     bool
+}
+
+// running reports whether a process has the tunnel.
+func (s *subject) running() bool { return s.Status != nil && !s.Status.Disabled }
+
+// hasPath reports whether outer packets can be sent.
+func (s *subject) hasPath() bool {
+	return s.answer != nil && s.answer.Err == nil && s.remote.IsValid() && !s.answer.Route.Local
+}
+
+// heard reports whether the running tunnel hears its peer now.
+func (s *subject) heard() bool {
+	return s.running() && s.Status.KeepaliveState == keepalive.Up.String()
+}
+
+// device is the underlay device.
+func (s *subject) device() string { return s.answer.Route.DeviceName }
+
+// examination is the state of one Examine.
+type examination struct {
+	context.Context
+	*Environment
+	tunnels []*subject
+	others  []tunnel.Status
+	report  Report
+	check   string // the present one
+	rules   *ruleset
+}
+
+// found adds a Finding; its severity is that of the code. s is nil for one about the host.
+func (e *examination) found(code Code, s *subject, what, why, do string) {
+	f := Finding{Code: code, Severity: code.severity(), What: what, Why: why, Do: do}
+	if s != nil {
+		f.Tunnel = s.name
+	}
+	e.report.Findings = append(e.report.Findings, f)
+}
+
+func (e *examination) skip(s *subject, format string, args ...any) {
+	skipped := Skipped{Check: e.check, Reason: fmt.Sprintf(format, args...)}
+	if s != nil {
+		skipped.Tunnel = s.name
+	}
+	if !slices.Contains(e.report.Skipped, skipped) {
+		e.report.Skipped = append(e.report.Skipped, skipped)
+	}
+}
+
+// file is a file's content without white space at its ends; "" if it cannot be read.
+func (e *examination) file(name string) string {
+	b, _ := fs.ReadFile(e.Files, name)
+	return strings.TrimSpace(string(b))
+}
+
+// checks are in the order of what costs people the most time.
+var checks = []struct {
+	name string
+	run  func(*examination)
+}{
+	{"reachability", (*examination).reachability},
+	{"cloud", (*examination).cloud},
+	{"firewall", (*examination).firewall},
+	{"rp_filter", (*examination).rpFilter},
+	{"tun", (*examination).tunDevice},
+	{"capabilities", (*examination).capabilities},
+	{"path-mtu", (*examination).pathMTU},
+	{"keepalive", (*examination).keepalive},
+	{"kernel-ipip", (*examination).kernelIPIP},
+	{"route", (*examination).route},
+	{"same-pair", (*examination).samePair},
+	{"udp-ports", (*examination).udpPorts},
+	{"managers", (*examination).managers},
+	{"cilium", (*examination).cilium},
+	{"fast-path", (*examination).fastPath},
+	{"clock", (*examination).clock},
+	{"limits", (*examination).limits},
+}
+
+// Examine makes all checks. Without tunnels it makes those of the host. others are running tunnels that are not
+// examined themselves.
+func Examine(ctx context.Context, env *Environment, tunnels []Tunnel, others []tunnel.Status) *Report {
+	e := &examination{Context: ctx, Environment: env, others: others}
+	e.report = Report{Tunnels: []string{}, Findings: []Finding{}, Skipped: []Skipped{}}
+	for i := range tunnels {
+		s := e.subject(&tunnels[i])
+		e.tunnels = append(e.tunnels, s)
+		e.report.Tunnels = append(e.report.Tunnels, s.name)
+	}
+	e.check = "reachability"
+	e.probe()
+	for _, c := range checks {
+		e.check = c.name
+		c.run(e)
+	}
+	rank := []Severity{Broken, Warning, Note}
+	slices.SortStableFunc(e.report.Findings, func(a, b Finding) int {
+		return cmp.Compare(slices.Index(rank, a.Severity), slices.Index(rank, b.Severity))
+	})
+	return &e.report
+}
+
+// subject finds out what all checks need: outer addresses and route.
+func (e *examination) subject(t *Tunnel) *subject {
+	c := &t.Config
+	s := &subject{Tunnel: t, name: cmp.Or(c.Name, c.RemoteAddress), ifname: tunnel.InterfaceName(c.Name), local: c.LocalAddress, encrypted: c.IPsec.Wanted()}
+	if s.running() {
+		s.name = cmp.Or(s.Status.Name(), s.name)
+		s.ifname = cmp.Or(s.Status.Interface, tunnel.InterfaceName(s.name))
+		s.local, _ = netip.ParseAddr(s.Status.CurrentLocalAddress)
+		s.remote, _ = netip.ParseAddr(s.Status.CurrentRemoteAddress)
+	}
+	if !s.remote.IsValid() {
+		s.remote, _ = netip.ParseAddr(c.RemoteAddress)
+	}
+	if !s.remote.IsValid() {
+		e.check = "route"
+		ctx, cancel := context.WithTimeout(e, resolveTimeout)
+		defer cancel()
+		var err error
+		if s.remote, err = e.Resolve(ctx, c.RemoteAddress); err != nil {
+			e.found(NameNotResolved, s, fmt.Sprintf("the name %s is not resolved: %v", c.RemoteAddress, err),
+				"there is no address to send to", "getent ahostsv4 "+c.RemoteAddress)
+			return s
+		}
+	}
+	q := netstate.Query{Remote: s.remote.As4(), Mark: c.FwMark, UnderlayDevice: c.UnderlayDevice, Routes: c.Routes}
+	if s.local.IsValid() {
+		q.Local = s.local.As4()
+	}
+	if i, err := e.Interface(s.ifname); err == nil {
+		q.Interface = i.Index
+	}
+	var err error
+	if s.answer, err = e.Network(q); err != nil {
+		e.check = "route"
+		e.skip(s, "the host's network cannot be read: %v", err)
+		return s
+	}
+	if !s.local.IsValid() && s.answer.Err == nil {
+		s.local = netip.AddrFrom4(s.answer.Route.Source)
+	}
+	return s
+}
+
+// resolveTimeout bounds the look-up of a name.
+const resolveTimeout = 5 * time.Second
+
+// Add adds a Finding about the host, from the caller.
+func (r *Report) Add(code Code, what, why, do string) {
+	r.Findings = slices.Insert(r.Findings, 0, Finding{Code: code, Severity: code.severity(), What: what, Why: why, Do: do})
+}

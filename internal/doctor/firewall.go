@@ -1,0 +1,386 @@
+package doctor
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"ipipd/internal/ipv4"
+)
+
+// Local firewall rules are read into a ruleset, whichever program wrote them, and a packet is
+// sent through it. A match that is not understood may match or not (maybe), so what is found
+// is dropped for certain.
+
+// truth is whether a rule matches.
+type truth uint8
+
+const (
+	no truth = iota
+	yes
+	maybe
+)
+
+func truthOf(b bool) truth {
+	if b {
+		return yes
+	}
+	return no
+}
+
+// not is the negation.
+func (t truth) not() truth {
+	switch t {
+	case no:
+		return yes
+	case yes:
+		return no
+	}
+	return maybe
+}
+
+// firewallPacket is what rules are asked about: an outer packet, or one of IKE.
+type firewallPacket struct {
+	in          bool // received
+	device      string
+	src, dst    netip.Addr
+	protocol    int
+	port        int  // UDP, at both ends
+	established bool // else it begins a connection
+}
+
+// match is one condition.
+type match func(*firewallPacket) truth
+
+// verdict is what a rule does with a packet that matches.
+type verdict struct {
+	action action
+	target string // of jump and goto
+	when   []verdictCase
+}
+
+type action uint8
+
+const (
+	goOn action = iota // no verdict: count, log, mark
+	accept
+	drop
+	jump
+	jumpAway // goto
+	back     // return
+	byCase   // a verdict map: the first of when that matches
+)
+
+type verdictCase struct {
+	match
+	verdict
+}
+
+// rule is one of a chain. text is how the operator finds it.
+type rule struct {
+	matches []match
+	verdict
+	text, comment string
+	// protocols are the numbers that it matches by name or number.
+	protocols []int
+}
+
+// hooks that outer packets pass, as nftables calls them.
+var hooksIn, hooksOut = []string{"ingress", "prerouting", "input"}, []string{"output", "postrouting", "egress"}
+
+// chain is one of a table. hook is "" for one that is only jumped to.
+type chain struct {
+	tool, family, table, name, hook string
+	devices                         []string // of ingress and egress, if known
+	dropPolicy                      bool
+	rules                           []rule
+}
+
+// where names the chain as its tool does.
+func (c *chain) where() string {
+	if c.tool == "nft" {
+		return fmt.Sprintf("nftables: table %s %s, chain %s", c.family, c.table, c.name)
+	}
+	return fmt.Sprintf("%s: table %s, chain %s", c.tool, c.table, c.name)
+}
+
+// ruleset is all chains of a host.
+type ruleset struct{ chains []*chain }
+
+func (r *ruleset) find(like *chain, name string) *chain {
+	for _, c := range r.chains {
+		if c.tool == like.tool && c.family == like.family && c.table == like.table && c.name == name {
+			return c
+		}
+	}
+	return nil
+}
+
+// outcomes are what can become of a packet.
+type outcomes struct {
+	accepted, dropped, goesOn bool
+	dropper                   *chain // one that drops it
+	rule                      *rule  // nil: the policy
+}
+
+func (o *outcomes) add(more outcomes) {
+	o.accepted = o.accepted || more.accepted
+	o.goesOn = o.goesOn || more.goesOn
+	if more.dropped && !o.dropped {
+		o.dropped, o.dropper, o.rule = true, more.dropper, more.rule
+	}
+}
+
+// maxDepth bounds jumps: the kernel has 16.
+const maxDepth = 16
+
+// run is what a chain does with a packet; goesOn is that it comes to the end.
+func (r *ruleset) run(c *chain, p *firewallPacket, depth int) (all outcomes) {
+	if depth > maxDepth {
+		return outcomes{goesOn: true}
+	}
+	for i := range c.rules {
+		rule := &c.rules[i]
+		matched := yes
+		for _, m := range rule.matches {
+			if matched = and(matched, m(p)); matched == no {
+				break
+			}
+		}
+		if matched == no {
+			continue
+		}
+		done, ends := r.apply(c, rule, &rule.verdict, p, depth)
+		if matched == maybe {
+			done.goesOn = done.goesOn && ends
+			all.add(done)
+			continue
+		}
+		all.add(done)
+		if ends {
+			return all
+		}
+	}
+	all.goesOn = true
+	return all
+}
+
+// and is the conjunction.
+func and(a, b truth) truth {
+	switch {
+	case a == no || b == no:
+		return no
+	case a == maybe || b == maybe:
+		return maybe
+	}
+	return yes
+}
+
+// apply is what a verdict does. ends: the chain's other rules do not see the packet.
+func (r *ruleset) apply(c *chain, of *rule, v *verdict, p *firewallPacket, depth int) (o outcomes, ends bool) {
+	switch v.action {
+	case accept:
+		return outcomes{accepted: true}, true
+	case drop:
+		return outcomes{dropped: true, dropper: c, rule: of}, true
+	case back:
+		return outcomes{goesOn: true}, true
+	case jump, jumpAway:
+		to := r.find(c, v.target)
+		if to == nil {
+			return outcomes{}, false
+		}
+		o = r.run(to, p, depth+1)
+		if v.action == jumpAway {
+			return o, true
+		}
+		ends = !o.goesOn
+		o.goesOn = false
+		return o, ends
+	case byCase:
+		for i := range v.when {
+			w := &v.when[i]
+			t := w.match(p)
+			if t == no {
+				continue
+			}
+			one, over := r.apply(c, of, &w.verdict, p, depth)
+			o.add(one)
+			if t == yes {
+				return o, over
+			}
+		}
+	}
+	return o, false
+}
+
+// passage is whether a packet passes all hooks of its direction: the first base chain that
+// drops it for certain, and whether all that might are understood.
+func (r *ruleset) passage(p *firewallPacket) (base *chain, by outcomes, unsure *chain) {
+	hooks := hooksOut
+	if p.in {
+		hooks = hooksIn
+	}
+	for _, hook := range hooks {
+		for _, c := range r.chains {
+			if c.hook != hook || c.family != "ip" && c.family != "inet" && c.family != "netdev" {
+				continue
+			}
+			if len(c.devices) > 0 && !slices.Contains(c.devices, p.device) {
+				continue
+			}
+			o := r.run(c, p, 0)
+			if o.goesOn {
+				o.goesOn = false
+				if c.dropPolicy {
+					o.add(outcomes{dropped: true, dropper: c})
+				} else {
+					o.accepted = true
+				}
+			}
+			switch {
+			case o.dropped && !o.accepted && (c.family != "netdev" || len(c.devices) > 0):
+				return c, o, nil
+			case o.dropped && unsure == nil:
+				unsure = c
+			}
+		}
+	}
+	return nil, outcomes{}, unsure
+}
+
+// firewall sends the outer packets through the local rules.
+func (e *examination) firewall() {
+	if len(e.tunnels) == 0 {
+		return
+	}
+	e.readRules()
+	if e.rules == nil || len(e.rules.chains) == 0 {
+		return
+	}
+	plain := false
+	for _, s := range e.tunnels {
+		plain = plain || !s.encrypted
+		if !s.hasPath() || !s.local.IsValid() {
+			continue
+		}
+		if !s.encrypted {
+			e.passes(s, firewallPacket{protocol: ipv4.ProtocolIPIP}, "protocol 4", "4")
+			continue
+		}
+		e.passes(s, firewallPacket{protocol: ipv4.ProtocolUDP, port: 500}, "IKE (UDP 500)", "udp --dport 500")
+		e.passes(s, firewallPacket{protocol: ipv4.ProtocolESP}, "ESP (protocol 50)", "esp")
+	}
+	if plain {
+		e.protocol94()
+	}
+}
+
+// passes adds findings if the packets of a tunnel do not pass. flag is what iptables's -p takes.
+func (e *examination) passes(s *subject, p firewallPacket, what, flag string) {
+	p.device = s.device()
+	for _, p.in = range []bool{true, false} {
+		p.src, p.dst = s.local, s.remote
+		direction := "sent to " + s.remote.String()
+		if p.in {
+			p.src, p.dst, direction = s.remote, s.local, "received from "+s.remote.String()
+		}
+		p.established = true
+		base, o, unsure := e.rules.passage(&p)
+		switch {
+		case base != nil:
+			e.dropped(s, base, &o, p.in, what, direction, flag)
+			continue
+		case unsure != nil:
+			e.skip(s, "whether %s %s passes is not known: %s has matches that are not understood here", what, direction, unsure.where())
+		}
+		p.established = false
+		base, o, _ = e.rules.passage(&p)
+		switch {
+		case base == nil:
+		case !p.in:
+			e.dropped(s, base, &o, p.in, what, direction, flag)
+		default:
+			e.found(FirewallConntrack, s, fmt.Sprintf("%s %s is let in only as an answer: %s", what, direction, place(&o)),
+				"the tunnel works once this end has sent something, and stops when conntrack forgets it (nf_conntrack_generic_timeout, 600 s); the peer cannot begin",
+				allow(base, o.dropper, s.remote, true, flag))
+		}
+	}
+}
+
+func (e *examination) dropped(s *subject, base *chain, o *outcomes, in bool, what, direction, flag string) {
+	comment := ""
+	if o.rule != nil {
+		comment = o.rule.comment
+	}
+	if strings.HasPrefix(o.dropper.name, "cali-") && strings.Contains(comment, "IPIP") {
+		e.found(CalicoDrops, s, fmt.Sprintf("Calico drops %s %s: %s", what, direction, place(o)),
+			"it takes protocol 4 for its own overlay, from hosts of its cluster only",
+			fmt.Sprintf("calicoctl patch felixconfiguration default -p '{\"spec\":{\"externalNodesList\":[\"%v\"]}}'", s.remote))
+		return
+	}
+	e.found(FirewallDrops, s, fmt.Sprintf("%s %s is dropped: %s", what, direction, place(o)),
+		"no packet of the tunnel passes", allow(base, o.dropper, s.remote, in, flag))
+}
+
+// place says which rule, or policy, it was.
+func place(o *outcomes) string {
+	switch {
+	case o.rule == nil:
+		return o.dropper.where() + ", its policy"
+	case o.rule.text == "":
+		return o.dropper.where()
+	}
+	return o.dropper.where() + ", " + o.rule.text
+}
+
+// allow is the command that lets the packets pass ahead of all other rules of the base chain.
+func allow(base, dropper *chain, remote netip.Addr, in bool, flag string) string {
+	side, option, way := "daddr", "-d", "output"
+	if in {
+		side, option, way = "saddr", "-s", "input"
+	}
+	switch {
+	case strings.HasPrefix(dropper.name, "ufw-"), base.name == strings.ToUpper(way) && slices.ContainsFunc(base.rules, func(r rule) bool { return strings.HasPrefix(r.target, "ufw-") }):
+		return fmt.Sprintf("add to /etc/ufw/before.rules, ahead of COMMIT: -A ufw-before-%s %s %v -p %s -j ACCEPT; then: ufw reload", way, option, remote, flag)
+	case base.table == "firewalld" && in:
+		number := strings.NewReplacer("udp --dport 500", "17", "esp", "50").Replace(flag)
+		return fmt.Sprintf("firewall-cmd --permanent --add-rich-rule='rule family=ipv4 source address=%v protocol value=%s accept' && firewall-cmd --reload", remote, number)
+	case base.tool == "nft":
+		word := "ip protocol " + flag
+		if port, ok := strings.CutPrefix(flag, "udp --dport "); ok {
+			word = "udp dport " + port
+		}
+		return fmt.Sprintf("nft insert rule %s %s %s ip %s %v %s accept", base.family, base.table, base.name, side, remote, word)
+	}
+	table := ""
+	if base.table != "filter" {
+		table = "-t " + base.table + " "
+	}
+	return fmt.Sprintf("%s %s-I %s %s %v -p %s -j ACCEPT", base.tool, table, base.name, option, remote, flag)
+}
+
+// protocol94 looks for rules that name protocol 94, which /etc/protocols calls ipip, where none
+// names 4.
+func (e *examination) protocol94() {
+	var at *chain
+	var of *rule
+	for _, c := range e.rules.chains {
+		for i := range c.rules {
+			r := &c.rules[i]
+			if slices.Contains(r.protocols, ipv4.ProtocolIPIP) {
+				return
+			}
+			if slices.Contains(r.protocols, 94) && at == nil {
+				at, of = c, r
+			}
+		}
+	}
+	if at == nil {
+		return
+	}
+	e.found(FirewallProtocol94, nil, fmt.Sprintf("a rule names protocol 94, and none names 4: %s, %s", at.where(), of.text),
+		"/etc/protocols calls 94 \"ipip\"; IP in IP (RFC 2003) is protocol 4, \"ipencap\" there",
+		"write 4 instead of ipip in that rule")
+}

@@ -1,0 +1,167 @@
+package doctor
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// tunDevice says why /dev/net/tun cannot be opened.
+func (e *examination) tunDevice() {
+	const (
+		node      = "/dev/net/tun"
+		container = "in a container: --device " + node + " (Kubernetes: a device plugin, or a hostPath of it and privileged)"
+	)
+	loaded := strings.Contains("\n"+e.file("proc/misc"), " tun")
+	if _, err := fs.Stat(e.Files, node[1:]); errors.Is(err, fs.ErrNotExist) {
+		do := "modprobe tun"
+		if loaded {
+			do = "mkdir -p /dev/net && mknod " + node + " c 10 200"
+		}
+		e.found(NoTUN, nil, node+" does not exist", "a tunnel needs a TUN interface", do+"; "+container)
+		return
+	}
+	if !loaded && e.file("proc/misc") != "" && slices.ContainsFunc(e.tunnels, (*subject).running) {
+		return
+	}
+	if !loaded && e.file("proc/misc") != "" && e.moduleExists("tun") {
+		return // opening it loads the module, which is for up to do
+	}
+	switch err := e.OpenTUN(); {
+	case err == nil:
+	case errors.Is(err, syscall.EPERM):
+		e.found(TUNForbidden, nil, node+" exists and may not be opened: EPERM", "the device list of this container's cgroup does not have it",
+			container+"; with runc 1.2.0 to 1.2.3 also where it was there before")
+	case errors.Is(err, syscall.EACCES):
+		e.found(TUNForbidden, nil, node+" may not be opened by this user: EACCES", "a tunnel needs a TUN interface", "run it as root, or: chmod 0666 "+node)
+	default:
+		e.found(NoTUN, nil, fmt.Sprintf("%s cannot be opened: %v", node, err), "this kernel has no TUN", "modprobe tun; "+container)
+	}
+}
+
+// moduleExists reports whether the kernel has a module to load, or built in.
+func (e *examination) moduleExists(name string) bool {
+	dir := path.Join("lib/modules", e.file("proc/sys/kernel/osrelease"))
+	for _, list := range []string{"modules.dep", "modules.builtin"} {
+		if strings.Contains(e.file(dir+"/"+list), "/"+name+".ko") {
+			return true
+		}
+	}
+	return false
+}
+
+// capabilities says which this process lacks that up needs.
+func (e *examination) capabilities() {
+	if len(e.tunnels) > 0 && !slices.ContainsFunc(e.tunnels, func(s *subject) bool { return !s.running() }) {
+		return // they have what they need
+	}
+	effective, err := strconv.ParseUint(keyOf(strings.ReplaceAll(e.file("proc/self/status"), ":\t", "="), "CapEff"), 16, 64)
+	if err != nil {
+		e.skip(nil, "the capabilities are not known: %v", err)
+		return
+	}
+	has := func(bit int) bool { return effective&(1<<bit) != 0 }
+	const netBindService, netAdmin, netRaw, sysAdmin, bpf = 10, 12, 13, 21, 39 // linux/capability.h
+	var lacks []string
+	lack := func(bit int, name string) {
+		if !has(bit) {
+			lacks = append(lacks, name)
+		}
+	}
+	lack(netAdmin, "CAP_NET_ADMIN")
+	lack(netRaw, "CAP_NET_RAW")
+	if slices.ContainsFunc(e.tunnels, func(s *subject) bool { return s.encrypted }) {
+		lack(netBindService, "CAP_NET_BIND_SERVICE")
+	}
+	const remedy = "run it as root; without root: setcap cap_net_admin,cap_net_raw,cap_net_bind_service,cap_bpf+ep ipipd; in a container: "
+	if len(lacks) > 0 {
+		e.found(NoCapabilities, nil, "this user lacks "+strings.Join(lacks, ", "), "ipipd up fails as this user",
+			remedy+"--cap-add NET_ADMIN --cap-add NET_RAW --cap-add BPF")
+	} else if !has(bpf) && !has(sysAdmin) {
+		e.found(NoFastPathCapability, nil, "this user lacks CAP_BPF", "there is no fast path without", remedy+"--cap-add BPF")
+	}
+}
+
+// clock says if it was set back, or follows no other.
+func (e *examination) clock() {
+	now := e.Now()
+	const slack = 2 * time.Second // LastHeard is as of an answer
+	for _, s := range e.tunnels {
+		future := s.Started
+		if s.running() && s.Status.LastHeard.After(future) {
+			future = s.Status.LastHeard
+		}
+		if ahead := future.Sub(now); ahead > slack {
+			e.found(ClockJump, s, fmt.Sprintf("the clock was set back since the tunnel has run: by %v or more", ahead.Round(time.Second)),
+				"times in print and in the log are wrong; the tunnel itself does not depend on the clock", "timedatectl")
+		}
+	}
+	ok, err := e.ClockSynchronized()
+	if err != nil {
+		e.skip(nil, "whether the clock is synchronized is not known: %v", err)
+	} else if !ok {
+		e.found(ClockNotSynchronized, nil, "the clock follows no other (NTP)", "times in logs of both ends cannot be compared", "timedatectl set-ntp true, or chronyc tracking")
+	}
+}
+
+// What `up` takes, measured with test/scale's configuration: descriptors of the process and of each tunnel
+// beside its TUN queues; bytes of memory.
+const (
+	filesProcess, filesThread, filesTunnel    = 40, 6, 2
+	memoryProcess, memoryThread, memoryTunnel = 16 << 20, 9 << 20, 50 << 10
+)
+
+// limits says if this process may not open, or use, what the tunnels need.
+func (e *examination) limits() {
+	n := 0
+	files := filesProcess + filesThread*e.Threads
+	for _, s := range e.tunnels {
+		if s.running() {
+			continue // it has them
+		}
+		n++
+		queues := s.Config.TunQueues
+		if queues == 0 {
+			queues = e.Threads
+		}
+		files += filesTunnel + queues
+	}
+	if n == 0 {
+		return
+	}
+	if limit, err := e.MaxFiles(); err != nil {
+		e.skip(nil, "the limit of open files is not known: %v", err)
+	} else if limit < uint64(files) {
+		e.found(TooFewFiles, nil, fmt.Sprintf("%d tunnels need %d open files, and the limit is %d", n, files, limit),
+			"ipipd up fails with EMFILE", fmt.Sprintf("ulimit -n %d, or LimitNOFILE=%[1]d in the unit", 2*files))
+	}
+	memory := uint64(memoryProcess + memoryThread*e.Threads + n*memoryTunnel)
+	if limit := e.memoryLimit(); limit < memory {
+		e.found(TooLittleMemory, nil, fmt.Sprintf("%d tunnels need some %d MiB, and the limit of this cgroup is %d MiB", n, memory>>20, limit>>20),
+			"the kernel kills ipipd", fmt.Sprintf("MemoryMax=%dM in the unit, or the container's limit", 2*memory>>20))
+	}
+}
+
+// memoryLimit is the least memory.max of this process's cgroup (v2) and those above it.
+func (e *examination) memoryLimit() uint64 {
+	least := uint64(math.MaxUint64)
+	for line := range strings.Lines(e.file("proc/self/cgroup")) {
+		group, ok := strings.CutPrefix(strings.TrimSpace(line), "0::/")
+		if !ok {
+			continue
+		}
+		for dir := path.Join("sys/fs/cgroup", group); strings.HasPrefix(dir, "sys/fs/cgroup"); dir = path.Dir(dir) {
+			if n, err := strconv.ParseUint(e.file(dir+"/memory.max"), 10, 64); err == nil {
+				least = min(least, n)
+			}
+		}
+	}
+	return least
+}

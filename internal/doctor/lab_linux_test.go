@@ -1,0 +1,337 @@
+package doctor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"ipipd/internal/netstate"
+	"ipipd/internal/tunnel"
+	"ipipd/keepalive"
+	"ipipd/test/netlab"
+)
+
+// The host that is examined, and the remote:
+//
+//	here ── 192.0.2.1/24 eth0 ── eth0 192.0.2.2/24 ── there
+const local, remote = "192.0.2.1", "192.0.2.2"
+
+type lab struct {
+	t           testing.TB
+	here, there *netlab.NS
+	config      tunnel.Config
+	started     time.Time
+	status      *tunnel.Status
+	others      []tunnel.Status
+	more        []Tunnel
+	files       map[string]string // of the host; "-" hides one
+	change      func(*Environment)
+}
+
+func newLab(t testing.TB) *lab {
+	l := &lab{t: t, here: netlab.New(t), there: netlab.New(t), config: tunnel.Default(), change: func(*Environment) {}}
+	netlab.Veth(t, l.here, l.there, netlab.End{Name: "eth0", Address: local + "/24"}, netlab.End{Name: "eth0", Address: remote + "/24"})
+	for _, ns := range []*netlab.NS{l.here, l.there} {
+		for _, which := range []string{"all", "default", "eth0"} {
+			ns.Sysctl("net.ipv4.conf."+which+".rp_filter", "0")
+		}
+	}
+	l.config.Name, l.config.RemoteAddress, l.config.LocalAddress = "ipip1", remote, netip.MustParseAddr(local)
+	l.config.Addresses = []netstate.InterfaceAddress{{Prefix: netip.MustParsePrefix("10.255.0.1/30")}}
+	// What depends on the machine that the test runs on.
+	l.files = map[string]string{
+		"sys/module/ipip": "-", "sys/module/tunnel4": "-", "proc/modules": "", "proc/self/cgroup": "",
+		"sys/class/dmi/id/sys_vendor": "nobody",
+	}
+	return l
+}
+
+// upThere starts the other end.
+func (l *lab) upThere(args ...string) *netlab.Daemon {
+	return netlab.Up(l.t, l.there, "ipip1", append([]string{"--local-address", remote, "--remote-address", local, "--address", "10.255.0.2/30"}, args...)...)
+}
+
+// up starts this end, and takes its status when ready has come true of it.
+func (l *lab) up(ready func(*tunnel.Status) bool, args ...string) *netlab.Daemon {
+	l.t.Helper()
+	d := netlab.Up(l.t, l.here, "ipip1", append([]string{"--local-address", local, "--remote-address", remote, "--address", "10.255.0.1/30"}, args...)...)
+	netlab.Eventually(l.t, "the tunnel is as the test wants it", func() bool {
+		out, err := d.Run("print", "--json")
+		var all []tunnel.Status
+		if err != nil || json.Unmarshal([]byte(out), &all) != nil || len(all) != 1 {
+			return false
+		}
+		l.status = &all[0]
+		return ready(l.status)
+	})
+	return d
+}
+
+func state(want keepalive.State) func(*tunnel.Status) bool {
+	return func(s *tunnel.Status) bool { return s.KeepaliveState == want.String() }
+}
+
+// examine examines the tunnel from here.
+func (l *lab) examine() (r *Report) {
+	l.here.Do(func() {
+		env, done := Host()
+		defer done()
+		env.Files = overlay{env.Files.(hostFiles), l.files}
+		env.ClockSynchronized = func() (bool, error) { return true, nil }
+		l.change(env)
+		r = Examine(context.Background(), env, append([]Tunnel{{Config: l.config, Status: l.status, Started: l.started}}, l.more...), l.others)
+	})
+	return r
+}
+
+// hostFiles is what os.DirFS gives.
+type hostFiles interface {
+	fs.ReadFileFS
+	fs.StatFS
+	fs.ReadDirFS
+	fs.ReadLinkFS
+}
+
+// overlay is the host's files with some of the test's in front.
+type overlay struct {
+	hostFiles
+	files map[string]string
+}
+
+func (o overlay) in(name string) fs.FS {
+	mapped := fstest.MapFS{}
+	for file, text := range o.files {
+		if text != "-" {
+			mapped[file] = &fstest.MapFile{Data: []byte(text)}
+		} else if name == file {
+			return mapped
+		}
+	}
+	if _, err := mapped.Stat(name); err == nil {
+		return mapped
+	}
+	return o.hostFiles
+}
+
+func (o overlay) Open(name string) (fs.File, error)     { return o.in(name).Open(name) }
+func (o overlay) ReadFile(name string) ([]byte, error)  { return fs.ReadFile(o.in(name), name) }
+func (o overlay) Stat(name string) (fs.FileInfo, error) { return fs.Stat(o.in(name), name) }
+
+func codes(r *Report) (all []Code) {
+	for _, f := range r.Findings {
+		all = append(all, f.Code)
+	}
+	return all
+}
+
+func nft(rules string) func(*lab) {
+	return func(l *lab) { l.here.Run("nft", rules) }
+}
+
+const base = "table inet filter { chain input { type filter hook input priority 0; policy accept; %; }; }"
+
+// broken is one way to break the lab, and what is to be named. All of want are, and nothing else.
+type broken struct {
+	name string
+	by   func(*lab)
+	want []Code
+	says string // in the text of the first of want
+}
+
+// secret encrypts the tunnel.
+func secret(l *lab) {
+	l.config.IPsec.Secret = []byte("a long secret of a test")
+	l.config.KeepaliveProbe = keepalive.FormReflect
+}
+
+// replies has probes answered so, and sends none.
+func replies(r Reply) func(*lab) {
+	return func(l *lab) {
+		l.change = func(env *Environment) {
+			env.Probe = func(_ context.Context, asks []Ask) ([]Reply, error) { return slices.Repeat([]Reply{r}, len(asks)), nil }
+		}
+	}
+}
+
+// fine is what a healthy peer answers.
+var fine = Reply{Echo: true, Protocol4: true, Size: 1500}
+
+// with does several things.
+func with(all ...func(*lab)) func(*lab) {
+	return func(l *lab) {
+		for _, f := range all {
+			f(l)
+		}
+	}
+}
+
+// file replaces one of the host's.
+func file(name, text string) func(*lab) {
+	return func(l *lab) { l.files[name] = text }
+}
+
+// running has a status without a process.
+func running(change func(*tunnel.Status)) func(*lab) {
+	return func(l *lab) {
+		s := tunnel.NewStatus(&l.config)
+		s.State = tunnel.State{Running: true, ActualMTU: 1480, CurrentLocalAddress: local, CurrentRemoteAddress: remote,
+			KeepaliveState: keepalive.Up.String(), FastPath: "active", LastHeard: time.Now()}
+		change(&s)
+		l.status = &s
+		l.here.Run("ip", "link", "add", "ipip1", "mtu", "1480", "type", "veth", "peer", "name", "nowhere")
+		l.here.Run("ip", "address", "add", "10.255.0.1/30", "dev", "ipip1")
+		l.here.Run("ip", "link", "set", "ipip1", "up")
+	}
+}
+
+func environment(change func(*Environment)) func(*lab) {
+	return func(l *lab) {
+		before := l.change
+		l.change = func(e *Environment) { before(e); change(e) }
+	}
+}
+
+var brokens = []broken{
+	{"the peer has no tunnel", func(*lab) {}, []Code{PeerNotSetUp}, "protocol unreachable"},
+	{"protocol 4 is filtered and the tunnel runs", func(l *lab) {
+		l.there.Run("nft", "table inet x { chain y { type filter hook prerouting priority 0; ip protocol 4 drop; }; }")
+		l.up(state(keepalive.NeverHeard), "--keepalive", "1s,1")
+	}, []Code{Protocol4Filtered}, "has never heard it"},
+	{"protocol 4 is filtered", func(l *lab) {
+		l.there.Run("nft", "table inet x { chain y { type filter hook prerouting priority 0; ip protocol 4 drop; }; }")
+	}, []Code{Protocol4Unanswered}, "192.0.2.2 answers pings"},
+	{"the peer has gone", func(l *lab) {
+		l.up(state(keepalive.NeverHeard), "--keepalive", "1s,1")
+		l.there.Run("nft", "table inet x { chain y { type filter hook prerouting priority 0; drop; }; }")
+	}, []Code{PeerNotHeard}, "no pings either"},
+	{"nobody is there", func(l *lab) {
+		l.there.Run("nft", "table inet x { chain y { type filter hook prerouting priority 0; drop; }; }")
+	}, []Code{RemoteSilent}, ""},
+	{"a router says no", func(l *lab) {
+		l.there.Run("nft", "table inet x { chain y { type filter hook input priority 0; ip protocol 4 reject with icmp admin-prohibited; }; }")
+	}, []Code{RemoteUnreachable}, "code 13"},
+	{"no SA", with(secret, running(func(s *tunnel.Status) { s.IPsec = "not established: no proposal chosen" }), replies(fine)),
+		[]Code{IPsecNotEstablished}, "no proposal chosen"},
+	{"no ESP", with(secret, running(func(s *tunnel.Status) { s.IPsec = "established aes; no ESP is received" }), replies(fine)), []Code{ESPFiltered}, ""},
+	{"Azure", with(file("sys/class/dmi/id/chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77\n"), replies(Reply{Echo: true, Size: 1500})),
+		[]Code{CloudDropsProtocol4, Protocol4Unanswered}, "this is Azure"},
+	{"nftables drops what comes", with(replies(fine), nft(strings.Replace(base, "%", "ip protocol 4 drop", 1))),
+		[]Code{FirewallDrops, FastPathOff}, "received from 192.0.2.2 is dropped: nftables: table inet filter, chain input"},
+	{"nftables drops what is sent", with(replies(fine), nft("table ip x { chain y { type filter hook output priority 0; policy drop; ip protocol icmp accept; }; }")),
+		[]Code{FirewallDrops, FastPathOff}, "table ip x, chain y, its policy"},
+	{"iptables drops", with(replies(fine), func(l *lab) {
+		l.here.Run("iptables-nft", "-N", "mine")
+		l.here.Run("iptables-nft", "-A", "INPUT", "-i", "eth0", "-m", "conntrack", "--ctstate", "NEW,ESTABLISHED", "-j", "mine")
+		l.here.Run("iptables-nft", "-A", "mine", "-s", remote, "-p", "4", "-m", "comment", "--comment", "no \"IPIP\" here", "-j", "REJECT")
+	}), []Code{FirewallDrops, FastPathOff}, "iptables: table filter, chain mine"},
+	{"only answers", with(replies(fine), nft(strings.Replace(base, "accept; %", "drop; ct state vmap { established : accept, related : accept }; iif lo accept", 1))),
+		[]Code{FirewallConntrack, FastPathOff}, "only as an answer"},
+	{"protocol 94", with(replies(fine), nft(strings.Replace(base, "%", "ip protocol 94 accept", 1))), []Code{FirewallProtocol94, FastPathOff}, "protocol 94"},
+	{"Calico", with(replies(fine), environment(func(e *Environment) {
+		e.Command = func(_ context.Context, name string, _ ...string) ([]byte, error) {
+			if name == "nft" {
+				return nil, errors.New("not permitted")
+			}
+			return []byte("*filter\n:INPUT ACCEPT [0:0]\n:cali-INPUT - [0:0]\n-A INPUT -m comment --comment \"cali:Cz_u1\" -j cali-INPUT\n" +
+				"-A cali-INPUT -p ipencap -m comment --comment \"Drop IPIP packets from non-Calico hosts\" -j DROP\nCOMMIT\n"), nil
+		}
+	})), []Code{CalicoDrops}, "Calico drops protocol 4"},
+	{"rp_filter is strict and the way back another", with(replies(fine), func(l *lab) {
+		l.here.Run("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "nowhere")
+		l.here.Run("ip", "address", "add", "203.0.113.1/24", "dev", "eth1")
+		l.here.Run("ip", "link", "set", "eth1", "up")
+		l.here.Run("ip", "rule", "add", "fwmark", "7", "table", "77")
+		l.here.Run("ip", "route", "add", remote, "dev", "eth1", "table", "77")
+		l.config.FwMark = 7
+		l.here.Sysctl("net.ipv4.conf.all.rp_filter", "1")
+	}), []Code{RPFilterUnderlay}, "net.ipv4.conf.all.rp_filter"},
+	{"rp_filter is strict and nothing routed", with(replies(fine), func(l *lab) {
+		l.config.Addresses = nil
+		l.here.Sysctl("net.ipv4.conf.all.rp_filter", "1")
+	}), []Code{RPFilterTunnel}, "nothing is routed into it"},
+	{"no /dev/net/tun", with(replies(fine), file("dev/net/tun", "-")), []Code{NoTUN}, "does not exist"},
+	{"no TUN in the kernel", with(replies(fine), environment(func(e *Environment) { e.OpenTUN = func() error { return syscall.ENODEV } })), []Code{NoTUN}, "modprobe tun"},
+	{"the container's device list", with(replies(fine), environment(func(e *Environment) { e.OpenTUN = func() error { return syscall.EPERM } })),
+		[]Code{TUNForbidden}, "cgroup"},
+	{"no capabilities", with(replies(fine), file("proc/self/status", "Name:\tx\nCapEff:\t0000008000002000\n")), []Code{NoCapabilities}, "lacks CAP_NET_ADMIN;"},
+	{"no CAP_BPF", with(replies(fine), file("proc/self/status", "CapEff:\t0000000000003000\n")), []Code{NoFastPathCapability}, ""},
+	{"a path with a small MTU", func(l *lab) {
+		l.upThere()
+		l.there.Run("ip", "link", "set", "eth0", "mtu", "1400")
+	}, []Code{MTUAbovePath}, "--mtu 1380"},
+	{"a route that is too large", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) {
+		l.here.Run("ip", "route", "add", "10.20.0.0/16", "dev", "ipip1", "advmss", "1460")
+	}), []Code{RouteIgnoresMTU}, "10.20.0.0/16 dev ipip1 has advmss 1460"},
+	{"MSS", with(replies(fine), func(l *lab) { l.config.ClampTCPMSS = false }), []Code{MSSNotClamped}, ""},
+	{"1:1 NAT", with(replies(fine), func(l *lab) {
+		l.here.Run("ip", "address", "add", "10.0.0.5/24", "dev", "eth0")
+		l.config.LocalAddress = netip.MustParseAddr("10.0.0.5")
+	}), []Code{KeepaliveBehindNAT}, "10.0.0.5 is private"},
+	{"the kernel's module", with(replies(fine), file("sys/module/ipip", "")), []Code{KernelIPIP}, "rmmod ipip"},
+	{"no such name", func(l *lab) {
+		l.config.RemoteAddress = "nobody.invalid"
+		l.change = func(e *Environment) {
+			e.Resolve = func(context.Context, string) (netip.Addr, error) { return netip.Addr{}, errors.New("no such host") }
+		}
+	}, []Code{NameNotResolved}, "nobody.invalid"},
+	{"no route", func(l *lab) { l.config.RemoteAddress = "198.51.100.7" }, []Code{NoRoute}, ""},
+	{"itself", func(l *lab) {
+		l.here.Run("ip", "address", "add", "192.0.2.9/24", "dev", "eth0")
+		l.config.RemoteAddress = "192.0.2.9"
+	}, []Code{RemoteIsLocal}, ""},
+	{"a loop", with(replies(fine), func(l *lab) {
+		l.config.Routes = []netstate.InterfaceRoute{{Prefix: netip.MustParsePrefix("192.0.2.2/32")}}
+	}), []Code{RouteLoop}, "--route 192.0.2.2/32"},
+	{"no local address", func(l *lab) { l.config.LocalAddress = netip.MustParseAddr("192.0.2.200") }, []Code{NoLocalAddress}, ""},
+	{"two with the same pair", with(replies(fine), func(l *lab) { l.more = []Tunnel{{Config: l.config}}; l.more[0].Config.Name = "ipip2" }),
+		[]Code{SamePair}, "as ipip1"},
+	{"another process has the pair", with(replies(fine), func(l *lab) {
+		other := tunnel.NewStatus(&l.config)
+		other.CurrentLocalAddress, other.CurrentRemoteAddress = local, remote
+		l.others = []tunnel.Status{other}
+	}), []Code{SamePair}, ""},
+	{"the kernel has the pair", with(replies(fine), environment(func(e *Environment) {
+		e.KernelTunnels = func() ([]netstate.KernelTunnel, error) {
+			return []netstate.KernelTunnel{{Name: "tunl1", Local: netip.MustParseAddr(local), Remote: netip.MustParseAddr(remote)}}, nil
+		}
+	})), []Code{SamePair}, "ip link delete tunl1"},
+	{"UDP 500", with(secret, replies(Reply{Echo: true, Size: 1500}), func(l *lab) {
+		l.here.Do(func() {
+			c, err := net.ListenPacket("udp4", "0.0.0.0:500")
+			if err != nil {
+				l.t.Fatal(err)
+			}
+			l.t.Cleanup(func() { c.Close() })
+		})
+	}), []Code{UDPPortTaken}, "doctor.test"},
+	{"networkd", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) {
+		l.files["run/systemd/netif/links/"+index(l)] = "ADMIN_STATE=configured\nOPER_STATE=routable\n"
+	}), []Code{ManagedByNetworkd}, "Name=ipip1"},
+	{"NetworkManager", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) {
+		l.files["run/NetworkManager/devices/"+index(l)] = "[device]\nmanaged=true\n"
+	}), []Code{ManagedByNM}, ""},
+	{"Cilium", with(replies(fine), func(l *lab) {
+		l.here.Run("ip", "link", "add", "cilium_host", "type", "veth", "peer", "name", "nowhere")
+	}),
+		[]Code{CiliumDrops}, ""},
+	{"the fast path", with(running(func(s *tunnel.Status) { s.FastPath = "nftables has rules in chain x of table y" }), replies(fine)), []Code{FastPathOff}, "chain x"},
+	{"the clock", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) { l.started = time.Now().Add(time.Hour) }), []Code{ClockJump}, "1h0m"},
+	{"no NTP", with(replies(fine), environment(func(e *Environment) { e.ClockSynchronized = func() (bool, error) { return false, nil } })),
+		[]Code{ClockNotSynchronized}, ""},
+	{"few files", with(replies(fine), environment(func(e *Environment) { e.MaxFiles = func() (uint64, error) { return 32, nil } })), []Code{TooFewFiles}, "the limit is 32"},
+	{"little memory", with(replies(fine), file("proc/self/cgroup", "0::/a/b\n"), file("sys/fs/cgroup/a/memory.max", "8388608\n")), []Code{TooLittleMemory}, "8 MiB"},
+}
+
+// index is that of the tunnel's interface.
+func index(l *lab) string {
+	return strings.TrimSpace(l.here.Run("sh", "-c", "cut -d: -f1 <<E | head -1\n$(ip -o link show ipip1)\nE"))
+}

@@ -1,0 +1,374 @@
+package doctor
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"strings"
+	"time"
+
+	"ipipd/internal/ipv4"
+	"ipipd/internal/tunnel"
+	"ipipd/keepalive"
+)
+
+// Ask is what is sent to one remote.
+type Ask struct {
+	Local, Remote netip.Addr
+	Mark          uint32
+	Device        string // to send by; "" is any
+	// Inner are the packets to send with an outer header of protocol 4. nil is that header alone.
+	Inner [][]byte
+	// Sizes are lengths in bytes, of whole packets, of pings with DF=1.
+	Sizes []int
+}
+
+// Reply is what came of it.
+type Reply struct {
+	Err error // it could not be sent
+	// Echo: a ping of ordinary size was answered. Protocol4: a packet of protocol 4 came.
+	Echo, Protocol4 bool
+	// ProtocolUnreachable: the remote answers ICMP 3/2 to protocol 4.
+	ProtocolUnreachable bool
+	// Reporter sent another ICMP unreachable, of code Code; invalid: nobody.
+	Reporter netip.Addr
+	Code     int
+	// Size is the largest of Ask.Sizes that was answered. TooBig is the MTU of an ICMP 3/4.
+	Size, TooBig int
+}
+
+// maxSized bounds the tunnels whose path MTU is probed: each takes up to ten large pings.
+const maxSized = 64
+
+// sizes are the MTUs of common links below Ethernet's, largest first.
+var sizes = []int{1492, 1480, 1472, 1460, 1440, 1420, 1400, 1380, 1280, 1024, 576}
+
+// probe asks all remotes, at once.
+func (e *examination) probe() {
+	var asks []Ask
+	var asked []*subject
+	sized := 0
+	for _, s := range e.tunnels {
+		switch {
+		case !s.hasPath():
+			e.skip(s, "there is no path to probe")
+			continue
+		case !s.answer.HasLocal:
+			e.skip(s, "nothing is sent from %v, which this host does not have", s.local)
+			continue
+		}
+		a := Ask{Local: s.local, Remote: s.remote, Mark: s.Config.FwMark, Device: s.Config.UnderlayDevice}
+		if !s.encrypted && !s.heard() {
+			a.Inner = s.probes()
+		}
+		if sized++; sized <= maxSized {
+			a.Sizes = []int{s.answer.Route.MTU}
+			for _, size := range sizes {
+				if size < s.answer.Route.MTU {
+					a.Sizes = append(a.Sizes, size)
+				}
+			}
+		}
+		asks, asked = append(asks, a), append(asked, s)
+	}
+	if len(asks) == 0 {
+		return
+	}
+	replies, err := e.Probe(e, asks)
+	if errors.Is(err, fs.ErrPermission) {
+		e.skip(nil, "not probed: run it as root (CAP_NET_RAW)")
+		return
+	}
+	if err != nil {
+		e.skip(nil, "not probed: %v", err)
+		return
+	}
+	for i, s := range asked {
+		if replies[i].Err != nil {
+			e.skip(s, "not probed: %v", replies[i].Err)
+			continue
+		}
+		s.reply = &replies[i]
+	}
+}
+
+// probes are the inner packets that make a peer answer: what routers and ipipd reflect, and a ping of its
+// inner address, if that can be told, which any peer answers.
+func (s *subject) probes() [][]byte {
+	all := [][]byte{keepalive.ReflectProbe(s.local.As4(), s.remote.As4())}
+	if len(s.Config.Addresses) == 0 {
+		return all
+	}
+	own := s.Config.Addresses[0].Prefix
+	target := s.Config.KeepaliveTarget
+	if !target.IsValid() && own.Bits() == 31 {
+		target = otherHost(own, 1)
+	} else if !target.IsValid() && own.Bits() == 30 {
+		target = otherHost(own, 3)
+	}
+	if target.IsValid() && target != own.Addr() {
+		all = append(all, keepalive.NewEcho(own.Addr().As4(), target.As4()).Request())
+	}
+	return all
+}
+
+// otherHost is the other address of a point-to-point prefix.
+func otherHost(own netip.Prefix, flip byte) netip.Addr {
+	a := own.Addr().As4()
+	a[3] ^= flip
+	return netip.AddrFrom4(a)
+}
+
+// reachability says whether the peer's packets come.
+func (e *examination) reachability() {
+	for _, s := range e.tunnels {
+		e.reachable(s)
+	}
+}
+
+func (e *examination) reachable(s *subject) {
+	down := false // the running tunnel says that it hears nobody
+	if s.running() {
+		if ipsec := s.Status.IPsec; strings.HasPrefix(ipsec, "not established") {
+			e.found(IPsecNotEstablished, s, "there is no SA: "+ipsec, "nothing is sent without one",
+				"ipipd print "+quote(s.name)+"; and see docs/troubleshooting.md for the text after \"not established\"")
+			return
+		} else if strings.Contains(ipsec, "no ESP is received") {
+			e.found(ESPFiltered, s, "there is an SA, and no ESP is received: "+ipsec, "a firewall on the way passes IKE and not ESP",
+				fmt.Sprintf("let IP protocol 50 (ESP), or UDP 4500 behind a NAT, in from %v: tcpdump -ni %s 'ip proto 50 or udp port 4500'", s.remote, s.dumpDevice()))
+			return
+		}
+		switch s.Status.KeepaliveState {
+		case keepalive.Up.String():
+			return
+		case keepalive.Off.String(), keepalive.Waiting.String():
+			if last := s.Status.LastHeard; !last.IsZero() && e.Now().Sub(last) < time.Minute {
+				return
+			}
+			e.skip(s, "the tunnel's own history says nothing: keepalive-state is %s", s.Status.KeepaliveState)
+		default:
+			down = true
+		}
+	}
+	r := s.reply
+	if r == nil {
+		if down {
+			e.found(PeerNotHeard, s, s.silence(), "nothing of the peer arrives", e.watch(s))
+		}
+		return
+	}
+	if s.encrypted {
+		if r.Reporter.IsValid() {
+			e.unreachable(s, r)
+		} else if !s.running() {
+			e.skip(s, "whether IKE and ESP pass shows when the tunnel runs")
+		}
+		return
+	}
+	switch {
+	case r.Protocol4:
+	case r.ProtocolUnreachable:
+		e.found(PeerNotSetUp, s, fmt.Sprintf("%v answers ICMP protocol unreachable: nothing there takes protocol 4", s.remote),
+			"protocol 4 gets there, and the other end has no tunnel for it",
+			fmt.Sprintf("set up the other end, its addresses the mirror of these: ipipd peer-config %s --for linux", quote(s.name)))
+	case r.Reporter.IsValid():
+		e.unreachable(s, r)
+	case r.Echo && down:
+		e.found(Protocol4Filtered, s, fmt.Sprintf("%v answers pings, and no protocol 4 comes from it: %s", s.remote, s.silence()),
+			"a firewall or provider on the way drops IP protocol 4, or the other end's tunnel is down or has other addresses", e.watch(s))
+	case r.Echo:
+		e.found(Protocol4Unanswered, s, fmt.Sprintf("%v answers pings, and no protocol-4 probe", s.remote),
+			"protocol 4 is filtered on the way, or the other end is not set up, or it is one that answers no such probe (Linux answers a ping of its inner address only)", e.watch(s))
+	case down:
+		e.found(PeerNotHeard, s, fmt.Sprintf("%s; %v answers no pings either", s.silence(), s.remote),
+			"the peer is down, or all that it sends is filtered", e.watch(s))
+	default:
+		e.found(RemoteSilent, s, fmt.Sprintf("%v answers neither pings nor protocol-4 probes", s.remote),
+			"it is down, or a firewall there drops both", e.watch(s))
+	}
+}
+
+func (e *examination) unreachable(s *subject, r *Reply) {
+	why, do := "there is no way to the remote behind that router", fmt.Sprintf("traceroute -n %v", s.remote)
+	if r.Code == 9 || r.Code == 10 || r.Code == 13 {
+		why, do = "a filter there prohibits it, and says so", fmt.Sprintf("let IP protocol 4 from %v in at %v", s.local, r.Reporter)
+	} else if r.Reporter == s.local {
+		why, do = "the next hop does not answer ARP", fmt.Sprintf("ip neighbour show dev %s; ip route get %v", s.device(), s.remote)
+	}
+	e.found(RemoteUnreachable, s, fmt.Sprintf("%v answers ICMP unreachable, code %d, about %v", r.Reporter, r.Code, s.remote), why, do)
+}
+
+// silence says since when the running tunnel hears nothing.
+func (s *subject) silence() string {
+	if s.Status.LastHeard.IsZero() {
+		return "the running tunnel has never heard it"
+	}
+	return "the running tunnel heard it last at " + s.Status.LastHeard.Format(time.DateTime)
+}
+
+// watch is how to find out where protocol 4 gets lost, with what is known of this host's cloud.
+func (e *examination) watch(s *subject) string {
+	do := fmt.Sprintf("tcpdump -ni %s 'ip proto 4' at both ends, and let IP protocol 4 in from the other end where it is lost", s.dumpDevice())
+	if c := e.cloudHere(); c != nil && c.hint != "" {
+		do += "; " + c.hint
+	}
+	return do
+}
+
+func (s *subject) dumpDevice() string {
+	if s.answer == nil {
+		return "any"
+	}
+	return cmp.Or(s.device(), "any")
+}
+
+// cloudOf is what is known of a cloud.
+type cloudOf struct {
+	name string
+	// In /sys/class/dmi/id, the file that contains text.
+	file, text string
+	drops      bool
+	hint       string // in a Do
+}
+
+var clouds = []cloudOf{
+	// The asset tag of Azure's hosts, which Hyper-V elsewhere does not have.
+	{"Azure", "chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77", true, ""},
+	{"AWS", "sys_vendor", "Amazon EC2", false, "this is AWS: the security group needs a custom protocol rule for 4"},
+	{"Google Cloud", "sys_vendor", "Google", false, "this is Google Cloud: the VPC firewall needs a rule for the protocol ipip (4)"},
+	{"DigitalOcean", "sys_vendor", "DigitalOcean", false, "this is DigitalOcean: its cloud firewall knows TCP, UDP and ICMP only, and drops protocol 4 as soon as it is on"},
+	{"Hetzner Cloud", "sys_vendor", "Hetzner", false, "this is Hetzner: its cloud firewall cannot let protocol 4 in, so take it off this server"},
+	{"OpenStack", "product_name", "OpenStack", false, "this is OpenStack: the security group needs the protocol 4, not ipip, which is 94 there"},
+}
+
+// cloudHere is the cloud of this host; nil if it is none that is known.
+func (e *examination) cloudHere() *cloudOf {
+	for i := range clouds {
+		if strings.Contains(e.file("sys/class/dmi/id/"+clouds[i].file), clouds[i].text) {
+			return &clouds[i]
+		}
+	}
+	return nil
+}
+
+// cloud says that this host's cloud passes no protocol 4.
+func (e *examination) cloud() {
+	if _, err := fs.Stat(e.Files, "sys/class/dmi/id"); err != nil && len(e.tunnels) > 0 {
+		e.skip(nil, "which cloud this is, is not known: there is no /sys/class/dmi/id")
+		return
+	}
+	c := e.cloudHere()
+	if c == nil || !c.drops {
+		return
+	}
+	for _, s := range e.tunnels {
+		if s.encrypted || s.heard() {
+			continue
+		}
+		e.found(CloudDropsProtocol4, s, "this is "+c.name+", whose network passes no protocol 4", "no packet of the tunnel arrives",
+			"--ipsec-secret-file at both ends: behind a NAT it is carried in UDP 4500")
+	}
+}
+
+// pathMTU compares the MTU with what the path takes.
+func (e *examination) pathMTU() {
+	for _, s := range e.tunnels {
+		if !s.hasPath() {
+			continue
+		}
+		e.routesMTU(s)
+		mtu := s.mtu()
+		if !s.Config.ClampTCPMSS && mtu < 1500 {
+			e.found(MSSNotClamped, s, fmt.Sprintf("clamp-tcp-mss is no, and the MTU %d", mtu),
+				"TCP from networks with an MTU of 1500 stalls wherever ICMP errors are filtered", "--clamp-tcp-mss yes")
+		}
+		r := s.reply
+		switch {
+		case r == nil:
+			e.skip(s, "the path was not probed")
+			continue
+		case r.Size == 0 && r.TooBig == 0:
+			e.skip(s, "the remote answers no ping with DF=1, by which the path's MTU is measured")
+			continue
+		}
+		path := s.answer.Route.MTU
+		if r.Size < path {
+			path = max(r.Size, r.TooBig)
+		}
+		overhead := ipv4.HeaderLen
+		if s.encrypted { // the running session knows; else compare what is known to be too large
+			overhead = max(s.answer.Route.MTU-mtu, ipv4.HeaderLen)
+		}
+		if mtu <= path-overhead {
+			continue
+		}
+		how := "pings of more get no answer"
+		if r.TooBig == path {
+			how = "a router says so by ICMP"
+		}
+		e.found(MTUAbovePath, s, fmt.Sprintf("the MTU is %d, and the path takes packets of %d: %s", mtu, path, how),
+			fmt.Sprintf("longer packets are fragmented or lost: %d fit without", path-overhead),
+			fmt.Sprintf("--mtu %d at both ends", path-overhead))
+	}
+}
+
+// mtu is that of the interface, or what it would be.
+func (s *subject) mtu() int {
+	switch {
+	case s.running():
+		return s.Status.ActualMTU
+	case s.Config.MTU != 0:
+		return s.Config.MTU
+	}
+	return s.answer.Route.MTU - ipv4.HeaderLen
+}
+
+// routesMTU looks for routes into the interface that allow more than it takes.
+func (e *examination) routesMTU(s *subject) {
+	i, err := e.Interface(s.ifname)
+	if err != nil || !s.running() {
+		return
+	}
+	routes, err := e.RoutesInto(i.Index)
+	if err != nil {
+		e.skip(s, "the routes into %s cannot be read: %v", s.ifname, err)
+		return
+	}
+	for _, r := range routes {
+		const headers = 40 // of IPv4 and TCP, without options
+		what := ""
+		switch {
+		case r.MTU > i.MTU:
+			what = fmt.Sprintf("the route %v dev %s has mtu %d", r.Prefix, s.ifname, r.MTU)
+		case r.AdvMSS > i.MTU-headers:
+			what = fmt.Sprintf("the route %v dev %s has advmss %d", r.Prefix, s.ifname, r.AdvMSS)
+		default:
+			continue
+		}
+		e.found(RouteIgnoresMTU, s, fmt.Sprintf("%s, and the interface's MTU is %d", what, i.MTU),
+			"packets by that route are too large for the tunnel", fmt.Sprintf("ip route change %v dev %s", r.Prefix, s.ifname))
+	}
+}
+
+// keepalive says if nobody can answer the probes.
+func (e *examination) keepalive() {
+	for _, s := range e.tunnels {
+		if s.local.IsValid() && s.remote.IsValid() && !s.heard() && tunnel.ReflectsBehindNAT(&s.Config, s.local, s.remote) {
+			e.found(KeepaliveBehindNAT, s, fmt.Sprintf("%v is private and the remote %v is not, and keepalive-probe is reflect", s.local, s.remote),
+				tunnel.BehindNAT, tunnel.BehindNATRemedy)
+		}
+	}
+}
+
+// quote makes a name one word of a shell.
+func quote(name string) string {
+	plain := func(r rune) bool {
+		return r == '-' || r == '_' || r == '.' || r == ':' || r == '@' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
+	}
+	if name != "" && strings.IndexFunc(name, func(r rune) bool { return !plain(r) }) < 0 && name[0] != '-' {
+		return name
+	}
+	return "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"
+}
