@@ -35,7 +35,16 @@ func asUsage(err error) error {
 	return &usageError{err}
 }
 
+// statusError is the exit status of a command that has said already why.
+type statusError int
+
+func (e statusError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
 func exitStatus(err error) int {
+	var status statusError
+	if errors.As(err, &status) {
+		return int(status)
+	}
 	var usage *usageError
 	var wrong config.Errors
 	var refused *control.Refusal

@@ -26,7 +26,9 @@ func execute(ctx context.Context, root *cobra.Command, args []string, s *streams
 	err := root.ExecuteContext(ctx)
 	var wrong config.Errors
 	var refused *control.Refusal
+	var said statusError
 	switch {
+	case errors.As(err, &said):
 	case errors.As(err, &wrong), errors.As(err, &refused) && refused.Input: // a line each, as editors read them
 		for line := range strings.Lines(err.Error()) {
 			fmt.Fprintln(s.err, oneLine(errors.New(line)))

@@ -41,7 +41,7 @@ var allowedImports = map[string][]string{
 	"internal/metrics":    {"internal/tunnel", "internal/drop"},
 	"internal/peerconfig": {"internal/tunnel", "internal/config", "internal/netstate", "keepalive"},
 	"internal/doctor":     {"internal/tunnel", "internal/netstate", "internal/resolve", "internal/ipv4", "keepalive"},
-	"cmd/ipipd":           {"internal/config", "internal/peerconfig", "internal/metrics", "internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4", "internal/drop"},
+	"cmd/ipipd":           {"internal/doctor", "internal/config", "internal/peerconfig", "internal/metrics", "internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4", "internal/drop"},
 }
 
 // moduleOwners says which packages alone may import a module that the others are not to

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ipipd/internal/doctor"
+)
+
+// What others wrote (a rule, a name) stays on its line, and the last line counts.
+func TestWriteReport(t *testing.T) {
+	r := &doctor.Report{
+		Tunnels: []string{"a", "b"},
+		Findings: []doctor.Finding{
+			{Code: doctor.NoTUN, Severity: doctor.Broken, What: "no TUN", Why: "a tunnel needs one", Do: "modprobe tun"},
+			{Code: doctor.FirewallDrops, Severity: doctor.Warning, Tunnel: "a", What: "a rule\n\x1b[2Jdrops", Why: "x", Do: "y"},
+		},
+		Skipped: []doctor.Skipped{{Check: "reachability", Tunnel: "b", Reason: "not root"}},
+	}
+	for _, x := range []struct {
+		colour bool
+		want   string
+	}{
+		{false, "broken: no TUN (no-tun)\n    why: a tunnel needs one\n    do:  modprobe tun\n" +
+			"warning: a: a rule; ?[2Jdrops (firewall-drops)\n    why: x\n    do:  y\n" +
+			"not checked: b: reachability: not root\n2 tunnels: 1 broken, 1 warnings, 0 notes, 1 not checked\n"},
+		{true, "\x1b[31mbroken\x1b[0m: no TUN (no-tun)\n    why: a tunnel needs one\n    do:  modprobe tun\n" +
+			"\x1b[33mwarning\x1b[0m: a: a rule; ?[2Jdrops (firewall-drops)\n    why: x\n    do:  y\n" +
+			"not checked: b: reachability: not root\n2 tunnels: 1 broken, 1 warnings, 0 notes, 1 not checked\n"},
+	} {
+		var b bytes.Buffer
+		if err := writeReport(&b, r, x.colour); err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(x.want, b.String()); d != "" {
+			t.Error(d)
+		}
+	}
+}
+
+// Colours are for terminals.
+func TestColours(t *testing.T) {
+	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer terminal.Close()
+	for _, x := range []struct {
+		name        string
+		environment map[string]string
+		want        bool
+	}{
+		{"a terminal", map[string]string{"TERM": "xterm"}, true},
+		{"NO_COLOR is empty", map[string]string{"TERM": "xterm", "NO_COLOR": ""}, true},
+		{"NO_COLOR", map[string]string{"TERM": "xterm", "NO_COLOR": "1"}, false},
+		{"dumb", map[string]string{"TERM": "dumb"}, false},
+		{"none", nil, false},
+	} {
+		lookup := func(name string) (string, bool) { v, ok := x.environment[name]; return v, ok }
+		if got := colours(terminal, lookup); got != x.want {
+			t.Errorf("%s: %v", x.name, got)
+		}
+		if colours(new(bytes.Buffer), lookup) {
+			t.Errorf("%s: a buffer has colours", x.name)
+		}
+	}
+}
+
+// docs/troubleshooting.md has the table of codes.
+func TestNewCmdDoctor_docs(t *testing.T) {
+	text, err := os.ReadFile("../../docs/troubleshooting.md")
+	if os.IsNotExist(err) {
+		t.Skip("there is no docs/troubleshooting.md") // the package is tested without the tree
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(text, []byte("\n"+doctor.CodeTable())) {
+		t.Errorf("docs/troubleshooting.md is not what doctor finds: want\n%s", doctor.CodeTable())
+	}
+}
