@@ -132,26 +132,37 @@ func (o *outcomes) add(more outcomes) {
 	}
 }
 
-// maxDepth bounds jumps: the kernel has 16.
-const maxDepth = 16
+// walk sends one packet through chains, each once.
+type walk struct {
+	*ruleset
+	*firewallPacket
+	known map[*chain]outcomes
+}
 
-// run is what a chain does with a packet; goesOn is that it comes to the end.
-func (r *ruleset) run(c *chain, p *firewallPacket, depth int) (all outcomes) {
-	if depth > maxDepth {
-		return outcomes{goesOn: true}
+// run is what a chain does with the packet; goesOn is that it comes to the end. (The kernel has no circles.)
+func (w *walk) run(c *chain) outcomes {
+	if known, ok := w.known[c]; ok {
+		return known
 	}
+	w.known[c] = outcomes{goesOn: true}
+	o := w.rules(c)
+	w.known[c] = o
+	return o
+}
+
+func (w *walk) rules(c *chain) (all outcomes) {
 	for i := range c.rules {
 		rule := &c.rules[i]
 		matched := yes
 		for _, m := range rule.matches {
-			if matched = and(matched, m(p)); matched == no {
+			if matched = and(matched, m(w.firewallPacket)); matched == no {
 				break
 			}
 		}
 		if matched == no {
 			continue
 		}
-		done, ends := r.apply(c, rule, &rule.verdict, p, depth)
+		done, ends := w.apply(c, rule, &rule.verdict)
 		if matched == maybe {
 			done.goesOn = done.goesOn && ends
 			all.add(done)
@@ -178,7 +189,7 @@ func and(a, b truth) truth {
 }
 
 // apply is what a verdict does. ends: the chain's other rules do not see the packet.
-func (r *ruleset) apply(c *chain, of *rule, v *verdict, p *firewallPacket, depth int) (o outcomes, ends bool) {
+func (w *walk) apply(c *chain, of *rule, v *verdict) (o outcomes, ends bool) {
 	switch v.action {
 	case accept:
 		return outcomes{accepted: true}, true
@@ -187,11 +198,11 @@ func (r *ruleset) apply(c *chain, of *rule, v *verdict, p *firewallPacket, depth
 	case back:
 		return outcomes{goesOn: true}, true
 	case jump, jumpAway:
-		to := r.find(c, v.target)
+		to := w.find(c, v.target)
 		if to == nil {
 			return outcomes{}, false
 		}
-		o = r.run(to, p, depth+1)
+		o = w.run(to)
 		if v.action == jumpAway {
 			return o, true
 		}
@@ -200,13 +211,13 @@ func (r *ruleset) apply(c *chain, of *rule, v *verdict, p *firewallPacket, depth
 		return o, ends
 	case byCase:
 		for i := range v.when {
-			w := &v.when[i]
-			t := w.match(p)
+			one := &v.when[i]
+			t := one.match(w.firewallPacket)
 			if t == no {
 				continue
 			}
-			one, over := r.apply(c, of, &w.verdict, p, depth)
-			o.add(one)
+			done, over := w.apply(c, of, &one.verdict)
+			o.add(done)
 			if t == yes {
 				return o, over
 			}
@@ -218,6 +229,7 @@ func (r *ruleset) apply(c *chain, of *rule, v *verdict, p *firewallPacket, depth
 // passage is whether a packet passes all hooks of its direction: the first base chain that
 // drops it for certain, and whether all that might are understood.
 func (r *ruleset) passage(p *firewallPacket) (base *chain, by outcomes, unsure *chain) {
+	w := walk{r, p, map[*chain]outcomes{}}
 	hooks := hooksOut
 	if p.in {
 		hooks = hooksIn
@@ -230,7 +242,7 @@ func (r *ruleset) passage(p *firewallPacket) (base *chain, by outcomes, unsure *
 			if len(c.devices) > 0 && !slices.Contains(c.devices, p.device) {
 				continue
 			}
-			o := r.run(c, p, 0)
+			o := w.run(c)
 			if o.goesOn {
 				o.goesOn = false
 				if c.dropPolicy {
@@ -294,11 +306,15 @@ func (e *examination) passes(s *subject, p firewallPacket, what, flag string) {
 			continue
 		case unsure != nil:
 			e.skip(s, "whether %s %s passes is not known: %s has matches that are not understood here", what, direction, unsure.where())
+			continue
 		}
 		p.established = false
-		base, o, _ = e.rules.passage(&p)
+		base, o, unsure = e.rules.passage(&p)
 		switch {
 		case base == nil:
+			if unsure != nil {
+				e.skip(s, "whether %s %s passes that begins a connection is not known: %s has matches that are not understood here", what, direction, unsure.where())
+			}
 		case !p.in:
 			e.dropped(s, base, &o, p.in, what, direction, flag)
 		default:
@@ -345,8 +361,11 @@ func allow(base, dropper *chain, remote netip.Addr, in bool, flag string) string
 	case strings.HasPrefix(dropper.name, "ufw-"), base.name == strings.ToUpper(way) && slices.ContainsFunc(base.rules, func(r rule) bool { return strings.HasPrefix(r.target, "ufw-") }):
 		return fmt.Sprintf("add to /etc/ufw/before.rules, ahead of COMMIT: -A ufw-before-%s %s %v -p %s -j ACCEPT; then: ufw reload", way, option, remote, flag)
 	case base.table == "firewalld" && in:
-		number := strings.NewReplacer("udp --dport 500", "17", "esp", "50").Replace(flag)
-		return fmt.Sprintf("firewall-cmd --permanent --add-rich-rule='rule family=ipv4 source address=%v protocol value=%s accept' && firewall-cmd --reload", remote, number)
+		what := "protocol value=" + flag
+		if port, ok := strings.CutPrefix(flag, "udp --dport "); ok {
+			what = "port port=" + port + " protocol=udp"
+		}
+		return fmt.Sprintf("firewall-cmd --permanent --add-rich-rule='rule family=ipv4 source address=%v %s accept' && firewall-cmd --reload", remote, what)
 	case base.tool == "nft":
 		word := "ip protocol " + flag
 		if port, ok := strings.CutPrefix(flag, "udp --dport "); ok {

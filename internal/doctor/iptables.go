@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"net/netip"
 	"os/exec"
 	"slices"
@@ -43,7 +44,11 @@ func (e *examination) readRules() {
 			e.skip(nil, "the rules of iptables are not known: %v", missing(err, "iptables-nft-save", "iptables"))
 		}
 	}
-	if e.file("proc/thread-self/net/ip_tables_names") == "" {
+	tables, err := fs.ReadFile(e.Files, "proc/thread-self/net/ip_tables_names")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		e.skip(nil, "whether there are rules of legacy iptables is not known: %v", err)
+	}
+	if len(tables) == 0 {
 		return
 	}
 	if text, err := run("iptables-legacy-save"); err == nil {
@@ -208,6 +213,17 @@ func iptablesMatch(r *rule, option, value string) match {
 		return func(p *firewallPacket) truth {
 			return truthOf(p.established && slices.Contains(states, "ESTABLISHED") || !p.established && slices.Contains(states, "NEW"))
 		}
+	case "--dst-type", "--src-type":
+		return func(p *firewallPacket) truth {
+			for one := range strings.SplitSeq(value, ",") {
+				if typeOf(p, option == "--src-type", one) == yes {
+					return yes
+				}
+			}
+			return no
+		}
+	case "-f": // second and further fragments
+		return func(*firewallPacket) truth { return no }
 	case "--dport", "--sport", "--dports", "--sports", "--ports":
 		return func(p *firewallPacket) truth {
 			if p.protocol != ipv4.ProtocolUDP {

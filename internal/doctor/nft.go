@@ -111,7 +111,7 @@ func (n *nftRule) statement(kind string, v any) {
 	switch kind {
 	case "match":
 		n.out.matches = append(n.out.matches, n.match(fields["left"], fields["op"], fields["right"]))
-	case "limit", "quota", "ct count", "connlimit":
+	case "limit", "quota", "ct count", "meter":
 		n.out.matches = append(n.out.matches, unknown)
 	case "xt":
 		n.foreign = true
@@ -221,6 +221,17 @@ func (n *nftRule) equal(left, right any) match {
 		return n.among(right, func(p *firewallPacket, v any) truth {
 			return truthOf(v == "established" && p.established || v == "new" && !p.established)
 		})
+	case part("ct", "key") == "status": // of translated connections: the outer packets are not
+		return n.among(right, func(_ *firewallPacket, v any) truth {
+			if v == "dnat" || v == "snat" {
+				return no
+			}
+			return maybe
+		})
+	case part("fib", "result") == "type":
+		flags, _ := fields["fib"].(map[string]any)
+		source := slices.Contains(texts(flags["flags"]), "saddr")
+		return n.among(right, func(p *firewallPacket, v any) truth { return typeOf(p, source, fmt.Sprint(v)) })
 	case protocol == "ip" && field == "saddr":
 		return n.among(right, func(p *firewallPacket, v any) truth { return addressIn(p.src, v) })
 	case protocol == "ip" && field == "daddr":
@@ -229,16 +240,58 @@ func (n *nftRule) equal(left, right any) match {
 		return n.among(right, func(p *firewallPacket, v any) truth {
 			return truthOf(p.protocol == ipv4.ProtocolUDP && portIn(p.port, v))
 		})
-	case slices.Contains([]string{"tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmpv6", "ip6", "ah", "comp", "th"}, protocol):
-		other := protocolNumber(protocol)
+	}
+	if other := otherProtocol(left); other != "" {
+		number := protocolNumber(other)
 		return func(p *firewallPacket) truth {
-			if p.protocol == other {
+			if p.protocol == number {
 				return maybe
 			}
 			return no
 		}
 	}
 	return unknown
+}
+
+// otherProtocol is a protocol whose header an expression reads, so that it matches no packet of another; "" is none.
+func otherProtocol(left any) string {
+	switch v := left.(type) {
+	case []any:
+		for _, one := range v {
+			if p := otherProtocol(one); p != "" {
+				return p
+			}
+		}
+	case map[string]any:
+		for kind, inner := range v {
+			switch fields, _ := inner.(map[string]any); kind {
+			case "payload":
+				if p, _ := fields["protocol"].(string); slices.Contains(headers, p) {
+					return p
+				}
+			case "tcp option":
+				return "tcp"
+			case "concat", "&", "|", "^", "<<", ">>":
+				return otherProtocol(inner)
+			}
+		}
+	}
+	return ""
+}
+
+// headers are protocols with a header of their own.
+var headers = []string{"tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmpv6", "igmp", "ip6", "ah", "comp", "th", "gre", "vxlan"}
+
+// typeOf compares the type (RTN_LOCAL, …) of an address of a packet of this host's.
+func typeOf(p *firewallPacket, source bool, name string) truth {
+	local := p.in != source
+	switch strings.ToLower(name) {
+	case "local":
+		return truthOf(local)
+	case "unicast":
+		return truthOf(!local)
+	}
+	return no
 }
 
 // among applies test to the value, or to each element of the set, that right is.
