@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,11 +12,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"ipipd/internal/config"
+	"ipipd/internal/control"
 	"ipipd/internal/doctor"
 	"ipipd/internal/tunnel"
 )
@@ -118,7 +121,7 @@ func doctorRun(ctx context.Context, o *doctorOptions) error {
 	}
 	report := doctor.Examine(ctx, env, tunnels, others)
 	switch {
-	case errors.Is(problem, fs.ErrPermission):
+	case errors.Is(problem, fs.ErrPermission), errors.Is(problem, control.ErrStarting):
 		report.Skipped = append(report.Skipped, doctor.Skipped{Check: "processes", Reason: "what runs is not known: " + oneLine(problem)})
 	case problem != nil:
 		report.Add(doctor.ProcessSilent, oneLine(problem), "what it runs was not examined", "end it with kill -9, and ipipd up takes its place")
@@ -146,71 +149,92 @@ func doctorRun(ctx context.Context, o *doctorOptions) error {
 // tunnels are those to examine, and the statuses of the others that run. problem is about processes that
 // could not be asked.
 func (o *doctorOptions) tunnels() (tunnels []doctor.Tunnel, others []tunnel.Status, problem, err error) {
-	statuses, problem := queryStatuses(o.RuntimeDir, "")
+	running, problem := askProcesses(o.RuntimeDir)
 	var configs []tunnel.Config
 	switch {
 	case len(o.Paths) > 0:
-		var file *config.File
-		if file, configs, err = readFiles(o.Paths); err != nil {
+		up := upOptions{processOptions: o.processOptions, Paths: o.Paths, given: map[string]bool{"threads": o.Threads != 0}}
+		if _, configs, err = up.readConfiguration(); err != nil {
 			return nil, nil, nil, err
 		}
-		for _, s := range file.Process {
-			for _, p := range config.ProcessProperties() {
-				if p.Name == s.Property && p.Name == "threads" && o.Threads == 0 {
-					err = p.Set(&o.processOptions, s.Value)
-				}
-			}
-		}
+		o.Threads = up.Threads
 	case o.Flags:
 		configs = []tunnel.Config{o.Config}
-	case o.Name != "":
-		var s config.Snapshot
-		if s, _, err = snapshot(o.RuntimeDir, []string{o.Name}); err == nil {
-			configs = configsOf(&s)
-		}
-	case len(statuses) > 0:
-		s, _, failed := snapshot(o.RuntimeDir, nil)
-		if failed != nil && problem == nil {
-			problem = failed
-		}
-		configs = configsOf(&s)
 	}
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	taken := make([]bool, len(statuses))
 	for i := range configs {
-		t := doctor.Tunnel{Config: configs[i]}
-		at := slices.IndexFunc(statuses, func(s namedStatus) bool { return s.startedName() == configs[i].Name })
-		if at >= 0 {
-			taken[at], t.Status = true, new(tunnel.Status)
-			if err := json.Unmarshal(statuses[at].text, t.Status); err != nil {
-				return nil, nil, nil, err
-			}
-			if info, err := os.Lstat(filepath.Join(o.RuntimeDir, tunnel.InterfaceName(configs[i].Name)+".sock")); err == nil {
-				t.Started = info.ModTime()
-			}
-		}
-		tunnels = append(tunnels, t)
+		tunnels = append(tunnels, doctor.Tunnel{Config: configs[i]})
 	}
-	for i := range statuses {
-		if taken[i] {
+	for i := range running {
+		t := &running[i]
+		if len(o.Paths) == 0 && !o.Flags && (o.Name == "" || t.called(o.Name)) {
+			tunnels = append(tunnels, t.Tunnel)
 			continue
 		}
-		var s tunnel.Status
-		if err := json.Unmarshal(statuses[i].text, &s); err != nil {
-			return nil, nil, nil, err
+		at := slices.IndexFunc(configs, func(c tunnel.Config) bool { return c.Name == t.Config.Name })
+		if at < 0 {
+			others = append(others, *t.Status)
+			continue
 		}
-		others = append(others, s)
+		tunnels[at].Status, tunnels[at].Started = t.Status, t.Started
+	}
+	if o.Name != "" && len(tunnels) == 0 {
+		return nil, nil, nil, cmp.Or(problem, noSuchTunnel(o.RuntimeDir, o.Name))
 	}
 	return tunnels, others, problem, nil
 }
 
-func configsOf(s *config.Snapshot) (configs []tunnel.Config) {
-	for i := range s.Tunnels {
-		configs = append(configs, s.Tunnels[i].Config)
+// runningTunnel is one that a process has.
+type runningTunnel struct{ doctor.Tunnel }
+
+// called reports whether NAME is the tunnel's, as print takes it.
+func (t *runningTunnel) called(name string) bool {
+	return slices.Contains([]string{t.Config.Name, tunnel.InterfaceName(t.Config.Name), t.Status.Name(), t.Status.Interface}, name)
+}
+
+// askProcesses returns what runs, in order of name. Unlike print it leaves stale sockets where they are.
+func askProcesses(dir string) (running []runningTunnel, problem error) {
+	processes, err := control.Processes(dir)
+	if err != nil {
+		return nil, controlError(err)
 	}
-	return configs
+	found, problems := make([][]runningTunnel, len(processes)), make([]error, len(processes))
+	var wg sync.WaitGroup
+	for i := range processes {
+		wg.Go(func() { found[i], problems[i] = askProcess(dir, &processes[i]) })
+	}
+	wg.Wait()
+	running = slices.Concat(found...)
+	slices.SortStableFunc(running, func(a, b runningTunnel) int { return compareNames(a.Config.Name, b.Config.Name) })
+	return running, errors.Join(problems...)
+}
+
+func askProcess(dir string, p *control.Process) (running []runningTunnel, err error) {
+	var s config.Snapshot
+	var statuses []tunnel.Status
+	if err = p.Export(dir, answerTimeout, &s); err == nil {
+		err = p.Statuses(dir, answerTimeout, &statuses)
+	}
+	switch {
+	case errors.Is(err, control.ErrNotRunning):
+		return nil, nil
+	case errors.Is(err, control.ErrStarting):
+		return nil, fmt.Errorf("a process in %s %w: try again", dir, err)
+	case err != nil:
+		return nil, controlError(err)
+	}
+	for i := range statuses {
+		status := &statuses[i]
+		at := slices.IndexFunc(s.Tunnels, func(e config.Entry) bool { return e.Config.Name == cmp.Or(status.RenamedFrom, status.Name()) })
+		if at < 0 || status.Disabled {
+			continue // it has ended meanwhile, or is not to run
+		}
+		t := runningTunnel{doctor.Tunnel{Config: s.Tunnels[at].Config, Status: status}}
+		if info, err := os.Lstat(filepath.Join(dir, tunnel.InterfaceName(t.Config.Name)+".sock")); err == nil {
+			t.Started = info.ModTime()
+		}
+		running = append(running, t)
+	}
+	return running, nil
 }
 
 // colours reports whether w is a terminal that shows colours (no-color.org).
@@ -243,17 +267,20 @@ func writeReport(w io.Writer, r *doctor.Report, colour bool) error {
 		fmt.Fprintf(&b, "not checked: %s%s: %s\n", about(s.Tunnel), s.Check, line(s.Reason))
 	}
 	what := "the host"
-	switch n := len(r.Tunnels); n {
-	case 0:
-	case 1:
-		what = "1 tunnel"
-	default:
-		what = fmt.Sprintf("%d tunnels", n)
+	if n := len(r.Tunnels); n > 0 {
+		what = counted(n, "tunnel")
 	}
-	fmt.Fprintf(&b, "%s: %d broken, %d warnings, %d notes, %d not checked\n", what,
-		r.Count(doctor.Broken), r.Count(doctor.Warning), r.Count(doctor.Note), len(r.Skipped))
+	fmt.Fprintf(&b, "%s: %d broken, %s, %s, %d not checked\n", what, r.Count(doctor.Broken),
+		counted(r.Count(doctor.Warning), "warning"), counted(r.Count(doctor.Note), "note"), len(r.Skipped))
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+func counted(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // about is a tunnel's name in front of what is said of it.

@@ -26,10 +26,10 @@ func TestWriteReport(t *testing.T) {
 	}{
 		{false, "broken: no TUN (no-tun)\n    why: a tunnel needs one\n    do:  modprobe tun\n" +
 			"warning: a: a rule; ?[2Jdrops (firewall-drops)\n    why: x\n    do:  y\n" +
-			"not checked: b: reachability: not root\n2 tunnels: 1 broken, 1 warnings, 0 notes, 1 not checked\n"},
+			"not checked: b: reachability: not root\n2 tunnels: 1 broken, 1 warning, 0 notes, 1 not checked\n"},
 		{true, "\x1b[31mbroken\x1b[0m: no TUN (no-tun)\n    why: a tunnel needs one\n    do:  modprobe tun\n" +
 			"\x1b[33mwarning\x1b[0m: a: a rule; ?[2Jdrops (firewall-drops)\n    why: x\n    do:  y\n" +
-			"not checked: b: reachability: not root\n2 tunnels: 1 broken, 1 warnings, 0 notes, 1 not checked\n"},
+			"not checked: b: reachability: not root\n2 tunnels: 1 broken, 1 warning, 0 notes, 1 not checked\n"},
 	} {
 		var b bytes.Buffer
 		if err := writeReport(&b, r, x.colour); err != nil {
