@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"ipipd/internal/netstate"
@@ -101,9 +102,9 @@ type Environment struct {
 	Network func(netstate.Query) (*netstate.Answer, error)
 	// KernelTunnels are the kernel's own tunnels of protocol 4.
 	KernelTunnels func() ([]netstate.KernelTunnel, error)
-	// RoutesInto are the routes into an interface.
-	RoutesInto func(ifindex int) ([]netstate.RouteMetrics, error)
-	Interface  func(name string) (*net.Interface, error)
+	// Routes are all unicast routes, by the interface that they lead into.
+	Routes     func() (map[int][]netstate.RouteMetrics, error)
+	Interfaces func() ([]net.Interface, error)
 	// OpenTUN opens /dev/net/tun and closes it.
 	OpenTUN func() error
 	Resolve func(ctx context.Context, name string) (netip.Addr, error)
@@ -148,13 +149,16 @@ func (s *subject) device() string { return s.answer.Route.DeviceName }
 
 // examination is the state of one Examine.
 type examination struct {
-	context.Context
 	*Environment
+	ctx     context.Context
 	tunnels []*subject
 	others  []tunnel.Status
 	report  Report
 	check   string // the present one
 	rules   *ruleset
+	// interfaces are by name. routes are read once, by routesInto.
+	interfaces map[string]net.Interface
+	routes     func() (map[int][]netstate.RouteMetrics, error)
 }
 
 // found adds a Finding; its severity is that of the code. s is nil for one about the host.
@@ -209,8 +213,17 @@ var checks = []struct {
 // Examine makes all checks. Without tunnels it makes those of the host. others are running tunnels that are not
 // examined themselves.
 func Examine(ctx context.Context, env *Environment, tunnels []Tunnel, others []tunnel.Status) *Report {
-	e := &examination{Context: ctx, Environment: env, others: others}
+	e := &examination{Environment: env, ctx: ctx, others: others}
 	e.report = Report{Tunnels: []string{}, Findings: []Finding{}, Skipped: []Skipped{}}
+	e.interfaces, e.routes = map[string]net.Interface{}, sync.OnceValues(env.Routes)
+	e.check = "route"
+	all, err := env.Interfaces()
+	if err != nil {
+		e.skip(nil, "the interfaces cannot be read: %v", err)
+	}
+	for _, i := range all {
+		e.interfaces[i.Name] = i
+	}
 	for i := range tunnels {
 		s := e.subject(&tunnels[i])
 		e.tunnels = append(e.tunnels, s)
@@ -244,7 +257,7 @@ func (e *examination) subject(t *Tunnel) *subject {
 	}
 	if !s.remote.IsValid() {
 		e.check = "route"
-		ctx, cancel := context.WithTimeout(e, resolveTimeout)
+		ctx, cancel := context.WithTimeout(e.ctx, resolveTimeout)
 		defer cancel()
 		var err error
 		if s.remote, err = e.Resolve(ctx, c.RemoteAddress); err != nil {
@@ -257,9 +270,7 @@ func (e *examination) subject(t *Tunnel) *subject {
 	if s.local.IsValid() {
 		q.Local = s.local.As4()
 	}
-	if i, err := e.Interface(s.ifname); err == nil {
-		q.Interface = i.Index
-	}
+	q.Interface = e.interfaces[s.ifname].Index
 	var err error
 	if s.answer, err = e.Network(q); err != nil {
 		e.check = "route"

@@ -1,11 +1,19 @@
 package doctor
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
+	"ipipd/internal/netstate"
+	"ipipd/internal/tunnel"
 	"ipipd/keepalive"
 )
 
@@ -64,6 +72,62 @@ func TestExamine_healthy(t *testing.T) {
 	r = l.examine()
 	if len(r.Findings) != 0 || r.Status() != 0 || len(r.Skipped) != 0 {
 		t.Errorf("running: %+v", r)
+	}
+}
+
+// What a user without privileges cannot see is no finding.
+func TestExamine_unprivileged(t *testing.T) {
+	l := newLab(t)
+	replies(fine)(l)
+	environment(func(e *Environment) {
+		network := e.Network
+		e.Network = func(q netstate.Query) (*netstate.Answer, error) {
+			a, err := network(q)
+			if err == nil {
+				copied := *a
+				copied.Bypass = "cannot tell: operation not permitted"
+				a = &copied
+			}
+			return a, err
+		}
+		e.Probe = func(context.Context, []Ask) ([]Reply, error) { return nil, os.NewSyscallError("socket", syscall.EPERM) }
+		e.Command = func(context.Context, string, ...string) ([]byte, error) { return nil, errors.New("permission denied") }
+	})(l)
+	r := l.examine()
+	if len(r.Findings) != 0 {
+		t.Errorf("%+v", r.Findings)
+	}
+	for _, check := range []string{"reachability", "firewall", "path-mtu", "fast-path"} {
+		if !slices.ContainsFunc(r.Skipped, func(s Skipped) bool { return s.Check == check }) {
+			t.Errorf("%s is not said to be skipped: %+v", check, r.Skipped)
+		}
+	}
+}
+
+// A thousand tunnels are examined by as many look-ups of their routes, and one list of each other thing.
+func TestExamine_many(t *testing.T) {
+	l := newLab(t)
+	l.config.Addresses = nil
+	running(func(*tunnel.Status) {})(l)
+	var probed, listed int
+	l.change = func(e *Environment) {
+		e.Probe = func(_ context.Context, asks []Ask) ([]Reply, error) {
+			probed++
+			return slices.Repeat([]Reply{fine}, len(asks)), nil
+		}
+		interfaces, routes, kernel := e.Interfaces, e.Routes, e.KernelTunnels
+		e.Interfaces = func() ([]net.Interface, error) { listed++; return interfaces() }
+		e.Routes = func() (map[int][]netstate.RouteMetrics, error) { listed++; return routes() }
+		e.KernelTunnels = func() ([]netstate.KernelTunnel, error) { listed++; return kernel() }
+	}
+	for i := range 1000 {
+		status := *l.status
+		status.CurrentRemoteAddress = fmt.Sprintf("192.0.2.%d", 2+i%250)
+		l.more = append(l.more, Tunnel{Config: l.config, Status: &status})
+	}
+	l.examine()
+	if probed != 1 || listed != 3 {
+		t.Errorf("probed %d times, listed %d times: want 1 and 3", probed, listed)
 	}
 }
 

@@ -40,8 +40,8 @@ func Host() (env *Environment, closeAll func()) {
 			return f.Answer(), nil
 		},
 		KernelTunnels: netstate.KernelTunnels,
-		RoutesInto:    netstate.RoutesInto,
-		Interface:     net.InterfaceByName,
+		Routes:        netstate.RoutesByInterface,
+		Interfaces:    net.Interfaces,
 		OpenTUN: func() error {
 			fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 			if err != nil {

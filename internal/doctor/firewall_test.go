@@ -109,7 +109,7 @@ func TestAllow(t *testing.T) {
 }
 
 // Nothing that nft or iptables-save could say brings the parsers down.
-func FuzzParse(f *testing.F) {
+func FuzzParseNFT(f *testing.F) {
 	f.Add(firewalld, "*filter\n:INPUT DROP [0:0]\n-A INPUT ! -s 1.2.3.4 -m comment --comment \"a \\\" b\" -j x\n")
 	f.Fuzz(func(t *testing.T, nft, iptables string) {
 		rules := &ruleset{parseIPTables("iptables", iptables)}

@@ -149,16 +149,20 @@ func (e *examination) limits() {
 	}
 }
 
-// memoryLimit is the least memory.max of this process's cgroup (v2) and those above it.
+// memoryLimit is the least limit of this process's cgroups and those above them, of version 1 or 2.
 func (e *examination) memoryLimit() uint64 {
 	least := uint64(math.MaxUint64)
 	for line := range strings.Lines(e.file("proc/self/cgroup")) {
-		group, ok := strings.CutPrefix(strings.TrimSpace(line), "0::/")
-		if !ok {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(f) != 3 || f[1] != "" && !slices.Contains(strings.Split(f[1], ","), "memory") {
 			continue
 		}
-		for dir := path.Join("sys/fs/cgroup", group); strings.HasPrefix(dir, "sys/fs/cgroup"); dir = path.Dir(dir) {
-			if n, err := strconv.ParseUint(e.file(dir+"/memory.max"), 10, 64); err == nil {
+		top, name := "sys/fs/cgroup", "memory.max"
+		if f[1] != "" {
+			top, name = "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+		}
+		for dir := path.Join(top, path.Clean("/"+f[2])); strings.HasPrefix(dir, top); dir = path.Dir(dir) {
+			if n, err := strconv.ParseUint(e.file(dir+"/"+name), 10, 64); err == nil {
 				least = min(least, n)
 			}
 		}

@@ -21,7 +21,7 @@ const commandTimeout = 10 * time.Second
 // unless its tables exist: it might load modules.
 func (e *examination) readRules() {
 	run := func(name string, args ...string) ([]byte, error) {
-		ctx, cancel := context.WithTimeout(e, commandTimeout)
+		ctx, cancel := context.WithTimeout(e.ctx, commandTimeout)
 		defer cancel()
 		return e.Command(ctx, name, args...)
 	}

@@ -222,6 +222,11 @@ var brokens = []broken{
 	{"no SA", with(secret, running(func(s *tunnel.Status) { s.IPsec = "not established: no proposal chosen" }), replies(fine)),
 		[]Code{IPsecNotEstablished}, "no proposal chosen"},
 	{"no ESP", with(secret, running(func(s *tunnel.Status) { s.IPsec = "established aes; no ESP is received" }), replies(fine)), []Code{ESPFiltered}, ""},
+	{"an SA, and nothing comes", with(secret, running(func(s *tunnel.Status) { s.IPsec, s.KeepaliveState = "established aes", "lost" }), replies(Reply{Echo: true, Size: 1500})),
+		[]Code{PeerNotHeard}, "heard it last at"},
+	{"an MTU that is too large", with(replies(fine), func(l *lab) { l.config.MTU = 1500 }), []Code{MTUAbovePath}, "the MTU is 1500, and packets of 1500 are the longest that leave by eth0;"},
+	{"a path with less than its jumbo frames", with(replies(Reply{Echo: true, Protocol4: true, Size: 1500}), func(l *lab) { l.here.Run("ip", "link", "set", "eth0", "mtu", "9000") }),
+		[]Code{MTUAbovePath}, "--mtu 1480"},
 	{"Azure", with(file("sys/class/dmi/id/chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77\n"), replies(Reply{Echo: true, Size: 1500})),
 		[]Code{CloudDropsProtocol4, Protocol4Unanswered}, "this is Azure"},
 	{"nftables drops what comes", with(replies(fine), nft(strings.Replace(base, "%", "ip protocol 4 drop", 1))),
@@ -258,6 +263,10 @@ var brokens = []broken{
 		l.config.Addresses = nil
 		l.here.Sysctl("net.ipv4.conf.all.rp_filter", "1")
 	}), []Code{RPFilterTunnel}, "nothing is routed into it"},
+	{"rp_filter is strict and has dropped", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) {
+		l.here.Sysctl("net.ipv4.conf.ipip1.rp_filter", "1")
+		l.files["proc/thread-self/net/netstat"] = "TcpExt: SyncookiesSent IPReversePathFilter\nTcpExt: 1 77\nIpExt: InNoRoutes\nIpExt: 3\n"
+	}), []Code{RPFilterTunnel}, "dropped 77 packets"},
 	{"no /dev/net/tun", with(replies(fine), file("dev/net/tun", "-")), []Code{NoTUN}, "does not exist"},
 	{"no TUN in the kernel", with(replies(fine), environment(func(e *Environment) { e.OpenTUN = func() error { return syscall.ENODEV } })), []Code{NoTUN}, "modprobe tun"},
 	{"the container's device list", with(replies(fine), environment(func(e *Environment) { e.OpenTUN = func() error { return syscall.EPERM } })),
@@ -311,6 +320,11 @@ var brokens = []broken{
 				l.t.Fatal(err)
 			}
 			l.t.Cleanup(func() { c.Close() })
+			six, err := net.ListenPacket("udp6", "[::]:500")
+			if err != nil {
+				l.t.Fatal(err)
+			}
+			l.t.Cleanup(func() { six.Close() })
 		})
 	}), []Code{UDPPortTaken}, "doctor.test"},
 	{"networkd", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) {
@@ -328,6 +342,8 @@ var brokens = []broken{
 	{"no NTP", with(replies(fine), environment(func(e *Environment) { e.ClockSynchronized = func() (bool, error) { return false, nil } })),
 		[]Code{ClockNotSynchronized}, ""},
 	{"few files", with(replies(fine), environment(func(e *Environment) { e.MaxFiles = func() (uint64, error) { return 32, nil } })), []Code{TooFewFiles}, "the limit is 32"},
+	{"little memory, cgroup v1", with(replies(fine), file("proc/self/cgroup", "4:memory:/a/b\n0::/\n"), file("sys/fs/cgroup/memory/a/b/memory.limit_in_bytes", "8388608\n")),
+		[]Code{TooLittleMemory}, "8 MiB"},
 	{"little memory", with(replies(fine), file("proc/self/cgroup", "0::/a/b\n"), file("sys/fs/cgroup/a/memory.max", "8388608\n")), []Code{TooLittleMemory}, "8 MiB"},
 }
 

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
@@ -67,10 +68,10 @@ func (e *examination) rpFilter() {
 		if !strict {
 			continue
 		}
-		if dropped := e.counter("TcpExt", "IPReversePathFilter"); dropped > 0 {
+		if dropped := e.counter("TcpExt", "IPReversePathFilter"); dropped > 0 && s.running() {
 			e.found(RPFilterTunnel, s, fmt.Sprintf("rp_filter is strict on the tunnel's interface (%s), and this host has dropped %d packets by it", from, dropped),
 				"an inner packet is dropped whose source is not routed into the tunnel", "sysctl "+from+"=2, or routes for what is behind the peer")
-		} else if e.routedInto(s) == 0 {
+		} else if len(s.Config.Addresses)+len(s.Config.Routes)+len(e.routesInto(s)) == 0 {
 			e.found(RPFilterTunnel, s, fmt.Sprintf("rp_filter is strict on the tunnel's interface (%s), and nothing is routed into it", from),
 				"each inner packet that comes is dropped", "sysctl "+from+"=2, or --address and --route for what is behind the peer")
 		}
@@ -90,19 +91,6 @@ func (e *examination) strict(ifname string) (from string, strict bool) {
 		from = "net.ipv4.conf.all.rp_filter"
 	}
 	return from, max(all, own) == 1
-}
-
-// routedInto is how many addresses and routes lead into the tunnel.
-func (e *examination) routedInto(s *subject) int {
-	n := len(s.Config.Addresses) + len(s.Config.Routes)
-	if i, err := e.Interface(s.ifname); err == nil && s.running() {
-		routes, err := e.RoutesInto(i.Index)
-		if err != nil {
-			return n + 1 // not known
-		}
-		n += len(routes)
-	}
-	return n
 }
 
 // counter is one of /proc/net/netstat.
@@ -194,12 +182,14 @@ func (e *examination) udpPorts() {
 			continue
 		}
 		for _, port := range []int{500, ipv4.PortNATT} {
-			for address, inode := range taken[port] {
-				if address != s.local && !address.IsUnspecified() {
+			for _, address := range []netip.Addr{s.local, netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+				inode, ok := taken[port][address]
+				if !ok {
 					continue
 				}
 				e.found(UDPPortTaken, s, fmt.Sprintf("UDP port %d of %v is taken%s", port, address, e.holder(inode)),
 					"IKE needs it", fmt.Sprintf("stop strongSwan, libreswan or racoon, or the ipipd that has it, or have it leave this address: ss -ulpn sport = :%d", port))
+				break
 			}
 		}
 	}
@@ -242,9 +232,9 @@ func (e *examination) holder(inode string) string {
 // managers says if another program manages the tunnel's interface.
 func (e *examination) managers() {
 	for _, s := range e.tunnels {
-		i, err := e.Interface(s.ifname)
-		if err != nil || !s.running() {
-			e.skip(s, "who manages the interface shows when the tunnel runs")
+		i, ok := e.interfaces[s.ifname]
+		if !ok || !s.running() {
+			e.skip(nil, "who manages an interface shows when its tunnel runs")
 			continue
 		}
 		if state := keyOf(e.file(fmt.Sprintf("run/systemd/netif/links/%d", i.Index)), "ADMIN_STATE"); state != "" && state != "unmanaged" {
@@ -271,7 +261,7 @@ func keyOf(text, key string) string {
 
 // cilium says if Cilium is at work here.
 func (e *examination) cilium() {
-	if _, err := e.Interface("cilium_host"); err != nil {
+	if _, here := e.interfaces["cilium_host"]; !here {
 		return
 	}
 	for _, s := range e.tunnels {
@@ -295,11 +285,11 @@ func (e *examination) fastPath() {
 				continue
 			}
 		default:
-			for _, reason := range []string{s.answer.Bypass, s.answer.Ingress} {
-				if reason != "" && why == "" {
-					why = reason
-				}
-			}
+			why = cmp.Or(s.answer.Bypass, s.answer.Ingress)
+		}
+		if strings.HasPrefix(why, "cannot tell") && !s.running() {
+			e.skip(s, "%s", why)
+			continue
 		}
 		if why != "" {
 			e.found(FastPathOff, s, "the fast path is off: "+why, "packets go through userspace, which is slower", "see docs/fast-path.md; nothing, if it is fast enough")

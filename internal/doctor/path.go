@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ipipd/internal/ipv4"
+	"ipipd/internal/netstate"
 	"ipipd/internal/tunnel"
 	"ipipd/keepalive"
 )
@@ -39,11 +40,11 @@ type Reply struct {
 	Size, TooBig int
 }
 
-// maxSized bounds the tunnels whose path MTU is probed: each takes up to ten large pings.
+// maxSized bounds the tunnels whose path MTU is probed: each takes some fifteen pings.
 const maxSized = 64
 
-// sizes are the MTUs of common links below Ethernet's, largest first.
-var sizes = []int{1492, 1480, 1472, 1460, 1440, 1420, 1400, 1380, 1280, 1024, 576}
+// sizes are the MTUs of common links, largest first.
+var sizes = []int{8900, 4352, 1500, 1492, 1480, 1472, 1460, 1440, 1420, 1400, 1380, 1280, 1024, 576}
 
 // probe asks all remotes, at once.
 func (e *examination) probe() {
@@ -76,7 +77,7 @@ func (e *examination) probe() {
 	if len(asks) == 0 {
 		return
 	}
-	replies, err := e.Probe(e, asks)
+	replies, err := e.Probe(e.ctx, asks)
 	if errors.Is(err, fs.ErrPermission) {
 		e.skip(nil, "not probed: run it as root (CAP_NET_RAW)")
 		return
@@ -160,7 +161,9 @@ func (e *examination) reachable(s *subject) {
 		return
 	}
 	if s.encrypted {
-		if r.Reporter.IsValid() {
+		if down {
+			e.found(PeerNotHeard, s, s.silence(), "the SA is there, and nothing of the peer comes by it: it may have lost its own", e.watch(s))
+		} else if r.Reporter.IsValid() {
 			e.unreachable(s, r)
 		} else if !s.running() {
 			e.skip(s, "whether IKE and ESP pass shows when the tunnel runs")
@@ -210,6 +213,9 @@ func (s *subject) silence() string {
 
 // watch is how to find out where protocol 4 gets lost, with what is known of this host's cloud.
 func (e *examination) watch(s *subject) string {
+	if s.encrypted {
+		return fmt.Sprintf("tcpdump -ni %s 'ip proto 50 or udp port 500 or udp port 4500' at both ends; ipipd print %s", s.dumpDevice(), quote(s.name))
+	}
 	do := fmt.Sprintf("tcpdump -ni %s 'ip proto 4' at both ends, and let IP protocol 4 in from the other end where it is lost", s.dumpDevice())
 	if c := e.cloudHere(); c != nil && c.hint != "" {
 		do += "; " + c.hint
@@ -255,16 +261,16 @@ func (e *examination) cloudHere() *cloudOf {
 
 // cloud says that this host's cloud passes no protocol 4.
 func (e *examination) cloud() {
-	if _, err := fs.Stat(e.Files, "sys/class/dmi/id"); err != nil && len(e.tunnels) > 0 {
-		e.skip(nil, "which cloud this is, is not known: there is no /sys/class/dmi/id")
-		return
-	}
+	_, err := fs.Stat(e.Files, "sys/class/dmi/id")
 	c := e.cloudHere()
-	if c == nil || !c.drops {
-		return
-	}
 	for _, s := range e.tunnels {
 		if s.encrypted || s.heard() {
+			continue
+		}
+		if err != nil {
+			e.skip(nil, "which cloud this is, is not known: there is no /sys/class/dmi/id")
+		}
+		if c == nil || !c.drops {
 			continue
 		}
 		e.found(CloudDropsProtocol4, s, "this is "+c.name+", whose network passes no protocol 4", "no packet of the tunnel arrives",
@@ -304,11 +310,14 @@ func (e *examination) pathMTU() {
 		if mtu <= path-overhead {
 			continue
 		}
-		how := "pings of more get no answer"
-		if r.TooBig == path {
-			how = "a router says so by ICMP"
+		what := fmt.Sprintf("the path takes packets of %d: longer pings get no answer", path)
+		switch path {
+		case s.answer.Route.MTU:
+			what = fmt.Sprintf("packets of %d are the longest that leave by %s", path, s.device())
+		case r.TooBig:
+			what = fmt.Sprintf("the path takes packets of %d: a router says so by ICMP", path)
 		}
-		e.found(MTUAbovePath, s, fmt.Sprintf("the MTU is %d, and the path takes packets of %d: %s", mtu, path, how),
+		e.found(MTUAbovePath, s, fmt.Sprintf("the MTU is %d, and %s", mtu, what),
 			fmt.Sprintf("longer packets are fragmented or lost: %d fit without", path-overhead),
 			fmt.Sprintf("--mtu %d at both ends", path-overhead))
 	}
@@ -327,29 +336,33 @@ func (s *subject) mtu() int {
 
 // routesMTU looks for routes into the interface that allow more than it takes.
 func (e *examination) routesMTU(s *subject) {
-	i, err := e.Interface(s.ifname)
-	if err != nil || !s.running() {
-		return
-	}
-	routes, err := e.RoutesInto(i.Index)
-	if err != nil {
-		e.skip(s, "the routes into %s cannot be read: %v", s.ifname, err)
-		return
-	}
-	for _, r := range routes {
+	mtu := e.interfaces[s.ifname].MTU
+	for _, r := range e.routesInto(s) {
 		const headers = 40 // of IPv4 and TCP, without options
 		what := ""
 		switch {
-		case r.MTU > i.MTU:
+		case r.MTU > mtu:
 			what = fmt.Sprintf("the route %v dev %s has mtu %d", r.Prefix, s.ifname, r.MTU)
-		case r.AdvMSS > i.MTU-headers:
+		case r.AdvMSS > mtu-headers:
 			what = fmt.Sprintf("the route %v dev %s has advmss %d", r.Prefix, s.ifname, r.AdvMSS)
 		default:
 			continue
 		}
-		e.found(RouteIgnoresMTU, s, fmt.Sprintf("%s, and the interface's MTU is %d", what, i.MTU),
+		e.found(RouteIgnoresMTU, s, fmt.Sprintf("%s, and the interface's MTU is %d", what, mtu),
 			"packets by that route are too large for the tunnel", fmt.Sprintf("ip route change %v dev %s", r.Prefix, s.ifname))
 	}
+}
+
+// routesInto are the routes into the interface of a running tunnel.
+func (e *examination) routesInto(s *subject) []netstate.RouteMetrics {
+	if !s.running() || e.interfaces[s.ifname].Index == 0 {
+		return nil
+	}
+	routes, err := e.routes()
+	if err != nil {
+		e.skip(nil, "the routes into the tunnels are not known: %v", err)
+	}
+	return routes[e.interfaces[s.ifname].Index]
 }
 
 // keepalive says if nobody can answer the probes.

@@ -26,14 +26,15 @@ func KernelTunnels() (tunnels []KernelTunnel, err error) {
 	return tunnels, nil
 }
 
-// RoutesInto returns the unicast routes into an interface, of all tables, in the network namespace of the
-// calling thread.
-func RoutesInto(ifindex int) (routes []RouteMetrics, err error) {
-	filter := &netlink.Route{LinkIndex: ifindex, Table: unix.RT_TABLE_UNSPEC, Type: unix.RTN_UNICAST}
-	list, err := netlink.RouteListFiltered(netlink.FAMILY_V4, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+// RoutesByInterface returns the unicast routes of all tables in the network namespace of the calling thread,
+// by the index of the interface that they lead into; those of several next hops are not among them.
+func RoutesByInterface() (routes map[int][]RouteMetrics, err error) {
+	filter := &netlink.Route{Table: unix.RT_TABLE_UNSPEC, Type: unix.RTN_UNICAST}
+	list, err := netlink.RouteListFiltered(netlink.FAMILY_V4, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("list the routes: %w", err)
 	}
+	routes = map[int][]RouteMetrics{}
 	for _, r := range list {
 		prefix := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 		if r.Dst != nil {
@@ -41,7 +42,7 @@ func RoutesInto(ifindex int) (routes []RouteMetrics, err error) {
 			bits, _ := r.Dst.Mask.Size()
 			prefix = netip.PrefixFrom(address, bits)
 		}
-		routes = append(routes, RouteMetrics{prefix, r.MTU, r.AdvMSS})
+		routes[r.LinkIndex] = append(routes[r.LinkIndex], RouteMetrics{prefix, r.MTU, r.AdvMSS})
 	}
 	return routes, nil
 }
