@@ -128,6 +128,7 @@ type subject struct {
 	local, remote netip.Addr // the outer addresses in use; invalid if not known
 	answer        *netstate.Answer
 	reply         *Reply // nil if it was not probed
+	unsized       bool   // no Ask.Sizes
 	encrypted     bool
 }
 

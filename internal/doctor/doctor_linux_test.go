@@ -41,6 +41,12 @@ func TestExamine_broken(t *testing.T) {
 			if f.What == "" || f.Why == "" || f.Do == "" {
 				t.Errorf("%+v lacks something", f)
 			}
+			if b.mended {
+				l.here.Run("sh", "-c", f.Do)
+				if got := codes(l.examine()); slices.Contains(got, f.Code) {
+					t.Errorf("after %s it is still so", f.Do)
+				}
+			}
 		})
 	}
 }

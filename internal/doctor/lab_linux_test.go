@@ -145,6 +145,8 @@ type broken struct {
 	by   func(*lab)
 	want []Code
 	says string // in the text of the first of want
+	// mended: the first of want is not named any more when its Do was executed.
+	mended bool
 }
 
 // secret encrypts the tunnel.
@@ -201,46 +203,46 @@ func environment(change func(*Environment)) func(*lab) {
 }
 
 var brokens = []broken{
-	{"the peer has no tunnel", func(*lab) {}, []Code{PeerNotSetUp}, "protocol unreachable"},
+	{"the peer has no tunnel", func(*lab) {}, []Code{PeerNotSetUp}, "protocol unreachable", false},
 	{"protocol 4 is filtered and the tunnel runs", func(l *lab) {
 		l.there.Run("nft", "table inet x { chain y { type filter hook prerouting priority 0; ip protocol 4 drop; }; }")
 		l.up(state(keepalive.NeverHeard), "--keepalive", "1s,1")
-	}, []Code{Protocol4Filtered}, "has never heard it"},
+	}, []Code{Protocol4Filtered}, "has never heard it", false},
 	{"protocol 4 is filtered", func(l *lab) {
 		l.there.Run("nft", "table inet x { chain y { type filter hook prerouting priority 0; ip protocol 4 drop; }; }")
-	}, []Code{Protocol4Unanswered}, "192.0.2.2 answers pings"},
+	}, []Code{Protocol4Unanswered}, "192.0.2.2 answers pings", false},
 	{"the peer has gone", func(l *lab) {
 		l.up(state(keepalive.NeverHeard), "--keepalive", "1s,1")
 		l.there.Run("nft", "table inet x { chain y { type filter hook prerouting priority 0; drop; }; }")
-	}, []Code{PeerNotHeard}, "no pings either"},
+	}, []Code{PeerNotHeard}, "no pings either", false},
 	{"nobody is there", func(l *lab) {
 		l.there.Run("nft", "table inet x { chain y { type filter hook prerouting priority 0; drop; }; }")
-	}, []Code{RemoteSilent}, ""},
+	}, []Code{RemoteSilent}, "", false},
 	{"a router says no", func(l *lab) {
 		l.there.Run("nft", "table inet x { chain y { type filter hook input priority 0; ip protocol 4 reject with icmp admin-prohibited; }; }")
-	}, []Code{RemoteUnreachable}, "code 13"},
+	}, []Code{RemoteUnreachable}, "code 13", false},
 	{"no SA", with(secret, running(func(s *tunnel.Status) { s.IPsec = "not established: no proposal chosen" }), replies(fine)),
-		[]Code{IPsecNotEstablished}, "no proposal chosen"},
-	{"no ESP", with(secret, running(func(s *tunnel.Status) { s.IPsec = "established aes; no ESP is received" }), replies(fine)), []Code{ESPFiltered}, ""},
+		[]Code{IPsecNotEstablished}, "no proposal chosen", false},
+	{"no ESP", with(secret, running(func(s *tunnel.Status) { s.IPsec = "established aes; no ESP is received" }), replies(fine)), []Code{ESPFiltered}, "", false},
 	{"an SA, and nothing comes", with(secret, running(func(s *tunnel.Status) { s.IPsec, s.KeepaliveState = "established aes", "lost" }), replies(Reply{Echo: true, Size: 1500})),
-		[]Code{PeerNotHeard}, "heard it last at"},
-	{"an MTU that is too large", with(replies(fine), func(l *lab) { l.config.MTU = 1500 }), []Code{MTUAbovePath}, "the MTU is 1500, and packets of 1500 are the longest that leave by eth0;"},
+		[]Code{PeerNotHeard}, "heard it last at", false},
+	{"an MTU that is too large", with(replies(fine), func(l *lab) { l.config.MTU = 1500 }), []Code{MTUAbovePath}, "the MTU is 1500, and packets of 1500 are the longest that leave by eth0;", false},
 	{"a path with less than its jumbo frames", with(replies(Reply{Echo: true, Protocol4: true, Size: 1500}), func(l *lab) { l.here.Run("ip", "link", "set", "eth0", "mtu", "9000") }),
-		[]Code{MTUAbovePath}, "--mtu 1480"},
+		[]Code{MTUAbovePath}, "--mtu 1480", false},
 	{"Azure", with(file("sys/class/dmi/id/chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77\n"), replies(Reply{Echo: true, Size: 1500})),
-		[]Code{CloudDropsProtocol4, Protocol4Unanswered}, "this is Azure"},
+		[]Code{CloudDropsProtocol4, Protocol4Unanswered}, "this is Azure", false},
 	{"nftables drops what comes", with(replies(fine), nft(strings.Replace(base, "%", "ip protocol 4 drop", 1))),
-		[]Code{FirewallDrops, FastPathOff}, "received from 192.0.2.2 is dropped: nftables: table inet filter, chain input"},
+		[]Code{FirewallDrops, FastPathOff}, "received from 192.0.2.2 is dropped: nftables: table inet filter, chain input", true},
 	{"nftables drops what is sent", with(replies(fine), nft("table ip x { chain y { type filter hook output priority 0; policy drop; ip protocol icmp accept; }; }")),
-		[]Code{FirewallDrops, FastPathOff}, "table ip x, chain y, its policy"},
+		[]Code{FirewallDrops, FastPathOff}, "table ip x, chain y, its policy", true},
 	{"iptables drops", with(replies(fine), func(l *lab) {
 		l.here.Run("iptables-nft", "-N", "mine")
 		l.here.Run("iptables-nft", "-A", "INPUT", "-i", "eth0", "-m", "conntrack", "--ctstate", "NEW,ESTABLISHED", "-j", "mine")
 		l.here.Run("iptables-nft", "-A", "mine", "-s", remote, "-p", "4", "-m", "comment", "--comment", "no \"IPIP\" here", "-j", "REJECT")
-	}), []Code{FirewallDrops, FastPathOff}, "iptables: table filter, chain mine"},
+	}), []Code{FirewallDrops, FastPathOff}, "iptables: table filter, chain mine", true},
 	{"only answers", with(replies(fine), nft(strings.Replace(base, "accept; %", "drop; ct state vmap { established : accept, related : accept }; iif lo accept", 1))),
-		[]Code{FirewallConntrack, FastPathOff}, "only as an answer"},
-	{"protocol 94", with(replies(fine), nft(strings.Replace(base, "%", "ip protocol 94 accept", 1))), []Code{FirewallProtocol94, FastPathOff}, "protocol 94"},
+		[]Code{FirewallConntrack, FastPathOff}, "only as an answer", true},
+	{"protocol 94", with(replies(fine), nft(strings.Replace(base, "%", "ip protocol 94 accept", 1))), []Code{FirewallProtocol94, FastPathOff}, "protocol 94", false},
 	{"Calico", with(replies(fine), environment(func(e *Environment) {
 		e.Command = func(_ context.Context, name string, _ ...string) ([]byte, error) {
 			if name == "nft" {
@@ -249,7 +251,7 @@ var brokens = []broken{
 			return []byte("*filter\n:INPUT ACCEPT [0:0]\n:cali-INPUT - [0:0]\n-A INPUT -m comment --comment \"cali:Cz_u1\" -j cali-INPUT\n" +
 				"-A cali-INPUT -p ipencap -m comment --comment \"Drop IPIP packets from non-Calico hosts\" -j DROP\nCOMMIT\n"), nil
 		}
-	})), []Code{CalicoDrops}, "Calico drops protocol 4"},
+	})), []Code{CalicoDrops}, "Calico drops protocol 4", false},
 	{"rp_filter is strict and the way back another", with(replies(fine), func(l *lab) {
 		l.here.Run("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "nowhere")
 		l.here.Run("ip", "address", "add", "203.0.113.1/24", "dev", "eth1")
@@ -258,61 +260,61 @@ var brokens = []broken{
 		l.here.Run("ip", "route", "add", remote, "dev", "eth1", "table", "77")
 		l.config.FwMark = 7
 		l.here.Sysctl("net.ipv4.conf.all.rp_filter", "1")
-	}), []Code{RPFilterUnderlay}, "net.ipv4.conf.all.rp_filter"},
+	}), []Code{RPFilterUnderlay}, "net.ipv4.conf.all.rp_filter", true},
 	{"rp_filter is strict and nothing routed", with(replies(fine), func(l *lab) {
 		l.config.Addresses = nil
 		l.here.Sysctl("net.ipv4.conf.all.rp_filter", "1")
-	}), []Code{RPFilterTunnel}, "nothing is routed into it"},
+	}), []Code{RPFilterTunnel}, "nothing is routed into it", false},
 	{"rp_filter is strict and has dropped", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) {
 		l.here.Sysctl("net.ipv4.conf.ipip1.rp_filter", "1")
 		l.files["proc/thread-self/net/netstat"] = "TcpExt: SyncookiesSent IPReversePathFilter\nTcpExt: 1 77\nIpExt: InNoRoutes\nIpExt: 3\n"
-	}), []Code{RPFilterTunnel}, "dropped 77 packets"},
-	{"no /dev/net/tun", with(replies(fine), file("dev/net/tun", "-")), []Code{NoTUN}, "does not exist"},
-	{"no TUN in the kernel", with(replies(fine), environment(func(e *Environment) { e.OpenTUN = func() error { return syscall.ENODEV } })), []Code{NoTUN}, "modprobe tun"},
+	}), []Code{RPFilterTunnel}, "dropped 77 packets", false},
+	{"no /dev/net/tun", with(replies(fine), file("dev/net/tun", "-")), []Code{NoTUN}, "does not exist", false},
+	{"no TUN in the kernel", with(replies(fine), environment(func(e *Environment) { e.OpenTUN = func() error { return syscall.ENODEV } })), []Code{NoTUN}, "modprobe tun", false},
 	{"the container's device list", with(replies(fine), environment(func(e *Environment) { e.OpenTUN = func() error { return syscall.EPERM } })),
-		[]Code{TUNForbidden}, "cgroup"},
-	{"no capabilities", with(replies(fine), file("proc/self/status", "Name:\tx\nCapEff:\t0000008000002000\n")), []Code{NoCapabilities}, "lacks CAP_NET_ADMIN;"},
-	{"no CAP_BPF", with(replies(fine), file("proc/self/status", "CapEff:\t0000000000003000\n")), []Code{NoFastPathCapability}, ""},
+		[]Code{TUNForbidden}, "cgroup", false},
+	{"no capabilities", with(replies(fine), file("proc/self/status", "Name:\tx\nCapEff:\t0000008000002000\n")), []Code{NoCapabilities}, "lacks CAP_NET_ADMIN;", false},
+	{"no CAP_BPF", with(replies(fine), file("proc/self/status", "CapEff:\t0000000000003000\n")), []Code{NoFastPathCapability}, "", false},
 	{"a path with a small MTU", func(l *lab) {
 		l.upThere()
 		l.there.Run("ip", "link", "set", "eth0", "mtu", "1400")
-	}, []Code{MTUAbovePath}, "--mtu 1380"},
+	}, []Code{MTUAbovePath}, "--mtu 1380", false},
 	{"a route that is too large", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) {
 		l.here.Run("ip", "route", "add", "10.20.0.0/16", "dev", "ipip1", "advmss", "1460")
-	}), []Code{RouteIgnoresMTU}, "10.20.0.0/16 dev ipip1 has advmss 1460"},
-	{"MSS", with(replies(fine), func(l *lab) { l.config.ClampTCPMSS = false }), []Code{MSSNotClamped}, ""},
+	}), []Code{RouteIgnoresMTU}, "10.20.0.0/16 dev ipip1 has advmss 1460", false},
+	{"MSS", with(replies(fine), func(l *lab) { l.config.ClampTCPMSS = false }), []Code{MSSNotClamped}, "", false},
 	{"1:1 NAT", with(replies(fine), func(l *lab) {
 		l.here.Run("ip", "address", "add", "10.0.0.5/24", "dev", "eth0")
 		l.config.LocalAddress = netip.MustParseAddr("10.0.0.5")
-	}), []Code{KeepaliveBehindNAT}, "10.0.0.5 is private"},
-	{"the kernel's module", with(replies(fine), file("sys/module/ipip", "")), []Code{KernelIPIP}, "rmmod ipip"},
+	}), []Code{KeepaliveBehindNAT}, "10.0.0.5 is private", false},
+	{"the kernel's module", with(replies(fine), file("sys/module/ipip", "")), []Code{KernelIPIP}, "rmmod ipip", false},
 	{"no such name", func(l *lab) {
 		l.config.RemoteAddress = "nobody.invalid"
 		l.change = func(e *Environment) {
 			e.Resolve = func(context.Context, string) (netip.Addr, error) { return netip.Addr{}, errors.New("no such host") }
 		}
-	}, []Code{NameNotResolved}, "nobody.invalid"},
-	{"no route", func(l *lab) { l.config.RemoteAddress = "198.51.100.7" }, []Code{NoRoute}, ""},
+	}, []Code{NameNotResolved}, "nobody.invalid", false},
+	{"no route", func(l *lab) { l.config.RemoteAddress = "198.51.100.7" }, []Code{NoRoute}, "", false},
 	{"itself", func(l *lab) {
 		l.here.Run("ip", "address", "add", "192.0.2.9/24", "dev", "eth0")
 		l.config.RemoteAddress = "192.0.2.9"
-	}, []Code{RemoteIsLocal}, ""},
+	}, []Code{RemoteIsLocal}, "", false},
 	{"a loop", with(replies(fine), func(l *lab) {
 		l.config.Routes = []netstate.InterfaceRoute{{Prefix: netip.MustParsePrefix("192.0.2.2/32")}}
-	}), []Code{RouteLoop}, "--route 192.0.2.2/32"},
-	{"no local address", func(l *lab) { l.config.LocalAddress = netip.MustParseAddr("192.0.2.200") }, []Code{NoLocalAddress}, ""},
+	}), []Code{RouteLoop}, "--route 192.0.2.2/32", false},
+	{"no local address", func(l *lab) { l.config.LocalAddress = netip.MustParseAddr("192.0.2.200") }, []Code{NoLocalAddress}, "", false},
 	{"two with the same pair", with(replies(fine), func(l *lab) { l.more = []Tunnel{{Config: l.config}}; l.more[0].Config.Name = "ipip2" }),
-		[]Code{SamePair}, "as ipip1"},
+		[]Code{SamePair}, "as ipip1", false},
 	{"another process has the pair", with(replies(fine), func(l *lab) {
 		other := tunnel.NewStatus(&l.config)
 		other.CurrentLocalAddress, other.CurrentRemoteAddress = local, remote
 		l.others = []tunnel.Status{other}
-	}), []Code{SamePair}, ""},
+	}), []Code{SamePair}, "", false},
 	{"the kernel has the pair", with(replies(fine), environment(func(e *Environment) {
 		e.KernelTunnels = func() ([]netstate.KernelTunnel, error) {
 			return []netstate.KernelTunnel{{Name: "tunl1", Local: netip.MustParseAddr(local), Remote: netip.MustParseAddr(remote)}}, nil
 		}
-	})), []Code{SamePair}, "ip link delete tunl1"},
+	})), []Code{SamePair}, "ip link delete tunl1", false},
 	{"UDP 500", with(secret, replies(Reply{Echo: true, Size: 1500}), func(l *lab) {
 		l.here.Do(func() {
 			c, err := net.ListenPacket("udp4", "0.0.0.0:500")
@@ -326,25 +328,25 @@ var brokens = []broken{
 			}
 			l.t.Cleanup(func() { six.Close() })
 		})
-	}), []Code{UDPPortTaken}, "doctor.test"},
+	}), []Code{UDPPortTaken}, "doctor.test", false},
 	{"networkd", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) {
 		l.files["run/systemd/netif/links/"+index(l)] = "ADMIN_STATE=configured\nOPER_STATE=routable\n"
-	}), []Code{ManagedByNetworkd}, "Name=ipip1"},
+	}), []Code{ManagedByNetworkd}, "Name=ipip1", false},
 	{"NetworkManager", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) {
 		l.files["run/NetworkManager/devices/"+index(l)] = "[device]\nmanaged=true\n"
-	}), []Code{ManagedByNM}, ""},
+	}), []Code{ManagedByNM}, "", false},
 	{"Cilium", with(replies(fine), func(l *lab) {
 		l.here.Run("ip", "link", "add", "cilium_host", "type", "veth", "peer", "name", "nowhere")
 	}),
-		[]Code{CiliumDrops}, ""},
-	{"the fast path", with(running(func(s *tunnel.Status) { s.FastPath = "nftables has rules in chain x of table y" }), replies(fine)), []Code{FastPathOff}, "chain x"},
-	{"the clock", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) { l.started = time.Now().Add(time.Hour) }), []Code{ClockJump}, "1h0m"},
+		[]Code{CiliumDrops}, "", false},
+	{"the fast path", with(running(func(s *tunnel.Status) { s.FastPath = "nftables has rules in chain x of table y" }), replies(fine)), []Code{FastPathOff}, "chain x", false},
+	{"the clock", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) { l.started = time.Now().Add(time.Hour) }), []Code{ClockJump}, "1h0m", false},
 	{"no NTP", with(replies(fine), environment(func(e *Environment) { e.ClockSynchronized = func() (bool, error) { return false, nil } })),
-		[]Code{ClockNotSynchronized}, ""},
-	{"few files", with(replies(fine), environment(func(e *Environment) { e.MaxFiles = func() (uint64, error) { return 32, nil } })), []Code{TooFewFiles}, "the limit is 32"},
+		[]Code{ClockNotSynchronized}, "", false},
+	{"few files", with(replies(fine), environment(func(e *Environment) { e.MaxFiles = func() (uint64, error) { return 32, nil } })), []Code{TooFewFiles}, "the limit is 32", false},
 	{"little memory, cgroup v1", with(replies(fine), file("proc/self/cgroup", "4:memory:/a/b\n0::/\n"), file("sys/fs/cgroup/memory/a/b/memory.limit_in_bytes", "8388608\n")),
-		[]Code{TooLittleMemory}, "8 MiB"},
-	{"little memory", with(replies(fine), file("proc/self/cgroup", "0::/a/b\n"), file("sys/fs/cgroup/a/memory.max", "8388608\n")), []Code{TooLittleMemory}, "8 MiB"},
+		[]Code{TooLittleMemory}, "8 MiB", false},
+	{"little memory", with(replies(fine), file("proc/self/cgroup", "0::/a/b\n"), file("sys/fs/cgroup/a/memory.max", "8388608\n")), []Code{TooLittleMemory}, "8 MiB", false},
 }
 
 // index is that of the tunnel's interface.

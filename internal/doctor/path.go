@@ -64,7 +64,9 @@ func (e *examination) probe() {
 		if !s.encrypted && !s.heard() {
 			a.Inner = s.probes()
 		}
-		if sized++; sized <= maxSized {
+		if sized++; sized > maxSized {
+			s.unsized = true
+		} else {
 			a.Sizes = []int{s.answer.Route.MTU}
 			for _, size := range sizes {
 				if size < s.answer.Route.MTU {
@@ -294,6 +296,9 @@ func (e *examination) pathMTU() {
 		switch {
 		case r == nil:
 			e.skip(s, "the path was not probed")
+			continue
+		case s.unsized:
+			e.skip(nil, "the paths of the first %d tunnels are probed, not those of all: give a NAME", maxSized)
 			continue
 		case r.Size == 0 && r.TooBig == 0:
 			e.skip(s, "the remote answers no ping with DF=1, by which the path's MTU is measured")
