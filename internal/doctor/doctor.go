@@ -93,7 +93,7 @@ type Tunnel struct {
 	Started time.Time
 }
 
-// Environment is the host. Examine calls its functions on one goroutine.
+// Environment is the host. Examine calls its functions on one goroutine, but for Resolve.
 type Environment struct {
 	// Files is the root of the file system.
 	Files fs.FS
@@ -107,6 +107,7 @@ type Environment struct {
 	Interfaces func() ([]net.Interface, error)
 	// OpenTUN opens /dev/net/tun and closes it.
 	OpenTUN func() error
+	// Resolve is called concurrently.
 	Resolve func(ctx context.Context, name string) (netip.Addr, error)
 	// Command runs a program that only reads; the error is exec.ErrNotFound without it.
 	Command func(ctx context.Context, name string, args ...string) ([]byte, error)
@@ -159,6 +160,7 @@ type examination struct {
 	rules   *ruleset
 	// interfaces are by name. routes are read once, by routesInto.
 	interfaces map[string]net.Interface
+	names      map[string]func() (netip.Addr, error) // of remotes
 	routes     func() (map[int][]netstate.RouteMetrics, error)
 }
 
@@ -225,6 +227,7 @@ func Examine(ctx context.Context, env *Environment, tunnels []Tunnel, others []t
 	for _, i := range all {
 		e.interfaces[i.Name] = i
 	}
+	defer e.resolve(tunnels)()
 	for i := range tunnels {
 		s := e.subject(&tunnels[i])
 		e.tunnels = append(e.tunnels, s)
@@ -251,17 +254,12 @@ func (e *examination) subject(t *Tunnel) *subject {
 		s.name = cmp.Or(s.Status.Name(), s.name)
 		s.ifname = cmp.Or(s.Status.Interface, tunnel.InterfaceName(s.name))
 		s.local, _ = netip.ParseAddr(s.Status.CurrentLocalAddress)
-		s.remote, _ = netip.ParseAddr(s.Status.CurrentRemoteAddress)
 	}
-	if !s.remote.IsValid() {
-		s.remote, _ = netip.ParseAddr(c.RemoteAddress)
-	}
+	s.remote = knownRemote(t)
 	if !s.remote.IsValid() {
 		e.check = "route"
-		ctx, cancel := context.WithTimeout(e.ctx, resolveTimeout)
-		defer cancel()
 		var err error
-		if s.remote, err = e.Resolve(ctx, c.RemoteAddress); err != nil {
+		if s.remote, err = e.names[c.RemoteAddress](); err != nil {
 			e.found(NameNotResolved, s, fmt.Sprintf("the name %s is not resolved: %v", c.RemoteAddress, err),
 				"there is no address to send to", "getent ahostsv4 "+c.RemoteAddress)
 			return s
@@ -284,8 +282,35 @@ func (e *examination) subject(t *Tunnel) *subject {
 	return s
 }
 
-// resolveTimeout bounds the look-up of a name.
-const resolveTimeout = 5 * time.Second
+// knownRemote is the remote's address; invalid if it is a name that nobody has looked up.
+func knownRemote(t *Tunnel) netip.Addr {
+	if t.Status != nil {
+		if a, err := netip.ParseAddr(t.Status.CurrentRemoteAddress); err == nil {
+			return a
+		}
+	}
+	a, _ := netip.ParseAddr(t.Config.RemoteAddress)
+	return a
+}
+
+// resolveTimeout bounds the look-up of all names.
+const resolveTimeout = 10 * time.Second
+
+// resolve begins to look up the names among tunnels, each once.
+func (e *examination) resolve(tunnels []Tunnel) (done func()) {
+	ctx, cancel := context.WithTimeout(e.ctx, resolveTimeout)
+	e.names = map[string]func() (netip.Addr, error){}
+	for i := range tunnels {
+		name := tunnels[i].Config.RemoteAddress
+		if knownRemote(&tunnels[i]).IsValid() || e.names[name] != nil {
+			continue
+		}
+		lookUp := sync.OnceValues(func() (netip.Addr, error) { return e.Resolve(ctx, name) })
+		e.names[name] = lookUp
+		go lookUp()
+	}
+	return cancel
+}
 
 // Add adds a Finding about the host, from the caller.
 func (r *Report) Add(code Code, what, why, do string) {

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -19,7 +21,7 @@ import (
 
 // Each code is named where it is the case, with what mends it, and nothing else is.
 func TestExamine_broken(t *testing.T) {
-	for _, tool := range []string{"nft", "iptables-nft"} {
+	for _, tool := range []string{"nft", "iptables-nft", "sysctl"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("needs %s", tool)
 		}
@@ -134,6 +136,31 @@ func TestExamine_many(t *testing.T) {
 	l.examine()
 	if probed != 1 || listed != 3 {
 		t.Errorf("probed %d times, listed %d times: want 1 and 3", probed, listed)
+	}
+}
+
+// Names are looked up beside each other: many that nobody answers for take as long as one.
+func TestExamine_names(t *testing.T) {
+	l := newLab(t)
+	l.config.RemoteAddress = "a.invalid"
+	for _, name := range []string{"b.invalid", "a.invalid"} {
+		more := Tunnel{Config: l.config}
+		more.Config.RemoteAddress = name
+		l.more = append(l.more, more)
+	}
+	var asked atomic.Int32
+	both := make(chan struct{})
+	l.change = func(e *Environment) {
+		e.Resolve = func(context.Context, string) (netip.Addr, error) {
+			if asked.Add(1) == 2 {
+				close(both)
+			}
+			<-both
+			return netip.Addr{}, errors.New("no such host")
+		}
+	}
+	if got := codes(l.examine()); !slices.Equal(got, []Code{NameNotResolved, NameNotResolved, NameNotResolved}) || asked.Load() != 2 {
+		t.Errorf("%q is named, and %d names were looked up", got, asked.Load())
 	}
 }
 

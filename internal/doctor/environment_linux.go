@@ -23,6 +23,7 @@ import (
 // closes it.
 func Host() (env *Environment, closeAll func()) {
 	network, openErr := netstate.Open(netstate.Options{})
+	resolver := resolve.New()
 	closeAll = func() {
 		if openErr == nil {
 			network.Close()
@@ -50,7 +51,7 @@ func Host() (env *Environment, closeAll func()) {
 			return unix.Close(fd)
 		},
 		Resolve: func(ctx context.Context, name string) (netip.Addr, error) {
-			answer, err := resolve.New().Lookup(ctx, name)
+			answer, err := resolver.Lookup(ctx, name)
 			if err != nil {
 				return netip.Addr{}, err
 			}

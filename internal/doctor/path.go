@@ -40,6 +40,9 @@ type Reply struct {
 	Size, TooBig int
 }
 
+// prohibited reports whether a filter says so (RFC 1812, section 5.2.7.1).
+func (r *Reply) prohibited() bool { return r.Code == 9 || r.Code == 10 || r.Code == 13 }
+
 // maxSized bounds the tunnels whose path MTU is probed: each takes some fifteen pings.
 const maxSized = 64
 
@@ -178,7 +181,7 @@ func (e *examination) reachable(s *subject) {
 		e.found(PeerNotSetUp, s, fmt.Sprintf("%v answers ICMP protocol unreachable: nothing there takes protocol 4", s.remote),
 			"protocol 4 gets there, and the other end has no tunnel for it",
 			fmt.Sprintf("set up the other end, its addresses the mirror of these: ipipd peer-config %s --for linux", quote(s.name)))
-	case r.Reporter.IsValid():
+	case r.Reporter.IsValid() && (!r.Echo || r.prohibited()):
 		e.unreachable(s, r)
 	case r.Echo && down:
 		e.found(Protocol4Filtered, s, fmt.Sprintf("%v answers pings, and no protocol 4 comes from it: %s", s.remote, s.silence()),
@@ -197,7 +200,7 @@ func (e *examination) reachable(s *subject) {
 
 func (e *examination) unreachable(s *subject, r *Reply) {
 	why, do := "there is no way to the remote behind that router", fmt.Sprintf("traceroute -n %v", s.remote)
-	if r.Code == 9 || r.Code == 10 || r.Code == 13 {
+	if r.prohibited() {
 		why, do = "a filter there prohibits it, and says so", fmt.Sprintf("let IP protocol 4 from %v in at %v", s.local, r.Reporter)
 	} else if r.Reporter == s.local {
 		why, do = "the next hop does not answer ARP", fmt.Sprintf("ip neighbour show dev %s; ip route get %v", s.device(), s.remote)
