@@ -110,9 +110,29 @@ not be examined at all. What was not checked is listed, with the reason.`,
 }
 
 func doctorRun(ctx context.Context, o *doctorOptions) error {
-	tunnels, others, problem, err := o.tunnels()
+	report, _, err := o.examine(ctx)
 	if err != nil {
 		return err
+	}
+	if o.JSON {
+		err = writeJSON(o.streams.out, report)
+	} else {
+		err = writeReport(o.streams.out, report, colours(o.streams.out, os.LookupEnv))
+	}
+	if err != nil {
+		return err
+	}
+	if status := report.Status(); status != 0 {
+		return statusError(status)
+	}
+	return nil
+}
+
+// examine returns what doctor finds, and what it has examined.
+func (o *doctorOptions) examine(ctx context.Context) (*doctor.Report, []doctor.Tunnel, error) {
+	tunnels, others, problem, err := o.tunnels()
+	if err != nil {
+		return nil, nil, err
 	}
 	env, done := doctor.Host()
 	defer done()
@@ -126,24 +146,16 @@ func doctorRun(ctx context.Context, o *doctorOptions) error {
 	case problem != nil:
 		report.Add(doctor.ProcessSilent, oneLine(problem), "what it runs was not examined", "end it with kill -9, and ipipd up takes its place")
 	}
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if o.JSON {
-		text, err := json.MarshalIndent(report, "", "  ")
-		if err != nil {
-			return err
-		}
-		if _, err := fmt.Fprintf(o.streams.out, "%s\n", text); err != nil {
-			return err
-		}
-	} else if err := writeReport(o.streams.out, report, colours(o.streams.out, os.LookupEnv)); err != nil {
+	return report, tunnels, ctx.Err()
+}
+
+func writeJSON(w io.Writer, v any) error {
+	text, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
 		return err
 	}
-	if status := report.Status(); status != 0 {
-		return statusError(status)
-	}
-	return nil
+	_, err = fmt.Fprintf(w, "%s\n", text)
+	return err
 }
 
 // tunnels are those to examine, and the statuses of the others that run. problem is about processes that

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"ipipd/internal/config"
+	"ipipd/internal/tunnel"
+)
+
+func init() {
+	platformCommands = append(platformCommands, func(s *streams) *cobra.Command { return newCmdBugreport(s, bugreportRun) })
+}
+
+type bugreportOptions struct {
+	processOptions
+	streams *streams
+	Output  string
+}
+
+func newCmdBugreport(s *streams, runF func(context.Context, *bugreportOptions) error) *cobra.Command {
+	o := &bugreportOptions{processOptions: config.DefaultProcess(), streams: s}
+	c := &cobra.Command{
+		Use:   "bugreport",
+		Short: "Write a file with what somebody needs to help: state, findings, configuration without secrets",
+		Long: `bugreport writes a .tar.gz with what ipipd doctor finds, ipipd print, the configuration
+that runs with its secrets left out, this host's interfaces, addresses, routes and
+firewall rules, versions, and the last lines that journald has of ipipd. It sends
+nothing to anybody. Addresses and comments are in it as they are: read it before you
+give it away.`,
+		Example:           "  ipipd bugreport --output report.tar.gz",
+		Args:              noArguments,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return runF(c.Context(), o)
+		},
+	}
+	c.Flags().StringVar(&o.Output, "output", "", "the file, which must not exist, or - for standard output (default ipipd-bugreport-TIME.tar.gz here)")
+	addProcessFlag(c, &o.processOptions, config.RuntimeDir)
+	return c
+}
+
+func bugreportRun(ctx context.Context, o *bugreportOptions) error {
+	now := time.Now()
+	dir := "ipipd-bugreport-" + now.UTC().Format("20060102-150405")
+	var b bytes.Buffer
+	if err := o.write(ctx, &b, dir, now); err != nil {
+		return err
+	}
+	if o.Output == "-" {
+		_, err := o.streams.out.Write(b.Bytes())
+		return err
+	}
+	name := o.Output
+	if name == "" {
+		name = dir + ".tar.gz"
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return withRemedy(err, "give another --output")
+	}
+	_, err = f.Write(b.Bytes())
+	if err = errors.Join(err, f.Close()); err != nil {
+		return errors.Join(err, os.Remove(name))
+	}
+	_, err = fmt.Fprintf(o.streams.out, "%s: read it before you give it away: addresses and comments are in it, secrets are not\n", name)
+	return err
+}
+
+// hostCommands are those of which a report has the output.
+var hostCommands = []string{
+	"ip -s -d link", "ip address", "ip route show table all", "ip rule", "ip -s neighbour", "ip xfrm policy",
+	"nft list ruleset", "iptables-nft-save", "sysctl -a -r net.ipv4.*(rp_filter|ip_forward|accept_local)", "lsmod",
+	"journalctl --no-pager --lines 500 --output short-iso _COMM=ipipd",
+}
+
+const (
+	commandTimeout  = 10 * time.Second
+	maxCommandBytes = 4 << 20
+)
+
+// write writes the archive. What cannot be had is a file that says why.
+func (o *bugreportOptions) write(ctx context.Context, w io.Writer, dir string, now time.Time) error {
+	zip := gzip.NewWriter(w)
+	archive := tar.NewWriter(zip)
+	var failed error
+	file := func(name string, content []byte) {
+		h := &tar.Header{Name: dir + "/" + name, Mode: 0o600, Size: int64(len(content)), ModTime: now}
+		if err := archive.WriteHeader(h); err != nil {
+			failed = errors.Join(failed, err)
+			return
+		}
+		_, err := archive.Write(content)
+		failed = errors.Join(failed, err)
+	}
+	text := func(name string, write func(*bytes.Buffer) error) {
+		var b bytes.Buffer
+		if err := write(&b); err != nil {
+			b.WriteString("it could not be had: " + oneLine(err) + "\n")
+		}
+		file(name, b.Bytes())
+	}
+
+	text("versions.txt", versions)
+	d := &doctorOptions{processOptions: o.processOptions}
+	report, tunnels, err := d.examine(ctx)
+	text("doctor.txt", func(b *bytes.Buffer) error {
+		if err != nil {
+			return err
+		}
+		return writeReport(b, report, false)
+	})
+	text("doctor.json", func(b *bytes.Buffer) error {
+		if err != nil {
+			return err
+		}
+		return writeJSON(b, report)
+	})
+	text("print.json", func(b *bytes.Buffer) error {
+		statuses := []*tunnel.Status{}
+		for i := range tunnels {
+			statuses = append(statuses, tunnels[i].Status)
+		}
+		return writeJSON(b, statuses)
+	})
+	text("configuration.yaml", func(b *bytes.Buffer) error {
+		entries := []config.Entry{}
+		for i := range tunnels {
+			entries = append(entries, config.Entry{Config: tunnels[i].Config, HideSecret: true})
+		}
+		return config.WriteYAML(b, o.processOptions, entries)
+	})
+	commands := hostCommands
+	if tables, err := os.ReadFile("/proc/net/ip_tables_names"); err == nil && len(tables) > 0 { // else it might load modules
+		commands = append(slices.Clone(commands), "iptables-legacy-save")
+	}
+	for _, line := range commands {
+		words := strings.Fields(line)
+		text(words[0]+"-"+strings.Trim(strings.Map(plainRune, strings.Join(words[1:], "-")), "-")+".txt", func(b *bytes.Buffer) error {
+			return runCommand(ctx, b, words)
+		})
+	}
+	return errors.Join(failed, archive.Close(), zip.Close())
+}
+
+// plainRune is for names of files.
+func plainRune(r rune) rune {
+	if r >= 'a' && r <= 'z' || r == '-' {
+		return r
+	}
+	return -1
+}
+
+// runCommand writes a command and its output.
+func runCommand(ctx context.Context, b *bytes.Buffer, words []string) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	fmt.Fprintf(b, "$ %s\n", strings.Join(words, " "))
+	cmd := exec.CommandContext(ctx, words[0], words[1:]...)
+	out, err := cmd.CombinedOutput()
+	if len(out) > maxCommandBytes {
+		out = append(out[:maxCommandBytes], "\n... and more\n"...)
+	}
+	b.Write(out)
+	return err
+}
+
+// versions says what runs here.
+func versions(b *bytes.Buffer) error {
+	fmt.Fprintln(b, versionLine())
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return os.NewSyscallError("uname", err)
+	}
+	fmt.Fprintf(b, "%s %s %s %s\n", unix.ByteSliceToString(u.Sysname[:]), unix.ByteSliceToString(u.Release[:]),
+		unix.ByteSliceToString(u.Version[:]), unix.ByteSliceToString(u.Machine[:]))
+	release, err := os.ReadFile("/etc/os-release")
+	b.Write(release)
+	return err
+}
