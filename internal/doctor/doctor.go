@@ -141,9 +141,11 @@ func (s *subject) hasPath() bool {
 	return s.answer != nil && s.answer.Err == nil && s.remote.IsValid() && !s.answer.Route.Local
 }
 
-// heard reports whether the running tunnel hears its peer now.
-func (s *subject) heard() bool {
-	return s.running() && s.Status.KeepaliveState == keepalive.Up.String()
+// heard reports whether the running tunnel hears its peer now, and not only within the keepalive's hold time.
+func (e *examination) heard(s *subject) bool {
+	const missed = 3
+	return s.running() && s.Status.KeepaliveState == keepalive.Up.String() &&
+		e.Now().Sub(s.Status.LastHeard) <= missed*s.Config.Keepalive.Interval
 }
 
 // device is the underlay device.

@@ -221,6 +221,8 @@ var brokens = []broken{
 	{"a router says no", func(l *lab) {
 		l.there.Run("nft", "table inet x { chain y { type filter hook input priority 0; ip protocol 4 reject with icmp admin-prohibited; }; }")
 	}, []Code{RemoteUnreachable}, "code 13", false},
+	{"the peer was heard, and is no more", with(running(func(s *tunnel.Status) { s.LastHeard = time.Now().Add(-40 * time.Second) }), replies(Reply{Echo: true, Size: 1500})),
+		[]Code{Protocol4Unanswered}, "", false},
 	{"an unreachable of earlier", replies(Reply{Echo: true, Size: 1500, Reporter: netip.MustParseAddr(local), Code: 1}), []Code{Protocol4Unanswered}, "answers pings", false},
 	{"no SA", with(secret, running(func(s *tunnel.Status) { s.IPsec = "not established: no proposal chosen" }), replies(fine)),
 		[]Code{IPsecNotEstablished}, "no proposal chosen", false},

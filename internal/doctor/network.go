@@ -265,7 +265,7 @@ func (e *examination) cilium() {
 		return
 	}
 	for _, s := range e.tunnels {
-		if !s.encrypted && !s.heard() {
+		if !s.encrypted && !e.heard(s) {
 			e.found(CiliumDrops, s, "Cilium runs on this host (interface cilium_host)",
 				"its programs drop IPIP that is not its own on its devices (DROP_UNKNOWN_L4)",
 				"cilium-dbg monitor --type drop; and leave the underlay device out of Cilium's: devices in its configuration")

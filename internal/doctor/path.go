@@ -64,7 +64,7 @@ func (e *examination) probe() {
 			continue
 		}
 		a := Ask{Local: s.local, Remote: s.remote, Mark: s.Config.FwMark, Device: s.Config.UnderlayDevice}
-		if !s.encrypted && !s.heard() {
+		if !s.encrypted && !e.heard(s) {
 			a.Inner = s.probes()
 		}
 		if sized++; sized > maxSized {
@@ -147,15 +147,20 @@ func (e *examination) reachable(s *subject) {
 			return
 		}
 		switch s.Status.KeepaliveState {
+		case keepalive.NeverHeard.String(), keepalive.Lost.String():
+			down = true
 		case keepalive.Up.String():
-			return
-		case keepalive.Off.String(), keepalive.Waiting.String():
+			if e.heard(s) {
+				return
+			}
+			if s.encrypted {
+				e.skip(s, "%s: whether it still comes shows at the end of the keepalive's time", s.silence())
+			}
+		default:
 			if last := s.Status.LastHeard; !last.IsZero() && e.Now().Sub(last) < time.Minute {
 				return
 			}
 			e.skip(s, "the tunnel's own history says nothing: keepalive-state is %s", s.Status.KeepaliveState)
-		default:
-			down = true
 		}
 	}
 	r := s.reply
@@ -180,7 +185,7 @@ func (e *examination) reachable(s *subject) {
 	case r.ProtocolUnreachable:
 		e.found(PeerNotSetUp, s, fmt.Sprintf("%v answers ICMP protocol unreachable: nothing there takes protocol 4", s.remote),
 			"protocol 4 gets there, and the other end has no tunnel for it",
-			fmt.Sprintf("set up the other end, its addresses the mirror of these: ipipd peer-config %s --for linux", quote(s.name)))
+			fmt.Sprintf("there: ipipd up --local-address %v --remote-address %v, or what ipipd peer-config prints for another system", s.remote, s.local))
 	case r.Reporter.IsValid() && (!r.Echo || r.prohibited()):
 		e.unreachable(s, r)
 	case r.Echo && down:
@@ -269,7 +274,7 @@ func (e *examination) cloud() {
 	_, err := fs.Stat(e.Files, "sys/class/dmi/id")
 	c := e.cloudHere()
 	for _, s := range e.tunnels {
-		if s.encrypted || s.heard() {
+		if s.encrypted || e.heard(s) {
 			continue
 		}
 		if err != nil {
@@ -376,7 +381,7 @@ func (e *examination) routesInto(s *subject) []netstate.RouteMetrics {
 // keepalive says if nobody can answer the probes.
 func (e *examination) keepalive() {
 	for _, s := range e.tunnels {
-		if s.local.IsValid() && s.remote.IsValid() && !s.heard() && tunnel.ReflectsBehindNAT(&s.Config, s.local, s.remote) {
+		if s.local.IsValid() && s.remote.IsValid() && !e.heard(s) && tunnel.ReflectsBehindNAT(&s.Config, s.local, s.remote) {
 			e.found(KeepaliveBehindNAT, s, fmt.Sprintf("%v is private and the remote %v is not, and keepalive-probe is reflect", s.local, s.remote),
 				tunnel.BehindNAT, tunnel.BehindNATRemedy)
 		}
