@@ -97,11 +97,9 @@ not be examined at all. What was not checked is listed, with the reason.`,
 	c.Flags().SortFlags = false
 	c.Flags().BoolVar(&o.JSON, "json", false, "an object: findings, skipped, tunnels")
 	c.Flags().StringArrayVar(&o.Paths, configFlag, nil, "of the tunnels of this configuration")
-	addProcessFlag(c, &o.processOptions, config.RuntimeDir)
+	// All that up takes, so that its command line is doctor's.
 	for _, p := range config.ProcessProperties() {
-		if p.Name == "threads" {
-			addProcessFlag(c, &o.processOptions, p)
-		}
+		addProcessFlag(c, &o.processOptions, p)
 	}
 	for _, p := range tunnel.Properties() {
 		addPropertyFlag(c, &o.Config, p)

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/pflag"
 
 	"ipipd/internal/doctor"
 )
@@ -67,6 +68,17 @@ func TestColours(t *testing.T) {
 			t.Errorf("%s: a buffer has colours", x.name)
 		}
 	}
+}
+
+// Each flag of up is one of doctor.
+func TestNewCmdDoctor_flags(t *testing.T) {
+	s := &streams{new(bytes.Buffer), new(bytes.Buffer)}
+	c := newCmdDoctor(s, nil)
+	newCmdUp(s, nil).Flags().VisitAll(func(f *pflag.Flag) {
+		if c.Flags().Lookup(f.Name) == nil {
+			t.Errorf("--%s is missing", f.Name)
+		}
+	})
 }
 
 // docs/troubleshooting.md has the table of codes.

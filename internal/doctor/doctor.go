@@ -136,9 +136,9 @@ type subject struct {
 // running reports whether a process has the tunnel.
 func (s *subject) running() bool { return s.Status != nil && !s.Status.Disabled }
 
-// hasPath reports whether outer packets can be sent.
+// hasPath reports whether outer packets can be sent, and not into the tunnel itself.
 func (s *subject) hasPath() bool {
-	return s.answer != nil && s.answer.Err == nil && s.remote.IsValid() && !s.answer.Route.Local
+	return s.answer != nil && s.answer.Err == nil && s.remote.IsValid() && !s.answer.Route.Local && s.device() != s.ifname
 }
 
 // heard reports whether the running tunnel hears its peer now, and not only within the keepalive's hold time.

@@ -303,8 +303,13 @@ var brokens = []broken{
 		l.config.RemoteAddress = "192.0.2.9"
 	}, []Code{RemoteIsLocal}, "", false},
 	{"a loop", with(replies(fine), func(l *lab) {
-		l.config.Routes = []netstate.InterfaceRoute{{Prefix: netip.MustParsePrefix("192.0.2.2/32")}}
-	}), []Code{RouteLoop}, "--route 192.0.2.2/32", false},
+		l.here.Run("ip", "route", "add", "default", "via", "192.0.2.77", "dev", "eth0")
+		l.config.RemoteAddress = "198.51.100.1"
+		l.config.Routes = []netstate.InterfaceRoute{{Prefix: netip.MustParsePrefix("198.51.0.0/16")}}
+	}), []Code{RouteLoop}, "--route 198.51.0.0/16", true},
+	{"a loop while it runs", with(running(func(s *tunnel.Status) { s.CurrentRemoteAddress = "198.51.100.1" }), replies(fine), func(l *lab) {
+		l.here.Run("ip", "route", "add", "198.51.100.0/24", "dev", "ipip1")
+	}), []Code{RouteLoop}, "leads into the tunnel ipip1 itself", false},
 	{"no local address", func(l *lab) { l.config.LocalAddress = netip.MustParseAddr("192.0.2.200") }, []Code{NoLocalAddress}, "", false},
 	{"two with the same pair", with(replies(fine), func(l *lab) { l.more = []Tunnel{{Config: l.config}}; l.more[0].Config.Name = "ipip2" }),
 		[]Code{SamePair}, "as ipip1", false},

@@ -45,9 +45,17 @@ func (e *examination) route() {
 	}
 }
 
-// ownRoute is the command for a route of the remote's own.
+// ownRoute is the command for a route of the remote's own, by the way that it has without the tunnel, if that
+// is known.
 func (s *subject) ownRoute() string {
-	return fmt.Sprintf("ip route add %v via GATEWAY dev IF, with those of the default route: ip route show default", s.remote)
+	r := &s.answer.Route
+	switch {
+	case r.DeviceName == s.ifname:
+		return fmt.Sprintf("ip route add %v/32 via GATEWAY dev IF, with those of the route that the tunnel's has replaced", s.remote)
+	case r.Gateway != [4]byte{}:
+		return fmt.Sprintf("ip route add %v/32 via %v dev %s", s.remote, netip.AddrFrom4(r.Gateway), r.DeviceName)
+	}
+	return fmt.Sprintf("ip route add %v/32 dev %s", s.remote, r.DeviceName)
 }
 
 // rpFilter says if reverse-path filtering drops packets: the larger value of all and of the interface.

@@ -20,7 +20,7 @@ const (
 	probeGap    = 600 * time.Millisecond
 	// pingSize is the length in bytes of an ordinary ping.
 	pingSize = ipv4.HeaderLen + ipv4.ICMPHeaderLen + 8
-	// smallest is the length of the longest packet of protocol 4 that is looked at: answers to probes are
+	// longest is the length in bytes of the longest packet of protocol 4 that is looked at: answers to probes are
 	// short, and the socket gets what all tunnels of this host receive.
 	longest = 128
 	// sendAtOnce packets are sent before answers are read.
