@@ -35,6 +35,7 @@ const (
 	MSSNotClamped        Code = "mss-not-clamped"
 	KeepaliveBehindNAT   Code = "keepalive-behind-nat"
 	KernelIPIP           Code = "kernel-ipip"
+	NameTaken            Code = "name-taken"
 	NameNotResolved      Code = "name-not-resolved"
 	NoRoute              Code = "no-route"
 	RemoteIsLocal        Code = "remote-is-local"
@@ -83,6 +84,7 @@ var Codes = []struct {
 	{MSSNotClamped, Warning, "`clamp-tcp-mss` is off, and TCP depends on ICMP errors getting through"},
 	{KeepaliveBehindNAT, Warning, "reflect probes from behind a 1:1 NAT: nobody but ipipd answers them"},
 	{KernelIPIP, Warning, "the kernel's ipip or tunnel4 is loaded"},
+	{NameTaken, Broken, "an interface of this host has the tunnel's name"},
 	{NameNotResolved, Broken, "the name of the remote has no address"},
 	{NoRoute, Broken, "there is no route to the remote"},
 	{RemoteIsLocal, Broken, "remote-address is an address of this host"},

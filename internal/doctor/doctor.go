@@ -205,6 +205,7 @@ var checks = []struct {
 	{"path-mtu", (*examination).pathMTU},
 	{"keepalive", (*examination).keepalive},
 	{"kernel-ipip", (*examination).kernelIPIP},
+	{"name", (*examination).nameTaken},
 	{"route", (*examination).route},
 	{"same-pair", (*examination).samePair},
 	{"udp-ports", (*examination).udpPorts},
@@ -251,7 +252,10 @@ func Examine(ctx context.Context, env *Environment, tunnels []Tunnel, others []t
 // subject finds out what all checks need: outer addresses and route.
 func (e *examination) subject(t *Tunnel) *subject {
 	c := &t.Config
-	s := &subject{Tunnel: t, name: cmp.Or(c.Name, c.RemoteAddress), ifname: tunnel.InterfaceName(c.Name), local: c.LocalAddress, encrypted: c.IPsec.Wanted()}
+	s := &subject{
+		Tunnel: t, name: cmp.Or(c.Name, c.RemoteAddress), ifname: tunnel.InterfaceName(c.Name),
+		local: c.LocalAddress, encrypted: c.IPsec.Wanted(),
+	}
 	if s.running() {
 		s.name = cmp.Or(s.Status.Name(), s.name)
 		s.ifname = cmp.Or(s.Status.Interface, tunnel.InterfaceName(s.name))

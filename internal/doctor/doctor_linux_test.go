@@ -19,13 +19,17 @@ import (
 	"ipipd/keepalive"
 )
 
-// Each code is named where it is the case, with what mends it, and nothing else is.
-func TestExamine_broken(t *testing.T) {
+func needTools(t *testing.T) {
 	for _, tool := range []string{"nft", "iptables-nft", "sysctl"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("needs %s", tool)
 		}
 	}
+}
+
+// Each code is named where it is the case, with what mends it, and nothing else is.
+func TestExamine_broken(t *testing.T) {
+	needTools(t)
 	for _, b := range brokens {
 		t.Run(b.name, func(t *testing.T) {
 			t.Parallel()
@@ -70,6 +74,7 @@ func TestCodes(t *testing.T) {
 
 // Nothing is named where all is well, whether the tunnel runs or not, and nothing is skipped that need not be.
 func TestExamine_healthy(t *testing.T) {
+	needTools(t)
 	l := newLab(t)
 	l.upThere()
 	r := l.examine()
@@ -166,6 +171,7 @@ func TestExamine_names(t *testing.T) {
 
 // A peer that reflects no probe, as Linux, is found to take protocol 4 by a ping of its inner address.
 func TestExamine_linuxPeer(t *testing.T) {
+	needTools(t)
 	l := newLab(t)
 	l.upThere()
 	l.there.Run("nft", "table inet x { chain y { type filter hook prerouting priority 0; ip protocol 4 ip length 40 drop; }; }")

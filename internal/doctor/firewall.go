@@ -105,6 +105,9 @@ func (c *chain) where() string {
 	return fmt.Sprintf("%s: table %s, chain %s", c.tool, c.table, c.name)
 }
 
+// unclear is why it is not known what the chain does.
+func (c *chain) unclear() string { return c.where() + " has matches that are not understood here" }
+
 // ruleset is all chains of a host.
 type ruleset struct{ chains []*chain }
 
@@ -305,7 +308,7 @@ func (e *examination) passes(s *subject, p firewallPacket, what, flag string) {
 			e.dropped(s, base, &o, p.in, what, direction, flag)
 			continue
 		case unsure != nil:
-			e.skip(s, "whether %s %s passes is not known: %s has matches that are not understood here", what, direction, unsure.where())
+			e.skip(s, "whether %s %s passes is not known: %s", what, direction, unsure.unclear())
 			continue
 		}
 		p.established = false
@@ -313,13 +316,13 @@ func (e *examination) passes(s *subject, p firewallPacket, what, flag string) {
 		switch {
 		case base == nil:
 			if unsure != nil {
-				e.skip(s, "whether %s %s passes that begins a connection is not known: %s has matches that are not understood here", what, direction, unsure.where())
+				e.skip(s, "whether %s %s passes that begins a connection is not known: %s", what, direction, unsure.unclear())
 			}
 		case !p.in:
 			e.dropped(s, base, &o, p.in, what, direction, flag)
 		default:
 			e.found(FirewallConntrack, s, fmt.Sprintf("%s %s is let in only as an answer: %s", what, direction, place(&o)),
-				"the tunnel works once this end has sent something, and stops when conntrack forgets it (nf_conntrack_generic_timeout, 600 s); the peer cannot begin",
+				"the tunnel works once this end has sent something, until conntrack forgets it (after 600 s without a packet, 120 s of UDP); the peer cannot begin",
 				allow(base, o.dropper, s.remote, true, flag))
 		}
 	}
@@ -357,15 +360,18 @@ func allow(base, dropper *chain, remote netip.Addr, in bool, flag string) string
 	if in {
 		side, option, way = "saddr", "-s", "input"
 	}
+	ufw := func(r rule) bool { return strings.HasPrefix(r.target, "ufw-") }
 	switch {
-	case strings.HasPrefix(dropper.name, "ufw-"), base.name == strings.ToUpper(way) && slices.ContainsFunc(base.rules, func(r rule) bool { return strings.HasPrefix(r.target, "ufw-") }):
-		return fmt.Sprintf("add to /etc/ufw/before.rules, ahead of COMMIT: -A ufw-before-%s %s %v -p %s -j ACCEPT; then: ufw reload", way, option, remote, flag)
+	case strings.HasPrefix(dropper.name, "ufw-"), slices.ContainsFunc(base.rules, ufw):
+		return fmt.Sprintf("add to /etc/ufw/before.rules, ahead of COMMIT: -A ufw-before-%s %s %v -p %s -j ACCEPT; then: ufw reload",
+			way, option, remote, flag)
 	case base.table == "firewalld" && in:
 		what := "protocol value=" + flag
 		if port, ok := strings.CutPrefix(flag, "udp --dport "); ok {
 			what = "port port=" + port + " protocol=udp"
 		}
-		return fmt.Sprintf("firewall-cmd --permanent --add-rich-rule='rule family=ipv4 source address=%v %s accept' && firewall-cmd --reload", remote, what)
+		rule := fmt.Sprintf("rule family=ipv4 source address=%v %s accept", remote, what)
+		return "firewall-cmd --permanent --add-rich-rule='" + rule + "' && firewall-cmd --reload"
 	case base.tool == "nft":
 		word := "ip protocol " + flag
 		if port, ok := strings.CutPrefix(flag, "udp --dport "); ok {

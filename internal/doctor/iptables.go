@@ -38,7 +38,9 @@ func (e *examination) readRules() {
 	if err != nil || len(foreign) > 0 {
 		text, err := run("iptables-nft-save")
 		if err == nil {
-			e.rules.chains = slices.DeleteFunc(e.rules.chains, func(c *chain) bool { return c.family == "ip" && foreign[c.family+" "+c.table] })
+			e.rules.chains = slices.DeleteFunc(e.rules.chains, func(c *chain) bool {
+				return c.family == "ip" && foreign[c.family+" "+c.table]
+			})
 			e.rules.chains = append(e.rules.chains, parseIPTables("iptables", string(text))...)
 		} else {
 			e.skip(nil, "the rules of iptables are not known: %v", missing(err, "iptables-nft-save", "iptables"))
@@ -67,7 +69,9 @@ func missing(err error, command, debian string) error {
 }
 
 // hooksOfIPTables are the built-in chains that outer packets pass.
-var hooksOfIPTables = map[string]string{"PREROUTING": "prerouting", "INPUT": "input", "OUTPUT": "output", "POSTROUTING": "postrouting"}
+var hooksOfIPTables = map[string]string{
+	"PREROUTING": "prerouting", "INPUT": "input", "OUTPUT": "output", "POSTROUTING": "postrouting",
+}
 
 // parseIPTables reads the output of iptables-save.
 func parseIPTables(tool, text string) (chains []*chain) {

@@ -291,6 +291,7 @@ var brokens = []broken{
 		l.config.LocalAddress = netip.MustParseAddr("10.0.0.5")
 	}), []Code{KeepaliveBehindNAT}, "10.0.0.5 is private", false},
 	{"the kernel's module", with(replies(fine), file("sys/module/ipip", "")), []Code{KernelIPIP}, "rmmod ipip", false},
+	{"the name is taken", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) { l.status = nil }), []Code{NameTaken}, "ip link delete ipip1", false},
 	{"no such name", func(l *lab) {
 		l.config.RemoteAddress = "nobody.invalid"
 		l.change = func(e *Environment) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -14,6 +15,16 @@ import (
 	"ipipd/internal/netstate"
 	"ipipd/internal/tunnel"
 )
+
+// nameTaken says if up cannot make the interface.
+func (e *examination) nameTaken() {
+	for _, s := range e.tunnels {
+		if _, taken := e.interfaces[s.ifname]; taken && !s.running() {
+			e.found(NameTaken, s, "the name "+s.ifname+" is taken by an interface of this host", "ipipd up fails",
+				"ip -d link show "+s.ifname+"; choose another --name, or remove that one: ip link delete "+s.ifname)
+		}
+	}
+}
 
 // route says whether outer packets have a way, and none into the tunnel itself.
 func (e *examination) route() {
@@ -245,12 +256,13 @@ func (e *examination) managers() {
 			e.skip(nil, "who manages an interface shows when its tunnel runs")
 			continue
 		}
-		if state := keyOf(e.file(fmt.Sprintf("run/systemd/netif/links/%d", i.Index)), "ADMIN_STATE"); state != "" && state != "unmanaged" {
+		networkd, nm := fmt.Sprintf("run/systemd/netif/links/%d", i.Index), fmt.Sprintf("run/NetworkManager/devices/%d", i.Index)
+		if state := keyOf(e.file(networkd), "ADMIN_STATE"); state != "" && state != "unmanaged" {
 			e.found(ManagedByNetworkd, s, "systemd-networkd manages "+s.ifname+" (its state is "+state+")",
 				"it removes addresses and routes that it has not set",
 				fmt.Sprintf("printf '[Match]\\nName=%s\\n[Link]\\nUnmanaged=yes\\n' > /etc/systemd/network/00-%[1]s.network && networkctl reload", s.ifname))
 		}
-		if managed := keyOf(e.file(fmt.Sprintf("run/NetworkManager/devices/%d", i.Index)), "managed"); managed == "true" || managed == "1" || managed == "full" {
+		if slices.Contains([]string{"true", "1", "full"}, keyOf(e.file(nm), "managed")) {
 			e.found(ManagedByNM, s, "NetworkManager manages "+s.ifname, "it removes addresses and routes that it has not set",
 				"nmcli device set "+s.ifname+" managed no")
 		}

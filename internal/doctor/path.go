@@ -390,10 +390,10 @@ func (e *examination) keepalive() {
 
 // quote makes a name one word of a shell.
 func quote(name string) string {
-	plain := func(r rune) bool {
-		return r == '-' || r == '_' || r == '.' || r == ':' || r == '@' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
+	special := func(r rune) bool {
+		return !strings.ContainsRune("-_.:@", r) && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
 	}
-	if name != "" && strings.IndexFunc(name, func(r rune) bool { return !plain(r) }) < 0 && name[0] != '-' {
+	if name != "" && name[0] != '-' && !strings.ContainsFunc(name, special) {
 		return name
 	}
 	return "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"

@@ -70,8 +70,8 @@ func probe(ctx context.Context, asks []Ask) (replies []Reply, err error) {
 			{Code: unix.BPF_RET | unix.BPF_K, K: longest},
 			{Code: unix.BPF_RET | unix.BPF_K, K: 0},
 		}
-		err := unix.SetsockoptSockFprog(p.ipip, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
-		if err != nil {
+		program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+		if err := unix.SetsockoptSockFprog(p.ipip, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program); err != nil {
 			return nil, os.NewSyscallError("setsockopt SO_ATTACH_FILTER", err)
 		}
 	}
@@ -123,7 +123,9 @@ func (p *prober) complete() bool {
 
 func (p *prober) answered(i int) bool {
 	a, r := &p.asks[i], &p.replies[i]
-	return r.Err != nil || r.Echo && (len(a.Inner) == 0 || r.Protocol4 || r.ProtocolUnreachable) && (len(a.Sizes) == 0 || r.Size == a.Sizes[0])
+	protocol4 := len(a.Inner) == 0 || r.Protocol4 || r.ProtocolUnreachable
+	sized := len(a.Sizes) == 0 || r.Size == a.Sizes[0]
+	return r.Err != nil || r.Echo && protocol4 && sized
 }
 
 // ask sends what is not answered yet of asks[i].
@@ -193,7 +195,10 @@ func (p *prober) send(fd, i int, b []byte, protocol4 bool) {
 // packet is one with an IPv4 header.
 func (p *prober) packet(a *Ask, protocol uint8, df bool, payload []byte) []byte {
 	b := make([]byte, ipv4.HeaderLen, ipv4.HeaderLen+len(payload))
-	h := ipv4.Header{TotalLen: ipv4.HeaderLen + len(payload), DF: df, TTL: 64, Protocol: protocol, Source: a.Local.As4(), Destination: a.Remote.As4()}
+	h := ipv4.Header{
+		TotalLen: ipv4.HeaderLen + len(payload), DF: df, TTL: 64, Protocol: protocol,
+		Source: a.Local.As4(), Destination: a.Remote.As4(),
+	}
 	if !df {
 		h.ID = uint16(rand.Uint32())
 	}
