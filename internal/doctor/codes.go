@@ -34,6 +34,7 @@ const (
 	RouteIgnoresMTU      Code = "route-ignores-mtu"
 	MSSNotClamped        Code = "mss-not-clamped"
 	KeepaliveBehindNAT   Code = "keepalive-behind-nat"
+	KeepaliveUnanswered  Code = "keepalive-unanswered"
 	KernelIPIP           Code = "kernel-ipip"
 	NameTaken            Code = "name-taken"
 	NameNotResolved      Code = "name-not-resolved"
@@ -83,6 +84,7 @@ var Codes = []struct {
 	{RouteIgnoresMTU, Warning, "a route into the tunnel has an MTU or MSS that is larger than the interface takes"},
 	{MSSNotClamped, Warning, "`clamp-tcp-mss` is off, and TCP depends on ICMP errors getting through"},
 	{KeepaliveBehindNAT, Warning, "reflect probes from behind a 1:1 NAT: nobody but ipipd answers them"},
+	{KeepaliveUnanswered, Warning, "the peer takes protocol 4, and answers no reflect probe"},
 	{KernelIPIP, Warning, "the kernel's ipip or tunnel4 is loaded"},
 	{NameTaken, Broken, "an interface of this host has the tunnel's name"},
 	{NameNotResolved, Broken, "the name of the remote has no address"},

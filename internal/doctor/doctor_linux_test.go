@@ -175,9 +175,15 @@ func TestExamine_linuxPeer(t *testing.T) {
 	l := newLab(t)
 	l.upThere()
 	l.there.Run("nft", "table inet x { chain y { type filter hook prerouting priority 0; ip protocol 4 ip length 40 drop; }; }")
-	if r := l.examine(); len(r.Findings) != 0 {
+	r := l.examine()
+	if !slices.Equal(codes(r), []Code{KeepaliveUnanswered}) || !strings.Contains(r.Findings[0].Do, "--keepalive-target 10.255.0.2") {
 		t.Errorf("%+v", r)
 	}
+	l.config.KeepaliveProbe, l.config.KeepaliveTarget = keepalive.FormEcho, netip.MustParseAddr("10.255.0.2")
+	if got := codes(l.examine()); len(got) != 0 {
+		t.Errorf("with echo probes %q is named", got)
+	}
+	l.config.KeepaliveProbe, l.config.KeepaliveTarget = keepalive.FormReflect, netip.Addr{}
 	l.config.Addresses = nil
 	if got := codes(l.examine()); !slices.Equal(got, []Code{Protocol4Unanswered}) {
 		t.Errorf("without an inner address to ping %q is named", got)

@@ -165,7 +165,7 @@ func replies(r Reply) func(*lab) {
 }
 
 // fine is what a healthy peer answers.
-var fine = Reply{Echo: true, Protocol4: true, Size: 1500}
+var fine = Reply{Echo: true, Protocol4: true, Reflected: true, Size: 1500}
 
 // with does several things.
 func with(all ...func(*lab)) func(*lab) {
@@ -230,7 +230,7 @@ var brokens = []broken{
 	{"an SA, and nothing comes", with(secret, running(func(s *tunnel.Status) { s.IPsec, s.KeepaliveState = "established aes", "lost" }), replies(Reply{Echo: true, Size: 1500})),
 		[]Code{PeerNotHeard}, "heard it last at", false},
 	{"an MTU that is too large", with(replies(fine), func(l *lab) { l.config.MTU = 1500 }), []Code{MTUAbovePath}, "the MTU is 1500, and packets of 1500 are the longest that leave by eth0;", false},
-	{"a path with less than its jumbo frames", with(replies(Reply{Echo: true, Protocol4: true, Size: 1500}), func(l *lab) { l.here.Run("ip", "link", "set", "eth0", "mtu", "9000") }),
+	{"a path with less than its jumbo frames", with(replies(fine), func(l *lab) { l.here.Run("ip", "link", "set", "eth0", "mtu", "9000") }),
 		[]Code{MTUAbovePath}, "--mtu 1480", false},
 	{"Azure", with(file("sys/class/dmi/id/chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77\n"), replies(Reply{Echo: true, Size: 1500})),
 		[]Code{CloudDropsProtocol4, Protocol4Unanswered}, "this is Azure", false},
@@ -290,6 +290,7 @@ var brokens = []broken{
 		l.here.Run("ip", "address", "add", "10.0.0.5/24", "dev", "eth0")
 		l.config.LocalAddress = netip.MustParseAddr("10.0.0.5")
 	}), []Code{KeepaliveBehindNAT}, "10.0.0.5 is private", false},
+	{"the peer reflects nothing", replies(Reply{Echo: true, Protocol4: true, Size: 1500}), []Code{KeepaliveUnanswered}, "--keepalive-target 10.255.0.2", false},
 	{"the kernel's module", with(replies(fine), file("sys/module/ipip", "")), []Code{KernelIPIP}, "rmmod ipip", false},
 	{"the name is taken", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) { l.status = nil }), []Code{NameTaken}, "ip link delete ipip1", false},
 	{"no such name", func(l *lab) {

@@ -31,6 +31,8 @@ type Reply struct {
 	Err error // it could not be sent
 	// Echo: a ping of ordinary size was answered. Protocol4: a packet of protocol 4 came.
 	Echo, Protocol4 bool
+	// Reflected: one without payload came, which answers a reflect probe.
+	Reflected bool
 	// ProtocolUnreachable: the remote answers ICMP 3/2 to protocol 4.
 	ProtocolUnreachable bool
 	// Reporter sent another ICMP unreachable, of code Code; invalid: nobody.
@@ -104,20 +106,25 @@ func (e *examination) probe() {
 // inner address, if that can be told, which any peer answers.
 func (s *subject) probes() [][]byte {
 	all := [][]byte{keepalive.ReflectProbe(s.local.As4(), s.remote.As4())}
-	if len(s.Config.Addresses) == 0 {
-		return all
-	}
-	own := s.Config.Addresses[0].Prefix
-	target := s.Config.KeepaliveTarget
-	if !target.IsValid() && own.Bits() == 31 {
-		target = otherHost(own, 1)
-	} else if !target.IsValid() && own.Bits() == 30 {
-		target = otherHost(own, 3)
-	}
-	if target.IsValid() && target != own.Addr() {
-		all = append(all, keepalive.NewEcho(own.Addr().As4(), target.As4()).Request())
+	if target := s.peerInner(); target.IsValid() && len(s.Config.Addresses) > 0 {
+		own := s.Config.Addresses[0].Prefix.Addr()
+		all = append(all, keepalive.NewEcho(own.As4(), target.As4()).Request())
 	}
 	return all
+}
+
+// peerInner is the peer's inner address; invalid if it is not known.
+func (s *subject) peerInner() netip.Addr {
+	if s.Config.KeepaliveTarget.IsValid() || len(s.Config.Addresses) == 0 {
+		return s.Config.KeepaliveTarget
+	}
+	switch own := s.Config.Addresses[0].Prefix; own.Bits() {
+	case 31:
+		return otherHost(own, 1)
+	case 30:
+		return otherHost(own, 3)
+	}
+	return netip.Addr{}
 }
 
 // otherHost is the other address of a point-to-point prefix.
@@ -381,11 +388,26 @@ func (e *examination) routesInto(s *subject) []netstate.RouteMetrics {
 // keepalive says if nobody can answer the probes.
 func (e *examination) keepalive() {
 	for _, s := range e.tunnels {
-		if s.local.IsValid() && s.remote.IsValid() && !e.heard(s) && tunnel.ReflectsBehindNAT(&s.Config, s.local, s.remote) {
+		c := &s.Config
+		switch {
+		case !s.local.IsValid() || !s.remote.IsValid() || e.heard(s):
+		case tunnel.ReflectsBehindNAT(c, s.local, s.remote):
 			e.found(KeepaliveBehindNAT, s, fmt.Sprintf("%v is private and the remote %v is not, and keepalive-probe is reflect", s.local, s.remote),
 				tunnel.BehindNAT, tunnel.BehindNATRemedy)
+		case c.Keepalive.Interval > 0 && c.KeepaliveProbe == keepalive.FormReflect && s.reply != nil && s.reply.Protocol4 && !s.reply.Reflected:
+			e.found(KeepaliveUnanswered, s, fmt.Sprintf("packets of protocol 4 come from %v, and no answer to a reflect probe", s.remote),
+				"the tunnel stops running whenever the peer has sent nothing for a while; a Linux peer answers none by default",
+				"--keepalive-probe echo --keepalive-target "+s.innerTarget())
 		}
 	}
+}
+
+// innerTarget is the peer's inner address, or a word for it.
+func (s *subject) innerTarget() string {
+	if target := s.peerInner(); target.IsValid() {
+		return target.String()
+	}
+	return "with the peer's inner address"
 }
 
 // quote makes a name one word of a shell.

@@ -123,7 +123,7 @@ func (p *prober) complete() bool {
 
 func (p *prober) answered(i int) bool {
 	a, r := &p.asks[i], &p.replies[i]
-	protocol4 := len(a.Inner) == 0 || r.Protocol4 || r.ProtocolUnreachable
+	protocol4 := len(a.Inner) == 0 || r.Reflected || r.ProtocolUnreachable
 	sized := len(a.Sizes) == 0 || r.Size == a.Sizes[0]
 	return r.Err != nil || r.Echo && protocol4 && sized
 }
@@ -143,7 +143,7 @@ func (p *prober) ask(i int) {
 		p.send(fd, i, p.ping(a, 0, pingSize), false)
 	}
 	for _, inner := range a.Inner {
-		if !r.Protocol4 && !r.ProtocolUnreachable {
+		if !r.Reflected && !r.ProtocolUnreachable {
 			p.send(fd, i, p.packet(a, ipv4.ProtocolIPIP, false, inner), true)
 		}
 	}
@@ -250,6 +250,7 @@ func (p *prober) received(b []byte) {
 	if outer.Protocol() == ipv4.ProtocolIPIP {
 		for _, i := range from {
 			p.replies[i].Protocol4 = true
+			p.replies[i].Reflected = p.replies[i].Reflected || len(outer.Payload()) == 0
 		}
 		return
 	}
