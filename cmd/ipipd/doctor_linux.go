@@ -36,6 +36,8 @@ type doctorOptions struct {
 	Flags  bool
 	Paths  []string
 	JSON   bool
+	// given are the names of the flags that were given.
+	given map[string]bool
 }
 
 func newCmdDoctor(s *streams, runF func(context.Context, *doctorOptions) error) *cobra.Command {
@@ -66,6 +68,7 @@ not be examined at all. What was not checked is listed, with the reason.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			given := map[string]bool{}
 			c.Flags().Visit(func(f *pflag.Flag) { given[f.Name] = true })
+			o.given = given
 			for _, p := range tunnel.Properties() {
 				o.Flags = o.Flags || given[p.Name]
 			}
@@ -159,18 +162,18 @@ func writeJSON(w io.Writer, v any) error {
 // tunnels are those to examine, and the statuses of the others that run. problem is about processes that
 // could not be asked.
 func (o *doctorOptions) tunnels() (tunnels []doctor.Tunnel, others []tunnel.Status, problem, err error) {
-	running, problem := askProcesses(o.RuntimeDir)
 	var configs []tunnel.Config
 	switch {
 	case len(o.Paths) > 0:
-		up := upOptions{processOptions: o.processOptions, Paths: o.Paths, given: map[string]bool{"threads": o.Threads != 0}}
+		up := upOptions{processOptions: o.processOptions, Paths: o.Paths, given: o.given}
 		if _, configs, err = up.readConfiguration(); err != nil {
 			return nil, nil, nil, err
 		}
-		o.Threads = up.Threads
+		o.processOptions = up.processOptions // its runtime-dir too
 	case o.Flags:
 		configs = []tunnel.Config{o.Config}
 	}
+	running, problem := askProcesses(o.RuntimeDir)
 	for i := range configs {
 		tunnels = append(tunnels, doctor.Tunnel{Config: configs[i]})
 	}
