@@ -20,7 +20,8 @@ import (
 const (
 	maxHeaderBytes = 8 << 10
 	maxScrapes     = 2 // at once; more get 503
-	ioTimeout      = 10 * time.Second
+	readTimeout    = 5 * time.Second
+	writeTimeout   = 10 * time.Second
 	idleTimeout    = 2 * time.Minute // longer than the usual interval of scrapes
 )
 
@@ -66,12 +67,11 @@ func NewServer(o Options) *http.Server {
 		io.WriteString(w, `<!DOCTYPE html><title>ipipd</title>ipipd: <a href="/metrics">metrics</a>, <a href="/healthz">healthz</a>, <a href="/readyz">readyz</a>`+"\n")
 	})
 	return &http.Server{
-		Handler:           guard(mux),
-		ReadHeaderTimeout: ioTimeout,
-		ReadTimeout:       ioTimeout,
-		WriteTimeout:      ioTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeaderBytes,
+		Handler:        guard(mux),
+		ReadTimeout:    readTimeout,
+		WriteTimeout:   writeTimeout,
+		IdleTimeout:    idleTimeout,
+		MaxHeaderBytes: maxHeaderBytes,
 		BaseContext: func(l net.Listener) context.Context {
 			ctx := context.Background()
 			if a, ok := l.Addr().(*net.TCPAddr); ok && a.IP.IsLoopback() {
