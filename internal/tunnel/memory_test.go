@@ -38,6 +38,7 @@ type fakeNetwork struct {
 	marked       int                        // if not 0, the device of routes with a mark or an underlay device
 	open         bool                       // nothing objects to bypassing the IP stack
 	err          error                      // of the route
+	errs         map[[4]byte]error          // by remote, in place of err
 	configureErr error                      // of Configure
 	changes      uint64                     // calls of set
 	down         bool                       // the interface was down before the next change
@@ -160,6 +161,9 @@ func (w *fakeNetwork) answer(q netstate.Query) *netstate.Answer {
 	}
 	if a.Err == nil {
 		a.Err = w.err
+		if err := w.errs[q.Remote]; err != nil {
+			a.Err = err
+		}
 	}
 	for _, r := range q.Routes {
 		if r.Prefix.Bits() == 0 && r.Metric < w.metric {

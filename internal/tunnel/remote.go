@@ -1,7 +1,7 @@
 package tunnel
 
 import (
-	"errors"
+	"cmp"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -142,8 +142,11 @@ func (c *control) chooseRemote(now time.Time) {
 	case candidate != nil && candidate.heard.Load():
 		c.useRemote(address(candidate.path.Remote), now)
 	case !named && state != keepalive.Up: // nobody is heard from it: nothing is lost with it
-		c.useRemote(c.addresses[0], now)
-	case named && state.Running():
+		c.useRemote(c.addressWithPath(c.addresses[0]), now)
+	case c.noPath != nil && c.suspended():
+		c.useRemote(c.addressWithPath(c.remote), now)
+		c.retry = true // nobody tells of a path to another one
+	case named && (state == keepalive.Up || state == keepalive.Off):
 		c.dropCandidate()
 	case named && c.ipsecPolicy != nil: // to probe one takes an SA with it
 		c.dropCandidate()
@@ -163,6 +166,28 @@ func (c *control) addressAfter(last netip.Addr) netip.Addr {
 		}
 	}
 	return c.addresses[0]
+}
+
+// addressWithPath returns the lowest address of the answer to which there is a path; without any, or none
+// to choose from, otherwise.
+func (c *control) addressWithPath(otherwise netip.Addr) netip.Addr {
+	for _, a := range c.addresses {
+		if len(c.addresses) == 1 {
+			break
+		}
+		if _, err := c.askPath(a); err == nil {
+			return a
+		}
+	}
+	return otherwise
+}
+
+// askPath asks the network once for a path to another remote. err is why there is none.
+func (c *control) askPath(remote netip.Addr) (a *netstate.Answer, err error) {
+	f := c.engine.network.Follow(c.queryFor(c.cfg, remote), func() {})
+	defer f.Close()
+	a = f.Answer()
+	return a, cmp.Or(a.Err, c.remoteError(a, remote))
 }
 
 // useRemote takes a remote into use.
@@ -196,9 +221,7 @@ func (c *control) setCandidate(now time.Time) {
 		return
 	}
 	c.tried, c.triedAt = next, now
-	f := c.engine.network.Follow(c.queryFor(c.cfg, next), func() {})
-	a := f.Answer()
-	f.Close()
+	a, err := c.askPath(next)
 	path := c.route.Load().path
 	path.Remote = next.As4()
 	if !c.cfg.LocalAddress.IsValid() {
@@ -208,7 +231,6 @@ func (c *control) setCandidate(now time.Time) {
 	if last := c.candidate.Load(); last != nil && last.path == candidate.path {
 		candidate = last
 	}
-	err := c.candidateError(a, next)
 	if err != nil {
 		candidate = nil
 	}
@@ -224,19 +246,6 @@ func (c *control) setCandidate(now time.Time) {
 	} else {
 		log.Info("the name has another address, which is used once the peer is heard from it, or no longer from the current one")
 	}
-}
-
-// candidateError is why a remote cannot be a candidate, by the network's answer; nil if it can.
-func (c *control) candidateError(a *netstate.Answer, remote netip.Addr) error {
-	switch {
-	case a.Err != nil:
-		return a.Err
-	case a.Route.Local:
-		return errors.New("it is an address of this host")
-	case a.Route.Device == c.ifindex && !c.iface.Load().Moved:
-		return errors.New("the route to it leads into the tunnel itself: give it one of its own, or set underlay-device")
-	}
-	return loopError(a, remote)
 }
 
 func newOtherRemote(path *underlay.Path, previous bool) *otherRemote {

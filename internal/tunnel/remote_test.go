@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"strings"
@@ -208,7 +209,7 @@ func TestControl_lookupDue(t *testing.T) {
 
 func TestControl_chooseRemote(t *testing.T) {
 	b, c, d := outerB, outerC, outerD // ascending
-	unusable := netip.MustParseAddr("203.0.113.1")
+	unusable, own := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("192.0.2.1")
 	for _, test := range []struct {
 		name      string
 		answer    []netip.Addr
@@ -226,7 +227,10 @@ func TestControl_chooseRemote(t *testing.T) {
 		{name: "off", answer: []netip.Addr{c, d}, state: keepalive.Off, remote: c},
 		{name: "off-named", answer: []netip.Addr{b, c}, state: keepalive.Off, remote: b},
 		{name: "not-heard-yet", answer: []netip.Addr{c}, state: keepalive.Waiting, remote: c},
-		{name: "not-heard-yet-named", answer: []netip.Addr{b, c}, state: keepalive.Waiting, remote: b},
+		{name: "not-heard-yet-named", answer: []netip.Addr{b}, state: keepalive.Waiting, again: true, remote: b},
+		{name: "not-heard-yet-of-several", answer: []netip.Addr{b, c}, state: keepalive.Waiting, remote: b, then: c},
+		{name: "not-heard-yet-encrypted", answer: []netip.Addr{b, c}, state: keepalive.Waiting, encrypted: true, remote: b},
+		{name: "unusable-lowest", answer: []netip.Addr{own, d}, state: keepalive.Waiting, remote: d},
 		{name: "heard", answer: []netip.Addr{c}, state: keepalive.Up, remote: b, then: c},
 		{name: "candidate-silent", answer: []netip.Addr{c}, state: keepalive.Up, candidate: c, again: true, remote: b, then: c},
 		{name: "candidate-silent-next", answer: []netip.Addr{c, d}, state: keepalive.Up, candidate: c, again: true, remote: b, then: d},
@@ -243,7 +247,7 @@ func TestControl_chooseRemote(t *testing.T) {
 		{name: "unusable-next", answer: []netip.Addr{d, unusable}, state: keepalive.Up, candidate: d, again: true, remote: b},
 		{name: "after-unusable", answer: []netip.Addr{d, unusable}, state: keepalive.Up, candidate: unusable, again: true, remote: b, then: d},
 		{name: "candidate-not-named", answer: []netip.Addr{d}, state: keepalive.Up, candidate: c, remote: b, then: d},
-		{name: "off-lowest", answer: []netip.Addr{netip.MustParseAddr("192.0.2.1"), c}, state: keepalive.Off, remote: netip.MustParseAddr("192.0.2.1")},
+		{name: "off-lowest", answer: []netip.Addr{netip.MustParseAddr("192.0.2.2"), c}, state: keepalive.Off, remote: netip.MustParseAddr("192.0.2.2")},
 		{name: "encrypted-named-again", answer: []netip.Addr{b, d}, state: keepalive.Lost, encrypted: true, candidate: c, remote: b},
 		{name: "encrypted-heard", answer: []netip.Addr{c}, state: keepalive.Up, encrypted: true, remote: b, then: c},
 		{name: "encrypted-lost", answer: []netip.Addr{c}, state: keepalive.Lost, encrypted: true, candidate: c, remote: c},
@@ -253,7 +257,7 @@ func TestControl_chooseRemote(t *testing.T) {
 		{name: "no-answer-yet", state: keepalive.Lost, remote: b},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			network := &fakeNetwork{route: netstate.Route{Source: outerA.As4(), MTU: 1500}, routes: map[[4]byte]netstate.Route{unusable.As4(): {Local: true}}}
+			network := &fakeNetwork{route: netstate.Route{Source: outerA.As4(), MTU: 1500}, routes: map[[4]byte]netstate.Route{unusable.As4(): {Local: true}, own.As4(): {Local: true}}}
 			log := slog.New(slog.NewTextHandler(network, nil))
 			cfg := Default()
 			cfg.RemoteAddress = "far.example"
@@ -546,5 +550,35 @@ func TestControl_candidateStream(t *testing.T) {
 	})
 	if dropped := a.Status().ProcessDrops; len(dropped) > 0 {
 		t.Errorf("dropped: %v", dropped)
+	}
+}
+
+// Of the addresses of a name one to which there is no way does not keep the tunnel from another one, whether
+// that has a path when the name is resolved or gets it later.
+func TestControl_usableAddress(t *testing.T) {
+	own, noRoute := netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("192.0.2.8")
+	for _, late := range []bool{false, true} {
+		t.Run(fmt.Sprintf("late=%v", late), func(t *testing.T) {
+			socket, _ := memory.NewSocketPair()
+			n := &names{addresses: []netip.Addr{own, noRoute, outerC}}
+			e, m := newModel(t, socket)
+			e.lookupName = n.lookUp
+			unreachable := &netstate.NoRouteError{Destination: noRoute, Why: "add one"}
+			m.fakeNetwork.routes = map[[4]byte]netstate.Route{own.As4(): {Local: true}}
+			m.fakeNetwork.errs = map[[4]byte]error{noRoute.As4(): unreachable}
+			if late {
+				m.fakeNetwork.errs[outerC.As4()] = unreachable
+			}
+			apply(t, e, "name=a remote-address=far.example keepalive=10s,10 route=10.20.0.0/16")
+			a := e.Tunnel("a")
+			if late {
+				eventually(t, "it waits", func() bool { return strings.Contains(a.Status().WaitingFor, "is an address of this host") })
+				m.set(func(w *fakeNetwork) { delete(w.errs, outerC.As4()) })
+			}
+			eventually(t, "it runs", func() bool { s := a.Status(); return s.Running && s.CurrentRemoteAddress == outerC.String() })
+			if n := m.logged("no way to the remote;"); late && n != 1 || !late && n != 0 {
+				t.Errorf("said %d times", n)
+			}
+		})
 	}
 }

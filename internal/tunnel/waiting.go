@@ -43,6 +43,13 @@ func (c *control) pathError(a *netstate.Answer, remote netip.Addr) error {
 		return a.Err
 	case c.started: // what is wrong with the path shows in the packets
 		return nil
+	}
+	return c.remoteError(a, remote)
+}
+
+// remoteError is why a remote to which there is a route cannot be that of the tunnel; nil if it can.
+func (c *control) remoteError(a *netstate.Answer, remote netip.Addr) error {
+	switch {
 	case a.Route.Local:
 		return ownAddressError(remote)
 	case c.ifindex != 0 && a.Route.Device == c.ifindex && !c.iface.Load().Moved:
