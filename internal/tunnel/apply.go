@@ -225,6 +225,7 @@ func (p *plan) apply() (err error) {
 	if err := e.open(p.add); err != nil {
 		return err
 	}
+	p.giveUpRemotes(changing, p.add)
 	if _, err := e.table.Load().with(p.pairs(p.add), p.removed()); err != nil {
 		return err
 	}
@@ -234,6 +235,7 @@ func (p *plan) apply() (err error) {
 	if err := e.open(p.remade); err != nil {
 		return err
 	}
+	p.giveUpRemotes(changing, p.remade)
 	p.silence(p.pairs(started), changing, ending)
 	if err := e.enter(started, p.pairs(started), p.removed()); err != nil {
 		return err
@@ -284,6 +286,20 @@ func (p *plan) pairs(started []*control) map[*Tunnel]outerPair {
 	return pairs
 }
 
+// giveUpRemotes has the remotes that are held given up where a tunnel that starts, or changes, gets them.
+func (p *plan) giveUpRemotes(changing holds, started []*control) {
+	wanted := map[outerPair]int{}
+	for _, pair := range p.pairs(started) {
+		wanted[pair]++
+	}
+	_ = changing.each(func(c *control, ch *change) error {
+		if ch.held && wanted[ch.pair] > 1 {
+			c.giveUpRemote(ch)
+		}
+		return nil
+	})
+}
+
 // silence ends the sessions of tunnels whose outer addresses go to another one, and has their packets
 // carried in userspace: there is one session, and one entry of the fast path, for a pair. After an error
 // control has them as before.
@@ -310,8 +326,8 @@ func (p *plan) silence(pairs map[*Tunnel]outerPair, held ...holds) {
 
 // inheritRemote takes the address that t, of the same RemoteAddress, has for it.
 func (c *control) inheritRemote(t *Tunnel) {
-	if remote := t.route.Load().path.Remote; remote != [4]byte{} {
-		c.remote, c.resolvedAt, c.remoteSince = address(remote), time.Now(), time.Now()
+	if r := t.route.Load(); r.path.Remote != [4]byte{} && !r.held {
+		c.remote, c.resolvedAt, c.remoteSince = address(r.path.Remote), time.Now(), time.Now()
 	}
 }
 

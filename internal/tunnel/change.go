@@ -20,8 +20,11 @@ type change struct {
 	tunnel    *Tunnel
 	old, next *Config    // next is nil if the tunnel ends for good
 	secret    ike.Secret // of next
-	remote    netip.Addr // RemoteAddress of next; the zero Addr if that is not resolved yet
-	pair      outerPair  // of next, 0 if it is not known
+	// remote is that of next: the zero Addr if its name is not resolved yet, or the present one while held.
+	remote netip.Addr
+	held   bool      // see releaseRemote
+	reset  bool      // remote is another one
+	pair   outerPair // with remote, 0 if it is not known
 	// takeOver are routes of next that another tunnel has until then.
 	takeOver []netstate.InterfaceRoute
 
@@ -64,21 +67,38 @@ func (ch *change) removedRoutes() []netstate.InterfaceRoute {
 	return without(ch.old.Routes, ch.next.Routes)
 }
 
-// readdressed reports whether the tunnel needs another answer of the network.
-func (ch *change) readdressed() bool {
+// rerouted reports whether outer packets may leave another way, whatever the remote is.
+func (ch *change) rerouted() bool {
 	a, b := ch.old, ch.next
-	return a.RemoteAddress != b.RemoteAddress || a.LocalAddress != b.LocalAddress || a.UnderlayDevice != b.UnderlayDevice || a.FwMark != b.FwMark
+	return a.LocalAddress != b.LocalAddress || a.UnderlayDevice != b.UnderlayDevice || a.FwMark != b.FwMark
+}
+
+// readdressed reports whether the tunnel needs another answer of the network.
+func (ch *change) readdressed() bool { return ch.reset || ch.rerouted() }
+
+// findRemote finds the remote of ch.
+func (c *control) findRemote(ch *change) {
+	remote, named := ch.next.remote()
+	pending := c.held || ch.next.RemoteAddress != ch.old.RemoteAddress
+	ch.held = pending && named && !c.suspended() && !ch.rerouted() && !c.ipsecPolicy.changes(ch.old, ch.next, ch.secret)
+	ch.reset = pending && !ch.held
+	if ch.remote = c.remote; ch.reset {
+		ch.remote = remote
+	}
+}
+
+// giveUpRemote has a held remote, which another tunnel gets, be none until the name is resolved.
+func (c *control) giveUpRemote(ch *change) {
+	ch.held, ch.reset, ch.remote, ch.pair = false, true, netip.Addr{}, 0
+	c.follower.Set(c.queryFor(ch.next, ch.remote))
 }
 
 // prepareChange adds the addresses and routes that are new, and finds the outer addresses.
 func (c *control) prepareChange(ch *change) error {
-	ch.remote = c.remote
-	if ch.next.RemoteAddress != ch.old.RemoteAddress {
-		ch.remote, _ = ch.next.remote()
-	}
+	c.findRemote(ch)
 	ch.queried = true
 	a := c.follower.Set(c.queryFor(ch.next, ch.remote))
-	if err := loopError(a, ch.remote); err != nil {
+	if err := loopError(a, ch.remote); err != nil && !ch.held {
 		return err
 	}
 	noPath := a.Err != nil || !ch.remote.IsValid()
@@ -115,7 +135,10 @@ func (c *control) addPrefixes(ch *change, noPath bool) (err error) {
 		return err
 	}
 	routes := without(without(ch.next.Routes, ch.old.Routes), ch.takeOver)
-	if noPath {
+	switch {
+	case ch.held:
+		routes = nil
+	case noPath:
 		routes = routesWithoutPath(routes, ch.remote)
 	}
 	ch.addedRoutes, err = network.AddRoutes(c.ifindex, routes)
@@ -145,9 +168,13 @@ func (c *control) undoChange(ch *change) error {
 // at any other time.
 func (c *control) commitChange(ch *change) error {
 	now, old, next := time.Now(), ch.old, ch.next
+	routes := c.wantedRoutes(old.Routes)
 	c.setConfig(next)
-	if old.RemoteAddress != next.RemoteAddress {
+	if ch.reset || ch.held && old.RemoteAddress != next.RemoteAddress {
 		c.resetRemote(ch.remote)
+	}
+	if c.held = ch.held; c.held {
+		c.heldRoutes = routes
 	}
 	c.pair = ch.pair
 	if old.Keepalive != next.Keepalive && !c.suspended() {
@@ -167,14 +194,10 @@ func (c *control) commitChange(ch *change) error {
 	}
 	c.engine.openShared(c.Tunnel, next)
 	c.ipsecPolicy.configure(old, next, ch.secret)
-	c.answer = c.follower.Answer()
 	if ch.readdressed() {
-		c.started, c.underlay = false, netstate.Route{MTU: defaultUnderlayMTU}
-		c.forgetPath()
+		c.startAnew()
 	}
-	c.updateRoute(now)
-	c.updateCarrier()
-	c.syncFastPath()
+	c.applyAnswer(now)
 	c.takeOverRoutes(ch.takeOver)
 	var names []string
 	for _, p := range Changes(old, next) {
@@ -182,6 +205,20 @@ func (c *control) commitChange(ch *change) error {
 	}
 	c.log.Info("the tunnel is changed", "properties", names)
 	return nil
+}
+
+// startAnew has the next answer taken as that of a tunnel that starts.
+func (c *control) startAnew() {
+	c.started, c.underlay = false, netstate.Route{MTU: defaultUnderlayMTU}
+	c.forgetPath()
+}
+
+// applyAnswer brings the tunnel in line with the network's present answer at once.
+func (c *control) applyAnswer(now time.Time) {
+	c.answer = c.follower.Answer()
+	c.updateRoute(now)
+	c.updateCarrier()
+	c.syncFastPath()
 }
 
 func (c *control) changeRPS(old string) {
@@ -211,16 +248,21 @@ func (c *control) takeOverRoutes(routes []netstate.InterfaceRoute) {
 
 // finishChange removes the addresses and routes that are not wanted any more. Others' stay.
 func (c *control) finishChange(ch *change) error {
+	c.removeUnwanted(ch.old)
+	c.wakeControl()
+	return nil
+}
+
+// removeUnwanted removes those addresses and routes of an old Config that are not wanted now.
+func (c *control) removeUnwanted(old *Config) {
 	if !c.here() {
-		return nil
+		return
 	}
-	unwanted := without(ch.old.Routes, c.wantedRoutes(ch.next.Routes))
-	err := errors.Join(c.engine.network.RemoveRoutes(c.ifindex, unwanted), c.removeAddresses(without(ch.old.Addresses, ch.next.Addresses)))
+	unwanted := without(old.Routes, c.wantedRoutes(c.cfg.Routes))
+	err := errors.Join(c.engine.network.RemoveRoutes(c.ifindex, unwanted), c.removeAddresses(without(old.Addresses, c.cfg.Addresses)))
 	if err != nil {
 		c.log.Error("cannot remove what the interface is not to have any more", "err", err)
 	}
-	c.wakeControl()
-	return nil
 }
 
 // removeAddresses removes addresses of the interface, and puts the routes back that the kernel removes with
@@ -237,14 +279,19 @@ func (c *control) removeAddresses(addresses []netstate.InterfaceAddress) error {
 // configure takes another Config and its secret into use. With another key or proposal the session ends,
 // and the ends negotiate anew. p is nil without a secret.
 func (p *ipsecPolicy) configure(old, next *Config, secret ike.Secret) {
-	keys := func(p Property) bool {
-		return strings.HasPrefix(p.Name, "ipsec-") && !p.Secret && p.Name != "ipsec-secret-file"
-	}
-	if p == nil || p.hasSecret(secret) && old.FwMark == next.FwMark && !slices.ContainsFunc(Changes(old, next), keys) {
+	if !p.changes(old, next, secret) {
 		return
 	}
 	p.close()
 	p.config.Config, p.config.Mark = next.IPsec.config(secret), next.FwMark
+}
+
+// changes reports whether configure ends the session.
+func (p *ipsecPolicy) changes(old, next *Config, secret ike.Secret) bool {
+	keys := func(p Property) bool {
+		return strings.HasPrefix(p.Name, "ipsec-") && !p.Secret && p.Name != "ipsec-secret-file"
+	}
+	return p != nil && (!p.hasSecret(secret) || old.FwMark != next.FwMark || slices.ContainsFunc(Changes(old, next), keys))
 }
 
 // secret is the one in use; nil if p is.

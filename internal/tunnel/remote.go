@@ -53,6 +53,9 @@ type resolution struct {
 	jitter     float64      // share, up to maxJitter
 	addresses  []netip.Addr // the last answer's: ascending, and immutable
 
+	held       bool                      // the remote is that of before Apply has set the name: see releaseRemote
+	heldRoutes []netstate.InterfaceRoute // that there were before
+
 	networkChanges uint64 // Answer.NetworkChanges, as last seen
 
 	remoteSince    time.Time    // when the remote was taken
@@ -103,8 +106,11 @@ func (c *control) noteAnswer(lookup int, a resolve.Answer, err error, now time.T
 	}
 	c.resolving = false
 	c.resolvedAt, c.lookupErr, c.jitter = now, err, maxJitter*rand.Float64()
+	if c.held {
+		defer c.releaseRemote(now)
+	}
 	if err != nil {
-		if c.failures++; c.failures == 1 && c.remote.IsValid() {
+		if c.failures++; c.failures == 1 && c.remote.IsValid() && !c.held {
 			c.log.Warn("the name is not resolved again; its last address stays in use", "err", err)
 		}
 		return
@@ -120,6 +126,24 @@ func (c *control) resetRemote(remote netip.Addr) {
 	c.resolution = resolution{lookups: c.lookups + 1, accepted: c.accepted, networkChanges: c.networkChanges}
 	c.dropCandidate()
 	c.setRemote(remote)
+}
+
+// releaseRemote ends that the remote of before is held, after the first look-up of the name that Apply has
+// set. What has waited for it, for a start does, is now as if the tunnel were started: routes may lead to the
+// name server, or to the remote.
+func (c *control) releaseRemote(now time.Time) {
+	c.held, c.heldRoutes = false, nil
+	if !slices.Contains(c.addresses, c.remote) {
+		c.setRemote(netip.Addr{}) // another peer: packets of the one before are not accepted any more
+		if len(c.addresses) > 0 {
+			c.useRemote(c.addressWithPath(c.addresses[0]), now)
+		}
+	}
+	c.follower.Set(c.query())
+	c.startAnew()
+	c.applyAnswer(now)
+	c.removeUnwanted(c.cfg)
+	c.restoreDue = true
 }
 
 // noteNetwork has a name without an address looked up soon if the network has changed.

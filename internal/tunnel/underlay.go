@@ -30,6 +30,7 @@ type route struct {
 	bypassSafe bool        // nothing objects to bypassing the IP stack: netstate.Answer.Bypass
 	txDrop     drop.Reason // if not drop.None, the reason to drop all outgoing packets
 	suspended  bool        // see Tunnel.suspended
+	held       bool        // path.Remote is that of another RemoteAddress: see releaseRemote
 	waiting    string      // what the tunnel waits for: Status.WaitingFor
 }
 
@@ -145,7 +146,7 @@ func (r *route) pair() outerPair {
 // configureRoute sets what of a route is the Config's alone.
 func (c *control) configureRoute(r *route) {
 	r.outer.DSCP, r.outer.DontFragmentInherit, r.outer.TTL = c.cfg.DSCP, c.cfg.DontFragment, uint8(c.cfg.TTL)
-	r.clampMSS, r.echo = c.cfg.ClampTCPMSS, c.echo
+	r.clampMSS, r.echo, r.held = c.cfg.ClampTCPMSS, c.echo, c.held
 }
 
 // protect has the ipsecPolicy, if there is one, negotiate between the ends of a route.

@@ -202,7 +202,10 @@ func (c *control) setNoPath(err error) {
 
 // wantedRoutes are those of routes that may lead into the tunnel now.
 func (c *control) wantedRoutes(routes []netstate.InterfaceRoute) []netstate.InterfaceRoute {
-	if c.noPath == nil || !c.suspended() {
+	switch {
+	case c.held:
+		return without(routes, without(routes, c.heldRoutes))
+	case c.noPath == nil || !c.suspended():
 		return routes
 	}
 	return routesWithoutPath(routes, c.remote)
