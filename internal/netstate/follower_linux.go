@@ -21,7 +21,7 @@ type Follower struct {
 	// locked before the Host's mu.
 	updating sync.Mutex
 	found    found
-	source   [4]byte // Query.Local, or the last source that a route preferred
+	source   [4]byte // Query.Local, or the last source that a route preferred for this Query
 	program  uint32  // ID of the one that Attach has attached; 0 is none
 
 	// The Host's mu guards the rest.
@@ -69,6 +69,9 @@ func (f *Follower) Set(q Query) *Answer {
 func (f *Follower) set(q Query) {
 	h := f.host
 	h.mu.Lock()
+	if was := f.query; was.Remote != q.Remote || was.Local != q.Local || was.Mark != q.Mark || was.UnderlayDevice != q.UnderlayDevice {
+		f.source = [4]byte{}
+	}
 	f.query = q
 	f.dirty |= dirtyRoute
 	if q.Interface != 0 {

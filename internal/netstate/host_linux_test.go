@@ -320,6 +320,21 @@ func TestHost_changes(t *testing.T) {
 	}
 }
 
+// Without a route the source of an earlier Query says nothing of the next one.
+func TestFollowerSet_source(t *testing.T) {
+	l := newLab(t)
+	h := openHost(t, l.host)
+	nowhere := [4]byte{203, 0, 113, 99}
+	l.host.Run("ip", "route", "flush", "root", "0.0.0.0/0")
+	f := follow(t, h, l.host, Query{Remote: far, Local: nowhere})
+	if a := f.Answer(); !isGone(a) || a.HasLocal {
+		t.Fatalf("%+v", a)
+	}
+	if a := f.Set(Query{Remote: far}); !isGone(a) || !a.HasLocal {
+		t.Errorf("%+v", a)
+	}
+}
+
 // A change that is no matter to a follower makes no request, and is not told.
 func TestHost_unrelatedChanges(t *testing.T) {
 	l := tunnelLab(t)

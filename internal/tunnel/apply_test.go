@@ -499,7 +499,8 @@ func TestEngineApply_random(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	line := func(name string, n int) string {
 		pick := func(words ...string) string { return " " + words[random.IntN(len(words))] }
-		return fmt.Sprintf("name=%s remote-address=198.51.100.%d address=10.255.%d.1/30", name, n, random.IntN(9)) +
+		return fmt.Sprintf("name=%s address=10.255.%d.1/30", name, random.IntN(9)) +
+			pick(fmt.Sprintf("remote-address=198.51.100.%d", n), fmt.Sprintf("remote-address=n%d.example", n), fmt.Sprintf("remote-address=no%d.example", n)) +
 			pick("", "dscp=46", "dscp=7") + pick("", "mtu=1400", "mtu=1300") + pick("", "ttl=inherit") + pick("", "keepalive=5s,3", "keepalive=10s,10") +
 			pick("", "rps=1", "rps=3") + pick("", "comment=x") + pick("", "tun-queues=1") + pick("", fmt.Sprintf("address=10.9.%d.1/24", random.IntN(20))) +
 			pick("", fmt.Sprintf("route=10.%d.0.0/16", 20+n), fmt.Sprintf("route=10.%d.0.0/16 route=10.%d.0.0/16", 20+n, 60+n)) +
@@ -515,16 +516,27 @@ func TestEngineApply_random(t *testing.T) {
 		}
 		return lines
 	}
+	resolved := map[string]netip.Addr{}
+	for n := range byte(9) {
+		resolved[fmt.Sprintf("n%d.example", n)] = netip.AddrFrom4([4]byte{198, 51, 100, n})
+	}
 	socket, _ := memory.NewSocketPair()
 	e, m := newModel(t, socket)
+	m.resolved = resolved
 	for range 60 {
 		lines := file()
 		apply(t, e, lines...)
 		other, _ := memory.NewSocketPair()
 		fresh, m2 := newModel(t, other)
+		m2.resolved = resolved
 		apply(t, fresh, lines...)
-		if got, want := state(e, m), state(fresh, m2); got != want {
-			t.Fatalf("%s\nchanged:\n%s\nstarted:\n%s", strings.Join(lines, "\n"), got, want)
+		settled := func() bool { // the names are looked up
+			return state(e, m) == state(fresh, m2)
+		}
+		for end := time.Now().Add(patience); !settled(); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%s\nchanged:\n%s\nstarted:\n%s", strings.Join(lines, "\n"), state(e, m), state(fresh, m2))
+			}
 		}
 	}
 }

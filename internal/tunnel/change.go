@@ -209,7 +209,7 @@ func (c *control) commitChange(ch *change) error {
 
 // startAnew has the next answer taken as that of a tunnel that starts.
 func (c *control) startAnew() {
-	c.started, c.underlay = false, netstate.Route{MTU: defaultUnderlayMTU}
+	c.started, c.anew, c.underlay = false, true, netstate.Route{MTU: defaultUnderlayMTU}
 	c.forgetPath()
 }
 

@@ -40,7 +40,8 @@ type control struct {
 	remote   netip.Addr       // RemoteAddress, resolved; the zero Addr until it is
 	pair     outerPair        // in Engine.table, 0 for none
 	noPath   error            // pathError of the last round
-	started  bool             // the tunnel is not suspended; Apply has it start anew with other addresses
+	started  bool             // the tunnel is not suspended
+	anew     bool             // the next route owes nothing to the last one: see startAnew
 	resolution
 	retry bool // something failed in this round
 

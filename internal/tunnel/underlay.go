@@ -119,7 +119,7 @@ func (c *control) newRoute() *route {
 // decides for each packet that is still sent, and with what is known of the outer addresses.
 func (c *control) pathlessRoute() *route {
 	next := &route{maxInner: c.maxInner(c.underlay.MTU)}
-	if last := c.route.Load(); last != nil && (c.started || last.suspended) {
+	if last := c.route.Load(); last != nil && !c.anew {
 		*next = *last
 	}
 	local, remote := next.path.Local, bytesOf(c.remote)
@@ -223,6 +223,7 @@ func (c *control) updateRoute(now time.Time) {
 		}
 		c.wait(next, err)
 	}
+	c.anew = false
 	c.setNoPath(err)
 	if old := c.route.Load(); !old.suspended && !next.suspended {
 		if before, now := old.path.Device, next.path.Device; before != now { // by name: one that is renamed is no longer used
