@@ -146,3 +146,53 @@ func TestControlReleaseRemote_twice(t *testing.T) {
 		return a.Status().CurrentRemoteAddress == outerD.String() && m.hasRoute("10.60.0.0/16")
 	})
 }
+
+// Two tunnels exchange names: the one that is resolved first waits until the other one's address is free.
+func TestEngineRegister_freed(t *testing.T) {
+	socket, _ := memory.NewSocketPair()
+	e, m := newModel(t, socket)
+	m.resolved["one.example"], m.resolved["two.example"] = outerB, outerD
+	list := func(a, b string) []string {
+		return []string{strings.Replace(namedA, "peer", a, 1), strings.Replace(lineB, "198.51.100.2", b+".example", 1)}
+	}
+	remote := func(name string) string { return e.Tunnel(name).Status().CurrentRemoteAddress }
+	apply(t, e, list("one", "two")...)
+	eventually(t, "both are resolved", func() bool { return remote("a") == outerB.String() && remote("b") == outerD.String() })
+	slow := make(chan struct{})
+	e.lookupName = func(ctx context.Context, name string) (resolve.Answer, error) {
+		if name == "one.example" {
+			<-slow
+		}
+		return m.lookUp(ctx, name)
+	}
+	apply(t, e, list("two", "one")...)
+	eventually(t, "a waits for b", func() bool { return strings.Contains(e.Tunnel("a").Status().WaitingFor, "b has the same") })
+	close(slow)
+	eventually(t, "both are exchanged", func() bool {
+		return remote("a") == outerD.String() && remote("b") == outerB.String() && e.Tunnel("a").Status().Running && e.Tunnel("b").Status().Running
+	})
+}
+
+// A tunnel whose outer addresses another one has is woken when they may be free.
+func TestEngineRegister_wakes(t *testing.T) {
+	e := &Engine{live: map[*Tunnel]bool{}}
+	e.table.Store(&table{})
+	newTunnel := func() *Tunnel { return &Tunnel{engine: e, wake: make(chan struct{}, 1)} }
+	has, waits, other := newTunnel(), newTunnel(), newTunnel()
+	waits.pairTaken.Store(true)
+	register := func(t *Tunnel, pair outerPair) { _ = e.register(map[*Tunnel]outerPair{t: pair}, nil) }
+	for _, tunnel := range []*Tunnel{waits, other} {
+		register(tunnel, 0)
+	}
+	<-waits.wake
+	for _, change := range []func(){
+		func() { register(has, 7) }, func() { register(has, 8) }, func() { register(has, 0) },
+		func() { register(has, 7) }, func() { _ = e.register(nil, map[*Tunnel]bool{has: true}) },
+	} {
+		change()
+		if len(waits.wake) != 1 || len(other.wake) != 0 {
+			t.Fatalf("%d and %d are woken", len(waits.wake), len(other.wake))
+		}
+		<-waits.wake
+	}
+}

@@ -71,6 +71,11 @@ func (e *Engine) register(pairs map[*Tunnel]outerPair, removed map[*Tunnel]bool)
 		}
 	}
 	e.table.Store(next)
+	for t := range e.live {
+		if t.pairTaken.Load() { // it may be free now
+			t.wakeControl()
+		}
+	}
 	return nil
 }
 

@@ -41,6 +41,7 @@ type Tunnel struct {
 	iface       atomic.Pointer[tun.State] // as last read; its MTU is unknown while it is Moved
 	missing     atomic.Pointer[string]    // what of the interface is waited for while it is gone; nil is nothing
 	mtu         atomic.Int32              // of the interface, in bytes
+	pairTaken   atomic.Bool               // another tunnel has the outer addresses
 	unreachable atomic.Bool               // ICMP errors report that outer packets do not arrive
 	state       atomic.Uint32             // keepalive.State
 	changes     atomic.Uint64             // of the carrier, for metrics

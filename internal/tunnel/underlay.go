@@ -209,7 +209,9 @@ func (c *control) updateRoute(now time.Time) {
 	err := c.pathError(c.answer, c.remote)
 	if err == nil {
 		next = c.newRoute()
-		if err = c.register(next.pair()); err == nil {
+		err = c.register(next.pair())
+		c.pairTaken.Store(err != nil)
+		if err == nil {
 			c.wait(next, nil)
 			err = c.protect(next)
 			next.maxInner = c.maxInner(next.path.MTU) // of the new session
