@@ -74,13 +74,25 @@ func (m *hostModel) Configure(interfaces []netstate.Interface) error {
 func (m *hostModel) AddAddresses(device int, addresses []netstate.InterfaceAddress) (added []netstate.InterfaceAddress, err error) {
 	for _, a := range addresses {
 		m.change(func() {
-			if key := (configuredAddress{device, a}); !m.addresses[key] {
+			if key := (configuredAddress{device, a}); !m.exists(device) {
+				err = syscall.ENODEV
+			} else if !m.addresses[key] {
 				m.addresses[key] = true
 				added = append(added, a)
 			}
 		})
 	}
-	return added, nil
+	return added, err
+}
+
+// exists reports whether there is an interface of that index. The caller holds mu.
+func (m *hostModel) exists(device int) bool {
+	for _, d := range m.devices {
+		if s, _ := d.State(); s.Index == device {
+			return true
+		}
+	}
+	return false
 }
 
 func (m *hostModel) AddRoutes(device int, routes []netstate.InterfaceRoute) (added []netstate.InterfaceRoute, err error) {
@@ -88,6 +100,8 @@ func (m *hostModel) AddRoutes(device int, routes []netstate.InterfaceRoute) (add
 		m.change(func() {
 			if r == m.failRoute {
 				err = syscall.ENOMEM
+			} else if !m.exists(device) {
+				err = syscall.ENODEV
 			} else if m.routes[r] == 0 {
 				m.routes[r] = device
 				added = append(added, r)
@@ -494,7 +508,8 @@ func TestEngineApply_exchange(t *testing.T) {
 	}
 }
 
-// Reload from A to B leaves what a start with B makes.
+// Reload from A to B leaves what a start with B makes, whatever A has waited for, or B waits for, and if an
+// interface is deleted.
 func TestEngineApply_random(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	line := func(name string, n int) string {
@@ -504,7 +519,7 @@ func TestEngineApply_random(t *testing.T) {
 			pick("", "dscp=46", "dscp=7") + pick("", "mtu=1400", "mtu=1300") + pick("", "ttl=inherit") + pick("", "keepalive=5s,3", "keepalive=10s,10") +
 			pick("", "rps=1", "rps=3") + pick("", "comment=x") + pick("", "tun-queues=1") + pick("", fmt.Sprintf("address=10.9.%d.1/24", random.IntN(20))) +
 			pick("", fmt.Sprintf("route=10.%d.0.0/16", 20+n), fmt.Sprintf("route=10.%d.0.0/16 route=10.%d.0.0/16", 20+n, 60+n)) +
-			pick("", "local-address=192.0.2.9") + pick("", "address=10.8.0.1~peer~10.8.0.2", "address=10.8.0.1~peer~10.8.0.3") +
+			pick("", "local-address=192.0.2.9") + pick("", "", "underlay-device=eth7", "underlay-device=eth8") + pick("", "address=10.8.0.1~peer~10.8.0.2", "address=10.8.0.1~peer~10.8.0.3") +
 			pick("", fmt.Sprintf("route=0.0.0.0/0~table~%d", n), fmt.Sprintf("route=0.0.0.0/0~metric~200~table~%d", n), fmt.Sprintf("route=10.70.0.0/16~metric~%d", n))
 	}
 	file := func() (lines []string) {
@@ -522,13 +537,18 @@ func TestEngineApply_random(t *testing.T) {
 	}
 	socket, _ := memory.NewSocketPair()
 	e, m := newModel(t, socket)
-	m.resolved = resolved
+	m.resolved, m.fakeNetwork.devices = resolved, map[string]int{"eth7": 7}
 	for range 60 {
 		lines := file()
+		for _, tunnel := range e.Tunnels() {
+			if random.IntN(8) == 0 {
+				m.deleteInterface(tunnel)
+			}
+		}
 		apply(t, e, lines...)
 		other, _ := memory.NewSocketPair()
 		fresh, m2 := newModel(t, other)
-		m2.resolved = resolved
+		m2.resolved, m2.fakeNetwork.devices = resolved, map[string]int{"eth7": 7}
 		apply(t, fresh, lines...)
 		settled := func() bool { // the names are looked up
 			return state(e, m) == state(fresh, m2)

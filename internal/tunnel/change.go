@@ -102,7 +102,7 @@ func (c *control) prepareChange(ch *change) error {
 		return err
 	}
 	noPath := a.Err != nil || !ch.remote.IsValid()
-	if err := c.addPrefixes(ch, noPath); err != nil {
+	if err := c.addPrefixes(ch, noPath); err != nil && !errors.Is(err, syscall.ENODEV) { // deleted: remakeInterface adds them
 		return err
 	}
 	if ch.pair = c.pair; !ch.readdressed() {

@@ -122,3 +122,20 @@ func TestControlInterfaceGone_often(t *testing.T) {
 		t.Errorf("after a time without: after %v", wait)
 	}
 }
+
+// An interface that was deleted just before a change, which control does not know yet, is no error of it.
+func TestEngineApply_justDeleted(t *testing.T) {
+	socket, other := memory.NewSocketPair()
+	e, m := newModel(t, socket)
+	apply(t, e, lineA, lineB)
+	a := &endpoint{Tunnel: e.Tunnel("a")}
+	var device *modelDevice
+	a.do(t, func(c *control) { device = c.device.(*modelDevice) })
+	device.delete()
+	changed := []string{lineA + " address=10.9.0.1/24 route=10.40.0.0/16", lineB + " dscp=46"}
+	apply(t, e, changed...)
+	device.Delete()
+	fresh, m2 := newModel(t, other)
+	apply(t, fresh, changed...)
+	eventually(t, "it is made again with what is new", func() bool { return state(e, m) == state(fresh, m2) })
+}
