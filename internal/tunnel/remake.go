@@ -52,8 +52,10 @@ func (c *control) interfaceGone(device tun.Device, err error, now time.Time) {
 
 func (c *control) setMissing(text string) { c.missing.Store(&text) }
 
-// closeInterface closes what is left of the interface.
+// closeInterface closes what is left of the interface. The fast path would redirect to it what nobody counts.
 func (c *control) closeInterface() {
+	c.disableFastPath()
+	c.attachAt = time.Time{}
 	for _, stop := range c.stop { // before the file descriptors are closed
 		stop()
 	}
@@ -73,9 +75,7 @@ func (c *control) remakeInterface(now time.Time) {
 	lost.gone = false
 	err := c.openInterface()
 	if err == nil {
-		if err = c.reconfigure(); err != nil {
-			c.closeInterface()
-		}
+		err = c.reconfigure()
 	}
 	if err == nil {
 		c.missing.Store(nil)
@@ -83,6 +83,7 @@ func (c *control) remakeInterface(now time.Time) {
 		c.log.Info("the interface is made again")
 		return
 	}
+	c.closeInterface()
 	if lost.gone = true; lost.wait == 0 {
 		c.log.Warn("the interface cannot be made again; it is tried again and again", "err", err)
 	}

@@ -143,7 +143,7 @@ func (c *control) open() (err error) {
 	return c.openInterface()
 }
 
-// openInterface makes the interface, or makes it again.
+// openInterface makes the interface, or makes it again. On error the caller closes it.
 func (c *control) openInterface() error {
 	t, e := c.Tunnel, c.engine
 	// Call wantedMTU once: an SA established meanwhile changes its result, and updateMTU
@@ -168,12 +168,9 @@ func (c *control) openInterface() error {
 	t.mtu.Store(int32(c.appliedMTU))
 	c.carrier = true
 	c.updateCarrier()
-	if err := c.readInterface(); err != nil {
-		_ = device.Close()
-		return err
-	}
+	err = c.readInterface()
 	t.madeIndex = c.ifindex
-	return nil
+	return err
 }
 
 // queues is the number of TUN queues of a tunnel with that Config.
