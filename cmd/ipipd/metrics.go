@@ -54,7 +54,10 @@ func (p *process) serveMetrics() error {
 			p.log.Error("metrics are not served any more: start ipipd again", "err", err)
 		}
 	}()
-	p.stopMetrics = func() { _ = server.Close() }
+	p.stopMetrics = func() {
+		_ = server.Close()
+		_ = l.Close() // Serve may not have begun
+	}
 	return nil
 }
 

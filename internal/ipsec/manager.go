@@ -33,6 +33,8 @@ type Config struct {
 	// Dropped is called with received packets that an SA of the Session refused. It must
 	// not block.
 	Dropped func(why drop.Reason, n int)
+	// SAs, if not nil, counts the pairs of ESP SAs that are established.
+	SAs *atomic.Uint64
 }
 
 // Options of a Manager. With the zero value nothing is received.
@@ -166,7 +168,7 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	n := &negotiator{
 		manager: m, ports: p, peer: peer,
-		local: key.local, remote: key.remote, changed: cfg.Changed, event: cfg.Event,
+		local: key.local, remote: key.remote, changed: cfg.Changed, event: cfg.Event, sas: cfg.SAs,
 		inbox: make(chan datagram, inboxSize), cancel: cancel, done: make(chan struct{}),
 		inbound: map[uint32]*inboundSA{}, lastPackets: map[uint32]uint64{},
 	}

@@ -38,7 +38,8 @@ type endpoint struct {
 	raw     int          // IPPROTO_RAW
 	opened  chan []byte  // decrypted packets, as far as there is space
 	count   atomic.Int64 // of all decrypted packets
-	pinged  uint16       // the next ping's sequence number
+	sas     atomic.Uint64
+	pinged  uint16 // the next ping's sequence number
 	log     netlab.Buffer
 	// drops are the session's, strangers of ESP packets that belong to none.
 	drops, strangers drop.Counters
@@ -90,6 +91,7 @@ func newEndpoint(t *testing.T, ns *netlab.NS, local, remote netip.Addr) *endpoin
 
 func (e *endpoint) protect(cfg Config) error {
 	cfg.Local, cfg.Remote = e.local, e.remote
+	cfg.SAs = &e.sas
 	cfg.Dropped = func(why drop.Reason, n int) { e.drops.Add(why, uint64(n)) }
 	cfg.Event = func(event Event) { fmt.Fprintf(&e.log, "warning=%v %v\n", event.Warning(), event) }
 	var err error
@@ -272,6 +274,9 @@ func TestManager_noCleartext(t *testing.T) {
 					}
 					return len(spis) >= 4 && first != 0 && time.Since(opened) > 2*cfg.Lifetime1
 				})
+				if n := a.sas.Load(); n < uint64(len(spis)) {
+					t.Errorf("%d pairs of SAs are counted, and at least %d were used", n, len(spis))
+				}
 				fromA.end()
 				fromB.end()
 				// No packet is lost: each one sealed is opened, and none is dropped once

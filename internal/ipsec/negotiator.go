@@ -3,6 +3,7 @@ package ipsec
 import (
 	"context"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"ipipd/internal/ipsec/esp"
@@ -20,6 +21,7 @@ type negotiator struct {
 	remote  netip.Addr
 	changed func()
 	event   func(Event)
+	sas     *atomic.Uint64 // Config.SAs
 
 	inbox  chan datagram
 	cancel context.CancelFunc
@@ -28,7 +30,6 @@ type negotiator struct {
 	inbound      map[uint32]*inboundSA // by SPI
 	lastPackets  map[uint32]uint64     // by SPI: inboundSA.Packets at the last poll
 	current      *ike.Child            // of the outbound SA
-	sas          uint64                // Status.SAs
 	peerPort     uint16                // where ESP is sent in UDP
 	problem      ike.Problem           // as last published
 	dirty        bool                  // the status has changed other than by the problem
@@ -112,7 +113,9 @@ func (n *negotiator) do(actions []ike.Action) {
 			sa := &inboundSA{Inbound: in, owner: n, udp: a.Outbound.DestinationPort != 0}
 			sa.port.Store(uint32(a.Outbound.DestinationPort))
 			n.inbound[a.Inbound.SPI] = sa
-			n.sas++
+			if n.sas != nil {
+				n.sas.Add(1)
+			}
 			n.manager.addSA(n.key(a.Inbound.SPI), sa)
 		case ike.UseOutbound:
 			n.setOutbound(a.Child)
@@ -233,7 +236,7 @@ func (n *negotiator) publishIfChanged() {
 // publish updates Session.Status, emits an event for each change, and calls changed.
 func (n *negotiator) publish() {
 	n.dirty = false
-	s := &Status{Problem: n.peer.Problem().String(), SAs: n.sas}
+	s := &Status{Problem: n.peer.Problem().String()}
 	if c := n.current; c != nil {
 		s.Established, s.Suite, s.Group, s.Version = true, c.Outbound.Suite, c.Group, c.Version
 		s.UDP, s.InboundSPI, s.OutboundSPI = c.Outbound.DestinationPort != 0, c.Inbound.SPI, c.Outbound.SPI

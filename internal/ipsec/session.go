@@ -74,7 +74,7 @@ func worstCaseFormat(cfg ike.Config) espFormat {
 
 // Status is the state of a Session as shown to an operator. It contains no secret.
 type Status struct {
-	// Established: there is an outbound SA. Unless it is set, only SAs and Problem are valid.
+	// Established: there is an outbound SA. Unless it is set, only Problem is valid.
 	Established bool
 	Suite       esp.Suite
 	// Group of the last Diffie-Hellman exchange; 0 is none (no PFS).
@@ -86,8 +86,6 @@ type Status struct {
 	// InboundSPI and OutboundSPI are in host byte order.
 	InboundSPI, OutboundSPI uint32
 	Since, RekeyAt          time.Time
-	// SAs is how many pairs of SAs were established, that in use included.
-	SAs uint64
 	// Weak names the deprecated algorithms of the SA; "" if there are none.
 	Weak string
 	// Problem is why there is no SA, or why it does not work; "" if unknown.

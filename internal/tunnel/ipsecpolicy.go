@@ -31,7 +31,7 @@ type ipsecPolicy struct {
 	remote netip.Addr
 	device int
 
-	earlierSAs atomic.Uint64 // of the sessions before
+	sas atomic.Uint64 // pairs of SAs that were established
 }
 
 // newIPsecPolicy returns a policy without a session. changed is called after an SA was established
@@ -44,7 +44,7 @@ func newIPsecPolicy(manager *ipsec.Manager, cfg *Config, secret ike.Secret, log 
 	}
 	p := &ipsecPolicy{manager: manager, config: ipsec.Config{Config: cfg.IPsec.config(secret)}}
 	p.config.Mark = cfg.FwMark
-	p.config.Changed, p.config.Dropped = changed, dropped
+	p.config.Changed, p.config.Dropped, p.config.SAs = changed, dropped, &p.sas
 	p.config.Event = func(e ipsec.Event) {
 		if e.Warning() {
 			log.Warn(e.String())
@@ -63,7 +63,6 @@ func (p *ipsecPolicy) rebind(local, remote [4]byte, device int) error {
 		return nil
 	}
 	if old := p.session.Swap(nil); old != nil {
-		p.earlierSAs.Add(old.Status().SAs)
 		old.Stop()
 		p.stopped = append(p.stopped, old)
 	}
@@ -81,7 +80,6 @@ func (p *ipsecPolicy) rebind(local, remote [4]byte, device int) error {
 // close ends the session, if there is one, and deletes its SAs at the peer.
 func (p *ipsecPolicy) close() {
 	if session := p.session.Swap(nil); session != nil {
-		p.earlierSAs.Add(session.Status().SAs)
 		session.Close()
 	}
 	p.closeStopped(0)

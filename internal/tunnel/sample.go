@@ -44,7 +44,7 @@ type Sample struct {
 
 	// Encrypted is whether the tunnel has a secret, and the rest its SAs.
 	Encrypted, Established bool
-	SAs                    uint64    // outbound ones that were established
+	SAs                    uint64    // pairs that were established
 	Since, RekeyAt         time.Time // of the SA in use
 }
 
@@ -99,7 +99,7 @@ func (t *Tunnel) sample() Sample {
 	if t.ipsecPolicy != nil {
 		sa := t.ipsecPolicy.status()
 		s.Encrypted, s.Established, s.Since, s.RekeyAt = true, sa.Established, sa.Since, sa.RekeyAt
-		s.SAs = t.ipsecPolicy.earlierSAs.Load() + sa.SAs
+		s.SAs = t.ipsecPolicy.sas.Load()
 	}
 	return s
 }

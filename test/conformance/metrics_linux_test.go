@@ -145,7 +145,10 @@ func TestMetrics_ipsec(t *testing.T) {
 	if since, until := of("established_timestamp_seconds"), of("rekey_timestamp_seconds"); since == 0 || until-since < 600 || until-since > 1800 {
 		t.Errorf("established at %v, replaced at %v", since, until)
 	}
-	a.Run("ping", "-c", "1", "-W", netlab.Seconds(netlab.Timeout()), innerB)
+	netlab.Eventually(t, "the tunnel carries packets", func() bool { // the other end has its SA a moment later
+		_, err := a.Try("ping", "-c", "1", "-W", "1", innerB)
+		return err == nil
+	})
 	got = scrape(t, socket)
 	if sent := got[`ipipd_tunnel_transmit_packets_total{tunnel="t0"}`]; sent < 1 {
 		t.Errorf("%v packets sent", sent)
