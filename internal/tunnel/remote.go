@@ -128,9 +128,9 @@ func (c *control) resetRemote(remote netip.Addr) {
 	c.setRemote(remote)
 }
 
-// releaseRemote ends that the remote of before is held, after the first look-up of the name that Apply has
-// set. What has waited for it, for a start does, is now as if the tunnel were started: routes may lead to the
-// name server, or to the remote.
+// releaseRemote ends the hold of the remote that was in use before Apply has set another name: that is looked up
+// for the first time. Until then packets go where they went, and no route is added, which might lead to the name
+// server; now all is as a start makes it.
 func (c *control) releaseRemote(now time.Time) {
 	c.held, c.heldRoutes = false, nil
 	if !slices.Contains(c.addresses, c.remote) {
@@ -195,10 +195,10 @@ func (c *control) addressAfter(last netip.Addr) netip.Addr {
 // addressWithPath returns the lowest address of the answer to which there is a path; without any, or none
 // to choose from, otherwise.
 func (c *control) addressWithPath(otherwise netip.Addr) netip.Addr {
+	if len(c.addresses) == 1 {
+		return otherwise
+	}
 	for _, a := range c.addresses {
-		if len(c.addresses) == 1 {
-			break
-		}
 		if _, err := c.askPath(a); err == nil {
 			return a
 		}
