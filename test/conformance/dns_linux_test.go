@@ -141,7 +141,7 @@ func TestDNS_anotherAddressEncrypted(t *testing.T) {
 	ownResolvConf(t, "nameserver 127.0.0.1\n")
 	wire := netlab.Capture(t, a, "veth0", func(f netlab.Frame) bool { return netlab.Match(f.Packet, netlab.Destination(another)) == nil })
 	d := netlab.Up(t, a, "t0", "--remote-address", "far.example.net", "--address", innerA+"/24", "--ipsec-secret-file", secretFile(t, secret), "--keepalive", "1s,10")
-	netlab.Eventually(t, "b is heard", func() bool { return d.Status().KeepaliveState == "up" })
+	netlab.Eventually(t, "b is heard", func() bool { s := d.Status(); return s.KeepaliveState == "up" && s.Running })
 
 	say(another)
 	netlab.Eventually(t, "the other address is a candidate", func() bool { return d.Status().CandidateRemote == another })
@@ -157,7 +157,7 @@ func TestDNS_anotherAddressEncrypted(t *testing.T) {
 	peer(another)
 	netlab.Eventually(t, "there is an SA with the other address", func() bool {
 		s := d.Status()
-		return s.CurrentRemoteAddress == another && s.CandidateRemote == "" && s.KeepaliveState == "up"
+		return s.CurrentRemoteAddress == another && s.CandidateRemote == "" && s.KeepaliveState == "up" && s.Running
 	})
 	ping(t, a, innerB)
 }

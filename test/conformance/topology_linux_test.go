@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -63,8 +64,17 @@ func answered(from *netlab.NS, to string) bool {
 	return err == nil
 }
 
-// ping sends one echo request and fails the test without a reply.
+// ping sends one echo request and fails the test without a reply. It waits until the kernel has seen
+// the carrier of each interface (linkwatch): before that it drops what is sent.
 func ping(t *testing.T, from *netlab.NS, args ...string) string {
 	t.Helper()
+	netlab.Eventually(t, "each carrier is seen", func() bool {
+		for link := range strings.Lines(from.Run("ip", "-o", "link")) {
+			if strings.Contains(link, "LOWER_UP") && strings.Contains(link, "state DOWN") {
+				return false
+			}
+		}
+		return true
+	})
 	return from.Run("ping", append([]string{"-c", "1", "-W", netlab.Seconds(netlab.Timeout())}, args...)...)
 }
