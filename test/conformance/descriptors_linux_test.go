@@ -248,8 +248,8 @@ func TestDescriptors_ipsec(t *testing.T) {
 		netlab.Eventually(t, "the local address is "+local, func() bool { return d.Status().CurrentLocalAddress == local })
 		db := netlab.Up(t, b, "t0", "--local-address", outerB, "--remote-address", local, "--address", innerB+"/24", "--ipsec-secret-file", file)
 		for range 2 { // the second time it is another SA
+			awaitRunning(t, db) // first, since a may have the last SA still
 			netlab.Eventually(t, "the tunnel is running from "+local, func() bool { return d.Status().Running })
-			awaitRunning(t, db)
 			ping(t, a, innerB)
 			db.Stop(unix.SIGKILL)
 			db = db.Restart()
