@@ -124,7 +124,8 @@ func secretFromEnv(config *tunnel.Config, lookup func(string) (string, bool)) er
 func upRun(ctx context.Context, o *upOptions) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	ctx, down := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
+	down := func() { cancel(errors.New("ipipd down")) }
 	defer down()
 	sighups := make(chan os.Signal, 1) // buffered: one before the tunnel is ready is served then
 	signal.Notify(sighups, syscall.SIGHUP)
@@ -168,7 +169,7 @@ func upRun(ctx context.Context, o *upOptions) error {
 	}()
 	select {
 	case <-ctx.Done():
-		log.Debug("ending: SIGINT, SIGTERM or ipipd down")
+		log.Info("the process ends", "cause", context.Cause(ctx))
 	case err = <-p.failed:
 	}
 	stop() // a second signal kills the process

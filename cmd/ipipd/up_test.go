@@ -224,6 +224,30 @@ func TestUpRun_readyLogLine(t *testing.T) {
 	}
 }
 
+// The log says who ended the process.
+func TestUpRun_endLogLine(t *testing.T) {
+	for _, tt := range []struct {
+		cause string
+		end   func(dir string) error
+	}{
+		{`"terminated signal received"`, func(string) error { return syscall.Kill(os.Getpid(), syscall.SIGTERM) }},
+		{`"ipipd down"`, func(dir string) error { return control.Down(dir, "t-fake", answerTimeout, answerTimeout, nil) }},
+	} {
+		dir := shortDir(t)
+		_, log, ended := runUpFake(t, dir, "t-fake", nil)
+		netlab.Eventually(t, "ready", func() bool { return strings.Contains(log.String(), "tunnel is ready") })
+		if err := tt.end(dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if want := `level=INFO msg="the process ends" cause=` + tt.cause; !strings.Contains(log.String(), want) {
+			t.Errorf("the log has not %s: %s", want, log)
+		}
+	}
+}
+
 func TestUpRun_tunnelFails(t *testing.T) {
 	tun, _, ended := runUpFake(t, shortDir(t), "t-fake", nil)
 	tun.err = errors.New("interface t-fake is gone")
