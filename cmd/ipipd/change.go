@@ -83,6 +83,12 @@ func (p *process) change(ctx context.Context, r control.Request) (result control
 		log = log.With("undo-at", result.UndoAt.Format(time.RFC3339))
 	}
 	if r.Action == control.Reload {
+		after := linksOf(configs)
+		for _, c := range before.configs {
+			if !after[tunnel.InterfaceName(c.Name)] {
+				log.Info("the tunnel ends: it is not in the configuration", "name", c.Name)
+			}
+		}
 		log.Info("the configuration is reloaded", "tunnels", len(configs))
 		return result, nil
 	}
