@@ -8,8 +8,10 @@ package config
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -193,6 +195,9 @@ func expand(paths []string) ([]string, error) {
 	var files []string
 	for _, path := range paths {
 		info, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%w: want a configuration, such as /etc/ipipd/ipipd.yaml, or a folder of them", err)
+		}
 		if err != nil {
 			return nil, err
 		}
