@@ -299,7 +299,8 @@ var brokens = []broken{
 			e.Resolve = func(context.Context, string) (netip.Addr, error) { return netip.Addr{}, errors.New("no such host") }
 		}
 	}, []Code{NameNotResolved}, "nobody.invalid", false},
-	{"no route", func(l *lab) { l.config.RemoteAddress = "198.51.100.7" }, []Code{NoRoute}, "", false},
+	{"no route", func(l *lab) { l.config.RemoteAddress = "198.51.100.7" }, []Code{NoRoute}, "ip route add 198.51.100.7 via GATEWAY", false},
+	{"no underlay device", func(l *lab) { l.config.UnderlayDevice = "nil0" }, []Code{NoRoute}, "ip link show", false},
 	{"itself", func(l *lab) {
 		l.here.Run("ip", "address", "add", "192.0.2.9/24", "dev", "eth0")
 		l.config.RemoteAddress = "192.0.2.9"

@@ -4,12 +4,14 @@ import (
 	"cmp"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
@@ -40,7 +42,7 @@ func (e *examination) route() {
 		}
 		switch {
 		case a.Err != nil:
-			e.found(NoRoute, s, a.Err.Error(), "nothing can be sent", fmt.Sprintf("ip route get %v", s.remote))
+			e.found(NoRoute, s, a.Err.Error(), "nothing can be sent", noRouteRemedy(s.remote, a.Err))
 			continue
 		case a.Route.Local:
 			e.found(RemoteIsLocal, s, fmt.Sprintf("remote-address %v is an address of this host", s.remote),
@@ -54,6 +56,17 @@ func (e *examination) route() {
 				"outer packets are encapsulated again, and dropped", s.ownRoute())
 		}
 	}
+}
+
+// noRouteRemedy is what mends err, of the look-up of a route to remote.
+func noRouteRemedy(remote netip.Addr, err error) string {
+	switch {
+	case errors.Is(err, syscall.ENODEV):
+		return "ip link show, and --underlay-device with an interface that is there"
+	case errors.Is(err, syscall.ENETUNREACH):
+		return fmt.Sprintf("ip route add %v via GATEWAY", remote)
+	}
+	return fmt.Sprintf("ip route get %v", remote)
 }
 
 // ownRoute is the command for a route of the remote's own, by the way that it has without the tunnel, if that

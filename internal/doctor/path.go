@@ -396,7 +396,7 @@ func (e *examination) keepalive() {
 				tunnel.BehindNAT, tunnel.BehindNATRemedy)
 		case c.Keepalive.Interval > 0 && c.KeepaliveProbe == keepalive.FormReflect && s.reply != nil && s.reply.Protocol4 && !s.reply.Reflected:
 			e.found(KeepaliveUnanswered, s, fmt.Sprintf("packets of protocol 4 come from %v, and no answer to a reflect probe", s.remote),
-				"the tunnel stops running whenever the peer has sent nothing for a while; a Linux peer answers none by default",
+				"the tunnel stops running whenever the peer has sent nothing for a while; a Linux peer answers none by default, and a firewall there may drop them",
 				"--keepalive-probe echo --keepalive-target "+s.innerTarget())
 		}
 	}
