@@ -104,6 +104,9 @@ func flagError(c *cobra.Command, err error) error {
 			return usageErrorf("-%s: unknown flag: %s takes --%s", letters, c.CommandPath(), strings.Join(flagNames(c), " --"))
 		}
 		name := unknown.GetSpecifiedName()
+		if strings.Contains(c.Use, " PROPERTY=VALUE") && slices.ContainsFunc(tunnel.Properties(), func(p tunnel.Property) bool { return p.Name == name }) {
+			return usageErrorf("--%s: unknown flag: want it without dashes, %s=VALUE", name, name)
+		}
 		if near := config.Suggest(name, flagNames(c)); near != "" {
 			return usageErrorf("--%s: unknown flag: did you mean --%s?", name, near)
 		}

@@ -96,7 +96,7 @@ func TestFlagError_unknown(t *testing.T) {
 	for _, tt := range []struct{ args, want []string }{
 		{[]string{"--colour", "red"}, []string{"ipipd: --colour: unknown flag: ipipd up takes ", " --remote-address ", " --log-format"}},
 		{[]string{"-x"}, []string{"ipipd: -x: unknown flag: ipipd up takes ", " --remote-address "}},
-		{[]string{"ipip1"}, []string{`ipipd up: unexpected argument "ipip1": want only flags`}},
+		{[]string{"ipip1"}, []string{`ipipd up: unexpected argument "ipip1": want only flags`, "a configuration is --config FILE"}},
 		{[]string{"--remote-address=r2", "a\nb"}, []string{`unexpected argument "a\nb"`}},
 		{[]string{"--col\nour"}, []string{"--col; our: unknown flag"}},
 	} {

@@ -145,6 +145,9 @@ func unknownCommand(c *cobra.Command, given string) error {
 
 // noArguments is the Args of commands that take only flags.
 func noArguments(c *cobra.Command, args []string) error {
+	if len(args) > 0 && c.Flags().Lookup("config") != nil {
+		return usageErrorf("%s: unexpected argument %q: want only flags, each --name value or --name=value; a configuration is --config FILE", c.CommandPath(), args[0])
+	}
 	if len(args) > 0 {
 		return usageErrorf("%s: unexpected argument %q: want only flags, each --name value or --name=value", c.CommandPath(), args[0])
 	}
