@@ -235,7 +235,9 @@ func TestUpRun_endLogLine(t *testing.T) {
 	} {
 		dir := shortDir(t)
 		_, log, ended := runUpFake(t, dir, "t-fake", nil)
-		netlab.Eventually(t, "ready", func() bool { return strings.Contains(log.String(), "tunnel is ready") })
+		for !strings.Contains(log.String(), "tunnel is ready") {
+			time.Sleep(time.Millisecond)
+		}
 		if err := tt.end(dir); err != nil {
 			t.Fatal(err)
 		}
