@@ -58,7 +58,7 @@ func TestMetrics_print(t *testing.T) {
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := hosts(t)
 		socket := filepath.Join(t.TempDir(), "metrics.sock")
-		flags := []string{"--keepalive", "10s,10", "--keepalive-probe", "echo", "--keepalive-target", innerB, "--comment", `a "b"`, "--metrics-address", "unix:" + socket}
+		flags := []string{"--keepalive", "1m,10", "--keepalive-probe", "echo", "--keepalive-target", innerB, "--comment", `a "b"`, "--metrics-address", "unix:" + socket}
 		db := c.upB(t, b) // first, so that no probe of a makes it say protocol unreachable
 		da := c.upA(t, a, flags...)
 		if c.fast {
