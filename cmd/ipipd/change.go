@@ -292,9 +292,6 @@ func nameOfAnother(name, other string) error {
 	return &control.Refusal{Message: fmt.Sprintf("name %s is the interface's of the tunnel %s: choose another", name, other)}
 }
 
-// maxWrong is how many errors are told at once, as of a file.
-const maxWrong = 20
-
 // configure sets in c what settings say. Its error is a *control.Refusal with all that is wrong, a line
 // each.
 func configure(c *tunnel.Config, settings []control.Setting) error {
@@ -329,8 +326,8 @@ func configure(c *tunnel.Config, settings []control.Setting) error {
 	if len(wrong) == 0 {
 		wrong = append(wrong, c.Validate())
 	}
-	if more := len(wrong) - maxWrong; more > 0 {
-		wrong = append(wrong[:maxWrong], fmt.Errorf("and %d more", more))
+	if more := len(wrong) - config.MaxShown; more > 0 {
+		wrong = append(wrong[:config.MaxShown], fmt.Errorf("and %d more", more))
 	}
 	return wrongInput(wrong...)
 }

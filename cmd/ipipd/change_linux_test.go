@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"ipipd/internal/config"
 	"ipipd/internal/control"
 	"ipipd/internal/tunnel"
 )
@@ -105,8 +106,8 @@ func TestChanged(t *testing.T) {
 
 // The errors told at once are as many as of a file.
 func TestChanged_manyErrors(t *testing.T) {
-	_, err := changed(configured("ipip1"), request(t, "set ipip1 route="+strings.Repeat("x,", maxWrong+5)))
-	if err == nil || strings.Count(err.Error(), "\n") != maxWrong || !strings.HasSuffix(err.Error(), "\nand 5 more") {
+	_, err := changed(configured("ipip1"), request(t, "set ipip1 route="+strings.Repeat("x,", config.MaxShown+5)))
+	if err == nil || strings.Count(err.Error(), "\n") != config.MaxShown || !strings.HasSuffix(err.Error(), "\nand 5 more") {
 		t.Errorf("%v", err)
 	}
 }

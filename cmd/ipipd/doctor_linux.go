@@ -56,15 +56,7 @@ not be examined at all. What was not checked is listed, with the reason.`,
   ipipd doctor --remote-address 198.51.100.1 --address 10.255.0.1/30
   ipipd doctor --config /etc/ipipd/ipipd.yaml --json`,
 		ValidArgsFunction: completeName(&o.processOptions),
-		Args: func(c *cobra.Command, args []string) error {
-			switch len(args) {
-			case 0:
-				return nil
-			case 1:
-				return checkNameArgument(c, args[0])
-			}
-			return usageErrorf("%s: unexpected argument %q: want one NAME at most", c.CommandPath(), args[1])
-		},
+		Args:              oneNameAtMost,
 		RunE: func(c *cobra.Command, args []string) error {
 			given := map[string]bool{}
 			c.Flags().Visit(func(f *pflag.Flag) { given[f.Name] = true })

@@ -44,7 +44,7 @@ func newCmdDown(s *streams, runF func(context.Context, *downOptions) error) *cob
 			case 0:
 				return usageErrorf("%s: no NAME given: want the name of a tunnel, as ipipd print shows it", c.CommandPath())
 			case 1:
-				return checkNameArgument(c, args[0])
+				return checkNames(c, args[0])
 			}
 			return usageErrorf("%s: unexpected argument %q: want one NAME", c.CommandPath(), args[1])
 		},
@@ -104,13 +104,23 @@ func controlError(err error) error {
 	return nil
 }
 
-// checkNameArgument validates the NAME argument.
-func checkNameArgument(c *cobra.Command, name string) error {
-	var v *tunnel.ValueError
-	if errors.As(tunnel.CheckName(name), &v) {
-		return usageErrorf("%s: NAME %q is not accepted: want %s", c.CommandPath(), v.Value, v.Want)
+// checkNames validates NAME arguments.
+func checkNames(c *cobra.Command, names ...string) error {
+	for _, name := range names {
+		var v *tunnel.ValueError
+		if errors.As(tunnel.CheckName(name), &v) {
+			return usageErrorf("%s: NAME %q is not accepted: want %s", c.CommandPath(), v.Value, v.Want)
+		}
 	}
 	return nil
+}
+
+// oneNameAtMost validates the arguments of a command that is about all tunnels or the one of NAME.
+func oneNameAtMost(c *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return usageErrorf("%s: unexpected argument %q: want one NAME at most", c.CommandPath(), args[1])
+	}
+	return checkNames(c, args...)
 }
 
 // completeName completes the name of a running tunnel.

@@ -31,15 +31,8 @@ func newCmdExport(s *streams, runF func(context.Context, *exportOptions) error) 
 		Long: `export prints the tunnels, disabled ones too, or those named, as a configuration for
 ipipd up --config: what is not the default, secrets included. What the format rsc, a
 script of RouterOS, cannot say is in comments at its top, and on standard error.`,
-		Example: "  (umask 077; ipipd export > /etc/ipipd/ipipd.yaml)",
-		Args: func(c *cobra.Command, args []string) error {
-			for _, name := range args {
-				if err := checkNameArgument(c, name); err != nil {
-					return err
-				}
-			}
-			return nil
-		},
+		Example:           "  (umask 077; ipipd export > /etc/ipipd/ipipd.yaml)",
+		Args:              func(c *cobra.Command, args []string) error { return checkNames(c, args...) },
 		ValidArgsFunction: completeNames(&o.processOptions),
 		RunE: func(c *cobra.Command, args []string) error {
 			o.Names = args

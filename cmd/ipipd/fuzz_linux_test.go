@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"ipipd/internal/config"
 	"ipipd/internal/control"
 )
 
@@ -34,7 +35,7 @@ func FuzzChanged(f *testing.F) {
 		if err != nil {
 			_, is := err.(*control.Refusal)
 			lines := 1 + strings.Count(err.Error(), "\n")
-			if !is || lines > 1+strings.Count(settings, "\n")+strings.Count(settings, ",") || lines > maxWrong+1 {
+			if !is || lines > 1+strings.Count(settings, "\n")+strings.Count(settings, ",") || lines > config.MaxShown+1 {
 				t.Errorf("%T: %v", err, err)
 			}
 			return

@@ -44,7 +44,7 @@ said there, is a comment in it.`,
 			case o.System == "":
 				return usageErrorf("--for: missing: want the other end's system: %s", systems)
 			}
-			return checkNameArgument(c, args[0])
+			return checkNames(c, args[0])
 		},
 		ValidArgsFunction: completeName(&o.processOptions),
 		RunE: func(c *cobra.Command, args []string) error {

@@ -35,17 +35,9 @@ type printOptions struct {
 func newCmdPrint(s *streams, runF func(context.Context, *printOptions) error) *cobra.Command {
 	o := &printOptions{processOptions: config.DefaultProcess(), streams: s}
 	c := &cobra.Command{
-		Use:   "print [NAME]",
-		Short: "Show the tunnels that run, or all about one",
-		Args: func(c *cobra.Command, args []string) error {
-			switch len(args) {
-			case 0:
-				return nil
-			case 1:
-				return checkNameArgument(c, args[0])
-			}
-			return usageErrorf("%s: unexpected argument %q: want one NAME at most", c.CommandPath(), args[1])
-		},
+		Use:               "print [NAME]",
+		Short:             "Show the tunnels that run, or all about one",
+		Args:              oneNameAtMost,
 		ValidArgsFunction: completeName(&o.processOptions),
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {

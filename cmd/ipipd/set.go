@@ -52,7 +52,7 @@ removed and made again, and with name=, which is another interface.
 			if len(args) == 1 {
 				return usageErrorf("%s: nothing to set: want PROPERTY=VALUE behind the name", c.CommandPath())
 			}
-			return checkNameArgument(c, args[0])
+			return checkNames(c, args[0])
 		},
 		ValidArgsFunction: func(c *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 0 {
@@ -123,12 +123,7 @@ func newCmdOfNames(s *streams, action, short, long string, runF func(context.Con
 			if len(args) == 0 {
 				return usageErrorf("%s: no NAME given: want names of tunnels, as ipipd print shows them", c.CommandPath())
 			}
-			for _, name := range args {
-				if err := checkNameArgument(c, name); err != nil {
-					return err
-				}
-			}
-			return nil
+			return checkNames(c, args...)
 		},
 		ValidArgsFunction: completeNames(&o.processOptions),
 		RunE: func(c *cobra.Command, args []string) error {

@@ -83,8 +83,8 @@ func (e Error) Error() string { return e.Pos.String() + ": " + e.Message }
 type Errors []Error
 
 const (
-	// maxShown is how many errors Error has: more of them have most often one cause.
-	maxShown = 20
+	// MaxShown is how many errors are told at once: more of them have most often one cause.
+	MaxShown = 20
 	// maxErrors bounds the memory for the errors of a large file that is something else.
 	maxErrors = 1000
 )
@@ -92,10 +92,10 @@ const (
 // Error returns a line for each of the first 20 errors, and one that counts the others.
 func (e Errors) Error() string {
 	var lines []string
-	for _, one := range e[:min(len(e), maxShown)] {
+	for _, one := range e[:min(len(e), MaxShown)] {
 		lines = append(lines, one.Error())
 	}
-	switch more := len(e) - maxShown; {
+	switch more := len(e) - MaxShown; {
 	case len(e) >= maxErrors:
 		lines = append(lines, fmt.Sprintf("and at least %d more", more))
 	case more > 0:

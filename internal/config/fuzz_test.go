@@ -36,7 +36,7 @@ func FuzzParseYAML(f *testing.F) {
 		} else if len(errs) == 0 {
 			t.Fatal("neither a file nor an error")
 		}
-		if n := strings.Count(errs.Error(), "\n") + 1; n > maxShown+1 {
+		if n := strings.Count(errs.Error(), "\n") + 1; n > MaxShown+1 {
 			t.Errorf("%d lines of errors", n)
 		}
 		lines := strings.Split(string(data), "\n")
