@@ -128,9 +128,6 @@ func (c *control) addPrefixes(ch *change, noPath bool) (err error) {
 		return nil
 	}
 	ch.addedAddresses, err = network.AddAddresses(c.ifindex, without(ch.next.Addresses, ch.old.Addresses))
-	if errors.Is(err, syscall.ENODEV) { // deleted just now: it will be made with these
-		return nil
-	}
 	if err != nil || !iface.Up {
 		return err
 	}
@@ -142,7 +139,7 @@ func (c *control) addPrefixes(ch *change, noPath bool) (err error) {
 		routes = routesWithoutPath(routes, ch.remote)
 	}
 	ch.addedRoutes, err = network.AddRoutes(c.ifindex, routes)
-	if errors.Is(err, syscall.ENETDOWN) || errors.Is(err, syscall.ENODEV) {
+	if errors.Is(err, syscall.ENETDOWN) {
 		return nil
 	}
 	if existing := without(routes, ch.addedRoutes); err == nil && len(existing) > 0 { // here, or elsewhere
