@@ -89,7 +89,7 @@ const defaultUnderlayMTU = 1500
 // newRoute builds the route from an answer in which there is a path. It also sets underlay.
 func (c *control) newRoute() *route {
 	a, u := c.answer, c.answer.Route
-	if c.ifindex != 0 && u.Device == c.ifindex && !c.iface.Load().Moved {
+	if c.intoItself(&u) {
 		// A loop: the tunnel's own MTU would decrease step by step, and an inner address is
 		// no source that the remote knows.
 		u.MTU, u.Source = c.underlay.MTU, c.underlay.Source
@@ -113,6 +113,11 @@ func (c *control) newRoute() *route {
 	}
 	c.configureRoute(next)
 	return next
+}
+
+// intoItself reports whether a route of outer packets leads into the tunnel's own interface.
+func (c *control) intoItself(r *netstate.Route) bool {
+	return c.ifindex != 0 && r.Device == c.ifindex && !c.iface.Load().Moved
 }
 
 // pathlessRoute builds the route while there is no path: the last one, without Link so that the kernel

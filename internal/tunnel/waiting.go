@@ -52,7 +52,7 @@ func (c *control) remoteError(a *netstate.Answer, remote netip.Addr) error {
 	switch {
 	case a.Route.Local:
 		return ownAddressError(remote)
-	case c.ifindex != 0 && a.Route.Device == c.ifindex && !c.iface.Load().Moved:
+	case c.intoItself(&a.Route):
 		return fmt.Errorf("the route to remote-address %v leads into the tunnel itself, a loop: give that a route of its own, or set underlay-device", remote)
 	}
 	return loopError(a, remote)
