@@ -12,6 +12,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/ipv4"
 )
 
 // found is the result of a look-up.
@@ -74,7 +76,7 @@ func (r *requester) lookup(dst, src [4]byte, mark uint32, device int, links func
 
 // packetRoute is the route of a packet, of the type unicast or local.
 func (r *requester) packetRoute(dst, src [4]byte, mark uint32, device int) (answer route, asked [4]byte, err error) {
-	if a := netip.AddrFrom4(dst); a.IsMulticast() || a.IsUnspecified() || dst == broadcast {
+	if !ipv4.IsUnicast(netip.AddrFrom4(dst)) {
 		return route{}, src, ErrNotUnicast
 	}
 	asked = src
@@ -107,9 +109,6 @@ func (r *requester) resolve(n neighbour) error {
 	}
 	return nil
 }
-
-// broadcast is the limited broadcast address (RFC 919).
-var broadcast = [4]byte{255, 255, 255, 255}
 
 // noRoute is the error for dst, with the remedy.
 func noRoute(dst [4]byte, device int, err error) error {

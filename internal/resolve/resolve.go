@@ -13,6 +13,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"ipipd/internal/ipv4"
 )
 
 // Answer is what a name resolves to. It is immutable.
@@ -112,7 +114,7 @@ func (r *Resolver) ask(ctx context.Context, name string) (Answer, error) {
 	}
 	var a Answer
 	for _, address := range found {
-		if address = address.Unmap(); usable(address) {
+		if address = address.Unmap(); ipv4.IsUnicast(address) {
 			a.Addresses = append(a.Addresses, address)
 		}
 	}
@@ -122,10 +124,4 @@ func (r *Resolver) ask(ctx context.Context, name string) (Answer, error) {
 	slices.SortFunc(a.Addresses, netip.Addr.Compare)
 	a.Addresses, a.TTL = slices.Compact(a.Addresses), ttl.least
 	return a, nil
-}
-
-// usable reports whether an address can be that of a host. Filters answer 0.0.0.0 for names that
-// they block.
-func usable(a netip.Addr) bool {
-	return a.Is4() && !a.IsUnspecified() && !a.IsMulticast() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
 )
 
@@ -52,7 +53,7 @@ func parseUnicast(v, wanted string) (a netip.Addr, want string) {
 		return netip.Addr{}, wanted
 	case !a.Is4():
 		return netip.Addr{}, wanted + "; IPv6 is not supported"
-	case a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+	case !ipv4.IsUnicast(a):
 		return netip.Addr{}, wanted + "; of one host: not 0.0.0.0, multicast or broadcast"
 	}
 	return a, ""
