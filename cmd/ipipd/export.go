@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -69,14 +68,9 @@ func exportRun(_ context.Context, o *exportOptions) error {
 	}
 	var b bytes.Buffer
 	if o.Format == "rsc" {
-		err = config.WriteRouterOS(&b, s.Process, s.Tunnels)
-		for line := range strings.Lines(b.String()) {
-			lost, comment := strings.CutPrefix(line, "# ")
-			if !comment {
-				break
-			}
-			notes = append(notes, strings.TrimSpace(lost))
-		}
+		var unsaid []string
+		unsaid, err = config.WriteRouterOS(&b, s.Process, s.Tunnels)
+		notes = append(notes, unsaid...)
 	} else {
 		err = config.WriteYAML(&b, s.Process, s.Tunnels)
 	}

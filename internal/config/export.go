@@ -146,21 +146,21 @@ func scalarNode(values, s string) *yaml.Node {
 	return unquoted(s)
 }
 
-// WriteRouterOS writes a script of RouterOS from which Read gives the same tunnels. What it cannot say is in
-// comments at its top, a line for the process and for each tunnel.
-func WriteRouterOS(w io.Writer, process Process, entries []Entry) error {
-	var lost, tunnels, addresses, routes []string
+// WriteRouterOS writes a script of RouterOS from which Read gives the same tunnels. What it cannot say it
+// returns, a line for the process and for each tunnel, which are comments at the script's top, too.
+func WriteRouterOS(w io.Writer, process Process, entries []Entry) (unsaid []string, err error) {
+	var tunnels, addresses, routes []string
 	if settings := process.settings(); len(settings) > 0 {
-		line := "# the process: not in RouterOS:"
+		line := "the process: not in RouterOS:"
 		for _, s := range settings {
 			line += " " + s.Property + "=" + quote(s.Value)
 		}
-		lost = append(lost, line)
+		unsaid = append(unsaid, line)
 	}
 	for i := range entries {
 		e := &entries[i]
 		c := &e.Config
-		unsaid := e.unsaid()
+		of := e.unsaid()
 		name := quote(c.Name)
 		for _, a := range c.Addresses {
 			address, network := a.Prefix.String(), a.Prefix.Masked().Addr()
@@ -173,9 +173,9 @@ func WriteRouterOS(w io.Writer, process Process, entries []Entry) error {
 			line := "add "
 			switch {
 			case r.Metric == 1: // which an export leaves out
-				unsaid = append(unsaid, fmt.Sprintf("route=%q", r), "(its distance is 1 without one)")
+				of = append(of, fmt.Sprintf("route=%q", r), "(its distance is 1 without one)")
 			case r.Metric > 255:
-				unsaid = append(unsaid, fmt.Sprintf("route=%q", r), "(its distance is 255 at most)")
+				of = append(of, fmt.Sprintf("route=%q", r), "(its distance is 255 at most)")
 				fallthrough
 			case r.Metric > 0:
 				line += fmt.Sprintf("distance=%d ", r.Metric)
@@ -186,8 +186,8 @@ func WriteRouterOS(w io.Writer, process Process, entries []Entry) error {
 			}
 			routes = append(routes, line)
 		}
-		if len(unsaid) > 0 {
-			lost = append(lost, fmt.Sprintf("# %s: not in RouterOS: %s", c.Name, strings.Join(unsaid, " ")))
+		if len(of) > 0 {
+			unsaid = append(unsaid, fmt.Sprintf("%s: not in RouterOS: %s", c.Name, strings.Join(of, " ")))
 		}
 		tunnels = append(tunnels, e.routerOS())
 	}
@@ -197,14 +197,14 @@ func WriteRouterOS(w io.Writer, process Process, entries []Entry) error {
 			fmt.Fprintf(&b, "%s\n%s\n", path, strings.Join(lines, "\n"))
 		}
 	}
-	for _, line := range lost {
-		b.WriteString(line + "\n")
+	for _, line := range unsaid {
+		b.WriteString("# " + line + "\n")
 	}
 	menu(menuTunnel, tunnels)
 	menu(menuAddress, addresses)
 	menu(menuRoute, routes)
-	_, err := io.WriteString(w, b.String())
-	return err
+	_, err = io.WriteString(w, b.String())
+	return unsaid, err
 }
 
 // unsaid is what RouterOS has no property for.

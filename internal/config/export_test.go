@@ -95,7 +95,7 @@ func TestWriteYAML_quoting(t *testing.T) {
 	} {
 		e := entry(t, "name", "a", "remote-address", "192.0.2.1", "comment", v, "ipsec-secret", v+"\x01\t\x7f")
 		same(t, "x.yaml", e, func(b *bytes.Buffer, entries []Entry) error { return WriteYAML(b, DefaultProcess(), entries) })
-		same(t, "x.rsc", e, func(b *bytes.Buffer, entries []Entry) error { return WriteRouterOS(b, DefaultProcess(), entries) })
+		same(t, "x.rsc", e, writeRouterOS)
 	}
 }
 
@@ -116,6 +116,11 @@ func same(t *testing.T, name string, e Entry, write func(*bytes.Buffer, []Entry)
 	}
 }
 
+func writeRouterOS(b *bytes.Buffer, entries []Entry) error {
+	_, err := WriteRouterOS(b, DefaultProcess(), entries)
+	return err
+}
+
 // YAML is UTF-8; a router's secret may be any bytes.
 func TestWriteYAML_notUTF8(t *testing.T) {
 	const want = "a: ipsec-secret: what was given is not accepted: want a secret in UTF-8, to be written as YAML: rsc can have this one"
@@ -123,7 +128,7 @@ func TestWriteYAML_notUTF8(t *testing.T) {
 	if err := WriteYAML(&bytes.Buffer{}, DefaultProcess(), []Entry{e}); err == nil || err.Error() != want {
 		t.Error(err)
 	}
-	same(t, "x.rsc", e, func(b *bytes.Buffer, entries []Entry) error { return WriteRouterOS(b, DefaultProcess(), entries) })
+	same(t, "x.rsc", e, writeRouterOS)
 }
 
 // With the secret left out a file is refused, and says where one is to be put in.
@@ -144,7 +149,8 @@ func TestWriteRouterOS(t *testing.T) {
 	process := DefaultProcess()
 	process.LogLevel = "debug"
 	var b bytes.Buffer
-	if err := WriteRouterOS(&b, process, exported(t)); err != nil {
+	unsaid, err := WriteRouterOS(&b, process, exported(t))
+	if err != nil {
 		t.Fatal(err)
 	}
 	const want = `# the process: not in RouterOS: log-level=debug
@@ -166,6 +172,9 @@ add distance=200 dst-address=0.0.0.0/0 gateway=ipip1 routing-table=100
 	if d := cmp.Diff(want, b.String()); d != "" {
 		t.Error(d)
 	}
+	if got := "# " + strings.Join(unsaid, "\n# ") + "\n"; !strings.HasPrefix(want, got) || len(unsaid) != 4 {
+		t.Errorf("not said: %q", unsaid)
+	}
 	dir := write(t, map[string]string{"a.rsc": b.String()})
 	f, configs, err := Read(dir + "/a.rsc")
 	if err != nil || len(configs) != 3 || !configs[1].Disabled || len(f.Refused) != 1 || f.Refused[0].Pos.Line != 9 {
@@ -177,10 +186,10 @@ add distance=200 dst-address=0.0.0.0/0 gateway=ipip1 routing-table=100
 func TestWriteRouterOS_routes(t *testing.T) {
 	for _, name := range []string{"a@b", "a%b", "a,b", "10.255.0.2", "a b", "[a]", "$a", "ü"} {
 		e := entry(t, "name", name, "remote-address", "192.0.2.1", "route", "10.20.0.0/16", "route", "0.0.0.0/0 metric 0", "route", "10.20.0.0/16 metric 2000")
-		same(t, "x.rsc", e, func(b *bytes.Buffer, entries []Entry) error { return WriteRouterOS(b, DefaultProcess(), entries) })
+		same(t, "x.rsc", e, writeRouterOS)
 	}
 	var b bytes.Buffer
-	if err := WriteRouterOS(&b, DefaultProcess(), []Entry{entry(t, "name", "a", "remote-address", "192.0.2.1", "route", "10.20.0.0/16 metric 1", "route", "10.30.0.0/16 metric 256")}); err != nil {
+	if _, err := WriteRouterOS(&b, DefaultProcess(), []Entry{entry(t, "name", "a", "remote-address", "192.0.2.1", "route", "10.20.0.0/16 metric 1", "route", "10.30.0.0/16 metric 256")}); err != nil {
 		t.Fatal(err)
 	}
 	if want := "# a: not in RouterOS: route=\"10.20.0.0/16 metric 1\" (its distance is 1 without one) " +

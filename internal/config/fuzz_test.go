@@ -202,7 +202,7 @@ func FuzzWriteYAML(f *testing.F) {
 		}
 		if secret != "" && e.Config.IPsec.RemoteID == "" {
 			e.Config.Routes, e.Config.Addresses = exportedPrefixes()
-			same(t, "x.rsc", e, func(b *bytes.Buffer, entries []Entry) error { return WriteRouterOS(b, DefaultProcess(), entries) })
+			same(t, "x.rsc", e, writeRouterOS)
 		}
 	})
 }

@@ -150,7 +150,7 @@ func FuzzParseRouterOS(f *testing.F) {
 		if _, more := read.configs(); len(errs)+len(more) == 0 && len(read.Refused) == 0 && named(read) {
 			writtenAgain(t, read, "x.rsc", func(entries []Entry) []byte {
 				var b bytes.Buffer
-				if err := WriteRouterOS(&b, DefaultProcess(), entries); err != nil {
+				if _, err := WriteRouterOS(&b, DefaultProcess(), entries); err != nil {
 					t.Fatal(err)
 				}
 				return b.Bytes()

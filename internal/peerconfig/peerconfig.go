@@ -259,6 +259,6 @@ func (p *peer) mikrotik() (string, error) {
 		rules = append(rules, input+"ipencap action=accept")
 	}
 	b.WriteString(comments("# ", slices.Concat(p.notes, rules)))
-	err := config.WriteRouterOS(&b, config.DefaultProcess(), []config.Entry{{Config: c}})
+	_, err := config.WriteRouterOS(&b, config.DefaultProcess(), []config.Entry{{Config: c}})
 	return b.String(), err
 }
