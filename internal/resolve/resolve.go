@@ -28,19 +28,27 @@ type Answer struct {
 }
 
 const (
-	// parallel is the number of look-ups under way at a time.
-	parallel = 16
+	// parallel is the number of look-ups under way at a time, those that have become slow aside.
+	parallel = 64
+	// patience is the time after which a look-up is slow. As many as parallel may be: further ones are given
+	// up, so that names of a zone whose servers are silent do not keep the others waiting.
+	patience = time.Second
 	// timeout of a look-up, its retries included.
 	timeout = 10 * time.Second
 )
 
-var errNoAddress = errors.New("it has no IPv4 address of one host")
+var (
+	errNoAddress = errors.New("it has no IPv4 address of one host")
+	errSilent    = errors.New("no answer yet, and many other names have none")
+)
 
 // Resolver looks names up, so many at a time, and each once at a time. Its methods are safe for
 // concurrent use.
 type Resolver struct {
-	dial  func(ctx context.Context, network, address string) (net.Conn, error)
-	slots chan struct{}
+	dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// slots has an item for each look-up that is under way, slow one for each that takes longer.
+	slots, slow       chan struct{}
+	patience, timeout time.Duration
 
 	mu      sync.Mutex
 	pending map[string]*lookup // by name
@@ -57,7 +65,7 @@ type lookup struct {
 
 // New returns a Resolver.
 func New() *Resolver {
-	return &Resolver{dial: new(net.Dialer).DialContext, slots: make(chan struct{}, parallel), pending: map[string]*lookup{}}
+	return &Resolver{dial: new(net.Dialer).DialContext, slots: make(chan struct{}, parallel), slow: make(chan struct{}, parallel), patience: patience, timeout: timeout, pending: map[string]*lookup{}}
 }
 
 // Lookup looks name up. It waits its turn as long as ctx allows, and then 10 s at most.
@@ -94,18 +102,52 @@ func (r *Resolver) Lookup(ctx context.Context, name string) (Answer, error) {
 func (r *Resolver) ask(ctx context.Context, name string) (Answer, error) {
 	select {
 	case r.slots <- struct{}{}:
-		defer func() { <-r.slots }()
 	case <-ctx.Done():
 		return Answer{}, ctx.Err()
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	defer r.hold(giveUp)()
+	a, err := r.query(ctx, name)
+	if err != nil && context.Cause(ctx) == errSilent {
+		err = errSilent
+	}
+	return a, err
+}
+
+// hold moves a look-up that has a slot to slow after patience, or else gives it up. The caller calls end.
+func (r *Resolver) hold(giveUp func(error)) (end func()) {
+	slot, moved := r.slots, make(chan struct{})
+	timer := time.AfterFunc(r.patience, func() {
+		defer close(moved)
+		select {
+		case r.slow <- struct{}{}:
+			<-r.slots
+			slot = r.slow
+		default:
+			giveUp(errSilent)
+		}
+	})
+	return func() {
+		if !timer.Stop() {
+			<-moved
+		}
+		<-slot
+	}
+}
+
+// query is one look-up.
+func (r *Resolver) query(ctx context.Context, name string) (Answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
+	over := ctx
 	var ttl ttlReader // one look-up sends one query after the other
 	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 		conn, err := r.dial(ctx, network, address)
 		if err != nil {
 			return nil, err
 		}
+		context.AfterFunc(over, func() { conn.Close() }) // the resolver would wait for its own timeout
 		return ttl.watch(conn), nil
 	}}
 	found, err := resolver.LookupNetIP(ctx, "ip4", name)

@@ -275,6 +275,45 @@ func TestResolver_burst(t *testing.T) {
 	}
 }
 
+// Names of a zone whose servers are silent, however many, do not keep another one waiting.
+func TestResolver_silentZone(t *testing.T) {
+	s := serve(t, func(name string) *reply {
+		if strings.HasPrefix(name, "n") {
+			return nil
+		}
+		return &reply{records: []record{{ttl: 300, a: "192.0.2.1"}}}
+	})
+	s.resolver.patience, s.resolver.timeout = 50*time.Millisecond, time.Hour
+	const names = 5 * parallel
+	ctx, cancel := context.WithCancel(t.Context())
+	errs := make(chan error, names)
+	for i := range names {
+		go func() {
+			_, err := s.resolver.Lookup(ctx, fmt.Sprintf("n%d.example.", i))
+			errs <- err
+		}()
+	}
+	if err := <-errs; err != errSilent {
+		t.Errorf("the first that is given up: %v", err)
+	}
+	a, err := s.resolver.Lookup(t.Context(), "far.example.")
+	for err == errSilent { // on a slow machine; a tunnel tries again, too
+		a, err = s.resolver.Lookup(t.Context(), "far.example.")
+	}
+	if err != nil || len(a.Addresses) != 1 {
+		t.Errorf("%v, %v", a, err)
+	}
+	cancel()
+	for range names - 1 {
+		if err := <-errs; err == nil {
+			t.Error("a name that has no answer is resolved")
+		}
+	}
+	if len(s.resolver.slots) != 0 || len(s.resolver.slow) != 0 {
+		t.Errorf("%d slots are taken, %d of slow ones", len(s.resolver.slots), len(s.resolver.slow))
+	}
+}
+
 // Of those who ask for a name together, who gives up does not take the answer from the others.
 func TestResolver_Lookup_canceled(t *testing.T) {
 	var asked atomic.Int32
