@@ -188,7 +188,7 @@ func (f *Follower) lookup(q *Query, a *Answer) {
 
 // loop is Answer.Loop. A socket bound to UnderlayDevice has no route out of another interface.
 func (h *Host) loop(q *Query, f *found) InterfaceRoute {
-	if q.UnderlayDevice != "" || f.Device == q.Interface || !f.entry.Prefix.IsValid() {
+	if q.UnderlayDevice != "" || !f.entry.Prefix.IsValid() {
 		return InterfaceRoute{}
 	}
 	main := uint32(unix.RT_TABLE_MAIN)
@@ -198,9 +198,13 @@ func (h *Host) loop(q *Query, f *found) InterfaceRoute {
 		}
 	}
 	bits := f.entry.Prefix.Bits()
+	metric := uint64(f.entry.Metric)
+	if f.Device == q.Interface { // the route itself counts
+		metric++
+	}
 	for _, r := range q.Routes {
 		if cmp.Or(r.Table, main) == f.entry.Table && r.Prefix.Contains(netip.AddrFrom4(q.Remote)) &&
-			(r.Prefix.Bits() > bits || r.Prefix.Bits() == bits && r.Metric < f.entry.Metric) {
+			(r.Prefix.Bits() > bits || r.Prefix.Bits() == bits && uint64(r.Metric) < metric) {
 			return r
 		}
 	}

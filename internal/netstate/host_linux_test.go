@@ -863,6 +863,33 @@ func openTun(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
 }
 
+// A configured route that is the present route to the remote is a loop, too.
+func TestAnswer_loopThere(t *testing.T) {
+	l := tunnelLab(t)
+	h := openHost(t, l.host)
+	const there = "198.51.100.0/31" // far is in it
+	l.host.Run("ip", "route", "add", there, "dev", "tun0", "metric", "7")
+	for _, c := range []struct {
+		routes []InterfaceRoute
+		want   string
+	}{
+		{routesOf(there + " metric 7"), there + " metric 7"},
+		{routesOf("10.9.0.0/16", there+" metric 6"), there + " metric 6"},
+		{routesOf("198.51.100.1/32 metric 9"), "198.51.100.1/32 metric 9"},
+		{routesOf(there+" metric 8", there+" metric 7 table 100"), ""},
+		{nil, ""}, // somebody else's
+	} {
+		a := follow(t, h, l.host, Query{Remote: far, Interface: index(t, l.host, "tun0"), Routes: c.routes}).Answer()
+		got := ""
+		if a.Loop != (InterfaceRoute{}) {
+			got = a.Loop.String()
+		}
+		if a.Err != nil || a.Route.DeviceName != "tun0" || got != c.want {
+			t.Errorf("%v: %q %v by %s, want %q", c.routes, got, a.Err, a.Route.DeviceName, c.want)
+		}
+	}
+}
+
 // A configured route that takes precedence over the present route to the remote makes a loop.
 func TestAnswer_loop(t *testing.T) {
 	l := tunnelLab(t)

@@ -108,8 +108,8 @@ type Answer struct {
 	Route  Route // as of `ip route get`; zero if Err is set
 	// Err is a *NoRouteError, a *NoDeviceError (UnderlayDevice is missing), or another.
 	Err error
-	// Loop is the one of Query.Routes that takes precedence over Route, and so would lead, or
-	// leads once it is added, outer packets back into Interface; zero is none. It compares
+	// Loop is the one of Query.Routes that is Route, or takes precedence over it, and so leads, or
+	// would once it is added, outer packets back into Interface; zero is none. It compares
 	// routes of one table: which table comes first is for the routing rules.
 	Loop InterfaceRoute
 	// HasLocal: Local, or else the route's preferred source, is an address of this host,

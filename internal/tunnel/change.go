@@ -98,7 +98,8 @@ func (c *control) prepareChange(ch *change) error {
 	c.findRemote(ch)
 	ch.queried = true
 	a := c.follower.Set(c.queryFor(ch.next, ch.remote))
-	if err := loopError(a, ch.remote); err != nil && !ch.held {
+	known := c.intoItself(&a.Route) && !ch.readdressed() // a loop that there is already
+	if err := c.loopError(a, ch.remote); err != nil && !ch.held && !known {
 		return err
 	}
 	noPath := a.Err != nil || !ch.remote.IsValid()

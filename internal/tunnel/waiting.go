@@ -55,7 +55,7 @@ func (c *control) remoteError(a *netstate.Answer, remote netip.Addr) error {
 	case c.intoItself(&a.Route):
 		return fmt.Errorf("the route to remote-address %v leads into the tunnel itself, a loop: give that a route of its own, or set underlay-device", remote)
 	}
-	return loopError(a, remote)
+	return c.loopError(a, remote)
 }
 
 func ownAddressError(remote netip.Addr) error {
