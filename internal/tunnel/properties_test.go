@@ -130,7 +130,7 @@ func TestPropertySet_invalid(t *testing.T) {
 		{"address", "10.255.0.1 peer fd00::1", wantPeer + no6},
 		{"address", "10.255.0.1 peer 224.0.0.1", wantPeer + oneHost},
 		{"address", "10.255.0.1 peer 10.255.0.1", wantPeer},
-		{"route", "default", "an IPv4 network, 10.20.0.0/16"},
+		{"route", "default", "an IPv4 network: 0.0.0.0/0 is the default route"},
 		{"route", "10.20.0.0", "an IPv4 network, 10.20.0.0/16"},
 		{"route", "10.20.1.0/16", "an IPv4 network without host bits, 10.20.0.0/16"},
 		{"route", "fd00::/8", "an IPv4 network, 10.20.0.0/16" + no6},

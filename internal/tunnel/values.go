@@ -165,6 +165,9 @@ func parseRoute(v string) (r netstate.InterfaceRoute, want string) {
 	if r.Prefix, want = parsePrefix(words[0], "an IPv4 network, 10.20.0.0/16"); want == "" && r.Prefix != r.Prefix.Masked() {
 		want = "an IPv4 network without host bits, " + r.Prefix.Masked().String()
 	}
+	if words[0] == "default" {
+		want = "an IPv4 network: 0.0.0.0/0 is the default route"
+	}
 	words = words[1:]
 	number := func(name string, low uint64) (n uint32) {
 		if want != "" || len(words) < 2 || words[0] != name {
