@@ -22,9 +22,11 @@ func newCmdCheck(s *streams, runF func(context.Context, *checkOptions) error) *c
 		Use:   "check FILE...",
 		Short: "Say what is wrong with a configuration, with line and column, and start nothing",
 		Long: `check reads the files, in YAML, JSON or RouterOS's export (*.rsc), as one
-configuration, a folder as its *.yaml, *.yml, *.json and *.rsc in order of name.
-It prints how many tunnels each file has, or all errors on standard error.`,
-		Example: "  ipipd check /etc/ipipd/ipipd.yaml",
+configuration, a folder as its *.yaml, *.yml, *.json and *.rsc in order of name, and
+- as standard input. It prints how many tunnels each file has, or all errors on
+standard error. With exit status 0 ipipd up takes the files; with --json they can be
+read, which is less of an export without its secrets.`,
+		Example: "  ipipd check /etc/ipipd/ipipd.yaml\n  ssh router /export show-sensitive | ipipd check -",
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usageErrorf("%s: no FILE given: want a configuration, such as /etc/ipipd/ipipd.yaml", c.CommandPath())
@@ -41,26 +43,26 @@ It prints how many tunnels each file has, or all errors on standard error.`,
 }
 
 func checkRun(_ context.Context, o *checkOptions) error {
-	file, _, err := config.Read(o.Paths...)
+	file, _, err := config.ReadOnce(o.Paths...)
 	if err != nil {
 		return err
 	}
-	for _, note := range file.Notes {
+	for _, note := range notes(file) {
 		fmt.Fprintln(o.streams.err, note)
 	}
-	for _, name := range file.Exposed {
-		fmt.Fprintf(o.streams.err, "%s: %s: chmod 600 %[1]s\n", name, exposed)
-	}
-	for _, refused := range file.Refused {
-		fmt.Fprintf(o.streams.err, "%v: ipipd up refuses this tunnel\n", refused)
-	}
 	if o.JSON {
+		for _, refused := range file.Refused {
+			fmt.Fprintf(o.streams.err, "%v: ipipd up refuses this tunnel\n", refused)
+		}
 		text, err := json.MarshalIndent(file, "", "  ")
 		if err != nil {
 			return err
 		}
 		_, err = fmt.Fprintf(o.streams.out, "%s\n", text)
 		return err
+	}
+	if len(file.Refused) > 0 {
+		return file.Refused
 	}
 	for _, name := range file.Files {
 		tunnels, disabled := 0, 0

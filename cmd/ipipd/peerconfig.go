@@ -117,7 +117,7 @@ func (o *peerConfigOptions) running() (*peerconfig.Tunnel, error) {
 
 // configured is a tunnel of Paths.
 func (o *peerConfigOptions) configured() (*peerconfig.Tunnel, error) {
-	file, _, err := config.Read(o.Paths...)
+	file, _, err := config.ReadOnce(o.Paths...)
 	if err != nil {
 		return nil, err
 	}

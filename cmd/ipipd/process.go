@@ -351,3 +351,12 @@ func readFiles(paths []string) (*config.File, []tunnel.Config, error) {
 	}
 	return file, configs, err
 }
+// notes are what logNotes logs, a line each.
+func notes(file *config.File) []string {
+	lines := slices.Clone(file.Notes)
+	for _, name := range file.Exposed {
+		lines = append(lines, fmt.Sprintf("%s: %s: chmod 600 %[1]s", name, exposed))
+	}
+	return lines
+}
+

@@ -7,6 +7,7 @@
 package config
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"ipipd/internal/tunnel"
 )
@@ -116,15 +118,28 @@ const maxSize = 10 << 20
 // Read reads the files of paths as one configuration: no name and no pair of outer addresses
 // twice, the defaults of each for the tunnels of all. It returns what they say, and the tunnels,
 // in the order of the files, with those that are Disabled and without Refused ones. Its error is Errors, or of the system, with the path.
-func Read(paths ...string) (*File, []tunnel.Config, error) {
-	files, err := expand(paths)
+// It waits for nobody: a file that is no regular one is an error.
+func Read(paths ...string) (*File, []tunnel.Config, error) { return read(paths, false) }
+
+// Stdin is standard input as a path of ReadOnce, stdinName the file of its positions.
+const (
+	Stdin     = "-"
+	stdinName = "<stdin>"
+)
+
+// ReadOnce is Read for a command of an operator, who may have it wait: of pipes too, and of Stdin.
+func ReadOnce(paths ...string) (*File, []tunnel.Config, error) { return read(paths, true) }
+
+// read is ReadOnce, or else Read.
+func read(paths []string, once bool) (*File, []tunnel.Config, error) {
+	files, err := expand(paths, once)
 	if err != nil {
 		return nil, nil, err
 	}
 	all := &File{Files: files}
 	var errs Errors
 	for _, name := range files {
-		file, wrong, err := readFile(name)
+		file, wrong, err := readFile(name, once)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -151,13 +166,16 @@ func Read(paths ...string) (*File, []tunnel.Config, error) {
 	return all, configs, nil
 }
 
-// readFile reads one file, which is nil if nothing of it can be understood.
-func readFile(name string) (*File, Errors, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, nil, err
+// readFile reads one file, which is nil if nothing of it can be understood. Of pipes it reads only once.
+func readFile(name string, once bool) (*File, Errors, error) {
+	f := os.Stdin
+	if !once || name != stdinName {
+		var err error
+		if f, err = openFile(name, once); err != nil {
+			return nil, nil, err
+		}
+		defer f.Close()
 	}
-	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxSize+1))
 	if err != nil {
 		return nil, nil, err
@@ -172,18 +190,51 @@ func readFile(name string) (*File, Errors, error) {
 	return file, errs, nil
 }
 
+// openFile opens a regular file, or once a pipe.
+func openFile(name string, once bool) (*os.File, error) {
+	flag := syscall.O_NONBLOCK // a FIFO without a writer would block
+	if info, err := os.Stat(name); err == nil && once && info.Mode()&fs.ModeNamedPipe != 0 {
+		flag = 0
+	}
+	f, err := os.OpenFile(name, os.O_RDONLY|flag, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() && flag != 0 {
+		err = fmt.Errorf("%s: neither a file nor a folder: want one, which a reload can read again", name)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
 func (f *File) hasSecret() bool {
 	secret := func(s Setting) bool { return properties[s.Property].Secret }
 	return slices.ContainsFunc(f.Defaults, secret) ||
 		slices.ContainsFunc(f.Tunnels, func(t Tunnel) bool { return slices.ContainsFunc(t.Settings, secret) })
 }
 
-// parse reads data, in what the name says. The File is nil if nothing of it can be understood.
+// parse reads data, in what the name says: one without an extension, as that of a pipe, in what its first
+// command does. The File is nil if nothing of it can be understood.
 func parse(name string, data []byte) (*File, Errors) {
-	if strings.EqualFold(filepath.Ext(name), ".rsc") {
+	if ext := filepath.Ext(name); strings.EqualFold(ext, ".rsc") || ext == "" && beginsWithMenu(data) {
 		return parseRouterOS(name, data)
 	}
 	return parseYAML(name, data)
+}
+
+// beginsWithMenu reports whether the first line of data that is no comment is the path of a menu of
+// RouterOS. YAML with tunnels in it begins with none.
+func beginsWithMenu(data []byte) bool {
+	for line := range bytes.Lines(data) {
+		if line = bytes.TrimLeft(line, " \t\r\n"); len(line) > 0 && line[0] != '#' {
+			return line[0] == '/'
+		}
+	}
+	return false
 }
 
 // extensions are those of the files that are read of a folder.
@@ -191,9 +242,16 @@ var extensions = []string{".yaml", ".yml", ".json", ".rsc"}
 
 // expand returns paths with each folder replaced by those of its files that have one of the
 // extensions and are not hidden, in order of name.
-func expand(paths []string) ([]string, error) {
+func expand(paths []string, once bool) ([]string, error) {
 	var files []string
 	for _, path := range paths {
+		switch {
+		case path == Stdin && !once:
+			return nil, errors.New("-: standard input: want a file, which a reload can read again")
+		case path == Stdin:
+			files = append(files, stdinName)
+			continue
+		}
 		info, err := os.Stat(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%w: want a configuration, such as /etc/ipipd/ipipd.yaml, or a folder of them", err)
