@@ -42,6 +42,7 @@ type doctorOptions struct {
 
 func newCmdDoctor(s *streams, runF func(context.Context, *doctorOptions) error) *cobra.Command {
 	o := &doctorOptions{processOptions: config.DefaultProcess(), streams: s, Config: tunnel.Default()}
+	var wrong *usageErrors
 	c := &cobra.Command{
 		Use:   "doctor [NAME | flags of up | --config FILE]",
 		Short: "Find what keeps a tunnel from working, and say what mends it",
@@ -70,20 +71,20 @@ not be examined at all. What was not checked is listed, with the reason.`,
 					return usageErrorf("%s: NAME beside flags of a tunnel, or --config: want either", c.CommandPath())
 				}
 			}
-			if given[configFlag] {
-				if err := onlyConfig(given, os.LookupEnv); err != nil {
+			switch {
+			case given[configFlag]:
+				if err := onlyConfig(given, *wrong, os.LookupEnv); err != nil {
 					return err
 				}
-			} else if o.Flags {
-				if err := secretFromEnv(&o.Config, os.LookupEnv); err != nil {
+			case o.Flags:
+				if err := checkFlags(&o.Config, *wrong, given, os.LookupEnv); err != nil {
 					return err
 				}
-				if err := o.Config.Validate(); err != nil {
-					return valueError(err)
-				}
+			case len(*wrong) > 0:
+				return *wrong
 			}
 			err := runF(c.Context(), o)
-			if err != nil && !errors.As(err, new(statusError)) {
+			if err != nil && !isStatus(err) {
 				err = asUsage(err) // 1 would say that there are warnings only
 			}
 			return err
@@ -99,6 +100,7 @@ not be examined at all. What was not checked is listed, with the reason.`,
 	for _, p := range tunnel.Properties() {
 		addPropertyFlag(c, &o.Config, p)
 	}
+	wrong = collectErrors(c)
 	return c
 }
 

@@ -35,10 +35,26 @@ func asUsage(err error) error {
 	return &usageError{err}
 }
 
+// usageErrors are all that is wrong with a command line: a line each.
+type usageErrors []error
+
+func (e usageErrors) Error() string   { return errors.Join(e...).Error() }
+func (e usageErrors) Unwrap() []error { return e }
+
+// usageLines is a usage error for each line of text.
+func usageLines(text string) (all usageErrors) {
+	for line := range strings.Lines(text) {
+		all = append(all, usageErrorf("%s", strings.TrimSpace(line)))
+	}
+	return all
+}
+
 // statusError is the exit status of a command that has said already why.
 type statusError int
 
 func (e statusError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+func isStatus(err error) bool { return errors.As(err, new(statusError)) }
 
 func exitStatus(err error) int {
 	var status statusError
@@ -71,10 +87,13 @@ func oneLine(err error) string {
 // valueError turns a *tunnel.ValueError into a usageError that names the flag.
 func valueError(err error) error {
 	var v *tunnel.ValueError
-	if errors.As(err, &v) {
-		return usageErrorf("--%w", v)
+	switch {
+	case !errors.As(err, &v):
+		return err
+	case v.Missing && v.Property == "remote-address":
+		return usageErrorf("--%w; the smallest tunnel is %s", v, minimalExample)
 	}
-	return err
+	return usageErrorf("--%w", v)
 }
 
 // flagError turns an error of pflag into one that names the flag, the value given and the

@@ -76,6 +76,43 @@ func addFlag(c *cobra.Command, name, values, def, help string, words []string, v
 	}
 }
 
+// collectErrors has the flags of c take every value, and returns what is wrong with those given.
+func collectErrors(c *cobra.Command) *usageErrors {
+	wrong := new(usageErrors)
+	c.Flags().VisitAll(func(f *pflag.Flag) {
+		if v, ok := f.Value.(*flagValue); ok {
+			set := v.set
+			v.set = func(s string) error {
+				if err := set(s); err != nil {
+					*wrong = append(*wrong, valueError(err))
+				}
+				return nil
+			}
+		}
+	})
+	return wrong
+}
+
+// checkFlags adds ipsec-secret of the environment to what flags say of a tunnel, and returns all that is wrong
+// with it: wrong is what collectErrors has found.
+func checkFlags(c *tunnel.Config, wrong usageErrors, given map[string]bool, lookup func(string) (string, bool)) error {
+	if err := secretFromEnv(c, lookup); err != nil {
+		wrong = append(wrong, err)
+	}
+	if len(wrong) == 0 || !given["remote-address"] {
+		if len(wrong) > 0 { // a combination is judged of values that are right
+			*c = tunnel.Default()
+		}
+		if err := c.Validate(); err != nil {
+			wrong = append(wrong, valueError(err))
+		}
+	}
+	if len(wrong) > 0 {
+		return wrong
+	}
+	return nil
+}
+
 // flagTable returns the text of docs/flags.md, which `make docs` writes.
 func flagTable() string {
 	var tunnelRows, ipsecRows, processRows strings.Builder

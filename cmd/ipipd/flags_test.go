@@ -91,6 +91,28 @@ func TestFlagError_wrongInput(t *testing.T) {
 	}
 }
 
+// All wrong values are told at once, in the order of the command line.
+func TestCollectErrors(t *testing.T) {
+	o, status, stderr := upFlags(t, "--mtu", "1", "--dscp", "46", "--ttl", "0", "--threads", "17", "--route", "default")
+	const want = `ipipd: --mtu: "1" is not accepted: want auto or 68..65515
+ipipd: --ttl: "0" is not accepted: want inherit or 1..255
+ipipd: --threads: "17" is not accepted: want auto or 1..16
+ipipd: --route: "default" is not accepted: want an IPv4 network: 0.0.0.0/0 is the default route
+ipipd: --remote-address: missing: want an IPv4 address or a DNS name; the smallest tunnel is ipipd up --remote-address 198.51.100.1 --address 10.255.0.1/30
+`
+	if d := cmp.Diff(want, stderr); o != nil || status != 2 || d != "" {
+		t.Errorf("exit status %d: %s", status, d)
+	}
+	_, status, stderr = upFlags(t, "--config", "x.yaml", "--mtu", "1400", "--threads", "0", "--dscp", "46")
+	const wantConfig = `ipipd: --threads: "0" is not accepted: want auto or 1..16
+ipipd: --mtu: given beside --config: want it in the file, of a tunnel or in defaults
+ipipd: --dscp: given beside --config: want it in the file, of a tunnel or in defaults
+`
+	if d := cmp.Diff(wantConfig, stderr); status != 2 || d != "" {
+		t.Errorf("exit status %d: %s", status, d)
+	}
+}
+
 // The error for an unknown flag or stray argument lists what is accepted.
 func TestFlagError_unknown(t *testing.T) {
 	for _, tt := range []struct{ args, want []string }{

@@ -27,20 +27,30 @@ func execute(ctx context.Context, root *cobra.Command, args []string, s *streams
 	var wrong config.Errors
 	var refused *control.Refusal
 	var said statusError
+	var several usageErrors
 	switch {
 	case errors.As(err, &said):
 	case errors.As(err, &wrong), errors.As(err, &refused) && refused.Input: // a line each, as editors read them
 		for line := range strings.Lines(err.Error()) {
 			fmt.Fprintln(s.err, oneLine(errors.New(line)))
 		}
-	case err != nil:
-		line := oneLine(err)
-		if !strings.HasPrefix(line, root.Name()) { // some errors start with the command's path
-			line = root.Name() + ": " + line
+	case errors.As(err, &several):
+		for _, one := range several {
+			report(root, s, one)
 		}
-		fmt.Fprintln(s.err, line)
+	case err != nil:
+		report(root, s, err)
 	}
 	return exitStatus(err)
+}
+
+// report prints an error on one line.
+func report(root *cobra.Command, s *streams, err error) {
+	line := oneLine(err)
+	if !strings.HasPrefix(line, root.Name()) { // some errors start with the command's path
+		line = root.Name() + ": " + line
+	}
+	fmt.Fprintln(s.err, line)
 }
 
 func newCmdRoot(s *streams) *cobra.Command {

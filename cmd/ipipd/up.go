@@ -32,6 +32,7 @@ type upOptions struct {
 
 func newCmdUp(s *streams, runF func(context.Context, *upOptions) error) *cobra.Command {
 	o := &upOptions{processOptions: config.DefaultProcess(), streams: s, Config: tunnel.Default(), open: openEngine}
+	var wrong *usageErrors
 	c := &cobra.Command{
 		Use:   "up {--remote-address ADDRESS | --config FILE}",
 		Short: "Bring up tunnels, and forward their packets until a signal or ipipd down ends them",
@@ -48,21 +49,14 @@ CAP_NET_ADMIN and CAP_NET_RAW.`,
 			o.given = map[string]bool{}
 			c.Flags().Visit(func(f *pflag.Flag) { o.given[f.Name] = true })
 			if o.given[configFlag] {
-				if err := onlyConfig(o.given, os.LookupEnv); err != nil {
+				if err := onlyConfig(o.given, *wrong, os.LookupEnv); err != nil {
 					return err
 				}
 				return runF(c.Context(), o)
 			}
 			o.SecretInArgs = len(o.Config.IPsec.Secret) > 0
-			if err := secretFromEnv(&o.Config, os.LookupEnv); err != nil {
+			if err := checkFlags(&o.Config, *wrong, o.given, os.LookupEnv); err != nil {
 				return err
-			}
-			if err := o.Config.Validate(); err != nil {
-				var v *tunnel.ValueError
-				if errors.As(err, &v) && v.Missing && v.Property == "remote-address" {
-					return usageErrorf("%w; the smallest tunnel is %s", valueError(err), minimalExample)
-				}
-				return valueError(err)
 			}
 			return runF(c.Context(), o)
 		},
@@ -75,6 +69,7 @@ CAP_NET_ADMIN and CAP_NET_RAW.`,
 	for _, p := range config.ProcessProperties() {
 		addProcessFlag(c, &o.processOptions, p)
 	}
+	wrong = collectErrors(c)
 	return c
 }
 
@@ -83,15 +78,18 @@ const (
 	configHelp = "configuration of the tunnels and the process: YAML, JSON or a RouterOS export (*.rsc); several, or a folder, are one; a flag of the process takes precedence"
 )
 
-// onlyConfig refuses what says something of a tunnel beside --config.
-func onlyConfig(given map[string]bool, lookup func(string) (string, bool)) error {
+// onlyConfig refuses what says something of a tunnel beside --config. wrong is what collectErrors has found.
+func onlyConfig(given map[string]bool, wrong usageErrors, lookup func(string) (string, bool)) error {
 	for _, p := range tunnel.Properties() {
 		if given[p.Name] {
-			return usageErrorf("--%s: given beside --config: want it in the file, of a tunnel or in defaults", p.Name)
+			wrong = append(wrong, usageErrorf("--%s: given beside --config: want it in the file, of a tunnel or in defaults", p.Name))
 		}
 	}
 	if _, ok := lookup(secretEnv); ok {
-		return usageErrorf("%s: set beside --config: want ipsec-secret-file in the file, and no such variable", secretEnv)
+		wrong = append(wrong, usageErrorf("%s: set beside --config: want ipsec-secret-file in the file, and no such variable", secretEnv))
+	}
+	if len(wrong) > 0 {
+		return wrong
 	}
 	return nil
 }
