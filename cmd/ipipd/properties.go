@@ -26,26 +26,40 @@ func propertyTopic() string {
 configuration. A change by ipipd reload is in place, without the loss of a packet, or
 the interface is removed and made again.
 `)
-	row := func(name, values, def, change, help string) {
-		fmt.Fprintf(&b, "\n  %s\n", name)
-		for _, line := range []struct{ name, text string }{{"", help}, {"values", values}, {"default", def}, {"change", change}} {
-			text := strings.ReplaceAll(line.text, "`", "")
-			if line.name != "" {
-				text = line.name + ": " + text
-			}
-			for _, wrapped := range wrap(text, 92) {
-				b.WriteString("      " + wrapped + "\n")
-			}
-		}
-	}
 	for _, p := range tunnel.Properties() {
-		row(p.Name, p.Values, p.Default, changeOf(p), p.Help)
+		b.WriteString("\n" + propertyHelp(p.Name))
 	}
 	b.WriteString("\nThe properties of the process:\n")
 	for _, p := range config.ProcessProperties() {
-		row(p.Name, p.Values, p.Default, processChange, p.Help)
+		b.WriteString("\n" + propertyHelp(p.Name))
 	}
 	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// propertyHelp is what is to be known of one property, of a tunnel or of the process; "" if there is none of that
+// name.
+func propertyHelp(name string) string {
+	for _, p := range tunnel.Properties() {
+		if p.Name == name {
+			return propertyText(p.Name, p.Values, p.Default, changeOf(p), p.Help)
+		}
+	}
+	for _, p := range config.ProcessProperties() {
+		if p.Name == name {
+			return propertyText(p.Name, p.Values, p.Default, processChange, p.Help)
+		}
+	}
+	return ""
+}
+
+func propertyText(name, values, def, change, help string) string {
+	text := "  " + name + "\n"
+	for _, line := range []string{help, "values: " + values, "default: " + def, "change: " + change} {
+		for _, wrapped := range wrap(strings.ReplaceAll(line, "`", ""), 92) {
+			text += "      " + wrapped + "\n"
+		}
+	}
+	return text
 }
 
 const processChange = "when the process is started again"

@@ -102,11 +102,17 @@ var platformCommands []func(*streams) *cobra.Command
 // newCmdHelp replaces cobra's help command, which accepts unknown commands.
 func newCmdHelp() *cobra.Command {
 	return &cobra.Command{
-		Use:               "help [COMMAND | properties]",
-		Short:             "Say how a command is used, or what properties a tunnel has",
+		Use:               "help [COMMAND | properties | PROPERTY]",
+		Short:             "Say how a command is used, or what properties there are, or one of them",
 		ValidArgsFunction: cobra.NoFileCompletions,
 		Args:              cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				if text := propertyHelp(args[0]); text != "" {
+					_, err := io.WriteString(c.OutOrStdout(), text)
+					return err
+				}
+			}
 			about, rest, err := c.Root().Find(args)
 			if err != nil || len(rest) > 0 {
 				return unknownCommand(c.Root(), strings.Join(args, " "))
