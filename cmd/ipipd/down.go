@@ -31,26 +31,25 @@ const (
 type downOptions struct {
 	processOptions
 	streams *streams
-	Name    string
+	Names   []string
 }
 
 func newCmdDown(s *streams, runF func(context.Context, *downOptions) error) *cobra.Command {
 	o := &downOptions{processOptions: config.DefaultProcess(), streams: s}
 	c := &cobra.Command{
-		Use:   "down NAME",
-		Short: "End a tunnel, and wait until it is gone",
+		Use:   "down NAME...",
+		Short: "End tunnels, and wait until they are gone",
+		Long: `down ends tunnels, one after the other, and with the last one that runs their process.
+It returns when their interfaces are gone. ipipd remove ends them at once, and no process.`,
 		Args: func(c *cobra.Command, args []string) error {
-			switch len(args) {
-			case 0:
+			if len(args) == 0 {
 				return usageErrorf("%s: no NAME given: want the name of a tunnel, as ipipd print shows it", c.CommandPath())
-			case 1:
-				return checkNames(c, args[0])
 			}
-			return usageErrorf("%s: unexpected argument %q: want one NAME", c.CommandPath(), args[1])
+			return checkNames(c, args...)
 		},
-		ValidArgsFunction: completeName(&o.processOptions),
+		ValidArgsFunction: completeNames(&o.processOptions),
 		RunE: func(c *cobra.Command, args []string) error {
-			o.Name = args[0]
+			o.Names = args
 			return runF(c.Context(), o)
 		},
 	}
@@ -59,16 +58,29 @@ func newCmdDown(s *streams, runF func(context.Context, *downOptions) error) *cob
 }
 
 func downRun(_ context.Context, o *downOptions) error {
-	link := tunnel.InterfaceName(o.Name)
-	err := control.Down(o.RuntimeDir, link, answerTimeout, downTimeout, progressReporter(o.streams.err, o.Name))
+	var problems []error
+	ended := map[string]bool{}
+	for _, name := range o.Names {
+		link := tunnel.InterfaceName(name)
+		if !ended[link] {
+			problems = append(problems, o.down(name, link))
+		}
+		ended[link] = true
+	}
+	return errors.Join(problems...)
+}
+
+// down ends one tunnel.
+func (o *downOptions) down(name, link string) error {
+	err := control.Down(o.RuntimeDir, link, answerTimeout, downTimeout, progressReporter(o.streams.err, name))
 	if errors.Is(err, control.ErrNotRunning) {
-		if started := originalName(o.RuntimeDir, o.Name); started != "" {
+		if started := originalName(o.RuntimeDir, name); started != "" {
 			err = control.Down(o.RuntimeDir, tunnel.InterfaceName(started), answerTimeout, downTimeout, progressReporter(o.streams.err, started))
 		}
 	}
 	if errors.Is(err, control.ErrNotRunning) {
 		control.Sweep(o.RuntimeDir, []string{link})
-		return noSuchTunnel(o.RuntimeDir, o.Name)
+		return noSuchTunnel(o.RuntimeDir, name)
 	}
 	return controlError(err)
 }
@@ -86,6 +98,9 @@ func progressReporter(out io.Writer, name string) func(time.Duration) {
 }
 
 func noSuchTunnel(dir, name string) error {
+	if strings.Trim(name, "0123456789") == "" {
+		return fmt.Errorf("no tunnel named %s in %s: want its name, and not the number that ipipd print has in front of it", name, dir)
+	}
 	return fmt.Errorf("no tunnel named %s in %s: ipipd print lists those there are", name, dir)
 }
 

@@ -346,7 +346,7 @@ func TestRun_wrongArguments(t *testing.T) {
 		{[]string{"print", "--json=maybe"}, `ipipd: --json: "maybe" is not accepted: want true or false`},
 		{[]string{"print", "--jsno"}, `ipipd: --jsno: unknown flag: ipipd print takes --json --runtime-dir`},
 		{[]string{"down"}, `ipipd down: no NAME given: want the name of a tunnel`},
-		{[]string{"down", "a", "b"}, `ipipd down: unexpected argument "b": want one NAME`},
+		{[]string{"down", "a", "../x"}, `ipipd down: NAME "../x" is not accepted`},
 		{[]string{"down", "../x"}, `ipipd down: NAME "../x" is not accepted`},
 		{[]string{"check"}, `ipipd check: no FILE given: want a configuration`},
 		{[]string{"schema", "x"}, `ipipd schema: unexpected argument "x"`},
