@@ -191,7 +191,10 @@ func changeRun(_ context.Context, o *changeOptions) error {
 
 func changeProcess(o *changeOptions, p *control.Process, r control.Request) error {
 	result, err := p.Change(o.RuntimeDir, changeTimeout, r)
+	var refused *control.Refusal
 	switch {
+	case errors.As(err, &refused) && refused.Input:
+		return usageLines(refused.Message)
 	case errors.Is(err, control.ErrNotRunning) && len(r.Names) > 0:
 		return noSuchTunnel(o.RuntimeDir, r.Names[0])
 	case errors.Is(err, control.ErrNotRunning):
