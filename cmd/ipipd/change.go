@@ -64,7 +64,7 @@ func (p *process) change(ctx context.Context, r control.Request) (result control
 		var file *config.File
 		if file, configs, err = p.read(nil); err == nil {
 			logNotes(p.log, file)
-			p.warnOfSettings(p.options.settings(file))
+			result.Notes = append(notes(file), p.warnOfSettings(p.options.settings(file))...)
 		}
 	} else {
 		configs, err = changed(configs, r)
@@ -125,29 +125,29 @@ func (p *process) apply(ctx context.Context, configs []tunnel.Config) error {
 }
 
 // diff implements control.Handler. Without files it is about what reload would do.
-func (p *process) diff(files []string) (string, error) {
+func (p *process) diff(files []string) (c control.Comparison, err error) {
 	if len(p.options.Paths) == 0 {
-		return "", errUnconfigured
+		return c, errUnconfigured
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.running(); err != nil {
-		return "", err
+		return c, err
 	}
 	_, configs, err := p.read(files)
 	if err != nil {
-		return "", err
+		return c, err
 	}
 	differences, err := p.differences(configs)
 	if err != nil {
-		return "", err
+		return c, err
 	}
 	disabled := linksOf(slices.DeleteFunc(configs, func(c tunnel.Config) bool { return !c.Disabled }))
-	var b strings.Builder
 	for _, d := range differences {
-		var names, reasons []string
+		one := control.Difference{Name: d.Name, Action: d.Action.String(), Properties: []string{}}
+		var reasons []string
 		for _, property := range d.Properties {
-			names = append(names, property.Name)
+			one.Properties = append(one.Properties, property.Name)
 			if d.Action == tunnel.Again && property.Remade != "" {
 				reasons = append(reasons, property.Name+" "+property.Remade)
 			}
@@ -155,19 +155,11 @@ func (p *process) diff(files []string) (string, error) {
 		if disabled[tunnel.InterfaceName(d.Name)] && (d.Action == tunnel.Add || d.Action == tunnel.Remove) {
 			reasons = append(reasons, "disabled")
 		}
-		fmt.Fprintf(&b, "%s: %v", d.Name, d.Action)
-		if len(names) > 0 {
-			fmt.Fprintf(&b, ": %s", strings.Join(names, ", "))
-		}
-		if len(reasons) > 0 {
-			fmt.Fprintf(&b, " (%s)", strings.Join(reasons, "; "))
-		}
-		b.WriteByte('\n')
+		one.Why = strings.Join(reasons, "; ")
+		c.Tunnels = append(c.Tunnels, one)
 	}
-	if at := p.wanted.Load().undoAt; !at.IsZero() {
-		fmt.Fprintln(&b, undoNotice(at))
-	}
-	return b.String(), nil
+	c.UndoAt = p.wanted.Load().undoAt
+	return c, nil
 }
 
 // differences are those of configs from what runs, and from the tunnels that are disabled. The caller holds
@@ -220,8 +212,9 @@ func (p *process) read(files []string) (*config.File, []tunnel.Config, error) {
 	return file, configs, err
 }
 
-// warnOfSettings names the settings of the process that next has otherwise than they are in use.
-func (p *process) warnOfSettings(next processOptions) {
+// warnOfSettings names the settings of the process that next has otherwise than they are in use: in the log,
+// and in notes.
+func (p *process) warnOfSettings(next processOptions) (notes []string) {
 	var names []string
 	for _, property := range config.ProcessProperties() {
 		if property.Get(&next) != property.Get(&p.options.processOptions) {
@@ -229,8 +222,11 @@ func (p *process) warnOfSettings(next processOptions) {
 		}
 	}
 	if len(names) > 0 {
-		p.log.Warn("settings of the process have changed: they are used once it is started again", "settings", names)
+		const changed = "settings of the process have changed: they are used once it is started again"
+		p.log.Warn(changed, "settings", names)
+		notes = []string{"ipipd: " + changed + ": " + strings.Join(names, ", ")}
 	}
+	return notes
 }
 
 // changed returns what r makes of configs, which stay as they are. Its error is a *control.Refusal.

@@ -36,7 +36,8 @@ of these changes: nobody who has cut off the way to this host needs to come here
 }
 
 func confirmRun(_ context.Context, o *reloadOptions) error {
-	return eachConcerned(o.RuntimeDir, "nothing to confirm in %s: it is confirmed, or undone, already", func(p *control.Process) error {
+	const nobody, none = "no ipipd up runs in %s: nothing to confirm", "nothing to confirm in %s: it is confirmed, or undone, already"
+	return eachConcerned(o.RuntimeDir, nobody, none, func(p *control.Process) error {
 		_, err := p.Change(o.RuntimeDir, answerTimeout, control.Request{Action: control.Confirm})
 		return err
 	})

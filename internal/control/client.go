@@ -23,21 +23,21 @@ const maxAnswerBytes = 64 << 20
 // ErrNotRunning if there is no such tunnel or it ends meanwhile, ErrStarting before it is
 // ready, and *TimeoutError if there is no answer within timeout.
 func Status(dir, name string, timeout time.Duration, v any) error {
-	return request(path(dir, name), name, timeout, http.MethodGet, "/status?name="+url.QueryEscape(name), nil, readStatus(name, v))
+	return request(path(dir, name), name, timeout, http.MethodGet, "/status?name="+url.QueryEscape(name), nil, readJSON(name, v))
 }
 
 // Statuses reads the statuses of all tunnels of p, an array, into v. It fails as Status does.
 func (p *Process) Statuses(dir string, timeout time.Duration, v any) error {
-	return p.request(dir, timeout, http.MethodGet, "/status", nil, readStatus(p.links[0], v))
+	return p.request(dir, timeout, http.MethodGet, "/status", nil, readJSON(p.links[0], v))
 }
 
 // Export reads what p runs, as it is configured, into v. It fails as Status does.
 func (p *Process) Export(dir string, timeout time.Duration, v any) error {
-	return p.request(dir, timeout, http.MethodGet, "/export", nil, readStatus(p.links[0], v))
+	return p.request(dir, timeout, http.MethodGet, "/export", nil, readJSON(p.links[0], v))
 }
 
-// readStatus returns a function that reads the answer about name into v.
-func readStatus(name string, v any) func(*http.Response) error {
+// readJSON returns a function that reads the answer of the process with that name into v.
+func readJSON(name string, v any) func(*http.Response) error {
 	return func(r *http.Response) error {
 		text, err := answer(name, r)
 		if err != nil {
@@ -57,29 +57,19 @@ func (p *Process) Change(dir string, timeout time.Duration, r Request) (result R
 	if err != nil {
 		return result, err
 	}
-	err = p.request(dir, timeout, http.MethodPost, "/"+r.Action, body, func(response *http.Response) error {
-		text, err := answer(p.links[0], response)
-		if err != nil {
-			return err
-		}
-		return json.Unmarshal(text, &result)
-	})
+	err = p.request(dir, timeout, http.MethodPost, "/"+r.Action, body, readJSON(p.links[0], &result))
 	return result, err
 }
 
 // Diff returns what p would do with the configuration of files, or else its own. It fails
 // with *Refusal.
-func (p *Process) Diff(dir string, timeout time.Duration, files []string) (text string, err error) {
+func (p *Process) Diff(dir string, timeout time.Duration, files []string) (c Comparison, err error) {
 	body, err := json.Marshal(files)
 	if err != nil {
-		return "", err
+		return c, err
 	}
-	err = p.request(dir, timeout, http.MethodPost, "/diff", body, func(r *http.Response) error {
-		got, err := answer(p.links[0], r)
-		text = string(got)
-		return err
-	})
-	return text, err
+	err = p.request(dir, timeout, http.MethodPost, "/diff", body, readJSON(p.links[0], &c))
+	return c, err
 }
 
 // answer reads the body of a response.

@@ -8,7 +8,7 @@
 //	POST /down?name=NAME     204, then the tunnel ends, and with the last one the process
 //	POST /reload             200 and a Result; 422 and a Refusal. The body is a Request, or empty
 //	POST /set, /add, /remove, /enable, /disable, /confirm   the same
-//	POST /diff               200, text; 422 and a Refusal. The body is a JSON array of files
+//	POST /diff               200 and a Comparison; 422 and a Refusal. The body is a JSON array of files
 //
 // A link reserves the tunnel's name among all processes that share the directory, in any
 // network namespace. Access to the socket is the right to end the tunnels and to read their

@@ -50,12 +50,12 @@ func FuzzHandler(f *testing.F) {
 				}
 				return Result{Name: r.Names[0]}, nil
 			},
-			Diff: func(files []string) (string, error) {
+			Diff: func(files []string) (Comparison, error) {
 				called = append(called, "diff")
 				if len(files) == 0 {
-					return "", errors.New("no files")
+					return Comparison{}, errors.New("no files")
 				}
-				return files[0], nil
+				return Comparison{Tunnels: []Difference{{Name: files[0]}}}, nil
 			},
 		}
 		w := httptest.NewRecorder()

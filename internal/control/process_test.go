@@ -41,11 +41,11 @@ func serveTunnels(t *testing.T, dir string, names ...string) *Server {
 			}
 			return Result{Name: fmt.Sprint(r)}, nil
 		},
-		Diff: func(files []string) (string, error) {
+		Diff: func(files []string) (Comparison, error) {
 			if len(files) == 0 {
-				return "", errors.New("no file")
+				return Comparison{}, errors.New("no file")
 			}
-			return files[0] + ": nothing\n", nil
+			return Comparison{Tunnels: []Difference{{Name: files[0], Action: "again", Properties: []string{"dscp"}, Why: "x"}}}, nil
 		},
 	})
 	return s
@@ -113,8 +113,8 @@ func TestProcess_refusal(t *testing.T) {
 	if _, err := processes[0].Change(dir, patience, Request{Action: Reload}); !errors.As(err, &refused) || !refused.Input || refused.Message != "x.yaml:1:1: wrong" {
 		t.Errorf("Reload: %v", err)
 	}
-	if text, err := processes[0].Diff(dir, patience, []string{"a"}); err != nil || text != "a: nothing\n" {
-		t.Errorf("Diff: %q, %v", text, err)
+	if c, err := processes[0].Diff(dir, patience, []string{"a"}); err != nil || fmt.Sprint(c.Tunnels) != "[{a again [dscp] x}]" || !c.UndoAt.IsZero() {
+		t.Errorf("Diff: %v, %v", c, err)
 	}
 	if _, err := processes[0].Diff(dir, patience, nil); !errors.As(err, &refused) || refused.Input || refused.Message != "no file" {
 		t.Errorf("Diff: %v", err)

@@ -44,6 +44,24 @@ type Result struct {
 	Name string `json:"name,omitzero"`
 	// UndoAt is when everything that is not confirmed is undone, this included; zero is never.
 	UndoAt time.Time `json:"undo-at,omitzero"`
+	// Notes are lines for the operator: what of it is not used, or not as it should be.
+	Notes []string `json:"notes,omitzero"`
+}
+
+// Comparison is what Reload would do.
+type Comparison struct {
+	Tunnels []Difference `json:"tunnels"`
+	UndoAt  time.Time    `json:"undo-at,omitzero"` // as in Result
+}
+
+// Difference is what Reload would do with one tunnel.
+type Difference struct {
+	Name   string `json:"name"`
+	Action string `json:"action"` // nothing, in place, again, add or remove
+	// Properties change, if it is in place or again.
+	Properties []string `json:"properties"`
+	// Why is why it is made again, or that it is disabled.
+	Why string `json:"why,omitzero"`
 }
 
 // Refusal is why a process does not do what it was asked for.

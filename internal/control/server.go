@@ -55,7 +55,7 @@ type Handler struct {
 	Down func(name string)
 	// Change and Diff fail with *Refusal, or any other error, and then all is as it was.
 	Change func(context.Context, Request) (Result, error)
-	Diff   func(files []string) (text string, err error)
+	Diff   func(files []string) (Comparison, error)
 }
 
 // Listen makes the socket of a process in dir, and creates dir if it is missing. It reserves
@@ -211,12 +211,7 @@ func (h Handler) handler() http.Handler {
 			request.Action = action
 			takeTime(w)
 			result, err := h.Change(r.Context(), request)
-			if err != nil {
-				refuse(w, err)
-				return
-			}
-			w.Header().Set("Content-Type", "application/json")
-			_ = json.NewEncoder(w).Encode(result)
+			respond(w, result, err)
 		})
 	}
 	mux.HandleFunc("POST /diff", func(w http.ResponseWriter, r *http.Request) {
@@ -226,13 +221,8 @@ func (h Handler) handler() http.Handler {
 			return
 		}
 		takeTime(w)
-		text, err := h.Diff(files)
-		if err != nil {
-			refuse(w, err)
-			return
-		}
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		io.WriteString(w, text)
+		compared, err := h.Diff(files)
+		respond(w, compared, err)
 	})
 	return http.MaxBytesHandler(mux, maxBodyBytes)
 }
