@@ -76,7 +76,7 @@ func (p *process) await(d time.Duration, back []tunnel.Config) {
 	at := time.Now().Add(d)
 	p.update(func(w *wanted) {
 		if w.undoAt.IsZero() {
-			w.back = back
+			w.back, w.reloaded = back, p.reloads.done.Load()
 		}
 		w.undoAt = at
 	})
@@ -111,5 +111,8 @@ func (p *process) undo(at time.Time) {
 		return
 	}
 	p.stay()
+	if p.reloads.done.Load() != w.reloaded {
+		p.reloads.undone(w.reloaded)
+	}
 	p.log.Warn("not confirmed in time: the tunnels are those before", "tunnels", len(w.back))
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -49,6 +51,35 @@ func TestProcess_undo(t *testing.T) {
 		t.Errorf("afterwards: %s, runs %s, reserved %s", got, e.runs(), links(t, p))
 	}
 	netlab.Eventually(t, "it is logged", func() bool { return strings.Contains(log.String(), "not confirmed in time") })
+}
+
+// A reload that is undone has not succeeded, and the one before it is the last that has.
+func TestReloads_undone(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "a.yaml")
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p, _, _ := runProcess(t, func(o *upOptions) { o.Paths = []string{file} }, "ipip1")
+	undone := func(words string) (failed, same bool) {
+		before := p.snapshot()
+		ask(t, p, time.Millisecond, words)
+		netlab.Eventually(t, "it is undone", func() bool { return p.wanted.Load().undoAt.IsZero() })
+		after := p.snapshot()
+		return after.ReloadFailed, after.ReloadedAt.Equal(before.ReloadedAt)
+	}
+	if failed, same := undone("set ipip1 dscp=1"); failed || !same {
+		t.Errorf("without a reload: failed %v, at the same time %v", failed, same)
+	}
+	write("tunnels: [{name: ipip1, remote-address: 198.51.100.1, ttl: 9}]")
+	if failed, same := undone("reload"); !failed || !same {
+		t.Errorf("a reload: failed %v, at the same time %v", failed, same)
+	}
+	ask(t, p, time.Hour, "reload")
+	if err := p.confirm(); err != nil || p.snapshot().ReloadFailed {
+		t.Errorf("confirmed: %v, failed %v", err, p.snapshot().ReloadFailed)
+	}
 }
 
 // The failure of the last tunnel does not end a process that has others to go back to.

@@ -29,6 +29,12 @@ func (r *reloads) note(err error) {
 	}
 }
 
+// undone notes that the last reload is undone, and that the last before it was at done.
+func (r *reloads) undone(done int64) {
+	r.failed.Store(true)
+	r.done.Store(done)
+}
+
 // serveMetrics serves metrics, if that is wanted, until stopMetrics is called.
 func (p *process) serveMetrics() error {
 	address := p.options.MetricsAddress

@@ -47,6 +47,8 @@ type wanted struct {
 	// back are the configs to go back to at undoAt; without one there is nothing to confirm.
 	back   []tunnel.Config
 	undoAt time.Time
+	// reloaded is when the last reload before them was done: see reloads.
+	reloaded int64
 }
 
 func newProcess(o *upOptions, log *slog.Logger, down func()) *process {
