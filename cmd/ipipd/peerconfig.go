@@ -112,6 +112,9 @@ func (o *peerConfigOptions) running() (*peerconfig.Tunnel, error) {
 	t.Local, _ = netip.ParseAddr(status.CurrentLocalAddress)
 	t.Remote, _ = netip.ParseAddr(status.CurrentRemoteAddress)
 	t.MTU = status.ActualMTU
+	if known := t.Config.LocalAddress.IsValid() || t.Local.IsValid() && !t.Local.IsUnspecified(); !known && status.WaitingFor != "" {
+		return nil, fmt.Errorf("%s: local-address: not known while the tunnel waits (%s), and the other end needs it: set it, or ask again when the tunnel has a path", o.Name, status.WaitingFor)
+	}
 	return t, nil
 }
 

@@ -182,10 +182,11 @@ func (p *process) watch() {
 		p.watched[t] = true
 		s := t.Status()
 		state := []any{"name", s.Name(), "local-address", s.CurrentLocalAddress, "remote-address", s.CurrentRemoteAddress, "mtu", s.ActualMTU}
+		message := "tunnel is ready"
 		if s.WaitingFor != "" {
-			state = append(state, "waiting-for", s.WaitingFor)
+			message, state = "tunnel waits", append(state, "waiting-for", s.WaitingFor)
 		}
-		p.log.Info("tunnel is ready", state...)
+		p.log.Info(message, state...)
 		go func() {
 			<-t.Done()
 			p.ended(link, t)

@@ -106,7 +106,7 @@ func UpConfig(t testing.TB, ns *NS, name, file string) *Daemon {
 	return d
 }
 
-// awaitReady waits until the log says that a tunnel is ready, and for its fast path.
+// awaitReady waits until the log says that a tunnel is ready, or waits for what is not there yet.
 func (d *Daemon) awaitReady() {
 	d.t.Helper()
 	Eventually(d.t, "the tunnel "+d.name+" is ready", func() bool {
@@ -115,8 +115,14 @@ func (d *Daemon) awaitReady() {
 			d.t.Fatalf("ipipd up ended: %v\n%s", d.cmd.ProcessState, d.Log())
 		default:
 		}
-		return strings.Contains(d.Log(), "tunnel is ready")
+		return d.begun()
 	})
+}
+
+// begun reports whether the log says that a tunnel has started.
+func (d *Daemon) begun() bool {
+	log := d.Log()
+	return strings.Contains(log, "tunnel is ready") || strings.Contains(log, "tunnel waits")
 }
 
 // Launch is Up without waiting until the tunnel is ready.
@@ -197,7 +203,7 @@ func (d *Daemon) Restart() *Daemon {
 	d.t.Helper()
 	next := &Daemon{t: d.t, ns: d.ns, name: d.name, runtimeDir: d.runtimeDir, exited: make(chan struct{})}
 	next.launch(d.cmd.Args[1:])
-	Eventually(d.t, "the tunnel is ready again", func() bool { return strings.Contains(next.Log(), "tunnel is ready") })
+	Eventually(d.t, "the tunnel is ready again", next.begun)
 	return next
 }
 
