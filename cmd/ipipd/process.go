@@ -174,6 +174,7 @@ func (p *process) watch() {
 	tunnels := p.engine.Tunnels()
 	links := slices.Collect(maps.Keys(tunnels))
 	sortNames(links)
+	var begun []tunnel.Status
 	for _, link := range links {
 		t := tunnels[link]
 		if p.watched[t] {
@@ -181,6 +182,7 @@ func (p *process) watch() {
 		}
 		p.watched[t] = true
 		s := t.Status()
+		begun = append(begun, s)
 		state := []any{"name", s.Name(), "local-address", s.CurrentLocalAddress, "remote-address", s.CurrentRemoteAddress, "mtu", s.ActualMTU}
 		message := "tunnel is ready"
 		if s.WaitingFor != "" {
@@ -191,6 +193,9 @@ func (p *process) watch() {
 			<-t.Done()
 			p.ended(link, t)
 		}()
+	}
+	if len(begun) > 0 {
+		go p.warnOfSamePairs(begun) // it asks other processes, which may not answer
 	}
 }
 
@@ -346,14 +351,6 @@ func logNotes(log *slog.Logger, file *config.File) {
 	}
 }
 
-// readFiles reads what is to be started: with what must not be it starts nothing.
-func readFiles(paths []string) (*config.File, []tunnel.Config, error) {
-	file, configs, err := config.Read(paths...)
-	if err == nil && len(file.Refused) > 0 {
-		err = file.Refused
-	}
-	return file, configs, err
-}
 // notes are what logNotes logs, a line each.
 func notes(file *config.File) []string {
 	lines := slices.Clone(file.Notes)
@@ -363,3 +360,11 @@ func notes(file *config.File) []string {
 	return lines
 }
 
+// readFiles reads what is to be started: with what must not be it starts nothing.
+func readFiles(paths []string) (*config.File, []tunnel.Config, error) {
+	file, configs, err := config.Read(paths...)
+	if err == nil && len(file.Refused) > 0 {
+		err = file.Refused
+	}
+	return file, configs, err
+}

@@ -163,36 +163,18 @@ func (e *examination) kernelIPIP() {
 
 // samePair says if two tunnels have the same outer addresses.
 func (e *examination) samePair() {
-	type pair struct{ local, remote netip.Addr }
-	taken := map[pair]string{}
-	for i := range e.others {
-		local, _ := netip.ParseAddr(e.others[i].CurrentLocalAddress)
-		remote, _ := netip.ParseAddr(e.others[i].CurrentRemoteAddress)
-		taken[pair{local, remote}] = e.others[i].Name()
-	}
-	first := map[pair]*subject{}
+	var tunnels, others []Outer
 	for _, s := range e.tunnels {
-		p := pair{s.local, s.remote}
-		if !s.local.IsValid() || !s.remote.IsValid() {
-			continue
-		}
-		if other, ok := taken[p]; ok {
-			e.found(SamePair, s, fmt.Sprintf("it has the same outer addresses as %s: %v and %v", other, s.local, s.remote),
-				"packets of the peer are received twice, or by the wrong one", "ipipd down "+quote(other)+", or another --local-address")
-		}
-		taken[p], first[p] = s.name, s
+		tunnels = append(tunnels, Outer{s.name, s.local, s.remote})
+	}
+	for i := range e.others {
+		others = append(others, OuterOf(&e.others[i]))
 	}
 	kernel, err := e.KernelTunnels()
 	if err != nil {
 		e.skip(nil, "the kernel's own tunnels are not known: %v", err)
-		return
 	}
-	for _, k := range kernel {
-		if s := first[pair{k.Local, k.Remote}]; s != nil {
-			e.found(SamePair, s, fmt.Sprintf("the kernel's tunnel %s has the same outer addresses: %v and %v", k.Name, k.Local, k.Remote),
-				"both get each packet of the peer", "ip link delete "+k.Name)
-		}
-	}
+	SamePairs(tunnels, others, kernel, func(i int, what, why, do string) { e.found(SamePair, e.tunnels[i], what, why, do) })
 }
 
 // udpPorts says if the ports of IKE are taken, for tunnels that do not run.
