@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -110,19 +110,28 @@ func (p *process) tryReserve(ctx context.Context, configs []tunnel.Config) error
 	if err != nil {
 		return socketError(err)
 	}
+	if err = p.checkInterfaces(of); err != nil {
+		p.release(configs, p.wanted.Load().configs)
+	}
+	return err
+}
+
+// checkInterfaces fails if one of configs, by their links, that is to run and does not has the name of an
+// interface. Without any it sends no netlink message.
+func (p *process) checkInterfaces(configs map[string]*tunnel.Config) error {
 	var running map[string]startedTunnel
 	if p.engine != nil {
 		running = p.engine.Tunnels()
 	}
-	interfaces, err := net.Interfaces() // once: for each name the kernel would list them all
-	for _, i := range interfaces {
-		if c := of[i.Name]; c != nil && !c.Disabled && running[i.Name] == nil {
-			err = &nameTakenError{c.Name, "an interface of this host"}
-			break
-		}
+	maps.DeleteFunc(configs, func(link string, c *tunnel.Config) bool { return c.Disabled || running[link] != nil })
+	if len(configs) == 0 {
+		return nil
 	}
-	if err != nil {
-		p.release(configs, p.wanted.Load().configs)
+	interfaces, err := p.interfaces() // once: for each name the kernel would list them all
+	for _, i := range interfaces {
+		if c := configs[i.Name]; c != nil {
+			return &nameTakenError{c.Name, "an interface of this host"}
+		}
 	}
 	return err
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -27,8 +28,10 @@ type process struct {
 	server *control.Server
 	engine engine
 	ready  atomic.Bool
-	notify *notifier
-	ctx    context.Context // until the process is to end
+	// interfaces is net.Interfaces, but in tests.
+	interfaces func() ([]net.Interface, error)
+	notify     *notifier
+	ctx        context.Context // until the process is to end
 
 	reloads     reloads
 	stopMetrics func()
@@ -52,7 +55,7 @@ type wanted struct {
 }
 
 func newProcess(o *upOptions, log *slog.Logger, down func()) *process {
-	p := &process{options: o, log: log, down: down, failed: make(chan error, 1), stopMetrics: func() {}, watched: map[startedTunnel]bool{}, undoRetry: 10 * time.Second}
+	p := &process{options: o, log: log, down: down, failed: make(chan error, 1), stopMetrics: func() {}, watched: map[startedTunnel]bool{}, undoRetry: 10 * time.Second, interfaces: net.Interfaces}
 	p.wanted.Store(&wanted{})
 	return p
 }

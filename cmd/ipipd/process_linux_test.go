@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -204,6 +205,24 @@ func TestProcess_ended(t *testing.T) {
 	}
 	if got := links(t, p); got != "ipip3" {
 		t.Errorf("reserved: %q", got)
+	}
+}
+
+// What runs already, and what is not to run, needs no list of the host's interfaces.
+func TestProcess_checkInterfaces(t *testing.T) {
+	p, _, _ := runProcess(t, nil, "ipip1", "-ipip2")
+	listed := 0
+	p.interfaces = func() ([]net.Interface, error) { listed++; return nil, nil }
+	for _, test := range []struct {
+		names []string
+		want  int
+	}{
+		{[]string{"ipip1", "-ipip2"}, 0}, {[]string{"-ipip1", "-ipip3"}, 0}, {nil, 0}, {[]string{"ipip1", "ipip2", "ipip3"}, 1},
+	} {
+		listed = 0
+		if err := p.tryReserve(t.Context(), configured(test.names...)); err != nil || listed != test.want {
+			t.Errorf("%q: %v, listed %d times, want %d", test.names, err, listed, test.want)
+		}
 	}
 }
 
