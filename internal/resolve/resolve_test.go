@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -41,15 +42,7 @@ type reply struct {
 
 func serve(t *testing.T, answer func(name string) *reply) *nameServer {
 	t.Helper()
-	udp, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	tcp, err := net.Listen("tcp4", udp.LocalAddr().String())
-	if err != nil {
-		udp.Close()
-		t.Fatal(err)
-	}
+	udp, tcp := listen(t)
 	s := &nameServer{resolver: New()}
 	s.resolver.dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, network, udp.LocalAddr().String())
@@ -95,6 +88,25 @@ func serve(t *testing.T, answer func(name string) *reply) *nameServer {
 		}
 	})
 	return s
+}
+
+// listen takes a port of both protocols, of which others may have one.
+func listen(t *testing.T) (udp net.PacketConn, tcp net.Listener) {
+	t.Helper()
+	for {
+		udp, err := net.ListenPacket("udp4", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		tcp, err := net.Listen("tcp4", udp.LocalAddr().String())
+		if err == nil {
+			return udp, tcp
+		}
+		udp.Close()
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatal(err)
+		}
+	}
 }
 
 func (s *nameServer) answer(t *testing.T, query []byte, udp bool, answer func(string) *reply) [][]byte {
