@@ -58,19 +58,29 @@ It returns when their interfaces are gone. ipipd remove ends them at once, and n
 }
 
 func downRun(_ context.Context, o *downOptions) error {
+	before, _ := control.List(o.RuntimeDir)
 	var problems []error
-	ended := map[string]bool{}
-	for _, name := range o.Names {
+	ended := 0
+	for i, name := range o.Names {
 		link := tunnel.InterfaceName(name)
-		if !ended[link] {
-			problems = append(problems, o.down(name, link))
+		if slices.ContainsFunc(o.Names[:i], func(other string) bool { return tunnel.InterfaceName(other) == link }) {
+			continue
 		}
-		ended[link] = true
+		switch err := o.down(name, link); {
+		case err == nil:
+			ended++
+		case errors.Is(err, control.ErrNotRunning) && ended > 0 && slices.Contains(before, link): // disabled, and gone with its process
+		case errors.Is(err, control.ErrNotRunning):
+			control.Sweep(o.RuntimeDir, []string{link})
+			problems = append(problems, noSuchTunnel(o.RuntimeDir, name))
+		default:
+			problems = append(problems, controlError(err))
+		}
 	}
 	return errors.Join(problems...)
 }
 
-// down ends one tunnel.
+// down ends one tunnel. Its error is that of control.Down.
 func (o *downOptions) down(name, link string) error {
 	err := control.Down(o.RuntimeDir, link, answerTimeout, downTimeout, progressReporter(o.streams.err, name))
 	if errors.Is(err, control.ErrNotRunning) {
@@ -78,11 +88,7 @@ func (o *downOptions) down(name, link string) error {
 			err = control.Down(o.RuntimeDir, tunnel.InterfaceName(started), answerTimeout, downTimeout, progressReporter(o.streams.err, started))
 		}
 	}
-	if errors.Is(err, control.ErrNotRunning) {
-		control.Sweep(o.RuntimeDir, []string{link})
-		return noSuchTunnel(o.RuntimeDir, name)
-	}
-	return controlError(err)
+	return err
 }
 
 // progressReporter returns a callback for control.Down that prints a line now and then.

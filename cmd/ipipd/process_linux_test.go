@@ -189,6 +189,27 @@ Flags: X - disabled, R - running
 	}
 }
 
+// The end of the last one that runs ends the process, and with it those that are disabled.
+func TestDownRun_several(t *testing.T) {
+	p, _, _ := runProcess(t, nil, "ipip1", "ipip2", "-ipip3")
+	ended := p.ctx
+	done := make(chan error, 1)
+	go func() {
+		<-ended.Done()
+		done <- errors.Join(p.close(), p.server.Close())
+	}()
+	dir := p.options.RuntimeDir
+	if status, _, errs := command("down", "ipip2", "ipip9", "ipip1", "ipip2", "ipip3", "--runtime-dir", dir); status != 1 || !strings.HasPrefix(errs, "ipipd: no tunnel named ipip9 in ") || strings.Count(errs, "no tunnel") != 1 {
+		t.Errorf("status %d: %s", status, errs)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if status, _, errs := command("down", "ipip1", "ipip3", "--runtime-dir", dir); status != 1 || strings.Count(errs, "no tunnel") != 2 {
+		t.Errorf("status %d: %s", status, errs)
+	}
+}
+
 // What fails is given up, and what is disabled stays.
 func TestProcess_ended(t *testing.T) {
 	p, e, log := runProcess(t, nil, "ipip1", "ipip2", "-ipip3")
