@@ -37,6 +37,7 @@ var allowedImports = map[string][]string{
 		"internal/ipsec", "internal/ipsec/ike", "internal/packet", "internal/ipv4", "internal/drop",
 		"internal/fdguard", "internal/resolve",
 	},
+	"internal/history":    {"internal/drop"},
 	"internal/config":     {"internal/tunnel", "internal/control"},
 	"internal/metrics":    {"internal/tunnel", "internal/drop"},
 	"internal/peerconfig": {"internal/tunnel", "internal/config", "internal/netstate", "keepalive"},
