@@ -31,6 +31,11 @@ func (p *Process) Statuses(dir string, timeout time.Duration, v any) error {
 	return p.request(dir, timeout, http.MethodGet, "/status", nil, readJSON(p.links[0], v))
 }
 
+// Samples reads what p has counted, as Handler.Samples returned it, into v. It fails as Status does.
+func (p *Process) Samples(dir string, timeout time.Duration, v any) error {
+	return p.request(dir, timeout, http.MethodGet, "/samples", nil, readJSON(p.links[0], v))
+}
+
 // Export reads what p runs, as it is configured, into v. It fails as Status does.
 func (p *Process) Export(dir string, timeout time.Duration, v any) error {
 	return p.request(dir, timeout, http.MethodGet, "/export", nil, readJSON(p.links[0], v))

@@ -4,6 +4,7 @@
 //
 //	GET  /status             200, the status of each tunnel, a JSON array; 503 until they are ready
 //	GET  /status?name=NAME   200, that of one; 404 if there is none
+//	GET  /samples            200, the counters of all tunnels, for ipipd monitor; 503 until they are ready
 //	GET  /export             200, what runs as it is configured, secrets included
 //	POST /down?name=NAME     204, then the tunnel ends, and with the last one the process
 //	POST /reload             200 and a Result; 422 and a Refusal. The body is a Request, or empty
@@ -93,6 +94,9 @@ type Process struct {
 	// links are the names of its files, without suffix: those of the tunnels first.
 	links []string
 }
+
+// ID is different for each process that runs at the same time.
+func (p *Process) ID() string { return p.links[len(p.links)-1] }
 
 // Processes returns the sockets in dir, stale ones included, in the order of their first
 // names. A directory that does not exist has none.

@@ -41,8 +41,9 @@ func FuzzHandler(f *testing.F) {
 				}
 				return []string{name}, nil
 			},
-			Export: func() (any, error) { return nil, ErrStarting },
-			Down:   func(name string) { called = append(called, "down") },
+			Samples: func() (any, error) { return nil, ErrStarting },
+			Export:  func() (any, error) { return nil, ErrStarting },
+			Down:    func(name string) { called = append(called, "down") },
 			Change: func(_ context.Context, r Request) (Result, error) {
 				called, asked = append(called, r.Action), r
 				if len(r.Names) == 0 {

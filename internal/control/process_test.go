@@ -33,8 +33,9 @@ func serveTunnels(t *testing.T, dir string, names ...string) *Server {
 			}
 			return status{name}, nil
 		},
-		Export: func() (any, error) { return names, nil },
-		Down:   func(name string) { s.Release(name) },
+		Samples: func() (any, error) { return len(names), nil },
+		Export:  func() (any, error) { return names, nil },
+		Down:    func(name string) { s.Release(name) },
 		Change: func(_ context.Context, r Request) (Result, error) {
 			if r.Action == Reload {
 				return Result{}, &Refusal{Message: "x.yaml:1:1: wrong", Input: true}
@@ -68,6 +69,14 @@ func TestProcesses(t *testing.T) {
 	var exported []string
 	if err := processes[0].Export(dir, patience, &exported); err != nil || !slices.Equal(exported, []string{"ipip2", "ipip1"}) {
 		t.Errorf("Export = %v, %v", exported, err)
+	}
+	var samples int
+	if err := processes[0].Samples(dir, patience, &samples); err != nil || samples != 2 {
+		t.Errorf("Samples = %v, %v", samples, err)
+	}
+	ids := map[string]bool{processes[0].ID(): true, processes[1].ID(): true, processes[2].ID(): true}
+	if len(ids) != 3 {
+		t.Errorf("IDs %v", ids)
 	}
 	if !slices.Equal(processes[0].Names, []string{"ipip1", "ipip2"}) {
 		t.Errorf("Names = %v", processes[0].Names)

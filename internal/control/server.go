@@ -49,6 +49,8 @@ type Handler struct {
 	// Status returns a value for json.Marshal: the status of the tunnel of that name, or with
 	// "" an array of all. It fails with ErrStarting or ErrNotRunning.
 	Status func(name string) (any, error)
+	// Samples returns a value for json.Marshal: the numbers of all tunnels. It fails as Status does.
+	Samples func() (any, error)
 	// Export returns a value for json.Marshal: what runs, as it is configured. It fails as Status does.
 	Export func() (any, error)
 	// Down ends a tunnel. It is called after the answer is sent.
@@ -188,6 +190,10 @@ func (h Handler) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		v, err := h.Status(r.URL.Query().Get("name"))
+		respond(w, v, err)
+	})
+	mux.HandleFunc("GET /samples", func(w http.ResponseWriter, _ *http.Request) {
+		v, err := h.Samples()
 		respond(w, v, err)
 	})
 	mux.HandleFunc("GET /export", func(w http.ResponseWriter, _ *http.Request) {

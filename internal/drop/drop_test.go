@@ -1,6 +1,7 @@
 package drop_test
 
 import (
+	"encoding/json"
 	"errors"
 	"maps"
 	"regexp"
@@ -69,5 +70,25 @@ func TestCounters(t *testing.T) {
 	c.Add(drop.ESPReplay, 4)
 	if want := map[string]uint64{"too-big": 3, "esp-replay": 4}; !maps.Equal(c.Map(), want) {
 		t.Errorf("%v, want %v", c.Map(), want)
+	}
+}
+
+// What one version writes another reads, but for the reasons that it does not have.
+func TestCounts_json(t *testing.T) {
+	var c, got drop.Counts
+	for text, want := range map[string]string{`{}`: `{}`, `{"too-big":18446744073709551615,"no-path":1,"from-tomorrow":7}`: `{"too-big":18446744073709551615,"no-path":1}`} {
+		if err := json.Unmarshal([]byte(text), &c); err != nil {
+			t.Fatal(err)
+		}
+		out, err := json.Marshal(c)
+		if string(out) != want || err != nil {
+			t.Errorf("%s is written as %s, %v", text, out, err)
+		}
+		if err := json.Unmarshal(out, &got); err != nil || got != c {
+			t.Errorf("%s is read as %v, %v", out, got, err)
+		}
+	}
+	if json.Unmarshal([]byte(`{"too-big":-1}`), &c) == nil || json.Unmarshal([]byte(`[1]`), &c) == nil {
+		t.Error("no counts are counts")
 	}
 }

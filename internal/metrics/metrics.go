@@ -71,7 +71,7 @@ var tunnelFamilies = []tunnelFamily{
 	{gauge("ipipd_tunnel_disabled", "1 if it is not started, or somebody has set its interface down"),
 		func(s *tunnel.Sample) (float64, bool) { return number(s.Disabled), true }},
 	{gauge("ipipd_tunnel_waiting", "1 if it cannot send yet: its local address, underlay device, route or the address of a name is missing"),
-		func(s *tunnel.Sample) (float64, bool) { return number(s.Waiting), s.Started }},
+		func(s *tunnel.Sample) (float64, bool) { return number(s.WaitingFor != ""), s.Started }},
 	{counter("ipipd_tunnel_state_changes_total", "how often the carrier has come or gone"),
 		func(s *tunnel.Sample) (float64, bool) { return float64(s.StateChanges), s.Started }},
 	{counter("ipipd_tunnel_receive_packets_total", "inner packets received, in userspace and by the fast path; those of a superpacket each"),

@@ -9,43 +9,58 @@ import (
 	"ipipd/keepalive"
 )
 
-// Samples are the numbers of an Engine at one moment, for metrics.
+// Samples are the numbers of an Engine at one moment, for metrics and `ipipd monitor`.
 type Samples struct {
-	Tunnels []Sample // in no order
-	// Drops are those of packets that belong to no tunnel, by drop.Reason.
-	Drops [drop.NumReasons]uint64
+	Tunnels []Sample `json:"tunnels"` // in no order
+	// Drops are those of packets that belong to no tunnel.
+	Drops drop.Counts `json:"drops"`
 }
 
-// Sample is a tunnel in numbers, for metrics: what Status says in words.
+// Sample is a tunnel in numbers: what Status says in words. Its JSON is between versions of ipipd, not for
+// others.
 type Sample struct {
 	// Name is Config.Name, whatever the interface was renamed to; Interface is the name it has.
-	Name, Interface, Comment string
+	Name      string `json:"name"`
+	Interface string `json:"interface"`
+	Comment   string `json:"comment,omitzero"`
 	// LocalAddress and RemoteAddress are the outer addresses in use; of a tunnel that is not started, the
 	// configured ones, "" if there is none.
-	LocalAddress, RemoteAddress string
+	LocalAddress  string `json:"local-address,omitzero"`
+	RemoteAddress string `json:"remote-address,omitzero"`
 	// Started is whether there is more than this.
-	Started bool
+	Started bool `json:"started,omitzero"`
 
-	// Waiting is whether there is a State.WaitingFor; the others are as in State.
-	Disabled, Running, Waiting, FastPath bool
+	// These are as in State.
+	Disabled       bool   `json:"disabled,omitzero"`
+	Running        bool   `json:"running,omitzero"`
+	WaitingFor     string `json:"waiting-for,omitzero"`
+	KeepaliveState string `json:"keepalive-state,omitzero"`
+	// FastPath is whether it is active.
+	FastPath bool `json:"fast-path,omitzero"`
 
-	MTU, PathMTU       int // bytes; 0 is unknown
-	LastHeard          time.Time
-	RxPackets, RxBytes uint64
-	TxPackets, TxBytes uint64
-	StateChanges       uint64 // how often the carrier was set or unset
-	Drops              [drop.NumReasons]uint64
+	MTU          int         `json:"mtu,omitzero"`      // bytes; 0 is unknown
+	PathMTU      int         `json:"path-mtu,omitzero"` // bytes; 0 is unknown
+	LastHeard    time.Time   `json:"last-heard,omitzero"`
+	RxPackets    uint64      `json:"rx-packet,omitzero"`
+	RxBytes      uint64      `json:"rx-byte,omitzero"`
+	TxPackets    uint64      `json:"tx-packet,omitzero"`
+	TxBytes      uint64      `json:"tx-byte,omitzero"`
+	StateChanges uint64      `json:"state-changes,omitzero"` // how often the carrier was set or unset
+	Drops        drop.Counts `json:"drops"`
 
-	ProbesSent, ProbesAnswered uint64
+	ProbesSent     uint64 `json:"probes-sent,omitzero"`
+	ProbesAnswered uint64 `json:"probes-answered,omitzero"`
 	// ProbesHaveAnswers is whether a probe of that form is answered at all.
-	ProbesHaveAnswers bool
+	ProbesHaveAnswers bool `json:"probes-have-answers,omitzero"`
 	// RoundTrip is that of the last probe that was answered; 0 is none.
-	RoundTrip time.Duration
+	RoundTrip time.Duration `json:"round-trip,omitzero"`
 
 	// Encrypted is whether the tunnel has a secret, and the rest its SAs.
-	Encrypted, Established bool
-	SAs                    uint64    // pairs that were established
-	Since, RekeyAt         time.Time // of the SA in use
+	Encrypted   bool      `json:"encrypted,omitzero"`
+	Established bool      `json:"established,omitzero"`
+	SAs         uint64    `json:"sas,omitzero"`   // pairs that were established
+	Since       time.Time `json:"since,omitzero"` // of the SA in use
+	RekeyAt     time.Time `json:"rekey-at,omitzero"`
 }
 
 // NewSample returns that of a tunnel that is not started.
@@ -76,10 +91,10 @@ func (t *Tunnel) sample() Sample {
 	s := Sample{
 		Name: cmp.Or(cfg.Name, t.madeName), Interface: iface.Name, Comment: cfg.Comment,
 		LocalAddress: addressText(route.path.Local), RemoteAddress: addressText(route.path.Remote),
-		Started:  true,
-		Disabled: !iface.Moved && !iface.Up && t.missing.Load() == nil,
-		Running:  t.running() && (iface.Moved || iface.Up && iface.Carrier),
-		Waiting:  t.waitingFor() != "",
+		Started:    true,
+		Disabled:   !iface.Moved && !iface.Up && t.missing.Load() == nil,
+		Running:    t.running() && (iface.Moved || iface.Up && iface.Carrier),
+		WaitingFor: t.waitingFor(), KeepaliveState: t.keepaliveState(cfg, route).String(),
 		FastPath: t.fast.active(),
 		MTU:      t.MTU(), PathMTU: route.path.MTU,
 		StateChanges: t.changes.Load(),

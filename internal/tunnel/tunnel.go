@@ -149,13 +149,10 @@ func (t *Tunnel) Status() Status {
 	case named != iface.Name:
 		s.Interface = iface.Name
 	}
-	route, state := t.route.Load(), keepalive.State(t.state.Load())
+	route := t.route.Load()
 	s.Disabled = !iface.Moved && !iface.Up && t.missing.Load() == nil
 	s.Running = t.running() && (iface.Moved || iface.Up && iface.Carrier)
-	if s.WaitingFor = t.waitingFor(); route.suspended && cfg.Keepalive.Interval > 0 {
-		state = keepalive.Waiting
-	}
-	s.KeepaliveState = state.String()
+	s.WaitingFor, s.KeepaliveState = t.waitingFor(), t.keepaliveState(&cfg, route).String()
 	s.LastHeard = t.lastReceived()
 	s.ActualMTU = t.MTU()
 	s.CurrentLocalAddress, s.CurrentRemoteAddress = addressText(route.path.Local), addressText(route.path.Remote)
@@ -175,6 +172,14 @@ func (t *Tunnel) Status() Status {
 		}
 	}
 	return s
+}
+
+// keepaliveState is that to show: a tunnel that cannot send yet waits.
+func (t *Tunnel) keepaliveState(cfg *Config, r *route) keepalive.State {
+	if r.suspended && cfg.Keepalive.Interval > 0 {
+		return keepalive.Waiting
+	}
+	return keepalive.State(t.state.Load())
 }
 
 func address(a [4]byte) netip.Addr { return netip.AddrFrom4(a) }
