@@ -81,6 +81,15 @@ func (p *process) snapshot() *metrics.Snapshot {
 	if !p.ready.Load() {
 		return nil
 	}
+	return &metrics.Snapshot{
+		Samples:      p.samples(),
+		ReloadFailed: p.reloads.failed.Load(),
+		ReloadedAt:   time.Unix(0, p.reloads.done.Load()),
+	}
+}
+
+// samples are those of all tunnels. The caller has seen that they run. It waits for no reload.
+func (p *process) samples() tunnel.Samples {
 	samples := p.engine.Samples()
 	runs := map[string]bool{}
 	for i := range samples.Tunnels {
@@ -92,9 +101,5 @@ func (p *process) snapshot() *metrics.Snapshot {
 			samples.Tunnels = append(samples.Tunnels, tunnel.NewSample(&configs[i]))
 		}
 	}
-	return &metrics.Snapshot{
-		Samples:      samples,
-		ReloadFailed: p.reloads.failed.Load(),
-		ReloadedAt:   time.Unix(0, p.reloads.done.Load()),
-	}
+	return samples
 }

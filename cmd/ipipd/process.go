@@ -83,11 +83,12 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 	only := len(configs) == 1
 	go func() {
 		err := p.server.Serve(control.Handler{
-			Status: p.status,
-			Export: p.export,
-			Down:   func(link string) { p.downTunnel(link, only) },
-			Change: p.change,
-			Diff:   p.diff,
+			Status:  p.status,
+			Samples: p.answer,
+			Export:  p.export,
+			Down:    func(link string) { p.downTunnel(link, only) },
+			Change:  p.change,
+			Diff:    p.diff,
 		})
 		if err != nil {
 			p.log.Error("the control socket has failed: ipipd's other commands cannot reach this process", "err", err)

@@ -81,7 +81,7 @@ configuration was wrong.`,
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.Flags().Bool("version", false, "say which ipipd this is") // cobra's own would take -v
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages ", ".FlagUsagesWrapped 100 "))
-	root.AddCommand(newCmdUp(s, upRun), newCmdPrint(s, printRun), newCmdDown(s, downRun),
+	root.AddCommand(newCmdUp(s, upRun), newCmdPrint(s, printRun), newCmdMonitor(s, monitorRun), newCmdDown(s, downRun),
 		newCmdSet(s, changeRun), newCmdAdd(s, changeRun), newCmdRemove(s, changeRun), newCmdEnable(s, changeRun), newCmdDisable(s, changeRun),
 		newCmdReload(s, reloadRun), newCmdConfirm(s, confirmRun), newCmdDiff(s, diffRun), newCmdCheck(s, checkRun),
 		newCmdExport(s, exportRun), newCmdPeerConfig(s, peerConfigRun),

@@ -30,7 +30,7 @@ var topLevel = []string{
 // pureFiles have only functions on bytes and on times that are handed in. tun has
 // system calls as well.
 var pureFiles = []string{
-	"encap/*.go", "mss/*.go", "keepalive/*.go", "internal/ipv4/*.go", "internal/packet/*.go", "internal/drop/*.go", "internal/history/*.go",
+	"encap/*.go", "mss/*.go", "keepalive/*.go", "internal/ipv4/*.go", "internal/packet/*.go", "internal/drop/*.go", "internal/history/*.go", "internal/monitor/*.go",
 	"tun/coalesce.go", "tun/split.go",
 }
 

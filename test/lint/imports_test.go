@@ -38,11 +38,13 @@ var allowedImports = map[string][]string{
 		"internal/fdguard", "internal/resolve",
 	},
 	"internal/history":    {"internal/drop"},
+	"internal/monitor":    {"internal/tunnel", "internal/drop", "internal/history"},
+	"internal/terminal":   {},
 	"internal/config":     {"internal/tunnel", "internal/control"},
 	"internal/metrics":    {"internal/tunnel", "internal/drop"},
 	"internal/peerconfig": {"internal/tunnel", "internal/config", "internal/netstate", "keepalive"},
 	"internal/doctor":     {"internal/tunnel", "internal/netstate", "internal/resolve", "internal/ipv4", "keepalive"},
-	"cmd/ipipd":           {"internal/doctor", "internal/config", "internal/peerconfig", "internal/metrics", "internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4", "internal/drop"},
+	"cmd/ipipd":           {"internal/doctor", "internal/config", "internal/peerconfig", "internal/metrics", "internal/monitor", "internal/terminal", "internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4", "internal/drop"},
 }
 
 // moduleOwners says which packages alone may import a module that the others are not to
@@ -55,6 +57,7 @@ var moduleOwners = map[string][]string{
 	"github.com/cilium/ebpf": {"internal/fastpath", "tun"},
 	"filippo.io/bigmod":      {"internal/ipsec/ike"}, // constant-time exponentiation
 	"go.yaml.in/yaml/v4":     {"internal/config"},    // YAML, by its nodes
+	"golang.org/x/term":      {"internal/terminal"},  // raw mode, size
 	"github.com/prometheus":  {"internal/metrics"},
 	// Capabilities of every thread.
 	"kernel.org/pub/linux/libs/security/libcap": {"internal/confine"},

@@ -1,0 +1,344 @@
+package monitor
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"ipipd/internal/drop"
+)
+
+// Action is what a key asks of whoever runs a View.
+type Action int
+
+// The actions.
+const (
+	Stay Action = iota // the view has changed, or not
+	Quit
+	Suspend
+	Redraw // the terminal shows something else than was drawn
+)
+
+// View is what a terminal shows of a Model, and what keys change of it.
+type View struct {
+	Options
+	// Detail is what is known of the tunnel whose page is open, a line each; nil is nothing yet.
+	Detail []string
+
+	model    *Model
+	interval time.Duration
+	sortBy   string
+	reversed bool
+	filter   string
+	typing   bool // the filter
+	help     bool
+	selected string // link
+	first    int    // the first row that is shown
+	page     string // link; "" is the table
+	scroll   int    // of the page, or the help
+	rowsFit  int    // of the last frame
+	most     int    // of scroll, in the last frame
+}
+
+// NewView returns the View of a Model; of one tunnel it is that one's page.
+func NewView(m *Model, o Options) *View {
+	v := &View{Options: o, model: m, interval: m.interval, sortBy: "NAME"}
+	if m.only != "" && len(m.Tunnels) > 0 {
+		v.selected = m.Tunnels[0].Link
+		v.page = v.selected
+	}
+	return v
+}
+
+// Page returns the tunnel whose page is open, by the name of its interface; "" if none is.
+func (v *View) Page() string { return v.page }
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+// sortable are the titles of the columns by which the table is sorted.
+func sortable() (titles []string) {
+	for _, c := range columns {
+		if c.order != nil || c.title == "NAME" {
+			titles = append(titles, c.title)
+		}
+	}
+	return titles
+}
+
+// rows are the tunnels that match the filter, sorted.
+func (v *View) rows() []*Tunnel {
+	rows := slices.DeleteFunc(slices.Clone(v.model.Tunnels), func(t *Tunnel) bool { return !t.matches(v.filter) })
+	i := slices.IndexFunc(columns, func(c column) bool { return c.title == v.sortBy })
+	if order := columns[i].order; order != nil {
+		slices.SortStableFunc(rows, func(a, b *Tunnel) int {
+			if v.reversed {
+				return order(b, a)
+			}
+			return order(a, b)
+		})
+	} else if v.reversed {
+		slices.Reverse(rows)
+	}
+	return rows
+}
+
+// Handle takes a key.
+func (v *View) Handle(key Key) Action {
+	switch key {
+	case KeyInterrupt:
+		return Quit
+	case KeySuspend:
+		return Suspend
+	case KeyRedraw:
+		return Redraw
+	}
+	if v.typing {
+		switch key {
+		case KeyEnter:
+			v.typing = false
+		case KeyEscape:
+			v.typing, v.filter = false, ""
+		default:
+			v.filter = edit(v.filter, key)
+		}
+		return Stay
+	}
+	if key == 'q' {
+		return Quit
+	}
+	if v.help || v.page != "" {
+		v.handlePage(key)
+		return Stay
+	}
+	v.handleTable(key)
+	return Stay
+}
+
+// handlePage takes a key of a page, or the help.
+func (v *View) handlePage(key Key) {
+	switch key {
+	case KeyEscape, KeyBackspace, KeyLeft, 'b':
+		if v.scroll = 0; v.help {
+			v.help = false
+		} else {
+			v.page, v.Detail = "", nil
+		}
+	case '?', 'h':
+		v.help, v.scroll = !v.help, 0
+	default:
+		v.scroll = moved(v.scroll, v.most+1, key, v.rowsFit)
+	}
+}
+
+// handleTable takes a key of the table.
+func (v *View) handleTable(key Key) {
+	rows := v.rows()
+	at := slices.IndexFunc(rows, func(t *Tunnel) bool { return t.Link == v.selected })
+	switch key {
+	case '?', 'h':
+		v.help, v.scroll = true, 0
+	case '/':
+		v.typing = true
+	case KeyEscape:
+		v.filter = ""
+	case 's', KeyRight, '>':
+		v.sort(1)
+	case 'S', KeyLeft, '<':
+		v.sort(-1)
+	case 'r':
+		v.reversed = !v.reversed
+	case KeyEnter:
+		if len(rows) > 0 {
+			v.selected = rows[max(at, 0)].Link
+			v.page, v.scroll, v.Detail = v.selected, 0, nil
+		}
+	default:
+		if len(rows) > 0 {
+			v.selected = rows[moved(max(at, 0), len(rows), key, v.rowsFit)].Link
+		}
+	}
+}
+
+// sort sorts by the next column, or the one before.
+func (v *View) sort(step int) {
+	titles := sortable()
+	i := slices.Index(titles, v.sortBy) + step
+	v.sortBy, v.reversed = titles[(i+len(titles))%len(titles)], false
+}
+
+// moved is where a key leads from one of n lines.
+func moved(at, n int, key Key, screen int) int {
+	switch key {
+	case KeyUp, 'k':
+		at--
+	case KeyDown, 'j':
+		at++
+	case KeyPageUp:
+		at -= max(1, screen-1)
+	case KeyPageDown, ' ':
+		at += max(1, screen-1)
+	case KeyHome, 'g':
+		at = 0
+	case KeyEnd, 'G':
+		at = n - 1
+	}
+	return max(0, min(at, n-1))
+}
+
+// Frame returns the lines of a terminal of that size, height at most.
+func (v *View) Frame(now time.Time, width, height int) []string {
+	width, height = max(1, width), max(1, height)
+	var lines []string
+	switch t := v.model.byLink[v.page]; {
+	case v.help:
+		lines = v.scrolled("ipipd monitor: keys", helpLines(), "Esc back  arrows scroll  q quit", width, height)
+	case v.page != "" && t != nil:
+		lines = v.pageFrame(t, now, width, height)
+	case v.page != "": // forgotten meanwhile
+		v.page, v.Detail = "", nil
+		fallthrough
+	default:
+		lines = v.tableFrame(now, width, height)
+	}
+	return lines[:min(len(lines), height)]
+}
+
+// tableFrame is the frame of the table.
+func (v *View) tableFrame(now time.Time, width, height int) []string {
+	rows := v.rows()
+	at := slices.IndexFunc(rows, func(t *Tunnel) bool { return t.Link == v.selected })
+	if at < 0 && len(rows) > 0 {
+		at = 0
+		v.selected = rows[0].Link
+	}
+	head, feet := []string{v.title(now, width, len(rows))}, v.feet(rows, at, now, width, height)
+	longest := 0
+	for _, t := range rows {
+		longest = max(longest, textWidth(clean(t.Name, v.Unicode)))
+	}
+	shown := layout(width, longest)
+	if height >= 3 {
+		head = append(head, v.tableHead(shown, v.sortBy, v.reversed))
+	}
+	fit := max(0, height-len(head)-len(feet))
+	v.rowsFit = fit
+	v.first = max(0, min(v.first, len(rows)-fit))
+	if at < v.first {
+		v.first = max(0, at)
+	} else if at >= v.first+fit {
+		v.first = at - fit + 1
+	}
+	lines := head
+	cells := &cellView{Options: &v.Options, now: now, interval: v.interval}
+	for i := v.first; i < min(len(rows), v.first+fit); i++ {
+		lines = append(lines, v.tableRow(rows[i], shown, cells, i == at && height >= 3))
+	}
+	if len(rows) == 0 && fit > 0 {
+		text := "no tunnels run"
+		if len(v.model.Tunnels) > 0 {
+			text = "no tunnel matches"
+		}
+		lines = append(lines, fitLine(text, width))
+	}
+	for len(lines) < height-len(feet) {
+		lines = append(lines, "")
+	}
+	return append(lines, feet...)
+}
+
+// fitLine cuts a clean line.
+func fitLine(text string, width int) string { return strings.TrimRight(fit(text, width, false), " ") }
+
+// title is the first line of the table.
+func (v *View) title(now time.Time, width, matching int) string {
+	counts := map[State]int{}
+	var rx, tx float64
+	for _, t := range v.model.Tunnels {
+		counts[t.State]++
+		rx, tx = rx+8*t.now.RxBytes, tx+8*t.now.TxBytes
+	}
+	text := plural(len(v.model.Tunnels), "tunnel")
+	if v.filter != "" {
+		text = fmt.Sprintf("%d of %s match %q", matching, text, clean(v.filter, v.Unicode))
+	}
+	var parts []string
+	for _, s := range []State{StateRunning, StateSilent, StateLost, StateUnheard, StateNoSA, StateDown, StateWaiting, StateStarting, StateGone, StateDisabled} {
+		if counts[s] > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", counts[s], s))
+		}
+	}
+	if len(parts) > 0 {
+		text += ": " + strings.Join(parts, ", ")
+	}
+	text += fmt.Sprintf("; rx %s tx %s bit/s", si(rx), si(tx))
+	clock := now.Format(time.TimeOnly)
+	if room := width - len(clock) - gap; room >= 20 {
+		return v.paint(fit(text, room, false)+"  "+clock, Bold)
+	}
+	return v.paint(fitLine(text, width), Bold)
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// feet are the lines below the table: what somebody has to know, the selected tunnel, and the keys.
+func (v *View) feet(rows []*Tunnel, at int, now time.Time, width, height int) (feet []string) {
+	add := func(text string, s Style) { feet = append(feet, v.paint(fitLine(clean(text, v.Unicode), width), s)) }
+	notes := v.notes(now)
+	for i, note := range notes {
+		if most := (height - 4) / 3; i >= most || i >= 5 {
+			break
+		}
+		add(note, Warning)
+	}
+	if height >= 7 && at >= 0 {
+		add(rows[at].summary(), Accent)
+	}
+	switch {
+	case v.typing:
+		add("filter: "+v.filter+"_  (Enter keeps it, Esc clears it)", Plain)
+	case height >= 5:
+		add("q quit  ? help  Enter page  / filter  s sort by "+v.sortBy+"  r reverse", Dim)
+	}
+	return feet
+}
+
+// notes are what is true of no tunnel.
+func (v *View) notes(now time.Time) (notes []string) {
+	m := v.model
+	if !m.UndoAt.IsZero() {
+		notes = append(notes, fmt.Sprintf("to be undone in %s without ipipd confirm", age(m.UndoAt.Sub(now))))
+	}
+	if m.StrayRate > 0 {
+		notes = append(notes, fmt.Sprintf("packets of no tunnel: %s/s %s", few(m.StrayRate), m.StrayTop.String()))
+	}
+	return append(notes, m.Problems...)
+}
+
+// summary is a tunnel in a line.
+func (t *Tunnel) summary() string {
+	text := t.Name
+	if t.Interface != "" && t.Interface != t.Name {
+		text += " (" + t.Interface + ")"
+	}
+	if t.LocalAddress+t.RemoteAddress != "" {
+		text += ": " + cmp.Or(t.LocalAddress, "?") + " > " + cmp.Or(t.RemoteAddress, "?")
+	}
+	if t.State == StateWaiting {
+		text += "; waiting for " + t.WaitingFor
+	}
+	if t.top != drop.None {
+		text += fmt.Sprintf("; drops: %s, %s", t.top.String(), t.top.Why())
+	}
+	if t.Comment != "" {
+		text += "; " + t.Comment
+	}
+	return text
+}
