@@ -171,10 +171,13 @@ func TestGather_reasons(t *testing.T) {
 
 // What a tunnel does not have it has no series of.
 func TestGather_absent(t *testing.T) {
-	plain := tunnel.Sample{Name: "plain", Started: true}
+	plain := tunnel.Sample{Name: "plain", Started: true, WaitingFor: "route to 198.51.100.1"}
 	c := tunnel.Default()
 	c.Name, c.RemoteAddress = "later", "198.51.100.1"
 	got := scrape(t, aSnapshot(plain, tunnel.NewSample(&c)))
+	if got[`ipipd_tunnel_waiting{tunnel="plain"}`] != "1" {
+		t.Error("it does not wait")
+	}
 	var of []string
 	for s := range got {
 		if strings.Contains(s, `tunnel="later"`) {

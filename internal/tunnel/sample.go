@@ -9,7 +9,7 @@ import (
 	"ipipd/keepalive"
 )
 
-// Samples are the numbers of an Engine at one moment, for metrics and `ipipd monitor`.
+// Samples are the numbers of an Engine at one moment, for metrics, the page and `ipipd monitor`.
 type Samples struct {
 	Tunnels []Sample `json:"tunnels"` // in no order
 	// Drops are those of packets that belong to no tunnel.
