@@ -1,0 +1,381 @@
+package page
+
+import (
+	"cmp"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"ipipd/internal/drop"
+	"ipipd/internal/history"
+	"ipipd/internal/tunnel"
+)
+
+// view is what page.html is filled with: texts, which it escapes.
+type view struct {
+	Title, Version string
+	Root           string // of relative links
+	Time, Clock    string // when the samples were taken
+
+	// Of the page of all tunnels.
+	Summary string
+	Rows    []row
+
+	// Of that of one.
+	Row     *row
+	Missing string // why there is none
+	Charts  []chart
+	Facts   []fact
+
+	DroppedTitle string
+	Dropped      []dropped
+}
+
+// row is a tunnel.
+type row struct {
+	Name, Link, Comment, Remote, Path, IPsec string
+
+	Place                              int // by name
+	State                              state
+	In, Out, Heard, RoundTrip, PathMTU number
+	Drops                              lost
+	Spark                              *spark // nil while there is no history
+}
+
+// number is one to sort by, with its text.
+type number struct {
+	Key  int64
+	Text string
+}
+
+// none is the number of what there is not.
+var none = number{Key: -1}
+
+// lost is a rate of drops.
+type lost struct {
+	number
+	Lost   bool
+	Reason string
+}
+
+// state is one of a few words. The worse has the lower Rank.
+type state struct {
+	Rank             int
+	Word, Class, Why string
+}
+
+// spark are the paths of a row's drawing.
+type spark struct{ In, Out, Drops string }
+
+// chart is one drawing of a tunnel's page.
+type chart struct {
+	Name, Max string
+	Width     int
+	Keys      []key
+	Paths     []path
+}
+
+type key struct{ Class, Text string }
+type path struct{ Class, D string }
+type fact struct{ Name, Value string }
+type dropped struct {
+	Reason, Rate string
+	Count        uint64
+	Why, Remedy  []span
+}
+
+// span is a part of a text in which code is between backquotes.
+type span struct {
+	Text string
+	Code bool
+}
+
+// newView begins a view. The caller holds mu, as with all others of a Page here.
+func (p *Page) newView(root string) view {
+	v := view{Version: p.options.Version, Root: root, Title: "ipipd"}
+	if p.options.Host != "" {
+		v.Title += " on " + p.options.Host
+	}
+	v.Time, v.Clock = p.taken.Format("2006-01-02 15:04:05 MST"), p.taken.Format(time.TimeOnly)
+	return v
+}
+
+const starting = "The tunnels are being started."
+
+// indexView is what runs.
+func (p *Page) indexView() view {
+	v := p.newView("")
+	if p.samples == nil {
+		v.Summary = starting
+		return v
+	}
+	v.Rows = make([]row, len(p.samples.Tunnels))
+	for i := range v.Rows {
+		v.Rows[i] = p.row(&p.samples.Tunnels[i])
+	}
+	slices.SortFunc(v.Rows, func(a, b row) int { return p.options.Compare(a.Name, b.Name) })
+	count := map[string]int{}
+	var in, out, drops float64
+	for i := range v.Rows {
+		r := &v.Rows[i]
+		r.Place = i
+		count[r.State.Word]++
+		if h := p.histories[r.Name]; h != nil {
+			rate, _ := h.Rate(window)
+			in, out, drops = in+rate.RxBytes*8, out+rate.TxBytes*8, drops+rate.Drops
+		}
+	}
+	var states []string
+	for _, word := range []string{"running", "down", "waiting", "disabled"} {
+		if count[word] > 0 {
+			states = append(states, fmt.Sprint(count[word], " ", word))
+		}
+	}
+	v.Summary = fmt.Sprintf("%d tunnels: %s; in %sbit/s, out %sbit/s, %s drops/s.", len(v.Rows), cmp.Or(strings.Join(states, ", "), "none"), metric(in), metric(out), strings.TrimSpace(metric(drops)))
+	v.DroppedTitle, v.Dropped = "Drops that belong to no tunnel", reasonsOf(&p.samples.Drops, drop.None, 0)
+	return v
+}
+
+// tunnelView is the tunnel of that name.
+func (p *Page) tunnelView(name string) view {
+	v := p.newView("../")
+	s := p.find(name)
+	switch {
+	case p.samples == nil:
+		v.Missing = starting
+		return v
+	case s == nil:
+		v.Missing = "There is no tunnel " + strings.ToValidUTF8(name, "\ufffd") + ": it has ended, or never was."
+		return v
+	}
+	r := p.row(s)
+	v.Row = &r
+	v.Title = r.Name + " - " + v.Title
+	v.Facts = p.facts(s)
+	top, rate := drop.None, 0.0
+	if h := p.histories[s.Name]; h != nil {
+		now, _ := h.Rate(window)
+		v.Charts = charts(p.series(h, Interval), now)
+		top, rate = h.TopDrop(window)
+	}
+	v.DroppedTitle, v.Dropped = "Drops", reasonsOf(&s.Drops, top, rate)
+	return v
+}
+
+// end is the end of the stretch of time of length step that has the last reading in it, or a moment before
+// it. They are counted from the first reading of all: so one that is over does not change any more.
+func (p *Page) end(step time.Duration) time.Time {
+	const moment = Interval / 4
+	return p.started.Add((p.last.Sub(p.started) - moment + step - 1) / step * step)
+}
+
+// row makes that of a tunnel.
+func (p *Page) row(s *tunnel.Sample) row {
+	valid := func(text string) string { return strings.ToValidUTF8(text, "\ufffd") } // an interface can be called anything
+	r := row{
+		Name: valid(s.Name), Link: url.PathEscape(s.Name), Comment: valid(s.Comment), Remote: valid(s.RemoteAddress),
+		State: stateOf(s), In: none, Out: none, Heard: none, RoundTrip: none, PathMTU: none, Drops: lost{number: none},
+	}
+	if !s.Started {
+		return r
+	}
+	r.Path = "userspace"
+	if s.FastPath {
+		r.Path = "fast path"
+	}
+	r.IPsec = ipsec(s)
+	r.Heard = number{Key: 1 << 53, Text: "never"}
+	if !s.LastHeard.IsZero() {
+		ago := max(0, p.taken.Sub(s.LastHeard))
+		r.Heard = number{Key: int64(ago / time.Second), Text: age(ago)}
+	}
+	if s.RoundTrip > 0 {
+		r.RoundTrip = number{Key: int64(s.RoundTrip / time.Microsecond), Text: metric(s.RoundTrip.Seconds()*1000) + "ms"}
+	}
+	if s.PathMTU > 0 {
+		r.PathMTU = number{Key: int64(s.PathMTU), Text: fmt.Sprint(s.PathMTU)}
+	}
+	h := p.histories[s.Name]
+	if h == nil {
+		return r
+	}
+	if rate, ok := h.Rate(window); ok {
+		bits := func(bytes float64) number {
+			return number{Key: int64(bytes * 8), Text: strings.TrimSpace(metric(bytes * 8))}
+		}
+		r.In, r.Out = bits(rate.RxBytes), bits(rate.TxBytes)
+		r.Drops = lost{number: number{Key: int64(rate.Drops * 1000), Text: strings.TrimSpace(metric(rate.Drops))}, Lost: rate.Drops > 0}
+		if top, n := h.TopDrop(window); n > 0 {
+			r.Drops.Reason = top.String()
+		}
+	}
+	r.Spark = sparkline(p.series(h, 2*Interval))
+	return r
+}
+
+// series are the rates of a history in steps of a length, valid until the next call.
+func (p *Page) series(h *history.History, step time.Duration) *columns {
+	p.rates = h.Series(p.rates[:0], p.end(step), step, int(Span/step))
+	p.columns.fill(p.rates)
+	return &p.columns
+}
+
+func stateOf(s *tunnel.Sample) state {
+	waits := ""
+	if s.WaitingFor != "" {
+		waits = "for " + strings.ToValidUTF8(s.WaitingFor, "\ufffd")
+	}
+	switch {
+	case s.Disabled && s.Started:
+		return state{2, "disabled", "disabled", "somebody has set its interface down"}
+	case s.Disabled:
+		return state{2, "disabled", "disabled", ""}
+	case !s.Started:
+		return state{0, "down", "down", "it is not started"}
+	case s.Running:
+		return state{3, "running", "running", waits}
+	case s.WaitingFor != "":
+		return state{1, "waiting", "waiting", waits}
+	case s.Encrypted && !s.Established:
+		return state{0, "down", "down", "no SA with the peer"}
+	}
+	return state{0, "down", "down", "the peer is not heard"}
+}
+
+func ipsec(s *tunnel.Sample) string {
+	switch {
+	case !s.Encrypted:
+		return ""
+	case !s.Established:
+		return "no SA"
+	}
+	return "established"
+}
+
+// facts are what is known of a tunnel beside its rates.
+func (p *Page) facts(s *tunnel.Sample) (facts []fact) {
+	add := func(name, value string) {
+		if value != "" {
+			facts = append(facts, fact{name, strings.ToValidUTF8(value, "\ufffd")})
+		}
+	}
+	at := func(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05 MST") }
+	add("Local address", s.LocalAddress)
+	add("Remote address", s.RemoteAddress)
+	if s.Interface != s.Name {
+		add("Interface", s.Interface)
+	}
+	if !s.Started {
+		return facts
+	}
+	add("MTU", fmt.Sprint(s.MTU))
+	if s.PathMTU > 0 {
+		add("Path MTU", fmt.Sprint(s.PathMTU))
+	}
+	r := p.row(s)
+	add("Path", r.Path)
+	if s.LastHeard.IsZero() {
+		add("Last heard", "never")
+	} else {
+		add("Last heard", at(s.LastHeard)+", "+r.Heard.Text+" ago")
+	}
+	if s.ProbesHaveAnswers {
+		add("Keepalive probes", fmt.Sprintf("%d sent, %d answered", s.ProbesSent, s.ProbesAnswered))
+	} else if s.ProbesSent > 0 {
+		add("Keepalive probes", fmt.Sprintf("%d sent", s.ProbesSent))
+	}
+	add("Round trip", r.RoundTrip.Text)
+	add("Carrier", fmt.Sprintf("has come or gone %d times", s.StateChanges))
+	add("Received", fmt.Sprintf("%d packets, %sB", s.RxPackets, metric(float64(s.RxBytes))))
+	add("Sent", fmt.Sprintf("%d packets, %sB", s.TxPackets, metric(float64(s.TxBytes))))
+	add("IPsec", r.IPsec)
+	if s.Established {
+		add("SA in use", fmt.Sprintf("since %s, to be replaced %s; pair %d", at(s.Since), at(s.RekeyAt), s.SAs))
+	}
+	return facts
+}
+
+// reasonsOf are the reasons that have counted something. rate is that of top now.
+func reasonsOf(counts *[drop.NumReasons]uint64, top drop.Reason, rate float64) (all []dropped) {
+	for r := range drop.All() {
+		if counts[r] == 0 {
+			continue
+		}
+		d := dropped{Reason: r.String(), Why: spans(r.Why()), Remedy: spans(r.Remedy()), Count: counts[r]}
+		if r == top && rate > 0 {
+			d.Rate = strings.TrimSpace(metric(rate)) + "/s now"
+		}
+		all = append(all, d)
+	}
+	return all
+}
+
+func spans(text string) (all []span) {
+	for i, part := range strings.Split(text, "`") {
+		all = append(all, span{Text: part, Code: i%2 == 1})
+	}
+	return all
+}
+
+// columns are the numbers of rates, by what they are of.
+type columns struct{ rxBytes, txBytes, rxPackets, txPackets, drops []float64 }
+
+// fill replaces what is in c, in the same memory.
+func (c *columns) fill(rates []history.Rate) {
+	c.rxBytes, c.txBytes, c.rxPackets, c.txPackets, c.drops = c.rxBytes[:0], c.txBytes[:0], c.rxPackets[:0], c.txPackets[:0], c.drops[:0]
+	for i := range rates {
+		r := &rates[i]
+		c.rxBytes, c.txBytes = append(c.rxBytes, r.RxBytes), append(c.txBytes, r.TxBytes)
+		c.rxPackets, c.txPackets = append(c.rxPackets, r.RxPackets), append(c.txPackets, r.TxPackets)
+		c.drops = append(c.drops, r.Drops)
+	}
+}
+
+// sparkline draws a row: both directions on one scale, and drops on their own.
+func sparkline(c *columns) *spark {
+	top := max(peak(c.rxBytes), peak(c.txBytes))
+	return &spark{
+		In:    area(c.rxBytes, top, sparkHeight, sparkStep),
+		Out:   steps(c.txBytes, top, sparkHeight, sparkStep),
+		Drops: area(c.drops, 2*peak(c.drops), sparkHeight, sparkStep),
+	}
+}
+
+// charts draws those of one tunnel; now is what the numbers beside them say.
+func charts(c *columns, now history.Rate) []chart {
+	width := len(c.drops) * chartStep
+	both := func(name, unit string, factor float64, rx, tx []float64, rxNow, txNow float64) chart {
+		top := roundUp(max(peak(rx), peak(tx)) * factor)
+		return chart{
+			Name: name, Max: metric(top) + unit, Width: width,
+			Keys:  []key{{"in", "in " + metric(rxNow*factor) + unit}, {"out", "out " + metric(txNow*factor) + unit}},
+			Paths: []path{{"in", area(rx, top/factor, chartHeight, chartStep)}, {"out", steps(tx, top/factor, chartHeight, chartStep)}},
+		}
+	}
+	top := roundUp(peak(c.drops))
+	return []chart{
+		both("Bits", "bit/s", 8, c.rxBytes, c.txBytes, now.RxBytes, now.TxBytes),
+		both("Packets", "/s", 1, c.rxPackets, c.txPackets, now.RxPackets, now.TxPackets),
+		{
+			Name: "Drops", Max: metric(top) + "/s", Width: width,
+			Keys:  []key{{"drop", metric(now.Drops) + "/s"}},
+			Paths: []path{{"drop", area(c.drops, top, chartHeight, chartStep)}},
+		},
+	}
+}
+
+// age is a time in its two largest units.
+func age(d time.Duration) string {
+	switch s := int64(d / time.Second); {
+	case s < 60:
+		return fmt.Sprintf("%d s", s)
+	case s < 60*60:
+		return fmt.Sprintf("%d min %d s", s/60, s%60)
+	case s < 24*60*60:
+		return fmt.Sprintf("%d h %d min", s/60/60, s/60%60)
+	default:
+		return fmt.Sprintf("%d d %d h", s/60/60/24, s/60/60%24)
+	}
+}
