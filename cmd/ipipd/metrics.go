@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -12,6 +14,7 @@ import (
 
 	"ipipd/internal/control"
 	"ipipd/internal/metrics"
+	"ipipd/internal/page"
 	"ipipd/internal/tunnel"
 )
 
@@ -52,7 +55,15 @@ func (p *process) serveMetrics() error {
 	case err != nil:
 		return withRemedy(fmt.Errorf("cannot serve metrics: %w", err), another)
 	}
-	server := metrics.NewServer(metrics.Options{Version: versionString(), Snapshot: p.snapshot, Ready: p.startDone})
+	host, _ := os.Hostname() // only shown, and compared with
+	shown := page.New(page.Options{Version: versionString(), Host: host, Compare: compareNames, Samples: func() *tunnel.Samples {
+		s := p.snapshot()
+		if s == nil {
+			return nil
+		}
+		return &s.Samples
+	}})
+	server := metrics.NewServer(metrics.Options{Version: versionString(), Snapshot: p.snapshot, Ready: p.startDone, Page: shown, Host: host})
 	server.ErrorLog = slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)
 	p.log.Info("metrics are served", "metrics-address", metrics.ShownAddress(l))
 	go func() {
@@ -60,7 +71,10 @@ func (p *process) serveMetrics() error {
 			p.log.Error("metrics are not served any more: start ipipd again", "err", err)
 		}
 	}()
+	ctx, stop := context.WithCancel(context.Background())
+	go shown.Run(ctx)
 	p.stopMetrics = func() {
+		stop()
 		_ = server.Close()
 		_ = l.Close() // Serve may not have begun
 	}

@@ -12,7 +12,7 @@ const metricsOff = "off"
 
 var metricsAddress = ProcessProperty{
 	Name: "metrics-address", Values: "`off`, address:port, :port or unix:/path", Default: metricsOff,
-	Help:  "where metrics, /healthz and /readyz are served by HTTP, to whoever reaches it; :port is that of 127.0.0.1; a unix socket has mode 0660",
+	Help:  "where metrics, a page about the tunnels, /healthz and /readyz are served by HTTP, to whoever reaches it; :port is that of 127.0.0.1; a unix socket has mode 0660",
 	Words: []string{metricsOff},
 	get: func(p *Process) string {
 		if p.MetricsAddress == "" {

@@ -49,8 +49,13 @@ func serve(o Options) http.Handler {
 	if o.Ready == nil {
 		o.Ready = func() error { return nil }
 	}
+	o.Page = aPage
 	return NewServer(o).Handler
 }
+
+var aPage = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	io.WriteString(w, "the page at "+r.URL.Path)
+})
 
 func get(t testing.TB, h http.Handler, path string) *httptest.ResponseRecorder {
 	t.Helper()

@@ -1,9 +1,7 @@
 package metrics
 
 import (
-	"context"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -33,6 +31,10 @@ type Options struct {
 	Snapshot func() *Snapshot
 	// Ready returns why the process does not do its work yet; nil if it does.
 	Ready func() error
+	// Page serves GET and HEAD of all other paths: package page.
+	Page http.Handler
+	// Host is what this host calls itself; "" if it has no name.
+	Host string
 }
 
 // NewServer returns a server of metrics, for a Listener of Listen:
@@ -40,7 +42,7 @@ type Options struct {
 //	GET /metrics   the text format of Prometheus; 503 if others are being answered
 //	GET /healthz   200 as long as the process answers
 //	GET /readyz    200 once all tunnels are started; 503 and the reason before
-//	GET /          links to them
+//	GET /...       Options.Page
 func NewServer(o Options) *http.Server {
 	own := prometheus.NewRegistry()
 	own.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -62,28 +64,15 @@ func NewServer(o Options) *http.Server {
 		}
 		plain(w, http.StatusOK, "ready")
 	})
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		io.WriteString(w, `<!DOCTYPE html><title>ipipd</title>ipipd: <a href="/metrics">metrics</a>, <a href="/healthz">healthz</a>, <a href="/readyz">readyz</a>`+"\n")
-	})
+	mux.Handle("GET /", o.Page)
 	return &http.Server{
-		Handler:        guard(mux),
+		Handler:        guard(mux, o.Host),
 		ReadTimeout:    readTimeout,
 		WriteTimeout:   writeTimeout,
 		IdleTimeout:    idleTimeout,
 		MaxHeaderBytes: maxHeaderBytes,
-		BaseContext: func(l net.Listener) context.Context {
-			ctx := context.Background()
-			if a, ok := l.Addr().(*net.TCPAddr); ok && a.IP.IsLoopback() {
-				ctx = context.WithValue(ctx, loopback{}, true)
-			}
-			return ctx
-		},
 	}
 }
-
-// loopback is the key of a context whose server listens at a loopback address.
-type loopback struct{}
 
 func plain(w http.ResponseWriter, status int, text string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -92,24 +81,26 @@ func plain(w http.ResponseWriter, status int, text string) {
 }
 
 // guard keeps web pages of others from reading what is here: a browser of this host reaches a loopback
-// address, and such a page may have had its own name resolve to that. The name is in Host then.
-func guard(next http.Handler) http.Handler {
+// address, and such a page may have had its own name resolve to that. The name is in Host then, and own is
+// the only one that is none of theirs.
+func guard(next http.Handler, own string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-		if r.Context().Value(loopback{}) != nil && !namesAddress(r.Host) {
-			http.Error(w, "Host is a name: want an address, or localhost", http.StatusForbidden)
+		at, _ := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+		if at != nil && at.IP.IsLoopback() && !namesAddress(r.Host, own) {
+			http.Error(w, "Host is a name: want an address, localhost, or the name of this host", http.StatusForbidden)
 			return
 		}
 		next.ServeHTTP(w, r)
 	})
 }
 
-// namesAddress reports whether host, of a request, is an address or localhost, with a port or without.
-func namesAddress(host string) bool {
+// namesAddress reports whether host, of a request, is an address, localhost or own, with a port or without.
+func namesAddress(host, own string) bool {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
 	}
 	_, err := netip.ParseAddr(strings.Trim(host, "[]"))
-	return err == nil || strings.EqualFold(host, "localhost") || host == ""
+	return err == nil || strings.EqualFold(host, "localhost") || strings.EqualFold(host, own) || host == ""
 }

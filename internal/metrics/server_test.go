@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -33,6 +34,7 @@ func start(t *testing.T, address string, o Options) string {
 	if o.Ready == nil {
 		o.Ready = func() error { return nil }
 	}
+	o.Page = aPage
 	server := NewServer(o)
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(l) }()
@@ -66,10 +68,10 @@ func TestNewServer(t *testing.T) {
 	check("GET", "/metrics", 200, "ipipd_build_info")
 	ready.Store(true)
 	check("GET", "/readyz", 200, "ready")
-	check("GET", "/", 200, `href="/metrics"`)
-	check("GET", "/ipip1", 404, "")
-	check("GET", "/debug/pprof/", 404, "")
-	for _, path := range []string{"/", "/metrics", "/healthz", "/readyz"} {
+	check("GET", "/", 200, "the page at /")
+	check("GET", "/ipip1", 200, "the page at /ipip1")
+	check("GET", "/debug/pprof/", 200, "the page at /debug/pprof/")
+	for _, path := range []string{"/", "/metrics", "/healthz", "/readyz", "/ipip1"} {
 		check("POST", path, 405, "")
 		check("DELETE", path, 405, "")
 	}
@@ -77,8 +79,25 @@ func TestNewServer(t *testing.T) {
 
 // A web page whose name resolves to a loopback address does not read what is served there.
 func TestNewServer_host(t *testing.T) {
-	address := start(t, "127.0.0.1:0", Options{})
+	for _, listens := range []string{"127.0.0.1:0", "0.0.0.0:0"} { // the browser may be at this host there, too
+		t.Run(listens, func(t *testing.T) { testHost(t, listens) })
+	}
+	h := serve(Options{Snapshot: func() *Snapshot { return nil }})
+	r := httptest.NewRequest(http.MethodGet, "/metrics", nil)
+	r = r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)}))
+	r.Host = "router.example:9469"
+	w := httptest.NewRecorder()
+	if h.ServeHTTP(w, r); w.Code != 200 {
+		t.Errorf("at another address a name is refused: %d", w.Code)
+	}
+}
+
+func testHost(t *testing.T, listens string) {
+	shown := start(t, listens, Options{Host: "router7"})
+	_, port, _ := net.SplitHostPort(shown)
+	address := "127.0.0.1:" + port
 	for host, status := range map[string]int{
+		"router7": 200, "Router7:9469": 200, "router7.page.example": 403, "router77": 403,
 		address: 200, "localhost": 200, "LocalHost:9469": 200, "127.0.0.1": 200, "[::1]:9469": 200, "[::1]": 200, "10.0.0.1:80": 200,
 		"page.example": 403, "page.example:9469": 403, "localhost.page.example": 403, "127.0.0.1.page.example": 403,
 	} {
@@ -95,13 +114,6 @@ func TestNewServer_host(t *testing.T) {
 		if response.StatusCode != status {
 			t.Errorf("Host %s: %d, want %d", host, response.StatusCode, status)
 		}
-	}
-	h := serve(Options{Snapshot: func() *Snapshot { return nil }})
-	r := httptest.NewRequest(http.MethodGet, "/metrics", nil)
-	r.Host = "router.example:9469"
-	w := httptest.NewRecorder()
-	if h.ServeHTTP(w, r); w.Code != 200 {
-		t.Errorf("at another address a name is refused: %d", w.Code)
 	}
 }
 

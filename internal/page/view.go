@@ -298,7 +298,7 @@ func (p *Page) facts(s *tunnel.Sample) (facts []fact) {
 }
 
 // reasonsOf are the reasons that have counted something. rate is that of top now.
-func reasonsOf(counts *[drop.NumReasons]uint64, top drop.Reason, rate float64) (all []dropped) {
+func reasonsOf(counts *drop.Counts, top drop.Reason, rate float64) (all []dropped) {
 	for r := range drop.All() {
 		if counts[r] == 0 {
 			continue

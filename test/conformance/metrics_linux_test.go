@@ -116,6 +116,12 @@ func TestMetrics_print(t *testing.T) {
 		if sent, answered := of("keepalive_probes_sent_total"), of("keepalive_probes_answered_total"); answered > sent {
 			t.Errorf("%v probes, %v answers", sent, answered)
 		}
+		netlab.Eventually(t, "the page says what print says, and has a reading", func() bool {
+			all := string(fetch(t, socket, "/", http.StatusOK))
+			now := fmt.Sprint(da.Status().RxPacket, " packets")
+			one := string(fetch(t, socket, "/t0", http.StatusOK))
+			return strings.Contains(all, "a &#34;b&#34;") && strings.Contains(all, "<svg") && strings.Contains(one, outerB) && strings.Contains(one, now)
+		})
 		if status := da.Stop(syscall.SIGTERM); status != 0 {
 			t.Errorf("exit status %d", status)
 		}
