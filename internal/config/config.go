@@ -229,9 +229,9 @@ func parse(name string, data []byte) (*File, Errors) {
 // beginsWithMenu reports whether the first line of data that is no comment is the path of a menu of
 // RouterOS. YAML with tunnels in it begins with none.
 func beginsWithMenu(data []byte) bool {
-	for line := range bytes.Lines(data) {
-		if line = bytes.TrimLeft(line, " \t\r\n"); len(line) > 0 && line[0] != '#' {
-			return line[0] == '/'
+	for line := range bytes.Lines(bytes.TrimPrefix(data, []byte("\ufeff"))) {
+		if line = bytes.TrimSpace(line); len(line) > 0 && line[0] != '#' {
+			return line[0] == '/' || bytes.HasPrefix(line, []byte("interface ")) || bytes.HasPrefix(line, []byte("ip "))
 		}
 	}
 	return false

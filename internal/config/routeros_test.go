@@ -288,6 +288,31 @@ func TestParseRouterOS_errors(t *testing.T) {
 	}
 }
 
+// What has no extension, as a pipe, is what it begins like.
+func TestParse_noExtension(t *testing.T) {
+	for text, want := range map[string]bool{
+		"/interface ipip add name=a remote-address=192.0.2.1":                                      true,
+		"\ufeff# by RouterOS 7.16.2\r\n#\r\n\r\n  /interface ipip\r\nadd remote-address=192.0.2.1": true,
+		"interface ipip add remote-address=192.0.2.1":                                              true,
+		"ip address add address=192.0.2.1/24 interface=a":                                          true,
+		"# tunnels\ntunnels: []":                                                                   false,
+		"{\"tunnels\": []}":                                                                        false,
+		"interface: a":                                                                             false,
+		"":                                                                                         false,
+		"# nothing":                                                                                false,
+	} {
+		if got := beginsWithMenu([]byte(text)); got != want {
+			t.Errorf("%q: %v, want %v", text, got, want)
+		}
+	}
+	if f, errs := parse("/dev/fd/63", []byte("ip address\n/interface ipip add remote-address=192.0.2.1")); len(errs) > 0 || len(f.Tunnels) != 1 {
+		t.Errorf("%v", errs)
+	}
+	if f, errs := parse("a.yaml", []byte("/interface ipip add remote-address=192.0.2.1")); len(errs) == 0 {
+		t.Errorf("a file with an extension is read as what it begins like: %v", f)
+	}
+}
+
 // What may have lost its secret is read, and not to be started.
 func TestRead_refused(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "export.rsc")
