@@ -141,5 +141,5 @@ const flagsIntroduction = `# Flags of ipipd up
 <!-- Written by "make docs" from the program's own tables: do not edit. -->
 
 ` + "`--flag value` and `--flag=value` are the same. The commands that talk to a process take `--runtime-dir`,\n" +
-	"`ipipd print`, `check` and `doctor` `--json`, and `ipipd doctor` all flags here. For `ipipd set` and `add` a flag of a tunnel is an argument without dashes,\n" +
+	"`ipipd print`, `check`, `diff` and `doctor` `--json`, and `ipipd doctor` all flags here. For `ipipd set` and `add` a flag of a tunnel is an argument without dashes,\n" +
 	"`mtu=1400`; in a [configuration](configuration.md) it is a key, and beside `--config` it is refused.\n"
