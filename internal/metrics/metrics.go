@@ -59,7 +59,7 @@ var (
 )
 
 var processFamilies = []processFamily{
-	{gauge("ipipd_config_last_reload_successful", "1 if the last reload was done, 0 if it was refused; 1 before the first"),
+	{gauge("ipipd_config_last_reload_successful", "1 if the last reload was done, 0 if it was refused, or undone; 1 before the first"),
 		func(s *Snapshot) float64 { return number(!s.ReloadFailed) }},
 	{gauge("ipipd_config_last_reload_success_timestamp_seconds", "time of the last reload that was done, or of the start"),
 		func(s *Snapshot) float64 { return seconds(s.ReloadedAt) }},
