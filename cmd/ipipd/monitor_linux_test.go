@@ -439,6 +439,30 @@ func TestMonitorRun_suspend(t *testing.T) {
 	}
 }
 
+// A panic, of whatever goroutine, is shown by a terminal that is as it was.
+func TestMonitorOptions_panic(t *testing.T) {
+	p := openPTY(t, 80, 24)
+	before := p.modes()
+	p.drain()
+	dir, _ := monitored(t, "ipip1")
+	broken := &inquiry{done: make(chan struct{}), panicked: "broken"}
+	close(broken.done)
+	stdin := os.Stdin
+	os.Stdin = p.slave
+	defer func() { os.Stdin = stdin }()
+	o := &monitorOptions{Interval: time.Second}
+	func() {
+		defer func() {
+			if got := recover(); got != "broken" {
+				t.Errorf("panic: %v", got)
+			}
+		}()
+		model := monitor.NewModel(o.Interval, "", compareNames)
+		_ = o.screen(t.Context(), p.slave, &poller{dir: dir, pending: map[string]*inquiry{"process:1": broken}}, model)
+	}()
+	p.restored(before)
+}
+
 // A stop that nothing could end is none: the monitor leads its session, as under `script` or in a container.
 func TestMonitorRun_suspendOrphan(t *testing.T) {
 	dir, _ := monitored(t, "ipip1")

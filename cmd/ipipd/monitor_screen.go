@@ -114,9 +114,7 @@ func (l *screenLoop) run(ctx context.Context) error {
 	defer ticker.Stop()
 	var typed []byte // the beginning of a key
 	var flush <-chan time.Time
-	if l.view.Page() != "" {
-		l.poll(false) // for its detail
-	}
+	l.poll(false) // for the detail of a page
 	for {
 		if err := l.draw(); err != nil {
 			return err
@@ -157,7 +155,7 @@ func (l *screenLoop) run(ctx context.Context) error {
 			typed, flush = nil, nil
 		}
 		for _, key := range keys {
-			page := l.view.Page()
+			page, _ := l.view.Page()
 			switch l.view.Handle(key) {
 			case monitor.Quit:
 				return nil
@@ -168,7 +166,7 @@ func (l *screenLoop) run(ctx context.Context) error {
 			case monitor.Redraw:
 				l.screen.Forget()
 			}
-			if next := l.view.Page(); next != "" && next != page {
+			if next, _ := l.view.Page(); next != "" && next != page {
 				l.poll(false) // so that it is there at once
 			}
 		}
@@ -186,14 +184,14 @@ func (l *screenLoop) poll(counts bool) {
 		return
 	}
 	l.polling = true
-	page := l.view.Page()
+	page, answers := l.view.Page()
 	go func() {
 		r := round{counts: counts, page: page}
 		defer func() {
 			r.panicked = recover()
 			l.rounds <- r
 		}()
-		if r.readings, r.err = l.poller.round(); r.err == nil && page != "" {
+		if r.readings, r.err = l.poller.round(); r.err == nil && answers {
 			r.detail = l.poller.detail(page, time.Now())
 		}
 	}()
@@ -209,7 +207,7 @@ func (l *screenLoop) take(r round) (done bool, err error) {
 		return false, r.err
 	}
 	l.model.Update(time.Now(), r.readings)
-	if r.page == l.view.Page() {
+	if page, _ := l.view.Page(); page == r.page && r.detail != nil {
 		l.view.Detail = r.detail
 	}
 	if r.counts {

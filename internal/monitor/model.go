@@ -170,7 +170,7 @@ func (m *Model) take(r *Reading) {
 		h = history.New(2)
 		m.strays[r.Process] = h
 	}
-	h.Add(history.Sample{Time: r.At, Drops: a.Drops})
+	m.add(h, history.Sample{Time: r.At, Drops: a.Drops})
 	if rate, ok := h.Rate(m.interval); ok && rate.Drops > 0 {
 		if top, n := h.TopDrop(m.interval); n >= m.StrayRate {
 			m.StrayTop = top
@@ -184,12 +184,21 @@ func (m *Model) take(r *Reading) {
 		}
 		t := m.tunnel(tunnel.InterfaceName(s.Name), s.Name)
 		t.Sample, t.process, t.State, t.seen, t.Fresh = *s, r.Process, stateOf(s), true, true
-		t.history.Add(history.Sample{
+		m.add(t.history, history.Sample{
 			Time:      r.At,
 			RxPackets: s.RxPackets, RxBytes: s.RxBytes, TxPackets: s.TxPackets, TxBytes: s.TxBytes,
 			Drops: s.Drops,
 		})
 	}
+}
+
+// add adds a reading. One that comes soon after another, of a round beside the regular ones, is left out:
+// a packet would be a rate of hundreds.
+func (m *Model) add(h *history.History, s history.Sample) {
+	if last, ok := h.Last(); ok && s.Time.Sub(last.Time) < m.interval/2 {
+		return
+	}
+	h.Add(s)
 }
 
 // tunnel returns the one with that link, a new one if there is none.

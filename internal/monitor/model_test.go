@@ -115,6 +115,23 @@ func TestStateOf(t *testing.T) {
 	}
 }
 
+// A round beside the regular ones makes no rate.
+func TestModel_add(t *testing.T) {
+	m := newModel("")
+	for _, at := range []time.Duration{0, 5 * time.Millisecond, time.Second, 1005 * time.Millisecond} {
+		now := start.Add(at)
+		a := &Answer{Samples: tunnel.Samples{Tunnels: []tunnel.Sample{running("a", 0, 0)}}}
+		a.Tunnels[0].RxBytes = uint64(at / time.Millisecond)
+		m.Update(now, []Reading{{Process: "1", At: now, Answer: a}})
+		if known := m.byLink["a"].known; known != (at >= time.Second) {
+			t.Errorf("after %v: %v", at, known)
+		}
+	}
+	if r := m.byLink["a"].now; r.RxBytes != 1000 {
+		t.Errorf("%+v", r)
+	}
+}
+
 // Packets of no tunnel are added up over the processes.
 func TestModel_strays(t *testing.T) {
 	m := newModel("")

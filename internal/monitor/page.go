@@ -60,10 +60,11 @@ func (v *View) pageFrame(t *Tunnel, now time.Time, width, height int) []string {
 	switch {
 	case v.Detail == nil && t.Fresh:
 		text = append(text, "asking its process")
-	default:
-		for _, line := range v.Detail {
-			text = append(text, clean(line, v.Unicode))
-		}
+	case !t.Fresh && v.Detail != nil:
+		text = append(text, "the last that is known:")
+	}
+	for _, line := range v.Detail {
+		text = append(text, clean(line, v.Unicode))
 	}
 	return v.scrolled(clean(title, v.Unicode), text, "Esc back  arrows scroll  q quit  ? help", width, height)
 }
@@ -71,7 +72,7 @@ func (v *View) pageFrame(t *Tunnel, now time.Time, width, height int) []string {
 // rateLines are the rates of a tunnel, with graphs.
 func (v *View) rateLines(t *Tunnel, width int) []string {
 	if !t.known {
-		return []string{"no rates yet"}
+		return []string{"no rates"}
 	}
 	rate := func(r history.Rate, bytes, packets float64) string {
 		return fmt.Sprintf("%s bit/s, %s packets/s", si(8*bytes), few(packets))

@@ -53,8 +53,11 @@ func NewView(m *Model, o Options) *View {
 	return v
 }
 
-// Page returns the tunnel whose page is open, by the name of its interface; "" if none is.
-func (v *View) Page() string { return v.page }
+// Page returns the link of the tunnel whose page is open; "" if none is. answers is whether its process does.
+func (v *View) Page() (link string, answers bool) {
+	t := v.model.byLink[v.page]
+	return v.page, t != nil && t.Fresh
+}
 
 func itoa(n int) string { return strconv.Itoa(n) }
 

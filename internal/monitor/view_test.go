@@ -122,8 +122,8 @@ func TestView_Frame(t *testing.T) {
 			for _, key := range keys {
 				v.Handle(key)
 			}
-			if v.Page() != "" {
-				v.Detail = []string{"                 name: " + v.Page(), "              comment: \x1b[2Jhostile", "              too-big: longer than the path MTU, and DF forbids fragments; the sender is told by ICMP 3/4; remedy: none needed; if TCP stalls, see that the sender gets the ICMP"}
+			if v.page != "" {
+				v.Detail = []string{"                 name: " + v.page, "              comment: \x1b[2Jhostile", "              too-big: longer than the path MTU, and DF forbids fragments; the sender is told by ICMP 3/4; remedy: none needed; if TCP stalls, see that the sender gets the ICMP"}
 			}
 			golden(t, c.name, v.Frame(now, c.width, c.height))
 		})
@@ -199,18 +199,18 @@ func TestView_Handle(t *testing.T) {
 		t.Errorf("the first is %q", v.selected)
 	}
 	press('G', KeyEnter)
-	if v.Page() != "stuck" {
-		t.Fatalf("page %q", v.Page())
+	if v.page != "stuck" {
+		t.Fatalf("page %q", v.page)
 	}
-	if press(KeyLeft); v.Page() != "" || v.selected != "stuck" {
-		t.Errorf("back: page %q, selected %q", v.Page(), v.selected)
+	if press(KeyLeft); v.page != "" || v.selected != "stuck" {
+		t.Errorf("back: page %q, selected %q", v.page, v.selected)
 	}
 	// What is typed into the filter is no command.
 	if a := press('/', 'i', 'q', '?', KeyBackspace, KeyBackspace, 'p', 'i', 'p', '1'); a != Stay || v.filter != "ipip1" || v.help {
 		t.Errorf("filter %q", v.filter)
 	}
-	if press(KeyEnter, KeyEnter); v.Page() != "ipip1" {
-		t.Errorf("the first that matches is %q", v.Page())
+	if press(KeyEnter, KeyEnter); v.page != "ipip1" {
+		t.Errorf("the first that matches is %q", v.page)
 	}
 	if a := press(KeyEscape, 'q'); a != Quit {
 		t.Errorf("q: %v", a)
@@ -251,7 +251,7 @@ func TestView_pageGone(t *testing.T) {
 		t.Errorf("%q", lines[0])
 	}
 	m.Update(now.Add(2*keepGone), nil)
-	if lines := v.Frame(now, 80, 24); !strings.HasPrefix(lines[0], "0 tunnels") || v.Page() != "" {
+	if lines := v.Frame(now, 80, 24); !strings.HasPrefix(lines[0], "0 tunnels") || v.page != "" {
 		t.Errorf("%q", lines)
 	}
 }

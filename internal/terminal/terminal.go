@@ -15,7 +15,8 @@ import (
 const (
 	// Alternate screen; no cursor; lines that are too long are cut and do not wrap.
 	enter = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[H\x1b[2J"
-	leave = "\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l"
+	// A terminal without an alternate screen goes on below the last line.
+	leave = "\x1b[0m\x1b[?7h\x1b[?25h\x1b[999H\r\n\x1b[?1049l"
 )
 
 // Screen is a terminal that shows lines. Close may be called at any time by any goroutine, the other
