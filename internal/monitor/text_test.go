@@ -135,7 +135,7 @@ func FuzzClean(f *testing.F) {
 			if w := max(width, 0); textWidth(fit(got, width, false)) != w {
 				t.Fatalf("fit(%q, %d) is %q", got, width, fit(got, width, false))
 			}
-			for _, line := range wrap(got, width, width/3) {
+			for _, line := range wrap(got, width, max(width, 0)/3) {
 				if n := textWidth(line); n > max(width, 1)+1 {
 					t.Fatalf("%q has %d columns of %d", line, n, width)
 				}

@@ -148,11 +148,11 @@ func visible(t *testing.T, line string) string {
 
 // Whatever keys are pressed in terminals of any size, each line fits, and what operators wrote stays text.
 func TestView_random(t *testing.T) {
-	for seed := range uint64(200) {
+	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		m, now := after([]string{"", "", "ipip2"}[r.IntN(3)])
 		v := NewView(m, Options{Styles: true, Colours: r.IntN(2) == 0, Unicode: r.IntN(2) == 0})
-		for range 60 {
+		for range 30 {
 			key := Key(r.IntN(130))
 			if r.IntN(2) == 0 {
 				key = -Key(r.IntN(12)) - 1
