@@ -3,39 +3,34 @@ package main
 import (
 	"fmt"
 	"log/slog"
-	"net"
-	"os"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/handover"
 )
 
-const notifyEnv = "NOTIFY_SOCKET"
-
-// notifier tells the service manager about the process: sd_notify(3), a datagram a message. It is
-// nil if nobody is to be told. (go-systemd's sends no descriptors, for which this is the socket.)
+// notifier tells the service manager about the process.
 type notifier struct {
-	address *net.UnixAddr
+	manager *handover.Manager // nil: nobody is told
 	log     *slog.Logger
 
-	mu     sync.Mutex // a message after the other
+	mu     sync.Mutex // guards status
 	status string     // the last one
 }
 
-// newNotifier reads NOTIFY_SOCKET, and unsets it: no child is to speak for this process.
+// newNotifier finds who has started the process. It unsets the variables for that: no child is to
+// speak for this process.
 func newNotifier(log *slog.Logger) *notifier {
-	name := os.Getenv(notifyEnv)
-	os.Unsetenv(notifyEnv)
-	switch {
-	case name == "":
-		return nil
-	case name[0] != '/' && name[0] != '@': // the latter is abstract, for package net too
-		log.Warn("the service manager is not told of this process", notifyEnv, name, "want", "a path, or @name")
-		return nil
+	manager, kept, err := handover.Open()
+	if err != nil {
+		log.Warn("what the service manager has passed cannot be used", "err", err)
 	}
-	return &notifier{address: &net.UnixAddr{Name: name, Net: "unixgram"}, log: log}
+	if err := manager.Discard(kept); err != nil {
+		log.Warn("the service manager keeps descriptors of the process before, which are not used", "err", err)
+	}
+	return &notifier{manager: manager, log: log}
 }
 
 // ready is after the start, and after a reload, whether it has failed or not.
@@ -67,13 +62,7 @@ func (n *notifier) send(message string) {
 		}
 		n.status = message
 	}
-	c, err := net.DialUnix(n.address.Net, nil, n.address)
-	if err == nil {
-		defer c.Close()
-		_ = c.SetWriteDeadline(time.Now().Add(time.Second)) // its queue may be full
-		_, err = c.Write([]byte(message))
-	}
-	if err != nil {
+	if err := n.manager.Notify(message); err != nil {
 		n.log.Warn("cannot tell the service manager of this process", "err", err)
 	}
 }

@@ -17,6 +17,8 @@ import (
 	"ipipd/test/netlab"
 )
 
+const notifyEnv = "NOTIFY_SOCKET"
+
 // manager is the socket of a service manager.
 type manager struct {
 	t      *testing.T

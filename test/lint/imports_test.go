@@ -24,6 +24,7 @@ var allowedImports = map[string][]string{
 	"internal/fastpath":  {},
 	"internal/control":   {},
 	"internal/confine":   {},
+	"internal/handover":  {},
 	"tun":                {"internal/packet", "internal/ipv4", "internal/fdguard", "internal/vnet"},
 	"encap":              {"internal/packet", "internal/ipv4", "internal/drop"},
 	"mss":                {"internal/ipv4"},
@@ -45,7 +46,7 @@ var allowedImports = map[string][]string{
 	"internal/page":       {"internal/tunnel", "internal/drop", "internal/history"},
 	"internal/peerconfig": {"internal/tunnel", "internal/config", "internal/netstate", "keepalive"},
 	"internal/doctor":     {"internal/tunnel", "internal/netstate", "internal/resolve", "internal/ipv4", "keepalive"},
-	"cmd/ipipd":           {"internal/doctor", "internal/config", "internal/peerconfig", "internal/metrics", "internal/page", "internal/monitor", "internal/terminal", "internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4", "internal/drop"},
+	"cmd/ipipd":           {"internal/doctor", "internal/config", "internal/peerconfig", "internal/metrics", "internal/page", "internal/monitor", "internal/terminal", "internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4", "internal/drop", "internal/handover"},
 }
 
 // moduleOwners says which packages alone may import a module that the others are not to

@@ -1,0 +1,212 @@
+package handover
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Keeper keeps the descriptors of its child while one child takes the place of another. One
+// goroutine at a time uses it. It trusts no child: what one sends is bounded, and what is refused
+// is closed.
+type Keeper struct {
+	limit  int
+	socket int // our end of the pair with the child; -1: there is none
+	kept   []descriptor
+	names  int // the bytes of their names in LISTEN_FDNAMES
+
+	buf, control []byte
+}
+
+type descriptor struct {
+	name string
+	fd   int
+}
+
+// Event is what a child has said.
+type Event struct {
+	// Ready: it has started.
+	Ready bool
+	// State is for a manager of the keeper: "" or lines of sd_notify(3) such as STATUS=text.
+	State string
+}
+
+// RefusedError is a message of the child that is not accepted, or not all of it. The next ones are.
+type RefusedError struct{ err error }
+
+func (e *RefusedError) Error() string {
+	return "what the process has sent is not kept: " + e.err.Error()
+}
+func (e *RefusedError) Unwrap() error { return e.err }
+
+// NewKeeper returns a Keeper for at most limit descriptors.
+func NewKeeper(limit int) *Keeper {
+	return &Keeper{limit: limit, socket: -1,
+		buf: make([]byte, maxMessage+1), control: make([]byte, unix.CmsgSpace(MaxRights*4))}
+}
+
+// Begin makes the socket pair with the next child. It returns the child's descriptors, to be given
+// to it from 3 on, in this order, and the variables of its environment. The caller closes the first
+// descriptor, the child's end of the pair, once the child has it; the others stay the Keeper's.
+func (k *Keeper) Begin() (fds []int, environment []string, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	k.socket, fds = pair[0], []int{pair[1]}
+	names := []string{KeeperName}
+	for _, d := range k.kept {
+		fds, names = append(fds, d.fd), append(names, d.name)
+	}
+	return fds, []string{
+		countEnv + "=" + strconv.Itoa(len(fds)),
+		namesEnv + "=" + strings.Join(names, ":"),
+		limitEnv + "=" + strconv.Itoa(k.limit),
+	}, nil
+}
+
+// Environment returns environment without the variables of the protocol.
+func Environment(all []string) (rest []string) {
+next:
+	for _, variable := range all {
+		for _, name := range environment {
+			if strings.HasPrefix(variable, name+"=") {
+				continue next
+			}
+		}
+		rest = append(rest, variable)
+	}
+	return rest
+}
+
+// Receive waits for a message of the child. It fails with io.EOF when the child has closed its end
+// or after Interrupt, with *RefusedError, or with what ends the conversation.
+func (k *Keeper) Receive() (e Event, err error) {
+	n, controlLen, flags, err := k.recvmsg()
+	if err != nil {
+		return e, err
+	}
+	fds := parseRights(k.control[:controlLen])
+	defer func() { closeAll(fds) }()
+	switch {
+	case flags&unix.MSG_CTRUNC != 0:
+		return e, &RefusedError{errors.New("there is no descriptor left for those that it has sent (EMFILE)")}
+	case n == 0 && len(fds) == 0:
+		return e, io.EOF
+	}
+	m, err := parseMessage(k.buf[:n])
+	if err != nil {
+		return e, &RefusedError{err}
+	}
+	if m.remove {
+		k.remove(m.name)
+	}
+	for m.store && len(fds) > 0 && err == nil {
+		var keep bool
+		if keep, err = k.mayKeep(m.name, fds[0]); keep {
+			k.kept, k.names = append(k.kept, descriptor{m.name, fds[0]}), k.names+len(m.name)+1
+			fds = fds[1:]
+		} else if err == nil {
+			closeAll(fds[:1])
+			fds = fds[1:]
+		}
+	}
+	if err != nil {
+		err = &RefusedError{err}
+	}
+	return Event{Ready: m.ready, State: strings.Join(m.state, "\n")}, err
+}
+
+func (k *Keeper) recvmsg() (n, controlLen, flags int, err error) {
+	for {
+		n, controlLen, flags, _, err = unix.Recvmsg(k.socket, k.buf, k.control, unix.MSG_CMSG_CLOEXEC)
+		switch err {
+		case unix.EINTR, unix.ECONNRESET: // the latter once, before what the child has sent
+		default:
+			return n, controlLen, flags, os.NewSyscallError("recvmsg", err)
+		}
+	}
+}
+
+// parseRights returns the descriptors of a message, which are the caller's.
+func parseRights(control []byte) (fds []int) {
+	messages, err := unix.ParseSocketControlMessage(control)
+	if err != nil {
+		return nil
+	}
+	for i := range messages {
+		if got, err := unix.ParseUnixRights(&messages[i]); err == nil {
+			fds = append(fds, got...)
+		}
+	}
+	return fds
+}
+
+// mayKeep is whether to keep fd, which is not one of those that the Keeper has under that name.
+func (k *Keeper) mayKeep(name string, fd int) (bool, error) {
+	for _, d := range k.kept {
+		if d.name == name && sameFile(d.fd, fd) {
+			return false, nil
+		}
+	}
+	switch {
+	case name == KeeperName:
+		return false, fmt.Errorf("the name %s is taken", name)
+	case len(k.kept) >= k.limit:
+		return false, fmt.Errorf("it has %d descriptors kept, and no more are: raise the limit of open files (ulimit -n)", len(k.kept))
+	case k.names+len(name)+1 > maxNames-len(KeeperName)-1:
+		return false, fmt.Errorf("it has %d descriptors kept, and no more have room in %s", len(k.kept), namesEnv)
+	}
+	return true, nil
+}
+
+// sameFile reports whether two descriptors are of one open file (kcmp(2)); false where the kernel
+// does not tell.
+func sameFile(a, b int) bool {
+	const kcmpFile = 0
+	pid := uintptr(unix.Getpid())
+	r, _, errno := unix.Syscall6(unix.SYS_KCMP, pid, pid, kcmpFile, uintptr(a), uintptr(b), 0)
+	return errno == 0 && r == 0
+}
+
+func (k *Keeper) remove(name string) {
+	rest := k.kept[:0]
+	for _, d := range k.kept {
+		if d.name == name {
+			k.names -= len(name) + 1
+			_ = unix.Close(d.fd)
+		} else {
+			rest = append(rest, d)
+		}
+	}
+	k.kept = rest
+}
+
+// Len is how many descriptors are kept.
+func (k *Keeper) Len() int { return len(k.kept) }
+
+// Interrupt has Receive return io.EOF after the messages that are there: the child has ended, and
+// whoever still has its end of the pair can send no more. It may be called during Receive.
+func (k *Keeper) Interrupt() { _ = unix.Shutdown(k.socket, unix.SHUT_RD) }
+
+// End closes the pair with a child.
+func (k *Keeper) End() {
+	if k.socket >= 0 {
+		_ = unix.Close(k.socket)
+	}
+	k.socket = -1
+}
+
+// Close closes all.
+func (k *Keeper) Close() {
+	k.End()
+	for _, d := range k.kept {
+		_ = unix.Close(d.fd)
+	}
+	k.kept, k.names = nil, 0
+}

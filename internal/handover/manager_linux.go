@@ -1,0 +1,216 @@
+package handover
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// sendTimeout bounds how long a manager that reads nothing holds up the process.
+const sendTimeout = time.Second
+
+// Manager is what has started this process: systemd, or a Keeper. Its methods are safe for
+// concurrent use, and do nothing if it is nil.
+type Manager struct {
+	// Limit is how many descriptors it takes: -1 if it does not say (systemd before 254).
+	Limit int
+
+	fd int
+	to unix.Sockaddr // nil: fd is connected
+
+	mu    sync.Mutex
+	names map[string]int // how many descriptors of a name it was given, or has given
+}
+
+// Open returns the manager of this process, nil if there is none, and the descriptors that it
+// kept. It takes the variables of the protocol out of the environment, so that the second call
+// finds none. After an error, too, the manager can be used, and what was kept is what could be read.
+func Open() (*Manager, Kept, error) {
+	defer func() {
+		for _, name := range environment {
+			_ = os.Unsetenv(name)
+		}
+	}()
+	m := &Manager{Limit: -1, fd: -1, names: map[string]int{}}
+	if n, err := strconv.Atoi(os.Getenv(limitEnv)); err == nil && n >= 0 {
+		m.Limit = n
+	}
+	kept, err := adopt()
+	if fds := kept.Take(KeeperName); len(fds) > 0 {
+		m.fd = fds[0]
+		closeAll(fds[1:])
+	} else if socket := os.Getenv(notifyEnv); socket != "" {
+		err = errors.Join(err, m.dial(socket))
+	}
+	if m.fd < 0 {
+		return nil, kept, err
+	}
+	for name, fds := range kept {
+		m.names[name] = len(fds)
+	}
+	timeout := unix.NsecToTimeval(sendTimeout.Nanoseconds())
+	if failed := unix.SetsockoptTimeval(m.fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout); failed != nil {
+		err = errors.Join(err, os.NewSyscallError("setsockopt SO_SNDTIMEO", failed))
+	}
+	return m, kept, err
+}
+
+// adopt returns the descriptors of LISTEN_FDS.
+func adopt() (Kept, error) {
+	kept := Kept{}
+	names, err := inherited(os.Getenv)
+	if err != nil {
+		return kept, err
+	}
+	// What this process has opened is close-on-exec, what it has inherited is not. If one is not
+	// inherited the variables are not ours, and nothing is closed that others use.
+	for i := range names {
+		flags, err := unix.FcntlInt(uintptr(firstFD+i), unix.F_GETFD, 0)
+		if err != nil || flags&unix.FD_CLOEXEC != 0 {
+			return kept, fmt.Errorf("%s=%d, and descriptor %d was not given to this process", countEnv, len(names), firstFD+i)
+		}
+	}
+	for i, name := range names {
+		unix.CloseOnExec(firstFD + i)
+		kept[name] = append(kept[name], firstFD+i)
+	}
+	return kept, nil
+}
+
+// dial opens the socket to a service manager, whose address is a path or @name. It is not
+// connected, so that the service manager can make its socket anew.
+func (m *Manager) dial(socket string) (err error) {
+	if socket[0] != '/' && socket[0] != '@' {
+		return fmt.Errorf("%s=%.60q: want a path, or @name", notifyEnv, socket)
+	}
+	m.to = &unix.SockaddrUnix{Name: socket}
+	m.fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	return os.NewSyscallError("socket", err)
+}
+
+// Notify sends a message without descriptors: READY=1, STATUS=text and the like.
+func (m *Manager) Notify(text string) error {
+	if m == nil {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.send(text)
+}
+
+func (m *Manager) send(text string, fds ...int) error {
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	for end := time.Now().Add(sendTimeout); ; {
+		switch err := unix.Sendmsg(m.fd, []byte(text), rights, m.to, unix.MSG_NOSIGNAL); {
+		case err == unix.EINTR:
+		case err == unix.ETOOMANYREFS && time.Now().Before(end):
+			// Without CAP_SYS_RESOURCE as many may be on their way as RLIMIT_NOFILE says: the
+			// manager is about to read them.
+			time.Sleep(time.Millisecond)
+		default:
+			return os.NewSyscallError("sendmsg", err)
+		}
+	}
+}
+
+// Store gives the manager descriptors, under a name, beside those of that name that it has. They
+// stay the caller's. The manager does not watch them: FDPOLL=0, since a socket is readable with an
+// error (POLLERR) whenever there is an ICMP error for it, and systemd would close it then.
+func (m *Manager) Store(name string, fds ...int) error {
+	if m == nil {
+		return nil
+	}
+	if err := checkName(name); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if total, bytes := m.size(); m.Limit >= 0 && total+len(fds) > m.Limit {
+		return fmt.Errorf("the service manager keeps %d descriptors, which are too few: want FileDescriptorStoreMax=%d or more", m.Limit, total+len(fds))
+	} else if bytes+len(fds)*(len(name)+1) > maxNames {
+		return fmt.Errorf("%d descriptors are kept, and no more have room in %s", total, namesEnv)
+	}
+	for len(fds) > 0 {
+		n := min(len(fds), MaxRights)
+		if err := m.send("FDSTORE=1\nFDPOLL=0\nFDNAME="+name, fds[:n]...); err != nil {
+			return err
+		}
+		m.names[name] += n
+		fds = fds[n:]
+	}
+	return nil
+}
+
+// size is how many descriptors the manager has, and how long their names are in LISTEN_FDNAMES.
+func (m *Manager) size() (total, bytes int) {
+	for name, n := range m.names {
+		total, bytes = total+n, bytes+n*(len(name)+1)
+	}
+	return total, bytes
+}
+
+// Remove has the manager close what it has of a name.
+func (m *Manager) Remove(name string) error {
+	if m == nil || checkName(name) != nil {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.names, name)
+	return m.send("FDSTOREREMOVE=1\nFDNAME=" + name)
+}
+
+// Discard closes what nobody has taken of kept, here and at the manager.
+func (m *Manager) Discard(kept Kept) (err error) {
+	for _, name := range kept.Names() {
+		err = errors.Join(err, m.Remove(name))
+		closeAll(kept.Take(name))
+	}
+	return err
+}
+
+// Sync waits until the manager has read all that was sent, or until the timeout.
+func (m *Manager) Sync(timeout time.Duration) error {
+	if m == nil {
+		return nil
+	}
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		return os.NewSyscallError("pipe2", err)
+	}
+	defer unix.Close(pipe[0])
+	m.mu.Lock()
+	err := m.send("BARRIER=1", pipe[1])
+	m.mu.Unlock()
+	unix.Close(pipe[1])
+	if err != nil {
+		return err
+	}
+	// It closes the descriptor when it comes to the message, which hangs up the pipe.
+	fds := []unix.PollFd{{Fd: int32(pipe[0])}}
+	for end := time.Now().Add(timeout); ; {
+		left := time.Until(end)
+		if left <= 0 {
+			return fmt.Errorf("the service manager has not read what it was sent: %w", os.ErrDeadlineExceeded)
+		}
+		if n, err := unix.Poll(fds, int(left.Milliseconds())+1); n > 0 {
+			return nil
+		} else if err != nil && err != unix.EINTR {
+			return os.NewSyscallError("poll", err)
+		}
+	}
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
+}

@@ -1,0 +1,16 @@
+//go:build !linux
+
+package handover
+
+// Manager is what has started this process: systemd, or a Keeper. Other systems have neither: it
+// is always nil.
+type Manager struct{}
+
+// Open returns nil.
+func Open() (*Manager, Kept, error) { return nil, nil, nil }
+
+// Notify does nothing.
+func (m *Manager) Notify(string) error { return nil }
+
+// Discard does nothing.
+func (m *Manager) Discard(Kept) error { return nil }
