@@ -14,9 +14,10 @@ import (
 	"ipipd/test/netlab"
 )
 
-func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"ipipd": main})
-}
+// programs are what the tests can run by name: the test binary is them.
+var programs = map[string]func(){"ipipd": main}
+
+func TestMain(m *testing.M) { testscript.Main(m, programs) }
 
 // The scripts of testdata/script run the program without privileges.
 func TestRun_scripts(t *testing.T) {

@@ -120,7 +120,8 @@ func secretFromEnv(config *tunnel.Config, lookup func(string) (string, bool)) er
 }
 
 func upRun(ctx context.Context, o *upOptions) error {
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	// SIGUSR2 is for the end before a restart: of ipipd keep, and of systemd with RestartKillSignal=.
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM, syscall.SIGUSR2)
 	defer stop()
 	ctx, cancel := context.WithCancelCause(ctx)
 	down := func() { cancel(errors.New("ipipd down")) }

@@ -87,7 +87,7 @@ func parseMessage(b []byte) (m message, err error) {
 			if !named { // as systemd, the first one
 				m.name, named = value, true
 			}
-		case "READY", "RELOADING", "STOPPING", "STATUS", "MONOTONIC_USEC":
+		case "READY", "RELOADING", "STATUS", "MONOTONIC_USEC": // whether it stops is for the keeper to say
 			m.ready = m.ready || line == "READY=1"
 			m.state = append(m.state, line)
 		default:

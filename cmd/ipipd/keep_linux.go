@@ -1,0 +1,334 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"ipipd/internal/config"
+	"ipipd/internal/handover"
+)
+
+func init() {
+	platformCommands = append(platformCommands, func(s *streams) *cobra.Command { return newCmdKeep(s, keepRun) })
+}
+
+type keepOptions struct {
+	processOptions
+	streams *streams
+	// Command is what is kept running, and its arguments.
+	Command []string
+}
+
+func newCmdKeep(s *streams, runF func(context.Context, *keepOptions) error) *cobra.Command {
+	o := &keepOptions{processOptions: config.DefaultProcess(), streams: s}
+	c := &cobra.Command{
+		Use:   "keep [FLAGS] -- COMMAND [ARGUMENT...]",
+		Short: "Start ipipd up again when it dies, and with a new binary on SIGUSR2",
+		Long: `keep is the parent of an ipipd up where no service manager is, such as the first
+process of a container. It starts COMMAND again when that dies, and ends with it
+when it ends of itself. SIGUSR2 has COMMAND end and starts what is found under its
+name then, a new binary for one. Other signals are passed on.`,
+		Example: "  ipipd keep -- ipipd up --config /etc/ipipd/ipipd.yaml",
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usageErrorf("%s: no command given: want %s -- ipipd up --config FILE", c.CommandPath(), c.CommandPath())
+			}
+			return nil
+		},
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return nil, cobra.ShellCompDirectiveDefault
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			o.Command = args
+			return runF(c.Context(), o)
+		},
+	}
+	c.Flags().SetInterspersed(false) // those behind COMMAND are its own
+	for _, p := range config.ProcessProperties() {
+		if p.Name == "log-level" || p.Name == "log-format" {
+			addProcessFlag(c, &o.processOptions, p)
+		}
+	}
+	return c
+}
+
+func keepRun(_ context.Context, o *keepOptions) error {
+	k := &keeper{
+		log:     newLogger(&upOptions{processOptions: o.processOptions, streams: o.streams}),
+		command: o.Command,
+		signals: make(chan os.Signal, 16), children: make(chan os.Signal, 1),
+	}
+	signal.Notify(k.signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2)
+	signal.Notify(k.children, unix.SIGCHLD)
+	defer signal.Stop(k.signals)
+	defer signal.Stop(k.children)
+	k.outer = newNotifier(k.log)
+	limit, err := keptLimit()
+	if err != nil {
+		return err
+	}
+	k.store = handover.NewKeeper(limit)
+	defer k.store.Close()
+	return k.run()
+}
+
+// keptLimit is how many descriptors are kept: what RLIMIT_NOFILE leaves when a message has come.
+func keptLimit() (int, error) {
+	const own, most = 32, 1 << 16
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0, os.NewSyscallError("getrlimit", err)
+	}
+	return max(0, int(min(limit.Cur, most))-own-handover.MaxRights), nil
+}
+
+const (
+	// patience is how long the process has to end when it is to be replaced.
+	patience = 10 * time.Second
+	// A process that dies is started again after firstPause, twice as long each time, up to
+	// lastPause; at once if it was ready for that long.
+	firstPause, lastPause = 100 * time.Millisecond, 10 * time.Second
+)
+
+// keeper is the parent of an ipipd up. It is one goroutine, and one thread, for the kernel takes the
+// end of the thread that forks for the end of the parent (PR_SET_PDEATHSIG), and another one for what
+// the process sends.
+type keeper struct {
+	log      *slog.Logger
+	command  []string
+	store    *handover.Keeper
+	outer    *notifier      // the manager of the keeper itself
+	signals  chan os.Signal // those that are passed on
+	children chan os.Signal // SIGCHLD
+
+	stopping, replacing bool
+	ready               time.Time // when this process was; zero: not yet
+	everReady           bool
+	deaths              int // in a row
+}
+
+// run returns when the process ends of itself, or is to end.
+func (k *keeper) run() error {
+	runtime.LockOSThread()
+	for {
+		status, err := k.serve()
+		cause := describe(status, err)
+		switch {
+		case err != nil && !k.everReady:
+			return err
+		case err != nil: // there is no such binary for the moment
+		case k.stopping:
+			return exited(status)
+		case k.replacing:
+			k.log.Info("the process is replaced", "cause", cause)
+		case status.Exited() && status.ExitStatus() == 0:
+			return nil
+		case !k.everReady: // nobody is served by trying again what is wrong in itself
+			if status.Signaled() { // else it has said why
+				k.log.Error("the process has ended before it was ready", "cause", cause)
+			}
+			return exited(status)
+		}
+		pause := k.pause()
+		if pause > 0 || err != nil {
+			k.log.Warn("the process has died, and is started again", "cause", cause, "after", pause)
+		} else if !k.replacing {
+			k.log.Warn("the process has died, and is started again", "cause", cause)
+		}
+		k.replacing = false
+		if k.wait(pause); k.stopping {
+			return nil
+		}
+	}
+}
+
+// pause is how long to wait before the next start.
+func (k *keeper) pause() time.Duration {
+	if k.replacing || !k.ready.IsZero() && time.Since(k.ready) >= lastPause {
+		k.deaths = 0
+	}
+	if k.replacing {
+		return 0
+	}
+	k.deaths++
+	if k.deaths == 1 {
+		return 0
+	}
+	return min(firstPause<<min(k.deaths-2, 10), lastPause)
+}
+
+// wait waits for a pause, or for a signal that ends it.
+func (k *keeper) wait(pause time.Duration) {
+	for over := time.After(pause); ; {
+		select {
+		case s := <-k.signals:
+			k.stopping = k.stopping || ends(s)
+			if ends(s) || s == unix.SIGUSR2 {
+				return
+			}
+		case <-k.children:
+			k.reap(0)
+		case <-over:
+			return
+		}
+	}
+}
+
+// serve starts the process and returns how it has ended.
+func (k *keeper) serve() (status unix.WaitStatus, err error) {
+	pid, err := k.start()
+	if err != nil {
+		return status, err
+	}
+	k.ready = time.Time{}
+	events := make(chan handover.Event)
+	go k.receive(events)
+	status = k.attend(pid, events)
+	k.store.Interrupt()
+	for e := range events {
+		k.note(e)
+	}
+	k.store.End()
+	return status, nil
+}
+
+// start starts what is found under the name of the command now.
+func (k *keeper) start() (pid int, err error) {
+	path, err := exec.LookPath(k.command[0])
+	if err != nil {
+		return 0, err
+	}
+	fds, environment, err := k.store.Begin()
+	if err != nil {
+		return 0, err
+	}
+	files := []uintptr{0, 1, 2}
+	for _, fd := range fds {
+		files = append(files, uintptr(fd))
+	}
+	pid, err = syscall.ForkExec(path, k.command, &syscall.ProcAttr{
+		Env:   append(handover.Environment(os.Environ()), environment...),
+		Files: files,
+		// Its own process group: ^C is passed on by us, once. Without its keeper it ends.
+		Sys: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM},
+	})
+	_ = unix.Close(fds[0])
+	if err != nil {
+		k.store.End()
+		return 0, fmt.Errorf("start %s: %w", path, err)
+	}
+	k.log.Info("the process is started", "pid", pid, "kept", len(fds)-1)
+	return pid, nil
+}
+
+// receive passes on what the process says, until it has ended.
+func (k *keeper) receive(events chan<- handover.Event) {
+	defer close(events)
+	for warned := false; ; {
+		e, err := k.store.Receive()
+		var refused *handover.RefusedError
+		switch {
+		case err == io.EOF:
+			return
+		case err != nil && !errors.As(err, &refused):
+			k.log.Error("the process can have nothing kept any more", "err", err)
+			return
+		case err != nil && !warned: // it may send any number
+			warned = true
+			k.log.Warn("not all is kept that the process has sent", "err", err)
+		}
+		if e.State != "" {
+			events <- e
+		}
+	}
+}
+
+// attend returns how the process has ended.
+func (k *keeper) attend(pid int, events <-chan handover.Event) unix.WaitStatus {
+	var late <-chan time.Time
+	for {
+		select {
+		case s := <-k.signals:
+			if ends(s) && !k.stopping {
+				k.stopping = true
+				k.outer.stopping()
+			}
+			if s == unix.SIGUSR2 && !k.replacing {
+				k.replacing, late = true, time.After(patience)
+			}
+			_ = unix.Kill(pid, s.(unix.Signal))
+		case <-late:
+			k.log.Warn("the process is killed: it was to be replaced, and has not ended", "after", patience)
+			_ = unix.Kill(pid, unix.SIGKILL)
+		case <-k.children:
+			if status, ended := k.reap(pid); ended {
+				return status
+			}
+		case e, ok := <-events:
+			if !ok {
+				events = nil
+				break
+			}
+			k.note(e)
+		}
+	}
+}
+
+// note notes that the process is ready, and tells the manager of the keeper.
+func (k *keeper) note(e handover.Event) {
+	if e.Ready && k.ready.IsZero() {
+		k.ready, k.everReady = time.Now(), true
+	}
+	k.outer.send(e.State)
+}
+
+// reap reaps all children that have ended: as process 1, those of others too. ended: pid was among
+// them.
+func (k *keeper) reap(pid int) (status unix.WaitStatus, ended bool) {
+	for {
+		var s unix.WaitStatus
+		switch got, err := unix.Wait4(-1, &s, unix.WNOHANG, nil); {
+		case err == unix.EINTR:
+		case err != nil || got == 0:
+			return status, ended
+		case got == pid:
+			status, ended = s, true
+		}
+	}
+}
+
+// ends reports whether a signal is to end the keeper, too.
+func ends(s os.Signal) bool { return s == unix.SIGTERM || s == unix.SIGINT }
+
+// exited is the end of the process as that of the keeper, by the shell's rule.
+func exited(status unix.WaitStatus) error {
+	switch {
+	case status.Signaled():
+		return statusError(128 + int(status.Signal()))
+	case status.ExitStatus() == 0:
+		return nil
+	}
+	return statusError(status.ExitStatus())
+}
+
+func describe(status unix.WaitStatus, err error) string {
+	switch {
+	case err != nil:
+		return err.Error()
+	case status.Signaled():
+		return unix.SignalName(status.Signal())
+	}
+	return fmt.Sprintf("exit status %d", status.ExitStatus())
+}

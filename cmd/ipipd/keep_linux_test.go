@@ -1,0 +1,344 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ipipd/internal/handover"
+	"ipipd/test/netlab"
+)
+
+func init() { programs["keepchild"] = keepChild }
+
+// keepChild stands in for ipipd up. Its first argument is what it does, the second one a word that
+// it prints. It has a file kept, with the PID of the first process that had none in it.
+func keepChild() {
+	signals := make(chan os.Signal, 10)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2)
+	manager, kept, err := handover.Open()
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(9)
+	}
+	mode := os.Args[1]
+	if status, err := strconv.Atoi(mode); err == nil {
+		os.Exit(status)
+	}
+	first := strconv.Itoa(os.Getpid())
+	if fds := kept.Take("first"); len(fds) > 0 {
+		b := make([]byte, 20)
+		n, _ := unix.Pread(fds[0], b, 0)
+		first = string(b[:n])
+	} else if fd, err := unix.MemfdCreate("first", 0); err == nil {
+		_, _ = unix.Write(fd, []byte(first))
+		_ = manager.Store("first", fd)
+	}
+	switch mode {
+	case "kill":
+		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+	case "orphan": // its child's child ends later, and is process 1's then
+		_ = exec.Command("sh", "-c", "(sleep 0.1) & ").Run()
+	}
+	_ = manager.Notify("READY=1\nSTATUS=serving")
+	fmt.Printf("pid=%d first=%s %s\n", os.Getpid(), first, strings.Join(os.Args[2:], " "))
+	switch mode {
+	case "die":
+		os.Exit(3)
+	case "done":
+		os.Exit(0)
+	}
+	for s := range signals {
+		fmt.Println("got", s)
+		switch {
+		case s == unix.SIGTERM && mode == "status":
+			os.Exit(5)
+		case s == unix.SIGTERM, s == unix.SIGINT, s == unix.SIGUSR2 && mode != "deaf":
+			os.Exit(0)
+		}
+	}
+}
+
+// kept is an ipipd keep, in a process group of its own.
+type kept struct {
+	t        *testing.T
+	cmd      *exec.Cmd
+	out, log netlab.Buffer
+}
+
+func startKept(t *testing.T, start func(*exec.Cmd) error, command ...string) *kept {
+	t.Helper()
+	k := &kept{t: t, cmd: exec.Command("ipipd", append([]string{"keep", "--"}, command...)...)}
+	k.cmd.Stdout, k.cmd.Stderr = &k.out, &k.log
+	k.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := start(k.cmd); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if k.cmd.ProcessState == nil {
+			_ = k.cmd.Process.Kill()
+			_ = k.cmd.Wait()
+		}
+		if t.Failed() {
+			t.Logf("output:\n%s\nlog:\n%s", &k.out, &k.log)
+		}
+	})
+	return k
+}
+
+// started waits for the nth process, and returns its PID and that of the one that has stored first.
+func (k *kept) started(n int) (pid int, first, word string) {
+	k.t.Helper()
+	var all [][]string
+	netlab.Eventually(k.t, "the next process is there", func() bool {
+		all = regexp.MustCompile(`pid=(\d+) first=(\d+) (.*)\n`).FindAllStringSubmatch(k.out.String(), -1)
+		return len(all) >= n
+	})
+	pid, _ = strconv.Atoi(all[n-1][1])
+	return pid, all[n-1][2], all[n-1][3]
+}
+
+func (k *kept) prints(text string) {
+	k.t.Helper()
+	netlab.Eventually(k.t, text+" is printed", func() bool { return strings.Contains(k.out.String(), text) })
+}
+
+func (k *kept) logs(pattern string) {
+	k.t.Helper()
+	netlab.Eventually(k.t, pattern+" is logged", func() bool { return regexp.MustCompile(pattern).MatchString(k.log.String()) })
+}
+
+func (k *kept) signal(s os.Signal) { _ = k.cmd.Process.Signal(s) }
+
+// ends waits for the end.
+func (k *kept) ends(status int) {
+	k.t.Helper()
+	done := make(chan struct{})
+	go func() { _ = k.cmd.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(netlab.Timeout()):
+		_ = k.cmd.Process.Kill()
+		<-done
+		k.t.Fatal("the keeper does not end")
+	}
+	if got := k.cmd.ProcessState.ExitCode(); got != status {
+		k.t.Errorf("exit status %d, want %d", got, status)
+	}
+}
+
+// A process that is killed is started again, with what it has had kept.
+func TestKeeper_killed(t *testing.T) {
+	t.Parallel()
+	k := startKept(t, (*exec.Cmd).Start, "keepchild", "serve")
+	one, first, _ := k.started(1)
+	if first != strconv.Itoa(one) {
+		t.Fatalf("%d has something of %s", one, first)
+	}
+	for n := 2; n < 5; n++ {
+		before, _, _ := k.started(n - 1)
+		_ = unix.Kill(before, unix.SIGKILL)
+		if pid, got, _ := k.started(n); pid == before || got != first {
+			t.Errorf("%d has what %s has stored, want %s", pid, got, first)
+		}
+	}
+	k.logs(`level=WARN msg="the process has died, and is started again" cause=SIGKILL\n`)
+	k.logs(`msg="the process is started" pid=\d+ kept=1\n`)
+	k.signal(unix.SIGTERM)
+	k.ends(0)
+	k.prints("got terminated")
+}
+
+// Signals are passed on, once each, also those of a terminal, and the exit status is that of the
+// process.
+func TestKeeper_signals(t *testing.T) {
+	t.Parallel()
+	k := startKept(t, (*exec.Cmd).Start, "keepchild", "status")
+	k.started(1)
+	for s, name := range map[unix.Signal]string{unix.SIGHUP: "hangup", unix.SIGUSR1: "user defined signal 1"} {
+		k.signal(s)
+		k.prints("got " + name)
+	}
+	k.signal(unix.SIGTERM)
+	k.ends(5)
+	k = startKept(t, (*exec.Cmd).Start, "keepchild", "serve")
+	k.started(1)
+	_ = unix.Kill(-k.cmd.Process.Pid, unix.SIGINT) // ^C
+	k.ends(0)
+	if got := strings.Count(k.out.String(), "got interrupt"); got != 1 {
+		t.Errorf("%d interrupts, want 1", got)
+	}
+}
+
+// SIGUSR2 starts the binary that is there now, also where the process does not end by itself.
+func TestKeeper_replaced(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"serve", "deaf"} {
+		program := filepath.Join(t.TempDir(), "program")
+		install := func(word string) {
+			next := program + ".new"
+			if err := os.WriteFile(next, []byte("#!/bin/sh\nexec keepchild "+mode+" "+word+"\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Rename(next, program); err != nil {
+				t.Fatal(err)
+			}
+		}
+		install("one")
+		k := startKept(t, (*exec.Cmd).Start, program)
+		_, first, word := k.started(1)
+		if word != "one" {
+			t.Fatal(word)
+		}
+		install("two")
+		k.signal(unix.SIGUSR2)
+		k.prints("got user defined signal 2")
+		second, got, word := k.started(2)
+		if word != "two" || got != first {
+			t.Errorf("%s: %s with what %s has stored", mode, word, got)
+		}
+		if want := map[string]string{"serve": "exit status 0", "deaf": "SIGKILL"}[mode]; !strings.Contains(k.log.String(), want) {
+			t.Errorf("%s: not ended by %s", mode, want)
+		}
+		// While the binary is missing it is tried again, without a word too many.
+		if err := os.Rename(program, program+".old"); err != nil {
+			t.Fatal(err)
+		}
+		_ = unix.Kill(second, unix.SIGKILL)
+		k.logs(`level=WARN msg="the process has died, and is started again" cause="exec: .*: no such file or directory" after=400ms`)
+		install("three")
+		if _, got, word := k.started(3); word != "three" || got != first {
+			t.Errorf("%s: %s with what %s has stored", mode, word, got)
+		}
+		k.signal(unix.SIGTERM)
+		k.ends(0)
+	}
+}
+
+// A process that has never been ready is not started again: a script sees its exit status.
+func TestKeeper_neverReady(t *testing.T) {
+	t.Parallel()
+	for mode, status := range map[string]int{"7": 7, "0": 0, "kill": 128 + 9} {
+		k := startKept(t, (*exec.Cmd).Start, "keepchild", mode)
+		k.ends(status)
+		if got := strings.Count(k.log.String(), "the process is started"); got != 1 {
+			t.Errorf("%s: started %d times", mode, got)
+		}
+	}
+	// One that is ready and ends of itself, as by ipipd down, is over, too.
+	k := startKept(t, (*exec.Cmd).Start, "keepchild", "done")
+	k.ends(0)
+	k.started(1)
+}
+
+// A process that dies again and again is started later and later, and a signal ends that.
+func TestKeeper_pause(t *testing.T) {
+	t.Parallel()
+	k := startKept(t, (*exec.Cmd).Start, "keepchild", "die")
+	k.logs(`cause="exit status 3"\n(.*\n)*.*after=100ms\n(.*\n)*.*after=200ms\n(.*\n)*.*after=400ms\n(.*\n)*.*after=800ms\n`)
+	k.signal(unix.SIGTERM)
+	k.ends(0)
+}
+
+func TestKeeper_pauseLength(t *testing.T) {
+	k := &keeper{}
+	var total time.Duration
+	for range 100 {
+		p := k.pause()
+		if p > lastPause || p < 0 {
+			t.Fatal(p)
+		}
+		total += p
+	}
+	if total < 90*lastPause {
+		t.Errorf("%v in 100 deaths", total)
+	}
+	k.ready = time.Now().Add(-lastPause)
+	if p := k.pause(); p != 0 {
+		t.Errorf("%v after it was ready for long", p)
+	}
+}
+
+// Without its keeper the process ends as by SIGTERM: another keeper may start the next one.
+func TestKeeper_dies(t *testing.T) {
+	t.Parallel()
+	k := startKept(t, (*exec.Cmd).Start, "keepchild", "serve")
+	k.started(1)
+	k.signal(unix.SIGKILL)
+	k.prints("got terminated")
+}
+
+// The manager of the keeper is told what the process says, and never that it stops for a moment.
+func TestKeeper_outer(t *testing.T) {
+	t.Parallel()
+	m := netlab.NewServiceManager(t, 10)
+	k := startKept(t, func(cmd *exec.Cmd) error { m.Start(cmd); return nil }, "keepchild", "serve")
+	first, _, _ := k.started(1)
+	said := func(line string) { netlab.Eventually(t, line, func() bool { return m.Said(line) }) }
+	said("READY=1")
+	said("STATUS=serving")
+	_ = unix.Kill(first, unix.SIGKILL)
+	k.started(2)
+	if m.Said("STOPPING=1") || len(m.Stored()) > 0 {
+		t.Errorf("it stops, or stores %q", m.Stored())
+	}
+	k.signal(unix.SIGTERM)
+	said("STOPPING=1")
+	k.ends(0)
+}
+
+// As process 1 it reaps the children of others.
+func TestKeeper_process1(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: a PID namespace")
+	}
+	if _, err := exec.LookPath("unshare"); err != nil {
+		t.Skip("needs unshare (util-linux)")
+	}
+	t.Parallel()
+	k := startKept(t, func(cmd *exec.Cmd) error {
+		path, err := exec.LookPath("unshare")
+		cmd.Args = append([]string{"unshare", "--pid", "--fork", "--kill-child", "--mount-proc"}, cmd.Args...)
+		cmd.Path, cmd.Err = path, err
+		return cmd.Start()
+	}, "keepchild", "orphan")
+	k.started(1)
+	keeper := awaitChild(t, k.cmd.Process.Pid)
+	child := awaitChild(t, keeper)
+	_ = unix.Kill(child, unix.SIGKILL)
+	if pid, first, _ := k.started(2); first == strconv.Itoa(pid) {
+		t.Error("nothing was kept")
+	}
+	awaitChild(t, keeper)
+	_ = unix.Kill(keeper, unix.SIGTERM)
+	k.ends(0)
+}
+
+// awaitChild waits until a process has one child, zombies included.
+func awaitChild(t *testing.T, pid int) (child int) {
+	t.Helper()
+	netlab.Eventually(t, "there is one child", func() bool {
+		// Each thread has those that it has forked, and the first one those that were left to it.
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+		var all []string
+		for _, task := range tasks {
+			children, _ := os.ReadFile(task)
+			all = append(all, strings.Fields(string(children))...)
+		}
+		if len(all) == 1 {
+			child, _ = strconv.Atoi(all[0])
+		}
+		return len(all) == 1
+	})
+	return child
+}
