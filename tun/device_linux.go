@@ -111,19 +111,27 @@ func open(o Options) (_ *device, err error) {
 	if d.control, err = openControl(first, name); err != nil {
 		return nil, err
 	}
+	if err := d.makeQueues(o, offload); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// makeQueues sets the MTU, and makes the queues of the descriptors.
+func (d *device) makeQueues(o Options, offload offload) error {
 	if o.MTU != 0 {
-		if err := d.control.setMTU(first, o.MTU); err != nil {
-			return nil, err
+		if err := d.control.setMTU(d.fds[0], o.MTU); err != nil {
+			return err
 		}
 	}
-	state, err := d.control.state(first)
-	if err != nil {
-		return nil, err
+	state, err := d.control.state(d.fds[0])
+	if state.Moved { // of an adopted one the MTU is unknown
+		state.MTU, err = packet.MaxSize, nil
 	}
 	for _, fd := range d.fds {
 		d.queues = append(d.queues, &queue{device: d, fd: fd, uso: offload.uso, direct: min(state.MTU, packet.MaxSize)})
 	}
-	return d, nil
+	return err
 }
 
 // openQueue opens /dev/net/tun and adds the descriptor to d.fds. attach makes it a queue.

@@ -39,6 +39,14 @@ func openControl(tun int, name string) (*interfaceControl, error) {
 	return c, nil
 }
 
+// useSocketNetns has netns be the namespace of fd: the interface was created by another process, and
+// may have been moved. Without CAP_NET_ADMIN there it stays where the interface is.
+func (c *interfaceControl) useSocketNetns() {
+	if fd, err := unix.IoctlRetInt(c.fd, unix.SIOCGSKNS); err == nil {
+		c.netns, _ = netnsOfFile(fd)
+	}
+}
+
 func (c *interfaceControl) close() error {
 	if c == nil {
 		return nil
@@ -52,6 +60,11 @@ func netnsOf(tun int) (netnsID, error) {
 	if err != nil {
 		return netnsID{}, os.NewSyscallError("ioctl TUNGETDEVNETNS", err)
 	}
+	return netnsOfFile(fd)
+}
+
+// netnsOfFile returns the network namespace of an nsfs file, which it closes.
+func netnsOfFile(fd int) (netnsID, error) {
 	defer unix.Close(fd)
 	var stat unix.Stat_t
 	if err := unix.Fstat(fd, &stat); err != nil {

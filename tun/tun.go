@@ -57,7 +57,8 @@ type Device interface {
 	// SetMTU sets the interface's MTU in bytes. It fails if the interface is in another
 	// network namespace.
 	SetMTU(mtu int) error
-	// Close removes the interface, when the last Read and Write has returned.
+	// Close removes the interface, when the last Read and Write has returned; unless somebody
+	// else has descriptors of its queues (Adopt), who then has the packets that come.
 	Close() error
 }
 
