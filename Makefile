@@ -46,7 +46,7 @@ ipipd: FORCE
 bpf: ## recompile the fast path's eBPF programs (clang, llvm); the object file is in the tree
 	internal/fastpath/bpf/build "$(CURDIR)/internal/fastpath/bpf/ipip.o" | tee internal/fastpath/bpf/compiler
 
-docs: ## regenerate docs/flags.md, docs/drops.md and the table of docs/metrics.md
+docs: ## regenerate docs/flags.md, docs/drops.md, docs/warnings.md and the table of docs/metrics.md
 	UPDATE_DOCS=1 go test -count=1 -run '_docs$$' ./cmd/ipipd ./internal/metrics ./test/lint
 
 demo: ipipd ## two hosts in network namespaces, a tunnel between them, a packet on the wire (needs root)

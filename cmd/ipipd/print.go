@@ -220,6 +220,9 @@ func printDetail(out io.Writer, s *tunnel.Status, now time.Time) error {
 	if s.WaitingFor != "" {
 		lines = append(lines, line{"waiting-for", s.WaitingFor})
 	}
+	for _, w := range s.Warnings {
+		lines = append(lines, line{"warning", warningLine(&w, now)})
+	}
 	if !s.UndoAt.IsZero() {
 		lines = append(lines, line{"undo-at", fmt.Sprintf("%s (in %s) without ipipd confirm", s.UndoAt.Local().Format(time.DateTime), formatAge(s.UndoAt.Sub(now)))})
 	}
@@ -250,6 +253,9 @@ func printDetail(out io.Writer, s *tunnel.Status, now time.Time) error {
 		line{"tx-packet", strconv.FormatUint(s.TxPacket, 10)},
 		line{"tx-byte", strconv.FormatUint(s.TxByte, 10)},
 		line{"drops", formatDrops(s.Drops)})
+	if len(s.Restored) > 0 {
+		lines = append(lines, line{"restored", formatDrops(s.Restored)})
+	}
 	if len(s.ProcessDrops) > 0 {
 		lines = append(lines, line{"process-drops", formatDrops(s.ProcessDrops)})
 	}
@@ -268,6 +274,15 @@ func printDetail(out io.Writer, s *tunnel.Status, now time.Time) error {
 		fmt.Fprintf(&b, "%*s: %s\n", width, l.name, l.value)
 	}
 	return writeTrimmingLines(out, b.String())
+}
+
+// warningLine is a warning on one line: what others wrote may be in its detail.
+func warningLine(w *tunnel.Warning, now time.Time) string {
+	text := w.Text
+	if w.Detail != "" {
+		text += ": " + w.Detail
+	}
+	return oneLine(fmt.Errorf("%s (%s, for %s): %s; remedy: %s", w.Code, w.Severity, formatAge(now.Sub(w.Since)), text, w.Remedy))
 }
 
 // formatAge formats d in its two largest units, 3m20s; 0s if d < 0 (clock set back).

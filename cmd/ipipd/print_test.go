@@ -84,6 +84,11 @@ func TestPrintDetail(t *testing.T) {
 	s.LastHeard = time.Date(2025, 1, 2, 3, 4, 5, 0, time.Local)
 	s.Drops = map[string]uint64{"loop": 1, "inner-ttl-zero": 12}
 	s.ProcessDrops = map[string]uint64{"unknown-peer": 3}
+	s.Restored = map[string]uint64{"route": 2}
+	s.Warnings = []tunnel.Warning{
+		{Code: "peer-mtu", Severity: "warning", Text: "it is longer: it matters", Detail: "1500\n\x1b[2J", Remedy: "shorten it", Since: s.LastHeard.Add(-time.Minute)},
+		{Code: "fragments", Severity: "note", Text: "there are some", Remedy: "none needed", Since: s.LastHeard},
+	}
 	var b bytes.Buffer
 	if err := printDetail(&b, &s, s.LastHeard.Add(4*time.Second+999*time.Millisecond)); err != nil {
 		t.Fatal(err)
@@ -109,6 +114,8 @@ func TestPrintDetail(t *testing.T) {
                    rps: off
               disabled: no
                running: yes
+               warning: peer-mtu (warning, for 1m4s): it is longer: it matters: 1500; ?[2J; remedy: shorten it
+               warning: fragments (note, for 4s): there are some; remedy: none needed
             actual-mtu: 1480
  current-local-address: 192.0.2.1
 current-remote-address: 198.51.100.1
@@ -119,6 +126,7 @@ current-remote-address: 198.51.100.1
              tx-packet: 13
                tx-byte: 1092
                  drops: inner-ttl-zero=12,loop=1
+              restored: route=2
          process-drops: unknown-peer=3
         inner-ttl-zero: TTL 0 is never encapsulated (RFC 2003, 3.1); remedy: look for a routing loop
                   loop: an outer packet of the tunnel was routed into it, or one that came from its remote end (RFC 2003, 3.2); remedy: give the remote a route that does not go through the tunnel, or `+"`--underlay-device`"+`
@@ -170,6 +178,7 @@ func TestPrintJSON(t *testing.T) {
     "rps": "off",
     "disabled": false,
     "running": true,
+    "warnings": [],
     "actual-mtu": 1480,
     "current-local-address": "192.0.2.1",
     "current-remote-address": "198.51.100.1",

@@ -183,8 +183,6 @@ func TestAttach_chainFullInStatus(t *testing.T) {
 	if s := d.Status(); !strings.Contains(s.FastPath, "47 eBPF programs are attached to veth0") {
 		t.Errorf("print says %q", s.FastPath)
 	}
-	d.LogsOnce("47 eBPF programs")
 	pop()
 	netlab.Eventually(t, "the fast path is taken", func() bool { return d.Status().FastPath == "active" })
-	d.LogsOnce("level=INFO msg=\"the kernel carries plain packets\"")
 }

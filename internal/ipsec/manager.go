@@ -24,8 +24,8 @@ type Config struct {
 	Mark uint32
 	// Device is the index of the interface that IKE is bound to; 0 is none.
 	Device int
-	// Changed, if not nil, is called when Established or MaxInner of the Session may have
-	// changed. It must not block.
+	// Changed, if not nil, is called when Status or MaxInner of the Session may have changed, but for
+	// a rekeying. It must not block.
 	Changed func()
 	// Event, if not nil, is called for each event; a problem that persists is reported
 	// once. It must not block.

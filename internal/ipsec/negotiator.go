@@ -241,7 +241,7 @@ func (n *negotiator) publish() {
 		s.Established, s.Suite, s.Group, s.Version = true, c.Outbound.Suite, c.Group, c.Version
 		s.UDP, s.InboundSPI, s.OutboundSPI = c.Outbound.DestinationPort != 0, c.Inbound.SPI, c.Outbound.SPI
 		s.Since, s.RekeyAt, s.Weak = c.Established, c.RekeyAt, c.Weak()
-		if n.noESP {
+		if s.NoESP = n.noESP; s.NoESP {
 			s.Problem = "no ESP is received"
 		}
 	}
@@ -265,7 +265,7 @@ func (n *negotiator) publish() {
 		n.weakReported = s.Weak
 		n.emit(EventWeak, nil)
 	}
-	if n.changed != nil && (s.Established != old.Established || s.Suite != old.Suite || s.UDP != old.UDP) {
+	if n.changed != nil && (s.Established != old.Established || s.Suite != old.Suite || s.UDP != old.UDP || s.Problem != old.Problem || s.Weak != old.Weak) {
 		n.changed()
 	}
 }

@@ -90,6 +90,8 @@ type Status struct {
 	Weak string
 	// Problem is why there is no SA, or why it does not work; "" if unknown.
 	Problem string
+	// NoESP: ESP is sent, but none has been received by the SA.
+	NoESP bool
 }
 
 // Status returns the current state.

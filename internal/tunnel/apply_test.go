@@ -324,7 +324,12 @@ func shown(e *Engine) string {
 	var lines []string
 	for _, t := range e.Tunnels() {
 		s := t.Status()
-		s.LastHeard, s.Drops, s.ProcessDrops = time.Time{}, nil, nil
+		s.LastHeard, s.Drops, s.ProcessDrops, s.Restored = time.Time{}, nil, nil, nil
+		s.Warnings = slices.Clone(s.Warnings)
+		for i := range s.Warnings {
+			s.Warnings[i].Since = time.Time{}
+		}
+		slices.SortFunc(s.Warnings, func(a, b Warning) int { return cmp.Compare(a.Code, b.Code) })
 		s.RxPacket, s.RxByte, s.TxPacket, s.TxByte = 0, 0, 0, 0
 		text, err := s.MarshalJSON()
 		lines = append(lines, cmp.Or(string(text), fmt.Sprint(err)))

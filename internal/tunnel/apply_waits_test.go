@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"ipipd/internal/netstate"
+	"ipipd/internal/warning"
 	"ipipd/test/memory"
 )
 
@@ -135,8 +136,8 @@ func TestControlRegister_taken(t *testing.T) {
 	apply(t, e, "name=n remote-address=peer.example")
 	n.wakeControl()
 	eventually(t, "it has them", func() bool { return n.Status().Running && len(*e.table.Load()) == 1 })
-	if c := m.logged("only one tunnel can have both"); c != 1 {
-		t.Errorf("said %d times", c)
+	if c := m.logLines(warning.SamePair); c != 1 || n.warned(warning.SamePair) {
+		t.Errorf("logged %d times, and it warns of %+v", c, n.Status().Warnings)
 	}
 }
 

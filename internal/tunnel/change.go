@@ -12,6 +12,7 @@ import (
 	"ipipd/internal/ipsec/ike"
 	"ipipd/internal/netstate"
 	"ipipd/internal/underlay"
+	"ipipd/internal/warning"
 )
 
 // change is that of one tunnel's Config. control prepares it, adding what can be taken back, and then
@@ -181,10 +182,10 @@ func (c *control) commitChange(ch *change) error {
 	}
 	if old.KeepaliveProbe != next.KeepaliveProbe || old.KeepaliveTarget != next.KeepaliveTarget {
 		c.probeAnswered.Store(false)
-		c.unansweredProbes, c.unansweredLogged = 0, false
+		c.unansweredProbes = 0
 	}
 	if old.MTU != next.MTU {
-		c.mtuDecreases, c.oversizeLogged = mtuDecreases{}, false
+		c.mtuDecreases = mtuDecreases{}
 		c.appliedMTU = c.MTU() // the operator may have set another since
 	}
 	if old.RPS != next.RPS && c.here() { // the name may be another interface's here
@@ -217,16 +218,15 @@ func (c *control) applyAnswer(now time.Time) {
 	c.updateRoute(now)
 	c.updateCarrier()
 	c.syncFastPath()
+	c.warnOfState(now)
 }
 
 func (c *control) changeRPS(old string) {
+	var err error
 	if old != "" {
-		if err := c.engine.network.ClearRPS(c.ifname.get(), old); err != nil {
-			c.log.Warn("rps stays as it was", "err", err)
-			return
-		}
+		err = c.engine.network.ClearRPS(c.ifname.get(), old)
 	}
-	if c.cfg.RPS != "" {
+	if c.warnErr(warning.RPSNotSet, err); err == nil && c.cfg.RPS != "" {
 		c.setRPS()
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"ipipd/encap"
 	"ipipd/internal/resolve"
+	"ipipd/internal/warning"
 	"ipipd/test/memory"
 )
 
@@ -98,7 +99,7 @@ func TestEngineApply_noRoute(t *testing.T) {
 	apply(t, e, lineA)
 	a := e.Tunnel("a")
 	m.set(func(w *fakeNetwork) { w.err = errNotKernel })
-	eventually(t, "it is seen", func() bool { return m.logged("no way to the remote") > 0 })
+	eventually(t, "it is seen", func() bool { return a.warned(warning.NoPath) })
 	apply(t, e, lineA+" dscp=46 ttl=9 dont-fragment=inherit clamp-tcp-mss=no keepalive-probe=echo keepalive-target=10.255.0.2")
 	r := a.route.Load()
 	if r.outer.DSCP != 46 || r.outer.TTL != 9 || !r.outer.DontFragmentInherit || r.clampMSS || r.echo == nil {

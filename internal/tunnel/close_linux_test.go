@@ -11,6 +11,7 @@ import (
 
 	"ipipd/internal/netstate"
 	"ipipd/internal/underlay"
+	"ipipd/internal/warning"
 	"ipipd/test/netlab"
 	"ipipd/tun"
 )
@@ -25,6 +26,17 @@ func descriptors(t *testing.T) int {
 	return len(files)
 }
 
+// removalNetwork keeps the error of Remove.
+type removalNetwork struct {
+	hostNetwork
+	removed error
+}
+
+func (n *removalNetwork) Remove(devices []int) error {
+	n.removed = n.hostNetwork.Remove(devices)
+	return n.removed
+}
+
 // Tunnels that are closed together leave no interface and no descriptor, and none of them
 // reports that its interface is gone: of those in place, one that was moved to another network
 // namespace, and one that the operator has removed, which is made again.
@@ -37,7 +49,8 @@ func TestEngineClose_interfaces(t *testing.T) {
 	ns.Run("ip", "link", "set", "veth1", "up")
 	before := descriptors(t)
 	var e *Engine
-	w := new(fakeNetwork)
+	var log netlab.Buffer
+	network := new(removalNetwork)
 	ns.Do(func() {
 		socket, err := underlay.OpenSocket(underlay.SocketOptions{})
 		if err != nil {
@@ -47,8 +60,8 @@ func TestEngineClose_interfaces(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if e, err = NewEngine(EngineOptions{Log: slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug})),
-			Socket: socketIn{socket.(underlay.ReceiveSetter), ns}, Network: hostNetwork{host},
+		network.hostNetwork = hostNetwork{host}
+		if e, err = NewEngine(EngineOptions{Log: slog.New(slog.NewTextHandler(&log, nil)), Socket: socketIn{socket.(underlay.ReceiveSetter), ns}, Network: network,
 			OpenDevice: func(o tun.Options) (d tun.Device, err error) {
 				ns.Do(func() { d, err = tun.Open(o) })
 				return d, err
@@ -75,7 +88,6 @@ func TestEngineClose_interfaces(t *testing.T) {
 		_, err := ns.Try("ip", "link", "show", "t4")
 		return err == nil && tunnels[4].Status().WaitingFor == ""
 	})
-	gone := w.logged("gone")
 	if err := e.Close(); err != nil {
 		t.Error(err)
 	}
@@ -84,9 +96,12 @@ func TestEngineClose_interfaces(t *testing.T) {
 		if err := tunnel.Err(); err != nil {
 			t.Errorf("%s: %v", tunnel.Name(), err)
 		}
+		if tunnel.warned(warning.InterfaceGone) || tunnel.warned(warning.InterfaceNotMade) {
+			t.Errorf("%s reports that its interface is gone: %+v", tunnel.Name(), tunnel.Status().Warnings)
+		}
 	}
-	if w.logged("gone") != gone || w.logged("level=ERROR") > 0 || w.logged("one by one") > 0 {
-		t.Errorf("closing should not be a failure:\n%s", w.log.String())
+	if err := network.removed; err != nil || strings.Contains(log.String(), "level=ERROR") {
+		t.Errorf("closing should not be a failure: %v\n%s", err, log.String())
 	}
 	for _, in := range []*netlab.NS{ns, elsewhere} {
 		if out := in.Run("ip", "-o", "link"); slices.ContainsFunc(tunnels, func(tunnel *Tunnel) bool { return strings.Contains(out, tunnel.Name()+":") }) {

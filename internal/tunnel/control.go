@@ -11,6 +11,7 @@ import (
 	"ipipd/internal/netstate"
 	"ipipd/internal/packet"
 	"ipipd/internal/underlay"
+	"ipipd/internal/warning"
 	"ipipd/keepalive"
 )
 
@@ -57,7 +58,6 @@ type control struct {
 
 	ifindex      int // in this network namespace, as last read
 	appliedMTU   int // last MTU that SetMTU accepted
-	rejectedMTU  int // last MTU that SetMTU refused, already logged
 	mtuDecreases mtuDecreases
 
 	pathMTU          encap.PathMTU
@@ -72,16 +72,11 @@ type control struct {
 	attachAt   time.Time       // when that is to be tried again
 
 	restoreCounts    map[fmt.Stringer]restoreCount
-	restoreDue       bool          // what the interface lacks is to be added in the next round
-	restoreFailed    map[bool]bool // failure already logged: of addresses (false), of routes (true)
-	interfaceChanges uint64        // of the answer at the last updateInterface
+	restoreDue       bool   // what the interface lacks is to be added in the next round
+	interfaceChanges uint64 // of the answer at the last updateInterface
 	interfaceDowns   uint64
 
-	// What is logged already.
-	loggedNoPath                                                    string
-	loggedBlocker                                                   string // bypassBlocker
-	fragmentingLogged, unansweredLogged, oversizeLogged, lostLogged bool
-	pathMTUNotice, unreachableNotice, protoUnreachableNotice        notice
+	warnedAt map[warning.Code]time.Time // when those that are warning.Limited were logged last
 }
 
 // event is a message to the control goroutine, which calls it.
@@ -171,12 +166,14 @@ func (c *control) round(now time.Time) {
 	}
 	probe, changed := c.tick(now)
 	c.updateCarrier()
-	if changed {
-		c.logState()
+	if changed && c.monitor.State() == keepalive.Up {
+		c.log.Info("the peer is heard: running")
 	}
 	if probe {
 		c.probe()
-		c.warnUnanswered()
+		if c.expectsAnswer() {
+			c.unansweredProbes++
+		}
 	}
 	c.updateReachability(now)
 	c.chooseRemote(now)
@@ -185,8 +182,7 @@ func (c *control) round(now time.Time) {
 	c.updateInterface(now)
 	c.updateRoute(now)
 	c.syncFastPath()
-	c.warnOversize()
-	c.warnFragmentation()
+	c.warnOfState(now)
 	c.engine.updateReception(c.Tunnel)
 	if c.probeDue && c.monitor.State() != keepalive.Off {
 		c.probe()
@@ -217,6 +213,9 @@ func (c *control) next(now time.Time) (next time.Time) {
 	at(c.pathMTU.Expires())
 	at(c.reach.Expires())
 	at(c.lookupDue())
+	for _, s := range []*sighting{&c.looped, &c.oversize, &c.fragmentLoss} {
+		at(s.until)
+	}
 	if c.lost.gone {
 		at(c.lost.at)
 	}
@@ -239,30 +238,17 @@ func (t *Tunnel) running() bool {
 func (c *control) updateCarrier() {
 	running := c.running()
 	if running == c.carrier || c.lost.gone {
+		c.clear(warning.CarrierNotSet)
 		return
 	}
-	if err := c.device.SetCarrier(running); err != nil {
-		c.log.Error("cannot set the carrier", "err", err)
+	err := c.device.SetCarrier(running)
+	if c.warnErr(warning.CarrierNotSet, err); err != nil {
 		c.retry = true
 		return
 	}
 	c.carrier = running
 	c.changes.Add(1)
 	c.readInterface()
-}
-
-// logState logs a change of the keepalive state.
-func (c *control) logState() {
-	state := keepalive.State(c.state.Load())
-	silence := c.cfg.Keepalive.HoldTime().String()
-	switch state {
-	case keepalive.Up:
-		c.log.Info("the peer is heard: running")
-	case keepalive.NeverHeard:
-		c.log.Warn("not running: the peer was never heard", "waited", silence, "remedy", c.remedy())
-	case keepalive.Lost:
-		c.log.Warn("not running: the peer is not heard any more", "silent-for", silence, "remedy", c.remedy())
-	}
 }
 
 // remedy is the advice to the operator when no packets of the peer are received.
@@ -329,42 +315,13 @@ func (t *Tunnel) confirmNextHop() {
 	}
 }
 
-// unansweredLimit is the number of unanswered probes after which warnUnanswered warns.
+// unansweredLimit is the number of unanswered probes after which warnPeer warns.
 const unansweredLimit = 10
 
-// warnUnanswered warns once if the peer sends data but answers no probe: the tunnel would stop
-// running when the data does. Empty probes have no answer, and a peer's own probes are enough.
-// Call it once per probe.
-func (c *control) warnUnanswered() {
-	if c.unansweredLogged || c.cfg.KeepaliveProbe == keepalive.FormEmpty || c.probeAnswered.Load() || c.peerProbes.Load() {
-		return
-	}
-	if keepalive.State(c.state.Load()) != keepalive.Up {
-		return
-	}
-	if c.unansweredProbes++; c.unansweredProbes <= min(unansweredLimit, c.cfg.Keepalive.Retries) { // the last one is still in flight
-		return
-	}
-	c.unansweredLogged = true
-	remedy := "use --keepalive-probe echo --keepalive-target with the peer's inner address, or --keepalive off"
-	if c.cfg.KeepaliveProbe == keepalive.FormEcho {
-		remedy = fmt.Sprintf("see whether %v answers pings through the tunnel, or use --keepalive off", c.cfg.KeepaliveTarget)
-	}
-	c.log.Warn("the peer does not answer probes: only the data that it sends keeps the tunnel running", "remedy", remedy)
-}
-
-// warnOversize warns once if the peer sends packets above this end's MTU. The MTU may have grown since
-// the packet was received; then there is nothing to warn of.
-func (c *control) warnOversize() {
-	size, mtu := int(c.oversize.Load()), c.MTU()
-	if size == 0 || c.oversizeLogged {
-		return
-	}
-	if size <= mtu {
-		c.oversize.Store(0)
-		return
-	}
-	c.oversizeLogged = true
-	c.log.Warn("the peer sends packets that are longer than the MTU of this end: protocols that compare them, OSPF for one, do not come up",
-		"bytes", size, "actual-mtu", mtu, "remedy", "give both ends the same --mtu")
+// expectsAnswer reports whether the peer sends and has not answered any probe yet, though it could: then the
+// tunnel would stop running when the peer sends nothing. Empty probes have no answer, and a peer's own probes
+// are enough.
+func (c *control) expectsAnswer() bool {
+	return c.cfg.KeepaliveProbe != keepalive.FormEmpty && !c.probeAnswered.Load() && !c.peerProbes.Load() &&
+		keepalive.State(c.state.Load()) == keepalive.Up
 }

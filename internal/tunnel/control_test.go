@@ -9,6 +9,7 @@ import (
 	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
 	"ipipd/internal/packet"
+	"ipipd/internal/warning"
 	"ipipd/keepalive"
 	"ipipd/test/memory"
 )
@@ -50,19 +51,19 @@ func feed(t *testing.T, a *endpoint, inner ...[]byte) {
 }
 
 // A peer that sends data and answers no probe is warned of once, unless no answer is expected.
-func TestControlWarnUnanswered(t *testing.T) {
+func TestControlExpectsAnswer(t *testing.T) {
 	data, probe := datagram(100, nil), keepalive.ReflectProbe(outerB.As4(), outerA.As4())
 	for _, test := range []struct {
 		name  string
 		form  keepalive.Form
 		inner [][]byte
-		want  int
+		want  bool
 	}{
-		{"reflect", keepalive.FormReflect, [][]byte{data}, 1},
-		{"echo", keepalive.FormEcho, [][]byte{data}, 1},
-		{"empty", keepalive.FormEmpty, [][]byte{data}, 0},
-		{"answered", keepalive.FormReflect, [][]byte{data, nil}, 0},
-		{"peer-probes", keepalive.FormReflect, [][]byte{data, probe}, 0},
+		{"reflect", keepalive.FormReflect, [][]byte{data}, true},
+		{"echo", keepalive.FormEcho, [][]byte{data}, true},
+		{"empty", keepalive.FormEmpty, [][]byte{data}, false},
+		{"answered", keepalive.FormReflect, [][]byte{data, nil}, false},
+		{"peer-probes", keepalive.FormReflect, [][]byte{data, probe}, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -84,36 +85,47 @@ func TestControlWarnUnanswered(t *testing.T) {
 					probes++
 				}
 			}
-			if n := a.network.logged("only the data that it sends keeps the tunnel running"); n != test.want {
-				t.Errorf("it is said %d times, want %d", n, test.want)
+			a.awaitRound(t)
+			if n := a.warned(warning.KeepaliveUnanswered); n != test.want || a.network.logLines(warning.KeepaliveUnanswered) > 1 {
+				t.Errorf("it warns %v, want %v, and logs it %d times", n, test.want, a.network.logLines(warning.KeepaliveUnanswered))
+			}
+			if test.want {
+				a.noteProbeAnswer(time.Now())
+				a.wakeControl()
+				eventually(t, "an answer ends it", func() bool { return !a.warned(warning.KeepaliveUnanswered) })
 			}
 		})
 	}
 }
 
-// Packets above this end's MTU are delivered, and logged once.
-func TestControlWarnOversize(t *testing.T) {
-	const line = "longer than the MTU of this end"
+// Packets above this end's MTU are delivered, and warned of until it is as large.
+func TestControlWarnPeerMTU(t *testing.T) {
 	sa, sb := memory.NewSocketPair()
 	a := start(t, sa, outerA, outerB, func(c *Config) { c.MTU = 1400 })
 	b := start(t, sb, outerB, outerA, nil)
 	b.send(t, a, datagram(1400, nil))
 	a.awaitRound(t)
-	if n := a.network.logged(line); n != 0 {
-		t.Errorf("what fits is logged %d times", n)
+	if a.warned(warning.PeerMTU) {
+		t.Error("it warns of what fits")
 	}
 	for range 3 {
 		if got := b.send(t, a, datagram(1401, nil)); len(got) != 1401 {
 			t.Errorf("%d bytes came", len(got))
 		}
-		eventually(t, "it is said once", func() bool { return a.network.logged(line) == 1 })
+		eventually(t, "it warns", func() bool { return a.warns(warning.PeerMTU).Detail == "1401 bytes" })
 	}
 	for range 2 {
 		a.awaitRound(t)
 	}
-	if n := a.network.logged(line); n != 1 {
-		t.Errorf("it is said %d times", n)
+	if n := a.network.logLines(warning.PeerMTU); n != 1 {
+		t.Errorf("logged %d times", n)
 	}
+	a.do(t, func(c *control) {
+		cfg := *c.cfg
+		cfg.MTU = 1401
+		c.setConfig(&cfg)
+	})
+	eventually(t, "it does not any more", func() bool { return !a.warned(warning.PeerMTU) })
 }
 
 // Probes are frames, which the kernel does not know of: while they are not answered, it has to confirm

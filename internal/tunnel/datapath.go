@@ -261,8 +261,7 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 		t.noteProbeAnswer(now)
 		return false
 	}
-	if inner.TotalLen() > mtu && b.SegmentSize == 0 && t.oversize.Load() == 0 {
-		t.oversize.Store(int32(inner.TotalLen())) // delivered nevertheless
+	if inner.TotalLen() > mtu && b.SegmentSize == 0 && t.oversize.note(inner.TotalLen()) { // delivered nevertheless
 		t.wakeControl()
 	}
 	if route.clampMSS {

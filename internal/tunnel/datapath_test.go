@@ -16,6 +16,7 @@ import (
 	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
+	"ipipd/internal/warning"
 	"ipipd/keepalive"
 	"ipipd/test/memory"
 )
@@ -242,7 +243,7 @@ func TestControlTooBig(t *testing.T) {
 }
 
 // The path MTU expires after ten minutes (RFC 1191, section 6.3), also in the route.
-func TestControlUpdatePathMTU_expires(t *testing.T) {
+func TestControlUpdateRoute_pathMTUExpires(t *testing.T) {
 	a, b := pair(t, func(c *Config) { c.DontFragment = true })
 	p := datagram(1480, func(h *ipv4.Header) { h.DF = true })
 	if err := a.socket.InjectError(outerError(outerA, outerB, p, 4, 1400)); err != nil {
@@ -291,9 +292,9 @@ func TestControlUnreachableError(t *testing.T) {
 		}
 		a.awaitHostUnreachable(t)
 	}
-	eventually(t, "it is logged", func() bool { return a.network.logged("takes protocol 4") == 1 })
+	eventually(t, "it warns", func() bool { return a.warned(warning.PeerNotSetUp) })
 	b.send(t, a, p)
-	eventually(t, "a believes it", func() bool { return !a.unreachable.Load() })
+	eventually(t, "a believes it", func() bool { return !a.unreachable.Load() && !a.warned(warning.PeerNotSetUp) })
 }
 
 // Look-ups in the table work while other tunnels start and end.
@@ -390,9 +391,9 @@ func TestEngineStart_cleanUp(t *testing.T) {
 }
 
 // A large MTU on a lossy path is warned of once.
-func TestControlWarnFragmentation(t *testing.T) {
+func TestControlWarnFragments(t *testing.T) {
 	a, _ := pair(t, func(c *Config) { c.MTU = 65515 })
-	eventually(t, "it says what a large MTU means", func() bool { return a.network.logged("sent in fragments") == 1 })
+	eventually(t, "it says what a large MTU means", func() bool { return a.warned(warning.Fragments) })
 	feed(t, a, datagram(100, nil))
 	read := func() { // twice: one may have been under way
 		before := a.network.reassemblies()
@@ -403,15 +404,15 @@ func TestControlWarnFragmentation(t *testing.T) {
 	read()
 	a.network.set(func(w *fakeNetwork) { w.reasmOKs, w.reasmFails = 100000, 50 }) // one in 2,000
 	read()
-	if n := a.network.logged("fragments are lost"); n != 0 {
+	if a.warned(warning.FragmentLoss) {
 		t.Error("warned although hardly anything is lost")
 	}
 	for range 3 {
 		a.network.set(func(w *fakeNetwork) { w.reasmFails += 1000 })
-		eventually(t, "it warns", func() bool { return a.network.logged("fragments are lost") == 1 })
+		eventually(t, "it warns", func() bool { return a.warned(warning.FragmentLoss) })
 	}
-	if n := a.network.logged("sent in fragments"); n != 1 {
-		t.Errorf("said %d times", n)
+	if n, m := a.network.logLines(warning.Fragments), a.network.logLines(warning.FragmentLoss); n != 1 || m != 1 {
+		t.Errorf("logged %d and %d times", n, m)
 	}
 }
 
@@ -427,7 +428,8 @@ func TestTunnelDrop_loop(t *testing.T) {
 		}
 	}
 	eventually(t, "all are counted", func() bool { return a.Status().Drops["loop"] == 5 })
-	if n := a.network.logged("a loop"); n != 1 {
+	eventually(t, "it warns", func() bool { return a.warned(warning.RouteLoop) })
+	if n := a.network.logLines(warning.RouteLoop); n != 1 {
 		t.Errorf("logged %d times", n)
 	}
 	if s := a.Status(); len(s.Drops) != 1 {

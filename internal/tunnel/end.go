@@ -1,10 +1,6 @@
 package tunnel
 
-import (
-	"fmt"
-
-	"ipipd/internal/drop"
-)
+import "ipipd/internal/drop"
 
 // Where packets end that go no further: those of a tunnel in Tunnel.drop, those of no tunnel
 // in Engine.drop.
@@ -12,9 +8,8 @@ import (
 // drop counts n packets of this tunnel.
 func (t *Tunnel) drop(why drop.Reason, n int) {
 	t.counters.drops.Add(why, uint64(n))
-	if why == drop.Loop && !t.loopLogged.Swap(true) {
-		t.log.Warn("a loop: outer packets of this tunnel are routed back into it; they are dropped",
-			"remedy", fmt.Sprintf("give %v a route that does not go through %s, or set underlay-device", address(t.route.Load().path.Remote), t.ifname.get()))
+	if why == drop.Loop && t.looped.note(1) {
+		t.wakeControl()
 	}
 }
 

@@ -145,8 +145,7 @@ func (c *control) openFastPath() (link *fastpath.Link, err error) {
 		return nil, err
 	}
 	c.attachedTo = c.ifindex
-	if lost && !c.lostLogged {
-		c.lostLogged = true
+	if lost && c.countRestored("program", 1) == 1 {
 		c.log.Info("the eBPF program was removed from the interface, and is added again each time", "remedy", "to be without it set allow-fast-path to no")
 	}
 	return link, nil

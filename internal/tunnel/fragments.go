@@ -1,5 +1,12 @@
 package tunnel
 
+import (
+	"math"
+	"time"
+
+	"ipipd/internal/warning"
+)
+
 // With an MTU above the path MTU, the kernel fragments one large outer packet and the peer's
 // kernel reassembles it: one route look-up and one system call instead of forty. That pays
 // without packet loss only: one lost fragment loses the whole packet, and after a wrap of the
@@ -15,39 +22,42 @@ const (
 // mayFragment reports whether the interface's MTU is above what the path takes unfragmented.
 func (t *Tunnel) mayFragment() bool { return t.MTU() > t.route.Load().maxInner }
 
-// warnFragmentation logs once that a large MTU means fragments.
-func (c *control) warnFragmentation() {
-	if c.fragmentingLogged || !c.mayFragment() {
-		return
+// warnFragments says what a large MTU means, and warns of fragments that are lost.
+func (c *control) warnFragments(r *route, now time.Time) {
+	may := c.mayFragment()
+	if may && !c.warned(warning.Fragments) {
+		c.engine.noteTraffic() // poll it
 	}
-	c.fragmentingLogged = true
-	c.log.Info("packets above the path MTU are sent in fragments: fast where none is lost, and one lost fragment loses the whole packet",
-		"actual-mtu", c.MTU(), "path-mtu", c.route.Load().path.MTU)
-	c.engine.noteTraffic()
+	c.warnIf(may, warning.Fragments, "actual-mtu %d, path-mtu %d", c.MTU(), r.path.MTU)
+	if !may {
+		c.forget(&c.fragmentLoss, warning.FragmentLoss)
+	}
+	c.warnSeen(&c.fragmentLoss, warning.FragmentLoss, "%d packets not reassembled", peerHolds, now)
 }
 
 // reassembled are the host's ReasmOKs and ReasmFails (RFC 4293).
 type reassembled struct{ done, failed uint64 }
 
-// checkFragmentLoss logs once that this host, whose counters are those of all its packets, fails
+// checkFragmentLoss tells control that this host, whose counters are those of all its packets, fails
 // to reassemble.
-func (t *Tunnel) checkFragmentLoss(count func() (reassembled, error)) {
+func (t *Tunnel) checkFragmentLoss(now time.Time, count func() (reassembled, error)) {
 	a := &t.activity
-	if a.fragmentLossLogged || !t.mayFragment() {
+	if !t.mayFragment() {
+		a.reassembledAt = time.Time{}
 		return
 	}
-	now, err := count()
+	total, err := count()
 	if err != nil {
 		return
 	}
-	if !a.fragmenting {
-		a.fragmenting, a.reassembled = true, now
+	done, failed := total.done-a.reassembled.done, total.failed-a.reassembled.failed
+	switch known := now.Sub(a.reassembledAt) < peerHolds; {
+	case known && failed >= lossMinimum && failed > (done+failed)/lossRatio:
+		if t.fragmentLoss.note(int(min(failed, math.MaxInt32))) {
+			t.wakeControl()
+		}
+	case known:
 		return
 	}
-	done, failed := now.done-a.reassembled.done, now.failed-a.reassembled.failed
-	if failed >= lossMinimum && failed > (done+failed)/lossRatio {
-		a.fragmentLossLogged = true
-		t.log.Warn("fragments are lost on the way here, and with each its whole packet",
-			"not-reassembled", failed, "reassembled", done, "remedy", "set mtu to auto at both ends")
-	}
+	a.reassembledAt, a.reassembled = now, total
 }

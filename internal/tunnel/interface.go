@@ -6,10 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"ipipd/internal/netstate"
+	"ipipd/internal/warning"
 )
 
 // The host may rename the tunnel's interface, move it to another network namespace, set it down
@@ -35,7 +41,7 @@ func (c *control) readInterface() error {
 	if err != nil && !s.Moved || errors.Is(err, os.ErrClosed) {
 		return cmp.Or(err, os.ErrClosed) // a queue's Read reports that the interface is gone
 	}
-	before := c.iface.Swap(&s)
+	c.iface.Store(&s)
 	if !s.Moved && s.Index != c.ifindex {
 		c.ifindex = s.Index
 		c.answer = c.follower.Set(c.query())
@@ -43,9 +49,6 @@ func (c *control) readInterface() error {
 	if was := c.ifname.get(); s.Name != was {
 		c.ifname.set(s.Name)
 		c.log.Info("the interface was renamed", "was", was, "started-as", c.madeName)
-	}
-	if before != nil && s.Moved != before.Moved {
-		c.logMoved(s.Moved)
 	}
 	if err == nil {
 		c.mtu.Store(int32(s.MTU))
@@ -62,9 +65,10 @@ func (c *control) updateInterface(now time.Time) {
 		}
 	}
 	changes, downs := c.answer.InterfaceChanges, c.answer.InterfaceDowns
-	if changes == c.interfaceChanges && downs == c.interfaceDowns && !c.iface.Load().Moved && !c.restoreDue && !c.restoreFailed[false] && !c.restoreFailed[true] {
+	if changes == c.interfaceChanges && downs == c.interfaceDowns && !c.iface.Load().Moved && !c.restoreDue && !c.warned(warning.NotRestored) {
 		return
 	}
+	due := c.restoreDue
 	c.restoreDue = false
 	wasDown := downs != c.interfaceDowns
 	c.interfaceChanges, c.interfaceDowns = changes, downs
@@ -81,26 +85,44 @@ func (c *control) updateInterface(now time.Time) {
 	if !up { // the kernel accepts routes only if it is up
 		return
 	}
-	addresses := restore(c, false, c.engine.network.AddAddresses, c.cfg.Addresses, now)
-	routes := restore(c, true, c.engine.network.AddRoutes, c.wantedRoutes(c.cfg.Routes), now)
+	addresses, err := restore(c, c.engine.network.AddAddresses, c.cfg.Addresses, now)
+	routes, routesErr := restore(c, c.engine.network.AddRoutes, c.wantedRoutes(c.cfg.Routes), now)
+	err = errors.Join(err, routesErr)
+	c.warnErr(warning.NotRestored, err)
+	c.retry = c.retry || err != nil
 	if len(addresses)+len(routes) > 0 {
+		if !due { // else it is not somebody who has removed them
+			c.countRestored("address", len(addresses))
+			c.countRestored("route", len(routes))
+		}
 		c.log.Info("what the interface had lost is put back", "addresses", addresses, "routes", routes)
 	}
 }
 
-func (c *control) logMoved(moved bool) {
-	if moved {
-		c.log.Info("the interface was moved to another network namespace: set its addresses, routes and MTU there")
-	} else {
-		c.log.Info("the interface is back in the network namespace of ipipd")
+// countRestored adds to Status.Restored, and returns the new count.
+func (c *control) countRestored(what string, n int) uint64 {
+	next := map[string]uint64{}
+	maps.Copy(next, c.restoredCounts())
+	if n > 0 {
+		next[what] += uint64(n)
+		c.restored.Store(&next)
 	}
+	return next[what]
+}
+
+// restoredCounts is Status.Restored.
+func (t *Tunnel) restoredCounts() map[string]uint64 {
+	if counts := t.restored.Load(); counts != nil {
+		return *counts
+	}
+	return nil
 }
 
 // restore adds the configured addresses, or routes, that the interface lacks, and returns them. One
-// is given up after maxRestores, until the interface was down.
+// is left alone after maxRestores, until the interface was down.
 func restore[T fmt.Stringer](
-	c *control, route bool, add func(device int, wanted []T) ([]T, error), configured []T, now time.Time,
-) []T {
+	c *control, add func(device int, wanted []T) ([]T, error), configured []T, now time.Time,
+) ([]T, error) {
 	var wanted []T
 	for _, one := range configured {
 		if c.restoreCounts[one].n < maxRestores {
@@ -111,12 +133,6 @@ func restore[T fmt.Stringer](
 	if errors.Is(err, syscall.ENETDOWN) { // set down meanwhile; restored when it is up
 		err = nil
 	}
-	c.retry = c.retry || err != nil
-	if failed := err != nil; failed != c.restoreFailed[route] {
-		if c.restoreFailed[route] = failed; failed {
-			c.log.Warn("cannot put back what the interface has lost", "err", err)
-		}
-	}
 	for _, one := range added {
 		count := c.restoreCounts[one]
 		if now.Sub(count.since) > restoreWindow {
@@ -124,11 +140,21 @@ func restore[T fmt.Stringer](
 		}
 		count.n++
 		c.restoreCounts[one] = count
-		if count.n == maxRestores {
-			c.log.Warn("it is taken away again and again, and left alone from now on, until the interface was set down", "prefix", one, "tries", count.n)
+	}
+	return added, err
+}
+
+// warnLeftAlone warns of what was restored maxRestores times, as long as it is configured.
+func (c *control) warnLeftAlone() {
+	var alone []string
+	for one, count := range c.restoreCounts {
+		if count.n >= maxRestores && (slices.ContainsFunc(c.cfg.Addresses, func(a netstate.InterfaceAddress) bool { return a == one }) ||
+			slices.ContainsFunc(c.cfg.Routes, func(r netstate.InterfaceRoute) bool { return r == one })) {
+			alone = append(alone, one.String())
 		}
 	}
-	return added
+	slices.Sort(alone)
+	c.warnIf(alone != nil, warning.LeftAlone, "%s", strings.Join(alone, ", "))
 }
 
 // ifnameHandler is a slog.Handler that adds the tunnel's current name (Tunnel.Name) as attribute "name".

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"syscall"
@@ -11,6 +12,7 @@ import (
 
 	"ipipd/internal/netstate"
 	"ipipd/internal/packet"
+	"ipipd/internal/warning"
 	"ipipd/test/memory"
 	"ipipd/tun"
 )
@@ -57,11 +59,6 @@ func TestControlUpdateInterface(t *testing.T) {
 		a, _ := pair(t, nil)
 		a.changeInterface(func(s *tun.State) { s.Name = "tunx" })
 		eventually(t, "print shows the new name", func() bool { s := a.Status(); return s.Name() == "tunx" && s.RenamedFrom == "ipip1" })
-		eventually(t, "the log has it", func() bool { return a.network.logged(`msg="the interface was renamed" name=tunx was=ipip1`) == 1 })
-		a.awaitRound(t)
-		if n := a.network.logged("renamed"); n != 1 {
-			t.Errorf("%d lines", n)
-		}
 		if a.Tunnel.Name() != "tunx" {
 			t.Errorf("Name: %s", a.Tunnel.Name())
 		}
@@ -71,7 +68,7 @@ func TestControlUpdateInterface(t *testing.T) {
 	t.Run("moved", func(t *testing.T) {
 		a, _ := pair(t, configured)
 		a.changeInterface(func(s *tun.State) { s.Moved = true })
-		eventually(t, "it is said", func() bool { return a.network.logged("moved to another network namespace") == 1 })
+		eventually(t, "it is said", func() bool { return a.warned(warning.InterfaceMoved) })
 		if b := new(buffers).outbound(a.Tunnel); len(b[0].Space()) != packet.MaxSize {
 			t.Errorf("packets of %d bytes are read, of an interface whose MTU may be any", len(b[0].Space()))
 		}
@@ -82,8 +79,8 @@ func TestControlUpdateInterface(t *testing.T) {
 		a.changeInterface(func(s *tun.State) { s.Moved = false })
 		a.waitRestored(t, ourAddress, ourRoute)
 		eventually(t, "its MTU is followed again", func() bool { s, _ := a.device.State(); return s.MTU == 1380 })
-		if n := a.network.logged("was moved to another network namespace"); n != 1 {
-			t.Errorf("said %d times", n)
+		if n := a.network.logLines(warning.InterfaceMoved); n != 1 || a.warned(warning.InterfaceMoved) {
+			t.Errorf("logged %d times, and it warns of %+v", n, a.Status().Warnings)
 		}
 	})
 }
@@ -110,9 +107,7 @@ func TestRestore(t *testing.T) {
 		a.remove(ourAddress)
 		a.waitRestored(t, ourAddress)
 		a.awaitRound(t)
-		eventually(t, "it is said", func() bool {
-			return a.network.logged(`msg="what the interface had lost is put back" name=ipip1 addresses=[10.255.0.1/30] routes=[]`) == 1
-		})
+		eventually(t, "it is counted", func() bool { return maps.Equal(a.Status().Restored, map[string]uint64{"address": 1}) })
 	})
 	t.Run("down", func(t *testing.T) {
 		a, _ := pair(t, configured)
@@ -134,8 +129,8 @@ func TestRestore(t *testing.T) {
 		a.remove(ourRoute)
 		a.awaitRound(t)
 		a.waitRestored(t, back...)
-		if n := a.network.logged("left alone from now on"); n != 1 {
-			t.Errorf("%d warnings", n)
+		if w := a.warns(warning.LeftAlone); w.Detail != ourRoute.String() || a.Status().Restored["route"] != maxRestores {
+			t.Errorf("%+v, restored %v", w, a.Status().Restored)
 		}
 		// The address has its own count, and setting the interface down resets the counts.
 		a.remove(ourRoute, ourAddress)
@@ -145,6 +140,18 @@ func TestRestore(t *testing.T) {
 		a.awaitRound(t)
 		a.changeInterface(func(s *tun.State) { s.Up = true })
 		a.waitRestored(t, append(back, ourRoute)...)
+		eventually(t, "it does not warn any more", func() bool { return !a.warned(warning.LeftAlone) })
+	})
+	t.Run("not-wanted-any-more", func(t *testing.T) {
+		a, _ := pair(t, configured)
+		a.do(t, func(c *control) { c.restoreCounts[ourRoute] = restoreCount{n: maxRestores, since: time.Now()} })
+		eventually(t, "it warns", func() bool { return a.warned(warning.LeftAlone) })
+		a.do(t, func(c *control) {
+			cfg := *c.cfg
+			cfg.Routes = nil
+			c.setConfig(&cfg)
+		})
+		eventually(t, "it does not", func() bool { return !a.warned(warning.LeftAlone) })
 	})
 	t.Run("down-and-up-at-once", func(t *testing.T) {
 		a, _ := pair(t, configured)
@@ -155,25 +162,29 @@ func TestRestore(t *testing.T) {
 			back = append(back, ourRoute)
 			a.waitRestored(t, back...)
 		}
-		if n := a.network.logged("left alone from now on"); n != 0 {
-			t.Errorf("%d warnings", n)
+		a.awaitRound(t)
+		if w := a.warns(warning.LeftAlone); w.Detail != "" {
+			t.Errorf("%+v", w)
 		}
 	})
 	t.Run("down-meanwhile", func(t *testing.T) {
 		a, _ := pair(t, configured)
 		a.network.set(func(w *fakeNetwork) { w.configureErr = fmt.Errorf("add route: %w", syscall.ENETDOWN) })
 		a.awaitRound(t)
-		if n := a.network.logged("cannot put back"); n != 0 {
-			t.Errorf("%d warnings", n)
+		if w := a.warns(warning.NotRestored); w.Detail != "" {
+			t.Errorf("%+v", w)
 		}
 	})
 	t.Run("refused", func(t *testing.T) {
 		a, _ := pair(t, configured)
 		a.network.set(func(w *fakeNetwork) { w.configureErr = errors.New("not permitted") })
-		eventually(t, "it is said", func() bool { return a.network.logged("cannot put back") == 2 }) // addresses, routes
+		both := "not permitted\nnot permitted" // addresses, routes
+		eventually(t, "it is said", func() bool { return a.warns(warning.NotRestored).Detail == both })
 		a.awaitRound(t)
-		if n := a.network.logged("cannot put back"); n != 2 {
-			t.Errorf("said %d times", n)
+		if n := a.network.logLines(warning.NotRestored); n != 1 {
+			t.Errorf("logged %d times", n)
 		}
+		a.network.set(func(w *fakeNetwork) { w.configureErr = nil })
+		eventually(t, "it does not warn any more", func() bool { return !a.warned(warning.NotRestored) })
 	})
 }

@@ -38,10 +38,6 @@ type ipsecPolicy struct {
 // or lost, or maxInner may have changed; dropped, with received ESP packets that an SA of the
 // tunnel refused. Neither may block.
 func newIPsecPolicy(manager *ipsec.Manager, cfg *Config, secret ike.Secret, log *slog.Logger, changed func(), dropped func(drop.Reason, int)) *ipsecPolicy {
-	if len(secret) < ipsec.WeakSecret {
-		log.Warn("the secret is short: who answers once in the peer's place can test guesses of it offline",
-			"remedy", "openssl rand -base64 32, the same at both ends")
-	}
 	p := &ipsecPolicy{manager: manager, config: ipsec.Config{Config: cfg.IPsec.config(secret)}}
 	p.config.Mark = cfg.FwMark
 	p.config.Changed, p.config.Dropped, p.config.SAs = changed, dropped, &p.sas

@@ -11,6 +11,7 @@ import (
 	"ipipd/internal/ipsec"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
+	"ipipd/internal/warning"
 )
 
 // Without a session nothing is sent.
@@ -29,14 +30,16 @@ func TestIPsecPolicy_noSession(t *testing.T) {
 	}
 }
 
-func TestNewIPsecPolicy_shortSecret(t *testing.T) {
-	for secret, warnings := range map[string]int{strings.Repeat("s", ipsec.WeakSecret-1): 1, strings.Repeat("s", ipsec.WeakSecret): 0} {
-		c := Default()
-		c.IPsec.Secret = []byte(secret)
+func TestControlWarnIPsec_shortSecret(t *testing.T) {
+	for secret, short := range map[string]bool{strings.Repeat("s", ipsec.WeakSecret-1): true, strings.Repeat("s", ipsec.WeakSecret): false} {
+		cfg := Default()
+		cfg.IPsec.Secret = []byte(secret)
 		var log bytes.Buffer
-		newIPsecPolicy(ipsec.NewManager(ipsec.Options{}), &c, c.IPsec.Secret, slog.New(slog.NewTextHandler(&log, nil)), nil, nil)
-		if strings.Count(log.String(), "the secret is short") != warnings || strings.Contains(log.String(), secret) {
-			t.Errorf("%d bytes: %s", len(secret), log.String())
+		c := warningControl(&log)
+		c.ipsecPolicy = newIPsecPolicy(ipsec.NewManager(ipsec.Options{}), &cfg, cfg.IPsec.Secret, c.log, nil, nil)
+		c.warnIPsec()
+		if c.warned(warning.WeakSecret) != short || strings.Contains(log.String(), secret) {
+			t.Errorf("%d bytes: %+v, logged %s", len(secret), c.activeWarnings(), log.String())
 		}
 	}
 }

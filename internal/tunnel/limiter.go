@@ -21,23 +21,3 @@ func (l *limiter) allow(now time.Time) bool {
 	}
 	return l.count.Add(1) <= perSecond
 }
-
-// notice limits a log line about a state that third parties can cause, as by a forged ICMP error:
-// one line while the state lasts, and at most one a minute. Its zero value is ready. It is
-// not safe for concurrent use.
-type notice struct {
-	logged bool
-	last   time.Time
-}
-
-// due reports whether to log now, and counts that as logged.
-func (n *notice) due(now time.Time) bool {
-	if n.logged || now.Sub(n.last) < time.Minute {
-		return false
-	}
-	n.logged, n.last = true, now
-	return true
-}
-
-// reset ends the state.
-func (n *notice) reset() { n.logged = false }

@@ -12,6 +12,7 @@ import (
 
 	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
+	"ipipd/internal/warning"
 	"ipipd/keepalive"
 	"ipipd/test/memory"
 	"ipipd/test/netlab"
@@ -180,11 +181,19 @@ func (w *fakeNetwork) Write(p []byte) (int, error) {
 	return w.log.Write(p)
 }
 
-// logged counts occurrences of text in the log.
-func (w *fakeNetwork) logged(text string) int {
+// logLines counts the log lines of the beginnings of a warning: a remedy follows.
+func (w *fakeNetwork) logLines(code warning.Code) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return strings.Count(w.log.String(), text)
+	return strings.Count(w.log.String(), "warning="+code.String()+" ")
+}
+
+// warns returns a warning of a tunnel, the zero Warning if it is not active.
+func (t *Tunnel) warns(code warning.Code) (w Warning) {
+	if at := t.warning(code); at >= 0 {
+		w = t.activeWarnings()[at]
+	}
+	return w
 }
 
 // rounds counts the rounds of the control goroutines.

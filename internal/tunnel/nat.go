@@ -15,26 +15,18 @@ func IsPublic(a netip.Addr) bool {
 	return !a.IsPrivate() && !cgn.Contains(a) && !a.IsLinkLocalUnicast() && !a.IsLoopback()
 }
 
-// What `up` and doctor say alike.
+// What doctor says of KeepaliveBehindNAT.
 const (
 	BehindNAT       = "behind a NAT nobody but ipipd answers reflect probes"
 	BehindNATRemedy = "--keepalive-probe echo --keepalive-target with the peer's inner address"
-	KernelIPIP      = "the kernel's ipip module is loaded and handles protocol 4 as well: it may answer the peer with ICMP errors"
 )
+
+// KernelIPIP is what `up` and doctor say alike.
+const KernelIPIP = "the kernel's ipip module is loaded and handles protocol 4 as well: it may answer the peer with ICMP errors"
 
 // ReflectsBehindNAT reports whether the local address is private and the remote is not, which means a NAT,
 // and c has reflect probes. It translates the outer header only: the inner destination of a reflect probe
 // stays the private address, to which the peer has no route.
 func ReflectsBehindNAT(c *Config, local, remote netip.Addr) bool {
 	return c.Keepalive.Interval != 0 && c.KeepaliveProbe == keepalive.FormReflect && !IsPublic(local) && IsPublic(remote)
-}
-
-// warnNAT warns if ReflectsBehindNAT.
-func (t *Tunnel) warnNAT() {
-	path := &t.route.Load().path
-	local, remote := address(path.Local), address(path.Remote)
-	if ReflectsBehindNAT(t.config.Load(), local, remote) {
-		t.log.Warn("the local address is private and the remote is not: "+BehindNAT,
-			"local-address", local, "remote-address", remote, "remedy", BehindNATRemedy)
-	}
 }

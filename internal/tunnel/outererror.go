@@ -7,6 +7,7 @@ import (
 	"ipipd/encap"
 	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
+	"ipipd/internal/warning"
 )
 
 // ICMP errors from the outer path set the soft state of RFC 2003, section 5. They are easily
@@ -53,7 +54,6 @@ func (c *control) tooBig(e *encap.OuterError, now time.Time) {
 	changed, d := c.pathMTU.TooBig(now, e, c.underlay.MTU)
 	if changed {
 		c.pathMTUFrom = e.Reporter
-		c.pathMTUNotice.reset()
 	}
 	if d != drop.None {
 		c.drop(d, 1)
@@ -65,15 +65,12 @@ func (c *control) unreachableError(e *encap.OuterError, now time.Time) {
 	c.reach.MarkUnreachable(now)
 	c.unreachableAt = now
 	c.unreachable.Store(true)
-	if c.unreachableNotice.due(now) {
-		c.log.Warn("outer packets do not arrive", "icmp-type", e.Type, "icmp-code", e.Code, "from", address(e.Reporter))
-	}
+	code := warning.RemoteUnreachable
 	if e.ProtocolUnreachable() {
 		c.protoUnreachable = true
-		if c.protoUnreachableNotice.due(now) {
-			c.log.Warn(fmt.Sprintf("nothing at the remote takes protocol %d: set up its end of the tunnel", e.Protocol), "from", address(e.Reporter))
-		}
+		code = warning.PeerNotSetUp
 	}
+	c.raise(code, fmt.Sprintf("ICMP %d/%d from %v", e.Type, e.Code, address(e.Reporter)), "")
 }
 
 // peerAlive reports whether a packet of the peer was received, by userspace or the fast path, within
@@ -105,17 +102,7 @@ func (c *control) updateReachability(now time.Time) {
 	if c.reach.Reachable(now) {
 		c.reach.MarkReachable()
 		c.unreachable.Store(false)
-		c.unreachableNotice.reset()
-		c.protoUnreachableNotice.reset()
-	}
-}
-
-// updatePathMTU logs a learnt path MTU, and drops an expired one (RFC 1191, section 6.3).
-func (c *control) updatePathMTU(now time.Time) {
-	if c.pathMTU.Tick(now) {
-		c.log.Info("the path MTU is forgotten: larger packets are tried again")
-	}
-	if c.pathMTU.Get() != 0 && c.pathMTUNotice.due(now) {
-		c.log.Info("path MTU learnt", "path-mtu", c.pathMTU.Effective(c.underlay.MTU), "from", address(c.pathMTUFrom))
+		c.clear(warning.RemoteUnreachable)
+		c.clear(warning.PeerNotSetUp)
 	}
 }

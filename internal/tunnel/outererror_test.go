@@ -10,6 +10,7 @@ import (
 	"ipipd/internal/drop"
 	"ipipd/internal/ipsec"
 	"ipipd/internal/ipv4"
+	"ipipd/internal/warning"
 	"ipipd/keepalive"
 )
 
@@ -50,7 +51,7 @@ func TestControlUnreachableError_activePeer(t *testing.T) {
 		b.send(t, a, p)
 		injectErrors(t, a, outerError(outerA, outerB, p, code, 0))
 		eventually(t, "it is counted", func() bool { return a.Status().Drops["outer-error-not-believed"] == 1 })
-		if a.unreachable.Load() || a.network.logged("do not arrive") != 0 || a.network.logged("takes protocol 4") != 0 {
+		if a.unreachable.Load() || len(a.Status().Warnings) > 0 {
 			t.Errorf("3/%d was believed", code)
 		}
 	}
@@ -122,7 +123,7 @@ func TestControlTooBig_withoutDF(t *testing.T) {
 		a.send(t, b, p)
 		injectErrors(t, a, outerErrorDF(outerA, outerB, p, 4, 600, quoted))
 		eventually(t, "it is counted", func() bool { return a.Status().Drops["outer-error-not-believed"] == 1 })
-		if got := a.send(t, b, p); len(got) != len(p) || a.Status().PathMTU != 1500 || a.network.logged("path MTU learnt") != 0 {
+		if got := a.send(t, b, p); len(got) != len(p) || a.Status().PathMTU != 1500 || a.warned(warning.PathMTULowered) {
 			t.Errorf("quoted with DF %v: the path MTU is %d", quoted, a.Status().PathMTU)
 		}
 	}
@@ -149,12 +150,13 @@ func TestTunnelOuterError_logLimit(t *testing.T) {
 			injectErrors(t, a, outerError(outerA, outerB, p, 4, mtu))
 			eventually(t, "it is learnt", func() bool { return a.Status().PathMTU == mtu })
 		}
-		if n := a.network.logged("path MTU learnt"); n != 1 {
+		eventually(t, "it says where it ended", func() bool { return a.warns(warning.PathMTULowered).Detail == "path-mtu 600, says 203.0.113.1" })
+		if n := a.network.logLines(warning.PathMTULowered); n != 1 {
 			t.Errorf("logged %d times", n)
 		}
-		a.do(t, func(c *control) { c.updateRoute(time.Now().Add(time.Minute)) })
-		if n := a.network.logged("path-mtu=600"); n != 1 {
-			t.Errorf("a minute later where it ended is logged %d times", n)
+		a.do(t, func(c *control) { c.round(time.Now().Add(time.Hour)) })
+		if a.warned(warning.PathMTULowered) || a.Status().PathMTU != 1500 {
+			t.Errorf("it is not forgotten: %+v", a.Status().State)
 		}
 	})
 	t.Run("unreachable-and-heard", func(t *testing.T) {
@@ -172,13 +174,17 @@ func TestTunnelOuterError_logLimit(t *testing.T) {
 			if !a.unreachable.Load() {
 				t.Fatal("it is not believed")
 			}
+			if !a.warned(warning.PeerNotSetUp) {
+				t.Error("it does not warn")
+			}
 			b.send(t, a, p)
 			a.do(t, func(c *control) { c.updateReachability(now.Add(time.Hour)) }) // it is over
-		}
-		for _, line := range []string{"do not arrive", "takes protocol 4"} {
-			if n := a.network.logged(line); n > 2 { // in the one minute
-				t.Errorf("%q is logged %d times", line, n)
+			if a.warned(warning.PeerNotSetUp) {
+				t.Error("it warns still")
 			}
+		}
+		if n := a.network.logLines(warning.PeerNotSetUp); n > 2 { // in the one minute
+			t.Errorf("logged %d times", n)
 		}
 	})
 }

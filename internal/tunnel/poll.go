@@ -32,13 +32,12 @@ const (
 
 // activity is what poll knows of one tunnel.
 type activity struct {
-	packets            uint64 // sent and received, as last read
-	last               time.Time
-	refreshed          time.Time
-	checked            time.Time // for taps
-	fragmenting        bool
-	fragmentLossLogged bool
-	reassembled        reassembled // at the start
+	packets       uint64 // sent and received, as last read
+	last          time.Time
+	refreshed     time.Time
+	checked       time.Time // for taps
+	reassembledAt time.Time // of reassembled; zero is never
+	reassembled   reassembled
 }
 
 // active records the tunnel's packet counters and reports whether there was traffic lately.
@@ -120,7 +119,7 @@ func (e *Engine) pollTunnels(now time.Time) (active, anyFast bool) {
 			t.confirmNextHop()
 		}
 		if isActive {
-			t.checkFragmentLoss(reassembly)
+			t.checkFragmentLoss(now, reassembly)
 		}
 	}
 	if active && now.Sub(e.rechecked) >= refreshInterval {

@@ -435,7 +435,7 @@ func TestStatusMarshalJSON(t *testing.T) {
 	const want = `[{"name":"ipip1","comment":"","local-address":"","remote-address":"r2.example","mtu":"auto","dscp":"inherit",` +
 		`"dont-fragment":"no","clamp-tcp-mss":"yes","allow-fast-path":"yes","keepalive":"10s,10","keepalive-probe":"reflect","keepalive-target":"","ttl":"255",` +
 		`"address":["10.255.0.1/30"],"route":[],"underlay-device":"","fwmark":"0","tun-queues":"auto","rps":"off","ipsec-secret":"",` +
-		`"disabled":false,"running":true,"actual-mtu":1480,"current-local-address":"","current-remote-address":"198.51.100.1","candidate-remote-address":"198.51.100.2",` +
+		`"disabled":false,"running":true,"warnings":[],"actual-mtu":1480,"current-local-address":"","current-remote-address":"198.51.100.1","candidate-remote-address":"198.51.100.2",` +
 		`"keepalive-state":"up","fast-path":"active","last-heard":"2025-01-02T03:04:05Z","rx-packet":1,"rx-byte":84,"tx-packet":0,"tx-byte":0,"drops":{},"process-drops":{}}]`
 	if d := cmp.Diff(want, string(text)); d != "" {
 		t.Error(d)
@@ -445,7 +445,7 @@ func TestStatusMarshalJSON(t *testing.T) {
 	if err := json.Unmarshal(text, &back); err != nil {
 		t.Fatal(err)
 	}
-	s.Drops, s.ProcessDrops = map[string]uint64{}, map[string]uint64{}
+	s.Drops, s.ProcessDrops, s.Warnings = map[string]uint64{}, map[string]uint64{}, []Warning{}
 	if d := cmp.Diff([]Status{s}, back); d != "" {
 		t.Errorf("what comes back is not what went: %s", d)
 	}

@@ -2,9 +2,11 @@ package tunnel
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"ipipd/internal/netstate"
+	"ipipd/internal/warning"
 	"ipipd/tun"
 )
 
@@ -42,11 +44,12 @@ func (c *control) interfaceGone(device tun.Device, err error, now time.Time) {
 		lost.times = 0
 	}
 	*lost = lostInterface{gone: true, since: now, times: lost.times + 1, at: now}
-	c.log.Warn("the interface is gone, and is made again", "err", err)
+	detail := err.Error()
 	if lost.times > maxRemakes {
 		lost.at = now.Add(lastRemake)
-		c.log.Warn("it is taken away again and again, and made again later", "times", lost.times, "after", lastRemake)
+		detail = fmt.Sprintf("the %d. time within minutes, so after %v: %v", lost.times, lastRemake, err)
 	}
+	c.raise(warning.InterfaceGone, detail, "")
 	clear(c.restoreCounts)
 }
 
@@ -80,13 +83,14 @@ func (c *control) remakeInterface(now time.Time) {
 	if err == nil {
 		c.missing.Store(nil)
 		c.restoreDue = true // its routes
-		c.log.Info("the interface is made again")
+		c.countRestored("interface", 1)
+		c.clear(warning.InterfaceGone)
+		c.clear(warning.InterfaceNotMade)
 		return
 	}
 	c.closeInterface()
-	if lost.gone = true; lost.wait == 0 {
-		c.log.Warn("the interface cannot be made again; it is tried again and again", "err", err)
-	}
+	lost.gone = true
+	c.raise(warning.InterfaceNotMade, err.Error(), "")
 	if errors.Is(err, tun.ErrNameTaken) {
 		c.setMissing("the name " + c.madeName + ", which another interface has")
 	}

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"ipipd/internal/warning"
 	"ipipd/test/memory"
 	"ipipd/tun"
 )
@@ -31,10 +32,8 @@ func TestControlRemakeInterface(t *testing.T) {
 	if s := a.Status(); s.TxPacket != 2 || s.RxPacket != 1 || e.Tunnel("a") != a || m.opened != opened+1 {
 		t.Errorf("tx-packet %d, rx-packet %d, %d interfaces are made", s.TxPacket, s.RxPacket, m.opened-opened)
 	}
-	for _, line := range []string{"the interface is gone, and is made again", "the interface is made again"} {
-		if n := m.logged(line + `" name=a`); n != 1 {
-			t.Errorf("%d lines say %q", n, line)
-		}
+	if s := a.Status(); s.Restored["interface"] != 1 || len(s.Warnings) > 0 || m.logLines(warning.InterfaceGone) != 1 {
+		t.Errorf("restored %v, and it warns of %+v", s.Restored, s.Warnings)
 	}
 }
 
@@ -60,7 +59,8 @@ func TestControlRemakeInterface_nameTaken(t *testing.T) {
 	m.deleteInterface(a)
 	eventually(t, "it says so", func() bool {
 		s := a.Status()
-		return s.WaitingFor == "the name a, which another interface has" && !s.Running && !s.Disabled
+		return s.WaitingFor == "the name a, which another interface has" && !s.Running && !s.Disabled &&
+			a.warned(warning.InterfaceGone) && a.warned(warning.InterfaceNotMade)
 	})
 	apply(t, e, lineA+" dscp=46 address=10.8.0.1/24 route=10.40.0.0/16 rps=1 mtu=1400", lineB)
 	apply(t, e, lineA+" dscp=46 route=10.50.0.0/16", lineB+" route=10.40.0.0/16")
@@ -70,8 +70,8 @@ func TestControlRemakeInterface_nameTaken(t *testing.T) {
 	fresh, m2 := newModel(t, other)
 	apply(t, fresh, lineA+" dscp=46 route=10.50.0.0/16", lineB+" route=10.40.0.0/16")
 	eventually(t, "all is as it would be started", func() bool { return state(e, m) == state(fresh, m2) })
-	if n := m.logged("cannot be made again"); n != 1 {
-		t.Errorf("said %d times", n)
+	if n := m.logLines(warning.InterfaceNotMade); n != 1 || a.warned(warning.InterfaceGone) || a.warned(warning.InterfaceNotMade) {
+		t.Errorf("logged %d times, and it warns of %+v", n, a.Status().Warnings)
 	}
 }
 
@@ -83,7 +83,7 @@ func TestControlRemakeInterface_removedMeanwhile(t *testing.T) {
 	a := e.Tunnel("a")
 	m.failOpen = "a"
 	m.deleteInterface(a)
-	eventually(t, "it cannot be made", func() bool { return m.logged("cannot be made again") == 1 })
+	eventually(t, "it cannot be made", func() bool { return a.warned(warning.InterfaceNotMade) })
 	m.change(func() { m.failOpen = "" })
 	apply(t, e, strings.Replace(lineA, "name=a", "name=c", 1), lineB)
 	if got := m.String(); strings.Contains(got, "link a") || !strings.Contains(got, "route c 10.20.0.0/16") {

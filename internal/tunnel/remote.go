@@ -12,6 +12,7 @@ import (
 	"ipipd/internal/netstate"
 	"ipipd/internal/resolve"
 	"ipipd/internal/underlay"
+	"ipipd/internal/warning"
 	"ipipd/keepalive"
 )
 
@@ -58,15 +59,15 @@ type resolution struct {
 
 	networkChanges uint64 // Answer.NetworkChanges, as last seen
 
-	remoteSince    time.Time    // when the remote was taken
-	previous       *otherRemote // nil is none
-	previousUntil  time.Time
-	tried          netip.Addr     // the last one that was to be a candidate
-	triedAt        time.Time      // zero is none
-	candidateNoted bool           // it is logged that there is one
-	accepted       []*otherRemote // Tunnel.others
-	present        *otherRemote   // of accepted: the remote's
-	probeDue       bool           // of a remote or candidate that is new
+	remoteSince   time.Time    // when the remote was taken
+	previous      *otherRemote // nil is none
+	previousUntil time.Time
+	tried         netip.Addr     // the last one that was to be a candidate
+	triedAt       time.Time      // zero is none
+	triedErr      error          // why it cannot be
+	accepted      []*otherRemote // Tunnel.others
+	present       *otherRemote   // of accepted: the remote's
+	probeDue      bool           // of a remote or candidate that is new
 }
 
 // lookupDue is when the remote's name is to be looked up; zero is never.
@@ -110,13 +111,8 @@ func (c *control) noteAnswer(lookup int, a resolve.Answer, err error, now time.T
 		defer c.releaseRemote(now)
 	}
 	if err != nil {
-		if c.failures++; c.failures == 1 && c.remote.IsValid() && !c.held {
-			c.log.Warn("the name is not resolved again; its last address stays in use", "err", err)
-		}
+		c.failures++
 		return
-	}
-	if c.failures > 0 {
-		c.log.Info("the name is resolved again", "remote-address", c.cfg.RemoteAddress)
 	}
 	c.failures, c.ttl, c.addresses = 0, a.TTL, a.Addresses
 }
@@ -230,7 +226,7 @@ func (c *control) useRemote(remote netip.Addr, now time.Time) {
 
 func (c *control) dropCandidate() {
 	c.candidate.Store(nil)
-	c.tried, c.candidateNoted = netip.Addr{}, false
+	c.tried = netip.Addr{}
 }
 
 // setCandidate makes the address of the answer that is next after the last one tried the candidate, unless
@@ -259,17 +255,16 @@ func (c *control) setCandidate(now time.Time) {
 		candidate = nil
 	}
 	c.candidate.Store(candidate)
-	c.probeDue = candidate != nil
-	if c.candidateNoted {
-		return
+	c.probeDue, c.triedErr = candidate != nil, err
+}
+
+// warnOtherAddress says which is probed, or cannot be.
+func (c *control) warnOtherAddress() {
+	detail := c.tried.String()
+	if c.triedErr != nil {
+		detail += ", which cannot be used: " + c.triedErr.Error()
 	}
-	c.candidateNoted = true
-	log := c.log.With("remote-address", c.cfg.RemoteAddress, "current-remote-address", c.remote, "candidate-remote-address", next)
-	if err != nil {
-		log.Warn("the name has another address, which cannot be used", "err", err)
-	} else {
-		log.Info("the name has another address, which is used once the peer is heard from it, or no longer from the current one")
-	}
+	c.warnIf(c.tried.IsValid(), warning.OtherAddress, "%s", detail)
 }
 
 func newOtherRemote(path *underlay.Path, previous bool) *otherRemote {
@@ -334,7 +329,7 @@ func (c *control) setRemote(remote netip.Addr) {
 	c.forgetPath()
 	c.probeAnswered.Store(false)
 	c.peerProbes.Store(false)
-	c.unansweredProbes, c.unansweredLogged = 0, false
+	c.unansweredProbes = 0
 }
 
 // forgetPath forgets what was learnt of the path.

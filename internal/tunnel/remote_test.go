@@ -17,6 +17,7 @@ import (
 	"ipipd/internal/packet"
 	"ipipd/internal/resolve"
 	"ipipd/internal/underlay"
+	"ipipd/internal/warning"
 	"ipipd/keepalive"
 	"ipipd/test/memory"
 	"ipipd/tun"
@@ -112,17 +113,19 @@ func TestControl_noteAnswer(t *testing.T) {
 		a := startNamed(t, socket, keepalive.Config{}, n.lookUp)
 		n.say()
 		a.lookUpAgain(t, n)
-		eventually(t, "it says so", func() bool { return a.network.logged("its last address stays in use") == 1 })
+		eventually(t, "it says so", func() bool { return a.warned(warning.NameNotRefreshed) })
+		first := a.warns(warning.NameNotRefreshed)
 		if !a.hasRemote(outerB)() {
 			t.Errorf("the remote is %s", a.Status().CurrentRemoteAddress)
 		}
 		a.lookUpAgain(t, n)
-		if n := a.network.logged("its last address stays in use"); n != 1 {
-			t.Errorf("it is said %d times", n)
+		a.awaitRound(t)
+		if now := a.warns(warning.NameNotRefreshed); now != first {
+			t.Errorf("it warned of %+v, and then of %+v", first, now)
 		}
 		n.say(outerB)
 		a.lookUpAgain(t, n)
-		eventually(t, "that it resolves is said, too", func() bool { return a.network.logged("the name is resolved again") == 1 })
+		eventually(t, "it resolves", func() bool { return !a.warned(warning.NameNotRefreshed) })
 	})
 	t.Run("present-one-stays", func(t *testing.T) {
 		socket, _ := memory.NewSocketPair()
@@ -352,12 +355,14 @@ func TestControl_candidate(t *testing.T) {
 
 	n.say(outerD)
 	a.lookUpAgain(t, n)
+	eventually(t, "it says so", func() bool { return a.warns(warning.OtherAddress).Detail == outerD.String() })
+	first := a.warns(warning.OtherAddress)
 	a.lookUpAgain(t, n)
 	if s := a.Status(); s.CurrentRemoteAddress != outerB.String() || s.CandidateRemoteAddress != outerD.String() {
 		t.Errorf("%s is used, and %q the candidate", s.CurrentRemoteAddress, s.CandidateRemoteAddress)
 	}
-	if n := a.network.logged("the name has another address"); n != 1 {
-		t.Errorf("it is said %d times", n)
+	if now := a.warns(warning.OtherAddress); now != first {
+		t.Errorf("it warned of %+v, and then of %+v", first, now)
 	}
 	if got := sa.Reception().Remote; got != [4]byte{} {
 		t.Errorf("packets of %v only are received", address(got))
@@ -572,12 +577,14 @@ func TestControl_usableAddress(t *testing.T) {
 			apply(t, e, "name=a remote-address=far.example keepalive=10s,10 route=10.20.0.0/16")
 			a := e.Tunnel("a")
 			if late {
-				eventually(t, "it waits", func() bool { return strings.Contains(a.Status().WaitingFor, "is an address of this host") })
+				eventually(t, "it waits", func() bool {
+					return strings.Contains(a.Status().WaitingFor, "is an address of this host") && a.warned(warning.NoPath)
+				})
 				m.set(func(w *fakeNetwork) { delete(w.errs, outerC.As4()) })
 			}
 			eventually(t, "it runs", func() bool { s := a.Status(); return s.Running && s.CurrentRemoteAddress == outerC.String() })
-			if n := m.logged("no way to the remote;"); late && n != 1 || !late && n != 0 {
-				t.Errorf("said %d times", n)
+			if n := m.logLines(warning.NoPath); late && n != 1 || !late && n != 0 || a.warned(warning.NoPath) {
+				t.Errorf("logged %d times, and it warns of %+v", n, a.Status().Warnings)
 			}
 		})
 	}

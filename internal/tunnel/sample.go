@@ -55,6 +55,9 @@ type Sample struct {
 	// RoundTrip is that of the last probe that was answered; 0 is none.
 	RoundTrip time.Duration `json:"round-trip,omitzero"`
 
+	// Warnings are those that are active.
+	Warnings []Warning
+
 	// Encrypted is whether the tunnel has a secret, and the rest its SAs.
 	Encrypted   bool      `json:"encrypted,omitzero"`
 	Established bool      `json:"established,omitzero"`
@@ -100,6 +103,7 @@ func (t *Tunnel) sample() Sample {
 		StateChanges: t.changes.Load(),
 		Drops:        t.counters.drops.All(),
 		ProbesSent:   t.probes.sent.Load(), ProbesAnswered: t.probes.answered.Load(),
+		Warnings:          t.activeWarnings(),
 		ProbesHaveAnswers: cfg.Keepalive.Interval > 0 && cfg.KeepaliveProbe != keepalive.FormEmpty,
 		RoundTrip:         time.Duration(t.probes.roundTrip.Load()),
 	}

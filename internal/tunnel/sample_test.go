@@ -3,6 +3,7 @@ package tunnel
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"testing"
 	"time"
 
@@ -73,7 +74,7 @@ func TestTunnel_noteProbeAnswer(t *testing.T) {
 func TestNewSample(t *testing.T) {
 	c := Default()
 	c.Name, c.RemoteAddress, c.Comment, c.Disabled = "ipip1", "office.example", "later", true
-	if s, want := NewSample(&c), (Sample{Name: "ipip1", Interface: "ipip1", Comment: "later", RemoteAddress: "office.example", Disabled: true}); s != want {
+	if s, want := NewSample(&c), (Sample{Name: "ipip1", Interface: "ipip1", Comment: "later", RemoteAddress: "office.example", Disabled: true}); !reflect.DeepEqual(s, want) {
 		t.Errorf("%+v, want %+v", s, want)
 	}
 	c.LocalAddress = outerA

@@ -11,6 +11,7 @@ import (
 	"ipipd/encap"
 	"ipipd/internal/ipsec/ike"
 	"ipipd/internal/netstate"
+	"ipipd/internal/warning"
 	"ipipd/keepalive"
 	"ipipd/tun"
 )
@@ -59,7 +60,7 @@ func (e *Engine) newControl(cfg *Config, secret ike.Secret) *control {
 	t.log = slog.New(t.ifname)
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.loops.Add(1) // of run
-	c := &control{Tunnel: t, restoreCounts: map[fmt.Stringer]restoreCount{}, restoreFailed: map[bool]bool{}}
+	c := &control{Tunnel: t, restoreCounts: map[fmt.Stringer]restoreCount{}, warnedAt: map[warning.Code]time.Time{}}
 	c.setConfig(cfg)
 	c.remote, _ = cfg.remote()
 	c.underlay.MTU = defaultUnderlayMTU
@@ -138,7 +139,6 @@ func (c *control) open() (err error) {
 	c.wait(first, noPath)
 	c.route.Store(first)
 	c.setNoPath(noPath)
-	c.warnLocalAbsent()
 	c.resetKeepalive(t.epoch)
 	return c.openInterface()
 }
@@ -210,9 +210,7 @@ func (c *control) addQueues() {
 }
 
 func (c *control) setRPS() {
-	if err := c.engine.network.SetRPS(c.ifname.get(), c.cfg.RPS); err != nil {
-		c.log.Warn("rps is not set: received flows stay on the processors that they come by", "err", err)
-	}
+	c.warnErr(warning.RPSNotSet, c.engine.network.SetRPS(c.ifname.get(), c.cfg.RPS))
 }
 
 // enter has tunnels that are open negotiate, and be read from, and then registers pairs, theirs among
@@ -263,10 +261,8 @@ func (e *Engine) begin(tunnels []*control) {
 	begun := make([]*Tunnel, len(tunnels))
 	for i, c := range tunnels {
 		begun[i] = c.Tunnel
-		if c.noPath == nil {
-			c.warnNAT()
-		}
 		c.syncFastPath()
+		c.warnOfState(time.Now())
 	}
 	e.updateReception(begun...)
 	for _, c := range tunnels {

@@ -1,10 +1,10 @@
 package tunnel
 
 import (
-	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"ipipd/internal/ipsec/ike"
@@ -31,12 +31,13 @@ func TestEngineStart_ipsecMTU(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	var device *memory.Device
 	made := 0
-	h, err := NewEngine(EngineOptions{Log: slog.New(slog.NewTextHandler(w, nil)), Socket: socket, Network: w, OpenDevice: func(o tun.Options) (tun.Device, error) {
+	var c *control
+	h, err := NewEngine(EngineOptions{Socket: socket, Network: w, OpenDevice: func(o tun.Options) (tun.Device, error) {
 		made = o.MTU
 		device = memory.NewDevice(o.Name, o.MTU)
-		return &hookedDevice{device, func() {
-			netlab.Eventually(t, "there is an SA", func() bool { return w.logged("packets are encrypted") > 0 })
-		}, func() {}}, nil
+		return &hookedDevice{device, sync.OnceFunc(func() {
+			netlab.Eventually(t, "there is an SA", func() bool { return c.ipsecPolicy.established() })
+		}), func() {}}, nil
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -49,11 +50,18 @@ func TestEngineStart_ipsecMTU(t *testing.T) {
 	cfg := Default()
 	cfg.Name, cfg.RemoteAddress, cfg.Keepalive = "t0", remoteAddress, keepalive.Config{}
 	cfg.IPsec.SecretFile, cfg.IPsec.Exchange = file, ike.IKE2
-	var tunnel *Tunnel
-	a.Do(func() { tunnel, err = h.Start(t.Context(), cfg) }) // the sockets of IKE are opened there
+	secret, err := cfg.IPsec.secret()
 	if err != nil {
 		t.Fatal(err)
 	}
+	a.Do(func() { // the sockets of IKE are opened there
+		c = h.newControl(&cfg, secret)
+		err = h.start(c)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tunnel := c.Tunnel
 	want := tunnel.ipsecPolicy.maxInner(1500)
 	if made >= want {
 		t.Fatalf("made with an MTU of %d, and the SA leaves %d: nothing has changed meanwhile", made, want)

@@ -43,6 +43,11 @@ type State struct {
 	// UndoAt is when the process undoes what it was told to change, unless that is confirmed. Equal in
 	// the State of each of its tunnels.
 	UndoAt time.Time `json:"undo-at,omitzero"`
+	// Warnings are those that are active, in the order in which they have begun. In JSON it is never null.
+	Warnings []Warning `json:"warnings"`
+	// Restored maps address, route, program and interface to how often one was put back, or made again, that
+	// somebody had removed.
+	Restored map[string]uint64 `json:"restored,omitzero"`
 	// ActualMTU is the MTU of the interface in bytes.
 	ActualMTU int `json:"actual-mtu"`
 	// CurrentLocalAddress and CurrentRemoteAddress are the outer addresses in use: configured,
@@ -131,6 +136,9 @@ func (s Status) MarshalJSON() ([]byte, error) {
 	if s.Drops == nil {
 		s.Drops = map[string]uint64{}
 	}
+	if s.Warnings == nil {
+		s.Warnings = []Warning{}
+	}
 	if s.ProcessDrops == nil {
 		s.ProcessDrops = map[string]uint64{}
 	}
@@ -150,7 +158,7 @@ func (s *Status) UnmarshalJSON(data []byte) error {
 		return err
 	}
 	known := make(map[string]json.RawMessage)
-	text, err := json.Marshal(State{RenamedFrom: "ipip1", Interface: "ipip1", WaitingFor: "local-address", CandidateRemoteAddress: "192.0.2.1", PathMTU: 1, FastPath: "active", IPsec: "negotiating", IPsecSPI: "0x1/0x1", LastHeard: time.Unix(1, 0), UndoAt: time.Unix(1, 0)}) // nothing omitted
+	text, err := json.Marshal(State{RenamedFrom: "ipip1", Restored: map[string]uint64{}, Interface: "ipip1", WaitingFor: "local-address", CandidateRemoteAddress: "192.0.2.1", PathMTU: 1, FastPath: "active", IPsec: "negotiating", IPsecSPI: "0x1/0x1", LastHeard: time.Unix(1, 0), UndoAt: time.Unix(1, 0)}) // nothing omitted
 	if err != nil {
 		return err
 	}

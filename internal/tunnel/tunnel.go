@@ -38,13 +38,15 @@ type Tunnel struct {
 	config      atomic.Pointer[Config] // control.cfg
 	route       atomic.Pointer[route]
 	queues      atomic.Pointer[[]tun.Queue]
-	iface       atomic.Pointer[tun.State] // as last read; its MTU is unknown while it is Moved
-	missing     atomic.Pointer[string]    // what of the interface is waited for while it is gone; nil is nothing
-	mtu         atomic.Int32              // of the interface, in bytes
-	pairTaken   atomic.Bool               // another tunnel has the outer addresses
-	unreachable atomic.Bool               // ICMP errors report that outer packets do not arrive
-	state       atomic.Uint32             // keepalive.State
-	changes     atomic.Uint64             // of the carrier, for metrics
+	iface       atomic.Pointer[tun.State]         // as last read; its MTU is unknown while it is Moved
+	missing     atomic.Pointer[string]            // what of the interface is waited for while it is gone; nil is nothing
+	mtu         atomic.Int32                      // of the interface, in bytes
+	pairTaken   atomic.Bool                       // another tunnel has the outer addresses
+	unreachable atomic.Bool                       // ICMP errors report that outer packets do not arrive
+	state       atomic.Uint32                     // keepalive.State
+	changes     atomic.Uint64                     // of the carrier, for metrics
+	warnings    atomic.Pointer[[]Warning]         // see activeWarnings
+	restored    atomic.Pointer[map[string]uint64] // see restoredCounts
 	candidate   atomic.Pointer[otherRemote]
 	others      atomic.Pointer[[]*otherRemote] // from which packets are accepted: see acceptOthers
 	ifname      *ifnameHandler                 // the interface's current name
@@ -55,8 +57,9 @@ type Tunnel struct {
 	probeAnswered  atomic.Bool  // the peer has answered a probe
 	peerProbes     atomic.Bool  // the peer sends reflect probes of its own
 	probes         probes       // see sample.go
-	oversize       atomic.Int32 // length of a received packet above the MTU; 0 is none
-	loopLogged     atomic.Bool
+	oversize       sighting     // a received packet above the MTU, its length
+	looped         sighting     // drop.Loop
+	fragmentLoss   sighting     // by poll, packets not reassembled
 	counters       counters
 
 	ipsecPolicy  *ipsecPolicy // nil without a secret
@@ -153,6 +156,7 @@ func (t *Tunnel) Status() Status {
 	s.Disabled = !iface.Moved && !iface.Up && t.missing.Load() == nil
 	s.Running = t.running() && (iface.Moved || iface.Up && iface.Carrier)
 	s.WaitingFor, s.KeepaliveState = t.waitingFor(), t.keepaliveState(&cfg, route).String()
+	s.Warnings, s.Restored = t.activeWarnings(), t.restoredCounts()
 	s.LastHeard = t.lastReceived()
 	s.ActualMTU = t.MTU()
 	s.CurrentLocalAddress, s.CurrentRemoteAddress = addressText(route.path.Local), addressText(route.path.Remote)

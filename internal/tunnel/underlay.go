@@ -12,6 +12,7 @@ import (
 	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
 	"ipipd/internal/underlay"
+	"ipipd/internal/warning"
 	"ipipd/keepalive"
 )
 
@@ -181,16 +182,7 @@ func (c *control) bypassBlocker() string {
 // link returns the Ethernet header to the next hop, or nil if outer packets must go through the
 // raw socket.
 func (c *control) link(u *netstate.Route) *underlay.Link {
-	reason := c.bypassBlocker()
-	if reason != c.loggedBlocker {
-		c.loggedBlocker = reason
-		if reason != "" {
-			c.log.Debug("outer packets are sent through the raw socket", "because", reason)
-		} else {
-			c.log.Debug("outer packets are sent as Ethernet frames", "device", u.DeviceName)
-		}
-	}
-	if reason != "" || !u.Resolved {
+	if c.bypassBlocker() != "" || !u.Resolved {
 		return nil
 	}
 	l := &underlay.Link{Device: u.Device}
@@ -212,7 +204,7 @@ func (c *control) wantedMTU() int {
 // updateRoute applies the network's answer and the path MTU to the table, the route and the
 // interface's MTU.
 func (c *control) updateRoute(now time.Time) {
-	c.updatePathMTU(now)
+	c.pathMTU.Tick(now) // RFC 1191, section 6.3
 	var next *route
 	err := c.pathError(c.answer, c.remote)
 	if err == nil {
@@ -235,7 +227,11 @@ func (c *control) updateRoute(now time.Time) {
 	}
 	c.anew = false
 	c.setNoPath(err)
-	if old := c.route.Load(); !old.suspended && !next.suspended {
+	old := c.route.Load()
+	if (old.path.Link == nil) != (next.path.Link == nil) {
+		c.log.Debug("how outer packets are sent", "frames", next.path.Link != nil, "bypass-blocker", c.bypassBlocker())
+	}
+	if !old.suspended && !next.suspended {
 		if before, now := old.path.Device, next.path.Device; before != now { // by name: one that is renamed is no longer used
 			c.log.Info("underlay-device is another interface now", "underlay-device", c.cfg.UnderlayDevice, "index", now, "was", before)
 		}
@@ -266,18 +262,19 @@ func (c *control) register(pair outerPair) error {
 // updateMTU sets the interface's MTU if wantedMTU has changed.
 func (c *control) updateMTU(now time.Time) {
 	want := c.wantedMTU()
+	if want == c.appliedMTU {
+		c.clear(warning.MTUNotSet)
+	}
 	if want == c.appliedMTU || c.lost.gone || c.mtuFeedback(want, now) {
 		return
 	}
-	if err := c.device.SetMTU(want); err != nil {
-		if c.rejectedMTU != want {
-			c.log.Error("cannot set the MTU", "mtu", want, "err", err)
-		}
-		c.rejectedMTU, c.retry = want, true
+	err := c.device.SetMTU(want)
+	if c.warnErr(warning.MTUNotSet, err); err != nil {
+		c.retry = true
 		return
 	}
 	c.log.Info("MTU follows the route", "actual-mtu", want)
-	c.appliedMTU, c.rejectedMTU = want, 0
+	c.appliedMTU = want
 	c.mtu.Store(int32(want))
 }
 
@@ -285,10 +282,7 @@ func (c *control) updateMTU(now time.Time) {
 // one, and each lowers the other's MTU by 20. It is detected by repeated decreases on one
 // device within a minute, as a real link's MTU does not show.
 func (c *control) mtuFeedback(want int, now time.Time) bool {
-	const (
-		steps  = 3
-		within = time.Minute
-	)
+	const within = time.Minute
 	if want > c.appliedMTU || c.underlay.Device != c.mtuDecreases.device || now.Sub(c.mtuDecreases.last) > within {
 		c.mtuDecreases = mtuDecreases{device: c.underlay.Device}
 	}
@@ -297,12 +291,11 @@ func (c *control) mtuFeedback(want int, now time.Time) bool {
 	}
 	c.mtuDecreases.last = now
 	c.mtuDecreases.n++
-	if c.mtuDecreases.n == steps+1 {
-		c.log.Warn("the MTU is not lowered any further: the route to the remote seems to lead, through another tunnel, into this one",
-			"actual-mtu", c.appliedMTU, "device", c.underlay.DeviceName)
-	}
-	return c.mtuDecreases.n > steps
+	return c.mtuDecreases.n > mtuSteps
 }
+
+// mtuSteps is how many decreases within a minute are followed.
+const mtuSteps = 3
 
 // mtuDecreases counts recent decreases of the MTU on one device.
 type mtuDecreases struct {

@@ -8,6 +8,7 @@ import (
 
 	"ipipd/internal/drop"
 	"ipipd/internal/netstate"
+	"ipipd/internal/warning"
 )
 
 // The local address and the MTU are the route's, and are updated with it.
@@ -57,12 +58,12 @@ func TestControlUpdateRoute_noRoute(t *testing.T) {
 func TestControlNewRoute_loop(t *testing.T) {
 	a, b := pair(t, nil)
 	a.network.set(func(w *fakeNetwork) { w.err = errors.New("no route") })
-	eventually(t, "there is no way", func() bool { return a.network.logged("no way to the remote; it is looked for") == 1 })
+	eventually(t, "there is no way", func() bool { return a.warned(warning.NoPath) })
 	a.network.set(func(w *fakeNetwork) {
 		w.err = nil
 		w.route.Device, w.route.Source = 77, [4]byte{10, 0, 0, 1}
 	})
-	eventually(t, "there is one again", func() bool { return a.network.logged("a way to the remote again") == 1 })
+	eventually(t, "there is one again", func() bool { return !a.warned(warning.NoPath) })
 	a.awaitRound(t)
 	if local := address(a.route.Load().path.Local); local != outerA {
 		t.Errorf("the local address is %v", local)
@@ -81,12 +82,12 @@ func TestControlMTUFeedback(t *testing.T) {
 			eventually(t, "it follows", func() bool { return a.Status().ActualMTU == want })
 		}
 	}
-	eventually(t, "it says that it stops", func() bool { return a.network.logged("not lowered any further") == 1 })
+	eventually(t, "it says that it stops", func() bool { return a.warned(warning.MTUFeedback) })
 	if mtu := a.Status().ActualMTU; mtu != 1380 {
 		t.Errorf("the MTU is %d", mtu)
 	}
 	a.network.set(func(w *fakeNetwork) { w.route.MTU = 1500 })
-	eventually(t, "it goes up again", func() bool { return a.Status().ActualMTU == 1480 })
+	eventually(t, "it goes up again", func() bool { return a.Status().ActualMTU == 1480 && !a.warned(warning.MTUFeedback) })
 	a.network.set(func(w *fakeNetwork) { w.route.MTU = 1200 })
 	eventually(t, "and down", func() bool { return a.Status().ActualMTU == 1180 })
 }

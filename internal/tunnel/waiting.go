@@ -10,6 +10,7 @@ import (
 
 	"ipipd/internal/drop"
 	"ipipd/internal/netstate"
+	"ipipd/internal/warning"
 	"ipipd/keepalive"
 )
 
@@ -134,9 +135,7 @@ func (c *control) replaceRoute(next *route, now time.Time) {
 		return
 	}
 	c.route.Store(next)
-	if next.txDrop != old.txDrop {
-		c.warnLocalAbsent()
-	}
+	c.forget(&c.looped, warning.RouteLoop)
 	if next.suspended == old.suspended {
 		return
 	}
@@ -146,22 +145,11 @@ func (c *control) replaceRoute(next *route, now time.Time) {
 		return
 	}
 	local, remote := address(next.path.Local), address(next.path.Remote)
-	if old.txDrop == drop.NoLocalAddress {
-		c.log.Info("local-address is on this host: the tunnel is taken up", "local-address", local)
-	} else {
-		c.log.Info("there is a path: the tunnel is taken up", "local-address", local, "remote-address", remote)
-		c.warnNAT()
-	}
+	c.log.Info("the tunnel is taken up", "local-address", local, "remote-address", remote)
 	c.restoreDue = true // routes
 	c.wakeControl()
 	if c.monitor.Tick(now).Probe { // without waiting for the interval
 		c.probe()
-	}
-}
-
-func (c *control) warnLocalAbsent() {
-	if route := c.route.Load(); route.txDrop == drop.NoLocalAddress {
-		c.log.Warn("local-address is not on this host: nothing is sent until it is", "local-address", address(route.path.Local))
 	}
 }
 
@@ -175,29 +163,13 @@ func (c *control) resetKeepalive(now time.Time) {
 	c.state.Store(uint32(c.monitor.State()))
 }
 
-// setNoPath stores a pathError, nil for none, and logs it: once until there is a path again, or each one before
-// the tunnel has started; that of a name after its first look-up.
+// setNoPath stores a pathError, nil for none, and warns of it.
 func (c *control) setNoPath(err error) {
+	if err == nil && c.noPath != nil && !c.suspended() { // else it is taken up
+		c.log.Info("there is a way to the remote again")
+	}
 	c.noPath = err
-	if err == nil {
-		if c.loggedNoPath != "" && !c.suspended() { // else it is taken up
-			c.log.Info("there is a way to the remote again")
-		}
-		c.loggedNoPath = ""
-		return
-	}
-	text := waitingText(err)
-	var unresolved *unresolvedError
-	if errors.As(err, &unresolved) {
-		if unresolved.err == nil {
-			return
-		}
-		text = unresolved.name // and not each of its errors
-	}
-	if c.loggedNoPath == "" || !c.started && text != c.loggedNoPath {
-		c.log.Warn("no way to the remote; it is looked for", "err", err)
-	}
-	c.loggedNoPath = text
+	c.warnPath(err)
 }
 
 // wantedRoutes are those of routes that may lead into the tunnel now.

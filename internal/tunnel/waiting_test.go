@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"ipipd/internal/warning"
 	"ipipd/keepalive"
 	"ipipd/test/memory"
 )
@@ -21,7 +22,8 @@ func TestTunnelSuspended(t *testing.T) {
 		a.network.set(func(w *fakeNetwork) { w.localAbsent = true })
 		eventually(t, "print says so", func() bool {
 			s := a.Status()
-			return !s.Running && s.KeepaliveState == "waiting" && strings.Contains(s.WaitingFor, "local-address 192.0.2.1, which is not on this host")
+			return !s.Running && s.KeepaliveState == "waiting" && strings.Contains(s.WaitingFor, "local-address 192.0.2.1, which is not on this host") &&
+				a.warns(warning.NoLocalAddress).Detail == "192.0.2.1"
 		})
 		eventually(t, "the carrier is gone", func() bool { return !a.device.Running() })
 
@@ -52,10 +54,8 @@ func TestTunnelSuspended(t *testing.T) {
 		eventually(t, "the peer hears a probe", func() bool { return lastReceived().After(before) })
 		eventually(t, "a is running", func() bool { s := a.Status(); return s.Running && s.WaitingFor == "" && a.device.Running() })
 		a.awaitRound(t)
-		for _, line := range []string{"nothing is sent until it is", "the tunnel is taken up"} {
-			if n := a.network.logged(line); n != 1 {
-				t.Errorf("%d lines say %q", n, line)
-			}
+		if w := a.Status().Warnings; len(w) > 0 {
+			t.Errorf("it warns of %+v", w)
 		}
 	})
 	t.Run("absent-without-a-route", func(t *testing.T) {
@@ -79,15 +79,13 @@ func TestControlWait_underlayDevice(t *testing.T) {
 	}
 	s.send(t, b, datagram(100, nil))
 	s.network.set(func(w *fakeNetwork) { w.devices = map[string]int{"eth9": 2} })
-	eventually(t, "it is said", func() bool { return s.network.logged("no way to the remote; it is looked for") == 1 })
+	eventually(t, "it is said", func() bool { return s.warns(warning.NoRoute).Detail == "underlay-device eth0" })
 	if err := s.device.Inject(datagram(100, nil)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "nothing leaves", func() bool { return s.Status().Drops["no-path"] == 1 })
 	s.network.set(func(w *fakeNetwork) { w.devices = map[string]int{"eth9": 2, "eth0": 5} })
-	eventually(t, "the other one is used", func() bool {
-		return s.network.logged("underlay-device is another interface now") == 1 && s.route.Load().path.Device == 5
-	})
+	eventually(t, "the other one is used", func() bool { return !s.warned(warning.NoRoute) && s.route.Load().path.Device == 5 })
 	for s.device.ReceiveWithin(time.Millisecond) != nil { // discard ICMP errors
 	}
 	s.send(t, b, datagram(100, nil))

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ipipd/internal/ipv4"
+	"ipipd/internal/warning"
 	"ipipd/test/netlab"
 )
 
@@ -221,9 +222,7 @@ func TestDescriptors(t *testing.T) {
 		}
 		elsewhere := netlab.New(t)
 		a.Run("ip", "link", "set", "t0", "netns", elsewhere.Path())
-		netlab.Eventually(t, "it is seen that the interface was moved", func() bool {
-			return strings.Contains(d.Log(), "the interface was moved to another network namespace")
-		})
+		d.AwaitWarning(warning.InterfaceMoved)
 		elsewhere.Run("ip", "link", "set", "t0", "netns", a.Path())
 		a.Run("ip", "link", "set", "t0", "up")
 		netlab.Eventually(t, "the address is back", func() bool { return strings.Contains(a.Run("ip", "address", "show", "t0"), innerA) })

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
 
+	"ipipd/internal/warning"
 	"ipipd/test/netlab"
 )
 
@@ -108,7 +109,11 @@ func TestDNS_anotherAddress(t *testing.T) {
 
 		say(another)
 		netlab.Eventually(t, "the other address is a candidate", func() bool { return d.Status().CandidateRemote == another })
+		first := d.AwaitWarning(warning.OtherAddress)
 		wire.AwaitN(3, netlab.Source(outerA))
+		if now := d.AwaitWarning(warning.OtherAddress); now != first {
+			t.Errorf("it warned of %+v, and then of %+v", first, now)
+		}
 		if s := d.Status(); s.CurrentRemoteAddress != outerB || !s.Running {
 			t.Errorf("without an answer from there, current-remote-address is %s, running %v", s.CurrentRemoteAddress, s.Running)
 		}
@@ -122,7 +127,7 @@ func TestDNS_anotherAddress(t *testing.T) {
 		if s := d.Status(); s.CandidateRemote != "" || s.KeepaliveState != "up" {
 			t.Errorf("candidate-remote-address is %q, and the keepalive %s", s.CandidateRemote, s.KeepaliveState)
 		}
-		d.LogsOnce("the name has another address")
+		d.AwaitNoWarning(warning.OtherAddress)
 	})
 }
 
@@ -234,7 +239,9 @@ func TestDNS_unresolved(t *testing.T) {
 	d := netlab.UpConfig(t, a, "t1", file)
 	upB(t, b)
 	ping(t, a, innerB)
-	d.LogsOnce("see that this host can resolve it, or give its IPv4 address")
+	if w := d.AwaitWarning(warning.NameNotResolved); !strings.HasPrefix(w.Detail, "DNS name far.example.net: ") {
+		t.Errorf("%+v", w)
+	}
 	if out, err := d.Run("print", "t1"); err != nil || !strings.Contains(out, "waiting-for: DNS name far.example.net: ") || !strings.Contains(out, "running: no\n") {
 		t.Errorf("print: %v\n%s", err, out)
 	}
@@ -244,5 +251,5 @@ func TestDNS_unresolved(t *testing.T) {
 		return s.Running && s.CurrentRemoteAddress == "192.0.2.9" && s.CurrentLocalAddress == outerA
 	})
 	netlab.Eventually(t, "its route is there", func() bool { return strings.Contains(a.Run("ip", "route", "show", "10.9.0.0/16"), "dev t1") })
-	d.LogsOnce("there is a path: the tunnel is taken up")
+	d.AwaitNoWarning(warning.NameNotResolved)
 }

@@ -87,7 +87,6 @@ func TestFastPath_fallback(t *testing.T) {
 		d := fast.upA(t, a)
 		fast.upB(t, b)
 		wantUserspace(t, d, "not permitted")
-		d.LogsOnce("fast-path")
 		ping(t, a, innerB)
 	})
 	t.Run("an underlay without Ethernet", func(t *testing.T) {
@@ -194,7 +193,7 @@ func TestFastPath_bpfRefused(t *testing.T) {
 		name    string
 		command int // of bpf(2); -1 is all of them
 		errno   unix.Errno
-		want    string // in what print and the log say
+		want    string // in what print says
 	}{
 		{"lockdown, or a seccomp filter of a container", -1, unix.EPERM, "not permitted"},
 		{"no eBPF", -1, unix.ENOSYS, "no eBPF"},
@@ -212,7 +211,6 @@ func TestFastPath_bpfRefused(t *testing.T) {
 			refuseBPF(t, test.command, test.errno)
 			d := fast.upA(t, a)
 			wantUserspace(t, d, test.want)
-			d.LogsOnce("fast-path")
 			ping(t, a, innerB)
 			transfer(t, a, b, innerB, 1<<20)
 			transfer(t, b, a, innerA, 1<<20)

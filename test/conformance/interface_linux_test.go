@@ -1,9 +1,11 @@
 package conformance
 
 import (
+	"maps"
 	"strings"
 	"testing"
 
+	"ipipd/internal/warning"
 	"ipipd/test/netlab"
 )
 
@@ -42,7 +44,6 @@ func TestInterface_renamed(t *testing.T) {
 				t.Errorf("print %s: %v\n%s", name, err, out)
 			}
 		}
-		d.LogsOnce(`msg="the interface was renamed" name=tunx was=t0`)
 		if out, err := d.Run("down", "tunx"); err != nil {
 			t.Errorf("down tunx: %v\n%s", err, out)
 		}
@@ -67,7 +68,7 @@ func TestInterface_moved(t *testing.T) {
 		inside.Run("ip", "address", "add", innerA+"/24", "dev", "uplink")
 		inside.Run("ip", "link", "set", "uplink", "up")
 		awaitPing(t, inside, "it was moved")
-		d.LogsOnce("the interface was moved to another network namespace: set its addresses, routes and MTU there")
+		d.AwaitWarning(warning.InterfaceMoved)
 		a.Run("ip", "link", "set", "veth0", "mtu", "1400")
 		awaitPing(t, inside, "its underlay has another MTU")
 		for _, ns := range []*netlab.NS{inside, a} {
@@ -87,6 +88,7 @@ func TestInterface_moved(t *testing.T) {
 		awaitOutput(t, a, "10.9.0.0/16 dev t0", "ip", "route")
 		awaitOutput(t, a, "mtu 1380", "ip", "link", "show", "t0")
 		awaitPing(t, a, "it is back")
+		d.AwaitNoWarning(warning.InterfaceMoved)
 	})
 }
 
@@ -121,7 +123,7 @@ func TestInterface_restored(t *testing.T) {
 		a.Run("ip", "link", "set", "t0", "down")
 		a.Run("ip", "link", "set", "t0", "up")
 		awaitOutput(t, a, route+" dev t0", "ip", "route")
-		d.LogsOnce("what the interface had lost is put back")
+		netlab.Eventually(t, "it is counted", func() bool { return maps.Equal(d.Status().Restored, map[string]uint64{"route": 1}) })
 	})
 	t.Run("flushed", func(t *testing.T) {
 		t.Parallel()
@@ -132,7 +134,7 @@ func TestInterface_restored(t *testing.T) {
 		if out := a.Run("ip", "address", "show", "dev", "t0"); strings.Contains(out, "10.77.0.1") {
 			t.Errorf("what the operator had is not ours to put back: %s", out)
 		}
-		netlab.Eventually(t, "the log says so", func() bool { return strings.Contains(d.Log(), "put back") })
+		netlab.Eventually(t, "both are counted", func() bool { r := d.Status().Restored; return r["address"] > 0 && r["route"] > 0 })
 	})
 	t.Run("leads-elsewhere", func(t *testing.T) {
 		t.Parallel()
@@ -141,7 +143,7 @@ func TestInterface_restored(t *testing.T) {
 		a.Run("ip", "route", "delete", "10.255.0.0/24", "dev", "t0") // the connected route, not one of --route
 		a.Run("ip", "address", "delete", innerA+"/24", "dev", "t0")
 		awaitOutput(t, a, innerA+"/24", "ip", "address", "show", "dev", "t0")
-		netlab.Eventually(t, "the log says so", func() bool { return strings.Contains(d.Log(), "addresses=[10.255.0.1/24] routes=[]") })
+		netlab.Eventually(t, "it is counted", func() bool { return maps.Equal(d.Status().Restored, map[string]uint64{"address": 1}) })
 		if out := a.Run("ip", "route", "show", route); !strings.Contains(out, "dev veth0") || strings.Contains(out, "t0") {
 			t.Errorf("the operator's route is now %s", out)
 		}
@@ -151,9 +153,9 @@ func TestInterface_restored(t *testing.T) {
 		a, d := setup(t)
 		netlab.Eventually(t, "it is left alone", func() bool {
 			_, _ = a.Try("ip", "route", "delete", route, "dev", "t0")
-			return strings.Contains(d.Log(), "left alone from now on")
+			s := d.Status()
+			return s.Warning(warning.LeftAlone).Detail == route
 		})
-		d.LogsOnce("left alone from now on")
 		_, _ = a.Try("ip", "route", "delete", route, "dev", "t0")
 		a.Run("ip", "address", "delete", innerA+"/24", "dev", "t0") // the next check restores this
 		awaitOutput(t, a, innerA+"/24", "ip", "address", "show", "dev", "t0")

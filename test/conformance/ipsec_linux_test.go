@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"ipipd/internal/ipv4"
+	"ipipd/internal/warning"
 	"ipipd/test/netlab"
 )
 
@@ -256,8 +257,7 @@ func TestIPsec_mtu(t *testing.T) {
 	}
 }
 
-// The reason of a failed negotiation is in print, and in the log once. The secret is in
-// neither.
+// The reason of a failed negotiation is in print. The secret is neither there nor in the log.
 func TestIPsec_negotiationFailed(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -275,7 +275,9 @@ func TestIPsec_negotiationFailed(t *testing.T) {
 			db := upB(t, b, tt.flags...)
 			for _, d := range []*netlab.Daemon{da, db} {
 				netlab.Eventually(t, "print names the reason", func() bool { return strings.Contains(d.Status().IPsec, tt.want) })
-				d.LogsOnce(tt.want)
+				if w := d.AwaitWarning(warning.IPsecNotEstablished); !strings.Contains(w.Detail, tt.want) {
+					t.Errorf("%+v", w)
+				}
 				if s := d.Status(); s.Running {
 					t.Error("it is running")
 				}
@@ -402,8 +404,8 @@ func TestIPsec_forgedICMP(t *testing.T) {
 			from.send(icmpError(3, 4, 600, q), icmpError(3, 1, 0, q))
 		}
 		netlab.Eventually(t, "all are counted", func() bool { return da.Drops("outer-error-not-believed") == uint64(n*2*len(forged)) })
-		if s := da.Status(); s.PathMTU != 1500 || strings.Contains(da.Log(), "do not arrive") {
-			t.Errorf("path-mtu is %d", s.PathMTU)
+		if s := da.Status(); s.PathMTU != 1500 || s.Warning(warning.RemoteUnreachable).Code != "" {
+			t.Errorf("path-mtu is %d, and it warns of %+v", s.PathMTU, s.Warnings)
 		}
 	}
 	awaitRunning(t, da, db)

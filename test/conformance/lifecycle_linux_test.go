@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"testing"
 
+	"ipipd/internal/warning"
 	"ipipd/test/netlab"
 )
 
@@ -150,7 +151,7 @@ func TestLifecycle_interfaceDeletedIKE(t *testing.T) {
 	awaitRunning(t, da, db)
 	before := da.Status().IPsecSPI
 	a.Run("ip", "link", "delete", "t0")
-	da.LogsOnce("the interface is made again")
+	netlab.Eventually(t, "the interface is made again", func() bool { return da.Status().Restored["interface"] == 1 })
 	awaitPing(t, a, "the interface was deleted")
 	if now := da.Status().IPsecSPI; now != before || before == "" {
 		t.Errorf("the SPIs were %s, and are %s", before, now)
@@ -177,7 +178,9 @@ func TestLifecycle_noRoute(t *testing.T) {
 	t.Parallel()
 	a, _ := hosts(t)
 	d := netlab.Up(t, a, "t0", "--remote-address", "198.51.100.1")
-	d.LogsOnce("no route to 198.51.100.1")
+	if w := d.AwaitWarning(warning.NoRoute); w.Detail != "route to 198.51.100.1" || w.Remedy != "add one, or set --underlay-device" {
+		t.Errorf("%+v", w)
+	}
 	if s := d.Status(); s.Running || !noCarrier(a) {
 		t.Errorf("running %v", s.Running)
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"ipipd/internal/ipv4"
+	"ipipd/internal/warning"
 	"ipipd/test/netlab"
 )
 
@@ -78,7 +79,9 @@ func TestLocalAddress_absent(t *testing.T) {
 				if !noCarrier(a) {
 					t.Error("the interface has a carrier")
 				}
-				da.LogsOnce("local-address is not on this host: nothing is sent until it is")
+				if w := da.AwaitWarning(warning.NoLocalAddress); w.Detail != outerA {
+					t.Errorf("%+v", w)
+				}
 
 				come := map[string][]string{
 					"on the underlay": {"address", "add", outerA + "/24", "dev", "veth0"},
@@ -90,7 +93,7 @@ func TestLocalAddress_absent(t *testing.T) {
 					return da.Status().KeepaliveState == "up" && db.Status().KeepaliveState == "up" && !noCarrier(a)
 				})
 				awaitPing(t, a, "the address came")
-				da.LogsOnce("local-address is on this host: the tunnel is taken up")
+				da.AwaitNoWarning(warning.NoLocalAddress)
 				if c.fast {
 					netlab.Eventually(t, "the fast path is taken", func() bool { return da.Status().FastPath == "active" })
 				}

@@ -1,9 +1,11 @@
 package conformance
 
 import (
+	"strings"
 	"testing"
 
 	"ipipd/internal/ipv4"
+	"ipipd/internal/warning"
 	"ipipd/test/netlab"
 )
 
@@ -34,14 +36,16 @@ func TestLoop_routeIntoTunnel(t *testing.T) {
 						return d.Drops("loop") >= want
 					})
 				}
-				d.LogsOnce("a loop")
-				d.LogsOnce("remedy")
+				if w := d.AwaitWarning(warning.RouteLoop); !strings.Contains(w.Remedy, outerB) {
+					t.Errorf("%+v", w)
+				}
 				if s := d.Status(); s.ActualMTU != 1480 {
 					t.Errorf("the MTU is %d now: it followed its own interface", s.ActualMTU)
 				}
 
 				a.Run("ip", append([]string{"route"}, test.undo...)...)
 				netlab.Eventually(t, "the tunnel works again", func() bool { return answered(a, innerB) })
+				d.AwaitNoWarning(warning.RouteLoop)
 			})
 		})
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"ipipd/internal/ipv4"
+	"ipipd/internal/warning"
 	"ipipd/test/netlab"
 )
 
@@ -160,7 +161,9 @@ func TestPMTU_foreignQuote(t *testing.T) {
 		if got := inside.Frames(); len(got) != 0 {
 			t.Errorf("the sender got %s", netlab.Describe(got[0].Packet))
 		}
-		d.LogsOnce("path MTU learnt") // from no other
+		if w := d.AwaitWarning(warning.PathMTULowered); !strings.HasPrefix(w.Detail, "path-mtu 1400, ") { // by no other
+			t.Errorf("%+v", w)
+		}
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ipipd/internal/ipv4"
+	"ipipd/internal/warning"
 	"ipipd/test/netlab"
 )
 
@@ -253,7 +254,7 @@ func TestUnderlay_deviceRenamed(t *testing.T) {
 		a.Run("ip", "link", "set", "veth0", "down")
 		a.Run("ip", "link", "set", "veth0", "name", "veth9")
 		a.Run("ip", "link", "set", "veth9", "up")
-		d.LogsOnce("no way to the remote; it is looked for")
+		d.AwaitWarning(warning.NoRoute)
 		into := newInjector(t, a, "t0", nil, "")
 		netlab.Eventually(t, "packets are counted under no-path", func() bool {
 			into.send(datagram(aToB(1), 100))

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"ipipd/internal/ipv4"
+	"ipipd/internal/warning"
 	"ipipd/test/netlab"
 )
 
@@ -285,9 +286,9 @@ func TestKernel_reflectKeepalive(t *testing.T) {
 	if n := len(wire.Matching(answer)); n > 0 {
 		t.Errorf("%d probes were answered by a Linux without accept_local", n)
 	}
-	netlab.Eventually(t, "the log says how Linux is made to answer", func() bool {
-		return strings.Contains(d.Log(), "accept_local")
-	})
+	if w := d.AwaitWarning(warning.PeerNotHeard); !strings.Contains(w.Remedy, "accept_local") {
+		t.Errorf("it does not say how Linux is made to answer: %+v", w)
+	}
 
 	l.guest.MustRun(`set -e; cd /proc/sys/net/ipv4; echo 1 >ip_forward
 		for i in all t0; do echo 1 >conf/$i/accept_local; echo 0 >conf/$i/rp_filter; done`)

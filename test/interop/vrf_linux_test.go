@@ -4,7 +4,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"ipipd/test/netlab"
@@ -53,11 +52,11 @@ func TestVRF_underlayDevice(t *testing.T) {
 				log := "/tmp/" + device + threads
 				guest.MustRun(binary + " up --name t0 --local-address " + peerOuter + " --remote-address " + ourOuter +
 					" --address " + peerInner + "/24 --underlay-device " + device + " --threads " + threads + " --keepalive off >" + log + " 2>&1 &")
-				var out string
 				if !netlab.WaitFor(func() bool {
-					out, _ = guest.Run("cat " + log)
-					return strings.Contains(out, "tunnel is ready")
+					_, err := guest.Run(binary + " print t0")
+					return err == nil
 				}) {
+					out, _ := guest.Run("cat " + log)
 					t.Fatalf("the tunnel in the guest is not ready:\n%s", out)
 				}
 				if out, err := ours.Try("ping", "-c", "3", "-i", "0.2", "-W", "10", peerInner); err != nil {

@@ -18,6 +18,7 @@ var allowedImports = map[string][]string{
 	"internal/ipv4":      {},
 	"internal/vnet":      {},
 	"internal/drop":      {},
+	"internal/warning":   {},
 	"internal/fdguard":   {},
 	"internal/netstate":  {"internal/ipv4"},
 	"internal/resolve":   {"internal/ipv4"},
@@ -36,7 +37,7 @@ var allowedImports = map[string][]string{
 	"internal/tunnel": {
 		"tun", "encap", "mss", "keepalive", "internal/underlay", "internal/fastpath", "internal/netstate",
 		"internal/ipsec", "internal/ipsec/ike", "internal/packet", "internal/ipv4", "internal/drop",
-		"internal/fdguard", "internal/resolve",
+		"internal/fdguard", "internal/resolve", "internal/warning",
 	},
 	"internal/history":    {"internal/drop"},
 	"internal/monitor":    {"internal/tunnel", "internal/drop", "internal/history"},

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -16,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/warning"
 )
 
 // buildOnce builds ipipd once for all the tests of a process, as it is shipped. It returns
@@ -69,7 +72,11 @@ type Daemon struct {
 // Status is the part of `print --json` that tests use.
 type Status struct {
 	Name                 string            `json:"name"`
+	RenamedFrom          string            `json:"renamed-from"`
 	Running              bool              `json:"running"`
+	WaitingFor           string            `json:"waiting-for"`
+	Warnings             []Warning         `json:"warnings"`
+	Restored             map[string]uint64 `json:"restored"`
 	ActualMTU            int               `json:"actual-mtu"`
 	PathMTU              int               `json:"path-mtu"`
 	CurrentLocalAddress  string            `json:"current-local-address"`
@@ -85,6 +92,22 @@ type Status struct {
 	TxByte               uint64            `json:"tx-byte"`
 	Drops                map[string]uint64 `json:"drops"`
 	ProcessDrops         map[string]uint64 `json:"process-drops"`
+}
+
+// Warning is one of a tunnel.
+type Warning struct {
+	Code   string    `json:"code"`
+	Detail string    `json:"detail"`
+	Remedy string    `json:"remedy"`
+	Since  time.Time `json:"since"`
+}
+
+// Warning returns a warning, the zero Warning if it is not active.
+func (s *Status) Warning(code warning.Code) (w Warning) {
+	if i := slices.IndexFunc(s.Warnings, func(w Warning) bool { return w.Code == code.String() }); i >= 0 {
+		w = s.Warnings[i]
+	}
+	return w
 }
 
 // Up starts `ipipd up --name NAME ARGS` in the namespace and returns when the tunnel is
@@ -106,7 +129,16 @@ func UpConfig(t testing.TB, ns *NS, name, file string) *Daemon {
 	return d
 }
 
-// awaitReady waits until the log says that a tunnel is ready, or waits for what is not there yet.
+// ready reports whether the process answers for its tunnels.
+func (d *Daemon) ready() bool {
+	if _, err := os.Lstat(d.Socket()); err != nil { // to run print for it would be dearer
+		return false
+	}
+	_, err := d.Run("print", d.name)
+	return err == nil
+}
+
+// awaitReady waits until the tunnels are started.
 func (d *Daemon) awaitReady() {
 	d.t.Helper()
 	Eventually(d.t, "the tunnel "+d.name+" is ready", func() bool {
@@ -115,14 +147,8 @@ func (d *Daemon) awaitReady() {
 			d.t.Fatalf("ipipd up ended: %v\n%s", d.cmd.ProcessState, d.Log())
 		default:
 		}
-		return d.begun()
+		return d.ready()
 	})
-}
-
-// begun reports whether the log says that a tunnel has started.
-func (d *Daemon) begun() bool {
-	log := d.Log()
-	return strings.Contains(log, "tunnel is ready") || strings.Contains(log, "tunnel waits")
 }
 
 // Launch is Up without waiting until the tunnel is ready.
@@ -203,21 +229,31 @@ func (d *Daemon) Restart() *Daemon {
 	d.t.Helper()
 	next := &Daemon{t: d.t, ns: d.ns, name: d.name, runtimeDir: d.runtimeDir, exited: make(chan struct{})}
 	next.launch(d.cmd.Args[1:])
-	Eventually(d.t, "the tunnel is ready again", next.begun)
+	next.awaitReady()
 	return next
 }
 
 // Log returns the process's output so far.
 func (d *Daemon) Log() string { return d.log.String() }
 
-// LogsOnce waits until a line of the log has the text (the log may lag behind the event), and
-// fails the test if there is more than one.
-func (d *Daemon) LogsOnce(text string) {
+// AwaitWarning waits until a warning is active, and returns it.
+func (d *Daemon) AwaitWarning(code warning.Code) (w Warning) {
 	d.t.Helper()
-	Eventually(d.t, fmt.Sprintf("the log of %s says %q", d.name, text), func() bool { return strings.Contains(d.Log(), text) })
-	if n := strings.Count(d.Log(), text); n != 1 {
-		d.t.Errorf("%d lines of the log have %q, want one:\n%s", n, text, d.Log())
-	}
+	Eventually(d.t, fmt.Sprintf("%s warns: %v", d.name, code), func() bool {
+		s := d.Status()
+		w = s.Warning(code)
+		return w.Code != ""
+	})
+	return w
+}
+
+// AwaitNoWarning waits until a warning is not active.
+func (d *Daemon) AwaitNoWarning(code warning.Code) {
+	d.t.Helper()
+	Eventually(d.t, fmt.Sprintf("%s does not warn: %v", d.name, code), func() bool {
+		s := d.Status()
+		return s.Warning(code).Code == ""
+	})
 }
 
 // Run runs another command of ipipd on the same runtime directory.

@@ -1,0 +1,124 @@
+package warning
+
+var texts = [NumCodes]Text{
+	InterfaceGone: {
+		"interface-gone", Broken, "the interface is gone", "it is made again",
+		"none needed; to end a tunnel: ipipd down NAME", "the interface is made again", Always,
+	},
+	InterfaceNotMade: {
+		"interface-not-made", Broken, "the interface cannot be made again", "it is tried again and again",
+		"ip link show NAME, if another has its name", "", Always,
+	},
+	InterfaceMoved: {
+		"interface-moved", Note, "the interface is in another network namespace", "ipipd sets nothing there",
+		"set its addresses, routes and MTU there", "the interface is back in the network namespace of ipipd", Always,
+	},
+	NotRestored: {
+		"not-restored", Warning, "what the interface has lost cannot be put back", "packets for it take another way",
+		"ip address show NAME; ip route show", "", Always,
+	},
+	LeftAlone: {
+		"left-alone", Warning, "an address or a route of the interface is taken away again and again", "it is left alone, until the interface was set down",
+		"find what removes it (ip monitor address route) and have it leave the interface; then ip link set NAME down, and up", "", Always,
+	},
+	CarrierNotSet: {
+		"carrier-not-set", Warning, "the carrier cannot be set", "routes do not follow the state of the tunnel",
+		"none: it is tried again", "", Always,
+	},
+	MTUNotSet: {
+		"mtu-not-set", Warning, "the MTU cannot be set", "it is not what the route takes",
+		"ip link set NAME mtu, or another --mtu", "", Always,
+	},
+	RPSNotSet: {
+		"rps-not-set", Warning, "rps is not set as configured", "received flows stay on the processors that they come by",
+		"have /sys writable, or --rps off", "", Always,
+	},
+	NameNotResolved: {
+		"name-not-resolved", Broken, "the name of the remote has no address", "nothing is sent until it has one",
+		"see that this host can resolve it, or give its IPv4 address", "", Always,
+	},
+	NameNotRefreshed: {
+		"name-not-refreshed", Warning, "the name of the remote is not resolved again", "its last address stays in use",
+		"see that this host can resolve it", "the name is resolved again", Limited,
+	},
+	OtherAddress: {
+		"other-address", Note, "the name of the remote has another address", "it is used once the peer is heard from it, or no longer from the current one",
+		"none needed, if the peer moves; else correct the record", "", Limited,
+	},
+	NoRoute: {
+		"no-route", Broken, "there is no route to the remote", "nothing is sent until there is one",
+		"add one, or set --underlay-device", "", Always,
+	},
+	NoPath: {
+		"no-path", Broken, "there is no way to the remote", "nothing is sent until there is one",
+		"ip route get REMOTE", "", Always,
+	},
+	SamePair: {
+		"same-pair", Broken, "another tunnel has the same outer addresses", "nothing is sent: only one can have both",
+		"end one of them, or give it another --local-address", "", Always,
+	},
+	NoLocalAddress: {
+		"no-local-address", Warning, "local-address is not on this host", "nothing is sent until it is",
+		"none needed on a VRRP backup; else ip address add, or another --local-address", "local-address is on this host", Always,
+	},
+	RouteLoop: {
+		"route-loop", Broken, "outer packets are routed back into the tunnel", "a loop, so they are dropped",
+		"give REMOTE a route that does not go through NAME, or set --underlay-device", "", Limited,
+	},
+	MTUFeedback: {
+		"mtu-feedback", Warning, "the route to the remote seems to lead, through another tunnel, into this one", "the MTU is not lowered any further",
+		"give REMOTE a route that goes through no tunnel, or set --underlay-device", "", Always,
+	},
+	PathMTULowered: {
+		"path-mtu-lowered", Note, "a router has lowered the path MTU", "larger packets are fragmented, or their senders told",
+		"none needed: it is forgotten after ten minutes", "the path MTU is forgotten: larger packets are tried again", Limited,
+	},
+	RemoteUnreachable: {
+		"remote-unreachable", Warning, "outer packets do not arrive", "a router, or the remote, answers ICMP unreachable",
+		"traceroute -n REMOTE", "", Limited,
+	},
+	PeerNotSetUp: {
+		"peer-not-set-up", Broken, "nothing at the remote takes the packets", "it answers ICMP protocol unreachable",
+		"set up its end of the tunnel: ipipd peer-config NAME", "", Limited,
+	},
+	PeerNotHeard: {
+		"peer-not-heard", Broken, "the peer is not heard", "the tunnel is not running",
+		"see whether REMOTE is up, and protocol 4 passes in both directions", "", Always,
+	},
+	KeepaliveUnanswered: {
+		"keepalive-unanswered", Warning, "the peer does not answer probes", "only the data that it sends keeps the tunnel running",
+		"use --keepalive-probe echo --keepalive-target with the peer's inner address, or --keepalive off", "", Limited,
+	},
+	KeepaliveBehindNAT: {
+		"keepalive-behind-nat", Warning, "the local address is private and the remote is not", "behind a NAT nobody but ipipd answers reflect probes",
+		"--keepalive-probe echo --keepalive-target with the peer's inner address", "", Always,
+	},
+	PeerMTU: {
+		"peer-mtu", Warning, "the peer sends packets that are longer than the MTU of this end", "protocols that compare them, OSPF for one, do not come up",
+		"give both ends the same --mtu", "", Limited,
+	},
+	Fragments: {
+		"fragments", Note, "packets above the path MTU are sent in fragments", "fast where none is lost, and one lost fragment loses the whole packet",
+		"none needed where nothing is lost; else --mtu auto at both ends", "", Always,
+	},
+	FragmentLoss: {
+		"fragment-loss", Warning, "fragments are lost on the way here", "with each its whole packet is",
+		"--mtu auto at both ends", "", Limited,
+	},
+	IPsecNotEstablished: {
+		"ipsec-not-established", Broken, "there is no SA", "nothing is sent without one",
+		"see docs/troubleshooting.md for the text", "", Elsewhere,
+	},
+	ESPFiltered: {
+		"esp-filtered", Broken, "an SA is established, but no ESP is received", "a firewall on the path may pass IKE and drop ESP (IP protocol 50)",
+		"let ESP, or UDP 4500 behind a NAT, in from REMOTE", "", Elsewhere,
+	},
+	WeakAlgorithms: {
+		"weak-algorithms", Warning, "the strongest algorithms in both ends' proposals are deprecated", "who records the packets may read them some day",
+		"better ones in --ipsec-phase1, --ipsec-phase2 and --ipsec-pfs-group, at both ends", "", Elsewhere,
+	},
+	WeakSecret: {
+		"weak-secret", Warning, "the secret is short", "who answers once in the peer's place can test guesses of it offline",
+		"openssl rand -base64 32, the same at both ends", "", Always,
+	},
+}

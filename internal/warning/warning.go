@@ -1,0 +1,92 @@
+// Package warning has what a tunnel can warn of: one enumeration, with the name, the severity, the cause
+// and the remedy of each. The log, `ipipd print`, `ipipd doctor`, the metrics and docs/warnings.md are made
+// of it. A warning is a state of a tunnel, not an event: it is active as long as it is so.
+package warning
+
+// Code is what is warned of.
+type Code uint8
+
+// The codes are in the order of docs/warnings.md: what lies beneath first.
+const (
+	InterfaceGone Code = iota
+	InterfaceNotMade
+	InterfaceMoved
+	NotRestored
+	LeftAlone
+	CarrierNotSet
+	MTUNotSet
+	RPSNotSet
+
+	NameNotResolved
+	NameNotRefreshed
+	OtherAddress
+	NoRoute
+	NoPath
+	SamePair
+	NoLocalAddress
+	RouteLoop
+	MTUFeedback
+	PathMTULowered
+	RemoteUnreachable
+	PeerNotSetUp
+
+	PeerNotHeard
+	KeepaliveUnanswered
+	KeepaliveBehindNAT
+	PeerMTU
+	Fragments
+	FragmentLoss
+
+	IPsecNotEstablished
+	ESPFiltered
+	WeakAlgorithms
+	WeakSecret
+
+	// NumCodes is how many values Code has.
+	NumCodes
+)
+
+// Severity is how bad it is.
+type Severity string
+
+const (
+	// Broken: packets do not pass, or the tunnel does not start.
+	Broken Severity = "broken"
+	// Warning: it works only for a part, or not for long.
+	Warning Severity = "warning"
+	// Note: it works, and may be as it is meant to be.
+	Note Severity = "note"
+)
+
+// Text is what is said about a Code. In a Remedy, NAME is the tunnel's interface and REMOTE its remote.
+type Text struct {
+	Name     string
+	Severity Severity
+	// What is the case, Why it matters, and the Remedy: clauses without a full stop.
+	What, Why, Remedy string
+	// Cleared is logged at the end; "" is nothing.
+	Cleared string
+	// By says whose log line it is.
+	By Logging
+}
+
+// Logging is whose log line a warning is.
+type Logging uint8
+
+const (
+	// Always logs each beginning, and the end.
+	Always Logging = iota
+	// Limited logs once a minute at most: others than this host can cause it, as by a forged ICMP error.
+	Limited
+	// Elsewhere logs nothing: an ipsec.Event says it.
+	Elsewhere
+)
+
+// Text is never nil.
+func (c Code) Text() *Text { return &texts[c] }
+
+// String is the name, in lower case with hyphens.
+func (c Code) String() string { return texts[c].Name }
+
+// Sentence is what is the case, and why it matters.
+func (t *Text) Sentence() string { return t.What + ": " + t.Why }
