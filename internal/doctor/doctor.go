@@ -21,19 +21,18 @@ import (
 
 	"ipipd/internal/netstate"
 	"ipipd/internal/tunnel"
+	"ipipd/internal/warning"
 	"ipipd/keepalive"
 )
 
-// Severity is how bad a Finding is.
-type Severity string
+// Severity is how bad a Finding is. A Note does not count in Report.Status.
+type Severity = warning.Severity
 
+// As those of a running tunnel's warnings.
 const (
-	// Broken: packets do not pass, or the tunnel does not start.
-	Broken Severity = "broken"
-	// Warning: it works only for a part, or not for long.
-	Warning Severity = "warning"
-	// Note: it works, and could be better. It does not count in Report.Status.
-	Note Severity = "note"
+	Broken  = warning.Broken
+	Warning = warning.Warning
+	Note    = warning.Note
 )
 
 // Finding is one thing that is wrong.
@@ -131,6 +130,7 @@ type subject struct {
 	reply         *Reply // nil if it was not probed
 	unsized       bool   // no Ask.Sizes
 	encrypted     bool
+	warned        []Code // what the running tunnel warns of itself, and need not be found
 }
 
 // running reports whether a process has the tunnel.
@@ -168,6 +168,9 @@ type examination struct {
 
 // found adds a Finding; its severity is that of the code. s is nil for one about the host.
 func (e *examination) found(code Code, s *subject, what, why, do string) {
+	if s != nil && slices.Contains(s.warned, code) {
+		return
+	}
 	f := Finding{Code: code, Severity: code.severity(), What: what, Why: why, Do: do}
 	if s != nil {
 		f.Tunnel = s.name
@@ -261,6 +264,7 @@ func (e *examination) subject(t *Tunnel) *subject {
 		s.ifname = cmp.Or(s.Status.Interface, tunnel.InterfaceName(s.name))
 		s.local, _ = netip.ParseAddr(s.Status.CurrentLocalAddress)
 	}
+	e.takeWarnings(s)
 	s.remote = knownRemote(t)
 	if !s.remote.IsValid() {
 		e.check = "route"
@@ -286,6 +290,25 @@ func (e *examination) subject(t *Tunnel) *subject {
 		s.local = netip.AddrFrom4(s.answer.Route.Source)
 	}
 	return s
+}
+
+// takeWarnings takes over what the running tunnel warns of, but for what reachability finds out more of.
+func (e *examination) takeWarnings(s *subject) {
+	if !s.running() {
+		return
+	}
+	for _, w := range s.Status.Warnings {
+		code := Code(w.Code)
+		if slices.Contains([]Code{PeerNotHeard, PeerNotSetUp, RemoteUnreachable}, code) {
+			continue
+		}
+		what, why, _ := strings.Cut(w.Text, ": ")
+		if w.Detail != "" {
+			what += ": " + w.Detail
+		}
+		s.warned = append(s.warned, code)
+		e.report.Findings = append(e.report.Findings, Finding{code, w.Severity, s.name, what, why, w.Remedy})
+	}
 }
 
 // knownRemote is the remote's address; invalid if it is a name that nobody has looked up.

@@ -195,6 +195,13 @@ func running(change func(*tunnel.Status)) func(*lab) {
 	}
 }
 
+// warns has a status with a warning.
+func warns(code, detail string) func(*tunnel.Status) {
+	return func(s *tunnel.Status) {
+		s.Warnings = []tunnel.Warning{{Code: code, Severity: Broken, Text: "it is so: it matters", Detail: detail, Remedy: "mend it"}}
+	}
+}
+
 func environment(change func(*Environment)) func(*lab) {
 	return func(l *lab) {
 		before := l.change
@@ -224,9 +231,18 @@ var brokens = []broken{
 	{"the peer was heard, and is no more", with(running(func(s *tunnel.Status) { s.LastHeard = time.Now().Add(-40 * time.Second) }), replies(Reply{Echo: true, Size: 1500})),
 		[]Code{Protocol4Unanswered}, "", false},
 	{"an unreachable of earlier", replies(Reply{Echo: true, Size: 1500, Reporter: netip.MustParseAddr(local), Code: 1}), []Code{Protocol4Unanswered}, "answers pings", false},
-	{"no SA", with(secret, running(func(s *tunnel.Status) { s.IPsec = "not established: no proposal chosen" }), replies(fine)),
+	{"no SA", with(secret, running(warns("ipsec-not-established", "no proposal chosen")), replies(fine)),
 		[]Code{IPsecNotEstablished}, "no proposal chosen", false},
-	{"no ESP", with(secret, running(func(s *tunnel.Status) { s.IPsec = "established aes; no ESP is received" }), replies(fine)), []Code{ESPFiltered}, "", false},
+	{"no ESP", with(secret, running(warns("esp-filtered", "")), replies(fine)), []Code{ESPFiltered}, "", false},
+	{"fragments are lost", with(running(warns("fragment-loss", "7 packets not reassembled")), replies(fine)), []Code{"fragment-loss"}, "7 packets not reassembled", false},
+	{"what the tunnel says itself is not found again", with(running(warns("route-loop", "seen")), replies(fine), func(l *lab) {
+		l.status.CurrentRemoteAddress = "198.51.100.1"
+		l.here.Run("ip", "route", "add", "198.51.100.0/24", "dev", "ipip1")
+	}), []Code{RouteLoop}, "seen", false},
+	{"the tunnel hears nothing, and it is known why", with(running(func(s *tunnel.Status) {
+		warns("peer-not-heard", "silent for 20s")(s)
+		s.KeepaliveState = "lost"
+	}), replies(Reply{Echo: true, Size: 1500})), []Code{Protocol4Filtered}, "", false},
 	{"an SA, and nothing comes", with(secret, running(func(s *tunnel.Status) { s.IPsec, s.KeepaliveState = "established aes", "lost" }), replies(Reply{Echo: true, Size: 1500})),
 		[]Code{PeerNotHeard}, "heard it last at", false},
 	{"an MTU that is too large", with(replies(fine), func(l *lab) { l.config.MTU = 1500 }), []Code{MTUAbovePath}, "the MTU is 1500, and packets of 1500 are the longest that leave by eth0;", false},

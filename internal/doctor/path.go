@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
 	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
 	"ipipd/internal/tunnel"
+	"ipipd/internal/warning"
 	"ipipd/keepalive"
 )
 
@@ -144,13 +146,7 @@ func (e *examination) reachability() {
 func (e *examination) reachable(s *subject) {
 	down := false // the running tunnel says that it hears nobody
 	if s.running() {
-		if ipsec := s.Status.IPsec; strings.HasPrefix(ipsec, "not established") {
-			e.found(IPsecNotEstablished, s, "there is no SA: "+ipsec, "nothing is sent without one",
-				"ipipd print "+quote(s.name)+"; and see docs/troubleshooting.md for the text after \"not established\"")
-			return
-		} else if strings.Contains(ipsec, "no ESP is received") {
-			e.found(ESPFiltered, s, "there is an SA, and no ESP is received: "+ipsec, "a firewall on the way passes IKE and not ESP",
-				fmt.Sprintf("let IP protocol 50 (ESP), or UDP 4500 behind a NAT, in from %v: tcpdump -ni %s 'ip proto 50 or udp port 4500'", s.remote, s.dumpDevice()))
+		if slices.Contains(s.warned, IPsecNotEstablished) || slices.Contains(s.warned, ESPFiltered) {
 			return
 		}
 		switch s.Status.KeepaliveState {
@@ -393,7 +389,7 @@ func (e *examination) keepalive() {
 		case !s.local.IsValid() || !s.remote.IsValid() || e.heard(s):
 		case tunnel.ReflectsBehindNAT(c, s.local, s.remote):
 			e.found(KeepaliveBehindNAT, s, fmt.Sprintf("%v is private and the remote %v is not, and keepalive-probe is reflect", s.local, s.remote),
-				tunnel.BehindNAT, tunnel.BehindNATRemedy)
+				warning.KeepaliveBehindNAT.Text().Why, warning.KeepaliveBehindNAT.Text().Remedy)
 		case c.Keepalive.Interval > 0 && c.KeepaliveProbe == keepalive.FormReflect && s.reply != nil && s.reply.Protocol4 && !s.reply.Reflected:
 			e.found(KeepaliveUnanswered, s, fmt.Sprintf("packets of protocol 4 come from %v, and no answer to a reflect probe", s.remote),
 				"the tunnel stops running whenever the peer has sent nothing for a while; a Linux peer answers none by default, and a firewall there may drop them",

@@ -15,12 +15,6 @@ func IsPublic(a netip.Addr) bool {
 	return !a.IsPrivate() && !cgn.Contains(a) && !a.IsLinkLocalUnicast() && !a.IsLoopback()
 }
 
-// What doctor says of KeepaliveBehindNAT.
-const (
-	BehindNAT       = "behind a NAT nobody but ipipd answers reflect probes"
-	BehindNATRemedy = "--keepalive-probe echo --keepalive-target with the peer's inner address"
-)
-
 // KernelIPIP is what `up` and doctor say alike.
 const KernelIPIP = "the kernel's ipip module is loaded and handles protocol 4 as well: it may answer the peer with ICMP errors"
 

@@ -46,7 +46,7 @@ var allowedImports = map[string][]string{
 	"internal/metrics":    {"internal/tunnel", "internal/drop"},
 	"internal/page":       {"internal/tunnel", "internal/drop", "internal/history"},
 	"internal/peerconfig": {"internal/tunnel", "internal/config", "internal/netstate", "keepalive"},
-	"internal/doctor":     {"internal/tunnel", "internal/netstate", "internal/resolve", "internal/ipv4", "keepalive"},
+	"internal/doctor":     {"internal/tunnel", "internal/netstate", "internal/resolve", "internal/ipv4", "internal/warning", "keepalive"},
 	"cmd/ipipd":           {"internal/doctor", "internal/config", "internal/peerconfig", "internal/metrics", "internal/page", "internal/monitor", "internal/terminal", "internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4", "internal/drop", "internal/handover"},
 }
 
