@@ -56,6 +56,7 @@ func familyTable() string {
 	for _, f := range tunnelFamilies {
 		row(f.family, nil)
 	}
+	row(tunnelWarnings, tunnelWarnings.labels)
 	row(tunnelDrops, tunnelDrops.labels)
 	row(tunnelMessages, tunnelMessages.labels)
 	return b.String()

@@ -136,6 +136,13 @@ func (b *builder) tunnels(samples []tunnel.Sample) {
 		}
 		b.dropEmpty()
 	}
+	b.family(&tunnelWarnings, 0)
+	for i := range tunnels {
+		for _, w := range tunnels[i].Warnings {
+			b.add(1, names[i], label("code", w.Code), label("severity", string(w.Severity)))
+		}
+	}
+	b.dropEmpty()
 	b.family(&tunnelDrops, len(tunnels)*int(drop.NumReasons))
 	for i := range tunnels {
 		always, _ := sampledReasons(tunnels[i])

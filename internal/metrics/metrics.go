@@ -54,6 +54,7 @@ var (
 	tunnelInfo     = family{name: "ipipd_tunnel_info", help: "1: what a tunnel is called, and its outer addresses now; those configured while it is not started", labels: []string{"interface", "local_address", "remote_address", "comment"}}
 	tunnelDrops    = family{name: "ipipd_tunnel_dropped_packets_total", help: "packets that went no further, by reason: docs/drops.md", counter: true, labels: []string{"direction", "reason"}}
 	tunnelMessages = family{name: "ipipd_tunnel_dropped_icmp_messages_total", help: "ICMP errors about its packets that were not sent, or not believed, by reason", counter: true, labels: []string{"reason"}}
+	tunnelWarnings = family{name: "ipipd_tunnel_warning", help: "1: a warning that is active: docs/warnings.md; no series else", labels: []string{"code", "severity"}}
 	drops          = family{name: "ipipd_dropped_packets_total", help: "received packets that went no further and belong to no tunnel, by reason: docs/drops.md", counter: true, labels: []string{"reason"}}
 	messages       = family{name: "ipipd_dropped_icmp_messages_total", help: "ICMP errors that belong to no tunnel and went no further, by reason", counter: true, labels: []string{"reason"}}
 )

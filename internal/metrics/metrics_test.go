@@ -32,6 +32,7 @@ func aTunnel(name string) tunnel.Sample {
 		RxPackets: 3, RxBytes: 300, TxPackets: 1 << 40, TxBytes: 1 << 53, StateChanges: 5,
 		ProbesSent: 9, ProbesAnswered: 8, ProbesHaveAnswers: true, RoundTrip: 1500 * time.Microsecond,
 		Encrypted: true, Established: true, SAs: 2, Since: time.Unix(1700000001, 0), RekeyAt: time.Unix(1700001801, 0),
+		Warnings: []tunnel.Warning{{Code: "peer-mtu", Severity: "warning"}, {Code: "fragments", Severity: "note"}},
 	}
 	s.Drops[drop.TooBig], s.Drops[drop.ICMPLimited] = 7, 4
 	return s
@@ -115,6 +116,8 @@ func TestGather(t *testing.T) {
 		`ipipd_tunnel_keepalive_round_trip_seconds{tunnel="ipip1"}`:                                   "0.0015",
 		`ipipd_tunnel_mtu_bytes{tunnel="ipip1"}`:                                                      "1480",
 		`ipipd_tunnel_path_mtu_bytes{tunnel="ipip1"}`:                                                 "1500",
+		`ipipd_tunnel_warning{tunnel="ipip1",code="peer-mtu",severity="warning"}`:                     "1",
+		`ipipd_tunnel_warning{tunnel="ipip1",code="fragments",severity="note"}`:                       "1",
 		`ipipd_tunnel_fast_path_active{tunnel="ipip1"}`:                                               "1",
 		`ipipd_tunnel_ipsec_established{tunnel="ipip1"}`:                                              "1",
 		`ipipd_tunnel_ipsec_sas_total{tunnel="ipip1"}`:                                                "2",
@@ -188,7 +191,7 @@ func TestGather_absent(t *testing.T) {
 		if strings.Contains(s, `tunnel="later"`) {
 			of = append(of, s)
 		}
-		for _, no := range []string{"path_mtu", "ipsec", "round_trip", "answered"} {
+		for _, no := range []string{"path_mtu", "ipsec", "round_trip", "answered", "warning"} {
 			if strings.Contains(s, no) {
 				t.Errorf("there is %s", s)
 			}
