@@ -59,6 +59,9 @@ func readJSON(name string, v any) func(*http.Response) error {
 // was.
 func (p *Process) Change(dir string, timeout time.Duration, r Request) (result Result, err error) {
 	body, err := json.Marshal(r)
+	if err == nil {
+		err = p.answers(dir)
+	}
 	if err != nil {
 		return result, err
 	}
@@ -70,11 +73,22 @@ func (p *Process) Change(dir string, timeout time.Duration, r Request) (result R
 // with *Refusal.
 func (p *Process) Diff(dir string, timeout time.Duration, files []string) (c Comparison, err error) {
 	body, err := json.Marshal(files)
+	if err == nil {
+		err = p.answers(dir)
+	}
 	if err != nil {
 		return c, err
 	}
 	err = p.request(dir, timeout, http.MethodPost, "/diff", body, readJSON(p.links[0], &c))
 	return c, err
+}
+
+// hungAfter is the time after which a process that does not answer what takes no time is hung.
+var hungAfter = 2 * time.Second
+
+// answers fails with *TimeoutError if p is hung, so that nobody waits for it as long as for a change.
+func (p *Process) answers(dir string) error {
+	return p.request(dir, hungAfter, http.MethodGet, "/", nil, func(*http.Response) error { return nil }) // 404
 }
 
 // answer reads the body of a response.

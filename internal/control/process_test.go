@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 )
 
 // serveTunnels serves one process, whose tunnels go one by one.
@@ -126,6 +127,29 @@ func TestProcess_refusal(t *testing.T) {
 		t.Errorf("Diff: %v, %v", c, err)
 	}
 	if _, err := processes[0].Diff(dir, patience, nil); !errors.As(err, &refused) || refused.Input || refused.Message != "no file" {
+		t.Errorf("Diff: %v", err)
+	}
+}
+
+// A change may take minutes, but not to find that the process hangs.
+func TestProcess_hung(t *testing.T) {
+	dir := t.TempDir()
+	hung, err := Listen(t.Context(), dir, "ipip1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hung.Close()
+	defer func(before time.Duration) { hungAfter = before }(hungAfter)
+	hungAfter = 50 * time.Millisecond
+	processes, err := Processes(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var timeout *TimeoutError
+	if _, err := processes[0].Change(dir, time.Hour, Request{Action: Reload}); !errors.As(err, &timeout) {
+		t.Errorf("Change: %v", err)
+	}
+	if _, err := processes[0].Diff(dir, time.Hour, nil); !errors.As(err, &timeout) {
 		t.Errorf("Diff: %v", err)
 	}
 }
