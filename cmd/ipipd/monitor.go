@@ -98,7 +98,6 @@ func monitorRun(ctx context.Context, o *monitorOptions) error {
 	if err != nil {
 		return err
 	}
-	p.wait = min(o.Interval, answerTimeout)
 	model.Update(time.Now(), readings)
 	problem := errors.Join(p.problems...)
 	switch {
@@ -121,7 +120,10 @@ func (o *monitorOptions) lines(ctx context.Context, p *poller, model *monitor.Mo
 	ticker := time.NewTicker(o.Interval)
 	defer ticker.Stop()
 	var said []string
-	for i := 1; ; i++ {
+	for i := 1; ; i++ { // the first waits as long as it takes: of --count 1 there are rates
+		if i == 2 {
+			p.wait = min(o.Interval, answerTimeout)
+		}
 		select {
 		case <-ctx.Done():
 			return nil

@@ -110,6 +110,7 @@ func (l *screenLoop) run(ctx context.Context) error {
 	signal.Notify(continued, syscall.SIGCONT)
 	defer signal.Stop(continued)
 
+	l.poller.wait = min(l.o.Interval/2, answerTimeout) // so that a process that hangs delays no round
 	ticker := time.NewTicker(l.o.Interval)
 	defer ticker.Stop()
 	var typed []byte // the beginning of a key

@@ -95,8 +95,12 @@ func (m *Model) JSON(now time.Time) ([]byte, error) {
 	return json.Marshal(l)
 }
 
-// Text returns what is known of the tunnels, a line for each with its newline: key=value, as the log has it.
+// Text returns what is known of the tunnels, a line for each with its newline: key=value, as the log has
+// it. Without tunnels it is a line that says so: who writes nothing never learns that nobody reads.
 func (m *Model) Text(now time.Time) string {
+	if len(m.Tunnels) == 0 {
+		return "time=" + now.Format(time.RFC3339) + " tunnels=0\n"
+	}
 	var b strings.Builder
 	for _, t := range m.Tunnels {
 		fmt.Fprintf(&b, "time=%s name=%s state=%s", now.Format(time.RFC3339), quoted(t.Name), t.State)
