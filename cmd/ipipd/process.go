@@ -33,6 +33,7 @@ type process struct {
 	notify     *notifier
 	ctx        context.Context // until the process is to end
 
+	captures    sync.WaitGroup // that run
 	reloads     reloads
 	stopMetrics func()
 	wanted      atomic.Pointer[wanted]
@@ -89,6 +90,7 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 			Down:    func(link string) { p.downTunnel(link, only) },
 			Change:  p.change,
 			Diff:    p.diff,
+			Capture: p.capture,
 		})
 		if err != nil {
 			p.log.Error("the control socket has failed: ipipd's other commands cannot reach this process", "err", err)
@@ -243,6 +245,7 @@ func (p *process) close() error {
 	defer p.mu.Unlock()
 	p.closed = true
 	p.notify.stopping()
+	defer p.waitCaptures()
 	return p.engine.Close()
 }
 

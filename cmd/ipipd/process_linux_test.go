@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"sync"
 	"testing"
 
+	"ipipd/internal/capture"
 	"ipipd/internal/config"
 	"ipipd/internal/control"
 	"ipipd/internal/tunnel"
@@ -87,6 +89,9 @@ func (e *listEngine) Tunnels() map[string]startedTunnel {
 	return running
 }
 
+func (e *listEngine) Capture(context.Context, string, capture.Options, string, io.Writer) (r capture.Result, err error) {
+	return r, os.ErrNotExist
+}
 func (e *listEngine) Samples() tunnel.Samples { return samplesOf(e.Tunnels()) }
 
 func (e *listEngine) Close() error {

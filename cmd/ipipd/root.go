@@ -84,7 +84,7 @@ configuration was wrong.`,
 	root.AddCommand(newCmdUp(s, upRun), newCmdPrint(s, printRun), newCmdMonitor(s, monitorRun), newCmdDown(s, downRun),
 		newCmdSet(s, changeRun), newCmdAdd(s, changeRun), newCmdRemove(s, changeRun), newCmdEnable(s, changeRun), newCmdDisable(s, changeRun),
 		newCmdReload(s, reloadRun), newCmdConfirm(s, confirmRun), newCmdDiff(s, diffRun), newCmdCheck(s, checkRun),
-		newCmdExport(s, exportRun), newCmdPeerConfig(s, peerConfigRun),
+		newCmdExport(s, exportRun), newCmdPeerConfig(s, peerConfigRun), newCmdCapture(s, captureRun),
 		newCmdSchema(s), newCmdVersion(s), newTopicProperties())
 	for _, more := range platformCommands {
 		root.AddCommand(more(s))

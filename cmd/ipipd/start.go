@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 
+	"ipipd/internal/capture"
 	"ipipd/internal/confine"
 	"ipipd/internal/tunnel"
 )
@@ -18,6 +20,7 @@ type engine interface {
 	Tunnels() map[string]startedTunnel
 	// Samples waits for nothing that tunnels begin or end by.
 	Samples() tunnel.Samples
+	Capture(ctx context.Context, name string, o capture.Options, program string, w io.Writer) (capture.Result, error)
 	// Close removes the tunnels. It returns when the interfaces are gone.
 	Close() error
 }

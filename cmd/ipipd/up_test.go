@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"ipipd/internal/capture"
 	"ipipd/internal/config"
 	"ipipd/internal/control"
 	"ipipd/internal/tunnel"
@@ -65,6 +67,10 @@ func (e *fakeEngine) Apply(ctx context.Context, configs []tunnel.Config) error {
 func (e *fakeEngine) Diff([]tunnel.Config) ([]tunnel.Difference, error) { return nil, nil }
 
 func (e *fakeEngine) Samples() tunnel.Samples { return samplesOf(e.Tunnels()) }
+
+func (e *fakeEngine) Capture(context.Context, string, capture.Options, string, io.Writer) (r capture.Result, err error) {
+	return r, os.ErrNotExist
+}
 
 // samplesOf returns those of an engine's tunnels: what says that they run.
 func samplesOf(tunnels map[string]startedTunnel) (s tunnel.Samples) {

@@ -6,6 +6,7 @@
 //	GET  /status?name=NAME   200, that of one; 404 if there is none
 //	GET  /samples            200, the counters of all tunnels, for ipipd monitor; 503 until they are ready
 //	GET  /export             200, what runs as it is configured, secrets included
+//	GET  /capture?name=NAME  200, a pcapng file that goes on until the client closes its side; 422 and a Refusal
 //	POST /down?name=NAME     204, then the tunnel ends, and with the last one the process
 //	POST /reload             200 and a Result; 422 and a Refusal. The body is a Request, or empty
 //	POST /set, /add, /remove, /enable, /disable, /confirm   the same

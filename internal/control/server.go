@@ -58,6 +58,9 @@ type Handler struct {
 	// Change and Diff fail with *Refusal, or any other error, and then all is as it was.
 	Change func(context.Context, Request) (Result, error)
 	Diff   func(files []string) (Comparison, error)
+	// Capture writes a capture until ctx is done or w fails. It may fail, as Status does or with *Refusal,
+	// before it writes.
+	Capture func(ctx context.Context, r CaptureRequest, w io.Writer) (CaptureResult, error)
 }
 
 // Listen makes the socket of a process in dir, and creates dir if it is missing. It reserves
@@ -207,6 +210,7 @@ func (h Handler) handler() http.Handler {
 		_ = http.NewResponseController(w).Flush()
 		h.Down(name)
 	})
+	mux.HandleFunc("GET /capture", h.capture)
 	for _, action := range actions {
 		mux.HandleFunc("POST /"+action, func(w http.ResponseWriter, r *http.Request) {
 			request := Request{}

@@ -33,6 +33,8 @@ type Config struct {
 	// Dropped is called with received packets that an SA of the Session refused. It must
 	// not block.
 	Dropped func(why drop.Reason, n int)
+	// Tap, if not nil, sees the packets that an SA of the Session gets.
+	Tap Tap
 	// SAs, if not nil, counts the pairs of ESP SAs that are established.
 	SAs *atomic.Uint64
 }
@@ -43,8 +45,17 @@ type Options struct {
 	// Receiver of the raw socket of protocol 50, and those of UDP port 4500 of each local
 	// address. Neither may wait for what calls the Manager. If Serve fails, so does Protect.
 	Serve func(Receiver) (stop func(), err error)
-	// Dropped is called with received ESP packets of no Session. It must not block.
-	Dropped func(why drop.Reason, n int)
+	// Dropped is called with each received ESP packet of no Session. It must not block, nor keep p.
+	Dropped func(why drop.Reason, p []byte)
+}
+
+// Tap is a capture. Its methods are called by several goroutines, and must not block.
+type Tap interface {
+	// Wants reports whether Received is to be called.
+	Wants() bool
+	// Received gets an ESP packet as it was received, and why it is dropped: drop.None if it is not. It
+	// returns the Buffer's CaptureID. p is valid until it returns.
+	Received(p []byte, why drop.Reason) (id uint32)
 }
 
 // Receiver receives ESP packets, and authenticates and decrypts them. One goroutine at a time
@@ -67,7 +78,7 @@ type Manager struct {
 	serve func(Receiver) (stop func(), err error)
 	table atomic.Pointer[saTable] // written under mu
 	// dropped is Options.Dropped.
-	dropped func(why drop.Reason, n int)
+	dropped func(why drop.Reason, p []byte)
 
 	// socketsMu serializes opening and closing sockets. Closing a socket waits for a Read of its
 	// Receiver, which may wait for mu, so mu must not be held meanwhile.
@@ -106,7 +117,7 @@ func NewManager(o Options) *Manager {
 		m.serve = func(Receiver) (func(), error) { return func() {}, nil }
 	}
 	if m.dropped == nil {
-		m.dropped = func(drop.Reason, int) {}
+		m.dropped = func(drop.Reason, []byte) {}
 	}
 	m.table.Store(&saTable{})
 	return m
@@ -172,7 +183,7 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 		inbox: make(chan datagram, inboxSize), cancel: cancel, done: make(chan struct{}),
 		inbound: map[uint32]*inboundSA{}, lastPackets: map[uint32]uint64{},
 	}
-	n.session = &Session{negotiator: n, dropped: cfg.Dropped}
+	n.session = &Session{negotiator: n, dropped: cfg.Dropped, tap: cfg.Tap}
 	if n.session.dropped == nil {
 		n.session.dropped = func(drop.Reason, int) {}
 	}

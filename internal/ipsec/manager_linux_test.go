@@ -47,7 +47,7 @@ type endpoint struct {
 
 func newEndpoint(t *testing.T, ns *netlab.NS, local, remote netip.Addr) *endpoint {
 	e := &endpoint{t: t, ns: ns, local: local, remote: remote, opened: make(chan []byte, 4096)}
-	e.manager = NewManager(Options{Dropped: func(why drop.Reason, n int) { e.strangers.Add(why, uint64(n)) }, Serve: func(r Receiver) (stop func(), err error) {
+	e.manager = NewManager(Options{Dropped: func(why drop.Reason, _ []byte) { e.strangers.Add(why, 1) }, Serve: func(r Receiver) (stop func(), err error) {
 		var reading sync.WaitGroup
 		var stopped atomic.Bool
 		reading.Go(func() {

@@ -77,7 +77,7 @@ func (p *pair) esp(port uint16) {
 	b := packet.New(2000)
 	b.Set(e.outer(100, 1))
 	p.out.SetPorts(0, 0) // Manager.open gets it without the UDP header
-	if d := p.out.Seal(b); d != drop.None || !p.b.manager.open(b, port) {
+	if d := p.out.Seal(b); d != drop.None || !p.b.manager.open(b, port, new([]byte)) {
 		p.t.Fatalf("not opened (%v)", d)
 	}
 }

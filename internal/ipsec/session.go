@@ -16,6 +16,7 @@ import (
 type Session struct {
 	outbound   atomic.Pointer[esp.Outbound]
 	dropped    func(why drop.Reason, n int) // of received packets
+	tap        Tap                          // nil is none
 	status     atomic.Pointer[Status]
 	espFormat  atomic.Pointer[espFormat]
 	negotiator *negotiator
@@ -156,26 +157,36 @@ type saTable map[saKey]*inboundSA
 
 // open authenticates and decrypts the IPv4 packet of protocol 50 in b, in place. from is
 // the source port if ESP was encapsulated in UDP, and else 0. It reports whether b is to
-// be delivered; Options.Dropped or Config.Dropped is told of the others.
-func (m *Manager) open(b *packet.Buffer, from uint16) bool {
+// be delivered; Options.Dropped or Config.Dropped is told of the others. A packet that is captured
+// is kept in kept.
+func (m *Manager) open(b *packet.Buffer, from uint16, kept *[]byte) bool {
 	p := b.Bytes()
 	spi, ok := esp.SPI(b)
 	if !ok {
-		m.dropped(drop.ESPMalformed, 1)
+		m.dropped(drop.ESPMalformed, p)
 		return false
 	}
 	key := saKey{remote: [4]byte(p[12:16]), local: [4]byte(p[16:20]), spi: spi}
 	sa := (*m.table.Load())[key]
 	if sa == nil || sa.udp != (from != 0) {
-		m.dropped(drop.ESPNoSA, 1)
+		m.dropped(drop.ESPNoSA, p)
 		return false
 	}
-	switch d := sa.Open(b); {
-	case d == drop.ESPExhausted && (*m.table.Load())[key] != sa: // removed after the lookup
-		m.dropped(drop.ESPNoSA, 1)
+	session := sa.owner.session
+	captured := session.tap != nil && session.tap.Wants()
+	if captured {
+		*kept = append((*kept)[:0], p...)
+	}
+	d := sa.Open(b)
+	if d == drop.ESPExhausted && (*m.table.Load())[key] != sa { // removed after the lookup
+		m.dropped(drop.ESPNoSA, p)
 		return false
-	case d != drop.None:
-		sa.owner.session.dropped(d, 1)
+	}
+	if captured {
+		b.CaptureID = session.tap.Received(*kept, d)
+	}
+	if d != drop.None {
+		session.dropped(d, 1)
 		return false
 	}
 	if from != 0 {

@@ -142,27 +142,28 @@ func TestManagerOpen(t *testing.T) {
 		return b
 	}
 	a, b := addressA.As4(), addressB.As4()
-	if m.open(from([4]byte{203, 0, 113, 9}, a), 0) || m.open(from(b, [4]byte{203, 0, 113, 9}), 0) || m.open(from(b, a), 4500) {
+	var kept []byte
+	if m.open(from([4]byte{203, 0, 113, 9}, a), 0, &kept) || m.open(from(b, [4]byte{203, 0, 113, 9}), 0, &kept) || m.open(from(b, a), 4500, &kept) {
 		t.Error("opened what is not the peer's")
 	}
 	good := from(b, a)
 	again := packet.New(200)
 	again.Set(good.Bytes())
-	if !m.open(good, 0) || !bytes.Equal(good.Bytes()[20:], bytes.Repeat([]byte{7}, 50)) {
+	if !m.open(good, 0, &kept) || !bytes.Equal(good.Bytes()[20:], bytes.Repeat([]byte{7}, 50)) {
 		t.Error("the peer's own was not opened")
 	}
-	if m.open(again, 0) {
+	if m.open(again, 0, &kept) {
 		t.Error("opened twice")
 	}
 	sealed, buffer := from(b, a).Bytes(), packet.New(200)
 	if n := testing.AllocsPerRun(100, func() {
 		buffer.Set(sealed)
-		m.open(buffer, 0)
+		m.open(buffer, 0, &kept)
 	}); n != 0 {
 		t.Errorf("%v allocations a packet", n)
 	}
 	m.removeSA(n.key(4711), (*m.table.Load())[n.key(4711)])
-	if m.open(from(b, a), 0) {
+	if m.open(from(b, a), 0, &kept) {
 		t.Error("opened after the SA was removed")
 	}
 }

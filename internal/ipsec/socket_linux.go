@@ -279,6 +279,7 @@ type receiver struct {
 	iovs     []unix.Iovec
 	names    []unix.RawSockaddrInet4
 	control  [][64]byte
+	kept     []byte // of a packet that is captured: see Manager.open
 }
 
 func (r *receiver) Watch(opened func(fd int) error) error { return r.messages.Watch(opened) }
@@ -328,7 +329,7 @@ func (r *receiver) Read(batch []*packet.Buffer) (n int, err error) {
 // An IKE message is passed on instead.
 func (r *receiver) open(b *packet.Buffer, i int) bool {
 	if r.ports == nil {
-		return r.manager.open(b, 0)
+		return r.manager.open(b, 0, &r.kept)
 	}
 	from := &r.names[i]
 	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&from.Port))[:])
@@ -351,7 +352,7 @@ func (r *receiver) open(b *packet.Buffer, i int) bool {
 	copy(h[12:], from.Addr[:])
 	local := as4(r.ports.key.local)
 	copy(h[16:], local[:])
-	return r.manager.open(b, port)
+	return r.manager.open(b, port, &r.kept)
 }
 
 // tos returns the TOS byte of message i, from its IP_TOS control message.

@@ -47,6 +47,8 @@ type Buffer struct {
 	mem        []byte
 	start, end int
 	Offload
+	// CaptureID is the packet's in captures, 0 without one.
+	CaptureID uint32
 }
 
 // New returns an empty Buffer for packets of up to size bytes, plus Headroom and Tailroom.
@@ -78,7 +80,7 @@ func (b *Buffer) Len() int { return b.end - b.start }
 // and Tailroom. SetLen must follow with the number of bytes read.
 func (b *Buffer) Space() []byte {
 	b.start, b.end = Headroom, Headroom
-	b.Offload = Offload{}
+	b.Offload, b.CaptureID = Offload{}, 0
 	end := len(b.mem) - Tailroom
 	return b.mem[Headroom:end:end]
 }

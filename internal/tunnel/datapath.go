@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"ipipd/encap"
+	"ipipd/internal/capture"
 	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
@@ -77,28 +78,28 @@ func (o *outbound) carry(b *buffers) (n int, err error) {
 // forward sends a batch.
 func (o *outbound) forward(buf *buffers, batch []*packet.Buffer) error {
 	t := o.tunnel
-	route, unreachable := t.route.Load(), t.unreachable.Load()
+	route, unreachable, captures := t.route.Load(), t.unreachable.Load(), t.captures.Load()
 	out := buf.run[:0]
 	var bytes uint64
 	for _, b := range batch {
 		inner, err := ipv4.Parse(b.Bytes())
 		if err != nil {
-			t.drop(innerDrop(err), 1)
+			t.dropPacket(innerDrop(err), capture.InnerOut, b.Bytes())
 			continue
 		}
 		// Encapsulate detects a loop. That must come before any ICMP error, since one about
 		// our own outer packet would set a wrong path MTU.
 		if d := route.outer.Encapsulate(b, inner, o.ids.next()); d != drop.None {
-			t.drop(d, 1)
+			t.dropPacket(d, capture.InnerOut, inner.Bytes())
 			continue
 		}
 		if route.txDrop != drop.None {
-			t.drop(route.txDrop, 1)
+			t.dropPacket(route.txDrop, capture.InnerOut, inner.Bytes())
 			t.sendICMPError(o.queue, buf, encap.HostUnreachable(buf.icmp[0], inner, anyRouter))
 			continue
 		}
 		if inner.TotalLen() > route.maxInner && route.outer.DontFragment(inner) {
-			t.drop(drop.TooBig, 1)
+			t.dropPacket(drop.TooBig, capture.InnerOut, inner.Bytes())
 			t.sendICMPError(o.queue, buf, encap.TooBig(buf.icmp[0], inner, route.maxInner, anyRouter))
 			continue
 		}
@@ -117,9 +118,7 @@ func (o *outbound) forward(buf *buffers, batch []*packet.Buffer) error {
 			t.counters.tx.add(sent, bytes)
 			t.engine.noteTraffic()
 		}
-		if lost := len(out) - sent - refused; lost > 0 {
-			t.drop(sendDrop(err), lost)
-		}
+		t.sent(captures, out, sent, refused, err)
 	}
 	return nil
 }
@@ -134,9 +133,12 @@ func (t *Tunnel) sendICMPError(queue tun.Queue, b *buffers, d drop.Reason) {
 		t.drop(d, 1)
 		return
 	}
-	if _, err := queue.Write(&b.scratch, b.icmp); err != nil && !errors.Is(err, os.ErrClosed) {
-		t.drop(writeDrop(err), 1)
+	_, err := queue.Write(&b.scratch, b.icmp)
+	if err != nil && !errors.Is(err, os.ErrClosed) {
+		d = writeDrop(err)
+		t.count(d, 1)
 	}
+	t.capture(capture.InnerIn, b.icmp[0].Bytes(), d)
 }
 
 // origin is the protocol of a received outer packet.
@@ -168,12 +170,12 @@ func (in *inbound) carry(buf *buffers) (n int, err error) {
 		return n, err
 	}
 	now := time.Now()
-	table, others := e.table.Load(), e.others.Load()
+	table, others, captured := e.table.Load(), e.others.Load(), e.captures.Load() != nil
 	for i, b := range batch[:n] {
 		owners[i] = nil
 		outer, d := encap.ParseOuter(b)
 		if d != drop.None {
-			e.drop(d, 1)
+			e.dropPacket(d, b.Bytes())
 			continue
 		}
 		t := table.find(outer.Destination(), outer.Source())
@@ -181,15 +183,23 @@ func (in *inbound) carry(buf *buffers) (n int, err error) {
 			t = others.find(outer.Destination(), outer.Source())
 		}
 		if t == nil {
-			e.drop(drop.UnknownPeer, 1)
+			e.dropPacket(drop.UnknownPeer, outer.Bytes())
 			continue
 		}
 		if encrypted := t.ipsecPolicy != nil; encrypted != bool(in.from) {
-			t.countPolicyMismatch(encrypted)
+			t.dropPolicyMismatch(encrypted, outer)
 			continue
 		}
-		if t.decapsulate(b, outer, buf.sender, now) {
+		var held capture.Held
+		if captured {
+			held = t.holdReceived(b, outer, in.from, now)
+		}
+		deliver, d := t.decapsulate(b, outer, buf.sender, now)
+		if deliver {
 			owners[i] = t
+		}
+		if captured {
+			settleReceived(&held, in.from, d)
 		}
 	}
 	// Write each tunnel's packets together and in order, so that its device can coalesce
@@ -212,12 +222,12 @@ func (in *inbound) carry(buf *buffers) (n int, err error) {
 }
 
 // decapsulate turns the outer packet in b into an inner packet, and reports whether b is to be
-// delivered to the device. Probes and invalid packets are not.
-func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underlay.Sender, now time.Time) bool {
+// delivered to the device. Probes are not, nor packets that are dropped, which it counts under d.
+func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underlay.Sender, now time.Time) (deliver bool, d drop.Reason) {
 	route := t.route.Load()
 	if route.txDrop == drop.NoLocalAddress {
-		t.engine.drop(drop.UnknownPeer, 1) // in transit to the host that has the address
-		return false
+		t.engine.count(drop.UnknownPeer, 1) // in transit to the host that has the address
+		return false, drop.UnknownPeer
 	}
 	path, other := &route.path, (*otherRemote)(nil)
 	if outer.Source() != path.Remote {
@@ -227,8 +237,8 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 	}
 	inner, kind, d := encap.Decapsulate(b, outer, path.Local, path.Remote)
 	if d != drop.None {
-		t.drop(d, 1)
-		return false
+		t.count(d, 1)
+		return false, d
 	}
 	if other == nil {
 		t.noteReceived(now)
@@ -238,11 +248,10 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 	switch kind {
 	case encap.KindEmpty:
 		t.noteProbeAnswer(now)
-		return false
+		return false, drop.None
 	case encap.KindReflect:
 		t.peerProbes.Store(true)
-		t.answerProbe(b, sender, path, now)
-		return false
+		return false, t.answerProbe(b, sender, path, now)
 	}
 	mtu := t.MTU()
 	if b.Checksum == packet.ChecksumUnknown {
@@ -251,15 +260,15 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 			t.wakeControl() // see updateReception
 		}
 		if d != drop.None {
-			t.drop(d, 1)
-			return false
+			t.count(d, 1)
+			return false, d
 		}
 	} else if b.Checksum == packet.ChecksumPartial {
 		t.engine.partialChecksums.observe(now)
 	}
 	if route.echo != nil && route.echo.IsReply(inner) {
 		t.noteProbeAnswer(now)
-		return false
+		return false, drop.None
 	}
 	if inner.TotalLen() > mtu && b.SegmentSize == 0 && t.oversize.note(inner.TotalLen()) { // delivered nevertheless
 		t.wakeControl()
@@ -267,42 +276,50 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 	if route.clampMSS {
 		mss.Clamp(inner, mtu, b.Checksum == packet.ChecksumPartial)
 	}
-	return true
+	return true, drop.None
 }
 
 // deliver writes inner packets of one tunnel to its device and counts them.
 func (t *Tunnel) deliver(run []*packet.Buffer, b *buffers) {
 	packets, bytes := countSegments(run)
-	queues := *t.queues.Load()
+	queues, captures := *t.queues.Load(), t.captures.Load()
+	if captures != nil {
+		b.hold(captures, run)
+	}
 	n, err := queues[b.index%len(queues)].Write(&b.scratch, run)
 	t.counters.rx.add(packets-(len(run)-n), bytes)
 	t.engine.noteTraffic()
 	if n < len(run) {
-		t.drop(writeDrop(err), len(run)-n)
+		t.count(writeDrop(err), len(run)-n)
+	}
+	if captures != nil {
+		b.settle(captures, len(run), n, err)
 	}
 }
 
 // answerProbe returns the inner packet of the peer's reflect probe, as a router's forwarding
 // would. It must not reach the device.
-func (t *Tunnel) answerProbe(b *packet.Buffer, sender underlay.Sender, path *underlay.Path, now time.Time) {
+func (t *Tunnel) answerProbe(b *packet.Buffer, sender underlay.Sender, path *underlay.Path, now time.Time) (d drop.Reason) {
 	if !t.reflectLimit.allow(now) {
-		t.drop(drop.ReflectLimited, 1)
-		return
+		d = drop.ReflectLimited
+	} else {
+		d = encap.ReflectAnswer(b, path.Remote)
 	}
-	if d := encap.ReflectAnswer(b, path.Remote); d != drop.None {
-		t.drop(d, 1)
-		return
+	if d != drop.None {
+		t.count(d, 1)
+		return d
 	}
 	t.sendLocal(t.newTransmitter(sender), b, path)
+	return drop.None
 }
 
-// countPolicyMismatch counts a cleartext packet for a tunnel with a secret, or an ESP packet
+// dropPolicyMismatch drops a cleartext packet for a tunnel with a secret, or an ESP packet
 // for one without.
-func (t *Tunnel) countPolicyMismatch(encrypted bool) {
+func (t *Tunnel) dropPolicyMismatch(encrypted bool, outer ipv4.Packet) {
 	if encrypted {
-		t.drop(drop.ESPPlainText, 1)
+		t.dropPacket(drop.ESPPlainText, capture.OuterIn, outer.Bytes())
 	} else {
-		t.engine.drop(drop.UnknownPeer, 1)
+		t.engine.dropPacket(drop.UnknownPeer, outer.Bytes())
 	}
 }
 

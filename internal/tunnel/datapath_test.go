@@ -337,7 +337,7 @@ func TestEngineRegister_concurrent(t *testing.T) {
 
 // A packet of no tunnel is counted once for the process, and a tunnel's own for it alone: the sum
 // over all tunnels is right.
-func TestEngineDrop(t *testing.T) {
+func TestEngineCount(t *testing.T) {
 	a, _ := pair(t, nil)
 	cfg := Default()
 	cfg.RemoteAddress = "203.0.113.7"
@@ -345,7 +345,7 @@ func TestEngineDrop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.engine.drop(drop.UnknownPeer, 2)
+	a.engine.count(drop.UnknownPeer, 2)
 	a.drop(drop.TooBig, 3)
 	process := map[string]uint64{"unknown-peer": 2}
 	for tunnel, want := range map[*Tunnel]map[string]uint64{a.Tunnel: {"too-big": 3}, second: {}} {

@@ -1,20 +1,47 @@
 package tunnel
 
-import "ipipd/internal/drop"
+import (
+	"time"
+
+	"ipipd/internal/capture"
+	"ipipd/internal/drop"
+)
 
 // Where packets end that go no further: those of a tunnel in Tunnel.drop, those of no tunnel
-// in Engine.drop.
+// in Engine.dropPacket. Captures see them there, or have seen them where count is called.
 
-// drop counts n packets of this tunnel.
+// drop counts n packets of this tunnel of which nothing else is known.
 func (t *Tunnel) drop(why drop.Reason, n int) {
+	t.count(why, n)
+	if captures := t.captures.Load(); captures != nil {
+		captures.Lost(why, n, time.Now())
+	}
+}
+
+// dropPacket counts a packet of this tunnel.
+func (t *Tunnel) dropPacket(why drop.Reason, where capture.Point, p []byte) {
+	t.count(why, 1)
+	t.capture(where, p, why)
+}
+
+// count is drop for packets that captures have seen.
+func (t *Tunnel) count(why drop.Reason, n int) {
 	t.counters.drops.Add(why, uint64(n))
 	if why == drop.Loop && t.looped.note(1) {
 		t.wakeControl()
 	}
 }
 
-// drop counts n packets that belong to no tunnel.
-func (e *Engine) drop(why drop.Reason, n int) { e.drops.Add(why, uint64(n)) }
+// dropPacket counts a packet that belongs to no tunnel.
+func (e *Engine) dropPacket(why drop.Reason, p []byte) {
+	e.count(why, 1)
+	if captures := e.captures.Load(); captures != nil {
+		captures.Packet(capture.NoTunnel, p, 0, why, time.Now())
+	}
+}
+
+// count is dropPacket for packets that captures have seen.
+func (e *Engine) count(why drop.Reason, n int) { e.drops.Add(why, uint64(n)) }
 
 // dropCounts is reason → packets of this tunnel, the fast path's included.
 func (t *Tunnel) dropCounts() map[string]uint64 {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"ipipd/encap"
+	"ipipd/internal/capture"
 	"ipipd/internal/drop"
 	"ipipd/internal/fastpath"
 	"ipipd/internal/ipsec"
@@ -59,6 +60,8 @@ type Engine struct {
 	table  atomic.Pointer[table]
 	others atomic.Pointer[table] // by further remotes, where table has none: see otherRemote
 	drops  drop.Counters         // of packets that belong to no tunnel
+
+	captures atomic.Pointer[capture.Rings] // of all tunnels; nil without. Written under mu
 
 	partialChecksums partialDetector
 	linkLayerFailed  atomic.Bool // a Receiver of the link layer has failed
@@ -226,12 +229,12 @@ func (e *Engine) receiveICMPErrors() {
 		outerErr, d := encap.ParseError(buf[:n])
 		if d != drop.None {
 			if d != drop.OuterErrorUnrelated { // about another program's packets
-				e.drop(d, 1)
+				e.dropPacket(d, buf[:n])
 			}
 			continue
 		}
 		if t := e.table.Load().find(outerErr.Source, outerErr.Destination); t != nil {
-			t.outerError(&outerErr, time.Now())
+			t.capture(capture.OuterIn, buf[:n], t.outerError(&outerErr, time.Now()))
 		}
 	}
 }

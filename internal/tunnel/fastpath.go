@@ -85,6 +85,8 @@ func (c *control) fastPathBlocker() string {
 		return "local-address is not on this host"
 	case c.iface.Load().Moved:
 		return "the interface is in another network namespace"
+	case c.captures.Load() != nil:
+		return captureRuns
 	case !c.iface.Load().Up: // userspace counts the packets that it refuses
 		return "the interface is down"
 	}

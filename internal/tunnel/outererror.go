@@ -23,7 +23,7 @@ func (t *Tunnel) quotesOwn(e *encap.OuterError) bool {
 	return e.Protocol == ipv4.ProtocolIPIP
 }
 
-// outerError handles an ICMP error about an outer packet with this tunnel's addresses: control
+// outerError handles an ICMP error about an outer packet with this tunnel's addresses, or says why not: control
 // gets the ones that this tunnel's packets can have caused. It does not relay the error, since the
 // quote may be forged: forward sends an ICMP error for the inner sender's next packet (RFC 2003,
 // section 5).
@@ -31,13 +31,17 @@ func (t *Tunnel) quotesOwn(e *encap.OuterError) bool {
 // A tunnel that never sets DF cannot get fragmentation needed (3/4) from a router, whatever DF the
 // message quotes. Destination unreachable is false for a peer that is alive. Not all false ones
 // are forged: a userspace peer's kernel answers protocol unreachable if the receive buffer is full.
-func (t *Tunnel) outerError(e *encap.OuterError, now time.Time) {
+func (t *Tunnel) outerError(e *encap.OuterError, now time.Time) (d drop.Reason) {
+	defer func() {
+		if d != drop.None {
+			t.count(d, 1)
+		}
+	}()
 	var handle func(*control, *encap.OuterError, time.Time)
 	switch own := t.quotesOwn(e); {
 	case own && e.Type == ipv4.ICMPTimeExceeded && t.config.Load().TTL == 0: // the inner TTL ran out, as by traceroute
 	case !own, e.TooBig() && !t.config.Load().DontFragment, e.Unreachable() && t.peerAlive(now):
-		t.drop(drop.OuterErrorNotBelieved, 1)
-		return
+		return drop.OuterErrorNotBelieved
 	case e.TooBig():
 		handle = (*control).tooBig
 	case e.Unreachable():
@@ -45,8 +49,9 @@ func (t *Tunnel) outerError(e *encap.OuterError, now time.Time) {
 	}
 	kept := *e
 	if handle == nil || !t.post(func(c *control) { handle(c, &kept, now) }) { // the ones queued say the same
-		t.drop(drop.OuterErrorIgnored, 1)
+		return drop.OuterErrorIgnored
 	}
+	return drop.None
 }
 
 // tooBig handles fragmentation needed.

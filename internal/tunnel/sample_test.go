@@ -85,7 +85,7 @@ func TestNewSample(t *testing.T) {
 
 func TestSamples_process(t *testing.T) {
 	a, _ := pair(t, nil)
-	a.engine.drop(drop.UnknownPeer, 3)
+	a.engine.count(drop.UnknownPeer, 3)
 	if s := a.engine.Samples(); s.Drops[drop.UnknownPeer] != 3 || s.Drops[drop.ReceiveOverflow] != a.socket.Overflows() {
 		t.Errorf("%v", s.Drops)
 	}

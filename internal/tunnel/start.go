@@ -69,7 +69,8 @@ func (e *Engine) newControl(cfg *Config, secret ike.Secret) *control {
 	}
 	manager := e.openShared(t, cfg)
 	if cfg.IPsec.Wanted() {
-		t.ipsecPolicy = newIPsecPolicy(manager, cfg, secret, t.log, t.wakeControl, t.drop)
+		t.ipsecPolicy = newIPsecPolicy(manager, cfg, secret, t.log, t.wakeControl, t.count)
+		t.ipsecPolicy.config.Tap = espTap{t}
 	}
 	return c
 }

@@ -6,6 +6,7 @@ import (
 	"syscall"
 
 	"ipipd/encap"
+	"ipipd/internal/capture"
 	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
@@ -32,7 +33,7 @@ func (p plainTx) Write(batch []*packet.Buffer, path *underlay.Path) (sent, refus
 // newTransmitter returns the transmitter that all packets of this tunnel must use.
 func (t *Tunnel) newTransmitter(sender underlay.Sender) transmitter {
 	if t.ipsecPolicy != nil {
-		return newEncryptedTx(sender, t.ipsecPolicy, t.drop)
+		return newEncryptedTx(sender, capturedSealer{t}, t.count)
 	}
 	return plainTx{sender}
 }
@@ -41,12 +42,12 @@ func (t *Tunnel) newTransmitter(sender underlay.Sender) transmitter {
 // drop if it was not sent.
 func (t *Tunnel) sendLocal(tx transmitter, b *packet.Buffer, path *underlay.Path) {
 	if txDrop := t.route.Load().txDrop; txDrop != drop.None {
-		t.drop(txDrop, 1)
+		t.dropPacket(txDrop, capture.OuterOut, b.Bytes())
 		return
 	}
-	sent, refused, err := tx.Write([]*packet.Buffer{b}, path)
-	if sent+refused == 0 && !errors.Is(err, os.ErrClosed) {
-		t.drop(sendDrop(err), 1)
+	batch, captures := []*packet.Buffer{b}, t.captures.Load()
+	if sent, refused, err := tx.Write(batch, path); !errors.Is(err, os.ErrClosed) {
+		t.sent(captures, batch, sent, refused, err)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"ipipd/internal/capture"
 	"ipipd/keepalive"
 	"ipipd/tun"
 )
@@ -51,6 +52,7 @@ type Tunnel struct {
 	others      atomic.Pointer[[]*otherRemote] // from which packets are accepted: see acceptOthers
 	ifname      *ifnameHandler                 // the interface's current name
 	fast        fastPath                       // see fastpath.go
+	captures    atomic.Pointer[capture.Rings]  // nil without; written under Engine.mu
 
 	// Written by the data path.
 	lastReceivedNs atomic.Int64 // time of the peer's last packet, nanoseconds after epoch; 0 is never

@@ -5,6 +5,7 @@ import (
 	"os"
 	"sync"
 
+	"ipipd/internal/capture"
 	"ipipd/internal/packet"
 	"ipipd/internal/underlay"
 	"ipipd/tun"
@@ -44,6 +45,7 @@ type buffers struct {
 	large   []*packet.Buffer
 	run     []*packet.Buffer   // of a batch, those that go on together
 	owners  [batchSize]*Tunnel // of the packets of a received batch
+	held    []capture.Held     // of a run that is delivered, while it is captured; allocated when needed
 }
 
 // smallSize is the largest MTU, in bytes, for which a worker needs no buffers of 64 KiB.

@@ -24,6 +24,7 @@ var allowedImports = map[string][]string{
 	"internal/resolve":   {"internal/ipv4"},
 	"internal/fastpath":  {},
 	"internal/control":   {},
+	"internal/capture":   {"internal/drop"},
 	"internal/confine":   {},
 	"internal/handover":  {},
 	"tun":                {"internal/packet", "internal/ipv4", "internal/fdguard", "internal/vnet"},
@@ -37,7 +38,7 @@ var allowedImports = map[string][]string{
 	"internal/tunnel": {
 		"tun", "encap", "mss", "keepalive", "internal/underlay", "internal/fastpath", "internal/netstate",
 		"internal/ipsec", "internal/ipsec/ike", "internal/packet", "internal/ipv4", "internal/drop",
-		"internal/fdguard", "internal/resolve", "internal/warning",
+		"internal/fdguard", "internal/resolve", "internal/warning", "internal/capture",
 	},
 	"internal/history":    {"internal/drop"},
 	"internal/monitor":    {"internal/tunnel", "internal/drop", "internal/history"},
@@ -47,7 +48,7 @@ var allowedImports = map[string][]string{
 	"internal/page":       {"internal/tunnel", "internal/drop", "internal/history"},
 	"internal/peerconfig": {"internal/tunnel", "internal/config", "internal/netstate", "keepalive"},
 	"internal/doctor":     {"internal/tunnel", "internal/netstate", "internal/resolve", "internal/ipv4", "internal/warning", "keepalive"},
-	"cmd/ipipd":           {"internal/doctor", "internal/config", "internal/peerconfig", "internal/metrics", "internal/page", "internal/monitor", "internal/terminal", "internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4", "internal/drop", "internal/handover"},
+	"cmd/ipipd":           {"internal/doctor", "internal/config", "internal/peerconfig", "internal/metrics", "internal/page", "internal/monitor", "internal/terminal", "internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4", "internal/drop", "internal/handover", "internal/capture"},
 }
 
 // moduleOwners says which packages alone may import a module that the others are not to

@@ -1,0 +1,171 @@
+package capture
+
+import (
+	"sync/atomic"
+	"time"
+
+	"ipipd/internal/drop"
+)
+
+const (
+	ringBytes = 4 << 20
+	ringSlots = 1 << 14
+
+	// MaxRings is how many captures a process has at once.
+	MaxRings = 4
+)
+
+// Ring is a bounded queue of copies of packets, of one capture. Any number of goroutines put packets in, and
+// one takes them out (Stream). None of them waits: a packet that has no room is counted.
+type Ring struct {
+	options Options
+	mem     []byte // ringBytes, a power of two
+	slots   []slot // ringSlots, likewise
+
+	// head is what is reserved: the number of slots in its upper half, and of bytes in its lower, both modulo
+	// 2^32. tail is likewise what is free again.
+	head, tail atomic.Uint64
+	missed     [interfaces]atomic.Uint64
+}
+
+// slot is a packet in the ring. Its goroutine owns it from reserve until done says so, and then Stream does.
+type slot struct {
+	done   atomic.Uint32 // number+1: it may be taken out
+	number uint32
+	end    uint32 // of its bytes, as in head
+	record
+	discard bool
+}
+
+// record is a packet, or a number of them.
+type record struct {
+	at     int64 // ns since 1970
+	where  Point
+	why    drop.Reason
+	id     uint32
+	lost   uint32 // so many packets of which nothing else is known, if not 0
+	length uint32 // of the packet
+	missed uint64 // of its interface until then
+	bytes  []byte // what is kept of it
+}
+
+// NewRing returns the ring of a capture.
+func NewRing(o Options) *Ring {
+	if o.Snaplen <= 0 || o.Snaplen > MaxSnaplen {
+		o.Snaplen = MaxSnaplen
+	}
+	return &Ring{options: o, mem: make([]byte, ringBytes), slots: make([]slot, ringSlots)}
+}
+
+// reserve returns a slot with n bytes; nil if there is no room.
+func (r *Ring) reserve(n int) *slot {
+	for {
+		tail := r.tail.Load() // before head, so that it is not beyond it
+		head := r.head.Load()
+		number, at := uint32(head>>32), uint32(head)
+		used := at - uint32(tail)
+		if left := ringBytes - at%ringBytes; uint32(n) > left {
+			at += left // a packet is in one piece
+		}
+		end := at + uint32(n)
+		if number-uint32(tail>>32) >= ringSlots || used+(end-uint32(head)) > ringBytes {
+			return nil
+		}
+		if r.head.CompareAndSwap(head, uint64(number+1)<<32|uint64(end)) {
+			s := &r.slots[number%ringSlots]
+			s.number, s.end, s.discard = number, end, false
+			s.record = record{bytes: r.mem[at%ringBytes:][:n]}
+			return s
+		}
+	}
+}
+
+// next is the oldest packet, nil if there is none; release gives its place back.
+func (r *Ring) next() *slot {
+	number := uint32(r.tail.Load() >> 32)
+	if s := &r.slots[number%ringSlots]; s.done.Load() == number+1 {
+		return s
+	}
+	return nil
+}
+
+func (r *Ring) release(s *slot) { r.tail.Store(uint64(s.number+1)<<32 | uint64(s.end)) }
+
+// Rings are those that a packet goes to. The slice is immutable.
+type Rings []*Ring
+
+// Held is a packet that is copied, of which it is not known yet whether it is dropped.
+type Held struct {
+	rings Rings
+	slots [MaxRings]*slot
+	where Point
+}
+
+// Hold copies a packet, before it is changed. Settle or Discard has to follow soon: what comes later is not
+// taken out before.
+func (rs Rings) Hold(where Point, p []byte, id uint32, at time.Time) (h Held) {
+	h.rings, h.where = rs, where
+	for i, r := range rs {
+		if !r.options.wants(where) {
+			continue
+		}
+		s := r.reserve(min(len(p), r.options.Snaplen))
+		if s == nil {
+			continue
+		}
+		copy(s.bytes, p)
+		s.at, s.where, s.id, s.length = at.UnixNano(), where, id, uint32(len(p))
+		s.missed = r.missed[where.iface()].Load()
+		h.slots[i] = s
+	}
+	return h
+}
+
+// Settle says why the packet is dropped, drop.None if it is not.
+func (h *Held) Settle(why drop.Reason) {
+	for i, r := range h.rings {
+		s := h.slots[i]
+		wanted := why != drop.None || !r.options.Drops
+		switch {
+		case s != nil:
+			s.why, s.discard = why, !wanted
+			s.done.Store(s.number + 1)
+		case wanted && r.options.wants(h.where):
+			r.missed[h.where.iface()].Add(1)
+		}
+	}
+}
+
+// Discard takes the packet back.
+func (h *Held) Discard() {
+	for _, s := range h.slots {
+		if s != nil {
+			s.discard = true
+			s.done.Store(s.number + 1)
+		}
+	}
+}
+
+// Packet captures a packet, and why it is dropped: drop.None if it is not.
+func (rs Rings) Packet(where Point, p []byte, id uint32, why drop.Reason, at time.Time) {
+	for i, r := range rs {
+		if why != drop.None || !r.options.Drops {
+			h := rs[i:i+1].Hold(where, p, id, at)
+			h.Settle(why)
+		}
+	}
+}
+
+// Lost captures that n packets are dropped of which nothing else is known.
+func (rs Rings) Lost(why drop.Reason, n int, at time.Time) {
+	for _, r := range rs {
+		where := pointOf(why)
+		if s := r.reserve(0); s != nil {
+			s.at, s.where, s.why, s.lost = at.UnixNano(), where, why, uint32(n)
+			s.missed = r.missed[where.iface()].Load()
+			s.done.Store(s.number + 1)
+		} else {
+			r.missed[where.iface()].Add(uint64(n))
+		}
+	}
+}

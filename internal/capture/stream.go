@@ -1,0 +1,145 @@
+package capture
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"ipipd/internal/drop"
+)
+
+// flushBytes is how much is gathered before it is written.
+const flushBytes = 64 << 10
+
+// Header is what a file says before its packets.
+type Header struct {
+	// Program and Comment are of the file.
+	Program, Comment string
+	// Tunnel is the name of the tunnel, Description its properties.
+	Tunnel, Description string
+	Names               []Name
+}
+
+// Result is what a capture has come to.
+type Result struct {
+	Packets uint64 // written
+	Missed  uint64 // not written: the reader was too slow
+}
+
+// Stream writes what is in a Ring as a pcapng file. One goroutine uses it.
+type Stream struct {
+	ring     *Ring
+	w        io.Writer
+	out      blocks
+	start    int64
+	packets  uint64 // written
+	noTunnel bool   // its interface is in the file
+	written  [interfaces]uint64
+	told     [interfaces]uint64 // of the missed ones, by epb_dropcount
+}
+
+// NewStream returns the Stream of a Ring, and writes what comes before the packets.
+func NewStream(w io.Writer, r *Ring, h Header, now time.Time) (*Stream, error) {
+	s := &Stream{ring: r, w: w, start: now.UnixNano()}
+	s.out.section(h.Program, h.Comment)
+	s.out.iface(h.Tunnel+" (inner)", h.Description, r.options.Snaplen)
+	s.out.iface(h.Tunnel+" (outer)", h.Description, r.options.Snaplen)
+	s.out.names(h.Names)
+	return s, s.flush()
+}
+
+// Copy writes some of what is in the ring. n is how many packets that were, 0 if there are none; done:
+// Options.Count is reached.
+func (s *Stream) Copy() (n int, done bool, err error) {
+	for len(s.out) < flushBytes && !s.full() {
+		slot := s.ring.next()
+		if slot == nil {
+			break
+		}
+		if !slot.discard {
+			s.add(&slot.record)
+		}
+		s.ring.release(slot)
+		n++
+	}
+	return n, s.full(), s.flush()
+}
+
+// Lost writes that n packets are dropped of which nothing else is known.
+func (s *Stream) Lost(why drop.Reason, n uint64, at time.Time) error {
+	s.add(&record{at: at.UnixNano(), where: pointOf(why), why: why, lost: uint32(n)})
+	return s.flush()
+}
+
+func (s *Stream) full() bool {
+	return s.ring.options.Count > 0 && s.packets >= s.ring.options.Count
+}
+
+func (s *Stream) add(r *record) {
+	iface := r.where.iface()
+	s.need(iface)
+	var missed uint64
+	if r.missed > s.told[iface] {
+		missed, s.told[iface] = r.missed-s.told[iface], r.missed
+	}
+	s.out.packet(uint32(iface), r, comment(r), missed)
+	s.written[iface]++
+	s.packets++
+}
+
+// need adds the interface of noTunnel when it is first used.
+func (s *Stream) need(iface int) {
+	if iface == noTunnelInterface && !s.noTunnel {
+		s.noTunnel = true
+		s.out.iface("no tunnel (outer)", "packets that belong to no tunnel of the process", s.ring.options.Snaplen)
+	}
+}
+
+// comment is that of a packet: nothing unless it is dropped.
+func comment(r *record) string {
+	if r.why == drop.None {
+		return ""
+	}
+	text := r.why.Error() + "; remedy: " + r.why.Remedy()
+	switch {
+	case r.lost == 1:
+		return "1 packet " + text
+	case r.lost > 1:
+		return fmt.Sprintf("%d packets %s", r.lost, text)
+	}
+	return text
+}
+
+// End writes what is left in the ring, and the statistics. The capture takes no more packets by now.
+func (s *Stream) End(now time.Time) (Result, error) {
+	var err error
+	for n := 1; n > 0 && err == nil; {
+		n, _, err = s.Copy()
+	}
+	result := Result{Packets: s.packets}
+	for iface, written := range s.written {
+		missed, comment := s.ring.missed[iface].Load(), ""
+		result.Missed += missed
+		if iface == noTunnelInterface && written+missed == 0 {
+			continue
+		}
+		if missed > 0 {
+			comment = fmt.Sprintf("%d packets were not written: the reader was too slow", missed)
+		}
+		s.need(iface)
+		s.out.statistics(uint32(iface), comment, s.start, now.UnixNano(), written, missed)
+	}
+	if err == nil {
+		err = s.flush()
+	}
+	return result, err
+}
+
+func (s *Stream) flush() error {
+	if len(s.out) == 0 {
+		return nil
+	}
+	_, err := s.w.Write(s.out)
+	s.out = s.out[:0]
+	return err
+}

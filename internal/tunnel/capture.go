@@ -1,0 +1,314 @@
+package tunnel
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"ipipd/encap"
+	"ipipd/internal/capture"
+	"ipipd/internal/drop"
+	"ipipd/internal/ipv4"
+	"ipipd/internal/packet"
+)
+
+// Captures. The data path copies packets into the rings of Tunnel.captures, which is nil while there is
+// no capture, and one goroutine for each capture writes them. While a tunnel is captured its fast path is
+// left (fastPathBlocker), so that userspace sees each packet.
+
+// ErrCaptures means that no more captures can run at once.
+var ErrCaptures = fmt.Errorf("%d captures run in this process, the most at once: end one of them", capture.MaxRings)
+
+const (
+	captureRuns = "a capture runs" // fastPathBlocker
+	// captureMinPause and captureMaxPause are how long a capture waits for packets, the more the longer there
+	// are none: nobody wakes it.
+	captureMinPause = time.Millisecond
+	captureMaxPause = 50 * time.Millisecond
+	// overflowInterval is how often a capture looks for packets that the kernel had no room for.
+	overflowInterval = time.Second
+)
+
+// Capture writes the packets of the tunnel of that Config.Name to w, as a pcapng file, until ctx is done,
+// Options.Count is reached, the tunnel has ended or w fails. A tunnel that is made again is captured on.
+// It fails with os.ErrNotExist if no such tunnel runs, and with ErrCaptures.
+func (e *Engine) Capture(ctx context.Context, name string, o capture.Options, program string, w io.Writer) (result capture.Result, err error) {
+	t := e.Tunnel(name)
+	if t == nil {
+		return result, os.ErrNotExist
+	}
+	ring, header := capture.NewRing(o), t.captureHeader(program)
+	if err := e.addCapture(t, ring); err != nil {
+		return result, err
+	}
+	defer func() { e.removeCapture(t, ring) }()
+	t.syncCaptured(ctx)
+	s, err := capture.NewStream(w, ring, header, time.Now())
+	if err != nil {
+		return result, err
+	}
+	overflows, looked := e.socket.Overflows(), time.Now()
+	pause := captureMinPause
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	for done := false; !done; {
+		n := 0
+		if n, done, err = s.Copy(); err != nil || done {
+			break
+		}
+		if now := time.Now(); now.Sub(looked) >= overflowInterval {
+			looked = now
+			if more := e.socket.Overflows(); more > overflows {
+				err = s.Lost(drop.ReceiveOverflow, more-overflows, now)
+				overflows = more
+			}
+		}
+		if pause = min(2*pause, captureMaxPause); n > 0 {
+			pause = captureMinPause
+		}
+		timer.Reset(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			done = true
+		case <-t.done:
+			next := e.nextTunnel(name)
+			if next == nil || e.addCapture(next, ring) != nil {
+				done = true
+				break
+			}
+			t = next
+			t.syncCaptured(ctx)
+		}
+	}
+	e.removeCapture(t, ring)
+	if result, end := s.End(time.Now()); err == nil {
+		return result, end
+	}
+	return result, err
+}
+
+// nextTunnel is the tunnel that a change has made in the place of one that has ended, nil if there is none.
+func (e *Engine) nextTunnel(name string) *Tunnel {
+	e.applying.Lock() // which closes the one and then makes the other
+	defer e.applying.Unlock()
+	return e.Tunnel(name)
+}
+
+// addCapture has the packets of t go to ring.
+func (e *Engine) addCapture(t *Tunnel, ring *capture.Ring) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := rings(e.captures.Load())
+	if !slices.Contains(all, ring) {
+		if len(all) == capture.MaxRings {
+			return ErrCaptures
+		}
+		all = append(slices.Clone(all), ring)
+		e.captures.Store(&all)
+	}
+	of := append(slices.Clone(rings(t.captures.Load())), ring)
+	t.captures.Store(&of)
+	return nil
+}
+
+// removeCapture is its opposite. It may be called more than once.
+func (e *Engine) removeCapture(t *Tunnel, ring *capture.Ring) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	left := func(captures *capture.Rings) *capture.Rings {
+		of := capture.Rings(without(rings(captures), capture.Rings{ring}))
+		if len(of) == 0 {
+			return nil
+		}
+		return &of
+	}
+	e.captures.Store(left(e.captures.Load()))
+	t.captures.Store(left(t.captures.Load()))
+	t.wakeControl() // the fast path may be used again
+}
+
+func rings(captures *capture.Rings) capture.Rings {
+	if captures == nil {
+		return nil
+	}
+	return *captures
+}
+
+// syncCaptured returns when the fast path is left.
+func (t *Tunnel) syncCaptured(ctx context.Context) {
+	left := make(chan struct{})
+	select {
+	case t.events <- func(c *control) { c.syncFastPath(); close(left) }:
+	case <-t.done:
+		return
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-left:
+	case <-t.done:
+	case <-ctx.Done():
+	}
+}
+
+// captureHeader says of what tunnel a capture is. No secret is in it.
+func (t *Tunnel) captureHeader(program string) capture.Header {
+	s := t.Status()
+	h := capture.Header{Tunnel: s.Name(), Program: program, Comment: "packets are carried in userspace: " + s.FastPath}
+	if t.fast.active() || s.FastPath == captureRuns {
+		h.Comment = "the fast path is left while the capture runs: packets are carried in userspace meanwhile, which is slower"
+	}
+	var of []string
+	for _, p := range Properties() {
+		if v := s.Setting(p.Name); v != "" && !p.Secret {
+			of = append(of, p.Name+"="+v)
+		}
+	}
+	of = append(of, fmt.Sprintf("current-local-address=%s current-remote-address=%s actual-mtu=%d path-mtu=%d keepalive-state=%s",
+		s.CurrentLocalAddress, s.CurrentRemoteAddress, s.ActualMTU, s.PathMTU, s.KeepaliveState))
+	if s.IPsec != "" {
+		of = append(of, "ipsec="+s.IPsec)
+	}
+	h.Description = strings.Join(of, " ")
+	cfg, path := t.config.Load(), &t.route.Load().path
+	remote := s.Name() + "-remote"
+	if _, named := cfg.remote(); named {
+		remote = cfg.RemoteAddress
+	}
+	for _, n := range []capture.Name{{Address: path.Local, Name: s.Name() + "-local"}, {Address: path.Remote, Name: remote}} {
+		if n.Address != [4]byte{} {
+			n.Name = strings.ReplaceAll(n.Name, " ", "-")
+			h.Names = append(h.Names, n)
+		}
+	}
+	return h
+}
+
+// capture captures a packet, and why it is dropped.
+func (t *Tunnel) capture(where capture.Point, p []byte, why drop.Reason) {
+	if captures := t.captures.Load(); captures != nil {
+		captures.Packet(where, p, capture.NewID(), why, time.Now())
+	}
+}
+
+// sent counts the packets of batch that were not sent, and captures all of them but those that the cipher
+// refused. captures are those before Write.
+func (t *Tunnel) sent(captures *capture.Rings, batch []*packet.Buffer, sent, refused int, err error) {
+	lost, why := len(batch)-sent-refused, drop.None
+	if lost > 0 {
+		why = sendDrop(err)
+		t.count(why, lost)
+	}
+	if captures == nil {
+		return
+	}
+	now := time.Now()
+	if lost > 0 && sent > 0 { // nobody knows which
+		captures.Lost(why, lost, now)
+		why = drop.None
+	}
+	for _, b := range batch {
+		p := b.Bytes()
+		switch {
+		case t.ipsecPolicy == nil:
+			b.CaptureID = capture.NewID()
+			if inner := p[encap.Overhead:]; len(inner) > 0 {
+				captures.Packet(capture.InnerOut, inner, b.CaptureID, why, now)
+			}
+		case b.CaptureID == 0: // refused, or the capture has begun since
+			continue
+		}
+		captures.Packet(capture.OuterOut, p, b.CaptureID, why, now)
+	}
+}
+
+// capturedSealer is the sealer of an encrypted tunnel. Of what is captured it sees the inner packet before
+// that is encrypted in place.
+type capturedSealer struct{ *Tunnel }
+
+func (s capturedSealer) Seal(b *packet.Buffer) drop.Reason {
+	captures := s.captures.Load()
+	if captures == nil {
+		return s.ipsecPolicy.Seal(b)
+	}
+	id := capture.NewID()
+	var held capture.Held
+	if inner := b.Bytes()[encap.Overhead:]; len(inner) > 0 {
+		held = captures.Hold(capture.InnerOut, inner, id, time.Now())
+	}
+	why := s.ipsecPolicy.Seal(b)
+	held.Settle(why)
+	if why == drop.None {
+		b.CaptureID = id
+	}
+	return why
+}
+
+// espTap captures received ESP packets: see ipsec.Tap.
+type espTap struct{ *Tunnel }
+
+func (t espTap) Wants() bool { return t.captures.Load() != nil }
+
+func (t espTap) Received(p []byte, why drop.Reason) (id uint32) {
+	if captures := t.captures.Load(); captures != nil {
+		id = capture.NewID()
+		captures.Packet(capture.OuterIn, p, id, why, time.Now())
+	}
+	return id
+}
+
+// holdReceived holds the outer packet in b until it is known whether it is dropped; of a decrypted one, which
+// espTap has seen, the inner packet.
+func (t *Tunnel) holdReceived(b *packet.Buffer, outer ipv4.Packet, from origin, now time.Time) (held capture.Held) {
+	captures := t.captures.Load()
+	switch {
+	case captures == nil:
+	case from == fromESP:
+		held = captures.Hold(capture.InnerIn, outer.Payload(), b.CaptureID, now)
+	default:
+		b.CaptureID = capture.NewID()
+		held = captures.Hold(capture.OuterIn, outer.Bytes(), b.CaptureID, now)
+	}
+	return held
+}
+
+// settleReceived ends holdReceived. deliver captures an inner packet that is not dropped.
+func settleReceived(held *capture.Held, from origin, why drop.Reason) {
+	if from == fromESP && why == drop.None {
+		held.Discard()
+	} else {
+		held.Settle(why)
+	}
+}
+
+// hold holds the inner packets of run, which are about to be written to the TUN.
+func (b *buffers) hold(captures *capture.Rings, run []*packet.Buffer) {
+	if b.held == nil {
+		b.held = make([]capture.Held, batchSize)
+	}
+	now := time.Now()
+	for i, p := range run {
+		b.held[i] = captures.Hold(capture.InnerIn, p.Bytes(), p.CaptureID, now)
+	}
+}
+
+// settle ends hold: n of the packets were written.
+func (b *buffers) settle(captures *capture.Rings, held, n int, err error) {
+	why := drop.None
+	if n < held {
+		why = writeDrop(err)
+	}
+	if n > 0 && n < held { // nobody knows which
+		captures.Lost(why, held-n, time.Now())
+		why = drop.None
+	}
+	for i := range held {
+		b.held[i].Settle(why)
+	}
+	clear(b.held[:held])
+}
