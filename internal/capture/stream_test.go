@@ -1,0 +1,201 @@
+package capture
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ipipd/internal/drop"
+	"ipipd/test/netlab"
+)
+
+// file is a capture of some packets.
+func file(t *testing.T, r *Ring, h Header, packets func(Rings)) ([]byte, Result) {
+	t.Helper()
+	var out bytes.Buffer
+	s, err := NewStream(&out, r, h, time.Unix(1, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	packets(Rings{r})
+	for n, done := 1, false; n > 0 && !done; {
+		if n, done, err = s.Copy(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	result, err := s.End(time.Unix(3, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes(), result
+}
+
+// ping is an ICMP echo request, and outer the packet that it is in.
+var (
+	ping  = []byte("\x45\x00\x00\x1c\x00\x01\x00\x00\x40\x01\x65\xdd\x0a\xff\x00\x01\x0a\xff\x00\x02\x08\x00\xf7\xfd\x00\x01\x00\x01")
+	outer = append([]byte("\x45\x00\x00\x30\x00\x01\x00\x00\x40\x04\xb6\xc6\xc0\x00\x02\x01\xc0\x00\x02\x02"), ping...)
+)
+
+func TestStream(t *testing.T) {
+	at := time.Unix(2, 5)
+	h := Header{Program: "ipipd test", Comment: "a comment", Tunnel: "t \xff", Description: "mtu=1480", Names: []Name{{[4]byte{192, 0, 2, 2}, "t-remote"}}}
+	bytes, result := file(t, NewRing(Options{}), h, func(rings Rings) {
+		rings.Packet(InnerOut, ping, 7, drop.None, at)
+		rings.Packet(OuterOut, outer, 7, drop.None, at)
+		rings.Packet(OuterIn, outer, 8, drop.ReceivedLoop, at)
+		rings.Lost(drop.QueueFull, 3, at)
+		rings.Packet(NoTunnel, outer[:1], 0, drop.UnknownPeer, at)
+	})
+	if result != (Result{Packets: 5}) {
+		t.Errorf("%+v", result)
+	}
+	got, err := netlab.ReadCapture(bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	comment := func(r drop.Reason) string { return r.Error() + "; remedy: " + r.Remedy() }
+	if !got.Ended || got.Comment != "a comment" || got.Names[[4]byte{192, 0, 2, 2}] != "t-remote" || len(got.Interfaces) != 3 {
+		t.Errorf("%+v", got)
+	}
+	if i := got.Interface("t \ufffd (outer)"); i == nil || i.LinkType != 101 || i.Description != "mtu=1480" || i.Delivered != 2 {
+		t.Errorf("%+v", got.Interfaces)
+	}
+	want := []netlab.CapturedPacket{
+		{Interface: "t \ufffd (inner)", Packet: ping, Length: len(ping), Direction: "out", ID: 7},
+		{Interface: "t \ufffd (outer)", Packet: outer, Length: len(outer), Direction: "out", ID: 7},
+		{Interface: "t \ufffd (outer)", Packet: outer, Length: len(outer), Direction: "in", ID: 8, Comment: comment(drop.ReceivedLoop)},
+		{Interface: "t \ufffd (inner)", Packet: []byte{}, Direction: "out", Comment: "3 packets " + comment(drop.QueueFull)},
+		{Interface: "no tunnel (outer)", Packet: outer[:1], Length: 1, Direction: "in", Comment: comment(drop.UnknownPeer)},
+	}
+	if d := cmp.Diff(want, got.Packets); d != "" {
+		t.Error(d)
+	}
+}
+
+// tshark reads what a Stream writes.
+func TestStream_tshark(t *testing.T) {
+	tshark, err := exec.LookPath("tshark")
+	if err != nil {
+		t.Skip("needs tshark")
+	}
+	bytes, _ := file(t, NewRing(Options{}), Header{Tunnel: "t0", Description: "mtu=1480", Names: []Name{{[4]byte{192, 0, 2, 2}, "t0-remote"}}}, func(rings Rings) {
+		at := time.Unix(1234567890, 123456789)
+		rings.Packet(InnerOut, ping, 7, drop.None, at)
+		rings.Packet(OuterOut, outer, 7, drop.TooBig, at)
+		rings.Lost(drop.ReceiveOverflow, 3, at)
+	})
+	name := filepath.Join(t.TempDir(), "t.pcapng")
+	if err := os.WriteFile(name, bytes, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(tshark, "-r", name, "-t", "e", "-T", "fields", "-E", "separator=|", "-e", "frame.time_epoch", "-e", "frame.interface_name", "-e", "frame.interface_description",
+		"-e", "frame.packet_id", "-e", "frame.packet_flags_direction", "-e", "frame.protocols", "-e", "frame.comment")
+	cmd.Env = append(os.Environ(), "TZ=UTC", "HOME="+t.TempDir())
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v: %s", err, stderr.String())
+	}
+	rows := strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
+	if len(rows) != 3 {
+		t.Fatalf("tshark says\n%s%s", out, stderr.String())
+	}
+	for i, want := range [][]string{
+		{"1234567890.123456789", "t0 (inner)", "mtu=1480", "7", "0x00000002", "raw:ip:icmp", ""},
+		{"1234567890.123456789", "t0 (outer)", "mtu=1480", "7", "0x00000002", "raw:ip:ip:icmp", "dropped: too-big: "},
+		{"1234567890.123456789", "no tunnel (outer)", "packets that belong", "", "0x00000001", "", "3 packets dropped: receive-overflow: "},
+	} {
+		got := strings.Split(rows[i], "|")
+		for k := range want {
+			if k >= len(got) || !strings.HasPrefix(got[k], want[k]) || want[k] == "" && k == 6 && got[k] != "" {
+				t.Errorf("packet %d: tshark says %q, want %q", i, got, want)
+				break
+			}
+		}
+	}
+}
+
+// It ends after Count packets, those that are discarded aside.
+func TestStream_count(t *testing.T) {
+	bytes, result := file(t, NewRing(Options{Count: 2, Drops: true}), Header{Tunnel: "t0"}, func(rings Rings) {
+		for range 3 {
+			h := rings.Hold(InnerIn, ping, 1, time.Unix(2, 0))
+			h.Settle(drop.None)
+			rings.Packet(InnerIn, ping, 1, drop.WriteFailed, time.Unix(2, 0))
+		}
+	})
+	if got, err := netlab.ReadCapture(bytes); err != nil || len(got.Packets) != 2 || result.Packets != 2 || !got.Ended {
+		t.Errorf("%+v, %v: %+v", result, err, got)
+	}
+}
+
+// The file says how many packets were not written, and where.
+func TestStream_missed(t *testing.T) {
+	r := NewRing(Options{})
+	bytes, result := file(t, r, Header{Tunnel: "t0"}, func(rings Rings) {
+		for range ringSlots + 5 {
+			rings.Packet(OuterIn, nil, 1, drop.None, time.Unix(2, 0))
+		}
+		r.release(r.next())
+		rings.Packet(OuterIn, ping, 1, drop.None, time.Unix(2, 0))
+	})
+	got, err := netlab.ReadCapture(bytes)
+	if err != nil || result != (Result{Packets: ringSlots, Missed: 5}) {
+		t.Fatalf("%+v, %v", result, err)
+	}
+	if last := got.Packets[len(got.Packets)-1]; last.Missed != 5 || got.Packets[0].Missed != 0 {
+		t.Errorf("the last packet: %+v", last)
+	}
+	if i := got.Interface("t0 (outer)"); i.Missed != 5 || i.Delivered != ringSlots {
+		t.Errorf("%+v", i)
+	}
+}
+
+// A text that is too long for an option is cut, between two characters.
+func TestStream_longText(t *testing.T) {
+	bytes, _ := file(t, NewRing(Options{}), Header{Tunnel: "t0", Description: "x" + strings.Repeat("ä", 40_000)}, func(Rings) {})
+	got, err := netlab.ReadCapture(bytes)
+	if err != nil || !strings.HasPrefix(got.Interfaces[0].Description, "xää") || !strings.HasSuffix(got.Interfaces[0].Description, "ä…") {
+		t.Errorf("%v, %d bytes", err, len(got.Interfaces[0].Description))
+	}
+}
+
+// An error of the writer is returned, and what is left ends nevertheless.
+func TestStream_writerFails(t *testing.T) {
+	broken := errors.New("broken")
+	w := &failing{after: 1, err: broken}
+	r := NewRing(Options{})
+	s, err := NewStream(w, r, Header{Tunnel: "t0"}, time.Unix(1, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	Rings{r}.Packet(InnerIn, ping, 1, drop.None, time.Unix(2, 0))
+	if _, _, err := s.Copy(); err != broken {
+		t.Errorf("Copy: %v", err)
+	}
+	Rings{r}.Packet(InnerIn, ping, 1, drop.None, time.Unix(2, 0))
+	if _, err := s.End(time.Unix(3, 0)); err != broken {
+		t.Errorf("End: %v", err)
+	}
+}
+
+// failing is a writer that fails from some call on.
+type failing struct {
+	after int
+	err   error
+}
+
+func (w *failing) Write(p []byte) (int, error) {
+	if w.after--; w.after < 0 {
+		return 0, w.err
+	}
+	return len(p), nil
+}
