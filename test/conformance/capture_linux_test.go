@@ -1,0 +1,378 @@
+package conformance
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"ipipd/internal/ipv4"
+	"ipipd/test/netlab"
+)
+
+// runningCapture is an `ipipd capture t0 -w FILE` that runs.
+type runningCapture struct {
+	t      *testing.T
+	file   string
+	cmd    *exec.Cmd
+	stderr bytes.Buffer
+	ended  chan struct{}
+}
+
+// startCapture returns once packets are captured.
+func startCapture(t *testing.T, d *netlab.Daemon, flags ...string) *runningCapture {
+	t.Helper()
+	c := &runningCapture{t: t, file: filepath.Join(t.TempDir(), "t.pcapng"), ended: make(chan struct{})}
+	c.cmd = exec.Command(netlab.Binary(t), append([]string{"capture", "t0", "-w", c.file, "--runtime-dir", filepath.Dir(d.Socket())}, flags...)...)
+	c.cmd.Stderr = &c.stderr
+	if err := c.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_ = c.cmd.Wait()
+		close(c.ended)
+	}()
+	t.Cleanup(func() {
+		_ = c.cmd.Process.Kill()
+		<-c.ended
+	})
+	netlab.Eventually(t, "the capture has begun", func() bool {
+		select {
+		case <-c.ended:
+			t.Fatalf("ipipd capture has ended: %v\n%s", c.cmd.ProcessState, c.stderr.String())
+		default:
+		}
+		info, err := os.Stat(c.file)
+		return err == nil && info.Size() > 0
+	})
+	return c
+}
+
+// read reads the file as it is by now.
+func (c *runningCapture) read() *netlab.CaptureFile {
+	c.t.Helper()
+	b, err := os.ReadFile(c.file)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	f, err := netlab.ReadCapture(b)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return f
+}
+
+// end interrupts the capture, and reads the whole file.
+func (c *runningCapture) end() *netlab.CaptureFile {
+	c.t.Helper()
+	_ = c.cmd.Process.Signal(syscall.SIGINT)
+	return c.await()
+}
+
+// await waits for its end.
+func (c *runningCapture) await() *netlab.CaptureFile {
+	c.t.Helper()
+	select {
+	case <-c.ended:
+	case <-time.After(netlab.Timeout()):
+		c.t.Fatal("ipipd capture does not end")
+	}
+	f := c.read()
+	if said := fmt.Sprintf("%d packets captured, ", len(f.Packets)); c.cmd.ProcessState.ExitCode() != 0 || !strings.HasPrefix(c.stderr.String(), said) || !f.Ended {
+		c.t.Errorf("ipipd capture: %v, %q, and there are %d packets in the file; whole: %v", c.cmd.ProcessState, c.stderr.String(), len(f.Packets), f.Ended)
+	}
+	return f
+}
+
+// found are those of the packets with that interface and direction, "inner out", that pass checks.
+func found(f *netlab.CaptureFile, where string, checks ...netlab.Check) (packets []netlab.CapturedPacket) {
+	iface, direction, _ := strings.Cut(where, " ")
+	for _, p := range f.Packets {
+		if strings.HasSuffix(p.Interface, "("+iface+")") && p.Direction == direction && netlab.Match(p.Packet, checks...) == nil {
+			packets = append(packets, p)
+		}
+	}
+	return packets
+}
+
+// one is the only one of found.
+func one(t *testing.T, f *netlab.CaptureFile, where string, checks ...netlab.Check) (p netlab.CapturedPacket) {
+	t.Helper()
+	packets := found(f, where, checks...)
+	if len(packets) != 1 {
+		t.Fatalf("%d packets %s as wanted, want one, among %s", len(packets), where, listed(f))
+	}
+	return packets[0]
+}
+
+// listed lists the packets of a file.
+func listed(f *netlab.CaptureFile) string {
+	var b strings.Builder
+	for _, p := range f.Packets {
+		fmt.Fprintf(&b, "\n\t%s %s %d: %s %s", p.Interface, p.Direction, p.ID, netlab.Describe(p.Packet), p.Comment)
+	}
+	return b.String()
+}
+
+// Each packet is there twice, inner and outer, under one ID, and the one that is dropped has the reason as its
+// comment.
+func TestCapture(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		a, b := hosts(t)
+		da := c.upA(t, a)
+		c.upB(t, b)
+		if c.fast {
+			requireFastPath(t, da)
+		}
+		of := startCapture(t, da)
+		if s := da.Status().FastPath; c.fast && s != "a capture runs" {
+			t.Errorf("fast-path is %q", s)
+		}
+		inside, outside := newInjector(t, a, "t0", nil, ""), newInjector(t, b, "veth0", a, "veth0")
+		inside.send(datagram(aToB(11), 100), withByte(datagram(aToB(12), 100), 8, 0))
+		outside.send(outerBToA(datagram(bToA(13), 100)), outerBToA(withByte(datagram(bToA(14), 100), 8, 0)))
+		ping(t, a, innerB)
+		netlab.Eventually(t, "all are in the file", func() bool { return len(found(of.read(), "inner in")) >= 2 && len(of.read().Packets) >= 10 })
+		f := of.end()
+		for _, want := range []struct {
+			id       uint16
+			from, to string
+		}{{11, "inner out", "outer out"}, {13, "outer in", "inner in"}} {
+			check := map[string]netlab.Check{"inner": netlab.ID(want.id), "outer": carries(want.id)}
+			first, second := one(t, f, want.from, check[want.from[:5]]), one(t, f, want.to, check[want.to[:5]])
+			if first.ID == 0 || first.ID != second.ID || first.Comment+second.Comment != "" {
+				t.Errorf("packet %d: %+v, %+v", want.id, first, second)
+			}
+		}
+		if p := one(t, f, "inner out", netlab.ID(12)); !strings.HasPrefix(p.Comment, "dropped: inner-ttl-zero: ") || !strings.Contains(p.Comment, "; remedy: look for a routing loop") {
+			t.Errorf("the comment is %q", p.Comment)
+		}
+		if p := one(t, f, "outer in", carries(14)); !strings.HasPrefix(p.Comment, "dropped: received-ttl-zero: ") {
+			t.Errorf("the comment is %q", p.Comment)
+		}
+		if n := len(found(f, "outer out", carries(12))) + len(found(f, "inner in", netlab.ID(14))); n > 0 {
+			t.Errorf("%d packets that were dropped are there again", n)
+		}
+		if c.fast {
+			if !strings.Contains(f.Comment, "the fast path is left") {
+				t.Errorf("the comment of the file is %q", f.Comment)
+			}
+			netlab.Eventually(t, "the fast path is used again", func() bool { return da.Status().FastPath == "active" })
+		}
+	})
+}
+
+// Of an encrypted tunnel the inner packet is the clear text, and the outer one ESP.
+func TestCapture_ipsec(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	da, db := encryptedUpA(t, a), encryptedUpB(t, b)
+	awaitRunning(t, da, db)
+	of := startCapture(t, da)
+	from := newInjector(t, b, "veth0", a, "veth0")
+	from.send(outerBToA(datagram(bToA(14), 100)))
+	ping(t, a, innerB)
+	netlab.Eventually(t, "all are in the file", func() bool { return len(found(of.read(), "inner in", netlab.Protocol(ipv4.ProtocolICMP))) > 0 })
+	f := of.end()
+	out, in := one(t, f, "inner out", netlab.Protocol(ipv4.ProtocolICMP)), one(t, f, "inner in", netlab.Protocol(ipv4.ProtocolICMP))
+	for where, id := range map[string]uint64{"outer out": out.ID, "outer in": in.ID} {
+		esp := 0
+		for _, p := range found(f, where, netlab.Protocol(ipv4.ProtocolESP)) {
+			if p.ID == id && p.Comment == "" {
+				esp++
+			}
+		}
+		if esp != 1 {
+			t.Errorf("%d ESP packets %s with the ID of the inner one, %d: %s", esp, where, id, listed(f))
+		}
+	}
+	if p := one(t, f, "outer in", netlab.Protocol(ipv4.ProtocolIPIP)); !strings.HasPrefix(p.Comment, "dropped: esp-plain-text: ") {
+		t.Errorf("the comment is %q", p.Comment)
+	}
+	for _, p := range f.Packets {
+		if strings.Contains(p.Interface, "outer") && p.Comment == "" && p.Packet[9] != ipv4.ProtocolESP {
+			t.Errorf("%s: %s", p.Interface, netlab.Describe(p.Packet))
+		}
+	}
+	for _, i := range f.Interfaces {
+		if strings.Contains(i.Description, secret) {
+			t.Error("the secret is in the file")
+		}
+	}
+}
+
+// No packet is lost as the fast path is left for a capture, and used again.
+func TestCapture_lossless(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	da, db := fast.upA(t, a), fast.upB(t, b)
+	requireFastPath(t, da, db)
+	ping(t, a, innerB)
+	lost := countedStream(t, a, b)
+	for range 3 {
+		for _, d := range []*netlab.Daemon{da, db} { // the end that sends, and the one that receives
+			startCapture(t, d).end()
+			netlab.Eventually(t, "the fast path is used again", func() bool { return d.Status().FastPath == "active" })
+		}
+	}
+	lost()
+}
+
+// Who asks for a capture and does not read it makes nobody wait; who goes away ends it, and leaves nothing
+// behind in the process.
+func TestCapture_client(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	da, db := fast.upA(t, a), fast.upB(t, b)
+	requireFastPath(t, da, db)
+	ping(t, a, innerB)
+	descriptors := func() int {
+		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", da.PID()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(fds)
+	}
+	before := descriptors()
+	ask := func(query string) (net.Conn, *http.Response) {
+		conn, err := net.Dial("unix", da.Socket())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		fmt.Fprintf(conn, "GET /capture?%s HTTP/1.1\r\nHost: t\r\n\r\n", query)
+		response, err := http.ReadResponse(bufio.NewReaderSize(conn, 512), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn, response
+	}
+	for query, want := range map[string]int{
+		"name=t1": http.StatusNotFound, "": http.StatusNotFound, "name=t0&count=-1": http.StatusBadRequest, "name=t0&snaplen=65536": http.StatusBadRequest,
+		"name=t0&inner=x": http.StatusBadRequest, "name=t0&frob=1": http.StatusBadRequest,
+	} {
+		if _, response := ask(query); response.StatusCode != want {
+			t.Errorf("%s: %s, want %d", query, response.Status, want)
+		}
+	}
+	var open []net.Conn
+	for range 4 {
+		conn, response := ask("name=t0")
+		if response.StatusCode != http.StatusOK {
+			t.Fatal(response.Status)
+		}
+		open = append(open, conn)
+	}
+	if _, response := ask("name=t0"); response.StatusCode != http.StatusUnprocessableEntity {
+		t.Errorf("one more: %s", response.Status)
+	}
+	if out, err := da.Run("capture", "t0"); err == nil || !strings.Contains(out, "4 captures run") {
+		t.Errorf("one more: %v: %s", err, out)
+	}
+	transfer(t, a, b, innerB, 20<<20) // more than the rings and the buffers of the sockets hold
+	transfer(t, b, a, innerA, 20<<20)
+	if s := da.Status(); len(s.Drops) > 0 {
+		t.Errorf("dropped %v", s.Drops)
+	}
+	for _, conn := range open {
+		conn.Close()
+	}
+	netlab.Eventually(t, "the captures have ended", func() bool { return da.Status().FastPath == "active" })
+	netlab.Eventually(t, "their descriptors are closed", func() bool { return descriptors() <= before })
+	startCapture(t, da).end()
+}
+
+// A capture that is read slowly gets its end, which says how many packets are missing.
+func TestCapture_slowReader(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	da := fast.upA(t, a)
+	fast.upB(t, b)
+	ping(t, a, innerB)
+	of := startCapture(t, da)
+	_ = of.cmd.Process.Signal(syscall.SIGSTOP)
+	transfer(t, a, b, innerB, 40<<20)
+	if s := da.Status(); len(s.Drops) > 0 {
+		t.Errorf("dropped %v", s.Drops)
+	}
+	_ = of.cmd.Process.Signal(syscall.SIGCONT)
+	f := of.end()
+	var missed uint64
+	for _, i := range f.Interfaces {
+		missed += i.Missed
+	}
+	if missed == 0 || strings.Contains(of.stderr.String(), " 0 not written") {
+		t.Errorf("nothing is missing: %+v, %s", f.Interfaces, of.stderr.String())
+	}
+}
+
+// A capture ends with its tunnel, and goes on over a reload.
+func TestCapture_reload(t *testing.T) {
+	t.Parallel()
+	a, _ := hosts(t)
+	file := filepath.Join(t.TempDir(), "tunnels.yaml")
+	const t0, t1 = "- {name: t0, remote-address: 192.0.2.2, keepalive: off", "- {name: t1, remote-address: 192.0.2.3, keepalive: off}\n"
+	writeTunnels(t, file, t0+"}\n"+t1)
+	d := netlab.UpConfig(t, a, "t0", file)
+	of := startCapture(t, d)
+	for i, more := range []string{", dscp: 46}\n", ", dscp: 46, tun-queues: 2}\n"} {
+		writeTunnels(t, file, t0+more+t1)
+		if out, err := d.Run("reload"); err != nil {
+			t.Fatalf("reload: %v\n%s", err, out)
+		}
+		a.Run("ip", "route", "replace", "10.99.0.0/24", "dev", "t0")
+		netlab.Eventually(t, "packets are captured", func() bool {
+			_, _ = a.Try("ping", "-c", "1", "-W", "1", fmt.Sprintf("10.99.0.%d", i+1))
+			return len(found(of.read(), "inner out", netlab.Destination(fmt.Sprintf("10.99.0.%d", i+1)))) > 0
+		})
+	}
+	if out, err := d.Run("down", "t0"); err != nil {
+		t.Fatalf("down: %v\n%s", err, out)
+	}
+	of.await()
+	if said := of.stderr.String(); !strings.Contains(said, "; the tunnel has ended") {
+		t.Errorf("it says %q", said)
+	}
+}
+
+// tshark reads the capture from a pipe, as it comes, and shows the comments.
+func TestCapture_tshark(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("tshark"); err != nil {
+		t.Skip("needs tshark")
+	}
+	a, _ := hosts(t)
+	d := variants[0].upA(t, a)
+	inside := newInjector(t, a, "t0", nil, "")
+	cmd := exec.Command("sh", "-c", `"$0" capture t0 --drops -c 2 --runtime-dir "$1" | tshark -l -r - -T fields -e frame.interface_name -e frame.comment`, netlab.Binary(t), filepath.Dir(d.Socket()))
+	cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
+	var out, stderr netlab.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	for deadline := time.After(netlab.Timeout()); ; {
+		inside.send(withByte(datagram(aToB(12), 100), 8, 0))
+		select {
+		case err := <-done:
+			if n := strings.Count(out.String(), "t0 (inner)\tdropped: inner-ttl-zero: "); err != nil || n != 2 || !strings.Contains(stderr.String(), "2 packets captured, 0 not written") {
+				t.Errorf("tshark: %v\n%s%s", err, out.String(), stderr.String())
+			}
+			return
+		case <-time.After(50 * time.Millisecond):
+		case <-deadline:
+			t.Fatalf("it does not end\n%s%s", out.String(), stderr.String())
+		}
+	}
+}
