@@ -105,9 +105,12 @@ func captureRun(ctx context.Context, o *captureOptions) error {
 		defer cancel()
 	}
 	context.AfterFunc(ctx, stop) // a second signal kills
-	file := &lateFile{name: o.Write}
+	watch := func(f *os.File) { go watchReader(f, stop) }
+	file := &lateFile{name: o.Write, opened: watch}
 	if o.Write != "-" {
 		out = file
+	} else if f, ok := out.(*os.File); ok {
+		watch(f)
 	}
 	result, err := o.capture(ctx, out)
 	switch {
@@ -154,8 +157,9 @@ func (o *captureOptions) summary(r control.CaptureResult) string {
 
 // lateFile is a file that is replaced once there is something for it.
 type lateFile struct {
-	name string
-	file *os.File
+	name   string
+	file   *os.File
+	opened func(*os.File)
 }
 
 func (f *lateFile) Write(p []byte) (int, error) {
@@ -164,6 +168,7 @@ func (f *lateFile) Write(p []byte) (int, error) {
 		if f.file, err = os.OpenFile(f.name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600); err != nil { // clear text is in it
 			return 0, withRemedy(err, "give another -w")
 		}
+		f.opened(f.file)
 	}
 	return f.file.Write(p)
 }
@@ -174,6 +179,18 @@ func (f *lateFile) close(err error) error {
 		return err
 	}
 	return errors.Join(err, f.file.Close())
+}
+
+// watchReader calls gone when nobody reads any more what is written to a pipe. Writing would tell with the
+// next packet, which may be long in coming.
+func watchReader(f *os.File, gone func()) {
+	fds := []unix.PollFd{{Fd: int32(f.Fd())}} // POLLERR needs no asking
+	for {
+		if _, err := unix.Poll(fds, -1); err != unix.EINTR {
+			gone()
+			return
+		}
+	}
 }
 
 // isTerminal reports whether w is a terminal.

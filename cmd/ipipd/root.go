@@ -18,7 +18,7 @@ type streams struct{ out, err io.Writer }
 
 // run runs the program and returns its exit status.
 func run(ctx context.Context, args []string, s *streams) int {
-	return execute(ctx, newCmdRoot(s), args, s)
+	return execute(ctx, newCmdRoot(s), extcapArgs(args), s)
 }
 
 func execute(ctx context.Context, root *cobra.Command, args []string, s *streams) int {
@@ -84,7 +84,7 @@ configuration was wrong.`,
 	root.AddCommand(newCmdUp(s, upRun), newCmdPrint(s, printRun), newCmdMonitor(s, monitorRun), newCmdDown(s, downRun),
 		newCmdSet(s, changeRun), newCmdAdd(s, changeRun), newCmdRemove(s, changeRun), newCmdEnable(s, changeRun), newCmdDisable(s, changeRun),
 		newCmdReload(s, reloadRun), newCmdConfirm(s, confirmRun), newCmdDiff(s, diffRun), newCmdCheck(s, checkRun),
-		newCmdExport(s, exportRun), newCmdPeerConfig(s, peerConfigRun), newCmdCapture(s, captureRun),
+		newCmdExport(s, exportRun), newCmdPeerConfig(s, peerConfigRun), newCmdCapture(s, captureRun), newCmdExtcap(s, extcapRun),
 		newCmdSchema(s), newCmdVersion(s), newTopicProperties())
 	for _, more := range platformCommands {
 		root.AddCommand(more(s))

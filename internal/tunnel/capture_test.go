@@ -428,7 +428,7 @@ func TestEngineCapture_allocations(t *testing.T) {
 	for range 2 * 1024 / batch { // the in-memory queues grow once
 		transfer()
 	}
-	if allocs := testing.AllocsPerRun(200, transfer); allocs >= 1 {
+	if allocs := testing.AllocsPerRun(200, transfer); allocs > batch/16 { // the captures' timers may
 		t.Errorf("%.2f allocations for %d packets", allocs, batch)
 	}
 }
