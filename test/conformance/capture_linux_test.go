@@ -376,3 +376,54 @@ func TestCapture_tshark(t *testing.T) {
 		}
 	}
 }
+
+// tshark lists the tunnel among its interfaces, and captures on it.
+func TestCapture_extcap(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("tshark"); err != nil {
+		t.Skip("needs tshark")
+	}
+	a, _ := hosts(t)
+	d := variants[0].upA(t, a)
+	dir := t.TempDir()
+	script := fmt.Sprintf("#!/bin/sh\nexec %s \"$@\" --runtime-dir %s\n", netlab.Binary(t), filepath.Dir(d.Socket()))
+	if err := os.WriteFile(filepath.Join(dir, "ipipd"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	folders, err := exec.Command("tshark", "-G", "folders").Output()
+	_, path, ok := strings.Cut(string(folders), "\nExtcap path:")
+	if path, _, _ = strings.Cut(path, "\n"); err != nil || !ok {
+		t.Skipf("needs a tshark with extcap: %v\n%s", err, folders)
+	}
+	tshark := func(args ...string) *exec.Cmd { // with dir in the place of its folder
+		cmd := exec.Command("unshare", append([]string{"-m", "sh", "-c", `mount --bind "$0" "$1" && shift && exec tshark "$@"`, dir, strings.TrimSpace(path)}, args...)...)
+		cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
+		return cmd
+	}
+	if out, err := tshark("-D").CombinedOutput(); err != nil || !strings.Contains(string(out), "ipipd-t0 (IP-in-IP tunnel t0)") {
+		t.Fatalf("tshark -D: %v\n%s", err, out)
+	}
+	cmd := tshark("-i", "ipipd-t0", "-c", "2", "-T", "fields", "-e", "frame.comment")
+	var out netlab.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	inside := newInjector(t, a, "t0", nil, "")
+	for deadline := time.After(netlab.Timeout()); ; {
+		inside.send(withByte(datagram(aToB(12), 100), 8, 0))
+		select {
+		case err := <-done:
+			if n := strings.Count(out.String(), "dropped: inner-ttl-zero: "); err != nil || n != 2 {
+				t.Errorf("tshark: %v\n%s", err, out.String())
+			}
+			return
+		case <-time.After(50 * time.Millisecond):
+		case <-deadline:
+			_ = cmd.Process.Kill()
+			t.Fatalf("it does not end\n%s", out.String())
+		}
+	}
+}
