@@ -161,9 +161,9 @@ type saTable map[saKey]*inboundSA
 // is kept in kept.
 func (m *Manager) open(b *packet.Buffer, from uint16, kept *[]byte) bool {
 	p := b.Bytes()
-	spi, ok := esp.SPI(b)
-	if !ok {
-		m.dropped(drop.ESPMalformed, p)
+	spi, d := esp.SPI(b)
+	if d != drop.None {
+		m.dropped(d, p)
 		return false
 	}
 	key := saKey{remote: [4]byte(p[12:16]), local: [4]byte(p[16:20]), spi: spi}
@@ -177,7 +177,7 @@ func (m *Manager) open(b *packet.Buffer, from uint16, kept *[]byte) bool {
 	if captured {
 		*kept = append((*kept)[:0], p...)
 	}
-	d := sa.Open(b)
+	d = sa.Open(b)
 	if d == drop.ESPExhausted && (*m.table.Load())[key] != sa { // removed after the lookup
 		m.dropped(drop.ESPNoSA, p)
 		return false

@@ -130,8 +130,8 @@ func TestInboundOpen_roundTrip(t *testing.T) {
 							t.Fatalf("stripUDP: %v", d)
 						}
 					}
-					if spi, ok := SPI(b); !ok || spi != 0xc0ffee01 {
-						t.Fatalf("SPI = %#x, %v", spi, ok)
+					if spi, d := SPI(b); d != drop.None || spi != 0xc0ffee01 {
+						t.Fatalf("SPI = %#x, %v", spi, d)
 					}
 					if d := i.Open(b); d != drop.None {
 						t.Fatalf("%v esn=%v udp=%v n=%d: Open: %v", s, esn, udp, n, d)

@@ -38,13 +38,16 @@ func ClassifyUDP(payload []byte) UDPKind {
 	return UDPESP
 }
 
-// SPI returns the SPI, in host byte order, of the IPv4 packet of protocol 50 in b; ok is
-// false if that is malformed or a fragment.
-func SPI(b *packet.Buffer) (spi uint32, ok bool) {
+// SPI returns the SPI, in host byte order, of the IPv4 packet of protocol 50 in b, unless that is
+// malformed or a fragment.
+func SPI(b *packet.Buffer) (spi uint32, d drop.Reason) {
 	p := b.Bytes()
 	hl, d := checkIPv4(p)
-	if d != drop.None || p[9] != ProtocolESP || len(p) < hl+headerLen {
-		return 0, false
+	if d == drop.None && (p[9] != ProtocolESP || len(p) < hl+headerLen) {
+		d = drop.ESPMalformed
 	}
-	return binary.BigEndian.Uint32(p[hl:]), true
+	if d != drop.None {
+		return 0, d
+	}
+	return binary.BigEndian.Uint32(p[hl:]), drop.None
 }
