@@ -2,8 +2,13 @@ package ipsec
 
 import (
 	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hmac"
+	"crypto/sha1"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -293,5 +298,121 @@ func readOne(t *testing.T, r Receiver, batch []*packet.Buffer) {
 	one := batch[:1]
 	if n, err := readSome(r, one); n != 1 || err != nil {
 		t.Fatalf("%d packets, %v", n, err)
+	}
+}
+
+// recordingTap is a Tap that keeps what it gets.
+type recordingTap struct {
+	packets [][]byte
+	why     []drop.Reason
+}
+
+func (*recordingTap) Wants() bool { return true }
+
+func (r *recordingTap) Received(p []byte, why drop.Reason) uint32 {
+	r.packets, r.why = append(r.packets, bytes.Clone(p)), append(r.why, why)
+	return uint32(len(r.packets))
+}
+
+// A Tap gets each packet of an SA as it was received, decrypted or not, and why it is dropped. These are the
+// reasons that only who has the keys can cause.
+func TestManagerOpen_tap(t *testing.T) {
+	strangers := &recordingTap{} // packets of no SA
+	m := NewManager(Options{Dropped: func(why drop.Reason, p []byte) { strangers.Received(p, why) }})
+	cfg := esp.Config{SPI: 4711, Suite: esp.Suite{Cipher: esp.AESCBC, KeyBits: 128, Integrity: esp.HMACSHA1}, Protocol: 4,
+		Keys: esp.Keys{Encryption: make([]byte, 16), Integrity: make([]byte, 20)}}
+	in, err := esp.NewInbound(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var counted drop.Counters
+	tap := &recordingTap{}
+	n := &negotiator{manager: m, session: &Session{dropped: func(why drop.Reason, n int) { counted.Add(why, uint64(n)) }, tap: tap}, local: addressA, remote: addressB}
+	m.addSA(n.key(4711), &inboundSA{Inbound: in, owner: n})
+	number := uint32(0)
+	sealed := func(protocol uint8) *packet.Buffer {
+		cfg := cfg
+		cfg.Protocol = protocol
+		out, err := esp.NewOutbound(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		number++
+		b := packet.New(200)
+		for range number { // each SA begins with 1
+			p := (&endpoint{local: addressB, remote: addressA}).outer(50, 7)
+			p[9] = protocol
+			b.Set(p)
+			if d := out.Seal(b); d != drop.None {
+				t.Fatal(d)
+			}
+		}
+		return b
+	}
+	rows := []struct {
+		why  drop.Reason
+		make func() *packet.Buffer
+	}{
+		{drop.None, func() *packet.Buffer { return sealed(4) }},
+		{drop.ESPSelector, func() *packet.Buffer { return sealed(17) }},
+		{drop.ESPDummy, func() *packet.Buffer { return sealed(59) }},
+		{drop.ESPFragment, func() *packet.Buffer {
+			b := sealed(4)
+			b.Bytes()[6] |= 0x20
+			return b
+		}},
+		{drop.ESPPadding, func() *packet.Buffer {
+			b := sealed(4)
+			body := b.Bytes()[20:]
+			text := body[24 : len(body)-12] // behind SPI, sequence number and IV, before the ICV
+			block, err := aes.NewCipher(make([]byte, 16))
+			if err != nil {
+				t.Fatal(err)
+			}
+			cipher.NewCBCDecrypter(block, body[8:24]).CryptBlocks(text, text)
+			text[len(text)-3]++
+			cipher.NewCBCEncrypter(block, body[8:24]).CryptBlocks(text, text)
+			mac := hmac.New(sha1.New, make([]byte, 20))
+			mac.Write(body[:len(body)-12])
+			copy(body[len(body)-12:], mac.Sum(nil))
+			return b
+		}},
+		{drop.ESPExhausted, func() *packet.Buffer {
+			in.Close()
+			return sealed(4)
+		}},
+	}
+	provoked := map[string]bool{}
+	var kept []byte
+	for i, row := range rows {
+		b := row.make()
+		p := bytes.Clone(b.Bytes())
+		opened := m.open(b, 0, &kept)
+		got := tap
+		if row.why == drop.ESPFragment {
+			got = strangers
+		}
+		if last := len(got.why) - 1; last < 0 || got.why[last] != row.why || !bytes.Equal(got.packets[last], p) || opened != (row.why == drop.None) {
+			t.Fatalf("packet %d, %v: opened %v, seen are %v and %v", i, row.why, opened, tap.why, strangers.why)
+		}
+		if row.why == drop.None {
+			if b.CaptureID != 1 {
+				t.Errorf("its CaptureID is %d", b.CaptureID)
+			}
+			continue
+		}
+		provoked[row.why.String()] = true
+		if got == tap && counted.Load(row.why) != 1 {
+			t.Errorf("%v is counted %d times", row.why, counted.Load(row.why))
+		}
+	}
+	if want := netlab.DropsProvoked(netlab.ByESP); !maps.Equal(provoked, want) {
+		t.Errorf("provoked are %v, want %v", provoked, want)
+	}
+	m.removeSA(n.key(4711), (*m.table.Load())[n.key(4711)])
+	b := sealed(4)
+	p := bytes.Clone(b.Bytes())
+	if m.open(b, 0, &kept) || len(tap.why) != len(rows)-1 || len(strangers.why) != 2 || strangers.why[1] != drop.ESPNoSA || !bytes.Equal(strangers.packets[1], p) {
+		t.Errorf("without an SA: %v", strangers.why)
 	}
 }

@@ -1,0 +1,50 @@
+package netlab
+
+// Where a drop.Reason is provoked, and seen in print, in the metrics and in the comment of a capture.
+const (
+	// FromOutside: by TestDrops of test/conformance, with packets, routes and rules in network namespaces.
+	FromOutside = "test/conformance"
+	// InMemory: by TestTunnelDrop of internal/tunnel: a kernel does not let it happen, or not at will.
+	InMemory = "internal/tunnel"
+	// ByESP: by TestManagerOpen_tap of internal/ipsec: only who has the keys can cause it. There it is seen in
+	// what captures and counters get.
+	ByESP = "internal/ipsec"
+	// Uncounted: no packet is counted under it.
+	Uncounted = "nowhere"
+)
+
+// DropProvoked has each reason, and where it is provoked.
+var DropProvoked = map[string]string{
+	"inner-not-ipv4": FromOutside, "inner-malformed": FromOutside, "inner-ttl-zero": FromOutside, "inner-too-long": FromOutside,
+	"loop": FromOutside, "too-big": FromOutside, "no-path": FromOutside, "queue-full": FromOutside, "send-failed": FromOutside,
+	"fragment-failed":  InMemory, // takes an inner header with options beyond what an MTU of 68 leaves
+	"no-local-address": InMemory, // the interface has no carrier then: the kernel drops before ipipd does, but in an instant
+
+	"receive-overflow": FromOutside, "unknown-peer": FromOutside, "received-not-ipv4": FromOutside, "received-truncated": FromOutside,
+	"received-malformed": FromOutside, "received-checksum": FromOutside, "received-ttl-zero": FromOutside, "received-loop": FromOutside,
+	"ecn-ce-on-not-ect": FromOutside, "superpacket-size-unknown": FromOutside, "reflect-ttl-expired": FromOutside, "reflect-limited": FromOutside,
+	"received-not-running": FromOutside,
+	// The kernel drops these before the socket gets them.
+	"outer-malformed": InMemory, "outer-not-ipip": InMemory, "outer-fragment": InMemory, "outer-checksum": InMemory,
+	"write-failed": InMemory, // takes a kernel without memory
+
+	"esp-no-sa": FromOutside, "esp-plain-text": FromOutside, "esp-authentication": FromOutside, "esp-replay": FromOutside,
+	"esp-malformed": FromOutside, "esp-no-room": FromOutside,
+	"esp-fragment": ByESP, // the kernel reassembles
+	"esp-padding":  ByESP, "esp-selector": ByESP, "esp-dummy": ByESP, "esp-exhausted": ByESP,
+
+	"icmp-forbidden": FromOutside, "icmp-limited": FromOutside, "outer-error-malformed": FromOutside, "outer-error-ignored": FromOutside,
+	"outer-error-not-believed": FromOutside,
+	"outer-error-unrelated":    Uncounted, // about other programs' packets
+}
+
+// DropsProvoked are those of DropProvoked that are provoked there.
+func DropsProvoked(where string) map[string]bool {
+	m := map[string]bool{}
+	for reason, by := range DropProvoked {
+		if by == where {
+			m[reason] = true
+		}
+	}
+	return m
+}
