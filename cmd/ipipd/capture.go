@@ -16,6 +16,7 @@ import (
 	"ipipd/internal/capture"
 	"ipipd/internal/config"
 	"ipipd/internal/control"
+	"ipipd/internal/terminal"
 	"ipipd/internal/tunnel"
 )
 
@@ -93,7 +94,8 @@ func (o *captureOptions) check() error {
 
 func captureRun(ctx context.Context, o *captureOptions) error {
 	out := o.streams.out
-	if o.Write == "-" && isTerminal(out) {
+	stdout, _ := out.(*os.File)
+	if o.Write == "-" && stdout != nil && terminal.Is(stdout, stdout) {
 		return usageErrorf("ipipd capture: a capture is binary, and standard output is a terminal: want -w FILE, or | tshark -r -")
 	}
 	signal.Ignore(syscall.SIGPIPE) // a reader that has enough ends the capture
@@ -109,8 +111,8 @@ func captureRun(ctx context.Context, o *captureOptions) error {
 	file := &lateFile{name: o.Write, opened: watch}
 	if o.Write != "-" {
 		out = file
-	} else if f, ok := out.(*os.File); ok {
-		watch(f)
+	} else if stdout != nil {
+		watch(stdout)
 	}
 	result, err := o.capture(ctx, out)
 	switch {
@@ -191,16 +193,6 @@ func watchReader(f *os.File, gone func()) {
 			return
 		}
 	}
-}
-
-// isTerminal reports whether w is a terminal.
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
-	return err == nil
 }
 
 // capture implements control.Handler.
