@@ -273,7 +273,7 @@ func (p *poller) reading(id string, q *inquiry) (monitor.Reading, bool) {
 	return r, true
 }
 
-// detail is what print shows of a tunnel, a line each.
+// detail is what print shows of a tunnel, a line each: its state, then its settings.
 func (p *poller) detail(link string, now time.Time) []string {
 	var s tunnel.Status
 	if err := control.Status(p.dir, link, answerTimeout, &s); err != nil {
@@ -281,7 +281,9 @@ func (p *poller) detail(link string, now time.Time) []string {
 	}
 	var b strings.Builder
 	_ = printDetail(&b, &s, now)
-	return strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
+	lines := strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
+	settings := min(len(s.Settings), len(lines)) // they come first
+	return slices.Concat(lines[settings:], []string{""}, lines[:settings])
 }
 
 // utf8Locale reports whether the environment says that the terminal shows UTF-8.

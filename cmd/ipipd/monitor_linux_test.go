@@ -266,7 +266,7 @@ func monitored(t *testing.T, names ...string) (dir string, server *control.Serve
 // Keys sort, filter and open pages; q ends it, and the terminal is as it was.
 func TestMonitorRun_keys(t *testing.T) {
 	dir, _ := monitored(t, "ipip1", "ipip2", "other")
-	p := openPTY(t, 100, 20)
+	p := openPTY(t, 100, 50)
 	before := p.modes()
 	p.drain()
 	c := p.start("monitor", "--interval", "100ms", "--runtime-dir", dir)
@@ -331,7 +331,7 @@ func TestMonitorRun_ends(t *testing.T) {
 	} {
 		t.Run(how.name, func(t *testing.T) {
 			dir, _ := monitored(t, "ipip1")
-			p := openPTY(t, 80, 24)
+			p := openPTY(t, 80, 50)
 			before := p.modes()
 			p.drain()
 			c := p.start("monitor", "ipip1", "--runtime-dir", dir)

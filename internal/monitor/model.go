@@ -8,6 +8,7 @@ package monitor
 
 import (
 	"cmp"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -79,7 +80,7 @@ type Tunnel struct {
 type Model struct {
 	// Tunnels are sorted by name.
 	Tunnels []*Tunnel
-	// Problems are why processes were not asked, or did not answer, in the last round.
+	// Problems are why processes could not be asked, or did not answer, the last time.
 	Problems []string
 	// UndoAt is the next time when a process undoes what is not confirmed.
 	UndoAt time.Time
@@ -93,6 +94,7 @@ type Model struct {
 	compare  func(a, b string) int
 	byLink   map[string]*Tunnel
 	strays   map[string]*history.History // by process
+	problems map[string]string           // by process
 }
 
 // graphSteps is the most that a graph shows.
@@ -104,7 +106,7 @@ func NewModel(interval time.Duration, only string, compare func(a, b string) int
 	return &Model{
 		only: only, interval: interval, compare: compare,
 		size:   2 + max(graphSteps, int(min(10*time.Second/interval, 200))),
-		byLink: map[string]*Tunnel{}, strays: map[string]*history.History{},
+		byLink: map[string]*Tunnel{}, strays: map[string]*history.History{}, problems: map[string]string{},
 	}
 }
 
@@ -118,8 +120,11 @@ func (m *Model) Update(now time.Time, readings []Reading) {
 	for i := range readings {
 		r := &readings[i]
 		processes[r.Process] = true
-		if r.Problem != "" && !slices.Contains(m.Problems, r.Problem) {
-			m.Problems = append(m.Problems, r.Problem)
+		if r.Answer != nil || r.State != "" {
+			m.problems[r.Process] = r.Problem
+		}
+		if problem := m.problems[r.Process]; problem != "" && !slices.Contains(m.Problems, problem) {
+			m.Problems = append(m.Problems, problem)
 		}
 		switch {
 		case r.Answer != nil:
@@ -137,11 +142,9 @@ func (m *Model) Update(now time.Time, readings []Reading) {
 			}
 		}
 	}
-	for id := range m.strays {
-		if !processes[id] {
-			delete(m.strays, id)
-		}
-	}
+	ended := func(id string) bool { return !processes[id] }
+	maps.DeleteFunc(m.strays, func(id string, _ *history.History) bool { return ended(id) })
+	maps.DeleteFunc(m.problems, func(id, _ string) bool { return ended(id) })
 	for _, t := range m.Tunnels {
 		if t.seen {
 			continue

@@ -57,7 +57,16 @@ func TestModel_Update(t *testing.T) {
 	if m.byLink["a"].known || !m.byLink["b"].Fresh || len(m.Problems) != 1 {
 		t.Errorf("%+v %+v %q", m.byLink["a"], m.byLink["b"], m.Problems)
 	}
+	// It is asked again, and no answer has come: what is known of it stays.
+	m.Update(at(3), []Reading{{Process: "1", Links: []string{"a", link}}, {Process: "2", Links: []string{"b"}}})
+	want("it still hangs", map[string]State{"a": StateSilent, long: StateSilent, "b": StateRunning})
+	if len(m.Problems) != 1 {
+		t.Errorf("%q", m.Problems)
+	}
 	m.Update(at(4), []Reading{{Process: "2", At: at(4), Answer: answer(4, "b")}})
+	if len(m.Problems) != 0 || len(m.problems) != 1 {
+		t.Errorf("%q, %q", m.Problems, m.problems)
+	}
 	want("it was killed", map[string]State{"a": StateGone, long: StateGone, "b": StateRunning})
 	// a comes back in another process, and its counters begin anew.
 	m.Update(at(5), []Reading{{Process: "2", At: at(5), Answer: answer(0, "a", "b")}})
