@@ -297,6 +297,11 @@ func TestMonitorRun_keys(t *testing.T) {
 		lines, _, _ := p.screen()
 		return len(lines) > 0 && len(lines) <= 5 && len(lines[0]) <= 30
 	})
+	for _, size := range [][2]int{{1, 1}, {10000, 3}, {100, 50}} {
+		p.resize(size[0], size[1])
+		p.press("\x0c")
+	}
+	p.shows("q quit")
 	p.press("q")
 	if status := wait(t, c); status != 0 {
 		t.Errorf("exit status %d", status)

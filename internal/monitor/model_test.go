@@ -3,6 +3,8 @@ package monitor
 import (
 	"bufio"
 	"encoding/json"
+	"os"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
@@ -213,6 +215,34 @@ func TestModel_JSON(t *testing.T) {
 	}
 	if text, _ := newModel("").JSON(now); !strings.Contains(string(text), `"tunnels":[]`) {
 		t.Errorf("of none: %s", text)
+	}
+}
+
+// docs/monitor.md has each member and each state.
+func TestLine_documented(t *testing.T) {
+	text, err := os.ReadFile("../../docs/monitor.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, s := range severity {
+		names = append(names, string(s))
+	}
+	for _, of := range []reflect.Type{reflect.TypeFor[line](), reflect.TypeFor[tunnelLine](), reflect.TypeFor[rateLine]()} {
+		for i := range of.NumField() {
+			name, _, _ := strings.Cut(of.Field(i).Tag.Get("json"), ",")
+			if base, ok := strings.CutSuffix(name, "-second-10s"); ok {
+				name = base + "-second" // the same with -10s behind
+			}
+			if name != "" {
+				names = append(names, name)
+			}
+		}
+	}
+	for _, name := range names {
+		if !strings.Contains(string(text), "`"+name+"`") {
+			t.Errorf("%s is missing", name)
+		}
 	}
 }
 
