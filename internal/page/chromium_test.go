@@ -89,6 +89,7 @@ func some(t testing.TB) *Page {
 	t.Helper()
 	tunnels := []tunnel.Sample{aTunnel("ipip1"), aTunnel("ipip2"), aTunnel("office-berlin"), aTunnel("vrrp"), {Name: "ipip4", Interface: "ipip4", RemoteAddress: "office.example", Comment: "later", Disabled: true}}
 	tunnels[1].Running, tunnels[1].Encrypted, tunnels[1].Established, tunnels[1].FastPath = false, false, false, false
+	tunnels[1].KeepaliveState = "lost"
 	tunnels[2].Comment = "the office in Berlin, by the provider's second line; call +49 30 5550 first"
 	tunnels[3].Running, tunnels[3].WaitingFor = false, "local-address 192.0.2.1, which is not on this host"
 	tunnels[3].Comment = ""

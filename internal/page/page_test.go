@@ -189,6 +189,7 @@ func wantAll(t *testing.T, text string, want ...string) {
 func TestPage(t *testing.T) {
 	second := aTunnel("ipip2")
 	second.Running, second.Encrypted, second.Established, second.FastPath, second.LastHeard = false, false, false, false, time.Time{}
+	second.KeepaliveState = "never-heard"
 	third := aTunnel("ipip3")
 	third.Running, third.WaitingFor = false, "route to 198.51.100.1"
 	off := tunnel.Sample{Name: "ipip4", Interface: "ipip4", RemoteAddress: "office.example", Disabled: true}
@@ -198,9 +199,9 @@ func TestPage(t *testing.T) {
 	_, page := p.makeIndex(now)
 	text := texts(t, page)
 	wantAll(t, text, "ipipd on router7", "v1.2.3",
-		"4 tunnels: 1 running, 1 down, 1 waiting, 1 disabled; in 3.00 Mbit/s, out 600 kbit/s, 9 drops/s.",
+		"4 tunnels: 1 running, 1 never-heard, 1 waiting, 1 disabled; in 3.00 Mbit/s, out 600 kbit/s, 9 drops/s.",
 		"ipip1 to the office running 198.51.100.1 1.00 M 200 k 3 too-big 23 s 1.50 ms 1500 fast path established",
-		"ipip2 to the office down the peer is not heard 198.51.100.1 1.00 M 200 k 3 too-big never 1.50 ms 1500 userspace",
+		"ipip2 to the office never-heard the peer was never heard 198.51.100.1 1.00 M 200 k 3 too-big never 1.50 ms 1500 userspace",
 		"waiting for route to 198.51.100.1", "ipip4 disabled office.example")
 	if a, b := strings.Index(text, "ipip1 to"), strings.Index(text, "ipip2 to"); a > b {
 		t.Error("they are not in order")
@@ -469,4 +470,24 @@ func TestPage_concurrent(t *testing.T) {
 		})
 	}
 	all.Wait()
+}
+
+func TestStateOf(t *testing.T) {
+	for want, s := range map[string]tunnel.Sample{
+		"disabled": {Disabled: true},
+		"disabled: somebody has set its interface down": {Disabled: true, Started: true, Running: true},
+		"down: it is not started":                       {},
+		"running":                                       {Started: true, Running: true},
+		"running: for route to 192.0.2.1":               {Started: true, Running: true, WaitingFor: "route to 192.0.2.1"},
+		"waiting: for route to 192.0.2.1":               {Started: true, WaitingFor: "route to 192.0.2.1", KeepaliveState: "waiting"},
+		"no-sa: IKE has no SA with the peer":            {Started: true, Encrypted: true},
+		"lost: the peer is not heard any more":          {Started: true, Encrypted: true, Established: true, KeepaliveState: "lost"},
+		"never-heard: the peer was never heard":         {Started: true, KeepaliveState: "never-heard"},
+		"down: its interface has no carrier":            {Started: true, KeepaliveState: "up"},
+	} {
+		got := stateOf(&s)
+		if text := strings.TrimSuffix(got.Word+": "+got.Why, ": "); text != want {
+			t.Errorf("%s, want %s", text, want)
+		}
+	}
 }

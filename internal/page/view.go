@@ -128,7 +128,7 @@ func (p *Page) indexView() view {
 		}
 	}
 	var states []string
-	for _, word := range []string{"running", "down", "waiting", "disabled"} {
+	for _, word := range []string{"running", "lost", "never-heard", "no-sa", "down", "waiting", "disabled"} {
 		if count[word] > 0 {
 			states = append(states, fmt.Sprint(count[word], " ", word))
 		}
@@ -222,6 +222,7 @@ func (p *Page) series(h *history.History, step time.Duration) *columns {
 	return &p.columns
 }
 
+// stateOf has the words of `ipipd monitor`.
 func stateOf(s *tunnel.Sample) state {
 	waits := ""
 	if s.WaitingFor != "" {
@@ -239,9 +240,13 @@ func stateOf(s *tunnel.Sample) state {
 	case s.WaitingFor != "":
 		return state{1, "waiting", "waiting", waits}
 	case s.Encrypted && !s.Established:
-		return state{0, "down", "down", "no SA with the peer"}
+		return state{0, "no-sa", "down", "IKE has no SA with the peer"}
+	case s.KeepaliveState == "lost":
+		return state{0, "lost", "down", "the peer is not heard any more"}
+	case s.KeepaliveState == "never-heard":
+		return state{0, "never-heard", "down", "the peer was never heard"}
 	}
-	return state{0, "down", "down", "the peer is not heard"}
+	return state{0, "down", "down", "its interface has no carrier"}
 }
 
 func ipsec(s *tunnel.Sample) string {
