@@ -6,8 +6,7 @@
 // its own. It changes nothing, and has neither passwords nor TLS: the server it is mounted in decides
 // who reaches it.
 //
-// However many look at it, the counters are read once in Interval for the history, and once in fresh
-// beside it; pages are made one at a time. What carries packets waits for none of it.
+// However many look at it, the counters are read once in fresh at most, for the history once in Interval; pages are made one at a time. What carries packets waits for none of it.
 package page
 
 import (
@@ -31,6 +30,8 @@ import (
 const (
 	// Interval is the time between two readings of the history.
 	Interval = 5 * time.Second
+	// idleInterval is the longest time between two, while nothing is carried.
+	idleInterval = 4 * Interval
 	// Span is how long the history is.
 	Span = 10 * time.Minute
 	// readings are those of a history: of 1,000 tunnels 7 MiB.
@@ -65,6 +66,8 @@ type Page struct {
 	histories map[string]*history.History
 	started   time.Time // of the first reading
 	last      time.Time // of the last one
+	counted   uint64    // packets and drops by then
+	busy      bool      // whether there were more than before it
 	samples   *tunnel.Samples
 	taken     time.Time // when samples were
 	index     []byte    // the page of samples; nil if nobody has asked for it
@@ -83,32 +86,47 @@ func New(o Options) *Page {
 	return p
 }
 
-// Run reads the counters once in Interval, until ctx ends.
+// Run reads the counters once in Interval, until ctx ends; of tunnels that carry nothing less often, so that
+// an idle process is woken seldom.
 func (p *Page) Run(ctx context.Context) {
-	ticker := time.NewTicker(Interval)
-	defer ticker.Stop()
-	for {
-		p.read(p.now())
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for wait := Interval; ctx.Err() == nil; {
 		select {
-		case <-ticker.C:
+		case <-timer.C:
+			wait = min(2*wait, idleInterval)
+			if p.read(p.now()) {
+				wait = Interval
+			}
+			timer.Reset(wait)
 		case <-ctx.Done():
-			return
 		}
 	}
 }
 
-// read adds a reading to the history of each tunnel. That of one which is gone, goes.
-func (p *Page) read(now time.Time) {
+// read reads the counters, and returns whether one has changed since the reading before.
+func (p *Page) read(now time.Time) (busy bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.take(now)
-	if p.samples == nil {
-		return
+	return p.busy
+}
+
+// take reads what runs. The caller holds mu.
+func (p *Page) take(now time.Time) {
+	p.samples, p.taken, p.index = p.options.Samples(), now, nil
+	if p.samples != nil && (p.last.IsZero() || now.Sub(p.last) >= Interval) {
+		p.record(now)
 	}
+}
+
+// record adds samples to the history of each tunnel. That of one which is gone, goes. The caller holds mu.
+func (p *Page) record(now time.Time) {
 	p.last = now
 	if p.started.IsZero() {
 		p.started = now
 	}
+	var counted uint64
 	runs := make(map[string]bool, len(p.samples.Tunnels))
 	for i := range p.samples.Tunnels {
 		s := &p.samples.Tunnels[i]
@@ -125,17 +143,17 @@ func (p *Page) read(now time.Time) {
 			TxPackets: s.TxPackets, TxBytes: s.TxBytes,
 			Drops: s.Drops,
 		})
+		counted += s.RxPackets + s.TxPackets
+		for _, n := range s.Drops {
+			counted += n
+		}
 	}
 	for name := range p.histories {
 		if !runs[name] {
 			delete(p.histories, name)
 		}
 	}
-}
-
-// take reads what runs. The caller holds mu.
-func (p *Page) take(now time.Time) {
-	p.samples, p.taken, p.index = p.options.Samples(), now, nil
+	p.busy, p.counted = counted != p.counted, counted
 }
 
 // refresh has samples that are fresh. The caller holds mu.

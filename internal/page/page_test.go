@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -12,12 +13,14 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
 	"golang.org/x/net/html"
 
 	"ipipd/internal/drop"
+	"ipipd/internal/history"
 	"ipipd/internal/tunnel"
 )
 
@@ -380,14 +383,55 @@ func TestPage_histories(t *testing.T) {
 	runtime.KeepAlive(p)
 }
 
-// Run reads at once and ends with its context.
+// Run reads once in Interval, less often while nothing is carried, and ends with its context.
 func TestPage_Run(t *testing.T) {
-	p, of := newPage(aTunnel("ipip1"))
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	p.Run(ctx)
-	if of.reads != 1 {
-		t.Errorf("read %d times", of.reads)
+	synctest.Test(t, func(t *testing.T) {
+		p, of := newPage(aTunnel("ipip1"))
+		ctx, cancel := context.WithCancel(t.Context())
+		begun := time.Now()
+		go p.Run(ctx)
+		at := func(after time.Duration, reads int) {
+			t.Helper()
+			time.Sleep(time.Until(begun.Add(after + time.Millisecond)))
+			synctest.Wait()
+			of.mu.Lock()
+			defer of.mu.Unlock()
+			if of.reads != reads {
+				t.Errorf("after %v: read %d times, want %d", after, of.reads, reads)
+			}
+		}
+		at(0, 1)
+		at(Interval, 2) // what was counted before the first is news
+		at(3*Interval, 3)
+		at(7*Interval, 4)
+		at(11*Interval, 5)
+		of.mu.Lock()
+		of.samples.Tunnels[0].Drops[drop.NoPath]++
+		of.mu.Unlock()
+		at(15*Interval, 6)
+		at(16*Interval, 7)
+		cancel()
+		at(99*Interval, 7)
+	})
+}
+
+// Who looks while nothing is carried adds readings, but none sooner than Interval, so that there are enough for ten
+// minutes.
+func TestPage_refreshHistory(t *testing.T) {
+	p, _ := newPage(aTunnel("ipip1"))
+	for i := range 600 {
+		p.makeIndex(start.Add(time.Duration(i) * time.Second))
+		p.read(start.Add(time.Duration(i)*time.Second + time.Millisecond))
+	}
+	h := p.histories["ipip1"]
+	if rate, ok := h.Rate(Span); !ok || rate != (history.Rate{}) {
+		t.Errorf("%+v, %v", rate, ok)
+	}
+	s := aTunnel("ipip1")
+	s.RxBytes += 599_000 // 1,000 in each second, if the first reading is still there
+	h.Add(history.Sample{Time: start.Add(599 * time.Second), RxPackets: s.RxPackets, RxBytes: s.RxBytes, TxPackets: s.TxPackets, TxBytes: s.TxBytes})
+	if rate, _ := h.Rate(Span); math.Abs(rate.RxBytes-1000) > 1 {
+		t.Errorf("%v bytes a second: the first reading is forgotten", rate.RxBytes)
 	}
 }
 
