@@ -30,7 +30,7 @@ func browser(t *testing.T, url string, args ...string) string {
 		t.Skip("the pages are tried in a browser without -short")
 	}
 	program := ""
-	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
+	for _, name := range []string{"chromium", "google-chrome"} {
 		if found, err := exec.LookPath(name); err == nil {
 			program = found
 			break

@@ -133,7 +133,11 @@ func (p *Page) indexView() view {
 			states = append(states, fmt.Sprint(count[word], " ", word))
 		}
 	}
-	v.Summary = fmt.Sprintf("%d tunnels: %s; in %sbit/s, out %sbit/s, %s drops/s.", len(v.Rows), cmp.Or(strings.Join(states, ", "), "none"), metric(in), metric(out), strings.TrimSpace(metric(drops)))
+	tunnels := "tunnels"
+	if len(v.Rows) == 1 {
+		tunnels = "tunnel"
+	}
+	v.Summary = fmt.Sprintf("%d %s: %s; in %sbit/s, out %sbit/s, %s drops/s.", len(v.Rows), tunnels, cmp.Or(strings.Join(states, ", "), "none"), metric(in), metric(out), strings.TrimSpace(metric(drops)))
 	v.DroppedTitle, v.Dropped = "Drops that belong to no tunnel", reasonsOf(&p.samples.Drops, drop.None, 0)
 	return v
 }
@@ -292,7 +296,7 @@ func (p *Page) facts(s *tunnel.Sample) (facts []fact) {
 		add("Keepalive probes", fmt.Sprintf("%d sent", s.ProbesSent))
 	}
 	add("Round trip", r.RoundTrip.Text)
-	add("Carrier", fmt.Sprintf("has come or gone %d times", s.StateChanges))
+	add("Changes of the carrier", fmt.Sprint(s.StateChanges))
 	add("Received", fmt.Sprintf("%d packets, %sB", s.RxPackets, metric(float64(s.RxBytes))))
 	add("Sent", fmt.Sprintf("%d packets, %sB", s.TxPackets, metric(float64(s.TxBytes))))
 	add("IPsec", r.IPsec)
