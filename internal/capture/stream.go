@@ -48,13 +48,12 @@ func NewStream(w io.Writer, r *Ring, h Header, now time.Time) (*Stream, error) {
 	return s, s.flush()
 }
 
-// Copy writes some of what is in the ring. n is how many packets that were, 0 if there are none; done:
-// Options.Count is reached.
-func (s *Stream) Copy() (n int, done bool, err error) {
-	for len(s.out) < flushBytes && !s.full() {
+// Copy writes some of what is in the ring. n is how many packets that were; more: there may be more.
+func (s *Stream) Copy() (n int, more bool, err error) {
+	for len(s.out) < flushBytes && n < ringSlots && !s.Full() {
 		slot := s.ring.next()
 		if slot == nil {
-			break
+			return n, false, s.flush()
 		}
 		if !slot.discard {
 			s.add(&slot.record)
@@ -62,7 +61,7 @@ func (s *Stream) Copy() (n int, done bool, err error) {
 		s.ring.release(slot)
 		n++
 	}
-	return n, s.full(), s.flush()
+	return n, !s.Full(), s.flush()
 }
 
 // Lost writes that n packets are dropped of which nothing else is known.
@@ -71,7 +70,8 @@ func (s *Stream) Lost(why drop.Reason, n uint64, at time.Time) error {
 	return s.flush()
 }
 
-func (s *Stream) full() bool {
+// Full reports whether Options.Count is reached.
+func (s *Stream) Full() bool {
 	return s.ring.options.Count > 0 && s.packets >= s.ring.options.Count
 }
 
@@ -113,8 +113,8 @@ func comment(r *record) string {
 // End writes what is left in the ring, and the statistics. The capture takes no more packets by now.
 func (s *Stream) End(now time.Time) (Result, error) {
 	var err error
-	for n := 1; n > 0 && err == nil; {
-		n, _, err = s.Copy()
+	for more := true; more && err == nil; {
+		_, more, err = s.Copy()
 	}
 	result := Result{Packets: s.packets}
 	for iface, written := range s.written {

@@ -3,6 +3,7 @@ package capture
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,8 +26,8 @@ func file(t *testing.T, r *Ring, h Header, packets func(Rings)) ([]byte, Result)
 		t.Fatal(err)
 	}
 	packets(Rings{r})
-	for n, done := 1, false; n > 0 && !done; {
-		if n, done, err = s.Copy(); err != nil {
+	for more := true; more; {
+		if _, more, err = s.Copy(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -198,4 +199,35 @@ func (w *failing) Write(p []byte) (int, error) {
 		return 0, w.err
 	}
 	return len(p), nil
+}
+
+// Copy comes back although there is more, so that a capture can be ended.
+func TestStreamCopy_more(t *testing.T) {
+	for _, o := range []Options{{}, {Drops: true}} {
+		r := NewRing(o)
+		s, err := NewStream(io.Discard, r, Header{Tunnel: "t0"}, time.Unix(1, 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		total := 0
+		for total < 3*ringSlots {
+			for range 2000 {
+				h := Rings{r}.Hold(InnerIn, ping, 1, time.Unix(2, 0))
+				h.Settle(drop.None)
+			}
+			n, _, err := s.Copy()
+			if total += n; err != nil || n == 0 {
+				t.Fatalf("%d, %v", n, err)
+			}
+		}
+		r = NewRing(o)
+		s.ring = r
+		for range ringSlots {
+			h := Rings{r}.Hold(InnerIn, ping, 1, time.Unix(2, 0))
+			h.Settle(drop.None)
+		}
+		if n, more, err := s.Copy(); !more || err != nil || !o.Drops && n == ringSlots {
+			t.Errorf("%+v: %d, %v, %v", o, n, more, err)
+		}
+	}
 }

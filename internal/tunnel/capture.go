@@ -14,6 +14,7 @@ import (
 	"ipipd/internal/drop"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
+	"ipipd/internal/underlay"
 )
 
 // Captures. The data path copies packets into the rings of Tunnel.captures, which is nil while there is
@@ -56,8 +57,8 @@ func (e *Engine) Capture(ctx context.Context, name string, o capture.Options, pr
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	for done := false; !done; {
-		n := 0
-		if n, done, err = s.Copy(); err != nil || done {
+		n, more := 0, false
+		if n, more, err = s.Copy(); err != nil || s.Full() {
 			break
 		}
 		if now := time.Now(); now.Sub(looked) >= overflowInterval {
@@ -67,8 +68,13 @@ func (e *Engine) Capture(ctx context.Context, name string, o capture.Options, pr
 				overflows = more
 			}
 		}
-		if pause = min(2*pause, captureMaxPause); n > 0 {
+		switch {
+		case more:
+			pause = 0
+		case n > 0:
 			pause = captureMinPause
+		default:
+			pause = min(max(2*pause, captureMinPause), captureMaxPause)
 		}
 		timer.Reset(pause)
 		select {
@@ -262,28 +268,25 @@ func (t espTap) Received(p []byte, why drop.Reason) (id uint32) {
 	return id
 }
 
-// holdReceived holds the outer packet in b until it is known whether it is dropped; of a decrypted one, which
-// espTap has seen, the inner packet.
-func (t *Tunnel) holdReceived(b *packet.Buffer, outer ipv4.Packet, from origin, now time.Time) (held capture.Held) {
-	captures := t.captures.Load()
-	switch {
-	case captures == nil:
-	case from == fromESP:
-		held = captures.Hold(capture.InnerIn, outer.Payload(), b.CaptureID, now)
-	default:
-		b.CaptureID = capture.NewID()
-		held = captures.Hold(capture.OuterIn, outer.Bytes(), b.CaptureID, now)
+// decapsulateCaptured is decapsulate of a packet that may be captured: the outer packet, or of a decrypted one,
+// which espTap has seen, the inner packet if it is dropped. deliver captures an inner packet that is not.
+func (t *Tunnel) decapsulateCaptured(b *packet.Buffer, outer ipv4.Packet, from origin, sender underlay.Sender, now time.Time) bool {
+	var held capture.Held
+	if captures := t.captures.Load(); captures != nil {
+		if from == fromESP {
+			held = captures.Hold(capture.InnerIn, outer.Payload(), b.CaptureID, now)
+		} else {
+			b.CaptureID = capture.NewID()
+			held = captures.Hold(capture.OuterIn, outer.Bytes(), b.CaptureID, now)
+		}
 	}
-	return held
-}
-
-// settleReceived ends holdReceived. deliver captures an inner packet that is not dropped.
-func settleReceived(held *capture.Held, from origin, why drop.Reason) {
+	deliver, why := t.decapsulate(b, outer, sender, now)
 	if from == fromESP && why == drop.None {
 		held.Discard()
 	} else {
 		held.Settle(why)
 	}
+	return deliver
 }
 
 // hold holds the inner packets of run, which are about to be written to the TUN.

@@ -190,16 +190,14 @@ func (in *inbound) carry(buf *buffers) (n int, err error) {
 			t.dropPolicyMismatch(encrypted, outer)
 			continue
 		}
-		var held capture.Held
+		deliver := false
 		if captured {
-			held = t.holdReceived(b, outer, in.from, now)
+			deliver = t.decapsulateCaptured(b, outer, in.from, buf.sender, now)
+		} else {
+			deliver, _ = t.decapsulate(b, outer, buf.sender, now)
 		}
-		deliver, d := t.decapsulate(b, outer, buf.sender, now)
 		if deliver {
 			owners[i] = t
-		}
-		if captured {
-			settleReceived(&held, in.from, d)
 		}
 	}
 	// Write each tunnel's packets together and in order, so that its device can coalesce
