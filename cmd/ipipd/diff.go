@@ -36,7 +36,7 @@ properties change), again (it is removed and made again, and why), add or remove
 
 Exit status: 0 done, 1 it failed, 2 wrong input. With --exit-code, as that of diff:
 0 nothing differs, 1 a reload would change something, 2 any failure.`,
-		Example: "  ipipd diff\n  ipipd diff --exit-code >/dev/null || ipipd reload",
+		Example: "  ipipd diff\n  ipipd diff --exit-code /etc/ipipd/ipipd.yaml",
 		RunE: func(c *cobra.Command, args []string) error {
 			for _, path := range args { // the process may have another working directory
 				if path == config.Stdin {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -88,7 +89,7 @@ func exportRun(_ context.Context, o *exportOptions) error {
 }
 
 // snapshot returns what runs in the processes of dir as if it were in one: tunnels in order of name, all or
-// those of names. notes are lines for the operator. All processes have to answer.
+// those of names. notes are lines for the operator. All processes that have one of them have to answer.
 func snapshot(dir string, names []string) (all config.Snapshot, notes []string, err error) {
 	processes, err := control.Processes(dir)
 	if err != nil {
@@ -103,6 +104,7 @@ func snapshot(dir string, names []string) (all config.Snapshot, notes []string, 
 		}
 	}
 	var settings []config.Process
+	var problem error
 	for i := range processes {
 		var s config.Snapshot
 		switch err := processes[i].Export(dir, answerTimeout, &s); {
@@ -110,9 +112,11 @@ func snapshot(dir string, names []string) (all config.Snapshot, notes []string, 
 			processes[i].Sweep(dir)
 			continue
 		case errors.Is(err, control.ErrStarting):
-			return all, nil, fmt.Errorf("a process in %s %w: try again", dir, err)
+			problem = cmp.Or(problem, fmt.Errorf("a process in %s %w: try again", dir, err))
+			continue
 		case err != nil:
-			return all, nil, controlError(err)
+			problem = cmp.Or(problem, controlError(err))
+			continue
 		}
 		tunnels := s.Tunnels
 		if len(names) > 0 {
@@ -128,9 +132,12 @@ func snapshot(dir string, names []string) (all config.Snapshot, notes []string, 
 		}
 		settings, all.Tunnels = append(settings, s.Process), append(all.Tunnels, tunnels...)
 	}
+	if len(names) == 0 && problem != nil {
+		return all, nil, problem
+	}
 	for _, name := range names {
 		if !found[name] {
-			return all, nil, noSuchTunnel(dir, name)
+			return all, nil, cmp.Or(problem, noSuchTunnel(dir, name))
 		}
 	}
 	if len(settings) == 0 {
