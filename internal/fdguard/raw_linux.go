@@ -46,18 +46,32 @@ type RawSocket struct {
 // socket, and close, which Receive calls too, closes one. When the caller has no use for the
 // RawSocket any more, it closes those that are left.
 func OpenRaw(open func() (int, error), close func(fd int)) (*RawSocket, error) {
-	s := &RawSocket{open: open, close: close, spare: -1, unknown: true}
-	fd, err := s.openParked()
-	if err != nil {
-		return nil, err
+	return AdoptRaw(nil, open, close)
+}
+
+// AdoptRaw is OpenRaw with the sockets that a RawSocket of another process has left, in any order:
+// the one in use keeps its Binding, and what is queued. It closes those that are of no use.
+func AdoptRaw(fds []int, open func() (int, error), close func(fd int)) (_ *RawSocket, err error) {
+	s := &RawSocket{open: open, close: close, fd: -1, spare: -1, unknown: true}
+	s.choose(fds)
+	if s.fd < 0 {
+		if s.fd, err = s.openParked(); err != nil {
+			s.closeSpare()
+			return nil, err
+		}
 	}
-	if s.spare, err = s.openParked(); err != nil {
-		close(fd)
-		return nil, err
+	if s.spare < 0 {
+		if s.spare, err = s.openParked(); err != nil {
+			close(s.fd)
+			return nil, err
+		}
 	}
-	s.fd, s.Receiver = fd, NewReceiver(fd)
+	s.Receiver = NewReceiver(s.fd)
 	return s, nil
 }
+
+// parked is the local address of a spare: RFC 7600, the dummy address, which no packet is for.
+var parked = [4]byte{192, 0, 0, 8}
 
 // openParked opens a socket that receives nothing: the kernel would clone each packet to it.
 func (s *RawSocket) openParked() (int, error) {
@@ -69,8 +83,7 @@ func (s *RawSocket) openParked() (int, error) {
 	// that for bind(2), but not for connect(2).
 	err = os.NewSyscallError("setsockopt IP_TRANSPARENT", unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TRANSPARENT, 1))
 	if err == nil {
-		// RFC 7600: the dummy address, which no packet is for.
-		err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{192, 0, 0, 8}}))
+		err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Addr: parked}))
 	}
 	if err != nil {
 		s.close(fd)
@@ -154,7 +167,8 @@ func (s *RawSocket) connect(fd int, b Binding) bool {
 	if b.Remote == [4]byte{} || !s.refill() {
 		return false
 	}
-	return unix.Connect(fd, &unix.SockaddrInet4{Addr: b.Remote}) == nil
+	// The port says nothing to a raw socket, but without one getpeername takes it for not connected.
+	return unix.Connect(fd, &unix.SockaddrInet4{Addr: b.Remote, Port: 1}) == nil
 }
 
 // bind binds a socket that is not connected. An option that the socket has already is not set:
