@@ -30,6 +30,7 @@ func (s *socket) SetReceive(r Reception) error {
 	if !s.guard.Acquire() {
 		return os.ErrClosed
 	}
+	defer s.announce()
 	if r == s.reception && !s.partial {
 		s.raw.Connect()
 		return nil

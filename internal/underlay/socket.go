@@ -122,6 +122,14 @@ type SocketOptions struct {
 	ReceiveBuffer int
 	// PacketReceive starts with Reception.LinkLayer, on Device. Linux only.
 	PacketReceive bool
+	// Adopt are the sockets of a process before that Opened was called with, in any order. The
+	// Socket receives by them what that process would have, until the first SetReceive. They are
+	// the Socket's, which closes those that are not as it would open them. Linux only.
+	Adopt []int
+	// Opened is called with each socket that receives packets when it can be left to another
+	// process, and Closed before it is closed because another takes its place, but not by Close.
+	// Neither may block, nor call the Socket; nil is none. Linux only.
+	Opened, Closed func(fd int)
 	// Receivers is how many packet sockets share the inner flows; 0 means 1. The raw socket has
 	// one Receiver more, which Receivers() returns first.
 	Receivers int

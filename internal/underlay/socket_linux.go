@@ -81,6 +81,10 @@ func (s *socket) open(o SocketOptions) (err error) {
 	if o.ReceiveBuffer == 0 {
 		o.ReceiveBuffer = defaultReceiveBuffer
 	}
+	s.options = o
+	for _, fd := range o.Adopt {
+		s.receiveSockets = append(s.receiveSockets, &dropCounter{fd: fd, announced: true})
+	}
 	if s.icmp, err = openICMP(); err != nil {
 		return err
 	}
@@ -94,19 +98,28 @@ func (s *socket) open(o SocketOptions) (err error) {
 	if s.link, err = openLink(); err != nil {
 		return err
 	}
-	s.options = o
-	if s.raw, err = fdguard.OpenRaw(s.openRaw, s.closeReceiveSocket); err != nil {
+	receivers := max(o.Receivers, 1)
+	raws, packets := s.adopt(o.Adopt, receivers)
+	if s.raw, err = fdguard.AdoptRaw(raws, s.openRaw, s.closeReceiveSocket); err != nil {
 		return err
 	}
 	s.receivers = []Receiver{&rawReceiver{socket: s, messages: s.raw.Receiver, onError: s.countVnetHdrError}}
-	for range max(o.Receivers, 1) {
+	for len(packets) < receivers {
 		fd, err := s.openPacket()
 		if err != nil {
 			return err
 		}
 		s.addReceiveSocket(fd)
-		s.packetSockets = append(s.packetSockets, fd)
+		packets = append(packets, fd)
+	}
+	s.packetSockets = packets
+	for _, fd := range packets {
 		s.receivers = append(s.receivers, &packetReceiver{socket: s, messages: fdguard.NewReceiver(fd), onError: s.countVnetHdrError})
+	}
+	defer s.announce()
+	if len(raws) > 0 {
+		s.partial = true // the filters are those of the process before
+		return nil
 	}
 	return s.setReceive(Reception{LinkLayer: o.PacketReceive, LinkDevice: o.Device, Device: o.Device})
 }
@@ -131,8 +144,9 @@ func (s *socket) closeAll() {
 
 // dropCounter is a receive socket with the kernel's drop count when it was last read.
 type dropCounter struct {
-	fd   int
-	last uint32
+	fd        int
+	last      uint32
+	announced bool // to SocketOptions.Opened
 }
 
 // addReceiveSocket takes ownership of fd: closeReceiveSocket or Close closes it.
@@ -151,6 +165,9 @@ func (s *socket) closeReceiveSocket(fd int) {
 			return false
 		}
 		s.overflows += o.delta()
+		if o.announced && s.options.Closed != nil {
+			s.options.Closed(fd)
+		}
 		_ = unix.Close(fd)
 		return true
 	})
