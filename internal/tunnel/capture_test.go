@@ -24,6 +24,7 @@ import (
 // capturing is a capture that runs.
 type capturing struct {
 	t      testing.TB
+	engine *Engine
 	cancel func()
 	ended  chan struct{}
 	result capture.Result
@@ -55,6 +56,11 @@ func (c *capturing) file() *netlab.CaptureFile {
 // end ends the capture.
 func (c *capturing) end() *netlab.CaptureFile {
 	c.t.Helper()
+	for _, p := range c.engine.workers { // a packet is captured after it has arrived
+		for _, w := range []*worker{p.out, p.in} {
+			func() { w.mu.Lock(); defer w.mu.Unlock() }()
+		}
+	}
 	c.cancel()
 	return c.await()
 }
@@ -78,7 +84,7 @@ func (c *capturing) await() *netlab.CaptureFile {
 func startCapture(t testing.TB, e *Engine, name string, o capture.Options, w io.Writer) *capturing {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	c := &capturing{t: t, cancel: cancel, ended: make(chan struct{})}
+	c := &capturing{t: t, engine: e, cancel: cancel, ended: make(chan struct{})}
 	if w == nil {
 		w = c
 	}
