@@ -16,6 +16,7 @@ import (
 	"ipipd/internal/drop"
 	"ipipd/internal/history"
 	"ipipd/internal/tunnel"
+	"ipipd/internal/warning"
 )
 
 // Answer is what a process says of its tunnels at one moment.
@@ -266,6 +267,14 @@ func (t *Tunnel) bits(n int, step time.Duration) (rx, tx []float64) {
 // heard is how long ago the peer was heard; false is never.
 func (t *Tunnel) heard(now time.Time) (time.Duration, bool) {
 	return max(0, now.Sub(t.LastHeard)), !t.LastHeard.IsZero()
+}
+
+// warning is the first that is active and more than a note; nil is none.
+func (t *Tunnel) warning() *tunnel.Warning {
+	if i := slices.IndexFunc(t.Warnings, func(w tunnel.Warning) bool { return w.Severity != warning.Note }); i >= 0 && t.Fresh {
+		return &t.Warnings[i]
+	}
+	return nil
 }
 
 func rounded(n float64) float64 { return math.Round(n*10) / 10 }

@@ -199,6 +199,7 @@ func TestModel_JSON(t *testing.T) {
 		{"ipip1", "ipsec", nil},
 		{"ipip2", "ipsec", true},
 		{"ipip2", "comment", "to \x1b[31mRiga\x1b[0m 東京\n\u202e<script>"},
+		{"ipip1", "warnings", nil},
 		{"secret", "ipsec", false},
 		{"ipip10", "drops", map[string]any{"too-big": 36., "queue-full": 12.}},
 		{"ipip10", "drops-per-second", 4.},
@@ -213,6 +214,9 @@ func TestModel_JSON(t *testing.T) {
 			t.Errorf("%s of %s: %s", c.key, c.name, d)
 		}
 	}
+	if w := of["ipip2"]["warnings"].([]any); len(w) != 2 || w[1].(map[string]any)["code"] != "fragments" {
+		t.Errorf("warnings %v", w)
+	}
 	if text, _ := newModel("").JSON(now); !strings.Contains(string(text), `"tunnels":[]`) {
 		t.Errorf("of none: %s", text)
 	}
@@ -225,7 +229,7 @@ func TestLine_documented(t *testing.T) {
 		t.Fatal(err)
 	}
 	var names []string
-	for _, s := range severity {
+	for _, s := range severities {
 		names = append(names, string(s))
 	}
 	for _, of := range []reflect.Type{reflect.TypeFor[line](), reflect.TypeFor[tunnelLine](), reflect.TypeFor[rateLine]()} {

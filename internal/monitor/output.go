@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ipipd/internal/drop"
+	"ipipd/internal/tunnel"
 )
 
 // line is what Line makes JSON of. docs/monitor.md has its members.
@@ -23,25 +24,26 @@ type line struct {
 
 // tunnelLine is a tunnel of a line. Its names are print's, and those of RouterOS's monitor-traffic.
 type tunnelLine struct {
-	Name           string      `json:"name"`
-	Interface      string      `json:"interface"`
-	Comment        string      `json:"comment,omitzero"`
-	State          State       `json:"state"`
-	WaitingFor     string      `json:"waiting-for,omitzero"`
-	Local          string      `json:"current-local-address,omitzero"`
-	Remote         string      `json:"current-remote-address,omitzero"`
-	MTU            int         `json:"actual-mtu,omitzero"`
-	PathMTU        int         `json:"path-mtu,omitzero"`
-	FastPath       bool        `json:"fast-path"`
-	IPsec          *bool       `json:"ipsec,omitzero"`
-	KeepaliveState string      `json:"keepalive-state,omitzero"`
-	LastHeard      time.Time   `json:"last-heard,omitzero"`
-	RoundTrip      float64     `json:"round-trip-seconds,omitzero"`
-	RxPacket       uint64      `json:"rx-packet"`
-	RxByte         uint64      `json:"rx-byte"`
-	TxPacket       uint64      `json:"tx-packet"`
-	TxByte         uint64      `json:"tx-byte"`
-	Drops          drop.Counts `json:"drops"`
+	Name           string           `json:"name"`
+	Interface      string           `json:"interface"`
+	Comment        string           `json:"comment,omitzero"`
+	State          State            `json:"state"`
+	WaitingFor     string           `json:"waiting-for,omitzero"`
+	Warnings       []tunnel.Warning `json:"warnings,omitzero"`
+	Local          string           `json:"current-local-address,omitzero"`
+	Remote         string           `json:"current-remote-address,omitzero"`
+	MTU            int              `json:"actual-mtu,omitzero"`
+	PathMTU        int              `json:"path-mtu,omitzero"`
+	FastPath       bool             `json:"fast-path"`
+	IPsec          *bool            `json:"ipsec,omitzero"`
+	KeepaliveState string           `json:"keepalive-state,omitzero"`
+	LastHeard      time.Time        `json:"last-heard,omitzero"`
+	RoundTrip      float64          `json:"round-trip-seconds,omitzero"`
+	RxPacket       uint64           `json:"rx-packet"`
+	RxByte         uint64           `json:"rx-byte"`
+	TxPacket       uint64           `json:"tx-packet"`
+	TxByte         uint64           `json:"tx-byte"`
+	Drops          drop.Counts      `json:"drops"`
 	*rateLine
 }
 
@@ -76,6 +78,9 @@ func (m *Model) JSON(now time.Time) ([]byte, error) {
 			KeepaliveState: t.KeepaliveState, LastHeard: t.LastHeard, RoundTrip: t.RoundTrip.Seconds(),
 			RxPacket: t.RxPackets, RxByte: t.RxBytes, TxPacket: t.TxPackets, TxByte: t.TxBytes, Drops: t.Drops,
 		}
+		if t.Fresh {
+			o.Warnings = t.Warnings
+		}
 		if t.Encrypted {
 			o.IPsec = &t.Established
 		}
@@ -106,6 +111,13 @@ func (m *Model) Text(now time.Time) string {
 		fmt.Fprintf(&b, "time=%s name=%s state=%s", now.Format(time.RFC3339), quoted(t.Name), t.State)
 		if t.State == StateWaiting {
 			fmt.Fprintf(&b, " waiting-for=%s", quoted(t.WaitingFor))
+		}
+		if t.Fresh && len(t.Warnings) > 0 {
+			var codes []string
+			for i := range t.Warnings {
+				codes = append(codes, t.Warnings[i].Code)
+			}
+			fmt.Fprintf(&b, " warnings=%s", quoted(strings.Join(codes, ",")))
 		}
 		if t.known {
 			fmt.Fprintf(&b, " rx=%sbit/s rx-10s=%sbit/s tx=%sbit/s tx-10s=%sbit/s rx-packets=%s/s tx-packets=%s/s drops=%s/s",

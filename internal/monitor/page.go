@@ -115,6 +115,7 @@ func helpLines() []string {
 		"       Ctrl-Z: suspend; fg goes on",
 		"    q, Ctrl-C: quit",
 		"",
+		"        STATE: running! is with a warning, which the page explains",
 		"       RX, TX: bits of inner packets received and sent in a second, over the last second",
 		" RX10S, TX10S: the same over the last 10 seconds",
 		" RXPPS, TXPPS: packets a second, over the last second",

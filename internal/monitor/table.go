@@ -64,18 +64,34 @@ func yes(b bool) string {
 	return "no"
 }
 
-// severity sorts states: those first that somebody has to look at.
-var severity = []State{
+// severities sort states: those first that somebody has to look at.
+var severities = []State{
 	StateSilent, StateLost, StateUnheard, StateNoSA, StateDown, StateWaiting, StateStarting, StateGone, StateRunning, StateDisabled,
 }
+
+// severity sorts tunnels by state; one that runs and warns stands with those that wait.
+func (t *Tunnel) severity() int {
+	if t.warned() {
+		return slices.Index(severities, StateWaiting)
+	}
+	return slices.Index(severities, t.State)
+}
+
+// warned reports whether a tunnel runs and there is a warning all the same: other states say what is wrong.
+func (t *Tunnel) warned() bool { return t.State == StateRunning && t.warning() != nil }
 
 // columns are those of the table, from left to right.
 var columns = []column{
 	{title: "NAME", rank: 0, width: 8, wider: 16,
 		cell: func(t *Tunnel, _ *cellView) (string, Style) { return t.Name, Plain }},
 	{title: "STATE", rank: 1, width: 11,
-		cell:  func(t *Tunnel, _ *cellView) (string, Style) { return string(t.State), t.State.style() },
-		order: func(a, b *Tunnel) int { return slices.Index(severity, a.State) - slices.Index(severity, b.State) }},
+		cell: func(t *Tunnel, _ *cellView) (string, Style) {
+			if t.warned() {
+				return string(t.State) + "!", Warning
+			}
+			return string(t.State), t.State.style()
+		},
+		order: func(a, b *Tunnel) int { return a.severity() - b.severity() }},
 	rateColumn("RX", 2, func(t *Tunnel) float64 { return 8 * t.now.RxBytes }),
 	rateColumn("RX10S", 6, func(t *Tunnel) float64 { return 8 * t.tenth.RxBytes }),
 	rateColumn("RXPPS", 14, func(t *Tunnel) float64 { return t.now.RxPackets }),

@@ -336,6 +336,8 @@ func (t *Tunnel) summary() string {
 	}
 	if t.State == StateWaiting {
 		text += "; waiting for " + t.WaitingFor
+	} else if w := t.warning(); w != nil {
+		text += "; " + w.Text
 	}
 	if t.top != drop.None {
 		text += fmt.Sprintf("; drops: %s, %s", t.top.String(), t.top.Why())

@@ -13,6 +13,7 @@ import (
 
 	"ipipd/internal/drop"
 	"ipipd/internal/tunnel"
+	"ipipd/internal/warning"
 )
 
 var start = time.Date(2026, 11, 27, 18, 0, 0, 0, time.UTC)
@@ -34,6 +35,10 @@ func samples(second int) *Answer {
 	heavy := running("ipip2", second, 125_000_000)
 	heavy.Comment = "to \x1b[31mRiga\x1b[0m 東京\n\u202e<script>"
 	heavy.Encrypted, heavy.Established, heavy.FastPath = true, true, false
+	heavy.Warnings = []tunnel.Warning{
+		{Code: "interface-moved", Severity: warning.Note, Text: "a note"},
+		{Code: "fragments", Severity: warning.Warning, Text: "packets leave\nin fragments", Remedy: "lower the MTU", Since: start},
+	}
 	if second%2 == 0 { // uneven
 		heavy.RxBytes += 60_000_000
 	}

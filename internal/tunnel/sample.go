@@ -56,7 +56,7 @@ type Sample struct {
 	RoundTrip time.Duration `json:"round-trip,omitzero"`
 
 	// Warnings are those that are active.
-	Warnings []Warning
+	Warnings []Warning `json:"warnings,omitzero"`
 
 	// Encrypted is whether the tunnel has a secret, and the rest its SAs.
 	Encrypted   bool      `json:"encrypted,omitzero"`

@@ -41,7 +41,7 @@ var allowedImports = map[string][]string{
 		"internal/fdguard", "internal/resolve", "internal/warning", "internal/capture",
 	},
 	"internal/history":    {"internal/drop"},
-	"internal/monitor":    {"internal/tunnel", "internal/drop", "internal/history"},
+	"internal/monitor":    {"internal/tunnel", "internal/drop", "internal/history", "internal/warning"},
 	"internal/terminal":   {},
 	"internal/config":     {"internal/tunnel", "internal/control"},
 	"internal/metrics":    {"internal/tunnel", "internal/drop"},
