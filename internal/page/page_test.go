@@ -36,6 +36,10 @@ func aTunnel(name string) tunnel.Sample {
 		RxPackets: 3, RxBytes: 300, TxPackets: 1 << 40, TxBytes: 1 << 53, StateChanges: 5,
 		ProbesSent: 9, ProbesAnswered: 8, ProbesHaveAnswers: true, RoundTrip: 1500 * time.Microsecond,
 		Encrypted: true, Established: true, SAs: 2, Since: start.Add(-time.Hour), RekeyAt: start.Add(time.Hour),
+		Warnings: []tunnel.Warning{
+			{Code: "peer-mtu", Severity: "warning", Text: "larger packets come", Detail: "of 1,520 bytes", Remedy: "`--mtu`, at both ends", Since: start},
+			{Code: "fragments", Severity: "note", Text: "it fragments", Remedy: "none needed", Since: start},
+		},
 	}
 }
 
@@ -202,9 +206,9 @@ func TestPage(t *testing.T) {
 	_, page := p.makeIndex(now)
 	text := texts(t, page)
 	wantAll(t, text, "ipipd on router7", "v1.2.3",
-		"4 tunnels: 1 running, 1 never-heard, 1 waiting, 1 disabled; in 3.00 Mbit/s, out 600 kbit/s, 9 drops/s.",
-		"ipip1 to the office running 198.51.100.1 1.00 M 200 k 3 too-big 23 s 1.50 ms 1500 fast path established",
-		"ipip2 to the office never-heard the peer was never heard 198.51.100.1 1.00 M 200 k 3 too-big never 1.50 ms 1500 userspace",
+		"4 tunnels: 1 running, 1 never-heard, 1 waiting, 1 disabled, 3 with warnings; in 3.00 Mbit/s, out 600 kbit/s, 9 drops/s.",
+		"ipip1 to the office running warns of peer-mtu 198.51.100.1 1.00 M 200 k 3 too-big 23 s 1.50 ms 1500 fast path established",
+		"ipip2 to the office never-heard the peer was never heard warns of peer-mtu 198.51.100.1 1.00 M 200 k 3 too-big never 1.50 ms 1500 userspace",
 		"waiting for route to 198.51.100.1", "ipip4 disabled office.example")
 	if a, b := strings.Index(text, "ipip1 to"), strings.Index(text, "ipip2 to"); a > b {
 		t.Error("they are not in order")
@@ -212,7 +216,7 @@ func TestPage(t *testing.T) {
 	_, page = p.makeTunnel(now, "ipip1")
 	wantAll(t, texts(t, page), "ipip1 running", "to the office", "in 1.00 Mbit/s", "out 200 kbit/s", "in 125 /s", "Drops 3 /s",
 		"Local address 192.0.2.1", "Remote address 198.51.100.1", "Path MTU 1500", "Path fast path", "9 sent, 8 answered", "IPsec established",
-		"Drops Reason", "too-big 60 3/s now "+drop.TooBig.Why(), drop.TooBig.Remedy())
+		"peer-mtu warning "+clock(start)+" larger packets come of 1,520 bytes --mtu, at both ends fragments note ", "Drops Reason", "too-big 60 3/s now "+drop.TooBig.Why(), drop.TooBig.Remedy())
 	_, page = p.makeTunnel(now, "ipip4")
 	wantAll(t, texts(t, page), "ipip4 disabled", "Remote address office.example")
 }
@@ -244,7 +248,7 @@ func TestPage_ServeHTTP(t *testing.T) {
 	check("GET", "/", 200, "0 tunnels: none")
 	of.set(aTunnel("ipip1"))
 	again()
-	check("GET", "/", 200, "1 tunnel: 1 running")
+	check("GET", "/", 200, "1 tunnel: 1 running, 1 with warnings")
 	of.set(aTunnel("ipip1"), aTunnel("metrics"), aTunnel("tunnel"), aTunnel("a b%2F?#&\"'+;=:@\\<>"), tunnel.Sample{Name: "long", Interface: "ipip-0123456789"})
 	again()
 	check("GET", "/", 200, `href="tunnel/ipip1"`)
@@ -449,6 +453,7 @@ func TestPage_hostile(t *testing.T) {
 	for _, text := range hostile {
 		s := aTunnel(text)
 		s.Comment, s.Interface, s.RemoteAddress, s.WaitingFor = text, text+"i", text, text
+		s.Warnings[0].Detail, s.Warnings[0].Remedy, s.Warnings[0].Text = text, text, text
 		p, of := newPage(s)
 		p.read(start)
 		now := carry(p, of, start, 2, 1, 1, 1)

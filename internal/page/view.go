@@ -29,6 +29,7 @@ type view struct {
 	Charts  []chart
 	Facts   []fact
 
+	Warnings     []warned
 	DroppedTitle string
 	Dropped      []dropped
 }
@@ -36,6 +37,8 @@ type view struct {
 // row is a tunnel.
 type row struct {
 	Name, Link, Comment, Remote, Path, IPsec string
+
+	Warnings string // codes of those that are no notes
 
 	Place                              int // by name
 	State                              state
@@ -80,6 +83,10 @@ type chart struct {
 type key struct{ Class, Text string }
 type path struct{ Class, D string }
 type fact struct{ Name, Value string }
+type warned struct {
+	Code, Severity, Since, Detail string
+	Text, Remedy                  []span
+}
 type dropped struct {
 	Reason, Rate string
 	Count        uint64
@@ -116,12 +123,15 @@ func (p *Page) indexView() view {
 		v.Rows[i] = p.row(&p.samples.Tunnels[i])
 	}
 	slices.SortFunc(v.Rows, func(a, b row) int { return p.options.Compare(a.Name, b.Name) })
-	count := map[string]int{}
+	count, warn := map[string]int{}, 0
 	var in, out, drops float64
 	for i := range v.Rows {
 		r := &v.Rows[i]
 		r.Place = i
 		count[r.State.Word]++
+		if r.Warnings != "" {
+			warn++
+		}
 		if h := p.histories[r.Name]; h != nil {
 			rate, _ := h.Rate(window)
 			in, out, drops = in+rate.RxBytes*8, out+rate.TxBytes*8, drops+rate.Drops
@@ -132,6 +142,9 @@ func (p *Page) indexView() view {
 		if count[word] > 0 {
 			states = append(states, fmt.Sprint(count[word], " ", word))
 		}
+	}
+	if warn > 0 {
+		states = append(states, fmt.Sprint(warn, " with warnings"))
 	}
 	tunnels := "tunnels"
 	if len(v.Rows) == 1 {
@@ -151,13 +164,19 @@ func (p *Page) tunnelView(name string) view {
 		v.Missing = starting
 		return v
 	case s == nil:
-		v.Missing = "There is no tunnel " + strings.ToValidUTF8(name, "\ufffd") + ": it has ended, or never was."
+		v.Missing = "There is no tunnel " + valid(name) + ": it has ended, or never was."
 		return v
 	}
 	r := p.row(s)
 	v.Row = &r
 	v.Title = r.Name + " - " + v.Title
 	v.Facts = p.facts(s)
+	for _, w := range s.Warnings {
+		v.Warnings = append(v.Warnings, warned{
+			Code: w.Code, Severity: string(w.Severity), Since: clock(w.Since), Detail: valid(w.Detail),
+			Text: spans(valid(w.Text)), Remedy: spans(valid(w.Remedy)),
+		})
+	}
 	top, rate := drop.None, 0.0
 	if h := p.histories[s.Name]; h != nil {
 		now, _ := h.Rate(window)
@@ -175,9 +194,14 @@ func (p *Page) end(step time.Duration) time.Time {
 	return p.started.Add((p.last.Sub(p.started) - moment + step - 1) / step * step)
 }
 
+// valid is a text in UTF-8: somebody can have called an interface anything.
+func valid(text string) string { return strings.ToValidUTF8(text, "\ufffd") }
+
+// clock is a time of this host.
+func clock(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05 MST") }
+
 // row makes that of a tunnel.
 func (p *Page) row(s *tunnel.Sample) row {
-	valid := func(text string) string { return strings.ToValidUTF8(text, "\ufffd") } // an interface can be called anything
 	r := row{
 		Name: valid(s.Name), Link: url.PathEscape(s.Name), Comment: valid(s.Comment), Remote: valid(s.RemoteAddress),
 		State: stateOf(s), In: none, Out: none, Heard: none, RoundTrip: none, PathMTU: none, Drops: lost{number: none},
@@ -185,6 +209,13 @@ func (p *Page) row(s *tunnel.Sample) row {
 	if !s.Started {
 		return r
 	}
+	var codes []string
+	for _, w := range s.Warnings {
+		if w.Severity != "note" {
+			codes = append(codes, w.Code)
+		}
+	}
+	r.Warnings = strings.Join(codes, ", ")
 	r.Path = "userspace"
 	if s.FastPath {
 		r.Path = "fast path"
@@ -230,7 +261,7 @@ func (p *Page) series(h *history.History, step time.Duration) *columns {
 func stateOf(s *tunnel.Sample) state {
 	waits := ""
 	if s.WaitingFor != "" {
-		waits = "for " + strings.ToValidUTF8(s.WaitingFor, "\ufffd")
+		waits = "for " + valid(s.WaitingFor)
 	}
 	switch {
 	case s.Disabled && s.Started:
@@ -267,10 +298,9 @@ func ipsec(s *tunnel.Sample) string {
 func (p *Page) facts(s *tunnel.Sample) (facts []fact) {
 	add := func(name, value string) {
 		if value != "" {
-			facts = append(facts, fact{name, strings.ToValidUTF8(value, "\ufffd")})
+			facts = append(facts, fact{name, valid(value)})
 		}
 	}
-	at := func(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05 MST") }
 	add("Local address", s.LocalAddress)
 	add("Remote address", s.RemoteAddress)
 	if s.Interface != s.Name {
@@ -288,7 +318,7 @@ func (p *Page) facts(s *tunnel.Sample) (facts []fact) {
 	if s.LastHeard.IsZero() {
 		add("Last heard", "never")
 	} else {
-		add("Last heard", at(s.LastHeard)+", "+r.Heard.Text+" ago")
+		add("Last heard", clock(s.LastHeard)+", "+r.Heard.Text+" ago")
 	}
 	if s.ProbesHaveAnswers {
 		add("Keepalive probes", fmt.Sprintf("%d sent, %d answered", s.ProbesSent, s.ProbesAnswered))
@@ -301,7 +331,7 @@ func (p *Page) facts(s *tunnel.Sample) (facts []fact) {
 	add("Sent", fmt.Sprintf("%d packets, %sB", s.TxPackets, metric(float64(s.TxBytes))))
 	add("IPsec", r.IPsec)
 	if s.Established {
-		add("SA in use", fmt.Sprintf("since %s, to be replaced %s; pair %d", at(s.Since), at(s.RekeyAt), s.SAs))
+		add("SA in use", fmt.Sprintf("since %s, to be replaced %s; pair %d", clock(s.Since), clock(s.RekeyAt), s.SAs))
 	}
 	return facts
 }
