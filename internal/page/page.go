@@ -275,7 +275,7 @@ func execute(name string, v view, size int) []byte {
 	return b.Bytes()
 }
 
-// send sends a page. No browser keeps it, shows it within another page, or tells others where it was.
+// send sends a page. No browser keeps it, gives it to another page, or tells others where it was.
 func send(w http.ResponseWriter, r *http.Request, status int, text []byte) {
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
@@ -284,7 +284,6 @@ func send(w http.ResponseWriter, r *http.Request, status int, text []byte) {
 	h.Set("Cache-Control", "no-store")
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
-	h.Set("Cross-Origin-Opener-Policy", "same-origin")
 	h.Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(status)
 	if r.Method != http.MethodHead {

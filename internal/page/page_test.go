@@ -298,7 +298,7 @@ func TestPage_headers(t *testing.T) {
 			p.ServeHTTP(w, httptest.NewRequest(method, path, nil))
 			for name, want := range map[string]string{
 				"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
-				"Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin",
+				"Cross-Origin-Resource-Policy": "same-origin",
 			} {
 				if got := w.Header().Get(name); got != want {
 					t.Errorf("%s %s: %s is %q", method, path, name, got)
