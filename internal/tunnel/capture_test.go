@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -436,5 +437,21 @@ func TestEngineCapture_allocations(t *testing.T) {
 	}
 	if allocs := testing.AllocsPerRun(200, transfer); allocs > batch/16 { // the captures' timers may
 		t.Errorf("%.2f allocations for %d packets", allocs, batch)
+	}
+}
+
+// What is lost of a batch is counted without an allocation, as a full queue leads to it for each.
+func TestSendDrop(t *testing.T) {
+	full := error(&os.SyscallError{Syscall: "sendmmsg", Err: syscall.ENOBUFS})
+	for err, want := range map[error]drop.Reason{
+		full: drop.QueueFull, drop.FragmentFailed: drop.FragmentFailed, syscall.EMSGSIZE: drop.TooBig,
+		syscall.ENETUNREACH: drop.NoPath, syscall.EPERM: drop.SendFailed,
+	} {
+		if got := sendDrop(err); got != want {
+			t.Errorf("%v is %v, want %v", err, got, want)
+		}
+	}
+	if n := testing.AllocsPerRun(100, func() { sendDrop(full) }); n != 0 {
+		t.Errorf("%v allocations", n)
 	}
 }

@@ -331,10 +331,10 @@ func innerDrop(err error) drop.Reason {
 
 // sendDrop maps an error of an underlay send to its drop reason.
 func sendDrop(err error) drop.Reason {
-	var reason drop.Reason
-	switch {
-	case errors.As(err, &reason): // of encryptedTx
+	if reason, ok := err.(drop.Reason); ok { // of encryptedTx
 		return reason
+	}
+	switch {
 	case errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.EAGAIN):
 		return drop.QueueFull
 	case errors.Is(err, syscall.EMSGSIZE):
