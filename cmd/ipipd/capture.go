@@ -147,7 +147,11 @@ func (o *captureOptions) capture(ctx context.Context, out io.Writer) (control.Ca
 
 // summary is one line.
 func (o *captureOptions) summary(r control.CaptureResult) string {
-	text := fmt.Sprintf("%d packets captured, %d not written", r.Packets, r.Missed)
+	packets := "packets"
+	if r.Packets == 1 {
+		packets = "packet"
+	}
+	text := fmt.Sprintf("%d %s captured, %d not written", r.Packets, packets, r.Missed)
 	if r.Missed > 0 {
 		text += ": the reader was too slow (--snaplen 128, or --drops)"
 	}

@@ -10,7 +10,6 @@ import (
 
 	"ipipd/internal/capture"
 	"ipipd/internal/config"
-	"ipipd/internal/control"
 	"ipipd/internal/tunnel"
 )
 
@@ -67,22 +66,10 @@ func extcapRun(ctx context.Context, o *extcapOptions) error {
 	switch {
 	case o.Interfaces:
 		fmt.Fprintf(out, "extcap {version=%s}{display=ipipd}\n", plainValue(versionString()))
-		links, _ := control.List(o.RuntimeDir) // who may not see them has none
-		sortNames(links)
-		shown := map[string]string{}
-		if slices.ContainsFunc(links, tunnel.IsShortName) {
-			statuses, _ := queryStatuses(o.RuntimeDir, "")
-			for i := range statuses {
-				name := statuses[i].startedName()
-				shown[tunnel.InterfaceName(name)] = name
-			}
-		}
-		for _, link := range links {
-			name := link
-			if shown[link] != "" {
-				name = shown[link]
-			}
-			fmt.Fprintf(out, "interface {value=%s%s}{display=IP-in-IP tunnel %s}\n", extcapPrefix, link, plainValue(name))
+		statuses, _ := queryStatuses(o.RuntimeDir, "") // who may not see them has none
+		for i := range statuses {
+			name := statuses[i].startedName()
+			fmt.Fprintf(out, "interface {value=%s%s}{display=IP-in-IP tunnel %s}\n", extcapPrefix, tunnel.InterfaceName(name), plainValue(name))
 		}
 		return nil
 	case o.DLTs:

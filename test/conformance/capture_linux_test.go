@@ -86,7 +86,7 @@ func (c *runningCapture) await() *netlab.CaptureFile {
 		c.t.Fatal("ipipd capture does not end")
 	}
 	f := c.read()
-	if said := fmt.Sprintf("%d packets captured, ", len(f.Packets)); c.cmd.ProcessState.ExitCode() != 0 || !strings.HasPrefix(c.stderr.String(), said) || !f.Ended {
+	if said := fmt.Sprintf("%d packet", len(f.Packets)); c.cmd.ProcessState.ExitCode() != 0 || !strings.HasPrefix(c.stderr.String(), said) || !f.Ended {
 		c.t.Errorf("ipipd capture: %v, %q, and there are %d packets in the file; whole: %v", c.cmd.ProcessState, c.stderr.String(), len(f.Packets), f.Ended)
 	}
 	return f
