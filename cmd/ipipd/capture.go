@@ -107,7 +107,7 @@ func captureRun(ctx context.Context, o *captureOptions) error {
 		defer cancel()
 	}
 	context.AfterFunc(ctx, stop) // a second signal kills
-	watch := func(f *os.File) { go watchReader(f, stop) }
+	watch := func(f *os.File) { go watchReader(f.Fd(), stop) }
 	file := &lateFile{name: o.Write, opened: watch}
 	if o.Write != "-" {
 		out = file
@@ -189,8 +189,8 @@ func (f *lateFile) close(err error) error {
 
 // watchReader calls gone when nobody reads any more what is written to a pipe. Writing would tell with the
 // next packet, which may be long in coming.
-func watchReader(f *os.File, gone func()) {
-	fds := []unix.PollFd{{Fd: int32(f.Fd())}} // POLLERR needs no asking
+func watchReader(fd uintptr, gone func()) {
+	fds := []unix.PollFd{{Fd: int32(fd)}} // POLLERR needs no asking
 	for {
 		if _, err := unix.Poll(fds, -1); err != unix.EINTR {
 			gone()

@@ -34,12 +34,12 @@ type CaptureResult struct {
 	Ended bool
 }
 
-const (
-	// captureStall is how long a client may take nothing of what there is for it: then its capture ends.
-	captureStall = time.Minute
-	// captureEnd is how long the rest of a capture may take that is told to end.
-	captureEnd = 5 * time.Second
-)
+// captureEnd is how long the rest of a capture may take that is told to end.
+const captureEnd = 5 * time.Second
+
+// captureStall is how long a client may take nothing of what there is for it: then its capture ends. Tests
+// change it.
+var captureStall = time.Minute
 
 // query is r as the query of a URL.
 func (r *CaptureRequest) query() url.Values {
