@@ -44,6 +44,9 @@ func propertyHelp(name string) string {
 			return propertyText(p.Name, p.Values, p.Default, changeOf(p), p.Help)
 		}
 	}
+	if name == config.DisabledKey { // of a configuration, set and add
+		return propertyText(name, "yes or no", "no", "the interface is removed, or made", config.DisabledHelp)
+	}
 	for _, p := range config.ProcessProperties() {
 		if p.Name == name {
 			return propertyText(p.Name, p.Values, p.Default, processChange, p.Help)

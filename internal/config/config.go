@@ -44,6 +44,9 @@ type Setting struct {
 // DisabledKey is the key, yes or no, of a tunnel that is not started: tunnel.Config.Disabled.
 const DisabledKey = "disabled"
 
+// DisabledHelp describes it in one line.
+const DisabledHelp = "yes: the tunnel is checked, and not started"
+
 // Tunnel is one tunnel of a file: only what the file says of it, in the file's order.
 type Tunnel struct {
 	Settings []Setting

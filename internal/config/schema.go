@@ -37,7 +37,7 @@ func Schema() []byte {
 		}
 		ofTunnel[p.Name] = s
 	}
-	ofTunnel[DisabledKey] = value("yes: the tunnel is checked, and not started", "`yes` or `no`", "no", []string{"yes", "no"})
+	ofTunnel[DisabledKey] = value(DisabledHelp, "`yes` or `no`", "no", []string{"yes", "no"})
 	defaults := map[string]*schema{}
 	for name, s := range ofTunnel {
 		if name != "name" {
