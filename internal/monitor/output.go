@@ -34,8 +34,8 @@ type tunnelLine struct {
 	Remote         string           `json:"current-remote-address,omitzero"`
 	MTU            int              `json:"actual-mtu,omitzero"`
 	PathMTU        int              `json:"path-mtu,omitzero"`
-	FastPath       bool             `json:"fast-path"`
-	IPsec          *bool            `json:"ipsec,omitzero"`
+	FastPath       bool             `json:"fast-path-active"`
+	IPsec          *bool            `json:"ipsec-established,omitzero"`
 	KeepaliveState string           `json:"keepalive-state,omitzero"`
 	LastHeard      time.Time        `json:"last-heard,omitzero"`
 	RoundTrip      float64          `json:"round-trip-seconds,omitzero"`
