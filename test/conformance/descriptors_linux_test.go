@@ -222,7 +222,9 @@ func TestDescriptors(t *testing.T) {
 		}
 		elsewhere := netlab.New(t)
 		a.Run("ip", "link", "set", "t0", "netns", elsewhere.Path())
-		d.AwaitWarning(warning.InterfaceMoved)
+		netlab.Eventually(t, "it is seen that the interface was moved", func() bool { // print needs a descriptor
+			return strings.Contains(d.Log(), "warning="+warning.InterfaceMoved.String())
+		})
 		elsewhere.Run("ip", "link", "set", "t0", "netns", a.Path())
 		a.Run("ip", "link", "set", "t0", "up")
 		netlab.Eventually(t, "the address is back", func() bool { return strings.Contains(a.Run("ip", "address", "show", "t0"), innerA) })
