@@ -133,10 +133,14 @@ func TestControlRegister_taken(t *testing.T) {
 	if s := n.Status(); s.Running || len(*e.table.Load()) != 1 {
 		t.Errorf("running %v, %d in the table", s.Running, len(*e.table.Load()))
 	}
+	m.set(func(w *fakeNetwork) { w.err = errNotKernel })
+	eventually(t, "it says what is in the way now", func() bool { return n.warned(warning.NoPath) && !n.warned(warning.SamePair) })
+	m.set(func(w *fakeNetwork) { w.err = nil })
+	eventually(t, "it waits for the first one again", func() bool { return !n.warned(warning.NoPath) && n.warned(warning.SamePair) })
 	apply(t, e, "name=n remote-address=peer.example")
 	n.wakeControl()
 	eventually(t, "it has them", func() bool { return n.Status().Running && len(*e.table.Load()) == 1 })
-	if c := m.logLines(warning.SamePair); c != 1 || n.warned(warning.SamePair) {
+	if c := m.logLines(warning.SamePair); c != 2 || n.warned(warning.SamePair) {
 		t.Errorf("logged %d times, and it warns of %+v", c, n.Status().Warnings)
 	}
 }

@@ -207,7 +207,9 @@ func (c *control) updateRoute(now time.Time) {
 	c.pathMTU.Tick(now) // RFC 1191, section 6.3
 	var next *route
 	err := c.pathError(c.answer, c.remote)
-	if err == nil {
+	if err != nil {
+		c.pairTaken.Store(false)
+	} else {
 		next = c.newRoute()
 		err = c.register(next.pair())
 		c.pairTaken.Store(err != nil)
