@@ -94,6 +94,16 @@ func (r *Ring) release(s *slot) { r.tail.Store(uint64(s.number+1)<<32 | uint64(s
 // Rings are those that a packet goes to. The slice is immutable.
 type Rings []*Ring
 
+// DropsOnly reports whether no packet goes to them that is not dropped.
+func (rs Rings) DropsOnly() bool {
+	for _, r := range rs {
+		if !r.options.Drops {
+			return false
+		}
+	}
+	return true
+}
+
 // Held is a packet that is copied, of which it is not known yet whether it is dropped.
 type Held struct {
 	rings Rings

@@ -210,7 +210,7 @@ func (t *Tunnel) sent(captures *capture.Rings, batch []*packet.Buffer, sent, ref
 		why = sendDrop(err)
 		t.count(why, lost)
 	}
-	if captures == nil {
+	if captures == nil || lost == 0 && captures.DropsOnly() {
 		return
 	}
 	now := time.Now()
