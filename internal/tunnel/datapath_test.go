@@ -432,6 +432,14 @@ func TestTunnelDrop_loop(t *testing.T) {
 	if n := a.network.logLines(warning.RouteLoop); n != 1 {
 		t.Errorf("logged %d times", n)
 	}
+	a.do(t, func(c *control) {
+		for now := time.Now(); c.warned(warning.RouteLoop); c.round(now) { // as the timer would have it
+			if now = c.next(now); now.IsZero() {
+				t.Error("it never ends")
+				break
+			}
+		}
+	})
 	if s := a.Status(); len(s.Drops) != 1 {
 		t.Errorf("dropped %v", s.Drops)
 	}

@@ -47,7 +47,7 @@ func (c *control) interfaceGone(device tun.Device, err error, now time.Time) {
 	detail := err.Error()
 	if lost.times > maxRemakes {
 		lost.at = now.Add(lastRemake)
-		detail = fmt.Sprintf("the %d. time within minutes, so after %v: %v", lost.times, lastRemake, err)
+		detail = fmt.Sprintf("%d times within minutes, so after %v: %v", lost.times, lastRemake, err)
 	}
 	c.raise(warning.InterfaceGone, detail, "")
 	clear(c.restoreCounts)
