@@ -478,6 +478,7 @@ func TestKeeper_hostile(t *testing.T) {
 	for range 5 {
 		c.does("raw FDSTORE=1\\nFDNAME=many 1", "done")
 	}
+	l.stored() // all of it is read
 	if got := openFiles(t); got != before+2 {
 		t.Errorf("%d descriptors are open, want %d", got, before+2)
 	}
