@@ -22,6 +22,7 @@ import (
 	"ipipd/internal/config"
 	"ipipd/internal/control"
 	"ipipd/internal/drop"
+	"ipipd/internal/monitor"
 	"ipipd/internal/tunnel"
 )
 
@@ -206,7 +207,7 @@ func printDetail(out io.Writer, s *tunnel.Status, now time.Time) error {
 	}
 	lastHeard := "never"
 	if !s.LastHeard.IsZero() {
-		lastHeard = fmt.Sprintf("%s (%s ago)", s.LastHeard.Local().Format(time.DateTime), formatAge(now.Sub(s.LastHeard)))
+		lastHeard = fmt.Sprintf("%s (%s ago)", s.LastHeard.Local().Format(time.DateTime), monitor.Age(now.Sub(s.LastHeard)))
 	}
 	if s.RenamedFrom != "" {
 		lines = append(lines, line{"renamed-from", s.RenamedFrom})
@@ -224,7 +225,7 @@ func printDetail(out io.Writer, s *tunnel.Status, now time.Time) error {
 		lines = append(lines, line{"warning", warningLine(&w, now)})
 	}
 	if !s.UndoAt.IsZero() {
-		lines = append(lines, line{"undo-at", fmt.Sprintf("%s (in %s) without ipipd confirm", s.UndoAt.Local().Format(time.DateTime), formatAge(s.UndoAt.Sub(now)))})
+		lines = append(lines, line{"undo-at", fmt.Sprintf("%s (in %s) without ipipd confirm", s.UndoAt.Local().Format(time.DateTime), monitor.Age(s.UndoAt.Sub(now)))})
 	}
 	lines = append(lines,
 		line{"actual-mtu", strconv.Itoa(s.ActualMTU)},
@@ -282,21 +283,7 @@ func warningLine(w *tunnel.Warning, now time.Time) string {
 	if w.Detail != "" {
 		text += ": " + w.Detail
 	}
-	return oneLine(fmt.Errorf("%s (%s, for %s): %s; remedy: %s", w.Code, w.Severity, formatAge(now.Sub(w.Since)), text, w.Remedy))
-}
-
-// formatAge formats d in its two largest units, 3m20s; 0s if d < 0 (clock set back).
-func formatAge(d time.Duration) string {
-	s := max(int64(d/time.Second), 0)
-	switch {
-	case s < 60:
-		return fmt.Sprintf("%ds", s)
-	case s < 60*60:
-		return fmt.Sprintf("%dm%ds", s/60, s%60)
-	case s < 24*60*60:
-		return fmt.Sprintf("%dh%dm", s/60/60, s/60%60)
-	}
-	return fmt.Sprintf("%dd%dh", s/60/60/24, s/60/60%24)
+	return oneLine(fmt.Errorf("%s (%s, for %s): %s; remedy: %s", w.Code, w.Severity, monitor.Age(now.Sub(w.Since)), text, w.Remedy))
 }
 
 // formatDrops returns reason=count pairs sorted by reason, or "none".

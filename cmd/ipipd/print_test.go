@@ -134,17 +134,6 @@ current-remote-address: 198.51.100.1
 `, b.String())
 }
 
-func TestFormatAge(t *testing.T) {
-	for d, want := range map[time.Duration]string{
-		-time.Minute: "0s", 0: "0s", 59*time.Second + 999*time.Millisecond: "59s", time.Minute: "1m0s",
-		time.Hour - 1: "59m59s", time.Hour: "1h0m", 24*time.Hour - 1: "23h59m", 50 * time.Hour: "2d2h",
-	} {
-		if got := formatAge(d); got != want {
-			t.Errorf("age(%v) = %s, want %s", d, got, want)
-		}
-	}
-}
-
 func TestPrintJSON(t *testing.T) {
 	var b bytes.Buffer
 	if err := printJSON[tunnel.Status](&b, nil); err != nil {

@@ -128,7 +128,7 @@ func (m *Model) Text(now time.Time) string {
 			}
 		}
 		if d, ok := t.heard(now); ok {
-			fmt.Fprintf(&b, " heard=%s", age(d))
+			fmt.Fprintf(&b, " heard=%s", Age(d))
 		}
 		if t.Fresh && t.RoundTrip > 0 {
 			fmt.Fprintf(&b, " round-trip=%s", short(t.RoundTrip))

@@ -45,7 +45,7 @@ func (v *View) pageFrame(t *Tunnel, now time.Time, width, height int) []string {
 	title := fmt.Sprintf("%s  %s", t.Name, t.State)
 	switch {
 	case t.State == StateGone:
-		title += " for " + age(now.Sub(t.GoneAt))
+		title += " for " + Age(now.Sub(t.GoneAt))
 	case t.State == StateWaiting:
 		title += " for " + t.WaitingFor
 	}
@@ -95,7 +95,7 @@ func (v *View) rateLines(t *Tunnel, width int) []string {
 	}
 	rx, tx := t.bits(steps, v.interval)
 	top := max(slices.Max(rx), slices.Max(tx))
-	span := fmt.Sprintf("the last %s, at most %s bit/s", age(time.Duration(steps)*v.interval), si(top))
+	span := fmt.Sprintf("the last %s, at most %s bit/s", Age(time.Duration(steps)*v.interval), si(top))
 	return append(lines, "",
 		strings.TrimRight(" receive: "+graph(rx, top, v.Unicode), " "),
 		strings.TrimRight("transmit: "+graph(tx, top, v.Unicode), " "),

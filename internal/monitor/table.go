@@ -129,7 +129,7 @@ var columns = []column{
 			d, ok := t.heard(v.now)
 			switch {
 			case ok:
-				return age(d), Plain
+				return Age(d), Plain
 			case t.Started:
 				return "never", Plain
 			}

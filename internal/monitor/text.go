@@ -172,8 +172,8 @@ func few(n float64) string {
 	return si(n)
 }
 
-// age formats a time in its two largest units, 3m20s; 0s if it is negative (clock set back).
-func age(d time.Duration) string {
+// Age formats a time in its two largest units, 3m20s; 0s if it is negative (clock set back).
+func Age(d time.Duration) string {
 	s := max(int64(d/time.Second), 0)
 	switch {
 	case s < 60:
@@ -198,7 +198,7 @@ func short(d time.Duration) string {
 	case d < 100*time.Second:
 		return fmt.Sprintf("%.1fs", d.Seconds())
 	}
-	return age(d)
+	return Age(d)
 }
 
 // bars are the steps of a graph, from nothing to the most.

@@ -317,7 +317,7 @@ func (v *View) feet(rows []*Tunnel, at int, now time.Time, width, height int) (f
 func (v *View) notes(now time.Time) (notes []string) {
 	m := v.model
 	if !m.UndoAt.IsZero() {
-		notes = append(notes, fmt.Sprintf("to be undone in %s without ipipd confirm", age(m.UndoAt.Sub(now))))
+		notes = append(notes, fmt.Sprintf("to be undone in %s without ipipd confirm", Age(m.UndoAt.Sub(now))))
 	}
 	if m.StrayRate > 0 {
 		notes = append(notes, fmt.Sprintf("packets of no tunnel: %s/s %s", few(m.StrayRate), m.StrayTop.String()))

@@ -260,7 +260,7 @@ func (t *Tunnel) fastStats() (s fastpath.Stats) {
 func (t *Tunnel) fastState() string {
 	switch blocker := t.fast.blocker.Load(); {
 	case blocker == nil:
-		return "the tunnel is starting"
+		return "starting"
 	case *blocker != "":
 		return *blocker
 	}
