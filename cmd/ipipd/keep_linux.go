@@ -98,8 +98,8 @@ const (
 	// patience is how long the process has to end when it is to be replaced.
 	patience = 10 * time.Second
 	// A process that dies is started again after firstPause, twice as long each time, up to
-	// lastPause; at once if it was ready for that long.
-	firstPause, lastPause = 100 * time.Millisecond, 10 * time.Second
+	// lastPause; at once if it was ready for steady.
+	firstPause, lastPause, steady = 100 * time.Millisecond, 10 * time.Second, time.Second
 )
 
 // keeper is the parent of an ipipd up. It is one goroutine, and one thread, for the kernel takes the
@@ -156,7 +156,7 @@ func (k *keeper) run() error {
 
 // pause is how long to wait before the next start.
 func (k *keeper) pause() time.Duration {
-	if k.replacing || !k.ready.IsZero() && time.Since(k.ready) >= lastPause {
+	if k.replacing || !k.ready.IsZero() && time.Since(k.ready) >= steady {
 		k.deaths = 0
 	}
 	if k.replacing {

@@ -263,7 +263,7 @@ func TestKeeper_pauseLength(t *testing.T) {
 	if total < 90*lastPause {
 		t.Errorf("%v in 100 deaths", total)
 	}
-	k.ready = time.Now().Add(-lastPause)
+	k.ready = time.Now().Add(-steady)
 	if p := k.pause(); p != 0 {
 		t.Errorf("%v after it was ready for long", p)
 	}
