@@ -244,7 +244,7 @@ func settledState(t *testing.T, ns *netlab.NS, d *netlab.Daemon) string {
 		return err == nil && !slices.ContainsFunc(status, func(s map[string]any) bool { return s["fast-path"] == "starting" })
 	})
 	for _, s := range status {
-		for _, past := range []string{"last-heard", "drops", "process-drops", "rx-packet", "rx-byte", "tx-packet", "tx-byte"} {
+		for _, past := range []string{"last-heard", "drops", "process-drops", "rx-packet", "rx-byte", "tx-packet", "tx-byte", "warnings", "restored"} {
 			delete(s, past)
 		}
 	}

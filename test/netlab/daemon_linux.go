@@ -303,14 +303,17 @@ func Eventually(t testing.TB, what string, condition func() bool) {
 }
 
 // WaitFor is Eventually that reports a timeout to its caller. It polls with exponential
-// backoff, as most conditions start a process, which slows down the system under test.
+// backoff, as most conditions start a process, which slows down the system under test. A
+// few polls are always made: the kernel can stall all of a machine that makes namespaces.
 func WaitFor(condition func() bool) bool {
-	pause := 5 * time.Millisecond
-	for end := time.Now().Add(Timeout()); !condition(); pause = min(2*pause, 100*time.Millisecond) {
-		if time.Now().After(end) {
+	const leastPolls = 10
+	pause, end := 5*time.Millisecond, time.Now().Add(Timeout())
+	for polls := 1; !condition(); polls++ {
+		if polls >= leastPolls && time.Now().After(end) {
 			return false
 		}
 		time.Sleep(pause)
+		pause = min(2*pause, 100*time.Millisecond)
 	}
 	return true
 }
