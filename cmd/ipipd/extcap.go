@@ -73,7 +73,7 @@ func extcapRun(ctx context.Context, o *extcapOptions) error {
 		}
 		return nil
 	case o.DLTs:
-		_, err := fmt.Fprintln(out, "dlt {number=101}{name=RAW}{display=Raw IP}")
+		_, err := fmt.Fprintln(out, "dlt {number=228}{name=IPV4}{display=Raw IPv4}")
 		return err
 	case o.Config:
 		_, err := fmt.Fprintf(out, `arg {number=0}{call=--drops}{display=Only packets that are dropped}{type=boolflag}

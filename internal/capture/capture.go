@@ -2,7 +2,7 @@
 // packets into, and the pcapng file (draft-ietf-opsawg-pcapng) that is made of it.
 //
 // The file has an interface for the inner packets of a tunnel and one for the outer ones, both without
-// a link layer (LINKTYPE_RAW). A packet and what it becomes share epb_packetid, and the comment of one
+// a link layer (LINKTYPE_IPV4). A packet and what it becomes share epb_packetid, and the comment of one
 // that is dropped is the reason with its remedy. A capture never slows a packet: what the ring has no
 // room for is counted, and the file says how much that was.
 package capture

@@ -16,7 +16,9 @@ const (
 	blockPacket     = 6          // EPB
 
 	byteOrderMagic = 0x1a2b3c4d
-	linkTypeRaw    = 101 // an IPv4 or IPv6 header is first
+	// linkTypeIPv4 is LINKTYPE_IPV4: the IP header is first, and readers look at its version. Of several interfaces
+	// of LINKTYPE_RAW libpcap refuses the second, for it compares that with DLT_RAW, another number.
+	linkTypeIPv4 = 228
 
 	optEnd         = 0
 	optComment     = 1
@@ -126,7 +128,7 @@ func (b *blocks) section(program, comment string) {
 // iface is an Interface Description Block.
 func (b *blocks) iface(name, description string, snaplen int) {
 	at := b.begin(blockInterface)
-	b.u16(linkTypeRaw)
+	b.u16(linkTypeIPv4)
 	b.u16(0)
 	b.u32(uint32(snaplen))
 	b.text(ifName, name)
