@@ -174,6 +174,9 @@ func (f *lateFile) Write(p []byte) (int, error) {
 		if f.file, err = os.OpenFile(f.name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600); err != nil { // clear text is in it
 			return 0, withRemedy(err, "give another -w")
 		}
+		if info, err := f.file.Stat(); err == nil && info.Mode().IsRegular() { // it may have been there
+			_ = f.file.Chmod(0o600) // not every file system has modes
+		}
 		f.opened(f.file)
 	}
 	return f.file.Write(p)
