@@ -32,6 +32,9 @@ type captureOptions struct {
 // captureTimeout bounds the beginning of a capture: a change of the tunnels that is under way comes first.
 const captureTimeout = 10 * time.Second
 
+// againTimeout is how long after a signal another one is the same: timeout(1) sends two.
+const againTimeout = 2 * time.Second
+
 func newCmdCapture(s *streams, runF func(context.Context, *captureOptions) error) *cobra.Command {
 	o := &captureOptions{processOptions: config.DefaultProcess(), streams: s}
 	c := &cobra.Command{
@@ -106,7 +109,7 @@ func captureRun(ctx context.Context, o *captureOptions) error {
 		ctx, cancel = context.WithTimeout(ctx, o.Duration)
 		defer cancel()
 	}
-	context.AfterFunc(ctx, stop) // a second signal kills
+	context.AfterFunc(ctx, func() { time.AfterFunc(againTimeout, stop) }) // another signal kills then
 	watch := func(f *os.File) { go watchReader(f.Fd(), stop) }
 	file := &lateFile{name: o.Write, opened: watch}
 	if o.Write != "-" {
