@@ -188,11 +188,11 @@ func (k *keeper) wait(pause time.Duration) {
 
 // serve starts the process and returns how it has ended.
 func (k *keeper) serve() (status unix.WaitStatus, err error) {
+	k.ready = time.Time{}
 	pid, err := k.start()
 	if err != nil {
 		return status, err
 	}
-	k.ready = time.Time{}
 	events := make(chan handover.Event)
 	go k.receive(events)
 	status = k.attend(pid, events)

@@ -269,6 +269,19 @@ func TestKeeper_pauseLength(t *testing.T) {
 	}
 }
 
+// A binary that is not there, once a process was ready for long, is not looked for without a pause.
+func TestKeeper_noBinary(t *testing.T) {
+	k := &keeper{command: []string{filepath.Join(t.TempDir(), "ipipd")}, ready: time.Now().Add(-lastPause)}
+	for n := range 2 {
+		if _, err := k.serve(); err == nil {
+			t.Fatal("it is started")
+		}
+		if p := k.pause(); n > 0 && p == 0 {
+			t.Error("there is no pause before the second start that fails, and so on")
+		}
+	}
+}
+
 // Without its keeper the process ends as by SIGTERM: another keeper may start the next one.
 func TestKeeper_dies(t *testing.T) {
 	t.Parallel()
