@@ -156,7 +156,7 @@ func (o *captureOptions) summary(r control.CaptureResult) string {
 	}
 	text := fmt.Sprintf("%d %s captured, %d not written", r.Packets, packets, r.Missed)
 	if r.Missed > 0 {
-		text += ": the reader was too slow (--snaplen 128, or --drops)"
+		text += ": the reader was too slow (--snaplen 128, or --drops), or too many belong to no tunnel"
 	}
 	if r.Ended {
 		text += "; the tunnel has ended"

@@ -13,6 +13,11 @@ const (
 
 	// MaxRings is how many captures a process has at once.
 	MaxRings = 4
+
+	// strangersPerSecond is how many packets of no tunnel are captured in a second, and strangersSnaplen how
+	// many bytes of each: anybody can send them, and they must not fill a disk.
+	strangersPerSecond = 100
+	strangersSnaplen   = 256
 )
 
 // Ring is a bounded queue of copies of packets, of one capture. Any number of goroutines put packets in, and
@@ -26,6 +31,11 @@ type Ring struct {
 	// 2^32. tail is likewise what is free again.
 	head, tail atomic.Uint64
 	missed     [interfaces]atomic.Uint64
+
+	strangers struct { // packets of no tunnel
+		second atomic.Int64 // of the clock
+		count  atomic.Int32 // in it
+	}
 }
 
 // slot is a packet in the ring. Its goroutine owns it from reserve until done says so, and then Stream does.
@@ -55,6 +65,22 @@ func NewRing(o Options) *Ring {
 		o.Snaplen = MaxSnaplen
 	}
 	return &Ring{options: o, mem: make([]byte, ringBytes), slots: make([]slot, ringSlots)}
+}
+
+// reservePacket returns a slot for a packet of n bytes; nil if there is no room, or it is one too many of
+// strangers.
+func (r *Ring) reservePacket(where Point, n int, at time.Time) *slot {
+	n = min(n, r.options.Snaplen)
+	if where == NoTunnel {
+		if second := at.Unix(); r.strangers.second.Swap(second) != second {
+			r.strangers.count.Store(0)
+		}
+		if r.strangers.count.Add(1) > strangersPerSecond {
+			return nil
+		}
+		n = min(n, strangersSnaplen)
+	}
+	return r.reserve(n)
 }
 
 // reserve returns a slot with n bytes; nil if there is no room.
@@ -119,7 +145,7 @@ func (rs Rings) Hold(where Point, p []byte, id uint32, at time.Time) (h Held) {
 		if !r.options.wants(where) {
 			continue
 		}
-		s := r.reserve(min(len(p), r.options.Snaplen))
+		s := r.reservePacket(where, len(p), at)
 		if s == nil {
 			continue
 		}

@@ -23,7 +23,7 @@ type Header struct {
 // Result is what a capture has come to.
 type Result struct {
 	Packets uint64 // written
-	Missed  uint64 // not written: the reader was too slow
+	Missed  uint64 // not written: the reader was too slow, or too many belong to no tunnel
 }
 
 // Stream writes what is in a Ring as a pcapng file. One goroutine uses it.
@@ -123,7 +123,10 @@ func (s *Stream) End(now time.Time) (Result, error) {
 		if iface == noTunnelInterface && written+missed == 0 {
 			continue
 		}
-		if missed > 0 {
+		switch {
+		case missed > 0 && iface == noTunnelInterface:
+			comment = fmt.Sprintf("%d packets were not written: more than %d in a second, or the reader was too slow", missed, strangersPerSecond)
+		case missed > 0:
 			comment = fmt.Sprintf("%d packets were not written: the reader was too slow", missed)
 		}
 		s.need(iface)

@@ -80,6 +80,33 @@ func TestStream(t *testing.T) {
 	}
 }
 
+// What belongs to no tunnel anybody can send: of a flood little is written, and the rest counted.
+func TestStream_strangers(t *testing.T) {
+	long := append(bytes.Clone(outer), make([]byte, 1000)...)
+	text, result := file(t, NewRing(Options{}), Header{Tunnel: "t0"}, func(rings Rings) {
+		for i := range 3 * strangersPerSecond {
+			rings.Packet(NoTunnel, long, 0, drop.UnknownPeer, time.Unix(2, int64(i)))
+			rings.Packet(OuterIn, outer, 0, drop.ReceivedLoop, time.Unix(2, int64(i)))
+		}
+		rings.Packet(NoTunnel, long, 0, drop.UnknownPeer, time.Unix(3, 0))
+	})
+	if want := (Result{Packets: 4*strangersPerSecond + 1, Missed: 2 * strangersPerSecond}); result != want {
+		t.Errorf("%+v, want %+v", result, want)
+	}
+	got, err := netlab.ReadCapture(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if i := got.Interface("no tunnel (outer)"); i == nil || i.Delivered != strangersPerSecond+1 || i.Missed != 2*strangersPerSecond {
+		t.Errorf("%+v", i)
+	}
+	for _, p := range got.Packets {
+		if want := map[bool]int{true: strangersSnaplen, false: len(outer)}[p.Interface == "no tunnel (outer)"]; len(p.Packet) != want {
+			t.Fatalf("%d bytes of a packet of %s, want %d", len(p.Packet), p.Interface, want)
+		}
+	}
+}
+
 // tcpdump reads what a Stream writes: libpcap takes several interfaces only if they are of one kind and
 // length, an interface that comes after packets too.
 func TestStream_tcpdump(t *testing.T) {
