@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -171,7 +172,7 @@ func upRun(ctx context.Context, o *upOptions) error {
 		log.Info("the process ends", "cause", context.Cause(ctx))
 	case err = <-p.failed:
 	}
-	stop() // a second signal kills the process
+	time.AfterFunc(againTimeout, stop) // another signal kills the process then
 	down()
 	p.stopMetrics()
 	return errors.Join(err, p.close())
