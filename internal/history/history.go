@@ -20,7 +20,7 @@ type Sample struct {
 	// Time is when the counters were read, of one clock that is never set back: time.Now, not parsed.
 	Time                                   time.Time
 	RxPackets, RxBytes, TxPackets, TxBytes uint64
-	Drops                                  [drop.NumReasons]uint64
+	Drops                                  drop.Counts
 }
 
 // Rate is how much was counted in a second.

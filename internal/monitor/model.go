@@ -39,7 +39,7 @@ type Reading struct {
 	Problem string // why there is none
 }
 
-// State is that of a tunnel, in a word.
+// State is that of a tunnel, in a word: tunnel.Sample.State, or what is with its process.
 type State string
 
 // The states of tunnels.
@@ -187,7 +187,7 @@ func (m *Model) take(r *Reading) {
 			continue
 		}
 		t := m.tunnel(tunnel.InterfaceName(s.Name), s.Name)
-		t.Sample, t.process, t.State, t.seen, t.Fresh = *s, r.Process, stateOf(s), true, true
+		t.Sample, t.process, t.State, t.seen, t.Fresh = *s, r.Process, State(s.State()), true, true
 		m.add(t.history, history.Sample{
 			Time:      r.At,
 			RxPackets: s.RxPackets, RxBytes: s.RxBytes, TxPackets: s.TxPackets, TxBytes: s.TxBytes,
@@ -219,25 +219,6 @@ func (m *Model) tunnel(link, name string) *Tunnel {
 // wanted reports whether a tunnel is called as was asked for.
 func (m *Model) wanted(s *tunnel.Sample) bool {
 	return m.only == "" || s.Name == m.only || s.Interface == m.only || s.Name == tunnel.InterfaceName(m.only)
-}
-
-// stateOf is the state of a tunnel whose process answers.
-func stateOf(s *tunnel.Sample) State {
-	switch {
-	case s.Disabled:
-		return StateDisabled
-	case s.Running:
-		return StateRunning
-	case s.WaitingFor != "":
-		return StateWaiting
-	case s.Encrypted && !s.Established:
-		return StateNoSA
-	case s.KeepaliveState == "lost":
-		return StateLost
-	case s.KeepaliveState == "never-heard":
-		return StateUnheard
-	}
-	return StateDown
 }
 
 // rate works out the rates of a round.

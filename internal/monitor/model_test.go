@@ -110,7 +110,7 @@ func TestModel_only(t *testing.T) {
 	}
 }
 
-func TestStateOf(t *testing.T) {
+func TestState(t *testing.T) {
 	for want, s := range map[State]tunnel.Sample{
 		StateDisabled: {Disabled: true, WaitingFor: "x"},
 		StateRunning:  {Started: true, Running: true, KeepaliveState: "waiting"},
@@ -120,7 +120,7 @@ func TestStateOf(t *testing.T) {
 		StateUnheard:  {Started: true, KeepaliveState: "never-heard"},
 		StateDown:     {Started: true, KeepaliveState: "up"},
 	} {
-		if got := stateOf(&s); got != want {
+		if got := State(s.State()); got != want {
 			t.Errorf("%+v is %s, want %s", s, got, want)
 		}
 	}

@@ -263,25 +263,28 @@ func stateOf(s *tunnel.Sample) state {
 	if s.WaitingFor != "" {
 		waits = "for " + valid(s.WaitingFor)
 	}
-	switch {
-	case s.Disabled && s.Started:
-		return state{2, "disabled", "disabled", "somebody has set its interface down"}
-	case s.Disabled:
-		return state{2, "disabled", "disabled", ""}
-	case !s.Started:
+	if !s.Disabled && !s.Started {
 		return state{0, "down", "down", "it is not started"}
-	case s.Running:
-		return state{3, "running", "running", waits}
-	case s.WaitingFor != "":
-		return state{1, "waiting", "waiting", waits}
-	case s.Encrypted && !s.Established:
-		return state{0, "no-sa", "down", "IKE has no SA with the peer"}
-	case s.KeepaliveState == "lost":
-		return state{0, "lost", "down", "the peer is not heard any more"}
-	case s.KeepaliveState == "never-heard":
-		return state{0, "never-heard", "down", "the peer was never heard"}
 	}
-	return state{0, "down", "down", "its interface has no carrier"}
+	switch word := s.State(); word {
+	case "disabled":
+		if s.Started {
+			return state{2, word, "disabled", "somebody has set its interface down"}
+		}
+		return state{2, word, "disabled", ""}
+	case "running":
+		return state{3, word, "running", waits}
+	case "waiting":
+		return state{1, word, "waiting", waits}
+	case "no-sa":
+		return state{0, word, "down", "IKE has no SA with the peer"}
+	case "lost":
+		return state{0, word, "down", "the peer is not heard any more"}
+	case "never-heard":
+		return state{0, word, "down", "the peer was never heard"}
+	default:
+		return state{0, word, "down", "its interface has no carrier"}
+	}
 }
 
 func ipsec(s *tunnel.Sample) string {

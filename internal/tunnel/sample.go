@@ -146,3 +146,21 @@ func (t *Tunnel) noteProbeAnswer(now time.Time) {
 		t.probes.roundTrip.Store(max(1, int64(now.Sub(t.epoch))-sent))
 	}
 }
+
+// State is the state of the tunnel in a word of `ipipd monitor`: disabled, running, waiting (for WaitingFor), no-sa,
+// lost, never-heard, or down for any other reason.
+func (s *Sample) State() string {
+	switch {
+	case s.Disabled:
+		return "disabled"
+	case s.Running:
+		return "running"
+	case s.WaitingFor != "":
+		return "waiting"
+	case s.Encrypted && !s.Established:
+		return "no-sa"
+	case s.KeepaliveState == keepalive.Lost.String(), s.KeepaliveState == keepalive.NeverHeard.String():
+		return s.KeepaliveState
+	}
+	return "down"
+}
