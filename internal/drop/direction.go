@@ -32,3 +32,12 @@ func (r Reason) ByProcess() bool {
 
 // ByESP reports whether only a tunnel with a secret counts r.
 func (r Reason) ByESP() bool { return r >= endInbound && r < endESP }
+
+// ByManyRemotes reports whether only an interface with many remotes counts r.
+func (r Reason) ByManyRemotes() bool {
+	switch r {
+	case NoRemote, RemoteNotUsable, ReversePath, NotInAcceptFrom, NotInAcceptTo:
+		return true
+	}
+	return false
+}

@@ -25,6 +25,8 @@ const (
 	TooBig
 	FragmentFailed
 	NoPath
+	NoRemote
+	RemoteNotUsable
 	NoLocalAddress
 	QueueFull // ENOBUFS
 	SendFailed
@@ -39,6 +41,9 @@ const (
 	OuterFragment
 	OuterChecksum
 	UnknownPeer // RFC 2003, section 6.2
+	ReversePath // RFC 3704, section 2.2
+	NotInAcceptFrom
+	NotInAcceptTo
 	ReceivedNotIPv4
 	ReceivedTruncated
 	ReceivedMalformed

@@ -46,6 +46,16 @@ var texts = [NumReasons]text{
 		"no route to the remote, or its name has no address",
 		"see `ip route get REMOTE`",
 	},
+	NoRemote: {
+		"no-remote",
+		"no route of an interface with many remotes covers the inner destination, or the one that does is a blackhole",
+		"see `ip route show table all dev ipip1`; `ip route add PREFIX via REMOTE dev ipip1 onlink`",
+	},
+	RemoteNotUsable: {
+		"remote-not-usable",
+		"the gateway of its route, without one the inner destination, is not a unicast IPv4 address that can be a remote",
+		"see `ip route show table all dev ipip1`; for multicast name the remote: `ip route add 224.0.0.0/4 via REMOTE dev ipip1 onlink`",
+	},
 	NoLocalAddress: {
 		"no-local-address",
 		"the local address is not on this host, which sends nothing from it; `print` shows `waiting-for`",
@@ -91,6 +101,21 @@ var texts = [NumReasons]text{
 		"unknown-peer",
 		"no tunnel of this process has these outer addresses (RFC 2003, 6.2)",
 		"compare local and remote address of both ends. It is counted where a process has several tunnels; with one the kernel answers such a packet with ICMP protocol unreachable and counts it: `nstat -az IpInUnknownProtos`",
+	},
+	ReversePath: {
+		"reverse-path",
+		"an interface with many remotes has no route to the inner source that leads to the outer source (strict reverse path, RFC 3704, 2.2)",
+		"if the remote may send it, `ip route add PREFIX via REMOTE dev ipip1 onlink`, or `--accept-from`; else someone forges",
+	},
+	NotInAcceptFrom: {
+		"not-in-accept-from",
+		"the outer source is not in `accept-from`, nor reached by the route to the inner source",
+		"if the remote may send it, add it to `--accept-from`; else someone forges",
+	},
+	NotInAcceptTo: {
+		"not-in-accept-to",
+		"the inner destination is not in `accept-to`",
+		"if it is an address that is served here, add it to `--accept-to`",
 	},
 	ReceivedNotIPv4: {
 		"received-not-ipv4",

@@ -132,8 +132,8 @@ func seconds(t time.Time) float64 {
 // reasons of a tunnel without and with a secret, and of the process, packets and ICMP messages apart: each
 // has a series from the start, so that the first drop is seen as an increase.
 var (
-	plainPackets, plainMessages     = reasons(func(r drop.Reason) bool { return !r.ByProcess() && !r.ByESP() })
-	espPackets, espMessages         = reasons(func(r drop.Reason) bool { return !r.ByProcess() })
+	plainPackets, plainMessages     = reasons(func(r drop.Reason) bool { return !r.ByProcess() && !r.ByManyRemotes() && !r.ByESP() })
+	espPackets, espMessages         = reasons(func(r drop.Reason) bool { return !r.ByProcess() && !r.ByManyRemotes() })
 	processPackets, processMessages = reasons(func(r drop.Reason) bool {
 		return r.ByProcess() || r == drop.ESPNoSA || r == drop.ESPMalformed
 	})

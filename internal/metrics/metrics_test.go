@@ -160,6 +160,8 @@ func TestGather_reasons(t *testing.T) {
 			of = map[string]int{"": 1}
 		case r.ByESP():
 			of["plain"] = 0
+		case r.ByManyRemotes():
+			of = map[string]int{"encrypted": 0, "plain": 0, "": 0}
 		}
 		if r == drop.ESPNoSA || r == drop.ESPMalformed {
 			of[""] = 1

@@ -31,7 +31,7 @@ var topLevel = []string{
 // system calls as well.
 var pureFiles = []string{
 	"encap/*.go", "mss/*.go", "keepalive/*.go", "internal/ipv4/*.go", "internal/packet/*.go", "internal/drop/*.go", "internal/history/*.go", "internal/monitor/*.go",
-	"tun/coalesce.go", "tun/split.go",
+	"internal/fib/*.go", "tun/coalesce.go", "tun/split.go",
 }
 
 // forbiddenImports are the packages that a pure file has no use for.

@@ -20,6 +20,7 @@ var allowedImports = map[string][]string{
 	"internal/drop":      {},
 	"internal/warning":   {},
 	"internal/fdguard":   {},
+	"internal/fib":       {"internal/ipv4", "internal/drop"},
 	"internal/netstate":  {"internal/ipv4"},
 	"internal/resolve":   {"internal/ipv4"},
 	"internal/fastpath":  {},

@@ -28,6 +28,9 @@ var DropProvoked = map[string]string{
 	"outer-malformed": InMemory, "outer-not-ipip": InMemory, "outer-fragment": InMemory, "outer-checksum": InMemory,
 	"write-failed": InMemory, // takes a kernel without memory
 
+	// Until there are tunnels with many remotes.
+	"no-remote": Uncounted, "remote-not-usable": Uncounted, "reverse-path": Uncounted, "not-in-accept-from": Uncounted, "not-in-accept-to": Uncounted,
+
 	"esp-no-sa": FromOutside, "esp-plain-text": FromOutside, "esp-authentication": FromOutside, "esp-replay": FromOutside,
 	"esp-malformed": FromOutside, "esp-no-room": FromOutside,
 	"esp-fragment": ByESP, // the kernel reassembles

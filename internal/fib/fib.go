@@ -1,0 +1,295 @@
+// Package fib is the forwarding table of an interface with many remotes, as Linux's own tunl0: the
+// kernel's routes out of the interface say which remote a packet goes to, and who may send.
+//
+// The outer destination is the gateway of the route to the inner one, or the inner destination itself
+// if that route has none. A Table has the best route of each prefix: the one with the least metric,
+// of all routing tables that have one. Of several next hops a flow keeps to one. The kernel has
+// already chosen a route when a packet reaches the interface, but does not tell which; so where two
+// tables have different routes for a packet and a rule chooses by something else than its
+// destination, the longest prefix decides here.
+//
+// A Table is immutable: any number of goroutines look up in it, without a lock or an allocation,
+// while an Edit makes the next one, at a cost of what it changes. Acceptance is who may send.
+// Functions on bytes only; IPv4 only. Routes with a TOS are left out.
+package fib
+
+import (
+	"cmp"
+	"encoding/binary"
+	"math/bits"
+	"net/netip"
+	"slices"
+
+	"ipipd/internal/drop"
+	"ipipd/internal/ipv4"
+)
+
+// Route is one route for a prefix, of one routing table.
+type Route struct {
+	Table, Metric uint32
+	TOS           uint8 // not 0: the route is left out
+	// Unreachable: it leads nowhere, as of the types unreachable, blackhole and prohibit.
+	Unreachable bool
+	// Hops are those out of the interface; one, unless the route is ECMP.
+	Hops []Hop
+}
+
+// Hop is a next hop of a Route.
+type Hop struct {
+	// Gateway is the remote, in network byte order; zero is none, so that the inner destination is.
+	Gateway [4]byte
+	// Weight is its share of the flows; 0 means 1.
+	Weight uint16
+	// Unusable: it names a gateway that is no IPv4 address, or an encapsulation of its own.
+	Unusable bool
+}
+
+// Table is an immutable forwarding table. The zero value has no routes.
+type Table struct {
+	routes   trie[entry]
+	gateways trie[references]
+}
+
+// entry is what a prefix's best route says.
+type entry struct {
+	// why is not drop.None if there is no hop to use: then packets are dropped, and not sent to another
+	// remote by a shorter prefix.
+	why  drop.Reason
+	only [4]byte // the gateway, if several is nil
+	// several are the next hops of ECMP.
+	several *hops
+}
+
+type hops struct {
+	total uint32 // of the weights
+	hops  []Hop
+}
+
+// references counts the entries with a gateway.
+type references int
+
+// Remote is where an inner packet is to be sent. Unless why is drop.None, it is dropped.
+func (t *Table) Remote(inner ipv4.Packet) (remote [4]byte, why drop.Reason) {
+	destination := inner.Destination()
+	e := t.routes.lookup(key(destination))
+	switch {
+	case e == nil:
+		return remote, drop.NoRemote
+	case e.why != drop.None:
+		return remote, e.why
+	}
+	remote = e.only
+	if e.several != nil {
+		remote = e.several.of(flowHash(inner))
+	}
+	if remote == [4]byte{} {
+		if remote = destination; !isUnicast(remote) {
+			return remote, drop.RemoteNotUsable
+		}
+	}
+	return remote, drop.None
+}
+
+// of is the gateway for a flow: each has a share of all hashes, by its weight (RFC 2992).
+func (h *hops) of(hash uint32) [4]byte {
+	at := uint32(uint64(hash) * uint64(h.total) >> 32)
+	for i := range h.hops {
+		hop := &h.hops[i]
+		if at < uint32(hop.Weight) {
+			return hop.Gateway
+		}
+		at -= uint32(hop.Weight)
+	}
+	return h.hops[0].Gateway
+}
+
+// leadsTo reports whether an inner address is reached by a remote: a gateway of its route, or the address
+// itself if that has none.
+func (t *Table) leadsTo(inner, remote [4]byte) bool {
+	e := t.routes.lookup(key(inner))
+	if e == nil || e.why != drop.None {
+		return false
+	}
+	if e.several == nil {
+		return e.only == remote && remote != [4]byte{} || e.only == [4]byte{} && inner == remote
+	}
+	for i := range e.several.hops {
+		g := e.several.hops[i].Gateway
+		if g == [4]byte{} {
+			g = inner
+		}
+		if g == remote {
+			return true
+		}
+	}
+	return false
+}
+
+// hasRemote reports whether an address is a gateway of any route, or reached by one without a gateway.
+func (t *Table) hasRemote(a [4]byte) bool {
+	return t.gateways.lookup(key(a)) != nil || t.leadsTo(a, a)
+}
+
+// Len is the number of prefixes.
+func (t *Table) Len() int { return t.routes.n }
+
+// Edit makes a Table from another one. It is not safe for concurrent use.
+type Edit struct {
+	routes   edit[entry]
+	gateways edit[references]
+	// before has, for each gateway that Set has touched, whether the Table had it.
+	before map[[4]byte]bool
+}
+
+// Edit begins a change of t, which stays as it is.
+func (t *Table) Edit() *Edit {
+	return &Edit{routes: t.routes.edit(), gateways: t.gateways.edit(), before: map[[4]byte]bool{}}
+}
+
+// Set replaces what there is for a prefix by these routes: all of it, of all routing tables. Of those that
+// have the same table and metric the first one counts. Nothing of routes is kept.
+func (e *Edit) Set(prefix netip.Prefix, routes []Route) {
+	prefix = prefix.Masked()
+	if !prefix.Addr().Is4() {
+		return
+	}
+	at, length := key(prefix.Addr().As4()), prefix.Bits()
+	next, ok := best(routes)
+	old := e.routes.get(at, length)
+	switch {
+	case ok:
+		e.count(&next, +1)
+	case old == nil:
+		return
+	}
+	if old != nil {
+		e.count(old, -1)
+	}
+	if ok {
+		e.routes.set(at, length, next)
+	} else {
+		e.routes.remove(at, length)
+	}
+}
+
+// count counts the gateways of an entry.
+func (e *Edit) count(of *entry, n references) {
+	if of.several == nil {
+		e.countGateway(of.only, n)
+		return
+	}
+	for i := range of.several.hops {
+		e.countGateway(of.several.hops[i].Gateway, n)
+	}
+}
+
+func (e *Edit) countGateway(g [4]byte, n references) {
+	if g == [4]byte{} {
+		return
+	}
+	at, before := key(g), references(0)
+	if old := e.gateways.get(at, 32); old != nil {
+		before = *old
+	}
+	if _, ok := e.before[g]; !ok {
+		e.before[g] = before > 0
+	}
+	if before+n > 0 {
+		e.gateways.set(at, 32, before+n)
+	} else {
+		e.gateways.remove(at, 32)
+	}
+}
+
+// Commit ends the Edit. added and removed are the gateways that only t, or only the Table before, has.
+func (e *Edit) Commit() (t *Table, added, removed [][4]byte) {
+	t = &Table{routes: e.routes.commit(), gateways: e.gateways.commit()}
+	for g, before := range e.before {
+		switch now := t.gateways.lookup(key(g)) != nil; {
+		case now && !before:
+			added = append(added, g)
+		case before && !now:
+			removed = append(removed, g)
+		}
+	}
+	return t, added, removed
+}
+
+// best is the entry of a prefix's routes; not ok if there is none.
+func best(routes []Route) (e entry, ok bool) {
+	var best *Route
+	for i := range routes {
+		if r := &routes[i]; r.TOS == 0 && (best == nil || compare(r, best) < 0) {
+			best = r
+		}
+	}
+	switch {
+	case best == nil:
+		return e, false
+	case best.Unreachable:
+		return entry{why: drop.NoRemote}, true
+	}
+	var usable hops
+	for _, h := range best.Hops {
+		if h.Unusable || h.Gateway != [4]byte{} && !isUnicast(h.Gateway) {
+			continue
+		}
+		h.Weight = max(h.Weight, 1)
+		usable.hops, usable.total = append(usable.hops, h), usable.total+uint32(h.Weight)
+	}
+	switch len(usable.hops) {
+	case 0:
+		return entry{why: drop.RemoteNotUsable}, true
+	case 1:
+		return entry{only: usable.hops[0].Gateway}, true
+	}
+	usable.hops = slices.Clip(usable.hops)
+	return entry{several: &usable}, true
+}
+
+// compare orders the routes for one prefix: by metric, then those that lead nowhere last, then by table.
+func compare(a, b *Route) int {
+	if n := cmp.Compare(a.Metric, b.Metric); n != 0 {
+		return n
+	}
+	if a.Unreachable != b.Unreachable {
+		if a.Unreachable {
+			return 1
+		}
+		return -1
+	}
+	return cmp.Or(cmp.Compare(late(a.Table), late(b.Table)), cmp.Compare(a.Table, b.Table))
+}
+
+// late is 1 for the kernel's own tables: rules for others come before those for main and default.
+func late(table uint32) int {
+	if table >= 253 && table <= 255 {
+		return 1
+	}
+	return 0
+}
+
+// isUnicast reports whether a host may have an address (RFC 1122, section 3.2.1.3).
+func isUnicast(a [4]byte) bool {
+	return a[0] != 0 && a[0] != 127 && a[0]&0xf0 != 224 && a != [4]byte{255, 255, 255, 255}
+}
+
+// flowHash is of the inner addresses and protocol, and of the ports where each packet of the flow has
+// them: not of a fragment.
+func flowHash(p ipv4.Packet) uint32 {
+	source, destination := p.Source(), p.Destination()
+	a := uint64(key(source))<<32 | uint64(key(destination))
+	b := uint64(p.Protocol())
+	if ports := p.Payload(); !p.IsFragment() && len(ports) >= 4 {
+		switch p.Protocol() {
+		case ipv4.ProtocolTCP, ipv4.ProtocolUDP:
+			b |= uint64(binary.BigEndian.Uint32(ports)) << 32
+		}
+	}
+	// Two odd constants of wyhash; the product mixes every bit into the upper half.
+	high, low := bits.Mul64(a^0xa0761d6478bd642f, b^0xe7037ed1a0b428db)
+	high, low = bits.Mul64(high^low, 0x8ebc6af09c88c6e3)
+	return uint32((high ^ low) >> 32)
+}
+
+func key(a [4]byte) uint32 { return binary.BigEndian.Uint32(a[:]) }
