@@ -186,6 +186,7 @@ func TestParseChain(t *testing.T) {
 func FuzzParseChain_andOthers(f *testing.F) {
 	f.Add([]byte{0x05, 0x00, 0x00, 0x01, 0x06, 0x00, 0x01, 0x00, 't', 0x00, 0x00, 0x00})
 	f.Add([]byte{2, 32, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0, 8, 0, 1, 0, 198, 51, 100, 1, 8, 0, 4, 0, 2, 0, 0, 0})
+	f.Add([]byte{2, 32, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0, 20, 0, 9, 0, 16, 0, 0, 0, 2, 0, 0, 0, 8, 0, 5, 0, 198, 51, 100, 1}) // RTA_MULTIPATH
 	f.Fuzz(func(t *testing.T, b []byte) {
 		parseChain(b)
 		parseRoute(b)
@@ -195,6 +196,8 @@ func FuzzParseChain_andOthers(f *testing.F) {
 		parseTaps(b)
 		parseLink(b)
 		parseXfrmPolicy(b)
+		parseNexthop(b)
+		new(Host).parseFollowed(b, 2, 0)
 		eachMessage(b, func(message) {})
 	})
 }

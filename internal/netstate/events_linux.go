@@ -86,6 +86,7 @@ func (h *Host) read() error {
 		}
 		h.behind = h.behind || fd >= 0
 	}
+	h.mirrors.replaying = h.mirrors.replaying && h.behind
 	return nil
 }
 
@@ -127,6 +128,7 @@ func (h *Host) routeMessage(m message) {
 		h.addressMessage(m.body)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		h.routeChanged(m.body)
+		h.mirrorMessage(m)
 	case unix.RTM_NEWNEIGH:
 		n, s := parseNeighbour(m.body)
 		h.neighbourChanged(n, s)
@@ -141,6 +143,7 @@ func (h *Host) routeMessage(m message) {
 	case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
 		// It changes, or removes, the routes by it without a message about them.
 		h.markAll(key{kind: byNexthop}, dirtyRoute)
+		h.nexthopMessage(m)
 	case unix.RTM_NEWQDISC, unix.RTM_DELQDISC:
 		h.qdiscMessage(m)
 	case unix.RTM_NEWTFILTER, unix.RTM_DELTFILTER:
@@ -163,6 +166,9 @@ func (h *Host) setLink(l link) {
 // that was or is up. A link that is down has no routes.
 func (h *Host) linkChanged(device int, now link) {
 	before := h.links[device]
+	if before.flags != now.flags || before.master != now.master || h.mirrors.replaying { // h.links may be newer than the message
+		h.mirrorsStale(device, [4]byte{})
+	}
 	if now == before {
 		return
 	}
@@ -244,6 +250,7 @@ func (h *Host) addressMessage(b []byte) {
 	h.markRange(address(prefix), int(b[bits]))
 	h.markAll(key{kind: byDevice, n: device}, dirtyRoute)
 	h.interfaceChanged(device)
+	h.mirrorsStale(device, address(local))
 }
 
 // interfaceChanged counts a change of the addresses of an interface, or of the routes out

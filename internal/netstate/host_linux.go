@@ -65,6 +65,7 @@ type Host struct {
 	followers map[*Follower]bool
 	index     keyIndex
 	queue     []*Follower // to be updated
+	mirrors   mirrors
 }
 
 // neighbourEntry is a neighbour that followers depend on. The Host's mu guards it.
@@ -111,6 +112,7 @@ func newHost(o Options) *Host {
 		options: o, waker: -1, ended: make(chan struct{}), buffer: make([]byte, maxMessage),
 		own: map[int]bool{}, neighbours: map[neighbour]*neighbourEntry{}, policy: &policy{},
 		followers: map[*Follower]bool{}, index: keyIndex{sets: map[key]map[*Follower]bool{}},
+		mirrors: newMirrors(),
 	}
 	for i := range h.events {
 		h.events[i] = -1
@@ -178,6 +180,7 @@ func (h *Host) run() {
 			return
 		}
 		h.catchUp(time.Now())
+		h.updateMirrors()
 		for left := lookupsPerRound; left > 0; {
 			f := h.next()
 			if f == nil {
@@ -201,7 +204,7 @@ func (h *Host) fail(err error) {
 func (h *Host) wait() error {
 	h.mu.Lock()
 	timeout := -1
-	if len(h.queue) > 0 {
+	if len(h.queue) > 0 || h.mirrors.changed() {
 		timeout = 0
 	} else if at := h.due(); !at.IsZero() {
 		timeout = max(int(time.Until(at)/time.Millisecond)+1, 0)
@@ -220,14 +223,17 @@ func (h *Host) wait() error {
 }
 
 // due is when catchUp has something to do; zero is never. The caller holds mu.
-func (h *Host) due() time.Time {
+func (h *Host) due() (at time.Time) {
 	switch {
 	case h.lost:
-		return h.lastResync.Add(resyncGap)
+		at = h.lastResync.Add(resyncGap)
 	case h.stale != 0:
-		return h.lastPolicy.Add(policyGap)
+		at = h.lastPolicy.Add(policyGap)
 	}
-	return time.Time{}
+	if h.mirrors.stale && (at.IsZero() || h.mirrors.due.Before(at)) {
+		at = h.mirrors.due
+	}
+	return at
 }
 
 // catchUp does what is due at now.
@@ -267,6 +273,7 @@ func (h *Host) resync() error {
 		n.known = false
 	}
 	h.stale = allParts
+	h.mirrorsStale(0, [4]byte{})
 	for f := range h.followers {
 		if i := f.query.Interface; i != 0 {
 			f.changes++
@@ -327,7 +334,7 @@ func (h *Host) readMessages() {
 func (h *Host) wakeIfMarked() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.queue) > 0 || h.lost {
+	if len(h.queue) > 0 || h.lost || h.mirrors.stale || h.mirrors.changed() {
 		h.wake()
 	}
 }

@@ -164,3 +164,14 @@ func (h *Host) DeviceIndex(ifname string) (int, error) { return DeviceIndex(ifna
 
 // Reassembly is for Linux.
 func (h *Host) Reassembly() (done, failed uint64, err error) { return 0, 0, ErrUnsupported }
+
+// RouteFollower follows the routes out of an interface on Linux only.
+type RouteFollower struct{}
+
+// FollowRoutes never calls changed.
+func (h *Host) FollowRoutes(device int, changed func([]RouteChange)) *RouteFollower {
+	return &RouteFollower{}
+}
+
+// Close does nothing.
+func (m *RouteFollower) Close() {}

@@ -136,15 +136,24 @@ func (s *requestSocket) close() {
 // execute sends a request and reads the answer to its end. A dump that was interrupted by
 // a change is an error of EINTR.
 func (s *requestSocket) execute(req *nl.NetlinkRequest, want uint16) (messages [][]byte, err error) {
+	err = s.each(req, want, func(body []byte) { messages = append(messages, append([]byte(nil), body...)) })
+	if err != nil {
+		return nil, err
+	}
+	return messages, nil
+}
+
+// each is execute that calls f with each message, which is f's until it returns.
+func (s *requestSocket) each(req *nl.NetlinkRequest, want uint16, f func(body []byte)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fd < 0 {
-		return nil, os.ErrClosed
+		return os.ErrClosed
 	}
 	s.seq++
 	req.Seq = s.seq
 	if err := unix.Sendto(s.fd, req.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return nil, os.NewSyscallError("sendto", err)
+		return os.NewSyscallError("sendto", err)
 	}
 	var failed error
 	for done := false; !done; {
@@ -153,7 +162,7 @@ func (s *requestSocket) execute(req *nl.NetlinkRequest, want uint16) (messages [
 			continue
 		}
 		if err != nil {
-			return nil, os.NewSyscallError("read", err)
+			return os.NewSyscallError("read", err)
 		}
 		err = eachMessage(s.buffer[:n], func(m message) {
 			switch {
@@ -167,7 +176,7 @@ func (s *requestSocket) execute(req *nl.NetlinkRequest, want uint16) (messages [
 					}
 				}
 			case m.kind == want:
-				messages = append(messages, append([]byte(nil), m.body...))
+				f(m.body)
 			}
 			if m.flags&unix.NLM_F_DUMP_INTR != 0 {
 				failed = unix.EINTR
@@ -175,13 +184,10 @@ func (s *requestSocket) execute(req *nl.NetlinkRequest, want uint16) (messages [
 			done = done || m.flags&unix.NLM_F_MULTI == 0
 		})
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
-	if failed != nil {
-		return nil, failed
-	}
-	return messages, nil
+	return failed
 }
 
 // atOnce limits the requests whose errors wait in the socket's buffer: a default one takes

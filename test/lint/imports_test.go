@@ -21,7 +21,7 @@ var allowedImports = map[string][]string{
 	"internal/warning":   {},
 	"internal/fdguard":   {},
 	"internal/fib":       {"internal/ipv4", "internal/drop"},
-	"internal/netstate":  {"internal/ipv4"},
+	"internal/netstate":  {"internal/ipv4", "internal/fib"},
 	"internal/resolve":   {"internal/ipv4"},
 	"internal/fastpath":  {},
 	"internal/control":   {},
