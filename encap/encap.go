@@ -57,6 +57,8 @@ type Outer struct {
 	DontFragmentInherit bool
 	// TTL is 1 to 255; 0 copies the inner packet's TTL.
 	TTL uint8
+	// Many: Remote is one of many, so that an outer packet of the tunnel may have any destination.
+	Many bool
 }
 
 // DontFragment reports whether the outer packet of inner has DF=1. If it is also longer than the
@@ -77,7 +79,7 @@ func (o *Outer) Encapsulate(b *packet.Buffer, inner ipv4.Packet, id uint16) drop
 	if inner.TotalLen() > MaxInner {
 		return drop.InnerTooLong
 	}
-	if o.loops(inner) {
+	if o.Loops(inner) {
 		return drop.Loop
 	}
 	b.Trim(inner.TotalLen())
@@ -129,14 +131,14 @@ func (o *Outer) pushHeader(b *packet.Buffer, tos, ttl uint8, df bool, id uint16)
 	header.Put(b.Push(Overhead))
 }
 
-// loops reports whether sending inner would be a loop (RFC 2003, section 3.2): its source is the
+// Loops reports whether sending inner would be a loop (RFC 2003, section 3.2): its source is the
 // remote end, or it is an outer packet of this tunnel, maybe inside outer packets of other
 // tunnels.
-func (o *Outer) loops(inner ipv4.Packet) bool {
+func (o *Outer) Loops(inner ipv4.Packet) bool {
 	if inner.Source() == o.Remote {
 		return true
 	}
-	if inner.Source() == o.Local && inner.Destination() == o.Remote {
+	if inner.Source() == o.Local && (inner.Destination() == o.Remote || o.Many && inner.Protocol() == ipv4.ProtocolIPIP) {
 		return true
 	}
 	if inner.Protocol() != ipv4.ProtocolIPIP || inner.FragmentOffset() != 0 {
@@ -149,7 +151,7 @@ func (o *Outer) loops(inner ipv4.Packet) bool {
 		if err != nil {
 			return false
 		}
-		if h.Source == o.Local && h.Destination == o.Remote {
+		if h.Source == o.Local && (h.Destination == o.Remote || o.Many && h.Protocol == ipv4.ProtocolIPIP) {
 			return true
 		}
 		if h.Protocol != ipv4.ProtocolIPIP || h.FragmentOffset != 0 {

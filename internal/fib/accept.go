@@ -25,7 +25,7 @@ func (a *Acceptance) Check(t *Table, outerSource, innerSource, innerDestination 
 		return drop.NotInAcceptTo
 	case a.From.Contains(outerSource), t.leadsTo(innerSource, outerSource):
 		return drop.None
-	case a.AnyPeer && t.hasRemote(outerSource):
+	case a.AnyPeer && t.HasRemote(outerSource):
 		return drop.None
 	case a.AnyPeer, a.From.Len() > 0:
 		return drop.NotInAcceptFrom

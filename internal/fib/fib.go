@@ -125,8 +125,8 @@ func (t *Table) leadsTo(inner, remote [4]byte) bool {
 	return false
 }
 
-// hasRemote reports whether an address is a gateway of any route, or reached by one without a gateway.
-func (t *Table) hasRemote(a [4]byte) bool {
+// HasRemote reports whether an address is a gateway of any route, or reached by one without a gateway.
+func (t *Table) HasRemote(a [4]byte) bool {
 	return t.gateways.lookup(key(a)) != nil || t.leadsTo(a, a)
 }
 

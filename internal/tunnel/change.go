@@ -49,7 +49,7 @@ func Changes(a, b *Config) (changed []Property) {
 func remade(old, next *Config) (by []Property) {
 	secret := old.IPsec.Wanted() != next.IPsec.Wanted()
 	for _, p := range Changes(old, next) {
-		if p.Remade != "" && (secret || p.Remade != remadeSecret) {
+		if p.Name == "remote-address" && old.many() != next.many() || p.Remade != "" && (secret || p.Remade != remadeSecret) {
 			by = append(by, p)
 		}
 	}
@@ -176,8 +176,8 @@ func (c *control) commitChange(ch *change) error {
 		c.heldRoutes = routes
 	}
 	c.pair = ch.pair
-	if old.Keepalive != next.Keepalive && !c.suspended() {
-		c.monitor.Configure(next.Keepalive, now)
+	if old.keepalive() != next.keepalive() && !c.suspended() {
+		c.monitor.Configure(next.keepalive(), now)
 		c.state.Store(uint32(c.monitor.State()))
 	}
 	if old.KeepaliveProbe != next.KeepaliveProbe || old.KeepaliveTarget != next.KeepaliveTarget {

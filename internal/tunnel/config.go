@@ -18,7 +18,8 @@ type Config struct {
 	// LocalAddress is the source of outer packets; the zero Addr takes the preferred source
 	// of the route to the remote.
 	LocalAddress netip.Addr
-	// RemoteAddress is the other end, an IPv4 address or a DNS name. Required.
+	// RemoteAddress is the other end, an IPv4 address or a DNS name; AnyRemote are the gateways of the
+	// interface's routes. Required.
 	RemoteAddress string
 	// MTU of the interface in bytes, 68 to 65515; 0 is auto: the path's MTU less the
 	// encapsulation overhead, 20 bytes without IPsec.
@@ -46,6 +47,10 @@ type Config struct {
 	Addresses []netstate.InterfaceAddress
 	// Routes are the routes into the interface; their host bits are zero.
 	Routes []netstate.InterfaceRoute
+	// AcceptAnyPeer, AcceptFrom and AcceptTo are who may send, and to what: see fib.Acceptance. Only
+	// with AnyRemote.
+	AcceptAnyPeer        bool
+	AcceptFrom, AcceptTo []netip.Prefix
 	// UnderlayDevice is the interface or VRF that outer packets are bound to, as by
 	// SO_BINDTODEVICE; "" leaves it to the route.
 	UnderlayDevice string
@@ -69,6 +74,7 @@ type Config struct {
 func (c *Config) clone() *Config {
 	next := *c
 	next.Addresses, next.Routes = slices.Clone(c.Addresses), slices.Clone(c.Routes)
+	next.AcceptFrom, next.AcceptTo = slices.Clone(c.AcceptFrom), slices.Clone(c.AcceptTo)
 	next.IPsec.Secret = slices.Clone(c.IPsec.Secret)
 	next.IPsec.Phase1, next.IPsec.Phase2 = slices.Clone(c.IPsec.Phase1), slices.Clone(c.IPsec.Phase2)
 	return &next
@@ -77,7 +83,7 @@ func (c *Config) clone() *Config {
 // remote is RemoteAddress if that is an address, and reports whether it is a DNS name.
 func (c *Config) remote() (a netip.Addr, named bool) {
 	a, err := netip.ParseAddr(c.RemoteAddress)
-	return a, err != nil
+	return a, err != nil && !c.many()
 }
 
 // Tristate is a yes/no setting whose default depends on other settings.
@@ -122,6 +128,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Name != "" && c.UnderlayDevice == InterfaceName(c.Name) {
 		return &ValueError{Property: "underlay-device", Value: c.UnderlayDevice, Want: "an interface other than the tunnel's own"}
+	}
+	if err := c.validateMany(); err != nil {
+		return err
 	}
 	if err := c.validateIPsec(); err != nil {
 		return err

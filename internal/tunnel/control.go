@@ -55,6 +55,10 @@ type control struct {
 	echo             *keepalive.Echo           // nil unless keepalive-probe is echo
 	keys             []int32                   // of the queues at their workers
 	takeOver         []netstate.InterfaceRoute // routes that another tunnel has until this one begins
+	routes           RouteFollower             // of many; nil is none
+	routesOf         int                       // the interface that it follows
+	remotes          map[[4]byte]*remote       // the gateways of routes
+	asked            remotesQuery              // of remotes
 
 	ifindex      int // in this network namespace, as last read
 	appliedMTU   int // last MTU that SetMTU accepted
@@ -153,6 +157,7 @@ func (c *control) end() {
 		c.follower.Close()
 	}
 	c.endFastPath()
+	c.endRoutes()
 	if c.ipsecPolicy != nil {
 		c.ipsecPolicy.close()
 	}
@@ -164,9 +169,9 @@ func (c *control) round(now time.Time) {
 	if due := c.lookupDue(); !due.IsZero() && !now.Before(due) {
 		c.lookUp()
 	}
-	probe, changed := c.tick(now)
+	probe, stateChanged := c.tick(now)
 	c.updateCarrier()
-	if changed && c.monitor.State() == keepalive.Up {
+	if stateChanged && c.monitor.State() == keepalive.Up {
 		c.log.Info("the peer is heard: running")
 	}
 	if probe {
@@ -180,7 +185,10 @@ func (c *control) round(now time.Time) {
 	c.answer = c.follower.Answer()
 	c.noteNetwork()
 	c.updateInterface(now)
+	c.followRoutes()
+	changed := c.askRemotes()
 	c.updateRoute(now)
+	c.updateRemotes(changed, now)
 	c.syncFastPath()
 	c.warnOfState(now)
 	c.engine.updateReception(c.Tunnel)
@@ -216,6 +224,7 @@ func (c *control) next(now time.Time) (next time.Time) {
 	for _, s := range []*sighting{&c.looped, &c.oversize, &c.fragmentLoss} {
 		at(s.until)
 	}
+	at(c.remotesNext())
 	if c.lost.gone {
 		at(c.lost.at)
 	}
@@ -283,7 +292,7 @@ func (c *control) probe() {
 	}
 	// Afterwards, since it may wait for the RTNL. Unanswered probes may mean that the next hop has
 	// another MAC address by now, and poll sees no probes.
-	if time.Since(c.lastReceived()) >= c.cfg.Keepalive.Interval*3/2 {
+	if time.Since(c.lastReceived()) >= c.cfg.keepalive().Interval*3/2 {
 		c.confirmNextHop()
 	}
 }

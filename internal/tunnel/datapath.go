@@ -9,6 +9,7 @@ import (
 	"ipipd/encap"
 	"ipipd/internal/capture"
 	"ipipd/internal/drop"
+	"ipipd/internal/fib"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 	"ipipd/internal/underlay"
@@ -45,6 +46,7 @@ type outbound struct {
 	queue  tun.Queue   // of device
 	tx     transmitter // with the worker's Sender
 	ids    idCounter
+	remote route // of one of many remotes, of the packets at hand
 }
 
 func (o *outbound) failed(err error) {
@@ -79,13 +81,36 @@ func (o *outbound) carry(b *buffers) (n int, err error) {
 func (o *outbound) forward(buf *buffers, batch []*packet.Buffer) error {
 	t := o.tunnel
 	route, unreachable, captures := t.route.Load(), t.unreachable.Load(), t.captures.Load()
-	out := buf.run[:0]
-	var bytes uint64
+	base, out := route, buf.run[:0]
+	var table *fib.Table // of many remotes
+	if t.many != nil {
+		table = t.many.table.Load()
+	}
 	for _, b := range batch {
 		inner, err := ipv4.Parse(b.Bytes())
 		if err != nil {
 			t.dropPacket(innerDrop(err), capture.InnerOut, b.Bytes())
 			continue
+		}
+		if table != nil {
+			remote, d := table.Remote(inner)
+			if d != drop.None && base.outer.Loops(inner) {
+				d = drop.Loop
+			}
+			if d != drop.None {
+				t.dropPacket(d, capture.InnerOut, b.Bytes())
+				if d == drop.RemoteNotUsable { // no-remote may be a route that is not followed yet
+					t.sendICMPError(o.queue, buf, encap.HostUnreachable(buf.icmp[0], inner, anyRouter))
+				}
+				continue
+			}
+			if remote != route.path.Remote { // of base it is zero
+				if err := o.send(captures, out, route); err != nil {
+					return err
+				}
+				out = out[:0]
+				route = t.many.to(remote, base, &o.remote)
+			}
 		}
 		// Encapsulate detects a loop. That must come before any ICMP error, since one about
 		// our own outer packet would set a wrong path MTU.
@@ -103,23 +128,33 @@ func (o *outbound) forward(buf *buffers, batch []*packet.Buffer) error {
 			t.sendICMPError(o.queue, buf, encap.TooBig(buf.icmp[0], inner, route.maxInner, anyRouter))
 			continue
 		}
-		if unreachable { // still sent: an answer is what shows that the path is back
+		if unreachable || route.unreachable { // still sent: an answer is what shows that the path is back
 			t.sendICMPError(o.queue, buf, encap.HostUnreachable(buf.icmp[0], inner, anyRouter))
 		}
-		bytes += uint64(inner.TotalLen())
 		out = append(out, b)
 	}
-	if len(out) > 0 {
-		sent, refused, err := o.tx.Write(out, &route.path) // encrypts, if the tunnel has a secret
-		if errors.Is(err, os.ErrClosed) {
-			return err
-		}
-		if sent > 0 {
-			t.counters.tx.add(sent, bytes)
-			t.engine.noteTraffic()
-		}
-		t.sent(captures, out, sent, refused, err)
+	return o.send(captures, out, route)
+}
+
+// send sends packets that have been encapsulated for a route. Its error is that the socket is closed.
+func (o *outbound) send(captures *capture.Rings, out []*packet.Buffer, route *route) error {
+	if len(out) == 0 {
+		return nil
 	}
+	var bytes uint64
+	for _, b := range out {
+		bytes += uint64(b.Len() - encap.Overhead)
+	}
+	t := o.tunnel
+	sent, refused, err := o.tx.Write(out, &route.path) // encrypts, if the tunnel has a secret
+	if errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	if sent > 0 {
+		t.counters.tx.add(sent, bytes)
+		t.engine.noteTraffic()
+	}
+	t.sent(captures, out, sent, refused, err)
 	return nil
 }
 
@@ -183,6 +218,11 @@ func (in *inbound) carry(buf *buffers) (n int, err error) {
 			t = others.find(outer.Destination(), outer.Source())
 		}
 		if t == nil {
+			if t = table.find(outer.Destination(), anyRemote); t == nil {
+				t = table.find([4]byte{}, anyRemote)
+			}
+		}
+		if t == nil {
 			e.dropPacket(drop.UnknownPeer, outer.Bytes())
 			continue
 		}
@@ -223,7 +263,7 @@ func (in *inbound) carry(buf *buffers) (n int, err error) {
 // delivered to the device. Probes are not, nor packets that are dropped, which it counts under d.
 func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underlay.Sender, now time.Time) (deliver bool, d drop.Reason) {
 	route := t.route.Load()
-	if route.txDrop == drop.NoLocalAddress {
+	if route.txDrop == drop.NoLocalAddress && !route.receiveOnly() {
 		t.engine.count(drop.UnknownPeer, 1) // in transit to the host that has the address
 		return false, drop.UnknownPeer
 	}
@@ -233,10 +273,20 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 			path = &other.path
 		}
 	}
-	inner, kind, d := encap.Decapsulate(b, outer, path.Local, path.Remote)
+	local, remote := path.Local, path.Remote
+	if t.many != nil {
+		local, remote = outer.Destination(), outer.Source()
+	}
+	inner, kind, d := encap.Decapsulate(b, outer, local, remote)
+	if d == drop.None && t.many != nil {
+		d = t.many.accepts(remote, inner, kind)
+	}
 	if d != drop.None {
 		t.count(d, 1)
 		return false, d
+	}
+	if t.many != nil && t.many.heard(remote, int64(now.Sub(t.epoch))) {
+		t.wakeControl()
 	}
 	if other == nil {
 		t.noteReceived(now)
@@ -249,6 +299,11 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 		return false, drop.None
 	case encap.KindReflect:
 		t.peerProbes.Store(true)
+		if t.many != nil {
+			one := *path // as rarely as reflectLimit allows
+			one.Local, one.Remote = local, remote
+			path = &one
+		}
 		return false, t.answerProbe(b, sender, path, now)
 	}
 	mtu := t.MTU()

@@ -235,6 +235,8 @@ func (e *Engine) receiveICMPErrors() {
 		}
 		if t := e.table.Load().find(outerErr.Source, outerErr.Destination); t != nil {
 			t.capture(capture.OuterIn, buf[:n], t.outerError(&outerErr, time.Now()))
+		} else if t := e.table.Load().find(outerErr.Source, anyRemote); t != nil {
+			t.capture(capture.OuterIn, buf[:n], t.outerErrorOf(&outerErr, time.Now()))
 		}
 	}
 }

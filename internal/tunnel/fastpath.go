@@ -79,6 +79,8 @@ func (c *control) syncFastPath() {
 // fastPathBlocker is the reason why this tunnel must not use the fast path; "" if it may.
 func (c *control) fastPathBlocker() string {
 	switch {
+	case c.many != nil:
+		return "remote-address is any"
 	case c.noPath != nil:
 		return "there is no way to the remote"
 	case c.route.Load().txDrop == drop.NoLocalAddress:

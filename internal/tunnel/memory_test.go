@@ -32,6 +32,7 @@ var patience = netlab.Timeout()
 
 // fakeNetwork is a Network whose answers a test sets. It is also the log's Writer.
 type fakeNetwork struct {
+	followRoutes func([]netstate.RouteChange) // set by FollowRoutes
 	mu           sync.Mutex
 	followers    map[*fakeFollower]bool
 	route        netstate.Route
@@ -249,6 +250,18 @@ func (w *fakeNetwork) reassemblies() int {
 	defer w.mu.Unlock()
 	return w.reasmReads
 }
+
+// FollowRoutes has followRoutes tell of changes.
+func (w *fakeNetwork) FollowRoutes(_ int, changed func([]netstate.RouteChange)) RouteFollower {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.followRoutes = changed
+	return fakeRoutes{}
+}
+
+type fakeRoutes struct{}
+
+func (fakeRoutes) Close() {}
 
 func (*fakeNetwork) Recheck()                           {}
 func (*fakeNetwork) EgressTaps() (netstate.Taps, error) { return netstate.Taps{}, nil }

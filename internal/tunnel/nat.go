@@ -22,5 +22,5 @@ const KernelIPIP = "the kernel's ipip module is loaded and handles protocol 4 as
 // and c has reflect probes. It translates the outer header only: the inner destination of a reflect probe
 // stays the private address, to which the peer has no route.
 func ReflectsBehindNAT(c *Config, local, remote netip.Addr) bool {
-	return c.Keepalive.Interval != 0 && c.KeepaliveProbe == keepalive.FormReflect && !IsPublic(local) && IsPublic(remote)
+	return c.keepalive().Interval != 0 && c.KeepaliveProbe == keepalive.FormReflect && !IsPublic(local) && IsPublic(remote)
 }

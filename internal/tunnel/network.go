@@ -9,6 +9,8 @@ import (
 type Network interface {
 	// Follow answers q now, and calls changed, which must not block, when the answer changes.
 	Follow(q netstate.Query, changed func()) Follower
+	// FollowRoutes tells of the routes out of an interface: see netstate.Host.FollowRoutes.
+	FollowRoutes(device int, changed func([]netstate.RouteChange)) RouteFollower
 	// Recheck looks for changes of answers that no message tells of.
 	Recheck()
 	// EgressTaps are the packet sockets that see what an interface sends; no message tells of them.
@@ -52,9 +54,16 @@ type Follower interface {
 	Close()
 }
 
+// RouteFollower is a *netstate.RouteFollower.
+type RouteFollower interface{ Close() }
+
 // hostNetwork is the Network of the kernel.
 type hostNetwork struct{ *netstate.Host }
 
 func (h hostNetwork) Follow(q netstate.Query, changed func()) Follower {
 	return h.Host.Follow(q, changed)
+}
+
+func (h hostNetwork) FollowRoutes(device int, changed func([]netstate.RouteChange)) RouteFollower {
+	return h.Host.FollowRoutes(device, changed)
 }

@@ -82,7 +82,7 @@ func (c *control) unreachableError(e *encap.OuterError, now time.Time) {
 // the keepalive interval plus recentlyReceived: an idle peer sends one packet an interval.
 // Otherwise repeated forged errors would break the first connection after a pause.
 func (t *Tunnel) peerAlive(now time.Time) bool {
-	silence := t.config.Load().Keepalive.Interval + recentlyReceived
+	silence := t.config.Load().keepalive().Interval + recentlyReceived
 	since := func() time.Duration {
 		last := t.lastReceivedNs.Load()
 		if last == 0 {

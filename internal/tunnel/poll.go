@@ -116,7 +116,11 @@ func (e *Engine) pollTunnels(now time.Time) (active, anyFast bool) {
 		}
 		if isActive && now.Sub(a.refreshed) >= refreshInterval {
 			a.refreshed = now
-			t.confirmNextHop()
+			if t.many != nil {
+				t.post((*control).confirmRemotes)
+			} else {
+				t.confirmNextHop()
+			}
 		}
 		if isActive {
 			t.checkFragmentLoss(now, reassembly)

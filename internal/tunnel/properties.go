@@ -111,8 +111,8 @@ var properties = []Property{
 		},
 	},
 	{
-		Name: "remote-address", Values: "IPv4 or DNS name", Default: "required",
-		Help:  "outer destination address: the other end of the tunnel",
+		Name: "remote-address", Values: "IPv4, DNS name or `any`", Default: "required",
+		Help:  "outer destination address: the other end of the tunnel; any are the gateways of the routes out of the interface, each the remote of its prefix, without keepalive",
 		reset: func(c *Config) { c.RemoteAddress = "" },
 		get:   func(c *Config) string { return c.RemoteAddress },
 		set: func(c *Config, v string) (want string) {
@@ -181,9 +181,9 @@ var properties = []Property{
 	},
 	{
 		Name: "keepalive", Values: "`10s,10`, `10,10`, `00:00:10,10`, `10s` or `off`", Default: "10s,10",
-		Help:  "interval and retries: the remote may be silent for one times the other before the tunnel is not running",
+		Help:  "interval and retries: the remote may be silent for one times the other before the tunnel is not running; with remote-address any it is off",
 		Words: []string{"10s,10", "off"},
-		get:   func(c *Config) string { return c.Keepalive.String() },
+		get:   func(c *Config) string { return c.keepalive().String() },
 		set: func(c *Config, v string) string {
 			k, err := keepalive.Parse(v)
 			if err != nil {
@@ -254,6 +254,31 @@ var properties = []Property{
 			if want == "" {
 				c.Routes = append(c.Routes, r)
 			}
+			return want
+		},
+	},
+	{
+		Name: "accept-from", Values: "`any-peer` or CIDR, repeatable", Default: "the gateway of the route to the inner source", Repeatable: true,
+		Help:  "with remote-address any: outer sources that may send from any inner source as well; any-peer is any gateway of a route",
+		Words: []string{anyPeer},
+		reset: func(c *Config) { c.AcceptAnyPeer, c.AcceptFrom = false, nil },
+		get:   formatAcceptFrom,
+		set: func(c *Config, v string) (want string) {
+			if v == anyPeer {
+				c.AcceptAnyPeer = true
+				return ""
+			}
+			c.AcceptFrom, want = parsePrefixes(c.AcceptFrom, v, "any-peer, or IPv4 networks or addresses, 192.0.2.10,172.16.0.0/12")
+			return want
+		},
+	},
+	{
+		Name: "accept-to", Values: "CIDR, repeatable", Default: "any", Repeatable: true,
+		Help:  "with remote-address any: inner destinations that packets may have; required by an accept-from of more than single addresses",
+		reset: func(c *Config) { c.AcceptTo = nil },
+		get:   func(c *Config) string { return join(c.AcceptTo) },
+		set: func(c *Config, v string) (want string) {
+			c.AcceptTo, want = parsePrefixes(c.AcceptTo, v, "IPv4 networks or addresses, 203.0.113.5")
 			return want
 		},
 	},

@@ -146,6 +146,11 @@ func TestPropertySet_invalid(t *testing.T) {
 		{"route", "10.20.0.0/16 metric 200 ", wantRoute},
 		{"route", "10.20.0.0/16  metric 200", wantRoute},
 		{"route", "10.20.0.0/16 via 10.255.0.2", wantRoute},
+		{"accept-from", "", "any-peer, or IPv4 networks or addresses, 192.0.2.10,172.16.0.0/12"},
+		{"accept-from", "any", "any-peer, or IPv4 networks or addresses, 192.0.2.10,172.16.0.0/12"},
+		{"accept-from", "192.0.2.10,any-peer", "any-peer, or IPv4 networks or addresses, 192.0.2.10,172.16.0.0/12"},
+		{"accept-to", "2001:db8::/32", "IPv4 networks or addresses, 203.0.113.5" + no6},
+		{"accept-to", "203.0.113.5,", "IPv4 networks or addresses, 203.0.113.5"},
 		{"underlay-device", "", "the name of an interface"},
 		{"underlay-device", "eth0/1", "the name of an interface"},
 		{"tun-queues", "0", "auto or 1..16"},
@@ -220,7 +225,7 @@ var goodValues = map[string]map[string]string{
 		"sixteen-bytes-xx": "sixteen-bytes-xx", "a b": "a b", "a:b": "a:b", "ipip%d": "ipip%d", "é": "é", strings.Repeat("x", 127): strings.Repeat("x", 127)},
 	"comment":         {"": "", "to Riga, räkna med 40 ms": "to Riga, räkna med 40 ms"},
 	"local-address":   {"192.0.2.1": "192.0.2.1", "127.0.0.1": "127.0.0.1"},
-	"remote-address":  {"198.51.100.1": "198.51.100.1", "r2.example.": "r2.example.", "r2": "r2", "4.example": "4.example", "a_b.example": "a_b.example"},
+	"remote-address":  {"198.51.100.1": "198.51.100.1", "r2.example.": "r2.example.", "r2": "r2", "4.example": "4.example", "a_b.example": "a_b.example", "any": "any"},
 	"mtu":             {"auto": "auto", "68": "68", "65515": "65515"},
 	"dscp":            {"inherit": "inherit", "0": "0", "63": "63"},
 	"dont-fragment":   {"no": "no", "inherit": "inherit"},
@@ -236,6 +241,8 @@ var goodValues = map[string]map[string]string{
 	"route": {"10.20.0.0/16": "10.20.0.0/16", "0.0.0.0/0": "0.0.0.0/0", "0.0.0.0/0 metric 200 table 100": "0.0.0.0/0 metric 200 table 100",
 		"10.20.0.0/16 table 4294967295": "10.20.0.0/16 table 4294967295", "10.20.0.0/16 metric 4294967295": "10.20.0.0/16 metric 4294967295",
 		"10.20.0.0/16 metric 0 table main": "10.20.0.0/16", "10.20.0.0/16 table 254": "10.20.0.0/16"},
+	"accept-from":       {"any-peer": "any-peer", "192.0.2.10": "192.0.2.10/32", "172.16.0.0/12,192.0.2.10": "172.16.0.0/12,192.0.2.10/32", "172.16.9.9/12": "172.16.0.0/12"},
+	"accept-to":         {"203.0.113.5": "203.0.113.5/32", "203.0.113.0/24": "203.0.113.0/24"},
 	"underlay-device":   {"eth0": "eth0", "eth0.5": "eth0.5"},
 	"tun-queues":        {"auto": "auto", "1": "1", "16": "16"},
 	"rps":               {"off": "off", "all": "all", "3": "3", "f0,00000000": "f0,00000000"},
@@ -434,7 +441,7 @@ func TestStatusMarshalJSON(t *testing.T) {
 	}
 	const want = `[{"name":"ipip1","comment":"","local-address":"","remote-address":"r2.example","mtu":"auto","dscp":"inherit",` +
 		`"dont-fragment":"no","clamp-tcp-mss":"yes","allow-fast-path":"yes","keepalive":"10s,10","keepalive-probe":"reflect","keepalive-target":"","ttl":"255",` +
-		`"address":["10.255.0.1/30"],"route":[],"underlay-device":"","fwmark":"0","tun-queues":"auto","rps":"off","ipsec-secret":"",` +
+		`"address":["10.255.0.1/30"],"route":[],"accept-from":[],"accept-to":[],"underlay-device":"","fwmark":"0","tun-queues":"auto","rps":"off","ipsec-secret":"",` +
 		`"disabled":false,"running":true,"warnings":[],"actual-mtu":1480,"current-local-address":"","current-remote-address":"198.51.100.1","candidate-remote-address":"198.51.100.2",` +
 		`"keepalive-state":"up","fast-path":"active","last-heard":"2025-01-02T03:04:05Z","rx-packet":1,"rx-byte":84,"tx-packet":0,"tx-byte":0,"drops":{},"process-drops":{}}]`
 	if d := cmp.Diff(want, string(text)); d != "" {

@@ -88,7 +88,9 @@ func (e *Engine) wantedReception(now time.Time) (want underlay.Reception) {
 		for _, t := range table {
 			path := &t.route.Load().path
 			want.Device, want.Mark = path.Device, path.Mark
-			want.Local, want.Remote = path.Local, path.Remote
+			if t.many == nil {
+				want.Local, want.Remote = path.Local, path.Remote
+			}
 		}
 	}
 	if device := e.linkVotes.device(); device != 0 && e.wantsLinkLayer(now) {

@@ -170,7 +170,7 @@ func (c *control) chooseRemote(now time.Time) {
 		c.dropCandidate()
 	case named && c.ipsecPolicy != nil: // to probe one takes an SA with it
 		c.dropCandidate()
-		if now.Sub(c.remoteSince) >= c.cfg.Keepalive.HoldTime() {
+		if now.Sub(c.remoteSince) >= c.cfg.keepalive().HoldTime() {
 			c.useRemote(c.addressAfter(c.remote), now)
 		}
 	case !slices.Contains(c.addresses, c.tried) || now.Sub(c.triedAt) >= minTTL:

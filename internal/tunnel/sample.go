@@ -104,7 +104,7 @@ func (t *Tunnel) sample() Sample {
 		Drops:        t.counters.drops.All(),
 		ProbesSent:   t.probes.sent.Load(), ProbesAnswered: t.probes.answered.Load(),
 		Warnings:          t.activeWarnings(),
-		ProbesHaveAnswers: cfg.Keepalive.Interval > 0 && cfg.KeepaliveProbe != keepalive.FormEmpty,
+		ProbesHaveAnswers: cfg.keepalive().Interval > 0 && cfg.KeepaliveProbe != keepalive.FormEmpty,
 		RoundTrip:         time.Duration(t.probes.roundTrip.Load()),
 	}
 	if last := t.lastReceivedNs.Load(); last != 0 {

@@ -67,6 +67,9 @@ func (e *Engine) newControl(cfg *Config, secret ike.Secret) *control {
 	if floor := netstate.MinPMTU(); floor >= encap.MinPathMTU {
 		c.pathMTU.Floor = floor
 	}
+	if cfg.many() {
+		t.many = newRemotes(cfg)
+	}
 	manager := e.openShared(t, cfg)
 	if cfg.IPsec.Wanted() {
 		t.ipsecPolicy = newIPsecPolicy(manager, cfg, secret, t.log, t.wakeControl, t.count)
@@ -79,6 +82,9 @@ func (e *Engine) newControl(cfg *Config, secret ike.Secret) *control {
 func (c *control) setConfig(cfg *Config) {
 	c.cfg = cfg
 	c.config.Store(cfg)
+	if c.many != nil {
+		c.many.accept.Store(cfg.acceptance())
+	}
 	switch {
 	case cfg.KeepaliveProbe != keepalive.FormEcho:
 		c.echo = nil
@@ -194,6 +200,7 @@ func (c *control) opened() error {
 	}
 	c.answer = t.follower.Answer()
 	c.interfaceChanges, c.interfaceDowns = c.answer.InterfaceChanges, c.answer.InterfaceDowns
+	c.followRoutes()
 	c.addQueues()
 	return nil
 }

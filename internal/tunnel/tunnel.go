@@ -65,6 +65,7 @@ type Tunnel struct {
 	counters       counters
 
 	ipsecPolicy  *ipsecPolicy // nil without a secret
+	many         *remotes     // nil unless remote-address is any
 	follower     Follower
 	reflectLimit limiter // answers to the peer's reflect probes
 	icmpLimit    limiter // ICMP errors to inner senders
@@ -182,7 +183,7 @@ func (t *Tunnel) Status() Status {
 
 // keepaliveState is that to show: a tunnel that cannot send yet waits.
 func (t *Tunnel) keepaliveState(cfg *Config, r *route) keepalive.State {
-	if r.suspended && cfg.Keepalive.Interval > 0 {
+	if r.suspended && cfg.keepalive().Interval > 0 {
 		return keepalive.Waiting
 	}
 	return keepalive.State(t.state.Load())

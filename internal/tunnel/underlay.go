@@ -33,6 +33,11 @@ type route struct {
 	suspended  bool        // see Tunnel.suspended
 	held       bool        // path.Remote is that of another RemoteAddress: see releaseRemote
 	waiting    string      // what the tunnel waits for: Status.WaitingFor
+	many       bool        // the remote is each packet's; path.Remote is zero
+	// Of one of many remotes:
+	base        *route  // what it was made of: the tunnel's own
+	remote      *remote // nil unless it is a gateway of a route
+	unreachable bool    // as Tunnel.unreachable
 }
 
 // maxInner is the largest inner packet in bytes that a path of that MTU takes unfragmented.
@@ -98,6 +103,9 @@ func (c *control) newRoute() *route {
 		// no source that the remote knows.
 		u.MTU, u.Source = c.underlay.MTU, c.underlay.Source
 	}
+	if c.many != nil {
+		u.MTU = c.remotesMTU()
+	}
 	local, remote := u.Source, bytesOf(c.remote)
 	if c.cfg.LocalAddress.IsValid() {
 		local = c.cfg.LocalAddress.As4()
@@ -146,6 +154,9 @@ func (c *control) pathlessRoute() *route {
 
 // pair is under which outer addresses the tunnel is to be in Engine.table; 0 if they are not known.
 func (r *route) pair() outerPair {
+	if r.many {
+		return pairOf(r.path.Local, anyRemote)
+	}
 	if r.path.Local == [4]byte{} || r.path.Remote == [4]byte{} {
 		return 0
 	}
@@ -156,6 +167,8 @@ func (r *route) pair() outerPair {
 func (c *control) configureRoute(r *route) {
 	r.outer.DSCP, r.outer.DontFragmentInherit, r.outer.TTL = c.cfg.DSCP, c.cfg.DontFragment, uint8(c.cfg.TTL)
 	r.clampMSS, r.echo, r.held = c.cfg.ClampTCPMSS, c.echo, c.held
+	r.many = c.many != nil
+	r.outer.Many = r.many
 }
 
 // protect has the ipsecPolicy, if there is one, negotiate between the ends of a route.
@@ -185,6 +198,11 @@ func (c *control) link(u *netstate.Route) *underlay.Link {
 	if c.bypassBlocker() != "" || !u.Resolved {
 		return nil
 	}
+	return newLink(u)
+}
+
+// newLink is the Ethernet header to a next hop that is resolved.
+func newLink(u *netstate.Route) *underlay.Link {
 	l := &underlay.Link{Device: u.Device}
 	copy(l.Header[0:], u.DestinationMAC[:])
 	copy(l.Header[6:], u.SourceMAC[:])

@@ -37,6 +37,12 @@ func (e *unresolvedError) Error() string {
 
 // pathError is why there is no path to remote by an answer; nil if there is one.
 func (c *control) pathError(a *netstate.Answer, remote netip.Addr) error {
+	if c.many != nil {
+		if errors.As(a.Err, new(*netstate.NoDeviceError)) {
+			return a.Err
+		}
+		return nil // the kernel routes each packet
+	}
 	switch {
 	case !remote.IsValid():
 		return &unresolvedError{c.cfg.RemoteAddress, c.lookupErr}
@@ -103,6 +109,8 @@ func (c *control) wait(next *route, noPath error) {
 	c.started = !next.suspended
 	next.txDrop, next.waiting = drop.None, ""
 	switch {
+	case next.receiveOnly():
+		next.txDrop = drop.NoLocalAddress
 	case !a.HasLocal:
 		next.txDrop = drop.NoLocalAddress
 	case next.suspended || noDevice || errors.As(noPath, new(*netstate.NoRouteError)):
@@ -155,7 +163,7 @@ func (c *control) replaceRoute(next *route, now time.Time) {
 
 // resetKeepalive restarts the keepalive at now. It is off while the tunnel is suspended.
 func (c *control) resetKeepalive(now time.Time) {
-	config := c.cfg.Keepalive
+	config := c.cfg.keepalive()
 	if c.suspended() {
 		config = keepalive.Config{}
 	}

@@ -124,7 +124,7 @@ func (c *control) warnOfState(now time.Time) {
 	c.warnLeftAlone()
 	c.warnIf(c.failures > 0 && c.remote.IsValid() && !c.held, warning.NameNotRefreshed, "%v", c.lookupErr)
 	c.warnOtherAddress()
-	c.warnIf(route.txDrop == drop.NoLocalAddress, warning.NoLocalAddress, "%v", local)
+	c.warnIf(route.txDrop == drop.NoLocalAddress && !route.receiveOnly(), warning.NoLocalAddress, "%v", local)
 	c.warnIf(c.mtuDecreases.n > mtuSteps && c.wantedMTU() < c.appliedMTU, warning.MTUFeedback, "actual-mtu %d, by %s", c.appliedMTU, c.underlay.DeviceName)
 	c.warnIf(c.pathMTU.Get() != 0, warning.PathMTULowered, "path-mtu %d, says %v", c.pathMTU.Effective(c.underlay.MTU), address(c.pathMTUFrom))
 	c.warnPeer()
@@ -137,7 +137,7 @@ func (c *control) warnOfState(now time.Time) {
 
 // warnPeer warns of a peer that is not heard, or does not answer.
 func (c *control) warnPeer() {
-	silence := c.cfg.Keepalive.HoldTime()
+	silence := c.cfg.keepalive().HoldTime()
 	switch state := keepalive.State(c.state.Load()); {
 	case c.warned(warning.PeerNotHeard) && !state.Running():
 	case state == keepalive.NeverHeard:
@@ -147,7 +147,7 @@ func (c *control) warnPeer() {
 	default:
 		c.clear(warning.PeerNotHeard)
 	}
-	switch unanswered := c.expectsAnswer() && c.unansweredProbes > min(unansweredLimit, c.cfg.Keepalive.Retries); { // the last one is still in flight
+	switch unanswered := c.expectsAnswer() && c.unansweredProbes > min(unansweredLimit, c.cfg.keepalive().Retries); { // the last one is still in flight
 	case unanswered && c.cfg.KeepaliveProbe == keepalive.FormEcho:
 		c.raise(warning.KeepaliveUnanswered, "", fmt.Sprintf("see whether %v answers pings through the tunnel, or use --keepalive off", c.cfg.KeepaliveTarget))
 	default:

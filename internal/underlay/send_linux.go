@@ -107,7 +107,7 @@ func (s *sender) Write(batch []*packet.Buffer, path *Path) (n int, err error) {
 	if !s.socket.guard.Acquire() {
 		return 0, os.ErrClosed
 	}
-	if path != s.path {
+	if path != s.path || path.Remote != s.address.Addr {
 		s.setPath(path)
 	}
 	// Consecutive packets for the same socket are sent together, which keeps the order.

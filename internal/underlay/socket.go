@@ -10,8 +10,8 @@ package underlay
 
 import "ipipd/internal/packet"
 
-// Path is the route of a tunnel's outer packets. It is immutable once in use: when the route
-// changes, the tunnel makes another one.
+// Path is the route of a tunnel's outer packets. It is immutable once in use, but for a Remote between two
+// calls of one Sender: when the route changes, the tunnel makes another one.
 type Path struct {
 	// Local and Remote are the outer addresses, in network byte order.
 	Local, Remote [4]byte

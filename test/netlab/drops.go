@@ -9,6 +9,8 @@ const (
 	// ByESP: by TestManagerOpen_tap of internal/ipsec: only who has the keys can cause it. There it is seen in
 	// what captures and counters get.
 	ByESP = "internal/ipsec"
+	// ManyRemotes: by TestRemotes_drops of internal/tunnel, with remote-address any.
+	ManyRemotes = "internal/tunnel, many remotes"
 	// Uncounted: no packet is counted under it.
 	Uncounted = "nowhere"
 )
@@ -28,8 +30,7 @@ var DropProvoked = map[string]string{
 	"outer-malformed": InMemory, "outer-not-ipip": InMemory, "outer-fragment": InMemory, "outer-checksum": InMemory,
 	"write-failed": InMemory, // takes a kernel without memory
 
-	// Until there are tunnels with many remotes.
-	"no-remote": Uncounted, "remote-not-usable": Uncounted, "reverse-path": Uncounted, "not-in-accept-from": Uncounted, "not-in-accept-to": Uncounted,
+	"no-remote": ManyRemotes, "remote-not-usable": ManyRemotes, "reverse-path": ManyRemotes, "not-in-accept-from": ManyRemotes, "not-in-accept-to": ManyRemotes,
 
 	"esp-no-sa": FromOutside, "esp-plain-text": FromOutside, "esp-authentication": FromOutside, "esp-replay": FromOutside,
 	"esp-malformed": FromOutside, "esp-no-room": FromOutside,

@@ -1,0 +1,203 @@
+package tunnel
+
+import (
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"ipipd/encap"
+	"ipipd/internal/drop"
+	"ipipd/internal/fib"
+	"ipipd/internal/ipv4"
+	"ipipd/internal/netstate"
+	"ipipd/keepalive"
+)
+
+// A tunnel whose remote-address is any, as Linux's tunl0: the kernel's routes out of its interface are its
+// peers. A RouteFollower mirrors them in a fib.Table, which says for each packet where it goes, or whether
+// who sends it may. Its route has no remote; the kernel routes each outer packet.
+
+// AnyRemote is the RemoteAddress of a tunnel with many remotes.
+const AnyRemote = "any"
+
+// many reports whether the routes of the interface say where a packet goes.
+func (c *Config) many() bool { return c.RemoteAddress == AnyRemote }
+
+// keepalive resolves Keepalive: of many remotes there is no one whose silence says anything.
+func (c *Config) keepalive() keepalive.Config {
+	if c.many() && c.Keepalive == keepalive.Default {
+		return keepalive.Config{}
+	}
+	return c.Keepalive
+}
+
+// anyRemote stands for all remotes in Engine.table: no packet can come from it.
+var anyRemote = [4]byte{255, 255, 255, 255}
+
+// remotes are what the data path knows of those of a tunnel with many.
+type remotes struct {
+	table  atomic.Pointer[fib.Table]
+	accept atomic.Pointer[fib.Acceptance]
+	// routes are those to the gateways of the table. Any other remote has the tunnel's own: it is an
+	// inner destination, of which nothing is kept, or new.
+	routes atomic.Pointer[map[[4]byte]*route]
+
+	mu sync.Mutex
+	// begun counts the RouteFollowers: a last call of one before is too late.
+	begun int
+	// news are gateways of the table that came (true) or went, and changed those whose answer has changed,
+	// since control has looked.
+	news    map[[4]byte]bool
+	changed map[[4]byte]bool
+}
+
+func newRemotes(cfg *Config) *remotes {
+	m := new(remotes)
+	m.begin()
+	m.accept.Store(cfg.acceptance())
+	return m
+}
+
+// begin empties the table, and returns what follow is to be called with from now on.
+func (m *remotes) begin() (begun int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.begun++
+	m.table.Store(new(fib.Table))
+	m.routes.Store(&map[[4]byte]*route{})
+	m.news, m.changed = map[[4]byte]bool{}, map[[4]byte]bool{}
+	return m.begun
+}
+
+// follow takes changes of the routes out of the interface, and reports whether control wants to know. It is
+// called by one goroutine.
+func (m *remotes) follow(begun int, changes []netstate.RouteChange) (gateways bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if begun != m.begun {
+		return false
+	}
+	e := m.table.Load().Edit()
+	for _, change := range changes {
+		e.Set(change.Prefix, change.Routes)
+	}
+	next, added, removed := e.Commit()
+	m.table.Store(next)
+	for _, g := range added {
+		m.news[g] = true
+	}
+	for _, g := range removed {
+		m.news[g] = false
+	}
+	return len(added)+len(removed) > 0
+}
+
+// take returns, and forgets, what is new.
+func (m *remotes) take() (news, changed map[[4]byte]bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	news, changed = m.news, m.changed
+	m.news, m.changed = map[[4]byte]bool{}, map[[4]byte]bool{}
+	return news, changed
+}
+
+// to is the route to a remote, made in scratch if it has none of its own. scratch is the caller's.
+func (m *remotes) to(remote [4]byte, base, scratch *route) *route {
+	if r := (*m.routes.Load())[remote]; r != nil {
+		if !r.remote.used.Load() {
+			r.remote.used.Store(true)
+		}
+		return r
+	}
+	if scratch.base != base || scratch.path.Remote != remote {
+		*scratch = *base
+		scratch.base, scratch.path.Remote, scratch.outer.Remote = base, remote, remote
+	}
+	return scratch
+}
+
+// heard records a packet of a remote, and reports whether control wants to know.
+func (m *remotes) heard(remote [4]byte, since int64) bool {
+	r := (*m.routes.Load())[remote]
+	if r == nil {
+		return false
+	}
+	r.remote.heard.Store(since)
+	return r.unreachable
+}
+
+// receiveOnly reports whether a tunnel with many remotes has no address to send from, nor needs it.
+func (r *route) receiveOnly() bool { return r.many && r.path.Local == [4]byte{} }
+
+// acceptance is who may send by a Config.
+func (c *Config) acceptance() *fib.Acceptance {
+	return &fib.Acceptance{AnyPeer: c.AcceptAnyPeer, From: fib.NewPrefixes(c.AcceptFrom), To: fib.NewPrefixes(c.AcceptTo)}
+}
+
+// validateMany checks what remote-address any allows, and needs.
+func (c *Config) validateMany() error {
+	if !c.many() {
+		switch {
+		case c.AcceptAnyPeer || len(c.AcceptFrom) > 0:
+			return &ValueError{Property: "accept-from", Value: formatAcceptFrom(c), Want: "remote-address any with it"}
+		case len(c.AcceptTo) > 0:
+			return &ValueError{Property: "accept-to", Value: join(c.AcceptTo), Want: "remote-address any with it"}
+		}
+		return nil
+	}
+	if !c.LocalAddress.IsValid() && len(c.AcceptTo) == 0 {
+		return &ValueError{Property: "local-address", Missing: true, Want: "the outer source for all remotes, or accept-to for an interface that only receives"}
+	}
+	if c.keepalive().Interval != 0 {
+		return &ValueError{Property: "keepalive", Value: c.Keepalive.String(), Want: "off with remote-address any"}
+	}
+	if c.IPsec.Wanted() {
+		return &ValueError{Property: "remote-address", Value: AnyRemote, Want: "one address or DNS name with ipsec-secret"}
+	}
+	// Nobody is to run an open decapsulator (CVE-2020-10136).
+	for _, p := range c.AcceptFrom {
+		if p.Bits() < 32 && len(c.AcceptTo) == 0 {
+			return &ValueError{Property: "accept-to", Missing: true, Want: "the inner destinations that all of " + p.String() + " may send to, as it is in accept-from"}
+		}
+	}
+	return nil
+}
+
+// anyPeer is the value of accept-from for any gateway of a route.
+const anyPeer = "any-peer"
+
+func formatAcceptFrom(c *Config) string {
+	if c.AcceptAnyPeer {
+		return strings.TrimSuffix(anyPeer+","+join(c.AcceptFrom), ",")
+	}
+	return join(c.AcceptFrom)
+}
+
+// parsePrefixes appends prefixes, or addresses, that commas separate.
+func parsePrefixes(to []netip.Prefix, v, wanted string) (_ []netip.Prefix, want string) {
+	for _, one := range strings.Split(v, ",") {
+		if a, err := netip.ParseAddr(one); err == nil && a.Is4() {
+			one += "/32"
+		}
+		p, want := parsePrefix(one, wanted)
+		if want != "" {
+			return to, want
+		}
+		to = append(to, p.Masked())
+	}
+	return to, ""
+}
+
+// accepts returns drop.None if a packet of a remote may enter. A probe has no inner source: it is for any
+// gateway of a route.
+func (m *remotes) accepts(remote [4]byte, inner ipv4.Packet, kind encap.Kind) drop.Reason {
+	table := m.table.Load()
+	switch {
+	case kind == encap.KindData:
+		return m.accept.Load().Check(table, remote, inner.Source(), inner.Destination())
+	case !table.HasRemote(remote):
+		return drop.ReversePath
+	}
+	return drop.None
+}

@@ -1,0 +1,182 @@
+package tunnel
+
+import (
+	"maps"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"ipipd/internal/capture"
+	"ipipd/internal/drop"
+	"ipipd/internal/fib"
+	"ipipd/internal/ipv4"
+	"ipipd/internal/netstate"
+	"ipipd/internal/packet"
+	"ipipd/test/memory"
+	"ipipd/test/netlab"
+)
+
+// What is not to be combined is refused, above all an open decapsulator (CVE-2020-10136).
+func TestConfigValidateMany(t *testing.T) {
+	for words, want := range map[string]string{
+		"remote-address=any local-address=192.0.2.1":                                                "",
+		"remote-address=any local-address=192.0.2.1 accept-from=any-peer":                           "",
+		"remote-address=any local-address=192.0.2.1 accept-from=198.51.100.7":                       "",
+		"remote-address=any accept-from=172.16.0.0/12,192.0.2.10 accept-to=203.0.113.5":             "",
+		"remote-address=any local-address=192.0.2.1 accept-from=172.16.0.0/12":                      "accept-to: missing",
+		"remote-address=any local-address=192.0.2.1 accept-from=198.51.100.7 accept-from=0.0.0.0/0": "accept-to: missing",
+		"remote-address=any":                                                                              "local-address: missing",
+		"remote-address=any accept-from=any-peer":                                                         "local-address: missing",
+		"remote-address=any local-address=192.0.2.1 keepalive=5s,3":                                       "keepalive:",
+		"remote-address=any local-address=192.0.2.1 keepalive=10s,10":                                     "",
+		"remote-address=any local-address=192.0.2.1 ipsec-secret=mellon-mellon-mellon allow-fast-path=no": "remote-address:",
+		"remote-address=198.51.100.1 accept-from=any-peer":                                                "accept-from:",
+		"remote-address=198.51.100.1 accept-to=203.0.113.5":                                               "accept-to:",
+	} {
+		c, err := parseConfig(words)
+		if err == nil {
+			err = c.Validate()
+		}
+		if want == "" && err != nil || want != "" && (err == nil || !strings.HasPrefix(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", words, err, want)
+		}
+	}
+}
+
+// What an interface that is gone had does not get into the table of the next one.
+func TestRemotes_follow(t *testing.T) {
+	c := Default()
+	m := newRemotes(&c)
+	gateway := [4]byte{198, 51, 100, 7}
+	changes := []netstate.RouteChange{{Prefix: netip.MustParsePrefix("10.1.0.0/16"), Routes: []fib.Route{{Hops: []fib.Hop{{Gateway: gateway}}}}}}
+	before := m.begin()
+	if !m.follow(before, changes) || m.table.Load().Len() != 1 {
+		t.Error("a route is not followed")
+	}
+	if news, _ := m.take(); !news[gateway] {
+		t.Errorf("its gateway is not told: %v", news)
+	}
+	if m.follow(before, changes) {
+		t.Error("the same again is told")
+	}
+	now := m.begin()
+	if m.follow(before, changes) || m.table.Load().Len() != 0 {
+		t.Error("a route of the interface before is followed")
+	}
+	if !m.follow(now, changes) || !m.table.Load().HasRemote(gateway) {
+		t.Error("one of the present interface is not followed")
+	}
+}
+
+// One end has many remotes. Its packets go where the routes lead, and only what these say comes in.
+func TestRemotes_dataPath(t *testing.T) {
+	sa, sb := memory.NewSocketPair()
+	a := start(t, sa, outerA, outerB, func(c *Config) { c.RemoteAddress, c.LocalAddress = AnyRemote, outerA })
+	b := start(t, sb, outerB, outerA, nil)
+	drops := func(r drop.Reason) func() bool { return func() bool { return a.Status().Drops[r.String()] > 0 } }
+	out, in := datagram(100, nil), datagram(100, func(h *ipv4.Header) { h.Source, h.Destination = h.Destination, h.Source })
+
+	a.device.Inject(out)
+	eventually(t, "without a route it is dropped", drops(drop.NoRemote))
+	b.device.Inject(in)
+	eventually(t, "and nothing comes in", drops(drop.ReversePath))
+
+	tell := func(prefix string, gateway [4]byte) {
+		a.network.followRoutes([]netstate.RouteChange{{
+			Prefix: netip.MustParsePrefix(prefix), Routes: []fib.Route{{Hops: []fib.Hop{{Gateway: gateway}}}},
+		}})
+	}
+	tell("10.0.0.0/8", outerB.As4())
+	eventually(t, "the remote has a route of its own", func() bool { return len(*a.many.routes.Load()) == 1 })
+	a.send(t, b, out)
+	b.send(t, a, in)
+	tell("10.0.0.0/8", [4]byte{203, 0, 113, 9})
+	b.device.Inject(in)
+	before := a.Status().Drops[drop.ReversePath.String()]
+	eventually(t, "another gateway: it may not send any more", func() bool {
+		b.device.Inject(in)
+		return a.Status().Drops[drop.ReversePath.String()] > before
+	})
+}
+
+// Neither a packet to a gateway of a route allocates, nor one to an inner destination.
+func TestRemotes_allocations(t *testing.T) {
+	for name, hop := range map[string]fib.Hop{"gateway": {Gateway: outerB.As4()}, "no gateway": {}} {
+		t.Run(name, func(t *testing.T) {
+			sa, sb := memory.NewSocketPair()
+			a := start(t, sa, outerA, outerB, func(c *Config) { c.RemoteAddress, c.LocalAddress = AnyRemote, outerA })
+			b := start(t, sb, outerB, outerA, nil)
+			a.network.followRoutes([]netstate.RouteChange{{Prefix: netip.PrefixFrom(outerB, 32), Routes: []fib.Route{{Hops: []fib.Hop{hop}}}}})
+			eventually(t, "the remote is known", func() bool { return (len(*a.many.routes.Load()) == 1) == (hop.Gateway != [4]byte{}) })
+			const batch = 64
+			p, got := datagram(1480, func(h *ipv4.Header) { h.Destination = outerB.As4() }), packet.NewBatch(batch, packet.MaxSize)
+			transfer := func() {
+				for range batch {
+					a.device.Inject(p)
+				}
+				for have := 0; have < batch; {
+					n, err := b.device.ReceiveBatch(got)
+					if err != nil {
+						t.Fatal(err)
+					}
+					have += n
+				}
+			}
+			for range 2 * 1024 / batch { // the in-memory queues grow once
+				transfer()
+			}
+			if n := testing.AllocsPerRun(200, transfer); n >= 1 {
+				t.Errorf("%.2f allocations for %d packets", n, batch)
+			}
+		})
+	}
+}
+
+// Each reason that only a tunnel with many remotes has is in print, in the metrics and in a capture.
+func TestRemotes_drops(t *testing.T) {
+	out, in := datagram(100, nil), datagram(100, func(h *ipv4.Header) { h.Source, h.Destination = h.Destination, h.Source })
+	provoked := map[string]bool{}
+	for why, c := range map[drop.Reason]struct {
+		set      func(*Config)
+		sent     []byte // by the host, or received
+		received []byte
+	}{
+		drop.NoRemote:        {sent: out},
+		drop.RemoteNotUsable: {sent: datagram(100, func(h *ipv4.Header) { h.Destination = [4]byte{224, 0, 0, 5} })},
+		drop.ReversePath:     {received: in},
+		drop.NotInAcceptFrom: {received: in, set: func(c *Config) { c.AcceptAnyPeer = true }},
+		drop.NotInAcceptTo:   {received: in, set: func(c *Config) { c.AcceptTo = []netip.Prefix{netip.MustParsePrefix("203.0.113.5/32")} }},
+	} {
+		provoked[why.String()] = true
+		t.Run(why.String(), func(t *testing.T) {
+			sa, sb := memory.NewSocketPair()
+			a := start(t, sa, outerA, outerB, func(cfg *Config) {
+				cfg.RemoteAddress, cfg.LocalAddress = AnyRemote, outerA
+				if c.set != nil {
+					c.set(cfg)
+				}
+			})
+			b := start(t, sb, outerB, outerA, nil)
+			a.network.followRoutes([]netstate.RouteChange{{Prefix: netip.MustParsePrefix("224.0.0.0/4"), Routes: []fib.Route{{Hops: []fib.Hop{{}}}}}})
+			of := startCapture(t, a.engine, "", capture.Options{Drops: true}, nil)
+			if c.sent != nil {
+				a.device.Inject(c.sent)
+			} else {
+				b.device.Inject(c.received)
+			}
+			eventually(t, "it is counted", func() bool { return a.Status().Drops[why.String()] > 0 })
+			if a.engine.Samples().Tunnels[0].Drops[why] == 0 {
+				t.Error("the metrics do not have it")
+			}
+			for _, p := range of.end().Packets {
+				if strings.HasSuffix(p.Comment, why.Error()+"; remedy: "+why.Remedy()) {
+					return
+				}
+			}
+			t.Error("the capture does not have it")
+		})
+	}
+	if want := netlab.DropsProvoked(netlab.ManyRemotes); !maps.Equal(provoked, want) {
+		t.Errorf("provoked are %v, want %v", provoked, want)
+	}
+}

@@ -1,0 +1,262 @@
+package tunnel
+
+import (
+	"errors"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"ipipd/encap"
+	"ipipd/internal/drop"
+	"ipipd/internal/ipv4"
+	"ipipd/internal/netstate"
+	"ipipd/internal/underlay"
+)
+
+// Control's side of many remotes: each gateway of a route has a Follower, and the soft state of RFC 2003,
+// section 5. Its memory is bounded by the routes, and nobody but they adds to it.
+
+// maxRemotes limits the gateways with a state of their own.
+const maxRemotes = 1 << 14
+
+// remote is a gateway of a route.
+type remote struct {
+	follower      Follower
+	pathMTU       encap.PathMTU
+	reach         encap.Reachability
+	unreachableAt time.Time
+	heard         atomic.Int64 // when its last packet came, nanoseconds after Tunnel.epoch; 0 is never
+	used          atomic.Bool  // packets were sent to it since confirmRemotes
+}
+
+// followRoutes has the mirror follow the present interface.
+func (c *control) followRoutes() {
+	if c.many == nil || c.ifindex == c.routesOf {
+		return
+	}
+	c.endRoutes()
+	c.routesOf = c.ifindex
+	if c.ifindex == 0 {
+		return
+	}
+	t, begun := c.Tunnel, c.many.begin()
+	c.routes = c.engine.network.FollowRoutes(c.ifindex, func(changes []netstate.RouteChange) {
+		if t.many.follow(begun, changes) {
+			t.wakeControl()
+		}
+	})
+}
+
+// endRoutes ends following, and forgets all remotes.
+func (c *control) endRoutes() {
+	if c.routes != nil {
+		c.routes.Close()
+		c.routes = nil
+	}
+	for _, r := range c.remotes {
+		r.follower.Close()
+	}
+	c.remotes = nil
+	if c.many != nil {
+		c.many.begin()
+	}
+}
+
+// askRemotes has a Follower for each gateway of the table, and no other. It returns those whose answer has
+// changed.
+func (c *control) askRemotes() (changed map[[4]byte]bool) {
+	if c.many == nil {
+		return nil
+	}
+	news, changed := c.many.take()
+	for g, has := range news {
+		switch r := c.remotes[g]; {
+		case !has && r != nil:
+			r.follower.Close()
+			delete(c.remotes, g)
+		case has && r == nil && len(c.remotes) < maxRemotes:
+			if c.remotes == nil {
+				c.remotes = map[[4]byte]*remote{}
+			}
+			r = &remote{pathMTU: encap.PathMTU{Floor: c.pathMTU.Floor}}
+			r.follower = c.engine.network.Follow(c.remoteQuery(g), func() { c.remoteChanged(g) })
+			c.remotes[g] = r
+		}
+	}
+	asked := remotesQuery{c.cfg.LocalAddress, c.cfg.FwMark, c.cfg.UnderlayDevice}
+	if asked != c.asked {
+		for g, r := range c.remotes {
+			r.follower.Set(c.remoteQuery(g))
+			changed[g] = true
+		}
+	}
+	c.asked = asked
+	return changed
+}
+
+// remotesQuery is what the queries of all remotes have in common.
+type remotesQuery struct {
+	local          netip.Addr
+	mark           uint32
+	underlayDevice string
+}
+
+// remoteQuery is what the network is asked for a remote. It has no interface: each change of a route out of
+// that would concern all remotes.
+func (c *control) remoteQuery(g [4]byte) netstate.Query {
+	q := c.queryFor(c.cfg, address(g))
+	q.Interface, q.Routes = 0, nil
+	return q
+}
+
+// updateRemotes brings the routes to the remotes in line with the tunnel's own, and with what askRemotes
+// found.
+func (c *control) updateRemotes(changed map[[4]byte]bool, now time.Time) {
+	if c.many == nil {
+		return
+	}
+	base, old := c.route.Load(), *c.many.routes.Load()
+	next, same := make(map[[4]byte]*route, len(c.remotes)), len(old) == len(c.remotes)
+	for g, r := range c.remotes {
+		if expired := r.tick(now, c.epoch); old[g] == nil || old[g].remote != r || old[g].base != base || expired || changed[g] {
+			next[g], same = c.remoteRoute(base, g, r, now), false
+		} else {
+			next[g] = old[g]
+		}
+	}
+	if !same {
+		c.many.routes.Store(&next)
+	}
+}
+
+// remoteChanged has the route to a remote made again.
+func (t *Tunnel) remoteChanged(g [4]byte) {
+	t.many.mu.Lock()
+	t.many.changed[g] = true
+	t.many.mu.Unlock()
+	t.wakeControl()
+}
+
+// tick ends what has expired, or a packet of the remote has ended.
+func (r *remote) tick(now, epoch time.Time) (changed bool) {
+	changed = r.pathMTU.Tick(now)
+	if r.unreachableAt.IsZero() {
+		return changed
+	}
+	if r.reach.Reachable(now) || epoch.Add(time.Duration(r.heard.Load())).After(r.unreachableAt) {
+		r.reach.MarkReachable()
+		r.unreachableAt = time.Time{}
+		changed = true
+	}
+	return changed
+}
+
+// remoteRoute makes the route to a remote.
+func (c *control) remoteRoute(base *route, g [4]byte, r *remote, now time.Time) *route {
+	next := *base
+	next.base, next.remote = base, r
+	next.path.Remote, next.outer.Remote = g, g
+	next.unreachable = !r.reach.Reachable(now)
+	a := r.follower.Answer()
+	switch {
+	case base.txDrop != drop.None:
+	case a.Err == nil && a.Route.Local:
+		next.txDrop = drop.RemoteNotUsable // an address of this host
+	case a.Err == nil && !c.intoItself(&a.Route): // else the kernel loops it once, which is counted
+		next.path.Link = c.remoteLink(a)
+		next.path.MTU = r.pathMTU.Effective(a.Route.MTU)
+		next.maxInner = c.maxInner(next.path.MTU)
+	case errors.As(a.Err, new(*netstate.NoRouteError)):
+		next.txDrop = drop.NoPath
+	}
+	return &next
+}
+
+// remoteLink is link for a remote.
+func (c *control) remoteLink(a *netstate.Answer) *underlay.Link {
+	if u := &a.Route; c.cfg.FwMark != 0 || u.Local || !u.Ethernet || !u.Resolved || a.Bypass != "" {
+		return nil
+	}
+	return newLink(&a.Route)
+}
+
+// confirmRemotes is confirmNextHop for the remotes that packets were sent to.
+func (c *control) confirmRemotes() {
+	for _, r := range c.remotes {
+		if !r.used.Swap(false) {
+			continue
+		}
+		if err := r.follower.Refresh(); err != nil {
+			c.log.Debug("the next hop is not resolved", "err", err)
+		}
+	}
+}
+
+// remotesMTU is the least MTU of the first hops to the remotes, in bytes.
+func (c *control) remotesMTU() int {
+	mtu := 0
+	for _, r := range c.remotes {
+		if a := r.follower.Answer(); a.Err == nil && !c.intoItself(&a.Route) && (mtu == 0 || a.Route.MTU < mtu) {
+			mtu = a.Route.MTU
+		}
+	}
+	if mtu == 0 {
+		return defaultUnderlayMTU
+	}
+	return mtu
+}
+
+// remotesNext is when the state of a remote expires; zero is never.
+func (c *control) remotesNext() (next time.Time) {
+	for _, r := range c.remotes {
+		for _, at := range []time.Time{r.pathMTU.Expires(), r.reach.Expires()} {
+			if !at.IsZero() && (next.IsZero() || at.Before(next)) {
+				next = at
+			}
+		}
+	}
+	return next
+}
+
+// outerErrorOf is outerError for one of many remotes.
+func (t *Tunnel) outerErrorOf(e *encap.OuterError, now time.Time) (why drop.Reason) {
+	defer func() {
+		if why != drop.None {
+			t.count(why, 1)
+		}
+	}()
+	r := (*t.many.routes.Load())[e.Destination]
+	config := t.config.Load()
+	alive := func() bool {
+		heard := r.remote.heard.Load()
+		return heard != 0 && now.Sub(t.epoch.Add(time.Duration(heard))) < recentlyReceived
+	}
+	switch {
+	case r == nil, !e.TooBig() && !e.Unreachable(), e.Type == ipv4.ICMPTimeExceeded && config.TTL == 0:
+		return drop.OuterErrorIgnored
+	case e.Protocol != ipv4.ProtocolIPIP, e.TooBig() && !config.DontFragment, e.Unreachable() && alive():
+		return drop.OuterErrorNotBelieved
+	}
+	kept := *e
+	if !t.post(func(c *control) { c.errorOf(&kept, now) }) {
+		return drop.OuterErrorIgnored
+	}
+	return drop.None
+}
+
+// errorOf handles an ICMP error about packets to a remote.
+func (c *control) errorOf(e *encap.OuterError, now time.Time) {
+	r := c.remotes[e.Destination]
+	if r == nil {
+		return
+	}
+	if e.TooBig() {
+		if _, d := r.pathMTU.TooBig(now, e, r.follower.Answer().Route.MTU); d != drop.None {
+			c.drop(d, 1)
+		}
+	} else {
+		r.reach.MarkUnreachable(now)
+		r.unreachableAt = now
+	}
+	c.remoteChanged(e.Destination)
+}
