@@ -75,6 +75,7 @@ func keepRun(_ context.Context, o *keepOptions) error {
 	defer signal.Stop(k.signals)
 	defer signal.Stop(k.children)
 	k.outer = newNotifier(k.log)
+	k.outer.discard()
 	limit, err := keptLimit()
 	if err != nil {
 		return err

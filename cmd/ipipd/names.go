@@ -129,7 +129,7 @@ func (p *process) checkInterfaces(configs map[string]*tunnel.Config) error {
 	}
 	interfaces, err := p.interfaces() // once: for each name the kernel would list them all
 	for _, i := range interfaces {
-		if c := configs[i.Name]; c != nil {
+		if c := configs[i.Name]; c != nil && !p.notify.keeps(tunnel.KeptName(c.Name)) {
 			return &nameTakenError{c.Name, "an interface of this host"}
 		}
 	}

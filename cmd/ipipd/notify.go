@@ -14,6 +14,7 @@ import (
 // notifier tells the service manager about the process.
 type notifier struct {
 	manager *handover.Manager // nil: nobody is told
+	kept    handover.Kept     // of the process before
 	log     *slog.Logger
 
 	mu     sync.Mutex // guards status
@@ -27,10 +28,20 @@ func newNotifier(log *slog.Logger) *notifier {
 	if err != nil {
 		log.Warn("what the service manager has passed cannot be used", "err", err)
 	}
-	if err := manager.Discard(kept); err != nil {
-		log.Warn("the service manager keeps descriptors of the process before, which are not used", "err", err)
+	return &notifier{manager: manager, kept: kept, log: log}
+}
+
+// keeps reports whether the process before has left something under that name.
+func (n *notifier) keeps(name string) bool { return n != nil && len(n.kept[name]) > 0 }
+
+// discard gives up what is not used of the process before.
+func (n *notifier) discard() {
+	if n == nil {
+		return
 	}
-	return &notifier{manager: manager, log: log}
+	if err := n.manager.Discard(n.kept); err != nil {
+		n.log.Warn("the service manager keeps descriptors of the process before, which are not used", "err", err)
+	}
 }
 
 // ready is after the start, and after a reload, whether it has failed or not.

@@ -96,7 +96,11 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 			p.log.Error("the control socket has failed: ipipd's other commands cannot reach this process", "err", err)
 		}
 	}()
-	if p.engine, err = p.options.open(tunnel.EngineOptions{Log: p.log, Threads: p.options.Threads}); err != nil {
+	o := tunnel.EngineOptions{Log: p.log, Threads: p.options.Threads}
+	if p.notify != nil {
+		o.Manager, o.Kept = p.notify.manager, p.notify.kept
+	}
+	if p.engine, err = p.options.open(o); err != nil {
 		return err
 	}
 	if err := p.run(ctx, configs); err != nil {
@@ -105,6 +109,7 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 	if len(p.engine.Tunnels()) < len(enabled(configs)) {
 		return errors.Join(errors.New("a tunnel has ended while it was started"), p.engine.Close())
 	}
+	p.notify.discard() // tunnels that are not wanted any more
 	p.reloads.note(nil)
 	p.ready.Store(true)
 	p.notify.ready()
@@ -239,13 +244,16 @@ func (p *process) forget(link string) {
 	p.server.Release(link)
 }
 
-// close removes the tunnels. Afterwards no reload reserves a name.
-func (p *process) close() error {
+// close removes the tunnels, or leaves them to the next process. Afterwards no reload reserves a name.
+func (p *process) close(leave bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
 	p.notify.stopping()
 	defer p.waitCaptures()
+	if leave {
+		return p.engine.Leave()
+	}
 	return p.engine.Close()
 }
 

@@ -94,6 +94,8 @@ func (e *listEngine) Capture(context.Context, string, capture.Options, string, i
 }
 func (e *listEngine) Samples() tunnel.Samples { return samplesOf(e.Tunnels()) }
 
+func (e *listEngine) Leave() error { return e.Close() }
+
 func (e *listEngine) Close() error {
 	e.set(nil)
 	return nil
@@ -148,7 +150,7 @@ func runProcess(t *testing.T, change func(*upOptions), names ...string) (*proces
 	}
 	t.Cleanup(func() {
 		cancel()
-		if err := errors.Join(p.close(), p.server.Close()); err != nil {
+		if err := errors.Join(p.close(false), p.server.Close()); err != nil {
 			t.Error(err)
 		}
 	})
@@ -201,7 +203,7 @@ func TestDownRun_several(t *testing.T) {
 	done := make(chan error, 1)
 	go func() {
 		<-ended.Done()
-		done <- errors.Join(p.close(), p.server.Close())
+		done <- errors.Join(p.close(false), p.server.Close())
 	}()
 	dir := p.options.RuntimeDir
 	if status, _, errs := command("down", "ipip2", "ipip9", "ipip1", "ipip2", "ipip3", "--runtime-dir", dir); status != 1 || !strings.HasPrefix(errs, "ipipd: no tunnel named ipip9 in ") || strings.Count(errs, "no tunnel") != 1 {

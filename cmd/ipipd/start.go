@@ -23,6 +23,8 @@ type engine interface {
 	Capture(ctx context.Context, name string, o capture.Options, program string, w io.Writer) (capture.Result, error)
 	// Close removes the tunnels. It returns when the interfaces are gone.
 	Close() error
+	// Leave is Close, but that interfaces stay for the process that comes next.
+	Leave() error
 }
 
 // startedTunnel is the part of *tunnel.Tunnel that `up` uses.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -121,10 +122,22 @@ func secretFromEnv(config *tunnel.Config, lookup func(string) (string, bool)) er
 }
 
 func upRun(ctx context.Context, o *upOptions) error {
-	// SIGUSR2 is for the end before a restart: of ipipd keep, and of systemd with RestartKillSignal=.
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM, syscall.SIGUSR2)
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	ctx, cancel := context.WithCancelCause(ctx)
+	// SIGUSR2 is for the end before a restart: of ipipd keep, and of systemd with RestartKillSignal=.
+	restart := make(chan os.Signal, 1)
+	signal.Notify(restart, syscall.SIGUSR2)
+	defer signal.Stop(restart)
+	var leave atomic.Bool
+	go func() {
+		select {
+		case <-restart:
+			leave.Store(true)
+			cancel(errors.New("SIGUSR2: the next process takes over"))
+		case <-ctx.Done():
+		}
+	}()
 	down := func() { cancel(errors.New("ipipd down")) }
 	defer down()
 	sighups := make(chan os.Signal, 1) // buffered: one before the tunnel is ready is served then
@@ -175,7 +188,7 @@ func upRun(ctx context.Context, o *upOptions) error {
 	time.AfterFunc(againTimeout, stop) // another signal kills the process then
 	down()
 	p.stopMetrics()
-	return errors.Join(err, p.close())
+	return errors.Join(err, p.close(leave.Load()))
 }
 
 func newLogger(o *upOptions) *slog.Logger {

@@ -92,6 +92,8 @@ func (e *fakeEngine) Tunnels() map[string]startedTunnel {
 	return map[string]startedTunnel{e.name: e.tunnel}
 }
 
+func (e *fakeEngine) Leave() error { return e.Close() }
+
 func (e *fakeEngine) Close() error {
 	if e.tunnel == nil {
 		return nil

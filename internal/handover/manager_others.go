@@ -2,6 +2,8 @@
 
 package handover
 
+import "time"
+
 // Manager is what has started this process: systemd, or a Keeper. Other systems have neither: it
 // is always nil.
 type Manager struct{}
@@ -11,6 +13,15 @@ func Open() (*Manager, Kept, error) { return nil, nil, nil }
 
 // Notify does nothing.
 func (m *Manager) Notify(string) error { return nil }
+
+// Store does nothing.
+func (m *Manager) Store(string, ...int) error { return nil }
+
+// Remove does nothing.
+func (m *Manager) Remove(string) error { return nil }
+
+// Sync does nothing.
+func (m *Manager) Sync(time.Duration) error { return nil }
 
 // Discard does nothing.
 func (m *Manager) Discard(Kept) error { return nil }

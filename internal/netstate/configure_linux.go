@@ -43,6 +43,8 @@ func (h *Host) Configure(interfaces []Interface) error {
 			clsact, program := programChanges(i.Index, i.Program)
 			clsact.what, program.what = "", ""
 			changes = append(changes, clsact, program)
+		} else if i.Adopted {
+			changes = append(changes, removeProgram(i.Index))
 		}
 		changes = append(changes, noLinkLocal(i.Index), setUp(i.Index))
 		changes = append(changes, routes...)

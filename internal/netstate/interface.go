@@ -15,6 +15,8 @@ type Interface struct {
 	// Program is to run on egress; the zero Program is none. That it cannot is no error: see
 	// Follower.Attach.
 	Program Program
+	// Adopted: a process before has made it, whose Program is replaced, or removed.
+	Adopted bool
 }
 
 // InterfaceAddress is an address of an interface.

@@ -97,13 +97,13 @@ func (n tcName) String() string { return string(n) }
 
 // programChanges add a clsact to a device, and the filter that runs a program on egress.
 func programChanges(device int, p Program) (clsact, filter change) {
-	const flags = unix.NLM_F_CREATE | unix.NLM_F_EXCL
-	req := nl.NewNetlinkRequest(unix.RTM_NEWQDISC, flags)
+	req := nl.NewNetlinkRequest(unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	req.AddData(&nl.TcMsg{Ifindex: int32(device), Handle: netlink.HANDLE_CLSACT & major, Parent: netlink.HANDLE_CLSACT})
 	req.AddData(nl.NewRtAttr(nl.TCA_KIND, nl.ZeroTerminated("clsact")))
 	clsact = change{NetlinkRequest: req, device: device, what: "add queueing discipline %v to %v", object: tcName("clsact")}
 
-	req = nl.NewNetlinkRequest(unix.RTM_NEWTFILTER, flags)
+	// It takes the place of the one of a process before (tun.Adopt), whose maps nobody writes any more.
+	req = nl.NewNetlinkRequest(unix.RTM_NEWTFILTER, unix.NLM_F_CREATE)
 	req.AddData(&nl.TcMsg{
 		Ifindex: int32(device), Handle: programHandle, Parent: netlink.HANDLE_MIN_EGRESS,
 		Info: netlink.MakeHandle(programPreference, nl.Swap16(unix.ETH_P_IP)),
@@ -116,6 +116,17 @@ func programChanges(device int, p Program) (clsact, filter change) {
 	req.AddData(options)
 	filter = change{NetlinkRequest: req, device: device, what: "add eBPF program %v to the egress of %v", object: tcName(p.Name)}
 	return clsact, filter
+}
+
+// removeProgram removes the filter of programChanges, whatever it runs.
+func removeProgram(device int) change {
+	req := nl.NewNetlinkRequest(unix.RTM_DELTFILTER, 0)
+	req.AddData(&nl.TcMsg{
+		Ifindex: int32(device), Handle: programHandle, Parent: netlink.HANDLE_MIN_EGRESS,
+		Info: netlink.MakeHandle(programPreference, nl.Swap16(unix.ETH_P_IP)),
+	})
+	req.AddData(nl.NewRtAttr(nl.TCA_KIND, nl.ZeroTerminated("bpf")))
+	return change{NetlinkRequest: req, device: device}
 }
 
 // parseProgram reads the ID of the program of an RTM_NEWTFILTER that starts at its tcmsg; 0 if it is of

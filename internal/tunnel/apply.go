@@ -45,7 +45,11 @@ func (e *Engine) Apply(ctx context.Context, configs []Config) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return p.apply()
+	err = p.apply()
+	if err == nil && e.leaving.Swap(false) {
+		err = e.startReceiving()
+	}
+	return err
 }
 
 // Tunnel returns the tunnel with that Config.Name, nil if none runs.

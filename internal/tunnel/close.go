@@ -33,6 +33,7 @@ func (e *Engine) CloseTunnels(tunnels ...*Tunnel) error {
 	e.removeInterfaces(closing)
 	var errs []error
 	for _, t := range closing {
+		t.dropDevice()
 		errs = append(errs, t.device.Close())
 		e.forget(t)
 		close(t.done)
@@ -54,6 +55,9 @@ func (e *Engine) forget(t *Tunnel) {
 // namespace of the Engine. Any others are removed by closing their devices, which has the
 // kernel wait for each.
 func (e *Engine) removeInterfaces(tunnels []*Tunnel) {
+	if e.leaving.Load() {
+		return
+	}
 	var devices []int
 	for _, t := range tunnels {
 		// Before Linux 5.2 State knows an interface by its name alone. By another index it
@@ -62,7 +66,7 @@ func (e *Engine) removeInterfaces(tunnels []*Tunnel) {
 			devices = append(devices, s.Index)
 		}
 	}
-	if len(devices) < 2 {
+	if len(devices) == 0 || len(devices) == 1 && e.manager == nil { // a manager would close it a moment later
 		return
 	}
 	if err := e.network.Remove(devices); err != nil {

@@ -36,6 +36,7 @@ type control struct {
 	*Tunnel
 
 	cfg      *Config          // in use; immutable
+	adopted  bool             // the interface is of the process before
 	answer   *netstate.Answer // in use
 	underlay netstate.Route   // of answer, without a loop through the tunnel itself
 	remote   netip.Addr       // RemoteAddress, resolved; the zero Addr until it is

@@ -16,6 +16,7 @@ import (
 	"ipipd/internal/capture"
 	"ipipd/internal/drop"
 	"ipipd/internal/fastpath"
+	"ipipd/internal/handover"
 	"ipipd/internal/ipsec"
 	"ipipd/internal/netstate"
 	"ipipd/internal/resolve"
@@ -38,6 +39,10 @@ type EngineOptions struct {
 	Network Network
 	// LookupName resolves a remote's DNS name; nil uses the system's resolver.
 	LookupName func(ctx context.Context, name string) (resolve.Answer, error)
+	// Manager keeps the interfaces and sockets for the next process; nil keeps none. Kept is what it has
+	// kept of the process before. What of it is no tunnel's after the first Apply, the caller discards.
+	Manager *handover.Manager
+	Kept    handover.Kept
 	// FastPath loads the eBPF programs; nil is fastpath.Open, or an error if Socket,
 	// OpenDevice or Network is set.
 	FastPath func() (*fastpath.FastPath, error)
@@ -56,6 +61,12 @@ type Engine struct {
 	workers    []*workers // threads of them
 
 	openFastPath func() (*fastpath.FastPath, error)
+
+	manager *handover.Manager
+	kept    handover.Kept // of Apply and remakeInterface
+	// leaving: what is closed is left to the next process. So is it until the first Apply has succeeded,
+	// so that a start that fails can be tried again.
+	leaving atomic.Bool
 
 	table  atomic.Pointer[table]
 	others atomic.Pointer[table] // by further remotes, where table has none: see otherRemote
@@ -83,7 +94,8 @@ type Engine struct {
 	espReceivers atomic.Int32 // started so far
 	applying     sync.Mutex   // held by Apply; guards closed
 	closed       bool
-	loops        sync.WaitGroup
+	working      sync.WaitGroup // workers' threads
+	loops        sync.WaitGroup // other goroutines
 	cancel       context.CancelFunc
 	closeOnce    sync.Once // of what Close does to the workers and the socket
 }
@@ -96,7 +108,8 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 	if o.Threads == 0 {
 		o.Threads = DefaultThreads()
 	}
-	e := &Engine{threads: o.Threads, log: o.Log, socket: o.Socket, openDevice: o.OpenDevice, network: o.Network, traffic: make(chan struct{}, 1), linkVotes: linkVotes{}, live: map[*Tunnel]bool{}}
+	e := &Engine{threads: o.Threads, log: o.Log, socket: o.Socket, openDevice: o.OpenDevice, network: o.Network, traffic: make(chan struct{}, 1), linkVotes: linkVotes{}, live: map[*Tunnel]bool{}, manager: o.Manager, kept: o.Kept}
+	e.leaving.Store(len(o.Kept) > 0)
 	e.partialChecksums.epoch = time.Now()
 	if e.openFastPath = o.FastPath; e.openFastPath == nil {
 		e.openFastPath = fastpath.Open
@@ -124,7 +137,9 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 	}
 	if e.socket == nil {
 		var err error
-		if e.socket, err = underlay.OpenSocket(underlay.SocketOptions{Receivers: o.Threads}); err != nil {
+		if e.socket, err = underlay.OpenSocket(underlay.SocketOptions{
+			Receivers: o.Threads, Adopt: takeKeptSockets(o.Kept), Opened: e.keepSocket, Closed: e.dropSocket,
+		}); err != nil {
 			e.network.Close()
 			return nil, err
 		}
@@ -147,15 +162,24 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 }
 
 // startWorkers makes the workers, and has them read the socket's Receivers: the first one is the raw
-// socket's, the others are the link layer's.
+// socket's, the others are the link layer's (startReceiving).
 func (e *Engine) startWorkers() error {
 	for i := range e.threads {
-		p, err := newWorkers(i, func(i int) *worker { return newWorker(i, e.socket.NewSender()) }, e.loops.Go)
+		p, err := newWorkers(i, func(i int) *worker { return newWorker(i, e.socket.NewSender()) }, e.working.Go)
 		if err != nil {
 			return err
 		}
 		e.workers = append(e.workers, p)
 	}
+	if e.leaving.Load() { // the next process of one that has left its sockets: after the first Apply
+		return nil
+	}
+	return e.startReceiving()
+}
+
+// startReceiving has the workers read the socket's Receivers. What they read before the tunnels are
+// registered would be nobody's.
+func (e *Engine) startReceiving() error {
 	for i, receiver := range e.socket.Receivers() {
 		in := &inbound{engine: e, receiver: receiver, from: fromIPIP, fail: e.disableLinkLayer}
 		if i == 0 {
@@ -188,6 +212,12 @@ func (e *Engine) Close() error {
 	defer e.applying.Unlock()
 	e.closed = true
 	e.mu.Lock()
+	if e.leaving.Load() { // before the table is empty: what the workers do not read the next process does
+		for _, p := range e.workers {
+			p.stop()
+		}
+		e.working.Wait()
+	}
 	live := slices.Collect(maps.Keys(e.live)) // and not of the table: one that has failed may be closing
 	e.mu.Unlock()
 	errs := []error{e.CloseTunnels(live...)}
@@ -201,6 +231,7 @@ func (e *Engine) Close() error {
 		}
 		errs = append(errs, e.socket.Close())
 		e.loops.Wait()
+		e.working.Wait()
 		for _, p := range e.workers {
 			p.close()
 		}

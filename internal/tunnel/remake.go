@@ -63,6 +63,7 @@ func (c *control) closeInterface() {
 		stop()
 	}
 	c.stop, c.keys = nil, nil
+	c.dropDevice()
 	_ = c.device.Close()
 	c.iface.Store(&tun.State{Name: c.madeName})
 	c.ifindex = 0

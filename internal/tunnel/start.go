@@ -101,7 +101,7 @@ func (e *Engine) open(tunnels []*control) error {
 		if err := c.open(); err != nil {
 			return &TunnelError{c.cfg.Name, err}
 		}
-		interfaces[i] = netstate.Interface{Index: c.ifindex, AltName: altName(c.cfg.Name), Addresses: c.cfg.Addresses, Routes: without(c.wantedRoutes(c.cfg.Routes), c.takeOver), Program: c.encapProgram()}
+		interfaces[i] = netstate.Interface{Index: c.ifindex, AltName: altName(c.cfg.Name), Addresses: c.cfg.Addresses, Routes: without(c.wantedRoutes(c.cfg.Routes), c.takeOver), Program: c.encapProgram(), Adopted: c.adopted}
 	}
 	if err := e.network.Configure(interfaces); err != nil {
 		return e.interfaceError(tunnels, err)
@@ -156,7 +156,7 @@ func (c *control) openInterface() error {
 	// Call wantedMTU once: an SA established meanwhile changes its result, and updateMTU
 	// compares with what the device was given.
 	c.appliedMTU = c.wantedMTU()
-	device, err := e.openDevice(tun.Options{
+	device, err := c.adoptOrOpen(tun.Options{
 		Name: cmp.Or(t.madeName, InterfaceName(c.cfg.Name)), MTU: c.appliedMTU, Queues: e.queues(c.cfg),
 		OnDegraded: func(err error) {
 			e.log.Info("the kernel does not give the interface all that it could use", "err", err)

@@ -39,7 +39,8 @@ var allowedImports = map[string][]string{
 	"internal/tunnel": {
 		"tun", "encap", "mss", "keepalive", "internal/underlay", "internal/fastpath", "internal/netstate",
 		"internal/ipsec", "internal/ipsec/ike", "internal/packet", "internal/ipv4", "internal/drop",
-		"internal/fdguard", "internal/resolve", "internal/warning", "internal/capture", "internal/fib",
+		"internal/fdguard", "internal/handover", "internal/resolve", "internal/warning", "internal/capture",
+		"internal/fib",
 	},
 	"internal/history":    {"internal/drop"},
 	"internal/monitor":    {"internal/tunnel", "internal/drop", "internal/history", "internal/warning"},

@@ -1,0 +1,170 @@
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ipipd/test/netlab"
+)
+
+// stream sends numbered packets, 2,000 a second, until stop is closed, and reports how many arrive
+// and the longest gap between two.
+type stream struct {
+	from, to net.Conn
+	sent     uint32
+	seen     map[uint32]int
+	gap      time.Duration
+	done     sync.WaitGroup
+}
+
+func newStream(t *testing.T, from, to *netlab.NS, source, destination string, stop <-chan struct{}) *stream {
+	t.Helper()
+	s := &stream{seen: map[uint32]int{}}
+	var err error
+	local, _ := net.ResolveUDPAddr("udp4", source)
+	remote, _ := net.ResolveUDPAddr("udp4", destination)
+	var listener *net.UDPConn
+	to.Do(func() { listener, err = net.ListenUDP("udp4", remote) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = listener.SetReadBuffer(4 << 20)
+	from.Do(func() { s.from, err = net.DialUDP("udp4", local, remote) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.to = listener
+	s.done.Go(func() {
+		tick := time.NewTicker(500 * time.Microsecond)
+		defer tick.Stop()
+		for begin := time.Now(); ; {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+			for due := uint32(time.Since(begin) / (500 * time.Microsecond)); s.sent < due; s.sent++ {
+				_, _ = s.from.Write(binary.BigEndian.AppendUint32(nil, s.sent))
+			}
+		}
+	})
+	s.done.Go(func() {
+		b := make([]byte, 10)
+		var last time.Time
+		for {
+			_ = listener.SetReadDeadline(time.Now().Add(netlab.Scale(3 * time.Second)))
+			n, err := listener.Read(b)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				return
+			}
+			if now := time.Now(); n == 4 {
+				s.seen[binary.BigEndian.Uint32(b)]++
+				if !last.IsZero() {
+					s.gap = max(s.gap, now.Sub(last))
+				}
+				last = now
+			}
+		}
+	})
+	return s
+}
+
+func (s *stream) lost() (lost, twice int) {
+	s.done.Wait()
+	s.from.Close()
+	s.to.Close()
+	for i := range s.sent {
+		switch s.seen[i] {
+		case 0:
+			lost++
+		case 1:
+		default:
+			twice++
+		}
+	}
+	return lost, twice
+}
+
+// No packet is lost, in either direction, while the process ends by SIGUSR2 and the next one starts, and
+// none but what it had just read while it is killed.
+func TestKeeper_stream(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: network namespaces, /dev/net/tun and raw sockets")
+	}
+	for _, c := range []struct {
+		fast string
+		end  unix.Signal
+	}{{"no", unix.SIGUSR2}, {"no", unix.SIGKILL}, {"yes", unix.SIGUSR2}, {"yes", unix.SIGKILL}} {
+		t.Run(fmt.Sprintf("fast-path-%s-%v", c.fast, c.end), func(t *testing.T) {
+			a, b := netlab.New(t), netlab.New(t)
+			netlab.Veth(t, a, b, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0", Address: "192.0.2.2/24"})
+			dir := shortDir(t)
+			far := exec.Command("ipipd", "up", "--remote-address", "192.0.2.1", "--name", "far", "--address", "10.255.0.2/30", "--runtime-dir", filepath.Join(dir, "far"))
+			b.Start(far)
+			k := startKept(t, func(cmd *exec.Cmd) (err error) { a.Do(func() { err = cmd.Start() }); return err },
+				"ipipd", "up", "--remote-address", "192.0.2.2", "--name", "near", "--address", "10.255.0.1/30", "--route", "10.20.0.0/16",
+				"--allow-fast-path", c.fast, "--runtime-dir", filepath.Join(dir, "near"))
+			pid := func(n int) (pid int) {
+				netlab.Eventually(t, "the process is ready", func() bool {
+					ready := regexp.MustCompile(`tunnel is ready`).FindAllString(k.log.String(), -1)
+					started := regexp.MustCompile(`is started" pid=(\d+)`).FindAllStringSubmatch(k.log.String(), -1)
+					if len(ready) == n && len(started) == n {
+						pid, _ = strconv.Atoi(started[n-1][1])
+					}
+					return pid != 0
+				})
+				return pid
+			}
+			pid(1)
+			netlab.Eventually(t, "a ping is answered", func() bool {
+				_, err := a.Try("ping", "-c", "1", "-W", "1", "10.255.0.2")
+				return err == nil
+			})
+			show := func() string { return a.Run("ip", "-o", "link", "show", "near") + a.Run("ip", "route") }
+			before := show()
+			stop := make(chan struct{})
+			out := newStream(t, a, b, "10.255.0.1:5000", "10.255.0.2:5001", stop)
+			in := newStream(t, b, a, "10.255.0.2:6000", "10.255.0.1:6001", stop)
+			const restarts = 5
+			for n := 1; n <= restarts; n++ {
+				time.Sleep(300 * time.Millisecond) // of the stream
+				if c.end == unix.SIGUSR2 {
+					k.signal(c.end)
+				} else {
+					_ = unix.Kill(pid(n), c.end)
+				}
+				pid(n + 1)
+				if got := show(); got != before {
+					t.Errorf("the interface is\n%s, was\n%s", got, before)
+				}
+			}
+			close(stop)
+			for name, s := range map[string]*stream{"out": out, "in": in} {
+				lost, twice := s.lost()
+				t.Logf("%s: %d sent, %d lost, %d twice, gap %v", name, s.sent, lost, twice, s.gap)
+				most := 0
+				if c.end == unix.SIGKILL { // what it has read and not sent yet: a batch
+					most = restarts * 10
+				}
+				if lost > most || s.sent < 1000 {
+					t.Errorf("%s: %d of %d are lost", name, lost, s.sent)
+				}
+			}
+			k.signal(unix.SIGTERM)
+			k.ends(0)
+			netlab.Eventually(t, "the interface is gone", func() bool { _, err := a.Try("ip", "link", "show", "near"); return err != nil })
+		})
+	}
+}

@@ -1,0 +1,102 @@
+package tunnel
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"strings"
+	"time"
+
+	"ipipd/internal/handover"
+	"ipipd/tun"
+)
+
+// What outlives the process is given to EngineOptions.Manager as soon as it is made: the queues of
+// each interface, under a name that comes of the tunnel's, and the sockets that receive. The next
+// Engine takes them from EngineOptions.Kept: an interface when it would make one for the tunnel of
+// that name, so that all else is as at any start, but that addresses and routes are there already.
+
+const (
+	keptQueues = "tun-"     // and the link
+	keptSocket = "receive-" // and the socket's cookie
+)
+
+// KeptName is what the queues of a tunnel with that Config.Name are kept under.
+func KeptName(name string) string {
+	plain := func(r rune) bool {
+		return r < 0x7f && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.", r))
+	}
+	if link := InterfaceName(name); strings.IndexFunc(link, func(r rune) bool { return !plain(r) }) < 0 {
+		return keptQueues + link
+	}
+	sum := sha256.Sum256([]byte(name))
+	return keptQueues + "=" + hex.EncodeToString(sum[:8]) // no link has that name
+}
+
+// takeKeptSockets returns the sockets that the process before has received by.
+func takeKeptSockets(kept handover.Kept) (fds []int) {
+	for _, name := range kept.Names() {
+		if strings.HasPrefix(name, keptSocket) {
+			fds = append(fds, kept.Take(name)...)
+		}
+	}
+	return fds
+}
+
+// keepSocket and dropSocket are underlay.SocketOptions.Opened and Closed.
+func (e *Engine) keepSocket(fd int) {
+	if err := e.manager.Store(socketName(fd), fd); err != nil {
+		e.notKept("a socket", err)
+	}
+}
+
+func (e *Engine) dropSocket(fd int) {
+	if err := e.manager.Remove(socketName(fd)); err != nil {
+		e.log.Warn("a socket stays open at the service manager", "err", err)
+	}
+}
+
+func (e *Engine) notKept(what string, err error) {
+	e.log.Warn(what+" does not outlive this process: a restart interrupts it", "err", err)
+}
+
+// adoptOrOpen takes over the interface of the process before, or makes one.
+func (c *control) adoptOrOpen(o tun.Options) (device tun.Device, err error) {
+	e, name := c.engine, KeptName(c.cfg.Name)
+	if fds := e.kept.Take(name); len(fds) > 0 {
+		if device, err = tun.Adopt(fds, o); err == nil {
+			c.adopted = true
+			return device, nil
+		}
+		c.log.Warn("the interface is made anew", "err", err)
+		_ = e.manager.Discard(handover.Kept{name: fds})
+		_ = e.manager.Sync(time.Second) // else its name is still taken
+	}
+	if device, err = e.openDevice(o); err != nil {
+		return nil, err
+	}
+	var fds []int
+	for _, q := range device.Queues() {
+		fds = append(fds, q.FD())
+	}
+	if err := e.manager.Store(name, fds...); err != nil {
+		e.notKept(device.Name(), err)
+	}
+	return device, nil
+}
+
+// dropDevice has the service manager close its descriptors of a device that is to be closed.
+func (t *Tunnel) dropDevice() {
+	if t.engine.leaving.Load() {
+		return
+	}
+	if err := t.engine.manager.Remove(KeptName(t.config.Load().Name)); err != nil {
+		t.log.Warn("the interface stays at the service manager", "err", err)
+	}
+}
+
+// Leave is Close, but that interfaces and sockets stay, for the process that comes next: as far as the
+// Manager has them.
+func (e *Engine) Leave() error {
+	e.leaving.Store(true)
+	return e.Close()
+}
