@@ -253,3 +253,31 @@ func TestAdopt_moved(t *testing.T) {
 		t.Errorf("its MTU was changed: %s", got)
 	}
 }
+
+// It is set before anybody can send, on all queues.
+func TestOpen_queueLength(t *testing.T) {
+	needTUN(t)
+	ns := netlab.New(t)
+	d := openIn(t, ns, Options{Queues: 2, QueueLength: 2000})
+	if got := ns.Run("ip", "link", "show", d.Name()); !strings.Contains(got, "qlen 2000\n") {
+		t.Errorf("%s: want qlen 2000", got)
+	}
+	c := dialIn(t, ns, "10.9.0.1:7000", "10.9.0.2:7001") // one flow: one queue
+	for range 2000 {
+		if _, err := c.Write([]byte{1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	batch, scratch, got := packet.NewBatch(64, 1500), new(Scratch), 0
+	for _, q := range d.Queues() {
+		for n := 1; n > 0; got += n {
+			var err error
+			if n, err = q.Read(scratch, batch); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if got != 2000 {
+		t.Errorf("%d packets are held, want 2000", got)
+	}
+}

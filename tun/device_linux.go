@@ -111,6 +111,11 @@ func open(o Options) (_ *device, err error) {
 	if d.control, err = openControl(first, name); err != nil {
 		return nil, err
 	}
+	if o.QueueLength != 0 {
+		if err := d.control.setQueueLength(first, o.QueueLength); err != nil {
+			return nil, err
+		}
+	}
 	if err := d.makeQueues(o, offload); err != nil {
 		return nil, err
 	}

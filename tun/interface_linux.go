@@ -94,6 +94,19 @@ func (c *interfaceControl) setMTU(tun, mtu int) error {
 	return nil
 }
 
+// setQueueLength sets txqueuelen of an interface that is not up.
+func (c *interfaceControl) setQueueLength(tun, packets int) error {
+	var s State
+	err := c.withLink(tun, &s, func(fd int) error {
+		_, err := linkRequest(fd, unix.RTM_SETLINK, unix.NLM_F_ACK, s.Index, unix.IFLA_TXQLEN, binary.NativeEndian.AppendUint32(nil, uint32(packets)))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("set the txqueuelen of %s to %d: %w", s.Name, packets, err)
+	}
+	return nil
+}
+
 // withLink sets s to the interface's state, and calls f with an rtnetlink socket in its
 // namespace. If the interface was moved, withLink fails, but sets s.Name and s.Moved.
 func (c *interfaceControl) withLink(tun int, s *State, f func(fd int) error) error {

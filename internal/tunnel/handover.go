@@ -20,6 +20,10 @@ const (
 	keptSocket = "receive-" // and the socket's cookie
 )
 
+// keptLength is how many packets each queue of an interface holds while no process reads it: of a second
+// at 2,000 a second.
+const keptLength = 2000
+
 // KeptName is what the queues of a tunnel with that Config.Name are kept under.
 func KeptName(name string) string {
 	plain := func(r rune) bool {
@@ -70,6 +74,9 @@ func (c *control) adoptOrOpen(o tun.Options) (device tun.Device, err error) {
 		c.log.Warn("the interface is made anew", "err", err)
 		_ = e.manager.Discard(handover.Kept{name: fds})
 		_ = e.manager.Sync(time.Second) // else its name is still taken
+	}
+	if e.manager != nil {
+		o.QueueLength = keptLength
 	}
 	if device, err = e.openDevice(o); err != nil {
 		return nil, err
