@@ -78,8 +78,8 @@ func (c *control) adoptOrOpen(o tun.Options) (device tun.Device, err error) {
 	if e.manager != nil {
 		o.QueueLength = keptLength
 	}
-	if device, err = e.openDevice(o); err != nil {
-		return nil, err
+	if device, err = e.openDevice(o); err != nil || e.manager == nil {
+		return device, err
 	}
 	var fds []int
 	for _, q := range device.Queues() {
