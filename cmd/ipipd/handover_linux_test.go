@@ -140,7 +140,7 @@ func TestKeeper_stream(t *testing.T) {
 			in := newStream(t, b, a, "10.255.0.2:6000", "10.255.0.1:6001", stop)
 			const restarts = 5
 			for n := 1; n <= restarts; n++ {
-				time.Sleep(300 * time.Millisecond) // of the stream
+				time.Sleep(steady + 200*time.Millisecond) // so that it is started again at once
 				if c.end == unix.SIGUSR2 {
 					k.signal(c.end)
 				} else {
