@@ -22,10 +22,14 @@ var variants = []variant{
 	{name: "fast-path", fast: true},
 }
 
-// eachVariant runs a test with each variant, as parallel subtests.
+// eachVariant runs a test with each variant, as parallel subtests; with -short, which the race detector's
+// run has, only with those of several threads.
 func eachVariant(t *testing.T, test func(t *testing.T, c variant)) {
 	t.Helper()
 	for _, c := range variants {
+		if testing.Short() && c.name == "one-thread" {
+			continue
+		}
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			test(t, c)
