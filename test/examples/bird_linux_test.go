@@ -1,0 +1,102 @@
+package examples
+
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"ipipd/test/netlab"
+)
+
+const birdNodes = 10
+
+// birdAddress is the underlay address of a node of the example: they are on two segments.
+func birdAddress(n int) string {
+	if n <= birdNodes/2 {
+		return fmt.Sprintf("192.0.2.%d", n)
+	}
+	return fmt.Sprintf("198.51.100.%d", n)
+}
+
+// birdFiles are those of node n, made of those of node 1, which the example has.
+func birdFiles(t *testing.T, n int) (dir string) {
+	t.Helper()
+	dir = example(t, "bird")
+	if n == 1 {
+		return dir
+	}
+	session := func(n int) string {
+		return fmt.Sprintf("protocol bgp node%d from mesh { neighbor %s as %d; }", n, birdAddress(n), 65000+n)
+	}
+	conf, yaml := filepath.Join(dir, "bird.conf"), filepath.Join(dir, "ipipd.yaml")
+	replace(t, conf, conf,
+		"ADDRESS = "+birdAddress(1), "ADDRESS = "+birdAddress(n), "AS = 65001", fmt.Sprint("AS = ", 65000+n), "10.1.0.0/16", fmt.Sprintf("10.%d.0.0/16", n),
+		session(n), session(1))
+	replace(t, yaml, yaml, birdAddress(1), birdAddress(n), "10.1.0.1", fmt.Sprintf("10.%d.0.1", n))
+	return dir
+}
+
+// Ten nodes reach each other by the routes that BIRD makes, and no longer one that dies, until it is back.
+func TestBird_mesh(t *testing.T) {
+	t.Parallel()
+	bird := need(t, "bird", "bird2")
+	u := newUnderlay(t)
+	nodes, ports := make([]*netlab.NS, birdNodes+1), make([]string, birdNodes+1)
+	for n := 1; n <= birdNodes; n++ {
+		nodes[n], ports[n] = u.node(t, birdAddress(n))
+	}
+	for n := 1; n <= birdNodes; n++ {
+		dir := birdFiles(t, n)
+		netlab.UpConfig(t, nodes[n], "ipip0", filepath.Join(dir, "ipipd.yaml"))
+		start(t, nodes[n], bird, "-f", "-c", filepath.Join(dir, "bird.conf"), "-s", filepath.Join(dir, "bird.ctl"), "-P", filepath.Join(dir, "bird.pid"))
+	}
+
+	// peers are the nodes whose prefix node n has a route to, by the interface.
+	route := regexp.MustCompile(`(?m)^10\.(\d+)\.0\.0/16 via (\S+) proto bird .*onlink`)
+	peers := func(n int) (list string) {
+		for _, m := range route.FindAllStringSubmatch(nodes[n].Run("ip", "route", "show", "dev", "ipip0"), -1) {
+			list += m[1] + " via " + m[2] + "\n"
+		}
+		return list
+	}
+	others := func(n int, without int) (list string) {
+		for i := 1; i <= birdNodes; i++ {
+			if i != n && i != without {
+				list += fmt.Sprintf("%d via %s\n", i, birdAddress(i))
+			}
+		}
+		return list
+	}
+	converged := func(without int) func() bool {
+		return func() bool {
+			for n := 1; n <= birdNodes; n++ {
+				if n != without && peers(n) != others(n, without) {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	netlab.Eventually(t, "each node has a route to every other one", converged(0))
+	for n := 1; n <= birdNodes; n++ {
+		for i := 1; i <= birdNodes; i++ {
+			to := fmt.Sprintf("10.%d.0.1", i)
+			netlab.Eventually(t, fmt.Sprintf("node %d reaches node %d", n, i), func() bool { return answered(nodes[n], to) })
+		}
+	}
+
+	const dead = 7
+	cut := time.Now()
+	u.router.Run("ip", "link", "set", ports[dead], "down")
+	netlab.Eventually(t, "the routes of a dead node have left the others", converged(dead))
+	t.Logf("the routes of the node have left the other nine after %.1f s", time.Since(cut).Seconds())
+	if out, err := nodes[1].Try("ping", "-n", "-c", "1", "-W", "1", fmt.Sprintf("10.%d.0.1", dead)); err == nil || strings.Contains(out, "1 packets transmitted, 1 received") {
+		t.Errorf("the dead node answers: %s", out)
+	}
+	u.router.Run("ip", "link", "set", ports[dead], "up")
+	netlab.Eventually(t, "they are there again", converged(0))
+	netlab.Eventually(t, "and lead there", func() bool { return answered(nodes[1], fmt.Sprintf("10.%d.0.1", dead)) })
+}

@@ -1,0 +1,120 @@
+package examples
+
+import (
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"ipipd/test/netlab"
+)
+
+func TestMain(m *testing.M) { netlab.Main(m, 1) }
+
+// underlay is a router with one Ethernet segment for each /24: a bridge, on which the router is .254.
+type underlay struct {
+	router   *netlab.NS
+	segments map[netip.Prefix]string // the bridges
+	ports    int
+}
+
+func newUnderlay(t *testing.T) *underlay {
+	t.Helper()
+	u := &underlay{router: netlab.New(t), segments: map[netip.Prefix]string{}}
+	u.router.Sysctl("net.ipv4.ip_forward", "1")
+	return u
+}
+
+// node returns a namespace whose eth0 has an address of a /24, and the default route by the router. port is
+// the router's end of its cable.
+func (u *underlay) node(t *testing.T, address string) (ns *netlab.NS, port string) {
+	t.Helper()
+	ns = netlab.New(t)
+	return ns, u.join(t, ns, "eth0", address)
+}
+
+// join is node for a namespace that is there: it gets one more interface.
+func (u *underlay) join(t *testing.T, ns *netlab.NS, device, address string) (port string) {
+	t.Helper()
+	prefix := netip.PrefixFrom(netip.MustParseAddr(address), 24).Masked()
+	gateway := prefix.Addr().As4()
+	gateway[3] = 254
+	bridge := u.segments[prefix]
+	if bridge == "" {
+		bridge = "br" + strconv.Itoa(len(u.segments))
+		u.segments[prefix] = bridge
+		u.router.Run("ip", "link", "add", bridge, "type", "bridge")
+		u.router.Run("ip", "address", "add", netip.AddrFrom4(gateway).String()+"/24", "dev", bridge)
+		u.router.Run("ip", "link", "set", bridge, "up")
+	}
+	port = "port" + strconv.Itoa(u.ports)
+	u.ports++
+	netlab.Veth(t, u.router, ns, netlab.End{Name: port}, netlab.End{Name: device, Address: address + "/24"})
+	u.router.Run("ip", "link", "set", port, "master", bridge)
+	ns.Run("ip", "route", "append", "default", "via", netip.AddrFrom4(gateway).String(), "dev", device)
+	return port
+}
+
+// example copies the folder of an example, so that the test can fill in what differs between hosts.
+func example(t *testing.T, name string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join("../../packaging/examples", name))); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// replace writes a file with the first word of each pair replaced by the second.
+func replace(t *testing.T, file, to string, pairs ...string) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(pairs); i += 2 {
+		if !strings.Contains(string(text), pairs[i]) {
+			t.Fatalf("%s has no %q", file, pairs[i])
+		}
+	}
+	if err := os.WriteFile(to, []byte(strings.NewReplacer(pairs...).Replace(string(text))), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// need returns the path of a program, and skips the test without it.
+func need(t *testing.T, program, pkg string) string {
+	t.Helper()
+	for _, dir := range []string{"", "/usr/sbin/", "/usr/lib/frr/"} {
+		if path, err := exec.LookPath(dir + program); err == nil {
+			return path
+		}
+	}
+	t.Skipf("needs %s (package %s)", program, pkg)
+	return ""
+}
+
+// start starts a program that stays in the foreground until the end of the test. Its output is in that of a
+// test that fails.
+func start(t *testing.T, ns *netlab.NS, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	var log netlab.Buffer
+	cmd := exec.Command(name, args...)
+	cmd.Stdout, cmd.Stderr = &log, &log
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("%s:\n%s", strings.Join(cmd.Args, " "), log.String())
+		}
+	})
+	ns.Start(cmd)
+	return cmd
+}
+
+// answered reports whether an echo request from an address, with any other options of ping, is answered.
+func answered(ns *netlab.NS, to string, options ...string) bool {
+	_, err := ns.Try("ping", append([]string{"-n", "-c", "1", "-W", netlab.Seconds(netlab.Scale(1e9)), to}, options...)...)
+	return err == nil
+}
