@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -31,10 +32,11 @@ func birdFiles(t *testing.T, n int) (dir string) {
 	session := func(n int) string {
 		return fmt.Sprintf("protocol bgp node%d from mesh { neighbor %s as %d; }", n, birdAddress(n), 65000+n)
 	}
+	remote := func(n int) string { return fmt.Sprintf("route %s/32 via %[1]s%%ipip0 onlink;", birdAddress(n)) }
 	conf, yaml := filepath.Join(dir, "bird.conf"), filepath.Join(dir, "ipipd.yaml")
 	replace(t, conf, conf,
 		"ADDRESS = "+birdAddress(1), "ADDRESS = "+birdAddress(n), "AS = 65001", fmt.Sprint("AS = ", 65000+n), "10.1.0.0/16", fmt.Sprintf("10.%d.0.0/16", n),
-		session(n), session(1))
+		session(n), session(1), remote(n), remote(1))
 	replace(t, yaml, yaml, birdAddress(1), birdAddress(n), "10.1.0.1", fmt.Sprintf("10.%d.0.1", n))
 	return dir
 }
@@ -48,16 +50,22 @@ func TestBird_mesh(t *testing.T) {
 	for n := 1; n <= birdNodes; n++ {
 		nodes[n], ports[n] = u.node(t, birdAddress(n))
 	}
+	dirs, ipipd := make([]string, birdNodes+1), make([]*process, birdNodes+1)
+	up := func(n int) { // whichever is there first, ipipd or BIRD
+		ipipd[n] = start(t, nodes[n], netlab.Binary(t), "up", "--config", filepath.Join(dirs[n], "ipipd.yaml"), "--runtime-dir", dirs[n])
+	}
 	for n := 1; n <= birdNodes; n++ {
 		dir := birdFiles(t, n)
-		netlab.UpConfig(t, nodes[n], "ipip0", filepath.Join(dir, "ipipd.yaml"))
+		dirs[n] = dir
+		up(n)
 		start(t, nodes[n], bird, "-f", "-c", filepath.Join(dir, "bird.conf"), "-s", filepath.Join(dir, "bird.ctl"), "-P", filepath.Join(dir, "bird.pid"))
 	}
 
 	// peers are the nodes whose prefix node n has a route to, by the interface.
 	route := regexp.MustCompile(`(?m)^10\.(\d+)\.0\.0/16 via (\S+) proto bird .*onlink`)
 	peers := func(n int) (list string) {
-		for _, m := range route.FindAllStringSubmatch(nodes[n].Run("ip", "route", "show", "dev", "ipip0"), -1) {
+		out, _ := nodes[n].Try("ip", "route", "show", "dev", "ipip0") // no interface, no route
+		for _, m := range route.FindAllStringSubmatch(out, -1) {
 			list += m[1] + " via " + m[2] + "\n"
 		}
 		return list
@@ -82,10 +90,11 @@ func TestBird_mesh(t *testing.T) {
 	}
 	netlab.Eventually(t, "each node has a route to every other one", converged(0))
 	for n := 1; n <= birdNodes; n++ {
-		for i := 1; i <= birdNodes; i++ {
-			to := fmt.Sprintf("10.%d.0.1", i)
-			netlab.Eventually(t, fmt.Sprintf("node %d reaches node %d", n, i), func() bool { return answered(nodes[n], to) })
-		}
+		netlab.Eventually(t, fmt.Sprintf("node %d reaches all", n), func() bool {
+			_, err := nodes[n].Try("sh", "-c", fmt.Sprintf(`for i in $(seq %d); do
+				ping -n -c 1 -W 2 10.$i.0.1 >/dev/null & all="$all $!"; done; for p in $all; do wait $p || exit; done`, birdNodes))
+			return err == nil
+		})
 	}
 
 	const dead = 7
@@ -99,4 +108,15 @@ func TestBird_mesh(t *testing.T) {
 	u.router.Run("ip", "link", "set", ports[dead], "up")
 	netlab.Eventually(t, "they are there again", converged(0))
 	netlab.Eventually(t, "and lead there", func() bool { return answered(nodes[1], fmt.Sprintf("10.%d.0.1", dead)) })
+
+	if err := ipipd[1].Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	_ = ipipd[1].Wait()
+	netlab.Eventually(t, "no packet leaves without the tunnel", func() bool {
+		return strings.Contains(nodes[1].Run("ip", "route"), "unreachable 10.2.0.0/16 proto bird")
+	})
+	up(1)
+	netlab.Eventually(t, "BIRD follows the interface when it is made anew", converged(0))
+	netlab.Eventually(t, "and packets go", func() bool { return answered(nodes[1], "10.2.0.1") })
 }

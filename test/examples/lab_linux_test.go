@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"ipipd/test/netlab"
 )
@@ -97,24 +98,29 @@ func need(t *testing.T, program, pkg string) string {
 	return ""
 }
 
+// process is a program that runs, and what it has written.
+type process struct {
+	*exec.Cmd
+	log netlab.Buffer
+}
+
 // start starts a program that stays in the foreground until the end of the test. Its output is in that of a
 // test that fails.
-func start(t *testing.T, ns *netlab.NS, name string, args ...string) *exec.Cmd {
+func start(t *testing.T, ns *netlab.NS, name string, args ...string) *process {
 	t.Helper()
-	var log netlab.Buffer
-	cmd := exec.Command(name, args...)
-	cmd.Stdout, cmd.Stderr = &log, &log
+	p := &process{Cmd: exec.Command(name, args...)}
+	p.Stdout, p.Stderr = &p.log, &p.log
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("%s:\n%s", strings.Join(cmd.Args, " "), log.String())
+			t.Logf("%s:\n%s", strings.Join(p.Args, " "), p.log.String())
 		}
 	})
-	ns.Start(cmd)
-	return cmd
+	ns.Start(p.Cmd)
+	return p
 }
 
 // answered reports whether an echo request from an address, with any other options of ping, is answered.
 func answered(ns *netlab.NS, to string, options ...string) bool {
-	_, err := ns.Try("ping", append([]string{"-n", "-c", "1", "-W", netlab.Seconds(netlab.Scale(1e9)), to}, options...)...)
+	_, err := ns.Try("ping", append([]string{"-n", "-c", "1", "-W", netlab.Seconds(netlab.Scale(time.Second)), to}, options...)...)
 	return err == nil
 }

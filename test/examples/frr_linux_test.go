@@ -1,0 +1,179 @@
+package examples
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"ipipd/test/netlab"
+)
+
+// frrSite is a site of the example: its router, and a host in its LAN.
+type frrSite struct {
+	*netlab.NS
+	host  *netlab.NS
+	dir   string // with its files
+	run   string // where FRR, which is not root, may write
+	ipipd *netlab.Daemon
+	ospfd *process
+}
+
+// newFRR has the two sites of the example on their underlay: a provider's router between 192.0.2.1 and
+// 198.51.100.1, a line between 203.0.113.1 and .2.
+func newFRR(t *testing.T) (a, b *frrSite, u *underlay) {
+	t.Helper()
+	need(t, "zebra", "frr")
+	u = newUnderlay(t)
+	a, b = &frrSite{dir: example(t, "frr/a")}, &frrSite{dir: example(t, "frr/b")}
+	for _, x := range []struct {
+		*frrSite
+		provider, line, router, host string
+	}{{a, "192.0.2.1", "203.0.113.1", "10.1.0.1", "10.1.0.9"}, {b, "198.51.100.1", "203.0.113.2", "10.2.0.1", "10.2.0.9"}} {
+		x.NS, _ = u.node(t, x.provider)
+		u.join(t, x.NS, "eth1", x.line)
+		x.frrSite.host = netlab.New(t)
+		netlab.Veth(t, x.NS, x.frrSite.host, netlab.End{Name: "lan", Address: x.router + "/16"}, netlab.End{Name: "eth0", Address: x.host + "/16"})
+		x.frrSite.host.Run("ip", "route", "add", "default", "via", x.router)
+		x.Sysctl("net.ipv4.ip_forward", "1")
+	}
+	return a, b, u
+}
+
+// start starts ipipd and FRR as the site's files say.
+func (s *frrSite) start(t *testing.T) {
+	t.Helper()
+	s.ipipd = netlab.UpConfig(t, s.NS, "ipip1", filepath.Join(s.dir, "ipipd.yaml"))
+	run, err := os.MkdirTemp("", "frr-")
+	if err == nil {
+		t.Cleanup(func() { os.RemoveAll(run) })
+		_, err = s.Try("chown", "frr:frr", run)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.run = run
+	for _, daemon := range []string{"mgmtd", "zebra", "ospfd", "bfdd"} {
+		path, err := exec.LookPath("/usr/lib/frr/" + daemon)
+		if err != nil && daemon == "mgmtd" { // since FRR 9
+			continue
+		}
+		args := []string{"-f", "/dev/null", "-i", filepath.Join(s.run, daemon+".pid"), "-z", filepath.Join(s.run, "zserv.api"),
+			"--vty_socket", s.run, "-P", "0", "--log", "stdout"}
+		if daemon == "bfdd" {
+			args = append(args, "--bfdctl", filepath.Join(s.run, "bfdd.sock"))
+		}
+		started := start(t, s.NS, path, args...)
+		if daemon == "ospfd" {
+			s.ospfd = started
+		}
+		netlab.Eventually(t, daemon+" is there", func() bool {
+			_, err := s.Try("vtysh", "--vty_socket", s.run, "-d", daemon, "-c", "show version")
+			return err == nil
+		})
+	}
+	s.Run("vtysh", "--vty_socket", s.run, "-f", filepath.Join(s.dir, "frr.conf"))
+}
+
+// vtysh shows what FRR says.
+func (s *frrSite) vtysh(command string) string {
+	return s.Run("vtysh", "--vty_socket", s.run, "-c", command)
+}
+
+// full reports whether OSPF has a neighbour in state Full over a tunnel.
+func (s *frrSite) full(tunnel string) bool {
+	return regexp.MustCompile(`Full/.*` + tunnel + `:`).MatchString(s.vtysh("show ip ospf neighbor"))
+}
+
+// leads reports whether the route to a prefix leads into a tunnel.
+func (s *frrSite) leads(prefix, tunnel string) bool {
+	return strings.Contains(s.Run("ip", "route", "show", prefix), "dev "+tunnel+" proto ospf")
+}
+
+// failover has the provider drop everything, and returns when both sites have moved to the backup; then when
+// they are back. It logs how long the first took.
+func failover(t *testing.T, a, b *frrSite, u *underlay, by string) {
+	t.Helper()
+	on := func(tunnel string) func() bool {
+		return func() bool { return a.leads("10.2.0.0/16", tunnel) && b.leads("10.1.0.0/16", tunnel) }
+	}
+	netlab.Eventually(t, "both tunnels have a neighbour", func() bool {
+		return a.full("ipip1") && a.full("ipip2") && b.full("ipip1") && b.full("ipip2")
+	})
+	netlab.Eventually(t, "packets take the tunnel of the lower cost", on("ipip1"))
+	netlab.Eventually(t, "and arrive", func() bool { return answered(a.host, "10.2.0.9") })
+
+	const interval = 100 * time.Millisecond
+	var out netlab.Buffer
+	pings := exec.Command("ping", "-n", "-q", "-i", "0.1", "10.2.0.9")
+	pings.Stdout = &out
+	a.host.Start(pings)
+	cut := time.Now()
+	u.router.Run("ip", "rule", "add", "pref", "1", "to", "198.51.100.0/24", "blackhole")
+	u.router.Run("ip", "rule", "add", "pref", "1", "to", "192.0.2.0/24", "blackhole")
+	netlab.Eventually(t, "packets take the backup", on("ipip2"))
+	moved := time.Since(cut)
+	netlab.Eventually(t, "and arrive", func() bool { return answered(a.host, "10.2.0.9") })
+	_ = pings.Process.Signal(os.Interrupt)
+	_ = pings.Wait()
+	m := regexp.MustCompile(`(\d+) packets transmitted, (\d+) received`).FindStringSubmatch(out.String())
+	if m == nil {
+		t.Fatalf("ping says: %s", out.String())
+	}
+	sent, _ := strconv.Atoi(m[1])
+	received, _ := strconv.Atoi(m[2])
+	t.Logf("by %s traffic moved to the other tunnel after %.1f s; %d of %d pings, one in %v, were lost", by, moved.Seconds(), sent-received, sent, interval)
+
+	u.router.Run("ip", "rule", "del", "pref", "1", "to", "198.51.100.0/24", "blackhole")
+	u.router.Run("ip", "rule", "del", "pref", "1", "to", "192.0.2.0/24", "blackhole")
+	netlab.Eventually(t, "and come back", on("ipip1"))
+}
+
+// Without BFD it is ipipd's keepalive that says that a path is dead, long before OSPF's dead interval of 40 s:
+// the interface has no carrier.
+func TestFRR_keepalive(t *testing.T) {
+	t.Parallel()
+	a, b, u := newFRR(t)
+	for _, s := range []*frrSite{a, b} {
+		conf := filepath.Join(s.dir, "frr.conf")
+		replace(t, conf, conf, " ip ospf bfd\n", "", " ip ospf bfd profile tunnel\n", "")
+		s.start(t)
+	}
+	failover(t, a, b, u, "keepalive")
+}
+
+// BFD goes through the tunnel, and is faster.
+func TestFRR_bfd(t *testing.T) {
+	t.Parallel()
+	a, b, u := newFRR(t)
+	for _, s := range []*frrSite{a, b} {
+		yaml := filepath.Join(s.dir, "ipipd.yaml")
+		replace(t, yaml, yaml, `keepalive: "1s,5"`, "keepalive: off")
+		s.start(t)
+	}
+	failover(t, a, b, u, "BFD")
+}
+
+// Two ends with different MTUs become no neighbours. They have the same ones unless an operator sets them.
+func TestFRR_mtu(t *testing.T) {
+	t.Parallel()
+	a, b, _ := newFRR(t)
+	a.start(t)
+	b.start(t)
+	netlab.Eventually(t, "the two ends are neighbours", func() bool { return a.full("ipip1") && b.full("ipip1") })
+	if out, err := b.ipipd.Run("set", "ipip1", "mtu=1400"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	a.vtysh("clear ip ospf neighbor")
+	netlab.Eventually(t, "ends of different MTUs become no neighbours", func() bool {
+		return a.full("ipip2") && !a.full("ipip1") && strings.Contains(b.ospfd.log.String(), "MTU 1480 is larger than [ipip1:10.255.0.2]'s MTU 1400")
+	})
+	if out, err := b.ipipd.Run("set", "ipip1", "mtu=auto"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	netlab.Eventually(t, "the same MTU makes them neighbours", func() bool { return a.full("ipip1") && b.full("ipip1") })
+}
