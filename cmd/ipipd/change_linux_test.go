@@ -70,7 +70,7 @@ func TestChanged(t *testing.T) {
 		{"set ipip1 name=ipip2", "error: name ipip2 is taken by a tunnel of this process: choose another"},
 		{"set ipip1 name=", "input: name: \"\" is not accepted: want 1 to 127 bytes of text on one line, without / and not . .. all or default"},
 		{"set ipip-33f1f1c4c7 name=ipip-33f1f1c4c7", "error: no tunnel named ipip-33f1f1c4c7: ipipd print lists those there are"},
-		{"set ipip1 remote-address=", "input: remote-address: missing: want an IPv4 address or a DNS name"},
+		{"set ipip1 remote-address=", "input: remote-address: missing: want an IPv4 address, a DNS name or any"},
 		{"set ipip1 dscp=64 mtu=1 remote-adress=1 ttl=1 ttl=2", `input: dscp: "64" is not accepted: want inherit or 0..63` + "\n" +
 			`mtu: "1" is not accepted: want auto or 68..65515` + "\n" + `unknown property "remote-adress": did you mean remote-address?` + "\n" + `ttl: given twice: want it once`},
 		{"set ipip1 keepalive-probe=echo", "input: keepalive-target: missing: want the inner IPv4 address that keepalive-probe echo asks"},
@@ -80,7 +80,7 @@ func TestChanged(t *testing.T) {
 		{"add remote-address=198.51.100.1", "ipip1; -ipip2; to Riga, by the sea; "},
 		{"add remote-address=198.51.100.1 name=ipip3 disabled=yes", "ipip1; -ipip2; to Riga, by the sea; -ipip3"},
 		{"add remote-address=198.51.100.1 name=ipip2", "error: name ipip2 is taken by a tunnel of this process: choose another"},
-		{"add dscp=1", "input: remote-address: missing: want an IPv4 address or a DNS name"},
+		{"add dscp=1", "input: remote-address: missing: want an IPv4 address, a DNS name or any"},
 		{"enable ipip2 ipip1", "ipip1; ipip2; to Riga, by the sea"},
 		{"disable ipip1 ipip2 ipip1", "-ipip1; -ipip2; to Riga, by the sea"},
 		{"disable ipip1 ipip9", "error: no tunnel named ipip9: ipipd print lists those there are"},

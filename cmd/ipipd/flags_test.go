@@ -46,9 +46,9 @@ func TestFlagError_wrongInput(t *testing.T) {
 		args []string
 		want string
 	}{
-		{nil, `--remote-address: missing: want an IPv4 address or a DNS name; the smallest tunnel is ipipd up --remote-address 198.51.100.1 --address 10.255.0.1/30`},
-		{[]string{"--remote-address", ""}, `--remote-address: ""` + accepted + `an IPv4 address or a DNS name`},
-		{[]string{"--remote-address", "2001:db8::1"}, `--remote-address: "2001:db8::1"` + accepted + `an IPv4 address or a DNS name; IPv6 is not supported`},
+		{nil, `--remote-address: missing: want an IPv4 address, a DNS name or any; the smallest tunnel is ipipd up --remote-address 198.51.100.1 --address 10.255.0.1/30`},
+		{[]string{"--remote-address", ""}, `--remote-address: ""` + accepted + `an IPv4 address, a DNS name or any`},
+		{[]string{"--remote-address", "2001:db8::1"}, `--remote-address: "2001:db8::1"` + accepted + `an IPv4 address, a DNS name or any; IPv6 is not supported`},
 		{[]string{remote, "--dscp", "64"}, `--dscp: "64"` + accepted + `inherit or 0..63`},
 		{[]string{remote, "--dscp=64"}, `--dscp: "64"` + accepted + `inherit or 0..63`},
 		{[]string{remote, "--mtu", "67"}, `--mtu: "67"` + accepted + `auto or 68..65515`},
@@ -98,7 +98,7 @@ func TestCollectErrors(t *testing.T) {
 ipipd: --ttl: "0" is not accepted: want inherit or 1..255
 ipipd: --threads: "17" is not accepted: want auto or 1..16
 ipipd: --route: "default" is not accepted: want an IPv4 network: 0.0.0.0/0 is the default route
-ipipd: --remote-address: missing: want an IPv4 address or a DNS name; the smallest tunnel is ipipd up --remote-address 198.51.100.1 --address 10.255.0.1/30
+ipipd: --remote-address: missing: want an IPv4 address, a DNS name or any; the smallest tunnel is ipipd up --remote-address 198.51.100.1 --address 10.255.0.1/30
 `
 	if d := cmp.Diff(want, stderr); o != nil || status != 2 || d != "" {
 		t.Errorf("exit status %d: %s", status, d)

@@ -115,6 +115,24 @@ func TestRead_errors(t *testing.T) {
 		"list":            {"- name: a\n", "f:1:1: want a mapping, key: value, for a file"},
 		"defaults null":   {"defaults:\n" + one, "f:1:10: want a mapping, key: value, for defaults"},
 		"a tunnel's text": {"tunnels: [ipip1]\n", "f:1:11: want a mapping, key: value, for a tunnel"},
+		"peers": {
+			"defaults: {remote-address: any}\ntunnels:\n- name: a\n  local-address: 192.0.2.1\n  peers:\n    10.20.0.1/16: 198.51.100.7\n    10.30.0.0/16: [198.51.100.7]\n    10.40.0.0/16:\n    10.50.0.0/33: 198.51.100.7\n    10.60.0.0/16: 224.0.0.5\n    10.70.0.0/16: ::1\n" +
+				"- {name: b, local-address: 192.0.2.4, peers: [10.20.0.0/16: 198.51.100.7, 10.20.0.0/16: 198.51.100.8]}\n" +
+				"- {name: c, remote-address: 192.0.2.2, peers: [10.20.0.0/16: 198.51.100.7]}\n" +
+				"- {name: d, local-address: 192.0.2.3, peers: {10.20.0.0/16: 192.0.2.3}}\n" +
+				"- {name: e, remote-address: {any: 1}, address: {a: b}}\n",
+			`f:6:5: peers: "10.20.0.1/16=198.51.100.7" is not accepted: want an IPv4 network without host bits, 10.20.0.0/16
+f:7:19: peers: a list or mapping: want one value
+f:8:5: peers: "10.40.0.0/16=" is not accepted: want an IPv4 network and the address of its remote, 10.20.0.0/16=198.51.100.7
+f:9:5: peers: "10.50.0.0/33=198.51.100.7" is not accepted: want an IPv4 network and the address of its remote, 10.20.0.0/16=198.51.100.7
+f:10:5: peers: "10.60.0.0/16=224.0.0.5" is not accepted: want an IPv4 network and the address of its remote, 10.20.0.0/16=198.51.100.7; of one host: not 0.0.0.0, multicast or broadcast
+f:11:5: peers: "10.70.0.0/16=::1" is not accepted: want an IPv4 network and the address of its remote, 10.20.0.0/16=198.51.100.7; IPv6 is not supported
+f:12:75: peers: "10.20.0.0/16=198.51.100.8" is not accepted: want each network once, here or as a route
+f:13:48: peers: "10.20.0.0/16=198.51.100.7" is not accepted: want remote-address any with it
+f:14:47: peers: "10.20.0.0/16=192.0.2.3" is not accepted: want a remote other than local-address
+f:15:29: remote-address: a list or mapping: want one value
+f:15:48: address: a list or mapping: want one value`,
+		},
 		"unknown keys": {
 			"log-levl: info\nmtu: 1\nname: a\n" +
 				"defaults: {name: a, keepalve: off, log-level: info}\n" +
@@ -145,7 +163,7 @@ f:2:44: route: "10.0.0.1/8" is not accepted: want an IPv4 network without host b
 f:4:38: dscp: "64" is not accepted: want inherit or 0..63
 f:4:65: address: "10.0.0.1" is not accepted: want an IPv4 address and the length of its subnet, 10.255.0.1/30
 f:5:10: name: "b/c" is not accepted: want 1 to 127 bytes of text on one line, without / and not . .. all or default
-f:5:31: remote-address: "::1" is not accepted: want an IPv4 address or a DNS name; IPv6 is not supported`,
+f:5:31: remote-address: "::1" is not accepted: want an IPv4 address, a DNS name or any; IPv6 is not supported`,
 		},
 		"kinds": {
 			"log-level: [info]\ntunnels:\n- name: {a: b}\n- {name: a, remote-address: [r], address: {a: b}, route: [[10.0.0.0/8]]}\n",
@@ -157,16 +175,16 @@ f:4:59: route: a list or mapping: want one value`,
 		},
 		"empty values": {
 			"tunnels:\n- name: a\n  remote-address:\n  address:\n  route: ['']\n",
-			`f:3:18: remote-address: "" is not accepted: want an IPv4 address or a DNS name
+			`f:3:18: remote-address: "" is not accepted: want an IPv4 address, a DNS name or any
 f:4:11: address: "" is not accepted: want an IPv4 address and the length of its subnet, 10.255.0.1/30
 f:5:11: route: "" is not accepted: want an IPv4 network, 10.20.0.0/16`,
 		},
 		"missing": {
 			"tunnels:\n- {}\n- name: a\n- {name: b, mtu: 1}\n",
 			`f:2:3: name: missing: want one, by which a reload finds the tunnel
-f:2:3: remote-address: missing: want an IPv4 address or a DNS name
-f:3:3: remote-address: missing: want an IPv4 address or a DNS name
-f:4:3: remote-address: missing: want an IPv4 address or a DNS name
+f:2:3: remote-address: missing: want an IPv4 address, a DNS name or any
+f:3:3: remote-address: missing: want an IPv4 address, a DNS name or any
+f:4:3: remote-address: missing: want an IPv4 address, a DNS name or any
 f:4:18: mtu: "1" is not accepted: want auto or 68..65515`,
 		},
 		"twice": {

@@ -160,6 +160,10 @@ func WriteRouterOS(w io.Writer, process Process, entries []Entry) (unsaid []stri
 	for i := range entries {
 		e := &entries[i]
 		c := &e.Config
+		if c.RemoteAddress == tunnel.AnyRemote {
+			unsaid = append(unsaid, c.Name+": left out: not in RouterOS: an interface with many remotes, remote-address=any")
+			continue
+		}
 		of := e.unsaid()
 		name := quote(c.Name)
 		for _, a := range c.Addresses {

@@ -198,6 +198,17 @@ func TestWriteRouterOS_routes(t *testing.T) {
 	}
 }
 
+// RouterOS has no interface with many remotes.
+func TestWriteRouterOS_any(t *testing.T) {
+	var b bytes.Buffer
+	e := entry(t, "name", "a", "remote-address", "any", "local-address", "192.0.2.1", "peers", "10.20.0.0/16=198.51.100.7", "route", "10.30.0.0/16")
+	unsaid, err := WriteRouterOS(&b, DefaultProcess(), []Entry{e})
+	if want := "# a: left out: not in RouterOS: an interface with many remotes, remote-address=any\n"; err != nil || b.String() != want || len(unsaid) != 1 {
+		t.Errorf("%v, %q, want %q", err, b.String(), want)
+	}
+	same(t, "x.yaml", e, func(b *bytes.Buffer, entries []Entry) error { return WriteYAML(b, DefaultProcess(), entries) })
+}
+
 // Between two processes a Snapshot stays what it is, whatever bytes a secret has.
 func TestSnapshot(t *testing.T) {
 	want := Snapshot{Process: DefaultProcess(), Tunnels: exported(t)}

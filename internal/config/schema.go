@@ -3,6 +3,7 @@ package config
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"ipipd/internal/tunnel"
@@ -34,6 +35,10 @@ func Schema() []byte {
 				{Type: scalar},
 				{Type: "array", Items: &schema{Type: scalar}},
 			}}
+		}
+		if p.Mapping {
+			s.AnyOf = append(s.AnyOf, &schema{Type: "object"})
+			s.AnyOf[1].Items = &schema{Type: append(slices.Clone(scalar), "object")}
 		}
 		ofTunnel[p.Name] = s
 	}

@@ -298,6 +298,8 @@ func (r *yamlReader) settings(key string, value *yaml.Node) (settings []Setting)
 	}
 	for _, n := range values {
 		switch {
+		case n.Kind == yaml.MappingNode && properties[key].Mapping && r.ordinary(n):
+			settings = append(settings, r.pairs(key, n)...)
 		case !r.ordinary(n):
 		case n.Kind != yaml.ScalarNode:
 			r.add(n, "%s: a list or mapping: want one value", key)
@@ -307,6 +309,26 @@ func (r *yamlReader) settings(key string, value *yaml.Node) (settings []Setting)
 			r.add(n, "%v", properties[key].Set(new(tunnel.Config), ""))
 		default:
 			settings = append(settings, Setting{key, n.Value, r.position(n)})
+		}
+	}
+	return settings
+}
+
+// pairs are the settings of a mapping, each key=value.
+func (r *yamlReader) pairs(key string, n *yaml.Node) (settings []Setting) {
+	if len(n.Content) == 0 {
+		return []Setting{{key, "", r.position(n)}}
+	}
+	for i := 0; i < len(n.Content); i += 2 {
+		name, value := n.Content[i], n.Content[i+1]
+		switch {
+		case !r.ordinary(name), !r.ordinary(value):
+		case name.Kind != yaml.ScalarNode, value.Kind != yaml.ScalarNode:
+			r.add(value, "%s: a list or mapping: want one value", key)
+		case len(name.Value)+len(value.Value) > maxValue:
+			r.add(value, "%s: a value of more than %d bytes", key, maxValue)
+		default:
+			settings = append(settings, Setting{key, name.Value + "=" + value.Value, r.position(name)})
 		}
 	}
 	return settings

@@ -35,6 +35,13 @@ func (h *Host) Configure(interfaces []Interface) error {
 		if err != nil {
 			return &InterfaceError{i.Index, err}
 		}
+		if i.Adopted {
+			stray, err := h.strayPeers(i.Index, i.Routes)
+			if err != nil {
+				return &InterfaceError{i.Index, err}
+			}
+			changes = append(changes, stray...)
+		}
 		if i.AltName != "" {
 			changes = append(changes, addAltName(i.Index, i.AltName))
 		}
@@ -146,6 +153,9 @@ func (r *requester) explain(c *change, err error) error {
 			show += fmt.Sprintf(" table %d", c.route.table)
 		}
 		err = fmt.Errorf("there is one that leads elsewhere (see `ip route show %s`): remove it first: %w", show, err)
+	}
+	if err == unix.EINVAL && c.route.gateway.IsValid() {
+		err = fmt.Errorf("%v is an address of this host, or not one of a host: give the other end's: %w", c.route.gateway, err)
 	}
 	name := cmp.Or(l.name, fmt.Sprintf("interface %d", c.device))
 	return fmt.Errorf(c.what+": %w", c.object, name, permission(err))

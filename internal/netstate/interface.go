@@ -15,7 +15,8 @@ type Interface struct {
 	// Program is to run on egress; the zero Program is none. That it cannot is no error: see
 	// Follower.Attach.
 	Program Program
-	// Adopted: a process before has made it, whose Program is replaced, or removed.
+	// Adopted: a process before has made it, whose Program is replaced, or removed, as are routes with a
+	// Gateway that are not among Routes.
 	Adopted bool
 }
 
@@ -39,9 +40,16 @@ func (a InterfaceAddress) String() string {
 // MarshalText is String.
 func (a InterfaceAddress) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
 
+// RouteProtocolPeer is the protocol (rtm_protocol) of routes with a Gateway: `ip route show proto 94` shows
+// them. It is that of IPIP in IANA's registry of protocol numbers, and of nobody in iproute2's rt_protos.
+const RouteProtocolPeer = 94
+
 // InterfaceRoute is a route into an interface. Two routes of one prefix differ in metric or table.
 type InterfaceRoute struct {
 	Prefix netip.Prefix
+	// Gateway is the next hop of a route of RouteProtocolPeer (onlink), of an interface with many remotes;
+	// the zero Addr is none.
+	Gateway netip.Addr
 	// Metric is its priority (RTA_PRIORITY): the least one of a prefix is used.
 	Metric uint32
 	// Table is the routing table; 0 is main, or that of the interface's VRF.
@@ -52,6 +60,9 @@ type InterfaceRoute struct {
 func (r InterfaceRoute) String() string {
 	var b strings.Builder
 	fmt.Fprint(&b, r.Prefix)
+	if r.Gateway.IsValid() {
+		fmt.Fprintf(&b, " via %v", r.Gateway)
+	}
 	if r.Metric != 0 {
 		fmt.Fprintf(&b, " metric %d", r.Metric)
 	}
@@ -59,6 +70,12 @@ func (r InterfaceRoute) String() string {
 		fmt.Fprintf(&b, " table %d", r.Table)
 	}
 	return b.String()
+}
+
+// Slot is r without its Gateway: of routes with the same Slot the kernel has one.
+func (r InterfaceRoute) Slot() InterfaceRoute {
+	r.Gateway = netip.Addr{}
+	return r
 }
 
 // MarshalText is String.

@@ -17,6 +17,7 @@ type routeKey struct {
 	table       uint32 // not 0
 	device      int
 	destination netip.Prefix
+	gateway     netip.Addr // the zero Addr is none
 	metric      uint32
 }
 
@@ -72,9 +73,11 @@ func (h *Host) RemoveRoutes(device int, routes []InterfaceRoute) error {
 	case err != nil:
 		return err
 	}
-	changes = slices.DeleteFunc(changes, func(c change) bool {
-		return !slices.Contains(existing, tableRoute{c.route, true})
-	})
+	ours := map[routeKey]bool{}
+	for _, r := range existing {
+		ours[r.routeKey] = ours[r.routeKey] || r.ours
+	}
+	changes = slices.DeleteFunc(changes, func(c change) bool { return !ours[c.route] })
 	_, err = h.change(changes, unix.ESRCH, unix.ENODEV)
 	return err
 }
@@ -93,20 +96,59 @@ func (h *Host) routeChanges(kind, flag, device int, routes []InterfaceRoute) (ch
 		what, flags = "remove route %v from %v", 0
 	}
 	for _, r := range routes {
-		key := routeKey{cmp.Or(r.Table, main), device, r.Prefix.Masked(), r.Metric}
+		key := r.key(device, main)
 		req, msg := nl.NewNetlinkRequest(kind, flags), nl.NewRtMsg()
 		msg.Family, msg.Dst_len, msg.Table = unix.AF_INET, uint8(r.Prefix.Bits()), unix.RT_TABLE_UNSPEC
 		msg.Scope, msg.Protocol = unix.RT_SCOPE_LINK, unix.RTPROT_STATIC
+		if r.Gateway.IsValid() {
+			msg.Scope, msg.Protocol, msg.Flags = unix.RT_SCOPE_UNIVERSE, RouteProtocolPeer, unix.RTNH_F_ONLINK
+		}
 		req.AddData(msg)
 		req.AddData(nl.NewRtAttr(unix.RTA_DST, key.destination.Addr().AsSlice()))
 		req.AddData(nl.NewRtAttr(unix.RTA_TABLE, nl.Uint32Attr(key.table)))
 		req.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(device))))
+		if r.Gateway.IsValid() {
+			req.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, r.Gateway.AsSlice()))
+		}
 		if r.Metric != 0 {
 			req.AddData(nl.NewRtAttr(unix.RTA_PRIORITY, nl.Uint32Attr(r.Metric)))
 		}
 		changes = append(changes, change{NetlinkRequest: req, device: device, what: what, object: r, route: key})
 	}
 	return changes, nil
+}
+
+// key is that of r through an interface whose routes are in the table main.
+func (r *InterfaceRoute) key(device int, main uint32) routeKey {
+	return routeKey{cmp.Or(r.Table, main), device, r.Prefix.Masked(), r.Gateway, r.Metric}
+}
+
+// strayPeers are RTM_DELROUTE of the routes with a Gateway of an interface that are not among wanted: those of
+// a process before.
+func (h *Host) strayPeers(device int, wanted []InterfaceRoute) (changes []change, err error) {
+	main, err := h.routeTable(device)
+	if err != nil {
+		return nil, err
+	}
+	keep := map[routeKey]bool{}
+	for i := range wanted {
+		keep[wanted[i].key(device, main)] = true
+	}
+	existing, err := h.routes(device)
+	var stray []InterfaceRoute
+	for _, r := range existing {
+		if r.ours && r.device == device && r.gateway.IsValid() && !keep[r.routeKey] {
+			stray = append(stray, InterfaceRoute{Prefix: r.destination, Gateway: r.gateway, Metric: r.metric, Table: r.table})
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	changes, err = h.routeChanges(unix.RTM_DELROUTE, 0, device, stray)
+	for i := range changes {
+		changes[i].what = "" // gone meanwhile
+	}
+	return changes, err
 }
 
 // routeTable is the table of routes into an interface that name none: main, or that of its VRF.
@@ -133,7 +175,7 @@ func (h *Host) ExistingRoutes(interfaces []Interface) (existing map[InterfaceRou
 			return nil, err
 		}
 		for _, r := range i.Routes {
-			key := routeKey{cmp.Or(r.Table, main), i.Index, r.Prefix.Masked(), r.Metric}
+			key := r.key(i.Index, main)
 			through[key], asked[key] = false, r
 		}
 	}
@@ -188,7 +230,6 @@ func parseTableRoute(b []byte) (r tableRoute, ok bool) {
 		return r, false
 	}
 	r.table = uint32(b[table])
-	r.ours = b[tos] == 0 && b[protocol] == unix.RTPROT_STATIC && b[scope] == unix.RT_SCOPE_LINK && b[kind] == unix.RTN_UNICAST
 	var destination [4]byte
 	err := eachAttr(b[unix.SizeofRtMsg:], func(kind uint16, value []byte) error {
 		switch kind {
@@ -196,6 +237,8 @@ func parseTableRoute(b []byte) (r tableRoute, ok bool) {
 			destination = address(value)
 		case unix.RTA_OIF:
 			r.device = int(u32(value))
+		case unix.RTA_GATEWAY:
+			r.gateway = netip.AddrFrom4(address(value))
 		case unix.RTA_TABLE:
 			r.table = u32(value)
 		case unix.RTA_PRIORITY:
@@ -204,5 +247,10 @@ func parseTableRoute(b []byte) (r tableRoute, ok bool) {
 		return nil
 	})
 	r.destination = netip.PrefixFrom(netip.AddrFrom4(destination), int(b[bits]))
+	made := [2]byte{unix.RTPROT_STATIC, unix.RT_SCOPE_LINK}
+	if r.gateway.IsValid() {
+		made = [2]byte{RouteProtocolPeer, unix.RT_SCOPE_UNIVERSE}
+	}
+	r.ours = b[tos] == 0 && b[kind] == unix.RTN_UNICAST && made == [2]byte{b[protocol], b[scope]}
 	return r, err == nil
 }

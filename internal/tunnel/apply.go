@@ -145,14 +145,14 @@ func (p *plan) compare(t *Tunnel, next *Config) error {
 	return nil
 }
 
-// handOver finds the routes that one tunnel gives up and another gets: they are replaced, so that there
-// is one at any time, unless the first tunnel is made again. One that the first tunnel has lost is not
+// handOver finds the routes that one tunnel gives up and another gets, or the same one by another gateway:
+// they are replaced, so that there is one at any time, unless the first tunnel is made again. One that the first tunnel has lost is not
 // among them: there may be an operator's in its place, which stays.
 func (p *plan) handOver() error {
 	wanted := map[netstate.InterfaceRoute]bool{}
 	want := func(routes []netstate.InterfaceRoute) {
 		for _, route := range routes {
-			wanted[route] = true
+			wanted[route.Slot()] = true
 		}
 	}
 	for _, c := range slices.Concat(p.add, p.remade) {
@@ -166,7 +166,7 @@ func (p *plan) handOver() error {
 	for _, c := range slices.Concat(slices.Collect(maps.Values(p.remove)), p.change) {
 		i := netstate.Interface{Index: c.tunnel.iface.Load().Index}
 		for _, route := range c.removedRoutes() {
-			if wanted[route] {
+			if wanted[route.Slot()] {
 				i.Routes = append(i.Routes, route)
 			}
 		}
@@ -174,18 +174,23 @@ func (p *plan) handOver() error {
 			giving, giver = append(giving, i), c.old.Name
 		}
 	}
-	given, err := p.engine.network.ExistingRoutes(giving)
+	existing, err := p.engine.network.ExistingRoutes(giving)
 	if err != nil {
 		return &TunnelError{giver, err}
+	}
+	given := map[netstate.InterfaceRoute]bool{}
+	for route := range existing {
+		given[route.Slot()] = true
 	}
 	takers := map[netstate.InterfaceRoute]string{}
 	takeOver := func(name string, routes []netstate.InterfaceRoute) (taken []netstate.InterfaceRoute, err error) {
 		for _, route := range routes {
-			if other := takers[route]; given[route] && other != "" && err == nil {
+			slot := route.Slot()
+			if other := takers[slot]; given[slot] && other != "" && err == nil {
 				err = &TunnelError{name, &ValueError{Property: "route", Value: route.String(), Want: "a route that " + other + " has not"}}
 			}
-			if given[route] {
-				takers[route] = name
+			if given[slot] {
+				takers[slot] = name
 				taken = append(taken, route)
 			}
 		}

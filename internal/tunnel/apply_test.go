@@ -375,7 +375,7 @@ func TestEngineApply_property(t *testing.T) {
 		"comment": "x", "local-address": "192.0.2.9", "remote-address": "198.51.100.9", "mtu": "1400", "dscp": "46", "dont-fragment": "inherit",
 		"clamp-tcp-mss": "no", "allow-fast-path": "no", "keepalive": "5s,3", "keepalive-probe": "empty",
 		"keepalive-target": "10.255.0.2 keepalive-probe=echo", "ttl": "inherit", "address": "10.255.0.9/30", "route": "10.40.0.0/16",
-		"accept-from": "any-peer", "accept-to": "203.0.113.5", "underlay-device": "eth9", "fwmark": "7", "tun-queues": "1", "rps": "3",
+		"peers": "10.21.0.0/16=198.51.100.7", "accept-from": "any-peer", "accept-to": "203.0.113.5", "underlay-device": "eth9", "fwmark": "7", "tun-queues": "1", "rps": "3",
 		"ipsec-secret": "mellon-mellon-mellon allow-fast-path=no", "ipsec-secret-file": "",
 	}
 	for _, p := range Properties() {
@@ -388,8 +388,8 @@ func TestEngineApply_property(t *testing.T) {
 		}
 		t.Run(p.Name, func(t *testing.T) {
 			base := base
-			if strings.HasPrefix(p.Name, "accept-") {
-				base += " remote-address=any local-address=192.0.2.9"
+			if strings.HasPrefix(p.Name, "accept-") || p.Name == "peers" {
+				base = strings.ReplaceAll(base, "198.51.100.1", "any") + " local-address=192.0.2.9"
 			}
 			changed := base + " " + p.Name + "=" + value
 			sockets, other := memory.NewSocketPair()

@@ -58,7 +58,14 @@ func remade(old, next *Config) (by []Property) {
 
 // without returns those of a that are not in b.
 func without[T comparable](a, b []T) []T {
-	return slices.DeleteFunc(slices.Clone(a), func(x T) bool { return slices.Contains(b, x) })
+	if len(b) == 0 {
+		return a
+	}
+	other := make(map[T]bool, len(b)) // of peers there may be thousands
+	for _, x := range b {
+		other[x] = true
+	}
+	return slices.DeleteFunc(slices.Clone(a), func(x T) bool { return other[x] })
 }
 
 func (ch *change) removedRoutes() []netstate.InterfaceRoute {
@@ -104,6 +111,9 @@ func (c *control) prepareChange(ch *change) error {
 		return err
 	}
 	noPath := a.Err != nil || !ch.remote.IsValid()
+	if c.many != nil {
+		noPath = c.pathError(a, ch.remote) != nil
+	}
 	if err := c.addPrefixes(ch, noPath); err != nil && !errors.Is(err, syscall.ENODEV) { // deleted: remakeInterface adds them
 		return err
 	}

@@ -45,7 +45,8 @@ type Config struct {
 	TTL int
 	// Addresses are the inner addresses of the interface, host bits kept.
 	Addresses []netstate.InterfaceAddress
-	// Routes are the routes into the interface; their host bits are zero.
+	// Routes are the routes into the interface; their host bits are zero. Those with a Gateway are the
+	// property peers, and only with AnyRemote.
 	Routes []netstate.InterfaceRoute
 	// AcceptAnyPeer, AcceptFrom and AcceptTo are who may send, and to what: see fib.Acceptance. Only
 	// with AnyRemote.
@@ -142,12 +143,8 @@ func (c *Config) Validate() error {
 		}
 		addresses[a.Prefix.Addr()] = true
 	}
-	routes := make(map[netstate.InterfaceRoute]bool)
-	for _, r := range c.Routes {
-		if routes[r] {
-			return &ValueError{Property: "route", Value: r.String(), Want: "each route once"}
-		}
-		routes[r] = true
+	if err := c.validateRoutes(); err != nil {
+		return err
 	}
 	return c.validateKeepalive(addresses)
 }

@@ -65,7 +65,8 @@ func (c *control) updateInterface(now time.Time) {
 		}
 	}
 	changes, downs := c.answer.InterfaceChanges, c.answer.InterfaceDowns
-	if changes == c.interfaceChanges && downs == c.interfaceDowns && !c.iface.Load().Moved && !c.restoreDue && !c.warned(warning.NotRestored) {
+	lost := c.many.takeLost()
+	if changes == c.interfaceChanges && downs == c.interfaceDowns && !c.iface.Load().Moved && !c.restoreDue && !c.warned(warning.NotRestored) && !lost {
 		return
 	}
 	due := c.restoreDue
@@ -86,7 +87,11 @@ func (c *control) updateInterface(now time.Time) {
 		return
 	}
 	addresses, err := restore(c, c.engine.network.AddAddresses, c.cfg.Addresses, now)
-	routes, routesErr := restore(c, c.engine.network.AddRoutes, c.wantedRoutes(c.cfg.Routes), now)
+	wanted := c.cfg.Routes
+	if !due && !wasDown && c.many != nil {
+		wanted = c.many.withoutPresent(wanted)
+	}
+	routes, routesErr := restore(c, c.engine.network.AddRoutes, c.wantedRoutes(wanted), now)
 	err = errors.Join(err, routesErr)
 	c.warnErr(warning.NotRestored, err)
 	c.retry = c.retry || err != nil

@@ -50,12 +50,14 @@ type remotes struct {
 	// since control has looked.
 	news    map[[4]byte]bool
 	changed map[[4]byte]bool
+	peers   peers
 }
 
 func newRemotes(cfg *Config) *remotes {
 	m := new(remotes)
 	m.begin()
 	m.accept.Store(cfg.acceptance())
+	m.setPeers(cfg)
 	return m
 }
 
@@ -67,20 +69,23 @@ func (m *remotes) begin() (begun int) {
 	m.table.Store(new(fib.Table))
 	m.routes.Store(&map[[4]byte]*route{})
 	m.news, m.changed = map[[4]byte]bool{}, map[[4]byte]bool{}
+	m.peers.lost = nil
 	return m.begun
 }
 
 // follow takes changes of the routes out of the interface, and reports whether control wants to know. It is
 // called by one goroutine.
-func (m *remotes) follow(begun int, changes []netstate.RouteChange) (gateways bool) {
+func (m *remotes) follow(begun int, changes []netstate.RouteChange) (wake bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if begun != m.begun {
 		return false
 	}
 	e := m.table.Load().Edit()
+	lost := false
 	for _, change := range changes {
 		e.Set(change.Prefix, change.Routes)
+		lost = m.peers.note(&change) || lost
 	}
 	next, added, removed := e.Commit()
 	m.table.Store(next)
@@ -90,7 +95,7 @@ func (m *remotes) follow(begun int, changes []netstate.RouteChange) (gateways bo
 	for _, g := range removed {
 		m.news[g] = false
 	}
-	return len(added)+len(removed) > 0
+	return lost || len(added)+len(removed) > 0
 }
 
 // take returns, and forgets, what is new.
@@ -143,11 +148,20 @@ func (c *Config) validateMany() error {
 			return &ValueError{Property: "accept-from", Value: formatAcceptFrom(c), Want: "remote-address any with it"}
 		case len(c.AcceptTo) > 0:
 			return &ValueError{Property: "accept-to", Value: join(c.AcceptTo), Want: "remote-address any with it"}
+		case len(c.peers()) > 0:
+			return &ValueError{Property: "peers", Value: peerText(c.peers()[0]), Want: "remote-address any with it"}
 		}
 		return nil
 	}
 	if !c.LocalAddress.IsValid() && len(c.AcceptTo) == 0 {
 		return &ValueError{Property: "local-address", Missing: true, Want: "the outer source for all remotes, or accept-to for an interface that only receives"}
+	}
+	if c.LocalAddress.IsValid() {
+		for _, r := range c.Routes {
+			if r.Gateway == c.LocalAddress {
+				return &ValueError{Property: "peers", Value: peerText(r), Want: "a remote other than local-address"}
+			}
+		}
 	}
 	if c.keepalive().Interval != 0 {
 		return &ValueError{Property: "keepalive", Value: c.Keepalive.String(), Want: "off with remote-address any"}

@@ -29,6 +29,8 @@ type Property struct {
 	Words []string
 	// Repeatable: each Set appends a value, and Get joins them with commas.
 	Repeatable bool
+	// Mapping: in a file the values may be a mapping, of what is before the = to what is behind it.
+	Mapping bool
 	// Secret: errors and Get do not show the value.
 	Secret bool
 	// Remade says when a change has the tunnel made again, and why; "" is never: it changes in place.
@@ -117,6 +119,9 @@ var properties = []Property{
 		get:   func(c *Config) string { return c.RemoteAddress },
 		set: func(c *Config, v string) (want string) {
 			c.RemoteAddress = v
+			if v != AnyRemote && strings.EqualFold(v, AnyRemote) {
+				return AnyRemote + " in lower case"
+			}
 			if isHostName(v) {
 				return ""
 			}
@@ -247,14 +252,32 @@ var properties = []Property{
 	{
 		Name: "route", Values: "CIDR, then `metric N`, then `table N`, repeatable", Default: "none", Repeatable: true,
 		Help:  "network that is routed into the interface; the table is main if none is given, or that of the interface's VRF",
-		reset: func(c *Config) { c.Routes = nil },
-		get:   func(c *Config) string { return join(c.Routes) },
+		reset: func(c *Config) { c.Routes = c.peers() },
+		get:   func(c *Config) string { return join(c.plainRoutes()) },
 		set: func(c *Config, v string) string {
 			r, want := parseRoute(v)
 			if want == "" {
 				c.Routes = append(c.Routes, r)
 			}
 			return want
+		},
+	},
+	{
+		Name: "peers", Values: "CIDR=IPv4, repeatable", Default: "none", Repeatable: true, Mapping: true,
+		Help:  "with remote-address any: a network and the remote that it is sent to, 10.20.0.0/16=198.51.100.7: each is a route of protocol 94 with that gateway; in a file also a mapping",
+		reset: func(c *Config) { c.Routes = c.plainRoutes() },
+		get:   formatPeers,
+		set: func(c *Config, v string) string {
+			routes := c.Routes
+			for one := range strings.SplitSeq(v, ",") {
+				r, want := parsePeer(one)
+				if want != "" {
+					return want
+				}
+				routes = append(routes, r)
+			}
+			c.Routes = routes
+			return ""
 		},
 	},
 	{

@@ -146,6 +146,11 @@ func TestPropertySet_invalid(t *testing.T) {
 		{"route", "10.20.0.0/16 metric 200 ", wantRoute},
 		{"route", "10.20.0.0/16  metric 200", wantRoute},
 		{"route", "10.20.0.0/16 via 10.255.0.2", wantRoute},
+		{"peers", "", wantPeers}, {"peers", "10.20.0.0/16", wantPeers}, {"peers", "10.20.0.0/16=", wantPeers}, {"peers", "=198.51.100.7", wantPeers},
+		{"peers", "10.20.0.0/16=127.0.0.1", wantPeers + "; of another host"}, {"peers", "10.20.0.0/16=0.1.2.3", wantPeers + "; of another host"},
+		{"peers", "10.20.0.0/16 via 198.51.100.7", wantPeers}, {"peers", "10.20.0.0/16=198.51.100.7,", wantPeers}, {"peers", "10.20.0.0/16=198.51.100.7 metric 5", wantPeers},
+		{"peers", "10.20.0.1/16=198.51.100.7", "an IPv4 network without host bits, 10.20.0.0/16"}, {"peers", "default=198.51.100.7", wantPeers},
+		{"remote-address", "Any", "any in lower case"},
 		{"accept-from", "", "any-peer, or IPv4 networks or addresses, 192.0.2.10,172.16.0.0/12"},
 		{"accept-from", "any", "any-peer, or IPv4 networks or addresses, 192.0.2.10,172.16.0.0/12"},
 		{"accept-from", "192.0.2.10,any-peer", "any-peer, or IPv4 networks or addresses, 192.0.2.10,172.16.0.0/12"},
@@ -241,6 +246,8 @@ var goodValues = map[string]map[string]string{
 	"route": {"10.20.0.0/16": "10.20.0.0/16", "0.0.0.0/0": "0.0.0.0/0", "0.0.0.0/0 metric 200 table 100": "0.0.0.0/0 metric 200 table 100",
 		"10.20.0.0/16 table 4294967295": "10.20.0.0/16 table 4294967295", "10.20.0.0/16 metric 4294967295": "10.20.0.0/16 metric 4294967295",
 		"10.20.0.0/16 metric 0 table main": "10.20.0.0/16", "10.20.0.0/16 table 254": "10.20.0.0/16"},
+	"peers": {"10.20.0.0/16=198.51.100.7": "10.20.0.0/16=198.51.100.7", "10.255.0.2=198.51.100.7": "10.255.0.2/32=198.51.100.7", "0.0.0.0/0=198.51.100.7": "0.0.0.0/0=198.51.100.7",
+		"10.20.0.0/16=198.51.100.7,10.30.0.0/16=198.51.100.8": "10.20.0.0/16=198.51.100.7,10.30.0.0/16=198.51.100.8"},
 	"accept-from":       {"any-peer": "any-peer", "192.0.2.10": "192.0.2.10/32", "172.16.0.0/12,192.0.2.10": "172.16.0.0/12,192.0.2.10/32", "172.16.9.9/12": "172.16.0.0/12"},
 	"accept-to":         {"203.0.113.5": "203.0.113.5/32", "203.0.113.0/24": "203.0.113.0/24"},
 	"underlay-device":   {"eth0": "eth0", "eth0.5": "eth0.5"},
@@ -350,7 +357,7 @@ func TestConfigValidate(t *testing.T) {
 		{"complete", []string{"remote-address", "r2"}, ""},
 		{"loopback", []string{"remote-address", "127.0.0.2", "local-address", "127.0.0.1"}, ""},
 		{"echo", []string{"remote-address", "r2", "keepalive-probe", "echo", "keepalive-target", "10.0.0.2", "address", "10.0.0.1/30"}, ""},
-		{"no remote", nil, "remote-address: missing: want an IPv4 address or a DNS name"},
+		{"no remote", nil, "remote-address: missing: want an IPv4 address, a DNS name or any"},
 		{"to itself", []string{"remote-address", "192.0.2.1", "local-address", "192.0.2.1"},
 			`remote-address: "192.0.2.1" is not accepted: want an address other than local-address`},
 		{"over itself", []string{"remote-address", "r2", "name", "t0", "underlay-device", "t0"},
@@ -412,7 +419,7 @@ func TestConfigValidate_literals(t *testing.T) {
 		{func(c *Config) { c.DSCP = 64 }, `dscp: "64" is not accepted: want inherit or 0..63`},
 		{func(c *Config) { c.TTL = -1 }, `ttl: "-1" is not accepted: want inherit or 1..255`},
 		{func(c *Config) { c.Name = "a/b" }, `name: "a/b" is not accepted: want ` + wantName},
-		{func(c *Config) { c.RemoteAddress = "::1" }, `remote-address: "::1" is not accepted: want an IPv4 address or a DNS name; IPv6 is not supported`},
+		{func(c *Config) { c.RemoteAddress = "::1" }, `remote-address: "::1" is not accepted: want an IPv4 address, a DNS name or any; IPv6 is not supported`},
 		{func(c *Config) {
 			c.Addresses = []netstate.InterfaceAddress{{Prefix: netip.MustParsePrefix("10.0.0.1/8")}, {Prefix: netip.MustParsePrefix("fd00::1/8")}}
 		}, `address: "fd00::1/8" is not accepted: want ` + wantAddress + `; IPv6 is not supported`},
@@ -441,7 +448,7 @@ func TestStatusMarshalJSON(t *testing.T) {
 	}
 	const want = `[{"name":"ipip1","comment":"","local-address":"","remote-address":"r2.example","mtu":"auto","dscp":"inherit",` +
 		`"dont-fragment":"no","clamp-tcp-mss":"yes","allow-fast-path":"yes","keepalive":"10s,10","keepalive-probe":"reflect","keepalive-target":"","ttl":"255",` +
-		`"address":["10.255.0.1/30"],"route":[],"accept-from":[],"accept-to":[],"underlay-device":"","fwmark":"0","tun-queues":"auto","rps":"off","ipsec-secret":"",` +
+		`"address":["10.255.0.1/30"],"route":[],"peers":[],"accept-from":[],"accept-to":[],"underlay-device":"","fwmark":"0","tun-queues":"auto","rps":"off","ipsec-secret":"",` +
 		`"disabled":false,"running":true,"warnings":[],"actual-mtu":1480,"current-local-address":"","current-remote-address":"198.51.100.1","candidate-remote-address":"198.51.100.2",` +
 		`"keepalive-state":"up","fast-path":"active","last-heard":"2025-01-02T03:04:05Z","rx-packet":1,"rx-byte":84,"tx-packet":0,"tx-byte":0,"drops":{},"process-drops":{}}]`
 	if d := cmp.Diff(want, string(text)); d != "" {

@@ -84,6 +84,7 @@ func (c *control) setConfig(cfg *Config) {
 	c.config.Store(cfg)
 	if c.many != nil {
 		c.many.accept.Store(cfg.acceptance())
+		c.many.setPeers(cfg)
 	}
 	switch {
 	case cfg.KeepaliveProbe != keepalive.FormEcho:

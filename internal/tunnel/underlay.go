@@ -64,7 +64,7 @@ func (c *control) query() netstate.Query { return c.queryFor(c.cfg, c.remote) }
 // queryFor is query with another Config and its remote, which may not be known yet.
 func (c *control) queryFor(cfg *Config, remote netip.Addr) netstate.Query {
 	return netstate.Query{
-		Remote: bytesOf(remote), Local: bytesOf(cfg.LocalAddress), Mark: cfg.FwMark, UnderlayDevice: cfg.UnderlayDevice, Interface: c.ifindex, Routes: cfg.Routes,
+		Remote: bytesOf(remote), Local: bytesOf(cfg.LocalAddress), Mark: cfg.FwMark, UnderlayDevice: cfg.UnderlayDevice, Interface: c.ifindex, Routes: cfg.plainRoutes(),
 	}
 }
 

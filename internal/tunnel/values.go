@@ -36,7 +36,7 @@ func (e *ValueError) Error() string {
 
 // Descriptions used by several properties.
 const (
-	wantRemote  = "an IPv4 address or a DNS name"
+	wantRemote  = "an IPv4 address, a DNS name or any"
 	wantAddress = "an IPv4 address and the length of its subnet, 10.255.0.1/30"
 	wantPeer    = "the addresses of both ends, 10.255.0.1 peer 10.255.0.2"
 	wantRoute   = "an IPv4 network and, if need be, its metric and table, 10.20.0.0/16 metric 200 table 100"
@@ -158,6 +158,46 @@ func parseAddress(v string) (a netstate.InterfaceAddress, want string) {
 	}
 	return a, want
 }
+
+const wantPeers = "an IPv4 network and the address of its remote, 10.20.0.0/16=198.51.100.7"
+
+// parsePeer parses a route with a gateway: PREFIX=REMOTE.
+func parsePeer(v string) (r netstate.InterfaceRoute, want string) {
+	prefix, remote, found := strings.Cut(v, "=")
+	if !found {
+		return r, wantPeers
+	}
+	if a, err := netip.ParseAddr(prefix); err == nil && a.Is4() {
+		prefix += "/32"
+	}
+	if r.Prefix, want = parsePrefix(prefix, wantPeers); want == "" && r.Prefix != r.Prefix.Masked() {
+		want = "an IPv4 network without host bits, " + r.Prefix.Masked().String()
+	}
+	if want != "" {
+		return r, want
+	}
+	if r.Gateway, want = parseUnicast(remote, wantPeers); want == "" && (r.Gateway.IsLoopback() || r.Gateway.As4()[0] == 0) {
+		want = wantPeers + "; of another host"
+	}
+	return r, want
+}
+
+// formatPeers is the value of peers.
+func formatPeers(c *Config) string {
+	var b strings.Builder
+	for _, r := range c.Routes {
+		if !r.Gateway.IsValid() {
+			continue
+		}
+		if b.Len() > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(peerText(r))
+	}
+	return b.String()
+}
+
+func peerText(r netstate.InterfaceRoute) string { return r.Prefix.String() + "=" + r.Gateway.String() }
 
 // parseRoute parses a route into the interface.
 func parseRoute(v string) (r netstate.InterfaceRoute, want string) {

@@ -1,0 +1,110 @@
+package tunnel
+
+import (
+	"net/netip"
+	"slices"
+
+	"ipipd/internal/fib"
+	"ipipd/internal/netstate"
+)
+
+// Peers are routes with a gateway that the configuration of a tunnel with many remotes has. They are added,
+// replaced and removed as its other routes are, but there may be thousands: which of them somebody has
+// removed is known from the mirror of the routes, and only these are added again.
+
+// peers are those of Routes that have a gateway.
+func (c *Config) peers() []netstate.InterfaceRoute { return c.routesWith(true) }
+
+// plainRoutes are the others.
+func (c *Config) plainRoutes() []netstate.InterfaceRoute { return c.routesWith(false) }
+
+func (c *Config) routesWith(gateway bool) (routes []netstate.InterfaceRoute) {
+	for _, r := range c.Routes {
+		if r.Gateway.IsValid() == gateway {
+			routes = append(routes, r)
+		}
+	}
+	return routes
+}
+
+// validateRoutes checks that the kernel can have all of Routes.
+func (c *Config) validateRoutes() error {
+	routes := make(map[netstate.InterfaceRoute]bool, len(c.Routes))
+	for _, r := range c.Routes {
+		switch twice := routes[r.Slot()]; {
+		case twice && r.Gateway.IsValid():
+			return &ValueError{Property: "peers", Value: peerText(r), Want: "each network once, here or as a route"}
+		case twice:
+			return &ValueError{Property: "route", Value: r.String(), Want: "each route once"}
+		}
+		routes[r.Slot()] = true
+	}
+	return nil
+}
+
+// peers are what the mirror knows of the configured ones. The mu of remotes guards it.
+type peers struct {
+	gateways map[netip.Prefix][4]byte
+	// lost are those whose route is not there: it was removed, or replaced by another's.
+	lost map[netip.Prefix]bool
+	news bool // some are in lost since takeLost
+}
+
+// setPeers takes those of a Config.
+func (m *remotes) setPeers(cfg *Config) {
+	gateways := map[netip.Prefix][4]byte{}
+	for _, r := range cfg.Routes {
+		if r.Gateway.IsValid() {
+			gateways[r.Prefix] = r.Gateway.As4()
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.peers.gateways, m.peers.lost = gateways, nil
+}
+
+// note notes whether a peer's route is there, and reports whether it has just been lost.
+func (p *peers) note(change *netstate.RouteChange) bool {
+	gateway, ours := p.gateways[change.Prefix]
+	if !ours {
+		return false
+	}
+	if slices.ContainsFunc(change.Routes, func(r fib.Route) bool {
+		return r.Metric == 0 && slices.ContainsFunc(r.Hops, func(h fib.Hop) bool { return h.Gateway == gateway })
+	}) {
+		delete(p.lost, change.Prefix)
+		return false
+	}
+	if p.lost == nil {
+		p.lost = map[netip.Prefix]bool{}
+	}
+	p.lost[change.Prefix], p.news = true, true
+	return true
+}
+
+// takeLost reports whether the route of a peer was lost since the last call.
+func (m *remotes) takeLost() (news bool) {
+	if m == nil {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	news, m.peers.news = m.peers.news, false
+	return news
+}
+
+// withoutPresent are routes without those of the peers whose route is there.
+func (m *remotes) withoutPresent(routes []netstate.InterfaceRoute) []netstate.InterfaceRoute {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.peers.gateways) == 0 {
+		return routes
+	}
+	var absent []netstate.InterfaceRoute
+	for _, r := range routes {
+		if !r.Gateway.IsValid() || m.peers.lost[r.Prefix] {
+			absent = append(absent, r)
+		}
+	}
+	return absent
+}

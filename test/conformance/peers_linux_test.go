@@ -1,0 +1,126 @@
+package conformance
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"ipipd/test/netlab"
+)
+
+// peerRoutes is what `ip route show proto 94` shows.
+func peerRoutes(ns *netlab.NS) string {
+	return strings.Join(strings.Split(strings.ReplaceAll(strings.TrimSpace(ns.Run("ip", "route", "show", "proto", "94")), " dev t0 onlink", ""), " \n"), "\n")
+}
+
+// The peers of a file are routes with a protocol of their own. A reload changes those that differ, loses no
+// packet of the others, and leaves others' routes alone.
+func TestPeers_reload(t *testing.T) {
+	t.Parallel()
+	hub, spoke := mesh(t, 2)
+	for i, s := range spoke {
+		netlab.Up(t, s, "t0", "--local-address", outerOf(11+i), "--remote-address", outerOf(1), "--address", fmt.Sprintf("10.255.0.%d/32", 11+i), "--keepalive", "off", "--route", "10.10.0.0/16", "--route", "10.255.0.1/32")
+	}
+	spoke[1].Run("ip", "address", "add", "10.11.7.1/32", "dev", "lo")
+	file := filepath.Join(t.TempDir(), "ipipd.yaml")
+	write := func(peers string) {
+		t.Helper()
+		text := "tunnels:\n- {name: t0, local-address: 192.0.2.1, remote-address: any, address: [10.255.0.1/32], peers: {" + peers + "}}\n"
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("10.11.0.0/16: 192.0.2.11, 10.12.0.0/16: 192.0.2.12, 10.13.0.0/16: 192.0.2.13")
+	d := netlab.UpConfig(t, hub, "t0", file)
+	want := func(routes string) {
+		t.Helper()
+		netlab.Eventually(t, "the routes are "+routes, func() bool { return strings.ReplaceAll(peerRoutes(hub), "\n", ", ") == routes })
+	}
+	want("10.11.0.0/16 via 192.0.2.11, 10.12.0.0/16 via 192.0.2.12, 10.13.0.0/16 via 192.0.2.13")
+	hub.Run("ip", "route", "add", "10.14.0.0/16", "via", "192.0.2.14", "dev", "t0", "onlink", "proto", "bird")
+	ping(t, hub, "-I", "10.10.0.1", "10.11.0.1")
+	ping(t, hub, "-I", "10.10.0.1", "10.12.0.1")
+
+	lossless := make(chan string)
+	go func() {
+		out, _ := hub.Try("ping", "-q", "-i", "0.02", "-c", "150", "-W", "2", "-I", "10.10.0.1", "10.11.0.1")
+		lossless <- out
+	}()
+	for i := range 10 {
+		write([]string{
+			"10.11.0.0/16: 192.0.2.11, 10.12.0.0/16: 192.0.2.11, 10.11.7.0/24: 192.0.2.12",
+			"10.11.0.0/16: 192.0.2.11, 10.12.0.0/16: 192.0.2.12",
+		}[i%2])
+		if out, err := d.Run("reload"); err != nil {
+			t.Fatal(err, out)
+		}
+		want([]string{
+			"10.11.0.0/16 via 192.0.2.11, 10.11.7.0/24 via 192.0.2.12, 10.12.0.0/16 via 192.0.2.11",
+			"10.11.0.0/16 via 192.0.2.11, 10.12.0.0/16 via 192.0.2.12",
+		}[i%2])
+		if i%2 == 0 {
+			ping(t, hub, "-I", "10.10.0.1", "10.11.7.1")
+		}
+	}
+	if out := <-lossless; !strings.Contains(out, " 0% packet loss") {
+		t.Error(out)
+	}
+	if out := hub.Run("ip", "route", "show", "10.14.0.0/16"); out == "" {
+		t.Error("the route of another program is gone")
+	}
+
+	// What somebody removes comes back; what somebody puts in its place stays as long as it is there.
+	hub.Run("ip", "route", "del", "10.12.0.0/16")
+	want("10.11.0.0/16 via 192.0.2.11, 10.12.0.0/16 via 192.0.2.12")
+	hub.Run("ip", "route", "replace", "10.12.0.0/16", "via", "192.0.2.13", "dev", "t0", "onlink", "proto", "bird")
+	time.Sleep(100 * time.Millisecond)
+	if out := hub.Run("ip", "route", "show", "10.12.0.0/16"); !strings.Contains(out, "via 192.0.2.13") {
+		t.Error(out)
+	}
+	hub.Run("ip", "route", "del", "10.12.0.0/16")
+	want("10.11.0.0/16 via 192.0.2.11, 10.12.0.0/16 via 192.0.2.12")
+	hub.Run("sh", "-ec", "ip link set t0 down; ip link set t0 up")
+	want("10.11.0.0/16 via 192.0.2.11, 10.12.0.0/16 via 192.0.2.12")
+
+	// A route elsewhere is an error, which changes nothing.
+	hub.Run("ip", "route", "add", "10.15.0.0/16", "via", "192.0.2.13")
+	write("10.11.0.0/16: 192.0.2.12, 10.15.0.0/16: 192.0.2.13")
+	if out, err := d.Run("reload"); err == nil || !strings.Contains(out, "add route 10.15.0.0/16 via 192.0.2.13 to t0: there is one that leads elsewhere") {
+		t.Error(err, out)
+	}
+	want("10.11.0.0/16 via 192.0.2.11, 10.12.0.0/16 via 192.0.2.12")
+	write("10.16.0.0/16: 192.0.2.1")
+	if out, err := d.Run("reload"); err == nil || !strings.Contains(out, "want a remote other than local-address") {
+		t.Error(err, out)
+	}
+	for _, c := range []struct{ set, want string }{
+		{"peers=10.11.0.0/16=192.0.2.11,10.13.0.0/16=192.0.2.13", "10.11.0.0/16 via 192.0.2.11, 10.13.0.0/16 via 192.0.2.13"},
+		{"peers=", ""},
+	} {
+		if out, err := d.Run("set", "t0", c.set); err != nil {
+			t.Error(err, out)
+		}
+		want(c.want)
+	}
+	if out, err := d.Run("diff"); err == nil && !strings.Contains(out, "t0: in place: peers") {
+		t.Error(out)
+	}
+}
+
+// By flags, and of thousands only what somebody removes is looked after.
+func TestPeers_flags(t *testing.T) {
+	t.Parallel()
+	hub, spoke := mesh(t, 1)
+	upAny(t, spoke[0], 11, "--peers", "10.10.0.0/16=192.0.2.1,10.255.0.1=192.0.2.1")
+	d := upAny(t, hub, 1, "--peers", "10.11.0.0/16=192.0.2.11", "--peers", "10.255.0.11=192.0.2.11")
+	ping(t, hub, "-I", "10.10.0.1", "10.11.0.1")
+	ping(t, hub, "10.255.0.11")
+	if got := d.Status().Drops; got["reverse-path"] != 0 {
+		t.Error(got)
+	}
+	hub.Run("ip", "link", "del", "t0")
+	netlab.Eventually(t, "they are routes of the interface that is made again", func() bool { return answered(hub, "10.11.0.1") })
+}
