@@ -81,7 +81,7 @@ func (o *outbound) carry(b *buffers) (n int, err error) {
 func (o *outbound) forward(buf *buffers, batch []*packet.Buffer) error {
 	t := o.tunnel
 	route, unreachable, captures := t.route.Load(), t.unreachable.Load(), t.captures.Load()
-	base, out := route, buf.run[:0]
+	base, path, out, paths := route, &route.path, buf.run[:0], buf.paths[:0]
 	var table *fib.Table // of many remotes
 	if t.many != nil {
 		table = t.many.table.Load()
@@ -105,11 +105,9 @@ func (o *outbound) forward(buf *buffers, batch []*packet.Buffer) error {
 				continue
 			}
 			if remote != route.path.Remote { // of base it is zero
-				if err := o.send(captures, out, route); err != nil {
-					return err
+				if route, path = t.many.to(remote, base, &o.remote), &base.path; route != &o.remote {
+					path = &route.path
 				}
-				out = out[:0]
-				route = t.many.to(remote, base, &o.remote)
 			}
 		}
 		// Encapsulate detects a loop. That must come before any ICMP error, since one about
@@ -131,13 +129,11 @@ func (o *outbound) forward(buf *buffers, batch []*packet.Buffer) error {
 		if unreachable || route.unreachable { // still sent: an answer is what shows that the path is back
 			t.sendICMPError(o.queue, buf, encap.HostUnreachable(buf.icmp[0], inner, anyRouter))
 		}
-		out = append(out, b)
+		if out = append(out, b); table != nil || len(paths) == 0 {
+			paths = append(paths, path)
+		}
 	}
-	return o.send(captures, out, route)
-}
-
-// send sends packets that have been encapsulated for a route. Its error is that the socket is closed.
-func (o *outbound) send(captures *capture.Rings, out []*packet.Buffer, route *route) error {
+	buf.paths = paths // as long as it has become
 	if len(out) == 0 {
 		return nil
 	}
@@ -145,8 +141,7 @@ func (o *outbound) send(captures *capture.Rings, out []*packet.Buffer, route *ro
 	for _, b := range out {
 		bytes += uint64(b.Len() - encap.Overhead)
 	}
-	t := o.tunnel
-	sent, refused, err := o.tx.Write(out, &route.path) // encrypts, if the tunnel has a secret
+	sent, refused, err := o.tx.Write(out, paths) // encrypts, if the tunnel has a secret
 	if errors.Is(err, os.ErrClosed) {
 		return err
 	}
@@ -299,12 +294,7 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 		return false, drop.None
 	case encap.KindReflect:
 		t.peerProbes.Store(true)
-		if t.many != nil {
-			one := *path // as rarely as reflectLimit allows
-			one.Local, one.Remote = local, remote
-			path = &one
-		}
-		return false, t.answerProbe(b, sender, path, now)
+		return false, t.answerProbe(b, sender, path, remote, now)
 	}
 	mtu := t.MTU()
 	if b.Checksum == packet.ChecksumUnknown {
@@ -352,11 +342,11 @@ func (t *Tunnel) deliver(run []*packet.Buffer, b *buffers) {
 
 // answerProbe returns the inner packet of the peer's reflect probe, as a router's forwarding
 // would. It must not reach the device.
-func (t *Tunnel) answerProbe(b *packet.Buffer, sender underlay.Sender, path *underlay.Path, now time.Time) (d drop.Reason) {
+func (t *Tunnel) answerProbe(b *packet.Buffer, sender underlay.Sender, path *underlay.Path, remote [4]byte, now time.Time) (d drop.Reason) {
 	if !t.reflectLimit.allow(now) {
 		d = drop.ReflectLimited
 	} else {
-		d = encap.ReflectAnswer(b, path.Remote)
+		d = encap.ReflectAnswer(b, remote)
 	}
 	if d != drop.None {
 		t.count(d, 1)

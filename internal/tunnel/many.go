@@ -107,7 +107,8 @@ func (m *remotes) take() (news, changed map[[4]byte]bool) {
 	return news, changed
 }
 
-// to is the route to a remote, made in scratch if it has none of its own. scratch is the caller's.
+// to is the route to a remote, made in scratch, the caller's, if it has none of its own. Then its path is that
+// of base but for the Remote.
 func (m *remotes) to(remote [4]byte, base, scratch *route) *route {
 	if r := (*m.routes.Load())[remote]; r != nil {
 		if !r.remote.used.Load() {

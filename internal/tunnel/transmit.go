@@ -17,16 +17,16 @@ import (
 // use.
 type transmitter interface {
 	// Write returns how many packets were sent and how many the cipher refused (already
-	// counted). err is the last error among the others. Afterwards the buffers are the
-	// caller's again; their contents may have changed.
-	Write(batch []*packet.Buffer, path *underlay.Path) (sent, refused int, err error)
+	// counted). paths are as of underlay.Sender. err is the last error among the others.
+	// Afterwards the buffers are the caller's again; their contents may have changed.
+	Write(batch []*packet.Buffer, paths []*underlay.Path) (sent, refused int, err error)
 }
 
 // plainTx is the transmitter of a tunnel without a secret.
 type plainTx struct{ underlay.Sender }
 
-func (p plainTx) Write(batch []*packet.Buffer, path *underlay.Path) (sent, refused int, err error) {
-	sent, err = p.Sender.Write(batch, path)
+func (p plainTx) Write(batch []*packet.Buffer, paths []*underlay.Path) (sent, refused int, err error) {
+	sent, err = p.Sender.Write(batch, paths)
 	return sent, 0, err
 }
 
@@ -46,7 +46,7 @@ func (t *Tunnel) sendLocal(tx transmitter, b *packet.Buffer, path *underlay.Path
 		return
 	}
 	batch, captures := []*packet.Buffer{b}, t.captures.Load()
-	if sent, refused, err := tx.Write(batch, path); !errors.Is(err, os.ErrClosed) {
+	if sent, refused, err := tx.Write(batch, []*underlay.Path{path}); !errors.Is(err, os.ErrClosed) {
 		t.sent(captures, batch, sent, refused, err)
 	}
 }
@@ -68,6 +68,7 @@ type encryptedTx struct {
 	session   sealer
 	dropped   func(drop.Reason, int) // called with the packets that session refuses
 	pending   []*packet.Buffer
+	paths     []*underlay.Path // of pending
 	fragments []*packet.Buffer
 	size      int // capacity of each of fragments, in bytes
 }
@@ -77,20 +78,23 @@ func newEncryptedTx(sender underlay.Sender, session sealer, dropped func(drop.Re
 }
 
 // Write encrypts batch in place and sends it. See transmitter.
-func (s *encryptedTx) Write(batch []*packet.Buffer, path *underlay.Path) (sent, refused int, err error) {
-	s.pending = s.pending[:0]
-	for _, b := range batch {
+func (s *encryptedTx) Write(batch []*packet.Buffer, paths []*underlay.Path) (sent, refused int, err error) {
+	s.pending, s.paths = s.pending[:0], s.paths[:0]
+	for i, b := range batch {
+		path := paths[min(i, len(paths)-1)]
 		if why := s.session.Seal(b); why != drop.None {
 			s.dropped(why, 1)
 			refused++
 			continue
 		}
 		if path.MTU <= 0 || b.Len() <= path.MTU {
-			s.pending = append(s.pending, b)
+			if s.pending = append(s.pending, b); len(paths) > 1 || len(s.paths) == 0 {
+				s.paths = append(s.paths, path)
+			}
 			continue
 		}
 		// Flush first, to keep the order.
-		n, failed := s.flush(path)
+		n, failed := s.flush()
 		sent += n
 		if failed != nil {
 			err = failed
@@ -101,19 +105,19 @@ func (s *encryptedTx) Write(batch []*packet.Buffer, path *underlay.Path) (sent, 
 			sent++
 		}
 	}
-	n, failed := s.flush(path)
+	n, failed := s.flush()
 	if failed != nil {
 		err = failed
 	}
 	return sent + n, refused, err
 }
 
-func (s *encryptedTx) flush(path *underlay.Path) (n int, err error) {
+func (s *encryptedTx) flush() (n int, err error) {
 	if len(s.pending) == 0 {
 		return 0, nil
 	}
-	n, err = s.sender.Write(s.pending, path)
-	s.pending = s.pending[:0]
+	n, err = s.sender.Write(s.pending, s.paths)
+	s.pending, s.paths = s.pending[:0], s.paths[:0]
 	return n, err
 }
 
@@ -135,7 +139,9 @@ func (s *encryptedTx) fragment(b *packet.Buffer, path *underlay.Path) error {
 	if d != drop.None {
 		return d
 	}
-	sent, err := s.sender.Write(s.fragments[:n], path)
+	s.paths = append(s.paths[:0], path)
+	sent, err := s.sender.Write(s.fragments[:n], s.paths)
+	s.paths = s.paths[:0]
 	if err == nil && sent < n {
 		err = syscall.ENOBUFS
 	}

@@ -19,9 +19,9 @@ type recordingSender struct {
 	longest int // longest packet
 }
 
-func (w *recordingSender) Write(batch []*packet.Buffer, path *underlay.Path) (int, error) {
-	for _, b := range batch {
-		if b.Len() > path.MTU {
+func (w *recordingSender) Write(batch []*packet.Buffer, paths []*underlay.Path) (int, error) {
+	for i, b := range batch {
+		if b.Len() > paths[min(i, len(paths)-1)].MTU {
 			return 0, errors.New("longer than the path takes")
 		}
 		w.sent = append(w.sent, bytes.Clone(b.Bytes()))
@@ -32,7 +32,7 @@ func (w *recordingSender) Write(batch []*packet.Buffer, path *underlay.Path) (in
 
 type discardSender struct{}
 
-func (discardSender) Write(batch []*packet.Buffer, _ *underlay.Path) (int, error) {
+func (discardSender) Write(batch []*packet.Buffer, _ []*underlay.Path) (int, error) {
 	return len(batch), nil
 }
 
@@ -70,7 +70,7 @@ func TestEncryptedTxWrite_noSA(t *testing.T) {
 	w := &recordingSender{}
 	var drops drop.Counters
 	s := newEncryptedTx(w, noSA{}, func(why drop.Reason, n int) { drops.Add(why, uint64(n)) })
-	sent, refused, err := s.Write([]*packet.Buffer{outerOf(100, 1, false), outerOf(3000, 2, false)}, &underlay.Path{MTU: 1500})
+	sent, refused, err := s.Write([]*packet.Buffer{outerOf(100, 1, false), outerOf(3000, 2, false)}, []*underlay.Path{{MTU: 1500}})
 	if sent != 0 || refused != 2 || err != nil || len(w.sent) != 0 {
 		t.Errorf("%d sent, %d refused, %v, %d on the wire", sent, refused, err, len(w.sent))
 	}
@@ -90,7 +90,7 @@ func TestEncryptedTxWrite_fragments(t *testing.T) {
 		batch = append(batch, outerOf(length, byte(i+1), false))
 		want = append(want, outerOf(length, byte(i+1), false))
 	}
-	if sent, refused, err := s.Write(batch, path); sent != len(batch) || refused != 0 || err != nil {
+	if sent, refused, err := s.Write(batch, []*underlay.Path{path}); sent != len(batch) || refused != 0 || err != nil {
 		t.Fatalf("%d sent, %d refused, %v", sent, refused, err)
 	}
 	if w.longest > path.MTU {
@@ -135,7 +135,7 @@ func TestEncryptedTxWrite_fragments(t *testing.T) {
 func TestEncryptedTxWrite_dontFragment(t *testing.T) {
 	out, _ := saPair(t)
 	w := &recordingSender{}
-	sent, refused, err := newEncryptedTx(w, out, nil).Write([]*packet.Buffer{outerOf(1459, 1, true), outerOf(1458, 2, true)}, &underlay.Path{MTU: 1500})
+	sent, refused, err := newEncryptedTx(w, out, nil).Write([]*packet.Buffer{outerOf(1459, 1, true), outerOf(1458, 2, true)}, []*underlay.Path{{MTU: 1500}})
 	if sent != 1 || refused != 0 || !errors.Is(err, syscall.EMSGSIZE) || len(w.sent) != 1 {
 		t.Errorf("%d sent, %d refused, %v", sent, refused, err)
 	}
@@ -150,7 +150,7 @@ func TestEncryptedTxWrite_allocations(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() {
 		batch[0].Set(small)
 		batch[1].Set(large)
-		if sent, _, err := s.Write(batch, path); sent != 2 || err != nil {
+		if sent, _, err := s.Write(batch, []*underlay.Path{path}); sent != 2 || err != nil {
 			t.Fatal(sent, err)
 		}
 	}); n != 0 {

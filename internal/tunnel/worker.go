@@ -44,6 +44,7 @@ type buffers struct {
 	small   []*packet.Buffer // batches of packets of smallSize and of 64 KiB, allocated when needed
 	large   []*packet.Buffer
 	run     []*packet.Buffer   // of a batch, those that go on together
+	paths   []*underlay.Path   // of each packet of a run that is sent to many remotes
 	owners  [batchSize]*Tunnel // of the packets of a received batch
 	held    []capture.Held     // of a run that is delivered, while it is captured; allocated when needed
 }

@@ -148,7 +148,7 @@ func wasReleased(p *workers) bool {
 // memoryTx is a transmitter that records the inner packets.
 type memoryTx struct{ sent [][]byte }
 
-func (m *memoryTx) Write(batch []*packet.Buffer, _ *underlay.Path) (sent, refused int, err error) {
+func (m *memoryTx) Write(batch []*packet.Buffer, _ []*underlay.Path) (sent, refused int, err error) {
 	for _, b := range batch {
 		m.sent = append(m.sent, bytes.Clone(b.Bytes()[20:]))
 	}

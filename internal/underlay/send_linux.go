@@ -63,11 +63,9 @@ func openLink() (int, error) {
 // sender shares the socket's file descriptors and has its own buffers for the system calls.
 type sender struct {
 	socket *socket
-	path   *Path // what address, linkAddress and routeCmsgs were made from
 
-	address     unix.RawSockaddrInet4
-	linkAddress unix.RawSockaddrLinklayer
-	routeCmsgs  cmsgBuffer
+	routing    routing // what routeCmsgs were made from; they are empty at first
+	routeCmsgs cmsgBuffer
 	// protocol is the data of IP_PROTOCOL within routeCmsgs; nil if the kernel does not take it.
 	protocol      []byte
 	msgs          messages // for the hdrincl or the link socket
@@ -77,10 +75,42 @@ type sender struct {
 	lastError *os.SyscallError // reused, so that a full queue does not allocate
 }
 
+// routing is what of a Path the kernel is told of packets that it routes.
+type routing struct {
+	local  [4]byte
+	mark   uint32
+	device int
+}
+
+// run is packets and their paths, as of Write.
+type run struct {
+	batch []*packet.Buffer
+	paths []*Path
+}
+
+func (r run) path(i int) *Path {
+	if len(r.paths) == 1 {
+		return r.paths[0]
+	}
+	return r.paths[i]
+}
+
+// part is the packets of r from one, up to another.
+func (r run) part(from, to int) run {
+	if len(r.paths) > 1 {
+		r.paths = r.paths[from:to]
+	}
+	r.batch = r.batch[from:to]
+	return r
+}
+
 // messages are the arguments of one sendmmsg.
 type messages struct {
 	hdrs []fdguard.Message
 	iovs []unix.Iovec
+	// Those of a run to one destination, or by one Link, share an address.
+	addresses     []unix.RawSockaddrInet4
+	linkAddresses []unix.RawSockaddrLinklayer
 }
 
 func (m *messages) grow(n int) {
@@ -88,9 +118,12 @@ func (m *messages) grow(n int) {
 		return
 	}
 	m.hdrs, m.iovs = make([]fdguard.Message, n), make([]unix.Iovec, n)
+	m.addresses, m.linkAddresses = make([]unix.RawSockaddrInet4, n), make([]unix.RawSockaddrLinklayer, n)
 	for i := range m.hdrs {
 		m.hdrs[i].Iov = &m.iovs[i]
 		m.hdrs[i].SetIovlen(1)
+		m.addresses[i].Family = unix.AF_INET
+		m.linkAddresses[i].Family, m.linkAddresses[i].Halen = unix.AF_PACKET, 6
 	}
 }
 
@@ -100,109 +133,140 @@ func (m *messages) set(i int, p []byte) {
 	m.iovs[i].SetLen(len(p))
 }
 
+// to has message i go to the destination of an outer header, p. The messages before it are already set.
+func (m *messages) to(i int, p []byte) {
+	h := &m.hdrs[i].Msghdr
+	h.Namelen = unix.SizeofSockaddrInet4
+	var destination [4]byte
+	if len(p) >= ipv4.HeaderLen {
+		destination = [4]byte(p[16:])
+	}
+	if i > 0 && (*unix.RawSockaddrInet4)(unsafe.Pointer(m.hdrs[i-1].Name)).Addr == destination {
+		h.Name = m.hdrs[i-1].Name
+		return
+	}
+	m.addresses[i].Addr = destination
+	h.Name = (*byte)(unsafe.Pointer(&m.addresses[i]))
+}
+
 func (s *socket) NewSender() Sender { return &sender{socket: s} }
 
-func (s *sender) Write(batch []*packet.Buffer, path *Path) (n int, err error) {
+// way is how a packet leaves.
+type way uint8
+
+const (
+	byHdrincl way = iota
+	byLink
+	byFragmenting
+)
+
+func (r run) way(i int) way {
+	switch path := r.path(i); {
+	case path.MTU > 0 && r.batch[i].Len() > path.MTU:
+		return byFragmenting
+	case path.Link != nil:
+		return byLink
+	}
+	return byHdrincl
+}
+
+func (s *sender) Write(batch []*packet.Buffer, paths []*Path) (n int, err error) {
 	defer s.socket.guard.Release()
 	if !s.socket.guard.Acquire() {
 		return 0, os.ErrClosed
 	}
-	if path != s.path || path.Remote != s.address.Addr {
-		s.setPath(path)
-	}
 	// Consecutive packets for the same socket are sent together, which keeps the order.
-	for len(batch) > 0 {
-		fragment := s.mustFragment(batch[0])
-		run := 1
-		for run < len(batch) && s.mustFragment(batch[run]) == fragment {
-			run++
+	for left := (run{batch, paths}); len(left.batch) > 0; {
+		by, end := left.way(0), 1
+		for end < len(left.batch) && left.way(end) == by {
+			end++
 		}
 		var sent int
 		var failed error
-		if fragment {
-			sent, failed = s.sendFragmented(batch[:run])
-		} else if path.Link != nil {
-			sent, failed = s.sendFrames(batch[:run])
-		} else {
-			sent, failed = s.sendHdrincl(batch[:run])
+		switch together := left.part(0, end); by {
+		case byFragmenting:
+			sent, failed = s.sendFragmented(together)
+		case byLink:
+			sent, failed = s.sendFrames(together)
+		default:
+			sent, failed = s.sendHdrincl(together)
 		}
 		n += sent
 		if failed != nil {
 			err = failed
 		}
-		batch = batch[run:]
+		left = left.part(end, len(left.batch))
 	}
 	return n, err
 }
 
-// setPath prepares what all packets along path share.
-func (s *sender) setPath(path *Path) {
-	s.path = path
-	s.address = unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: path.Remote}
-	s.routeCmsgs.reset()
-	s.routeCmsgs.addPath(path)
-	if s.socket.protocolCmsg {
-		s.protocol = s.routeCmsgs.add(unix.IPPROTO_IP, unix.IP_PROTOCOL, 4)
-	}
-	if path.Link != nil {
-		s.linkAddress = unix.RawSockaddrLinklayer{
-			Family:  unix.AF_PACKET,
-			Ifindex: int32(path.Link.Device),
-			Halen:   6,
+// prepare makes the control messages of packets that the kernel routes along path.
+func (s *sender) prepare(path *Path) {
+	if next := (routing{path.Local, path.Mark, path.Device}); next != s.routing || s.routeCmsgs.n == 0 {
+		s.routing = next
+		s.routeCmsgs.reset()
+		s.routeCmsgs.addPath(path)
+		if s.socket.protocolCmsg {
+			s.protocol = s.routeCmsgs.add(unix.IPPROTO_IP, unix.IP_PROTOCOL, 4)
 		}
-		copy(s.linkAddress.Addr[:], path.Link.Header[:6])
-		// sll_protocol is the EtherType in network byte order, as in the header.
-		s.linkAddress.Protocol = binary.NativeEndian.Uint16(path.Link.Header[12:])
 	}
-}
-
-// mustFragment reports whether the kernel has to fragment b.
-func (s *sender) mustFragment(b *packet.Buffer) bool {
-	return s.path.MTU > 0 && b.Len() > s.path.MTU
 }
 
 // sendHdrincl sends packets with their own outer header, along the kernel's routes.
-func (s *sender) sendHdrincl(batch []*packet.Buffer) (n int, err error) {
-	s.msgs.grow(len(batch))
-	if p := batch[0].Bytes(); s.protocol != nil && len(p) >= ipv4.HeaderLen {
+func (s *sender) sendHdrincl(r run) (n int, err error) {
+	s.msgs.grow(len(r.batch))
+	s.prepare(r.path(0))
+	if p := r.batch[0].Bytes(); s.protocol != nil && len(p) >= ipv4.HeaderLen {
 		binary.NativeEndian.PutUint32(s.protocol, uint32(p[9])) // a batch has one protocol
 	}
-	for i, b := range batch {
-		h := &s.msgs.hdrs[i].Msghdr
-		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&s.address)), unix.SizeofSockaddrInet4
-		s.routeCmsgs.attach(h)
+	for i, b := range r.batch {
+		s.msgs.to(i, b.Bytes())
+		s.routeCmsgs.attach(&s.msgs.hdrs[i].Msghdr)
 		s.msgs.set(i, b.Bytes())
 	}
-	return s.send(s.socket.hdrincl, s.msgs.hdrs[:len(batch)], batch)
+	return s.send(s.socket.hdrincl, s.msgs.hdrs[:len(r.batch)], r)
 }
 
-// sendFrames sends packets as Ethernet frames to the next hop, bypassing the kernel's routes and
+// sendFrames sends packets as Ethernet frames to their next hops, bypassing the kernel's routes and
 // netfilter.
-func (s *sender) sendFrames(batch []*packet.Buffer) (n int, err error) {
-	header := &s.path.Link.Header
-	s.msgs.grow(len(batch))
-	for i, b := range batch {
+func (s *sender) sendFrames(r run) (n int, err error) {
+	s.msgs.grow(len(r.batch))
+	var link *Link // of address
+	var address *unix.RawSockaddrLinklayer
+	for i, b := range r.batch {
+		if next := r.path(i).Link; next != link {
+			link, address = next, &s.msgs.linkAddresses[i]
+			link.address(address)
+		}
 		h := &s.msgs.hdrs[i].Msghdr
-		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&s.linkAddress)), unix.SizeofSockaddrLinklayer
+		h.Name, h.Namelen = (*byte)(unsafe.Pointer(address)), unix.SizeofSockaddrLinklayer
 		h.Control = nil
 		h.SetControllen(0)
-		copy(b.Push(len(header)), header[:])
+		copy(b.Push(len(link.Header)), link.Header[:])
 		s.msgs.set(i, b.Bytes())
-		b.Pull(len(header))
+		b.Pull(len(link.Header))
 	}
-	return s.send(s.socket.link, s.msgs.hdrs[:len(batch)], batch)
+	return s.send(s.socket.link, s.msgs.hdrs[:len(r.batch)], r)
+}
+
+// address sets what of a packet socket's address says where a frame goes.
+func (l *Link) address(a *unix.RawSockaddrLinklayer) {
+	a.Ifindex = int32(l.Device)
+	copy(a.Addr[:6], l.Header[:6])
+	// sll_protocol is the EtherType in network byte order, as in the header.
+	a.Protocol = binary.NativeEndian.Uint16(l.Header[12:])
 }
 
 // sendFragmented sends packets that the kernel fragments to the first hop's MTU. The kernel
 // makes the outer header, with an ID of its own, from our addresses, TOS and TTL, and always
 // with protocol 4: an encrypted packet must never be sent here.
-func (s *sender) sendFragmented(batch []*packet.Buffer) (n int, err error) {
-	s.fragmentMsgs.grow(len(batch))
-	if len(s.fragmentCmsgs) < len(batch) {
-		s.fragmentCmsgs = make([]cmsgBuffer, len(batch))
+func (s *sender) sendFragmented(r run) (n int, err error) {
+	s.fragmentMsgs.grow(len(r.batch))
+	if len(s.fragmentCmsgs) < len(r.batch) {
+		s.fragmentCmsgs = make([]cmsgBuffer, len(r.batch))
 	}
 	k := 0
-	for _, b := range batch {
+	for i, b := range r.batch {
 		p := b.Bytes()
 		const df = 0x40
 		if len(p) < ipv4.HeaderLen || p[0] != 0x45 || p[6]&df != 0 || p[9] != ipv4.ProtocolIPIP {
@@ -211,25 +275,24 @@ func (s *sender) sendFragmented(batch []*packet.Buffer) (n int, err error) {
 		}
 		cmsgs := &s.fragmentCmsgs[k]
 		cmsgs.reset()
-		cmsgs.addPath(s.path)
+		cmsgs.addPath(r.path(i))
 		binary.NativeEndian.PutUint32(cmsgs.add(unix.IPPROTO_IP, unix.IP_TOS, 4), uint32(p[1]))
 		binary.NativeEndian.PutUint32(cmsgs.add(unix.IPPROTO_IP, unix.IP_TTL, 4), uint32(p[8]))
-		h := &s.fragmentMsgs.hdrs[k].Msghdr
-		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&s.address)), unix.SizeofSockaddrInet4
-		cmsgs.attach(h)
+		s.fragmentMsgs.to(k, p)
+		cmsgs.attach(&s.fragmentMsgs.hdrs[k].Msghdr)
 		s.fragmentMsgs.set(k, p[ipv4.HeaderLen:])
 		k++
 	}
-	n, failed := s.send(s.socket.fragmenting, s.fragmentMsgs.hdrs[:k], nil)
+	n, failed := s.send(s.socket.fragmenting, s.fragmentMsgs.hdrs[:k], run{})
 	if failed != nil {
 		err = failed
 	}
 	return n, err
 }
 
-// send sends msgs in order. batch holds the same packets, for the fallbacks; nil means no
+// send sends msgs in order. r has the same packets, for the fallbacks; without any there is no
 // fallback.
-func (s *sender) send(fd int, msgs []fdguard.Message, batch []*packet.Buffer) (n int, err error) {
+func (s *sender) send(fd int, msgs []fdguard.Message, r run) (n int, err error) {
 	retried := -1
 	for at := 0; at < len(msgs); {
 		sent, errno := fdguard.Send(fd, msgs[at:])
@@ -246,8 +309,8 @@ func (s *sender) send(fd int, msgs []fdguard.Message, batch []*packet.Buffer) (n
 		case unix.EMSGSIZE:
 			// The first hop's MTU is lower than path.MTU. The kernel fragments protocol 4; other
 			// packets are lost until the path is updated.
-			if batch != nil {
-				fragmented, failed := s.sendFragmented(batch[at : at+1])
+			if len(r.batch) > 0 {
+				fragmented, failed := s.sendFragmented(r.part(at, at+1))
 				n += fragmented
 				if failed != nil {
 					err = failed
@@ -264,7 +327,7 @@ func (s *sender) send(fd int, msgs []fdguard.Message, batch []*packet.Buffer) (n
 			}
 			if fd == s.socket.link {
 				// The interface is down or gone: the kernel's routes may have another one.
-				rest, failed := s.sendHdrincl(batch[at:])
+				rest, failed := s.sendHdrincl(r.part(at, len(r.batch)))
 				if failed != nil {
 					err = failed
 				}

@@ -19,9 +19,14 @@ import (
 // linkTo returns the Ethernet next hop from eth0 of one host to eth0 of the other.
 func linkTo(t testing.TB, from, to *netlab.NS) *Link {
 	t.Helper()
+	return linkBy(t, "eth0", from, to)
+}
+
+func linkBy(t testing.TB, name string, from, to *netlab.NS) *Link {
+	t.Helper()
 	device := func(ns *netlab.NS) (i *net.Interface) {
 		var err error
-		ns.Do(func() { i, err = net.InterfaceByName("eth0") })
+		ns.Do(func() { i, err = net.InterfaceByName(name) })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -53,6 +58,76 @@ func TestSender_link(t *testing.T) {
 		}
 		if batch[0].Len() != 1500 {
 			t.Errorf("link %v: Write moved the ends of the packet", path.Link != nil)
+		}
+	}
+}
+
+// Packets of one batch go to many remotes: by several next hops, by the kernel's routes, and in fragments.
+func TestSender_remotes(t *testing.T) {
+	a, b := twoHosts(t)
+	netlab.Veth(t, a, b, netlab.End{Name: "eth1", Address: "198.51.100.1/24"}, netlab.End{Name: "eth1", Address: "198.51.100.2/24"})
+	r := open(t, b, SocketOptions{}).Receivers()[0]
+	sender := open(t, a, SocketOptions{}).NewSender()
+	to := func(remote [4]byte, device string) *Path {
+		p := &Path{Local: hostA, Remote: remote, MTU: 1500}
+		if device != "" {
+			p.Link = linkBy(t, device, a, b)
+		}
+		return p
+	}
+	first, second := [4]byte{192, 0, 2, 2}, [4]byte{198, 51, 100, 2}
+	b.Sysctl("net.ipv4.conf.all.rp_filter", "0")
+	b.Sysctl("net.ipv4.conf.eth1.rp_filter", "0")
+	small := to(second, "eth1")
+	small.MTU = 600
+	paths := []*Path{
+		to(first, "eth0"), to(second, "eth1"), to(first, "eth0"), // two next hops in turns
+		to(second, ""), to(first, ""), // routed
+		small, to(second, "eth1"), small, // fragmented, and not
+		to(first, ""),
+	}
+	for range 3 { // in order even if what was sent before is still there
+		var batch []*packet.Buffer
+		for i, path := range paths {
+			batch = append(batch, outerPacket(path, 1000+i, uint16(i+1)))
+		}
+		if n, err := sender.Write(batch, paths); n != len(batch) || err != nil {
+			t.Fatalf("Write sent %d of %d packets: %v", n, len(batch), err)
+		}
+		last := map[[4]byte]int{}
+		for _, got := range read(t, r, len(batch), 1500) {
+			p := got.Bytes()
+			i := got.Len() - 1000
+			if i < 0 || i >= len(paths) || [4]byte(p[16:]) != paths[i].Remote || string(p[20:]) != string(batch[i].Bytes()[20:]) {
+				t.Fatalf("%d bytes to %v are none of those sent", got.Len(), p[16:20])
+			}
+			if i < last[[4]byte(p[16:])] {
+				t.Errorf("packet %d comes after %d", i, last[[4]byte(p[16:])])
+			}
+			last[[4]byte(p[16:])] = i
+		}
+	}
+}
+
+// One remote that cannot be reached costs no other's packets.
+func TestSender_remotesFail(t *testing.T) {
+	a, b := twoHosts(t)
+	a.Run("ip", "route", "add", "unreachable", "198.51.100.0/24")
+	r := open(t, b, SocketOptions{}).Receivers()[0]
+	sender := open(t, a, SocketOptions{}).NewSender()
+	lost := &Path{Local: hostA, Remote: [4]byte{198, 51, 100, 9}, MTU: 1500}
+	gone, framed := *lost, *pathA
+	gone.Link, framed.Link = &Link{Device: 999}, linkTo(t, a, b)
+	for _, paths := range [][]*Path{{lost, pathA, lost, pathA}, {&gone, &framed, &gone, &framed}, {lost, &framed, &gone, pathA}} {
+		var batch []*packet.Buffer
+		for i, path := range paths {
+			batch = append(batch, outerPacket(path, 100+i, uint16(i+1)))
+		}
+		if n, err := sender.Write(batch, paths); n != 2 || !errors.Is(err, unix.EHOSTUNREACH) {
+			t.Errorf("Write sent %d packets: %v; want 2, and EHOSTUNREACH", n, err)
+		}
+		if got := read(t, r, 2, 1500); got[0].Len() != 101 && got[0].Len() != 103 {
+			t.Errorf("got %d bytes", got[0].Len())
 		}
 	}
 }
@@ -139,7 +214,7 @@ func TestSender_ipsecPolicy(t *testing.T) {
 	}
 	sender := s.NewSender()
 	for _, size := range []int{100, 2000} { // hdrincl, fragmenting
-		n, err := sender.Write([]*packet.Buffer{outerPacket(pathA, size, 1)}, pathA)
+		n, err := sender.Write([]*packet.Buffer{outerPacket(pathA, size, 1)}, []*Path{pathA})
 		if n != 0 || !errors.Is(err, unix.EPERM) {
 			t.Errorf("%d bytes: %d sent, %v; want the policy to forbid it", size, n, err)
 		}
@@ -164,7 +239,7 @@ func TestSender_firstHopMTULower(t *testing.T) {
 		}
 		// With DF=1 the packet cannot be sent; the others can.
 		batch[1].Bytes()[6] = 0x40
-		if n, err := sender.Write(batch, path); n != 2 || !errors.Is(err, unix.EMSGSIZE) {
+		if n, err := sender.Write(batch, []*Path{path}); n != 2 || !errors.Is(err, unix.EMSGSIZE) {
 			t.Errorf("link %v: Write sent %d packets: %v; want 2 and EMSGSIZE", path.Link != nil, n, err)
 		}
 		read(t, r, 2, 1500)
@@ -205,7 +280,7 @@ func TestSender_noRoute(t *testing.T) {
 	a := netlab.New(t)
 	sender := open(t, a, SocketOptions{}).NewSender()
 	batch := []*packet.Buffer{outerPacket(pathA, 100, 1), outerPacket(pathA, 2000, 1), outerPacket(pathA, 100, 1)}
-	if n, err := sender.Write(batch, pathA); n != 0 || !errors.Is(err, unix.ENETUNREACH) {
+	if n, err := sender.Write(batch, []*Path{pathA}); n != 0 || !errors.Is(err, unix.ENETUNREACH) {
 		t.Errorf("Write sent %d packets: %v; want 0 and ENETUNREACH", n, err)
 	}
 }
@@ -221,7 +296,7 @@ func TestSender_queueFull(t *testing.T) {
 		for range 20 {
 			batch = append(batch, outerPacket(path, 1500, 1))
 		}
-		if n, err := sender.Write(batch, path); n >= 20 || !errors.Is(err, unix.ENOBUFS) {
+		if n, err := sender.Write(batch, []*Path{path}); n >= 20 || !errors.Is(err, unix.ENOBUFS) {
 			t.Errorf("link %v: Write sent %d of 20 packets: %v; want ENOBUFS", path.Link != nil, n, err)
 		}
 	}

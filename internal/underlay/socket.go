@@ -10,10 +10,11 @@ package underlay
 
 import "ipipd/internal/packet"
 
-// Path is the route of a tunnel's outer packets. It is immutable once in use, but for a Remote between two
-// calls of one Sender: when the route changes, the tunnel makes another one.
+// Path is the route of a tunnel's outer packets. It is immutable once in use: when the route changes, the
+// tunnel makes another one.
 type Path struct {
-	// Local and Remote are the outer addresses, in network byte order.
+	// Local and Remote are the outer addresses, in network byte order. A Sender does not look at
+	// Remote: a packet goes to the destination of its header.
 	Local, Remote [4]byte
 	// Mark is the firewall mark of outer packets (SO_MARK), for policy routing; 0 is none.
 	Mark uint32
@@ -27,7 +28,7 @@ type Path struct {
 	Link *Link
 }
 
-// Link is a resolved Ethernet next hop.
+// Link is a resolved Ethernet next hop. It is immutable once in use.
 type Link struct {
 	// Device is the index of the egress interface.
 	Device int
@@ -49,12 +50,13 @@ type Receiver interface {
 
 // Sender sends outer packets. Only one goroutine may use a Sender; a Socket can have any number.
 type Sender interface {
-	// Write sends whole outer IPv4 packets, in order, along path. The kernel fragments a packet
-	// longer than path.MTU, which must have DF=0. Write may use the headroom and change the
-	// outer header. n is how many packets the kernel accepted. err is the last error among the
-	// others, such as ENOBUFS for a full transmit queue; it does not stop the batch. After Close
-	// of the Socket Write returns os.ErrClosed.
-	Write(batch []*packet.Buffer, path *Path) (n int, err error)
+	// Write sends whole outer IPv4 packets of one tunnel, in order. paths[i] is the path of
+	// batch[i]; if there is only one, that of all. They differ in Remote, MTU and Link at most. The
+	// kernel fragments a packet longer than its path's MTU, which must have DF=0. Write may use the
+	// headroom and change the outer header. n is how many packets the kernel accepted. err is the
+	// last error among the others, such as ENOBUFS for a full transmit queue; it does not stop the
+	// batch. After Close of the Socket Write returns os.ErrClosed.
+	Write(batch []*packet.Buffer, paths []*Path) (n int, err error)
 }
 
 // Socket has the sockets of the underlay side, one Socket for the whole process: the kernel

@@ -118,7 +118,7 @@ func waits(t testing.TB, fd int, timeout time.Duration) bool {
 
 func mustWrite(t testing.TB, s Sender, path *Path, batch ...*packet.Buffer) {
 	t.Helper()
-	if n, err := s.Write(batch, path); n != len(batch) || err != nil {
+	if n, err := s.Write(batch, []*Path{path}); n != len(batch) || err != nil {
 		t.Fatalf("Write sent %d of %d packets: %v", n, len(batch), err)
 	}
 }
@@ -216,7 +216,7 @@ func testClose(t *testing.T, o SocketOptions) {
 	if _, err := activeReceiver(s, o).Read(packet.NewBatch(1, 1500)); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Read: got %v, want os.ErrClosed", err)
 	}
-	if _, err := s.NewSender().Write([]*packet.Buffer{outerPacket(pathA, 20, 1)}, pathA); !errors.Is(err, os.ErrClosed) {
+	if _, err := s.NewSender().Write([]*packet.Buffer{outerPacket(pathA, 20, 1)}, []*Path{pathA}); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Write: got %v, want os.ErrClosed", err)
 	}
 	if err := s.Close(); err != nil {
@@ -261,9 +261,9 @@ func TestSocket_noAllocations(t *testing.T) {
 			r := activeReceiver(s, receive)
 			// The last one is fragmented.
 			out := []*packet.Buffer{outerPacket(path, 1400, 1), outerPacket(path, 40, 2), outerPacket(path, 3000, 3)}
-			in := packet.NewBatch(8, packet.MaxSize)
+			in, paths := packet.NewBatch(8, packet.MaxSize), []*Path{path}
 			allocs := testing.AllocsPerRun(100, func() {
-				if n, err := sender.Write(out, path); n != len(out) || err != nil {
+				if n, err := sender.Write(out, paths); n != len(out) || err != nil {
 					t.Fatalf("Write sent %d packets: %v", n, err)
 				}
 				for have := 0; have < len(out); {

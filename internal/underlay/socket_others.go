@@ -115,7 +115,7 @@ func toNetworkOrder(p []byte) {
 	}
 }
 
-func (s *socket) Write(batch []*packet.Buffer, path *Path) (n int, err error) {
+func (s *socket) Write(batch []*packet.Buffer, _ []*Path) (n int, err error) {
 	for _, b := range batch {
 		h, failed := parseHeader(b.Bytes())
 		if failed == nil {

@@ -122,7 +122,7 @@ func TestDeviceClose(t *testing.T) {
 	if _, err := d.Queues()[0].Write(new(tun.Scratch), batchOf(filled(20, 0))); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Write to the device: %v", err)
 	}
-	if _, err := s.NewSender().Write(batchOf(filled(20, 0)), path); !errors.Is(err, os.ErrClosed) {
+	if _, err := s.NewSender().Write(batchOf(filled(20, 0)), []*underlay.Path{path}); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Write to the socket: %v", err)
 	}
 	if err := d.Inject(filled(20, 0)); !errors.Is(err, os.ErrClosed) {
@@ -137,7 +137,7 @@ func TestSocket(t *testing.T) {
 	withDF[6] = 0x40
 	without := filled(3000, 2)
 	without[6] = 0
-	n, err := a.NewSender().Write(batchOf(filled(1500, 0), withDF, without), path)
+	n, err := a.NewSender().Write(batchOf(filled(1500, 0), withDF, without), []*underlay.Path{path})
 	if n != 2 || !errors.Is(err, syscall.EMSGSIZE) {
 		t.Errorf("Write: %d, %v", n, err)
 	}
@@ -145,7 +145,7 @@ func TestSocket(t *testing.T) {
 	if n, err := b.Receivers()[0].Read(batch); n != 2 || err != nil || batch[1].Len() != 3000 {
 		t.Errorf("Read: %d, %v", n, err)
 	}
-	if _, err := b.NewSender().Write(batch[:1], path); err != nil || a.ReceiveWithin(time.Minute) == nil {
+	if _, err := b.NewSender().Write(batch[:1], []*underlay.Path{path}); err != nil || a.ReceiveWithin(time.Minute) == nil {
 		t.Errorf("the reverse direction: %v", err)
 	}
 	if err := a.InjectError([]byte{1, 2, 3}); err != nil {
@@ -164,7 +164,7 @@ func TestFaults(t *testing.T) {
 		a.SetFaults(f)
 		sender := a.NewSender()
 		for i := range sent {
-			sender.Write(batchOf(filled(100, byte(i))), path)
+			sender.Write(batchOf(filled(100, byte(i))), []*underlay.Path{path})
 		}
 		batch := packet.NewBatch(2*sent, 100)
 		n := 0
@@ -204,10 +204,10 @@ func TestRing_full(t *testing.T) {
 	d := NewDevice("ipip1", 1480)
 	sender := a.NewSender()
 	for range capacity {
-		sender.Write(batchOf([]byte{1}), path)
+		sender.Write(batchOf([]byte{1}), []*underlay.Path{path})
 		d.Queues()[0].Write(new(tun.Scratch), batchOf([]byte{1}))
 	}
-	if n, err := sender.Write(batchOf([]byte{1}), path); n != 1 || err != nil || b.Overflows() != 1 {
+	if n, err := sender.Write(batchOf([]byte{1}), []*underlay.Path{path}); n != 1 || err != nil || b.Overflows() != 1 {
 		t.Errorf("Write: %d, %v; %d overflows", n, err, b.Overflows())
 	}
 	if n, err := d.Queues()[0].Write(new(tun.Scratch), batchOf([]byte{1})); n != 0 || !errors.Is(err, syscall.ENOBUFS) {
@@ -224,7 +224,7 @@ func TestRing_allocs(t *testing.T) {
 	roundTrip := func() {
 		d.Inject(p)
 		n, _ := queue.Read(scratch, batch)
-		sender.Write(batch[:n], path)
+		sender.Write(batch[:n], []*underlay.Path{path})
 		n, _ = receiver.Read(batch)
 		queue.Write(scratch, batch[:n])
 		d.Receive(batch[0])

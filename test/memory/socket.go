@@ -130,14 +130,14 @@ const (
 // Write sends packets. As with a kernel's raw socket the checksum state is lost, and a
 // packet with DF that exceeds the path MTU fails with EMSGSIZE. Without DF it arrives whole,
 // as after fragmentation and reassembly.
-func (w *sender) Write(batch []*packet.Buffer, path *underlay.Path) (n int, err error) {
+func (w *sender) Write(batch []*packet.Buffer, paths []*underlay.Path) (n int, err error) {
 	if w.in.isClosed() {
 		return 0, os.ErrClosed
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, b := range batch {
-		p := b.Bytes()
+	for i, b := range batch {
+		p, path := b.Bytes(), paths[min(i, len(paths)-1)]
 		if len(p) > path.MTU && len(p) > flagsOffset && p[flagsOffset]&dontFragment != 0 {
 			err = syscall.EMSGSIZE
 			continue
