@@ -64,7 +64,29 @@ type Tunnel struct {
 	// TxEnabled and RxEnabled enable a direction. All packets of a disabled one go to
 	// userspace.
 	TxEnabled, RxEnabled bool
+	// Many: there are many remotes, by the Routes of Ifindex. Remote is AnyRemote then, and what is
+	// said of it above each remote's; UnderlayIfindex is the device that receives.
+	Many bool
+	// AnyPeer, AcceptFrom and AcceptTo are which parts of a fib.Acceptance there are.
+	AnyPeer, AcceptFrom, AcceptTo bool
+	// Refuse drops, and counts, received packets of who may not send. Otherwise they go to userspace.
+	Refuse bool
 }
+
+// AnyRemote is the Remote of a Tunnel that has Many.
+var AnyRemote = [4]byte{255, 255, 255, 255}
+
+// Remote is how to send to one of many remotes.
+type Remote struct {
+	// NextHop, UnderlayIfindex and PathMTU are as in Tunnel.
+	NextHop                  [4]byte
+	UnderlayIfindex, PathMTU int
+	// Tx and Rx enable a direction.
+	Tx, Rx bool
+}
+
+// Pair are outer addresses.
+type Pair struct{ Local, Remote [4]byte }
 
 // Stats counts a tunnel's packets in the kernel since Attach: inner packets, and bytes
 // from the inner IPv4 header on. A GSO packet counts as its segments, headers included.
@@ -73,6 +95,9 @@ type Stats struct {
 	TxPackets, TxBytes uint64
 	// TxFailed counts packets dropped for lack of memory.
 	TxFailed uint64
+	// ReversePath, NotInAcceptFrom and NotInAcceptTo count packets dropped by Tunnel.Refuse. A GSO
+	// packet is one.
+	ReversePath, NotInAcceptFrom, NotInAcceptTo uint64
 	// LastReceived is the time of the last packet from the remote, accurate to a kernel
 	// tick; zero if there was none.
 	LastReceived time.Time

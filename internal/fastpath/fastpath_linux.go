@@ -28,13 +28,18 @@ type objects struct {
 	RxTunnels *ebpf.Map `ebpf:"rx_tunnels"`
 	Counters  *ebpf.Map `ebpf:"counters"`
 	IPIDs     *ebpf.Map `ebpf:"ip_ids"`
+
+	TxFIB      *ebpf.Map `ebpf:"tx_fib"`
+	Remotes    *ebpf.Map `ebpf:"remotes"`
+	AcceptFrom *ebpf.Map `ebpf:"accept_from"`
+	AcceptTo   *ebpf.Map `ebpf:"accept_to"`
 }
 
 func (o *objects) close() {
 	for _, p := range []*ebpf.Program{o.Encap, o.Decap} {
 		_ = p.Close()
 	}
-	for _, m := range []*ebpf.Map{o.TxTunnels, o.RxTunnels, o.Counters, o.IPIDs} {
+	for _, m := range []*ebpf.Map{o.TxTunnels, o.RxTunnels, o.Counters, o.IPIDs, o.TxFIB, o.Remotes, o.AcceptFrom, o.AcceptTo} {
 		_ = m.Close()
 	}
 }
@@ -59,15 +64,19 @@ func load(linkHeader uint32) (*objects, error) {
 // FastPath holds the loaded programs of this process and the underlay devices that they
 // are attached to. Its methods, and those of its Links, are safe for concurrent use.
 type FastPath struct {
-	mu        sync.Mutex
-	objects   *objects // nil when closed
-	underlays map[int]*underlay
-	links     map[*Link]bool
-	freeSlots []uint32 // of closed Links
-	nextSlot  uint32   // never used so far
-	encapID   ebpf.ProgramID
-	encapName string
-	cpus      int // possible CPUs: values per key of the map counters
+	mu         sync.Mutex
+	objects    *objects // nil when closed
+	underlays  map[int]*underlay
+	links      map[*Link]bool
+	freeSlots  []uint32 // of closed Links
+	nextSlot   uint32   // never used so far
+	encapID    ebpf.ProgramID
+	encapName  string
+	owners     map[rxKey]*Link // whose entry in rx_tunnels is whose
+	reserved   map[rxKey]bool  // of Reserve
+	reserveErr error
+	routes     map[uint32]*Routes // by ifindex
+	cpus       int                // possible CPUs: values per key of the map counters
 }
 
 // underlay is a device with ipip_decap attached.
@@ -94,7 +103,8 @@ func Open() (*FastPath, error) {
 		return nil, fmt.Errorf("query the eBPF program: %w", err)
 	}
 	id, _ := info.ID() // every kernel with tcx has program IDs
-	return &FastPath{objects: o, encapID: id, encapName: info.Name, underlays: make(map[int]*underlay), links: make(map[*Link]bool), cpus: cpus}, nil
+	return &FastPath{objects: o, encapID: id, encapName: info.Name, underlays: make(map[int]*underlay), links: make(map[*Link]bool), cpus: cpus,
+		owners: make(map[rxKey]*Link), routes: make(map[uint32]*Routes)}, nil
 }
 
 // Encap is ipip_encap, for the caller to attach to the TUN of each tunnel: its descriptor, which Close
@@ -205,14 +215,11 @@ func (l *Link) updateLocked(t Tunnel) error {
 		_ = f.objects.TxTunnels.Delete(uint32(old.Ifindex)) // absent if it is disabled
 		l.tunnel.Ifindex = t.Ifindex
 	}
-	if key := t.rxKey(); key != old.rxKey() {
-		if err := f.objects.RxTunnels.Update(key, t.rxTunnel(l.slot), ebpf.UpdateNoExist); err != nil {
-			return f.explainMap("the receive entry of the tunnel", err)
-		}
-		l.deleteRxTunnel()
-		l.tunnel.Local, l.tunnel.Remote = t.Local, t.Remote
-	} else if err := f.objects.RxTunnels.Update(key, t.rxTunnel(l.slot), ebpf.UpdateExist); err != nil {
-		return f.explainMap("the receive entry of the tunnel", err)
+	if err := f.checkRoutes(&t); err != nil {
+		return err
+	}
+	if err := l.putRxTunnel(&t); err != nil {
+		return err
 	}
 	if err := f.objects.TxTunnels.Update(uint32(t.Ifindex), t.txTunnel(l.slot), ebpf.UpdateAny); err != nil {
 		return f.explainMap("the transmit entry of the tunnel", err)
@@ -244,6 +251,9 @@ func (l *Link) statsLocked() (s Stats, err error) {
 		s.TxPackets += c.TxPackets
 		s.TxBytes += c.TxBytes
 		s.TxFailed += c.TxFailed
+		s.ReversePath += c.ReversePath
+		s.NotInAcceptFrom += c.NotInAcceptFrom
+		s.NotInAcceptTo += c.NotInAcceptTo
 		last = max(last, c.LastReceived)
 	}
 	s.LastReceived, err = monotonicToTime(last)
@@ -293,12 +303,6 @@ func (f *FastPath) allocSlot() uint32 {
 	}
 	f.nextSlot++
 	return f.nextSlot - 1
-}
-
-func (l *Link) deleteRxTunnel() {
-	if l.tunnel.Local != l.tunnel.Remote { // both are zero while it is disabled
-		_ = l.f.objects.RxTunnels.Delete(l.tunnel.rxKey())
-	}
 }
 
 // acquireUnderlay attaches ipip_decap to a device for its first user; 0 is none.

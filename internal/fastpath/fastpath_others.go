@@ -2,6 +2,13 @@
 
 package fastpath
 
+import (
+	"net/netip"
+	"time"
+
+	"ipipd/internal/fib"
+)
+
 // FastPath exists on Linux only: Open always fails.
 type FastPath struct{}
 
@@ -16,6 +23,36 @@ func (*FastPath) Encap() (fd int, id uint32, name string) { return -1, 0, "" }
 
 // Close does nothing.
 func (*FastPath) Close() {}
+
+// Reserve does nothing.
+func (*FastPath) Reserve([]Pair) {}
+
+// Routes exist on Linux only.
+type Routes struct{}
+
+// NewRoutes returns none.
+func (*FastPath) NewRoutes(int) *Routes { return nil }
+
+// Follow fails.
+func (*Routes) Follow(*fib.Table, []netip.Prefix, [][4]byte, [][4]byte) error { return ErrClosed }
+
+// Sync fails.
+func (*Routes) Sync(*fib.Table) error { return ErrClosed }
+
+// Lacking returns nil.
+func (*Routes) Lacking() error { return nil }
+
+// SetRemote fails.
+func (*Routes) SetRemote([4]byte, Remote) error { return ErrClosed }
+
+// LastReceived is zero.
+func (*Routes) LastReceived([4]byte) time.Time { return time.Time{} }
+
+// Accept fails.
+func (*Routes) Accept(from, to []netip.Prefix) error { return ErrClosed }
+
+// Close does nothing.
+func (*Routes) Close() {}
 
 // Attach fails.
 func (*FastPath) Attach(Tunnel) (*Link, error) { return nil, ErrClosed }

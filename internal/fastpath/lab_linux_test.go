@@ -30,6 +30,7 @@ const (
 	slot     = 5
 
 	next     = -1 // TCX_NEXT
+	dropped  = 2  // TCX_DROP
 	redirect = 7  // TCX_REDIRECT
 )
 
@@ -100,6 +101,9 @@ func (l *lab) counters() (sum counters) {
 		sum.TxPackets += c.TxPackets
 		sum.TxBytes += c.TxBytes
 		sum.TxFailed += c.TxFailed
+		sum.ReversePath += c.ReversePath
+		sum.NotInAcceptFrom += c.NotInAcceptFrom
+		sum.NotInAcceptTo += c.NotInAcceptTo
 		sum.LastReceived = max(sum.LastReceived, c.LastReceived)
 	}
 	return sum

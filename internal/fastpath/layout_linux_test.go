@@ -22,6 +22,11 @@ func TestObject_mapLayouts(t *testing.T) {
 		"rx_tunnels": {rxKey{}, rxTunnel{}},
 		"counters":   {uint32(0), counters{}},
 		"ip_ids":     {uint32(0), uint32(0)},
+
+		"tx_fib":      {prefixKey{}, txRoute{}},
+		"remotes":     {remoteKey{}, remoteValue{}},
+		"accept_from": {prefixKey{}, uint32(0)},
+		"accept_to":   {prefixKey{}, uint32(0)},
 	} {
 		m := spec.Maps[name]
 		if m == nil {

@@ -16,10 +16,11 @@ type txTunnel struct {
 	Flags           uint8
 }
 
-// TX_ENABLED and TX_INHERIT_DF.
+// TX_ENABLED and so on.
 const (
 	txEnabled = 1 << iota
 	txInheritDF
+	txMany
 )
 
 // rxKey is a key of the map rx_tunnels.
@@ -37,10 +38,15 @@ type rxTunnel struct {
 	Flags                       uint32
 }
 
-// RX_ENABLED and RX_CLAMP_MSS.
+// RX_ENABLED and so on.
 const (
 	rxEnabled = 1 << iota
 	rxClampMSS
+	rxMany
+	rxAnyPeer
+	rxAcceptFrom
+	rxAcceptTo
+	rxRefuse
 )
 
 // counters is one CPU's value of the map counters.
@@ -49,7 +55,43 @@ type counters struct {
 	LastReceived       uint64 // CLOCK_MONOTONIC, ns
 	TxPackets, TxBytes uint64
 	TxFailed           uint64
+
+	ReversePath, NotInAcceptFrom, NotInAcceptTo uint64
 }
+
+// prefixKey is a key of the maps tx_fib, accept_from and accept_to.
+type prefixKey struct {
+	Length  uint32 // bits: 32, and those of the prefix
+	Ifindex uint32
+	Address [4]byte
+}
+
+// txRoute is a value of the map tx_fib.
+type txRoute struct {
+	Kind   uint32 // fib.NextKind
+	Remote [4]byte
+}
+
+// remoteKey is a key of the map remotes.
+type remoteKey struct {
+	Ifindex uint32
+	Remote  [4]byte
+}
+
+// remoteValue is a value of the map remotes.
+type remoteValue struct {
+	LastReceived    uint64
+	NextHop         [4]byte
+	UnderlayIfindex uint32
+	PathMTU         uint32
+	Flags           uint32
+}
+
+// REMOTE_TX and REMOTE_RX.
+const (
+	remoteTx = 1 << iota
+	remoteRx
+)
 
 func (t *Tunnel) txTunnel(slot uint32) txTunnel {
 	v := txTunnel{
@@ -66,6 +108,9 @@ func (t *Tunnel) txTunnel(slot uint32) txTunnel {
 	if t.DontFragmentInherit {
 		v.Flags |= txInheritDF
 	}
+	if t.Many {
+		v.Flags |= txMany
+	}
 	return v
 }
 
@@ -80,8 +125,12 @@ func (t *Tunnel) rxTunnel(slot uint32) rxTunnel {
 	if t.RxEnabled {
 		v.Flags |= rxEnabled
 	}
-	if t.ClampTCPMSS {
-		v.Flags |= rxClampMSS
+	for flag, set := range map[uint32]bool{
+		rxClampMSS: t.ClampTCPMSS, rxMany: t.Many, rxAnyPeer: t.AnyPeer, rxAcceptFrom: t.AcceptFrom, rxAcceptTo: t.AcceptTo, rxRefuse: t.Refuse,
+	} {
+		if set {
+			v.Flags |= flag
+		}
 	}
 	return v
 }

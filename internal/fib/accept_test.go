@@ -6,12 +6,13 @@ import (
 
 	"ipipd/internal/drop"
 	"ipipd/internal/fib"
+	"ipipd/test/routesets"
 )
 
 func TestAcceptance_Check(t *testing.T) {
 	a, b, c := address("198.51.100.1"), address("198.51.100.2"), address("198.51.100.3")
 	stranger, balancer := address("203.0.113.66"), address("172.16.7.7")
-	table := tableOf(map[netip.Prefix][]fib.Route{
+	table := routesets.Table(map[netip.Prefix][]fib.Route{
 		netip.MustParsePrefix("10.1.0.0/16"):     {{Hops: []fib.Hop{{Gateway: a}}}},
 		netip.MustParsePrefix("10.2.0.0/16"):     {{Hops: []fib.Hop{{Gateway: a}, {Gateway: b}}}},
 		netip.MustParsePrefix("10.2.3.0/24"):     {{Unreachable: true}},

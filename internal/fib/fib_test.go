@@ -28,43 +28,10 @@ func inner(source, destination [4]byte, sourcePort, destinationPort uint16) ipv4
 
 func address(s string) [4]byte { return netip.MustParseAddr(s).As4() }
 
-// routesOf makes a Set's routes, by prefix. Those of the type throw are for the kernel.
-func routesOf(s *routesets.Set) map[netip.Prefix][]fib.Route {
-	by := map[netip.Prefix][]fib.Route{}
-	for _, r := range s.Routes {
-		if r.Type == "throw" {
-			continue
-		}
-		next := fib.Route{Table: r.Table, Metric: r.Metric, Unreachable: r.Type != ""}
-		if next.Table == 0 {
-			next.Table = 254
-		}
-		for _, h := range r.Hops {
-			hop := fib.Hop{Weight: uint16(h.Weight)}
-			if h.Via != "" {
-				hop.Gateway = address(h.Via)
-			}
-			next.Hops = append(next.Hops, hop)
-		}
-		p := netip.MustParsePrefix(r.Prefix)
-		by[p] = append(by[p], next)
-	}
-	return by
-}
-
-func tableOf(by map[netip.Prefix][]fib.Route) *fib.Table {
-	e := new(fib.Table).Edit()
-	for p, routes := range by {
-		e.Set(p, routes)
-	}
-	t, _, _ := e.Commit()
-	return t
-}
-
 func TestTable_Remote(t *testing.T) {
 	for _, s := range routesets.Sets {
 		t.Run(s.Name, func(t *testing.T) {
-			table := tableOf(routesOf(&s))
+			table := routesets.Table(s.ByPrefix())
 			for _, want := range s.Want {
 				seen := map[string]bool{}
 				for port := range uint16(200) {
@@ -105,7 +72,7 @@ func TestTable_Remote_unusable(t *testing.T) {
 		"this network":              {Gateway: address("0.1.2.3")},
 	} {
 		t.Run(name, func(t *testing.T) {
-			table := tableOf(map[netip.Prefix][]fib.Route{
+			table := routesets.Table(map[netip.Prefix][]fib.Route{
 				netip.MustParsePrefix("10.0.0.0/8"):  {{Table: 254, Hops: []fib.Hop{good}}},
 				netip.MustParsePrefix("10.1.0.0/16"): {{Table: 254, Hops: []fib.Hop{bad}}},
 				netip.MustParsePrefix("10.2.0.0/16"): {{Table: 254, Hops: []fib.Hop{bad, good}}},
@@ -126,7 +93,7 @@ func TestTable_Remote_unusable(t *testing.T) {
 // addresses count, since only the first one has ports.
 func TestTable_Remote_flows(t *testing.T) {
 	a, b := address("198.51.100.1"), address("198.51.100.2")
-	table := tableOf(map[netip.Prefix][]fib.Route{
+	table := routesets.Table(map[netip.Prefix][]fib.Route{
 		netip.MustParsePrefix("10.0.0.0/8"): {{Hops: []fib.Hop{{Gateway: a, Weight: 1}, {Gateway: b, Weight: 3}}}},
 	})
 	const flows = 20000

@@ -6,8 +6,9 @@
 //               the outer header and redirects the packet to the TUN's ingress.
 //
 // Any packet that is not eligible passes unchanged (TCX_NEXT) to the userspace data path,
-// which implements every rule, and counts each drop by its reason. The only drop here is
-// for lack of memory after the outer header has been pushed.
+// which implements every rule, and counts each drop by its reason. Dropped here is only what
+// lacks memory after the outer header has been pushed, and what of a tunnel with many remotes
+// is surely from one who may not send: made-up sources would else cost userspace their packets.
 //
 // Packets on the TUN have no link layer header, those on the underlay an Ethernet header.
 
@@ -76,6 +77,7 @@ struct tx_tunnel {
 
 #define TX_ENABLED 1	// otherwise all packets go to userspace
 #define TX_INHERIT_DF 2	// otherwise DF is 0
+#define TX_MANY 4	// remote, next hop, device and path MTU are those of the packet's route
 
 // tx_tunnels is keyed by the ifindex of the TUN.
 struct {
@@ -104,6 +106,7 @@ struct rx_tunnel {
 
 #define RX_ENABLED 1	// otherwise all packets go to userspace
 #define RX_CLAMP_MSS 2	// SYN and SYN-ACK go to userspace, which clamps the MSS
+#define RX_MANY 4	// the remote is any: see may_send
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -119,8 +122,13 @@ struct counters {
 	__u64 rx_packets, rx_bytes;
 	__u64 last_received; // CLOCK_MONOTONIC in ns, accurate to a tick
 	__u64 tx_packets, tx_bytes;
-	__u64 tx_failed; // DropSendFailed
+	__u64 tx_failed; // drop.SendFailed
+	// Packets of who may not send, a GSO packet as one: drop.ReversePath, NotInAcceptFrom
+	// and NotInAcceptTo.
+	__u64 reverse_path, not_in_accept_from, not_in_accept_to;
 };
+
+#include "many.h"
 
 // Array lookups are inlined, hash lookups are calls: so each tunnel has a slot.
 struct {
@@ -212,10 +220,11 @@ int ipip_encap(struct __sk_buff *skb)
 	__u32 ifindex = skb->ifindex, length = skb->len - link_header, header, n;
 	struct bpf_redir_neigh hop = { .nh_family = AF_INET };
 	void *at = (void *)(long)skb->data;
+	__u32 slot, underlay_ifindex, path_mtu;
 	struct ipv4 inner, outer;
 	struct counters *c;
 	struct tx_tunnel *tx;
-	__u32 slot;
+	__be32 remote;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
 		return TCX_NEXT;
@@ -234,14 +243,27 @@ int ipip_encap(struct __sk_buff *skb)
 		return TCX_NEXT;
 	if (!inner.ttl) // RFC 2003, section 3.1
 		return TCX_NEXT;
+	remote = tx->remote;
+	hop.ipv4_nh = tx->next_hop;
+	underlay_ifindex = tx->underlay_ifindex;
+	path_mtu = tx->path_mtu;
+	if (tx->flags & TX_MANY) {
+		struct remote *r = remote_for(ifindex, inner.destination, &remote);
+
+		if (!r || !(r->flags & REMOTE_TX))
+			return TCX_NEXT;
+		hop.ipv4_nh = r->next_hop;
+		underlay_ifindex = r->underlay_ifindex;
+		path_mtu = r->path_mtu;
+	}
 	// Loops: RFC 2003, section 3.2. A nested tunnel may hide one.
-	if (inner.source == tx->remote || inner.protocol == PROTO_IPIP ||
-	    (inner.source == tx->local && inner.destination == tx->remote))
+	if (inner.source == remote || inner.protocol == PROTO_IPIP ||
+	    (inner.source == tx->local && inner.destination == remote))
 		return TCX_NEXT;
 	n = gso_segments(skb, &inner, link_header, length, &header);
 	if (!n || HEADER_LEN + length > MAX_LEN)
 		return TCX_NEXT;
-	if (HEADER_LEN + (skb->gso_size ? header + skb->gso_size : length) > tx->path_mtu)
+	if (HEADER_LEN + (skb->gso_size ? header + skb->gso_size : length) > path_mtu)
 		return TCX_NEXT;
 
 	outer.version_ihl = VERSION_IHL;
@@ -253,8 +275,7 @@ int ipip_encap(struct __sk_buff *skb)
 	outer.protocol = PROTO_IPIP;
 	outer.checksum = 0;
 	outer.source = tx->local;
-	outer.destination = tx->remote;
-	hop.ipv4_nh = tx->next_hop;
+	outer.destination = remote;
 	if (!outer.fragment)
 		outer.id = bpf_htons(alloc_ids(slot, n));
 	outer.checksum = ~ip_header_sum(&outer);
@@ -273,7 +294,7 @@ int ipip_encap(struct __sk_buff *skb)
 	skb->mark = 0; // the mark belongs to the inner packet
 	c->tx_packets += n;
 	c->tx_bytes += length + (n - 1) * header;
-	return bpf_redirect_neigh(tx->underlay_ifindex, &hop, sizeof(hop), 0);
+	return bpf_redirect_neigh(underlay_ifindex, &hop, sizeof(hop), 0);
 }
 
 SEC("tcx/ingress")
@@ -286,19 +307,25 @@ int ipip_decap(struct __sk_buff *skb)
 	struct rx_key key;
 	struct counters *c;
 	__u8 inner_ecn, outer_ecn, tcp_flags;
+	struct remote *remote = 0;
 	struct rx_tunnel *rx;
 	__u64 now;
+	int whole;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present)
 		return TCX_NEXT;
-	if (read_header(skb, data + ETH_HLEN, ETH_HLEN, h)) // an empty keepalive probe, or not IPIP
+	if (read_header(skb, data + ETH_HLEN, ETH_HLEN, h.outer))
 		return TCX_NEXT;
-	if (h.outer.version_ihl != VERSION_IHL || h.outer.protocol != PROTO_IPIP ||
-	    h.outer.fragment & bpf_htons(FRAGMENT_MASK))
+	if (h.outer.version_ihl != VERSION_IHL || h.outer.protocol != PROTO_IPIP)
 		return TCX_NEXT;
 	key.source = h.outer.source;
 	key.destination = h.outer.destination;
 	rx = bpf_map_lookup_elem(&rx_tunnels, &key);
+	if (!rx) {
+		key.source = ANY_REMOTE;
+		rx = bpf_map_lookup_elem(&rx_tunnels, &key);
+		key.source = h.outer.source;
+	}
 	// A packet from another tunnel's underlay device goes to userspace, after the
 	// stack's rp_filter.
 	if (!rx || !(rx->flags & RX_ENABLED) || skb->ifindex != rx->underlay_ifindex)
@@ -307,6 +334,20 @@ int ipip_decap(struct __sk_buff *skb)
 	slot = rx->slot;
 	c = bpf_map_lookup_elem(&counters, &slot);
 	if (!c)
+		return TCX_NEXT;
+	whole = !read_header(skb, data + ETH_HLEN + HEADER_LEN, at, h.inner);
+	if (rx->flags & RX_MANY) {
+		remote = remote_of(tun_ifindex, key.source);
+		// Whatever is inside, and in each fragment.
+		if (!remote && !may_send_some(rx->flags, tun_ifindex, key.source)) {
+			__u32 why = rx->flags & (RX_ANY_PEER | RX_ACCEPT_FROM) && whole ? NOT_IN_ACCEPT_FROM : REVERSE_PATH;
+
+			if (rx->flags & RX_ACCEPT_TO && whole && !listed(&accept_to, tun_ifindex, h.inner.destination))
+				why = NOT_IN_ACCEPT_TO;
+			return refuse(rx->flags, c, why);
+		}
+	}
+	if (!whole || h.outer.fragment & bpf_htons(FRAGMENT_MASK)) // an empty keepalive probe, for one
 		return TCX_NEXT;
 
 	// Padding behind either total length is trimmed by userspace.
@@ -331,6 +372,8 @@ int ipip_decap(struct __sk_buff *skb)
 		    h.inner.destination == rx->echo_destination)
 			return TCX_NEXT;
 	}
+	if (remote && !(remote->flags & REMOTE_RX))
+		return TCX_NEXT;
 	n = gso_segments(skb, &h.inner, at, length, &header);
 	if (!n)
 		return TCX_NEXT;
@@ -341,6 +384,12 @@ int ipip_decap(struct __sk_buff *skb)
 	outer_ecn = h.outer.tos & ECN_MASK;
 	if (outer_ecn == CE && !inner_ecn) // userspace drops and counts it
 		return TCX_NEXT;
+	if (rx->flags & RX_MANY) {
+		__u32 why = may_send(rx->flags, tun_ifindex, remote, key.source, h.inner.source, h.inner.destination);
+
+		if (why != MAY_SEND)
+			return refuse(rx->flags, c, why);
+	}
 	if ((outer_ecn == CE && inner_ecn != CE) || (outer_ecn == ECT1 && inner_ecn == ECT0)) {
 		// RFC 1624, equation 3, on the first word: version, IHL, TOS.
 		__u32 sum = (__u16)~bpf_ntohs(h.inner.checksum);
@@ -364,6 +413,8 @@ int ipip_decap(struct __sk_buff *skb)
 	now = bpf_ktime_get_coarse_ns();
 	if (c->last_received != now)
 		c->last_received = now;
+	if (remote && remote->last_received != now)
+		remote->last_received = now;
 	return bpf_redirect(tun_ifindex, BPF_F_INGRESS);
 }
 

@@ -1,0 +1,164 @@
+// Interfaces with many remotes. Package fib has the same rules: the kernel's routes out of the
+// interface say where an inner packet goes, and who may send it.
+
+#define ANY_REMOTE 0xffffffff // as the source of an rx_key: any that no other key has
+
+#define MAX_ROUTES 262144
+#define MAX_REMOTES 16384
+
+// prefix_key is a key of an LPM trie: the ifindex of a TUN, whole, and a prefix.
+struct prefix_key {
+	__u32 length; // bits: 32 and those of the prefix
+	__u32 ifindex;
+	__be32 address;
+};
+
+// tx_route is where the best route of a prefix leads.
+struct tx_route {
+	__u32 kind;
+	__be32 remote; // of VIA
+};
+
+#define SEVERAL 0 // gateways: userspace chooses one for a flow
+#define VIA 1 // remote
+#define DIRECT 2 // the inner destination is the remote
+#define NOWHERE 3 // userspace drops the packet, and counts it
+#define MIXED 4 // SEVERAL, one of them the inner destination
+
+// A route that changes is one write, which replaces the element: a packet is sent by the old
+// route or by the new one.
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_ROUTES);
+	__type(key, struct prefix_key);
+	__type(value, struct tx_route);
+} tx_fib SEC(".maps");
+
+struct remote_key {
+	__u32 ifindex; // of the TUN
+	__be32 remote;
+};
+
+// remote is a gateway of any route.
+struct remote {
+	__u64 last_received; // as of counters
+	__be32 next_hop;
+	__u32 underlay_ifindex;
+	__u32 path_mtu; // bytes: the largest outer packet
+	__u32 flags;
+};
+
+// Without these its packets go to userspace.
+#define REMOTE_TX 1
+#define REMOTE_RX 2
+
+// No array, whose elements are not replaced but written over: a packet would see a remote in part.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_REMOTES);
+	__type(key, struct remote_key);
+	__type(value, struct remote);
+} remotes SEC(".maps");
+
+// Prefixes of the lists accept-from and accept-to. Values mean nothing.
+#define PREFIXES(name)                                                                  \
+	struct {                                                                        \
+		__uint(type, BPF_MAP_TYPE_LPM_TRIE);                                    \
+		__uint(map_flags, BPF_F_NO_PREALLOC);                                   \
+		__uint(max_entries, MAX_ROUTES);                                        \
+		__type(key, struct prefix_key);                                         \
+		__type(value, __u32);                                                   \
+	} name SEC(".maps")
+PREFIXES(accept_from);
+PREFIXES(accept_to);
+
+// More flags of an rx_tunnel.
+#define RX_ANY_PEER 8
+#define RX_ACCEPT_FROM 16
+#define RX_ACCEPT_TO 32
+#define RX_REFUSE 64 // drop what may not be sent; otherwise userspace decides
+
+// The verdicts of may_send.
+#define MAY_SEND 0
+#define UNSURE 1
+#define REVERSE_PATH 2
+#define NOT_IN_ACCEPT_FROM 3
+#define NOT_IN_ACCEPT_TO 4
+
+#define listed(map, tun, of) \
+	({ struct prefix_key key_ = { 64, tun, of }; bpf_map_lookup_elem(map, &key_) != 0; })
+
+static __always_inline struct tx_route *route_to(__u32 ifindex, __be32 address)
+{
+	struct prefix_key key = { 64, ifindex, address };
+
+	return bpf_map_lookup_elem(&tx_fib, &key);
+}
+
+// remote_of returns a remote by its address, or 0.
+static __always_inline struct remote *remote_of(__u32 ifindex, __be32 address)
+{
+	struct remote_key key = { ifindex, address };
+
+	return bpf_map_lookup_elem(&remotes, &key);
+}
+
+// remote_for returns the remote, and its address, that an inner destination is reached by, or 0.
+static __always_inline struct remote *remote_for(__u32 ifindex, __be32 destination, __be32 *address)
+{
+	struct tx_route *r = route_to(ifindex, destination);
+
+	if (!r || (r->kind != VIA && r->kind != DIRECT))
+		return 0;
+	*address = r->kind == VIA ? r->remote : destination;
+	return remote_of(ifindex, *address);
+}
+
+// is_direct reports whether an address is reached by a route without a gateway.
+static __always_inline int is_direct(__u32 ifindex, __be32 address)
+{
+	struct tx_route *r = route_to(ifindex, address);
+
+	return r && (r->kind == DIRECT || r->kind == MIXED);
+}
+
+// may_send_some reports whether any packet of an outer source that is no gateway may be accepted.
+static __always_inline int may_send_some(__u32 flags, __u32 ifindex, __be32 source)
+{
+	return (flags & RX_ACCEPT_FROM && listed(&accept_from, ifindex, source)) || is_direct(ifindex, source);
+}
+
+// may_send is fib.Acceptance.Check. remote is that of the outer source, or 0.
+static __always_inline __u32 may_send(__u32 flags, __u32 ifindex, struct remote *remote, __be32 source, __be32 inner_source, __be32 inner_destination)
+{
+	struct tx_route *r;
+
+	if (flags & RX_ACCEPT_TO && !listed(&accept_to, ifindex, inner_destination))
+		return NOT_IN_ACCEPT_TO;
+	r = route_to(ifindex, inner_source);
+	if (r && ((r->kind == VIA && r->remote == source) || (r->kind == DIRECT && inner_source == source)))
+		return MAY_SEND;
+	if (flags & RX_ACCEPT_FROM && listed(&accept_from, ifindex, source))
+		return MAY_SEND;
+	if (flags & RX_ANY_PEER && remote)
+		return MAY_SEND;
+	if ((r && ((r->kind == SEVERAL && remote) || r->kind == MIXED)) || (flags & RX_ANY_PEER && is_direct(ifindex, source)))
+		return UNSURE;
+	return flags & (RX_ANY_PEER | RX_ACCEPT_FROM) ? NOT_IN_ACCEPT_FROM : REVERSE_PATH;
+}
+
+// refuse is what becomes of a packet that may_send does not let in.
+static __always_inline int refuse(__u32 flags, struct counters *c, __u32 why)
+{
+	if (!(flags & RX_REFUSE) || why == UNSURE)
+		return TCX_NEXT;
+	if (why == REVERSE_PATH)
+		c->reverse_path++;
+	else if (why == NOT_IN_ACCEPT_FROM)
+		c->not_in_accept_from++;
+	else
+		c->not_in_accept_to++;
+	return TCX_DROP;
+}

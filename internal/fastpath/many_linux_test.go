@@ -1,0 +1,327 @@
+package fastpath
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"ipipd/encap"
+	"ipipd/internal/drop"
+	"ipipd/internal/fib"
+	"ipipd/internal/ipv4"
+	"ipipd/test/routesets"
+)
+
+// manyTunnel is defaultTunnel with many remotes.
+func manyTunnel() Tunnel {
+	t := defaultTunnel()
+	t.Remote, t.Many, t.Refuse = AnyRemote, true, true
+	t.NextHop, t.PathMTU = [4]byte{}, 0
+	return t
+}
+
+// newManyLab has a tunnel with the routes of a table, and all of its gateways.
+func newManyLab(t testing.TB, tunnel Tunnel, table *fib.Table) (*lab, *Routes) {
+	t.Helper()
+	l := newLab(t, tunnel)
+	f := &FastPath{objects: l.objects, links: map[*Link]bool{}, owners: map[rxKey]*Link{}, routes: map[uint32]*Routes{}}
+	r := f.NewRoutes(loopback)
+	if err := r.Sync(table); err != nil {
+		t.Fatal(err)
+	}
+	for g := range table.Gateways() {
+		enableRemote(t, r, g)
+	}
+	return l, r
+}
+
+func enableRemote(t testing.TB, r *Routes, g [4]byte) {
+	t.Helper()
+	if err := r.SetRemote(g, Remote{NextHop: g, UnderlayIfindex: loopback, PathMTU: 1500, Tx: true, Rx: true}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func address(s string) [4]byte { return netip.MustParseAddr(s).As4() }
+
+// checkManyEncap runs ipip_encap on a packet to a destination, and compares the result with package fib.
+func checkManyEncap(t *testing.T, l *lab, r *Routes, destination string) {
+	t.Helper()
+	p := inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerA, Destination: address(destination)}, udp(8))
+	parsed, err := ipv4.Parse(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, why := r.table.Remote(parsed)
+	several := false
+	for port := range uint16(50) {
+		q := inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerA, Destination: address(destination)}, append([]byte{byte(port >> 8), byte(port)}, udp(8)[2:]...))
+		again, _ := ipv4.Parse(q)
+		other, _ := r.table.Remote(again)
+		several = several || other != want
+	}
+	verdict, out := l.run(l.Encap, p)
+	if why != drop.None || several || !r.table.HasGateway(want) {
+		if verdict != next || !bytes.Equal(out, p) {
+			t.Errorf("%s: verdict %d, want it left to userspace: %v, several remotes: %v", destination, verdict, why, several)
+		}
+		return
+	}
+	outer := encap.Outer{Local: local, Remote: want, DSCP: encap.InheritDSCP, TTL: 255, Many: true}
+	got, err := ipv4.Parse(out)
+	if verdict != redirect || err != nil {
+		t.Errorf("%s: verdict %d, %v, want it sent to %v", destination, verdict, err, want)
+		return
+	}
+	b := buffer(p)
+	in, _ := ipv4.Parse(b.Bytes())
+	if d := outer.Encapsulate(b, in, got.ID()); d != drop.None || !bytes.Equal(out, b.Bytes()) {
+		t.Errorf("%s: %v\n%x, want\n%x", destination, d, out, b.Bytes())
+	}
+}
+
+// Packets go where package fib says, or to userspace.
+func TestRoutes_routesets(t *testing.T) {
+	for _, s := range routesets.Sets {
+		t.Run(s.Name, func(t *testing.T) {
+			l, r := newManyLab(t, manyTunnel(), routesets.Table(s.ByPrefix()))
+			for _, want := range s.Want {
+				checkManyEncap(t, l, r, want.Destination)
+			}
+		})
+	}
+}
+
+// So they do after any change, of prefixes that overlap in each way.
+func TestRoutes_Follow(t *testing.T) {
+	l, r := newManyLab(t, manyTunnel(), new(fib.Table))
+	rnd := rand.New(rand.NewPCG(5, 6))
+	for range 300 {
+		e, prefixes := r.table.Edit(), []netip.Prefix(nil)
+		for range rnd.IntN(8) {
+			p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(rnd.IntN(2)), byte(rnd.IntN(4)) << 6, byte(rnd.IntN(4))}), pick(rnd, 0, 8, 9, 16, 17, 18, 24, 30, 32)).Masked()
+			var routes []fib.Route
+			if rnd.IntN(3) != 0 {
+				routes = []fib.Route{{Unreachable: rnd.IntN(8) == 0, Hops: []fib.Hop{{Gateway: pick(rnd, address(routesets.Address(1)), address(routesets.Address(2)), address(routesets.Address(3)), [4]byte{})}}}}
+				if rnd.IntN(6) == 0 {
+					routes[0].Hops = append(routes[0].Hops, fib.Hop{Gateway: address(routesets.Address(4))})
+				}
+			}
+			e.Set(p, routes)
+			prefixes = append(prefixes, p)
+		}
+		next, added, removed := e.Commit()
+		if err := r.Follow(next, prefixes, added, removed); err != nil {
+			t.Fatal(err)
+		}
+		for _, g := range added {
+			enableRemote(t, r, g)
+		}
+		for range 10 {
+			checkManyEncap(t, l, r, netip.AddrFrom4([4]byte{10, byte(rnd.IntN(3)), byte(rnd.IntN(256)), byte(rnd.IntN(5))}).String())
+		}
+		if t.Failed() {
+			return
+		}
+	}
+	r.Close()
+	for name, m := range map[string]*ebpf.Map{"tx_fib": l.TxFIB, "remotes": l.Remotes} {
+		if n := entries(t, m); n != 0 {
+			t.Errorf("%s has %d entries in the end", name, n)
+		}
+	}
+}
+
+func entries(t *testing.T, m *ebpf.Map) (n int) {
+	t.Helper()
+	var k, v []byte
+	i := m.Iterate()
+	for i.Next(&k, &v) {
+		n++
+	}
+	if err := i.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// A remote that is changed, or not set yet, is the only one whose packets that concerns.
+func TestRoutes_SetRemote(t *testing.T) {
+	a, b := address(routesets.Address(1)), address(routesets.Address(2))
+	l, r := newManyLab(t, manyTunnel(), routesets.Table(map[netip.Prefix][]fib.Route{
+		netip.MustParsePrefix("10.1.0.0/16"): {{Hops: []fib.Hop{{Gateway: a}}}},
+		netip.MustParsePrefix("10.2.0.0/16"): {{Hops: []fib.Hop{{Gateway: b}}}},
+	}))
+	send := func(destination string, n int) int {
+		verdict, _ := l.run(l.Encap, inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerA, Destination: address(destination)}, udp(n)))
+		return verdict
+	}
+	for name, x := range map[string]struct {
+		to   Remote
+		want int
+	}{
+		"disabled":        {Remote{NextHop: a, UnderlayIfindex: loopback, PathMTU: 1500, Rx: true}, next},
+		"a smaller MTU":   {Remote{NextHop: a, UnderlayIfindex: loopback, PathMTU: 1000, Tx: true}, next},
+		"as large as MTU": {Remote{NextHop: a, UnderlayIfindex: loopback, PathMTU: 1048, Tx: true}, redirect},
+	} {
+		if err := r.SetRemote(a, x.to); err != nil {
+			t.Fatal(err)
+		}
+		if got := send("10.1.0.1", 1000); got != x.want {
+			t.Errorf("%s: verdict %d, want %d", name, got, x.want)
+		}
+		if got := send("10.2.0.1", 1000); got != redirect {
+			t.Errorf("%s: another remote's verdict is %d", name, got)
+		}
+	}
+	// A gateway of no route gets no entry: it would be one of those who may send.
+	if err := r.SetRemote(address("192.0.2.77"), Remote{Tx: true, Rx: true}); err != nil || entries(t, l.Remotes) != 2 {
+		t.Errorf("%v, %d remotes", err, entries(t, l.Remotes))
+	}
+}
+
+// Loops are left to userspace, which counts them.
+func TestRoutes_loop(t *testing.T) {
+	g := address(routesets.Address(1))
+	l, _ := newManyLab(t, manyTunnel(), routesets.Table(map[netip.Prefix][]fib.Route{netip.MustParsePrefix("0.0.0.0/0"): {{Hops: []fib.Hop{{Gateway: g}}}}}))
+	for name, p := range map[string][]byte{
+		"from the remote":          inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: g, Destination: innerB}, udp(8)),
+		"an outer packet":          inner(ipv4.Header{Protocol: ipv4.ProtocolIPIP, Source: local, Destination: innerB}, inner(ipv4.Header{Source: innerA, Destination: innerB}, nil)),
+		"from local to the remote": inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: local, Destination: g}, udp(8)),
+	} {
+		if got, _ := l.run(l.Encap, p); got != next {
+			t.Errorf("%s: verdict %d", name, got)
+		}
+	}
+	if got, _ := l.run(l.Encap, inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: local, Destination: innerB}, udp(8))); got != redirect {
+		t.Errorf("from the local address to elsewhere: verdict %d", got)
+	}
+}
+
+// Who may send is what fib.Acceptance says, and so is the reason that is counted.
+func TestRoutes_Accept(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(9, 10))
+	any4 := func() [4]byte {
+		return pick(rnd, [4]byte{10, byte(rnd.IntN(3)), 0, byte(rnd.IntN(3))}, [4]byte{198, 51, 100, byte(rnd.IntN(6))}, [4]byte{172, 16, byte(rnd.IntN(2)), 1})
+	}
+	prefix := func() netip.Prefix {
+		return netip.PrefixFrom(netip.AddrFrom4(any4()), pick(rnd, 0, 8, 15, 16, 24, 31, 32)).Masked()
+	}
+	for round := range 60 {
+		by := map[netip.Prefix][]fib.Route{}
+		for range rnd.IntN(12) {
+			route := fib.Route{Unreachable: rnd.IntN(8) == 0}
+			for range pick(rnd, 1, 1, 1, 2) {
+				g := [4]byte{198, 51, 100, byte(rnd.IntN(5))}
+				if g[3] == 0 {
+					g = [4]byte{}
+				}
+				route.Hops = append(route.Hops, fib.Hop{Gateway: g})
+			}
+			by[prefix()] = []fib.Route{route}
+		}
+		var from, to []netip.Prefix
+		for range pick(rnd, 0, 0, 1, 3) {
+			from = append(from, prefix())
+		}
+		for range pick(rnd, 0, 0, 1, 3) {
+			to = append(to, prefix())
+		}
+		acceptance := fib.Acceptance{AnyPeer: rnd.IntN(3) == 0, From: fib.NewPrefixes(from), To: fib.NewPrefixes(to)}
+		tunnel := manyTunnel()
+		tunnel.AnyPeer, tunnel.AcceptFrom, tunnel.AcceptTo, tunnel.Refuse = acceptance.AnyPeer, len(from) > 0, len(to) > 0, round%4 != 0
+		l, r := newManyLab(t, tunnel, routesets.Table(by))
+		if err := r.Accept(from, to); err != nil {
+			t.Fatal(err)
+		}
+		for range 200 {
+			source, in := any4(), ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: any4(), Destination: any4()}
+			p := inner(ipv4.Header{Protocol: ipv4.ProtocolIPIP, Source: source, Destination: local}, inner(in, udp(8)))
+			what := fmt.Sprintf("from %v, inner %v to %v, routes %v, %+v from %v to %v", source, in.Source, in.Destination, by, acceptance.AnyPeer, from, to)
+			why := acceptance.Check(r.table, source, in.Source, in.Destination)
+			before := l.counters()
+			verdict, _ := l.run(l.Decap, p)
+			after := l.counters()
+			n, covered := covering(r.table, in.Source)
+			m, _ := covering(r.table, source)
+			switch {
+			case verdict == redirect && why == drop.None, verdict == next && !tunnel.Refuse && why != drop.None:
+			case verdict == next && (covered && (n.Kind == fib.Several || n.Kind == fib.Mixed) || acceptance.AnyPeer && (m.Kind == fib.Direct || m.Kind == fib.Mixed)):
+			case verdict == dropped && tunnel.Refuse && why != drop.None:
+				want := before
+				switch why {
+				case drop.ReversePath:
+					want.ReversePath++
+				case drop.NotInAcceptFrom:
+					want.NotInAcceptFrom++
+				case drop.NotInAcceptTo:
+					want.NotInAcceptTo++
+				}
+				if after != want {
+					t.Fatalf("%s: %v, counted %+v after %+v", what, why, after, before)
+				}
+			default:
+				t.Fatalf("%s: verdict %d, want %v", what, verdict, why)
+			}
+		}
+	}
+}
+
+// covering is the Next of the longest prefix that has an address.
+func covering(t *fib.Table, a [4]byte) (fib.Next, bool) {
+	for bits := 32; bits >= 0; bits-- {
+		if n, ok := t.Next(netip.PrefixFrom(netip.AddrFrom4(a), bits)); ok {
+			return n, true
+		}
+	}
+	return fib.Next{Kind: fib.Nowhere}, false
+}
+
+// What strangers send costs userspace nothing, whatever it is; what is broken of a remote is userspace's.
+func TestRoutes_strangers(t *testing.T) {
+	g := address(routesets.Address(1))
+	l, r := newManyLab(t, manyTunnel(), routesets.Table(map[netip.Prefix][]fib.Route{netip.MustParsePrefix("10.0.0.0/8"): {{Hops: []fib.Hop{{Gateway: g}}}}}))
+	in := inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerB, Destination: innerA}, udp(8))
+	packets := func(source [4]byte) map[string][]byte {
+		h := ipv4.Header{Protocol: ipv4.ProtocolIPIP, Source: source, Destination: local}
+		fragment := h
+		fragment.MF = true
+		broken := append([]byte(nil), in...)
+		broken[10]++
+		return map[string][]byte{
+			"an empty probe": inner(h, nil), "a fragment": inner(fragment, in), "an inner checksum": inner(h, broken), "IPv6": inner(h, make([]byte, 40)),
+			"a reflect probe": inner(h, inner(ipv4.Header{Protocol: ipv4.ProtocolIPIP, Source: local, Destination: source}, nil)),
+		}
+	}
+	for name, p := range packets(address("203.0.113.9")) {
+		if got, _ := l.run(l.Decap, p); got != dropped {
+			t.Errorf("%s of a stranger: verdict %d", name, got)
+		}
+	}
+	if n := l.counters().ReversePath; n != 5 {
+		t.Errorf("%d are counted", n)
+	}
+	for name, p := range packets(g) {
+		if got, _ := l.run(l.Decap, p); got != next {
+			t.Errorf("%s of a remote: verdict %d", name, got)
+		}
+	}
+	if at := r.LastReceived(g); !at.IsZero() {
+		t.Errorf("heard at %v of what userspace is to judge", at)
+	}
+	if got, _ := l.run(l.Decap, inner(ipv4.Header{Protocol: ipv4.ProtocolIPIP, Source: g, Destination: local}, in)); got != redirect {
+		t.Errorf("verdict %d", got)
+	}
+	at := r.LastReceived(g)
+	if at.IsZero() {
+		t.Error("the remote is not heard")
+	}
+	enableRemote(t, r, g)
+	if again := r.LastReceived(g); again.Sub(at).Abs() > 1e9 || again.IsZero() {
+		t.Errorf("SetRemote has it heard at %v instead of %v", again, at)
+	}
+}

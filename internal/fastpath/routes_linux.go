@@ -1,0 +1,322 @@
+package fastpath
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"ipipd/internal/fib"
+)
+
+// Routes are the kernel's copy of the routes out of one interface with many remotes, of their gateways, and
+// of who may send beside these. Its methods are safe for concurrent use.
+type Routes struct {
+	f       *FastPath
+	ifindex uint32
+	// table is what the maps have; f.mu guards the rest.
+	table    *fib.Table
+	from, to map[netip.Prefix]bool
+	// incomplete is why the maps lack a prefix: a shorter one would lead its packets elsewhere, so that
+	// no Link of the interface may be enabled.
+	incomplete error
+	// lacking is why the maps lack a gateway: its packets go to userspace.
+	lacking error
+}
+
+// NewRoutes makes those of an interface, which has none so far.
+func (f *FastPath) NewRoutes(ifindex int) *Routes {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r := &Routes{f: f, ifindex: uint32(ifindex), table: new(fib.Table)}
+	if f.objects != nil {
+		f.routes[r.ifindex] = r
+	}
+	return r
+}
+
+// Close removes them from the maps, and disables what is left of the interface's Links.
+func (r *Routes) Close() {
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	if !r.open() {
+		return
+	}
+	r.fail(ErrClosed)
+	delete(r.f.routes, r.ifindex)
+	r.prune(new(fib.Table))
+	for _, list := range []struct {
+		m   *ebpf.Map
+		old map[netip.Prefix]bool
+	}{{r.f.objects.AcceptFrom, r.from}, {r.f.objects.AcceptTo, r.to}} {
+		for p := range list.old {
+			_ = list.m.Delete(r.key(p))
+		}
+	}
+}
+
+// open reports whether the maps may be used. f.mu is held, here and below.
+func (r *Routes) open() bool { return r.f.objects != nil && r.f.routes[r.ifindex] == r }
+
+// fail has all packets of the interface go to userspace until Sync has succeeded.
+func (r *Routes) fail(err error) {
+	r.incomplete = err
+	r.f.disableMany(func(l *Link) bool { return uint32(l.tunnel.Ifindex) == r.ifindex })
+}
+
+// checkRoutes is why a Tunnel may not be enabled.
+func (f *FastPath) checkRoutes(t *Tunnel) error {
+	if !t.Many {
+		return nil
+	}
+	r := f.routes[uint32(t.Ifindex)]
+	switch {
+	case r == nil:
+		return ErrClosed
+	case f.reserveErr != nil:
+		return f.reserveErr
+	}
+	return r.incomplete
+}
+
+// Follow makes the copy that of the next Table: prefixes are those that have changed, added and removed the
+// gateways. At any moment a packet goes by its old route or by its new one. After an error all packets go
+// to userspace until Sync succeeds.
+func (r *Routes) Follow(next *fib.Table, prefixes []netip.Prefix, added, removed [][4]byte) error {
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	if !r.open() {
+		return ErrClosed
+	}
+	if r.incomplete != nil {
+		return r.incomplete
+	}
+	if err := r.checkSize(next); err != nil {
+		return err
+	}
+	r.addRemotes(added)
+	// What is added comes first: else a shorter prefix would lead packets elsewhere in between.
+	var gone []netip.Prefix
+	set := batch{m: r.f.objects.TxFIB}
+	for _, p := range prefixes {
+		if n, ok := next.Next(p); !ok {
+			gone = append(gone, p)
+		} else if err := set.put(r.key(p), valueOf(n)); err != nil {
+			return r.refused(next, err)
+		}
+	}
+	if err := set.flush(); err != nil {
+		return r.refused(next, err)
+	}
+	for _, p := range gone {
+		_ = r.f.objects.TxFIB.Delete(r.key(p))
+	}
+	for _, g := range removed {
+		_ = r.f.objects.Remotes.Delete(remoteKey{r.ifindex, g})
+	}
+	r.table = next
+	return nil
+}
+
+// Sync makes the copy anew.
+func (r *Routes) Sync(next *fib.Table) error {
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	if !r.open() {
+		return ErrClosed
+	}
+	if err := r.checkSize(next); err != nil {
+		return err
+	}
+	var gateways [][4]byte
+	for g := range next.Gateways() {
+		gateways = append(gateways, g)
+	}
+	r.lacking = nil
+	r.addRemotes(gateways)
+	set := batch{m: r.f.objects.TxFIB}
+	for p, n := range next.All() {
+		if err := set.put(r.key(p), valueOf(n)); err != nil {
+			return r.refused(next, err)
+		}
+	}
+	if err := set.flush(); err != nil {
+		return r.refused(next, err)
+	}
+	r.prune(next)
+	r.table, r.incomplete = next, nil
+	return nil
+}
+
+// checkSize fails if the map has no room for a Table.
+func (r *Routes) checkSize(next *fib.Table) error {
+	n, most := next.Len(), int(r.f.objects.TxFIB.MaxEntries())
+	for _, other := range r.f.routes {
+		if other != r {
+			n += other.table.Len()
+		}
+	}
+	if n <= most {
+		return nil
+	}
+	err := &Unavailable{Why: fmt.Sprintf("the interfaces with many remotes have %d prefixes, more than the %d that the fast path takes", n, most)}
+	r.fail(err)
+	return err
+}
+
+// refused is the error of a write while the copy becomes that of next. The maps may have prefixes of both.
+func (r *Routes) refused(next *fib.Table, err error) error {
+	for p := range next.All() {
+		if _, ok := r.table.Next(p); !ok {
+			_ = r.f.objects.TxFIB.Delete(r.key(p))
+		}
+	}
+	err = r.f.explainMap("a route", err)
+	r.fail(err)
+	return err
+}
+
+// prune removes what the copy has, and next has not.
+func (r *Routes) prune(next *fib.Table) {
+	for p := range r.table.All() {
+		if _, ok := next.Next(p); !ok {
+			_ = r.f.objects.TxFIB.Delete(r.key(p))
+		}
+	}
+	for g := range r.table.Gateways() {
+		if !next.HasGateway(g) {
+			_ = r.f.objects.Remotes.Delete(remoteKey{r.ifindex, g})
+		}
+	}
+}
+
+// addRemotes enters gateways, whose packets go to userspace until SetRemote.
+func (r *Routes) addRemotes(gateways [][4]byte) {
+	for _, g := range gateways {
+		err := r.f.objects.Remotes.Update(remoteKey{r.ifindex, g}, remoteValue{}, ebpf.UpdateNoExist)
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			r.lacking = r.f.explainMap("a remote", err)
+			if errors.Is(err, unix.E2BIG) {
+				r.lacking = &Unavailable{fmt.Sprintf("the fast path takes %d remotes of interfaces with many", r.f.objects.Remotes.MaxEntries()), err}
+			}
+		}
+	}
+}
+
+// Lacking is why the packets of some remotes go to userspace; nil if they do not. A Tunnel must not Refuse
+// then.
+func (r *Routes) Lacking() error {
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	return r.lacking
+}
+
+// SetRemote replaces how to send to a gateway of the copy. It does nothing for another one.
+func (r *Routes) SetRemote(gateway [4]byte, to Remote) error {
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	if !r.open() {
+		return ErrClosed
+	}
+	key, was := remoteKey{r.ifindex, gateway}, remoteValue{}
+	if err := r.f.objects.Remotes.Lookup(key, &was); err != nil {
+		return nil
+	}
+	v := remoteValue{LastReceived: was.LastReceived, NextHop: to.NextHop, UnderlayIfindex: uint32(to.UnderlayIfindex), PathMTU: uint32(to.PathMTU)}
+	if to.Tx {
+		v.Flags |= remoteTx
+	}
+	if to.Rx {
+		v.Flags |= remoteRx
+	}
+	if err := r.f.objects.Remotes.Update(key, v, ebpf.UpdateExist); err != nil {
+		// Better userspace than what is out of date.
+		_ = r.f.objects.Remotes.Delete(key)
+		r.lacking = r.f.explainMap("a remote", err)
+		return r.lacking
+	}
+	return nil
+}
+
+// LastReceived is the time of the last packet from a gateway in the kernel; zero if there was none.
+func (r *Routes) LastReceived(gateway [4]byte) time.Time {
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	var v remoteValue
+	if !r.open() || r.f.objects.Remotes.Lookup(remoteKey{r.ifindex, gateway}, &v) != nil {
+		return time.Time{}
+	}
+	at, _ := monotonicToTime(v.LastReceived)
+	return at
+}
+
+// Accept replaces the prefixes of accept-from and accept-to. A list that becomes empty stays: the caller has
+// Tunnel say so.
+func (r *Routes) Accept(from, to []netip.Prefix) error {
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	if !r.open() {
+		return ErrClosed
+	}
+	err := r.acceptIn(r.f.objects.AcceptFrom, &r.from, from)
+	return errors.Join(err, r.acceptIn(r.f.objects.AcceptTo, &r.to, to))
+}
+
+func (r *Routes) acceptIn(m *ebpf.Map, old *map[netip.Prefix]bool, prefixes []netip.Prefix) error {
+	if len(prefixes) == 0 {
+		return nil
+	}
+	next := make(map[netip.Prefix]bool, len(prefixes))
+	for _, p := range prefixes {
+		if err := m.Put(r.key(p), uint32(1)); err != nil {
+			return r.f.explainMap("a prefix of accept-from or accept-to", err)
+		}
+		next[p.Masked()] = true
+	}
+	for p := range *old {
+		if !next[p] {
+			_ = m.Delete(r.key(p))
+		}
+	}
+	*old = next
+	return nil
+}
+
+func (r *Routes) key(p netip.Prefix) prefixKey {
+	p = p.Masked()
+	return prefixKey{Length: 32 + uint32(p.Bits()), Ifindex: r.ifindex, Address: p.Addr().As4()}
+}
+
+func valueOf(n fib.Next) txRoute { return txRoute{Kind: uint32(n.Kind), Remote: n.Gateway} }
+
+// batch writes to tx_fib by few system calls.
+type batch struct {
+	m      *ebpf.Map
+	keys   []prefixKey
+	values []txRoute
+}
+
+const batchSize = 512
+
+func (b *batch) put(k prefixKey, v txRoute) error {
+	b.keys, b.values = append(b.keys, k), append(b.values, v)
+	if len(b.keys) < batchSize {
+		return nil
+	}
+	return b.flush()
+}
+
+func (b *batch) flush() error {
+	defer func() { b.keys, b.values = b.keys[:0], b.values[:0] }()
+	switch len(b.keys) {
+	case 0:
+		return nil
+	case 1:
+		return b.m.Put(b.keys[0], b.values[0])
+	}
+	_, err := b.m.BatchUpdate(b.keys, b.values, nil)
+	return err
+}

@@ -1,0 +1,83 @@
+package fastpath
+
+import (
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// rx_tunnels has an entry for the outer addresses of each Link that is enabled. Where there is a Link with
+// many remotes, it has one, disabled, for those of each other tunnel too: else the former would take the
+// packets of a tunnel that is carried in userspace.
+
+// putRxTunnel enters the Link in rx_tunnels, in place of its earlier entry. f.mu is held.
+func (l *Link) putRxTunnel(t *Tunnel) error {
+	f, key, old := l.f, t.rxKey(), l.tunnel.rxKey()
+	if owner := f.owners[key]; owner != nil && owner != l {
+		return f.explainMap("", unix.EEXIST)
+	}
+	if err := f.objects.RxTunnels.Put(key, t.rxTunnel(l.slot)); err != nil {
+		return f.explainMap("the receive entry of the tunnel", err)
+	}
+	if key != old {
+		l.deleteRxTunnel()
+		f.owners[key] = l
+		l.tunnel.Local, l.tunnel.Remote = t.Local, t.Remote
+	}
+	return nil
+}
+
+// deleteRxTunnel removes the Link's entry from rx_tunnels, if it has one. f.mu is held.
+func (l *Link) deleteRxTunnel() {
+	f, key := l.f, l.tunnel.rxKey()
+	if f.owners[key] != l {
+		return
+	}
+	delete(f.owners, key)
+	if f.reserved[key] {
+		if f.objects.RxTunnels.Put(key, rxTunnel{}) == nil { // it replaces one, and so needs memory only
+			return
+		}
+	}
+	_ = f.objects.RxTunnels.Delete(key)
+}
+
+// Reserve has the packets between these addresses go to userspace while no Link has them: they are of other
+// tunnels than those with many remotes, and not theirs. If it fails these are disabled.
+func (f *FastPath) Reserve(pairs []Pair) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.objects == nil {
+		return
+	}
+	next := make(map[rxKey]bool, len(pairs))
+	f.reserveErr = nil
+	for _, p := range pairs {
+		key := rxKey{Source: p.Remote, Destination: p.Local}
+		next[key] = true
+		if f.owners[key] != nil || f.reserved[key] {
+			continue
+		}
+		if err := f.objects.RxTunnels.Update(key, rxTunnel{}, ebpf.UpdateAny); err != nil {
+			delete(next, key)
+			f.reserveErr = f.explainMap("the receive entry of another tunnel", err)
+		}
+	}
+	for key := range f.reserved {
+		if !next[key] && f.owners[key] == nil {
+			_ = f.objects.RxTunnels.Delete(key)
+		}
+	}
+	f.reserved = next
+	if f.reserveErr != nil {
+		f.disableMany(func(*Link) bool { return true })
+	}
+}
+
+// disableMany disables Links with many remotes. f.mu is held.
+func (f *FastPath) disableMany(which func(*Link) bool) {
+	for l := range f.links {
+		if l.tunnel.Many && which(l) {
+			l.disableLocked()
+		}
+	}
+}

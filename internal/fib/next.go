@@ -1,0 +1,115 @@
+package fib
+
+import (
+	"encoding/binary"
+	"iter"
+	"math/bits"
+	"net/netip"
+
+	"ipipd/internal/drop"
+)
+
+// Next is where the best route of a prefix leads, for a copy of the Table elsewhere.
+type Next struct {
+	Kind    NextKind
+	Gateway [4]byte // of Via
+}
+
+// NextKind is how many next hops there are, and of which kind.
+type NextKind uint8
+
+const (
+	// Several next hops with gateways: a flow keeps to one.
+	Several NextKind = iota
+	// Via one gateway.
+	Via
+	// Direct is without a gateway: the inner destination is the remote.
+	Direct
+	// Nowhere: packets are dropped.
+	Nowhere
+	// Mixed is Several, one of them without a gateway.
+	Mixed
+)
+
+// next is the Next of an entry.
+func (e *entry) next() Next {
+	switch {
+	case e.why != drop.None:
+		return Next{Kind: Nowhere}
+	case e.several != nil:
+		for i := range e.several.hops {
+			if e.several.hops[i].Gateway == [4]byte{} {
+				return Next{Kind: Mixed}
+			}
+		}
+		return Next{Kind: Several}
+	case e.only == [4]byte{}:
+		return Next{Kind: Direct}
+	}
+	return Next{Via, e.only}
+}
+
+// Next returns where exactly this prefix leads; not ok if there is no route for it.
+func (t *Table) Next(prefix netip.Prefix) (n Next, ok bool) {
+	prefix = prefix.Masked()
+	if !prefix.Addr().Is4() {
+		return n, false
+	}
+	e := t.routes.get(key(prefix.Addr().As4()), prefix.Bits())
+	if e == nil {
+		return n, false
+	}
+	return e.next(), true
+}
+
+// All goes through all prefixes, in no order.
+func (t *Table) All() iter.Seq2[netip.Prefix, Next] {
+	return func(yield func(netip.Prefix, Next) bool) {
+		t.routes.all(func(p netip.Prefix, e *entry) bool { return yield(p, e.next()) })
+	}
+}
+
+// Gateways goes through all gateways, in no order.
+func (t *Table) Gateways() iter.Seq[[4]byte] {
+	return func(yield func([4]byte) bool) {
+		t.gateways.all(func(p netip.Prefix, _ *references) bool { return yield(p.Addr().As4()) })
+	}
+}
+
+// HasGateway reports whether an address is the gateway of a route.
+func (t *Table) HasGateway(a [4]byte) bool { return t.gateways.lookup(key(a)) != nil }
+
+// all calls yield for each prefix until it returns false.
+func (t *trie[V]) all(yield func(netip.Prefix, *V) bool) { t.root.all(0, 0, yield) }
+
+// all is that of a node behind the first bits of an address.
+func (n *node[V]) all(address uint64, depth int, yield func(netip.Prefix, *V) bool) bool {
+	at := 0
+	for i := 1; i < 1<<stride; i++ {
+		if n.prefixes>>i&1 == 0 {
+			continue
+		}
+		length := bits.Len(uint(i)) - 1
+		if !yield(prefixOf(address|uint64(i&^(1<<length))<<(64-depth-length), depth+length), &n.values[at]) {
+			return false
+		}
+		at++
+	}
+	for x, at := 0, 0; x < 1<<stride; x++ {
+		if n.longer>>x&1 == 0 {
+			continue
+		}
+		if !n.children[at].all(address|uint64(x)<<(64-depth-stride), depth+stride, yield) {
+			return false
+		}
+		at++
+	}
+	return true
+}
+
+// prefixOf is the prefix of the first bits of a word.
+func prefixOf(word uint64, length int) netip.Prefix {
+	var a [4]byte
+	binary.BigEndian.PutUint32(a[:], uint32(word>>32))
+	return netip.PrefixFrom(netip.AddrFrom4(a), length)
+}
