@@ -250,7 +250,7 @@ func TestRoutes_Accept(t *testing.T) {
 			m, _ := covering(r.table, source)
 			switch {
 			case verdict == redirect && why == drop.None, verdict == next && !tunnel.Refuse && why != drop.None:
-			case verdict == next && (covered && (n.Kind == fib.Several || n.Kind == fib.Mixed) || acceptance.AnyPeer && (m.Kind == fib.Direct || m.Kind == fib.Mixed)):
+			case verdict == next && (covered && (n.Kind == fib.Several || n.Kind == fib.Mixed || n.Kind == fib.Direct && in.Source == source) || acceptance.AnyPeer && (m.Kind == fib.Direct || m.Kind == fib.Mixed)):
 			case verdict == dropped && tunnel.Refuse && why != drop.None:
 				want := before
 				switch why {

@@ -69,7 +69,7 @@ func (r *Routes) fail(err error) {
 
 // checkRoutes is why a Tunnel may not be enabled.
 func (f *FastPath) checkRoutes(t *Tunnel) error {
-	if !t.Many {
+	if !t.Many || !t.TxEnabled && !t.RxEnabled {
 		return nil
 	}
 	r := f.routes[uint32(t.Ifindex)]

@@ -71,6 +71,13 @@ type control struct {
 	unreachableAt    time.Time
 	protoUnreachable bool // the peer's host answers ICMP protocol unreachable (3/2)
 
+	senders      []Follower // of accept-from
+	sendersAsked senders
+	copyAt       time.Time // when the kernel's copy of the routes is to be tried again
+	fastMany     fastMany
+	othersThere  bool // of othersReceive, at othersAt
+	othersAt     time.Time
+
 	programmed fastpath.Tunnel // of Tunnel.fast's link, while it is active
 	attachedTo int             // the interface that has been given ipip_encap; 0 is none
 	attachErr  error           // why the programs are not attached, until attachAt
@@ -187,6 +194,7 @@ func (c *control) round(now time.Time) {
 	c.noteNetwork()
 	c.updateInterface(now)
 	c.followRoutes()
+	c.syncRoutes(now)
 	changed := c.askRemotes()
 	c.updateRoute(now)
 	c.updateRemotes(changed, now)

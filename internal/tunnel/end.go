@@ -5,6 +5,7 @@ import (
 
 	"ipipd/internal/capture"
 	"ipipd/internal/drop"
+	"ipipd/internal/fastpath"
 )
 
 // Where packets end that go no further: those of a tunnel in Tunnel.drop, those of no tunnel
@@ -46,10 +47,20 @@ func (e *Engine) count(why drop.Reason, n int) { e.drops.Add(why, uint64(n)) }
 // dropCounts is reason → packets of this tunnel, the fast path's included.
 func (t *Tunnel) dropCounts() map[string]uint64 {
 	m := t.counters.drops.Map()
-	if n := t.fastStats().TxFailed; n > 0 {
-		m[drop.SendFailed.String()] += n
+	fast := t.fastStats()
+	for why, n := range fastDrops(&fast) {
+		if n > 0 {
+			m[why.String()] += n
+		}
 	}
 	return m
+}
+
+// fastDrops are the packets that the fast path has dropped.
+func fastDrops(s *fastpath.Stats) map[drop.Reason]uint64 {
+	return map[drop.Reason]uint64{
+		drop.SendFailed: s.TxFailed, drop.ReversePath: s.ReversePath, drop.NotInAcceptFrom: s.NotInAcceptFrom, drop.NotInAcceptTo: s.NotInAcceptTo,
+	}
 }
 
 // dropCounts is reason → packets that belong to no tunnel.

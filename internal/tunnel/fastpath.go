@@ -79,8 +79,6 @@ func (c *control) syncFastPath() {
 // fastPathBlocker is the reason why this tunnel must not use the fast path; "" if it may.
 func (c *control) fastPathBlocker() string {
 	switch {
-	case c.many != nil:
-		return "remote-address is any"
 	case c.noPath != nil:
 		return "there is no way to the remote"
 	case c.route.Load().txDrop == drop.NoLocalAddress:
@@ -98,6 +96,9 @@ func (c *control) fastPathBlocker() string {
 	}
 	if err := c.fast.programsErr; err != nil {
 		programs = err.Error()
+	}
+	if c.many != nil {
+		return cmp.Or(programs, c.manyBlocker(), c.answer.Egress, tap)
 	}
 	return cmp.Or(c.bypassBlocker(), c.answer.Ingress, c.answer.Egress, tap, programs)
 }
@@ -162,7 +163,7 @@ func (c *control) openLink() (*fastpath.Link, error) {
 	}
 	t := c.fastTunnel()
 	t.TxEnabled, t.RxEnabled = false, false
-	if !c.underlay.Ethernet {
+	if c.many == nil && !c.underlay.Ethernet {
 		t.UnderlayIfindex = 0
 	}
 	link, err := c.fast.programs.Attach(t)
@@ -218,6 +219,9 @@ func (c *control) fastTunnel() fastpath.Tunnel {
 	}
 	if c.echo != nil {
 		f.EchoSource, f.EchoDestination = c.cfg.KeepaliveTarget.As4(), c.cfg.Addresses[0].Prefix.Addr().As4()
+	}
+	if c.many != nil {
+		return c.fastManyTunnel(f)
 	}
 	// Packets that change the keepalive state, or need an ICMP error, must go through
 	// userspace.

@@ -8,6 +8,7 @@ import (
 
 	"ipipd/encap"
 	"ipipd/internal/drop"
+	"ipipd/internal/fastpath"
 	"ipipd/internal/fib"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
@@ -51,6 +52,10 @@ type remotes struct {
 	news    map[[4]byte]bool
 	changed map[[4]byte]bool
 	peers   peers
+	// fast is the table's copy in the kernel; nil is none. fastErr is why it is not up to date. Control
+	// writes fast.
+	fast    *fastpath.Routes
+	fastErr error
 }
 
 func newRemotes(cfg *Config) *remotes {
@@ -66,6 +71,7 @@ func (m *remotes) begin() (begun int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.begun++
+	m.closeCopy()
 	m.table.Store(new(fib.Table))
 	m.routes.Store(&map[[4]byte]*route{})
 	m.news, m.changed = map[[4]byte]bool{}, map[[4]byte]bool{}
@@ -95,7 +101,8 @@ func (m *remotes) follow(begun int, changes []netstate.RouteChange) (wake bool) 
 	for _, g := range removed {
 		m.news[g] = false
 	}
-	return lost || len(added)+len(removed) > 0
+	behind := m.copyRoutes(next, changes, added, removed)
+	return lost || behind || len(added)+len(removed) > 0
 }
 
 // take returns, and forgets, what is new.

@@ -27,6 +27,11 @@ type remote struct {
 	unreachableAt time.Time
 	heard         atomic.Int64 // when its last packet came, nanoseconds after Tunnel.epoch; 0 is never
 	used          atomic.Bool  // packets were sent to it since confirmRemotes
+
+	// Of programRemote: the device of its route, why the fast path does not carry it, and the host's rules that
+	// apply to its packets.
+	fastDevice          int
+	fastBlocker, policy string
 }
 
 // followRoutes has the mirror follow the present interface.
@@ -57,6 +62,7 @@ func (c *control) endRoutes() {
 		r.follower.Close()
 	}
 	c.remotes = nil
+	c.endSenders()
 	if c.many != nil {
 		c.many.begin()
 	}
@@ -118,6 +124,7 @@ func (c *control) updateRemotes(changed map[[4]byte]bool, now time.Time) {
 	for g, r := range c.remotes {
 		if expired := r.tick(now, c.epoch); old[g] == nil || old[g].remote != r || old[g].base != base || expired || changed[g] {
 			next[g], same = c.remoteRoute(base, g, r, now), false
+			c.programRemote(g, next[g])
 		} else {
 			next[g] = old[g]
 		}
@@ -227,7 +234,8 @@ func (t *Tunnel) outerErrorOf(e *encap.OuterError, now time.Time) (why drop.Reas
 	config := t.config.Load()
 	alive := func() bool {
 		heard := r.remote.heard.Load()
-		return heard != 0 && now.Sub(t.epoch.Add(time.Duration(heard))) < recentlyReceived
+		return heard != 0 && now.Sub(t.epoch.Add(time.Duration(heard))) < recentlyReceived ||
+			now.Sub(t.many.fastHeard(e.Destination)) < recentlyReceived
 	}
 	switch {
 	case r == nil, !e.TooBig() && !e.Unreachable(), e.Type == ipv4.ICMPTimeExceeded && config.TTL == 0:

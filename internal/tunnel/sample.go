@@ -114,7 +114,9 @@ func (t *Tunnel) sample() Sample {
 	s.TxPackets, s.TxBytes = t.counters.tx.load()
 	s.RxPackets, s.RxBytes = s.RxPackets+fast.RxPackets, s.RxBytes+fast.RxBytes
 	s.TxPackets, s.TxBytes = s.TxPackets+fast.TxPackets, s.TxBytes+fast.TxBytes
-	s.Drops[drop.SendFailed] += fast.TxFailed
+	for why, n := range fastDrops(&fast) {
+		s.Drops[why] += n
+	}
 	if t.ipsecPolicy != nil {
 		sa := t.ipsecPolicy.status()
 		s.Encrypted, s.Established, s.Since, s.RekeyAt = true, sa.Established, sa.Since, sa.RekeyAt

@@ -33,6 +33,10 @@ var texts = [NumCodes]Text{
 		"rps-not-set", Warning, "rps is not set as configured", "received flows stay on the processors that they come by",
 		"have /sys writable, or --rps off", "", Always,
 	},
+	FastPathFull: {
+		"fast-path-full", Warning, "the fast path does not take all routes", "packets are carried in userspace",
+		"none needed but for the rate; fewer routes out of NAME, as by aggregation", "the fast path takes all routes", Always,
+	},
 	NameNotResolved: {
 		"name-not-resolved", Broken, "the name of the remote has no address", "nothing is sent until it has one",
 		"see that this host can resolve it, or give its IPv4 address", "", Always,

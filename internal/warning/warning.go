@@ -16,6 +16,7 @@ const (
 	CarrierNotSet
 	MTUNotSet
 	RPSNotSet
+	FastPathFull
 
 	NameNotResolved
 	NameNotRefreshed

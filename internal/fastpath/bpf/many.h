@@ -138,8 +138,10 @@ static __always_inline __u32 may_send(__u32 flags, __u32 ifindex, struct remote 
 	if (flags & RX_ACCEPT_TO && !listed(&accept_to, ifindex, inner_destination))
 		return NOT_IN_ACCEPT_TO;
 	r = route_to(ifindex, inner_source);
-	if (r && ((r->kind == VIA && r->remote == source) || (r->kind == DIRECT && inner_source == source)))
+	if (r && r->kind == VIA && r->remote == source)
 		return MAY_SEND;
+	if (r && r->kind == DIRECT && inner_source == source)
+		return remote ? MAY_SEND : UNSURE; // rules of the host may apply to it
 	if (flags & RX_ACCEPT_FROM && listed(&accept_from, ifindex, source))
 		return MAY_SEND;
 	if (flags & RX_ANY_PEER && remote)

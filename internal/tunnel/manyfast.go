@@ -1,0 +1,317 @@
+package tunnel
+
+import (
+	"cmp"
+	"errors"
+	"net/netip"
+	"time"
+
+	"ipipd/internal/drop"
+	"ipipd/internal/fastpath"
+	"ipipd/internal/fib"
+	"ipipd/internal/netstate"
+	"ipipd/internal/underlay"
+	"ipipd/internal/warning"
+)
+
+// The fast path of a tunnel with many remotes. fastpath.Routes are a copy of its fib.Table in the kernel,
+// which remotes.follow keeps, and control says how to send to each gateway. What they cannot say goes
+// through userspace, packet by packet: several next hops, a remote whose neighbour is not resolved, is
+// unreachable or needs the IP stack, and one that is an inner destination.
+
+// maxSenders limits the prefixes of accept-from with the fast path: each is asked the network about.
+const maxSenders = 16
+
+// copyRoutes has the kernel's copy follow; mu is held. It reports whether control wants to know.
+func (m *remotes) copyRoutes(next *fib.Table, changes []netstate.RouteChange, added, removed [][4]byte) (news bool) {
+	if m.fast == nil {
+		return false
+	}
+	prefixes := make([]netip.Prefix, len(changes))
+	for i := range changes {
+		prefixes[i] = changes[i].Prefix
+	}
+	for _, g := range added { // it is new in the copy, even if it has been gone for a moment only
+		m.changed[g] = true
+	}
+	err, was := m.fast.Follow(next, prefixes, added, removed), m.fastErr
+	m.fastErr = err
+	return err != nil && was == nil
+}
+
+// closeCopy ends the kernel's copy. mu is held.
+func (m *remotes) closeCopy() {
+	if m.fast != nil {
+		m.fast.Close()
+		m.fast, m.fastErr = nil, nil
+	}
+}
+
+// fastHeard is when the fast path has received a remote's last packet; zero is never.
+func (m *remotes) fastHeard(remote [4]byte) time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fast == nil {
+		return time.Time{}
+	}
+	return m.fast.LastReceived(remote)
+}
+
+// syncRoutes has the kernel's copy of the routes there, as far as the fast path is allowed.
+func (c *control) syncRoutes(now time.Time) {
+	m := c.many
+	if m == nil {
+		return
+	}
+	if m.fast == nil {
+		c.engine.reserve()
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if c.fast.programs == nil || !c.cfg.fastPathAllowed() || c.routesOf == 0 {
+		m.closeCopy()
+		c.endSenders()
+		return
+	}
+	switch {
+	case m.fast == nil:
+		m.fast = c.fast.programs.NewRoutes(c.routesOf)
+		c.endSenders() // asked anew, for the new copy
+	case m.fastErr == nil:
+		return
+	case now.Before(c.copyAt):
+		c.retry = true
+		return
+	}
+	c.copyAt = now.Add(retryInterval)
+	table := m.table.Load()
+	m.fastErr = m.fast.Sync(table)
+	for g := range table.Gateways() {
+		m.changed[g] = true
+	}
+}
+
+// programRemote tells the kernel how to send to a gateway. r is the route to it, just made.
+func (c *control) programRemote(g [4]byte, r *route) {
+	if c.many.fast == nil { // only control sets it
+		return
+	}
+	a := r.remote.follower.Answer()
+	to, why := c.fastRemote(g, r, a)
+	r.remote.fastDevice, r.remote.fastBlocker, r.remote.policy = a.Route.Device, why, cmp.Or(a.Bypass, a.Ingress)
+	if err := c.many.fast.SetRemote(g, to); err != nil {
+		c.log.Debug("a remote is carried in userspace", "remote", address(g), "err", err)
+	}
+}
+
+// fastRemote is how the fast path sends to a gateway, and why not.
+func (c *control) fastRemote(g [4]byte, r *route, a *netstate.Answer) (to fastpath.Remote, why string) {
+	u := &a.Route
+	switch {
+	case r.txDrop == drop.RemoteNotUsable:
+		return to, "the remote is this host"
+	case a.Err != nil:
+		return to, a.Err.Error()
+	case c.intoItself(u):
+		return to, "the route to the remote leads into the tunnel itself"
+	case !u.Ethernet:
+		return to, "the next hop is not a plain Ethernet neighbour"
+	case a.Bypass != "":
+		return to, a.Bypass
+	}
+	next := u.Gateway
+	if next == [4]byte{} {
+		next = g
+	}
+	to = fastpath.Remote{NextHop: next, UnderlayIfindex: u.Device, PathMTU: r.path.MTU}
+	to.Tx = r.path.Link != nil && r.txDrop == drop.None && !r.unreachable
+	to.Rx = a.Ingress == "" && !r.unreachable // else userspace hears it
+	return to, ""
+}
+
+// fastUnderlay is the device by which most remotes that the fast path can carry are reached: it receives
+// from that. why is the reason if there is none; refuse whether nobody but this tunnel may want what it
+// does not accept.
+func (c *control) fastUnderlay() (device int, refuse bool, why string) {
+	devices, policies := map[int]int{}, map[int]bool{}
+	var first [4]byte
+	note := func(g [4]byte, at int, blocker, policy string) {
+		if policy != "" {
+			policies[at] = true
+		}
+		if blocker == "" {
+			devices[at]++
+		} else if why == "" || address(g).Less(address(first)) {
+			why, first = blocker, g
+		}
+	}
+	for g, r := range c.remotes {
+		note(g, r.fastDevice, r.fastBlocker, r.policy)
+	}
+	for _, s := range c.senders {
+		a, blocker := s.Answer(), ""
+		switch {
+		case a.Err != nil:
+			blocker = a.Err.Error()
+		case !a.Route.Ethernet:
+			blocker = "the next hop is not a plain Ethernet neighbour"
+		default:
+			blocker = cmp.Or(a.Bypass, a.Ingress)
+		}
+		note([4]byte{}, a.Route.Device, blocker, cmp.Or(a.Bypass, a.Ingress))
+	}
+	for at, n := range devices {
+		if device == 0 || n > devices[device] || n == devices[device] && at < device {
+			device = at
+		}
+	}
+	if device != 0 {
+		return device, !policies[device] && !c.othersReceive(), ""
+	}
+	return 0, false, cmp.Or(why, "no route out of the interface has a gateway yet")
+}
+
+// manyBlocker is bypassBlocker for many remotes. It also sets fastMany.
+func (c *control) manyBlocker() string {
+	m := c.many
+	m.mu.Lock()
+	full, copied := m.fastErr, m.fast != nil
+	var lacking error
+	if copied {
+		lacking = m.fast.Lacking()
+	}
+	m.mu.Unlock()
+	if errors.Is(full, fastpath.ErrClosed) {
+		full = nil
+	}
+	if full != nil {
+		c.warnErr(warning.FastPathFull, full)
+	} else {
+		c.warnErr(warning.FastPathFull, lacking)
+	}
+	switch {
+	case c.cfg.FwMark != 0:
+		return "fwmark is set"
+	case c.route.Load().receiveOnly():
+		return "there is no local-address"
+	case full != nil:
+		return full.Error()
+	case len(c.cfg.AcceptFrom) > maxSenders:
+		return "accept-from has more prefixes than the fast path takes"
+	case !copied:
+		return ""
+	}
+	if err := c.followSenders(); err != nil {
+		return err.Error()
+	}
+	device, refuse, why := c.fastUnderlay()
+	c.fastMany = fastMany{device, refuse && lacking == nil, c.sendersAt(device)}
+	return why
+}
+
+// othersReceive reports whether others than this process may want protocol 4.
+func (c *control) othersReceive() bool {
+	if now := time.Now(); now.Sub(c.othersAt) >= refreshInterval {
+		c.othersAt, c.othersThere = now, underlay.KernelHandlesIPIP()
+	}
+	return c.othersThere
+}
+
+// fastMany is what fastTunnel says of many remotes.
+type fastMany struct {
+	device  int
+	refuse  bool
+	senders bool // those of accept-from are received from by device
+}
+
+// followSenders has accept-from and accept-to in the kernel, and asks the network about each prefix of the
+// former.
+func (c *control) followSenders() error {
+	asked := senders{remotesQuery{c.cfg.LocalAddress, c.cfg.FwMark, c.cfg.UnderlayDevice}, join(c.cfg.AcceptFrom), join(c.cfg.AcceptTo)}
+	if asked == c.sendersAsked {
+		return nil
+	}
+	c.endSenders()
+	if err := c.many.fast.Accept(c.cfg.AcceptFrom, c.cfg.AcceptTo); err != nil {
+		return err
+	}
+	c.sendersAsked = asked
+	for _, p := range c.cfg.AcceptFrom {
+		c.senders = append(c.senders, c.engine.network.Follow(c.remoteQuery(p.Addr().As4()), c.wakeControl))
+	}
+	return nil
+}
+
+// senders are what followSenders has asked about.
+type senders struct {
+	remotesQuery
+	from, to string
+}
+
+func (c *control) endSenders() {
+	for _, s := range c.senders {
+		s.Close()
+	}
+	c.senders, c.sendersAsked = nil, senders{}
+}
+
+// sendersAt reports whether accept-from may be received from past the IP stack, by a device.
+func (c *control) sendersAt(device int) bool {
+	for _, s := range c.senders {
+		if a := s.Answer(); a.Err != nil || a.Route.Device != device || a.Bypass != "" || a.Ingress != "" {
+			return false
+		}
+	}
+	return len(c.senders) > 0
+}
+
+// fastManyTunnel is fastTunnel for many remotes.
+func (c *control) fastManyTunnel(f fastpath.Tunnel) fastpath.Tunnel {
+	f.Many, f.Remote, f.NextHop, f.PathMTU = true, fastpath.AnyRemote, [4]byte{}, 0
+	f.UnderlayIfindex = c.fastMany.device
+	f.TxEnabled, f.RxEnabled = true, c.fastMany.device != 0
+	f.AnyPeer, f.AcceptTo = c.cfg.AcceptAnyPeer, len(c.cfg.AcceptTo) > 0
+	f.AcceptFrom = c.fastMany.senders
+	f.Refuse = c.fastMany.refuse && f.AcceptFrom == (len(c.cfg.AcceptFrom) > 0)
+	return f
+}
+
+// reserve has the fast path leave alone what tunnels with one remote receive, beside those with many of the
+// same local address.
+func (e *Engine) reserve() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.reservePairs(e.table.Load(), e.others.Load())
+}
+
+// reservePairs is reserve for tables, with mu held.
+func (e *Engine) reservePairs(tables ...*table) {
+	if e.fastPath == nil {
+		return
+	}
+	locals := map[[4]byte]bool{}
+	for _, t := range tables {
+		for pair := range *t {
+			if local, remote := pair.addresses(); remote == anyRemote {
+				locals[local] = true
+			}
+		}
+	}
+	var pairs []fastpath.Pair
+	for _, t := range tables {
+		for pair := range *t {
+			if local, remote := pair.addresses(); remote != anyRemote && locals[local] {
+				pairs = append(pairs, fastpath.Pair{Local: local, Remote: remote})
+			}
+		}
+	}
+	e.fastPath.Reserve(pairs)
+}
+
+// addresses are the outer addresses of a pair.
+func (p outerPair) addresses() (local, remote [4]byte) {
+	for i := range 4 {
+		local[i], remote[i] = byte(p>>(56-8*i)), byte(p>>(24-8*i))
+	}
+	return local, remote
+}
