@@ -19,6 +19,9 @@ import (
 // through userspace, packet by packet: several next hops, a remote whose neighbour is not resolved, is
 // unreachable or needs the IP stack, and one that is an inner destination.
 
+// noGateway is the reason for userspace while there is no remote.
+const noGateway = "no route out of the interface has a gateway yet"
+
 // maxSenders limits the prefixes of accept-from with the fast path: each is asked the network about.
 const maxSenders = 16
 
@@ -168,7 +171,7 @@ func (c *control) fastUnderlay() (device int, refuse bool, why string) {
 	if device != 0 {
 		return device, !policies[device] && !c.othersReceive(), ""
 	}
-	return 0, false, cmp.Or(why, "no route out of the interface has a gateway yet")
+	return 0, false, cmp.Or(why, noGateway)
 }
 
 // manyBlocker is bypassBlocker for many remotes. It also sets fastMany.
@@ -199,7 +202,7 @@ func (c *control) manyBlocker() string {
 	case len(c.cfg.AcceptFrom) > maxSenders:
 		return "accept-from has more prefixes than the fast path takes"
 	case !copied:
-		return ""
+		return noGateway
 	}
 	if err := c.followSenders(); err != nil {
 		return err.Error()
