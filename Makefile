@@ -33,7 +33,7 @@ export CGO_ENABLED := 0
 GOBUILD := go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := build
-.PHONY: help build bpf docs demo test test-race interop fuzz bench bench-peers bench-scale lint vuln cross install clean FORCE
+.PHONY: help build bpf docs demo test test-race interop fuzz bench bench-peers bench-scale bench-many lint vuln cross install clean FORCE
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -81,6 +81,9 @@ bench-peers: ipipd ## ipipd beside socat, fastd, OpenVPN, wireguard-go, VXLAN an
 
 bench-scale: ## 1 to 4,000 tunnels in one process: start, close, memory, threads, idling (root)
 	go run ./test/scale $(SCALEARGS)
+
+bench-many: ipipd ## one interface with 1,000 remotes beside one with one remote: rate, goodput, memory (root)
+	go run ./test/scale -many ./ipipd $(MANYARGS)
 
 lint: bin/tools/$(notdir $(STATICCHECK)) ## gofmt, go vet and staticcheck, for each platform
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi

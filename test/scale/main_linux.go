@@ -36,14 +36,30 @@ type result struct {
 }
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "row" {
-		exit(row(os.Args[2]))
+	if len(os.Args) > 2 {
+		switch os.Args[1] {
+		case "row":
+			exit(row(os.Args[2]))
+		case "hub":
+			exit(hub(os.Args[2]))
+		case "far":
+			exit(far(os.Args[2], os.Args[3]))
+		}
 	}
 	tunnels := flag.String("tunnels", "1,10,100,1000", "numbers of tunnels")
 	paths := flag.String("paths", "userspace,fast", "data paths")
 	keepalives := flag.String("keepalive", "off;10s,10", "keepalives, separated by semicolons")
 	idle := flag.Duration("idle", 10*time.Second, "how long idle tunnels are watched")
+	var s manySetting
+	flag.StringVar(&s.Binary, "many", "", "measure an interface with many remotes instead, with this ipipd")
+	flag.IntVar(&s.Prefixes, "prefixes", 10000, "prefixes, with -many")
+	flag.IntVar(&s.Remotes, "remotes", 1000, "remotes, with -many")
+	flag.IntVar(&s.Rounds, "rounds", 5, "rounds, with -many")
+	flag.DurationVar(&s.For, "for", 2*time.Second, "how long each figure is measured, with -many")
 	flag.Parse()
+	if s.Binary != "" {
+		exit(many(s))
+	}
 	exit(table(strings.Split(*tunnels, ","), strings.Split(*paths, ","), strings.Split(*keepalives, ";"), *idle))
 }
 

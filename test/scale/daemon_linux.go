@@ -1,0 +1,102 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// daemon is an `ipipd up`.
+type daemon struct {
+	cmd     *exec.Cmd
+	binary  string
+	runtime string
+	log     bytes.Buffer
+}
+
+// startDaemon returns when its tunnel is there. dir is for its control socket.
+func startDaemon(binary, dir string, args ...string) (*daemon, error) {
+	if err := os.MkdirAll(dir, 0700); err != nil {
+		return nil, err
+	}
+	d := &daemon{binary: binary, runtime: dir}
+	d.cmd = exec.Command(binary, append([]string{"up", "--runtime-dir", dir}, args...)...)
+	d.cmd.Stderr = &d.log
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := d.cmd.Start(); err != nil {
+		return nil, err
+	}
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := d.status(); err == nil {
+			return d, nil
+		}
+		if time.Now().After(end) || d.cmd.Process.Signal(syscall.Signal(0)) != nil {
+			d.end()
+			return nil, fmt.Errorf("ipipd has not started: %s", bytes.TrimSpace(d.log.Bytes()))
+		}
+	}
+}
+
+// end has it remove its interface.
+func (d *daemon) end() {
+	_ = d.cmd.Process.Signal(syscall.SIGTERM)
+	_ = d.cmd.Wait()
+}
+
+// daemonStatus is of print --json.
+type daemonStatus struct {
+	Running  bool              `json:"running"`
+	TxPacket uint64            `json:"tx-packet"`
+	RxPacket uint64            `json:"rx-packet"`
+	Drops    map[string]uint64 `json:"drops"`
+}
+
+func (d *daemon) status() (s daemonStatus, err error) {
+	out, err := exec.Command(d.binary, "print", "--json", "--runtime-dir", d.runtime).Output()
+	if err != nil {
+		return s, err
+	}
+	var all []daemonStatus
+	if err := json.Unmarshal(out, &all); err != nil {
+		return s, err
+	}
+	if len(all) != 1 || !all[0].Running {
+		return s, fmt.Errorf("the tunnel is not running: %s", out)
+	}
+	return all[0], nil
+}
+
+// resident is its memory in bytes.
+func (d *daemon) resident() (int, error) {
+	status, err := fields(fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.Atoi(strings.TrimSuffix(status["VmRSS"], " kB"))
+	return n * 1024, err
+}
+
+// processor is the time it has had, to 10 ms.
+func (d *daemon) processor() time.Duration {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/stat", d.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	line, _ := bufio.NewReader(f).ReadString('\n')
+	of := strings.Fields(line[strings.LastIndexByte(line, ')')+1:])
+	const utime, stime = 14 - 3, 15 - 3 // counted from the state, field 3
+	ticks := 0
+	for _, field := range []int{utime, stime} {
+		n, _ := strconv.Atoi(of[field])
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond // USER_HZ is 100
+}

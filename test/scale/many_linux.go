@@ -1,0 +1,355 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// One interface with many remotes beside one with one remote, in turns, both in userspace:
+//
+//	hub: u0 192.0.2.1, ipipd ─── veth pair, MTU 1500 ─── far: u1 192.0.2.254, ipipd with accept-to
+//
+// far has the addresses of all remotes, 198.18.0.0/16, and of all inner destinations, 10.0.0.0/9; its
+// answers go to the hub outside the tunnel. So what differs is the hub's way of sending.
+
+const (
+	hubUnderlay = `link set lo up
+link add u0 type veth peer name u1 netns %d
+address add 192.0.2.1/24 dev u0
+link set u0 up
+route add 198.18.0.0/16 via 192.0.2.254
+`
+	farUnderlay = `link set lo up
+address add 192.0.2.254/24 dev u1
+link set u1 up
+route add local 198.18.0.0/16 dev lo
+route add local 10.0.0.0/9 dev lo
+route add 10.255.0.1 via 192.0.2.1
+`
+	sinkPort = 9
+	streams  = 8
+)
+
+// manySetting is what -many measures.
+type manySetting struct {
+	Binary            string
+	Prefixes, Remotes int
+	Rounds            int
+	For               time.Duration
+}
+
+// figures are those of one tunnel in one round.
+type figures struct {
+	packets, bits, cpu float64       // a second; of one packet, in seconds
+	usable             time.Duration // from the last route on
+	memory             float64       // bytes for each prefix
+}
+
+// many measures both, in a network namespace of its own, and prints the medians.
+func many(s manySetting) error {
+	text, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	cmd := inNamespace("hub", string(text))
+	cmd.Stdout = os.Stdout
+	return cmd.Run()
+}
+
+// inNamespace is this program with a network namespace of its own.
+func inNamespace(args ...string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	return cmd
+}
+
+// hub is the process of the hub, which sends.
+func hub(text string) (err error) {
+	var s manySetting
+	if err := json.Unmarshal([]byte(text), &s); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "ipipd-scale-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	far := inNamespace("far", s.Binary, dir)
+	stdin, err := far.StdinPipe()
+	if err != nil {
+		return err
+	}
+	ready, err := far.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := far.Start(); err != nil {
+		return err
+	}
+	defer func() {
+		stdin.Close()
+		err = cmp.Or(err, far.Wait())
+	}()
+	if err := ip(fmt.Sprintf(hubUnderlay, far.Process.Pid)); err != nil {
+		return err
+	}
+	if err := noReversePath(); err != nil {
+		return err
+	}
+	fmt.Fprintln(stdin)
+	if _, err := ready.Read(make([]byte, 1)); err != nil {
+		return fmt.Errorf("the far end has failed: %w", err)
+	}
+	results := map[string][]figures{}
+	for range s.Rounds {
+		for _, remote := range []string{"198.18.0.1", "any"} {
+			f, err := s.measure(dir, remote)
+			if err != nil {
+				return fmt.Errorf("remote-address %s: %w", remote, err)
+			}
+			results[remote] = append(results[remote], f)
+		}
+	}
+	fmt.Printf("%d prefixes, medians of %d rounds of %v\n\n", s.Prefixes, s.Rounds, s.For)
+	fmt.Println("| remotes | kpps, 64 bytes | processor, µs a packet | TCP, Gb/s | usable, s | memory, B a prefix |")
+	fmt.Println("| ---: | ---: | ---: | ---: | ---: | ---: |")
+	median := func(remote string, of func(figures) float64) float64 {
+		var all []float64
+		for _, f := range results[remote] {
+			all = append(all, of(f))
+		}
+		slices.Sort(all)
+		return all[len(all)/2]
+	}
+	packets := func(f figures) float64 { return f.packets }
+	bits := func(f figures) float64 { return f.bits }
+	for remote, name := range map[string]string{"198.18.0.1": "1", "any": strconv.Itoa(s.Remotes)} {
+		fmt.Printf("| %s | %.1f | %.2f | %.2f | %.2f | %.0f |\n", name, median(remote, packets)/1e3, median(remote, func(f figures) float64 { return f.cpu })*1e6,
+			median(remote, bits)/1e9, median(remote, func(f figures) float64 { return f.usable.Seconds() }), median(remote, func(f figures) float64 { return f.memory }))
+	}
+	ratios := func(of func(figures) float64) float64 { // each round's
+		var all []float64
+		for i, f := range results["any"] {
+			all = append(all, of(f)/of(results["198.18.0.1"][i]))
+		}
+		slices.Sort(all)
+		return all[len(all)/2]
+	}
+	fmt.Printf("\nMany remotes by one: rate %.2f, goodput %.2f, processor %.2f.\n", ratios(packets), ratios(bits), ratios(func(f figures) float64 { return f.cpu }))
+	return nil
+}
+
+// measure is one tunnel in one round.
+func (s *manySetting) measure(dir, remote string) (f figures, err error) {
+	d, err := startDaemon(s.Binary, filepath.Join(dir, "hub"), "--name", "t0", "--local-address", "192.0.2.1", "--remote-address", remote,
+		"--address", "10.255.0.1/32", "--keepalive", "off", "--allow-fast-path", "no")
+	if err != nil {
+		return f, err
+	}
+	defer d.end()
+	before, err := d.resident()
+	if err != nil {
+		return f, err
+	}
+	var routes strings.Builder
+	for i := range s.Prefixes {
+		via := ""
+		if remote == "any" {
+			n := i%s.Remotes + 1
+			via = fmt.Sprintf("via 198.18.%d.%d onlink ", n>>8, n&0xff)
+		}
+		fmt.Fprintf(&routes, "route add %v/24 %sdev t0\n", prefix(i), via)
+	}
+	if err := ip(routes.String()); err != nil {
+		return f, err
+	}
+	began := time.Now()
+	conn, err := net.ListenUDP("udp4", nil)
+	if err != nil {
+		return f, err
+	}
+	defer conn.Close()
+	for {
+		was, err := d.status()
+		if err != nil {
+			return f, err
+		}
+		for i := range s.Prefixes {
+			if _, err := conn.WriteToUDPAddrPort(nil, destination(i)); err != nil {
+				return f, err
+			}
+			if i%100 == 0 { // the interface's queue is short
+				time.Sleep(time.Millisecond)
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+		now, err := d.status()
+		if err != nil {
+			return f, err
+		}
+		if now.TxPacket-was.TxPacket >= uint64(s.Prefixes) {
+			break
+		}
+		if time.Since(began) > time.Minute {
+			return f, fmt.Errorf("of %d prefixes %d can be reached: %v", s.Prefixes, now.TxPacket-was.TxPacket, now.Drops)
+		}
+	}
+	f.usable = time.Since(began)
+	time.Sleep(time.Second) // the answers of the network about the remotes
+	after, err := d.resident()
+	if err != nil {
+		return f, err
+	}
+	f.memory = float64(after-before) / float64(s.Prefixes)
+	if f.packets, f.cpu, err = s.rate(d); err != nil {
+		return f, err
+	}
+	f.bits, err = s.goodput()
+	return f, err
+}
+
+// rate sends small packets to all prefixes in turns, and returns how many the tunnel sends in a second, and
+// what one takes of a processor.
+func (s *manySetting) rate(d *daemon) (packets, cpu float64, err error) {
+	stop, senders := atomic.Bool{}, sync.WaitGroup{}
+	for sender := range 2 {
+		conn, err := net.ListenUDP("udp4", nil)
+		if err != nil {
+			return 0, 0, err
+		}
+		senders.Go(func() {
+			defer conn.Close()
+			p := make([]byte, 64)
+			for i := sender; !stop.Load(); i++ {
+				_, _ = conn.WriteToUDPAddrPort(p, destination(i*7919%s.Prefixes))
+			}
+		})
+	}
+	defer senders.Wait()
+	defer stop.Store(true)
+	time.Sleep(s.For / 8)
+	before, err := d.status()
+	if err != nil {
+		return 0, 0, err
+	}
+	cpuBefore, began := d.processor(), time.Now()
+	time.Sleep(s.For)
+	took, cpuAfter := time.Since(began), d.processor()
+	after, err := d.status()
+	if err != nil {
+		return 0, 0, err
+	}
+	sent := float64(after.TxPacket - before.TxPacket)
+	return sent / took.Seconds(), (cpuAfter - cpuBefore).Seconds() / sent, nil
+}
+
+// goodput is that of some TCP connections, each to another prefix, in bits a second.
+func (s *manySetting) goodput() (bits float64, err error) {
+	var bytes atomic.Int64
+	var writers sync.WaitGroup
+	defer writers.Wait()
+	for i := range streams {
+		conn, err := net.DialTimeout("tcp4", destination(i*s.Prefixes/streams).String(), 10*time.Second)
+		if err != nil {
+			return 0, err
+		}
+		defer conn.Close() // before Wait
+		writers.Go(func() {
+			b := make([]byte, 128<<10)
+			for {
+				n, err := conn.Write(b)
+				if bytes.Add(int64(n)); err != nil {
+					return
+				}
+			}
+		})
+	}
+	time.Sleep(s.For / 4)
+	before, began := bytes.Load(), time.Now()
+	time.Sleep(s.For)
+	return float64(bytes.Load()-before) * 8 / time.Since(began).Seconds(), nil
+}
+
+// prefix is the network address of one of the prefixes, and destination the sink in it.
+func prefix(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}) }
+
+func destination(i int) netip.AddrPort { return netip.AddrPortFrom(prefix(i).Next(), sinkPort) }
+
+// far is the process of the far end.
+func far(binary, dir string) error {
+	if _, err := os.Stdin.Read(make([]byte, 1)); err != nil { // until u1 is there
+		return err
+	}
+	if err := ip(farUnderlay); err != nil {
+		return err
+	}
+	if err := noReversePath(); err != nil {
+		return err
+	}
+	d, err := startDaemon(binary, filepath.Join(dir, "far"), "--name", "t0", "--remote-address", "any", "--accept-from", "192.0.2.1", "--accept-to", "10.0.0.0/9",
+		"--allow-fast-path", "no")
+	if err != nil {
+		return err
+	}
+	defer d.end()
+	udp, err := net.ListenUDP("udp4", &net.UDPAddr{Port: sinkPort}) // what is not read is dropped
+	if err != nil {
+		return err
+	}
+	defer udp.Close()
+	tcp, err := net.ListenTCP("tcp4", &net.TCPAddr{Port: sinkPort})
+	if err != nil {
+		return err
+	}
+	defer tcp.Close()
+	go func() {
+		for {
+			conn, err := tcp.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				_, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{conn}, make([]byte, 256<<10))
+				conn.Close()
+			}()
+		}
+	}()
+	fmt.Println()
+	_, _ = os.Stdin.Read(make([]byte, 1)) // until the hub ends
+	return nil
+}
+
+func ip(batch string) error {
+	cmd := exec.Command("ip", "-batch", "-")
+	cmd.Stdin = strings.NewReader(batch)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("ip: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// noReversePath has the kernel take answers that come another way.
+func noReversePath() error {
+	for _, of := range []string{"all", "default"} {
+		if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+of+"/rp_filter", []byte("0"), 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
