@@ -1,0 +1,266 @@
+package conformance
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"ipipd/internal/ipv4"
+	"ipipd/test/netlab"
+)
+
+// upSpokes starts the tunnels of the spokes of a mesh, in turns one with one remote, the hub, and one with
+// many, and has the hub's routes lead to their networks.
+func upSpokes(t *testing.T, hub *netlab.NS, spoke []*netlab.NS) {
+	t.Helper()
+	for i, s := range spoke {
+		n := 11 + i
+		if i%2 == 0 {
+			netlab.Up(t, s, "t0", "--local-address", outerOf(n), "--remote-address", outerOf(1), "--address", fmt.Sprintf("10.255.0.%d/32", n), "--keepalive", "off",
+				"--route", "10.0.0.0/8")
+		} else {
+			upAny(t, s, n)
+			routeTo(s, "10.0.0.0/8", 1)
+		}
+		routeTo(hub, fmt.Sprintf("10.%d.0.0/16", n), n)
+		routeTo(hub, fmt.Sprintf("10.255.0.%d/32", n), n)
+	}
+}
+
+// changeRoutes replaces and deletes routes of an interface, a thousand and more in a second, until stop is called,
+// which returns how many. None is of a spoke's own network.
+func changeRoutes(t *testing.T, ns *netlab.NS, script func(round int) string) (stop func() int) {
+	t.Helper()
+	end, ended, changes := make(chan struct{}), make(chan struct{}), 0
+	go func() {
+		defer close(ended)
+		for round := 0; ; round++ {
+			select {
+			case <-end:
+				return
+			default:
+			}
+			batch := script(round)
+			if out, err := ns.Try("sh", "-c", "ip -force -batch - <<'END'\n"+batch+"END"); err != nil {
+				t.Errorf("ip -batch: %v: %s", err, out)
+				return
+			}
+			changes += strings.Count(batch, "\n")
+		}
+	}()
+	return sync.OnceValue(func() int {
+		close(end)
+		<-ended
+		return changes
+	})
+}
+
+// flapping are routes between those of the mesh, longer and shorter ones, which go from remote to remote, and go.
+func flapping(round int) string {
+	var b strings.Builder
+	for i := range 250 {
+		fmt.Fprintf(&b, "route replace 10.%d.%d.0/24 via %s dev t0 onlink\n", 100+i%7, i, outerOf(11+(i+round)%10))
+	}
+	fmt.Fprintf(&b, "route replace 10.0.0.0/8 via %s dev t0 onlink\n", outerOf(11+round%10))
+	for i := range 250 {
+		fmt.Fprintf(&b, "route del 10.%d.%d.0/24 dev t0\n", 100+i%7, i)
+	}
+	return b.String()
+}
+
+// The hub of ten namespaces: ICMP and TCP in both directions and from spoke to spoke, while other routes change.
+func TestMany_hub(t *testing.T) {
+	t.Parallel()
+	hub, spoke := mesh(t, 10)
+	hub.Sysctl("net.ipv4.ip_forward", "1")
+	d := upAny(t, hub, 1)
+	upSpokes(t, hub, spoke)
+	stop := changeRoutes(t, hub, flapping)
+	defer stop()
+	var all sync.WaitGroup
+	for i, s := range spoke {
+		n, next := 11+i, 11+(i+1)%len(spoke)
+		all.Go(func() {
+			ping(t, hub, "-I", "10.10.0.1", fmt.Sprintf("10.%d.0.1", n))
+			ping(t, s, "-I", fmt.Sprintf("10.%d.0.1", n), "10.10.0.1")
+			ping(t, s, "-I", fmt.Sprintf("10.%d.0.1", n), fmt.Sprintf("10.%d.0.1", next))
+			transfer(t, hub, s, fmt.Sprintf("10.%d.0.1", n), 1<<20)
+			transfer(t, s, hub, "10.10.0.1", 1<<20)
+			transfer(t, s, spoke[(i+1)%len(spoke)], fmt.Sprintf("10.%d.0.1", next), 1<<20)
+		})
+	}
+	all.Wait()
+	if n := stop(); n == 0 {
+		t.Error("no route has changed meanwhile")
+	}
+	for reason, n := range d.Status().AllDrops() {
+		switch reason {
+		case "queue-full", "receive-overflow": // what TCP is there for
+		default:
+			t.Errorf("%d packets dropped: %s", n, reason)
+		}
+	}
+}
+
+// A thousand changes of routes in a second lose no packet of another route.
+func TestMany_routeStorm(t *testing.T) {
+	t.Parallel()
+	hub, spoke := mesh(t, 2)
+	d := upAny(t, hub, 1, "--allow-fast-path", "no")
+	upSpokes(t, hub, spoke)
+	ping(t, hub, "-I", "10.10.0.1", "10.11.0.1")
+	before := d.Status()
+	stop := changeRoutes(t, hub, flapping)
+	defer stop()
+	const count = 1000
+	out, err := hub.Try("ping", "-q", "-c", strconv.Itoa(count), "-i", "0.002", "-W", netlab.Seconds(netlab.Timeout()), "-I", "10.10.0.1", "10.11.0.1")
+	if err != nil || !strings.Contains(out, fmt.Sprintf("%d received", count)) {
+		t.Errorf("%v: %s", err, out)
+	}
+	n := stop()
+	if n < 500 {
+		t.Errorf("only %d changes", n)
+	}
+	s := d.Status()
+	if s.TxPacket < before.TxPacket+count || len(s.Drops) > 0 {
+		t.Errorf("%d packets sent during %d changes; dropped: %v", s.TxPacket-before.TxPacket, n, s.Drops)
+	}
+	t.Logf("%d changes of routes during %d echo requests", n, count)
+}
+
+// Packets with made-up outer and inner sources: none gets in, nothing grows, and the pings of an untouched peer
+// go on. IPIPD_HOSTILE_PACKETS is how many, 40,000 if it is not set.
+func TestMany_hostile(t *testing.T) {
+	t.Parallel()
+	total := 40000
+	if v := os.Getenv("IPIPD_HOSTILE_PACKETS"); v != "" {
+		var err error
+		if total, err = strconv.Atoi(v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, test := range []struct {
+		name, reason string
+		flags        []string
+	}{
+		{"reverse-path", "reverse-path", nil},
+		{"accept-from", "not-in-accept-from", []string{"--accept-from", "172.16.0.0/12", "--accept-to", "10.10.0.0/16"}},
+		{"accept-to", "not-in-accept-to", []string{"--accept-from", "0.0.0.0/0", "--accept-to", "10.10.0.0/16"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			hub, spoke := mesh(t, 2)
+			hub.Sysctl("net.ipv4.conf.br0.rp_filter", "0")
+			d := upAny(t, hub, 1, test.flags...)
+			upSpokes(t, hub, spoke[:1])
+			ping(t, hub, "-I", "10.10.0.1", "10.11.0.1")
+
+			into := newInjector(t, spoke[1], "veth0", hub, "br0")
+			packets := newMadeUp(test.name)
+			const burst = 4000 // as many as the socket's buffer has room for, beside the pings
+			within := func(sent int) {
+				netlab.Eventually(t, "the packets are counted", func() bool { return d.Drops(test.reason) >= uint64(sent) })
+			}
+			sent := 0
+			send := func(n int) {
+				for range n {
+					into.send(packets.next())
+				}
+				sent += n
+				within(sent)
+			}
+			for range 2 {
+				send(burst) // the buffers are there
+			}
+			memory, before := resident(t, d), d.Status()
+			type pings struct {
+				out string
+				err error
+			}
+			pinged, done := make(chan pings, 1), make(chan struct{})
+			go func() {
+				var p pings
+				for p.err == nil {
+					p.out, p.err = hub.Try("ping", "-q", "-c", "20", "-i", "0.02", "-W", netlab.Seconds(netlab.Timeout()), "-I", "10.10.0.1", "10.11.0.1")
+					if p.err == nil && !strings.Contains(p.out, "20 received") {
+						p.err = fmt.Errorf("pings are lost")
+					}
+					select {
+					case <-done:
+						pinged <- p
+						return
+					default:
+					}
+				}
+				pinged <- p
+			}()
+			for left := total; left > 0; left -= burst {
+				send(min(left, burst))
+			}
+			close(done)
+			if p := <-pinged; p.err != nil {
+				t.Errorf("%v: %s", p.err, p.out)
+			}
+			after := d.Status()
+			if echoes := after.TxPacket - before.TxPacket; after.RxPacket-before.RxPacket > echoes {
+				t.Errorf("%d packets came in for %d echo requests", after.RxPacket-before.RxPacket, echoes)
+			}
+			if grown := resident(t, d) - memory; grown > 16<<20 {
+				t.Errorf("memory has grown from %d to %d bytes", memory, memory+grown)
+			}
+			t.Logf("%d packets; memory %d KiB, then %d KiB", sent, memory>>10, resident(t, d)>>10)
+		})
+	}
+}
+
+// madeUp makes packets of made-up sources, from a mode's point of view.
+type madeUp struct {
+	random *rand.Rand
+	mode   string
+	p      []byte
+}
+
+func newMadeUp(mode string) *madeUp {
+	inner := datagram(ipv4.Header{TTL: 64, Source: addr("10.11.0.1"), Destination: addr("10.10.0.1")}, 18)
+	return &madeUp{rand.New(rand.NewPCG(1, 2)), mode, build(ipv4.Header{TTL: 64, Protocol: ipv4.ProtocolIPIP, Source: addr("203.0.113.9"), Destination: addr(outerOf(1))}, inner)}
+}
+
+// next is the next packet, valid until the one after it.
+func (f *madeUp) next() []byte {
+	outer, inner := f.p[:ipv4.HeaderLen], f.p[ipv4.HeaderLen:]
+	// Anybody with an inner source of the true peer's network, or anybody's, or the true peer with anybody's.
+	binary.BigEndian.PutUint32(outer[12:], 1<<24+f.random.Uint32N(126<<24))
+	binary.BigEndian.PutUint32(inner[12:], 10<<24|11<<16|f.random.Uint32N(1<<16))
+	if kind := f.random.IntN(4); kind >= 2 {
+		binary.BigEndian.PutUint32(inner[12:], 1<<24+f.random.Uint32N(9<<24))
+		if kind == 3 {
+			copy(outer[12:], []byte{192, 0, 2, 11})
+		}
+	}
+	if f.mode == "accept-to" {
+		binary.BigEndian.PutUint32(inner[16:], 11<<24|f.random.Uint32N(1<<24))
+	}
+	for _, h := range [][]byte{outer, inner[:ipv4.HeaderLen]} {
+		h[10], h[11] = 0, 0
+		binary.BigEndian.PutUint16(h[10:], ipv4.Checksum(h, 0))
+	}
+	return f.p
+}
+
+// resident is the memory of a daemon in bytes.
+func resident(t *testing.T, d *netlab.Daemon) int {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", d.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages, err := strconv.Atoi(strings.Fields(string(b))[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pages * os.Getpagesize()
+}
