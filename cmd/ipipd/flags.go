@@ -60,6 +60,9 @@ func addFlag(c *cobra.Command, name, values, def, help string, words []string, v
 		DefValue:    def,
 		Annotations: map[string][]string{acceptedAnnotation: {stripBackquotes(values)}},
 	}
+	if def == "no" && words[0] == "yes" { // by itself it says so
+		f.NoOptDefVal = "yes"
+	}
 	c.Flags().SortFlags = false
 	c.Flags().AddFlag(f)
 	complete := cobra.NoFileCompletions

@@ -96,7 +96,7 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 			p.log.Error("the control socket has failed: ipipd's other commands cannot reach this process", "err", err)
 		}
 	}()
-	o := tunnel.EngineOptions{Log: p.log, Threads: p.options.Threads}
+	o := tunnel.EngineOptions{Log: p.log, Threads: p.options.Threads, ManageSysctls: p.options.ManageSysctls, RuntimeDir: p.options.RuntimeDir}
 	if p.notify != nil {
 		o.Manager, o.Kept = p.notify.manager, p.notify.kept
 	}

@@ -20,6 +20,8 @@ type Process struct {
 	Threads int
 	// MetricsAddress is where metrics are served, an address and a port or unix: and a path; "" is nowhere.
 	MetricsAddress string
+	// ManageSysctls sets, and sets back, what real servers need of the host.
+	ManageSysctls bool
 }
 
 // DefaultProcess returns the settings of a process that sets none.
@@ -93,6 +95,21 @@ var processProperties = []ProcessProperty{
 		},
 	},
 	metricsAddress,
+	{
+		Name: "manage-sysctls", Values: "`yes` or `no`", Default: "no",
+		Help:  "set the rp_filter, arp_ignore and arp_announce that the real server of a load balancer needs, and set them back at the end; without a value it is yes",
+		Words: []string{"yes", "no"},
+		get: func(p *Process) string {
+			if p.ManageSysctls {
+				return "yes"
+			}
+			return "no"
+		},
+		set: func(p *Process, v string) (want string) {
+			p.ManageSysctls = v == "yes"
+			return oneOf(new(string), v, "yes", "no")
+		},
+	},
 	{
 		Name: "log-level", Values: "`debug`, `info`, `warn` or `error`", Default: "info",
 		Help:  "the least important messages that are logged",

@@ -84,3 +84,9 @@ func isLocal(address netip.Addr) (bool, error) {
 
 // MinPMTU is for Linux: 0.
 func MinPMTU() int { return 0 }
+
+// InterfaceAddresses is for Linux.
+func InterfaceAddresses() ([]AddressedInterface, error) { return nil, ErrUnsupported }
+
+// FindAnswerRoute is for Linux.
+func FindAnswerRoute(source netip.Addr) (AnswerRoute, error) { return AnswerRoute{}, ErrUnsupported }

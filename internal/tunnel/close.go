@@ -36,6 +36,7 @@ func (e *Engine) CloseTunnels(tunnels ...*Tunnel) error {
 		t.dropDevice()
 		errs = append(errs, t.device.Close())
 		e.forget(t)
+		e.sysctls.release(t) // once the interface does not have the address any more
 		close(t.done)
 	}
 	for _, t := range tunnels {

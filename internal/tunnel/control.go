@@ -88,7 +88,8 @@ type control struct {
 	interfaceChanges uint64 // of the answer at the last updateInterface
 	interfaceDowns   uint64
 
-	warnedAt map[warning.Code]time.Time // when those that are warning.Limited were logged last
+	realServer realServer
+	warnedAt   map[warning.Code]time.Time // when those that are warning.Limited were logged last
 }
 
 // event is a message to the control goroutine, which calls it.
@@ -234,6 +235,7 @@ func (c *control) next(now time.Time) (next time.Time) {
 		at(s.until)
 	}
 	at(c.remotesNext())
+	at(c.realServer.due)
 	if c.lost.gone {
 		at(c.lost.at)
 	}

@@ -20,6 +20,7 @@ import (
 	"ipipd/internal/ipsec"
 	"ipipd/internal/netstate"
 	"ipipd/internal/resolve"
+	"ipipd/internal/sysctl"
 	"ipipd/internal/underlay"
 	"ipipd/tun"
 )
@@ -43,6 +44,10 @@ type EngineOptions struct {
 	// kept of the process before. What of it is no tunnel's after the first Apply, the caller discards.
 	Manager *handover.Manager
 	Kept    handover.Kept
+	// ManageSysctls sets what real servers need of the host, and records it in RuntimeDir. What a process
+	// that was killed has left there is set back without it.
+	ManageSysctls bool
+	RuntimeDir    string
 	// FastPath loads the eBPF programs; nil is fastpath.Open, or an error if Socket,
 	// OpenDevice or Network is set.
 	FastPath func() (*fastpath.FastPath, error)
@@ -61,6 +66,8 @@ type Engine struct {
 	workers    []*workers // threads of them
 
 	openFastPath func() (*fastpath.FastPath, error)
+
+	sysctls *managedSysctls // nil: the network is not the kernel's
 
 	manager *handover.Manager
 	kept    handover.Kept // of Apply and remakeInterface
@@ -134,6 +141,10 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 			return nil, err
 		}
 		e.network = hostNetwork{host}
+		e.sysctls = &managedSysctls{manage: o.ManageSysctls, manager: sysctl.Manager{Dir: o.RuntimeDir}}
+		if !o.ManageSysctls {
+			e.sysctls.restore(e)
+		}
 	}
 	if e.socket == nil {
 		var err error
@@ -240,6 +251,7 @@ func (e *Engine) Close() error {
 	if e.fastPath != nil {
 		e.fastPath.Close()
 	}
+	e.sysctls.end(e)
 	errs = append(errs, e.network.Close())
 	return errors.Join(errs...)
 }

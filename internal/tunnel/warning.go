@@ -133,6 +133,7 @@ func (c *control) warnOfState(now time.Time) {
 	c.warnSeen(&c.looped, warning.RouteLoop, "", loopHolds, now)
 	c.warnPeerMTU(now)
 	c.warnIPsec()
+	c.warnRealServer(now)
 }
 
 // warnPeer warns of a peer that is not heard, or does not answer.

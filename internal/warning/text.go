@@ -37,6 +37,26 @@ var texts = [NumCodes]Text{
 		"fast-path-full", Warning, "the fast path does not take all routes", "packets are carried in userspace",
 		"none needed but for the rate; fewer routes out of NAME, as by aggregation", "the fast path takes all routes", Always,
 	},
+	SysctlNotSet: {
+		"sysctl-not-set", Warning, "a sysctl cannot be set as --manage-sysctls says", "what it is needed for stays as the warnings beside this one say",
+		"run ipipd as root or with CAP_NET_ADMIN, with /proc/sys writable; or set it on the host", "", Always,
+	},
+	RPFilterTunnel: {
+		"rp-filter-tunnel", Broken, "rp_filter drops packets that come out of the tunnel", "their sources are not routed into it",
+		"--manage-sysctls, or sysctl -w net.ipv4.conf.NAME.rp_filter=0 net.ipv4.conf.all.rp_filter=0", "", Always,
+	},
+	VIPMissing: {
+		"vip-missing", Warning, "no interface has an address of accept-to", "what comes for it is routed on, or dropped",
+		"ip address add it to lo, or --address", "an address of accept-to is on this host", Always,
+	},
+	VIPAnswered: {
+		"vip-answered", Warning, "this host answers ARP for an address of the load balancer", "packets for it come here, past the balancer",
+		"--manage-sysctls, or sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2", "", Always,
+	},
+	SYNACKMSS: {
+		"syn-ack-mss", Warning, "the MSS of SYN-ACKs is larger than what fits the tunnel", "the balancer has to fragment, or drop, what clients send",
+		"ip route change default … advmss 1440", "", Always,
+	},
 	NameNotResolved: {
 		"name-not-resolved", Broken, "the name of the remote has no address", "nothing is sent until it has one",
 		"see that this host can resolve it, or give its IPv4 address", "", Always,

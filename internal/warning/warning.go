@@ -17,6 +17,11 @@ const (
 	MTUNotSet
 	RPSNotSet
 	FastPathFull
+	SysctlNotSet
+	RPFilterTunnel
+	VIPMissing
+	VIPAnswered
+	SYNACKMSS
 
 	NameNotResolved
 	NameNotRefreshed

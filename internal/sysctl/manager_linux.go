@@ -1,0 +1,230 @@
+package sysctl
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Manager sets sysctls, and sets them back once no process needs them any more. It is not safe for
+// concurrent use.
+//
+// What they were is in a file of Dir for each network namespace. Who needs them holds a shared lock on its
+// byte 0, which goes with the process; who changes the file or a sysctl of it holds byte 1. Who gets byte 0
+// alone at its end is the last one, and sets back what still has the value that was set.
+type Manager struct {
+	// Root is the file system: "" is /. Dir is the runtime-dir of ipipd.
+	Root, Dir string
+
+	file *os.File        // that of Dir, while this process needs any
+	set  map[string]bool // by this process: what somebody else has changed since is not set again
+}
+
+// record is a sysctl that was set, and what it was.
+type record struct {
+	File string `json:"sysctl"`
+	Was  int    `json:"was"`
+	Set  int    `json:"set"`
+}
+
+// Bytes of the file that are locked.
+const (
+	users   = 0
+	editing = 1
+)
+
+// Set sets what does not have its value, and returns it. What this process has set before, and has another
+// value now, stays as it is, unless it is Ours. What other processes have set this one needs as well from now on,
+// even without settings.
+func (m *Manager) Set(settings []Setting) (done []Setting, err error) {
+	if len(settings) == 0 && (m.file != nil || !m.recorded()) {
+		return nil, nil
+	}
+	if err := m.open(); err != nil {
+		return nil, err
+	}
+	defer m.unlock()
+	records := m.records()
+	if i := slices.IndexFunc(settings, func(s Setting) bool { return s.File == allRPFilter }); i >= 0 {
+		settings = slices.Insert(slices.Clone(settings), i, m.keepFilters(settings)...)
+	}
+	for _, s := range settings {
+		was, err := Read(m.root(), s.File)
+		if err != nil || was == s.Value || m.set[s.File] && !s.Ours {
+			continue // of an interface that is gone, for one
+		}
+		if !s.Ours && !slices.ContainsFunc(records, func(r record) bool { return r.File == s.File }) {
+			records = append(records, record{s.File, was, s.Value})
+			if err := m.store(records); err != nil { // first: a crash in between sets back nothing
+				return done, err
+			}
+		}
+		if err := m.write(s.File, s.Value); err != nil {
+			return done, fmt.Errorf("%v: %w", s, err)
+		}
+		m.set[s.File] = true
+		done = append(done, s)
+	}
+	return done, nil
+}
+
+var allRPFilter = conf("all", "rp_filter")
+
+// keepFilters is what the other interfaces, and those to come, need to keep the filter that they have by
+// that of all.
+func (m *Manager) keepFilters(but []Setting) (settings []Setting) {
+	all, err := Read(m.root(), allRPFilter)
+	entries, readErr := fs.ReadDir(m.root(), "proc/sys/net/ipv4/conf")
+	if err != nil || readErr != nil {
+		return nil
+	}
+	for _, e := range entries {
+		s := Setting{File: conf(e.Name(), "rp_filter"), Value: all}
+		if own, err := Read(m.root(), s.File); err != nil || own >= all || slices.ContainsFunc(but, func(b Setting) bool { return b.File == s.File }) {
+			continue
+		}
+		settings = append(settings, s)
+	}
+	return settings
+}
+
+// Restore ends this process's need, and sets back what was set unless other processes need it, and returns
+// it; of those that were killed, too. What somebody else has changed since stays. Without anything set it
+// does nothing.
+func (m *Manager) Restore() (back []Setting, err error) {
+	if m.file == nil {
+		if !m.recorded() {
+			return nil, nil
+		}
+		if err := m.open(); err != nil {
+			return nil, err
+		}
+	} else if err := lock(m.file, editing, unix.F_WRLCK, true); err != nil {
+		return nil, err
+	}
+	defer m.Leave()
+	switch err := lock(m.file, users, unix.F_WRLCK, false); {
+	case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	var errs []error
+	for _, r := range slices.Backward(m.records()) {
+		if err := m.write(r.File, r.Was); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("%v: %w", Setting{File: r.File, Value: r.Was}, err))
+			continue
+		}
+		back = append(back, Setting{File: r.File, Value: r.Was})
+	}
+	if errs == nil {
+		errs = append(errs, os.Remove(m.file.Name()))
+	}
+	return back, errors.Join(errs...)
+}
+
+// Leave ends this process's need without setting anything back: the next process does.
+func (m *Manager) Leave() {
+	if m.file != nil {
+		_ = m.file.Close()
+		m.file, m.set = nil, nil
+	}
+}
+
+// path is that of the file of the calling thread's network namespace.
+func (m *Manager) path() string {
+	var s unix.Stat_t
+	_ = unix.Stat("/proc/thread-self/ns/net", &s)
+	return filepath.Join(m.Dir, "sysctl:"+strconv.FormatUint(s.Ino, 10))
+}
+
+// recorded reports whether there is the file.
+func (m *Manager) recorded() bool {
+	_, err := os.Stat(m.path())
+	return err == nil
+}
+
+// open opens the file, makes this process one of its users, and has the right to change it until unlock.
+func (m *Manager) open() error {
+	if m.file != nil {
+		return lock(m.file, editing, unix.F_WRLCK, true)
+	}
+	for {
+		f, err := os.OpenFile(m.path(), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return err
+		}
+		var s unix.Stat_t
+		err = errors.Join(lock(f, editing, unix.F_WRLCK, true), lock(f, users, unix.F_RDLCK, true), unix.Fstat(int(f.Fd()), &s))
+		if err == nil && s.Nlink > 0 { // else the last user has just removed it
+			m.file, m.set = f, map[string]bool{}
+			return nil
+		}
+		_ = f.Close()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (m *Manager) unlock() { _ = lock(m.file, editing, unix.F_UNLCK, true) }
+
+// lock locks or unlocks a byte of a file: a lock of the open file description (OFD), which ends with it.
+func lock(f *os.File, which int64, kind int16, wait bool) error {
+	command := unix.F_OFD_SETLK
+	if wait {
+		command = unix.F_OFD_SETLKW
+	}
+	for {
+		err := unix.FcntlFlock(f.Fd(), command, &unix.Flock_t{Type: kind, Start: which, Len: 1})
+		if err != unix.EINTR {
+			return os.NewSyscallError("fcntl", err)
+		}
+	}
+}
+
+// records are those of the file whose sysctl still has the value that was set.
+func (m *Manager) records() (records []record) {
+	// What follows the first value is left of a longer one.
+	_ = json.NewDecoder(io.NewSectionReader(m.file, 0, 1<<20)).Decode(&records)
+	return slices.DeleteFunc(records, func(r record) bool {
+		now, err := Read(m.root(), r.File)
+		return err != nil || now != r.Set
+	})
+}
+
+func (m *Manager) store(records []record) error {
+	b, err := json.Marshal(records)
+	if err == nil {
+		_, err = m.file.WriteAt(append(b, '\n'), 0)
+	}
+	return err
+}
+
+// write sets a sysctl. It takes root, or CAP_NET_ADMIN.
+func (m *Manager) write(file string, value int) error {
+	f, err := os.OpenFile(filepath.Join(m.Root, "/proc/sys", file), os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteString(strconv.Itoa(value))
+		err = errors.Join(err, f.Close())
+	}
+	var path *os.PathError
+	switch {
+	case errors.Is(err, syscall.EROFS):
+		return errors.New("/proc/sys is read-only here: set it on the host, or by docker run --sysctl")
+	case errors.As(err, &path):
+		return path.Err
+	}
+	return err
+}
+
+func (m *Manager) root() fs.FS { return os.DirFS(filepath.Join(m.Root, "/")) }

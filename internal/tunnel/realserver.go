@@ -1,0 +1,246 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"ipipd/internal/netstate"
+	"ipipd/internal/sysctl"
+	"ipipd/internal/warning"
+)
+
+// The real server of a load balancer: a tunnel with accept-from and accept-to, where answers leave by the
+// underlay. What the host's rp_filter, ARP and MSS have to be for it is looked at when something else has
+// the tunnel's control run, since no message tells of most of it.
+
+const (
+	// realServerGap is the least time between two looks; while something is wrong the next one comes after
+	// retryInterval at the latest.
+	realServerGap = time.Second
+)
+
+// realServer is control's part.
+type realServer struct {
+	lookedAt time.Time
+	due      time.Time // zero is with the next round
+	ours     int       // the interface whose own sysctls were set
+}
+
+// realServerCodes are its warnings.
+var realServerCodes = []warning.Code{
+	warning.SysctlNotSet, warning.RPFilterTunnel, warning.VIPMissing, warning.VIPAnswered, warning.SYNACKMSS,
+}
+
+// realServer reports whether packets come out of the tunnel whose sources are not routed into it.
+func (c *Config) realServer() bool { return c.many() && len(c.AcceptFrom) > 0 && len(c.AcceptTo) > 0 }
+
+// warnRealServer looks at the host, warns, and sets what is to be set.
+func (c *control) warnRealServer(now time.Time) {
+	s := &c.realServer
+	if !c.cfg.realServer() || !c.here() {
+		if !s.lookedAt.IsZero() {
+			for _, code := range realServerCodes {
+				c.clear(code)
+			}
+			*s = realServer{}
+			c.engine.sysctls.release(c.Tunnel)
+		}
+		return
+	}
+	managed := c.engine.sysctls
+	if managed == nil {
+		return
+	}
+	if gap := s.lookedAt.Add(realServerGap); !s.lookedAt.IsZero() && now.Before(gap) {
+		s.due = gap
+		return
+	}
+	s.lookedAt, s.due = now, time.Time{}
+	interfaces, err := netstate.InterfaceAddresses()
+	if err != nil {
+		c.log.Debug("the interfaces cannot be read", "err", err)
+		s.due = now.Add(retryInterval)
+		return
+	}
+	server := c.served(interfaces)
+	answers := c.answers(server.Served)
+	server.Routed = answers != nil && answers.Device == c.ifindex
+	if managed.manage {
+		c.warnErr(warning.SysctlNotSet, c.setSysctls(server))
+	}
+	root := os.DirFS("/")
+	c.warnNeed(warning.RPFilterTunnel, server.RPFilter(root))
+	c.warnNeed(warning.VIPAnswered, server.ARP(root))
+	c.warnMissing(server)
+	c.warnMSS(answers)
+	if slices.ContainsFunc(realServerCodes, c.warned) {
+		s.due = now.Add(retryInterval)
+	}
+}
+
+// served finds what the host serves of accept-to, and on which links that is.
+func (c *control) served(interfaces []netstate.AddressedInterface) *sysctl.Server {
+	s := &sysctl.Server{Interface: c.ifname.get()}
+	owners := map[netip.Addr][]int{}
+	for _, i := range interfaces {
+		s.Addressed = s.Addressed || i.Index == c.ifindex
+		for _, p := range i.Addresses {
+			a := p.Addr()
+			if slices.ContainsFunc(c.cfg.AcceptTo, func(to netip.Prefix) bool { return to.Contains(a) }) {
+				if owners[a] == nil {
+					s.Served = append(s.Served, a)
+				}
+				owners[a] = append(owners[a], i.Index)
+			}
+		}
+	}
+	for _, i := range interfaces {
+		onLink := func(a netip.Addr) bool {
+			return !slices.Contains(owners[a], i.Index) && slices.ContainsFunc(i.Addresses, func(p netip.Prefix) bool { return p.Contains(a) })
+		}
+		if i.ARP && slices.ContainsFunc(s.Served, onLink) {
+			s.Shared = append(s.Shared, i.Name)
+		}
+	}
+	return s
+}
+
+// answers is the route of answers from what is served; nil without any.
+func (c *control) answers(served []netip.Addr) *netstate.AnswerRoute {
+	for _, a := range served {
+		if r, err := netstate.FindAnswerRoute(a); err == nil {
+			return &r
+		}
+	}
+	return nil
+}
+
+func (c *control) warnNeed(code warning.Code, n *sysctl.Need) {
+	if n == nil {
+		c.clear(code)
+		return
+	}
+	c.raise(code, n.Detail, n.Remedy)
+}
+
+// warnMissing warns if the host has none of the addresses that it is to serve.
+func (c *control) warnMissing(s *sysctl.Server) {
+	if len(s.Served) > 0 || !c.route.Load().receiveOnly() {
+		c.clear(warning.VIPMissing)
+		return
+	}
+	remedy := ""
+	if to := c.cfg.AcceptTo[0]; to.Bits() == 32 {
+		remedy = fmt.Sprintf("ip address add %v dev lo, or --address %[1]v", to)
+	}
+	c.raise(warning.VIPMissing, join(c.cfg.AcceptTo), remedy)
+}
+
+// warnMSS warns of answers whose SYN-ACK has clients send more than comes through the tunnel.
+func (c *control) warnMSS(answers *netstate.AnswerRoute) {
+	mtu := int(c.mtu.Load())
+	const headers = 40 // of IPv4 and TCP
+	if answers == nil || answers.Device == c.ifindex || answers.MSS() <= mtu-headers {
+		c.clear(warning.SYNACKMSS)
+		return
+	}
+	c.raise(warning.SYNACKMSS, fmt.Sprintf("MSS %d, and the MTU of %s is %d", answers.MSS(), c.ifname.get(), mtu),
+		fmt.Sprintf("%s; or --mtu %d, if the way from the balancer takes packets of %d bytes", answers.SetMSS(mtu-headers), answers.MSS()+headers, answers.MSS()+headers+20))
+}
+
+// setSysctls sets what is needed.
+func (c *control) setSysctls(server *sysctl.Server) error {
+	root, s := os.DirFS("/"), &c.realServer
+	var settings []sysctl.Setting
+	for _, n := range []*sysctl.Need{server.RPFilter(root), server.ARP(root)} {
+		if n != nil {
+			settings = append(settings, n.Settings...)
+		}
+	}
+	if s.ours == c.ifindex { // an operator's since then
+		settings = slices.DeleteFunc(settings, func(s sysctl.Setting) bool { return s.Ours })
+	}
+	s.ours = c.ifindex
+	done, err := c.engine.sysctls.set(c.Tunnel, settings)
+	if len(done) > 0 {
+		c.log.Info("sysctls are set", "sysctls", settingsText(done))
+	}
+	return err
+}
+
+func settingsText(settings []sysctl.Setting) string {
+	var b strings.Builder
+	for _, s := range settings {
+		fmt.Fprintf(&b, " %v", s)
+	}
+	return strings.TrimSpace(b.String())
+}
+
+// managedSysctls are those that the tunnels of a process have set.
+type managedSysctls struct {
+	manage bool // manage-sysctls
+
+	mu      sync.Mutex
+	manager sysctl.Manager
+	users   map[*Tunnel]bool
+}
+
+func (m *managedSysctls) set(t *Tunnel, settings []sysctl.Setting) (done []sysctl.Setting, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.users == nil {
+		m.users = map[*Tunnel]bool{}
+	}
+	m.users[t] = true
+	return m.manager.Set(settings)
+}
+
+// release ends a tunnel's need. With the last one's all are set back, unless the next process needs them.
+func (m *managedSysctls) release(t *Tunnel) {
+	if m == nil || t.engine.leaving.Load() {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.users[t] {
+		if delete(m.users, t); len(m.users) == 0 {
+			m.restoreLocked(t.engine)
+		}
+	}
+}
+
+// restore sets back what is left of this process, or of one that was killed.
+func (m *managedSysctls) restore(e *Engine) {
+	if m != nil && m.manager.Dir != "" {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.restoreLocked(e)
+	}
+}
+
+// end is restore, unless the next process needs them.
+func (m *managedSysctls) end(e *Engine) {
+	switch {
+	case m == nil:
+	case e.leaving.Load():
+		m.manager.Leave()
+	default:
+		m.restore(e)
+	}
+}
+
+func (m *managedSysctls) restoreLocked(e *Engine) {
+	back, err := m.manager.Restore()
+	if len(back) > 0 {
+		e.log.Info("sysctls are set back", "sysctls", settingsText(back))
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		e.log.Warn("a sysctl cannot be set back: sysctl -w it", "err", err)
+	}
+}
