@@ -114,8 +114,8 @@ func TestPeers_reload(t *testing.T) {
 func TestPeers_flags(t *testing.T) {
 	t.Parallel()
 	hub, spoke := mesh(t, 1)
-	upAny(t, spoke[0], 11, "--peers", "10.10.0.0/16=192.0.2.1,10.255.0.1=192.0.2.1")
-	d := upAny(t, hub, 1, "--peers", "10.11.0.0/16=192.0.2.11", "--peers", "10.255.0.11=192.0.2.11")
+	variant{}.upAny(t, spoke[0], 11, "--peers", "10.10.0.0/16=192.0.2.1,10.255.0.1=192.0.2.1")
+	d := variant{}.upAny(t, hub, 1, "--peers", "10.11.0.0/16=192.0.2.11", "--peers", "10.255.0.11=192.0.2.11")
 	ping(t, hub, "-I", "10.10.0.1", "10.11.0.1")
 	ping(t, hub, "10.255.0.11")
 	if got := d.Status().Drops; got["reverse-path"] != 0 {
