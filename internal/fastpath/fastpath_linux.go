@@ -30,6 +30,7 @@ type objects struct {
 	IPIDs     *ebpf.Map `ebpf:"ip_ids"`
 
 	TxFIB      *ebpf.Map `ebpf:"tx_fib"`
+	TxLengths  *ebpf.Map `ebpf:"tx_lengths"`
 	Remotes    *ebpf.Map `ebpf:"remotes"`
 	AcceptFrom *ebpf.Map `ebpf:"accept_from"`
 	AcceptTo   *ebpf.Map `ebpf:"accept_to"`
@@ -39,7 +40,7 @@ func (o *objects) close() {
 	for _, p := range []*ebpf.Program{o.Encap, o.Decap} {
 		_ = p.Close()
 	}
-	for _, m := range []*ebpf.Map{o.TxTunnels, o.RxTunnels, o.Counters, o.IPIDs, o.TxFIB, o.Remotes, o.AcceptFrom, o.AcceptTo} {
+	for _, m := range []*ebpf.Map{o.TxTunnels, o.RxTunnels, o.Counters, o.IPIDs, o.TxFIB, o.TxLengths, o.Remotes, o.AcceptFrom, o.AcceptTo} {
 		_ = m.Close()
 	}
 }

@@ -23,7 +23,8 @@ func TestObject_mapLayouts(t *testing.T) {
 		"counters":   {uint32(0), counters{}},
 		"ip_ids":     {uint32(0), uint32(0)},
 
-		"tx_fib":      {prefixKey{}, txRoute{}},
+		"tx_fib":      {routeKey{}, txRoute{}},
+		"tx_lengths":  {uint32(0), prefixLengths{}},
 		"remotes":     {remoteKey{}, remoteValue{}},
 		"accept_from": {prefixKey{}, uint32(0)},
 		"accept_to":   {prefixKey{}, uint32(0)},

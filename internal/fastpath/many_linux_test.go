@@ -3,6 +3,7 @@ package fastpath
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -129,7 +130,7 @@ func TestRoutes_Follow(t *testing.T) {
 		}
 	}
 	r.Close()
-	for name, m := range map[string]*ebpf.Map{"tx_fib": l.TxFIB, "remotes": l.Remotes} {
+	for name, m := range map[string]*ebpf.Map{"tx_fib": l.TxFIB, "tx_lengths": l.TxLengths, "remotes": l.Remotes} {
 		if n := entries(t, m); n != 0 {
 			t.Errorf("%s has %d entries in the end", name, n)
 		}
@@ -147,6 +148,55 @@ func entries(t *testing.T, m *ebpf.Map) (n int) {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// At each moment of a change every address has its old route or its new one.
+func TestRoutes_order(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(11, 12))
+	random := func() (prefixes []netip.Prefix, by map[netip.Prefix][]fib.Route) {
+		by = map[netip.Prefix][]fib.Route{}
+		for range rnd.IntN(12) {
+			p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(rnd.IntN(256))}), 24+rnd.IntN(9)).Masked()
+			by[p] = []fib.Route{{Hops: []fib.Hop{{Gateway: [4]byte{192, 0, 2, byte(1 + rnd.IntN(4))}}}}}
+			prefixes = append(prefixes, p)
+		}
+		return prefixes, by
+	}
+	longest := func(of map[netip.Prefix]fib.Next, a netip.Addr) fib.Next {
+		for bits := 32; bits >= 0; bits-- {
+			if n, ok := of[netip.PrefixFrom(a, bits).Masked()]; ok {
+				return n
+			}
+		}
+		return fib.Next{Kind: fib.Nowhere}
+	}
+	copyOf := func(t *fib.Table) map[netip.Prefix]fib.Next { return maps.Collect(t.All()) }
+	for range 500 {
+		before, old := random()
+		after, new := random()
+		was, next := routesets.Table(old), routesets.Table(new)
+		state, from, to := copyOf(was), copyOf(was), copyOf(next)
+		check := func(p netip.Prefix) {
+			for last := range 256 {
+				a := netip.AddrFrom4([4]byte{10, 0, 0, byte(last)})
+				if got := longest(state, a); got != longest(from, a) && got != longest(to, a) {
+					t.Fatalf("after %v is written %v has %v, before %v, in the end %v", p, a, got, longest(from, a), longest(to, a))
+				}
+			}
+		}
+		set, gone := order(next, append(before, after...))
+		for _, p := range set {
+			state[p] = to[p]
+			check(p)
+		}
+		for _, p := range gone {
+			delete(state, p)
+			check(p)
+		}
+		if !maps.Equal(state, to) {
+			t.Fatalf("%v in the end, want %v", state, to)
+		}
+	}
 }
 
 // A remote that is changed, or not set yet, is the only one whose packets that concerns.

@@ -59,7 +59,19 @@ type counters struct {
 	ReversePath, NotInAcceptFrom, NotInAcceptTo uint64
 }
 
-// prefixKey is a key of the maps tx_fib, accept_from and accept_to.
+// routeKey is a key of the map tx_fib.
+type routeKey struct {
+	Ifindex uint32
+	Address [4]byte
+	Length  uint32 // bits
+}
+
+// prefixLengths is a value of the map tx_lengths.
+type prefixLengths struct{ At [34]uint8 }
+
+const noLength = 0xff
+
+// prefixKey is a key of the maps accept_from and accept_to.
 type prefixKey struct {
 	Length  uint32 // bits: 32, and those of the prefix
 	Ifindex uint32

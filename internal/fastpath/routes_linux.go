@@ -1,9 +1,11 @@
 package fastpath
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -19,6 +21,7 @@ type Routes struct {
 	ifindex uint32
 	// table is what the maps have; f.mu guards the rest.
 	table    *fib.Table
+	lengths  [33]int // how many prefixes of a length table has
 	from, to map[netip.Prefix]bool
 	// incomplete is why the maps lack a prefix: a shorter one would lead its packets elsewhere, so that
 	// no Link of the interface may be enabled.
@@ -47,13 +50,13 @@ func (r *Routes) Close() {
 	}
 	r.fail(ErrClosed)
 	delete(r.f.routes, r.ifindex)
-	r.prune(new(fib.Table))
+	r.empty()
 	for _, list := range []struct {
 		m   *ebpf.Map
 		old map[netip.Prefix]bool
 	}{{r.f.objects.AcceptFrom, r.from}, {r.f.objects.AcceptTo, r.to}} {
 		for p := range list.old {
-			_ = list.m.Delete(r.key(p))
+			_ = list.m.Delete(r.prefixKey(p))
 		}
 	}
 }
@@ -98,21 +101,9 @@ func (r *Routes) Follow(next *fib.Table, prefixes []netip.Prefix, added, removed
 		return err
 	}
 	r.addRemotes(added)
-	// What is added comes first: else a shorter prefix would lead packets elsewhere in between.
-	var gone []netip.Prefix
-	set := batch{m: r.f.objects.TxFIB}
-	for _, p := range prefixes {
-		if n, ok := next.Next(p); !ok {
-			gone = append(gone, p)
-		} else if err := set.put(r.key(p), valueOf(n)); err != nil {
-			return r.refused(next, err)
-		}
-	}
-	if err := set.flush(); err != nil {
-		return r.refused(next, err)
-	}
-	for _, p := range gone {
-		_ = r.f.objects.TxFIB.Delete(r.key(p))
+	set, gone := order(next, prefixes)
+	if err := r.write(next, set, gone); err != nil {
+		return err
 	}
 	for _, g := range removed {
 		_ = r.f.objects.Remotes.Delete(remoteKey{r.ifindex, g})
@@ -137,16 +128,20 @@ func (r *Routes) Sync(next *fib.Table) error {
 	}
 	r.lacking = nil
 	r.addRemotes(gateways)
-	set := batch{m: r.f.objects.TxFIB}
-	for p, n := range next.All() {
-		if err := set.put(r.key(p), valueOf(n)); err != nil {
-			return r.refused(next, err)
+	var prefixes []netip.Prefix
+	for p := range next.All() {
+		prefixes = append(prefixes, p)
+	}
+	for p := range r.table.All() {
+		if _, ok := next.Next(p); !ok {
+			prefixes = append(prefixes, p)
 		}
 	}
-	if err := set.flush(); err != nil {
-		return r.refused(next, err)
+	set, gone := order(next, prefixes)
+	if err := r.write(next, set, gone); err != nil {
+		return err
 	}
-	r.prune(next)
+	r.pruneRemotes(next)
 	r.table, r.incomplete = next, nil
 	return nil
 }
@@ -167,25 +162,99 @@ func (r *Routes) checkSize(next *fib.Table) error {
 	return err
 }
 
-// refused is the error of a write while the copy becomes that of next. The maps may have prefixes of both.
-func (r *Routes) refused(next *fib.Table, err error) error {
-	for p := range next.All() {
-		if _, ok := r.table.Next(p); !ok {
-			_ = r.f.objects.TxFIB.Delete(r.key(p))
+// order is in which order a copy is written, so that at any moment each packet goes by its old route or by its
+// new one: first what there is in next, the longest prefixes first, then what is gone, the shortest first.
+func order(next *fib.Table, prefixes []netip.Prefix) (set, gone []netip.Prefix) {
+	slices.SortFunc(prefixes, func(a, b netip.Prefix) int { return cmp.Or(a.Bits()-b.Bits(), a.Addr().Compare(b.Addr())) })
+	for _, p := range slices.Compact(prefixes) {
+		if _, ok := next.Next(p); ok {
+			set = append(set, p)
+		} else {
+			gone = append(gone, p)
 		}
 	}
+	slices.Reverse(set)
+	return set, gone
+}
+
+// write sets and removes prefixes, in their order.
+func (r *Routes) write(next *fib.Table, set, gone []netip.Prefix) error {
+	had := func(p netip.Prefix) bool { _, ok := r.table.Next(p); return ok }
+	lengths := r.lengths
+	for _, p := range set {
+		if !had(p) {
+			lengths[p.Bits()]++
+		}
+	}
+	if err := r.setLengths(lengths); err != nil { // first, or a shorter prefix would come before a new length
+		return r.refused(set, err)
+	}
+	b := batch{m: r.f.objects.TxFIB}
+	for _, p := range set {
+		n, _ := next.Next(p)
+		if err := b.put(r.key(p), txRoute{uint32(n.Kind), n.Gateway}); err != nil {
+			return r.refused(set, err)
+		}
+	}
+	if err := b.flush(); err != nil {
+		return r.refused(set, err)
+	}
+	for _, p := range gone {
+		if had(p) {
+			_ = r.f.objects.TxFIB.Delete(r.key(p))
+			lengths[p.Bits()]--
+		}
+	}
+	if err := r.setLengths(lengths); err != nil {
+		return r.refused(set, err)
+	}
+	return nil
+}
+
+// setLengths has look-ups try these lengths.
+func (r *Routes) setLengths(lengths [33]int) error {
+	var v, old prefixLengths
+	n := 0
+	for bits := 32; bits >= 0; bits-- {
+		if lengths[bits] > 0 {
+			v.At[n] = uint8(bits)
+			n++
+		}
+	}
+	v.At[n] = noLength
+	if r.f.objects.TxLengths.Lookup(r.ifindex, &old) != nil || old != v {
+		if err := r.f.objects.TxLengths.Put(r.ifindex, v); err != nil {
+			return err
+		}
+	}
+	r.lengths = lengths
+	return nil
+}
+
+// refused is the error of a write. It takes what was to be set out of the maps again: all packets go to
+// userspace, and Sync writes all.
+func (r *Routes) refused(set []netip.Prefix, err error) error {
 	err = r.f.explainMap("a route", err)
 	r.fail(err)
+	for _, p := range set {
+		_ = r.f.objects.TxFIB.Delete(r.key(p))
+	}
+	r.empty()
 	return err
 }
 
-// prune removes what the copy has, and next has not.
-func (r *Routes) prune(next *fib.Table) {
+// empty takes the table out of the maps.
+func (r *Routes) empty() {
 	for p := range r.table.All() {
-		if _, ok := next.Next(p); !ok {
-			_ = r.f.objects.TxFIB.Delete(r.key(p))
-		}
+		_ = r.f.objects.TxFIB.Delete(r.key(p))
 	}
+	_ = r.f.objects.TxLengths.Delete(r.ifindex)
+	r.pruneRemotes(new(fib.Table))
+	r.table, r.lengths = new(fib.Table), [33]int{}
+}
+
+// pruneRemotes removes gateways that next has not.
+func (r *Routes) pruneRemotes(next *fib.Table) {
 	for g := range r.table.Gateways() {
 		if !next.HasGateway(g) {
 			_ = r.f.objects.Remotes.Delete(remoteKey{r.ifindex, g})
@@ -271,37 +340,40 @@ func (r *Routes) acceptIn(m *ebpf.Map, old *map[netip.Prefix]bool, prefixes []ne
 	}
 	next := make(map[netip.Prefix]bool, len(prefixes))
 	for _, p := range prefixes {
-		if err := m.Put(r.key(p), uint32(1)); err != nil {
+		if err := m.Put(r.prefixKey(p), uint32(1)); err != nil {
 			return r.f.explainMap("a prefix of accept-from or accept-to", err)
 		}
 		next[p.Masked()] = true
 	}
 	for p := range *old {
 		if !next[p] {
-			_ = m.Delete(r.key(p))
+			_ = m.Delete(r.prefixKey(p))
 		}
 	}
 	*old = next
 	return nil
 }
 
-func (r *Routes) key(p netip.Prefix) prefixKey {
+func (r *Routes) key(p netip.Prefix) routeKey {
+	p = p.Masked()
+	return routeKey{r.ifindex, p.Addr().As4(), uint32(p.Bits())}
+}
+
+func (r *Routes) prefixKey(p netip.Prefix) prefixKey {
 	p = p.Masked()
 	return prefixKey{Length: 32 + uint32(p.Bits()), Ifindex: r.ifindex, Address: p.Addr().As4()}
 }
 
-func valueOf(n fib.Next) txRoute { return txRoute{Kind: uint32(n.Kind), Remote: n.Gateway} }
-
 // batch writes to tx_fib by few system calls.
 type batch struct {
 	m      *ebpf.Map
-	keys   []prefixKey
+	keys   []routeKey
 	values []txRoute
 }
 
 const batchSize = 512
 
-func (b *batch) put(k prefixKey, v txRoute) error {
+func (b *batch) put(k routeKey, v txRoute) error {
 	b.keys, b.values = append(b.keys, k), append(b.values, v)
 	if len(b.keys) < batchSize {
 		return nil
