@@ -59,6 +59,7 @@ type control struct {
 	routes           RouteFollower             // of many; nil is none
 	routesOf         int                       // the interface that it follows
 	remotes          map[[4]byte]*remote       // the gateways of routes
+	learnt           map[[4]byte]*remote       // inner destinations: see learn
 	asked            remotesQuery              // of remotes
 
 	ifindex      int // in this network namespace, as last read

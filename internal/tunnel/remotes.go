@@ -19,9 +19,10 @@ import (
 // maxRemotes limits the gateways with a state of their own.
 const maxRemotes = 1 << 14
 
-// remote is a gateway of a route.
+// remote is a gateway of a route, or a learnt one.
 type remote struct {
-	follower      Follower
+	follower      Follower  // nil if it is learnt
+	learntAt      time.Time // the last ICMP error about it, if it is learnt
 	pathMTU       encap.PathMTU
 	reach         encap.Reachability
 	unreachableAt time.Time
@@ -61,7 +62,7 @@ func (c *control) endRoutes() {
 	for _, r := range c.remotes {
 		r.follower.Close()
 	}
-	c.remotes = nil
+	c.remotes, c.learnt = nil, nil
 	c.endSenders()
 	if c.many != nil {
 		c.many.begin()
@@ -120,7 +121,8 @@ func (c *control) updateRemotes(changed map[[4]byte]bool, now time.Time) {
 		return
 	}
 	base, old := c.route.Load(), *c.many.routes.Load()
-	next, same := make(map[[4]byte]*route, len(c.remotes)), len(old) == len(c.remotes)
+	next := make(map[[4]byte]*route, len(c.remotes)+len(c.learnt))
+	same := c.learntRoutes(next, old, base, changed, now) && len(old) == len(c.remotes)+len(c.learnt)
 	for g, r := range c.remotes {
 		if expired := r.tick(now, c.epoch); old[g] == nil || old[g].remote != r || old[g].base != base || expired || changed[g] {
 			next[g], same = c.remoteRoute(base, g, r, now), false
@@ -213,9 +215,9 @@ func (c *control) remotesMTU() int {
 
 // remotesNext is when the state of a remote expires; zero is never.
 func (c *control) remotesNext() (next time.Time) {
-	for _, r := range c.remotes {
-		for _, at := range []time.Time{r.pathMTU.Expires(), r.reach.Expires()} {
-			if !at.IsZero() && (next.IsZero() || at.Before(next)) {
+	for _, all := range []map[[4]byte]*remote{c.remotes, c.learnt} {
+		for _, r := range all {
+			if at := r.expires(); !at.IsZero() && (next.IsZero() || at.Before(next)) {
 				next = at
 			}
 		}
@@ -233,12 +235,15 @@ func (t *Tunnel) outerErrorOf(e *encap.OuterError, now time.Time) (why drop.Reas
 	r := (*t.many.routes.Load())[e.Destination]
 	config := t.config.Load()
 	alive := func() bool {
-		heard := r.remote.heard.Load()
+		var heard int64
+		if r != nil {
+			heard = r.remote.heard.Load()
+		}
 		return heard != 0 && now.Sub(t.epoch.Add(time.Duration(heard))) < recentlyReceived ||
 			now.Sub(t.many.fastHeard(e.Destination)) < recentlyReceived
 	}
 	switch {
-	case r == nil, !e.TooBig() && !e.Unreachable(), e.Type == ipv4.ICMPTimeExceeded && config.TTL == 0:
+	case r == nil && !t.many.table.Load().HasRemote(e.Destination), !e.TooBig() && !e.Unreachable(), e.Type == ipv4.ICMPTimeExceeded && config.TTL == 0:
 		return drop.OuterErrorIgnored
 	case e.Protocol != ipv4.ProtocolIPIP, e.TooBig() && !config.DontFragment, e.Unreachable() && alive():
 		return drop.OuterErrorNotBelieved
@@ -252,17 +257,10 @@ func (t *Tunnel) outerErrorOf(e *encap.OuterError, now time.Time) (why drop.Reas
 
 // errorOf handles an ICMP error about packets to a remote.
 func (c *control) errorOf(e *encap.OuterError, now time.Time) {
-	r := c.remotes[e.Destination]
-	if r == nil {
-		return
-	}
-	if e.TooBig() {
-		if _, d := r.pathMTU.TooBig(now, e, r.follower.Answer().Route.MTU); d != drop.None {
-			c.drop(d, 1)
-		}
-	} else {
-		r.reach.MarkUnreachable(now)
-		r.unreachableAt = now
+	if r := c.remotes[e.Destination]; r == nil {
+		c.learn(e, now)
+	} else if d := r.apply(e, r.follower.Answer().Route.MTU, now); d != drop.None {
+		c.drop(d, 1)
 	}
 	c.remoteChanged(e.Destination)
 }
