@@ -118,8 +118,8 @@ func (m *remotes) take() (news, changed map[[4]byte]bool) {
 // of base but for the Remote.
 func (m *remotes) to(remote [4]byte, base, scratch *route) *route {
 	if r := (*m.routes.Load())[remote]; r != nil {
-		if !r.remote.used.Load() {
-			r.remote.used.Store(true)
+		if atomic.LoadUint32(&r.used) == 0 {
+			atomic.StoreUint32(&r.used, 1)
 		}
 		return r
 	}

@@ -27,7 +27,6 @@ type remote struct {
 	reach         encap.Reachability
 	unreachableAt time.Time
 	heard         atomic.Int64 // when its last packet came, nanoseconds after Tunnel.epoch; 0 is never
-	used          atomic.Bool  // packets were sent to it since confirmRemotes
 
 	// Of programRemote: the device of its route, why the fast path does not carry it, and the host's rules that
 	// apply to its packets.
@@ -189,11 +188,14 @@ func (c *control) remoteLink(a *netstate.Answer) *underlay.Link {
 
 // confirmRemotes is confirmNextHop for the remotes that packets were sent to.
 func (c *control) confirmRemotes() {
-	for _, r := range c.remotes {
-		if !r.used.Swap(false) {
+	if c.many == nil {
+		return
+	}
+	for g, r := range *c.many.routes.Load() {
+		if atomic.SwapUint32(&r.used, 0) == 0 || c.remotes[g] == nil {
 			continue
 		}
-		if err := r.follower.Refresh(); err != nil {
+		if err := c.remotes[g].follower.Refresh(); err != nil {
 			c.log.Debug("the next hop is not resolved", "err", err)
 		}
 	}

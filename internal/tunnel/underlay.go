@@ -38,6 +38,9 @@ type route struct {
 	base        *route  // what it was made of: the tunnel's own
 	remote      *remote // nil unless it is a gateway of a route
 	unreachable bool    // as Tunnel.unreachable
+	// used is 1 once a packet was sent by it since confirmRemotes. It is atomic, and here since the data path
+	// reads the rest of a route anyway, but not its remote.
+	used uint32
 }
 
 // maxInner is the largest inner packet in bytes that a path of that MTU takes unfragmented.
