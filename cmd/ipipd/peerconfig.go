@@ -22,6 +22,7 @@ type peerConfigOptions struct {
 	Name    string
 	System  string
 	Paths   []string
+	Remote  netip.Addr // of many
 	Show    bool
 }
 
@@ -33,7 +34,8 @@ func newCmdPeerConfig(s *streams, runF func(context.Context, *peerConfigOptions)
 		Long: `peer-config prints what the other end of a tunnel needs, for a tunnel that runs, or
 one of --config: the outer addresses swapped, the inner address that belongs to this
 end's, and what has to be the same at both ends. What is not known here, or cannot be
-said there, is a comment in it.`,
+said there, is a comment in it. Of a tunnel whose remote-address is any it prints that
+of each remote that peers names, or of --remote.`,
 		Example: "  ipipd peer-config ipip1 --for mikrotik",
 		Args: func(c *cobra.Command, args []string) error {
 			switch {
@@ -62,6 +64,15 @@ said there, is a comment in it.`,
 		},
 		get: func() string { return o.System },
 	})
+	addFlag(c, "remote", "IPv4", "all", "of this one of many remotes only", nil, &flagValue{
+		set: func(v string) (err error) {
+			if o.Remote, err = netip.ParseAddr(v); err != nil || !o.Remote.Is4() {
+				return &tunnel.ValueError{Property: "remote", Value: v, Want: "an IPv4 address"}
+			}
+			return nil
+		},
+		get: func() string { return "" },
+	})
 	c.Flags().StringArrayVar(&o.Paths, configFlag, nil, "of a tunnel in these files, as it does not run")
 	c.Flags().BoolVar(&o.Show, "show-sensitive", false, "with the secret, which is a placeholder without")
 	addProcessFlag(c, &o.processOptions, config.RuntimeDir)
@@ -79,7 +90,7 @@ func peerConfigRun(_ context.Context, o *peerConfigOptions) error {
 	if err != nil {
 		return err
 	}
-	t.ShowSecret = o.Show
+	t.ShowSecret, t.Only = o.Show, o.Remote
 	var b bytes.Buffer
 	if err := peerconfig.Write(&b, o.System, t); err != nil {
 		return fmt.Errorf("%s: %w", o.Name, err)

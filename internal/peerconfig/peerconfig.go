@@ -36,6 +36,10 @@ type Tunnel struct {
 	MTU int
 	// ShowSecret: the secret is written.
 	ShowSecret bool
+	// Only is the one of many remotes that is wanted; the zero Addr is all.
+	Only netip.Addr
+
+	sources string // the prefixes of one of many remotes
 }
 
 // peer is the other end.
@@ -57,8 +61,14 @@ type peer struct {
 	shown    bool // the secret is
 }
 
-// Write writes the configuration of the other end of t for one of Systems.
+// Write writes the configuration of the other end of t for one of Systems, or of each of many remotes.
 func Write(w io.Writer, system string, t *Tunnel) error {
+	if t.isMany() {
+		return writeMany(w, system, t)
+	}
+	if t.Only.IsValid() && t.sources == "" {
+		return &tunnel.ValueError{Property: "remote", Value: t.Only.String(), Want: "a tunnel whose remote-address is any with it"}
+	}
 	p, err := mirror(t)
 	if err != nil {
 		return err
@@ -114,6 +124,7 @@ func mirror(this *Tunnel) (*peer, error) {
 	p.mirrorAddresses(c)
 	p.mirrorKeepalive(c)
 	p.mirrorSecret(c)
+	p.mirrorMany(&t)
 	switch {
 	case p.mtu == 0 && t.MTU > 0:
 		p.mtu = t.MTU

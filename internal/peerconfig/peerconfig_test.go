@@ -204,3 +204,33 @@ func TestWrite_ciscoMSS(t *testing.T) {
 		}
 	}
 }
+
+// Each remote that peers names gets the configuration of a tunnel with one remote: this end.
+func TestWriteMany(t *testing.T) {
+	of := configured(t, "name", "tunl0", "remote-address", "any", "local-address", "198.51.100.1", "address", "10.255.0.1/32",
+		"peers", "10.20.0.0/16=198.51.100.7,10.30.0.0/16=198.51.100.8,10.21.0.0/16=198.51.100.7", "accept-from", "any-peer", "route", "10.99.0.0/16")
+	for _, system := range Systems {
+		text := written(t, system, of)
+		first, second, ok := strings.Cut(text, "on 198.51.100.8, one of many remotes of the other end: 10.30.0.0/16 is sent to it")
+		if !ok || !strings.Contains(first, "on 198.51.100.7, one of many remotes of the other end: 10.20.0.0/16, 10.21.0.0/16 is sent to it") || strings.Contains(second, "10.20") {
+			t.Errorf("%s:\n%s", system, text)
+		}
+	}
+	of.Only = netip.MustParseAddr("198.51.100.8")
+	one := read(t, "t.yaml", written(t, "ipipd", of)).Config
+	if one.RemoteAddress != "198.51.100.1" || one.LocalAddress != of.Only || one.Keepalive.Interval != 0 {
+		t.Errorf("%+v", one)
+	}
+	for _, c := range []struct {
+		of   *Tunnel
+		want string
+	}{
+		{&Tunnel{Config: of.Config, Only: netip.MustParseAddr("198.51.100.9")}, "remote 198.51.100.9 has no prefix in peers: the other ends are the gateways"},
+		{configured(t, "name", "tunl0", "remote-address", "any", "local-address", "198.51.100.1"), "remote-address is any, and peers names no remote: the other ends are the gateways"},
+		{&Tunnel{Config: one, Only: of.Only}, `remote: "198.51.100.8" is not accepted: want a tunnel whose remote-address is any with it`},
+	} {
+		if err := Write(&bytes.Buffer{}, "linux", c.of); err == nil || !strings.HasPrefix(err.Error(), c.want) {
+			t.Errorf("%v, want %s", err, c.want)
+		}
+	}
+}
