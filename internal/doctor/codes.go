@@ -42,6 +42,9 @@ const (
 	RemoteIsLocal        Code = "remote-is-local"
 	RouteLoop            Code = "route-loop"
 	NoLocalAddress       Code = "no-local-address"
+	NoRemotes            Code = "no-remotes"
+	GatewayNotUsable     Code = "gateway-not-usable"
+	RouteWithoutGateway  Code = "route-without-gateway"
 	SamePair             Code = "same-pair"
 	UDPPortTaken         Code = "udp-port-taken"
 	ManagedByNetworkd    Code = "managed-by-networkd"
@@ -92,6 +95,9 @@ var Codes = []struct {
 	{RemoteIsLocal, Broken, "remote-address is an address of this host"},
 	{RouteLoop, Broken, "the route to the remote leads into the tunnel"},
 	{NoLocalAddress, Warning, "no interface has local-address: nothing is sent"},
+	{NoRemotes, Warning, "nothing is routed into an interface with many remotes"},
+	{GatewayNotUsable, Warning, "a route of an interface with many remotes names a gateway that cannot be used"},
+	{RouteWithoutGateway, Warning, "a route without a gateway, where `ipsec-secret` takes one"},
 	{SamePair, Broken, "two tunnels, or the kernel's own, have the same outer addresses"},
 	{UDPPortTaken, Broken, "UDP 500 or 4500 is taken"},
 	{ManagedByNetworkd, Warning, "systemd-networkd manages the tunnel's interface"},

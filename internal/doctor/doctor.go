@@ -210,6 +210,7 @@ var checks = []struct {
 	{"kernel-ipip", (*examination).kernelIPIP},
 	{"name", (*examination).nameTaken},
 	{"route", (*examination).route},
+	{"remotes", (*examination).remotes},
 	{"same-pair", (*examination).samePair},
 	{"udp-ports", (*examination).udpPorts},
 	{"managers", (*examination).managers},
@@ -265,6 +266,9 @@ func (e *examination) subject(t *Tunnel) *subject {
 		s.local, _ = netip.ParseAddr(s.Status.CurrentLocalAddress)
 	}
 	e.takeWarnings(s)
+	if s.isMany() {
+		return s
+	}
 	s.remote = knownRemote(t)
 	if !s.remote.IsValid() {
 		e.check = "route"
@@ -331,7 +335,7 @@ func (e *examination) resolve(tunnels []Tunnel) (done func()) {
 	e.names = map[string]func() (netip.Addr, error){}
 	for i := range tunnels {
 		name := tunnels[i].Config.RemoteAddress
-		if knownRemote(&tunnels[i]).IsValid() || e.names[name] != nil {
+		if name == tunnel.AnyRemote || knownRemote(&tunnels[i]).IsValid() || e.names[name] != nil {
 			continue
 		}
 		lookUp := sync.OnceValues(func() (netip.Addr, error) { return e.Resolve(ctx, name) })

@@ -330,6 +330,49 @@ var brokens = []broken{
 		l.here.Run("ip", "route", "add", "198.51.100.0/24", "dev", "ipip1")
 	}), []Code{RouteLoop}, "leads into the tunnel ipip1 itself", false},
 	{"no local address", func(l *lab) { l.config.LocalAddress = netip.MustParseAddr("192.0.2.200") }, []Code{NoLocalAddress}, "", false},
+	{"many remotes, and no route", with(manyRunning, func(l *lab) { l.here.Run("ip", "address", "flush", "dev", "ipip1") }), []Code{NoRemotes}, "nothing is routed into ipip1", false},
+	{"a gateway that is no IPv4 address", with(manyRunning, environment(func(e *Environment) {
+		device, err := net.InterfaceByName("ipip1")
+		e.Routes = func() (map[int][]netstate.RouteMetrics, error) {
+			return map[int][]netstate.RouteMetrics{device.Index: {{Prefix: netip.MustParsePrefix("10.20.0.0/16"), Unusable: true}}}, err
+		}
+	})), []Code{GatewayNotUsable}, "the route of 10.20.0.0/16 names", false},
+	{"a route without a gateway, and a secret", with(secret, manyRunning, func(l *lab) { l.here.Run("ip", "route", "add", "10.20.0.0/16", "dev", "ipip1") }),
+		[]Code{RouteWithoutGateway}, "10.20.0.0/16", false},
+	{"remotes without a route", with(manyRunning, func(l *lab) {
+		l.here.Run("sh", "-ec", "for i in 1 2 3 4 5; do ip route add 10.$i.0.0/16 via 198.51.100.$i dev ipip1 onlink; done")
+	}), []Code{NoRoute}, "and 2 more", false},
+	{"a remote that the tunnel itself leads to", with(manyRunning, func(l *lab) {
+		l.here.Run("sh", "-ec", "ip route add 10.20.0.0/16 via 198.51.100.7 dev ipip1 onlink; ip route add 198.51.100.0/24 via "+remote+" dev ipip1 onlink")
+	}), []Code{RouteLoop}, "198.51.100.7 (of 10.20.0.0/16) leads into ipip1 itself", false},
+	{"peers that would be a loop", with(func(l *lab) {
+		l.config.RemoteAddress = tunnel.AnyRemote
+		l.here.Run("ip", "route", "add", "default", "via", remote)
+		l.config.Routes = []netstate.InterfaceRoute{{Prefix: netip.MustParsePrefix("198.51.0.0/16"), Gateway: netip.MustParseAddr("198.51.100.7")}}
+	}), []Code{RouteLoop}, "198.51.100.7 (of 198.51.0.0/16)", true},
+	{"this host as one of many remotes", with(func(l *lab) {
+		l.config.RemoteAddress = tunnel.AnyRemote
+		l.config.Routes = []netstate.InterfaceRoute{{Prefix: netip.MustParsePrefix("10.20.0.0/16"), Gateway: netip.MustParseAddr(local)}}
+	}), []Code{RemoteIsLocal}, local, false},
+	{"many remotes without the local address", func(l *lab) {
+		l.config.RemoteAddress, l.config.LocalAddress = tunnel.AnyRemote, netip.MustParseAddr("192.0.2.200")
+	}, []Code{NoLocalAddress}, "192.0.2.200", false},
+	{"the kernel's tunl0 is up", with(func(l *lab) { l.config.RemoteAddress = tunnel.AnyRemote }, environment(func(e *Environment) {
+		e.KernelTunnels = func() ([]netstate.KernelTunnel, error) {
+			any := netip.IPv4Unspecified()
+			return []netstate.KernelTunnel{{Name: "eth0", Local: any, Remote: any}, {Name: "tunl0", Local: any, Remote: any}}, nil // which is down
+		}
+	})), []Code{SamePair}, "ip link set eth0 down", false},
+	{"another process has the local address", func(l *lab) {
+		l.config.RemoteAddress = tunnel.AnyRemote
+		other := tunnel.NewStatus(&l.config)
+		other.CurrentLocalAddress, other.CurrentRemoteAddress = local, tunnel.AnyRemote
+		l.others = []tunnel.Status{other}
+	}, []Code{SamePair}, "whose remote-address is any as well", false},
+	{"accept-from and a strict rp_filter", func(l *lab) {
+		l.config.RemoteAddress, l.config.AcceptAnyPeer = tunnel.AnyRemote, true
+		l.here.Sysctl("net.ipv4.conf.all.rp_filter", "1")
+	}, []Code{RPFilterTunnel}, "accept-from lets in", false},
 	{"two with the same pair", with(replies(fine), func(l *lab) { l.more = []Tunnel{{Config: l.config}}; l.more[0].Config.Name = "ipip2" }),
 		[]Code{SamePair}, "as ipip1", false},
 	{"another process has the pair", with(replies(fine), func(l *lab) {
@@ -374,6 +417,14 @@ var brokens = []broken{
 	{"little memory, cgroup v1", with(replies(fine), file("proc/self/cgroup", "4:memory:/a/b\n0::/\n"), file("sys/fs/cgroup/memory/a/b/memory.limit_in_bytes", "8388608\n")),
 		[]Code{TooLittleMemory}, "8 MiB", false},
 	{"little memory", with(replies(fine), file("proc/self/cgroup", "0::/a/b\n"), file("sys/fs/cgroup/a/memory.max", "8388608\n")), []Code{TooLittleMemory}, "8 MiB", false},
+}
+
+// manyRunning has a status of a tunnel with many remotes.
+func manyRunning(l *lab) {
+	l.config.RemoteAddress = tunnel.AnyRemote
+	running(func(s *tunnel.Status) {
+		s.CurrentRemoteAddress, s.Remotes, s.KeepaliveState = tunnel.AnyRemote, &tunnel.Remotes{}, keepalive.Off.String()
+	})(l)
 }
 
 // index is that of the tunnel's interface.

@@ -36,9 +36,7 @@ func (e *examination) route() {
 		}
 		a := s.answer
 		if !a.HasLocal && s.local.IsValid() {
-			e.found(NoLocalAddress, s, fmt.Sprintf("no interface of this host has local-address %v", s.local),
-				"nothing is sent until it is there; on a VRRP backup that is as it should be",
-				fmt.Sprintf("ip address add %v/32 dev IF, or another --local-address", s.local))
+			e.noLocalAddress(s)
 		}
 		switch {
 		case a.Err != nil:
@@ -56,6 +54,12 @@ func (e *examination) route() {
 				"outer packets are encapsulated again, and dropped", s.ownRoute())
 		}
 	}
+}
+
+func (e *examination) noLocalAddress(s *subject) {
+	e.found(NoLocalAddress, s, fmt.Sprintf("no interface of this host has local-address %v", s.local),
+		"nothing is sent until it is there; on a VRRP backup that is as it should be",
+		fmt.Sprintf("ip address add %v/32 dev IF, or another --local-address", s.local))
 }
 
 // noRouteRemedy is what mends err, of the look-up of a route to remote.

@@ -60,6 +60,9 @@ func (e *examination) probe() {
 	sized := 0
 	for _, s := range e.tunnels {
 		switch {
+		case s.isMany():
+			e.skip(s, "remotes are not probed where remote-address is any: ipipd print --remotes %s has the state of each", s.name)
+			continue
 		case !s.hasPath():
 			e.skip(s, "there is no path to probe")
 			continue
@@ -144,6 +147,9 @@ func (e *examination) reachability() {
 }
 
 func (e *examination) reachable(s *subject) {
+	if s.isMany() {
+		return
+	}
 	down := false // the running tunnel says that it hears nobody
 	if s.running() {
 		if slices.Contains(s.warned, IPsecNotEstablished) || slices.Contains(s.warned, ESPFiltered) {

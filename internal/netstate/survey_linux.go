@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/ipv4"
 )
 
 // KernelTunnels returns the kernel's own tunnels of protocol 4 in the network namespace of the calling
@@ -27,7 +29,7 @@ func KernelTunnels() (tunnels []KernelTunnel, err error) {
 }
 
 // RoutesByInterface returns the unicast routes of all tables in the network namespace of the calling thread,
-// by the index of the interface that they lead into; those of several next hops are not among them.
+// by the index of the interface that they lead into; one of several next hops for each of these.
 func RoutesByInterface() (routes map[int][]RouteMetrics, err error) {
 	filter := &netlink.Route{Table: unix.RT_TABLE_UNSPEC, Type: unix.RTN_UNICAST}
 	list, err := netlink.RouteListFiltered(netlink.FAMILY_V4, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
@@ -42,7 +44,15 @@ func RoutesByInterface() (routes map[int][]RouteMetrics, err error) {
 			bits, _ := r.Dst.Mask.Size()
 			prefix = netip.PrefixFrom(address, bits)
 		}
-		routes[r.LinkIndex] = append(routes[r.LinkIndex], RouteMetrics{prefix, r.MTU, r.AdvMSS})
+		hops := r.MultiPath
+		if len(hops) == 0 {
+			hops = []*netlink.NexthopInfo{{LinkIndex: r.LinkIndex, Gw: r.Gw, Via: r.Via, Encap: r.Encap}}
+		}
+		for _, h := range hops {
+			gateway, _ := netip.AddrFromSlice(h.Gw.To4())
+			unusable := h.Via != nil || h.Encap != nil || h.Gw != nil && !ipv4.IsUnicast(gateway)
+			routes[h.LinkIndex] = append(routes[h.LinkIndex], RouteMetrics{prefix, gateway, unusable, r.MTU, r.AdvMSS})
+		}
 	}
 	return routes, nil
 }

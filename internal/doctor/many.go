@@ -1,0 +1,197 @@
+package doctor
+
+import (
+	"cmp"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"ipipd/internal/netstate"
+	"ipipd/internal/tunnel"
+)
+
+// A tunnel whose remote-address is any has no remote to probe: what is wrong with it shows in the routes out of
+// its interface, whose gateways are its remotes.
+
+const (
+	// maxRemotes is how many remotes of a tunnel are looked up.
+	maxRemotes = 256
+	// maxNamed is how many of them a finding names.
+	maxNamed = 3
+)
+
+// isMany reports whether the tunnel has many remotes.
+func (s *subject) isMany() bool { return s.Config.RemoteAddress == tunnel.AnyRemote }
+
+// remotes checks the tunnels with many.
+func (e *examination) remotes() {
+	for _, s := range e.tunnels {
+		if s.isMany() {
+			e.manyLocal(s)
+			e.manyRoutes(s)
+			e.manyFilter(s)
+		}
+	}
+}
+
+// manyLocal says what is wrong with the local address, or what else takes packets for it.
+func (e *examination) manyLocal(s *subject) {
+	if s.local.IsValid() {
+		if a, err := e.Network(netstate.Query{Local: s.local.As4(), Mark: s.Config.FwMark, UnderlayDevice: s.Config.UnderlayDevice}); err != nil {
+			e.skip(s, "the host's network cannot be read: %v", err)
+		} else if !a.HasLocal {
+			e.noLocalAddress(s)
+		}
+	}
+	e.manyOthers(s)
+	kernel, err := e.KernelTunnels()
+	if err != nil {
+		return // said by samePair
+	}
+	for _, k := range kernel {
+		same := !k.Local.IsValid() || k.Local.IsUnspecified() || k.Local == s.local
+		if i := e.interfaces[k.Name]; same && k.Remote.IsUnspecified() && i.Flags&net.FlagUp != 0 {
+			e.found(SamePair, s, fmt.Sprintf("the kernel's tunnel %s is up, and takes packets of any remote, too", k.Name),
+				"both get each packet, and the kernel's hands in what this one drops", "ip link set "+quote(k.Name)+" down")
+		}
+	}
+}
+
+// manyOthers says if another tunnel with many remotes has the same local address.
+func (e *examination) manyOthers(s *subject) {
+	local := s.local.String()
+	if !s.local.IsValid() {
+		local = netip.IPv4Unspecified().String()
+	}
+	for i := range e.others {
+		if o := &e.others[i]; o.CurrentRemoteAddress == tunnel.AnyRemote && cmp.Or(o.CurrentLocalAddress, netip.IPv4Unspecified().String()) == local {
+			e.found(SamePair, s, fmt.Sprintf("it has the local-address of %s, whose remote-address is any as well: %s", o.Name(), local),
+				"both receive each packet", "ipipd down "+quote(o.Name())+", or another --local-address")
+		}
+	}
+}
+
+// manyRoutes says what is wrong with the routes.
+func (e *examination) manyRoutes(s *subject) {
+	routes := e.routesInto(s)
+	running := s.running()
+	e.routesMTU(s)
+	if !running {
+		for _, r := range s.Config.Routes {
+			routes = append(routes, netstate.RouteMetrics{Prefix: r.Prefix, Gateway: r.Gateway})
+		}
+	}
+	var plain, unusable []string
+	prefixes := map[netip.Addr]netip.Prefix{}
+	var gateways []netip.Addr
+	for _, r := range routes {
+		switch {
+		case r.Unusable:
+			unusable = append(unusable, r.Prefix.String())
+		case !r.Gateway.IsValid():
+			plain = append(plain, r.Prefix.String())
+		default:
+			if _, ok := prefixes[r.Gateway]; !ok {
+				gateways, prefixes[r.Gateway] = append(gateways, r.Gateway), r.Prefix
+			}
+		}
+	}
+	if running && len(routes) == 0 && len(s.Config.AcceptTo) == 0 {
+		e.found(NoRemotes, s, "nothing is routed into "+s.ifname+": it has no remotes", "the gateways of its routes are its remotes, and only these may send",
+			fmt.Sprintf("ip route add PREFIX via REMOTE dev %s onlink, or peers; see docs/many-remotes.md", s.ifname))
+	}
+	if len(unusable) > 0 {
+		e.found(GatewayNotUsable, s, fmt.Sprintf("the route of %s names a gateway that is no IPv4 address of a host, or an encapsulation", named(unusable)),
+			"packets by it are dropped (remote-not-usable)", fmt.Sprintf("ip route replace %s via REMOTE dev %s onlink", unusable[0], s.ifname))
+	}
+	if s.encrypted && len(plain) > 0 {
+		e.found(RouteWithoutGateway, s, fmt.Sprintf("there is an ipsec-secret, and the route of %s has no gateway", named(plain)),
+			"there is an SA with gateways only: packets by it are dropped", fmt.Sprintf("ip route replace %s via REMOTE dev %s onlink", plain[0], s.ifname))
+	}
+	if len(gateways) > maxRemotes {
+		e.skip(s, "the ways to the first %d of %d remotes are looked up: ipipd print --remotes %s has the state of all", maxRemotes, len(gateways), s.name)
+		gateways = gateways[:maxRemotes]
+	}
+	e.manyWays(s, gateways, prefixes)
+}
+
+// manyWays says which remotes outer packets do not reach, and why.
+func (e *examination) manyWays(s *subject, gateways []netip.Addr, prefixes map[netip.Addr]netip.Prefix) {
+	type fault struct {
+		code    Code
+		remotes []netip.Addr
+		texts   []string
+		do      string
+	}
+	var noPath, own, loop, filtered fault
+	add := func(f *fault, g netip.Addr, do string) {
+		f.remotes = append(f.remotes, g)
+		f.texts = append(f.texts, fmt.Sprintf("%v (of %v)", g, prefixes[g]))
+		f.do = cmp.Or(f.do, do)
+	}
+	strictBy := ""
+	for _, g := range gateways {
+		q := netstate.Query{Remote: g.As4(), Mark: s.Config.FwMark, UnderlayDevice: s.Config.UnderlayDevice, Interface: e.interfaces[s.ifname].Index, Routes: s.Config.Routes}
+		if s.local.IsValid() {
+			q.Local = s.local.As4()
+		}
+		a, err := e.Network(q)
+		if err != nil {
+			e.skip(s, "the host's network cannot be read: %v", err)
+			return
+		}
+		one := &subject{Tunnel: s.Tunnel, ifname: s.ifname, remote: g, answer: a}
+		switch {
+		case a.Err != nil:
+			add(&noPath, g, noRouteRemedy(g, a.Err))
+		case a.Route.Local:
+			add(&own, g, fmt.Sprintf("the other end's address in its place: ip route replace %v via REMOTE dev %s onlink", prefixes[g], s.ifname))
+		case q.Interface != 0 && a.Route.Device == q.Interface, a.Loop != (netstate.InterfaceRoute{}):
+			add(&loop, g, one.ownRoute())
+		default:
+			if from, strict := e.strict(one.device()); strict && a.ReturnDevice != a.Route.Device {
+				strictBy = from
+				add(&filtered, g, "sysctl "+from+"=2")
+			}
+		}
+	}
+	for _, f := range []struct {
+		fault
+		what, why string
+		code      Code
+	}{
+		{noPath, "there is no route to %s", "nothing can be sent there", NoRoute},
+		{own, "an address of this host is a remote: %s", "a tunnel leads to another host", RemoteIsLocal},
+		{loop, "the route to %s leads into " + s.ifname + " itself", "outer packets are encapsulated again, and dropped (loop)", RouteLoop},
+		{filtered, "rp_filter is strict (" + strictBy + "), and the route back is another one, of %s", "the kernel drops what these send", RPFilterUnderlay},
+	} {
+		if len(f.remotes) > 0 {
+			e.found(f.code, s, fmt.Sprintf(f.what, named(f.texts)), f.why, f.do)
+		}
+	}
+}
+
+// manyFilter says if rp_filter drops what accept-from lets in.
+func (e *examination) manyFilter(s *subject) {
+	if len(s.Config.AcceptFrom) == 0 && !s.Config.AcceptAnyPeer {
+		return // the same check is made by the tunnel itself
+	}
+	ifname := s.ifname
+	if !s.running() {
+		ifname = "default" // what it will have
+	}
+	if from, strict := e.strict(ifname); strict {
+		e.found(RPFilterTunnel, s, fmt.Sprintf("rp_filter is strict on the tunnel's interface (%s), and accept-from lets in inner sources that are not routed into it", from),
+			"the kernel drops these", "sysctl "+from+"=2, or 0 where there is no default route")
+	}
+}
+
+// named names the first of many.
+func named(all []string) string {
+	if len(all) <= maxNamed {
+		return strings.Join(all, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(slices.Clip(all[:maxNamed]), ", "), len(all)-maxNamed)
+}
