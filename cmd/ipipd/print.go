@@ -31,6 +31,7 @@ type printOptions struct {
 	streams *streams
 	Name    string // "" is all
 	JSON    bool
+	Remotes bool // of Name, and only these
 }
 
 func newCmdPrint(s *streams, runF func(context.Context, *printOptions) error) *cobra.Command {
@@ -44,15 +45,22 @@ func newCmdPrint(s *streams, runF func(context.Context, *printOptions) error) *c
 			if len(args) > 0 {
 				o.Name = args[0]
 			}
+			if o.Remotes && o.Name == "" {
+				return usageErrorf("%s: --remotes is of one tunnel: want its NAME", c.CommandPath())
+			}
 			return runF(c.Context(), o)
 		},
 	}
 	c.Flags().BoolVar(&o.JSON, "json", false, "an array of objects, their keys the names of the properties")
+	c.Flags().BoolVar(&o.Remotes, "remotes", false, "all remotes of a tunnel whose remote-address is any; without it NAME shows 100 of them")
 	addProcessFlag(c, &o.processOptions, config.RuntimeDir)
 	return c
 }
 
 func printRun(_ context.Context, o *printOptions) error {
+	if o.Remotes {
+		return printAllRemotes(o)
+	}
 	statuses, problem := queryStatuses(o.RuntimeDir, o.Name)
 	if len(statuses) == 0 && (o.Name != "" || errors.Is(problem, fs.ErrPermission) || errors.Is(problem, syscall.ENOTDIR)) {
 		return cmp.Or(problem, noSuchTunnel(o.RuntimeDir, o.Name))
@@ -175,12 +183,15 @@ func printTable(out io.Writer, statuses []tunnel.Status) error {
 		if c := s.Setting("comment"); c != "" {
 			comments[i] = ";;; " + c + "\n"
 		}
-		local := cmp.Or(s.Setting("local-address"), s.CurrentLocalAddress)
+		local, remote := cmp.Or(s.Setting("local-address"), s.CurrentLocalAddress), s.Setting("remote-address")
+		if s.Remotes != nil {
+			remote += " (" + remotesText(s.Remotes) + ")"
+		}
 		mtu := ""
 		if s.ActualMTU != 0 { // there is an interface
 			mtu = strconv.Itoa(s.ActualMTU)
 		}
-		fmt.Fprintf(w, "%*d %s\t%s\t%s\t%s\t%s\n", width, i, flag, s.Name(), mtu, local, s.Setting("remote-address"))
+		fmt.Fprintf(w, "%*d %s\t%s\t%s\t%s\t%s\n", width, i, flag, s.Name(), mtu, local, remote)
 	}
 	w.Flush()
 	head, rows, _ := strings.Cut(b.String(), "\n")
@@ -231,6 +242,9 @@ func printDetail(out io.Writer, s *tunnel.Status, now time.Time) error {
 		line{"actual-mtu", strconv.Itoa(s.ActualMTU)},
 		line{"current-local-address", s.CurrentLocalAddress},
 		line{"current-remote-address", s.CurrentRemoteAddress})
+	if s.Remotes != nil {
+		lines = append(lines, line{"remotes", remotesText(s.Remotes)}, line{"prefixes", strconv.Itoa(s.Remotes.Prefixes)})
+	}
 	if s.CandidateRemoteAddress != "" {
 		lines = append(lines, line{"candidate-remote-address", s.CandidateRemoteAddress})
 	}
@@ -273,6 +287,12 @@ func printDetail(out io.Writer, s *tunnel.Status, now time.Time) error {
 	var b strings.Builder
 	for _, l := range lines {
 		fmt.Fprintf(&b, "%*s: %s\n", width, l.name, l.value)
+	}
+	if s.Remotes != nil && len(s.Remotes.List) > 0 {
+		b.WriteString("\n" + remotesTable(s.Remotes, now))
+		if more := s.Remotes.Count - len(s.Remotes.List); more > 0 {
+			fmt.Fprintf(&b, "and %d more: ipipd print --remotes %s\n", more, s.Name())
+		}
 	}
 	return writeTrimmingLines(out, b.String())
 }

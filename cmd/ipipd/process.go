@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"net"
 	"slices"
 	"sync"
@@ -85,7 +86,7 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 	go func() {
 		err := p.server.Serve(control.Handler{
 			Status:  p.status,
-			Samples: p.answer,
+			Remotes: p.remotes, Samples: p.answer,
 			Export:  p.export,
 			Down:    func(link string) { p.downTunnel(link, only) },
 			Change:  p.change,
@@ -274,7 +275,9 @@ func (p *process) status(link string) (any, error) {
 	all := make([]tunnel.Status, len(configs))
 	for i := range configs {
 		if t := tunnels[tunnel.InterfaceName(configs[i].Name)]; t != nil {
-			all[i] = t.Status()
+			if all[i] = t.Status(); link != "" {
+				all[i].Remotes = t.Remotes(tunnel.ListRemotes)
+			}
 		} else {
 			all[i] = tunnel.NewStatus(&configs[i])
 		}
@@ -284,6 +287,17 @@ func (p *process) status(link string) (any, error) {
 		return all[0], nil
 	}
 	return all, nil
+}
+
+// remotes implements control.Handler.
+func (p *process) remotes(link string) (any, error) {
+	if !p.ready.Load() {
+		return nil, control.ErrStarting
+	}
+	if t := p.engine.Tunnels()[link]; t != nil {
+		return t.Remotes(math.MaxInt), nil
+	}
+	return nil, control.ErrNotRunning
 }
 
 // export implements control.Handler.

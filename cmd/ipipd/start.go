@@ -30,6 +30,7 @@ type engine interface {
 // startedTunnel is the part of *tunnel.Tunnel that `up` uses.
 type startedTunnel interface {
 	Status() tunnel.Status
+	Remotes(limit int) *tunnel.Remotes
 	// Done is closed when the tunnel has ended, by Close or a failure; Err returns that.
 	Done() <-chan struct{}
 	Err() error

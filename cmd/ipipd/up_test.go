@@ -32,6 +32,8 @@ type fakeTunnel struct {
 	left   bool // the socket existed when Close was called
 }
 
+func (*fakeTunnel) Remotes(int) *tunnel.Remotes { return nil }
+
 func (t *fakeTunnel) Status() tunnel.Status {
 	t.mu.Lock()
 	defer t.mu.Unlock()

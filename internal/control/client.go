@@ -26,6 +26,11 @@ func Status(dir, name string, timeout time.Duration, v any) error {
 	return request(path(dir, name), name, timeout, http.MethodGet, "/status?name="+url.QueryEscape(name), nil, readJSON(name, v))
 }
 
+// Remotes reads all remotes of a tunnel, as Handler.Remotes returned them, into v. It fails as Status does.
+func Remotes(dir, name string, timeout time.Duration, v any) error {
+	return request(path(dir, name), name, timeout, http.MethodGet, "/remotes?name="+url.QueryEscape(name), nil, readJSON(name, v))
+}
+
 // Statuses reads the statuses of all tunnels of p, an array, into v. It fails as Status does.
 func (p *Process) Statuses(dir string, timeout time.Duration, v any) error {
 	return p.request(dir, timeout, http.MethodGet, "/status", nil, readJSON(p.links[0], v))

@@ -49,6 +49,8 @@ type Handler struct {
 	// Status returns a value for json.Marshal: the status of the tunnel of that name, or with
 	// "" an array of all. It fails with ErrStarting or ErrNotRunning.
 	Status func(name string) (any, error)
+	// Remotes returns a value for json.Marshal: all remotes of the tunnel of that name. It fails as Status does.
+	Remotes func(name string) (any, error)
 	// Samples returns a value for json.Marshal: the numbers of all tunnels. It fails as Status does.
 	Samples func() (any, error)
 	// Export returns a value for json.Marshal: what runs, as it is configured. It fails as Status does.
@@ -193,6 +195,10 @@ func (h Handler) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		v, err := h.Status(r.URL.Query().Get("name"))
+		respond(w, v, err)
+	})
+	mux.HandleFunc("GET /remotes", func(w http.ResponseWriter, r *http.Request) {
+		v, err := h.Remotes(r.URL.Query().Get("name"))
 		respond(w, v, err)
 	})
 	mux.HandleFunc("GET /samples", func(w http.ResponseWriter, _ *http.Request) {

@@ -99,6 +99,12 @@ var tunnelFamilies = []tunnelFamily{
 		func(s *tunnel.Sample) (float64, bool) { return float64(s.MTU), s.Started }},
 	{gauge("ipipd_tunnel_path_mtu_bytes", "path MTU to the remote, for outer packets; no series while it is unknown"),
 		func(s *tunnel.Sample) (float64, bool) { return float64(s.PathMTU), s.Started && s.PathMTU > 0 }},
+	{gauge("ipipd_tunnel_remotes", "gateways of the routes of an interface with many remotes; no series of another one"),
+		func(s *tunnel.Sample) (float64, bool) { return float64(remotesOf(s).Count), s.Remotes != nil }},
+	{gauge("ipipd_tunnel_remotes_not_ok", "of these, those that an ICMP error has called unreachable, or that no route leads to"),
+		func(s *tunnel.Sample) (float64, bool) { return float64(remotesOf(s).NotOK), s.Remotes != nil }},
+	{gauge("ipipd_tunnel_prefixes", "prefixes that an interface with many remotes has routes for"),
+		func(s *tunnel.Sample) (float64, bool) { return float64(remotesOf(s).Prefixes), s.Remotes != nil }},
 	{gauge("ipipd_tunnel_fast_path_active", "1 if the kernel carries plain packets by eBPF; these are not in the counters of the interface"),
 		func(s *tunnel.Sample) (float64, bool) { return number(s.FastPath), s.Started }},
 	{gauge("ipipd_tunnel_ipsec_established", "1 if there is an SA to send by; no series without ipsec-secret"),
@@ -109,6 +115,14 @@ var tunnelFamilies = []tunnelFamily{
 		func(s *tunnel.Sample) (float64, bool) { return seconds(s.Since), s.Established }},
 	{gauge("ipipd_tunnel_ipsec_rekey_timestamp_seconds", "time when the SA in use is to be replaced"),
 		func(s *tunnel.Sample) (float64, bool) { return seconds(s.RekeyAt), s.Established }},
+}
+
+// remotesOf are counts of many remotes; none of a tunnel with one.
+func remotesOf(s *tunnel.Sample) tunnel.Remotes {
+	if s.Remotes == nil {
+		return tunnel.Remotes{}
+	}
+	return *s.Remotes
 }
 
 func gauge(name, help string) family   { return family{name: name, help: help} }
@@ -129,9 +143,11 @@ func seconds(t time.Time) float64 {
 	return float64(t.UnixMicro()) / 1e6
 }
 
-// reasons of a tunnel without and with a secret, and of the process, packets and ICMP messages apart: each
+// reasons of a tunnel without and with a secret, with one and with many remotes, and of the process, packets and ICMP messages apart: each
 // has a series from the start, so that the first drop is seen as an increase.
 var (
+	allPackets, allMessages         = reasons(func(r drop.Reason) bool { return !r.ByProcess() })
+	manyPackets, manyMessages       = reasons(func(r drop.Reason) bool { return !r.ByProcess() && !r.ByESP() })
 	plainPackets, plainMessages     = reasons(func(r drop.Reason) bool { return !r.ByProcess() && !r.ByManyRemotes() && !r.ByESP() })
 	espPackets, espMessages         = reasons(func(r drop.Reason) bool { return !r.ByProcess() && !r.ByManyRemotes() })
 	processPackets, processMessages = reasons(func(r drop.Reason) bool {
@@ -152,6 +168,10 @@ func sampledReasons(s *tunnel.Sample) (packets, messages *[drop.NumReasons]bool)
 	switch {
 	case !s.Started:
 		return new([drop.NumReasons]bool), new([drop.NumReasons]bool)
+	case s.Encrypted && s.Remotes != nil:
+		return &allPackets, &allMessages
+	case s.Remotes != nil:
+		return &manyPackets, &manyMessages
 	case s.Encrypted:
 		return &espPackets, &espMessages
 	}

@@ -351,3 +351,34 @@ type discard struct {
 func (d *discard) Header() http.Header         { return d.header }
 func (d *discard) WriteHeader(int)             {}
 func (d *discard) Write(p []byte) (int, error) { d.n += len(p); return len(p), nil }
+
+// A tunnel with many remotes has series of the reasons that only it has, from the start, and counts of its
+// remotes; one with a single remote has neither.
+func TestSampledReasons_many(t *testing.T) {
+	many := tunnel.Sample{Name: "many", Started: true, RemoteAddress: tunnel.AnyRemote, Remotes: &tunnel.Remotes{Count: 3, NotOK: 1, Prefixes: 7}}
+	encrypted := many
+	encrypted.Name, encrypted.Encrypted = "encrypted", true
+	series := scrape(t, aSnapshot(many, encrypted, tunnel.Sample{Name: "one", Started: true}))
+	have := func(name, reason string) bool {
+		for s := range series {
+			if strings.Contains(s, `tunnel="`+name+`"`) && strings.Contains(s, `reason="`+reason+`"`) {
+				return true
+			}
+		}
+		return false
+	}
+	for r := range drop.All() {
+		if name := r.String(); r.ByManyRemotes() && (!have("many", name) || !have("encrypted", name) || have("one", name)) {
+			t.Errorf("%s: %v %v %v", name, have("many", name), have("encrypted", name), have("one", name))
+		} else if r.ByESP() && (have("many", name) || !have("encrypted", name)) {
+			t.Errorf("%s: %v %v", name, have("many", name), have("encrypted", name))
+		}
+	}
+	for s, want := range map[string]string{
+		`ipipd_tunnel_remotes{tunnel="many"}`: "3", `ipipd_tunnel_remotes_not_ok{tunnel="many"}`: "1", `ipipd_tunnel_prefixes{tunnel="many"}`: "7", `ipipd_tunnel_remotes{tunnel="one"}`: "",
+	} {
+		if series[s] != want {
+			t.Errorf("%s is %q, want %q", s, series[s], want)
+		}
+	}
+}

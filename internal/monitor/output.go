@@ -32,6 +32,7 @@ type tunnelLine struct {
 	Warnings       []tunnel.Warning `json:"warnings,omitzero"`
 	Local          string           `json:"current-local-address,omitzero"`
 	Remote         string           `json:"current-remote-address,omitzero"`
+	Remotes        *tunnel.Remotes  `json:"remotes,omitzero"`
 	MTU            int              `json:"actual-mtu,omitzero"`
 	PathMTU        int              `json:"path-mtu,omitzero"`
 	FastPath       bool             `json:"fast-path-active"`
@@ -74,7 +75,7 @@ func (m *Model) JSON(now time.Time) ([]byte, error) {
 	for _, t := range m.Tunnels {
 		o := tunnelLine{
 			Name: t.Name, Interface: t.Interface, Comment: t.Comment, State: t.State, WaitingFor: t.WaitingFor,
-			Local: t.LocalAddress, Remote: t.RemoteAddress, MTU: t.MTU, PathMTU: t.PathMTU, FastPath: t.FastPath,
+			Local: t.LocalAddress, Remote: t.RemoteAddress, Remotes: t.Remotes, MTU: t.MTU, PathMTU: t.PathMTU, FastPath: t.FastPath,
 			KeepaliveState: t.KeepaliveState, LastHeard: t.LastHeard, RoundTrip: t.RoundTrip.Seconds(),
 			RxPacket: t.RxPackets, RxByte: t.RxBytes, TxPacket: t.TxPackets, TxByte: t.TxBytes, Drops: t.Drops,
 		}

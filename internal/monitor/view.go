@@ -334,6 +334,12 @@ func (t *Tunnel) summary() string {
 	if t.LocalAddress+t.RemoteAddress != "" {
 		text += ": " + cmp.Or(t.LocalAddress, "?") + " > " + cmp.Or(t.RemoteAddress, "?")
 	}
+	if r := t.Remotes; r != nil {
+		text += fmt.Sprintf(", %d remotes", r.Count)
+		if r.NotOK > 0 {
+			text += fmt.Sprintf(" (%d not ok)", r.NotOK)
+		}
+	}
 	if t.State == StateWaiting {
 		text += "; waiting for " + t.WaitingFor
 	} else if w := t.warning(); w != nil {

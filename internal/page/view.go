@@ -306,6 +306,14 @@ func (p *Page) facts(s *tunnel.Sample) (facts []fact) {
 	}
 	add("Local address", s.LocalAddress)
 	add("Remote address", s.RemoteAddress)
+	if r := s.Remotes; r != nil {
+		remotes := fmt.Sprint(r.Count)
+		if r.NotOK > 0 {
+			remotes += fmt.Sprintf(", %d not ok", r.NotOK)
+		}
+		add("Remotes", remotes)
+		add("Prefixes", fmt.Sprint(r.Prefixes))
+	}
 	if s.Interface != s.Name {
 		add("Interface", s.Interface)
 	}

@@ -55,6 +55,9 @@ type Sample struct {
 	// RoundTrip is that of the last probe that was answered; 0 is none.
 	RoundTrip time.Duration `json:"round-trip,omitzero"`
 
+	// Remotes are counts of those of a tunnel with many; nil of another one.
+	Remotes *Remotes `json:"remotes,omitzero"`
+
 	// Warnings are those that are active.
 	Warnings []Warning `json:"warnings,omitzero"`
 
@@ -116,6 +119,9 @@ func (t *Tunnel) sample() Sample {
 	s.TxPackets, s.TxBytes = s.TxPackets+fast.TxPackets, s.TxBytes+fast.TxBytes
 	for why, n := range fastDrops(&fast) {
 		s.Drops[why] += n
+	}
+	if t.many != nil {
+		s.Remotes, s.RemoteAddress, s.PathMTU = t.Remotes(0), AnyRemote, 0
 	}
 	if t.ipsecPolicy != nil {
 		sa := t.ipsecPolicy.status()

@@ -57,7 +57,10 @@ type State struct {
 	// CandidateRemoteAddress is another address of the DNS name, which is taken once the remote is
 	// heard from it, or is not heard from the current one any more; "" is none.
 	CandidateRemoteAddress string `json:"candidate-remote-address,omitzero"`
-	// PathMTU is the known path MTU to the remote in bytes, for outer packets; 0 is unknown.
+	// Remotes are those of a tunnel with many, whose addresses are no CurrentRemoteAddress: that is any.
+	Remotes *Remotes `json:"remotes,omitzero"`
+	// PathMTU is the known path MTU to the remote in bytes, for outer packets; 0 is unknown, or of each
+	// of Remotes.
 	PathMTU int `json:"path-mtu,omitzero"`
 	// KeepaliveState is the name of a keepalive.State.
 	KeepaliveState string `json:"keepalive-state"`
@@ -158,7 +161,7 @@ func (s *Status) UnmarshalJSON(data []byte) error {
 		return err
 	}
 	known := make(map[string]json.RawMessage)
-	text, err := json.Marshal(State{RenamedFrom: "ipip1", Restored: map[string]uint64{}, Interface: "ipip1", WaitingFor: "local-address", CandidateRemoteAddress: "192.0.2.1", PathMTU: 1, FastPath: "active", IPsec: "negotiating", IPsecSPI: "0x1/0x1", LastHeard: time.Unix(1, 0), UndoAt: time.Unix(1, 0)}) // nothing omitted
+	text, err := json.Marshal(State{RenamedFrom: "ipip1", Restored: map[string]uint64{}, Interface: "ipip1", WaitingFor: "local-address", CandidateRemoteAddress: "192.0.2.1", Remotes: &Remotes{}, PathMTU: 1, FastPath: "active", IPsec: "negotiating", IPsecSPI: "0x1/0x1", LastHeard: time.Unix(1, 0), UndoAt: time.Unix(1, 0)}) // nothing omitted
 	if err != nil {
 		return err
 	}

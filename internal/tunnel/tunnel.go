@@ -167,6 +167,9 @@ func (t *Tunnel) Status() Status {
 		s.CandidateRemoteAddress = address(candidate.path.Remote).String()
 	}
 	s.PathMTU = route.path.MTU
+	if t.many != nil {
+		s.Remotes, s.CurrentRemoteAddress, s.PathMTU = t.Remotes(0), AnyRemote, 0
+	}
 	s.FastPath = t.fastState()
 	s.RxPacket, s.RxByte, s.TxPacket, s.TxByte = t.totals()
 	s.Drops, s.ProcessDrops = t.dropCounts(), t.engine.dropCounts()

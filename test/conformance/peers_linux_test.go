@@ -124,3 +124,58 @@ func TestPeers_flags(t *testing.T) {
 	hub.Run("ip", "link", "del", "t0")
 	netlab.Eventually(t, "they are routes of the interface that is made again", func() bool { return answered(hub, "10.11.0.1") })
 }
+
+// print says of each remote whether it can be reached, and how many prefixes it has.
+func TestPeers_print(t *testing.T) {
+	t.Parallel()
+	hub, spoke := mesh(t, 1)
+	hub.Run("ip", "address", "add", "192.0.2.9/32", "dev", "br0")
+	upAny(t, spoke[0], 11, "--peers", "10.10.0.0/16=192.0.2.1")
+	d := upAny(t, hub, 1, "--metrics-address", "127.0.0.1:9000", "--peers", "10.11.0.0/16=192.0.2.11,10.255.0.11=192.0.2.11,10.12.0.0/16=192.0.2.12,10.13.0.0/16=198.51.100.7,10.14.0.0/16=203.0.113.7,203.0.113.0/24=192.0.2.11")
+	hub.Run("ip", "route", "add", "unreachable", "198.51.100.0/24")
+	ping(t, hub, "-I", "10.10.0.1", "10.11.0.1")
+	// An unreachable is believed for some seconds.
+	shows := func(args, want string) {
+		t.Helper()
+		netlab.Eventually(t, "print shows "+want, func() bool {
+			_, _ = hub.Try("ping", "-c", "1", "-W", "1", "-I", "10.10.0.1", "10.12.0.1")
+			out, err := d.Run(strings.Fields(args)...)
+			return err == nil && strings.Contains(out, want)
+		})
+	}
+	for _, line := range []string{
+		"192.0.2.11    3         ok           1500      ",
+		"192.0.2.12    1         unreachable  1500      never",
+		"198.51.100.7  1         no-path      -         never",
+		"203.0.113.7   1         loop         -         never",
+	} {
+		shows("print t0", "\n"+line)
+		shows("print --remotes t0", "\n"+line)
+	}
+	for _, c := range []struct{ args, want string }{
+		{"print", "any (4 remotes, 3 not ok)"},
+		{"print --json", `"remotes": {
+      "count": 4,
+      "not-ok": 3,
+      "prefixes": 6
+    }`},
+		{"print --json --remotes t0", `"address": "203.0.113.7",
+    "prefixes": 1,
+    "state": "loop"`},
+		{"monitor --once", "t0"},
+	} {
+		shows(c.args, c.want)
+	}
+	if out, err := d.Run("print", "--remotes"); err == nil || !strings.Contains(out, "want its NAME") {
+		t.Error(err, out)
+	}
+	scraped := hub.Run("curl", "-s", "http://127.0.0.1:9000/metrics")
+	for _, want := range []string{
+		`ipipd_tunnel_remotes{tunnel="t0"} 4`, `ipipd_tunnel_prefixes{tunnel="t0"} 6`,
+		`ipipd_tunnel_dropped_packets_total{direction="inbound",reason="not-in-accept-to",tunnel="t0"} 0`, `remote_address="any"`,
+	} {
+		if !strings.Contains(scraped, want) {
+			t.Errorf("no %s", want)
+		}
+	}
+}

@@ -1,0 +1,107 @@
+package tunnel
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"slices"
+	"time"
+
+	"ipipd/internal/drop"
+	"ipipd/internal/netstate"
+)
+
+// What is shown of many remotes. Nothing that carries packets waits for it, nor does control.
+
+// Remotes are those of a tunnel with many.
+type Remotes struct {
+	// Count is the number of gateways of the interface's routes, NotOK of those whose State is not ok.
+	Count int `json:"count"`
+	NotOK int `json:"not-ok"`
+	// Prefixes is the number of those that the interface has routes for.
+	Prefixes int `json:"prefixes"`
+	// List are the remotes, those that are not ok first, as many as were asked for.
+	List []Remote `json:"list,omitzero"`
+}
+
+// Remote is one of many.
+type Remote struct {
+	Address  string `json:"address"`
+	Prefixes int    `json:"prefixes"`
+	State    string `json:"state"`
+	// PathMTU is that of outer packets in bytes, 0 if it is not known.
+	PathMTU   int       `json:"path-mtu,omitzero"`
+	LastHeard time.Time `json:"last-heard,omitzero"`
+}
+
+// The states of a Remote.
+const (
+	RemoteOK          = "ok"
+	RemoteUnreachable = "unreachable" // an ICMP error has said so
+	RemoteNoPath      = "no-path"     // there is no route to it
+	RemoteLoop        = "loop"        // the route to it leads into the interface itself
+	RemoteLocal       = "local"       // it is an address of this host
+)
+
+// ListRemotes is how many remotes a Status has, unless more are asked for.
+const ListRemotes = 100
+
+// Remotes returns those of a tunnel with many, and lists limit of them; nil of another one.
+func (t *Tunnel) Remotes(limit int) *Remotes {
+	if t.many == nil {
+		return nil
+	}
+	routes, table, device := *t.many.routes.Load(), t.many.table.Load(), t.iface.Load().Index
+	all := &Remotes{Count: len(routes), Prefixes: table.Routed()}
+	type found struct {
+		address [4]byte
+		state   string
+	}
+	var list []found
+	for g, r := range routes {
+		f := found{g, r.remoteState(device)}
+		if f.state != RemoteOK {
+			all.NotOK++
+		}
+		if limit > 0 {
+			list = append(list, f)
+		}
+	}
+	slices.SortFunc(list, func(a, b found) int {
+		ok := func(f *found) int {
+			if f.state == RemoteOK {
+				return 1
+			}
+			return 0
+		}
+		return cmp.Or(ok(&a)-ok(&b), bytes.Compare(a.address[:], b.address[:]))
+	})
+	for _, f := range list[:min(limit, len(list))] {
+		r := routes[f.address]
+		one := Remote{Address: address(f.address).String(), Prefixes: table.Prefixes(f.address), State: f.state}
+		if f.state == RemoteOK || f.state == RemoteUnreachable {
+			one.PathMTU = r.path.MTU
+		}
+		if heard := r.remote.heard.Load(); heard != 0 {
+			one.LastHeard = t.epoch.Add(time.Duration(heard))
+		}
+		all.List = append(all.List, one)
+	}
+	return all
+}
+
+// remoteState is the State of the Remote of a route, of a tunnel whose interface is device.
+func (r *route) remoteState(device int) string {
+	a := r.remote.follower.Answer()
+	switch {
+	case a.Err == nil && a.Route.Local:
+		return RemoteLocal
+	case a.Err == nil && device != 0 && a.Route.Device == device:
+		return RemoteLoop
+	case r.txDrop == drop.NoPath, errors.As(a.Err, new(*netstate.NoRouteError)), errors.As(a.Err, new(*netstate.NoDeviceError)):
+		return RemoteNoPath
+	case r.unreachable:
+		return RemoteUnreachable
+	}
+	return RemoteOK
+}
