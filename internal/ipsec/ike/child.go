@@ -288,7 +288,7 @@ func (p *Peer) maintain() {
 	if p.past(s.rekeyAt) {
 		p.startPhase1(true)
 	}
-	if !need || p.quickInProgress() || p.cfg.Passive && p.current == nil {
+	if !need || p.quickInProgress() || p.current == nil && !p.mayBegin() {
 		return
 	}
 	if p.current == nil && !s.initiator && !p.past(s.established.Add(holdTime)) {
@@ -337,7 +337,7 @@ func (p *Peer) retryDelay(spread time.Duration, end time.Time) time.Duration {
 
 // startPhase1 starts main mode or IKE_SA_INIT, unless we are at it already.
 func (p *Peer) startPhase1(main bool) {
-	if p.cfg.Passive || p.initiatingV1() || p.initiatingV2() {
+	if !p.mayBegin() || p.initiatingV1() || p.initiatingV2() {
 		return
 	}
 	// Let a negotiation of the peer's finish: simultaneous ones would collide.

@@ -75,6 +75,11 @@ type Config struct {
 	Remembered *Identity
 	// Passive leaves it to the peer to initiate.
 	Passive bool
+	// OnDemand begins a negotiation only if there is an SA to replace, or after Demand. The peer may
+	// always.
+	OnDemand bool
+	// Limits bound what strangers cost; nil stands for Limits of this Peer alone.
+	Limits *Limits
 	// ForceUDP encapsulates ESP in UDP (RFC 3948) without a NAT, too.
 	ForceUDP bool
 	// Rand is the source of SPIs, nonces and private keys; nil stands for crypto/rand. Tests set

@@ -99,8 +99,8 @@ func TestPeerReceive_floodBounded(t *testing.T) {
 		if n := len(e.v1) + len(e.v2); n > maxHalfOpen {
 			t.Errorf("%v: %d states", mode, n)
 		}
-		if n := len(e.unverifiedV1.queue); n > maxUnverified || len(e.unverifiedV1.bySPI) != n {
-			t.Errorf("%v: %d answers to message 1 are kept, %d can be found", mode, n, len(e.unverifiedV1.bySPI))
+		if n := len(e.Peer.cfg.Limits.unverifiedV1.queue); n > maxUnverified || len(e.Peer.cfg.Limits.unverifiedV1.bySPI) != n {
+			t.Errorf("%v: %d answers to message 1 are kept, %d can be found", mode, n, len(e.Peer.cfg.Limits.unverifiedV1.bySPI))
 		}
 		if next := e.Next(); mode == Main && !next.IsZero() {
 			t.Errorf("a timer runs for message 1: %v", next)

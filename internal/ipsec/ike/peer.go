@@ -30,15 +30,13 @@ type Peer struct {
 	nextStart    time.Time
 	nextChild    time.Time
 	backoff      time.Duration
+	demandedTill time.Time
 	tryMain      bool // Auto mode: IKEv2 got no answer, so try IKEv1
 	problem      Problem
 	closed       bool
 
-	unverifiedV1  unverifiedV1
 	cookieSecrets cookieSecrets
-	cheapReplies  rateLimiter // before return routability is shown
-	unverifiedDH  rateLimiter // Diffie-Hellman exchanges before return routability is shown
-	verifiedDH    rateLimiter // Diffie-Hellman exchanges after it
+	verifiedDH    rateLimiter // Diffie-Hellman exchanges after return routability is shown
 }
 
 // Timers and limits.
@@ -50,6 +48,7 @@ const (
 	maxHalfOpen     = 8
 	backoffFirst    = time.Second
 	backoffMax      = 30 * time.Second
+	demandTime      = 30 * time.Second // after the last packet without an SA
 	holdTime        = 3 * time.Second  // for the peer's quick mode or IKE_AUTH to follow
 	overlapTime     = 5 * time.Second  // a replaced SA is kept for packets in flight
 	activateDelay   = 5 * time.Second  // before sending on a new SA, so that the peer has installed it
@@ -91,6 +90,9 @@ func NewPeer(cfg Config, now time.Time) (*Peer, error) {
 	}
 	if cfg.Remembered == nil {
 		cfg.Remembered = new(Identity)
+	}
+	if cfg.Limits == nil {
+		cfg.Limits = new(Limits)
 	}
 	if cfg.Rand == nil {
 		cfg.Rand = rand.Reader
@@ -169,6 +171,18 @@ func (p *Peer) UpdateRemotePort(port uint16) []Action {
 	return p.actions
 }
 
+// Demand reports packets that there is no SA for: with OnDemand, it negotiates for demandTime.
+func (p *Peer) Demand(now time.Time) []Action {
+	p.begin(now)
+	p.demandedTill = p.now.Add(demandTime)
+	return p.end()
+}
+
+// mayBegin reports whether we begin a negotiation without an SA. That of an SA is replaced without a demand.
+func (p *Peer) mayBegin() bool {
+	return !p.cfg.Passive && (!p.cfg.OnDemand || p.current != nil || p.now.Before(p.demandedTill))
+}
+
 // Rekey starts a rekey of the current SA, before its sequence numbers run out.
 func (p *Peer) Rekey(now time.Time) []Action {
 	p.begin(now)
@@ -187,7 +201,8 @@ func (p *Peer) Close(now time.Time) []Action {
 	for len(p.children) > 0 {
 		p.remove(p.children[0])
 	}
-	p.v1, p.v2, p.unverifiedV1, p.closed, p.next = nil, nil, unverifiedV1{}, true, time.Time{}
+	p.forgetUnverified()
+	p.v1, p.v2, p.closed, p.next = nil, nil, true, time.Time{}
 	return p.actions
 }
 

@@ -10,6 +10,8 @@ const (
 	// dhPerSecond limits Diffie-Hellman exchanges. Initiators that have shown return routability
 	// have a limit of their own, so that spoofed sources cannot use it up.
 	dhPerSecond = 20
+	// sharedDHPerSecond limits those that have, of all Peers with the same Limits.
+	sharedDHPerSecond = 100
 )
 
 // rateLimiter is a token bucket with a burst of one second. The zero value is full. Excess is

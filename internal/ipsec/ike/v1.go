@@ -89,11 +89,11 @@ func (p *Peer) receiveV1(h header, b []byte, via udpPath) {
 		s.receive(h, b, via)
 		return
 	}
-	if s := p.unverifiedV1.find(p, h); s != nil {
+	if s := p.findUnverified(h); s != nil {
 		s.receive(h, b, via)
 		return
 	}
-	if h.exchange == exchangeMain && h.responder == (ikeSPI{}) && h.initiator != (ikeSPI{}) && h.id == 0 && h.flags&flagEncrypted == 0 {
+	if h.begins() {
 		p.respondV1(h, b, via)
 	}
 }

@@ -41,7 +41,7 @@ func (p *Peer) respondV1(h header, b []byte, via udpPath) {
 	}
 	saI := find(ps, v1SecurityAssociation)
 	sas, err := parseSAV1(saI)
-	if err != nil || len(sas) == 0 || len(saI) > maxSAPayload || !p.cheapReplies.allow(p.now, cheapRepliesPerSecond) {
+	if err != nil || len(sas) == 0 || len(saI) > maxSAPayload || !p.cfg.Limits.allowCheapReply(p.now) {
 		return
 	}
 	s := &v1SA{
@@ -58,7 +58,7 @@ func (p *Peer) respondV1(h header, b []byte, via udpPath) {
 	}
 	p.random(s.ckyR[:])
 	s.readVendorIDs(ps)
-	p.unverifiedV1.add(p, s)
+	p.addUnverified(s)
 	answer := []payload{{kind: v1SecurityAssociation, body: appendSAV1(chosen)}}
 	if s.natT {
 		answer = append(answer, payload{kind: v1VendorID, body: vendorNATT})
@@ -190,7 +190,7 @@ func (s *v1SA) receive3(b []byte, ps []payload, via udpPath) {
 	}
 	p := s.p
 	if s.dh == nil { // one private key per SA, however many invalid public values arrive
-		if !p.verifiedDH.allow(p.now, dhPerSecond) {
+		if !p.allowVerifiedDH() {
 			return
 		}
 		dh, err := newDHKey(s.proposal.Group, p.cfg.Rand)
@@ -211,7 +211,7 @@ func (s *v1SA) receive3(b []byte, ps []payload, via udpPath) {
 	s.iv = s.keys.phase1IV
 	s.discoverNAT(ps, via)
 	s.state = sent4
-	p.unverifiedV1.remove(s)
+	p.removeUnverified(s)
 	p.limitHalfOpenV1()
 	p.v1 = append(p.v1, s)
 	// The responder cookie has shown return routability, so the negotiation may complete: give it

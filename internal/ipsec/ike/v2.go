@@ -98,7 +98,7 @@ func (p *Peer) receiveV2(h header, b []byte, via udpPath) {
 		s.receive(h, b, via)
 		return
 	}
-	if h.exchange == exchangeInit && h.responder == (ikeSPI{}) && h.initiator != (ikeSPI{}) && h.id == 0 && h.flags&(flagInitiator|flagResponse) == flagInitiator {
+	if h.begins() {
 		p.respondInit(h, b, via)
 	}
 }

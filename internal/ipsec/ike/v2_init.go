@@ -164,11 +164,11 @@ func (p *Peer) respondInit(h header, b []byte, via udpPath) {
 	}
 	switch {
 	case p.cookieSecrets.verify(p, ps, ni, h.initiator):
-		if !p.verifiedDH.allow(p.now, dhPerSecond) {
+		if !p.allowVerifiedDH() {
 			return
 		}
-	case halfOpen >= maxHalfOpen/2 || !p.unverifiedDH.allow(p.now, dhPerSecond):
-		if p.cheapReplies.allow(p.now, cheapRepliesPerSecond) {
+	case halfOpen >= maxHalfOpen/2 || !p.cfg.Limits.allowUnverifiedDH(p.now):
+		if p.cfg.Limits.allowCheapReply(p.now) {
 			p.send(via, message(r, []payload{notifyV2(n2Cookie, p.cookieSecrets.generate(p, ni, h.initiator))}))
 		}
 		return

@@ -1,0 +1,61 @@
+package ike
+
+import (
+	"sync"
+	"time"
+)
+
+// Limits bound what unauthenticated messages cost. Peers with the same Limits have one bound together, so
+// that a tunnel with many remotes costs a stranger who forges their addresses no less than one with one. The
+// zero value is ready. It is safe for concurrent use.
+type Limits struct {
+	mu           sync.Mutex
+	cheapReplies rateLimiter // before return routability is shown
+	unverifiedDH rateLimiter // Diffie-Hellman exchanges before return routability is shown
+	verifiedDH   rateLimiter // Diffie-Hellman exchanges after it, of all Peers
+	unverifiedV1 unverifiedV1
+}
+
+func (l *Limits) allowCheapReply(now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.cheapReplies.allow(now, cheapRepliesPerSecond)
+}
+
+func (l *Limits) allowUnverifiedDH(now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.unverifiedDH.allow(now, dhPerSecond)
+}
+
+func (l *Limits) allowVerifiedDH(now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.verifiedDH.allow(now, sharedDHPerSecond)
+}
+
+// allowVerifiedDH is for an initiator that has shown return routability: each peer has a limit of its own, so
+// that none uses up that of all.
+func (p *Peer) allowVerifiedDH() bool {
+	return p.verifiedDH.allow(p.now, dhPerSecond) && p.cfg.Limits.allowVerifiedDH(p.now)
+}
+
+// IsBeginning reports whether a message, without the non-ESP marker, begins a negotiation: the first one of
+// IKE_SA_INIT or of main mode.
+func IsBeginning(b []byte) bool {
+	h, err := parseHeader(b)
+	return err == nil && h.begins()
+}
+
+func (h header) begins() bool {
+	if h.initiator == (ikeSPI{}) || h.responder != (ikeSPI{}) || h.id != 0 {
+		return false
+	}
+	switch h.version >> 4 {
+	case version1 >> 4:
+		return h.exchange == exchangeMain && h.flags&flagEncrypted == 0
+	case version2 >> 4:
+		return h.exchange == exchangeInit && h.flags&(flagInitiator|flagResponse) == flagInitiator
+	}
+	return false
+}
