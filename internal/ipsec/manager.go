@@ -90,6 +90,8 @@ type Manager struct {
 	stopRaw     func() // ends serving raw's Receiver
 	ports       map[portsKey]*ports
 	negotiators map[tunnelKey]*negotiator
+	listeners   atomic.Pointer[listeners]
+	firsts      map[tunnelKey]datagram // that a Listener has kept for Protect
 }
 
 // espSocket receives ESP that is not encapsulated in UDP.
@@ -112,7 +114,8 @@ type tunnelKey struct {
 
 // NewManager makes a Manager. Sockets are opened by the first Protect.
 func NewManager(o Options) *Manager {
-	m := &Manager{serve: o.Serve, dropped: o.Dropped, ports: map[portsKey]*ports{}, negotiators: map[tunnelKey]*negotiator{}}
+	m := &Manager{serve: o.Serve, dropped: o.Dropped, ports: map[portsKey]*ports{}, negotiators: map[tunnelKey]*negotiator{}, firsts: map[tunnelKey]datagram{}}
+	m.listeners.Store(&listeners{})
 	if m.serve == nil {
 		m.serve = func(Receiver) (func(), error) { return func() {}, nil }
 	}
@@ -137,15 +140,47 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
+	m.yield(key, cfg.OnDemand)
 	m.socketsMu.Lock()
 	defer m.socketsMu.Unlock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.closed {
-		return nil, errors.New("ipsec: closed")
-	}
 	if m.negotiators[key] != nil {
 		return nil, fmt.Errorf("another tunnel from %s to %s is protected already", key.local, key.remote)
+	}
+	p, err := m.acquire(portsKey{key.local, cfg.Mark, cfg.Device})
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	n := &negotiator{
+		manager: m, ports: p, peer: peer, onDemand: cfg.OnDemand,
+		local: key.local, remote: key.remote, changed: cfg.Changed, event: cfg.Event, sas: cfg.SAs,
+		inbox: make(chan datagram, inboxSize), demand: make(chan struct{}, 1), cancel: cancel, done: make(chan struct{}),
+		inbound: map[uint32]*inboundSA{}, lastPackets: map[uint32]uint64{},
+	}
+	n.session = &Session{negotiator: n, dropped: cfg.Dropped, tap: cfg.Tap}
+	if n.session.dropped == nil {
+		n.session.dropped = func(drop.Reason, int) {}
+	}
+	first := worstCaseFormat(cfg.Config)
+	n.session.espFormat.Store(&first)
+	m.negotiators[key] = n
+	_ = m.restrictESP() // an optimization: on an error the socket keeps receiving all ESP
+	_ = m.spares.fill() // or bind opens them
+	if first, ok := m.firsts[key]; ok {
+		delete(m.firsts, key)
+		n.receive(first)
+	}
+	go n.run(ctx)
+	return n.session, nil
+}
+
+// acquire opens the ESP socket and the UDP sockets of a local address, unless they are open. It has the former
+// receive all ESP. The caller holds both mutexes, and releases the ports.
+func (m *Manager) acquire(key portsKey) (p *ports, err error) {
+	if m.closed {
+		return nil, errors.New("ipsec: closed")
 	}
 	if m.raw == nil {
 		raw, receiver, err := openESP(m)
@@ -161,11 +196,9 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 	if err := m.raw.restrict(nil); err != nil {
 		return nil, err
 	}
-	pk := portsKey{key.local, cfg.Mark, cfg.Device}
-	p := m.ports[pk]
-	if p == nil {
-		if p, err = openPorts(m, pk); err != nil {
-			_ = m.restrictESP() // as it was; an optimization, as below
+	if p = m.ports[key]; p == nil {
+		if p, err = openPorts(m, key); err != nil {
+			_ = m.restrictESP() // as it was; an optimization, as in Protect
 			return nil, err
 		}
 		if p.stop, err = m.serve(p.receiver); err != nil {
@@ -173,27 +206,20 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 			_ = m.restrictESP()
 			return nil, err
 		}
-		m.ports[pk] = p
+		m.ports[key] = p
 	}
 	p.refs++
-	ctx, cancel := context.WithCancel(context.Background())
-	n := &negotiator{
-		manager: m, ports: p, peer: peer,
-		local: key.local, remote: key.remote, changed: cfg.Changed, event: cfg.Event, sas: cfg.SAs,
-		inbox: make(chan datagram, inboxSize), cancel: cancel, done: make(chan struct{}),
-		inbound: map[uint32]*inboundSA{}, lastPackets: map[uint32]uint64{},
+	return p, nil
+}
+
+// yield ends the Session that one of many remotes has on demand, for a tunnel with that remote alone.
+func (m *Manager) yield(key tunnelKey, onDemand bool) {
+	m.mu.Lock()
+	n := m.negotiators[key]
+	m.mu.Unlock()
+	if n != nil && n.onDemand && !onDemand {
+		n.session.Stop()
 	}
-	n.session = &Session{negotiator: n, dropped: cfg.Dropped, tap: cfg.Tap}
-	if n.session.dropped == nil {
-		n.session.dropped = func(drop.Reason, int) {}
-	}
-	first := worstCaseFormat(cfg.Config)
-	n.session.espFormat.Store(&first)
-	m.negotiators[key] = n
-	_ = m.restrictESP() // an optimization: on an error the socket keeps receiving all ESP
-	_ = m.spares.fill() // or bind opens them
-	go n.run(ctx)
-	return n.session, nil
 }
 
 // Stop stops sending for good, and sends the peer a Delete for the SAs before it returns. The
@@ -241,19 +267,19 @@ func (m *Manager) release(p *ports) {
 }
 
 // restrictESP has the ESP socket receive from the only tunnel, or from all if there are
-// several. Without a tunnel it changes nothing. The caller holds mu.
+// several, or a Listener. Without a tunnel it changes nothing. The caller holds mu.
 func (m *Manager) restrictESP() error {
 	var only *negotiator
 	for _, n := range m.negotiators {
 		only = n
 	}
-	switch len(m.negotiators) {
-	case 0:
-		return nil
-	case 1:
+	switch n := len(m.negotiators); {
+	case n > 1, len(*m.listeners.Load()) > 0:
+		return m.raw.restrict(nil)
+	case n == 1:
 		return m.raw.restrict(only)
 	}
-	return m.raw.restrict(nil)
+	return nil
 }
 
 // Close closes all Sessions and sockets. Protect fails afterwards.
@@ -285,18 +311,25 @@ func (m *Manager) Close() error {
 }
 
 // deliver queues a copy of an IKE message for the tunnel between these addresses. port is
-// the local one. Messages from unknown peers are ignored.
+// the local one. Messages from unknown peers are ignored, but see Listen.
 func (m *Manager) deliver(local netip.Addr, port uint16, from netip.AddrPort, payload []byte) {
 	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 	m.mu.Lock()
-	n := m.negotiators[tunnelKey{local, from.Addr()}]
+	key := tunnelKey{local, from.Addr()}
+	n := m.negotiators[key]
 	m.mu.Unlock()
 	if n == nil {
+		m.hearFirst(key, datagram{port, from, payload})
 		return
 	}
+	n.receive(datagram{port, from, append([]byte(nil), payload...)})
+}
+
+// receive queues a message, unless the inbox is full.
+func (n *negotiator) receive(d datagram) {
 	select {
-	case n.inbox <- datagram{port, from, append([]byte(nil), payload...)}:
-	default: // the inbox is full
+	case n.inbox <- d:
+	default:
 	}
 }
 

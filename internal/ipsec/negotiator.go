@@ -23,9 +23,11 @@ type negotiator struct {
 	event   func(Event)
 	sas     *atomic.Uint64 // Config.SAs
 
-	inbox  chan datagram
-	cancel context.CancelFunc
-	done   chan struct{}
+	onDemand bool
+	inbox    chan datagram
+	demand   chan struct{} // see Session.Demand
+	cancel   context.CancelFunc
+	done     chan struct{}
 
 	inbound      map[uint32]*inboundSA // by SPI
 	lastPackets  map[uint32]uint64     // by SPI: inboundSA.Packets at the last poll
@@ -84,7 +86,12 @@ func (n *negotiator) run(ctx context.Context) {
 			n.do(n.peer.Receive(time.Now(), d.localPort, d.from, d.payload))
 		case <-timer.C:
 			n.do(n.peer.Tick(time.Now()))
+		case <-n.demand: // demanded stays, so that the next is noticed by the ticker
+			n.do(n.peer.Demand(time.Now()))
 		case <-ticker.C:
+			if n.session.demanded.Swap(false) {
+				n.do(n.peer.Demand(time.Now()))
+			}
 			n.pollSAs(time.Now())
 		}
 		n.publishIfChanged()

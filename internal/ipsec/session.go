@@ -21,6 +21,7 @@ type Session struct {
 	espFormat  atomic.Pointer[espFormat]
 	negotiator *negotiator
 	closed     atomic.Bool
+	demanded   atomic.Bool // since the negotiator has looked
 }
 
 // Seal encrypts the outer IPv4 packet of protocol 4 in b in place. Unless it returns
@@ -169,6 +170,9 @@ func (m *Manager) open(b *packet.Buffer, from uint16, kept *[]byte) bool {
 	key := saKey{remote: [4]byte(p[12:16]), local: [4]byte(p[16:20]), spi: spi}
 	sa := (*m.table.Load())[key]
 	if sa == nil || sa.udp != (from != 0) {
+		if sa == nil && len(*m.listeners.Load()) > 0 {
+			m.hear(tunnelKey{netip.AddrFrom4(key.local), netip.AddrFrom4(key.remote)}, true)
+		}
 		m.dropped(drop.ESPNoSA, p)
 		return false
 	}

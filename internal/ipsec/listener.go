@@ -1,0 +1,106 @@
+package ipsec
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"sync/atomic"
+
+	"ipipd/internal/ipsec/ike"
+)
+
+// Listener keeps the sockets of a local address for Sessions with remotes that turn up: those of a tunnel
+// with many.
+type Listener struct {
+	manager *Manager
+	local   netip.Addr
+	ports   *ports
+	wanted  func(remote netip.Addr, esp bool) bool
+	closed  atomic.Bool
+}
+
+// listeners is copied on write: the data path reads it.
+type listeners map[netip.Addr]*Listener
+
+const (
+	// maxFirst is the length in bytes of a message that is kept until its Session is there. A
+	// beginning is some hundred bytes.
+	maxFirst = 4096
+	// maxFirsts is how many are.
+	maxFirsts = 1024
+)
+
+// Listen opens the sockets of a local address, as Protect does. wanted is called with each remote without a
+// Session that begins to negotiate or, esp, sends by an SA that is not known here, most likely one of the
+// process before. Anybody can forge its address. If wanted returns true, the caller is about to call Protect
+// for it: an IKE message is kept for it. wanted must not block.
+func (m *Manager) Listen(local netip.Addr, mark uint32, device int, wanted func(remote netip.Addr, esp bool) bool) (*Listener, error) {
+	m.socketsMu.Lock()
+	defer m.socketsMu.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	local = local.Unmap()
+	old := *m.listeners.Load()
+	if old[local] != nil {
+		return nil, fmt.Errorf("another tunnel with many remotes is protected at %s already", local)
+	}
+	p, err := m.acquire(portsKey{local, mark, device})
+	if err != nil {
+		return nil, err
+	}
+	l := &Listener{manager: m, local: local, ports: p, wanted: wanted}
+	next := maps.Clone(old)
+	next[local] = l
+	m.listeners.Store(&next)
+	_ = m.spares.fill() // or bind opens them
+	return l, nil
+}
+
+// Close closes the sockets, unless a Session has them.
+func (l *Listener) Close() {
+	if l.closed.Swap(true) {
+		return
+	}
+	m := l.manager
+	m.mu.Lock()
+	next := maps.Clone(*m.listeners.Load())
+	delete(next, l.local)
+	m.listeners.Store(&next)
+	maps.DeleteFunc(m.firsts, func(key tunnelKey, _ datagram) bool { return key.local == l.local })
+	_ = m.restrictESP() // an optimization, as in Protect
+	m.mu.Unlock()
+	m.release(l.ports)
+}
+
+// hear tells the Listener of a local address, if there is one, of a remote without a Session.
+func (m *Manager) hear(key tunnelKey, esp bool) bool {
+	l := (*m.listeners.Load())[key.local]
+	return l != nil && l.wanted(key.remote, esp)
+}
+
+// hearFirst is hear for an IKE message, a copy of which is kept for Protect.
+func (m *Manager) hearFirst(key tunnelKey, d datagram) {
+	if len(d.payload) > maxFirst || !ike.IsBeginning(d.payload) || !m.hear(key, false) {
+		return
+	}
+	d.payload = append([]byte(nil), d.payload...)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n := m.negotiators[key]; n != nil {
+		n.receive(d)
+	} else if len(m.firsts) < maxFirsts && (*m.listeners.Load())[key.local] != nil {
+		m.firsts[key] = d
+	}
+}
+
+// Demand has a Session with Config.OnDemand negotiate, as there are packets for which it has no SA. It does
+// not block, and may be called with every such packet.
+func (s *Session) Demand() {
+	if s.demanded.Load() || s.demanded.Swap(true) {
+		return
+	}
+	select {
+	case s.negotiator.demand <- struct{}{}:
+	default:
+	}
+}
