@@ -62,6 +62,7 @@ const (
 // ESP, both directions.
 const (
 	ESPNoSA Reason = endInbound + iota
+	ESPNoGateway
 	ESPPlainText
 	ESPAuthentication
 	ESPReplay // RFC 4303, section 3.4.3

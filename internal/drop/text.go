@@ -183,6 +183,11 @@ var texts = [NumReasons]text{
 		"there was no SA to send by, or none with the SPI that came",
 		"see `ipsec` in `print`; a few before the first SA are normal",
 	},
+	ESPNoGateway: {
+		"esp-no-gateway",
+		"the inner destination's route has no gateway: with many remotes only a gateway gets an SA",
+		"name the remote: `ip route replace PREFIX via REMOTE dev ipip1 onlink`",
+	},
 	ESPPlainText: {
 		"esp-plain-text",
 		"the peer sent it unencrypted",

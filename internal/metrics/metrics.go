@@ -112,9 +112,18 @@ var tunnelFamilies = []tunnelFamily{
 	{counter("ipipd_tunnel_ipsec_sas_total", "pairs of ESP SAs that were established: the first, and one by each rekeying"),
 		func(s *tunnel.Sample) (float64, bool) { return float64(s.SAs), s.Encrypted }},
 	{gauge("ipipd_tunnel_ipsec_established_timestamp_seconds", "time when the SA in use was established"),
-		func(s *tunnel.Sample) (float64, bool) { return seconds(s.Since), s.Established }},
+		func(s *tunnel.Sample) (float64, bool) { return seconds(s.Since), s.Established && !s.Since.IsZero() }},
 	{gauge("ipipd_tunnel_ipsec_rekey_timestamp_seconds", "time when the SA in use is to be replaced"),
-		func(s *tunnel.Sample) (float64, bool) { return seconds(s.RekeyAt), s.Established }},
+		func(s *tunnel.Sample) (float64, bool) {
+			return seconds(s.RekeyAt), s.Established && !s.RekeyAt.IsZero()
+		}},
+	{gauge("ipipd_tunnel_ipsec_remotes", "remotes with an SA; no series but with remote-address any and ipsec-secret"),
+		func(s *tunnel.Sample) (float64, bool) {
+			if s.IPsecRemotes == nil {
+				return 0, false
+			}
+			return float64(*s.IPsecRemotes), true
+		}},
 }
 
 // remotesOf are counts of many remotes; none of a tunnel with one.

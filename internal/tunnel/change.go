@@ -292,6 +292,9 @@ func (p *ipsecPolicy) configure(old, next *Config, secret ike.Secret) {
 	}
 	p.close()
 	p.config.Config, p.config.Mark = next.IPsec.config(secret), next.FwMark
+	if p.remotes != nil {
+		clear(p.remotes.identities)
+	}
 }
 
 // changes reports whether configure ends the session.

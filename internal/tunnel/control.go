@@ -199,6 +199,7 @@ func (c *control) round(now time.Time) {
 	c.syncRoutes(now)
 	changed := c.askRemotes()
 	c.updateRoute(now)
+	c.protectRemotes(now)
 	c.updateRemotes(changed, now)
 	c.syncFastPath()
 	c.warnOfState(now)
@@ -237,6 +238,7 @@ func (c *control) next(now time.Time) (next time.Time) {
 	}
 	at(c.remotesNext())
 	at(c.realServer.due)
+	at(c.ipsecNext())
 	if c.lost.gone {
 		at(c.lost.at)
 	}

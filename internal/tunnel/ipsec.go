@@ -101,7 +101,7 @@ const remadeSecret = "between a secret and none: no part of an encrypted tunnel 
 var ipsecProperties = []Property{
 	{
 		Name: "ipsec-secret", Values: "text", Default: "none", Secret: true, Remade: remadeSecret,
-		Help:  "pre-shared key: encrypts the tunnel by IKE and ESP; every user of this host can read it here, ipsec-secret-file is better",
+		Help:  "pre-shared key: encrypts the tunnel by IKE and ESP, with remote-address any the same for all remotes; every user of this host can read it here, ipsec-secret-file is better",
 		reset: func(c *Config) { c.IPsec.Secret = nil },
 		get: func(c *Config) string {
 			if len(c.IPsec.Secret) == 0 {
@@ -146,7 +146,7 @@ var ipsecProperties = []Property{
 	},
 	{
 		Name: "ipsec-remote-id", Values: "IPv4, FQDN or text", Default: "the remote's outer address; behind a NAT what it says first",
-		Help:  "identity that the peer has to have in IKE; without it, what a peer behind a NAT says first is kept until this process ends",
+		Help:  "identity that the peer has to have in IKE; without it, what a peer behind a NAT says first is kept until this process ends; none with remote-address any",
 		reset: func(c *Config) { c.IPsec.RemoteID = "" },
 		get:   func(c *Config) string { return c.IPsec.RemoteID },
 		set: func(c *Config, v string) string {

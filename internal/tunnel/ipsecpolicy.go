@@ -32,6 +32,9 @@ type ipsecPolicy struct {
 	device int
 
 	sas atomic.Uint64 // pairs of SAs that were established
+
+	// remotes are those of a tunnel with many, which has no session of its own; nil for any other.
+	remotes *ipsecRemotes
 }
 
 // newIPsecPolicy returns a policy without a session. changed is called after an SA was established
@@ -75,6 +78,9 @@ func (p *ipsecPolicy) rebind(local, remote [4]byte, device int) error {
 
 // close ends the session, if there is one, and deletes its SAs at the peer.
 func (p *ipsecPolicy) close() {
+	if p.remotes != nil {
+		p.remotes.close()
+	}
 	if session := p.session.Swap(nil); session != nil {
 		session.Close()
 	}
@@ -92,13 +98,20 @@ func (p *ipsecPolicy) closeStopped(kept int) {
 // Seal encrypts an outer packet in place. Otherwise it returns a drop reason, and the packet must
 // not be sent.
 func (p *ipsecPolicy) Seal(b *packet.Buffer) drop.Reason {
+	if p.remotes != nil {
+		return p.remotes.seal(b)
+	}
 	if session := p.session.Load(); session != nil {
 		return session.Seal(b)
 	}
 	return drop.ESPNoSA
 }
 
+// established reports whether there is an SA. Of many remotes any packet may have one made.
 func (p *ipsecPolicy) established() bool {
+	if p.remotes != nil {
+		return true
+	}
 	session := p.session.Load()
 	return session != nil && session.Established()
 }

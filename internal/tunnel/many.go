@@ -174,8 +174,12 @@ func (c *Config) validateMany() error {
 	if c.keepalive().Interval != 0 {
 		return &ValueError{Property: "keepalive", Value: c.Keepalive.String(), Want: "off with remote-address any"}
 	}
-	if c.IPsec.Wanted() {
-		return &ValueError{Property: "remote-address", Value: AnyRemote, Want: "one address or DNS name with ipsec-secret"}
+	switch {
+	case !c.IPsec.Wanted():
+	case !c.LocalAddress.IsValid():
+		return &ValueError{Property: "local-address", Missing: true, Want: "the outer source for all remotes, with which IKE negotiates by ipsec-secret"}
+	case c.IPsec.RemoteID != "":
+		return &ValueError{Property: "ipsec-remote-id", Value: c.IPsec.RemoteID, Want: "none with remote-address any: the identity of each remote is its outer address"}
 	}
 	// Nobody is to run an open decapsulator (CVE-2020-10136).
 	for _, p := range c.AcceptFrom {

@@ -25,13 +25,15 @@ func TestConfigValidateMany(t *testing.T) {
 		"remote-address=any accept-from=172.16.0.0/12,192.0.2.10 accept-to=203.0.113.5":             "",
 		"remote-address=any local-address=192.0.2.1 accept-from=172.16.0.0/12":                      "accept-to: missing",
 		"remote-address=any local-address=192.0.2.1 accept-from=198.51.100.7 accept-from=0.0.0.0/0": "accept-to: missing",
-		"remote-address=any":                                                                              "local-address: missing",
-		"remote-address=any accept-from=any-peer":                                                         "local-address: missing",
-		"remote-address=any local-address=192.0.2.1 keepalive=5s,3":                                       "keepalive:",
-		"remote-address=any local-address=192.0.2.1 keepalive=10s,10":                                     "",
-		"remote-address=any local-address=192.0.2.1 ipsec-secret=mellon-mellon-mellon allow-fast-path=no": "remote-address:",
-		"remote-address=198.51.100.1 accept-from=any-peer":                                                "accept-from:",
-		"remote-address=198.51.100.1 accept-to=203.0.113.5":                                               "accept-to:",
+		"remote-address=any":                                                                             "local-address: missing",
+		"remote-address=any accept-from=any-peer":                                                        "local-address: missing",
+		"remote-address=any local-address=192.0.2.1 keepalive=5s,3":                                      "keepalive:",
+		"remote-address=any local-address=192.0.2.1 keepalive=10s,10":                                    "",
+		"remote-address=any local-address=192.0.2.1 ipsec-secret=mellon-mellon-mellon":                   "",
+		"remote-address=any local-address=192.0.2.1 ipsec-secret=mellon-mellon-mellon ipsec-remote-id=b": "ipsec-remote-id:",
+		"remote-address=any accept-from=172.16.0.0/12 accept-to=203.0.113.5 ipsec-secret=mellon-mellon":  "local-address: missing",
+		"remote-address=198.51.100.1 accept-from=any-peer":                                               "accept-from:",
+		"remote-address=198.51.100.1 accept-to=203.0.113.5":                                              "accept-to:",
 	} {
 		c, err := parseConfig(words)
 		if err == nil {

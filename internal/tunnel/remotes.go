@@ -27,6 +27,7 @@ type remote struct {
 	reach         encap.Reachability
 	unreachableAt time.Time
 	heard         atomic.Int64 // when its last packet came, nanoseconds after Tunnel.epoch; 0 is never
+	ipsec         remoteIPsec
 
 	// Of programRemote: the device of its route, why the fast path does not carry it, and the host's rules that
 	// apply to its packets.
@@ -58,8 +59,9 @@ func (c *control) endRoutes() {
 		c.routes.Close()
 		c.routes = nil
 	}
-	for _, r := range c.remotes {
+	for g, r := range c.remotes {
 		r.follower.Close()
+		c.endRemoteIPsec(g)
 	}
 	c.remotes, c.learnt = nil, nil
 	c.endSenders()
@@ -79,6 +81,7 @@ func (c *control) askRemotes() (changed map[[4]byte]bool) {
 		switch r := c.remotes[g]; {
 		case !has && r != nil:
 			r.follower.Close()
+			c.endRemoteIPsec(g)
 			delete(c.remotes, g)
 		case has && r == nil && len(c.remotes) < maxRemotes:
 			if c.remotes == nil {
@@ -171,7 +174,7 @@ func (c *control) remoteRoute(base *route, g [4]byte, r *remote, now time.Time) 
 	case a.Err == nil && !c.intoItself(&a.Route): // else the kernel loops it once, which is counted
 		next.path.Link = c.remoteLink(a)
 		next.path.MTU = r.pathMTU.Effective(a.Route.MTU)
-		next.maxInner = c.maxInner(next.path.MTU)
+		next.maxInner = c.remoteMaxInner(r, next.path.MTU)
 	case errors.As(a.Err, new(*netstate.NoRouteError)):
 		next.txDrop = drop.NoPath
 	}
@@ -247,7 +250,7 @@ func (t *Tunnel) outerErrorOf(e *encap.OuterError, now time.Time) (why drop.Reas
 	switch {
 	case r == nil && !t.many.table.Load().HasRemote(e.Destination), !e.TooBig() && !e.Unreachable(), e.Type == ipv4.ICMPTimeExceeded && config.TTL == 0:
 		return drop.OuterErrorIgnored
-	case e.Protocol != ipv4.ProtocolIPIP, e.TooBig() && !config.DontFragment, e.Unreachable() && alive():
+	case !t.quotesRemote(r, e), e.TooBig() && !config.DontFragment, e.Unreachable() && alive():
 		return drop.OuterErrorNotBelieved
 	}
 	kept := *e

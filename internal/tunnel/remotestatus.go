@@ -52,13 +52,17 @@ func (t *Tunnel) Remotes(limit int) *Remotes {
 		return nil
 	}
 	routes, table, device := *t.many.routes.Load(), t.many.table.Load(), t.iface.Load().Index
-	all := &Remotes{Count: len(routes), Prefixes: table.Routed()}
+	all := &Remotes{Prefixes: table.Routed()}
 	type found struct {
 		address [4]byte
 		state   string
 	}
 	var list []found
 	for g, r := range routes {
+		if r.remote.follower == nil {
+			continue // learnt: no gateway
+		}
+		all.Count++
 		f := found{g, r.remoteState(device)}
 		if f.state != RemoteOK {
 			all.NotOK++

@@ -67,6 +67,8 @@ type Sample struct {
 	SAs         uint64    `json:"sas,omitzero"`   // pairs that were established
 	Since       time.Time `json:"since,omitzero"` // of the SA in use
 	RekeyAt     time.Time `json:"rekey-at,omitzero"`
+	// IPsecRemotes is how many remotes of a tunnel with many have an SA, of which Since and RekeyAt say nothing.
+	IPsecRemotes *int `json:"ipsec-remotes,omitzero"`
 }
 
 // NewSample returns that of a tunnel that is not started.
@@ -127,6 +129,10 @@ func (t *Tunnel) sample() Sample {
 		sa := t.ipsecPolicy.status()
 		s.Encrypted, s.Established, s.Since, s.RekeyAt = true, sa.Established, sa.Since, sa.RekeyAt
 		s.SAs = t.ipsecPolicy.sas.Load()
+		if t.many != nil {
+			s.IPsecRemotes = t.ipsecPolicy.remotes.count()
+			s.Established = *s.IPsecRemotes > 0
+		}
 	}
 	return s
 }

@@ -74,6 +74,7 @@ func (e *Engine) newControl(cfg *Config, secret ike.Secret) *control {
 	if cfg.IPsec.Wanted() {
 		t.ipsecPolicy = newIPsecPolicy(manager, cfg, secret, t.log, t.wakeControl, t.count)
 		t.ipsecPolicy.config.Tap = espTap{t}
+		t.protectMany()
 	}
 	return c
 }

@@ -70,6 +70,8 @@ type State struct {
 	IPsec string `json:"ipsec,omitzero"`
 	// IPsecSPI are the SPIs of the SAs in use as tcpdump shows them, inbound/outbound.
 	IPsecSPI string `json:"ipsec-spi,omitzero"`
+	// IPsecRemotes are the remotes of a tunnel with many that have an SA, or are to have one, by address.
+	IPsecRemotes []RemoteIPsec `json:"ipsec-remotes,omitzero"`
 	// LastHeard is the time of the remote's last packet; zero is never.
 	LastHeard time.Time `json:"last-heard,omitzero"`
 	// RxPacket to TxByte count inner packets and their bytes, IPv4 header included.
@@ -161,7 +163,7 @@ func (s *Status) UnmarshalJSON(data []byte) error {
 		return err
 	}
 	known := make(map[string]json.RawMessage)
-	text, err := json.Marshal(State{RenamedFrom: "ipip1", Restored: map[string]uint64{}, Interface: "ipip1", WaitingFor: "local-address", CandidateRemoteAddress: "192.0.2.1", Remotes: &Remotes{}, PathMTU: 1, FastPath: "active", IPsec: "negotiating", IPsecSPI: "0x1/0x1", LastHeard: time.Unix(1, 0), UndoAt: time.Unix(1, 0)}) // nothing omitted
+	text, err := json.Marshal(State{RenamedFrom: "ipip1", Restored: map[string]uint64{}, Interface: "ipip1", WaitingFor: "local-address", CandidateRemoteAddress: "192.0.2.1", Remotes: &Remotes{}, PathMTU: 1, FastPath: "active", IPsec: "negotiating", IPsecSPI: "0x1/0x1", IPsecRemotes: []RemoteIPsec{{}}, LastHeard: time.Unix(1, 0), UndoAt: time.Unix(1, 0)}) // nothing omitted
 	if err != nil {
 		return err
 	}

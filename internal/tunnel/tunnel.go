@@ -10,7 +10,6 @@ package tunnel
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -173,13 +172,14 @@ func (t *Tunnel) Status() Status {
 	s.FastPath = t.fastState()
 	s.RxPacket, s.RxByte, s.TxPacket, s.TxByte = t.totals()
 	s.Drops, s.ProcessDrops = t.dropCounts(), t.engine.dropCounts()
-	if t.ipsecPolicy != nil {
+	switch {
+	case t.ipsecPolicy == nil:
+	case t.many != nil:
+		s.IPsec, s.IPsecRemotes = describeRemotes(t.ipsecPolicy.remotes.statuses(), time.Now())
+	default:
 		state := t.ipsecPolicy.status()
 		state.Problem = cmp.Or(state.Problem, s.WaitingFor)
-		s.IPsec = state.Describe(time.Now())
-		if state.Established {
-			s.IPsecSPI = fmt.Sprintf("0x%08x/0x%08x", state.InboundSPI, state.OutboundSPI)
-		}
+		s.IPsec, s.IPsecSPI = state.Describe(time.Now()), spiText(&state)
 	}
 	return s
 }

@@ -179,6 +179,9 @@ func (c *control) protect(r *route) error {
 	if r.txDrop != drop.None || c.ipsecPolicy == nil {
 		return nil
 	}
+	if c.many != nil {
+		return c.ipsecPolicy.listen(r.path.Local, r.path.Device)
+	}
 	return c.ipsecPolicy.rebind(r.path.Local, r.path.Remote, r.path.Device)
 }
 

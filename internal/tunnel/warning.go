@@ -173,6 +173,11 @@ func (c *control) warnIPsec() {
 	if p == nil {
 		return
 	}
+	c.warnIf(len(p.secret()) < ipsec.WeakSecret, warning.WeakSecret, "")
+	if p.remotes != nil {
+		c.warnRemotesIPsec()
+		return
+	}
 	var s ipsec.Status
 	session := p.session.Load()
 	if session != nil {
@@ -182,7 +187,6 @@ func (c *control) warnIPsec() {
 	c.warnIf(lost, warning.IPsecNotEstablished, "%s", s.Problem)
 	c.warnIf(s.NoESP, warning.ESPFiltered, "")
 	c.warnIf(s.Weak != "", warning.WeakAlgorithms, "%s", s.Weak)
-	c.warnIf(len(p.secret()) < ipsec.WeakSecret, warning.WeakSecret, "")
 }
 
 // pathWarnings are those of a pathError; NoPath is of any other.

@@ -51,12 +51,18 @@ func newDropsLab(t *testing.T, properties string) *dropsLab {
 // seen reports whether print, the metrics and the capture have a reason; missing says which have not.
 func (l *dropsLab) seen(reason string) (missing []string) {
 	l.t.Helper()
-	if l.d.Drops(reason) == 0 {
+	return dropSeen(l.t, l.d, l.metrics, l.capture, reason)
+}
+
+// dropSeen is dropsLab.seen of any process.
+func dropSeen(t *testing.T, d *netlab.Daemon, metrics string, capture *runningCapture, reason string) (missing []string) {
+	t.Helper()
+	if d.Drops(reason) == 0 {
 		return []string{"print"}
 	}
 	r := reasonOf(reason)
 	counted := func() bool {
-		for series, n := range scrape(l.t, l.metrics) {
+		for series, n := range scrape(t, metrics) {
 			if n > 0 && strings.Contains(series, fmt.Sprintf("reason=%q", reason)) {
 				return true
 			}
@@ -66,7 +72,7 @@ func (l *dropsLab) seen(reason string) (missing []string) {
 	if !counted() {
 		missing = append(missing, "the metrics")
 	}
-	if !slices.ContainsFunc(l.capture.read().Packets, func(p netlab.CapturedPacket) bool {
+	if !slices.ContainsFunc(capture.read().Packets, func(p netlab.CapturedPacket) bool {
 		return strings.HasSuffix(p.Comment, r.Error()+"; remedy: "+r.Remedy())
 	}) {
 		missing = append(missing, "the capture")

@@ -69,6 +69,13 @@ type Daemon struct {
 	exited     chan struct{}
 }
 
+// RemoteIPsec is what a Status says about the SAs with one of many remotes.
+type RemoteIPsec struct {
+	Remote string `json:"remote-address"`
+	IPsec  string `json:"ipsec"`
+	SPI    string `json:"ipsec-spi"`
+}
+
 // Status is the part of `print --json` that tests use.
 type Status struct {
 	Name                 string            `json:"name"`
@@ -86,6 +93,7 @@ type Status struct {
 	FastPath             string            `json:"fast-path"`
 	IPsec                string            `json:"ipsec"`
 	IPsecSPI             string            `json:"ipsec-spi"`
+	IPsecRemotes         []RemoteIPsec     `json:"ipsec-remotes"`
 	RxPacket             uint64            `json:"rx-packet"`
 	RxByte               uint64            `json:"rx-byte"`
 	TxPacket             uint64            `json:"tx-packet"`

@@ -11,6 +11,8 @@ const (
 	ByESP = "internal/ipsec"
 	// ManyRemotes: by TestRemotes_drops of internal/tunnel, with remote-address any.
 	ManyRemotes = "internal/tunnel, many remotes"
+	// ManyEncrypted: by TestManyIPsec_cleartext of test/conformance.
+	ManyEncrypted = "test/conformance, many encrypted remotes"
 	// Uncounted: no packet is counted under it.
 	Uncounted = "nowhere"
 )
@@ -32,7 +34,8 @@ var DropProvoked = map[string]string{
 
 	"no-remote": ManyRemotes, "remote-not-usable": ManyRemotes, "reverse-path": ManyRemotes, "not-in-accept-from": ManyRemotes, "not-in-accept-to": ManyRemotes,
 
-	"esp-no-sa": FromOutside, "esp-plain-text": FromOutside, "esp-authentication": FromOutside, "esp-replay": FromOutside,
+	"esp-no-gateway": ManyEncrypted,
+	"esp-no-sa":      FromOutside, "esp-plain-text": FromOutside, "esp-authentication": FromOutside, "esp-replay": FromOutside,
 	"esp-malformed": FromOutside, "esp-no-room": FromOutside,
 	"esp-fragment": ByESP, // the kernel reassembles
 	"esp-padding":  ByESP, "esp-selector": ByESP, "esp-dummy": ByESP, "esp-exhausted": ByESP,

@@ -1,0 +1,350 @@
+package tunnel
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ipipd/encap"
+	"ipipd/internal/drop"
+	"ipipd/internal/ipsec"
+	"ipipd/internal/ipsec/ike"
+	"ipipd/internal/ipv4"
+	"ipipd/internal/packet"
+)
+
+// A tunnel with many remotes and a secret has an ipsecPolicy for each gateway of a route that packets were
+// sent to, or that has begun to negotiate: made when it is needed, closed when it is idle. Whoever forges
+// the address of a gateway can have one made, and no more of them than there are gateways.
+
+const (
+	// maxProtected is how many remotes have an ipsecPolicy at a time.
+	maxProtected = 1024
+	// protectedIdle is how long an SA is kept without a packet in either direction.
+	protectedIdle = 10 * time.Minute
+	// unprotectedIdle is the same of an ipsecPolicy without an SA, and how long one with an SA is safe from
+	// making room for another remote.
+	unprotectedIdle = time.Minute
+	// idleCheck is how often idle ones are looked for.
+	idleCheck = 30 * time.Second
+)
+
+// wanted says for what a remote needs an ipsecPolicy.
+const (
+	wantedByPacket uint32 = 1 << iota // of ours
+	wantedByESP                       // of the remote, of an SA that is not known here
+	wantedByIKE                       // of the remote
+)
+
+// ipsecRemotes is the part of an ipsecPolicy of a tunnel with many remotes. The data path only reads remotes.
+type ipsecRemotes struct {
+	tunnel *Tunnel
+	limits *ike.Limits
+	wants  atomic.Bool // a remote has a new remoteIPsec.wanted
+	lines  lineLimiter
+
+	// control's:
+	listener   *ipsec.Listener
+	local      [4]byte // of listener
+	device     int
+	protected  map[[4]byte]*protected
+	identities map[[4]byte]*ike.Identity // what remotes behind a NAT have said first, with the present secret
+	checkAt    time.Time                 // of idle ones; zero is never
+}
+
+// remoteIPsec is the part of a remote that ipsecRemotes needs.
+type remoteIPsec struct {
+	protected atomic.Pointer[protected]
+	wanted    atomic.Uint32
+}
+
+// protected is the ipsecPolicy of one of many remotes.
+type protected struct {
+	ipsecPolicy
+	remote *remote
+	sealed atomic.Bool // packets were sent, or would have been, since control has looked
+	// control's:
+	since    time.Time
+	lastUsed time.Time // zero is never
+}
+
+// protectMany has the ipsecPolicy of a tunnel with many remotes have one for each.
+func (t *Tunnel) protectMany() {
+	if t.many != nil && t.ipsecPolicy != nil {
+		t.ipsecPolicy.remotes = &ipsecRemotes{tunnel: t, limits: new(ike.Limits), protected: map[[4]byte]*protected{}, identities: map[[4]byte]*ike.Identity{}}
+	}
+}
+
+// seal encrypts a packet by the SA of its destination.
+func (r *ipsecRemotes) seal(b *packet.Buffer) drop.Reason {
+	t := r.tunnel
+	to := [4]byte(b.Bytes()[16:20])
+	route := (*t.many.routes.Load())[to]
+	if route == nil || route.remote == nil {
+		if t.many.table.Load().HasGateway(to) {
+			return drop.ESPNoSA // control has not seen it yet
+		}
+		return drop.ESPNoGateway
+	}
+	p := route.remote.ipsec.protected.Load()
+	if p == nil {
+		r.want(route.remote, wantedByPacket)
+		return drop.ESPNoSA
+	}
+	if !p.sealed.Load() {
+		p.sealed.Store(true)
+	}
+	why := p.Seal(b)
+	if why == drop.ESPNoSA {
+		p.demand()
+	}
+	return why
+}
+
+// want asks control for an ipsecPolicy of a remote. It does not block, and is for any number of packets.
+func (r *ipsecRemotes) want(remote *remote, by uint32) {
+	if remote.ipsec.wanted.Load()&by == 0 && remote.ipsec.wanted.Or(by)&by == 0 {
+		r.wants.Store(true)
+		r.tunnel.wakeControl()
+	}
+}
+
+// wanted is that of ipsec.Manager.Listen.
+func (r *ipsecRemotes) wanted(from netip.Addr, esp bool) bool {
+	route := (*r.tunnel.many.routes.Load())[from.As4()]
+	switch {
+	case route == nil || route.remote == nil:
+		return false
+	case !esp:
+		r.want(route.remote, wantedByIKE)
+	default:
+		if p := route.remote.ipsec.protected.Load(); p != nil {
+			p.demand()
+		} else {
+			r.want(route.remote, wantedByESP)
+		}
+	}
+	return true
+}
+
+// demand has the session negotiate, as it has no SA.
+func (p *protected) demand() {
+	if session := p.session.Load(); session != nil {
+		session.Demand()
+	}
+}
+
+// listen opens the sockets for negotiating at a local address.
+func (p *ipsecPolicy) listen(local [4]byte, device int) (err error) {
+	r := p.remotes
+	if r.listener != nil && local == r.local && device == r.device {
+		return nil
+	}
+	p.close()
+	r.local, r.device = local, device
+	r.listener, err = p.manager.Listen(address(local), p.config.Mark, device, r.wanted)
+	return err
+}
+
+// close ends all sessions, and deletes their SAs at the remotes. Remotes that negotiate are heard until then.
+func (r *ipsecRemotes) close() {
+	var closing sync.WaitGroup
+	for g, p := range r.protected {
+		closing.Go(func() { r.forget(p) })
+		delete(r.protected, g)
+	}
+	closing.Wait()
+	if r.listener != nil {
+		r.listener.Close()
+		r.listener = nil
+	}
+}
+
+// end ends the session of a remote, if it has one.
+func (r *ipsecRemotes) end(g [4]byte) {
+	if p := r.protected[g]; p != nil {
+		delete(r.protected, g)
+		r.forget(p)
+	}
+}
+
+func (r *ipsecRemotes) forget(p *protected) {
+	p.remote.ipsec.protected.Store(nil)
+	p.remote.ipsec.wanted.Store(0)
+	p.close()
+}
+
+// endRemoteIPsec forgets a remote that is no gateway any more.
+func (c *control) endRemoteIPsec(g [4]byte) {
+	if c.ipsecPolicy != nil {
+		c.ipsecPolicy.remotes.end(g)
+		delete(c.ipsecPolicy.remotes.identities, g)
+	}
+}
+
+// protectRemotes begins and ends sessions as remotes need them.
+func (c *control) protectRemotes(now time.Time) {
+	if c.many == nil || c.ipsecPolicy == nil || c.ipsecPolicy.remotes.listener == nil {
+		return
+	}
+	r := c.ipsecPolicy.remotes
+	if !r.checkAt.IsZero() && !now.Before(r.checkAt) {
+		r.endIdle(now)
+		for _, remote := range c.remotes { // what there was no room for may be wanted still
+			remote.ipsec.wanted.Store(0)
+		}
+		r.checkAt = time.Time{}
+		if len(r.protected) > 0 {
+			r.checkAt = now.Add(idleCheck)
+		}
+	}
+	if !r.wants.Swap(false) {
+		return
+	}
+	var room *evictable
+	for g, remote := range c.remotes {
+		by := remote.ipsec.wanted.Load()
+		if by == 0 || r.protected[g] != nil || c.engine.table.Load().find(r.local, g) != nil { // that tunnel's own
+			continue
+		}
+		if len(r.protected) >= maxProtected {
+			if room == nil {
+				room = r.evictable(now)
+			}
+			if !room.next(by&wantedByPacket != 0) {
+				continue
+			}
+		}
+		c.protectRemote(g, remote, by, now)
+	}
+	if r.checkAt.IsZero() {
+		r.checkAt = now.Add(idleCheck)
+	}
+}
+
+// protectRemote begins a session with a remote.
+func (c *control) protectRemote(g [4]byte, remote *remote, by uint32, now time.Time) {
+	r := c.ipsecPolicy.remotes
+	if r.identities[g] == nil {
+		r.identities[g] = new(ike.Identity)
+	}
+	p := &protected{remote: remote, since: now, ipsecPolicy: ipsecPolicy{manager: c.ipsecPolicy.manager, config: c.ipsecPolicy.config}}
+	p.config.OnDemand, p.config.Limits, p.config.Remembered = true, r.limits, r.identities[g]
+	p.config.Changed = func() { c.remoteChanged(g) }
+	p.config.Event = func(e ipsec.Event) { r.logEvent(address(g), e) }
+	if by&wantedByPacket != 0 {
+		p.lastUsed = now
+	}
+	if err := p.rebind(r.local, g, r.device); err != nil {
+		r.warn(address(g), "no SA, outbound packets are dropped: "+err.Error())
+		return // it is tried again after the next idleCheck
+	}
+	r.protected[g] = p
+	if by != wantedByIKE {
+		p.demand()
+	}
+	remote.ipsec.protected.Store(p)
+	remote.ipsec.wanted.Store(0)
+}
+
+// note brings lastUsed up to date.
+func (p *protected) note(now time.Time, epoch time.Time) {
+	if heard := epoch.Add(time.Duration(p.remote.heard.Load())); heard.After(epoch) && heard.After(p.lastUsed) {
+		p.lastUsed = heard
+	}
+	if p.sealed.Swap(false) {
+		p.lastUsed = now
+	}
+}
+
+// endIdle ends the sessions that nobody uses.
+func (r *ipsecRemotes) endIdle(now time.Time) {
+	for g, p := range r.protected {
+		limit := unprotectedIdle
+		if p.established() {
+			limit = protectedIdle
+		}
+		p.note(now, r.tunnel.epoch)
+		if now.Sub(p.lastUsed) >= limit && now.Sub(p.since) >= limit {
+			r.end(g)
+		}
+	}
+}
+
+// evictable are sessions that make room for others: those without an SA first, then the longest idle.
+type evictable struct {
+	r     *ipsecRemotes
+	now   time.Time
+	found []candidate
+}
+
+type candidate struct {
+	g           [4]byte
+	p           *protected
+	established bool
+}
+
+func (r *ipsecRemotes) evictable(now time.Time) *evictable {
+	e := &evictable{r: r, now: now}
+	for g, p := range r.protected {
+		p.note(now, r.tunnel.epoch)
+		if now.Sub(p.lastUsed) >= unprotectedIdle {
+			e.found = append(e.found, candidate{g, p, p.established()})
+		}
+	}
+	slices.SortFunc(e.found, func(a, b candidate) int {
+		if a.established != b.established {
+			if a.established {
+				return 1
+			}
+			return -1
+		}
+		return cmp.Or(a.p.lastUsed.Compare(b.p.lastUsed), a.p.since.Compare(b.p.since))
+	})
+	return e
+}
+
+// next ends the next one, for a packet of ours, or for a remote that has sent something: whose address anybody
+// may have forged, so that no SA goes for it, nor what may be a negotiation.
+func (e *evictable) next(ours bool) bool {
+	if len(e.found) == 0 {
+		return false
+	}
+	if one := e.found[0]; !ours && (one.established || e.now.Sub(one.p.since) < unprotectedIdle) {
+		return false
+	}
+	e.r.end(e.found[0].g)
+	e.found = e.found[1:]
+	return true
+}
+
+// ipsecNext is when idle sessions are looked for; zero is never.
+func (c *control) ipsecNext() time.Time {
+	if c.many == nil || c.ipsecPolicy == nil {
+		return time.Time{}
+	}
+	return c.ipsecPolicy.remotes.checkAt
+}
+
+// remoteMaxInner is maxInner for a remote.
+func (c *control) remoteMaxInner(r *remote, mtu int) int {
+	if p := r.ipsec.protected.Load(); p != nil {
+		return p.maxInner(mtu)
+	}
+	return c.maxInner(mtu)
+}
+
+// quotesRemote is quotesOwn for one of many remotes, by the route to it; nil is none.
+func (t *Tunnel) quotesRemote(r *route, e *encap.OuterError) bool {
+	if t.ipsecPolicy == nil {
+		return e.Protocol == ipv4.ProtocolIPIP
+	}
+	if r == nil {
+		return false
+	}
+	p := r.remote.ipsec.protected.Load()
+	return p != nil && p.quotesSA(e)
+}
