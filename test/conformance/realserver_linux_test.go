@@ -59,7 +59,7 @@ func TestRealServer_answers(t *testing.T) {
 			server.Run("ethtool", "-K", "br0", "tx", "off")
 			server.Run("ethtool", "-K", "port0", "tx", "off")
 			d := upRealServer(t, server, more...)
-			answers := netlab.CaptureReceived(t, balancer, "veth0")
+			answers := netlab.Capture(t, balancer, "veth0", func(f netlab.Frame) bool { return !f.Outgoing })
 			ping(t, balancer, vip)
 			answers.Await(netlab.Protocol(1), netlab.Source(vip), netlab.ICMP(0, 0))
 
