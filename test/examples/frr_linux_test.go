@@ -28,6 +28,9 @@ type frrSite struct {
 func newFRR(t *testing.T) (a, b *frrSite, u *underlay) {
 	t.Helper()
 	need(t, "zebra", "frr")
+	if testing.Short() {
+		t.Skip("most of what runs is FRR: see the run without -short")
+	}
 	u = newUnderlay(t)
 	a, b = &frrSite{dir: example(t, "frr/a")}, &frrSite{dir: example(t, "frr/b")}
 	for _, x := range []struct {

@@ -111,6 +111,9 @@ func start(t *testing.T, ns *netlab.NS, name string, args ...string) *process {
 	p := &process{Cmd: exec.Command(name, args...)}
 	p.Stdout, p.Stderr = &p.log, &p.log
 	t.Cleanup(func() {
+		if strings.Contains(p.log.String(), "DATA RACE") {
+			t.Errorf("the race detector found a race in %s", name)
+		}
 		if t.Failed() {
 			t.Logf("%s:\n%s", strings.Join(p.Args, " "), p.log.String())
 		}
