@@ -1,10 +1,12 @@
 package examples
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -23,14 +25,19 @@ type frrSite struct {
 	ospfd *process
 }
 
-// newFRR has the two sites of the example on their underlay: a provider's router between 192.0.2.1 and
-// 198.51.100.1, a line between 203.0.113.1 and .2.
-func newFRR(t *testing.T) (a, b *frrSite, u *underlay) {
+func needFRR(t *testing.T) {
 	t.Helper()
 	need(t, "zebra", "frr")
 	if testing.Short() {
 		t.Skip("most of what runs is FRR: see the run without -short")
 	}
+}
+
+// newFRR has the two sites of the example on their underlay: a provider's router between 192.0.2.1 and
+// 198.51.100.1, a line between 203.0.113.1 and .2.
+func newFRR(t *testing.T) (a, b *frrSite, u *underlay) {
+	t.Helper()
+	needFRR(t)
 	u = newUnderlay(t)
 	a, b = &frrSite{dir: example(t, "frr/a")}, &frrSite{dir: example(t, "frr/b")}
 	for _, x := range []struct {
@@ -39,18 +46,24 @@ func newFRR(t *testing.T) (a, b *frrSite, u *underlay) {
 	}{{a, "192.0.2.1", "203.0.113.1", "10.1.0.1", "10.1.0.9"}, {b, "198.51.100.1", "203.0.113.2", "10.2.0.1", "10.2.0.9"}} {
 		x.NS, _ = u.node(t, x.provider)
 		u.join(t, x.NS, "eth1", x.line)
-		x.frrSite.host = netlab.New(t)
-		netlab.Veth(t, x.NS, x.frrSite.host, netlab.End{Name: "lan", Address: x.router + "/16"}, netlab.End{Name: "eth0", Address: x.host + "/16"})
-		x.frrSite.host.Run("ip", "route", "add", "default", "via", x.router)
-		x.Sysctl("net.ipv4.ip_forward", "1")
+		x.lan(t, x.router, x.host)
 	}
 	return a, b, u
 }
 
-// start starts ipipd and FRR as the site's files say.
-func (s *frrSite) start(t *testing.T) {
+// lan gives a site its host, and the network between.
+func (s *frrSite) lan(t *testing.T, router, host string) {
 	t.Helper()
-	s.ipipd = netlab.UpConfig(t, s.NS, "ipip1", filepath.Join(s.dir, "ipipd.yaml"))
+	s.host = netlab.New(t)
+	netlab.Veth(t, s.NS, s.host, netlab.End{Name: "lan", Address: router + "/16"}, netlab.End{Name: "eth0", Address: host + "/16"})
+	s.host.Run("ip", "route", "add", "default", "via", router)
+	s.Sysctl("net.ipv4.ip_forward", "1")
+}
+
+// start starts ipipd, and FRR with zebra and other daemons, as the site's files say.
+func (s *frrSite) start(t *testing.T, tunnel string, daemons ...string) {
+	t.Helper()
+	s.ipipd = netlab.UpConfig(t, s.NS, tunnel, filepath.Join(s.dir, "ipipd.yaml"))
 	run, err := os.MkdirTemp("", "frr-")
 	if err == nil {
 		t.Cleanup(func() { os.RemoveAll(run) })
@@ -60,7 +73,7 @@ func (s *frrSite) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.run = run
-	for _, daemon := range []string{"mgmtd", "zebra", "ospfd", "bfdd"} {
+	for _, daemon := range append([]string{"mgmtd", "zebra"}, daemons...) {
 		path, err := exec.LookPath("/usr/lib/frr/" + daemon)
 		if err != nil && daemon == "mgmtd" { // since FRR 9
 			continue
@@ -144,7 +157,7 @@ func TestFRR_keepalive(t *testing.T) {
 	for _, s := range []*frrSite{a, b} {
 		conf := filepath.Join(s.dir, "frr.conf")
 		replace(t, conf, conf, " ip ospf bfd\n", "", " ip ospf bfd profile tunnel\n", "")
-		s.start(t)
+		s.start(t, "ipip1", "ospfd", "bfdd")
 	}
 	failover(t, a, b, u, "keepalive")
 }
@@ -156,7 +169,7 @@ func TestFRR_bfd(t *testing.T) {
 	for _, s := range []*frrSite{a, b} {
 		yaml := filepath.Join(s.dir, "ipipd.yaml")
 		replace(t, yaml, yaml, `keepalive: "1s,5"`, "keepalive: off")
-		s.start(t)
+		s.start(t, "ipip1", "ospfd", "bfdd")
 	}
 	failover(t, a, b, u, "BFD")
 	a.ipipd.Stop(os.Interrupt)
@@ -170,8 +183,8 @@ func TestFRR_bfd(t *testing.T) {
 func TestFRR_mtu(t *testing.T) {
 	t.Parallel()
 	a, b, _ := newFRR(t)
-	a.start(t)
-	b.start(t)
+	a.start(t, "ipip1", "ospfd", "bfdd")
+	b.start(t, "ipip1", "ospfd", "bfdd")
 	netlab.Eventually(t, "the two ends are neighbours", func() bool { return a.full("ipip1") && b.full("ipip1") })
 	if out, err := b.ipipd.Run("set", "ipip1", "mtu=1400"); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -184,4 +197,50 @@ func TestFRR_mtu(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	netlab.Eventually(t, "the same MTU makes them neighbours", func() bool { return a.full("ipip1") && b.full("ipip1") })
+}
+
+// Three nodes with one interface each, whose BGP sessions are in the tunnel.
+func TestFRR_mesh(t *testing.T) {
+	t.Parallel()
+	needFRR(t)
+	u := newUnderlay(t)
+	var nodes [4]*frrSite
+	var ports [4]string
+	for n := 1; n <= 3; n++ {
+		s := &frrSite{dir: example(t, "frr-mesh")}
+		s.NS, ports[n] = u.node(t, fmt.Sprint("192.0.2.", n))
+		s.lan(t, fmt.Sprintf("10.%d.0.1", n), fmt.Sprintf("10.%d.0.9", n))
+		if n > 1 {
+			conf, yaml := filepath.Join(s.dir, "frr.conf"), filepath.Join(s.dir, "ipipd.yaml")
+			swap := func(word string) []string { // node 1 takes the place of this one
+				me, one := fmt.Sprintf(word, n), fmt.Sprintf(word, 1)
+				return []string{me, one, one, me}
+			}
+			outer, inner := swap("192.0.2.%d"), swap("10.255.0.%d")
+			replace(t, yaml, yaml, append(outer[2:], inner[2:]...)...)
+			replace(t, conf, conf, slices.Concat(outer[:2], inner, swap("6500%d"), []string{"10.1.0.0/16", fmt.Sprintf("10.%d.0.0/16", n)})...)
+		}
+		nodes[n] = s
+		s.start(t, "ipip0", "staticd", "bgpd", "bfdd")
+	}
+	leads := func(from, to int) bool {
+		return strings.Contains(nodes[from].Run("ip", "route", "show", fmt.Sprintf("10.%d.0.0/16", to)), fmt.Sprintf("via 192.0.2.%d dev ipip0 proto bgp", to))
+	}
+	for from := 1; from <= 3; from++ {
+		for to := 1; to <= 3; to++ {
+			if from != to {
+				netlab.Eventually(t, fmt.Sprintf("the hosts of node %d reach those of node %d", from, to), func() bool {
+					return leads(from, to) && answered(nodes[from].host, fmt.Sprintf("10.%d.0.9", to))
+				})
+			}
+		}
+	}
+	netlab.Eventually(t, "BFD is up", func() bool { return strings.Count(nodes[1].vtysh("show bfd peers"), "Status: up") == 2 })
+	cut := time.Now()
+	u.router.Run("ip", "link", "set", ports[3], "down")
+	netlab.Eventually(t, "the route to a dead node leaves the others", func() bool { return !leads(1, 3) && !leads(2, 3) })
+	t.Logf("the routes of the node have left the other two after %.1f s", time.Since(cut).Seconds())
+	if !leads(1, 2) || !answered(nodes[1].host, "10.2.0.9") {
+		t.Error("the others do not reach each other")
+	}
 }
