@@ -13,7 +13,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-func TestMain(m *testing.M) { netlab.Main(m, 1) }
+func TestMain(m *testing.M) { netlab.Main(m, 2) }
 
 // underlay is a router with one Ethernet segment for each /24: a bridge, on which the router is .254.
 type underlay struct {
