@@ -16,7 +16,7 @@ import (
 // encryptedUpAny starts a tunnel with many remotes and a secret.
 func encryptedUpAny(t *testing.T, ns *netlab.NS, n int, more ...string) *netlab.Daemon {
 	t.Helper()
-	return upAny(t, ns, n, append([]string{"--ipsec-secret-file", secretFile(t, secret), "--ipsec-dpd", "2s,2"}, more...)...)
+	return variant{}.upAny(t, ns, n, append([]string{"--ipsec-secret-file", secretFile(t, secret), "--ipsec-dpd", "2s,2"}, more...)...)
 }
 
 // remoteIPsec is what print says about the SAs with a remote; zero if nothing.
@@ -128,7 +128,7 @@ func TestManyIPsec_tenRemotes(t *testing.T) {
 		if i == 3 {
 			key = "another secret than that of the others"
 		}
-		upAny(t, s, 11+i, "--ipsec-exchange", "ike2", "--ipsec-pfs-group", "ecp256", "--ipsec-secret-file", secretFile(t, key))
+		variant{}.upAny(t, s, 11+i, "--ipsec-exchange", "ike2", "--ipsec-pfs-group", "ecp256", "--ipsec-secret-file", secretFile(t, key))
 		routeTo(s, "10.10.0.0/16", 1)
 		routeTo(hub, fmt.Sprintf("10.%d.0.0/16", 11+i), 11+i)
 	}
