@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -191,4 +192,47 @@ func TestManyIPsec_cleartext(t *testing.T) {
 	if s := d.Status(); len(s.IPsecRemotes) != 0 {
 		t.Errorf("clear text has an SA negotiated: %+v", s.IPsecRemotes)
 	}
+}
+
+// Another secret at reload ends the SAs, and is negotiated with once the remotes have it.
+func TestManyIPsec_reload(t *testing.T) {
+	t.Parallel()
+	hub, spoke := mesh(t, 2)
+	rejectCleartext(t, hub, "br0")
+	file := filepath.Join(t.TempDir(), "tunnels.yaml")
+	write := func(key string) {
+		t.Helper()
+		text := fmt.Sprintf("tunnels:\n- {name: t0, local-address: %s, remote-address: any, address: 10.255.0.1/32, ipsec-secret-file: %s}\n", outerOf(1), secretFile(t, key))
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(secret)
+	d := netlab.UpConfig(t, hub, "t0", file)
+	for i, s := range spoke {
+		n := 11 + i
+		routeTo(hub, fmt.Sprintf("10.%d.0.0/16", n), n)
+		encryptedUpAny(t, s, n)
+		routeTo(s, "10.10.0.0/16", 1)
+		netlab.Eventually(t, "there is an SA", func() bool { return answeredFrom(hub, "10.10.0.1", fmt.Sprintf("10.%d.0.1", n)) })
+	}
+	write("another secret than that of the remotes")
+	if out, err := d.Run("reload"); err != nil {
+		t.Fatal(out)
+	}
+	if s := d.Status(); len(s.IPsecRemotes) != 0 || !s.Running {
+		t.Errorf("after another secret: running %v, %+v", s.Running, s.IPsecRemotes)
+	}
+	netlab.Eventually(t, "the remotes do not have it", func() bool {
+		_, _ = hub.Try("ping", "-c", "1", "-W", "1", "-I", "10.10.0.1", "10.11.0.1")
+		return strings.Contains(remoteIPsec(d, 11).IPsec, "the secret is not the peer's")
+	})
+	write(secret)
+	if out, err := d.Run("reload"); err != nil {
+		t.Fatal(out)
+	}
+	for i := range spoke {
+		netlab.Eventually(t, "the secret is theirs again", func() bool { return answeredFrom(hub, "10.10.0.1", fmt.Sprintf("10.%d.0.1", 11+i)) })
+	}
+	d.AwaitNoWarning(warning.IPsecNotEstablished)
 }
