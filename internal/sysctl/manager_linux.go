@@ -27,6 +27,8 @@ type Manager struct {
 
 	file *os.File        // that of Dir, while this process needs any
 	set  map[string]bool // by this process: what somebody else has changed since is not set again
+	// open are the sysctls to set back: later the process may not be allowed to open them.
+	open map[string]*os.File
 }
 
 // record is a sysctl that was set, and what it was.
@@ -49,11 +51,14 @@ func (m *Manager) Set(settings []Setting) (done []Setting, err error) {
 	if len(settings) == 0 && (m.file != nil || !m.recorded()) {
 		return nil, nil
 	}
-	if err := m.open(); err != nil {
+	if err := m.begin(); err != nil {
 		return nil, err
 	}
 	defer m.unlock()
 	records := m.records()
+	for _, r := range records { // of other processes, or of one that was killed
+		_, _ = m.sysctl(r.File)
+	}
 	if i := slices.IndexFunc(settings, func(s Setting) bool { return s.File == allRPFilter }); i >= 0 {
 		settings = slices.Insert(slices.Clone(settings), i, m.keepFilters(settings)...)
 	}
@@ -105,7 +110,7 @@ func (m *Manager) Restore() (back []Setting, err error) {
 		if !m.recorded() {
 			return nil, nil
 		}
-		if err := m.open(); err != nil {
+		if err := m.begin(); err != nil {
 			return nil, err
 		}
 	} else if err := lock(m.file, editing, unix.F_WRLCK, true); err != nil {
@@ -136,7 +141,10 @@ func (m *Manager) Restore() (back []Setting, err error) {
 func (m *Manager) Leave() {
 	if m.file != nil {
 		_ = m.file.Close()
-		m.file, m.set = nil, nil
+		for _, f := range m.open {
+			_ = f.Close()
+		}
+		m.file, m.set, m.open = nil, nil, nil
 	}
 }
 
@@ -153,8 +161,8 @@ func (m *Manager) recorded() bool {
 	return err == nil
 }
 
-// open opens the file, makes this process one of its users, and has the right to change it until unlock.
-func (m *Manager) open() error {
+// begin opens the file, makes this process one of its users, and has the right to change it until unlock.
+func (m *Manager) begin() error {
 	if m.file != nil {
 		return lock(m.file, editing, unix.F_WRLCK, true)
 	}
@@ -166,7 +174,7 @@ func (m *Manager) open() error {
 		var s unix.Stat_t
 		err = errors.Join(lock(f, editing, unix.F_WRLCK, true), lock(f, users, unix.F_RDLCK, true), unix.Fstat(int(f.Fd()), &s))
 		if err == nil && s.Nlink > 0 { // else the last user has just removed it
-			m.file, m.set = f, map[string]bool{}
+			m.file, m.set, m.open = f, map[string]bool{}, map[string]*os.File{}
 			return nil
 		}
 		_ = f.Close()
@@ -210,12 +218,20 @@ func (m *Manager) store(records []record) error {
 	return err
 }
 
-// write sets a sysctl. It takes root, or CAP_NET_ADMIN.
+// sysctl opens a sysctl for writing, or has it open. That takes root, or CAP_NET_ADMIN.
+func (m *Manager) sysctl(file string) (f *os.File, err error) {
+	if f = m.open[file]; f == nil {
+		if f, err = os.OpenFile(filepath.Join(m.Root, "/proc/sys", file), os.O_WRONLY, 0); err == nil {
+			m.open[file] = f
+		}
+	}
+	return f, err
+}
+
 func (m *Manager) write(file string, value int) error {
-	f, err := os.OpenFile(filepath.Join(m.Root, "/proc/sys", file), os.O_WRONLY, 0)
+	f, err := m.sysctl(file)
 	if err == nil {
-		_, err = f.WriteString(strconv.Itoa(value))
-		err = errors.Join(err, f.Close())
+		_, err = f.WriteAt([]byte(strconv.Itoa(value)), 0)
 	}
 	var path *os.PathError
 	switch {
