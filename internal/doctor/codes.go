@@ -26,6 +26,9 @@ const (
 	CalicoDrops          Code = "calico-drops"
 	RPFilterUnderlay     Code = "rp-filter-underlay"
 	RPFilterTunnel       Code = "rp-filter-tunnel"
+	VIPMissing           Code = "vip-missing"
+	VIPAnswered          Code = "vip-answered"
+	SYNACKMSS            Code = "syn-ack-mss"
 	NoTUN                Code = "no-tun"
 	TUNForbidden         Code = "tun-forbidden"
 	NoCapabilities       Code = "no-capabilities"
@@ -79,6 +82,9 @@ var Codes = []struct {
 	{CalicoDrops, Broken, "Calico drops IPIP of hosts that are not its own"},
 	{RPFilterUnderlay, Broken, "strict rp_filter, and the route back to the remote leads elsewhere"},
 	{RPFilterTunnel, Warning, "strict rp_filter on the tunnel's interface drops inner packets"},
+	{VIPMissing, Warning, "no interface has an address of accept-to"},
+	{VIPAnswered, Warning, "this host answers ARP for an address that a load balancer serves"},
+	{SYNACKMSS, Warning, "the SYN-ACKs of a real server have clients send more than fits the tunnel"},
 	{NoTUN, Broken, "/dev/net/tun is missing, or the kernel has no TUN"},
 	{TUNForbidden, Broken, "/dev/net/tun may not be opened: the container's device list, or its mode"},
 	{NoCapabilities, Broken, "this user lacks capabilities that `up` needs"},

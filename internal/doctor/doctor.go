@@ -104,6 +104,9 @@ type Environment struct {
 	// Routes are all unicast routes, by the interface that they lead into.
 	Routes     func() (map[int][]netstate.RouteMetrics, error)
 	Interfaces func() ([]net.Interface, error)
+	// Addresses are those of all interfaces; AnswerRoute is the route from one of them, or any, to the Internet.
+	Addresses   func() ([]netstate.AddressedInterface, error)
+	AnswerRoute func(source netip.Addr) (netstate.AnswerRoute, error)
 	// OpenTUN opens /dev/net/tun and closes it.
 	OpenTUN func() error
 	// Resolve is called concurrently.
@@ -212,6 +215,7 @@ var checks = []struct {
 	{"route", (*examination).route},
 	{"remotes", (*examination).remotes},
 	{"same-pair", (*examination).samePair},
+	{"real-server", (*examination).realServer},
 	{"udp-ports", (*examination).udpPorts},
 	{"managers", (*examination).managers},
 	{"cilium", (*examination).cilium},

@@ -43,6 +43,8 @@ func Host() (env *Environment, closeAll func()) {
 		KernelTunnels: netstate.KernelTunnels,
 		Routes:        netstate.RoutesByInterface,
 		Interfaces:    net.Interfaces,
+		Addresses:     netstate.InterfaceAddresses,
+		AnswerRoute:   netstate.FindAnswerRoute,
 		OpenTUN: func() error {
 			fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 			if err != nil {

@@ -41,8 +41,8 @@ func InterfaceAddresses() (all []AddressedInterface, err error) {
 // elsewhere is an address of the Internet, for the route that answers to clients take.
 var elsewhere = netip.MustParseAddr("8.8.8.8")
 
-// FindAnswerRoute returns the route that packets from an address of this host take to the Internet, in the network
-// namespace of the calling thread.
+// FindAnswerRoute returns the route that packets from an address of this host, or any, take to the Internet, in the
+// network namespace of the calling thread.
 func FindAnswerRoute(source netip.Addr) (a AnswerRoute, err error) {
 	routes, err := netlink.RouteGetWithOptions(elsewhere.AsSlice(), &netlink.RouteGetOptions{SrcAddr: source.AsSlice(), FIBMatch: true})
 	if err != nil {

@@ -37,13 +37,13 @@ var realServerCodes = []warning.Code{
 	warning.SysctlNotSet, warning.RPFilterTunnel, warning.VIPMissing, warning.VIPAnswered, warning.SYNACKMSS,
 }
 
-// realServer reports whether packets come out of the tunnel whose sources are not routed into it.
-func (c *Config) realServer() bool { return c.many() && len(c.AcceptFrom) > 0 && len(c.AcceptTo) > 0 }
+// RealServer reports whether packets come out of the tunnel whose sources are not routed into it.
+func (c *Config) RealServer() bool { return c.many() && len(c.AcceptFrom) > 0 && len(c.AcceptTo) > 0 }
 
 // warnRealServer looks at the host, warns, and sets what is to be set.
 func (c *control) warnRealServer(now time.Time) {
 	s := &c.realServer
-	if !c.cfg.realServer() || !c.here() {
+	if !c.cfg.RealServer() || !c.here() {
 		if !s.lookedAt.IsZero() {
 			for _, code := range realServerCodes {
 				c.clear(code)
@@ -68,7 +68,7 @@ func (c *control) warnRealServer(now time.Time) {
 		s.due = now.Add(retryInterval)
 		return
 	}
-	server := c.served(interfaces)
+	server := c.cfg.Served(c.ifname.get(), interfaces)
 	answers := c.answers(server.Served)
 	server.Routed = answers != nil && answers.Device == c.ifindex
 	if managed.manage {
@@ -84,15 +84,15 @@ func (c *control) warnRealServer(now time.Time) {
 	}
 }
 
-// served finds what the host serves of accept-to, and on which links that is.
-func (c *control) served(interfaces []netstate.AddressedInterface) *sysctl.Server {
-	s := &sysctl.Server{Interface: c.ifname.get()}
+// Served finds what the host serves of accept-to, and on which links that is.
+func (c *Config) Served(ifname string, interfaces []netstate.AddressedInterface) *sysctl.Server {
+	s := &sysctl.Server{Interface: ifname}
 	owners := map[netip.Addr][]int{}
 	for _, i := range interfaces {
-		s.Addressed = s.Addressed || i.Index == c.ifindex
+		s.Addressed = s.Addressed || i.Name == ifname
 		for _, p := range i.Addresses {
 			a := p.Addr()
-			if slices.ContainsFunc(c.cfg.AcceptTo, func(to netip.Prefix) bool { return to.Contains(a) }) {
+			if slices.ContainsFunc(c.AcceptTo, func(to netip.Prefix) bool { return to.Contains(a) }) {
 				if owners[a] == nil {
 					s.Served = append(s.Served, a)
 				}

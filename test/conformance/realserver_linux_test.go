@@ -85,12 +85,12 @@ func TestRealServer_answers(t *testing.T) {
 	}
 }
 
-// sysctls are all of net.ipv4.conf that --manage-sysctls may set, but for those of ipip0.
+// sysctls are all of net.ipv4.conf that --manage-sysctls may set, but for those of tunnels.
 func sysctls(t *testing.T, ns *netlab.NS) map[string]string {
 	t.Helper()
 	all := map[string]string{}
 	for line := range strings.Lines(ns.Run("sysctl", "-a", "-r", `^net\.ipv4\.conf\..*\.(rp_filter|arp_ignore|arp_announce)$`)) {
-		if name, value, ok := strings.Cut(strings.TrimSpace(line), " = "); ok && !strings.Contains(name, "ipip0") {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), " = "); ok && !strings.Contains(name, ".ipip") {
 			all[name] = value
 		}
 	}
