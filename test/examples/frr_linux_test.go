@@ -160,6 +160,11 @@ func TestFRR_keepalive(t *testing.T) {
 		s.start(t, "ipip1", "ospfd", "bfdd")
 	}
 	failover(t, a, b, u, "keepalive")
+	a.ipipd.Stop(os.Interrupt)
+	a.ipipd.Restart()
+	netlab.Eventually(t, "FRR follows the interfaces when they are made anew", func() bool {
+		return a.leads("10.2.0.0/16", "ipip1") && b.leads("10.1.0.0/16", "ipip1") && answered(a.host, "10.2.0.9")
+	})
 }
 
 // BFD goes through the tunnel, and is faster.
@@ -172,11 +177,6 @@ func TestFRR_bfd(t *testing.T) {
 		s.start(t, "ipip1", "ospfd", "bfdd")
 	}
 	failover(t, a, b, u, "BFD")
-	a.ipipd.Stop(os.Interrupt)
-	a.ipipd.Restart()
-	netlab.Eventually(t, "FRR follows the interfaces when they are made anew", func() bool {
-		return a.leads("10.2.0.0/16", "ipip1") && b.leads("10.1.0.0/16", "ipip1") && answered(a.host, "10.2.0.9")
-	})
 }
 
 // Two ends with different MTUs become no neighbours. They have the same ones unless an operator sets them.

@@ -118,36 +118,45 @@ E`, add, strings.Join(flows, ", "), marker, ourOuter, strings.ReplaceAll(add, " 
 }
 
 // upAny starts ipipd with many remotes.
-func upAny(t *testing.T, ns *netlab.NS, inner string) *netlab.Daemon {
+func upAny(t *testing.T, ns *netlab.NS, inner, fastPath string) *netlab.Daemon {
 	t.Helper()
-	return netlab.Up(t, ns, "t0", "--local-address", ourOuter, "--remote-address", "any", "--address", inner+"/32", "--allow-fast-path", "no")
+	return netlab.Up(t, ns, "t0", "--local-address", ourOuter, "--remote-address", "any", "--address", inner+"/32", "--allow-fast-path", fastPath)
 }
 
 // ipipd with many remotes and Linux's own reach each other.
 func TestTunl0_peer(t *testing.T) {
 	t.Parallel()
-	l := newKernelLab(t)
-	l.ours.Run("ip", "address", "add", "10.10.0.1/16", "dev", "lo")
-	l.guest.MustRun("ip address add 10.20.0.1/16 dev lo; ip link set lo up")
-	wire := l.record(t)
-	d := upAny(t, l.ours, "10.10.0.2")
-	l.ours.Run("ip", "route", "add", "10.20.0.0/16", "via", peerOuter, "dev", "t0", "onlink")
-	for _, device := range manyDevices {
-		t.Run(device.name, func(t *testing.T) {
-			l.guest.MustRun(fmt.Sprintf("set -e; %s; ip address add 10.20.0.2/32 dev %s; ip route replace 10.10.0.0/16 via %s dev %[2]s onlink", device.script, device.name, ourOuter))
-			for _, size := range []int{56, fullSize, manyFrags} {
-				ping(t, inNamespace(l.ours), "10.20.0.1", size, "")
-				ping(t, l.guest.Run, "10.10.0.1", size, "")
+	for _, fastPath := range []string{"no", "yes"} {
+		t.Run("fast path "+fastPath, func(t *testing.T) {
+			t.Parallel()
+			l := newKernelLab(t)
+			if fastPath == "yes" {
+				netlab.DisableOffload(l.ours, "eth0") // as in TestKernel_bulkTCPFastPath
 			}
-			bulk(t, inNamespace(l.ours), l.guest.Run, "10.20.0.1", false)
-			bulk(t, inNamespace(l.ours), l.guest.Run, "10.20.0.1", true)
-			l.guest.MustRun(fmt.Sprintf("ip address flush dev %[1]s; ip link set %[1]s down", device.name))
+			l.ours.Run("ip", "address", "add", "10.10.0.1/16", "dev", "lo")
+			l.guest.MustRun("ip address add 10.20.0.1/16 dev lo; ip link set lo up")
+			wire := l.record(t)
+			d := upAny(t, l.ours, "10.10.0.2", fastPath)
+			l.ours.Run("ip", "route", "add", "10.20.0.0/16", "via", peerOuter, "dev", "t0", "onlink")
+			for _, device := range manyDevices {
+				l.guest.MustRun(fmt.Sprintf("set -e; %s; ip address add 10.20.0.2/32 dev %s; ip route replace 10.10.0.0/16 via %s dev %[2]s onlink", device.script, device.name, ourOuter))
+				for _, size := range []int{56, fullSize, manyFrags} {
+					ping(t, inNamespace(l.ours), "10.20.0.1", size, "")
+					ping(t, l.guest.Run, "10.10.0.1", size, "")
+				}
+				if fastPath == "yes" && !netlab.WaitFor(func() bool { return d.Status().FastPath == "active" }) {
+					t.Skipf("the fast path is not there: %s", d.Status().FastPath)
+				}
+				bulk(t, inNamespace(l.ours), l.guest.Run, "10.20.0.1", false)
+				bulk(t, inNamespace(l.ours), l.guest.Run, "10.20.0.1", true)
+				l.guest.MustRun(fmt.Sprintf("ip address flush dev %[1]s; ip link set %[1]s down", device.name))
+			}
+			wire.Await(sent(netlab.TotalLen(1500), request()))
+			wire.Await(received(netlab.TotalLen(1500), request()))
+			if drops := d.Status().AllDrops(); len(drops) > 0 {
+				t.Errorf("drops are %v", drops)
+			}
 		})
-	}
-	wire.Await(sent(netlab.TotalLen(1500), request()))
-	wire.Await(received(netlab.TotalLen(1500), request()))
-	if drops := d.Status().AllDrops(); len(drops) > 0 {
-		t.Errorf("drops are %v", drops)
 	}
 }
 
@@ -167,7 +176,7 @@ func TestTunl0_hub(t *testing.T) {
 			if hub == "ipipd" {
 				ns := netlab.New(t)
 				netlab.Veth(t, link, ns, netlab.End{Name: "hub"}, netlab.End{Name: "eth0", Address: ourOuter + "/24"})
-				daemon = upAny(t, ns, ourInner)
+				daemon = upAny(t, ns, ourInner, "yes")
 				run = inNamespace(ns)
 			} else {
 				spare := netlab.New(t)
