@@ -97,6 +97,19 @@ func TestBird_mesh(t *testing.T) {
 		})
 	}
 
+	// Nodes 2 and 8 have one more prefix, the same.
+	anycast := []int{2, 8}
+	for _, n := range anycast {
+		nodes[n].Run("ip", "address", "add", "10.99.0.1/32", "dev", "lo")
+		nodes[n].Run("sh", "-c", "echo 'protocol static anycast { ipv4; route 10.99.0.0/16 blackhole; }' >>"+filepath.Join(dirs[n], "bird.conf"))
+		nodes[n].Run("birdc", "-s", filepath.Join(dirs[n], "bird.ctl"), "configure")
+	}
+	netlab.Eventually(t, "a prefix of two nodes has both as gateways", func() bool {
+		route := nodes[1].Run("ip", "route", "show", "10.99.0.0/16")
+		return strings.Contains(route, "via "+birdAddress(2)+" dev ipip0") && strings.Contains(route, "via "+birdAddress(8)+" dev ipip0")
+	})
+	netlab.Eventually(t, "which answer", func() bool { return answered(nodes[1], "10.99.0.1") })
+
 	const dead = 7
 	cut := time.Now()
 	u.router.Run("ip", "link", "set", ports[dead], "down")
