@@ -133,7 +133,12 @@ func (e *examination) manyWays(s *subject, gateways []netip.Addr, prefixes map[n
 	}
 	strictBy := ""
 	for _, g := range gateways {
-		q := netstate.Query{Remote: g.As4(), Mark: s.Config.FwMark, UnderlayDevice: s.Config.UnderlayDevice, Interface: e.interfaces[s.ifname].Index, Routes: s.Config.Routes}
+		q := netstate.Query{Remote: g.As4(), Mark: s.Config.FwMark, UnderlayDevice: s.Config.UnderlayDevice, Interface: e.interfaces[s.ifname].Index}
+		for _, r := range s.Config.Routes { // of what may be thousands, those that could lead to it
+			if r.Prefix.Contains(g) {
+				q.Routes = append(q.Routes, r)
+			}
+		}
 		if s.local.IsValid() {
 			q.Local = s.local.As4()
 		}

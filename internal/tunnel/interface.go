@@ -100,8 +100,17 @@ func (c *control) updateInterface(now time.Time) {
 			c.countRestored("address", len(addresses))
 			c.countRestored("route", len(routes))
 		}
-		c.log.Info("what the interface had lost is put back", "addresses", addresses, "routes", routes)
+		c.log.Info("what the interface had lost is put back", "addresses", addresses, "routes", few(routes))
 	}
+}
+
+// few are the first of what may be thousands, for a line of the log.
+func few[T any](all []T) any {
+	const shown = 10
+	if len(all) <= shown {
+		return all
+	}
+	return fmt.Sprintf("%v and %d more", all[:shown], len(all)-shown)
 }
 
 // countRestored adds to Status.Restored, and returns the new count.

@@ -89,6 +89,9 @@ func (t *Tunnel) Remotes(limit int) *Remotes {
 		if heard := r.remote.heard.Load(); heard != 0 {
 			one.LastHeard = t.epoch.Add(time.Duration(heard))
 		}
+		if fast := t.many.fastHeard(f.address); fast.After(one.LastHeard) {
+			one.LastHeard = fast
+		}
 		all.List = append(all.List, one)
 	}
 	return all
