@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -196,6 +197,47 @@ func TestRoutes_order(t *testing.T) {
 		if !maps.Equal(state, to) {
 			t.Fatalf("%v in the end, want %v", state, to)
 		}
+	}
+}
+
+// A table that does not fit is not there in part: the interface is carried in userspace until it fits.
+func TestRoutes_full(t *testing.T) {
+	tunnel := manyTunnel()
+	l, r := newManyLab(t, tunnel, new(fib.Table))
+	link := &Link{f: r.f, tunnel: tunnel, slot: slot}
+	r.f.links[link] = true
+	most := int(l.TxFIB.MaxEntries())
+	prefix := func(i int) netip.Prefix {
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
+	}
+	route := []fib.Route{{Hops: []fib.Hop{{Gateway: address(routesets.Address(1))}}}}
+	e := r.table.Edit()
+	for i := range most {
+		e.Set(prefix(i), route)
+	}
+	fits, added, _ := e.Commit()
+	if err := r.Sync(fits); err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range added {
+		enableRemote(t, r, g)
+	}
+	checkManyEncap(t, l, r, "10.0.1.1")
+	e = fits.Edit()
+	e.Set(prefix(most), route)
+	more, _, _ := e.Commit()
+	err := r.Follow(more, []netip.Prefix{prefix(most)}, nil, nil)
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprint(most)) {
+		t.Fatalf("%v", err)
+	}
+	if n := entries(t, l.TxTunnels); n != 0 {
+		t.Errorf("the tunnel is still enabled: %d", n)
+	}
+	if again := r.f.checkRoutes(&tunnel); again == nil {
+		t.Error("it may be enabled again")
+	}
+	if err := r.Sync(fits); err != nil || r.f.checkRoutes(&tunnel) != nil {
+		t.Errorf("%v, and it fits again", err)
 	}
 }
 

@@ -35,7 +35,7 @@ var texts = [NumCodes]Text{
 	},
 	FastPathFull: {
 		"fast-path-full", Warning, "the fast path does not take all routes", "packets are carried in userspace",
-		"none needed but for the rate; fewer routes out of NAME, as by aggregation", "the fast path takes all routes", Always,
+		"none needed but for the rate; else fewer routes out of NAME, as by aggregation", "the fast path takes all routes", Always,
 	},
 	SysctlNotSet: {
 		"sysctl-not-set", Warning, "a sysctl cannot be set as --manage-sysctls says", "what it is needed for stays as the warnings beside this one say",
