@@ -183,6 +183,13 @@ func (l *Link) Update(t Tunnel) error {
 	return err
 }
 
+// Enabled reports whether the tunnel is in the maps: Routes and Reserve may have disabled it.
+func (l *Link) Enabled() bool {
+	l.f.mu.Lock()
+	defer l.f.mu.Unlock()
+	return l.f.links[l] && l.f.owners[l.tunnel.rxKey()] == l
+}
+
 // Disable has all packets go to userspace until the next Update. ipip_decap stays attached.
 func (l *Link) Disable() {
 	l.f.mu.Lock()

@@ -60,6 +60,9 @@ func (*FastPath) Attach(Tunnel) (*Link, error) { return nil, ErrClosed }
 // Update fails.
 func (*Link) Update(Tunnel) error { return ErrClosed }
 
+// Enabled is false.
+func (*Link) Enabled() bool { return false }
+
 // Disable does nothing.
 func (*Link) Disable() {}
 

@@ -113,6 +113,9 @@ func (t Taps) On(device int) (reason string) { return "the system is not Linux" 
 // EgressTaps is for Linux.
 func (h *Host) EgressTaps() (Taps, error) { return Taps{}, nil }
 
+// RawSockets is for Linux.
+func (h *Host) RawSockets(uint8) ([]uint64, error) { return nil, ErrUnsupported }
+
 // Configure is for Linux.
 func (h *Host) Configure(interfaces []Interface) error {
 	for _, i := range interfaces {

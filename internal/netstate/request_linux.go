@@ -25,12 +25,13 @@ type requester struct {
 }
 
 // netFiles are the names of requester.files.
-var netFiles = [...]string{fileTaps: "packet", fileCounters: "snmp", fileIptables: "ip_tables_names"}
+var netFiles = [...]string{fileTaps: "packet", fileCounters: "snmp", fileIptables: "ip_tables_names", fileRaw: "raw"}
 
 const (
 	fileTaps = iota
 	fileCounters
 	fileIptables
+	fileRaw
 )
 
 // netFile returns the content of a file in /proc/net.

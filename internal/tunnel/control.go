@@ -76,8 +76,6 @@ type control struct {
 	sendersAsked senders
 	copyAt       time.Time // when the kernel's copy of the routes is to be tried again
 	fastMany     fastMany
-	othersThere  bool // of othersReceive, at othersAt
-	othersAt     time.Time
 
 	programmed fastpath.Tunnel // of Tunnel.fast's link, while it is active
 	attachedTo int             // the interface that has been given ipip_encap; 0 is none

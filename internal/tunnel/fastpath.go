@@ -26,6 +26,8 @@ type fastPath struct {
 	blocker atomic.Pointer[string]
 	// tap is what poll has found on the egress of the interface; nil is nothing.
 	tap atomic.Pointer[string]
+	// others is whether othersReceive.
+	others atomic.Bool
 }
 
 // active reports whether the fast path carries packets.
@@ -106,7 +108,7 @@ func (c *control) fastPathBlocker() string {
 // enableFastPath updates the link, and returns the reason if it cannot.
 func (c *control) enableFastPath(link *fastpath.Link) (blocker string) {
 	want := c.fastTunnel()
-	if c.fast.active() && want == c.programmed {
+	if c.fast.active() && want == c.programmed && link.Enabled() {
 		return ""
 	}
 	if !c.fast.active() || want.Ifindex != c.programmed.Ifindex {

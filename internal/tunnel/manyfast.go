@@ -4,11 +4,13 @@ import (
 	"cmp"
 	"errors"
 	"net/netip"
+	"slices"
 	"time"
 
 	"ipipd/internal/drop"
 	"ipipd/internal/fastpath"
 	"ipipd/internal/fib"
+	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
 	"ipipd/internal/underlay"
 	"ipipd/internal/warning"
@@ -169,7 +171,10 @@ func (c *control) fastUnderlay() (device int, refuse bool, why string) {
 		}
 	}
 	if device != 0 {
-		return device, !policies[device] && !c.othersReceive(), ""
+		if !c.fast.active() { // else poll looks
+			c.fast.others.Store(c.engine.othersReceive())
+		}
+		return device, !policies[device] && !c.fast.others.Load(), ""
 	}
 	return 0, false, cmp.Or(why, noGateway)
 }
@@ -213,11 +218,22 @@ func (c *control) manyBlocker() string {
 }
 
 // othersReceive reports whether others than this process may want protocol 4.
-func (c *control) othersReceive() bool {
-	if now := time.Now(); now.Sub(c.othersAt) >= refreshInterval {
-		c.othersAt, c.othersThere = now, underlay.KernelHandlesIPIP()
+func (e *Engine) othersReceive() bool {
+	if underlay.KernelHandlesIPIP() {
+		return true
 	}
-	return c.othersThere
+	inodes, err := e.network.RawSockets(ipv4.ProtocolIPIP)
+	return err != nil || !slices.ContainsFunc(inodes, underlay.Own) || slices.ContainsFunc(inodes, func(inode uint64) bool { return !underlay.Own(inode) })
+}
+
+// checkOthers wakes control if othersReceive has changed.
+func (t *Tunnel) checkOthers(others func() bool) {
+	if t.many == nil {
+		return
+	}
+	if now := others(); t.fast.others.Swap(now) != now {
+		t.wakeControl()
+	}
 }
 
 // fastMany is what fastTunnel says of many remotes.

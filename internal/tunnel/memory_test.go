@@ -264,6 +264,8 @@ type fakeRoutes struct{}
 func (fakeRoutes) Close() {}
 
 func (*fakeNetwork) Recheck()                           {}
+func (*fakeNetwork) RawSockets(uint8) ([]uint64, error) { return nil, nil }
+
 func (*fakeNetwork) EgressTaps() (netstate.Taps, error) { return netstate.Taps{}, nil }
 func (*fakeNetwork) SetRPS(string, string) error        { return nil }
 func (*fakeNetwork) ClearRPS(string, string) error      { return nil }

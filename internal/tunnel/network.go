@@ -15,6 +15,8 @@ type Network interface {
 	Recheck()
 	// EgressTaps are the packet sockets that see what an interface sends; no message tells of them.
 	EgressTaps() (netstate.Taps, error)
+	// RawSockets are the inodes of this host's raw sockets of a protocol; no message tells of them.
+	RawSockets(protocol uint8) ([]uint64, error)
 	// Reassembly returns this host's ReasmOKs and ReasmFails (RFC 4293).
 	Reassembly() (done, failed uint64, err error)
 

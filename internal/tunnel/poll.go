@@ -14,6 +14,8 @@ import (
 //   - captures on the egress of an interface, which packets of the fast path skip as they skip its
 //     qdisc (netlink tells of that: netstate.Answer.Egress): the fast path is disabled while any of
 //     these is present, as in RouterOS;
+//   - sockets of other processes for protocol 4, from which a fast path with many remotes would keep
+//     what it refuses;
 //   - legacy iptables;
 //   - neighbours in use, whose entries the kernel would let expire;
 //   - lost fragments.
@@ -96,6 +98,7 @@ func (e *Engine) poll(ctx context.Context) {
 // pollTunnels polls once, and reports whether a tunnel is active, and whether one has the fast
 // path.
 func (e *Engine) pollTunnels(now time.Time) (active, anyFast bool) {
+	others := sync.OnceValue(e.othersReceive)
 	taps, reassembly := sync.OnceValue(e.egressTaps), sync.OnceValues(func() (reassembled, error) {
 		done, failed, err := e.network.Reassembly()
 		return reassembled{done, failed}, err
@@ -113,6 +116,7 @@ func (e *Engine) pollTunnels(now time.Time) (active, anyFast bool) {
 		if tap != nil || fast && (isActive || now.Sub(a.checked) >= pollIdle) {
 			a.checked = now
 			t.checkTaps(taps)
+			t.checkOthers(others)
 		}
 		if isActive && now.Sub(a.refreshed) >= refreshInterval {
 			a.refreshed = now

@@ -25,6 +25,7 @@ func (s *socket) adopt(fds []int, receivers int) (raws, packets []int) {
 			s.closeReceiveSocket(fd)
 		case domain == unix.AF_INET && protocol == unix.IPPROTO_IPIP && rcvbuf(s.options.ReceiveBuffer)(fd) == nil:
 			raws = append(raws, fd)
+			noteOwn(fd)
 		case domain == unix.AF_PACKET && packetOption(fd, unix.PACKET_VNET_HDR) == 1 && rcvbuf(s.options.ReceiveBuffer)(fd) == nil:
 			packets = append(packets, fd)
 			if group := packetOption(fd, unix.PACKET_FANOUT); group != 0 { // with the flags in bit 31

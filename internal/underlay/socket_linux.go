@@ -209,6 +209,7 @@ func newSocket(domain, typ, protocol int, setUp ...func(fd int) error) (int, err
 			return -1, err
 		}
 	}
+	noteOwn(fd)
 	return fd, nil
 }
 

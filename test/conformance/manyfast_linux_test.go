@@ -224,6 +224,20 @@ func TestManyFast_besideOne(t *testing.T) {
 	}
 }
 
+// Another process's tunnel of the same local address keeps its packets: what is refused reaches it.
+func TestManyFast_besideProcess(t *testing.T) {
+	t.Parallel()
+	hub, spoke, _ := fastMesh(t, 1)
+	other := netlab.New(t)
+	netlab.Veth(t, hub, other, netlab.End{Name: "port9"}, netlab.End{Name: "veth0", Address: "192.0.2.99/24"})
+	hub.Run("ip", "link", "set", "port9", "master", "br0", "up")
+	variants[0].upAs(t, hub, "t9", "--local-address", outerOf(1), "--remote-address", outerOf(99), "--address", "10.253.0.1/24")
+	variants[0].upAs(t, other, "t9", "--local-address", outerOf(99), "--remote-address", outerOf(1), "--address", "10.253.0.99/24")
+	netlab.Eventually(t, "the other tunnel carries packets", func() bool { return answered(hub, "10.253.0.99") })
+	awaitBypassed(t, hub, true, "10.11.0.1")
+	ping(t, spoke[0], "-I", "10.11.0.1", "10.10.0.1")
+}
+
 // received is how many packets an interface's process has written to it.
 func received(t *testing.T, ns *netlab.NS, name string) uint64 {
 	t.Helper()
