@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -222,6 +223,23 @@ func TestManyFast_besideOne(t *testing.T) {
 	if got := received(t, hub, "t1") - t1; got < 3 {
 		t.Errorf("t1 has received %d packets of its remote; %d went through t0's process", got, inUserspace(t, hub)-t0)
 	}
+}
+
+// What a stranger sends does not reach the process, and is counted.
+func TestManyFast_refuses(t *testing.T) {
+	t.Parallel()
+	hub, spoke, daemons := fastMesh(t, 2)
+	hub.Run("ip", "route", "del", "10.12.0.0/16")
+	// The first packets after the route are refused by userspace.
+	netlab.Eventually(t, "the fast path refuses", func() bool {
+		before := daemons[0].Drops("reverse-path")
+		daemons[0].Signal(syscall.SIGSTOP)
+		_, err := spoke[1].Try("ping", "-c", "3", "-i", "0.2", "-W", "1", "-I", "10.12.0.1", "10.10.0.1")
+		queued := hub.Run("sh", "-c", "awk '$2 ~ /:0004$/ && $5 !~ /:00000000$/' /proc/self/net/raw")
+		daemons[0].Signal(syscall.SIGCONT)
+		return err != nil && queued == "" && daemons[0].Drops("reverse-path") >= before+3
+	})
+	awaitBypassed(t, hub, true, "10.11.0.1")
 }
 
 // Another process's tunnel of the same local address keeps its packets: what is refused reaches it.
