@@ -68,12 +68,13 @@ func (c *control) syncRoutes(now time.Time) {
 	if m == nil {
 		return
 	}
-	if m.fast == nil {
+	wanted := c.fast.programs != nil && c.cfg.fastPathAllowed() && c.routesOf != 0
+	if wanted && m.fast == nil {
 		c.engine.reserve()
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if c.fast.programs == nil || !c.cfg.fastPathAllowed() || c.routesOf == 0 {
+	if !wanted {
 		m.closeCopy()
 		c.endSenders()
 		return
@@ -82,7 +83,7 @@ func (c *control) syncRoutes(now time.Time) {
 	case m.fast == nil:
 		m.fast = c.fast.programs.NewRoutes(c.routesOf)
 		c.endSenders() // asked anew, for the new copy
-	case m.fastErr == nil:
+	case m.fastErr == nil && m.fast.Lacking() == nil:
 		return
 	case now.Before(c.copyAt):
 		c.retry = true
@@ -90,7 +91,9 @@ func (c *control) syncRoutes(now time.Time) {
 	}
 	c.copyAt = now.Add(retryInterval)
 	table := m.table.Load()
-	m.fastErr = m.fast.Sync(table)
+	if m.fastErr = m.fast.Sync(table); m.fast.Lacking() != nil {
+		c.copyAt = now.Add(6 * retryInterval) // all is written each time
+	}
 	for g := range table.Gateways() {
 		m.changed[g] = true
 	}
