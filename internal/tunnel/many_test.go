@@ -1,11 +1,15 @@
 package tunnel
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
+	"ipipd/encap"
 	"ipipd/internal/capture"
 	"ipipd/internal/drop"
 	"ipipd/internal/fib"
@@ -181,4 +185,51 @@ func TestRemotes_drops(t *testing.T) {
 	if want := netlab.DropsProvoked(netlab.ManyRemotes); !maps.Equal(provoked, want) {
 		t.Errorf("provoked are %v, want %v", provoked, want)
 	}
+}
+
+// Routes, ICMP errors and packets of both directions come at once, for the race detector, and packets of a
+// route that does not change all arrive.
+func TestRemotes_concurrent(t *testing.T) {
+	sa, sb := memory.NewSocketPair()
+	a := start(t, sa, outerA, outerB, func(c *Config) { c.RemoteAddress, c.LocalAddress, c.DontFragment = AnyRemote, outerA, true })
+	b := start(t, sb, outerB, outerA, nil)
+	route := func(prefix string, hops ...fib.Hop) netstate.RouteChange {
+		c := netstate.RouteChange{Prefix: netip.MustParsePrefix(prefix)}
+		if len(hops) > 0 {
+			c.Routes = []fib.Route{{Hops: hops}}
+		}
+		return c
+	}
+	a.network.followRoutes([]netstate.RouteChange{route("10.0.0.0/24", fib.Hop{Gateway: outerB.As4()})})
+	eventually(t, "the remote has a route", func() bool { return len(*a.many.routes.Load()) == 1 })
+	const rounds = 100
+	var others sync.WaitGroup
+	each := func(f func(i int)) {
+		others.Go(func() {
+			for i := range rounds {
+				f(i)
+			}
+		})
+	}
+	each(func(i int) { // routes come, go, and change their gateways
+		prefix, gateway := fmt.Sprintf("10.1.%d.0/24", i%50), [4]byte{198, 18, 0, byte(i)}
+		a.network.followRoutes([]netstate.RouteChange{route(prefix, fib.Hop{Gateway: gateway}), route(fmt.Sprintf("10.1.%d.0/24", (i+25)%50))})
+		a.network.followRoutes([]netstate.RouteChange{route("10.2.0.0/16", fib.Hop{}, fib.Hop{Gateway: gateway})})
+	})
+	each(func(i int) { // errors about them, about inner destinations, and about nothing
+		for _, remote := range [][4]byte{{198, 18, 0, byte(i)}, {10, 2, 0, byte(i)}, {192, 88, 99, byte(i)}} {
+			for _, e := range []encap.OuterError{{Code: 1}, {Code: ipv4.CodeTooBig, NextHopMTU: 600 + i%800, TotalLen: 1500, DF: true}} {
+				e.Type, e.Protocol, e.Source, e.Destination = ipv4.ICMPUnreachable, ipv4.ProtocolIPIP, outerA.As4(), remote
+				a.outerErrorOf(&e, time.Now())
+			}
+		}
+		a.Status()
+	})
+	for i := range rounds {
+		for j := range 10 { // packets to all of them
+			_ = a.device.Inject(datagram(100, func(h *ipv4.Header) { h.Destination = [4]byte{10, byte(1 + j%2), byte((10*i + j) % 50), 1} }))
+		}
+		a.send(t, b, datagram(1400, func(h *ipv4.Header) { h.DF, h.Destination = true, [4]byte{10, 0, 0, 2} }))
+	}
+	others.Wait()
 }
