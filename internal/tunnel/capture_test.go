@@ -168,6 +168,9 @@ func TestEngineCapture_drops(t *testing.T) {
 	}
 	a.drop(drop.OuterErrorIgnored, 2)
 	b.send(t, a, datagram(101, nil)) // the ICMP error comes first
+	if a.device.ReceiveWithin(patience) == nil {
+		t.Fatal("the packet does not come out")
+	}
 	eventually(t, "all are counted", func() bool { s := a.Status(); return len(s.Drops) == 4 && len(s.ProcessDrops) == 1 })
 	type seen struct {
 		iface, direction, reason string
