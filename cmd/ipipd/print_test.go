@@ -342,7 +342,7 @@ func TestRun_wrongArguments(t *testing.T) {
 		{[]string{"print", "a/b"}, `ipipd print: NAME "a/b" is not accepted: want 1 to 127 bytes of text on one line, without / `},
 		{[]string{"print", "a", "b"}, `ipipd print: unexpected argument "b": want one NAME at most`},
 		{[]string{"print", "--json=maybe"}, `ipipd: --json: "maybe" is not accepted: want true or false`},
-		{[]string{"print", "--jsno"}, `ipipd: --jsno: unknown flag: ipipd print takes --json --runtime-dir`},
+		{[]string{"print", "--jsno"}, `ipipd: --jsno: unknown flag: ipipd print takes --json --remotes --runtime-dir`},
 		{[]string{"down"}, `ipipd down: no NAME given: want the name of a tunnel`},
 		{[]string{"down", "a", "../x"}, `ipipd down: NAME "../x" is not accepted`},
 		{[]string{"down", "../x"}, `ipipd down: NAME "../x" is not accepted`},
