@@ -120,7 +120,6 @@ func (e *examination) manyRoutes(s *subject) {
 // manyWays says which remotes outer packets do not reach, and why.
 func (e *examination) manyWays(s *subject, gateways []netip.Addr, prefixes map[netip.Addr]netip.Prefix) {
 	type fault struct {
-		code    Code
 		remotes []netip.Addr
 		texts   []string
 		do      string
