@@ -131,6 +131,32 @@ func (o *Outer) pushHeader(b *packet.Buffer, tos, ttl uint8, df bool, id uint16)
 	header.Put(b.Push(Overhead))
 }
 
+// LoopsFrom is Outer.Loops for a tunnel whose outer packets have as many sources as remotes: inner is one of them, maybe
+// inside outer packets of other tunnels, or one to the inner destination itself, as inner would be.
+func LoopsFrom(inner ipv4.Packet, sources map[[4]byte]bool, remote [4]byte) bool {
+	h, headerLen, b := inner.Header(), inner.HeaderLen(), inner.Bytes()
+	for depth := range maxNesting {
+		if h.Protocol != ipv4.ProtocolIPIP {
+			return false
+		}
+		if sources[h.Source] {
+			return true
+		}
+		if h.FragmentOffset != 0 {
+			return false
+		}
+		to, err := h.Destination, error(nil)
+		b = b[headerLen:]
+		if h, headerLen, err = ipv4.ParseHeader(b); err != nil {
+			return false
+		}
+		if depth == 0 && to == remote && h.Destination == remote {
+			return true
+		}
+	}
+	return false
+}
+
 // Loops reports whether sending inner would be a loop (RFC 2003, section 3.2): its source is the
 // remote end, or it is an outer packet of this tunnel, maybe inside outer packets of other
 // tunnels.

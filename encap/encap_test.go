@@ -306,3 +306,41 @@ func TestOuterEncapsulateProbe_malformed(t *testing.T) {
 		}
 	}
 }
+
+// Without one local address an outer packet is known by any source that the tunnel has, at every depth, or by the
+// destination that it has in common with the packet inside if it is to go there again.
+func TestLoopsFrom(t *testing.T) {
+	sources := map[[4]byte]bool{local: true, {192, 0, 2, 77}: true}
+	other := encap.Outer{Local: [4]byte{203, 0, 113, 1}, Remote: [4]byte{203, 0, 113, 2}, DSCP: encap.InheritDSCP, TTL: 64}
+	parse := func(b []byte) ipv4.Packet {
+		p, err := ipv4.Parse(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	p, _ := encapsulate(t, asRouterOS, golden(t, goldenInner), 1)
+	if encap.LoopsFrom(parse(golden(t, goldenInner)), sources, remote) {
+		t.Error("a packet that is not IP-in-IP is a loop")
+	}
+	if encap.LoopsFrom(parse(p.Bytes()), map[[4]byte]bool{other.Local: true}, remote) {
+		t.Error("an outer packet of somebody else is a loop")
+	}
+	for depth := 1; depth <= 5; depth++ {
+		if got := encap.LoopsFrom(parse(p.Bytes()), sources, remote); got != (depth <= 4) { // maxNesting
+			t.Errorf("our outer header as header %d: %v", depth, got)
+		}
+		p, _ = encapsulate(t, other, p.Bytes(), 1)
+		other.Local[3]++
+		other.Remote[3] += 2
+	}
+	destination := parse(golden(t, goldenInner)).Destination()
+	same := encap.Outer{Local: other.Local, Remote: destination, DSCP: encap.InheritDSCP, TTL: 64}
+	p, _ = encapsulate(t, same, golden(t, goldenInner), 1)
+	if !encap.LoopsFrom(parse(p.Bytes()), sources, destination) {
+		t.Error("a packet that was sent to its inner destination is sent there again")
+	}
+	if encap.LoopsFrom(parse(p.Bytes()), sources, remote) {
+		t.Error("a packet in transit that somebody sent to its inner destination is a loop by a route with a gateway")
+	}
+}

@@ -120,7 +120,7 @@ func (c *control) prepareChange(ch *change) error {
 	if ch.pair = c.pair; !ch.readdressed() {
 		return nil
 	}
-	next := route{path: underlay.Path{Local: a.Route.Source, Remote: bytesOf(ch.remote)}}
+	next := route{path: underlay.Path{Local: a.Route.Source, Remote: bytesOf(ch.remote)}, many: c.many != nil}
 	if ch.next.LocalAddress.IsValid() {
 		next.path.Local = ch.next.LocalAddress.As4()
 	}

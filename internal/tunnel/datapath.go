@@ -94,7 +94,7 @@ func (o *outbound) forward(buf *buffers, batch []*packet.Buffer) error {
 		}
 		if table != nil {
 			remote, d := table.Remote(inner)
-			if d != drop.None && base.outer.Loops(inner) {
+			if d != drop.None && base.outer.Loops(inner) || base.anyLocal() && t.many.loops(inner, remote) {
 				d = drop.Loop
 			}
 			if d != drop.None {
@@ -213,9 +213,7 @@ func (in *inbound) carry(buf *buffers) (n int, err error) {
 			t = others.find(outer.Destination(), outer.Source())
 		}
 		if t == nil {
-			if t = table.find(outer.Destination(), anyRemote); t == nil {
-				t = table.find([4]byte{}, anyRemote)
-			}
+			t = table.findMany(outer.Destination())
 		}
 		if t == nil {
 			e.dropPacket(drop.UnknownPeer, outer.Bytes())
@@ -258,7 +256,7 @@ func (in *inbound) carry(buf *buffers) (n int, err error) {
 // delivered to the device. Probes are not, nor packets that are dropped, which it counts under d.
 func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underlay.Sender, now time.Time) (deliver bool, d drop.Reason) {
 	route := t.route.Load()
-	if route.txDrop == drop.NoLocalAddress && !route.receiveOnly() {
+	if route.txDrop == drop.NoLocalAddress && !route.receiveOnly {
 		t.engine.count(drop.UnknownPeer, 1) // in transit to the host that has the address
 		return false, drop.UnknownPeer
 	}
@@ -294,7 +292,7 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 		return false, drop.None
 	case encap.KindReflect:
 		t.peerProbes.Store(true)
-		return false, t.answerProbe(b, sender, path, remote, now)
+		return false, t.answerProbe(b, sender, fromLocal(path, local), remote, now)
 	}
 	mtu := t.MTU()
 	if b.Checksum == packet.ChecksumUnknown {

@@ -278,7 +278,7 @@ func (e *Engine) receiveICMPErrors() {
 		}
 		if t := e.table.Load().find(outerErr.Source, outerErr.Destination); t != nil {
 			t.capture(capture.OuterIn, buf[:n], t.outerError(&outerErr, time.Now()))
-		} else if t := e.table.Load().find(outerErr.Source, anyRemote); t != nil {
+		} else if t := e.table.Load().findMany(outerErr.Source); t != nil {
 			t.capture(capture.OuterIn, buf[:n], t.outerErrorOf(&outerErr, time.Now()))
 		}
 	}

@@ -83,7 +83,7 @@ func (c *control) fastPathBlocker() string {
 	switch {
 	case c.noPath != nil:
 		return "there is no way to the remote"
-	case c.route.Load().txDrop == drop.NoLocalAddress:
+	case c.route.Load().txDrop == drop.NoLocalAddress && !c.route.Load().receiveOnly:
 		return "local-address is not on this host"
 	case c.iface.Load().Moved:
 		return "the interface is in another network namespace"

@@ -40,6 +40,8 @@ var anyRemote = [4]byte{255, 255, 255, 255}
 type remotes struct {
 	table  atomic.Pointer[fib.Table]
 	accept atomic.Pointer[fib.Acceptance]
+	// sources are the outer sources of routes, without a local-address.
+	sources atomic.Pointer[map[[4]byte]bool]
 	// routes are those to the gateways of the table. Any other remote has the tunnel's own: it is an
 	// inner destination, of which nothing is kept, or new.
 	routes atomic.Pointer[map[[4]byte]*route]
@@ -74,6 +76,7 @@ func (m *remotes) begin() (begun int) {
 	m.closeCopy()
 	m.table.Store(new(fib.Table))
 	m.routes.Store(&map[[4]byte]*route{})
+	m.sources.Store(&map[[4]byte]bool{})
 	m.news, m.changed = map[[4]byte]bool{}, map[[4]byte]bool{}
 	m.peers.lost = nil
 	return m.begun
@@ -140,9 +143,6 @@ func (m *remotes) heard(remote [4]byte, since int64) bool {
 	return r.unreachable
 }
 
-// receiveOnly reports whether a tunnel with many remotes has no address to send from, nor needs it.
-func (r *route) receiveOnly() bool { return r.many && r.path.Local == [4]byte{} }
-
 // acceptance is who may send by a Config.
 func (c *Config) acceptance() *fib.Acceptance {
 	return &fib.Acceptance{AnyPeer: c.AcceptAnyPeer, From: fib.NewPrefixes(c.AcceptFrom), To: fib.NewPrefixes(c.AcceptTo)}
@@ -160,9 +160,6 @@ func (c *Config) validateMany() error {
 			return &ValueError{Property: "peers", Value: peerText(c.peers()[0]), Want: "remote-address any with it"}
 		}
 		return nil
-	}
-	if !c.LocalAddress.IsValid() && len(c.AcceptTo) == 0 {
-		return &ValueError{Property: "local-address", Missing: true, Want: "the outer source for all remotes, or accept-to for an interface that only receives"}
 	}
 	if c.LocalAddress.IsValid() {
 		for _, r := range c.Routes {

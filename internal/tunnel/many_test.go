@@ -29,8 +29,10 @@ func TestConfigValidateMany(t *testing.T) {
 		"remote-address=any accept-from=172.16.0.0/12,192.0.2.10 accept-to=203.0.113.5":             "",
 		"remote-address=any local-address=192.0.2.1 accept-from=172.16.0.0/12":                      "accept-to: missing",
 		"remote-address=any local-address=192.0.2.1 accept-from=198.51.100.7 accept-from=0.0.0.0/0": "accept-to: missing",
-		"remote-address=any":                                                                             "local-address: missing",
-		"remote-address=any accept-from=any-peer":                                                        "local-address: missing",
+		"remote-address=any":                                                                             "",
+		"remote-address=any accept-from=any-peer":                                                        "",
+		"remote-address=any accept-from=172.16.0.0/12":                                                   "accept-to: missing",
+		"remote-address=any ipsec-secret=mellon-mellon-mellon":                                           "local-address: missing",
 		"remote-address=any local-address=192.0.2.1 keepalive=5s,3":                                      "keepalive:",
 		"remote-address=any local-address=192.0.2.1 keepalive=10s,10":                                    "",
 		"remote-address=any local-address=192.0.2.1 ipsec-secret=mellon-mellon-mellon":                   "",
@@ -232,4 +234,26 @@ func TestRemotes_concurrent(t *testing.T) {
 		a.send(t, b, datagram(1400, func(h *ipv4.Header) { h.DF, h.Destination = true, [4]byte{10, 0, 0, 2} }))
 	}
 	others.Wait()
+}
+
+// A local address, and all the more a remote, is more specific than none. Multicast is no local address.
+func TestTable_findMany(t *testing.T) {
+	every, local := new(Tunnel), new(Tunnel)
+	table := table{pairOf([4]byte{}, anyRemote): every, pairOf(outerA.As4(), anyRemote): local}
+	for to, want := range map[[4]byte]*Tunnel{
+		outerA.As4(): local, outerB.As4(): every, {224, 0, 0, 1}: nil, {255, 255, 255, 255}: nil,
+	} {
+		if got := table.findMany(to); got != want {
+			t.Errorf("%v: %p, want %p of %p and %p", to, got, want, every, local)
+		}
+	}
+}
+
+// An ICMP error about a packet from a source that no packet to that remote has is not believed.
+func TestRoute_quotesOtherSource(t *testing.T) {
+	r := &route{outer: encap.Outer{Local: outerA.As4()}}
+	own, other := &encap.OuterError{Source: outerA.As4()}, &encap.OuterError{Source: outerB.As4()}
+	if r.quotesOtherSource(own) || !r.quotesOtherSource(other) || (*route)(nil).quotesOtherSource(other) || new(route).quotesOtherSource(other) {
+		t.Error("the source that is quoted is not compared with the route's")
+	}
 }

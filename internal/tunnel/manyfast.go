@@ -68,7 +68,7 @@ func (c *control) syncRoutes(now time.Time) {
 	if m == nil {
 		return
 	}
-	wanted := c.fast.programs != nil && c.cfg.fastPathAllowed() && c.routesOf != 0
+	wanted := c.fast.programs != nil && c.cfg.fastPathAllowed() && c.cfg.LocalAddress.IsValid() && c.routesOf != 0
 	if wanted && m.fast == nil {
 		c.engine.reserve()
 	}
@@ -203,8 +203,8 @@ func (c *control) manyBlocker() string {
 	switch {
 	case c.cfg.FwMark != 0:
 		return "fwmark is set"
-	case c.route.Load().receiveOnly():
-		return "there is no local-address"
+	case !c.cfg.LocalAddress.IsValid():
+		return noLocalAddress
 	case full != nil:
 		return full.Error()
 	case len(c.cfg.AcceptFrom) > maxSenders:

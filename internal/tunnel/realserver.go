@@ -131,7 +131,7 @@ func (c *control) warnNeed(code warning.Code, n *sysctl.Need) {
 
 // warnMissing warns if the host has none of the addresses that it is to serve.
 func (c *control) warnMissing(s *sysctl.Server) {
-	if len(s.Served) > 0 || !c.route.Load().receiveOnly() {
+	if len(s.Served) > 0 || !c.route.Load().receiveOnly {
 		c.clear(warning.VIPMissing)
 		return
 	}

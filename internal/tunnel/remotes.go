@@ -135,6 +135,7 @@ func (c *control) updateRemotes(changed map[[4]byte]bool, now time.Time) {
 	}
 	if !same {
 		c.many.routes.Store(&next)
+		c.many.storeSources(next)
 	}
 }
 
@@ -167,6 +168,9 @@ func (c *control) remoteRoute(base *route, g [4]byte, r *remote, now time.Time) 
 	next.path.Remote, next.outer.Remote = g, g
 	next.unreachable = !r.reach.Reachable(now)
 	a := r.follower.Answer()
+	if base.anyLocal() {
+		c.takeSource(&next, a)
+	}
 	switch {
 	case base.txDrop != drop.None:
 	case a.Err == nil && a.Route.Local:
@@ -250,7 +254,7 @@ func (t *Tunnel) outerErrorOf(e *encap.OuterError, now time.Time) (why drop.Reas
 	switch {
 	case r == nil && !t.many.table.Load().HasRemote(e.Destination), !e.TooBig() && !e.Unreachable(), e.Type == ipv4.ICMPTimeExceeded && config.TTL == 0:
 		return drop.OuterErrorIgnored
-	case !t.quotesRemote(r, e), e.TooBig() && !config.DontFragment, e.Unreachable() && alive():
+	case !t.quotesRemote(r, e), r.quotesOtherSource(e), e.TooBig() && !config.DontFragment, e.Unreachable() && alive():
 		return drop.OuterErrorNotBelieved
 	}
 	kept := *e

@@ -19,6 +19,14 @@ func pairOf(local, remote [4]byte) outerPair {
 
 func (t *table) find(local, remote [4]byte) *Tunnel { return (*t)[pairOf(local, remote)] }
 
+// findMany returns the tunnel with many remotes that has a local address, else the one that has any.
+func (t *table) findMany(local [4]byte) *Tunnel {
+	if has := t.find(local, anyRemote); has != nil || local[0] >= 224 { // multicast is no address of this host
+		return has
+	}
+	return t.find([4]byte{}, anyRemote)
+}
+
 // has reports whether all of these tunnels have these addresses.
 func (t *table) has(pairs map[*Tunnel]outerPair) bool {
 	for tunnel, pair := range pairs {

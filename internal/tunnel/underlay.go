@@ -34,6 +34,8 @@ type route struct {
 	held       bool        // path.Remote is that of another RemoteAddress: see releaseRemote
 	waiting    string      // what the tunnel waits for: Status.WaitingFor
 	many       bool        // the remote is each packet's; path.Remote is zero
+	// receiveOnly: it has many remotes, and accept-to without local-address: nothing is sent.
+	receiveOnly bool
 	// Of one of many remotes:
 	base        *route  // what it was made of: the tunnel's own
 	remote      *remote // nil unless it is a gateway of a route
@@ -172,6 +174,7 @@ func (c *control) configureRoute(r *route) {
 	r.clampMSS, r.echo, r.held = c.cfg.ClampTCPMSS, c.echo, c.held
 	r.many = c.many != nil
 	r.outer.Many = r.many
+	r.receiveOnly = c.cfg.receiveOnly()
 }
 
 // protect has the ipsecPolicy, if there is one, negotiate between the ends of a route.

@@ -109,7 +109,7 @@ func (c *control) wait(next *route, noPath error) {
 	c.started = !next.suspended
 	next.txDrop, next.waiting = drop.None, ""
 	switch {
-	case next.receiveOnly():
+	case next.receiveOnly:
 		next.txDrop = drop.NoLocalAddress
 	case !a.HasLocal:
 		next.txDrop = drop.NoLocalAddress

@@ -124,7 +124,7 @@ func (c *control) warnOfState(now time.Time) {
 	c.warnLeftAlone()
 	c.warnIf(c.failures > 0 && c.remote.IsValid() && !c.held, warning.NameNotRefreshed, "%v", c.lookupErr)
 	c.warnOtherAddress()
-	c.warnIf(route.txDrop == drop.NoLocalAddress && !route.receiveOnly(), warning.NoLocalAddress, "%v", local)
+	c.warnIf(route.txDrop == drop.NoLocalAddress && !route.receiveOnly, warning.NoLocalAddress, "%v", local)
 	c.warnIf(c.mtuDecreases.n > mtuSteps && c.wantedMTU() < c.appliedMTU, warning.MTUFeedback, "actual-mtu %d, by %s", c.appliedMTU, c.underlay.DeviceName)
 	c.warnIf(c.pathMTU.Get() != 0, warning.PathMTULowered, "path-mtu %d, says %v", c.pathMTU.Effective(c.underlay.MTU), address(c.pathMTUFrom))
 	c.warnPeer()
