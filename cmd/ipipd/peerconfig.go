@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"ipipd/internal/config"
+	"ipipd/internal/control"
 	"ipipd/internal/peerconfig"
 	"ipipd/internal/tunnel"
 )
@@ -123,10 +124,32 @@ func (o *peerConfigOptions) running() (*peerconfig.Tunnel, error) {
 	t.Local, _ = netip.ParseAddr(status.CurrentLocalAddress)
 	t.Remote, _ = netip.ParseAddr(status.CurrentRemoteAddress)
 	t.MTU = status.ActualMTU
+	if status.Remotes != nil {
+		return t, remoteSources(t, o.RuntimeDir)
+	}
 	if known := t.Config.LocalAddress.IsValid() || t.Local.IsValid() && !t.Local.IsUnspecified(); !known && status.WaitingFor != "" {
 		return nil, fmt.Errorf("%s: local-address: not known while the tunnel waits (%s), and the other end needs it: set it, or ask again when the tunnel has a path", o.Name, status.WaitingFor)
 	}
 	return t, nil
+}
+
+// remoteSources has t know this end's outer address for each of many remotes, if it has none for all.
+func remoteSources(t *peerconfig.Tunnel, runtimeDir string) error {
+	if t.Config.LocalAddress.IsValid() {
+		return nil
+	}
+	var remotes *tunnel.Remotes
+	err := control.Remotes(runtimeDir, tunnel.InterfaceName(t.Config.Name), answerTimeout, &remotes)
+	if err != nil || remotes == nil {
+		return err
+	}
+	t.Locals = map[netip.Addr]netip.Addr{}
+	for _, r := range remotes.List {
+		if a, err := netip.ParseAddr(r.Address); err == nil {
+			t.Locals[a], _ = netip.ParseAddr(r.LocalAddress)
+		}
+	}
+	return nil
 }
 
 // configured is a tunnel of Paths.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -51,7 +52,11 @@ func remotesText(r *tunnel.Remotes) string {
 func remotesTable(r *tunnel.Remotes, now time.Time) string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "REMOTE\tPREFIXES\tSTATE\tPATH-MTU\tLAST-HEARD")
+	local := func(string) string { return "" }
+	if slices.ContainsFunc(r.List, func(one tunnel.Remote) bool { return one.LocalAddress != "" }) {
+		local = func(text string) string { return cmp.Or(text, "-") + "\t" }
+	}
+	fmt.Fprintln(w, "REMOTE\t"+local("LOCAL-ADDRESS")+"PREFIXES\tSTATE\tPATH-MTU\tLAST-HEARD")
 	for _, one := range r.List {
 		mtu, heard := "", "never"
 		if one.PathMTU != 0 {
@@ -60,7 +65,7 @@ func remotesTable(r *tunnel.Remotes, now time.Time) string {
 		if !one.LastHeard.IsZero() {
 			heard = monitor.Age(now.Sub(one.LastHeard)) + " ago"
 		}
-		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", one.Address, one.Prefixes, one.State, cmp.Or(mtu, "-"), heard)
+		fmt.Fprintf(w, "%s\t%s%d\t%s\t%s\t%s\n", one.Address, local(one.LocalAddress), one.Prefixes, one.State, cmp.Or(mtu, "-"), heard)
 	}
 	w.Flush()
 	return b.String()

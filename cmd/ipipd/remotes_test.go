@@ -46,3 +46,15 @@ and 997 more: ipipd print --remotes tunl0
 		}
 	}
 }
+
+// Without a local address for all remotes the table has that of each of them which has one.
+func TestRemotesTable_anyLocal(t *testing.T) {
+	golden(t, `
+REMOTE         LOCAL-ADDRESS  PREFIXES  STATE    PATH-MTU  LAST-HEARD
+198.51.100.7   198.51.100.1   12        ok       1500      never
+198.51.100.10  -              1         no-path  -         never
+`, remotesTable(&tunnel.Remotes{List: []tunnel.Remote{
+		{Address: "198.51.100.7", LocalAddress: "198.51.100.1", Prefixes: 12, State: tunnel.RemoteOK, PathMTU: 1500},
+		{Address: "198.51.100.10", Prefixes: 1, State: tunnel.RemoteNoPath},
+	}}, time.Now()))
+}

@@ -369,6 +369,12 @@ var brokens = []broken{
 		other.CurrentLocalAddress, other.CurrentRemoteAddress = local, tunnel.AnyRemote
 		l.others = []tunnel.Status{other}
 	}, []Code{SamePair}, "whose remote-address is any as well", false},
+	{"another process has no local address either", func(l *lab) {
+		l.config.RemoteAddress, l.config.LocalAddress = tunnel.AnyRemote, netip.Addr{}
+		other := tunnel.NewStatus(&l.config)
+		other.CurrentRemoteAddress = tunnel.AnyRemote
+		l.others = []tunnel.Status{other}
+	}, []Code{SamePair}, "it has no local-address, as ", false},
 	{"accept-from and a strict rp_filter", func(l *lab) {
 		l.config.RemoteAddress, l.config.AcceptAnyPeer = tunnel.AnyRemote, true
 		l.here.Sysctl("net.ipv4.conf.all.rp_filter", "1")

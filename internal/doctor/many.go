@@ -61,13 +61,13 @@ func (e *examination) manyLocal(s *subject) {
 
 // manyOthers says if another tunnel with many remotes has the same local address.
 func (e *examination) manyOthers(s *subject) {
-	local := s.local.String()
+	local, has, which := s.local.String(), "the local-address of ", ": "+s.local.String()
 	if !s.local.IsValid() {
-		local = netip.IPv4Unspecified().String()
+		local, has, which = netip.IPv4Unspecified().String(), "no local-address, as ", ""
 	}
 	for i := range e.others {
 		if o := &e.others[i]; o.CurrentRemoteAddress == tunnel.AnyRemote && cmp.Or(o.CurrentLocalAddress, netip.IPv4Unspecified().String()) == local {
-			e.found(SamePair, s, fmt.Sprintf("it has the local-address of %s, whose remote-address is any as well: %s", o.Name(), local),
+			e.found(SamePair, s, fmt.Sprintf("it has %s%s, whose remote-address is any as well%s", has, o.Name(), which),
 				"both receive each packet", "ipipd down "+quote(o.Name())+", or another --local-address")
 		}
 	}

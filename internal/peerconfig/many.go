@@ -40,6 +40,9 @@ func writeMany(w io.Writer, system string, t *Tunnel) error {
 		one.Config.AcceptAnyPeer, one.Config.AcceptFrom, one.Config.AcceptTo = false, nil, nil
 		one.Config.Keepalive, one.Config.KeepaliveProbe, one.Config.KeepaliveTarget = keepalive.Config{}, keepalive.FormReflect, netip.Addr{}
 		one.Remote = remote
+		if one.Local = t.Locals[remote]; !one.Local.IsValid() && !one.Config.LocalAddress.IsValid() {
+			return fmt.Errorf("local-address: not known: that of the route to %v, which needs it: set local-address, or start the tunnel, which finds it", remote)
+		}
 		one.sources = strings.Join(prefixes[remote], ", ")
 		if i > 0 {
 			if _, err := io.WriteString(w, "\n"); err != nil {

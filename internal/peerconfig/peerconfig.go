@@ -32,6 +32,8 @@ type Tunnel struct {
 	Config tunnel.Config
 	// Local and Remote are the outer addresses in use, if the tunnel runs and has found them; 0.0.0.0 is none.
 	Local, Remote netip.Addr
+	// Locals are this end's outer addresses by those of many remotes, if there is not one for all and the tunnel runs.
+	Locals map[netip.Addr]netip.Addr
 	// MTU is that of the interface, if the tunnel runs.
 	MTU int
 	// ShowSecret: the secret is written.

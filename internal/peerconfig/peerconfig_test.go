@@ -221,11 +221,20 @@ func TestWriteMany(t *testing.T) {
 	if one.RemoteAddress != "198.51.100.1" || one.LocalAddress != of.Only || one.Keepalive.Interval != 0 {
 		t.Errorf("%+v", one)
 	}
+	each := configured(t, "name", "tunl0", "remote-address", "any", "peers", "10.20.0.0/16=198.51.100.7,10.30.0.0/16=192.0.2.8")
+	each.Locals = map[netip.Addr]netip.Addr{netip.MustParseAddr("198.51.100.7"): netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("192.0.2.8"): netip.MustParseAddr("192.0.2.1")}
+	for remote, local := range each.Locals {
+		each.Only = remote
+		if one := read(t, "t.yaml", written(t, "ipipd", each)).Config; one.RemoteAddress != local.String() || one.LocalAddress != remote {
+			t.Errorf("%v: %+v", remote, one)
+		}
+	}
 	for _, c := range []struct {
 		of   *Tunnel
 		want string
 	}{
 		{&Tunnel{Config: of.Config, Only: netip.MustParseAddr("198.51.100.9")}, "remote 198.51.100.9 has no prefix in peers: the other ends are the gateways"},
+		{configured(t, "name", "tunl0", "remote-address", "any", "peers", "10.20.0.0/16=198.51.100.7"), "local-address: not known: that of the route to 198.51.100.7"},
 		{configured(t, "name", "tunl0", "remote-address", "any", "local-address", "198.51.100.1"), "remote-address is any, and peers names no remote: the other ends are the gateways"},
 		{&Tunnel{Config: one, Only: of.Only}, `remote: "198.51.100.8" is not accepted: want a tunnel whose remote-address is any with it`},
 	} {

@@ -99,7 +99,7 @@ var properties = []Property{
 	},
 	{
 		Name: "local-address", Values: "IPv4", Default: "from the route to the remote",
-		Help:  "outer source address; without it the source that the route gives, followed when it changes",
+		Help:  "outer source address; without it the source that the route gives, of many remotes that to each, followed when it changes",
 		reset: func(c *Config) { c.LocalAddress = netip.Addr{} },
 		get: func(c *Config) string {
 			if !c.LocalAddress.IsValid() {

@@ -26,9 +26,11 @@ type Remotes struct {
 
 // Remote is one of many.
 type Remote struct {
-	Address  string `json:"address"`
-	Prefixes int    `json:"prefixes"`
-	State    string `json:"state"`
+	Address string `json:"address"`
+	// LocalAddress is the outer source, if that of the tunnel is that of the route to each remote.
+	LocalAddress string `json:"local-address,omitzero"`
+	Prefixes     int    `json:"prefixes"`
+	State        string `json:"state"`
 	// PathMTU is that of outer packets in bytes, 0 if it is not known.
 	PathMTU   int       `json:"path-mtu,omitzero"`
 	LastHeard time.Time `json:"last-heard,omitzero"`
@@ -85,6 +87,9 @@ func (t *Tunnel) Remotes(limit int) *Remotes {
 		one := Remote{Address: address(f.address).String(), Prefixes: table.Prefixes(f.address), State: f.state}
 		if f.state == RemoteOK || f.state == RemoteUnreachable {
 			one.PathMTU = r.path.MTU
+		}
+		if r.anyLocal() {
+			one.LocalAddress = addressText(r.outer.Local)
 		}
 		if heard := r.remote.heard.Load(); heard != 0 {
 			one.LastHeard = t.epoch.Add(time.Duration(heard))

@@ -265,7 +265,7 @@ func (c *control) updateRoute(now time.Time) {
 			c.log.Info("underlay-device is another interface now", "underlay-device", c.cfg.UnderlayDevice, "index", now, "was", before)
 		}
 		if next.path.Local != old.path.Local || next.path.Remote != old.path.Remote {
-			c.log.Info("outer addresses changed", "local-address", address(next.path.Local), "remote-address", address(next.path.Remote))
+			c.log.Info("outer addresses changed", "local-address", addressText(next.path.Local), "remote-address", addressText(next.path.Remote))
 		}
 	}
 	c.acceptOthers(&next.path)
