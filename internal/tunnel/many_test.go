@@ -76,10 +76,18 @@ func TestRemotes_follow(t *testing.T) {
 	}
 }
 
+// eachLocal runs a test with one local address for all remotes, and with that of the route to each.
+func eachLocal(t *testing.T, test func(t *testing.T, local netip.Addr)) {
+	t.Run("local-address", func(t *testing.T) { test(t, outerA) })
+	t.Run("no local-address", func(t *testing.T) { test(t, netip.Addr{}) })
+}
+
 // One end has many remotes. Its packets go where the routes lead, and only what these say comes in.
-func TestRemotes_dataPath(t *testing.T) {
+func TestRemotes_dataPath(t *testing.T) { eachLocal(t, testRemotesDataPath) }
+
+func testRemotesDataPath(t *testing.T, local netip.Addr) {
 	sa, sb := memory.NewSocketPair()
-	a := start(t, sa, outerA, outerB, func(c *Config) { c.RemoteAddress, c.LocalAddress = AnyRemote, outerA })
+	a := start(t, sa, outerA, outerB, func(c *Config) { c.RemoteAddress, c.LocalAddress = AnyRemote, local })
 	b := start(t, sb, outerB, outerA, nil)
 	drops := func(r drop.Reason) func() bool { return func() bool { return a.Status().Drops[r.String()] > 0 } }
 	out, in := datagram(100, nil), datagram(100, func(h *ipv4.Header) { h.Source, h.Destination = h.Destination, h.Source })
@@ -108,11 +116,16 @@ func TestRemotes_dataPath(t *testing.T) {
 }
 
 // Neither a packet to a gateway of a route allocates, nor one to an inner destination.
-func TestRemotes_allocations(t *testing.T) {
+func TestRemotes_allocations(t *testing.T) { eachLocal(t, testRemotesAllocations) }
+
+func testRemotesAllocations(t *testing.T, local netip.Addr) {
 	for name, hop := range map[string]fib.Hop{"gateway": {Gateway: outerB.As4()}, "no gateway": {}} {
+		if !local.IsValid() && hop.Gateway == [4]byte{} {
+			continue // here is no kernel that fills in the source
+		}
 		t.Run(name, func(t *testing.T) {
 			sa, sb := memory.NewSocketPair()
-			a := start(t, sa, outerA, outerB, func(c *Config) { c.RemoteAddress, c.LocalAddress = AnyRemote, outerA })
+			a := start(t, sa, outerA, outerB, func(c *Config) { c.RemoteAddress, c.LocalAddress = AnyRemote, local })
 			b := start(t, sb, outerB, outerA, nil)
 			a.network.followRoutes([]netstate.RouteChange{{Prefix: netip.PrefixFrom(outerB, 32), Routes: []fib.Route{{Hops: []fib.Hop{hop}}}}})
 			eventually(t, "the remote is known", func() bool { return (len(*a.many.routes.Load()) == 1) == (hop.Gateway != [4]byte{}) })
@@ -191,9 +204,11 @@ func TestRemotes_drops(t *testing.T) {
 
 // Routes, ICMP errors and packets of both directions come at once, for the race detector, and packets of a
 // route that does not change all arrive.
-func TestRemotes_concurrent(t *testing.T) {
+func TestRemotes_concurrent(t *testing.T) { eachLocal(t, testRemotesConcurrent) }
+
+func testRemotesConcurrent(t *testing.T, local netip.Addr) {
 	sa, sb := memory.NewSocketPair()
-	a := start(t, sa, outerA, outerB, func(c *Config) { c.RemoteAddress, c.LocalAddress, c.DontFragment = AnyRemote, outerA, true })
+	a := start(t, sa, outerA, outerB, func(c *Config) { c.RemoteAddress, c.LocalAddress, c.DontFragment = AnyRemote, local, true })
 	b := start(t, sb, outerB, outerA, nil)
 	route := func(prefix string, hops ...fib.Hop) netstate.RouteChange {
 		c := netstate.RouteChange{Prefix: netip.MustParsePrefix(prefix)}

@@ -109,7 +109,7 @@ func (c *control) newRoute() *route {
 		u.MTU, u.Source = c.underlay.MTU, c.underlay.Source
 	}
 	if c.many != nil {
-		u.MTU = c.remotesMTU()
+		u.MTU, u.Source = c.remotesMTU(), [4]byte{} // that of each remote
 	}
 	local, remote := u.Source, bytesOf(c.remote)
 	if c.cfg.LocalAddress.IsValid() {

@@ -149,3 +149,43 @@ tunnels:
 		ping(t, hub, "-I", "10.10.0.1", "10.21.0.1")
 	})
 }
+
+// What has no gateway goes to the inner destination, from the source that the kernel prefers, in fragments, too.
+func TestManyLocal_noGateway(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		hub, spoke := mesh(t, 1)
+		hub.Run("ip", "route", "add", "203.0.113.0/24", "dev", "br0", "metric", "100")
+		spoke[0].Run("ip", "address", "add", "203.0.113.11/32", "dev", "lo")
+		d := c.up(t, hub, "--remote-address", "any", "--address", "10.255.0.1/32", "--underlay-device", "br0")
+		c.up(t, spoke[0], "--local-address", "203.0.113.11", "--remote-address", outerOf(1), "--route", "10.10.0.0/16")
+		hub.Run("ip", "route", "add", "203.0.113.0/24", "dev", "t0")
+		ping(t, hub, "-I", "10.10.0.1", "203.0.113.11")
+		ping(t, hub, "-I", "10.10.0.1", "-s", "4000", "203.0.113.11")
+		ping(t, hub, "-I", "10.10.0.1", "-s", "1470", "-M", "dont", "203.0.113.11")
+		if s := d.Status(); s.TxPacket < 3 || s.RxPacket < 3 {
+			t.Errorf("they went another way: %d sent, %d received", s.TxPacket, s.RxPacket)
+		}
+	})
+}
+
+// A loop by way of another tunnel is found by the source of the route to whichever remote.
+func TestManyLocal_nestedLoop(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		hub, _ := mesh(t, 1)
+		c.upAs(t, hub, "t1", "--local-address", outerOf(1), "--remote-address", outerOf(11), "--address", "10.254.0.1/32", "--route", "203.0.113.0/24")
+		d := c.up(t, hub, "--remote-address", "any", "--address", "10.255.0.1/32")
+		routeTo(hub, outerOf(11)+"/32", 12)
+		hub.Run("ip", "route", "add", "10.1.0.0/16", "via", "203.0.113.7", "dev", "t0", "onlink")
+		netlab.Eventually(t, "a loop is counted", func() bool {
+			_, _ = hub.Try("ping", "-c", "1", "-W", "1", "10.1.0.1")
+			return d.Drops("loop") > 0
+		})
+		before := d.Status().TxPacket
+		_, _ = hub.Try("ping", "-c", "1", "-W", "1", "10.1.0.1")
+		if now := d.Status().TxPacket; now > before+3 {
+			t.Errorf("it goes on: %d packets, then %d", before, now)
+		}
+	})
+}
