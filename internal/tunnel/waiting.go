@@ -152,8 +152,7 @@ func (c *control) replaceRoute(next *route, now time.Time) {
 	if next.suspended {
 		return
 	}
-	local, remote := address(next.path.Local), address(next.path.Remote)
-	c.log.Info("the tunnel is taken up", "local-address", local, "remote-address", remote)
+	c.log.Info("the tunnel is taken up", "local-address", addressText(next.path.Local), "remote-address", addressText(next.path.Remote))
 	c.restoreDue = true // routes
 	c.wakeControl()
 	if c.monitor.Tick(now).Probe { // without waiting for the interval
