@@ -332,7 +332,11 @@ func (t *Tunnel) summary() string {
 		text += " (" + t.Interface + ")"
 	}
 	if t.LocalAddress+t.RemoteAddress != "" {
-		text += ": " + cmp.Or(t.LocalAddress, "?") + " > " + cmp.Or(t.RemoteAddress, "?")
+		unknown := "?"
+		if t.Remotes != nil { // that of the route to each
+			unknown = "any"
+		}
+		text += ": " + cmp.Or(t.LocalAddress, unknown) + " > " + cmp.Or(t.RemoteAddress, unknown)
 	}
 	if r := t.Remotes; r != nil {
 		text += fmt.Sprintf(", %d remotes", r.Count)
