@@ -104,19 +104,25 @@ func TestKeeper_stream(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: network namespaces, /dev/net/tun and raw sockets")
 	}
+	one := []string{"--remote-address", "192.0.2.2", "--address", "10.255.0.1/30", "--route", "10.20.0.0/16"}
+	many := []string{"--remote-address", "any", "--local-address", "192.0.2.1", "--address", "10.255.0.1/32", "--peers", "10.255.0.2/32=192.0.2.2"}
 	for _, c := range []struct {
-		fast string
-		end  unix.Signal
-	}{{"no", unix.SIGUSR2}, {"no", unix.SIGKILL}, {"yes", unix.SIGUSR2}, {"yes", unix.SIGKILL}} {
-		t.Run(fmt.Sprintf("fast-path-%s-%v", c.fast, c.end), func(t *testing.T) {
+		remotes string
+		near    []string
+		fast    string
+		end     unix.Signal
+	}{
+		{"one", one, "no", unix.SIGUSR2}, {"one", one, "no", unix.SIGKILL}, {"one", one, "yes", unix.SIGUSR2}, {"one", one, "yes", unix.SIGKILL},
+		{"many", many, "no", unix.SIGKILL}, {"many", many, "yes", unix.SIGUSR2},
+	} {
+		t.Run(fmt.Sprintf("%s-fast-path-%s-%v", c.remotes, c.fast, c.end), func(t *testing.T) {
 			a, b := netlab.New(t), netlab.New(t)
 			netlab.Veth(t, a, b, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0", Address: "192.0.2.2/24"})
 			dir := shortDir(t)
 			far := exec.Command("ipipd", "up", "--remote-address", "192.0.2.1", "--name", "far", "--address", "10.255.0.2/30", "--runtime-dir", filepath.Join(dir, "far"))
 			b.Start(far)
 			k := startKept(t, func(cmd *exec.Cmd) (err error) { a.Do(func() { err = cmd.Start() }); return err },
-				"ipipd", "up", "--remote-address", "192.0.2.2", "--name", "near", "--address", "10.255.0.1/30", "--route", "10.20.0.0/16",
-				"--allow-fast-path", c.fast, "--runtime-dir", filepath.Join(dir, "near"))
+				append([]string{"ipipd", "up", "--name", "near", "--allow-fast-path", c.fast, "--runtime-dir", filepath.Join(dir, "near")}, c.near...)...)
 			pid := func(n int) (pid int) {
 				netlab.Eventually(t, "the process is ready", func() bool {
 					ready := regexp.MustCompile(`tunnel is ready`).FindAllString(k.log.String(), -1)

@@ -91,6 +91,25 @@ func (c *control) adoptOrOpen(o tun.Options) (device tun.Device, err error) {
 	return device, nil
 }
 
+// routesWithin limits how long awaitRoutes waits.
+const routesWithin = 2 * time.Second
+
+// awaitRoutes waits until the routes out of interfaces of the process before are known: by these goes, or is
+// refused, what waits in their queues and in the sockets.
+func awaitRoutes(tunnels []*control) {
+	late := time.After(routesWithin)
+	for _, c := range tunnels {
+		if c.many == nil || !c.adopted {
+			continue
+		}
+		select {
+		case <-c.many.present():
+		case <-late:
+			return
+		}
+	}
+}
+
 // dropDevice has the service manager close its descriptors of a device that is to be closed.
 func (t *Tunnel) dropDevice() {
 	if t.engine.leaving.Load() {

@@ -47,8 +47,10 @@ type remotes struct {
 	routes atomic.Pointer[map[[4]byte]*route]
 
 	mu sync.Mutex
-	// begun counts the RouteFollowers: a last call of one before is too late.
+	// begun counts the RouteFollowers: a last call of one before is too late. known is closed by the first call
+	// of the present one, which has all routes that there are.
 	begun int
+	known chan struct{}
 	// news are gateways of the table that came (true) or went, and changed those whose answer has changed,
 	// since control has looked.
 	news    map[[4]byte]bool
@@ -73,6 +75,7 @@ func (m *remotes) begin() (begun int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.begun++
+	m.known = make(chan struct{})
 	m.closeCopy()
 	m.table.Store(new(fib.Table))
 	m.routes.Store(&map[[4]byte]*route{})
@@ -98,6 +101,11 @@ func (m *remotes) follow(begun int, changes []netstate.RouteChange) (wake bool) 
 	}
 	next, added, removed := e.Commit()
 	m.table.Store(next)
+	select {
+	case <-m.known:
+	default:
+		close(m.known)
+	}
 	for _, g := range added {
 		m.news[g] = true
 	}
@@ -106,6 +114,13 @@ func (m *remotes) follow(begun int, changes []netstate.RouteChange) (wake bool) 
 	}
 	behind := m.copyRoutes(next, changes, added, removed)
 	return lost || behind || len(added)+len(removed) > 0
+}
+
+// present is closed once the routes of the present interface are in the table.
+func (m *remotes) present() <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.known
 }
 
 // take returns, and forgets, what is new.

@@ -229,6 +229,7 @@ func (e *Engine) enter(tunnels []*control, pairs map[*Tunnel]outerPair, removed 
 	if err := e.protectAll(tunnels); err != nil {
 		return err
 	}
+	awaitRoutes(tunnels)
 	if err := e.watchAll(tunnels); err != nil {
 		return err
 	}
