@@ -59,6 +59,7 @@ type control struct {
 	routes           RouteFollower             // of many; nil is none
 	routesOf         int                       // the interface that it follows
 	remotes          map[[4]byte]*remote       // the gateways of routes
+	remotesLeftOut   bool                      // maxRemotes left out a gateway
 	learnt           map[[4]byte]*remote       // inner destinations: see learn
 	asked            remotesQuery              // of remotes
 

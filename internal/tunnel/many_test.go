@@ -272,3 +272,45 @@ func TestRoute_quotesOtherSource(t *testing.T) {
 		t.Error("the source that is quoted is not compared with the route's")
 	}
 }
+
+// A gateway that there was no room for has a state once there is.
+func TestMaxRemotes(t *testing.T) {
+	sa, _ := memory.NewSocketPair()
+	a := start(t, sa, outerA, outerB, func(c *Config) { c.RemoteAddress, c.LocalAddress = AnyRemote, outerA })
+	change := func(i int, routes ...fib.Route) netstate.RouteChange {
+		return netstate.RouteChange{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24), Routes: routes}
+	}
+	via := func(i int) fib.Route {
+		return fib.Route{Hops: []fib.Hop{{Gateway: [4]byte{198, 18, byte(i >> 8), byte(i)}}}}
+	}
+	const more = 3
+	var all []netstate.RouteChange
+	for i := range maxRemotes + more {
+		all = append(all, change(i, via(i)))
+	}
+	a.network.followRoutes(all)
+	eventually(t, "as many as there is room for have a state", func() bool { return len(*a.many.routes.Load()) == maxRemotes })
+	var gone []netstate.RouteChange
+	for i := range 2 * more {
+		gone = append(gone, change(i), change(maxRemotes+more+i, via(maxRemotes+more+i)))
+	}
+	a.network.followRoutes(gone[:2])
+	eventually(t, "one is replaced", func() bool {
+		routes := *a.many.routes.Load()
+		return len(routes) == maxRemotes && routes[via(0).Hops[0].Gateway] == nil
+	})
+	a.network.followRoutes(gone[2:])
+	for i := range maxRemotes / 2 {
+		gone = append(gone, change(100+i))
+	}
+	a.network.followRoutes(gone[4*more:])
+	eventually(t, "all that are left have one", func() bool {
+		routes := *a.many.routes.Load()
+		for g := range a.many.table.Load().Gateways() {
+			if routes[g] == nil {
+				return false
+			}
+		}
+		return true
+	})
+}

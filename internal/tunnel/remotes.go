@@ -63,7 +63,7 @@ func (c *control) endRoutes() {
 		r.follower.Close()
 		c.endRemoteIPsec(g)
 	}
-	c.remotes, c.learnt = nil, nil
+	c.remotes, c.learnt, c.remotesLeftOut = nil, nil, false
 	c.endSenders()
 	if c.many != nil {
 		c.many.begin()
@@ -78,18 +78,21 @@ func (c *control) askRemotes() (changed map[[4]byte]bool) {
 	}
 	news, changed := c.many.take()
 	for g, has := range news {
-		switch r := c.remotes[g]; {
-		case !has && r != nil:
+		if r := c.remotes[g]; !has && r != nil {
 			r.follower.Close()
 			c.endRemoteIPsec(g)
 			delete(c.remotes, g)
-		case has && r == nil && len(c.remotes) < maxRemotes:
-			if c.remotes == nil {
-				c.remotes = map[[4]byte]*remote{}
-			}
-			r = &remote{pathMTU: encap.PathMTU{Floor: c.pathMTU.Floor}}
-			r.follower = c.engine.network.Follow(c.remoteQuery(g), func() { c.remoteChanged(g) })
-			c.remotes[g] = r
+		}
+	}
+	for g, has := range news {
+		if has {
+			c.addRemote(g)
+		}
+	}
+	if c.remotesLeftOut && len(c.remotes) < maxRemotes {
+		c.remotesLeftOut = false
+		for g := range c.many.table.Load().Gateways() {
+			c.addRemote(g)
 		}
 	}
 	asked := remotesQuery{c.cfg.LocalAddress, c.cfg.FwMark, c.cfg.UnderlayDevice}
@@ -101,6 +104,22 @@ func (c *control) askRemotes() (changed map[[4]byte]bool) {
 	}
 	c.asked = asked
 	return changed
+}
+
+// addRemote gives a gateway a state of its own, if it has none and there is room.
+func (c *control) addRemote(g [4]byte) {
+	switch {
+	case c.remotes[g] != nil:
+		return
+	case len(c.remotes) >= maxRemotes:
+		c.remotesLeftOut = true
+		return
+	case c.remotes == nil:
+		c.remotes = map[[4]byte]*remote{}
+	}
+	r := &remote{pathMTU: encap.PathMTU{Floor: c.pathMTU.Floor}}
+	r.follower = c.engine.network.Follow(c.remoteQuery(g), func() { c.remoteChanged(g) })
+	c.remotes[g] = r
 }
 
 // remotesQuery is what the queries of all remotes have in common.
