@@ -81,6 +81,10 @@ func Write(w io.Writer, system string, t *Tunnel) error {
 	if write == nil {
 		return &tunnel.ValueError{Property: "for", Value: system, Want: strings.Join(Systems, ", ")}
 	}
+	if p.Name == "tunl0" && (system == "linux" || system == "networkd") {
+		p.Name = "ipip1"
+		p.note("the name here, tunl0, is that of an interface of Linux's own there")
+	}
 	text, err := write(p)
 	if err == nil {
 		_, err = io.WriteString(w, text)
@@ -123,7 +127,7 @@ func mirror(this *Tunnel) (*peer, error) {
 	if !tunnel.IsPublic(p.remote) && (!p.LocalAddress.IsValid() || tunnel.IsPublic(p.LocalAddress)) {
 		p.note("%s is private: behind a NAT the other end needs the address that the NAT has, in its place", p.remote)
 	}
-	p.mirrorAddresses(c)
+	p.mirrorAddresses(c, t.sources)
 	p.mirrorKeepalive(c)
 	p.mirrorSecret(c)
 	p.mirrorMany(&t)
@@ -138,14 +142,19 @@ func mirror(this *Tunnel) (*peer, error) {
 	return p, nil
 }
 
-// mirrorAddresses finds the inner addresses of the other end.
-func (p *peer) mirrorAddresses(c *tunnel.Config) {
+// mirrorAddresses finds the inner addresses of the other end; sources are the prefixes of one of many remotes.
+func (p *peer) mirrorAddresses(c *tunnel.Config, sources string) {
 	for i, a := range c.Addresses {
 		if i == 0 {
 			p.routed = a.Prefix.Addr()
 		}
-		if b, ok := opposite(a, c.KeepaliveTarget); ok {
+		if b, ok := opposite(a, c.KeepaliveTarget); ok && sources == "" {
 			p.Addresses = append(p.Addresses, b)
+		} else if sources != "" {
+			p.note("inner address: one of %s", sources)
+			break
+		} else if a.Prefix.IsSingleIP() {
+			p.note("inner address: any other than %s", a.Prefix.Addr())
 		} else {
 			p.note("inner address: one of %s other than %s", a.Prefix.Masked(), a.Prefix.Addr())
 		}

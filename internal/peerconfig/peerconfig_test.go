@@ -215,6 +215,12 @@ func TestWriteMany(t *testing.T) {
 		if !ok || !strings.Contains(first, "on 198.51.100.7, one of many remotes of the other end: 10.20.0.0/16, 10.21.0.0/16 is sent to it") || strings.Contains(second, "10.20") {
 			t.Errorf("%s:\n%s", system, text)
 		}
+		if strings.Contains(text, "other than") || !strings.Contains(first, "inner address: one of 10.20.0.0/16, 10.21.0.0/16") || !strings.Contains(second, "inner address: one of 10.30.0.0/16") {
+			t.Errorf("%s: the inner address is another:\n%s", system, text)
+		}
+		if system == "linux" && strings.Contains(text, "add tunl0 ") || system == "networkd" && strings.Contains(text, "Name=tunl0") {
+			t.Errorf("%s: Linux has a tunl0 of its own:\n%s", system, text)
+		}
 	}
 	of.Only = netip.MustParseAddr("198.51.100.8")
 	one := read(t, "t.yaml", written(t, "ipipd", of)).Config
