@@ -146,9 +146,9 @@ func (p *process) diff(files []string) (c control.Comparison, err error) {
 	for _, d := range differences {
 		one := control.Difference{Name: d.Name, Action: d.Action.String(), Properties: []string{}}
 		var reasons []string
-		for _, property := range d.Properties {
+		for i, property := range d.Properties {
 			one.Properties = append(one.Properties, property.Name)
-			if d.Action == tunnel.Again && property.Remade != "" {
+			if i < d.Remade {
 				reasons = append(reasons, property.Name+" "+property.Remade)
 			}
 		}

@@ -76,10 +76,10 @@ func changeOf(p tunnel.Property) string {
 	switch {
 	case p.Name == "name":
 		return "another tunnel: the name tells them apart"
-	case p.Remade != "" && change != "in place":
-		return "made again " + p.Remade + "; otherwise " + change
-	case p.Remade != "":
+	case strings.HasPrefix(p.Remade, "always"):
 		return "made again " + p.Remade
+	case p.Remade != "":
+		return "made again " + p.Remade + "; otherwise " + change
 	}
 	return change
 }

@@ -398,7 +398,7 @@ func TestEngineApply_property(t *testing.T) {
 			apply(t, e, base)
 			before, running := state(e, m), e.Tunnel("a")
 			apply(t, e, changed)
-			if remade := e.Tunnel("a") != running; remade != (p.Remade != "") {
+			if remade := e.Tunnel("a") != running; remade != (p.Remade != "" && p.Remade != remadeMany) {
 				t.Errorf("made again: %v; Remade is %q", remade, p.Remade)
 			}
 			fresh, m2 := newModel(t, other)

@@ -49,9 +49,19 @@ func Changes(a, b *Config) (changed []Property) {
 func remade(old, next *Config) (by []Property) {
 	secret := old.IPsec.Wanted() != next.IPsec.Wanted()
 	for _, p := range Changes(old, next) {
-		if p.Name == "remote-address" && old.many() != next.many() || p.Remade != "" && (secret || p.Remade != remadeSecret) {
-			by = append(by, p)
+		switch p.Remade {
+		case "":
+			continue
+		case remadeSecret:
+			if !secret {
+				continue
+			}
+		case remadeMany:
+			if old.many() == next.many() {
+				continue
+			}
 		}
+		by = append(by, p)
 	}
 	return by
 }

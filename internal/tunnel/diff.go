@@ -9,8 +9,10 @@ import (
 type Difference struct {
 	Name   string // of the tunnel, as configured
 	Action Action
-	// Properties change, if Action is InPlace or Again; for the latter first those with Remade.
+	// Properties change, if Action is InPlace or Again; for the latter first those that have it made again,
+	// Remade of them.
 	Properties []Property
+	Remade     int
 }
 
 // Action is what is done with a tunnel.
@@ -62,7 +64,8 @@ func (t *Tunnel) diff(next *Config) (Difference, error) {
 	}
 	old := t.config.Load()
 	d.Action, d.Properties = Nothing, remade(old, next)
-	again := len(d.Properties) > 0
+	d.Remade = len(d.Properties)
+	again := d.Remade > 0
 	known := func(p Property) bool {
 		return slices.ContainsFunc(d.Properties, func(other Property) bool { return other.Name == p.Name })
 	}

@@ -22,6 +22,9 @@ import (
 // AnyRemote is the RemoteAddress of a tunnel with many remotes.
 const AnyRemote = "any"
 
+// remadeMany is the Property.Remade of RemoteAddress.
+const remadeMany = "between any and one remote: the routes of the interface mean something else then"
+
 // many reports whether the routes of the interface say where a packet goes.
 func (c *Config) many() bool { return c.RemoteAddress == AnyRemote }
 

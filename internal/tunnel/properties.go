@@ -113,7 +113,7 @@ var properties = []Property{
 		},
 	},
 	{
-		Name: "remote-address", Values: "IPv4, DNS name or `any`", Default: "required",
+		Name: "remote-address", Values: "IPv4, DNS name or `any`", Default: "required", Remade: remadeMany,
 		Help:  "outer destination address: the other end of the tunnel; any are the gateways of the routes out of the interface, each the remote of its prefix, without keepalive",
 		reset: func(c *Config) { c.RemoteAddress = "" },
 		get:   func(c *Config) string { return c.RemoteAddress },
