@@ -16,6 +16,7 @@ import (
 	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
 	"ipipd/internal/packet"
+	"ipipd/internal/warning"
 	"ipipd/test/memory"
 	"ipipd/test/netlab"
 )
@@ -271,6 +272,26 @@ func TestRoute_quotesOtherSource(t *testing.T) {
 	if r.quotesOtherSource(own) || !r.quotesOtherSource(other) || (*route)(nil).quotesOtherSource(other) || new(route).quotesOtherSource(other) {
 		t.Error("the source that is quoted is not compared with the route's")
 	}
+}
+
+// The warning of a loop names the remotes that are routed into the interface.
+func TestControlLoopDetail(t *testing.T) {
+	sa, _ := memory.NewSocketPair()
+	a := start(t, sa, outerA, outerB, func(c *Config) { c.RemoteAddress, c.LocalAddress = AnyRemote, outerA })
+	looping, other := netip.MustParseAddr("10.11.0.9").As4(), outerB.As4()
+	own := a.iface.Load().Index
+	a.network.set(func(n *fakeNetwork) { n.routes = map[[4]byte]netstate.Route{looping: {Device: own, MTU: 1480}} })
+	a.network.followRoutes([]netstate.RouteChange{
+		{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Routes: []fib.Route{{Hops: []fib.Hop{{Gateway: other}}}}},
+		{Prefix: netip.MustParsePrefix("10.51.0.0/16"), Routes: []fib.Route{{Hops: []fib.Hop{{Gateway: looping}}}}},
+	})
+	eventually(t, "both remotes are known", func() bool { return len(*a.many.routes.Load()) == 2 })
+	inner := datagram(100, func(h *ipv4.Header) { h.Source, h.Destination, h.Protocol = outerA.As4(), looping, ipv4.ProtocolIPIP })
+	a.device.Inject(inner) // as the kernel routes the outer packet
+	eventually(t, "the warning names it", func() bool {
+		at := a.warning(warning.RouteLoop)
+		return at >= 0 && a.activeWarnings()[at].Detail == "those to 10.11.0.9"
+	})
 }
 
 // A gateway that there was no room for has a state once there is.

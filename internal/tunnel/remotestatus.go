@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -100,6 +101,28 @@ func (t *Tunnel) Remotes(limit int) *Remotes {
 		all.List = append(all.List, one)
 	}
 	return all
+}
+
+// loopDetail names the first of the remotes that are routed into the interface, once a packet has been.
+func (c *control) loopDetail() string {
+	var first [4]byte
+	n := 0
+	if c.many != nil && c.looped.n.Load() != 0 {
+		for g, r := range c.remotes {
+			if a := r.follower.Answer(); a.Err == nil && c.intoItself(&a.Route) {
+				if n++; n == 1 || bytes.Compare(g[:], first[:]) < 0 {
+					first = g
+				}
+			}
+		}
+	}
+	switch n {
+	case 0:
+		return ""
+	case 1:
+		return "those to " + addressText(first)
+	}
+	return fmt.Sprintf("those to %v and %d more", address(first), n-1)
 }
 
 // remoteState is the State of the Remote of a route, of a tunnel whose interface is device.

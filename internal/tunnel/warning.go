@@ -130,7 +130,7 @@ func (c *control) warnOfState(now time.Time) {
 	c.warnPeer()
 	c.warnIf(!route.suspended && c.noPath == nil && ReflectsBehindNAT(c.cfg, local, remote), warning.KeepaliveBehindNAT, "%v to %v", local, remote)
 	c.warnFragments(route, now)
-	c.warnSeen(&c.looped, warning.RouteLoop, "", loopHolds, now)
+	c.warnSeen(&c.looped, warning.RouteLoop, c.loopDetail(), loopHolds, now)
 	c.warnPeerMTU(now)
 	c.warnIPsec()
 	c.warnRealServer(now)
@@ -245,7 +245,7 @@ func (c *control) warnSeen(s *sighting, code warning.Code, format string, holds 
 	case now.Before(s.until):
 	case n != 0:
 		s.n.Store(0)
-		if s.last, s.until = n, now.Add(holds); format != "" {
+		if s.last, s.until = n, now.Add(holds); strings.Contains(format, "%") {
 			format = fmt.Sprintf(format, n)
 		}
 		c.raise(code, format, "")
