@@ -112,6 +112,28 @@ func TestPeerReceive_floodBounded(t *testing.T) {
 	}
 }
 
+// One beginning repeated gets no more answers than different ones, and its sender's retransmissions get theirs.
+func TestPeerReceive_floodRepeated(t *testing.T) {
+	for _, mode := range modes {
+		cfg := testConfig(t, fastPhase1, fastPhase2)
+		cfg.Mode = mode
+		passive := cfg
+		passive.Passive = true
+		s := newSim(t, 1, cfg, passive)
+		e := s.ends[1]
+		s.start(e)
+		b := firstMessage(t, cfg, s.now)
+		const seconds, perSecond = 5, 20000
+		answers := 0
+		for i := range seconds * perSecond {
+			answers += len(e.Receive(s.now.Add(time.Duration(i)*time.Second/perSecond), 500, netip.AddrPortFrom(addressA, 500), b))
+		}
+		if answers < seconds || answers > (seconds+1)*(cheapRepliesPerSecond+dhPerSecond) {
+			t.Errorf("%v: %d answers", mode, answers)
+		}
+	}
+}
+
 // countingReader counts the bytes read from r.
 type countingReader struct {
 	r io.Reader

@@ -100,7 +100,10 @@ func (p *Peer) receiveV1(h header, b []byte, via udpPath) {
 
 func (s *v1SA) receive(h header, b []byte, via udpPath) {
 	if sha := sha256.Sum256(b); s.lastReply != nil && sha == s.lastRequestHash {
-		s.p.send(via, s.lastReply) // a retransmission: our reply was lost
+		// A retransmission: our reply was lost. Message 1 can be repeated by anybody.
+		if s.state != sent2 || s.p.cfg.Limits.allowCheapReply(s.p.now) {
+			s.p.send(via, s.lastReply)
+		}
 		return
 	}
 	switch {
