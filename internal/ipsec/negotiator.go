@@ -40,6 +40,7 @@ type negotiator struct {
 	upSince      time.Time // when the first of an uninterrupted series of SAs was established
 	espReceived  bool      // since upSince
 	noESP        bool      // EventNoESP has been emitted
+	answered     time.Time // see ports.send
 }
 
 // reportedProblem identifies a problem for an operator. The details of ike.Problem are
@@ -106,7 +107,7 @@ func (n *negotiator) run(ctx context.Context) {
 func (n *negotiator) do(actions []ike.Action) {
 	for _, a := range actions {
 		if send, ok := a.(ike.Send); ok {
-			n.ports.send(send)
+			n.ports.send(send, time.Now(), &n.answered)
 			continue
 		}
 		n.dirty = true

@@ -4,10 +4,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"slices"
 	"sync"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +24,10 @@ import (
 const (
 	portIKE       = 500
 	receiveBuffer = 4 << 20
+	// sendBuffer holds more than strangers can have answered (ike.Limits) until ARP gives up a neighbour
+	// that is dead, 3 s. All tunnels of a local address share it. The kernel counts 768 bytes or more for a
+	// message, and doubles it.
+	sendBuffer = 8 << 20
 )
 
 // ports holds the sockets of UDP ports 500 and 4500 of one local address.
@@ -122,7 +128,7 @@ func bindUDP(fd int, key portsKey, port int) error {
 	}
 	change(unix.SO_MARK, "SO_MARK", int(key.mark))
 	change(unix.SO_BINDTOIFINDEX, "SO_BINDTOIFINDEX", key.device)
-	errs = append(errs, setReceiveBuffer(fd))
+	errs = append(errs, setReceiveBuffer(fd), setSendBuffer(fd))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
@@ -135,6 +141,14 @@ func setReceiveBuffer(fd int) error {
 		return nil
 	}
 	return os.NewSyscallError("setsockopt SO_RCVBUF", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer))
+}
+
+// setSendBuffer sets SO_SNDBUF; beyond net.core.wmem_max that needs CAP_NET_ADMIN. See mayAnswer for a smaller one.
+func setSendBuffer(fd int) error {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) == nil {
+		return nil
+	}
+	return os.NewSyscallError("setsockopt SO_SNDBUF", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer))
 }
 
 // readIKE receives from port 500 until Close.
@@ -160,8 +174,9 @@ func (p *ports) readIKE() {
 	}
 }
 
-// send sends an IKE message or NAT keepalive. Errors are left to IKE's retransmission.
-func (p *ports) send(a ike.Send) {
+// send sends an IKE message or NAT keepalive, and does not wait. Errors are left to IKE's retransmission.
+// answered is when the tunnel had its last Unverified message sent.
+func (p *ports) send(a ike.Send, now time.Time, answered *time.Time) {
 	defer p.guard.Release()
 	if !p.guard.Acquire() {
 		return
@@ -173,7 +188,35 @@ func (p *ports) send(a ike.Send) {
 			b = append(make([]byte, esp.NonESPMarker, esp.NonESPMarker+len(b)), b...)
 		}
 	}
+	if a.Unverified {
+		if queued, size := sendQueue(fd); !mayAnswer(queued, size, now.Sub(*answered)) {
+			return
+		}
+		*answered = now
+	}
 	_ = unix.Sendto(fd, b, unix.MSG_DONTWAIT, &unix.SockaddrInet4{Port: int(a.To.Port()), Addr: as4(a.To.Addr())})
+}
+
+// answerInterval is how often a tunnel may answer strangers while answers to others wait.
+const answerInterval = time.Second / 2
+
+// mayAnswer reports whether the send buffer has room for an Unverified message. Those to a neighbour that does
+// not answer ARP wait in it, and once it is full nothing is sent to anybody. So they get half of it, and the
+// second quarter in equal shares, that a flood for some tunnels leaves room for the others.
+func mayAnswer(queued, size uint32, since time.Duration) bool {
+	return queued < size/4 || queued < size/2 && since >= answerInterval
+}
+
+// sendQueue returns how much of a socket's send buffer is in use, and its size, as the kernel counts.
+func sendQueue(fd int) (queued, size uint32) {
+	var info [9]uint32 // SK_MEMINFO_VARS, <linux/sock_diag.h>
+	n := uint32(unsafe.Sizeof(info))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
+		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&n)), 0)
+	if errno != 0 { // before Linux 4.12
+		return 0, math.MaxUint32
+	}
+	return info[unix.SK_MEMINFO_WMEM_ALLOC], info[unix.SK_MEMINFO_SNDBUF]
 }
 
 // Close ends the readers of both sockets, and returns when they have ended.

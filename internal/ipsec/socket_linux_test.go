@@ -1,12 +1,16 @@
 package ipsec
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"ipipd/internal/ipsec/esp"
 	"ipipd/internal/ipsec/ike"
+	"ipipd/internal/ipv4"
 	"ipipd/test/netlab"
 )
 
@@ -90,4 +94,83 @@ func TestRawESPRestrict(t *testing.T) {
 		t.Error("the first tunnel has ended: the second peer's packet is not received")
 	}
 	second.Close()
+}
+
+// What strangers have answered to neighbours that do not answer ARP keeps nothing else from being sent, whatever
+// the port and however small the send buffer: no message to a peer that is verified, and not the answers to others.
+func TestPorts_send(t *testing.T) {
+	const small = 128 << 10 // where SO_SNDBUFFORCE is not permitted
+	for _, port := range []uint16{portIKE, ipv4.PortNATT} {
+		a, b := netlab.New(t), netlab.New(t)
+		netlab.Veth(t, a, b, netlab.End{Name: "veth0", Address: "192.0.2.1/24"}, netlab.End{Name: "veth0", Address: "192.0.2.2/24"})
+		a.Run("sysctl", "-qw", "net.ipv4.neigh.veth0.retrans_time_ms=600000") // ARP gives nobody up
+		arrived := netlab.Capture(t, b, "veth0", func(f netlab.Frame) bool { return f.Packet[9] == unix.IPPROTO_UDP })
+		e := newEndpoint(t, a, addressA, addressB)
+		if err := e.protect(Config{Config: ike.Config{Passive: true, Secret: ike.Secret("a secret of some length")}}); err != nil {
+			t.Fatal(err)
+		}
+		a.Run("ping", "-c", "1", "-W", netlab.Seconds(netlab.Timeout()), "192.0.2.2") // ARP has an answer
+		p := e.session.negotiator.ports
+		fd := map[uint16]int{portIKE: p.ike, ipv4.PortNATT: p.natt}[port]
+		if _, size := sendQueue(fd); size != 2*sendBuffer {
+			t.Errorf("port %d: the send buffer has %d bytes", port, size)
+		}
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, small); err != nil {
+			t.Fatal(err)
+		}
+
+		now, answered := time.Now(), [40]time.Time{}
+		for i := range 4000 {
+			dead := i % len(answered)
+			to := netip.AddrPortFrom(netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", 100+dead)), port)
+			p.send(ike.Send{LocalPort: port, To: to, Payload: make([]byte, 100), Unverified: true}, now, &answered[dead])
+		}
+		queued, size := sendQueue(fd)
+		if queued < size/4 || queued >= size/2 {
+			t.Errorf("port %d: %d of %d bytes wait for ARP", port, queued, size)
+		}
+		to, other := netip.AddrPortFrom(addressB, port), time.Time{}
+		p.send(ike.Send{LocalPort: port, To: to, Payload: make([]byte, 201), Unverified: true}, now, &other)
+		p.send(ike.Send{LocalPort: port, To: to, Payload: make([]byte, 201), Unverified: true}, now, &other) // too soon
+		p.send(ike.Send{LocalPort: port, To: to, Payload: make([]byte, 201), Unverified: true}, now.Add(answerInterval), &other)
+		for i := range 50 {
+			now = now.Add(time.Duration(i) * answerInterval)
+			for dead := range answered {
+				to := netip.AddrPortFrom(netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", 100+dead)), port)
+				p.send(ike.Send{LocalPort: port, To: to, Payload: make([]byte, 100), Unverified: true}, now, &answered[dead])
+			}
+		}
+		p.send(ike.Send{LocalPort: port, To: to, Payload: make([]byte, 301)}, now, &other)
+		sized := func(n int) netlab.Check {
+			return netlab.TotalLen(28 + n + map[uint16]int{ipv4.PortNATT: esp.NonESPMarker}[port])
+		}
+		arrived.Await(sized(301))
+		if n := len(arrived.Matching(sized(201))); n != 2 {
+			t.Errorf("port %d: %d of 2 answers to another peer arrive", port, n)
+		}
+	}
+}
+
+// Answers to strangers leave half of the send buffer to others, and share half of theirs.
+func TestMayAnswer(t *testing.T) {
+	for _, c := range []struct {
+		queued, size uint32
+		since        time.Duration
+		want         bool
+	}{
+		{0, 4000, 0, true},
+		{999, 4000, 0, true},
+		{1000, 4000, answerInterval - 1, false},
+		{1000, 4000, answerInterval, true},
+		{1999, 4000, time.Hour, true},
+		{2000, 4000, time.Hour, false},
+		{5000, 4000, time.Hour, false},
+	} {
+		if got := mayAnswer(c.queued, c.size, c.since); got != c.want {
+			t.Errorf("%d of %d bytes, the last one %v ago: %v", c.queued, c.size, c.since, got)
+		}
+	}
+	if queued, size := sendQueue(-1); !mayAnswer(queued, size, 0) {
+		t.Error("a kernel that does not say how much is in use: nothing is answered")
+	}
 }

@@ -4,6 +4,7 @@ package ipsec
 
 import (
 	"errors"
+	"time"
 
 	"ipipd/internal/ipsec/ike"
 )
@@ -27,7 +28,7 @@ func (*spares) fill() error { return errLinux }
 
 func (*spares) close() {}
 
-func (p *ports) send(ike.Send) {}
+func (p *ports) send(ike.Send, time.Time, *time.Time) {}
 
 // Close does nothing, as openPorts always fails.
 func (p *ports) Close() error { return nil }

@@ -98,6 +98,9 @@ type Send struct {
 	Payload   []byte
 	// Keepalive marks a NAT-keepalive (RFC 3948 section 2.3), which gets no marker.
 	Keepalive bool
+	// Unverified marks an answer to who has not shown that packets reach it: anybody can have it sent to the
+	// peer's address, which may be dead.
+	Unverified bool
 }
 
 // AddInbound installs the inbound SA: the peer may send on it from now on.

@@ -316,6 +316,11 @@ func (p *Peer) send(to udpPath, b []byte) {
 	p.actions = append(p.actions, Send{LocalPort: to.local, To: to.remote, Payload: b})
 }
 
+// answer is send for an answer to who has not shown return routability.
+func (p *Peer) answer(to udpPath, b []byte) {
+	p.actions = append(p.actions, Send{LocalPort: to.local, To: to.remote, Payload: b, Unverified: true})
+}
+
 // retransmission is a message that is retransmitted until it is answered.
 type retransmission struct {
 	messages [][]byte

@@ -102,7 +102,7 @@ func (s *v1SA) receive(h header, b []byte, via udpPath) {
 	if sha := sha256.Sum256(b); s.lastReply != nil && sha == s.lastRequestHash {
 		// A retransmission: our reply was lost. Message 1 can be repeated by anybody.
 		if s.state != sent2 || s.p.cfg.Limits.allowCheapReply(s.p.now) {
-			s.p.send(via, s.lastReply)
+			s.sendReply(via)
 		}
 		return
 	}
@@ -126,7 +126,15 @@ func (s *v1SA) request(b []byte) { s.p.transmit(&s.retransmission, s.path, b) }
 // reply sends the reply to request, and keeps it for retransmissions of that.
 func (s *v1SA) reply(request, b []byte) {
 	s.lastRequestHash, s.lastReply = sha256.Sum256(request), b
-	s.p.send(s.path, b)
+	s.sendReply(s.path)
+}
+
+func (s *v1SA) sendReply(to udpPath) {
+	if s.state == sent2 {
+		s.p.answer(to, s.lastReply)
+	} else {
+		s.p.send(to, s.lastReply)
+	}
 }
 
 // noteAuthentic records that the peer is alive and, behind a NAT, its present port. Call it only

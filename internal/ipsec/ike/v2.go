@@ -109,7 +109,7 @@ func (s *v2SA) receive(h header, b []byte, via udpPath) {
 		case s.state == sentInit && h.id == 0 && h.flags&flagResponse != 0:
 			s.receiveInit(h, b, via)
 		case s.state == answeredInit && bytes.Equal(b, s.initRequest) && s.p.cfg.Limits.allowCheapReply(s.p.now): // as of anybody
-			s.p.send(via, s.initResponse)
+			s.p.answer(via, s.initResponse)
 		}
 		return
 	}

@@ -162,25 +162,27 @@ func (p *Peer) respondInit(h header, b []byte, via udpPath) {
 			}
 		}
 	}
+	send := p.answer
 	switch {
 	case p.cookieSecrets.verify(p, ps, ni, h.initiator):
 		if !p.allowVerifiedDH() {
 			return
 		}
+		send = p.send
 	case halfOpen >= maxHalfOpen/2 || !p.cfg.Limits.allowUnverifiedDH(p.now):
 		if p.cfg.Limits.allowCheapReply(p.now) {
-			p.send(via, message(r, []payload{notifyV2(n2Cookie, p.cookieSecrets.generate(p, ni, h.initiator))}))
+			send(via, message(r, []payload{notifyV2(n2Cookie, p.cookieSecrets.generate(p, ni, h.initiator))}))
 		}
 		return
 	}
 	proposal, answer, ok := chooseIKE(p.cfg.Phase1, sas)
 	if !ok {
 		p.noteHint(Problem{Kind: NoCommonProposal, Phase: 1, Ours: proposalList(p.cfg.Phase1), Theirs: formatOfferV2(sas)})
-		p.send(via, message(r, []payload{notifyV2(n2NoProposal, nil)}))
+		send(via, message(r, []payload{notifyV2(n2NoProposal, nil)}))
 		return
 	}
 	if group != proposal.Group {
-		p.send(via, message(r, []payload{notifyV2(n2InvalidKE, []byte{byte(proposal.Group >> 8), byte(proposal.Group)})}))
+		send(via, message(r, []payload{notifyV2(n2InvalidKE, []byte{byte(proposal.Group >> 8), byte(proposal.Group)})}))
 		return
 	}
 	if halfOpen >= maxHalfOpen {
@@ -215,7 +217,7 @@ func (p *Peer) respondInit(h header, b []byte, via udpPath) {
 	}
 	s.initResponse = message(s.header(exchangeInit, 0, true), out)
 	p.v2 = append(p.v2, s)
-	p.send(via, s.initResponse)
+	send(via, s.initResponse)
 }
 
 // verifyAuth verifies the peer's AUTH payload, and then its identity.
