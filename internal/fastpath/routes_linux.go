@@ -269,7 +269,7 @@ func (r *Routes) addRemotes(gateways [][4]byte) {
 		if err != nil && !errors.Is(err, unix.EEXIST) {
 			r.lacking = r.f.explainMap("a remote", err)
 			if errors.Is(err, unix.E2BIG) {
-				r.lacking = &Unavailable{fmt.Sprintf("the fast path takes %d remotes of interfaces with many", r.f.objects.Remotes.MaxEntries()), err}
+				r.lacking = &Unavailable{Why: fmt.Sprintf("the fast path takes %d remotes of interfaces with many", r.f.objects.Remotes.MaxEntries())}
 			}
 		}
 	}

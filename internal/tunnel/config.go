@@ -39,7 +39,7 @@ type Config struct {
 	// KeepaliveProbe is the form of a probe.
 	KeepaliveProbe keepalive.Form
 	// KeepaliveTarget is the inner destination of an echo probe, whose source is the first of
-	// Addresses. Required with FormEcho, and rejected with the other forms.
+	// Addresses. Required with FormEcho, but for AnyRemote, and rejected with the other forms.
 	KeepaliveTarget netip.Addr
 	// TTL of outer packets, 1 to 255; 0 copies the inner packet's (inherit).
 	TTL int
@@ -154,7 +154,7 @@ func (c *Config) validateKeepalive(addresses map[netip.Addr]bool) error {
 	switch echo := c.KeepaliveProbe == keepalive.FormEcho; {
 	case !echo && target.IsValid():
 		return &ValueError{Property: "keepalive-target", Value: target.String(), Want: "keepalive-probe echo with it"}
-	case !echo:
+	case !echo, c.many(): // there is no keepalive, and nobody is probed
 		return nil
 	case !target.IsValid():
 		return &ValueError{Property: "keepalive-target", Missing: true, Want: "the inner IPv4 address that keepalive-probe echo asks"}

@@ -17,6 +17,7 @@ import (
 	"ipipd/internal/netstate"
 	"ipipd/internal/packet"
 	"ipipd/internal/warning"
+	"ipipd/keepalive"
 	"ipipd/test/memory"
 	"ipipd/test/netlab"
 )
@@ -39,6 +40,8 @@ func TestConfigValidateMany(t *testing.T) {
 		"remote-address=any local-address=192.0.2.1 ipsec-secret=mellon-mellon-mellon":                   "",
 		"remote-address=any local-address=192.0.2.1 ipsec-secret=mellon-mellon-mellon ipsec-remote-id=b": "ipsec-remote-id:",
 		"remote-address=any accept-from=172.16.0.0/12 accept-to=203.0.113.5 ipsec-secret=mellon-mellon":  "local-address: missing",
+		"remote-address=any local-address=192.0.2.1 keepalive-probe=echo":                                "",
+		"remote-address=any local-address=192.0.2.1 keepalive-target=10.255.0.2":                         "keepalive-target:",
 		"remote-address=198.51.100.1 accept-from=any-peer":                                               "accept-from:",
 		"remote-address=198.51.100.1 accept-to=203.0.113.5":                                              "accept-to:",
 	} {
@@ -49,6 +52,21 @@ func TestConfigValidateMany(t *testing.T) {
 		if want == "" && err != nil || want != "" && (err == nil || !strings.HasPrefix(err.Error(), want)) {
 			t.Errorf("%s: %v, want %q", words, err, want)
 		}
+	}
+}
+
+// Nobody is probed, whatever a probe would look like: so none needs a target.
+func TestConfig_keepaliveProbe(t *testing.T) {
+	sa, sb := memory.NewSocketPair()
+	a := start(t, sa, outerA, outerB, func(c *Config) {
+		c.RemoteAddress, c.LocalAddress, c.Addresses, c.KeepaliveProbe = AnyRemote, outerA, nil, keepalive.FormEcho
+	})
+	b := start(t, sb, outerB, outerA, nil)
+	a.network.followRoutes([]netstate.RouteChange{{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Routes: []fib.Route{{Hops: []fib.Hop{{Gateway: outerB.As4()}}}}}})
+	eventually(t, "the remote is known", func() bool { return len(*a.many.routes.Load()) == 1 })
+	a.send(t, b, datagram(100, nil))
+	if !a.Status().Running {
+		t.Error("it is not running")
 	}
 }
 

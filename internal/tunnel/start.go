@@ -88,7 +88,7 @@ func (c *control) setConfig(cfg *Config) {
 		c.many.setPeers(cfg)
 	}
 	switch {
-	case cfg.KeepaliveProbe != keepalive.FormEcho:
+	case cfg.KeepaliveProbe != keepalive.FormEcho, cfg.many():
 		c.echo = nil
 	case c.echo == nil || !c.echo.Asks(cfg.Addresses[0].Prefix.Addr().As4(), cfg.KeepaliveTarget.As4()):
 		c.echo = keepalive.NewEcho(cfg.Addresses[0].Prefix.Addr().As4(), cfg.KeepaliveTarget.As4())
