@@ -1,14 +1,10 @@
 package conformance
 
 import (
-	"context"
-	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -195,80 +191,6 @@ func TestManyIPsec_cleartext(t *testing.T) {
 	}
 	if s := d.Status(); len(s.IPsecRemotes) != 0 {
 		t.Errorf("clear text has an SA negotiated: %+v", s.IPsecRemotes)
-	}
-}
-
-// Whoever forges the addresses of remotes to begin with has answers and sessions made that are bounded, ends no SA
-// and keeps no remote from getting one. Of others nothing is made. The remotes that are forged answer no ARP, so that
-// answers to them wait in the send buffer that all remotes share.
-func TestManyIPsec_flood(t *testing.T) {
-	t.Parallel()
-	for name, flags := range map[string][]string{"main": nil, "ike2": ipsecModes["ike2"]} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			flags := append([]string{"--ipsec-dpd", "2s,20"}, flags...) // a busy machine ends no SA
-			hub, spoke := mesh(t, 3)
-			d := encryptedUpAny(t, hub, 1, flags...)
-			for i, s := range spoke[:2] {
-				routeTo(hub, fmt.Sprintf("10.%d.0.0/16", 11+i), 11+i)
-				encryptedUpAny(t, s, 11+i, flags...)
-				routeTo(s, "10.10.0.0/16", 1)
-			}
-			const forged = 40
-			for i := range forged {
-				routeTo(hub, fmt.Sprintf("10.%d.0.0/16", 100+i), 100+i)
-			}
-			ike := netlab.Capture(t, hub, "br0", func(f netlab.Frame) bool {
-				p := f.Packet
-				return len(p) > 28 && p[9] == syscall.IPPROTO_UDP && (p[15] == 11 || p[19] == 11)
-			})
-			netlab.Eventually(t, "there is an SA", func() bool { return answeredFrom(spoke[0], "10.11.0.1", "10.10.0.1") })
-			first := slices.Clone(ike.Matching(netlab.Source(outerOf(11)))[0].Packet)
-			first[26], first[27] = 0, 0 // no UDP checksum
-			before := remoteIPsec(d, 11).SPI
-
-			into := newInjector(t, spoke[2], "veth0", hub, "br0")
-			ctx, cancel := context.WithCancel(context.Background())
-			done := make(chan struct{})
-			var sent atomic.Int64
-			go func() {
-				defer close(done)
-				for i := 0; ctx.Err() == nil; i++ {
-					p := slices.Clone(first)
-					p[15] = byte(100 + i%(forged+20)) // some of them no gateway
-					binary.BigEndian.PutUint32(p[28:], uint32(1+i))
-					into.send(updateChecksum(p))
-					sent.Add(1)
-					if i%4 == 0 {
-						time.Sleep(time.Millisecond)
-					}
-				}
-			}()
-			defer func() { cancel(); <-done }()
-			netlab.Eventually(t, "thousands are sent", func() bool { return sent.Load() > 5000 })
-			probes := len(ike.Matching(netlab.Source(outerOf(1))))
-			netlab.Eventually(t, "another remote gets an SA", func() bool { return answeredFrom(spoke[1], "10.12.0.1", "10.10.0.1") })
-			// Of a flood the kernel may drop packets before anybody sees them.
-			netlab.Eventually(t, "the one with an SA is heard", func() bool { return answeredFrom(spoke[0], "10.11.0.1", "10.10.0.1") })
-			netlab.Eventually(t, "it is probed, and its probes are answered", func() bool {
-				return len(ike.Matching(netlab.Source(outerOf(1)))) >= probes+3
-			})
-			s := d.Status()
-			if n := len(s.IPsecRemotes); n <= 2 || n > forged+2 {
-				t.Errorf("%d remotes have sessions, of %d that were forged", n, forged)
-			}
-			for _, r := range s.IPsecRemotes {
-				if n := addr(r.Remote)[3]; n >= 100+forged {
-					t.Errorf("%s is no gateway, and has a session", r.Remote)
-				}
-			}
-			if after := remoteIPsec(d, 11).SPI; after != before {
-				t.Errorf("the SA of another remote is %s, was %s", after, before)
-			}
-			if n := strings.Count(d.Log(), "level=WARN"); n > 20 {
-				t.Errorf("%d warnings are logged", n)
-			}
-		})
 	}
 }
 
