@@ -45,9 +45,12 @@ func TestKeepalive_neverHeard(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, _ := hosts(t)
-		d := c.upA(t, a, "--keepalive", "1s,2")
+		d := c.upA(t, a, "--keepalive", "60s,10")
 		if s := d.Status(); !s.Running || s.KeepaliveState != "waiting" {
 			t.Errorf("at first running %v, %s: want it to wait, running", s.Running, s.KeepaliveState)
+		}
+		if _, err := d.Run("set", "t0", "keepalive=1s,2"); err != nil {
+			t.Fatal(err)
 		}
 		netlab.Eventually(t, "the wait is over", func() bool { return d.Status().KeepaliveState == "never-heard" })
 		netlab.Eventually(t, "there is no carrier", func() bool { return noCarrier(a) })
