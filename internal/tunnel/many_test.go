@@ -15,7 +15,6 @@ import (
 	"ipipd/internal/fib"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
-	"ipipd/internal/packet"
 	"ipipd/internal/warning"
 	"ipipd/keepalive"
 	"ipipd/test/memory"
@@ -148,26 +147,8 @@ func testRemotesAllocations(t *testing.T, local netip.Addr) {
 			b := start(t, sb, outerB, outerA, nil)
 			a.network.followRoutes([]netstate.RouteChange{{Prefix: netip.PrefixFrom(outerB, 32), Routes: []fib.Route{{Hops: []fib.Hop{hop}}}}})
 			eventually(t, "the remote is known", func() bool { return (len(*a.many.routes.Load()) == 1) == (hop.Gateway != [4]byte{}) })
-			const batch = 64
-			p, got := datagram(1480, func(h *ipv4.Header) { h.Destination = outerB.As4() }), packet.NewBatch(batch, packet.MaxSize)
-			transfer := func() {
-				for range batch {
-					a.device.Inject(p)
-				}
-				for have := 0; have < batch; {
-					n, err := b.device.ReceiveBatch(got)
-					if err != nil {
-						t.Fatal(err)
-					}
-					have += n
-				}
-			}
-			for range 2 * 1024 / batch { // the in-memory queues grow once
-				transfer()
-			}
-			if n := testing.AllocsPerRun(200, transfer); n >= 1 {
-				t.Errorf("%.2f allocations for %d packets", n, batch)
-			}
+			p := datagram(1480, func(h *ipv4.Header) { h.Destination = outerB.As4() })
+			testAllocations(t, b, func(int) { a.device.Inject(p) })
 		})
 	}
 }
