@@ -67,6 +67,9 @@ func (c *control) syncFastPath() {
 		c.disableFastPath()
 	}
 	old := c.fast.blocker.Swap(&blocker)
+	if blocker == "" && (old == nil || *old != "") {
+		c.engine.noteTraffic() // poll it; before Swap the poller could look, see none, and sleep
+	}
 	switch {
 	case old != nil && *old == blocker:
 	case blocker != "":
@@ -123,7 +126,6 @@ func (c *control) enableFastPath(link *fastpath.Link) (blocker string) {
 		return err.Error()
 	}
 	c.programmed = want
-	c.engine.noteTraffic() // poll it
 	return ""
 }
 
