@@ -3,6 +3,7 @@ package tunnel
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -44,8 +45,11 @@ func TestEngineCloseTunnels(t *testing.T) {
 	devices[1].SetState(tun.State{Name: "t1", Index: 102, Up: true, Moved: true})
 	devices[2].SetState(tun.State{Name: "t2", Index: 999, Up: true})
 	var closing sync.WaitGroup
-	for range 2 { // whoever comes second waits
+	for i := range 2 { // who comes second waits
 		closing.Go(func() {
+			for i == 1 && !tunnels[4].closing.Load() {
+				runtime.Gosched() // else each may take some of them
+			}
 			if err := s.engine.CloseTunnels(tunnels[:5]...); err != nil {
 				t.Error(err)
 			}
