@@ -76,17 +76,23 @@ func TestPeerReceive_flood(t *testing.T) {
 	}
 }
 
+// floodTarget is a passive end that runs, and a whole first message to it of its only configuration.
+func floodTarget(t *testing.T, mode Mode) (cfg Config, s *sim, e *end, first []byte) {
+	t.Helper()
+	cfg = testConfig(t, fastPhase1, fastPhase2)
+	cfg.Mode = mode
+	passive := cfg
+	passive.Passive = true
+	s = newSim(t, 1, cfg, passive)
+	e = s.ends[1]
+	s.start(e)
+	return cfg, s, e, firstMessage(t, cfg, s.now)
+}
+
 // A flood leaves bounded state, and gets a bounded number of replies.
 func TestPeerReceive_floodBounded(t *testing.T) {
 	for _, mode := range modes {
-		cfg := testConfig(t, fastPhase1, fastPhase2)
-		cfg.Mode = mode
-		passive := cfg
-		passive.Passive = true
-		s := newSim(t, 1, cfg, passive)
-		e := s.ends[1]
-		s.start(e)
-		b := firstMessage(t, cfg, s.now)
+		cfg, s, e, b := floodTarget(t, mode)
 		const seconds, perSecond = 10, 20000
 		answers := 0
 		for i := range seconds * perSecond {
@@ -115,14 +121,7 @@ func TestPeerReceive_floodBounded(t *testing.T) {
 // One beginning repeated gets no more answers than different ones, and its sender's retransmissions get theirs.
 func TestPeerReceive_floodRepeated(t *testing.T) {
 	for _, mode := range modes {
-		cfg := testConfig(t, fastPhase1, fastPhase2)
-		cfg.Mode = mode
-		passive := cfg
-		passive.Passive = true
-		s := newSim(t, 1, cfg, passive)
-		e := s.ends[1]
-		s.start(e)
-		b := firstMessage(t, cfg, s.now)
+		_, s, e, b := floodTarget(t, mode)
 		const seconds, perSecond = 5, 20000
 		answers := 0
 		for i := range seconds * perSecond {
