@@ -77,23 +77,18 @@ func (r *remote) expires() (next time.Time) {
 	return next
 }
 
-// learntRoutes adds the routes to the learnt remotes, made of base, to next, and forgets those of which nothing
-// is left. old are those in use.
-func (c *control) learntRoutes(next, old map[[4]byte]*route, base *route, changed map[[4]byte]bool, now time.Time) (same bool) {
-	same = true
+// learntRoutes adds the new routes to the learnt remotes, made of base, to news, and forgets those of which
+// nothing is left. old are those in use.
+func (c *control) learntRoutes(news, old map[[4]byte]*route, base *route, changed map[[4]byte]bool, now time.Time) {
 	for g, r := range c.learnt {
 		expired := r.tick(now, c.epoch)
 		switch named := c.remotes[g] != nil; {
 		case named, r.pathMTU.Get() == 0 && r.unreachableAt.IsZero() && now.Sub(r.learntAt) >= learntLifetime:
 			delete(c.learnt, g)
-			same = false
 		case old[g] == nil || old[g].remote != r || old[g].base != base || expired || changed[g]:
-			next[g], same = r.learntRoute(base, g, now), false
-		default:
-			next[g] = old[g]
+			news[g] = r.learntRoute(base, g, now)
 		}
 	}
-	return same
 }
 
 // learntRoute is the route to an inner destination: the kernel routes each packet, as without the error.

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"errors"
+	"maps"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -142,20 +143,22 @@ func (c *control) updateRemotes(changed map[[4]byte]bool, now time.Time) {
 		return
 	}
 	base, old := c.route.Load(), *c.many.routes.Load()
-	next := make(map[[4]byte]*route, len(c.remotes)+len(c.learnt))
-	same := c.learntRoutes(next, old, base, changed, now) && len(old) == len(c.remotes)+len(c.learnt)
+	news := map[[4]byte]*route{}
+	c.learntRoutes(news, old, base, changed, now)
 	for g, r := range c.remotes {
 		if expired := r.tick(now, c.epoch); old[g] == nil || old[g].remote != r || old[g].base != base || expired || changed[g] {
-			next[g], same = c.remoteRoute(base, g, r, now), false
-			c.programRemote(g, next[g])
-		} else {
-			next[g] = old[g]
+			news[g] = c.remoteRoute(base, g, r, now)
+			c.programRemote(g, news[g])
 		}
 	}
-	if !same {
-		c.many.routes.Store(&next)
-		c.many.storeSources(next)
+	if len(news) == 0 && len(old) == len(c.remotes)+len(c.learnt) {
+		return
 	}
+	next := maps.Clone(old)
+	maps.DeleteFunc(next, func(g [4]byte, _ *route) bool { return c.remotes[g] == nil && c.learnt[g] == nil })
+	maps.Copy(next, news)
+	c.many.routes.Store(&next)
+	c.many.storeSources(next)
 }
 
 // remoteChanged has the route to a remote made again.
