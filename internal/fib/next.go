@@ -82,7 +82,7 @@ func (t *Table) HasGateway(a [4]byte) bool { return t.gateways.lookup(key(a)) !=
 // all calls yield for each prefix until it returns false.
 func (t *trie[V]) all(yield func(netip.Prefix, *V) bool) { t.root.all(0, 0, yield) }
 
-// all is that of a node behind the first bits of an address.
+// all is that of a node behind the first bits of an address, as start has them.
 func (n *node[V]) all(address uint64, depth int, yield func(netip.Prefix, *V) bool) bool {
 	at := 0
 	for i := 1; i < 1<<stride; i++ {
@@ -107,9 +107,9 @@ func (n *node[V]) all(address uint64, depth int, yield func(netip.Prefix, *V) bo
 	return true
 }
 
-// prefixOf is the prefix of the first bits of a word.
+// prefixOf is the prefix of the first bits of a word, lead ones among them.
 func prefixOf(word uint64, length int) netip.Prefix {
 	var a [4]byte
-	binary.BigEndian.PutUint32(a[:], uint32(word>>32))
-	return netip.PrefixFrom(netip.AddrFrom4(a), length)
+	binary.BigEndian.PutUint32(a[:], uint32(word>>(64-32-lead)))
+	return netip.PrefixFrom(netip.AddrFrom4(a), length-lead)
 }

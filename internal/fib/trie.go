@@ -6,6 +6,13 @@ import "math/bits"
 // one word, and a node one cache line.
 const stride = 6
 
+// lead is how many zero bits the root looks at before an address, so that what ends at 24 bits, as most prefixes
+// do, are the last ones of a node, 32 in one, and need no node of their own.
+const lead = 5
+
+// start is an address as a trie looks at it: its bits from the most significant one on.
+func start(address uint32) uint64 { return uint64(address) << (64 - 32 - lead) }
+
 // trie maps IPv4 prefixes to values: a multibit trie whose nodes have what there is only, found by
 // counting bits ("tree bitmap", Eatherton and others, 2004). What is reachable from a trie never
 // changes, so that lookup needs no lock.
@@ -42,7 +49,7 @@ func rank(word uint64, i int) int { return bits.OnesCount64(word & (1<<(i&63) - 
 func (t *trie[V]) lookup(address uint32) *V {
 	var best *node[V]
 	var matches uint64 // of best
-	n, rest := &t.root, uint64(address)<<(64-32)
+	n, rest := &t.root, start(address)
 	for {
 		x := int(rest >> (64 - stride))
 		if m := n.prefixes & shorter[x]; m != 0 {
@@ -62,8 +69,8 @@ func (t *trie[V]) lookup(address uint32) *V {
 
 // get returns the value of exactly one prefix; nil if there is none.
 func (t *trie[V]) get(address uint32, length int) *V {
-	n, rest := &t.root, uint64(address)<<(64-32)
-	for ; length >= stride; length -= stride {
+	n, rest := &t.root, start(address)
+	for length += lead; length >= stride; length -= stride {
 		x := int(rest >> (64 - stride))
 		if n.longer>>x&1 == 0 {
 			return nil
@@ -97,8 +104,8 @@ func (e *edit[V]) commit() trie[V] {
 
 // set gives a prefix a value. The address must be 0 behind the length.
 func (e *edit[V]) set(address uint32, length int, value V) {
-	n, rest := &e.root, uint64(address)<<(64-32)
-	for ; length >= stride; length -= stride {
+	n, rest := &e.root, start(address)
+	for length += lead; length >= stride; length -= stride {
 		x := int(rest >> (64 - stride))
 		at := rank(n.longer, x)
 		if n.longer>>x&1 == 0 {
@@ -129,7 +136,7 @@ func (e *edit[V]) remove(address uint32, length int) {
 		return
 	}
 	e.n--
-	e.removeFrom(&e.root, uint64(address)<<(64-32), length)
+	e.removeFrom(&e.root, start(address), lead+length)
 }
 
 func (e *edit[V]) removeFrom(n *node[V], rest uint64, length int) {
