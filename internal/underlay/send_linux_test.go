@@ -132,6 +132,31 @@ func TestSender_remotesFail(t *testing.T) {
 	}
 }
 
+// Packets that wait for neighbors that are dead stop none to another one.
+func TestSender_neighborsDead(t *testing.T) {
+	a, b := twoHosts(t)
+	r := open(t, b, SocketOptions{}).Receivers()[0]
+	sender := open(t, a, SocketOptions{}).NewSender()
+	for _, mtu := range []int{1500, 1000} { // whole, and fragmented by the kernel
+		for dead := range 60 { // twice what the send buffer of a frame holds
+			path := &Path{Local: hostA, Remote: [4]byte{192, 0, 2, byte(100 + dead)}, MTU: mtu}
+			var batch []*packet.Buffer
+			for range 128 {
+				batch = append(batch, outerPacket(path, 1400, 1))
+			}
+			if n, err := sender.Write(batch, []*Path{path}); n != len(batch) || err != nil {
+				t.Fatalf("MTU %d: Write sent %d of %d packets to dead neighbor %d: %v", mtu, n, len(batch), dead, err)
+			}
+		}
+		path := *pathA
+		path.MTU = mtu
+		mustWrite(t, sender, &path, outerPacket(&path, 1400, 1))
+		if got := read(t, r, 1, 1500); got[0].Len() != 1400 {
+			t.Errorf("MTU %d: got %d bytes", mtu, got[0].Len())
+		}
+	}
+}
+
 // If the link's interface is down or gone, packets are sent along the kernel's routes.
 func TestSender_linkGone(t *testing.T) {
 	a, b := twoHosts(t)
