@@ -128,7 +128,10 @@ type subject struct {
 	*Tunnel
 	name          string
 	ifname        string
-	local, remote netip.Addr // the outer addresses in use; invalid if not known
+	local, remote netip.Addr   // the outer addresses in use; invalid if not known
+	remotes       []*subject   // of a tunnel with many: one for each remote that was looked up
+	senders       []*subject   // hosts of accept-from that are none of them
+	prefix        netip.Prefix // one that leads to this one of many remotes
 	answer        *netstate.Answer
 	reply         *Reply // nil if it was not probed
 	unsized       bool   // no Ask.Sizes
@@ -243,6 +246,12 @@ func Examine(ctx context.Context, env *Environment, tunnels []Tunnel, others []t
 		s := e.subject(&tunnels[i])
 		e.tunnels = append(e.tunnels, s)
 		e.report.Tunnels = append(e.report.Tunnels, s.name)
+	}
+	e.check = "remotes"
+	for _, s := range e.tunnels {
+		if s.isMany() {
+			e.manyRoutes(s)
+		}
 	}
 	e.check = "reachability"
 	e.probe()

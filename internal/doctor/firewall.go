@@ -277,9 +277,6 @@ func (e *examination) firewall() {
 	plain := false
 	for _, s := range e.tunnels {
 		plain = plain || !s.encrypted
-		if !s.hasPath() || !s.local.IsValid() {
-			continue
-		}
 		if !s.encrypted {
 			e.passes(s, firewallPacket{protocol: ipv4.ProtocolIPIP}, "protocol 4", "4")
 			continue
@@ -292,55 +289,96 @@ func (e *examination) firewall() {
 	}
 }
 
+// paths are the ways of outer packets that are received or sent: one, or one for each of many remotes that was
+// looked up.
+func (s *subject) paths(in bool) (all []*subject) {
+	ways := append(slices.Clip(s.remotes), s)
+	if in {
+		ways = append(ways, s.senders...)
+	}
+	for _, one := range ways {
+		if one.hasPath() && one.local.IsValid() {
+			all = append(all, one)
+		}
+	}
+	return all
+}
+
+// blocked is what the rules do to packets of one direction, of some remotes.
+type blocked struct {
+	base    *chain // nil: it is not known, since unsure is not understood
+	by      outcomes
+	unsure  *chain
+	begins  bool // of packets that begin a connection only
+	remotes []string
+	first   netip.Addr
+}
+
+// blocked is what the rules do to packets of one direction, by what does it.
+func (e *examination) blocked(s *subject, p firewallPacket) (all []*blocked) {
+	for _, one := range s.paths(p.in) {
+		p.device, p.src, p.dst = one.device(), one.local, one.remote
+		if p.in {
+			p.src, p.dst = one.remote, one.local
+		}
+		b := &blocked{first: one.remote}
+		for _, p.established = range []bool{true, false} {
+			b.begins = !p.established
+			if b.base, b.by, b.unsure = e.rules.passage(&p); b.base != nil || b.unsure != nil {
+				break
+			}
+		}
+		if b.base == nil && b.unsure == nil {
+			continue
+		}
+		i := slices.IndexFunc(all, func(o *blocked) bool {
+			return o.base == b.base && o.unsure == b.unsure && o.begins == b.begins && o.by.dropper == b.by.dropper && o.by.rule == b.by.rule
+		})
+		if i < 0 {
+			i, all = len(all), append(all, b)
+		}
+		all[i].remotes = append(all[i].remotes, one.remote.String())
+	}
+	return all
+}
+
 // passes adds findings if the packets of a tunnel do not pass. flag is what iptables's -p takes.
 func (e *examination) passes(s *subject, p firewallPacket, what, flag string) {
-	p.device = s.device()
 	for _, p.in = range []bool{true, false} {
-		p.src, p.dst = s.local, s.remote
-		direction := "sent to " + s.remote.String()
-		if p.in {
-			p.src, p.dst, direction = s.remote, s.local, "received from "+s.remote.String()
-		}
-		p.established = true
-		base, o, unsure := e.rules.passage(&p)
-		switch {
-		case base != nil:
-			e.dropped(s, base, &o, p.in, what, direction, flag)
-			continue
-		case unsure != nil:
-			e.skip(s, "whether %s %s passes is not known: %s", what, direction, unsure.unclear())
-			continue
-		}
-		p.established = false
-		base, o, unsure = e.rules.passage(&p)
-		switch {
-		case base == nil:
-			if unsure != nil {
-				e.skip(s, "whether %s %s passes that begins a connection is not known: %s", what, direction, unsure.unclear())
+		for _, b := range e.blocked(s, p) {
+			direction := "sent to " + named(b.remotes)
+			if p.in {
+				direction = "received from " + named(b.remotes)
 			}
-		case !p.in:
-			e.dropped(s, base, &o, p.in, what, direction, flag)
-		default:
-			e.found(FirewallConntrack, s, fmt.Sprintf("%s %s is let in only as an answer: %s", what, direction, place(&o)),
-				"the tunnel works once this end has sent something, until conntrack forgets it (after 600 s without a packet, 120 s of UDP); the peer cannot begin",
-				allow(base, o.dropper, s.remote, true, flag))
+			switch {
+			case b.base == nil && b.begins:
+				e.skip(s, "whether %s %s passes that begins a connection is not known: %s", what, direction, b.unsure.unclear())
+			case b.base == nil:
+				e.skip(s, "whether %s %s passes is not known: %s", what, direction, b.unsure.unclear())
+			case b.begins && p.in:
+				e.found(FirewallConntrack, s, fmt.Sprintf("%s %s is let in only as an answer: %s", what, direction, place(&b.by)),
+					"the tunnel works once this end has sent something, until conntrack forgets it (after 600 s without a packet, 120 s of UDP); the peer cannot begin",
+					allow(b.base, b.by.dropper, b.first, true, flag))
+			default:
+				e.dropped(s, b, p.in, what, direction, flag)
+			}
 		}
 	}
 }
 
-func (e *examination) dropped(s *subject, base *chain, o *outcomes, in bool, what, direction, flag string) {
+func (e *examination) dropped(s *subject, b *blocked, in bool, what, direction, flag string) {
 	comment := ""
-	if o.rule != nil {
-		comment = o.rule.comment
+	if b.by.rule != nil {
+		comment = b.by.rule.comment
 	}
-	if strings.HasPrefix(o.dropper.name, "cali-") && strings.Contains(comment, "IPIP") {
-		e.found(CalicoDrops, s, fmt.Sprintf("Calico drops %s %s: %s", what, direction, place(o)),
+	if strings.HasPrefix(b.by.dropper.name, "cali-") && strings.Contains(comment, "IPIP") {
+		e.found(CalicoDrops, s, fmt.Sprintf("Calico drops %s %s: %s", what, direction, place(&b.by)),
 			"it takes protocol 4 for its own overlay, from hosts of its cluster only",
-			fmt.Sprintf("calicoctl patch felixconfiguration default -p '{\"spec\":{\"externalNodesList\":[\"%v\"]}}'", s.remote))
+			fmt.Sprintf("calicoctl patch felixconfiguration default -p '{\"spec\":{\"externalNodesList\":[\"%v\"]}}'", b.first))
 		return
 	}
-	e.found(FirewallDrops, s, fmt.Sprintf("%s %s is dropped: %s", what, direction, place(o)),
-		"no packet of the tunnel passes", allow(base, o.dropper, s.remote, in, flag))
+	e.found(FirewallDrops, s, fmt.Sprintf("%s %s is dropped: %s", what, direction, place(&b.by)),
+		"no packet of the tunnel passes", allow(b.base, b.by.dropper, b.first, in, flag))
 }
 
 // place says which rule, or policy, it was.

@@ -339,6 +339,20 @@ var brokens = []broken{
 	})), []Code{GatewayNotUsable}, "the route of 10.20.0.0/16 names", false},
 	{"a route without a gateway, and a secret", with(secret, manyRunning, func(l *lab) { l.here.Run("ip", "route", "add", "10.20.0.0/16", "dev", "ipip1") }),
 		[]Code{RouteWithoutGateway}, "10.20.0.0/16", false},
+	{"a rule that drops what comes from some of many remotes", with(manyRunning,
+		nft(strings.Replace(base, "%", "ip protocol 4 ip saddr != 192.0.2.7 drop", 1)), func(l *lab) {
+			l.here.Run("sh", "-ec", "for i in 2 5 6 7; do ip route add 10.$i.0.0/16 via 192.0.2.$i dev ipip1 onlink; done")
+		}), []Code{FirewallDrops}, "received from 192.0.2.2, 192.0.2.5, 192.0.2.6 is dropped", false},
+	{"a rule that drops what is sent to one of many remotes", with(manyRunning,
+		nft("table ip x { chain y { type filter hook output priority 0; ip daddr 192.0.2.7 drop; }; }"), func(l *lab) {
+			l.here.Run("sh", "-ec", "for i in 6 7; do ip route add 10.$i.0.0/16 via 192.0.2.$i dev ipip1 onlink; done")
+		}), []Code{FirewallDrops}, "sent to 192.0.2.7 is dropped", false},
+	{"a rule that drops what a load balancer sends", with(
+		nft("table ip x { chain y { type filter hook input priority 0; policy drop; ip protocol != 4 accept; }; }"), func(l *lab) {
+			l.config.RemoteAddress = tunnel.AnyRemote
+			l.config.AcceptFrom = []netip.Prefix{netip.MustParsePrefix("192.0.2.10/32")}
+			l.config.AcceptTo = []netip.Prefix{netip.MustParsePrefix("203.0.113.5/32")}
+		}), []Code{FirewallDrops}, "received from 192.0.2.10 is dropped", true},
 	{"remotes without a route", with(manyRunning, func(l *lab) {
 		l.here.Run("sh", "-ec", "for i in 1 2 3 4 5; do ip route add 10.$i.0.0/16 via 198.51.100.$i dev ipip1 onlink; done")
 	}), []Code{NoRoute}, "and 2 more", false},

@@ -30,7 +30,7 @@ func (e *examination) remotes() {
 	for _, s := range e.tunnels {
 		if s.isMany() {
 			e.manyLocal(s)
-			e.manyRoutes(s)
+			e.manyWays(s)
 			e.manyFilter(s)
 		}
 	}
@@ -73,7 +73,7 @@ func (e *examination) manyOthers(s *subject) {
 	}
 }
 
-// manyRoutes says what is wrong with the routes.
+// manyRoutes says what is wrong with the routes, and looks the remotes up.
 func (e *examination) manyRoutes(s *subject) {
 	routes := e.routesInto(s)
 	running := s.running()
@@ -114,50 +114,71 @@ func (e *examination) manyRoutes(s *subject) {
 		e.skip(s, "the ways to the first %d of %d remotes are looked up: ipipd print --remotes %s has the state of all", maxRemotes, len(gateways), s.name)
 		gateways = gateways[:maxRemotes]
 	}
-	e.manyWays(s, gateways, prefixes)
-}
-
-// manyWays says which remotes outer packets do not reach, and why.
-func (e *examination) manyWays(s *subject, gateways []netip.Addr, prefixes map[netip.Addr]netip.Prefix) {
-	type fault struct {
-		remotes []netip.Addr
-		texts   []string
-		do      string
-	}
-	var noPath, own, loop, filtered fault
-	add := func(f *fault, g netip.Addr, do string) {
-		f.remotes = append(f.remotes, g)
-		f.texts = append(f.texts, fmt.Sprintf("%v (of %v)", g, prefixes[g]))
-		f.do = cmp.Or(f.do, do)
-	}
-	strictBy := ""
 	for _, g := range gateways {
-		q := netstate.Query{Remote: g.As4(), Mark: s.Config.FwMark, UnderlayDevice: s.Config.UnderlayDevice, Interface: e.interfaces[s.ifname].Index}
-		for _, r := range s.Config.Routes { // of what may be thousands, those that could lead to it
-			if r.Prefix.Contains(g) {
-				q.Routes = append(q.Routes, r)
-			}
-		}
-		if s.local.IsValid() {
-			q.Local = s.local.As4()
-		}
-		a, err := e.Network(q)
+		one, err := e.lookUp(s, g)
 		if err != nil {
 			e.skip(s, "the host's network cannot be read: %v", err)
 			return
 		}
-		one := &subject{Tunnel: s.Tunnel, ifname: s.ifname, remote: g, answer: a}
+		one.prefix = prefixes[g]
+		s.remotes = append(s.remotes, one)
+	}
+	for _, p := range s.Config.AcceptFrom {
+		if _, ok := prefixes[p.Addr()]; ok || p.Bits() < 32 || len(s.senders) == maxRemotes {
+			continue
+		}
+		one, err := e.lookUp(s, p.Addr())
+		if err != nil {
+			e.skip(s, "the host's network cannot be read: %v", err)
+			return
+		}
+		s.senders = append(s.senders, one)
+	}
+}
+
+// lookUp finds out about the way to one of many remotes.
+func (e *examination) lookUp(s *subject, remote netip.Addr) (one *subject, err error) {
+	q := netstate.Query{Remote: remote.As4(), Mark: s.Config.FwMark, UnderlayDevice: s.Config.UnderlayDevice, Interface: e.interfaces[s.ifname].Index}
+	for _, r := range s.Config.Routes { // of what may be thousands, those that could lead to it
+		if r.Prefix.Contains(remote) {
+			q.Routes = append(q.Routes, r)
+		}
+	}
+	if s.local.IsValid() {
+		q.Local = s.local.As4()
+	}
+	one = &subject{Tunnel: s.Tunnel, name: s.name, ifname: s.ifname, local: s.local, remote: remote, encrypted: s.encrypted}
+	if one.answer, err = e.Network(q); err == nil && !one.local.IsValid() && one.answer.Err == nil {
+		one.local = netip.AddrFrom4(one.answer.Route.Source)
+	}
+	return one, err
+}
+
+// manyWays says which remotes outer packets do not reach, and why.
+func (e *examination) manyWays(s *subject) {
+	type fault struct {
+		texts []string
+		do    string
+	}
+	var noPath, own, loop, filtered fault
+	add := func(f *fault, one *subject, do string) {
+		f.texts = append(f.texts, fmt.Sprintf("%v (of %v)", one.remote, one.prefix))
+		f.do = cmp.Or(f.do, do)
+	}
+	strictBy, index := "", e.interfaces[s.ifname].Index
+	for _, one := range s.remotes {
+		a := one.answer
 		switch {
 		case a.Err != nil:
-			add(&noPath, g, noRouteRemedy(g, a.Err))
+			add(&noPath, one, noRouteRemedy(one.remote, a.Err))
 		case a.Route.Local:
-			add(&own, g, fmt.Sprintf("the other end's address in its place: ip route replace %v via REMOTE dev %s onlink", prefixes[g], s.ifname))
-		case q.Interface != 0 && a.Route.Device == q.Interface, a.Loop != (netstate.InterfaceRoute{}):
-			add(&loop, g, one.ownRoute())
+			add(&own, one, fmt.Sprintf("the other end's address in its place: ip route replace %v via REMOTE dev %s onlink", one.prefix, s.ifname))
+		case index != 0 && a.Route.Device == index, a.Loop != (netstate.InterfaceRoute{}):
+			add(&loop, one, one.ownRoute())
 		default:
 			if from, strict := e.strict(one.device()); strict && a.ReturnDevice != a.Route.Device {
 				strictBy = from
-				add(&filtered, g, "sysctl "+from+"=2")
+				add(&filtered, one, "sysctl "+from+"=2")
 			}
 		}
 	}
@@ -171,7 +192,7 @@ func (e *examination) manyWays(s *subject, gateways []netip.Addr, prefixes map[n
 		{loop, "the route to %s leads into " + s.ifname + " itself", "outer packets are encapsulated again, and dropped (loop)", RouteLoop},
 		{filtered, "rp_filter is strict (" + strictBy + "), and the route back is another one, of %s", "the kernel drops what these send", RPFilterUnderlay},
 	} {
-		if len(f.remotes) > 0 {
+		if len(f.texts) > 0 {
 			e.found(f.code, s, fmt.Sprintf(f.what, named(f.texts)), f.why, f.do)
 		}
 	}
