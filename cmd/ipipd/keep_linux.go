@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"syscall"
 	"time"
@@ -39,7 +40,8 @@ func newCmdKeep(s *streams, runF func(context.Context, *keepOptions) error) *cob
 		Long: `keep is the parent of an ipipd up where no service manager is, such as the first
 process of a container. It starts COMMAND again when that dies, and ends with it
 when it ends of itself. SIGUSR2 has COMMAND end and starts what is found under its
-name then, a new binary for one. Other signals are passed on.`,
+name then, a new binary for one; if the binary of keep is another one, too, it is
+executed in the place of this one before. Other signals are passed on.`,
 		Example: "  ipipd keep -- ipipd up --config /etc/ipipd/ipipd.yaml",
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -80,9 +82,26 @@ func keepRun(_ context.Context, o *keepOptions) error {
 	if err != nil {
 		return err
 	}
-	k.store = handover.NewKeeper(limit)
+	k.store, k.everReady, err = handover.ResumeKeeper(limit)
 	defer k.store.Close()
+	if k.everReady {
+		k.log.Info("the keeper is replaced", "kept", k.store.Len())
+	}
+	if err != nil {
+		k.log.Error("not all is taken that was kept: interfaces are made anew", "err", err)
+	}
+	if k.self, err = executable(); err != nil {
+		return err
+	}
 	return k.run()
+}
+
+// executable is the path by which the keeper was started.
+func executable() (string, error) {
+	if path, err := exec.LookPath(os.Args[0]); err == nil {
+		return filepath.Abs(path)
+	}
+	return os.Executable()
 }
 
 // keptLimit is how many descriptors are kept: what RLIMIT_NOFILE leaves when a message has come.
@@ -113,6 +132,8 @@ type keeper struct {
 	outer    *notifier      // the manager of the keeper itself
 	signals  chan os.Signal // those that are passed on
 	children chan os.Signal // SIGCHLD
+	self     string         // the path of the keeper's own binary
+	renewed  bool           // there is another one now, and it is to be executed
 
 	stopping, replacing bool
 	ready               time.Time // when this process was; zero: not yet
@@ -124,6 +145,9 @@ type keeper struct {
 func (k *keeper) run() error {
 	runtime.LockOSThread()
 	for {
+		if k.renewed {
+			k.renew()
+		}
 		status, err := k.serve()
 		cause := describe(status, err)
 		switch {
@@ -176,6 +200,7 @@ func (k *keeper) wait(pause time.Duration) {
 		select {
 		case s := <-k.signals:
 			k.stopping = k.stopping || ends(s)
+			k.renewed = k.renewed || s == unix.SIGUSR2 && k.isNew()
 			if ends(s) || s == unix.SIGUSR2 {
 				return
 			}
@@ -234,6 +259,38 @@ func (k *keeper) start() (pid int, err error) {
 	return pid, nil
 }
 
+// isNew reports whether the keeper's path is another binary than this one, which can be executed.
+func (k *keeper) isNew() bool {
+	var running, next unix.Stat_t
+	if unix.Stat("/proc/self/exe", &running) == nil && unix.Stat(k.self, &next) == nil &&
+		running.Dev == next.Dev && running.Ino == next.Ino {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
+	defer cancel()
+	// What execve(2) takes may still not run: then nobody would have what is kept.
+	if out, err := exec.CommandContext(ctx, k.self, "version").CombinedOutput(); err != nil {
+		k.log.Warn("the keeper is not replaced: its new binary does not run", "path", k.self, "err", err, "output", string(out[:min(len(out), 200)]))
+		return false
+	}
+	return true
+}
+
+// renew executes the keeper's new binary. It returns if that has failed.
+func (k *keeper) renew() {
+	k.renewed = false
+	variable, undo, err := k.store.Pass()
+	if err == nil {
+		// A signal before the new program has its handlers must not end it.
+		passedOn := []os.Signal{unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2}
+		signal.Ignore(passedOn...)
+		err = syscall.Exec(k.self, os.Args, append(os.Environ(), variable))
+		undo()
+		signal.Notify(k.signals, passedOn...)
+	}
+	k.log.Warn("the keeper is not replaced", "path", k.self, "err", err)
+}
+
 // receive passes on what the process says, until it has ended.
 func (k *keeper) receive(events chan<- handover.Event) {
 	defer close(events)
@@ -267,6 +324,7 @@ func (k *keeper) attend(pid int, events <-chan handover.Event) unix.WaitStatus {
 				k.outer.stopping()
 			}
 			if s == unix.SIGUSR2 && !k.replacing {
+				k.renewed = k.isNew() // while the process is served
 				k.replacing, late = true, time.After(patience)
 			}
 			_ = unix.Kill(pid, s.(unix.Signal))

@@ -225,6 +225,83 @@ func TestKeeper_replaced(t *testing.T) {
 	}
 }
 
+// SIGUSR2 executes the keeper's new binary, which goes on with what the one before has kept; one that does not run
+// is not executed.
+func TestKeeper_renewed(t *testing.T) {
+	t.Parallel()
+	own, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(t.TempDir(), "ipipd")
+	install := func(link bool) {
+		t.Helper()
+		next := program + ".new"
+		var err error
+		if link {
+			err = os.Link(own, next)
+		}
+		if !link || err != nil { // another file system
+			b, err := os.ReadFile(own)
+			if err == nil {
+				err = os.WriteFile(next, b, 0o755)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Rename(next, program); err != nil {
+			t.Fatal(err)
+		}
+	}
+	install(true)
+	k := startKept(t, func(cmd *exec.Cmd) error {
+		cmd.Path, cmd.Env = program, append(os.Environ(), "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"))
+		return cmd.Start()
+	}, "keepchild", "serve")
+	running := func() (s unix.Stat_t) {
+		if err := unix.Stat(fmt.Sprintf("/proc/%d/exe", k.cmd.Process.Pid), &s); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	_, first, _ := k.started(1)
+	before := running()
+	k.signal(unix.SIGUSR2)
+	if _, got, _ := k.started(2); got != first || running().Ino != before.Ino {
+		t.Errorf("%s, want %s, by the same binary", got, first)
+	}
+	install(false)
+	k.signal(unix.SIGUSR2)
+	if _, got, _ := k.started(3); got != first || running().Ino == before.Ino {
+		t.Errorf("%s, want %s, by another binary", got, first)
+	}
+	k.logs(`level=INFO msg="the keeper is replaced" kept=1\n`)
+	pid, _, _ := k.started(3)
+	_ = unix.Kill(pid, unix.SIGKILL)
+	if _, got, _ := k.started(4); got != first {
+		t.Errorf("%s, want %s", got, first)
+	}
+	before = running()
+	for _, broken := range []string{"#!/bin/sh\necho broken; exit 3\n", "\x7fELF"} {
+		if err := os.WriteFile(program+".new", []byte(broken), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(program+".new", program); err != nil {
+			t.Fatal(err)
+		}
+		n := strings.Count(k.log.String(), "the process is started")
+		k.signal(unix.SIGUSR2)
+		if _, got, _ := k.started(n + 1); got != first || running().Ino != before.Ino {
+			t.Errorf("%s, want %s, by the same binary", got, first)
+		}
+	}
+	k.logs(`the keeper is not replaced: its new binary does not run" .* err="exit status 3" output="broken\\n"`)
+	k.logs(`the keeper is not replaced: its new binary does not run" .* exec format error`)
+	k.signal(unix.SIGTERM)
+	k.ends(0)
+}
+
 // A process that has never been ready is not started again: a script sees its exit status.
 func TestKeeper_neverReady(t *testing.T) {
 	t.Parallel()

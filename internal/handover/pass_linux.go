@@ -1,0 +1,102 @@
+package handover
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// passEnv names the descriptor of the list of what a Keeper has passed.
+const passEnv = "IPIPD_KEEP"
+
+// Pass has what is kept stay open over execve(2), for ResumeKeeper in the new program, which finds it by the
+// variable, to be added to the environment. undo is for an execve that has failed. There must be no child.
+func (k *Keeper) Pass() (variable string, undo func(), err error) {
+	fd, err := unix.MemfdCreate("ipipd-keep", 0)
+	if err != nil {
+		return "", nil, os.NewSyscallError("memfd_create", err)
+	}
+	list := os.NewFile(uintptr(fd), "ipipd-keep")
+	undo = func() {
+		list.Close()
+		for _, d := range k.kept {
+			_ = closeOnExec(d.fd, true)
+		}
+	}
+	var text bytes.Buffer
+	for _, d := range k.kept {
+		fmt.Fprintln(&text, d.fd, d.name)
+		if err := closeOnExec(d.fd, false); err != nil {
+			undo()
+			return "", nil, err
+		}
+	}
+	if _, err := list.Write(text.Bytes()); err != nil {
+		undo()
+		return "", nil, err
+	}
+	return passEnv + "=" + strconv.Itoa(fd), undo, nil
+}
+
+// ResumeKeeper is NewKeeper in a program that a Keeper before has given what it has by Pass; resumed reports
+// whether there was one. It takes the variable out of the environment. After an error what it could not take is
+// lost, and the Keeper usable.
+func ResumeKeeper(limit int) (k *Keeper, resumed bool, err error) {
+	k = NewKeeper(limit)
+	variable, resumed := os.LookupEnv(passEnv)
+	if !resumed {
+		return k, false, nil
+	}
+	_ = os.Unsetenv(passEnv)
+	fd, err := strconv.Atoi(variable)
+	if err != nil || fd < firstFD || closeOnExec(fd, true) != nil {
+		return k, true, fmt.Errorf("%s=%.20q: want the descriptor of a list", passEnv, variable)
+	}
+	list := os.NewFile(uintptr(fd), "ipipd-keep")
+	defer list.Close()
+	lines := bufio.NewScanner(io.NewSectionReader(list, 0, 1<<30))
+	for lines.Scan() {
+		number, name, _ := strings.Cut(lines.Text(), " ")
+		if err := k.resume(number, name); err != nil {
+			return k, true, fmt.Errorf("the list of what was kept: %.300q: %w", lines.Text(), err)
+		}
+	}
+	return k, true, lines.Err()
+}
+
+// resume takes over one descriptor.
+func (k *Keeper) resume(number, name string) error {
+	fd, err := strconv.Atoi(number)
+	if err != nil {
+		return err
+	}
+	if err := checkName(name); err != nil {
+		return err
+	}
+	if fd < firstFD {
+		return fmt.Errorf("descriptor %d is one of the process", fd)
+	}
+	if err := closeOnExec(fd, true); err != nil {
+		return err
+	}
+	if keep, err := k.mayKeep(name, fd); !keep {
+		return err
+	}
+	k.kept, k.names = append(k.kept, descriptor{name, fd}), k.names+len(name)+1
+	return nil
+}
+
+func closeOnExec(fd int, on bool) error {
+	flags := 0
+	if on {
+		flags = unix.FD_CLOEXEC
+	}
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, flags)
+	return os.NewSyscallError("fcntl F_SETFD", err)
+}
