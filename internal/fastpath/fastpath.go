@@ -65,7 +65,8 @@ type Tunnel struct {
 	// userspace.
 	TxEnabled, RxEnabled bool
 	// Many: there are many remotes, by the Routes of Ifindex. Remote is AnyRemote then, and what is
-	// said of it above each remote's; UnderlayIfindex is the device that receives.
+	// said of it above each remote's; UnderlayIfindex is the device that receives what is not from a
+	// gateway. A zero Local is any of SetLocalAddresses.
 	Many bool
 	// AnyPeer, AcceptFrom and AcceptTo are which parts of a fib.Acceptance there are.
 	AnyPeer, AcceptFrom, AcceptTo bool
@@ -78,10 +79,12 @@ var AnyRemote = [4]byte{255, 255, 255, 255}
 
 // Remote is how to send to one of many remotes.
 type Remote struct {
+	// Source is the outer source.
+	Source [4]byte
 	// NextHop, UnderlayIfindex and PathMTU are as in Tunnel.
 	NextHop                  [4]byte
 	UnderlayIfindex, PathMTU int
-	// Tx and Rx enable a direction.
+	// Tx and Rx enable a direction. What comes by another device than UnderlayIfindex goes to userspace.
 	Tx, Rx bool
 }
 

@@ -34,13 +34,15 @@ type objects struct {
 	Remotes    *ebpf.Map `ebpf:"remotes"`
 	AcceptFrom *ebpf.Map `ebpf:"accept_from"`
 	AcceptTo   *ebpf.Map `ebpf:"accept_to"`
+
+	LocalAddresses *ebpf.Map `ebpf:"local_addresses"`
 }
 
 func (o *objects) close() {
 	for _, p := range []*ebpf.Program{o.Encap, o.Decap} {
 		_ = p.Close()
 	}
-	for _, m := range []*ebpf.Map{o.TxTunnels, o.RxTunnels, o.Counters, o.IPIDs, o.TxFIB, o.TxLengths, o.Remotes, o.AcceptFrom, o.AcceptTo} {
+	for _, m := range []*ebpf.Map{o.TxTunnels, o.RxTunnels, o.Counters, o.IPIDs, o.TxFIB, o.TxLengths, o.Remotes, o.AcceptFrom, o.AcceptTo, o.LocalAddresses} {
 		_ = m.Close()
 	}
 }
@@ -77,6 +79,7 @@ type FastPath struct {
 	reserved   map[rxKey]bool  // of Reserve
 	reserveErr error
 	routes     map[uint32]*Routes // by ifindex
+	local      map[[4]byte]bool   // of SetLocalAddresses
 	cpus       int                // possible CPUs: values per key of the map counters
 }
 
@@ -105,7 +108,7 @@ func Open() (*FastPath, error) {
 	}
 	id, _ := info.ID() // every kernel with tcx has program IDs
 	return &FastPath{objects: o, encapID: id, encapName: info.Name, underlays: make(map[int]*underlay), links: make(map[*Link]bool), cpus: cpus,
-		owners: make(map[rxKey]*Link), routes: make(map[uint32]*Routes)}, nil
+		owners: make(map[rxKey]*Link), routes: make(map[uint32]*Routes), local: make(map[[4]byte]bool)}, nil
 }
 
 // Encap is ipip_encap, for the caller to attach to the TUN of each tunnel: its descriptor, which Close

@@ -27,6 +27,9 @@ func (*FastPath) Close() {}
 // Reserve does nothing.
 func (*FastPath) Reserve([]Pair) {}
 
+// SetLocalAddresses fails.
+func (*FastPath) SetLocalAddresses([][4]byte) error { return ErrClosed }
+
 // Routes exist on Linux only.
 type Routes struct{}
 

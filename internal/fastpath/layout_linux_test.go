@@ -28,6 +28,8 @@ func TestObject_mapLayouts(t *testing.T) {
 		"remotes":     {remoteKey{}, remoteValue{}},
 		"accept_from": {prefixKey{}, uint32(0)},
 		"accept_to":   {prefixKey{}, uint32(0)},
+
+		"local_addresses": {[4]byte{}, uint32(0)},
 	} {
 		m := spec.Maps[name]
 		if m == nil {

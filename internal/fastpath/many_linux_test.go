@@ -30,7 +30,7 @@ func manyTunnel() Tunnel {
 func newManyLab(t testing.TB, tunnel Tunnel, table *fib.Table) (*lab, *Routes) {
 	t.Helper()
 	l := newLab(t, tunnel)
-	f := &FastPath{objects: l.objects, links: map[*Link]bool{}, owners: map[rxKey]*Link{}, routes: map[uint32]*Routes{}}
+	f := &FastPath{objects: l.objects, links: map[*Link]bool{}, owners: map[rxKey]*Link{}, routes: map[uint32]*Routes{}, local: map[[4]byte]bool{}}
 	r := f.NewRoutes(loopback)
 	if err := r.Sync(table); err != nil {
 		t.Fatal(err)
@@ -43,7 +43,7 @@ func newManyLab(t testing.TB, tunnel Tunnel, table *fib.Table) (*lab, *Routes) {
 
 func enableRemote(t testing.TB, r *Routes, g [4]byte) {
 	t.Helper()
-	if err := r.SetRemote(g, Remote{NextHop: g, UnderlayIfindex: loopback, PathMTU: 1500, Tx: true, Rx: true}); err != nil {
+	if err := r.SetRemote(g, Remote{Source: local, NextHop: g, UnderlayIfindex: loopback, PathMTU: 1500, Tx: true, Rx: true}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -256,9 +256,9 @@ func TestRoutes_SetRemote(t *testing.T) {
 		to   Remote
 		want int
 	}{
-		"disabled":        {Remote{NextHop: a, UnderlayIfindex: loopback, PathMTU: 1500, Rx: true}, next},
-		"a smaller MTU":   {Remote{NextHop: a, UnderlayIfindex: loopback, PathMTU: 1000, Tx: true}, next},
-		"as large as MTU": {Remote{NextHop: a, UnderlayIfindex: loopback, PathMTU: 1048, Tx: true}, redirect},
+		"disabled":        {Remote{Source: local, NextHop: a, UnderlayIfindex: loopback, PathMTU: 1500, Rx: true}, next},
+		"a smaller MTU":   {Remote{Source: local, NextHop: a, UnderlayIfindex: loopback, PathMTU: 1000, Tx: true}, next},
+		"as large as MTU": {Remote{Source: local, NextHop: a, UnderlayIfindex: loopback, PathMTU: 1048, Tx: true}, redirect},
 	} {
 		if err := r.SetRemote(a, x.to); err != nil {
 			t.Fatal(err)
@@ -415,5 +415,103 @@ func TestRoutes_strangers(t *testing.T) {
 	enableRemote(t, r, g)
 	if again := r.LastReceived(g); again.Sub(at).Abs() > 1e9 || again.IsZero() {
 		t.Errorf("SetRemote has it heard at %v instead of %v", again, at)
+	}
+}
+
+// What goes to a remote has that remote's source, which is what a loop is found by.
+func TestRoutes_source(t *testing.T) {
+	a, b := address(routesets.Address(1)), address(routesets.Address(2))
+	tunnel := manyTunnel()
+	tunnel.Local = [4]byte{}
+	l, r := newManyLab(t, tunnel, routesets.Table(map[netip.Prefix][]fib.Route{
+		netip.MustParsePrefix("10.1.0.0/16"): {{Hops: []fib.Hop{{Gateway: a}}}},
+		netip.MustParsePrefix("10.2.0.0/16"): {{Hops: []fib.Hop{{Gateway: b}}}},
+	}))
+	sources := map[[4]byte][4]byte{a: address("192.0.2.1"), b: address("192.0.2.2")}
+	for g, source := range sources {
+		if err := r.SetRemote(g, Remote{Source: source, NextHop: g, UnderlayIfindex: loopback, PathMTU: 1500, Tx: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for destination, g := range map[string][4]byte{"10.1.0.1": a, "10.2.0.1": b} {
+		verdict, out := l.run(l.Encap, inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerA, Destination: address(destination)}, udp(8)))
+		got, err := ipv4.Parse(out)
+		if verdict != redirect || err != nil || got.Source() != sources[g] || got.Destination() != g {
+			t.Errorf("%s: verdict %d, %v, %x", destination, verdict, err, out)
+		}
+	}
+	// By a route to itself the remote is an inner destination, too.
+	if err := r.Sync(routesets.Table(map[netip.Prefix][]fib.Route{netip.MustParsePrefix("0.0.0.0/0"): {{Hops: []fib.Hop{{Gateway: a}}}}})); err != nil {
+		t.Fatal(err)
+	}
+	for source, want := range map[[4]byte]int{sources[a]: next, sources[b]: redirect} {
+		if got, _ := l.run(l.Encap, inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: source, Destination: a}, udp(8))); got != want {
+			t.Errorf("from %v to the remote: verdict %d, want %d", source, got, want)
+		}
+	}
+}
+
+// Without a local address a tunnel gets what comes to an address of this host and is no other tunnel's.
+func TestFastPath_SetLocalAddresses(t *testing.T) {
+	g := address(routesets.Address(1))
+	tunnel := manyTunnel()
+	tunnel.Local = [4]byte{}
+	l, r := newManyLab(t, tunnel, routesets.Table(map[netip.Prefix][]fib.Route{netip.MustParsePrefix("10.0.0.0/8"): {{Hops: []fib.Hop{{Gateway: g}}}}}))
+	in := inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerB, Destination: innerA}, udp(8))
+	check := func(when string, want map[string]int) {
+		t.Helper()
+		for to, want := range want {
+			if got, _ := l.run(l.Decap, inner(ipv4.Header{Protocol: ipv4.ProtocolIPIP, Source: g, Destination: address(to)}, in)); got != want {
+				t.Errorf("%s, to %s: verdict %d, want %d", when, to, got, want)
+			}
+		}
+	}
+	check("without addresses", map[string]int{"192.0.2.1": next, "0.0.0.0": next})
+	set := func(addresses ...string) error {
+		var all [][4]byte
+		for _, a := range addresses {
+			all = append(all, address(a))
+		}
+		return r.f.SetLocalAddresses(all)
+	}
+	if err := set("192.0.2.1", "198.51.100.9"); err != nil {
+		t.Fatal(err)
+	}
+	check("with two", map[string]int{"192.0.2.1": redirect, "198.51.100.9": redirect, "192.0.2.3": next, "192.0.2.255": next, "224.0.0.1": next, "255.255.255.255": next})
+	stranger := inner(ipv4.Header{Protocol: ipv4.ProtocolIPIP, Source: address("203.0.113.9"), Destination: address("192.0.2.1")}, in)
+	if got, _ := l.run(l.Decap, stranger); got != dropped || l.counters().ReversePath != 1 {
+		t.Errorf("a stranger: verdict %d, %+v", got, l.counters())
+	}
+	if err := set("192.0.2.3", "192.0.2.1"); err != nil {
+		t.Fatal(err)
+	}
+	check("one removed and one added", map[string]int{"192.0.2.1": redirect, "198.51.100.9": next, "192.0.2.3": redirect})
+
+	// What other tunnels have is theirs, as those with many remotes of which userspace carries the packets.
+	r.f.Reserve([]Pair{{Local: address("192.0.2.1"), Remote: g}, {Local: address("192.0.2.3"), Remote: AnyRemote}})
+	check("reserved", map[string]int{"192.0.2.1": next, "192.0.2.3": next})
+	r.f.Reserve(nil)
+	check("released", map[string]int{"192.0.2.1": redirect, "192.0.2.3": redirect})
+
+	// Packets of a remote by another device have not passed rp_filter.
+	if err := r.SetRemote(g, Remote{Source: local, NextHop: g, UnderlayIfindex: loopback + 1, PathMTU: 1500, Tx: true, Rx: true}); err != nil {
+		t.Fatal(err)
+	}
+	check("another device", map[string]int{"192.0.2.1": next})
+	enableRemote(t, r, g)
+
+	var many [][4]byte
+	for i := range int(l.LocalAddresses.MaxEntries()) + 1 {
+		many = append(many, [4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
+	}
+	if err := r.f.SetLocalAddresses(many); err == nil || !strings.Contains(err.Error(), "this host has 16385 addresses") {
+		t.Errorf("more than the map takes: %v", err)
+	}
+	if err := set("192.0.2.1"); err != nil {
+		t.Fatal(err)
+	}
+	check("few again", map[string]int{"192.0.2.1": redirect, "10.0.0.1": next})
+	if n := entries(t, l.LocalAddresses); n != 1 {
+		t.Errorf("%d entries are left", n)
 	}
 }

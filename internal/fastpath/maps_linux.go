@@ -93,10 +93,9 @@ type remoteKey struct {
 // remoteValue is a value of the map remotes.
 type remoteValue struct {
 	LastReceived    uint64
-	NextHop         [4]byte
+	Source, NextHop [4]byte
 	UnderlayIfindex uint32
-	PathMTU         uint32
-	Flags           uint32
+	PathMTU, Flags  uint16
 }
 
 // REMOTE_TX and REMOTE_RX.

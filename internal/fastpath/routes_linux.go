@@ -294,7 +294,7 @@ func (r *Routes) SetRemote(gateway [4]byte, to Remote) error {
 	if err := r.f.objects.Remotes.Lookup(key, &was); err != nil {
 		return nil
 	}
-	v := remoteValue{LastReceived: was.LastReceived, NextHop: to.NextHop, UnderlayIfindex: uint32(to.UnderlayIfindex), PathMTU: uint32(to.PathMTU)}
+	v := remoteValue{LastReceived: was.LastReceived, Source: to.Source, NextHop: to.NextHop, UnderlayIfindex: uint32(to.UnderlayIfindex), PathMTU: uint16(to.PathMTU)}
 	if to.Tx {
 		v.Flags |= remoteTx
 	}

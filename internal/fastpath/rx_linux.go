@@ -1,6 +1,9 @@
 package fastpath
 
 import (
+	"errors"
+	"fmt"
+
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
@@ -42,7 +45,8 @@ func (l *Link) deleteRxTunnel() {
 }
 
 // Reserve has the packets between these addresses go to userspace while no Link has them: they are of other
-// tunnels than those with many remotes, and not theirs. If it fails these are disabled.
+// tunnels, to which a Link with many remotes is not to be preferred. If it fails these are disabled. Remote
+// may be AnyRemote.
 func (f *FastPath) Reserve(pairs []Pair) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -71,6 +75,38 @@ func (f *FastPath) Reserve(pairs []Pair) {
 	if f.reserveErr != nil {
 		f.disableMany(func(*Link) bool { return true })
 	}
+}
+
+// SetLocalAddresses replaces the addresses of this host, unicast and in network byte order: what a Link of many
+// remotes without Local receives. If not all are taken, packets to the others go to userspace, and it fails.
+func (f *FastPath) SetLocalAddresses(addresses [][4]byte) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.objects == nil {
+		return ErrClosed
+	}
+	next := make(map[[4]byte]bool, len(addresses))
+	for _, a := range addresses {
+		next[a] = true
+	}
+	for a := range f.local {
+		if !next[a] {
+			_ = f.objects.LocalAddresses.Delete(a)
+			delete(f.local, a)
+		}
+	}
+	for a := range next {
+		if f.local[a] {
+			continue
+		}
+		if err := f.objects.LocalAddresses.Put(a, uint32(1)); errors.Is(err, unix.E2BIG) {
+			return &Unavailable{Why: fmt.Sprintf("this host has %d addresses, more than the %d that the fast path takes", len(next), f.objects.LocalAddresses.MaxEntries())}
+		} else if err != nil {
+			return f.explainMap("an address of this host", err)
+		}
+		f.local[a] = true
+	}
+	return nil
 }
 
 // disableMany disables Links with many remotes. f.mu is held.

@@ -169,6 +169,9 @@ func (h *Host) linkChanged(device int, now link) {
 	if before.flags != now.flags || before.master != now.master || h.mirrors.replaying { // h.links may be newer than the message
 		h.mirrorsStale(device, [4]byte{})
 	}
+	if before.index != now.index || before.slaveKind != now.slaveKind || before.vrfTable != now.vrfTable {
+		h.addressesStale()
+	}
 	if now == before {
 		return
 	}
@@ -229,28 +232,42 @@ func (h *Host) linkChanged(device int, now link) {
 // routes that prefer a source that is gone, and all of an interface's with its last
 // address.
 func (h *Host) addressMessage(b []byte) {
-	if len(b) < unix.SizeofIfAddrmsg || b[0] != unix.AF_INET {
+	a, ok := parseAddress(b)
+	if !ok {
 		return
+	}
+	h.markRange(a.local, 32)
+	h.markRange(a.prefix, a.bits)
+	h.markAll(key{kind: byDevice, n: a.device}, dirtyRoute)
+	h.interfaceChanged(a.device)
+	h.mirrorsStale(a.device, a.local)
+	h.addressesStale()
+}
+
+// interfaceAddress is what is read of an RTM_NEWADDR. prefix is the peer's of a point-to-point interface.
+type interfaceAddress struct {
+	device, bits  int
+	local, prefix [4]byte
+}
+
+// parseAddress reads an RTM_NEWADDR or RTM_DELADDR that starts at its ifaddrmsg. It is not ok for one that is
+// not of IPv4.
+func parseAddress(b []byte) (a interfaceAddress, ok bool) {
+	if len(b) < unix.SizeofIfAddrmsg || b[0] != unix.AF_INET {
+		return a, false
 	}
 	const bits, index = 1, 4
-	var local, prefix []byte
-	if eachAttr(b[unix.SizeofIfAddrmsg:], func(kind uint16, value []byte) error {
+	a.device, a.bits = int(binary.NativeEndian.Uint32(b[index:])), int(b[bits])
+	err := eachAttr(b[unix.SizeofIfAddrmsg:], func(kind uint16, value []byte) error {
 		switch kind {
 		case unix.IFA_LOCAL:
-			local = value
-		case unix.IFA_ADDRESS: // the peer's, point-to-point
-			prefix = value
+			a.local = address(value)
+		case unix.IFA_ADDRESS:
+			a.prefix = address(value)
 		}
 		return nil
-	}) != nil {
-		return
-	}
-	device := int(binary.NativeEndian.Uint32(b[index:]))
-	h.markRange(address(local), 32)
-	h.markRange(address(prefix), int(b[bits]))
-	h.markAll(key{kind: byDevice, n: device}, dirtyRoute)
-	h.interfaceChanged(device)
-	h.mirrorsStale(device, address(local))
+	})
+	return a, err == nil
 }
 
 // interfaceChanged counts a change of the addresses of an interface, or of the routes out

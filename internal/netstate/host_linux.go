@@ -66,6 +66,7 @@ type Host struct {
 	index     keyIndex
 	queue     []*Follower // to be updated
 	mirrors   mirrors
+	addresses addressFollowers
 }
 
 // neighbourEntry is a neighbour that followers depend on. The Host's mu guards it.
@@ -112,7 +113,7 @@ func newHost(o Options) *Host {
 		options: o, waker: -1, ended: make(chan struct{}), buffer: make([]byte, maxMessage),
 		own: map[int]bool{}, neighbours: map[neighbour]*neighbourEntry{}, policy: &policy{},
 		followers: map[*Follower]bool{}, index: keyIndex{sets: map[key]map[*Follower]bool{}},
-		mirrors: newMirrors(),
+		mirrors: newMirrors(), addresses: addressFollowers{all: map[*AddressFollower]bool{}},
 	}
 	for i := range h.events {
 		h.events[i] = -1
@@ -181,6 +182,7 @@ func (h *Host) run() {
 		}
 		h.catchUp(time.Now())
 		h.updateMirrors()
+		h.updateAddresses()
 		for left := lookupsPerRound; left > 0; {
 			f := h.next()
 			if f == nil {
@@ -233,6 +235,9 @@ func (h *Host) due() (at time.Time) {
 	if h.mirrors.stale && (at.IsZero() || h.mirrors.due.Before(at)) {
 		at = h.mirrors.due
 	}
+	if h.addresses.stale && (at.IsZero() || h.addresses.due.Before(at)) {
+		at = h.addresses.due
+	}
 	return at
 }
 
@@ -274,6 +279,7 @@ func (h *Host) resync() error {
 	}
 	h.stale = allParts
 	h.mirrorsStale(0, [4]byte{})
+	h.addressesStale()
 	for f := range h.followers {
 		if i := f.query.Interface; i != 0 {
 			f.changes++
@@ -334,7 +340,7 @@ func (h *Host) readMessages() {
 func (h *Host) wakeIfMarked() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.queue) > 0 || h.lost || h.mirrors.stale || h.mirrors.changed() {
+	if len(h.queue) > 0 || h.lost || h.mirrors.stale || h.addresses.stale || h.mirrors.changed() {
 		h.wake()
 	}
 }

@@ -178,3 +178,12 @@ func (h *Host) FollowRoutes(device int, changed func([]RouteChange)) *RouteFollo
 
 // Close does nothing.
 func (m *RouteFollower) Close() {}
+
+// AddressFollower follows the addresses of this host on Linux only.
+type AddressFollower struct{}
+
+// FollowAddresses never calls changed.
+func (h *Host) FollowAddresses(changed func([][4]byte)) *AddressFollower { return &AddressFollower{} }
+
+// Close does nothing.
+func (a *AddressFollower) Close() {}

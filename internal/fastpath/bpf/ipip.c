@@ -77,7 +77,7 @@ struct tx_tunnel {
 
 #define TX_ENABLED 1	// otherwise all packets go to userspace
 #define TX_INHERIT_DF 2	// otherwise DF is 0
-#define TX_MANY 4	// remote, next hop, device and path MTU are those of the packet's route
+#define TX_MANY 4	// outer addresses, next hop, device and path MTU are those of the packet's route
 
 // tx_tunnels is keyed by the ifindex of the TUN.
 struct {
@@ -224,7 +224,7 @@ int ipip_encap(struct __sk_buff *skb)
 	struct ipv4 inner, outer;
 	struct counters *c;
 	struct tx_tunnel *tx;
-	__be32 remote;
+	__be32 source, remote;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
 		return TCX_NEXT;
@@ -243,6 +243,7 @@ int ipip_encap(struct __sk_buff *skb)
 		return TCX_NEXT;
 	if (!inner.ttl) // RFC 2003, section 3.1
 		return TCX_NEXT;
+	source = tx->local;
 	remote = tx->remote;
 	hop.ipv4_nh = tx->next_hop;
 	underlay_ifindex = tx->underlay_ifindex;
@@ -252,13 +253,14 @@ int ipip_encap(struct __sk_buff *skb)
 
 		if (!r || !(r->flags & REMOTE_TX))
 			return TCX_NEXT;
+		source = r->source;
 		hop.ipv4_nh = r->next_hop;
 		underlay_ifindex = r->underlay_ifindex;
 		path_mtu = r->path_mtu;
 	}
 	// Loops: RFC 2003, section 3.2. A nested tunnel may hide one.
 	if (inner.source == remote || inner.protocol == PROTO_IPIP ||
-	    (inner.source == tx->local && inner.destination == remote))
+	    (inner.source == source && inner.destination == remote))
 		return TCX_NEXT;
 	n = gso_segments(skb, &inner, link_header, length, &header);
 	if (!n || HEADER_LEN + length > MAX_LEN)
@@ -274,7 +276,7 @@ int ipip_encap(struct __sk_buff *skb)
 	outer.ttl = tx->ttl ? tx->ttl : inner.ttl;
 	outer.protocol = PROTO_IPIP;
 	outer.checksum = 0;
-	outer.source = tx->local;
+	outer.source = source;
 	outer.destination = remote;
 	if (!outer.fragment)
 		outer.id = bpf_htons(alloc_ids(slot, n));
@@ -300,7 +302,7 @@ int ipip_encap(struct __sk_buff *skb)
 SEC("tcx/ingress")
 int ipip_decap(struct __sk_buff *skb)
 {
-	__u32 length = skb->len - ETH_HLEN - HEADER_LEN, tun_ifindex, slot, header, n;
+	__u32 length = skb->len - ETH_HLEN - HEADER_LEN, tun_ifindex, device, slot, header, n;
 	const __u32 at = ETH_HLEN + HEADER_LEN; // offset of the inner packet
 	void *data = (void *)(long)skb->data;
 	struct { struct ipv4 outer, inner; } h;
@@ -316,7 +318,7 @@ int ipip_decap(struct __sk_buff *skb)
 		return TCX_NEXT;
 	if (read_header(skb, data + ETH_HLEN, ETH_HLEN, h.outer))
 		return TCX_NEXT;
-	if (h.outer.version_ihl != VERSION_IHL || h.outer.protocol != PROTO_IPIP)
+	if (h.outer.version_ihl != VERSION_IHL || h.outer.protocol != PROTO_IPIP || h.outer.destination == ANY_LOCAL)
 		return TCX_NEXT;
 	key.source = h.outer.source;
 	key.destination = h.outer.destination;
@@ -324,20 +326,34 @@ int ipip_decap(struct __sk_buff *skb)
 	if (!rx) {
 		key.source = ANY_REMOTE;
 		rx = bpf_map_lookup_elem(&rx_tunnels, &key);
+		if (!rx) {
+			key.destination = ANY_LOCAL;
+			rx = bpf_map_lookup_elem(&rx_tunnels, &key);
+			key.destination = h.outer.destination;
+			if (rx && !bpf_map_lookup_elem(&local_addresses, &key.destination))
+				return TCX_NEXT;
+		}
 		key.source = h.outer.source;
 	}
-	// A packet from another tunnel's underlay device goes to userspace, after the
-	// stack's rp_filter.
-	if (!rx || !(rx->flags & RX_ENABLED) || skb->ifindex != rx->underlay_ifindex)
+	if (!rx || !(rx->flags & RX_ENABLED))
 		return TCX_NEXT;
 	tun_ifindex = rx->tun_ifindex;
+	device = rx->underlay_ifindex;
+	asm volatile("" : "+r"(device)); // no choice between pointers, which the verifier refuses
+	if (rx->flags & RX_MANY) {
+		remote = remote_of(tun_ifindex, key.source);
+		if (remote)
+			device = remote->underlay_ifindex;
+	}
+	// A packet from another device goes to userspace, after the stack's rp_filter.
+	if (skb->ifindex != device)
+		return TCX_NEXT;
 	slot = rx->slot;
 	c = bpf_map_lookup_elem(&counters, &slot);
 	if (!c)
 		return TCX_NEXT;
 	whole = !read_header(skb, data + ETH_HLEN + HEADER_LEN, at, h.inner);
 	if (rx->flags & RX_MANY) {
-		remote = remote_of(tun_ifindex, key.source);
 		// Whatever is inside, and in each fragment.
 		if (!remote && !may_send_some(rx->flags, tun_ifindex, key.source)) {
 			__u32 why = rx->flags & (RX_ANY_PEER | RX_ACCEPT_FROM) && whole ? NOT_IN_ACCEPT_FROM : REVERSE_PATH;

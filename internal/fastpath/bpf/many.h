@@ -2,10 +2,12 @@
 // interface say where an inner packet goes, and who may send it.
 
 #define ANY_REMOTE 0xffffffff // as the source of an rx_key: any that no other key has
+#define ANY_LOCAL 0 // as the destination, with ANY_REMOTE: any of local_addresses
 
 #define MAX_ROUTES 131072
 #define MAX_REMOTES 16384
 #define MAX_PREFIXES 131072 // of accept-from, and of accept-to
+#define MAX_LOCAL_ADDRESSES 16384
 
 struct route_key {
 	__u32 ifindex; // of the TUN
@@ -68,10 +70,10 @@ struct remote_key {
 // remote is a gateway of any route.
 struct remote {
 	__u64 last_received; // as of counters
-	__be32 next_hop;
+	__be32 source, next_hop; // source is the outer one of packets to it
 	__u32 underlay_ifindex;
-	__u32 path_mtu; // bytes: the largest outer packet
-	__u32 flags;
+	__u16 path_mtu; // bytes: the largest outer packet
+	__u16 flags;
 };
 
 // Without these its packets go to userspace.
@@ -86,6 +88,15 @@ struct {
 	__type(key, struct remote_key);
 	__type(value, struct remote);
 } remotes SEC(".maps");
+
+// local_addresses are those of this host, of the interfaces in no VRF. Values mean nothing.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_LOCAL_ADDRESSES);
+	__type(key, __be32);
+	__type(value, __u32);
+} local_addresses SEC(".maps");
 
 // Prefixes of the lists accept-from and accept-to. Values mean nothing.
 #define PREFIXES(name)                                                                  \

@@ -1,0 +1,94 @@
+package netstate
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// AddressFollower has the addresses of this host that packets may come to. The Host's mu guards it.
+type AddressFollower struct {
+	host    *Host
+	changed func([][4]byte)
+	told    map[[4]byte]bool // nil before the first call
+}
+
+// addressFollowers are those of a Host, and whether the addresses are to be read again when that is due.
+// The Host's mu guards it.
+type addressFollowers struct {
+	all   map[*AddressFollower]bool
+	stale bool
+	due   time.Time
+}
+
+// addressGap is the least time between two reads of the addresses that messages cause.
+const addressGap = 50 * time.Millisecond
+
+// FollowAddresses follows the IPv4 unicast addresses, but for those of loopback (127.0.0.0/8), of interfaces
+// in no VRF: what comes for these is this host's. changed is called from the Host's goroutine, first with
+// what there is, and then with all whenever that has changed; the slice is its own, and it must not block.
+func (h *Host) FollowAddresses(changed func([][4]byte)) *AddressFollower {
+	a := &AddressFollower{host: h, changed: changed}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.addresses.all[a] = true
+	h.addresses.stale, h.addresses.due = true, time.Time{}
+	h.wake()
+	return a
+}
+
+// Close ends it. A last call of changed may still come.
+func (a *AddressFollower) Close() {
+	a.host.mu.Lock()
+	defer a.host.mu.Unlock()
+	delete(a.host.addresses.all, a)
+}
+
+// addressesStale has the addresses read again. The caller holds mu.
+func (h *Host) addressesStale() {
+	h.addresses.stale = len(h.addresses.all) > 0
+}
+
+// updateAddresses reads the addresses if that is due, and tells of a change. The caller does not hold mu.
+func (h *Host) updateAddresses() {
+	h.mu.Lock()
+	now := time.Now()
+	if !h.addresses.stale || now.Before(h.addresses.due) {
+		h.mu.Unlock()
+		return
+	}
+	h.addresses.stale = false
+	next, err := h.readAddresses()
+	h.addresses.stale = h.addresses.stale || err != nil // it is tried again
+	h.addresses.due = now.Add(max(addressGap, 11*time.Since(now)))
+	var tell []*AddressFollower
+	for a := range h.addresses.all {
+		if err == nil && (a.told == nil || !maps.Equal(a.told, next)) {
+			a.told = next
+			tell = append(tell, a)
+		}
+	}
+	h.mu.Unlock()
+	for _, a := range tell {
+		a.changed(slices.Collect(maps.Keys(next)))
+	}
+}
+
+// readAddresses reads the addresses from the kernel. The caller holds mu: what messages say from now on is
+// of what is read, or newer.
+func (h *Host) readAddresses() (all map[[4]byte]bool, err error) {
+	all = map[[4]byte]bool{}
+	req := nl.NewNetlinkRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP)
+	req.AddData(nl.NewIfAddrmsg(unix.AF_INET))
+	err = h.readAll(req, unix.RTM_NEWADDR, func(b []byte) {
+		a, ok := parseAddress(b)
+		// A message tells of a link that is not known yet.
+		if l, known := h.links[a.device]; ok && known && l.slaveKind != "vrf" && l.vrfTable == 0 && a.local[0] != 127 {
+			all[a.local] = true
+		}
+	})
+	return all, err
+}
