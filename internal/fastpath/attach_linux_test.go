@@ -3,13 +3,16 @@ package fastpath
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"syscall"
 	"testing"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 
+	"ipipd/internal/fib"
 	"ipipd/test/netlab"
+	"ipipd/test/routesets"
 )
 
 // ifindex returns the index of an interface in this thread's namespace.
@@ -151,6 +154,63 @@ func TestLinkUpdate_reattachesUnderlay(t *testing.T) {
 		if n := attached(t, one.UnderlayIfindex); n != 1 {
 			t.Errorf("%d programs are attached", n)
 		}
+	})
+}
+
+// ipip_decap is on the device of each remote that is received from, for as long as there is one.
+func TestRoutes_devices(t *testing.T) {
+	ns := newDevices(t)
+	ns.Do(func() {
+		f := open(t)
+		u0, u1 := ifindex(t, "u0"), ifindex(t, "u1")
+		r := f.NewRoutes(ifindex(t, "t0"))
+		check := func(when string, on0, on1 int) {
+			t.Helper()
+			if a, b := attached(t, u0), attached(t, u1); a != on0 || b != on1 {
+				t.Errorf("%s: %d programs on u0 and %d on u1, want %d and %d", when, a, b, on0, on1)
+			}
+		}
+		set := func(g [4]byte, to Remote) {
+			t.Helper()
+			if err := r.SetRemote(g, to); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a, b := address(routesets.Address(1)), address(routesets.Address(2))
+		routes := map[netip.Prefix][]fib.Route{
+			netip.MustParsePrefix("10.1.0.0/16"): {{Hops: []fib.Hop{{Gateway: a}}}},
+			netip.MustParsePrefix("10.2.0.0/16"): {{Hops: []fib.Hop{{Gateway: b}}}},
+		}
+		if err := r.Sync(routesets.Table(routes)); err != nil {
+			t.Fatal(err)
+		}
+		set(a, Remote{UnderlayIfindex: u0, Tx: true, Rx: true})
+		set(b, Remote{UnderlayIfindex: u1, Tx: true})
+		check("one is sent to only", 1, 0)
+		set(b, Remote{UnderlayIfindex: u1, Rx: true})
+		check("both are received from", 1, 1)
+		set(a, Remote{UnderlayIfindex: u1, Rx: true})
+		check("by the same", 0, 1)
+		set(a, Remote{UnderlayIfindex: u0, Rx: true})
+		if err := r.SetRemote(b, Remote{UnderlayIfindex: 9999, Tx: true, Rx: true}); err == nil {
+			t.Error("by no device, and there is no error")
+		}
+		check("one of them has no device", 1, 0)
+		set(b, Remote{UnderlayIfindex: u1, Rx: true})
+		delete(routes, netip.MustParsePrefix("10.1.0.0/16"))
+		if err := r.Sync(routesets.Table(routes)); err != nil {
+			t.Fatal(err)
+		}
+		check("one has gone", 0, 1)
+		r.Close()
+		check("the routes are closed", 0, 0)
+		r = f.NewRoutes(ifindex(t, "t0"))
+		if err := r.Sync(routesets.Table(routes)); err != nil {
+			t.Fatal(err)
+		}
+		set(b, Remote{UnderlayIfindex: u1, Rx: true})
+		f.Close()
+		check("all is closed", 0, 0)
 	})
 }
 

@@ -30,6 +30,7 @@ package fastpath
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 )
 
@@ -86,6 +87,13 @@ type Remote struct {
 	UnderlayIfindex, PathMTU int
 	// Tx and Rx enable a direction. What comes by another device than UnderlayIfindex goes to userspace.
 	Tx, Rx bool
+}
+
+// Sender is a prefix of accept-from, and the device by which it is received from: what comes from it by another
+// one goes to userspace. 0 is none.
+type Sender struct {
+	Prefix netip.Prefix
+	Device int
 }
 
 // Pair are outer addresses.

@@ -132,6 +132,10 @@ func (f *FastPath) Close() {
 	for l := range f.links {
 		l.closeLocked()
 	}
+	for _, r := range f.routes {
+		r.empty()
+		_ = r.receiveSenders(nil)
+	}
 	f.objects.close()
 	f.objects = nil
 }

@@ -52,7 +52,7 @@ func (*Routes) SetRemote([4]byte, Remote) error { return ErrClosed }
 func (*Routes) LastReceived([4]byte) time.Time { return time.Time{} }
 
 // Accept fails.
-func (*Routes) Accept(from, to []netip.Prefix) error { return ErrClosed }
+func (*Routes) Accept([]Sender, []netip.Prefix) error { return ErrClosed }
 
 // Close does nothing.
 func (*Routes) Close() {}

@@ -30,7 +30,8 @@ func manyTunnel() Tunnel {
 func newManyLab(t testing.TB, tunnel Tunnel, table *fib.Table) (*lab, *Routes) {
 	t.Helper()
 	l := newLab(t, tunnel)
-	f := &FastPath{objects: l.objects, links: map[*Link]bool{}, owners: map[rxKey]*Link{}, routes: map[uint32]*Routes{}, local: map[[4]byte]bool{}}
+	f := &FastPath{objects: l.objects, links: map[*Link]bool{}, owners: map[rxKey]*Link{}, routes: map[uint32]*Routes{}, local: map[[4]byte]bool{},
+		underlays: map[int]*underlay{loopback: {users: 1}, loopback + 1: {users: 1}}} // so that nothing is attached
 	r := f.NewRoutes(loopback)
 	if err := r.Sync(table); err != nil {
 		t.Fatal(err)
@@ -327,7 +328,7 @@ func TestRoutes_Accept(t *testing.T) {
 		tunnel := manyTunnel()
 		tunnel.AnyPeer, tunnel.AcceptFrom, tunnel.AcceptTo, tunnel.Refuse = acceptance.AnyPeer, len(from) > 0, len(to) > 0, round%4 != 0
 		l, r := newManyLab(t, tunnel, routesets.Table(by))
-		if err := r.Accept(from, to); err != nil {
+		if err := r.Accept(sendersBy(loopback, from), to); err != nil {
 			t.Fatal(err)
 		}
 		for range 200 {
@@ -361,6 +362,14 @@ func TestRoutes_Accept(t *testing.T) {
 			}
 		}
 	}
+}
+
+// sendersBy are prefixes that are received from by a device.
+func sendersBy(device int, prefixes []netip.Prefix) (all []Sender) {
+	for _, p := range prefixes {
+		all = append(all, Sender{p, device})
+	}
+	return all
 }
 
 // covering is the Next of the longest prefix that has an address.

@@ -21,11 +21,14 @@ type Routes struct {
 	ifindex uint32
 	// table is what the maps have; f.mu guards the rest.
 	table    *fib.Table
-	lengths  [33]int // how many prefixes of a length table has
-	from, to map[netip.Prefix]bool
+	lengths  [33]int                 // how many prefixes of a length table has
+	from, to map[netip.Prefix]uint32 // with the values
 	// incomplete is why the maps lack a prefix: a shorter one would lead its packets elsewhere, so that
 	// no Link of the interface may be enabled.
 	incomplete error
+	// devices are those that ipip_decap is attached to for a remote, and senders those for accept-from.
+	devices map[[4]byte]int
+	senders map[int]bool
 	// lacking is why the maps lack a gateway: its packets go to userspace.
 	lacking error
 }
@@ -34,7 +37,7 @@ type Routes struct {
 func (f *FastPath) NewRoutes(ifindex int) *Routes {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	r := &Routes{f: f, ifindex: uint32(ifindex), table: new(fib.Table)}
+	r := &Routes{f: f, ifindex: uint32(ifindex), table: new(fib.Table), devices: map[[4]byte]int{}, senders: map[int]bool{}}
 	if f.objects != nil {
 		f.routes[r.ifindex] = r
 	}
@@ -51,9 +54,10 @@ func (r *Routes) Close() {
 	r.fail(ErrClosed)
 	delete(r.f.routes, r.ifindex)
 	r.empty()
+	_ = r.receiveSenders(nil)
 	for _, list := range []struct {
 		m   *ebpf.Map
-		old map[netip.Prefix]bool
+		old map[netip.Prefix]uint32
 	}{{r.f.objects.AcceptFrom, r.from}, {r.f.objects.AcceptTo, r.to}} {
 		for p := range list.old {
 			_ = list.m.Delete(r.prefixKey(p))
@@ -106,7 +110,7 @@ func (r *Routes) Follow(next *fib.Table, prefixes []netip.Prefix, added, removed
 		return err
 	}
 	for _, g := range removed {
-		_ = r.f.objects.Remotes.Delete(remoteKey{r.ifindex, g})
+		r.deleteRemote(g)
 	}
 	r.table = next
 	return nil
@@ -257,9 +261,30 @@ func (r *Routes) empty() {
 func (r *Routes) pruneRemotes(next *fib.Table) {
 	for g := range r.table.Gateways() {
 		if !next.HasGateway(g) {
-			_ = r.f.objects.Remotes.Delete(remoteKey{r.ifindex, g})
+			r.deleteRemote(g)
 		}
 	}
+}
+
+func (r *Routes) deleteRemote(g [4]byte) {
+	_ = r.f.objects.Remotes.Delete(remoteKey{r.ifindex, g})
+	_ = r.receive(g, 0)
+}
+
+// receive has ipip_decap attached to the device that a remote is received by; 0 is none.
+func (r *Routes) receive(g [4]byte, device int) error {
+	old := r.devices[g]
+	if device == old {
+		return nil
+	}
+	if err := r.f.acquireUnderlay(device); err != nil {
+		return err
+	}
+	r.f.releaseUnderlay(old)
+	if r.devices[g] = device; device == 0 {
+		delete(r.devices, g)
+	}
+	return nil
 }
 
 // addRemotes enters gateways, whose packets go to userspace until SetRemote.
@@ -283,7 +308,8 @@ func (r *Routes) Lacking() error {
 	return r.lacking
 }
 
-// SetRemote replaces how to send to a gateway of the copy. It does nothing for another one.
+// SetRemote replaces how to send to a gateway of the copy. It does nothing for another one. If the kernel does
+// not let ipip_decap be attached to the device, it fails, and what comes from there goes to userspace.
 func (r *Routes) SetRemote(gateway [4]byte, to Remote) error {
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
@@ -298,16 +324,22 @@ func (r *Routes) SetRemote(gateway [4]byte, to Remote) error {
 	if to.Tx {
 		v.Flags |= remoteTx
 	}
+	var refused error
 	if to.Rx {
-		v.Flags |= remoteRx
+		if refused = r.receive(gateway, to.UnderlayIfindex); refused == nil {
+			v.Flags |= remoteRx
+		}
 	}
 	if err := r.f.objects.Remotes.Update(key, v, ebpf.UpdateExist); err != nil {
 		// Better userspace than what is out of date.
-		_ = r.f.objects.Remotes.Delete(key)
+		r.deleteRemote(gateway)
 		r.lacking = r.f.explainMap("a remote", err)
 		return r.lacking
 	}
-	return nil
+	if !to.Rx || refused != nil {
+		_ = r.receive(gateway, 0)
+	}
+	return refused
 }
 
 // LastReceived is the time of the last packet from a gateway in the kernel; zero if there was none.
@@ -323,30 +355,64 @@ func (r *Routes) LastReceived(gateway [4]byte) time.Time {
 }
 
 // Accept replaces the prefixes of accept-from and accept-to. A list that becomes empty stays: the caller has
-// Tunnel say so.
-func (r *Routes) Accept(from, to []netip.Prefix) error {
+// Tunnel say so. It attaches ipip_decap to the Senders' devices.
+func (r *Routes) Accept(from []Sender, to []netip.Prefix) error {
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
 	if !r.open() {
 		return ErrClosed
 	}
-	err := r.acceptIn(r.f.objects.AcceptFrom, &r.from, from)
-	return errors.Join(err, r.acceptIn(r.f.objects.AcceptTo, &r.to, to))
+	senders, devices := make(map[netip.Prefix]uint32, len(from)), map[int]bool{}
+	for _, s := range from {
+		senders[s.Prefix.Masked()] = uint32(s.Device)
+		if s.Device != 0 {
+			devices[s.Device] = true
+		}
+	}
+	if err := r.receiveSenders(devices); err != nil {
+		return err
+	}
+	err := r.acceptIn(r.f.objects.AcceptFrom, &r.from, senders)
+	destinations := make(map[netip.Prefix]uint32, len(to))
+	for _, p := range to {
+		destinations[p.Masked()] = 1
+	}
+	return errors.Join(err, r.acceptIn(r.f.objects.AcceptTo, &r.to, destinations))
 }
 
-func (r *Routes) acceptIn(m *ebpf.Map, old *map[netip.Prefix]bool, prefixes []netip.Prefix) error {
-	if len(prefixes) == 0 {
+// receiveSenders has ipip_decap attached to these devices for accept-from.
+func (r *Routes) receiveSenders(devices map[int]bool) error {
+	for device := range devices {
+		if !r.senders[device] {
+			if err := r.f.acquireUnderlay(device); err != nil {
+				return err
+			}
+			r.senders[device] = true
+		}
+	}
+	for device := range r.senders {
+		if !devices[device] {
+			r.f.releaseUnderlay(device)
+			delete(r.senders, device)
+		}
+	}
+	return nil
+}
+
+func (r *Routes) acceptIn(m *ebpf.Map, old *map[netip.Prefix]uint32, next map[netip.Prefix]uint32) error {
+	if len(next) == 0 {
 		return nil
 	}
-	next := make(map[netip.Prefix]bool, len(prefixes))
-	for _, p := range prefixes {
-		if err := m.Put(r.prefixKey(p), uint32(1)); err != nil {
+	for p, value := range next {
+		if was, ok := (*old)[p]; ok && was == value {
+			continue
+		}
+		if err := m.Put(r.prefixKey(p), value); err != nil {
 			return r.f.explainMap("a prefix of accept-from or accept-to", err)
 		}
-		next[p.Masked()] = true
 	}
 	for p := range *old {
-		if !next[p] {
+		if _, ok := next[p]; !ok {
 			_ = m.Delete(r.prefixKey(p))
 		}
 	}

@@ -95,11 +95,26 @@ func (p *policy) forbids(device int, ifname string, local, remote [4]byte) (reas
 	}
 	for i := range p.xfrm {
 		if x := &p.xfrm[i]; x.applies(device, local, remote) {
-			return fmt.Sprintf("an IPsec policy applies: %v → %v, %v", x.src, x.dst, x.dir)
+			return x.reason()
 		}
 	}
 	if p.xfrmBlocks {
 		return "the default IPsec policy blocks"
+	}
+	return ""
+}
+
+// received is the IPsec policy that applies to what comes from remote by the device, whichever address of this
+// host it comes to; "" if there is none.
+func (h *Host) received(device int, remote [4]byte) (reason string) {
+	h.mu.Lock()
+	p := h.policy
+	h.mu.Unlock()
+	for i := range p.xfrm {
+		x := &p.xfrm[i]
+		if x.dir == netlink.XFRM_DIR_IN && x.applies(device, x.dst.Addr().As4(), remote) {
+			return x.reason()
+		}
 	}
 	return ""
 }
@@ -310,6 +325,10 @@ func parseXfrmPolicy(b []byte) (p xfrmPolicy, ok bool) {
 		dst: netip.PrefixFrom(netip.AddrFrom4([4]byte(sel.Daddr[:4])), int(sel.PrefixlenD))}
 	return p, sel.Family == unix.AF_INET && (sel.Proto == 0 || sel.Proto == unix.IPPROTO_IPIP) &&
 		(p.dir == netlink.XFRM_DIR_IN || p.dir == netlink.XFRM_DIR_OUT)
+}
+
+func (p *xfrmPolicy) reason() string {
+	return fmt.Sprintf("an IPsec policy applies: %v → %v, %v", p.src, p.dst, p.dir)
 }
 
 // applies reports whether the policy's selector matches outer packets on the device.

@@ -228,6 +228,9 @@ func (f *Follower) fromMemory(q *Query, a *Answer) *neighbourEntry {
 	}
 	a.Ingress = h.ingressFilters(a.Route.Device)
 	a.Bypass = h.bypass(a.Route.Device, a.Route.DeviceName, f.source, q.Remote)
+	if q.AnyLocal && a.Ingress == "" {
+		a.Ingress = h.received(a.Route.Device, q.Remote)
+	}
 	if !a.Route.Ethernet {
 		return nil
 	}

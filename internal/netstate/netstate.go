@@ -91,7 +91,9 @@ type Options struct {
 type Query struct {
 	Remote [4]byte // zero: not known yet, as of a DNS name; see Answer.NetworkChanges
 	Local  [4]byte // zero: the route's preferred source
-	Mark   uint32
+	// AnyLocal: the remote's packets are received at any address of this host.
+	AnyLocal bool
+	Mark     uint32
 	// UnderlayDevice is the name of the interface to send by, resolved again when links
 	// change; "" is any.
 	UnderlayDevice string

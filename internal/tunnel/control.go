@@ -75,6 +75,8 @@ type control struct {
 
 	senders      []Follower // of accept-from
 	sendersAsked senders
+	sendersNow   []fastpath.Sender // as in the kernel, if sendersSet
+	sendersSet   bool
 	copyAt       time.Time // when the kernel's copy of the routes is to be tried again
 	fastMany     fastMany
 

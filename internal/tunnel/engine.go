@@ -97,6 +97,7 @@ type Engine struct {
 	// fastPath and ipsec are opened by open, for the first tunnel that has them.
 	fastPath     *fastpath.FastPath
 	fastPathErr  error
+	addresses    addresses
 	ipsec        *ipsec.Manager
 	espReceivers atomic.Int32 // started so far
 	applying     sync.Mutex   // held by Apply; guards closed
@@ -252,6 +253,9 @@ func (e *Engine) Close() error {
 		e.fastPath.Close()
 	}
 	e.sysctls.end(e)
+	if e.addresses.follower != nil {
+		e.addresses.follower.Close()
+	}
 	errs = append(errs, e.network.Close())
 	return errors.Join(errs...)
 }

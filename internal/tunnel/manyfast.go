@@ -3,6 +3,7 @@ package tunnel
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -25,7 +26,7 @@ import (
 const noGateway = "no route out of the interface has a gateway yet"
 
 // maxSenders limits the prefixes of accept-from with the fast path: each is asked the network about.
-const maxSenders = 16
+const maxSenders = 256
 
 // copyRoutes has the kernel's copy follow; mu is held. It reports whether control wants to know.
 func (m *remotes) copyRoutes(next *fib.Table, changes []netstate.RouteChange, added, removed [][4]byte) (news bool) {
@@ -68,9 +69,12 @@ func (c *control) syncRoutes(now time.Time) {
 	if m == nil {
 		return
 	}
-	wanted := c.fast.programs != nil && c.cfg.fastPathAllowed() && c.cfg.LocalAddress.IsValid() && c.routesOf != 0
+	wanted := c.fast.programs != nil && c.cfg.fastPathAllowed() && c.routesOf != 0
 	if wanted && m.fast == nil {
 		c.engine.reserve()
+	}
+	if wanted && !c.cfg.LocalAddress.IsValid() {
+		c.engine.addresses.once.Do(func() { c.engine.followAddresses(c.fast.programs) })
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -131,14 +135,14 @@ func (c *control) fastRemote(g [4]byte, r *route, a *netstate.Answer) (to fastpa
 	if next == [4]byte{} {
 		next = g
 	}
-	to = fastpath.Remote{NextHop: next, UnderlayIfindex: u.Device, PathMTU: r.path.MTU}
+	to = fastpath.Remote{Source: r.outer.Local, NextHop: next, UnderlayIfindex: u.Device, PathMTU: r.path.MTU}
 	to.Tx = r.path.Link != nil && r.txDrop == drop.None && !r.unreachable
 	to.Rx = a.Ingress == "" && !r.unreachable // else userspace hears it
 	return to, ""
 }
 
-// fastUnderlay is the device by which most remotes that the fast path can carry are reached: it receives
-// from that. why is the reason if there is none; refuse whether nobody but this tunnel may want what it
+// fastUnderlay is the device by which most remotes that the fast path can carry are reached: by that it receives
+// from strangers, too. why is the reason if there is none; refuse whether nobody but this tunnel may want what it
 // does not accept.
 func (c *control) fastUnderlay() (device int, refuse bool, why string) {
 	devices, policies := map[int]int{}, map[int]bool{}
@@ -157,16 +161,8 @@ func (c *control) fastUnderlay() (device int, refuse bool, why string) {
 		note(g, r.fastDevice, r.fastBlocker, r.policy)
 	}
 	for _, s := range c.senders {
-		a, blocker := s.Answer(), ""
-		switch {
-		case a.Err != nil:
-			blocker = a.Err.Error()
-		case !a.Route.Ethernet:
-			blocker = "the next hop is not a plain Ethernet neighbour"
-		default:
-			blocker = cmp.Or(a.Bypass, a.Ingress)
-		}
-		note([4]byte{}, a.Route.Device, blocker, cmp.Or(a.Bypass, a.Ingress))
+		a := s.Answer()
+		note([4]byte{}, a.Route.Device, senderBlocker(a), cmp.Or(a.Bypass, a.Ingress))
 	}
 	for at, n := range devices {
 		if device == 0 || n > devices[device] || n == devices[device] && at < device {
@@ -195,20 +191,18 @@ func (c *control) manyBlocker() string {
 	if errors.Is(full, fastpath.ErrClosed) {
 		full = nil
 	}
-	if full != nil {
-		c.warnErr(warning.FastPathFull, full)
-	} else {
-		c.warnErr(warning.FastPathFull, lacking)
+	var unknown error // addresses of this host
+	if err := c.engine.addresses.full.Load(); err != nil && !c.cfg.LocalAddress.IsValid() {
+		unknown = *err
 	}
+	c.warnErr(warning.FastPathFull, cmp.Or(full, lacking, unknown))
 	switch {
 	case c.cfg.FwMark != 0:
 		return "fwmark is set"
-	case !c.cfg.LocalAddress.IsValid():
-		return noLocalAddress
 	case full != nil:
 		return full.Error()
 	case len(c.cfg.AcceptFrom) > maxSenders:
-		return "accept-from has more prefixes than the fast path takes"
+		return fmt.Sprintf("accept-from has %d prefixes, more than the %d that the fast path takes", len(c.cfg.AcceptFrom), maxSenders)
 	case !copied:
 		return noGateway
 	}
@@ -216,7 +210,7 @@ func (c *control) manyBlocker() string {
 		return err.Error()
 	}
 	device, refuse, why := c.fastUnderlay()
-	c.fastMany = fastMany{device, refuse && lacking == nil, c.sendersAt(device)}
+	c.fastMany = fastMany{device, refuse && lacking == nil}
 	return why
 }
 
@@ -241,27 +235,45 @@ func (t *Tunnel) checkOthers(others func() bool) {
 
 // fastMany is what fastTunnel says of many remotes.
 type fastMany struct {
-	device  int
-	refuse  bool
-	senders bool // those of accept-from are received from by device
+	device int
+	refuse bool
 }
 
 // followSenders has accept-from and accept-to in the kernel, and asks the network about each prefix of the
-// former.
+// former: one that is not received by a plain device, or that the host has rules for, is left to userspace.
 func (c *control) followSenders() error {
 	asked := senders{remotesQuery{c.cfg.LocalAddress, c.cfg.FwMark, c.cfg.UnderlayDevice}, join(c.cfg.AcceptFrom), join(c.cfg.AcceptTo)}
-	if asked == c.sendersAsked {
+	if asked != c.sendersAsked {
+		c.endSenders()
+		c.sendersAsked = asked
+		for _, p := range c.cfg.AcceptFrom {
+			c.senders = append(c.senders, c.engine.network.Follow(c.remoteQuery(p.Addr().As4()), c.wakeControl))
+		}
+	}
+	next := make([]fastpath.Sender, len(c.senders))
+	for i, s := range c.senders {
+		a := s.Answer()
+		if next[i].Prefix = c.cfg.AcceptFrom[i]; senderBlocker(a) == "" {
+			next[i].Device = a.Route.Device
+		}
+	}
+	if c.sendersSet && slices.Equal(next, c.sendersNow) {
 		return nil
 	}
-	c.endSenders()
-	if err := c.many.fast.Accept(c.cfg.AcceptFrom, c.cfg.AcceptTo); err != nil {
-		return err
+	err := c.many.fast.Accept(next, c.cfg.AcceptTo)
+	c.sendersNow, c.sendersSet = next, err == nil
+	return err
+}
+
+// senderBlocker is why the fast path does not carry what comes from a prefix of accept-from.
+func senderBlocker(a *netstate.Answer) string {
+	switch {
+	case a.Err != nil:
+		return a.Err.Error()
+	case !a.Route.Ethernet:
+		return "the next hop is not a plain Ethernet neighbour"
 	}
-	c.sendersAsked = asked
-	for _, p := range c.cfg.AcceptFrom {
-		c.senders = append(c.senders, c.engine.network.Follow(c.remoteQuery(p.Addr().As4()), c.wakeControl))
-	}
-	return nil
+	return cmp.Or(a.Bypass, a.Ingress)
 }
 
 // senders are what followSenders has asked about.
@@ -274,32 +286,21 @@ func (c *control) endSenders() {
 	for _, s := range c.senders {
 		s.Close()
 	}
-	c.senders, c.sendersAsked = nil, senders{}
-}
-
-// sendersAt reports whether accept-from may be received from past the IP stack, by a device.
-func (c *control) sendersAt(device int) bool {
-	for _, s := range c.senders {
-		if a := s.Answer(); a.Err != nil || a.Route.Device != device || a.Bypass != "" || a.Ingress != "" {
-			return false
-		}
-	}
-	return len(c.senders) > 0
+	c.senders, c.sendersAsked, c.sendersNow, c.sendersSet = nil, senders{}, nil, false
 }
 
 // fastManyTunnel is fastTunnel for many remotes.
 func (c *control) fastManyTunnel(f fastpath.Tunnel) fastpath.Tunnel {
 	f.Many, f.Remote, f.NextHop, f.PathMTU = true, fastpath.AnyRemote, [4]byte{}, 0
 	f.UnderlayIfindex = c.fastMany.device
-	f.TxEnabled, f.RxEnabled = true, c.fastMany.device != 0
+	f.TxEnabled, f.RxEnabled = !c.cfg.receiveOnly(), c.fastMany.device != 0
 	f.AnyPeer, f.AcceptTo = c.cfg.AcceptAnyPeer, len(c.cfg.AcceptTo) > 0
-	f.AcceptFrom = c.fastMany.senders
-	f.Refuse = c.fastMany.refuse && f.AcceptFrom == (len(c.cfg.AcceptFrom) > 0)
+	f.AcceptFrom, f.Refuse = len(c.cfg.AcceptFrom) > 0, c.fastMany.refuse
 	return f
 }
 
-// reserve has the fast path leave alone what tunnels with one remote receive, beside those with many of the
-// same local address.
+// reserve has the fast path leave alone what tunnels receive that come before one with many remotes: those with
+// one remote, and, where that has no local address, those with many that have one.
 func (e *Engine) reserve() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -322,7 +323,8 @@ func (e *Engine) reservePairs(tables ...*table) {
 	var pairs []fastpath.Pair
 	for _, t := range tables {
 		for pair := range *t {
-			if local, remote := pair.addresses(); remote != anyRemote && locals[local] {
+			local, remote := pair.addresses()
+			if locals[[4]byte{}] && local != [4]byte{} || locals[local] && remote != anyRemote {
 				pairs = append(pairs, fastpath.Pair{Local: local, Remote: remote})
 			}
 		}

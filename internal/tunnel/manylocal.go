@@ -1,10 +1,14 @@
 package tunnel
 
 import (
+	"errors"
 	"maps"
+	"sync"
+	"sync/atomic"
 
 	"ipipd/encap"
 	"ipipd/internal/drop"
+	"ipipd/internal/fastpath"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
 	"ipipd/internal/underlay"
@@ -13,9 +17,6 @@ import (
 // Many remotes without a local-address, as Linux's tunl0: the outer source is the one that the host's route to each
 // remote prefers, and what comes for any address of this host is received. path.Local stays zero, so that the
 // kernel routes as that route was looked up; what has no gateway gets its source from the kernel, too.
-
-// noLocalAddress is the reason for userspace: the kernel's table of what is received is by the local address.
-const noLocalAddress = "there is no local-address"
 
 // receiveOnly reports whether c is of an interface that never sends: the real server of a load balancer.
 func (c *Config) receiveOnly() bool {
@@ -67,4 +68,28 @@ func fromLocal(path *underlay.Path, local [4]byte) *underlay.Path {
 	from := *path
 	from.Local = local
 	return &from
+}
+
+// addresses are the host's, of which the fast path receives for the tunnel without a local-address.
+type addresses struct {
+	once     sync.Once // of followAddresses
+	follower AddressFollower
+	// full is why it does not for all of them; nil if it does.
+	full atomic.Pointer[error]
+}
+
+// followAddresses has the fast path know the addresses of this host, from the first tunnel that needs it on.
+func (e *Engine) followAddresses(fast *fastpath.FastPath) {
+	e.addresses.follower = e.network.FollowAddresses(func(all [][4]byte) {
+		var full *error
+		if err := fast.SetLocalAddresses(all); err != nil && !errors.Is(err, fastpath.ErrClosed) {
+			full = &err
+		}
+		if old := e.addresses.full.Swap(full); old == nil && full == nil {
+			return
+		}
+		if t := e.table.Load().find([4]byte{}, anyRemote); t != nil {
+			t.wakeControl()
+		}
+	})
 }

@@ -259,6 +259,9 @@ func (w *fakeNetwork) FollowRoutes(_ int, changed func([]netstate.RouteChange)) 
 	return fakeRoutes{}
 }
 
+// FollowAddresses never tells.
+func (*fakeNetwork) FollowAddresses(func([][4]byte)) AddressFollower { return fakeRoutes{} }
+
 type fakeRoutes struct{}
 
 func (fakeRoutes) Close() {}

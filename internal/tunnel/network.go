@@ -11,6 +11,8 @@ type Network interface {
 	Follow(q netstate.Query, changed func()) Follower
 	// FollowRoutes tells of the routes out of an interface: see netstate.Host.FollowRoutes.
 	FollowRoutes(device int, changed func([]netstate.RouteChange)) RouteFollower
+	// FollowAddresses tells of the addresses of this host: see netstate.Host.FollowAddresses.
+	FollowAddresses(changed func([][4]byte)) AddressFollower
 	// Recheck looks for changes of answers that no message tells of.
 	Recheck()
 	// EgressTaps are the packet sockets that see what an interface sends; no message tells of them.
@@ -59,6 +61,9 @@ type Follower interface {
 // RouteFollower is a *netstate.RouteFollower.
 type RouteFollower interface{ Close() }
 
+// AddressFollower is a *netstate.AddressFollower.
+type AddressFollower interface{ Close() }
+
 // hostNetwork is the Network of the kernel.
 type hostNetwork struct{ *netstate.Host }
 
@@ -68,4 +73,8 @@ func (h hostNetwork) Follow(q netstate.Query, changed func()) Follower {
 
 func (h hostNetwork) FollowRoutes(device int, changed func([]netstate.RouteChange)) RouteFollower {
 	return h.Host.FollowRoutes(device, changed)
+}
+
+func (h hostNetwork) FollowAddresses(changed func([][4]byte)) AddressFollower {
+	return h.Host.FollowAddresses(changed)
 }

@@ -133,7 +133,7 @@ type remotesQuery struct {
 // remoteQuery is what the network is asked for a remote. It has no interface: each change of a route out of
 // that would concern all remotes.
 func (c *control) remoteQuery(g [4]byte) netstate.Query {
-	return netstate.Query{Remote: g, Local: bytesOf(c.cfg.LocalAddress), Mark: c.cfg.FwMark, UnderlayDevice: c.cfg.UnderlayDevice}
+	return netstate.Query{Remote: g, Local: bytesOf(c.cfg.LocalAddress), AnyLocal: !c.cfg.LocalAddress.IsValid(), Mark: c.cfg.FwMark, UnderlayDevice: c.cfg.UnderlayDevice}
 }
 
 // updateRemotes brings the routes to the remotes in line with the tunnel's own, and with what askRemotes

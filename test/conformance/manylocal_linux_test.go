@@ -61,9 +61,7 @@ func TestManyLocal_routes(t *testing.T) {
 		netlab.Eventually(t, "the route prefers that address now", func() bool { return answeredFrom(hub, "10.10.0.1", "10.12.0.1") })
 		hub.Run("ip", "route", "del", outerOf(12)+"/32", "dev", "br0")
 		hub.Run("ip", "address", "del", outerOf(2)+"/24", "dev", "br0")
-		if answeredFrom(spoke[1], "10.12.0.1", "10.10.0.1") {
-			t.Error("an address that the hub has not any more is received")
-		}
+		netlab.Eventually(t, "an address that the hub has not any more is not received", func() bool { return !answeredFrom(spoke[1], "10.12.0.1", "10.10.0.1") })
 		ping(t, hub, "-I", "10.10.0.1", "10.11.0.1")
 	})
 }
@@ -87,9 +85,6 @@ func TestManyLocal_errors(t *testing.T) {
 				_, _ = hub.Try("ping", "-c", "1", "-W", "1", to)
 				return d.Drops("loop") > before
 			})
-		}
-		if d.Status().FastPath != "there is no local-address" && c.fast {
-			t.Errorf("fast-path: %s", d.Status().FastPath)
 		}
 	})
 }

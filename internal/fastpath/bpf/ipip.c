@@ -312,7 +312,7 @@ int ipip_decap(struct __sk_buff *skb)
 	struct remote *remote = 0;
 	struct rx_tunnel *rx;
 	__u64 now;
-	int whole;
+	int whole, listed = 0;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST || skb->vlan_present)
 		return TCX_NEXT;
@@ -342,6 +342,14 @@ int ipip_decap(struct __sk_buff *skb)
 	asm volatile("" : "+r"(device)); // no choice between pointers, which the verifier refuses
 	if (rx->flags & RX_MANY) {
 		remote = remote_of(tun_ifindex, key.source);
+		if (rx->flags & RX_ACCEPT_FROM) {
+			__u32 *by = listed_by(&accept_from, tun_ifindex, key.source);
+
+			if (by) {
+				listed = 1;
+				device = *by;
+			}
+		}
 		if (remote)
 			device = remote->underlay_ifindex;
 	}
@@ -355,10 +363,10 @@ int ipip_decap(struct __sk_buff *skb)
 	whole = !read_header(skb, data + ETH_HLEN + HEADER_LEN, at, h.inner);
 	if (rx->flags & RX_MANY) {
 		// Whatever is inside, and in each fragment.
-		if (!remote && !may_send_some(rx->flags, tun_ifindex, key.source)) {
+		if (!remote && !listed && !is_direct(tun_ifindex, key.source)) {
 			__u32 why = rx->flags & (RX_ANY_PEER | RX_ACCEPT_FROM) && whole ? NOT_IN_ACCEPT_FROM : REVERSE_PATH;
 
-			if (rx->flags & RX_ACCEPT_TO && whole && !listed(&accept_to, tun_ifindex, h.inner.destination))
+			if (rx->flags & RX_ACCEPT_TO && whole && !listed_by(&accept_to, tun_ifindex, h.inner.destination))
 				why = NOT_IN_ACCEPT_TO;
 			return refuse(rx->flags, c, why);
 		}
@@ -401,7 +409,7 @@ int ipip_decap(struct __sk_buff *skb)
 	if (outer_ecn == CE && !inner_ecn) // userspace drops and counts it
 		return TCX_NEXT;
 	if (rx->flags & RX_MANY) {
-		__u32 why = may_send(rx->flags, tun_ifindex, remote, key.source, h.inner.source, h.inner.destination);
+		__u32 why = may_send(rx->flags, tun_ifindex, remote, listed, key.source, h.inner.source, h.inner.destination);
 
 		if (why != MAY_SEND)
 			return refuse(rx->flags, c, why);

@@ -98,7 +98,8 @@ struct {
 	__type(value, __u32);
 } local_addresses SEC(".maps");
 
-// Prefixes of the lists accept-from and accept-to. Values mean nothing.
+// Prefixes of the lists accept-from and accept-to. The value of accept_from is the device by which
+// these are received from, 0 for none; that of accept_to means nothing.
 #define PREFIXES(name)                                                                  \
 	struct {                                                                        \
 		__uint(type, BPF_MAP_TYPE_LPM_TRIE);                                    \
@@ -123,8 +124,9 @@ PREFIXES(accept_to);
 #define NOT_IN_ACCEPT_FROM 3
 #define NOT_IN_ACCEPT_TO 4
 
-#define listed(map, tun, of) \
-	({ struct prefix_key key_ = { 64, tun, of }; bpf_map_lookup_elem(map, &key_) != 0; })
+// listed_by returns the value of a list for an address, or 0.
+#define listed_by(map, tun, of) \
+	({ struct prefix_key key_ = { 64, tun, of }; (__u32 *)bpf_map_lookup_elem(map, &key_); })
 
 // route_to returns the route of the longest prefix that has an address, or 0.
 static __attribute__((noinline)) struct tx_route *route_to(__u32 ifindex, __be32 address)
@@ -175,25 +177,20 @@ static __always_inline int is_direct(__u32 ifindex, __be32 address)
 	return r && (r->kind == DIRECT || r->kind == MIXED);
 }
 
-// may_send_some reports whether any packet of an outer source that is no gateway may be accepted.
-static __always_inline int may_send_some(__u32 flags, __u32 ifindex, __be32 source)
-{
-	return (flags & RX_ACCEPT_FROM && listed(&accept_from, ifindex, source)) || is_direct(ifindex, source);
-}
-
-// may_send is fib.Acceptance.Check. remote is that of the outer source, or 0.
-static __always_inline __u32 may_send(__u32 flags, __u32 ifindex, struct remote *remote, __be32 source, __be32 inner_source, __be32 inner_destination)
+// may_send is fib.Acceptance.Check. remote is that of the outer source, or 0; listed whether accept_from
+// has it.
+static __always_inline __u32 may_send(__u32 flags, __u32 ifindex, struct remote *remote, int listed, __be32 source, __be32 inner_source, __be32 inner_destination)
 {
 	struct tx_route *r;
 
-	if (flags & RX_ACCEPT_TO && !listed(&accept_to, ifindex, inner_destination))
+	if (flags & RX_ACCEPT_TO && !listed_by(&accept_to, ifindex, inner_destination))
 		return NOT_IN_ACCEPT_TO;
 	r = route_to(ifindex, inner_source);
 	if (r && r->kind == VIA && r->remote == source)
 		return MAY_SEND;
 	if (r && r->kind == DIRECT && inner_source == source)
 		return remote ? MAY_SEND : UNSURE; // rules of the host may apply to it
-	if (flags & RX_ACCEPT_FROM && listed(&accept_from, ifindex, source))
+	if (listed)
 		return MAY_SEND;
 	if (flags & RX_ANY_PEER && remote)
 		return MAY_SEND;
