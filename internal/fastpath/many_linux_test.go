@@ -524,3 +524,36 @@ func TestFastPath_SetLocalAddresses(t *testing.T) {
 		t.Errorf("%d entries are left", n)
 	}
 }
+
+// What accept-from lists is accepted by the device that it is received by, and a remote by its own one.
+func TestRoutes_Accept_device(t *testing.T) {
+	g := address(routesets.Address(1))
+	tunnel := manyTunnel()
+	tunnel.AcceptFrom = true
+	l, r := newManyLab(t, tunnel, routesets.Table(map[netip.Prefix][]fib.Route{netip.MustParsePrefix("10.0.0.0/8"): {{Hops: []fib.Hop{{Gateway: g}}}}}))
+	var senders []Sender
+	for p, device := range map[string]int{"172.16.0.0/12": loopback, "172.17.0.0/16": loopback + 1, "172.18.0.0/16": 0, routesets.Address(1) + "/32": loopback + 1} {
+		senders = append(senders, Sender{netip.MustParsePrefix(p), device})
+	}
+	if err := r.Accept(senders, nil); err != nil {
+		t.Fatal(err)
+	}
+	in := inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: address("8.8.8.8"), Destination: innerA}, udp(8))
+	for source, want := range map[string]int{"172.16.1.1": redirect, "172.17.1.1": next, "172.18.1.1": next, "172.15.1.1": dropped, routesets.Address(1): redirect} {
+		if got, _ := l.run(l.Decap, inner(ipv4.Header{Protocol: ipv4.ProtocolIPIP, Source: address(source), Destination: local}, in)); got != want {
+			t.Errorf("from %s: verdict %d, want %d", source, got, want)
+		}
+	}
+	if n := l.counters().NotInAcceptFrom; n != 1 {
+		t.Errorf("%d are counted", n)
+	}
+	// Another list takes its place.
+	if err := r.Accept(sendersBy(loopback, []netip.Prefix{netip.MustParsePrefix("172.18.0.0/16")}), nil); err != nil {
+		t.Fatal(err)
+	}
+	for source, want := range map[string]int{"172.16.1.1": dropped, "172.18.1.1": redirect} {
+		if got, _ := l.run(l.Decap, inner(ipv4.Header{Protocol: ipv4.ProtocolIPIP, Source: address(source), Destination: local}, in)); got != want {
+			t.Errorf("later from %s: verdict %d, want %d", source, got, want)
+		}
+	}
+}

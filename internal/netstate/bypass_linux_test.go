@@ -213,3 +213,23 @@ func BenchmarkPolicy(b *testing.B) {
 		}
 	}
 }
+
+// What is received at any address of this host obeys the IPsec policies for each of them.
+func TestHostReceived(t *testing.T) {
+	ns := netlab.New(t)
+	ns.Run("sh", "-ec", "ip link add u0 type veth peer name u1; ip address add 192.0.2.1/24 dev u0; ip link set u0 up; ip link set u1 up")
+	try(t, ns, "ip xfrm policy add src 192.0.2.9 dst 203.0.113.5 proto 4 dir in action block")
+	h := openHost(t, ns)
+	q := Query{Remote: [4]byte{192, 0, 2, 9}}
+	if a := follow(t, h, ns, q).Answer(); a.Ingress != "" || a.Bypass != "" {
+		t.Errorf("at one address: %q, %q", a.Ingress, a.Bypass)
+	}
+	q.AnyLocal = true
+	if a := follow(t, h, ns, q).Answer(); !strings.HasPrefix(a.Ingress, "an IPsec policy applies: 192.0.2.9/32 → 203.0.113.5/32") || a.Bypass != "" {
+		t.Errorf("at any: %q, %q", a.Ingress, a.Bypass)
+	}
+	q.Remote[3] = 8
+	if a := follow(t, h, ns, q).Answer(); a.Ingress != "" {
+		t.Errorf("from another one: %q", a.Ingress)
+	}
+}

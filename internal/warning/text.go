@@ -34,8 +34,8 @@ var texts = [NumCodes]Text{
 		"have /sys writable, or --rps off", "", Always,
 	},
 	FastPathFull: {
-		"fast-path-full", Warning, "the fast path does not take all routes", "packets are carried in userspace",
-		"none needed but for the rate; else fewer routes out of NAME, as by aggregation", "the fast path takes all routes", Always,
+		"fast-path-full", Warning, "the fast path does not take all routes, remotes or addresses of the host", "packets are carried in userspace",
+		"none needed but for the rate; else fewer routes out of NAME, as by aggregation, or addresses", "the fast path takes all routes and addresses", Always,
 	},
 	SysctlNotSet: {
 		"sysctl-not-set", Warning, "a sysctl cannot be set as --manage-sysctls says", "what it is needed for stays as the warnings beside this one say",

@@ -2,6 +2,9 @@ package conformance
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"ipipd/internal/ipv4"
@@ -110,4 +113,52 @@ func TestManyFastLocal_realServer(t *testing.T) {
 	if s := d.Status(); s.TxPacket != 0 {
 		t.Errorf("%d packets are sent", s.TxPacket)
 	}
+}
+
+// A tunnel with a local address, and one with one remote, keep their packets though they are carried in userspace.
+func TestManyFastLocal_beside(t *testing.T) {
+	t.Parallel()
+	hub, spoke := mesh(t, 3)
+	hub.Run("ip", "address", "add", outerOf(2)+"/24", "dev", "br0")
+	file := filepath.Join(t.TempDir(), "ipipd.yaml")
+	text := `defaults: {keepalive: off}
+tunnels:
+- {name: t0, remote-address: any, address: 10.255.0.1/32, peers: {10.11.0.0/16: 192.0.2.11}}
+- {name: t1, local-address: 192.0.2.2, remote-address: any, address: 10.255.0.2/32, peers: {10.12.0.0/16: 192.0.2.12}, allow-fast-path: no}
+- {name: t2, local-address: 192.0.2.1, remote-address: 192.0.2.13, address: 10.255.0.3/32, route: 10.13.0.0/16, allow-fast-path: no}
+`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	netlab.UpConfig(t, hub, "t0", file)
+	for i, ns := range spoke {
+		requireFastPath(t, fast.up(t, ns, "--local-address", outerOf(11+i), "--remote-address", outerOf([]int{1, 2, 1}[i]), "--route", "10.10.0.0/16"))
+	}
+	awaitBypassed(t, hub, true, "10.11.0.1")
+	for i, name := range []string{"t1", "t2"} {
+		before := received(t, hub, name)
+		ping(t, hub, "-c", "3", "-i", "0.2", "-I", "10.10.0.1", fmt.Sprintf("10.%d.0.1", 12+i))
+		if got := received(t, hub, name) - before; got != 3 {
+			t.Errorf("%s has received %d packets", name, got)
+		}
+	}
+}
+
+// An accept-from that is too long for the fast path says so.
+func TestManyFastLocal_acceptFrom(t *testing.T) {
+	t.Parallel()
+	hub, spoke := mesh(t, 1)
+	requireFastPath(t, fast.up(t, spoke[0], "--local-address", outerOf(11), "--remote-address", outerOf(1)))
+	list := make([]string, 257)
+	for i := range list {
+		list[i] = fmt.Sprintf("192.0.%d.%d", 2+i>>8, i&0xff)
+	}
+	d := fast.up(t, hub, "--remote-address", "any", "--accept-from", strings.Join(list, ","), "--accept-to", "10.10.0.0/16")
+	netlab.Eventually(t, "print says why it is carried in userspace", func() bool {
+		return d.Status().FastPath == "accept-from has 257 prefixes, more than the 256 that the fast path takes"
+	})
+	if out, err := d.Run("set", "t0", "accept-from="+strings.Join(list[:256], ",")); err != nil {
+		t.Fatal(out)
+	}
+	netlab.Eventually(t, "256 are few enough", func() bool { return d.Status().FastPath == "active" })
 }

@@ -53,6 +53,7 @@ func (d *daemon) end() {
 // daemonStatus is of print --json.
 type daemonStatus struct {
 	Running  bool              `json:"running"`
+	FastPath string            `json:"fast-path"`
 	TxPacket uint64            `json:"tx-packet"`
 	RxPacket uint64            `json:"rx-packet"`
 	Drops    map[string]uint64 `json:"drops"`

@@ -54,6 +54,7 @@ func main() {
 	flag.StringVar(&s.Binary, "many", "", "measure an interface with many remotes instead, with this ipipd")
 	flag.IntVar(&s.Prefixes, "prefixes", 10000, "prefixes, with -many")
 	flag.IntVar(&s.Remotes, "remotes", 1000, "remotes, with -many")
+	flag.BoolVar(&s.Fast, "fast", false, "by the fast path, with -many")
 	flag.IntVar(&s.Rounds, "rounds", 5, "rounds, with -many")
 	flag.DurationVar(&s.For, "for", 2*time.Second, "how long each figure is measured, with -many")
 	flag.Parse()

@@ -20,12 +20,12 @@ import (
 	"time"
 )
 
-// One interface with many remotes beside one with one remote, in turns, both in userspace:
+// One interface with many remotes beside one with one remote, in turns, both in userspace or both on the fast path:
 //
 //	hub: u0 192.0.2.1, ipipd ─── veth pair, MTU 1500 ─── far: u1 192.0.2.254, ipipd with accept-to
 //
 // The routes of the interface are the same; to the one with one remote their gateways mean nothing. far has
-// the addresses of all remotes, 198.18.0.0/16, and of all inner destinations, 10.0.0.0/9; its answers go to
+// the addresses of all remotes, 198.18.0.1 to as many as there are, and of all inner destinations, 10.0.0.0/9; its answers go to
 // the hub outside the tunnel. So what differs is the hub's way of sending.
 
 const (
@@ -38,7 +38,6 @@ route add 198.18.0.0/16 via 192.0.2.254
 	farUnderlay = `link set lo up
 address add 192.0.2.254/24 dev u1
 link set u1 up
-route add local 198.18.0.0/16 dev lo
 route add local 10.0.0.0/9 dev lo
 route add 10.255.0.1 via 192.0.2.1
 `
@@ -50,6 +49,7 @@ route add 10.255.0.1 via 192.0.2.1
 type manySetting struct {
 	Binary            string
 	Prefixes, Remotes int
+	Fast              bool // the fast path
 	Rounds            int
 	For               time.Duration
 }
@@ -92,7 +92,7 @@ func hub(text string) (err error) {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	far := inNamespace("far", s.Binary, dir)
+	far := inNamespace("far", text, dir)
 	stdin, err := far.StdinPipe()
 	if err != nil {
 		return err
@@ -128,8 +128,12 @@ func hub(text string) (err error) {
 			results[remote] = append(results[remote], f)
 		}
 	}
-	fmt.Printf("%d prefixes, medians of %d rounds of %v\n\n", s.Prefixes, s.Rounds, s.For)
-	fmt.Println("| remotes | kpps, 64 bytes | processor, µs a packet | TCP, Gb/s | usable, s | memory, B a prefix |")
+	path, whose := "in userspace", ""
+	if s.Fast {
+		path, whose = "by the fast path", ", with the senders'"
+	}
+	fmt.Printf("%d prefixes, %s, medians of %d rounds of %v\n\n", s.Prefixes, path, s.Rounds, s.For)
+	fmt.Printf("| remotes | kpps, 64 bytes | processor%s, µs a packet | TCP, Gb/s | usable, s | memory, B a prefix |\n", whose)
 	fmt.Println("| ---: | ---: | ---: | ---: | ---: | ---: |")
 	median := func(remote string, of func(figures) float64) float64 {
 		var all []float64
@@ -163,7 +167,7 @@ func hub(text string) (err error) {
 // measure is one tunnel in one round.
 func (s *manySetting) measure(dir, remote string) (f figures, err error) {
 	d, err := startDaemon(s.Binary, filepath.Join(dir, "hub"), "--name", "t0", "--local-address", "192.0.2.1", "--remote-address", remote,
-		"--address", "10.255.0.1/32", "--keepalive", "off", "--allow-fast-path", "no")
+		"--address", "10.255.0.1/32", "--keepalive", "off", "--allow-fast-path", s.allowFastPath())
 	if err != nil {
 		return f, err
 	}
@@ -204,11 +208,11 @@ func (s *manySetting) measure(dir, remote string) (f figures, err error) {
 		if err != nil {
 			return f, err
 		}
-		if now.TxPacket-was.TxPacket >= uint64(s.Prefixes) {
+		if now.TxPacket-was.TxPacket >= uint64(s.Prefixes) && s.Fast == (now.FastPath == "active") {
 			break
 		}
 		if time.Since(began) > time.Minute {
-			return f, fmt.Errorf("of %d prefixes %d can be reached: %v", s.Prefixes, now.TxPacket-was.TxPacket, now.Drops)
+			return f, fmt.Errorf("of %d prefixes %d can be reached: %v; fast-path: %s", s.Prefixes, now.TxPacket-was.TxPacket, now.Drops, now.FastPath)
 		}
 	}
 	f.usable = time.Since(began)
@@ -277,15 +281,50 @@ func (s *manySetting) rate(d *daemon) (packets, cpu float64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	cpuBefore, began := d.processor(), time.Now()
+	user, cpuBefore, began := inUserspace(), s.processor(d), time.Now()
 	time.Sleep(s.For)
-	took, cpuAfter := time.Since(began), d.processor()
+	took, cpuAfter := time.Since(began), s.processor(d)
 	after, err := d.status()
 	if err != nil {
 		return 0, 0, err
 	}
 	sent := float64(after.TxPacket - before.TxPacket)
+	if user = inUserspace() - user; s.Fast && float64(user) > sent/100 {
+		return 0, 0, fmt.Errorf("%d of %.0f packets went through userspace", user, sent)
+	}
 	return sent / took.Seconds(), (cpuAfter - cpuBefore).Seconds() / sent, nil
+}
+
+// inUserspace is how many packets the process has read from its interface so far.
+func inUserspace() (n uint64) {
+	b, err := os.ReadFile("/proc/self/net/dev")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		const packets = 10 // sent ones, after the name
+		if f := strings.Fields(line); len(f) > packets && f[0] == "t0:" {
+			n, _ = strconv.ParseUint(f[packets], 10, 64)
+		}
+	}
+	return n
+}
+
+func (s *manySetting) allowFastPath() string {
+	if s.Fast {
+		return "yes"
+	}
+	return "no"
+}
+
+// processor is the time of the tunnel's process, and with the fast path of this one, in whose system calls the
+// kernel does that one's work.
+func (s *manySetting) processor(d *daemon) time.Duration {
+	var own syscall.Rusage
+	if !s.Fast || syscall.Getrusage(syscall.RUSAGE_SELF, &own) != nil {
+		return d.processor()
+	}
+	return d.processor() + time.Duration(own.Utime.Nano()+own.Stime.Nano())
 }
 
 // goodput is that of some TCP connections, each to another prefix, in bits a second.
@@ -321,18 +360,26 @@ func prefix(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(i >> 8),
 func destination(i int) netip.AddrPort { return netip.AddrPortFrom(prefix(i).Next(), sinkPort) }
 
 // far is the process of the far end.
-func far(binary, dir string) error {
+func far(text, dir string) error {
+	var s manySetting
+	if err := json.Unmarshal([]byte(text), &s); err != nil {
+		return err
+	}
 	if _, err := os.Stdin.Read(make([]byte, 1)); err != nil { // until u1 is there
 		return err
 	}
-	if err := ip(farUnderlay); err != nil {
+	underlay := farUnderlay
+	for i := range s.Remotes {
+		underlay += fmt.Sprintf("address add 198.18.%d.%d/32 dev lo\n", (i+1)>>8, (i+1)&0xff)
+	}
+	if err := ip(underlay); err != nil {
 		return err
 	}
 	if err := noReversePath(); err != nil {
 		return err
 	}
-	d, err := startDaemon(binary, filepath.Join(dir, "far"), "--name", "t0", "--remote-address", "any", "--accept-from", "192.0.2.1", "--accept-to", "10.0.0.0/9",
-		"--allow-fast-path", "no")
+	d, err := startDaemon(s.Binary, filepath.Join(dir, "far"), "--name", "t0", "--remote-address", "any", "--accept-from", "192.0.2.1", "--accept-to", "10.0.0.0/9",
+		"--allow-fast-path", s.allowFastPath())
 	if err != nil {
 		return err
 	}
