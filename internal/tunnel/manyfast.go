@@ -309,9 +309,13 @@ func (e *Engine) reserve() {
 
 // reservePairs is reserve for tables, with mu held.
 func (e *Engine) reservePairs(tables ...*table) {
-	if e.fastPath == nil {
-		return
+	if e.fastPath != nil {
+		e.fastPath.Reserve(pairsToReserve(tables...))
 	}
+}
+
+// pairsToReserve are the pairs of tables that come before one with many remotes.
+func pairsToReserve(tables ...*table) (pairs []fastpath.Pair) {
 	locals := map[[4]byte]bool{}
 	for _, t := range tables {
 		for pair := range *t {
@@ -320,7 +324,6 @@ func (e *Engine) reservePairs(tables ...*table) {
 			}
 		}
 	}
-	var pairs []fastpath.Pair
 	for _, t := range tables {
 		for pair := range *t {
 			local, remote := pair.addresses()
@@ -329,7 +332,7 @@ func (e *Engine) reservePairs(tables ...*table) {
 			}
 		}
 	}
-	e.fastPath.Reserve(pairs)
+	return pairs
 }
 
 // addresses are the outer addresses of a pair.

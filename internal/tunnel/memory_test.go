@@ -33,19 +33,21 @@ var patience = netlab.Timeout()
 // fakeNetwork is a Network whose answers a test sets. It is also the log's Writer.
 type fakeNetwork struct {
 	followRoutes func([]netstate.RouteChange) // set by FollowRoutes
-	mu           sync.Mutex
-	followers    map[*fakeFollower]bool
-	route        netstate.Route
-	routes       map[[4]byte]netstate.Route // by remote, in place of route
-	marked       int                        // if not 0, the device of routes with a mark or an underlay device
-	open         bool                       // nothing objects to bypassing the IP stack
-	err          error                      // of the route
-	errs         map[[4]byte]error          // by remote, in place of err
-	configureErr error                      // of Configure
-	changes      uint64                     // calls of set
-	down         bool                       // the interface was down before the next change
-	downs        uint64
-	answers      int // asked for: one per round of a control goroutine
+	// followAddresses is set by FollowAddresses.
+	followAddresses func([][4]byte)
+	mu              sync.Mutex
+	followers       map[*fakeFollower]bool
+	route           netstate.Route
+	routes          map[[4]byte]netstate.Route // by remote, in place of route
+	marked          int                        // if not 0, the device of routes with a mark or an underlay device
+	open            bool                       // nothing objects to bypassing the IP stack
+	err             error                      // of the route
+	errs            map[[4]byte]error          // by remote, in place of err
+	configureErr    error                      // of Configure
+	changes         uint64                     // calls of set
+	down            bool                       // the interface was down before the next change
+	downs           uint64
+	answers         int // asked for: one per round of a control goroutine
 
 	localAbsent bool
 	devices     map[string]int        // name to ifindex
@@ -259,8 +261,13 @@ func (w *fakeNetwork) FollowRoutes(_ int, changed func([]netstate.RouteChange)) 
 	return fakeRoutes{}
 }
 
-// FollowAddresses never tells.
-func (*fakeNetwork) FollowAddresses(func([][4]byte)) AddressFollower { return fakeRoutes{} }
+// FollowAddresses has followAddresses tell of changes.
+func (w *fakeNetwork) FollowAddresses(changed func([][4]byte)) AddressFollower {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.followAddresses = changed
+	return fakeRoutes{}
+}
 
 type fakeRoutes struct{}
 
