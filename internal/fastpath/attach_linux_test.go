@@ -37,7 +37,7 @@ func attached(t *testing.T, device int) int {
 
 func open(t *testing.T) *FastPath {
 	t.Helper()
-	f, err := Open()
+	f, err := Open(Options{})
 	var u *Unavailable
 	if errors.As(err, &u) {
 		t.Skipf("no fast path here: %v", err)

@@ -19,7 +19,8 @@
 //
 // The caller attaches ipip_encap (Encap), as a tc filter, which goes with the TUN. An underlay
 // device is not ours: ipip_decap is attached to it by tcx, with a bpf_link that only this process
-// holds. Nothing is pinned, so the kernel detaches it however the process ends.
+// holds, and Options.Manager. Nothing is pinned: without a Manager the kernel detaches it however the process
+// ends, and with one a minute later at most packets pass as if it were not there, unless there is a next process.
 //
 // Requirements: Linux 6.6 (tcx), CAP_BPF and CAP_NET_ADMIN, an Ethernet underlay device.
 // A FastPath belongs to one network namespace, that of the calling thread. A packet
@@ -32,6 +33,8 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
+
+	"ipipd/internal/handover"
 )
 
 // Tunnel is the configuration of one tunnel. Addresses are in network byte order, MTUs
@@ -99,7 +102,17 @@ type Sender struct {
 // Pair are outer addresses.
 type Pair struct{ Local, Remote [4]byte }
 
-// Stats counts a tunnel's packets in the kernel since Attach: inner packets, and bytes
+// Options of Open.
+type Options struct {
+	// Manager keeps what the kernel goes on with after the process: see Leave. nil keeps nothing.
+	Manager *handover.Manager
+	// Kept is what it has kept of the process before. Open takes what is the fast path's.
+	Kept handover.Kept
+	// Cold is told what of Kept cannot be used, or is not kept, and why.
+	Cold func(what string, err error)
+}
+
+// Stats counts a tunnel's packets in the kernel since Attach, or since that of a process before: inner packets, and bytes
 // from the inner IPv4 header on. A GSO packet counts as its segments, headers included.
 type Stats struct {
 	RxPackets, RxBytes uint64
@@ -112,6 +125,8 @@ type Stats struct {
 	// LastReceived is the time of the last packet from the remote, accurate to a kernel
 	// tick; zero if there was none.
 	LastReceived time.Time
+
+	orphaned uint64 // see Link.Adopted
 }
 
 // Unavailable is the error if this host does not support or permit the fast path.

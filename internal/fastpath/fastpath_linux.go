@@ -28,6 +28,7 @@ type objects struct {
 	RxTunnels *ebpf.Map `ebpf:"rx_tunnels"`
 	Counters  *ebpf.Map `ebpf:"counters"`
 	IPIDs     *ebpf.Map `ebpf:"ip_ids"`
+	Slots     *ebpf.Map `ebpf:"slots"`
 
 	TxFIB      *ebpf.Map `ebpf:"tx_fib"`
 	TxLengths  *ebpf.Map `ebpf:"tx_lengths"`
@@ -36,13 +37,15 @@ type objects struct {
 	AcceptTo   *ebpf.Map `ebpf:"accept_to"`
 
 	LocalAddresses *ebpf.Map `ebpf:"local_addresses"`
+
+	AliveUntil *ebpf.Variable `ebpf:"alive_until"`
 }
 
 func (o *objects) close() {
 	for _, p := range []*ebpf.Program{o.Encap, o.Decap} {
 		_ = p.Close()
 	}
-	for _, m := range []*ebpf.Map{o.TxTunnels, o.RxTunnels, o.Counters, o.IPIDs, o.TxFIB, o.TxLengths, o.Remotes, o.AcceptFrom, o.AcceptTo, o.LocalAddresses} {
+	for _, m := range []*ebpf.Map{o.TxTunnels, o.RxTunnels, o.Counters, o.IPIDs, o.Slots, o.TxFIB, o.TxLengths, o.Remotes, o.AcceptFrom, o.AcceptTo, o.LocalAddresses} {
 		_ = m.Close()
 	}
 }
@@ -50,15 +53,28 @@ func (o *objects) close() {
 // load loads the programs and creates the maps. linkHeader is the length in bytes of the
 // link layer header of packets on egress: 0 on a TUN, 14 for BPF_PROG_TEST_RUN.
 func load(linkHeader uint32) (*objects, error) {
+	spec, err := readObject()
+	if err != nil {
+		return nil, err
+	}
+	return loadSpec(spec, linkHeader, nil)
+}
+
+func readObject() (*ebpf.CollectionSpec, error) {
 	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
 	if err != nil {
 		return nil, fmt.Errorf("read the eBPF object: %w", err)
 	}
+	return spec, nil
+}
+
+// loadSpec is load, with counts in the place of new maps.
+func loadSpec(spec *ebpf.CollectionSpec, linkHeader uint32, counts map[string]*ebpf.Map) (*objects, error) {
 	if err := spec.Variables["link_header"].Set(linkHeader); err != nil {
 		return nil, fmt.Errorf("read the eBPF object: %w", err)
 	}
 	o := new(objects)
-	if err := spec.LoadAndAssign(o, nil); err != nil {
+	if err := spec.LoadAndAssign(o, &ebpf.CollectionOptions{MapReplacements: counts}); err != nil {
 		return nil, explainLoad(err)
 	}
 	return o, nil
@@ -81,34 +97,76 @@ type FastPath struct {
 	routes     map[uint32]*Routes // by ifindex
 	local      map[[4]byte]bool   // of SetLocalAddresses
 	cpus       int                // possible CPUs: values per key of the map counters
+
+	// See kept_linux.go.
+	options    Options
+	switched   bool
+	left       bool
+	keptLinks  map[int]link.Link // by device, until Switch
+	keptSlots  map[uint32]uint32 // by ifindex, until Switch
+	aliveUntil *ebpf.Variable
+	beating    chan struct{} // closed at the end
 }
 
 // underlay is a device with ipip_decap attached.
 type underlay struct {
 	link  link.Link
-	users int // Links
+	users int  // Links
+	old   bool // it runs the program of the process before
 }
 
 // Open loads the programs. It fails with *Unavailable if this host does not support or
 // permit that.
-func Open() (*FastPath, error) {
-	o, err := load(0)
+func Open(options Options) (f *FastPath, err error) {
+	spec, err := readObject()
 	if err != nil {
 		return nil, err
 	}
-	cpus, err := ebpf.PossibleCPU()
-	if err != nil {
-		o.close()
-		return nil, fmt.Errorf("get the number of possible CPUs: %w", err)
+	f = &FastPath{options: options, underlays: make(map[int]*underlay), links: make(map[*Link]bool),
+		owners: make(map[rxKey]*Link), routes: make(map[uint32]*Routes), local: make(map[[4]byte]bool), switched: len(options.Kept) == 0}
+	counts := f.options.takeCounts(spec)
+	defer func() {
+		for _, m := range counts {
+			_ = m.Close() // the objects have descriptors of their own
+		}
+	}()
+	if f.objects, err = loadSpec(spec, 0, counts); err != nil {
+		return nil, err
 	}
-	info, err := o.Encap.Info()
-	if err != nil {
-		o.close()
-		return nil, fmt.Errorf("query the eBPF program: %w", err)
+	f.aliveUntil = f.objects.AliveUntil
+	if err := f.open(spec, counts != nil); err != nil {
+		f.objects.close()
+		return nil, err
 	}
-	id, _ := info.ID() // every kernel with tcx has program IDs
-	return &FastPath{objects: o, encapID: id, encapName: info.Name, underlays: make(map[int]*underlay), links: make(map[*Link]bool), cpus: cpus,
-		owners: make(map[rxKey]*Link), routes: make(map[uint32]*Routes), local: make(map[[4]byte]bool)}, nil
+	return f, nil
+}
+
+// open is the rest of Open.
+func (f *FastPath) open(spec *ebpf.CollectionSpec, counted bool) (err error) {
+	if f.cpus, err = ebpf.PossibleCPU(); err != nil {
+		return fmt.Errorf("get the number of possible CPUs: %w", err)
+	}
+	info, err := f.objects.Encap.Info()
+	if err != nil {
+		return fmt.Errorf("query the eBPF program: %w", err)
+	}
+	f.encapID, _ = info.ID() // every kernel with tcx has program IDs
+	f.encapName = info.Name
+	if counted {
+		if err := f.readSlots(); err != nil {
+			return fmt.Errorf("read the counters of the process before: %w", err)
+		}
+	}
+	if f.options.Manager != nil {
+		if err := f.startBeating(); err != nil {
+			return fmt.Errorf("tell the eBPF programs that the process is there: %w", err)
+		}
+		if !counted {
+			f.options.keepCounts(spec, f.objects)
+		}
+	}
+	f.keptLinks = f.options.takeLinks()
+	return nil
 }
 
 // Encap is ipip_encap, for the caller to attach to the TUN of each tunnel: its descriptor, which Close
@@ -129,12 +187,26 @@ func (f *FastPath) Close() {
 	if f.objects == nil {
 		return
 	}
+	f.stopBeating()
+	if f.left {
+		f.closeLeft()
+		return
+	}
 	for l := range f.links {
 		l.closeLocked()
+	}
+	if !f.switched { // the start has failed: the next process takes them
+		f.closeLeft()
+		return
 	}
 	for _, r := range f.routes {
 		r.empty()
 		_ = r.receiveSenders(nil)
+	}
+	if f.options.Manager != nil {
+		if spec, err := readObject(); err == nil {
+			f.options.remove(keptCounts + layoutOf(spec))
+		}
 	}
 	f.objects.close()
 	f.objects = nil
@@ -147,6 +219,9 @@ type Link struct {
 	slot   uint32
 	counts []counters // Stats reads into it: one per CPU
 	final  Stats      // at Close
+
+	adopted  bool   // the counters are of the process before
+	orphaned uint64 // see Adopted
 }
 
 // Attach attaches ipip_decap to the underlay device of t, and enters t in the maps. It fails with
@@ -155,17 +230,13 @@ type Link struct {
 func (f *FastPath) Attach(t Tunnel) (*Link, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.objects == nil {
+	if f.objects == nil || f.left {
 		return nil, ErrClosed
 	}
-	l := &Link{f: f, counts: make([]counters, f.cpus), slot: f.allocSlot()}
+	l := &Link{f: f, counts: make([]counters, f.cpus)}
 	f.links[l] = true
-	err := f.objects.Counters.Put(l.slot, l.counts)
-	if err != nil {
-		err = f.explainMap("counters", err)
-	} else if err = f.objects.IPIDs.Put(l.slot, rand.Uint32()); err != nil { // random, so that a restarted daemon does not reuse recent IDs (RFC 6864)
-		err = f.explainMap("the IP ID counter", err)
-	} else {
+	err := l.takeSlot(uint32(t.Ifindex))
+	if err == nil {
 		err = l.updateLocked(t)
 	}
 	if err != nil {
@@ -175,12 +246,30 @@ func (f *FastPath) Attach(t Tunnel) (*Link, error) {
 	return l, nil
 }
 
+// newCounters begins the counters of the slot.
+func (l *Link) newCounters(ifindex uint32) error {
+	f := l.f
+	if err := f.objects.Counters.Put(l.slot, l.counts); err != nil {
+		return f.explainMap("counters", err)
+	}
+	if err := f.objects.IPIDs.Put(l.slot, rand.Uint32()); err != nil { // random, so that a restarted daemon does not reuse recent IDs (RFC 6864)
+		return f.explainMap("the IP ID counter", err)
+	}
+	if err := f.objects.Slots.Put(l.slot, slotEntry{Ifindex: ifindex}); err != nil {
+		return f.explainMap("the owner of the counters", err)
+	}
+	return nil
+}
+
+// open reports whether the Link may be used. f.mu is held.
+func (l *Link) open() bool { return l.f.links[l] && !l.f.left }
+
 // Update replaces the configuration of the tunnel. It opens a descriptor if the underlay device
 // is another, or has lost the program. After an error the tunnel is as after Disable.
 func (l *Link) Update(t Tunnel) error {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
-	if !l.f.links[l] {
+	if !l.open() {
 		return ErrClosed
 	}
 	err := l.updateLocked(t)
@@ -201,7 +290,7 @@ func (l *Link) Enabled() bool {
 func (l *Link) Disable() {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
-	if l.f.links[l] {
+	if l.open() {
 		l.disableLocked()
 	}
 }
@@ -229,6 +318,9 @@ func (l *Link) updateLocked(t Tunnel) error {
 	if t.Ifindex != old.Ifindex {
 		_ = f.objects.TxTunnels.Delete(uint32(old.Ifindex)) // absent if it is disabled
 		l.tunnel.Ifindex = t.Ifindex
+		if old.Ifindex != 0 {
+			_ = f.objects.Slots.Put(l.slot, slotEntry{Ifindex: uint32(t.Ifindex)}) // it replaces one
+		}
 	}
 	if err := f.checkRoutes(&t); err != nil {
 		return err
@@ -247,7 +339,7 @@ func (l *Link) updateLocked(t Tunnel) error {
 func (l *Link) Stats() (s Stats, err error) {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
-	if !l.f.links[l] {
+	if !l.open() {
 		return l.final, nil
 	}
 	return l.statsLocked()
@@ -269,6 +361,7 @@ func (l *Link) statsLocked() (s Stats, err error) {
 		s.ReversePath += c.ReversePath
 		s.NotInAcceptFrom += c.NotInAcceptFrom
 		s.NotInAcceptTo += c.NotInAcceptTo
+		s.orphaned += c.Orphaned
 		last = max(last, c.LastReceived)
 	}
 	s.LastReceived, err = monotonicToTime(last)
@@ -299,14 +392,14 @@ func (l *Link) Close() {
 // closeLocked is Close with f.mu held.
 func (l *Link) closeLocked() {
 	f := l.f
-	if !f.links[l] {
+	if !l.open() {
 		return
 	}
 	delete(f.links, l)
 	l.disableLocked()
 	l.final, _ = l.statsLocked()
 	f.releaseUnderlay(l.tunnel.UnderlayIfindex)
-	f.freeSlots = append(f.freeSlots, l.slot)
+	l.giveSlot()
 }
 
 // allocSlot returns a free slot. Beyond MAX_TUNNELS the map update fails.
@@ -326,13 +419,18 @@ func (f *FastPath) acquireUnderlay(device int) error {
 		return nil
 	}
 	u := f.underlays[device]
-	if u == nil {
+	if kept := f.keptLinks[device]; u == nil && kept != nil {
+		delete(f.keptLinks, device)
+		u = &underlay{link: kept, old: true}
+		f.underlays[device] = u
+	} else if u == nil {
 		attached, err := attach(device, f.objects.Decap)
 		if err != nil {
 			return err
 		}
 		u = &underlay{link: attached}
 		f.underlays[device] = u
+		f.keepLink(device, attached)
 	}
 	u.users++
 	return nil
@@ -349,8 +447,9 @@ func (f *FastPath) reattachUnderlay(device int) error {
 	if err != nil {
 		return err
 	}
-	_ = u.link.Close()
-	u.link = attached
+	f.endLink(device, u.link)
+	u.link, u.old = attached, false
+	f.keepLink(device, attached)
 	return nil
 }
 
@@ -360,8 +459,13 @@ func (f *FastPath) releaseUnderlay(device int) {
 	if u == nil {
 		return // index 0
 	}
-	if u.users--; u.users == 0 {
-		_ = u.link.Close() // fails if the device is gone
-		delete(f.underlays, device)
+	if u.users--; u.users > 0 {
+		return
 	}
+	delete(f.underlays, device)
+	if u.old {
+		f.keptLinks[device] = u.link
+		return
+	}
+	f.endLink(device, u.link)
 }

@@ -16,13 +16,25 @@ type FastPath struct{}
 type Link struct{}
 
 // Open fails with an *Unavailable.
-func Open() (*FastPath, error) { return nil, &Unavailable{Why: "the fast path needs Linux"} }
+func Open(Options) (*FastPath, error) { return nil, &Unavailable{Why: "the fast path needs Linux"} }
 
 // Encap returns none.
 func (*FastPath) Encap() (fd int, id uint32, name string) { return -1, 0, "" }
 
 // Close does nothing.
 func (*FastPath) Close() {}
+
+// Leave does nothing.
+func (*FastPath) Leave() {}
+
+// Switch does nothing.
+func (*FastPath) Switch() {}
+
+// Switched is true.
+func (*FastPath) Switched() bool { return true }
+
+// Adopted is false.
+func (*Link) Adopted() (adopted bool, orphaned uint64) { return false, 0 }
 
 // Reserve does nothing.
 func (*FastPath) Reserve([]Pair) {}

@@ -22,6 +22,7 @@ func TestObject_mapLayouts(t *testing.T) {
 		"rx_tunnels": {rxKey{}, rxTunnel{}},
 		"counters":   {uint32(0), counters{}},
 		"ip_ids":     {uint32(0), uint32(0)},
+		"slots":      {uint32(0), slotEntry{}},
 
 		"tx_fib":      {routeKey{}, txRoute{}},
 		"tx_lengths":  {uint32(0), prefixLengths{}},

@@ -57,6 +57,7 @@ type counters struct {
 	TxFailed           uint64
 
 	ReversePath, NotInAcceptFrom, NotInAcceptTo uint64
+	Orphaned                                    uint64 // skbs
 }
 
 // routeKey is a key of the map tx_fib.

@@ -50,7 +50,7 @@ func (l *Link) deleteRxTunnel() {
 func (f *FastPath) Reserve(pairs []Pair) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.objects == nil {
+	if f.objects == nil || f.left {
 		return
 	}
 	next := make(map[rxKey]bool, len(pairs))

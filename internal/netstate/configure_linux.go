@@ -49,7 +49,10 @@ func (h *Host) Configure(interfaces []Interface) error {
 		if i.Program != (Program{}) {
 			clsact, program := programChanges(i.Index, i.Program)
 			clsact.what, program.what = "", ""
-			changes = append(changes, clsact, program)
+			changes = append(changes, clsact)
+			if !i.Adopted {
+				changes = append(changes, program)
+			}
 		} else if i.Adopted {
 			changes = append(changes, removeProgram(i.Index))
 		}

@@ -15,8 +15,8 @@ type Interface struct {
 	// Program is to run on egress; the zero Program is none. That it cannot is no error: see
 	// Follower.Attach.
 	Program Program
-	// Adopted: a process before has made it, whose Program is replaced, or removed, as are routes with a
-	// Gateway that are not among Routes.
+	// Adopted: a process before has made it, whose Program is left until Follower.Attach, or removed if there
+	// is to be none, as are routes with a Gateway that are not among Routes.
 	Adopted bool
 }
 

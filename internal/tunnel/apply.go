@@ -48,6 +48,7 @@ func (e *Engine) Apply(ctx context.Context, configs []Config) error {
 	err = p.apply()
 	if err == nil && e.leaving.Swap(false) {
 		err = e.startReceiving()
+		e.takeOverFastPath(p.add)
 	}
 	return err
 }

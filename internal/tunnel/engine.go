@@ -120,7 +120,7 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 	e.leaving.Store(len(o.Kept) > 0)
 	e.partialChecksums.epoch = time.Now()
 	if e.openFastPath = o.FastPath; e.openFastPath == nil {
-		e.openFastPath = fastpath.Open
+		e.openFastPath = e.loadFastPath
 		if o.Socket != nil || o.OpenDevice != nil || o.Network != nil {
 			e.openFastPath = func() (*fastpath.FastPath, error) { return nil, errNotKernel }
 		}

@@ -147,6 +147,9 @@ func (c *control) openFastPath() (link *fastpath.Link, err error) {
 		return nil, c.attachErr
 	}
 	if link, err = c.openLink(); err == nil {
+		if c.adopted && !c.fast.programs.Switched() { // the interface runs that of the process before
+			return link, nil
+		}
 		err = c.attachEncap()
 	}
 	if err != nil {
@@ -176,7 +179,24 @@ func (c *control) openLink() (*fastpath.Link, error) {
 	}
 	link.Disable()
 	c.fast.link.Store(link)
+	c.inheritFastPath(link)
 	return link, nil
+}
+
+// inheritFastPath takes over what the counters of the process before say: the peer that it has heard need not be
+// heard again before the fast path receives.
+func (c *control) inheritFastPath(link *fastpath.Link) {
+	adopted, orphaned := link.Adopted()
+	if !adopted {
+		return
+	}
+	if orphaned > 0 {
+		c.log.Warn("there was no process for so long that the kernel has carried no more packets", "fast-path-packets", orphaned)
+	}
+	if s, err := link.Stats(); err == nil && !s.LastReceived.IsZero() {
+		c.monitor.NoteReceived(s.LastReceived)
+		c.state.Store(uint32(c.monitor.State()))
+	}
 }
 
 // encapProgram is ipip_encap; none if the fast path is not allowed.

@@ -3,17 +3,21 @@ package tunnel
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
 	"strings"
 	"time"
 
+	"ipipd/internal/fastpath"
 	"ipipd/internal/handover"
 	"ipipd/tun"
 )
 
 // What outlives the process is given to EngineOptions.Manager as soon as it is made: the queues of
-// each interface, under a name that comes of the tunnel's, and the sockets that receive. The next
-// Engine takes them from EngineOptions.Kept: an interface when it would make one for the tunnel of
-// that name, so that all else is as at any start, but that addresses and routes are there already.
+// each interface, under a name that comes of the tunnel's, the sockets that receive, and what the fast
+// path goes on with (fastpath.Options). The next Engine takes them from EngineOptions.Kept: an interface when
+// it would make one for the tunnel of that name, so that all else is as at any start, but that addresses and
+// routes are there already. The kernel carries packets by the programs of the process before, and as that has
+// told them, until takeOverFastPath.
 
 const (
 	keptQueues = "tun-"     // and the link
@@ -72,6 +76,9 @@ func (c *control) adoptOrOpen(o tun.Options) (device tun.Device, err error) {
 			return device, nil
 		}
 		c.log.Warn("the interface is made anew", "err", err)
+		if programs := e.programs(); programs != nil { // else packets for it are redirected to what is gone
+			programs.Switch()
+		}
 		_ = e.manager.Discard(handover.Kept{name: fds})
 		_ = e.manager.Sync(time.Second) // else its name is still taken
 	}
@@ -120,9 +127,69 @@ func (t *Tunnel) dropDevice() {
 	}
 }
 
-// Leave is Close, but that interfaces and sockets stay, for the process that comes next: as far as the
-// Manager has them.
+// programs are the fast path's; nil if there are none.
+func (e *Engine) programs() *fastpath.FastPath {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.fastPath
+}
+
+// loadFastPath is fastpath.Open, with what the process before has left.
+func (e *Engine) loadFastPath() (*fastpath.FastPath, error) {
+	return fastpath.Open(fastpath.Options{Manager: e.manager, Kept: e.kept, Cold: func(what string, err error) {
+		e.log.Warn("the fast path begins anew", "with", what, "err", err)
+	}})
+}
+
+// takeOverFastPath has the programs of this process carry packets in the place of those of the process before,
+// once all that these carry is in their maps.
+func (e *Engine) takeOverFastPath(tunnels []*control) {
+	programs := e.programs()
+	if programs == nil {
+		return
+	}
+	var adopted []*control
+	wait := true
+	for _, c := range tunnels {
+		if c.adopted && c.fast.programs != nil {
+			adopted = append(adopted, c)
+		}
+		wait = wait && c.config.Load().fastPathAllowed() // what was carried so far may not be any more
+	}
+	for late := time.Now().Add(routesWithin); wait && time.Now().Before(late); time.Sleep(time.Millisecond) {
+		// The answers about many remotes come one by one.
+		wait = slices.ContainsFunc(adopted, func(c *control) bool { return c.many != nil && !c.fast.active() })
+	}
+	programs.Switch()
+	for _, c := range adopted {
+		done := make(chan struct{})
+		take := func(c *control) {
+			defer close(done)
+			if c.here() && c.cfg.fastPathAllowed() { // whether it can be used or not
+				if err := c.attachEncap(); err != nil {
+					c.log.Debug("the eBPF program of the process before is not replaced", "err", err)
+				}
+			}
+			c.syncFastPath()
+		}
+		select {
+		case c.events <- take:
+		case <-c.done:
+			continue
+		}
+		select {
+		case <-done:
+		case <-c.done:
+		}
+	}
+}
+
+// Leave is Close, but that interfaces, sockets and the fast path stay, for the process that comes next: as
+// far as the Manager has them.
 func (e *Engine) Leave() error {
 	e.leaving.Store(true)
+	if programs := e.programs(); programs != nil {
+		programs.Leave()
+	}
 	return e.Close()
 }

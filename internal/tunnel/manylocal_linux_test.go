@@ -10,7 +10,7 @@ import (
 
 // Why addresses of the host are not known to the fast path is what its tunnel is woken for, and when that ends.
 func TestEngineFollowAddresses(t *testing.T) {
-	fast, err := fastpath.Open()
+	fast, err := fastpath.Open(fastpath.Options{})
 	if errors.As(err, new(*fastpath.Unavailable)) {
 		t.Skipf("no fast path here: %v", err)
 	} else if err != nil {

@@ -23,7 +23,7 @@ var allowedImports = map[string][]string{
 	"internal/fib":       {"internal/ipv4", "internal/drop"},
 	"internal/netstate":  {"internal/ipv4", "internal/fib"},
 	"internal/resolve":   {"internal/ipv4"},
-	"internal/fastpath":  {"internal/fib"},
+	"internal/fastpath":  {"internal/fib", "internal/handover"},
 	"internal/control":   {},
 	"internal/capture":   {"internal/drop"},
 	"internal/confine":   {},

@@ -59,6 +59,13 @@ struct ipv4 {
 // on a TUN. Tests set 14, since BPF_PROG_TEST_RUN needs an Ethernet header.
 const volatile __u32 link_header = 0;
 
+// alive_until is when the process is taken for dead, unless it has set this anew: CLOCK_MONOTONIC in ns.
+// From then on all packets go to userspace: see orphaned.
+volatile __u64 alive_until = ~0ULL;
+
+// The time costs 20 ns: ipip_encap, which has no other need of it, looks once in as many packets.
+#define CHECK_ALIVE 64
+
 #define ID_BASE 0x8000 // IDs allocated here; userspace has the lower half
 
 #define MAX_TUNNELS 4096
@@ -126,6 +133,7 @@ struct counters {
 	// Packets of who may not send, a GSO packet as one: drop.ReversePath, NotInAcceptFrom
 	// and NotInAcceptTo.
 	__u64 reverse_path, not_in_accept_from, not_in_accept_to;
+	__u64 orphaned; // skbs passed to userspace after alive_until
 };
 
 #include "many.h"
@@ -146,6 +154,19 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } ip_ids SEC(".maps");
+
+// slot is whose a slot is, for the process that comes next. No program reads it.
+struct slot {
+	__u32 ifindex; // of the TUN; 0 is none
+	__u32 orphaned; // as the process has last said
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_TUNNELS);
+	__type(key, __u32);
+	__type(value, struct slot);
+} slots SEC(".maps");
 
 // ip_header_sum is the folded one's complement sum of a header: 0xffff if its checksum is
 // correct.
@@ -237,7 +258,13 @@ int ipip_encap(struct __sk_buff *skb)
 		at += ETH_HLEN;
 		asm volatile("" : "+r"(at));
 	}
-	if (!c || read_header(skb, at, link_header, inner))
+	if (!c)
+		return TCX_NEXT;
+	if (!(c->tx_packets % CHECK_ALIVE) && bpf_ktime_get_coarse_ns() > alive_until) {
+		c->orphaned++;
+		return TCX_NEXT;
+	}
+	if (read_header(skb, at, link_header, inner))
 		return TCX_NEXT;
 	if (inner.version_ihl != VERSION_IHL || bpf_ntohs(inner.total_len) != length)
 		return TCX_NEXT;
@@ -360,6 +387,11 @@ int ipip_decap(struct __sk_buff *skb)
 	c = bpf_map_lookup_elem(&counters, &slot);
 	if (!c)
 		return TCX_NEXT;
+	now = bpf_ktime_get_coarse_ns();
+	if (now > alive_until) {
+		c->orphaned++;
+		return TCX_NEXT;
+	}
 	whole = !read_header(skb, data + ETH_HLEN + HEADER_LEN, at, h.inner);
 	if (rx->flags & RX_MANY) {
 		// Whatever is inside, and in each fragment.
@@ -434,7 +466,6 @@ int ipip_decap(struct __sk_buff *skb)
 		return TCX_NEXT;
 	c->rx_packets += n;
 	c->rx_bytes += length + (n - 1) * header;
-	now = bpf_ktime_get_coarse_ns();
 	if (c->last_received != now)
 		c->last_received = now;
 	if (remote && remote->last_received != now)
