@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,6 +26,7 @@ import (
 type stream struct {
 	from, to net.Conn
 	sent     uint32
+	all      atomic.Bool // sent is what is sent
 	seen     map[uint32]int
 	gap      time.Duration
 	done     sync.WaitGroup
@@ -53,6 +56,7 @@ func newStream(t *testing.T, from, to *netlab.NS, source, destination string, st
 		for begin := time.Now(); ; {
 			select {
 			case <-stop:
+				s.all.Store(true)
 				return
 			case <-tick.C:
 			}
@@ -64,12 +68,16 @@ func newStream(t *testing.T, from, to *netlab.NS, source, destination string, st
 	s.done.Go(func() {
 		b := make([]byte, 10)
 		var last time.Time
-		for {
-			_ = listener.SetReadDeadline(time.Now().Add(netlab.Scale(3 * time.Second)))
+		for read := time.Now(); ; {
+			_ = listener.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 			n, err := listener.Read(b)
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				return
+				if s.all.Load() && len(s.seen) == int(s.sent) || time.Since(read) > netlab.Scale(3*time.Second) {
+					return
+				}
+				continue
 			}
+			read = time.Now()
 			if now := time.Now(); n == 4 {
 				s.seen[binary.BigEndian.Uint32(b)]++
 				if !last.IsZero() {
@@ -98,6 +106,61 @@ func (s *stream) lost() (lost, twice int) {
 	return lost, twice
 }
 
+// keptTunnel is an ipipd keep in namespace a, whose process has a tunnel, near, to one that is in b, far.
+type keptTunnel struct {
+	*kept
+	a, b *netlab.NS
+	dir  string // of runtime-dirs
+}
+
+func newKeptTunnel(t *testing.T, a, b *netlab.NS, program string, near ...string) *keptTunnel {
+	t.Helper()
+	netlab.Veth(t, a, b, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0", Address: "192.0.2.2/24"})
+	dir := shortDir(t)
+	far := exec.Command("ipipd", "up", "--remote-address", "192.0.2.1", "--name", "far", "--address", "10.255.0.2/30", "--runtime-dir", filepath.Join(dir, "far"))
+	b.Start(far)
+	k := startKept(t, func(cmd *exec.Cmd) (err error) { a.Do(func() { err = cmd.Start() }); return err },
+		append([]string{program, "up", "--name", "near", "--runtime-dir", filepath.Join(dir, "near")}, near...)...)
+	return &keptTunnel{k, a, b, dir}
+}
+
+// ready waits for the nth process, and returns its PID.
+func (k *keptTunnel) ready(n int) (pid int) {
+	k.t.Helper()
+	netlab.Eventually(k.t, "the process is ready", func() bool {
+		ready := regexp.MustCompile(`tunnel is ready`).FindAllString(k.log.String(), -1)
+		started := regexp.MustCompile(`is started" pid=(\d+)`).FindAllStringSubmatch(k.log.String(), -1)
+		if len(ready) == n && len(started) == n {
+			pid, _ = strconv.Atoi(started[n-1][1])
+		}
+		return pid != 0
+	})
+	return pid
+}
+
+func (k *keptTunnel) pings() {
+	k.t.Helper()
+	netlab.Eventually(k.t, "a ping is answered", func() bool {
+		_, err := k.a.Try("ping", "-c", "1", "-W", "1", "10.255.0.2")
+		return err == nil
+	})
+}
+
+// status is what `ipipd print` says of near or far.
+func (k *keptTunnel) status(name string) (s netlab.Status) {
+	k.t.Helper()
+	ns := map[string]*netlab.NS{"near": k.a, "far": k.b}[name]
+	netlab.Eventually(k.t, "the process answers", func() bool {
+		out, err := ns.Try("ipipd", "print", name, "--json", "--runtime-dir", filepath.Join(k.dir, name))
+		var list []netlab.Status
+		if err == nil && json.Unmarshal([]byte(out), &list) == nil && len(list) == 1 {
+			s = list[0]
+		}
+		return s.Name != ""
+	})
+	return s
+}
+
 // No packet is lost, in either direction, while the process ends by SIGUSR2 and the next one starts, and
 // none but what it had just read while it is killed.
 func TestKeeper_stream(t *testing.T) {
@@ -112,33 +175,15 @@ func TestKeeper_stream(t *testing.T) {
 		fast    string
 		end     unix.Signal
 	}{
-		{"one", one, "no", unix.SIGUSR2}, {"one", one, "no", unix.SIGKILL}, {"one", one, "yes", unix.SIGUSR2}, {"one", one, "yes", unix.SIGKILL},
+		{"one", one, "no", unix.SIGUSR2}, {"one", one, "no", unix.SIGKILL}, // the fast path: TestKeeper_fastPath
 		{"many", many, "no", unix.SIGKILL}, {"many", many, "yes", unix.SIGUSR2},
 	} {
 		t.Run(fmt.Sprintf("%s-fast-path-%s-%v", c.remotes, c.fast, c.end), func(t *testing.T) {
 			a, b := netlab.New(t), netlab.New(t)
-			netlab.Veth(t, a, b, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0", Address: "192.0.2.2/24"})
-			dir := shortDir(t)
-			far := exec.Command("ipipd", "up", "--remote-address", "192.0.2.1", "--name", "far", "--address", "10.255.0.2/30", "--runtime-dir", filepath.Join(dir, "far"))
-			b.Start(far)
-			k := startKept(t, func(cmd *exec.Cmd) (err error) { a.Do(func() { err = cmd.Start() }); return err },
-				append([]string{"ipipd", "up", "--name", "near", "--allow-fast-path", c.fast, "--runtime-dir", filepath.Join(dir, "near")}, c.near...)...)
-			pid := func(n int) (pid int) {
-				netlab.Eventually(t, "the process is ready", func() bool {
-					ready := regexp.MustCompile(`tunnel is ready`).FindAllString(k.log.String(), -1)
-					started := regexp.MustCompile(`is started" pid=(\d+)`).FindAllStringSubmatch(k.log.String(), -1)
-					if len(ready) == n && len(started) == n {
-						pid, _ = strconv.Atoi(started[n-1][1])
-					}
-					return pid != 0
-				})
-				return pid
-			}
+			k := newKeptTunnel(t, a, b, "ipipd", append([]string{"--allow-fast-path", c.fast}, c.near...)...)
+			pid := k.ready
 			pid(1)
-			netlab.Eventually(t, "a ping is answered", func() bool {
-				_, err := a.Try("ping", "-c", "1", "-W", "1", "10.255.0.2")
-				return err == nil
-			})
+			k.pings()
 			show := func() string { return a.Run("ip", "-o", "link", "show", "near") + a.Run("ip", "route") }
 			before := show()
 			stop := make(chan struct{})

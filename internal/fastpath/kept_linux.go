@@ -118,24 +118,18 @@ func (o *Options) takeLinks() map[int]link.Link {
 		if !ok {
 			continue
 		}
-		device, err := strconv.Atoi(number)
+		device, _ := strconv.Atoi(number)
+		var err error
 		for _, fd := range o.Kept.Take(name) {
-			l, failed := link.NewFromFD(fd) // closes fd if it fails
-			if failed != nil {
-				err = errors.Join(err, fmt.Errorf("what is kept as a link is none: %w", failed))
-				continue
-			}
-			info, failed := l.Info()
+			l, wrong := adoptLink(fd, device)
 			switch {
-			case failed != nil, info.TCX() == nil, ebpf.AttachType(info.TCX().AttachType) != ebpf.AttachTCXIngress, links[device] != nil:
-				err = errors.Join(err, errors.New("what is kept as a link to the ingress of a device is another one"))
-			case int(info.TCX().Ifindex) == device:
+			case wrong != nil:
+				err = wrong
+			case l != nil && links[device] == nil:
 				links[device] = l
-				continue
-			case info.TCX().Ifindex != 0: // else the device is gone, or has moved
-				err = errors.Join(err, errors.New("what is kept as the link to a device is one to another"))
+			case l != nil:
+				_ = l.Close()
 			}
-			_ = l.Close()
 		}
 		if links[device] == nil {
 			o.remove(name)
@@ -145,6 +139,25 @@ func (o *Options) takeLinks() map[int]link.Link {
 		}
 	}
 	return links
+}
+
+// adoptLink returns the link of a descriptor, which it takes; nil if the device is gone, or has moved.
+func adoptLink(fd, device int) (link.Link, error) {
+	l, err := link.NewFromFD(fd) // closes fd if it fails
+	if err != nil {
+		return nil, fmt.Errorf("what is kept as a link is none: %w", err)
+	}
+	info, err := l.Info()
+	switch {
+	case err != nil, info.TCX() == nil, ebpf.AttachType(info.TCX().AttachType) != ebpf.AttachTCXIngress:
+		err = errors.New("what is kept as a link to the ingress of a device is another one")
+	case int(info.TCX().Ifindex) == device:
+		return l, nil
+	case info.TCX().Ifindex != 0:
+		err = errors.New("what is kept as the link to a device is one to another")
+	}
+	_ = l.Close()
+	return nil, err
 }
 
 func (o *Options) remove(name string) {

@@ -104,6 +104,7 @@ func (l *lab) counters() (sum counters) {
 		sum.ReversePath += c.ReversePath
 		sum.NotInAcceptFrom += c.NotInAcceptFrom
 		sum.NotInAcceptTo += c.NotInAcceptTo
+		sum.Orphaned += c.Orphaned
 		sum.LastReceived = max(sum.LastReceived, c.LastReceived)
 	}
 	return sum

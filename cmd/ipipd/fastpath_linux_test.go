@@ -1,0 +1,215 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ipipd/test/netlab"
+)
+
+// build builds an ipipd with variables that the linker sets.
+func build(t *testing.T, variables ...string) (program string) {
+	t.Helper()
+	program = filepath.Join(t.TempDir(), "ipipd")
+	c := exec.Command("go", "build", "-o", program, "-ldflags", "-X "+strings.Join(variables, " -X "), "ipipd/cmd/ipipd")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	return program
+}
+
+// flood sends packets, 100 every millisecond on an idle machine, until stop is closed.
+type flood struct {
+	sent, received uint64      // the latter with those that the receiving socket had no room for
+	all            atomic.Bool // sent is what is sent
+	from           net.PacketConn
+	to             *net.UDPConn
+	ns             *netlab.NS
+	done           sync.WaitGroup
+}
+
+func newFlood(t *testing.T, from, to *netlab.NS, source, destination string, stop <-chan struct{}) *flood {
+	t.Helper()
+	f := &flood{ns: to}
+	remote, err := net.ResolveUDPAddr("udp4", destination)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to.Do(func() { f.to, err = net.ListenUDP("udp4", remote) })
+	if err == nil {
+		from.Do(func() { f.from, err = net.ListenPacket("udp4", source) })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.done.Go(func() {
+		packet := make([]byte, 1000)
+		for {
+			select {
+			case <-stop:
+				f.all.Store(true)
+				return
+			case <-time.After(netlab.Scale(time.Millisecond)):
+			}
+			for range 100 {
+				if _, err := f.from.WriteTo(packet, remote); err == nil {
+					f.sent++
+				}
+			}
+		}
+	})
+	f.done.Go(func() {
+		b := make([]byte, 2000)
+		for read := time.Now(); ; {
+			_ = f.to.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			if _, err := f.to.Read(b); err == nil {
+				f.received++
+				read = time.Now()
+			} else if f.all.Load() && f.received+f.overflow(t) == f.sent || time.Since(read) > netlab.Scale(3*time.Second) {
+				return
+			}
+		}
+	})
+	return f
+}
+
+// overflow is how many packets the receiving socket had no room for.
+func (f *flood) overflow(t *testing.T) (n uint64) {
+	port := fmt.Sprintf(":%04X ", f.to.LocalAddr().(*net.UDPAddr).Port)
+	out, err := f.ns.Try("cat", "/proc/net/udp")
+	for line := range strings.Lines(out) {
+		if fields := strings.Fields(line); err == nil && strings.Contains(line, port) {
+			n, err = strconv.ParseUint(fields[len(fields)-1], 10, 64)
+		}
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	return n
+}
+
+// lost is how many packets have not come to the receiving socket.
+func (f *flood) lost(t *testing.T) int {
+	t.Helper()
+	f.done.Wait()
+	f.received += f.overflow(t)
+	f.from.Close()
+	f.to.Close()
+	return int(f.sent) - int(f.received)
+}
+
+// No packet of the fast path is lost, in either direction, while the process ends, is killed, or is replaced by another
+// version, of which one has maps of another layout; and the counters go on. Without any process
+// the kernel ends it. IPIPD_RESTARTS is how many of each there are.
+func TestKeeper_fastPath(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: network namespaces, /dev/net/tun and raw sockets")
+	}
+	rounds, long := strconv.Atoi(os.Getenv("IPIPD_RESTARTS"))
+	layout := build(t, "main.version=v2", "ipipd/internal/fastpath.otherLayout=v2", "ipipd/internal/fastpath.aliveFor=5s")
+	program := filepath.Join(t.TempDir(), "ipipd")
+	install := func(run string) {
+		if err := os.WriteFile(program+".new", []byte("#!/bin/sh\nexec "+run+" \"$@\"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(program+".new", program); err != nil {
+			t.Fatal(err)
+		}
+	}
+	install("ipipd")
+	a, b := netlab.New(t), netlab.New(t)
+	k := newKeptTunnel(t, a, b, program, "--remote-address", "192.0.2.2", "--address", "10.255.0.1/30")
+	pid, n := k.ready(1), 1
+	k.pings()
+	for _, name := range []string{"near", "far"} {
+		var why string
+		if !netlab.WaitFor(func() bool { why = k.status(name).FastPath; return why == "active" }) {
+			t.Skipf("no fast path here: %s", why)
+		}
+	}
+	type step struct {
+		name   string
+		signal unix.Signal
+		run    string // "": the same
+	}
+	steps := []step{{"restart", unix.SIGUSR2, ""}, {"kill", unix.SIGKILL, ""}}
+	if long == nil {
+		version := build(t, "main.version=v3")
+		for range rounds {
+			steps = append(steps, step{"restart", unix.SIGUSR2, ""}, step{"kill", unix.SIGKILL, ""},
+				step{"another version", unix.SIGUSR2, version}, step{"the first version", unix.SIGKILL, "ipipd"})
+		}
+	}
+	steps = append(steps, step{"another version and layout", unix.SIGUSR2, layout})
+	for _, s := range steps {
+		before := k.status("near")
+		stop := make(chan struct{})
+		streams := []*stream{newStream(t, a, b, "10.255.0.1:5000", "10.255.0.2:5001", stop), newStream(t, b, a, "10.255.0.2:6000", "10.255.0.1:6001", stop)}
+		floods := []*flood{newFlood(t, a, b, "10.255.0.1:7000", "10.255.0.2:7001", stop), newFlood(t, b, a, "10.255.0.2:8000", "10.255.0.1:8001", stop)}
+		time.Sleep(steady + 200*time.Millisecond) // so that it is started again at once
+		if s.run != "" {
+			install(s.run)
+		}
+		if s.signal == unix.SIGKILL {
+			_ = unix.Kill(pid, s.signal)
+		} else {
+			k.signal(s.signal)
+		}
+		n++
+		pid = k.ready(n)
+		time.Sleep(100 * time.Millisecond)
+		close(stop)
+		for i, way := range []string{"out", "in"} {
+			lost, twice := streams[i].lost()
+			flooded := floods[i].lost(t)
+			t.Logf("%s, %s: %d sent, %d lost, %d twice, gap %v; flood: %d sent, %d lost", s.name, way, streams[i].sent, lost, twice, streams[i].gap, floods[i].sent, flooded)
+			if lost > 0 || twice > 0 || flooded != 0 {
+				t.Errorf("%s, %s: %d lost, %d twice, and %d of the flood", s.name, way, lost, twice, flooded)
+			}
+			if streams[i].sent < 500 || floods[i].sent < 1000 {
+				t.Errorf("%s, %s: too few are sent", s.name, way)
+			}
+		}
+		after := k.status("near")
+		if after.FastPath != "active" {
+			t.Errorf("%s: %s", s.name, after.FastPath)
+		}
+		if s.run == layout { // the counters begin anew
+			continue
+		}
+		tx, rx := after.TxPacket-before.TxPacket, after.RxPacket-before.RxPacket
+		wantTx, wantRx := uint64(streams[0].sent)+floods[0].sent, uint64(streams[1].sent)+floods[1].sent
+		if tx != wantTx || rx != wantRx {
+			t.Errorf("%s: counted are %d packets out and %d in, want %d and %d", s.name, tx, rx, wantTx, wantRx)
+		}
+	}
+
+	// A process that is there and does nothing is none: the kernel goes on for aliveFor.
+	_ = unix.Kill(pid, unix.SIGSTOP)
+	if out, err := a.Try("ping", "-c", "1", "-W", "1", "10.255.0.2"); err != nil {
+		t.Errorf("the kernel does not go on: %s", out)
+	}
+	netlab.Eventually(t, "the kernel carries no packets any more", func() bool {
+		_, err := a.Try("ping", "-c", "5", "-i", "0.2", "-W", "1", "10.255.0.2")
+		return err != nil
+	})
+	_ = unix.Kill(pid, unix.SIGKILL)
+	k.ready(n + 1)
+	k.logs(`there was no process for so long that the kernel has carried no more packets" .*fast-path-packets=\d+`)
+	k.pings()
+	k.signal(unix.SIGTERM)
+	k.ends(0)
+	netlab.Eventually(t, "the interface is gone", func() bool { _, err := a.Try("ip", "link", "show", "near"); return err != nil })
+}
