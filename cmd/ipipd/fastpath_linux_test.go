@@ -178,7 +178,7 @@ func TestKeeper_fastPath(t *testing.T) {
 			if lost > 0 || twice > 0 || flooded != 0 {
 				t.Errorf("%s, %s: %d lost, %d twice, and %d of the flood", s.name, way, lost, twice, flooded)
 			}
-			if streams[i].sent < 500 || floods[i].sent < 1000 {
+			if streams[i].sent < 50 || floods[i].sent < 1000 {
 				t.Errorf("%s, %s: too few are sent", s.name, way)
 			}
 		}

@@ -108,6 +108,8 @@ type Options struct {
 	Manager *handover.Manager
 	// Kept is what it has kept of the process before. Open takes what is the fast path's.
 	Kept handover.Kept
+	// Anew: the counters of Kept are not to be used.
+	Anew bool
 	// Cold is told what of Kept cannot be used, or is not kept, and why.
 	Cold func(what string, err error)
 }

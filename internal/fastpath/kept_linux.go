@@ -63,7 +63,7 @@ func (o *Options) takeCounts(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
 			continue
 		}
 		fds := o.Kept.Take(name)
-		if name != want {
+		if name != want || o.Anew {
 			err = errors.New("the maps of the process before have another layout")
 			closeAll(fds)
 			o.remove(name)
@@ -96,7 +96,7 @@ func (o *Options) takeCounts(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
 	for _, m := range counts {
 		_ = m.Close()
 	}
-	if err != nil {
+	if err != nil && !o.Anew { // else that was said
 		o.cold("counters", err)
 	}
 	return nil

@@ -67,7 +67,7 @@ func programOn(t *testing.T, device int) ebpf.ProgramID {
 
 // The device has one program at any time: that of the process before until Switch. Counters go on, and what nobody
 // needs any more is detached.
-func TestSwitch(t *testing.T) {
+func TestFastPathSwitch(t *testing.T) {
 	ns := newDevices(t)
 	ns.Do(func() {
 		first := open(t)

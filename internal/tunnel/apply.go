@@ -49,6 +49,7 @@ func (e *Engine) Apply(ctx context.Context, configs []Config) error {
 	if err == nil && e.leaving.Swap(false) {
 		err = e.startReceiving()
 		e.takeOverFastPath(p.add)
+		e.ledger.settle()
 	}
 	return err
 }

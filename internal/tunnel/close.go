@@ -35,6 +35,7 @@ func (e *Engine) CloseTunnels(tunnels ...*Tunnel) error {
 	for _, t := range closing {
 		t.dropDevice()
 		errs = append(errs, t.device.Close())
+		t.dropCounters()
 		e.forget(t)
 		e.sysctls.release(t) // once the interface does not have the address any more
 		close(t.done)

@@ -71,6 +71,7 @@ type Engine struct {
 
 	manager *handover.Manager
 	kept    handover.Kept // of Apply and remakeInterface
+	ledger  *ledger
 	// leaving: what is closed is left to the next process. So is it until the first Apply has succeeded,
 	// so that a start that fails can be tried again.
 	leaving atomic.Bool
@@ -158,6 +159,10 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 		if underlay.KernelHandlesIPIP() {
 			e.log.Warn(KernelIPIP + "; unload ipip and tunnel4")
 		}
+	}
+	var err error
+	if e.ledger, err = openLedger(o.Manager, o.Kept); err != nil {
+		e.log.Warn("the counters of the tunnels begin anew", "err", err)
 	}
 	e.table.Store(&table{})
 	e.others.Store(&table{})
@@ -252,6 +257,7 @@ func (e *Engine) Close() error {
 	if e.fastPath != nil {
 		e.fastPath.Close()
 	}
+	errs = append(errs, e.dropLedger())
 	e.sysctls.end(e)
 	if e.addresses.follower != nil {
 		e.addresses.follower.Close()

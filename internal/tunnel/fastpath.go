@@ -187,7 +187,7 @@ func (c *control) openLink() (*fastpath.Link, error) {
 // heard again before the fast path receives.
 func (c *control) inheritFastPath(link *fastpath.Link) {
 	adopted, orphaned := link.Adopted()
-	if !adopted {
+	if c.noteFastCounters(adopted); !adopted {
 		return
 	}
 	if orphaned > 0 {

@@ -136,7 +136,7 @@ func (e *Engine) programs() *fastpath.FastPath {
 
 // loadFastPath is fastpath.Open, with what the process before has left.
 func (e *Engine) loadFastPath() (*fastpath.FastPath, error) {
-	return fastpath.Open(fastpath.Options{Manager: e.manager, Kept: e.kept, Cold: func(what string, err error) {
+	return fastpath.Open(fastpath.Options{Manager: e.manager, Kept: e.kept, Anew: e.ledger != nil && e.ledger.anew, Cold: func(what string, err error) {
 		e.log.Warn("the fast path begins anew", "with", what, "err", err)
 	}})
 }

@@ -44,6 +44,9 @@ func (c *control) readInterface() error {
 	c.iface.Store(&s)
 	if !s.Moved && s.Index != c.ifindex {
 		c.ifindex = s.Index
+		if c.entry != nil {
+			c.entry.ifindex.Store(uint32(s.Index))
+		}
 		c.answer = c.follower.Set(c.query())
 	}
 	if was := c.ifname.get(); s.Name != was {

@@ -56,6 +56,7 @@ func (e *Engine) newControl(cfg *Config, secret ike.Secret) *control {
 	t := &Tunnel{
 		engine: e, epoch: time.Now(), ifname: newIfnameHandler(e.log, cfg.Name),
 		wake: make(chan struct{}, 1), events: make(chan event, eventQueue), done: make(chan struct{}),
+		counters: new(counters),
 	}
 	t.log = slog.New(t.ifname)
 	t.ctx, t.cancel = context.WithCancel(context.Background())
@@ -203,6 +204,7 @@ func (c *control) opened() error {
 	c.answer = t.follower.Answer()
 	c.interfaceChanges, c.interfaceDowns = c.answer.InterfaceChanges, c.answer.InterfaceDowns
 	c.followRoutes()
+	c.takeCounters()
 	c.addQueues()
 	return nil
 }

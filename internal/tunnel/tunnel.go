@@ -61,7 +61,8 @@ type Tunnel struct {
 	oversize       sighting     // a received packet above the MTU, its length
 	looped         sighting     // drop.Loop
 	fragmentLoss   sighting     // by poll, packets not reassembled
-	counters       counters
+	counters       *counters    // of entry, if there is one
+	entry          *ledgerEntry // where it outlives the process; nil does not
 
 	ipsecPolicy  *ipsecPolicy // nil without a secret
 	many         *remotes     // nil unless remote-address is any
