@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -211,5 +212,89 @@ func TestKeeper_fastPath(t *testing.T) {
 	k.pings()
 	k.signal(unix.SIGTERM)
 	k.ends(0)
+	netlab.Eventually(t, "the interface is gone", func() bool { _, err := a.Try("ip", "link", "show", "near"); return err != nil })
+}
+
+// A service manager keeps one link for a device, however many tunnels and processes there are, and what a new
+// configuration has not goes.
+func TestNotifier_fastPath(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: network namespaces, /dev/net/tun and raw sockets")
+	}
+	a, b := netlab.New(t), netlab.New(t)
+	netlab.Veth(t, a, b, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0", Address: "192.0.2.2/24"})
+	dir := shortDir(t)
+	b.Start(exec.Command("ipipd", "up", "--remote-address", "192.0.2.1", "--name", "far", "--address", "10.255.0.2/30", "--runtime-dir", filepath.Join(dir, "far")))
+	m := netlab.NewServiceManager(t, 100)
+	file := filepath.Join(dir, "ipipd.yaml")
+	const near = "tunnels:\n- {name: near, remote-address: 192.0.2.2, address: 10.255.0.1/30}\n"
+	start := func(text string) (cmd *exec.Cmd, log *netlab.Buffer) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd, log = exec.Command("ipipd", "up", "--config", file, "--runtime-dir", filepath.Join(dir, "near")), &netlab.Buffer{}
+		cmd.Stderr = log
+		a.Do(func() { m.Start(cmd) })
+		t.Cleanup(func() {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+			if t.Failed() {
+				t.Logf("log:\n%s", log)
+			}
+		})
+		netlab.Eventually(t, "a ping is answered", func() bool {
+			_, err := a.Try("ping", "-c", "1", "-W", "1", "10.255.0.2")
+			return err == nil && strings.Contains(log.String(), "name=near")
+		})
+		return cmd, log
+	}
+	stored := func(prefix string) (n int) {
+		for _, name := range m.Stored() {
+			if strings.HasPrefix(name, prefix) {
+				n++
+			}
+		}
+		return n
+	}
+	fast := func() (text string) {
+		netlab.Eventually(t, "the process answers", func() bool {
+			out, err := a.Try("ipipd", "print", "near", "--runtime-dir", filepath.Join(dir, "near"))
+			if found := regexp.MustCompile(`[^-]fast-path: (.*)`).FindStringSubmatch(out); err == nil && found != nil {
+				text = found[1]
+			}
+			return text != "" && text != "starting"
+		})
+		return text
+	}
+	cmd, _ := start(near + "- {name: other, remote-address: 192.0.2.3}\n")
+	if why := fast(); why != "active" {
+		t.Skipf("no fast path here: %s", why)
+	}
+	for _, next := range []string{near, near, strings.Replace(near, "}", ", allow-fast-path: no}", 1), near} {
+		if n, counts := stored("fast-path-link-"), stored("fast-path-counts-"); n != 1 || counts != 3 {
+			t.Errorf("%d links and %d maps are kept: %q", n, counts, m.Stored())
+		}
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		var log *netlab.Buffer
+		cmd, log = start(next)
+		if strings.Contains(log.String(), "anew") || len(m.Warnings()) > 0 {
+			t.Errorf("%s%q", log, m.Warnings())
+		}
+		_, err := a.Try("ip", "link", "show", "other")
+		filter := strings.Contains(a.Run("tc", "filter", "show", "dev", "near", "egress"), "ipip_encap")
+		if want := !strings.Contains(next, "no}"); err == nil || filter != want || (fast() == "active") != want {
+			t.Errorf("the other tunnel: %v, the program: %v, %s", err, filter, fast())
+		} else if !want {
+			netlab.Eventually(t, "nothing of the fast path is kept", func() bool { return stored("fast-path-") == 0 })
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+			cmd, _ = start(near)
+		}
+	}
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	m.Release()
 	netlab.Eventually(t, "the interface is gone", func() bool { _, err := a.Try("ip", "link", "show", "near"); return err != nil })
 }

@@ -176,7 +176,7 @@ func TestKeeper_stream(t *testing.T) {
 		end     unix.Signal
 	}{
 		{"one", one, "no", unix.SIGUSR2}, {"one", one, "no", unix.SIGKILL}, // the fast path: TestKeeper_fastPath
-		{"many", many, "no", unix.SIGKILL}, {"many", many, "yes", unix.SIGUSR2},
+		{"many", many, "no", unix.SIGUSR2}, {"many", many, "yes", unix.SIGKILL},
 	} {
 		t.Run(fmt.Sprintf("%s-fast-path-%s-%v", c.remotes, c.fast, c.end), func(t *testing.T) {
 			a, b := netlab.New(t), netlab.New(t)
