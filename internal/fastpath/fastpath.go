@@ -76,6 +76,8 @@ type Tunnel struct {
 	AnyPeer, AcceptFrom, AcceptTo bool
 	// Refuse drops, and counts, received packets of who may not send. Otherwise they go to userspace.
 	Refuse bool
+	// Capture is what Link.Captured sees. It is none before OpenCapture.
+	Capture Capture
 }
 
 // AnyRemote is the Remote of a Tunnel that has Many.

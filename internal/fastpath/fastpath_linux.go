@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -38,14 +39,15 @@ type objects struct {
 
 	LocalAddresses *ebpf.Map `ebpf:"local_addresses"`
 
-	AliveUntil *ebpf.Variable `ebpf:"alive_until"`
+	AliveUntil   *ebpf.Variable `ebpf:"alive_until"`
+	CaptureRings *ebpf.Map      `ebpf:"capture_rings"`
 }
 
 func (o *objects) close() {
 	for _, p := range []*ebpf.Program{o.Encap, o.Decap} {
 		_ = p.Close()
 	}
-	for _, m := range []*ebpf.Map{o.TxTunnels, o.RxTunnels, o.Counters, o.IPIDs, o.Slots, o.TxFIB, o.TxLengths, o.Remotes, o.AcceptFrom, o.AcceptTo, o.LocalAddresses} {
+	for _, m := range []*ebpf.Map{o.TxTunnels, o.RxTunnels, o.Counters, o.IPIDs, o.Slots, o.TxFIB, o.TxLengths, o.Remotes, o.AcceptFrom, o.AcceptTo, o.LocalAddresses, o.CaptureRings} {
 		_ = m.Close()
 	}
 }
@@ -220,8 +222,9 @@ type Link struct {
 	counts []counters // Stats reads into it: one per CPU
 	final  Stats      // at Close
 
-	adopted  bool   // the counters are of the process before
-	orphaned uint64 // see Adopted
+	adopted  bool                        // the counters are of the process before
+	orphaned uint64                      // see Adopted
+	captured atomic.Pointer[captureRing] // nil unless it is captured; written with f.mu held
 }
 
 // Attach attaches ipip_decap to the underlay device of t, and enters t in the maps. It fails with
@@ -271,6 +274,9 @@ func (l *Link) Update(t Tunnel) error {
 	defer l.f.mu.Unlock()
 	if !l.open() {
 		return ErrClosed
+	}
+	if l.captured.Load() == nil {
+		t.Capture = Capture{}
 	}
 	err := l.updateLocked(t)
 	if err != nil {
@@ -384,6 +390,7 @@ func monotonicToTime(monotonic uint64) (time.Time, error) {
 // Close takes the tunnel out of the maps: its packets go to userspace again. It may be called
 // more than once.
 func (l *Link) Close() {
+	l.CloseCapture()
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
 	l.closeLocked()

@@ -81,6 +81,18 @@ func (*Link) Enabled() bool { return false }
 // Disable does nothing.
 func (*Link) Disable() {}
 
+// OpenCapture fails.
+func (*Link) OpenCapture() error { return ErrClosed }
+
+// CloseCapture does nothing.
+func (*Link) CloseCapture() {}
+
+// Captured returns none.
+func (*Link) Captured(func() bool, func(*Captured)) (int, error) { return 0, nil }
+
+// NotCaptured returns none.
+func (*Link) NotCaptured() (n, drops uint64, err error) { return 0, 0, nil }
+
 // Stats fails.
 func (*Link) Stats() (Stats, error) { return Stats{}, ErrClosed }
 

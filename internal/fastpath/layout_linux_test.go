@@ -44,6 +44,10 @@ func TestObject_mapLayouts(t *testing.T) {
 		}
 		delete(spec.Maps, name)
 	}
+	if m := spec.Maps["capture_rings"]; m == nil || m.KeySize != 4 || m.InnerMap == nil || m.InnerMap.Type != ebpf.RingBuf {
+		t.Errorf("capture_rings: %v", m)
+	}
+	delete(spec.Maps, "capture_rings")
 	for name, m := range spec.Maps {
 		if !strings.HasPrefix(name, ".") { // .rodata: link_header
 			t.Errorf("map %s has no Go mirror: %v", name, m)

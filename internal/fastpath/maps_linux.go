@@ -14,6 +14,7 @@ type txTunnel struct {
 	TOSMask, TOSSet uint8
 	TTL             uint8
 	Flags           uint8
+	Capture         uint32
 }
 
 // TX_ENABLED and so on.
@@ -36,6 +37,7 @@ type rxTunnel struct {
 	UnderlayIfindex             uint32
 	EchoSource, EchoDestination [4]byte
 	Flags                       uint32
+	Capture                     uint32
 }
 
 // RX_ENABLED and so on.
@@ -58,6 +60,20 @@ type counters struct {
 
 	ReversePath, NotInAcceptFrom, NotInAcceptTo uint64
 	Orphaned                                    uint64 // skbs
+
+	NotCaptured, DropsNotCaptured uint64
+}
+
+// captureDrops is CAPTURE_DROPS.
+const captureDrops = 0x10000
+
+// value is tx_tunnel.capture and rx_tunnel.capture.
+func (c Capture) value() uint32 {
+	v := uint32(c.Snaplen)
+	if c.Drops {
+		v |= captureDrops
+	}
+	return v
 }
 
 // routeKey is a key of the map tx_fib.
@@ -109,7 +125,7 @@ func (t *Tunnel) txTunnel(slot uint32) txTunnel {
 	v := txTunnel{
 		Local: t.Local, Remote: t.Remote, NextHop: t.NextHop,
 		UnderlayIfindex: uint32(t.UnderlayIfindex), PathMTU: uint32(t.PathMTU), Slot: slot,
-		TOSMask: 0xff, TTL: t.TTL,
+		TOSMask: 0xff, TTL: t.TTL, Capture: t.Capture.value(),
 	}
 	if t.DSCP >= 0 {
 		v.TOSMask, v.TOSSet = 3, uint8(t.DSCP)<<2 // ECN is always copied: RFC 6040, section 4.1
@@ -132,7 +148,7 @@ func (t *Tunnel) rxKey() rxKey { return rxKey{Source: t.Remote, Destination: t.L
 func (t *Tunnel) rxTunnel(slot uint32) rxTunnel {
 	v := rxTunnel{
 		TUNIfindex: uint32(t.Ifindex), TUNMTU: uint32(t.MTU), Slot: slot, UnderlayIfindex: uint32(t.UnderlayIfindex),
-		EchoSource: t.EchoSource, EchoDestination: t.EchoDestination,
+		EchoSource: t.EchoSource, EchoDestination: t.EchoDestination, Capture: t.Capture.value(),
 	}
 	if t.RxEnabled {
 		v.Flags |= rxEnabled

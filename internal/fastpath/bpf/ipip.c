@@ -80,6 +80,7 @@ struct tx_tunnel {
 	__u8 tos_mask, tos_set;
 	__u8 ttl; // 0 copies the inner TTL
 	__u8 flags;
+	__u32 capture; // CAPTURE_BYTES and CAPTURE_DROPS; 0 is no capture
 };
 
 #define TX_ENABLED 1	// otherwise all packets go to userspace
@@ -109,6 +110,7 @@ struct rx_tunnel {
 	// Inner addresses of replies to the keepalive's echo probes; 0 is none.
 	__be32 echo_source, echo_destination;
 	__u32 flags;
+	__u32 capture; // as of tx_tunnel
 };
 
 #define RX_ENABLED 1	// otherwise all packets go to userspace
@@ -134,8 +136,12 @@ struct counters {
 	// and NotInAcceptTo.
 	__u64 reverse_path, not_in_accept_from, not_in_accept_to;
 	__u64 orphaned; // skbs passed to userspace after alive_until
+	// Packets that a capture has no room for, in either direction: that would be there as inner and outer
+	// packet, and those above.
+	__u64 not_captured, drops_not_captured;
 };
 
+#include "capture.h"
 #include "many.h"
 
 // Array lookups are inlined, hash lookups are calls: so each tunnel has a slot.
@@ -235,6 +241,15 @@ static __always_inline __u16 alloc_ids(__u32 slot, __u32 n)
 	return ID_BASE;
 }
 
+// capture_sent captures a packet that has been encapsulated; at is the offset of the inner one.
+static __always_inline void capture_sent(struct __sk_buff *skb, __u32 slot, struct counters *c, const struct ipv4 *outer, __u32 captured, __u8 why, __u32 at)
+{
+	struct capture_record r = { .direction = CAPTURE_OUT, .why = why, .length = bpf_ntohs(outer->total_len), .outer = *outer };
+
+	r.kept = captured & CAPTURE_BYTES;
+	c->not_captured += !capture(skb, slot, &r, at);
+}
+
 SEC("tc")
 int ipip_encap(struct __sk_buff *skb)
 {
@@ -246,6 +261,7 @@ int ipip_encap(struct __sk_buff *skb)
 	struct counters *c;
 	struct tx_tunnel *tx;
 	__be32 source, remote;
+	__u32 captured;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
 		return TCX_NEXT;
@@ -253,6 +269,7 @@ int ipip_encap(struct __sk_buff *skb)
 	if (!tx || !(tx->flags & TX_ENABLED))
 		return TCX_NEXT;
 	slot = tx->slot;
+	captured = tx->capture;
 	c = bpf_map_lookup_elem(&counters, &slot);
 	if (link_header) { // only constant pointer arithmetic without CAP_PERFMON
 		at += ETH_HLEN;
@@ -318,8 +335,12 @@ int ipip_encap(struct __sk_buff *skb)
 	if (bpf_skb_store_bytes(skb, link_header, &outer, sizeof(outer), 0) ||
 	    (!link_header && bpf_skb_change_head(skb, ETH_HLEN, 0))) {
 		c->tx_failed += n;
+		if (captured)
+			capture_sent(skb, slot, c, &outer, captured, CAPTURE_SEND_FAILED, link_header + HEADER_LEN);
 		return TCX_DROP;
 	}
+	if (captured && !(captured & CAPTURE_DROPS))
+		capture_sent(skb, slot, c, &outer, captured, 0, ETH_HLEN + HEADER_LEN);
 	skb->mark = 0; // the mark belongs to the inner packet
 	c->tx_packets += n;
 	c->tx_bytes += length + (n - 1) * header;
@@ -338,6 +359,7 @@ int ipip_decap(struct __sk_buff *skb)
 	__u8 inner_ecn, outer_ecn, tcp_flags;
 	struct remote *remote = 0;
 	struct rx_tunnel *rx;
+	__u32 captured, changed = 0; // 1, TOS and checksum of a capture_record
 	__u64 now;
 	int whole, listed = 0;
 
@@ -400,7 +422,7 @@ int ipip_decap(struct __sk_buff *skb)
 
 			if (rx->flags & RX_ACCEPT_TO && whole && !listed_by(&accept_to, tun_ifindex, h.inner.destination))
 				why = NOT_IN_ACCEPT_TO;
-			return refuse(rx->flags, c, why);
+			return refuse(skb, rx, c, why, &h.outer);
 		}
 	}
 	if (!whole || h.outer.fragment & bpf_htons(FRAGMENT_MASK)) // an empty keepalive probe, for one
@@ -444,12 +466,14 @@ int ipip_decap(struct __sk_buff *skb)
 		__u32 why = may_send(rx->flags, tun_ifindex, remote, listed, key.source, h.inner.source, h.inner.destination);
 
 		if (why != MAY_SEND)
-			return refuse(rx->flags, c, why);
+			return refuse(skb, rx, c, why, &h.outer);
 	}
+	captured = rx->capture;
 	if ((outer_ecn == CE && inner_ecn != CE) || (outer_ecn == ECT1 && inner_ecn == ECT0)) {
 		// RFC 1624, equation 3, on the first word: version, IHL, TOS.
 		__u32 sum = (__u16)~bpf_ntohs(h.inner.checksum);
 
+		changed = 1 << 24 | h.inner.tos << 16 | h.inner.checksum;
 		sum += (__u16)~(VERSION_IHL << 8 | h.inner.tos);
 		h.inner.tos = (h.inner.tos & ~ECN_MASK) | outer_ecn;
 		sum += VERSION_IHL << 8 | h.inner.tos;
@@ -466,6 +490,15 @@ int ipip_decap(struct __sk_buff *skb)
 		return TCX_NEXT;
 	c->rx_packets += n;
 	c->rx_bytes += length + (n - 1) * header;
+	if (captured && !(captured & CAPTURE_DROPS)) {
+		struct capture_record r = { .direction = CAPTURE_IN, .length = HEADER_LEN + length, .outer = h.outer };
+
+		r.kept = captured & CAPTURE_BYTES;
+		r.changed = changed >> 24;
+		r.tos = changed >> 16;
+		r.checksum = changed;
+		c->not_captured += !capture(skb, slot, &r, ETH_HLEN);
+	}
 	if (c->last_received != now)
 		c->last_received = now;
 	if (remote && remote->last_received != now)

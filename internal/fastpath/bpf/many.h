@@ -200,13 +200,19 @@ static __always_inline __u32 may_send(__u32 flags, __u32 ifindex, struct remote 
 }
 
 // refuse is what becomes of a packet that may_send does not let in.
-static __always_inline int refuse(__u32 flags, struct counters *c, __u32 why)
+static __always_inline int refuse(struct __sk_buff *skb, struct rx_tunnel *rx, struct counters *c, __u32 why, const struct ipv4 *outer)
 {
-	if (!(flags & RX_REFUSE) || why == UNSURE)
+	if (!(rx->flags & RX_REFUSE) || why == UNSURE)
 		return TCX_NEXT;
 	// No branches, of which the compiler makes a variable offset: that takes CAP_PERFMON.
 	c->reverse_path += why == REVERSE_PATH;
 	c->not_in_accept_from += why == NOT_IN_ACCEPT_FROM;
 	c->not_in_accept_to += why == NOT_IN_ACCEPT_TO;
+	if (rx->capture) {
+		struct capture_record r = { .direction = CAPTURE_IN, .why = why, .length = skb->len - ETH_HLEN, .outer = *outer };
+
+		r.kept = rx->capture & CAPTURE_BYTES;
+		c->drops_not_captured += !capture(skb, rx->slot, &r, ETH_HLEN + HEADER_LEN);
+	}
 	return TCX_DROP;
 }
