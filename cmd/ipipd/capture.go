@@ -44,8 +44,10 @@ func newCmdCapture(s *streams, runF func(context.Context, *captureOptions) error
 an encrypted tunnel the clear text and ESP, as two interfaces. A packet and what it
 becomes have the same packet id; the comment of one that is dropped is the reason
 and the remedy, as in ipipd print. It ends by SIGINT, --count, --duration, or with
-the tunnel. While it runs the tunnel does not use the fast path.`,
+the tunnel. By default it keeps the headers of each packet, and gives way to a
+tunnel that needs all of a processor: what it did not keep is counted.`,
 		Example: `  ipipd capture ipip1 -w ipip1.pcapng
+  ipipd capture ipip1 -w ipip1.pcapng --snaplen 65535 --complete
   ipipd capture ipip1 --drops | tshark -r - -T fields -e _ws.col.Info -e frame.comment
   ssh host ipipd capture ipip1 | wireshark -k -i -`,
 		Args: func(c *cobra.Command, args []string) error {
@@ -71,7 +73,8 @@ the tunnel. While it runs the tunnel does not use the fast path.`,
 	f.StringVarP(&o.Write, "write", "w", "-", "the file, which is replaced, or - for standard output")
 	f.Uint64VarP(&o.Request.Count, "count", "c", 0, "end after so many packets; 0 is never")
 	f.DurationVar(&o.Duration, "duration", 0, "end after that time, 30s or 5m; 0 is never")
-	f.IntVar(&o.Request.Snaplen, "snaplen", capture.MaxSnaplen, "bytes of each packet that are kept")
+	f.IntVar(&o.Request.Snaplen, "snaplen", capture.DefaultSnaplen, fmt.Sprintf("bytes of each packet that are kept; %d is all", capture.MaxSnaplen))
+	f.BoolVar(&o.Request.Complete, "complete", false, "keep every packet, even if that slows the tunnel")
 	f.BoolVar(&o.Request.Drops, "drops", false, "only packets that are dropped")
 	f.BoolVar(&o.Request.Inner, "inner", false, "only inner packets")
 	f.BoolVar(&o.Request.Outer, "outer", false, "only outer packets")
@@ -156,7 +159,7 @@ func (o *captureOptions) summary(r control.CaptureResult) string {
 	}
 	text := fmt.Sprintf("%d %s captured, %d not written", r.Packets, packets, r.Missed)
 	if r.Missed > 0 {
-		text += ": the reader was too slow (--snaplen 128, or --drops), or too many belong to no tunnel"
+		text += ": see the comments of the statistics in the file; --complete, --snaplen 128 or --drops have fewer"
 	}
 	if r.Ended {
 		text += "; the tunnel has ended"
@@ -223,7 +226,7 @@ func (p *process) capture(ctx context.Context, r control.CaptureRequest, w io.Wr
 	p.captures.Add(1)
 	p.mu.Unlock()
 	defer p.captures.Done()
-	o := capture.Options{Count: r.Count, Snaplen: r.Snaplen, Drops: r.Drops, InnerOnly: r.Inner, OuterOnly: r.Outer}
+	o := capture.Options{Count: r.Count, Snaplen: r.Snaplen, Drops: r.Drops, Complete: r.Complete, InnerOnly: r.Inner, OuterOnly: r.Outer}
 	got, err := p.engine.Capture(ctx, configs[i].Name, o, versionLine(), w)
 	if errors.Is(err, os.ErrNotExist) {
 		err = &control.Refusal{Message: fmt.Sprintf("tunnel %s does not run: ipipd enable %s", configs[i].Name, configs[i].Name)}

@@ -53,7 +53,8 @@ func newCmdExtcap(s *streams, runF func(context.Context, *extcapOptions) error) 
 	f.StringVar(&o.FIFO, "fifo", "", "")
 	f.String("extcap-version", "", "")
 	f.String("extcap-capture-filter", "", "")
-	f.IntVar(&o.Request.Snaplen, "snaplen", capture.MaxSnaplen, "")
+	f.IntVar(&o.Request.Snaplen, "snaplen", capture.DefaultSnaplen, "")
+	f.BoolVar(&o.Request.Complete, "complete", false, "")
 	f.BoolVar(&o.Request.Drops, "drops", false, "")
 	f.BoolVar(&o.Request.Inner, "inner", false, "")
 	f.BoolVar(&o.Request.Outer, "outer", false, "")
@@ -80,7 +81,8 @@ func extcapRun(ctx context.Context, o *extcapOptions) error {
 arg {number=1}{call=--inner}{display=Only inner packets}{type=boolflag}
 arg {number=2}{call=--outer}{display=Only outer packets}{type=boolflag}
 arg {number=3}{call=--snaplen}{display=Bytes of each packet}{type=integer}{range=1,%d}{default=%d}
-`, capture.MaxSnaplen, capture.MaxSnaplen)
+arg {number=4}{call=--complete}{display=Every packet, even if that slows the tunnel}{type=boolflag}
+`, capture.MaxSnaplen, capture.DefaultSnaplen)
 		return err
 	case !o.Capture: // --extcap-version alone, or a filter to be checked: there are none
 		return nil

@@ -56,8 +56,12 @@ func pointOf(why drop.Reason) Point {
 	return OuterIn
 }
 
-// MaxSnaplen is the length of the longest packet.
-const MaxSnaplen = 65535
+const (
+	// MaxSnaplen is the length of the longest packet.
+	MaxSnaplen = 65535
+	// DefaultSnaplen has all headers, and the beginning of what they are of.
+	DefaultSnaplen = 256
+)
 
 // Options are what is captured. The zero value is everything.
 type Options struct {
@@ -67,6 +71,8 @@ type Options struct {
 	Snaplen int
 	// Drops: only packets that are dropped.
 	Drops bool
+	// Complete keeps every packet, whatever it costs the tunnel: see Budget.
+	Complete bool
 	// InnerOnly, OuterOnly: only the inner, or only the outer packets.
 	InnerOnly, OuterOnly bool
 }

@@ -32,6 +32,10 @@ type Ring struct {
 	head, tail atomic.Uint64
 	missed     [interfaces]atomic.Uint64
 
+	// full is set by a packet that has no room, and unset once half of the ring is free: what is missing is
+	// then in one piece, and costs the data path a look at this.
+	full atomic.Bool
+
 	strangers struct { // packets of no tunnel
 		second atomic.Int64 // of the clock
 		count  atomic.Int32 // in it
@@ -85,6 +89,9 @@ func (r *Ring) reservePacket(where Point, n int, at time.Time) *slot {
 
 // reserve returns a slot with n bytes; nil if there is no room.
 func (r *Ring) reserve(n int) *slot {
+	if r.full.Load() {
+		return nil
+	}
 	for {
 		tail := r.tail.Load() // before head, so that it is not beyond it
 		head := r.head.Load()
@@ -95,6 +102,7 @@ func (r *Ring) reserve(n int) *slot {
 		}
 		end := at + uint32(n)
 		if number-uint32(tail>>32) >= ringSlots || used+(end-uint32(head)) > ringBytes {
+			r.full.Store(true)
 			return nil
 		}
 		if r.head.CompareAndSwap(head, uint64(number+1)<<32|uint64(end)) {
@@ -115,7 +123,17 @@ func (r *Ring) next() *slot {
 	return nil
 }
 
-func (r *Ring) release(s *slot) { r.tail.Store(uint64(s.number+1)<<32 | uint64(s.end)) }
+func (r *Ring) release(s *slot) {
+	tail := uint64(s.number+1)<<32 | uint64(s.end)
+	r.tail.Store(tail)
+	if !r.full.Load() {
+		return
+	}
+	head := r.head.Load()
+	if uint32(head>>32)-uint32(tail>>32) <= ringSlots/2 && uint32(head)-uint32(tail) <= ringBytes/2 {
+		r.full.Store(false)
+	}
+}
 
 // Rings are those that a packet goes to. The slice is immutable.
 type Rings []*Ring
@@ -130,6 +148,46 @@ func (rs Rings) DropsOnly() bool {
 	return true
 }
 
+// Full reports whether there is room in none of them.
+func (rs Rings) Full() bool {
+	for _, r := range rs {
+		if !r.full.Load() {
+			return false
+		}
+	}
+	return true
+}
+
+// Room reports whether one of them has room for an inner and an outer packet, however long. Only for what has a
+// place to wait in elsewhere.
+func (rs Rings) Room() bool {
+	for _, r := range rs {
+		tail, head := r.tail.Load(), r.head.Load()
+		slots, bytes := ringSlots-(uint32(head>>32)-uint32(tail>>32)), ringBytes-(uint32(head)-uint32(tail))
+		if slots >= 2 && bytes >= uint32(4*r.options.Snaplen) && !r.full.Load() { // a packet in one piece may leave as much unused
+			return true
+		}
+	}
+	return false
+}
+
+// Missed counts n packets that are not captured, of which only those count that are dropped if Options.Drops is set.
+func (rs Rings) Missed(where Point, why drop.Reason, n int) {
+	for _, r := range rs {
+		if (why != drop.None || !r.options.Drops) && r.options.wants(where) {
+			r.missed[where.iface()].Add(uint64(n))
+		}
+	}
+}
+
+// Wanted is how many bytes of each packet they keep at most, and whether they want dropped ones only.
+func (rs Rings) Wanted() (snaplen int, drops bool) {
+	for _, r := range rs {
+		snaplen = max(snaplen, r.options.Snaplen)
+	}
+	return snaplen, rs.DropsOnly()
+}
+
 // Held is a packet that is copied, of which it is not known yet whether it is dropped.
 type Held struct {
 	rings Rings
@@ -140,6 +198,11 @@ type Held struct {
 // Hold copies a packet, before it is changed. Settle or Discard has to follow soon: what comes later is not
 // taken out before.
 func (rs Rings) Hold(where Point, p []byte, id uint32, at time.Time) (h Held) {
+	return rs.hold(where, p, len(p), id, at)
+}
+
+// hold is Hold of a packet of that length, of which p is there.
+func (rs Rings) hold(where Point, p []byte, length int, id uint32, at time.Time) (h Held) {
 	h.rings, h.where = rs, where
 	for i, r := range rs {
 		if !r.options.wants(where) {
@@ -150,7 +213,7 @@ func (rs Rings) Hold(where Point, p []byte, id uint32, at time.Time) (h Held) {
 			continue
 		}
 		copy(s.bytes, p)
-		s.at, s.where, s.id, s.length = at.UnixNano(), where, id, uint32(len(p))
+		s.at, s.where, s.id, s.length = at.UnixNano(), where, id, uint32(length)
 		s.missed = r.missed[where.iface()].Load()
 		h.slots[i] = s
 	}
@@ -184,9 +247,14 @@ func (h *Held) Discard() {
 
 // Packet captures a packet, and why it is dropped: drop.None if it is not.
 func (rs Rings) Packet(where Point, p []byte, id uint32, why drop.Reason, at time.Time) {
+	rs.Snapped(where, p, len(p), id, why, at)
+}
+
+// Snapped is Packet of one of that length, of which only p is there.
+func (rs Rings) Snapped(where Point, p []byte, length int, id uint32, why drop.Reason, at time.Time) {
 	for i, r := range rs {
 		if why != drop.None || !r.options.Drops {
-			h := rs[i:i+1].Hold(where, p, id, at)
+			h := rs[i:i+1].hold(where, p, length, id, at)
 			h.Settle(why)
 		}
 	}

@@ -60,7 +60,7 @@ func TestRing_concurrent(t *testing.T) {
 		taken++
 		r.release(s)
 	}
-	if missed := r.missed[outerInterface].Load(); taken+missed != producers*each || taken < ringSlots {
+	if missed := r.missed[outerInterface].Load(); taken+missed != producers*each || taken < ringSlots/4 {
 		t.Errorf("%d were taken out, %d were missed, of %d", taken, missed, producers*each)
 	}
 }
@@ -153,6 +153,66 @@ func TestHeld(t *testing.T) {
 			t.Fatalf("%+v, want %+v", s, want)
 		}
 		r.release(s)
+	}
+}
+
+// A ring that was full takes packets again once half of it is free, so that what it has follows each other.
+func TestRing_reopens(t *testing.T) {
+	r := NewRing(Options{})
+	rings := Rings{r}
+	put := func() { rings.Packet(OuterIn, nil, 1, drop.None, time.Unix(1, 0)) }
+	for range ringSlots {
+		put()
+	}
+	if rings.Full() || rings.Room() {
+		t.Fatal("it is full before a packet has no room, or has room")
+	}
+	put()
+	for i := range ringSlots / 2 {
+		if !rings.Full() {
+			t.Fatalf("it takes packets again when %d are taken out", i)
+		}
+		put()
+		r.release(r.next())
+	}
+	if rings.Full() || !rings.Room() {
+		t.Fatal("it takes no packet again")
+	}
+	put()
+	rings.Missed(OuterIn, drop.None, 3)
+	if n := r.missed[outerInterface].Load(); n != 1+ringSlots/2+3 {
+		t.Errorf("%d were missed", n)
+	}
+}
+
+// Of packets that are not captured each ring counts those that it would have had.
+func TestRings_Missed(t *testing.T) {
+	all, drops, inner := NewRing(Options{}), NewRing(Options{Drops: true, Snaplen: 100}), NewRing(Options{InnerOnly: true, Snaplen: 200})
+	rings := Rings{all, drops, inner}
+	rings.Missed(InnerOut, drop.None, 1)
+	rings.Missed(OuterOut, drop.TooBig, 10)
+	for i, want := range []uint64{11, 10, 1} {
+		if got := rings[i].missed[innerInterface].Load() + rings[i].missed[outerInterface].Load(); got != want {
+			t.Errorf("ring %d has missed %d, want %d", i, got, want)
+		}
+	}
+	for _, x := range []struct {
+		of      Rings
+		snaplen int
+		drops   bool
+	}{{rings, MaxSnaplen, false}, {Rings{drops}, 100, true}, {Rings{inner, drops}, 200, false}} {
+		if snaplen, drops := x.of.Wanted(); snaplen != x.snaplen || drops != x.drops {
+			t.Errorf("wanted are %d bytes, drops: %v; want %+v", snaplen, drops, x)
+		}
+	}
+}
+
+// Of a packet that is there in part the length is the packet's.
+func TestRings_Snapped(t *testing.T) {
+	r := NewRing(Options{Snaplen: 64})
+	Rings{r}.Snapped(InnerIn, filled(100, 1, 2), 60_000, 1, drop.None, time.Unix(1, 0))
+	if s := r.next(); len(s.bytes) != 64 || s.length != 60_000 {
+		t.Errorf("%d of %d bytes", len(s.bytes), s.length)
 	}
 }
 

@@ -23,7 +23,7 @@ type Header struct {
 // Result is what a capture has come to.
 type Result struct {
 	Packets uint64 // written
-	Missed  uint64 // not written: the reader was too slow, or too many belong to no tunnel
+	Missed  uint64 // not written: there was no room, or too many belong to no tunnel
 }
 
 // Stream writes what is in a Ring as a pcapng file. One goroutine uses it.
@@ -33,6 +33,7 @@ type Stream struct {
 	out      blocks
 	start    int64
 	packets  uint64 // written
+	bytes    uint64 // of the file
 	noTunnel bool   // its interface is in the file
 	written  [interfaces]uint64
 	told     [interfaces]uint64 // of the missed ones, by epb_dropcount
@@ -53,7 +54,7 @@ func (s *Stream) Copy() (n int, more bool, err error) {
 	for len(s.out) < flushBytes && n < ringSlots && !s.Full() {
 		slot := s.ring.next()
 		if slot == nil {
-			return n, false, s.flush()
+					return n, false, s.flush()
 		}
 		if !slot.discard {
 			s.add(&slot.record)
@@ -125,9 +126,9 @@ func (s *Stream) End(now time.Time) (Result, error) {
 		}
 		switch {
 		case missed > 0 && iface == noTunnelInterface:
-			comment = fmt.Sprintf("%d packets were not written: more than %d in a second, or the reader was too slow", missed, strangersPerSecond)
+			comment = fmt.Sprintf("%d packets were not written: more than %d in a second, or the capture was too slow", missed, strangersPerSecond)
 		case missed > 0:
-			comment = fmt.Sprintf("%d packets were not written: the reader was too slow", missed)
+			comment = fmt.Sprintf("%d packets were not written: the reader was too slow, or the capture was not to slow the tunnel", missed)
 		}
 		s.need(iface)
 		s.out.statistics(uint32(iface), comment, s.start, now.UnixNano(), written, missed)
@@ -143,6 +144,7 @@ func (s *Stream) flush() error {
 		return nil
 	}
 	_, err := s.w.Write(s.out)
+	s.bytes += uint64(len(s.out))
 	s.out = s.out[:0]
 	return err
 }

@@ -22,6 +22,8 @@ type CaptureRequest struct {
 	Snaplen int
 	// Drops: only packets that are dropped.
 	Drops bool
+	// Complete keeps every packet, whatever it costs the tunnel.
+	Complete bool
 	// Inner, Outer: only these; neither is both.
 	Inner, Outer bool
 }
@@ -50,7 +52,7 @@ func (r *CaptureRequest) query() url.Values {
 	if r.Snaplen > 0 {
 		q.Set("snaplen", strconv.Itoa(r.Snaplen))
 	}
-	for name, on := range map[string]bool{"drops": r.Drops, "inner": r.Inner, "outer": r.Outer} {
+	for name, on := range map[string]bool{"drops": r.Drops, "complete": r.Complete, "inner": r.Inner, "outer": r.Outer} {
 		if on {
 			q.Set(name, "1")
 		}
@@ -73,6 +75,8 @@ func parseCapture(q url.Values) (r CaptureRequest, err error) {
 			r.Snaplen = int(n)
 		case "drops":
 			r.Drops, err = strconv.ParseBool(v)
+		case "complete":
+			r.Complete, err = strconv.ParseBool(v)
 		case "inner":
 			r.Inner, err = strconv.ParseBool(v)
 		case "outer":

@@ -136,7 +136,7 @@ func TestCaptureWriter_stall(t *testing.T) {
 }
 
 func TestParseCapture(t *testing.T) {
-	for _, r := range []CaptureRequest{{}, {Name: "a b&c=d"}, {Name: "x", Count: 1<<64 - 1, Snaplen: 65535, Drops: true, Inner: true, Outer: true}} {
+	for _, r := range []CaptureRequest{{}, {Name: "a b&c=d"}, {Name: "x", Count: 1<<64 - 1, Snaplen: 65535, Drops: true, Complete: true, Inner: true, Outer: true}} {
 		if got, err := parseCapture(r.query()); err != nil || got != r {
 			t.Errorf("%+v becomes %+v, %v", r, got, err)
 		}

@@ -18,8 +18,8 @@ import (
 )
 
 // Captures. The data path copies packets into the rings of Tunnel.captures, which is nil while there is
-// no capture, and one goroutine for each capture writes them. While a tunnel is captured its fast path is
-// left (fastPathBlocker), so that userspace sees each packet.
+// no capture, and one goroutine for each capture writes them. It also takes what the fast path has copied for
+// it (capturefast.go).
 
 // ErrCaptures means that no more captures can run at once.
 var ErrCaptures = fmt.Errorf("%d captures run in this process, the most at once: end one of them", capture.MaxRings)
@@ -42,26 +42,31 @@ func (e *Engine) Capture(ctx context.Context, name string, o capture.Options, pr
 	if t == nil {
 		return result, os.ErrNotExist
 	}
-	ring, header := capture.NewRing(o), t.captureHeader(program)
+	ring := capture.NewRing(o)
 	if err := e.addCapture(t, ring); err != nil {
 		return result, err
 	}
 	defer func() { e.removeCapture(t, ring) }()
 	t.syncCaptured(ctx)
-	s, err := capture.NewStream(w, ring, header, time.Now())
+	s, err := capture.NewStream(w, ring, t.captureHeader(program), time.Now())
 	if err != nil {
 		return result, err
 	}
 	overflows, looked := e.socket.Overflows(), time.Now()
+	budget := capture.NewBudget(s, o.Complete, looked)
 	pause := captureMinPause
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	for done := false; !done; {
 		n, more := 0, false
+		if err = t.takeFast(); err != nil {
+			break
+		}
 		if n, more, err = s.Copy(); err != nil || s.Full() {
 			break
 		}
-		if now := time.Now(); now.Sub(looked) >= overflowInterval {
+		now := time.Now()
+		if now.Sub(looked) >= overflowInterval {
 			looked = now
 			if more := e.socket.Overflows(); more > overflows {
 				err = s.Lost(drop.ReceiveOverflow, more-overflows, now)
@@ -76,7 +81,7 @@ func (e *Engine) Capture(ctx context.Context, name string, o capture.Options, pr
 		default:
 			pause = min(max(2*pause, captureMinPause), captureMaxPause)
 		}
-		timer.Reset(pause)
+		timer.Reset(max(pause, budget.Wait(now)))
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
@@ -91,6 +96,10 @@ func (e *Engine) Capture(ctx context.Context, name string, o capture.Options, pr
 			t.syncCaptured(ctx)
 		}
 	}
+	if err == nil && !s.Full() {
+		err = t.takeFast()
+	}
+	t.countMissedFast()
 	e.removeCapture(t, ring)
 	if result, end := s.End(time.Now()); err == nil {
 		return result, end
@@ -145,7 +154,7 @@ func rings(captures *capture.Rings) capture.Rings {
 	return *captures
 }
 
-// syncCaptured returns when the fast path is left.
+// syncCaptured returns when the fast path is captured, or left.
 func (t *Tunnel) syncCaptured(ctx context.Context) {
 	left := make(chan struct{})
 	select {
@@ -166,8 +175,11 @@ func (t *Tunnel) syncCaptured(ctx context.Context) {
 func (t *Tunnel) captureHeader(program string) capture.Header {
 	s := t.Status()
 	h := capture.Header{Tunnel: s.Name(), Program: program, Comment: "packets are carried in userspace: " + s.FastPath}
-	if t.fast.active() || s.FastPath == captureRuns {
-		h.Comment = "the fast path is left while the capture runs: packets are carried in userspace meanwhile, which is slower"
+	switch why, left := strings.CutPrefix(s.FastPath, captureRuns+": "); {
+	case t.fast.active():
+		h.Comment = "packets of the fast path are captured by a ring buffer of the kernel, those of userspace by ipipd"
+	case left:
+		h.Comment = "the fast path is left while the capture runs, and packets are carried in userspace meanwhile, which is slower: " + why
 	}
 	var of []string
 	for _, p := range Properties() {
@@ -211,6 +223,11 @@ func (t *Tunnel) sent(captures *capture.Rings, batch []*packet.Buffer, sent, ref
 		t.count(why, lost)
 	}
 	if captures == nil || lost == 0 && captures.DropsOnly() {
+		return
+	}
+	if lost == 0 && t.ipsecPolicy == nil && len(batch) > 1 && captures.Full() { // one alone may be a probe, without an inner packet
+		captures.Missed(capture.InnerOut, drop.None, len(batch))
+		captures.Missed(capture.OuterOut, drop.None, len(batch))
 		return
 	}
 	now := time.Now()
@@ -273,6 +290,12 @@ func (t espTap) Received(p []byte, why drop.Reason) (id uint32) {
 func (t *Tunnel) decapsulateCaptured(b *packet.Buffer, outer ipv4.Packet, from origin, sender underlay.Sender, now time.Time) bool {
 	var held capture.Held
 	if captures := t.captures.Load(); captures != nil {
+		if from == fromIPIP && captures.Full() {
+			b.CaptureID = 0
+			deliver, why := t.decapsulate(b, outer, sender, now)
+			captures.Missed(capture.OuterIn, why, 1)
+			return deliver
+		}
 		if from == fromESP {
 			held = captures.Hold(capture.InnerIn, outer.Payload(), b.CaptureID, now)
 		} else {

@@ -324,6 +324,10 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 func (t *Tunnel) deliver(run []*packet.Buffer, b *buffers) {
 	packets, bytes := countSegments(run)
 	queues, captures := *t.queues.Load(), t.captures.Load()
+	if captures != nil && captures.Full() {
+		captures.Missed(capture.InnerIn, drop.None, len(run))
+		captures = nil
+	}
 	if captures != nil {
 		b.hold(captures, run)
 	}

@@ -26,6 +26,9 @@ type fastPath struct {
 	blocker atomic.Pointer[string]
 	// tap is what poll has found on the egress of the interface; nil is nothing.
 	tap atomic.Pointer[string]
+	// captured is what captures want of the fast path, captureErr why it cannot have it.
+	captured   fastpath.Capture
+	captureErr error
 	// others is whether othersReceive.
 	others atomic.Bool
 }
@@ -44,6 +47,8 @@ var (
 
 // syncFastPath enables, updates or disables the fast path to match the tunnel's state.
 func (c *control) syncFastPath() {
+	c.noteCaptures()
+	defer c.closeFastCapture()
 	if !c.cfg.fastPathAllowed() {
 		c.disableFastPath()
 		c.attachedTo = 0
@@ -55,6 +60,7 @@ func (c *control) syncFastPath() {
 		return
 	}
 	link, err := c.openFastPath()
+	c.openFastCapture()
 	blocker := c.fastPathBlocker()
 	switch {
 	case blocker != "":
@@ -90,8 +96,8 @@ func (c *control) fastPathBlocker() string {
 		return "local-address is not on this host"
 	case c.iface.Load().Moved:
 		return "the interface is in another network namespace"
-	case c.captures.Load() != nil:
-		return captureRuns
+	case c.fast.captureErr != nil:
+		return captureRuns + ": " + c.fast.captureErr.Error()
 	case !c.iface.Load().Up: // userspace counts the packets that it refuses
 		return "the interface is down"
 	}
@@ -239,7 +245,7 @@ func (c *control) fastTunnel() fastpath.Tunnel {
 		Local: route.path.Local, Remote: route.path.Remote,
 		UnderlayIfindex: c.underlay.Device, NextHop: next, PathMTU: route.path.MTU,
 		DSCP: route.outer.DSCP, TTL: route.outer.TTL, DontFragmentInherit: route.outer.DontFragmentInherit,
-		ClampTCPMSS: c.cfg.ClampTCPMSS,
+		ClampTCPMSS: c.cfg.ClampTCPMSS, Capture: c.fast.captured,
 	}
 	if c.echo != nil {
 		f.EchoSource, f.EchoDestination = c.cfg.KeepaliveTarget.As4(), c.cfg.Addresses[0].Prefix.Addr().As4()

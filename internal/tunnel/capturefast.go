@@ -1,0 +1,102 @@
+package tunnel
+
+import (
+	"ipipd/internal/capture"
+	"ipipd/internal/drop"
+	"ipipd/internal/fastpath"
+)
+
+// Captures of the fast path. While a tunnel is captured the eBPF programs copy the beginning of each packet into a
+// ring buffer of the kernel, and the goroutines of the captures copy it from there into theirs. If the kernel has
+// none, the fast path is left for the time.
+
+// noteCaptures notes what the captures of the tunnel want of the fast path.
+func (c *control) noteCaptures() {
+	c.fast.captured = fastpath.Capture{}
+	if captures := c.captures.Load(); captures != nil {
+		c.fast.captured.Snaplen, c.fast.captured.Drops = captures.Wanted()
+	}
+}
+
+// openFastCapture has the kernel make the ring buffer, if it is needed and is not there.
+func (c *control) openFastCapture() {
+	c.fast.captureErr = nil
+	if link := c.fast.link.Load(); link != nil && c.fast.captured.Snaplen > 0 {
+		c.fast.captureErr = link.OpenCapture()
+	}
+}
+
+// closeFastCapture is its opposite. The programs use it no more by now.
+func (c *control) closeFastCapture() {
+	if link := c.fast.link.Load(); link != nil && c.fast.captured.Snaplen == 0 {
+		link.CloseCapture()
+	}
+}
+
+// takeFast has the captures of the tunnel see what the fast path has carried and dropped.
+func (t *Tunnel) takeFast() error {
+	link, captures := t.fast.link.Load(), t.captures.Load()
+	if link == nil || captures == nil {
+		return nil
+	}
+	n, err := link.Captured(captures.Room, func(p *fastpath.Captured) { captureFast(*captures, p) })
+	if n > 0 {
+		t.countMissedFast()
+	}
+	return err
+}
+
+// countMissedFast counts what the ring buffer of the kernel had no room for.
+func (t *Tunnel) countMissedFast() {
+	link, captures := t.fast.link.Load(), t.captures.Load()
+	if link == nil || captures == nil {
+		return
+	}
+	n, drops, err := link.NotCaptured()
+	if err != nil {
+		t.log.Debug("cannot read how many packets of the fast path were not captured", "err", err)
+	}
+	if n > 0 { // of either direction: each is missing as inner and as outer packet
+		captures.Missed(capture.InnerIn, drop.None, int(n))
+		captures.Missed(capture.OuterIn, drop.None, int(n))
+	}
+	if drops > 0 {
+		captures.Missed(capture.OuterIn, drop.ReversePath, int(drops))
+	}
+}
+
+// captureFast captures a packet of the fast path.
+func captureFast(captures capture.Rings, p *fastpath.Captured) {
+	id, why := capture.NewID(), fastDrop(p.Why)
+	inner := func(where capture.Point) {
+		captures.Snapped(where, p.Inner(), p.Length-len(p.Outer)+len(p.Inner()), id, why, p.At)
+	}
+	outer := func(where capture.Point) {
+		p.AsReceived(func(outer []byte) { captures.Snapped(where, outer, p.Length, id, why, p.At) })
+	}
+	switch {
+	case p.Outbound:
+		inner(capture.InnerOut)
+		outer(capture.OuterOut)
+	case why != drop.None:
+		outer(capture.OuterIn)
+	default:
+		outer(capture.OuterIn)
+		inner(capture.InnerIn)
+	}
+}
+
+// fastDrop is the reason why the fast path has dropped a packet.
+func fastDrop(why fastpath.Why) drop.Reason {
+	switch why {
+	case fastpath.ReversePath:
+		return drop.ReversePath
+	case fastpath.NotInAcceptFrom:
+		return drop.NotInAcceptFrom
+	case fastpath.NotInAcceptTo:
+		return drop.NotInAcceptTo
+	case fastpath.SendFailed:
+		return drop.SendFailed
+	}
+	return drop.None
+}
