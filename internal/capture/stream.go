@@ -54,7 +54,7 @@ func (s *Stream) Copy() (n int, more bool, err error) {
 	for len(s.out) < flushBytes && n < ringSlots && !s.Full() {
 		slot := s.ring.next()
 		if slot == nil {
-					return n, false, s.flush()
+			return n, false, s.flush()
 		}
 		if !slot.discard {
 			s.add(&slot.record)

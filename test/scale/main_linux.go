@@ -44,6 +44,10 @@ func main() {
 			exit(hub(os.Args[2]))
 		case "far":
 			exit(far(os.Args[2], os.Args[3]))
+		case "seen":
+			exit(seeingHub(os.Args[2]))
+		case "seenfar":
+			exit(seeingFar(os.Args[2], os.Args[3], os.Args[4]))
 		}
 	}
 	tunnels := flag.String("tunnels", "1,10,100,1000", "numbers of tunnels")
@@ -55,9 +59,17 @@ func main() {
 	flag.IntVar(&s.Prefixes, "prefixes", 10000, "prefixes, with -many")
 	flag.IntVar(&s.Remotes, "remotes", 1000, "remotes, with -many")
 	flag.BoolVar(&s.Fast, "fast", false, "by the fast path, with -many")
-	flag.IntVar(&s.Rounds, "rounds", 5, "rounds, with -many")
-	flag.DurationVar(&s.For, "for", 2*time.Second, "how long each figure is measured, with -many")
+	flag.IntVar(&s.Rounds, "rounds", 5, "rounds, with -many and -seeing")
+	flag.DurationVar(&s.For, "for", 2*time.Second, "how long each figure is measured, with -many and -seeing")
+	var seen seeingSetting
+	flag.StringVar(&seen.Binary, "seeing", "", "measure what a capture, a monitor and a scrape cost a tunnel instead, with this ipipd")
+	flag.StringVar(&seen.Capture, "capture", "", "flags of ipipd capture, with -seeing")
+	flag.BoolVar(&seen.Monitor, "monitor", true, "monitor and scrape, with -seeing")
 	flag.Parse()
+	if seen.Binary != "" {
+		seen.Rounds, seen.For = s.Rounds, s.For
+		exit(seeing(seen))
+	}
 	if s.Binary != "" {
 		exit(many(s))
 	}

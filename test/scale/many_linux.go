@@ -384,6 +384,11 @@ func far(text, dir string) error {
 		return err
 	}
 	defer d.end()
+	return sink()
+}
+
+// sink takes what is sent to sinkPort until standard input ends.
+func sink() error {
 	udp, err := net.ListenUDP("udp4", &net.UDPAddr{Port: sinkPort}) // what is not read is dropped
 	if err != nil {
 		return err
