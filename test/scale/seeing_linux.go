@@ -224,7 +224,7 @@ func (s *seeingSetting) look(d *daemon, metrics string) (stop func() (captured, 
 		close(done)
 		scraper.Wait()
 		for _, cmd := range running {
-			_ = cmd.Process.Signal(syscall.SIGINT)
+			_ = cmd.Process.Signal(syscall.SIGTERM)
 			err = cmp.Or(err, cmd.Wait())
 		}
 		numbers := regexp.MustCompile(`^(\d+) packets? captured, (\d+) not written`).FindStringSubmatch(said.String())
