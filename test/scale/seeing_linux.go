@@ -36,7 +36,8 @@ type seeingSetting struct {
 type seen struct {
 	bits             float64 // a second
 	cpu              float64 // of the captured process, seconds for 1e9 bytes
-	captured, missed float64 // packets
+	captured, missed float64 // packets a second
+	client           float64 // processor time of the capture's own process, seconds for a packet
 }
 
 func seeing(s seeingSetting) error {
@@ -56,8 +57,8 @@ func seeingHub(text string) (err error) {
 		return err
 	}
 	fmt.Printf("capture %s, monitor and scrape: %v; %d rounds of 2 × %v with and 2 × %v without\n\n", s.Capture, s.Monitor, s.Rounds, s.For, s.For)
-	fmt.Println("| path | without, Gb/s | with, Gb/s | ratio of goodput (least, most) | processor, s a GB without | with | ratio | captured, packets/s | not captured, % |")
-	fmt.Println("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+	fmt.Println("| path | without, Gb/s | with, Gb/s | ratio of goodput (least, most) | processor, s a GB without | with | ratio | captured, packets/s | not captured, % | the client, ns a packet |")
+	fmt.Println("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
 	dir, err := os.MkdirTemp("", "ipipd-scale-")
 	if err != nil {
 		return err
@@ -131,7 +132,7 @@ func (s *seeingSetting) path(dir, path string, first bool) (err error) {
 	var with, without []seen
 	for range s.Rounds {
 		for _, on := range []bool{false, true, true, false} {
-			var stop func() (captured, missed float64, err error)
+			var stop func() (seen, error)
 			if on {
 				if stop, err = s.look(d, metrics); err != nil {
 					return err
@@ -146,11 +147,11 @@ func (s *seeingSetting) path(dir, path string, first bool) (err error) {
 				without = append(without, m)
 				continue
 			}
-			if m.captured, m.missed, err = stop(); err != nil {
+			of, err := stop()
+			if err != nil {
 				return err
 			}
-			m.captured /= took.Seconds()
-			m.missed /= took.Seconds()
+			m.captured, m.missed, m.client = of.captured/took.Seconds(), of.missed/took.Seconds(), of.client
 			with = append(with, m)
 		}
 	}
@@ -166,18 +167,19 @@ func (s *seeingSetting) path(dir, path string, first bool) (err error) {
 	for i := range with {
 		goodput[i] = with[i].bits / without[i].bits
 	}
-	fmt.Printf("| %s | %.2f | %.2f | %.3f (%.2f, %.2f) | %.2f | %.2f | %.2f | %.0f | %.0f |\n", path,
+	fmt.Printf("| %s | %.2f | %.2f | %.3f (%.2f, %.2f) | %.2f | %.2f | %.2f | %.0f | %.0f | %.0f |\n", path,
 		median(without, func(i int) float64 { return without[i].bits })/1e9, median(with, func(i int) float64 { return with[i].bits })/1e9,
 		median(with, func(i int) float64 { return goodput[i] }), slices.Min(goodput), slices.Max(goodput),
 		median(without, func(i int) float64 { return without[i].cpu }), median(with, func(i int) float64 { return with[i].cpu }),
 		median(with, func(i int) float64 { return with[i].cpu / without[i].cpu }),
 		median(with, func(i int) float64 { return with[i].captured }),
-		median(with, func(i int) float64 { return 100 * with[i].missed / max(1, with[i].missed+with[i].captured) }))
+		median(with, func(i int) float64 { return 100 * with[i].missed / max(1, with[i].missed+with[i].captured) }),
+		median(with, func(i int) float64 { return with[i].client })*1e9)
 	return nil
 }
 
 // look captures the tunnel, and monitors and scrapes it each second, until stop.
-func (s *seeingSetting) look(d *daemon, metrics string) (stop func() (captured, missed float64, err error), err error) {
+func (s *seeingSetting) look(d *daemon, metrics string) (stop func() (seen, error), err error) {
 	file := d.runtime + "/t0.pcapng"
 	_ = os.Remove(file)
 	capture := exec.Command(d.binary, append([]string{"capture", "t0", "-w", file, "--runtime-dir", d.runtime}, strings.Fields(s.Capture)...)...)
@@ -220,7 +222,7 @@ func (s *seeingSetting) look(d *daemon, metrics string) (stop func() (captured, 
 			return nil, fmt.Errorf("the capture does not begin: %s", said.String())
 		}
 	}
-	return func() (captured, missed float64, err error) {
+	return func() (m seen, err error) {
 		close(done)
 		scraper.Wait()
 		for _, cmd := range running {
@@ -229,11 +231,12 @@ func (s *seeingSetting) look(d *daemon, metrics string) (stop func() (captured, 
 		}
 		numbers := regexp.MustCompile(`^(\d+) packets? captured, (\d+) not written`).FindStringSubmatch(said.String())
 		if numbers == nil {
-			return 0, 0, fmt.Errorf("the capture: %v: %s", err, said.String())
+			return m, fmt.Errorf("the capture: %v: %s", err, said.String())
 		}
-		captured, _ = strconv.ParseFloat(numbers[1], 64)
-		missed, _ = strconv.ParseFloat(numbers[2], 64)
-		return captured, missed, nil
+		m.captured, _ = strconv.ParseFloat(numbers[1], 64)
+		m.missed, _ = strconv.ParseFloat(numbers[2], 64)
+		m.client = (capture.ProcessState.UserTime() + capture.ProcessState.SystemTime()).Seconds() / max(1, m.captured)
+		return m, nil
 	}, nil
 }
 
