@@ -8,7 +8,7 @@ import (
 	"ipipd/internal/drop"
 )
 
-// Whatever there is to write, what is written costs no more than the share of the time, but for a burst at the
+// Whatever there is to write, what is written costs no more than the share of the processors, but for a burst at the
 // beginning; and as much as that is written. Complete has no bounds.
 func TestBudget(t *testing.T) {
 	for _, o := range []Options{{}, {Complete: true}} {
@@ -17,7 +17,7 @@ func TestBudget(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b := NewBudget(s, o.Complete, now)
+		b := NewBudget(s, o.Complete, 2, now)
 		const second = 10 * time.Second
 		bytes := s.bytes
 		for end := now.Add(second); now.Before(end); {
@@ -38,7 +38,7 @@ func TestBudget(t *testing.T) {
 			}
 		}
 		cost := time.Duration(s.packets)*packetCost + time.Duration(s.bytes-bytes)*byteCost
-		most := time.Duration(share*float64(second)) + 2*burst
+		most := time.Duration(2*share*float64(second)) + 2*burst
 		if !o.Complete && (cost > most || cost < most/2) {
 			t.Errorf("in %v it costs %v, want at most %v", second, cost, most)
 		}
@@ -55,7 +55,7 @@ func TestBudget_little(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := NewBudget(s, false, now)
+	b := NewBudget(s, false, 1, now)
 	for range 1000 {
 		now = now.Add(time.Millisecond)
 		for range 20 {

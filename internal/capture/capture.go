@@ -59,8 +59,8 @@ func pointOf(why drop.Reason) Point {
 const (
 	// MaxSnaplen is the length of the longest packet.
 	MaxSnaplen = 65535
-	// DefaultSnaplen has all headers, and the beginning of what they are of.
-	DefaultSnaplen = 256
+	// DefaultSnaplen has the headers of both packets with all options of TCP.
+	DefaultSnaplen = 128
 )
 
 // Options are what is captured. The zero value is everything.

@@ -39,6 +39,9 @@ type CaptureResult struct {
 // captureEnd is how long the rest of a capture may take that is told to end.
 const captureEnd = 5 * time.Second
 
+// captureBuffer is how much is read at once: what the process writes at once, and more.
+const captureBuffer = 128 << 10
+
 // captureStall is how long a client may take nothing of what there is for it: then its capture ends. Tests
 // change it.
 var captureStall = time.Minute
@@ -161,7 +164,7 @@ func Capture(ctx context.Context, dir, link string, timeout time.Duration, r Cap
 	}
 	defer conn.Close()
 	transport := &http.Transport{
-		DisableKeepAlives: true, DisableCompression: true, ResponseHeaderTimeout: timeout,
+		DisableKeepAlives: true, DisableCompression: true, ResponseHeaderTimeout: timeout, ReadBufferSize: captureBuffer,
 		DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil },
 	}
 	request, err := http.NewRequest(http.MethodGet, "http://tunnel/capture?"+r.query().Encode(), nil)
@@ -189,7 +192,7 @@ func Capture(ctx context.Context, dir, link string, timeout time.Duration, r Cap
 		_, err := answer(link, response)
 		return result, err
 	}
-	if _, err := io.Copy(w, &captureReader{response.Body}); err != nil {
+	if _, err := io.CopyBuffer(w, &captureReader{response.Body}, make([]byte, captureBuffer)); err != nil {
 		return result, err
 	}
 	result.Packets, _ = strconv.ParseUint(response.Trailer.Get(trailerPackets), 10, 64)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -53,7 +54,7 @@ func (e *Engine) Capture(ctx context.Context, name string, o capture.Options, pr
 		return result, err
 	}
 	overflows, looked := e.socket.Overflows(), time.Now()
-	budget := capture.NewBudget(s, o.Complete, looked)
+	budget := capture.NewBudget(s, o.Complete, runtime.NumCPU(), looked)
 	pause := captureMinPause
 	timer := time.NewTimer(pause)
 	defer timer.Stop()

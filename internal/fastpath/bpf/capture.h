@@ -69,8 +69,8 @@ static __attribute__((noinline)) int capture(struct __sk_buff *skb, __u32 slot, 
 	r->kept = n;
 	r->at = bpf_ktime_get_ns();
 	asm volatile("" : "+r"(n)); // the bounds below are of the register that is passed on
-	if (n <= 256)
-		room = copy_to(256);
+	if (n <= 128)
+		room = copy_to(128);
 	else if (n <= 2048)
 		room = copy_to(2048);
 	else if (n <= CAPTURE_BYTES)
