@@ -62,6 +62,7 @@ type counters struct {
 	Orphaned                                    uint64 // skbs
 
 	NotCaptured, DropsNotCaptured uint64
+	NoRoom                        uint64
 }
 
 // captureDrops is CAPTURE_DROPS.

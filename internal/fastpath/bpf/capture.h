@@ -45,6 +45,7 @@ struct {
 	to_ = bpf_ringbuf_reserve(ring, sizeof(struct capture_record) + size, 0);                    \
 	if (to_) {                                                                                   \
 		to_->record = *r;                                                                    \
+		to_->record.at = bpf_ktime_get_ns();                                                 \
 		if (n && bpf_skb_load_bytes(skb, offset, (void *)to_ + sizeof(struct capture_record), n)) \
 			to_->record.kept = 0;                                                        \
 		bpf_ringbuf_submit(to_, BPF_RB_NO_WAKEUP);                                           \
@@ -53,21 +54,25 @@ struct {
 })
 
 // capture puts a packet in the ring of a tunnel: r, whose `kept` is how much may be copied, and what is at an
-// offset. What the ring has no room for is counted.
-static __attribute__((noinline)) int capture(struct __sk_buff *skb, __u32 slot, struct capture_record *r, __u32 offset)
+// offset. It returns how many packets are not there: 1 if there is no room. In the tick of one that had none this
+// CPU tries no other.
+static __attribute__((noinline)) __u32 capture(struct __sk_buff *skb, __u32 slot, struct counters *c, struct capture_record *r, __u32 offset)
 {
-	void *ring = bpf_map_lookup_elem(&capture_rings, &slot);
+	__u64 now = bpf_ktime_get_coarse_ns();
 	__u32 end = skb->len, n = r->kept;
+	void *ring;
 	int room;
 
-	if (!ring)
+	if (c->no_room == now)
 		return 1;
+	ring = bpf_map_lookup_elem(&capture_rings, &slot);
+	if (!ring)
+		return 0;
 	if (offset >= end)
 		n = 0;
 	else if (n > end - offset)
 		n = end - offset;
 	r->kept = n;
-	r->at = bpf_ktime_get_ns();
 	asm volatile("" : "+r"(n)); // the bounds below are of the register that is passed on
 	if (n <= 128)
 		room = copy_to(128);
@@ -77,5 +82,7 @@ static __attribute__((noinline)) int capture(struct __sk_buff *skb, __u32 slot, 
 		room = copy_to(CAPTURE_BYTES);
 	else
 		room = 0;
-	return room;
+	if (!room)
+		c->no_room = now;
+	return !room;
 }

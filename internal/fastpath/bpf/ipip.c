@@ -139,6 +139,7 @@ struct counters {
 	// Packets that a capture has no room for, in either direction: that would be there as inner and outer
 	// packet, and those above.
 	__u64 not_captured, drops_not_captured;
+	__u64 no_room; // the tick of the last of these
 };
 
 #include "capture.h"
@@ -247,7 +248,7 @@ static __always_inline void capture_sent(struct __sk_buff *skb, __u32 slot, stru
 	struct capture_record r = { .direction = CAPTURE_OUT, .why = why, .length = bpf_ntohs(outer->total_len), .outer = *outer };
 
 	r.kept = captured & CAPTURE_BYTES;
-	c->not_captured += !capture(skb, slot, &r, at);
+	c->not_captured += capture(skb, slot, c, &r, at);
 }
 
 SEC("tc")
@@ -497,7 +498,7 @@ int ipip_decap(struct __sk_buff *skb)
 		r.changed = changed >> 24;
 		r.tos = changed >> 16;
 		r.checksum = changed;
-		c->not_captured += !capture(skb, slot, &r, ETH_HLEN);
+		c->not_captured += capture(skb, slot, c, &r, ETH_HLEN);
 	}
 	if (c->last_received != now)
 		c->last_received = now;

@@ -212,7 +212,7 @@ static __always_inline int refuse(struct __sk_buff *skb, struct rx_tunnel *rx, s
 		struct capture_record r = { .direction = CAPTURE_IN, .why = why, .length = skb->len - ETH_HLEN, .outer = *outer };
 
 		r.kept = rx->capture & CAPTURE_BYTES;
-		c->drops_not_captured += !capture(skb, rx->slot, &r, ETH_HLEN + HEADER_LEN);
+		c->drops_not_captured += capture(skb, rx->slot, c, &r, ETH_HLEN + HEADER_LEN);
 	}
 	return TCX_DROP;
 }
