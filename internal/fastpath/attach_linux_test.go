@@ -106,6 +106,61 @@ func TestAttach_sharedUnderlay(t *testing.T) {
 	})
 }
 
+// The programs copy packets from OpenCapture on, and once an Update says so, until one does not.
+func TestLink_OpenCapture(t *testing.T) {
+	ns := newDevices(t)
+	ns.Do(func() {
+		f := open(t)
+		tunnel := defaultTunnel()
+		tunnel.Ifindex, tunnel.UnderlayIfindex = ifindex(t, "t0"), ifindex(t, "u0")
+		l, err := f.Attach(tunnel)
+		if err != nil {
+			t.Fatal(err)
+		}
+		step := func(what string, snaplen int, want uint32, ring bool) {
+			t.Helper()
+			tunnel.Capture.Snaplen = snaplen
+			if err := l.Update(tunnel); err != nil {
+				t.Fatal(err)
+			}
+			var tx txTunnel
+			var rx rxTunnel
+			if err := errors.Join(f.objects.TxTunnels.Lookup(uint32(tunnel.Ifindex), &tx), f.objects.RxTunnels.Lookup(tunnel.rxKey(), &rx)); err != nil {
+				t.Fatal(err)
+			}
+			if tx.Capture != want || rx.Capture != want {
+				t.Errorf("%s: %d and %d bytes are captured, want %d", what, tx.Capture, rx.Capture, want)
+			}
+			var id uint32
+			if err := f.objects.CaptureRings.Lookup(l.slot, &id); (err == nil) != ring {
+				t.Errorf("%s: the ring: %v", what, err)
+			}
+		}
+		step("before it", 100, 0, false)
+		for range 2 { // again changes nothing
+			if err := l.OpenCapture(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		step("a capture", 100, 100, true)
+		step("the end of it", 0, 0, true)
+		l.CloseCapture()
+		step("afterwards", 0, 0, false)
+		if err := l.OpenCapture(); err != nil {
+			t.Fatal(err)
+		}
+		step("again", 200, 200, true)
+		l.Close()
+		if err := l.OpenCapture(); err != ErrClosed {
+			t.Errorf("after Close: %v", err)
+		}
+		var id uint32
+		if err := f.objects.CaptureRings.Lookup(l.slot, &id); err == nil {
+			t.Error("the ring is left behind")
+		}
+	})
+}
+
 // Attach leaves nothing behind on error.
 func TestAttach_cleanupOnError(t *testing.T) {
 	ns := newDevices(t)

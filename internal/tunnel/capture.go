@@ -33,6 +33,8 @@ const (
 	captureMaxPause = 50 * time.Millisecond
 	// overflowInterval is how often a capture looks for packets that the kernel had no room for.
 	overflowInterval = time.Second
+	// missedInterval is how often it looks for those of the fast path that had no room in the kernel's ring.
+	missedInterval = 100 * time.Millisecond
 )
 
 // Capture writes the packets of the tunnel of that Config.Name to w, as a pcapng file, until ctx is done,
@@ -54,6 +56,7 @@ func (e *Engine) Capture(ctx context.Context, name string, o capture.Options, pr
 		return result, err
 	}
 	overflows, looked := e.socket.Overflows(), time.Now()
+	counted := looked
 	budget := capture.NewBudget(s, o.Complete, runtime.NumCPU(), looked)
 	pause := captureMinPause
 	timer := time.NewTimer(pause)
@@ -67,6 +70,10 @@ func (e *Engine) Capture(ctx context.Context, name string, o capture.Options, pr
 			break
 		}
 		now := time.Now()
+		if now.Sub(counted) >= missedInterval {
+			counted = now
+			t.countMissedFast()
+		}
 		if now.Sub(looked) >= overflowInterval {
 			looked = now
 			if more := e.socket.Overflows(); more > overflows {

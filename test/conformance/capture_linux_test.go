@@ -27,11 +27,11 @@ type runningCapture struct {
 	ended  chan struct{}
 }
 
-// startCapture returns once packets are captured.
+// startCapture returns once packets are captured, whole unless the flags say otherwise.
 func startCapture(t *testing.T, d *netlab.Daemon, flags ...string) *runningCapture {
 	t.Helper()
 	c := &runningCapture{t: t, file: filepath.Join(t.TempDir(), "t.pcapng"), ended: make(chan struct{})}
-	c.cmd = exec.Command(netlab.Binary(t), append([]string{"capture", "t0", "-w", c.file, "--runtime-dir", filepath.Dir(d.Socket())}, flags...)...)
+	c.cmd = exec.Command(netlab.Binary(t), append([]string{"capture", "t0", "-w", c.file, "--runtime-dir", filepath.Dir(d.Socket()), "--snaplen", "65535"}, flags...)...)
 	c.cmd.Stderr = &c.stderr
 	if err := c.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -173,6 +173,64 @@ func TestCapture(t *testing.T) {
 	})
 }
 
+// The fast path goes on while it is captured: a superpacket is there as one. Where the kernel's ring is not read for
+// a while, as the reader is stopped, the rest is counted. The ring goes with the client, however that ends.
+func TestCapture_fastPath(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	da, db := fast.upA(t, a), fast.upB(t, b)
+	requireFastPath(t, da, db)
+	ping(t, a, innerB)
+	descriptors := func() int {
+		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", da.PID()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(fds)
+	}
+	before := descriptors()
+	of := startCapture(t, da, "--complete", "--snaplen", "200")
+	transfer(t, a, b, innerB, 5<<20)
+	transfer(t, b, a, innerA, 5<<20)
+	if s := da.Status(); s.FastPath != "active" {
+		t.Errorf("fast-path is %q", s.FastPath)
+	}
+	f := of.end()
+	bytes, long := map[string]int{}, map[string]int{}
+	for _, p := range f.Packets {
+		where := p.Interface + " " + p.Direction
+		if bytes[where] += p.Length; p.Length > 2000 && len(p.Packet) == 200 {
+			long[where]++
+		}
+	}
+	for _, where := range []string{"t0 (inner) out", "t0 (outer) out", "t0 (outer) in", "t0 (inner) in"} {
+		if bytes[where] < 5<<20 || long[where] == 0 {
+			t.Errorf("%s: packets of %d bytes in all, %d of them superpackets", where, bytes[where], long[where])
+		}
+	}
+	pairs := map[uint64]int{}
+	for _, p := range f.Packets {
+		pairs[p.ID]++
+	}
+	for id, n := range pairs {
+		if id == 0 || n != 2 {
+			t.Errorf("%d packets have the ID %d", n, id)
+			break
+		}
+	}
+	netlab.Eventually(t, "the descriptors of the ring are closed", func() bool { return descriptors() <= before })
+
+	of = startCapture(t, da)
+	netlab.Eventually(t, "the ring is there", func() bool { return descriptors() > before })
+	_ = of.cmd.Process.Kill()
+	<-of.ended
+	netlab.Eventually(t, "the ring of a client that was killed is gone", func() bool { return descriptors() <= before })
+	ping(t, a, innerB)
+	if s := da.Status(); s.FastPath != "active" {
+		t.Errorf("fast-path is %q", s.FastPath)
+	}
+}
+
 // Of an encrypted tunnel the inner packet is the clear text, and the outer one ESP.
 func TestCapture_ipsec(t *testing.T) {
 	t.Parallel()
@@ -212,7 +270,7 @@ func TestCapture_ipsec(t *testing.T) {
 	}
 }
 
-// No packet is lost as the fast path is left for a capture, and used again.
+// No packet is lost as captures of the fast path begin and end.
 func TestCapture_lossless(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
@@ -223,7 +281,9 @@ func TestCapture_lossless(t *testing.T) {
 	for range 3 {
 		for _, d := range []*netlab.Daemon{da, db} { // the end that sends, and the one that receives
 			startCapture(t, d).end()
-			netlab.Eventually(t, "the fast path is used again", func() bool { return d.Status().FastPath == "active" })
+			if s := d.Status().FastPath; s != "active" {
+				t.Errorf("fast-path is %q", s)
+			}
 		}
 	}
 	lost()
@@ -288,7 +348,6 @@ func TestCapture_client(t *testing.T) {
 	for _, conn := range open {
 		conn.Close()
 	}
-	netlab.Eventually(t, "the captures have ended", func() bool { return da.Status().FastPath == "active" })
 	netlab.Eventually(t, "their descriptors are closed", func() bool { return descriptors() <= before })
 	startCapture(t, da).end()
 }
@@ -300,7 +359,7 @@ func TestCapture_slowReader(t *testing.T) {
 	da := fast.upA(t, a)
 	fast.upB(t, b)
 	ping(t, a, innerB)
-	of := startCapture(t, da, "--snaplen", "65535")
+	of := startCapture(t, da)
 	_ = of.cmd.Process.Signal(syscall.SIGSTOP)
 	transfer(t, a, b, innerB, 40<<20)
 	if s := da.Status(); len(s.Drops) > 0 {

@@ -35,7 +35,7 @@ func newDropsLab(t *testing.T, properties string) *dropsLab {
 	sinkIPIP(t, b)
 	l := &dropsLab{t: t, a: a, b: b, metrics: filepath.Join(t.TempDir(), "metrics.sock")}
 	file := filepath.Join(t.TempDir(), "tunnels.yaml")
-	text := fmt.Sprintf("metrics-address: unix:%s\nthreads: 1\ntunnels:\n- {name: t0, local-address: %s, remote-address: %s, address: %s/24, keepalive: off, %s}\n- {name: t1, remote-address: 192.0.2.3, keepalive: off}\n",
+	text := fmt.Sprintf("metrics-address: unix:%s\nthreads: 1\ntunnels:\n- {name: t0, local-address: %s, remote-address: %s, address: %s/24, keepalive: off, allow-fast-path: no, %s}\n- {name: t1, remote-address: 192.0.2.3, keepalive: off}\n",
 		l.metrics, outerA, outerB, innerA, properties)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
