@@ -260,8 +260,13 @@ func (c *control) followSenders() error {
 	if c.sendersSet && slices.Equal(next, c.sendersNow) {
 		return nil
 	}
+	for i, s := range c.senders {
+		if why := senderBlocker(s.Answer()); why != "" {
+			c.log.Debug("a prefix of accept-from is carried in userspace", "prefix", next[i].Prefix, "why", why)
+		}
+	}
 	err := c.many.fast.Accept(next, c.cfg.AcceptTo)
-	c.sendersNow, c.sendersSet = next, err == nil
+	c.sendersNow, c.sendersSet, c.retry = next, err == nil, c.retry || err != nil
 	return err
 }
 
