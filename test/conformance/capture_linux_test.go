@@ -231,6 +231,48 @@ func TestCapture_fastPath(t *testing.T) {
 	}
 }
 
+// Where the kernel gives no ring, here for lack of a descriptor, the fast path is left while the tunnel is captured.
+func TestCapture_noRing(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	da, db := fast.upA(t, a), fast.upB(t, b)
+	requireFastPath(t, da, db)
+	ping(t, a, innerB)
+	e := exhaust(t, da)
+	if _, err := e.conn.Write([]byte("GET /capture?name=t0 HTTP/1.1\r\nHost: t\r\n\r\n")); err != nil { // by a connection that is there
+		t.Fatal(err)
+	}
+	response, err := http.ReadResponse(e.answer, nil)
+	if err != nil || response.StatusCode != http.StatusOK {
+		t.Fatal(response, err)
+	}
+	var file bytes.Buffer
+	seen := func(where string) bool {
+		f, err := netlab.ReadCapture(bytes.Clone(file.Bytes()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(found(f, where, netlab.Protocol(ipv4.ProtocolICMP))) > 0
+	}
+	ping(t, a, innerB)
+	for b := make([]byte, 64<<10); !seen("inner out") || !seen("inner in"); {
+		n, err := response.Body.Read(b)
+		if file.Write(b[:n]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const why = "no file descriptor is left for a ring buffer"
+	if f, _ := netlab.ReadCapture(file.Bytes()); !strings.HasPrefix(f.Comment, "the fast path is left while the capture runs") || !strings.Contains(f.Comment, why) {
+		t.Errorf("the comment of the file is %q", f.Comment)
+	}
+	e.limit(false)
+	if s := da.Status().FastPath; !strings.HasPrefix(s, "a capture runs: "+why) {
+		t.Errorf("fast-path is %q", s)
+	}
+	e.conn.Close()
+	netlab.Eventually(t, "the fast path is used again", func() bool { return da.Status().FastPath == "active" })
+}
+
 // Of an encrypted tunnel the inner packet is the clear text, and the outer one ESP.
 func TestCapture_ipsec(t *testing.T) {
 	t.Parallel()
