@@ -2,6 +2,7 @@ package ipsec
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -118,7 +119,7 @@ func (n *negotiator) do(actions []ike.Action) {
 				n.emit(EventFailed, err)
 				continue
 			}
-			sa := &inboundSA{Inbound: in, owner: n, udp: a.Outbound.DestinationPort != 0}
+			sa := &inboundSA{Inbound: in, owner: n, udp: a.Outbound.DestinationPort != 0, counters: make([]atomic.Uint64, esp.OutboundWords)}
 			sa.port.Store(uint32(a.Outbound.DestinationPort))
 			n.inbound[a.Inbound.SPI] = sa
 			if n.sas != nil {
@@ -131,6 +132,9 @@ func (n *negotiator) do(actions []ike.Action) {
 			if sa := n.inbound[a.Inbound.SPI]; sa != nil {
 				n.manager.removeSA(n.key(a.Inbound.SPI), sa)
 				sa.Close() // for a Receiver that has just looked it up
+				if sa.outbound != nil {
+					sa.outbound.Close()
+				}
 				delete(n.inbound, a.Inbound.SPI)
 				delete(n.lastPackets, a.Inbound.SPI)
 			}
@@ -158,7 +162,7 @@ func (n *negotiator) setOutbound(c *ike.Child) {
 	var next *esp.Outbound
 	if c != nil {
 		var err error
-		if next, err = esp.NewOutbound(c.Outbound); err != nil {
+		if next, err = n.outboundOf(c); err != nil {
 			n.emit(EventFailed, err)
 			c = nil
 		}
@@ -170,6 +174,9 @@ func (n *negotiator) setOutbound(c *ike.Child) {
 	if old != nil && next == nil {
 		// Also for a Seal that has already loaded it. After a rekey such a Seal may go on.
 		old.Close()
+		if sa := n.inbound[n.current.Inbound.SPI]; sa != nil {
+			sa.outbound = nil
+		}
 	}
 	if c != nil && n.current == nil {
 		n.upSince, n.espReceived, n.noESP = time.Now(), false, false
@@ -179,6 +186,24 @@ func (n *negotiator) setOutbound(c *ike.Child) {
 	if c != nil {
 		n.peerPort = c.Outbound.DestinationPort
 	}
+}
+
+// outboundOf returns the outbound SA of c. One that is used again, as the SA that took its place has ended,
+// goes on with its sequence numbers.
+func (n *negotiator) outboundOf(c *ike.Child) (*esp.Outbound, error) {
+	sa := n.inbound[c.Inbound.SPI]
+	if sa == nil {
+		return nil, errors.New("its inbound SA is not installed")
+	}
+	if sa.outbound != nil {
+		sa.outbound.SetPorts(c.Outbound.SourcePort, c.Outbound.DestinationPort)
+		return sa.outbound, nil
+	}
+	cfg := c.Outbound
+	cfg.Counters = sa.counters
+	var err error
+	sa.outbound, err = esp.NewOutbound(cfg)
+	return sa.outbound, err
 }
 
 // pollSAs reports received ESP to the state machine, rekeys before sequence numbers run

@@ -1,6 +1,7 @@
 package ipsec
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"testing"
 	"time"
@@ -153,5 +154,49 @@ func TestNegotiatorPublishIfChanged(t *testing.T) {
 		if now := n.session.status.Load(); now == before || now.Established {
 			t.Errorf("%v: %+v", mode, now)
 		}
+	}
+}
+
+// An SA that is used again, as the SA that took its place has ended, repeats no sequence number.
+func TestNegotiatorSetOutbound_usedAgain(t *testing.T) {
+	n := &negotiator{manager: NewManager(Options{}), session: &Session{}, local: addressB, remote: addressA, inbound: map[uint32]*inboundSA{}, lastPackets: map[uint32]uint64{}}
+	suite := esp.Suite{Cipher: esp.AESGCM, KeyBits: 128}
+	child := func(spi uint32) *ike.Child {
+		cfg := esp.Config{SPI: spi, Suite: suite, Protocol: 4, Keys: esp.Keys{Encryption: make([]byte, suite.EncryptionKeyLen())}}
+		return &ike.Child{Inbound: cfg, Outbound: cfg}
+	}
+	sequence := func() uint32 {
+		b := packet.New(packet.MaxSize)
+		b.Set(append([]byte{0x45, 0, 0, 40, 0, 0, 0, 0, 64, 4, 0, 0, 192, 0, 2, 2, 192, 0, 2, 1}, make([]byte, 20)...))
+		if why := n.session.Seal(b); why != drop.None {
+			t.Fatal(why)
+		}
+		return binary.BigEndian.Uint32(b.Bytes()[24:])
+	}
+	one, two := child(1000), child(2000)
+	n.do([]ike.Action{ike.AddInbound{Child: one}, ike.UseOutbound{Child: one}})
+	for want := uint32(1); want < 4; want++ {
+		if got := sequence(); got != want {
+			t.Fatalf("%d, want %d", got, want)
+		}
+	}
+	first := n.session.outbound.Load()
+	n.do([]ike.Action{ike.AddInbound{Child: two}, ike.UseOutbound{Child: two}})
+	if got := sequence(); got != 1 {
+		t.Errorf("the second SA begins with %d", got)
+	}
+	n.do([]ike.Action{ike.UseOutbound{Child: one}, ike.Remove{Child: two}})
+	if got := sequence(); got != 4 {
+		t.Errorf("the first one goes on with %d", got)
+	}
+	n.do([]ike.Action{ike.UseOutbound{}, ike.UseOutbound{Child: one}})
+	if got := sequence(); got != 5 {
+		t.Errorf("the first one goes on with %d after there was none", got)
+	}
+	n.do([]ike.Action{ike.UseOutbound{}, ike.Remove{Child: one}})
+	b := packet.New(packet.MaxSize)
+	b.Set([]byte{0x45, 0, 0, 20, 0, 0, 0, 0, 64, 4, 0, 0, 192, 0, 2, 2, 192, 0, 2, 1})
+	if why := first.Seal(b); why != drop.ESPExhausted {
+		t.Errorf("an SA that was removed seals: %v", why)
 	}
 }

@@ -143,6 +143,11 @@ type inboundSA struct {
 	owner *negotiator
 	udp   bool          // accepts only UDP-encapsulated ESP, or only ESP without UDP
 	port  atomic.Uint32 // the peer's UDP port in the last authenticated packet
+
+	// The negotiator's: the outbound SA of the same keys, nil unless it is in use or may be again, and its
+	// Counters, which outlive it.
+	outbound *esp.Outbound
+	counters []atomic.Uint64
 }
 
 // saKey identifies an inbound SA. It includes the peer's address, so that no peer can

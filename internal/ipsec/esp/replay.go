@@ -15,13 +15,19 @@ const DefaultWindow = 1024
 // is accepted by exactly one compare-and-swap.
 type window struct {
 	size  uint64
-	top   atomic.Uint64 // highest authenticated sequence number, the right edge
+	top   *atomic.Uint64 // highest authenticated sequence number, the right edge
 	slots []atomic.Uint64
 }
 
-func newWindow(size int) *window {
-	return &window{size: uint64(size), slots: make([]atomic.Uint64, size/32+2)}
+// newWindow makes a window in words, of which it takes windowWords; nil is memory of its own.
+func newWindow(size int, words []atomic.Uint64) *window {
+	if words == nil {
+		words = make([]atomic.Uint64, windowWords(size))
+	}
+	return &window{size: uint64(size), top: &words[0], slots: words[1:windowWords(size)]}
 }
+
+func windowWords(size int) int { return 1 + size/32 + 2 }
 
 // infer returns the 64-bit sequence number for its transmitted lower half (RFC 4303
 // appendix A2.2). 0, which is never valid, means that there is none.

@@ -9,7 +9,7 @@ import (
 // check and accept agree with a map of the accepted sequence numbers.
 func TestWindowAccept_model(t *testing.T) {
 	for _, size := range []int{32, 64, 100, 1024} {
-		w := newWindow(size)
+		w := newWindow(size, nil)
 		seen, top := map[uint64]bool{}, uint64(0)
 		state := uint64(size)
 		for range 200_000 {
@@ -40,7 +40,7 @@ func TestWindowAccept_model(t *testing.T) {
 
 // Among concurrent callers each sequence number is accepted once.
 func TestWindowAccept_concurrent(t *testing.T) {
-	w := newWindow(1024)
+	w := newWindow(1024, nil)
 	const n = 20_000
 	var accepted [n + 1]atomic.Int32
 	var next atomic.Uint64
@@ -69,7 +69,7 @@ func TestWindowAccept_concurrent(t *testing.T) {
 
 // RFC 4303 appendix A2.2.
 func TestWindowInfer(t *testing.T) {
-	w := newWindow(1024)
+	w := newWindow(1024, nil)
 	for _, c := range []struct {
 		top  uint64
 		low  uint32

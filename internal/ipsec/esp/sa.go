@@ -29,7 +29,18 @@ type Config struct {
 	// SourcePort and DestinationPort, if not zero, make an outbound SA encapsulate
 	// ESP in UDP (RFC 3948).
 	SourcePort, DestinationPort uint16
+	// Counters is what must not begin anew while the keys are in use: an outbound SA's sequence number
+	// (OutboundWords), or an inbound SA's anti-replay window of DefaultWindow packets (InboundWords). Zero
+	// words are those of an SA that is new. It is the caller's memory, and has all that another SA object
+	// of the same keys needs to go on. nil is memory of the SA object's own.
+	Counters []atomic.Uint64
 }
+
+// The lengths of Config.Counters.
+const (
+	OutboundWords = 2
+	InboundWords  = 1 + DefaultWindow/32 + 2
+)
 
 func (c *Config) validate() error {
 	if c.SPI < 256 {
@@ -59,10 +70,10 @@ type Outbound struct {
 	ivCipher cipher.Block // nil for GCM
 
 	closed   atomic.Bool
-	ports    atomic.Uint32 // source port in the upper half; 0: no UDP encapsulation
-	sequence atomic.Uint64 // last used; grows beyond limit
+	ports    atomic.Uint32  // source port in the upper half; 0: no UDP encapsulation
+	sequence *atomic.Uint64 // last used; grows beyond limit
 	bytes    atomic.Uint64
-	blocks   atomic.Uint64 // encrypted with 3DES; grows beyond limit3DES
+	blocks   *atomic.Uint64 // encrypted with 3DES; grows beyond limit3DES
 }
 
 // NewOutbound makes an outbound SA.
@@ -74,7 +85,13 @@ func NewOutbound(c Config) (*Outbound, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := &Outbound{suite: c.Suite, spi: c.SPI, esn: c.ESN, protocol: c.Protocol, engines: engines, limit: limit}
+	if c.Counters == nil {
+		c.Counters = make([]atomic.Uint64, OutboundWords)
+	}
+	o := &Outbound{
+		suite: c.Suite, spi: c.SPI, esn: c.ESN, protocol: c.Protocol, engines: engines, limit: limit,
+		sequence: &c.Counters[0], blocks: &c.Counters[1],
+	}
 	if c.ESN {
 		o.limit = limitESN
 	}
@@ -108,7 +125,7 @@ func (o *Outbound) SetPorts(source, destination uint16) {
 // UDP reports whether ESP is encapsulated in UDP.
 func (o *Outbound) UDP() bool { return o.ports.Load() != 0 }
 
-// Packets returns the number of packets sealed.
+// Packets returns the number of packets sealed with these Counters.
 func (o *Outbound) Packets() uint64 { return min(o.sequence.Load(), o.limit) }
 
 // Bytes returns the number of payload bytes sealed, without the IPv4 header.
@@ -219,8 +236,8 @@ func NewInbound(c Config) (*Inbound, error) {
 	if c.Window == 0 {
 		c.Window = DefaultWindow
 	}
-	if c.Window < 32 || c.Window > 65536 {
-		return nil, errors.New("esp: the anti-replay window has 32 to 65536 packets")
+	if c.Window < 32 || c.Window > 65536 || c.Counters != nil && len(c.Counters) < windowWords(c.Window) {
+		return nil, errors.New("esp: the anti-replay window has 32 to 65536 packets, and room in Counters")
 	}
 	if err := c.validate(); err != nil {
 		return nil, err
@@ -231,7 +248,7 @@ func NewInbound(c Config) (*Inbound, error) {
 	}
 	return &Inbound{
 		suite: c.Suite, spi: c.SPI, esn: c.ESN, protocol: c.Protocol,
-		engines: engines, window: newWindow(c.Window),
+		engines: engines, window: newWindow(c.Window, c.Counters),
 	}, nil
 }
 
