@@ -170,6 +170,16 @@ func (p *Peer) byOutboundSPI(b []byte) *Child {
 	return nil
 }
 
+// byInboundSPI returns the SA with that inbound SPI, or nil.
+func (p *Peer) byInboundSPI(spi uint32) *Child {
+	for _, c := range p.children {
+		if c.Inbound.SPI == spi {
+			return c
+		}
+	}
+	return nil
+}
+
 // setLifetimes sets when c is rekeyed and expires, which differs between the two ends.
 // requestedAt is when the initiator sent its request; life is what the peer proposed, 0 for none.
 //

@@ -67,16 +67,6 @@ type v2SA struct {
 	deadAt      time.Time // when the peer is dead unless the probe is answered
 }
 
-// requestV2 is a request of ours. The window size is 1, so others wait in the queue (RFC 7296
-// section 2.3). After a rekey the queue moves to the new SA, so the functions get the SA that the
-// request is sent on.
-type requestV2 struct {
-	exchange   uint8
-	build      func(s *v2SA) []payload
-	onResponse func(s *v2SA, ps []payload)
-	child      bool // creates or rekeys a Child SA
-}
-
 func (p *Peer) receiveV2(h header, b []byte, via udpPath) {
 	if p.cfg.Mode == Main {
 		return
@@ -145,7 +135,7 @@ func (s *v2SA) receive(h header, b []byte, via udpPath) {
 		r := s.pending
 		s.pending = nil
 		s.retransmission.stop()
-		r.onResponse(s, ps)
+		s.receiveResponse(r, ps)
 		s.p.rerun = true
 		return
 	}
@@ -340,7 +330,7 @@ func (s *v2SA) step() {
 		if p.due(lastReceived.Add(p.cfg.DPDInterval)) {
 			s.probing, s.deadAt = true, p.now.Add(time.Duration(max(1, p.cfg.DPDRetries))*p.cfg.DPDInterval)
 			if s.pending == nil && len(s.queue) == 0 { // the pending request is a probe too
-				s.ping(func() {})
+				s.ping()
 			}
 		}
 	}
@@ -348,7 +338,7 @@ func (s *v2SA) step() {
 		// A peer that has not got our IKE_AUTH response answers nothing.
 		s.confirmAt = time.Time{}
 		if c := s.firstChild; !c.active {
-			s.ping(func() { p.activate(c) })
+			s.enqueue(&requestV2{kind: requestPing, spi: c.Inbound.SPI})
 		}
 	}
 	if s.probing && p.due(s.deadAt) {
@@ -363,7 +353,7 @@ func (s *v2SA) step() {
 	if s.pending == nil && len(s.queue) > 0 {
 		r := s.queue[0]
 		s.queue = s.queue[1:]
-		if ps := r.build(s); ps != nil || r.exchange == exchangeInformational {
+		if ps, ok := s.buildRequest(r); ok {
 			s.transmit(r, ps)
 		}
 		p.rerun = true
@@ -372,7 +362,7 @@ func (s *v2SA) step() {
 
 func (s *v2SA) transmit(r *requestV2, ps []payload) {
 	s.pending = r
-	s.p.transmit(&s.retransmission, s.path, s.seal(s.header(r.exchange, s.sendID, false), ps)...)
+	s.p.transmit(&s.retransmission, s.path, s.seal(s.header(r.exchange(), s.sendID, false), ps)...)
 	s.sendID++
 }
 

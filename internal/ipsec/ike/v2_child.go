@@ -47,11 +47,11 @@ func (s *v2SA) hasChild() bool {
 }
 
 func (s *v2SA) childInProgress() bool {
-	if s.pending != nil && s.pending.child {
+	if s.pending != nil && s.pending.createsChild() {
 		return true
 	}
 	for _, r := range s.queue {
-		if r.child {
+		if r.createsChild() {
 			return true
 		}
 	}
@@ -78,97 +78,97 @@ func (s *v2SA) requestChild(old *Child) { s.requestChildWithGroups(old, s.p.pfsG
 
 func (s *v2SA) requestChildWithGroups(old *Child, groups []Group, retries int) {
 	p := s.p
-	var (
-		spi = p.newSPI()
-		ni  = make([]byte, nonceLen)
-		dh  *dhKey
-
-		requestedAt time.Time
-	)
-	p.random(ni)
+	r := &childRequest{old: old, groups: groups, retries: retries, spi: p.newSPI(), ni: make([]byte, nonceLen)}
+	p.random(r.ni)
 	if old != nil {
 		old.rekeying = true
 	}
-	retryLater := func() {
-		end := p.now.Add(time.Hour)
-		if old != nil {
-			old.rekeying, end = false, old.ExpireAt
-		}
-		p.nextChild = p.now.Add(p.retryDelay(4*time.Second, end))
+	s.enqueue(&requestV2{kind: requestNewChild, child: r})
+}
+
+// retryChild has a Child SA requested again a little later.
+func (p *Peer) retryChild(r *childRequest) {
+	end := p.now.Add(time.Hour)
+	if r.old != nil {
+		r.old.rekeying, end = false, r.old.ExpireAt
 	}
-	r := &requestV2{exchange: exchangeCreateChild, child: true}
-	r.build = func(s *v2SA) []payload {
-		var ps []payload
-		requestedAt = p.now
-		if old != nil {
-			if !p.has(old) || !old.removeAt.IsZero() {
-				old = nil // gone while the request was queued
-			} else {
-				ps = append(ps, payload{kind: v2Notify, body: append([]byte{v2ProtocolESP, 4, n2RekeySA >> 8, n2RekeySA & 0xff}, be32(old.Inbound.SPI)...)})
-			}
+	p.nextChild = p.now.Add(p.retryDelay(4*time.Second, end))
+}
+
+// buildChildRequest returns the payloads of a request for a Child SA; nil if it cannot be sent.
+func (s *v2SA) buildChildRequest(r *childRequest) (ps []payload) {
+	p := s.p
+	r.requestedAt = p.now
+	if r.old != nil {
+		if !p.has(r.old) || !r.old.removeAt.IsZero() {
+			r.old = nil // gone while the request was queued
+		} else {
+			ps = append(ps, payload{kind: v2Notify, body: append([]byte{v2ProtocolESP, 4, n2RekeySA >> 8, n2RekeySA & 0xff}, be32(r.old.Inbound.SPI)...)})
 		}
-		offer := s.childOffer(spi, groups)
-		ps = append(ps, offer[:2]...)
-		ps = append(ps, payload{kind: v2Nonce, body: ni})
-		if len(groups) > 0 {
-			var err error
-			if dh, err = newDHKey(groups[0], p.cfg.Rand); err != nil {
-				retryLater()
-				return nil
-			}
-			ps = append(ps, payload{kind: v2KeyExchange, body: keBody(dh)})
-		}
-		return append(ps, offer[2:]...)
 	}
-	r.onResponse = func(s *v2SA, ps []payload) {
-		nr := bytes.Clone(find(ps, v2Nonce))
-		group, ke := parseKE(find(ps, v2KeyExchange))
-		switch kind := errorNotify(ps); {
-		case kind == n2InvalidKE && retries < 3:
-			var want Group
-			eachNotify(ps, func(kind uint16, _, data []byte) {
-				if kind == n2InvalidKE && len(data) == 2 {
-					want = Group(binary.BigEndian.Uint16(data))
-				}
-			})
-			for i, g := range groups {
-				if g == want && i > 0 {
-					rest := append([]Group{g}, append(append([]Group(nil), groups[:i]...), groups[i+1:]...)...)
-					s.requestChildWithGroups(old, rest, retries+1)
-					return
-				}
+	offer := s.childOffer(r.spi, r.groups)
+	ps = append(ps, offer[:2]...)
+	ps = append(ps, payload{kind: v2Nonce, body: r.ni})
+	if len(r.groups) > 0 {
+		var err error
+		if r.dh, err = newDHKey(r.groups[0], p.cfg.Rand); err != nil {
+			p.retryChild(r)
+			return nil
+		}
+		ps = append(ps, payload{kind: v2KeyExchange, body: keBody(r.dh)})
+	}
+	return append(ps, offer[2:]...)
+}
+
+// receiveChild processes the response to a request for a Child SA.
+func (s *v2SA) receiveChild(r *childRequest, ps []payload) {
+	p := s.p
+	nr := bytes.Clone(find(ps, v2Nonce))
+	group, ke := parseKE(find(ps, v2KeyExchange))
+	switch kind := errorNotify(ps); {
+	case kind == n2InvalidKE && r.retries < 3:
+		var want Group
+		eachNotify(ps, func(kind uint16, _, data []byte) {
+			if kind == n2InvalidKE && len(data) == 2 {
+				want = Group(binary.BigEndian.Uint16(data))
 			}
-			retryLater()
-		case kind == n2ChildNotFound && old != nil: // the peer no longer has it
-			p.deletedByPeer(old)
-		case kind != 0:
-			retryLater()
-			if kind != n2TemporaryFailure {
-				s.childRefused(kind)
-			}
-		case !validNonceV2(nr) || (dh != nil) != (ke != nil) || dh != nil && group != dh.group:
-			retryLater()
-		default:
-			var shared []byte
-			if dh != nil {
-				var err error
-				if shared, err = dh.shared(ke); err != nil {
-					retryLater()
-					return
-				}
-			}
-			if !s.handleChildResponse(ps, spi, requestedAt, shared, ni, nr, dh) {
-				retryLater()
+		})
+		for i, g := range r.groups {
+			if g == want && i > 0 {
+				rest := append([]Group{g}, append(append([]Group(nil), r.groups[:i]...), r.groups[i+1:]...)...)
+				s.requestChildWithGroups(r.old, rest, r.retries+1)
 				return
 			}
-			if old == nil {
-				s.sendConfirmation()
-			} else {
-				p.scheduleDelete(old, min(overlapTime, old.ExpireAt.Sub(p.now)/2))
+		}
+		p.retryChild(r)
+	case kind == n2ChildNotFound && r.old != nil: // the peer no longer has it
+		p.deletedByPeer(r.old)
+	case kind != 0:
+		p.retryChild(r)
+		if kind != n2TemporaryFailure {
+			s.childRefused(kind)
+		}
+	case !validNonceV2(nr) || (r.dh != nil) != (ke != nil) || r.dh != nil && group != r.dh.group:
+		p.retryChild(r)
+	default:
+		var shared []byte
+		if r.dh != nil {
+			var err error
+			if shared, err = r.dh.shared(ke); err != nil {
+				p.retryChild(r)
+				return
 			}
 		}
+		if !s.handleChildResponse(ps, r.spi, r.requestedAt, shared, r.ni, nr, r.dh) {
+			p.retryChild(r)
+			return
+		}
+		if r.old == nil {
+			s.ping() // shows the peer that its response arrived, as there may be no other request for long
+		} else {
+			p.scheduleDelete(r.old, min(overlapTime, r.old.ExpireAt.Sub(p.now)/2))
+		}
 	}
-	s.enqueue(r)
 }
 
 func (s *v2SA) childRefused(kind uint16) {
@@ -206,7 +206,7 @@ func (s *v2SA) handleChildResponse(ps []payload, spi uint32, requestedAt time.Ti
 		// The peer has installed an SA that we cannot use.
 		p.noteFailure(Problem{Kind: Refused, Phase: 2, Detail: "it has no transport mode for protocol 4 between our addresses"})
 		p.nextChild = later(p.nextChild, p.nextStart)
-		s.requestDelete(spi, func() {})
+		s.enqueue(&requestV2{kind: requestDelete, spi: spi})
 		return false
 	}
 	c := s.newChild(proposal, esn, spi, binary.BigEndian.Uint32(sas[0].spi), true, shared, ni, nr)
@@ -339,34 +339,12 @@ func (s *v2SA) receiveCreateChild(h header, ps []payload) {
 func (s *v2SA) deleteChild(c *Child) {
 	if !c.deleting {
 		c.deleting = true
-		s.requestDelete(c.Inbound.SPI, func() { s.p.deletedByPeer(c) })
+		s.enqueue(&requestV2{kind: requestDelete, spi: c.Inbound.SPI})
 	}
 }
 
-// requestDelete sends a DELETE for an inbound SPI, and calls onDeleted when it is answered.
-func (s *v2SA) requestDelete(spi uint32, onDeleted func()) {
-	s.enqueue(&requestV2{
-		exchange: exchangeInformational,
-		build: func(*v2SA) []payload {
-			return []payload{{kind: v2Delete, body: append([]byte{v2ProtocolESP, 4, 0, 1}, be32(spi)...)}}
-		},
-		onResponse: func(*v2SA, []payload) { onDeleted() },
-	})
-}
-
-// sendConfirmation shows the peer that its response arrived, as there may be no other request for
-// long.
-func (s *v2SA) sendConfirmation() { s.ping(func() {}) }
-
-// ping sends an empty INFORMATIONAL request (RFC 7296 section 1.4), and calls onAlive when it is
-// answered.
-func (s *v2SA) ping(onAlive func()) {
-	s.enqueue(&requestV2{
-		exchange:   exchangeInformational,
-		build:      func(*v2SA) []payload { return nil },
-		onResponse: func(*v2SA, []payload) { onAlive() },
-	})
-}
+// ping sends an empty INFORMATIONAL request (RFC 7296 section 1.4).
+func (s *v2SA) ping() { s.enqueue(&requestV2{kind: requestPing}) }
 
 // receiveInformational processes Delete payloads, and responds.
 func (s *v2SA) receiveInformational(h header, ps []payload) {

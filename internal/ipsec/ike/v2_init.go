@@ -101,7 +101,7 @@ func (s *v2SA) receiveInit(h header, b []byte, via udpPath) {
 	value := authV2(proposal.Hash, p.cfg.Secret, s.initRequest, s.nr, s.keys.skPi, id)
 	auth = append(auth, payload{kind: v2Auth, body: append([]byte{authShared, 0, 0, 0}, value...)})
 	auth = append(auth, s.childOffer(s.spi, nil)...)
-	s.transmit(&requestV2{exchange: exchangeAuth, child: true, onResponse: (*v2SA).receiveAuth}, auth)
+	s.transmit(&requestV2{kind: requestAuth}, auth)
 }
 
 const authShared = 2
@@ -249,7 +249,7 @@ func (s *v2SA) receiveAuth(ps []payload) {
 	}
 	s.establish()
 	s.handleChildResponse(ps, s.spi, s.requestedAt, nil, s.ni, s.nr, nil)
-	s.sendConfirmation()
+	s.ping() // shows the peer that its response arrived, as there may be no other request for long
 }
 
 // receiveAuthRequest processes the IKE_AUTH request.

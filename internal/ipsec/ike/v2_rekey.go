@@ -20,55 +20,57 @@ func (s *v2SA) requestRekey() {
 			offer = append(offer, x)
 		}
 	}
-	retryLater := func() {
-		s.rekeying = false
-		s.rekeyAt = p.now.Add(p.retryDelay(8*time.Second, s.expireAt))
+	s.enqueue(&requestV2{kind: requestRekey, rekey: &rekeyRequest{old: s, next: n, offer: offer}})
+}
+
+// retryRekey has an IKE SA rekeyed a little later.
+func (p *Peer) retryRekey(r *rekeyRequest) {
+	r.old.rekeying = false
+	r.old.rekeyAt = p.now.Add(p.retryDelay(8*time.Second, r.old.expireAt))
+}
+
+// buildRekey returns the payloads of a request for a new IKE SA; nil if it cannot be sent.
+func (s *v2SA) buildRekey(r *rekeyRequest) []payload {
+	p, n := s.p, r.next
+	var err error
+	if n.dh, err = newDHKey(n.group, p.cfg.Rand); err != nil || s.replaced {
+		p.retryRekey(r)
+		return nil
 	}
-	s.enqueue(&requestV2{
-		exchange: exchangeCreateChild,
-		build: func(s *v2SA) []payload {
-			var err error
-			if n.dh, err = newDHKey(n.group, p.cfg.Rand); err != nil || s.replaced {
-				retryLater()
-				return nil
-			}
-			return []payload{
-				{kind: v2SecurityAssociation, body: appendSAV2(offerIKE(offer, n.spiI[:]))},
-				{kind: v2Nonce, body: n.ni}, {kind: v2KeyExchange, body: keBody(n.dh)},
-			}
-		},
-		onResponse: func(s *v2SA, ps []payload) {
-			sas, err := parseSAV2(find(ps, v2SecurityAssociation))
-			group, ke := parseKE(find(ps, v2KeyExchange))
-			n.nr = bytes.Clone(find(ps, v2Nonce))
-			if err != nil || len(sas) != 1 || len(sas[0].spi) != 8 || !validNonceV2(n.nr) || group != n.group {
-				retryLater()
-				return
-			}
-			var ok bool
-			if n.proposal, _, ok = chooseIKE(offer, sas); !ok || n.proposal.Group != n.group {
-				retryLater()
-				return
-			}
-			shared, err := n.dh.shared(ke)
-			if err != nil {
-				retryLater()
-				return
-			}
-			copy(n.spiR[:], sas[0].spi)
-			if !s.replaceWith(n, shared) {
-				retryLater()
-				return
-			}
-			// Queued requests move to the new SA, this one is deleted.
-			n.queue, s.queue = s.queue, nil
-			s.enqueue(&requestV2{
-				exchange:   exchangeInformational,
-				build:      func(*v2SA) []payload { return []payload{{kind: v2Delete, body: []byte{v2ProtocolIKE, 0, 0, 0}}} },
-				onResponse: func(s *v2SA, _ []payload) { p.dropV2(s, p.deletedByPeer) },
-			})
-		},
-	})
+	return []payload{
+		{kind: v2SecurityAssociation, body: appendSAV2(offerIKE(r.offer, n.spiI[:]))},
+		{kind: v2Nonce, body: n.ni}, {kind: v2KeyExchange, body: keBody(n.dh)},
+	}
+}
+
+// receiveRekeyed processes the response to a request for a new IKE SA.
+func (s *v2SA) receiveRekeyed(r *rekeyRequest, ps []payload) {
+	p, n := s.p, r.next
+	sas, err := parseSAV2(find(ps, v2SecurityAssociation))
+	group, ke := parseKE(find(ps, v2KeyExchange))
+	n.nr = bytes.Clone(find(ps, v2Nonce))
+	if err != nil || len(sas) != 1 || len(sas[0].spi) != 8 || !validNonceV2(n.nr) || group != n.group {
+		p.retryRekey(r)
+		return
+	}
+	var ok bool
+	if n.proposal, _, ok = chooseIKE(r.offer, sas); !ok || n.proposal.Group != n.group {
+		p.retryRekey(r)
+		return
+	}
+	shared, err := n.dh.shared(ke)
+	if err != nil {
+		p.retryRekey(r)
+		return
+	}
+	copy(n.spiR[:], sas[0].spi)
+	if !s.replaceWith(n, shared) {
+		p.retryRekey(r)
+		return
+	}
+	// Queued requests move to the new SA, this one is deleted.
+	n.queue, s.queue = s.queue, nil
+	s.enqueue(&requestV2{kind: requestDeleteIKE})
 }
 
 // receiveRekey responds to a request for a new IKE SA.
