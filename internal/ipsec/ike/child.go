@@ -8,7 +8,7 @@ import (
 // add installs an SA for receiving. Beyond maxChildren the oldest SA goes, except for the current
 // one.
 func (p *Peer) add(c *Child) {
-	p.children = append(p.children, c)
+	p.children, p.changed = append(p.children, c), true
 	p.actions = append(p.actions, AddInbound{c})
 	for len(p.children) > maxChildren {
 		oldest := p.children[0]
@@ -25,7 +25,7 @@ func (p *Peer) activate(c *Child) {
 	if c.active || !c.removeAt.IsZero() || !p.has(c) {
 		return
 	}
-	c.active, c.activateAt = true, time.Time{}
+	c.active, c.activateAt, p.changed = true, time.Time{}, true
 	for _, x := range p.children {
 		if x.active {
 			c = x // the last is the newest
@@ -39,7 +39,7 @@ func (p *Peer) activate(c *Child) {
 // that sends the last message of a negotiation: the peer may not have it yet, and some peers
 // install the SA only then. The current SA is used meanwhile, but not up to its expiry.
 func (p *Peer) activateLater(c *Child) {
-	c.activateAt = p.now.Add(min(activateDelay, p.current.ExpireAt.Sub(p.now)/2))
+	c.activateAt, p.changed = p.now.Add(min(activateDelay, p.current.ExpireAt.Sub(p.now)/2)), true
 }
 
 // notePeerSends records that the peer sends on c. That confirms the negotiation, even where its
@@ -48,7 +48,7 @@ func (p *Peer) notePeerSends(c *Child) {
 	if c.peerSends || !c.removeAt.IsZero() {
 		return
 	}
-	c.peerSends = true
+	c.peerSends, p.changed = true, true
 	p.finishQuickMode(c)
 	p.activate(c)
 	if old := c.replaces; old != nil {
@@ -67,7 +67,7 @@ func (p *Peer) has(c *Child) bool {
 
 func (p *Peer) setOutbound(c *Child) {
 	if c != p.current {
-		p.current = c
+		p.current, p.changed = c, true
 		p.actions = append(p.actions, UseOutbound{c})
 	}
 }
@@ -75,13 +75,13 @@ func (p *Peer) setOutbound(c *Child) {
 // scheduleDelete deletes a replaced SA after a delay.
 func (p *Peer) scheduleDelete(old *Child, after time.Duration) {
 	if old.removeAt.IsZero() && old.deleteAt.IsZero() {
-		old.deleteAt = p.now.Add(after)
+		old.deleteAt, p.changed = p.now.Add(after), true
 	}
 }
 
 // deactivate stops sending on an SA, and falls back to the newest other one.
 func (p *Peer) deactivate(c *Child) {
-	c.active, c.activateAt = false, time.Time{}
+	c.active, c.activateAt, p.changed = false, time.Time{}, true
 	if c != p.current {
 		return
 	}
@@ -153,7 +153,7 @@ func (p *Peer) noChildren() bool {
 
 // setPorts changes the UDP ports of an SA after a NAT rebinding.
 func (p *Peer) setPorts(c *Child, via udpPath) {
-	c.Outbound.SourcePort, c.Outbound.DestinationPort = via.local, via.remote.Port()
+	c.Outbound.SourcePort, c.Outbound.DestinationPort, p.changed = via.local, via.remote.Port(), true
 	p.actions = append(p.actions, SetPorts{c, via.local, via.remote.Port()})
 }
 

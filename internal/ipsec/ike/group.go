@@ -150,20 +150,30 @@ func newDHKey(g Group, random io.Reader) (*dhKey, error) {
 		if e.private, err = newCurveKey(curve(), random); err != nil {
 			return nil, err
 		}
-		e.public = e.private.PublicKey().Bytes()
-		if g != Curve25519 {
-			e.public = e.public[1:] // RFC 5903 section 7: x and y without the 0x04 prefix
-		}
+		e.public = publicOf(e.private, g)
 		return e, nil
 	}
 	e.exponent = make([]byte, exponentLen)
 	if _, err := io.ReadFull(random, e.exponent); err != nil {
 		return nil, err
 	}
-	m := modulus[g]()
-	two := bigmod.NewNat().SetUint(2).ExpandFor(m)
-	e.public = bigmod.NewNat().Exp(two, e.exponent, m).Bytes(m)
+	e.public = powerOfTwo(e.exponent, g)
 	return e, nil
+}
+
+// publicOf returns the public value of a key on a curve.
+func publicOf(k *ecdh.PrivateKey, g Group) []byte {
+	b := k.PublicKey().Bytes()
+	if g != Curve25519 {
+		b = b[1:] // RFC 5903 section 7: x and y without the 0x04 prefix
+	}
+	return b
+}
+
+// powerOfTwo returns the public value of a MODP group.
+func powerOfTwo(exponent []byte, g Group) []byte {
+	m := modulus[g]()
+	return bigmod.NewNat().Exp(bigmod.NewNat().SetUint(2).ExpandFor(m), exponent, m).Bytes(m)
 }
 
 // newCurveKey uses exactly the bytes that it reads, so that tests are reproducible; GenerateKey

@@ -68,6 +68,7 @@ type v1Keys struct {
 	hash             esp.Integrity
 	skeyid           []byte // SKEYID
 	skeyidD, skeyidA []byte // SKEYID_d and SKEYID_a
+	key              []byte // of block
 	block            cipher.Block
 	phase1IV         []byte // for message 5
 }
@@ -88,8 +89,9 @@ func deriveV1(p Proposal, secret, ni, nr, shared, publicI, publicR []byte, ckyI,
 			key = append(key, t...)
 		}
 	}
+	k.key = key[:p.KeyBits/8]
 	var err error
-	if k.block, err = newBlock(p, key[:p.KeyBits/8]); err != nil {
+	if k.block, err = newBlock(p, k.key); err != nil {
 		return nil, err
 	}
 	k.phase1IV = digest(p.Hash, publicI, publicR)[:k.block.BlockSize()]

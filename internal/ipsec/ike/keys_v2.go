@@ -16,6 +16,7 @@ import (
 // v2Keys are the keys of an IKE SA (RFC 7296 section 2.14).
 type v2Keys struct {
 	proposal   Proposal
+	material   []byte // all of the others, as the prf+ gives them
 	skD        []byte
 	skPi, skPr []byte
 	send, recv v2Direction
@@ -41,16 +42,28 @@ func (k *v2Keys) rekeySKEYSEED(ni, nr, shared []byte) []byte {
 
 // deriveV2 derives the keys of an IKE SA from SKEYSEED.
 func deriveV2(p Proposal, skeyseed, ni, nr []byte, spiI, spiR ikeSPI, initiator bool) (*v2Keys, error) {
-	prfLen := esp.Suite{Cipher: esp.AESCBC, Integrity: p.Hash}.IntegrityKeyLen()
+	return splitV2(p, prfPlus(p.Hash, skeyseed, materialLenV2(p), ni, nr, spiI[:], spiR[:]), initiator)
+}
+
+func prfLenV2(p Proposal) int {
+	return esp.Suite{Cipher: esp.AESCBC, Integrity: p.Hash}.IntegrityKeyLen()
+}
+
+func materialLenV2(p Proposal) int {
 	suite := p.suite()
-	authLen, keyLen := suite.IntegrityKeyLen(), suite.EncryptionKeyLen()
-	b := prfPlus(p.Hash, skeyseed, 3*prfLen+2*authLen+2*keyLen, ni, nr, spiI[:], spiR[:])
+	return 3*prfLenV2(p) + 2*suite.IntegrityKeyLen() + 2*suite.EncryptionKeyLen()
+}
+
+// splitV2 makes keys of their material.
+func splitV2(p Proposal, b []byte, initiator bool) (*v2Keys, error) {
+	prfLen, authLen, keyLen := prfLenV2(p), p.suite().IntegrityKeyLen(), p.suite().EncryptionKeyLen()
+	k := &v2Keys{proposal: p, material: b}
 	next := func(n int) []byte {
 		x := b[:n:n]
 		b = b[n:]
 		return x
 	}
-	k := &v2Keys{proposal: p, skD: next(prfLen)}
+	k.skD = next(prfLen)
 	ai, ar, ei, er := next(authLen), next(authLen), next(keyLen), next(keyLen)
 	k.skPi, k.skPr = next(prfLen), next(prfLen)
 	var err error

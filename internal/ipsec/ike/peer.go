@@ -34,6 +34,7 @@ type Peer struct {
 	tryMain      bool // Auto mode: IKEv2 got no answer, so try IKEv1
 	problem      Problem
 	closed       bool
+	changed      bool // what Save returns, since then
 
 	cookieSecrets cookieSecrets
 	verifiedDH    rateLimiter // Diffie-Hellman exchanges after return routability is shown
@@ -187,7 +188,7 @@ func (p *Peer) mayBegin() bool {
 func (p *Peer) Rekey(now time.Time) []Action {
 	p.begin(now)
 	if p.current != nil {
-		p.current.RekeyAt = earlier(p.current.RekeyAt, now)
+		p.current.RekeyAt, p.changed = earlier(p.current.RekeyAt, now), true
 	}
 	return p.end()
 }
@@ -329,7 +330,7 @@ type retransmission struct {
 }
 
 func (p *Peer) transmit(r *retransmission, to udpPath, messages ...[]byte) {
-	r.messages, r.tries, r.nextAt = messages, 1, p.now.Add(retransmitFirst)
+	r.messages, r.tries, r.nextAt, p.changed = messages, 1, p.now.Add(retransmitFirst), true
 	p.resend(r, to)
 }
 
@@ -346,6 +347,7 @@ func (r *retransmission) step(p *Peer, to udpPath) bool {
 	if !p.due(r.nextAt) {
 		return true
 	}
+	p.changed = true
 	if r.tries == retransmitTries {
 		r.stop()
 		return false

@@ -33,6 +33,7 @@ type sim struct {
 	tap             func(from *end, b []byte) // gets all messages sent
 	maxDelay        time.Duration             // of ESP packets; 0: 3 ms
 	reportEvery     time.Duration             // period of NoteReceived; 0: at once
+	saving          bool                      // the ends are saved after each step
 
 	sent, received, lost int
 	blocked              int // packets without an outbound SA, after the first one
@@ -51,6 +52,7 @@ type end struct {
 	idle         func() bool         // whether it has no traffic to send
 	reported     map[uint32]struct{} // inbound SPIs of ESP received, not reported yet
 	everUp       bool                // there has been an outbound SA
+	saved        []byte              // with sim.saving
 }
 
 type event struct {
@@ -133,8 +135,7 @@ func (s *sim) at(d time.Duration, do func()) {
 	heap.Push(&s.queue, event{s.now.Add(d), s.order, do})
 }
 
-// start starts a Peer, or restarts it without state.
-func (s *sim) start(e *end) {
+func (s *sim) config(e *end) Config {
 	var seed [32]byte
 	for i := range seed {
 		seed[i] = byte(s.rng.Uint32())
@@ -144,7 +145,12 @@ func (s *sim) start(e *end) {
 	if s.nat && e.index == 0 && cfg.Local == addressA {
 		cfg.Local = inside
 	}
-	p, err := NewPeer(cfg, s.now)
+	return cfg
+}
+
+// start starts a Peer, or restarts it without state.
+func (s *sim) start(e *end) {
+	p, err := NewPeer(s.config(e), s.now)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -155,6 +161,7 @@ func (s *sim) start(e *end) {
 }
 
 func (s *sim) do(e *end, actions []Action) {
+	s.save(e)
 	for _, a := range actions {
 		switch a := a.(type) {
 		case Send:

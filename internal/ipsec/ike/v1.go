@@ -140,7 +140,7 @@ func (s *v1SA) sendReply(to udpPath) {
 // noteAuthentic records that the peer is alive and, behind a NAT, its present port. Call it only
 // for message IDs not used before: anyone can replay an old message.
 func (s *v1SA) noteAuthentic(via udpPath) {
-	s.p.lastReceived = s.p.now
+	s.p.lastReceived, s.p.changed = s.p.now, true
 	s.dpd.probes = 0
 	s.dpd.nextProbe = time.Time{}
 	if s.nat.tracksPeerPort() && via != s.path && via.local == s.path.local {
@@ -172,6 +172,7 @@ func (s *v1SA) markIDUsed(id uint32) {
 		s.usedIDs = make(map[uint32]struct{})
 	}
 	s.usedIDs[id] = struct{}{}
+	s.p.changed = true
 	if len(s.usedIDs) == maxMessageIDs {
 		s.rekeyAt = earlier(s.rekeyAt, s.p.now)
 		s.p.rerun = true
@@ -238,7 +239,7 @@ func (p *Peer) dropV1(s *v1SA) {
 	for i, x := range p.v1 {
 		if x == s {
 			p.v1 = append(p.v1[:i:i], p.v1[i+1:]...)
-			p.rerun = true
+			p.rerun, p.changed = true, true
 			break
 		}
 	}
@@ -294,7 +295,7 @@ func (s *v1SA) step() {
 	}
 	if p.due(s.replacedAt) {
 		if s.inUse() {
-			s.replacedAt = p.now.Add(overlapTime)
+			s.replacedAt, p.changed = p.now.Add(overlapTime), true
 			return
 		}
 		s.sendDelete(protoISAKMP, s.spi())

@@ -309,6 +309,7 @@ func (s *v1SA) establish() {
 	p := s.p
 	s.retransmission.stop()
 	s.state, s.established, s.quickModes = establishedV1, p.now, map[uint32]*quickMode{}
+	p.changed = true
 	life := p.cfg.Lifetime1
 	if s.lifetime > 0 && s.lifetime < life {
 		life = s.lifetime

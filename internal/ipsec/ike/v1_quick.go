@@ -105,7 +105,7 @@ func (q *quickMode) cancel() {
 	if q.replaces != nil {
 		q.replaces.rekeying = false
 	}
-	q.done = true
+	q.done, q.s.p.changed = true, true
 }
 
 func (q *quickMode) remove() {
@@ -387,7 +387,7 @@ func (q *quickMode) receive3(hash []byte, via udpPath) {
 // finish completes the exchange. It is kept for lingerTime, to answer retransmissions.
 func (q *quickMode) finish() {
 	q.retransmission.stop()
-	q.done = true
+	q.done, q.s.p.changed = true, true
 	q.expireAt = q.s.p.now.Add(lingerTime)
 	q.dh = nil
 	if q.s == q.s.p.newestV1() {

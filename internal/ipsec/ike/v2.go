@@ -133,7 +133,7 @@ func (s *v2SA) receive(h header, b []byte, via udpPath) {
 	}
 	if response {
 		r := s.pending
-		s.pending = nil
+		s.pending, s.p.changed = nil, true
 		s.retransmission.stop()
 		s.receiveResponse(r, ps)
 		s.p.rerun = true
@@ -182,13 +182,14 @@ func (s *v2SA) respond(h header, ps []payload) {
 // enqueue sends a request once those before it have been answered.
 func (s *v2SA) enqueue(r *requestV2) {
 	s.queue = append(s.queue, r)
-	s.p.rerun = true
+	s.p.rerun, s.p.changed = true, true
 }
 
 // noteAuthentic records that the peer is alive and, behind a NAT, its present port (RFC 7296
 // section 2.23). Call it for fresh messages only: anyone can replay an old one, from any port.
 func (s *v2SA) noteAuthentic(via udpPath) {
 	s.p.lastReceived, s.probing, s.deadAt = s.p.now, false, time.Time{}
+	s.p.changed = true
 	if s.nat.tracksPeerPort() && via != s.path && via.local == s.path.local {
 		s.path = via
 		for _, c := range s.p.children {
@@ -264,7 +265,7 @@ func (p *Peer) dropV2(s *v2SA, retire func(...*Child)) {
 	for i, x := range p.v2 {
 		if x == s {
 			p.v2 = append(p.v2[:i:i], p.v2[i+1:]...)
-			p.rerun = true
+			p.rerun, p.changed = true, true
 			break
 		}
 	}
@@ -328,6 +329,7 @@ func (s *v2SA) step() {
 			lastReceived = s.established
 		}
 		if p.due(lastReceived.Add(p.cfg.DPDInterval)) {
+			p.changed = true
 			s.probing, s.deadAt = true, p.now.Add(time.Duration(max(1, p.cfg.DPDRetries))*p.cfg.DPDInterval)
 			if s.pending == nil && len(s.queue) == 0 { // the pending request is a probe too
 				s.ping()
@@ -336,12 +338,13 @@ func (s *v2SA) step() {
 	}
 	if p.due(s.confirmAt) {
 		// A peer that has not got our IKE_AUTH response answers nothing.
-		s.confirmAt = time.Time{}
+		s.confirmAt, p.changed = time.Time{}, true
 		if c := s.firstChild; !c.active {
 			s.enqueue(&requestV2{kind: requestPing, spi: c.Inbound.SPI})
 		}
 	}
 	if s.probing && p.due(s.deadAt) {
+		p.changed = true
 		if s.deadAt.Sub(p.lastReceived) < p.cfg.DPDInterval { // ESP has arrived meanwhile
 			s.deadAt = p.lastReceived.Add(time.Duration(1+max(1, p.cfg.DPDRetries)) * p.cfg.DPDInterval)
 		} else {
@@ -352,7 +355,7 @@ func (s *v2SA) step() {
 	}
 	if s.pending == nil && len(s.queue) > 0 {
 		r := s.queue[0]
-		s.queue = s.queue[1:]
+		s.queue, p.changed = s.queue[1:], true
 		if ps, ok := s.buildRequest(r); ok {
 			s.transmit(r, ps)
 		}

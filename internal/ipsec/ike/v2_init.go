@@ -290,7 +290,7 @@ func (s *v2SA) initialContact() {
 func (s *v2SA) establish() {
 	p := s.p
 	s.retransmission.stop()
-	s.state, s.established = establishedV2, p.now
+	s.state, s.established, p.changed = establishedV2, p.now, true
 	s.rekeyAt = p.now.Add(p.softLifetime(p.cfg.Lifetime1))
 	s.expireAt = p.now.Add(p.cfg.Lifetime1)
 	if s.nat.local {

@@ -13,14 +13,18 @@ func (s *v2SA) requestRekey() {
 	p.random(n.spiI[:])
 	n.ni = make([]byte, nonceLen)
 	p.random(n.ni)
-	// The present proposal comes first, as its group is known to work.
+	s.enqueue(&requestV2{kind: requestRekey, rekey: &rekeyRequest{old: s, next: n, offer: s.rekeyOffer()}})
+}
+
+// rekeyOffer is what is offered in place of s. Its own proposal comes first, as its group is known to work.
+func (s *v2SA) rekeyOffer() []Proposal {
 	offer := []Proposal{s.proposal}
-	for _, x := range p.cfg.Phase1 {
+	for _, x := range s.p.cfg.Phase1 {
 		if x != s.proposal {
 			offer = append(offer, x)
 		}
 	}
-	s.enqueue(&requestV2{kind: requestRekey, rekey: &rekeyRequest{old: s, next: n, offer: offer}})
+	return offer
 }
 
 // retryRekey has an IKE SA rekeyed a little later.
