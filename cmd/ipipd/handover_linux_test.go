@@ -43,7 +43,10 @@ func newStream(t *testing.T, from, to *netlab.NS, source, destination string, st
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = listener.SetReadBuffer(4 << 20)
+	// Room for what comes at once after a gap; SetReadBuffer stays below net.core.rmem_max.
+	if c, err := listener.SyscallConn(); err == nil {
+		_ = c.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20) })
+	}
 	from.Do(func() { s.from, err = net.DialUDP("udp4", local, remote) })
 	if err != nil {
 		t.Fatal(err)
@@ -127,7 +130,13 @@ func newKeptTunnel(t *testing.T, a, b *netlab.NS, program string, near ...string
 // ready waits for the nth process, and returns its PID.
 func (k *keptTunnel) ready(n int) (pid int) {
 	k.t.Helper()
-	netlab.Eventually(k.t, "the process is ready", func() bool {
+	return awaitProcess(k.t, k.kept, n)
+}
+
+// awaitProcess waits until the nth process has its tunnel, and returns its PID.
+func awaitProcess(t *testing.T, k *kept, n int) (pid int) {
+	t.Helper()
+	netlab.Eventually(t, "the process is ready", func() bool {
 		ready := regexp.MustCompile(`tunnel is ready`).FindAllString(k.log.String(), -1)
 		started := regexp.MustCompile(`is started" pid=(\d+)`).FindAllStringSubmatch(k.log.String(), -1)
 		if len(ready) == n && len(started) == n {

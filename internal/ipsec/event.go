@@ -5,7 +5,7 @@ import "time"
 // EventKind says what happened to a Session.
 type EventKind uint8
 
-// All kinds but EventUp and EventESPReceived are warnings.
+// All kinds but EventUp, EventRestored and EventESPReceived are warnings.
 const (
 	// EventUp: an SA is established; packets are encrypted and sent.
 	EventUp EventKind = iota + 1
@@ -22,17 +22,25 @@ const (
 	EventESPReceived
 	// EventFailed: the SA cannot be used, because of Err.
 	EventFailed
+	// EventRestored is EventUp by SAs of the process before.
+	EventRestored
+	// EventNotRestored: the SAs of the process before are not used, because of Err.
+	EventNotRestored
+	// EventNotKept: the SAs do not outlive the process, because of Err.
+	EventNotKept
 )
 
 // Event is a change that an operator should know about. It contains no secret.
 type Event struct {
 	Kind   EventKind
 	Status Status
-	Err    error // of EventFailed
+	Err    error // of EventFailed, EventNotRestored, EventNotKept
 }
 
 // Warning reports whether the event needs the operator's attention.
-func (e Event) Warning() bool { return e.Kind != EventUp && e.Kind != EventESPReceived }
+func (e Event) Warning() bool {
+	return e.Kind != EventUp && e.Kind != EventRestored && e.Kind != EventESPReceived
+}
 
 // String returns the event as one log line.
 func (e Event) String() string {
@@ -51,6 +59,12 @@ func (e Event) String() string {
 		return "ESP packets are received now"
 	case EventFailed:
 		return "a negotiated SA cannot be used, outbound packets are dropped: " + e.Err.Error()
+	case EventRestored:
+		return "packets are encrypted by the SAs of the process before: " + e.Status.Describe(time.Now())
+	case EventNotRestored:
+		return "the SAs of the process before are not used, and new ones are negotiated: " + e.Err.Error()
+	case EventNotKept:
+		return "the SAs do not outlive this process: " + e.Err.Error()
 	}
 	return ""
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"ipipd/internal/drop"
+	"ipipd/internal/handover"
 	"ipipd/internal/ipsec/ike"
 	"ipipd/internal/packet"
 )
@@ -47,6 +48,15 @@ type Options struct {
 	Serve func(Receiver) (stop func(), err error)
 	// Dropped is called with each received ESP packet of no Session. It must not block, nor keep p.
 	Dropped func(why drop.Reason, p []byte)
+	// State has what Sessions need to go on in the next process, and from the process before; nil has nothing.
+	State *handover.State
+	// Opened is called with each socket that receives, which the next process can go on with, and Closed
+	// before it is closed, but not after Leave. Adopt are those of the process before, in any order: the
+	// Manager owns them.
+	Opened, Closed func(fd int)
+	Adopt          []int
+	// Held has nothing received before Begin: by then there is a Session for each SA of the process before.
+	Held bool
 }
 
 // Tap is a capture. Its methods are called by several goroutines, and must not block.
@@ -77,13 +87,19 @@ type Receiver interface {
 type Manager struct {
 	serve func(Receiver) (stop func(), err error)
 	table atomic.Pointer[saTable] // written under mu
-	// dropped is Options.Dropped.
-	dropped func(why drop.Reason, p []byte)
+	// dropped is Options.Dropped, and so are the others.
+	dropped      func(why drop.Reason, p []byte)
+	state        *handover.State
+	opened       func(fd int)
+	closedSocket func(fd int)
+	leaving      atomic.Bool // by Leave
 
 	// socketsMu serializes opening and closing sockets. Closing a socket waits for a Read of its
 	// Receiver, which may wait for mu, so mu must not be held meanwhile.
 	socketsMu   sync.Mutex
 	spares      spares     // socketsMu guards it
+	adopted     adopted    // and it
+	held        bool       // and mu guards it
 	mu          sync.Mutex // guards the rest; taken after socketsMu
 	closed      bool
 	raw         espSocket
@@ -92,6 +108,8 @@ type Manager struct {
 	negotiators map[tunnelKey]*negotiator
 	listeners   atomic.Pointer[listeners]
 	firsts      map[tunnelKey]datagram // that a Listener has kept for Protect
+	saved       map[tunnelKey][]byte   // of the process before, for Protect
+	begin       []func() error         // what Begin does
 }
 
 // espSocket receives ESP that is not encapsulated in UDP.
@@ -112,9 +130,12 @@ type tunnelKey struct {
 	local, remote netip.Addr
 }
 
+// String is what a record of State is under.
+func (k tunnelKey) String() string { return k.local.String() + " " + k.remote.String() }
+
 // NewManager makes a Manager. Sockets are opened by the first Protect.
 func NewManager(o Options) *Manager {
-	m := &Manager{serve: o.Serve, dropped: o.Dropped, ports: map[portsKey]*ports{}, negotiators: map[tunnelKey]*negotiator{}, firsts: map[tunnelKey]datagram{}}
+	m := &Manager{serve: o.Serve, dropped: o.Dropped, state: o.State, opened: o.Opened, closedSocket: o.Closed, held: o.Held, ports: map[portsKey]*ports{}, negotiators: map[tunnelKey]*negotiator{}, firsts: map[tunnelKey]datagram{}}
 	m.listeners.Store(&listeners{})
 	if m.serve == nil {
 		m.serve = func(Receiver) (func(), error) { return func() {}, nil }
@@ -123,7 +144,58 @@ func NewManager(o Options) *Manager {
 		m.dropped = func(drop.Reason, []byte) {}
 	}
 	m.table.Store(&saTable{})
+	m.adopt(o.Adopt)
+	m.readSaved()
 	return m
+}
+
+// Begin begins to receive, and gives up what no Session has gone on with: it returns between which addresses
+// that was.
+func (m *Manager) Begin() (unused []string, err error) {
+	m.socketsMu.Lock()
+	defer m.socketsMu.Unlock()
+	m.mu.Lock()
+	m.held = false
+	if m.raw != nil {
+		err = m.restrictESP()
+	}
+	begin := m.begin
+	m.begin = nil
+	for key := range m.saved {
+		unused = append(unused, key.local.String()+" and "+key.remote.String())
+		m.state.Delete(key.String())
+	}
+	m.saved = nil
+	m.mu.Unlock()
+	m.closeAdopted()
+	for _, f := range begin {
+		err = errors.Join(err, f())
+	}
+	slices.Sort(unused)
+	return unused, err
+}
+
+// Leave is before Close: it has the SAs, the sockets and State left to the next process.
+func (m *Manager) Leave() { m.leaving.Store(true) }
+
+// receiveBy calls begin, once it is time to receive. It has to be told of the end, too: stop. The caller holds both
+// mutexes.
+func (m *Manager) receiveBy(begin func() (stop func(), err error)) (stop func(), err error) {
+	if !m.held {
+		return begin()
+	}
+	ended := false // socketsMu guards it, and stop
+	m.begin = append(m.begin, func() (err error) {
+		if !ended {
+			stop, err = begin()
+		}
+		return err
+	})
+	return func() {
+		if ended = true; stop != nil {
+			stop()
+		}
+	}, nil
 }
 
 // Protect starts negotiating for a tunnel. The Session drops everything until there is an
@@ -141,23 +213,34 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 		return nil, err
 	}
 	m.yield(key, cfg.OnDemand)
+	ctx, cancel := context.WithCancel(context.Background())
+	n := &negotiator{
+		manager: m, peer: peer, onDemand: cfg.OnDemand, settings: settingsOf(&cfg),
+		local: key.local, remote: key.remote, changed: cfg.Changed, event: cfg.Event, sas: cfg.SAs,
+		inbox: make(chan datagram, inboxSize), demand: make(chan struct{}, 1), cancel: cancel, done: make(chan struct{}),
+		inbound: map[uint32]*inboundSA{}, lastPackets: map[uint32]uint64{},
+	}
+	if err := m.enter(n, &cfg); err != nil {
+		cancel()
+		return nil, err
+	}
+	n.restore(cfg.Config)
+	go n.run(ctx)
+	return n.session, nil
+}
+
+// enter opens the sockets of a negotiator, and makes its Session.
+func (m *Manager) enter(n *negotiator, cfg *Config) (err error) {
+	key := n.tunnelKey()
 	m.socketsMu.Lock()
 	defer m.socketsMu.Unlock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.negotiators[key] != nil {
-		return nil, fmt.Errorf("another tunnel from %s to %s is protected already", key.local, key.remote)
+		return fmt.Errorf("another tunnel from %s to %s is protected already", key.local, key.remote)
 	}
-	p, err := m.acquire(portsKey{key.local, cfg.Mark, cfg.Device})
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	n := &negotiator{
-		manager: m, ports: p, peer: peer, onDemand: cfg.OnDemand,
-		local: key.local, remote: key.remote, changed: cfg.Changed, event: cfg.Event, sas: cfg.SAs,
-		inbox: make(chan datagram, inboxSize), demand: make(chan struct{}, 1), cancel: cancel, done: make(chan struct{}),
-		inbound: map[uint32]*inboundSA{}, lastPackets: map[uint32]uint64{},
+	if n.ports, err = m.acquire(portsKey{key.local, cfg.Mark, cfg.Device}); err != nil {
+		return err
 	}
 	n.session = &Session{negotiator: n, dropped: cfg.Dropped, tap: cfg.Tap}
 	if n.session.dropped == nil {
@@ -172,8 +255,9 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 		delete(m.firsts, key)
 		n.receive(first)
 	}
-	go n.run(ctx)
-	return n.session, nil
+	n.saved = m.saved[key]
+	delete(m.saved, key)
+	return nil
 }
 
 // acquire opens the ESP socket and the UDP sockets of a local address, unless they are open. It has the former
@@ -187,21 +271,23 @@ func (m *Manager) acquire(key portsKey) (p *ports, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if m.stopRaw, err = m.serve(receiver); err != nil {
+		if m.stopRaw, err = m.receiveBy(func() (func(), error) { return m.serve(receiver) }); err != nil {
 			_ = raw.Close()
 			return nil, err
 		}
 		m.raw = raw
 	}
-	if err := m.raw.restrict(nil); err != nil {
-		return nil, err
+	if !m.held { // else by Begin: the socket of the process before stays as it is until then
+		if err := m.raw.restrict(nil); err != nil {
+			return nil, err
+		}
 	}
 	if p = m.ports[key]; p == nil {
 		if p, err = openPorts(m, key); err != nil {
 			_ = m.restrictESP() // as it was; an optimization, as in Protect
 			return nil, err
 		}
-		if p.stop, err = m.serve(p.receiver); err != nil {
+		if p.stop, err = m.receiveBy(func() (func(), error) { go p.readIKE(); return m.serve(p.receiver) }); err != nil {
 			_ = p.Close()
 			_ = m.restrictESP()
 			return nil, err
@@ -236,7 +322,7 @@ func (s *Session) Stop() {
 func (m *Manager) stopped(n *negotiator) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if key := (tunnelKey{n.local, n.remote}); m.negotiators[key] == n {
+	if key := n.tunnelKey(); m.negotiators[key] == n {
 		delete(m.negotiators, key)
 	}
 	_ = m.restrictESP() // an optimization, as in Protect
@@ -269,6 +355,9 @@ func (m *Manager) release(p *ports) {
 // restrictESP has the ESP socket receive from the only tunnel, or from all if there are
 // several, or a Listener. Without a tunnel it changes nothing. The caller holds mu.
 func (m *Manager) restrictESP() error {
+	if m.held {
+		return nil
+	}
 	var only *negotiator
 	for _, n := range m.negotiators {
 		only = n
@@ -303,6 +392,7 @@ func (m *Manager) Close() error {
 		_ = p.Close()
 	}
 	m.spares.close()
+	m.closeAdopted()
 	if m.raw != nil {
 		m.stopRaw()
 		return m.raw.Close()

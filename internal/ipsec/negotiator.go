@@ -30,7 +30,11 @@ type negotiator struct {
 	cancel   context.CancelFunc
 	done     chan struct{}
 
+	settings []setting // that the SAs depend on
+	saved    []byte    // of the process before, for restore
+
 	inbound      map[uint32]*inboundSA // by SPI
+	counters     map[uint32]saCounters // by inbound SPI
 	lastPackets  map[uint32]uint64     // by SPI: inboundSA.Packets at the last poll
 	current      *ike.Child            // of the outbound SA
 	peerPort     uint16                // where ESP is sent in UDP
@@ -42,6 +46,8 @@ type negotiator struct {
 	espReceived  bool      // since upSince
 	noESP        bool      // EventNoESP has been emitted
 	answered     time.Time // see ports.send
+	restored     bool      // the SAs are of the process before, and publish has not said so
+	notKept      bool      // EventNotKept has been emitted
 }
 
 // reportedProblem identifies a problem for an operator. The details of ike.Problem are
@@ -81,6 +87,9 @@ func (n *negotiator) run(ctx context.Context) {
 			// EventDown.
 			n.session.outbound.Store(nil)
 			n.event = nil
+			if n.manager.leaving.Load() {
+				return
+			}
 			n.do(n.peer.Close(time.Now()))
 			n.publish()
 			return
@@ -104,8 +113,9 @@ func (n *negotiator) run(ctx context.Context) {
 	}
 }
 
-// do performs the actions of the IKE state machine.
+// do performs the actions of the IKE state machine, once they are saved.
 func (n *negotiator) do(actions []ike.Action) {
+	n.save()
 	for _, a := range actions {
 		if send, ok := a.(ike.Send); ok {
 			n.ports.send(send, time.Now(), &n.answered)
@@ -114,18 +124,9 @@ func (n *negotiator) do(actions []ike.Action) {
 		n.dirty = true
 		switch a := a.(type) {
 		case ike.AddInbound:
-			in, err := esp.NewInbound(a.Inbound)
-			if err != nil {
-				n.emit(EventFailed, err)
-				continue
-			}
-			sa := &inboundSA{Inbound: in, owner: n, udp: a.Outbound.DestinationPort != 0, counters: make([]atomic.Uint64, esp.OutboundWords)}
-			sa.port.Store(uint32(a.Outbound.DestinationPort))
-			n.inbound[a.Inbound.SPI] = sa
-			if n.sas != nil {
+			if n.install(a.Child) && n.sas != nil {
 				n.sas.Add(1)
 			}
-			n.manager.addSA(n.key(a.Inbound.SPI), sa)
 		case ike.UseOutbound:
 			n.setOutbound(a.Child)
 		case ike.Remove:
@@ -138,6 +139,7 @@ func (n *negotiator) do(actions []ike.Action) {
 				delete(n.inbound, a.Inbound.SPI)
 				delete(n.lastPackets, a.Inbound.SPI)
 			}
+			n.releaseCounters(a.Inbound.SPI) // after both are closed
 		case ike.SetPorts:
 			// A port seen before this no longer counts; one in a later packet does.
 			if sa := n.inbound[a.Inbound.SPI]; sa != nil {
@@ -152,6 +154,25 @@ func (n *negotiator) do(actions []ike.Action) {
 		}
 	}
 }
+
+// install has packets by the inbound SA of c received.
+func (n *negotiator) install(c *ike.Child) bool {
+	words := n.countersOf(c).words
+	cfg := c.Inbound
+	cfg.Counters = words[esp.OutboundWords:]
+	in, err := esp.NewInbound(cfg)
+	if err != nil {
+		n.emit(EventFailed, err)
+		return false
+	}
+	sa := &inboundSA{Inbound: in, owner: n, udp: c.Outbound.DestinationPort != 0, counters: words[:esp.OutboundWords]}
+	sa.port.Store(uint32(c.Outbound.DestinationPort))
+	n.inbound[c.Inbound.SPI] = sa
+	n.manager.addSA(n.key(c.Inbound.SPI), sa)
+	return true
+}
+
+func (n *negotiator) tunnelKey() tunnelKey { return tunnelKey{n.local, n.remote} }
 
 func (n *negotiator) key(spi uint32) saKey {
 	return saKey{remote: as4(n.remote), local: as4(n.local), spi: spi}
@@ -278,6 +299,7 @@ func (n *negotiator) publish() {
 			s.Problem = "no ESP is received"
 		}
 	}
+	defer func() { n.restored = false }()
 	old := n.session.status.Swap(s)
 	if old == nil {
 		old = &Status{}
@@ -290,7 +312,11 @@ func (n *negotiator) publish() {
 	switch {
 	case s.Established && !old.Established:
 		n.reported = nil
-		n.emit(EventUp, nil)
+		if n.restored {
+			n.emit(EventRestored, nil)
+		} else {
+			n.emit(EventUp, nil)
+		}
 	case !s.Established && old.Established:
 		n.emit(EventDown, nil)
 	}

@@ -36,33 +36,56 @@ type ports struct {
 	manager   *Manager
 	refs      int // tunnels that use it; guarded by Manager.mu
 	guard     *fdguard.Group
-	ike, natt int       // file descriptors
-	receiver  *receiver // of UDP-encapsulated ESP
-	stop      func()    // ends serving receiver; nil before
+	waker     *fdguard.Waker // of readIKE
+	ike, natt int            // file descriptors
+	receiver  *receiver      // of UDP-encapsulated ESP
+	stop      func()         // ends serving receiver; nil before
 }
 
 // openPorts binds UDP sockets in the network namespace of the calling thread.
 func openPorts(m *Manager, key portsKey) (p *ports, err error) {
 	p = &ports{key: key, manager: m, ike: -1, natt: -1}
-	p.guard = fdguard.New(func() { fdguard.Interrupt(p.ike) }, p.release)
-	if p.ike, err = m.spares.bind(key, portIKE); err == nil {
-		p.natt, err = m.spares.bind(key, ipv4.PortNATT)
+	if p.waker, err = fdguard.NewWaker(); err != nil {
+		return nil, err
+	}
+	p.guard = fdguard.New(p.waker.Wake, p.release)
+	if p.ike, err = m.bind(key, portIKE); err == nil {
+		p.natt, err = m.bind(key, ipv4.PortNATT)
 	}
 	if err != nil {
 		_ = p.Close()
 		return nil, err
 	}
 	p.receiver = &receiver{manager: m, guard: p.guard, messages: fdguard.NewReceiver(p.natt), ports: p}
-	go p.readIKE()
 	return p, nil
 }
 
 func (p *ports) release() {
 	for _, fd := range []int{p.ike, p.natt} {
 		if fd >= 0 {
-			_ = unix.Close(fd)
+			p.manager.closeSocket(fd)
 		}
 	}
+	p.waker.Close()
+}
+
+// bind returns a socket of the process before, or one that is bound now.
+func (m *Manager) bind(key portsKey, port int) (int, error) {
+	if fd, ok := m.adopted.take(key, port); ok {
+		return fd, nil
+	}
+	fd, err := m.spares.bind(key, port)
+	if err == nil && m.opened != nil {
+		m.opened(fd)
+	}
+	return fd, err
+}
+
+func (m *Manager) closeSocket(fd int) {
+	if m.closedSocket != nil && !m.leaving.Load() {
+		m.closedSocket(fd)
+	}
+	_ = unix.Close(fd)
 }
 
 // spares are UDP sockets that are not bound yet, for the next pair of ports. The kernel binds
@@ -164,7 +187,7 @@ func (p *ports) readIKE() {
 		case p.guard.Closed():
 			return
 		case err == unix.EAGAIN:
-			fdguard.Wait(p.ike)
+			p.waker.Wait(p.ike)
 		case err != nil: // an ICMP error about a message that we sent
 		default:
 			if from, ok := from.(*unix.SockaddrInet4); ok {
@@ -231,7 +254,8 @@ func (p *ports) Close() error {
 // rawESP is the raw socket of IP protocol 50. With a single tunnel it is bound and connected
 // to the tunnel's addresses, which spares it the ESP of other processes.
 type rawESP struct {
-	guard *fdguard.Group
+	manager *Manager
+	guard   *fdguard.Group
 
 	mu  sync.Mutex // serializes restrict
 	raw *fdguard.RawSocket
@@ -242,10 +266,12 @@ type rawESP struct {
 
 // openESP opens the socket in the network namespace of the calling thread.
 func openESP(m *Manager) (espSocket, Receiver, error) {
-	s := &rawESP{}
+	s := &rawESP{manager: m, fds: m.adopted.raw}
 	s.guard = fdguard.New(nil, s.release)
 	var err error
-	if s.raw, err = fdguard.OpenRaw(s.openSocket, s.closeSocket); err == nil {
+	left := m.adopted.raw
+	m.adopted.raw = nil
+	if s.raw, err = fdguard.AdoptRaw(left, s.openSocket, s.closeSocket); err == nil && len(left) == 0 {
 		err = s.restrict(nil)
 	}
 	if err != nil {
@@ -273,14 +299,17 @@ func (s *rawESP) openSocket() (int, error) {
 	s.fdsMu.Lock()
 	defer s.fdsMu.Unlock()
 	s.fds = append(s.fds, fd)
+	if s.manager.opened != nil {
+		s.manager.opened(fd)
+	}
 	return fd, nil
 }
 
 func (s *rawESP) closeSocket(fd int) {
 	s.fdsMu.Lock()
 	defer s.fdsMu.Unlock()
-	s.fds = slices.DeleteFunc(s.fds, func(open int) bool { return open == fd })
-	_ = unix.Close(fd)
+	s.fds = slices.DeleteFunc(slices.Clone(s.fds), func(open int) bool { return open == fd })
+	s.manager.closeSocket(fd)
 }
 
 // restrict implements espSocket. A packet that arrives meanwhile may be received twice; the
@@ -302,7 +331,7 @@ func (s *rawESP) restrict(only *negotiator) error {
 
 func (s *rawESP) release() {
 	for _, fd := range s.fds {
-		_ = unix.Close(fd)
+		s.manager.closeSocket(fd)
 	}
 }
 

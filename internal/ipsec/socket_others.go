@@ -22,6 +22,16 @@ func openPorts(*Manager, portsKey) (*ports, error) { return nil, errLinux }
 
 func openESP(*Manager) (espSocket, Receiver, error) { return nil, nil, errLinux }
 
+func (*Manager) adopt([]int) {}
+
+func (*Manager) closeAdopted() {}
+
+func (p *ports) readIKE() {}
+
+type adopted struct{}
+
+func bootTime() time.Time { return time.Now() }
+
 type spares struct{}
 
 func (*spares) fill() error { return errLinux }

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -47,7 +48,7 @@ func (e *Engine) Apply(ctx context.Context, configs []Config) error {
 	}
 	err = p.apply()
 	if err == nil && e.leaving.Swap(false) {
-		err = e.startReceiving()
+		err = errors.Join(e.startReceiving(), e.beginIPsec())
 		e.takeOverFastPath(p.add)
 		e.ledger.settle()
 	}

@@ -100,8 +100,9 @@ type Engine struct {
 	fastPathErr  error
 	addresses    addresses
 	ipsec        *ipsec.Manager
-	espReceivers atomic.Int32 // started so far
-	applying     sync.Mutex   // held by Apply; guards closed
+	state        *handover.State // of ipsec; nil: SAs end with the process
+	espReceivers atomic.Int32    // started so far
+	applying     sync.Mutex      // held by Apply; guards closed
 	closed       bool
 	working      sync.WaitGroup // workers' threads
 	loops        sync.WaitGroup // other goroutines
@@ -151,7 +152,7 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 	if e.socket == nil {
 		var err error
 		if e.socket, err = underlay.OpenSocket(underlay.SocketOptions{
-			Receivers: o.Threads, Adopt: takeKeptSockets(o.Kept), Opened: e.keepSocket, Closed: e.dropSocket,
+			Receivers: o.Threads, Adopt: takeKeptSockets(o.Kept, keptSocket), Opened: e.keepSocket, Closed: e.dropSocket,
 		}); err != nil {
 			e.network.Close()
 			return nil, err
@@ -234,6 +235,9 @@ func (e *Engine) Close() error {
 			p.stop()
 		}
 		e.working.Wait()
+		if e.ipsec != nil {
+			e.ipsec.Leave()
+		}
 	}
 	live := slices.Collect(maps.Keys(e.live)) // and not of the table: one that has failed may be closing
 	e.mu.Unlock()
@@ -253,6 +257,7 @@ func (e *Engine) Close() error {
 			p.close()
 		}
 		workerThreads.add(-2 * e.threads)
+		errs = append(errs, e.closeState())
 	})
 	if e.fastPath != nil {
 		e.fastPath.Close()

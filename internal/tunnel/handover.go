@@ -9,6 +9,7 @@ import (
 
 	"ipipd/internal/fastpath"
 	"ipipd/internal/handover"
+	"ipipd/internal/ipsec"
 	"ipipd/tun"
 )
 
@@ -22,6 +23,8 @@ import (
 const (
 	keptQueues = "tun-"     // and the link
 	keptSocket = "receive-" // and the socket's cookie
+	keptIPsec  = "ipsec-"   // and the socket's cookie
+	keptState  = "sas"      // of package ipsec
 )
 
 // keptLength is how many packets each queue of an interface holds while no process reads it: of a second
@@ -40,10 +43,10 @@ func KeptName(name string) string {
 	return keptQueues + "=" + hex.EncodeToString(sum[:8]) // no link has that name
 }
 
-// takeKeptSockets returns the sockets that the process before has received by.
-func takeKeptSockets(kept handover.Kept) (fds []int) {
+// takeKeptSockets returns the sockets that the process before has received by, under names with a prefix.
+func takeKeptSockets(kept handover.Kept, prefix string) (fds []int) {
 	for _, name := range kept.Names() {
-		if strings.HasPrefix(name, keptSocket) {
+		if strings.HasPrefix(name, prefix) {
 			fds = append(fds, kept.Take(name)...)
 		}
 	}
@@ -51,16 +54,87 @@ func takeKeptSockets(kept handover.Kept) (fds []int) {
 }
 
 // keepSocket and dropSocket are underlay.SocketOptions.Opened and Closed.
-func (e *Engine) keepSocket(fd int) {
-	if err := e.manager.Store(socketName(fd), fd); err != nil {
+func (e *Engine) keepSocket(fd int) { e.keep(socketName(keptSocket, fd), fd) }
+
+func (e *Engine) dropSocket(fd int) { e.drop(socketName(keptSocket, fd)) }
+
+func (e *Engine) keep(name string, fd int) {
+	if err := e.manager.Store(name, fd); err != nil {
 		e.notKept("a socket", err)
 	}
 }
 
-func (e *Engine) dropSocket(fd int) {
-	if err := e.manager.Remove(socketName(fd)); err != nil {
+func (e *Engine) drop(name string) {
+	if err := e.manager.Remove(name); err != nil {
 		e.log.Warn("a socket stays open at the service manager", "err", err)
 	}
+}
+
+// openIPsec makes the ipsec.Manager, which goes on where that of the process before has ended.
+func (e *Engine) openIPsec() {
+	o := ipsec.Options{Serve: e.serveESP, Dropped: e.dropPacket}
+	if e.manager != nil {
+		e.state = e.openState()
+		o.State, o.Adopt, o.Held = e.state, takeKeptSockets(e.kept, keptIPsec), e.leaving.Load()
+		o.Opened = func(fd int) { e.keep(socketName(keptIPsec, fd), fd) }
+		o.Closed = func(fd int) {
+			e.drop(socketName(keptIPsec, fd))
+			_ = e.manager.Sync(time.Second) // else its port is still taken
+		}
+	}
+	e.ipsec = ipsec.NewManager(o)
+}
+
+// openState takes over the SAs of the process before, or makes room for those of this one; nil if that cannot be.
+func (e *Engine) openState() *handover.State {
+	fds := e.kept.Take(keptState)
+	if len(fds) == 1 {
+		state, err := handover.AdoptState(fds[0])
+		if err == nil {
+			if state.Damaged > 0 {
+				e.log.Warn("SAs of the process before are not used, as what is kept of them is damaged", "tunnels", state.Damaged)
+			}
+			return state
+		}
+		e.log.Warn("the SAs of the process before are not used, and new ones are negotiated", "err", err)
+	}
+	if len(fds) > 0 {
+		_ = e.manager.Discard(handover.Kept{keptState: fds})
+	}
+	state, err := handover.NewState()
+	if err == nil {
+		err = e.manager.Store(keptState, state.FD())
+	}
+	if err != nil {
+		e.log.Warn("SAs do not outlive this process: a restart negotiates anew", "err", err)
+	}
+	return state
+}
+
+// beginIPsec is the end of the first Apply.
+func (e *Engine) beginIPsec() error {
+	e.mu.Lock()
+	manager := e.ipsec
+	e.mu.Unlock()
+	if manager == nil {
+		return nil
+	}
+	unused, err := manager.Begin()
+	for _, pair := range unused {
+		e.log.Warn("the SAs of the process before are not used: no tunnel with a secret has their addresses", "between", pair)
+	}
+	return err
+}
+
+// closeState is after the last thread has ended.
+func (e *Engine) closeState() error {
+	if e.state == nil {
+		return nil
+	}
+	if !e.leaving.Load() {
+		_ = e.manager.Remove(keptState)
+	}
+	return e.state.Close()
 }
 
 func (e *Engine) notKept(what string, err error) {
@@ -70,6 +144,7 @@ func (e *Engine) notKept(what string, err error) {
 // adoptOrOpen takes over the interface of the process before, or makes one.
 func (c *control) adoptOrOpen(o tun.Options) (device tun.Device, err error) {
 	e, name := c.engine, KeptName(c.cfg.Name)
+	c.adopted = false
 	if fds := e.kept.Take(name); len(fds) > 0 {
 		if device, err = tun.Adopt(fds, o); err == nil {
 			c.adopted = true
@@ -98,11 +173,20 @@ func (c *control) adoptOrOpen(o tun.Options) (device tun.Device, err error) {
 	return device, nil
 }
 
+// adoptCarrier sets the carrier of an interface of the process before, once it is known whether there are SAs: without
+// a carrier for a moment the kernel would drop what waits in its queues.
+func (c *control) adoptCarrier() {
+	if c.adopted {
+		c.carrier = !c.running() // as that process may have left it
+		c.updateCarrier()
+	}
+}
+
 // routesWithin limits how long awaitRoutes waits.
 const routesWithin = 2 * time.Second
 
 // awaitRoutes waits until the routes out of interfaces of the process before are known: by these goes, or is
-// refused, what waits in their queues and in the sockets.
+// refused, what waits in their queues and in the sockets. Then the SAs with remotes can be used again.
 func awaitRoutes(tunnels []*control) {
 	late := time.After(routesWithin)
 	for _, c := range tunnels {
@@ -111,6 +195,7 @@ func awaitRoutes(tunnels []*control) {
 		}
 		select {
 		case <-c.many.present():
+			c.restoreRemotes(time.Now())
 		case <-late:
 			return
 		}
@@ -184,7 +269,7 @@ func (e *Engine) takeOverFastPath(tunnels []*control) {
 	}
 }
 
-// Leave is Close, but that interfaces, sockets and the fast path stay, for the process that comes next: as
+// Leave is Close, but that interfaces, sockets, SAs and the fast path stay, for the process that comes next: as
 // far as the Manager has them.
 func (e *Engine) Leave() error {
 	e.leaving.Store(true)

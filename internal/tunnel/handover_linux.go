@@ -7,10 +7,10 @@ import (
 )
 
 // socketName is what a socket is kept under: no other one ever has its cookie.
-func socketName(fd int) string {
+func socketName(prefix string, fd int) string {
 	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
 	if err != nil {
 		return "" // which is not stored
 	}
-	return fmt.Sprintf("%s%x", keptSocket, cookie)
+	return fmt.Sprintf("%s%x", prefix, cookie)
 }

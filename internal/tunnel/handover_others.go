@@ -2,4 +2,4 @@
 
 package tunnel
 
-func socketName(int) string { return "" }
+func socketName(string, int) string { return "" }

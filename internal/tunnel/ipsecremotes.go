@@ -225,6 +225,26 @@ func (c *control) protectRemotes(now time.Time) {
 	}
 }
 
+// restoreRemotes begins sessions with the remotes with which there are SAs of the process before. The routes are
+// known, and control does not run yet.
+func (c *control) restoreRemotes(now time.Time) {
+	if c.many == nil || c.ipsecPolicy == nil || c.ipsecPolicy.remotes.listener == nil {
+		return
+	}
+	r := c.ipsecPolicy.remotes
+	saved := c.ipsecPolicy.manager.Saved(address(r.local))
+	if len(saved) == 0 {
+		return
+	}
+	c.updateRemotes(c.askRemotes(), now)
+	for _, a := range saved {
+		if remote := c.remotes[a.As4()]; remote != nil && r.protected[a.As4()] == nil && len(r.protected) < maxProtected {
+			c.protectRemote(a.As4(), remote, wantedByIKE, now)
+		}
+	}
+	r.checkAt = now.Add(idleCheck)
+}
+
 // protectRemote begins a session with a remote.
 func (c *control) protectRemote(g [4]byte, remote *remote, by uint32, now time.Time) {
 	r := c.ipsecPolicy.remotes

@@ -23,7 +23,7 @@ func (e *Engine) openShared(t *Tunnel, cfg *Config) (manager *ipsec.Manager) {
 		}
 	}
 	if cfg.IPsec.Wanted() && e.ipsec == nil {
-		e.ipsec = ipsec.NewManager(ipsec.Options{Serve: e.serveESP, Dropped: e.dropPacket})
+		e.openIPsec()
 	}
 	return e.ipsec
 }

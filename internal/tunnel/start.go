@@ -177,7 +177,9 @@ func (c *control) openInterface() error {
 	t.ifname.set(t.madeName)
 	t.mtu.Store(int32(c.appliedMTU))
 	c.carrier = true
-	c.updateCarrier()
+	if !c.adopted { // else by adoptCarrier
+		c.updateCarrier()
+	}
 	err = c.readInterface()
 	t.madeIndex = c.ifindex
 	return err
@@ -230,6 +232,9 @@ func (c *control) setRPS() {
 func (e *Engine) enter(tunnels []*control, pairs map[*Tunnel]outerPair, removed map[*Tunnel]bool) error {
 	if err := e.protectAll(tunnels); err != nil {
 		return err
+	}
+	for _, c := range tunnels {
+		c.adoptCarrier()
 	}
 	awaitRoutes(tunnels)
 	if err := e.watchAll(tunnels); err != nil {

@@ -36,7 +36,7 @@ var allowedImports = map[string][]string{
 	"internal/underlay":  {"internal/packet", "internal/ipv4", "internal/fdguard", "internal/vnet"},
 	"internal/ipsec/esp": {"internal/packet", "internal/drop"},
 	"internal/ipsec/ike": {"internal/ipsec/esp"},
-	"internal/ipsec":     {"internal/packet", "internal/ipv4", "internal/drop", "internal/fdguard", "internal/ipsec/esp", "internal/ipsec/ike"},
+	"internal/ipsec":     {"internal/packet", "internal/ipv4", "internal/drop", "internal/fdguard", "internal/handover", "internal/ipsec/esp", "internal/ipsec/ike"},
 	"internal/tunnel": {
 		"tun", "encap", "mss", "keepalive", "internal/underlay", "internal/fastpath", "internal/netstate",
 		"internal/ipsec", "internal/ipsec/ike", "internal/packet", "internal/ipv4", "internal/drop",

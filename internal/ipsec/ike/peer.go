@@ -203,7 +203,7 @@ func (p *Peer) Close(now time.Time) []Action {
 		p.remove(p.children[0])
 	}
 	p.forgetUnverified()
-	p.v1, p.v2, p.closed, p.next = nil, nil, true, time.Time{}
+	p.v1, p.v2, p.closed, p.changed, p.next = nil, nil, true, true, time.Time{}
 	return p.actions
 }
 
