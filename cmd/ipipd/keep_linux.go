@@ -72,6 +72,9 @@ func keepRun(_ context.Context, o *keepOptions) error {
 		command: o.Command,
 		signals: make(chan os.Signal, 16), children: make(chan os.Signal, 1),
 	}
+	if err := disableCoreDumps(); err != nil { // by /proc/PID/fd a process of the same user could open what it keeps
+		k.log.Warn("other processes of this user can open what is kept", "err", err)
+	}
 	signal.Notify(k.signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2)
 	signal.Notify(k.children, unix.SIGCHLD)
 	defer signal.Stop(k.signals)
