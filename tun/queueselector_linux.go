@@ -3,6 +3,7 @@ package tun
 import (
 	"fmt"
 	"os"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -17,13 +18,20 @@ import (
 // written, then the queue that was written to: the first reply moves the flow to another
 // queue, which reorders it. It also hashes every packet written.
 func attachQueueSelector(fd int) error {
-	program, err := loadQueueSelector()
+	program, err := queueSelectorProgram()
 	if err != nil {
 		return fmt.Errorf("load the program that chooses the queue: %w", err)
 	}
-	defer program.Close() // the interface holds a reference
 	return os.NewSyscallError("ioctl TUNSETSTEERINGEBPF", unix.IoctlSetPointerInt(fd, unix.TUNSETSTEERINGEBPF, program.FD()))
 }
+
+// queueSelectorProgram loads the program once, for all devices: later ones may come when the process can load
+// none any more.
+var queueSelectorProgram = sync.OnceValues(loadQueueSelector)
+
+// LoadQueueSelector has devices with several queues need no more privileges to be opened than others, from
+// then on.
+func LoadQueueSelector() { _, _ = queueSelectorProgram() }
 
 func loadQueueSelector() (*ebpf.Program, error) {
 	return ebpf.NewProgram(&ebpf.ProgramSpec{
