@@ -46,12 +46,16 @@ func (e *Engine) Apply(ctx context.Context, configs []Config) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	err = p.apply()
-	if err == nil && e.leaving.Swap(false) {
-		err = errors.Join(e.startReceiving(), e.beginIPsec())
-		e.takeOverFastPath(p.add)
-		e.ledger.settle()
+	if err := p.apply(); err != nil {
+		return err
 	}
+	e.leaving.Store(false)
+	if e.receiving {
+		return nil
+	}
+	err = errors.Join(e.startReceiving(), e.beginIPsec())
+	e.takeOverFastPath(p.add)
+	e.ledger.settle()
 	return err
 }
 
@@ -237,6 +241,7 @@ func (p *plan) apply() (err error) {
 	if err := e.open(p.add); err != nil {
 		return err
 	}
+	e.confineOnce()
 	p.giveUpRemotes(changing, p.add)
 	if _, err := e.table.Load().with(p.pairs(p.add), p.removed()); err != nil {
 		return err

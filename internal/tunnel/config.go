@@ -96,8 +96,8 @@ const (
 	Off
 )
 
-// fastPathAllowed resolves AllowFastPath.
-func (c *Config) fastPathAllowed() bool {
+// FastPathAllowed reports whether the tunnel may have the fast path: it resolves AllowFastPath.
+func (c *Config) FastPathAllowed() bool {
 	return c.AllowFastPath == On || c.AllowFastPath == Auto && !c.IPsec.Wanted()
 }
 

@@ -48,6 +48,10 @@ type EngineOptions struct {
 	// that was killed has left there is set back without it.
 	ManageSysctls bool
 	RuntimeDir    string
+	// Confine, if it is set, is called once, by the first Apply: all that the tunnels need is open, and no
+	// packet has been read. fastPath says whether the programs of the fast path are loaded. It returns whether
+	// eBPF programs can be loaded from then on.
+	Confine func(fastPath bool) (ebpf bool)
 	// FastPath loads the eBPF programs; nil is fastpath.Open, or an error if Socket,
 	// OpenDevice or Network is set.
 	FastPath func() (*fastpath.FastPath, error)
@@ -75,6 +79,9 @@ type Engine struct {
 	// leaving: what is closed is left to the next process. So is it until the first Apply has succeeded,
 	// so that a start that fails can be tried again.
 	leaving atomic.Bool
+
+	confine   func(fastPath bool) (ebpf bool) // nil: it has been called, or there is none
+	receiving bool                            // startReceiving was called
 
 	table  atomic.Pointer[table]
 	others atomic.Pointer[table] // by further remotes, where table has none: see otherRemote
@@ -118,7 +125,7 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 	if o.Threads == 0 {
 		o.Threads = DefaultThreads()
 	}
-	e := &Engine{threads: o.Threads, log: o.Log, socket: o.Socket, openDevice: o.OpenDevice, network: o.Network, traffic: make(chan struct{}, 1), linkVotes: linkVotes{}, live: map[*Tunnel]bool{}, manager: o.Manager, kept: o.Kept}
+	e := &Engine{threads: o.Threads, log: o.Log, socket: o.Socket, openDevice: o.OpenDevice, network: o.Network, traffic: make(chan struct{}, 1), linkVotes: linkVotes{}, live: map[*Tunnel]bool{}, manager: o.Manager, kept: o.Kept, confine: o.Confine}
 	e.leaving.Store(len(o.Kept) > 0)
 	e.partialChecksums.epoch = time.Now()
 	if e.openFastPath = o.FastPath; e.openFastPath == nil {
@@ -174,7 +181,6 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 		_ = e.Close()
 		return nil, err
 	}
-	e.loops.Go(e.receiveICMPErrors)
 	e.loops.Go(func() { e.poll(ctx) })
 	return e, nil
 }
@@ -189,7 +195,8 @@ func (e *Engine) startWorkers() error {
 		}
 		e.workers = append(e.workers, p)
 	}
-	if e.leaving.Load() { // the next process of one that has left its sockets: after the first Apply
+	// After the first Apply: in the next process of one that has left its sockets, and in one that is confined first.
+	if e.leaving.Load() || e.confine != nil {
 		return nil
 	}
 	return e.startReceiving()
@@ -198,6 +205,8 @@ func (e *Engine) startWorkers() error {
 // startReceiving has the workers read the socket's Receivers. What they read before the tunnels are
 // registered would be nobody's.
 func (e *Engine) startReceiving() error {
+	e.receiving = true
+	e.loops.Go(e.receiveICMPErrors)
 	for i, receiver := range e.socket.Receivers() {
 		in := &inbound{engine: e, receiver: receiver, from: fromIPIP, fail: e.disableLinkLayer}
 		if i == 0 {

@@ -49,7 +49,7 @@ var (
 func (c *control) syncFastPath() {
 	c.noteCaptures()
 	defer c.closeFastCapture()
-	if !c.cfg.fastPathAllowed() {
+	if !c.cfg.FastPathAllowed() {
 		c.disableFastPath()
 		c.attachedTo = 0
 		why := &notAllowed
@@ -207,7 +207,7 @@ func (c *control) inheritFastPath(link *fastpath.Link) {
 
 // encapProgram is ipip_encap; none if the fast path is not allowed.
 func (c *control) encapProgram() (p netstate.Program) {
-	if c.fast.programs != nil && c.cfg.fastPathAllowed() {
+	if c.fast.programs != nil && c.cfg.FastPathAllowed() {
 		p.FD, p.ID, p.Name = c.fast.programs.Encap()
 	}
 	return p

@@ -239,7 +239,7 @@ func (e *Engine) takeOverFastPath(tunnels []*control) {
 		if c.adopted && c.fast.programs != nil {
 			adopted = append(adopted, c)
 		}
-		wait = wait && c.config.Load().fastPathAllowed() // what was carried so far may not be any more
+		wait = wait && c.config.Load().FastPathAllowed() // what was carried so far may not be any more
 	}
 	for late := time.Now().Add(routesWithin); wait && time.Now().Before(late); time.Sleep(time.Millisecond) {
 		// The answers about many remotes come one by one.
@@ -250,7 +250,7 @@ func (e *Engine) takeOverFastPath(tunnels []*control) {
 		done := make(chan struct{})
 		take := func(c *control) {
 			defer close(done)
-			if c.here() && c.cfg.fastPathAllowed() { // whether it can be used or not
+			if c.here() && c.cfg.FastPathAllowed() { // whether it can be used or not
 				if err := c.attachEncap(); err != nil {
 					c.log.Debug("the eBPF program of the process before is not replaced", "err", err)
 				}

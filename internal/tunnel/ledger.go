@@ -103,7 +103,7 @@ func (c *control) takeCounters() {
 		return
 	}
 	c.Tunnel.entry, c.Tunnel.counters = entry, &entry.counters
-	if old && entry.fast.Load() != 0 && (c.fast.programs == nil || !c.cfg.fastPathAllowed()) {
+	if old && entry.fast.Load() != 0 && (c.fast.programs == nil || !c.cfg.FastPathAllowed()) {
 		entry.fast.Store(0)
 		entry.reset() // what the kernel has counted is lost
 	}

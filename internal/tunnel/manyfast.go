@@ -69,7 +69,7 @@ func (c *control) syncRoutes(now time.Time) {
 	if m == nil {
 		return
 	}
-	wanted := c.fast.programs != nil && c.cfg.fastPathAllowed() && c.routesOf != 0
+	wanted := c.fast.programs != nil && c.cfg.FastPathAllowed() && c.routesOf != 0
 	if wanted && m.fast == nil {
 		c.engine.reserve()
 	}

@@ -1,6 +1,11 @@
 package tunnel
 
-import "ipipd/internal/ipsec"
+import (
+	"errors"
+
+	"ipipd/internal/ipsec"
+	"ipipd/tun"
+)
 
 // All that a tunnel needs for its life is opened when it starts, so that it goes on on a host
 // without a descriptor left, and in a process that may open nothing. NewEngine opens what all
@@ -14,7 +19,7 @@ import "ipipd/internal/ipsec"
 func (e *Engine) openShared(t *Tunnel, cfg *Config) (manager *ipsec.Manager) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if cfg.fastPathAllowed() {
+	if cfg.FastPathAllowed() {
 		if e.fastPath == nil && e.fastPathErr == nil {
 			e.fastPath, e.fastPathErr = e.openFastPath()
 		}
@@ -26,4 +31,30 @@ func (e *Engine) openShared(t *Tunnel, cfg *Config) (manager *ipsec.Manager) {
 		e.openIPsec()
 	}
 	return e.ipsec
+}
+
+// errConfined is why a process has no fast path that has begun without.
+var errConfined = errors.New("no tunnel could have it when ipipd was started, so that the sandbox lets this process load no eBPF programs: start ipipd again")
+
+// hasFastPath reports whether the programs are loaded.
+func (e *Engine) hasFastPath() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.fastPath != nil
+}
+
+// confineOnce calls Confine, unless it was called.
+func (e *Engine) confineOnce() {
+	confine := e.confine
+	if confine == nil {
+		return
+	}
+	e.confine = nil
+	tun.LoadQueueSelector() // for later tunnels
+	ebpf := confine(e.hasFastPath())
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !ebpf && e.fastPath == nil && e.fastPathErr == nil {
+		e.fastPathErr = errConfined
+	}
 }

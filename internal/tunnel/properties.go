@@ -171,7 +171,7 @@ var properties = []Property{
 		Help:  "carry plain packets inside the kernel by eBPF, but not with ipsec-secret, and where Linux 6.6, CAP_BPF and an Ethernet underlay without packet filters allow it",
 		Words: []string{"yes", "no"},
 		reset: func(c *Config) { c.AllowFastPath = Auto },
-		get:   func(c *Config) string { return formatBool(c.fastPathAllowed(), "no", "yes") },
+		get:   func(c *Config) string { return formatBool(c.FastPathAllowed(), "no", "yes") },
 		set: func(c *Config, v string) string {
 			var yes bool
 			if parseBool(&yes, v, "no", "yes") != "" {
