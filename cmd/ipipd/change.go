@@ -140,7 +140,7 @@ func (p *process) diff(files []string) (c control.Comparison, err error) {
 	}
 	differences, err := p.differences(configs)
 	if err != nil {
-		return c, err
+		return c, p.sandbox.Load().Explain(err)
 	}
 	disabled := linksOf(slices.DeleteFunc(configs, func(c tunnel.Config) bool { return !c.Disabled }))
 	for _, d := range differences {
@@ -209,7 +209,7 @@ func (p *process) read(files []string) (*config.File, []tunnel.Config, error) {
 	if errors.As(err, &wrong) {
 		return nil, nil, &control.Refusal{Message: err.Error(), Input: true}
 	}
-	return file, configs, err
+	return file, configs, p.sandbox.Load().Explain(err)
 }
 
 // warnOfSettings names the settings of the process that next has otherwise than they are in use: in the log,

@@ -95,11 +95,15 @@ func (p *process) snapshot() *metrics.Snapshot {
 	if !p.ready.Load() {
 		return nil
 	}
-	return &metrics.Snapshot{
+	s := &metrics.Snapshot{
 		Samples:      p.samples(),
 		ReloadFailed: p.reloads.failed.Load(),
 		ReloadedAt:   time.Unix(0, p.reloads.done.Load()),
 	}
+	if b := p.sandbox.Load(); b != nil {
+		s.Sandbox = *b
+	}
+	return s
 }
 
 // samples are those of all tunnels. The caller has seen that they run. It waits for no reload.

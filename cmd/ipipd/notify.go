@@ -34,6 +34,9 @@ func newNotifier(log *slog.Logger) *notifier {
 // keeps reports whether the process before has left something under that name.
 func (n *notifier) keeps(name string) bool { return n != nil && len(n.kept[name]) > 0 }
 
+// abstract reports whether the service manager's socket is in the abstract namespace.
+func (n *notifier) abstract() bool { return n != nil && n.manager.Abstract() }
+
 // discard gives up what is not used of the process before.
 func (n *notifier) discard() {
 	if n == nil {

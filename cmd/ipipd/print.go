@@ -238,6 +238,15 @@ func printDetail(out io.Writer, s *tunnel.Status, now time.Time) error {
 	if !s.UndoAt.IsZero() {
 		lines = append(lines, line{"undo-at", fmt.Sprintf("%s (in %s) without ipipd confirm", s.UndoAt.Local().Format(time.DateTime), monitor.Age(s.UndoAt.Sub(now)))})
 	}
+	if b := s.Sandbox; b != nil {
+		lines = append(lines, line{"sandbox", b.String()})
+		for _, c := range b.Capabilities {
+			lines = append(lines, line{"capability", c.Name + ": " + c.Why})
+		}
+		for _, missing := range b.Missing {
+			lines = append(lines, line{"sandbox-missing", oneLine(errors.New(missing))})
+		}
+	}
 	lines = append(lines,
 		line{"actual-mtu", strconv.Itoa(s.ActualMTU)},
 		line{"current-local-address", s.CurrentLocalAddress},

@@ -15,6 +15,7 @@ import (
 
 	"ipipd/internal/config"
 	"ipipd/internal/control"
+	"ipipd/internal/sandbox"
 	"ipipd/internal/tunnel"
 )
 
@@ -38,6 +39,7 @@ type process struct {
 	reloads     reloads
 	stopMetrics func()
 	wanted      atomic.Pointer[wanted]
+	sandbox     atomic.Pointer[sandbox.State] // nil before there is one
 
 	mu        sync.Mutex // held by who changes what runs; of wanted's replacement, and of what follows
 	closed    bool       // nothing begins any more
@@ -97,7 +99,10 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 			p.log.Error("the control socket has failed: ipipd's other commands cannot reach this process", "err", err)
 		}
 	}()
-	o := tunnel.EngineOptions{Log: p.log, Threads: p.options.Threads, ManageSysctls: p.options.ManageSysctls, RuntimeDir: p.options.RuntimeDir}
+	o := tunnel.EngineOptions{
+		Log: p.log, Threads: p.options.Threads, ManageSysctls: p.options.ManageSysctls, RuntimeDir: p.options.RuntimeDir,
+		Confine: func(fastPath bool) bool { return p.confine(configs, fastPath) },
+	}
 	if p.notify != nil {
 		o.Manager, o.Kept = p.notify.manager, p.notify.kept
 	}
@@ -121,7 +126,7 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 // and has reserved their names.
 func (p *process) run(ctx context.Context, configs []tunnel.Config) error {
 	p.protectMemory(configs)
-	err := p.engine.Apply(ctx, enabled(configs))
+	err := p.sandbox.Load().Explain(p.engine.Apply(ctx, enabled(configs)))
 	p.watch() // after an error, too: those that were to be made again
 	if err == nil {
 		p.update(func(w *wanted) { w.configs = configs })
@@ -281,7 +286,7 @@ func (p *process) status(link string) (any, error) {
 		} else {
 			all[i] = tunnel.NewStatus(&configs[i])
 		}
-		all[i].UndoAt = w.undoAt
+		all[i].UndoAt, all[i].Sandbox = w.undoAt, p.sandbox.Load()
 	}
 	if link != "" {
 		return all[0], nil

@@ -2,12 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"io"
-	"log/slog"
 
 	"ipipd/internal/capture"
-	"ipipd/internal/confine"
 	"ipipd/internal/tunnel"
 )
 
@@ -37,34 +34,17 @@ type startedTunnel interface {
 	Close() error
 }
 
-// openEngine opens an engine that drops the privileges which the process no longer needs,
-// once it has tunnels.
+// openEngine opens the kernel's.
 func openEngine(o tunnel.EngineOptions) (engine, error) {
 	e, err := tunnel.NewEngine(o)
 	if err != nil {
 		return nil, err
 	}
-	return &kernelEngine{Engine: e, log: o.Log}, nil
+	return &kernelEngine{e}, nil
 }
 
 type kernelEngine struct {
 	*tunnel.Engine
-	log      *slog.Logger
-	confined bool
-}
-
-// Apply is not for concurrent use.
-func (e *kernelEngine) Apply(ctx context.Context, configs []tunnel.Config) error {
-	err := e.Engine.Apply(ctx, configs)
-	if err != nil || e.confined {
-		return err
-	}
-	// Afterwards, since it may need all capabilities to load the fast path's programs.
-	e.confined = true
-	if err := confine.Process(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		e.log.Warn("cannot drop the privileges that this process does not need", "err", err)
-	}
-	return nil
 }
 
 func (e *kernelEngine) Tunnels() map[string]startedTunnel {

@@ -14,6 +14,8 @@ import (
 type Process struct {
 	// RuntimeDir is the folder of the control sockets.
 	RuntimeDir string
+	// Sandbox is off, on or strict.
+	Sandbox string
 	// LogLevel is debug, info, warn or error; LogFormat is text or json.
 	LogLevel, LogFormat string
 	// Threads is the number of threads that send, and of those that receive; 0 is auto.
@@ -26,7 +28,7 @@ type Process struct {
 
 // DefaultProcess returns the settings of a process that sets none.
 func DefaultProcess() Process {
-	return Process{RuntimeDir: "/run/ipipd", LogLevel: "info", LogFormat: "text"}
+	return Process{RuntimeDir: "/run/ipipd", Sandbox: "on", LogLevel: "info", LogFormat: "text"}
 }
 
 // ProcessProperty is to Process what tunnel.Property is to tunnel.Config: the flags of `up`, the
@@ -109,6 +111,13 @@ var processProperties = []ProcessProperty{
 			p.ManageSysctls = v == "yes"
 			return oneOf(new(string), v, "yes", "no")
 		},
+	},
+	{
+		Name: "sandbox", Values: "`off`, `on` or `strict`", Default: "on",
+		Help:  "have the process make no system call (seccomp) and open no file (Landlock) that it has no use for, once it has begun; strict ends it where on refuses a call",
+		Words: []string{"off", "on", "strict"},
+		get:   func(p *Process) string { return p.Sandbox },
+		set:   func(p *Process, v string) string { return oneOf(&p.Sandbox, v, "off", "on", "strict") },
 	},
 	{
 		Name: "log-level", Values: "`debug`, `info`, `warn` or `error`", Default: "info",

@@ -33,6 +33,8 @@ const (
 	TUNForbidden         Code = "tun-forbidden"
 	NoCapabilities       Code = "no-capabilities"
 	NoFastPathCapability Code = "no-fast-path-capability"
+	SandboxNotWhole      Code = "sandbox-not-whole"
+	CapabilitiesLeft     Code = "capabilities-left"
 	MTUAbovePath         Code = "mtu-above-path"
 	RouteIgnoresMTU      Code = "route-ignores-mtu"
 	MSSNotClamped        Code = "mss-not-clamped"
@@ -89,6 +91,8 @@ var Codes = []struct {
 	{TUNForbidden, Broken, "/dev/net/tun may not be opened: the container's device list, or its mode"},
 	{NoCapabilities, Broken, "this user lacks capabilities that `up` needs"},
 	{NoFastPathCapability, Note, "this user lacks CAP_BPF: no fast path"},
+	{SandboxNotWhole, Note, "a running process is less confined than it could be"},
+	{CapabilitiesLeft, Note, "which capabilities a running process has, and what for"},
 	{MTUAbovePath, Warning, "the MTU is larger than the path takes"},
 	{RouteIgnoresMTU, Warning, "a route into the tunnel has an MTU or MSS that is larger than the interface takes"},
 	{MSSNotClamped, Warning, "`clamp-tcp-mss` is off, and TCP depends on ICMP errors getting through"},

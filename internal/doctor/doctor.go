@@ -211,6 +211,7 @@ var checks = []struct {
 	{"rp_filter", (*examination).rpFilter},
 	{"tun", (*examination).tunDevice},
 	{"capabilities", (*examination).capabilities},
+	{"sandbox", (*examination).sandbox},
 	{"path-mtu", (*examination).pathMTU},
 	{"keepalive", (*examination).keepalive},
 	{"kernel-ipip", (*examination).kernelIPIP},

@@ -93,6 +93,15 @@ func (m *Manager) dial(socket string) (err error) {
 	return os.NewSyscallError("socket", err)
 }
 
+// Abstract reports whether it sends to a socket in the abstract namespace.
+func (m *Manager) Abstract() bool {
+	if m == nil {
+		return false
+	}
+	to, ok := m.to.(*unix.SockaddrUnix)
+	return ok && to != nil && to.Name[0] == '@'
+}
+
 // Notify sends a message without descriptors: READY=1, STATUS=text and the like.
 func (m *Manager) Notify(text string) error {
 	if m == nil {

@@ -14,6 +14,9 @@ func Open() (*Manager, Kept, error) { return nil, nil, nil }
 // Notify does nothing.
 func (m *Manager) Notify(string) error { return nil }
 
+// Abstract returns false.
+func (m *Manager) Abstract() bool { return false }
+
 // Store does nothing.
 func (m *Manager) Store(string, ...int) error { return nil }
 

@@ -46,6 +46,7 @@ func familyTable() string {
 	}
 	b.WriteString("\n## The process\n\n| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n")
 	row(buildInfo, buildInfo.labels)
+	row(sandboxInfo, sandboxInfo.labels)
 	for _, f := range processFamilies {
 		row(f.family, nil)
 	}

@@ -3,11 +3,13 @@ package metrics
 import (
 	"cmp"
 	"slices"
+	"strconv"
 	"strings"
 
 	dto "github.com/prometheus/client_model/go"
 
 	"ipipd/internal/drop"
+	"ipipd/internal/sandbox"
 	"ipipd/internal/tunnel"
 )
 
@@ -88,6 +90,8 @@ func gather(version string, s *Snapshot) []*dto.MetricFamily {
 	if s == nil {
 		return b.families
 	}
+	b.family(&sandboxInfo, 1)
+	b.add(1, sandboxLabels(&s.Sandbox)...)
 	for i := range processFamilies {
 		f := &processFamilies[i]
 		b.family(&f.family, 1)
@@ -99,6 +103,18 @@ func gather(version string, s *Snapshot) []*dto.MetricFamily {
 		b.tunnels(s.Tunnels)
 	}
 	return b.families
+}
+
+// sandboxLabels are those of sandboxInfo.
+func sandboxLabels(s *sandbox.State) []*dto.LabelPair {
+	names := make([]string, len(s.Capabilities))
+	for i, c := range s.Capabilities {
+		names[i] = c.Name
+	}
+	return []*dto.LabelPair{
+		label("mode", s.Mode), label("landlock_abi", strconv.Itoa(s.Landlock)), label("seccomp", strconv.FormatBool(s.Seccomp)),
+		label("no_new_privs", strconv.FormatBool(s.NoNewPrivs)), label("capabilities", strings.Join(names, ",")),
+	}
 }
 
 // drops adds the counters of the process.

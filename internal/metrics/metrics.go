@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"ipipd/internal/drop"
+	"ipipd/internal/sandbox"
 	"ipipd/internal/tunnel"
 )
 
@@ -27,6 +28,8 @@ type Snapshot struct {
 	// of the start.
 	ReloadFailed bool
 	ReloadedAt   time.Time
+	// Sandbox is what the process can still do.
+	Sandbox sandbox.State
 }
 
 // family is a metric: what its series have in common.
@@ -51,6 +54,7 @@ type tunnelFamily struct {
 
 var (
 	buildInfo      = family{name: "ipipd_build_info", help: "1: the version of ipipd, and the Go that built it", labels: []string{"version", "goversion"}}
+	sandboxInfo    = family{name: "ipipd_sandbox_info", help: "1: what the process is confined by: docs/security.md; landlock_abi is 0 without Landlock, capabilities are those that are left", labels: []string{"mode", "landlock_abi", "seccomp", "no_new_privs", "capabilities"}}
 	tunnelInfo     = family{name: "ipipd_tunnel_info", help: "1: what a tunnel is called, and its outer addresses now; those configured while it is not started", labels: []string{"interface", "local_address", "remote_address", "comment"}}
 	tunnelDrops    = family{name: "ipipd_tunnel_dropped_packets_total", help: "packets that went no further, by reason: docs/drops.md", counter: true, labels: []string{"direction", "reason"}}
 	tunnelMessages = family{name: "ipipd_tunnel_dropped_icmp_messages_total", help: "ICMP errors about its packets that were not sent, or not believed, by reason", counter: true, labels: []string{"reason"}}

@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/common/model"
 
 	"ipipd/internal/drop"
+	"ipipd/internal/sandbox"
 	"ipipd/internal/tunnel"
 )
 
@@ -40,6 +41,7 @@ func aTunnel(name string) tunnel.Sample {
 
 func aSnapshot(tunnels ...tunnel.Sample) *Snapshot {
 	s := &Snapshot{Samples: tunnel.Samples{Tunnels: tunnels}, ReloadedAt: time.Unix(1700000000, 0)}
+	s.Sandbox = sandbox.State{Mode: sandbox.Strict, Landlock: 7, Seccomp: true, NoNewPrivs: true, Capabilities: []sandbox.Capability{{Name: "CAP_NET_ADMIN"}, {Name: "CAP_NET_RAW"}}}
 	s.Drops[drop.UnknownPeer] = 2
 	return s
 }
@@ -96,6 +98,8 @@ func TestGather(t *testing.T) {
 	for series, value := range map[string]string{
 		`ipipd_build_info{version="v1.2.3",goversion="` + goVersion + `"}`:                                                                    "1",
 		`ipipd_tunnel_info{tunnel="ipip1",interface="ipip1",local_address="192.0.2.1",remote_address="198.51.100.1",comment="to the office"}`: "1",
+
+		`ipipd_sandbox_info{mode="strict",landlock_abi="7",seccomp="true",no_new_privs="true",capabilities="CAP_NET_ADMIN,CAP_NET_RAW"}`: "1",
 
 		`ipipd_config_last_reload_successful`:                                                         "1",
 		`ipipd_config_last_reload_success_timestamp_seconds`:                                          "1.7e+09",

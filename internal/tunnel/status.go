@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"strings"
 	"time"
+
+	"ipipd/internal/sandbox"
 )
 
 // Status is a tunnel as `print` shows it: its settings and its state.
@@ -43,6 +45,9 @@ type State struct {
 	// UndoAt is when the process undoes what it was told to change, unless that is confirmed. Equal in
 	// the State of each of its tunnels.
 	UndoAt time.Time `json:"undo-at,omitzero"`
+	// Sandbox is what the process can still do; nil before it is confined. Equal in the State of each of its
+	// tunnels.
+	Sandbox *sandbox.State `json:"sandbox,omitempty"`
 	// Warnings are those that are active, in the order in which they have begun. In JSON it is never null.
 	Warnings []Warning `json:"warnings"`
 	// Restored maps address, route, program and interface to how often one was put back, or made again, that

@@ -202,9 +202,12 @@ func TestManyIPsec_reload(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "tunnels.yaml")
 	write := func(key string) {
 		t.Helper()
-		text := fmt.Sprintf("tunnels:\n- {name: t0, local-address: %s, remote-address: any, address: 10.255.0.1/32, ipsec-secret-file: %s}\n", outerOf(1), secretFile(t, key))
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
+		keyFile := filepath.Join(filepath.Dir(file), fmt.Sprintf("secret-%d", len(key))) // a folder that the sandbox has
+		text := fmt.Sprintf("tunnels:\n- {name: t0, local-address: %s, remote-address: any, address: 10.255.0.1/32, ipsec-secret-file: %s}\n", outerOf(1), keyFile)
+		for name, content := range map[string]string{file: text, keyFile: key} {
+			if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	write(secret)

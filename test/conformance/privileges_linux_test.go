@@ -14,7 +14,7 @@ import (
 )
 
 // checkCapabilities checks that no thread of a daemon has, or can regain, more capabilities
-// than a tunnel needs.
+// than a tunnel needs, and that each has a list of system calls.
 func checkCapabilities(t *testing.T, d *netlab.Daemon) {
 	t.Helper()
 	const kept = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_RAW | 1<<unix.CAP_NET_BIND_SERVICE | 1<<unix.CAP_BPF
@@ -33,17 +33,17 @@ func checkCapabilities(t *testing.T, d *netlab.Daemon) {
 		found := 0
 		for line := range strings.Lines(string(text)) {
 			name, value, _ := strings.Cut(strings.TrimSpace(line), ":\t")
-			want, ok := map[string]uint64{"NoNewPrivs": 1, "CapEff": kept, "CapPrm": kept, "CapBnd": kept, "CapInh": 0, "CapAmb": 0}[name]
+			want, ok := map[string]uint64{"NoNewPrivs": 1, "CapEff": kept, "CapPrm": kept, "CapBnd": kept, "CapInh": 0, "CapAmb": 0, "Seccomp": 2}[name]
 			if !ok {
 				continue
 			}
 			found++
-			if got, err := strconv.ParseUint(value, 16, 64); err != nil || got&^want != 0 || name == "NoNewPrivs" && got != 1 {
+			if got, err := strconv.ParseUint(value, 16, 64); err != nil || got&^want != 0 || (name == "NoNewPrivs" || name == "Seccomp") && got != want {
 				t.Errorf("%s: %s is %s, want %x", file, name, value, want)
 			}
 		}
-		if found != 6 {
-			t.Errorf("%s has %d of the six lines", file, found)
+		if found != 7 {
+			t.Errorf("%s has %d of the seven lines", file, found)
 		}
 	}
 }

@@ -26,7 +26,7 @@ var allowedImports = map[string][]string{
 	"internal/fastpath":  {"internal/fib", "internal/handover"},
 	"internal/control":   {},
 	"internal/capture":   {"internal/drop"},
-	"internal/confine":   {},
+	"internal/sandbox":   {},
 	"internal/sysctl":    {},
 	"internal/handover":  {},
 	"tun":                {"internal/packet", "internal/ipv4", "internal/fdguard", "internal/vnet"},
@@ -41,17 +41,17 @@ var allowedImports = map[string][]string{
 		"tun", "encap", "mss", "keepalive", "internal/underlay", "internal/fastpath", "internal/netstate",
 		"internal/ipsec", "internal/ipsec/ike", "internal/packet", "internal/ipv4", "internal/drop",
 		"internal/fdguard", "internal/handover", "internal/resolve", "internal/warning", "internal/capture",
-		"internal/fib", "internal/sysctl",
+		"internal/fib", "internal/sysctl", "internal/sandbox",
 	},
 	"internal/history":    {"internal/drop"},
 	"internal/monitor":    {"internal/tunnel", "internal/drop", "internal/history", "internal/warning"},
 	"internal/terminal":   {},
 	"internal/config":     {"internal/tunnel", "internal/control"},
-	"internal/metrics":    {"internal/tunnel", "internal/drop"},
+	"internal/metrics":    {"internal/tunnel", "internal/drop", "internal/sandbox"},
 	"internal/page":       {"internal/tunnel", "internal/drop", "internal/history"},
 	"internal/peerconfig": {"internal/tunnel", "internal/config", "internal/netstate", "keepalive"},
-	"internal/doctor":     {"internal/tunnel", "internal/netstate", "internal/resolve", "internal/ipv4", "internal/warning", "keepalive"},
-	"cmd/ipipd":           {"internal/doctor", "internal/config", "internal/peerconfig", "internal/metrics", "internal/page", "internal/monitor", "internal/terminal", "internal/tunnel", "internal/control", "internal/confine", "internal/netstate", "internal/ipv4", "internal/drop", "internal/handover", "internal/capture"},
+	"internal/doctor":     {"internal/tunnel", "internal/sandbox", "internal/netstate", "internal/resolve", "internal/ipv4", "internal/warning", "keepalive"},
+	"cmd/ipipd":           {"internal/doctor", "internal/config", "internal/peerconfig", "internal/metrics", "internal/page", "internal/monitor", "internal/terminal", "internal/tunnel", "internal/control", "internal/sandbox", "internal/netstate", "internal/ipv4", "internal/drop", "internal/handover", "internal/capture"},
 }
 
 // moduleOwners says which packages alone may import a module that the others are not to
@@ -67,7 +67,8 @@ var moduleOwners = map[string][]string{
 	"golang.org/x/term":      {"internal/terminal"},  // raw mode, size
 	"github.com/prometheus":  {"internal/metrics"},
 	// Capabilities of every thread.
-	"kernel.org/pub/linux/libs/security/libcap": {"internal/confine"},
+	"kernel.org/pub/linux/libs/security/libcap": {"internal/sandbox"},
+	"github.com/landlock-lsm/go-landlock":       {"internal/sandbox"}, // files, TCP ports
 }
 
 func TestImports(t *testing.T) {

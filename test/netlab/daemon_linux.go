@@ -119,7 +119,7 @@ func (s *Status) Warning(code warning.Code) (w Warning) {
 }
 
 // Up starts `ipipd up --name NAME ARGS` in the namespace and returns when the tunnel is
-// ready. The process is terminated with the test.
+// ready. A system call that the sandbox refuses kills it (--sandbox strict). The process is terminated with the test.
 func Up(t testing.TB, ns *NS, name string, args ...string) *Daemon {
 	t.Helper()
 	d := Launch(t, ns, name, args...)
@@ -132,7 +132,7 @@ func Up(t testing.TB, ns *NS, name string, args ...string) *Daemon {
 func UpConfig(t testing.TB, ns *NS, name, file string) *Daemon {
 	t.Helper()
 	d := &Daemon{t: t, ns: ns, name: name, runtimeDir: t.TempDir(), exited: make(chan struct{})}
-	d.launch([]string{"up", "--config", file, "--runtime-dir", d.runtimeDir})
+	d.launch([]string{"up", "--config", file, "--runtime-dir", d.runtimeDir, "--sandbox", "strict"})
 	d.awaitReady()
 	return d
 }
@@ -163,7 +163,7 @@ func (d *Daemon) awaitReady() {
 func Launch(t testing.TB, ns *NS, name string, args ...string) *Daemon {
 	t.Helper()
 	d := &Daemon{t: t, ns: ns, name: name, runtimeDir: t.TempDir(), exited: make(chan struct{})}
-	d.launch(append([]string{"up", "--name", d.name, "--runtime-dir", d.runtimeDir}, args...))
+	d.launch(append([]string{"up", "--name", d.name, "--runtime-dir", d.runtimeDir, "--sandbox", "strict"}, args...))
 	return d
 }
 

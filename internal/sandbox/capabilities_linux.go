@@ -1,0 +1,85 @@
+package sandbox
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
+)
+
+// needed are the capabilities that are left, and what for. As nobody else does it for the process, it
+// has to have them for all that may change while it runs.
+//
+// The fast path's programs load without PERFMON, too: the verifier then adds mitigations
+// against speculative execution.
+var needed = []struct {
+	cap.Value
+	why  string
+	ebpf bool // with Policy.EBPF only
+}{
+	{cap.NET_BIND_SERVICE, "UDP port 500 (IKE) of a tunnel or local address that is new", false},
+	{cap.NET_ADMIN, "interfaces, addresses and routes; packet filters and IPsec policies, which the fast path and the link layer must not bypass", false},
+	{cap.NET_RAW, "raw sockets of a local address that is new", false},
+	{cap.BPF, "the fast path's programs, on an underlay device that is new", true},
+}
+
+// keeps reports whether v is left to the process of p, if it has it.
+func keeps(p *Policy, v cap.Value) bool {
+	for _, n := range needed {
+		if n.Value == v {
+			return !n.ebpf || p.EBPF || p.Mode == Off
+		}
+	}
+	return false
+}
+
+// setNoNewPrivs has execve grant no privileges.
+func setNoNewPrivs() error {
+	_, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1)
+	return os.NewSyscallError("prctl PR_SET_NO_NEW_PRIVS", err)
+}
+
+// dropCapabilities drops all that p does not keep. One that is kept and that the process lacks,
+// unprivileged or in a container, is no error. Without CAP_SETPCAP the bounding set stays as it is.
+func dropCapabilities(p Policy) error {
+	have, want := cap.GetProc(), cap.NewSet()
+	has := func(flag cap.Flag, v cap.Value) bool {
+		set, err := have.GetFlag(flag, v)
+		return err == nil && set
+	}
+	for v := range cap.MaxBits() {
+		if keeps(&p, v) {
+			for _, flag := range []cap.Flag{cap.Permitted, cap.Effective} {
+				if err := want.SetFlag(flag, has(flag, v), v); err != nil {
+					return fmt.Errorf("%v: %w", v, err)
+				}
+			}
+		} else if has(cap.Effective, cap.SETPCAP) {
+			if err := cap.DropBound(v); err != nil {
+				return os.NewSyscallError("prctl PR_CAPBSET_DROP", err)
+			}
+		}
+	}
+	// An empty inheritable set empties the ambient set.
+	return os.NewSyscallError("capset", want.SetProc())
+}
+
+// capabilitiesLeft are those that the process has now.
+func capabilitiesLeft(p Policy) []Capability {
+	left, have := []Capability{}, cap.GetProc()
+	for v := range cap.MaxBits() {
+		if set, err := have.GetFlag(cap.Permitted, v); err != nil || !set {
+			continue
+		}
+		why := "it could not be dropped"
+		for _, n := range needed {
+			if n.Value == v && keeps(&p, v) {
+				why = n.why
+			}
+		}
+		left = append(left, Capability{strings.ToUpper(v.String()), why})
+	}
+	return left
+}

@@ -1,0 +1,138 @@
+package sandbox
+
+import (
+	"os"
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+// call allows a system call: always, or if all conditions of one of the alternatives hold.
+type call struct {
+	number       uintptr
+	alternatives [][]condition
+}
+
+// condition is about the lower half of an argument, or the upper one: masked, it is one of values.
+type condition struct {
+	argument int
+	upper    bool
+	mask     uint32
+	values   []uint32
+}
+
+// is is the condition that argument i, an int, is one of values.
+func is(i int, values ...uint32) condition {
+	return condition{argument: i, mask: ^uint32(0), values: values}
+}
+
+// masked is the condition that argument i has these of the bits of mask, and no others of them.
+func masked(i int, mask, bits uint32) condition {
+	return condition{argument: i, mask: mask, values: []uint32{bits}}
+}
+
+// isZero are the conditions that argument i, a pointer, is nil.
+func isZero(i int) []condition {
+	return []condition{is(i, 0), {argument: i, upper: true, mask: ^uint32(0), values: []uint32{0}}}
+}
+
+// struct seccomp_data (linux/seccomp.h), little-endian.
+const (
+	numberOffset   = 0
+	archOffset     = 4
+	argumentOffset = 16
+	wordLen        = 4
+)
+
+// allow and noSuchCall are what the filter returns, beside what a refused call is answered by.
+const (
+	allow      = unix.SECCOMP_RET_ALLOW
+	noSuchCall = unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)
+)
+
+// filter returns a program that allows calls of an architecture. Any other returns refused, but for clone3,
+// whose callers have to try clone.
+func filter(arch uint32, calls []call, refused uint32) []bpf.Instruction {
+	program := []bpf.Instruction{
+		bpf.LoadAbsolute{Off: archOffset, Size: wordLen},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: arch, SkipTrue: 1},
+		bpf.RetConstant{Val: refused},
+		bpf.LoadAbsolute{Off: numberOffset, Size: wordLen},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.SYS_CLONE3, SkipTrue: 1},
+		bpf.RetConstant{Val: noSuchCall},
+	}
+	for _, c := range calls {
+		// What is done for a call is skipped for others, and always returns.
+		then := c.instructions(refused)
+		program = append(program, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(c.number), SkipTrue: uint8(len(then))})
+		program = append(program, then...)
+	}
+	return append(program, bpf.RetConstant{Val: refused})
+}
+
+func (c *call) instructions(refused uint32) (all []bpf.Instruction) {
+	if len(c.alternatives) == 0 {
+		return []bpf.Instruction{bpf.RetConstant{Val: allow}}
+	}
+	for _, conditions := range c.alternatives {
+		left := 1 // instructions of the alternative that follow
+		for _, c := range conditions {
+			left += c.length()
+		}
+		for _, c := range conditions {
+			left -= c.length()
+			all = append(all, c.instructions(left)...)
+		}
+		all = append(all, bpf.RetConstant{Val: allow})
+	}
+	return append(all, bpf.RetConstant{Val: refused})
+}
+
+func (c *condition) length() int { return len(c.values) + 3 }
+
+// instructions go on behind them if the condition holds, or else skip more.
+func (c *condition) instructions(more int) []bpf.Instruction {
+	offset := uint32(argumentOffset + 2*wordLen*c.argument)
+	if c.upper {
+		offset += wordLen
+	}
+	all := []bpf.Instruction{
+		bpf.LoadAbsolute{Off: offset, Size: wordLen},
+		bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: c.mask},
+	}
+	for i, v := range c.values {
+		all = append(all, bpf.JumpIf{Cond: bpf.JumpEqual, Val: v, SkipTrue: uint8(len(c.values) - i)})
+	}
+	return append(all, bpf.Jump{Skip: uint32(more)})
+}
+
+// restrictCalls has all threads of the process make none but the calls of p.
+func restrictCalls(p Policy) error {
+	refused := unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
+	if p.Mode == Strict {
+		refused = unix.SECCOMP_RET_KILL_PROCESS
+	}
+	raw, err := bpf.Assemble(filter(auditArch, calls(p, os.Getpid()), refused))
+	if err != nil {
+		return err
+	}
+	code := make([]unix.SockFilter, len(raw))
+	for i, r := range raw {
+		code[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
+	}
+	program := unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
+	// With TSYNC it is of all threads, or the ID of one is returned that cannot have it. With LOG it says
+	// in the audit log, the kernel's without an auditd, what it has refused.
+	const flags = unix.SECCOMP_FILTER_FLAG_TSYNC | unix.SECCOMP_FILTER_FLAG_LOG
+	thread, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&program)))
+	runtime.KeepAlive(code)
+	switch {
+	case errno != 0:
+		return os.NewSyscallError("seccomp", errno)
+	case thread != 0:
+		return os.NewSyscallError("seccomp", unix.ESRCH)
+	}
+	return nil
+}
