@@ -49,13 +49,15 @@ func (e *Engine) Apply(ctx context.Context, configs []Config) error {
 	if err := p.apply(); err != nil {
 		return err
 	}
-	e.leaving.Store(false)
+	kept := e.leaving.Swap(false)
 	if e.receiving {
 		return nil
 	}
-	err = errors.Join(e.startReceiving(), e.beginIPsec())
-	e.takeOverFastPath(p.add)
-	e.ledger.settle()
+	if err = e.startReceiving(); kept {
+		err = errors.Join(err, e.beginIPsec())
+		e.takeOverFastPath(p.add)
+		e.ledger.settle()
+	}
 	return err
 }
 
