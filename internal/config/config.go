@@ -19,6 +19,7 @@ import (
 	"strings"
 	"syscall"
 
+	"ipipd/internal/serviceuser"
 	"ipipd/internal/tunnel"
 )
 
@@ -187,10 +188,26 @@ func readFile(name string, once bool) (*File, Errors, error) {
 		return nil, Errors{{Position{name, 1, 1}, "a file of more than 10 MB: want the tunnels in several"}}, nil
 	}
 	file, errs := parse(name, data)
-	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() && info.Mode()&0o044 != 0 && file != nil && file.hasSecret() {
+	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() && readByOthers(info) && file != nil && file.hasSecret() {
 		file.Exposed = []string{name}
 	}
 	return file, errs, nil
+}
+
+// readByOthers reports whether others may read a file than its owner and, of one that the service may read, its group.
+func readByOthers(info fs.FileInfo) bool {
+	if int(info.Sys().(*syscall.Stat_t).Gid) == serviceuser.GID() {
+		return info.Mode()&0o004 != 0
+	}
+	return info.Mode()&0o044 != 0
+}
+
+// Conceal is the command that takes a file out of File.Exposed.
+func Conceal(name string) string {
+	if info, err := os.Stat(name); err == nil && int(info.Sys().(*syscall.Stat_t).Gid) == serviceuser.GID() {
+		return "chmod 640 " + name
+	}
+	return "chmod 600 " + name
 }
 
 // openFile opens a regular file, or once a pipe.

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"ipipd/internal/serviceuser"
 )
 
 // goodFiles are the files of testdata/good that are read without an error.
@@ -414,6 +416,31 @@ func TestRead_exposed(t *testing.T) {
 		f, _, err := Read(path)
 		if err != nil || (len(f.Exposed) == 1 && f.Exposed[0] == path) != tt.exposed {
 			t.Errorf("%s with mode %o: %v, %v", tt.text, tt.mode, f, err)
+		}
+	}
+}
+
+// The group of the service may read a secret, and is no other.
+func TestConceal(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: to change the group of a file")
+	}
+	before := serviceuser.GID
+	t.Cleanup(func() { serviceuser.GID = before })
+	serviceuser.GID = func() int { return 4242 }
+	path := filepath.Join(write(t, map[string]string{"a.yaml": "tunnels: [{name: a, remote-address: 192.0.2.1, ipsec-secret: mellon, disabled: yes}]\n"}), "a.yaml")
+	for _, tt := range []struct {
+		gid     int
+		mode    os.FileMode
+		exposed bool
+		want    string
+	}{{4242, 0o640, false, "chmod 640 "}, {4242, 0o644, true, "chmod 640 "}, {0, 0o640, true, "chmod 600 "}} {
+		if err := errors.Join(os.Chown(path, 0, tt.gid), os.Chmod(path, tt.mode)); err != nil {
+			t.Fatal(err)
+		}
+		f, _, err := Read(path)
+		if err != nil || len(f.Exposed) == 1 != tt.exposed || Conceal(path) != tt.want+path {
+			t.Errorf("group %d, mode %o: %v, %v, %q", tt.gid, tt.mode, f, err, Conceal(path))
 		}
 	}
 }

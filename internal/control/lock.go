@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"ipipd/internal/serviceuser"
 )
 
 const (
@@ -143,7 +145,11 @@ func checkDir(dir string, link, info fs.FileInfo) error {
 	return nil
 }
 
-// trustedOwner reports whether a file belongs to root or to the user of this process.
-func trustedOwner(info fs.FileInfo) bool { return owner(info) == 0 || owner(info) == os.Geteuid() }
+// trustedOwner reports whether a file belongs to root, to the user of this process or, for root's commands, to
+// the user that the service runs as.
+func trustedOwner(info fs.FileInfo) bool {
+	uid := owner(info)
+	return uid == 0 || uid == os.Geteuid() || os.Geteuid() == 0 && uid == serviceuser.UID()
+}
 
 func owner(info fs.FileInfo) int { return int(info.Sys().(*syscall.Stat_t).Uid) }

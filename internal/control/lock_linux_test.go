@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/serviceuser"
 )
 
 // nobody is the UID of another user.
@@ -235,5 +237,26 @@ func lockFileInTheWay(t *testing.T) {
 				t.Errorf("lock: %v", err)
 			}
 		})
+	}
+}
+
+// Root's commands go into the folder of the service, and into that of no other user.
+func TestTrustedOwner_service(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: to change the owner of a directory")
+	}
+	before := serviceuser.UID
+	t.Cleanup(func() { serviceuser.UID = before })
+	serviceuser.UID = func() int { return 4242 }
+	dir := tempDir(t, 0o700)
+	for uid, trusted := range map[int]bool{0: true, 4242: true, 4243: false} {
+		if err := os.Lchown(dir, uid, uid); err != nil {
+			t.Fatal(err)
+		}
+		if root, err := openDir(dir); (err == nil) != trusted {
+			t.Errorf("uid %d: %v", uid, err)
+		} else if err == nil {
+			root.Close()
+		}
 	}
 }

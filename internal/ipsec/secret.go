@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"syscall"
 
 	"ipipd/internal/ipsec/ike"
+	"ipipd/internal/serviceuser"
 )
 
 // MaxSecret is the maximum length of a secret in bytes. It rejects most files that were
@@ -40,8 +42,12 @@ func LoadSecret(file string) (ike.Secret, error) {
 	if owner := int(info.Sys().(*syscall.Stat_t).Uid); owner != 0 && owner != os.Geteuid() {
 		return nil, fmt.Errorf("%s belongs to uid %d, who can read and replace it: chown %d %s", file, owner, os.Geteuid(), file)
 	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return nil, fmt.Errorf("%s may be read or written by others (mode %04o): chmod 600 %s", file, mode, file)
+	others, want := fs.FileMode(0o077), 600
+	if int(info.Sys().(*syscall.Stat_t).Gid) == serviceuser.GID() {
+		others, want = 0o037, 640 // root may let the service read it
+	}
+	if mode := info.Mode().Perm(); mode&others != 0 {
+		return nil, fmt.Errorf("%s may be read or written by others (mode %04o): chmod %d %s", file, mode, want, file)
 	}
 	return readSecret(f, file)
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/iotest"
 	"time"
+
+	"ipipd/internal/serviceuser"
 )
 
 // Content and mode of the file. An error does not contain the secret.
@@ -120,4 +122,31 @@ func TestLoadSecret(t *testing.T) {
 			t.Errorf("readSecret: %q, %v", []byte(s), err)
 		}
 	})
+}
+
+// Root may have the group of the service read it, and no other.
+func TestLoadSecret_service(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: to change the group of a file")
+	}
+	before := serviceuser.GID
+	t.Cleanup(func() { serviceuser.GID = before })
+	serviceuser.GID = func() int { return 4242 }
+	file := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(file, []byte("mellon\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		gid  int
+		mode os.FileMode
+		want string
+	}{{4242, 0o640, ""}, {4242, 0o660, "chmod 640 "}, {4242, 0o644, "chmod 640 "}, {0, 0o640, "chmod 600 "}} {
+		if err := errors.Join(os.Chown(file, 0, tt.gid), os.Chmod(file, tt.mode)); err != nil {
+			t.Fatal(err)
+		}
+		_, err := LoadSecret(file)
+		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("group %d, mode %o: %v", tt.gid, tt.mode, err)
+		}
+	}
 }
