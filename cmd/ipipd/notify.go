@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -57,6 +59,28 @@ func (n *notifier) reloading() {
 		return
 	}
 	n.send(fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", now.Nano()/1000))
+}
+
+// watch beats for the service manager's watchdog until ctx is done, as long as alive says so.
+func (n *notifier) watch(ctx context.Context, alive func(within time.Duration) error) {
+	if n == nil || n.manager == nil || n.manager.Watchdog <= 0 {
+		return
+	}
+	interval := n.manager.Watchdog / 3 // two of them may be late
+	beat := time.NewTicker(interval)
+	defer beat.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-beat.C:
+		}
+		if err := alive(interval); err != nil {
+			n.log.Error("the service manager's watchdog is not told that this process lives", "err", err)
+		} else {
+			n.send("WATCHDOG=1")
+		}
+	}
 }
 
 func (n *notifier) stopping() { n.send("STOPPING=1") }

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -111,6 +114,84 @@ func TestNotifier(t *testing.T) {
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// The watchdog hears of a process whose tunnels live, and of no other.
+func TestNotifierWatch(t *testing.T) {
+	m := newManager(t, filepath.Join(shortDir(t), "notify"))
+	t.Setenv("WATCHDOG_USEC", "30000")
+	t.Setenv("WATCHDOG_PID", strconv.Itoa(os.Getpid()))
+	log := &netlab.Buffer{}
+	n := newNotifier(textLogger(log))
+	for _, name := range []string{"WATCHDOG_USEC", "WATCHDOG_PID"} {
+		if _, is := os.LookupEnv(name); is {
+			t.Errorf("children have %s, too", name)
+		}
+	}
+	asked := make(chan bool)
+	var dead atomic.Bool
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		n.watch(ctx, func(within time.Duration) error {
+			asked <- true
+			if within != 10*time.Millisecond {
+				t.Errorf("asked within %v", within)
+			}
+			if dead.Load() {
+				return errors.New("ipip1: its control does nothing")
+			}
+			return nil
+		})
+	}()
+	for range 2 {
+		<-asked
+		m.wants("WATCHDOG=1")
+	}
+	dead.Store(true)
+	<-asked
+	<-asked // the one before has said nothing
+	n.say("last")
+	m.wants("STATUS=last")
+	stop()
+	for ended := false; !ended; {
+		select {
+		case <-asked:
+		case <-done:
+			ended = true
+		}
+	}
+	if !strings.Contains(log.String(), "its control does nothing") {
+		t.Errorf("the log: %s", log)
+	}
+}
+
+// Who has no watchdog, or another process has it, is not asked.
+func TestNotifierWatch_none(t *testing.T) {
+	for _, pid := range []string{"1", ""} {
+		newManager(t, filepath.Join(shortDir(t), "notify"))
+		t.Setenv("WATCHDOG_USEC", map[string]string{"1": "30000", "": "x"}[pid])
+		t.Setenv("WATCHDOG_PID", pid)
+		newNotifier(textLogger(&netlab.Buffer{})).watch(t.Context(), nil) // returns
+	}
+}
+
+// A change holds up the watchdog's question for a while, not for ever.
+func TestProcess_alive(t *testing.T) {
+	p, _, _ := runProcess(t, nil, "ipip1")
+	p.mu.Lock()
+	if err := p.alive(0); err != nil {
+		t.Error(err)
+	}
+	p.busySince = time.Now().Add(-changeTimeout - time.Second)
+	if err := p.alive(0); err == nil {
+		t.Error("a change for ever is alive")
+	}
+	p.mu.Unlock()
+	if err := p.alive(0); err != nil || !p.busySince.IsZero() {
+		t.Error(err)
 	}
 }
 

@@ -35,6 +35,7 @@ type process struct {
 	notify     *notifier
 	ctx        context.Context // until the process is to end
 
+	busySince   time.Time      // since when alive, whose it is, has found mu held; zero: it has not
 	captures    sync.WaitGroup // that run
 	reloads     reloads
 	stopMetrics func()
@@ -119,6 +120,27 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 	p.reloads.note(nil)
 	p.ready.Store(true)
 	p.notify.ready()
+	go p.notify.watch(ctx, p.alive)
+	return nil
+}
+
+// alive reports what has stopped in this process. A change holds tunnels for as long as it takes: until
+// changeTimeout has passed it is one.
+func (p *process) alive(within time.Duration) error {
+	if !p.mu.TryLock() {
+		now := time.Now()
+		if p.busySince.IsZero() {
+			p.busySince = now
+		} else if now.Sub(p.busySince) > changeTimeout {
+			return fmt.Errorf("a change takes longer than %v", changeTimeout)
+		}
+		return nil
+	}
+	defer p.mu.Unlock()
+	p.busySince = time.Time{}
+	if name := p.engine.Unresponsive(within); name != "" {
+		return fmt.Errorf("%s: its control does nothing", name)
+	}
 	return nil
 }
 
@@ -381,7 +403,7 @@ func logNotes(log *slog.Logger, file *config.File) {
 		log.Warn("not all of the configuration is used", "note", note)
 	}
 	for _, name := range file.Exposed {
-		log.Warn(exposed, "file", name, "remedy", "chmod 600 "+name)
+		log.Warn(exposed, "file", name, "remedy", config.Conceal(name))
 	}
 }
 
@@ -389,7 +411,7 @@ func logNotes(log *slog.Logger, file *config.File) {
 func notes(file *config.File) []string {
 	lines := slices.Clone(file.Notes)
 	for _, name := range file.Exposed {
-		lines = append(lines, fmt.Sprintf("%s: %s: chmod 600 %[1]s", name, exposed))
+		lines = append(lines, fmt.Sprintf("%s: %s: %s", name, exposed, config.Conceal(name)))
 	}
 	return lines
 }

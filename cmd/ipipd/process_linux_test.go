@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"ipipd/internal/capture"
 	"ipipd/internal/config"
@@ -36,6 +37,8 @@ func (e *listEngine) Apply(ctx context.Context, configs []tunnel.Config) error {
 	e.set(configs)
 	return nil
 }
+
+func (e *listEngine) Unresponsive(time.Duration) string { return "" }
 
 func (e *listEngine) set(configs []tunnel.Config) {
 	e.mu.Lock()

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"io"
+	"time"
 
 	"ipipd/internal/capture"
 	"ipipd/internal/tunnel"
@@ -15,6 +16,8 @@ type engine interface {
 	// Tunnels returns those that run, by the names of their links: tunnel.InterfaceName of the
 	// configured ones.
 	Tunnels() map[string]startedTunnel
+	// Unresponsive returns the name of a tunnel whose control does nothing within that time, "" without one.
+	Unresponsive(within time.Duration) string
 	// Samples waits for nothing that tunnels begin or end by.
 	Samples() tunnel.Samples
 	Capture(ctx context.Context, name string, o capture.Options, program string, w io.Writer) (capture.Result, error)

@@ -66,6 +66,8 @@ func (e *fakeEngine) Apply(ctx context.Context, configs []tunnel.Config) error {
 	return err
 }
 
+func (e *fakeEngine) Unresponsive(time.Duration) string { return "" }
+
 func (e *fakeEngine) Diff([]tunnel.Config) ([]tunnel.Difference, error) { return nil, nil }
 
 func (e *fakeEngine) Samples() tunnel.Samples { return samplesOf(e.Tunnels()) }

@@ -19,6 +19,8 @@ const sendTimeout = time.Second
 type Manager struct {
 	// Limit is how many descriptors it takes: -1 if it does not say (systemd before 254).
 	Limit int
+	// Watchdog is after how long without WATCHDOG=1 it ends the process (WatchdogSec=); 0 is never.
+	Watchdog time.Duration
 
 	fd int
 	to unix.Sockaddr // nil: fd is connected
@@ -40,6 +42,7 @@ func Open() (*Manager, Kept, error) {
 	if n, err := strconv.Atoi(os.Getenv(limitEnv)); err == nil && n >= 0 {
 		m.Limit = n
 	}
+	m.Watchdog = watchdog(os.Getenv)
 	kept, err := adopt()
 	if fds := kept.Take(KeeperName); len(fds) > 0 {
 		m.fd = fds[0]

@@ -6,7 +6,7 @@ import "time"
 
 // Manager is what has started this process: systemd, or a Keeper. Other systems have neither: it
 // is always nil.
-type Manager struct{}
+type Manager struct{ Watchdog time.Duration }
 
 // Open returns nil.
 func Open() (*Manager, Kept, error) { return nil, nil, nil }

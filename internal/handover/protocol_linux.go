@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strconv"
 	"strings"
+	"time"
 )
 
 const (
@@ -26,11 +28,13 @@ const (
 	namesEnv  = "LISTEN_FDNAMES"
 	pidEnv    = "LISTEN_PID"
 	limitEnv  = "FDSTORE"
+	usecEnv   = "WATCHDOG_USEC"
+	ofEnv     = "WATCHDOG_PID"
 	firstFD   = 3 // SD_LISTEN_FDS_START
 )
 
 // environment are the variables of the protocol: no child of the process is to have them.
-var environment = []string{notifyEnv, countEnv, namesEnv, pidEnv, "LISTEN_PIDFDID", limitEnv}
+var environment = []string{notifyEnv, countEnv, namesEnv, pidEnv, "LISTEN_PIDFDID", limitEnv, usecEnv, ofEnv}
 
 // message is what a process tells its manager: sd_notify(3).
 type message struct {
@@ -80,6 +84,18 @@ func checkName(name string) error {
 		return fmt.Errorf("the name %.60q of a descriptor: want 1 to %d characters of ASCII without colon", name, maxName)
 	}
 	return nil
+}
+
+// watchdog returns WatchdogSec=, 0 if there is none, or if it is for another process.
+func watchdog(getenv func(string) string) time.Duration {
+	if pid := getenv(ofEnv); pid != "" && pid != strconv.Itoa(os.Getpid()) {
+		return 0
+	}
+	usec, err := strconv.ParseInt(getenv(usecEnv), 10, 64)
+	if err != nil || usec <= 0 || usec > math.MaxInt64/1000 {
+		return 0
+	}
+	return time.Duration(usec) * time.Microsecond
 }
 
 // inherited returns the descriptors that the environment names, none if they are for another
