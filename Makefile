@@ -13,12 +13,19 @@ BENCHARGS ?= -count=6 -benchtime=200ms
 PEERSARGS ?=
 SCALEARGS ?= -tunnels 1,10,100,1000,4000
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+COMMIT    ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+# The time of all files in packages, in seconds.
+EPOCH     ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+PACKAGES  ?= deb/amd64 deb/arm64 rpm/amd64 rpm/arm64
+PACKAGEDIR ?= bin/packages
 PLATFORMS := linux/amd64 linux/arm64 darwin/arm64
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 BENCHSTAT   := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
+# Later versions need modules that the module proxy does not serve.
+NFPM        := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.4
 
 # Failed tests are rerun once, unless more than four fail, or one has a data race or
 # panics; scripts/testsummary evaluates both runs. The timeout of a package is an hour:
@@ -30,10 +37,10 @@ GOTEST = bin/tools/$(notdir $(GOTESTSUM)) --rerun-fails=1 --rerun-fails-max-fail
 # The linker sets the version, so that Go does not run git (-buildvcs), which fails in a
 # tree that another user owns.
 export CGO_ENABLED := 0
-GOBUILD := go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
+GOBUILD := go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)'
 
 .DEFAULT_GOAL := build
-.PHONY: help build bpf docs demo test test-race interop fuzz bench bench-peers bench-scale bench-many lint vuln cross install clean FORCE
+.PHONY: help build bpf docs demo test test-race interop fuzz bench bench-peers bench-scale bench-many lint vuln cross packages install uninstall clean FORCE
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -102,8 +109,26 @@ cross: ## build for linux/amd64, linux/arm64 and darwin/arm64 into bin/
 		GOOS=$${p%/*} GOARCH=$${p#*/} $(GOBUILD) -o bin/ipipd-$${p/\//-} ./cmd/ipipd; \
 	done
 
-install: ipipd ## copy ./ipipd to PREFIX/bin (/usr/local/bin)
-	install -D -m 0755 ipipd $(DESTDIR)$(PREFIX)/bin/ipipd
+packages: bin/tools/$(notdir $(NFPM)) ## deb and rpm for amd64 and arm64, with SBOMs, into bin/packages
+	packaging/build $< '$(PACKAGEDIR)' '$(VERSION)' '$(COMMIT)' '$(EPOCH)' $(PACKAGES)
+
+# What install copies and uninstall removes, below DESTDIR and PREFIX.
+INSTALLED = bin/ipipd lib/systemd/system/ipipd.service lib/systemd/system/ipipd@.service lib/sysusers.d/ipipd.conf \
+	share/bash-completion/completions/ipipd share/zsh/site-functions/_ipipd share/fish/vendor_completions.d/ipipd.fish \
+	$(foreach page,$(notdir $(wildcard packaging/man/*)),share/man/man$(lastword $(subst ., ,$(page)))/$(page))
+
+install: ipipd ## ipipd, unit files, man pages and completions into PREFIX (/usr/local), below DESTDIR
+	@cd packaging && to='$(DESTDIR)$(PREFIX)' && set -x && \
+	install -D -m 0755 ../ipipd "$$to/bin/ipipd" && \
+	for unit in ipipd.service ipipd@.service; do sed 's|/usr/bin/|$(PREFIX)/bin/|' systemd/$$unit | install -D -m 0644 /dev/stdin "$$to/lib/systemd/system/$$unit"; done && \
+	install -D -m 0644 systemd/ipipd.sysusers "$$to/lib/sysusers.d/ipipd.conf" && \
+	for page in man/*; do install -D -m 0644 $$page "$$to/share/man/man$${page##*.}/$${page##*/}"; done && \
+	../ipipd completion bash | install -D -m 0644 /dev/stdin "$$to/share/bash-completion/completions/ipipd" && \
+	../ipipd completion zsh | install -D -m 0644 /dev/stdin "$$to/share/zsh/site-functions/_ipipd" && \
+	../ipipd completion fish | install -D -m 0644 /dev/stdin "$$to/share/fish/vendor_completions.d/ipipd.fish"
+
+uninstall: ## remove what install has copied
+	rm -f $(addprefix '$(DESTDIR)$(PREFIX)'/,$(INSTALLED))
 
 clean: ## remove all build results
 	rm -rf ipipd bin
@@ -114,6 +139,7 @@ bin/tools/$(notdir $(STATICCHECK)): TOOL = $(STATICCHECK)
 bin/tools/$(notdir $(GOVULNCHECK)): TOOL = $(GOVULNCHECK)
 bin/tools/$(notdir $(BENCHSTAT)): TOOL = $(BENCHSTAT)
 bin/tools/$(notdir $(GOTESTSUM)): TOOL = $(GOTESTSUM)
+bin/tools/$(notdir $(NFPM)): TOOL = $(NFPM)
 bin/tools/%:
 	@mkdir -p $(@D)
 	@dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \

@@ -1,0 +1,200 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"ipipd/internal/config"
+	"ipipd/internal/tunnel"
+)
+
+// packaging/man is what the commands and properties say. With UPDATE_DOCS set (make docs) the test writes it.
+func TestNewCmdRoot_docs(t *testing.T) {
+	const dir = "../../packaging/man"
+	if _, err := os.Stat(dir); err != nil {
+		t.Skip("there is no packaging/man") // the package is tested without the tree
+	}
+	pages := manual()
+	if os.Getenv("UPDATE_DOCS") != "" {
+		old, _ := filepath.Glob(dir + "/*")
+		for _, file := range old {
+			os.Remove(file)
+		}
+		for name, page := range pages {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(page), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for name, page := range pages {
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Error(err)
+		} else if d := cmp.Diff(string(text), page); d != "" {
+			t.Errorf("packaging/man/%s is not what the commands are: run make docs\n%s", name, d)
+		}
+	}
+	if files, _ := filepath.Glob(dir + "/*"); len(files) != len(pages) {
+		t.Errorf("packaging/man has %d files, want %d: run make docs", len(files), len(pages))
+	}
+}
+
+// manual returns the pages by their file names.
+func manual() map[string]string {
+	root := newCmdRoot(&streams{})
+	pages := map[string]string{"ipipd.8": rootPage(root), "ipipd.yaml.5": configurationPage()}
+	for _, c := range root.Commands() {
+		if !c.Hidden && c.Runnable() && c.Name() != "help" {
+			pages["ipipd-"+c.Name()+".8"] = commandPage(c)
+		}
+	}
+	return pages
+}
+
+func rootPage(root *cobra.Command) string {
+	b := header("IPIPD", "8", "ipipd", root.Short)
+	fmt.Fprintf(b, ".SH SYNOPSIS\n.B ipipd\n.I COMMAND\n[\\fIFLAGS\\fR]\n.SH DESCRIPTION\n%s.SH COMMANDS\n", prose(root.Long))
+	for _, c := range root.Commands() {
+		if !c.Hidden && c.Runnable() && c.Name() != "help" {
+			fmt.Fprintf(b, ".TP\n.BR ipipd\\-%s (8)\n%s\n", roff(c.Name()), roff(c.Short))
+		}
+	}
+	b.WriteString(`.SH FILES
+.TP
+.I /etc/ipipd/*.yaml
+The configuration of ipipd.service:
+.BR ipipd.yaml (5).
+.TP
+.I /etc/ipipd/instances/NAME.yaml
+That of ipipd@NAME.service.
+.TP
+.I /run/ipipd
+The control sockets.
+.SH SIGNALS
+.TP
+.B SIGTERM, SIGINT
+End ipipd up, and remove its interfaces.
+.TP
+.B SIGHUP
+Read the configuration again, as
+.BR ipipd\-reload (8).
+.TP
+.B SIGUSR2
+End, and leave interfaces and sockets at the service manager for the next process.
+.SH SEE ALSO
+.BR ipipd.yaml (5),
+.BR ip\-tunnel (8)
+`)
+	return b.String()
+}
+
+func commandPage(c *cobra.Command) string {
+	b := header("IPIPD-"+strings.ToUpper(c.Name()), "8", "ipipd-"+c.Name(), c.Short)
+	long := c.Long
+	if long == "" {
+		long = c.Short + "."
+	}
+	fmt.Fprintf(b, ".SH SYNOPSIS\n%s\n.SH DESCRIPTION\n%s", roff(c.UseLine()), prose(long))
+	if c.Example != "" {
+		fmt.Fprintf(b, ".SH EXAMPLES\n%s", prose(c.Example))
+	}
+	if c.HasAvailableLocalFlags() {
+		b.WriteString(".SH OPTIONS\n")
+		c.LocalFlags().VisitAll(func(f *pflag.Flag) {
+			value, usage := pflag.UnquoteUsage(f)
+			if f.Hidden || f.Name == "help" {
+				return
+			}
+			fmt.Fprintf(b, ".TP\n\\fB\\-\\-%s\\fR", roff(f.Name))
+			if value != "" {
+				fmt.Fprintf(b, " \\fI%s\\fR", roff(value))
+			}
+			fmt.Fprintf(b, "\n%s\n", roff(usage))
+		})
+	}
+	b.WriteString(".SH SEE ALSO\n.BR ipipd (8),\n.BR ipipd.yaml (5)\n")
+	return b.String()
+}
+
+func configurationPage() string {
+	b := header("IPIPD.YAML", "5", "ipipd.yaml", "configuration of tunnels")
+	b.WriteString(`.SH DESCRIPTION
+A file has a list
+.BR tunnels ,
+their common properties under
+.BR defaults ,
+and settings of the process. It is YAML or JSON; RouterOS's exports (*.rsc) are read, too. The files of a folder are one
+configuration.
+.BR ipipd\-check (8)
+says what is wrong in it.
+.SH EXAMPLES
+.nf
+tunnels:
+  \- name: ipip1
+    local\-address: 192.0.2.1
+    remote\-address: 198.51.100.1
+    address: 10.255.0.1/30
+.fi
+.SH PROPERTIES OF A TUNNEL
+`)
+	for _, p := range tunnel.Properties() {
+		property(b, p.Name, p.Values, p.Default, changeOf(p), p.Help)
+	}
+	property(b, config.DisabledKey, "yes or no", "no", "the interface is removed, or made", config.DisabledHelp)
+	b.WriteString(".SH SETTINGS OF THE PROCESS\n")
+	for _, p := range config.ProcessProperties() {
+		property(b, p.Name, p.Values, p.Default, processChange, p.Help)
+	}
+	b.WriteString(".SH SEE ALSO\n.BR ipipd (8),\n.BR ipipd\\-check (8),\n.BR ipipd\\-reload (8)\n")
+	return b.String()
+}
+
+func property(b *strings.Builder, name, values, def, change, help string) {
+	fmt.Fprintf(b, ".TP\n.B %s\n%s\n.br\nValues: %s. Default: %s. Change: %s.\n", roff(name), roff(help), roff(values), roff(def), roff(change))
+}
+
+func header(title, section, name, short string) *strings.Builder {
+	b := &strings.Builder{}
+	fmt.Fprintf(b, ".\\\" Generated by make docs: do not edit.\n.TH \"%s\" %s\n.SH NAME\n%s \\- %s\n", title, section, roff(name), roff(short))
+	return b
+}
+
+// roff escapes a text of one line.
+func roff(s string) string {
+	s = strings.NewReplacer(`\`, `\e`, "-", `\-`, "`", "").Replace(s)
+	return regexp.MustCompile(`^[.']`).ReplaceAllString(s, `\&$0`)
+}
+
+// prose is a text whose indented lines stay as they are.
+func prose(s string) string {
+	var b strings.Builder
+	indented := false
+	for line := range strings.Lines(strings.TrimRight(s, "\n") + "\n") {
+		line = strings.TrimSuffix(line, "\n")
+		if is := strings.HasPrefix(line, "  "); is != indented && line != "" {
+			indented = is
+			b.WriteString(map[bool]string{true: ".nf\n", false: ".fi\n"}[is])
+		}
+		if line == "" {
+			line = ".PP"
+			if indented {
+				continue
+			}
+			b.WriteString(line + "\n")
+			continue
+		}
+		b.WriteString(roff(line) + "\n")
+	}
+	if indented {
+		b.WriteString(".fi\n")
+	}
+	return b.String()
+}

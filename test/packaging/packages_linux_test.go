@@ -1,0 +1,195 @@
+package packaging
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// build has make make packages, the same again for the same arguments.
+func build(t *testing.T, version, formats string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	var packages []string
+	for format := range strings.FieldsSeq(formats) {
+		packages = append(packages, format+"/"+runtime.GOARCH)
+	}
+	c := exec.Command("make", "-C", "../..", "packages", "PACKAGEDIR="+dir, "VERSION="+version, "COMMIT=0123abc", "EPOCH=1700000000", "PACKAGES="+strings.Join(packages, " "))
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("make packages: %v\n%s", err, out)
+	}
+	return dir
+}
+
+var (
+	firstOnce sync.Once
+	firstDir  string
+)
+
+// first has the packages of v1.0.0, which stay for all tests.
+func first(t *testing.T) string {
+	t.Helper()
+	needs(t, "make")
+	firstOnce.Do(func() {
+		if dir, err := os.MkdirTemp("", "packages"); err == nil && os.CopyFS(dir, os.DirFS(build(t, "v1.0.0", "deb rpm"))) == nil {
+			firstDir = dir
+		}
+	})
+	if firstDir == "" {
+		t.Fatal("the packages are not built")
+	}
+	return firstDir
+}
+
+func TestMain(m *testing.M) {
+	status := m.Run()
+	os.RemoveAll(firstDir)
+	os.Exit(status)
+}
+
+func needs(t *testing.T, programs ...string) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("packages take long, and have no race: see the run without -short")
+	}
+	for _, p := range programs {
+		if _, err := exec.LookPath(p); err != nil {
+			t.Skipf("needs %s: scripts/need test installs it", p)
+		}
+	}
+}
+
+func deb(dir, version string) string {
+	return filepath.Join(dir, fmt.Sprintf("ipipd_%s-1_%s.deb", version, runtime.GOARCH))
+}
+
+// The same tree gives the same bytes.
+func TestPackages_reproducible(t *testing.T) {
+	one := first(t)
+	two := build(t, "v1.0.0", "deb rpm")
+	files, err := os.ReadDir(one)
+	if err != nil || len(files) != 3 {
+		t.Fatalf("%v, %v: want deb, rpm and SBOM", files, err)
+	}
+	for _, f := range files {
+		a, _ := os.ReadFile(filepath.Join(one, f.Name()))
+		b, err := os.ReadFile(filepath.Join(two, f.Name()))
+		if err != nil || !bytes.Equal(a, b) {
+			t.Errorf("%s differs in the second build: %v", f.Name(), err)
+		}
+	}
+}
+
+// wanted are in each package.
+var wanted = []string{
+	"/usr/bin/ipipd", "/etc/ipipd", "/etc/ipipd/instances", "/usr/lib/systemd/system/ipipd.service", "/usr/lib/systemd/system/ipipd@.service",
+	"/usr/lib/sysusers.d/ipipd.conf", "/usr/lib/NetworkManager/conf.d/90-ipipd.conf", "/usr/lib/systemd/network/90-ipipd.network",
+	"/usr/share/man/man8/ipipd.8.gz", "/usr/share/man/man8/ipipd-up.8.gz", "/usr/share/man/man5/ipipd.yaml.5.gz",
+	"/usr/share/bash-completion/completions/ipipd", "/usr/share/zsh/vendor-completions/_ipipd", "/usr/share/fish/vendor_completions.d/ipipd.fish",
+	"/usr/share/doc/ipipd/examples/ipipd.yaml", "/usr/share/doc/ipipd/grafana/ipipd.json", "/usr/share/doc/ipipd/prometheus/ipipd.rules.yml", "/usr/share/doc/ipipd/sbom.cdx.json",
+}
+
+func TestPackages_contents(t *testing.T) {
+	dir := first(t)
+	rpms, _ := filepath.Glob(dir + "/*.rpm")
+	if len(rpms) != 1 {
+		t.Fatalf("%q: want one rpm", rpms)
+	}
+	for _, c := range [][]string{{"dpkg-deb", "--contents", deb(dir, "1.0.0")}, {"rpm", "-q", "-lv", "-p", rpms[0]}} {
+		t.Run(c[0], func(t *testing.T) {
+			needs(t, c[0])
+			out, err := exec.Command(c[0], c[1:]...).CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			files := map[string]string{}
+			for line := range strings.Lines(string(out)) {
+				name, _, _ := strings.Cut(strings.TrimRight(line, "/\n"), " -> ")
+				if i := strings.LastIndexAny(name, " "); i >= 0 {
+					files[strings.TrimPrefix(name[i+1:], ".")] = line
+				}
+			}
+			for _, w := range wanted {
+				if files[w] == "" {
+					t.Errorf("%s is missing", w)
+				}
+			}
+			extcap := false
+			for name, line := range files {
+				extcap = extcap || strings.HasSuffix(name, "/wireshark/extcap/ipipd")
+				if line[0] == 'd' && !strings.HasPrefix(line, "drwxr-x") {
+					t.Errorf("a folder that nobody can enter: %s", line)
+				}
+				if !strings.Contains(line, "root") {
+					t.Errorf("not root's: %s", line)
+				}
+			}
+			if !extcap {
+				t.Error("the link for Wireshark is missing")
+			}
+		})
+	}
+}
+
+func TestPackages_lintian(t *testing.T) {
+	needs(t, "lintian")
+	out, err := exec.Command("lintian", "--fail-on", "error", "--allow-root", deb(first(t), "1.0.0")).CombinedOutput()
+	if err != nil {
+		t.Errorf("lintian: %v\n%s", err, out)
+	}
+}
+
+// Each page is one that mandoc finds no error in.
+func TestPackages_man(t *testing.T) {
+	needs(t, "mandoc")
+	pages, err := filepath.Glob("../../packaging/man/*")
+	if err != nil || len(pages) < 10 {
+		t.Fatalf("%q, %v", pages, err)
+	}
+	if out, err := exec.Command("mandoc", append([]string{"-T", "lint", "-W", "error"}, pages...)...).CombinedOutput(); err != nil {
+		t.Errorf("mandoc: %v\n%s", err, out)
+	}
+}
+
+// uninstall removes what install has copied.
+func TestPackages_makeInstall(t *testing.T) {
+	needs(t, "make")
+	dest := t.TempDir()
+	make := func(target string) {
+		t.Helper()
+		if out, err := exec.Command("make", "-C", "../..", target, "DESTDIR="+dest, "PREFIX=/opt/ipipd", "VERSION=v1.0.0").CombinedOutput(); err != nil {
+			t.Fatalf("make %s: %v\n%s", target, err, out)
+		}
+	}
+	files := func() (all []string) {
+		_ = filepath.WalkDir(dest, func(path string, d os.DirEntry, err error) error {
+			if err == nil && !d.IsDir() {
+				all = append(all, strings.TrimPrefix(path, dest))
+			}
+			return err
+		})
+		return all
+	}
+	make("install")
+	if n := len(files()); n < 30 {
+		t.Errorf("%d files are installed: %q", n, files())
+	}
+	unit, err := os.ReadFile(dest + "/opt/ipipd/lib/systemd/system/ipipd.service")
+	if err != nil || !bytes.Contains(unit, []byte("ExecStart=/opt/ipipd/bin/ipipd up ")) {
+		t.Errorf("the unit is not for PREFIX: %v", err)
+	}
+	out, err := exec.Command(dest+"/opt/ipipd/bin/ipipd", "version").CombinedOutput()
+	if err != nil || !bytes.HasPrefix(out, []byte("ipipd v1.0.0 ")) {
+		t.Errorf("%s, %v", out, err)
+	}
+	make("uninstall")
+	if left := files(); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+}
