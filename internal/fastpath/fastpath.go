@@ -129,8 +129,9 @@ type Stats struct {
 	// LastReceived is the time of the last packet from the remote, accurate to a kernel
 	// tick; zero if there was none.
 	LastReceived time.Time
-
-	orphaned uint64 // see Link.Adopted
+	// Orphaned counts packets left to userspace since there was no process: see Link.Adopted. A GSO packet
+	// is one.
+	Orphaned uint64
 }
 
 // Unavailable is the error if this host does not support or permit the fast path.

@@ -367,7 +367,7 @@ func (l *Link) statsLocked() (s Stats, err error) {
 		s.ReversePath += c.ReversePath
 		s.NotInAcceptFrom += c.NotInAcceptFrom
 		s.NotInAcceptTo += c.NotInAcceptTo
-		s.orphaned += c.Orphaned
+		s.Orphaned += c.Orphaned
 		last = max(last, c.LastReceived)
 	}
 	s.LastReceived, err = monotonicToTime(last)

@@ -364,8 +364,8 @@ func (l *Link) readOrphaned(ifindex uint32) error {
 	if err != nil {
 		return err
 	}
-	l.orphaned = s.orphaned - uint64(entry.Orphaned)
-	return l.f.objects.Slots.Put(l.slot, slotEntry{ifindex, uint32(s.orphaned)})
+	l.orphaned = s.Orphaned - uint64(entry.Orphaned)
+	return l.f.objects.Slots.Put(l.slot, slotEntry{ifindex, uint32(s.Orphaned)})
 }
 
 // giveSlot gives the slot up; before Switch, to the next process.

@@ -8,10 +8,6 @@ import (
 // A ledger is memory that outlives the process, where there is a Manager: in it each tunnel counts what userspace
 // carries and drops, as the kernel does in the maps of the fast path, so that no total ever goes back.
 
-// ledgerSize is how many tunnels have room, those that the fast path takes. The counters of others begin anew
-// with each process.
-const ledgerSize = 4096
-
 // ledgerEntry is of one tunnel.
 type ledgerEntry struct {
 	ifindex atomic.Uint32 // of its interface; 0 is nobody's
@@ -27,17 +23,6 @@ type ledger struct {
 	mu      sync.Mutex
 	entries []ledgerEntry // the memory is never unmapped: who has a Tunnel that is closed may read it
 	old     map[uint32]bool
-}
-
-// newLedger makes one of memory, whose entries are of the process before.
-func newLedger(entries []ledgerEntry) *ledger {
-	l := &ledger{entries: entries, old: map[uint32]bool{}}
-	for i := range entries {
-		if ifindex := entries[i].ifindex.Load(); ifindex != 0 {
-			l.old[ifindex] = true
-		}
-	}
-	return l
 }
 
 // take returns the entry of an interface: if that is adopted, the one of the process before. nil is none.

@@ -14,6 +14,10 @@ import (
 	"ipipd/internal/handover"
 )
 
+// ledgerSize is how many tunnels have room, those that the fast path takes. The counters of others begin anew
+// with each process.
+const ledgerSize = 4096
+
 const (
 	keptLedger  = "counters-" // and the layout
 	ledgerBytes = int(unsafe.Sizeof(ledgerEntry{})) * ledgerSize
@@ -91,8 +95,16 @@ func mapLedger(fd int) ([]byte, error) {
 	return mem, os.NewSyscallError("mmap", err)
 }
 
+// ledgerOf makes one of memory, whose entries are of the process before.
 func ledgerOf(mem []byte) *ledger {
-	return newLedger(unsafe.Slice((*ledgerEntry)(unsafe.Pointer(&mem[0])), ledgerSize))
+	entries := unsafe.Slice((*ledgerEntry)(unsafe.Pointer(&mem[0])), ledgerSize)
+	l := &ledger{entries: entries, old: map[uint32]bool{}}
+	for i := range entries {
+		if ifindex := entries[i].ifindex.Load(); ifindex != 0 {
+			l.old[ifindex] = true
+		}
+	}
+	return l
 }
 
 // dropLedger gives it up.
