@@ -12,6 +12,9 @@ BENCH     ?= .
 BENCHARGS ?= -count=6 -benchtime=200ms
 PEERSARGS ?=
 SCALEARGS ?= -tunnels 1,10,100,1000,4000
+SOAK      ?= 10m
+SEED      ?= 0
+SOAKARGS  ?=
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 COMMIT    ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 # The time of all files in packages, in seconds.
@@ -40,7 +43,7 @@ export CGO_ENABLED := 0
 GOBUILD := go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)'
 
 .DEFAULT_GOAL := build
-.PHONY: help build bpf docs demo test test-race interop fuzz bench bench-peers bench-scale bench-many lint vuln cross packages install uninstall clean FORCE
+.PHONY: help build bpf docs demo test test-race interop fuzz bench bench-peers bench-scale bench-many soak lint vuln cross packages install uninstall clean FORCE
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -92,12 +95,16 @@ bench-scale: ## 1 to 4,000 tunnels in one process: start, close, memory, threads
 bench-many: ipipd ## one interface with 1,000 remotes beside one with one remote: rate, goodput, memory (root)
 	go run ./test/scale -many ./ipipd $(MANYARGS)
 
+soak: ipipd ## two ends of ten tunnels while everything around them changes and fails, for SOAK (10m), by SEED (root)
+	@scripts/need soak
+	go test -tags soak -count=1 -timeout 0 -v -run '^TestSoak$$' ./test/soak -args -ipipd '$(CURDIR)/ipipd' -for '$(SOAK)' -seed '$(SEED)' $(SOAKARGS)
+
 lint: bin/tools/$(notdir $(STATICCHECK)) ## gofmt, go vet and staticcheck, for each platform
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
 	@status=0; for p in $(PLATFORMS); do \
 		echo "go vet and staticcheck for $$p"; \
-		GOOS=$${p%/*} GOARCH=$${p#*/} go vet ./... || status=1; \
-		GOOS=$${p%/*} GOARCH=$${p#*/} $< -checks all ./... || status=1; \
+		GOOS=$${p%/*} GOARCH=$${p#*/} go vet -tags soak ./... || status=1; \
+		GOOS=$${p%/*} GOARCH=$${p#*/} $< -checks all -tags soak ./... || status=1; \
 	done; exit $$status
 
 vuln: bin/tools/$(notdir $(GOVULNCHECK)) ## govulncheck: known vulnerabilities that this code can reach (Go vulnerability database, or GOVULNDB)

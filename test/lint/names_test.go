@@ -14,7 +14,7 @@ var fileSuffix = regexp.MustCompile(`(_linux)?_test\.go$`)
 // A test is named after what it tests: TestDecapsulate, TestPathMTU_TooBig, then after
 // another underscore, or as the name of a subtest, the case (TestDecapsulate_trailingBytes,
 // TestDecapsulate/trailing-bytes). So the tests of a function are found by its name. What
-// is tested is an identifier of the package; in test/conformance, test/interop, test/examples and test/packaging,
+// is tested is an identifier of the package; in test/conformance, test/interop, test/examples, test/soak and test/packaging,
 // which test the program, it is what the file is about.
 func TestNames(t *testing.T) {
 	declared := map[string]map[string]bool{} // of each folder, the identifiers and methods, in lower case
@@ -45,7 +45,7 @@ func TestNames(t *testing.T) {
 	for _, test := range tests {
 		switch dir := path.Dir(test.file); dir {
 		case "test/lint":
-		case "test/conformance", "test/interop", "test/examples", "test/packaging":
+		case "test/conformance", "test/interop", "test/examples", "test/soak", "test/packaging":
 			topic := fileSuffix.ReplaceAllString(path.Base(test.file), "")
 			if !strings.EqualFold(test.subject, topic) {
 				t.Errorf("%s: %s does not begin with what the file is about, %q", test.file, test.name, topic)

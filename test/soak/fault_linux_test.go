@@ -1,0 +1,69 @@
+//go:build linux && soak
+
+package soak
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os/exec"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// faults are the system calls that fail, and how. Those of the Go runtime are left out where it takes
+// no error: epoll_pwait has EINTR alone.
+var faults = []struct {
+	call   string
+	path   string // only on this file
+	errors []string
+}{
+	{"sendmmsg", "", []string{"ENOBUFS", "EMSGSIZE", "ENOMEM", "EINTR", "EPERM", "ENETUNREACH"}},
+	{"recvmmsg", "", []string{"ENOMEM", "EINTR", "ENOBUFS"}},
+	{"recvmsg,recvfrom", "", []string{"ENOMEM", "EINTR", "ENOBUFS"}},
+	{"sendmsg,sendto", "", []string{"ENOBUFS", "EMSGSIZE", "ENOMEM", "EINTR"}},
+	{"write,writev,read,readv", "/dev/net/tun", []string{"ENOMEM", "EINTR", "ENOBUFS"}},
+	{"ioctl", "", []string{"ENOMEM", "EINTR"}},
+	{"setsockopt,getsockopt", "", []string{"ENOMEM", "ENOBUFS"}},
+	{"socket", "", []string{"ENOBUFS", "EMFILE", "ENOMEM"}},
+	{"openat", "", []string{"ENFILE", "ENOMEM", "EINTR"}},
+	{"bpf", "", []string{"ENOMEM", "EPERM"}},
+	{"epoll_pwait,epoll_pwait2,epoll_wait", "", []string{"EINTR"}},
+}
+
+// fault has system calls of the process fail for some seconds, by strace.
+func fault(e *end, random *rand.Rand) string {
+	f := faults[random.IntN(len(faults))]
+	failure := f.errors[random.IntN(len(f.errors))]
+	first, step := 1+random.IntN(20), 1+random.IntN(20)
+	pause := time.Duration(500+random.IntN(3000)) * time.Millisecond
+	pid := e.pid()
+	if pid == 0 {
+		return "not there"
+	}
+	args := []string{"-f", "-qq", "-o", "/dev/null", "-p", strconv.Itoa(pid), "-e", "trace=" + f.call, "-e", fmt.Sprintf("inject=%s:error=%s:when=%d+%d", f.call, failure, first, step)}
+	if f.path != "" {
+		args = append(args, "-P", f.path)
+	}
+	cmd := exec.Command("strace", args...)
+	if err := cmd.Start(); err != nil {
+		return err.Error()
+	}
+	done := make(chan struct{})
+	go func() {
+		_ = cmd.Wait()
+		close(done)
+	}()
+	e.s.background.Go(func() {
+		time.Sleep(pause)
+		_ = cmd.Process.Signal(unix.SIGINT) // it detaches
+		select {
+		case <-done:
+		case <-time.After(time.Minute):
+			e.s.failf("strace does not end")
+			_ = cmd.Process.Kill()
+		}
+	})
+	return fmt.Sprintf("%s of %s, each %dth, for %v", failure, f.call, step, pause)
+}
