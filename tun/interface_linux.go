@@ -186,11 +186,19 @@ func linkRequest(fd int, kind, flags uint16, index int, attribute uint16, value 
 	binary.NativeEndian.PutUint16(b[header:], uint16(unix.SizeofRtAttr+len(value)))
 	binary.NativeEndian.PutUint16(b[header+2:], attribute)
 	copy(b[header+unix.SizeofRtAttr:], value)
-	if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	var err error = unix.EINTR
+	for err == unix.EINTR {
+		err = unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	}
+	if err != nil {
 		return State{}, os.NewSyscallError("sendto", err)
 	}
 	reply := make([]byte, 32<<10) // the reply is one datagram, queued before sendto returned
-	n, _, err := unix.Recvfrom(fd, reply, 0)
+	var n int
+	// A reply that is not read would be taken for that of the next request.
+	for err = unix.EINTR; err == unix.EINTR; {
+		n, _, err = unix.Recvfrom(fd, reply, 0)
+	}
 	if err != nil {
 		return State{}, os.NewSyscallError("recvfrom", err)
 	}

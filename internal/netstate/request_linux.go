@@ -153,8 +153,8 @@ func (s *requestSocket) each(req *nl.NetlinkRequest, want uint16, f func(body []
 	}
 	s.seq++
 	req.Seq = s.seq
-	if err := unix.Sendto(s.fd, req.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return os.NewSyscallError("sendto", err)
+	if err := s.send(req.Serialize()); err != nil {
+		return err
 	}
 	var failed error
 	for done := false; !done; {
@@ -189,6 +189,16 @@ func (s *requestSocket) each(req *nl.NetlinkRequest, want uint16, f func(body []
 		}
 	}
 	return failed
+}
+
+// send sends to the kernel.
+func (s *requestSocket) send(b []byte) error {
+	for {
+		err := unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		if err != unix.EINTR {
+			return os.NewSyscallError("sendto", err)
+		}
+	}
 }
 
 // atOnce limits the requests whose errors wait in the socket's buffer: a default one takes
@@ -226,8 +236,8 @@ func (s *requestSocket) executeSome(requests []*nl.NetlinkRequest, failed []erro
 		}
 		b = append(b, req.Serialize()...)
 	}
-	if err := unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return os.NewSyscallError("sendto", err)
+	if err := s.send(b); err != nil {
+		return err
 	}
 	for done := false; !done; {
 		n, err := unix.Read(s.fd, s.buffer)

@@ -37,9 +37,9 @@ type end struct {
 	cmd      *exec.Cmd // ipipd up, or ipipd keep
 	exited   chan struct{}
 	kept     bool
-	expected bool // that it exits
-	vandals  int  // what was removed behind ipipd's back this round
-	paused   bool
+	expected bool              // that it exits
+	vandals  int               // what was removed behind ipipd's back this round
+	faulty   bool              // a system call has failed while it started, so that it may have ended
 	first    map[int]resources // by PID
 }
 
@@ -81,7 +81,7 @@ func (e *end) start(kept bool, offset time.Duration) {
 	go func() {
 		err := cmd.Wait()
 		e.lock.Lock()
-		expected := e.expected
+		expected := e.expected || e.faulty && cmd.ProcessState.ExitCode() == 1
 		e.lock.Unlock()
 		if !expected {
 			e.s.failf("end %s: ipipd ended by itself: %v", e.name, err)
@@ -203,7 +203,7 @@ func (e *end) locals() (all []string) {
 // restore puts back what is around ipipd.
 func (e *end) restore() {
 	e.lock.Lock()
-	e.vandals, e.paused = 0, false
+	e.vandals = 0
 	e.lock.Unlock()
 	if e.running() {
 		_ = e.cmd.Process.Signal(unix.SIGCONT)
@@ -271,7 +271,10 @@ func (e *end) healthy() error {
 }
 
 // badLog is what no line may have. A test may not ask the log for words otherwise.
-var badLog = regexp.MustCompile(`(?m)^(panic|fatal error|runtime:|unexpected fault|WARNING: DATA RACE|goroutine \d+ \[).*$|has died.*cause="?exit.*$`)
+var (
+	badLog = regexp.MustCompile(`(?m)^(panic|fatal error|runtime:|unexpected fault|WARNING: DATA RACE|goroutine \d+ \[).*$`)
+	died   = regexp.MustCompile(`(?m)^.*has died.*cause="?exit.*$`)
+)
 
 // readLog looks at the new lines of the log.
 func (e *end) readLog() {
@@ -280,7 +283,14 @@ func (e *end) readLog() {
 		e.s.failf("end %s: its log cannot be read: %v, %d bytes", e.name, err, len(b))
 		return
 	}
-	if bad := badLog.Find(b[e.logAt:]); bad != nil {
+	bad := badLog.Find(b[e.logAt:])
+	e.lock.Lock()
+	if bad == nil && !e.faulty {
+		bad = died.Find(b[e.logAt:])
+	}
+	e.faulty = false
+	e.lock.Unlock()
+	if bad != nil {
 		e.s.failf("end %s: the log has %s", e.name, bad)
 	}
 	e.logAt = int64(len(b))

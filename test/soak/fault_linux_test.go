@@ -42,6 +42,13 @@ func fault(e *end, random *rand.Rand) string {
 	if pid == 0 {
 		return "not there"
 	}
+	starting := ""
+	if !e.ready() { // then it may end, with an error, and keep starts the next one
+		starting = " at its start"
+		e.lock.Lock()
+		e.faulty = true
+		e.lock.Unlock()
+	}
 	args := []string{"-f", "-qq", "-o", "/dev/null", "-p", strconv.Itoa(pid), "-e", "trace=" + f.call, "-e", fmt.Sprintf("inject=%s:error=%s:when=%d+%d", f.call, failure, first, step)}
 	if f.path != "" {
 		args = append(args, "-P", f.path)
@@ -65,5 +72,5 @@ func fault(e *end, random *rand.Rand) string {
 			_ = cmd.Process.Kill()
 		}
 	})
-	return fmt.Sprintf("%s of %s, each %dth, for %v", failure, f.call, step, pause)
+	return fmt.Sprintf("%s of %s, each %dth, for %v%s", failure, f.call, step, pause, starting)
 }
