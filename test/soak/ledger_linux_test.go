@@ -191,22 +191,8 @@ func (s *soak) balance(what string, i impairment, n int) {
 	for _, e := range s.ends {
 		e.port.set(impairment{})
 	}
-	var problems []string
-	for end := time.Now().Add(netlab.Timeout()); ; {
-		now, err := s.standstill()
-		if err != nil {
-			s.failf("%s: %v", what, err)
-			return
-		}
-		if problems = s.compare(before, now, sent, i); len(problems) == 0 {
-			break
-		}
-		if time.Now().After(end) {
-			for _, p := range problems {
-				s.failf("%s: %s", what, p)
-			}
-			return
-		}
+	if !s.agrees(what, func(now picture) []string { return s.compare(before, now, sent, i) }) {
+		return
 	}
 	total := 0
 	for from := range 2 {
@@ -215,6 +201,30 @@ func (s *soak) balance(what string, i impairment, n int) {
 		}
 	}
 	s.logf("ledger: %s: %d packets, all accounted for", what, total)
+}
+
+// agrees reports whether the counters agree once they stand still. They may lag: so it looks again for a
+// while.
+func (s *soak) agrees(what string, compare func(now picture) []string) bool {
+	const patience = 30 * time.Second
+	for began := time.Now(); ; {
+		now, err := s.standstill()
+		if err != nil {
+			s.failf("%s: %v", what, err)
+			return false
+		}
+		problems := compare(now)
+		if len(problems) == 0 {
+			return true
+		}
+		if time.Since(began) > patience || s.ctx.Err() != nil {
+			for _, p := range problems {
+				s.failf("%s: %s", what, p)
+			}
+			return false
+		}
+		s.logf("ledger: %s: not yet: %s", what, problems[0])
+	}
 }
 
 // compare returns what does not agree.
