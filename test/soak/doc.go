@@ -9,8 +9,8 @@
 // loses, doubles, reorders and damages frames by the seed, and counts them: with its counters
 // those of both ends have to agree. What differs from a veth pair: no superpackets pass it.
 //
-// A round is half a minute of events by the seed (the schedule, printed as it goes), then calm:
+// A round is twenty seconds of events by the seed (the schedule, printed as it goes), then calm:
 // all is put back, each tunnel has to carry packets again, and then the counters, descriptors,
-// goroutines, memory, routes, interfaces and eBPF programs are compared. In the second half of
-// the time no process is restarted, so that its memory has a slope.
+// goroutines, memory, routes, interfaces and eBPF programs are compared. In the last three
+// fifths of the time no process is restarted, so that its memory has a slope.
 package soak

@@ -152,10 +152,13 @@ func (e *end) checkResources(round int) {
 	e.s.samples = append(e.s.samples, sample{e.index, e.pid(), round, now})
 }
 
-// slope compares the memory of each process that was there for six rounds at least: the first calm
-// times, when its buffers are made, with the last.
+// leastSamples is how many calm times a process has to be there for to say something about its memory.
+const leastSamples = 6
+
+// slope compares the memory of each process that was there for so long: the first calm times, after
+// those in which its buffers are made, with the last.
 func (s *soak) slope() {
-	const least, warm = 6, 2
+	const warm = 2
 	for _, e := range s.ends {
 		byPID := map[int][]sample{}
 		for _, one := range s.samples {
@@ -165,7 +168,7 @@ func (s *soak) slope() {
 		}
 		judged := false
 		for pid, all := range byPID {
-			if len(all) < least {
+			if len(all) < leastSamples {
 				continue
 			}
 			judged = true
@@ -178,7 +181,7 @@ func (s *soak) slope() {
 			}
 		}
 		if !judged {
-			s.logf("end %s: no process was there for %d calm times: nothing is said about the slope of its memory", e.name, least)
+			s.failf("end %s: no process was there for %d calm times: nothing can be said about its memory", e.name, leastSamples)
 		}
 	}
 }

@@ -23,14 +23,14 @@ import (
 )
 
 var (
-	soakBinary  = flag.String("ipipd", "../../ipipd", "the program")
-	soakFor     = flag.Duration("for", 10*time.Minute, "how long the soak takes, calm times included")
-	soakSeed    = flag.Uint64("seed", 0, "seed of all that is random; 0 takes one by chance")
-	soakRate    = flag.Int("hostile", 20000, "hostile packets a second, at most, while events go on")
-	soakRound   = flag.Duration("round", 30*time.Second, "how long events go on between two calm times")
-	soakOnly    = flag.String("only", "", "events to choose from, separated by commas; all without it")
-	logSize     = int64(16 << 20)
-	leastRounds = 2
+	soakBinary = flag.String("ipipd", "../../ipipd", "the program")
+	soakFor    = flag.Duration("for", 10*time.Minute, "how long the soak takes, calm times included")
+	soakSeed   = flag.Uint64("seed", 0, "seed of all that is random; 0 takes one by chance")
+	soakRate   = flag.Int("hostile", 20000, "hostile packets a second, at most, while events go on")
+	soakRound  = flag.Duration("round", 20*time.Second, "how long events go on between two calm times")
+	soakOnly   = flag.String("only", "", "events to choose from, separated by commas; all without it")
+	logSize    = int64(16 << 20)
+	soakSteady = flag.Int("steady", leastSamples, "rounds without a restart, at least: below the default nothing can be said about memory")
 )
 
 // soak is one run.
@@ -137,13 +137,20 @@ func TestSoak(t *testing.T) {
 		e.start(s.random(uint64(e.index)).IntN(2) == 0, 0)
 	}
 	s.calm(0)
-	for round := 1; !s.failed() && s.ctx.Err() == nil && (time.Since(s.began) < *soakFor || round <= leastRounds); round++ {
-		s.chaos(round, time.Since(s.began) < *soakFor/2)
+	steady := 0 // rounds
+	for round := 1; !s.failed() && s.ctx.Err() == nil && (time.Since(s.began) < *soakFor || steady < *soakSteady); round++ {
+		restarts := time.Since(s.began) < *soakFor*2/5
+		if !restarts {
+			steady++
+		}
+		s.chaos(round, restarts)
 		s.calm(round)
 	}
 	close(stop)
 	running.Wait()
-	s.slope()
+	if !s.failed() && s.ctx.Err() == nil && *soakSteady >= leastSamples {
+		s.slope()
+	}
 	for i, e := range s.ends {
 		e.stop(unix.SIGTERM)
 		if after := e.surroundings(); after != before[i] {
