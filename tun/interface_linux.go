@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -174,6 +175,9 @@ func currentName(tun int) (string, error) {
 	return ifreq.Name(), nil
 }
 
+// linkSequence is nlmsg_seq of the last linkRequest.
+var linkSequence atomic.Uint32
+
 // linkRequest sends a request of type kind with one attribute, and returns the state in the
 // reply: zero for an acknowledgement.
 func linkRequest(fd int, kind, flags uint16, index int, attribute uint16, value []byte) (State, error) {
@@ -182,6 +186,8 @@ func linkRequest(fd int, kind, flags uint16, index int, attribute uint16, value 
 	binary.NativeEndian.PutUint32(b[0:], uint32(len(b)))
 	binary.NativeEndian.PutUint16(b[4:], kind)
 	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST|flags)
+	sequence := linkSequence.Add(1)
+	binary.NativeEndian.PutUint32(b[8:], sequence)
 	binary.NativeEndian.PutUint32(b[unix.SizeofNlMsghdr+4:], uint32(index)) // ifi_index
 	binary.NativeEndian.PutUint16(b[header:], uint16(unix.SizeofRtAttr+len(value)))
 	binary.NativeEndian.PutUint16(b[header+2:], attribute)
@@ -194,15 +200,17 @@ func linkRequest(fd int, kind, flags uint16, index int, attribute uint16, value 
 		return State{}, os.NewSyscallError("sendto", err)
 	}
 	reply := make([]byte, 32<<10) // the reply is one datagram, queued before sendto returned
-	var n int
-	// A reply that is not read would be taken for that of the next request.
-	for err = unix.EINTR; err == unix.EINTR; {
-		n, _, err = unix.Recvfrom(fd, reply, 0)
+	for {
+		n, _, err := unix.Recvfrom(fd, reply, unix.MSG_DONTWAIT)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return State{}, os.NewSyscallError("recvfrom", err)
+		case n >= unix.SizeofNlMsghdr && binary.NativeEndian.Uint32(reply[8:]) != sequence: // of a request whose reply could not be read
+		default:
+			return parseLink(reply[:n])
+		}
 	}
-	if err != nil {
-		return State{}, os.NewSyscallError("recvfrom", err)
-	}
-	return parseLink(reply[:n])
 }
 
 var errBadLinkReply = errors.New("the kernel's answer is not an interface")

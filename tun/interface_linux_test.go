@@ -1,6 +1,7 @@
 package tun
 
 import (
+	"encoding/binary"
 	"errors"
 	"strconv"
 	"strings"
@@ -100,5 +101,32 @@ func TestParseLink(t *testing.T) {
 	refused := []byte{20, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xed, 0xff, 0xff, 0xff}
 	if _, err := parseLink(refused); err != unix.ENODEV {
 		t.Errorf("NLMSG_ERROR: %v", err)
+	}
+}
+
+// A reply that could not be read is not taken for that of the next request.
+func TestLinkRequest_unreadReply(t *testing.T) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	ask := func(name string) (State, error) {
+		return linkRequest(fd, unix.RTM_GETLINK, 0, 0, unix.IFLA_IFNAME, append([]byte(name), 0))
+	}
+	want, err := ask("lo")
+	if err != nil || want.Name != "lo" {
+		t.Fatalf("%+v, %v", want, err)
+	}
+	unread := make([]byte, unix.SizeofNlMsghdr+unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(unread, uint32(len(unread)))
+	binary.NativeEndian.PutUint16(unread[4:], unix.RTM_GETLINK)
+	binary.NativeEndian.PutUint16(unread[6:], unix.NLM_F_REQUEST)
+	binary.NativeEndian.PutUint32(unread[unix.SizeofNlMsghdr+4:], 1<<30) // no interface has this index
+	if err := unix.Sendto(fd, unread, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ask("lo"); err != nil || got != want {
+		t.Errorf("%+v, %v: want %+v", got, err, want)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -41,6 +42,7 @@ type end struct {
 	vandals  int               // what was removed behind ipipd's back this round
 	faulty   bool              // a system call has failed while it started, so that it may have ended
 	first    map[int]resources // by PID
+	traced   atomic.Bool       // its system calls fail
 }
 
 func (e *end) runtime() string { return filepath.Join(e.dir, "run") }
@@ -223,6 +225,9 @@ func (e *end) restore() {
 	for _, local := range e.locals() {
 		e.try("ip address del " + local + "/32 dev other0")
 		e.try("ip address replace " + local + "/32 dev eth0")
+	}
+	for _, t := range e.tunnels {
+		e.try("ip link set " + t.name + " up")
 	}
 	e.try("ip neigh flush dev eth0")
 	e.try("ip route flush cache")

@@ -3,10 +3,12 @@
 package soak
 
 import (
+	"bufio"
 	"fmt"
 	"math/rand/v2"
 	"os/exec"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -49,21 +51,44 @@ func fault(e *end, random *rand.Rand) string {
 		e.faulty = true
 		e.lock.Unlock()
 	}
-	args := []string{"-f", "-qq", "-o", "/dev/null", "-p", strconv.Itoa(pid), "-e", "trace=" + f.call, "-e", fmt.Sprintf("inject=%s:error=%s:when=%d+%d", f.call, failure, first, step)}
+	if !e.traced.CompareAndSwap(false, true) {
+		return "another one is not over"
+	}
+	args := []string{"-f", "-qq", "-p", strconv.Itoa(pid), "-e", "trace=" + f.call, "-e", fmt.Sprintf("inject=%s:error=%s:when=%d+%d", f.call, failure, first, step)}
 	if f.path != "" {
 		args = append(args, "-P", f.path)
 	}
 	cmd := exec.Command("strace", args...)
-	if err := cmd.Start(); err != nil {
+	output, err := cmd.StderrPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		e.s.failf("strace: %v", err)
+		e.traced.Store(false)
 		return err.Error()
 	}
 	done := make(chan struct{})
+	last := "" // line
 	go func() {
+		for lines := bufio.NewScanner(output); lines.Scan(); {
+			if last = lines.Text(); strings.Contains(last, "(INJECTED)") {
+				e.s.injected.Add(1)
+			}
+		}
 		_ = cmd.Wait()
 		close(done)
 	}()
 	e.s.background.Go(func() {
-		time.Sleep(pause)
+		defer e.traced.Store(false)
+		select {
+		case <-done:
+			if e.pid() == pid {
+				e.s.failf("strace has ended: %s", last)
+			}
+			return
+		case <-time.After(pause):
+		}
 		_ = cmd.Process.Signal(unix.SIGINT) // it detaches
 		select {
 		case <-done:

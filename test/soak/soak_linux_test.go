@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
@@ -50,6 +51,7 @@ type soak struct {
 	events        map[string]int
 	hostile       [kinds]atomic.Int64
 	hostileOn     atomic.Bool
+	injected      atomic.Int64 // system calls that have failed
 	samples       []sample
 
 	lock     sync.Mutex
@@ -103,6 +105,11 @@ func TestSoak(t *testing.T) {
 	s.makeLogs()
 	if _, err := os.Stat(*soakBinary); err != nil {
 		t.Fatalf("-ipipd: %v: make soak builds it", err)
+	}
+	for _, program := range []string{"strace", "nft", "tc", "unshare"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Fatalf("%v: make soak installs it on Debian", err)
+		}
 	}
 	var tunnels [2][]tunnel
 	tunnels, s.flows = topology()
@@ -347,6 +354,9 @@ func (s *soak) summary() {
 	hostile := int64(0)
 	for k := range kinds {
 		hostile += s.hostile[k].Load()
+	}
+	if s.logf("%d system calls failed by strace", s.injected.Load()); s.events["fault"] > 10 && s.injected.Load() == 0 {
+		s.failf("strace had no system call fail")
 	}
 	s.logf("%d frames sent by the ends, of which %d lost; %d hostile packets: protocol 4 %d, 50 %d, UDP 500 %d, UDP 4500 %d", frames, lost, hostile,
 		s.hostile[ipip].Load(), s.hostile[espPacket].Load(), s.hostile[ike].Load(), s.hostile[natt].Load())
