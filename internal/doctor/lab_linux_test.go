@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"ipipd/internal/netstate"
+	"ipipd/internal/sandbox"
 	"ipipd/internal/tunnel"
 	"ipipd/keepalive"
 	"ipipd/test/netlab"
@@ -433,6 +434,14 @@ var brokens = []broken{
 	{"the clock", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) { l.started = time.Now().Add(time.Hour) }), []Code{ClockJump}, "1h0m", false},
 	{"no NTP", with(replies(fine), environment(func(e *Environment) { e.ClockSynchronized = func() (bool, error) { return false, nil } })),
 		[]Code{ClockNotSynchronized}, "", false},
+	{"no sandbox", with(running(func(s *tunnel.Status) { s.Sandbox = &sandbox.State{Mode: sandbox.Off} }), replies(fine)),
+		[]Code{SandboxNotWhole}, "--sandbox off", false},
+	{"no Landlock", with(running(func(s *tunnel.Status) {
+		s.Sandbox = &sandbox.State{Mode: sandbox.On, Seccomp: true, Missing: []string{"the kernel has no Landlock"}}
+	}), replies(fine)), []Code{SandboxNotWhole}, "the kernel has no Landlock", false},
+	{"capabilities", with(running(func(s *tunnel.Status) {
+		s.Sandbox = &sandbox.State{Mode: sandbox.On, Capabilities: []sandbox.Capability{{Name: "CAP_NET_ADMIN", Why: "interfaces"}}}
+	}), replies(fine)), []Code{CapabilitiesLeft}, "CAP_NET_ADMIN for interfaces", false},
 	{"few files", with(replies(fine), environment(func(e *Environment) { e.MaxFiles = func() (uint64, error) { return 32, nil } })), []Code{TooFewFiles}, "the limit is 32", false},
 	{"little memory, cgroup v1", with(replies(fine), file("proc/self/cgroup", "4:memory:/a/b\n0::/\n"), file("sys/fs/cgroup/memory/a/b/memory.limit_in_bytes", "8388608\n")),
 		[]Code{TooLittleMemory}, "8 MiB", false},
