@@ -10,6 +10,7 @@ mkdir -p "$dir/$2"
 echo $$ >"$dir/$2/cgroup.procs"
 umount "$dir"
 rmdir "$dir"
+# shellcheck disable=SC2016 # the inner shell expands them
 exec unshare --pid --fork --mount --uts --ipc --cgroup --kill-child bash -ec '
 mount --make-rprivate /
 mount -t tmpfs none /mnt
