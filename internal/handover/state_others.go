@@ -16,7 +16,7 @@ func NewState() (*State, error) { return nil, errors.ErrUnsupported }
 // AdoptState returns errors.ErrUnsupported.
 func AdoptState(int) (*State, error) { return nil, errors.ErrUnsupported }
 
-// There is no State to have these called.
+// FD and the others are never called: there is no State.
 func (*State) FD() int                                           { return -1 }
 func (*State) Close() error                                      { return nil }
 func (*State) Records() map[string][]byte                        { return nil }

@@ -44,4 +44,7 @@ func (p *ports) send(ike.Send, time.Time, *time.Time) {}
 func (p *ports) Close() error { return nil }
 
 // Used on Linux only.
-var _, _ = (*Manager).open, (*Manager).deliver
+var (
+	_, _ = (*Manager).open, (*Manager).deliver
+	_    = func(m *Manager) any { return m.adopted }
+)
