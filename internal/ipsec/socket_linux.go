@@ -45,7 +45,7 @@ type ports struct {
 // openPorts binds UDP sockets in the network namespace of the calling thread.
 func openPorts(m *Manager, key portsKey) (p *ports, err error) {
 	p = &ports{key: key, manager: m, ike: -1, natt: -1}
-	if p.waker, err = fdguard.NewWaker(); err != nil {
+	if p.waker, err = m.spares.takeWaker(); err != nil {
 		return nil, err
 	}
 	p.guard = fdguard.New(p.waker.Wake, p.release)
@@ -88,12 +88,20 @@ func (m *Manager) closeSocket(fd int) {
 	_ = unix.Close(fd)
 }
 
-// spares are UDP sockets that are not bound yet, for the next pair of ports. The kernel binds
+// spares are UDP sockets that are not bound yet, and a waker, for the next pair of ports. The kernel binds
 // a UDP socket to a port only once. Manager.socketsMu guards it.
-type spares struct{ fds []int }
+type spares struct {
+	fds   []int
+	waker *fdguard.Waker
+}
 
 // fill opens what is missing of a pair.
-func (s *spares) fill() error {
+func (s *spares) fill() (err error) {
+	if s.waker == nil {
+		if s.waker, err = fdguard.NewWaker(); err != nil {
+			return err
+		}
+	}
 	for len(s.fds) < 2 {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
@@ -109,6 +117,18 @@ func (s *spares) close() {
 		_ = unix.Close(fd)
 	}
 	s.fds = nil
+	if s.waker != nil {
+		s.waker.Close()
+		s.waker = nil
+	}
+}
+
+func (s *spares) takeWaker() (w *fdguard.Waker, err error) {
+	if w = s.waker; w == nil {
+		return fdguard.NewWaker()
+	}
+	s.waker = nil
+	return w, nil
 }
 
 // bind takes a spare and binds it.
