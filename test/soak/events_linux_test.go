@@ -160,7 +160,7 @@ var events = []event{
 		}
 		return e.line("nft add table ip soak ; add chain ip soak out { type filter hook output priority 0 ; } ; add rule ip soak out ip protocol 4 counter")
 	}},
-	// What somebody does to the interfaces.
+	// What somebody does to the interfaces: of routes those of --route, as nobody puts back the kernel's own.
 	{"vandal", false, func(e *end, random *rand.Rand) string {
 		e.lock.Lock()
 		e.vandals++
@@ -170,7 +170,7 @@ var events = []event{
 			return "enough"
 		}
 		name := e.tunnels[random.IntN(len(e.tunnels))].name
-		return e.line([]string{"ip link del %s", "ip address flush dev %s", "ip route flush dev %s", "ip link set %s down", "tc filter del dev %s egress"}[random.IntN(5)], name)
+		return e.line([]string{"ip link del %s", "ip address flush dev %s", "ip route flush dev %s proto static", "ip link set %s down", "tc filter del dev %s egress"}[random.IntN(5)], name)
 	}},
 	// Clients, and what the kernel refuses.
 	{"client", false, client},
