@@ -118,6 +118,9 @@ func (e *end) surroundings() string {
 		}
 	})
 	for _, t := range e.tunnels {
+		if !t.fastPath { // once there, the program stays, and does nothing: docs/fast-path.md
+			continue
+		}
 		if n := strings.Count(e.try("tc filter show dev "+t.name+" egress"), "direct-action"); n > 0 {
 			all = append(all, fmt.Sprintf("%s has %d programs", t.name, n))
 		}
