@@ -154,7 +154,7 @@ func (l *Link) Captured(more func() bool, visit func(*Captured)) (n int, err err
 }
 
 // parse reads a record. It reports false of what none is.
-func (p *Captured) parse(b []byte, since time.Duration) bool {
+func (c *Captured) parse(b []byte, since time.Duration) bool {
 	const size = int(unsafe.Sizeof(captureRecord{}))
 	if len(b) < size {
 		return false
@@ -164,7 +164,7 @@ func (p *Captured) parse(b []byte, since time.Duration) bool {
 	if int(r.Kept) > len(b)-size {
 		return false
 	}
-	*p = Captured{
+	*c = Captured{
 		At: time.Unix(0, int64(since)+int64(r.At)), Outbound: r.Direction == 0, Why: Why(r.Why), Length: int(r.Length),
 		Outer: b[header:][:len(r.Outer)+int(r.Kept)], tos: r.TOS, checksum: r.Checksum, changed: r.Changed != 0,
 	}

@@ -36,7 +36,7 @@ func TestKeeper_Pass(t *testing.T) {
 	for i := range 3 {
 		k.kept = append(k.kept, descriptor{fmt.Sprintf("tun %d", i/2), file(t, fmt.Sprint(i))})
 	}
-	variable, undo, err := k.Pass()
+	_, undo, err := k.Pass()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +51,8 @@ func TestKeeper_Pass(t *testing.T) {
 			t.Errorf("%s is not closed by execve after undo", d.name)
 		}
 	}
-	if variable, _, err = k.Pass(); err != nil {
+	variable, _, err := k.Pass()
+	if err != nil {
 		t.Fatal(err)
 	}
 	name, value, _ := strings.Cut(variable, "=")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -198,7 +199,9 @@ func (s *seeingSetting) look(d *daemon, metrics string) (stop func() (seen, erro
 	}
 	done := make(chan struct{})
 	var scraper sync.WaitGroup
-	client := &http.Client{Transport: &http.Transport{Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", metrics) }}}
+	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", metrics)
+	}}}
 	if s.Monitor {
 		scraper.Go(func() {
 			for {
