@@ -55,7 +55,10 @@ func TestMany_routes(t *testing.T) {
 				routeTo(s, "10.255.0.1/32", 1)
 			}
 			routeTo(hub, fmt.Sprintf("10.%d.0.0/16", 11+i), 11+i)
-			ping(t, hub, "-I", "10.10.0.1", fmt.Sprintf("10.%d.0.1", 11+i))
+			netlab.Eventually(t, "both ends have followed their routes", func() bool {
+				_, err := hub.Try("ping", "-c", "1", "-W", "1", "-I", "10.10.0.1", fmt.Sprintf("10.%d.0.1", 11+i))
+				return err == nil
+			})
 			ping(t, s, "-I", fmt.Sprintf("10.%d.0.1", 11+i), "10.10.0.1")
 		}
 
