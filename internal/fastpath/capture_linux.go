@@ -173,11 +173,8 @@ func (c *Captured) parse(b []byte, since time.Duration) bool {
 
 // monotonicEpoch is when CLOCK_MONOTONIC was 0, after 1970.
 func monotonicEpoch() (time.Duration, error) {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		return 0, os.NewSyscallError("clock_gettime", err)
-	}
-	return time.Duration(time.Now().UnixNano() - ts.Nano()), nil
+	at, err := monotonicNow()
+	return time.Duration(time.Now().UnixNano()) - at, err
 }
 
 // NotCaptured returns how many packets of the fast path had no room since the last call: those that would be there

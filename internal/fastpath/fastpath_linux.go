@@ -379,12 +379,21 @@ func monotonicToTime(monotonic uint64) (time.Time, error) {
 	if monotonic == 0 {
 		return time.Time{}, nil
 	}
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		return time.Time{}, os.NewSyscallError("clock_gettime", err)
+	at, err := monotonicNow()
+	if err != nil {
+		return time.Time{}, err
 	}
 	now := time.Now()
-	return now.Add(-max(0, time.Duration(ts.Nano()-int64(monotonic)))), nil
+	return now.Add(-max(0, at-time.Duration(monotonic))), nil
+}
+
+// monotonicNow is CLOCK_MONOTONIC, the clock of the eBPF programs.
+func monotonicNow() (time.Duration, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return 0, os.NewSyscallError("clock_gettime", err)
+	}
+	return time.Duration(ts.Nano()), nil
 }
 
 // Close takes the tunnel out of the maps: its packets go to userspace again. It may be called

@@ -295,11 +295,11 @@ func (f *FastPath) startBeating() error {
 }
 
 func (f *FastPath) beat(most time.Duration) error {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+	now, err := monotonicNow()
+	if err != nil {
 		return err
 	}
-	return f.aliveUntil.Set(uint64(now.Nano() + int64(most)))
+	return f.aliveUntil.Set(uint64(now + most))
 }
 
 func (f *FastPath) stopBeating() {
