@@ -293,21 +293,25 @@ func (e *examination) subject(t *Tunnel) *subject {
 			return s
 		}
 	}
-	q := netstate.Query{Remote: s.remote.As4(), Mark: c.FwMark, UnderlayDevice: c.UnderlayDevice, Routes: c.Routes}
+	if err := e.lookUp(s, c.Routes); err != nil {
+		e.check = "route"
+		e.skip(s, "the host's network cannot be read: %v", err)
+	}
+	return s
+}
+
+// lookUp finds out about the way to the remote, and the local address if it is not given. routes are those of the
+// tunnel that could lead to the remote.
+func (e *examination) lookUp(s *subject, routes []netstate.InterfaceRoute) (err error) {
+	q := netstate.Query{Remote: s.remote.As4(), Mark: s.Config.FwMark, UnderlayDevice: s.Config.UnderlayDevice, Routes: routes,
+		Interface: e.interfaces[s.ifname].Index}
 	if s.local.IsValid() {
 		q.Local = s.local.As4()
 	}
-	q.Interface = e.interfaces[s.ifname].Index
-	var err error
-	if s.answer, err = e.Network(q); err != nil {
-		e.check = "route"
-		e.skip(s, "the host's network cannot be read: %v", err)
-		return s
-	}
-	if !s.local.IsValid() && s.answer.Err == nil {
+	if s.answer, err = e.Network(q); err == nil && !s.local.IsValid() && s.answer.Err == nil {
 		s.local = netip.AddrFrom4(s.answer.Route.Source)
 	}
-	return s
+	return err
 }
 
 // takeWarnings takes over what the running tunnel warns of, but for what reachability finds out more of.

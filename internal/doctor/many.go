@@ -115,7 +115,7 @@ func (e *examination) manyRoutes(s *subject) {
 		gateways = gateways[:maxRemotes]
 	}
 	for _, g := range gateways {
-		one, err := e.lookUp(s, g)
+		one, err := e.lookUpOne(s, g)
 		if err != nil {
 			e.skip(s, "the host's network cannot be read: %v", err)
 			return
@@ -127,7 +127,7 @@ func (e *examination) manyRoutes(s *subject) {
 		if _, ok := prefixes[p.Addr()]; ok || p.Bits() < 32 || len(s.senders) == maxRemotes {
 			continue
 		}
-		one, err := e.lookUp(s, p.Addr())
+		one, err := e.lookUpOne(s, p.Addr())
 		if err != nil {
 			e.skip(s, "the host's network cannot be read: %v", err)
 			return
@@ -136,22 +136,16 @@ func (e *examination) manyRoutes(s *subject) {
 	}
 }
 
-// lookUp finds out about the way to one of many remotes.
-func (e *examination) lookUp(s *subject, remote netip.Addr) (one *subject, err error) {
-	q := netstate.Query{Remote: remote.As4(), Mark: s.Config.FwMark, UnderlayDevice: s.Config.UnderlayDevice, Interface: e.interfaces[s.ifname].Index}
-	for _, r := range s.Config.Routes { // of what may be thousands, those that could lead to it
+// lookUpOne is the subject of one of many remotes.
+func (e *examination) lookUpOne(s *subject, remote netip.Addr) (*subject, error) {
+	var routes []netstate.InterfaceRoute // there may be thousands
+	for _, r := range s.Config.Routes {
 		if r.Prefix.Contains(remote) {
-			q.Routes = append(q.Routes, r)
+			routes = append(routes, r)
 		}
 	}
-	if s.local.IsValid() {
-		q.Local = s.local.As4()
-	}
-	one = &subject{Tunnel: s.Tunnel, name: s.name, ifname: s.ifname, local: s.local, remote: remote, encrypted: s.encrypted}
-	if one.answer, err = e.Network(q); err == nil && !one.local.IsValid() && one.answer.Err == nil {
-		one.local = netip.AddrFrom4(one.answer.Route.Source)
-	}
-	return one, err
+	one := &subject{Tunnel: s.Tunnel, name: s.name, ifname: s.ifname, local: s.local, remote: remote, encrypted: s.encrypted}
+	return one, e.lookUp(one, routes)
 }
 
 // manyWays says which remotes outer packets do not reach, and why.
