@@ -93,30 +93,13 @@ func hub(text string) (err error) {
 	}
 	defer os.RemoveAll(dir)
 	far := inNamespace("far", text, dir)
-	stdin, err := far.StdinPipe()
+	end, err := startFar(far)
 	if err != nil {
 		return err
 	}
-	ready, err := far.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	if err := far.Start(); err != nil {
-		return err
-	}
-	defer func() {
-		stdin.Close()
-		err = cmp.Or(err, far.Wait())
-	}()
-	if err := ip(fmt.Sprintf(hubUnderlay, far.Process.Pid)); err != nil {
-		return err
-	}
+	defer func() { err = cmp.Or(err, end()) }()
 	if err := noReversePath(); err != nil {
 		return err
-	}
-	fmt.Fprintln(stdin)
-	if _, err := ready.Read(make([]byte, 1)); err != nil {
-		return fmt.Errorf("the far end has failed: %w", err)
 	}
 	results := map[string][]figures{}
 	for range s.Rounds {
@@ -162,6 +145,46 @@ func hub(text string) (err error) {
 		median("any", func(f figures) float64 { return f.own })*1e6, median("any", func(f figures) float64 { return f.others })*1e6)
 	fmt.Printf("Many remotes by one: rate %.2f, goodput %.2f, processor %.2f.\n", ratios(packets), ratios(bits), ratios(func(f figures) float64 { return f.cpu }))
 	return nil
+}
+
+// startFar starts the process of the far end, and returns once it is ready. end ends it, and removes the wire to it.
+func startFar(far *exec.Cmd) (end func() error, err error) {
+	stdin, err := far.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	ready, err := far.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := far.Start(); err != nil {
+		return nil, err
+	}
+	end = func() error {
+		stdin.Close()
+		err := far.Wait()
+		_ = ip("link del u0\n") // it may have gone with the other end
+		return err
+	}
+	if err := ip(fmt.Sprintf(hubUnderlay, far.Process.Pid)); err != nil {
+		return nil, cmp.Or(err, end())
+	}
+	fmt.Fprintln(stdin)
+	if _, err := ready.Read(make([]byte, 1)); err != nil {
+		return nil, cmp.Or(end(), fmt.Errorf("the far end has failed: %w", err))
+	}
+	return end, nil
+}
+
+// fill writes to a connection, and counts, until that is closed.
+func fill(conn net.Conn, count *atomic.Int64) {
+	b := make([]byte, 128<<10)
+	for {
+		n, err := conn.Write(b)
+		if count.Add(int64(n)); err != nil {
+			return
+		}
+	}
 }
 
 // measure is one tunnel in one round.
@@ -338,15 +361,7 @@ func (s *manySetting) goodput() (bits float64, err error) {
 			return 0, err
 		}
 		defer conn.Close() // before Wait
-		writers.Go(func() {
-			b := make([]byte, 128<<10)
-			for {
-				n, err := conn.Write(b)
-				if bytes.Add(int64(n)); err != nil {
-					return
-				}
-			}
-		})
+		writers.Go(func() { fill(conn, &bytes) })
 	}
 	time.Sleep(s.For / 4)
 	before, began := bytes.Load(), time.Now()

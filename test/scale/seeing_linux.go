@@ -80,29 +80,11 @@ func (s *seeingSetting) path(dir, path string, first bool) (err error) {
 		return err
 	}
 	far := inNamespace("seenfar", s.Binary, dir, allow)
-	stdin, err := far.StdinPipe()
+	end, err := startFar(far)
 	if err != nil {
 		return err
 	}
-	ready, err := far.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	if err := far.Start(); err != nil {
-		return err
-	}
-	defer func() {
-		stdin.Close()
-		err = cmp.Or(err, far.Wait())
-	}()
-	if err := ip(fmt.Sprintf(hubUnderlay, far.Process.Pid)); err != nil {
-		return err
-	}
-	defer func() { _ = ip("link del u0\n") }()
-	fmt.Fprintln(stdin)
-	if _, err := ready.Read(make([]byte, 1)); err != nil {
-		return fmt.Errorf("the far end has failed: %w", err)
-	}
+	defer func() { err = cmp.Or(err, end()) }()
 	metrics := filepath.Join(dir, "metrics")
 	d, err := startDaemon(s.Binary, filepath.Join(dir, "hub"), "--name", "t0", "--local-address", "192.0.2.1", "--remote-address", "192.0.2.254",
 		"--address", "10.255.0.1/24", "--keepalive", "off", "--allow-fast-path", allow, "--metrics-address", "unix:"+metrics)
@@ -119,15 +101,7 @@ func (s *seeingSetting) path(dir, path string, first bool) (err error) {
 			return err
 		}
 		defer conn.Close() // before Wait
-		writers.Go(func() {
-			b := make([]byte, 128<<10)
-			for {
-				n, err := conn.Write(b)
-				if bytes.Add(int64(n)); err != nil {
-					return
-				}
-			}
-		})
+		writers.Go(func() { fill(conn, &bytes) })
 	}
 	time.Sleep(time.Second)
 	var with, without []seen
