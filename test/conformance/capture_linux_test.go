@@ -173,6 +173,16 @@ func TestCapture(t *testing.T) {
 	})
 }
 
+// descriptorsOf is how many descriptors a process has.
+func descriptorsOf(t *testing.T, d *netlab.Daemon) int {
+	t.Helper()
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(fds)
+}
+
 // The fast path goes on while it is captured: a superpacket is there as one. Where the kernel's ring is not read for
 // a while, as the reader is stopped, the rest is counted. The ring goes with the client, however that ends.
 func TestCapture_fastPath(t *testing.T) {
@@ -181,13 +191,7 @@ func TestCapture_fastPath(t *testing.T) {
 	da, db := fast.upA(t, a), fast.upB(t, b)
 	requireFastPath(t, da, db)
 	ping(t, a, innerB)
-	descriptors := func() int {
-		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", da.PID()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(fds)
-	}
+	descriptors := func() int { return descriptorsOf(t, da) }
 	before := descriptors()
 	of := startCapture(t, da, "--complete", "--snaplen", "200")
 	transfer(t, a, b, innerB, 5<<20)
@@ -339,13 +343,7 @@ func TestCapture_client(t *testing.T) {
 	da, db := fast.upA(t, a), fast.upB(t, b)
 	requireFastPath(t, da, db)
 	ping(t, a, innerB)
-	descriptors := func() int {
-		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", da.PID()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(fds)
-	}
+	descriptors := func() int { return descriptorsOf(t, da) }
 	before := descriptors()
 	ask := func(query string) (net.Conn, *http.Response) {
 		conn, err := net.Dial("unix", da.Socket())
