@@ -107,7 +107,7 @@ type FastPath struct {
 	keptLinks  map[int]link.Link // by device, until Switch
 	keptSlots  map[uint32]uint32 // by ifindex, until Switch
 	aliveUntil *ebpf.Variable
-	beating    chan struct{} // closed at the end
+	stopBeat   func() // ends the heartbeat, and returns once it has ended; nil without one
 }
 
 // underlay is a device with ipip_decap attached.

@@ -278,13 +278,18 @@ func (f *FastPath) startBeating() error {
 	if err := f.beat(most); err != nil {
 		return err
 	}
-	f.beating = make(chan struct{})
+	stop, ended := make(chan struct{}), make(chan struct{})
+	f.stopBeat = func() {
+		close(stop)
+		<-ended
+	}
 	go func() {
+		defer close(ended)
 		tick := time.NewTicker(most / 4)
 		defer tick.Stop()
 		for {
 			select {
-			case <-f.beating:
+			case <-stop:
 				return
 			case <-tick.C:
 				_ = f.beat(most) // memory, which was written once
@@ -303,9 +308,9 @@ func (f *FastPath) beat(most time.Duration) error {
 }
 
 func (f *FastPath) stopBeating() {
-	if f.beating != nil {
-		close(f.beating)
-		f.beating = nil
+	if f.stopBeat != nil {
+		f.stopBeat()
+		f.stopBeat = nil
 	}
 }
 
