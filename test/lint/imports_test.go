@@ -62,7 +62,7 @@ var moduleOwners = map[string][]string{
 	"github.com/vishvananda/netlink": {"internal/netstate"}, // routes, links, addresses
 	"github.com/spf13/cobra":         {"cmd/ipipd"},         // flags and completion
 	// Programs, maps, tcx; which queue a packet gets.
-	"github.com/cilium/ebpf": {"internal/fastpath", "tun"},
+	"github.com/cilium/ebpf": {"internal/fastpath", "tun", "test/scale"},
 	"filippo.io/bigmod":      {"internal/ipsec/ike"}, // constant-time exponentiation
 	"go.yaml.in/yaml/v4":     {"internal/config"},    // YAML, by its nodes
 	"golang.org/x/term":      {"internal/terminal"},  // raw mode, size
