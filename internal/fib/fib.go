@@ -47,17 +47,18 @@ type Hop struct {
 // Table is an immutable forwarding table. The zero value has no routes.
 type Table struct {
 	routes   trie[entry]
+	several  trie[*hops] // of the entries that have several
 	gateways trie[references]
 }
 
-// entry is what a prefix's best route says.
+// entry is what a prefix's best route says. It is small, since a look-up of 10,000 prefixes waits for memory
+// more than for anything else.
 type entry struct {
+	only [4]byte // the gateway, unless several
 	// why is not drop.None if there is no hop to use: then packets are dropped, and not sent to another
 	// remote by a shorter prefix.
-	why  drop.Reason
-	only [4]byte // the gateway, if several is nil
-	// several are the next hops of ECMP.
-	several *hops
+	why     drop.Reason
+	several bool // next hops of ECMP: in Table.several, under the same prefix
 }
 
 type hops struct {
@@ -79,8 +80,8 @@ func (t *Table) Remote(inner ipv4.Packet) (remote [4]byte, why drop.Reason) {
 		return remote, e.why
 	}
 	remote = e.only
-	if e.several != nil {
-		remote = e.several.of(flowHash(inner))
+	if e.several {
+		remote = t.hopsFor(destination).of(flowHash(inner))
 	}
 	if remote == [4]byte{} {
 		if remote = destination; !isUnicast(remote) {
@@ -89,6 +90,9 @@ func (t *Table) Remote(inner ipv4.Packet) (remote [4]byte, why drop.Reason) {
 	}
 	return remote, drop.None
 }
+
+// hopsFor are those of an inner destination whose entry has several: the longest prefix of both tries is the same.
+func (t *Table) hopsFor(destination [4]byte) *hops { return *t.several.lookup(key(destination)) }
 
 // of is the gateway for a flow: each has a share of all hashes, by its weight (RFC 2992).
 func (h *hops) of(hash uint32) [4]byte {
@@ -110,11 +114,11 @@ func (t *Table) leadsTo(inner, remote [4]byte) bool {
 	if e == nil || e.why != drop.None {
 		return false
 	}
-	if e.several == nil {
+	if !e.several {
 		return e.only == remote && remote != [4]byte{} || e.only == [4]byte{} && inner == remote
 	}
-	for i := range e.several.hops {
-		g := e.several.hops[i].Gateway
+	for _, hop := range t.hopsFor(inner).hops {
+		g := hop.Gateway
 		if g == [4]byte{} {
 			g = inner
 		}
@@ -136,6 +140,7 @@ func (t *Table) Len() int { return t.routes.n }
 // Edit makes a Table from another one. It is not safe for concurrent use.
 type Edit struct {
 	routes   edit[entry]
+	several  edit[*hops]
 	gateways edit[references]
 	// before has, for each gateway that Set has touched, whether the Table had it.
 	before map[[4]byte]bool
@@ -143,7 +148,7 @@ type Edit struct {
 
 // Edit begins a change of t, which stays as it is.
 func (t *Table) Edit() *Edit {
-	return &Edit{routes: t.routes.edit(), gateways: t.gateways.edit(), before: map[[4]byte]bool{}}
+	return &Edit{routes: t.routes.edit(), several: t.several.edit(), gateways: t.gateways.edit(), before: map[[4]byte]bool{}}
 }
 
 // Set replaces what there is for a prefix by these routes: all of it, of all routing tables. Of those that
@@ -154,32 +159,41 @@ func (e *Edit) Set(prefix netip.Prefix, routes []Route) {
 		return
 	}
 	at, length := key(prefix.Addr().As4()), prefix.Bits()
-	next, ok := best(routes)
+	next, several, ok := best(routes)
 	old := e.routes.get(at, length)
 	switch {
 	case ok:
-		e.count(&next, +1)
+		e.count(next, several, +1)
 	case old == nil:
 		return
 	}
 	if old != nil {
-		e.count(old, -1)
+		var before *hops
+		if old.several {
+			before = *e.several.get(at, length)
+		}
+		e.count(*old, before, -1)
 	}
 	if ok {
 		e.routes.set(at, length, next)
 	} else {
 		e.routes.remove(at, length)
 	}
+	if several != nil {
+		e.several.set(at, length, several)
+	} else {
+		e.several.remove(at, length)
+	}
 }
 
 // count counts the gateways of an entry.
-func (e *Edit) count(of *entry, n references) {
-	if of.several == nil {
+func (e *Edit) count(of entry, several *hops, n references) {
+	if several == nil {
 		e.countGateway(of.only, n)
 		return
 	}
-	for i := range of.several.hops {
-		e.countGateway(of.several.hops[i].Gateway, n)
+	for i := range several.hops {
+		e.countGateway(several.hops[i].Gateway, n)
 	}
 }
 
@@ -203,7 +217,7 @@ func (e *Edit) countGateway(g [4]byte, n references) {
 
 // Commit ends the Edit. added and removed are the gateways that only t, or only the Table before, has.
 func (e *Edit) Commit() (t *Table, added, removed [][4]byte) {
-	t = &Table{routes: e.routes.commit(), gateways: e.gateways.commit()}
+	t = &Table{routes: e.routes.commit(), several: e.several.commit(), gateways: e.gateways.commit()}
 	for g, before := range e.before {
 		switch now := t.gateways.lookup(key(g)) != nil; {
 		case now && !before:
@@ -215,8 +229,8 @@ func (e *Edit) Commit() (t *Table, added, removed [][4]byte) {
 	return t, added, removed
 }
 
-// best is the entry of a prefix's routes; not ok if there is none.
-func best(routes []Route) (e entry, ok bool) {
+// best is the entry of a prefix's routes, and what it has several of; not ok if there is none.
+func best(routes []Route) (e entry, several *hops, ok bool) {
 	var best *Route
 	for i := range routes {
 		if r := &routes[i]; r.TOS == 0 && (best == nil || compare(r, best) < 0) {
@@ -225,9 +239,9 @@ func best(routes []Route) (e entry, ok bool) {
 	}
 	switch {
 	case best == nil:
-		return e, false
+		return e, nil, false
 	case best.Unreachable:
-		return entry{why: drop.NoRemote}, true
+		return entry{why: drop.NoRemote}, nil, true
 	}
 	var usable hops
 	for _, h := range best.Hops {
@@ -239,12 +253,12 @@ func best(routes []Route) (e entry, ok bool) {
 	}
 	switch len(usable.hops) {
 	case 0:
-		return entry{why: drop.RemoteNotUsable}, true
+		return entry{why: drop.RemoteNotUsable}, nil, true
 	case 1:
-		return entry{only: usable.hops[0].Gateway}, true
+		return entry{only: usable.hops[0].Gateway}, nil, true
 	}
 	usable.hops = slices.Clip(usable.hops)
-	return entry{several: &usable}, true
+	return entry{several: true}, &usable, true
 }
 
 // compare orders the routes for one prefix: by metric, then those that lead nowhere last, then by table.

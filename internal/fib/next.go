@@ -31,14 +31,14 @@ const (
 	Mixed
 )
 
-// next is the Next of an entry.
-func (e *entry) next() Next {
+// next is the Next of a prefix's entry.
+func (t *Table) next(prefix netip.Prefix, e *entry) Next {
 	switch {
 	case e.why != drop.None:
 		return Next{Kind: Nowhere}
-	case e.several != nil:
-		for i := range e.several.hops {
-			if e.several.hops[i].Gateway == [4]byte{} {
+	case e.several:
+		for _, hop := range (*t.several.get(key(prefix.Addr().As4()), prefix.Bits())).hops {
+			if hop.Gateway == [4]byte{} {
 				return Next{Kind: Mixed}
 			}
 		}
@@ -59,13 +59,13 @@ func (t *Table) Next(prefix netip.Prefix) (n Next, ok bool) {
 	if e == nil {
 		return n, false
 	}
-	return e.next(), true
+	return t.next(prefix, e), true
 }
 
 // All goes through all prefixes, in no order.
 func (t *Table) All() iter.Seq2[netip.Prefix, Next] {
 	return func(yield func(netip.Prefix, Next) bool) {
-		t.routes.all(func(p netip.Prefix, e *entry) bool { return yield(p, e.next()) })
+		t.routes.all(func(p netip.Prefix, e *entry) bool { return yield(p, t.next(p, e)) })
 	}
 }
 

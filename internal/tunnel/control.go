@@ -53,15 +53,16 @@ type control struct {
 	unansweredProbes int  // sent while the peer was up
 	tx               transmitter
 	ids              idCounter
-	echo             *keepalive.Echo           // nil unless keepalive-probe is echo
-	keys             []int32                   // of the queues at their workers
-	takeOver         []netstate.InterfaceRoute // routes that another tunnel has until this one begins
-	routes           RouteFollower             // of many; nil is none
-	routesOf         int                       // the interface that it follows
-	remotes          map[[4]byte]*remote       // the gateways of routes
-	remotesLeftOut   bool                      // maxRemotes left out a gateway
-	learnt           map[[4]byte]*remote       // inner destinations: see learn
-	asked            remotesQuery              // of remotes
+	echo             *keepalive.Echo                  // nil unless keepalive-probe is echo
+	keys             []int32                          // of the queues at their workers
+	takeOver         []netstate.InterfaceRoute        // routes that another tunnel has until this one begins
+	routes           RouteFollower                    // of many; nil is none
+	routesOf         int                              // the interface that it follows
+	remotes          map[[4]byte]*remote              // the gateways of routes
+	links            map[underlay.Link]*underlay.Link // of remotes: see remoteLink
+	remotesLeftOut   bool                             // maxRemotes left out a gateway
+	learnt           map[[4]byte]*remote              // inner destinations: see learn
+	asked            remotesQuery                     // of remotes
 
 	ifindex      int // in this network namespace, as last read
 	appliedMTU   int // last MTU that SetMTU accepted

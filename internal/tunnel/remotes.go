@@ -207,12 +207,20 @@ func (c *control) remoteRoute(base *route, g [4]byte, r *remote, now time.Time) 
 	return &next
 }
 
-// remoteLink is link for a remote.
+// remoteLink is link for a remote. Those with the same next hop share one.
 func (c *control) remoteLink(a *netstate.Answer) *underlay.Link {
 	if u := &a.Route; c.cfg.FwMark != 0 || u.Local || !u.Ethernet || !u.Resolved || a.Bypass != "" {
 		return nil
 	}
-	return newLink(&a.Route)
+	l := newLink(&a.Route)
+	if same := c.links[*l]; same != nil {
+		return same
+	}
+	if c.links == nil || len(c.links) > len(c.remotes) { // most are of next hops that were
+		c.links = map[underlay.Link]*underlay.Link{}
+	}
+	c.links[*l] = l
+	return l
 }
 
 // confirmRemotes is confirmNextHop for the remotes that packets were sent to.

@@ -19,30 +19,32 @@ import (
 // route is what the data path knows of a tunnel: the outer header and the path of its packets, and how
 // received ones are handled. It is immutable; replaceRoute stores another.
 type route struct {
+	// First what the data path reads for each packet that it sends: with many remotes that is one cache line, which
+	// is seldom in a cache.
 	outer encap.Outer
-	path  underlay.Path
+	// maxInner is the largest inner packet that path takes unfragmented, in bytes.
+	maxInner    int
+	txDrop      drop.Reason // if not drop.None, the reason to drop all outgoing packets
+	unreachable bool        // of one of many remotes: as Tunnel.unreachable
+	// used, of one of many remotes, is 1 once a packet was sent by it since confirmRemotes. It is atomic.
+	used uint32
+	path underlay.Path // MTU and Link
+
 	// clampMSS is Config.ClampTCPMSS. echo consumes the replies to probes; nil unless keepalive-probe
 	// is echo.
-	clampMSS bool
-	echo     *keepalive.Echo
-	// maxInner is the largest inner packet that path takes unfragmented, in bytes.
-	maxInner   int
-	linkDevice int         // see receptionDevice
-	bypassSafe bool        // nothing objects to bypassing the IP stack: netstate.Answer.Bypass
-	txDrop     drop.Reason // if not drop.None, the reason to drop all outgoing packets
-	suspended  bool        // see Tunnel.suspended
-	held       bool        // path.Remote is that of another RemoteAddress: see releaseRemote
-	waiting    string      // what the tunnel waits for: Status.WaitingFor
-	many       bool        // the remote is each packet's; path.Remote is zero
+	clampMSS   bool
+	echo       *keepalive.Echo
+	linkDevice int    // see receptionDevice
+	bypassSafe bool   // nothing objects to bypassing the IP stack: netstate.Answer.Bypass
+	suspended  bool   // see Tunnel.suspended
+	held       bool   // path.Remote is that of another RemoteAddress: see releaseRemote
+	waiting    string // what the tunnel waits for: Status.WaitingFor
+	many       bool   // the remote is each packet's; path.Remote is zero
 	// receiveOnly: it has many remotes, and accept-to without local-address: nothing is sent.
 	receiveOnly bool
 	// Of one of many remotes:
-	base        *route  // what it was made of: the tunnel's own
-	remote      *remote // nil unless it is a gateway of a route
-	unreachable bool    // as Tunnel.unreachable
-	// used is 1 once a packet was sent by it since confirmRemotes. It is atomic, and here since the data path
-	// reads the rest of a route anyway, but not its remote.
-	used uint32
+	base   *route  // what it was made of: the tunnel's own
+	remote *remote // nil unless it is a gateway of a route
 }
 
 // maxInner is the largest inner packet in bytes that a path of that MTU takes unfragmented.

@@ -13,6 +13,11 @@ import "ipipd/internal/packet"
 // Path is the route of a tunnel's outer packets. It is immutable once in use: when the route changes, the
 // tunnel makes another one.
 type Path struct {
+	// Link is the Ethernet next hop, if it is safe to bypass the kernel's route look-up; nil
+	// sends through the raw socket. Paths with the same next hop share it, if many are in a batch.
+	Link *Link
+	// MTU is the MTU of the first hop, in bytes.
+	MTU int
 	// Local and Remote are the outer addresses, in network byte order. A Sender does not look at
 	// Remote: a packet goes to the destination of its header.
 	Local, Remote [4]byte
@@ -21,11 +26,6 @@ type Path struct {
 	// Device is the index of the interface that outer packets are bound to; 0 leaves it to the
 	// route.
 	Device int
-	// MTU is the MTU of the first hop, in bytes.
-	MTU int
-	// Link is the Ethernet next hop, if it is safe to bypass the kernel's route look-up; nil
-	// sends through the raw socket.
-	Link *Link
 }
 
 // Link is a resolved Ethernet next hop. It is immutable once in use.
