@@ -119,7 +119,7 @@ func lab(t *testing.T, conf string) (*endpoint, *netlab.StrongSwan, func() [][]b
 	netlab.Veth(t, ours, wire, netlab.End{Name: "u0", Address: "192.0.2.1/24"}, netlab.End{Name: "guest0"})
 	// The guest's MAC address differs from guest0's.
 	s := startStrongSwan(t, wire, "guest0", conf)
-	ours.Run("ping", "-c", "1", "-W", netlab.Seconds(netlab.Timeout()), "192.0.2.2")
+	ours.Run("ping", "-c", "1", "-w", netlab.Seconds(netlab.Timeout()), "192.0.2.2")
 	return newEndpoint(t, ours, addressA, addressB), s, capture(t, ours)
 }
 

@@ -63,7 +63,7 @@ func TestRawESPRestrict(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b.Run("ping", "-c", "1", "-W", "5", "-I", source, "192.0.2.1") // arrives after it
+		b.Run("ping", "-c", "1", "-w", "5", "-I", source, "192.0.2.1") // arrives after it
 	}
 	first := protect(addressB)
 	send("192.0.2.3")
@@ -109,7 +109,7 @@ func TestPorts_send(t *testing.T) {
 		if err := e.protect(Config{Config: ike.Config{Passive: true, Secret: ike.Secret("a secret of some length")}}); err != nil {
 			t.Fatal(err)
 		}
-		a.Run("ping", "-c", "1", "-W", netlab.Seconds(netlab.Timeout()), "192.0.2.2") // ARP has an answer
+		a.Run("ping", "-c", "1", "-w", netlab.Seconds(netlab.Timeout()), "192.0.2.2") // ARP has an answer
 		p := e.session.negotiator.ports
 		fd := map[uint16]int{portIKE: p.ike, ipv4.PortNATT: p.natt}[port]
 		if _, size := sendQueue(fd); size != 2*sendBuffer {

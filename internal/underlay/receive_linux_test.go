@@ -62,7 +62,7 @@ func isIDs(got []uint16, want ...uint16) bool { return fmt.Sprint(got) == fmt.Sp
 func threeAddresses(t *testing.T) (a, b *netlab.NS, settle func()) {
 	a, b = twoHosts(t)
 	b.Run("ip", "address", "add", "192.0.2.3/24", "dev", "eth0")
-	return a, b, func() { b.Run("ping", "-c", "1", "-W", "5", "192.0.2.1") }
+	return a, b, func() { b.Run("ping", "-c", "1", "-w", "5", "192.0.2.1") }
 }
 
 var pathC = &Path{Local: hostC, Remote: hostA, MTU: 1500}
@@ -194,7 +194,7 @@ func TestReception(t *testing.T) {
 				s := open(t, a, SocketOptions{})
 				r.LinkLayer, r.LinkDevice = true, deviceIndex(t, a, "eth0")
 				setReceive(t, a, s, r)
-				b.Run("ping", "-c", "1", "-W", "5", "198.51.100.1")
+				b.Run("ping", "-c", "1", "-w", "5", "198.51.100.1")
 				sender := open(t, b, SocketOptions{}).NewSender()
 				mustWrite(t, sender, pathB, outerPacket(pathB, 100, 1))
 				around := *pathB
@@ -204,7 +204,7 @@ func TestReception(t *testing.T) {
 				binary.BigEndian.PutUint16(around.Link.Header[12:], ipv4.EtherType)
 				mustWrite(t, sender, &around, outerPacket(&around, 100, 2))
 				settle()
-				b.Run("ping", "-c", "1", "-W", "5", "198.51.100.1")
+				b.Run("ping", "-c", "1", "-w", "5", "198.51.100.1")
 				var want []uint16
 				if filter == "0" {
 					want = []uint16{2}
@@ -230,7 +230,7 @@ func TestReception(t *testing.T) {
 			if round == 0 {
 				b.Run("ip", "link", "del", "eth0")
 				netlab.Veth(t, a, b, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0", Address: "192.0.2.2/24"})
-				a.Run("ping", "-c1", "192.0.2.2")
+				a.Run("ping", "-c", "1", "-w", netlab.Seconds(netlab.Timeout()), "192.0.2.2")
 			}
 		}
 		setReceive(t, b, s, Reception{Device: deviceIndex(t, b, "lo")})
@@ -270,7 +270,7 @@ func TestReception(t *testing.T) {
 		setReceive(t, a, s, Reception{Local: hostA, Remote: hostB})
 		sender := open(t, b, SocketOptions{}).NewSender()
 		mustWrite(t, sender, pathC, outerPacket(pathC, 100, 1))
-		b.Run("ping", "-c", "1", "-W", "5", "-I", "192.0.2.3", "192.0.2.1")
+		b.Run("ping", "-c", "1", "-w", "5", "-I", "192.0.2.3", "192.0.2.1")
 		if raw, _ := queued(t, s); !isIDs(raw, 1) {
 			t.Errorf("without a route came %v", raw)
 		}

@@ -395,7 +395,7 @@ func TestSocketReadError(t *testing.T) {
 		got <- result{buf[:n], err}
 	}()
 	// ICMP errors about UDP, and echo replies, are not reported.
-	a.Run("ping", "-c1", "192.0.2.2")
+	a.Run("ping", "-c", "1", "-w", netlab.Seconds(netlab.Timeout()), "192.0.2.2")
 	a.Do(func() {
 		c, err := net.Dial("udp4", "192.0.2.2:9")
 		if err != nil {

@@ -30,7 +30,7 @@ func twoHosts(t testing.TB) (a, b *netlab.NS) {
 	t.Helper()
 	a, b = netlab.New(t), netlab.New(t)
 	netlab.Veth(t, a, b, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0", Address: "192.0.2.2/24"})
-	a.Run("ping", "-c1", "192.0.2.2")
+	a.Run("ping", "-c", "1", "-w", netlab.Seconds(netlab.Timeout()), "192.0.2.2")
 	return a, b
 }
 

@@ -323,7 +323,7 @@ func TestCapture_lossless(t *testing.T) {
 	da, db := fast.upA(t, a), fast.upB(t, b)
 	requireFastPath(t, da, db)
 	ping(t, a, innerB)
-	lost := countedStream(t, a, b)
+	stop := netlab.Stream(t, a, innerA, b, innerB)
 	for range 3 {
 		for _, d := range []*netlab.Daemon{da, db} { // the end that sends, and the one that receives
 			startCapture(t, d).end()
@@ -332,7 +332,7 @@ func TestCapture_lossless(t *testing.T) {
 			}
 		}
 	}
-	lost()
+	stop()
 }
 
 // Who asks for a capture and does not read it makes nobody wait; who goes away ends it, and leaves nothing

@@ -236,7 +236,7 @@ func TestEncapsulate_queueFull(t *testing.T) {
 		}
 		a, b := hosts(t)
 		sinkIPIP(t, b)
-		a.Run("ping", "-c", "1", "-W", netlab.Seconds(netlab.Timeout()), outerB) // the neighbour is known
+		a.Run("ping", "-c", "1", "-w", netlab.Seconds(netlab.Timeout()), outerB) // the neighbour is known
 		if out, err := a.Try("tc", "qdisc", "add", "dev", "veth0", "root", "tbf", "rate", "8kbit", "burst", "1600", "limit", "3000"); err != nil {
 			t.Skipf("needs the token bucket filter of tc: %s", out)
 		}

@@ -238,7 +238,7 @@ func TestIPsec_mtu(t *testing.T) {
 			}
 			transfer(t, a, b, innerB, 2<<20)
 			transfer(t, b, a, innerA, 2<<20)
-			a.Run("ping", "-M", "do", "-c", "1", "-W", netlab.Seconds(netlab.Timeout()), "-s", fmt.Sprint(tt.want-28), innerB)
+			a.Run("ping", "-M", "do", "-c", "1", "-w", netlab.Seconds(netlab.Timeout()), "-s", fmt.Sprint(tt.want-28), innerB)
 
 			// The path MTU falls behind the first hop.
 			router.Run("ip", "link", "set", "dev", "to-b", "mtu", fmt.Sprint(narrow))

@@ -59,7 +59,7 @@ func TestManyFastLocal_realServer(t *testing.T) {
 	}
 	d := fast.up(t, server, "--remote-address", "any", "--accept-from", "172.16.0.0/12,192.0.2.11,198.51.100.21", "--accept-to", "203.0.113.5/32")
 	for _, ns := range []*netlab.NS{spoke[0], other} { // neighbours are to be resolved
-		server.Run("ping", "-c", "1", "-W", "5", map[*netlab.NS]string{spoke[0]: outerOf(11), other: "198.51.100.21"}[ns])
+		server.Run("ping", "-c", "1", "-w", "5", map[*netlab.NS]string{spoke[0]: outerOf(11), other: "198.51.100.21"}[ns])
 	}
 	requireFastPath(t, fast.up(t, other, "--local-address", "198.51.100.21", "--remote-address", "198.51.100.1"))
 	netlab.Eventually(t, "the fast path is active", func() bool { return d.Status().FastPath == "active" })

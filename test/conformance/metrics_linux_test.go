@@ -69,7 +69,7 @@ func TestMetrics_print(t *testing.T) {
 		}
 		transfer(t, a, b, innerB, 1<<20)
 		transfer(t, b, a, innerA, 1<<20)
-		a.Run("ping", "-c", "1", "-M", "do", "-s", "1400", "-W", netlab.Seconds(netlab.Timeout()), innerB)
+		a.Run("ping", "-c", "1", "-M", "do", "-s", "1400", "-w", netlab.Seconds(netlab.Timeout()), innerB)
 		ends{da, db}.awaitIdle(t)
 		var got map[string]float64
 		var want netlab.Status

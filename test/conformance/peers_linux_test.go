@@ -45,11 +45,7 @@ func TestPeers_reload(t *testing.T) {
 	ping(t, hub, "-I", "10.10.0.1", "10.11.0.1")
 	ping(t, hub, "-I", "10.10.0.1", "10.12.0.1")
 
-	lossless := make(chan string)
-	go func() {
-		out, _ := hub.Try("ping", "-q", "-i", "0.02", "-c", "150", "-W", "2", "-I", "10.10.0.1", "10.11.0.1")
-		lossless <- out
-	}()
+	stop := netlab.Stream(t, hub, "10.10.0.1", spoke[0], "10.11.0.1")
 	for i := range 10 {
 		write([]string{
 			"10.11.0.0/16: 192.0.2.11, 10.12.0.0/16: 192.0.2.11, 10.11.7.0/24: 192.0.2.12",
@@ -66,9 +62,7 @@ func TestPeers_reload(t *testing.T) {
 			ping(t, hub, "-I", "10.10.0.1", "10.11.7.1")
 		}
 	}
-	if out := <-lossless; !strings.Contains(out, " 0% packet loss") {
-		t.Error(out)
-	}
+	stop()
 	if out := hub.Run("ip", "route", "show", "10.14.0.0/16"); out == "" {
 		t.Error("the route of another program is gone")
 	}

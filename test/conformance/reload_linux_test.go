@@ -5,14 +5,11 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"ipipd/test/netlab"
 )
@@ -40,7 +37,7 @@ func TestReload_otherTunnel(t *testing.T) {
 			upB(t, b)
 			ping(t, a, innerB)
 
-			lost := countedStream(t, a, b)
+			stop := netlab.Stream(t, a, innerA, b, innerB)
 			for round := range 3 {
 				for _, step := range []struct{ other, want string }{
 					{other(", dscp: 46, ttl: 9"), "t0: nothing\nt1: in place: dscp, ttl\n"},
@@ -57,7 +54,7 @@ func TestReload_otherTunnel(t *testing.T) {
 					}
 				}
 			}
-			lost()
+			stop()
 		})
 	}
 }
@@ -83,7 +80,7 @@ func TestReload_random(t *testing.T) {
 			da := netlab.UpConfig(t, a, "t0", file)
 			upB(t, b)
 			ping(t, a, innerB)
-			lost := countedStream(t, a, b)
+			stop := netlab.Stream(t, a, innerA, b, innerB)
 			for i := range *reloads {
 				tunnels := t0 + randomTunnels(random)
 				var wrong string
@@ -108,7 +105,7 @@ func TestReload_random(t *testing.T) {
 					break
 				}
 			}
-			lost()
+			stop()
 		})
 	}
 }
@@ -310,68 +307,4 @@ func lineDiff(want, got string) string {
 		}
 	}
 	return out.String()
-}
-
-// countedStream sends numbered datagrams through the tunnel t0, 1,000 a second. The function that it
-// returns ends it, and fails the test if one is lost.
-func countedStream(t *testing.T, a, b *netlab.NS) (lost func()) {
-	t.Helper()
-	var server net.PacketConn
-	var client net.Conn
-	var err, clientErr error
-	b.Do(func() { server, err = net.ListenPacket("udp4", innerB+":7") })
-	a.Do(func() { client, clientErr = net.Dial("udp4", innerB+":7") })
-	if err != nil || clientErr != nil {
-		t.Fatal(err, clientErr)
-	}
-	t.Cleanup(func() {
-		server.Close()
-		client.Close()
-	})
-	var received sync.Map
-	go func() {
-		buf := make([]byte, 64)
-		for {
-			n, _, err := server.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			received.Store(string(buf[:n]), true)
-		}
-	}()
-	stop, sent := make(chan struct{}), make(chan int, 1)
-	go func() {
-		tick := time.NewTicker(time.Millisecond)
-		defer tick.Stop()
-		for n := 0; ; n++ {
-			select {
-			case <-stop:
-				sent <- n
-				return
-			case <-tick.C:
-			}
-			if _, err := fmt.Fprint(client, n); err != nil {
-				t.Errorf("datagram %d: %v", n, err)
-			}
-		}
-	}()
-	return func() {
-		t.Helper()
-		close(stop)
-		total := <-sent
-		if total == 0 {
-			t.Fatal("nothing was sent meanwhile")
-		}
-		missing := func() (lost []string) {
-			for n := range total {
-				if _, ok := received.Load(fmt.Sprint(n)); !ok {
-					lost = append(lost, fmt.Sprint(n))
-				}
-			}
-			return lost
-		}
-		if !netlab.WaitFor(func() bool { return len(missing()) == 0 }) {
-			t.Errorf("of %d datagrams these are lost: %s", total, strings.Join(missing(), " "))
-		}
-	}
 }

@@ -64,7 +64,8 @@ func answered(from *netlab.NS, to string) bool {
 	return err == nil
 }
 
-// ping sends one echo request and fails the test without a reply. It waits until the kernel has seen
+// ping sends an echo request each second until one is answered: the kernel drops a reply now and then, see
+// netlab.Stream. It fails the test without any. It waits until the kernel has seen
 // the carrier of each interface (linkwatch): before that it drops what is sent.
 func ping(t *testing.T, from *netlab.NS, args ...string) string {
 	t.Helper()
@@ -76,5 +77,5 @@ func ping(t *testing.T, from *netlab.NS, args ...string) string {
 		}
 		return true
 	})
-	return from.Run("ping", append([]string{"-c", "1", "-W", netlab.Seconds(netlab.Timeout())}, args...)...)
+	return from.Run("ping", append([]string{"-c", "1", "-w", netlab.Seconds(netlab.Timeout())}, args...)...)
 }

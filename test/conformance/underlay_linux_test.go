@@ -197,7 +197,7 @@ func TestUnderlay_routeDeleted(t *testing.T) {
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, b := twoWires(t)
 		sinkIPIP(t, b)
-		a.Run("ping", "-c", "1", "-W", netlab.Seconds(netlab.Timeout()), outerB) // resolves the neighbour
+		a.Run("ping", "-c", "1", "-w", netlab.Seconds(netlab.Timeout()), outerB) // resolves the neighbour
 		wire0 := outgoing(t, a, "veth0")
 		d := c.up(t, a, "--local-address", loopbackA, "--remote-address", loopbackB, "--address", innerA+"/24")
 		into := newInjector(t, a, "t0", nil, "")

@@ -12,7 +12,7 @@ func TestCapture_bothDirections(t *testing.T) {
 	wire := Capture(t, a, "eth0", nil)
 	only := Capture(t, a, "eth0", func(f Frame) bool { return f.Outgoing })
 
-	a.Run("ping", "-c", "1", "-W", Seconds(Timeout()), "-t", "17", "-Q", "0x28", "192.0.2.2")
+	a.Run("ping", "-c", "1", "-w", Seconds(Timeout()), "-t", "17", "-Q", "0x28", "192.0.2.2")
 
 	request := wire.Await(ICMP(8, 0), Source("192.0.2.1"), Destination("192.0.2.2"), TTL(17), DSCP(10), ECN(ipv4.NotECT))
 	reply := wire.Await(ICMP(0, 0), Source("192.0.2.2"), TotalLen(84), DF(false), Fragmented(false))

@@ -1,0 +1,100 @@
+package netlab
+
+import (
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Stream has from, whose address is source, send numbered datagrams to to, whose address is destination and which
+// answers each, 500 a second at most, from and to UDP port 7. end ends that, and fails the test if one has got
+// no answer.
+//
+// A ping is no measure of loss: the kernel answers it by a socket that all network namespaces of a processor share,
+// and drops the answer if that one's send buffer is full, of answers for a dead neighbor in another test say.
+func Stream(t testing.TB, from *NS, source string, to *NS, destination string) (end func()) {
+	t.Helper()
+	server, client := listenEcho(t, to, destination), listenEcho(t, from, source)
+	go func() {
+		buf := make([]byte, 64)
+		for {
+			n, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = server.WriteTo(buf[:n], from)
+		}
+	}()
+	var answered sync.Map
+	go func() {
+		buf := make([]byte, 64)
+		for {
+			n, _, err := client.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			answered.Store(string(buf[:n]), true)
+		}
+	}()
+	stop, stopped := make(chan struct{}), make(chan int)
+	go func() {
+		at := net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(destination), echoPort))
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				stopped <- n
+				return
+			case <-time.After(2 * time.Millisecond):
+			}
+			if _, err := client.WriteTo([]byte(strconv.Itoa(n)), at); err != nil {
+				t.Errorf("datagram %d to %s: %v", n, destination, err)
+			}
+		}
+	}()
+	return func() {
+		t.Helper()
+		close(stop)
+		sent := <-stopped
+		var lost []int
+		if !WaitFor(func() bool {
+			lost = lost[:0]
+			for n := range sent {
+				if _, ok := answered.Load(strconv.Itoa(n)); !ok {
+					lost = append(lost, n)
+				}
+			}
+			return sent > 0 && len(lost) == 0
+		}) {
+			t.Errorf("of %d datagrams to %s there is no answer to %v", sent, destination, lost)
+		}
+	}
+}
+
+const echoPort = 7
+
+// listenEcho is a socket that holds what comes while its reader has to wait for a processor.
+func listenEcho(t testing.TB, ns *NS, address string) net.PacketConn {
+	t.Helper()
+	var conn net.PacketConn
+	var err error
+	ns.Do(func() { conn, err = net.ListenPacket("udp4", net.JoinHostPort(address, strconv.Itoa(echoPort))) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	raw, err := conn.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if failed := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20)
+	}); failed != nil || err != nil {
+		t.Fatal(failed, err)
+	}
+	return conn
+}
