@@ -51,6 +51,9 @@ type Table struct {
 	gateways trie[references]
 }
 
+// Entry is what Table.Find finds for Table.RemoteBy. nil is no route.
+type Entry entry
+
 // entry is what a prefix's best route says. It is small, since a look-up of 10,000 prefixes waits for memory
 // more than for anything else.
 type entry struct {
@@ -71,8 +74,16 @@ type references int
 
 // Remote is where an inner packet is to be sent. Unless why is drop.None, it is dropped.
 func (t *Table) Remote(inner ipv4.Packet) (remote [4]byte, why drop.Reason) {
-	destination := inner.Destination()
-	e := t.routes.lookup(key(destination))
+	return t.RemoteBy(t.Find(inner), inner)
+}
+
+// Find and RemoteBy are Remote in two steps, each of which waits for memory.
+func (t *Table) Find(inner ipv4.Packet) *Entry {
+	return (*Entry)(t.routes.lookup(key(inner.Destination())))
+}
+
+// RemoteBy is Remote of a packet by what Find has returned for it.
+func (t *Table) RemoteBy(e *Entry, inner ipv4.Packet) (remote [4]byte, why drop.Reason) {
 	switch {
 	case e == nil:
 		return remote, drop.NoRemote
@@ -81,10 +92,10 @@ func (t *Table) Remote(inner ipv4.Packet) (remote [4]byte, why drop.Reason) {
 	}
 	remote = e.only
 	if e.several {
-		remote = t.hopsFor(destination).of(flowHash(inner))
+		remote = t.hopsFor(inner.Destination()).of(flowHash(inner))
 	}
 	if remote == [4]byte{} {
-		if remote = destination; !isUnicast(remote) {
+		if remote = inner.Destination(); !isUnicast(remote) {
 			return remote, drop.RemoteNotUsable
 		}
 	}

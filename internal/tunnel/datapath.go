@@ -9,7 +9,6 @@ import (
 	"ipipd/encap"
 	"ipipd/internal/capture"
 	"ipipd/internal/drop"
-	"ipipd/internal/fib"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
 	"ipipd/internal/underlay"
@@ -77,23 +76,33 @@ func (o *outbound) carry(b *buffers) (n int, err error) {
 	}
 }
 
+// to is the route to a remote that has none of its own.
+func (o *outbound) to(remote [4]byte, base *route) *route {
+	if o.remote.base != base || o.remote.path.Remote != remote {
+		o.remote = *base
+		o.remote.base, o.remote.path.Remote, o.remote.outer.Remote = base, remote, remote
+	}
+	return &o.remote
+}
+
 // forward sends a batch.
 func (o *outbound) forward(buf *buffers, batch []*packet.Buffer) error {
 	t := o.tunnel
 	route, unreachable, captures := t.route.Load(), t.unreachable.Load(), t.captures.Load()
 	base, path, out, paths := route, &route.path, buf.run[:0], buf.paths[:0]
-	var table *fib.Table // of many remotes
-	if t.many != nil {
-		table = t.many.table.Load()
+	many := t.many
+	if many != nil {
+		many.lookUp(batch, buf.next[:])
 	}
-	for _, b := range batch {
+	for i, b := range batch {
 		inner, err := ipv4.Parse(b.Bytes())
 		if err != nil {
 			t.dropPacket(innerDrop(err), capture.InnerOut, b.Bytes())
 			continue
 		}
-		if table != nil {
-			remote, d := table.Remote(inner)
+		if many != nil {
+			n := &buf.next[i]
+			remote, d := n.remote, n.why
 			if d != drop.None && base.outer.Loops(inner) || base.anyLocal() && t.many.loops(inner, remote) {
 				d = drop.Loop
 			}
@@ -105,8 +114,10 @@ func (o *outbound) forward(buf *buffers, batch []*packet.Buffer) error {
 				continue
 			}
 			if remote != route.path.Remote { // of base it is zero
-				if route, path = t.many.to(remote, base, &o.remote), &base.path; route != &o.remote {
+				if route, path = n.route, &base.path; route != nil {
 					path = &route.path
+				} else {
+					route = o.to(remote, base)
 				}
 			}
 		}
@@ -129,7 +140,7 @@ func (o *outbound) forward(buf *buffers, batch []*packet.Buffer) error {
 		if unreachable || route.unreachable { // still sent: an answer is what shows that the path is back
 			t.sendICMPError(o.queue, buf, encap.HostUnreachable(buf.icmp[0], inner, anyRouter))
 		}
-		if out = append(out, b); table != nil || len(paths) == 0 {
+		if out = append(out, b); many != nil || len(paths) == 0 {
 			paths = append(paths, path)
 		}
 	}

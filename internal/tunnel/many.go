@@ -12,6 +12,7 @@ import (
 	"ipipd/internal/fib"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
+	"ipipd/internal/packet"
 	"ipipd/keepalive"
 )
 
@@ -135,20 +136,42 @@ func (m *remotes) take() (news, changed map[[4]byte]bool) {
 	return news, changed
 }
 
-// to is the route to a remote, made in scratch, the caller's, if it has none of its own. Then its path is that
-// of base but for the Remote.
-func (m *remotes) to(remote [4]byte, base, scratch *route) *route {
-	if r := (*m.routes.Load())[remote]; r != nil {
-		if atomic.LoadUint32(&r.used) == 0 {
+// next is where a packet goes.
+type next struct {
+	inner  ipv4.Packet // zero if it is not valid
+	entry  *fib.Entry
+	remote [4]byte
+	why    drop.Reason // as fib.Table.Remote has it
+	route  *route      // nil if the remote has none of its own
+}
+
+// lookUp finds where each packet of a batch goes, each step for all of them in a loop of its own, so that the
+// processor waits for the memory of several packets at once.
+func (m *remotes) lookUp(batch []*packet.Buffer, to []next) {
+	table, routes := m.table.Load(), *m.routes.Load()
+	for i, b := range batch {
+		inner, err := ipv4.Parse(b.Bytes())
+		if to[i].inner, to[i].entry = inner, nil; err == nil {
+			to[i].entry = table.Find(inner)
+		}
+	}
+	for i := range batch {
+		if n := &to[i]; n.inner.Bytes() != nil {
+			n.remote, n.why = table.RemoteBy(n.entry, n.inner)
+		}
+	}
+	for i := range batch {
+		if i > 0 && to[i].remote == to[i-1].remote {
+			to[i].route = to[i-1].route
+		} else {
+			to[i].route = routes[to[i].remote]
+		}
+	}
+	for i := range batch {
+		if r := to[i].route; r != nil && atomic.LoadUint32(&r.used) == 0 {
 			atomic.StoreUint32(&r.used, 1)
 		}
-		return r
 	}
-	if scratch.base != base || scratch.path.Remote != remote {
-		*scratch = *base
-		scratch.base, scratch.path.Remote, scratch.outer.Remote = base, remote, remote
-	}
-	return scratch
 }
 
 // heard records a packet of a remote, and reports whether control wants to know.

@@ -45,6 +45,7 @@ type buffers struct {
 	large   []*packet.Buffer
 	run     []*packet.Buffer   // of a batch, those that go on together
 	paths   []*underlay.Path   // of each packet of a run that is sent to many remotes
+	next    [batchSize]next    // where each packet of a batch goes, with many remotes
 	owners  [batchSize]*Tunnel // of the packets of a received batch
 	held    []capture.Held     // of a run that is delivered, while it is captured; allocated when needed
 }
