@@ -137,6 +137,37 @@ func UpConfig(t testing.TB, ns *NS, name, file string) *Daemon {
 	return d
 }
 
+// Keep is Up under `ipipd keep`. Signal and Stop are for the keeper, and PID is its own; Child is the process that it keeps.
+func Keep(t testing.TB, ns *NS, name string, args ...string) *Daemon {
+	t.Helper()
+	d := &Daemon{t: t, ns: ns, name: name, runtimeDir: t.TempDir(), exited: make(chan struct{})}
+	d.launch(append([]string{"keep", "--", Binary(t), "up", "--name", d.name, "--runtime-dir", d.runtimeDir, "--sandbox", "strict"}, args...))
+	d.awaitReady()
+	return d
+}
+
+// Child returns the PID of the process that a keeper keeps, 0 while there is none.
+func (d *Daemon) Child() (pid int) {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", d.PID()))
+	for _, task := range tasks {
+		children, _ := os.ReadFile(task)
+		if _, err := fmt.Sscan(string(children), &pid); err == nil {
+			return pid
+		}
+	}
+	return 0
+}
+
+// AwaitSuccessor waits until a keeper has another child than that one, and its tunnel is ready. It returns its PID.
+func (d *Daemon) AwaitSuccessor(child int) (pid int) {
+	d.t.Helper()
+	Eventually(d.t, "the next process is ready", func() bool {
+		pid = d.Child()
+		return pid != 0 && pid != child && d.ready()
+	})
+	return pid
+}
+
 // ready reports whether the process answers for its tunnels.
 func (d *Daemon) ready() bool {
 	if _, err := os.Lstat(d.Socket()); err != nil { // to run print for it would be dearer
