@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
@@ -81,6 +82,9 @@ func keepRun(_ context.Context, o *keepOptions) error {
 	defer signal.Stop(k.children)
 	k.outer = newNotifier(k.log)
 	k.outer.discard()
+	if k.watchdog = k.outer.watchdog(); k.watchdog > 0 {
+		k.beats = time.Tick(k.watchdog / beatsPerTimeout)
+	}
 	limit, err := keptLimit()
 	if err != nil {
 		return err
@@ -137,6 +141,10 @@ type keeper struct {
 	children chan os.Signal // SIGCHLD
 	self     string         // the path of the keeper's own binary
 	renewed  bool           // there is another one now, and it is to be executed
+
+	watchdog time.Duration    // that of the keeper's manager, and the keeper's own of the process; 0: none
+	beats    <-chan time.Time // when the manager is told that the keeper lives
+	silent   int              // beats since the process has said that it lives; -1: it need not
 
 	stopping, replacing bool
 	ready               time.Time // when this process was; zero: not yet
@@ -209,6 +217,8 @@ func (k *keeper) wait(pause time.Duration) {
 			}
 		case <-k.children:
 			k.reap(0)
+		case <-k.beats:
+			k.beat(0)
 		case <-over:
 			return
 		}
@@ -217,7 +227,7 @@ func (k *keeper) wait(pause time.Duration) {
 
 // serve starts the process and returns how it has ended.
 func (k *keeper) serve() (status unix.WaitStatus, err error) {
-	k.ready = time.Time{}
+	k.ready, k.silent = time.Time{}, -1
 	pid, err := k.start()
 	if err != nil {
 		return status, err
@@ -248,7 +258,7 @@ func (k *keeper) start() (pid int, err error) {
 		files = append(files, uintptr(fd))
 	}
 	pid, err = syscall.ForkExec(path, k.command, &syscall.ProcAttr{
-		Env:   append(handover.Environment(os.Environ()), environment...),
+		Env:   slices.Concat(handover.Environment(os.Environ()), environment, handover.WatchdogEnvironment(k.watchdog)),
 		Files: files,
 		// Its own process group: ^C is passed on by us, once. Without its keeper it ends.
 		Sys: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM},
@@ -287,7 +297,7 @@ func (k *keeper) renew() {
 		// A signal before the new program has its handlers must not end it.
 		passedOn := []os.Signal{unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2}
 		signal.Ignore(passedOn...)
-		err = syscall.Exec(k.self, os.Args, append(os.Environ(), variable))
+		err = syscall.Exec(k.self, os.Args, slices.Concat(os.Environ(), []string{variable}, k.outer.manager.Environment()))
 		undo()
 		signal.Notify(k.signals, passedOn...)
 	}
@@ -310,7 +320,7 @@ func (k *keeper) receive(events chan<- handover.Event) {
 			warned = true
 			k.log.Warn("not all is kept that the process has sent", "err", err)
 		}
-		if e.State != "" {
+		if e != (handover.Event{}) {
 			events <- e
 		}
 	}
@@ -334,6 +344,8 @@ func (k *keeper) attend(pid int, events <-chan handover.Event) unix.WaitStatus {
 		case <-late:
 			k.log.Warn("the process is killed: it was to be replaced, and has not ended", "after", patience)
 			_ = unix.Kill(pid, unix.SIGKILL)
+		case <-k.beats:
+			k.beat(pid)
 		case <-k.children:
 			if status, ended := k.reap(pid); ended {
 				return status
@@ -348,12 +360,34 @@ func (k *keeper) attend(pid int, events <-chan handover.Event) unix.WaitStatus {
 	}
 }
 
-// note notes that the process is ready, and tells the manager of the keeper.
+// beat tells the manager of the keeper that this lives. A process that does not say so of itself is killed, not by the manager with
+// the keeper and all that is kept.
+func (k *keeper) beat(pid int) {
+	k.outer.send("WATCHDOG=1")
+	if pid == 0 || k.silent < 0 || k.stopping || k.replacing {
+		return
+	}
+	if k.silent++; k.silent > beatsPerTimeout {
+		k.log.Error("the process is killed: it has not told its watchdog that it lives", "within", k.watchdog)
+		_ = unix.Kill(pid, unix.SIGKILL)
+		k.silent = -1
+	}
+}
+
+// note notes that the process is ready, lives, or ends, and tells the manager of the keeper.
 func (k *keeper) note(e handover.Event) {
 	if e.Ready && k.ready.IsZero() {
-		k.ready, k.everReady = time.Now(), true
+		k.ready, k.everReady, k.silent = time.Now(), true, 0
 	}
-	k.outer.send(e.State)
+	switch {
+	case e.Stopping:
+		k.silent = -1
+	case e.Alive && k.silent > 0:
+		k.silent = 0
+	}
+	if e.State != "" {
+		k.outer.send(e.State)
+	}
 }
 
 // reap reaps all children that have ended: as process 1, those of others too. ended: pid was among

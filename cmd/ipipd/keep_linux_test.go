@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -47,6 +48,8 @@ func keepChild() {
 	switch mode {
 	case "kill":
 		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+	case "beat":
+		go (&notifier{manager: manager, log: textLogger(&netlab.Buffer{})}).watch(context.Background(), func(time.Duration) error { return nil })
 	case "orphan": // its child's child ends later, and is process 1's then
 		_ = exec.Command("sh", "-c", "(sleep 0.1) & ").Run()
 	}
@@ -226,7 +229,7 @@ func TestKeeper_replaced(t *testing.T) {
 }
 
 // SIGUSR2 executes the keeper's new binary, which goes on with what the one before has kept; one that does not run
-// is not executed.
+// is not executed. Its manager hears of the new one as of the one before.
 func TestKeeper_renewed(t *testing.T) {
 	t.Parallel()
 	own, err := os.Executable()
@@ -255,10 +258,12 @@ func TestKeeper_renewed(t *testing.T) {
 		}
 	}
 	install(true)
+	m := netlab.NewServiceManager(t, 10)
 	k := startKept(t, func(cmd *exec.Cmd) error {
-		cmd.Path, cmd.Env = program, append(os.Environ(), "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"))
-		return cmd.Start()
-	}, "keepchild", "serve")
+		cmd.Path, cmd.Env = program, append(os.Environ(), "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "WATCHDOG_USEC=600000")
+		m.Start(cmd)
+		return nil
+	}, "keepchild", "beat")
 	running := func() (s unix.Stat_t) {
 		if err := unix.Stat(fmt.Sprintf("/proc/%d/exe", k.cmd.Process.Pid), &s); err != nil {
 			t.Fatal(err)
@@ -272,11 +277,15 @@ func TestKeeper_renewed(t *testing.T) {
 		t.Errorf("%s, want %s, by the same binary", got, first)
 	}
 	install(false)
+	m.Forget()
 	k.signal(unix.SIGUSR2)
 	if _, got, _ := k.started(3); got != first || running().Ino == before.Ino {
 		t.Errorf("%s, want %s, by another binary", got, first)
 	}
 	k.logs(`level=INFO msg="the keeper is replaced" kept=1\n`)
+	for _, line := range []string{"READY=1", "WATCHDOG=1"} {
+		netlab.Eventually(t, line+" is heard", func() bool { return m.Said(line) })
+	}
 	pid, _, _ := k.started(3)
 	_ = unix.Kill(pid, unix.SIGKILL)
 	if _, got, _ := k.started(4); got != first {
@@ -385,6 +394,78 @@ func TestKeeper_outer(t *testing.T) {
 	k.signal(unix.SIGTERM)
 	said("STOPPING=1")
 	k.ends(0)
+}
+
+// A process that is stopped does not say that it lives: it is killed, and the next one has what is kept. The manager of the keeper
+// hears that the keeper lives.
+func TestKeeper_watchdog(t *testing.T) {
+	t.Parallel()
+	m := netlab.NewServiceManager(t, 10)
+	k := startKept(t, func(cmd *exec.Cmd) error {
+		cmd.Env = append(os.Environ(), "WATCHDOG_USEC=600000")
+		m.Start(cmd)
+		return nil
+	}, "keepchild", "beat")
+	one, first, _ := k.started(1)
+	beats := func() {
+		m.Forget()
+		netlab.Eventually(t, "the keeper lives", func() bool { return m.Said("WATCHDOG=1") })
+	}
+	beats()
+	_ = unix.Kill(one, unix.SIGSTOP)
+	if two, got, _ := k.started(2); two == one || got != first {
+		t.Errorf("%d has what %s has stored, want %s", two, got, first)
+	}
+	k.logs(`level=ERROR msg="the process is killed: it has not told its watchdog that it lives" within=600ms\n`)
+	beats()
+	k.signal(unix.SIGTERM)
+	k.ends(0)
+}
+
+// A process that says that it lives is not killed, nor one that has not begun, that ends, or is to be replaced.
+func TestKeeper_beat(t *testing.T) {
+	process := exec.Command("sleep", "1000")
+	if err := process.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := process.Process.Pid
+	k := &keeper{log: textLogger(&netlab.Buffer{}), watchdog: time.Second, silent: -1}
+	beat := func(times int) {
+		t.Helper()
+		for range times {
+			k.beat(pid)
+			if k.beat(0); k.silent > beatsPerTimeout {
+				t.Fatal("it is killed")
+			}
+		}
+	}
+	beat(100) // it has not begun
+	k.note(handover.Event{Ready: true})
+	beat(beatsPerTimeout)
+	k.note(handover.Event{Alive: true})
+	beat(beatsPerTimeout)
+	if k.silent != beatsPerTimeout {
+		t.Fatalf("it is silent for %d beats", k.silent)
+	}
+	k.replacing = true
+	beat(100)
+	k.replacing, k.stopping = false, true
+	beat(100)
+	k.stopping = false
+	silent := k.silent
+	k.note(handover.Event{Stopping: true})
+	beat(100)
+	if k.note(handover.Event{Alive: true}); k.silent != -1 {
+		t.Error("who ends has to live")
+	}
+	k.silent = silent
+	if err := unix.Kill(pid, 0); err != nil {
+		t.Fatal(err)
+	}
+	k.beat(pid)
+	if err := process.Wait(); err == nil || process.ProcessState.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
+		t.Errorf("it is not killed: %v", err)
+	}
 }
 
 // As process 1 it reaps the children of others.

@@ -13,6 +13,9 @@ import (
 	"ipipd/internal/handover"
 )
 
+// beatsPerTimeout is how often in its time a watchdog is told of a process: two may be late.
+const beatsPerTimeout = 3
+
 // notifier tells the service manager about the process.
 type notifier struct {
 	manager *handover.Manager // nil: nobody is told
@@ -61,12 +64,21 @@ func (n *notifier) reloading() {
 	n.send(fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", now.Nano()/1000))
 }
 
+// watchdog is after how long without WATCHDOG=1 the service manager ends this process; 0 is never.
+func (n *notifier) watchdog() time.Duration {
+	if n == nil || n.manager == nil {
+		return 0
+	}
+	return n.manager.Watchdog
+}
+
 // watch beats for the service manager's watchdog until ctx is done, as long as alive says so.
 func (n *notifier) watch(ctx context.Context, alive func(within time.Duration) error) {
-	if n == nil || n.manager == nil || n.manager.Watchdog <= 0 {
+	timeout := n.watchdog()
+	if timeout <= 0 {
 		return
 	}
-	interval := n.manager.Watchdog / 3 // two of them may be late
+	interval := timeout / beatsPerTimeout
 	beat := time.NewTicker(interval)
 	defer beat.Stop()
 	for {

@@ -513,12 +513,13 @@ func TestKeeper_Receive(t *testing.T) {
 	c.does(`raw READY=1\nSTATUS=2_tunnels\nFDSTORE=1\nFDNAME=a\nMAINPID=1 1`, "done")
 	c.does("notify STOPPING=1", "done")
 	c.does("notify STATUS=x", "done")
+	c.does("notify WATCHDOG=1", "done")
 	if got := l.stored(); !slices.Equal(got, []string{"a"}) {
 		t.Errorf("kept: %q", got)
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	want := []Event{{Ready: true, State: "READY=1\nSTATUS=2_tunnels"}, {}, {State: "STATUS=x"}}
+	want := []Event{{Ready: true, State: "READY=1\nSTATUS=2_tunnels"}, {Stopping: true}, {State: "STATUS=x"}, {Alive: true}}
 	if !slices.Equal(k.events, want) {
 		t.Errorf("%+v, want %+v", k.events, want)
 	}

@@ -32,6 +32,10 @@ type descriptor struct {
 type Event struct {
 	// Ready: it has started.
 	Ready bool
+	// Alive: it lives, as its watchdog wants to hear (WATCHDOG=1).
+	Alive bool
+	// Stopping: it ends of itself, and says no more that it lives.
+	Stopping bool
 	// State is for a manager of the keeper: "" or lines of sd_notify(3) such as STATUS=text.
 	State string
 }
@@ -119,7 +123,7 @@ func (k *Keeper) Receive() (e Event, err error) {
 	if err != nil {
 		err = &RefusedError{err}
 	}
-	return Event{Ready: m.ready, State: strings.Join(m.state, "\n")}, err
+	return Event{Ready: m.ready, Alive: m.alive, Stopping: m.stopping, State: strings.Join(m.state, "\n")}, err
 }
 
 func (k *Keeper) recvmsg() (n, controlLen, flags int, err error) {

@@ -22,8 +22,9 @@ type Manager struct {
 	// Watchdog is after how long without WATCHDOG=1 it ends the process (WatchdogSec=); 0 is never.
 	Watchdog time.Duration
 
-	fd int
-	to unix.Sockaddr // nil: fd is connected
+	fd     int
+	to     unix.Sockaddr // nil: fd is connected
+	socket string        // NOTIFY_SOCKET
 
 	mu    sync.Mutex
 	names map[string]int // how many descriptors of a name it was given, or has given
@@ -48,6 +49,7 @@ func Open() (*Manager, Kept, error) {
 		m.fd = fds[0]
 		closeAll(fds[1:])
 	} else if socket := os.Getenv(notifyEnv); socket != "" {
+		m.socket = socket
 		err = errors.Join(err, m.dial(socket))
 	}
 	if m.fd < 0 {
@@ -94,6 +96,15 @@ func (m *Manager) dial(socket string) (err error) {
 	m.to = &unix.SockaddrUnix{Name: socket}
 	m.fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	return os.NewSyscallError("socket", err)
+}
+
+// Environment are the variables by which Open finds a service manager again, in what this process executes in
+// its own place (execve(2)).
+func (m *Manager) Environment() []string {
+	if m == nil || m.socket == "" {
+		return nil
+	}
+	return append([]string{notifyEnv + "=" + m.socket}, WatchdogEnvironment(m.Watchdog)...)
 }
 
 // Abstract reports whether it sends to a socket in the abstract namespace.

@@ -38,8 +38,8 @@ var environment = []string{notifyEnv, countEnv, namesEnv, pidEnv, "LISTEN_PIDFDI
 
 // message is what a process tells its manager: sd_notify(3).
 type message struct {
-	store, remove, barrier, ready bool
-	name                          string
+	store, remove, barrier, ready, alive, stopping bool
+	name                                           string
 	// state are the lines for a manager of the manager: the state of the service.
 	state []string
 }
@@ -69,6 +69,8 @@ func parseMessage(b []byte) (m message, err error) {
 			m.store = m.store || line == "FDSTORE=1"
 			m.remove = m.remove || line == "FDSTOREREMOVE=1"
 			m.barrier = m.barrier || line == "BARRIER=1"
+			m.alive = m.alive || line == "WATCHDOG=1"
+			m.stopping = m.stopping || line == "STOPPING=1"
 		}
 	}
 	if m.store || m.remove {
@@ -96,6 +98,14 @@ func watchdog(getenv func(string) string) time.Duration {
 		return 0
 	}
 	return time.Duration(usec) * time.Microsecond
+}
+
+// WatchdogEnvironment are the variables that tell a child of its watchdog, none for 0.
+func WatchdogEnvironment(timeout time.Duration) []string {
+	if timeout <= 0 {
+		return nil
+	}
+	return []string{usecEnv + "=" + strconv.FormatInt(timeout.Microseconds(), 10)}
 }
 
 // inherited returns the descriptors that the environment names, none if they are for another

@@ -130,6 +130,13 @@ func (m *ServiceManager) Said(line string) bool {
 	return slices.Contains(m.state, line)
 }
 
+// Forget forgets what the service has said.
+func (m *ServiceManager) Forget() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.state = nil
+}
+
 // Warnings are what systemd would have logged.
 func (m *ServiceManager) Warnings() []string {
 	m.mu.Lock()
