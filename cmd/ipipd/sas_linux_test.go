@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"encoding/binary"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,7 +9,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -18,61 +16,6 @@ import (
 
 	"ipipd/test/netlab"
 )
-
-// wire is what an encrypted tunnel sends, in both directions.
-type wire struct {
-	mu    sync.Mutex
-	esp   map[[16]byte]int // packets by addresses, SPI and sequence number
-	spis  map[uint32]bool
-	plain int
-	ike   map[byte]int // messages by exchange
-}
-
-func watchWire(t *testing.T, ns *netlab.NS, device string) *wire {
-	w := &wire{esp: map[[16]byte]int{}, spis: map[uint32]bool{}, ike: map[byte]int{}}
-	netlab.Capture(t, ns, device, func(f netlab.Frame) bool {
-		p := f.Packet
-		if len(p) < 28 {
-			return false
-		}
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		switch b := p[20:]; p[9] {
-		case 50:
-			w.spis[binary.BigEndian.Uint32(b)] = true
-			w.esp[[16]byte(append(append([]byte(nil), p[12:20]...), b[:8]...))]++
-		case 4:
-			w.plain++
-		case 17:
-			if len(b) >= 8+28 && binary.BigEndian.Uint16(b[2:]) == 500 {
-				w.ike[b[8+18]]++
-			}
-		}
-		return false
-	})
-	return w
-}
-
-// repeated is how many packets have the SPI and sequence number of another one.
-func (w *wire) repeated() (n int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, times := range w.esp {
-		n += times - 1
-	}
-	return n
-}
-
-func (w *wire) count() (esp, plain, negotiating int, spis int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for exchange, n := range w.ike {
-		if exchange != 5 && exchange != 37 { // informational: DPD
-			negotiating += n
-		}
-	}
-	return len(w.esp), w.plain, negotiating, len(w.spis)
-}
 
 // keptRestarts is how often a process ends in the tests of its SAs.
 func keptRestarts() int {
@@ -101,7 +44,7 @@ func TestKeeper_SAs(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			a, b := netlab.New(t), netlab.New(t)
 			netlab.Veth(t, a, b, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0", Address: "192.0.2.2/24"})
-			w := watchWire(t, b, "eth0")
+			w := netlab.WatchESP(t, b, "eth0", "192.0.2.2")
 			dir := shortDir(t)
 			secret := []string{"--ipsec-exchange", c.exchange, "--ipsec-lifetime", c.lifetime, "--ipsec-secret", "correct horse battery staple"}
 			// With many remotes it begins no negotiation: there is one, and not one of each end at once.
@@ -115,12 +58,12 @@ func TestKeeper_SAs(t *testing.T) {
 				_, err := a.Try("ping", "-c", "1", "-W", "1", "10.255.0.2")
 				return err == nil
 			})
-			_, _, begun, first := w.count()
+			first := w.Seen()
 			netlab.Eventually(t, "the negotiations of both ends are over", func() bool {
-				before := begun
+				before := first
 				time.Sleep(2 * time.Second)
-				_, _, begun, first = w.count()
-				return begun == before
+				first = w.Seen()
+				return first.Negotiating == before.Negotiating
 			})
 			stop := make(chan struct{})
 			out := newStream(t, a, b, "10.255.0.1:5000", "10.255.0.2:5001", stop)
@@ -140,7 +83,7 @@ func TestKeeper_SAs(t *testing.T) {
 				}
 			}
 			if c.name == "rekey" {
-				netlab.Eventually(t, "there is a third pair of SAs", func() bool { _, _, _, spis := w.count(); return spis >= 6 })
+				netlab.Eventually(t, "there is a third pair of SAs", func() bool { return w.Seen().SPIs >= 6 })
 			}
 			close(stop)
 			for name, s := range map[string]*stream{"out": out, "in": in} {
@@ -150,13 +93,13 @@ func TestKeeper_SAs(t *testing.T) {
 					t.Errorf("%s: %d of %d are lost", name, lost, s.sent)
 				}
 			}
-			esp, plain, negotiating, spis := w.count()
-			t.Logf("%d ESP packets, %d SPIs, %d messages of IKE that negotiate, %d of them at the start", esp, spis, negotiating, begun)
-			if repeated := w.repeated(); repeated != 0 || plain != 0 || esp < 1000 {
-				t.Errorf("of %d packets %d repeat a sequence number, %d are plain", esp, repeated, plain)
+			seen := w.Seen()
+			t.Logf("%+v, %d messages of IKE at the start", seen, first.Negotiating)
+			if seen.Repeated != 0 || seen.Plain != 0 || seen.ESP < 1000 {
+				t.Errorf("%+v", seen)
 			}
-			if c.name != "rekey" && (negotiating != begun || spis != first) {
-				t.Errorf("%d messages negotiate, %d at the start; %d SPIs, %d at the start", negotiating, begun, spis, first)
+			if c.name != "rekey" && (seen.Negotiating != first.Negotiating || seen.SPIs != first.SPIs) {
+				t.Errorf("%+v, at the start %+v", seen, first)
 			}
 			if got := strings.Count(k.log.String(), "by the SAs of the process before"); got != n-1 {
 				t.Errorf("%d processes go on with SAs, want %d", got, n-1)

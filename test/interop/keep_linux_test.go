@@ -1,65 +1,15 @@
 package interop
 
 import (
-	"encoding/binary"
 	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 
 	"ipipd/test/netlab"
 )
-
-// espWire is what is seen of an encrypted tunnel.
-type espWire struct {
-	mu    sync.Mutex
-	seen  map[string]int // ESP packets by addresses, SPI and sequence number
-	plain int
-	ike   int // messages that negotiate
-}
-
-func watchESP(t *testing.T, ns *netlab.NS) *espWire {
-	w := &espWire{seen: map[string]int{}}
-	netlab.Capture(t, ns, "eth0", func(f netlab.Frame) bool {
-		p := f.Packet
-		if len(p) < 28 {
-			return false
-		}
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		switch payload := p[20:]; p[9] {
-		case 4:
-			w.plain++
-		case 50:
-			w.seen[string(p[12:28])]++
-		case 17:
-			message := payload[8:]
-			if binary.BigEndian.Uint16(payload[2:]) == 4500 && len(message) > 4 {
-				message = message[4:] // the non-ESP marker
-			}
-			const exchange = 18
-			if len(message) >= 28 && message[exchange] != 5 && message[exchange] != 37 { // informational
-				w.ike++
-			}
-		}
-		return false
-	})
-	return w
-}
-
-// look returns how many ESP packets there were, how many of them have the SPI and sequence number of another one, how many
-// packets were plain, and how many messages of IKE negotiate.
-func (w *espWire) look() (esp, repeated, plain, ike int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, times := range w.seen {
-		repeated += times - 1
-	}
-	return len(w.seen), repeated, w.plain, w.ike
-}
 
 // What names an SA in `swanctl --list-sas --raw`.
 var nameOfSA = regexp.MustCompile(`(?:uniqueid|initiator-spi|responder-spi|spi-in|spi-out)=[0-9a-f]+`)
@@ -80,14 +30,14 @@ func TestKeep_strongSwan(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			l, s := newStrongSwanLab(t, tt.edit)
-			w := watchESP(t, l.ours)
+			w := netlab.WatchESP(t, l.ours, "eth0", peerOuter)
 			d := netlab.Keep(t, l.ours, "t0", append([]string{"--local-address", ourOuter, "--remote-address", peerOuter, "--address", ourInner + "/30",
 				"--keepalive", "off", "--ipsec-secret-file", secretFile(t)}, tt.flags...)...)
 			awaitRunning(t, d, true, "")
 			ping(t, inNamespace(l.ours), peerInner, 56, "")
 			sas := func() string { return strings.Join(nameOfSA.FindAllString(s.Swanctl("--list-sas --raw"), -1), " ") }
 			before := sas()
-			_, _, _, begun := w.look()
+			begun := w.Seen().Negotiating
 			if strings.Count(before, "spi-in") != 1 || begun < 4 {
 				t.Fatalf("strongSwan has the SAs %q, after %d messages", before, begun)
 			}
@@ -129,13 +79,13 @@ func TestKeep_strongSwan(t *testing.T) {
 					lost = append(lost, n)
 				}
 			}
-			esp, repeated, plain, ike := w.look()
-			t.Logf("%d pings, %d lost: %v; %d ESP packets, %d messages of IKE that negotiate, %d of them at the start", last, len(lost), lost, esp, ike, begun)
+			seen := w.Seen()
+			t.Logf("%d pings, %d lost: %v; %+v, %d messages of IKE at the start", last, len(lost), lost, seen, begun)
 			if len(lost) > 2*killed { // what a killed process has read and not sent yet
 				t.Errorf("%d pings are lost: %v", len(lost), lost)
 			}
-			if esp < last || repeated != 0 || plain != 0 || ike != begun {
-				t.Errorf("of %d ESP packets %d repeat a sequence number; %d packets are plain; %d messages negotiate, %d at the start", esp, repeated, plain, ike, begun)
+			if seen.ESP < last || seen.Repeated != 0 || seen.Plain != 0 || seen.Negotiating != begun {
+				t.Errorf("%+v, after %d messages of IKE at the start", seen, begun)
 			}
 			if after := sas(); after != before {
 				t.Errorf("strongSwan has the SAs %q, had %q", after, before)

@@ -257,6 +257,11 @@ func TestService(t *testing.T) {
 	netlab.Veth(t, near, far, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0", Address: "192.0.2.2/24"})
 	g := boot(t, near)
 	netlab.Up(t, far, "far", "--remote-address", "192.0.2.1", "--address", "10.255.0.2/30", "--allow-fast-path", "no")
+	far.Run("ip", "address", "add", "192.0.2.3/24", "dev", "eth0")
+	// With many remotes it begins no negotiation: there is one, and not one of each end at once.
+	netlab.Up(t, far, "encrypted", "--local-address", "192.0.2.3", "--remote-address", "any", "--address", "10.255.1.2/32", "--peers", "10.255.1.1/32=192.0.2.1",
+		"--ipsec-exchange", "ike2", "--ipsec-secret", "correct horse battery staple")
+	wire := netlab.WatchESP(t, far, "eth0", "192.0.2.3")
 	before := g.run("find", "/etc", "/usr", "/var/lib", "-xdev", "-name", "*ipipd*")
 	if before != "" {
 		t.Fatalf("the root has %s", before)
@@ -282,13 +287,26 @@ func TestService(t *testing.T) {
 	}
 
 	const file = "/etc/ipipd/near.yaml"
-	g.write(file, "tunnels: [{name: near, local-address: 192.0.2.1, remote-address: 192.0.2.2, address: 10.255.0.1/30, allow-fast-path: no}]\n")
+	configure := func(more string) {
+		t.Helper()
+		g.write(file, `tunnels:
+- {name: near, local-address: 192.0.2.1, remote-address: 192.0.2.2, address: 10.255.0.1/30, allow-fast-path: no`+more+`}
+- {name: encrypted, local-address: 192.0.2.1, remote-address: 192.0.2.3, address: 10.255.1.1/30, ipsec-exchange: ike2, ipsec-secret-file: /etc/ipipd/secret}
+`)
+	}
+	g.write("/etc/ipipd/secret", "correct horse battery staple\n")
+	g.run("sh", "-c", "chown ipipd /etc/ipipd/secret && chmod 600 /etc/ipipd/secret")
+	configure("")
 	g.write("/run/systemd/system/ipipd.service.d/test.conf", "[Service]\nWatchdogSec=3s\n")
 	g.run("systemctl", "daemon-reload")
 	g.run("systemctl", "start", "ipipd.service")
 	pinged := func() bool {
-		_, err := near.Try("ping", "-c", "1", "-W", "1", "10.255.0.2")
-		return err == nil
+		for _, address := range []string{"10.255.0.2", "10.255.1.2"} {
+			if _, err := near.Try("ping", "-c", "1", "-W", "1", address); err != nil {
+				return false
+			}
+		}
+		return true
 	}
 	netlab.Eventually(t, "a ping is answered", pinged)
 	// CAP_BPF is dropped where no tunnel may have the fast path.
@@ -315,8 +333,10 @@ func TestService(t *testing.T) {
 		if now := link(); now != was {
 			t.Errorf("%s: the interface is\n%s, was\n%s", what, now, was)
 		}
+		netlab.Eventually(t, what+": pings are answered", pinged)
 		process = g.show("MainPID")
 	}
+	negotiated := wire.Seen()
 	for _, step := range []struct {
 		what string
 		do   []string
@@ -348,7 +368,7 @@ func TestService(t *testing.T) {
 	}
 
 	// What a reload takes is seen, and what it refuses changes nothing.
-	g.write(file, "tunnels: [{name: near, local-address: 192.0.2.1, remote-address: 192.0.2.2, address: 10.255.0.1/30, allow-fast-path: no, comment: reloaded}]\n")
+	configure(", comment: reloaded")
 	g.run("systemctl", "reload", "ipipd.service")
 	if out := g.run("ipipd", "print", "near"); !strings.Contains(out, "reloaded") {
 		t.Errorf("after the reload: %s", out)
@@ -358,12 +378,18 @@ func TestService(t *testing.T) {
 	if text := g.show("StatusText"); !strings.Contains(text, "not reloaded") || !pinged() {
 		t.Errorf("after a wrong reload: %s", text)
 	}
-	g.write(file, "tunnels: [{name: near, local-address: 192.0.2.1, remote-address: 192.0.2.2, address: 10.255.0.1/30, allow-fast-path: no}]\n")
+	configure("")
 
 	// A process that is stopped does not beat: systemd ends it, and starts another one.
 	g.run("sh", "-c", "kill -STOP "+process)
 	anew("watchdog")
-	netlab.Eventually(t, "a ping is answered after the watchdog", pinged)
+
+	// The SAs have outlived all of it.
+	seen := wire.Seen()
+	t.Logf("%+v, at the start %+v", seen, negotiated)
+	if seen.Negotiating != negotiated.Negotiating || seen.SPIs != negotiated.SPIs || seen.Plain != 0 || seen.Repeated != 0 || seen.ESP < negotiated.ESP+10 {
+		t.Errorf("encrypted: %+v, at the start %+v", seen, negotiated)
+	}
 
 	g.run("systemctl", "stop", "ipipd.service")
 	if out, err := near.Try("ip", "link", "show", "near"); err == nil || g.show("ActiveState") != "inactive" {

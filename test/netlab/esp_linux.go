@@ -1,0 +1,82 @@
+package netlab
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"sync"
+	"testing"
+)
+
+// ESPWire counts what a host sends and receives that is encrypted, or should be.
+type ESPWire struct {
+	mu   sync.Mutex
+	seen ESPSeen
+	esp  map[string]bool // by addresses, SPI and sequence number
+	spis map[uint32]bool
+}
+
+// ESPSeen are numbers of packets.
+type ESPSeen struct {
+	// ESP is without those that are Repeated: that have addresses, SPI and sequence number of one before.
+	ESP, Repeated int
+	// SPIs is how many there are in ESP.
+	SPIs int
+	// Plain are those of protocol 4.
+	Plain int
+	// Negotiating are messages of IKE that are not informational: those about dead peers and deleted SAs are.
+	Negotiating int
+}
+
+// WatchESP watches the packets from and to an IPv4 address at a device, until the test ends.
+func WatchESP(t testing.TB, ns *NS, device, address string) *ESPWire {
+	t.Helper()
+	w := &ESPWire{esp: map[string]bool{}, spis: map[uint32]bool{}}
+	of := string(netip.MustParseAddr(address).AsSlice())
+	Capture(t, ns, device, func(f Frame) bool {
+		if p := f.Packet; len(p) >= 28 && (string(p[12:16]) == of || string(p[16:20]) == of) {
+			w.note(p)
+		}
+		return false
+	})
+	return w
+}
+
+// note counts a packet of 28 bytes or more.
+func (w *ESPWire) note(p []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch payload := p[20:]; p[9] {
+	case 4:
+		w.seen.Plain++
+	case 50:
+		id := string(p[12:28])
+		if w.esp[id] {
+			w.seen.Repeated++
+		} else {
+			w.seen.ESP++
+		}
+		w.esp[id], w.spis[binary.BigEndian.Uint32(payload)] = true, true
+	case 17:
+		message := payload[8:]
+		switch binary.BigEndian.Uint16(payload[2:]) {
+		case 4500:
+			message = message[min(4, len(message)):] // the non-ESP marker
+		case 500:
+		default:
+			return
+		}
+		const exchange = 18 // RFC 7296 3.1; informational is 37, and 5 in IKEv1
+		if len(message) >= 28 && message[exchange] != 5 && message[exchange] != 37 {
+			w.seen.Negotiating++
+		}
+	}
+}
+
+// Seen is what was seen so far.
+func (w *ESPWire) Seen() ESPSeen {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	seen := w.seen
+	seen.SPIs = len(w.spis)
+	return seen
+}
