@@ -125,7 +125,7 @@ func (p *process) apply(ctx context.Context, configs []tunnel.Config) error {
 }
 
 // diff implements control.Handler. Without files it is about what reload would do.
-func (p *process) diff(files []string) (c control.Comparison, err error) {
+func (p *process) diff(files []control.File) (c control.Comparison, err error) {
 	if len(p.options.Paths) == 0 {
 		return c, errUnconfigured
 	}
@@ -134,7 +134,11 @@ func (p *process) diff(files []string) (c control.Comparison, err error) {
 	if err := p.running(); err != nil {
 		return c, err
 	}
-	_, configs, err := p.read(files)
+	var sources []config.Source
+	for _, f := range files {
+		sources = append(sources, config.Source{Name: f.Name, Data: f.Data})
+	}
+	_, configs, err := p.read(sources)
 	if err != nil {
 		return c, err
 	}
@@ -199,12 +203,13 @@ func (p *process) differences(configs []tunnel.Config) (all []tunnel.Difference,
 	return append(all, slices.DeleteFunc(running, func(d tunnel.Difference) bool { return after[d.Name] })...), nil
 }
 
-// read reads the configuration of files, or else the process's own. The caller holds mu.
-func (p *process) read(files []string) (*config.File, []tunnel.Config, error) {
-	if len(files) == 0 {
-		files = p.options.Paths
+// read reads the configuration of sources, or else the process's own. The caller holds mu.
+func (p *process) read(sources []config.Source) (*config.File, []tunnel.Config, error) {
+	read := func() (*config.File, []tunnel.Config, error) { return config.Read(p.options.Paths...) }
+	if len(sources) > 0 {
+		read = func() (*config.File, []tunnel.Config, error) { return config.Parse(sources) }
 	}
-	file, configs, err := readFiles(files)
+	file, configs, err := unrefused(read())
 	var wrong config.Errors
 	if errors.As(err, &wrong) {
 		return nil, nil, &control.Refusal{Message: err.Error(), Input: true}

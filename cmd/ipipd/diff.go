@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -18,7 +17,7 @@ import (
 type diffOptions struct {
 	processOptions
 	streams *streams
-	// Paths are what is compared with, absolute; none is the configuration of the process.
+	// Paths are what is compared with; none is the configuration of the process.
 	Paths []string
 	JSON  bool
 	// ExitCode has the exit status say whether there is a difference.
@@ -31,23 +30,14 @@ func newCmdDiff(s *streams, runF func(context.Context, *diffOptions) error) *cob
 		Use:   "diff [FILE...]",
 		Short: "Say what a reload would do, and to which tunnel in place, and change nothing",
 		Long: `diff compares the tunnels that run with the configuration of their process, or
-with FILEs in its place. It prints a line for each tunnel: nothing, in place (which
+with FILEs in its place (- is standard input). It prints a line for each tunnel: nothing, in place (which
 properties change), again (it is removed and made again, and why), add or remove.
 
 Exit status: 0 done, 1 it failed, 2 wrong input. With --exit-code, as that of diff:
 0 nothing differs, 1 a reload would change something, 2 any failure.`,
 		Example: "  ipipd diff\n  ipipd diff --exit-code /etc/ipipd/ipipd.yaml",
 		RunE: func(c *cobra.Command, args []string) error {
-			for _, path := range args { // the process may have another working directory
-				if path == config.Stdin {
-					return usageErrorf("%s: -: the process reads the files, and not this command: want a file", c.CommandPath())
-				}
-				absolute, err := filepath.Abs(path)
-				if err != nil {
-					return err
-				}
-				o.Paths = append(o.Paths, absolute)
-			}
+			o.Paths = args
 			err := runF(c.Context(), o)
 			if o.ExitCode && err != nil && !isStatus(err) {
 				return asUsage(err) // 1 would say that there is a difference
@@ -63,8 +53,16 @@ Exit status: 0 done, 1 it failed, 2 wrong input. With --exit-code, as that of di
 
 func diffRun(_ context.Context, o *diffOptions) error {
 	var all []control.Comparison
-	err := eachConcerned(o.RuntimeDir, nobodyReloads, nobodyReloads, func(p *control.Process) error {
-		one, err := p.Diff(o.RuntimeDir, changeTimeout, o.Paths)
+	sources, err := config.Load(o.Paths...)
+	if err != nil {
+		return err
+	}
+	var files []control.File
+	for _, s := range sources { // the process may not be able to read them
+		files = append(files, control.File{Name: s.Name, Data: s.Data})
+	}
+	err = eachConcerned(o.RuntimeDir, nobodyReloads, nobodyReloads, func(p *control.Process) error {
+		one, err := p.Diff(o.RuntimeDir, changeTimeout, files)
 		if err == nil {
 			all = append(all, one)
 		}

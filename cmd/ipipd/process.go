@@ -370,7 +370,7 @@ func (p *process) downTunnel(link string, only bool) {
 
 // readConfiguration reads Paths: the tunnels, and the settings of the process that no flag has.
 func (o *upOptions) readConfiguration() (*config.File, []tunnel.Config, error) {
-	file, configs, err := readFiles(o.Paths)
+	file, configs, err := unrefused(config.Read(o.Paths...))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -416,9 +416,8 @@ func notes(file *config.File) []string {
 	return lines
 }
 
-// readFiles reads what is to be started: with what must not be it starts nothing.
-func readFiles(paths []string) (*config.File, []tunnel.Config, error) {
-	file, configs, err := config.Read(paths...)
+// unrefused is for what is to be started: with what must not be nothing is.
+func unrefused(file *config.File, configs []tunnel.Config, err error) (*config.File, []tunnel.Config, error) {
 	if err == nil && len(file.Refused) > 0 {
 		err = file.Refused
 	}

@@ -136,19 +136,56 @@ func ReadOnce(paths ...string) (*File, []tunnel.Config, error) { return read(pat
 
 // read is ReadOnce, or else Read.
 func read(paths []string, once bool) (*File, []tunnel.Config, error) {
-	files, err := expand(paths, once)
+	sources, err := load(paths, once)
 	if err != nil {
 		return nil, nil, err
 	}
-	all := &File{Files: files}
-	var errs Errors
+	return Parse(sources)
+}
+
+// Source is what is in a file.
+type Source struct {
+	Name string
+	Data []byte
+
+	exposed bool // others than its owner can read it
+}
+
+// Load is the first half of ReadOnce. Its error is of the system.
+func Load(paths ...string) ([]Source, error) { return load(paths, true) }
+
+func load(paths []string, once bool) (sources []Source, err error) {
+	files, err := expand(paths, once)
+	if err != nil {
+		return nil, err
+	}
 	for _, name := range files {
-		file, wrong, err := readFile(name, once)
+		s, err := loadFile(name, once)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
+		sources = append(sources, s)
+	}
+	return sources, nil
+}
+
+// Parse is the second half of Read and ReadOnce. Its error is Errors.
+func Parse(sources []Source) (*File, []tunnel.Config, error) {
+	all := &File{}
+	var files []string
+	var errs Errors
+	for _, s := range sources {
+		files = append(files, s.Name)
+		if len(s.Data) > maxSize {
+			errs.add(Position{s.Name, 1, 1}, "a file of more than 10 MB: want the tunnels in several")
+			continue
+		}
+		file, wrong := parse(s.Name, s.Data)
 		errs = append(errs, wrong...)
 		if file != nil {
+			if s.exposed && file.hasSecret() {
+				file.Exposed = []string{s.Name}
+			}
 			all.Process = append(all.Process, file.Process...)
 			all.Defaults = append(all.Defaults, file.Defaults...)
 			all.Tunnels = append(all.Tunnels, file.Tunnels...)
@@ -156,6 +193,7 @@ func read(paths []string, once bool) (*File, []tunnel.Config, error) {
 			all.Notes = append(all.Notes, file.Notes...)
 		}
 	}
+	all.Files = files
 	configs, wrong := all.configs()
 	if errs = append(errs, wrong...); len(errs) > 0 {
 		slices.SortStableFunc(errs, func(a, b Error) int {
@@ -170,28 +208,22 @@ func read(paths []string, once bool) (*File, []tunnel.Config, error) {
 	return all, configs, nil
 }
 
-// readFile reads one file, which is nil if nothing of it can be understood. Of pipes it reads only once.
-func readFile(name string, once bool) (*File, Errors, error) {
+// loadFile reads one file, up to a byte more than maxSize. Of pipes it reads only once.
+func loadFile(name string, once bool) (s Source, err error) {
 	f := os.Stdin
 	if !once || name != stdinName {
-		var err error
 		if f, err = openFile(name, once); err != nil {
-			return nil, nil, err
+			return s, err
 		}
 		defer f.Close()
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxSize+1))
-	if err != nil {
-		return nil, nil, err
+	s.Name = name
+	if s.Data, err = io.ReadAll(io.LimitReader(f, maxSize+1)); err != nil {
+		return s, err
 	}
-	if len(data) > maxSize {
-		return nil, Errors{{Position{name, 1, 1}, "a file of more than 10 MB: want the tunnels in several"}}, nil
-	}
-	file, errs := parse(name, data)
-	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() && readByOthers(info) && file != nil && file.hasSecret() {
-		file.Exposed = []string{name}
-	}
-	return file, errs, nil
+	info, err := f.Stat()
+	s.exposed = err == nil && info.Mode().IsRegular() && readByOthers(info)
+	return s, nil
 }
 
 // readByOthers reports whether others may read a file than its owner and, of one that the service may read, its group.

@@ -76,7 +76,7 @@ func (p *Process) Change(dir string, timeout time.Duration, r Request) (result R
 
 // Diff returns what p would do with the configuration of files, or else its own. It fails
 // with *Refusal.
-func (p *Process) Diff(dir string, timeout time.Duration, files []string) (c Comparison, err error) {
+func (p *Process) Diff(dir string, timeout time.Duration, files []File) (c Comparison, err error) {
 	body, err := json.Marshal(files)
 	if err == nil {
 		err = p.answers(dir)
@@ -84,7 +84,7 @@ func (p *Process) Diff(dir string, timeout time.Duration, files []string) (c Com
 	if err != nil {
 		return c, err
 	}
-	err = p.request(dir, timeout, http.MethodPost, "/diff", body, readJSON(p.links[0], &c))
+	err = p.request(dir, timeout, http.MethodPost, diffPath, body, readJSON(p.links[0], &c))
 	return c, err
 }
 
@@ -108,7 +108,7 @@ func answer(name string, r *http.Response) ([]byte, error) {
 	case http.StatusServiceUnavailable:
 		return nil, ErrStarting
 	case http.StatusRequestEntityTooLarge:
-		return nil, fmt.Errorf("what %s is asked for has more than %d KiB: ask for it in several steps", name, maxBodyBytes>>10)
+		return nil, fmt.Errorf("what %s is asked for has more than %d KiB: ask for it in several steps", name, bodyLimit(r.Request.URL.Path)>>10)
 	case http.StatusUnprocessableEntity:
 		var refusal Refusal
 		if err := json.Unmarshal(text, &refusal); err == nil {

@@ -51,12 +51,12 @@ func FuzzHandler(f *testing.F) {
 				}
 				return Result{Name: r.Names[0]}, nil
 			},
-			Diff: func(files []string) (Comparison, error) {
+			Diff: func(files []File) (Comparison, error) {
 				called = append(called, "diff")
 				if len(files) == 0 {
 					return Comparison{}, errors.New("no files")
 				}
-				return Comparison{Tunnels: []Difference{{Name: files[0]}}}, nil
+				return Comparison{Tunnels: []Difference{{Name: files[0].Name}}}, nil
 			},
 		}
 		w := httptest.NewRecorder()

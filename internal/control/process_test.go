@@ -43,11 +43,11 @@ func serveTunnels(t *testing.T, dir string, names ...string) *Server {
 			}
 			return Result{Name: fmt.Sprint(r)}, nil
 		},
-		Diff: func(files []string) (Comparison, error) {
+		Diff: func(files []File) (Comparison, error) {
 			if len(files) == 0 {
 				return Comparison{}, errors.New("no file")
 			}
-			return Comparison{Tunnels: []Difference{{Name: files[0], Action: "again", Properties: []string{"dscp"}, Why: "x"}}}, nil
+			return Comparison{Tunnels: []Difference{{Name: fmt.Sprint(files[0].Name, len(files[0].Data)), Action: "again", Properties: []string{"dscp"}, Why: "x"}}}, nil
 		},
 	})
 	return s
@@ -123,8 +123,11 @@ func TestProcess_refusal(t *testing.T) {
 	if _, err := processes[0].Change(dir, patience, Request{Action: Reload}); !errors.As(err, &refused) || !refused.Input || refused.Message != "x.yaml:1:1: wrong" {
 		t.Errorf("Reload: %v", err)
 	}
-	if c, err := processes[0].Diff(dir, patience, []string{"a"}); err != nil || fmt.Sprint(c.Tunnels) != "[{a again [dscp] x}]" || !c.UndoAt.IsZero() {
+	if c, err := processes[0].Diff(dir, patience, []File{{"a", make([]byte, 20<<20)}}); err != nil || fmt.Sprint(c.Tunnels) != "[{a20971520 again [dscp] x}]" || !c.UndoAt.IsZero() {
 		t.Errorf("Diff: %v, %v", c, err)
+	}
+	if _, err := processes[0].Diff(dir, patience, []File{{"a", make([]byte, 25<<20)}}); err == nil || err.Error() != "what ipip1 is asked for has more than 32768 KiB: ask for it in several steps" {
+		t.Errorf("too much: %v", err)
 	}
 	if _, err := processes[0].Diff(dir, patience, nil); !errors.As(err, &refused) || refused.Input || refused.Message != "no file" {
 		t.Errorf("Diff: %v", err)

@@ -48,6 +48,12 @@ type Result struct {
 	Notes []string `json:"notes,omitzero"`
 }
 
+// File is one of a configuration, which the process needs not be able to read.
+type File struct {
+	Name string `json:"name"`
+	Data []byte `json:"data"`
+}
+
 // Comparison is what Reload would do.
 type Comparison struct {
 	Tunnels []Difference `json:"tunnels"`

@@ -23,9 +23,12 @@ import (
 const (
 	maxHeaderBytes = 4 << 10
 	maxBodyBytes   = 64 << 10
-	maxClients     = 32 // at once; more wait
+	maxFilesBytes  = 32 << 20 // of a diff: two of the largest files, in base64
+	maxClients     = 32       // at once; more wait
 	ioTimeout      = 5 * time.Second
 )
+
+const diffPath = "/diff"
 
 // goneHeader marks the 404 of a tunnel that is not there, as opposed to that of a request
 // which only another version knows.
@@ -59,7 +62,7 @@ type Handler struct {
 	Down func(name string)
 	// Change and Diff fail with *Refusal, or any other error, and then all is as it was.
 	Change func(context.Context, Request) (Result, error)
-	Diff   func(files []string) (Comparison, error)
+	Diff   func(files []File) (Comparison, error)
 	// Capture writes a capture until ctx is done or w fails. It may fail, as Status does or with *Refusal,
 	// before it writes.
 	Capture func(ctx context.Context, r CaptureRequest, w io.Writer) (CaptureResult, error)
@@ -230,8 +233,8 @@ func (h Handler) handler() http.Handler {
 			respond(w, result, err)
 		})
 	}
-	mux.HandleFunc("POST /diff", func(w http.ResponseWriter, r *http.Request) {
-		var files []string
+	mux.HandleFunc("POST "+diffPath, func(w http.ResponseWriter, r *http.Request) {
+		var files []File
 		if err := decode(r.Body, &files); err != nil {
 			badRequest(w, err)
 			return
@@ -240,7 +243,17 @@ func (h Handler) handler() http.Handler {
 		compared, err := h.Diff(files)
 		respond(w, compared, err)
 	})
-	return http.MaxBytesHandler(mux, maxBodyBytes)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.MaxBytesHandler(mux, bodyLimit(r.URL.Path)).ServeHTTP(w, r)
+	})
+}
+
+// bodyLimit is how many bytes of a request's body are read.
+func bodyLimit(path string) int64 {
+	if path == diffPath {
+		return maxFilesBytes
+	}
+	return maxBodyBytes
 }
 
 // Serve answers clients until Close.
