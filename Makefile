@@ -27,7 +27,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 BENCHSTAT   := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
-# Later versions need modules that the module proxy does not serve.
+# From v2.46.0 on nfpm needs go.digitalxero.dev/go-msix, which not every module proxy serves.
 NFPM        := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.4
 
 # Failed tests are rerun once, unless more than four fail, or one has a data race or

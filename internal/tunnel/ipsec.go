@@ -146,7 +146,7 @@ var ipsecProperties = []Property{
 	},
 	{
 		Name: "ipsec-remote-id", Values: "IPv4, FQDN or text", Default: "the remote's outer address; behind a NAT what it says first",
-		Help:  "identity that the peer has to have in IKE; without it, what a peer behind a NAT says first is kept until this process ends; none with remote-address any",
+		Help:  "identity that the peer has to have in IKE; without it, what a peer behind a NAT says first is kept until the tunnel ends or its IPsec settings change, and by a restart that keeps its SAs; none with remote-address any",
 		reset: func(c *Config) { c.IPsec.RemoteID = "" },
 		get:   func(c *Config) string { return c.IPsec.RemoteID },
 		set: func(c *Config, v string) string {
