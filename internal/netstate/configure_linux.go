@@ -247,11 +247,3 @@ func promoteSecondaries(device int) change {
 	spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(conf, nil).AddRtAttr(promote, nl.Uint32Attr(1))
 	return change{NetlinkRequest: linkRequest(unix.RTM_SETLINK, device, 0, spec), device: device}
 }
-
-// AddAddresses is Host.AddAddresses in the calling thread's network namespace.
-func AddAddresses(device int, addresses []InterfaceAddress) (added []InterfaceAddress, err error) {
-	return fresh.AddAddresses(device, addresses)
-}
-
-// SetUp is Host.SetUp in the calling thread's network namespace.
-func SetUp(device int) error { return fresh.SetUp(device) }

@@ -195,20 +195,20 @@ func TestHost_routeTable(t *testing.T) {
 	}
 }
 
-func TestAddAddresses(t *testing.T) {
+func TestHostAddAddresses(t *testing.T) {
 	ns := newTun(t)
 	device := index(t, ns, "tun0")
 	h := openHost(t, ns)
 	ns.Do(func() {
 		for _, want := range [][]InterfaceAddress{addressesOf("10.255.0.1/30"), nil} { // the second time is no error
-			if added, err := AddAddresses(device, addressesOf("10.255.0.1/30")); err != nil || !slices.Equal(added, want) {
+			if added, err := fresh.AddAddresses(device, addressesOf("10.255.0.1/30")); err != nil || !slices.Equal(added, want) {
 				t.Fatal(added, err)
 			}
 		}
-		if _, err := AddAddresses(device, addressesOf("10.255.1.1/32")); err != nil {
+		if _, err := fresh.AddAddresses(device, addressesOf("10.255.1.1/32")); err != nil {
 			t.Fatal(err)
 		}
-		if err := SetUp(device); err != nil {
+		if err := fresh.SetUp(device); err != nil {
 			t.Fatal(err)
 		}
 		routes := routesOf("10.1.0.0/16", "10.2.3.4/16", "10.3.0.1/32", "10.255.0.0/30", "0.0.0.0/0", "10.1.0.0/16")
@@ -523,7 +523,7 @@ func TestInterface_altName(t *testing.T) {
 		t.Fatal(err)
 	}
 	ns.Do(func() {
-		if got, err := DeviceIndex(name); got != devices[0] || err != nil {
+		if got, err := fresh.DeviceIndex(name); got != devices[0] || err != nil {
 			t.Error(got, err)
 		}
 	})

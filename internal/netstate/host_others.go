@@ -63,7 +63,7 @@ func answer(q Query) *Answer {
 	const no = "the system is not Linux"
 	a := &Answer{HasLocal: true, Bypass: no, Ingress: no, Egress: no}
 	if q.UnderlayDevice != "" {
-		if a.Device, a.Err = DeviceIndex(q.UnderlayDevice); a.Err != nil {
+		if a.Device, a.Err = deviceIndex(q.UnderlayDevice); a.Err != nil {
 			a.Err = &NoDeviceError{q.UnderlayDevice}
 		}
 	}
@@ -163,7 +163,7 @@ func (h *Host) SetRPS(ifname, mask string) error { return ErrUnsupported }
 func (h *Host) ClearRPS(ifname, mask string) error { return ErrUnsupported }
 
 // DeviceIndex is the index of an interface.
-func (h *Host) DeviceIndex(ifname string) (int, error) { return DeviceIndex(ifname) }
+func (h *Host) DeviceIndex(ifname string) (int, error) { return deviceIndex(ifname) }
 
 // Reassembly is for Linux.
 func (h *Host) Reassembly() (done, failed uint64, err error) { return 0, 0, ErrUnsupported }

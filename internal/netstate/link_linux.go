@@ -175,6 +175,3 @@ func (r *requester) DeviceIndex(ifname string) (int, error) {
 	}
 	return l.index, nil
 }
-
-// DeviceIndex is Host.DeviceIndex in the calling thread's network namespace.
-func DeviceIndex(ifname string) (int, error) { return fresh.DeviceIndex(ifname) }

@@ -12,19 +12,22 @@ import (
 	"ipipd/test/netlab"
 )
 
+// fresh opens a socket for each request, in the network namespace of the calling thread.
+var fresh = new(requester)
+
 func TestLink_missing(t *testing.T) {
 	ns := netlab.New(t)
 	h := openHost(t, ns)
 	ns.Do(func() {
-		_, err := DeviceIndex("nil0")
+		_, err := fresh.DeviceIndex("nil0")
 		if !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), `no interface "nil0": create it first`) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%v", err)
 		}
-		_, addressErr := AddAddresses(1234, addressesOf("10.0.0.1/8"))
+		_, addressErr := fresh.AddAddresses(1234, addressesOf("10.0.0.1/8"))
 		_, routeErr := h.AddRoutes(1234, routesOf("10.0.0.0/8"))
 		replaceErr := h.ReplaceRoutes(1234, routesOf("10.0.0.0/8"))
 		configureErr := h.Configure([]Interface{{Index: 1234, Addresses: addressesOf("10.0.0.1/8")}})
-		for _, err := range []error{SetUp(1234), addressErr, routeErr, replaceErr, configureErr} {
+		for _, err := range []error{fresh.SetUp(1234), addressErr, routeErr, replaceErr, configureErr} {
 			if !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), "no interface with index 1234 in this network namespace") || strings.Contains(err.Error(), "\n") {
 				t.Errorf("%v", err)
 			}

@@ -56,7 +56,7 @@ func index(t *testing.T, ns *netlab.NS, ifname string) (i int) {
 	t.Helper()
 	ns.Do(func() {
 		var err error
-		if i, err = DeviceIndex(ifname); err != nil {
+		if i, err = fresh.DeviceIndex(ifname); err != nil {
 			t.Fatal(err)
 		}
 	})

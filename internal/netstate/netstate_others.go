@@ -44,11 +44,6 @@ func lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
 	return Route{}, &NoRouteError{Destination: to, Why: "no interface has the address that the route prefers", Err: ErrUnsupported}
 }
 
-// AddAddresses is for Linux.
-func AddAddresses(device int, addresses []InterfaceAddress) (added []InterfaceAddress, err error) {
-	return addNone(addresses)
-}
-
 func addNone[T any](wanted []T) ([]T, error) {
 	if len(wanted) == 0 {
 		return nil, nil
@@ -56,11 +51,7 @@ func addNone[T any](wanted []T) ([]T, error) {
 	return nil, ErrUnsupported
 }
 
-// SetUp does nothing.
-func SetUp(device int) error { return nil }
-
-// DeviceIndex is the index of an interface.
-func DeviceIndex(ifname string) (int, error) {
+func deviceIndex(ifname string) (int, error) {
 	i, err := net.InterfaceByName(ifname)
 	if err != nil {
 		return 0, err

@@ -37,9 +37,6 @@ const (
 // netFile returns the content of a file in /proc/net.
 func (r *requester) netFile(file int) ([]byte, error) { return r.files[file].read(netFiles[file]) }
 
-// fresh opens a socket for each request, in the network namespace of the calling thread.
-var fresh = new(requester)
-
 // open opens the sockets. After an error the caller closes the requester all the same.
 func (r *requester) open() error {
 	r.sockets = map[int]*requestSocket{}

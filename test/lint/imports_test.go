@@ -38,6 +38,8 @@ var allowedImports = map[string][]string{
 	"internal/ipsec/esp":   {"internal/packet", "internal/drop"},
 	"internal/ipsec/ike":   {"internal/ipsec/esp"},
 	"internal/ipsec":       {"internal/packet", "internal/ipv4", "internal/drop", "internal/fdguard", "internal/handover", "internal/ipsec/esp", "internal/ipsec/ike", "internal/serviceuser"},
+	"internal/lab":         {},
+	"internal/demo":        {"internal/lab", "internal/control", "internal/tunnel", "internal/ipv4"},
 	"internal/tunnel": {
 		"tun", "encap", "mss", "keepalive", "internal/underlay", "internal/fastpath", "internal/netstate",
 		"internal/ipsec", "internal/ipsec/ike", "internal/packet", "internal/ipv4", "internal/drop",
@@ -52,15 +54,15 @@ var allowedImports = map[string][]string{
 	"internal/page":       {"internal/tunnel", "internal/drop", "internal/history"},
 	"internal/peerconfig": {"internal/tunnel", "internal/config", "internal/netstate", "keepalive"},
 	"internal/doctor":     {"internal/tunnel", "internal/sandbox", "internal/netstate", "internal/resolve", "internal/ipv4", "internal/warning", "keepalive"},
-	"cmd/ipipd":           {"internal/doctor", "internal/config", "internal/peerconfig", "internal/metrics", "internal/page", "internal/monitor", "internal/terminal", "internal/tunnel", "internal/control", "internal/sandbox", "internal/netstate", "internal/ipv4", "internal/drop", "internal/handover", "internal/capture"},
+	"cmd/ipipd":           {"internal/demo", "internal/doctor", "internal/config", "internal/peerconfig", "internal/metrics", "internal/page", "internal/monitor", "internal/terminal", "internal/tunnel", "internal/control", "internal/sandbox", "internal/netstate", "internal/drop", "internal/handover", "internal/capture"},
 }
 
 // moduleOwners says which packages alone may import a module that the others are not to
 // know of, so that each can be replaced in one place.
 var moduleOwners = map[string][]string{
-	"github.com/songgao/water":       {"tun"},               // the portable device
-	"github.com/vishvananda/netlink": {"internal/netstate"}, // routes, links, addresses
-	"github.com/spf13/cobra":         {"cmd/ipipd"},         // flags and completion
+	"github.com/songgao/water":       {"tun"},                               // the portable device
+	"github.com/vishvananda/netlink": {"internal/netstate", "internal/lab"}, // routes, links, addresses
+	"github.com/spf13/cobra":         {"cmd/ipipd"},                         // flags and completion
 	// Programs, maps, tcx; which queue a packet gets.
 	"github.com/cilium/ebpf": {"internal/fastpath", "tun", "test/scale"},
 	"filippo.io/bigmod":      {"internal/ipsec/ike"}, // constant-time exponentiation

@@ -282,15 +282,11 @@ func startWithoutXstate(ns *NS, cmd *exec.Cmd) error {
 	result := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if err := unix.Setns(int(ns.file.Fd()), unix.CLONE_NEWNET); err != nil {
-			result <- os.NewSyscallError("setns", err)
-			return
-		}
 		if err := refuseXstate(); err != nil {
 			result <- err
 			return
 		}
-		result <- cmd.Start()
+		result <- ns.namespace.Start(cmd)
 	}()
 	return <-result
 }

@@ -6,44 +6,34 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/lab"
 )
 
 // NS is a network namespace of a test, with the loopback interface up and IPv6 off, so that
 // its links carry the test's packets only. It is not in /run/netns: the test process holds
 // the only reference, so that even a killed test leaves nothing behind.
 type NS struct {
-	t    testing.TB
-	file *os.File
+	t         testing.TB
+	namespace *lab.Namespace
 }
 
 // New creates a network namespace for the duration of the test. It skips the test without
 // CAP_SYS_ADMIN.
 func New(t testing.TB) *NS {
 	t.Helper()
-	runtime.LockOSThread()
-	home, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		t.Fatalf("open this thread's network namespace: %v", err)
-	}
-	defer home.Close()
-	if err := unix.Unshare(unix.CLONE_NEWNET); errors.Is(err, unix.EPERM) {
-		runtime.UnlockOSThread()
+	namespace, err := lab.NewNamespace()
+	if errors.Is(err, unix.EPERM) {
 		t.Skip("needs root (CAP_SYS_ADMIN) to make a network namespace")
 	} else if err != nil {
-		t.Fatalf("make a network namespace: %v", os.NewSyscallError("unshare", err))
+		t.Fatal(err)
 	}
-	file, openErr := os.Open("/proc/thread-self/ns/net")
-	leave(t, home)
-	if openErr != nil {
-		t.Fatalf("open the new network namespace: %v", openErr)
-	}
-	ns := &NS{t: t, file: file}
-	t.Cleanup(func() { file.Close() })
+	ns := &NS{t: t, namespace: namespace}
+	t.Cleanup(func() { namespace.Close() })
 	// An error means that the kernel has no IPv6.
 	for _, which := range []string{"all", "default"} {
 		ns.Do(func() { _ = writeSysctl("net.ipv6.conf."+which+".disable_ipv6", "1") })
@@ -54,9 +44,7 @@ func New(t testing.TB) *NS {
 
 // Path is the namespace's file, for `ip link set … netns PATH` and nsenter --net=PATH. It is
 // valid while the test process runs.
-func (ns *NS) Path() string {
-	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.file.Fd())
-}
+func (ns *NS) Path() string { return ns.namespace.Path() }
 
 // Do calls f on a thread in the namespace. Sockets that f opens and processes that f starts
 // belong to the namespace; goroutines that f starts do not. f may call t.Fatal, and Do of
@@ -65,36 +53,27 @@ func (ns *NS) Path() string {
 // In f use /proc/thread-self/net: /proc/net is the main thread's.
 func (ns *NS) Do(f func()) {
 	ns.t.Helper()
-	runtime.LockOSThread()
-	home, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		ns.t.Fatalf("open this thread's network namespace: %v", err)
+	if err := ns.namespace.Do(func() error { f(); return nil }); err != nil {
+		ns.t.Fatalf("enter and leave a network namespace: %v", err)
 	}
-	defer home.Close()
-	if err := unix.Setns(int(ns.file.Fd()), unix.CLONE_NEWNET); err != nil {
-		ns.t.Fatalf("enter network namespace: %v", os.NewSyscallError("setns", err))
-	}
-	// Deferred, because t.Fatal in f leaves by runtime.Goexit.
-	defer leave(ns.t, home)
-	f()
 }
 
-// leave returns the thread to its namespace and unlocks it. On error the thread stays
-// locked, so that no other goroutine runs in the wrong namespace.
-func leave(t testing.TB, home *os.File) {
-	if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
-		t.Errorf("leave network namespace: %v", os.NewSyscallError("setns", err))
-		return
+// TAP makes a TAP interface in the namespace for the duration of the test, with a frame for each read
+// and write of its file.
+func (ns *NS) TAP(name string) *os.File {
+	ns.t.Helper()
+	file, err := lab.End{Namespace: ns.namespace, Name: name}.TAP()
+	if err != nil {
+		ns.t.Fatal(err)
 	}
-	runtime.UnlockOSThread()
+	ns.t.Cleanup(func() { file.Close() })
+	return file
 }
 
 // Start starts cmd in the namespace. The caller may wait for it; it is killed with the test.
 func (ns *NS) Start(cmd *exec.Cmd) {
 	ns.t.Helper()
-	var err error
-	ns.Do(func() { err = cmd.Start() })
-	if err != nil {
+	if err := ns.namespace.Start(cmd); err != nil {
 		ns.t.Fatalf("%s: %v", strings.Join(cmd.Args, " "), err)
 	}
 	ns.t.Cleanup(func() {
@@ -111,8 +90,7 @@ func (ns *NS) Try(name string, args ...string) (output string, err error) {
 	cmd := exec.Command(name, args...)
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
-	ns.Do(func() { err = cmd.Start() })
-	if err == nil {
+	if err = ns.namespace.Start(cmd); err == nil {
 		err = cmd.Wait()
 	}
 	return out.String(), err
@@ -156,7 +134,9 @@ type End struct {
 // operational.
 func Veth(t testing.TB, a, b *NS, endA, endB End) {
 	t.Helper()
-	a.Run("ip", "link", "add", "name", endA.Name, "type", "veth", "peer", "name", endB.Name, "netns", b.Path())
+	if err := lab.Veth(lab.End{Namespace: a.namespace, Name: endA.Name}, lab.End{Namespace: b.namespace, Name: endB.Name}); err != nil {
+		t.Fatal(err)
+	}
 	ends := []struct {
 		ns *NS
 		End

@@ -208,7 +208,7 @@ func (s *soak) newEnd(index int, name string, tunnels []tunnel) *end {
 	}
 	s.t.Cleanup(func() { e.log.Close() })
 	e.ns.Sysctl("net.ipv4.ipfrag_time", "1") // else ICMP errors about lost fragments come 30 s later, between others
-	e.port = newPort(s.t, e.ns, s.random(100, uint64(index)))
+	e.port = newPort(e.ns, s.random(100, uint64(index)))
 	netlab.Veth(s.t, e.ns, e.ns, netlab.End{Name: "other0"}, netlab.End{Name: "other1"}) // where addresses move to
 	e.ns.Run("ip", "address", "add", fmt.Sprintf("192.0.2.%d/24", 1+index), "dev", "eth0")
 	for _, local := range e.locals() {

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"sync"
-	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -65,25 +64,8 @@ type frame struct {
 }
 
 // newPort makes eth0 in ns.
-func newPort(t testing.TB, ns *netlab.NS, random *rand.Rand) *port {
-	p := &port{ns: ns, random: random, tallies: map[pair]*tally{}}
-	var fd int
-	var err error
-	ns.Do(func() {
-		if fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err != nil {
-			return
-		}
-		var request *unix.Ifreq
-		if request, err = unix.NewIfreq("eth0"); err == nil {
-			request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
-			err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
-		}
-	})
-	if err != nil {
-		t.Fatalf("make a TAP device: %v", err)
-	}
-	p.file = os.NewFile(uintptr(fd), "/dev/net/tun")
-	t.Cleanup(func() { p.file.Close() })
+func newPort(ns *netlab.NS, random *rand.Rand) *port {
+	p := &port{ns: ns, file: ns.TAP("eth0"), random: random, tallies: map[pair]*tally{}}
 	// Its queue is never the limit: what it dropped would be counted nowhere else.
 	ns.Run("ip", "link", "set", "eth0", "txqueuelen", "20000", "up")
 	return p
