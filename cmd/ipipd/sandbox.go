@@ -9,6 +9,7 @@ import (
 
 	"ipipd/internal/config"
 	"ipipd/internal/sandbox"
+	"ipipd/internal/serviceuser"
 	"ipipd/internal/tunnel"
 )
 
@@ -18,6 +19,7 @@ const configFolder = "/etc/ipipd"
 // confine confines the process to what tunnels of configs may need from now on, and reports whether that is
 // eBPF. fastPath says whether the programs of the fast path are loaded.
 func (p *process) confine(configs []tunnel.Config, fastPath bool) (ebpf bool) {
+	_, _ = serviceuser.UID(), serviceuser.GID() // they are read now: files of later configurations may be the group's
 	state := sandbox.Enter(p.sandboxPolicy(configs, fastPath))
 	p.sandbox.Store(state)
 	for _, missing := range state.Missing {

@@ -1,5 +1,8 @@
 // Package serviceuser knows the user and the group that the packages run ipipd as. Both are named
 // ipipd, and only in their group is that user.
+//
+// It reads /etc/passwd and /etc/group once, when it is first asked: a process asks before it is confined, which
+// keeps it from reading them. root is no service user, nor is its group that of one, whatever is named ipipd.
 package serviceuser
 
 import (
@@ -29,10 +32,12 @@ var GID = sync.OnceValue(func() int {
 	return number(g.Gid)
 })
 
+// number is a uid or gid, -1 for one that is none, and for root's.
 func number(text string) int {
-	n, err := strconv.Atoi(text)
-	if err != nil {
+	const none = 1<<32 - 1 // (uid_t)-1
+	n, err := strconv.ParseUint(text, 10, 32)
+	if err != nil || n == 0 || n == none {
 		return -1
 	}
-	return n
+	return int(n)
 }

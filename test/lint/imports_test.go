@@ -54,7 +54,7 @@ var allowedImports = map[string][]string{
 	"internal/page":       {"internal/tunnel", "internal/drop", "internal/history"},
 	"internal/peerconfig": {"internal/tunnel", "internal/config", "internal/netstate", "keepalive"},
 	"internal/doctor":     {"internal/tunnel", "internal/sandbox", "internal/netstate", "internal/resolve", "internal/ipv4", "internal/warning", "keepalive"},
-	"cmd/ipipd":           {"internal/demo", "internal/doctor", "internal/config", "internal/peerconfig", "internal/metrics", "internal/page", "internal/monitor", "internal/terminal", "internal/tunnel", "internal/control", "internal/sandbox", "internal/netstate", "internal/drop", "internal/handover", "internal/capture"},
+	"cmd/ipipd":           {"internal/demo", "internal/serviceuser", "internal/doctor", "internal/config", "internal/peerconfig", "internal/metrics", "internal/page", "internal/monitor", "internal/terminal", "internal/tunnel", "internal/control", "internal/sandbox", "internal/netstate", "internal/drop", "internal/handover", "internal/capture"},
 }
 
 // moduleOwners says which packages alone may import a module that the others are not to
