@@ -187,9 +187,7 @@ func descriptorsOf(t *testing.T, d *netlab.Daemon) int {
 // a while, as the reader is stopped, the rest is counted. The ring goes with the client, however that ends.
 func TestCapture_fastPath(t *testing.T) {
 	t.Parallel()
-	a, b := hosts(t)
-	da, db := fast.upA(t, a), fast.upB(t, b)
-	requireFastPath(t, da, db)
+	a, b, da, _ := fastHosts(t)
 	ping(t, a, innerB)
 	descriptors := func() int { return descriptorsOf(t, da) }
 	before := descriptors()
@@ -238,9 +236,7 @@ func TestCapture_fastPath(t *testing.T) {
 // Where the kernel gives no ring, here for lack of a descriptor, the fast path is left while the tunnel is captured.
 func TestCapture_noRing(t *testing.T) {
 	t.Parallel()
-	a, b := hosts(t)
-	da, db := fast.upA(t, a), fast.upB(t, b)
-	requireFastPath(t, da, db)
+	a, _, da, _ := fastHosts(t)
 	ping(t, a, innerB)
 	e := exhaust(t, da)
 	if _, err := e.conn.Write([]byte("GET /capture?name=t0 HTTP/1.1\r\nHost: t\r\n\r\n")); err != nil { // by a connection that is there
@@ -319,9 +315,7 @@ func TestCapture_ipsec(t *testing.T) {
 // No packet is lost as captures of the fast path begin and end.
 func TestCapture_lossless(t *testing.T) {
 	t.Parallel()
-	a, b := hosts(t)
-	da, db := fast.upA(t, a), fast.upB(t, b)
-	requireFastPath(t, da, db)
+	a, b, da, db := fastHosts(t)
 	ping(t, a, innerB)
 	stop := netlab.Stream(t, a, innerA, b, innerB)
 	for range 3 {
@@ -339,9 +333,7 @@ func TestCapture_lossless(t *testing.T) {
 // behind in the process.
 func TestCapture_client(t *testing.T) {
 	t.Parallel()
-	a, b := hosts(t)
-	da, db := fast.upA(t, a), fast.upB(t, b)
-	requireFastPath(t, da, db)
+	a, b, da, _ := fastHosts(t)
 	ping(t, a, innerB)
 	descriptors := func() int { return descriptorsOf(t, da) }
 	before := descriptors()

@@ -134,9 +134,7 @@ func TestCounters_superpacket(t *testing.T) {
 // The fast path's counters survive its removal, and continue when it is enabled again.
 func TestCounters_fastPathLeft(t *testing.T) {
 	t.Parallel()
-	a, b := hosts(t)
-	da, db := fast.upA(t, a), fast.upB(t, b)
-	requireFastPath(t, da, db)
+	a, b, da, db := fastHosts(t)
 	const policy = "src 192.0.2.1 dst 192.0.2.2 proto 4 dir out"
 	for range 2 {
 		transfer(t, a, b, innerB, 1<<20)

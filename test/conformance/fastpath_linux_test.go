@@ -26,6 +26,16 @@ func requireFastPath(t *testing.T, daemons ...*netlab.Daemon) {
 	}
 }
 
+// fastHosts returns two hosts, and the ends of a tunnel between them that the fast path carries. It skips the test without
+// one.
+func fastHosts(t *testing.T) (a, b *netlab.NS, da, db *netlab.Daemon) {
+	t.Helper()
+	a, b = hosts(t)
+	da, db = fast.upA(t, a), fast.upB(t, b)
+	requireFastPath(t, da, db)
+	return a, b, da, db
+}
+
 // The fast path is on by default, and print shows why it is off.
 func TestFastPath_default(t *testing.T) {
 	t.Parallel()
@@ -114,9 +124,7 @@ func wantUserspace(t *testing.T, d *netlab.Daemon, why string) {
 // The peer's MAC address changes, and the neighbour entry is stale until ARP resolves it again.
 func TestFastPath_neighbourMACChanged(t *testing.T) {
 	t.Parallel()
-	a, b := hosts(t)
-	da, db := fast.upA(t, a), fast.upB(t, b)
-	requireFastPath(t, da, db)
+	a, b, da, db := fastHosts(t)
 	ping(t, a, innerB)
 	b.Run("ip", "link", "set", "dev", "veth0", "address", "02:00:00:00:00:77")
 	a.Run("ip", "neigh", "flush", "dev", "veth0")
@@ -270,9 +278,7 @@ func TestFastPath_recovery(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			a, b := hosts(t)
-			da, db := fast.upA(t, a), fast.upB(t, b)
-			requireFastPath(t, da, db)
+			a, b, da, db := fastHosts(t)
 			ping(t, a, innerB)
 			test.lose(a, b)
 			netlab.Eventually(t, "packets stop", func() bool { return !answered(a, innerB) })
@@ -290,9 +296,7 @@ func TestFastPath_recovery(t *testing.T) {
 // A killed process leaves nothing behind that disturbs its successor or the peer.
 func TestFastPath_killed(t *testing.T) {
 	t.Parallel()
-	a, b := hosts(t)
-	da, db := fast.upA(t, a), fast.upB(t, b)
-	requireFastPath(t, da, db)
+	a, b, da, _ := fastHosts(t)
 	ping(t, a, innerB)
 	da.Stop(unix.SIGKILL)
 	d := da.Restart()
