@@ -40,22 +40,42 @@ func (u *underlay) node(t *testing.T, address string) (ns *netlab.NS, port strin
 // join is node for a namespace that is there: it gets one more interface.
 func (u *underlay) join(t *testing.T, ns *netlab.NS, device, address string) (port string) {
 	t.Helper()
+	port = u.plug(t, ns, address, netlab.End{Name: device, Address: address + "/24"})
+	ns.Run("ip", "route", "append", "default", "via", gateway(address).String(), "dev", device)
+	return port
+}
+
+// spare returns a namespace whose guest0 is for a guest with an address of a /24.
+func (u *underlay) spare(t *testing.T, address string) *netlab.NS {
+	t.Helper()
+	ns := netlab.New(t)
+	u.plug(t, ns, address, netlab.End{Name: "guest0"})
+	return ns
+}
+
+// gateway is the router's address in the /24 of an address.
+func gateway(address string) netip.Addr {
+	a := netip.MustParseAddr(address).As4()
+	a[3] = 254
+	return netip.AddrFrom4(a)
+}
+
+// plug joins a namespace to the segment of an address.
+func (u *underlay) plug(t *testing.T, ns *netlab.NS, address string, end netlab.End) (port string) {
+	t.Helper()
 	prefix := netip.PrefixFrom(netip.MustParseAddr(address), 24).Masked()
-	gateway := prefix.Addr().As4()
-	gateway[3] = 254
 	bridge := u.segments[prefix]
 	if bridge == "" {
 		bridge = "br" + strconv.Itoa(len(u.segments))
 		u.segments[prefix] = bridge
 		u.router.Run("ip", "link", "add", bridge, "type", "bridge")
-		u.router.Run("ip", "address", "add", netip.AddrFrom4(gateway).String()+"/24", "dev", bridge)
+		u.router.Run("ip", "address", "add", gateway(address).String()+"/24", "dev", bridge)
 		u.router.Run("ip", "link", "set", bridge, "up")
 	}
 	port = "port" + strconv.Itoa(u.ports)
 	u.ports++
-	netlab.Veth(t, u.router, ns, netlab.End{Name: port}, netlab.End{Name: device, Address: address + "/24"})
+	netlab.Veth(t, u.router, ns, netlab.End{Name: port}, end)
 	u.router.Run("ip", "link", "set", port, "master", bridge)
-	ns.Run("ip", "route", "append", "default", "via", netip.AddrFrom4(gateway).String(), "dev", device)
 	return port
 }
 

@@ -3,7 +3,6 @@ package examples
 import (
 	"encoding/binary"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -73,11 +72,8 @@ func TestRealServer_ipvs(t *testing.T) {
 	t.Parallel()
 	need(t, "ipvsadm", "ipvsadm")
 	r := newRealServers(t, "ipvs")
-	spare := netlab.New(t)
-	netlab.Veth(t, r.router, spare, netlab.End{Name: "director"}, netlab.End{Name: "guest0"})
-	r.router.Run("ip", "link", "set", "director", "master", r.segments[netip.MustParsePrefix("192.0.2.0/24")])
 	r.router.Run("ip", "route", "add", vip, "via", "192.0.2.10")
-	director := netlab.StartGuest(t, spare, "guest0", netlab.GuestOptions{Address: "192.0.2.10/24", Modules: []string{
+	director := netlab.StartGuest(t, r.spare(t, "192.0.2.10"), "guest0", netlab.GuestOptions{Address: "192.0.2.10/24", Modules: []string{
 		"lib/crc-ccitt", "net/ipv6/ipv6", "lib/libcrc32c", "net/ipv4/netfilter/nf_defrag_ipv4", "net/ipv6/netfilter/nf_defrag_ipv6",
 		"net/netfilter/nf_conntrack", "net/netfilter/ipvs/ip_vs", "net/netfilter/ipvs/ip_vs_rr"}})
 	rules, err := os.ReadFile("../../packaging/examples/ipvs/ipvsadm.rules")

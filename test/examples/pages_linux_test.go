@@ -1,0 +1,443 @@
+package examples
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"ipipd/test/netlab"
+)
+
+// docs is where the pages are.
+const docs = "../../docs"
+
+// A page of docs begins with a comment that has its laboratory,
+//
+//	<!-- laboratory:
+//	a 192.0.2.1 203.0.113.1
+//	b 198.51.100.1 guest
+//	need: bird bird2
+//	a: a command that is run on a before the page
+//	-->
+//
+// hosts by the addresses of eth0, eth1 and so on, joined by the host "router": a namespace each, or a guest, whose kernel has
+// ipip, or a guest with "strongswan". Without a program of a package that it needs, the test is skipped. What follows are its fenced blocks, in order. The words after a block's language say what is done with it:
+//
+//	sh a,b          each line is run on host a, then on b, and has to succeed; ipipd up, and what ends in &, goes on in the background
+//	console a       each line after "$ " is run on a until its output has the lines below it, in order, in which … is any text
+//	yaml a /file    it is this file of host a, and ipipd check takes it
+//	yaml a /file packaging/examples/x.yaml    the same, and those lines are in that file of the tree
+//	yaml packaging/examples/x.yaml            they are in that file
+//	routeros b      ipipd on host b has the tunnels of it, and no others: there is no RouterOS
+//	text not-run    it is not run
+type page struct {
+	name       string
+	laboratory []string
+	blocks     []block
+}
+
+// block is a fenced block of a page.
+type block struct {
+	line     int // of the page
+	language string
+	words    []string // after the language
+	text     string
+}
+
+// readPage reads a page of docs. ok is false if it has no laboratory.
+func readPage(name string) (p *page, ok bool, err error) {
+	text, err := os.ReadFile(filepath.Join(docs, name))
+	if err != nil {
+		return nil, false, err
+	}
+	return parsePage(name, string(text))
+}
+
+func parsePage(name, text string) (p *page, ok bool, err error) {
+	p = &page{name: name}
+	var fence *block
+	n, comment, indented := 0, false, 0
+	for line := range strings.Lines(text) {
+		n++
+		line = strings.TrimRight(line, "\n")
+		switch {
+		case comment && line == "-->":
+			comment = false
+		case comment:
+			p.laboratory = append(p.laboratory, line)
+		case fence == nil && line == "<!-- laboratory:":
+			comment, ok = true, true
+		case fence == nil && strings.HasPrefix(strings.TrimLeft(line, " "), "```"):
+			words := strings.Fields(strings.TrimLeft(line, " `"))
+			if len(words) < 2 {
+				if ok {
+					return nil, false, fmt.Errorf("docs/%s:%d: the block says not what is done with it", name, n)
+				}
+				words = append(words, "", "")
+			}
+			fence = &block{line: n, language: words[0], words: words[1:]}
+		case fence != nil && strings.TrimLeft(line, " ") == "```":
+			p.blocks = append(p.blocks, *fence)
+			fence = nil
+		case fence != nil:
+			fence.text += line + "\n"
+		case strings.HasPrefix(line, "    ") && indented == 0:
+			indented = n
+		}
+	}
+	if fence != nil || comment {
+		return nil, false, fmt.Errorf("docs/%s: a block or a comment does not end", name)
+	}
+	if ok && indented > 0 {
+		return nil, false, fmt.Errorf("docs/%s:%d: an indented block, which is not run: fence it", name, indented)
+	}
+	return p, ok, nil
+}
+
+// machine is a host of a page's laboratory.
+type machine interface {
+	run(script string) (output string, err error)
+	// background starts a command that goes on until the end of the test.
+	background(command string) *process
+	write(file, text string) error
+}
+
+// nsMachine is a network namespace with /etc and /run of its own, and ipipd in its PATH.
+type nsMachine struct {
+	t      *testing.T
+	ns     *netlab.NS
+	mounts string // its mount namespace
+	bin    string
+}
+
+func newNSMachine(t *testing.T, ns *netlab.NS) *nsMachine {
+	t.Helper()
+	dir := t.TempDir()
+	m := &nsMachine{t: t, ns: ns, bin: filepath.Join(dir, "bin")}
+	if err := os.Mkdir(m.bin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(netlab.Binary(t), filepath.Join(m.bin, "ipipd")); err != nil {
+		t.Fatal(err)
+	}
+	etc := filepath.Join(dir, "etc")
+	if err := os.Mkdir(etc, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	holder := start(t, ns, "unshare", "--mount", "--propagation", "private", "sh", "-ec",
+		fmt.Sprintf("mount -t tmpfs none %[1]s; cp -a /etc/. %[1]s; mount --bind %[1]s /etc; mount -t tmpfs none /run; mkdir -p /etc/ipipd; echo mounted; exec sleep infinity", etc))
+	netlab.Eventually(t, "a host has its own /etc and /run", func() bool {
+		if ended(holder) {
+			t.Fatalf("unshare: %s", holder.log.String())
+		}
+		return strings.Contains(holder.log.String(), "mounted")
+	})
+	m.mounts = fmt.Sprintf("/proc/%d/ns/mnt", holder.Process.Pid)
+	return m
+}
+
+// command enters the host's namespaces.
+func (m *nsMachine) command(script string) (name string, args []string) {
+	return "nsenter", []string{"--net=" + m.ns.Path(), "--mount=" + m.mounts, "--wd=/etc", "env", "PATH=" + m.bin + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"LC_ALL=C.UTF-8", "sh", "-c", script}
+}
+
+func (m *nsMachine) run(script string) (output string, err error) {
+	name, args := m.command(script)
+	return m.ns.Try("timeout", append([]string{netlab.Seconds(netlab.Timeout()), name}, args...)...)
+}
+
+func (m *nsMachine) background(command string) *process {
+	m.t.Helper()
+	name, args := m.command("exec " + command)
+	return start(m.t, m.ns, name, args...)
+}
+
+func (m *nsMachine) write(file, text string) error {
+	from := filepath.Join(m.bin, "file")
+	if err := os.WriteFile(from, []byte(text), 0o600); err != nil {
+		return err
+	}
+	out, err := m.run(fmt.Sprintf("umask 077; mkdir -p '%s' && cat '%s' >'%s'", filepath.Dir(file), from, file))
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}
+
+// guestMachine is a host with a kernel of its own.
+type guestMachine struct{ *netlab.Guest }
+
+func (m guestMachine) run(script string) (output string, err error) {
+	return m.Run("exec 2>&1\nexport STRONGSWAN_CONF=/tmp/strongswan.conf\n" + script)
+}
+
+func (m guestMachine) background(command string) *process {
+	panic("no command of a guest goes on in the background")
+}
+
+func (m guestMachine) write(file, text string) error {
+	// The root is read-only.
+	_, err := m.Run(fmt.Sprintf("dir=$(dirname '%[1]s'); mountpoint -q $dir || mount -t tmpfs none $dir; cat >'%[1]s' <<'END-OF-FILE'\n%[2]sEND-OF-FILE", file, text))
+	return err
+}
+
+// newLaboratory makes the hosts of a page, and runs its first commands.
+func newLaboratory(t *testing.T, p *page) map[string]machine {
+	t.Helper()
+	machines := map[string]machine{}
+	u := newUnderlay(t)
+	machines["router"] = newNSMachine(t, u.router)
+	for _, line := range p.laboratory {
+		if name, command, ok := strings.Cut(line, ": "); ok {
+			if program, pkg, _ := strings.Cut(command, " "); name == "need" {
+				need(t, program, pkg)
+				continue
+			}
+			m := machines[name]
+			if m == nil {
+				t.Fatalf("docs/%s: the laboratory has no %s", p.name, name)
+			}
+			runCommand(t, "the laboratory of docs/"+p.name, m, command)
+			continue
+		}
+		words := strings.Fields(line)
+		if len(words) < 2 {
+			t.Fatalf("docs/%s: %q is no host of a laboratory", p.name, line)
+		}
+		name, address, kind := words[0], words[1], words[len(words)-1]
+		switch kind {
+		case "guest":
+			machines[name] = guestMachine{netlab.StartGuest(t, u.spare(t, address), "guest0", netlab.GuestOptions{Address: address + "/24", Modules: netlab.ModulesIPIP})}
+		case "strongswan":
+			machines[name] = guestMachine{netlab.StartStrongSwan(t, u.spare(t, address), "guest0", address+"/24", "").Guest}
+		default:
+			ns, _ := u.node(t, address)
+			for i, more := range words[2:] {
+				u.join(t, ns, fmt.Sprint("eth", i+1), more)
+			}
+			machines[name] = newNSMachine(t, ns)
+			continue
+		}
+		runCommand(t, p.name, machines[name], "ip route add default via "+gateway(address).String())
+	}
+	return machines
+}
+
+// runBlock does with a block what its words say.
+func runBlock(t *testing.T, p *page, b block, machines map[string]machine) {
+	t.Helper()
+	where := fmt.Sprintf("docs/%s:%d", p.name, b.line)
+	if b.words[0] == "not-run" {
+		t.Logf("%s is not run", where)
+		return
+	}
+	words := b.words
+	if last := words[len(words)-1]; strings.HasPrefix(last, "packaging/") {
+		text, err := os.ReadFile("../../" + last)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(text), b.text) {
+			t.Fatalf("%s is not in %s", where, last)
+		}
+		if words = words[:len(words)-1]; len(words) == 0 {
+			return
+		}
+	}
+	for name := range strings.SplitSeq(words[0], ",") {
+		m := machines[name]
+		if m == nil {
+			t.Fatalf("%s: the laboratory has no %s", where, name)
+		}
+		runOn(t, where, b, m, words)
+	}
+}
+
+func runOn(t *testing.T, where string, b block, m machine, words []string) {
+	t.Helper()
+	if len(words) == 2 {
+		if err := m.write(words[1], b.text); err != nil {
+			t.Fatalf("%s: %v", where, err)
+		}
+		if strings.HasPrefix(words[1], "/etc/ipipd/") && filepath.Ext(words[1]) != "" {
+			if out, err := m.run("ipipd check " + words[1]); err != nil {
+				t.Fatalf("%s: ipipd check: %v\n%s", where, err, out)
+			}
+		}
+		return
+	}
+	switch b.language {
+	case "sh":
+		for command := range strings.Lines(strings.ReplaceAll(b.text, "\\\n", " ")) {
+			if command = strings.TrimSpace(command); command != "" {
+				runCommand(t, where, m, command)
+			}
+		}
+	case "console":
+		for _, e := range expectations(b.text) {
+			e.await(t, where, m)
+		}
+	case "routeros":
+		if err := m.write("/etc/ipipd/peer.rsc", b.text); err != nil {
+			t.Fatalf("%s: %v", where, err)
+		}
+		if _, err := m.run("ipipd reload"); err != nil { // nothing runs yet
+			runCommand(t, where, m, "ipipd up --config /etc/ipipd/peer.rsc")
+		}
+	default:
+		t.Fatalf("%s: nothing is known of how %s is run", where, b.language)
+	}
+}
+
+// runCommand runs a command that has to succeed, or of ipipd up has to become ready.
+func runCommand(t *testing.T, where string, m machine, command string) {
+	t.Helper()
+	if command, ok := strings.CutSuffix(command, " &"); ok {
+		m.background(command)
+		return
+	}
+	if !strings.HasPrefix(command, "ipipd up") {
+		if out, err := m.run(command); err != nil {
+			t.Fatalf("%s: %s: %v\n%s", where, command, err, out)
+		}
+		return
+	}
+	p := m.background(command)
+	ready := regexp.MustCompile(`msg="tunnel (is ready|waits)"`)
+	netlab.Eventually(t, where+": "+command+" is ready", func() bool {
+		if ended(p) {
+			t.Fatalf("%s: %s has ended:\n%s", where, command, p.log.String())
+		}
+		return ready.MatchString(p.log.String())
+	})
+}
+
+// ended reports whether a process that nobody waits for yet has exited.
+func ended(p *process) bool {
+	_, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.Process.Pid))
+	return err != nil
+}
+
+// expectation is a command and what its output has.
+type expectation struct {
+	command string
+	want    []string
+}
+
+func expectations(text string) (list []expectation) {
+	for line := range strings.Lines(text) {
+		line = strings.TrimRight(line, "\n")
+		if command, ok := strings.CutPrefix(line, "$ "); ok {
+			list = append(list, expectation{command: command})
+		} else if e := len(list) - 1; e >= 0 && line != "" {
+			list[e].want = append(list[e].want, line)
+		}
+	}
+	return list
+}
+
+// await runs the command until it says what is wanted, or succeeds if nothing is.
+func (e *expectation) await(t *testing.T, where string, m machine) {
+	t.Helper()
+	var out, missing string
+	var err error
+	if !netlab.WaitFor(func() bool {
+		out, err = m.run(e.command)
+		if len(e.want) == 0 {
+			return err == nil
+		}
+		missing = unmatched(out, e.want)
+		return missing == ""
+	}) {
+		t.Fatalf("%s: %s: %v: no line is %q, in its place, of:\n%s", where, e.command, err, missing, out)
+	}
+}
+
+// unmatched is the first of the lines that the output does not have after those before it, or nothing.
+func unmatched(output string, want []string) string {
+	lines := strings.Split(output, "\n")
+	for _, w := range want {
+		var parts []string
+		for _, part := range strings.Split(strings.Join(strings.Fields(w), " "), "…") {
+			parts = append(parts, regexp.QuoteMeta(part))
+		}
+		pattern := regexp.MustCompile("^" + strings.Join(parts, ".*") + "$")
+		for {
+			if len(lines) == 0 {
+				return w
+			}
+			line := strings.Join(strings.Fields(lines[0]), " ")
+			lines = lines[1:]
+			if pattern.MatchString(line) {
+				break
+			}
+		}
+	}
+	return ""
+}
+
+// What the pages of docs say is what happens.
+func TestPages(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob(docs + "/*.md")
+	if err != nil || len(files) == 0 {
+		t.Fatal(err, files)
+	}
+	for _, file := range files {
+		p, ok, err := readPage(filepath.Base(file))
+		if err != nil {
+			t.Error(err)
+		}
+		if !ok {
+			continue
+		}
+		t.Run(strings.TrimSuffix(p.name, ".md"), func(t *testing.T) {
+			t.Parallel()
+			machines := newLaboratory(t, p)
+			for _, b := range p.blocks {
+				runBlock(t, p, b, machines)
+			}
+		})
+	}
+}
+
+func TestPages_unmatched(t *testing.T) {
+	t.Parallel()
+	const output = "a  b\nkeepalive-state: up\n  last-heard: never (3s)\n"
+	for _, tt := range []struct {
+		want []string
+		miss string
+	}{
+		{[]string{"a b", "last-heard: … (…)"}, ""},
+		{[]string{"keepalive-state:   up"}, ""},
+		{[]string{"keepalive-state: u"}, "keepalive-state: u"},
+		{[]string{"last-heard: …", "a b"}, "a b"},
+	} {
+		if got := unmatched(output, tt.want); got != tt.miss {
+			t.Errorf("%q: %q is not found, want %q", tt.want, got, tt.miss)
+		}
+	}
+}
+
+func TestPages_parse(t *testing.T) {
+	t.Parallel()
+	p, ok, err := parsePage("p.md", "# P\n\n<!-- laboratory:\na 192.0.2.1\na: true\n-->\n\n```console a\n$ x\ny\n$ z\n```\n```yaml a /f packaging/g\nk: v\n```\n")
+	if err != nil || !ok || len(p.laboratory) != 2 || len(p.blocks) != 2 {
+		t.Fatalf("%+v, %v, %v", p, ok, err)
+	}
+	if list := expectations(p.blocks[0].text); len(list) != 2 || list[0].command != "x" || list[0].want[0] != "y" || list[1].want != nil {
+		t.Errorf("%+v", list)
+	}
+	if b := p.blocks[1]; b.language != "yaml" || strings.Join(b.words, " ") != "a /f packaging/g" || b.text != "k: v\n" || b.line != 13 {
+		t.Errorf("%+v", b)
+	}
+	for _, text := range []string{"```\nx\n```\n", "```sh\nx\n```\n", "text\n    x\n", "```sh a\n"} {
+		if _, _, err := parsePage("p.md", "<!-- laboratory:\n-->\n"+text); err == nil {
+			t.Errorf("%q is taken", text)
+		}
+	}
+}
