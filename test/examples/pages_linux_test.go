@@ -47,15 +47,7 @@ type block struct {
 	text     string
 }
 
-// readPage reads a page of docs. ok is false if it has no laboratory.
-func readPage(name string) (p *page, ok bool, err error) {
-	text, err := os.ReadFile(filepath.Join(docs, name))
-	if err != nil {
-		return nil, false, err
-	}
-	return parsePage(name, string(text))
-}
-
+// parsePage reads a page of docs. ok is false if it has no laboratory.
 func parsePage(name, text string) (p *page, ok bool, err error) {
 	p = &page{name: name}
 	var fence *block
@@ -380,21 +372,33 @@ func unmatched(output string, want []string) string {
 	return ""
 }
 
-// What the pages of docs say is what happens.
-func TestPages(t *testing.T) {
-	t.Parallel()
+// pages are those of docs that have a laboratory.
+func pages(t *testing.T) (list []*page) {
+	t.Helper()
 	files, err := filepath.Glob(docs + "/*.md")
 	if err != nil || len(files) == 0 {
 		t.Fatal(err, files)
 	}
 	for _, file := range files {
-		p, ok, err := readPage(filepath.Base(file))
+		text, err := os.ReadFile(file)
 		if err != nil {
-			t.Error(err)
+			t.Fatal(err)
 		}
-		if !ok {
-			continue
+		p, ok, err := parsePage(filepath.Base(file), string(text))
+		if err != nil {
+			t.Fatal(err)
 		}
+		if ok {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+// What the pages of docs say is what happens.
+func TestPages(t *testing.T) {
+	t.Parallel()
+	for _, p := range pages(t) {
 		t.Run(strings.TrimSuffix(p.name, ".md"), func(t *testing.T) {
 			t.Parallel()
 			machines := newLaboratory(t, p)
@@ -439,5 +443,38 @@ func TestPages_parse(t *testing.T) {
 		if _, _, err := parsePage("p.md", "<!-- laboratory:\n-->\n"+text); err == nil {
 			t.Errorf("%q is taken", text)
 		}
+	}
+}
+
+// README.md's quick start has no commands but those of the pages, which are run.
+func TestPages_quickStart(t *testing.T) {
+	t.Parallel()
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ran := map[string]bool{}
+	for _, p := range pages(t) {
+		for _, b := range p.blocks {
+			for line := range strings.Lines(b.text) {
+				if b.words[0] != "not-run" {
+					ran[strings.TrimSpace(line)] = true
+				}
+			}
+		}
+	}
+	_, section, _ := strings.Cut(string(readme), "\n## Quick start\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	commands := 0
+	for line := range strings.Lines(section) {
+		if command, ok := strings.CutPrefix(line, "    "); ok {
+			commands++
+			if !ran[strings.TrimSpace(command)] {
+				t.Errorf("README.md has %q: no page of docs runs it", strings.TrimSpace(command))
+			}
+		}
+	}
+	if commands == 0 {
+		t.Error("README.md has no quick start")
 	}
 }
