@@ -43,7 +43,7 @@ export CGO_ENABLED := 0
 GOBUILD := go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)'
 
 .DEFAULT_GOAL := build
-.PHONY: help build bpf docs demo test test-race interop fuzz bench bench-peers bench-scale bench-many soak lint vuln cross packages install uninstall clean FORCE
+.PHONY: help build bpf docs demo test test-race interop fuzz bench bench-peers bench-scale bench-many soak lint vuln cross packages image install uninstall clean FORCE
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -106,6 +106,7 @@ lint: bin/tools/$(notdir $(STATICCHECK)) ## gofmt, go vet and staticcheck, for e
 		GOOS=$${p%/*} GOARCH=$${p#*/} go vet -tags soak ./... || status=1; \
 		GOOS=$${p%/*} GOARCH=$${p#*/} $< -checks all -tags soak ./... || status=1; \
 	done; exit $$status
+	@cd packaging/image && go vet . && ../../$< -checks all .
 
 vuln: bin/tools/$(notdir $(GOVULNCHECK)) ## govulncheck: known vulnerabilities that this code can reach (Go vulnerability database, or GOVULNDB)
 	@scripts/vuln $<
@@ -118,6 +119,9 @@ cross: ## build for linux/amd64, linux/arm64 and darwin/arm64 into bin/
 
 packages: bin/tools/$(notdir $(NFPM)) ## deb and rpm for amd64 and arm64, with SBOMs, into bin/packages
 	packaging/build $< '$(PACKAGEDIR)' '$(VERSION)' '$(COMMIT)' '$(EPOCH)' $(PACKAGES)
+
+image: ## container image for amd64 and arm64, an OCI archive without a base image, into bin/packages
+	packaging/build '' '$(PACKAGEDIR)' '$(VERSION)' '$(COMMIT)' '$(EPOCH)' image
 
 # What install copies and uninstall removes, below DESTDIR and PREFIX.
 INSTALLED = bin/ipipd lib/systemd/system/ipipd.service lib/systemd/system/ipipd@.service lib/sysusers.d/ipipd.conf \
