@@ -18,7 +18,10 @@ func build(t *testing.T, version, formats string) (dir string) {
 	dir = t.TempDir()
 	var packages []string
 	for format := range strings.FieldsSeq(formats) {
-		packages = append(packages, format+"/"+runtime.GOARCH)
+		if format != "image" { // which is for all architectures
+			format += "/" + runtime.GOARCH
+		}
+		packages = append(packages, format)
 	}
 	c := exec.Command("make", "-C", "../..", "packages", "PACKAGEDIR="+dir, "VERSION="+version, "COMMIT=0123abc", "EPOCH=1700000000", "PACKAGES="+strings.Join(packages, " "))
 	if out, err := c.CombinedOutput(); err != nil {
@@ -37,7 +40,7 @@ func first(t *testing.T) string {
 	t.Helper()
 	needs(t, "make")
 	firstOnce.Do(func() {
-		if dir, err := os.MkdirTemp("", "packages"); err == nil && os.CopyFS(dir, os.DirFS(build(t, "v1.0.0", "deb rpm"))) == nil {
+		if dir, err := os.MkdirTemp("", "packages"); err == nil && os.CopyFS(dir, os.DirFS(build(t, "v1.0.0", "deb rpm image"))) == nil {
 			firstDir = dir
 		}
 	})
@@ -48,6 +51,7 @@ func first(t *testing.T) string {
 }
 
 func TestMain(m *testing.M) {
+	enterContainer()
 	status := m.Run()
 	os.RemoveAll(firstDir)
 	os.Exit(status)
@@ -72,10 +76,10 @@ func deb(dir, version string) string {
 // The same tree gives the same bytes.
 func TestPackages_reproducible(t *testing.T) {
 	one := first(t)
-	two := build(t, "v1.0.0", "deb rpm")
+	two := build(t, "v1.0.0", "deb rpm image")
 	files, err := os.ReadDir(one)
-	if err != nil || len(files) != 3 {
-		t.Fatalf("%v, %v: want deb, rpm and SBOM", files, err)
+	if err != nil || len(files) != 4 {
+		t.Fatalf("%v, %v: want deb, rpm, image and SBOM", files, err)
 	}
 	for _, f := range files {
 		a, _ := os.ReadFile(filepath.Join(one, f.Name()))
