@@ -19,6 +19,7 @@ func TestLoadSecret_contentAndMode(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "secret")
 	write := func(content string, mode os.FileMode) {
 		t.Helper()
+		_ = os.Remove(file) // only root can write one of mode 0400
 		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
