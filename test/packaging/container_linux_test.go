@@ -280,7 +280,7 @@ func deployed(t *testing.T) (c container, configuration map[string]string) {
 					Containers  []struct {
 						Args            []string
 						SecurityContext struct {
-							ReadOnly     bool                       `yaml:"readOnlyRootFilesystem"`
+							ReadOnly     bool                         `yaml:"readOnlyRootFilesystem"`
 							Capabilities struct{ Drop, Add []string } `yaml:"capabilities"`
 						} `yaml:"securityContext"`
 						StartupProbe   probe `yaml:"startupProbe"`
@@ -451,7 +451,7 @@ func TestContainer(t *testing.T) {
 				return err == nil && json.Unmarshal([]byte(out), &tunnels) == nil && len(tunnels) == 1 && (tunnels[0].FastPath == "active") == fastPath
 			})
 			if name == "kubernetes" {
-				configMap["node1.yaml"] += "    comment: reloaded\n"
+				configMap["node1.yaml"] += "\n    comment: reloaded\n"
 				update(configMap)
 				if out, err := inside("reload"); err != nil {
 					t.Errorf("reload of another ConfigMap: %v\n%s", err, out)
