@@ -197,3 +197,43 @@ func TestPackages_makeInstall(t *testing.T) {
 		t.Errorf("left: %q", left)
 	}
 }
+
+// An rpm is installed into a Debian, whose rpm runs its scripts there, upgraded and removed; only the configuration stays.
+func TestPackages_rpm(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: chroot")
+	}
+	needs(t, "make", "rpm", "unshare")
+	one, two := first(t), build(t, "v1.0.1", "rpm")
+	script := `set -e
+mount -t tmpfs none /mnt; mkdir /mnt/upper /mnt/work /mnt/root
+mount -t overlay -o "lowerdir=$1,upperdir=/mnt/upper,workdir=/mnt/work" none /mnt/root
+r=/mnt/root; mount -t tmpfs none $r/run; mkdir -p $r/dev; [ -e $r/dev/null ] || mknod -m 666 $r/dev/null c 1 3
+rpm() { command rpm --root $r --dbpath /var/lib/rpm "$@"; }
+left() { (cd $r; find etc usr run -xdev -name '*ipipd*' | sort | tr '\n' ' '); }
+rpm --initdb
+cp "$2"/*.rpm $r/run/1.rpm; cp "$3"/*.rpm $r/run/2.rpm
+rpm -i --nodeps $r/run/1.rpm
+echo "installed: $(chroot $r /usr/bin/ipipd version | head -n 1)"
+echo "folder: $(stat -c '%a %U' $r/etc/ipipd) $(chroot $r stat -c %G /etc/ipipd)"
+echo "user: $(chroot $r getent passwd ipipd | cut -d: -f1)"
+echo '# mine' >$r/etc/ipipd/mine.yaml
+rpm -U --nodeps $r/run/2.rpm
+echo "upgraded: $(chroot $r /usr/bin/ipipd version | head -n 1)"
+if rpm -V --nodeps ipipd | grep -v ' /etc/ipipd'; then echo 'verify complains'; fi
+rpm -e --nodeps ipipd
+echo "left: $(left)"
+cat $r/etc/ipipd/mine.yaml`
+	out, err := exec.Command("unshare", "--mount", "sh", "-c", script, "-", root(t), one, two).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, want := range []string{"installed: ipipd 1.0.0 ", "folder: 2750 root ipipd\n", "user: ipipd\n", "upgraded: ipipd 1.0.1 ", "left: etc/ipipd \n", "# mine\n"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("%q is missing in\n%s", want, out)
+		}
+	}
+	if strings.Contains(string(out), "verify complains") || strings.Contains(string(out), "scriptlet failed") {
+		t.Errorf("rpm says\n%s", out)
+	}
+}
