@@ -15,6 +15,9 @@ import (
 
 const cloneDevice = "/dev/net/tun"
 
+// openCall is what an error of opening it names.
+const openCall = "open " + cloneDevice
+
 // device is the Device with IFF_VNET_HDR. Each queue is a file descriptor of /dev/net/tun;
 // closing the last one removes the interface.
 type device struct {
@@ -48,7 +51,10 @@ var errNoVnetHeader = errors.New("TUN without IFF_VNET_HDR")
 
 // explain adds a remedy to an error of opening or attaching a TUN.
 func explain(err error) error {
+	var call *os.SyscallError
 	switch {
+	case errors.Is(err, unix.EPERM) && errors.As(err, &call) && call.Syscall == openCall:
+		return fmt.Errorf("the device list of this container's cgroup does not have %s: give the container --device %s, a volume is not enough: %w", cloneDevice, cloneDevice, err)
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO),
 		errors.Is(err, unix.ENOTTY): // another kind of file at that path, as in some containers
 		return fmt.Errorf("no TUN here: run modprobe tun, or give the container --device %s --cap-add NET_ADMIN: %w", cloneDevice, err)
@@ -143,7 +149,7 @@ func (d *device) makeQueues(o Options, offload offload) error {
 func (d *device) openQueue() (fd int, err error) {
 	fd, err = unix.Open(cloneDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return -1, os.NewSyscallError("open "+cloneDevice, err)
+		return -1, os.NewSyscallError(openCall, err)
 	}
 	d.fds = append(d.fds, fd)
 	return fd, nil
@@ -162,7 +168,7 @@ func attach(fd int, name string, flags uint16) error {
 func probeName(name string) error {
 	fd, err := unix.Open(cloneDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return os.NewSyscallError("open "+cloneDevice, err)
+		return os.NewSyscallError(openCall, err)
 	}
 	defer unix.Close(fd)
 	return attach(fd, name, unix.IFF_TUN|unix.IFF_NO_PI|unix.IFF_TUN_EXCL)

@@ -307,3 +307,20 @@ func TestOpen_closeOnExec(t *testing.T) {
 		}
 	})
 }
+
+// EPERM of opening the device is the cgroup's, and that of attaching a queue is of a capability.
+func TestExplain(t *testing.T) {
+	for _, c := range []struct {
+		call, want string
+		errno      unix.Errno
+	}{
+		{openCall, "the device list of this container's cgroup", unix.EPERM},
+		{openCall, "run as root", unix.EACCES},
+		{openCall, "modprobe tun", unix.ENOENT},
+		{"ioctl TUNSETIFF ipip1", "CAP_NET_ADMIN", unix.EPERM},
+	} {
+		if err := explain(os.NewSyscallError(c.call, c.errno)); !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v: the error is %q, want %q in it", c.call, c.errno, err, c.want)
+		}
+	}
+}
