@@ -10,6 +10,7 @@ import (
 
 	"ipipd/internal/fdguard"
 	"ipipd/internal/packet"
+	"ipipd/internal/privileged"
 	"ipipd/internal/vnet"
 )
 
@@ -156,12 +157,7 @@ func (d *device) openQueue() (fd int, err error) {
 }
 
 func attach(fd int, name string, flags uint16) error {
-	ifreq, err := unix.NewIfreq(name)
-	if err != nil {
-		return fmt.Errorf("interface name %q: %w", name, err)
-	}
-	ifreq.SetUint16(flags)
-	return os.NewSyscallError("ioctl TUNSETIFF "+name, unix.IoctlIfreq(fd, unix.TUNSETIFF, ifreq))
+	return os.NewSyscallError("ioctl TUNSETIFF "+name, privileged.TUNSetIff(fd, name, flags))
 }
 
 // probeName creates an interface of that name and removes it again, to see if that works.

@@ -1,6 +1,7 @@
 package tun
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/privileged"
 )
 
 // interfaceControl reads and sets the link attributes of a TUN interface by rtnetlink. The
@@ -57,11 +60,8 @@ func (c *interfaceControl) close() error {
 
 // netnsOf returns the present network namespace of a TUN's interface.
 func netnsOf(tun int) (netnsID, error) {
-	fd, err := unix.IoctlRetInt(tun, unix.TUNGETDEVNETNS)
-	if err != nil {
-		return netnsID{}, os.NewSyscallError("ioctl TUNGETDEVNETNS", err)
-	}
-	return netnsOfFile(fd)
+	device, inode, err := privileged.TUNNetns(tun)
+	return netnsID{device, inode}, os.NewSyscallError("ioctl TUNGETDEVNETNS", err)
 }
 
 // netnsOfFile returns the network namespace of an nsfs file, which it closes.
@@ -192,6 +192,13 @@ func linkRequest(fd int, kind, flags uint16, index int, attribute uint16, value 
 	binary.NativeEndian.PutUint16(b[header:], uint16(unix.SizeofRtAttr+len(value)))
 	binary.NativeEndian.PutUint16(b[header+2:], attribute)
 	copy(b[header+unix.SizeofRtAttr:], value)
+	if kind != unix.RTM_GETLINK && privileged.Brokered() {
+		var answer []byte
+		if err := privileged.Exchange(unix.NETLINK_ROUTE, -1, b, func(datagram []byte) { answer = bytes.Clone(datagram) }); err != nil {
+			return State{}, err
+		}
+		return parseLink(answer)
+	}
 	var err error = unix.EINTR
 	for err == unix.EINTR {
 		err = unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})

@@ -112,6 +112,9 @@ func (p *process) running() error {
 // apply has the tunnels of configs run, or after an error all is as it was. The caller holds mu.
 func (p *process) apply(ctx context.Context, configs []tunnel.Config) error {
 	before := p.wanted.Load().configs
+	if err := checkMarks(p.sandbox.Load(), configs); err != nil {
+		return err
+	}
 	configs, err := p.reserve(ctx, configs)
 	if err != nil {
 		return err

@@ -136,6 +136,7 @@ type keeper struct {
 	log      *slog.Logger
 	command  []string
 	store    *handover.Keeper
+	broker   *brokered      // of the process; nil without one
 	outer    *notifier      // the manager of the keeper itself
 	signals  chan os.Signal // those that are passed on
 	children chan os.Signal // SIGCHLD
@@ -235,6 +236,7 @@ func (k *keeper) serve() (status unix.WaitStatus, err error) {
 	events := make(chan handover.Event)
 	go k.receive(events)
 	status = k.attend(pid, events)
+	k.broker.end()
 	k.store.Interrupt()
 	for e := range events {
 		k.note(e)
@@ -249,8 +251,10 @@ func (k *keeper) start() (pid int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	fds, environment, err := k.store.Begin()
+	broker, peer := startBroker(k.log, k.command)
+	fds, environment, err := k.store.Begin(peer)
 	if err != nil {
+		broker.end()
 		return 0, err
 	}
 	files := []uintptr{0, 1, 2}
@@ -264,11 +268,16 @@ func (k *keeper) start() (pid int, err error) {
 		Sys: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM},
 	})
 	_ = unix.Close(fds[0])
+	if peer >= 0 {
+		_ = unix.Close(peer)
+	}
 	if err != nil {
+		broker.end()
 		k.store.End()
 		return 0, fmt.Errorf("start %s: %w", path, err)
 	}
-	k.log.Info("the process is started", "pid", pid, "kept", len(fds)-1)
+	k.broker = broker
+	k.log.Info("the process is started", "pid", pid, "kept", k.store.Len())
 	return pid, nil
 }
 

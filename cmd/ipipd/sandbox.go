@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -20,13 +21,28 @@ const configFolder = "/etc/ipipd"
 // eBPF. fastPath says whether the programs of the fast path are loaded.
 func (p *process) confine(configs []tunnel.Config, fastPath bool) (ebpf bool) {
 	_, _ = serviceuser.UID(), serviceuser.GID() // they are read now: files of later configurations may be the group's
-	state := sandbox.Enter(p.sandboxPolicy(configs, fastPath))
+	policy := p.sandboxPolicy(configs, fastPath)
+	policy.Brokered = policy.Mode != sandbox.Off && p.notify.useBroker()
+	state := sandbox.Enter(policy)
 	p.sandbox.Store(state)
 	for _, missing := range state.Missing {
 		p.log.Warn("the sandbox is not whole", "missing", missing)
 	}
 	p.log.Debug("the sandbox is entered", "sandbox", state)
 	return state.EBPF
+}
+
+// checkMarks refuses the first mark for a process that has given up the capability to mark packets.
+func checkMarks(s *sandbox.State, configs []tunnel.Config) error {
+	if s == nil || !s.Brokered || slices.ContainsFunc(s.Capabilities, func(c sandbox.Capability) bool { return c.Name == "CAP_NET_RAW" }) {
+		return nil
+	}
+	for i := range configs {
+		if c := &configs[i]; c.FwMark != 0 && !c.Disabled {
+			return fmt.Errorf("%s: fwmark: no tunnel had one when ipipd was started, so that under ipipd keep the process has no capability to mark packets: start it again", c.Name)
+		}
+	}
+	return nil
 }
 
 func (p *process) sandboxPolicy(configs []tunnel.Config, fastPath bool) sandbox.Policy {
@@ -53,6 +69,7 @@ func (p *process) sandboxPolicy(configs []tunnel.Config, fastPath bool) sandbox.
 			s.Read = append(s.Read, c.IPsec.SecretFile)
 		}
 		_, err := netip.ParseAddr(c.RemoteAddress)
+		s.Marks = s.Marks || c.FwMark != 0
 		s.Names = s.Names || err != nil && c.RemoteAddress != tunnel.AnyRemote
 	}
 	return s

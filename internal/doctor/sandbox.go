@@ -32,6 +32,6 @@ func (e *examination) sandboxOf(s *sandbox.State) {
 			uses = append(uses, c.Name+" for "+c.Why)
 		}
 		e.found(CapabilitiesLeft, nil, "of a process of ipipd "+s.CapabilityNames(), strings.Join(uses, "; ")+": no other process does that for it",
-			"nothing, or less: start it with fewer capabilities, and it goes on with less")
+			"nothing, or have it started by `ipipd keep -- ipipd up`, which does that for it, or with fewer capabilities, and it goes on with less")
 	}
 }

@@ -82,6 +82,9 @@ func explainCapture(err error) error {
 	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
 		return &Unavailable{"no file descriptor is left for a ring buffer: raise the limit (LimitNOFILE=, ulimit -n)", err}
 	}
+	if errors.Is(err, unix.EPERM) {
+		return &Unavailable{"the process has no capability to make a ring buffer of the kernel, as under ipipd keep", unix.EPERM}
+	}
 	return &Unavailable{"the kernel has no ring buffer for the eBPF programs", err}
 }
 

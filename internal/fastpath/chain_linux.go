@@ -7,6 +7,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/privileged"
 )
 
 const (
@@ -20,22 +22,32 @@ const (
 
 // checkChainSpace fails if one more program on the ingress of a device would leave fewer than
 // reservedPrograms.
-func checkChainSpace(device int) (err error) {
-	var r *link.QueryResult
-	for range 4 {
-		r, err = link.QueryPrograms(link.QueryOptions{Target: device, Attach: ebpf.AttachTCXIngress})
-		if !errors.Is(err, unix.ENOSPC) { // the chain grew between the two system calls of the query
-			break
-		}
-	}
+func checkChainSpace(device int) error {
+	n, err := privileged.CountPrograms(device, CountPrograms)
 	if err != nil {
 		return explainAttach(device, err)
 	}
-	if n := len(r.Programs); n >= maxPrograms-reservedPrograms {
+	if n >= maxPrograms-reservedPrograms {
 		return &Unavailable{Why: fmt.Sprintf("%d eBPF programs are attached to %s already, where the kernel allows %d and %d are left to other software; "+
 			"each ipipd process has one there, however many tunnels it has", n, deviceName(device), maxPrograms, reservedPrograms)}
 	}
 	return nil
+}
+
+// CountPrograms returns how many programs are on the ingress of a device (tcx) in the calling thread's namespace. It
+// needs CAP_NET_ADMIN.
+func CountPrograms(device int) (n int, err error) {
+	for range 4 {
+		var r *link.QueryResult
+		r, err = link.QueryPrograms(link.QueryOptions{Target: device, Attach: ebpf.AttachTCXIngress})
+		if err == nil {
+			return len(r.Programs), nil
+		}
+		if !errors.Is(err, unix.ENOSPC) { // the chain grew between the two system calls of the query
+			break
+		}
+	}
+	return 0, err
 }
 
 // attach attaches a program to the ingress of a device in the calling thread's namespace. Closing

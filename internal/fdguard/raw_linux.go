@@ -5,6 +5,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/privileged"
 )
 
 // Binding restricts which packets the kernel delivers to a raw socket, by bind and connect
@@ -81,7 +83,7 @@ func (s *RawSocket) openParked() (int, error) {
 	}
 	// Local addresses need not be configured yet, as on a VRRP backup. IP_FREEBIND would allow
 	// that for bind(2), but not for connect(2).
-	err = os.NewSyscallError("setsockopt IP_TRANSPARENT", unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TRANSPARENT, 1))
+	err = os.NewSyscallError("setsockopt IP_TRANSPARENT", privileged.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TRANSPARENT, 1))
 	if err == nil {
 		err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Addr: parked}))
 	}
@@ -176,7 +178,7 @@ func (s *RawSocket) connect(fd int, b Binding) bool {
 func (s *RawSocket) bind(fd int, b Binding) (err error) {
 	set := func(name int, what string, value int) {
 		if now, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, name); err == nil && now != value {
-			err = os.NewSyscallError("setsockopt "+what, unix.SetsockoptInt(fd, unix.SOL_SOCKET, name, value))
+			err = os.NewSyscallError("setsockopt "+what, privileged.SetsockoptInt(fd, unix.SOL_SOCKET, name, value))
 		}
 	}
 	set(unix.SO_BINDTOIFINDEX, "SO_BINDTOIFINDEX", b.Device)

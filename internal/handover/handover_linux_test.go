@@ -220,7 +220,7 @@ func newKeeping(t *testing.T, limit int) (*life, *keeping) {
 }
 
 func (k *keeping) begin(t *testing.T, cmd *exec.Cmd) {
-	fds, environment, err := k.Begin()
+	fds, environment, err := k.Begin(-1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -529,7 +529,7 @@ func TestKeeper_Receive(t *testing.T) {
 func TestKeeper_Interrupt(t *testing.T) {
 	k := &keeping{Keeper: NewKeeper(4)}
 	defer k.Close()
-	fds, _, err := k.Begin()
+	fds, _, err := k.Begin(-1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -573,7 +573,7 @@ func FuzzKeeper(f *testing.F) {
 			}
 		}()
 		for _, message := range [][]byte{a, b} {
-			fds, _, err := k.Begin()
+			fds, _, err := k.Begin(-1)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -591,7 +591,7 @@ func FuzzKeeper(f *testing.F) {
 			}
 			k.End()
 		}
-		fds, environment, err := k.Begin()
+		fds, environment, err := k.Begin(-1)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -56,8 +56,9 @@ func NewKeeper(limit int) *Keeper {
 
 // Begin makes the socket pair with the next child. It returns the child's descriptors, to be given
 // to it from 3 on, in this order, and the variables of its environment. The caller closes the first
-// descriptor, the child's end of the pair, once the child has it; the others stay the Keeper's.
-func (k *Keeper) Begin() (fds []int, environment []string, err error) {
+// descriptor, the child's end of the pair, once the child has it; the others stay the Keeper's, but for the last one,
+// broker, which is given under BrokerName, unless it is -1, and stays the caller's.
+func (k *Keeper) Begin(broker int) (fds []int, environment []string, err error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, os.NewSyscallError("socketpair", err)
@@ -66,6 +67,9 @@ func (k *Keeper) Begin() (fds []int, environment []string, err error) {
 	names := []string{KeeperName}
 	for _, d := range k.kept {
 		fds, names = append(fds, d.fd), append(names, d.name)
+	}
+	if broker >= 0 {
+		fds, names = append(fds, broker), append(names, BrokerName)
 	}
 	return fds, []string{
 		countEnv + "=" + strconv.Itoa(len(fds)),
@@ -159,11 +163,11 @@ func (k *Keeper) mayKeep(name string, fd int) (bool, error) {
 		}
 	}
 	switch {
-	case name == KeeperName:
+	case name == KeeperName, name == BrokerName:
 		return false, fmt.Errorf("the name %s is taken", name)
 	case len(k.kept) >= k.limit:
 		return false, fmt.Errorf("it has %d descriptors kept, and no more are: raise the limit of open files (ulimit -n)", len(k.kept))
-	case k.names+len(name)+1 > maxNames-len(KeeperName)-1:
+	case k.names+len(name)+1 > maxNames-len(KeeperName)-len(BrokerName)-2:
 		return false, fmt.Errorf("it has %d descriptors kept, and no more have room in %s", len(k.kept), namesEnv)
 	}
 	return true, nil

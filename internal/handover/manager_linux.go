@@ -21,6 +21,8 @@ type Manager struct {
 	Limit int
 	// Watchdog is after how long without WATCHDOG=1 it ends the process (WatchdogSec=); 0 is never.
 	Watchdog time.Duration
+	// Broker is the socket to who does what takes a privilege, the caller's; -1: nobody does.
+	Broker int
 
 	fd     int
 	to     unix.Sockaddr // nil: fd is connected
@@ -39,7 +41,7 @@ func Open() (*Manager, Kept, error) {
 			_ = os.Unsetenv(name)
 		}
 	}()
-	m := &Manager{Limit: -1, fd: -1, names: map[string]int{}}
+	m := &Manager{Limit: -1, Broker: -1, fd: -1, names: map[string]int{}}
 	if n, err := strconv.Atoi(os.Getenv(limitEnv)); err == nil && n >= 0 {
 		m.Limit = n
 	}
@@ -54,6 +56,10 @@ func Open() (*Manager, Kept, error) {
 	}
 	if m.fd < 0 {
 		return nil, kept, err
+	}
+	if fds := kept.Take(BrokerName); len(fds) > 0 {
+		m.Broker = fds[0]
+		closeAll(fds[1:])
 	}
 	for name, fds := range kept {
 		m.names[name] = len(fds)

@@ -14,6 +14,8 @@ import (
 const (
 	// KeeperName is the name of the socket pair's end that a Keeper gives its child.
 	KeeperName = "ipipd-keeper"
+	// BrokerName is that of another socket pair, by which the child has done what takes a privilege.
+	BrokerName = "ipipd-broker"
 	// MaxRights is how many descriptors the kernel takes in a message (SCM_MAX_FD).
 	MaxRights = 253
 	// maxMessage is systemd's limit for a message, in bytes.

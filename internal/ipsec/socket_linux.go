@@ -19,6 +19,7 @@ import (
 	"ipipd/internal/ipsec/ike"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/packet"
+	"ipipd/internal/privileged"
 )
 
 const (
@@ -166,7 +167,7 @@ func bindUDP(fd int, key portsKey, port int) error {
 	set(unix.IPPROTO_IP, unix.IP_FREEBIND, "IP_FREEBIND", 1)
 	change := func(name int, what string, value int) { // both take a capability
 		if now, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, name); now != value {
-			set(unix.SOL_SOCKET, name, what, value)
+			errs = append(errs, os.NewSyscallError("setsockopt "+what, privileged.SetsockoptInt(fd, unix.SOL_SOCKET, name, value)))
 		}
 	}
 	change(unix.SO_MARK, "SO_MARK", int(key.mark))
@@ -175,12 +176,12 @@ func bindUDP(fd int, key portsKey, port int) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Port: port, Addr: as4(key.local)}))
+	return os.NewSyscallError("bind", privileged.BindUDP(fd, &unix.SockaddrInet4{Port: port, Addr: as4(key.local)}))
 }
 
 // setReceiveBuffer sets SO_RCVBUF; beyond net.core.rmem_max that needs CAP_NET_ADMIN.
 func setReceiveBuffer(fd int) error {
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) == nil {
+	if privileged.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) == nil {
 		return nil
 	}
 	return os.NewSyscallError("setsockopt SO_RCVBUF", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer))
@@ -188,7 +189,7 @@ func setReceiveBuffer(fd int) error {
 
 // setSendBuffer sets SO_SNDBUF; beyond net.core.wmem_max that needs CAP_NET_ADMIN. See mayAnswer for a smaller one.
 func setSendBuffer(fd int) error {
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) == nil {
+	if privileged.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) == nil {
 		return nil
 	}
 	return os.NewSyscallError("setsockopt SO_SNDBUF", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer))
@@ -305,9 +306,9 @@ func openESP(m *Manager) (espSocket, Receiver, error) {
 }
 
 func (s *rawESP) openSocket() (int, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, esp.ProtocolESP)
+	fd, err := privileged.RawSocket(esp.ProtocolESP)
 	if err != nil {
-		return -1, os.NewSyscallError("socket", err)
+		return -1, err
 	}
 	if err = setReceiveBuffer(fd); err == nil { // the kernel must cache no forged path MTU, as in bindUDP
 		err = os.NewSyscallError("setsockopt IP_MTU_DISCOVER", unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_INTERFACE))

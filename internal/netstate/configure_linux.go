@@ -20,6 +20,7 @@ type change struct {
 	object   fmt.Stringer // the address, route or alternative name as the caller gave it
 	route    routeKey     // of a route, else zero
 	harmless unix.Errno   // a failure that is no matter to Configure
+	program  int          // the descriptor of the eBPF program that it adds; 0 is none
 }
 
 // Configure adds the interfaces' addresses, sets them up, and adds routes into them, with few
@@ -42,7 +43,7 @@ func (h *Host) Configure(interfaces []Interface) error {
 			}
 			changes = append(changes, stray...)
 		}
-		if i.AltName != "" {
+		if i.AltName != "" && !(i.Adopted && h.hasName(i.Index, i.AltName)) {
 			changes = append(changes, addAltName(i.Index, i.AltName))
 		}
 		changes = append(changes, addressChanges(unix.RTM_NEWADDR, i.Index, i.Addresses)...)
@@ -78,6 +79,12 @@ func (h *Host) Configure(interfaces []Interface) error {
 		return &InterfaceError{c.device, h.explain(&c, err)}
 	}
 	return nil
+}
+
+// hasName reports whether an interface has a name.
+func (h *Host) hasName(device int, name string) bool {
+	named, err := h.DeviceIndex(name)
+	return err == nil && named == device
 }
 
 // AddAddresses adds addresses to an interface and returns those that it lacked. After a
@@ -129,9 +136,12 @@ func (r *requester) change(changes []change, ignored ...error) (done []int, err 
 
 // executeAll executes changes on the batch socket, and returns the error of each.
 func (r *requester) executeAll(changes []change) (failed []error) {
-	requests := make([]*nl.NetlinkRequest, len(changes))
+	requests, program := make([]*nl.NetlinkRequest, len(changes)), -1
 	for i, c := range changes {
 		requests[i] = c.NetlinkRequest
+		if c.program > 0 { // it is the same of all
+			program = c.program
+		}
 	}
 	s := r.batch
 	if s == nil {
@@ -141,7 +151,7 @@ func (r *requester) executeAll(changes []change) (failed []error) {
 		}
 		defer s.close()
 	}
-	return s.executeAll(requests)
+	return s.executeAll(requests, program)
 }
 
 // explain is the error of a change.
@@ -246,4 +256,18 @@ func promoteSecondaries(device int) change {
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(conf, nil).AddRtAttr(promote, nl.Uint32Attr(1))
 	return change{NetlinkRequest: linkRequest(unix.RTM_SETLINK, device, 0, spec), device: device}
+}
+
+// RouteTable is the table of routes into an interface that name none, main or that of its VRF, in the calling
+// thread's network namespace.
+func RouteTable(device int) (table uint32, err error) {
+	l, err := fresh.getLink(device, "")
+	if err == nil && l.master != 0 {
+		l, err = fresh.getLink(l.master, "")
+		table = l.vrfTable
+	}
+	if err != nil {
+		return 0, lookupError(device, err)
+	}
+	return cmp.Or(table, unix.RT_TABLE_MAIN), nil
 }

@@ -527,6 +527,13 @@ func TestInterface_altName(t *testing.T) {
 			t.Error(got, err)
 		}
 	})
+	// The next process takes over the interface with its name.
+	if err := h.Configure([]Interface{{Index: devices[0], AltName: name, Adopted: true}}); err != nil {
+		t.Errorf("the interface has its name: %v", err)
+	}
+	if err := h.Configure([]Interface{{Index: devices[1], AltName: name, Adopted: true}}); !errors.Is(err, unix.EEXIST) {
+		t.Errorf("another interface has the name: %v", err)
+	}
 	err := h.Configure([]Interface{{Index: devices[1], AltName: name, Routes: routesOf("10.1.0.0/16")}})
 	want := `add the alternative name "a tunnel to: Riga, räkna 100% \"med\" det", which no other interface may have, to t1: file exists`
 	if !errors.Is(err, unix.EEXIST) || err.Error() != want {

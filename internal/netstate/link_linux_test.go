@@ -12,9 +12,6 @@ import (
 	"ipipd/test/netlab"
 )
 
-// fresh opens a socket for each request, in the network namespace of the calling thread.
-var fresh = new(requester)
-
 func TestLink_missing(t *testing.T) {
 	ns := netlab.New(t)
 	h := openHost(t, ns)

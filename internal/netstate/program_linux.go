@@ -114,7 +114,7 @@ func programChanges(device int, p Program) (clsact, filter change) {
 	options.AddRtAttr(nl.TCA_BPF_NAME, nl.ZeroTerminated(p.Name))
 	options.AddRtAttr(nl.TCA_BPF_FLAGS, nl.Uint32Attr(nl.TCA_BPF_FLAG_ACT_DIRECT))
 	req.AddData(options)
-	filter = change{NetlinkRequest: req, device: device, what: "add eBPF program %v to the egress of %v", object: tcName(p.Name)}
+	filter = change{NetlinkRequest: req, device: device, what: "add eBPF program %v to the egress of %v", object: tcName(p.Name), program: p.FD}
 	return clsact, filter
 }
 

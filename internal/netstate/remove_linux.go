@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/privileged"
 )
 
 // removeAtOnce limits the interfaces of a group: the kernel holds the RTNL while it removes
@@ -18,6 +20,13 @@ const removeAtOnce = 1000
 // group until no processor uses them (synchronize_net), and not some 20 ms for each. One
 // that is gone already is no error. After an error some, or all, are left.
 func (h *Host) Remove(devices []int) error {
+	if privileged.Brokered() { // groups are anybody's: the parent removes interfaces by their index only
+		remove := make([]*nl.NetlinkRequest, len(devices))
+		for i, device := range devices {
+			remove[i] = linkRequest(unix.RTM_DELLINK, device, 0)
+		}
+		return h.batch.executeIfThere(remove)
+	}
 	// The groups exist for an instant only. None is 0, the default.
 	groups := uint32(len(devices)+removeAtOnce-1) / removeAtOnce
 	if err := h.removeAsGroups(devices, 1+rand.Uint32N(math.MaxInt32-groups), groups); err != nil {
@@ -55,7 +64,7 @@ func (h *Host) removeAsGroups(devices []int, first, groups uint32) error {
 
 // executeIfThere is executeAll for requests whose object may be gone.
 func (s *requestSocket) executeIfThere(requests []*nl.NetlinkRequest) error {
-	for _, failure := range s.executeAll(requests) {
+	for _, failure := range s.executeAll(requests, -1) {
 		if failure != nil && failure != unix.ENODEV {
 			return failure
 		}

@@ -91,15 +91,15 @@ func TestRequestSocket_executeAll(t *testing.T) {
 		}
 	}
 	for range 2 { // what the first left unread is no matter to the second
-		if failed := h.batch.executeAll(requests); !slices.Equal(failed, want) {
+		if failed := h.batch.executeAll(requests, -1); !slices.Equal(failed, want) {
 			t.Error(failed)
 		}
 	}
-	if failed := h.batch.executeAll(nil); len(failed) != 0 {
+	if failed := h.batch.executeAll(nil, -1); len(failed) != 0 {
 		t.Error(failed)
 	}
 	h.Close()
-	for i, err := range h.batch.executeAll(requests) {
+	for i, err := range h.batch.executeAll(requests, -1) {
 		if err != os.ErrClosed {
 			t.Error(i, err)
 		}

@@ -1,6 +1,7 @@
 package netstate
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/privileged"
 )
 
 // requester executes netlink requests on sockets that it keeps, in the network namespace
@@ -36,6 +39,9 @@ const (
 
 // netFile returns the content of a file in /proc/net.
 func (r *requester) netFile(file int) ([]byte, error) { return r.files[file].read(netFiles[file]) }
+
+// fresh opens a socket for each request, in the network namespace of the calling thread.
+var fresh = new(requester)
 
 // open opens the sockets. After an error the caller closes the requester all the same.
 func (r *requester) open() error {
@@ -102,10 +108,11 @@ func (r *requester) dump(req *nl.NetlinkRequest, protocol int, answer uint16) (m
 // requestSocket is a netlink socket for requests. It blocks, and does not wait: the kernel
 // has queued the answer when the request has been sent.
 type requestSocket struct {
-	mu     sync.Mutex
-	fd     int // -1: closed
-	seq    uint32
-	buffer []byte
+	protocol int
+	mu       sync.Mutex
+	fd       int // -1: closed
+	seq      uint32
+	buffer   []byte
 }
 
 func openRequestSocket(protocol int) (*requestSocket, error) {
@@ -113,7 +120,7 @@ func openRequestSocket(protocol int) (*requestSocket, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	return &requestSocket{fd: fd, buffer: make([]byte, maxMessage)}, nil
+	return &requestSocket{protocol: protocol, fd: fd, buffer: make([]byte, maxMessage)}, nil
 }
 
 // maxMessage is the longest message, in bytes: the kernel's dumps take 32 KiB each.
@@ -150,19 +157,9 @@ func (s *requestSocket) each(req *nl.NetlinkRequest, want uint16, f func(body []
 	}
 	s.seq++
 	req.Seq = s.seq
-	if err := s.send(req.Serialize()); err != nil {
-		return err
-	}
 	var failed error
-	for done := false; !done; {
-		n, err := unix.Read(s.fd, s.buffer)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return os.NewSyscallError("read", err)
-		}
-		err = eachMessage(s.buffer[:n], func(m message) {
+	err := s.exchange(req.Serialize(), -1, func(datagram []byte) (done bool, err error) {
+		err = eachMessage(datagram, func(m message) {
 			switch {
 			case done || m.seq != s.seq: // the end of an answer that failed
 				return
@@ -181,11 +178,48 @@ func (s *requestSocket) each(req *nl.NetlinkRequest, want uint16, f func(body []
 			}
 			done = done || m.flags&unix.NLM_F_MULTI == 0
 		})
+		return done, err
+	})
+	return cmp.Or(err, failed)
+}
+
+// exchange sends requests to the kernel, and calls f with each datagram of the answer until it is done. program is
+// the descriptor of the eBPF program that they name, or -1.
+func (s *requestSocket) exchange(b []byte, program int, f func(datagram []byte) (done bool, err error)) error {
+	if privileged.Brokered() && s.takesPrivilege(b) {
+		done, wrong := false, error(nil)
+		err := privileged.Exchange(s.protocol, program, b, func(datagram []byte) {
+			if !done && wrong == nil {
+				done, wrong = f(datagram)
+			}
+		})
+		if err == nil && wrong == nil && !done {
+			wrong = fmt.Errorf("the answer of netlink is cut off: %w", unix.EBADMSG)
+		}
+		return cmp.Or(err, wrong)
+	}
+	if err := s.send(b); err != nil {
+		return err
+	}
+	for {
+		n, err := unix.Read(s.fd, s.buffer)
+		if err == unix.EINTR {
+			continue
+		}
 		if err != nil {
+			return os.NewSyscallError("read", err)
+		}
+		if done, err := f(s.buffer[:n]); done || err != nil {
 			return err
 		}
 	}
-	return failed
+}
+
+// takesPrivilege reports whether requests are others than to read what rtnetlink shows everybody.
+func (s *requestSocket) takesPrivilege(b []byte) (takes bool) {
+	const kindMask, get = 3, 2 // RTNL_KIND_GET
+	_ = eachMessage(b, func(m message) { takes = takes || m.kind&kindMask != get })
+	return takes || s.protocol != unix.NETLINK_ROUTE
 }
 
 // send sends to the kernel.
@@ -203,14 +237,14 @@ func (s *requestSocket) send(b []byte) error {
 const atOnce = 100
 
 // executeAll sends requests, many with one system call, and returns the error of each. One of
-// the socket is that of all requests from there on.
-func (s *requestSocket) executeAll(requests []*nl.NetlinkRequest) (failed []error) {
+// the socket is that of all requests from there on. program is the descriptor of the eBPF program that they name, or -1.
+func (s *requestSocket) executeAll(requests []*nl.NetlinkRequest, program int) (failed []error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	failed = make([]error, len(requests))
 	for first := 0; first < len(requests); first += atOnce {
 		last := min(first+atOnce, len(requests))
-		if err := s.executeSome(requests[first:last], failed[first:last]); err != nil {
+		if err := s.executeSome(requests[first:last], failed[first:last], program); err != nil {
 			copy(failed[first:], slices.Repeat([]error{err}, len(failed)-first))
 			break
 		}
@@ -220,7 +254,7 @@ func (s *requestSocket) executeAll(requests []*nl.NetlinkRequest) (failed []erro
 
 // executeSome is executeAll for so few that their errors fit into the socket's buffer. It
 // asks for the acknowledgement of the last one: the kernel executes them in order.
-func (s *requestSocket) executeSome(requests []*nl.NetlinkRequest, failed []error) error {
+func (s *requestSocket) executeSome(requests []*nl.NetlinkRequest, failed []error, program int) error {
 	if s.fd < 0 {
 		return os.ErrClosed
 	}
@@ -233,18 +267,8 @@ func (s *requestSocket) executeSome(requests []*nl.NetlinkRequest, failed []erro
 		}
 		b = append(b, req.Serialize()...)
 	}
-	if err := s.send(b); err != nil {
-		return err
-	}
-	for done := false; !done; {
-		n, err := unix.Read(s.fd, s.buffer)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return os.NewSyscallError("read", err)
-		}
-		err = eachMessage(s.buffer[:n], func(m message) {
+	return s.exchange(b, program, func(datagram []byte) (done bool, err error) {
+		err = eachMessage(datagram, func(m message) {
 			i := m.seq - first
 			if m.kind != unix.NLMSG_ERROR || i >= uint32(len(requests)) || len(m.body) < 4 {
 				return
@@ -254,11 +278,8 @@ func (s *requestSocket) executeSome(requests []*nl.NetlinkRequest, failed []erro
 			}
 			done = m.seq == s.seq
 		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+		return done, err
+	})
 }
 
 // message is a netlink message; body is what follows its header.

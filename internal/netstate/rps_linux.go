@@ -12,6 +12,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/privileged"
 )
 
 // SetRPS sets the processors that process an interface's received flows (receive packet
@@ -19,6 +21,9 @@ import (
 // for the affinity mask of this process. A mask that is set already, by an operator or
 // net.core.rps_default_mask, is kept, and is the error.
 func (r *requester) SetRPS(ifname, mask string) error {
+	if privileged.Brokered() {
+		return privileged.RPS(true, ifname, mask)
+	}
 	files, mask, err := r.rps(ifname, mask)
 	if err != nil {
 		return err
@@ -42,6 +47,9 @@ func (r *requester) SetRPS(ifname, mask string) error {
 
 // ClearRPS takes back SetRPS of the same mask. Another mask, an operator's, stays.
 func (r *requester) ClearRPS(ifname, mask string) error {
+	if privileged.Brokered() {
+		return privileged.RPS(false, ifname, mask)
+	}
 	files, mask, err := r.rps(ifname, mask)
 	if err != nil {
 		return err
@@ -149,3 +157,9 @@ func affinity() (mask string, err error) {
 	}
 	return strings.Join(words, ","), nil
 }
+
+// SetRPS is Host.SetRPS in the calling thread's network namespace.
+func SetRPS(ifname, mask string) error { return fresh.SetRPS(ifname, mask) }
+
+// ClearRPS is Host.ClearRPS in the calling thread's network namespace.
+func ClearRPS(ifname, mask string) error { return fresh.ClearRPS(ifname, mask) }

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"runtime/pprof"
+	"strings"
 	"sync"
 	"time"
 	"unsafe"
@@ -27,6 +29,8 @@ type attempt struct {
 	landlock int
 	// possible: root can do it outside the sandbox, and goes on.
 	possible bool
+	// capability: the kernel refuses it for want of one, in strict mode too.
+	capability bool
 }
 
 // landlockScope is the ABI that has scopes, whose refusal is EPERM.
@@ -118,6 +122,45 @@ func loadProgram() error {
 	return unix.Close(int(fd))
 }
 
+// changeInterface sets the group of the loopback interface to what it is.
+func changeInterface() error {
+	const loopback, group = 1, 0
+	body := make([]byte, unix.SizeofIfInfomsg+8)
+	binary.NativeEndian.PutUint32(body[4:], loopback)
+	binary.NativeEndian.PutUint16(body[unix.SizeofIfInfomsg:], 8)
+	binary.NativeEndian.PutUint16(body[unix.SizeofIfInfomsg+2:], unix.IFLA_GROUP)
+	binary.NativeEndian.PutUint32(body[unix.SizeofIfInfomsg+4:], group)
+	return netlinkError(unix.NETLINK_ROUTE, unix.RTM_SETLINK, unix.NLM_F_ACK, body)
+}
+
+// netlinkError returns the error of a request.
+func netlinkError(protocol int, kind, flags uint16, body []byte) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
+	if err == unix.EPROTONOSUPPORT {
+		return unix.EPERM // there is none here
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	b := make([]byte, unix.SizeofNlMsghdr, 128)
+	binary.NativeEndian.PutUint32(b, uint32(len(b)+len(body)))
+	binary.NativeEndian.PutUint16(b[4:], kind)
+	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST|flags)
+	if err := unix.Sendto(fd, append(b, body...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	answer := make([]byte, 32<<10)
+	n, _, err := unix.Recvfrom(fd, answer, 0)
+	if err != nil || n < unix.SizeofNlMsghdr+4 || binary.NativeEndian.Uint16(answer[4:]) != unix.NLMSG_ERROR {
+		return err
+	}
+	if errno := -int32(binary.NativeEndian.Uint32(answer[unix.SizeofNlMsghdr:])); errno != 0 {
+		return unix.Errno(errno)
+	}
+	return nil
+}
+
 var attempts = []attempt{
 	{name: "read-another-file", landlock: 1, possible: true, do: func() error { _, err := os.ReadFile("/etc/passwd"); return err }},
 	{name: "read-another-folder", landlock: 1, possible: true, do: func() error { _, err := os.ReadDir(other); return err }},
@@ -180,6 +223,40 @@ var attempts = []attempt{
 		data[0].Effective |= 1 << unix.CAP_SYS_ADMIN
 		data[0].Permitted |= 1 << unix.CAP_SYS_ADMIN
 		return unix.Capset(&header, &data[0])
+	}},
+	{name: "raise-net-admin", do: func() error {
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		data := [2]unix.CapUserData{{Effective: 1 << unix.CAP_NET_ADMIN, Permitted: 1 << unix.CAP_NET_ADMIN}}
+		return unix.Capset(&header, &data[0])
+	}},
+	{name: "change-an-interface", capability: true, possible: true, do: changeInterface},
+	{name: "list-a-packet-filter", capability: true, do: func() error {
+		return netlinkError(unix.NETLINK_NETFILTER, unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, make([]byte, 4))
+	}},
+	{name: "raw-socket", capability: true, possible: true, do: func() error { return socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_IPIP) }},
+	{name: "make-an-interface", capability: true, do: func() error {
+		fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return unix.EPERM // there is none here
+		}
+		defer unix.Close(fd)
+		ifreq, _ := unix.NewIfreq("sandbox-test")
+		ifreq.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		return unix.IoctlIfreq(fd, unix.TUNSETIFF, ifreq)
+	}},
+	{name: "port-of-ike", capability: true, do: func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		if first, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start"); err == nil && strings.TrimSpace(string(first)) != "1024" {
+			return unix.EPERM // it takes none here
+		}
+		if err := unix.Bind(fd, &unix.SockaddrInet4{Port: 500, Addr: [4]byte{127, 0, 0, 1}}); err != unix.EACCES {
+			return err
+		}
+		return unix.EPERM
 	}},
 	{name: "become-another-user", do: call1(unix.SYS_SETRESUID, 1, 1, 1)},
 	{name: "raise-an-ambient-capability", do: func() error {

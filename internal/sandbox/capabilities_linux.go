@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"strings"
@@ -9,30 +10,49 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// needed are the capabilities that are left, and what for. As nobody else does it for the process, it
+// needed are the capabilities that are left, and what for. Without a parent that does it for the process, it
 // has to have them for all that may change while it runs.
 //
 // The fast path's programs load without PERFMON, too: the verifier then adds mitigations
 // against speculative execution.
 var needed = []struct {
 	cap.Value
-	why  string
-	ebpf bool // with Policy.EBPF only
+	why string
+	by  func(p *Policy) bool
 }{
-	{cap.NET_BIND_SERVICE, "UDP port 500 (IKE) of a tunnel or local address that is new", false},
-	{cap.NET_ADMIN, "interfaces, addresses and routes; packet filters and IPsec policies, which the fast path and the link layer must not bypass", false},
-	{cap.NET_RAW, "raw sockets of a local address that is new", false},
-	{cap.BPF, "the fast path's programs, on an underlay device that is new", true},
+	{cap.NET_BIND_SERVICE, "UDP port 500 (IKE) of a tunnel or local address that is new", alone},
+	{cap.NET_ADMIN, "interfaces, addresses and routes; packet filters and IPsec policies, which the fast path and the link layer must not bypass", alone},
+	{cap.NET_ADMIN, "the mark of each packet (fwmark), which takes it before Linux 5.17", func(p *Policy) bool { return p.Brokered && p.Marks && !rawMarks() }},
+	{cap.NET_ADMIN, "sysctls (manage-sysctls), which only root sets without it", func(p *Policy) bool { return p.Brokered && p.Sysctls && os.Geteuid() != 0 }},
+	{cap.NET_RAW, "raw sockets of a local address that is new", alone},
+	{cap.NET_RAW, "the mark of each packet (fwmark)", func(p *Policy) bool { return p.Brokered && p.Marks }},
+	{cap.BPF, "the fast path's programs, on an underlay device that is new", func(p *Policy) bool { return alone(p) && (p.EBPF || p.Mode == Off) }},
 }
 
-// keeps reports whether v is left to the process of p, if it has it.
-func keeps(p *Policy, v cap.Value) bool {
+// alone is whether the process does everything itself.
+func alone(p *Policy) bool { return !p.Brokered }
+
+// rawMarks reports whether a mark takes NET_RAW, and not NET_ADMIN.
+func rawMarks() bool {
+	var uname unix.Utsname
+	var major, minor int
+	if unix.Uname(&uname) != nil {
+		return false
+	}
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(uname.Release[:]), "%d.%d", &major, &minor); err != nil {
+		return false
+	}
+	return major > 5 || major == 5 && minor >= 17
+}
+
+// keeps returns what v is left to the process of p for, if it has it; "": it is not.
+func keeps(p *Policy, v cap.Value) (why string) {
 	for _, n := range needed {
-		if n.Value == v {
-			return !n.ebpf || p.EBPF || p.Mode == Off
+		if n.Value == v && n.by(p) {
+			return n.why
 		}
 	}
-	return false
+	return ""
 }
 
 // setNoNewPrivs has execve grant no privileges.
@@ -50,7 +70,7 @@ func dropCapabilities(p Policy) error {
 		return err == nil && set
 	}
 	for v := range cap.MaxBits() {
-		if keeps(&p, v) {
+		if keeps(&p, v) != "" {
 			for _, flag := range []cap.Flag{cap.Permitted, cap.Effective} {
 				if err := want.SetFlag(flag, has(flag, v), v); err != nil {
 					return fmt.Errorf("%v: %w", v, err)
@@ -73,12 +93,7 @@ func capabilitiesLeft(p Policy) []Capability {
 		if set, err := have.GetFlag(cap.Permitted, v); err != nil || !set {
 			continue
 		}
-		why := "it could not be dropped"
-		for _, n := range needed {
-			if n.Value == v && keeps(&p, v) {
-				why = n.why
-			}
-		}
+		why := cmp.Or(keeps(&p, v), "it could not be dropped")
 		left = append(left, Capability{strings.ToUpper(v.String()), why})
 	}
 	return left

@@ -34,6 +34,10 @@ type Policy struct {
 	EBPF bool
 	// Sysctls is whether it writes what is in /proc/sys/net.
 	Sysctls bool
+	// Marks is whether it marks packets.
+	Marks bool
+	// Brokered is whether its parent does what takes a privilege (package privileged).
+	Brokered bool
 	// RuntimeDir is the folder in which it makes and removes sockets and files.
 	RuntimeDir string
 	// Remove are folders in which it removes files.
@@ -56,6 +60,8 @@ type State struct {
 	NoNewPrivs bool `json:"no-new-privs"`
 	// EBPF is as in Policy.
 	EBPF bool `json:"ebpf"`
+	// Brokered is as in Policy.
+	Brokered bool `json:"brokered"`
 	// Capabilities are those that are left. In JSON it is never null.
 	Capabilities []Capability `json:"capabilities"`
 	// Read has the folders and files of the configuration, and others that can be read, unless Landlock is 0.
@@ -90,7 +96,11 @@ func (s *State) String() string {
 	if !s.NoNewPrivs {
 		privs = "new privileges possible"
 	}
-	return s.Mode + ": " + strings.Join(append(parts, privs, s.CapabilityNames()), ", ")
+	parts = append(parts, privs, s.CapabilityNames())
+	if s.Brokered {
+		parts = append(parts, "ipipd keep does what takes one")
+	}
+	return s.Mode + ": " + strings.Join(parts, ", ")
 }
 
 // CapabilityNames are those of Capabilities, as in "CAP_NET_ADMIN, CAP_NET_RAW stay".

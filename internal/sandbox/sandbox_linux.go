@@ -7,7 +7,7 @@ import (
 
 // Enter confines the process to p, for good. It is called once.
 func Enter(p Policy) *State {
-	s := &State{Mode: p.Mode, EBPF: p.EBPF || p.Mode == Off}
+	s := &State{Mode: p.Mode, EBPF: p.EBPF || p.Mode == Off, Brokered: p.Brokered}
 	missing := func(what string, err error) {
 		if err != nil {
 			s.Missing = append(s.Missing, fmt.Sprintf("%s: %v", what, err))

@@ -184,6 +184,18 @@ func TestEnter_capabilities(t *testing.T) {
 	t.Run("without-ebpf", func(t *testing.T) {
 		spawn(t, Policy{Mode: On}, nil, nil).checkThreads(all&kept, all&kept)
 	})
+	t.Run("brokered", func(t *testing.T) { // its parent has them
+		for _, mode := range []string{Off, On, Strict} {
+			spawn(t, Policy{Mode: mode, EBPF: true, Sysctls: true, Brokered: true}, nil, nil).checkThreads(0, 0)
+		}
+	})
+	t.Run("brokered-marks", func(t *testing.T) {
+		want := uint64(1 << unix.CAP_NET_RAW)
+		if !rawMarks() {
+			want |= 1 << unix.CAP_NET_ADMIN
+		}
+		spawn(t, Policy{Mode: On, EBPF: true, Marks: true, Brokered: true}, nil, nil).checkThreads(all&want, all&want)
+	})
 	t.Run("unprivileged", func(t *testing.T) {
 		spawn(t, Policy{Mode: On, EBPF: true}, &syscall.Credential{Uid: 65534, Gid: 65534}, nil).checkThreads(all, 0)
 	})
@@ -220,7 +232,7 @@ func folders(t *testing.T) (p Policy, other string) {
 // Each of what the sandbox is there for is tried from inside.
 func TestEnter_refused(t *testing.T) {
 	p, other := folders(t)
-	p.Mode = On
+	p.Mode, p.Brokered = On, true
 	p.Remove = []string{filepath.Dir(other)}
 	c := spawn(t, p, nil, []string{"SANDBOX_TEST_OTHER=" + other})
 	for _, a := range attempts {
@@ -257,7 +269,7 @@ func TestEnter_strict(t *testing.T) {
 	p, other := folders(t)
 	p.Mode = Strict
 	for _, a := range attempts {
-		if a.landlock > 0 || !a.possible {
+		if a.landlock > 0 || !a.possible || a.capability {
 			continue
 		}
 		t.Run(a.name, func(t *testing.T) {

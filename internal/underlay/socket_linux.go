@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ipipd/internal/fdguard"
+	"ipipd/internal/privileged"
 )
 
 // socket is the Socket of Linux. Its file descriptors:
@@ -203,9 +204,16 @@ func (o *dropCounter) delta() uint64 {
 // newSocket opens a close-on-exec socket and runs the set-up steps; it closes the socket if one
 // of them fails.
 func newSocket(domain, typ, protocol int, setUp ...func(fd int) error) (int, error) {
-	fd, err := unix.Socket(domain, typ|unix.SOCK_CLOEXEC, protocol)
+	var fd int
+	var err error
+	if domain == unix.AF_INET && typ == unix.SOCK_RAW {
+		fd, err = privileged.RawSocket(protocol)
+	} else {
+		fd, err = unix.Socket(domain, typ|unix.SOCK_CLOEXEC, protocol)
+		err = os.NewSyscallError("socket", err)
+	}
 	if err != nil {
-		return -1, os.NewSyscallError("socket", err)
+		return -1, err
 	}
 	for _, step := range setUp {
 		if err := step(fd); err != nil {
@@ -228,7 +236,7 @@ func sockopt(level, name int, what string, value int) func(int) error {
 // needs CAP_NET_ADMIN; limited is its fallback, capped by the system's limit.
 func bufferSize(force, limited, bytes int) func(int) error {
 	return func(fd int) error {
-		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, bytes) == nil {
+		if privileged.SetsockoptInt(fd, unix.SOL_SOCKET, force, bytes) == nil {
 			return nil
 		}
 		return os.NewSyscallError("setsockopt buffer size", unix.SetsockoptInt(fd, unix.SOL_SOCKET, limited, bytes))

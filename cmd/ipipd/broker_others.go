@@ -1,0 +1,6 @@
+//go:build !linux
+
+package main
+
+// useBroker returns false.
+func (n *notifier) useBroker() bool { return false }

@@ -1,0 +1,47 @@
+// Package privileged has the system calls that take a capability once the process has begun. The process makes
+// them itself, or, from Use on, has its parent make them (package broker): over a socket pair, one request at a time,
+// each with at most one descriptor. The parent trusts no request.
+package privileged
+
+import "errors"
+
+// The verbs are the first byte of a request. What follows is Fields, each with its length.
+const (
+	// Netlink: the protocol, and messages. The descriptor is that of an eBPF program, if they name one.
+	Netlink = 1 + iota
+	// Socket: the protocol of a raw IPv4 socket.
+	Socket
+	// SetOption: level, name and value. The descriptor is the socket.
+	SetOption
+	// Bind: an IPv4 address and a port. The descriptor is a UDP socket.
+	Bind
+	// AttachTUN: the name of an interface, and the flags. The descriptor is of /dev/net/tun.
+	AttachTUN
+	// Netns: the descriptor is a queue of a TUN interface.
+	Netns
+	// Programs: the index of a device.
+	Programs
+	// SetRPS and ClearRPS: the name of an interface, and its mask.
+	SetRPS
+	ClearRPS
+)
+
+// The kinds are the first byte of an answer.
+const (
+	// Part is a datagram of netlink; others follow.
+	Part = iota
+	// Done ends an answer, with its values.
+	Done
+	// Failed ends it with the kernel's errno, four bytes.
+	Failed
+	// Refused ends it with what the configuration does not name.
+	Refused
+	// Text ends it with another error, in words.
+	Text
+)
+
+// MaxMessage is the longest request or answer, in bytes.
+const MaxMessage = 64<<10 + 64
+
+// ErrRefused is in the error of a request that the parent does not do.
+var ErrRefused = errors.New("ipipd keep does for its process only what the configuration says: put it there and reload, or start it with --sandbox off")

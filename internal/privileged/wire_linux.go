@@ -1,0 +1,107 @@
+package privileged
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Fields are the values of a request or an answer.
+type Fields [][]byte
+
+// Append appends fields to b: each its length, four bytes in the host's byte order, and itself.
+func Append(b []byte, fields ...[]byte) []byte {
+	for _, f := range fields {
+		b = append(binary.NativeEndian.AppendUint32(b, uint32(len(f))), f...)
+	}
+	return b
+}
+
+var errFields = errors.New("it has other fields")
+
+// Parse reads exactly n fields, which are in b.
+func Parse(b []byte, n int) (fields Fields, err error) {
+	for range n {
+		if len(b) < 4 {
+			return nil, errFields
+		}
+		size := binary.NativeEndian.Uint32(b)
+		if b = b[4:]; uint64(size) > uint64(len(b)) {
+			return nil, errFields
+		}
+		fields, b = append(fields, b[:size:size]), b[size:]
+	}
+	if len(b) > 0 {
+		return nil, errFields
+	}
+	return fields, nil
+}
+
+// U32 is a field of a number.
+func U32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
+
+// U32 is field i as a number; 0 if it is none.
+func (f Fields) U32(i int) uint32 {
+	if len(f[i]) != 4 {
+		return 0
+	}
+	return binary.NativeEndian.Uint32(f[i])
+}
+
+// Send sends a message with a descriptor, which stays the caller's; -1 is none.
+func Send(socket int, b []byte, fd int) error {
+	var rights []byte
+	if fd >= 0 {
+		rights = unix.UnixRights(fd)
+	}
+	for {
+		if err := unix.Sendmsg(socket, b, rights, nil, unix.MSG_NOSIGNAL); err != unix.EINTR {
+			return os.NewSyscallError("sendmsg", err)
+		}
+	}
+}
+
+// Receive receives a message into b, and its descriptor, which is the caller's; -1 is none. It fails with io.EOF
+// at the end of the other side.
+func Receive(socket int, b []byte) (n, fd int, err error) {
+	control := make([]byte, unix.CmsgSpace(4))
+	for {
+		n, controlLen, flags, _, err := unix.Recvmsg(socket, b, control, unix.MSG_CMSG_CLOEXEC)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return 0, -1, os.NewSyscallError("recvmsg", err)
+		}
+		fds := rights(control[:controlLen])
+		if len(fds) == 1 && flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) == 0 {
+			return n, fds[0], nil
+		}
+		for _, fd := range fds {
+			_ = unix.Close(fd)
+		}
+		switch {
+		case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || len(fds) > 0:
+			return 0, -1, os.NewSyscallError("recvmsg", unix.EMSGSIZE)
+		case n == 0:
+			return 0, -1, io.EOF
+		}
+		return n, -1, nil
+	}
+}
+
+func rights(control []byte) (fds []int) {
+	messages, err := unix.ParseSocketControlMessage(control)
+	if err != nil {
+		return nil
+	}
+	for i := range messages {
+		if got, err := unix.ParseUnixRights(&messages[i]); err == nil {
+			fds = append(fds, got...)
+		}
+	}
+	return fds
+}
