@@ -42,7 +42,9 @@ func newCmdKeep(s *streams, runF func(context.Context, *keepOptions) error) *cob
 process of a container. It starts COMMAND again when that dies, and ends with it
 when it ends of itself. SIGUSR2 has COMMAND end and starts what is found under its
 name then, a new binary for one; if the binary of keep is another one, too, it is
-executed in the place of this one before. Other signals are passed on.`,
+executed in the place of this one before. Other signals are passed on. Of an ipipd up
+it does what takes a capability, as far as the configuration says, which it reads
+itself, so that the process keeps none.`,
 		Example: "  ipipd keep -- ipipd up --config /etc/ipipd/ipipd.yaml",
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 {
