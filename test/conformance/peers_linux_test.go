@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -172,73 +171,5 @@ func TestPeers_print(t *testing.T) {
 		if !strings.Contains(scraped, want) {
 			t.Errorf("no %s", want)
 		}
-	}
-}
-
-// The commands of docs/many-remotes.md do what it says.
-func TestPeers_documented(t *testing.T) {
-	t.Parallel()
-	text, err := os.ReadFile("../../docs/many-remotes.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	hub, spoke := mesh(t, 2)
-	for i, s := range spoke {
-		variant{}.upAny(t, s, 11+i, "--peers", "10.10.0.0/16=192.0.2.1,10.255.0.1=192.0.2.1")
-	}
-	reached := func() {
-		t.Helper()
-		ping(t, hub, "-I", "10.10.0.1", "10.11.0.1")
-		ping(t, hub, "-I", "10.10.0.1", "10.12.0.1")
-		ping(t, hub, "10.255.0.12")
-	}
-	var d *netlab.Daemon
-	n := 0
-	for line := range strings.Lines(string(text)) {
-		command, ok := strings.CutPrefix(line, "    ")
-		command, _, _ = strings.Cut(command, " #")
-		words := strings.Fields(command)
-		if !ok || len(words) < 2 || words[0] != "ipipd" && words[0] != "ip" { // of the example in YAML
-			continue
-		}
-		n++
-		if strings.HasPrefix(command, "ipipd set") { // which is about what the configuration has
-			d.Stop(os.Interrupt)
-			_, example, _ := strings.Cut(string(text), "```yaml\n")
-			example, _, _ = strings.Cut(example, "```\n")
-			file := filepath.Join(t.TempDir(), "ipipd.yaml")
-			if err := os.WriteFile(file, []byte(example), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			d = netlab.UpConfig(t, hub, "tunl0", file)
-			if out := hub.Run("ip", "route", "show", "proto", "94"); strings.Count(out, "\n") != 3 {
-				t.Errorf("the example has other routes:\n%s", out)
-			}
-			reached()
-		}
-		switch {
-		case words[0] == "ip":
-			hub.Run(words[0], words[1:]...)
-		case words[1] == "up":
-			name := words[3]
-			up := netlab.Up(t, hub, name, slices.Clip(words[4:])...)
-			if d == nil {
-				d = up
-			}
-		default:
-			out, err := d.Run(words[1:]...)
-			if err != nil && words[1] != "doctor" {
-				t.Errorf("%s: %v\n%s", command, err, out)
-			}
-			if words[1] == "doctor" && !strings.Contains(out, "1 tunnel: 0 broken") {
-				t.Error(out)
-			}
-		}
-		if strings.Contains(command, "10.255.0.12/32") { // the last of the first example
-			reached()
-		}
-	}
-	if n != 12 {
-		t.Errorf("%d commands, want 12", n)
 	}
 }

@@ -182,13 +182,12 @@ func reply(checks ...netlab.Check) netlab.Check {
 	return netlab.Inner(append([]netlab.Check{netlab.ICMP(0, 0)}, checks...)...)
 }
 
-// ping sends three echo requests with size bytes of data from one end to an address and wants
-// a reply to each. One is sent before, as it may be lost while the neighbour is resolved.
-// Each is a process of its own: ping -c 3 waits for the last reply two round trips at most.
+// ping wants three replies to echo requests with size bytes of data, from one end to an address, which it repeats each
+// second: a kernel drops a reply now and then, see netlab.Stream. One is sent before, while the neighbour is resolved.
 func ping(t *testing.T, from shell, to string, size int, options string) {
 	t.Helper()
 	script := fmt.Sprintf(`ping -n -c 1 -w %[4]s %[1]s >/dev/null
-		for i in 1 2 3; do ping -n -c 1 -W %[4]s -s %[2]d %[3]s %[1]s || exit 1; done`, to, size, options, netlab.Seconds(netlab.Timeout()))
+		for i in 1 2 3; do ping -n -c 1 -w %[4]s -s %[2]d %[3]s %[1]s || exit 1; done`, to, size, options, netlab.Seconds(netlab.Timeout()))
 	if out, err := from(script); err != nil {
 		t.Errorf("ping %s -s %d %s: %v\n%s", to, size, options, err, out)
 	}
