@@ -58,6 +58,22 @@ func startEngine(t *testing.T, ns *netlab.NS) *engineProcess {
 // apply applies configurations, and returns the state of each tunnel's fast path.
 func (p *engineProcess) apply(lines ...string) (fastPath map[string]string) {
 	p.t.Helper()
+	fastPath = map[string]string{}
+	for name, s := range p.status(lines...) {
+		fastPath[name] = s.FastPath
+	}
+	return fastPath
+}
+
+// tunnelStatus is what the tests look at of a Status.
+type tunnelStatus struct {
+	FastPath   string `json:"fast-path"`
+	WaitingFor string `json:"waiting-for"`
+}
+
+// status applies configurations, and returns the Status of each tunnel.
+func (p *engineProcess) status(lines ...string) (all map[string]tunnelStatus) {
+	p.t.Helper()
 	var a applied
 	if err := p.in.Encode(lines); err != nil {
 		p.t.Fatal(err)
@@ -68,17 +84,15 @@ func (p *engineProcess) apply(lines ...string) (fastPath map[string]string) {
 	if a.Error != "" {
 		p.t.Fatal(a.Error)
 	}
-	fastPath = map[string]string{}
+	all = map[string]tunnelStatus{}
 	for name, text := range a.Status {
-		var s struct {
-			FastPath string `json:"fast-path"`
-		}
+		var s tunnelStatus
 		if err := json.Unmarshal(text, &s); err != nil {
 			p.t.Fatal(err)
 		}
-		fastPath[name] = s.FastPath
+		all[name] = s
 	}
-	return fastPath
+	return all
 }
 
 // awaitFastPath waits until the tunnels of these lines use the fast path.
@@ -144,6 +158,22 @@ func TestEngineApply_noLoss(t *testing.T) {
 				end()
 			}
 		})
+	}
+}
+
+// The UDP ports of IKE go from one underlay-device to another one with their tunnel.
+func TestEngineApply_ipsecDevice(t *testing.T) {
+	ns, _ := applyPeers(t)
+	p := startEngine(t, ns)
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("mellon-mellon-mellon"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	line := applyLine(1, "local-address=192.0.2.1 allow-fast-path=no ipsec-secret-file="+secret)
+	for _, device := range []string{"", " underlay-device=veth0", "", " underlay-device=veth0"} {
+		if s := p.status(line + device)["t1"]; s.WaitingFor != "" {
+			t.Errorf("with%q it waits for %q", device, s.WaitingFor)
+		}
 	}
 }
 

@@ -67,6 +67,10 @@ func (p *ipsecPolicy) rebind(local, remote [4]byte, device int) error {
 	}
 	p.config.Local, p.config.Remote, p.config.Device = l, r, device
 	session, err := p.manager.Protect(p.config)
+	if err != nil && len(p.stopped) > 0 { // a stopped one may have the ports, bound to another device
+		p.closeStopped(0)
+		session, err = p.manager.Protect(p.config)
+	}
 	if err != nil {
 		return err
 	}
