@@ -26,6 +26,7 @@ type host struct {
 	log        log
 	exited     chan struct{}
 	err        error // of its end, once exited is closed
+	signalled  bool  // to end
 }
 
 // log is the output of a process.
@@ -94,9 +95,10 @@ func (h *host) awaitReady(ctx context.Context, name string) error {
 	}
 }
 
-// signal has the process end, as systemd would.
+// signal has the process end, as systemd would. It signals once: a second SIGTERM kills a process that is ending.
 func (h *host) signal() {
-	if h.up != nil {
+	if h.up != nil && !h.signalled {
+		h.signalled = true
 		_ = h.up.Process.Signal(syscall.SIGTERM)
 	}
 }
