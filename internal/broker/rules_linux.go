@@ -157,17 +157,14 @@ var fieldCounts = map[byte]int{
 	privileged.Netns: 0, privileged.Programs: 1, privileged.SetRPS: 2, privileged.ClearRPS: 2,
 }
 
-// parse reads a request.
-func parse(b []byte) (verb byte, f privileged.Fields, err error) {
-	if len(b) == 0 {
-		return 0, nil, refuse("an empty request")
-	}
-	n, ok := fieldCounts[b[0]]
+// parse reads the fields of a request.
+func parse(verb byte, b []byte) (f privileged.Fields, err error) {
+	n, ok := fieldCounts[verb]
 	if !ok {
-		return 0, nil, refuse("an unknown request %d", b[0])
+		return nil, refuse("an unknown request %d", verb)
 	}
-	if f, err = privileged.Parse(b[1:], n); err != nil {
-		return 0, nil, refuse("a broken request %d", b[0])
+	if f, err = privileged.Parse(b, n); err != nil {
+		return nil, refuse("a broken request %d", verb)
 	}
-	return b[0], f, nil
+	return f, nil
 }

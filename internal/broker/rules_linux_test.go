@@ -233,6 +233,15 @@ func TestRules_checkNetlink(t *testing.T) {
 	}
 }
 
+// split is parse of what request returns.
+func split(b []byte) (verb byte, f privileged.Fields, err error) {
+	if len(b) == 0 {
+		return 0, nil, errShort
+	}
+	f, err = parse(b[0], b[1:])
+	return b[0], f, err
+}
+
 func request(verb byte, fields ...[]byte) []byte { return privileged.Append([]byte{verb}, fields...) }
 
 func TestRules_check(t *testing.T) {
@@ -302,7 +311,7 @@ func TestRules_check(t *testing.T) {
 		{"fields too many", request(privileged.Socket, n(4), n(4)), none, plain, false},
 		{"fields too few", request(privileged.Bind, n(4)), udp, testConfigs(), false},
 	} {
-		verb, f, err := parse(c.request)
+		verb, f, err := split(c.request)
 		if err == nil {
 			err = newRules(c.configs).check(verb, f, c.object, testHost)
 		}
@@ -323,7 +332,7 @@ func FuzzRules_check(f *testing.F) {
 	f.Add(request(privileged.Bind, []byte{192, 0, 2, 1}, privileged.U32(500)), true)
 	with, without := newRules(testConfigs()), newRules()
 	f.Fuzz(func(t *testing.T, b []byte, descriptor bool) {
-		verb, fields, err := parse(b)
+		verb, fields, err := split(b)
 		if err != nil {
 			return
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"reflect"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -24,6 +25,7 @@ type Server struct {
 	rules    *rules
 	netlink  map[uint32]int // sockets, by protocol
 	lookup   int            // the socket of name
+	sequence uint32         // of the request
 	buf, out []byte         // a request, an answer
 	datagram []byte         // of netlink
 }
@@ -35,7 +37,7 @@ const maxReadings = 8
 // calling thread. read reads the configuration of the process: now, and again when the process asks for what it does
 // not name.
 func New(read func() ([]tunnel.Config, error)) (s *Server, peer int, err error) {
-	s = &Server{socket: -1, lookup: -1, read: read, netlink: map[uint32]int{}, buf: make([]byte, privileged.MaxMessage), out: make([]byte, privileged.MaxMessage), datagram: make([]byte, privileged.MaxMessage-1)}
+	s = &Server{socket: -1, lookup: -1, read: read, netlink: map[uint32]int{}, buf: make([]byte, privileged.MaxMessage), out: make([]byte, privileged.MaxMessage), datagram: make([]byte, privileged.MaxMessage-privileged.HeaderSize)}
 	if err := s.reread(); err != nil {
 		return nil, -1, err
 	}
@@ -85,13 +87,21 @@ func (s *Server) Serve(refused func(error)) {
 	defer s.close()
 	for {
 		n, fd, err := privileged.Receive(s.socket, s.buf)
+		if errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
+			time.Sleep(10 * time.Millisecond)
+			continue
+		}
 		if errors.Is(err, unix.EMSGSIZE) || errors.Is(err, unix.ECONNRESET) {
 			continue
 		}
 		if err != nil {
 			return
 		}
-		err = s.answer(s.buf[:n], fd)
+		err = errShort
+		if s.sequence = 0; n >= privileged.HeaderSize {
+			s.sequence = privileged.Sequence(s.buf)
+			err = s.answer(s.buf[0], s.buf[privileged.HeaderSize:n], fd)
+		}
 		if fd >= 0 {
 			_ = unix.Close(fd)
 		}
@@ -119,6 +129,8 @@ func (s *Server) close() {
 	}
 }
 
+var errShort = refuse("a broken request")
+
 // errAnswered: the answer is sent.
 var errAnswered = errors.New("answered")
 
@@ -140,13 +152,13 @@ func (s *Server) finish(err error) error {
 }
 
 func (s *Server) send(kind byte, b []byte, fd int) error {
-	s.out = append(append(s.out[:0], kind), b...)
+	s.out = append(append(s.out[:0], privileged.Header(kind, s.sequence)...), b...)
 	return privileged.Send(s.socket, s.out, fd)
 }
 
 // answer checks a request and does it.
-func (s *Server) answer(b []byte, fd int) error {
-	verb, f, err := parse(b)
+func (s *Server) answer(verb byte, b []byte, fd int) error {
+	f, err := parse(verb, b)
 	if err != nil {
 		return err
 	}

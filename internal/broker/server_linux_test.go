@@ -51,20 +51,22 @@ func (c *client) await() {
 	}
 }
 
-// ask sends a request and returns the end of its answer, without its kind, and its descriptor.
+// ask sends a request and returns the end of its answer, without its header, and its descriptor.
 func (c *client) ask(b []byte, fd int) (kind byte, answer string, got int) {
 	c.t.Helper()
+	const sequence = 0x01020304
+	b = append(privileged.Header(b[0], sequence), b[1:]...)
 	if err := privileged.Send(c.socket, b, fd); err != nil {
 		c.t.Fatal(err)
 	}
 	buf := make([]byte, privileged.MaxMessage)
 	for {
 		n, got, err := privileged.Receive(c.socket, buf)
-		if err != nil || n == 0 {
-			c.t.Fatal(n, err)
+		if err != nil || n < privileged.HeaderSize || privileged.Sequence(buf) != sequence {
+			c.t.Fatal(n, err, buf[:min(n, privileged.HeaderSize)])
 		}
 		if buf[0] != privileged.Part {
-			return buf[0], string(buf[1:n]), got
+			return buf[0], string(buf[privileged.HeaderSize:n]), got
 		}
 	}
 }
@@ -106,6 +108,12 @@ func TestServer_hostile(t *testing.T) {
 		}
 		if err := unix.Sendmsg(c.socket, make([]byte, privileged.MaxMessage+100), nil, nil, 0); err != nil {
 			t.Fatal(err)
+		}
+		if err := privileged.Send(c.socket, []byte{1, 2}, -1); err != nil { // shorter than a header
+			t.Fatal(err)
+		}
+		if n, _, err := privileged.Receive(c.socket, make([]byte, 1000)); n < privileged.HeaderSize || err != nil {
+			t.Fatal(n, err)
 		}
 		if kind, _, _ := c.ask([]byte{200}, -1); kind != privileged.Refused {
 			t.Errorf("answer %d", kind)
@@ -151,7 +159,7 @@ func TestServer_reread(t *testing.T) {
 	defer unix.Close(peer)
 	defer s.close()
 	attach := func(name string) error {
-		return s.answer(request(privileged.AttachTUN, []byte(name), privileged.U32(unix.IFF_TUN)), -1)
+		return s.answer(privileged.AttachTUN, privileged.Append(nil, []byte(name), privileged.U32(unix.IFF_TUN)), -1)
 	}
 	rps := func() error {
 		return s.rules.check(privileged.SetRPS, privileged.Fields{[]byte("t1"), []byte("all")}, object{}, testHost)

@@ -15,9 +15,10 @@ import (
 var parent atomic.Pointer[client]
 
 type client struct {
-	mu     sync.Mutex // held from a request to the end of its answer
-	socket int
-	buf    []byte
+	mu       sync.Mutex // held from a request to the end of its answer
+	socket   int
+	sequence uint32 // of the last request
+	buf      []byte
 }
 
 // Use has all that follows be done by the parent at the other end of a socket, for good.
@@ -31,7 +32,8 @@ func Brokered() bool { return parent.Load() != nil }
 func (c *client) ask(verb byte, fd, n int, part func([]byte), fields ...[]byte) (answer Fields, got int, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := Send(c.socket, Append([]byte{verb}, fields...), fd); err != nil {
+	c.sequence++
+	if err := Send(c.socket, Append(Header(verb, c.sequence), fields...), fd); err != nil {
 		return nil, -1, fmt.Errorf("ask ipipd keep: %w", err)
 	}
 	for {
@@ -39,7 +41,13 @@ func (c *client) ask(verb byte, fd, n int, part func([]byte), fields ...[]byte) 
 		if err != nil {
 			return nil, -1, fmt.Errorf("ask ipipd keep: %w", err)
 		}
-		switch b := c.buf[1:max(size, 1)]; c.buf[0] {
+		if size < HeaderSize || Sequence(c.buf) != c.sequence { // of a request whose answer was not read, for lack of memory
+			if got >= 0 {
+				_ = unix.Close(got)
+			}
+			continue
+		}
+		switch b := c.buf[HeaderSize:size]; c.buf[0] {
 		case Part:
 			part(b)
 		case Failed:

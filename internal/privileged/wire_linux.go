@@ -9,6 +9,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// HeaderSize is how many bytes are before the fields of a request, and of an answer: the verb or kind, and a number,
+// in the host's byte order, that an answer has from its request.
+const HeaderSize = 5
+
+// Header begins a request or an answer.
+func Header(kind byte, sequence uint32) []byte {
+	return binary.NativeEndian.AppendUint32([]byte{kind}, sequence)
+}
+
+// Sequence is the number in a message of at least HeaderSize bytes.
+func Sequence(b []byte) uint32 { return binary.NativeEndian.Uint32(b[1:]) }
+
 // Fields are the values of a request or an answer.
 type Fields [][]byte
 
