@@ -151,7 +151,7 @@ func (m *remotes) lookUp(batch []*packet.Buffer, to []next) {
 	table, routes := m.table.Load(), *m.routes.Load()
 	for i, b := range batch {
 		inner, err := ipv4.Parse(b.Bytes())
-		if to[i].inner, to[i].entry = inner, nil; err == nil {
+		if to[i] = (next{inner: inner}); err == nil { // else nothing of the batch before is left
 			to[i].entry = table.Find(inner)
 		}
 	}
