@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/privileged"
 )
 
 // Keeper keeps the descriptors of its child while one child takes the place of another. One
@@ -99,7 +101,7 @@ func (k *Keeper) Receive() (e Event, err error) {
 	if err != nil {
 		return e, err
 	}
-	fds := parseRights(k.control[:controlLen])
+	fds := privileged.Rights(k.control[:controlLen])
 	defer func() { closeAll(fds) }()
 	switch {
 	case flags&unix.MSG_CTRUNC != 0:
@@ -139,20 +141,6 @@ func (k *Keeper) recvmsg() (n, controlLen, flags int, err error) {
 			return n, controlLen, flags, os.NewSyscallError("recvmsg", err)
 		}
 	}
-}
-
-// parseRights returns the descriptors of a message, which are the caller's.
-func parseRights(control []byte) (fds []int) {
-	messages, err := unix.ParseSocketControlMessage(control)
-	if err != nil {
-		return nil
-	}
-	for i := range messages {
-		if got, err := unix.ParseUnixRights(&messages[i]); err == nil {
-			fds = append(fds, got...)
-		}
-	}
-	return fds
 }
 
 // mayKeep is whether to keep fd, which is not one of those that the Keeper has under that name.

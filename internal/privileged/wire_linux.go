@@ -88,7 +88,7 @@ func Receive(socket int, b []byte) (n, fd int, err error) {
 		case err != nil:
 			return 0, -1, os.NewSyscallError("recvmsg", err)
 		}
-		fds := rights(control[:controlLen])
+		fds := Rights(control[:controlLen])
 		if len(fds) == 1 && flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) == 0 {
 			return n, fds[0], nil
 		}
@@ -105,7 +105,8 @@ func Receive(socket int, b []byte) (n, fd int, err error) {
 	}
 }
 
-func rights(control []byte) (fds []int) {
+// Rights returns the descriptors in the control messages of recvmsg (SCM_RIGHTS), which are the caller's.
+func Rights(control []byte) (fds []int) {
 	messages, err := unix.ParseSocketControlMessage(control)
 	if err != nil {
 		return nil

@@ -30,7 +30,7 @@ var allowedImports = map[string][]string{
 	"internal/capture":     {"internal/drop"},
 	"internal/sandbox":     {},
 	"internal/sysctl":      {},
-	"internal/handover":    {},
+	"internal/handover":    {"internal/privileged"},
 	"tun":                  {"internal/packet", "internal/ipv4", "internal/fdguard", "internal/vnet", "internal/privileged"},
 	"encap":                {"internal/packet", "internal/ipv4", "internal/drop"},
 	"mss":                  {"internal/ipv4"},
