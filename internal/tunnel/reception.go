@@ -117,7 +117,7 @@ func (v linkVotes) cast(t *Tunnel) {
 	// path active that is too expensive.
 	t.linkVote = 0
 	if route := t.route.Load(); route.bypassSafe && !t.fast.active() && t.fast.blocker.Load() != nil {
-		t.linkVote = route.linkDevice
+		t.linkVote = int(route.linkDevice)
 	}
 	v[t.linkVote]++
 }

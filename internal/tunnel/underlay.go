@@ -19,13 +19,16 @@ import (
 // route is what the data path knows of a tunnel: the outer header and the path of its packets, and how
 // received ones are handled. It is immutable; replaceRoute stores another.
 type route struct {
-	// First what the data path reads for each packet that it sends: with many remotes that is one cache line, which
-	// is seldom in a cache.
+	// First what the data path reads for each packet that it sends, up to path.Link: with many remotes that is one
+	// cache line, which is seldom in a cache. A route has the length of two, so that each begins one.
 	outer encap.Outer
 	// maxInner is the largest inner packet that path takes unfragmented, in bytes.
 	maxInner    int
 	txDrop      drop.Reason // if not drop.None, the reason to drop all outgoing packets
 	unreachable bool        // of one of many remotes: as Tunnel.unreachable
+	many        bool        // the remote is each packet's; path.Remote is zero
+	// receiveOnly: it has many remotes, and accept-to without local-address: nothing is sent.
+	receiveOnly bool
 	// used, of one of many remotes, is 1 once a packet was sent by it since confirmRemotes. It is atomic.
 	used uint32
 	path underlay.Path // MTU and Link
@@ -33,15 +36,12 @@ type route struct {
 	// clampMSS is Config.ClampTCPMSS. echo consumes the replies to probes; nil unless keepalive-probe
 	// is echo.
 	clampMSS   bool
+	bypassSafe bool  // nothing objects to bypassing the IP stack: netstate.Answer.Bypass
+	suspended  bool  // see Tunnel.suspended
+	held       bool  // path.Remote is that of another RemoteAddress: see releaseRemote
+	linkDevice int32 // see receptionDevice
 	echo       *keepalive.Echo
-	linkDevice int    // see receptionDevice
-	bypassSafe bool   // nothing objects to bypassing the IP stack: netstate.Answer.Bypass
-	suspended  bool   // see Tunnel.suspended
-	held       bool   // path.Remote is that of another RemoteAddress: see releaseRemote
 	waiting    string // what the tunnel waits for: Status.WaitingFor
-	many       bool   // the remote is each packet's; path.Remote is zero
-	// receiveOnly: it has many remotes, and accept-to without local-address: nothing is sent.
-	receiveOnly bool
 	// Of one of many remotes:
 	base   *route  // what it was made of: the tunnel's own
 	remote *remote // nil unless it is a gateway of a route
@@ -127,7 +127,7 @@ func (c *control) newRoute() *route {
 			Link: c.link(&u),
 		},
 		maxInner:   c.maxInner(pathMTU),
-		linkDevice: c.receptionDevice(&u),
+		linkDevice: int32(c.receptionDevice(&u)),
 		bypassSafe: a.Bypass == "",
 	}
 	c.configureRoute(next)
