@@ -82,7 +82,7 @@ func (t *Tunnel) protectMany() {
 func (r *ipsecRemotes) seal(b *packet.Buffer) drop.Reason {
 	t := r.tunnel
 	to := [4]byte(b.Bytes()[16:20])
-	route := (*t.many.routes.Load())[to]
+	route := t.many.routes.Load().all[to]
 	if route == nil || route.remote == nil {
 		if t.many.table.Load().HasGateway(to) {
 			return drop.ESPNoSA // control has not seen it yet
@@ -114,7 +114,7 @@ func (r *ipsecRemotes) want(remote *remote, by uint32) {
 
 // wanted is that of ipsec.Manager.Listen.
 func (r *ipsecRemotes) wanted(from netip.Addr, esp bool) bool {
-	route := (*r.tunnel.many.routes.Load())[from.As4()]
+	route := r.tunnel.many.routes.Load().all[from.As4()]
 	switch {
 	case route == nil || route.remote == nil:
 		return false

@@ -46,7 +46,7 @@ func protectedControl(t *testing.T, gateways int) (c *control, log *bytes.Buffer
 		changes = append(changes, netstate.RouteChange{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24), Routes: []fib.Route{{Hops: []fib.Hop{{Gateway: g}}}}})
 	}
 	c.many.follow(1, changes)
-	c.many.routes.Store(&routes)
+	c.many.routes.Store(newRouteTable(routes))
 	ns := netlab.New(t)
 	ns.Do(func() {
 		if err := c.ipsecPolicy.listen([4]byte{192, 0, 2, 1}, 0); err != nil {

@@ -31,7 +31,7 @@ type remoteStatus struct {
 // statuses are those of the remotes that have a session, by address; at most maxProtected. Anyone may call it.
 func (r *ipsecRemotes) statuses() []remoteStatus {
 	var all []remoteStatus
-	for g, route := range *r.tunnel.many.routes.Load() {
+	for g, route := range r.tunnel.many.routes.Load().all {
 		if p := route.remote.ipsec.protected.Load(); p != nil {
 			all = append(all, remoteStatus{address(g), p.status()})
 		}
@@ -43,7 +43,7 @@ func (r *ipsecRemotes) statuses() []remoteStatus {
 // count is how many remotes have an SA.
 func (r *ipsecRemotes) count() *int {
 	n := 0
-	for _, route := range *r.tunnel.many.routes.Load() {
+	for _, route := range r.tunnel.many.routes.Load().all {
 		if p := route.remote.ipsec.protected.Load(); p != nil && p.established() {
 			n++
 		}

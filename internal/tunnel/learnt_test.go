@@ -35,7 +35,7 @@ func toRemotes(t *testing.T, named bool, set func(*Config)) (a *endpoint, b, c n
 		changes = append(changes, netstate.RouteChange{Prefix: netip.PrefixFrom(r, 32), Routes: []fib.Route{{Hops: []fib.Hop{hop}}}})
 	}
 	a.network.followRoutes(changes)
-	eventually(t, "the routes are followed", func() bool { return len(*a.many.routes.Load()) == map[bool]int{true: 2}[named] })
+	eventually(t, "the routes are followed", func() bool { return len(a.many.routes.Load().all) == map[bool]int{true: 2}[named] })
 	return a, b, c
 }
 
@@ -99,8 +99,8 @@ func TestControlErrorOf(t *testing.T) {
 			a.do(t, func(c *control) {
 				later := time.Now().Add(time.Hour)
 				c.updateRemotes(map[[4]byte]bool{}, later)
-				if len(c.learnt) > 0 || !named && len(*c.many.routes.Load()) > 0 {
-					t.Errorf("%d learnt, %d routes", len(c.learnt), len(*c.many.routes.Load()))
+				if len(c.learnt) > 0 || !named && len(c.many.routes.Load().all) > 0 {
+					t.Errorf("%d learnt, %d routes", len(c.learnt), len(c.many.routes.Load().all))
 				}
 			})
 			if kind, _ := a.told(t, b, 1480); kind != [2]byte{} {

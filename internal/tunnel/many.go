@@ -48,7 +48,7 @@ type remotes struct {
 	sources atomic.Pointer[map[[4]byte]bool]
 	// routes are those to the gateways of the table. Any other remote has the tunnel's own: it is an
 	// inner destination, of which nothing is kept, or new.
-	routes atomic.Pointer[map[[4]byte]*route]
+	routes atomic.Pointer[routeTable]
 
 	mu sync.Mutex
 	// begun counts the RouteFollowers: a last call of one before is too late. known is closed by the first call
@@ -82,7 +82,7 @@ func (m *remotes) begin() (begun int) {
 	m.known = make(chan struct{})
 	m.closeCopy()
 	m.table.Store(new(fib.Table))
-	m.routes.Store(&map[[4]byte]*route{})
+	m.routes.Store(newRouteTable(map[[4]byte]*route{}))
 	m.sources.Store(&map[[4]byte]bool{})
 	m.news, m.changed = map[[4]byte]bool{}, map[[4]byte]bool{}
 	m.peers.lost = nil
@@ -148,7 +148,7 @@ type next struct {
 // lookUp finds where each packet of a batch goes, each step for all of them in a loop of its own, so that the
 // processor waits for the memory of several packets at once.
 func (m *remotes) lookUp(batch []*packet.Buffer, to []next) {
-	table, routes := m.table.Load(), *m.routes.Load()
+	table, routes := m.table.Load(), m.routes.Load()
 	for i, b := range batch {
 		inner, err := ipv4.Parse(b.Bytes())
 		if to[i] = (next{inner: inner}); err == nil { // else nothing of the batch before is left
@@ -164,7 +164,7 @@ func (m *remotes) lookUp(batch []*packet.Buffer, to []next) {
 		if i > 0 && to[i].remote == to[i-1].remote {
 			to[i].route = to[i-1].route
 		} else {
-			to[i].route = routes[to[i].remote]
+			to[i].route = routes.of(to[i].remote)
 		}
 	}
 	for i := range batch {
@@ -176,7 +176,7 @@ func (m *remotes) lookUp(batch []*packet.Buffer, to []next) {
 
 // heard records a packet of a remote, and reports whether control wants to know.
 func (m *remotes) heard(remote [4]byte, since int64) bool {
-	r := (*m.routes.Load())[remote]
+	r := m.routes.Load().of(remote)
 	if r == nil {
 		return false
 	}

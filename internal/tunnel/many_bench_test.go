@@ -29,7 +29,7 @@ func BenchmarkRemotes_lookUp(b *testing.B) {
 	}
 	table, _, _ := e.Commit()
 	m.table.Store(table)
-	m.routes.Store(&routes)
+	m.routes.Store(newRouteTable(routes))
 	batch, to, evict := packet.NewBatch(batchSize, smallSize), make([]next, batchSize), make([]uint64, 1<<20)
 	random := rand.New(rand.NewPCG(1, 2))
 	var each []float64

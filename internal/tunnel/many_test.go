@@ -62,7 +62,7 @@ func TestConfig_keepaliveProbe(t *testing.T) {
 	})
 	b := start(t, sb, outerB, outerA, nil)
 	a.network.followRoutes([]netstate.RouteChange{{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Routes: []fib.Route{{Hops: []fib.Hop{{Gateway: outerB.As4()}}}}}})
-	eventually(t, "the remote is known", func() bool { return len(*a.many.routes.Load()) == 1 })
+	eventually(t, "the remote is known", func() bool { return len(a.many.routes.Load().all) == 1 })
 	a.send(t, b, datagram(100, nil))
 	if !a.Status().Running {
 		t.Error("it is not running")
@@ -121,7 +121,7 @@ func testRemotesDataPath(t *testing.T, local netip.Addr) {
 		}})
 	}
 	tell("10.0.0.0/8", outerB.As4())
-	eventually(t, "the remote has a route of its own", func() bool { return len(*a.many.routes.Load()) == 1 })
+	eventually(t, "the remote has a route of its own", func() bool { return len(a.many.routes.Load().all) == 1 })
 	a.send(t, b, out)
 	b.send(t, a, in)
 	tell("10.0.0.0/8", [4]byte{203, 0, 113, 9})
@@ -146,7 +146,7 @@ func testRemotesAllocations(t *testing.T, local netip.Addr) {
 			a := start(t, sa, outerA, outerB, func(c *Config) { c.RemoteAddress, c.LocalAddress = AnyRemote, local })
 			b := start(t, sb, outerB, outerA, nil)
 			a.network.followRoutes([]netstate.RouteChange{{Prefix: netip.PrefixFrom(outerB, 32), Routes: []fib.Route{{Hops: []fib.Hop{hop}}}}})
-			eventually(t, "the remote is known", func() bool { return (len(*a.many.routes.Load()) == 1) == (hop.Gateway != [4]byte{}) })
+			eventually(t, "the remote is known", func() bool { return (len(a.many.routes.Load().all) == 1) == (hop.Gateway != [4]byte{}) })
 			p := datagram(1480, func(h *ipv4.Header) { h.Destination = outerB.As4() })
 			testAllocations(t, b, func(int) { a.device.Inject(p) })
 		})
@@ -218,7 +218,7 @@ func testRemotesConcurrent(t *testing.T, local netip.Addr) {
 		return c
 	}
 	a.network.followRoutes([]netstate.RouteChange{route("10.0.0.0/24", fib.Hop{Gateway: outerB.As4()})})
-	eventually(t, "the remote has a route", func() bool { return len(*a.many.routes.Load()) == 1 })
+	eventually(t, "the remote has a route", func() bool { return len(a.many.routes.Load().all) == 1 })
 	const rounds = 100
 	var others sync.WaitGroup
 	each := func(f func(i int)) {
@@ -284,7 +284,7 @@ func TestControlLoopDetail(t *testing.T) {
 		{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Routes: []fib.Route{{Hops: []fib.Hop{{Gateway: other}}}}},
 		{Prefix: netip.MustParsePrefix("10.51.0.0/16"), Routes: []fib.Route{{Hops: []fib.Hop{{Gateway: looping}}}}},
 	})
-	eventually(t, "both remotes are known", func() bool { return len(*a.many.routes.Load()) == 2 })
+	eventually(t, "both remotes are known", func() bool { return len(a.many.routes.Load().all) == 2 })
 	inner := datagram(100, func(h *ipv4.Header) { h.Source, h.Destination, h.Protocol = outerA.As4(), looping, ipv4.ProtocolIPIP })
 	a.device.Inject(inner) // as the kernel routes the outer packet
 	eventually(t, "the warning names it", func() bool {
@@ -309,14 +309,14 @@ func TestMaxRemotes(t *testing.T) {
 		all = append(all, change(i, via(i)))
 	}
 	a.network.followRoutes(all)
-	eventually(t, "as many as there is room for have a state", func() bool { return len(*a.many.routes.Load()) == maxRemotes })
+	eventually(t, "as many as there is room for have a state", func() bool { return len(a.many.routes.Load().all) == maxRemotes })
 	var gone []netstate.RouteChange
 	for i := range 2 * more {
 		gone = append(gone, change(i), change(maxRemotes+more+i, via(maxRemotes+more+i)))
 	}
 	a.network.followRoutes(gone[:2])
 	eventually(t, "one is replaced", func() bool {
-		routes := *a.many.routes.Load()
+		routes := a.many.routes.Load().all
 		return len(routes) == maxRemotes && routes[via(0).Hops[0].Gateway] == nil
 	})
 	a.network.followRoutes(gone[2:])
@@ -325,7 +325,7 @@ func TestMaxRemotes(t *testing.T) {
 	}
 	a.network.followRoutes(gone[4*more:])
 	eventually(t, "all that are left have one", func() bool {
-		routes := *a.many.routes.Load()
+		routes := a.many.routes.Load().all
 		for g := range a.many.table.Load().Gateways() {
 			if routes[g] == nil {
 				return false

@@ -34,7 +34,7 @@ func startMany(t testing.TB, prefixes, remotes int, set func(*Config)) *endpoint
 		})
 	}
 	s.network.followRoutes(changes)
-	eventually(t, "each remote has a route", func() bool { return len(*s.many.routes.Load()) == remotes })
+	eventually(t, "each remote has a route", func() bool { return len(s.many.routes.Load().all) == remotes })
 	return s
 }
 

@@ -142,7 +142,7 @@ func (c *control) updateRemotes(changed map[[4]byte]bool, now time.Time) {
 	if c.many == nil {
 		return
 	}
-	base, old := c.route.Load(), *c.many.routes.Load()
+	base, old := c.route.Load(), c.many.routes.Load().all
 	news := map[[4]byte]*route{}
 	c.learntRoutes(news, old, base, changed, now)
 	for g, r := range c.remotes {
@@ -157,7 +157,7 @@ func (c *control) updateRemotes(changed map[[4]byte]bool, now time.Time) {
 	next := maps.Clone(old)
 	maps.DeleteFunc(next, func(g [4]byte, _ *route) bool { return c.remotes[g] == nil && c.learnt[g] == nil })
 	maps.Copy(next, news)
-	c.many.routes.Store(&next)
+	c.many.routes.Store(newRouteTable(next))
 	c.many.storeSources(next)
 }
 
@@ -228,7 +228,7 @@ func (c *control) confirmRemotes() {
 	if c.many == nil {
 		return
 	}
-	for g, r := range *c.many.routes.Load() {
+	for g, r := range c.many.routes.Load().all {
 		if atomic.SwapUint32(&r.used, 0) == 0 || c.remotes[g] == nil {
 			continue
 		}
@@ -271,7 +271,7 @@ func (t *Tunnel) outerErrorOf(e *encap.OuterError, now time.Time) (why drop.Reas
 			t.count(why, 1)
 		}
 	}()
-	r := (*t.many.routes.Load())[e.Destination]
+	r := t.many.routes.Load().all[e.Destination]
 	config := t.config.Load()
 	alive := func() bool {
 		var heard int64

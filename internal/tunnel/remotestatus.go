@@ -54,7 +54,7 @@ func (t *Tunnel) Remotes(limit int) *Remotes {
 	if t.many == nil {
 		return nil
 	}
-	routes, table, device := *t.many.routes.Load(), t.many.table.Load(), t.iface.Load().Index
+	routes, table, device := t.many.routes.Load().all, t.many.table.Load(), t.iface.Load().Index
 	all := &Remotes{Prefixes: table.Routed()}
 	type found struct {
 		address [4]byte

@@ -1,0 +1,45 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"math/rand/v2"
+)
+
+// routeTable are the routes to many remotes. It is immutable. Beside the map there is a hash table for the data
+// path, in which a look-up waits for one cache line; in the map it waits for two.
+type routeTable struct {
+	all   map[[4]byte]*route
+	slots []routeSlot // a power of two, and at least twice as many as all has; one is at its hash, or soon after
+	shift uint8       // leaves the bits of a hash that are an index in slots
+}
+
+type routeSlot struct {
+	remote [4]byte
+	route  *route // nil is free
+}
+
+// multiplier of the hash: a random one, so that nobody can choose addresses whose slots are the same.
+var multiplier = rand.Uint32() | 1
+
+// newRouteTable keeps all, which must not change from now on.
+func newRouteTable(all map[[4]byte]*route) *routeTable {
+	n := bits.Len(uint(2 * len(all)))
+	t := &routeTable{all: all, slots: make([]routeSlot, 1<<n), shift: uint8(32 - n)}
+	for remote, r := range all {
+		*t.slot(remote) = routeSlot{remote, r}
+	}
+	return t
+}
+
+// of is the route to a remote; nil if there is none.
+func (t *routeTable) of(remote [4]byte) *route { return t.slot(remote).route }
+
+// slot is that of a remote, or the free one where it would be.
+func (t *routeTable) slot(remote [4]byte) *routeSlot {
+	for i := binary.NativeEndian.Uint32(remote[:]) * multiplier >> t.shift; ; i++ {
+		if s := &t.slots[int(i)&(len(t.slots)-1)]; s.route == nil || s.remote == remote {
+			return s
+		}
+	}
+}
