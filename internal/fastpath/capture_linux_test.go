@@ -26,9 +26,7 @@ func captureLab(t testing.TB, l *lab, tunnel Tunnel, c Capture) *Link {
 	}
 	t.Cleanup(link.CloseCapture)
 	tunnel.Capture = c
-	if err := errors.Join(l.TxTunnels.Put(uint32(loopback), tunnel.txTunnel(slot)), l.RxTunnels.Put(tunnel.rxKey(), tunnel.rxTunnel(slot))); err != nil {
-		t.Fatal(err)
-	}
+	l.enable(tunnel)
 	return link
 }
 

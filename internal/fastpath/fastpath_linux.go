@@ -3,6 +3,7 @@ package fastpath
 import (
 	"bytes"
 	_ "embed" // for the programs
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -33,6 +34,7 @@ type objects struct {
 
 	TxFIB      *ebpf.Map `ebpf:"tx_fib"`
 	TxLengths  *ebpf.Map `ebpf:"tx_lengths"`
+	Numbers    *ebpf.Map `ebpf:"numbers"`
 	Remotes    *ebpf.Map `ebpf:"remotes"`
 	AcceptFrom *ebpf.Map `ebpf:"accept_from"`
 	AcceptTo   *ebpf.Map `ebpf:"accept_to"`
@@ -41,13 +43,16 @@ type objects struct {
 
 	AliveUntil   *ebpf.Variable `ebpf:"alive_until"`
 	CaptureRings *ebpf.Map      `ebpf:"capture_rings"`
+
+	fib fibMap // of TxFIB and TxLengths
 }
 
 func (o *objects) close() {
+	o.fib.close()
 	for _, p := range []*ebpf.Program{o.Encap, o.Decap} {
 		_ = p.Close()
 	}
-	for _, m := range []*ebpf.Map{o.TxTunnels, o.RxTunnels, o.Counters, o.IPIDs, o.Slots, o.TxFIB, o.TxLengths, o.Remotes, o.AcceptFrom, o.AcceptTo, o.LocalAddresses, o.CaptureRings} {
+	for _, m := range []*ebpf.Map{o.TxTunnels, o.RxTunnels, o.Counters, o.IPIDs, o.Slots, o.TxFIB, o.TxLengths, o.Numbers, o.Remotes, o.AcceptFrom, o.AcceptTo, o.LocalAddresses, o.CaptureRings} {
 		_ = m.Close()
 	}
 }
@@ -72,12 +77,17 @@ func readObject() (*ebpf.CollectionSpec, error) {
 
 // loadSpec is load, with counts in the place of new maps.
 func loadSpec(spec *ebpf.CollectionSpec, linkHeader uint32, counts map[string]*ebpf.Map) (*objects, error) {
-	if err := spec.Variables["link_header"].Set(linkHeader); err != nil {
+	o, hash := new(objects), newHash()
+	if err := errors.Join(spec.Variables["link_header"].Set(linkHeader), spec.Variables["route_hash"].Set(hash)); err != nil {
 		return nil, fmt.Errorf("read the eBPF object: %w", err)
 	}
-	o := new(objects)
-	if err := spec.LoadAndAssign(o, &ebpf.CollectionOptions{MapReplacements: counts}); err != nil {
+	err := spec.LoadAndAssign(o, &ebpf.CollectionOptions{MapReplacements: counts})
+	if err != nil {
 		return nil, explainLoad(err)
+	}
+	if o.fib, err = mapFIB(o.TxFIB, o.TxLengths, hash); err != nil {
+		o.close()
+		return nil, err
 	}
 	return o, nil
 }
@@ -85,20 +95,21 @@ func loadSpec(spec *ebpf.CollectionSpec, linkHeader uint32, counts map[string]*e
 // FastPath holds the loaded programs of this process and the underlay devices that they
 // are attached to. Its methods, and those of its Links, are safe for concurrent use.
 type FastPath struct {
-	mu         sync.Mutex
-	objects    *objects // nil when closed
-	underlays  map[int]*underlay
-	links      map[*Link]bool
-	freeSlots  []uint32 // of closed Links
-	nextSlot   uint32   // never used so far
-	encapID    ebpf.ProgramID
-	encapName  string
-	owners     map[rxKey]*Link // whose entry in rx_tunnels is whose
-	reserved   map[rxKey]bool  // of Reserve
-	reserveErr error
-	routes     map[uint32]*Routes // by ifindex
-	local      map[[4]byte]bool   // of SetLocalAddresses
-	cpus       int                // possible CPUs: values per key of the map counters
+	mu            sync.Mutex
+	objects       *objects // nil when closed
+	underlays     map[int]*underlay
+	links         map[*Link]bool
+	freeSlots     []uint32 // of closed Links
+	nextSlot      uint32   // never used so far
+	encapID       ebpf.ProgramID
+	encapName     string
+	owners        map[rxKey]*Link // whose entry in rx_tunnels is whose
+	reserved      map[rxKey]bool  // of Reserve
+	reserveErr    error
+	routes        map[uint32]*Routes // by ifindex
+	remoteNumbers remoteNumbers
+	local         map[[4]byte]bool // of SetLocalAddresses
+	cpus          int              // possible CPUs: values per key of the map counters
 
 	// See kept_linux.go.
 	options    Options
@@ -334,7 +345,7 @@ func (l *Link) updateLocked(t Tunnel) error {
 	if err := l.putRxTunnel(&t); err != nil {
 		return err
 	}
-	if err := f.objects.TxTunnels.Update(uint32(t.Ifindex), t.txTunnel(l.slot), ebpf.UpdateAny); err != nil {
+	if err := f.objects.TxTunnels.Update(uint32(t.Ifindex), t.txTunnel(l.slot, f.tableOf(&t)), ebpf.UpdateAny); err != nil {
 		return f.explainMap("the transmit entry of the tunnel", err)
 	}
 	l.tunnel = t

@@ -38,7 +38,8 @@ const (
 type lab struct {
 	t testing.TB
 	*objects
-	cpus int
+	cpus  int
+	table uint32 // 0 is none
 }
 
 func newLab(t testing.TB, tunnel Tunnel) *lab {
@@ -60,9 +61,16 @@ func newLab(t testing.TB, tunnel Tunnel) *lab {
 	}
 	must(o.Counters.Put(uint32(slot), make([]counters, l.cpus)))
 	must(o.IPIDs.Put(uint32(slot), uint32(0xfffe)))
-	must(o.TxTunnels.Put(uint32(loopback), tunnel.txTunnel(slot)))
-	must(o.RxTunnels.Put(tunnel.rxKey(), tunnel.rxTunnel(slot)))
+	l.enable(tunnel)
 	return l
+}
+
+// enable enters the tunnel, with the table of routes.
+func (l *lab) enable(tunnel Tunnel) {
+	l.t.Helper()
+	if err := errors.Join(l.TxTunnels.Put(uint32(loopback), tunnel.txTunnel(slot, l.table)), l.RxTunnels.Put(tunnel.rxKey(), tunnel.rxTunnel(slot, l.table))); err != nil {
+		l.t.Fatal(err)
+	}
 }
 
 // defaultTunnel has RouterOS's defaults.

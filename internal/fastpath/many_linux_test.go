@@ -33,6 +33,8 @@ func newManyLab(t testing.TB, tunnel Tunnel, table *fib.Table) (*lab, *Routes) {
 	f := &FastPath{objects: l.objects, links: map[*Link]bool{}, owners: map[rxKey]*Link{}, routes: map[uint32]*Routes{}, local: map[[4]byte]bool{},
 		underlays: map[int]*underlay{loopback: {users: 1}, loopback + 1: {users: 1}}} // so that nothing is attached
 	r := f.NewRoutes(loopback)
+	l.table = r.number
+	l.enable(tunnel)
 	if err := r.Sync(table); err != nil {
 		t.Fatal(err)
 	}
@@ -132,10 +134,8 @@ func TestRoutes_Follow(t *testing.T) {
 		}
 	}
 	r.Close()
-	for name, m := range map[string]*ebpf.Map{"tx_fib": l.TxFIB, "tx_lengths": l.TxLengths, "remotes": l.Remotes} {
-		if n := entries(t, m); n != 0 {
-			t.Errorf("%s has %d entries in the end", name, n)
-		}
+	if n := entries(t, l.Numbers); l.fib.len() != 0 || l.fib.lengths[r.number] != 0 || n != 0 {
+		t.Errorf("%d routes, lengths %b and %d remotes in the end", l.fib.len(), l.fib.lengths[r.number], n)
 	}
 }
 
@@ -207,7 +207,7 @@ func TestRoutes_full(t *testing.T) {
 	l, r := newManyLab(t, tunnel, new(fib.Table))
 	link := &Link{f: r.f, tunnel: tunnel, slot: slot}
 	r.f.links[link] = true
-	most := int(l.TxFIB.MaxEntries())
+	const most = maxRoutes
 	prefix := func(i int) netip.Prefix {
 		return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
 	}
@@ -272,8 +272,8 @@ func TestRoutes_SetRemote(t *testing.T) {
 		}
 	}
 	// A gateway of no route gets no entry: it would be one of those who may send.
-	if err := r.SetRemote(address("192.0.2.77"), Remote{Tx: true, Rx: true}); err != nil || entries(t, l.Remotes) != 2 {
-		t.Errorf("%v, %d remotes", err, entries(t, l.Remotes))
+	if err := r.SetRemote(address("192.0.2.77"), Remote{Tx: true, Rx: true}); err != nil || entries(t, l.Numbers) != 2 {
+		t.Errorf("%v, %d remotes", err, entries(t, l.Numbers))
 	}
 }
 

@@ -15,6 +15,7 @@ type txTunnel struct {
 	TTL             uint8
 	Flags           uint8
 	Capture         uint32
+	Table           uint32
 }
 
 // TX_ENABLED and so on.
@@ -38,6 +39,7 @@ type rxTunnel struct {
 	EchoSource, EchoDestination [4]byte
 	Flags                       uint32
 	Capture                     uint32
+	Table                       uint32
 }
 
 // RX_ENABLED and so on.
@@ -77,18 +79,6 @@ func (c Capture) value() uint32 {
 	return v
 }
 
-// routeKey is a key of the map tx_fib.
-type routeKey struct {
-	Ifindex uint32
-	Address [4]byte
-	Length  uint32 // bits
-}
-
-// prefixLengths is a value of the map tx_lengths.
-type prefixLengths struct{ At [34]uint8 }
-
-const noLength = 0xff
-
 // prefixKey is a key of the maps accept_from and accept_to.
 type prefixKey struct {
 	Length  uint32 // bits: 32, and those of the prefix
@@ -96,20 +86,16 @@ type prefixKey struct {
 	Address [4]byte
 }
 
-// txRoute is a value of the map tx_fib.
-type txRoute struct {
-	Kind   uint32 // fib.NextKind
-	Remote [4]byte
-}
-
-// remoteKey is a key of the map remotes.
+// remoteKey is a key of the map numbers.
 type remoteKey struct {
-	Ifindex uint32
-	Remote  [4]byte
+	Table  uint32
+	Remote [4]byte
 }
 
 // remoteValue is a value of the map remotes.
 type remoteValue struct {
+	Lock            uint32
+	Address         [4]byte
 	LastReceived    uint64
 	Source, NextHop [4]byte
 	UnderlayIfindex uint32
@@ -122,11 +108,11 @@ const (
 	remoteRx
 )
 
-func (t *Tunnel) txTunnel(slot uint32) txTunnel {
+func (t *Tunnel) txTunnel(slot, table uint32) txTunnel {
 	v := txTunnel{
 		Local: t.Local, Remote: t.Remote, NextHop: t.NextHop,
 		UnderlayIfindex: uint32(t.UnderlayIfindex), PathMTU: uint32(t.PathMTU), Slot: slot,
-		TOSMask: 0xff, TTL: t.TTL, Capture: t.Capture.value(),
+		TOSMask: 0xff, TTL: t.TTL, Capture: t.Capture.value(), Table: table,
 	}
 	if t.DSCP >= 0 {
 		v.TOSMask, v.TOSSet = 3, uint8(t.DSCP)<<2 // ECN is always copied: RFC 6040, section 4.1
@@ -146,10 +132,10 @@ func (t *Tunnel) txTunnel(slot uint32) txTunnel {
 // rxKey returns the outer addresses of received packets.
 func (t *Tunnel) rxKey() rxKey { return rxKey{Source: t.Remote, Destination: t.Local} }
 
-func (t *Tunnel) rxTunnel(slot uint32) rxTunnel {
+func (t *Tunnel) rxTunnel(slot, table uint32) rxTunnel {
 	v := rxTunnel{
 		TUNIfindex: uint32(t.Ifindex), TUNMTU: uint32(t.MTU), Slot: slot, UnderlayIfindex: uint32(t.UnderlayIfindex),
-		EchoSource: t.EchoSource, EchoDestination: t.EchoDestination, Capture: t.Capture.value(),
+		EchoSource: t.EchoSource, EchoDestination: t.EchoDestination, Capture: t.Capture.value(), Table: table,
 	}
 	if t.RxEnabled {
 		v.Flags |= rxEnabled

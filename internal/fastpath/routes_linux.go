@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"ipipd/internal/fib"
 )
@@ -19,8 +18,11 @@ import (
 type Routes struct {
 	f       *FastPath
 	ifindex uint32
-	// table is what the maps have; f.mu guards the rest.
+	// number is that of its table in the maps, 0 if there is none left.
+	number uint32
+	// table is what the maps have, and numbers those of its gateways; f.mu guards the rest.
 	table    *fib.Table
+	numbers  map[[4]byte]uint32
 	lengths  [33]int                 // how many prefixes of a length table has
 	from, to map[netip.Prefix]uint32 // with the values
 	// incomplete is why the maps lack a prefix: a shorter one would lead its packets elsewhere, so that
@@ -37,11 +39,31 @@ type Routes struct {
 func (f *FastPath) NewRoutes(ifindex int) *Routes {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	r := &Routes{f: f, ifindex: uint32(ifindex), table: new(fib.Table), devices: map[[4]byte]int{}, senders: map[int]bool{}}
+	r := &Routes{f: f, ifindex: uint32(ifindex), number: f.freeTable(), table: new(fib.Table), numbers: map[[4]byte]uint32{}, devices: map[[4]byte]int{}, senders: map[int]bool{}}
+	if r.number == 0 {
+		r.incomplete = &Unavailable{Why: fmt.Sprintf("this process has %d interfaces with many remotes on the fast path already, the maximum", maxTables-1)}
+	}
 	if f.objects != nil {
 		f.routes[r.ifindex] = r
 	}
 	return r
+}
+
+// freeTable is a number of a table that is nobody's, 0 if there is none.
+func (f *FastPath) freeTable() uint32 {
+	var taken [maxTables]bool
+	for _, r := range f.routes {
+		taken[r.number] = true
+	}
+	return uint32(1 + slices.Index(taken[1:], false)) // -1 is none
+}
+
+// tableOf is the number of the table of a Tunnel's routes.
+func (f *FastPath) tableOf(t *Tunnel) uint32 {
+	if r := f.routes[uint32(t.Ifindex)]; t.Many && r != nil {
+		return r.number
+	}
+	return 0
 }
 
 // Close removes them from the maps, and disables what is left of the interface's Links.
@@ -123,6 +145,9 @@ func (r *Routes) Sync(next *fib.Table) error {
 	if !r.open() {
 		return ErrClosed
 	}
+	if r.number == 0 {
+		return r.incomplete
+	}
 	if err := r.checkSize(next); err != nil {
 		return err
 	}
@@ -152,16 +177,16 @@ func (r *Routes) Sync(next *fib.Table) error {
 
 // checkSize fails if the map has no room for a Table.
 func (r *Routes) checkSize(next *fib.Table) error {
-	n, most := next.Len(), int(r.f.objects.TxFIB.MaxEntries())
+	n := next.Len()
 	for _, other := range r.f.routes {
 		if other != r {
 			n += other.table.Len()
 		}
 	}
-	if n <= most {
+	if n <= maxRoutes {
 		return nil
 	}
-	err := &Unavailable{Why: fmt.Sprintf("the interfaces with many remotes have %d prefixes, more than the %d that the fast path takes", n, most)}
+	err := &Unavailable{Why: fmt.Sprintf("the interfaces with many remotes have %d prefixes, more than the %d that the fast path takes", n, maxRoutes)}
 	r.fail(err)
 	return err
 }
@@ -184,82 +209,74 @@ func order(next *fib.Table, prefixes []netip.Prefix) (set, gone []netip.Prefix) 
 // write sets and removes prefixes, in their order.
 func (r *Routes) write(next *fib.Table, set, gone []netip.Prefix) error {
 	had := func(p netip.Prefix) bool { _, ok := r.table.Next(p); return ok }
-	lengths := r.lengths
+	m := &r.f.objects.fib
 	for _, p := range set {
 		if !had(p) {
-			lengths[p.Bits()]++
+			r.lengths[p.Bits()]++
 		}
 	}
-	if err := r.setLengths(lengths); err != nil { // first, or a shorter prefix would come before a new length
-		return r.refused(set, err)
-	}
-	b := batch{m: r.f.objects.TxFIB}
+	m.setLengths(r.number, &r.lengths) // first, or a shorter prefix would come before a new length
 	for _, p := range set {
 		n, _ := next.Next(p)
-		if err := b.put(r.key(p), txRoute{uint32(n.Kind), n.Gateway}); err != nil {
-			return r.refused(set, err)
+		if !m.set(r.number, p, r.leadsTo(n)) {
+			r.refuse(set)
+			return r.incomplete
 		}
-	}
-	if err := b.flush(); err != nil {
-		return r.refused(set, err)
 	}
 	for _, p := range gone {
 		if had(p) {
-			_ = r.f.objects.TxFIB.Delete(r.key(p))
-			lengths[p.Bits()]--
+			m.remove(r.number, p)
+			r.lengths[p.Bits()]--
 		}
 	}
-	if err := r.setLengths(lengths); err != nil {
-		return r.refused(set, err)
-	}
+	m.setLengths(r.number, &r.lengths)
 	return nil
 }
 
-// setLengths has look-ups try these lengths.
-func (r *Routes) setLengths(lengths [33]int) error {
-	var v, old prefixLengths
-	n := 0
-	for bits := 32; bits >= 0; bits-- {
-		if lengths[bits] > 0 {
-			v.At[n] = uint8(bits)
-			n++
+// leadsTo is the last part of a route's word.
+func (r *Routes) leadsTo(n fib.Next) uint32 {
+	switch n.Kind {
+	case fib.Via:
+		if number, ok := r.numbers[n.Gateway]; ok {
+			return number
 		}
+		return toMixed
+	case fib.Direct:
+		return toDirect
+	case fib.Nowhere:
+		return toNowhere
+	case fib.Mixed:
+		return toMixed
 	}
-	v.At[n] = noLength
-	if r.f.objects.TxLengths.Lookup(r.ifindex, &old) != nil || old != v {
-		if err := r.f.objects.TxLengths.Put(r.ifindex, v); err != nil {
-			return err
-		}
-	}
-	r.lengths = lengths
-	return nil
+	return toSeveral
 }
 
-// refused is the error of a write. It takes what was to be set out of the maps again: all packets go to
-// userspace, and Sync writes all.
-func (r *Routes) refused(set []netip.Prefix, err error) error {
-	err = r.f.explainMap("a route", err)
-	r.fail(err)
+// refuse is what becomes of a change that there is no place for: all packets go to userspace, and Sync writes all.
+func (r *Routes) refuse(set []netip.Prefix) {
+	r.fail(&Unavailable{Why: "the hash table of the fast path's routes has no place for one of the prefixes"})
 	for _, p := range set {
-		_ = r.f.objects.TxFIB.Delete(r.key(p))
+		r.f.objects.fib.remove(r.number, p)
 	}
 	r.empty()
-	return err
 }
 
 // empty takes the table out of the maps.
 func (r *Routes) empty() {
+	m := &r.f.objects.fib
+	r.lengths = [33]int{}
+	m.setLengths(r.number, &r.lengths)
 	for p := range r.table.All() {
-		_ = r.f.objects.TxFIB.Delete(r.key(p))
+		m.remove(r.number, p)
 	}
-	_ = r.f.objects.TxLengths.Delete(r.ifindex)
-	r.pruneRemotes(new(fib.Table))
-	r.table, r.lengths = new(fib.Table), [33]int{}
+	r.table = new(fib.Table)
+	for g := range r.numbers {
+		r.deleteRemote(g)
+	}
 }
 
 // pruneRemotes removes gateways that next has not.
 func (r *Routes) pruneRemotes(next *fib.Table) {
-	for g := range r.table.Gateways() {
+	for g := range r.numbers {
 		if !next.HasGateway(g) {
 			r.deleteRemote(g)
 		}
@@ -267,7 +284,12 @@ func (r *Routes) pruneRemotes(next *fib.Table) {
 }
 
 func (r *Routes) deleteRemote(g [4]byte) {
-	_ = r.f.objects.Remotes.Delete(remoteKey{r.ifindex, g})
+	if number, ok := r.numbers[g]; ok {
+		_ = r.f.objects.Numbers.Delete(remoteKey{r.number, g})
+		_ = r.f.objects.Remotes.Update(number, remoteValue{}, ebpf.UpdateLock)
+		r.f.remoteNumbers.free(number)
+		delete(r.numbers, g)
+	}
 	_ = r.receive(g, 0)
 }
 
@@ -290,13 +312,24 @@ func (r *Routes) receive(g [4]byte, device int) error {
 // addRemotes enters gateways, whose packets go to userspace until SetRemote.
 func (r *Routes) addRemotes(gateways [][4]byte) {
 	for _, g := range gateways {
-		err := r.f.objects.Remotes.Update(remoteKey{r.ifindex, g}, remoteValue{}, ebpf.UpdateNoExist)
-		if err != nil && !errors.Is(err, unix.EEXIST) {
-			r.lacking = r.f.explainMap("a remote", err)
-			if errors.Is(err, unix.E2BIG) {
-				r.lacking = &Unavailable{Why: fmt.Sprintf("the fast path takes %d remotes of interfaces with many", r.f.objects.Remotes.MaxEntries())}
-			}
+		if _, ok := r.numbers[g]; ok {
+			continue
 		}
+		number, ok := r.f.remoteNumbers.take()
+		if !ok {
+			r.lacking = &Unavailable{Why: fmt.Sprintf("the fast path takes %d remotes of interfaces with many", maxRemotes)}
+			return
+		}
+		err := r.f.objects.Remotes.Update(number, remoteValue{Address: g}, ebpf.UpdateLock)
+		if err == nil {
+			err = r.f.objects.Numbers.Put(remoteKey{r.number, g}, number)
+		}
+		if err != nil {
+			r.f.remoteNumbers.free(number)
+			r.lacking = r.f.explainMap("a remote", err)
+			continue
+		}
+		r.numbers[g] = number
 	}
 }
 
@@ -316,11 +349,13 @@ func (r *Routes) SetRemote(gateway [4]byte, to Remote) error {
 	if !r.open() {
 		return ErrClosed
 	}
-	key, was := remoteKey{r.ifindex, gateway}, remoteValue{}
-	if err := r.f.objects.Remotes.Lookup(key, &was); err != nil {
+	number, ok := r.numbers[gateway]
+	if !ok {
 		return nil
 	}
-	v := remoteValue{LastReceived: was.LastReceived, Source: to.Source, NextHop: to.NextHop, UnderlayIfindex: uint32(to.UnderlayIfindex), PathMTU: uint16(to.PathMTU)}
+	var was remoteValue
+	_ = r.f.objects.Remotes.Lookup(number, &was)
+	v := remoteValue{Address: gateway, LastReceived: was.LastReceived, Source: to.Source, NextHop: to.NextHop, UnderlayIfindex: uint32(to.UnderlayIfindex), PathMTU: uint16(to.PathMTU)}
 	if to.Tx {
 		v.Flags |= remoteTx
 	}
@@ -330,7 +365,7 @@ func (r *Routes) SetRemote(gateway [4]byte, to Remote) error {
 			v.Flags |= remoteRx
 		}
 	}
-	if err := r.f.objects.Remotes.Update(key, v, ebpf.UpdateExist); err != nil {
+	if err := r.f.objects.Remotes.Update(number, v, ebpf.UpdateLock); err != nil {
 		// Better userspace than what is out of date.
 		r.deleteRemote(gateway)
 		r.lacking = r.f.explainMap("a remote", err)
@@ -347,7 +382,8 @@ func (r *Routes) LastReceived(gateway [4]byte) time.Time {
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
 	var v remoteValue
-	if !r.open() || r.f.objects.Remotes.Lookup(remoteKey{r.ifindex, gateway}, &v) != nil {
+	number, ok := r.numbers[gateway]
+	if !ok || !r.open() || r.f.objects.Remotes.Lookup(number, &v) != nil {
 		return time.Time{}
 	}
 	at, _ := monotonicToTime(v.LastReceived)
@@ -420,41 +456,7 @@ func (r *Routes) acceptIn(m *ebpf.Map, old *map[netip.Prefix]uint32, next map[ne
 	return nil
 }
 
-func (r *Routes) key(p netip.Prefix) routeKey {
-	p = p.Masked()
-	return routeKey{r.ifindex, p.Addr().As4(), uint32(p.Bits())}
-}
-
 func (r *Routes) prefixKey(p netip.Prefix) prefixKey {
 	p = p.Masked()
 	return prefixKey{Length: 32 + uint32(p.Bits()), Ifindex: r.ifindex, Address: p.Addr().As4()}
-}
-
-// batch writes to tx_fib by few system calls.
-type batch struct {
-	m      *ebpf.Map
-	keys   []routeKey
-	values []txRoute
-}
-
-const batchSize = 512
-
-func (b *batch) put(k routeKey, v txRoute) error {
-	b.keys, b.values = append(b.keys, k), append(b.values, v)
-	if len(b.keys) < batchSize {
-		return nil
-	}
-	return b.flush()
-}
-
-func (b *batch) flush() error {
-	defer func() { b.keys, b.values = b.keys[:0], b.values[:0] }()
-	switch len(b.keys) {
-	case 0:
-		return nil
-	case 1:
-		return b.m.Put(b.keys[0], b.values[0])
-	}
-	_, err := b.m.BatchUpdate(b.keys, b.values, nil)
-	return err
 }

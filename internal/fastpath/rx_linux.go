@@ -18,7 +18,7 @@ func (l *Link) putRxTunnel(t *Tunnel) error {
 	if owner := f.owners[key]; owner != nil && owner != l {
 		return f.explainMap("", unix.EEXIST)
 	}
-	if err := f.objects.RxTunnels.Put(key, t.rxTunnel(l.slot)); err != nil {
+	if err := f.objects.RxTunnels.Put(key, t.rxTunnel(l.slot, f.tableOf(t))); err != nil {
 		return f.explainMap("the receive entry of the tunnel", err)
 	}
 	if key != old {

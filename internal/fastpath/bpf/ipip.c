@@ -81,6 +81,7 @@ struct tx_tunnel {
 	__u8 ttl; // 0 copies the inner TTL
 	__u8 flags;
 	__u32 capture; // CAPTURE_BYTES and CAPTURE_DROPS; 0 is no capture
+	__u32 table; // of its routes, with TX_MANY
 };
 
 #define TX_ENABLED 1	// otherwise all packets go to userspace
@@ -111,6 +112,7 @@ struct rx_tunnel {
 	__be32 echo_source, echo_destination;
 	__u32 flags;
 	__u32 capture; // as of tx_tunnel
+	__u32 table; // of its routes, with RX_MANY
 };
 
 #define RX_ENABLED 1	// otherwise all packets go to userspace
@@ -294,14 +296,15 @@ int ipip_encap(struct __sk_buff *skb)
 	underlay_ifindex = tx->underlay_ifindex;
 	path_mtu = tx->path_mtu;
 	if (tx->flags & TX_MANY) {
-		struct remote *r = remote_for(ifindex, inner.destination, &remote);
+		struct remote to;
 
-		if (!r || !(r->flags & REMOTE_TX))
+		if (!remote_for(tx->table, inner.destination, &to))
 			return TCX_NEXT;
-		source = r->source;
-		hop.ipv4_nh = r->next_hop;
-		underlay_ifindex = r->underlay_ifindex;
-		path_mtu = r->path_mtu;
+		source = to.source;
+		remote = to.address;
+		hop.ipv4_nh = to.next_hop;
+		underlay_ifindex = to.underlay_ifindex;
+		path_mtu = to.path_mtu;
 	}
 	// Loops: RFC 2003, section 3.2. A nested tunnel may hide one.
 	if (inner.source == remote || inner.protocol == PROTO_IPIP ||
@@ -358,7 +361,8 @@ int ipip_decap(struct __sk_buff *skb)
 	struct rx_key key;
 	struct counters *c;
 	__u8 inner_ecn, outer_ecn, tcp_flags;
-	struct remote *remote = 0;
+	struct remote *remote = 0, from;
+	__u32 table, number = MAX_REMOTES;
 	struct rx_tunnel *rx;
 	__u32 captured, changed = 0; // 1, TOS and checksum of a capture_record
 	__u64 now;
@@ -388,10 +392,11 @@ int ipip_decap(struct __sk_buff *skb)
 	if (!rx || !(rx->flags & RX_ENABLED))
 		return TCX_NEXT;
 	tun_ifindex = rx->tun_ifindex;
+	table = rx->table;
 	device = rx->underlay_ifindex;
 	asm volatile("" : "+r"(device)); // no choice between pointers, which the verifier refuses
 	if (rx->flags & RX_MANY) {
-		remote = remote_of(tun_ifindex, key.source);
+		remote = remote_of(table, key.source, &from, &number);
 		if (rx->flags & RX_ACCEPT_FROM) {
 			__u32 *by = listed_by(&accept_from, tun_ifindex, key.source);
 
@@ -401,7 +406,7 @@ int ipip_decap(struct __sk_buff *skb)
 			}
 		}
 		if (remote)
-			device = remote->underlay_ifindex;
+			device = from.underlay_ifindex;
 	}
 	// A packet from another device goes to userspace, after the stack's rp_filter.
 	if (skb->ifindex != device)
@@ -418,7 +423,7 @@ int ipip_decap(struct __sk_buff *skb)
 	whole = !read_header(skb, data + ETH_HLEN + HEADER_LEN, at, h.inner);
 	if (rx->flags & RX_MANY) {
 		// Whatever is inside, and in each fragment.
-		if (!remote && !listed && !is_direct(tun_ifindex, key.source)) {
+		if (!remote && !listed && !is_direct(table, key.source)) {
 			__u32 why = rx->flags & (RX_ANY_PEER | RX_ACCEPT_FROM) && whole ? NOT_IN_ACCEPT_FROM : REVERSE_PATH;
 
 			if (rx->flags & RX_ACCEPT_TO && whole && !listed_by(&accept_to, tun_ifindex, h.inner.destination))
@@ -451,7 +456,7 @@ int ipip_decap(struct __sk_buff *skb)
 		    h.inner.destination == rx->echo_destination)
 			return TCX_NEXT;
 	}
-	if (remote && !(remote->flags & REMOTE_RX))
+	if (remote && !(from.flags & REMOTE_RX))
 		return TCX_NEXT;
 	n = gso_segments(skb, &h.inner, at, length, &header);
 	if (!n)
@@ -464,7 +469,7 @@ int ipip_decap(struct __sk_buff *skb)
 	if (outer_ecn == CE && !inner_ecn) // userspace drops and counts it
 		return TCX_NEXT;
 	if (rx->flags & RX_MANY) {
-		__u32 why = may_send(rx->flags, tun_ifindex, remote, listed, key.source, h.inner.source, h.inner.destination);
+		__u32 why = may_send(rx->flags, tun_ifindex, table, number, listed, key.source, h.inner.source, h.inner.destination);
 
 		if (why != MAY_SEND)
 			return refuse(skb, rx, c, why, &h.outer);

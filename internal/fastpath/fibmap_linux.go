@@ -1,0 +1,197 @@
+package fastpath
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/bits"
+	"math/rand/v2"
+	"net/netip"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// Of bpf/many.h: the parts of a route's word, and where one leads that has no number of a remote.
+const (
+	toBits     = 14
+	tableBits  = 12
+	lengthBits = 6
+
+	maxRemotes = 16376
+	toSeveral  = maxRemotes
+	toDirect   = maxRemotes + 1
+	toNowhere  = maxRemotes + 2
+	toMixed    = maxRemotes + 3
+
+	maxTables    = 1 << tableBits
+	bucketsLog   = 15
+	bucketRoutes = 8
+	// maxRoutes leaves half of the places free: two full buckets for one route are not to be expected then.
+	maxRoutes = 1 << bucketsLog * bucketRoutes / 2
+)
+
+// fibMap is the memory of the maps tx_fib and tx_lengths, which the eBPF programs look up in meanwhile: each
+// change is one atomic write. f.mu guards it.
+type fibMap struct {
+	routes  []uint64 // buckets of bucketRoutes
+	lengths []uint64 // by table
+	hash    [2]uint64
+}
+
+// newHash are the two multipliers.
+func newHash() [2]uint64 { return [2]uint64{rand.Uint64() | 1, rand.Uint64() | 1} }
+
+// mapFIB maps the memory.
+func mapFIB(routes, lengths *ebpf.Map, hash [2]uint64) (f fibMap, err error) {
+	f.hash = hash
+	if f.routes, err = mapWords(routes); err != nil {
+		return f, err
+	}
+	if f.lengths, err = mapWords(lengths); err != nil {
+		f.close()
+	}
+	return f, err
+}
+
+// mapWords maps the memory of an array.
+func mapWords(m *ebpf.Map) ([]uint64, error) {
+	size := int(m.ValueSize() * m.MaxEntries())
+	b, err := unix.Mmap(m.FD(), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map the memory of an eBPF map: %w", err)
+	}
+	return unsafe.Slice((*uint64)(unsafe.Pointer(unsafe.SliceData(b))), size/8), nil
+}
+
+// close unmaps the memory.
+func (f *fibMap) close() {
+	for _, words := range [][]uint64{f.routes, f.lengths} {
+		if words != nil {
+			_ = unix.Munmap(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(words))), 8*len(words)))
+		}
+	}
+	f.routes, f.lengths = nil, nil
+}
+
+// routeKey is a route's word without its last part.
+func routeKey(table uint32, p netip.Prefix) uint64 {
+	p = p.Masked()
+	a := p.Addr().As4()
+	return (uint64(binary.BigEndian.Uint32(a[:]))<<lengthBits|uint64(p.Bits()))<<tableBits | uint64(table)
+}
+
+// buckets are the two that a route may be in.
+func (f *fibMap) buckets(key uint64) (both [2][]uint64) {
+	for i, multiplier := range f.hash {
+		at := key * multiplier >> (64 - bucketsLog) * bucketRoutes
+		both[i] = f.routes[at:][:bucketRoutes]
+	}
+	return both
+}
+
+// find returns a route; nil if it is not there.
+func (f *fibMap) find(key uint64) *uint64 {
+	for _, bucket := range f.buckets(key) {
+		for i := range bucket {
+			if bucket[i]>>toBits == key {
+				return &bucket[i]
+			}
+		}
+	}
+	return nil
+}
+
+// set has a prefix lead to a remote by its number, or elsewhere. It reports whether there is a place for it.
+func (f *fibMap) set(table uint32, p netip.Prefix, to uint32) bool {
+	key := routeKey(table, p)
+	at := f.find(key)
+	if at == nil {
+		at = f.place(key)
+	}
+	if at == nil {
+		return false
+	}
+	atomic.StoreUint64(at, key<<toBits|uint64(to))
+	return true
+}
+
+// place is a free one for a new route: in its first bucket, which is looked at first, unless the second one is
+// less than half as full.
+func (f *fibMap) place(key uint64) *uint64 {
+	var free [2]*uint64
+	var taken [2]int
+	for i, bucket := range f.buckets(key) {
+		for j := range bucket {
+			if bucket[j] != 0 {
+				taken[i]++
+			} else if free[i] == nil {
+				free[i] = &bucket[j]
+			}
+		}
+	}
+	if free[0] == nil || taken[0] > bucketRoutes/2 && taken[1] < taken[0] {
+		return free[1]
+	}
+	return free[0]
+}
+
+func (f *fibMap) remove(table uint32, p netip.Prefix) {
+	if at := f.find(routeKey(table, p)); at != nil {
+		atomic.StoreUint64(at, 0)
+	}
+}
+
+// setLengths has look-ups in a table try the lengths of which it has prefixes.
+func (f *fibMap) setLengths(table uint32, prefixes *[33]int) {
+	var word uint64
+	for length, n := range prefixes {
+		if n > 0 {
+			word |= 1 << length
+		}
+	}
+	atomic.StoreUint64(&f.lengths[table], word)
+}
+
+// len is how many routes there are.
+func (f *fibMap) len() (n int) {
+	for _, route := range f.routes {
+		n += min(1, bits.Len64(route))
+	}
+	return n
+}
+
+// remoteNumbers are the places in the map remotes. f.mu guards them.
+type remoteNumbers struct {
+	next  uint32 // that was never taken
+	freed []freedNumber
+}
+
+type freedNumber struct {
+	number uint32
+	at     time.Time
+}
+
+// numberRests is for how long a number is nobody's before another remote has it: longer than a program may be
+// between its look-ups of a route and of the remote.
+const numberRests = time.Second
+
+// take returns a free number; not ok if there is none.
+func (n *remoteNumbers) take() (number uint32, ok bool) {
+	switch {
+	case len(n.freed) > 0 && time.Since(n.freed[0].at) >= numberRests:
+		number, n.freed = n.freed[0].number, n.freed[1:]
+	case n.next < maxRemotes:
+		number = n.next
+		n.next++
+	default:
+		return 0, false
+	}
+	return number, true
+}
+
+func (n *remoteNumbers) free(number uint32) {
+	n.freed = append(n.freed, freedNumber{number, time.Now()})
+}
