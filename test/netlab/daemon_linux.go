@@ -137,11 +137,15 @@ func UpConfig(t testing.TB, ns *NS, name, file string) *Daemon {
 	return d
 }
 
-// Keep is Up under `ipipd keep`. Signal and Stop are for the keeper, and PID is its own; Child is the process that it keeps.
+// Keep is Up under `ipipd keep`, which does what takes a capability. Signal and Stop are for the keeper, and PID is its own; Child is the process that it keeps.
 func Keep(t testing.TB, ns *NS, name string, args ...string) *Daemon {
 	t.Helper()
 	d := &Daemon{t: t, ns: ns, name: name, runtimeDir: t.TempDir(), exited: make(chan struct{})}
-	d.launch(append([]string{"keep", "--", Binary(t), "up", "--name", d.name, "--runtime-dir", d.runtimeDir, "--sandbox", "strict"}, args...))
+	program := filepath.Join(t.TempDir(), "ipipd") // by another name keep would not know it
+	if err := os.Symlink(Binary(t), program); err != nil {
+		t.Fatal(err)
+	}
+	d.launch(append([]string{"keep", "--", program, "up", "--name", d.name, "--runtime-dir", d.runtimeDir, "--sandbox", "strict"}, args...))
 	d.awaitReady()
 	return d
 }
