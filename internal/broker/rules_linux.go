@@ -17,6 +17,7 @@ type rules struct {
 	byName   map[string][]*tunnel.Config // by the name of the interface
 	unnamed  []*tunnel.Config            // of the first free ipipN
 	marks    map[uint32]bool
+	fastPath bool // a tunnel may have it
 	ipsec    bool
 	ikeLocal map[[4]byte]bool
 	anyLocal bool // a tunnel with IPsec takes the source of its route
@@ -34,6 +35,7 @@ func newRules(lists ...[]tunnel.Config) *rules {
 				r.byName[name] = append(r.byName[name], c)
 			}
 			r.marks[c.FwMark] = true
+			r.fastPath = r.fastPath || c.FastPathAllowed()
 			switch {
 			case !c.IPsec.Wanted():
 				continue
@@ -83,7 +85,7 @@ const maxBuffer = 16 << 20
 
 // check is a refusal unless r names what the request asks for. A nil error is all that lets it be done.
 func (r *rules) check(verb byte, f privileged.Fields, o object, h host) error {
-	if want := verb != privileged.Socket && verb != privileged.Programs && verb != privileged.SetRPS && verb != privileged.ClearRPS; verb != privileged.Netlink && want != o.hasDescriptor {
+	if want := !slices.Contains(withoutDescriptor, verb); verb != privileged.Netlink && want != o.hasDescriptor {
 		return refuse("a request with another number of descriptors")
 	}
 	switch verb {
@@ -126,6 +128,11 @@ func (r *rules) check(verb byte, f privileged.Fields, o object, h host) error {
 			return refuse("rps %.20q of %.20q", mask, name)
 		}
 		return nil
+	case privileged.CaptureRing:
+		if !r.fastPath {
+			return refuse("the ring buffer of a capture, without a tunnel that may have the fast path")
+		}
+		return nil
 	}
 	return refuse("an unknown request %d", verb)
 }
@@ -151,10 +158,13 @@ func (r *rules) checkOption(level, name int, value uint32, o object) error {
 	return nil
 }
 
+// withoutDescriptor are the requests that name no descriptor.
+var withoutDescriptor = []byte{privileged.Socket, privileged.Programs, privileged.SetRPS, privileged.ClearRPS, privileged.CaptureRing}
+
 // fieldCounts are how many fields the request of a verb has.
 var fieldCounts = map[byte]int{
 	privileged.Netlink: 2, privileged.Socket: 1, privileged.SetOption: 3, privileged.Bind: 2, privileged.AttachTUN: 2,
-	privileged.Netns: 0, privileged.Programs: 1, privileged.SetRPS: 2, privileged.ClearRPS: 2,
+	privileged.Netns: 0, privileged.Programs: 1, privileged.SetRPS: 2, privileged.ClearRPS: 2, privileged.CaptureRing: 0,
 }
 
 // parse reads the fields of a request.

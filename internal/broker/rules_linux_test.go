@@ -255,6 +255,8 @@ func TestRules_check(t *testing.T) {
 	anyLocal[0].LocalAddress = netip.Addr{}
 	unnamed := testConfigs()[:1]
 	unnamed[0].Name = ""
+	noFastPath := testConfigs()[:1]
+	noFastPath[0].AllowFastPath = tunnel.Off
 	for _, c := range []struct {
 		name    string
 		request []byte
@@ -306,6 +308,11 @@ func TestRules_check(t *testing.T) {
 		{"another mask", request(privileged.SetRPS, []byte("t1"), []byte("f")), none, plain, false},
 		{"rps of another", request(privileged.SetRPS, []byte("eth0"), []byte("all")), none, plain, false},
 		{"rps off", request(privileged.SetRPS, []byte("t1"), nil), none, plain, false},
+		{"ring buffer", request(privileged.CaptureRing), none, plain, true},
+		{"ring buffer of encrypted tunnels", request(privileged.CaptureRing), none, anyLocal, false},
+		{"ring buffer without a fast path", request(privileged.CaptureRing), none, noFastPath, false},
+		{"ring buffer with a size", request(privileged.CaptureRing, n(1<<30)), none, plain, false},
+		{"ring buffer with a descriptor", request(privileged.CaptureRing), file, plain, false},
 		{"nothing", nil, none, plain, false},
 		{"an unknown verb", request(200), none, plain, false},
 		{"fields too many", request(privileged.Socket, n(4), n(4)), none, plain, false},
@@ -341,7 +348,7 @@ func FuzzRules_check(f *testing.F) {
 			objects = []object{{hasDescriptor: true, tun: true}, {hasDescriptor: true, domain: unix.AF_INET, typ: unix.SOCK_DGRAM}, {hasDescriptor: true, domain: unix.AF_INET, typ: unix.SOCK_RAW}}
 		}
 		for _, o := range objects {
-			changes := []byte{privileged.Bind, privileged.AttachTUN, privileged.SetRPS, privileged.ClearRPS}
+			changes := []byte{privileged.Bind, privileged.AttachTUN, privileged.SetRPS, privileged.ClearRPS, privileged.CaptureRing}
 			if err := without.check(verb, fields, o, testHost); err == nil && slices.Contains(changes, verb) {
 				t.Errorf("request %d is allowed without a configuration", verb)
 			}

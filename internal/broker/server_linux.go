@@ -205,6 +205,13 @@ func (s *Server) answer(verb byte, b []byte, fd int) error {
 		return netstate.SetRPS(string(f[0]), string(f[1]))
 	case privileged.ClearRPS:
 		return netstate.ClearRPS(string(f[0]), string(f[1]))
+	case privileged.CaptureRing:
+		ring, err := fastpath.NewCaptureRing()
+		if err != nil {
+			return err
+		}
+		defer ring.Close()
+		return cmpErr(s.send(privileged.Done, nil, ring.FD()))
 	}
 	return refuse("an unknown request %d", verb)
 }

@@ -9,8 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"ipipd/internal/fastpath"
 	"ipipd/internal/privileged"
 	"ipipd/internal/tunnel"
 	"ipipd/test/netlab"
@@ -233,5 +235,35 @@ func TestServer_done(t *testing.T) {
 	}
 	if mark, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK); mark != 5 || err != nil {
 		t.Error(mark, err)
+	}
+}
+
+// The ring buffer of a capture is the process's alone.
+func TestServer_captureRing(t *testing.T) {
+	if m, err := fastpath.NewCaptureRing(); err != nil {
+		t.Skipf("the kernel makes no ring buffer: %v", err)
+	} else {
+		m.Close()
+	}
+	c, _ := serve(t, configured(testConfigs()...))
+	before := descriptors(t)
+	for range 3 {
+		kind, answer, fd := c.ask(request(privileged.CaptureRing), -1)
+		if kind != privileged.Done || answer != "" || fd < 0 {
+			t.Fatalf("answer %d, %q, descriptor %d", kind, answer, fd)
+		}
+		ring, err := ebpf.NewMapFromFD(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ring.Type() != ebpf.RingBuf || ring.MaxEntries() < 1<<20 {
+			t.Errorf("%v", ring)
+		}
+		ring.Close()
+	}
+	// Only one thing is asked for after another: the server has closed its own by the next answer.
+	c.ask([]byte{200}, -1)
+	if after := descriptors(t); after != before {
+		t.Errorf("%d descriptors, were %d", after, before)
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/privileged"
 )
 
 // captureRingBytes is the size of the ring of a Link, a power of two.
@@ -58,9 +60,26 @@ func (l *Link) OpenCapture() error {
 	return nil
 }
 
+// NewCaptureRing makes the ring buffer of a Link, which takes CAP_BPF. The caller closes it.
+func NewCaptureRing() (*ebpf.Map, error) {
+	return ebpf.NewMap(&ebpf.MapSpec{Name: "capture_ring", Type: ebpf.RingBuf, MaxEntries: captureRingBytes})
+}
+
+// openCaptureRing has NewCaptureRing called by who may.
+func openCaptureRing() (*ebpf.Map, error) {
+	if !privileged.Brokered() {
+		return NewCaptureRing()
+	}
+	fd, err := privileged.RingBuffer()
+	if err != nil {
+		return nil, err
+	}
+	return ebpf.NewMapFromFD(fd) // closes fd if it fails
+}
+
 func (l *Link) newCaptureRing() (_ *captureRing, err error) {
 	c := new(captureRing)
-	if c.ring, err = ebpf.NewMap(&ebpf.MapSpec{Name: "capture_ring", Type: ebpf.RingBuf, MaxEntries: captureRingBytes}); err != nil {
+	if c.ring, err = openCaptureRing(); err != nil {
 		return nil, err
 	}
 	if c.reader, err = ringbuf.NewReader(c.ring); err != nil {
@@ -83,9 +102,9 @@ func explainCapture(err error) error {
 		return &Unavailable{"no file descriptor is left for a ring buffer: raise the limit (LimitNOFILE=, ulimit -n)", err}
 	}
 	if errors.Is(err, unix.EPERM) {
-		return &Unavailable{"the process has no capability to make a ring buffer of the kernel, as under ipipd keep", unix.EPERM}
+		return &Unavailable{"a ring buffer of the kernel takes CAP_BPF, which is missing, under ipipd keep for keep", unix.EPERM}
 	}
-	return &Unavailable{"the kernel has no ring buffer for the eBPF programs", err}
+	return &Unavailable{"there is no ring buffer for the eBPF programs", err}
 }
 
 // CloseCapture is the opposite of OpenCapture. Captured returns nothing more.

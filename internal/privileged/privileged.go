@@ -24,6 +24,8 @@ const (
 	// SetRPS and ClearRPS: the name of an interface, and its mask.
 	SetRPS
 	ClearRPS
+	// CaptureRing: nothing. The answer has the descriptor of a ring buffer for the fast path's programs.
+	CaptureRing
 )
 
 // The kinds are the first byte of an answer.

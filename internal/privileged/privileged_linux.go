@@ -69,6 +69,15 @@ func (c *client) do(verb byte, fd int, fields ...[]byte) error {
 	return err
 }
 
+// open is ask for a request whose answer is a descriptor.
+func (c *client) open(verb byte, fields ...[]byte) (fd int, err error) {
+	_, fd, err = c.ask(verb, -1, 0, func([]byte) {}, fields...)
+	if err == nil && fd < 0 {
+		err = unix.EMFILE // there was none left for it
+	}
+	return fd, err
+}
+
 // Exchange has the parent send netlink messages, and calls f with each datagram of the answer, which is f's until it
 // returns. program is the descriptor of the eBPF program that the messages name, or -1.
 func Exchange(protocol, program int, messages []byte, f func(datagram []byte)) error {
@@ -83,12 +92,12 @@ func RawSocket(protocol int) (fd int, err error) {
 		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 		return fd, os.NewSyscallError("socket", err)
 	}
-	_, fd, err = c.ask(Socket, -1, 0, func([]byte) {}, U32(uint32(protocol)))
-	if err == nil && fd < 0 {
-		err = unix.EMFILE // there was none left for it
-	}
+	fd, err = c.open(Socket, U32(uint32(protocol)))
 	return fd, os.NewSyscallError("socket", err)
 }
+
+// RingBuffer has the parent make the ring buffer of a capture. The descriptor is the caller's.
+func RingBuffer() (fd int, err error) { return parent.Load().open(CaptureRing) }
 
 // SetsockoptInt is setsockopt(2).
 func SetsockoptInt(fd, level, name, value int) error {

@@ -9,10 +9,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cilium/ebpf"
 
 	"ipipd/internal/ipv4"
 	"ipipd/test/netlab"
@@ -230,6 +233,77 @@ func TestCapture_fastPath(t *testing.T) {
 	ping(t, a, innerB)
 	if s := da.Status(); s.FastPath != "active" {
 		t.Errorf("fast-path is %q", s.FastPath)
+	}
+}
+
+// ringBuffers is how many ring buffers of the kernel a process has.
+func ringBuffers(t *testing.T, pid int) (n int) {
+	t.Helper()
+	all, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", pid))
+	if err != nil || len(all) == 0 {
+		t.Fatal(all, err)
+	}
+	for _, file := range all {
+		info, _ := os.ReadFile(file) // one that is closed by now has none
+		for line := range strings.Lines(string(info)) {
+			if fields := strings.Fields(line); len(fields) == 2 && fields[0] == "map_type:" && fields[1] == strconv.Itoa(int(ebpf.RingBuf)) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// Under ipipd keep, whose process has no capability, the fast path goes on, too, while it is captured. The ring is there
+// for the time only, and keep has none.
+func TestCapture_keep(t *testing.T) {
+	t.Parallel()
+	a, b := hosts(t)
+	fast.upB(t, b)
+	da := netlab.Keep(t, a, "t0", append([]string{"--keepalive", "off", "--local-address", outerA, "--remote-address", outerB, "--address", innerA + "/24"}, fast.flags...)...)
+	requireFastPath(t, da)
+	ping(t, a, innerB)
+	child := da.Child()
+	for round := range 2 {
+		if status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", child)); err != nil || !strings.Contains(string(status), "CapEff:\t0000000000000000") {
+			t.Fatalf("%v, the process has a capability: %s", err, status)
+		}
+		if n := ringBuffers(t, child) + ringBuffers(t, da.PID()); n > 0 {
+			t.Errorf("%d ring buffers before a capture", n)
+		}
+		of := startCapture(t, da)
+		if process, keeper := ringBuffers(t, child), ringBuffers(t, da.PID()); process != 1 || keeper > 0 {
+			t.Errorf("%d ring buffers of the process, %d of keep, while a capture runs", process, keeper)
+		}
+		before := da.Status()
+		inside, outside := newInjector(t, a, "t0", nil, ""), newInjector(t, b, "veth0", a, "veth0")
+		inside.send(datagram(aToB(11), 100))
+		outside.send(outerBToA(datagram(bToA(13), 100)))
+		netlab.Eventually(t, "all are in the file", func() bool {
+			f := of.read()
+			return len(found(f, "outer out", carries(11))) > 0 && len(found(f, "inner in", netlab.ID(13))) > 0
+		})
+		if s := da.Status(); s.FastPath != "active" || s.TxPacket == before.TxPacket || s.RxPacket == before.RxPacket {
+			t.Errorf("fast-path is %q, %d and %d packets, were %d and %d", s.FastPath, s.TxPacket, s.RxPacket, before.TxPacket, before.RxPacket)
+		}
+		f := of.end()
+		for _, where := range []string{"inner out", "outer out", "outer in", "inner in"} {
+			check := map[string]netlab.Check{"inner out": netlab.ID(11), "outer out": carries(11), "outer in": carries(13), "inner in": netlab.ID(13)}[where]
+			if p := one(t, f, where, check); p.ID == 0 || p.Comment != "" {
+				t.Errorf("%s: %+v", where, p)
+			}
+		}
+		if !strings.Contains(f.Comment, "packets of the fast path are captured") {
+			t.Errorf("the comment of the file is %q", f.Comment)
+		}
+		netlab.Eventually(t, "the ring buffer is gone", func() bool { return ringBuffers(t, child) == 0 })
+		if round == 0 { // the next process asks another server of keep
+			if err := syscall.Kill(child, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			child = da.AwaitSuccessor(child)
+			netlab.Eventually(t, "the fast path is active again", func() bool { return da.Status().FastPath == "active" })
+		}
 	}
 }
 
