@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -73,7 +74,7 @@ func (p *process) change(ctx context.Context, r control.Request) (result control
 		return result, err
 	}
 	if err := p.apply(ctx, configs); err != nil {
-		return result, err
+		return result, withoutSecretFile(err, r)
 	}
 	if r.Confirm > 0 {
 		p.await(r.Confirm, before.configs)
@@ -99,6 +100,16 @@ func (p *process) change(ctx context.Context, r control.Request) (result control
 	}
 	log.Info("the tunnels are changed: ipipd "+r.Action, "names", r.Names)
 	return result, nil
+}
+
+// withoutSecretFile adds to the error of a secret file that this process may not read what does without it. It cannot
+// take what is in the file from the command: it reads the file again with every change.
+func withoutSecretFile(err error, r control.Request) error {
+	names := func(s control.Setting) bool { return s.Property == secretFileProperty && len(s.Value) > 0 }
+	if !errors.Is(err, fs.ErrPermission) || !slices.ContainsFunc(r.Settings, names) {
+		return err
+	}
+	return fmt.Errorf("%w; or with the secret itself, %s=\"$(cat FILE)\" ipipd %s … %s= %s", err, secretEnv, r.Action, secretFileProperty, secretProperty)
 }
 
 // running fails before the tunnels' start and after their end. The caller holds mu.

@@ -88,8 +88,14 @@ func TestSandbox(t *testing.T) {
 	if err := os.WriteFile(secret, []byte("a long secret of some words"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	want := regexp.MustCompile(`permission denied: the sandbox lets this process read what is in ` + regexp.QuoteMeta(dir) + `.*: put it there, or start ipipd again with it, or with --sandbox off\n$`)
+	want := regexp.MustCompile(`permission denied: the sandbox lets this process read what is in ` + regexp.QuoteMeta(dir) + `.*: put it there, or start ipipd again with it, or with --sandbox off; or with the secret itself, IPIPD_IPSEC_SECRET="\$\(cat FILE\)" ipipd set … ipsec-secret-file= ipsec-secret\n$`)
 	if out, err := d.Run("set", "t0", "ipsec-secret-file="+secret); err == nil || !want.MatchString(out) || strings.Count(out, "\n") != 1 {
+		t.Errorf("set: %v, %s", err, out)
+	}
+	if out, err := a.Try("env", "IPIPD_IPSEC_SECRET=a long secret of some words", netlab.Binary(t), "set", "t0", "ipsec-secret-file=", "ipsec-secret", "--runtime-dir", filepath.Dir(d.Socket())); err != nil {
+		t.Errorf("set: %v, %s", err, out)
+	}
+	if out, err := d.Run("set", "t0", "ipsec-secret="); err != nil {
 		t.Errorf("set: %v, %s", err, out)
 	}
 	// What it is compared with the command reads.
