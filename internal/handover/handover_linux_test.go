@@ -449,6 +449,76 @@ func TestManager_Notify(t *testing.T) {
 	}
 }
 
+// What could not be removed is removed before anything else is sent, and also where nothing is.
+func TestManager_Remove(t *testing.T) {
+	name := t.TempDir() + "/notify"
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	t.Setenv(notifyEnv, name)
+	m, _, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(m.fd)
+	soon := unix.NsecToTimeval(int64(10 * time.Millisecond))
+	if err := unix.SetsockoptTimeval(m.fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &soon); err != nil {
+		t.Fatal(err)
+	}
+	read := func() string {
+		t.Helper()
+		b := make([]byte, 100)
+		_ = c.SetReadDeadline(time.Now().Add(netlab.Timeout()))
+		for {
+			n, err := c.Read(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if string(b[:n]) != "STATUS=there" {
+				return string(b[:n])
+			}
+		}
+	}
+	fail := func() {
+		t.Helper()
+		for m.Notify("STATUS=there") == nil {
+		}
+		for _, name := range []string{"a", "b"} {
+			if err := m.Remove(name); !errors.Is(err, syscall.EAGAIN) {
+				t.Fatal(err)
+			}
+		}
+	}
+	const a, b = "FDSTOREREMOVE=1\nFDNAME=a", "FDSTOREREMOVE=1\nFDNAME=b"
+	fail()
+	if one, two := read(), read(); one != a || two != b {
+		t.Errorf("%q and %q", one, two)
+	}
+	fail()
+	stored := make(chan error)
+	go func() {
+		for {
+			if err := m.Store("a", 1); !errors.Is(err, syscall.EAGAIN) {
+				stored <- err
+				return
+			}
+		}
+	}()
+	if one, two, three := read(), read(), read(); one != a || two != b || !strings.HasPrefix(three, "FDSTORE=1\n") {
+		t.Errorf("%q, %q and %q", one, two, three)
+	}
+	if err := <-stored; err != nil {
+		t.Error(err)
+	}
+	m.mu.Lock() // before its descriptor is closed
+	defer m.mu.Unlock()
+	if len(m.removals) > 0 {
+		t.Errorf("%q again", m.removals)
+	}
+}
+
 // A child that breaks the rules is refused, and what it sent is closed; it can still do better.
 func TestKeeper_hostile(t *testing.T) {
 	l, k := newKeeping(t, 4)

@@ -14,6 +14,9 @@ import (
 // sendTimeout bounds how long a manager that reads nothing holds up the process.
 const sendTimeout = time.Second
 
+// removeInterval is how often Remove is tried again.
+const removeInterval = time.Second
+
 // Manager is what has started this process: systemd, or a Keeper. Its methods are safe for
 // concurrent use, and do nothing if it is nil.
 type Manager struct {
@@ -28,8 +31,9 @@ type Manager struct {
 	to     unix.Sockaddr // nil: fd is connected
 	socket string        // NOTIFY_SOCKET
 
-	mu    sync.Mutex
-	names map[string]int // how many descriptors of a name it was given, or has given
+	mu       sync.Mutex
+	names    map[string]int // how many descriptors of a name it was given, or has given
+	removals []string       // names that Remove could not send
 }
 
 // Open returns the manager of this process, nil if there is none, and the descriptors that it
@@ -132,7 +136,25 @@ func (m *Manager) Notify(text string) error {
 	return m.send(text)
 }
 
+// send sends a message, after the removals that could not be sent. The caller holds mu.
 func (m *Manager) send(text string, fds ...int) error {
+	if err := m.sendRemovals(); err != nil {
+		return err
+	}
+	return m.sendmsg(text, fds...)
+}
+
+func (m *Manager) sendRemovals() error {
+	for len(m.removals) > 0 {
+		if err := m.sendmsg("FDSTOREREMOVE=1\nFDNAME=" + m.removals[0]); err != nil {
+			return err
+		}
+		m.removals = m.removals[1:]
+	}
+	return nil
+}
+
+func (m *Manager) sendmsg(text string, fds ...int) error {
 	var rights []byte
 	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)
@@ -186,7 +208,8 @@ func (m *Manager) size() (total, bytes int) {
 	return total, bytes
 }
 
-// Remove has the manager close what it has of a name.
+// Remove has the manager close what it has of a name. After an error it is tried again, each second and before any other
+// message, for a socket that stays open has its port.
 func (m *Manager) Remove(name string) error {
 	if m == nil || checkName(name) != nil {
 		return nil
@@ -194,7 +217,21 @@ func (m *Manager) Remove(name string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.names, name)
-	return m.send("FDSTOREREMOVE=1\nFDNAME=" + name)
+	tried := len(m.removals) > 0
+	m.removals = append(m.removals, name)
+	err := m.sendRemovals()
+	if err != nil && !tried {
+		time.AfterFunc(removeInterval, m.removeAgain)
+	}
+	return err
+}
+
+func (m *Manager) removeAgain() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.sendRemovals() != nil {
+		time.AfterFunc(removeInterval, m.removeAgain)
+	}
 }
 
 // Discard closes what nobody has taken of kept, here and at the manager.

@@ -66,7 +66,7 @@ func (e *Engine) keep(name string, fd int) {
 
 func (e *Engine) drop(name string) {
 	if err := e.manager.Remove(name); err != nil {
-		e.log.Warn("a socket stays open at the service manager", "err", err)
+		e.log.Warn("a socket stays open at the service manager for now", "err", err)
 	}
 }
 
