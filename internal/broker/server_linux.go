@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"reflect"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -87,10 +86,6 @@ func (s *Server) Serve(refused func(error)) {
 	defer s.close()
 	for {
 		n, fd, err := privileged.Receive(s.socket, s.buf)
-		if errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
-			time.Sleep(10 * time.Millisecond)
-			continue
-		}
 		if errors.Is(err, unix.EMSGSIZE) || errors.Is(err, unix.ECONNRESET) {
 			continue
 		}

@@ -41,7 +41,7 @@ func (c *client) ask(verb byte, fd, n int, part func([]byte), fields ...[]byte) 
 		if err != nil {
 			return nil, -1, fmt.Errorf("ask ipipd keep: %w", err)
 		}
-		if size < HeaderSize || Sequence(c.buf) != c.sequence { // of a request whose answer was not read, for lack of memory
+		if size < HeaderSize || Sequence(c.buf) != c.sequence { // of a request whose answer was not read
 			if got >= 0 {
 				_ = unix.Close(got)
 			}

@@ -44,3 +44,31 @@ func TestExchange_staleAnswer(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// An answer is waited for where memory is short: without it a socket that the parent has bound would be taken for one that
+// is not.
+func TestReceive_noMemory(t *testing.T) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	failures := []error{unix.ENOMEM, unix.ENOBUFS, unix.EINTR, unix.ENOMEM}
+	recvmsg = func(fd int, b, control []byte, flags int) (int, int, int, unix.Sockaddr, error) {
+		if len(failures) > 0 {
+			err := failures[0]
+			failures = failures[1:]
+			return 0, 0, 0, nil, err
+		}
+		return unix.Recvmsg(fd, b, control, flags)
+	}
+	defer func() { recvmsg = unix.Recvmsg }()
+	if err := Send(pair[1], []byte("answer"), -1); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, MaxMessage)
+	if n, fd, err := Receive(pair[0], b); string(b[:n]) != "answer" || fd >= 0 || err != nil || len(failures) > 0 {
+		t.Errorf("%q, descriptor %d, %v", b[:n], fd, err)
+	}
+}

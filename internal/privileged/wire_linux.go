@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -76,14 +77,19 @@ func Send(socket int, b []byte, fd int) error {
 	}
 }
 
+var recvmsg = unix.Recvmsg // but in tests
+
 // Receive receives a message into b, and its descriptor, which is the caller's; -1 is none. It fails with io.EOF
-// at the end of the other side.
+// at the end of the other side. It waits for memory: an answer that is not read leaves open what was done.
 func Receive(socket int, b []byte) (n, fd int, err error) {
 	control := make([]byte, unix.CmsgSpace(4))
 	for {
-		n, controlLen, flags, _, err := unix.Recvmsg(socket, b, control, unix.MSG_CMSG_CLOEXEC)
+		n, controlLen, flags, _, err := recvmsg(socket, b, control, unix.MSG_CMSG_CLOEXEC)
 		switch {
 		case err == unix.EINTR:
+			continue
+		case err == unix.ENOMEM, err == unix.ENOBUFS:
+			time.Sleep(10 * time.Millisecond)
 			continue
 		case err != nil:
 			return 0, -1, os.NewSyscallError("recvmsg", err)
