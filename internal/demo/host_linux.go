@@ -3,7 +3,6 @@ package demo
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os/exec"
 	"runtime"
@@ -116,8 +115,7 @@ func (h *host) stop() error {
 		<-h.exited
 		return fmt.Errorf("host %s: ipipd did not end: %s", h.name, h.log.last())
 	}
-	var exit *exec.ExitError
-	if errors.As(h.err, &exit) || h.err != nil {
+	if h.err != nil {
 		return fmt.Errorf("host %s: ipipd did not end cleanly: %w: %s", h.name, h.err, h.log.last())
 	}
 	return nil

@@ -61,7 +61,7 @@ func readOuter(capture *os.File, esp bool) ([]byte, error) {
 			return buf[:n], nil
 		case !esp && outer.Protocol() == ipv4.ProtocolIPIP:
 			inner, err := ipv4.Parse(outer.Payload())
-			if err == nil && inner.Protocol() == unix.IPPROTO_ICMP && inner.Payload()[0] == byte(netipv4.ICMPTypeEcho) {
+			if err == nil && inner.Protocol() == unix.IPPROTO_ICMP && len(inner.Payload()) > 0 && inner.Payload()[0] == byte(netipv4.ICMPTypeEcho) {
 				return buf[:n], nil
 			}
 		}

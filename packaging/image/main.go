@@ -84,10 +84,14 @@ func run(out, version, commit, epoch string, roots []string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(out+".new", archive, 0o644); err != nil {
-		return err
+	err = os.WriteFile(out+".new", archive, 0o644)
+	if err == nil {
+		err = os.Rename(out+".new", out)
 	}
-	return os.Rename(out+".new", out)
+	if err != nil {
+		_ = os.Remove(out + ".new")
+	}
+	return err
 }
 
 // imageOf has one layer, root, and what is started without arguments: all tunnels of /etc/ipipd, under a keeper.
