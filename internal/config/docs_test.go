@@ -15,7 +15,7 @@ func TestRead_documented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, example, _ := strings.Cut(string(text), "```yaml\n")
+	_, example, _ := strings.Cut(string(text), "```yaml a /etc/ipipd/ipipd.yaml\n")
 	example, _, _ = strings.Cut(example, "```\n")
 	dir := write(t, map[string]string{
 		"example.yaml": example,
@@ -25,7 +25,7 @@ func TestRead_documented(t *testing.T) {
 		t.Errorf("the example: %v, %v, want two tunnels", file, err)
 	}
 	for line := range strings.Lines(wrong(t, dir, dir+"/ipipd.yaml")) {
-		if !strings.Contains(string(text), "    "+strings.TrimSpace(line)+"\n") {
+		if !strings.Contains(string(text), "\n"+strings.TrimSpace(line)+"\n") {
 			t.Errorf("not documented so: %s", line)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,7 +15,7 @@ import (
 // docs is where the pages are.
 const docs = "../../docs"
 
-// A page of docs begins with a comment that has its laboratory,
+// A page of docs that is run begins with a comment that has its laboratory,
 //
 //	<!-- laboratory:
 //	a 192.0.2.1 203.0.113.1
@@ -32,10 +33,13 @@ const docs = "../../docs"
 //	yaml a /file packaging/examples/x.yaml    the same, and those lines are in that file of the tree
 //	yaml packaging/examples/x.yaml            they are in that file
 //	routeros b      ipipd on host b has the tunnels of it, and no others: there is no RouterOS
-//	text not-run    it is not run
+//	text by TestX   the test of that name runs it, or something that is compared with it
+//	text not-run: a drawing    it is not run, for that reason
+//
+// A page without a laboratory has blocks of the last two kinds only; one that is generated may have none.
 type page struct {
 	name       string
-	laboratory []string
+	laboratory []string // nil: none
 	blocks     []block
 }
 
@@ -47,11 +51,11 @@ type block struct {
 	text     string
 }
 
-// parsePage reads a page of docs. ok is false if it has no laboratory.
-func parsePage(name, text string) (p *page, ok bool, err error) {
-	p = &page{name: name}
+// parsePage reads a page of docs.
+func parsePage(name, text string) (*page, error) {
+	p := &page{name: name}
 	var fence *block
-	n, comment, indented := 0, false, 0
+	n, comment, last := 0, false, ""
 	for line := range strings.Lines(text) {
 		n++
 		line = strings.TrimRight(line, "\n")
@@ -61,33 +65,37 @@ func parsePage(name, text string) (p *page, ok bool, err error) {
 		case comment:
 			p.laboratory = append(p.laboratory, line)
 		case fence == nil && line == "<!-- laboratory:":
-			comment, ok = true, true
+			comment, p.laboratory = true, []string{}
 		case fence == nil && strings.HasPrefix(strings.TrimLeft(line, " "), "```"):
 			words := strings.Fields(strings.TrimLeft(line, " `"))
 			if len(words) < 2 {
-				if ok {
-					return nil, false, fmt.Errorf("docs/%s:%d: the block says not what is done with it", name, n)
-				}
-				words = append(words, "", "")
+				return nil, fmt.Errorf("docs/%s:%d: the block says not what is done with it", name, n)
 			}
 			fence = &block{line: n, language: words[0], words: words[1:]}
+			switch elsewhere := fence.elsewhere(); {
+			case elsewhere && len(words) < 3:
+				return nil, fmt.Errorf("docs/%s:%d: the block says not why it is not run here", name, n)
+			case !elsewhere && p.laboratory == nil:
+				return nil, fmt.Errorf("docs/%s:%d: there is no laboratory to run the block in", name, n)
+			}
 		case fence != nil && strings.TrimLeft(line, " ") == "```":
 			p.blocks = append(p.blocks, *fence)
 			fence = nil
 		case fence != nil:
 			fence.text += line + "\n"
-		case strings.HasPrefix(line, "    ") && indented == 0:
-			indented = n
+		case strings.HasPrefix(line, "    ") && last == "":
+			return nil, fmt.Errorf("docs/%s:%d: an indented block, which is not run: fence it", name, n)
 		}
+		last = line
 	}
 	if fence != nil || comment {
-		return nil, false, fmt.Errorf("docs/%s: a block or a comment does not end", name)
+		return nil, fmt.Errorf("docs/%s: a block or a comment does not end", name)
 	}
-	if ok && indented > 0 {
-		return nil, false, fmt.Errorf("docs/%s:%d: an indented block, which is not run: fence it", name, indented)
-	}
-	return p, ok, nil
+	return p, nil
 }
+
+// elsewhere reports whether TestPages does nothing with a block: another test does, or none.
+func (b *block) elsewhere() bool { return b.words[0] == "by" || b.words[0] == "not-run:" }
 
 // machine is a host of a page's laboratory.
 type machine interface {
@@ -223,8 +231,7 @@ func newLaboratory(t *testing.T, p *page) map[string]machine {
 func runBlock(t *testing.T, p *page, b block, machines map[string]machine) {
 	t.Helper()
 	where := fmt.Sprintf("docs/%s:%d", p.name, b.line)
-	if b.words[0] == "not-run" {
-		t.Logf("%s is not run", where)
+	if b.elsewhere() {
 		return
 	}
 	words := b.words
@@ -285,14 +292,14 @@ func runOn(t *testing.T, where string, b block, m machine, words []string) {
 	}
 }
 
-// runCommand runs a command that has to succeed, or of ipipd up has to become ready.
+// runCommand runs a command that has to succeed, or of ipipd up, under ipipd keep too, has to become ready.
 func runCommand(t *testing.T, where string, m machine, command string) {
 	t.Helper()
 	if command, ok := strings.CutSuffix(command, " &"); ok {
 		m.background(command)
 		return
 	}
-	if !strings.HasPrefix(command, "ipipd up") {
+	if !strings.HasPrefix(command, "ipipd up") && !strings.HasPrefix(command, "ipipd keep") {
 		if out, err := m.run(command); err != nil {
 			t.Fatalf("%s: %s: %v\n%s", where, command, err, out)
 		}
@@ -372,7 +379,7 @@ func unmatched(output string, want []string) string {
 	return ""
 }
 
-// pages are those of docs that have a laboratory.
+// pages are those of docs.
 func pages(t *testing.T) (list []*page) {
 	t.Helper()
 	files, err := filepath.Glob(docs + "/*.md")
@@ -384,13 +391,11 @@ func pages(t *testing.T) (list []*page) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p, ok, err := parsePage(filepath.Base(file), string(text))
+		p, err := parsePage(filepath.Base(file), string(text))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if ok {
-			list = append(list, p)
-		}
+		list = append(list, p)
 	}
 	return list
 }
@@ -399,6 +404,9 @@ func pages(t *testing.T) (list []*page) {
 func TestPages(t *testing.T) {
 	t.Parallel()
 	for _, p := range pages(t) {
+		if p.laboratory == nil {
+			continue
+		}
 		t.Run(strings.TrimSuffix(p.name, ".md"), func(t *testing.T) {
 			t.Parallel()
 			machines := newLaboratory(t, p)
@@ -429,9 +437,9 @@ func TestPages_unmatched(t *testing.T) {
 
 func TestPages_parse(t *testing.T) {
 	t.Parallel()
-	p, ok, err := parsePage("p.md", "# P\n\n<!-- laboratory:\na 192.0.2.1\na: true\n-->\n\n```console a\n$ x\ny\n$ z\n```\n```yaml a /f packaging/g\nk: v\n```\n")
-	if err != nil || !ok || len(p.laboratory) != 2 || len(p.blocks) != 2 {
-		t.Fatalf("%+v, %v, %v", p, ok, err)
+	p, err := parsePage("p.md", "# P\n\n<!-- laboratory:\na 192.0.2.1\na: true\n-->\n\n```console a\n$ x\ny\n$ z\n```\n```yaml a /f packaging/g\nk: v\n```\n")
+	if err != nil || len(p.laboratory) != 2 || len(p.blocks) != 2 {
+		t.Fatalf("%+v, %v", p, err)
 	}
 	if list := expectations(p.blocks[0].text); len(list) != 2 || list[0].command != "x" || list[0].want[0] != "y" || list[1].want != nil {
 		t.Errorf("%+v", list)
@@ -439,9 +447,44 @@ func TestPages_parse(t *testing.T) {
 	if b := p.blocks[1]; b.language != "yaml" || strings.Join(b.words, " ") != "a /f packaging/g" || b.text != "k: v\n" || b.line != 13 {
 		t.Errorf("%+v", b)
 	}
-	for _, text := range []string{"```\nx\n```\n", "```sh\nx\n```\n", "text\n    x\n", "```sh a\n"} {
-		if _, _, err := parsePage("p.md", "<!-- laboratory:\n-->\n"+text); err == nil {
-			t.Errorf("%q is taken", text)
+	if p, err := parsePage("p.md", "text\n```text not-run: a drawing\nx\n```\n  ```sh by TestX\n  x\n  ```\n"); err != nil || p.laboratory != nil || len(p.blocks) != 2 || !p.blocks[1].elsewhere() {
+		t.Errorf("%+v, %v", p, err)
+	}
+	for _, text := range []string{"```\nx\n```\n", "```sh\nx\n```\n", "```sh a\n", "```sh not-run:\nx\n```\n", "```sh by\nx\n```\n", "text\n\n    x\n"} {
+		for _, laboratory := range []string{"", "<!-- laboratory:\n-->\n"} {
+			if _, err := parsePage("p.md", laboratory+text); err == nil {
+				t.Errorf("%q is taken", laboratory+text)
+			}
+		}
+	}
+	if _, err := parsePage("p.md", "```sh a\nx\n```\n"); err == nil {
+		t.Error("a block without a laboratory is taken")
+	}
+}
+
+// What a page says is done by another test, a test of that name does.
+func TestPages_elsewhere(t *testing.T) {
+	t.Parallel()
+	tests := map[string]bool{}
+	declaration := regexp.MustCompile(`(?m)^func (Test\w+)\(`)
+	err := filepath.WalkDir("../..", func(path string, entry os.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		source, err := os.ReadFile(path)
+		for _, m := range declaration.FindAllSubmatch(source, -1) {
+			tests[string(m[1])] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range pages(t) {
+		for _, b := range p.blocks {
+			if b.words[0] == "by" && (len(b.words) != 2 || !tests[b.words[1]]) {
+				t.Errorf("docs/%s:%d: there is no test %q", p.name, b.line, b.words[1:])
+			}
 		}
 	}
 }
@@ -449,32 +492,71 @@ func TestPages_parse(t *testing.T) {
 // README.md's quick start has no commands but those of the pages, which are run.
 func TestPages_quickStart(t *testing.T) {
 	t.Parallel()
-	readme, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
 	ran := map[string]bool{}
 	for _, p := range pages(t) {
 		for _, b := range p.blocks {
 			for line := range strings.Lines(b.text) {
-				if b.words[0] != "not-run" {
+				if !b.elsewhere() {
 					ran[strings.TrimSpace(line)] = true
 				}
 			}
 		}
 	}
-	_, section, _ := strings.Cut(string(readme), "\n## Quick start\n")
-	section, _, _ = strings.Cut(section, "\n## ")
-	commands := 0
-	for line := range strings.Lines(section) {
-		if command, ok := strings.CutPrefix(line, "    "); ok {
-			commands++
-			if !ran[strings.TrimSpace(command)] {
-				t.Errorf("README.md has %q: no page of docs runs it", strings.TrimSpace(command))
-			}
+	for _, command := range slices.Concat(readmeBlocks(t, "Quick start")...) {
+		if !ran[command] {
+			t.Errorf("README.md has %q: no page of docs runs it", command)
 		}
 	}
-	if commands == 0 {
-		t.Error("README.md has no quick start")
+}
+
+// README.md's commands about the state of a tunnel do what they say to that of its quick start.
+func TestPages_status(t *testing.T) {
+	t.Parallel()
+	commands := readmeBlocks(t, "Status")[0]
+	m := newLaboratory(t, &page{name: "../README.md", laboratory: []string{
+		"a 192.0.2.1", "b 198.51.100.1",
+		"b: ipipd up --name ipip1 --local-address 198.51.100.1 --remote-address 192.0.2.1 --address 10.255.0.2/30",
+		"a: " + readmeBlocks(t, "Quick start")[0][0],
+		"a: ping -n -i 0.1 10.255.0.2 &",
+	}})["a"]
+	for _, command := range commands {
+		// These two go on until ^C.
+		switch _, file, _ := strings.Cut(command, " -w "); {
+		case strings.HasPrefix(command, "ipipd monitor"):
+			p := m.background(command)
+			netlab.Eventually(t, command+" shows the tunnel", func() bool { return strings.Contains(p.log.String(), "name=ipip1 state=running") })
+		case file != "":
+			file, _, _ = strings.Cut(file, " ")
+			m.background(command)
+			netlab.Eventually(t, command+" has packets", func() bool { _, err := m.run("test -s " + file); return err == nil })
+		default:
+			runCommand(t, "README.md", m, command)
+		}
 	}
+	if out, err := m.run("ip link show ipip1"); !strings.Contains(commands[len(commands)-2], "ipipd down") || err == nil {
+		t.Errorf("after %s the interface is there: %s", commands[len(commands)-2], out)
+	}
+}
+
+// readmeBlocks are the indented blocks of a section of README.md, of which the first has to be there, by lines.
+func readmeBlocks(t *testing.T, section string) (blocks [][]string) {
+	t.Helper()
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "\n## "+section+"\n")
+	rest, _, _ = strings.Cut(rest, "\n## ")
+	within := false
+	for line := range strings.Lines(rest) {
+		if line, indented := strings.CutPrefix(line, "    "); indented && within {
+			blocks[len(blocks)-1] = append(blocks[len(blocks)-1], strings.TrimSpace(line))
+		} else if within = indented; indented {
+			blocks = append(blocks, []string{strings.TrimSpace(line)})
+		}
+	}
+	if len(blocks) == 0 {
+		t.Fatalf("README.md has no block under %s", section)
+	}
+	return blocks
 }

@@ -31,7 +31,7 @@ func example(t *testing.T, beginning string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, block, ok := strings.Cut(string(text), "```\n"+beginning)
+	_, block, ok := strings.Cut(string(text), "```text by TestIPsec_strongSwan\n"+beginning)
 	block, _, closed := strings.Cut(block, "\n```")
 	if !ok || !closed {
 		t.Fatalf("docs/encryption.md has no example that begins with %q", beginning)

@@ -351,7 +351,7 @@ func commands(t *testing.T) map[string]container {
 	}
 	found := map[string]container{}
 	joined := strings.ReplaceAll(string(text), "\\\n", " ")
-	for _, m := range regexp.MustCompile(`(?m)^    ((?:docker|podman) run .*)$`).FindAllStringSubmatch(joined, -1) {
+	for _, m := range regexp.MustCompile(`(?m)^((?:docker|podman) run .*)$`).FindAllStringSubmatch(joined, -1) {
 		words := strings.Fields(m[1])
 		c := container{}
 		for i := 2; i < len(words); i++ {

@@ -21,7 +21,7 @@ import (
 var bootScript []byte
 
 // rootPackages are what the root has, beside what they need.
-const rootPackages = "dpkg,libc-bin,base-files,base-passwd,bash,dash,coreutils,sed,grep,findutils,mawk,util-linux,passwd,systemd,systemd-sysv,init-system-helpers,iproute2,perl-base,debconf,tar,gzip,diffutils"
+const rootPackages = "dpkg,libc-bin,base-files,base-passwd,bash,dash,coreutils,sed,grep,findutils,mawk,util-linux,passwd,systemd,systemd-sysv,init-system-helpers,iproute2,perl-base,debconf,tar,gzip,diffutils,make"
 
 // root is a Debian with systemd 253 or later, which is made once for this user.
 func root(t *testing.T) string {
@@ -30,7 +30,7 @@ func root(t *testing.T) string {
 	if err != nil {
 		t.Skipf("no folder to keep a Debian in: %v", err)
 	}
-	dir := filepath.Join(cache, "ipipd-test", "trixie-1")
+	dir := filepath.Join(cache, "ipipd-test", "trixie-2")
 	if _, err := os.Stat(dir); err == nil {
 		return dir
 	}
