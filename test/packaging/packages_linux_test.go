@@ -2,33 +2,31 @@ package packaging
 
 import (
 	"bytes"
+	"debug/elf"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 )
 
 // build has make make packages, the same again for the same arguments.
-func build(t *testing.T, version, formats string) (dir string) {
+func build(t *testing.T, version, packages string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	var packages []string
-	for format := range strings.FieldsSeq(formats) {
-		if format != "image" { // which is for all architectures
-			format += "/" + runtime.GOARCH
-		}
-		packages = append(packages, format)
-	}
-	c := exec.Command("make", "-C", "../..", "packages", "PACKAGEDIR="+dir, "VERSION="+version, "COMMIT=0123abc", "EPOCH=1700000000", "PACKAGES="+strings.Join(packages, " "))
+	c := exec.Command("make", "-C", "../..", "packages", "PACKAGEDIR="+dir, "VERSION="+version, "COMMIT=0123abc", "EPOCH=1700000000", "PACKAGES="+packages)
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Fatalf("make packages: %v\n%s", err, out)
 	}
 	return dir
 }
+
+// all are what make packages and make image make.
+const all = "deb/amd64 deb/arm64 rpm/amd64 rpm/arm64 image"
 
 var (
 	firstOnce sync.Once
@@ -40,7 +38,7 @@ func first(t *testing.T) string {
 	t.Helper()
 	needs(t, "make")
 	firstOnce.Do(func() {
-		if dir, err := os.MkdirTemp("", "packages"); err == nil && os.CopyFS(dir, os.DirFS(build(t, "v1.0.0", "deb rpm image"))) == nil {
+		if dir, err := os.MkdirTemp("", "packages"); err == nil && os.CopyFS(dir, os.DirFS(build(t, "v1.0.0", all))) == nil {
 			firstDir = dir
 		}
 	})
@@ -76,10 +74,10 @@ func deb(dir, version string) string {
 // The same tree gives the same bytes.
 func TestPackages_reproducible(t *testing.T) {
 	one := first(t)
-	two := build(t, "v1.0.0", "deb rpm image")
+	two := build(t, "v1.0.0", all)
 	files, err := os.ReadDir(one)
-	if err != nil || len(files) != 4 {
-		t.Fatalf("%v, %v: want deb, rpm, image and SBOM", files, err)
+	if err != nil || len(files) != 7 {
+		t.Fatalf("%v, %v: want two debs, two rpms, two SBOMs and an image", files, err)
 	}
 	for _, f := range files {
 		a, _ := os.ReadFile(filepath.Join(one, f.Name()))
@@ -90,25 +88,36 @@ func TestPackages_reproducible(t *testing.T) {
 	}
 }
 
-// wanted are in each package.
+// wanted are in each package, beside all of packaging/man.
 var wanted = []string{
 	"/usr/bin/ipipd", "/etc/ipipd", "/etc/ipipd/instances", "/usr/lib/systemd/system/ipipd.service", "/usr/lib/systemd/system/ipipd@.service",
 	"/usr/lib/sysusers.d/ipipd.conf", "/usr/lib/NetworkManager/conf.d/90-ipipd.conf", "/usr/lib/systemd/network/90-ipipd.network",
-	"/usr/share/man/man8/ipipd.8.gz", "/usr/share/man/man8/ipipd-up.8.gz", "/usr/share/man/man5/ipipd.yaml.5.gz",
 	"/usr/share/bash-completion/completions/ipipd", "/usr/share/zsh/vendor-completions/_ipipd", "/usr/share/fish/vendor_completions.d/ipipd.fish",
 	"/usr/share/doc/ipipd/examples/ipipd.yaml", "/usr/share/doc/ipipd/grafana/ipipd.json", "/usr/share/doc/ipipd/prometheus/ipipd.rules.yml", "/usr/share/doc/ipipd/sbom.cdx.json",
 }
 
 func TestPackages_contents(t *testing.T) {
 	dir := first(t)
-	rpms, _ := filepath.Glob(dir + "/*.rpm")
-	if len(rpms) != 1 {
-		t.Fatalf("%q: want one rpm", rpms)
+	pages, err := filepath.Glob("../../packaging/man/*")
+	if err != nil || len(pages) < 10 {
+		t.Fatalf("%q, %v", pages, err)
 	}
-	for _, c := range [][]string{{"dpkg-deb", "--contents", deb(dir, "1.0.0")}, {"rpm", "-q", "-lv", "-p", rpms[0]}} {
-		t.Run(c[0], func(t *testing.T) {
-			needs(t, c[0])
-			out, err := exec.Command(c[0], c[1:]...).CombinedOutput()
+	want := slices.Clone(wanted)
+	for _, page := range pages {
+		want = append(want, "/usr/share/man/man"+filepath.Ext(page)[1:]+"/"+filepath.Base(page)+".gz")
+	}
+	for _, p := range []struct {
+		file, list, unpack, extcap string
+		machine                    elf.Machine
+	}{
+		{"ipipd_1.0.0-1_amd64.deb", "dpkg-deb --contents %s", "dpkg-deb -x %s .", "/usr/lib/x86_64-linux-gnu/wireshark/extcap/ipipd", elf.EM_X86_64},
+		{"ipipd_1.0.0-1_arm64.deb", "dpkg-deb --contents %s", "dpkg-deb -x %s .", "/usr/lib/aarch64-linux-gnu/wireshark/extcap/ipipd", elf.EM_AARCH64},
+		{"ipipd-1.0.0-1.x86_64.rpm", "rpm -q -lv -p %s", "rpm2archive - <%s | tar xz", "/usr/lib64/wireshark/extcap/ipipd", elf.EM_X86_64},
+		{"ipipd-1.0.0-1.aarch64.rpm", "rpm -q -lv -p %s", "rpm2archive - <%s | tar xz", "/usr/lib64/wireshark/extcap/ipipd", elf.EM_AARCH64},
+	} {
+		t.Run(p.file, func(t *testing.T) {
+			needs(t, strings.Fields(p.list)[0], strings.Fields(p.unpack)[0])
+			out, err := exec.Command("sh", "-c", fmt.Sprintf(p.list, filepath.Join(dir, p.file))).CombinedOutput()
 			if err != nil {
 				t.Fatalf("%v: %s", err, out)
 			}
@@ -119,14 +128,12 @@ func TestPackages_contents(t *testing.T) {
 					files[strings.TrimPrefix(name[i+1:], ".")] = line
 				}
 			}
-			for _, w := range wanted {
+			for _, w := range append(want, p.extcap) {
 				if files[w] == "" {
 					t.Errorf("%s is missing", w)
 				}
 			}
-			extcap := false
-			for name, line := range files {
-				extcap = extcap || strings.HasSuffix(name, "/wireshark/extcap/ipipd")
+			for _, line := range files {
 				if line[0] == 'd' && !strings.HasPrefix(line, "drwxr-x") {
 					t.Errorf("a folder that nobody can enter: %s", line)
 				}
@@ -134,8 +141,17 @@ func TestPackages_contents(t *testing.T) {
 					t.Errorf("not root's: %s", line)
 				}
 			}
-			if !extcap {
-				t.Error("the link for Wireshark is missing")
+
+			unpacked := t.TempDir()
+			c := exec.Command("sh", "-c", fmt.Sprintf(p.unpack, filepath.Join(dir, p.file)))
+			c.Dir = unpacked
+			if out, err := c.CombinedOutput(); err != nil {
+				t.Fatalf("%s: %v: %s", p.unpack, err, out)
+			}
+			for _, name := range []string{"/usr/bin/ipipd", p.extcap} { // the second leads to the first
+				if binary, err := elf.Open(unpacked + name); err != nil || binary.Machine != p.machine {
+					t.Errorf("%s: %v, want a program for %v", name, err, p.machine)
+				}
 			}
 		})
 	}
@@ -143,8 +159,7 @@ func TestPackages_contents(t *testing.T) {
 
 func TestPackages_lintian(t *testing.T) {
 	needs(t, "lintian")
-	out, err := exec.Command("lintian", "--fail-on", "error", "--allow-root", deb(first(t), "1.0.0")).CombinedOutput()
-	if err != nil {
+	if out, err := exec.Command("lintian", "--fail-on", "error", "--allow-root", deb(first(t), "1.0.0")).CombinedOutput(); err != nil {
 		t.Errorf("lintian: %v\n%s", err, out)
 	}
 }
@@ -204,7 +219,7 @@ func TestPackages_rpm(t *testing.T) {
 		t.Skip("needs root: chroot")
 	}
 	needs(t, "make", "rpm", "unshare")
-	one, two := first(t), build(t, "v1.0.1", "rpm")
+	one, two := first(t), build(t, "v1.0.1", "rpm/"+runtime.GOARCH)
 	script := `set -e
 mount -t tmpfs none /mnt; mkdir /mnt/upper /mnt/work /mnt/root
 mount -t overlay -o "lowerdir=$1,upperdir=/mnt/upper,workdir=/mnt/work" none /mnt/root
@@ -212,7 +227,7 @@ r=/mnt/root; mount -t tmpfs none $r/run; mkdir -p $r/dev; [ -e $r/dev/null ] || 
 rpm() { command rpm --root $r --dbpath /var/lib/rpm "$@"; }
 left() { (cd $r; find etc usr run -xdev -name '*ipipd*' | sort | tr '\n' ' '); }
 rpm --initdb
-cp "$2"/*.rpm $r/run/1.rpm; cp "$3"/*.rpm $r/run/2.rpm
+cp "$2"/*.$(uname -m).rpm $r/run/1.rpm; cp "$3"/*.rpm $r/run/2.rpm
 rpm -i --nodeps $r/run/1.rpm
 echo "installed: $(chroot $r /usr/bin/ipipd version | head -n 1)"
 echo "folder: $(stat -c '%a %U' $r/etc/ipipd) $(chroot $r stat -c %G /etc/ipipd)"
