@@ -256,7 +256,7 @@ var texts = [NumReasons]text{
 	},
 	OuterErrorUnrelated: {
 		"outer-error-unrelated",
-		"an ICMP error that is not about a packet of a tunnel",
+		"an ICMP error that is not about a packet of a tunnel, and not counted",
 		"none needed",
 	},
 	OuterErrorIgnored: {
