@@ -1,10 +1,12 @@
 package metrics
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -17,7 +19,7 @@ import (
 // Limits of clients, who may be anybody.
 const (
 	maxHeaderBytes = 8 << 10
-	maxScrapes     = 2 // at once; more get 503
+	maxScrapes     = 2 // are made at once; more wait
 	readTimeout    = 5 * time.Second
 	writeTimeout   = 10 * time.Second
 	idleTimeout    = 2 * time.Minute // longer than the usual interval of scrapes
@@ -39,7 +41,7 @@ type Options struct {
 
 // NewServer returns a server of metrics, for a Listener of Listen:
 //
-//	GET /metrics   the text format of Prometheus; 503 if others are being answered
+//	GET /metrics   the text format of Prometheus
 //	GET /healthz   200 as long as the process answers
 //	GET /readyz    200 once all tunnels are started; 503 and the reason before
 //	GET /...       Options.Page
@@ -53,9 +55,9 @@ func NewServer(o Options) *http.Server {
 	mux := http.NewServeMux()
 	// Not compressed: that takes more of the processor than all the rest, and this is for the same host or a
 	// network next to it.
-	mux.Handle("GET /metrics", promhttp.HandlerFor(all, promhttp.HandlerOpts{
-		MaxRequestsInFlight: maxScrapes, DisableCompression: true, ErrorHandling: promhttp.ContinueOnError,
-	}))
+	mux.Handle("GET /metrics", inTurn(promhttp.HandlerFor(all, promhttp.HandlerOpts{
+		DisableCompression: true, ErrorHandling: promhttp.ContinueOnError,
+	})))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { plain(w, http.StatusOK, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := o.Ready(); err != nil {
@@ -73,6 +75,41 @@ func NewServer(o Options) *http.Server {
 		MaxHeaderBytes: maxHeaderBytes,
 	}
 }
+
+// inTurn has next make maxScrapes answers at once, each in memory: so a client that reads slowly keeps nobody from
+// an answer. The connections bound how many there are.
+func inTurn(next http.Handler) http.Handler {
+	turns := make(chan struct{}, maxScrapes)
+	made := func(r *http.Request, header http.Header) *answer {
+		select {
+		case turns <- struct{}{}:
+		case <-r.Context().Done(): // the client has gone
+			return nil
+		}
+		defer func() { <-turns }()
+		a := &answer{header: header, status: http.StatusOK}
+		next.ServeHTTP(a, r)
+		return a
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if a := made(r, w.Header()); a != nil {
+			w.Header().Set("Content-Length", strconv.Itoa(a.body.Len()))
+			w.WriteHeader(a.status)
+			_, _ = a.body.WriteTo(w) // the client is gone
+		}
+	})
+}
+
+// answer is an http.ResponseWriter that keeps what is written.
+type answer struct {
+	header http.Header
+	status int
+	body   bytes.Buffer
+}
+
+func (a *answer) Header() http.Header         { return a.header }
+func (a *answer) WriteHeader(status int)      { a.status = status }
+func (a *answer) Write(p []byte) (int, error) { return a.body.Write(p) }
 
 func plain(w http.ResponseWriter, status int, text string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")

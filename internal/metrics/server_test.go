@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"ipipd/internal/tunnel"
 	"ipipd/test/netlab"
 )
 
@@ -117,37 +118,69 @@ func testHost(t *testing.T, listens string) {
 	}
 }
 
-// More scrapes than maxScrapes at once are refused, so that their memory is bounded; one of the others is not.
+// Many scrapes at once are all answered, maxScrapes at a time, so that their memory is bounded; other paths wait for none.
 func TestNewServer_maxScrapes(t *testing.T) {
 	hold, entered := make(chan struct{}), make(chan struct{}, 100)
+	var now, most atomic.Int32
 	address := start(t, "127.0.0.1:0", Options{Snapshot: func() *Snapshot {
+		if n := now.Add(1); n > most.Load() {
+			most.Store(n)
+		}
 		entered <- struct{}{}
 		<-hold
+		now.Add(-1)
 		return nil
 	}})
-	statuses := make(chan int, maxScrapes)
+	const n = 50 // more than maxConnections
+	statuses := make(chan int, n)
 	var scrapes sync.WaitGroup
+	scrape := func() { statuses <- status(t, "http://"+address+"/metrics") }
 	for range maxScrapes {
-		scrapes.Go(func() { statuses <- status(t, "http://"+address+"/metrics") })
+		scrapes.Go(scrape)
 	}
 	for range maxScrapes {
 		<-entered
 	}
-	if got := status(t, "http://"+address+"/metrics"); got != http.StatusServiceUnavailable {
-		t.Errorf("one more: %d", got)
-	}
 	if got := status(t, "http://"+address+"/healthz"); got != 200 {
 		t.Errorf("healthz beside them: %d", got)
 	}
+	for range n - maxScrapes {
+		scrapes.Go(scrape)
+	}
 	close(hold)
 	scrapes.Wait()
-	for range maxScrapes {
+	for range n {
 		if got := <-statuses; got != 200 {
-			t.Errorf("one of those that were let in: %d", got)
+			t.Errorf("one of them: %d", got)
+		}
+	}
+	if got := most.Load(); got > maxScrapes {
+		t.Errorf("%d at once", got)
+	}
+}
+
+// Clients that read nothing of their answers keep nobody from one.
+func TestNewServer_slow(t *testing.T) {
+	var tunnels []tunnel.Sample
+	for i := range 3000 { // more than sockets hold
+		tunnels = append(tunnels, aTunnel(fmt.Sprint("ipip", i)))
+	}
+	address := start(t, "127.0.0.1:0", Options{Snapshot: func() *Snapshot { return aSnapshot(tunnels...) }})
+	for range 2 * maxScrapes {
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err = fmt.Fprint(c, "GET /metrics HTTP/1.0\r\n\r\n"); err == nil {
+			_, err = io.ReadFull(c, make([]byte, 1))
+		}
+		if err != nil {
+			t.Fatal(err)
 		}
 	}
 	if got := status(t, "http://"+address+"/metrics"); got != 200 {
-		t.Errorf("afterwards: %d", got)
+		t.Errorf("beside them: %d", got)
 	}
 }
 
