@@ -57,11 +57,11 @@ func (p *process) serveMetrics() error {
 	}
 	host, _ := os.Hostname() // only shown, and compared with
 	shown := page.New(page.Options{Version: versionString(), Host: host, Compare: compareNames, Samples: func() *tunnel.Samples {
-		s := p.snapshot()
-		if s == nil {
+		if !p.ready.Load() {
 			return nil
 		}
-		return &s.Samples
+		s := p.samples()
+		return &s
 	}})
 	server := metrics.NewServer(metrics.Options{Version: versionString(), Snapshot: p.snapshot, Ready: p.startDone, Page: shown, Host: host})
 	server.ErrorLog = slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)
@@ -99,6 +99,14 @@ func (p *process) snapshot() *metrics.Snapshot {
 		Samples:      p.samples(),
 		ReloadFailed: p.reloads.failed.Load(),
 		ReloadedAt:   time.Unix(0, p.reloads.done.Load()),
+	}
+	if limit := p.options.MetricsRemotes; limit > 0 {
+		running := p.engine.Tunnels()
+		for i := range s.Tunnels {
+			if one := &s.Tunnels[i]; one.Remotes != nil && running[one.Name] != nil {
+				one.Remotes = running[one.Name].Remotes(limit)
+			}
+		}
 	}
 	if b := p.sandbox.Load(); b != nil {
 		s.Sandbox = *b

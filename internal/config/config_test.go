@@ -226,7 +226,7 @@ f:9:3: ipsec-secret-file: missing: want the secret for ipsec-exchange "ike2", or
 f:10:3: keepalive-target: missing: want the inner IPv4 address that keepalive-probe echo asks`,
 		},
 		"one fault, one error": {"tunnels: [{name: a, remote-adress: 192.0.2.1}]\n", `f:1:21: unknown key "remote-adress": did you mean remote-address?`},
-		"alias":                {"x: &a 1\ntunnels:\n- name: &n a\n  remote-address: *n\n", `f:1:1: unknown key "x" in a file: want one of runtime-dir, threads, metrics-address, manage-sysctls, sandbox, log-level, log-format, defaults, tunnels` + "\nf:3:9: " + anchor + "\nf:4:19: " + anchor},
+		"alias":                {"x: &a 1\ntunnels:\n- name: &n a\n  remote-address: *n\n", `f:1:1: unknown key "x" in a file: want one of runtime-dir, threads, metrics-address, metrics-remotes, manage-sysctls, sandbox, log-level, log-format, defaults, tunnels` + "\nf:3:9: " + anchor + "\nf:4:19: " + anchor},
 		"alias of nothing":     {"tunnels: *a\n", "f:1:10: " + anchor},
 		"anchor of a list":     {"tunnels: [{name: a, remote-address: r, route: &r [10.0.0.0/8]}]", "f:1:47: " + anchor},
 		"anchor of a key":      {"&a log-level: info\n" + one, "f:1:1: " + anchor},
@@ -235,7 +235,7 @@ f:10:3: keepalive-target: missing: want the inner IPv4 address that keepalive-pr
 			"log-level: !!str info\ndefaults: !x {}\ntunnels: ! [{name: a}]\n",
 			"f:1:12: a tag: want the value alone, in quotes if it begins with !\nf:2:11: a tag: want the value alone, in quotes if it begins with !\nf:3:10: a tag: want the value alone, in quotes if it begins with !",
 		},
-		"a key that is a list": {"[log-level]: info\n" + one, "f:1:1: a list or mapping as a key: want one of runtime-dir, threads, metrics-address, manage-sysctls, sandbox, log-level, log-format, defaults, tunnels"},
+		"a key that is a list": {"[log-level]: info\n" + one, "f:1:1: a list or mapping as a key: want one of runtime-dir, threads, metrics-address, metrics-remotes, manage-sysctls, sandbox, log-level, log-format, defaults, tunnels"},
 		"second document":      {one + "---\n" + one, "f:2:1: a second document: want one, and its tunnels in the first or in another file"},
 		"end of a document":    {one + "---\n", "f:2:1: a second document: want one, and its tunnels in the first or in another file"},
 		"brackets":             {strings.Repeat("[", 10_000), "f:1:9: more than 8 levels of nesting: want tunnels: and a list of mappings"},
@@ -252,7 +252,7 @@ f:10:3: keepalive-target: missing: want the inner IPv4 address that keepalive-pr
 		"quote not closed":     {"log-level: \"info\n\ntunnels: []\n", "f:4:1: not YAML: found unexpected end of stream while scanning a quoted scalar that begins in line 1"},
 		"indentation":          {"tunnels:\n- name: a\n  mtu: 1\n ttl: 1\n", "f:4:2: not YAML: did not find expected key while parsing a block mapping that begins in line 1"},
 		"long value":           {"tunnels: [{name: a, remote-address: r, comment: " + strings.Repeat("x", 5000) + "}]", "f:1:49: comment: a value of more than 4096 bytes"},
-		"long key":             {strings.Repeat("x", 900) + ": 1\n" + one, "f:1:1: unknown key in a file: want one of runtime-dir, threads, metrics-address, manage-sysctls, sandbox, log-level, log-format, defaults, tunnels"},
+		"long key":             {strings.Repeat("x", 900) + ": 1\n" + one, "f:1:1: unknown key in a file: want one of runtime-dir, threads, metrics-address, metrics-remotes, manage-sysctls, sandbox, log-level, log-format, defaults, tunnels"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := write(t, map[string]string{"f": tt.text})

@@ -22,6 +22,8 @@ type Process struct {
 	Threads int
 	// MetricsAddress is where metrics are served, an address and a port or unix: and a path; "" is nowhere.
 	MetricsAddress string
+	// MetricsRemotes is how many remotes of a tunnel with many have series of their own.
+	MetricsRemotes int
 	// ManageSysctls sets, and sets back, what real servers need of the host.
 	ManageSysctls bool
 }
@@ -56,6 +58,9 @@ func (f ProcessProperty) Get(p *Process) string { return f.get(p) }
 
 // ProcessProperties returns all properties of the process in display order.
 func ProcessProperties() []ProcessProperty { return slices.Clone(processProperties) }
+
+// maxMetricsRemotes bounds a scrape: with one such tunnel as large as that of 1,000 with one remote each.
+const maxMetricsRemotes = 10_000
 
 // RuntimeDir is the property that each command needs which looks for a control socket.
 var RuntimeDir = ProcessProperty{
@@ -97,6 +102,19 @@ var processProperties = []ProcessProperty{
 		},
 	},
 	metricsAddress,
+	{
+		Name: "metrics-remotes", Values: "0..10000", Default: "0",
+		Help: "how many remotes of a tunnel with `remote-address any` have metrics of their own, those that are not ok first; four series each",
+		get:  func(p *Process) string { return strconv.Itoa(p.MetricsRemotes) },
+		set: func(p *Process, v string) string {
+			n, err := strconv.ParseUint(v, 10, 16)
+			if err != nil || n > maxMetricsRemotes {
+				return fmt.Sprintf("0..%d", maxMetricsRemotes)
+			}
+			p.MetricsRemotes = int(n)
+			return ""
+		},
+	},
 	{
 		Name: "manage-sysctls", Values: "`yes` or `no`", Default: "no",
 		Help:  "set the rp_filter, arp_ignore and arp_announce that the real server of a load balancer needs, and set them back at the end; without a value it is yes",

@@ -57,6 +57,9 @@ func familyTable() string {
 	for _, f := range tunnelFamilies {
 		row(f.family, nil)
 	}
+	for _, f := range remoteFamilies {
+		row(f.family, f.labels)
+	}
 	row(tunnelWarnings, tunnelWarnings.labels)
 	row(tunnelDrops, tunnelDrops.labels)
 	row(tunnelMessages, tunnelMessages.labels)
@@ -66,7 +69,7 @@ func familyTable() string {
 // The table has every family of a scrape with its labels.
 func TestFamily_labels(t *testing.T) {
 	table := familyTable()
-	for _, f := range gather("v1.2.3", aSnapshot(aTunnel("ipip1"))) {
+	for _, f := range gather("v1.2.3", aSnapshot(aTunnel("ipip1"), aTunnelOfMany("many"))) {
 		var labels []string
 		for _, l := range f.Metric[0].Label {
 			if l.GetName() != "tunnel" {

@@ -152,6 +152,7 @@ func (b *builder) tunnels(samples []tunnel.Sample) {
 		}
 		b.dropEmpty()
 	}
+	b.remotes(tunnels, names)
 	b.family(&tunnelWarnings, 0)
 	for i := range tunnels {
 		for _, w := range tunnels[i].Warnings {
@@ -179,6 +180,29 @@ func (b *builder) tunnels(samples []tunnel.Sample) {
 		}
 	}
 	b.dropEmpty()
+}
+
+// remotes adds the families of remotes, of the tunnels that list them.
+func (b *builder) remotes(tunnels []*tunnel.Sample, names []*dto.LabelPair) {
+	var labels [][2]*dto.LabelPair
+	var remotes []*tunnel.Remote
+	for i, t := range tunnels {
+		list := remotesOf(t).List
+		for j := range list {
+			remotes = append(remotes, &list[j])
+			labels = append(labels, [2]*dto.LabelPair{names[i], label("remote_address", list[j].Address)})
+		}
+	}
+	for i := range remoteFamilies {
+		f := &remoteFamilies[i]
+		b.family(&f.family, len(remotes))
+		for j, r := range remotes {
+			if v, ok := f.value(r); ok {
+				b.add(v, labels[j][:]...)
+			}
+		}
+		b.dropEmpty()
+	}
 }
 
 // dropEmpty removes the family that was begun last if it has no series, which is not allowed.

@@ -107,6 +107,11 @@ var tunnelFamilies = []tunnelFamily{
 		func(s *tunnel.Sample) (float64, bool) { return float64(remotesOf(s).Count), s.Remotes != nil }},
 	{gauge("ipipd_tunnel_remotes_not_ok", "of these, those that an ICMP error has called unreachable, or that no route leads to"),
 		func(s *tunnel.Sample) (float64, bool) { return float64(remotesOf(s).NotOK), s.Remotes != nil }},
+	{gauge("ipipd_tunnel_remotes_omitted", "of these, those beyond metrics-remotes, which have no series of their own; no series without metrics-remotes"),
+		func(s *tunnel.Sample) (float64, bool) {
+			r := remotesOf(s)
+			return float64(r.Count - len(r.List)), r.List != nil
+		}},
 	{gauge("ipipd_tunnel_prefixes", "prefixes that an interface with many remotes has routes for"),
 		func(s *tunnel.Sample) (float64, bool) { return float64(remotesOf(s).Prefixes), s.Remotes != nil }},
 	{gauge("ipipd_tunnel_fast_path_active", "1 if the kernel carries plain packets by eBPF; these are not in the counters of the interface"),
@@ -128,6 +133,27 @@ var tunnelFamilies = []tunnelFamily{
 			}
 			return float64(*s.IPsecRemotes), true
 		}},
+}
+
+// remoteFamily is a family with one series for each remote of a tunnel with many, if that is asked for.
+type remoteFamily struct {
+	family
+	value func(*tunnel.Remote) (float64, bool)
+}
+
+var remoteFamilies = []remoteFamily{
+	{remoteGauge("ipipd_tunnel_remote_ok", "1 if packets can be sent to a remote of many; 0 if an ICMP error has called it unreachable, or no route leads to it"),
+		func(r *tunnel.Remote) (float64, bool) { return number(r.State == tunnel.RemoteOK), true }},
+	{remoteGauge("ipipd_tunnel_remote_prefixes", "prefixes that are routed by this remote"),
+		func(r *tunnel.Remote) (float64, bool) { return float64(r.Prefixes), true }},
+	{remoteGauge("ipipd_tunnel_remote_path_mtu_bytes", "path MTU to this remote, for outer packets; no series while it is unknown"),
+		func(r *tunnel.Remote) (float64, bool) { return float64(r.PathMTU), r.PathMTU > 0 }},
+	{remoteGauge("ipipd_tunnel_remote_last_heard_timestamp_seconds", "time of this remote's last packet; 0 is never"),
+		func(r *tunnel.Remote) (float64, bool) { return seconds(r.LastHeard), true }},
+}
+
+func remoteGauge(name, help string) family {
+	return family{name: name, help: help + "; only with metrics-remotes", labels: []string{"remote_address"}}
 }
 
 // remotesOf are counts of many remotes; none of a tunnel with one.

@@ -39,6 +39,18 @@ func aTunnel(name string) tunnel.Sample {
 	return s
 }
 
+// aTunnelOfMany is one with many remotes that has everything that only such a one has, and metrics of its remotes.
+func aTunnelOfMany(name string) tunnel.Sample {
+	sas := 1
+	return tunnel.Sample{
+		Name: name, Interface: name, RemoteAddress: tunnel.AnyRemote, Started: true, Running: true, Encrypted: true, Established: true, IPsecRemotes: &sas,
+		Remotes: &tunnel.Remotes{Count: 5, NotOK: 1, Prefixes: 9, List: []tunnel.Remote{
+			{Address: "198.51.100.7", Prefixes: 2, State: tunnel.RemoteNoPath},
+			{Address: "198.51.100.1", Prefixes: 3, State: tunnel.RemoteOK, PathMTU: 1500, LastHeard: time.Unix(1700000000, 0)},
+		}},
+	}
+}
+
 func aSnapshot(tunnels ...tunnel.Sample) *Snapshot {
 	s := &Snapshot{Samples: tunnel.Samples{Tunnels: tunnels}, ReloadedAt: time.Unix(1700000000, 0)}
 	s.Sandbox = sandbox.State{Mode: sandbox.Strict, Landlock: 7, Seccomp: true, NoNewPrivs: true, Capabilities: []sandbox.Capability{{Name: "CAP_NET_ADMIN"}, {Name: "CAP_NET_RAW"}}}
@@ -288,7 +300,7 @@ func TestGather_concurrent(t *testing.T) {
 
 // What prometheus.Registry would check, and the conventions.
 func TestGather_conventions(t *testing.T) {
-	families := gather("v1.2.3", aSnapshot(aTunnel("ipip1"), aTunnel("ipip2")))
+	families := gather("v1.2.3", aSnapshot(aTunnel("ipip1"), aTunnel("ipip2"), aTunnelOfMany("many")))
 	problems, err := promlint.NewWithMetricFamilies(families).Lint()
 	if err != nil || len(problems) > 0 {
 		t.Errorf("%v %v", problems, err)
@@ -384,5 +396,32 @@ func TestSampledReasons_many(t *testing.T) {
 		if series[s] != want {
 			t.Errorf("%s is %q, want %q", s, series[s], want)
 		}
+	}
+}
+
+// The remotes of a tunnel with many have series where they are listed, and those that are not are counted.
+func TestGather_remotes(t *testing.T) {
+	counted := aTunnelOfMany("counted")
+	counted.Remotes = &tunnel.Remotes{Count: 5}
+	got := scrape(t, aSnapshot(aTunnelOfMany("many"), counted))
+	var of []string
+	for s, value := range got {
+		if strings.HasPrefix(s, "ipipd_tunnel_remote_") || strings.HasPrefix(s, "ipipd_tunnel_remotes_omitted") {
+			of = append(of, s+" "+value)
+		}
+	}
+	slices.Sort(of)
+	want := []string{
+		`ipipd_tunnel_remote_last_heard_timestamp_seconds{tunnel="many",remote_address="198.51.100.1"} 1.7e+09`,
+		`ipipd_tunnel_remote_last_heard_timestamp_seconds{tunnel="many",remote_address="198.51.100.7"} 0`,
+		`ipipd_tunnel_remote_ok{tunnel="many",remote_address="198.51.100.1"} 1`,
+		`ipipd_tunnel_remote_ok{tunnel="many",remote_address="198.51.100.7"} 0`,
+		`ipipd_tunnel_remote_path_mtu_bytes{tunnel="many",remote_address="198.51.100.1"} 1500`,
+		`ipipd_tunnel_remote_prefixes{tunnel="many",remote_address="198.51.100.1"} 3`,
+		`ipipd_tunnel_remote_prefixes{tunnel="many",remote_address="198.51.100.7"} 2`,
+		`ipipd_tunnel_remotes_omitted{tunnel="many"} 3`,
+	}
+	if d := cmp.Diff(want, of); d != "" {
+		t.Error(d)
 	}
 }

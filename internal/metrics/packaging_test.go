@@ -73,7 +73,7 @@ func scraped(t *testing.T) map[string]map[string]bool {
 	t.Helper()
 	families := map[string]map[string]bool{"up": {"job": true, "instance": true}}
 	label := regexp.MustCompile(`([a-z_]+)="`)
-	for s := range scrape(t, aSnapshot(aTunnel("ipip1"))) {
+	for s := range scrape(t, aSnapshot(aTunnel("ipip1"), aTunnelOfMany("many"))) {
 		name, labels, _ := strings.Cut(s, "{")
 		families[name] = map[string]bool{"job": true, "instance": true}
 		for _, m := range label.FindAllStringSubmatch(labels, -1) {

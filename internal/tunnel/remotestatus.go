@@ -21,7 +21,7 @@ type Remotes struct {
 	NotOK int `json:"not-ok"`
 	// Prefixes is the number of those that the interface has routes for.
 	Prefixes int `json:"prefixes"`
-	// List are the remotes, those that are not ok first, as many as were asked for.
+	// List are the remotes, those that are not ok first, as many as were asked for; nil if that is none.
 	List []Remote `json:"list,omitzero"`
 }
 
@@ -83,6 +83,9 @@ func (t *Tunnel) Remotes(limit int) *Remotes {
 		}
 		return cmp.Or(ok(&a)-ok(&b), bytes.Compare(a.address[:], b.address[:]))
 	})
+	if limit > 0 {
+		all.List = make([]Remote, 0, min(limit, len(list)))
+	}
 	for _, f := range list[:min(limit, len(list))] {
 		r := routes[f.address]
 		one := Remote{Address: address(f.address).String(), Prefixes: table.Prefixes(f.address), State: f.state}

@@ -125,7 +125,7 @@ func TestPeers_print(t *testing.T) {
 	hub, spoke := mesh(t, 1)
 	hub.Run("ip", "address", "add", "192.0.2.9/32", "dev", "br0")
 	variant{}.upAny(t, spoke[0], 11, "--peers", "10.10.0.0/16=192.0.2.1")
-	d := variant{}.upAny(t, hub, 1, "--metrics-address", "127.0.0.1:9000", "--peers", "10.11.0.0/16=192.0.2.11,10.255.0.11=192.0.2.11,10.12.0.0/16=192.0.2.12,10.13.0.0/16=198.51.100.7,10.14.0.0/16=203.0.113.7,203.0.113.0/24=192.0.2.11")
+	d := variant{}.upAny(t, hub, 1, "--metrics-address", "127.0.0.1:9000", "--metrics-remotes", "3", "--peers", "10.11.0.0/16=192.0.2.11,10.255.0.11=192.0.2.11,10.12.0.0/16=192.0.2.12,10.13.0.0/16=198.51.100.7,10.14.0.0/16=203.0.113.7,203.0.113.0/24=192.0.2.11")
 	hub.Run("ip", "route", "add", "unreachable", "198.51.100.0/24")
 	ping(t, hub, "-I", "10.10.0.1", "10.11.0.1")
 	// An unreachable is believed for some seconds.
@@ -167,6 +167,7 @@ func TestPeers_print(t *testing.T) {
 	for _, want := range []string{
 		`ipipd_tunnel_remotes{tunnel="t0"} 4`, `ipipd_tunnel_prefixes{tunnel="t0"} 6`,
 		`reason="not-in-accept-to"`, `remote_address="any"`,
+		`ipipd_tunnel_remote_ok{tunnel="t0",remote_address="203.0.113.7"} 0`, `ipipd_tunnel_remotes_omitted{tunnel="t0"} 1`,
 	} {
 		if !strings.Contains(scraped, want) {
 			t.Errorf("no %s", want)
