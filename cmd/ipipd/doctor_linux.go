@@ -163,7 +163,7 @@ func (o *doctorOptions) tunnels() (tunnels []doctor.Tunnel, others []tunnel.Stat
 		if _, configs, err = up.readConfiguration(); err != nil {
 			return nil, nil, nil, err
 		}
-		o.processOptions = up.processOptions // its runtime-dir too
+		o.processOptions, configs = up.processOptions, enabled(configs) // its runtime-dir too
 	case o.Flags:
 		configs = []tunnel.Config{o.Config}
 	}
@@ -173,6 +173,12 @@ func (o *doctorOptions) tunnels() (tunnels []doctor.Tunnel, others []tunnel.Stat
 	}
 	for i := range running {
 		t := &running[i]
+		if t.Config.Disabled {
+			if o.Name != "" && t.called(o.Name) {
+				return nil, nil, nil, fmt.Errorf("tunnel %s is disabled: ipipd enable %[1]s", o.Name)
+			}
+			continue
+		}
 		if len(o.Paths) == 0 && !o.Flags && (o.Name == "" || t.called(o.Name)) {
 			tunnels = append(tunnels, t.Tunnel)
 			continue
@@ -232,8 +238,8 @@ func askProcess(dir string, p *control.Process) (running []runningTunnel, err er
 	for i := range statuses {
 		status := &statuses[i]
 		at := slices.IndexFunc(s.Tunnels, func(e config.Entry) bool { return e.Config.Name == cmp.Or(status.RenamedFrom, status.Name()) })
-		if at < 0 || status.Disabled {
-			continue // it has ended meanwhile, or is not to run
+		if at < 0 {
+			continue // it has ended meanwhile
 		}
 		t := runningTunnel{doctor.Tunnel{Config: s.Tunnels[at].Config, Status: status}}
 		if info, err := os.Lstat(filepath.Join(dir, tunnel.InterfaceName(t.Config.Name)+".sock")); err == nil {

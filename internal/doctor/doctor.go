@@ -140,7 +140,7 @@ type subject struct {
 }
 
 // running reports whether a process has the tunnel.
-func (s *subject) running() bool { return s.Status != nil && !s.Status.Disabled }
+func (s *subject) running() bool { return s.Status != nil && !s.Config.Disabled }
 
 // hasPath reports whether outer packets can be sent, and not into the tunnel itself.
 func (s *subject) hasPath() bool {
@@ -205,6 +205,7 @@ var checks = []struct {
 	name string
 	run  func(*examination)
 }{
+	{"interface", (*examination).interfaceDown},
 	{"reachability", (*examination).reachability},
 	{"cloud", (*examination).cloud},
 	{"firewall", (*examination).firewall},

@@ -309,6 +309,7 @@ var brokens = []broken{
 	}), []Code{KeepaliveBehindNAT}, "10.0.0.5 is private", false},
 	{"the peer reflects nothing", replies(Reply{Echo: true, Protocol4: true, Size: 1500}), []Code{KeepaliveUnanswered}, "--keepalive-target 10.255.0.2", false},
 	{"the kernel's module", with(replies(fine), file("sys/module/ipip", "")), []Code{KernelIPIP}, "rmmod ipip", false},
+	{"the interface is down", with(running(func(s *tunnel.Status) { s.Disabled, s.Running = true, false }), replies(fine)), []Code{InterfaceDown}, "ip link set ipip1 up", false},
 	{"the name is taken", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) { l.status = nil }), []Code{NameTaken}, "ip link delete ipip1", false},
 	{"no such name", func(l *lab) {
 		l.config.RemoteAddress = "nobody.invalid"

@@ -18,6 +18,16 @@ import (
 	"ipipd/internal/tunnel"
 )
 
+// interfaceDown says if somebody has set the interface of a running tunnel down.
+func (e *examination) interfaceDown() {
+	for _, s := range e.tunnels {
+		if s.running() && s.Status.Disabled {
+			e.found(InterfaceDown, s, "the interface "+s.ifname+" is set down", "nothing is routed into it, and what comes is dropped",
+				"ip link set "+quote(s.ifname)+" up")
+		}
+	}
+}
+
 // nameTaken says if up cannot make the interface.
 func (e *examination) nameTaken() {
 	for _, s := range e.tunnels {
