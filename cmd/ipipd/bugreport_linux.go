@@ -15,10 +15,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"ipipd/internal/config"
-	"ipipd/internal/tunnel"
 )
 
 func init() {
@@ -29,6 +29,9 @@ type bugreportOptions struct {
 	processOptions
 	streams *streams
 	Output  string
+	Paths   []string
+	// given are the names of the flags that were given.
+	given map[string]bool
 }
 
 func newCmdBugreport(s *streams, runF func(context.Context, *bugreportOptions) error) *cobra.Command {
@@ -38,22 +41,32 @@ func newCmdBugreport(s *streams, runF func(context.Context, *bugreportOptions) e
 		Short: "Write a file with what somebody needs to help: state, findings, configuration without secrets",
 		Long: `bugreport writes a .tar.gz with what ipipd doctor finds, ipipd print, the configuration
 that runs with its secrets left out, this host's interfaces, addresses, routes and
-firewall rules, versions, and the last lines that journald has of ipipd. It sends
-nothing to anybody. Addresses and comments are in it as they are: read it before you
-give it away.`,
-		Example:           "  ipipd bugreport --output report.tar.gz",
+firewall rules, versions, and the last lines that the system's log has of ipipd. It
+sends nothing to anybody. Addresses and comments are in it as they are: read it
+before you give it away.
+
+Where nothing runs it has the configuration in /etc/ipipd, or what is wrong with it.`,
+		Example:           "  ipipd bugreport --output report.tar.gz\n  ipipd bugreport --config new.yaml",
 		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {
+			o.given = map[string]bool{}
+			c.Flags().Visit(func(f *pflag.Flag) { o.given[f.Name] = true })
 			return runF(c.Context(), o)
 		},
 	}
 	c.Flags().StringVar(&o.Output, "output", "", "the file, which must not exist, or - for standard output (default ipipd-bugreport-TIME.tar.gz here)")
+	c.Flags().StringArrayVar(&o.Paths, configFlag, nil, "beside what runs, and for doctor, this configuration (default "+configFolder+" if nothing runs)")
 	addProcessFlag(c, &o.processOptions, config.RuntimeDir)
 	return c
 }
 
 func bugreportRun(ctx context.Context, o *bugreportOptions) error {
+	for _, path := range o.Paths {
+		if _, err := os.Stat(path); err != nil {
+			return asUsage(err)
+		}
+	}
 	now := time.Now()
 	dir := "ipipd-bugreport-" + now.UTC().Format("20060102-150405")
 	var b bytes.Buffer
@@ -84,7 +97,7 @@ func bugreportRun(ctx context.Context, o *bugreportOptions) error {
 var hostCommands = []string{
 	"ip -s -d link", "ip address", "ip route show table all", "ip rule", "ip -s neighbour", "ip xfrm policy",
 	"nft list ruleset", "iptables-nft-save", "sysctl -a -r net.ipv4.*(rp_filter|ip_forward|accept_local)", "lsmod",
-	"journalctl --no-pager --lines 500 --output short-iso _COMM=ipipd",
+	"journalctl --no-pager --lines 500 --output short-iso _COMM=ipipd", "tail -n 500 /var/log/ipipd.log", "logread -l 500 -e ipipd",
 }
 
 const (
@@ -115,8 +128,17 @@ func (o *bugreportOptions) write(ctx context.Context, w io.Writer, dir string, n
 	}
 
 	text("versions.txt", versions)
-	d := &doctorOptions{processOptions: o.processOptions}
-	report, tunnels, err := d.examine(ctx)
+	statuses, _ := queryStatuses(o.RuntimeDir, "") // doctor says which processes do not answer
+	paths := o.Paths
+	if _, err := os.Stat(configFolder); err == nil && len(statuses)+len(paths) == 0 {
+		paths = []string{configFolder}
+	}
+	d := &doctorOptions{processOptions: o.processOptions, Paths: paths, given: o.given}
+	report, err := d.examine(ctx)
+	if err != nil && len(paths) > 0 && ctx.Err() == nil { // configured.yaml says what is wrong
+		d.Paths = nil
+		report, err = d.examine(ctx)
+	}
 	text("doctor.txt", func(b *bytes.Buffer) error {
 		if err != nil {
 			return err
@@ -129,20 +151,31 @@ func (o *bugreportOptions) write(ctx context.Context, w io.Writer, dir string, n
 		}
 		return writeJSON(b, report)
 	})
-	text("print.json", func(b *bytes.Buffer) error {
-		statuses := []*tunnel.Status{}
-		for i := range tunnels {
-			statuses = append(statuses, tunnels[i].Status)
-		}
-		return writeJSON(b, statuses)
-	})
+	text("print.json", func(b *bytes.Buffer) error { return printJSON(b, statuses) })
 	text("configuration.yaml", func(b *bytes.Buffer) error {
-		entries := []config.Entry{}
-		for i := range tunnels {
-			entries = append(entries, config.Entry{Config: tunnels[i].Config, HideSecret: true})
+		s, notes, err := snapshot(o.RuntimeDir, nil)
+		for _, note := range notes {
+			fmt.Fprintln(b, "# "+oneLine(errors.New(note)))
 		}
-		return config.WriteYAML(b, o.processOptions, entries)
+		if err != nil {
+			return err
+		}
+		return writeHidden(b, s.Process, s.Tunnels)
 	})
+	if len(paths) > 0 {
+		text("configured.yaml", func(b *bytes.Buffer) error {
+			up := upOptions{processOptions: o.processOptions, Paths: paths, given: o.given}
+			_, configs, err := up.readConfiguration()
+			if err != nil {
+				return err
+			}
+			var entries []config.Entry
+			for _, c := range configs {
+				entries = append(entries, config.Entry{Config: c})
+			}
+			return writeHidden(b, up.processOptions, entries)
+		})
+	}
 	commands := hostCommands
 	if tables, err := os.ReadFile("/proc/net/ip_tables_names"); err == nil && len(tables) > 0 { // else it might load modules
 		commands = append(slices.Clone(commands), "iptables-legacy-save")
@@ -154,6 +187,14 @@ func (o *bugreportOptions) write(ctx context.Context, w io.Writer, dir string, n
 		})
 	}
 	return errors.Join(failed, archive.Close(), zip.Close())
+}
+
+// writeHidden writes a configuration without its secrets.
+func writeHidden(w io.Writer, process config.Process, entries []config.Entry) error {
+	for i := range entries {
+		entries[i].HideSecret = true
+	}
+	return config.WriteYAML(w, process, entries)
 }
 
 // plainRune is for names of files.

@@ -105,7 +105,7 @@ not be examined at all. What was not checked is listed, with the reason.`,
 }
 
 func doctorRun(ctx context.Context, o *doctorOptions) error {
-	report, _, err := o.examine(ctx)
+	report, err := o.examine(ctx)
 	if err != nil {
 		return err
 	}
@@ -123,11 +123,11 @@ func doctorRun(ctx context.Context, o *doctorOptions) error {
 	return nil
 }
 
-// examine returns what doctor finds, and what it has examined.
-func (o *doctorOptions) examine(ctx context.Context) (*doctor.Report, []doctor.Tunnel, error) {
+// examine returns what doctor finds.
+func (o *doctorOptions) examine(ctx context.Context) (*doctor.Report, error) {
 	tunnels, others, problem, err := o.tunnels()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	env, done := doctor.Host()
 	defer done()
@@ -141,7 +141,7 @@ func (o *doctorOptions) examine(ctx context.Context) (*doctor.Report, []doctor.T
 	case problem != nil:
 		report.Add(doctor.ProcessSilent, oneLine(problem), "what it runs was not examined", "end it with kill -9, and ipipd up takes its place")
 	}
-	return report, tunnels, ctx.Err()
+	return report, ctx.Err()
 }
 
 func writeJSON(w io.Writer, v any) error {
