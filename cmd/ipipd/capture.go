@@ -162,7 +162,7 @@ func (o *captureOptions) summary(r control.CaptureResult) string {
 		text += ": see the comments of the statistics in the file; --complete, --snaplen 128 or --drops have fewer"
 	}
 	if r.Ended {
-		text += "; the tunnel has ended"
+		text += "; the tunnel has ended, or its process"
 	}
 	return text
 }
