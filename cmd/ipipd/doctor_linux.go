@@ -276,8 +276,16 @@ func writeReport(w io.Writer, r *doctor.Report, colour bool) error {
 		}
 		fmt.Fprintf(&b, "%s: %s%s (%s)\n    why: %s\n    do:  %s\n", severity, about(f.Tunnel), line(f.What), f.Code, line(f.Why), line(f.Do))
 	}
+	of := map[doctor.Skipped][]string{} // the tunnels of a check that was skipped, for the same reason
 	for _, s := range r.Skipped {
-		fmt.Fprintf(&b, "not checked: %s%s: %s\n", about(s.Tunnel), s.Check, line(s.Reason))
+		same := doctor.Skipped{Check: s.Check, Reason: s.Reason}
+		of[same] = append(of[same], s.Tunnel)
+	}
+	for _, s := range r.Skipped {
+		same := doctor.Skipped{Check: s.Check, Reason: s.Reason}
+		if names := of[same]; names[0] == s.Tunnel { // once, where it comes first
+			fmt.Fprintf(&b, "not checked: %s%s: %s\n", about(some(names)), s.Check, line(s.Reason))
+		}
 	}
 	what := "the host"
 	if n := len(r.Tunnels); n > 0 {
@@ -294,6 +302,15 @@ func counted(n int, what string) string {
 		return "1 " + what
 	}
 	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// some has a few names of many.
+func some(names []string) string {
+	const most = 3
+	if len(names) <= most {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
 }
 
 // about is a tunnel's name in front of what is said of it.

@@ -19,7 +19,10 @@ func TestWriteReport(t *testing.T) {
 			{Code: doctor.NoTUN, Severity: doctor.Broken, What: "no TUN", Why: "a tunnel needs one", Do: "modprobe tun"},
 			{Code: doctor.FirewallDrops, Severity: doctor.Warning, Tunnel: "a", What: "a rule\n\x1b[2Jdrops", Why: "x", Do: "y"},
 		},
-		Skipped: []doctor.Skipped{{Check: "reachability", Tunnel: "b", Reason: "not root"}},
+		Skipped: []doctor.Skipped{
+			{Check: "reachability", Tunnel: "b", Reason: "not root"}, {Check: "path-mtu", Tunnel: "a", Reason: "no answer"}, {Check: "path-mtu", Reason: "only 64"},
+			{Check: "path-mtu", Tunnel: "b", Reason: "no answer"}, {Check: "path-mtu", Tunnel: "c", Reason: "no answer"}, {Check: "path-mtu", Tunnel: "d", Reason: "no answer"}, {Check: "path-mtu", Tunnel: "e", Reason: "no answer"},
+		},
 	}
 	for _, x := range []struct {
 		colour bool
@@ -27,10 +30,10 @@ func TestWriteReport(t *testing.T) {
 	}{
 		{false, "broken: no TUN (no-tun)\n    why: a tunnel needs one\n    do:  modprobe tun\n" +
 			"warning: a: a rule; ?[2Jdrops (firewall-drops)\n    why: x\n    do:  y\n" +
-			"not checked: b: reachability: not root\n2 tunnels: 1 broken, 1 warning, 0 notes, 1 not checked\n"},
+			"not checked: b: reachability: not root\nnot checked: a, b, c and 2 more: path-mtu: no answer\nnot checked: path-mtu: only 64\n2 tunnels: 1 broken, 1 warning, 0 notes, 7 not checked\n"},
 		{true, "\x1b[31mbroken\x1b[0m: no TUN (no-tun)\n    why: a tunnel needs one\n    do:  modprobe tun\n" +
 			"\x1b[33mwarning\x1b[0m: a: a rule; ?[2Jdrops (firewall-drops)\n    why: x\n    do:  y\n" +
-			"not checked: b: reachability: not root\n2 tunnels: 1 broken, 1 warning, 0 notes, 1 not checked\n"},
+			"not checked: b: reachability: not root\nnot checked: a, b, c and 2 more: path-mtu: no answer\nnot checked: path-mtu: only 64\n2 tunnels: 1 broken, 1 warning, 0 notes, 7 not checked\n"},
 	} {
 		var b bytes.Buffer
 		if err := writeReport(&b, r, x.colour); err != nil {
