@@ -3,6 +3,7 @@ package sandbox
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -38,7 +40,11 @@ func TestMain(m *testing.M) {
 	if text, ok := os.LookupEnv(childPolicy); ok {
 		runChild(text)
 	}
-	os.Exit(m.Run())
+	status := m.Run()
+	if binary, err := testBinary(); err == nil {
+		os.RemoveAll(filepath.Dir(binary))
+	}
+	os.Exit(status)
 }
 
 // spawn starts a child in the sandbox of p. prefix is a command to start it with, to remove capabilities.
@@ -48,7 +54,11 @@ func spawn(t *testing.T, p Policy, credential *syscall.Credential, env []string,
 	if err != nil {
 		t.Fatal(err)
 	}
-	args := append(slices.Clone(prefix), testBinary(t))
+	binary, err := testBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := append(slices.Clone(prefix), binary)
 	c := &child{t: t, cmd: exec.Command(args[0], args[1:]...)}
 	c.cmd.Dir, c.cmd.Stderr = "/", &c.errors
 	c.cmd.Env = append(append(os.Environ(), env...), childPolicy+"="+string(policy))
@@ -76,27 +86,20 @@ func spawn(t *testing.T, p Policy, credential *syscall.Credential, env []string,
 	return c
 }
 
-// testBinary is a copy of this binary that another user can execute.
-func testBinary(t *testing.T) string {
-	t.Helper()
+// testBinary is a copy of this binary that another user can execute. It is made once: while another test forks, a file that is
+// written cannot be executed (ETXTBSY). It is in a folder of the test's process, which TestMain removes.
+var testBinary = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "sandbox")
 	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	text, err := os.ReadFile("/proc/self/exe")
-	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
 	binary := filepath.Join(dir, "sandbox.test")
-	if err := os.WriteFile(binary, text, 0o755); err != nil {
-		t.Fatal(err)
+	text, err := os.ReadFile("/proc/self/exe")
+	if err == nil {
+		err = errors.Join(os.WriteFile(binary, text, 0o755), os.Chmod(dir, 0o755))
 	}
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return binary
-}
+	return binary, err
+})
 
 // do has the child do something, and returns the error, "" for none, and whether it has survived.
 func (c *child) do(what string) (text string, alive bool) {
