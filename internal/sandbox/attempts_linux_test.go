@@ -161,6 +161,16 @@ func netlinkError(protocol int, kind, flags uint16, body []byte) error {
 	return nil
 }
 
+// tunIoctl makes an ioctl of a TUN device that is no interface.
+func tunIoctl(request uint) error {
+	fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return unix.EPERM // there is none here
+	}
+	defer unix.Close(fd)
+	return unix.IoctlSetInt(fd, request, 1)
+}
+
 var attempts = []attempt{
 	{name: "read-another-file", landlock: 1, possible: true, do: func() error { _, err := os.ReadFile("/etc/passwd"); return err }},
 	{name: "read-another-folder", landlock: 1, possible: true, do: func() error { _, err := os.ReadDir(other); return err }},
@@ -244,6 +254,8 @@ var attempts = []attempt{
 		ifreq.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
 		return unix.IoctlIfreq(fd, unix.TUNSETIFF, ifreq)
 	}},
+	{name: "have-an-interface-outlive-all", do: func() error { return tunIoctl(unix.TUNSETPERSIST) }},
+	{name: "give-an-interface-to-a-user", do: func() error { return tunIoctl(unix.TUNSETOWNER) }},
 	{name: "port-of-ike", capability: true, do: func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {

@@ -85,14 +85,12 @@ var socketCalls = append(always(
 // typeMask is the type of a socket, without SOCK_CLOEXEC and SOCK_NONBLOCK: SOCK_TYPE_MASK.
 const typeMask = 0xf
 
-// tunIoctls are those of TUN devices, TUNSETNOCSUM (_IOW('T', 200, int)) and later ones, whatever their size. The
-// terminals', such as TIOCSTI, have lower numbers.
-var deviceCalls = []call{{unix.SYS_IOCTL, [][]condition{
-	{masked(1, 0xfff8, 'T'<<8|200)},
-	{masked(1, 0xfff0, 'T'<<8|208)},
-	{masked(1, 0xffe0, 'T'<<8|224)},
-	{is(1, unix.SIOCGSKNS)},
-}}}
+// deviceCalls are those of TUN devices, without what has an interface outlive all who have it open (TUNSETPERSIST) or opens
+// it to others (TUNSETOWNER, TUNSETGROUP).
+var deviceCalls = []call{{unix.SYS_IOCTL, [][]condition{{is(1,
+	unix.TUNSETIFF, unix.TUNGETIFF, unix.TUNGETFEATURES, unix.TUNSETOFFLOAD, unix.TUNSETVNETHDRSZ, unix.TUNSETSTEERINGEBPF, unix.TUNSETCARRIER,
+	unix.TUNGETDEVNETNS, unix.SIOCGSKNS,
+)}}}}
 
 // ebpfCalls are bpf(2) without what gets programs of others, or leaves any behind.
 var ebpfCalls = call{unix.SYS_BPF, [][]condition{{is(0,
