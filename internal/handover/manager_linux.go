@@ -185,6 +185,9 @@ func (m *Manager) Store(name string, fds ...int) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if total, bytes := m.size(); m.Limit >= 0 && total+len(fds) > m.Limit {
+		if m.to == nil {
+			return fmt.Errorf("ipipd keep keeps %d descriptors, which are %d too few: raise the limit of open files (ulimit -n) that it is started with", m.Limit, total+len(fds)-m.Limit)
+		}
 		return fmt.Errorf("the service manager keeps %d descriptors, which are too few: want FileDescriptorStoreMax=%d or more", m.Limit, total+len(fds))
 	} else if bytes+len(fds)*(len(name)+1) > maxNames {
 		return fmt.Errorf("%d descriptors are kept, and no more have room in %s", total, namesEnv)
