@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -10,7 +11,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -126,12 +129,22 @@ type keptTunnel struct {
 
 func newKeptTunnel(t *testing.T, a, b *netlab.NS, program string, near ...string) *keptTunnel {
 	t.Helper()
+	return keepTunnel(t, a, b, "ipipd", program, near, nil)
+}
+
+// keepTunnel is newKeptTunnel with a binary of the keeper, and flags of far.
+func keepTunnel(t *testing.T, a, b *netlab.NS, keeper, program string, near, far []string) *keptTunnel {
+	t.Helper()
 	netlab.Veth(t, a, b, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0", Address: "192.0.2.2/24"})
 	dir := shortDir(t)
-	far := exec.Command("ipipd", "up", "--remote-address", "192.0.2.1", "--name", "far", "--address", "10.255.0.2/30", "--runtime-dir", filepath.Join(dir, "far"))
-	b.Start(far)
-	k := startKept(t, func(cmd *exec.Cmd) (err error) { a.Do(func() { err = cmd.Start() }); return err },
-		append([]string{program, "up", "--name", "near", "--runtime-dir", filepath.Join(dir, "near")}, near...)...)
+	b.Start(exec.Command("ipipd", append([]string{"up", "--remote-address", "192.0.2.1", "--name", "far", "--address", "10.255.0.2/30", "--runtime-dir", filepath.Join(dir, "far")}, far...)...))
+	k := startKept(t, func(cmd *exec.Cmd) (err error) {
+		if keeper != "ipipd" {
+			cmd.Path, cmd.Env = keeper, append(os.Environ(), "PATH="+filepath.Dir(keeper)+":"+os.Getenv("PATH"))
+		}
+		a.Do(func() { err = cmd.Start() })
+		return err
+	}, append([]string{program, "up", "--name", "near", "--runtime-dir", filepath.Join(dir, "near")}, near...)...)
 	return &keptTunnel{k, a, b, dir}
 }
 
@@ -178,62 +191,285 @@ func (k *keptTunnel) status(name string) (s netlab.Status) {
 	return s
 }
 
-// No packet is lost, in either direction, while the process ends by SIGUSR2 and the next one starts, and
-// none but what it had just read while it is killed.
+// keptRestarts is how often a process ends in each way in the tests of what outlives it.
+func keptRestarts() int {
+	n, _ := strconv.Atoi(os.Getenv("IPIPD_TEST_RESTARTS"))
+	return cmp.Or(n, 1)
+}
+
+// keptWay is how a process ends, and what is installed before.
+type keptWay struct {
+	name   string
+	times  int
+	kill   bool     // by SIGKILL; else by SIGUSR2 to the keeper
+	run    []string // the process's binaries, in turn
+	keeper string   // the keeper's binary
+	anew   bool     // the counters of the fast path begin anew
+}
+
+// keptPath is what carries the packets.
+type keptPath struct {
+	name      string
+	near, far []string
+	fast, esp bool
+	ways      []keptWay
+}
+
+// Through restarts, kill -9, upgrades between two binaries, one with another layout of the fast path's maps, and one of the keeper, no packet is
+// lost, in either direction, but what a process in userspace has just read when it is killed (a few may come twice there, by two sockets). The interface, its addresses and
+// routes stay, so does an adjacency of OSPF over it, and the counters go on. In ESP no packet is plain, none repeats a
+// sequence number, and nothing is negotiated. IPIPD_TEST_RESTARTS is how many restarts and how many kill -9 there are; a fourth of
+// it, that many upgrades more.
 func TestKeeper_stream(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: network namespaces, /dev/net/tun and raw sockets")
 	}
+	restarts := keptRestarts()
+	first, err := exec.LookPath("ipipd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	layout := build(t, "main.version=v3", "ipipd/internal/fastpath.otherLayout=v3")
+	two := []keptWay{{name: "restart", times: restarts}, {name: "kill -9", times: restarts, kill: true}}
+	all := slices.Clone(two)
+	if restarts >= 4 {
+		all = append(all, keptWay{name: "upgrade", times: restarts / 4, run: []string{build(t, "main.version=v2"), first}})
+	}
+	all = append(all, keptWay{name: "upgrade to another layout", times: 1, run: []string{layout}, anew: true}, keptWay{name: "upgrade of the keeper", times: 1, keeper: layout})
 	one := []string{"--remote-address", "192.0.2.2", "--address", "10.255.0.1/30", "--route", "10.20.0.0/16"}
 	many := []string{"--remote-address", "any", "--local-address", "192.0.2.1", "--address", "10.255.0.1/32", "--peers", "10.255.0.2/32=192.0.2.2"}
-	for _, c := range []struct {
-		remotes string
-		near    []string
-		fast    string
-		end     unix.Signal
-	}{
-		{"one", one, "no", unix.SIGUSR2}, {"one", one, "no", unix.SIGKILL}, // the fast path: TestKeeper_fastPath
-		{"many", many, "no", unix.SIGUSR2}, {"many", many, "yes", unix.SIGKILL},
+	userspace := []string{"--allow-fast-path", "no"}
+	secret := []string{"--ipsec-exchange", "ike2", "--ipsec-secret", "correct horse battery staple"}
+	for _, path := range []keptPath{
+		{name: "userspace", near: slices.Concat(one, userspace), ways: all},
+		{name: "fast-path", near: one, fast: true, ways: all},
+		{name: "esp", near: slices.Concat(one, secret), far: secret, esp: true, ways: all},
+		{name: "many-userspace", near: slices.Concat(many, userspace), ways: two},
+		{name: "many-fast-path", near: many, fast: true, ways: two},
 	} {
-		t.Run(fmt.Sprintf("%s-fast-path-%s-%v", c.remotes, c.fast, c.end), func(t *testing.T) {
-			a, b := netlab.New(t), netlab.New(t)
-			k := newKeptTunnel(t, a, b, "ipipd", append([]string{"--allow-fast-path", c.fast}, c.near...)...)
-			pid := k.ready
-			pid(1)
-			k.pings()
-			show := func() string { return a.Run("ip", "-o", "link", "show", "near") + a.Run("ip", "route") }
-			before := show()
-			stop := make(chan struct{})
-			out := newStream(t, a, b, "10.255.0.1:5000", "10.255.0.2:5001", stop)
-			in := newStream(t, b, a, "10.255.0.2:6000", "10.255.0.1:6001", stop)
-			const restarts = 5
-			for n := 1; n <= restarts; n++ {
-				time.Sleep(steady + 200*time.Millisecond) // so that it is started again at once
-				if c.end == unix.SIGUSR2 {
-					k.signal(c.end)
-				} else {
-					_ = unix.Kill(pid(n), c.end)
-				}
-				pid(n + 1)
-				if got := show(); got != before {
-					t.Errorf("the interface is\n%s, was\n%s", got, before)
-				}
-			}
-			close(stop)
-			for name, s := range map[string]*stream{"out": out, "in": in} {
-				lost, twice := s.lost()
-				t.Logf("%s: %d sent, %d lost, %d twice, gap %v", name, s.sent, lost, twice, s.gap)
-				most := 0
-				if c.end == unix.SIGKILL && c.fast == "no" { // what it has read and not sent yet: a batch
-					most = restarts * 10
-				}
-				if lost > most+s.overflow() || s.sent < 500 {
-					t.Errorf("%s: %d of %d are lost", name, lost, s.sent)
-				}
-			}
-			k.signal(unix.SIGTERM)
-			k.ends(0)
-			netlab.Eventually(t, "the interface is gone", func() bool { _, err := a.Try("ip", "link", "show", "near"); return err != nil })
-		})
+		t.Run(path.name, func(t *testing.T) { testKeptPath(t, &path, first) })
 	}
+}
+
+// keptSum is what all streams and floods of a test come to.
+type keptSum struct {
+	sent, flooded, lost int
+	gap                 time.Duration
+}
+
+// first is the binary of the first process.
+func testKeptPath(t *testing.T, path *keptPath, first string) {
+	a, b := netlab.New(t), netlab.New(t)
+	program, keeper := filepath.Join(t.TempDir(), "ipipd"), filepath.Join(t.TempDir(), "ipipd")
+	run := func(binary string) {
+		script := filepath.Join(t.TempDir(), "script")
+		if err := os.WriteFile(script, []byte("#!/bin/sh\nexec "+binary+" \"$@\"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		install(t, script, program)
+	}
+	run(first)
+	own, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	install(t, own, keeper)
+	k := keepTunnel(t, a, b, keeper, program, path.near, path.far)
+	var wire *netlab.ESPWire
+	if path.esp {
+		wire = netlab.WatchESP(t, b, "eth0", "192.0.2.2")
+	}
+	pid, n := k.ready(1), 1
+	k.pings()
+	if path.fast {
+		for _, name := range []string{"near", "far"} {
+			var why string
+			if !netlab.WaitFor(func() bool { why = k.status(name).FastPath; return why == "active" }) {
+				t.Skipf("no fast path here: %s", why)
+			}
+		}
+	}
+	var negotiated netlab.ESPSeen
+	if path.esp {
+		negotiated = awaitNegotiated(t, wire)
+	}
+	ospf := newAdjacency(t, k)
+	show := func() string {
+		return a.Run("ip", "-o", "link", "show", "near") + a.Run("ip", "-o", "address", "show", "near") + a.Run("ip", "route")
+	}
+	was := show()
+	sum := keptSum{}
+	for _, w := range path.ways {
+		for i := range w.times {
+			before := k.status("near")
+			stop := make(chan struct{})
+			streams := []*stream{newStream(t, a, b, "10.255.0.1:5000", "10.255.0.2:5001", stop), newStream(t, b, a, "10.255.0.2:6000", "10.255.0.1:6001", stop)}
+			var floods []*flood
+			if path.fast {
+				floods = []*flood{newFlood(t, a, b, "10.255.0.1:7000", "10.255.0.2:7001", stop), newFlood(t, b, a, "10.255.0.2:8000", "10.255.0.1:8001", stop)}
+			}
+			time.Sleep(steady + 200*time.Millisecond) // so that it is started again at once
+			if w.run != nil {
+				run(w.run[i%len(w.run)])
+			}
+			if w.keeper != "" {
+				install(t, w.keeper, keeper)
+			}
+			if w.kill {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			} else {
+				k.signal(unix.SIGUSR2)
+			}
+			n++
+			pid = k.ready(n)
+			time.Sleep(100 * time.Millisecond)
+			close(stop)
+			after, sent := k.status("near"), [2]uint64{}
+			for i, way := range []string{"out", "in"} {
+				lost, twice := streams[i].lost()
+				sent[i] = uint64(streams[i].sent)
+				line, flooded := fmt.Sprintf("%s, %s: %d sent, %d lost, %d twice, gap %v", w.name, way, streams[i].sent, lost, twice, streams[i].gap), 0
+				if path.fast {
+					flooded = floods[i].lost(t)
+					sent[i] += floods[i].sent
+					line += fmt.Sprintf("; flood: %d sent, %d lost", floods[i].sent, flooded)
+				}
+				t.Log(line)
+				sum.sent, sum.lost, sum.flooded, sum.gap = sum.sent+int(streams[i].sent), sum.lost+lost+flooded, sum.flooded+int(sent[i])-int(streams[i].sent), max(sum.gap, streams[i].gap)
+				allowed := 0
+				if !path.fast {
+					if allowed = streams[i].overflow(); w.kill { // what it has read and not sent yet: a batch
+						allowed += 10
+					}
+				}
+				if lost > allowed || twice > 0 && (path.fast || path.esp) || flooded != 0 || streams[i].sent < 50 || path.fast && floods[i].sent < 1000 {
+					t.Errorf("want %d lost at most: %s", allowed, line)
+				}
+			}
+			if now := show(); now != was {
+				t.Errorf("%s: the interface is\n%s, was\n%s", w.name, now, was)
+			}
+			if fast := after.FastPath == "active"; fast != path.fast {
+				t.Errorf("%s: fast-path: %s", w.name, after.FastPath)
+			}
+			if w.run != nil && w.run[i%len(w.run)] != first {
+				if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); exe != w.run[i%len(w.run)] {
+					t.Errorf("%s: %s runs, %v", w.name, exe, err)
+				}
+			}
+			if w.keeper != "" && !sameFile(t, fmt.Sprintf("/proc/%d/exe", k.cmd.Process.Pid), keeper) {
+				t.Errorf("%s: it is not executed", w.name)
+			}
+			ospf.check(w.name)
+			if path.fast && w.anew {
+				continue
+			}
+			after = k.status("near") // all is counted
+			few := uint64(100)       // OSPF's own, and what a killed process has read
+			if tx, rx := after.TxPacket-before.TxPacket, after.RxPacket-before.RxPacket; tx+few < sent[0] || tx > sent[0]+few || rx+few < sent[1] || rx > sent[1]+few {
+				t.Errorf("%s: counted are %d packets out and %d in, want %d and %d and few more or less", w.name, tx, rx, sent[0], sent[1])
+			}
+		}
+	}
+	t.Logf("%s: %d times another process: of %d packets, 2,000 a second on a machine %.1f times as fast, and %d of a flood %d are lost, the longest gap is %v; OSPF: %s",
+		path.name, n-1, sum.sent, float64(netlab.Scale(time.Second))/float64(time.Second), sum.flooded, sum.lost, sum.gap, ospf)
+	if path.esp {
+		seen := wire.Seen()
+		t.Logf("%+v, at the start %+v", seen, negotiated)
+		if seen.Repeated != 0 || seen.Plain != 0 || seen.ESP < 100 || seen.Negotiating != negotiated.Negotiating || seen.SPIs != negotiated.SPIs {
+			t.Errorf("%+v, at the start %+v", seen, negotiated)
+		}
+	}
+	k.signal(unix.SIGTERM)
+	k.ends(0)
+	netlab.Eventually(t, "the interface is gone", func() bool { _, err := a.Try("ip", "link", "show", "near"); return err != nil })
+}
+
+// install has path be a link to a file, or a copy of it, in one step.
+func install(t *testing.T, file, path string) {
+	t.Helper()
+	err := os.Link(file, path+".new")
+	if err != nil { // another file system
+		var text []byte
+		if text, err = os.ReadFile(file); err == nil {
+			err = os.WriteFile(path+".new", text, 0o755)
+		}
+	}
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func sameFile(t *testing.T, a, b string) bool {
+	t.Helper()
+	one, err := os.Stat(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := os.Stat(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return os.SameFile(one, other)
+}
+
+// adjacency is one of OSPF, by BIRD, over a tunnel that is kept; nil without BIRD.
+type adjacency struct {
+	k    *keptTunnel
+	logs []*netlab.Buffer
+}
+
+func newAdjacency(t *testing.T, k *keptTunnel) *adjacency {
+	t.Helper()
+	if _, err := exec.LookPath("bird"); err != nil || strings.Contains(k.cmd.String(), "--peers") {
+		return nil
+	}
+	o := &adjacency{k: k}
+	for i, ns := range []*netlab.NS{k.a, k.b} {
+		name := []string{"near", "far"}[i]
+		ns.Run("ip", "address", "add", fmt.Sprintf("10.77.0.%d/32", i+1), "dev", "lo")
+		file := filepath.Join(k.dir, name+".conf")
+		if err := os.WriteFile(file, fmt.Appendf(nil, `log stderr all;
+router id 10.255.0.%d;
+protocol device {}
+protocol kernel { ipv4 { export all; }; }
+protocol ospf v2 {
+	debug { events };
+	area 0 { interface "%s" { type ptp; hello 1; dead %d; }; interface "lo" { stub; }; };
+}
+`, i+1, name, int(netlab.Scale(4*time.Second).Seconds())), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		bird := exec.Command("bird", "-f", "-c", file, "-s", filepath.Join(k.dir, name+".ctl"), "-P", filepath.Join(k.dir, name+".pid"))
+		log := &netlab.Buffer{}
+		bird.Stderr = log
+		ns.Start(bird)
+		o.logs = append(o.logs, log)
+	}
+	netlab.Eventually(t, "both ends have a route by OSPF", func() bool {
+		return strings.Contains(k.a.Run("ip", "route"), "10.77.0.2 via 10.255.0.2 dev near proto bird") && strings.Contains(k.b.Run("ip", "route"), "10.77.0.1 via 10.255.0.1 dev far proto bird")
+	})
+	return o
+}
+
+// check fails the test if either end has left the state Full.
+func (o *adjacency) check(when string) {
+	if o == nil {
+		return
+	}
+	for _, log := range o.logs {
+		if text := log.String(); !strings.Contains(text, " to Full") || strings.Contains(text, "from Full") {
+			o.k.t.Errorf("%s: the adjacency has not stayed: %s", when, text)
+		}
+	}
+}
+
+func (o *adjacency) String() string {
+	if o == nil {
+		return "not watched: there is no BIRD, or no neighbour by multicast"
+	}
+	return "the adjacency has stayed"
 }

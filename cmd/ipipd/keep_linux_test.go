@@ -237,27 +237,7 @@ func TestKeeper_renewed(t *testing.T) {
 		t.Fatal(err)
 	}
 	program := filepath.Join(t.TempDir(), "ipipd")
-	install := func(link bool) {
-		t.Helper()
-		next := program + ".new"
-		var err error
-		if link {
-			err = os.Link(own, next)
-		}
-		if !link || err != nil { // another file system
-			b, err := os.ReadFile(own)
-			if err == nil {
-				err = os.WriteFile(next, b, 0o755)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := os.Rename(next, program); err != nil {
-			t.Fatal(err)
-		}
-	}
-	install(true)
+	install(t, own, program)
 	m := netlab.NewServiceManager(t, 10)
 	k := startKept(t, func(cmd *exec.Cmd) error {
 		cmd.Path, cmd.Env = program, append(os.Environ(), "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "WATCHDOG_USEC=600000")
@@ -276,7 +256,15 @@ func TestKeeper_renewed(t *testing.T) {
 	if _, got, _ := k.started(2); got != first || running().Ino != before.Ino {
 		t.Errorf("%s, want %s, by the same binary", got, first)
 	}
-	install(false)
+	next := filepath.Join(t.TempDir(), "next")
+	text, err := os.ReadFile(own)
+	if err == nil {
+		err = os.WriteFile(next, text, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	install(t, next, program)
 	m.Forget()
 	k.signal(unix.SIGUSR2)
 	if _, got, _ := k.started(3); got != first || running().Ino == before.Ino {
