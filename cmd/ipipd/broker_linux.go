@@ -63,13 +63,11 @@ func (b *brokered) end() {
 	}
 }
 
-// configurationOf returns what reads the configuration of an ipipd up, as that does; nil if command is none: a script
-// may start it with other flags.
-func configurationOf(command []string) func() ([]tunnel.Config, error) {
+// upOptionsOf returns the options of an ipipd up, nil if command is none: a script may start it with other flags.
+func upOptionsOf(command []string) (o *upOptions) {
 	if len(command) < 2 || filepath.Base(command[0]) != "ipipd" || command[1] != "up" {
 		return nil
 	}
-	var o *upOptions
 	c := newCmdUp(&streams{io.Discard, io.Discard}, func(_ context.Context, parsed *upOptions) error {
 		o = parsed
 		return nil
@@ -78,7 +76,17 @@ func configurationOf(command []string) func() ([]tunnel.Config, error) {
 	c.SetOut(io.Discard)
 	c.SetErr(io.Discard)
 	c.SilenceErrors, c.SilenceUsage = true, true
-	if c.Execute() != nil || o == nil || slices.Contains(o.Paths, config.Stdin) {
+	if c.Execute() != nil {
+		return nil
+	}
+	return o
+}
+
+// configurationOf returns what reads the configuration of an ipipd up, as that does; nil if command is none, or reads it from
+// standard input.
+func configurationOf(command []string) func() ([]tunnel.Config, error) {
+	o := upOptionsOf(command)
+	if o == nil || slices.Contains(o.Paths, config.Stdin) {
 		return nil
 	}
 	return func() ([]tunnel.Config, error) {

@@ -40,11 +40,12 @@ func newCmdKeep(s *streams, runF func(context.Context, *keepOptions) error) *cob
 		Short: "Start ipipd up again when it dies, and with a new binary on SIGUSR2",
 		Long: `keep is the parent of an ipipd up where no service manager is, such as the first
 process of a container. It starts COMMAND again when that dies, and ends with it
-when it ends of itself. SIGUSR2 has COMMAND end and starts what is found under its
-name then, a new binary for one; if the binary of keep is another one, too, it is
-executed in the place of this one before. Other signals are passed on. Of an ipipd up
-it does what takes a capability, as far as the configuration says, which it reads
-itself, so that the process keeps none.`,
+when it ends of itself. SIGUSR2 has COMMAND end and starts what is found under
+its name then, a new binary for one, unless that does not run or refuses the
+configuration; if the binary of keep is another one, too, it is executed in the
+place of this one before. Other signals are passed on. Of an ipipd up it does
+what takes a capability, as far as the configuration says, which it reads itself,
+so that the process keeps none.`,
 		Example: "  ipipd keep -- ipipd up --config /etc/ipipd/ipipd.yaml",
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -124,12 +125,15 @@ func keptLimit() (int, error) {
 }
 
 const (
-	// patience is how long the process has to end when it is to be replaced.
+	// patience is how long the process has to end when it is to be replaced, and a new binary to show that it runs.
 	patience = 10 * time.Second
 	// A process that dies is started again after firstPause, twice as long each time, up to
 	// lastPause; at once if it was ready for steady.
 	firstPause, lastPause, steady = 100 * time.Millisecond, 10 * time.Second, time.Second
 )
+
+// lastPatience is how long the process has to end when the keeper is to end: service managers give the keeper a minute. Tests have less.
+var lastPatience = 50 * time.Second
 
 // keeper is the parent of an ipipd up. It is one goroutine, and one thread, for the kernel takes the
 // end of the thread that forks for the end of the parent (PR_SET_PDEATHSIG), and another one for what
@@ -214,7 +218,11 @@ func (k *keeper) wait(pause time.Duration) {
 		select {
 		case s := <-k.signals:
 			k.stopping = k.stopping || ends(s)
-			k.renewed = k.renewed || s == unix.SIGUSR2 && k.isNew()
+			if s == unix.SIGUSR2 {
+				if err := k.mayReplace(); err != nil {
+					k.log.Warn("what is to be started does not run", "err", err)
+				}
+			}
 			if ends(s) || s == unix.SIGUSR2 {
 				return
 			}
@@ -283,18 +291,64 @@ func (k *keeper) start() (pid int, err error) {
 	return pid, nil
 }
 
+// mayReplace fails if what is found under the name of the command now does not run, or refuses the configuration: then the process that is
+// there goes on. It finds whether the keeper is to be renewed.
+func (k *keeper) mayReplace() error {
+	tried := make(chan error, 1)
+	go func() { tried <- k.tryNext() }()
+	for {
+		select {
+		case err := <-tried: // until then nobody else waits for children
+			return err
+		case <-k.beats:
+			k.beat(0)
+		}
+	}
+}
+
+func (k *keeper) tryNext() error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	path, err := exec.LookPath(k.command[0])
+	if err != nil {
+		return err
+	}
+	if o := upOptionsOf(k.command); o != nil {
+		if err := try(ctx, path, "version"); err != nil {
+			return err
+		}
+		if len(o.Paths) > 0 && !slices.Contains(o.Paths, config.Stdin) {
+			if err := try(ctx, path, append([]string{"check", "--"}, o.Paths...)...); err != nil {
+				return err
+			}
+		}
+	}
+	k.renewed = k.isNew(ctx)
+	return nil
+}
+
+// try runs a command that ends at once.
+func try(ctx context.Context, path string, args ...string) error {
+	c := exec.CommandContext(ctx, path, args...)
+	c.WaitDelay = time.Second // for what it may have started
+	c.Env = handover.Environment(os.Environ())
+	out, err := c.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w: %q", path, args[0], err, out[:min(len(out), 500)])
+	}
+	return err
+}
+
 // isNew reports whether the keeper's path is another binary than this one, which can be executed.
-func (k *keeper) isNew() bool {
+func (k *keeper) isNew(ctx context.Context) bool {
 	var running, next unix.Stat_t
 	if unix.Stat("/proc/self/exe", &running) == nil && unix.Stat(k.self, &next) == nil &&
 		running.Dev == next.Dev && running.Ino == next.Ino {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
-	defer cancel()
 	// What execve(2) takes may still not run: then nobody would have what is kept.
-	if out, err := exec.CommandContext(ctx, k.self, "version").CombinedOutput(); err != nil {
-		k.log.Warn("the keeper is not replaced: its new binary does not run", "path", k.self, "err", err, "output", string(out[:min(len(out), 200)]))
+	if err := try(ctx, k.self, "version"); err != nil {
+		k.log.Warn("the keeper is not replaced: its new binary does not run", "err", err)
 		return false
 	}
 	return true
@@ -340,20 +394,24 @@ func (k *keeper) receive(events chan<- handover.Event) {
 // attend returns how the process has ended.
 func (k *keeper) attend(pid int, events <-chan handover.Event) unix.WaitStatus {
 	var late <-chan time.Time
+	var within time.Duration
 	for {
 		select {
 		case s := <-k.signals:
 			if ends(s) && !k.stopping {
-				k.stopping = true
+				k.stopping, late, within = true, time.After(lastPatience), lastPatience
 				k.outer.stopping()
 			}
-			if s == unix.SIGUSR2 && !k.replacing {
-				k.renewed = k.isNew() // while the process is served
-				k.replacing, late = true, time.After(patience)
+			if s == unix.SIGUSR2 && !k.replacing && !k.stopping {
+				if err := k.mayReplace(); err != nil { // while the process is served
+					k.log.Error("the process is not replaced, and goes on", "err", err)
+					continue
+				}
+				k.replacing, late, within = true, time.After(patience), patience
 			}
 			_ = unix.Kill(pid, s.(unix.Signal))
 		case <-late:
-			k.log.Warn("the process is killed: it was to be replaced, and has not ended", "after", patience)
+			k.log.Warn("the process is killed: it was to end, and has not", "after", within)
 			_ = unix.Kill(pid, unix.SIGKILL)
 		case <-k.beats:
 			k.beat(pid)

@@ -140,6 +140,94 @@ func (k *kept) ends(status int) {
 	}
 }
 
+// hastykeep is an ipipd keep that has no patience with a process that is to end.
+func init() {
+	programs["hastykeep"] = func() {
+		lastPatience = 200 * time.Millisecond
+		main()
+	}
+}
+
+// A process that does not end is killed, and the keeper ends: what it has kept goes.
+func TestKeeper_deaf(t *testing.T) {
+	t.Parallel()
+	k := startKept(t, func(cmd *exec.Cmd) (err error) {
+		cmd.Args[0] = "hastykeep"
+		cmd.Path, err = exec.LookPath("hastykeep")
+		if err == nil {
+			err = cmd.Start()
+		}
+		return err
+	}, "keepchild", "serve")
+	pid, _, _ := k.started(1)
+	_ = unix.Kill(pid, unix.SIGSTOP)
+	k.signal(unix.SIGTERM)
+	k.ends(128 + 9)
+	k.logs(`the process is killed: it was to end, and has not" after=200ms`)
+}
+
+// SIGUSR2 changes nothing where what is there now does not run, or refuses the configuration.
+func TestKeeper_notReplaced(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: network namespaces, /dev/net/tun and raw sockets")
+	}
+	t.Parallel()
+	a, b := netlab.New(t), netlab.New(t)
+	netlab.Veth(t, a, b, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0", Address: "192.0.2.2/24"})
+	dir := shortDir(t)
+	program, file := filepath.Join(dir, "ipipd"), filepath.Join(dir, "ipipd.yaml")
+	run := func(script string) {
+		t.Helper()
+		if err := os.WriteFile(program+".script", []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(program+".script", program); err != nil {
+			t.Fatal(err)
+		}
+	}
+	configure := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const good, right = `exec ipipd "$@"`, "tunnels:\n- {name: near, remote-address: 192.0.2.2}\n"
+	run(good)
+	configure(right)
+	k := startKept(t, func(cmd *exec.Cmd) (err error) { a.Do(func() { err = cmd.Start() }); return err },
+		program, "up", "--config", file, "--runtime-dir", filepath.Join(dir, "run"))
+	pid := awaitProcess(t, k, 1)
+	for i, c := range []struct{ script, config, want string }{
+		{"echo broken; exit 3", right, `version: exit status 3: .*broken`},
+		{good, "tunnels:\n- {name: near, remote-address: nonsense!}\n", `check: exit status 2: .*remote-address`},
+		{"[ $1 = version ] || exit 4", right, `check: exit status 4`},
+		{"", right, "permission denied"},
+	} {
+		if run(c.script); c.script == "" {
+			if err := os.Chmod(program, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		configure(c.config)
+		k.signal(unix.SIGUSR2)
+		netlab.Eventually(t, c.want+" is logged", func() bool {
+			said := regexp.MustCompile(`level=ERROR msg="the process is not replaced, and goes on" err=(.*)\n`).FindAllStringSubmatch(k.log.String(), -1)
+			return len(said) == i+1 && regexp.MustCompile(c.want).MatchString(said[i][1])
+		})
+		if err := unix.Kill(pid, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(good)
+	configure(right)
+	k.signal(unix.SIGUSR2)
+	if next := awaitProcess(t, k, 2); next == pid {
+		t.Error("it is not replaced")
+	}
+	k.signal(unix.SIGTERM)
+	k.ends(0)
+}
+
 // A process that is killed is started again, with what it has had kept.
 func TestKeeper_killed(t *testing.T) {
 	t.Parallel()
@@ -293,7 +381,7 @@ func TestKeeper_renewed(t *testing.T) {
 			t.Errorf("%s, want %s, by the same binary", got, first)
 		}
 	}
-	k.logs(`the keeper is not replaced: its new binary does not run" .* err="exit status 3" output="broken\\n"`)
+	k.logs(`the keeper is not replaced: its new binary does not run" err=".*/ipipd version: exit status 3: .*broken`)
 	k.logs(`the keeper is not replaced: its new binary does not run" .* exec format error`)
 	k.signal(unix.SIGTERM)
 	k.ends(0)
