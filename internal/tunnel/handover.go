@@ -146,7 +146,11 @@ func (c *control) adoptOrOpen(o tun.Options) (device tun.Device, err error) {
 	e, name := c.engine, KeptName(c.cfg.Name)
 	c.adopted = false
 	if fds := e.kept.Take(name); len(fds) > 0 {
-		if device, err = tun.Adopt(fds, o); err == nil {
+		adopt := o
+		if c.cfg.MTU == 0 { // it stays until the first round of control: what is its best value is known with the SAs
+			adopt.MTU = 0
+		}
+		if device, err = tun.Adopt(fds, adopt); err == nil {
 			c.adopted = true
 			return device, nil
 		}

@@ -182,6 +182,9 @@ func (c *control) openInterface() error {
 	}
 	err = c.readInterface()
 	t.madeIndex = c.ifindex
+	if s := c.iface.Load(); err == nil && c.adopted && !s.Moved {
+		c.appliedMTU = s.MTU
+	}
 	return err
 }
 
@@ -246,8 +249,13 @@ func (e *Engine) enter(tunnels []*control, pairs map[*Tunnel]outerPair, removed 
 // protectAll has the encrypted ones among tunnels negotiate.
 func (e *Engine) protectAll(tunnels []*control) error {
 	for _, c := range tunnels {
-		if err := c.protect(c.route.Load()); err != nil {
+		next := *c.route.Load()
+		if err := c.protect(&next); err != nil {
 			return &TunnelError{c.cfg.Name, err}
+		}
+		if next.path.MTU > 0 {
+			next.maxInner = c.maxInner(next.path.MTU) // by the SA of the process before, if there is one
+			c.route.Store(&next)
 		}
 	}
 	return nil
