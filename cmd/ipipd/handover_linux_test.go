@@ -32,7 +32,6 @@ type stream struct {
 	all      atomic.Bool // sent is what is sent
 	seen     map[uint32]int
 	gap      time.Duration
-	over     int // see overflow
 	done     sync.WaitGroup
 }
 
@@ -94,7 +93,6 @@ func newStream(t *testing.T, from, to *netlab.NS, source, destination string, st
 				s.seen[binary.BigEndian.Uint32(b)]++
 				if !last.IsZero() {
 					s.gap = max(s.gap, now.Sub(last))
-					s.over += max(0, int(now.Sub(last)/interval)-1500)
 				}
 				last = now
 			}
@@ -103,9 +101,22 @@ func newStream(t *testing.T, from, to *netlab.NS, source, destination string, st
 	return s
 }
 
-// overflow is how many packets came while there was no process, on a machine that starts one slowly, beyond what an
-// interface queues (txqueuelen, 2,000). A gap is seen a little shorter than it was. It is known after lost.
-func (s *stream) overflow() int { return s.over }
+// queueDrops is how many packets the queues of near and far have had no room for.
+func queueDrops(t *testing.T, a, b *netlab.NS) (near, far int) {
+	t.Helper()
+	drops := func(ns *netlab.NS, name string) int {
+		var links []struct {
+			Stats struct {
+				TX struct{ Dropped int }
+			} `json:"stats64"`
+		}
+		if out := ns.Run("ip", "-s", "-j", "link", "show", name); json.Unmarshal([]byte(out), &links) != nil || len(links) != 1 {
+			t.Fatal(out)
+		}
+		return links[0].Stats.TX.Dropped
+	}
+	return drops(a, "near"), drops(b, "far")
+}
 
 func (s *stream) lost() (lost, twice int) {
 	s.done.Wait()
@@ -257,6 +268,7 @@ func TestKeeper_stream(t *testing.T) {
 // keptSum is what all streams and floods of a test come to.
 type keptSum struct {
 	sent, flooded, lost int
+	full                int // of lost, those that the queues of the interfaces had no room for
 	gap                 time.Duration
 }
 
@@ -301,10 +313,15 @@ func testKeptPath(t *testing.T, path *keptPath, first string) {
 		return a.Run("ip", "-o", "link", "show", "near") + a.Run("ip", "-o", "address", "show", "near") + a.Run("ip", "route")
 	}
 	was := show()
+	var events netlab.Buffer
+	monitor := exec.Command("ip", "monitor", "link", "dev", "near")
+	monitor.Stdout = &events
+	a.Start(monitor)
 	sum := keptSum{}
 	for _, w := range path.ways {
 		for i := range w.times {
 			before := k.status("near")
+			nearDrops, farDrops := queueDrops(t, a, b)
 			stop := make(chan struct{})
 			streams := []*stream{newStream(t, a, b, "10.255.0.1:5000", "10.255.0.2:5001", stop), newStream(t, b, a, "10.255.0.2:6000", "10.255.0.1:6001", stop)}
 			var floods []*flood
@@ -327,25 +344,31 @@ func testKeptPath(t *testing.T, path *keptPath, first string) {
 			pid = k.ready(n)
 			time.Sleep(100 * time.Millisecond)
 			close(stop)
-			after, sent := k.status("near"), [2]uint64{}
+			after, sent, full := k.status("near"), [2]uint64{}, [2]int{}
+			lost, twice := [2]int{}, [2]int{}
+			for i, s := range streams {
+				lost[i], twice[i] = s.lost()
+			}
+			full[0], full[1] = queueDrops(t, a, b)
+			full[0], full[1] = full[0]-nearDrops, full[1]-farDrops
 			for i, way := range []string{"out", "in"} {
-				lost, twice := streams[i].lost()
 				sent[i] = uint64(streams[i].sent)
-				line, flooded := fmt.Sprintf("%s, %s: %d sent, %d lost, %d twice, gap %v", w.name, way, streams[i].sent, lost, twice, streams[i].gap), 0
+				line, flooded := fmt.Sprintf("%s, %s: %d sent, %d lost, %d of them by a full queue, %d twice, gap %v", w.name, way, streams[i].sent, lost[i], full[i], twice[i], streams[i].gap), 0
 				if path.fast {
 					flooded = floods[i].lost(t)
 					sent[i] += floods[i].sent
 					line += fmt.Sprintf("; flood: %d sent, %d lost", floods[i].sent, flooded)
 				}
 				t.Log(line)
-				sum.sent, sum.lost, sum.flooded, sum.gap = sum.sent+int(streams[i].sent), sum.lost+lost+flooded, sum.flooded+int(sent[i])-int(streams[i].sent), max(sum.gap, streams[i].gap)
+				sum.sent, sum.lost, sum.flooded, sum.gap = sum.sent+int(streams[i].sent), sum.lost+lost[i]+flooded, sum.flooded+int(sent[i])-int(streams[i].sent), max(sum.gap, streams[i].gap)
+				sum.full += full[i]
 				allowed := 0
 				if !path.fast {
-					if allowed = streams[i].overflow(); w.kill { // what it has read and not sent yet: a batch
+					if allowed = full[i]; w.kill { // what it has read and not sent yet: a batch
 						allowed += 10
 					}
 				}
-				if lost > allowed || twice > 0 && (path.fast || path.esp) || flooded != 0 || streams[i].sent < 50 || path.fast && floods[i].sent < 1000 {
+				if lost[i] > allowed || twice[i] > 0 && (path.fast || path.esp) || flooded != 0 || streams[i].sent < 50 || path.fast && floods[i].sent < 1000 {
 					t.Errorf("want %d lost at most: %s", allowed, line)
 				}
 			}
@@ -367,14 +390,20 @@ func testKeptPath(t *testing.T, path *keptPath, first string) {
 			if path.fast && w.anew {
 				continue
 			}
-			after = k.status("near") // all is counted
-			few := uint64(100)       // OSPF's own, and what a killed process has read
+			after = k.status("near")               // all is counted
+			few := uint64(100 + full[0] + full[1]) // OSPF's own, and what a killed process has read
 			if tx, rx := after.TxPacket-before.TxPacket, after.RxPacket-before.RxPacket; tx+few < sent[0] || tx > sent[0]+few || rx+few < sent[1] || rx > sent[1]+few {
 				t.Errorf("%s: counted are %d packets out and %d in, want %d and %d and few more or less", w.name, tx, rx, sent[0], sent[1])
 			}
 		}
 	}
-	t.Logf("%s: %d times another process: of %d packets and %d of a flood %d are lost, the longest gap is %v; OSPF: %s", path.name, n-1, sum.sent, sum.flooded, sum.lost, sum.gap, ospf)
+	for _, event := range regexp.MustCompile(`mtu \d+`).FindAllString(events.String(), -1) {
+		if !strings.Contains(was, event+" ") { // then full packets are refused for a moment
+			t.Errorf("the interface has had %s, and had\n%s", event, was)
+			break
+		}
+	}
+	t.Logf("%s: %d times another process: of %d packets and %d of a flood %d are lost, %d of them by full queues, the longest gap is %v; OSPF: %s", path.name, n-1, sum.sent, sum.flooded, sum.lost, sum.full, sum.gap, ospf)
 	if path.esp {
 		seen := wire.Seen()
 		t.Logf("%+v, at the start %+v", seen, negotiated)
