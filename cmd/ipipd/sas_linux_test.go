@@ -87,7 +87,7 @@ func TestKeeper_SAs(t *testing.T) {
 				lost, twice := s.lost()
 				near, far := queueDrops(t, a, b)
 				t.Logf("%s: %d sent, %d lost, %d twice, gap %v, %d restarts, %d of them kill -9", name, s.sent, lost, twice, s.gap, n-1, killed)
-				if lost > killed*10+near+far || s.sent < 500 {
+				if lost > killed*aBatch+near+far || s.sent < 500 {
 					t.Errorf("%s: %d of %d are lost", name, lost, s.sent)
 				}
 			}
