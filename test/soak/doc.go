@@ -12,5 +12,5 @@
 // A round is twenty seconds of events by the seed (the schedule, printed as it goes), then calm:
 // all is put back, each tunnel has to carry packets again, and then the counters, descriptors,
 // goroutines, memory, routes, interfaces and eBPF programs are compared. In the last three
-// fifths of the time no process is restarted, so that its memory has a slope.
+// fifths of the time no process is restarted, so that its memory has a slope: one end is under ipipd keep.
 package soak

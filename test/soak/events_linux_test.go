@@ -279,10 +279,10 @@ func (e *end) line(format string, args ...any) string {
 	return line + " " + e.try(line)
 }
 
-// ready reports whether it answers: a signal that comes before it has its handlers would end it.
+// ready reports whether it has its tunnels: a signal that comes before it has its handlers would end it.
 func (e *end) ready() bool {
-	_, err := e.status()
-	return err == nil
+	all, err := e.status()
+	return err == nil && len(all) > 0 // while it starts print lists none
 }
 
 // client is one that does not behave.

@@ -4,6 +4,7 @@ package soak
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -148,7 +149,9 @@ func TestSoak(t *testing.T) {
 	for round := 1; !s.failed() && s.ctx.Err() == nil && (time.Since(s.began) < *soakFor || steady < *soakSteady); round++ {
 		restarts := time.Since(s.began) < *soakFor*2/5
 		if !restarts {
-			steady++
+			if steady++; steady == 1 {
+				s.settle()
+			}
 		}
 		s.chaos(round, restarts)
 		s.calm(round)
@@ -165,6 +168,22 @@ func TestSoak(t *testing.T) {
 		}
 	}
 	s.summary()
+}
+
+// settle has one end under keep, and the other not, for the time that no process is restarted.
+func (s *soak) settle() {
+	for i, e := range s.ends {
+		if kept := i == endA; e.kept != kept {
+			e.stop(unix.SIGTERM)
+			e.start(kept, 0)
+		}
+		s.eventually("end "+e.name+" has started", func() error {
+			if !e.ready() {
+				return errors.New("it lists no tunnel")
+			}
+			return nil
+		})
+	}
 }
 
 // makeLogs makes a file system for the logs, which is mounted nowhere.
