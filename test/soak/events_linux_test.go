@@ -3,10 +3,12 @@
 package soak
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -174,6 +176,15 @@ var events = []event{
 	}},
 	// Clients, and what the kernel refuses.
 	{"client", false, client},
+	{"capture", false, func(e *end, random *rand.Rand) string {
+		name, pause := e.tunnels[random.IntN(len(e.tunnels))].name, time.Duration(500+random.IntN(5000))*time.Millisecond
+		e.s.background.Go(func() {
+			ctx, cancel := context.WithTimeout(e.s.ctx, pause+20*time.Second) // the process may be stopped
+			defer cancel()
+			_ = exec.CommandContext(ctx, *soakBinary, "capture", name, "--duration", pause.String(), "--runtime-dir", e.runtime()).Run()
+		})
+		return fmt.Sprint(name, " for ", pause)
+	}},
 	{"disk-full", false, func(e *end, random *rand.Rand) string {
 		pause := time.Duration(random.IntN(5000)) * time.Millisecond
 		f, err := os.Create(e.s.logFile("filler"))
