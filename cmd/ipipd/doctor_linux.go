@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -266,15 +267,27 @@ func colours(w io.Writer, lookup func(string) (string, bool)) bool {
 	return err == nil && info.Mode()&fs.ModeCharDevice != 0
 }
 
+// mostOfCode is how many findings of one code writeReport writes: of a thousand tunnels that have lost their way it
+// says the same.
+const mostOfCode = 20
+
 // writeReport writes a line for each finding, what it means beneath it, and counts them in the last line.
 func writeReport(w io.Writer, r *doctor.Report, colour bool) error {
 	var b strings.Builder
+	seen, more := map[doctor.Code]int{}, map[doctor.Code][]string{}
 	for _, f := range r.Findings {
+		if seen[f.Code]++; seen[f.Code] > mostOfCode {
+			more[f.Code] = append(more[f.Code], f.Tunnel)
+			continue
+		}
 		severity := string(f.Severity)
 		if colour {
 			severity = map[doctor.Severity]string{doctor.Broken: "\x1b[31m", doctor.Warning: "\x1b[33m", doctor.Note: "\x1b[36m"}[f.Severity] + severity + "\x1b[0m"
 		}
 		fmt.Fprintf(&b, "%s: %s%s (%s)\n    why: %s\n    do:  %s\n", severity, about(f.Tunnel), line(f.What), f.Code, line(f.Why), line(f.Do))
+	}
+	for _, code := range slices.Sorted(maps.Keys(more)) {
+		fmt.Fprintf(&b, "%d more with %s, which --json has: %s\n", len(more[code]), code, line(some(more[code])))
 	}
 	of := map[doctor.Skipped][]string{} // the tunnels of a check that was skipped, for the same reason
 	for _, s := range r.Skipped {

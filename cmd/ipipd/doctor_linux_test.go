@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -42,6 +44,24 @@ func TestWriteReport(t *testing.T) {
 		if d := cmp.Diff(x.want, b.String()); d != "" {
 			t.Error(d)
 		}
+	}
+}
+
+// Of many findings of a code a few are written, and the others are counted.
+func TestWriteReport_many(t *testing.T) {
+	r := &doctor.Report{}
+	for i := range 1000 {
+		name := fmt.Sprint("t", i)
+		r.Tunnels = append(r.Tunnels, name)
+		r.Findings = append(r.Findings, doctor.Finding{Code: doctor.NoRoute, Severity: doctor.Broken, Tunnel: name, What: "no route"})
+	}
+	var b bytes.Buffer
+	if err := writeReport(&b, r, false); err != nil {
+		t.Fatal(err)
+	}
+	const end = "980 more with no-route, which --json has: t20, t21, t22 and 977 more\n1000 tunnels: 1000 broken, 0 warnings, 0 notes, 0 not checked\n"
+	if n := strings.Count(b.String(), "\n"); n != 3*mostOfCode+2 || !strings.HasSuffix(b.String(), end) {
+		t.Errorf("%d lines: %s", n, b.String())
 	}
 }
 
