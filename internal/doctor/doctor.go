@@ -322,7 +322,7 @@ func (e *examination) takeWarnings(s *subject) {
 	}
 	for _, w := range s.Status.Warnings {
 		code := Code(w.Code)
-		if slices.Contains([]Code{PeerNotHeard, PeerNotSetUp, RemoteUnreachable}, code) {
+		if slices.Contains([]Code{PeerNotHeard, PeerNotSetUp, RemoteUnreachable}, code) || code == IPsecNotEstablished && !s.isMany() {
 			continue
 		}
 		what, why, _ := strings.Cut(w.Text, ": ")

@@ -232,8 +232,13 @@ var brokens = []broken{
 	{"the peer was heard, and is no more", with(running(func(s *tunnel.Status) { s.LastHeard = time.Now().Add(-40 * time.Second) }), replies(Reply{Echo: true, Size: 1500})),
 		[]Code{Protocol4Unanswered}, "", false},
 	{"an unreachable of earlier", replies(Reply{Echo: true, Size: 1500, Reporter: netip.MustParseAddr(local), Code: 1}), []Code{Protocol4Unanswered}, "answers pings", false},
-	{"no SA", with(secret, running(warns("ipsec-not-established", "no proposal chosen")), replies(fine)),
-		[]Code{IPsecNotEstablished}, "no proposal chosen", false},
+	{"no SA", with(secret, running(func(s *tunnel.Status) {
+		warns("ipsec-not-established", "no proposal chosen")(s)
+		s.IPsec = "not established: no proposal chosen"
+	}), replies(fine)), []Code{IPsecNotEstablished}, "no proposal chosen", false},
+	{"no SA yet, and plain text", with(secret, running(func(s *tunnel.Status) {
+		s.IPsec, s.KeepaliveState, s.Drops = "negotiating", "never-heard", map[string]uint64{"esp-plain-text": 7}
+	}), replies(fine)), []Code{IPsecNotEstablished}, "there is no SA: negotiating; and 7 packets have come from 192.0.2.2 in plain text;", false},
 	{"no ESP", with(secret, running(warns("esp-filtered", "")), replies(fine)), []Code{ESPFiltered}, "", false},
 	{"fragments are lost", with(running(warns("fragment-loss", "7 packets not reassembled")), replies(fine)), []Code{"fragment-loss"}, "7 packets not reassembled", false},
 	{"what the tunnel says itself is not found again", with(running(warns("route-loop", "seen")), replies(fine), func(l *lab) {

@@ -152,7 +152,11 @@ func (e *examination) reachable(s *subject) {
 	}
 	down := false // the running tunnel says that it hears nobody
 	if s.running() {
-		if slices.Contains(s.warned, IPsecNotEstablished) || slices.Contains(s.warned, ESPFiltered) {
+		if slices.Contains(s.warned, ESPFiltered) {
+			return
+		}
+		if s.encrypted && s.Status.WaitingFor == "" && !strings.HasPrefix(s.Status.IPsec, "established") {
+			e.noSA(s)
 			return
 		}
 		switch s.Status.KeepaliveState {
@@ -199,7 +203,7 @@ func (e *examination) reachable(s *subject) {
 		e.unreachable(s, r)
 	case r.Echo && down:
 		e.found(Protocol4Filtered, s, fmt.Sprintf("%v answers pings, and no protocol 4 comes from it: %s", s.remote, s.silence()),
-			"a firewall or provider on the way drops IP protocol 4, or the other end's tunnel is down or has other addresses", e.watch(s))
+			"a firewall or provider on the way drops IP protocol 4, or the other end's tunnel is down, or has other addresses, or a secret that this one has not", e.watch(s))
 	case r.Echo:
 		e.found(Protocol4Unanswered, s, fmt.Sprintf("%v answers pings, and no protocol-4 probe", s.remote),
 			"protocol 4 is filtered on the way, or the other end is not set up, or it is one that answers no such probe (Linux answers a ping of its inner address only)", e.watch(s))
@@ -210,6 +214,19 @@ func (e *examination) reachable(s *subject) {
 		e.found(RemoteSilent, s, fmt.Sprintf("%v answers neither pings nor protocol-4 probes", s.remote),
 			"it is down, or a firewall there drops both", e.watch(s))
 	}
+}
+
+// noSA says what is known of an SA that is not there.
+func (e *examination) noSA(s *subject) {
+	what, do := "there is no SA", e.watch(s)
+	if s.Status.IPsec != "" {
+		what += ": " + s.Status.IPsec
+	}
+	if n := s.Status.Drops["esp-plain-text"]; n > 0 {
+		what += fmt.Sprintf("; and %d packets have come from %v in plain text", n, s.remote)
+		do = "set the same secret at both ends; " + do
+	}
+	e.found(IPsecNotEstablished, s, what, "nothing is sent without one", do)
 }
 
 func (e *examination) unreachable(s *subject, r *Reply) {
