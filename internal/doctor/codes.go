@@ -11,6 +11,7 @@ type Code string
 // The codes are in the order of Examine's checks.
 const (
 	ProcessSilent        Code = "process-silent"
+	UnderlayDown         Code = "underlay-down"
 	InterfaceDown        Code = "interface-down"
 	PeerNotSetUp         Code = "peer-not-set-up"
 	Protocol4Filtered    Code = "protocol-4-filtered"
@@ -70,6 +71,7 @@ var Codes = []struct {
 	Means string
 }{
 	{ProcessSilent, Broken, "a process of ipipd does not answer"},
+	{UnderlayDown, Broken, "the underlay device is down, or has no carrier"},
 	{InterfaceDown, Broken, "somebody has set the interface of a running tunnel down"},
 	{PeerNotSetUp, Broken, "the remote answers ICMP protocol unreachable: nothing there takes protocol 4"},
 	{Protocol4Filtered, Broken, "the remote answers pings, and the running tunnel hears nothing of it: protocol 4 is filtered on the way, or its tunnel is down"},

@@ -205,6 +205,7 @@ var checks = []struct {
 	name string
 	run  func(*examination)
 }{
+	{"underlay", (*examination).underlayDown},
 	{"interface", (*examination).interfaceDown},
 	{"reachability", (*examination).reachability},
 	{"cloud", (*examination).cloud},

@@ -281,6 +281,7 @@ var brokens = []broken{
 		l.here.Run("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "nowhere")
 		l.here.Run("ip", "address", "add", "203.0.113.1/24", "dev", "eth1")
 		l.here.Run("ip", "link", "set", "eth1", "up")
+		l.here.Run("ip", "link", "set", "nowhere", "up")
 		l.here.Run("ip", "rule", "add", "fwmark", "7", "table", "77")
 		l.here.Run("ip", "route", "add", remote, "dev", "eth1", "table", "77")
 		l.config.FwMark = 7
@@ -314,6 +315,11 @@ var brokens = []broken{
 	}), []Code{KeepaliveBehindNAT}, "10.0.0.5 is private", false},
 	{"the peer reflects nothing", replies(Reply{Echo: true, Protocol4: true, Size: 1500}), []Code{KeepaliveUnanswered}, "--keepalive-target 10.255.0.2", false},
 	{"the kernel's module", with(replies(fine), file("sys/module/ipip", "")), []Code{KernelIPIP}, "rmmod ipip", false},
+	{"the underlay is down", func(l *lab) { l.here.Run("ip", "link", "set", "eth0", "down") }, []Code{UnderlayDown, NoRoute}, "ip link set eth0 up", false},
+	{"the underlay has no carrier", with(replies(fine), func(l *lab) {
+		l.there.Run("ip", "link", "set", "eth0", "down")
+		netlab.Eventually(l.t, "the kernel has seen it", func() bool { return strings.Contains(l.here.Run("ip", "link", "show", "eth0"), "NO-CARRIER") })
+	}), []Code{UnderlayDown}, "no carrier", false},
 	{"the interface is down", with(running(func(s *tunnel.Status) { s.Disabled, s.Running = true, false }), replies(fine)), []Code{InterfaceDown}, "ip link set ipip1 up", false},
 	{"the name is taken", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) { l.status = nil }), []Code{NameTaken}, "ip link delete ipip1", false},
 	{"no such name", func(l *lab) {

@@ -7,16 +7,60 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
 	"ipipd/internal/tunnel"
 )
+
+// underlayDown says if the device that outer packets leave by is down, or has no carrier. The kernel has no route by
+// one that is down: it is underlay-device then, or that of the local address.
+func (e *examination) underlayDown() {
+	down := sync.OnceValue(e.downAddresses)
+	for _, s := range e.tunnels {
+		name := s.Config.UnderlayDevice
+		if s.hasPath() {
+			name = s.device()
+		} else if name == "" && s.local.IsValid() {
+			name = down()[s.local]
+		}
+		switch device, ok := e.interfaces[name]; {
+		case !ok:
+		case device.Flags&net.FlagUp == 0:
+			e.found(UnderlayDown, s, "the underlay device "+name+" is set down", "nothing can be sent, and nothing comes", "ip link set "+quote(name)+" up")
+		case device.Flags&net.FlagRunning == 0:
+			e.found(UnderlayDown, s, "the underlay device "+name+" has no carrier", "nothing can be sent, and nothing comes",
+				"see to its cable, and to what is at the other end of it: ip link show "+quote(name))
+		}
+	}
+}
+
+// downAddresses are the addresses of interfaces that are down, with their names.
+func (e *examination) downAddresses() map[netip.Addr]string {
+	of := map[netip.Addr]string{}
+	for name, i := range e.interfaces {
+		if i.Flags&net.FlagUp != 0 {
+			continue
+		}
+		addresses, err := i.Addrs()
+		if err != nil {
+			e.skip(nil, "the addresses of %s cannot be read: %v", name, err)
+		}
+		for _, a := range addresses {
+			if p, err := netip.ParsePrefix(a.String()); err == nil {
+				of[p.Addr()] = name
+			}
+		}
+	}
+	return of
+}
 
 // interfaceDown says if somebody has set the interface of a running tunnel down.
 func (e *examination) interfaceDown() {
