@@ -454,6 +454,7 @@ func sameFile(t *testing.T, a, b string) bool {
 type adjacency struct {
 	k    *keptTunnel
 	logs []*netlab.Buffer
+	lost bool
 }
 
 func newAdjacency(t *testing.T, k *keptTunnel) *adjacency {
@@ -474,7 +475,7 @@ protocol ospf v2 {
 	debug { events };
 	area 0 { interface "%s" { type ptp; hello 1; dead %d; }; interface "lo" { stub; }; };
 }
-`, i+1, name, int(netlab.Scale(4*time.Second).Seconds())), 0o600); err != nil {
+`, i+1, name, int(netlab.Scale(20*time.Second).Seconds())), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		bird := exec.Command("bird", "-f", "-c", file, "-s", filepath.Join(k.dir, name+".ctl"), "-P", filepath.Join(k.dir, name+".pid"))
@@ -491,11 +492,12 @@ protocol ospf v2 {
 
 // check fails the test if either end has left the state Full.
 func (o *adjacency) check(when string) {
-	if o == nil {
+	if o == nil || o.lost {
 		return
 	}
 	for _, log := range o.logs {
 		if text := log.String(); !strings.Contains(text, " to Full") || strings.Contains(text, "from Full") {
+			o.lost = true
 			o.k.t.Errorf("%s: the adjacency has not stayed: %s", when, text)
 		}
 	}
@@ -504,6 +506,9 @@ func (o *adjacency) check(when string) {
 func (o *adjacency) String() string {
 	if o == nil {
 		return "not watched: there is no BIRD, or no neighbour by multicast"
+	}
+	if o.lost {
+		return "the adjacency has not stayed"
 	}
 	return "the adjacency has stayed"
 }
