@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 	"net"
 	"os"
 	"os/exec"
@@ -565,6 +566,45 @@ func TestKeeper_hostile(t *testing.T) {
 	k.Close()
 	if got := openFiles(t); got > before {
 		t.Errorf("%d descriptors are open at the end, want %d at most", got, before)
+	}
+}
+
+// However many open files a child has kept, another one costs few comparisons; one that is kept is not kept twice.
+func TestKeeper_keep(t *testing.T) {
+	const files = 200
+	k := NewKeeper(2 * files)
+	defer k.Close()
+	compared := 0
+	k.compare = func(a, b int) int { compared++; return compareFiles(a, b) }
+	open := func() int {
+		fd, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fd
+	}
+	for range files {
+		if kept, err := k.keep("a", open()); !kept || err != nil {
+			t.Fatal(kept, err)
+		}
+	}
+	for _, d := range slices.Clone(k.kept) {
+		again, err := unix.FcntlInt(uintptr(d.fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if kept, err := k.keep("a", again); kept || err != nil {
+			t.Errorf("twice: %v, %v", kept, err)
+			continue
+		}
+		unix.Close(again)
+	}
+	if want := 2 * files * bits.Len(files); k.Len() != files || compared > want {
+		t.Errorf("%d are kept, by %d comparisons, want %d by %d at most", k.Len(), compared, files, want)
+	}
+	k.remove("a")
+	if kept, err := k.keep("a", open()); !kept || err != nil || k.Len() != 1 {
+		t.Errorf("after all are removed: %v, %v, %d kept", kept, err, k.Len())
 	}
 }
 

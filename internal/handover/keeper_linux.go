@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -20,7 +21,10 @@ type Keeper struct {
 	limit  int
 	socket int // our end of the pair with the child; -1: there is none
 	kept   []descriptor
-	names  int // the bytes of their names in LISTEN_FDNAMES
+	files  map[string][]int // those of kept by name, in the order of compare
+	names  int              // the bytes of their names in LISTEN_FDNAMES
+
+	compare func(a, b int) int // compareFiles, but in a test
 
 	buf, control []byte
 }
@@ -52,7 +56,7 @@ func (e *RefusedError) Unwrap() error { return e.err }
 
 // NewKeeper returns a Keeper for at most limit descriptors.
 func NewKeeper(limit int) *Keeper {
-	return &Keeper{limit: limit, socket: -1,
+	return &Keeper{limit: limit, socket: -1, files: map[string][]int{}, compare: compareFiles,
 		buf: make([]byte, maxMessage+1), control: make([]byte, unix.CmsgSpace(MaxRights*4))}
 }
 
@@ -117,9 +121,8 @@ func (k *Keeper) Receive() (e Event, err error) {
 		k.remove(m.name)
 	}
 	for m.store && len(fds) > 0 && err == nil {
-		var keep bool
-		if keep, err = k.mayKeep(m.name, fds[0]); keep {
-			k.kept, k.names = append(k.kept, descriptor{m.name, fds[0]}), k.names+len(m.name)+1
+		var kept bool
+		if kept, err = k.keep(m.name, fds[0]); kept {
 			fds = fds[1:]
 		} else if err == nil {
 			closeAll(fds[:1])
@@ -143,14 +146,12 @@ func (k *Keeper) recvmsg() (n, controlLen, flags int, err error) {
 	}
 }
 
-// mayKeep is whether to keep fd, which is not one of those that the Keeper has under that name.
-func (k *Keeper) mayKeep(name string, fd int) (bool, error) {
-	for _, d := range k.kept {
-		if d.name == name && sameFile(d.fd, fd) {
-			return false, nil
-		}
-	}
+// keep keeps fd, unless that is one of those that the Keeper has under that name.
+func (k *Keeper) keep(name string, fd int) (kept bool, err error) {
+	at, have := slices.BinarySearchFunc(k.files[name], fd, k.compare)
 	switch {
+	case have:
+		return false, nil
 	case name == KeeperName, name == BrokerName:
 		return false, fmt.Errorf("the name %s is taken", name)
 	case len(k.kept) >= k.limit:
@@ -158,19 +159,26 @@ func (k *Keeper) mayKeep(name string, fd int) (bool, error) {
 	case k.names+len(name)+1 > maxNames-len(KeeperName)-len(BrokerName)-2:
 		return false, fmt.Errorf("it has %d descriptors kept, and no more have room in %s", len(k.kept), namesEnv)
 	}
+	k.kept, k.names = append(k.kept, descriptor{name, fd}), k.names+len(name)+1
+	k.files[name] = slices.Insert(k.files[name], at, fd)
 	return true, nil
 }
 
-// sameFile reports whether two descriptors are of one open file (kcmp(2)); false where the kernel
-// does not tell.
-func sameFile(a, b int) bool {
-	const kcmpFile = 0
+// compareFiles is 0 if two descriptors are of one open file, and otherwise which one the kernel has first (kcmp(2)); where that does not
+// tell it is the second one.
+func compareFiles(a, b int) int {
+	const kcmpFile, less = 0, 1
 	pid := uintptr(unix.Getpid())
-	r, _, errno := unix.Syscall6(unix.SYS_KCMP, pid, pid, kcmpFile, uintptr(a), uintptr(b), 0)
-	return errno == 0 && r == 0
+	switch r, _, errno := unix.Syscall6(unix.SYS_KCMP, pid, pid, kcmpFile, uintptr(a), uintptr(b), 0); {
+	case errno != 0 || r == less:
+		return -1
+	default:
+		return min(int(r), 1)
+	}
 }
 
 func (k *Keeper) remove(name string) {
+	delete(k.files, name)
 	rest := k.kept[:0]
 	for _, d := range k.kept {
 		if d.name == name {
@@ -205,4 +213,5 @@ func (k *Keeper) Close() {
 		_ = unix.Close(d.fd)
 	}
 	k.kept, k.names = nil, 0
+	clear(k.files)
 }

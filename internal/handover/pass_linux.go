@@ -85,11 +85,8 @@ func (k *Keeper) resume(number, name string) error {
 	if err := closeOnExec(fd, true); err != nil {
 		return err
 	}
-	if keep, err := k.mayKeep(name, fd); !keep {
-		return err
-	}
-	k.kept, k.names = append(k.kept, descriptor{name, fd}), k.names+len(name)+1
-	return nil
+	_, err = k.keep(name, fd)
+	return err
 }
 
 func closeOnExec(fd int, on bool) error {
