@@ -23,6 +23,7 @@ type RouteFollower struct {
 	prefixes map[prefixKey][]span
 	sources  map[[4]byte]int // preferred sources of routes, counted
 	partly   int             // routes that have other next hops as well, out of another interface
+	tables   map[uint32]*mirroredTable
 	// byNexthop are the prefixes of routes by a next-hop object, counted.
 	byNexthop map[uint32]map[prefixKey]int
 	dirty     map[prefixKey]bool // to be told of
@@ -67,6 +68,13 @@ type mirrored struct {
 	hops        []fib.Hop // out of the interface
 }
 
+// mirroredTable is what a routing table has of the mirror. A table without a route out of the interface is of
+// no concern to it, nor are routes there that lead nowhere.
+type mirroredTable struct {
+	out     int               // routes out of the interface
+	nowhere map[prefixKey]int // the prefixes of routes that lead nowhere, counted
+}
+
 // FollowRoutes follows the routes out of an interface. changed is called from the Host's goroutine, first
 // with all that there is, which may be nothing, and then with what has changed, however often since the
 // last call; it must not block.
@@ -94,7 +102,7 @@ func (m *RouteFollower) Close() {
 func newRouteFollower(h *Host, device int, changed func([]RouteChange)) *RouteFollower {
 	return &RouteFollower{
 		host: h, device: device, changed: changed, prefixes: map[prefixKey][]span{}, sources: map[[4]byte]int{},
-		byNexthop: map[uint32]map[prefixKey]int{}, dirty: map[prefixKey]bool{},
+		tables: map[uint32]*mirroredTable{}, byNexthop: map[uint32]map[prefixKey]int{}, dirty: map[prefixKey]bool{},
 	}
 }
 
@@ -173,25 +181,28 @@ func (m *RouteFollower) deleteRoute(r *followedRoute) {
 
 func (m *RouteFollower) add(s *span, r *followedRoute, at int) {
 	s.routes = slices.Insert(s.routes, at, r.mirrored)
-	m.count(r.prefix, &r.mirrored, +1)
+	m.count(r.prefix, s, &r.mirrored, +1)
 }
 
 func (m *RouteFollower) delete(p prefixKey, s *span, at int) {
 	old := s.routes[at]
 	s.routes = slices.Delete(s.routes, at, at+1)
-	m.count(p, &old, -1)
+	m.count(p, s, &old, -1)
 }
 
 func (m *RouteFollower) update(s *span, at int, r *followedRoute) {
 	if o := &s.routes[at]; o.unreachable != r.unreachable || !slices.Equal(o.hops, r.hops) {
+		m.countTable(r.prefix, s.table, o.unreachable, -1)
 		o.unreachable, o.hops = r.unreachable, r.hops
+		m.countTable(r.prefix, s.table, o.unreachable, +1)
 		m.dirty[r.prefix] = true
 	}
 }
 
-// count keeps what depends on a route that was added or deleted.
-func (m *RouteFollower) count(p prefixKey, r *mirrored, n int) {
+// count keeps what depends on a route of a span that was added or deleted.
+func (m *RouteFollower) count(p prefixKey, s *span, r *mirrored, n int) {
 	m.dirty[p] = true
+	m.countTable(p, s.table, r.unreachable, n)
 	if r.partly {
 		m.partly += n
 	}
@@ -216,6 +227,41 @@ func (m *RouteFollower) count(p prefixKey, r *mirrored, n int) {
 	}
 }
 
+// countTable keeps a mirroredTable. With the first route out of the interface, and the last one, its others count
+// or do not.
+func (m *RouteFollower) countTable(p prefixKey, number uint32, nowhere bool, n int) {
+	t := m.tables[number]
+	if t == nil {
+		t = &mirroredTable{nowhere: map[prefixKey]int{}}
+		m.tables[number] = t
+	}
+	concerned := t.out > 0
+	if !nowhere {
+		t.out += n
+	} else if t.nowhere[p] += n; t.nowhere[p] == 0 {
+		delete(t.nowhere, p)
+	}
+	if concerned != (t.out > 0) {
+		t.markNowhere(m)
+	}
+	if t.out == 0 && len(t.nowhere) == 0 {
+		delete(m.tables, number)
+	}
+}
+
+// markNowhere has a RouteFollower tell of the table's prefixes that lead nowhere.
+func (t *mirroredTable) markNowhere(m *RouteFollower) {
+	for p := range t.nowhere {
+		m.dirty[p] = true
+	}
+}
+
+// concerns reports whether a table has a route out of the interface.
+func (m *RouteFollower) concerns(number uint32) bool {
+	t := m.tables[number]
+	return t != nil && t.out > 0
+}
+
 // prune removes the spans of a prefix that have become empty.
 func (m *RouteFollower) prune(p prefixKey) {
 	spans := slices.DeleteFunc(m.prefixes[p], func(s span) bool { return len(s.routes) == 0 })
@@ -230,6 +276,9 @@ func (m *RouteFollower) prune(p prefixKey) {
 func (m *RouteFollower) routes(p prefixKey) (routes []fib.Route) {
 	for _, s := range m.prefixes[p] {
 		for _, r := range s.routes {
+			if r.unreachable && !m.concerns(s.table) {
+				continue
+			}
 			routes = append(routes, fib.Route{Table: s.table, Metric: s.metric, TOS: s.tos, Unreachable: r.unreachable, Hops: r.hops})
 		}
 	}

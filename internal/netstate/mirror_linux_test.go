@@ -110,7 +110,12 @@ func kernelRoutes(t *testing.T, ns *netlab.NS, device string) map[string][]strin
 	if err := json.Unmarshal([]byte(ns.Run("ip", "-4", "-j", "-N", "route", "show", "table", "all")), &routes); err != nil {
 		t.Fatal(err)
 	}
-	all := map[string][]string{}
+	type dumped struct {
+		prefix string
+		fib.Route
+	}
+	var inOrder []dumped
+	all, concerned := map[string][]string{}, map[uint32]bool{}
 	for _, r := range routes {
 		next := fib.Route{Metric: r.Metric, Table: 254}
 		number := func(s string) uint32 {
@@ -155,7 +160,13 @@ func kernelRoutes(t *testing.T, ns *netlab.NS, device string) map[string][]strin
 		} else if !strings.Contains(r.Dst, "/") {
 			r.Dst += "/32"
 		}
-		all[r.Dst] = append(all[r.Dst], describeRoute(next))
+		concerned[next.Table] = concerned[next.Table] || !next.Unreachable
+		inOrder = append(inOrder, dumped{r.Dst, next})
+	}
+	for _, r := range inOrder {
+		if concerned[r.Table] {
+			all[r.prefix] = append(all[r.prefix], describeRoute(r.Route))
+		}
 	}
 	for p := range all {
 		all[p] = sortSpans(all[p])
@@ -232,7 +243,12 @@ func TestRouteFollower_changes(t *testing.T) {
 			"route add 10.1.0.0/16 via 198.51.100.1" + onlink, "route add 10.1.0.0/16 via 198.51.100.2" + onlink + " metric 5", "route add 10.1.0.0/16 via 198.51.100.3 table 70000" + onlink,
 			"route add 10.1.0.0/16 tos 4 via 198.51.100.4" + onlink, "route add default via 198.51.100.5 table 44" + onlink, "route del 10.1.0.0/16", "route flush table 44",
 		}},
+		{"a blackhole of a table that has no other routes out of the interface, and then has", []string{
+			"route add blackhole 10.1.0.0/16 table 44", "route add 10.0.0.0/8 via 198.51.100.1" + onlink, "route add 10.2.0.0/16 via 198.51.100.1 table 44" + onlink,
+			"route add unreachable 10.3.0.0/16 table 44", "route replace 10.2.0.0/16 via 203.0.113.2 table 44", "route replace 10.2.0.0/16 via 198.51.100.1 table 44" + onlink, "route flush table 44",
+		}},
 		{"types", []string{
+			"route add 10.9.0.0/16 via 198.51.100.1 table 44" + onlink, "route add 10.9.0.0/16 via 198.51.100.1" + onlink,
 			"route add blackhole 10.1.0.0/16", "route add unreachable 10.2.0.0/16 table 44", "route add prohibit 10.3.0.0/16", "route add throw 10.4.0.0/16 table 44",
 			"route replace 10.1.0.0/16 via 198.51.100.1" + onlink, "route replace blackhole 10.1.0.0/16", "route replace throw 10.1.0.0/16", "route del 10.2.0.0/16 table 44",
 		}},
@@ -262,7 +278,10 @@ func TestRouteFollower_changes(t *testing.T) {
 		{"the interface of another next-hop object of the group goes down", []string{
 			"nexthop add id 1 via 198.51.100.1" + onlink, "nexthop add id 3 via 203.0.113.2 dev eth5", "nexthop add id 4 group 1/3", "route add 10.1.0.0/16 nhid 4", "link set eth5 down", "nexthop add id 3 via 198.51.100.9" + onlink,
 		}},
-		{"a blackhole as a next-hop object", []string{"nexthop add id 1 blackhole", "route add 10.1.0.0/16 nhid 1", "nexthop del id 1"}},
+		{"a blackhole as a next-hop object", []string{
+			"route add 10.9.0.0/16 via 198.51.100.1" + onlink, "nexthop add id 1 blackhole", "route add 10.1.0.0/16 nhid 1", "nexthop replace id 1 via 198.51.100.2" + onlink,
+			"route del 10.9.0.0/16", "route add blackhole 10.3.0.0/16", "nexthop replace id 1 blackhole", "nexthop del id 1",
+		}},
 		{"the interface of a next-hop object goes down", []string{"nexthop add id 1 via 198.51.100.1" + onlink, "route add 10.1.0.0/16 nhid 1", "link set tun0 down"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

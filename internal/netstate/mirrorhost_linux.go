@@ -188,7 +188,12 @@ func (m *mirrorReader) finish() {
 			of.dirty[p] = true
 		}
 	}
-	of.prefixes, of.sources, of.partly, of.byNexthop = m.prefixes, m.sources, m.partly, m.byNexthop
+	for number, t := range m.tables {
+		if m.concerns(number) != of.concerns(number) {
+			t.markNowhere(of)
+		}
+	}
+	of.prefixes, of.sources, of.partly, of.tables, of.byNexthop = m.prefixes, m.sources, m.partly, m.tables, m.byNexthop
 }
 
 // sameRoutes reports whether spans have the same routes, in the same order.

@@ -6,11 +6,15 @@ import (
 	"ipipd/internal/fib"
 )
 
-// ByPrefix are the routes of a Set as package fib takes them. Those of the type throw are for the kernel.
+// ByPrefix are the routes of a Set as package fib takes them. Those of the type throw are for the kernel, as are those
+// that lead nowhere in a table that has no other ones.
 func (s *Set) ByPrefix() map[netip.Prefix][]fib.Route {
-	by := map[netip.Prefix][]fib.Route{}
+	by, concerned := map[netip.Prefix][]fib.Route{}, map[uint32]bool{}
 	for _, r := range s.Routes {
-		if r.Type == "throw" {
+		concerned[r.Table] = concerned[r.Table] || r.Type == ""
+	}
+	for _, r := range s.Routes {
+		if r.Type == "throw" || !concerned[r.Table] {
 			continue
 		}
 		next := fib.Route{Table: r.Table, Metric: r.Metric, Unreachable: r.Type != ""}

@@ -198,6 +198,12 @@ var Sets = []Set{
 		Routes: []Route{{Type: "unreachable", Prefix: "0.0.0.0/0", Metric: 4278198272}, {Prefix: "0.0.0.0/0", Hops: via(1)}},
 		Want:   []Lookup{to("10.1.2.3", 1)},
 	}, {
+		Name: "a blackhole of a table that no packet for the interface is looked up in",
+		Routes: []Route{
+			{Prefix: "10.0.0.0/8", Hops: via(1)}, {Type: "blackhole", Prefix: "10.1.0.0/16", Table: 77}, {Type: "unreachable", Prefix: "0.0.0.0/0", Metric: 4278198272, Table: 78},
+		},
+		Want: []Lookup{to("10.1.2.3", 1), to("10.2.0.1", 1), byKernel("11.0.0.1")},
+	}, {
 		Name:   "throw: the next table",
 		Routes: []Route{{Type: "throw", Prefix: "10.1.0.0/16", Table: 44}, {Prefix: "10.1.0.0/16", Hops: via(1)}, {Prefix: "10.0.0.0/8", Hops: via(2), Table: 44}},
 		Rules:  []string{"pref 100 lookup 44"},
