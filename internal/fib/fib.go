@@ -28,6 +28,7 @@ import (
 type Route struct {
 	Table, Metric uint32
 	TOS           uint8 // not 0: the route is left out
+	Protocol      uint8 // who has made it (rtm_protocol); no look-up depends on it
 	// Unreachable: it leads nowhere, as of the types unreachable, blackhole and prohibit.
 	Unreachable bool
 	// Hops are those out of the interface; one, unless the route is ECMP.

@@ -63,6 +63,7 @@ type mirrored struct {
 	content     uint64 // of all that the kernel tells routes apart by
 	source      [4]byte
 	nexthop     uint32 // ID of its next-hop object; 0 is none
+	protocol    uint8
 	unreachable bool
 	partly      bool      // it has other next hops as well, itself
 	hops        []fib.Hop // out of the interface
@@ -279,7 +280,7 @@ func (m *RouteFollower) routes(p prefixKey) (routes []fib.Route) {
 			if r.unreachable && !m.concerns(s.table) {
 				continue
 			}
-			routes = append(routes, fib.Route{Table: s.table, Metric: s.metric, TOS: s.tos, Unreachable: r.unreachable, Hops: r.hops})
+			routes = append(routes, fib.Route{Table: s.table, Metric: s.metric, TOS: s.tos, Protocol: r.protocol, Unreachable: r.unreachable, Hops: r.hops})
 		}
 	}
 	return routes

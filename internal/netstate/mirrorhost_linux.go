@@ -200,7 +200,7 @@ func (m *mirrorReader) finish() {
 func sameRoutes(a, b []span) bool {
 	return slices.EqualFunc(a, b, func(a, b span) bool {
 		return a.spanKey == b.spanKey && slices.EqualFunc(a.routes, b.routes, func(a, b mirrored) bool {
-			return a.unreachable == b.unreachable && slices.Equal(a.hops, b.hops)
+			return a.protocol == b.protocol && a.unreachable == b.unreachable && slices.Equal(a.hops, b.hops)
 		})
 	})
 }

@@ -27,11 +27,11 @@ var contentSeed = maphash.MakeSeed()
 // is in no table (an exception, such as a learnt path MTU), or of IPv6. known is whether the
 // next-hop object is known, if it has one.
 func (h *Host) parseFollowed(b []byte, device int, flags uint16) (r followedRoute, known, ok bool) {
-	const bits, tos, table, kind, rtmFlags = 1, 3, 4, 7, 8
+	const bits, tos, table, protocol, kind, rtmFlags = 1, 3, 4, 5, 7, 8
 	if len(b) < unix.SizeofRtMsg || b[0] != unix.AF_INET || binary.NativeEndian.Uint32(b[rtmFlags:])&unix.RTM_F_CLONED != 0 {
 		return r, false, false
 	}
-	r.spanKey = spanKey{table: uint32(b[table]), tos: b[tos]}
+	r.spanKey, r.protocol = spanKey{table: uint32(b[table]), tos: b[tos]}, b[protocol]
 	r.exclusive, r.replace, r.append = flags&unix.NLM_F_EXCL != 0, flags&unix.NLM_F_REPLACE != 0, flags&unix.NLM_F_APPEND != 0
 	var destination [4]byte
 	single, several := hopOf{weight: 1}, false

@@ -63,14 +63,15 @@ func (m *remotes) setPeers(cfg *Config) {
 	m.peers.gateways, m.peers.lost = gateways, nil
 }
 
-// note notes whether a peer's route is there, and reports whether it has just been lost.
+// note notes whether a peer's route is there, in the table that it is added to, and reports whether it has just been
+// lost.
 func (p *peers) note(change *netstate.RouteChange) bool {
 	gateway, ours := p.gateways[change.Prefix]
 	if !ours {
 		return false
 	}
 	if slices.ContainsFunc(change.Routes, func(r fib.Route) bool {
-		return r.Metric == 0 && slices.ContainsFunc(r.Hops, func(h fib.Hop) bool { return h.Gateway == gateway })
+		return r.Protocol == netstate.RouteProtocolPeer && r.Metric == 0 && slices.ContainsFunc(r.Hops, func(h fib.Hop) bool { return h.Gateway == gateway })
 	}) {
 		delete(p.lost, change.Prefix)
 		return false

@@ -18,8 +18,10 @@ func TestPeers_note(t *testing.T) {
 	m := newRemotes(&c)
 	begun := m.begin()
 	via := func(gateway byte, metric uint32) fib.Route {
-		return fib.Route{Table: mainTable, Metric: metric, Hops: []fib.Hop{{Gateway: [4]byte{198, 51, 100, gateway}}}}
+		return fib.Route{Table: mainTable, Metric: metric, Protocol: netstate.RouteProtocolPeer, Hops: []fib.Hop{{Gateway: [4]byte{198, 51, 100, gateway}}}}
 	}
+	elsewhere := via(7, 0)
+	elsewhere.Table, elsewhere.Protocol = 100, 4
 	for _, step := range []struct {
 		what   string
 		prefix string
@@ -31,6 +33,7 @@ func TestPeers_note(t *testing.T) {
 		{"another's of another metric beside it", "10.1.0.0/16", []fib.Route{via(9, 20), via(7, 0)}, false, 1},
 		{"only another's", "10.1.0.0/16", []fib.Route{via(9, 20)}, true, 2},
 		{"another's in its place", "10.1.0.0/16", []fib.Route{via(9, 0)}, true, 2},
+		{"an operator's of another table, to the same remote", "10.1.0.0/16", []fib.Route{elsewhere}, true, 2},
 		{"gone", "10.2.0.0/16", nil, true, 3},
 		{"a prefix that is no peer's", "10.4.0.0/16", nil, false, 3},
 		{"there again", "10.1.0.0/16", []fib.Route{via(7, 0)}, false, 2},
