@@ -8,6 +8,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"unicode"
@@ -111,6 +112,56 @@ func TestDocs_design(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The tests and benchmarks that documents run by `go test` are there: it passes if it finds none.
+func TestDocs_goTest(t *testing.T) {
+	files, err := filepath.Glob(root + "/docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for _, file := range append(files, root+"/README.md") {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, command := range regexp.MustCompile("go test [^`#\n]*").FindAllString(string(text), -1) {
+			folder := regexp.MustCompile(`\./\S+`).FindString(command)
+			for _, m := range regexp.MustCompile(`-(run|bench)[ =](\S+)`).FindAllStringSubmatch(command, -1) {
+				pattern := strings.Trim(m[2], "'")
+				if pattern == "^$" {
+					continue
+				}
+				seen++
+				if !slices.ContainsFunc(testsOf(t, folder, map[string]string{"run": "Test", "bench": "Benchmark"}[m[1]]), regexp.MustCompile(pattern).MatchString) {
+					t.Errorf("%s: %s: there is none of that name", filepath.Base(file), command)
+				}
+			}
+		}
+	}
+	if seen < 4 {
+		t.Errorf("%d are named", seen)
+	}
+}
+
+// testsOf are the names of the functions of a folder that begin so.
+func testsOf(t *testing.T, folder, begin string) (names []string) {
+	t.Helper()
+	files, err := filepath.Glob(path.Join(root, folder, "*_test.go"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%s has no tests: %v", folder, err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`(?m)^func (`+begin+`\w+)\(`).FindAllStringSubmatch(string(text), -1) {
+			names = append(names, m[1])
+		}
+	}
+	return names
 }
 
 // prose is a document without its blocks and spans of code.
