@@ -63,6 +63,7 @@ type control struct {
 	remotesLeftOut   bool                             // maxRemotes left out a gateway
 	learnt           map[[4]byte]*remote              // inner destinations: see learn
 	asked            remotesQuery                     // of remotes
+	narrowest        [4]byte                          // that of remotes which remotesMTU is of
 
 	ifindex      int // in this network namespace, as last read
 	appliedMTU   int // last MTU that SetMTU accepted

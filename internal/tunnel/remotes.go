@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"bytes"
 	"errors"
 	"maps"
 	"net/netip"
@@ -238,18 +239,22 @@ func (c *control) confirmRemotes() {
 	}
 }
 
-// remotesMTU is the least MTU of the first hops to the remotes, in bytes.
-func (c *control) remotesMTU() int {
-	mtu := 0
-	for _, r := range c.remotes {
-		if a := r.follower.Answer(); a.Err == nil && !c.intoItself(&a.Route) && (mtu == 0 || a.Route.MTU < mtu) {
-			mtu = a.Route.MTU
+// remotesMTU is the least MTU of the first hops to the remotes, in bytes, and the remote that has it, the first one by
+// address; zero is none.
+func (c *control) remotesMTU() (mtu int, of [4]byte) {
+	for g, r := range c.remotes {
+		a := r.follower.Answer()
+		if a.Err != nil || c.intoItself(&a.Route) {
+			continue
+		}
+		if mtu == 0 || a.Route.MTU < mtu || a.Route.MTU == mtu && bytes.Compare(g[:], of[:]) < 0 {
+			mtu, of = a.Route.MTU, g
 		}
 	}
 	if mtu == 0 {
-		return defaultUnderlayMTU
+		return defaultUnderlayMTU, of
 	}
-	return mtu
+	return mtu, of
 }
 
 // remotesNext is when the state of a remote expires; zero is never.

@@ -111,7 +111,8 @@ func (c *control) newRoute() *route {
 		u.MTU, u.Source = c.underlay.MTU, c.underlay.Source
 	}
 	if c.many != nil {
-		u.MTU, u.Source = c.remotesMTU(), [4]byte{} // that of each remote
+		u.MTU, c.narrowest = c.remotesMTU()
+		u.Source = [4]byte{} // that of each remote
 	}
 	local, remote := u.Source, bytesOf(c.remote)
 	if c.cfg.LocalAddress.IsValid() {
@@ -310,12 +311,12 @@ func (c *control) updateMTU(now time.Time) {
 }
 
 // mtuFeedback reports a recursive route: it leads into another tunnel whose route leads into this
-// one, and each lowers the other's MTU by 20. It is detected by repeated decreases on one
-// device within a minute, as a real link's MTU does not show.
+// one, and each lowers the other's MTU by 20. It is detected by repeated decreases by one
+// path within a minute, as a real link's MTU does not show.
 func (c *control) mtuFeedback(want int, now time.Time) bool {
 	const within = time.Minute
-	if want > c.appliedMTU || c.underlay.Device != c.mtuDecreases.device || now.Sub(c.mtuDecreases.last) > within {
-		c.mtuDecreases = mtuDecreases{device: c.underlay.Device}
+	if by := (mtuPath{c.underlay.Device, c.narrowest}); want > c.appliedMTU || by != c.mtuDecreases.by || now.Sub(c.mtuDecreases.last) > within {
+		c.mtuDecreases = mtuDecreases{by: by}
 	}
 	if want > c.appliedMTU {
 		return false
@@ -328,8 +329,23 @@ func (c *control) mtuFeedback(want int, now time.Time) bool {
 // mtuSteps is how many decreases within a minute are followed.
 const mtuSteps = 3
 
-// mtuDecreases counts recent decreases of the MTU on one device.
+// mtuDecreases counts recent decreases of the MTU by one path.
 type mtuDecreases struct {
-	device, n int
-	last      time.Time
+	by   mtuPath
+	n    int
+	last time.Time
+}
+
+// mtuPath is the path that an interface's MTU comes of: the underlay device, or one of many remotes.
+type mtuPath struct {
+	device int
+	remote [4]byte
+}
+
+// narrowestText names the mtuPath.
+func (c *control) narrowestText() string {
+	if c.many != nil {
+		return addressText(c.narrowest)
+	}
+	return c.underlay.DeviceName
 }

@@ -3,12 +3,16 @@ package tunnel
 import (
 	"bytes"
 	"errors"
+	"net/netip"
+	"strings"
 	"syscall"
 	"testing"
 
 	"ipipd/internal/drop"
+	"ipipd/internal/fib"
 	"ipipd/internal/netstate"
 	"ipipd/internal/warning"
+	"ipipd/test/memory"
 )
 
 // The local address and the MTU are the route's, and are updated with it.
@@ -90,4 +94,37 @@ func TestControlMTUFeedback(t *testing.T) {
 	eventually(t, "it goes up again", func() bool { return a.Status().ActualMTU == 1480 && !a.warned(warning.MTUFeedback) })
 	a.network.set(func(w *fakeNetwork) { w.route.MTU = 1200 })
 	eventually(t, "and down", func() bool { return a.Status().ActualMTU == 1180 })
+}
+
+// Of many remotes each may have a smaller MTU than those before; one that has a smaller one again and again is
+// such a loop.
+func TestControlMTUFeedback_many(t *testing.T) {
+	sa, _ := memory.NewSocketPair()
+	a := start(t, sa, outerA, outerB, func(c *Config) { c.RemoteAddress, c.LocalAddress = AnyRemote, outerA })
+	g := outerB
+	mtu := func(mtu int) {
+		a.network.set(func(w *fakeNetwork) {
+			if w.routes == nil {
+				w.routes = map[[4]byte]netstate.Route{}
+			}
+			w.routes[g.As4()] = netstate.Route{Device: 2, MTU: mtu}
+		})
+	}
+	for n := range 8 {
+		g = g.Next()
+		mtu(1500 - 20*n)
+		a.network.followRoutes([]netstate.RouteChange{{Prefix: netip.PrefixFrom(g, 32), Routes: []fib.Route{{Hops: []fib.Hop{{Gateway: g.As4()}}}}}})
+		eventually(t, "it follows each", func() bool { return a.Status().ActualMTU == 1480-20*n })
+	}
+	if a.warned(warning.MTUFeedback) {
+		t.Error("it warns")
+	}
+	for n := range 8 {
+		mtu(1300 - 20*n)
+		a.awaitRound(t)
+	}
+	eventually(t, "it says that it stops, and by whom", func() bool {
+		at := a.warning(warning.MTUFeedback)
+		return at >= 0 && strings.HasSuffix(a.activeWarnings()[at].Detail, "by "+g.String())
+	})
 }

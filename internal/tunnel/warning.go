@@ -125,7 +125,7 @@ func (c *control) warnOfState(now time.Time) {
 	c.warnIf(c.failures > 0 && c.remote.IsValid() && !c.held, warning.NameNotRefreshed, "%v", c.lookupErr)
 	c.warnOtherAddress()
 	c.warnIf(route.txDrop == drop.NoLocalAddress && !route.receiveOnly, warning.NoLocalAddress, "%v", local)
-	c.warnIf(c.mtuDecreases.n > mtuSteps && c.wantedMTU() < c.appliedMTU, warning.MTUFeedback, "actual-mtu %d, by %s", c.appliedMTU, c.underlay.DeviceName)
+	c.warnIf(c.mtuDecreases.n > mtuSteps && c.wantedMTU() < c.appliedMTU, warning.MTUFeedback, "actual-mtu %d, by %s", c.appliedMTU, c.narrowestText())
 	c.warnIf(c.pathMTU.Get() != 0, warning.PathMTULowered, "path-mtu %d, says %v", c.pathMTU.Effective(c.underlay.MTU), address(c.pathMTUFrom))
 	c.warnPeer()
 	c.warnIf(!route.suspended && c.noPath == nil && ReflectsBehindNAT(c.cfg, local, remote), warning.KeepaliveBehindNAT, "%v to %v", local, remote)
