@@ -289,8 +289,11 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 		t.count(d, 1)
 		return false, d
 	}
-	if t.many != nil && t.many.heard(remote, int64(now.Sub(t.epoch))) {
-		t.wakeControl()
+	back := route // to the remote
+	if t.many != nil {
+		if back = t.many.heard(remote, int64(now.Sub(t.epoch))); back != nil && back.unreachable {
+			t.wakeControl()
+		}
 	}
 	if other == nil {
 		t.noteReceived(now)
@@ -326,7 +329,7 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 		t.wakeControl()
 	}
 	if route.clampMSS {
-		mss.Clamp(inner, mtu, b.Checksum == packet.ChecksumPartial)
+		mss.Clamp(inner, back.largest(mtu), b.Checksum == packet.ChecksumPartial)
 	}
 	return true, drop.None
 }

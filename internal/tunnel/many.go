@@ -174,14 +174,13 @@ func (m *remotes) lookUp(batch []*packet.Buffer, to []next) {
 	}
 }
 
-// heard records a packet of a remote, and reports whether control wants to know.
-func (m *remotes) heard(remote [4]byte, since int64) bool {
+// heard records a packet of a remote, and returns the route to it; nil if that has none of its own.
+func (m *remotes) heard(remote [4]byte, since int64) *route {
 	r := m.routes.Load().of(remote)
-	if r == nil {
-		return false
+	if r != nil {
+		r.remote.heard.Store(since)
 	}
-	r.remote.heard.Store(since)
-	return r.unreachable
+	return r
 }
 
 // acceptance is who may send by a Config.

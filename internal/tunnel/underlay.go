@@ -55,6 +55,15 @@ func (c *control) maxInner(mtu int) int {
 	return mtu - encap.Overhead
 }
 
+// largest is the largest inner packet in bytes that a sender may be asked to keep to, of an interface with that MTU: what
+// the path takes if nobody is to fragment. r may be nil.
+func (r *route) largest(mtu int) int {
+	if r != nil && r.outer.DontFragmentInherit {
+		return min(mtu, r.maxInner)
+	}
+	return mtu
+}
+
 // equal reports whether two routes are the same, with Link compared by value.
 func (r *route) equal(other *route) bool {
 	a, b := *r, *other

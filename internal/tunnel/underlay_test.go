@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"testing"
 
+	"ipipd/encap"
 	"ipipd/internal/drop"
 	"ipipd/internal/fib"
 	"ipipd/internal/netstate"
@@ -74,6 +75,14 @@ func TestControlNewRoute_loop(t *testing.T) {
 	}
 	if p := datagram(60, nil); !bytes.Equal(b.send(t, a, p), p) {
 		t.Error("the peer's packets do not arrive")
+	}
+}
+
+// A sender is to keep to what the path takes only where a router must not fragment.
+func TestRoute_largest(t *testing.T) {
+	fragmented, whole := &route{maxInner: 1380}, &route{maxInner: 1380, outer: encap.Outer{DontFragmentInherit: true}}
+	if got := [...]int{(*route)(nil).largest(1480), fragmented.largest(1480), whole.largest(1480), whole.largest(1300)}; got != [...]int{1480, 1480, 1380, 1300} {
+		t.Error(got)
 	}
 }
 

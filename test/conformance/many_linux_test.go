@@ -183,6 +183,14 @@ func TestMany_paths(t *testing.T) {
 			return strings.Contains(out, "mtu = 1280") || strings.Contains(out, "mtu=1280")
 		})
 		ping(t, hub, append(from[4:], "10.11.0.1")...)
+		disableTxChecksum(t, spoke[:2]...)
+		inside := netlab.CaptureReceived(t, hub, "t0")
+		for i, mss := range []uint16{1440, 1240} {
+			source := fmt.Sprintf("10.255.0.%d", 11+i)
+			routeTo(hub, source+"/32", 11+i)
+			transfer(t, spoke[i], hub, "10.10.0.1", 1<<10)
+			inside.Await(netlab.Source(source), syn(flagSYN, mss)) // what fits the path to that remote
+		}
 		netlab.Eventually(t, "the sender is told of an unreachable remote", func() bool {
 			out, _ := hub.Try("ping", "-c", "2", "-W", "1", "-I", "10.10.0.1", "10.13.0.1")
 			return strings.Contains(out, "Destination Host Unreachable")
