@@ -164,7 +164,7 @@ var texts = [NumReasons]text{
 	},
 	ReflectLimited: {
 		"reflect-limited",
-		"more reflect probes than are answered (1000 a second)",
+		"more reflect probes than are answered (1000 a second, of each of many remotes 10)",
 		"someone floods: limit protocol 4 to the peer's address",
 	},
 	ReceivedNotRunning: {

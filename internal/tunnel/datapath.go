@@ -167,7 +167,7 @@ func (o *outbound) forward(buf *buffers, batch []*packet.Buffer) error {
 // sendICMPError writes the ICMP error in b.icmp to the TUN device, rate-limited. d is the reason
 // why the error could not be built, or drop.None.
 func (t *Tunnel) sendICMPError(queue tun.Queue, b *buffers, d drop.Reason) {
-	if d == drop.None && !t.icmpLimit.allow(time.Now()) {
+	if d == drop.None && !t.icmpLimit.allow(time.Now(), perSecond) {
 		d = drop.ICMPLimited
 	}
 	if d != drop.None {
@@ -306,7 +306,7 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 		return false, drop.None
 	case encap.KindReflect:
 		t.peerProbes.Store(true)
-		return false, t.answerProbe(b, sender, fromLocal(path, local), remote, now)
+		return false, t.answerProbe(b, sender, fromLocal(path, local), remote, t.reflects(back, now))
 	}
 	mtu := t.MTU()
 	if b.Checksum == packet.ChecksumUnknown {
@@ -356,10 +356,18 @@ func (t *Tunnel) deliver(run []*packet.Buffer, b *buffers) {
 	}
 }
 
+// reflects reports whether one more probe is answered now, of the remote of a route; nil is one that has none of its own.
+func (t *Tunnel) reflects(r *route, now time.Time) bool {
+	if r == nil || r.remote == nil {
+		return t.reflectLimit.allow(now, perSecond)
+	}
+	return r.remote.reflectLimit.allow(now, remotePerSecond)
+}
+
 // answerProbe returns the inner packet of the peer's reflect probe, as a router's forwarding
-// would. It must not reach the device.
-func (t *Tunnel) answerProbe(b *packet.Buffer, sender underlay.Sender, path *underlay.Path, remote [4]byte, now time.Time) (d drop.Reason) {
-	if !t.reflectLimit.allow(now) {
+// would, if it is allowed. It must not reach the device.
+func (t *Tunnel) answerProbe(b *packet.Buffer, sender underlay.Sender, path *underlay.Path, remote [4]byte, allowed bool) (d drop.Reason) {
+	if !allowed {
 		d = drop.ReflectLimited
 	} else {
 		d = encap.ReflectAnswer(b, remote)

@@ -8,14 +8,35 @@ import (
 )
 
 func TestLimiterAllow(t *testing.T) {
+	for _, most := range []int32{perSecond, remotePerSecond} {
+		testLimiterAllow(t, most)
+	}
+}
+
+func testLimiterAllow(t *testing.T, most int32) {
+	t.Helper()
 	var l limiter
 	second := time.Unix(1_700_000_000, 0)
 	for _, now := range []time.Time{second, second.Add(time.Second), second.Add(time.Hour)} {
-		for i := range 3 * perSecond {
-			if got, want := l.allow(now.Add(time.Duration(i)*time.Microsecond)), i < perSecond; got != want {
+		for i := range 3 * most {
+			if got, want := l.allow(now.Add(time.Duration(i)*time.Microsecond), most), i < most; got != want {
 				t.Fatalf("event %d of a second: %v", i+1, got)
 			}
 		}
+	}
+}
+
+// Probes of one remote, or of who has forged its address, leave those of the others answered.
+func TestTunnelReflects(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	of, one, other := new(Tunnel), &route{remote: new(remote)}, &route{remote: new(remote)}
+	for i := range 3 * remotePerSecond {
+		if got, want := of.reflects(one, now), i < remotePerSecond; got != want {
+			t.Fatalf("probe %d of a remote: %v", i+1, got)
+		}
+	}
+	if !of.reflects(other, now) || !of.reflects(nil, now) || !of.reflects(new(route), now) {
+		t.Error("those of others are not answered")
 	}
 }
 

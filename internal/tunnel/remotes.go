@@ -30,6 +30,7 @@ type remote struct {
 	unreachableAt time.Time
 	heard         atomic.Int64 // when its last packet came, nanoseconds after Tunnel.epoch; 0 is never
 	ipsec         remoteIPsec
+	reflectLimit  limiter // answers to its reflect probes
 
 	// Of programRemote: the device of its route, why the fast path does not carry it, and the host's rules that
 	// apply to its packets.
