@@ -211,6 +211,9 @@ func (c *control) round(now time.Time) {
 		c.probe()
 	}
 	c.probeDue = false
+	if c.confirmDue.Swap(false) {
+		c.confirmRemotes()
+	}
 }
 
 // tick advances the keepalive to now.

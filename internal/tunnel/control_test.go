@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"ipipd/internal/fib"
 	"ipipd/internal/ipv4"
 	"ipipd/internal/netstate"
 	"ipipd/internal/packet"
@@ -155,4 +156,24 @@ func TestControl_probeConfirmsNextHop(t *testing.T) {
 	if n := a.network.refreshes() - before; n > 0 {
 		t.Errorf("a next hop that answers was confirmed %d times", n)
 	}
+}
+
+// The next hops to many remotes are confirmed although ICMP errors, which anybody can forge, take all events.
+func TestControl_confirmRemotes(t *testing.T) {
+	sa, _ := memory.NewSocketPair()
+	a := start(t, sa, outerA, outerB, func(c *Config) { c.RemoteAddress, c.LocalAddress = AnyRemote, outerA })
+	a.network.followRoutes([]netstate.RouteChange{{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Routes: []fib.Route{{Hops: []fib.Hop{{Gateway: outerB.As4()}}}}}})
+	eventually(t, "the remote is known", func() bool { return len(*a.many.routes.Load()) == 1 })
+	busy := make(chan struct{})
+	if !a.post(func(*control) { <-busy }) {
+		t.Fatal("there is no room for an event")
+	}
+	eventually(t, "control is busy", func() bool { return !a.post(func(*control) {}) })
+	before := a.network.refreshes()
+	if err := a.device.Inject(datagram(100, nil)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "poll has woken it", func() bool { return len(a.wake) > 0 })
+	close(busy)
+	eventually(t, "the next hop is confirmed", func() bool { return a.network.refreshes() > before })
 }

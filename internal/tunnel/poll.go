@@ -121,7 +121,8 @@ func (e *Engine) pollTunnels(now time.Time) (active, anyFast bool) {
 		if isActive && now.Sub(a.refreshed) >= refreshInterval {
 			a.refreshed = now
 			if t.many != nil {
-				t.post((*control).confirmRemotes)
+				t.confirmDue.Store(true) // no event, for which strangers leave no room
+				t.wakeControl()
 			} else {
 				t.confirmNextHop()
 			}

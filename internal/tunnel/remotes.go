@@ -43,12 +43,11 @@ func (c *control) followRoutes() {
 	if c.many == nil || c.ifindex == c.routesOf {
 		return
 	}
-	c.endRoutes()
+	t, begun := c.Tunnel, c.endRoutes()
 	c.routesOf = c.ifindex
 	if c.ifindex == 0 {
 		return
 	}
-	t, begun := c.Tunnel, c.many.begin()
 	c.routes = c.engine.network.FollowRoutes(c.ifindex, func(changes []netstate.RouteChange) {
 		if t.many.follow(begun, changes) {
 			t.wakeControl()
@@ -56,8 +55,8 @@ func (c *control) followRoutes() {
 	})
 }
 
-// endRoutes ends following, and forgets all remotes.
-func (c *control) endRoutes() {
+// endRoutes ends following, and forgets all remotes. begun is that of remotes.begin.
+func (c *control) endRoutes() (begun int) {
 	if c.routes != nil {
 		c.routes.Close()
 		c.routes = nil
@@ -69,8 +68,9 @@ func (c *control) endRoutes() {
 	c.remotes, c.learnt, c.remotesLeftOut = nil, nil, false
 	c.endSenders()
 	if c.many != nil {
-		c.many.begin()
+		begun = c.many.begin()
 	}
+	return begun
 }
 
 // askRemotes has a Follower for each gateway of the table, and no other. It returns those whose answer has
@@ -227,9 +227,6 @@ func (c *control) remoteLink(a *netstate.Answer) *underlay.Link {
 
 // confirmRemotes is confirmNextHop for the remotes that packets were sent to.
 func (c *control) confirmRemotes() {
-	if c.many == nil {
-		return
-	}
 	for g, r := range c.many.routes.Load().all {
 		if atomic.SwapUint32(&r.used, 0) == 0 || c.remotes[g] == nil {
 			continue

@@ -70,9 +70,10 @@ type Tunnel struct {
 	reflectLimit limiter // answers to the peer's reflect probes
 	icmpLimit    limiter // ICMP errors to inner senders
 
-	activity  activity // of Engine.poll
-	linkVote  int      // of Engine.linkVotes, if linkVoted
-	linkVoted bool
+	activity   activity    // of Engine.poll
+	confirmDue atomic.Bool // which has control call confirmRemotes
+	linkVote   int         // of Engine.linkVotes, if linkVoted
+	linkVoted  bool
 
 	wake    chan struct{}   // to control; capacity 1, see wakeControl
 	events  chan event      // to control
