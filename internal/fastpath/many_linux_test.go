@@ -406,6 +406,11 @@ func TestRoutes_strangers(t *testing.T) {
 	if n := l.counters().ReversePath; n != 5 {
 		t.Errorf("%d are counted", n)
 	}
+	wrong := inner(ipv4.Header{Protocol: ipv4.ProtocolIPIP, Source: address("203.0.113.9"), Destination: local}, in)
+	wrong[10]++ // nobody knows who has sent it: the IP stack drops it, as without the fast path
+	if got, _ := l.run(l.Decap, wrong); got != next || l.counters().ReversePath != 5 {
+		t.Errorf("a wrong outer checksum: verdict %d, %+v", got, l.counters())
+	}
 	for name, p := range packets(g) {
 		if got, _ := l.run(l.Decap, p); got != next {
 			t.Errorf("%s of a remote: verdict %d", name, got)
@@ -424,6 +429,28 @@ func TestRoutes_strangers(t *testing.T) {
 	enableRemote(t, r, g)
 	if again := r.LastReceived(g); again.Sub(at).Abs() > 1e9 || again.IsZero() {
 		t.Errorf("SetRemote has it heard at %v instead of %v", again, at)
+	}
+}
+
+// With a list they are counted as not in it, whatever it is, and whatever accept-to has.
+func TestRoutes_strangers_acceptFrom(t *testing.T) {
+	tunnel := manyTunnel()
+	tunnel.AcceptFrom, tunnel.AcceptTo = true, true
+	l, r := newManyLab(t, tunnel, new(fib.Table))
+	if err := r.Accept(sendersBy(loopback, []netip.Prefix{netip.MustParsePrefix("172.16.0.0/12")}), []netip.Prefix{netip.MustParsePrefix("203.0.113.5/32")}); err != nil {
+		t.Fatal(err)
+	}
+	h := ipv4.Header{Protocol: ipv4.ProtocolIPIP, Source: address("203.0.113.9"), Destination: local}
+	for name, p := range map[string][]byte{
+		"an empty probe": inner(h, nil), "a reflect probe": inner(h, inner(ipv4.Header{Protocol: ipv4.ProtocolIPIP, Source: local, Destination: h.Source}, nil)),
+		"data for nobody": inner(h, inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerB, Destination: innerA}, udp(8))),
+	} {
+		before := l.counters()
+		want := before
+		want.NotInAcceptFrom++
+		if got, _ := l.run(l.Decap, p); got != dropped || l.counters() != want {
+			t.Errorf("%s: verdict %d, %+v after %+v", name, got, l.counters(), before)
+		}
 	}
 }
 

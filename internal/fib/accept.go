@@ -21,13 +21,25 @@ type Acceptance struct {
 // Check returns drop.None if a packet is accepted. Addresses are in network byte order.
 func (a *Acceptance) Check(t *Table, outerSource, innerSource, innerDestination [4]byte) drop.Reason {
 	switch {
+	case !a.From.Contains(outerSource) && !t.leadsTo(innerSource, outerSource) && !(a.AnyPeer && t.HasRemote(outerSource)):
+		return a.refusal()
 	case a.To.Len() > 0 && !a.To.Contains(innerDestination):
 		return drop.NotInAcceptTo
-	case a.From.Contains(outerSource), t.leadsTo(innerSource, outerSource):
+	}
+	return drop.None
+}
+
+// CheckSender returns drop.None unless nothing that comes from an outer source is accepted, whatever is inside.
+func (a *Acceptance) CheckSender(t *Table, outerSource [4]byte) drop.Reason {
+	if a.From.Contains(outerSource) || t.HasRemote(outerSource) {
 		return drop.None
-	case a.AnyPeer && t.HasRemote(outerSource):
-		return drop.None
-	case a.AnyPeer, a.From.Len() > 0:
+	}
+	return a.refusal()
+}
+
+// refusal is the reason for what may not be sent.
+func (a *Acceptance) refusal() drop.Reason {
+	if a.AnyPeer || a.From.Len() > 0 {
 		return drop.NotInAcceptFrom
 	}
 	return drop.ReversePath

@@ -73,6 +73,7 @@ func TestAcceptance_Check(t *testing.T) {
 		{"accept-to: the next address", real, balancer, address("8.8.8.8"), address("203.0.113.6"), drop.NotInAcceptTo},
 		{"accept-to: of a peer as well", real, a, address("10.1.2.3"), address("203.0.113.6"), drop.NotInAcceptTo},
 		{"accept-to: a stranger", real, stranger, address("8.8.8.8"), address("203.0.113.5"), drop.NotInAcceptFrom},
+		{"accept-to: a stranger, to anything else", real, stranger, address("8.8.8.8"), address("203.0.113.6"), drop.NotInAcceptFrom},
 	} {
 		if got := c.accept.Check(table, c.outer, c.inner, c.destination); got != c.want {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)
@@ -80,6 +81,34 @@ func TestAcceptance_Check(t *testing.T) {
 	}
 	if got := strict.Check(new(fib.Table), a, a, here); got != drop.ReversePath {
 		t.Errorf("without routes: %v", got)
+	}
+}
+
+// Of who may send nothing it does not matter what.
+func TestAcceptance_CheckSender(t *testing.T) {
+	gateway, direct, listed, stranger := address("198.51.100.1"), address("192.0.2.9"), address("172.16.7.7"), address("203.0.113.66")
+	table := routesets.Table(map[netip.Prefix][]fib.Route{
+		netip.MustParsePrefix("10.1.0.0/16"):  {{Hops: []fib.Hop{{Gateway: gateway}}}},
+		netip.MustParsePrefix("192.0.2.0/24"): {{Hops: []fib.Hop{{}}}},
+	})
+	list := fib.Acceptance{From: fib.NewPrefixes([]netip.Prefix{netip.MustParsePrefix("172.16.0.0/12")})}
+	for _, c := range []struct {
+		name   string
+		accept fib.Acceptance
+		outer  [4]byte
+		want   drop.Reason
+	}{
+		{"a gateway", fib.Acceptance{}, gateway, drop.None},
+		{"one that is reached without a gateway", fib.Acceptance{}, direct, drop.None},
+		{"a stranger", fib.Acceptance{}, stranger, drop.ReversePath},
+		{"any peer: a stranger", fib.Acceptance{AnyPeer: true}, stranger, drop.NotInAcceptFrom},
+		{"a list: one of it", list, listed, drop.None},
+		{"a list: a gateway", list, gateway, drop.None},
+		{"a list: a stranger", list, stranger, drop.NotInAcceptFrom},
+	} {
+		if got := c.accept.CheckSender(table, c.outer); got != c.want {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
 	}
 }
 

@@ -282,8 +282,8 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 		local, remote = outer.Destination(), outer.Source()
 	}
 	inner, kind, d := encap.Decapsulate(b, outer, local, remote)
-	if d == drop.None && t.many != nil {
-		d = t.many.accepts(remote, inner, kind)
+	if t.many != nil {
+		d = t.many.accepts(remote, inner, kind, d)
 	}
 	if d != drop.None {
 		t.count(d, 1)

@@ -252,15 +252,18 @@ func parsePrefixes(to []netip.Prefix, v, wanted string) (_ []netip.Prefix, want 
 	return to, ""
 }
 
-// accepts returns drop.None if a packet of a remote may enter. A probe has no inner source: it is for any
-// gateway of a route.
-func (m *remotes) accepts(remote [4]byte, inner ipv4.Packet, kind encap.Kind) drop.Reason {
-	table := m.table.Load()
-	switch {
-	case kind == encap.KindData:
-		return m.accept.Load().Check(table, remote, inner.Source(), inner.Destination())
-	case !table.HasRemote(remote):
+// accepts returns drop.None if what a remote has sent may enter. broken is what encap.Decapsulate says of it, which is
+// no matter of who may send nothing. A probe has no inner source: it is for any gateway of a route.
+func (m *remotes) accepts(remote [4]byte, inner ipv4.Packet, kind encap.Kind, broken drop.Reason) drop.Reason {
+	table, accept := m.table.Load(), m.accept.Load()
+	if kind == encap.KindData && broken == drop.None {
+		return accept.Check(table, remote, inner.Source(), inner.Destination())
+	}
+	if why := accept.CheckSender(table, remote); why != drop.None {
+		return why
+	}
+	if broken == drop.None && !table.HasRemote(remote) {
 		return drop.ReversePath
 	}
-	return drop.None
+	return broken
 }

@@ -166,7 +166,9 @@ func TestRemotes_drops(t *testing.T) {
 		drop.RemoteNotUsable: {sent: datagram(100, func(h *ipv4.Header) { h.Destination = [4]byte{224, 0, 0, 5} })},
 		drop.ReversePath:     {received: in},
 		drop.NotInAcceptFrom: {received: in, set: func(c *Config) { c.AcceptAnyPeer = true }},
-		drop.NotInAcceptTo:   {received: in, set: func(c *Config) { c.AcceptTo = []netip.Prefix{netip.MustParsePrefix("203.0.113.5/32")} }},
+		drop.NotInAcceptTo: {received: in, set: func(c *Config) {
+			c.AcceptFrom, c.AcceptTo = []netip.Prefix{netip.PrefixFrom(outerB, 32)}, []netip.Prefix{netip.MustParsePrefix("203.0.113.5/32")}
+		}},
 	} {
 		provoked[why.String()] = true
 		t.Run(why.String(), func(t *testing.T) {
@@ -199,6 +201,36 @@ func TestRemotes_drops(t *testing.T) {
 	}
 	if want := netlab.DropsProvoked(netlab.ManyRemotes); !maps.Equal(provoked, want) {
 		t.Errorf("provoked are %v, want %v", provoked, want)
+	}
+}
+
+// What who may send nothing has sent is refused as such, whatever it is, as on the fast path.
+func TestRemotes_accepts(t *testing.T) {
+	gateway, listed, stranger := outerB.As4(), [4]byte{172, 16, 7, 7}, [4]byte{203, 0, 113, 66}
+	strict := Config{}
+	list := Config{AcceptFrom: []netip.Prefix{netip.MustParsePrefix("172.16.0.0/12")}}
+	for _, c := range []struct {
+		cfg    Config
+		remote [4]byte
+		kind   encap.Kind
+		broken drop.Reason
+		want   drop.Reason
+	}{
+		{strict, gateway, encap.KindEmpty, drop.None, drop.None},
+		{strict, gateway, encap.KindData, drop.ReceivedChecksum, drop.ReceivedChecksum},
+		{strict, stranger, encap.KindEmpty, drop.None, drop.ReversePath},
+		{strict, stranger, encap.KindReflect, drop.None, drop.ReversePath},
+		{strict, stranger, encap.KindData, drop.ReceivedChecksum, drop.ReversePath},
+		{list, stranger, encap.KindReflect, drop.None, drop.NotInAcceptFrom},
+		{list, stranger, encap.KindData, drop.ReceivedNotIPv4, drop.NotInAcceptFrom},
+		{list, listed, encap.KindData, drop.ReceivedChecksum, drop.ReceivedChecksum},
+		{list, listed, encap.KindReflect, drop.None, drop.ReversePath}, // a probe is for a gateway
+	} {
+		m := newRemotes(&c.cfg)
+		m.follow(m.begin(), []netstate.RouteChange{{Prefix: netip.MustParsePrefix("10.1.0.0/16"), Routes: []fib.Route{{Hops: []fib.Hop{{Gateway: gateway}}}}}})
+		if got := m.accepts(c.remote, ipv4.Packet{}, c.kind, c.broken); got != c.want {
+			t.Errorf("from %v, kind %v, %v: %v, want %v", address(c.remote), c.kind, c.broken, got, c.want)
+		}
 	}
 }
 

@@ -422,14 +422,10 @@ int ipip_decap(struct __sk_buff *skb)
 	}
 	whole = !read_header(skb, data + ETH_HLEN + HEADER_LEN, at, h.inner);
 	if (rx->flags & RX_MANY) {
-		// Whatever is inside, and in each fragment.
-		if (!remote && !listed && !is_direct(table, key.source)) {
-			__u32 why = rx->flags & (RX_ANY_PEER | RX_ACCEPT_FROM) && whole ? NOT_IN_ACCEPT_FROM : REVERSE_PATH;
-
-			if (rx->flags & RX_ACCEPT_TO && whole && !listed_by(&accept_to, tun_ifindex, h.inner.destination))
-				why = NOT_IN_ACCEPT_TO;
-			return refuse(skb, rx, c, why, &h.outer);
-		}
+		// Whatever is inside, and in each fragment: fib.Acceptance.CheckSender. The IP stack drops what has
+		// another checksum, and nobody knows who sent it.
+		if (!remote && !listed && !is_direct(table, key.source))
+			return ip_header_sum(&h.outer) != 0xffff ? TCX_NEXT : refuse(skb, rx, c, refusal(rx->flags), &h.outer);
 	}
 	if (!whole || h.outer.fragment & bpf_htons(FRAGMENT_MASK)) // an empty keepalive probe, for one
 		return TCX_NEXT;

@@ -248,27 +248,26 @@ static __always_inline int is_direct(__u32 table, __be32 address)
 	return to == DIRECT || to == MIXED;
 }
 
+// refusal is the verdict on what may not be sent.
+#define refusal(flags) ((flags) & (RX_ANY_PEER | RX_ACCEPT_FROM) ? NOT_IN_ACCEPT_FROM : REVERSE_PATH)
+
 // may_send is fib.Acceptance.Check. remote is the number of the outer source, or MAX_REMOTES; listed whether
 // accept_from has it.
 static __always_inline __u32 may_send(__u32 flags, __u32 ifindex, __u32 table, __u32 remote, int listed, __be32 source, __be32 inner_source, __be32 inner_destination)
 {
 	int known = remote < MAX_REMOTES;
-	__u32 to;
+	__u32 to = route_to(table, inner_source);
 
+	if (to == DIRECT && inner_source == source && !known)
+		return UNSURE; // rules of the host may apply to it
+	if (!(known && to == remote) && !(to == DIRECT && inner_source == source) && !listed && !(flags & RX_ANY_PEER && known)) {
+		if ((to == SEVERAL && known) || to == MIXED || (flags & RX_ANY_PEER && is_direct(table, source)))
+			return UNSURE;
+		return refusal(flags);
+	}
 	if (flags & RX_ACCEPT_TO && !listed_by(&accept_to, ifindex, inner_destination))
 		return NOT_IN_ACCEPT_TO;
-	to = route_to(table, inner_source);
-	if (known && to == remote)
-		return MAY_SEND;
-	if (to == DIRECT && inner_source == source)
-		return known ? MAY_SEND : UNSURE; // rules of the host may apply to it
-	if (listed)
-		return MAY_SEND;
-	if (flags & RX_ANY_PEER && known)
-		return MAY_SEND;
-	if ((to == SEVERAL && known) || to == MIXED || (flags & RX_ANY_PEER && is_direct(table, source)))
-		return UNSURE;
-	return flags & (RX_ANY_PEER | RX_ACCEPT_FROM) ? NOT_IN_ACCEPT_FROM : REVERSE_PATH;
+	return MAY_SEND;
 }
 
 // refuse is what becomes of a packet that may_send does not let in.
