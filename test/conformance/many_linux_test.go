@@ -227,3 +227,28 @@ func TestMany_mtu(t *testing.T) {
 		netlab.Eventually(t, "and goes", mtu(1480))
 	})
 }
+
+// The reverse path is that of the interface's routes. That a source is elsewhere is for rp_filter to see.
+func TestMany_rpFilter(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		hub, spoke := mesh(t, 1)
+		hub.Run("sh", "-ec", "ip link add lan0 type bridge; ip address add 10.11.9.1/24 dev lan0; ip link set lan0 up")
+		c.upAny(t, hub, 1)
+		c.upAny(t, spoke[0], 11)
+		routeTo(spoke[0], "10.10.0.0/16", 1)
+		routeTo(hub, "10.11.0.0/16", 11)
+		ping(t, hub, "-I", "10.10.0.1", "10.11.0.1")
+		spoke[0].Run("ip", "address", "add", "10.11.9.9/32", "dev", "lo")
+		inside := netlab.CaptureReceived(t, hub, "t0")
+		send := func() { _, _ = spoke[0].Try("ping", "-c", "1", "-W", "1", "-I", "10.11.9.9", "10.10.0.1") }
+		send()
+		inside.Await(netlab.Source("10.11.9.9"))
+		hub.Sysctl("net.ipv4.conf.t0.rp_filter", "1")
+		netlab.Eventually(t, "rp_filter refuses it", func() bool {
+			send()
+			return !strings.Contains(hub.Run("nstat", "-asz", "TcpExtIPReversePathFilter"), " 0 ")
+		})
+		ping(t, hub, "-I", "10.10.0.1", "10.11.0.1")
+	})
+}
