@@ -247,7 +247,7 @@ func (c *control) followSenders() error {
 		c.endSenders()
 		c.sendersAsked = asked
 		for _, p := range c.cfg.AcceptFrom {
-			c.senders = append(c.senders, c.engine.network.Follow(c.remoteQuery(p.Addr().As4()), c.wakeControl))
+			c.senders = append(c.senders, c.engine.network.Follow(c.remoteQuery(firstHost(p)), c.wakeControl))
 		}
 	}
 	next := make([]fastpath.Sender, len(c.senders))
@@ -268,6 +268,14 @@ func (c *control) followSenders() error {
 	err := c.many.fast.Accept(next, c.cfg.AcceptTo)
 	c.sendersNow, c.sendersSet, c.retry = next, err == nil, c.retry || err != nil
 	return err
+}
+
+// firstHost is the first address of a prefix that a host may have: of 0.0.0.0/0 not 0.0.0.0.
+func firstHost(p netip.Prefix) [4]byte {
+	if a := p.Masked().Addr().As4(); a[0] != 0 || p.Bits() >= 8 {
+		return a
+	}
+	return [4]byte{1}
 }
 
 // senderBlocker is why the fast path does not carry what comes from a prefix of accept-from.

@@ -110,6 +110,11 @@ func TestManyFastLocal_realServer(t *testing.T) {
 		send(near, "172.16.9.9", outerOf(1), "203.0.113.5")
 		return netlab.WaitFor(func() bool { return d.Status().RxPacket >= before.RxPacket+n }) && d.Status().RxPacket == before.RxPacket+n
 	})
+	// Everybody may send, by the device of the default route.
+	if out, err := d.Run("set", "t0", "accept-from=0.0.0.0/0"); err != nil {
+		t.Fatal(err, out)
+	}
+	carried(near, "203.0.113.77", outerOf(1))
 	if s := d.Status(); s.TxPacket != 0 {
 		t.Errorf("%d packets are sent", s.TxPacket)
 	}
