@@ -163,7 +163,7 @@ func TestControl_confirmRemotes(t *testing.T) {
 	sa, _ := memory.NewSocketPair()
 	a := start(t, sa, outerA, outerB, func(c *Config) { c.RemoteAddress, c.LocalAddress = AnyRemote, outerA })
 	a.network.followRoutes([]netstate.RouteChange{{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Routes: []fib.Route{{Hops: []fib.Hop{{Gateway: outerB.As4()}}}}}})
-	eventually(t, "the remote is known", func() bool { return len(*a.many.routes.Load()) == 1 })
+	eventually(t, "the remote is known", func() bool { return len(a.many.routes.Load().all) == 1 })
 	busy := make(chan struct{})
 	if !a.post(func(*control) { <-busy }) {
 		t.Fatal("there is no room for an event")
