@@ -28,7 +28,7 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 BENCHSTAT   := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 # From v2.46.0 on nfpm needs go.digitalxero.dev/go-msix, which not every module proxy serves.
-NFPM        := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.4
+NFPM        := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
 
 # Failed tests are rerun once, unless more than four fail, or one has a data race or
 # panics; scripts/testsummary evaluates both runs. The timeout of a package is an hour:
