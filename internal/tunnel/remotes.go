@@ -30,7 +30,8 @@ type remote struct {
 	unreachableAt time.Time
 	heard         atomic.Int64 // when its last packet came, nanoseconds after Tunnel.epoch; 0 is never
 	ipsec         remoteIPsec
-	reflectLimit  limiter // answers to its reflect probes
+	reflectLimit  limiter      // answers to its reflect probes
+	largest       atomic.Int32 // see route.largest; 0 is not known
 
 	// Of programRemote: the device of its route, why the fast path does not carry it, and the host's rules that
 	// apply to its packets.
@@ -203,6 +204,7 @@ func (c *control) remoteRoute(base *route, g [4]byte, r *remote, now time.Time) 
 		next.path.Link = c.remoteLink(a)
 		next.path.MTU = r.pathMTU.Effective(a.Route.MTU)
 		next.maxInner = c.remoteMaxInner(r, next.path.MTU)
+		r.largest.Store(int32(c.remoteMaxInner(r, a.Route.MTU)))
 	case errors.As(a.Err, new(*netstate.NoRouteError)):
 		next.txDrop = drop.NoPath
 	}

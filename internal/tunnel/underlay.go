@@ -55,11 +55,14 @@ func (c *control) maxInner(mtu int) int {
 	return mtu - encap.Overhead
 }
 
-// largest is the largest inner packet in bytes that a sender may be asked to keep to, of an interface with that MTU: what
-// the path takes if nobody is to fragment. r may be nil.
+// largest is the largest inner packet in bytes that a sender may be asked to keep to, of an interface with that MTU: of one of
+// many remotes what the first hop to it takes, if nobody is to fragment. A path MTU that was learnt does not count, which
+// anybody can forge, and a connection has its MSS for good. r may be nil.
 func (r *route) largest(mtu int) int {
-	if r != nil && r.outer.DontFragmentInherit {
-		return min(mtu, r.maxInner)
+	if r != nil && r.remote != nil && r.outer.DontFragmentInherit {
+		if n := int(r.remote.largest.Load()); n != 0 {
+			return min(mtu, n)
+		}
 	}
 	return mtu
 }

@@ -78,11 +78,21 @@ func TestControlNewRoute_loop(t *testing.T) {
 	}
 }
 
-// A sender is to keep to what the path takes only where a router must not fragment.
+// A sender is to keep to what the first hop to a remote takes only where nobody is to fragment, and not to a path MTU
+// that anybody may have forged.
 func TestRoute_largest(t *testing.T) {
-	fragmented, whole := &route{maxInner: 1380}, &route{maxInner: 1380, outer: encap.Outer{DontFragmentInherit: true}}
-	if got := [...]int{(*route)(nil).largest(1480), fragmented.largest(1480), whole.largest(1480), whole.largest(1300)}; got != [...]int{1480, 1480, 1380, 1300} {
-		t.Error(got)
+	whole := encap.Outer{DontFragmentInherit: true}
+	fragmented, learnt := &route{remote: new(remote), maxInner: 532}, &route{remote: new(remote), maxInner: 532, outer: whole}
+	one, unknown := &route{maxInner: 532, outer: whole}, &route{remote: new(remote), maxInner: 532, outer: whole}
+	fragmented.remote.largest.Store(1280)
+	learnt.remote.largest.Store(1280)
+	for _, c := range []struct {
+		r         *route
+		mtu, want int
+	}{{nil, 1480, 1480}, {one, 1480, 1480}, {unknown, 1480, 1480}, {fragmented, 1480, 1480}, {learnt, 1480, 1280}, {learnt, 1200, 1200}} {
+		if got := c.r.largest(c.mtu); got != c.want {
+			t.Errorf("%+v: %d, want %d", c.r, got, c.want)
+		}
 	}
 }
 
