@@ -410,7 +410,8 @@ func testKeptPath(t *testing.T, path *keptPath, first string) {
 	if path.esp {
 		seen := wire.Seen()
 		t.Logf("%+v, at the start %+v", seen, negotiated)
-		if seen.Repeated != 0 || seen.Plain != 0 || seen.ESP < 100 || seen.Negotiating != negotiated.Negotiating || seen.SPIs != negotiated.SPIs {
+		// Both ends may have negotiated at the start, and the next process may use the other pair of SAs.
+		if seen.Repeated != 0 || seen.Plain != 0 || seen.ESP < 100 || seen.Negotiating != negotiated.Negotiating || seen.SPIs > 4 {
 			t.Errorf("%+v, at the start %+v", seen, negotiated)
 		}
 	}
