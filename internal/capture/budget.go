@@ -5,7 +5,7 @@ import "time"
 // What a packet of a capture costs all who copy it, in processor time: the data path, Stream, the kernel, and the
 // process that reads the stream and writes a file.
 const (
-	packetCost = 500 * time.Nanosecond
+	packetCost = 1500 * time.Nanosecond
 	byteCost   = time.Nanosecond // of the file
 
 	// share is the part of the processors' time that a capture takes at most, of as many as mostProcessors: the
