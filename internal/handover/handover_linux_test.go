@@ -599,7 +599,7 @@ func TestKeeper_keep(t *testing.T) {
 		}
 		unix.Close(again)
 	}
-	if want := 2 * files * bits.Len(files); k.Len() != files || compared > want {
+	if want := 8 * files * bits.Len(files); k.Len() != files || compared > want {
 		t.Errorf("%d are kept, by %d comparisons, want %d by %d at most", k.Len(), compared, files, want)
 	}
 	k.remove("a")

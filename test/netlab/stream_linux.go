@@ -19,17 +19,8 @@ import (
 // and drops the answer if that one's send buffer is full, of answers for a dead neighbor in another test say.
 func Stream(t testing.TB, from *NS, source string, to *NS, destination string) (end func()) {
 	t.Helper()
-	server, client := listenEcho(t, to, destination), listenEcho(t, from, source)
-	go func() {
-		buf := make([]byte, 64)
-		for {
-			n, from, err := server.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			_, _ = server.WriteTo(buf[:n], from)
-		}
-	}()
+	client := listenEcho(t, from, source)
+	serveEcho(t, to, destination)
 	var answered sync.Map
 	go func() {
 		buf := make([]byte, 64)
@@ -75,7 +66,53 @@ func Stream(t testing.TB, from *NS, source string, to *NS, destination string) (
 	}
 }
 
+// Echo is a Stream for where packets may be lost: answered sends a datagram every 20 ms for so long at most, and reports whether one is
+// answered. It is not safe for concurrent use.
+func Echo(t testing.TB, from *NS, source string, to *NS, destination string) (answered func(within time.Duration) bool) {
+	t.Helper()
+	client := listenEcho(t, from, source)
+	serveEcho(t, to, destination)
+	at, sent, buf := net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(destination), echoPort)), 0, make([]byte, 64)
+	return func(within time.Duration) bool {
+		t.Helper()
+		first := sent
+		for end := time.Now().Add(within); time.Now().Before(end); {
+			if _, err := client.WriteTo([]byte(strconv.Itoa(sent)), at); err != nil {
+				t.Errorf("a datagram to %s: %v", destination, err)
+			}
+			sent++
+			for next := time.Now().Add(20 * time.Millisecond); ; { // answers to earlier calls do not count
+				_ = client.SetReadDeadline(next)
+				n, _, err := client.ReadFrom(buf)
+				if err != nil {
+					break
+				}
+				if number, _ := strconv.Atoi(string(buf[:n])); number >= first {
+					return true
+				}
+			}
+		}
+		return false
+	}
+}
+
 const echoPort = 7
+
+// serveEcho answers each datagram to an address, until the test ends.
+func serveEcho(t testing.TB, ns *NS, address string) {
+	t.Helper()
+	server := listenEcho(t, ns, address)
+	go func() {
+		buf := make([]byte, 64)
+		for {
+			n, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = server.WriteTo(buf[:n], from)
+		}
+	}()
+}
 
 // listenEcho is a socket that holds what comes while its reader has to wait for a processor.
 func listenEcho(t testing.TB, ns *NS, address string) net.PacketConn {
