@@ -57,6 +57,11 @@ func TestTunnelDrop(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
+		"esp-fragment": func(_ *testing.T, a *endpoint) { // as from ipsec.Manager
+			p := outerPacket(t, outerB.As4(), make([]byte, 100))
+			p[6], p[9] = 0x20, 50
+			a.engine.dropPacket(drop.ESPFragment, p)
+		},
 		"fragment-failed": func(_ *testing.T, a *endpoint) { // as from encryptedTx
 			b := packet.New(200)
 			b.Set(outerPacket(t, outerA.As4(), datagram(100, nil)))

@@ -168,11 +168,17 @@ func (in *injector) send(packets ...[]byte) {
 // does not send protocol unreachable.
 func sinkIPIP(t *testing.T, ns *netlab.NS) {
 	t.Helper()
+	sink(t, ns, ipv4.ProtocolIPIP)
+}
+
+// sink is sinkIPIP for another protocol.
+func sink(t *testing.T, ns *netlab.NS, protocol int) {
+	t.Helper()
 	var fd int
 	var err error
-	ns.Do(func() { fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_IPIP) })
+	ns.Do(func() { fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol) })
 	if err != nil {
-		t.Fatalf("open a protocol-4 socket: %v", err)
+		t.Fatalf("open a protocol-%d socket: %v", protocol, err)
 	}
 	t.Cleanup(func() { unix.Close(fd) })
 }

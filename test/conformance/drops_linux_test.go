@@ -26,10 +26,10 @@ type dropsLab struct {
 	inside, outside *injector // into t0, and from the peer's veth0
 	pause           func()    // stops the process
 	resume          func()
-	wire            *netlab.Recorder // what comes in at veth0
+	sealing         *espPeer // the peer, nil unless it is encrypted
 }
 
-func newDropsLab(t *testing.T, properties string) *dropsLab {
+func newDropsLab(t *testing.T, properties string, encrypted bool) *dropsLab {
 	t.Helper()
 	a, b := hosts(t)
 	sinkIPIP(t, b)
@@ -40,10 +40,17 @@ func newDropsLab(t *testing.T, properties string) *dropsLab {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l.wire = netlab.Capture(t, a, "veth0", func(f netlab.Frame) bool { return !f.Outgoing })
-	l.d = netlab.UpConfig(t, a, "t0", file)
+	var process int
+	if encrypted { // kept, for espPeer.exhaust
+		l.sealing = newESPPeer(t, b)
+		l.d = netlab.KeepConfig(t, a, "t0", file)
+		process = l.d.Child()
+	} else {
+		l.d = netlab.UpConfig(t, a, "t0", file)
+		process = l.d.PID()
+	}
 	l.inside, l.outside = newInjector(t, a, "t0", nil, ""), newInjector(t, b, "veth0", a, "veth0")
-	l.pause, l.resume = func() { l.d.Signal(syscall.SIGSTOP) }, func() { l.d.Signal(syscall.SIGCONT) }
+	l.pause, l.resume = func() { _ = syscall.Kill(process, syscall.SIGSTOP) }, func() { _ = syscall.Kill(process, syscall.SIGCONT) }
 	l.capture = startCapture(t, l.d, "--drops")
 	return l
 }
@@ -147,16 +154,16 @@ func TestDrops(t *testing.T) {
 	probe := func(ttl uint8) []byte {
 		return build(ipv4.Header{ID: 3, TTL: ttl, Protocol: ipv4.ProtocolIPIP, Source: addr(outerA), Destination: addr(outerB)}, nil)
 	}
+	monotonic := []byte{1, 2} // padding, RFC 4303, section 2.4
+	const noNextHeader = 59   // a dummy packet, RFC 4303, section 2.6
 	stranger := build(ipv4.Header{ID: 9, TTL: 64, Protocol: ipv4.ProtocolIPIP, Source: addr("192.0.2.77"), Destination: addr(outerA)}, reply)
 	esp := func(payload []byte) []byte {
 		return build(ipv4.Header{TTL: 64, Protocol: ipv4.ProtocolESP, Source: addr(outerB), Destination: addr(outerA)}, payload)
 	}
-	// sent has an ESP packet that the peer has sent, changed.
-	sent := func(change func([]byte)) func(*dropsLab) {
+	// sealed has the peer seal a packet with that padding and next header, and send it n times.
+	sealed := func(n int, padding []byte, next uint8) func(*dropsLab) {
 		return func(l *dropsLab) {
-			p := bytes.Clone(l.wire.Await(netlab.Protocol(ipv4.ProtocolESP), netlab.Source(outerB)).Packet)
-			change(p)
-			l.outside.send(updateChecksum(p))
+			l.outside.send(slices.Repeat([][]byte{l.sealing.seal(reply, padding, next)}, n)...)
 		}
 	}
 	provoked := map[string]bool{}
@@ -207,9 +214,20 @@ func TestDrops(t *testing.T) {
 			{reason: "esp-plain-text", again: fromPeer(reply)},
 			{reason: "esp-no-sa", again: func(l *dropsLab) { l.outside.send(esp(bytes.Repeat([]byte{0xa5}, 64))) }},
 			{reason: "esp-malformed", again: func(l *dropsLab) { l.outside.send(esp([]byte{1, 2, 3})) }},
-			{reason: "esp-replay", again: sent(func([]byte) {})},
-			{reason: "esp-authentication", again: sent(func(p []byte) { p[26]++ })}, // of the sequence number
+			{reason: "esp-authentication", again: func(l *dropsLab) {
+				p := l.sealing.seal(reply, monotonic, ipv4.ProtocolIPIP)
+				p[26]++ // of the sequence number
+				l.outside.send(updateChecksum(p))
+			}},
+			{reason: "esp-padding", again: sealed(1, []byte{1, 3}, ipv4.ProtocolIPIP)},
+			{reason: "esp-selector", again: sealed(1, monotonic, ipv4.ProtocolUDP)},
+			{reason: "esp-dummy", again: sealed(1, monotonic, noNextHeader)},
+			{reason: "esp-replay", again: sealed(2, monotonic, ipv4.ProtocolIPIP)},
 			{reason: "esp-no-room", again: fromHost(datagram(aToB(2), 65510-28))},
+			{reason: "esp-exhausted", again: func(l *dropsLab) {
+				l.sealing.exhaust(l.d.PID())
+				l.inside.send(good, good)
+			}},
 		}},
 	} {
 		for _, row := range group.rows {
@@ -217,14 +235,9 @@ func TestDrops(t *testing.T) {
 		}
 		t.Run(group.name, func(t *testing.T) {
 			t.Parallel()
-			l := newDropsLab(t, group.properties)
+			l := newDropsLab(t, group.properties, group.encrypted)
 			if group.encrypted {
-				encryptedUpB(t, l.b)
 				awaitRunning(t, l.d)
-				netlab.Eventually(t, "the peer has sent something", func() bool {
-					_, _ = l.a.Try("ping", "-c", "1", "-W", "1", innerB)
-					return len(l.wire.Matching(netlab.Protocol(ipv4.ProtocolESP))) > 0
-				})
 			}
 			for _, row := range group.rows {
 				if row.before != nil {

@@ -140,12 +140,23 @@ func UpConfig(t testing.TB, ns *NS, name, file string) *Daemon {
 // Keep is Up under `ipipd keep`, which does what takes a capability. Signal and Stop are for the keeper, and PID is its own; Child is the process that it keeps.
 func Keep(t testing.TB, ns *NS, name string, args ...string) *Daemon {
 	t.Helper()
+	return keep(t, ns, name, append([]string{"--name", name}, args...)...)
+}
+
+// KeepConfig is UpConfig under `ipipd keep`, as Keep is Up.
+func KeepConfig(t testing.TB, ns *NS, name, file string) *Daemon {
+	t.Helper()
+	return keep(t, ns, name, "--config", file)
+}
+
+func keep(t testing.TB, ns *NS, name string, args ...string) *Daemon {
+	t.Helper()
 	d := &Daemon{t: t, ns: ns, name: name, runtimeDir: t.TempDir(), exited: make(chan struct{})}
 	program := filepath.Join(t.TempDir(), "ipipd") // by another name keep would not know it
 	if err := os.Symlink(Binary(t), program); err != nil {
 		t.Fatal(err)
 	}
-	d.launch(append([]string{"keep", "--", program, "up", "--name", d.name, "--runtime-dir", d.runtimeDir, "--sandbox", "strict"}, args...))
+	d.launch(append([]string{"keep", "--", program, "up", "--runtime-dir", d.runtimeDir, "--sandbox", "strict"}, args...))
 	d.awaitReady()
 	return d
 }

@@ -2,13 +2,11 @@ package netlab
 
 // Where a drop.Reason is provoked, and seen in print, in the metrics and in the comment of a capture.
 const (
-	// FromOutside: by TestDrops of test/conformance, with packets, routes and rules in network namespaces.
+	// FromOutside: by TestDrops of test/conformance, with packets, routes and rules in network namespaces, and as a
+	// peer that has the keys.
 	FromOutside = "test/conformance"
 	// InMemory: by TestTunnelDrop of internal/tunnel: a kernel does not let it happen, or not at will.
 	InMemory = "internal/tunnel"
-	// ByESP: by TestManagerOpen_tap of internal/ipsec: only who has the keys can cause it. There it is seen in
-	// what captures and counters get.
-	ByESP = "internal/ipsec"
 	// ManyRemotes: by TestRemotes_drops of internal/tunnel, with remote-address any.
 	ManyRemotes = "internal/tunnel, many remotes"
 	// ManyEncrypted: by TestManyIPsec_cleartext of test/conformance.
@@ -37,8 +35,9 @@ var DropProvoked = map[string]string{
 	"esp-no-gateway": ManyEncrypted,
 	"esp-no-sa":      FromOutside, "esp-plain-text": FromOutside, "esp-authentication": FromOutside, "esp-replay": FromOutside,
 	"esp-malformed": FromOutside, "esp-no-room": FromOutside,
-	"esp-fragment": ByESP, // the kernel reassembles
-	"esp-padding":  ByESP, "esp-selector": ByESP, "esp-dummy": ByESP, "esp-exhausted": ByESP,
+	"esp-padding": FromOutside, "esp-selector": FromOutside, "esp-dummy": FromOutside,
+	"esp-exhausted": FromOutside, // the 2^32 packets before are skipped
+	"esp-fragment":  InMemory,    // the kernel reassembles before the socket gets them
 
 	"icmp-forbidden": FromOutside, "icmp-limited": FromOutside, "outer-error-malformed": FromOutside, "outer-error-ignored": FromOutside,
 	"outer-error-not-believed": FromOutside,
