@@ -39,7 +39,7 @@ func TestOuterEncapsulate_andOthersDoNotAllocate(t *testing.T) {
 			outer, _ := encap.ParseOuter(b)
 			_, _, d := encap.Decapsulate(b, outer, local, remote)
 			if d == drop.None {
-				d = encap.ReflectAnswer(b, remote)
+				d = encap.ReflectAnswer(b, local, remote)
 			}
 			return d
 		},

@@ -83,7 +83,7 @@ func Decapsulate(b *packet.Buffer, outer ipv4.Packet, local, remote [4]byte) (in
 		inner.SetECN(ecn)
 	}
 	switch source, destination := inner.Source(), inner.Destination(); {
-	case source == local && isReflect(inner):
+	case (source == local || destination == remote) && isReflect(inner):
 		return inner, KindReflect, drop.None
 	case source == local && destination == remote:
 		return inner, KindData, drop.ReceivedLoop
@@ -95,18 +95,19 @@ func Decapsulate(b *packet.Buffer, outer ipv4.Packet, local, remote [4]byte) (in
 	return inner, KindData, drop.None
 }
 
-// isReflect reports whether inner, whose source is our local address, is a reflect probe: a bare
-// header of protocol 4. Its destination is not checked: behind a 1:1 NAT, which translates the
-// outer header only, it is the remote's private address. Options are refused, since we would
-// send a source route of the peer's choice.
+// isReflect reports whether inner is a reflect probe, a bare header of protocol 4, given that it is
+// from our local address or to the remote's. A NAT translates the outer header only: with one at the
+// remote the destination is its private address, with one here the source is our public one. Both
+// at once cannot be told from the answer to a probe of a tunnel inside this one. Options are refused,
+// since we would send a source route of the peer's choice.
 func isReflect(inner ipv4.Packet) bool {
 	return inner.Protocol() == ipv4.ProtocolIPIP && inner.TotalLen() == ipv4.HeaderLen && !inner.IsFragment()
 }
 
 // ReflectAnswer turns the reflect probe in b, as Decapsulate returned it with KindReflect, into
 // its answer, to be sent through the raw socket unencapsulated: the probe with its TTL
-// decremented, as if forwarded, and remote, the tunnel's, as its destination.
-func ReflectAnswer(b *packet.Buffer, remote [4]byte) drop.Reason {
+// decremented, as if forwarded, from local to remote, the tunnel's, whatever a NAT has left in it.
+func ReflectAnswer(b *packet.Buffer, local, remote [4]byte) drop.Reason {
 	probe, err := ipv4.Parse(b.Bytes())
 	if err != nil {
 		return drop.ReceivedMalformed
@@ -115,6 +116,6 @@ func ReflectAnswer(b *packet.Buffer, remote [4]byte) drop.Reason {
 		return drop.ReflectTTLExpired // else two ends could reflect one probe for ever
 	}
 	probe.SetTTL(probe.TTL() - 1)
-	probe.SetDestination(remote)
+	probe.SetAddresses(local, remote)
 	return drop.None
 }

@@ -219,7 +219,7 @@ func TestReflectAnswer(t *testing.T) {
 		t.Fatal(kind, d)
 	}
 	wantBytes(t, "probe", b.Bytes(), golden(t, goldenReflect))
-	if d := encap.ReflectAnswer(b, remote); d != drop.None {
+	if d := encap.ReflectAnswer(b, local, remote); d != drop.None {
 		t.Fatal(d)
 	}
 	wantBytes(t, "answer", b.Bytes(), golden(t, `
@@ -229,27 +229,30 @@ func TestReflectAnswer(t *testing.T) {
 	`))
 }
 
-// A peer behind a 1:1 NAT writes its private address into the probe, since the NAT translates
-// the outer header only. Whatever the probe's destination, the answer goes to the remote.
-func TestReflectAnswer_destination(t *testing.T) {
-	for _, destination := range [][4]byte{{10, 0, 0, 5}, {203, 0, 113, 9}, {}, {255, 255, 255, 255}, {224, 0, 0, 1}, local, remote} {
-		probe := ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: destination}
-		b, kind, d := decapsulate(build(received(), build(probe, nil)))
-		if d != drop.None || kind != encap.KindReflect {
-			t.Fatalf("to %v: kind %v, drop %v", destination, kind, d)
+// A NAT translates the outer header only: a peer behind one writes its private address into the
+// probe, and a peer of this end behind one the public address of this end. Whatever the other
+// address of the probe, the answer goes from local to remote.
+func TestReflectAnswer_addresses(t *testing.T) {
+	for _, other := range [][4]byte{{10, 0, 0, 5}, {203, 0, 113, 9}, {}, {255, 255, 255, 255}, {224, 0, 0, 1}, local, remote} {
+		for _, addresses := range [][2][4]byte{{local, other}, {other, remote}} {
+			probe := ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: addresses[0], Destination: addresses[1]}
+			b, kind, d := decapsulate(build(received(), build(probe, nil)))
+			if d != drop.None || kind != encap.KindReflect {
+				t.Fatalf("%v: kind %v, drop %v", addresses, kind, d)
+			}
+			if d := encap.ReflectAnswer(b, local, remote); d != drop.None {
+				t.Fatalf("%v: %v", addresses, d)
+			}
+			probe.TTL, probe.Source, probe.Destination = 254, local, remote
+			wantBytes(t, "answer", b.Bytes(), build(probe, nil))
 		}
-		if d := encap.ReflectAnswer(b, remote); d != drop.None {
-			t.Fatalf("to %v: %v", destination, d)
-		}
-		probe.TTL, probe.Destination = 254, remote
-		wantBytes(t, "answer", b.Bytes(), build(probe, nil))
 	}
 	// Anything but a bare header is data, for the host to judge.
 	h := ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: [4]byte{10, 0, 0, 5}}
 	for name, change := range map[string]func(*ipv4.Header){
 		"another protocol": func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolUDP },
 		"a fragment":       func(h *ipv4.Header) { h.MF = true },
-		"another source":   func(h *ipv4.Header) { h.Source = [4]byte{10, 0, 0, 6} },
+		"other addresses":  func(h *ipv4.Header) { h.Source = [4]byte{10, 0, 0, 6} },
 	} {
 		h := h
 		change(&h)
@@ -294,10 +297,10 @@ func TestDecapsulate_empty(t *testing.T) {
 
 func TestReflectAnswer_ttlExpired(t *testing.T) {
 	probe := ipv4.Header{TTL: 1, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: remote}
-	if d := encap.ReflectAnswer(bufferOf(build(probe, nil)), remote); d != drop.ReflectTTLExpired {
+	if d := encap.ReflectAnswer(bufferOf(build(probe, nil)), local, remote); d != drop.ReflectTTLExpired {
 		t.Errorf("TTL 1: drop %v, want %v", d, drop.ReflectTTLExpired)
 	}
-	if d := encap.ReflectAnswer(dirty(20), remote); d != drop.ReceivedMalformed {
+	if d := encap.ReflectAnswer(dirty(20), local, remote); d != drop.ReceivedMalformed {
 		t.Errorf("no packet: drop %v, want %v", d, drop.ReceivedMalformed)
 	}
 }

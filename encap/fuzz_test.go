@@ -97,7 +97,7 @@ func FuzzDecapsulate(f *testing.F) {
 			t.Fatalf("% x was let through", b.Bytes())
 		}
 		ours, back := inner.Source() == outer.Destination(), inner.Destination() == outer.Source()
-		reflects := ours && inner.Protocol() == ipv4.ProtocolIPIP && inner.TotalLen() == ipv4.HeaderLen && !inner.IsFragment()
+		reflects := (ours || back) && inner.Protocol() == ipv4.ProtocolIPIP && inner.TotalLen() == ipv4.HeaderLen && !inner.IsFragment()
 		if reflects != (kind == encap.KindReflect) || ours && back && !reflects {
 			t.Fatalf("kind %v of % x", kind, b.Bytes())
 		}
@@ -105,7 +105,7 @@ func FuzzDecapsulate(f *testing.F) {
 			t.Fatalf("% x inside itself", b.Bytes())
 		}
 		if kind == encap.KindReflect {
-			if encap.ReflectAnswer(b, outer.Source()) == drop.None {
+			if encap.ReflectAnswer(b, outer.Destination(), outer.Source()) == drop.None {
 				answer := parse(t, b.Bytes())
 				if !answer.HeaderChecksumValid() || answer.Source() != outer.Destination() || answer.Destination() != outer.Source() {
 					t.Fatalf("answer % x", b.Bytes())

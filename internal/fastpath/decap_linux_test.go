@@ -39,7 +39,7 @@ func eligibleForDecap(t Tunnel, p []byte) bool {
 	if err != nil {
 		return false
 	}
-	if inner.Source() == t.Local { // a probe, or looks like one
+	if inner.Source() == t.Local || inner.Protocol() == ipv4.ProtocolIPIP && inner.Destination() == t.Remote { // a probe, or looks like one
 		return false
 	}
 	if inner.FragmentOffset() != 0 {
@@ -136,6 +136,7 @@ func TestObject_decapPassesToUserspace(t *testing.T) {
 	for name, p := range map[string][]byte{
 		"an empty probe":                    outerPacket(0, nil),
 		"a reflect probe":                   outerPacket(0, reflect),
+		"a reflect probe to behind a NAT":   outerPacket(0, inner(ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: innerA, Destination: remote}, nil)),
 		"a reflect probe from behind a NAT": outerPacket(0, inner(ipv4.Header{TTL: 255, Protocol: ipv4.ProtocolIPIP, Source: local, Destination: innerB}, nil)),
 		"the tunnel in itself":              outerPacket(0, outerPacket(0, inner(base, udp(0)))),
 		"the tunnel in itself, a fragment":  outerPacket(0, inner(ipv4.Header{Protocol: ipv4.ProtocolIPIP, Source: remote, Destination: local, FragmentOffset: 8}, make([]byte, 24))),

@@ -222,10 +222,12 @@ func (p Packet) SetTTL(ttl uint8) {
 	p.setWord(OffTTL, uint16(ttl)<<8|uint16(p.b[OffProtocol]))
 }
 
-// SetDestination sets the destination and updates the header checksum.
-func (p Packet) SetDestination(a [4]byte) {
-	p.setWord(OffDestination, binary.BigEndian.Uint16(a[:2]))
-	p.setWord(OffDestination+2, binary.BigEndian.Uint16(a[2:]))
+// SetAddresses sets source and destination and updates the header checksum.
+func (p Packet) SetAddresses(source, destination [4]byte) {
+	p.setWord(OffSource, binary.BigEndian.Uint16(source[:2]))
+	p.setWord(OffSource+2, binary.BigEndian.Uint16(source[2:]))
+	p.setWord(OffDestination, binary.BigEndian.Uint16(destination[:2]))
+	p.setWord(OffDestination+2, binary.BigEndian.Uint16(destination[2:]))
 }
 
 // setWord sets the 16-bit word at the even offset off and updates the header checksum

@@ -194,11 +194,11 @@ func TestPacket_settersUpdateChecksum(t *testing.T) {
 	if p.TOS() != 0xbb || !p.HeaderChecksumValid() {
 		t.Errorf("SetECN(CE): TOS %#x, checksum valid %v", p.TOS(), p.HeaderChecksumValid())
 	}
-	before := p.Destination()
-	for _, a := range [][4]byte{{}, {10, 0, 0, 5}, {255, 255, 255, 255}, before} {
-		p.SetDestination(a)
-		if p.Destination() != a || !p.HeaderChecksumValid() {
-			t.Fatalf("SetDestination(%v): %v, checksum valid %v", a, p.Destination(), p.HeaderChecksumValid())
+	source, destination := p.Source(), p.Destination()
+	for _, a := range [][2][4]byte{{}, {{10, 0, 0, 5}, {192, 0, 2, 1}}, {{255, 255, 255, 255}, {}}, {source, destination}} {
+		p.SetAddresses(a[0], a[1])
+		if p.Source() != a[0] || p.Destination() != a[1] || !p.HeaderChecksumValid() {
+			t.Fatalf("SetAddresses(%v): %v, %v, checksum valid %v", a, p.Source(), p.Destination(), p.HeaderChecksumValid())
 		}
 	}
 	p.SetTOS(0xb9)

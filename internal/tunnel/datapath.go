@@ -306,7 +306,7 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 		return false, drop.None
 	case encap.KindReflect:
 		t.peerProbes.Store(true)
-		return false, t.answerProbe(b, sender, fromLocal(path, local), remote, t.reflects(back, now))
+		return false, t.answerProbe(b, sender, fromLocal(path, local), local, remote, t.reflects(back, now))
 	}
 	mtu := t.MTU()
 	if b.Checksum == packet.ChecksumUnknown {
@@ -366,11 +366,11 @@ func (t *Tunnel) reflects(r *route, now time.Time) bool {
 
 // answerProbe returns the inner packet of the peer's reflect probe, as a router's forwarding
 // would, if it is allowed. It must not reach the device.
-func (t *Tunnel) answerProbe(b *packet.Buffer, sender underlay.Sender, path *underlay.Path, remote [4]byte, allowed bool) (d drop.Reason) {
+func (t *Tunnel) answerProbe(b *packet.Buffer, sender underlay.Sender, path *underlay.Path, local, remote [4]byte, allowed bool) (d drop.Reason) {
 	if !allowed {
 		d = drop.ReflectLimited
 	} else {
-		d = encap.ReflectAnswer(b, remote)
+		d = encap.ReflectAnswer(b, local, remote)
 	}
 	if d != drop.None {
 		t.count(d, 1)

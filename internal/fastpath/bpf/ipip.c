@@ -436,10 +436,11 @@ int ipip_decap(struct __sk_buff *skb)
 	if (h.inner.version_ihl != VERSION_IHL || bpf_ntohs(h.inner.total_len) != length ||
 	    ip_header_sum(&h.inner) != 0xffff || !h.inner.ttl)
 		return TCX_NEXT;
-	// Keepalive probes, or packets that look like one; and a packet of this tunnel
-	// nested in itself, which would come back here at each level.
+	// Keepalive probes, or packets that look like one: behind a NAT its source is another.
+	// And a packet of this tunnel nested in itself, which would come back here at each level.
 	if (h.inner.source == key.destination ||
-	    (h.inner.protocol == PROTO_IPIP && h.inner.source == key.source && h.inner.destination == key.destination))
+	    (h.inner.protocol == PROTO_IPIP &&
+	     (h.inner.destination == key.source || (h.inner.source == key.source && h.inner.destination == key.destination))))
 		return TCX_NEXT;
 	if (length > rx->tun_mtu && !skb->gso_size) // bpf_redirect would drop it: larger than the TUN's MTU
 		return TCX_NEXT;
