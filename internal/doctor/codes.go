@@ -42,6 +42,7 @@ const (
 	MSSNotClamped        Code = "mss-not-clamped"
 	KeepaliveBehindNAT   Code = "keepalive-behind-nat"
 	KeepaliveUnanswered  Code = "keepalive-unanswered"
+	PeerBehindNAT        Code = "peer-behind-nat"
 	KernelIPIP           Code = "kernel-ipip"
 	NameTaken            Code = "name-taken"
 	NameNotResolved      Code = "name-not-resolved"
@@ -102,6 +103,7 @@ var Codes = []struct {
 	{MSSNotClamped, Warning, "`clamp-tcp-mss` is off, and TCP depends on ICMP errors getting through"},
 	{KeepaliveBehindNAT, Warning, "reflect probes from behind a 1:1 NAT: nobody but ipipd answers them"},
 	{KeepaliveUnanswered, Warning, "the peer takes protocol 4, and answers no reflect probe"},
+	{PeerBehindNAT, Note, "the peer says by its probes that it is behind a NAT, and answers none of this end"},
 	{KernelIPIP, Warning, "the kernel's ipip or tunnel4 is loaded"},
 	{NameTaken, Broken, "an interface of this host has the tunnel's name"},
 	{NameNotResolved, Broken, "the name of the remote has no address"},

@@ -77,6 +77,15 @@ func (l *lab) up(ready func(*tunnel.Status) bool, args ...string) *netlab.Daemon
 	return d
 }
 
+// natThere starts the other end behind a 1:1 NAT, which probes.
+func natThere(l *lab) {
+	l.there.Run("ip", "address", "add", "10.9.9.9/32", "dev", "eth0")
+	l.there.Run("nft", `add table ip n; add chain ip n pre { type nat hook prerouting priority -100; };
+		add chain ip n post { type nat hook postrouting priority 100; };
+		add rule ip n pre ip protocol 4 dnat to 10.9.9.9; add rule ip n post ip saddr 10.9.9.9 snat to `+remote)
+	netlab.Up(l.t, l.there, "ipip1", "--local-address", "10.9.9.9", "--remote-address", local, "--address", "10.255.0.2/30", "--keepalive", "1s,10")
+}
+
 func state(want keepalive.State) func(*tunnel.Status) bool {
 	return func(s *tunnel.Status) bool { return s.KeepaliveState == want.String() }
 }
@@ -313,6 +322,13 @@ var brokens = []broken{
 		l.here.Run("ip", "address", "add", "10.0.0.5/24", "dev", "eth0")
 		l.config.LocalAddress = netip.MustParseAddr("10.0.0.5")
 	}), []Code{KeepaliveBehindNAT}, "10.0.0.5 is private", false},
+	{"the peer is behind a NAT and reflects nothing", func(l *lab) {
+		natThere(l)
+		l.there.Run("nft", "table ip x { chain y { type filter hook output priority 0; ip protocol 4 ip length 20 drop; }; }")
+		l.up(func(s *tunnel.Status) bool {
+			return slices.ContainsFunc(s.Warnings, func(w tunnel.Warning) bool { return Code(w.Code) == PeerBehindNAT })
+		}, "--keepalive", "1s,2")
+	}, []Code{PeerBehindNAT}, "says that it is 10.9.9.9, and comes from 192.0.2.2", false},
 	{"the peer reflects nothing", replies(Reply{Echo: true, Protocol4: true, Size: 1500}), []Code{KeepaliveUnanswered}, "--keepalive-target 10.255.0.2", false},
 	{"the kernel's module", with(replies(fine), file("sys/module/ipip", "")), []Code{KernelIPIP}, "rmmod ipip", false},
 	{"the underlay is down", func(l *lab) { l.here.Run("ip", "link", "set", "eth0", "down") }, []Code{UnderlayDown, NoRoute}, "ip link set eth0 up", false},

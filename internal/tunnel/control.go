@@ -348,9 +348,8 @@ func (t *Tunnel) confirmNextHop() {
 const unansweredLimit = 10
 
 // expectsAnswer reports whether the peer sends and has not answered any probe yet, though it could: then the
-// tunnel would stop running when the peer sends nothing. Empty probes have no answer, and a peer's own probes
-// are enough.
+// tunnel would stop running when the peer sends nothing. Empty probes have no answer.
 func (c *control) expectsAnswer() bool {
-	return c.cfg.KeepaliveProbe != keepalive.FormEmpty && !c.probeAnswered.Load() && !c.peerProbes.Load() &&
+	return c.cfg.KeepaliveProbe != keepalive.FormEmpty && !c.probeAnswered.Load() &&
 		keepalive.State(c.state.Load()) == keepalive.Up
 }

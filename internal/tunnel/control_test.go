@@ -51,20 +51,24 @@ func feed(t *testing.T, a *endpoint, inner ...[]byte) {
 	})
 }
 
-// A peer that sends data and answers no probe is warned of once, unless no answer is expected.
+// A peer that sends data and answers no probe is warned of once, unless no answer is expected, or its own probes
+// are enough; these say that it is behind a NAT.
 func TestControlExpectsAnswer(t *testing.T) {
 	data, probe := datagram(100, nil), keepalive.ReflectProbe(outerB.As4(), outerA.As4())
+	inside := keepalive.ReflectProbe([4]byte{10, 1, 1, 2}, outerA.As4())
+	const none = warning.NumCodes
 	for _, test := range []struct {
 		name  string
 		form  keepalive.Form
 		inner [][]byte
-		want  bool
+		want  warning.Code
 	}{
-		{"reflect", keepalive.FormReflect, [][]byte{data}, true},
-		{"echo", keepalive.FormEcho, [][]byte{data}, true},
-		{"empty", keepalive.FormEmpty, [][]byte{data}, false},
-		{"answered", keepalive.FormReflect, [][]byte{data, nil}, false},
-		{"peer-probes", keepalive.FormReflect, [][]byte{data, probe}, false},
+		{"reflect", keepalive.FormReflect, [][]byte{data}, warning.KeepaliveUnanswered},
+		{"echo", keepalive.FormEcho, [][]byte{data}, warning.KeepaliveUnanswered},
+		{"empty", keepalive.FormEmpty, [][]byte{data}, none},
+		{"answered", keepalive.FormReflect, [][]byte{inside, nil}, none},
+		{"peer-probes", keepalive.FormReflect, [][]byte{data, probe}, none},
+		{"peer-probes-behind-nat", keepalive.FormReflect, [][]byte{data, inside}, warning.PeerBehindNAT},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -87,14 +91,20 @@ func TestControlExpectsAnswer(t *testing.T) {
 				}
 			}
 			a.awaitRound(t)
-			if n := a.warned(warning.KeepaliveUnanswered); n != test.want || a.network.logLines(warning.KeepaliveUnanswered) > 1 {
-				t.Errorf("it warns %v, want %v, and logs it %d times", n, test.want, a.network.logLines(warning.KeepaliveUnanswered))
+			for _, code := range []warning.Code{warning.KeepaliveUnanswered, warning.PeerBehindNAT} {
+				if n := a.warned(code); n != (code == test.want) || a.network.logLines(code) > 1 {
+					t.Errorf("it warns of %v: %v, want %v, and logs it %d times", code, n, code == test.want, a.network.logLines(code))
+				}
 			}
-			if test.want {
-				a.noteProbeAnswer(time.Now())
-				a.wakeControl()
-				eventually(t, "an answer ends it", func() bool { return !a.warned(warning.KeepaliveUnanswered) })
+			if test.want == none {
+				return
 			}
+			if got, want := a.warns(test.want).Detail, "its probe says that it is 10.1.1.2, and comes from "+outerB.String(); test.want == warning.PeerBehindNAT && got != want {
+				t.Errorf("%q, want %q", got, want)
+			}
+			a.noteProbeAnswer(time.Now())
+			a.wakeControl()
+			eventually(t, "an answer ends it", func() bool { return !a.warned(test.want) })
 		})
 	}
 }

@@ -305,7 +305,7 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 		t.noteProbeAnswer(now)
 		return false, drop.None
 	case encap.KindReflect:
-		t.peerProbes.Store(true)
+		t.noteReflect(inner.Destination(), remote)
 		return false, t.answerProbe(b, sender, fromLocal(path, local), local, remote, t.reflects(back, now))
 	}
 	mtu := t.MTU()

@@ -1,8 +1,10 @@
 package tunnel
 
 import (
+	"encoding/binary"
 	"net/netip"
 
+	"ipipd/internal/warning"
 	"ipipd/keepalive"
 )
 
@@ -23,4 +25,23 @@ const KernelIPIP = "the kernel's ipip module is loaded and handles protocol 4 as
 // stays the private address, to which the peer has no route.
 func ReflectsBehindNAT(c *Config, local, remote netip.Addr) bool {
 	return c.keepalive().Interval != 0 && c.KeepaliveProbe == keepalive.FormReflect && !IsPublic(local) && IsPublic(remote)
+}
+
+// noteReflect notes what a reflect probe of the peer says: its destination is the peer's own address, big-endian in
+// peerInside, where 0 is the remote. Whoever can forge the peer's source can forge it: nothing but a warning follows.
+func (t *Tunnel) noteReflect(destination, remote [4]byte) {
+	t.peerProbes.Store(true)
+	if destination == remote {
+		destination = [4]byte{}
+	}
+	t.peerInside.Store(binary.BigEndian.Uint32(destination[:]))
+}
+
+// warnPeerBehindNAT warns that only the peer's own probes keep the tunnel running: in those of this end the source
+// is the peer's public address, which is not its own.
+func (c *control) warnPeerBehindNAT(unanswered bool) {
+	var inside [4]byte
+	binary.BigEndian.PutUint32(inside[:], c.peerInside.Load())
+	c.warnIf(unanswered && inside != [4]byte{} && c.cfg.KeepaliveProbe == keepalive.FormReflect, warning.PeerBehindNAT,
+		"its probe says that it is %v, and comes from %v", address(inside), c.remote)
 }

@@ -54,15 +54,16 @@ type Tunnel struct {
 	captures    atomic.Pointer[capture.Rings]  // nil without; written under Engine.mu
 
 	// Written by the data path.
-	lastReceivedNs atomic.Int64 // time of the peer's last packet, nanoseconds after epoch; 0 is never
-	probeAnswered  atomic.Bool  // the peer has answered a probe
-	peerProbes     atomic.Bool  // the peer sends reflect probes of its own
-	probes         probes       // see sample.go
-	oversize       sighting     // a received packet above the MTU, its length
-	looped         sighting     // drop.Loop
-	fragmentLoss   sighting     // by poll, packets not reassembled
-	counters       *counters    // of entry, if there is one
-	entry          *ledgerEntry // where it outlives the process; nil does not
+	lastReceivedNs atomic.Int64  // time of the peer's last packet, nanoseconds after epoch; 0 is never
+	probeAnswered  atomic.Bool   // the peer has answered a probe
+	peerProbes     atomic.Bool   // the peer sends reflect probes of its own
+	peerInside     atomic.Uint32 // the peer's address by the last of them, if the remote is another; see noteReflect
+	probes         probes        // see sample.go
+	oversize       sighting      // a received packet above the MTU, its length
+	looped         sighting      // drop.Loop
+	fragmentLoss   sighting      // by poll, packets not reassembled
+	counters       *counters     // of entry, if there is one
+	entry          *ledgerEntry  // where it outlives the process; nil does not
 
 	ipsecPolicy  *ipsecPolicy // nil without a secret
 	many         *remotes     // nil unless remote-address is any

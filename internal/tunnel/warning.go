@@ -148,7 +148,10 @@ func (c *control) warnPeer() {
 	default:
 		c.clear(warning.PeerNotHeard)
 	}
-	switch unanswered := c.expectsAnswer() && c.unansweredProbes > min(unansweredLimit, c.cfg.keepalive().Retries); { // the last one is still in flight
+	unanswered := c.expectsAnswer() && c.unansweredProbes > min(unansweredLimit, c.cfg.keepalive().Retries) // the last one is still in flight
+	c.warnPeerBehindNAT(unanswered)
+	unanswered = unanswered && !c.peerProbes.Load() // which are enough
+	switch {
 	case unanswered && c.cfg.KeepaliveProbe == keepalive.FormEcho:
 		c.raise(warning.KeepaliveUnanswered, "", fmt.Sprintf("see whether %v answers pings through the tunnel, or use --keepalive off", c.cfg.KeepaliveTarget))
 	default:

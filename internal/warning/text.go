@@ -117,6 +117,10 @@ var texts = [NumCodes]Text{
 		"keepalive-behind-nat", Warning, "the local address is private and the remote is not", "behind a NAT nobody but ipipd answers reflect probes",
 		"--keepalive-probe echo --keepalive-target with the peer's inner address", "", Always,
 	},
+	PeerBehindNAT: {
+		"peer-behind-nat", Note, "the peer says that it is behind a NAT, and answers no reflect probe", "only its own probes and the data that it sends keep the tunnel running",
+		"--keepalive-probe echo --keepalive-target with the peer's inner address", "", Limited,
+	},
 	PeerMTU: {
 		"peer-mtu", Warning, "the peer sends packets that are longer than the MTU of this end", "protocols that compare them, OSPF for one, do not come up",
 		"give both ends the same --mtu", "", Limited,

@@ -39,6 +39,7 @@ const (
 	PeerNotHeard
 	KeepaliveUnanswered
 	KeepaliveBehindNAT
+	PeerBehindNAT
 	PeerMTU
 	Fragments
 	FragmentLoss
