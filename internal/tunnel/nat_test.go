@@ -3,6 +3,7 @@ package tunnel
 import (
 	"net/netip"
 	"testing"
+	"time"
 
 	"ipipd/internal/netstate"
 	"ipipd/internal/warning"
@@ -45,5 +46,8 @@ func TestReflectsBehindNAT(t *testing.T) {
 		if got := s.warned(warning.KeepaliveBehindNAT); got != x.want {
 			t.Errorf("%s, %s to %s: it warns %v, want %v", x.name, x.local, x.remote, got, x.want)
 		}
+		s.noteProbeAnswer(time.Now())
+		s.wakeControl()
+		eventually(t, "an answer ends it", func() bool { return !s.warned(warning.KeepaliveBehindNAT) })
 	}
 }

@@ -128,7 +128,7 @@ func (c *control) warnOfState(now time.Time) {
 	c.warnIf(c.mtuDecreases.n > mtuSteps && c.wantedMTU() < c.appliedMTU, warning.MTUFeedback, "actual-mtu %d, by %s", c.appliedMTU, c.narrowestText())
 	c.warnIf(c.pathMTU.Get() != 0, warning.PathMTULowered, "path-mtu %d, says %v", c.pathMTU.Effective(c.underlay.MTU), address(c.pathMTUFrom))
 	c.warnPeer()
-	c.warnIf(!route.suspended && c.noPath == nil && ReflectsBehindNAT(c.cfg, local, remote), warning.KeepaliveBehindNAT, "%v to %v", local, remote)
+	c.warnIf(!route.suspended && c.noPath == nil && !c.probeAnswered.Load() && ReflectsBehindNAT(c.cfg, local, remote), warning.KeepaliveBehindNAT, "%v to %v", local, remote)
 	c.warnFragments(route, now)
 	c.warnSeen(&c.looped, warning.RouteLoop, c.loopDetail(), loopHolds, now)
 	c.warnPeerMTU(now)

@@ -134,14 +134,16 @@ func TestKeepalive_reflectNAT(t *testing.T) {
 // What it sends itself has its private address inside, and is answered too: nothing is wrong then.
 func TestKeepalive_reflectBehindNAT(t *testing.T) {
 	t.Parallel()
-	const publicB = "203.0.113.10"
+	const publicB, privateB = "203.0.113.10", "10.0.0.5"
 	eachVariant(t, func(t *testing.T, c variant) {
 		a, router, b := routed(t)
+		b.Run("ip", "address", "add", privateB+"/32", "dev", "veth0")
+		router.Run("ip", "route", "add", privateB, "via", farB)
 		router.Run("nft", `add table ip n; add chain ip n pre { type nat hook prerouting priority -100; };
 			add chain ip n post { type nat hook postrouting priority 100; };
-			add rule ip n pre ip daddr `+publicB+` dnat to `+farB+`; add rule ip n post ip saddr `+farB+` snat to `+publicB)
+			add rule ip n pre ip daddr `+publicB+` dnat to `+privateB+`; add rule ip n post ip saddr `+privateB+` snat to `+publicB)
 		wire := netlab.Capture(t, a, "veth0", nil)
-		db := c.up(t, b, "--local-address", farB, "--remote-address", farA)
+		db := c.up(t, b, "--local-address", privateB, "--remote-address", farA)
 		inside := netlab.CaptureReceived(t, b, "t0")
 		da := c.up(t, a, "--local-address", farA, "--remote-address", publicB, "--keepalive", "1s,2")
 		answer := []netlab.Check{netlab.Source(publicB), netlab.Destination(farA), netlab.Protocol(ipv4.ProtocolIPIP), netlab.TotalLen(20)}
@@ -154,9 +156,10 @@ func TestKeepalive_reflectBehindNAT(t *testing.T) {
 			t.Fatal(err, out)
 		}
 		wire.Await(netlab.Outer(netlab.Source(publicB), netlab.Destination(farA), netlab.TotalLen(40),
-			netlab.Inner(netlab.Source(farA), netlab.Destination(farB), netlab.Protocol(ipv4.ProtocolIPIP), netlab.TotalLen(20))))
+			netlab.Inner(netlab.Source(farA), netlab.Destination(privateB), netlab.Protocol(ipv4.ProtocolIPIP), netlab.TotalLen(20))))
 		netlab.Eventually(t, "b hears a", func() bool { return db.Status().KeepaliveState == "up" })
 		wire.AwaitN(5, answer...)
+		db.AwaitNoWarning(warning.KeepaliveBehindNAT)
 		for name, d := range map[string]*netlab.Daemon{"a": da, "b": db} {
 			if s := d.Status(); len(s.Warnings) != 0 || len(s.AllDrops()) != 0 {
 				t.Errorf("%s warns of %+v, and drops %v", name, s.Warnings, s.AllDrops())
