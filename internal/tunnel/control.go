@@ -89,6 +89,7 @@ type control struct {
 
 	restoreCounts    map[fmt.Stringer]restoreCount
 	restoreDue       bool   // what the interface lacks is to be added in the next round
+	wasDown          bool   // the interface was set down since its routes were last restored: it may lack them all
 	interfaceChanges uint64 // of the answer at the last updateInterface
 	interfaceDowns   uint64
 

@@ -74,7 +74,7 @@ func (c *control) updateInterface(now time.Time) {
 	}
 	due := c.restoreDue
 	c.restoreDue = false
-	wasDown := downs != c.interfaceDowns
+	c.wasDown = c.wasDown || downs != c.interfaceDowns
 	c.interfaceChanges, c.interfaceDowns = changes, downs
 	if c.readInterface() != nil {
 		return
@@ -82,13 +82,15 @@ func (c *control) updateInterface(now time.Time) {
 	up := c.iface.Load().Up
 	// The kernel itself removes the routes of an interface that is set down: do not count
 	// that as a removal.
-	if wasDown || !up {
+	if c.wasDown = c.wasDown || !up; c.wasDown {
 		clear(c.restoreCounts)
 		c.attachedTo = 0
 	}
 	if !up { // the kernel accepts routes only if it is up
 		return
 	}
+	wasDown := c.wasDown
+	c.wasDown = false
 	addresses, err := restore(c, c.engine.network.AddAddresses, c.cfg.Addresses, now)
 	wanted := c.cfg.Routes
 	if !due && !wasDown && c.many != nil {

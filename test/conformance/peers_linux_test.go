@@ -104,6 +104,34 @@ func TestPeers_reload(t *testing.T) {
 	}
 }
 
+// Peers come back with their interface, also if the tunnel was changed while it was down.
+func TestPeers_down(t *testing.T) {
+	t.Parallel()
+	hub, _ := mesh(t, 1)
+	d := variant{}.upAny(t, hub, 1, "--peers", "10.11.0.0/16=192.0.2.11")
+	there := func(want bool) {
+		t.Helper()
+		netlab.Eventually(t, fmt.Sprintf("the route is there: %v", want), func() bool { return peerRoutes(hub) != "" == want })
+	}
+	there(true)
+	prefixes := func(n int) {
+		t.Helper()
+		netlab.Eventually(t, fmt.Sprintf("the tunnel knows of %d prefixes", n), func() bool {
+			out, err := d.Run("print", "t0", "--json")
+			return err == nil && strings.Contains(out, fmt.Sprintf(`"prefixes": %d`, n))
+		})
+	}
+	prefixes(1)
+	hub.Run("ip", "link", "set", "t0", "down")
+	there(false)
+	prefixes(0)
+	if out, err := d.Run("set", "t0", "mtu=1400"); err != nil {
+		t.Error(err, out)
+	}
+	hub.Run("ip", "link", "set", "t0", "up")
+	there(true)
+}
+
 // By flags, and of thousands only what somebody removes is looked after.
 func TestPeers_flags(t *testing.T) {
 	t.Parallel()
