@@ -85,9 +85,12 @@ func routeKey(table uint32, p netip.Prefix) uint64 {
 
 // buckets are the two that a route may be in.
 func (f *fibMap) buckets(key uint64) (both [2][]uint64) {
-	for i, multiplier := range f.hash {
-		at := key * multiplier >> (64 - bucketsLog) * bucketRoutes
+	hash := key * f.hash[0]
+	hash = (hash ^ hash>>32) * f.hash[1]
+	for i := range both {
+		at := hash >> (64 - bucketsLog) * bucketRoutes
 		both[i] = f.routes[at:][:bucketRoutes]
+		hash <<= bucketsLog
 	}
 	return both
 }

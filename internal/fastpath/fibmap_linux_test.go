@@ -67,10 +67,12 @@ func TestFIBMap_full(t *testing.T) {
 			return netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(rand.Uint32()), byte(rand.Uint32()), byte(rand.Uint32()), byte(rand.Uint32())}), 32)
 		},
 	} {
-		f := newFIBMap()
-		for i := range maxRoutes {
-			if !f.set(1, prefix(i), toDirect) {
-				t.Fatalf("%s: no place for the %dth", name, i)
+		for range 5 { // multipliers
+			f := newFIBMap()
+			for i := range maxRoutes {
+				if !f.set(1, prefix(i), toDirect) {
+					t.Fatalf("%s: no place for the %dth by %x", name, i, f.hash)
+				}
 			}
 		}
 	}

@@ -162,9 +162,11 @@ static __always_inline __u64 in_bucket(__u32 bucket, __u64 key)
 // find_route returns the route of a key, or 0.
 __attribute__((noinline)) __u64 find_route(__u64 key)
 {
-	__u64 route = in_bucket(key * route_hash[0] >> (64 - BUCKETS_LOG), key);
+	__u64 hash = key * route_hash[0], route;
 
-	return route ? route : in_bucket(key * route_hash[1] >> (64 - BUCKETS_LOG), key);
+	hash = (hash ^ hash >> 32) * route_hash[1]; // one product would have prefixes that follow each other crowd
+	route = in_bucket(hash >> (64 - BUCKETS_LOG), key);
+	return route ? route : in_bucket(hash >> (64 - 2 * BUCKETS_LOG) & ((1 << BUCKETS_LOG) - 1), key);
 }
 
 // route_to returns where the route of the longest prefix that has an address leads, NO_ROUTE if none has.
