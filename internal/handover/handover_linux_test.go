@@ -64,7 +64,10 @@ func serve() {
 			} else if err == nil {
 				err = m.send("FDSTORE=1\nFDNAME="+args[1], fd)
 			}
-			_, _ = unix.Write(fd, []byte("nobody is there"))
+			for has := []unix.PollFd{{Fd: int32(fd)}}; has[0].Revents&unix.POLLERR == 0; { // the kernel limits ICMP errors, of all namespaces together
+				_, _ = unix.Write(fd, []byte("nobody is there"))
+				_, _ = unix.Poll(has, 50)
+			}
 		case "raw": // MESSAGE DESCRIPTORS: \n and \0 are those characters
 			var n int
 			fmt.Sscan(args[2], &n)
