@@ -3,7 +3,6 @@ package fastpath
 import (
 	"encoding/binary"
 	"fmt"
-	"math/bits"
 	"math/rand/v2"
 	"net/netip"
 	"sync/atomic"
@@ -156,14 +155,6 @@ func (f *fibMap) setLengths(table uint32, prefixes *[33]int) {
 		}
 	}
 	atomic.StoreUint64(&f.lengths[table], word)
-}
-
-// len is how many routes there are.
-func (f *fibMap) len() (n int) {
-	for _, route := range f.routes {
-		n += min(1, bits.Len64(route))
-	}
-	return n
 }
 
 // remoteNumbers are the places in the map remotes. f.mu guards them.

@@ -10,6 +10,16 @@ func newFIBMap() *fibMap {
 	return &fibMap{routes: make([]uint64, 2*maxRoutes), lengths: make([]uint64, maxTables), hash: newHash()}
 }
 
+// len is how many routes there are.
+func (f *fibMap) len() (n int) {
+	for _, route := range f.routes {
+		if route != 0 {
+			n++
+		}
+	}
+	return n
+}
+
 // to is where a prefix leads; not ok if it has no route.
 func (f *fibMap) to(table uint32, p netip.Prefix) (to uint32, ok bool) {
 	if at := f.find(routeKey(table, p)); at != nil {
