@@ -122,9 +122,12 @@ func TestPeers_down(t *testing.T) {
 		})
 	}
 	prefixes(1)
+	netlab.Eventually(t, "the kernel carries packets, if it can", func() bool { return d.Status().FastPath != "no route out of the interface has a gateway yet" })
+	was := d.Status().FastPath
 	hub.Run("ip", "link", "set", "t0", "down")
 	there(false)
 	prefixes(0)
+	netlab.Eventually(t, "control knows, which then leaves the fast path", func() bool { return was != "active" || d.Status().FastPath == "the interface is down" })
 	if out, err := d.Run("set", "t0", "mtu=1400"); err != nil {
 		t.Error(err, out)
 	}
