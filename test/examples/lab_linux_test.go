@@ -68,7 +68,8 @@ func (u *underlay) plug(t *testing.T, ns *netlab.NS, address string, end netlab.
 	if bridge == "" {
 		bridge = "br" + strconv.Itoa(len(u.segments))
 		u.segments[prefix] = bridge
-		u.router.Run("ip", "link", "add", bridge, "type", "bridge")
+		// Without an address of its own it changes its own with its ports, and neighbors keep the one that was.
+		u.router.Run("ip", "link", "add", bridge, "address", "02:00:00:00:00:fe", "type", "bridge")
 		u.router.Run("ip", "address", "add", gateway(address).String()+"/24", "dev", bridge)
 		u.router.Run("ip", "link", "set", bridge, "up")
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -163,11 +164,21 @@ func keep(t testing.TB, ns *NS, name string, args ...string) *Daemon {
 
 // Child returns the PID of the process that a keeper keeps, 0 while there is none.
 func (d *Daemon) Child() (pid int) {
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", d.PID()))
+	return KeptBy(d.PID())
+}
+
+// KeptBy returns the PID of the `ipipd up` that a keeper keeps, 0 while there is none. The keeper has other children, too:
+// those that try its next binary.
+func KeptBy(keeper int) (pid int) {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", keeper))
 	for _, task := range tasks {
 		children, _ := os.ReadFile(task)
-		if _, err := fmt.Sscan(string(children), &pid); err == nil {
-			return pid
+		for child := range strings.FieldsSeq(string(children)) {
+			line, _ := os.ReadFile("/proc/" + child + "/cmdline") // after fork and before execve it is that of the keeper
+			if args := strings.Split(string(line), "\x00"); len(args) > 1 && args[1] == "up" {
+				pid, _ = strconv.Atoi(child)
+				return pid
+			}
 		}
 	}
 	return 0

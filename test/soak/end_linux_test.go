@@ -138,15 +138,7 @@ func (e *end) pid() int {
 	if !e.kept {
 		return e.cmd.Process.Pid
 	}
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", e.cmd.Process.Pid))
-	for _, task := range tasks {
-		children, _ := os.ReadFile(task)
-		for child := range strings.FieldsSeq(string(children)) {
-			pid, _ := strconv.Atoi(child)
-			return pid
-		}
-	}
-	return 0
+	return netlab.KeptBy(e.cmd.Process.Pid)
 }
 
 // kill sends a signal to ipipd up itself.
