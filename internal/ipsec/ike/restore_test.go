@@ -52,8 +52,12 @@ func (e *end) established() bool { return e.Peer != nil && e.saved != nil && e.C
 
 // eachFewSeeds is eachSeed with a tenth of the seeds: a simulation in which each step is saved takes longer.
 func eachFewSeeds(t *testing.T, f func(t *testing.T, seed uint64, mode Mode)) {
+	n := uint64(max(8, *seeds/10))
+	if testing.Short() {
+		n = 4
+	}
 	for _, mode := range modes {
-		for seed := range uint64(max(8, *seeds/10)) {
+		for seed := range n {
 			t.Run(fmt.Sprintf("%v/%d", mode, seed), func(t *testing.T) { f(t, seed, mode) })
 		}
 	}
