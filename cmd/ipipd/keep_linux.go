@@ -291,69 +291,6 @@ func (k *keeper) start() (pid int, err error) {
 	return pid, nil
 }
 
-// mayReplace fails if what is found under the name of the command now does not run, or refuses the configuration: then the process that is
-// there goes on. It finds whether the keeper is to be renewed.
-func (k *keeper) mayReplace() error {
-	tried := make(chan error, 1)
-	go func() { tried <- k.tryNext() }()
-	for {
-		select {
-		case err := <-tried: // until then nobody else waits for children
-			return err
-		case <-k.beats:
-			k.beat(0)
-		}
-	}
-}
-
-func (k *keeper) tryNext() error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	path, err := exec.LookPath(k.command[0])
-	if err != nil {
-		return err
-	}
-	if o := upOptionsOf(k.command); o != nil {
-		if err := try(ctx, path, "version"); err != nil {
-			return err
-		}
-		if len(o.Paths) > 0 && !slices.Contains(o.Paths, config.Stdin) {
-			if err := try(ctx, path, append([]string{"check", "--"}, o.Paths...)...); err != nil {
-				return err
-			}
-		}
-	}
-	k.renewed = k.isNew(ctx)
-	return nil
-}
-
-// try runs a command that ends at once.
-func try(ctx context.Context, path string, args ...string) error {
-	c := exec.CommandContext(ctx, path, args...)
-	c.WaitDelay = time.Second // for what it may have started
-	c.Env = handover.Environment(os.Environ())
-	out, err := c.CombinedOutput()
-	if err != nil {
-		err = fmt.Errorf("%s %s: %w: %q", path, args[0], err, out[:min(len(out), 500)])
-	}
-	return err
-}
-
-// isNew reports whether the keeper's path is another binary than this one, which can be executed.
-func (k *keeper) isNew(ctx context.Context) bool {
-	var running, next unix.Stat_t
-	if unix.Stat("/proc/self/exe", &running) == nil && unix.Stat(k.self, &next) == nil &&
-		running.Dev == next.Dev && running.Ino == next.Ino {
-		return false
-	}
-	// What execve(2) takes may still not run: then nobody would have what is kept.
-	if err := try(ctx, k.self, "version"); err != nil {
-		k.log.Warn("the keeper is not replaced: its new binary does not run", "err", err)
-		return false
-	}
-	return true
-}
-
 // renew executes the keeper's new binary. It returns if that has failed.
 func (k *keeper) renew() {
 	k.renewed = false

@@ -228,6 +228,58 @@ func TestKeeper_notReplaced(t *testing.T) {
 	k.ends(0)
 }
 
+// A binary that does not end, and writes without end, takes neither memory nor the time of a signal that ends the keeper, and
+// nothing is left of it.
+func TestKeeper_endlessTrial(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	program, file := filepath.Join(dir, "ipipd"), filepath.Join(dir, "pids")
+	install := func(script string) {
+		t.Helper()
+		if err := os.WriteFile(program+".script", []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(program+".script", program); err != nil {
+			t.Fatal(err)
+		}
+	}
+	install("exec keepchild serve")
+	k := startKept(t, (*exec.Cmd).Start, program, "up", "--remote-address", "192.0.2.2")
+	k.started(1)
+	install("sleep 1000 >/dev/null & echo $! $$ >" + file + ".new; mv " + file + ".new " + file + "; exec yes")
+	k.signal(unix.SIGUSR2)
+	var sleep, yes int
+	netlab.Eventually(t, "the trial has begun", func() bool {
+		b, _ := os.ReadFile(file)
+		n, _ := fmt.Sscan(string(b), &sleep, &yes)
+		return n == 2
+	})
+	const much = 256 << 20
+	counted := regexp.MustCompile(`wchar: (\d+)`)
+	netlab.Eventually(t, "the trial has written much, or is over", func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", yes))
+		if err != nil {
+			return true
+		}
+		n, _ := strconv.Atoi(counted.FindStringSubmatch(string(b))[1])
+		return n >= much
+	})
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", k.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if peak, _ := strconv.Atoi(regexp.MustCompile(`VmHWM:\s*(\d+) kB`).FindStringSubmatch(string(b))[1]); peak<<10 >= much {
+		t.Errorf("the keeper has had %d KiB", peak)
+	}
+	k.signal(unix.SIGTERM)
+	k.ends(0)
+	k.logs(`the process is not replaced, and goes on" err=".*/ipipd version: (the keeper is to end|it does not end within 10s): \\"y`)
+	if state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", sleep)); err == nil && !strings.Contains(string(state), ") Z ") {
+		_ = unix.Kill(sleep, unix.SIGKILL)
+		t.Error("what the trial has started is left")
+	}
+}
+
 // A process that is killed is started again, with what it has had kept.
 func TestKeeper_killed(t *testing.T) {
 	t.Parallel()
