@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -50,7 +51,7 @@ type peers struct {
 	news bool // some are in lost since takeLost
 }
 
-// setPeers takes those of a Config.
+// setPeers takes those of a Config. What is lost stays so, for a change adds only what is new.
 func (m *remotes) setPeers(cfg *Config) {
 	gateways := map[netip.Prefix][4]byte{}
 	for _, r := range cfg.Routes {
@@ -60,7 +61,8 @@ func (m *remotes) setPeers(cfg *Config) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.peers.gateways, m.peers.lost = gateways, nil
+	maps.DeleteFunc(m.peers.lost, func(p netip.Prefix, _ bool) bool { return gateways[p] != m.peers.gateways[p] })
+	m.peers.gateways = gateways
 }
 
 // note notes whether a peer's route is there, in the table that it is added to, and reports whether it has just been

@@ -49,4 +49,16 @@ func TestPeers_note(t *testing.T) {
 			t.Errorf("%s: %v is to be added", step.what, absent)
 		}
 	}
+	// A change adds only what is new: what was lost before is still to be added, unless it is none or another now.
+	m.follow(begun, []netstate.RouteChange{{Prefix: netip.MustParsePrefix("10.1.0.0/16")}, {Prefix: netip.MustParsePrefix("10.2.0.0/16")}})
+	m.setPeers(&c)
+	if absent := m.withoutPresent(c.Routes); len(absent) != 3 {
+		t.Errorf("after a change only %v is to be added", absent)
+	}
+	if c, err = parseConfig("remote-address=any local-address=192.0.2.1 peers=10.1.0.0/16=198.51.100.9"); err != nil {
+		t.Fatal(err)
+	}
+	if m.setPeers(&c); len(m.peers.lost) != 0 {
+		t.Errorf("%v are lost", m.peers.lost)
+	}
 }
