@@ -277,6 +277,54 @@ func TestRoutes_SetRemote(t *testing.T) {
 	}
 }
 
+// A remote that could not be written keeps its number, which routes have: else another remote would get it, and their
+// packets. All packets go to userspace until all is written anew.
+func TestRoutes_SetRemote_failed(t *testing.T) {
+	a, b := address(routesets.Address(1)), address(routesets.Address(2))
+	e := new(fib.Table).Edit()
+	e.Set(netip.MustParsePrefix("10.1.0.0/16"), []fib.Route{{Hops: []fib.Hop{{Gateway: a}}}})
+	table, _, _ := e.Commit()
+	tunnel := manyTunnel()
+	l, r := newManyLab(t, tunnel, table)
+	link := &Link{f: r.f, tunnel: tunnel, slot: slot}
+	r.f.links[link] = true
+	remotes := l.Remotes
+	closed, err := remotes.Clone()
+	if err == nil {
+		err = closed.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Remotes = closed
+	err = r.SetRemote(a, Remote{})
+	l.Remotes = remotes
+	if err == nil || r.Lacking() == nil {
+		t.Fatalf("it has not failed: %v, %v", err, r.Lacking())
+	}
+	for i := range r.f.remoteNumbers.freed { // it is long ago
+		r.f.remoteNumbers.freed[i].at = r.f.remoteNumbers.freed[i].at.Add(-numberRests)
+	}
+	e = table.Edit()
+	e.Set(netip.MustParsePrefix("10.2.0.0/16"), []fib.Route{{Hops: []fib.Hop{{Gateway: b}}}})
+	both, added, _ := e.Commit()
+	if err := r.Follow(both, []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")}, added, nil); err == nil {
+		enableRemote(t, r, b)
+	}
+	p := inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerA, Destination: address("10.1.0.1")}, udp(8))
+	if verdict, out := l.run(l.Encap, p); verdict != next {
+		t.Errorf("verdict %d, % x", verdict, out)
+	}
+	if err := r.Sync(both); err != nil || r.Lacking() != nil || r.f.checkRoutes(&tunnel) != nil {
+		t.Fatal(err)
+	}
+	l.enable(tunnel)
+	enableRemote(t, r, a)
+	enableRemote(t, r, b)
+	checkManyEncap(t, l, r, "10.1.0.1")
+	checkManyEncap(t, l, r, "10.2.0.1")
+}
+
 // Loops are left to userspace, which counts them.
 func TestRoutes_loop(t *testing.T) {
 	g := address(routesets.Address(1))

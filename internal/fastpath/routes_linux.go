@@ -366,9 +366,9 @@ func (r *Routes) SetRemote(gateway [4]byte, to Remote) error {
 		}
 	}
 	if err := r.f.objects.Remotes.Update(number, v, ebpf.UpdateLock); err != nil {
-		// Better userspace than what is out of date.
-		r.deleteRemote(gateway)
+		// Better userspace than what is out of date. Routes still have the number, so that no other remote may get it.
 		r.lacking = r.f.explainMap("a remote", err)
+		r.fail(r.lacking)
 		return r.lacking
 	}
 	if !to.Rx || refused != nil {
