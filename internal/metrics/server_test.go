@@ -18,7 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"ipipd/internal/tunnel"
 	"ipipd/test/netlab"
 )
 
@@ -161,11 +160,8 @@ func TestNewServer_maxScrapes(t *testing.T) {
 
 // Clients that read nothing of their answers keep nobody from one.
 func TestNewServer_slow(t *testing.T) {
-	var tunnels []tunnel.Sample
-	for i := range 3000 { // more than sockets hold
-		tunnels = append(tunnels, aTunnel(fmt.Sprint("ipip", i)))
-	}
-	address := start(t, "127.0.0.1:0", Options{Snapshot: func() *Snapshot { return aSnapshot(tunnels...) }})
+	long := aTunnel(strings.Repeat("x", 200_000)) // in each series: more than sockets hold, and soon made
+	address := start(t, "127.0.0.1:0", Options{Snapshot: func() *Snapshot { return aSnapshot(long) }})
 	for range 2 * maxScrapes {
 		c, err := net.Dial("tcp", address)
 		if err != nil {
