@@ -12,6 +12,8 @@ type routeTable struct {
 	all   map[[4]byte]*route
 	slots []routeSlot // a power of two, and at least twice as many as all has; one is at its hash, or soon after
 	shift uint8       // leaves the bits of a hash that are an index in slots
+	// hash are odd and random, so that nobody can choose addresses whose slots are the same.
+	hash [2]uint64
 }
 
 type routeSlot struct {
@@ -19,13 +21,10 @@ type routeSlot struct {
 	route  *route // nil is free
 }
 
-// multiplier of the hash: a random one, so that nobody can choose addresses whose slots are the same.
-var multiplier = rand.Uint32() | 1
-
 // newRouteTable keeps all, which must not change from now on.
 func newRouteTable(all map[[4]byte]*route) *routeTable {
 	n := bits.Len(uint(2 * len(all)))
-	t := &routeTable{all: all, slots: make([]routeSlot, 1<<n), shift: uint8(32 - n)}
+	t := &routeTable{all: all, slots: make([]routeSlot, 1<<n), shift: uint8(64 - n), hash: [2]uint64{rand.Uint64() | 1, rand.Uint64() | 1}}
 	for remote, r := range all {
 		*t.slot(remote) = routeSlot{remote, r}
 	}
@@ -37,9 +36,16 @@ func (t *routeTable) of(remote [4]byte) *route { return t.slot(remote).route }
 
 // slot is that of a remote, or the free one where it would be.
 func (t *routeTable) slot(remote [4]byte) *routeSlot {
-	for i := binary.NativeEndian.Uint32(remote[:]) * multiplier >> t.shift; ; i++ {
-		if s := &t.slots[int(i)&(len(t.slots)-1)]; s.route == nil || s.remote == remote {
+	for i := t.index(remote); ; i++ {
+		if s := &t.slots[i&(len(t.slots)-1)]; s.route == nil || s.remote == remote {
 			return s
 		}
 	}
+}
+
+// index is where the slot of a remote is looked for first.
+func (t *routeTable) index(remote [4]byte) int {
+	hash := uint64(binary.NativeEndian.Uint32(remote[:])) * t.hash[0]
+	hash = (hash ^ hash>>32) * t.hash[1] // by one product addresses of a pattern crowd, with one multiplier of a hundred
+	return int(hash >> t.shift)
 }
