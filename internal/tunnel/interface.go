@@ -100,6 +100,7 @@ func (c *control) updateInterface(now time.Time) {
 	err = errors.Join(err, routesErr)
 	c.warnErr(warning.NotRestored, err)
 	c.retry = c.retry || err != nil
+	c.restoreDue = err != nil && (due || wasDown) // all of them, not only what the mirror knows to be lost
 	if len(addresses)+len(routes) > 0 {
 		if !due { // else it is not somebody who has removed them
 			c.countRestored("address", len(addresses))

@@ -168,6 +168,22 @@ func TestRestore(t *testing.T) {
 			t.Errorf("%+v", w)
 		}
 	})
+	t.Run("refused-after-down", func(t *testing.T) { // of peers the mirror says nothing that were not there before
+		peer := netstate.InterfaceRoute{Prefix: netip.MustParsePrefix("10.8.0.0/16"), Gateway: outerB}
+		sa, _ := memory.NewSocketPair()
+		a := start(t, sa, outerA, outerB, func(c *Config) {
+			c.RemoteAddress, c.LocalAddress, c.Routes = AnyRemote, outerA, []netstate.InterfaceRoute{peer}
+		})
+		a.network.set(func(w *fakeNetwork) { w.downs, w.configureErr = w.downs+1, errors.New("no memory") })
+		eventually(t, "it is said", func() bool { return a.warned(warning.NotRestored) })
+		a.network.set(func(w *fakeNetwork) { w.configureErr = nil })
+		a.remove(peer)
+		a.waitRestored(t, peer)
+		eventually(t, "it does not warn any more", func() bool { return !a.warned(warning.NotRestored) })
+		if n := a.Status().Restored["route"]; n != 0 {
+			t.Errorf("%d routes were removed by somebody", n)
+		}
+	})
 	t.Run("down-meanwhile", func(t *testing.T) {
 		a, _ := pair(t, configured)
 		a.network.set(func(w *fakeNetwork) { w.configureErr = fmt.Errorf("add route: %w", syscall.ENETDOWN) })
