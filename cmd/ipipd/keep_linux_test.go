@@ -228,8 +228,8 @@ func TestKeeper_notReplaced(t *testing.T) {
 	k.ends(0)
 }
 
-// A binary that does not end, and writes without end, takes neither memory nor the time of a signal that ends the keeper, and
-// nothing is left of it.
+// A binary that does not end, and writes without end, takes neither memory nor the time of a signal that ends the keeper,
+// which tells its manager meanwhile that it lives; and nothing is left of it.
 func TestKeeper_endlessTrial(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
@@ -243,8 +243,13 @@ func TestKeeper_endlessTrial(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	install("exec keepchild serve")
-	k := startKept(t, (*exec.Cmd).Start, program, "up", "--remote-address", "192.0.2.2")
+	install("exec keepchild beat")
+	m := netlab.NewServiceManager(t, 10)
+	k := startKept(t, func(cmd *exec.Cmd) error {
+		cmd.Env = append(os.Environ(), "WATCHDOG_USEC=3000000")
+		m.Start(cmd)
+		return nil
+	}, program, "up", "--remote-address", "192.0.2.2")
 	k.started(1)
 	install("sleep 1000 >/dev/null & echo $! $$ >" + file + ".new; mv " + file + ".new " + file + "; exec yes")
 	k.signal(unix.SIGUSR2)
@@ -254,6 +259,8 @@ func TestKeeper_endlessTrial(t *testing.T) {
 		n, _ := fmt.Sscan(string(b), &sleep, &yes)
 		return n == 2
 	})
+	m.Forget()
+	netlab.Eventually(t, "the keeper lives", func() bool { return m.Said("WATCHDOG=1") })
 	const much = 256 << 20
 	counted := regexp.MustCompile(`wchar: (\d+)`)
 	netlab.Eventually(t, "the trial has written much, or is over", func() bool {
