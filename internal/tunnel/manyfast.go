@@ -113,6 +113,7 @@ func (c *control) programRemote(g [4]byte, r *route) {
 	r.remote.fastDevice, r.remote.fastBlocker, r.remote.policy = a.Route.Device, why, cmp.Or(a.Bypass, a.Ingress)
 	if err := c.many.fast.SetRemote(g, to); err != nil {
 		c.log.Debug("a remote is carried in userspace", "remote", address(g), "err", err)
+		c.retry = c.retry || c.many.fast.Lacking() != nil // Sync
 	}
 }
 
