@@ -14,10 +14,11 @@ import (
 	"ipipd/internal/vnet"
 )
 
-const cloneDevice = "/dev/net/tun"
-
-// openCall is what an error of opening it names.
-const openCall = "open " + cloneDevice
+// What an error of opening cloneDevice, and of the first system call on it, names.
+const (
+	openCall     = "open " + cloneDevice
+	featuresCall = "ioctl TUNGETFEATURES"
+)
 
 // device is the Device with IFF_VNET_HDR. Each queue is a file descriptor of /dev/net/tun;
 // closing the last one removes the interface.
@@ -53,16 +54,24 @@ var errNoVnetHeader = errors.New("TUN without IFF_VNET_HDR")
 // explain adds a remedy to an error of opening or attaching a TUN.
 func explain(err error) error {
 	var call *os.SyscallError
-	switch {
-	case errors.Is(err, unix.EPERM) && errors.As(err, &call) && call.Syscall == openCall:
-		return fmt.Errorf("the device list of this container's cgroup does not have %s: give the container --device %s, a volume is not enough: %w", cloneDevice, cloneDevice, err)
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO),
-		errors.Is(err, unix.ENOTTY): // another kind of file at that path, as in some containers
-		return fmt.Errorf("no TUN here: run modprobe tun, or give the container --device %s --cap-add NET_ADMIN: %w", cloneDevice, err)
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return fmt.Errorf("a TUN needs CAP_NET_ADMIN: run as root, or give the container --device %s --cap-add NET_ADMIN: %w", cloneDevice, err)
+	if errors.Is(err, os.ErrPermission) && errors.As(err, &call) && call.Syscall != openCall {
+		return fmt.Errorf("a TUN needs CAP_NET_ADMIN: %s: %w", privileged.Remedy, err)
+	}
+	if f := Missing(os.DirFS("/"), err); f != nil {
+		return f
 	}
 	return err
+}
+
+// Probe opens /dev/net/tun and closes it. An error may be one of those that Missing explains.
+func Probe() error {
+	fd, err := unix.Open(cloneDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return os.NewSyscallError(openCall, err)
+	}
+	defer unix.Close(fd)
+	_, err = unix.IoctlGetUint32(fd, unix.TUNGETFEATURES)
+	return os.NewSyscallError(featuresCall, err)
 }
 
 func open(o Options) (_ *device, err error) {
@@ -79,7 +88,7 @@ func open(o Options) (_ *device, err error) {
 	}
 	features, err := unix.IoctlGetUint32(first, unix.TUNGETFEATURES)
 	if err != nil {
-		return nil, os.NewSyscallError("ioctl TUNGETFEATURES", err)
+		return nil, os.NewSyscallError(featuresCall, err)
 	}
 	if features&unix.IFF_VNET_HDR == 0 {
 		return nil, errNoVnetHeader

@@ -315,8 +315,10 @@ func TestExplain(t *testing.T) {
 		errno      unix.Errno
 	}{
 		{openCall, "the device list of this container's cgroup", unix.EPERM},
-		{openCall, "run as root", unix.EACCES},
-		{openCall, "modprobe tun", unix.ENOENT},
+		{openCall, "run it as root", unix.EACCES},
+		{openCall, cloneDevice + " does not exist: ", unix.ENOENT},
+		{openCall, "the kernel has no TUN: modprobe tun; ", unix.ENODEV},
+		{featuresCall, "another kind of file", unix.ENOTTY},
 		{"ioctl TUNSETIFF ipip1", "CAP_NET_ADMIN", unix.EPERM},
 	} {
 		if err := explain(os.NewSyscallError(c.call, c.errno)); !strings.Contains(err.Error(), c.want) {

@@ -2,8 +2,10 @@ package tun
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -55,7 +57,7 @@ func TestOpen_withoutCapNetAdmin(t *testing.T) {
 				return
 			}
 			d, err := Open(o)
-			checkOpenError(t, d, err, "CAP_NET_ADMIN", "run as root", "--cap-add NET_ADMIN")
+			checkOpenError(t, d, err, "CAP_NET_ADMIN", "run it as root", "--cap-add NET_ADMIN")
 			if !errors.Is(err, unix.EPERM) {
 				t.Errorf("%v is not EPERM", err)
 			}
@@ -81,18 +83,45 @@ func TestOpen_withoutCloneDevice(t *testing.T) {
 				return
 			}
 			d, err := Open(o)
-			checkOpenError(t, d, err, "modprobe tun", "--device /dev/net/tun")
+			checkOpenError(t, d, err, cloneDevice+" does not exist: ", "--device /dev/net/tun")
 			// A container may have anything at that path.
 			if err := os.WriteFile(cloneDevice, nil, 0o600); err != nil {
 				t.Error(err)
 				return
 			}
 			d, err = Open(o)
-			checkOpenError(t, d, err, "modprobe tun", "--device /dev/net/tun")
+			checkOpenError(t, d, err, cloneDevice+" is another kind of file: ", "--device /dev/net/tun")
 		})
 		if skip != "" {
 			t.Skip(skip)
 		}
+	})
+}
+
+// The device list of a container is that of its control group. It can be that of a thread in version 1 alone.
+func TestOpen_deviceList(t *testing.T) {
+	dir := fmt.Sprintf("/sys/fs/cgroup/devices/ipipd-test-%d", os.Getpid())
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Skipf("needs the devices of control groups of version 1: %v", err)
+	}
+	t.Cleanup(func() {
+		netlab.Eventually(t, "the thread has left the control group", func() bool { return os.Remove(dir) == nil })
+	})
+	if err := os.WriteFile(dir+"/devices.deny", []byte("c 10:200 rwm"), 0); err != nil {
+		t.Skipf("the device list cannot be changed: %v", err)
+	}
+	eachBackend(t, func(t *testing.T, o Options) {
+		onNewThread(func() {
+			if err := os.WriteFile(dir+"/tasks", []byte(strconv.Itoa(unix.Gettid())), 0); err != nil {
+				t.Error(err)
+				return
+			}
+			d, err := Open(o)
+			checkOpenError(t, d, err, "the device list of this container's cgroup does not have "+cloneDevice, "--device /dev/net/tun")
+			if f := Missing(os.DirFS("/"), Probe()); f == nil || err == nil || f.Error() != err.Error() {
+				t.Errorf("doctor says %v, and up %v", f, err)
+			}
+		})
 	})
 }
 

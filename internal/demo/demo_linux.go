@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"ipipd/internal/lab"
+	"ipipd/tun"
 )
 
 const (
@@ -100,14 +101,11 @@ func checkHost() error {
 		return err
 	}
 	namespace.Close()
-	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
-	if errors.Is(err, os.ErrPermission) {
-		return fmt.Errorf("%w: it takes root, or in a container --privileged", err)
+	err = tun.Probe()
+	if f := tun.Missing(os.DirFS("/"), err); f != nil {
+		return f
 	}
-	if err != nil {
-		return fmt.Errorf("there is no TUN: %w: modprobe tun, or give the container the device", err)
-	}
-	return f.Close()
+	return err
 }
 
 // say prints lines, and lines that are empty.

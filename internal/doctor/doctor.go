@@ -184,6 +184,17 @@ func (e *examination) found(code Code, s *subject, what, why, do string) {
 	e.report.Findings = append(e.report.Findings, f)
 }
 
+// fault adds what up would fail with, or warn of.
+func (e *examination) fault(s *subject, f *warning.Fault) {
+	e.found(Code(f.Code), s, f.What, f.Why, f.Do)
+}
+
+// warn adds what the tunnel will warn of, with what of it, and a remedy other than the code's unless it is "".
+func (e *examination) warn(code warning.Code, s *subject, detail, remedy string) {
+	text := code.Text()
+	e.found(Code(text.Name), s, text.What+": "+detail, text.Why, cmp.Or(remedy, text.Remedy))
+}
+
 func (e *examination) skip(s *subject, format string, args ...any) {
 	skipped := Skipped{Check: e.check, Reason: fmt.Sprintf(format, args...)}
 	if s != nil {
@@ -290,8 +301,7 @@ func (e *examination) subject(t *Tunnel) *subject {
 		e.check = "route"
 		var err error
 		if s.remote, err = e.names[c.RemoteAddress](); err != nil {
-			e.found(NameNotResolved, s, fmt.Sprintf("the name %s is not resolved: %v", c.RemoteAddress, err),
-				"there is no address to send to", "getent ahostsv4 "+c.RemoteAddress)
+			e.fault(s, tunnel.NotResolved(c.RemoteAddress, err))
 			return s
 		}
 	}

@@ -52,7 +52,8 @@ func TestExamine_broken(t *testing.T) {
 				t.Errorf("%+v lacks something", f)
 			}
 			if b.mended {
-				l.here.Run("sh", "-c", f.Do)
+				do, _, _ := strings.Cut(f.Do, ", or ")
+				l.here.Run("sh", "-c", do)
 				if got := codes(l.examine()); slices.Contains(got, f.Code) {
 					t.Errorf("after %s it is still so", f.Do)
 				}

@@ -17,6 +17,7 @@ import (
 	"ipipd/internal/netstate"
 	"ipipd/internal/resolve"
 	"ipipd/internal/tunnel"
+	"ipipd/tun"
 )
 
 // Host returns the Environment of this host, in the network namespace of the calling thread. The caller
@@ -45,13 +46,7 @@ func Host() (env *Environment, closeAll func()) {
 		Interfaces:    net.Interfaces,
 		Addresses:     netstate.InterfaceAddresses,
 		AnswerRoute:   netstate.FindAnswerRoute,
-		OpenTUN: func() error {
-			fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
-			if err != nil {
-				return err
-			}
-			return unix.Close(fd)
-		},
+		OpenTUN:       tun.Probe,
 		Resolve: func(ctx context.Context, name string) (netip.Addr, error) {
 			answer, err := resolver.Lookup(ctx, name)
 			if err != nil {

@@ -11,38 +11,28 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"ipipd/internal/privileged"
+	"ipipd/tun"
 )
 
 // tunDevice says why /dev/net/tun cannot be opened.
 func (e *examination) tunDevice() {
-	const (
-		node      = "/dev/net/tun"
-		container = "in a container: --device " + node + " (Kubernetes: a device plugin, or a hostPath of it and privileged)"
-	)
-	loaded := strings.Contains("\n"+e.file("proc/misc"), " tun")
-	if _, err := fs.Stat(e.Files, node[1:]); errors.Is(err, fs.ErrNotExist) {
-		do := "modprobe tun"
-		if loaded {
-			do = "mkdir -p /dev/net && mknod " + node + " c 10 200"
-		}
-		e.found(NoTUN, nil, node+" does not exist", "a tunnel needs a TUN interface", do+"; "+container)
+	misc := e.file("proc/misc")
+	loads := misc != "" && !strings.Contains(misc+"\n", " tun\n") // opening it, which is for up to do
+	_, err := fs.Stat(e.Files, "dev/net/tun")
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = syscall.ENOENT
+	case loads && (slices.ContainsFunc(e.tunnels, (*subject).running) || e.moduleExists("tun")):
 		return
-	}
-	if !loaded && e.file("proc/misc") != "" && slices.ContainsFunc(e.tunnels, (*subject).running) {
-		return
-	}
-	if !loaded && e.file("proc/misc") != "" && e.moduleExists("tun") {
-		return // opening it loads the module, which is for up to do
-	}
-	switch err := e.OpenTUN(); {
-	case err == nil:
-	case errors.Is(err, syscall.EPERM):
-		e.found(TUNForbidden, nil, node+" exists and may not be opened: EPERM", "the device list of this container's cgroup does not have it",
-			container+"; with runc 1.2.0 to 1.2.3 also where it was there before")
-	case errors.Is(err, syscall.EACCES):
-		e.found(TUNForbidden, nil, node+" may not be opened by this user: EACCES", "a tunnel needs a TUN interface", "run it as root, or: chmod 0666 "+node)
 	default:
-		e.found(NoTUN, nil, fmt.Sprintf("%s cannot be opened: %v", node, err), "this kernel has no TUN", "modprobe tun; "+container)
+		err = e.OpenTUN()
+	}
+	if f := tun.Missing(e.Files, err); f != nil {
+		e.fault(nil, f)
+	} else if err != nil {
+		e.skip(nil, "/dev/net/tun cannot be opened: %v", err)
 	}
 }
 
@@ -80,12 +70,10 @@ func (e *examination) capabilities() {
 	if slices.ContainsFunc(e.tunnels, func(s *subject) bool { return s.encrypted }) {
 		lack(netBindService, "CAP_NET_BIND_SERVICE")
 	}
-	const remedy = "run it as root; without root: setcap cap_net_admin,cap_net_raw,cap_net_bind_service,cap_bpf+ep ipipd; in a container: "
 	if len(lacks) > 0 {
-		e.found(NoCapabilities, nil, "this user lacks "+strings.Join(lacks, ", "), "ipipd up fails as this user",
-			remedy+"--cap-add NET_ADMIN --cap-add NET_RAW --cap-add BPF")
+		e.found(NoCapabilities, nil, "this user lacks "+strings.Join(lacks, ", "), "ipipd up fails as this user", privileged.Remedy)
 	} else if !has(bpf) && !has(sysAdmin) {
-		e.found(NoFastPathCapability, nil, "this user lacks CAP_BPF", "there is no fast path without", remedy+"--cap-add BPF")
+		e.found(NoFastPathCapability, nil, "this user lacks CAP_BPF", "there is no fast path without", privileged.Remedy)
 	}
 }
 

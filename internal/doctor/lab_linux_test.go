@@ -321,7 +321,7 @@ var brokens = []broken{
 	{"1:1 NAT", with(replies(fine), func(l *lab) {
 		l.here.Run("ip", "address", "add", "10.0.0.5/24", "dev", "eth0")
 		l.config.LocalAddress = netip.MustParseAddr("10.0.0.5")
-	}), []Code{KeepaliveBehindNAT}, "10.0.0.5 is private", false},
+	}), []Code{KeepaliveBehindNAT}, "10.0.0.5 to 192.0.2.2", false},
 	{"the peer is behind a NAT and reflects nothing", func(l *lab) {
 		natThere(l)
 		l.there.Run("nft", "table ip x { chain y { type filter hook output priority 0; ip protocol 4 ip length 20 drop; }; }")
@@ -354,10 +354,10 @@ var brokens = []broken{
 		l.here.Run("ip", "route", "add", "default", "via", "192.0.2.77", "dev", "eth0")
 		l.config.RemoteAddress = "198.51.100.1"
 		l.config.Routes = []netstate.InterfaceRoute{{Prefix: netip.MustParsePrefix("198.51.0.0/16")}}
-	}), []Code{RouteLoop}, "--route 198.51.0.0/16", true},
+	}), []Code{RouteLoop}, "route 198.51.0.0/16 would be the one to remote-address 198.51.100.1 as well", true},
 	{"a loop while it runs", with(running(func(s *tunnel.Status) { s.CurrentRemoteAddress = "198.51.100.1" }), replies(fine), func(l *lab) {
 		l.here.Run("ip", "route", "add", "198.51.100.0/24", "dev", "ipip1")
-	}), []Code{RouteLoop}, "leads into the tunnel ipip1 itself", false},
+	}), []Code{RouteLoop}, "leads into the tunnel itself", false},
 	{"no local address", func(l *lab) { l.config.LocalAddress = netip.MustParseAddr("192.0.2.200") }, []Code{NoLocalAddress}, "", false},
 	{"many remotes, and no route", with(manyRunning, func(l *lab) { l.here.Run("ip", "address", "flush", "dev", "ipip1") }), []Code{NoRemotes}, "nothing is routed into ipip1", false},
 	{"a gateway that is no IPv4 address", with(manyRunning, environment(func(e *Environment) {

@@ -164,11 +164,11 @@ func (e *examination) manyWays(s *subject) {
 		a := one.answer
 		switch {
 		case a.Err != nil:
-			add(&noPath, one, noRouteRemedy(one.remote, a.Err))
+			add(&noPath, one, noRoute(one.remote, a.Err).Do)
 		case a.Route.Local:
 			add(&own, one, fmt.Sprintf("the other end's address in its place: ip route replace %v via REMOTE dev %s onlink", one.prefix, s.ifname))
 		case index != 0 && a.Route.Device == index, a.Loop != (netstate.InterfaceRoute{}):
-			add(&loop, one, one.ownRoute())
+			add(&loop, one, tunnel.RouteLoop(a, one.remote, index != 0 && a.Route.Device == index).Do)
 		default:
 			if from, strict := e.strict(one.device()); strict && a.ReturnDevice != a.Route.Device {
 				strictBy = from

@@ -13,11 +13,11 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 
+	"ipipd/internal/ipsec"
 	"ipipd/internal/ipv4"
-	"ipipd/internal/netstate"
 	"ipipd/internal/tunnel"
+	"ipipd/internal/warning"
 )
 
 // underlayDown says if the device that outer packets leave by is down, or has no carrier. The kernel has no route by
@@ -76,7 +76,7 @@ func (e *examination) interfaceDown() {
 func (e *examination) nameTaken() {
 	for _, s := range e.tunnels {
 		if _, taken := e.interfaces[s.ifname]; taken && !s.running() {
-			e.found(NameTaken, s, "the name "+s.ifname+" is taken by an interface of this host", "ipipd up fails",
+			e.found(NameTaken, s, "name "+s.ifname+" is taken by an interface of this host", "ipipd up fails",
 				"ip -d link show "+s.ifname+"; choose another --name, or remove that one: ip link delete "+s.ifname)
 		}
 	}
@@ -92,52 +92,28 @@ func (e *examination) route() {
 		if !a.HasLocal && s.local.IsValid() {
 			e.noLocalAddress(s)
 		}
-		switch {
+		switch f := tunnel.RouteLoop(a, s.remote, a.Route.DeviceName == s.ifname); {
 		case a.Err != nil:
-			e.found(NoRoute, s, a.Err.Error(), "nothing can be sent", noRouteRemedy(s.remote, a.Err))
-			continue
+			e.fault(s, noRoute(s.remote, a.Err))
 		case a.Route.Local:
-			e.found(RemoteIsLocal, s, fmt.Sprintf("remote-address %v is an address of this host", s.remote),
-				"a tunnel leads to another host", "--remote-address with the other end's address")
-			continue
-		case a.Route.DeviceName == s.ifname:
-			e.found(RouteLoop, s, fmt.Sprintf("the route to %v leads into the tunnel %s itself", s.remote, s.ifname),
-				"outer packets are encapsulated again, and dropped", s.ownRoute())
-		case a.Loop != (netstate.InterfaceRoute{}):
-			e.found(RouteLoop, s, fmt.Sprintf("--route %v leads the outer packets to %v into the tunnel", a.Loop, s.remote),
-				"outer packets are encapsulated again, and dropped", s.ownRoute())
+			e.fault(s, tunnel.RemoteIsLocal(s.remote))
+		case f != nil:
+			e.fault(s, f)
 		}
 	}
 }
 
 func (e *examination) noLocalAddress(s *subject) {
-	e.found(NoLocalAddress, s, fmt.Sprintf("no interface of this host has local-address %v", s.local),
-		"nothing is sent until it is there; on a VRRP backup that is as it should be",
-		fmt.Sprintf("ip address add %v/32 dev IF, or another --local-address", s.local))
+	e.warn(warning.NoLocalAddress, s, s.local.String(), fmt.Sprintf("none on a VRRP backup; else ip address add %v/32 dev IF, or another --local-address", s.local))
 }
 
-// noRouteRemedy is what mends err, of the look-up of a route to remote.
-func noRouteRemedy(remote netip.Addr, err error) string {
-	switch {
-	case errors.Is(err, syscall.ENODEV):
-		return "ip link show, and --underlay-device with an interface that is there"
-	case errors.Is(err, syscall.ENETUNREACH):
-		return fmt.Sprintf("ip route add %v via GATEWAY", remote)
+// noRoute is that the look-up of a route to remote has failed.
+func noRoute(remote netip.Addr, err error) *warning.Fault {
+	var known interface{ Fault() *warning.Fault }
+	if errors.As(err, &known) {
+		return known.Fault()
 	}
-	return fmt.Sprintf("ip route get %v", remote)
-}
-
-// ownRoute is the command for a route of the remote's own, by the way that it has without the tunnel, if that
-// is known.
-func (s *subject) ownRoute() string {
-	r := &s.answer.Route
-	switch {
-	case r.DeviceName == s.ifname:
-		return fmt.Sprintf("ip route add %v/32 via GATEWAY dev IF, with those of the route that the tunnel's has replaced", s.remote)
-	case r.Gateway != [4]byte{}:
-		return fmt.Sprintf("ip route add %v/32 via %v dev %s", s.remote, netip.AddrFrom4(r.Gateway), r.DeviceName)
-	}
-	return fmt.Sprintf("ip route add %v/32 dev %s", s.remote, r.DeviceName)
+	return &warning.Fault{Code: string(NoRoute), What: err.Error(), Why: "nothing can be sent", Do: fmt.Sprintf("ip route get %v", remote)}
 }
 
 // rpFilter says if reverse-path filtering drops packets: the larger value of all and of the interface.
@@ -206,16 +182,8 @@ func (e *examination) counter(group, name string) (n uint64) {
 
 // kernelIPIP says if the kernel has a handler of protocol 4 of its own.
 func (e *examination) kernelIPIP() {
-	loaded := ""
-	modules := e.file("proc/modules")
-	for _, m := range []string{"ipip", "tunnel4"} {
-		_, err := fs.Stat(e.Files, "sys/module/"+m)
-		if err == nil || strings.HasPrefix(modules, m+" ") || strings.Contains(modules, "\n"+m+" ") {
-			loaded = strings.TrimSpace(loaded + " " + m)
-		}
-	}
-	if loaded != "" {
-		e.found(KernelIPIP, nil, "loaded: "+loaded, tunnel.KernelIPIP, "rmmod "+loaded)
+	if f := tunnel.KernelIPIP(e.Files); f != nil {
+		e.fault(nil, f)
 	}
 }
 
@@ -259,8 +227,7 @@ func (e *examination) udpPorts() {
 				if !ok {
 					continue
 				}
-				e.found(UDPPortTaken, s, fmt.Sprintf("UDP port %d of %v is taken%s", port, address, e.holder(inode)),
-					"IKE needs it", fmt.Sprintf("stop strongSwan, libreswan or racoon, or the ipipd that has it, or have it leave this address: ss -ulpn sport = :%d", port))
+				e.fault(s, ipsec.PortTaken(address, port, e.holder(inode), nil))
 				break
 			}
 		}
@@ -294,7 +261,7 @@ func (e *examination) holder(inode string) string {
 		entries, _ := fs.ReadDir(e.Files, p+"/fd")
 		for _, d := range entries {
 			if to, err := links.ReadLink(p + "/fd/" + d.Name()); err == nil && to == link {
-				return fmt.Sprintf(" by %s (process %s)", e.file(p+"/comm"), strings.TrimPrefix(p, "proc/"))
+				return fmt.Sprintf("%s (process %s)", e.file(p+"/comm"), strings.TrimPrefix(p, "proc/"))
 			}
 		}
 	}

@@ -411,8 +411,7 @@ func (e *examination) keepalive() {
 		switch {
 		case !s.local.IsValid() || !s.remote.IsValid() || e.heard(s):
 		case tunnel.ReflectsBehindNAT(c, s.local, s.remote):
-			e.found(KeepaliveBehindNAT, s, fmt.Sprintf("%v is private and the remote %v is not, and keepalive-probe is reflect", s.local, s.remote),
-				warning.KeepaliveBehindNAT.Text().Why, warning.KeepaliveBehindNAT.Text().Remedy)
+			e.warn(warning.KeepaliveBehindNAT, s, fmt.Sprintf("%v to %v", s.local, s.remote), "")
 		case c.Keepalive.Interval > 0 && c.KeepaliveProbe == keepalive.FormReflect && s.reply != nil && s.reply.Protocol4 && !s.reply.Reflected:
 			e.found(KeepaliveUnanswered, s, fmt.Sprintf("packets of protocol 4 come from %v, and no answer to a reflect probe", s.remote),
 				"the tunnel stops running whenever the peer has sent nothing for a while; a Linux peer answers none by default, and a firewall there may drop them",

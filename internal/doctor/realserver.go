@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"ipipd/internal/netstate"
+	"ipipd/internal/warning"
 )
 
 // realServer says what of the host keeps the real server of a load balancer from working, once it is started: a
@@ -28,12 +29,10 @@ func (e *examination) realServer() {
 		}
 		server := s.Config.Served(s.ifname, interfaces)
 		if n := server.ARP(e.Files); n != nil {
-			e.found(VIPAnswered, s, "this host answers ARP for an address of the load balancer: "+n.Detail,
-				"packets for it come here, past the balancer", "--manage-sysctls, or "+n.Remedy)
+			e.warn(warning.VIPAnswered, s, n.Detail, "--manage-sysctls, or "+n.Remedy)
 		}
 		if len(server.Served) == 0 && !s.Config.LocalAddress.IsValid() {
-			e.found(VIPMissing, s, fmt.Sprintf("no interface has an address of accept-to (%v)", s.Config.AcceptTo[0]),
-				"what comes for it is routed on, or dropped", fmt.Sprintf("ip address add %v dev lo, or --address", s.Config.AcceptTo[0]))
+			e.warn(warning.VIPMissing, s, s.Config.AcceptTo[0].String(), s.Config.AddServed())
 		}
 		e.synAckMSS(s)
 	}
@@ -49,6 +48,5 @@ func (e *examination) synAckMSS(s *subject) {
 	if err != nil || answers.MSS() <= mtu-headers {
 		return
 	}
-	e.found(SYNACKMSS, s, fmt.Sprintf("the MSS of SYN-ACKs is %d, and the MTU of %s will be %d", answers.MSS(), s.ifname, mtu),
-		"the balancer has to fragment, or drop, what clients send", answers.SetMSS(mtu-headers))
+	e.warn(warning.SYNACKMSS, s, fmt.Sprintf("MSS %d, and the MTU of %s will be %d", answers.MSS(), s.ifname, mtu), answers.SetMSS(mtu-headers))
 }

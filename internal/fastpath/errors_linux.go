@@ -7,12 +7,14 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/privileged"
 )
 
 // The same errno means different things for loading, attaching and map updates, so each
 // has its own explain function.
 
-const notPermitted = "eBPF is not permitted: run as root, give the container --cap-add BPF --cap-add NET_ADMIN, and see that kernel lockdown or seccomp is not in the way"
+const notPermitted = "eBPF is not permitted: " + privileged.Remedy + "; and see that kernel lockdown or seccomp is not in the way"
 
 // explainLoad explains an error of loading the programs and creating the maps.
 func explainLoad(err error) error {

@@ -22,7 +22,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// An error names the other IKE daemon, and Protect can be repeated.
+// An error names the other IKE daemons, and Protect can be repeated.
 func TestManagerProtect_portInUse(t *testing.T) {
 	ns := netlab.New(t)
 	for _, port := range []int{500, 4500} {
@@ -36,7 +36,7 @@ func TestManagerProtect_portInUse(t *testing.T) {
 			}
 		})
 		err := e.protect(ikeConfig(ike.Main))
-		if err == nil || !strings.Contains(err.Error(), "another IKE daemon") || strings.Contains(err.Error(), "\n") {
+		if err == nil || !strings.Contains(err.Error(), "stop strongSwan, ") || strings.Contains(err.Error(), "\n") {
 			t.Errorf("port %d taken: %v", port, err)
 		}
 		taken.Close()

@@ -142,10 +142,10 @@ func (s *spares) bind(key portsKey, port int) (int, error) {
 	fd := s.fds[0]
 	if err := bindUDP(fd, key, port); err != nil { // it is not bound, and stays a spare
 		if errors.Is(err, unix.EADDRINUSE) {
-			return -1, fmt.Errorf("UDP port %d of %s is taken, most likely by another IKE daemon (strongSwan, libreswan, racoon): stop that, or have it leave this address: %w", port, key.local, err)
+			return -1, PortTaken(key.local, port, "", err)
 		}
 		if errors.Is(err, unix.EACCES) {
-			return -1, fmt.Errorf("IKE needs UDP port %d, and that CAP_NET_BIND_SERVICE: run as root, or setcap cap_net_raw,cap_net_admin,cap_net_bind_service+ep on the binary: %w", port, err)
+			return -1, fmt.Errorf("IKE needs UDP port %d, and that CAP_NET_BIND_SERVICE: %s: %w", port, privileged.Remedy, err)
 		}
 		return -1, fmt.Errorf("IKE needs UDP port %d of %s: %w", port, key.local, err)
 	}
@@ -298,7 +298,7 @@ func openESP(m *Manager) (espSocket, Receiver, error) {
 	if err != nil {
 		_ = s.Close()
 		if errors.Is(err, os.ErrPermission) {
-			return nil, nil, fmt.Errorf("ESP needs a raw socket, and that CAP_NET_RAW: run as root, or setcap cap_net_raw,cap_net_admin+ep on the binary: %w", err)
+			return nil, nil, fmt.Errorf("ESP needs a raw socket, and that CAP_NET_RAW: %s: %w", privileged.Remedy, err)
 		}
 		return nil, nil, fmt.Errorf("open the ESP socket: %w", err)
 	}

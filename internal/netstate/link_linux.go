@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/privileged"
 )
 
 // link is what is read of an interface. Two are equal if nothing that matters has changed.
@@ -159,7 +161,7 @@ func (r *requester) getLink(index int, name string) (link, error) {
 // permission adds the missing privilege to an error of EPERM or EACCES.
 func permission(err error) error {
 	if errors.Is(err, os.ErrPermission) {
-		return fmt.Errorf("%w: run as root, or with CAP_NET_ADMIN", err)
+		return fmt.Errorf("%w: it takes CAP_NET_ADMIN: %s", err, privileged.Remedy)
 	}
 	return err
 }

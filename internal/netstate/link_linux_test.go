@@ -17,7 +17,7 @@ func TestLink_missing(t *testing.T) {
 	h := openHost(t, ns)
 	ns.Do(func() {
 		_, err := fresh.DeviceIndex("nil0")
-		if !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), `no interface "nil0": create it first`) || strings.Contains(err.Error(), "\n") {
+		if !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), `no interface "nil0": create it, or`) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%v", err)
 		}
 		_, addressErr := fresh.AddAddresses(1234, addressesOf("10.0.0.1/8"))

@@ -113,24 +113,25 @@ func (r *requester) resolve(n neighbour) error {
 // noRoute is the error for dst, with the remedy.
 func noRoute(dst [4]byte, device int, err error) error {
 	e := &NoRouteError{Destination: netip.AddrFrom4(dst), Err: err}
-	show := fmt.Sprintf("remove it (`ip route get %v` shows it), or set --underlay-device", e.Destination)
+	add := fmt.Sprintf("ip route add %v via GATEWAY", e.Destination)
+	e.Remedy = fmt.Sprintf("ip route get %v shows it: remove it, or set --underlay-device", e.Destination)
 	switch {
 	case errors.Is(err, unix.ENETUNREACH) && device != 0:
-		e.Why = "the underlay device is down, or has no route to it: bring it up, or add one"
+		e.Cause, e.Remedy = "the underlay device is down, or has no route to it", "ip link set IF up, or "+add+" dev IF"
 	case errors.Is(err, unix.ENETUNREACH):
-		e.Why = "add one, or set --underlay-device"
+		e.Remedy = add + ", or set --underlay-device"
 	case errors.Is(err, unix.EHOSTUNREACH):
-		e.Why = "its route is of the type unreachable: " + show
+		e.Cause = "its route is of the type unreachable"
 	case errors.Is(err, unix.EACCES):
-		e.Why = "its route is of the type prohibit: " + show
+		e.Cause = "its route is of the type prohibit"
 	case errors.Is(err, unix.EINVAL):
-		e.Why = "its route is of the type blackhole: " + show
+		e.Cause = "its route is of the type blackhole"
 	case errors.Is(err, unix.EAGAIN):
-		e.Why = "its route is of the type throw: " + show
+		e.Cause = "its route is of the type throw"
 	case errors.Is(err, unix.ENODEV):
-		e.Why = "the underlay device is gone: create it, or set another --underlay-device"
+		e.Cause, e.Remedy = "the underlay device is gone", "create it, or set another --underlay-device"
 	case errors.Is(err, ErrNotUnicast):
-		e.Why = "it is a broadcast or multicast address: a tunnel needs the address of one host"
+		e.Cause, e.Remedy = "it is a broadcast or multicast address", "a tunnel needs the address of one host"
 	default:
 		return fmt.Errorf("look up the route to %v: %w", e.Destination, permission(err))
 	}

@@ -365,11 +365,11 @@ func TestNoRoute(t *testing.T) {
 		kind, dst, want string
 		err             error
 	}{
-		{"", "203.0.113.1", "no route to 203.0.113.1: add one, or set --underlay-device", unix.ENETUNREACH},
-		{"blackhole", "203.0.113.1", "no route to 203.0.113.1: its route is of the type blackhole: remove it (`ip route get 203.0.113.1` shows it), or set --underlay-device", unix.EINVAL},
+		{"", "203.0.113.1", "no route to 203.0.113.1: ip route add 203.0.113.1 via GATEWAY, or set --underlay-device", unix.ENETUNREACH},
+		{"blackhole", "203.0.113.1", "no route to 203.0.113.1: its route is of the type blackhole: ip route get 203.0.113.1 shows it: remove it, or set --underlay-device", unix.EINVAL},
 		{"unreachable", "203.0.113.1", "its route is of the type unreachable", unix.EHOSTUNREACH},
 		{"prohibit", "203.0.113.1", "its route is of the type prohibit", unix.EACCES},
-		{"throw", "203.0.113.1", "no route to 203.0.113.1: add one", unix.ENETUNREACH},
+		{"throw", "203.0.113.1", "no route to 203.0.113.1: ip route add ", unix.ENETUNREACH},
 		{"", "192.0.2.255", "no route to 192.0.2.255: it is a broadcast or multicast address: a tunnel needs the address of one host", ErrNotUnicast},
 		{"", "255.255.255.255", "a tunnel needs the address of one host", ErrNotUnicast},
 	} {

@@ -15,6 +15,8 @@ import (
 	"fmt"
 	"net/netip"
 	"syscall"
+
+	"ipipd/internal/warning"
 )
 
 // ErrUnsupported is the error of a function that only Linux has.
@@ -55,17 +57,26 @@ type Route struct {
 // NoRouteError means that there is no usable route to the destination.
 type NoRouteError struct {
 	Destination netip.Addr
-	// Why is the cause and its remedy.
-	Why string
+	// Cause is "" if there is none but that nobody has added a route. Remedy is what to do.
+	Cause, Remedy string
 	// Err is the kernel's error.
 	Err error
 }
 
-func (e *NoRouteError) Error() string {
-	return fmt.Sprintf("no route to %v: %s", e.Destination, e.Why)
+func (e *NoRouteError) Error() string { return e.Fault().Error() }
+func (e *NoRouteError) Unwrap() error { return e.Err }
+
+// Fault is what doctor finds.
+func (e *NoRouteError) Fault() *warning.Fault {
+	f := &warning.Fault{Code: noRouteCode, What: fmt.Sprintf("no route to %v", e.Destination), Why: noRouteWhy, Do: e.Remedy}
+	if e.Cause != "" {
+		f.What += ": " + e.Cause
+	}
+	return f
 }
 
-func (e *NoRouteError) Unwrap() error { return e.Err }
+// Of all that keeps outer packets from being routed.
+const noRouteCode, noRouteWhy = "no-route", "nothing can be sent"
 
 // ErrNotUnicast is the Err of a NoRouteError: the destination is a broadcast or multicast address, or its
 // route is of another type than unicast and local.
@@ -75,7 +86,15 @@ var ErrNotUnicast = errors.New("not a unicast address")
 type NoDeviceError struct{ Name string }
 
 func (e *NoDeviceError) Error() string {
-	return fmt.Sprintf("no interface %q: create it first, or see `ip link` for those there are: %v", e.Name, syscall.ENODEV)
+	return fmt.Sprintf("%v: %v", e.Fault(), syscall.ENODEV)
+}
+
+// Fault is what doctor finds.
+func (e *NoDeviceError) Fault() *warning.Fault {
+	return &warning.Fault{
+		Code: noRouteCode, What: fmt.Sprintf("no interface %q", e.Name), Why: noRouteWhy,
+		Do: "create it, or set another --underlay-device; ip link show has those there are",
+	}
 }
 
 func (e *NoDeviceError) Unwrap() error { return syscall.ENODEV }

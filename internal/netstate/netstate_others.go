@@ -17,7 +17,7 @@ func lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
 	// Nothing is sent: connecting a UDP socket only looks up the route.
 	conn, err := net.Dial("udp4", netip.AddrPortFrom(to, 9).String())
 	if err != nil {
-		return Route{}, &NoRouteError{Destination: to, Why: "add a route to it", Err: err}
+		return Route{}, &NoRouteError{Destination: to, Remedy: "add a route to it", Err: err}
 	}
 	defer conn.Close()
 	local := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
@@ -41,7 +41,7 @@ func lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
 			}
 		}
 	}
-	return Route{}, &NoRouteError{Destination: to, Why: "no interface has the address that the route prefers", Err: ErrUnsupported}
+	return Route{}, &NoRouteError{Destination: to, Remedy: "no interface has the address that the route prefers", Err: ErrUnsupported}
 }
 
 func addNone[T any](wanted []T) ([]T, error) {

@@ -5,6 +5,11 @@ package privileged
 
 import "errors"
 
+// Remedy mends an error of a system call that takes a capability, of the binary ipipd. All that up needs are in it:
+// whoever gave one after the other would learn of each by its error.
+const Remedy = "run it as root; without root: setcap cap_net_admin,cap_net_raw,cap_net_bind_service,cap_bpf+ep ipipd; " +
+	"in a container: --cap-add NET_ADMIN --cap-add NET_RAW --cap-add BPF"
+
 // The verbs are the first byte of a request. What follows is Fields, each with its length.
 const (
 	// Netlink: the protocol, and messages. The descriptor is that of an eBPF program, if they name one.

@@ -51,7 +51,7 @@ var present = map[string]struct {
 		waiting: "route to 198.51.100.1",
 		come:    func(m *hostModel) { m.err = nil },
 		goes: func(m *hostModel) {
-			m.err = &netstate.NoRouteError{Destination: outerB, Why: "add one", Err: syscall.ENETUNREACH}
+			m.err = &netstate.NoRouteError{Destination: outerB, Remedy: "add one", Err: syscall.ENETUNREACH}
 		},
 	},
 }

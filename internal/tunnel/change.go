@@ -117,8 +117,8 @@ func (c *control) prepareChange(ch *change) error {
 	ch.queried = true
 	a := c.follower.Set(c.queryFor(ch.next, ch.remote))
 	known := c.intoItself(&a.Route) && !ch.readdressed() // a loop that there is already
-	if err := c.loopError(a, ch.remote); err != nil && !ch.held && !known {
-		return err
+	if a.Loop != (netstate.InterfaceRoute{}) && !ch.held && !known {
+		return RouteLoop(a, ch.remote, c.intoItself(&a.Route))
 	}
 	noPath := a.Err != nil || !ch.remote.IsValid()
 	if c.many != nil {
@@ -135,7 +135,7 @@ func (c *control) prepareChange(ch *change) error {
 		next.path.Local = ch.next.LocalAddress.As4()
 	}
 	if ch.pair = next.pair(); a.Err == nil && a.Route.Local {
-		return ownAddressError(ch.remote)
+		return RemoteIsLocal(ch.remote)
 	}
 	if noPath && ch.remote.IsValid() && !mayCome(a.Err) {
 		return a.Err

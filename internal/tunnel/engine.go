@@ -164,8 +164,8 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 			e.network.Close()
 			return nil, err
 		}
-		if underlay.KernelHandlesIPIP() {
-			e.log.Warn(KernelIPIP + "; unload ipip and tunnel4")
+		if f := KernelIPIP(os.DirFS("/")); f != nil {
+			e.log.Warn(f.What, "because", f.Why, "remedy", f.Do)
 		}
 	}
 	var err error

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"time"
 
@@ -217,7 +218,7 @@ func (c *control) manyBlocker() string {
 
 // othersReceive reports whether others than this process may want protocol 4.
 func (e *Engine) othersReceive() bool {
-	if underlay.KernelHandlesIPIP() {
+	if KernelIPIP(os.DirFS("/")) != nil {
 		return true
 	}
 	inodes, err := e.network.RawSockets(ipv4.ProtocolIPIP)

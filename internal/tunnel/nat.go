@@ -17,9 +17,6 @@ func IsPublic(a netip.Addr) bool {
 	return !a.IsPrivate() && !cgn.Contains(a) && !a.IsLinkLocalUnicast() && !a.IsLoopback()
 }
 
-// KernelIPIP is what `up` and doctor say alike.
-const KernelIPIP = "the kernel's ipip module is loaded and handles protocol 4 as well: it may answer the peer with ICMP errors"
-
 // ReflectsBehindNAT reports whether the local address is private and the remote is not, which means a NAT,
 // and c has reflect probes. It translates the outer header only: the inner destination of a reflect probe
 // stays the private address, to which the peer has no route.

@@ -135,11 +135,15 @@ func (c *control) warnMissing(s *sysctl.Server) {
 		c.clear(warning.VIPMissing)
 		return
 	}
-	remedy := ""
-	if to := c.cfg.AcceptTo[0]; to.Bits() == 32 {
-		remedy = fmt.Sprintf("ip address add %v dev lo, or --address %[1]v", to)
+	c.raise(warning.VIPMissing, join(c.cfg.AcceptTo), c.cfg.AddServed())
+}
+
+// AddServed is the remedy of VIPMissing; "" if accept-to does not say which address.
+func (c *Config) AddServed() string {
+	if to := c.AcceptTo[0]; to.Bits() == 32 {
+		return fmt.Sprintf("ip address add %v dev lo, or --address %[1]v", to)
 	}
-	c.raise(warning.VIPMissing, join(c.cfg.AcceptTo), remedy)
+	return ""
 }
 
 // warnMSS warns of answers whose SYN-ACK has clients send more than comes through the tunnel.

@@ -568,7 +568,7 @@ func TestControl_usableAddress(t *testing.T) {
 			n := &names{addresses: []netip.Addr{own, noRoute, outerC}}
 			e, m := newModel(t, socket)
 			e.lookupName = n.lookUp
-			unreachable := &netstate.NoRouteError{Destination: noRoute, Why: "add one"}
+			unreachable := &netstate.NoRouteError{Destination: noRoute, Remedy: "add one"}
 			m.fakeNetwork.routes = map[[4]byte]netstate.Route{own.As4(): {Local: true}}
 			m.fakeNetwork.errs = map[[4]byte]error{noRoute.As4(): unreachable}
 			if late {

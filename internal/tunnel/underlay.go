@@ -3,7 +3,6 @@ package tunnel
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"net/netip"
 	"time"
 
@@ -93,22 +92,6 @@ func bytesOf(a netip.Addr) (b [4]byte) {
 		b = a.As4()
 	}
 	return b
-}
-
-// loopError is an error if a configured route leads, or would lead, outer packets back into the tunnel.
-func (c *control) loopError(a *netstate.Answer, remote netip.Addr) error {
-	if a.Loop == (netstate.InterfaceRoute{}) {
-		return nil
-	}
-	own := fmt.Sprintf("ip route add %v dev %s", remote, a.Route.DeviceName)
-	switch {
-	case c.intoItself(&a.Route):
-		own = fmt.Sprintf("ip route add %v via GATEWAY dev IF", remote)
-	case a.Route.Gateway != [4]byte{}:
-		own = fmt.Sprintf("ip route add %v via %v dev %s", remote, address(a.Route.Gateway), a.Route.DeviceName)
-	}
-	return fmt.Errorf("route %v would be the one to remote-address %v as well, a loop: give that a route of its own (%s), the route a higher metric or another table, or set underlay-device",
-		a.Loop, remote, own)
 }
 
 // defaultUnderlayMTU is that of an underlay that is not known yet, in bytes.

@@ -42,7 +42,7 @@ func TestControlUpdateRoute(t *testing.T) {
 func TestControlUpdateRoute_noRoute(t *testing.T) {
 	a, b := pair(t, nil)
 	a.network.set(func(w *fakeNetwork) {
-		w.err = &netstate.NoRouteError{Destination: outerB, Why: "add one", Err: syscall.ENETUNREACH}
+		w.err = &netstate.NoRouteError{Destination: outerB, Remedy: "add one", Err: syscall.ENETUNREACH}
 	})
 	eventually(t, "the route has gone", func() bool { return a.route.Load().txDrop == drop.NoPath })
 	p := datagram(100, nil)

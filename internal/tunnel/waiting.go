@@ -32,7 +32,7 @@ func (e *unresolvedError) Error() string {
 	if e.err == nil {
 		return fmt.Sprintf("remote-address %q is being resolved", e.name)
 	}
-	return fmt.Sprintf("cannot resolve remote-address %q: %v: see that this host can resolve it, or give its IPv4 address", e.name, e.err)
+	return NotResolved(e.name, e.err).Error()
 }
 
 // pathError is why there is no path to remote by an answer; nil if there is one.
@@ -56,17 +56,13 @@ func (c *control) pathError(a *netstate.Answer, remote netip.Addr) error {
 
 // remoteError is why a remote to which there is a route cannot be that of the tunnel; nil if it can.
 func (c *control) remoteError(a *netstate.Answer, remote netip.Addr) error {
-	switch {
-	case a.Route.Local:
-		return ownAddressError(remote)
-	case c.intoItself(&a.Route):
-		return fmt.Errorf("the route to remote-address %v leads into the tunnel itself, a loop: give that a route of its own, or set underlay-device", remote)
+	if a.Route.Local {
+		return RemoteIsLocal(remote)
 	}
-	return c.loopError(a, remote)
-}
-
-func ownAddressError(remote netip.Addr) error {
-	return fmt.Errorf("remote-address %v is an address of this host: it must be the other end's", remote)
+	if f := RouteLoop(a, remote, c.intoItself(&a.Route)); f != nil {
+		return f
+	}
+	return nil
 }
 
 // mayCome reports whether a pathError is about what the network lacks now, and not about what is wrong in

@@ -199,6 +199,7 @@ var pathWarnings = []warning.Code{warning.NameNotResolved, warning.NoRoute, warn
 func (c *control) warnPath(err error) {
 	var unresolved *unresolvedError
 	var noRoute *netstate.NoRouteError
+	var noDevice *netstate.NoDeviceError
 	code, remedy := warning.NoPath, ""
 	switch {
 	case errors.As(err, &unresolved):
@@ -207,9 +208,9 @@ func (c *control) warnPath(err error) {
 			err = nil
 		}
 	case errors.As(err, &noRoute):
-		code, remedy = warning.NoRoute, noRoute.Why
-	case errors.As(err, new(*netstate.NoDeviceError)):
-		code = warning.NoRoute
+		code, remedy = warning.NoRoute, noRoute.Fault().Do
+	case errors.As(err, &noDevice):
+		code, remedy = warning.NoRoute, noDevice.Fault().Do
 	case c.pairTaken.Load():
 		code = warning.SamePair
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -75,7 +74,7 @@ func OpenSocket(o SocketOptions) (Socket, error) {
 	if err := s.open(o); err != nil {
 		s.Close()
 		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
-			return nil, fmt.Errorf("the raw sockets need CAP_NET_RAW: run as root, or setcap cap_net_raw,cap_net_admin+ep on the binary: %w", err)
+			return nil, fmt.Errorf("the raw sockets need CAP_NET_RAW: %s: %w", privileged.Remedy, err)
 		}
 		return nil, err
 	}
@@ -262,21 +261,4 @@ func attachFilter(program ...bpf.Instruction) func(int) error {
 		return os.NewSyscallError("setsockopt SO_ATTACH_FILTER",
 			unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog))
 	}
-}
-
-// KernelHandlesIPIP reports whether the kernel has its own protocol-4 handler (tunnel4). It gets
-// every packet too, and may answer ICMP 3/3 to a peer that it has no tunnel for.
-func KernelHandlesIPIP() bool {
-	for _, module := range []string{"tunnel4", "ipip"} {
-		if _, err := os.Stat("/sys/module/" + module); err == nil {
-			return true
-		}
-	}
-	modules, _ := os.ReadFile("/proc/modules")
-	for line := range strings.Lines(string(modules)) {
-		if strings.HasPrefix(line, "tunnel4 ") || strings.HasPrefix(line, "ipip ") {
-			return true
-		}
-	}
-	return false
 }

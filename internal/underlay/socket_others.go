@@ -156,6 +156,3 @@ func parseHeader(p []byte) (*xipv4.Header, error) {
 
 // Own is true: only Linux tells of others' sockets.
 func Own(uint64) bool { return true }
-
-// KernelHandlesIPIP is false: only Linux's module matters.
-func KernelHandlesIPIP() bool { return false }

@@ -1,6 +1,7 @@
 // Package warning has what a tunnel can warn of: one enumeration, with the name, the severity, the cause
 // and the remedy of each. The log, `ipipd print`, `ipipd doctor`, the metrics and docs/warnings.md are made
-// of it. A warning is a state of a tunnel, not an event: it is active as long as it is so.
+// of it. A warning is a state of a tunnel, not an event: it is active as long as it is so. A Fault is what a tunnel
+// does not start for.
 package warning
 
 // Code is what is warned of.

@@ -306,7 +306,7 @@ func TestIPsec_port500Taken(t *testing.T) {
 	if status := d.Wait(); status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	if log := d.Log(); strings.Count(log, "\n") != 1 || !strings.Contains(log, "UDP port 500 of 192.0.2.1 is taken, most likely by another IKE daemon") {
+	if log := d.Log(); strings.Count(log, "\n") != 1 || !strings.Contains(log, "UDP port 500 of 192.0.2.1 is taken: stop strongSwan, ") {
 		t.Errorf("it says: %s", log)
 	}
 	if out, err := a.Try("ip", "link", "show", "t0"); err == nil {

@@ -176,7 +176,7 @@ func TestLifecycle_noRoute(t *testing.T) {
 	t.Parallel()
 	a, _ := hosts(t)
 	d := netlab.Up(t, a, "t0", "--remote-address", "198.51.100.1")
-	if w := d.AwaitWarning(warning.NoRoute); w.Detail != "route to 198.51.100.1" || w.Remedy != "add one, or set --underlay-device" {
+	if w := d.AwaitWarning(warning.NoRoute); w.Detail != "route to 198.51.100.1" || w.Remedy != "ip route add 198.51.100.1 via GATEWAY, or set --underlay-device" {
 		t.Errorf("%+v", w)
 	}
 	if s := d.Status(); s.Running || !noCarrier(a) {
