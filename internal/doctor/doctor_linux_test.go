@@ -218,3 +218,32 @@ func TestExamine_linuxPeer(t *testing.T) {
 		t.Errorf("without an inner address to ping %q is named", got)
 	}
 }
+
+// Where pings get lost, as by a limit of their rate, what is not answered is asked for again, and no filter is found in
+// what could be a loss.
+func TestExamine_loss(t *testing.T) {
+	needTools(t)
+	for _, c := range []struct {
+		name, ping, protocol4 string // rules of the remote
+		want                  []Code
+		skipped               bool
+	}{
+		{"the first four pings", "numgen inc mod 16 < 4 drop", "drop", []Code{Protocol4Unanswered}, false},
+		{"most pings", "numgen inc mod 10 < 7 drop", "drop", nil, true},
+		{"the first probes, and as many pings", "numgen inc mod 16 < 4 drop", "numgen inc mod 16 < 4 drop", []Code{PeerNotSetUp}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			l.there.Run("nft", fmt.Sprintf("table inet x { chain y { type filter hook prerouting priority 0; icmp type echo-request ip length %d %s; ip protocol 4 %s; }; }",
+				pingSize, c.ping, c.protocol4))
+			r := l.examineOnce()
+			told := !slices.ContainsFunc(r.Skipped, func(s Skipped) bool {
+				return s.Check == "reachability" && strings.Contains(s.Reason, "could not be told")
+			})
+			if !slices.Equal(codes(r), c.want) || told == c.skipped {
+				t.Errorf("%q is named, want %q; skipped: %+v", codes(r), c.want, r.Skipped)
+			}
+		})
+	}
+}

@@ -33,6 +33,8 @@ type Reply struct {
 	Err error // it could not be sent
 	// Echo: a ping of ordinary size was answered. Protocol4: a packet of protocol 4 came.
 	Echo, Protocol4 bool
+	// Pings of ordinary size were sent, one with each repetition of what was not answered, and Echoes came.
+	Pings, Echoes int
 	// Reflected: one without payload came, which answers a reflect probe.
 	Reflected bool
 	// ProtocolUnreachable: the remote answers ICMP 3/2 to protocol 4.
@@ -42,6 +44,18 @@ type Reply struct {
 	Code     int
 	// Size is the largest of Ask.Sizes that was answered. TooBig is the MTU of an ICMP 3/4.
 	Size, TooBig int
+}
+
+// told reports whether the absence of an answer is one: answers to pings do not get lost beside it, or it was asked for
+// so often that this would not be by chance.
+func (r *Reply) told() bool {
+	const often = 6
+	return r.Echoes == r.Pings || r.Pings >= often && 2*r.Echoes >= r.Pings
+}
+
+// loss says why something could not be told.
+func (r *Reply) loss() string {
+	return fmt.Sprintf("%d of %d pings were answered, the others lost or above a limit of their rate; try again", r.Echoes, r.Pings)
 }
 
 // prohibited reports whether a filter says so (RFC 1812, section 5.2.7.1).
@@ -204,6 +218,8 @@ func (e *examination) reachable(s *subject) {
 	case r.Echo && down:
 		e.found(Protocol4Filtered, s, fmt.Sprintf("%v answers pings, and no protocol 4 comes from it: %s", s.remote, s.silence()),
 			"a firewall or provider on the way drops IP protocol 4, or the other end's tunnel is down, or has other addresses, or a secret that this one has not", e.watch(s))
+	case r.Echo && !r.told():
+		e.skip(s, "whether protocol 4 passes could not be told: %s", r.loss())
 	case r.Echo:
 		e.found(Protocol4Unanswered, s, fmt.Sprintf("%v answers pings, and no protocol-4 probe", s.remote),
 			"protocol 4 is filtered on the way, or the other end is not set up, or it is one that answers no such probe (Linux answers a ping of its inner address only)", e.watch(s))
@@ -337,6 +353,9 @@ func (e *examination) pathMTU() {
 		case r.Size == 0 && r.TooBig == 0:
 			e.skip(s, "the remote answers no ping with DF=1, by which the path's MTU is measured")
 			continue
+		case r.Size < s.answer.Route.MTU && r.TooBig == 0 && !r.told():
+			e.skip(s, "the path's MTU could not be told: %s", r.loss())
+			continue
 		}
 		path := s.answer.Route.MTU
 		if r.Size < path {
@@ -413,6 +432,10 @@ func (e *examination) keepalive() {
 		case tunnel.ReflectsBehindNAT(c, s.local, s.remote):
 			e.warn(warning.KeepaliveBehindNAT, s, fmt.Sprintf("%v to %v", s.local, s.remote), "")
 		case c.Keepalive.Interval > 0 && c.KeepaliveProbe == keepalive.FormReflect && s.reply != nil && s.reply.Protocol4 && !s.reply.Reflected:
+			if !s.reply.told() {
+				e.skip(s, "whether the peer answers reflect probes could not be told: %s", s.reply.loss())
+				continue
+			}
 			e.found(KeepaliveUnanswered, s, fmt.Sprintf("packets of protocol 4 come from %v, and no answer to a reflect probe", s.remote),
 				"the tunnel stops running whenever the peer has sent nothing for a while; a Linux peer answers none by default, and a firewall there may drop them",
 				"--keepalive-probe echo --keepalive-target "+s.innerTarget())

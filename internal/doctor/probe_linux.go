@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -15,8 +16,10 @@ import (
 )
 
 const (
-	// probeRounds is how often what is not answered is sent, probeGap apart.
+	// What is not answered is sent again, probeGap apart: probeRounds times, and where pings are not answered either
+	// more often, up to maxRounds, since hosts and routers limit the rate of ICMP. See Reply.told.
 	probeRounds = 3
+	maxRounds   = 10
 	probeGap    = 600 * time.Millisecond
 	// pingSize is the length in bytes of an ordinary ping.
 	pingSize = ipv4.HeaderLen + ipv4.ICMPHeaderLen + 8
@@ -27,8 +30,11 @@ const (
 	sendAtOnce = 64
 )
 
-// prober sends what asks say. Sequence number 0 of a ping is the ordinary one, n that of Sizes[n-1].
+// prober sends what asks say. The low byte of a ping's sequence number is 0 of the ordinary one, n of Sizes[n-1], and
+// the other the round.
 type prober struct {
+	round      int
+	echoed     []uint16 // of each ask, a bit for each round whose ordinary ping was answered
 	asks       []Ask
 	replies    []Reply
 	byRemote   map[[2][4]byte][]int // of local and remote, the indices of asks
@@ -48,7 +54,7 @@ type sender struct {
 // probe sends pings, and packets of protocol 4, and reads the answers.
 func probe(ctx context.Context, asks []Ask) (replies []Reply, err error) {
 	p := &prober{
-		asks: asks, replies: make([]Reply, len(asks)), byRemote: map[[2][4]byte][]int{}, identifier: uint16(rand.Uint32()),
+		asks: asks, replies: make([]Reply, len(asks)), echoed: make([]uint16, len(asks)), byRemote: map[[2][4]byte][]int{}, identifier: uint16(rand.Uint32()),
 		icmp: -1, ipip: -1, senders: map[sender]int{}, buffer: make([]byte, 1<<16),
 	}
 	defer p.close()
@@ -75,7 +81,7 @@ func probe(ctx context.Context, asks []Ask) (replies []Reply, err error) {
 			return nil, os.NewSyscallError("setsockopt SO_ATTACH_FILTER", err)
 		}
 	}
-	for range probeRounds {
+	for ; p.round < maxRounds; p.round++ {
 		until := time.Now().Add(probeGap)
 		for i := range asks {
 			p.ask(i)
@@ -114,24 +120,25 @@ func (p *prober) close() {
 // complete reports whether nothing more is to come of any ask.
 func (p *prober) complete() bool {
 	for i := range p.asks {
-		if !p.answered(i) {
+		if !p.done(i) {
 			return false
 		}
 	}
 	return true
 }
 
-func (p *prober) answered(i int) bool {
+// done reports whether asks[i] has all answers, or was asked for them often enough.
+func (p *prober) done(i int) bool {
 	a, r := &p.asks[i], &p.replies[i]
 	protocol4 := len(a.Inner) == 0 || r.Reflected || r.ProtocolUnreachable
 	sized := len(a.Sizes) == 0 || r.Size == a.Sizes[0]
-	return r.Err != nil || r.Echo && protocol4 && sized
+	return r.Err != nil || r.Echo && protocol4 && sized || p.round >= probeRounds && r.Echo && r.told()
 }
 
-// ask sends what is not answered yet of asks[i].
+// ask sends what is not answered yet of asks[i], and with it a ping, which shows whether answers get lost.
 func (p *prober) ask(i int) {
 	a, r := &p.asks[i], &p.replies[i]
-	if p.answered(i) {
+	if p.done(i) {
 		return
 	}
 	fd, err := p.sender(sender{a.Mark, a.Device})
@@ -139,9 +146,8 @@ func (p *prober) ask(i int) {
 		r.Err = err
 		return
 	}
-	if !r.Echo {
-		p.send(fd, i, p.ping(a, 0, pingSize), false)
-	}
+	r.Pings++
+	p.send(fd, i, p.ping(a, 0, pingSize), false)
 	for _, inner := range a.Inner {
 		if !r.Reflected && !r.ProtocolUnreachable {
 			p.send(fd, i, p.packet(a, ipv4.ProtocolIPIP, false, inner), true)
@@ -211,7 +217,7 @@ func (p *prober) ping(a *Ask, sequence, size int) []byte {
 	b := make([]byte, size-ipv4.HeaderLen)
 	b[0] = ipv4.ICMPEchoRequest
 	binary.BigEndian.PutUint16(b[4:], p.identifier)
-	binary.BigEndian.PutUint16(b[6:], uint16(sequence))
+	binary.BigEndian.PutUint16(b[6:], uint16(p.round<<8|sequence))
 	binary.BigEndian.PutUint16(b[2:], ipv4.Checksum(b, 0))
 	return p.packet(a, ipv4.ProtocolICMP, sequence != 0, b)
 }
@@ -265,8 +271,10 @@ func (p *prober) received(b []byte) {
 		}
 		for _, i := range from {
 			r, sizes := &p.replies[i], p.asks[i].Sizes
-			if n := int(binary.BigEndian.Uint16(icmp[6:])); n == 0 {
+			if round, n := icmp[6], int(icmp[7]); n == 0 {
 				r.Echo = true
+				p.echoed[i] |= 1 << round
+				r.Echoes = bits.OnesCount16(p.echoed[i])
 			} else if n <= len(sizes) {
 				r.Size = max(r.Size, sizes[n-1])
 			}

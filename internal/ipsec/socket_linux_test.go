@@ -3,6 +3,7 @@ package ipsec
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -14,17 +15,22 @@ import (
 	"ipipd/test/netlab"
 )
 
-// received reports whether the current ESP socket has a packet, and reads it.
-func received(t *testing.T, m *Manager) bool {
+// received reads what the current ESP socket has, and returns the sources.
+func received(t *testing.T, m *Manager) (sources []netip.Addr) {
 	t.Helper()
 	s := m.raw.(*rawESP)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, _, err := unix.Recvfrom(s.raw.FD(), make([]byte, 1500), unix.MSG_DONTWAIT)
-	if err != nil && err != unix.EAGAIN {
-		t.Fatal(err)
+	for b := make([]byte, 1500); ; {
+		n, _, err := unix.Recvfrom(s.raw.FD(), b, unix.MSG_DONTWAIT)
+		if err == unix.EAGAIN {
+			return sources
+		}
+		if err != nil || n < ipv4.HeaderLen {
+			t.Fatalf("%d bytes: %v", n, err)
+		}
+		sources = append(sources, netip.AddrFrom4([4]byte(b[12:])))
 	}
-	return err == nil
 }
 
 // With one tunnel the kernel delivers only its peer's ESP to the socket, with two all ESP,
@@ -46,53 +52,47 @@ func TestRawESPRestrict(t *testing.T) {
 		}
 		return p
 	}
-	// send sends ESP, and returns when it has arrived.
-	send := func(source string) {
+	// arrive sends ESP of each source, in this order: that of want arrives, and no other.
+	third := netip.MustParseAddr("192.0.2.3")
+	arrive := func(what string, sources []netip.Addr, want ...netip.Addr) {
 		t.Helper()
 		var err error
 		b.Do(func() {
-			var fd int
-			if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ESP); err != nil {
-				return
-			}
-			defer unix.Close(fd)
-			if err = unix.Bind(fd, &unix.SockaddrInet4{Addr: as4(netip.MustParseAddr(source))}); err == nil {
-				err = unix.Sendto(fd, make([]byte, 100), 0, &unix.SockaddrInet4{Addr: as4(addressA)})
+			for _, source := range sources {
+				var fd int
+				if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ESP); err != nil {
+					return
+				}
+				defer unix.Close(fd)
+				if err = unix.Bind(fd, &unix.SockaddrInet4{Addr: as4(source)}); err == nil {
+					err = unix.Sendto(fd, make([]byte, 100), 0, &unix.SockaddrInet4{Addr: as4(addressA)})
+				}
+				if err != nil {
+					return
+				}
 			}
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		b.Run("ping", "-c", "1", "-w", "5", "-I", source, "192.0.2.1") // arrives after it
-	}
-	first := protect(addressB)
-	send("192.0.2.3")
-	if received(t, m) {
-		t.Error("one tunnel: a third host's packet is received")
-	}
-	send("192.0.2.2")
-	if !received(t, m) {
-		t.Error("one tunnel: the peer's packet is not received")
-	}
-	second := protect(netip.MustParseAddr("192.0.2.3"))
-	for _, source := range []string{"192.0.2.3", "192.0.2.2"} {
-		send(source)
-		if !received(t, m) {
-			t.Errorf("two tunnels: the packet of %s is not received", source)
+		var got []netip.Addr
+		netlab.Eventually(t, what+": what is to be received is", func() bool {
+			got = append(got, received(t, m)...)
+			return !slices.ContainsFunc(want, func(a netip.Addr) bool { return !slices.Contains(got, a) })
+		})
+		if len(got) != len(want) {
+			t.Errorf("%s: packets of %v are received, want %v", what, got, want)
 		}
 	}
+	first := protect(addressB)
+	arrive("one tunnel", []netip.Addr{third, addressB}, addressB)
+	second := protect(third)
+	arrive("two tunnels", []netip.Addr{third, addressB}, third, addressB)
 	a.Do(first.Close)
-	if received(t, m) {
-		t.Error("the second tunnel's socket has earlier packets of others")
+	if got := received(t, m); got != nil {
+		t.Errorf("the second tunnel's socket has earlier packets, of %v", got)
 	}
-	send("192.0.2.2")
-	if received(t, m) {
-		t.Error("the first tunnel has ended: its peer's packet is received")
-	}
-	send("192.0.2.3")
-	if !received(t, m) {
-		t.Error("the first tunnel has ended: the second peer's packet is not received")
-	}
+	arrive("the first tunnel has ended", []netip.Addr{addressB, third}, third)
 	second.Close()
 }
 
