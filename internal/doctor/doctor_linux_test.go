@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -115,6 +116,43 @@ func TestExamine_natPeer(t *testing.T) {
 	if len(r.Findings) != 0 {
 		t.Errorf("%+v", r)
 	}
+}
+
+// What is printed about a peer behind a NAT mends it: the tunnel then runs by this end's own probes.
+//
+//	here ── 192.0.2.1/24 eth0 ── eth0 192.0.2.2/24 nat 10.9.9.1/24 eth1 ── eth0 10.9.9.9/24 there
+func TestExamine_natPeerRemedy(t *testing.T) {
+	needTools(t)
+	l := newLab(t)
+	nat := l.there
+	l.there = netlab.New(t)
+	netlab.Veth(t, nat, l.there, netlab.End{Name: "eth1", Address: "10.9.9.1/24"}, netlab.End{Name: "eth0", Address: "10.9.9.9/24"})
+	nat.Sysctl("net.ipv4.ip_forward", "1")
+	l.there.Run("ip", "route", "add", "default", "via", "10.9.9.1")
+	nat.Run("nft", `add table ip n; add chain ip n pre { type nat hook prerouting priority -100; };
+		add chain ip n post { type nat hook postrouting priority 100; };
+		add rule ip n pre ip daddr `+remote+` dnat to 10.9.9.9; add rule ip n post ip saddr 10.9.9.9 snat to `+remote)
+	// As one that is not ipipd it answers no reflect probe.
+	l.there.Run("nft", "table ip x { chain y { type filter hook output priority 0; ip protocol 4 ip length 20 drop; }; }")
+	peer := netlab.Up(t, l.there, "ipip1", "--local-address", "10.9.9.9", "--remote-address", local, "--address", "10.255.0.2/30", "--keepalive", "1s,10")
+	d := l.up(func(s *tunnel.Status) bool {
+		return slices.ContainsFunc(s.Warnings, func(w tunnel.Warning) bool { return Code(w.Code) == PeerBehindNAT })
+	}, "--keepalive", "1s,2")
+	r := l.examine()
+	withoutCapabilities(r)
+	if !slices.Equal(codes(r), []Code{PeerBehindNAT}) {
+		t.Fatalf("%+v", r)
+	}
+	if out, err := peer.Run("set", "ipip1", "keepalive=off"); err != nil {
+		t.Fatal(err, out)
+	}
+	netlab.Eventually(t, "without the peer's own probes the tunnel is down", func() bool { return d.Status().KeepaliveState == keepalive.Lost.String() })
+	l.here.Run("unshare", "--mount", "sh", "-ec", fmt.Sprintf("mount -t tmpfs none /run; mkdir /run/ipipd /run/bin; mount --bind %s /run/ipipd; ln -s %s /run/bin/ipipd; PATH=/run/bin:$PATH; %s",
+		filepath.Dir(d.Socket()), netlab.Binary(t), r.Findings[0].Do))
+	netlab.Eventually(t, "with the remedy it runs", func() bool {
+		s := d.Status()
+		return s.KeepaliveState == keepalive.Up.String() && len(s.Warnings) == 0
+	})
 }
 
 // What a user without privileges cannot see is no finding.

@@ -125,32 +125,11 @@ func (e *examination) probe() {
 // inner address, if that can be told, which any peer answers.
 func (s *subject) probes() [][]byte {
 	all := [][]byte{keepalive.ReflectProbe(s.local.As4(), s.remote.As4())}
-	if target := s.peerInner(); target.IsValid() && len(s.Config.Addresses) > 0 {
+	if target := s.Config.PeerInner(); target.IsValid() && len(s.Config.Addresses) > 0 {
 		own := s.Config.Addresses[0].Prefix.Addr()
 		all = append(all, keepalive.NewEcho(own.As4(), target.As4()).Request())
 	}
 	return all
-}
-
-// peerInner is the peer's inner address; invalid if it is not known.
-func (s *subject) peerInner() netip.Addr {
-	if s.Config.KeepaliveTarget.IsValid() || len(s.Config.Addresses) == 0 {
-		return s.Config.KeepaliveTarget
-	}
-	switch own := s.Config.Addresses[0].Prefix; own.Bits() {
-	case 31:
-		return otherHost(own, 1)
-	case 30:
-		return otherHost(own, 3)
-	}
-	return netip.Addr{}
-}
-
-// otherHost is the other address of a point-to-point prefix.
-func otherHost(own netip.Prefix, flip byte) netip.Addr {
-	a := own.Addr().As4()
-	a[3] ^= flip
-	return netip.AddrFrom4(a)
 }
 
 // reachability says whether the peer's packets come.
@@ -430,7 +409,7 @@ func (e *examination) keepalive() {
 		switch {
 		case !s.local.IsValid() || !s.remote.IsValid() || e.heard(s):
 		case tunnel.ReflectsBehindNAT(c, s.local, s.remote):
-			e.warn(warning.KeepaliveBehindNAT, s, fmt.Sprintf("%v to %v", s.local, s.remote), "")
+			e.warn(warning.KeepaliveBehindNAT, s, fmt.Sprintf("%v to %v", s.local, s.remote), s.echoRemedy())
 		case c.Keepalive.Interval > 0 && c.KeepaliveProbe == keepalive.FormReflect && s.reply != nil && s.reply.Protocol4 && !s.reply.Reflected:
 			if !s.reply.told() {
 				e.skip(s, "whether the peer answers reflect probes could not be told: %s", s.reply.loss())
@@ -438,17 +417,17 @@ func (e *examination) keepalive() {
 			}
 			e.found(KeepaliveUnanswered, s, fmt.Sprintf("packets of protocol 4 come from %v, and no answer to a reflect probe", s.remote),
 				"the tunnel stops running whenever the peer has sent nothing for a while; a Linux peer answers none by default, and a firewall there may drop them",
-				"--keepalive-probe echo --keepalive-target "+s.innerTarget())
+				s.echoRemedy())
 		}
 	}
 }
 
-// innerTarget is the peer's inner address, or a word for it.
-func (s *subject) innerTarget() string {
-	if target := s.peerInner(); target.IsValid() {
-		return target.String()
+// echoRemedy is tunnel.Config.EchoRemedy.
+func (s *subject) echoRemedy() string {
+	if s.running() {
+		return s.Config.EchoRemedy(s.ifname)
 	}
-	return "with the peer's inner address"
+	return s.Config.EchoRemedy("")
 }
 
 // quote makes a name one word of a shell.

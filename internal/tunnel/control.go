@@ -296,7 +296,7 @@ func (c *control) remedy() string {
 		return fmt.Sprintf("the peer used to answer probes: see whether %v is up and protocol 4 passes in both directions", peer)
 	case c.cfg.KeepaliveProbe == keepalive.FormReflect:
 		return "a Linux peer answers reflect probes only with net.ipv4.ip_forward=1 and accept_local=1, rp_filter=0 on its tunnel interface; " +
-			"else use --keepalive-probe echo --keepalive-target with the peer's inner address, or --keepalive off"
+			fmt.Sprintf("else %s, or keepalive=off", c.cfg.EchoRemedy(c.ifname.get()))
 	case c.cfg.KeepaliveProbe == keepalive.FormEcho:
 		return fmt.Sprintf("see whether %v answers pings through the tunnel, and whether protocol 4 passes in both directions", c.cfg.KeepaliveTarget)
 	}

@@ -2,7 +2,9 @@ package tunnel
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
+	"strings"
 
 	"ipipd/internal/warning"
 	"ipipd/keepalive"
@@ -39,6 +41,51 @@ func (t *Tunnel) noteReflect(destination, remote [4]byte) {
 func (c *control) warnPeerBehindNAT(unanswered bool) {
 	var inside [4]byte
 	binary.BigEndian.PutUint32(inside[:], c.peerInside.Load())
-	c.warnIf(unanswered && inside != [4]byte{} && c.cfg.KeepaliveProbe == keepalive.FormReflect, warning.PeerBehindNAT,
+	c.warnEcho(unanswered && inside != [4]byte{} && c.cfg.KeepaliveProbe == keepalive.FormReflect, warning.PeerBehindNAT,
 		"its probe says that it is %v, and comes from %v", address(inside), c.remote)
+}
+
+// PeerInner is the peer's inner address: who is asked by echo probes, or the other one of the first address's prefix;
+// invalid if it is not known.
+func (c *Config) PeerInner() netip.Addr {
+	if c.KeepaliveTarget.IsValid() || len(c.Addresses) == 0 {
+		return c.KeepaliveTarget
+	}
+	own := c.Addresses[0].Prefix
+	a := own.Addr().As4()
+	switch own.Bits() {
+	case 31:
+		a[3] ^= 1
+	case 30:
+		a[3] ^= 3
+	default:
+		return netip.Addr{}
+	}
+	return netip.AddrFrom4(a)
+}
+
+// EchoRemedy has the keepalive probe by echo requests, which any peer answers: a command for the running tunnel
+// called name, or flags of up for "". What is not known of the inner addresses is in capitals.
+func (c *Config) EchoRemedy(name string) string {
+	target := "PEER-INNER-ADDRESS"
+	if a := c.PeerInner(); a.IsValid() {
+		target = a.String()
+	}
+	settings := []string{"keepalive-probe=echo", "keepalive-target=" + target}
+	if len(c.Addresses) == 0 { // whose source an echo request has
+		settings = append(settings, "address=INNER-ADDRESS/30")
+	}
+	if name != "" {
+		return fmt.Sprintf("ipipd set %s %s", name, strings.Join(settings, " "))
+	}
+	return "--" + strings.ReplaceAll(strings.Join(settings, " --"), "=", " ")
+}
+
+// warnEcho is warnIf of what echo probes mend.
+func (c *control) warnEcho(active bool, code warning.Code, format string, args ...any) {
+	if active {
+		c.raise(code, fmt.Sprintf(format, args...), c.cfg.EchoRemedy(c.ifname.get()))
+	} else {
+		c.clear(code)
+	}
 }

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -49,5 +50,31 @@ func TestReflectsBehindNAT(t *testing.T) {
 		s.noteProbeAnswer(time.Now())
 		s.wakeControl()
 		eventually(t, "an answer ends it", func() bool { return !s.warned(warning.KeepaliveBehindNAT) })
+	}
+}
+
+// The command has what is known of the inner addresses, and the flags are the same settings.
+func TestConfigEchoRemedy(t *testing.T) {
+	for own, want := range map[string]string{
+		"10.255.0.1/30": "keepalive-target=10.255.0.2",
+		"10.255.0.6/30": "keepalive-target=10.255.0.5",
+		"10.255.0.4/31": "keepalive-target=10.255.0.5",
+		"10.255.0.1/24": "keepalive-target=PEER-INNER-ADDRESS",
+		"":              "keepalive-target=PEER-INNER-ADDRESS address=INNER-ADDRESS/30",
+	} {
+		c := Default()
+		if own != "" {
+			c.Addresses = []netstate.InterfaceAddress{{Prefix: netip.MustParsePrefix(own)}}
+		}
+		if got := c.EchoRemedy("ipip1"); got != "ipipd set ipip1 keepalive-probe=echo "+want {
+			t.Errorf("%s: %s", own, got)
+		}
+		if got := c.EchoRemedy(""); got != "--keepalive-probe echo --"+strings.ReplaceAll(strings.ReplaceAll(want, "=", " "), " address", " --address") {
+			t.Errorf("%s: %s", own, got)
+		}
+		c.KeepaliveTarget = netip.MustParseAddr("10.9.9.9")
+		if got := c.PeerInner(); got != c.KeepaliveTarget {
+			t.Errorf("%s: %v", own, got)
+		}
 	}
 }

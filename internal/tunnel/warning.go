@@ -128,7 +128,7 @@ func (c *control) warnOfState(now time.Time) {
 	c.warnIf(c.mtuDecreases.n > mtuSteps && c.wantedMTU() < c.appliedMTU, warning.MTUFeedback, "actual-mtu %d, by %s", c.appliedMTU, c.narrowestText())
 	c.warnIf(c.pathMTU.Get() != 0, warning.PathMTULowered, "path-mtu %d, says %v", c.pathMTU.Effective(c.underlay.MTU), address(c.pathMTUFrom))
 	c.warnPeer()
-	c.warnIf(!route.suspended && c.noPath == nil && !c.probeAnswered.Load() && ReflectsBehindNAT(c.cfg, local, remote), warning.KeepaliveBehindNAT, "%v to %v", local, remote)
+	c.warnEcho(!route.suspended && c.noPath == nil && !c.probeAnswered.Load() && ReflectsBehindNAT(c.cfg, local, remote), warning.KeepaliveBehindNAT, "%v to %v", local, remote)
 	c.warnFragments(route, now)
 	c.warnSeen(&c.looped, warning.RouteLoop, c.loopDetail(), loopHolds, now)
 	c.warnPeerMTU(now)
@@ -153,9 +153,9 @@ func (c *control) warnPeer() {
 	unanswered = unanswered && !c.peerProbes.Load() // which are enough
 	switch {
 	case unanswered && c.cfg.KeepaliveProbe == keepalive.FormEcho:
-		c.raise(warning.KeepaliveUnanswered, "", fmt.Sprintf("see whether %v answers pings through the tunnel, or use --keepalive off", c.cfg.KeepaliveTarget))
+		c.raise(warning.KeepaliveUnanswered, "", fmt.Sprintf("see whether %v answers pings through the tunnel, or ipipd set %s keepalive=off", c.cfg.KeepaliveTarget, c.ifname.get()))
 	default:
-		c.warnIf(unanswered, warning.KeepaliveUnanswered, "")
+		c.warnEcho(unanswered, warning.KeepaliveUnanswered, "")
 	}
 }
 

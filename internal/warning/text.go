@@ -111,15 +111,15 @@ var texts = [NumCodes]Text{
 	},
 	KeepaliveUnanswered: {
 		"keepalive-unanswered", Warning, "the peer does not answer probes", "only the data that it sends keeps the tunnel running",
-		"use --keepalive-probe echo --keepalive-target with the peer's inner address, or --keepalive off", "", Limited,
+		"ipipd set NAME keepalive-probe=echo keepalive-target=PEER-INNER-ADDRESS, or keepalive=off", "", Limited,
 	},
 	KeepaliveBehindNAT: {
 		"keepalive-behind-nat", Warning, "the local address is private and the remote is not", "behind a NAT nobody but ipipd answers reflect probes",
-		"--keepalive-probe echo --keepalive-target with the peer's inner address", "", Always,
+		"ipipd set NAME keepalive-probe=echo keepalive-target=PEER-INNER-ADDRESS", "", Always,
 	},
 	PeerBehindNAT: {
 		"peer-behind-nat", Note, "the peer says that it is behind a NAT, and answers no reflect probe", "only its own probes and the data that it sends keep the tunnel running",
-		"--keepalive-probe echo --keepalive-target with the peer's inner address", "", Limited,
+		"ipipd set NAME keepalive-probe=echo keepalive-target=PEER-INNER-ADDRESS", "", Limited,
 	},
 	PeerMTU: {
 		"peer-mtu", Warning, "the peer sends packets that are longer than the MTU of this end", "protocols that compare them, OSPF for one, do not come up",

@@ -66,7 +66,8 @@ const (
 	Note Severity = "note"
 )
 
-// Text is what is said about a Code. In a Remedy, NAME is the tunnel's interface and REMOTE its remote.
+// Text is what is said about a Code. In a Remedy, NAME is the tunnel's interface, REMOTE its remote and
+// PEER-INNER-ADDRESS the address of the other end inside it.
 type Text struct {
 	Name     string
 	Severity Severity

@@ -39,7 +39,7 @@ an array ` + "`warnings`" + ` of objects with ` + "`code`, `severity`, `text`, `
 with the same remedy, and one at the end of some; of those that others than this host can cause one a minute. Of
 ` + "`broken`" + ` ones no packets pass, or not all; a ` + "`note`" + ` may be as it is meant to be. What packets show, ` + "`route-loop`, `peer-mtu`" + ` and
 ` + "`fragment-loss`" + `, ends one to two minutes (a loop) or ten to twenty after the last of them, or when the route or the MTU is another. In a remedy NAME is the tunnel's
-interface, and REMOTE its remote.
+interface, REMOTE its remote and PEER-INNER-ADDRESS the address of the other end inside it.
 
 | code | severity | what is the case | remedy |
 | --- | --- | --- | --- |
