@@ -140,7 +140,7 @@ func (o *doctorOptions) examine(ctx context.Context) (*doctor.Report, error) {
 	case errors.Is(problem, fs.ErrPermission), errors.Is(problem, control.ErrStarting):
 		report.Skipped = append(report.Skipped, doctor.Skipped{Check: "processes", Reason: "what runs is not known: " + oneLine(problem)})
 	case problem != nil:
-		report.Add(doctor.ProcessSilent, oneLine(problem), "what it runs was not examined", "end it with kill -9, and ipipd up takes its place")
+		report.Add(doctor.ProcessSilent, strings.ReplaceAll(oneLine(problem), ": "+silentRemedy, ""), "what it runs was not examined", silentRemedy)
 	}
 	return report, ctx.Err()
 }
@@ -300,7 +300,7 @@ func writeReport(w io.Writer, r *doctor.Report, colour bool) error {
 			fmt.Fprintf(&b, "not checked: %s%s: %s\n", about(some(names)), s.Check, line(s.Reason))
 		}
 	}
-	what := "the host"
+	what := "the host, without a tunnel to examine" // so that nobody takes that for a tunnel that works
 	if n := len(r.Tunnels); n > 0 {
 		what = counted(n, "tunnel")
 	}

@@ -110,11 +110,14 @@ func noSuchTunnel(dir, name string) error {
 	return fmt.Errorf("no tunnel named %s in %s: ipipd print lists those there are", name, dir)
 }
 
+// silentRemedy is what to do about a process that does not answer.
+const silentRemedy = "end it with kill -9, and ipipd up takes its place"
+
 // controlError adds a remedy to an error of a control socket.
 func controlError(err error) error {
 	var timeout *control.TimeoutError
 	if errors.As(err, &timeout) {
-		return withRemedy(err, "end it with kill -9, and ipipd up takes its place")
+		return withRemedy(err, silentRemedy)
 	}
 	if errors.Is(err, syscall.ENOTDIR) {
 		return withRemedy(err, "give the folder that ipipd up has as its --runtime-dir")

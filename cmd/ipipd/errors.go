@@ -108,7 +108,15 @@ func flagError(c *cobra.Command, err error) error {
 			if a := f.Annotations[acceptedAnnotation]; len(a) > 0 {
 				return a[0]
 			}
-			return "true or false"
+			switch f.Value.Type() {
+			case "bool":
+				return "true or false"
+			case "duration":
+				return "a time such as 30s"
+			case "int", "uint64":
+				return "a number"
+			}
+			return "a value"
 		}
 	)
 	switch {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -50,6 +51,8 @@ func (p *process) serveMetrics() error {
 	}
 	l, err := metrics.Listen(address)
 	switch {
+	case errors.Is(err, fs.ErrExist):
+		return withRemedy(fmt.Errorf("cannot serve metrics: %w", err), "remove it", another)
 	case errors.Is(err, syscall.ENOENT):
 		return withRemedy(fmt.Errorf("cannot serve metrics: %w", err), "make the folder", another)
 	case err != nil:

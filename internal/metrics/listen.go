@@ -83,7 +83,7 @@ func removeStale(path string) error {
 	case err != nil:
 		return err
 	case info.Mode()&fs.ModeSocket == 0:
-		return fmt.Errorf("%s is in the way and is no socket: remove it", path)
+		return fmt.Errorf("%s is no socket: %w", path, fs.ErrExist)
 	}
 	c, err := net.DialTimeout("unix", path, time.Second)
 	switch {

@@ -263,7 +263,7 @@ func TestListen_unix(t *testing.T) {
 	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen("unix:" + path); err == nil || !strings.Contains(err.Error(), "is no socket: remove it") {
+	if _, err := Listen("unix:" + path); err == nil || !strings.Contains(err.Error(), "is no socket: file already exists") {
 		t.Errorf("in place of a file: %v", err)
 	}
 	if text, err := os.ReadFile(path); err != nil || string(text) != "precious" {
