@@ -132,7 +132,7 @@ func (p *prober) done(i int) bool {
 	a, r := &p.asks[i], &p.replies[i]
 	protocol4 := len(a.Inner) == 0 || r.Reflected || r.ProtocolUnreachable
 	sized := len(a.Sizes) == 0 || r.Size == a.Sizes[0]
-	return r.Err != nil || r.Echo && protocol4 && sized || p.round >= probeRounds && r.Echo && r.told()
+	return r.Err != nil || r.Echo && protocol4 && sized || p.round >= probeRounds && (r.Echo && r.told() || r.Reporter.IsValid())
 }
 
 // ask sends what is not answered yet of asks[i], and with it a ping, which shows whether answers get lost.

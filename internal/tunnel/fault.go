@@ -14,7 +14,7 @@ import (
 func NotResolved(name string, err error) *warning.Fault {
 	text := warning.NameNotResolved.Text()
 	return &warning.Fault{
-		Code: text.Name, What: fmt.Sprintf("cannot resolve remote-address %q: %v", name, err), Why: text.Why,
+		Code: text.Name, What: fmt.Sprintf("cannot resolve remote-address %q: %v", name, err), Why: "there is no address to send to",
 		Do: "getent ahostsv4 " + name + "; " + text.Remedy,
 	}
 }
