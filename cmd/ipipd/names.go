@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"syscall"
 	"time"
 
 	"ipipd/internal/control"
@@ -147,7 +148,7 @@ func socketError(err error) error {
 			remedy = unsafe.Remedy + ", or " + remedy
 		}
 		return fmt.Errorf("cannot make the control socket: %w: %s", err, remedy)
-	case errors.As(err, &locked):
+	case errors.As(err, &locked), errors.Is(err, syscall.EMFILE):
 		return fmt.Errorf("cannot make the control socket: %w", err)
 	}
 	return withRemedy(fmt.Errorf("cannot make the control socket: %w", err), "choose another folder with --runtime-dir")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,6 +76,11 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if limit, err := tunnel.MaxFiles(); err == nil {
+		if f := tunnel.TooFewFiles(enabled(configs), cmp.Or(p.options.Threads, tunnel.DefaultThreads()), limit); f != nil {
+			p.log.Warn(f.What, "because", f.Why, "remedy", f.Do)
+		}
+	}
 	if configs, err = p.reserve(ctx, configs); err != nil {
 		var taken *nameTakenError
 		if errors.As(err, &taken) && len(p.options.Paths) == 0 {

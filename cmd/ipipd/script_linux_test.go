@@ -25,7 +25,7 @@ func TestRun_scriptsInNamespace(t *testing.T) {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		t.Skipf("needs a TUN: %v", err)
 	}
-	for _, tool := range []string{"ip", "nsenter", "setpriv", "unshare"} {
+	for _, tool := range []string{"ip", "nsenter", "prlimit", "setpriv", "unshare"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("needs %s (iproute2, util-linux)", tool)
 		}

@@ -61,12 +61,8 @@ func Host() (env *Environment, closeAll func()) {
 			_, err := unix.Adjtimex(&now)
 			return now.Status&unix.STA_UNSYNC == 0, os.NewSyscallError("adjtimex", err)
 		},
-		MaxFiles: func() (uint64, error) {
-			var limit unix.Rlimit
-			err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
-			return limit.Max, os.NewSyscallError("getrlimit", err)
-		},
-		Threads: tunnel.DefaultThreads(),
+		MaxFiles: tunnel.MaxFiles,
+		Threads:  tunnel.DefaultThreads(),
 	}, closeAll
 }
 

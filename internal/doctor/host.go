@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"ipipd/internal/privileged"
+	"ipipd/internal/tunnel"
 	"ipipd/tun"
 )
 
@@ -99,36 +100,25 @@ func (e *examination) clock() {
 	}
 }
 
-// What `up` takes, measured with test/scale's configuration: descriptors of the process and of each tunnel
-// beside its TUN queues; bytes of memory.
-const (
-	filesProcess, filesThread, filesTunnel    = 40, 6, 2
-	memoryProcess, memoryThread, memoryTunnel = 16 << 20, 9 << 20, 50 << 10
-)
+// What `up` takes, measured with test/scale's configuration, in bytes.
+const memoryProcess, memoryThread, memoryTunnel = 16 << 20, 9 << 20, 50 << 10
 
 // limits says if this process may not open, or use, what the tunnels need.
 func (e *examination) limits() {
-	n := 0
-	files := filesProcess + filesThread*e.Threads
+	var configs []tunnel.Config
 	for _, s := range e.tunnels {
-		if s.running() {
-			continue // it has them
+		if !s.running() { // one that does has them
+			configs = append(configs, s.Config)
 		}
-		n++
-		queues := s.Config.TunQueues
-		if queues == 0 {
-			queues = e.Threads
-		}
-		files += filesTunnel + queues
 	}
+	n := len(configs)
 	if n == 0 {
 		return
 	}
 	if limit, err := e.MaxFiles(); err != nil {
 		e.skip(nil, "the limit of open files is not known: %v", err)
-	} else if limit < uint64(files) {
-		e.found(TooFewFiles, nil, fmt.Sprintf("%d tunnels need %d open files, and the limit is %d", n, files, limit),
-			"ipipd up fails with EMFILE", fmt.Sprintf("ulimit -n %d, or LimitNOFILE=%[1]d in the unit", 2*files))
+	} else if f := tunnel.TooFewFiles(configs, e.Threads, limit); f != nil {
+		e.fault(nil, f)
 	}
 	memory := uint64(memoryProcess + memoryThread*e.Threads + n*memoryTunnel)
 	if limit := e.memoryLimit(); limit < memory {

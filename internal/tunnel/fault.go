@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"os"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"ipipd/internal/netstate"
 	"ipipd/internal/warning"
@@ -69,4 +72,35 @@ func KernelIPIP(files fs.FS) *warning.Fault {
 		Code: "kernel-ipip", What: "the kernel handles protocol 4 as well, by " + modules,
 		Why: "it may answer the peer with ICMP errors", Do: "rmmod " + modules,
 	}
+}
+
+// What `up` takes, measured with test/scale's configuration: descriptors of the process, and of each thread and tunnel
+// beside its TUN queues.
+const filesProcess, filesThread, filesTunnel = 40, 6, 2
+
+// TooFewFiles is that tunnels which do not run yet need more descriptors, with so many threads, than MaxFiles; nil if
+// they do not.
+func TooFewFiles(configs []Config, threads int, limit uint64) *warning.Fault {
+	files := filesProcess + filesThread*threads
+	for i := range configs {
+		queues := configs[i].TunQueues
+		if queues == 0 {
+			queues = threads
+		}
+		files += filesTunnel + queues
+	}
+	if len(configs) == 0 || limit >= uint64(files) {
+		return nil
+	}
+	return &warning.Fault{
+		Code: "too-few-files", What: fmt.Sprintf("the tunnels, %d, need %d open files, and the limit is %d", len(configs), files, limit),
+		Why: "ipipd up fails with EMFILE", Do: fmt.Sprintf("ulimit -n %d, or LimitNOFILE=%[1]d in the unit", 2*files),
+	}
+}
+
+// MaxFiles is the largest RLIMIT_NOFILE that this process may set.
+func MaxFiles() (uint64, error) {
+	var limit unix.Rlimit
+	err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
+	return limit.Max, os.NewSyscallError("getrlimit", err)
 }
