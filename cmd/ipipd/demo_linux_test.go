@@ -165,14 +165,17 @@ func TestDemoRun_impossible(t *testing.T) {
 		t.Fatal(err)
 	}
 	const noRoot = "setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all --bounding-set=-all"
+	without := func(capability string) string {
+		return "setpriv --bounding-set=-" + capability + " --inh-caps=-" + capability
+	}
 	for _, tt := range []struct{ name, needs, run, want string }{
 		{"no-root", noRoot + " true", "exec " + noRoot + " $0 demo", "it takes root, or in a container --privileged"},
-		{"no-tun", "unshare --mount true", `unshare --mount sh -c 'mount -t tmpfs none /dev/net && exec "$0" demo' $0`, "there is no TUN: .*: modprobe tun"},
+		{"no-tun", "unshare --mount true", `unshare --mount sh -c 'mount -t tmpfs none /dev/net && exec "$0" demo' $0`, "/dev/net/tun does not exist: (mkdir .* c 10 200|modprobe tun); in a container: "},
 		{"no-namespaces", "unshare --user --map-root-user true", `unshare --user --map-root-user sh -c 'echo 0 >/proc/sys/user/max_net_namespaces && exec "$0" demo' $0`,
 			`as many as may be \(sysctl user\.max_net_namespaces\)`},
-		// The device is there, and is none.
-		{"failed-up", "unshare --mount true", `unshare --mount sh -c 'mount --bind /dev/null /dev/net/tun && exec "$0" demo' $0`, "host a: ipipd up: "},
-		{"failed-cable", "unshare --mount true", `unshare --mount sh -c 'mount --bind /dev/null /dev/net/tun && exec "$0" demo --lossy' $0`, "cannot make the TAP interface wire0: TUNSETIFF"},
+		{"another-device", "unshare --mount true", `unshare --mount sh -c 'mount --bind /dev/null /dev/net/tun && exec "$0" demo' $0`, "/dev/net/tun is another kind of file: "},
+		{"failed-up", without("net_raw") + " true", "exec " + without("net_raw") + " $0 demo", "host a: ipipd up: "},
+		{"failed-cable", without("net_admin") + " true", "exec " + without("net_admin") + " $0 demo --lossy", "cannot make the TAP interface wire0: TUNSETIFF"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if out, err := exec.Command("sh", "-c", tt.needs).CombinedOutput(); err != nil {
