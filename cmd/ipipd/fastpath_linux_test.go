@@ -118,7 +118,8 @@ func TestKeeper_fastPath(t *testing.T) {
 	}
 	t.Parallel()
 	a, b := netlab.New(t), netlab.New(t)
-	k := newKeptTunnel(t, a, b, build(t, "ipipd/internal/fastpath.aliveFor=5s"), "--remote-address", "192.0.2.2", "--address", "10.255.0.1/30")
+	// With keepalive userspace receives until the peer is heard.
+	k := newKeptTunnel(t, a, b, build(t, "ipipd/internal/fastpath.aliveFor=5s"), "--remote-address", "192.0.2.2", "--address", "10.255.0.1/30", "--keepalive", "off")
 	pid := k.ready(1)
 	k.pings()
 	var why string
