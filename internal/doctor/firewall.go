@@ -105,8 +105,18 @@ func (c *chain) where() string {
 	return fmt.Sprintf("%s: table %s, chain %s", c.tool, c.table, c.name)
 }
 
+// ofUnknown reports whether the chain is of devices that are not known: the JSON of some releases of nft lacks them.
+func (c *chain) ofUnknown() bool {
+	return (c.hook == "ingress" || c.hook == "egress") && len(c.devices) == 0
+}
+
 // unclear is why it is not known what the chain does.
-func (c *chain) unclear() string { return c.where() + " has matches that are not understood here" }
+func (c *chain) unclear() string {
+	if c.ofUnknown() {
+		return fmt.Sprintf("%s is of a device that nft -j does not name: nft list chain %s %s %s", c.where(), c.family, c.table, c.name)
+	}
+	return c.where() + " has matches that are not understood here"
+}
 
 // ruleset is all chains of a host.
 type ruleset struct{ chains []*chain }
@@ -255,7 +265,7 @@ func (r *ruleset) passage(p *firewallPacket) (base *chain, by outcomes, unsure *
 				}
 			}
 			switch {
-			case o.dropped && !o.accepted && (c.family != "netdev" || len(c.devices) > 0):
+			case o.dropped && !o.accepted && !c.ofUnknown():
 				return c, o, nil
 			case o.dropped && unsure == nil:
 				unsure = c

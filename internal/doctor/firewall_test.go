@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 )
 
@@ -72,6 +73,7 @@ COMMIT
 		{"another device", nftables(t, `{"chain":{"family":"netdev","table":"t","name":"i","hook":"ingress","dev":["eth1"],"policy":"drop"}}`), false, false, "", ""},
 		{"this device", nftables(t, `{"chain":{"family":"netdev","table":"t","name":"i","hook":"ingress","dev":"eth0","policy":"drop"}}`), true, true, "", "i"},
 		{"which device is not known", nftables(t, `{"chain":{"family":"netdev","table":"t","name":"i","hook":"ingress","policy":"drop"}}`), false, false, "i", ""},
+		{"which device of inet is not known", nftables(t, `{"chain":{"family":"inet","table":"t","name":"i","hook":"ingress","policy":"drop"}}`), false, false, "i", ""},
 	} {
 		p := outer(4)
 		base, _, unsure := x.rules.passage(p)
@@ -80,6 +82,9 @@ COMMIT
 		}
 		if name := ""; unsure != nil && x.unsureNew != unsure.name || unsure == nil && x.unsureNew != name {
 			t.Errorf("%s: unsure of %+v, want %q", x.name, unsure, x.unsureNew)
+		}
+		if unsure != nil && strings.Contains(unsure.unclear(), "nft list chain ") != (unsure.hook == "ingress") {
+			t.Errorf("%s: %s", x.name, unsure.unclear())
 		}
 		p.established = true
 		if base, _, _ := x.rules.passage(p); (base != nil) != x.old {
