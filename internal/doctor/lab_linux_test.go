@@ -234,6 +234,11 @@ var brokens = []broken{
 		l.there.Run("nft", "table inet x { chain y { type filter hook prerouting priority 0; ip protocol 4 drop; }; }")
 		l.up(state(keepalive.NeverHeard), "--keepalive", "1s,1")
 	}, []Code{Protocol4Filtered}, "has never heard it", false},
+	{"protocol 4 is filtered in one direction", func(l *lab) {
+		l.there.Run("nft", "table inet x { chain y { type filter hook prerouting priority 0; ip protocol 4 drop; }; }")
+		l.upThere("--keepalive", "1s,10")
+		l.up(state(keepalive.Up), "--keepalive", "1s,10")
+	}, []Code{KeepaliveUnanswered}, "192.0.2.2 is heard, and answers no reflect probe;what this end sends may not arrive", false},
 	{"protocol 4 is filtered", func(l *lab) {
 		l.there.Run("nft", "table inet x { chain y { type filter hook prerouting priority 0; ip protocol 4 drop; }; }")
 	}, []Code{Protocol4Unanswered}, "192.0.2.2 answers pings", false},

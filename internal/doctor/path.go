@@ -85,8 +85,12 @@ func (e *examination) probe() {
 			continue
 		}
 		a := Ask{Local: s.local, Remote: s.remote, Mark: s.Config.FwMark, Device: s.Config.UnderlayDevice}
-		if !s.encrypted && !e.heard(s) {
+		switch {
+		case s.encrypted:
+		case !e.heard(s):
 			a.Inner = s.probes()
+		case s.reflects(): // what is heard does not say whether what is sent arrives
+			a.Inner = s.probes()[:1]
 		}
 		if sized++; sized > maxSized {
 			s.unsized = true
@@ -130,6 +134,11 @@ func (s *subject) probes() [][]byte {
 		all = append(all, keepalive.NewEcho(own.As4(), target.As4()).Request())
 	}
 	return all
+}
+
+// reflects reports whether the tunnel's keepalive is by reflect probes.
+func (s *subject) reflects() bool {
+	return s.Config.Keepalive.Interval > 0 && s.Config.KeepaliveProbe == keepalive.FormReflect
 }
 
 // reachability says whether the peer's packets come.
@@ -402,21 +411,25 @@ func (e *examination) routesInto(s *subject) []netstate.RouteMetrics {
 	return routes[e.interfaces[s.ifname].Index]
 }
 
-// keepalive says if nobody can answer the probes.
+// keepalive says if nobody can, or does, answer the probes.
 func (e *examination) keepalive() {
 	for _, s := range e.tunnels {
-		c := &s.Config
+		heard := e.heard(s)
 		switch {
-		case !s.local.IsValid() || !s.remote.IsValid() || e.heard(s):
-		case tunnel.ReflectsBehindNAT(c, s.local, s.remote):
+		case !s.local.IsValid() || !s.remote.IsValid():
+		case !heard && tunnel.ReflectsBehindNAT(&s.Config, s.local, s.remote):
 			e.warn(warning.KeepaliveBehindNAT, s, fmt.Sprintf("%v to %v", s.local, s.remote), s.echoRemedy())
-		case c.Keepalive.Interval > 0 && c.KeepaliveProbe == keepalive.FormReflect && s.reply != nil && s.reply.Protocol4 && !s.reply.Reflected:
-			if !s.reply.told() {
-				e.skip(s, "whether the peer answers reflect probes could not be told: %s", s.reply.loss())
-				continue
-			}
+		case !s.reflects() || s.encrypted || s.reply == nil || s.reply.Reflected:
+		case heard && (slices.Contains(s.warned, KeepaliveBehindNAT) || slices.Contains(s.warned, PeerBehindNAT)):
+		case (heard || s.reply.Protocol4) && !s.reply.told():
+			e.skip(s, "whether the peer answers reflect probes could not be told: %s", s.reply.loss())
+		case heard:
+			e.found(KeepaliveUnanswered, s, fmt.Sprintf("%v is heard, and answers no reflect probe", s.remote),
+				"what this end sends may not arrive, as protocol 4 is filtered in that direction; or the peer answers none, and only what it sends keeps the tunnel running",
+				"see there whether its end is running; "+e.watch(s))
+		case s.reply.Protocol4:
 			e.found(KeepaliveUnanswered, s, fmt.Sprintf("packets of protocol 4 come from %v, and no answer to a reflect probe", s.remote),
-				"the tunnel stops running whenever the peer has sent nothing for a while; a Linux peer answers none by default, and a firewall there may drop them",
+				"the tunnel stops running whenever the peer has sent nothing for a while; a Linux peer answers none by default, and a firewall there, or on the way there, may drop them",
 				s.echoRemedy())
 		}
 	}
