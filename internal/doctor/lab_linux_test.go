@@ -330,7 +330,13 @@ var brokens = []broken{
 	}, []Code{MTUAbovePath}, "--mtu 1380", false},
 	{"a route that is too large", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) {
 		l.here.Run("ip", "route", "add", "10.20.0.0/16", "dev", "ipip1", "advmss", "1460")
-	}), []Code{RouteIgnoresMTU}, "10.20.0.0/16 dev ipip1 has advmss 1460", false},
+	}), []Code{RouteIgnoresMTU}, "10.20.0.0/16 dev ipip1 has advmss 1460", true},
+	{"a route of a table that is too large", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) {
+		l.here.Run("ip", "route", "add", "10.20.0.0/16", "via", "10.255.0.2", "dev", "ipip1", "src", "10.255.0.1", "mtu", "1500", "metric", "7", "table", "77")
+	}), []Code{RouteIgnoresMTU}, "ip route change 10.20.0.0/16 via 10.255.0.2 dev ipip1 onlink src 10.255.0.1 metric 7 table 77", true},
+	{"one of two next hops that is too large", with(running(func(*tunnel.Status) {}), replies(fine), func(l *lab) {
+		l.here.Run("sh", "-c", "ip route add 10.20.0.0/16 mtu 1500 nexthop dev ipip1 nexthop via "+remote)
+	}), []Code{RouteIgnoresMTU}, "ip route show 10.20.0.0/16, and", false},
 	{"MSS", with(replies(fine), func(l *lab) { l.config.ClampTCPMSS = false }), []Code{MSSNotClamped}, "", false},
 	{"1:1 NAT", with(replies(fine), func(l *lab) {
 		l.here.Run("ip", "address", "add", "10.0.0.5/24", "dev", "eth0")

@@ -395,8 +395,35 @@ func (e *examination) routesMTU(s *subject) {
 			continue
 		}
 		e.found(RouteIgnoresMTU, s, fmt.Sprintf("%s, and the interface's MTU is %d", what, mtu),
-			"packets by that route are too large for the tunnel", fmt.Sprintf("ip route change %v dev %s", r.Prefix, s.ifname))
+			"packets by that route are too large for the tunnel", withoutMetrics(&r, s.ifname))
 	}
+}
+
+// withoutMetrics is the command that takes MTU and MSS from a route into an interface.
+func withoutMetrics(r *netstate.RouteMetrics, ifname string) string {
+	const main = 254 // RT_TABLE_MAIN
+	table := ""
+	if r.Table != main {
+		table = fmt.Sprintf(" table %d", r.Table)
+	}
+	if r.Multipath || r.Unusable {
+		return fmt.Sprintf("ip route show %v%s, and ip route change with that, but without mtu and advmss", r.Prefix, table)
+	}
+	do := fmt.Sprintf("ip route change %v", r.Prefix)
+	if r.Gateway.IsValid() {
+		do += fmt.Sprintf(" via %v", r.Gateway)
+	}
+	do += " dev " + ifname
+	if r.Gateway.IsValid() {
+		do += " onlink"
+	}
+	if r.Source.IsValid() {
+		do += fmt.Sprintf(" src %v", r.Source)
+	}
+	if r.Metric != 0 {
+		do += fmt.Sprintf(" metric %d", r.Metric)
+	}
+	return do + table
 }
 
 // routesInto are the routes into the interface of a running tunnel.

@@ -16,4 +16,8 @@ type RouteMetrics struct {
 	Gateway     netip.Addr
 	Unusable    bool
 	MTU, AdvMSS int
+	// Source is the preferred source address; the zero Addr is none. Multipath: the route has other next hops too.
+	Source        netip.Addr
+	Table, Metric int
+	Multipath     bool
 }

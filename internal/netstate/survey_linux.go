@@ -48,10 +48,14 @@ func RoutesByInterface() (routes map[int][]RouteMetrics, err error) {
 		if len(hops) == 0 {
 			hops = []*netlink.NexthopInfo{{LinkIndex: r.LinkIndex, Gw: r.Gw, Via: r.Via, Encap: r.Encap}}
 		}
+		source, _ := netip.AddrFromSlice(r.Src.To4())
 		for _, h := range hops {
 			gateway, _ := netip.AddrFromSlice(h.Gw.To4())
 			unusable := h.Via != nil || h.Encap != nil || h.Gw != nil && !ipv4.IsUnicast(gateway)
-			routes[h.LinkIndex] = append(routes[h.LinkIndex], RouteMetrics{prefix, gateway, unusable, r.MTU, r.AdvMSS})
+			routes[h.LinkIndex] = append(routes[h.LinkIndex], RouteMetrics{
+				Prefix: prefix, Gateway: gateway, Unusable: unusable, MTU: r.MTU, AdvMSS: r.AdvMSS,
+				Source: source, Table: r.Table, Metric: r.Priority, Multipath: len(hops) > 1,
+			})
 		}
 	}
 	return routes, nil
