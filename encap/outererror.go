@@ -39,9 +39,9 @@ type OuterError struct {
 }
 
 // ParseError parses the ICMP message in b, a whole, unchecked IPv4 packet.
-// drop.OuterErrorUnrelated means that it does not quote a packet that a tunnel can have sent;
-// drop.OuterErrorIgnored, that it is a source quench, redirect or parameter problem, on which a
-// tunnel does not act (RFC 2003, sections 4.2, 4.3 and 4.5).
+// e is zero if that does not quote a packet that a tunnel can have sent, but another program's.
+// drop.OuterErrorIgnored means that it is a source quench, redirect or parameter problem, on
+// which a tunnel does not act (RFC 2003, sections 4.2, 4.3 and 4.5).
 func ParseError(b []byte) (e OuterError, d drop.Reason) {
 	p, err := ipv4.Parse(b)
 	if err != nil || p.Protocol() != ipv4.ProtocolICMP || p.IsFragment() || !p.HeaderChecksumValid() {
@@ -69,7 +69,7 @@ func ParseError(b []byte) (e OuterError, d drop.Reason) {
 		return OuterError{}, drop.OuterErrorMalformed
 	}
 	if h.Protocol != ipv4.ProtocolIPIP && h.Protocol != ipv4.ProtocolESP && h.Protocol != ipv4.ProtocolUDP {
-		return OuterError{}, drop.OuterErrorUnrelated
+		return OuterError{}, drop.None
 	}
 	quote = quote[:min(len(quote), h.TotalLen)] // quotes may be padded
 	if len(quote) < min(headerLen+minQuote, h.TotalLen) {
@@ -85,24 +85,27 @@ func ParseError(b []byte) (e OuterError, d drop.Reason) {
 	if h.FragmentOffset != 0 { // the payload of a later fragment has no transport header
 		quote = quote[:headerLen]
 	}
-	return e, e.parsePayload(quote[headerLen:])
+	if !e.parsePayload(quote[headerLen:]) {
+		return OuterError{}, drop.None
+	}
+	return e, drop.None
 }
 
-// parsePayload parses the quoted payload of the outer packet.
-func (e *OuterError) parsePayload(quote []byte) drop.Reason {
+// parsePayload parses the quoted payload of the outer packet, and reports whether it is one of a tunnel.
+func (e *OuterError) parsePayload(quote []byte) bool {
 	switch e.Protocol {
 	case ipv4.ProtocolIPIP:
-		return drop.None
+		return true
 	case ipv4.ProtocolUDP:
 		if len(quote) < ipv4.UDPHeaderLen || binary.BigEndian.Uint16(quote) != ipv4.PortNATT {
-			return drop.OuterErrorUnrelated
+			return false
 		}
 		quote = quote[ipv4.UDPHeaderLen:]
 	}
 	if len(quote) >= 4 {
 		e.SPI = binary.BigEndian.Uint32(quote)
 	}
-	return drop.None
+	return true
 }
 
 // TooBig reports whether the message is a datagram too big: type 3, code 4.

@@ -57,21 +57,21 @@ func TestParseError_spi(t *testing.T) {
 		protocol uint8
 		quote    []byte
 		spi      uint32
-		drop     drop.Reason
+		of       bool // a tunnel
 	}{
-		{"ESP", 50, spi, 0xdeadbeef, drop.None},
-		{"ESP in UDP", 17, append(from(4500), spi...), 0xdeadbeef, drop.None},
-		{"ESP in UDP, the least quote", 17, from(4500), 0, drop.None},
-		{"another program's UDP", 17, append(from(4501), spi...), 0, drop.OuterErrorUnrelated},
-		{"TCP", 6, append(from(4500), spi...), 0, drop.OuterErrorUnrelated},
+		{"ESP", 50, spi, 0xdeadbeef, true},
+		{"ESP in UDP", 17, append(from(4500), spi...), 0xdeadbeef, true},
+		{"ESP in UDP, the least quote", 17, from(4500), 0, true},
+		{"another program's UDP", 17, append(from(4501), spi...), 0, false},
+		{"TCP", 6, append(from(4500), spi...), 0, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			quote := build(ipv4.Header{TTL: 60, Protocol: test.protocol, Source: local, Destination: remote}, test.quote)
 			e, d := encap.ParseError(outerError(3, 4, 1400, quote))
-			if d != test.drop {
-				t.Fatalf("got %v, want %v", d, test.drop)
+			if d != drop.None || (e != encap.OuterError{}) != test.of {
+				t.Fatalf("got %+v, %v", e, d)
 			}
-			if d != drop.None {
+			if !test.of {
 				return
 			}
 			if e.Protocol != test.protocol || e.SPI != test.spi || e.NextHopMTU != 1400 || e.DF {
@@ -169,8 +169,8 @@ func TestParseError_malformed(t *testing.T) {
 
 func TestParseError_unrelated(t *testing.T) {
 	h := inner()
-	if _, d := encap.ParseError(outerError(3, 1, 0, build(h, pattern(8)))); d != drop.OuterErrorUnrelated {
-		t.Errorf("drop %v, want %v", d, drop.OuterErrorUnrelated)
+	if e, d := encap.ParseError(outerError(3, 1, 0, build(h, pattern(8)))); d != drop.None || e != (encap.OuterError{}) {
+		t.Errorf("%+v, %v, want neither", e, d)
 	}
 }
 

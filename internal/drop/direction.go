@@ -24,7 +24,7 @@ func (r Reason) Direction() Direction {
 // ByProcess reports whether r is about packets of which no tunnel is known: no tunnel counts it.
 func (r Reason) ByProcess() bool {
 	switch r {
-	case ReceiveOverflow, OuterMalformed, OuterNotIPIP, OuterFragment, OuterChecksum, UnknownPeer, OuterErrorMalformed, OuterErrorUnrelated:
+	case ReceiveOverflow, OuterMalformed, OuterNotIPIP, OuterFragment, OuterChecksum, UnknownPeer, OuterErrorMalformed:
 		return true
 	}
 	return false

@@ -81,7 +81,6 @@ const (
 	ICMPForbidden Reason = endESP + iota // RFC 1122, section 3.2.2
 	ICMPLimited
 	OuterErrorMalformed
-	OuterErrorUnrelated
 	OuterErrorIgnored // RFC 2003, section 4
 	OuterErrorNotBelieved
 

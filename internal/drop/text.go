@@ -254,11 +254,6 @@ var texts = [NumReasons]text{
 		"an ICMP error that came in is damaged",
 		"look at the path",
 	},
-	OuterErrorUnrelated: {
-		"outer-error-unrelated",
-		"an ICMP error that is not about a packet of a tunnel, and not counted",
-		"none needed",
-	},
 	OuterErrorIgnored: {
 		"outer-error-ignored",
 		"a kind that says nothing about the path (RFC 2003, 4)",

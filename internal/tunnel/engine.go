@@ -295,9 +295,10 @@ func (e *Engine) receiveICMPErrors() {
 		}
 		outerErr, d := encap.ParseError(buf[:n])
 		if d != drop.None {
-			if d != drop.OuterErrorUnrelated { // about another program's packets
-				e.dropPacket(d, buf[:n])
-			}
+			e.dropPacket(d, buf[:n])
+			continue
+		}
+		if outerErr == (encap.OuterError{}) { // about another program's packet
 			continue
 		}
 		if t := e.table.Load().find(outerErr.Source, outerErr.Destination); t != nil {

@@ -11,8 +11,6 @@ const (
 	ManyRemotes = "internal/tunnel, many remotes"
 	// ManyEncrypted: by TestManyIPsec_cleartext of test/conformance.
 	ManyEncrypted = "test/conformance, many encrypted remotes"
-	// Uncounted: no packet is counted under it.
-	Uncounted = "nowhere"
 )
 
 // DropProvoked has each reason, and where it is provoked.
@@ -41,7 +39,6 @@ var DropProvoked = map[string]string{
 
 	"icmp-forbidden": FromOutside, "icmp-limited": FromOutside, "outer-error-malformed": FromOutside, "outer-error-ignored": FromOutside,
 	"outer-error-not-believed": FromOutside,
-	"outer-error-unrelated":    Uncounted, // about other programs' packets
 }
 
 // DropsProvoked are those of DropProvoked that are provoked there.
