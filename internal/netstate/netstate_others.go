@@ -41,7 +41,7 @@ func lookup(dst, src [4]byte, mark uint32, device int) (Route, error) {
 			}
 		}
 	}
-	return Route{}, &NoRouteError{Destination: to, Remedy: "no interface has the address that the route prefers", Err: ErrUnsupported}
+	return Route{}, &NoRouteError{Destination: to, Cause: "no interface has the address that the route prefers", Remedy: "add it to one", Err: ErrUnsupported}
 }
 
 func addNone[T any](wanted []T) ([]T, error) {
