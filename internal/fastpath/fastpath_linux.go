@@ -14,6 +14,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/fib"
 )
 
 // object is bpf/ipip.c, compiled: a little-endian ELF, as are all platforms of ipipd.
@@ -77,7 +79,7 @@ func readObject() (*ebpf.CollectionSpec, error) {
 
 // loadSpec is load, with counts in the place of new maps.
 func loadSpec(spec *ebpf.CollectionSpec, linkHeader uint32, counts map[string]*ebpf.Map) (*objects, error) {
-	o, hash := new(objects), newHash()
+	o, hash := new(objects), fib.NewHash()
 	if err := errors.Join(spec.Variables["link_header"].Set(linkHeader), spec.Variables["route_hash"].Set(hash)); err != nil {
 		return nil, fmt.Errorf("read the eBPF object: %w", err)
 	}

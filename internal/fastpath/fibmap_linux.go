@@ -3,7 +3,6 @@ package fastpath
 import (
 	"encoding/binary"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -11,6 +10,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"ipipd/internal/fib"
 )
 
 // Of bpf/many.h: the parts of a route's word, and where one leads that has no number of a remote.
@@ -37,14 +38,11 @@ const (
 type fibMap struct {
 	routes  []uint64 // buckets of bucketRoutes
 	lengths []uint64 // by table
-	hash    [2]uint64
+	hash    fib.Hash
 }
 
-// newHash are the two multipliers.
-func newHash() [2]uint64 { return [2]uint64{rand.Uint64() | 1, rand.Uint64() | 1} }
-
 // mapFIB maps the memory.
-func mapFIB(routes, lengths *ebpf.Map, hash [2]uint64) (f fibMap, err error) {
+func mapFIB(routes, lengths *ebpf.Map, hash fib.Hash) (f fibMap, err error) {
 	f.hash = hash
 	if f.routes, err = mapWords(routes); err != nil {
 		return f, err
@@ -84,8 +82,7 @@ func routeKey(table uint32, p netip.Prefix) uint64 {
 
 // buckets are the two that a route may be in.
 func (f *fibMap) buckets(key uint64) (both [2][]uint64) {
-	hash := key * f.hash[0]
-	hash = (hash ^ hash>>32) * f.hash[1]
+	hash := f.hash.Of(key)
 	for i := range both {
 		at := hash >> (64 - bucketsLog) * bucketRoutes
 		both[i] = f.routes[at:][:bucketRoutes]

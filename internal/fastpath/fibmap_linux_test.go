@@ -4,10 +4,12 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"testing"
+
+	"ipipd/internal/fib"
 )
 
 func newFIBMap() *fibMap {
-	return &fibMap{routes: make([]uint64, 2*maxRoutes), lengths: make([]uint64, maxTables), hash: newHash()}
+	return &fibMap{routes: make([]uint64, 2*maxRoutes), lengths: make([]uint64, maxTables), hash: fib.NewHash()}
 }
 
 // len is how many routes there are.

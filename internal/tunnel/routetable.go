@@ -3,7 +3,8 @@ package tunnel
 import (
 	"encoding/binary"
 	"math/bits"
-	"math/rand/v2"
+
+	"ipipd/internal/fib"
 )
 
 // routeTable are the routes to many remotes. It is immutable. Beside the map there is a hash table for the data
@@ -12,8 +13,7 @@ type routeTable struct {
 	all   map[[4]byte]*route
 	slots []routeSlot // a power of two, and at least twice as many as all has; one is at its hash, or soon after
 	shift uint8       // leaves the bits of a hash that are an index in slots
-	// hash are odd and random, so that nobody can choose addresses whose slots are the same.
-	hash [2]uint64
+	hash  fib.Hash
 }
 
 type routeSlot struct {
@@ -24,7 +24,7 @@ type routeSlot struct {
 // newRouteTable keeps all, which must not change from now on.
 func newRouteTable(all map[[4]byte]*route) *routeTable {
 	n := bits.Len(uint(2 * len(all)))
-	t := &routeTable{all: all, slots: make([]routeSlot, 1<<n), shift: uint8(64 - n), hash: [2]uint64{rand.Uint64() | 1, rand.Uint64() | 1}}
+	t := &routeTable{all: all, slots: make([]routeSlot, 1<<n), shift: uint8(64 - n), hash: fib.NewHash()}
 	for remote, r := range all {
 		*t.slot(remote) = routeSlot{remote, r}
 	}
@@ -45,7 +45,5 @@ func (t *routeTable) slot(remote [4]byte) *routeSlot {
 
 // index is where the slot of a remote is looked for first.
 func (t *routeTable) index(remote [4]byte) int {
-	hash := uint64(binary.NativeEndian.Uint32(remote[:])) * t.hash[0]
-	hash = (hash ^ hash>>32) * t.hash[1] // by one product addresses of a pattern crowd, with one multiplier of a hundred
-	return int(hash >> t.shift)
+	return int(t.hash.Of(uint64(binary.NativeEndian.Uint32(remote[:]))) >> t.shift)
 }
