@@ -677,7 +677,7 @@ func openFiles(t *testing.T) int {
 
 // Whatever a child sends: the Keeper goes on, and what it keeps can be given to the next one.
 func FuzzKeeper(f *testing.F) {
-	for _, message := range []string{"FDSTORE=1\nFDNAME=a", "FDSTORE=1\nFDNAME=a:b", "FDSTOREREMOVE=1\nFDNAME=a", "BARRIER=1", "READY=1\nSTATUS=x\n", "FDNAME=\xff\nFDSTORE=1", "=\n\n=FDSTORE"} {
+	for _, message := range []string{"FDSTORE=1\nFDNAME=a", "FDSTORE=1\nFDNAME=a:b", "FDSTOREREMOVE=1\nFDNAME=a", "BARRIER=1", "READY=1\nSTATUS=x\n", "FDNAME=\xff\nFDSTORE=1", "FDSTORE=1\nFDNAME=" + strings.Repeat("\xff", 300), "=\n\n=FDSTORE"} {
 		f.Add([]byte(message), []byte("FDSTORE=1\nFDNAME=b"), uint8(2))
 	}
 	f.Fuzz(func(t *testing.T, a, b []byte, rights uint8) {

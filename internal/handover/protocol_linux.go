@@ -85,7 +85,7 @@ func parseMessage(b []byte) (m message, err error) {
 func checkName(name string) error {
 	bad := func(r rune) bool { return r < ' ' || r >= 0x7f || r == ':' }
 	if name == "" || len(name) > maxName || strings.ContainsFunc(name, bad) {
-		return fmt.Errorf("the name %.60q of a descriptor: want 1 to %d characters of ASCII without colon", name, maxName)
+		return fmt.Errorf("the name %q of a descriptor: want 1 to %d characters of ASCII without colon", name[:min(len(name), 40)], maxName)
 	}
 	return nil
 }
