@@ -188,22 +188,36 @@ func (g *Guest) Run(script string) (stdout string, err error) {
 	if _, err := fmt.Fprintf(g.line, "%d %.0f\n", id, commandTimeout().Seconds()); err != nil {
 		return "", fmt.Errorf("guest: %w", err)
 	}
-	select {
-	case status := <-done:
-		out, outErr := os.ReadFile(file + ".out")
-		stderr, errErr := os.ReadFile(file + ".err")
-		if status != 0 {
-			err = fmt.Errorf("exit status %d: %s", status, bytes.TrimSpace(stderr))
+	// User-mode Linux, whose epoll is edge-triggered, loses the edge of a line now and then, and
+	// reads it only with the next one.
+	again := time.NewTicker(5 * time.Second)
+	defer again.Stop()
+	timeout := time.After(commandTimeout() + Timeout())
+	for {
+		select {
+		case <-again.C:
+			_, _ = g.line.WriteString("\n")
+		case status := <-done:
+			return g.result(file, script, status)
+		case <-g.ended:
+			return "", fmt.Errorf("guest: %s: the guest has ended; the end of its console:\n%s", script, tail(g.console.String()))
+		case <-timeout:
+			return "", fmt.Errorf("guest: %s: no answer; the end of its console:\n%s", script, tail(g.console.String()))
 		}
-		if err = errors.Join(err, outErr, errErr); err != nil {
-			err = fmt.Errorf("guest: %s: %w%s", script, err, g.moduleErrors())
-		}
-		return string(out), err
-	case <-g.ended:
-		return "", fmt.Errorf("guest: %s: the guest has ended; the end of its console:\n%s", script, tail(g.console.String()))
-	case <-time.After(commandTimeout() + Timeout()):
-		return "", fmt.Errorf("guest: %s: no answer; the end of its console:\n%s", script, tail(g.console.String()))
 	}
+}
+
+// result returns what the script has written to its files in the share, and its error.
+func (g *Guest) result(file, script string, status int) (stdout string, err error) {
+	out, outErr := os.ReadFile(file + ".out")
+	stderr, errErr := os.ReadFile(file + ".err")
+	if status != 0 {
+		err = fmt.Errorf("exit status %d: %s", status, bytes.TrimSpace(stderr))
+	}
+	if err = errors.Join(err, outErr, errErr); err != nil {
+		err = fmt.Errorf("guest: %s: %w%s", script, err, g.moduleErrors())
+	}
+	return string(out), err
 }
 
 // moduleErrors is the note in errors about modules that did not load.
