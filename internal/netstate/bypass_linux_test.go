@@ -233,3 +233,23 @@ func TestHostReceived(t *testing.T) {
 		t.Errorf("from another one: %q", a.Ingress)
 	}
 }
+
+// Options.Bypass is the reason wherever there is a route.
+func TestHost_bypass(t *testing.T) {
+	ns := netlab.New(t)
+	ns.Run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth1")
+	ns.Run("ip", "address", "add", "192.0.2.1/24", "dev", "eth0")
+	for _, link := range []string{"eth0", "eth1"} {
+		ns.Run("ip", "link", "set", link, "up")
+	}
+	var h *Host
+	var err error
+	ns.Do(func() { h, err = Open(Options{Bypass: "not wanted"}) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if a := follow(t, h, ns, Query{Remote: [4]byte{192, 0, 2, 2}}).Answer(); a.Err != nil || a.Bypass != "not wanted" {
+		t.Errorf("%v, %q", a.Err, a.Bypass)
+	}
+}

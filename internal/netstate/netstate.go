@@ -104,6 +104,8 @@ type Options struct {
 	// Failed is called at most once, from the Host's goroutine: changes are no longer seen.
 	// nil ignores it.
 	Failed func(error)
+	// Bypass is the Answer.Bypass of every route; "" leaves it to what the host has.
+	Bypass string
 }
 
 // Query is what a tunnel asks. Addresses are in network byte order.
@@ -139,7 +141,7 @@ type Answer struct {
 	HasLocal bool
 	// Bypass is the reason not to send outer packets, and receive the peer's, past the
 	// kernel's IP stack as frames on the route's device: nftables, iptables, an IPsec policy,
-	// a tc filter or a routing rule would have a say. "" is none.
+	// a tc filter or a routing rule would have a say, or Options.Bypass. "" is none.
 	Bypass string
 	// Ingress is the reason not to redirect received packets ahead of the tc filters of the
 	// route's device; "" is none.

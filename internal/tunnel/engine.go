@@ -143,11 +143,27 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 	if e.lookupName = o.LookupName; e.lookupName == nil {
 		e.lookupName = resolve.New().Lookup
 	}
+	opened := e.socket == nil
+	if opened {
+		var err error
+		if e.socket, err = underlay.OpenSocket(underlay.SocketOptions{
+			Receivers: o.Threads, Adopt: takeKeptSockets(o.Kept, keptSocket), Opened: e.keepSocket, Closed: e.dropSocket,
+		}); err != nil {
+			return nil, err
+		}
+	}
 	if e.network == nil {
-		host, err := netstate.Open(netstate.Options{Failed: func(err error) {
+		bypass := ""
+		if s, ok := e.socket.(underlay.ReceiveSetter); ok && !s.PacketSockets() {
+			bypass = "there are no packet sockets (AF_PACKET): RestrictAddressFamilies= of the service, or the kernel, refuses them"
+		}
+		host, err := netstate.Open(netstate.Options{Bypass: bypass, Failed: func(err error) {
 			e.log.Error("changes of the host's network are not seen any more: restart ipipd", "err", err)
 		}})
 		if err != nil {
+			if opened {
+				e.socket.Close()
+			}
 			return nil, err
 		}
 		e.network = hostNetwork{host}
@@ -156,14 +172,7 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 			e.sysctls.restore(e)
 		}
 	}
-	if e.socket == nil {
-		var err error
-		if e.socket, err = underlay.OpenSocket(underlay.SocketOptions{
-			Receivers: o.Threads, Adopt: takeKeptSockets(o.Kept, keptSocket), Opened: e.keepSocket, Closed: e.dropSocket,
-		}); err != nil {
-			e.network.Close()
-			return nil, err
-		}
+	if opened {
 		if f := KernelIPIP(os.DirFS("/")); f != nil {
 			e.log.Warn(f.What, "because", f.Why, "remedy", f.Do)
 		}

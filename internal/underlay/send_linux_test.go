@@ -5,10 +5,13 @@ import (
 	"errors"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"ipipd/internal/ipv4"
@@ -378,6 +381,75 @@ func TestOpenSocket_missingCapability(t *testing.T) {
 	<-done
 	if !errors.Is(err, os.ErrPermission) || !strings.Contains(err.Error(), "CAP_NET_RAW") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// refuse has the calling thread get errno for each socket of a family, for good.
+func refuse(family uint32, errno unix.Errno) error {
+	raw, err := bpf.Assemble([]bpf.Instruction{
+		bpf.LoadAbsolute{Off: 0, Size: 4}, // the number of the call
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.SYS_SOCKET, SkipTrue: 3},
+		bpf.LoadAbsolute{Off: 16, Size: 4}, // the lower half of its first argument
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: family, SkipTrue: 1},
+		bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(errno)},
+		bpf.RetConstant{Val: unix.SECCOMP_RET_ALLOW},
+	})
+	if err != nil {
+		return err
+	}
+	code := make([]unix.SockFilter, len(raw))
+	for i, r := range raw {
+		code[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	program := unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
+	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
+}
+
+// Where AF_PACKET is refused the raw sockets send and receive, and packet sockets that are left are closed.
+func TestOpenSocket_noPacketSockets(t *testing.T) {
+	a, b := twoHosts(t)
+	k := newKeeping(t)
+	before := open(t, a, k.options(SocketOptions{Receivers: 2}))
+	before.Close()
+	if len(k.kept) < 3 {
+		t.Fatalf("%d sockets are left", len(k.kept))
+	}
+	for _, o := range []SocketOptions{{Receivers: 2}, k.options(SocketOptions{Receivers: 2})} {
+		var s Socket
+		var err error
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			runtime.LockOSThread() // and the thread ends with the goroutine
+			a.Do(func() {
+				if err = refuse(unix.AF_PACKET, unix.EAFNOSUPPORT); err == nil {
+					s, err = OpenSocket(o)
+				}
+			})
+		}()
+		<-done
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.(ReceiveSetter).PacketSockets() || len(s.Receivers()) != 1 {
+			t.Errorf("packet sockets %v, %d receivers", s.(ReceiveSetter).PacketSockets(), len(s.Receivers()))
+		}
+		setReceive(t, a, s, Reception{Local: hostA, Remote: hostB})
+		other := open(t, b, SocketOptions{})
+		mustWrite(t, s.NewSender(), pathA, outerPacket(pathA, 100, 1), outerPacket(pathA, 2000, 2))
+		read(t, other.Receivers()[0], 2, 2000)
+		mustWrite(t, other.NewSender(), pathB, outerPacket(pathB, 100, 3))
+		read(t, s.Receivers()[0], 1, 1500)
+		s.Close()
+		other.Close()
+	}
+	for _, fd := range k.kept {
+		if socketOption(fd, unix.SO_DOMAIN) == unix.AF_PACKET {
+			t.Error("a packet socket is left to the next process")
+		}
 	}
 }
 

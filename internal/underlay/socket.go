@@ -4,7 +4,8 @@
 //
 // On Linux, outer packets are received by packet sockets in a fanout group (packet(7)), or by a
 // raw socket (raw(7)), which is bound and connected if there is only one tunnel. They are sent
-// as Ethernet frames if the next hop is resolved (Link), else through a raw socket. Other
+// as Ethernet frames if the next hop is resolved (Link), else through a raw socket. Where
+// the kernel or the service refuses packet sockets (AF_PACKET), the raw sockets do all. Other
 // systems have only the raw socket, one packet per system call.
 package underlay
 
@@ -109,6 +110,9 @@ type Reception struct {
 // ReceiveSetter is a Socket whose Reception can be changed while packets arrive.
 type ReceiveSetter interface {
 	Socket
+	// PacketSockets reports whether there are packet sockets. Where the address family AF_PACKET
+	// is refused there are none: then no Path has a Link, and no Reception is LinkLayer.
+	PacketSockets() bool
 	// SetReceive changes what is received. A packet that arrives meanwhile may be received
 	// twice, but is not lost. If nothing changes, it does nothing.
 	SetReceive(Reception) error

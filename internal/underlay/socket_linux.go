@@ -23,7 +23,7 @@ import (
 //	icmp           receives ICMP errors.
 //	hdrincl        sends packets with their own outer header (IP_HDRINCL).
 //	fragmenting    sends packets that the kernel has to fragment.
-//	link           sends Ethernet frames.
+//	link           sends Ethernet frames; -1 where AF_PACKET is refused.
 //	packetSockets  AF_PACKET, one for each packetReceiver; bound by the first
 //	               SetReceive with LinkLayer.
 //
@@ -99,10 +99,13 @@ func (s *socket) open(o SocketOptions) (err error) {
 	if s.fragmenting, err = openFragmenting(); err != nil {
 		return err
 	}
-	if s.link, err = openLink(); err != nil {
+	receivers := max(o.Receivers, 1)
+	switch s.link, err = openLink(); {
+	case errors.Is(err, unix.EAFNOSUPPORT):
+		receivers = 0
+	case err != nil:
 		return err
 	}
-	receivers := max(o.Receivers, 1)
 	raws, packets := s.adopt(o.Adopt, receivers)
 	if s.raw, err = fdguard.AdoptRaw(raws, s.openRaw, s.closeReceiveSocket); err != nil {
 		return err
@@ -129,6 +132,8 @@ func (s *socket) open(o SocketOptions) (err error) {
 }
 
 func (s *socket) Receivers() []Receiver { return s.receivers }
+
+func (s *socket) PacketSockets() bool { return s.link >= 0 }
 
 func (s *socket) Close() error {
 	s.guard.Close()
