@@ -19,6 +19,7 @@ const (
 	PeerNotHeard         Code = "peer-not-heard"
 	RemoteSilent         Code = "remote-silent"
 	RemoteUnreachable    Code = "remote-unreachable"
+	SendRefused          Code = "send-refused"
 	IPsecNotEstablished  Code = "ipsec-not-established"
 	ESPFiltered          Code = "esp-filtered"
 	CloudDropsProtocol4  Code = "cloud-drops-protocol-4"
@@ -80,6 +81,7 @@ var Codes = []struct {
 	{PeerNotHeard, Broken, "the running tunnel hears nothing of the remote, which answers no pings either"},
 	{RemoteSilent, Warning, "the remote answers neither pings nor protocol 4"},
 	{RemoteUnreachable, Broken, "a router answers that the remote is not reachable"},
+	{SendRefused, Warning, "the kernel has refused to send packets of the running tunnel"},
 	{IPsecNotEstablished, Broken, "there is no SA"},
 	{ESPFiltered, Broken, "there is an SA, and no ESP is received"},
 	{CloudDropsProtocol4, Broken, "this host's cloud never passes protocol 4"},

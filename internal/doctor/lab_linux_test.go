@@ -262,6 +262,8 @@ var brokens = []broken{
 	{"no SA yet, and plain text", with(secret, running(func(s *tunnel.Status) {
 		s.IPsec, s.KeepaliveState, s.Drops = "negotiating", "never-heard", map[string]uint64{"esp-plain-text": 7}
 	}), replies(fine)), []Code{IPsecNotEstablished}, "there is no SA: negotiating; and 7 packets have come from 192.0.2.2 in plain text;", false},
+	{"the kernel refuses to send", with(running(func(s *tunnel.Status) { s.Drops = map[string]uint64{"send-failed": 3} }), replies(fine)),
+		[]Code{SendRefused}, "refused to send 3 packets", false},
 	{"no ESP", with(secret, running(warns("esp-filtered", "")), replies(fine)), []Code{ESPFiltered}, "", false},
 	{"fragments are lost", with(running(warns("fragment-loss", "7 packets not reassembled")), replies(fine)), []Code{"fragment-loss"}, "7 packets not reassembled", false},
 	{"what the tunnel says itself is not found again", with(running(warns("route-loop", "seen")), replies(fine), func(l *lab) {

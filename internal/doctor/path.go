@@ -144,8 +144,19 @@ func (s *subject) reflects() bool {
 // reachability says whether the peer's packets come.
 func (e *examination) reachability() {
 	for _, s := range e.tunnels {
+		e.sendRefused(s)
 		e.reachable(s)
 	}
+}
+
+// sendRefused says if this host keeps the tunnel's packets from leaving.
+func (e *examination) sendRefused(s *subject) {
+	if !s.running() || s.Status.Drops["send-failed"] == 0 {
+		return
+	}
+	e.found(SendRefused, s, fmt.Sprintf("the kernel has refused to send %d packets (send-failed)", s.Status.Drops["send-failed"]),
+		"a firewall's rule for what this host sends, or IPAddressDeny= of the service, whose IPAddressAllow= does not name the remote",
+		"nft list ruleset; systemctl show -p IPAddressDeny -p IPAddressAllow ipipd")
 }
 
 func (e *examination) reachable(s *subject) {

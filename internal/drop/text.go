@@ -69,7 +69,7 @@ var texts = [NumReasons]text{
 	SendFailed: {
 		"send-failed",
 		"the kernel refused to send",
-		"look for a firewall rule in OUTPUT",
+		"look for a firewall rule in OUTPUT, and under systemd for `IPAddressDeny=`: `systemctl show -p IPAddressDeny -p IPAddressAllow ipipd`",
 	},
 
 	ReceiveOverflow: {
