@@ -255,11 +255,11 @@ func during(t *testing.T, near, far *netlab.NS, networks []string, what string, 
 	return lost
 }
 
-// fastPath is what print says of the tunnel fast, once it is active or something objects.
-func fastPath(g *guest) (text string) {
+// fastPath is what print says of the fast path of a tunnel, once it is active or something objects.
+func fastPath(g *guest, tunnel string) (text string) {
 	g.t.Helper()
 	netlab.Eventually(g.t, "the process says whether there is a fast path", func() bool {
-		if m := regexp.MustCompile(`(?m)[^-]fast-path: (.*)$`).FindStringSubmatch(g.run("ipipd", "print", "fast")); m != nil {
+		if m := regexp.MustCompile(`(?m)[^-]fast-path: (.*)$`).FindStringSubmatch(g.run("ipipd", "print", tunnel)); m != nil {
 			text = m[1]
 		}
 		return text != "" && text != "starting"
@@ -451,7 +451,7 @@ func TestService(t *testing.T) {
 	g.run("systemctl", "start", "ipipd.service")
 	netlab.Eventually(t, "a ping is answered", pinged)
 	was, process = link(), g.show("MainPID")
-	if why := fastPath(g); why != "active" {
+	if why := fastPath(g, "fast"); why != "active" {
 		t.Logf("no fast path here: %s", why)
 	} else {
 		for _, step := range [][]string{{"systemctl", "restart", "ipipd.service"}, {"systemctl", "kill", "-s", "KILL", "ipipd.service"}} {
@@ -462,7 +462,7 @@ func TestService(t *testing.T) {
 			if lost[0] > 20 || lost[1] > 20 || lost[2] > 0 {
 				t.Errorf("%v packets are lost by %s", lost, step[1])
 			}
-			if why := fastPath(g); why != "active" {
+			if why := fastPath(g, "fast"); why != "active" {
 				t.Errorf("after %s: %s", step[1], why)
 			}
 		}
