@@ -154,7 +154,7 @@ func (e *examination) sendRefused(s *subject) {
 	if !s.running() || s.Status.Drops["send-failed"] == 0 {
 		return
 	}
-	e.found(SendRefused, s, fmt.Sprintf("the kernel has refused to send %d packets (send-failed)", s.Status.Drops["send-failed"]),
+	e.found(SendRefused, s, fmt.Sprintf("the kernel has refused to send %d packets since the tunnel began (send-failed)", s.Status.Drops["send-failed"]),
 		"a firewall's rule for what this host sends, or IPAddressDeny= of the service, whose IPAddressAllow= does not name the remote",
 		"nft list ruleset; systemctl show -p IPAddressDeny -p IPAddressAllow ipipd")
 }
