@@ -104,7 +104,7 @@ var Codes = []struct {
 	{RouteIgnoresMTU, Warning, "a route into the tunnel has an MTU or MSS that is larger than the interface takes"},
 	{MSSNotClamped, Warning, "`clamp-tcp-mss` is off, and TCP depends on ICMP errors getting through"},
 	{KeepaliveBehindNAT, Warning, "reflect probes from behind a 1:1 NAT: nobody but ipipd answers them"},
-	{KeepaliveUnanswered, Warning, "protocol 4 comes from the peer, which answers no reflect probe: it answers none, or does not get them"},
+	{KeepaliveUnanswered, Warning, "protocol 4 comes from the peer, which answers no probe: it answers none, or does not get them"},
 	{PeerBehindNAT, Note, "the peer says by its probes that it is behind a NAT, and answers none of this end"},
 	{KernelIPIP, Warning, "the kernel's ipip or tunnel4 is loaded"},
 	{NameTaken, Broken, "an interface of this host has the tunnel's name"},

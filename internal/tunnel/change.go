@@ -198,11 +198,12 @@ func (c *control) commitChange(ch *change) error {
 	c.pair = ch.pair
 	if old.keepalive() != next.keepalive() && !c.suspended() {
 		c.monitor.Configure(next.keepalive(), now)
+		c.peerAnswers.restart()
 		c.state.Store(uint32(c.monitor.State()))
 	}
 	if old.KeepaliveProbe != next.KeepaliveProbe || old.KeepaliveTarget != next.KeepaliveTarget {
 		c.probeAnswered.Store(false)
-		c.unansweredProbes = 0
+		c.peerAnswers = peerAnswers{}
 	}
 	if old.MTU != next.MTU {
 		c.mtuDecreases = mtuDecreases{}

@@ -47,23 +47,23 @@ type control struct {
 	resolution
 	retry bool // something failed in this round
 
-	monitor          *keepalive.Monitor
-	lost             lostInterface
-	carrier          bool // as last set
-	unansweredProbes int  // sent while the peer was up
-	tx               transmitter
-	ids              idCounter
-	echo             *keepalive.Echo                  // nil unless keepalive-probe is echo
-	keys             []int32                          // of the queues at their workers
-	takeOver         []netstate.InterfaceRoute        // routes that another tunnel has until this one begins
-	routes           RouteFollower                    // of many; nil is none
-	routesOf         int                              // the interface that it follows
-	remotes          map[[4]byte]*remote              // the gateways of routes
-	links            map[underlay.Link]*underlay.Link // of remotes: see remoteLink
-	remotesLeftOut   bool                             // maxRemotes left out a gateway
-	learnt           map[[4]byte]*remote              // inner destinations: see learn
-	asked            remotesQuery                     // of remotes
-	narrowest        [4]byte                          // that of remotes which remotesMTU is of
+	monitor        *keepalive.Monitor
+	peerAnswers    peerAnswers
+	lost           lostInterface
+	carrier        bool // as last set
+	tx             transmitter
+	ids            idCounter
+	echo           *keepalive.Echo                  // nil unless keepalive-probe is echo
+	keys           []int32                          // of the queues at their workers
+	takeOver       []netstate.InterfaceRoute        // routes that another tunnel has until this one begins
+	routes         RouteFollower                    // of many; nil is none
+	routesOf       int                              // the interface that it follows
+	remotes        map[[4]byte]*remote              // the gateways of routes
+	links          map[underlay.Link]*underlay.Link // of remotes: see remoteLink
+	remotesLeftOut bool                             // maxRemotes left out a gateway
+	learnt         map[[4]byte]*remote              // inner destinations: see learn
+	asked          remotesQuery                     // of remotes
+	narrowest      [4]byte                          // that of remotes which remotesMTU is of
 
 	ifindex      int // in this network namespace, as last read
 	appliedMTU   int // last MTU that SetMTU accepted
@@ -189,10 +189,8 @@ func (c *control) round(now time.Time) {
 		c.log.Info("the peer is heard: running")
 	}
 	if probe {
+		c.noteAnswers()
 		c.probe()
-		if c.expectsAnswer() {
-			c.unansweredProbes++
-		}
 	}
 	c.updateReachability(now)
 	c.chooseRemote(now)
@@ -307,6 +305,7 @@ func (c *control) remedy() string {
 func (c *control) probe() {
 	route := c.route.Load()
 	c.noteProbe(c.cfg.KeepaliveProbe, time.Now())
+	c.noteProbeDue()
 	c.sendProbe(route.outer, &route.path)
 	if candidate := c.candidate.Load(); candidate != nil && c.ipsecPolicy == nil {
 		c.sendProbe(route.outer, &candidate.path)
@@ -343,14 +342,4 @@ func (t *Tunnel) confirmNextHop() {
 	if err := t.follower.Refresh(); err != nil {
 		t.log.Debug("the next hop is not resolved", "err", err)
 	}
-}
-
-// unansweredLimit is the number of unanswered probes after which warnPeer warns.
-const unansweredLimit = 10
-
-// expectsAnswer reports whether the peer sends and has not answered any probe yet, though it could: then the
-// tunnel would stop running when the peer sends nothing. Empty probes have no answer.
-func (c *control) expectsAnswer() bool {
-	return c.cfg.KeepaliveProbe != keepalive.FormEmpty && !c.probeAnswered.Load() &&
-		keepalive.State(c.state.Load()) == keepalive.Up
 }

@@ -53,7 +53,7 @@ func feed(t *testing.T, a *endpoint, inner ...[]byte) {
 
 // A peer that sends data and answers no probe is warned of once, unless no answer is expected, or its own probes
 // are enough; these say that it is behind a NAT.
-func TestControlExpectsAnswer(t *testing.T) {
+func TestControlUnanswered(t *testing.T) {
 	data, probe := datagram(100, nil), keepalive.ReflectProbe(outerB.As4(), outerA.As4())
 	inside := keepalive.ReflectProbe([4]byte{10, 1, 1, 2}, outerA.As4())
 	const none = warning.NumCodes
@@ -65,6 +65,7 @@ func TestControlExpectsAnswer(t *testing.T) {
 	}{
 		{"reflect", keepalive.FormReflect, [][]byte{data}, warning.KeepaliveUnanswered},
 		{"echo", keepalive.FormEcho, [][]byte{data}, warning.KeepaliveUnanswered},
+		{"echo-peer-probes", keepalive.FormEcho, [][]byte{data, nil}, none},
 		{"empty", keepalive.FormEmpty, [][]byte{data}, none},
 		{"answered", keepalive.FormReflect, [][]byte{inside, nil}, none},
 		{"peer-probes", keepalive.FormReflect, [][]byte{data, probe}, none},
@@ -95,6 +96,9 @@ func TestControlExpectsAnswer(t *testing.T) {
 				if n := a.warned(code); n != (code == test.want) || a.network.logLines(code) > 1 {
 					t.Errorf("it warns of %v: %v, want %v, and logs it %d times", code, n, code == test.want, a.network.logLines(code))
 				}
+			}
+			if n := a.sample().ProbesAnswered; n != 0 && test.name != "answered" {
+				t.Errorf("%d answers, of a peer that gives none", n)
 			}
 			if test.want == none {
 				return

@@ -302,7 +302,11 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 	}
 	switch kind {
 	case encap.KindEmpty:
-		t.noteProbeAnswer(now)
+		if route.echo != nil { // a probe of its own: a ping is answered by a ping
+			t.peerProbes.Store(true)
+		} else {
+			t.noteProbeAnswer(now)
+		}
 		return false, drop.None
 	case encap.KindReflect:
 		t.noteReflect(inner.Destination(), remote)

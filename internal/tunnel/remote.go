@@ -330,7 +330,7 @@ func (c *control) setRemote(remote netip.Addr) {
 	c.probeAnswered.Store(false)
 	c.peerProbes.Store(false)
 	c.peerInside.Store(0)
-	c.unansweredProbes = 0
+	c.peerAnswers = peerAnswers{}
 }
 
 // forgetPath forgets what was learnt of the path.

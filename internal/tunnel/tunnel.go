@@ -56,7 +56,7 @@ type Tunnel struct {
 	// Written by the data path.
 	lastReceivedNs atomic.Int64  // time of the peer's last packet, nanoseconds after epoch; 0 is never
 	probeAnswered  atomic.Bool   // the peer has answered a probe
-	peerProbes     atomic.Bool   // the peer sends reflect probes of its own
+	peerProbes     atomic.Bool   // the peer sends probes of its own
 	peerInside     atomic.Uint32 // the peer's address by the last of them, if the remote is another; see noteReflect
 	probes         probes        // see sample.go
 	oversize       sighting      // a received packet above the MTU, its length

@@ -163,6 +163,7 @@ func (c *control) resetKeepalive(now time.Time) {
 		config = keepalive.Config{}
 	}
 	c.monitor = keepalive.New(config, now)
+	c.peerAnswers.restart()
 	c.state.Store(uint32(c.monitor.State()))
 }
 

@@ -148,15 +148,7 @@ func (c *control) warnPeer() {
 	default:
 		c.clear(warning.PeerNotHeard)
 	}
-	unanswered := c.expectsAnswer() && c.unansweredProbes > min(unansweredLimit, c.cfg.keepalive().Retries) // the last one is still in flight
-	c.warnPeerBehindNAT(unanswered)
-	unanswered = unanswered && !c.peerProbes.Load() // which are enough
-	switch {
-	case unanswered && c.cfg.KeepaliveProbe == keepalive.FormEcho:
-		c.raise(warning.KeepaliveUnanswered, "", fmt.Sprintf("see whether %v answers pings through the tunnel, or ipipd set %s keepalive=off", c.cfg.KeepaliveTarget, c.ifname.get()))
-	default:
-		c.warnEcho(unanswered, warning.KeepaliveUnanswered, "")
-	}
+	c.warnUnanswered()
 }
 
 // warnPeerMTU warns of packets that were longer than the MTU, unless that has grown since.

@@ -110,8 +110,8 @@ var texts = [NumCodes]Text{
 		"see whether REMOTE is up, and protocol 4 passes in both directions", "", Always,
 	},
 	KeepaliveUnanswered: {
-		"keepalive-unanswered", Warning, "the peer does not answer probes", "only the data that it sends keeps the tunnel running",
-		"ipipd set NAME keepalive-probe=echo keepalive-target=PEER-INNER-ADDRESS, or keepalive=off", "", Limited,
+		"keepalive-unanswered", Warning, "the peer does not answer probes", "only what it sends keeps the tunnel running",
+		"ipipd set NAME keepalive-probe=echo keepalive-target=PEER-INNER-ADDRESS, or keepalive=off; if it did before, let protocol 4 in where it is lost on the way to REMOTE", "", Limited,
 	},
 	KeepaliveBehindNAT: {
 		"keepalive-behind-nat", Warning, "the local address is private and the remote is not", "behind a NAT nobody but ipipd answers reflect probes",
