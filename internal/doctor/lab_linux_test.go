@@ -228,6 +228,25 @@ func environment(change func(*Environment)) func(*lab) {
 	}
 }
 
+// stopsAnswering has a tunnel whose probes the peer has answered, until a filter has come on the way to it.
+func stopsAnswering(answer netlab.Check, args ...string) func(*lab) {
+	return func(l *lab) {
+		wire := netlab.CaptureReceived(l.t, l.here, "eth0")
+		l.upThere("--keepalive", "1s,3")
+		filtered := false
+		l.up(func(s *tunnel.Status) bool {
+			if !filtered && len(wire.Matching(netlab.Source(remote), netlab.Protocol(4), answer)) >= 6 {
+				filtered = true
+				l.there.Run("nft", "table inet x { chain y { type filter hook prerouting priority 0; ip protocol 4 drop; }; }")
+			}
+			return slices.ContainsFunc(s.Warnings, func(w tunnel.Warning) bool { return w.Code == string(KeepaliveUnanswered) })
+		}, append([]string{"--keepalive", "1s,3"}, args...)...)
+		if s := l.status; !s.Running {
+			l.t.Errorf("it does not run: %+v", s.State)
+		}
+	}
+}
+
 var brokens = []broken{
 	{"the peer has no tunnel", func(*lab) {}, []Code{PeerNotSetUp}, "protocol unreachable", false},
 	{"protocol 4 is filtered and the tunnel runs", func(l *lab) {
@@ -239,6 +258,10 @@ var brokens = []broken{
 		l.upThere("--keepalive", "1s,10")
 		l.up(state(keepalive.Up), "--keepalive", "1s,10")
 	}, []Code{KeepaliveUnanswered}, "192.0.2.2 is heard, and answers no reflect probe;what this end sends may not arrive", false},
+	{"protocol 4 is filtered in one direction from some time on", stopsAnswering(netlab.TotalLen(20)),
+		[]Code{KeepaliveUnanswered}, "it has answered none since 20", false},
+	{"protocol 4 is filtered in one direction from some time on, and the probe is echo", stopsAnswering(netlab.Inner(netlab.ICMP(0, 0)), "--keepalive-probe", "echo", "--keepalive-target", "10.255.0.2"),
+		[]Code{KeepaliveUnanswered}, "it has answered none since 20", false},
 	{"protocol 4 is filtered", func(l *lab) {
 		l.there.Run("nft", "table inet x { chain y { type filter hook prerouting priority 0; ip protocol 4 drop; }; }")
 	}, []Code{Protocol4Unanswered}, "192.0.2.2 answers pings", false},

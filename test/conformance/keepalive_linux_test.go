@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -197,6 +198,51 @@ func TestKeepalive_echo(t *testing.T) {
 		netlab.Eventually(t, "a hears b", func() bool { return da.Status().KeepaliveState == "up" })
 		if got := inside.Matching(netlab.ICMP(0, 0)); len(got) > 0 {
 			t.Errorf("the reply to a probe reached the host: %s", netlab.Describe(got[0].Packet))
+		}
+	})
+}
+
+// A loss in one direction that begins while the tunnel is up: the end that hears the other stays running, by the
+// other's probes or by data alone, and warns that it has no answers until there is one.
+func TestKeepalive_oneDirection(t *testing.T) {
+	t.Parallel()
+	eachVariant(t, func(t *testing.T, c variant) {
+		for _, probe := range []struct {
+			form   string
+			flags  []string // of a
+			peer   string   // keepalive of b
+			answer netlab.Check
+		}{
+			{"reflect", nil, "1s,3", netlab.TotalLen(20)},
+			{"echo", []string{"--keepalive-probe", "echo", "--keepalive-target", innerB}, "off", netlab.Inner(netlab.ICMP(0, 0))},
+		} {
+			t.Run(probe.form, func(t *testing.T) {
+				t.Parallel()
+				a, router, b := routed(t)
+				wire := netlab.CaptureReceived(t, a, "veth0")
+				db := c.upFarB(t, b, "--keepalive", probe.peer)
+				da := c.upFarA(t, a, append([]string{"--keepalive", "1s,3"}, probe.flags...)...)
+				if probe.peer == "off" { // b is heard by what it sends through the tunnel
+					ping(t, b, innerA)
+					b.Start(exec.Command("ping", "-q", "-i", "0.2", innerA))
+				}
+				wire.AwaitN(6, netlab.Protocol(4), netlab.Source(farB), probe.answer)
+				if s := da.Status(); s.Warning(warning.KeepaliveUnanswered).Code != "" {
+					t.Errorf("it is answered, and warns: %+v", s.Warnings)
+				}
+
+				router.Run("nft", "table ip x { chain y { type filter hook forward priority 0; ip protocol 4 ip saddr "+farA+" drop; }; }")
+				if w := da.AwaitWarning(warning.KeepaliveUnanswered); !strings.Contains(w.Detail, "has answered none since 20") || !strings.Contains(w.Remedy, "from "+farA+" to "+farB) {
+					t.Errorf("%+v", w)
+				}
+				netlab.Eventually(t, "it runs", func() bool { s := da.Status(); return s.Running && s.KeepaliveState == "up" })
+				if probe.peer != "off" {
+					netlab.Eventually(t, "the other end does not", func() bool { return db.Status().KeepaliveState == "lost" })
+				}
+
+				router.Run("nft", "delete table ip x")
+				da.AwaitNoWarning(warning.KeepaliveUnanswered)
+			})
 		}
 	})
 }
