@@ -227,6 +227,9 @@ func TestKeepalive_oneDirection(t *testing.T) {
 					b.Start(exec.Command("ping", "-q", "-i", "0.2", innerA))
 				}
 				wire.AwaitN(6, netlab.Protocol(4), netlab.Source(farB), probe.answer)
+				if c.fast {
+					requireFastPath(t, da)
+				}
 				if s := da.Status(); s.Warning(warning.KeepaliveUnanswered).Code != "" {
 					t.Errorf("it is answered, and warns: %+v", s.Warnings)
 				}
