@@ -74,7 +74,7 @@ func TestPeerAnswersNote(t *testing.T) {
 		{"answers-between", keepalive.FormReflect, 3, "aaaddaddadd", false},
 		{"silence-does-not-count", keepalive.FormReflect, 3, "aaa---d----d---", false},
 		{"silence-does-not-clear", keepalive.FormReflect, 3, "aaa-d-d-d", true},
-		{"restart-of-peer", keepalive.FormReflect, 3, "aaad--------paa", false},
+		{"restart-of-peer", keepalive.FormReflect, 3, "aaad--------p", false},
 		{"never-answered", keepalive.FormReflect, 3, "ddd", true},
 		{"never-answered-and-probes", keepalive.FormReflect, 3, "ppppppp", false},
 		{"seldom", keepalive.FormReflect, 3, "addddddaddddddd", false},
