@@ -234,11 +234,11 @@ func TestNamesByProcess(t *testing.T) {
 
 // Whatever comes at the same time, the list is what runs and what is reserved.
 func TestProcessChange_concurrent(t *testing.T) {
-	p, e, _ := runProcess(t, nil, "ipip1", "-ipip2", "ipip3")
+	p, e, _ := runProcess(t, nil, "ipip1", "-ipip2", "t-down") // a name that add does not choose
 	dir := []string{"--runtime-dir", p.options.RuntimeDir}
 	var wg sync.WaitGroup
 	for _, words := range []string{
-		"set ipip1 dscp=1", "disable ipip1", "enable ipip2", "down ipip3", "add remote-address=198.51.100.9", "set ipip2 name=t-new",
+		"set ipip1 dscp=1", "disable ipip1", "enable ipip2", "down t-down", "add remote-address=198.51.100.9", "set ipip2 name=t-new",
 		"add name=t-other remote-address=198.51.100.9", "remove t-other", "disable ipip1 --confirm 1h", "confirm", "print", "set t-new dscp=2",
 	} {
 		for range 4 {

@@ -109,8 +109,10 @@ func (e *listEngine) runs() string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var names []string
-	for name := range e.tunnels {
-		names = append(names, name)
+	for name, t := range e.tunnels {
+		if !t.ended() { // by ipipd down
+			names = append(names, name)
+		}
 	}
 	slices.Sort(names)
 	return strings.Join(names, " ")
