@@ -234,7 +234,7 @@ func TestNamesByProcess(t *testing.T) {
 
 // Whatever comes at the same time, the list is what runs and what is reserved.
 func TestProcessChange_concurrent(t *testing.T) {
-	p, e, _ := runProcess(t, nil, "ipip1", "-ipip2", "t-down") // a name that add does not choose
+	p, e, _ := runProcess(t, nil, "ipip1", "-ipip2", "t-down", "t-stays") // or else down may end the process, or wait for what add has named so
 	dir := []string{"--runtime-dir", p.options.RuntimeDir}
 	var wg sync.WaitGroup
 	for _, words := range []string{
