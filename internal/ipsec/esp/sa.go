@@ -72,7 +72,6 @@ type Outbound struct {
 	closed   atomic.Bool
 	ports    atomic.Uint32  // source port in the upper half; 0: no UDP encapsulation
 	sequence *atomic.Uint64 // last used; grows beyond limit
-	bytes    atomic.Uint64
 	blocks   *atomic.Uint64 // encrypted with 3DES; grows beyond limit3DES
 }
 
@@ -110,26 +109,14 @@ func NewOutbound(c Config) (*Outbound, error) {
 	return o, nil
 }
 
-// SPI returns the SA's SPI in host byte order.
-func (o *Outbound) SPI() uint32 { return o.spi }
-
-// Suite returns the SA's algorithms.
-func (o *Outbound) Suite() Suite { return o.suite }
-
 // SetPorts sets the ports of the UDP encapsulation (RFC 3948), as when a NAT's mapping
 // changes. With zeros ESP is not encapsulated.
 func (o *Outbound) SetPorts(source, destination uint16) {
 	o.ports.Store(uint32(source)<<16 | uint32(destination))
 }
 
-// UDP reports whether ESP is encapsulated in UDP.
-func (o *Outbound) UDP() bool { return o.ports.Load() != 0 }
-
 // Packets returns the number of packets sealed with these Counters.
 func (o *Outbound) Packets() uint64 { return min(o.sequence.Load(), o.limit) }
-
-// Bytes returns the number of payload bytes sealed, without the IPv4 header.
-func (o *Outbound) Bytes() uint64 { return o.bytes.Load() }
 
 // NeedsRekey reports whether the soft lifetime has ended.
 func (o *Outbound) NeedsRekey() bool {
@@ -176,7 +163,6 @@ func (o *Outbound) Seal(b *packet.Buffer) drop.Reason {
 	if sequence > o.limit || o.closed.Load() {
 		return drop.ESPExhausted
 	}
-	o.bytes.Add(uint64(payload))
 
 	b.Push(front + udp)
 	b.SetLen(size)
@@ -228,7 +214,6 @@ type Inbound struct {
 
 	closed  atomic.Bool
 	packets atomic.Uint64
-	bytes   atomic.Uint64
 }
 
 // NewInbound makes an inbound SA.
@@ -252,17 +237,8 @@ func NewInbound(c Config) (*Inbound, error) {
 	}, nil
 }
 
-// SPI returns the SA's SPI in host byte order.
-func (i *Inbound) SPI() uint32 { return i.spi }
-
-// Suite returns the SA's algorithms.
-func (i *Inbound) Suite() Suite { return i.suite }
-
 // Packets returns the number of authentic packets, dummy packets included.
 func (i *Inbound) Packets() uint64 { return i.packets.Load() }
-
-// Bytes returns the number of payload bytes opened, without the IPv4 header.
-func (i *Inbound) Bytes() uint64 { return i.bytes.Load() }
 
 // Close makes every later Open return drop.ESPExhausted.
 func (i *Inbound) Close() { i.closed.Store(true) }
@@ -328,7 +304,6 @@ func (i *Inbound) Open(b *packet.Buffer) drop.Reason {
 	if next != i.protocol {
 		return drop.ESPSelector
 	}
-	i.bytes.Add(uint64(payload))
 	copy(p[headerLen+iv:], p[:hl])
 	b.Pull(headerLen + iv)
 	b.Trim(hl + payload)

@@ -502,8 +502,8 @@ func TestInboundOpen_concurrent(t *testing.T) {
 	if bad.Load() != 0 {
 		t.Errorf("%d packets lost", bad.Load())
 	}
-	if o.Packets() != 600 || i.Packets() != 600 || i.Bytes() != 600*90 || o.Bytes() != 600*90 {
-		t.Errorf("counted %d %d %d %d", o.Packets(), i.Packets(), o.Bytes(), i.Bytes())
+	if o.Packets() != 600 || i.Packets() != 600 {
+		t.Errorf("counted %d %d", o.Packets(), i.Packets())
 	}
 }
 
