@@ -46,14 +46,11 @@ type RawSocket struct {
 
 // OpenRaw opens a RawSocket that receives nothing before the first Change. open opens a raw
 // socket, and close, which Receive calls too, closes one. When the caller has no use for the
-// RawSocket any more, it closes those that are left.
-func OpenRaw(open func() (int, error), close func(fd int)) (*RawSocket, error) {
-	return AdoptRaw(nil, open, close)
-}
-
-// AdoptRaw is OpenRaw with the sockets that a RawSocket of another process has left, in any order:
-// the one in use keeps its Binding, and what is queued. It closes those that are of no use.
-func AdoptRaw(fds []int, open func() (int, error), close func(fd int)) (_ *RawSocket, err error) {
+// RawSocket any more, it closes the sockets that are left.
+//
+// fds are the sockets that a RawSocket of another process has left, in any order: the one in use
+// keeps its Binding, and what is queued. Those of no use are closed.
+func OpenRaw(fds []int, open func() (int, error), close func(fd int)) (_ *RawSocket, err error) {
 	s := &RawSocket{open: open, close: close, fd: -1, spare: -1, unknown: true}
 	s.choose(fds)
 	if s.fd < 0 {

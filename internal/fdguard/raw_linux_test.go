@@ -33,7 +33,7 @@ func newRawTest(t *testing.T) *rawTest {
 		if r.sender, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err != nil {
 			return
 		}
-		r.RawSocket, err = OpenRaw(r.open, r.close)
+		r.RawSocket, err = OpenRaw(nil, r.open, r.close)
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -194,7 +194,7 @@ func TestInterrupt(t *testing.T) {
 
 // The RawSocket of the next process receives what the one before would have, queued packets
 // included, and can be changed as that one could.
-func TestAdoptRaw(t *testing.T) {
+func TestOpenRaw_adopt(t *testing.T) {
 	fromTo := map[uint16][2][4]byte{
 		12: {loopback1, loopback2}, 13: {loopback1, loopback3},
 		23: {loopback2, loopback3}, 32: {loopback3, loopback2},
@@ -202,7 +202,7 @@ func TestAdoptRaw(t *testing.T) {
 	adopt := func(t *testing.T, r *rawTest) {
 		t.Helper()
 		slices.Reverse(r.opened) // in any order
-		s, err := AdoptRaw(slices.Clone(r.opened), r.open, r.close)
+		s, err := OpenRaw(slices.Clone(r.opened), r.open, r.close)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -264,7 +264,7 @@ func TestAdoptRaw(t *testing.T) {
 		r.change(t, Binding{Local: loopback2, Remote: loopback1}, true)
 		r.close(r.spare)
 		r.exhausted = true
-		if s, err := AdoptRaw(slices.Clone(r.opened), r.open, r.close); !errors.Is(err, unix.EMFILE) || len(r.opened) > 0 {
+		if s, err := OpenRaw(slices.Clone(r.opened), r.open, r.close); !errors.Is(err, unix.EMFILE) || len(r.opened) > 0 {
 			t.Errorf("%v, %v, %d sockets are open", s, err, len(r.opened))
 		}
 	})

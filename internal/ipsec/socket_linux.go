@@ -292,7 +292,7 @@ func openESP(m *Manager) (espSocket, Receiver, error) {
 	var err error
 	left := m.adopted.raw
 	m.adopted.raw = nil
-	if s.raw, err = fdguard.AdoptRaw(left, s.openSocket, s.closeSocket); err == nil && len(left) == 0 {
+	if s.raw, err = fdguard.OpenRaw(left, s.openSocket, s.closeSocket); err == nil && len(left) == 0 {
 		err = s.restrict(nil)
 	}
 	if err != nil {

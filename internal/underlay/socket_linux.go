@@ -107,7 +107,7 @@ func (s *socket) open(o SocketOptions) (err error) {
 		return err
 	}
 	raws, packets := s.adopt(o.Adopt, receivers)
-	if s.raw, err = fdguard.AdoptRaw(raws, s.openRaw, s.closeReceiveSocket); err != nil {
+	if s.raw, err = fdguard.OpenRaw(raws, s.openRaw, s.closeReceiveSocket); err != nil {
 		return err
 	}
 	s.receivers = []Receiver{&rawReceiver{socket: s, messages: s.raw.Receiver, onError: s.countVnetHdrError}}
