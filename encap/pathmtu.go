@@ -110,11 +110,7 @@ type Reachability struct {
 }
 
 // MarkUnreachable records an OuterError whose Unreachable is true.
-func (r *Reachability) MarkUnreachable(now time.Time) (changed bool) {
-	changed = r.Reachable(now)
-	r.until = now.Add(unreachableLifetime)
-	return changed
-}
+func (r *Reachability) MarkUnreachable(now time.Time) { r.until = now.Add(unreachableLifetime) }
 
 // MarkReachable records a packet from the remote end.
 func (r *Reachability) MarkReachable() { r.until = time.Time{} }

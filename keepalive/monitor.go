@@ -1,7 +1,7 @@
 // Package keepalive decides from the packets received whether a tunnel is running, and builds the
 // probes that make a peer answer.
 //
-// A Monitor is a state machine without a clock: the caller passes the time, and gets an Action.
+// A Monitor is a state machine without a clock: the caller passes the time, and is told when to probe.
 // Any authentic packet of the peer counts, not only the answer to a probe; the caller decides
 // what is authentic.
 //
@@ -57,14 +57,6 @@ func (s State) String() string {
 // Running reports whether a tunnel in that state is running.
 func (s State) Running() bool { return s <= Up }
 
-// Action is the result of a Tick.
-type Action struct {
-	// Probe: send a probe now.
-	Probe bool
-	// Changed: the State has changed, and Running may have.
-	Changed bool
-}
-
 // Monitor is the keepalive of one tunnel. It is not safe for concurrent use: the data path stores
 // the time of the latest packet for the goroutine that owns the Monitor.
 //
@@ -113,32 +105,30 @@ func (m *Monitor) Configure(c Config, now time.Time) {
 }
 
 // NoteReceived reports an authentic packet of the peer received at now, which may be before the
-// last Tick. It returns whether the State changed. A packet older than the hold time does not
-// bring the tunnel up.
-func (m *Monitor) NoteReceived(now time.Time) (changed bool) {
+// last Tick. A packet older than the hold time does not bring the tunnel up.
+func (m *Monitor) NoteReceived(now time.Time) {
 	if !m.last.IsZero() && !now.After(m.last) {
-		return false
+		return
 	}
 	if m.state == Off {
 		m.last = now
-		return false
+		return
 	}
 	if m.lastTick.Sub(now) >= m.holdTime {
-		return false
+		return
 	}
 	m.last = now
 	if m.state == Waiting || !m.state.Running() || now.After(m.since) {
 		m.since = now
 	}
-	changed = m.state != Up
 	m.state = Up
-	return changed
 }
 
-// Tick advances the time. Call it at Next; calling it more often does no harm.
-func (m *Monitor) Tick(now time.Time) (a Action) {
+// Tick advances the time, and reports whether to send a probe. Call it at Next; calling it more
+// often does no harm.
+func (m *Monitor) Tick(now time.Time) (probe bool) {
 	if m.state == Off {
-		return a
+		return false
 	}
 	if back := now.Sub(m.lastTick); back < 0 {
 		for _, t := range []*time.Time{&m.since, &m.last} {
@@ -153,7 +143,7 @@ func (m *Monitor) Tick(now time.Time) (a Action) {
 	}
 	m.lastTick = now
 	if !now.Before(m.nextProbe) {
-		a.Probe = true
+		probe = true
 		// Keep the period, but do not make up for whole intervals missed with a burst.
 		m.nextProbe = m.nextProbe.Add(m.config.Interval)
 		if !now.Before(m.nextProbe) {
@@ -161,14 +151,13 @@ func (m *Monitor) Tick(now time.Time) (a Action) {
 		}
 	}
 	if m.state.Running() && now.Sub(m.since) >= m.holdTime {
-		a.Changed = true
 		if m.state == Waiting {
 			m.state = NeverHeard
 		} else {
 			m.state = Lost
 		}
 	}
-	return a
+	return probe
 }
 
 // Next returns when Tick is due: the next probe, or the end of the hold time. It is the zero Time
@@ -185,11 +174,3 @@ func (m *Monitor) Next() time.Time {
 
 // State returns the present state.
 func (m *Monitor) State() State { return m.state }
-
-// Running reports whether the tunnel is running.
-func (m *Monitor) Running() bool { return m.state.Running() }
-
-// LastReceived returns the time of the latest packet, or the zero Time if there was none.
-func (m *Monitor) LastReceived() time.Time {
-	return m.last
-}

@@ -72,15 +72,14 @@ func TestMonitor(t *testing.T) {
 	} {
 		m := New(c.config, at(0))
 		for i, s := range c.steps {
-			before := m.State()
-			var a Action
+			probe := false
 			if s.received {
-				a.Changed = m.NoteReceived(at(s.at))
+				m.NoteReceived(at(s.at))
 			} else {
-				a = m.Tick(at(s.at))
+				probe = m.Tick(at(s.at))
 			}
-			if want := (Action{s.probe, before != s.state}); a != want || m.State() != s.state || m.Running() != s.state.Running() {
-				t.Errorf("%s: step %d at %gs: %+v, %v: want %+v, %v", c.rule, i, s.at, a, m.State(), want, s.state)
+			if probe != s.probe || m.State() != s.state {
+				t.Errorf("%s: step %d at %gs: probe %v, %v: want %v, %v", c.rule, i, s.at, probe, m.State(), s.probe, s.state)
 				break
 			}
 		}
@@ -96,17 +95,17 @@ func TestStateRunning(t *testing.T) {
 	}
 }
 
-func TestMonitorLastReceived(t *testing.T) {
+func TestMonitorNoteReceived_time(t *testing.T) {
 	for _, c := range []Config{{}, {time.Second, 2}} {
 		m := New(c, at(0))
 		m.Tick(at(10))
-		if !m.LastReceived().IsZero() {
-			t.Errorf("%v: last received %v before anything was", c, m.LastReceived())
+		if !m.last.IsZero() {
+			t.Errorf("%v: last received %v before anything was", c, m.last)
 		}
 		m.NoteReceived(at(11))
 		m.Tick(at(99))
-		if !m.LastReceived().Equal(at(11)) {
-			t.Errorf("%v: last received %v, want %v", c, m.LastReceived(), at(11))
+		if !m.last.Equal(at(11)) {
+			t.Errorf("%v: last received %v, want %v", c, m.last, at(11))
 		}
 	}
 }
@@ -149,8 +148,7 @@ func FuzzMonitor(f *testing.F) {
 		var now, ticked, heard, probed time.Duration
 		ever, probes := false, int64(0)
 		tick := func() {
-			before := m.State()
-			a := m.Tick(clock)
+			probe := m.Tick(clock)
 			ticked = now
 			want := Up
 			switch silent := now-heard >= c.HoldTime(); {
@@ -161,10 +159,10 @@ func FuzzMonitor(f *testing.F) {
 			case !ever:
 				want = Waiting
 			}
-			if m.State() != want || a.Changed != (before != want) {
-				t.Fatalf("%v, %v after the last packet: %v, changed %v: want %v after %v", c, now-heard, m.State(), a.Changed, want, before)
+			if m.State() != want {
+				t.Fatalf("%v, %v after the last packet: %v: want %v", c, now-heard, m.State(), want)
 			}
-			if a.Probe {
+			if probe {
 				probes++
 				probed = now
 			} else if probes == 0 || now-probed >= c.Interval {
@@ -224,13 +222,13 @@ func TestMonitorConfigure(t *testing.T) {
 	if s := tick(m, 50*time.Second); s != Up {
 		t.Fatalf("heard 50 s ago of 100 s it is %v", s)
 	}
-	heard := m.LastReceived()
+	heard := m.last
 	m.Configure(Config{time.Second, 3}, at)
 	if next := m.Next(); next.After(at.Add(time.Second)) {
 		t.Errorf("the next probe is due %v after the change", next.Sub(at))
 	}
-	if s := tick(m, 0); s != Up || !m.LastReceived().Equal(heard) {
-		t.Errorf("with a shorter hold time it is %v at once, heard at %v, not %v", s, m.LastReceived(), heard)
+	if s := tick(m, 0); s != Up || !m.last.Equal(heard) {
+		t.Errorf("with a shorter hold time it is %v at once, heard at %v, not %v", s, m.last, heard)
 	}
 	if s := tick(m, 2900*time.Millisecond); s != Up {
 		t.Errorf("before the new hold time is over it is %v", s)
@@ -253,7 +251,7 @@ func TestMonitorConfigure(t *testing.T) {
 	}
 	m = New(Config{}, at)
 	m.Configure(Config{10 * time.Second, 10}, at)
-	if a := m.Tick(at); m.State() != Waiting || !a.Probe {
-		t.Errorf("on with a peer never heard it is %v, a probe is due: %v", m.State(), a.Probe)
+	if probe := m.Tick(at); m.State() != Waiting || !probe {
+		t.Errorf("on with a peer never heard it is %v, a probe is due: %v", m.State(), probe)
 	}
 }

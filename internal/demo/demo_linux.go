@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -226,9 +225,4 @@ func (l *laboratory) end() (err error) {
 		c.Close()
 	}
 	return cmp.Or(err, os.RemoveAll(l.dir))
-}
-
-// prefix is an address with the length of its subnet.
-func prefix(text string, args ...any) netip.Prefix {
-	return netip.MustParsePrefix(fmt.Sprintf(text, args...))
 }

@@ -20,8 +20,8 @@ func (l *laboratory) pair(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	outer := [2]netip.Prefix{prefix("192.0.2.1/24"), prefix("192.0.2.2/24")}
-	inner := [2]netip.Prefix{prefix("10.255.0.1/30"), prefix("10.255.0.2/30")}
+	outer := [2]netip.Prefix{netip.MustParsePrefix("192.0.2.1/24"), netip.MustParsePrefix("192.0.2.2/24")}
+	inner := [2]netip.Prefix{netip.MustParsePrefix("10.255.0.1/30"), netip.MustParsePrefix("10.255.0.2/30")}
 	l.say("Two hosts, each a network namespace, joined by %s:\n\n    host a  %v ──────── %v  host b\n", l.cable(), outer[0].Addr(), outer[1].Addr())
 	ends := [2]lab.End{{Namespace: a.namespace, Name: wire}, {Namespace: b.namespace, Name: wire}}
 	if err := l.join(ends[0], ends[1]); err != nil {

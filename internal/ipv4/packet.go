@@ -44,8 +44,6 @@ const (
 const (
 	// HeaderLen is the length in bytes of a header without options.
 	HeaderLen = 20
-	// MaxHeaderLen is the length in bytes of the longest header.
-	MaxHeaderLen = 60
 	// MaxTotalLen is the length in bytes of the longest packet.
 	MaxTotalLen = 65535
 

@@ -5,8 +5,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"ipipd/internal/history"
 )
 
 // scrolled is a frame of text that is longer than the terminal is high.
@@ -74,12 +72,12 @@ func (v *View) rateLines(t *Tunnel, width int) []string {
 	if !t.known {
 		return []string{"no rates"}
 	}
-	rate := func(r history.Rate, bytes, packets float64) string {
+	rate := func(bytes, packets float64) string {
 		return fmt.Sprintf("%s bit/s, %s packets/s", si(8*bytes), few(packets))
 	}
 	lines := []string{
-		" receive: " + rate(t.now, t.now.RxBytes, t.now.RxPackets) + "; over 10 s " + rate(t.tenth, t.tenth.RxBytes, t.tenth.RxPackets),
-		"transmit: " + rate(t.now, t.now.TxBytes, t.now.TxPackets) + "; over 10 s " + rate(t.tenth, t.tenth.TxBytes, t.tenth.TxPackets),
+		" receive: " + rate(t.now.RxBytes, t.now.RxPackets) + "; over 10 s " + rate(t.tenth.RxBytes, t.tenth.RxPackets),
+		"transmit: " + rate(t.now.TxBytes, t.now.TxPackets) + "; over 10 s " + rate(t.tenth.TxBytes, t.tenth.TxPackets),
 	}
 	drops := "   drops: 0/s"
 	if t.tenth.Drops > 0 {

@@ -221,10 +221,10 @@ func (c *control) tick(now time.Time) (probe, changed bool) {
 	if last := c.lastReceived(); !last.IsZero() {
 		c.monitor.NoteReceived(last)
 	}
-	action := c.monitor.Tick(now)
+	probe = c.monitor.Tick(now)
 	state := c.monitor.State()
 	c.state.Store(uint32(state))
-	return action.Probe, state != before
+	return probe, state != before
 }
 
 // next is the time of the next round if no event comes; zero is never.
@@ -328,7 +328,7 @@ func (c *control) sendProbe(outer encap.Outer, path *underlay.Path) {
 		b.Set(c.echo.Request())
 	}
 	if d := outer.EncapsulateProbe(b, c.ids.next()); d != drop.None {
-		c.drop(d, 1)
+		c.drop(d)
 		return
 	}
 	c.sendLocal(c.tx, b, path)

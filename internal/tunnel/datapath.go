@@ -171,7 +171,7 @@ func (t *Tunnel) sendICMPError(queue tun.Queue, b *buffers, d drop.Reason) {
 		d = drop.ICMPLimited
 	}
 	if d != drop.None {
-		t.drop(d, 1)
+		t.drop(d)
 		return
 	}
 	_, err := queue.Write(&b.scratch, b.icmp)

@@ -361,7 +361,7 @@ func TestEngineCount(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.engine.count(drop.UnknownPeer, 2)
-	a.drop(drop.TooBig, 3)
+	a.count(drop.TooBig, 3)
 	process := map[string]uint64{"unknown-peer": 2}
 	for tunnel, want := range map[*Tunnel]map[string]uint64{a.Tunnel: {"too-big": 3}, second: {}} {
 		s := tunnel.Status()

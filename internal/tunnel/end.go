@@ -11,11 +11,11 @@ import (
 // Where packets end that go no further: those of a tunnel in Tunnel.drop, those of no tunnel
 // in Engine.dropPacket. Captures see them there, or have seen them where count is called.
 
-// drop counts n packets of this tunnel of which nothing else is known.
-func (t *Tunnel) drop(why drop.Reason, n int) {
-	t.count(why, n)
+// drop counts a packet of this tunnel of which a capture has no bytes.
+func (t *Tunnel) drop(why drop.Reason) {
+	t.count(why, 1)
 	if captures := t.captures.Load(); captures != nil {
-		captures.Lost(why, n, time.Now())
+		captures.Lost(why, 1, time.Now())
 	}
 }
 

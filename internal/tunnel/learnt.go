@@ -27,7 +27,7 @@ func (c *control) learn(e *encap.OuterError, now time.Time) {
 		r = &remote{pathMTU: encap.PathMTU{Floor: c.pathMTU.Floor}}
 	}
 	if d := r.apply(e, base.path.MTU, now); d != drop.None {
-		c.drop(d, 1)
+		c.drop(d)
 	}
 	if r.pathMTU.Get() == 0 && r.unreachableAt.IsZero() {
 		return

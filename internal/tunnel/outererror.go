@@ -61,7 +61,7 @@ func (c *control) tooBig(e *encap.OuterError, now time.Time) {
 		c.pathMTUFrom = e.Reporter
 	}
 	if d != drop.None {
-		c.drop(d, 1)
+		c.drop(d)
 	}
 }
 

@@ -304,7 +304,7 @@ func (c *control) errorOf(e *encap.OuterError, now time.Time) {
 	if r := c.remotes[e.Destination]; r == nil {
 		c.learn(e, now)
 	} else if d := r.apply(e, r.follower.Answer().Route.MTU, now); d != drop.None {
-		c.drop(d, 1)
+		c.drop(d)
 	}
 	c.remoteChanged(e.Destination)
 }

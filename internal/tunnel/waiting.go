@@ -151,7 +151,7 @@ func (c *control) replaceRoute(next *route, now time.Time) {
 	c.log.Info("the tunnel is taken up", "local-address", addressText(next.path.Local), "remote-address", addressText(next.path.Remote))
 	c.restoreDue = true // routes
 	c.wakeControl()
-	if c.monitor.Tick(now).Probe { // without waiting for the interval
+	if c.monitor.Tick(now) { // without waiting for the interval
 		c.probe()
 	}
 }

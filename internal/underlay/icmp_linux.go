@@ -16,7 +16,7 @@ func openICMP() (int, error) {
 	// A set bit of ICMP_FILTER discards that type. The kernel tests it before it clones the
 	// packet, so a ping flood costs nothing.
 	unwanted := ^uint32(1<<ipv4.ICMPUnreachable | 1<<ipv4.ICMPTimeExceeded)
-	return newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP,
+	return newSocket(unix.AF_INET, unix.IPPROTO_ICMP,
 		attachFilter(icmpErrorFilter([4]byte{}, [4]byte{})...),
 		sockopt(unix.SOL_RAW, unix.ICMP_FILTER, "ICMP_FILTER", int(unwanted)),
 	)

@@ -18,7 +18,7 @@ const etherHeaderLen = 14
 // openPacket opens a packet socket of protocol 0, which receives nothing before
 // bindPacketSockets.
 func (s *socket) openPacket() (int, error) {
-	return newSocket(unix.AF_PACKET, unix.SOCK_RAW, 0,
+	return newSocket(unix.AF_PACKET, 0,
 		dropAll, // until it has joined the group: it would receive the other sockets' flows
 		rcvbuf(s.options.ReceiveBuffer),
 		sockopt(unix.SOL_PACKET, unix.PACKET_VNET_HDR, "PACKET_VNET_HDR", 1))

@@ -54,7 +54,7 @@ func newKernelSender(t testing.TB, from *netlab.NS, link *Link) *kernelSender {
 	k := &kernelSender{t: t, link: link}
 	var err error
 	from.Do(func() {
-		k.fd, err = newSocket(unix.AF_PACKET, unix.SOCK_RAW, 0, sockopt(unix.SOL_PACKET, unix.PACKET_VNET_HDR, "PACKET_VNET_HDR", 1))
+		k.fd, err = newSocket(unix.AF_PACKET, 0, sockopt(unix.SOL_PACKET, unix.PACKET_VNET_HDR, "PACKET_VNET_HDR", 1))
 	})
 	if err != nil {
 		t.Fatal(err)

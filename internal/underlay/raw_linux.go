@@ -15,7 +15,7 @@ import (
 func (s *socket) openRaw() (fd int, err error) {
 	// If its receive buffer is full, the kernel answers the peer with ICMP 3/2, unless it has a
 	// protocol-4 handler of its own.
-	fd, err = newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_IPIP, dropAll, rcvbuf(s.options.ReceiveBuffer),
+	fd, err = newSocket(unix.AF_INET, unix.IPPROTO_IPIP, dropAll, rcvbuf(s.options.ReceiveBuffer),
 		// Otherwise the kernel learns a path MTU from each ICMP 3/4 that quotes protocol 4,
 		// forged ones too, and fragments by it what the fragmenting socket sends. PathMTU
 		// decides which messages to believe.

@@ -15,7 +15,7 @@ import (
 // openHdrincl opens the socket for packets with their own header (IP_HDRINCL). Being
 // IPPROTO_RAW, it receives neither protocol 4 nor ICMP errors about it.
 func openHdrincl() (int, error) {
-	return newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW, dropAll, rcvbuf(0), sndbuf(routedBufferSize),
+	return newSocket(unix.AF_INET, unix.IPPROTO_RAW, dropAll, rcvbuf(0), sndbuf(routedBufferSize),
 		sockopt(unix.IPPROTO_IP, unix.IP_HDRINCL, "IP_HDRINCL", 1),
 		// The tunnel does path MTU discovery: the kernel's cached path MTU must not apply.
 		sockopt(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, "IP_MTU_DISCOVER", unix.IP_PMTUDISC_PROBE),
@@ -41,7 +41,7 @@ func supportsProtocolCmsg(hdrincl int) bool {
 // the source of each packet.
 func openFragmenting() (int, error) {
 	nowhere := unix.SockaddrInet4{Addr: [4]byte{192, 0, 0, 8}} // RFC 7600: the dummy address
-	return newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_IPIP, dropAll, rcvbuf(0), sndbuf(routedBufferSize),
+	return newSocket(unix.AF_INET, unix.IPPROTO_IPIP, dropAll, rcvbuf(0), sndbuf(routedBufferSize),
 		// Allows any source address, as IP_HDRINCL does.
 		sockopt(unix.IPPROTO_IP, unix.IP_TRANSPARENT, "IP_TRANSPARENT", 1),
 		sockopt(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, "IP_MTU_DISCOVER", unix.IP_PMTUDISC_DONT),
@@ -57,7 +57,7 @@ func enableRecvErr(fd int) error {
 
 // openLink opens the packet socket for sending frames. Its protocol is 0: it receives nothing.
 func openLink() (int, error) {
-	return newSocket(unix.AF_PACKET, unix.SOCK_RAW, 0, sndbuf(sendBufferSize))
+	return newSocket(unix.AF_PACKET, 0, sndbuf(sendBufferSize))
 }
 
 // sender shares the socket's file descriptors and has its own buffers for the system calls.

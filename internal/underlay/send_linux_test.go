@@ -280,7 +280,7 @@ func TestSender_pendingSocketError(t *testing.T) {
 	s := open(t, a, SocketOptions{}).(*socket)
 	// Like the hdrincl socket, but it gets ICMP errors.
 	a.Do(func() {
-		fd, err := newSocket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_IPIP,
+		fd, err := newSocket(unix.AF_INET, unix.IPPROTO_IPIP,
 			sockopt(unix.IPPROTO_IP, unix.IP_HDRINCL, "IP_HDRINCL", 1),
 			sockopt(unix.IPPROTO_IP, unix.IP_RECVERR, "IP_RECVERR", 1))
 		if err != nil {

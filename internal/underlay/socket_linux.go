@@ -205,15 +205,15 @@ func (o *dropCounter) delta() uint64 {
 	return uint64(delta)
 }
 
-// newSocket opens a close-on-exec socket and runs the set-up steps; it closes the socket if one
+// newSocket opens a close-on-exec raw socket and runs the set-up steps; it closes the socket if one
 // of them fails.
-func newSocket(domain, typ, protocol int, setUp ...func(fd int) error) (int, error) {
+func newSocket(domain, protocol int, setUp ...func(fd int) error) (int, error) {
 	var fd int
 	var err error
-	if domain == unix.AF_INET && typ == unix.SOCK_RAW {
+	if domain == unix.AF_INET {
 		fd, err = privileged.RawSocket(protocol)
 	} else {
-		fd, err = unix.Socket(domain, typ|unix.SOCK_CLOEXEC, protocol)
+		fd, err = unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 		err = os.NewSyscallError("socket", err)
 	}
 	if err != nil {

@@ -134,7 +134,7 @@ func (s *v1SA) receiveMain(h header, b []byte, via udpPath) {
 	}
 	switch s.state {
 	case sent1:
-		s.receive2(h, ps, via)
+		s.receive2(h, ps)
 	case sent2:
 		s.receive3(b, ps, via)
 	case sent3:
@@ -142,7 +142,7 @@ func (s *v1SA) receiveMain(h header, b []byte, via udpPath) {
 	}
 }
 
-func (s *v1SA) receive2(h header, ps []payload, via udpPath) {
+func (s *v1SA) receive2(h header, ps []payload) {
 	sas, err := parseSAV1(find(ps, v1SecurityAssociation))
 	if err != nil || len(sas) != 1 || len(sas[0].transforms) != 1 || h.responder == (ikeSPI{}) {
 		return
