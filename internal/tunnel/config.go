@@ -13,7 +13,7 @@ import (
 // zero value differs from RouterOS's defaults.
 type Config struct {
 	// Name of the tunnel, as CheckName accepts it, and of its interface: see InterfaceName. ""
-	// is the first free ipipN from ipip1, which the caller of Start chooses.
+	// is the first free ipipN from ipip1, which the caller of Apply chooses.
 	Name string
 	// LocalAddress is the source of outer packets; the zero Addr takes the preferred source
 	// of the route to the remote.

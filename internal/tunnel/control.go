@@ -30,7 +30,7 @@ const (
 )
 
 // control is the control state of a tunnel: keepalive, carrier, route, DNS name, path MTU, the
-// interface and the fast path's configuration. One goroutine owns it, that of Start and then that
+// interface and the fast path's configuration. One goroutine owns it, that of Apply and then that
 // of run. Others send it an event or a wake, and read what it publishes in Tunnel.
 type control struct {
 	*Tunnel

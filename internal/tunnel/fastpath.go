@@ -18,7 +18,7 @@ type fastPath struct {
 	programs *fastpath.FastPath // nil: the fast path is not allowed, or programsErr
 	// programsErr is why the programs could not be loaded.
 	programsErr error
-	// link is nil until ipip_decap is attached, by Start where that is possible. It stays attached
+	// link is nil until ipip_decap is attached, by begin where that is possible. It stays attached
 	// while packets go through userspace: attaching takes a descriptor.
 	link atomic.Pointer[fastpath.Link]
 	// blocker is why packets go through userspace; "" if they do not, nil before the first
@@ -279,7 +279,7 @@ func (t *Tunnel) mergeLastReceived(at time.Time) {
 	}
 }
 
-// fastStats returns the counters of the fast path since Start.
+// fastStats returns the counters of the fast path since the tunnel began.
 func (t *Tunnel) fastStats() (s fastpath.Stats) {
 	link := t.fast.link.Load()
 	if link == nil {

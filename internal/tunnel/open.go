@@ -9,7 +9,7 @@ import (
 
 // All that a tunnel needs for its life is opened when it starts, so that it goes on on a host
 // without a descriptor left, and in a process that may open nothing. NewEngine opens what all
-// tunnels share: the sockets of packages underlay and netstate, and the workers. Start opens the
+// tunnels share: the sockets of packages underlay and netstate, and the workers. Apply opens the
 // rest: openShared below, the TUN device, the UDP ports of IKE and the links of the fast path, which need
 // the route. Where a change needs others later, there is a spare, or it goes on with less;
 // docs/security.md lists these.

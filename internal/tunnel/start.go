@@ -16,27 +16,7 @@ import (
 	"ipipd/tun"
 )
 
-// Start starts a tunnel beside those that run, unless ctx is done. What the host's network lacks it waits
-// for. On error nothing is left behind; an invalid cfg gives a *ValueError.
-func (e *Engine) Start(ctx context.Context, cfg Config) (*Tunnel, error) {
-	if err := cfg.Validate(); err != nil {
-		return nil, err
-	}
-	secret, err := cfg.IPsec.secret()
-	if err == nil {
-		err = ctx.Err()
-	}
-	if err != nil {
-		return nil, err
-	}
-	c := e.newControl(cfg.clone(), secret)
-	if err := e.start(c); err != nil {
-		return nil, err
-	}
-	return c.Tunnel, nil
-}
-
-// start is the rest of Start.
+// start starts a tunnel beside those that run. On error nothing is left behind.
 func (e *Engine) start(c *control) error {
 	starting := []*control{c}
 	err := e.open(starting)
