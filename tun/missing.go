@@ -13,7 +13,7 @@ import (
 // cloneDevice is what a TUN interface is made with.
 const cloneDevice = "/dev/net/tun"
 
-// Missing explains an error of opening /dev/net/tun. It returns nil for one that says nothing of it, as EMFILE. files
+// Missing explains an error of opening /dev/net/tun. It returns nil for an error with another cause, as EMFILE. files
 // is the root of the file system, in which it looks for what the kernel has.
 func Missing(files fs.FS, err error) *warning.Fault {
 	const container = "in a container: --device " + cloneDevice + ", a volume is not enough (Kubernetes: a device plugin, or a hostPath of it and privileged)"

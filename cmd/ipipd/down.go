@@ -158,8 +158,8 @@ func completeName(o *processOptions) cobra.CompletionFunc {
 	}
 }
 
-// completeNames completes names of running tunnels, those that are there already left out. One that a
-// shell would take apart is the description of its interface.
+// completeNames completes the names of running tunnels that are not among args yet. A name that a shell
+// would split is completed as its interface, and describes it.
 func completeNames(o *processOptions) cobra.CompletionFunc {
 	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		links, _ := control.List(o.RuntimeDir)

@@ -226,7 +226,7 @@ func loadFile(name string, once bool) (s Source, err error) {
 	return s, nil
 }
 
-// readByOthers reports whether others may read a file than its owner and, of one that the service may read, its group.
+// readByOthers reports whether anyone but its owner may read a file. The service's group may, if it is the file's.
 func readByOthers(info fs.FileInfo) bool {
 	if int(info.Sys().(*syscall.Stat_t).Gid) == serviceuser.GID() {
 		return info.Mode()&0o004 != 0

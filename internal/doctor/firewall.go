@@ -89,7 +89,7 @@ type rule struct {
 // hooks that outer packets pass, as nftables calls them.
 var hooksIn, hooksOut = []string{"ingress", "prerouting", "input"}, []string{"output", "postrouting", "egress"}
 
-// chain is one of a table. hook is "" for one that is only jumped to.
+// chain is a chain of a table. hook is "" if it is only jumped to.
 type chain struct {
 	tool, family, table, name, hook string
 	devices                         []string // of ingress and egress, if known

@@ -96,7 +96,7 @@ func probe(ctx context.Context, asks []Ask) (replies []Reply, err error) {
 	return p.replies, ctx.Err()
 }
 
-// rawSocket opens one that does not block.
+// rawSocket opens a non-blocking raw socket.
 func rawSocket(protocol int) (fd int, err error) {
 	fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {

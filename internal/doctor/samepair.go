@@ -14,7 +14,7 @@ type Outer struct {
 	Local, Remote netip.Addr
 }
 
-// OuterOf returns those that a tunnel has now.
+// OuterOf returns the outer addresses that a tunnel has now.
 func OuterOf(s *tunnel.Status) Outer {
 	local, _ := netip.ParseAddr(s.CurrentLocalAddress)
 	remote, _ := netip.ParseAddr(s.CurrentRemoteAddress)

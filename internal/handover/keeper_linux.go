@@ -146,7 +146,7 @@ func (k *Keeper) recvmsg() (n, controlLen, flags int, err error) {
 	}
 }
 
-// keep keeps fd, unless that is one of those that the Keeper has under that name.
+// keep keeps fd, unless the Keeper has that descriptor under that name already.
 func (k *Keeper) keep(name string, fd int) (kept bool, err error) {
 	at, have := slices.BinarySearchFunc(k.files[name], fd, k.compare)
 	switch {

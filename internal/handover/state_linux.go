@@ -100,7 +100,7 @@ func NewState() (*State, error) {
 	return s, nil
 }
 
-// AdoptState takes over the State of a process before, or one that is none: then it fails, and fd stays the
+// AdoptState takes over the State of a process before. If fd is no State it fails, and fd stays the
 // caller's.
 func AdoptState(fd int) (*State, error) {
 	var stat unix.Stat_t

@@ -122,7 +122,7 @@ func (h *History) Rate(window time.Duration) (Rate, bool) {
 
 // TopDrop returns the most frequent reason for drops in the window that ends with the last reading, and
 // its drops a second; drop.None if there were none. Of each reading only the most frequent reason is
-// known, so that one which never is does not count.
+// known, so a reason that never is does not count.
 func (h *History) TopDrop(window time.Duration) (drop.Reason, float64) {
 	if h.n < 2 {
 		return drop.None, 0
@@ -152,7 +152,7 @@ func (h *History) TopDrop(window time.Duration) (drop.Reason, float64) {
 
 // Series appends to dst the rates of n stretches of time of the length step, the last of which
 // ends at end, and returns it. What is before the first reading or after the last is all zeros, and
-// one that is known in part has the rate of that part.
+// an interval that is known in part has the rate of that part.
 func (h *History) Series(dst []Rate, end time.Time, step time.Duration, n int) []Rate {
 	if step <= 0 {
 		return dst

@@ -21,7 +21,7 @@ type boundTo struct {
 	port int
 }
 
-// adopt finds what fds are for. It closes those that are for nothing, or for what another one is.
+// adopt sorts fds by their use. It closes sockets of no use, and second ones of the same use.
 func (m *Manager) adopt(fds []int) {
 	m.adopted.udp = map[boundTo]int{}
 	for _, fd := range fds {

@@ -316,7 +316,7 @@ func (r *requester) xfrmPolicies() (all []xfrmPolicy, blocks bool, err error) {
 }
 
 // parseXfrmPolicy reads an XFRM_MSG_NEWPOLICY, which starts with a struct
-// xfrm_userpolicy_info. It is not ok for one that matches no outer packet.
+// xfrm_userpolicy_info. ok is false for a policy that matches no outer packet.
 func parseXfrmPolicy(b []byte) (p xfrmPolicy, ok bool) {
 	if len(b) < nl.SizeofXfrmUserpolicyInfo {
 		return xfrmPolicy{}, false

@@ -250,8 +250,8 @@ type interfaceAddress struct {
 	local, prefix [4]byte
 }
 
-// parseAddress reads an RTM_NEWADDR or RTM_DELADDR that starts at its ifaddrmsg. It is not ok for one that is
-// not of IPv4.
+// parseAddress reads an RTM_NEWADDR or RTM_DELADDR that starts at its ifaddrmsg. ok is false
+// unless it is IPv4.
 func parseAddress(b []byte) (a interfaceAddress, ok bool) {
 	if len(b) < unix.SizeofIfAddrmsg || b[0] != unix.AF_INET {
 		return a, false

@@ -36,7 +36,7 @@ const volatileFlags = unix.IFF_PROMISC | unix.IFF_ALLMULTI
 
 func (l *link) up() bool { return l.flags&unix.IFF_UP != 0 }
 
-// names are those that the interface is found by.
+// names are the names that the interface is found by.
 func (l *link) names() []string { return append(strings.Fields(l.altNames), l.name) }
 
 // Of linux/if_link.h.
@@ -48,8 +48,8 @@ const (
 	iflaExtendedMask = 29 // IFLA_EXT_MASK
 )
 
-// parseLink reads an RTM_NEWLINK or RTM_DELLINK that starts at its ifinfomsg. It is not ok
-// for one that says only a part: of a bridge's port, or of wireless extensions.
+// parseLink reads an RTM_NEWLINK or RTM_DELLINK that starts at its ifinfomsg. ok is false
+// for a message with a part only: about a bridge's port, or wireless extensions.
 func parseLink(b []byte) (l link, ok bool) {
 	if len(b) < unix.SizeofIfInfomsg || b[0] != unix.AF_UNSPEC {
 		return link{}, false

@@ -120,7 +120,7 @@ func (p *Page) take(now time.Time) {
 	}
 }
 
-// record adds samples to the history of each tunnel. That of one which is gone, goes. The caller holds mu.
+// record adds samples to the history of each tunnel, and forgets tunnels that are gone. The caller holds mu.
 func (p *Page) record(now time.Time) {
 	p.last = now
 	if p.started.IsZero() {

@@ -187,8 +187,8 @@ func (p *Page) tunnelView(name string) view {
 	return v
 }
 
-// end is the end of the stretch of time of length step that has the last reading in it, or a moment before
-// it. They are counted from the first reading of all: so one that is over does not change any more.
+// end is the end of the interval of length step that has the last reading in it, or a moment before it.
+// Intervals are counted from the first reading, so that a complete one does not change any more.
 func (p *Page) end(step time.Duration) time.Time {
 	const moment = Interval / 4
 	return p.started.Add((p.last.Sub(p.started) - moment + step - 1) / step * step)

@@ -172,7 +172,7 @@ func (p *peer) mirrorAddresses(c *tunnel.Config, sources string) {
 	}
 }
 
-// opposite is the address of the other end that belongs to a; target is one that it has.
+// opposite is the other end's address in the subnet of a; target is an address that the other end has.
 func opposite(a netstate.InterfaceAddress, target netip.Addr) (netstate.InterfaceAddress, bool) {
 	own, bits := a.Prefix.Addr(), a.Prefix.Bits()
 	network := a.Prefix.Masked().Addr()

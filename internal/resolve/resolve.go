@@ -54,7 +54,7 @@ type Resolver struct {
 	pending map[string]*lookup // by name
 }
 
-// lookup is one that is under way, or waits for a slot.
+// lookup is a look-up that is under way, or waits for a slot.
 type lookup struct {
 	done chan struct{} // closed when the fields below are set
 

@@ -4,5 +4,5 @@ import "golang.org/x/sys/unix"
 
 const auditArch = unix.AUDIT_ARCH_AARCH64
 
-// archCalls are those that other architectures have not, or by another name.
+// archCalls are the system calls that other architectures lack, or have by another name.
 var archCalls = always(unix.SYS_FSTATAT)

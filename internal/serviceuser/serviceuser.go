@@ -32,7 +32,7 @@ var GID = sync.OnceValue(func() int {
 	return number(g.Gid)
 })
 
-// number is a uid or gid, -1 for one that is none, and for root's.
+// number parses a uid or gid; it is -1 if text is none, or is root's.
 func number(text string) int {
 	const none = 1<<32 - 1 // (uid_t)-1
 	n, err := strconv.ParseUint(text, 10, 32)

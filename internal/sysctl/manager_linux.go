@@ -102,9 +102,9 @@ func (m *Manager) keepFilters(but []Setting) (settings []Setting) {
 	return settings
 }
 
-// Restore ends this process's need, and sets back what was set unless other processes need it, and returns
-// it; of those that were killed, too. What somebody else has changed since stays. Without anything set it
-// does nothing.
+// Restore ends this process's need. It sets back the sysctls that no other process needs, also those of
+// killed processes, and returns them. A value that somebody else has changed since stays. Without anything
+// set it does nothing.
 func (m *Manager) Restore() (back []Setting, err error) {
 	if m.file == nil {
 		if !m.recorded() {

@@ -38,7 +38,7 @@ func Is(in, out *os.File) bool {
 	return term.IsTerminal(int(in.Fd())) && term.IsTerminal(int(out.Fd()))
 }
 
-// Open takes over the screen. Its keys can be read from in, one by one, those that would be signals too.
+// Open takes over the screen. Keys can be read from in one by one, also those that would send signals.
 func Open(in, out *os.File) (*Screen, error) {
 	before, err := term.GetState(int(in.Fd()))
 	if err != nil {

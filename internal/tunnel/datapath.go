@@ -360,7 +360,7 @@ func (t *Tunnel) deliver(run []*packet.Buffer, b *buffers) {
 	}
 }
 
-// reflects reports whether one more probe is answered now, of the remote of a route; nil is one that has none of its own.
+// reflects reports whether to answer one more reflect probe now. r is the route of the remote; nil if it has no route of its own.
 func (t *Tunnel) reflects(r *route, now time.Time) bool {
 	if r == nil || r.remote == nil {
 		return t.reflectLimit.allow(now, perSecond)

@@ -204,7 +204,8 @@ func (e *Engine) startWorkers() error {
 		}
 		e.workers = append(e.workers, p)
 	}
-	// After the first Apply: in the next process of one that has left its sockets, and in one that is confined first.
+	// Else Apply does it: the sockets of the process before are read once there are tunnels, and a process that is
+	// to be confined reads nothing before.
 	if e.leaving.Load() || e.confine != nil {
 		return nil
 	}

@@ -21,7 +21,7 @@ import (
 // The fast path of a tunnel with many remotes. fastpath.Routes are a copy of its fib.Table in the kernel,
 // which remotes.follow keeps, and control says how to send to each gateway. What they cannot say goes
 // through userspace, packet by packet: several next hops, a remote whose neighbour is not resolved, is
-// unreachable or needs the IP stack, and one that is an inner destination.
+// unreachable or needs the IP stack, and a remote that is itself an inner destination.
 
 // noGateway is the reason for userspace while there is no remote.
 const noGateway = "no route out of the interface has a gateway yet"
@@ -241,8 +241,8 @@ type fastMany struct {
 	refuse bool
 }
 
-// followSenders has accept-from and accept-to in the kernel, and asks the network about each prefix of the
-// former: one that is not received by a plain device, or that the host has rules for, is left to userspace.
+// followSenders has accept-from and accept-to in the kernel, and asks the network about each prefix of
+// accept-from: a prefix that a plain device does not receive, or that the host has rules for, is left to userspace.
 func (c *control) followSenders() error {
 	asked := senders{remotesQuery{c.cfg.LocalAddress, c.cfg.FwMark, c.cfg.UnderlayDevice}, join(c.cfg.AcceptFrom), join(c.cfg.AcceptTo)}
 	if asked != c.sendersAsked {

@@ -25,7 +25,7 @@ type Network interface {
 	// Configure adds the interfaces' addresses and programs, sets them up, and adds routes into them. An error
 	// about one of them is a *netstate.InterfaceError.
 	Configure(interfaces []netstate.Interface) error
-	// AddAddresses and AddRoutes add those that an interface lacks, and return them. The
+	// AddAddresses and AddRoutes add what an interface lacks of them, and return that. The
 	// interface must be up.
 	AddAddresses(device int, addresses []netstate.InterfaceAddress) (added []netstate.InterfaceAddress, err error)
 	AddRoutes(device int, routes []netstate.InterfaceRoute) (added []netstate.InterfaceRoute, err error)

@@ -122,7 +122,7 @@ func (v linkVotes) cast(t *Tunnel) {
 	v[t.linkVote]++
 }
 
-// device is the one that all agree on, 0 if there is none.
+// device is the interface that all votes are for, 0 if there is none.
 func (v linkVotes) device() int {
 	if len(v) == 1 {
 		for device := range v {

@@ -60,9 +60,9 @@ const (
 	defaultReceiveBuffer = 8 << 20
 	// sendBufferSize holds a batch of 64 KiB packets. Queueing is left to the interface.
 	sendBufferSize = 4 << 20
-	// routedBufferSize is that of packets that the kernel routes, where those that wait for an answer of ARP
-	// count, unres_qlen_bytes of them a neighbor (208 KiB): the neighbor table, of gc_thresh3 (1024), is full
-	// before, so that neighbors that are dead do not stop the packets to others. It is a limit, not memory.
+	// routedBufferSize is the buffer of the sockets that the kernel routes. Packets that wait for an ARP reply
+	// count, up to unres_qlen_bytes (208 KiB) a neighbor. The neighbor table (gc_thresh3, 1024) is full before
+	// the buffer is, so that dead neighbors do not stop the packets to others. It is a limit, not memory.
 	routedBufferSize = 256 << 20
 )
 

@@ -8,7 +8,7 @@ import (
 
 // What another process needs to go on where this one has ended: the IKE SAs that are established, with their keys,
 // message IDs, and the exchanges under way, and the ESP SAs. A negotiation before that is begun again. Timers
-// are by CLOCK_BOOTTIME, which no one sets; those that are only a pause begin anew, and the peer counts as heard.
+// are by CLOCK_BOOTTIME, which no one sets; pauses begin anew, and the peer counts as heard.
 
 // peerState and what it is made of are for encoding/gob. An index is that in the list, plus 1; 0 is none.
 type peerState struct {
@@ -144,7 +144,7 @@ type childRequestState struct {
 	RequestedAt int64
 }
 
-// rekeyState is of the IKE SA that is to be; what takes its place is the one that has the request.
+// rekeyState is the state of the IKE SA under negotiation, whose request the SA that it replaces has.
 type rekeyState struct {
 	SPI       ikeSPI
 	Ni        []byte
