@@ -8,7 +8,7 @@ import (
 
 // What ipip_encap costs up to where it finds that a packet does not fit: one that is encapsulated cannot be
 // again. "alive" is with a look at the time, as one packet in 64 has it.
-func BenchmarkLoad_encap(b *testing.B) {
+func BenchmarkLoadSpec_encap(b *testing.B) {
 	for name, before := range map[string]uint64{"alive": 0, "plain": 1} {
 		b.Run(name, func(b *testing.B) {
 			tunnel := defaultTunnel()

@@ -59,16 +59,6 @@ func (o *objects) close() {
 	}
 }
 
-// load loads the programs and creates the maps. linkHeader is the length in bytes of the
-// link layer header of packets on egress: 0 on a TUN, 14 for BPF_PROG_TEST_RUN.
-func load(linkHeader uint32) (*objects, error) {
-	spec, err := readObject()
-	if err != nil {
-		return nil, err
-	}
-	return loadSpec(spec, linkHeader, nil)
-}
-
 func readObject() (*ebpf.CollectionSpec, error) {
 	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
 	if err != nil {
@@ -77,7 +67,8 @@ func readObject() (*ebpf.CollectionSpec, error) {
 	return spec, nil
 }
 
-// loadSpec is load, with counts in the place of new maps.
+// loadSpec loads the programs and creates the maps, but for those in counts. linkHeader is the length in bytes
+// of the link layer header of packets on egress: 0 on a TUN, 14 for BPF_PROG_TEST_RUN.
 func loadSpec(spec *ebpf.CollectionSpec, linkHeader uint32, counts map[string]*ebpf.Map) (*objects, error) {
 	o, hash := new(objects), fib.NewHash()
 	if err := errors.Join(spec.Variables["link_header"].Set(linkHeader), spec.Variables["route_hash"].Set(hash)); err != nil {

@@ -189,3 +189,12 @@ func (l *lab) checkVerdict(verdict int, eligible bool, p, out []byte, uncounted 
 	}
 	return true
 }
+
+// load is loadSpec with new maps.
+func load(linkHeader uint32) (*objects, error) {
+	spec, err := readObject()
+	if err != nil {
+		return nil, err
+	}
+	return loadSpec(spec, linkHeader, nil)
+}
