@@ -213,9 +213,6 @@ func (p *Peer) Current() *Child { return p.current }
 // Problem returns the latest reason why there is no SA; NoProblem once there is one.
 func (p *Peer) Problem() Problem { return p.problem }
 
-// Established reports whether there is an IKE SA (IKEv1: an ISAKMP SA).
-func (p *Peer) Established() bool { return p.newestV1() != nil || p.newestV2() != nil }
-
 func (p *Peer) begin(now time.Time) {
 	if now.After(p.now) { // time does not go backwards
 		p.now = now

@@ -444,3 +444,6 @@ func TestPeerClose(t *testing.T) {
 		}
 	})
 }
+
+// Established reports whether there is an IKE SA (IKEv1: an ISAKMP SA).
+func (p *Peer) Established() bool { return p.newestV1() != nil || p.newestV2() != nil }
