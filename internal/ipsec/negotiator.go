@@ -46,6 +46,7 @@ type negotiator struct {
 	espReceived  bool      // since upSince
 	noESP        bool      // EventNoESP has been emitted
 	answered     time.Time // see ports.send
+	refused      bool      // the last message to the peer: see ports.send
 	restored     bool      // the SAs are of the process before, and publish has not said so
 	notKept      bool      // EventNotKept has been emitted
 }
@@ -118,7 +119,10 @@ func (n *negotiator) do(actions []ike.Action) {
 	n.save()
 	for _, a := range actions {
 		if send, ok := a.(ike.Send); ok {
-			n.ports.send(send, time.Now(), &n.answered)
+			refused := n.ports.send(send, time.Now(), &n.answered) != nil
+			if refused != n.refused && !send.Unverified {
+				n.refused, n.dirty = refused, true
+			}
 			continue
 		}
 		n.dirty = true
@@ -291,6 +295,9 @@ func (n *negotiator) publishIfChanged() {
 func (n *negotiator) publish() {
 	n.dirty = false
 	s := &Status{Problem: n.peer.Problem().String()}
+	if n.refused {
+		s.Problem = "this host refuses what IKE sends (EPERM): a firewall rule in OUTPUT, or IPAddressDeny= of the service"
+	}
 	if c := n.current; c != nil {
 		s.Established, s.Suite, s.Group, s.Version = true, c.Outbound.Suite, c.Group, c.Version
 		s.UDP, s.InboundSPI, s.OutboundSPI = c.Outbound.DestinationPort != 0, c.Inbound.SPI, c.Outbound.SPI

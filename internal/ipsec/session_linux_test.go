@@ -113,6 +113,27 @@ func TestNegotiatorPollSAs_noESP(t *testing.T) {
 	}
 }
 
+// What this host does not let IKE send is not said to be the peer's silence.
+func TestPortsSend_refused(t *testing.T) {
+	nsA, nsB := netlab.New(t), netlab.New(t)
+	netlab.Veth(t, nsA, nsB, netlab.End{Name: "u0", Address: "192.0.2.1/24"}, netlab.End{Name: "u0", Address: "192.0.2.2/24"})
+	if out, err := nsA.Try("nft", "add table ip f; add chain ip f out { type filter hook output priority 0; }; add rule ip f out udp dport { 500, 4500 } drop"); err != nil {
+		t.Skipf("needs nft: %s", out)
+	}
+	a, b := newEndpoint(t, nsA, addressA, addressB), newEndpoint(t, nsB, addressB, addressA)
+	for _, e := range []*endpoint{a, b} {
+		if err := e.protect(ikeConfig(ike.Main)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	netlab.Eventually(t, "the status says so", func() bool { return strings.Contains(a.session.Status().Describe(time.Now()), "this host refuses") })
+	nsA.Run("nft", "delete", "table", "ip", "f")
+	netlab.Eventually(t, "both SAs are established", func() bool { return a.session.Established() && b.session.Established() })
+	if problem := a.session.Status().Problem; problem != "" {
+		t.Errorf("the problem is still %q", problem)
+	}
+}
+
 // An SA is for one pair of addresses, and either with or without UDP encapsulation.
 func TestManagerOpen(t *testing.T) {
 	m := NewManager(Options{})

@@ -218,12 +218,12 @@ func (p *ports) readIKE() {
 	}
 }
 
-// send sends an IKE message or NAT keepalive, and does not wait. Errors are left to IKE's retransmission.
-// answered is when the tunnel had its last Unverified message sent.
-func (p *ports) send(a ike.Send, now time.Time, answered *time.Time) {
+// send sends an IKE message or NAT keepalive, and does not wait. It fails with EPERM if this host refuses it; other
+// errors are left to IKE's retransmission. answered is when the tunnel had its last Unverified message sent.
+func (p *ports) send(a ike.Send, now time.Time, answered *time.Time) error {
 	defer p.guard.Release()
 	if !p.guard.Acquire() {
-		return
+		return nil
 	}
 	fd, b := p.ike, a.Payload
 	if a.LocalPort == ipv4.PortNATT {
@@ -234,11 +234,14 @@ func (p *ports) send(a ike.Send, now time.Time, answered *time.Time) {
 	}
 	if a.Unverified {
 		if queued, size := sendQueue(fd); !mayAnswer(queued, size, now.Sub(*answered)) {
-			return
+			return nil
 		}
 		*answered = now
 	}
-	_ = unix.Sendto(fd, b, unix.MSG_DONTWAIT, &unix.SockaddrInet4{Port: int(a.To.Port()), Addr: as4(a.To.Addr())})
+	if err := unix.Sendto(fd, b, unix.MSG_DONTWAIT, &unix.SockaddrInet4{Port: int(a.To.Port()), Addr: as4(a.To.Addr())}); err == unix.EPERM {
+		return err
+	}
+	return nil
 }
 
 // answerInterval is how often a tunnel may answer strangers while answers to others wait.
