@@ -258,6 +258,8 @@ func TestEngineCapture_slowReader(t *testing.T) {
 	a, b := pair(t, nil)
 	w := stuck{make(chan struct{})}
 	of := startCapture(t, a.engine, "", capture.Options{}, w)
+	free := sync.OnceFunc(func() { close(w.free) })
+	t.Cleanup(free) // before the capture is waited for
 	const n = 8000
 	received := make(chan int)
 	go func() {
@@ -290,7 +292,7 @@ func TestEngineCapture_slowReader(t *testing.T) {
 	if s := a.Status(); len(s.Drops) > 0 || s.TxPacket != n {
 		t.Errorf("dropped %v, sent %d", s.Drops, s.TxPacket)
 	}
-	close(w.free)
+	free()
 	of.cancel()
 	<-of.ended
 	if r := of.result; of.err != nil || r.Packets+r.Missed != 2*n || r.Missed == 0 {
