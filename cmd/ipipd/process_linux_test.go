@@ -46,7 +46,7 @@ func (e *listEngine) set(configs []tunnel.Config) {
 	next := map[string]*fakeTunnel{}
 	for _, c := range configs {
 		t := e.tunnels[c.Name]
-		if t == nil {
+		if t == nil || t.ended() {
 			t = newFakeTunnel()
 			t.dir = "/nonexistent"
 		}
