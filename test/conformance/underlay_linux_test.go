@@ -4,10 +4,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"ipipd/internal/ipv4"
 	"ipipd/internal/warning"
@@ -202,24 +203,14 @@ func TestUnderlay_routeStorm(t *testing.T) {
 	})
 }
 
-// processorTime is what the threads of a process have had, to 10 ms.
+// processorTime is the time that the threads of a process have had.
 func processorTime(t *testing.T, pid int) time.Duration {
 	t.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(int32(^pid<<3|2), &ts); err != nil { // clock_getcpuclockid(3)
 		t.Fatal(err)
 	}
-	_, fields, _ := strings.Cut(string(stat), ") ")
-	const utime, stime = 14 - 3, 15 - 3 // counted from the state, field 3
-	ticks := 0
-	for _, field := range []int{utime, stime} {
-		n, err := strconv.Atoi(strings.Fields(fields)[field])
-		if err != nil {
-			t.Fatal(err)
-		}
-		ticks += n
-	}
-	return time.Duration(ticks) * 10 * time.Millisecond // USER_HZ is 100
+	return time.Duration(ts.Nano())
 }
 
 // The MTU follows that of the underlay's interface and of the route.

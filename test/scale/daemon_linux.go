@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -11,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // daemon is an `ipipd up`.
@@ -84,20 +85,11 @@ func (d *daemon) resident() (int, error) {
 	return n * 1024, err
 }
 
-// processor is the time it has had, to 10 ms.
+// processor is the time that its threads have had.
 func (d *daemon) processor() time.Duration {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/stat", d.cmd.Process.Pid))
-	if err != nil {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(int32(^d.cmd.Process.Pid<<3|2), &ts); err != nil { // clock_getcpuclockid(3)
 		return 0
 	}
-	defer f.Close()
-	line, _ := bufio.NewReader(f).ReadString('\n')
-	of := strings.Fields(line[strings.LastIndexByte(line, ')')+1:])
-	const utime, stime = 14 - 3, 15 - 3 // counted from the state, field 3
-	ticks := 0
-	for _, field := range []int{utime, stime} {
-		n, _ := strconv.Atoi(of[field])
-		ticks += n
-	}
-	return time.Duration(ticks) * 10 * time.Millisecond // USER_HZ is 100
+	return time.Duration(ts.Nano())
 }
