@@ -28,13 +28,15 @@ import (
 )
 
 type options struct {
-	rounds   int
-	duration time.Duration
-	ipipd    string
-	only     []string
-	segment  []bool
-	out      string
-	readme   string
+	rounds     int
+	duration   time.Duration
+	congestion string
+	ipipd      string
+	older      string
+	only       []string
+	segment    []bool
+	out        string
+	readme     string
 }
 
 func main() {
@@ -56,7 +58,9 @@ func parse(args []string) (*options, error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	rounds := fs.Int("rounds", 3, "how often each tunnel is measured")
 	seconds := fs.Int("seconds", 4, "length of each bulk measurement")
+	congestion := fs.String("congestion", "cubic", "TCP congestion control: cubic is Linux's own default")
 	ipipd := fs.String("ipipd", "./ipipd", "the binary to measure")
+	older := fs.String("older", "", "another binary, measured in the same rounds")
 	only := fs.String("only", "", "measure these, by comma: "+strings.Join(tunnelNames(), ","))
 	underlay := fs.String("underlay", "both", "bare, segmenting or both")
 	out := fs.String("out", "test/bench/results", "folder for peers.md, peers.svg and peers.csv")
@@ -64,7 +68,7 @@ func parse(args []string) (*options, error) {
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
-	o := &options{rounds: *rounds, duration: time.Duration(*seconds) * time.Second, ipipd: *ipipd, out: *out, readme: *readme}
+	o := &options{rounds: *rounds, duration: time.Duration(*seconds) * time.Second, congestion: *congestion, ipipd: *ipipd, older: *older, out: *out, readme: *readme}
 	switch *underlay {
 	case "bare":
 		o.segment = []bool{false}
@@ -78,7 +82,9 @@ func parse(args []string) (*options, error) {
 	if *rounds < 1 || *seconds < 1 {
 		return nil, errors.New("-rounds and -seconds: want 1 or more")
 	}
-	o.only = tunnelNames()
+	o.only = slices.DeleteFunc(tunnelNames(), func(name string) bool {
+		return o.older == "" && strings.HasPrefix(name, "older")
+	})
 	if *only != "" {
 		o.only = strings.Split(*only, ",")
 	}
@@ -98,8 +104,13 @@ func run(ctx context.Context, args []string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("making network namespaces needs root: run it as root")
 	}
-	if o.ipipd, err = filepath.Abs(o.ipipd); err != nil {
-		return err
+	for _, path := range []*string{&o.ipipd, &o.older} {
+		if *path == "" {
+			continue
+		}
+		if *path, err = filepath.Abs(*path); err != nil {
+			return err
+		}
 	}
 	dir, err := os.MkdirTemp("", "ipipd-bench-")
 	if err != nil {
@@ -150,8 +161,11 @@ func (b *bench) measure(ctx context.Context, t tunnel, segment bool, round int) 
 	for _, program := range t.needs {
 		if b.tools[program] == "" {
 			why := program + " is not installed"
-			if program == "ipipd" {
+			switch program {
+			case "ipipd":
 				why = "no binary at " + b.ipipd + ": make build makes one"
+			case "older":
+				why = "no binary of -older " + b.older
 			}
 			b.results.skip(t, segment, why)
 			return nil

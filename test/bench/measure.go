@@ -120,7 +120,7 @@ func (b *bench) iperf3(ctx context.Context, args ...string) (*report, error) {
 }
 
 func (b *bench) tcp(ctx context.Context, streams int) (gbps float64, err error) {
-	r, err := b.iperf3(ctx, "-P", strconv.Itoa(streams))
+	r, err := b.iperf3(ctx, "-C", b.congestion, "-P", strconv.Itoa(streams))
 	if err != nil {
 		return math.NaN(), err
 	}

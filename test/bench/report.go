@@ -94,8 +94,8 @@ func formatValue(x float64) string {
 func (b *bench) markdown(ctx context.Context) string {
 	var w strings.Builder
 	fmt.Fprintf(&w, "Measured on %s. %s.\n", time.Now().Format("2 January 2006"), machine(ctx))
-	fmt.Fprintf(&w, "Medians of %d rounds, %d s for each bulk measurement. Two namespaces joined by a veth pair, MTU 1500; %s.\n",
-		b.rounds, int(b.duration/time.Second), strings.Join(b.versions(ctx), ", "))
+	fmt.Fprintf(&w, "Medians of %d rounds, %d s for each bulk measurement. Two namespaces joined by a veth pair, MTU 1500; TCP by %s; %s.\n",
+		b.rounds, int(b.duration/time.Second), b.congestion, strings.Join(b.versions(ctx), ", "))
 	for _, segment := range b.segment {
 		if segment {
 			w.WriteString("\n**Segmenting underlay**: no TSO and no GSO on it, so that every packet crosses by itself, as on a wire; the receiver has GRO, as every NIC.\n\n")
@@ -238,6 +238,7 @@ func (b *bench) versions(ctx context.Context) []string {
 		}
 	}
 	first("ipipd", b.ipipd, "version")
+	first("older", b.older, "version")
 	first("socat", b.tools["socat"], "-V")
 	first("fastd", b.tools["fastd"], "--version")
 	first("openvpn", b.tools["openvpn"], "--version")

@@ -35,15 +35,18 @@ var allTunnels = []tunnel{
 	{"fastd", "fastd, no cipher", 1450, []string{"fastd"}, startFastd},
 	{"openvpn", "OpenVPN, no cipher", 1500, []string{"openvpn"}, startOpenVPN},
 	{"socat", "socat, protocol 4", 1480, []string{"socat"}, startSocat(1480)},
-	{"ipipd", "ipipd", 1480, []string{"ipipd"}, startIpipd()},
-	{"ipipd-rps", "ipipd --rps all", 1480, []string{"ipipd"}, startIpipd("--rps", "all")},
-	{"ipipd-userspace", "ipipd --allow-fast-path no", 1480, []string{"ipipd"}, startIpipd(userspace...)},
-	{"ipipd-sends-fast", "ipipd, fast to userspace", 1480, []string{"ipipd"}, startIpipds(nil, userspace)},
-	{"ipipd-receives-fast", "ipipd, userspace to fast", 1480, []string{"ipipd"}, startIpipds(userspace, nil)},
-	{"ipipd-gcm", "ipipd, encrypts: AES-256-GCM", 1446, []string{"ipipd"}, startIpipd(encrypted("aes256gcm16")...)},
-	{"ipipd-cbc", "ipipd, encrypts: AES-256-CBC, SHA1", 1438, []string{"ipipd"}, startIpipd(encrypted("aes256-sha1")...)},
+	{"ipipd", "ipipd", 1480, []string{"ipipd"}, startIpipd("ipipd")},
+	{"ipipd-rps", "ipipd --rps all", 1480, []string{"ipipd"}, startIpipd("ipipd", "--rps", "all")},
+	{"ipipd-userspace", "ipipd --allow-fast-path no", 1480, []string{"ipipd"}, startIpipd("ipipd", userspace...)},
+	{"ipipd-sends-fast", "ipipd, fast to userspace", 1480, []string{"ipipd"}, startIpipds("ipipd", nil, userspace)},
+	{"ipipd-receives-fast", "ipipd, userspace to fast", 1480, []string{"ipipd"}, startIpipds("ipipd", userspace, nil)},
+	{"ipipd-gcm", "ipipd, encrypts: AES-256-GCM", 1446, []string{"ipipd"}, startIpipd("ipipd", encrypted("aes256gcm16")...)},
+	{"ipipd-cbc", "ipipd, encrypts: AES-256-CBC, SHA1", 1438, []string{"ipipd"}, startIpipd("ipipd", encrypted("aes256-sha1")...)},
+	{"older", "the older ipipd", 1480, []string{"older"}, startIpipd("older")},
+	{"older-userspace", "the older ipipd --allow-fast-path no", 1480, []string{"older"}, startIpipd("older", userspace...)},
+	{"older-gcm", "the older ipipd, encrypts: AES-256-GCM", 1446, []string{"older"}, startIpipd("older", encrypted("aes256gcm16")...)},
 	{"socat-65515", "socat, MTU 65515", maxInner, []string{"socat"}, startSocat(maxInner)},
-	{"ipipd-65515", "ipipd --mtu 65515", maxInner, []string{"ipipd"}, startIpipd("--mtu", strconv.Itoa(maxInner))},
+	{"ipipd-65515", "ipipd --mtu 65515", maxInner, []string{"ipipd"}, startIpipd("ipipd", "--mtu", strconv.Itoa(maxInner))},
 }
 
 var userspace = []string{"--allow-fast-path", "no"}
@@ -70,8 +73,10 @@ func (b *bench) findPrograms(ctx context.Context) error {
 			b.tools[program] = path
 		}
 	}
-	if _, err := os.Stat(b.ipipd); err == nil {
-		b.tools["ipipd"] = b.ipipd
+	for program, path := range map[string]string{"ipipd": b.ipipd, "older": b.older} {
+		if _, err := os.Stat(path); err == nil {
+			b.tools[program] = path
+		}
 	}
 	if b.tools["wireguard-go"] != "" || !strings.Contains(strings.Join(b.only, ","), "wireguard-go") {
 		return nil
@@ -220,19 +225,20 @@ func startSocat(mtu int) func(context.Context, *bench) error {
 	}
 }
 
-func startIpipd(flags ...string) func(context.Context, *bench) error {
-	return startIpipds(flags, flags)
+// startIpipd starts the binary that b.tools has under this name.
+func startIpipd(program string, flags ...string) func(context.Context, *bench) error {
+	return startIpipds(program, flags, flags)
 }
 
 // startIpipds is startIpipd with different flags for each end. Bulk TCP goes from a to b.
-func startIpipds(a, b []string) func(context.Context, *bench) error {
+func startIpipds(program string, a, b []string) func(context.Context, *bench) error {
 	flags := map[string][]string{"a": a, "b": b}
 	return func(_ context.Context, b *bench) error {
 		for _, side := range sides {
 			args := append([]string{"up", "--name", "t0", "--address", innerAddress[side] + "/24",
 				"--local-address", outerAddress[side], "--remote-address", outerAddress[otherSide[side]],
 				"--runtime-dir", filepath.Join(b.lab.dir, "run."+side)}, flags[side]...)
-			if err := b.lab.spawn(side, nil, b.tools["ipipd"], args...); err != nil {
+			if err := b.lab.spawn(side, nil, b.tools[program], args...); err != nil {
 				return err
 			}
 		}
