@@ -20,8 +20,8 @@ const (
 	retryInterval = 10 * time.Second
 	// minRoundGap is the least time between rounds that events cause.
 	minRoundGap = 50 * time.Millisecond
-	// timerGrain is what the times of rounds are rounded up to, so that those of many tunnels
-	// coincide: each wake-up of an idle process costs some 0.3 ms of a processor.
+	// timerGrain: the times of rounds are rounded up to a multiple of it, so that the rounds of many
+	// tunnels coincide: each wake-up of an idle process costs some 0.3 ms of a processor.
 	timerGrain = 50 * time.Millisecond
 	// recentlyReceived is the time since its last packet during which a peer counts as alive.
 	recentlyReceived = 3 * time.Second
@@ -30,22 +30,22 @@ const (
 )
 
 // control is the control state of a tunnel: keepalive, carrier, route, DNS name, path MTU, the
-// interface and the fast path's configuration. One goroutine owns it, that of Apply and then that
-// of run. Others send it an event or a wake, and read what it publishes in Tunnel.
+// interface and the fast path's configuration. One goroutine owns it, first Apply's and then
+// run's. Others send it an event or a wake, and read what it publishes in Tunnel.
 type control struct {
 	*Tunnel
 
 	cfg      *Config          // in use; immutable
-	adopted  bool             // the interface is of the process before
-	answer   *netstate.Answer // in use
-	underlay netstate.Route   // of answer, without a loop through the tunnel itself
+	adopted  bool             // the interface was taken over from the process before
+	answer   *netstate.Answer // the follower's, as of this round
+	underlay netstate.Route   // answer.Route; while that leads into the tunnel itself, with the MTU and source of before
 	remote   netip.Addr       // RemoteAddress, resolved; the zero Addr until it is
-	pair     outerPair        // in Engine.table, 0 for none
+	pair     outerPair        // the tunnel's key in Engine.table; 0 if it is not there
 	noPath   error            // pathError of the last round
 	started  bool             // the tunnel is not suspended
-	anew     bool             // the next route owes nothing to the last one: see startAnew
+	anew     bool             // the next pathlessRoute takes nothing from the last route: see startAnew
 	resolution
-	retry bool // something failed in this round
+	retry bool // something failed in this round: the next one is due after retryInterval
 
 	monitor        *keepalive.Monitor
 	peerAnswers    peerAnswers
@@ -54,16 +54,16 @@ type control struct {
 	tx             transmitter
 	ids            idCounter
 	echo           *keepalive.Echo                  // nil unless keepalive-probe is echo
-	keys           []int32                          // of the queues at their workers
-	takeOver       []netstate.InterfaceRoute        // routes that another tunnel has until this one begins
-	routes         RouteFollower                    // of many; nil is none
-	routesOf       int                              // the interface that it follows
-	remotes        map[[4]byte]*remote              // the gateways of routes
-	links          map[underlay.Link]*underlay.Link // of remotes: see remoteLink
-	remotesLeftOut bool                             // maxRemotes left out a gateway
-	learnt         map[[4]byte]*remote              // inner destinations: see learn
-	asked          remotesQuery                     // of remotes
-	narrowest      [4]byte                          // that of remotes which remotesMTU is of
+	keys           []int32                          // of the TUN queues, in their order, at the workers
+	takeOver       []netstate.InterfaceRoute        // routes that lead into another tunnel until this one begins
+	routes         RouteFollower                    // mirrors the interface's routes in many; nil is none
+	routesOf       int                              // the ifindex whose routes it mirrors
+	remotes        map[[4]byte]*remote              // by address, the gateways of the interface's routes
+	links          map[underlay.Link]*underlay.Link // next hops, shared by remotes: see remoteLink
+	remotesLeftOut bool                             // a gateway is not in remotes, because of maxRemotes
+	learnt         map[[4]byte]*remote              // by address, inner destinations that an ICMP error was about: see learn
+	asked          remotesQuery                     // what the queries of remotes have in common, as last asked
+	narrowest      [4]byte                          // the remote whose first hop has the least MTU: see remotesMTU
 
 	ifindex      int // in this network namespace, as last read
 	appliedMTU   int // last MTU that SetMTU accepted
@@ -75,14 +75,14 @@ type control struct {
 	unreachableAt    time.Time
 	protoUnreachable bool // the peer's host answers ICMP protocol unreachable (3/2)
 
-	senders      []Follower // of accept-from
+	senders      []Follower // one for each prefix of accept-from
 	sendersAsked senders
-	sendersNow   []fastpath.Sender // as in the kernel, if sendersSet
+	sendersNow   []fastpath.Sender // what the fast path was last told, if sendersSet
 	sendersSet   bool
 	copyAt       time.Time // when the kernel's copy of the routes is to be tried again
 	fastMany     fastMany
 
-	programmed fastpath.Tunnel // of Tunnel.fast's link, while it is active
+	programmed fastpath.Tunnel // what Tunnel.fast's link was last updated with
 	attachedTo int             // the interface that has been given ipip_encap; 0 is none
 	attachErr  error           // why the programs are not attached, until attachAt
 	attachAt   time.Time       // when that is to be tried again
@@ -90,11 +90,11 @@ type control struct {
 	restoreCounts    map[fmt.Stringer]restoreCount
 	restoreDue       bool   // what the interface lacks is to be added in the next round
 	wasDown          bool   // the interface was set down since its routes were last restored: it may lack them all
-	interfaceChanges uint64 // of the answer at the last updateInterface
+	interfaceChanges uint64 // of the answer at the last updateInterface, as interfaceDowns
 	interfaceDowns   uint64
 
 	realServer realServer
-	warnedAt   map[warning.Code]time.Time // when those that are warning.Limited were logged last
+	warnedAt   map[warning.Code]time.Time // when each that is warning.Limited was last logged
 }
 
 // event is a message to the control goroutine, which calls it.
@@ -215,7 +215,7 @@ func (c *control) round(now time.Time) {
 	}
 }
 
-// tick advances the keepalive to now.
+// tick advances the keepalive to now. probe: one is due; changed: its state is another.
 func (c *control) tick(now time.Time) (probe, changed bool) {
 	before := c.monitor.State()
 	if last := c.lastReceived(); !last.IsZero() {
@@ -227,7 +227,7 @@ func (c *control) tick(now time.Time) (probe, changed bool) {
 	return probe, state != before
 }
 
-// next is the time of the next round if no event comes; zero is never.
+// next returns when the next round is due if no event comes; the zero time if never.
 func (c *control) next(now time.Time) (next time.Time) {
 	at := func(t time.Time) {
 		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
@@ -250,7 +250,7 @@ func (c *control) next(now time.Time) (next time.Time) {
 	if c.previous != nil {
 		at(c.previousUntil)
 	}
-	if c.retry || c.iface.Load().Moved { // nobody tells of changes in another network namespace
+	if c.retry || c.iface.Load().Moved { // netlink tells of no change in another network namespace
 		at(now.Add(retryInterval))
 	}
 	return next
@@ -310,8 +310,8 @@ func (c *control) probe() {
 	if candidate := c.candidate.Load(); candidate != nil && c.ipsecPolicy == nil {
 		c.sendProbe(route.outer, &candidate.path)
 	}
-	// Afterwards, since it may wait for the RTNL. Unanswered probes may mean that the next hop has
-	// another MAC address by now, and poll sees no probes.
+	// Last, since it may wait for the RTNL. Unanswered probes may mean that the next hop has another
+	// MAC address by now; poll, which confirms next hops while there is traffic, does not count probes.
 	if time.Since(c.lastReceived()) >= c.cfg.keepalive().Interval*3/2 {
 		c.confirmNextHop()
 	}
@@ -334,7 +334,7 @@ func (c *control) sendProbe(outer encap.Outer, path *underlay.Path) {
 	c.sendLocal(c.tx, b, path)
 }
 
-// confirmNextHop has the kernel confirm the next hop of frames, which it does not know of.
+// confirmNextHop has the kernel confirm the neighbour that frames are sent to: it does not see them use it.
 func (t *Tunnel) confirmNextHop() {
 	if t.route.Load().path.Link == nil {
 		return

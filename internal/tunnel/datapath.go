@@ -45,7 +45,7 @@ type outbound struct {
 	queue  tun.Queue   // of device
 	tx     transmitter // with the worker's Sender
 	ids    idCounter
-	remote route // of one of many remotes, of the packets at hand
+	remote route // what to returned last
 }
 
 func (o *outbound) failed(err error) {
@@ -55,8 +55,8 @@ func (o *outbound) failed(err error) {
 	}
 }
 
-// carry forwards a batch, and more until no superpacket is left in part: the next queue needs the
-// memory.
+// carry reads and forwards a batch, and more while part of a superpacket is left in b.scratch, which the
+// next queue needs.
 func (o *outbound) carry(b *buffers) (n int, err error) {
 	batch := b.outbound(o.tunnel)
 	for reads := 1; ; reads++ {
@@ -76,7 +76,7 @@ func (o *outbound) carry(b *buffers) (n int, err error) {
 	}
 }
 
-// to is the route to a remote that has none of its own.
+// to returns the route to a remote that has none of its own, made of base. It is valid until the next call.
 func (o *outbound) to(remote [4]byte, base *route) *route {
 	if o.remote.base != base || o.remote.path.Remote != remote {
 		o.remote = *base
@@ -85,7 +85,7 @@ func (o *outbound) to(remote [4]byte, base *route) *route {
 	return &o.remote
 }
 
-// forward sends a batch.
+// forward encapsulates and sends a batch of inner packets.
 func (o *outbound) forward(buf *buffers, batch []*packet.Buffer) error {
 	t := o.tunnel
 	route, unreachable, captures := t.route.Load(), t.unreachable.Load(), t.captures.Load()
@@ -113,7 +113,7 @@ func (o *outbound) forward(buf *buffers, batch []*packet.Buffer) error {
 				}
 				continue
 			}
-			if remote != route.path.Remote { // of base it is zero
+			if remote != route.path.Remote { // which is zero if route is base
 				if route, path = n.route, &base.path; route != nil {
 					path = &route.path
 				} else {
@@ -144,7 +144,7 @@ func (o *outbound) forward(buf *buffers, batch []*packet.Buffer) error {
 			paths = append(paths, path)
 		}
 	}
-	buf.paths = paths // as long as it has become
+	buf.paths = paths // append may have made it larger
 	if len(out) == 0 {
 		return nil
 	}
@@ -203,7 +203,7 @@ func (in *inbound) failed(err error) {
 	in.fail(err)
 }
 
-// carry delivers a batch.
+// carry receives a batch, decapsulates it, and delivers it to the tunnels' devices.
 func (in *inbound) carry(buf *buffers) (n int, err error) {
 	e, batch, owners := in.engine, buf.inbound(), &buf.owners
 	n, err = in.receiver.Read(batch)
@@ -302,7 +302,7 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 	}
 	switch kind {
 	case encap.KindEmpty:
-		if route.echo != nil { // a probe of its own: a ping is answered by a ping
+		if route.echo != nil { // the peer's own probe: the answer to ours is an echo reply
 			t.peerProbes.Store(true)
 		} else {
 			t.noteProbeAnswer(now)
@@ -404,7 +404,7 @@ func innerDrop(err error) drop.Reason {
 
 // sendDrop maps an error of an underlay send to its drop reason.
 func sendDrop(err error) drop.Reason {
-	if reason, ok := err.(drop.Reason); ok { // of encryptedTx
+	if reason, ok := err.(drop.Reason); ok { // from encryptedTx
 		return reason
 	}
 	switch {

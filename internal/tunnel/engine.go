@@ -40,15 +40,15 @@ type EngineOptions struct {
 	Network Network
 	// LookupName resolves a remote's DNS name; nil uses the system's resolver.
 	LookupName func(ctx context.Context, name string) (resolve.Answer, error)
-	// Manager keeps the interfaces and sockets for the next process; nil keeps none. Kept is what it has
-	// kept of the process before. What of it is no tunnel's after the first Apply, the caller discards.
+	// Manager keeps the descriptors of interfaces and sockets for the next process; nil keeps none. Kept are
+	// those of the process before: the caller discards what the first Apply has not taken of them.
 	Manager *handover.Manager
 	Kept    handover.Kept
-	// ManageSysctls sets what real servers need of the host, and records it in RuntimeDir. What a process
-	// that was killed has left there is set back without it.
+	// ManageSysctls has the Engine set the sysctls that a real server needs, and record their old values in
+	// RuntimeDir. Without it the Engine sets back what a killed process has left recorded there.
 	ManageSysctls bool
 	RuntimeDir    string
-	// Confine, if it is set, is called once, by the first Apply: all that the tunnels need is open, and no
+	// Confine, if it is set, is called once, by the first Apply, when all that the tunnels need is open and no
 	// packet has been read. fastPath says whether the programs of the fast path are loaded. It returns whether
 	// eBPF programs can be loaded from then on.
 	Confine func(fastPath bool) (ebpf bool)
@@ -67,60 +67,61 @@ type Engine struct {
 	network    Network
 	lookupName func(ctx context.Context, name string) (resolve.Answer, error)
 	threads    int
-	workers    []*workers // threads of them
+	workers    []*workers // as many pairs as threads says
 
 	openFastPath func() (*fastpath.FastPath, error)
 
-	sysctls *managedSysctls // nil: the network is not the kernel's
+	sysctls *managedSysctls // nil if network is not the kernel's
 
 	manager *handover.Manager
-	kept    handover.Kept // of Apply and remakeInterface
+	kept    handover.Kept // used by Apply and remakeInterface only
 	ledger  *ledger
-	// leaving: what is closed is left to the next process. So is it until the first Apply has succeeded,
-	// so that a start that fails can be tried again.
+	// leaving: interfaces and sockets that are closed stay open at manager, for the next process. With kept it
+	// is set until the first Apply has succeeded, so that a start that fails can be tried again.
 	leaving atomic.Bool
 
 	confine   func(fastPath bool) (ebpf bool) // nil: it has been called, or there is none
 	receiving bool                            // startReceiving was called
 
 	table  atomic.Pointer[table]
-	others atomic.Pointer[table] // by further remotes, where table has none: see otherRemote
+	others atomic.Pointer[table] // looked up after table: the further remotes of tunnels, see otherRemote
 	drops  drop.Counters         // of packets that belong to no tunnel
 
-	captures atomic.Pointer[capture.Rings] // of all tunnels; nil without. Written under mu
+	captures atomic.Pointer[capture.Rings] // of all tunnels; nil without a capture. Written under mu
 
 	partialChecksums partialDetector
 	linkLayerFailed  atomic.Bool // a Receiver of the link layer has failed
 
 	traffic      chan struct{} // wakes poll; capacity 1, see noteTraffic
 	pollerAsleep atomic.Bool
-	rechecked    time.Time // of poll
+	rechecked    time.Time // when poll last called Recheck
 
 	receptionMu sync.Mutex // guards reception and linkVotes
 	reception   underlay.Reception
 	linkVotes   linkVotes
 
 	mu   sync.Mutex       // serializes changes of table and others, and guards the fields up to ipsec
-	live map[*Tunnel]bool // have been registered, and are not closed yet
-	// fastPath and ipsec are opened by open, for the first tunnel that has them.
+	live map[*Tunnel]bool // tunnels that were registered, and are not closed yet
+	// fastPath and ipsec are opened by openShared, for the first tunnel that uses them.
 	fastPath     *fastpath.FastPath
 	fastPathErr  error
 	addresses    addresses
 	ipsec        *ipsec.Manager
-	state        *handover.State // of ipsec; nil: SAs end with the process
+	state        *handover.State // where ipsec saves the SAs; nil: they end with the process
 	espReceivers atomic.Int32    // started so far
 	applying     sync.Mutex      // held by Apply; guards closed
 	closed       bool
 	working      sync.WaitGroup // workers' threads
 	loops        sync.WaitGroup // other goroutines
 	cancel       context.CancelFunc
-	closeOnce    sync.Once // of what Close does to the workers and the socket
+	closeOnce    sync.Once // closes the workers and the socket
 }
 
 // errNotKernel is why an Engine with an in-memory socket, device or Network has no fast path.
 var errNotKernel = errors.New("the tunnel is not the kernel's")
 
-// NewEngine opens the socket and starts receiving. The caller must Close the Engine.
+// NewEngine opens the socket and starts receiving; with Kept or Confine the first Apply does that. The caller
+// must Close the Engine.
 func NewEngine(o EngineOptions) (*Engine, error) {
 	if o.Threads == 0 {
 		o.Threads = DefaultThreads()
@@ -212,8 +213,8 @@ func (e *Engine) startWorkers() error {
 	return e.startReceiving()
 }
 
-// startReceiving has the workers read the socket's Receivers. What they read before the tunnels are
-// registered would be nobody's.
+// startReceiving has the workers read the socket's Receivers. A packet that they read before its tunnel is
+// registered is dropped: unknown-peer.
 func (e *Engine) startReceiving() error {
 	e.receiving = true
 	e.loops.Go(e.receiveICMPErrors)
@@ -249,7 +250,7 @@ func (e *Engine) Close() error {
 	defer e.applying.Unlock()
 	e.closed = true
 	e.mu.Lock()
-	if e.leaving.Load() { // before the table is empty: what the workers do not read the next process does
+	if e.leaving.Load() { // while the table has the tunnels: what the workers do not read the next process does
 		for _, p := range e.workers {
 			p.stop()
 		}
@@ -258,7 +259,7 @@ func (e *Engine) Close() error {
 			e.ipsec.Leave()
 		}
 	}
-	live := slices.Collect(maps.Keys(e.live)) // and not of the table: one that has failed may be closing
+	live := slices.Collect(maps.Keys(e.live)) // not those of the table: a tunnel that has failed may be closing, and out of it
 	e.mu.Unlock()
 	errs := []error{e.CloseTunnels(live...)}
 	e.cancel()

@@ -18,9 +18,9 @@ import (
 
 // A remote that is a DNS name is looked up again when the TTL of its records has passed, and while
 // the peer is not heard. The address in use stays while it is one of the answer's or, with
-// keepalive, while the peer is heard from it: the answer may come before the peer has moved. Then
-// another one, the candidate, is probed, and taken once the peer is heard from it. A candidate is
-// always an address that DNS has named.
+// keepalive, while the peer is heard from it: the answer may come before the peer has moved.
+// Meanwhile another address of the answer, the candidate, is probed, and taken once the peer is
+// heard from it.
 
 const (
 	// minTTL and maxTTL bound the TTL. While the peer is not heard it is minTTL.
@@ -28,8 +28,8 @@ const (
 	// minRetry is the time until a look-up that has failed is tried again. It doubles each time,
 	// to minTTL.
 	minRetry = time.Second
-	// maxJitter is the largest share by which these times are lengthened, so that those of many
-	// tunnels spread.
+	// maxJitter is the largest share by which these times are lengthened, so that the look-ups of
+	// many tunnels spread.
 	maxJitter = 0.1
 	// previousHolds is how long packets of the last remote are still accepted.
 	previousHolds = time.Minute
@@ -40,37 +40,37 @@ const (
 type otherRemote struct {
 	path     underlay.Path
 	previous bool        // it was in use: the peer being heard from it says nothing of the one in use now
-	heard    atomic.Bool // unless it is previous
+	heard    atomic.Bool // the peer was heard from it; never set if it is previous
 }
 
 // resolution is what control knows of a remote's DNS name.
 type resolution struct {
 	resolvedAt time.Time // of the last look-up; zero is none yet
 	resolving  bool      // a look-up is under way
-	lookups    int       // begun so far, and names set: an answer to an earlier one is out of date
+	lookups    int       // counts look-ups begun and names set: an answer to an earlier look-up is out of date
 	lookupErr  error     // of the last look-up
-	failures   int       // look-ups in a row
+	failures   int       // failed look-ups in a row
 	ttl        time.Duration
-	jitter     float64      // share, up to maxJitter
+	jitter     float64      // share by which the time to the next look-up is lengthened, up to maxJitter
 	addresses  []netip.Addr // the last answer's: ascending, and immutable
 
-	held       bool                      // the remote is that of before Apply has set the name: see releaseRemote
-	heldRoutes []netstate.InterfaceRoute // that there were before
+	held       bool                      // the remote is the one from before Apply set this name: see releaseRemote
+	heldRoutes []netstate.InterfaceRoute // those that the interface had then
 
 	networkChanges uint64 // Answer.NetworkChanges, as last seen
 
-	remoteSince   time.Time    // when the remote was taken
+	remoteSince   time.Time    // when the remote was taken into use
 	previous      *otherRemote // nil is none
 	previousUntil time.Time
-	tried         netip.Addr     // the last one that was to be a candidate
-	triedAt       time.Time      // zero is none
-	triedErr      error          // why it cannot be
-	accepted      []*otherRemote // Tunnel.others
-	present       *otherRemote   // of accepted: the remote's
-	probeDue      bool           // of a remote or candidate that is new
+	tried         netip.Addr     // the last address that was to be the candidate; the zero Addr is none
+	triedAt       time.Time      // when that was
+	triedErr      error          // why there is no path to it
+	accepted      []*otherRemote // the same as Tunnel.others
+	present       *otherRemote   // the one of accepted that is the remote in use
+	probeDue      bool           // the remote or the candidate is new: probe it in this round
 }
 
-// lookupDue is when the remote's name is to be looked up; zero is never.
+// lookupDue returns when the remote's name is to be looked up; the zero time if it is no name, or is being looked up.
 func (c *control) lookupDue() time.Time {
 	if _, named := c.cfg.remote(); !named || c.resolving {
 		return time.Time{}
@@ -124,9 +124,9 @@ func (c *control) resetRemote(remote netip.Addr) {
 	c.setRemote(remote)
 }
 
-// releaseRemote ends the hold of the remote that was in use before Apply has set another name: that is looked up
-// for the first time. Until then packets go where they went, and no route is added, which might lead to the name
-// server; now all is as a start makes it.
+// releaseRemote gives up the remote from before Apply set another name, once that name was looked up for the first
+// time. Until then packets go to the old remote, and no route is added, as it might lead to the name server; now
+// the tunnel is brought to the state that a start would give it.
 func (c *control) releaseRemote(now time.Time) {
 	c.held, c.heldRoutes = false, nil
 	if !slices.Contains(c.addresses, c.remote) {
@@ -161,14 +161,14 @@ func (c *control) chooseRemote(now time.Time) {
 	switch state := keepalive.State(c.state.Load()); {
 	case candidate != nil && candidate.heard.Load():
 		c.useRemote(address(candidate.path.Remote), now)
-	case !named && state != keepalive.Up: // nobody is heard from it: nothing is lost with it
+	case !named && state != keepalive.Up: // the peer is not heard from it: nothing is lost with it
 		c.useRemote(c.addressWithPath(c.addresses[0]), now)
 	case c.noPath != nil && c.suspended():
 		c.useRemote(c.addressWithPath(c.remote), now)
-		c.retry = true // nobody tells of a path to another one
+		c.retry = true // the follower does not tell of a path to another address
 	case named && (state == keepalive.Up || state == keepalive.Off):
 		c.dropCandidate()
-	case named && c.ipsecPolicy != nil: // to probe one takes an SA with it
+	case named && c.ipsecPolicy != nil: // a candidate could not be probed without an SA
 		c.dropCandidate()
 		if now.Sub(c.remoteSince) >= c.cfg.keepalive().HoldTime() {
 			c.useRemote(c.addressAfter(c.remote), now)
@@ -188,8 +188,8 @@ func (c *control) addressAfter(last netip.Addr) netip.Addr {
 	return c.addresses[0]
 }
 
-// addressWithPath returns the lowest address of the answer to which there is a path; without any, or none
-// to choose from, otherwise.
+// addressWithPath returns the lowest address of the answer to which there is a path; otherwise if there is
+// none, or the answer has only one address.
 func (c *control) addressWithPath(otherwise netip.Addr) netip.Addr {
 	if len(c.addresses) == 1 {
 		return otherwise
@@ -229,8 +229,8 @@ func (c *control) dropCandidate() {
 	c.tried = netip.Addr{}
 }
 
-// setCandidate makes the address of the answer that is next after the last one tried the candidate, unless
-// there is no way to it.
+// setCandidate makes the address of the answer after the last one tried the candidate, unless there is no path
+// to it.
 func (c *control) setCandidate(now time.Time) {
 	next := c.addressAfter(c.tried)
 	if next == c.remote {
@@ -258,7 +258,7 @@ func (c *control) setCandidate(now time.Time) {
 	c.probeDue, c.triedErr = candidate != nil, err
 }
 
-// warnOtherAddress says which is probed, or cannot be.
+// warnOtherAddress warns while another address of the DNS name is tried, with why it cannot be used.
 func (c *control) warnOtherAddress() {
 	detail := c.tried.String()
 	if c.triedErr != nil {
@@ -274,7 +274,7 @@ func newOtherRemote(path *underlay.Path, previous bool) *otherRemote {
 }
 
 // acceptOthers has packets accepted from the candidate and the previous remote and, so that none is lost
-// while it is taken into use, from that of path. ESP is the SA's.
+// while it is taken into use, from path.Remote. With a secret it is the SA that decides, and there are no others.
 func (c *control) acceptOthers(path *underlay.Path) {
 	var others []*otherRemote
 	for _, o := range []*otherRemote{c.candidate.Load(), c.previous} {

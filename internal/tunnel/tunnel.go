@@ -29,41 +29,41 @@ type Tunnel struct {
 	// madeName is the interface's name at creation.
 	madeName string
 
-	// control's until it has ended, then Close's.
+	// Used by control until it has ended, then by Close.
 	device    tun.Device
 	madeIndex int      // the ifindex of device at its creation
-	stop      []func() // ends reading its queues
+	stop      []func() // each takes one of its queues from the worker that reads it
 
 	// Written by control.
-	config      atomic.Pointer[Config] // control.cfg
+	config      atomic.Pointer[Config] // the same as control.cfg
 	route       atomic.Pointer[route]
 	queues      atomic.Pointer[[]tun.Queue]
 	iface       atomic.Pointer[tun.State]         // as last read; its MTU is unknown while it is Moved
-	missing     atomic.Pointer[string]            // what of the interface is waited for while it is gone; nil is nothing
+	missing     atomic.Pointer[string]            // while the interface is gone, what to show as Status.WaitingFor; else nil
 	mtu         atomic.Int32                      // of the interface, in bytes
 	pairTaken   atomic.Bool                       // another tunnel has the outer addresses
 	unreachable atomic.Bool                       // ICMP errors report that outer packets do not arrive
 	state       atomic.Uint32                     // keepalive.State
-	changes     atomic.Uint64                     // of the carrier, for metrics
+	changes     atomic.Uint64                     // how often the carrier was set or unset, for metrics
 	warnings    atomic.Pointer[[]Warning]         // see activeWarnings
 	restored    atomic.Pointer[map[string]uint64] // see restoredCounts
-	candidate   atomic.Pointer[otherRemote]
-	others      atomic.Pointer[[]*otherRemote] // from which packets are accepted: see acceptOthers
-	ifname      *ifnameHandler                 // the interface's current name
-	fast        fastPath                       // see fastpath.go
-	captures    atomic.Pointer[capture.Rings]  // nil without; written under Engine.mu
+	candidate   atomic.Pointer[otherRemote]       // address of the DNS name that is probed; nil is none
+	others      atomic.Pointer[[]*otherRemote]    // further remotes to accept packets from: see acceptOthers
+	ifname      *ifnameHandler                    // the interface's current name
+	fast        fastPath                          // see fastpath.go
+	captures    atomic.Pointer[capture.Rings]     // nil without a capture; written under Engine.mu
 
 	// Written by the data path.
 	lastReceivedNs atomic.Int64  // time of the peer's last packet, nanoseconds after epoch; 0 is never
 	probeAnswered  atomic.Bool   // the peer has answered a probe
 	peerProbes     atomic.Bool   // the peer sends probes of its own
-	peerInside     atomic.Uint32 // the peer's address by the last of them, if the remote is another; see noteReflect
+	peerInside     atomic.Uint32 // the peer's own address by its last reflect probe, 0 if that is the remote: see noteReflect
 	probes         probes        // see sample.go
-	oversize       sighting      // a received packet above the MTU, its length
-	looped         sighting      // drop.Loop
-	fragmentLoss   sighting      // by poll, packets not reassembled
-	counters       *counters     // of entry, if there is one
-	entry          *ledgerEntry  // where it outlives the process; nil does not
+	oversize       sighting      // a received inner packet above the MTU: its length in bytes
+	looped         sighting      // a packet dropped for drop.Loop
+	fragmentLoss   sighting      // packets that this host failed to reassemble; written by poll
+	counters       *counters     // the entry's, if there is one
+	entry          *ledgerEntry  // memory that outlives the process; nil without a Manager
 
 	ipsecPolicy  *ipsecPolicy // nil without a secret
 	many         *remotes     // nil unless remote-address is any
@@ -71,34 +71,34 @@ type Tunnel struct {
 	reflectLimit limiter // answers to the peer's reflect probes
 	icmpLimit    limiter // ICMP errors to inner senders
 
-	activity   activity    // of Engine.poll
-	confirmDue atomic.Bool // which has control call confirmRemotes
-	linkVote   int         // of Engine.linkVotes, if linkVoted
+	activity   activity    // used by Engine.poll only
+	confirmDue atomic.Bool // set by poll: control is to call confirmRemotes
+	linkVote   int         // the ifindex that it counts for in Engine.linkVotes, if linkVoted
 	linkVoted  bool
 
-	wake    chan struct{}   // to control; capacity 1, see wakeControl
-	events  chan event      // to control
+	wake    chan struct{}   // wakes control; capacity 1, see wakeControl
+	events  chan event      // what control is to run
 	ctx     context.Context // of control and what it starts
 	cancel  context.CancelFunc
-	loops   sync.WaitGroup // of control and of name look-ups
+	loops   sync.WaitGroup // the goroutines of control and of name look-ups
 	closing atomic.Bool    // Close has begun; set once
 	done    chan struct{}
 	err     atomic.Pointer[error]
 }
 
-// Name is Config.Name or, if the interface was renamed since, the name that it has.
+// Name returns Config.Name or, if the interface was renamed since, the interface's name.
 func (t *Tunnel) Name() string { return shownName(t.config.Load().Name, t.ifname.get()) }
 
-// Config is its configuration, secrets included.
+// Config returns a copy of the tunnel's configuration, secrets included.
 func (t *Tunnel) Config() Config { return *t.config.Load().clone() }
 
 // MTU is the interface's MTU: the largest inner packet in bytes.
 func (t *Tunnel) MTU() int { return int(t.mtu.Load()) }
 
-// Done is closed when the tunnel has ended, by Close or by a failure; Err tells which.
+// Done returns a channel that is closed when the tunnel has ended, by Close or by a failure; Err tells which.
 func (t *Tunnel) Done() <-chan struct{} { return t.done }
 
-// Err is the failure that ended the tunnel; nil after Close.
+// Err returns the failure that ended the tunnel; nil while it runs, and after Close.
 func (t *Tunnel) Err() error {
 	if err := t.err.Load(); err != nil {
 		return *err
@@ -134,7 +134,7 @@ func (t *Tunnel) noteReceived(now time.Time) {
 	}
 }
 
-// lastReceived is the time of the peer's last packet, by userspace or the fast path; zero is
+// lastReceived returns when userspace or the fast path received the peer's last packet; the zero time if
 // never.
 func (t *Tunnel) lastReceived() time.Time {
 	t.mergeLastReceived(t.fastStats().LastReceived)
@@ -187,7 +187,7 @@ func (t *Tunnel) Status() Status {
 	return s
 }
 
-// keepaliveState is that to show: a tunnel that cannot send yet waits.
+// keepaliveState returns the keepalive's state as it is shown: waiting while the tunnel is suspended.
 func (t *Tunnel) keepaliveState(cfg *Config, r *route) keepalive.State {
 	if r.suspended && cfg.keepalive().Interval > 0 {
 		return keepalive.Waiting
@@ -197,7 +197,7 @@ func (t *Tunnel) keepaliveState(cfg *Config, r *route) keepalive.State {
 
 func address(a [4]byte) netip.Addr { return netip.AddrFrom4(a) }
 
-// addressText is an address in a Status; "" if it is not known.
+// addressText formats an outer address; "" for 0.0.0.0, which stands for one that is not known.
 func addressText(a [4]byte) string {
 	if a == [4]byte{} {
 		return ""

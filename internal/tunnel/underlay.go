@@ -18,32 +18,32 @@ import (
 // route is what the data path knows of a tunnel: the outer header and the path of its packets, and how
 // received ones are handled. It is immutable; replaceRoute stores another.
 type route struct {
-	// First what the data path reads for each packet that it sends, up to path.Link: with many remotes that is one
-	// cache line, which is seldom in a cache. A route has the length of two, so that each begins one.
+	// The data path reads the fields up to path.Link for each packet that it sends. They are one cache line, which
+	// with many remotes is seldom in a cache. A route is two cache lines long, so that each begins at one.
 	outer encap.Outer
 	// maxInner is the largest inner packet that path takes unfragmented, in bytes.
 	maxInner    int
 	txDrop      drop.Reason // if not drop.None, the reason to drop all outgoing packets
-	unreachable bool        // of one of many remotes: as Tunnel.unreachable
-	many        bool        // the remote is each packet's; path.Remote is zero
-	// receiveOnly: it has many remotes, and accept-to without local-address: nothing is sent.
+	unreachable bool        // as Tunnel.unreachable, for one of many remotes
+	many        bool        // each packet has a remote of its own; path.Remote is zero
+	// receiveOnly: nothing is sent, as remote-address is any, with accept-to and without local-address.
 	receiveOnly bool
-	// used, of one of many remotes, is 1 once a packet was sent by it since confirmRemotes. It is atomic.
+	// used is 1 if a packet was sent to this one of many remotes since confirmRemotes. It is accessed atomically.
 	used uint32
-	path underlay.Path // MTU and Link
+	path underlay.Path
 
 	// clampMSS is Config.ClampTCPMSS. echo consumes the replies to probes; nil unless keepalive-probe
 	// is echo.
 	clampMSS   bool
 	bypassSafe bool  // nothing objects to bypassing the IP stack: netstate.Answer.Bypass
 	suspended  bool  // see Tunnel.suspended
-	held       bool  // path.Remote is that of another RemoteAddress: see releaseRemote
+	held       bool  // path.Remote is still of the RemoteAddress before: see releaseRemote
 	linkDevice int32 // see receptionDevice
 	echo       *keepalive.Echo
 	waiting    string // what the tunnel waits for: Status.WaitingFor
 	// Of one of many remotes:
-	base   *route  // what it was made of: the tunnel's own
-	remote *remote // nil unless it is a gateway of a route
+	base   *route  // the tunnel's own route, of which it was made
+	remote *remote // a gateway, or learnt; nil if the remote has no state
 }
 
 // maxInner is the largest inner packet in bytes that a path of that MTU takes unfragmented.
@@ -54,9 +54,9 @@ func (c *control) maxInner(mtu int) int {
 	return mtu - encap.Overhead
 }
 
-// largest is the largest inner packet in bytes that a sender may be asked to keep to, of an interface with that MTU: of one of
-// many remotes what the first hop to it takes, if nobody is to fragment. A path MTU that was learnt does not count, which
-// anybody can forge, and a connection has its MSS for good. r may be nil.
+// largest returns the largest inner packet, in bytes, to which the MSS of a connection is clamped, with that MTU of the
+// interface: to one of many remotes, with DF set, at most what the first hop takes. A path MTU that was learnt does not count:
+// anybody can forge it, and a connection keeps its MSS for good. r may be nil.
 func (r *route) largest(mtu int) int {
 	if r != nil && r.remote != nil && r.outer.DontFragmentInherit {
 		if n := int(r.remote.largest.Load()); n != 0 {
@@ -76,10 +76,10 @@ func (r *route) equal(other *route) bool {
 	return a == b
 }
 
-// query is what the network is asked for this tunnel.
+// query returns what the network is asked for this tunnel.
 func (c *control) query() netstate.Query { return c.queryFor(c.cfg, c.remote) }
 
-// queryFor is query with another Config and its remote, which may not be known yet.
+// queryFor is query with another Config and its remote, the zero Addr if that is not resolved yet.
 func (c *control) queryFor(cfg *Config, remote netip.Addr) netstate.Query {
 	return netstate.Query{
 		Remote: bytesOf(remote), Local: bytesOf(cfg.LocalAddress), Mark: cfg.FwMark, UnderlayDevice: cfg.UnderlayDevice, Interface: c.ifindex, Routes: cfg.plainRoutes(),
@@ -94,10 +94,10 @@ func bytesOf(a netip.Addr) (b [4]byte) {
 	return b
 }
 
-// defaultUnderlayMTU is that of an underlay that is not known yet, in bytes.
+// defaultUnderlayMTU is the MTU, in bytes, that the underlay is taken to have until there is a route.
 const defaultUnderlayMTU = 1500
 
-// newRoute builds the route from an answer in which there is a path. It also sets underlay.
+// newRoute makes the tunnel's route from answer, in which there is a path. It also sets underlay.
 func (c *control) newRoute() *route {
 	a, u := c.answer, c.answer.Route
 	if c.intoItself(&u) {
@@ -155,7 +155,7 @@ func (c *control) pathlessRoute() *route {
 	return next
 }
 
-// pair is under which outer addresses the tunnel is to be in Engine.table; 0 if they are not known.
+// pair returns the outer addresses under which Engine.table is to have the tunnel; 0 if they are not known.
 func (r *route) pair() outerPair {
 	if r.many {
 		return pairOf(r.path.Local, anyRemote)
@@ -166,7 +166,7 @@ func (r *route) pair() outerPair {
 	return pairOf(r.path.Local, r.path.Remote)
 }
 
-// configureRoute sets what of a route is the Config's alone.
+// configureRoute sets the fields of a route that do not depend on the network's answer.
 func (c *control) configureRoute(r *route) {
 	r.outer.DSCP, r.outer.DontFragmentInherit, r.outer.TTL = c.cfg.DSCP, c.cfg.DontFragment, uint8(c.cfg.TTL)
 	r.clampMSS, r.echo, r.held = c.cfg.ClampTCPMSS, c.echo, c.held
@@ -186,7 +186,7 @@ func (c *control) protect(r *route) error {
 	return c.ipsecPolicy.rebind(r.path.Local, r.path.Remote, r.path.Device)
 }
 
-// bypassBlocker is why outer packets must go through the raw socket; "" if they need not.
+// bypassBlocker returns why outer packets must go through the raw socket; "" if they need not.
 func (c *control) bypassBlocker() string {
 	switch u := &c.underlay; {
 	case c.cfg.FwMark != 0:
@@ -208,7 +208,7 @@ func (c *control) link(u *netstate.Route) *underlay.Link {
 	return newLink(u)
 }
 
-// newLink is the Ethernet header to a next hop that is resolved.
+// newLink returns the Ethernet header to the next hop of u, whose neighbour is resolved.
 func newLink(u *netstate.Route) *underlay.Link {
 	l := &underlay.Link{Device: u.Device}
 	copy(l.Header[0:], u.DestinationMAC[:])
@@ -273,8 +273,8 @@ func (c *control) updateRoute(now time.Time) {
 	}
 }
 
-// register has the tunnel in Engine.table under this pair, 0 for not at all. It fails if another tunnel
-// has it.
+// register enters the tunnel in Engine.table under pair, or takes it out if pair is 0. It fails if another
+// tunnel has the pair.
 func (c *control) register(pair outerPair) error {
 	if pair == c.pair {
 		return nil
@@ -331,13 +331,13 @@ type mtuDecreases struct {
 	last time.Time
 }
 
-// mtuPath is the path that an interface's MTU comes of: the underlay device, or one of many remotes.
+// mtuPath is what an interface's MTU comes from: the underlay device, or one of many remotes.
 type mtuPath struct {
 	device int
 	remote [4]byte
 }
 
-// narrowestText names the mtuPath.
+// narrowestText names what the interface's MTU comes from.
 func (c *control) narrowestText() string {
 	if c.many != nil {
 		return addressText(c.narrowest)
