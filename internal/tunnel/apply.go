@@ -25,13 +25,13 @@ func (e *TunnelError) Error() string { return e.Name + ": " + e.Err.Error() }
 // Unwrap returns Err.
 func (e *TunnelError) Unwrap() error { return e.Err }
 
-// Apply starts, changes and ends tunnels, so that those of configs run and no others. Config.Name,
-// which must be set, says which are the same. Those that are not to change lose no packet, nor do those
-// that change in place (Property.Remade).
+// Apply starts, changes and ends tunnels, so that those of configs run and no others. A tunnel that runs
+// and a Config with its Config.Name, which must be set, are the same. Tunnels that do not change lose no
+// packet, nor do those that change in place (Property.Remade).
 //
-// What the host's network lacks a tunnel waits for. After an error, a *TunnelError unless the Engine is
-// closed or ctx is done before anything has changed, all is as it was; only tunnels that had to be made
-// again have been interrupted.
+// A tunnel waits for what the host's network lacks. The error is a *TunnelError, unless the Engine is
+// closed or ctx is done before anything has changed. After it all is as it was; only tunnels that had to
+// be made again have been interrupted.
 func (e *Engine) Apply(ctx context.Context, configs []Config) error {
 	e.applying.Lock()
 	defer e.applying.Unlock()
@@ -98,8 +98,8 @@ type plan struct {
 	add    []*control
 	change []*change // in place
 	remove map[*Tunnel]*change
-	remake []*Tunnel  // of remove, those that cannot be changed in place
-	remade []*control // in their places
+	remake []*Tunnel  // of remove, the tunnels that are made again
+	remade []*control // the new tunnels in the places of remake
 
 	interrupted bool // remake are closed
 }
@@ -128,7 +128,7 @@ func (e *Engine) plan(configs []Config) (*plan, error) {
 	return p, nil
 }
 
-// compare finds what t, nil if there is none, needs to be as next says.
+// compare enters in the plan what makes t, nil if there is none, the tunnel that next configures.
 func (p *plan) compare(t *Tunnel, next *Config) error {
 	secret, err := next.IPsec.secret()
 	if err != nil {
@@ -154,9 +154,9 @@ func (p *plan) compare(t *Tunnel, next *Config) error {
 	return nil
 }
 
-// handOver finds the routes that one tunnel gives up and another gets, or the same one by another gateway:
-// they are replaced, so that there is one at any time, unless the first tunnel is made again. One that the first tunnel has lost is not
-// among them: there may be an operator's in its place, which stays.
+// handOver finds the routes that one tunnel gives up and another gets, or that get another gateway: these are
+// replaced, so that the kernel has one at any time, unless the first tunnel is made again. A route that the first
+// tunnel has lost is not replaced: there may be an operator's in its place, which stays.
 func (p *plan) handOver() error {
 	wanted := map[netstate.InterfaceRoute]bool{}
 	want := func(routes []netstate.InterfaceRoute) {
@@ -218,7 +218,7 @@ func (p *plan) handOver() error {
 	return nil
 }
 
-// apply does all of it or, on an error, nothing.
+// apply carries out the plan or, on an error, undoes what it has done of it.
 func (p *plan) apply() (err error) {
 	e := p.engine
 	changing, ending := e.hold(p.change), e.hold(p.ending())
@@ -277,7 +277,7 @@ func (p *plan) close(tunnels []*Tunnel) {
 	}
 }
 
-// ending are the changes that end tunnels which are not made again.
+// ending returns the changes that end a tunnel for good.
 func (p *plan) ending() (ending []*change) {
 	for t, c := range p.remove {
 		if !slices.Contains(p.remake, t) {
@@ -287,7 +287,7 @@ func (p *plan) ending() (ending []*change) {
 	return ending
 }
 
-// removed are the tunnels of remove.
+// removed returns the tunnels of remove, those to be made again included.
 func (p *plan) removed() map[*Tunnel]bool {
 	removed := make(map[*Tunnel]bool, len(p.remove))
 	for t := range p.remove {
@@ -296,7 +296,7 @@ func (p *plan) removed() map[*Tunnel]bool {
 	return removed
 }
 
-// pairs are the outer addresses of tunnels that are new or change in place.
+// pairs returns the outer addresses of started and of the tunnels that change in place.
 func (p *plan) pairs(started []*control) map[*Tunnel]outerPair {
 	pairs := pairsOf(started)
 	for _, c := range p.change {
@@ -305,7 +305,8 @@ func (p *plan) pairs(started []*control) map[*Tunnel]outerPair {
 	return pairs
 }
 
-// giveUpRemotes has the remotes that are held given up where a tunnel that starts, or changes, gets them.
+// giveUpRemotes has a changing tunnel give up a remote that it holds if one of started, or another changing
+// tunnel, gets it.
 func (p *plan) giveUpRemotes(changing holds, started []*control) {
 	wanted := map[outerPair]int{}
 	for _, pair := range p.pairs(started) {
@@ -319,9 +320,9 @@ func (p *plan) giveUpRemotes(changing holds, started []*control) {
 	})
 }
 
-// silence ends the sessions of tunnels whose outer addresses go to another one, and has their packets
-// carried in userspace: there is one session, and one entry of the fast path, for a pair. After an error
-// control has them as before.
+// silence ends the sessions of tunnels whose outer addresses go to another tunnel, and has their packets
+// carried in userspace: a pair has one session, and one entry of the fast path. After an error control
+// begins both again.
 func (p *plan) silence(pairs map[*Tunnel]outerPair, held ...holds) {
 	wanted := make(map[outerPair]*Tunnel, len(pairs))
 	for t, pair := range pairs {
@@ -343,7 +344,7 @@ func (p *plan) silence(pairs map[*Tunnel]outerPair, held ...holds) {
 	}
 }
 
-// inheritRemote takes the address that t, of the same RemoteAddress, has for it.
+// inheritRemote takes over the address that t, whose RemoteAddress is the same, has resolved it to.
 func (c *control) inheritRemote(t *Tunnel) {
 	if r := t.route.Load(); r.path.Remote != [4]byte{} && !r.held {
 		c.remote, c.resolvedAt, c.remoteSince = address(r.path.Remote), time.Now(), time.Now()
@@ -365,18 +366,18 @@ func (p *plan) restart() {
 	}
 }
 
-// holds are control goroutines that run nothing but what each has them do, until release.
+// holds are control goroutines that, until release, run nothing but the functions given to each.
 type holds []*hold
 
 type hold struct {
 	change *change
 	do     chan func(*control)
-	done   chan struct{} // after each of do
-	ready  chan struct{}
-	ended  bool // the tunnel has, or is about to
+	done   chan struct{} // receives a value after each function of do
+	ready  chan struct{} // closed when the goroutine is held
+	ended  bool          // the tunnel has ended or is about to, or was released
 }
 
-// hold holds the tunnels of changes. One that ends meanwhile is passed over, and an error of each.
+// hold holds the control goroutines of changes. A tunnel that ends meanwhile is not held: each returns an error for it.
 func (e *Engine) hold(changes []*change) holds {
 	held := make(holds, len(changes))
 	for i, c := range changes {
@@ -399,8 +400,8 @@ func (e *Engine) hold(changes []*change) holds {
 	return held
 }
 
-// run is an event. It does not hold a tunnel that is to end: who closes it may be closing another one
-// that Apply waits for.
+// run is an event that holds the control goroutine until release. It lets a tunnel go that is to end:
+// the CloseTunnels that waits for it may also close one that Apply waits for.
 func (h *hold) run(c *control) {
 	close(h.ready)
 	for c.ctx.Err() == nil {
@@ -416,7 +417,8 @@ func (h *hold) run(c *control) {
 	}
 }
 
-// each has each of the control goroutines call f, at the same time, and returns the first error.
+// each has all of the control goroutines call f, at the same time, and waits for them. Its error is a
+// *TunnelError of the first of h for which f failed, or which has ended.
 func (h holds) each(f func(*control, *change) error) error {
 	errs := make([]error, len(h))
 	for i, one := range h {
@@ -443,7 +445,7 @@ func (h holds) each(f func(*control, *change) error) error {
 	return nil
 }
 
-// release may be called more than once.
+// release lets the control goroutines run again. It may be called more than once.
 func (h holds) release() {
 	for _, one := range h {
 		if !one.ended {

@@ -15,18 +15,18 @@ import (
 	"ipipd/internal/warning"
 )
 
-// change is that of one tunnel's Config. control prepares it, adding what can be taken back, and then
-// undoes it or commits and finishes it: see plan.apply.
+// change is a change of one tunnel's Config. control prepares it, adding what can be removed again, and
+// then undoes it, or commits and finishes it: see plan.apply.
 type change struct {
 	tunnel    *Tunnel
 	old, next *Config    // next is nil if the tunnel ends for good
 	secret    ike.Secret // of next
-	// remote is that of next: the zero Addr if its name is not resolved yet, or the present one while held.
+	// remote is next.RemoteAddress, the zero Addr if that is not resolved yet; if held, it is the present remote.
 	remote netip.Addr
 	held   bool      // see releaseRemote
-	reset  bool      // remote is another one
-	pair   outerPair // with remote, 0 if it is not known
-	// takeOver are routes of next that another tunnel has until then.
+	reset  bool      // remote takes the place of the present one
+	pair   outerPair // the outer addresses with remote, 0 if they are not known
+	// takeOver are routes of next that lead into another tunnel until the change is committed.
 	takeOver []netstate.InterfaceRoute
 
 	queried        bool // the follower has the query of next
@@ -66,7 +66,7 @@ func remade(old, next *Config) (by []Property) {
 	return by
 }
 
-// without returns those of a that are not in b.
+// without returns the elements of a that are not in b: a itself if b is empty.
 func without[T comparable](a, b []T) []T {
 	if len(b) == 0 {
 		return a
@@ -94,7 +94,7 @@ func (ch *change) rerouted() bool {
 // readdressed reports whether the tunnel needs another answer of the network.
 func (ch *change) readdressed() bool { return ch.reset || ch.rerouted() }
 
-// findRemote finds the remote of ch.
+// findRemote sets remote, held and reset of ch.
 func (c *control) findRemote(ch *change) {
 	remote, named := ch.next.remote()
 	pending := c.held || ch.next.RemoteAddress != ch.old.RemoteAddress
@@ -105,7 +105,7 @@ func (c *control) findRemote(ch *change) {
 	}
 }
 
-// giveUpRemote has a held remote, which another tunnel gets, be none until the name is resolved.
+// giveUpRemote gives up the held remote, which another tunnel gets: there is none until the name is resolved.
 func (c *control) giveUpRemote(ch *change) {
 	ch.held, ch.reset, ch.remote, ch.pair = false, true, netip.Addr{}, 0
 	c.follower.Set(c.queryFor(ch.next, ch.remote))
@@ -116,7 +116,7 @@ func (c *control) prepareChange(ch *change) error {
 	c.findRemote(ch)
 	ch.queried = true
 	a := c.follower.Set(c.queryFor(ch.next, ch.remote))
-	known := c.intoItself(&a.Route) && !ch.readdressed() // a loop that there is already
+	known := c.intoItself(&a.Route) && !ch.readdressed() // the loop was there before the change
 	if a.Loop != (netstate.InterfaceRoute{}) && !ch.held && !known {
 		return RouteLoop(a, ch.remote, c.intoItself(&a.Route))
 	}
@@ -227,7 +227,7 @@ func (c *control) commitChange(ch *change) error {
 	return nil
 }
 
-// startAnew has the next answer taken as that of a tunnel that starts.
+// startAnew has the next answer used as at a start: nothing learnt of the underlay and the path is kept.
 func (c *control) startAnew() {
 	c.started, c.anew, c.underlay = false, true, netstate.Route{MTU: defaultUnderlayMTU}
 	c.forgetPath()
@@ -265,14 +265,14 @@ func (c *control) takeOverRoutes(routes []netstate.InterfaceRoute) {
 	}
 }
 
-// finishChange removes the addresses and routes that are not wanted any more. Others' stay.
+// finishChange removes the addresses and routes of the old Config that are not wanted any more.
 func (c *control) finishChange(ch *change) error {
 	c.removeUnwanted(ch.old)
 	c.wakeControl()
 	return nil
 }
 
-// removeUnwanted removes those addresses and routes of an old Config that are not wanted now.
+// removeUnwanted removes the addresses and routes of an old Config that are not wanted now.
 func (c *control) removeUnwanted(old *Config) {
 	if !c.here() {
 		return
@@ -316,7 +316,7 @@ func (p *ipsecPolicy) changes(old, next *Config, secret ike.Secret) bool {
 	return p != nil && (!p.hasSecret(secret) || old.FwMark != next.FwMark || slices.ContainsFunc(Changes(old, next), keys))
 }
 
-// secret is the one in use; nil if p is.
+// secret returns the secret in use; nil if p is nil.
 func (p *ipsecPolicy) secret() ike.Secret {
 	if p == nil {
 		return nil

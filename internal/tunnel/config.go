@@ -18,7 +18,7 @@ type Config struct {
 	// LocalAddress is the source of outer packets; the zero Addr takes the preferred source
 	// of the route to the remote.
 	LocalAddress netip.Addr
-	// RemoteAddress is the other end, an IPv4 address or a DNS name; AnyRemote are the gateways of the
+	// RemoteAddress is the other end, an IPv4 address or a DNS name; AnyRemote means the gateways of the
 	// interface's routes. Required.
 	RemoteAddress string
 	// MTU of the interface in bytes, 68 to 65515; 0 is auto: the path's MTU less the
@@ -48,8 +48,8 @@ type Config struct {
 	// Routes are the routes into the interface; their host bits are zero. Those with a Gateway are the
 	// property peers, and only with AnyRemote.
 	Routes []netstate.InterfaceRoute
-	// AcceptAnyPeer, AcceptFrom and AcceptTo are who may send, and to what: see fib.Acceptance. Only
-	// with AnyRemote.
+	// AcceptAnyPeer, AcceptFrom and AcceptTo are which remotes may send, and to which inner destinations:
+	// see fib.Acceptance. Only with AnyRemote.
 	AcceptAnyPeer        bool
 	AcceptFrom, AcceptTo []netip.Prefix
 	// UnderlayDevice is the interface or VRF that outer packets are bound to, as by
@@ -67,7 +67,7 @@ type Config struct {
 	IPsec IPsec
 	// Comment is free text of the operator.
 	Comment string
-	// Disabled tunnels are checked, and not for Apply or Diff: the caller keeps their names.
+	// Disabled: the tunnel is validated only. The caller gives it neither to Apply nor to Diff.
 	Disabled bool
 }
 
@@ -81,7 +81,7 @@ func (c *Config) clone() *Config {
 	return &next
 }
 
-// remote is RemoteAddress if that is an address, and reports whether it is a DNS name.
+// remote returns RemoteAddress if it is an IP address, and reports whether it is a DNS name.
 func (c *Config) remote() (a netip.Addr, named bool) {
 	a, err := netip.ParseAddr(c.RemoteAddress)
 	return a, err != nil && !c.many()
@@ -154,7 +154,7 @@ func (c *Config) validateKeepalive(addresses map[netip.Addr]bool) error {
 	switch echo := c.KeepaliveProbe == keepalive.FormEcho; {
 	case !echo && target.IsValid():
 		return &ValueError{Property: "keepalive-target", Value: target.String(), Want: "keepalive-probe echo with it"}
-	case !echo, c.many(): // there is no keepalive, and nobody is probed
+	case !echo, c.many(): // with many remotes there is no keepalive, and so no probe
 		return nil
 	case !target.IsValid():
 		return &ValueError{Property: "keepalive-target", Missing: true, Want: "the inner IPv4 address that keepalive-probe echo asks"}

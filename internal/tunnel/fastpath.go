@@ -15,7 +15,7 @@ import (
 // fastPath is a tunnel's attachment to the eBPF fast path (package fastpath). control owns it;
 // syncFastPath derives it from the tunnel's other state.
 type fastPath struct {
-	programs *fastpath.FastPath // nil: the fast path is not allowed, or programsErr
+	programs *fastpath.FastPath // nil: the fast path is not allowed, or there is a programsErr
 	// programsErr is why the programs could not be loaded.
 	programsErr error
 	// link is nil until ipip_decap is attached, by begin where that is possible. It stays attached
@@ -24,12 +24,12 @@ type fastPath struct {
 	// blocker is why packets go through userspace; "" if they do not, nil before the first
 	// syncFastPath.
 	blocker atomic.Pointer[string]
-	// tap is what poll has found on the egress of the interface; nil is nothing.
+	// tap names the capture that was found on the egress of the interface; nil is none.
 	tap atomic.Pointer[string]
-	// captured is what captures want of the fast path, captureErr why it cannot have it.
+	// captured is what captures want the eBPF programs to copy, captureErr why that is not possible.
 	captured   fastpath.Capture
 	captureErr error
-	// others is whether othersReceive.
+	// others is what othersReceive has last returned.
 	others atomic.Bool
 }
 
@@ -98,7 +98,7 @@ func (c *control) fastPathBlocker() string {
 		return "the interface is in another network namespace"
 	case c.fast.captureErr != nil:
 		return captureRuns + ": " + c.fast.captureErr.Error()
-	case !c.iface.Load().Up: // userspace counts the packets that it refuses
+	case !c.iface.Load().Up: // userspace counts the packets that the TUN then refuses
 		return "the interface is down"
 	}
 	tap, programs := "", ""
@@ -114,7 +114,7 @@ func (c *control) fastPathBlocker() string {
 	return cmp.Or(c.bypassBlocker(), c.answer.Ingress, c.answer.Egress, tap, programs)
 }
 
-// enableFastPath updates the link, and returns the reason if it cannot.
+// enableFastPath updates the link, or returns why packets go on through userspace.
 func (c *control) enableFastPath(link *fastpath.Link) (blocker string) {
 	want := c.fastTunnel()
 	if c.fast.active() && want == c.programmed && link.Enabled() {
@@ -136,10 +136,10 @@ func (c *control) enableFastPath(link *fastpath.Link) (blocker string) {
 }
 
 // openFastPath attaches both programs, whether the tunnel may use the fast path yet or not, so that nothing
-// has to be opened when it may. It returns nil where that is not possible, and what has failed.
+// has to be opened when it may. The link is nil where that is not possible.
 //
-// What an operator has removed with tc comes back if there is a clsact, or when the interface has been down: they
-// may want its place for another queueing discipline, and to add one to an interface that is up loses packets.
+// A program that an operator has removed with tc is attached again if the clsact is still there, or when the interface
+// has been down: they may want another queueing discipline instead, and adding one to an interface that is up loses packets.
 func (c *control) openFastPath() (link *fastpath.Link, err error) {
 	if c.fast.programs == nil || !c.here() || c.pair == 0 {
 		return nil, nil
@@ -153,7 +153,7 @@ func (c *control) openFastPath() (link *fastpath.Link, err error) {
 		return nil, c.attachErr
 	}
 	if link, err = c.openLink(); err == nil {
-		if c.adopted && !c.fast.programs.Switched() { // the interface runs that of the process before
+		if c.adopted && !c.fast.programs.Switched() { // the interface runs the program of the process before
 			return link, nil
 		}
 		err = c.attachEncap()
@@ -189,8 +189,8 @@ func (c *control) openLink() (*fastpath.Link, error) {
 	return link, nil
 }
 
-// inheritFastPath takes over what the counters of the process before say: the peer that it has heard need not be
-// heard again before the fast path receives.
+// inheritFastPath takes over the counters of the process before, and with them when the peer was last heard: it
+// need not be heard again before the fast path receives.
 func (c *control) inheritFastPath(link *fastpath.Link) {
 	adopted, orphaned := link.Adopted()
 	if c.noteFastCounters(adopted); !adopted {
@@ -205,7 +205,7 @@ func (c *control) inheritFastPath(link *fastpath.Link) {
 	}
 }
 
-// encapProgram is ipip_encap; none if the fast path is not allowed.
+// encapProgram returns ipip_encap; the zero Program if the fast path is not allowed.
 func (c *control) encapProgram() (p netstate.Program) {
 	if c.fast.programs != nil && c.cfg.FastPathAllowed() {
 		p.FD, p.ID, p.Name = c.fast.programs.Encap()
@@ -226,14 +226,14 @@ func (c *control) attachEncap() error {
 	return err
 }
 
-// endFastPath closes the link of a tunnel that ends. The program on the interface goes with it.
+// endFastPath closes the link of a tunnel that ends. The program on the interface goes with the interface.
 func (c *control) endFastPath() {
 	if link := c.fast.link.Load(); link != nil {
 		link.Close()
 	}
 }
 
-// fastTunnel is the kernel's configuration of this tunnel.
+// fastTunnel returns what the eBPF programs are to know of this tunnel.
 func (c *control) fastTunnel() fastpath.Tunnel {
 	route := c.route.Load()
 	next := c.underlay.Gateway

@@ -14,24 +14,24 @@ import (
 )
 
 // What outlives the process is given to EngineOptions.Manager as soon as it is made: the queues of
-// each interface, under a name that comes of the tunnel's, the sockets that receive, and what the fast
+// each interface, under a name derived from the tunnel's, the sockets that receive, and what the fast
 // path goes on with (fastpath.Options). The next Engine takes them from EngineOptions.Kept: an interface when
 // it would make one for the tunnel of that name, so that all else is as at any start, but that addresses and
-// routes are there already. The kernel carries packets by the programs of the process before, and as that has
-// told them, until takeOverFastPath.
+// routes are there already. The kernel carries packets by the programs and maps of the process before until
+// takeOverFastPath.
 
 const (
-	keptQueues = "tun-"     // and the link
-	keptSocket = "receive-" // and the socket's cookie
-	keptIPsec  = "ipsec-"   // and the socket's cookie
-	keptState  = "sas"      // of package ipsec
+	keptQueues = "tun-"     // then the interface's name
+	keptSocket = "receive-" // then the socket's cookie
+	keptIPsec  = "ipsec-"   // then the socket's cookie
+	keptState  = "sas"      // the memory in which package ipsec saves SAs
 )
 
-// keptLength is how many packets each queue of an interface holds while no process reads it: of a second
-// at 2,000 a second.
+// keptLength is how many packets each queue of an interface holds while no process reads it: those of one
+// second at 2,000 a second.
 const keptLength = 2000
 
-// KeptName is what the queues of a tunnel with that Config.Name are kept under.
+// KeptName returns the name under which the Manager has the TUN queues of a tunnel with that Config.Name.
 func KeptName(name string) string {
 	plain := func(r rune) bool {
 		return r < 0x7f && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.", r))
@@ -43,7 +43,7 @@ func KeptName(name string) string {
 	return keptQueues + "=" + hex.EncodeToString(sum[:8]) // no link has that name
 }
 
-// takeKeptSockets returns the sockets that the process before has received by, under names with a prefix.
+// takeKeptSockets returns the sockets of the process before that are kept under names with a prefix.
 func takeKeptSockets(kept handover.Kept, prefix string) (fds []int) {
 	for _, name := range kept.Names() {
 		if strings.HasPrefix(name, prefix) {
@@ -85,7 +85,7 @@ func (e *Engine) openIPsec() {
 	e.ipsec = ipsec.NewManager(o)
 }
 
-// openState takes over the SAs of the process before, or makes room for those of this one; nil if that cannot be.
+// openState takes over the memory with the SAs of the process before, or makes an empty one; nil if both fail.
 func (e *Engine) openState() *handover.State {
 	fds := e.kept.Take(keptState)
 	if len(fds) == 1 {
@@ -111,7 +111,7 @@ func (e *Engine) openState() *handover.State {
 	return state
 }
 
-// beginIPsec is the end of the first Apply.
+// beginIPsec has package ipsec begin to receive, and warns of SAs of the process before that are of no tunnel.
 func (e *Engine) beginIPsec() error {
 	e.mu.Lock()
 	manager := e.ipsec
@@ -126,7 +126,7 @@ func (e *Engine) beginIPsec() error {
 	return err
 }
 
-// closeState is after the last thread has ended.
+// closeState closes the memory of the SAs. The last thread has ended.
 func (e *Engine) closeState() error {
 	if e.state == nil {
 		return nil
@@ -147,7 +147,7 @@ func (c *control) adoptOrOpen(o tun.Options) (device tun.Device, err error) {
 	c.adopted = false
 	if fds := e.kept.Take(name); len(fds) > 0 {
 		adopt := o
-		if c.cfg.MTU == 0 { // it stays until the first round of control: what is its best value is known with the SAs
+		if c.cfg.MTU == 0 { // the MTU stays until control's first round: its value depends on the SAs
 			adopt.MTU = 0
 		}
 		if device, err = tun.Adopt(fds, adopt); err == nil {
@@ -155,7 +155,7 @@ func (c *control) adoptOrOpen(o tun.Options) (device tun.Device, err error) {
 			return device, nil
 		}
 		c.log.Warn("the interface is made anew", "err", err)
-		if programs := e.programs(); programs != nil { // else packets for it are redirected to what is gone
+		if programs := e.programs(); programs != nil { // else the old ones redirect packets to an interface that is gone
 			programs.Switch()
 		}
 		_ = e.manager.Discard(handover.Kept{name: fds})
@@ -181,7 +181,7 @@ func (c *control) adoptOrOpen(o tun.Options) (device tun.Device, err error) {
 // a carrier for a moment the kernel would drop what waits in its queues.
 func (c *control) adoptCarrier() {
 	if c.adopted {
-		c.carrier = !c.running() // as that process may have left it
+		c.carrier = !c.running() // how that process left it is not known: set it in any case
 		c.updateCarrier()
 	}
 }
@@ -189,8 +189,8 @@ func (c *control) adoptCarrier() {
 // routesWithin limits how long awaitRoutes waits.
 const routesWithin = 2 * time.Second
 
-// awaitRoutes waits until the routes out of interfaces of the process before are known: by these goes, or is
-// refused, what waits in their queues and in the sockets. Then the SAs with remotes can be used again.
+// awaitRoutes waits until the routes out of interfaces of the process before are known: packets that wait in
+// their queues and in the sockets are sent, or refused, by them. Then it restores the SAs with the remotes.
 func awaitRoutes(tunnels []*control) {
 	late := time.After(routesWithin)
 	for _, c := range tunnels {
@@ -216,7 +216,7 @@ func (t *Tunnel) dropDevice() {
 	}
 }
 
-// programs are the fast path's; nil if there are none.
+// programs returns the loaded eBPF programs of the fast path; nil if there are none.
 func (e *Engine) programs() *fastpath.FastPath {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -231,7 +231,7 @@ func (e *Engine) loadFastPath() (*fastpath.FastPath, error) {
 }
 
 // takeOverFastPath has the programs of this process carry packets in the place of those of the process before,
-// once all that these carry is in their maps.
+// once their maps are filled.
 func (e *Engine) takeOverFastPath(tunnels []*control) {
 	programs := e.programs()
 	if programs == nil {
@@ -243,7 +243,7 @@ func (e *Engine) takeOverFastPath(tunnels []*control) {
 		if c.adopted && c.fast.programs != nil {
 			adopted = append(adopted, c)
 		}
-		wait = wait && c.config.Load().FastPathAllowed() // what was carried so far may not be any more
+		wait = wait && c.config.Load().FastPathAllowed() // else the old programs carry what must not be any more
 	}
 	for late := time.Now().Add(routesWithin); wait && time.Now().Before(late); time.Sleep(time.Millisecond) {
 		// The answers about many remotes come one by one.
@@ -254,7 +254,7 @@ func (e *Engine) takeOverFastPath(tunnels []*control) {
 		done := make(chan struct{})
 		take := func(c *control) {
 			defer close(done)
-			if c.here() && c.cfg.FastPathAllowed() { // whether it can be used or not
+			if c.here() && c.cfg.FastPathAllowed() { // even if something blocks the fast path now
 				if err := c.attachEncap(); err != nil {
 					c.log.Debug("the eBPF program of the process before is not replaced", "err", err)
 				}
@@ -273,8 +273,8 @@ func (e *Engine) takeOverFastPath(tunnels []*control) {
 	}
 }
 
-// Leave is Close, but that interfaces, sockets, SAs and the fast path stay, for the process that comes next: as
-// far as the Manager has them.
+// Leave is Close, but leaves interfaces, sockets, SAs and the fast path to the next process, as far as the
+// Manager has them.
 func (e *Engine) Leave() error {
 	e.leaving.Store(true)
 	if programs := e.programs(); programs != nil {

@@ -25,34 +25,34 @@ const (
 	maxProtected = 1024
 	// protectedIdle is how long an SA is kept without a packet in either direction.
 	protectedIdle = 10 * time.Minute
-	// unprotectedIdle is the same of an ipsecPolicy without an SA, and how long one with an SA is safe from
-	// making room for another remote.
+	// unprotectedIdle is how long an ipsecPolicy without an SA is kept without a packet, and how long after its
+	// last packet none is ended to make room for another remote.
 	unprotectedIdle = time.Minute
-	// idleCheck is how often idle ones are looked for.
+	// idleCheck is how often idle ipsecPolicies are looked for.
 	idleCheck = 30 * time.Second
 )
 
-// wanted says for what a remote needs an ipsecPolicy.
+// Why a remote needs an ipsecPolicy: the bits of remoteIPsec.wanted.
 const (
-	wantedByPacket uint32 = 1 << iota // of ours
-	wantedByESP                       // of the remote, of an SA that is not known here
-	wantedByIKE                       // of the remote
+	wantedByPacket uint32 = 1 << iota // a packet to the remote has no SA
+	wantedByESP                       // the remote sends ESP by an SA that is not known here
+	wantedByIKE                       // the remote negotiates
 )
 
 // ipsecRemotes is the part of an ipsecPolicy of a tunnel with many remotes. The data path only reads remotes.
 type ipsecRemotes struct {
 	tunnel *Tunnel
 	limits *ike.Limits
-	wants  atomic.Bool // a remote has a new remoteIPsec.wanted
+	wants  atomic.Bool // remoteIPsec.wanted of a remote has a new bit
 	lines  lineLimiter
 
 	// control's:
 	listener   *ipsec.Listener
-	local      [4]byte // of listener
+	local      [4]byte // of listener, as device
 	device     int
 	protected  map[[4]byte]*protected
-	identities map[[4]byte]*ike.Identity // what remotes behind a NAT have said first, with the present secret
-	checkAt    time.Time                 // of idle ones; zero is never
+	identities map[[4]byte]*ike.Identity // that each remote behind a NAT presented first, with the present secret
+	checkAt    time.Time                 // when to look for idle ones; zero is never
 }
 
 // remoteIPsec is the part of a remote that ipsecRemotes needs.
@@ -65,20 +65,20 @@ type remoteIPsec struct {
 type protected struct {
 	ipsecPolicy
 	remote *remote
-	sealed atomic.Bool // packets were sent, or would have been, since control has looked
+	sealed atomic.Bool // seal was called for packets to the remote since control has looked
 	// control's:
 	since    time.Time
 	lastUsed time.Time // zero is never
 }
 
-// protectMany has the ipsecPolicy of a tunnel with many remotes have one for each.
+// protectMany gives the ipsecPolicy of a tunnel with many remotes its ipsecRemotes, empty.
 func (t *Tunnel) protectMany() {
 	if t.many != nil && t.ipsecPolicy != nil {
 		t.ipsecPolicy.remotes = &ipsecRemotes{tunnel: t, limits: new(ike.Limits), protected: map[[4]byte]*protected{}, identities: map[[4]byte]*ike.Identity{}}
 	}
 }
 
-// seal encrypts a packet by the SA of its destination.
+// seal encrypts an outer packet in place, by the SA with its destination, or returns why it must be dropped.
 func (r *ipsecRemotes) seal(b *packet.Buffer) drop.Reason {
 	t := r.tunnel
 	to := [4]byte(b.Bytes()[16:20])
@@ -104,7 +104,7 @@ func (r *ipsecRemotes) seal(b *packet.Buffer) drop.Reason {
 	return why
 }
 
-// want asks control for an ipsecPolicy of a remote. It does not block, and is for any number of packets.
+// want asks control for an ipsecPolicy with a remote. It does not block, and may be called for each packet.
 func (r *ipsecRemotes) want(remote *remote, by uint32) {
 	if remote.ipsec.wanted.Load()&by == 0 && remote.ipsec.wanted.Or(by)&by == 0 {
 		r.wants.Store(true)
@@ -112,7 +112,7 @@ func (r *ipsecRemotes) want(remote *remote, by uint32) {
 	}
 }
 
-// wanted is that of ipsec.Manager.Listen.
+// wanted is the callback of ipsec.Manager.Listen. It asks for an ipsecPolicy with from if that is a gateway.
 func (r *ipsecRemotes) wanted(from netip.Addr, esp bool) bool {
 	route := r.tunnel.many.routes.Load().all[from.As4()]
 	switch {
@@ -149,7 +149,7 @@ func (p *ipsecPolicy) listen(local [4]byte, device int) (err error) {
 	return err
 }
 
-// close ends all sessions, and deletes their SAs at the remotes. Remotes that negotiate are heard until then.
+// close ends all sessions and deletes their SAs at the remotes, and then closes the listener.
 func (r *ipsecRemotes) close() {
 	var closing sync.WaitGroup
 	for g, p := range r.protected {
@@ -193,7 +193,7 @@ func (c *control) protectRemotes(now time.Time) {
 	r := c.ipsecPolicy.remotes
 	if !r.checkAt.IsZero() && !now.Before(r.checkAt) {
 		r.endIdle(now)
-		for _, remote := range c.remotes { // what there was no room for may be wanted still
+		for _, remote := range c.remotes { // so that one that there was no room for asks again
 			remote.ipsec.wanted.Store(0)
 		}
 		r.checkAt = time.Time{}
@@ -207,7 +207,7 @@ func (c *control) protectRemotes(now time.Time) {
 	var room *evictable
 	for g, remote := range c.remotes {
 		by := remote.ipsec.wanted.Load()
-		if by == 0 || r.protected[g] != nil || c.engine.table.Load().find(r.local, g) != nil { // that tunnel's own
+		if by == 0 || r.protected[g] != nil || c.engine.table.Load().find(r.local, g) != nil { // another tunnel has that remote
 			continue
 		}
 		if len(r.protected) >= maxProtected {
@@ -327,8 +327,8 @@ func (r *ipsecRemotes) evictable(now time.Time) *evictable {
 	return e
 }
 
-// next ends the next one, for a packet of ours, or for a remote that has sent something: whose address anybody
-// may have forged, so that no SA goes for it, nor what may be a negotiation.
+// next ends the first session of found, if it may: for a packet of ours any; for a packet of another remote, whose
+// address may be forged, none with an SA and none that may still negotiate. It reports whether there is room.
 func (e *evictable) next(ours bool) bool {
 	if len(e.found) == 0 {
 		return false
@@ -341,7 +341,7 @@ func (e *evictable) next(ours bool) bool {
 	return true
 }
 
-// ipsecNext is when idle sessions are looked for; zero is never.
+// ipsecNext returns when idle sessions are looked for next; the zero time if never.
 func (c *control) ipsecNext() time.Time {
 	if c.many == nil || c.ipsecPolicy == nil {
 		return time.Time{}
@@ -349,7 +349,7 @@ func (c *control) ipsecNext() time.Time {
 	return c.ipsecPolicy.remotes.checkAt
 }
 
-// remoteMaxInner is maxInner for a remote.
+// remoteMaxInner is maxInner for one of many remotes, by its own SA if it has one.
 func (c *control) remoteMaxInner(r *remote, mtu int) int {
 	if p := r.ipsec.protected.Load(); p != nil {
 		return p.maxInner(mtu)
@@ -357,7 +357,7 @@ func (c *control) remoteMaxInner(r *remote, mtu int) int {
 	return c.maxInner(mtu)
 }
 
-// quotesRemote is quotesOwn for one of many remotes, by the route to it; nil is none.
+// quotesRemote is quotesOwn for one of many remotes. r is the route to it; nil if it has none of its own.
 func (t *Tunnel) quotesRemote(r *route, e *encap.OuterError) bool {
 	if t.ipsecPolicy == nil {
 		return e.Protocol == ipv4.ProtocolIPIP

@@ -130,7 +130,7 @@ func (c *control) resetRemote(remote netip.Addr) {
 func (c *control) releaseRemote(now time.Time) {
 	c.held, c.heldRoutes = false, nil
 	if !slices.Contains(c.addresses, c.remote) {
-		c.setRemote(netip.Addr{}) // another peer: packets of the one before are not accepted any more
+		c.setRemote(netip.Addr{}) // another peer: packets of the old one are not accepted any more
 		if len(c.addresses) > 0 {
 			c.useRemote(c.addressWithPath(c.addresses[0]), now)
 		}

@@ -42,16 +42,16 @@ type State struct {
 	// WaitingFor names what is missing for packets to be sent: the local address, the underlay
 	// device, a route, the address of a DNS name; "" is nothing.
 	WaitingFor string `json:"waiting-for,omitzero"`
-	// UndoAt is when the process undoes what it was told to change, unless that is confirmed. Equal in
-	// the State of each of its tunnels.
+	// UndoAt is when the process undoes its last change, unless that is confirmed; zero is never. It is
+	// the same in the State of each of its tunnels.
 	UndoAt time.Time `json:"undo-at,omitzero"`
-	// Sandbox is what the process can still do; nil before it is confined. Equal in the State of each of its
-	// tunnels.
+	// Sandbox is what the process can still do; nil before it is confined. It is the same in the State of each
+	// of its tunnels.
 	Sandbox *sandbox.State `json:"sandbox,omitempty"`
-	// Warnings are those that are active, in the order in which they have begun. In JSON it is never null.
+	// Warnings are the active warnings, in the order in which they have begun. In JSON it is never null.
 	Warnings []Warning `json:"warnings"`
-	// Restored maps address, route, program and interface to how often one was put back, or made again, that
-	// somebody had removed.
+	// Restored maps the words address, route, program and interface to how often ipipd put back, or made again,
+	// one that somebody had removed.
 	Restored map[string]uint64 `json:"restored,omitzero"`
 	// ActualMTU is the MTU of the interface in bytes.
 	ActualMTU int `json:"actual-mtu"`
@@ -62,10 +62,10 @@ type State struct {
 	// CandidateRemoteAddress is another address of the DNS name, which is taken once the remote is
 	// heard from it, or is not heard from the current one any more; "" is none.
 	CandidateRemoteAddress string `json:"candidate-remote-address,omitzero"`
-	// Remotes are those of a tunnel with many, whose addresses are no CurrentRemoteAddress: that is any.
+	// Remotes are the remotes of a tunnel with many, whose CurrentRemoteAddress is any; nil of another tunnel.
 	Remotes *Remotes `json:"remotes,omitzero"`
-	// PathMTU is the known path MTU to the remote in bytes, for outer packets; 0 is unknown, or of each
-	// of Remotes.
+	// PathMTU is the known path MTU to the remote in bytes, for outer packets; 0 if it is unknown, or there
+	// are many remotes, each with its own.
 	PathMTU int `json:"path-mtu,omitzero"`
 	// KeepaliveState is the name of a keepalive.State.
 	KeepaliveState string `json:"keepalive-state"`
@@ -75,7 +75,8 @@ type State struct {
 	IPsec string `json:"ipsec,omitzero"`
 	// IPsecSPI are the SPIs of the SAs in use as tcpdump shows them, inbound/outbound.
 	IPsecSPI string `json:"ipsec-spi,omitzero"`
-	// IPsecRemotes are the remotes of a tunnel with many that have an SA, or are to have one, by address.
+	// IPsecRemotes are the remotes of a tunnel with many that have an SA or negotiate one, in the order of their
+	// addresses.
 	IPsecRemotes []RemoteIPsec `json:"ipsec-remotes,omitzero"`
 	// LastHeard is the time of the remote's last packet; zero is never.
 	LastHeard time.Time `json:"last-heard,omitzero"`
@@ -86,8 +87,8 @@ type State struct {
 	TxByte   uint64 `json:"tx-byte"`
 	// Drops maps each reason to dropped packets. In JSON it is never null.
 	Drops map[string]uint64 `json:"drops"`
-	// ProcessDrops is the same of packets that belong to no tunnel of the process: equal in
-	// the State of each of them.
+	// ProcessDrops maps each reason to dropped packets that belong to no tunnel: the same in the
+	// State of each tunnel of the process. In JSON it is never null.
 	ProcessDrops map[string]uint64 `json:"process-drops"`
 }
 
@@ -114,10 +115,10 @@ func (s *Status) Setting(name string) string {
 	return ""
 }
 
-// Name is the name of the tunnel.
+// Name returns the tunnel's name.
 func (s *Status) Name() string { return s.Setting("name") }
 
-// MarshalJSON writes the flat object.
+// MarshalJSON returns the flat object that Status describes.
 func (s Status) MarshalJSON() ([]byte, error) {
 	var out bytes.Buffer
 	out.WriteByte('{')
