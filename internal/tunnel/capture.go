@@ -19,21 +19,21 @@ import (
 )
 
 // Captures. The data path copies packets into the rings of Tunnel.captures, which is nil while there is
-// no capture, and one goroutine for each capture writes them. It also takes what the fast path has copied for
-// it (capturefast.go).
+// no capture, and one goroutine for each capture writes them out. It also takes the packets that the fast path
+// has copied (capturefast.go).
 
 // ErrCaptures means that no more captures can run at once.
 var ErrCaptures = fmt.Errorf("%d captures run in this process, the most at once: end one of them", capture.MaxRings)
 
 const (
-	captureRuns = "a capture runs" // fastPathBlocker
-	// captureMinPause and captureMaxPause are how long a capture waits for packets, the more the longer there
-	// are none: nobody wakes it.
+	captureRuns = "a capture runs" // for fastPathBlocker
+	// captureMinPause and captureMaxPause bound how long a capture sleeps before it looks for packets again:
+	// longer and longer while there are none, since the data path does not wake it.
 	captureMinPause = time.Millisecond
 	captureMaxPause = 50 * time.Millisecond
 	// overflowInterval is how often a capture looks for packets that the kernel had no room for.
 	overflowInterval = time.Second
-	// missedInterval is how often it looks for those of the fast path that had no room in the kernel's ring.
+	// missedInterval is how often it asks how many packets of the fast path had no room in the ring buffer.
 	missedInterval = 100 * time.Millisecond
 )
 
@@ -115,9 +115,9 @@ func (e *Engine) Capture(ctx context.Context, name string, o capture.Options, pr
 	return result, err
 }
 
-// nextTunnel is the tunnel that a change has made in the place of one that has ended, nil if there is none.
+// nextTunnel returns the tunnel that Apply has made again in the place of one that has ended; nil if there is none.
 func (e *Engine) nextTunnel(name string) *Tunnel {
-	e.applying.Lock() // which closes the one and then makes the other
+	e.applying.Lock() // Apply closes the old tunnel before it makes the new one
 	defer e.applying.Unlock()
 	return e.Tunnel(name)
 }
@@ -139,7 +139,7 @@ func (e *Engine) addCapture(t *Tunnel, ring *capture.Ring) error {
 	return nil
 }
 
-// removeCapture is its opposite. It may be called more than once.
+// removeCapture undoes addCapture. It may be called more than once.
 func (e *Engine) removeCapture(t *Tunnel, ring *capture.Ring) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -162,7 +162,7 @@ func rings(captures *capture.Rings) capture.Rings {
 	return *captures
 }
 
-// syncCaptured returns when the fast path is captured, or left.
+// syncCaptured has control act on a new capture, and returns when the fast path copies its packets or is left.
 func (t *Tunnel) syncCaptured(ctx context.Context) {
 	left := make(chan struct{})
 	select {
@@ -179,7 +179,7 @@ func (t *Tunnel) syncCaptured(ctx context.Context) {
 	}
 }
 
-// captureHeader says of what tunnel a capture is. No secret is in it.
+// captureHeader returns the pcapng header that describes the tunnel. No secret is in it.
 func (t *Tunnel) captureHeader(program string) capture.Header {
 	s := t.Status()
 	h := capture.Header{Tunnel: s.Name(), Program: program, Comment: "packets are carried in userspace: " + s.FastPath}
@@ -215,15 +215,15 @@ func (t *Tunnel) captureHeader(program string) capture.Header {
 	return h
 }
 
-// capture captures a packet, and why it is dropped.
+// capture copies packet p, which is dropped unless why is drop.None, to the captures of the tunnel.
 func (t *Tunnel) capture(where capture.Point, p []byte, why drop.Reason) {
 	if captures := t.captures.Load(); captures != nil {
 		captures.Packet(where, p, capture.NewID(), why, time.Now())
 	}
 }
 
-// sent counts the packets of batch that were not sent, and captures all of them but those that the cipher
-// refused. captures are those before Write.
+// sent counts the packets of batch that were not sent, and captures all but those that the cipher refused.
+// captures are the rings as loaded before transmitter.Write.
 func (t *Tunnel) sent(captures *capture.Rings, batch []*packet.Buffer, sent, refused int, err error) {
 	lost, why := len(batch)-sent-refused, drop.None
 	if lost > 0 {
@@ -233,13 +233,13 @@ func (t *Tunnel) sent(captures *capture.Rings, batch []*packet.Buffer, sent, ref
 	if captures == nil || lost == 0 && captures.DropsOnly() {
 		return
 	}
-	if lost == 0 && t.ipsecPolicy == nil && len(batch) > 1 && captures.Full() { // one alone may be a probe, without an inner packet
+	if lost == 0 && t.ipsecPolicy == nil && len(batch) > 1 && captures.Full() { // a single one may be a probe, without an inner packet
 		captures.Missed(capture.InnerOut, drop.None, len(batch))
 		captures.Missed(capture.OuterOut, drop.None, len(batch))
 		return
 	}
 	now := time.Now()
-	if lost > 0 && sent > 0 { // nobody knows which
+	if lost > 0 && sent > 0 { // Write does not tell which
 		captures.Lost(why, lost, now)
 		why = drop.None
 	}
@@ -258,8 +258,8 @@ func (t *Tunnel) sent(captures *capture.Rings, batch []*packet.Buffer, sent, ref
 	}
 }
 
-// capturedSealer is the sealer of an encrypted tunnel. Of what is captured it sees the inner packet before
-// that is encrypted in place.
+// capturedSealer is the sealer of an encrypted tunnel. It captures the inner packet before that is encrypted
+// in place.
 type capturedSealer struct{ *Tunnel }
 
 func (s capturedSealer) Seal(b *packet.Buffer) drop.Reason {
@@ -293,8 +293,8 @@ func (t espTap) Received(p []byte, why drop.Reason) (id uint32) {
 	return id
 }
 
-// decapsulateCaptured is decapsulate of a packet that may be captured: the outer packet, or of a decrypted one,
-// which espTap has seen, the inner packet if it is dropped. deliver captures an inner packet that is not.
+// decapsulateCaptured is decapsulate while a capture may run. It captures the outer packet or, of an ESP packet, whose
+// outer packet espTap has captured, the inner packet if it is dropped; deliver captures those that are not.
 func (t *Tunnel) decapsulateCaptured(b *packet.Buffer, outer ipv4.Packet, from origin, sender underlay.Sender, now time.Time) bool {
 	var held capture.Held
 	if captures := t.captures.Load(); captures != nil {
@@ -337,7 +337,7 @@ func (b *buffers) settle(captures *capture.Rings, held, n int, err error) {
 	if n < held {
 		why = writeDrop(err)
 	}
-	if n > 0 && n < held { // nobody knows which
+	if n > 0 && n < held { // the TUN does not tell which
 		captures.Lost(why, held-n, time.Now())
 		why = drop.None
 	}

@@ -16,9 +16,9 @@ import (
 	"ipipd/keepalive"
 )
 
-// A tunnel whose remote-address is any, as Linux's tunl0: the kernel's routes out of its interface are its
-// peers. A RouteFollower mirrors them in a fib.Table, which says for each packet where it goes, or whether
-// who sends it may. Its route has no remote; the kernel routes each outer packet.
+// A tunnel whose remote-address is any, as Linux's tunl0: the gateways of the kernel's routes out of its
+// interface are its remotes. A RouteFollower mirrors the routes in a fib.Table, which says to which remote an
+// inner packet goes, and which remote may send one. Its route has no remote; the kernel routes each outer packet.
 
 // AnyRemote is the RemoteAddress of a tunnel with many remotes.
 const AnyRemote = "any"
@@ -29,7 +29,7 @@ const remadeMany = "between any and one remote: the routes of the interface mean
 // many reports whether the routes of the interface say where a packet goes.
 func (c *Config) many() bool { return c.RemoteAddress == AnyRemote }
 
-// keepalive resolves Keepalive: of many remotes there is no one whose silence says anything.
+// keepalive resolves Keepalive: with many remotes it is off by default, as no silence of one means anything.
 func (c *Config) keepalive() keepalive.Config {
 	if c.many() && c.Keepalive == keepalive.Default {
 		return keepalive.Config{}
@@ -40,19 +40,19 @@ func (c *Config) keepalive() keepalive.Config {
 // anyRemote stands for all remotes in Engine.table: no packet can come from it.
 var anyRemote = [4]byte{255, 255, 255, 255}
 
-// remotes are what the data path knows of those of a tunnel with many.
+// remotes is what the data path knows of the remotes of a tunnel with many.
 type remotes struct {
 	table  atomic.Pointer[fib.Table]
 	accept atomic.Pointer[fib.Acceptance]
 	// sources are the outer sources of routes, without a local-address.
 	sources atomic.Pointer[map[[4]byte]bool]
-	// routes are those to the gateways of the table. Any other remote has the tunnel's own: it is an
-	// inner destination, of which nothing is kept, or new.
+	// routes has the routes to gateways of the table and to learnt remotes. To any other remote the tunnel's
+	// own route leads: it is an inner destination without a state, or a new gateway.
 	routes atomic.Pointer[routeTable]
 
 	mu sync.Mutex
-	// begun counts the RouteFollowers: a last call of one before is too late. known is closed by the first call
-	// of the present one, which has all routes that there are.
+	// begun counts the RouteFollowers, so that a late call of an earlier one is ignored. known is closed by the
+	// first call of the present one, which has all routes of the interface.
 	begun int
 	known chan struct{}
 	// news are gateways of the table that came (true) or went, and changed those whose answer has changed,
@@ -74,7 +74,7 @@ func newRemotes(cfg *Config) *remotes {
 	return m
 }
 
-// begin empties the table, and returns what follow is to be called with from now on.
+// begin empties the table for a new RouteFollower, and returns the number that its calls of follow must have.
 func (m *remotes) begin() (begun int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -89,8 +89,8 @@ func (m *remotes) begin() (begun int) {
 	return m.begun
 }
 
-// follow takes changes of the routes out of the interface, and reports whether control wants to know. It is
-// called by one goroutine.
+// follow enters changes of the interface's routes in the table, and reports whether control must act on them.
+// It is called by one goroutine.
 func (m *remotes) follow(begun int, changes []netstate.RouteChange) (wake bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -120,14 +120,14 @@ func (m *remotes) follow(begun int, changes []netstate.RouteChange) (wake bool) 
 	return lost || behind || len(added)+len(removed) > 0
 }
 
-// present is closed once the routes of the present interface are in the table.
+// present returns a channel that is closed once the table has the routes of the present interface.
 func (m *remotes) present() <-chan struct{} {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.known
 }
 
-// take returns, and forgets, what is new.
+// take returns news and changed, and empties them.
 func (m *remotes) take() (news, changed map[[4]byte]bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -138,7 +138,7 @@ func (m *remotes) take() (news, changed map[[4]byte]bool) {
 
 // next is where a packet goes.
 type next struct {
-	inner  ipv4.Packet // zero if it is not valid
+	inner  ipv4.Packet // zero if the packet is not valid
 	entry  *fib.Entry
 	remote [4]byte
 	why    drop.Reason // as fib.Table.Remote has it
@@ -151,7 +151,7 @@ func (m *remotes) lookUp(batch []*packet.Buffer, to []next) {
 	table, routes := m.table.Load(), m.routes.Load()
 	for i, b := range batch {
 		inner, err := ipv4.Parse(b.Bytes())
-		if to[i] = (next{inner: inner}); err == nil { // else nothing of the batch before is left
+		if to[i] = (next{inner: inner}); err == nil { // else no entry of the batch before is left
 			to[i].entry = table.Find(inner)
 		}
 	}
@@ -174,7 +174,8 @@ func (m *remotes) lookUp(batch []*packet.Buffer, to []next) {
 	}
 }
 
-// heard records a packet of a remote, and returns the route to it; nil if that has none of its own.
+// heard records that a packet of a remote came, since nanoseconds after Tunnel.epoch, and returns the route to
+// the remote; nil if it has none of its own.
 func (m *remotes) heard(remote [4]byte, since int64) *route {
 	r := m.routes.Load().of(remote)
 	if r != nil {
@@ -183,7 +184,7 @@ func (m *remotes) heard(remote [4]byte, since int64) *route {
 	return r
 }
 
-// acceptance is who may send by a Config.
+// acceptance returns which remotes may send, and to which inner destinations.
 func (c *Config) acceptance() *fib.Acceptance {
 	return &fib.Acceptance{AnyPeer: c.AcceptAnyPeer, From: fib.NewPrefixes(c.AcceptFrom), To: fib.NewPrefixes(c.AcceptTo)}
 }
@@ -237,7 +238,8 @@ func formatAcceptFrom(c *Config) string {
 	return join(c.AcceptFrom)
 }
 
-// parsePrefixes appends prefixes, or addresses, that commas separate.
+// parsePrefixes appends the prefixes or addresses of v, separated by commas, to to. On failure it returns
+// wanted, with details.
 func parsePrefixes(to []netip.Prefix, v, wanted string) (_ []netip.Prefix, want string) {
 	for _, one := range strings.Split(v, ",") {
 		if a, err := netip.ParseAddr(one); err == nil && a.Is4() {
@@ -252,8 +254,8 @@ func parsePrefixes(to []netip.Prefix, v, wanted string) (_ []netip.Prefix, want 
 	return to, ""
 }
 
-// accepts returns drop.None if what a remote has sent may enter. broken is what encap.Decapsulate says of it, which is
-// no matter of who may send nothing. A probe has no inner source: it is for any gateway of a route.
+// accepts returns drop.None if a packet of remote may enter. broken is encap.Decapsulate's reason to drop it, which is
+// returned only of a remote that may send. A probe has no inner source: any gateway of a route may send one.
 func (m *remotes) accepts(remote [4]byte, inner ipv4.Packet, kind encap.Kind, broken drop.Reason) drop.Reason {
 	table, accept := m.table.Load(), m.accept.Load()
 	if kind == encap.KindData && broken == drop.None {

@@ -19,14 +19,14 @@ import (
 )
 
 // The fast path of a tunnel with many remotes. fastpath.Routes are a copy of its fib.Table in the kernel,
-// which remotes.follow keeps, and control says how to send to each gateway. What they cannot say goes
-// through userspace, packet by packet: several next hops, a remote whose neighbour is not resolved, is
-// unreachable or needs the IP stack, and a remote that is itself an inner destination.
+// which remotes.follow keeps up to date; control programs how to send to each gateway. What they cannot
+// express goes through userspace, packet by packet: several next hops, a remote whose neighbour is not
+// resolved, is unreachable or needs the IP stack, and a remote that is itself an inner destination.
 
 // noGateway is the reason for userspace while there is no remote.
 const noGateway = "no route out of the interface has a gateway yet"
 
-// maxSenders limits the prefixes of accept-from with the fast path: each is asked the network about.
+// maxSenders limits the prefixes of accept-from with the fast path: each needs a Follower.
 const maxSenders = 256
 
 // copyRoutes has the kernel's copy follow; mu is held. It reports whether control wants to know.
@@ -54,7 +54,7 @@ func (m *remotes) closeCopy() {
 	}
 }
 
-// fastHeard is when the fast path has received a remote's last packet; zero is never.
+// fastHeard returns when the fast path received a remote's last packet; the zero time if never.
 func (m *remotes) fastHeard(remote [4]byte) time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -64,7 +64,7 @@ func (m *remotes) fastHeard(remote [4]byte) time.Time {
 	return m.fast.LastReceived(remote)
 }
 
-// syncRoutes has the kernel's copy of the routes there, as far as the fast path is allowed.
+// syncRoutes makes the kernel's copy of the routes, or after an error makes it anew, while the fast path is allowed.
 func (c *control) syncRoutes(now time.Time) {
 	m := c.many
 	if m == nil {
@@ -87,7 +87,7 @@ func (c *control) syncRoutes(now time.Time) {
 	switch {
 	case m.fast == nil:
 		m.fast = c.fast.programs.NewRoutes(c.routesOf)
-		c.endSenders() // asked anew, for the new copy
+		c.endSenders() // followSenders gives them to the new copy
 	case m.fastErr == nil && m.fast.Lacking() == nil:
 		return
 	case now.Before(c.copyAt):
@@ -97,7 +97,7 @@ func (c *control) syncRoutes(now time.Time) {
 	c.copyAt = now.Add(retryInterval)
 	table := m.table.Load()
 	if m.fastErr = m.fast.Sync(table); m.fast.Lacking() != nil {
-		c.copyAt = now.Add(6 * retryInterval) // all is written each time
+		c.copyAt = now.Add(6 * retryInterval) // Sync writes all routes each time
 	}
 	for g := range table.Gateways() {
 		m.changed[g] = true
@@ -114,11 +114,11 @@ func (c *control) programRemote(g [4]byte, r *route) {
 	r.remote.fastDevice, r.remote.fastBlocker, r.remote.policy = a.Route.Device, why, cmp.Or(a.Bypass, a.Ingress)
 	if err := c.many.fast.SetRemote(g, to); err != nil {
 		c.log.Debug("a remote is carried in userspace", "remote", address(g), "err", err)
-		c.retry = c.retry || c.many.fast.Lacking() != nil // Sync
+		c.retry = c.retry || c.many.fast.Lacking() != nil // by syncRoutes
 	}
 }
 
-// fastRemote is how the fast path sends to a gateway, and why not.
+// fastRemote returns how the fast path sends to a gateway and receives from it, or why it does neither.
 func (c *control) fastRemote(g [4]byte, r *route, a *netstate.Answer) (to fastpath.Remote, why string) {
 	u := &a.Route
 	switch {
@@ -139,13 +139,13 @@ func (c *control) fastRemote(g [4]byte, r *route, a *netstate.Answer) (to fastpa
 	}
 	to = fastpath.Remote{Source: r.outer.Local, NextHop: next, UnderlayIfindex: u.Device, PathMTU: r.path.MTU}
 	to.Tx = r.path.Link != nil && r.txDrop == drop.None && !r.unreachable
-	to.Rx = a.Ingress == "" && !r.unreachable // else userspace hears it
+	to.Rx = a.Ingress == "" && !r.unreachable // else userspace is to receive its packets
 	return to, ""
 }
 
-// fastUnderlay is the device by which most remotes that the fast path can carry are reached: by that it receives
-// from strangers, too. why is the reason if there is none; refuse whether nobody but this tunnel may want what it
-// does not accept.
+// fastUnderlay returns the device by which most remotes that the fast path can carry are reached: on it the fast path also
+// receives from addresses that are no gateway. why is the reason if there is none. refuse: what the tunnel does not accept is
+// for nobody else on this host, so that the programs may drop it.
 func (c *control) fastUnderlay() (device int, refuse bool, why string) {
 	devices, policies := map[int]int{}, map[int]bool{}
 	var first [4]byte
@@ -172,7 +172,7 @@ func (c *control) fastUnderlay() (device int, refuse bool, why string) {
 		}
 	}
 	if device != 0 {
-		if !c.fast.active() { // else poll looks
+		if !c.fast.active() { // else poll calls checkOthers
 			c.fast.others.Store(c.engine.othersReceive())
 		}
 		return device, !policies[device] && !c.fast.others.Load(), ""
@@ -216,7 +216,7 @@ func (c *control) manyBlocker() string {
 	return why
 }
 
-// othersReceive reports whether others than this process may want protocol 4.
+// othersReceive reports whether the kernel, or another process by a raw socket, may receive protocol 4, too.
 func (e *Engine) othersReceive() bool {
 	if KernelIPIP(os.DirFS("/")) != nil {
 		return true
@@ -235,14 +235,14 @@ func (t *Tunnel) checkOthers(others func() bool) {
 	}
 }
 
-// fastMany is what fastTunnel says of many remotes.
+// fastMany is what fastUnderlay has returned, for fastManyTunnel.
 type fastMany struct {
 	device int
 	refuse bool
 }
 
-// followSenders has accept-from and accept-to in the kernel, and asks the network about each prefix of
-// accept-from: a prefix that a plain device does not receive, or that the host has rules for, is left to userspace.
+// followSenders gives the fast path accept-from and accept-to, and has a Follower for each prefix of accept-from:
+// one that is not reached by a plain Ethernet device, or that the host has rules for, is left to userspace.
 func (c *control) followSenders() error {
 	asked := senders{remotesQuery{c.cfg.LocalAddress, c.cfg.FwMark, c.cfg.UnderlayDevice}, join(c.cfg.AcceptFrom), join(c.cfg.AcceptTo)}
 	if asked != c.sendersAsked {
@@ -272,7 +272,7 @@ func (c *control) followSenders() error {
 	return err
 }
 
-// firstHost is the first address of a prefix that a host may have: of 0.0.0.0/0 not 0.0.0.0.
+// firstHost returns the first address of a prefix that a host may have: of 0.0.0.0/0 it is 1.0.0.0.
 func firstHost(p netip.Prefix) [4]byte {
 	if a := p.Masked().Addr().As4(); a[0] != 0 || p.Bits() >= 8 {
 		return a
@@ -280,7 +280,7 @@ func firstHost(p netip.Prefix) [4]byte {
 	return [4]byte{1}
 }
 
-// senderBlocker is why the fast path does not carry what comes from a prefix of accept-from.
+// senderBlocker returns why the fast path does not carry packets from a prefix of accept-from; "" if it does.
 func senderBlocker(a *netstate.Answer) string {
 	switch {
 	case a.Err != nil:
@@ -291,7 +291,7 @@ func senderBlocker(a *netstate.Answer) string {
 	return cmp.Or(a.Bypass, a.Ingress)
 }
 
-// senders are what followSenders has asked about.
+// senders are the settings that the Followers of followSenders depend on.
 type senders struct {
 	remotesQuery
 	from, to string
@@ -314,8 +314,8 @@ func (c *control) fastManyTunnel(f fastpath.Tunnel) fastpath.Tunnel {
 	return f
 }
 
-// reserve has the fast path leave alone what tunnels receive that come before one with many remotes: those with
-// one remote, and, where that has no local address, those with many that have one.
+// reserve has the fast path leave to userspace the packets of tunnels that have precedence over one with many remotes:
+// those with one remote, and over one without a local address also those with many remotes and a local address.
 func (e *Engine) reserve() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -329,7 +329,7 @@ func (e *Engine) reservePairs(tables ...*table) {
 	}
 }
 
-// pairsToReserve are the pairs of tables that come before one with many remotes.
+// pairsToReserve returns the outer addresses in tables that have precedence over a tunnel with many remotes.
 func pairsToReserve(tables ...*table) (pairs []fastpath.Pair) {
 	locals := map[[4]byte]bool{}
 	for _, t := range tables {
@@ -350,7 +350,7 @@ func pairsToReserve(tables ...*table) (pairs []fastpath.Pair) {
 	return pairs
 }
 
-// addresses are the outer addresses of a pair.
+// addresses returns the outer addresses of a pair.
 func (p outerPair) addresses() (local, remote [4]byte) {
 	for i := range 4 {
 		local[i], remote[i] = byte(p>>(56-8*i)), byte(p>>(24-8*i))

@@ -99,8 +99,8 @@ func (e *Engine) wantedReception(now time.Time) (want underlay.Reception) {
 	return want
 }
 
-// linkVotes are the interfaces, by index, whose link layer the tunnels may be received from,
-// with the number of tunnels; 0 is none.
+// linkVotes counts, by ifindex, the tunnels whose packets may be received from the link layer of that
+// interface; under 0 those whose packets may not.
 type linkVotes map[int]int
 
 // cast replaces a tunnel's vote. One that is closing or suspended has none.
@@ -137,9 +137,9 @@ func (e *Engine) wantsLinkLayer(now time.Time) bool {
 	return (e.threads > 1 || e.partialChecksums.active(now)) && !e.linkLayerFailed.Load()
 }
 
-// receptionDevice is the ifindex that outer packets leave by, if they may be received from its
-// link layer; 0 if not. That skips rp_filter, so the interface must be the one that rp_filter
-// expects the remote on.
+// receptionDevice returns the ifindex that outer packets leave by, if they may be received from its
+// link layer; 0 if not. A packet socket skips rp_filter, so the interface must be the one that
+// rp_filter expects the remote on.
 func (c *control) receptionDevice(u *netstate.Route) int {
 	if u.VRF || u.Local || c.answer.ReturnDevice != u.Device {
 		return 0

@@ -16,7 +16,7 @@ import (
 )
 
 // Control's side of many remotes: each gateway of a route has a Follower, and the soft state of RFC 2003,
-// section 5. Its memory is bounded by the routes, and nobody but they adds to it.
+// section 5. The routes bound its memory: no packet adds to it.
 
 // maxRemotes limits the gateways with a state of their own.
 const maxRemotes = 1 << 14
@@ -33,13 +33,13 @@ type remote struct {
 	reflectLimit  limiter      // answers to its reflect probes
 	largest       atomic.Int32 // see route.largest; 0 is not known
 
-	// Of programRemote: the device of its route, why the fast path does not carry it, and the host's rules that
-	// apply to its packets.
+	// Set by programRemote: the device of its route, why the fast path does not carry it, and the host's rules
+	// that apply to its packets.
 	fastDevice          int
 	fastBlocker, policy string
 }
 
-// followRoutes has the mirror follow the present interface.
+// followRoutes has many mirror the routes of the present interface.
 func (c *control) followRoutes() {
 	if c.many == nil || c.ifindex == c.routesOf {
 		return
@@ -56,7 +56,7 @@ func (c *control) followRoutes() {
 	})
 }
 
-// endRoutes ends following, and forgets all remotes. begun is that of remotes.begin.
+// endRoutes ends the mirroring of routes, and forgets all remotes. begun is what remotes.begin returned.
 func (c *control) endRoutes() (begun int) {
 	if c.routes != nil {
 		c.routes.Close()
@@ -74,8 +74,8 @@ func (c *control) endRoutes() (begun int) {
 	return begun
 }
 
-// askRemotes has a Follower for each gateway of the table, and no other. It returns those whose answer has
-// changed.
+// askRemotes gives each new gateway of the table a Follower, and closes those of former ones. It returns the
+// gateways whose answer has changed.
 func (c *control) askRemotes() (changed map[[4]byte]bool) {
 	if c.many == nil {
 		return nil
@@ -133,8 +133,8 @@ type remotesQuery struct {
 	underlayDevice string
 }
 
-// remoteQuery is what the network is asked for a remote. It has no interface: each change of a route out of
-// that would concern all remotes.
+// remoteQuery returns what the network is asked about a remote. It names no Interface: each change of a route
+// out of that would change all answers.
 func (c *control) remoteQuery(g [4]byte) netstate.Query {
 	return netstate.Query{Remote: g, Local: bytesOf(c.cfg.LocalAddress), AnyLocal: !c.cfg.LocalAddress.IsValid(), Mark: c.cfg.FwMark, UnderlayDevice: c.cfg.UnderlayDevice}
 }
@@ -172,7 +172,7 @@ func (t *Tunnel) remoteChanged(g [4]byte) {
 	t.wakeControl()
 }
 
-// tick ends what has expired, or a packet of the remote has ended.
+// tick ends a path MTU that has expired, and unreachability that has expired or that a packet of the remote refutes.
 func (r *remote) tick(now, epoch time.Time) (changed bool) {
 	changed = r.pathMTU.Tick(now)
 	if r.unreachableAt.IsZero() {
@@ -220,7 +220,7 @@ func (c *control) remoteLink(a *netstate.Answer) *underlay.Link {
 	if same := c.links[*l]; same != nil {
 		return same
 	}
-	if c.links == nil || len(c.links) > len(c.remotes) { // most are of next hops that were
+	if c.links == nil || len(c.links) > len(c.remotes) { // most are of former next hops
 		c.links = map[underlay.Link]*underlay.Link{}
 	}
 	c.links[*l] = l
@@ -239,8 +239,8 @@ func (c *control) confirmRemotes() {
 	}
 }
 
-// remotesMTU is the least MTU of the first hops to the remotes, in bytes, and the remote that has it, the first one by
-// address; zero is none.
+// remotesMTU returns the least MTU of the first hops to the remotes, in bytes, and the remote with it, of several the one
+// with the lowest address; defaultUnderlayMTU and zero if there is none.
 func (c *control) remotesMTU() (mtu int, of [4]byte) {
 	for g, r := range c.remotes {
 		a := r.follower.Answer()
@@ -257,7 +257,7 @@ func (c *control) remotesMTU() (mtu int, of [4]byte) {
 	return mtu, of
 }
 
-// remotesNext is when the state of a remote expires; zero is never.
+// remotesNext returns when the state of a remote expires next; the zero time if never.
 func (c *control) remotesNext() (next time.Time) {
 	for _, all := range []map[[4]byte]*remote{c.remotes, c.learnt} {
 		for _, r := range all {

@@ -14,25 +14,25 @@ import (
 
 // What is shown of many remotes. Nothing that carries packets waits for it, nor does control.
 
-// Remotes are those of a tunnel with many.
+// Remotes are the remotes of a tunnel with many.
 type Remotes struct {
 	// Count is the number of gateways of the interface's routes, NotOK of those whose State is not ok.
 	Count int `json:"count"`
 	NotOK int `json:"not-ok"`
-	// Prefixes is the number of those that the interface has routes for.
+	// Prefixes is the number of prefixes to which the interface's routes send packets.
 	Prefixes int `json:"prefixes"`
 	// List are the remotes, those that are not ok first, as many as were asked for; nil if that is none.
 	List []Remote `json:"list,omitzero"`
 }
 
-// Remote is one of many.
+// Remote is the gateway of a route out of the interface of a tunnel with many remotes.
 type Remote struct {
 	Address string `json:"address"`
-	// LocalAddress is the outer source, if that of the tunnel is that of the route to each remote.
+	// LocalAddress is the outer source of packets to it, if the tunnel has no local-address.
 	LocalAddress string `json:"local-address,omitzero"`
 	Prefixes     int    `json:"prefixes"`
 	State        string `json:"state"`
-	// PathMTU is that of outer packets in bytes, 0 if it is not known.
+	// PathMTU is the largest outer packet in bytes; 0 if it is not known.
 	PathMTU   int       `json:"path-mtu,omitzero"`
 	LastHeard time.Time `json:"last-heard,omitzero"`
 }
@@ -49,7 +49,7 @@ const (
 // ListRemotes is how many remotes a Status has, unless more are asked for.
 const ListRemotes = 100
 
-// Remotes returns those of a tunnel with many, and lists limit of them; nil of another one.
+// Remotes returns the remotes of a tunnel with many, and lists at most limit of them; nil of another tunnel.
 func (t *Tunnel) Remotes(limit int) *Remotes {
 	if t.many == nil {
 		return nil
@@ -106,7 +106,7 @@ func (t *Tunnel) Remotes(limit int) *Remotes {
 	return all
 }
 
-// loopDetail names the first of the remotes that are routed into the interface, once a packet has been.
+// loopDetail names the lowest of the remotes that are routed into the interface; "" if no loop was seen.
 func (c *control) loopDetail() string {
 	var first [4]byte
 	n := 0
@@ -128,7 +128,7 @@ func (c *control) loopDetail() string {
 	return fmt.Sprintf("those to %v and %d more", address(first), n-1)
 }
 
-// remoteState is the State of the Remote of a route, of a tunnel whose interface is device.
+// remoteState returns Remote.State of the remote that r leads to. device is the ifindex of the tunnel.
 func (r *route) remoteState(device int) string {
 	a := r.remote.follower.Answer()
 	switch {

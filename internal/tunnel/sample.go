@@ -12,12 +12,11 @@ import (
 // Samples are the numbers of an Engine at one moment, for metrics, the page and `ipipd monitor`.
 type Samples struct {
 	Tunnels []Sample `json:"tunnels"` // in no order
-	// Drops are those of packets that belong to no tunnel.
+	// Drops counts, by reason, dropped packets that belong to no tunnel.
 	Drops drop.Counts `json:"drops"`
 }
 
-// Sample is a tunnel in numbers: what Status says in words. Its JSON is between versions of ipipd, not for
-// others.
+// Sample is a tunnel's state in numbers, as Status is in words. Its JSON is for other versions of ipipd only.
 type Sample struct {
 	// Name is Config.Name, whatever the interface was renamed to; Interface is the name it has.
 	Name      string `json:"name"`
@@ -27,7 +26,7 @@ type Sample struct {
 	// configured ones, "" if there is none.
 	LocalAddress  string `json:"local-address,omitzero"`
 	RemoteAddress string `json:"remote-address,omitzero"`
-	// Started is whether there is more than this.
+	// Started: the tunnel runs, so that the fields below are set, too.
 	Started bool `json:"started,omitzero"`
 
 	// These are as in State.
@@ -35,7 +34,7 @@ type Sample struct {
 	Running        bool   `json:"running,omitzero"`
 	WaitingFor     string `json:"waiting-for,omitzero"`
 	KeepaliveState string `json:"keepalive-state,omitzero"`
-	// FastPath is whether it is active.
+	// FastPath: the fast path is active.
 	FastPath bool `json:"fast-path,omitzero"`
 
 	MTU          int         `json:"mtu,omitzero"`      // bytes; 0 is unknown
@@ -50,28 +49,28 @@ type Sample struct {
 
 	ProbesSent     uint64 `json:"probes-sent,omitzero"`
 	ProbesAnswered uint64 `json:"probes-answered,omitzero"`
-	// ProbesHaveAnswers is whether a probe of that form is answered at all.
+	// ProbesHaveAnswers: there are probes, of a form that a peer answers, reflect or echo.
 	ProbesHaveAnswers bool `json:"probes-have-answers,omitzero"`
-	// RoundTrip is that of the last probe that was answered; 0 is none.
+	// RoundTrip is the round-trip time of the last probe that was answered; 0 if none was.
 	RoundTrip time.Duration `json:"round-trip,omitzero"`
 
-	// Remotes are counts of those of a tunnel with many; nil of another one.
+	// Remotes counts the remotes of a tunnel with many, without Remotes.List; nil of another tunnel.
 	Remotes *Remotes `json:"remotes,omitzero"`
 
-	// Warnings are those that are active.
+	// Warnings are the active warnings.
 	Warnings []Warning `json:"warnings,omitzero"`
 
-	// Encrypted is whether the tunnel has a secret, and the rest its SAs.
+	// Encrypted: the tunnel has a secret. The fields below are about its SAs.
 	Encrypted   bool      `json:"encrypted,omitzero"`
 	Established bool      `json:"established,omitzero"`
-	SAs         uint64    `json:"sas,omitzero"`   // pairs that were established
-	Since       time.Time `json:"since,omitzero"` // of the SA in use
+	SAs         uint64    `json:"sas,omitzero"`   // pairs of SAs established so far
+	Since       time.Time `json:"since,omitzero"` // when the SA in use was established
 	RekeyAt     time.Time `json:"rekey-at,omitzero"`
-	// IPsecRemotes is how many remotes of a tunnel with many have an SA, of which Since and RekeyAt say nothing.
+	// IPsecRemotes is how many remotes of a tunnel with many have an SA; Since and RekeyAt are zero then. nil of another tunnel.
 	IPsecRemotes *int `json:"ipsec-remotes,omitzero"`
 }
 
-// NewSample returns that of a tunnel that is not started.
+// NewSample returns the Sample of a tunnel that is not started.
 func NewSample(c *Config) Sample {
 	s := Sample{Name: c.Name, Interface: InterfaceName(c.Name), Comment: c.Comment, RemoteAddress: c.RemoteAddress, Disabled: c.Disabled}
 	if c.LocalAddress.IsValid() {
@@ -80,7 +79,7 @@ func NewSample(c *Config) Sample {
 	return s
 }
 
-// Samples returns those of all tunnels that run. Nothing that carries packets waits for it.
+// Samples returns the Samples of all tunnels that run. No thread that carries packets waits for it.
 func (e *Engine) Samples() (s Samples) {
 	tunnels := e.Tunnels()
 	s.Tunnels = make([]Sample, 0, len(tunnels))
@@ -137,14 +136,14 @@ func (t *Tunnel) sample() Sample {
 	return s
 }
 
-// probes are the probes of a tunnel's keepalive. control sends, the data path notes answers.
+// probes counts the probes of a tunnel's keepalive. control notes those sent, the data path their answers.
 type probes struct {
 	sent, answered atomic.Uint64
-	sentAt         atomic.Int64 // of the one without an answer, nanoseconds after Tunnel.epoch; 0 is none
-	roundTrip      atomic.Int64 // nanoseconds
+	sentAt         atomic.Int64 // when the last one was sent, nanoseconds after Tunnel.epoch; 0 once it is answered
+	roundTrip      atomic.Int64 // of the last one answered, nanoseconds
 }
 
-// noteProbe notes a probe that is about to be sent; one to a candidate beside it does not count.
+// noteProbe notes a probe that is about to be sent to the remote; one to a candidate is not counted.
 func (t *Tunnel) noteProbe(form keepalive.Form, now time.Time) {
 	t.probes.sent.Add(1)
 	if form != keepalive.FormEmpty {
@@ -152,7 +151,7 @@ func (t *Tunnel) noteProbe(form keepalive.Form, now time.Time) {
 	}
 }
 
-// noteProbeAnswer notes an answer to the last probe; what comes beside it is none.
+// noteProbeAnswer notes an answer of the peer. Only the first one after a probe is counted.
 func (t *Tunnel) noteProbeAnswer(now time.Time) {
 	t.probeAnswered.Store(true)
 	if sent := t.probes.sentAt.Swap(0); sent != 0 {
@@ -161,8 +160,8 @@ func (t *Tunnel) noteProbeAnswer(now time.Time) {
 	}
 }
 
-// State is the state of the tunnel in a word of `ipipd monitor`: disabled, running, waiting (for WaitingFor), no-sa,
-// lost, never-heard, or down for any other reason.
+// State returns the tunnel's state in one word, as `ipipd monitor` shows it: disabled, running, waiting (for WaitingFor),
+// no-sa, lost, never-heard, or down for any other reason.
 func (s *Sample) State() string {
 	switch {
 	case s.Disabled:

@@ -17,12 +17,12 @@ import (
 	"ipipd/keepalive"
 )
 
-// Warning is one that is active.
+// Warning is an active warning of a tunnel.
 type Warning struct {
 	// Code is the name of a warning.Code.
 	Code     string           `json:"code"`
 	Severity warning.Severity `json:"severity"`
-	// Text is what is the case and why it matters, Detail what is known of it now.
+	// Text says what is wrong and why it matters, Detail what is known of it now.
 	Text   string    `json:"text"`
 	Detail string    `json:"detail,omitzero"`
 	Remedy string    `json:"remedy"`
@@ -32,7 +32,7 @@ type Warning struct {
 // warningLimit is the least time between two log lines of a warning that is warning.Limited.
 const warningLimit = time.Minute
 
-// activeWarnings are in the order in which they have begun, and immutable.
+// activeWarnings returns the active warnings in the order in which they have begun. They are immutable.
 func (t *Tunnel) activeWarnings() []Warning {
 	if active := t.warnings.Load(); active != nil {
 		return *active
@@ -40,7 +40,7 @@ func (t *Tunnel) activeWarnings() []Warning {
 	return nil
 }
 
-// warning returns the index in activeWarnings of one, -1 if it is not active.
+// warning returns the index of a warning in activeWarnings; -1 if it is not active.
 func (t *Tunnel) warning(code warning.Code) int {
 	return slices.IndexFunc(t.activeWarnings(), func(w Warning) bool { return w.Code == code.String() })
 }
@@ -48,8 +48,8 @@ func (t *Tunnel) warning(code warning.Code) int {
 // warned reports whether a warning is active.
 func (t *Tunnel) warned(code warning.Code) bool { return t.warning(code) >= 0 }
 
-// raise makes a warning active, with a remedy other than the code's unless it is "". If it is active already,
-// only the detail is updated, and the remedy with it; nothing is logged.
+// raise makes a warning active; remedy takes the place of the code's unless it is "". If the warning is active
+// already, its detail and remedy are updated, and nothing is logged.
 func (c *control) raise(code warning.Code, detail, remedy string) {
 	active, at, text := c.activeWarnings(), c.warning(code), code.Text()
 	if at >= 0 && active[at].Detail == detail {
@@ -184,10 +184,10 @@ func (c *control) warnIPsec() {
 	c.warnIf(s.Weak != "", warning.WeakAlgorithms, "%s", s.Weak)
 }
 
-// pathWarnings are those of a pathError; NoPath is of any other.
+// pathWarnings are the warnings of which a pathError raises one: NoPath if none of the others fits.
 var pathWarnings = []warning.Code{warning.NameNotResolved, warning.NoRoute, warning.NoPath, warning.SamePair}
 
-// warnPath warns of a pathError, unless it is that of a name before its first look-up.
+// warnPath warns of a pathError, nil for none, unless it means a DNS name before its first look-up.
 func (c *control) warnPath(err error) {
 	var unresolved *unresolvedError
 	var noRoute *netstate.NoRouteError
@@ -216,26 +216,27 @@ func (c *control) warnPath(err error) {
 	}
 }
 
-// How long a warning of what packets show is active after the last of them: of a loop, in which the next one is
-// soon, and of what only some of the peer's show.
+// How long a warning that packets cause stays active after the last of them: for a loop, where the next one comes
+// soon, and for what only some packets of the peer show.
 const (
 	loopHolds = time.Minute
 	peerHolds = 10 * time.Minute
 )
 
-// sighting is what a packet shows: control makes a warning of it. The data path's part is one load per packet.
+// sighting is something that a packet has shown and control makes a warning of. It costs the data path one load per packet.
 type sighting struct {
-	n atomic.Int32 // not 0: seen since control has looked
-	// control's.
-	last  int32     // n, when it was raised
-	until time.Time // of the warning; zero is none
+	n atomic.Int32 // what was seen since control has looked, such as a length; 0 is nothing
+	// Used by control only.
+	last  int32     // n, when the warning was last raised
+	until time.Time // when the warning is to be cleared; zero if it is not active
 }
 
-// note reports whether this is news, which control is to be woken for.
+// note stores n, which must not be 0, unless there is one that control has not seen: then it returns false. After true
+// the caller wakes control.
 func (s *sighting) note(n int) bool { return s.n.Load() == 0 && s.n.CompareAndSwap(0, int32(n)) }
 
-// warnSeen raises the warning of a sighting, and clears it when nothing more was seen for that long. The
-// format is of sighting.n, or "".
+// warnSeen raises the warning of a sighting, and clears it when nothing was seen for holds. format is the detail, in
+// which a verb, if there is one, stands for sighting.n.
 func (c *control) warnSeen(s *sighting, code warning.Code, format string, holds time.Duration, now time.Time) {
 	switch n := s.n.Load(); {
 	case now.Before(s.until):
@@ -250,7 +251,7 @@ func (c *control) warnSeen(s *sighting, code warning.Code, format string, holds 
 	}
 }
 
-// forget clears the warning of a sighting: what it was seen by is different now.
+// forget clears the warning of a sighting, and what was seen: it does not hold any more.
 func (c *control) forget(s *sighting, code warning.Code) {
 	s.n.Store(0)
 	s.last, s.until = 0, time.Time{}

@@ -16,7 +16,7 @@ import (
 // queues and one that reads receivers; see worker_linux.go.
 type worker struct {
 	buffers // used with mu held
-	waiter  // by operating system
+	waiter  // how it waits for descriptors, by operating system
 
 	mu sync.Mutex // held while sources are read, never while the worker waits
 
@@ -35,19 +35,19 @@ type source interface {
 	failed(err error)
 }
 
-// buffers are what packets are moved with. One goroutine at a time uses them.
+// buffers is the memory that a worker moves packets with. One goroutine at a time uses it.
 type buffers struct {
-	index   int // of the pair of workers, and so of the queue of each tunnel that is written to
+	index   int // of the pair of workers; each tunnel's queue of that index is written to
 	sender  underlay.Sender
 	scratch tun.Scratch
 	icmp    []*packet.Buffer // one, for ICMP errors to inner senders
 	small   []*packet.Buffer // batches of packets of smallSize and of 64 KiB, allocated when needed
 	large   []*packet.Buffer
-	run     []*packet.Buffer   // of a batch, those that go on together
-	paths   []*underlay.Path   // of each packet of a run that is sent to many remotes
+	run     []*packet.Buffer   // the packets of a batch that are written together
+	paths   []*underlay.Path   // of each packet of run, with many remotes; else one
 	next    [batchSize]next    // where each packet of a batch goes, with many remotes
-	owners  [batchSize]*Tunnel // of the packets of a received batch
-	held    []capture.Held     // of a run that is delivered, while it is captured; allocated when needed
+	owners  [batchSize]*Tunnel // the tunnel of each packet of a received batch
+	held    []capture.Held     // of each packet of a captured run; allocated when needed
 }
 
 // smallSize is the largest MTU, in bytes, for which a worker needs no buffers of 64 KiB.
@@ -83,7 +83,7 @@ func newWorker(index int, sender underlay.Sender) *worker {
 	}
 }
 
-// add registers a source and returns its key, for watch.
+// add registers a source and returns its key, for watch and remove.
 func (w *worker) add(s source) (key int32) {
 	w.sourcesMu.Lock()
 	defer w.sourcesMu.Unlock()
@@ -93,7 +93,7 @@ func (w *worker) add(s source) (key int32) {
 }
 
 // remove ends reading from a source. When it returns the worker does not use it any more, and its file
-// descriptors may be closed. The ones in fds must be open; others leave when they are closed.
+// descriptors may be closed. It takes fds, which must be open, out of the epoll set; closing takes out others.
 func (w *worker) remove(key int32, fds ...int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
