@@ -8,9 +8,9 @@ import (
 
 // Captures of the fast path. While a tunnel is captured the eBPF programs copy the beginning of each packet into a
 // ring buffer of the kernel, and the goroutines of the captures copy it from there into theirs. If the kernel has
-// none, the fast path is left for the time.
+// none to offer, the fast path is left while the capture runs.
 
-// noteCaptures notes what the captures of the tunnel want of the fast path.
+// noteCaptures notes what the captures of the tunnel want the fast path to copy.
 func (c *control) noteCaptures() {
 	c.fast.captured = fastpath.Capture{}
 	if captures := c.captures.Load(); captures != nil {
@@ -26,14 +26,14 @@ func (c *control) openFastCapture() {
 	}
 }
 
-// closeFastCapture is its opposite. The programs use it no more by now.
+// closeFastCapture closes the ring buffer if no capture needs it. The programs do not use it any more by now.
 func (c *control) closeFastCapture() {
 	if link := c.fast.link.Load(); link != nil && c.fast.captured.Snaplen == 0 {
 		link.CloseCapture()
 	}
 }
 
-// takeFast has the captures of the tunnel see what the fast path has carried and dropped.
+// takeFast copies the packets that the fast path has carried and dropped from its ring buffer to the captures.
 func (t *Tunnel) takeFast() error {
 	link, captures := t.fast.link.Load(), t.captures.Load()
 	if link == nil || captures == nil {
@@ -43,7 +43,7 @@ func (t *Tunnel) takeFast() error {
 	return err
 }
 
-// countMissedFast counts what the ring buffer of the kernel had no room for.
+// countMissedFast counts the packets for which the kernel's ring buffer had no room as missed by the captures.
 func (t *Tunnel) countMissedFast() {
 	link, captures := t.fast.link.Load(), t.captures.Load()
 	if link == nil || captures == nil {
@@ -83,7 +83,7 @@ func captureFast(captures capture.Rings, p *fastpath.Captured) {
 	}
 }
 
-// fastDrop is the reason why the fast path has dropped a packet.
+// fastDrop returns why the fast path has dropped a packet; drop.None if it has not.
 func fastDrop(why fastpath.Why) drop.Reason {
 	switch why {
 	case fastpath.ReversePath:

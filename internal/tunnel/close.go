@@ -62,13 +62,13 @@ func (e *Engine) removeInterfaces(tunnels []*Tunnel) {
 	}
 	var devices []int
 	for _, t := range tunnels {
-		// Before Linux 5.2 State knows an interface by its name alone. By another index it
+		// Before Linux 5.2 State knows an interface by its name alone. One with another index
 		// may be someone else's.
 		if s, err := t.device.State(); err == nil && s.Index == t.madeIndex {
 			devices = append(devices, s.Index)
 		}
 	}
-	if len(devices) == 0 || len(devices) == 1 && e.manager == nil { // a manager would close it a moment later
+	if len(devices) == 0 || len(devices) == 1 && e.manager == nil { // with a manager, which has the fd too, Close does not remove it
 		return
 	}
 	if err := e.network.Remove(devices); err != nil {

@@ -9,13 +9,13 @@ import (
 type Difference struct {
 	Name   string // of the tunnel, as configured
 	Action Action
-	// Properties change, if Action is InPlace or Again; for the latter first those that have it made again,
-	// Remade of them.
+	// Properties are those that change, if Action is InPlace or Again. The first ones, as many as Remade says,
+	// are why the tunnel is made again.
 	Properties []Property
 	Remade     int
 }
 
-// Action is what is done with a tunnel.
+// Action is what Apply does with a tunnel.
 type Action uint8
 
 const (
@@ -52,7 +52,7 @@ func (e *Engine) Diff(configs []Config) ([]Difference, error) {
 	return differences, nil
 }
 
-// diff returns what t, nil if there is none, needs to be as next says.
+// diff returns what Apply would do with t, nil if there is none, to make it the tunnel that next configures.
 func (t *Tunnel) diff(next *Config) (Difference, error) {
 	d := Difference{Name: next.Name, Action: Add}
 	if err := next.Validate(); err != nil {
@@ -74,7 +74,7 @@ func (t *Tunnel) diff(next *Config) (Difference, error) {
 			d.Properties = append(d.Properties, p)
 		}
 	}
-	if !again && !t.ipsecPolicy.hasSecret(secret) { // its text changes, where it is the same property
+	if !again && !t.ipsecPolicy.hasSecret(secret) { // the secret itself has changed, and not the property that has it
 		for _, p := range ipsecProperties {
 			if p.Remade == remadeSecret && p.Get(next) != "" && !known(p) {
 				d.Properties = append(d.Properties, p)

@@ -19,7 +19,7 @@ func (t *Tunnel) drop(why drop.Reason) {
 	}
 }
 
-// dropPacket counts a packet of this tunnel.
+// dropPacket counts a packet of this tunnel, and captures its bytes p.
 func (t *Tunnel) dropPacket(why drop.Reason, where capture.Point, p []byte) {
 	t.count(why, 1)
 	t.capture(where, p, why)
@@ -33,7 +33,7 @@ func (t *Tunnel) count(why drop.Reason, n int) {
 	}
 }
 
-// dropPacket counts a packet that belongs to no tunnel.
+// dropPacket counts a packet that belongs to no tunnel, and captures its bytes p.
 func (e *Engine) dropPacket(why drop.Reason, p []byte) {
 	e.count(why, 1)
 	if captures := e.captures.Load(); captures != nil {
@@ -44,7 +44,7 @@ func (e *Engine) dropPacket(why drop.Reason, p []byte) {
 // count is dropPacket for packets that captures have seen.
 func (e *Engine) count(why drop.Reason, n int) { e.drops.Add(why, uint64(n)) }
 
-// dropCounts is reason → packets of this tunnel, the fast path's included.
+// dropCounts returns the dropped packets of this tunnel by reason, the fast path's included.
 func (t *Tunnel) dropCounts() map[string]uint64 {
 	m := t.counters.drops.Map()
 	fast := t.fastStats()
@@ -56,14 +56,14 @@ func (t *Tunnel) dropCounts() map[string]uint64 {
 	return m
 }
 
-// fastDrops are the packets that the fast path has dropped.
+// fastDrops returns the packets that the fast path has dropped, by reason.
 func fastDrops(s *fastpath.Stats) map[drop.Reason]uint64 {
 	return map[drop.Reason]uint64{
 		drop.SendFailed: s.TxFailed, drop.ReversePath: s.ReversePath, drop.NotInAcceptFrom: s.NotInAcceptFrom, drop.NotInAcceptTo: s.NotInAcceptTo,
 	}
 }
 
-// dropCounts is reason → packets that belong to no tunnel.
+// dropCounts returns the dropped packets that belong to no tunnel, by reason.
 func (e *Engine) dropCounts() map[string]uint64 {
 	m := e.drops.Map()
 	if n := e.socket.Overflows(); n > 0 {

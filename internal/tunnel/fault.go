@@ -13,7 +13,7 @@ import (
 	"ipipd/internal/warning"
 )
 
-// NotResolved is that the name of the remote has no address.
+// NotResolved returns the Fault of a remote whose name has no address, because of err.
 func NotResolved(name string, err error) *warning.Fault {
 	text := warning.NameNotResolved.Text()
 	return &warning.Fault{
@@ -22,7 +22,7 @@ func NotResolved(name string, err error) *warning.Fault {
 	}
 }
 
-// RemoteIsLocal is that the remote is an address of this host.
+// RemoteIsLocal returns the Fault of a remote that is an address of this host.
 func RemoteIsLocal(remote netip.Addr) *warning.Fault {
 	return &warning.Fault{
 		Code: "remote-is-local", What: fmt.Sprintf("remote-address %v is an address of this host", remote),
@@ -30,8 +30,8 @@ func RemoteIsLocal(remote netip.Addr) *warning.Fault {
 	}
 }
 
-// RouteLoop is that outer packets to remote are routed into the tunnel itself, as into says, or will be by one of
-// its routes; nil if they are not.
+// RouteLoop returns the Fault of outer packets to remote that are routed into the tunnel itself, as into says, or will be
+// by one of its routes; nil if they are not.
 func RouteLoop(a *netstate.Answer, remote netip.Addr, into bool) *warning.Fault {
 	f := &warning.Fault{Code: warning.RouteLoop.String(), Why: "outer packets are encapsulated again, and dropped"}
 	switch {
@@ -54,7 +54,8 @@ func RouteLoop(a *netstate.Answer, remote netip.Addr, into bool) *warning.Fault 
 	return f
 }
 
-// KernelIPIP is that the kernel handles protocol 4 itself; nil if it does not. files is the root of the file system.
+// KernelIPIP returns the Fault of a kernel that handles protocol 4 itself; nil if it does not. files is the root of the
+// file system.
 func KernelIPIP(files fs.FS) *warning.Fault {
 	list, _ := fs.ReadFile(files, "proc/modules")
 	var loaded []string
@@ -74,12 +75,12 @@ func KernelIPIP(files fs.FS) *warning.Fault {
 	}
 }
 
-// What `up` takes, measured with test/scale's configuration: descriptors of the process, and of each thread and tunnel
-// beside its TUN queues.
+// File descriptors that `up` takes, measured with test/scale's configuration: for the process, for each thread, and for
+// each tunnel beside its TUN queues.
 const filesProcess, filesThread, filesTunnel = 40, 6, 2
 
-// TooFewFiles is that tunnels which do not run yet need more descriptors, with so many threads, than MaxFiles; nil if
-// they do not.
+// TooFewFiles returns the Fault of tunnels, which do not run yet, that need more file descriptors with so many threads
+// than limit; nil if they do not.
 func TooFewFiles(configs []Config, threads int, limit uint64) *warning.Fault {
 	files := filesProcess + filesThread*threads
 	for i := range configs {
@@ -98,7 +99,7 @@ func TooFewFiles(configs []Config, threads int, limit uint64) *warning.Fault {
 	}
 }
 
-// MaxFiles is the largest RLIMIT_NOFILE that this process may set.
+// MaxFiles returns the largest RLIMIT_NOFILE that this process may set.
 func MaxFiles() (uint64, error) {
 	var limit unix.Rlimit
 	err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)

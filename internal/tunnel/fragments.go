@@ -22,7 +22,7 @@ const (
 // mayFragment reports whether the interface's MTU is above what the path takes unfragmented.
 func (t *Tunnel) mayFragment() bool { return t.MTU() > t.route.Load().maxInner }
 
-// warnFragments says what a large MTU means, and warns of fragments that are lost.
+// warnFragments warns that an MTU above the path's has packets fragmented, and of fragments that are lost.
 func (c *control) warnFragments(r *route, now time.Time) {
 	may := c.mayFragment()
 	if may && !c.warned(warning.Fragments) {
@@ -38,8 +38,8 @@ func (c *control) warnFragments(r *route, now time.Time) {
 // reassembled are the host's ReasmOKs and ReasmFails (RFC 4293).
 type reassembled struct{ done, failed uint64 }
 
-// checkFragmentLoss tells control that this host, whose counters are those of all its packets, fails
-// to reassemble.
+// checkFragmentLoss tells control if this host fails to reassemble packets. The host's counters are of
+// all its packets, not of the tunnel's only.
 func (t *Tunnel) checkFragmentLoss(now time.Time, count func() (reassembled, error)) {
 	a := &t.activity
 	if !t.mayFragment() {

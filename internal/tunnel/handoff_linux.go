@@ -25,8 +25,8 @@ const (
 // load measures the packet rate of a worker.
 type load struct {
 	busyAt    time.Time // last time that it was not idle
-	lastRead  time.Time // while parked
-	shortGaps int       // reads in a row less than idleGap apart
+	lastRead  time.Time // of a parked worker
+	shortGaps int       // of a parked worker, reads in a row less than idleGap apart
 }
 
 // idle records a read of n packets, for which the worker began to wait at since and which came at now,
@@ -53,8 +53,8 @@ func (l *load) busyAgain(n int, now time.Time) bool {
 	return true
 }
 
-// handoff is the part of a pair that the hand-off needs. Who serves out, its own thread or while it is
-// parked that of in, owns load.
+// handoff is the part of a pair that the hand-off needs. The thread that does out's work, out's own or in's
+// while out is parked, owns load.
 type handoff struct {
 	load     load
 	parked   atomic.Bool   // changed with out.mu held
@@ -65,11 +65,11 @@ type handoff struct {
 }
 
 func newHandoff() handoff {
-	return handoff{released: make(chan struct{}, 1), epoch: time.Now().Add(-time.Hour)} // not busy then
+	return handoff{released: make(chan struct{}, 1), epoch: time.Now().Add(-time.Hour)} // so that in does not count as busy
 }
 
-// park leaves the work of out to in, and returns when it is released, or at once if in is busy or has
-// nothing to wait for. It is called by out's thread.
+// park leaves the work of out to in, and returns when out is released, or at once if in is busy or does not
+// run. It is called by out's thread.
 func (p *workers) park() {
 	if !p.in.running.Load() || time.Since(p.epoch)-time.Duration(p.lastBusyNs.Load()) < idleAfter {
 		return
@@ -79,7 +79,7 @@ func (p *workers) park() {
 	}
 }
 
-// adopt adds out's epoll set to that of in.
+// adopt adds out's epoll set to in's, and reports whether it could.
 func (p *workers) adopt() bool {
 	p.out.mu.Lock()
 	defer p.out.mu.Unlock()
@@ -90,7 +90,7 @@ func (p *workers) adopt() bool {
 	return true
 }
 
-// release returns its work to out's thread. The caller holds out.mu.
+// release returns out's work to its thread. The caller holds out.mu.
 func (p *workers) release() {
 	_ = p.in.epoll.Remove(p.out.epoll.FD())
 	p.parked.Store(false)
@@ -106,8 +106,8 @@ func (p *workers) unpark() {
 	}
 }
 
-// serveParked does the work of out, if it is parked, after in has received that many packets: often an
-// answer is there already. It releases out if those are many, or its own.
+// serveParked does the work of out, if it is parked, after in has received that many packets: often an answer to
+// them is there already. It releases out if in has received smallBatch or more, or if out is busy again.
 func (p *workers) serveParked(received int, now time.Time) {
 	if received >= smallBatch {
 		p.lastBusyNs.Store(int64(now.Sub(p.epoch)))

@@ -6,11 +6,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socketName is what a socket is kept under: no other one ever has its cookie.
+// socketName returns the name under which a socket is kept: prefix and its cookie, which no other socket ever has.
 func socketName(prefix string, fd int) string {
 	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
 	if err != nil {
-		return "" // which is not stored
+		return "" // which Manager.Store refuses
 	}
 	return fmt.Sprintf("%s%x", prefix, cookie)
 }

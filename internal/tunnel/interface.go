@@ -20,7 +20,7 @@ import (
 
 // The host may rename the tunnel's interface, move it to another network namespace, set it down
 // and up, and remove its addresses and routes. It is identified by ifindex and by the TUN's
-// file descriptor. Addresses and routes of the command line are restored; other changes stay.
+// file descriptor. Addresses and routes of the configuration are restored; other changes stay.
 
 const (
 	// maxRestores is how often an address or route is restored within restoreWindow before it
@@ -35,7 +35,7 @@ type restoreCount struct {
 	since time.Time
 }
 
-// readInterface publishes the interface's present state.
+// readInterface reads and publishes the interface's present state.
 func (c *control) readInterface() error {
 	s, err := c.device.State()
 	if err != nil && !s.Moved || errors.Is(err, os.ErrClosed) {
@@ -102,7 +102,7 @@ func (c *control) updateInterface(now time.Time) {
 	c.retry = c.retry || err != nil
 	c.restoreDue = err != nil && (due || wasDown) // all of them, not only what the mirror knows to be lost
 	if len(addresses)+len(routes) > 0 {
-		if !due { // else it is not somebody who has removed them
+		if !due { // else control had left them out, and nobody has removed them
 			c.countRestored("address", len(addresses))
 			c.countRestored("route", len(routes))
 		}
@@ -110,7 +110,7 @@ func (c *control) updateInterface(now time.Time) {
 	}
 }
 
-// few are the first of what may be thousands, for a line of the log.
+// few shortens a list, which may have thousands of elements, to the first ones, for a line of the log.
 func few[T any](all []T) any {
 	const shown = 10
 	if len(all) <= shown {
@@ -138,8 +138,8 @@ func (t *Tunnel) restoredCounts() map[string]uint64 {
 	return nil
 }
 
-// restore adds the configured addresses, or routes, that the interface lacks, and returns them. One
-// is left alone after maxRestores, until the interface was down.
+// restore adds the configured addresses, or routes, that the interface lacks, and returns those. It does
+// not add one that it has restored maxRestores times, until the interface was down.
 func restore[T fmt.Stringer](
 	c *control, add func(device int, wanted []T) ([]T, error), configured []T, now time.Time,
 ) ([]T, error) {
@@ -164,7 +164,7 @@ func restore[T fmt.Stringer](
 	return added, err
 }
 
-// warnLeftAlone warns of what was restored maxRestores times, as long as it is configured.
+// warnLeftAlone warns of addresses and routes that restore adds no more, as long as they are configured.
 func (c *control) warnLeftAlone() {
 	var alone []string
 	for one, count := range c.restoreCounts {

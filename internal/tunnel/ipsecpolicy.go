@@ -23,7 +23,7 @@ type ipsecPolicy struct {
 	manager *ipsec.Manager
 	config  ipsec.Config // addresses and device as last rebound; Apply reads Secret
 	session atomic.Pointer[ipsec.Session]
-	// stopped are the sessions that were replaced and have their UDP sockets: the last local
+	// stopped are the sessions that were replaced and still have their UDP sockets: their local
 	// address may come back.
 	stopped []*ipsec.Session
 
@@ -33,7 +33,7 @@ type ipsecPolicy struct {
 
 	sas atomic.Uint64 // pairs of SAs that were established
 
-	// remotes are those of a tunnel with many, which has no session of its own; nil for any other.
+	// remotes has the sessions of a tunnel with many remotes, which has none here; nil for any other tunnel.
 	remotes *ipsecRemotes
 }
 
@@ -91,7 +91,7 @@ func (p *ipsecPolicy) close() {
 	p.closeStopped(0)
 }
 
-// closeStopped closes the stopped sessions but the last few.
+// closeStopped closes the stopped sessions but the last kept of them.
 func (p *ipsecPolicy) closeStopped(kept int) {
 	for len(p.stopped) > kept {
 		p.stopped[0].Close()
@@ -99,8 +99,7 @@ func (p *ipsecPolicy) closeStopped(kept int) {
 	}
 }
 
-// Seal encrypts an outer packet in place. Otherwise it returns a drop reason, and the packet must
-// not be sent.
+// Seal encrypts an outer packet in place. Unless it returns drop.None, the packet must not be sent.
 func (p *ipsecPolicy) Seal(b *packet.Buffer) drop.Reason {
 	if p.remotes != nil {
 		return p.remotes.seal(b)
@@ -111,7 +110,7 @@ func (p *ipsecPolicy) Seal(b *packet.Buffer) drop.Reason {
 	return drop.ESPNoSA
 }
 
-// established reports whether there is an SA. Of many remotes any packet may have one made.
+// established reports whether there is an SA. With many remotes it is always true: a packet has one negotiated.
 func (p *ipsecPolicy) established() bool {
 	if p.remotes != nil {
 		return true
@@ -145,7 +144,7 @@ func quotesSPI(s *ipsec.Status, e *encap.OuterError) bool {
 	return s.Established && e.Protocol == protocol && e.SPI != 0 && e.SPI == s.OutboundSPI
 }
 
-// status is the session's; zero without one.
+// status returns the status of the session; the zero Status without one.
 func (p *ipsecPolicy) status() (s ipsec.Status) {
 	if session := p.session.Load(); session != nil {
 		s = session.Status()

@@ -12,7 +12,7 @@ import (
 	"ipipd/internal/warning"
 )
 
-// What is said about the SAs of a tunnel with many remotes: bounded, however many there are.
+// What is shown and logged about the SAs of a tunnel with many remotes: bounded, however many remotes there are.
 
 // RemoteIPsec are the SAs with one of many remotes, or why there are none.
 type RemoteIPsec struct {
@@ -28,7 +28,8 @@ type remoteStatus struct {
 	ipsec.Status
 }
 
-// statuses are those of the remotes that have a session, by address; at most maxProtected. Anyone may call it.
+// statuses returns the status of each session, in the order of the remotes' addresses: at most maxProtected. It
+// is safe for concurrent use.
 func (r *ipsecRemotes) statuses() []remoteStatus {
 	var all []remoteStatus
 	for g, route := range r.tunnel.many.routes.Load().all {
@@ -40,7 +41,7 @@ func (r *ipsecRemotes) statuses() []remoteStatus {
 	return all
 }
 
-// count is how many remotes have an SA.
+// count returns how many remotes have an SA.
 func (r *ipsecRemotes) count() *int {
 	n := 0
 	for _, route := range r.tunnel.many.routes.Load().all {
@@ -84,7 +85,7 @@ func describeRemotes(all []remoteStatus, now time.Time) (text string, each []Rem
 // named is how many remotes a text names.
 const named = 3
 
-// someOf joins the first few of them.
+// someOf joins the first named of texts, and says how many more there are.
 func someOf(texts []string) string {
 	more := ""
 	if len(texts) > named {
@@ -93,7 +94,7 @@ func someOf(texts []string) string {
 	return strings.Join(texts, ", ") + more
 }
 
-// warnRemotesIPsec is warnIPsec of what differs between many remotes.
+// warnRemotesIPsec raises and clears the warnings of warnIPsec that depend on the remote.
 func (c *control) warnRemotesIPsec() {
 	about := map[warning.Code][]string{}
 	for _, s := range c.ipsecPolicy.remotes.statuses() {
@@ -115,7 +116,7 @@ func (c *control) warnRemotesIPsec() {
 	}
 }
 
-// logEvent logs what has happened to the SAs with a remote. With many, one that comes or goes is no news.
+// logEvent logs what has happened to the SAs with a remote. With many remotes SAs come and go: that is debug only.
 func (r *ipsecRemotes) logEvent(remote netip.Addr, e ipsec.Event) {
 	switch e.Kind {
 	case ipsec.EventUp, ipsec.EventDown, ipsec.EventESPReceived:
@@ -125,7 +126,7 @@ func (r *ipsecRemotes) logEvent(remote netip.Addr, e ipsec.Event) {
 	}
 }
 
-// warn logs what concerns one remote, unless others have filled the log.
+// warn logs a warning about one remote: at level debug if there were maxLines in this minute.
 func (r *ipsecRemotes) warn(remote netip.Addr, text string) {
 	switch n := r.lines.next(time.Now()); {
 	case n <= maxLines:
@@ -147,7 +148,7 @@ type lineLimiter struct {
 	n     int
 }
 
-// next is how many lines this minute has, with one more.
+// next counts one more line, and returns how many this minute has.
 func (l *lineLimiter) next(now time.Time) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -7,14 +7,14 @@ import (
 	"ipipd/internal/drop"
 )
 
-// A remote that is no gateway but an inner destination, by a route without one, has no state, but for what an
-// ICMP error says of it (RFC 2003, section 5): as an exception of the kernel's next hops has it, for as long as
-// it holds. Anybody can forge such an error about any address of such a route, so that there are few.
+// A remote that is no gateway but an inner destination, by a route without a gateway, has no state, but for what
+// an ICMP error says of it (RFC 2003, section 5): that is kept as long as it holds, as the kernel keeps it in a
+// next-hop exception. Anybody can forge such an error about any address of such a route, so few are kept.
 
 const (
 	// maxLearnt limits the inner destinations with a state. The one with the oldest error goes first.
 	maxLearnt = 1024
-	// learntLifetime is how long after the last error one is kept that says nothing any more: till then it
+	// learntLifetime is how long after the last error a state is kept of which all has expired: till then it
 	// is known whether the remote is heard, and so which errors not to believe.
 	learntLifetime = 30 * time.Second
 )
@@ -53,7 +53,8 @@ func (c *control) forgetOldest() {
 	delete(c.learnt, oldest)
 }
 
-// apply applies an ICMP error. linkMTU is that of the first hop, in bytes. d says that it is not believed.
+// apply applies an ICMP error to the state of a remote. linkMTU is the first hop's MTU in bytes. d is why the error
+// is not believed.
 func (r *remote) apply(e *encap.OuterError, linkMTU int, now time.Time) (d drop.Reason) {
 	if e.TooBig() {
 		_, d = r.pathMTU.TooBig(now, e, linkMTU)
@@ -64,7 +65,7 @@ func (r *remote) apply(e *encap.OuterError, linkMTU int, now time.Time) (d drop.
 	return drop.None
 }
 
-// expires is when something of it does; zero is never.
+// expires returns when a part of the state expires next; the zero time if never.
 func (r *remote) expires() (next time.Time) {
 	for _, at := range []time.Time{r.pathMTU.Expires(), r.reach.Expires()} {
 		if !at.IsZero() && (next.IsZero() || at.Before(next)) {
@@ -91,7 +92,7 @@ func (c *control) learntRoutes(news, old map[[4]byte]*route, base *route, change
 	}
 }
 
-// learntRoute is the route to an inner destination: the kernel routes each packet, as without the error.
+// learntRoute returns the route to an inner destination: the kernel routes each packet, as without the error.
 func (r *remote) learntRoute(base *route, g [4]byte, now time.Time) *route {
 	next := *base
 	next.base, next.remote = base, r

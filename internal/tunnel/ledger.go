@@ -8,24 +8,25 @@ import (
 // A ledger is memory that outlives the process, where there is a Manager: in it each tunnel counts what userspace
 // carries and drops, as the kernel does in the maps of the fast path, so that no total ever goes back.
 
-// ledgerEntry is of one tunnel.
+// ledgerEntry has the counters of one tunnel.
 type ledgerEntry struct {
-	ifindex atomic.Uint32 // of its interface; 0 is nobody's
-	fast    atomic.Uint32 // the fast path counts beside it
+	ifindex atomic.Uint32 // of the tunnel's interface; 0: the entry is free
+	fast    atomic.Uint32 // 1: the fast path counts packets of the tunnel beside it
 	counters
 }
 
 // ledger's methods do nothing if it is nil.
 type ledger struct {
-	// anew: there was one of the process before, which cannot be used.
+	// anew: the process before has left a ledger that cannot be used.
 	anew bool
 
 	mu      sync.Mutex
-	entries []ledgerEntry // the memory is never unmapped: who has a Tunnel that is closed may read it
-	old     map[uint32]bool
+	entries []ledgerEntry   // the memory is never unmapped: who has a Tunnel that is closed may read it
+	old     map[uint32]bool // by ifindex, the entries of the process before that no tunnel has taken
 }
 
-// take returns the entry of an interface: if that is adopted, the one of the process before. nil is none.
+// take returns an entry for an interface: the one of the process before (old) if adopted and there is one, else a free
+// one; nil if there is none.
 func (l *ledger) take(ifindex int, adopted bool) (entry *ledgerEntry, old bool) {
 	if l == nil {
 		return nil, false
@@ -55,7 +56,7 @@ func (l *ledger) take(ifindex int, adopted bool) (entry *ledgerEntry, old bool) 
 	return free, false
 }
 
-// settle gives up the entries that no tunnel has taken.
+// settle frees the entries of the process before that no tunnel has taken.
 func (l *ledger) settle() {
 	if l == nil {
 		return
@@ -70,7 +71,7 @@ func (l *ledger) settle() {
 	clear(l.old)
 }
 
-// reset begins the counters anew.
+// reset sets all counters to zero.
 func (c *counters) reset() {
 	for _, t := range []*trafficCounter{&c.tx, &c.rx} {
 		t.packets.Store(0)
@@ -101,7 +102,7 @@ func (t *Tunnel) noteFastCounters(adopted bool) {
 	}
 }
 
-// dropCounters gives up the entry of a tunnel that is closed.
+// dropCounters frees the entry of a tunnel that is closed, unless the next process goes on with it.
 func (t *Tunnel) dropCounters() {
 	if t.entry != nil && !t.engine.leaving.Load() {
 		t.entry.ifindex.Store(0)

@@ -14,17 +14,17 @@ import (
 	"ipipd/internal/handover"
 )
 
-// ledgerSize is how many tunnels have room, those that the fast path takes. The counters of others begin anew
+// ledgerSize is how many tunnels have an entry: as many as the fast path takes. The counters of others begin anew
 // with each process.
 const ledgerSize = 4096
 
 const (
-	keptLedger  = "counters-" // and the layout
+	keptLedger  = "counters-" // then a hash of the layout
 	ledgerBytes = int(unsafe.Sizeof(ledgerEntry{})) * ledgerSize
 	ledgerSeals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL // a file that shrinks would be a SIGBUS
 )
 
-// ledgerName is what it is kept under: another layout has another name.
+// ledgerName returns the name under which the ledger is kept: another layout has another name.
 func ledgerName() string {
 	h := sha256.New()
 	fmt.Fprintln(h, ledgerBytes, ledgerSize)
@@ -95,7 +95,7 @@ func mapLedger(fd int) ([]byte, error) {
 	return mem, os.NewSyscallError("mmap", err)
 }
 
-// ledgerOf makes one of memory, whose entries are of the process before.
+// ledgerOf returns the ledger in mem, whose used entries are those of the process before.
 func ledgerOf(mem []byte) *ledger {
 	entries := unsafe.Slice((*ledgerEntry)(unsafe.Pointer(&mem[0])), ledgerSize)
 	l := &ledger{entries: entries, old: map[uint32]bool{}}
@@ -107,7 +107,7 @@ func ledgerOf(mem []byte) *ledger {
 	return l
 }
 
-// dropLedger gives it up.
+// dropLedger has the manager give up the ledger, unless the next process goes on with it.
 func (e *Engine) dropLedger() error {
 	if e.ledger == nil || e.leaving.Load() {
 		return nil

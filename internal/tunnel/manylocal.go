@@ -16,28 +16,28 @@ import (
 
 // Many remotes without a local-address, as Linux's tunl0: the outer source is the one that the host's route to each
 // remote prefers, and what comes for any address of this host is received. path.Local stays zero, so that the
-// kernel routes as that route was looked up; what has no gateway gets its source from the kernel, too.
+// kernel routes as that route was looked up; a packet to an inner destination gets its source from the kernel, too.
 
 // receiveOnly reports whether c is of an interface that never sends: the real server of a load balancer.
 func (c *Config) receiveOnly() bool {
 	return c.many() && !c.LocalAddress.IsValid() && len(c.AcceptTo) > 0
 }
 
-// anyLocal reports whether the outer source is each remote's.
+// anyLocal reports whether the outer source is that of the route to each remote.
 func (r *route) anyLocal() bool { return r.many && r.path.Local == [4]byte{} }
 
 // takeSource has next, the route to a remote, take its outer source from the network's answer.
 func (c *control) takeSource(next *route, a *netstate.Answer) {
 	switch {
 	case next.txDrop != drop.None || a.Err != nil:
-	case c.intoItself(&a.Route): // the source would be an inner address, by which no loop is found
+	case c.intoItself(&a.Route): // the source would be an inner address, and the loop not be recognized
 		next.txDrop = drop.Loop
 	default:
 		next.outer.Local = a.Route.Source
 	}
 }
 
-// storeSources keeps the sources of routes for loops.
+// storeSources stores the outer sources of routes, by which loops recognizes an outer packet.
 func (m *remotes) storeSources(routes map[[4]byte]*route) {
 	sources, now := map[[4]byte]bool{}, *m.sources.Load()
 	for _, r := range routes {
@@ -60,7 +60,7 @@ func (r *route) quotesOtherSource(e *encap.OuterError) bool {
 	return r != nil && r.outer.Local != [4]byte{} && e.Source != r.outer.Local
 }
 
-// fromLocal is path with that local address, from which a probe is answered: the one that it came to.
+// fromLocal returns path with another local address: a probe is answered from the address that it came to.
 func fromLocal(path *underlay.Path, local [4]byte) *underlay.Path {
 	if path.Local == local {
 		return path
@@ -70,15 +70,15 @@ func fromLocal(path *underlay.Path, local [4]byte) *underlay.Path {
 	return &from
 }
 
-// addresses are the host's, of which the fast path receives for the tunnel without a local-address.
+// addresses follows this host's addresses, at which the fast path receives for the tunnel without a local-address.
 type addresses struct {
-	once     sync.Once // of followAddresses
+	once     sync.Once // calls followAddresses
 	follower AddressFollower
-	// full is why it does not for all of them; nil if it does.
+	// full is why the fast path does not receive at all of them; nil if it does.
 	full atomic.Pointer[error]
 }
 
-// followAddresses has the fast path know the addresses of this host, from the first tunnel that needs it on.
+// followAddresses keeps the fast path informed of this host's addresses, from the first tunnel that needs it on.
 func (e *Engine) followAddresses(fast *fastpath.FastPath) {
 	e.addresses.follower = e.network.FollowAddresses(func(all [][4]byte) {
 		var full *error

@@ -39,8 +39,8 @@ const (
 )
 
 // InterfaceName is the name of the interface of a tunnel with that Config.Name: the same if Linux takes
-// it, or else a short one, always the same for that name. The other is then the interface's alternative
-// name (IFLA_ALT_IFNAME).
+// it, or else a short one, always the same for that name. The tunnel's name is then the interface's
+// alternative name (IFLA_ALT_IFNAME).
 func InterfaceName(name string) string {
 	if name == "" || tun.CheckName(name) {
 		return name
@@ -49,13 +49,13 @@ func InterfaceName(name string) string {
 	return shortPrefix + hex.EncodeToString(sum[:shortBytes])
 }
 
-// IsShortName reports whether an interface of that name may be one whose tunnel has another: InterfaceName.
+// IsShortName reports whether name looks like a short one of InterfaceName.
 func IsShortName(name string) bool {
 	digits, short := strings.CutPrefix(name, shortPrefix)
 	return short && len(digits) == 2*shortBytes
 }
 
-// altName is the alternative name of the interface, "" if it needs none.
+// altName returns the alternative name of a tunnel's interface; "" if it needs none.
 func altName(name string) string {
 	if InterfaceName(name) == name {
 		return ""

@@ -20,7 +20,7 @@ func IsPublic(a netip.Addr) bool {
 }
 
 // ReflectsBehindNAT reports whether the local address is private and the remote is not, which means a NAT,
-// and c has reflect probes. It translates the outer header only: the inner destination of a reflect probe
+// and c has reflect probes. A NAT translates the outer header only: the inner destination of a reflect probe
 // stays the private address, to which the peer has no route.
 func ReflectsBehindNAT(c *Config, local, remote netip.Addr) bool {
 	return c.keepalive().Interval != 0 && c.KeepaliveProbe == keepalive.FormReflect && !IsPublic(local) && IsPublic(remote)
@@ -45,8 +45,8 @@ func (c *control) warnPeerBehindNAT(unanswered bool) {
 		"its probe says that it is %v, and comes from %v", address(inside), c.remote)
 }
 
-// PeerInner is the peer's inner address: who is asked by echo probes, or the other one of the first address's prefix;
-// invalid if it is not known.
+// PeerInner returns the peer's inner address: KeepaliveTarget, or the other host of the first address's /30 or /31; the
+// zero Addr if there is neither.
 func (c *Config) PeerInner() netip.Addr {
 	if c.KeepaliveTarget.IsValid() || len(c.Addresses) == 0 {
 		return c.KeepaliveTarget
@@ -64,15 +64,15 @@ func (c *Config) PeerInner() netip.Addr {
 	return netip.AddrFrom4(a)
 }
 
-// EchoRemedy has the keepalive probe by echo requests, which any peer answers: a command for the running tunnel
-// called name, or flags of up for "". What is not known of the inner addresses is in capitals.
+// EchoRemedy returns how to have the keepalive probe by echo requests, which any peer answers: a command for the running
+// tunnel called name, or flags of up if name is "". In place of an unknown inner address is a word in capitals.
 func (c *Config) EchoRemedy(name string) string {
 	target := "PEER-INNER-ADDRESS"
 	if a := c.PeerInner(); a.IsValid() {
 		target = a.String()
 	}
 	settings := []string{"keepalive-probe=echo", "keepalive-target=" + target}
-	if len(c.Addresses) == 0 { // whose source an echo request has
+	if len(c.Addresses) == 0 { // an echo request needs a source
 		settings = append(settings, "address=INNER-ADDRESS/30")
 	}
 	if name != "" {
@@ -81,7 +81,7 @@ func (c *Config) EchoRemedy(name string) string {
 	return "--" + strings.ReplaceAll(strings.Join(settings, " --"), "=", " ")
 }
 
-// warnEcho is warnIf of what echo probes mend.
+// warnEcho is warnIf with EchoRemedy as the remedy.
 func (c *control) warnEcho(active bool, code warning.Code, format string, args ...any) {
 	if active {
 		c.raise(code, fmt.Sprintf(format, args...), c.cfg.EchoRemedy(c.ifname.get()))

@@ -15,9 +15,9 @@ type Network interface {
 	FollowAddresses(changed func([][4]byte)) AddressFollower
 	// Recheck looks for changes of answers that no message tells of.
 	Recheck()
-	// EgressTaps are the packet sockets that see what an interface sends; no message tells of them.
+	// EgressTaps returns the packet sockets that see what an interface sends; no message tells of them.
 	EgressTaps() (netstate.Taps, error)
-	// RawSockets are the inodes of this host's raw sockets of a protocol; no message tells of them.
+	// RawSockets returns the inodes of this host's raw sockets of a protocol; no message tells of them.
 	RawSockets(protocol uint8) ([]uint64, error)
 	// Reassembly returns this host's ReasmOKs and ReasmFails (RFC 4293).
 	Reassembly() (done, failed uint64, err error)
@@ -25,33 +25,33 @@ type Network interface {
 	// Configure adds the interfaces' addresses and programs, sets them up, and adds routes into them. An error
 	// about one of them is a *netstate.InterfaceError.
 	Configure(interfaces []netstate.Interface) error
-	// AddAddresses and AddRoutes add what an interface lacks of them, and return that. The
-	// interface must be up.
+	// AddAddresses and AddRoutes add the addresses and routes that an interface lacks, and return those
+	// that they have added. For routes the interface must be up.
 	AddAddresses(device int, addresses []netstate.InterfaceAddress) (added []netstate.InterfaceAddress, err error)
 	AddRoutes(device int, routes []netstate.InterfaceRoute) (added []netstate.InterfaceRoute, err error)
-	// RemoveAddresses and RemoveRoutes remove what the others add. What is gone is no error.
+	// RemoveAddresses and RemoveRoutes remove addresses and routes of these; that one is gone is no error.
 	RemoveAddresses(device int, addresses []netstate.InterfaceAddress) error
 	RemoveRoutes(device int, routes []netstate.InterfaceRoute) error
-	// ExistingRoutes are those of the interfaces' routes that there are.
+	// ExistingRoutes returns which of the interfaces' Routes the kernel has.
 	ExistingRoutes(interfaces []netstate.Interface) (existing map[netstate.InterfaceRoute]bool, err error)
-	// ReplaceRoutes adds routes, each in place of the one of that prefix, metric and table, wherever it leads.
+	// ReplaceRoutes adds routes, each in place of one with its prefix, metric and table, wherever that leads.
 	ReplaceRoutes(device int, routes []netstate.InterfaceRoute) error
-	// SetRPS sets rps_cpus of an interface, unless it is already set; ClearRPS takes it back.
+	// SetRPS sets rps_cpus of an interface, and fails if another mask is set; ClearRPS takes that back.
 	SetRPS(ifname, mask string) error
 	ClearRPS(ifname, mask string) error
-	// Remove removes interfaces together, those that are gone already aside.
+	// Remove removes interfaces together; that one is gone is no error.
 	Remove(devices []int) error
 	Close() error
 }
 
 // Follower is a *netstate.Follower.
 type Follower interface {
-	// Answer is the present one, never nil. It does not block.
+	// Answer returns the present answer to the query, never nil. It does not block.
 	Answer() *netstate.Answer
-	// Set replaces the query, and answers it.
+	// Set replaces the query, and returns the answer to the new one.
 	Set(q netstate.Query) *netstate.Answer
-	// Attach has the query's interface run an eBPF program on egress, and Answer.Attached say whether it
-	// does.
+	// Attach has the query's interface run an eBPF program on egress. From then on Answer.Attached says
+	// whether it does.
 	Attach(p netstate.Program) error
 	// Refresh has the kernel confirm the neighbour that is the next hop (ARP).
 	Refresh() error

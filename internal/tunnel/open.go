@@ -33,7 +33,7 @@ func (e *Engine) openShared(t *Tunnel, cfg *Config) (manager *ipsec.Manager) {
 	return e.ipsec
 }
 
-// errConfined is why a process has no fast path that has begun without.
+// errConfined is why a tunnel has no fast path in a confined process that was started without the eBPF programs.
 var errConfined = errors.New("no tunnel could have it when ipipd was started, so that the sandbox lets this process load no eBPF programs: start ipipd again")
 
 // hasFastPath reports whether the programs are loaded.

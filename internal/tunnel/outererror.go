@@ -23,8 +23,8 @@ func (t *Tunnel) quotesOwn(e *encap.OuterError) bool {
 	return e.Protocol == ipv4.ProtocolIPIP
 }
 
-// outerError handles an ICMP error about an outer packet with this tunnel's addresses, or says why not: control
-// gets the ones that this tunnel's packets can have caused. It does not relay the error, since the
+// outerError hands an ICMP error about an outer packet with this tunnel's addresses to control if a packet of
+// this tunnel can have caused it, or returns why not. It does not relay the error, since the
 // quote may be forged: forward sends an ICMP error for the inner sender's next packet (RFC 2003,
 // section 5).
 //
@@ -48,7 +48,7 @@ func (t *Tunnel) outerError(e *encap.OuterError, now time.Time) (d drop.Reason) 
 		handle = (*control).unreachableError
 	}
 	kept := *e
-	if handle == nil || !t.post(func(c *control) { handle(c, &kept, now) }) { // the ones queued say the same
+	if handle == nil || !t.post(func(c *control) { handle(c, &kept, now) }) { // if the queue is full, the errors in it say the same
 		return drop.OuterErrorIgnored
 	}
 	return drop.None

@@ -14,19 +14,19 @@ import (
 // answer to a probe when it sends the next one, which takes no timer.
 
 const (
-	// fewProbes is how many in a row say something: one is lost now and then, or not answered by a peer that restarts.
+	// fewProbes is how many probes in a row are significant: one is lost now and then, or not answered by a peer that restarts.
 	fewProbes = 3
-	// manyProbes is enough, however many retries the keepalive has.
+	// manyProbes unanswered in a row are significant, however many retries the keepalive has.
 	manyProbes = 10
 )
 
 // peerAnswers are what control knows of the answers to the keepalive's probes.
 type peerAnswers struct {
-	due     bool // the last probe was sent, and has an answer
-	inARow  int  // probes that were answered
-	regular bool // fewProbes in a row were. Empty probes of the peer, which none can tell from answers, come seldom, or always
-	// unanswered are the probes in a row in whose interval the peer was heard, and since is when the first of them was sent, in
-	// nanoseconds after Tunnel.epoch. What is sent to a peer that is not there, as it restarts, says nothing.
+	due     bool // the last probe was sent, in a form that is answered
+	inARow  int  // answered probes
+	regular bool // fewProbes in a row were answered. The peer's own empty probes look like answers, but are rare, or never end
+	// unanswered counts the probes in a row without an answer though the peer was heard after them; since is when the first of
+	// them was sent, nanoseconds after Tunnel.epoch. A probe to a peer that is not heard, as it restarts, does not count.
 	unanswered int
 	since      int64
 }
@@ -50,10 +50,10 @@ func (a *peerAnswers) note(sent, heard int64) {
 	}
 }
 
-// restart forgets what is not of the peer, but of the time.
+// restart forgets the counts, but not regular, which is a property of the peer.
 func (a *peerAnswers) restart() { *a = peerAnswers{regular: a.regular} }
 
-// noteAnswers looks for the answer to the last probe.
+// noteAnswers counts the last probe as answered or not, before the next one is sent.
 func (c *control) noteAnswers() {
 	if keepalive.State(c.state.Load()) != keepalive.Up {
 		c.peerAnswers.restart()
@@ -61,7 +61,7 @@ func (c *control) noteAnswers() {
 	c.peerAnswers.note(c.probes.sentAt.Load(), c.lastReceivedNs.Load())
 }
 
-// noteProbeDue notes a probe that is about to be sent, if it has an answer. What cannot be sent is not missed.
+// noteProbeDue notes whether an answer is due to the probe that is about to be sent: not if it cannot be sent.
 func (c *control) noteProbeDue() {
 	if c.peerAnswers.due = c.cfg.KeepaliveProbe != keepalive.FormEmpty && c.route.Load().txDrop == drop.None && c.noPath == nil; !c.peerAnswers.due {
 		c.peerAnswers.restart()

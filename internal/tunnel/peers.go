@@ -13,10 +13,10 @@ import (
 // replaced and removed as its other routes are, but there may be thousands: which of them somebody has
 // removed is known from the mirror of the routes, and only these are added again.
 
-// peers are those of Routes that have a gateway.
+// peers returns the Routes that have a gateway.
 func (c *Config) peers() []netstate.InterfaceRoute { return c.routesWith(true) }
 
-// plainRoutes are the others.
+// plainRoutes returns the Routes without a gateway.
 func (c *Config) plainRoutes() []netstate.InterfaceRoute { return c.routesWith(false) }
 
 func (c *Config) routesWith(gateway bool) (routes []netstate.InterfaceRoute) {
@@ -43,15 +43,15 @@ func (c *Config) validateRoutes() error {
 	return nil
 }
 
-// peers are what the mirror knows of the configured ones. The mu of remotes guards it.
+// peers is what the mirror of the routes knows of the configured peers. The mu of remotes guards it.
 type peers struct {
 	gateways map[netip.Prefix][4]byte
-	// lost are those whose route is not there: it was removed, or replaced by another's.
+	// lost has the prefixes whose route the kernel has not: it was removed, or replaced by another one.
 	lost map[netip.Prefix]bool
-	news bool // some are in lost since takeLost
+	news bool // a route was lost since takeLost
 }
 
-// setPeers takes those of a Config. What is lost stays so, for a change adds only what is new.
+// setPeers takes the peers of a Config. A lost one stays lost: a change adds only routes that are new in the Config.
 func (m *remotes) setPeers(cfg *Config) {
 	gateways := map[netip.Prefix][4]byte{}
 	for _, r := range cfg.Routes {
@@ -96,7 +96,7 @@ func (m *remotes) takeLost() (news bool) {
 	return news
 }
 
-// withoutPresent are routes without those of the peers whose route is there.
+// withoutPresent returns routes without the peers' routes that the kernel has.
 func (m *remotes) withoutPresent(routes []netstate.InterfaceRoute) []netstate.InterfaceRoute {
 	m.mu.Lock()
 	defer m.mu.Unlock()

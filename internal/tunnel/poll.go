@@ -9,11 +9,11 @@ import (
 	"ipipd/internal/netstate"
 )
 
-// What no message tells of is polled, by one goroutine for all tunnels and only while there is
+// What no netlink message tells of is polled, by one goroutine for all tunnels and only while there is
 // traffic:
 //   - captures on the egress of an interface, which packets of the fast path skip as they skip its
-//     qdisc (netlink tells of that: netstate.Answer.Egress): the fast path is disabled while any of
-//     these is present, as in RouterOS;
+//     qdisc: the fast path is disabled while either is present, as in RouterOS (netlink tells of the
+//     qdisc: netstate.Answer.Egress);
 //   - sockets of other processes for protocol 4, from which a fast path with many remotes would keep
 //     what it refuses;
 //   - legacy iptables;
@@ -24,7 +24,7 @@ const (
 	// pollInterval is the period while there is traffic.
 	pollInterval = time.Second
 	// pollIdle is the period without traffic while a tunnel has the fast path, whose packets
-	// wake nobody. Without any the poller sleeps until the data path wakes it.
+	// wake nobody. Without such a tunnel the poller sleeps until the data path wakes it.
 	pollIdle = 10 * time.Second
 	// activeFor is how long a tunnel counts as active after its last packet.
 	activeFor = 3 * time.Second
@@ -37,8 +37,8 @@ type activity struct {
 	packets       uint64 // sent and received, as last read
 	last          time.Time
 	refreshed     time.Time
-	checked       time.Time // for taps
-	reassembledAt time.Time // of reassembled; zero is never
+	checked       time.Time // when checkTaps and checkOthers were last called
+	reassembledAt time.Time // when reassembled was read; zero is never
 	reassembled   reassembled
 }
 
@@ -60,7 +60,7 @@ func (e *Engine) noteTraffic() {
 	}
 }
 
-// poll runs until ctx is done.
+// poll is the goroutine that polls. It returns when ctx is done.
 func (e *Engine) poll(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -121,7 +121,7 @@ func (e *Engine) pollTunnels(now time.Time) (active, anyFast bool) {
 		if isActive && now.Sub(a.refreshed) >= refreshInterval {
 			a.refreshed = now
 			if t.many != nil {
-				t.confirmDue.Store(true) // no event, for which strangers leave no room
+				t.confirmDue.Store(true) // no event: ICMP errors that strangers send can fill the queue
 				t.wakeControl()
 			} else {
 				t.confirmNextHop()
@@ -134,7 +134,7 @@ func (e *Engine) pollTunnels(now time.Time) (active, anyFast bool) {
 	if active && now.Sub(e.rechecked) >= refreshInterval {
 		e.rechecked = now
 		e.network.Recheck()
-		e.updateReception() // unfinished checksums are forgotten, and what has failed is tried again
+		e.updateReception() // partialChecksums may have timed out, and a failed SetReceive is tried again
 	}
 	return active, anyFast
 }
@@ -151,7 +151,7 @@ func (t *Tunnel) checkTaps(taps func() egressTaps) {
 	}
 }
 
-// egressTaps are the packet sockets that see what interfaces send.
+// egressTaps are the packet sockets (AF_PACKET) that see what interfaces send, or why they are not known.
 type egressTaps struct {
 	netstate.Taps
 	err error
@@ -162,7 +162,7 @@ func (e *Engine) egressTaps() (t egressTaps) {
 	return t
 }
 
-// on is the capture that the fast path would hide the interface's packets from; "" if there is none.
+// on names a capture that the fast path would hide the interface's packets from; "" if there is none.
 func (t egressTaps) on(ifindex int) string {
 	if t.err != nil {
 		return fmt.Sprintf("cannot tell which captures there are: %v", t.err)

@@ -29,18 +29,18 @@ type Property struct {
 	Words []string
 	// Repeatable: each Set appends a value, and Get joins them with commas.
 	Repeatable bool
-	// Mapping: in a file the values may be a mapping, of what is before the = to what is behind it.
+	// Mapping: in a file the values may be a YAML mapping, whose keys are what is before the =.
 	Mapping bool
 	// Secret: errors and Get do not show the value.
 	Secret bool
-	// Remade says when a change has the tunnel made again, and why; "" is never: it changes in place.
+	// Remade says when a change of the property has the tunnel made again, and why; "": it changes in place.
 	Remade string
 
 	// get returns the value in the notation that set takes, "" if it is not set.
 	get func(*Config) string
 	// set returns "", or a description of the accepted values.
 	set func(*Config, string) (want string)
-	// reset is nil if set takes what get returns of the default.
+	// reset sets the default; nil if set takes what get returns of the default.
 	reset func(*Config)
 }
 
@@ -56,7 +56,7 @@ func (p Property) Set(c *Config, value string) error {
 	return &ValueError{Property: p.Name, Value: value, Want: want}
 }
 
-// Reset gives c the default, which of a property that is required is none.
+// Reset sets the property of c to its default; one that is required is unset then.
 func (p Property) Reset(c *Config) {
 	if p.reset != nil {
 		p.reset(c)

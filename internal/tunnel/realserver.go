@@ -16,8 +16,8 @@ import (
 )
 
 // The real server of a load balancer: a tunnel with accept-from and accept-to, where answers leave by the
-// underlay. What the host's rp_filter, ARP and MSS have to be for it is looked at when something else has
-// the tunnel's control run, since no message tells of most of it.
+// underlay. Whether the host's rp_filter, ARP and MSS settings suit it is looked at in rounds of control that
+// something else has caused, since no netlink message tells of most of them.
 
 const (
 	// realServerGap is the least time between two looks; while something is wrong the next one comes after
@@ -25,14 +25,14 @@ const (
 	realServerGap = time.Second
 )
 
-// realServer is control's part.
+// realServer is what control knows of the tunnel as a real server.
 type realServer struct {
-	lookedAt time.Time
-	due      time.Time // zero is with the next round
-	ours     int       // the interface whose own sysctls were set
+	lookedAt time.Time // when the host was last looked at
+	due      time.Time // when the next look is due; zero: in the next round, if there is one
+	ours     int       // the ifindex of the tunnel's interface when its own sysctls were set
 }
 
-// realServerCodes are its warnings.
+// realServerCodes are the warnings about a real server.
 var realServerCodes = []warning.Code{
 	warning.SysctlNotSet, warning.RPFilterTunnel, warning.VIPMissing, warning.VIPAnswered, warning.SYNACKMSS,
 }
@@ -40,7 +40,7 @@ var realServerCodes = []warning.Code{
 // RealServer reports whether packets come out of the tunnel whose sources are not routed into it.
 func (c *Config) RealServer() bool { return c.many() && len(c.AcceptFrom) > 0 && len(c.AcceptTo) > 0 }
 
-// warnRealServer looks at the host, warns, and sets what is to be set.
+// warnRealServer looks at the host's settings, warns of unsuitable ones and, with manage-sysctls, sets them.
 func (c *control) warnRealServer(now time.Time) {
 	s := &c.realServer
 	if !c.cfg.RealServer() || !c.here() {
@@ -84,7 +84,8 @@ func (c *control) warnRealServer(now time.Time) {
 	}
 }
 
-// Served finds what the host serves of accept-to, and on which links that is.
+// Served finds the addresses of accept-to that this host has, and the interfaces on whose link one is that they do
+// not have themselves.
 func (c *Config) Served(ifname string, interfaces []netstate.AddressedInterface) *sysctl.Server {
 	s := &sysctl.Server{Interface: ifname}
 	owners := map[netip.Addr][]int{}
@@ -111,7 +112,7 @@ func (c *Config) Served(ifname string, interfaces []netstate.AddressedInterface)
 	return s
 }
 
-// answers is the route of answers from what is served; nil without any.
+// answers returns the route that answers from a served address take; nil if there is none.
 func (c *control) answers(served []netip.Addr) *netstate.AnswerRoute {
 	for _, a := range served {
 		if r, err := netstate.FindAnswerRoute(a); err == nil {
@@ -146,7 +147,7 @@ func (c *Config) AddServed() string {
 	return ""
 }
 
-// warnMSS warns of answers whose SYN-ACK has clients send more than comes through the tunnel.
+// warnMSS warns if the MSS of a SYN-ACK lets clients send longer packets than the tunnel takes.
 func (c *control) warnMSS(answers *netstate.AnswerRoute) {
 	mtu := int(c.mtu.Load())
 	const headers = 40 // of IPv4 and TCP
@@ -158,7 +159,7 @@ func (c *control) warnMSS(answers *netstate.AnswerRoute) {
 		fmt.Sprintf("%s; or --mtu %d, if the way from the balancer takes packets of %d bytes", answers.SetMSS(mtu-headers), answers.MSS()+headers, answers.MSS()+headers+20))
 }
 
-// setSysctls sets what is needed.
+// setSysctls sets the sysctls that the real server needs.
 func (c *control) setSysctls(server *sysctl.Server) error {
 	root, s := os.DirFS("/"), &c.realServer
 	var settings []sysctl.Setting
@@ -167,7 +168,7 @@ func (c *control) setSysctls(server *sysctl.Server) error {
 			settings = append(settings, n.Settings...)
 		}
 	}
-	if s.ours == c.ifindex { // an operator's since then
+	if s.ours == c.ifindex { // those of the interface itself are set once: an operator may have changed them
 		settings = slices.DeleteFunc(settings, func(s sysctl.Setting) bool { return s.Ours })
 	}
 	s.ours = c.ifindex
@@ -186,7 +187,7 @@ func settingsText(settings []sysctl.Setting) string {
 	return strings.TrimSpace(b.String())
 }
 
-// managedSysctls are those that the tunnels of a process have set.
+// managedSysctls are the sysctls that the tunnels of a process have set.
 type managedSysctls struct {
 	manage bool // manage-sysctls
 
@@ -205,7 +206,8 @@ func (m *managedSysctls) set(t *Tunnel, settings []sysctl.Setting) (done []sysct
 	return m.manager.Set(settings)
 }
 
-// release ends a tunnel's need. With the last one's all are set back, unless the next process needs them.
+// release notes that t needs no sysctls any more. When no tunnel does all are set back, unless they are left to
+// the next process.
 func (m *managedSysctls) release(t *Tunnel) {
 	if m == nil || t.engine.leaving.Load() {
 		return
@@ -219,7 +221,7 @@ func (m *managedSysctls) release(t *Tunnel) {
 	}
 }
 
-// restore sets back what is left of this process, or of one that was killed.
+// restore sets back the sysctls that this process, or one that was killed, has left set.
 func (m *managedSysctls) restore(e *Engine) {
 	if m != nil && m.manager.Dir != "" {
 		m.mu.Lock()
@@ -228,7 +230,7 @@ func (m *managedSysctls) restore(e *Engine) {
 	}
 }
 
-// end is restore, unless the next process needs them.
+// end is restore, unless the sysctls are left to the next process.
 func (m *managedSysctls) end(e *Engine) {
 	switch {
 	case m == nil:

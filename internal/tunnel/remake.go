@@ -15,11 +15,11 @@ import (
 
 const (
 	// maxRemakes is how often in a row, with less than remakeWindow between two, an interface is made
-	// again at once. Then it is after lastRemake.
+	// again at once. From then on that is done after lastRemake.
 	maxRemakes   = 5
 	remakeWindow = time.Minute
-	// firstRemake is the time until what cannot be made is tried again. It doubles each time, up to
-	// lastRemake.
+	// firstRemake is the time until an interface that could not be made is tried again. It doubles each
+	// time, up to lastRemake.
 	firstRemake, lastRemake = time.Second, 30 * time.Second
 )
 
@@ -27,15 +27,15 @@ const (
 type lostInterface struct {
 	gone  bool
 	since time.Time     // when it was last lost
-	times int           // in a row
-	at    time.Time     // when it is to be made
-	wait  time.Duration // after the last try, if that has failed
+	times int           // how often it was lost in a row
+	at    time.Time     // when it is to be made again
+	wait  time.Duration // from the last failed try to at
 }
 
 // interfaceGone is called when a queue of a device cannot be read any more.
 func (c *control) interfaceGone(device tun.Device, err error, now time.Time) {
 	lost := &c.lost
-	if lost.gone || device != c.device { // another queue has told
+	if lost.gone || device != c.device { // another queue has reported it
 		return
 	}
 	c.setMissing("interface " + c.madeName + ", which was deleted")
@@ -55,7 +55,8 @@ func (c *control) interfaceGone(device tun.Device, err error, now time.Time) {
 
 func (c *control) setMissing(text string) { c.missing.Store(&text) }
 
-// closeInterface closes what is left of the interface. The fast path would redirect to it what nobody counts.
+// closeInterface closes what is left of the interface, and disables the fast path, which would redirect packets to
+// it that nobody counts.
 func (c *control) closeInterface() {
 	c.disableFastPath()
 	c.attachAt = time.Time{}
@@ -99,7 +100,7 @@ func (c *control) remakeInterface(now time.Time) {
 	lost.at = now.Add(lost.wait)
 }
 
-// reconfigure gives the interface what it had, but for its routes, and has it read.
+// reconfigure gives the interface what it had, but for its routes, and has the workers read its queues.
 func (c *control) reconfigure() error {
 	again := netstate.Interface{Index: c.ifindex, AltName: altName(c.cfg.Name), Addresses: c.cfg.Addresses, Program: c.encapProgram()}
 	if err := c.engine.network.Configure([]netstate.Interface{again}); err != nil {

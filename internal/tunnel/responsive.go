@@ -2,8 +2,8 @@ package tunnel
 
 import "time"
 
-// Unresponsive returns the name of a tunnel whose control goroutine runs nothing that it is sent within that time,
-// "" if there is none. While Apply holds some of them that is no sign of anything.
+// Unresponsive returns the name of a tunnel whose control goroutine does not run an event within that time; "" if all
+// do. While Apply holds control goroutines they do not, and nothing is wrong.
 func (e *Engine) Unresponsive(within time.Duration) string {
 	late := time.NewTimer(within)
 	defer late.Stop()

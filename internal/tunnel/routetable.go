@@ -11,14 +11,14 @@ import (
 // path, in which a look-up waits for one cache line; in the map it waits for two.
 type routeTable struct {
 	all   map[[4]byte]*route
-	slots []routeSlot // a power of two, and at least twice as many as all has; one is at its hash, or soon after
+	slots []routeSlot // a power of two, at least twice len(all); a remote's is at its hash or, if that is taken, soon after
 	shift uint8       // leaves the bits of a hash that are an index in slots
 	hash  fib.Hash
 }
 
 type routeSlot struct {
 	remote [4]byte
-	route  *route // nil is free
+	route  *route // nil: the slot is free
 }
 
 // newRouteTable keeps all, which must not change from now on.
@@ -31,10 +31,10 @@ func newRouteTable(all map[[4]byte]*route) *routeTable {
 	return t
 }
 
-// of is the route to a remote; nil if there is none.
+// of returns the route to a remote; nil if it has none of its own.
 func (t *routeTable) of(remote [4]byte) *route { return t.slot(remote).route }
 
-// slot is that of a remote, or the free one where it would be.
+// slot returns the slot of a remote, or the free one where it would be.
 func (t *routeTable) slot(remote [4]byte) *routeSlot {
 	for i := t.index(remote); ; i++ {
 		if s := &t.slots[i&(len(t.slots)-1)]; s.route == nil || s.remote == remote {
@@ -43,7 +43,7 @@ func (t *routeTable) slot(remote [4]byte) *routeSlot {
 	}
 }
 
-// index is where the slot of a remote is looked for first.
+// index returns where the slot of a remote is looked for first.
 func (t *routeTable) index(remote [4]byte) int {
 	return int(t.hash.Of(uint64(binary.NativeEndian.Uint32(remote[:]))) >> t.shift)
 }

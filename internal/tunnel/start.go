@@ -31,7 +31,7 @@ func (e *Engine) start(c *control) error {
 	return nil
 }
 
-// newControl returns a tunnel that has nothing open yet. secret is that of cfg.
+// newControl returns a tunnel that has nothing open yet. secret is cfg.IPsec's, already read.
 func (e *Engine) newControl(cfg *Config, secret ike.Secret) *control {
 	t := &Tunnel{
 		engine: e, epoch: time.Now(), ifname: newIfnameHandler(e.log, cfg.Name),
@@ -97,7 +97,7 @@ func (e *Engine) open(tunnels []*control) error {
 	return nil
 }
 
-// interfaceError is an error of Network.Configure, about the tunnel that it is about.
+// interfaceError returns an error of Network.Configure as a *TunnelError about the tunnel with that interface.
 func (e *Engine) interfaceError(tunnels []*control, err error) error {
 	var of *netstate.InterfaceError
 	if errors.As(err, &of) {
@@ -168,7 +168,7 @@ func (c *control) openInterface() error {
 	return err
 }
 
-// queues is the number of TUN queues of a tunnel with that Config.
+// queues returns the number of TUN queues of a tunnel with that Config.
 func (e *Engine) queues(cfg *Config) int {
 	if cfg.TunQueues == 0 {
 		return e.threads
@@ -176,7 +176,8 @@ func (e *Engine) queues(cfg *Config) int {
 	return cfg.TunQueues
 }
 
-// opened is called once the interface is configured.
+// opened is called once the interface is configured. It mirrors the interface's routes, and gives its queues
+// to the workers.
 func (c *control) opened() error {
 	t, e := c.Tunnel, c.engine
 	if c.cfg.RPS != "" {
@@ -226,7 +227,7 @@ func (e *Engine) enter(tunnels []*control, pairs map[*Tunnel]outerPair, removed 
 	return e.register(pairs, removed)
 }
 
-// protectAll has the encrypted ones among tunnels negotiate.
+// protectAll has the tunnels with a secret negotiate.
 func (e *Engine) protectAll(tunnels []*control) error {
 	for _, c := range tunnels {
 		next := *c.route.Load()
@@ -241,7 +242,7 @@ func (e *Engine) protectAll(tunnels []*control) error {
 	return nil
 }
 
-// pairsOf are the outer addresses of tunnels that are open, as far as they are known.
+// pairsOf returns the outer addresses of tunnels that are open; 0 of one whose are not known.
 func pairsOf(tunnels []*control) map[*Tunnel]outerPair {
 	pairs := make(map[*Tunnel]outerPair, len(tunnels))
 	for _, c := range tunnels {

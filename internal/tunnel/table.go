@@ -9,7 +9,7 @@ import (
 // changed copy.
 type table map[outerPair]*Tunnel
 
-// outerPair are a tunnel's outer addresses, local and remote.
+// outerPair are a tunnel's outer addresses in network byte order, the local one in the upper 32 bits.
 type outerPair uint64
 
 func pairOf(local, remote [4]byte) outerPair {
@@ -19,7 +19,7 @@ func pairOf(local, remote [4]byte) outerPair {
 
 func (t *table) find(local, remote [4]byte) *Tunnel { return (*t)[pairOf(local, remote)] }
 
-// findMany returns the tunnel with many remotes that has a local address, else the one that has any.
+// findMany returns the tunnel with many remotes whose local-address is local, else the one without a local-address.
 func (t *table) findMany(local [4]byte) *Tunnel {
 	if has := t.find(local, anyRemote); has != nil || local[0] >= 224 { // multicast is no address of this host
 		return has

@@ -19,8 +19,8 @@ import (
 // answers, IKE) in route.txDrop, for the data path, and in words in route.waiting.
 //
 // A local address that is not on this host may be on another, as with a VRRP backup, and the peer could not
-// tell the two apart: without it a tunnel is suspended. Until there has been a path it is, too. But for a
-// path that goes, the keepalive decides: routes come back soon.
+// tell the two apart: without it a tunnel is suspended. Until there has been a path it is, too. When a
+// path goes later the keepalive decides: routes come back soon.
 
 // unresolvedError means that the remote's name has no address yet.
 type unresolvedError struct {
@@ -35,7 +35,7 @@ func (e *unresolvedError) Error() string {
 	return NotResolved(e.name, e.err).Error()
 }
 
-// pathError is why there is no path to remote by an answer; nil if there is one.
+// pathError returns why, by an answer, there is no path to remote; nil if there is one.
 func (c *control) pathError(a *netstate.Answer, remote netip.Addr) error {
 	if c.many != nil {
 		if errors.As(a.Err, new(*netstate.NoDeviceError)) {
@@ -48,13 +48,14 @@ func (c *control) pathError(a *netstate.Answer, remote netip.Addr) error {
 		return &unresolvedError{c.cfg.RemoteAddress, c.lookupErr}
 	case a.Err != nil:
 		return a.Err
-	case c.started: // what is wrong with the path shows in the packets
+	case c.started: // a loop, or a remote that has become local, shows in the packets
 		return nil
 	}
 	return c.remoteError(a, remote)
 }
 
-// remoteError is why a remote to which there is a route cannot be that of the tunnel; nil if it can.
+// remoteError returns why a remote to which there is a route cannot be the tunnel's: it is an address of this
+// host, or the route is a loop; nil if it can.
 func (c *control) remoteError(a *netstate.Answer, remote netip.Addr) error {
 	if a.Route.Local {
 		return RemoteIsLocal(remote)
@@ -65,14 +66,14 @@ func (c *control) remoteError(a *netstate.Answer, remote netip.Addr) error {
 	return nil
 }
 
-// mayCome reports whether a pathError is about what the network lacks now, and not about what is wrong in
-// itself.
+// mayCome reports whether a pathError is about something that the network lacks now, for which a tunnel waits,
+// and not about a wrong configuration.
 func mayCome(err error) bool {
 	return !errors.Is(err, netstate.ErrNotUnicast) &&
 		(errors.As(err, new(*unresolvedError)) || errors.As(err, new(*netstate.NoDeviceError)) || errors.As(err, new(*netstate.NoRouteError)))
 }
 
-// waitingText is a pathError in Status.WaitingFor.
+// waitingText formats a pathError for Status.WaitingFor.
 func waitingText(err error) string {
 	var unresolved *unresolvedError
 	var noDevice *netstate.NoDeviceError
@@ -96,8 +97,8 @@ func waitingText(err error) string {
 	return err.Error()
 }
 
-// wait sets in next, a route to be, why nothing can be sent by it, and closes the ipsecPolicy if not
-// even IKE may be. noPath is the pathError.
+// wait sets suspended, txDrop and waiting of next, a route that is not stored yet, and closes the ipsecPolicy
+// if not even IKE may be sent. noPath is the pathError.
 func (c *control) wait(next *route, noPath error) {
 	a := c.answer
 	noDevice := errors.As(noPath, new(*netstate.NoDeviceError))
@@ -169,14 +170,14 @@ func (c *control) resetKeepalive(now time.Time) {
 
 // setNoPath stores a pathError, nil for none, and warns of it.
 func (c *control) setNoPath(err error) {
-	if err == nil && c.noPath != nil && !c.suspended() { // else it is taken up
+	if err == nil && c.noPath != nil && !c.suspended() { // else replaceRoute logs it
 		c.log.Info("there is a way to the remote again")
 	}
 	c.noPath = err
 	c.warnPath(err)
 }
 
-// wantedRoutes are those of routes that may lead into the tunnel now.
+// wantedRoutes returns the ones of routes that may lead into the tunnel now.
 func (c *control) wantedRoutes(routes []netstate.InterfaceRoute) []netstate.InterfaceRoute {
 	switch {
 	case c.held:
@@ -187,8 +188,8 @@ func (c *control) wantedRoutes(routes []netstate.InterfaceRoute) []netstate.Inte
 	return routesWithoutPath(routes, c.remote)
 }
 
-// routesWithoutPath are those of routes that do not stand in the way of a path, while a tunnel has none: one
-// to the remote itself, or to the name server of its name, would keep it from ever having any.
+// routesWithoutPath returns the ones of routes that a tunnel without a path may have. One that covers the remote, or
+// the name server of its name, would keep the tunnel from ever getting a path.
 func routesWithoutPath(routes []netstate.InterfaceRoute, remote netip.Addr) []netstate.InterfaceRoute {
 	return slices.DeleteFunc(slices.Clone(routes), func(r netstate.InterfaceRoute) bool {
 		return !remote.IsValid() || r.Prefix.Contains(remote)

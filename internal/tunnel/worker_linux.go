@@ -22,13 +22,13 @@ type waiter struct {
 	stopping atomic.Bool
 }
 
-// Keys in a worker's epoll set that are no sources: those are positive.
+// Keys in a worker's epoll set that are of no source: the keys of sources are positive.
 const (
 	wakeKey = 0
-	outKey  = -1 // the epoll set of the other worker of the pair
+	outKey  = -1 // out's epoll set, in that of in while out is parked
 )
 
-// workers is a pair of them: out reads TUN queues, in reads receivers. Each has a thread from its
+// workers is a pair of workers: out reads TUN queues, in reads receivers. Each has a thread from its
 // first file descriptor on.
 type workers struct {
 	out, in *worker
@@ -73,7 +73,7 @@ func (w *worker) watch(fd int, key int32) error {
 	return nil
 }
 
-// unwatch is its opposite, for an open file descriptor.
+// unwatch undoes watch, for an open file descriptor.
 func (w *worker) unwatch(fd int) { _ = w.epoll.Remove(fd) }
 
 // runOut is the thread of out.

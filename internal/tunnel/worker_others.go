@@ -14,7 +14,7 @@ type waiter struct {
 	stopping atomic.Bool
 }
 
-// workers is a pair of them: out reads TUN queues, in reads receivers.
+// workers is a pair of workers: out reads TUN queues, in reads receivers.
 type workers struct{ out, in *worker }
 
 func newWorkers(index int, newWorker func(index int) *worker, spawn func(func())) (*workers, error) {
