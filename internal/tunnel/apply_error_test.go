@@ -12,7 +12,7 @@ import (
 	"ipipd/test/memory"
 )
 
-// opening has f called before an interface of that name is made, once.
+// opening has f called once, before an interface with that name is made.
 func (m *hostModel) opening(name string, f func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -61,7 +61,7 @@ func TestEngineApply_closedMeanwhile(t *testing.T) {
 	}
 }
 
-// Close ends what an Apply under way starts, and nothing is started afterwards.
+// Close ends the tunnels that an Apply under way starts, and a later Apply starts none.
 func TestEngineApply_engineClosed(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, m := newModel(t, socket)
@@ -69,7 +69,7 @@ func TestEngineApply_engineClosed(t *testing.T) {
 	closed := make(chan error, 1)
 	m.opening("c", func() {
 		go func() { closed <- e.Close() }()
-		time.Sleep(10 * time.Millisecond) // as far as it comes
+		time.Sleep(10 * time.Millisecond) // so that Close comes as far as it can
 	})
 	_ = e.Apply(t.Context(), configs(t, lineA, "name=c remote-address=198.51.100.9"))
 	if err := <-closed; err != nil {
@@ -83,7 +83,7 @@ func TestEngineApply_engineClosed(t *testing.T) {
 	}
 }
 
-// A tunnel whose last one of that name has failed, and is being closed, waits for that.
+// A tunnel is not made before the one of its name that has failed is closed.
 func TestEngineApply_closingName(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, _ := newModel(t, socket)
@@ -101,7 +101,7 @@ func TestEngineApply_closingName(t *testing.T) {
 	}
 }
 
-// A route of the operator's in place of one that a tunnel has lost stays when another tunnel is to get it.
+// An operator's route in place of one that a tunnel has lost stays, even if another tunnel is to get the lost route.
 func TestEngineApply_operatorsRoute(t *testing.T) {
 	const operators = 7
 	route := netstate.InterfaceRoute{Prefix: netip.MustParsePrefix("10.20.0.0/16")}

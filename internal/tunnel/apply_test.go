@@ -34,7 +34,7 @@ type hostModel struct {
 	rps       map[string]string
 	devices   map[string]*memory.Device // by name; those that are not closed
 	opened    int
-	calls     int // that change anything
+	calls     int // those that change anything
 	gaps      int // routes that led nowhere for a while
 	failOpen  string
 	failRoute netstate.InterfaceRoute
@@ -85,7 +85,7 @@ func (m *hostModel) AddAddresses(device int, addresses []netstate.InterfaceAddre
 	return added, err
 }
 
-// exists reports whether there is an interface of that index. The caller holds mu.
+// exists reports whether there is an interface with that index. The caller holds mu.
 func (m *hostModel) exists(device int) bool {
 	for _, d := range m.devices {
 		if s, _ := d.State(); s.Index == device {
@@ -192,7 +192,7 @@ func (d *modelDevice) Close() error {
 	return d.Device.Close()
 }
 
-// delete removes what the host has of the interface.
+// delete removes the interface with its addresses and routes from the host.
 func (d *modelDevice) delete() {
 	d.model.change(func() {
 		if d.model.devices[d.Name()] != d.Device { // it was deleted before
@@ -234,7 +234,7 @@ func (m *hostModel) open(o tun.Options) (tun.Device, error) {
 	return &modelDevice{d, m, 100 + m.opened}, nil
 }
 
-// String is what the host has, by names and not by indices.
+// String lists what the host has, by names of interfaces and not by indices.
 func (m *hostModel) String() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -287,7 +287,7 @@ func newModel(t *testing.T, socket *memory.Socket) (*Engine, *hostModel) {
 	return e, m
 }
 
-// config is that of a tunnel as flags give it, from name=value words, where ~ is a blank.
+// config parses a tunnel's Config from words name=value, as flags would set it; ~ is a blank.
 func config(t *testing.T, words string) Config {
 	t.Helper()
 	c, err := parseConfig(words)
@@ -319,7 +319,7 @@ func configs(t *testing.T, lines ...string) (all []Config) {
 	return all
 }
 
-// shown is what print shows of the tunnels, without what depends on the past.
+// shown returns what print shows of the tunnels, without counters and times.
 func shown(e *Engine) string {
 	var lines []string
 	for _, t := range e.Tunnels() {
@@ -338,7 +338,7 @@ func shown(e *Engine) string {
 	return strings.Join(lines, "\n")
 }
 
-// state is all that a start with the present configuration would make the same.
+// state returns all that must be the same after a change and after a start with the new configuration.
 func state(e *Engine, m *hostModel) string { return shown(e) + "\n" + m.String() }
 
 func apply(t *testing.T, e *Engine, lines ...string) {
@@ -353,7 +353,7 @@ const (
 	lineB = "name=b remote-address=198.51.100.2 address=10.255.0.5/30 route=10.30.0.0/16"
 )
 
-// Twice the same configurations: the second time nothing is called that changes anything.
+// Applying the same configurations a second time makes no call that changes anything.
 func TestEngineApply_unchanged(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, m := newModel(t, socket)
@@ -368,7 +368,7 @@ func TestEngineApply_unchanged(t *testing.T) {
 	}
 }
 
-// Each property changes as a start with the new value would have it, in place unless Remade.
+// A change of any property has the result of a start with the new value, in place unless Remade.
 func TestEngineApply_property(t *testing.T) {
 	const base = "name=a remote-address=198.51.100.1 address=10.255.0.1/30 route=10.20.0.0/16"
 	values := map[string]string{
@@ -384,7 +384,7 @@ func TestEngineApply_property(t *testing.T) {
 			t.Errorf("%s is not tested", p.Name)
 		}
 		if value == "" || strings.HasPrefix(p.Name, "ipsec-") {
-			continue // see TestEngineApply_secret
+			continue // IPsec takes the kernel's sockets
 		}
 		t.Run(p.Name, func(t *testing.T) {
 			base := base
@@ -470,7 +470,7 @@ func TestEngineApply_error(t *testing.T) {
 	}
 }
 
-// A tunnel that cannot be made again runs as it did.
+// If a tunnel cannot be made again, the old one is started again as it was.
 func TestEngineApply_remadeFails(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, m := newModel(t, socket)
@@ -517,8 +517,8 @@ func TestEngineApply_exchange(t *testing.T) {
 	}
 }
 
-// Reload from A to B leaves what a start with B makes, whatever A has waited for, or B waits for, and if an
-// interface is deleted.
+// A change of the configurations from A to B has the result of a start with B, whatever tunnels of A or B wait
+// for, and even if an interface is deleted.
 func TestEngineApply_random(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	line := func(name string, n int) string {
@@ -559,7 +559,7 @@ func TestEngineApply_random(t *testing.T) {
 		fresh, m2 := newModel(t, other)
 		m2.resolved, m2.fakeNetwork.devices = resolved, map[string]int{"eth7": 7}
 		apply(t, fresh, lines...)
-		settled := func() bool { // the names are looked up
+		settled := func() bool { // once the names are looked up
 			return state(e, m) == state(fresh, m2)
 		}
 		for end := time.Now().Add(patience); !settled(); time.Sleep(time.Millisecond) {
@@ -570,7 +570,7 @@ func TestEngineApply_random(t *testing.T) {
 	}
 }
 
-// Close waits for Apply, so that no tunnel is left, and then there is none any more.
+// Close waits for an Apply under way, and leaves none of its tunnels.
 func TestEngineApply_closed(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, m := newModel(t, socket)

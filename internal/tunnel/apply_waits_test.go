@@ -26,7 +26,7 @@ func permutations(words []string) (all [][]string) {
 	return all
 }
 
-// present is what the host has of what a tunnel needs, and what print says while it has not.
+// present are the things that a tunnel needs of the host's network, and what print says while each is missing.
 var present = map[string]struct {
 	waiting string
 	come    func(*hostModel)
@@ -56,7 +56,7 @@ var present = map[string]struct {
 	},
 }
 
-// network changes the network, and what can be resolved.
+// network changes the network, and the names that resolve.
 func (m *hostModel) network(f func(*hostModel)) {
 	m.fakeNetwork.set(func(*fakeNetwork) {
 		m.mu.Lock()
@@ -69,8 +69,8 @@ func (m *hostModel) hasRoute(r string) bool {
 	return strings.Contains(m.String()+"\n", "route a "+r+"\n")
 }
 
-// A tunnel starts with nothing of what it needs of the network there, and runs when all of it has come, in any
-// order, while another one is not touched.
+// A tunnel starts while all that it needs of the network is missing, and runs when all of it has come, in any
+// order. Another tunnel is not touched.
 func TestEngineApply_anyOrder(t *testing.T) {
 	for _, order := range permutations(slices.Sorted(maps.Keys(present))) {
 		t.Run(strings.Join(order, "-"), func(t *testing.T) {
@@ -119,8 +119,8 @@ func TestEngineApply_anyOrder(t *testing.T) {
 	}
 }
 
-// Two tunnels turn out to have the same outer addresses: the second says so, and has them when the first has
-// gone.
+// Two tunnels turn out to have the same outer addresses: the second warns of it, and gets them when the first
+// has ended.
 func TestControlRegister_taken(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, m := newModel(t, socket)
@@ -145,7 +145,8 @@ func TestControlRegister_taken(t *testing.T) {
 	}
 }
 
-// A reload that takes away what a tunnel needs leaves what a start with it makes, and brings it back.
+// After a change to something that the network lacks a tunnel waits, as after a start with it, and a change
+// back has it run again.
 func TestEngineApply_waits(t *testing.T) {
 	for _, change := range []string{"underlay-device=eth7", "remote-address=nowhere.example", "remote-address=nowhere.example local-address=192.0.2.1",
 		"underlay-device=eth7 route=0.0.0.0/0", "remote-address=nowhere.example route=0.0.0.0/0 keepalive=10s,10"} {
@@ -166,7 +167,7 @@ func TestEngineApply_waits(t *testing.T) {
 					}
 				}
 				eventually(t, "both say what they wait for", func() bool { return said(e)() && said(fresh)() })
-				(&endpoint{Tunnel: a}).do(t, func(*control) {}) // after the one that ends the look-up
+				(&endpoint{Tunnel: a}).do(t, func(*control) {}) // runs after the event that ends the look-up
 				if got, want := state(e, m), state(fresh, m2); got != want {
 					t.Errorf("changed:\n%s\nstarted:\n%s", got, want)
 				}
@@ -180,8 +181,8 @@ func TestEngineApply_waits(t *testing.T) {
 	}
 }
 
-// A default route is not there before it leads elsewhere than to the remote, or the remote would never be
-// reached; it stays a loop that is named.
+// A default route into the tunnel is not added as long as it would be the route to the remote, too: the tunnel
+// waits, and names the loop.
 func TestControlPathError_loop(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, m := newModel(t, socket)

@@ -22,7 +22,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// capturing is a capture that runs.
+// capturing is a running capture.
 type capturing struct {
 	t      testing.TB
 	engine *Engine
@@ -35,14 +35,14 @@ type capturing struct {
 	out bytes.Buffer
 }
 
-// Write makes it an io.Writer.
+// Write appends to the file.
 func (c *capturing) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.out.Write(p)
 }
 
-// file is what was written so far.
+// file parses what was written so far.
 func (c *capturing) file() *netlab.CaptureFile {
 	c.t.Helper()
 	c.mu.Lock()
@@ -81,7 +81,7 @@ func (c *capturing) await() *netlab.CaptureFile {
 	return f
 }
 
-// startCapture returns once the tunnel is captured. It writes to w, nil is capturing.file.
+// startCapture starts a capture to w, or if that is nil to capturing.file, and returns once the tunnel is captured.
 func startCapture(t testing.TB, e *Engine, name string, o capture.Options, w io.Writer) *capturing {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -146,7 +146,7 @@ func TestEngineCapture(t *testing.T) {
 	}
 }
 
-// The comment of a packet that is dropped is why, with the remedy.
+// The comment of a dropped packet has the reason and the remedy.
 func TestEngineCapture_drops(t *testing.T) {
 	a, b := pair(t, func(c *Config) { c.DontFragment, c.MTU = true, 2000 })
 	all, drops := startCapture(t, a.engine, "", capture.Options{}, nil), startCapture(t, a.engine, "", capture.Options{Drops: true}, nil)
@@ -210,7 +210,7 @@ func TestEngineCapture_drops(t *testing.T) {
 	}
 }
 
-// outerPacket is an outer packet to outerA.
+// outerPacket returns an outer packet to outerA.
 func outerPacket(t *testing.T, from [4]byte, inner []byte) []byte {
 	t.Helper()
 	h := ipv4.Header{TotalLen: 20 + len(inner), ID: 9, TTL: 64, Protocol: ipv4.ProtocolIPIP, Source: from, Destination: outerA.As4()}
@@ -219,7 +219,7 @@ func outerPacket(t *testing.T, from [4]byte, inner []byte) []byte {
 	return p
 }
 
-// Of a batch that is sent in part the file says how many, and of one that is not sent at all each packet.
+// Of a batch that was sent in part the file says how many packets were dropped, and of one that was not sent which.
 func TestTunnelSent(t *testing.T) {
 	a, _ := pair(t, nil)
 	of := startCapture(t, a.engine, "", capture.Options{}, nil)
@@ -245,7 +245,7 @@ func TestTunnelSent(t *testing.T) {
 	}
 }
 
-// stuck is a writer that waits.
+// stuck is a writer that blocks until free is closed.
 type stuck struct{ free chan struct{} }
 
 func (w stuck) Write(p []byte) (int, error) {
@@ -253,13 +253,13 @@ func (w stuck) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Who does not read a capture makes no packet wait, and learns how many were not written.
+// A capture that is not read delays no packet, and says how many packets it has missed.
 func TestEngineCapture_slowReader(t *testing.T) {
 	a, b := pair(t, nil)
 	w := stuck{make(chan struct{})}
 	of := startCapture(t, a.engine, "", capture.Options{}, w)
 	free := sync.OnceFunc(func() { close(w.free) })
-	t.Cleanup(free) // before the capture is waited for
+	t.Cleanup(free) // runs before startCapture's, which waits for the capture
 	const n = 8000
 	received := make(chan int)
 	go func() {
@@ -300,7 +300,7 @@ func TestEngineCapture_slowReader(t *testing.T) {
 	}
 }
 
-// A writer that fails ends the capture, and no more of it is left.
+// A writer that fails ends the capture, and its ring is removed.
 func TestEngineCapture_writerFails(t *testing.T) {
 	a, b := pair(t, nil)
 	r, w := io.Pipe()
@@ -320,7 +320,7 @@ func TestEngineCapture_writerFails(t *testing.T) {
 	}
 }
 
-// So many captures run at once, and no more.
+// No more than capture.MaxRings captures run at once.
 func TestEngineCapture_limit(t *testing.T) {
 	a, _ := pair(t, nil)
 	var of []*capturing
@@ -337,7 +337,7 @@ func TestEngineCapture_limit(t *testing.T) {
 	startCapture(t, a.engine, "", capture.Options{}, nil).end()
 }
 
-// Count ends it.
+// A capture ends after Options.Count packets.
 func TestEngineCapture_count(t *testing.T) {
 	a, b := pair(t, nil)
 	of := startCapture(t, a.engine, "", capture.Options{Count: 3, InnerOnly: true}, nil)
@@ -376,7 +376,7 @@ func TestEngineCapture_apply(t *testing.T) {
 	}
 }
 
-// The end of the process ends it.
+// Close of the Engine ends a capture.
 func TestEngineCapture_close(t *testing.T) {
 	a, _ := pair(t, nil)
 	of := startCapture(t, a.engine, "", capture.Options{}, nil)
@@ -418,7 +418,7 @@ func TestEngineCapture_churn(t *testing.T) {
 	}
 }
 
-// What is captured is not allocated for.
+// Capturing a packet does not allocate.
 func TestEngineCapture_allocations(t *testing.T) {
 	a, b := pair(t, nil)
 	startCapture(t, b.engine, "", capture.Options{}, io.Discard)
@@ -440,12 +440,12 @@ func TestEngineCapture_allocations(t *testing.T) {
 	for range 2 * 1024 / batch { // the in-memory queues grow once
 		transfer()
 	}
-	if allocs := testing.AllocsPerRun(200, transfer); allocs > batch/16 { // the captures' timers may
+	if allocs := testing.AllocsPerRun(200, transfer); allocs > batch/16 { // the captures' timers may allocate
 		t.Errorf("%.2f allocations for %d packets", allocs, batch)
 	}
 }
 
-// What is lost of a batch is counted without an allocation, as a full queue leads to it for each.
+// sendDrop does not allocate: with a full queue it is called for each batch.
 func TestSendDrop(t *testing.T) {
 	full := error(&os.SyscallError{Syscall: "sendmmsg", Err: syscall.ENOBUFS})
 	for err, want := range map[error]drop.Reason{

@@ -11,8 +11,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// What of the fast path is sent or received is there as inner and as outer packet, under one ID and with the length
-// it had, and what is dropped as what came, with the reason.
+// A packet that the fast path has sent or received is captured as inner and as outer packet, under one ID and with its
+// length; one that it has dropped once, as it came, with the reason.
 func TestCaptureFast(t *testing.T) {
 	inner := datagram(200, nil)
 	outer := outerPacket(t, outerB.As4(), inner)

@@ -15,8 +15,8 @@ import (
 	"ipipd/test/memory"
 )
 
-// What a look-up finds that began before Apply has taken the name away is out of date, also if the name is
-// back.
+// The answer to a look-up that began before Apply changed the name is ignored, even if the name was set again
+// since.
 func TestControlNoteAnswer_outOfDate(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, _ := newModel(t, socket)
@@ -45,7 +45,7 @@ func TestControlNoteAnswer_outOfDate(t *testing.T) {
 	eventually(t, "the new look-up does not wait for the old one", has("198.51.100.3"))
 	close(slow)
 	<-ended
-	for range 100 { // the answer is one of the next events
+	for range 100 { // one of the next events is the answer
 		a.do(t, func(c *control) {
 			if c.remote.String() != "198.51.100.3" {
 				t.Errorf("the remote is %v", c.remote)
@@ -54,7 +54,7 @@ func TestControlNoteAnswer_outOfDate(t *testing.T) {
 	}
 }
 
-// An MTU is set though the tunnel had it before, if the operator has set another since.
+// A change to an MTU that control had set last sets it again if the operator has set another one since.
 func TestEngineApply_operatorsMTU(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, m := newModel(t, socket)
@@ -73,8 +73,8 @@ func TestEngineApply_operatorsMTU(t *testing.T) {
 	}
 }
 
-// An interface that has been moved to another network namespace leaves its name to another one, whose
-// rps_cpus are not the tunnel's.
+// When the interface was moved to another network namespace, another one may have its name here: the rps_cpus
+// of that are left alone.
 func TestEngineApply_movedRPS(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, m := newModel(t, socket)
@@ -91,8 +91,8 @@ func TestEngineApply_movedRPS(t *testing.T) {
 	}
 }
 
-// What a change in place says of packets holds while there is no way to the remote, too: those that are
-// received are handled by it.
+// A change in place takes effect while there is no path to the remote, too: received packets are handled by the
+// new settings.
 func TestEngineApply_noRoute(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, m := newModel(t, socket)
@@ -107,7 +107,7 @@ func TestEngineApply_noRoute(t *testing.T) {
 	}
 }
 
-// What was learnt of a path is not true of another one: by another device, or from another address.
+// A learnt path MTU is forgotten when a change gives outer packets another path: device, local address or mark.
 func TestEngineApply_pathMTU(t *testing.T) {
 	for _, change := range []string{"underlay-device=eth9", "local-address=192.0.2.9", "fwmark=7", "comment=x"} {
 		t.Run(change, func(t *testing.T) {

@@ -62,7 +62,7 @@ func (e *churnEnd) start(t *testing.T, n int) (*Tunnel, *memory.Device) {
 	return tunnel, tunnel.device.(*memory.Device)
 }
 
-// numbered is a packet that says for which tunnel it is, and the how many-th.
+// numbered returns a packet with the number of its tunnel, and its own in that tunnel's stream.
 func numbered(n, count int) []byte {
 	p := datagram(100, nil)
 	binary.BigEndian.PutUint32(p[ipv4.HeaderLen+8:], uint32(n))
@@ -103,8 +103,8 @@ func openFiles(t *testing.T) int {
 }
 
 // While a thousand tunnels start and end, packets in them or not, no packet of a tunnel that stays
-// is lost, none comes out of another tunnel, and nothing is left at the end. TestMain finds
-// goroutines.
+// is lost, none comes out of another tunnel, and nothing is left at the end. TestMain finds goroutines
+// that are left.
 func TestEngineStart_churn(t *testing.T) {
 	const stay, starts, at = 8, 1000, 8 // tunnels that stay, that start and end, and of these at a time
 	files := openFiles(t)
@@ -168,7 +168,7 @@ func TestEngineStart_churn(t *testing.T) {
 	endChurn(t, files, stay, a, b)
 }
 
-// endChurn checks that so many tunnels are left, and ends them.
+// endChurn checks that each engine has that many tunnels left and, once all are closed, that no file is open.
 func endChurn(t *testing.T, files, left int, ends ...*churnEnd) {
 	t.Helper()
 	for _, e := range ends {
@@ -240,7 +240,7 @@ func TestEngineApply_churn(t *testing.T) {
 		before := a.engine.Tunnels()
 		err := a.engine.Apply(t.Context(), wanted)
 		now := a.engine.Tunnels()
-		if err != nil { // the restart of one that was to be made again fails, too
+		if err != nil { // a tunnel that was to be made again may be gone: its restart can fail, too
 			for name := range now {
 				if before[name] == nil {
 					t.Errorf("%s runs after an error", name)

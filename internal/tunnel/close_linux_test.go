@@ -26,7 +26,7 @@ func descriptors(t *testing.T) int {
 	return len(files)
 }
 
-// removalNetwork keeps the error of Remove.
+// removalNetwork is hostNetwork, and keeps the error of Remove.
 type removalNetwork struct {
 	hostNetwork
 	removed error
@@ -37,9 +37,9 @@ func (n *removalNetwork) Remove(devices []int) error {
 	return n.removed
 }
 
-// Tunnels that are closed together leave no interface and no descriptor, and none of them
-// reports that its interface is gone: of those in place, one that was moved to another network
-// namespace, and one that the operator has removed, which is made again.
+// Tunnels that are closed together leave no interface and no descriptor, and none of them reports
+// that its interface is gone. One was moved to another network namespace, and one the operator has
+// removed, so that it was made again.
 func TestEngineClose_interfaces(t *testing.T) {
 	ns, elsewhere := netlab.New(t), netlab.New(t)
 	ns.Run("ip", "link", "set", "lo", "up")

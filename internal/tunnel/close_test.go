@@ -45,10 +45,10 @@ func TestEngineCloseTunnels(t *testing.T) {
 	devices[1].SetState(tun.State{Name: "t1", Index: 102, Up: true, Moved: true})
 	devices[2].SetState(tun.State{Name: "t2", Index: 999, Up: true})
 	var closing sync.WaitGroup
-	for i := range 2 { // who comes second waits
+	for i := range 2 { // the second call waits for the first one
 		closing.Go(func() {
 			for i == 1 && !tunnels[4].closing.Load() {
-				runtime.Gosched() // else each may take some of them
+				runtime.Gosched() // else each call may take some of the tunnels
 			}
 			if err := s.engine.CloseTunnels(tunnels[:5]...); err != nil {
 				t.Error(err)
@@ -85,7 +85,7 @@ func TestTunnel_closing(t *testing.T) {
 	}
 }
 
-// hookedDevice calls functions of a test first.
+// hookedDevice is a memory.Device that calls a test's functions first.
 type hookedDevice struct {
 	*memory.Device
 	fd, closed func()
@@ -123,7 +123,7 @@ func namedTunnel(name string) Config {
 	return cfg
 }
 
-// A tunnel that has failed is in no table any more, but still uses what Close closes.
+// Close waits for a tunnel that has failed: it is in no table any more, but still uses what Close closes.
 func TestEngineClose_failing(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	s := newEndpoint(t, EngineOptions{}, socket, outerA)
@@ -149,7 +149,7 @@ func TestEngineClose_failing(t *testing.T) {
 	}
 }
 
-// A tunnel that fails while it starts closes no file descriptor that a worker is given.
+// If a tunnel fails while it starts, no worker is given a file descriptor that is closed already.
 func TestEngineStart_failsMeanwhile(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	s := newEndpoint(t, EngineOptions{}, socket, outerA)

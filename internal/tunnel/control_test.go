@@ -15,7 +15,7 @@ import (
 	"ipipd/test/memory"
 )
 
-// The rounds of several tunnels coincide, and none is early.
+// align never makes a round early, and lets the rounds of several tunnels coincide.
 func TestAlign(t *testing.T) {
 	for _, test := range []struct{ at, want time.Duration }{
 		{0, 0}, {1, timerGrain}, {timerGrain, timerGrain}, {timerGrain + 1, 2 * timerGrain}, {time.Hour - 1, time.Hour},
@@ -52,7 +52,7 @@ func feed(t *testing.T, a *endpoint, inner ...[]byte) {
 }
 
 // A peer that sends data and answers no probe is warned of once, unless no answer is expected, or its own probes
-// are enough; these say that it is behind a NAT.
+// keep the tunnel running. From these control sees that the peer is behind a NAT.
 func TestControlUnanswered(t *testing.T) {
 	data, probe := datagram(100, nil), keepalive.ReflectProbe(outerB.As4(), outerA.As4())
 	inside := keepalive.ReflectProbe([4]byte{10, 1, 1, 2}, outerA.As4())
@@ -87,7 +87,7 @@ func TestControlUnanswered(t *testing.T) {
 				if b == nil {
 					t.Fatalf("no more probes come after %d", probes)
 				}
-				if b.Len() > ipv4.HeaderLen || test.form == keepalive.FormEmpty { // not an answer to the peer's
+				if b.Len() > ipv4.HeaderLen || test.form == keepalive.FormEmpty { // else it answers a probe of the peer
 					probes++
 				}
 			}
@@ -113,7 +113,7 @@ func TestControlUnanswered(t *testing.T) {
 	}
 }
 
-// Packets above this end's MTU are delivered, and warned of until it is as large.
+// Received packets above this end's MTU are delivered, and warned of until the MTU is as large as they are.
 func TestControlWarnPeerMTU(t *testing.T) {
 	sa, sb := memory.NewSocketPair()
 	a := start(t, sa, outerA, outerB, func(c *Config) { c.MTU = 1400 })
@@ -143,8 +143,8 @@ func TestControlWarnPeerMTU(t *testing.T) {
 	eventually(t, "it does not any more", func() bool { return !a.warned(warning.PeerMTU) })
 }
 
-// Probes are frames, which the kernel does not know of: while they are not answered, it has to confirm
-// the next hop, whose MAC address may be another by now.
+// Probes are sent as frames, past the kernel's neighbour table: while they are not answered, the kernel has
+// to confirm the next hop, whose MAC address may be another by now.
 func TestControl_probeConfirmsNextHop(t *testing.T) {
 	sa, sb := memory.NewSocketPair()
 	a := newEndpoint(t, EngineOptions{}, sa, outerA)
@@ -172,7 +172,7 @@ func TestControl_probeConfirmsNextHop(t *testing.T) {
 	}
 }
 
-// The next hops to many remotes are confirmed although ICMP errors, which anybody can forge, take all events.
+// The next hops to many remotes are confirmed even while ICMP errors, which anybody can forge, fill the event queue.
 func TestControl_confirmRemotes(t *testing.T) {
 	sa, _ := memory.NewSocketPair()
 	a := start(t, sa, outerA, outerB, func(c *Config) { c.RemoteAddress, c.LocalAddress = AnyRemote, outerA })

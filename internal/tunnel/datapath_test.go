@@ -114,7 +114,7 @@ func TestOutboundForward_drops(t *testing.T) {
 			if s := a.Status(); len(s.Drops) != 1 || s.TxPacket != 0 {
 				t.Errorf("dropped %v, sent %d", s.Drops, s.TxPacket)
 			}
-			a.send(t, b, datagram(40, nil)) // and the next one passes
+			a.send(t, b, datagram(40, nil)) // the next packet passes
 		})
 	}
 }
@@ -171,9 +171,9 @@ func TestOutboundForward_allocations(t *testing.T) {
 	})
 }
 
-// testAllocations injects packets and receives them at b, and fails if they allocate, if only once for a batch.
-// What the timers of both ends allocate meanwhile is less: AllocsPerRun leaves them one processor, which a
-// worker that waits keeps.
+// testAllocations injects packets and receives them at b, and fails if there is one allocation per batch or more.
+// The timers of both ends allocate less meanwhile: AllocsPerRun sets GOMAXPROCS to 1, and a waiting worker keeps
+// that one.
 func testAllocations(t *testing.T, b *endpoint, inject func(i int)) {
 	t.Helper()
 	const packets, queued = 4096, 1024
@@ -257,7 +257,7 @@ func TestControlTooBig(t *testing.T) {
 	a.send(t, b, datagram(1380, func(h *ipv4.Header) { h.DF = true }))
 }
 
-// The path MTU expires after ten minutes (RFC 1191, section 6.3), also in the route.
+// The path MTU expires after ten minutes (RFC 1191, section 6.3), and with it the route's.
 func TestControlUpdateRoute_pathMTUExpires(t *testing.T) {
 	a, b := pair(t, func(c *Config) { c.DontFragment = true })
 	p := datagram(1480, func(h *ipv4.Header) { h.DF = true })
@@ -315,7 +315,7 @@ func TestControlUnreachableError(t *testing.T) {
 // Look-ups in the table work while other tunnels start and end.
 func TestEngineRegister_concurrent(t *testing.T) {
 	a, b := pair(t, nil)
-	device := b.device // Start replaces it
+	device := b.device // Engine.Start replaces b.device
 	stop := make(chan struct{})
 	var churn sync.WaitGroup
 	churn.Go(func() {
@@ -350,8 +350,8 @@ func TestEngineRegister_concurrent(t *testing.T) {
 	churn.Wait()
 }
 
-// A packet of no tunnel is counted once for the process, and a tunnel's own for it alone: the sum
-// over all tunnels is right.
+// A drop of no tunnel is counted for the process, and a tunnel's for that tunnel only, so that no drop is
+// counted twice.
 func TestEngineCount(t *testing.T) {
 	a, _ := pair(t, nil)
 	cfg := Default()
@@ -410,7 +410,7 @@ func TestControlWarnFragments(t *testing.T) {
 	a, _ := pair(t, func(c *Config) { c.MTU = 65515 })
 	eventually(t, "it says what a large MTU means", func() bool { return a.warned(warning.Fragments) })
 	feed(t, a, datagram(100, nil))
-	read := func() { // twice: one may have been under way
+	read := func() { // waits for two reads: one may have been under way
 		before := a.network.reassemblies()
 		eventually(t, "the counters are read", func() bool { return a.network.reassemblies() > before+1 })
 	}
@@ -448,7 +448,7 @@ func TestTunnelDrop_loop(t *testing.T) {
 		t.Errorf("logged %d times", n)
 	}
 	a.do(t, func(c *control) {
-		for now := time.Now(); c.warned(warning.RouteLoop); c.round(now) { // as the timer would have it
+		for now := time.Now(); c.warned(warning.RouteLoop); c.round(now) { // as the timer would run it
 			if now = c.next(now); now.IsZero() {
 				t.Error("it never ends")
 				break

@@ -8,7 +8,7 @@ import (
 	"ipipd/test/memory"
 )
 
-// Diff says what Apply then does, and does nothing itself.
+// Diff returns what Apply would do, and changes nothing.
 func TestEngineDiff(t *testing.T) {
 	const secret = " allow-fast-path=no ipsec-secret="
 	sockets, _ := memory.NewSocketPair()

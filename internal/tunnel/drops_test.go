@@ -12,8 +12,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// The reasons that no packet from outside leads to at will: each is counted, for print and for the metrics, and
-// is the comment of the packet in a capture.
+// Drop reasons that no packet from outside can provoke at will: each is counted, for print and for the metrics,
+// and is the comment of the packet in a capture.
 func TestTunnelDrop(t *testing.T) {
 	good := outerPacket(t, outerB.As4(), datagram(100, nil))
 	changed := func(change func([]byte)) func(*testing.T, *endpoint) {
@@ -25,7 +25,7 @@ func TestTunnelDrop(t *testing.T) {
 			}
 		}
 	}
-	sum := func(p []byte) { // of its header
+	sum := func(p []byte) { // sets the header checksum
 		p[10], p[11] = 0, 0
 		var s uint32
 		for i := 0; i < 20; i += 2 {
@@ -40,14 +40,14 @@ func TestTunnelDrop(t *testing.T) {
 		"outer-not-ipip":  changed(func(p []byte) { p[9] = 5; sum(p) }),
 		"outer-fragment":  changed(func(p []byte) { p[6] = 0x20; sum(p) }),
 		"outer-checksum":  changed(func(p []byte) { p[10]++ }),
-		"write-failed": func(t *testing.T, a *endpoint) { // more than the host's queue holds
+		"write-failed": func(t *testing.T, a *endpoint) { // more packets than the queue of the device holds
 			for range 1100 {
 				if err := a.socket.Inject(good, packet.Offload{}); err != nil {
 					t.Fatal(err)
 				}
 			}
 		},
-		"no-local-address": func(t *testing.T, a *endpoint) { // it has been read when the address goes
+		"no-local-address": func(t *testing.T, a *endpoint) { // the packet was read before the address went
 			a.network.set(func(w *fakeNetwork) { w.localAbsent = true })
 			eventually(t, "the address is missed", func() bool { return a.route.Load().txDrop == drop.NoLocalAddress && !a.device.Running() })
 			if err := a.device.SetCarrier(true); err != nil {

@@ -56,8 +56,8 @@ func kernelTunnel(t *testing.T, ns *netlab.NS, local, remote, inner string) *Tun
 	return tunnel
 }
 
-// With occasional pings one thread serves both directions, and in a flood each has its own. The tunnel
-// is closed with its queue parked.
+// With occasional pings one thread serves both directions; in a flood each direction has its own. The tunnel
+// is closed while out is parked.
 func TestHandoff_pingAndFlood(t *testing.T) {
 	a, b := netlab.New(t), netlab.New(t)
 	netlab.Veth(t, a, b, netlab.End{Name: "veth0", Address: "192.0.2.1/24"}, netlab.End{Name: "veth0", Address: "192.0.2.2/24"})

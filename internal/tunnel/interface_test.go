@@ -35,7 +35,7 @@ func (s *endpoint) remove(lost ...fmt.Stringer) {
 	})
 }
 
-// waitRestored waits until what was added to the interface are these.
+// waitRestored waits until exactly these addresses and routes were added to the interface.
 func (s *endpoint) waitRestored(t *testing.T, restored ...fmt.Stringer) {
 	t.Helper()
 	eventually(t, "it is put back", func() bool {
@@ -86,7 +86,7 @@ func TestControlUpdateInterface(t *testing.T) {
 	})
 }
 
-// Nobody tells control of the answer that it gets because the interface has another index.
+// Control acts on the answer to its new query when the interface has another index: no wake tells it to.
 func TestControl_answerOfNewIndex(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	a := newEndpoint(t, EngineOptions{}, socket, outerA)
@@ -168,7 +168,7 @@ func TestRestore(t *testing.T) {
 			t.Errorf("%+v", w)
 		}
 	})
-	t.Run("refused-after-down", func(t *testing.T) { // of peers the mirror says nothing that were not there before
+	t.Run("refused-after-down", func(t *testing.T) { // the mirror knows nothing of peers whose routes were never there
 		peer := netstate.InterfaceRoute{Prefix: netip.MustParsePrefix("10.8.0.0/16"), Gateway: outerB}
 		sa, _ := memory.NewSocketPair()
 		a := start(t, sa, outerA, outerB, func(c *Config) {

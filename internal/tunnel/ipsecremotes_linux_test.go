@@ -17,11 +17,11 @@ import (
 	"ipipd/test/netlab"
 )
 
-// gateway is the i-th of those of protectedControl.
+// gateway returns the i-th gateway of protectedControl.
 func gateway(i int) [4]byte { return [4]byte{203, 0, byte(113 + i>>8), byte(i)} }
 
-// protectedControl is a control with that many gateways, a secret and the sockets of IKE, in a namespace of its
-// own.
+// protectedControl returns a control with that many gateways, a secret and the sockets of IKE, in a network
+// namespace of its own.
 func protectedControl(t *testing.T, gateways int) (c *control, log *bytes.Buffer) {
 	t.Helper()
 	log = new(bytes.Buffer)
@@ -56,7 +56,7 @@ func protectedControl(t *testing.T, gateways int) (c *control, log *bytes.Buffer
 	return c, log
 }
 
-// outerTo is an outer packet to a remote.
+// outerTo returns an outer packet to a remote.
 func outerTo(remote [4]byte) *packet.Buffer {
 	b := packet.New(200)
 	h := ipv4.Header{TTL: 64, Protocol: ipv4.ProtocolIPIP, Source: [4]byte{192, 0, 2, 1}, Destination: remote, TotalLen: 40}
@@ -66,7 +66,7 @@ func outerTo(remote [4]byte) *packet.Buffer {
 	return b
 }
 
-// A remote gets a session for a packet, or when it begins, and loses it when nobody uses it, or it is no gateway.
+// A remote gets a session for a packet to it, or when it negotiates itself, and loses it when idle, or no gateway any more.
 func TestControlProtectRemotes(t *testing.T) {
 	c, _ := protectedControl(t, 3)
 	r, now := c.ipsecPolicy.remotes, time.Now()
@@ -119,8 +119,8 @@ func TestControlProtectRemotes(t *testing.T) {
 
 var outerTo0 = outerTo(gateway(0))
 
-// For a packet those make room that are not used; for what a stranger may have forged nothing does that may be a
-// negotiation.
+// When there is no room, a packet of ours evicts an idle session; a packet that may be forged evicts none that may
+// still negotiate.
 func TestControlProtectRemotes_full(t *testing.T) {
 	c, _ := protectedControl(t, maxProtected+3)
 	r, now := c.ipsecPolicy.remotes, time.Now()
@@ -152,7 +152,7 @@ func TestControlProtectRemotes_full(t *testing.T) {
 	}
 }
 
-// However many remotes have a problem, what is said of them is short.
+// Warnings and log lines stay few and short, however many remotes have a problem.
 func TestControlWarnIPsec_manyRemotes(t *testing.T) {
 	c, log := protectedControl(t, 1)
 	r := c.ipsecPolicy.remotes

@@ -15,7 +15,7 @@ import (
 	"ipipd/test/memory"
 )
 
-// toRemotes has two prefixes, of outerB and outerC, each reached by itself or by its gateway.
+// toRemotes starts a tunnel with two remotes, outerB and the next address: gateways if named, else inner destinations.
 func toRemotes(t *testing.T, named bool, set func(*Config)) (a *endpoint, b, c netip.Addr) {
 	t.Helper()
 	sa, _ := memory.NewSocketPair()
@@ -39,7 +39,7 @@ func toRemotes(t *testing.T, named bool, set func(*Config)) (a *endpoint, b, c n
 	return a, b, c
 }
 
-// told is the ICMP error that a sender to an inner destination gets; 0 is none.
+// told returns type, code and MTU of the ICMP error that a sender to an inner destination gets; 0 if none.
 func (s *endpoint) told(t *testing.T, destination netip.Addr, length int) (kind [2]byte, mtu int) {
 	t.Helper()
 	p := datagram(length, func(h *ipv4.Header) { h.DF, h.Destination = true, destination.As4() })
@@ -60,7 +60,7 @@ func (s *endpoint) told(t *testing.T, destination netip.Addr, length int) (kind 
 	return [2]byte(icmp), int(binary.BigEndian.Uint16(icmp[6:]))
 }
 
-// Of ICMP errors a remote learns alike, whether a route names it or not, and no other remote does.
+// An ICMP error affects the remote that it is about, a gateway or an inner destination alike, and no other remote.
 func TestControlErrorOf(t *testing.T) {
 	for name, named := range map[string]bool{"gateway": true, "no gateway": false} {
 		t.Run(name, func(t *testing.T) {
@@ -80,7 +80,7 @@ func TestControlErrorOf(t *testing.T) {
 				t.Errorf("the one is too: %v", kind)
 			}
 
-			// A packet of it ends that, and it is not believed for a while.
+			// A packet of the remote ends that, and for a while further errors are not believed.
 			in := datagram(100, func(h *ipv4.Header) { h.Source, h.Destination = c.As4(), [4]byte{10, 255, 0, 1} })
 			outer := make([]byte, ipv4.HeaderLen+len(in))
 			h := ipv4.Header{TotalLen: len(outer), TTL: 60, Protocol: ipv4.ProtocolIPIP, Source: c.As4(), Destination: outerA.As4()}
@@ -95,7 +95,7 @@ func TestControlErrorOf(t *testing.T) {
 			injectErrors(t, a, outerError(outerA, c, p, 1, 0))
 			eventually(t, "it is alive", func() bool { return a.Status().Drops[drop.OuterErrorNotBelieved.String()] > before })
 
-			// All of it ends.
+			// All that was learnt expires.
 			a.do(t, func(c *control) {
 				later := time.Now().Add(time.Hour)
 				c.updateRemotes(map[[4]byte]bool{}, later)
@@ -110,8 +110,8 @@ func TestControlErrorOf(t *testing.T) {
 	}
 }
 
-// Forged errors about addresses that no packet can have gone to are ignored, and those about the others take a
-// bounded memory, in which the last ones are.
+// Forged errors about addresses that no packet can have gone to are ignored. Of those about other addresses the
+// last maxLearnt are kept.
 func TestControlLearn_bounded(t *testing.T) {
 	a, _, _ := toRemotes(t, false, func(cfg *Config) { cfg.DontFragment = true })
 	e := encap.OuterError{Type: ipv4.ICMPUnreachable, Code: 1, Protocol: ipv4.ProtocolIPIP, Source: outerA.As4(), Destination: [4]byte{203, 0, 113, 9}}
@@ -129,7 +129,7 @@ func TestControlLearn_bounded(t *testing.T) {
 			t.Errorf("%d are kept, of %d, and the last one is %v", len(c.learnt), 3*maxLearnt, c.learnt[e.Destination])
 		}
 	})
-	// What is not believed takes none.
+	// An error that is not believed takes no memory.
 	e = encap.OuterError{Type: ipv4.ICMPUnreachable, Code: ipv4.CodeTooBig, NextHopMTU: 1400, TotalLen: 1000, DF: true, Protocol: ipv4.ProtocolIPIP, Source: outerA.As4(), Destination: [4]byte{10, 9, 9, 9}}
 	a.do(t, func(c *control) {
 		if c.errorOf(&e, now); c.learnt[e.Destination] != nil {

@@ -8,7 +8,7 @@ import (
 	"ipipd/internal/drop"
 )
 
-// The entry of an adopted interface goes on; others begin at zero, in what is free or was given up.
+// The entry of an adopted interface goes on. Others begin at zero, in an entry that is free or was given up.
 func TestLedger(t *testing.T) {
 	fd := ledgerFile(t, ledgerBytes, ledgerSeals)
 	open := func() *ledger {
@@ -34,7 +34,7 @@ func TestLedger(t *testing.T) {
 	if entry, old := next.take(1, true); !old || total(entry) != 2 {
 		t.Errorf("adopted: %v, %d", old, total(entry))
 	}
-	if entry, old := next.take(2, false); old || total(entry) != 0 { // made anew, with that index
+	if entry, old := next.take(2, false); old || total(entry) != 0 { // another interface, made with that index
 		t.Errorf("not adopted: %v, %d", old, total(entry))
 	}
 	next.settle()

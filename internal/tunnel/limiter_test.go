@@ -26,7 +26,7 @@ func testLimiterAllow(t *testing.T, most int32) {
 	}
 }
 
-// Probes of one remote, or of who has forged its address, leave those of the others answered.
+// Many probes from one remote, or with its address forged, do not keep those of other remotes from being answered.
 func TestTunnelReflects(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
 	of, one, other := new(Tunnel), &route{remote: new(remote)}, &route{remote: new(remote)}

@@ -21,7 +21,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// What is not to be combined is refused, above all an open decapsulator (CVE-2020-10136).
+// Settings that must not be combined are refused, above all an open decapsulator (CVE-2020-10136).
 func TestConfigValidateMany(t *testing.T) {
 	for words, want := range map[string]string{
 		"remote-address=any local-address=192.0.2.1":                                                "",
@@ -54,7 +54,7 @@ func TestConfigValidateMany(t *testing.T) {
 	}
 }
 
-// Nobody is probed, whatever a probe would look like: so none needs a target.
+// With many remotes there are no probes, so keepalive-probe echo needs no target.
 func TestConfig_keepaliveProbe(t *testing.T) {
 	sa, sb := memory.NewSocketPair()
 	a := start(t, sa, outerA, outerB, func(c *Config) {
@@ -69,7 +69,7 @@ func TestConfig_keepaliveProbe(t *testing.T) {
 	}
 }
 
-// What an interface that is gone had does not get into the table of the next one.
+// A late change of the routes out of an interface that is gone does not enter the table of the next one.
 func TestRemotes_follow(t *testing.T) {
 	c := Default()
 	m := newRemotes(&c)
@@ -94,13 +94,13 @@ func TestRemotes_follow(t *testing.T) {
 	}
 }
 
-// eachLocal runs a test with one local address for all remotes, and with that of the route to each.
+// eachLocal runs a test with a local-address, and without one: then the route to each remote gives the source.
 func eachLocal(t *testing.T, test func(t *testing.T, local netip.Addr)) {
 	t.Run("local-address", func(t *testing.T) { test(t, outerA) })
 	t.Run("no local-address", func(t *testing.T) { test(t, netip.Addr{}) })
 }
 
-// One end has many remotes. Its packets go where the routes lead, and only what these say comes in.
+// One end has many remotes. The routes decide where its packets go, and which remotes it accepts packets from.
 func TestRemotes_dataPath(t *testing.T) { eachLocal(t, testRemotesDataPath) }
 
 func testRemotesDataPath(t *testing.T, local netip.Addr) {
@@ -133,13 +133,13 @@ func testRemotesDataPath(t *testing.T, local netip.Addr) {
 	})
 }
 
-// Neither a packet to a gateway of a route allocates, nor one to an inner destination.
+// Neither a packet to a gateway allocates, nor one to an inner destination.
 func TestRemotes_allocations(t *testing.T) { eachLocal(t, testRemotesAllocations) }
 
 func testRemotesAllocations(t *testing.T, local netip.Addr) {
 	for name, hop := range map[string]fib.Hop{"gateway": {Gateway: outerB.As4()}, "no gateway": {}} {
 		if !local.IsValid() && hop.Gateway == [4]byte{} {
-			continue // here is no kernel that fills in the source
+			continue // there is no kernel here to fill in the source
 		}
 		t.Run(name, func(t *testing.T) {
 			sa, sb := memory.NewSocketPair()
@@ -159,7 +159,7 @@ func TestRemotes_drops(t *testing.T) {
 	provoked := map[string]bool{}
 	for why, c := range map[drop.Reason]struct {
 		set      func(*Config)
-		sent     []byte // by the host, or received
+		sent     []byte // by the host; nil: received is
 		received []byte
 	}{
 		drop.NoRemote:        {sent: out},
@@ -204,7 +204,7 @@ func TestRemotes_drops(t *testing.T) {
 	}
 }
 
-// What who may send nothing has sent is refused as such, whatever it is, as on the fast path.
+// A packet of a remote that may not send is dropped for that reason, however broken it is, as on the fast path.
 func TestRemotes_accepts(t *testing.T) {
 	gateway, listed, stranger := outerB.As4(), [4]byte{172, 16, 7, 7}, [4]byte{203, 0, 113, 66}
 	strict := Config{}
@@ -224,7 +224,7 @@ func TestRemotes_accepts(t *testing.T) {
 		{list, stranger, encap.KindReflect, drop.None, drop.NotInAcceptFrom},
 		{list, stranger, encap.KindData, drop.ReceivedNotIPv4, drop.NotInAcceptFrom},
 		{list, listed, encap.KindData, drop.ReceivedChecksum, drop.ReceivedChecksum},
-		{list, listed, encap.KindReflect, drop.None, drop.ReversePath}, // a probe is for a gateway
+		{list, listed, encap.KindReflect, drop.None, drop.ReversePath}, // only a gateway may probe
 	} {
 		m := newRemotes(&c.cfg)
 		m.follow(m.begin(), []netstate.RouteChange{{Prefix: netip.MustParsePrefix("10.1.0.0/16"), Routes: []fib.Route{{Hops: []fib.Hop{{Gateway: gateway}}}}}})
@@ -265,7 +265,7 @@ func testRemotesConcurrent(t *testing.T, local netip.Addr) {
 		a.network.followRoutes([]netstate.RouteChange{route(prefix, fib.Hop{Gateway: gateway}), route(fmt.Sprintf("10.1.%d.0/24", (i+25)%50))})
 		a.network.followRoutes([]netstate.RouteChange{route("10.2.0.0/16", fib.Hop{}, fib.Hop{Gateway: gateway})})
 	})
-	each(func(i int) { // errors about them, about inner destinations, and about nothing
+	each(func(i int) { // ICMP errors about gateways, about inner destinations, and about other addresses
 		for _, remote := range [][4]byte{{198, 18, 0, byte(i)}, {10, 2, 0, byte(i)}, {192, 88, 99, byte(i)}} {
 			for _, e := range []encap.OuterError{{Code: 1}, {Code: ipv4.CodeTooBig, NextHopMTU: 600 + i%800, TotalLen: 1500, DF: true}} {
 				e.Type, e.Protocol, e.Source, e.Destination = ipv4.ICMPUnreachable, ipv4.ProtocolIPIP, outerA.As4(), remote
@@ -275,7 +275,7 @@ func testRemotesConcurrent(t *testing.T, local netip.Addr) {
 		a.Status()
 	})
 	for i := range rounds {
-		for j := range 10 { // packets to all of them
+		for j := range 10 { // packets to all of these prefixes
 			_ = a.device.Inject(datagram(100, func(h *ipv4.Header) { h.Destination = [4]byte{10, byte(1 + j%2), byte((10*i + j) % 50), 1} }))
 		}
 		a.send(t, b, datagram(1400, func(h *ipv4.Header) { h.DF, h.Destination = true, [4]byte{10, 0, 0, 2} }))
@@ -283,7 +283,7 @@ func testRemotesConcurrent(t *testing.T, local netip.Addr) {
 	others.Wait()
 }
 
-// A local address, and all the more a remote, is more specific than none. Multicast is no local address.
+// A tunnel with that local-address has precedence over one without. Multicast is no local address.
 func TestTable_findMany(t *testing.T) {
 	every, local := new(Tunnel), new(Tunnel)
 	table := table{pairOf([4]byte{}, anyRemote): every, pairOf(outerA.As4(), anyRemote): local}
@@ -296,7 +296,7 @@ func TestTable_findMany(t *testing.T) {
 	}
 }
 
-// An ICMP error about a packet from a source that no packet to that remote has is not believed.
+// An ICMP error is not believed if it quotes another source than the route to the remote has.
 func TestRoute_quotesOtherSource(t *testing.T) {
 	r := &route{outer: encap.Outer{Local: outerA.As4()}}
 	own, other := &encap.OuterError{Source: outerA.As4()}, &encap.OuterError{Source: outerB.As4()}
@@ -318,14 +318,14 @@ func TestControlLoopDetail(t *testing.T) {
 	})
 	eventually(t, "both remotes are known", func() bool { return len(a.many.routes.Load().all) == 2 })
 	inner := datagram(100, func(h *ipv4.Header) { h.Source, h.Destination, h.Protocol = outerA.As4(), looping, ipv4.ProtocolIPIP })
-	a.device.Inject(inner) // as the kernel routes the outer packet
+	a.device.Inject(inner) // the outer packet, which the kernel routes into the interface
 	eventually(t, "the warning names it", func() bool {
 		at := a.warning(warning.RouteLoop)
 		return at >= 0 && a.activeWarnings()[at].Detail == "those to 10.11.0.9"
 	})
 }
 
-// A gateway that there was no room for has a state once there is.
+// A gateway for which there was no room in remotes gets its state when another one goes.
 func TestMaxRemotes(t *testing.T) {
 	sa, _ := memory.NewSocketPair()
 	a := start(t, sa, outerA, outerB, func(c *Config) { c.RemoteAddress, c.LocalAddress = AnyRemote, outerA })

@@ -38,7 +38,7 @@ func startMany(t testing.TB, prefixes, remotes int, set func(*Config)) *endpoint
 	return s
 }
 
-// What userspace does of sending a packet, but for the system calls, in turns to all prefixes.
+// BenchmarkRemotes_forward is userspace's part of sending a packet, without the system calls, to all prefixes in turn.
 func BenchmarkRemotes_forward(b *testing.B) {
 	for _, n := range []struct{ prefixes, remotes int }{{1, 1}, {1000, 100}, {10000, 1000}} {
 		b.Run(fmt.Sprintf("prefixes=%d/remotes=%d", n.prefixes, n.remotes), func(b *testing.B) {
@@ -68,7 +68,7 @@ func BenchmarkRemotes_forward(b *testing.B) {
 	}
 }
 
-// A packet whose outer source is made up costs what one of a known source costs: nothing is kept of it.
+// A packet from an unknown outer source costs what one from a known source costs: no state is made for it.
 func BenchmarkRemotes_accept(b *testing.B) {
 	for _, sources := range []uint32{1, 1 << 20} {
 		b.Run(fmt.Sprintf("sources=%d", sources), func(b *testing.B) {

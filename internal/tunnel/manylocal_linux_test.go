@@ -8,7 +8,7 @@ import (
 	"ipipd/internal/fastpath"
 )
 
-// Why addresses of the host are not known to the fast path is what its tunnel is woken for, and when that ends.
+// The tunnel without a local-address is woken when the fast path cannot take all of the host's addresses, and when it can again.
 func TestEngineFollowAddresses(t *testing.T) {
 	fast, err := fastpath.Open(fastpath.Options{})
 	if errors.As(err, new(*fastpath.Unavailable)) {
@@ -47,7 +47,7 @@ func TestEngineFollowAddresses(t *testing.T) {
 	}
 }
 
-// What other tunnels receive is reserved where one with many remotes might take it.
+// The outer addresses of other tunnels are reserved where one with many remotes would receive their packets.
 func TestPairsToReserve(t *testing.T) {
 	a, b, far := [4]byte{192, 0, 2, 1}, [4]byte{192, 0, 2, 2}, [4]byte{198, 51, 100, 1}
 	toMany, toOne, others := pairOf(a, anyRemote), pairOf(b, far), pairOf(a, far)

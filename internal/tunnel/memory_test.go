@@ -41,20 +41,20 @@ type fakeNetwork struct {
 	routes          map[[4]byte]netstate.Route // by remote, in place of route
 	marked          int                        // if not 0, the device of routes with a mark or an underlay device
 	open            bool                       // nothing objects to bypassing the IP stack
-	err             error                      // of the route
+	err             error                      // Answer.Err
 	errs            map[[4]byte]error          // by remote, in place of err
-	configureErr    error                      // of Configure
+	configureErr    error                      // of Configure, AddAddresses and AddRoutes
 	changes         uint64                     // calls of set
 	down            bool                       // the interface was down before the next change
 	downs           uint64
-	answers         int // asked for: one per round of a control goroutine
+	answers         int // calls of Answer: one per round of a control goroutine
 
 	localAbsent bool
 	devices     map[string]int        // name to ifindex
 	metric      uint32                // of the default route, by which the remote is reached
 	lost        map[fmt.Stringer]bool // addresses and routes removed from the interface
 	added       []fmt.Stringer        // addresses and routes restored
-	removed     [][]int               // by each call of Remove
+	removed     [][]int               // the ifindexes of each call of Remove
 
 	refreshed            int            // calls of Refresh
 	egress               map[int]string // Answer.Egress by ifindex
@@ -136,7 +136,7 @@ func (f *fakeFollower) Close() {
 	delete(f.network.followers, f)
 }
 
-// answer is the Answer to q, with mu held.
+// answer returns the Answer to q, with mu held.
 func (w *fakeNetwork) answer(q netstate.Query) *netstate.Answer {
 	a := &netstate.Answer{Route: w.route, HasLocal: !w.localAbsent, InterfaceChanges: w.changes, InterfaceDowns: w.downs}
 	if q.Remote == [4]byte{} {
@@ -184,7 +184,7 @@ func (w *fakeNetwork) Write(p []byte) (int, error) {
 	return w.log.Write(p)
 }
 
-// logLines counts the log lines of the beginnings of a warning: a remedy follows.
+// logLines counts the log lines with which a warning began: in these a remedy follows the code.
 func (w *fakeNetwork) logLines(code warning.Code) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -253,7 +253,7 @@ func (w *fakeNetwork) reassemblies() int {
 	return w.reasmReads
 }
 
-// FollowRoutes has followRoutes tell of changes.
+// FollowRoutes sets followRoutes, by which the test tells of changes.
 func (w *fakeNetwork) FollowRoutes(_ int, changed func([]netstate.RouteChange)) RouteFollower {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -261,7 +261,7 @@ func (w *fakeNetwork) FollowRoutes(_ int, changed func([]netstate.RouteChange)) 
 	return fakeRoutes{}
 }
 
-// FollowAddresses has followAddresses tell of changes.
+// FollowAddresses sets followAddresses, by which the test tells of changes.
 func (w *fakeNetwork) FollowAddresses(changed func([][4]byte)) AddressFollower {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -396,7 +396,7 @@ func (s *endpoint) send(t testing.TB, to *endpoint, p []byte) []byte {
 	return b.Bytes()
 }
 
-// datagram is an inner UDP packet of n bytes; set changes the IPv4 header before it is written.
+// datagram returns an inner UDP packet of n bytes; set changes the IPv4 header before it is written.
 func datagram(n int, set func(*ipv4.Header)) []byte {
 	b := make([]byte, n)
 	for i := range b {

@@ -19,7 +19,7 @@ func TestInterfaceName(t *testing.T) {
 	}
 }
 
-// A tunnel is its Config.Name, whatever its interface is called.
+// A tunnel goes by its Config.Name, whatever its interface is called.
 func TestTunnelName_long(t *testing.T) {
 	const name, line = "ipip tunnel to Riga", "name=ipip~tunnel~to~Riga remote-address=198.51.100.1"
 	socket, _ := memory.NewSocketPair()

@@ -53,7 +53,7 @@ func TestReflectsBehindNAT(t *testing.T) {
 	}
 }
 
-// The command has what is known of the inner addresses, and the flags are the same settings.
+// The command contains the inner addresses that are known, and the flags are the same settings.
 func TestConfigEchoRemedy(t *testing.T) {
 	for own, want := range map[string]string{
 		"10.255.0.1/30": "keepalive-target=10.255.0.2",

@@ -14,7 +14,7 @@ import (
 	"ipipd/keepalive"
 )
 
-// outerError is an ICMP 3/code from a router that quotes the outer packet of p, with DF=1.
+// outerError returns an ICMP 3/code from a router that quotes the outer packet of p, with DF=1.
 func outerError(local, remote netip.Addr, p []byte, code byte, mtu int) []byte {
 	return outerErrorDF(local, remote, p, code, mtu, true)
 }
@@ -178,12 +178,12 @@ func TestTunnelOuterError_logLimit(t *testing.T) {
 				t.Error("it does not warn")
 			}
 			b.send(t, a, p)
-			a.do(t, func(c *control) { c.updateReachability(now.Add(time.Hour)) }) // it is over
+			a.do(t, func(c *control) { c.updateReachability(now.Add(time.Hour)) }) // the unreachable state has expired
 			if a.warned(warning.PeerNotSetUp) {
 				t.Error("it warns still")
 			}
 		}
-		if n := a.network.logLines(warning.PeerNotSetUp); n > 2 { // in the one minute
+		if n := a.network.logLines(warning.PeerNotSetUp); n > 2 { // two minutes may have begun
 			t.Errorf("logged %d times", n)
 		}
 	})

@@ -12,7 +12,7 @@ import (
 	"ipipd/keepalive"
 )
 
-// probing is a control that sends probes, each a second after the last one.
+// probing is a control that sends a probe a second.
 type probing struct {
 	*control
 	now time.Duration // after epoch
@@ -26,8 +26,8 @@ func newProbing(form keepalive.Form, retries int) *probing {
 	return p
 }
 
-// intervals has a probe sent for each letter, and what comes of it: a an answer, d data of the peer, p its own probe, and
-// - nothing. It reports whether there is a warning when the last one is over.
+// intervals sends a probe for each letter of steps, which says what is received until the next one: a an answer, d data,
+// p the peer's own probe, - nothing. It reports whether there is a warning after the last interval.
 func (p *probing) intervals(steps string) bool {
 	for _, step := range steps {
 		p.noteAnswers()
@@ -51,8 +51,8 @@ func (p *probing) intervals(steps string) bool {
 	return p.warned(warning.KeepaliveUnanswered)
 }
 
-// A peer that has answered, and is heard without answering, is warned of after as many probes as there are retries; not
-// one that is not there for a time, nor one that seldom sends what looks like an answer.
+// A peer that has answered regularly, and then is heard without answering, is warned of after as many probes as there are
+// retries; not one that is silent for a time, nor one that rarely sends what looks like an answer.
 func TestPeerAnswersNote(t *testing.T) {
 	for _, x := range []struct {
 		name    string
@@ -87,8 +87,8 @@ func TestPeerAnswersNote(t *testing.T) {
 	}
 }
 
-// The warning says since when, and what mends it; an answer ends it, and so does a peer that is heard no more, and a
-// keepalive that is off. What cannot be sent is not missed.
+// The warning says since when, and has a remedy. It ends with an answer, when the peer is heard no more, and when the
+// keepalive is off. A probe that cannot be sent does not count as unanswered.
 func TestControlWarnUnanswered(t *testing.T) {
 	for form, remedy := range map[keepalive.Form]string{keepalive.FormReflect: "keepalive-probe=echo", keepalive.FormEcho: "answers pings"} {
 		p := newProbing(form, 3)

@@ -9,7 +9,7 @@ import (
 	"ipipd/internal/netstate"
 )
 
-// A peer whose route is gone, or leads elsewhere, is lost until it is there again; others' routes are no matter.
+// A peer whose route is gone, or leads elsewhere, is lost until the route is there again. Other routes have no effect.
 func TestPeers_note(t *testing.T) {
 	c, err := parseConfig("remote-address=any local-address=192.0.2.1 peers=10.1.0.0/16=198.51.100.7,10.2.0.0/16=198.51.100.8 route=10.3.0.0/16")
 	if err != nil {
@@ -26,8 +26,8 @@ func TestPeers_note(t *testing.T) {
 		what   string
 		prefix string
 		routes []fib.Route
-		lost   bool // is news
-		absent int  // of the peers and the other route
+		lost   bool // what note returns
+		absent int  // how many routes withoutPresent returns
 	}{
 		{"it is there", "10.1.0.0/16", []fib.Route{via(7, 0)}, false, 1},
 		{"another's of another metric beside it", "10.1.0.0/16", []fib.Route{via(9, 20), via(7, 0)}, false, 1},
@@ -49,7 +49,7 @@ func TestPeers_note(t *testing.T) {
 			t.Errorf("%s: %v is to be added", step.what, absent)
 		}
 	}
-	// A change adds only what is new: what was lost before is still to be added, unless it is none or another now.
+	// A lost route is still to be added after a change, unless the peer is gone or has another gateway.
 	m.follow(begun, []netstate.RouteChange{{Prefix: netip.MustParsePrefix("10.1.0.0/16")}, {Prefix: netip.MustParsePrefix("10.2.0.0/16")}})
 	m.setPeers(&c)
 	if absent := m.withoutPresent(c.Routes); len(absent) != 3 {

@@ -294,7 +294,7 @@ func TestPropertyGet_roundTrip(t *testing.T) {
 	}
 }
 
-// Reset leaves nothing of a value, nor touches another property.
+// Reset restores the default of a property, and touches no other.
 func TestPropertyReset(t *testing.T) {
 	for _, p := range Properties() {
 		for value := range goodValues[p.Name] {

@@ -11,7 +11,7 @@ import (
 	"ipipd/test/memory"
 )
 
-// slowName is a name server that answers once it is told what.
+// slowName is a name server that answers once say has set the answer.
 type slowName struct {
 	answer netip.Addr // the zero Addr is an error
 	told   chan struct{}
@@ -36,8 +36,8 @@ func (n *slowName) lookUp(ctx context.Context, name string) (resolve.Answer, err
 
 const namedA = "name=a remote-address=peer.example address=10.255.0.1/30 route=10.20.0.0/16"
 
-// The remote stays in use until the name that takes its place is resolved, or cannot be, and then all is as
-// after a start.
+// The remote stays in use until the look-up of the name that takes its place has ended. Then all is as after a
+// start with that name.
 func TestControlReleaseRemote(t *testing.T) {
 	for what, test := range map[string]struct {
 		to     string // in addition to the name
@@ -86,7 +86,8 @@ func TestControlReleaseRemote(t *testing.T) {
 	}
 }
 
-// What stands in the way of the remote before is as if the name were not there.
+// If a change does not let the remote from before be held, the tunnel is as after a start, without a remote until the
+// name is resolved.
 func TestControlGiveUpRemote(t *testing.T) {
 	for what, test := range map[string]struct{ first, then []string }{
 		"another-gets-it":        {[]string{lineA}, []string{namedA, lineB, "name=c remote-address=198.51.100.1"}},
@@ -125,7 +126,7 @@ func TestControlGiveUpRemote(t *testing.T) {
 	}
 }
 
-// Other changes leave a remote that is held, and one more name has it held on.
+// A held remote stays held after other changes, and after a change to yet another name.
 func TestControlReleaseRemote_twice(t *testing.T) {
 	name := &slowName{told: make(chan struct{})}
 	socket, _ := memory.NewSocketPair()
@@ -147,7 +148,7 @@ func TestControlReleaseRemote_twice(t *testing.T) {
 	})
 }
 
-// Two tunnels exchange names: the one that is resolved first waits until the other one's address is free.
+// Two tunnels exchange names: the tunnel whose name is resolved first waits until the other gives up the address.
 func TestEngineRegister_freed(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, m := newModel(t, socket)

@@ -11,7 +11,7 @@ import (
 	"ipipd/tun"
 )
 
-// An interface that is deleted is made again as it was, and what the tunnel has counted stays.
+// An interface that is deleted is made again as it was, and the tunnel's counters go on.
 func TestControlRemakeInterface(t *testing.T) {
 	sa, sb := memory.NewSocketPair()
 	b := start(t, sb, outerB, outerA, nil)
@@ -37,7 +37,7 @@ func TestControlRemakeInterface(t *testing.T) {
 	}
 }
 
-// While another interface has the name the tunnel waits, and print says so; a reload changes it all the same.
+// While another interface has its name the tunnel waits, and print says so; Apply can change the tunnel meanwhile.
 func TestControlRemakeInterface_nameTaken(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, m := newModel(t, socket)
@@ -75,7 +75,7 @@ func TestControlRemakeInterface_nameTaken(t *testing.T) {
 	}
 }
 
-// A tunnel without its interface ends, and its name and addresses are another one's.
+// A tunnel whose interface is gone can be removed, and another one gets its name and addresses.
 func TestControlRemakeInterface_removedMeanwhile(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, m := newModel(t, socket)
@@ -91,7 +91,7 @@ func TestControlRemakeInterface_removedMeanwhile(t *testing.T) {
 	}
 }
 
-// What is deleted again and again is made again rarely.
+// An interface that is deleted again and again is made again only after lastRemake each time.
 func TestControlInterfaceGone_often(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, _ := newModel(t, socket)
@@ -102,7 +102,7 @@ func TestControlInterfaceGone_often(t *testing.T) {
 		a.do(t, func(c *control) {
 			c.interfaceGone(c.device, errors.New("no"), at)
 			wait = c.lost.at.Sub(at)
-			c.lost.at = at // do not wait for it
+			c.lost.at = at // now
 			c.remakeInterface(at)
 		})
 		return wait
@@ -123,7 +123,7 @@ func TestControlInterfaceGone_often(t *testing.T) {
 	}
 }
 
-// An interface that was deleted just before a change, which control does not know yet, is no error of it.
+// If the interface was deleted just before a change, and control does not know it yet, the change does not fail.
 func TestEngineApply_justDeleted(t *testing.T) {
 	socket, other := memory.NewSocketPair()
 	e, m := newModel(t, socket)

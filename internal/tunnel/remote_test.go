@@ -28,15 +28,14 @@ var (
 	outerD = netip.MustParseAddr("198.51.100.9")
 )
 
-// names is a name server with one name: SetAnswer changes what it says.
+// names is a name server with one name. say sets its answer.
 type names struct {
 	mu        sync.Mutex
-	addresses []netip.Addr // none is an error
+	addresses []netip.Addr // the answer; an error if there are none
 	ttl       time.Duration
 	asked     int
 }
 
-// say sets the answer.
 func (n *names) say(addresses ...netip.Addr) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -53,7 +52,7 @@ func (n *names) lookUp(context.Context, string) (resolve.Answer, error) {
 	return resolve.Answer{Addresses: n.addresses, TTL: n.ttl}, nil
 }
 
-// count is how often it was asked.
+// count returns how often the server was asked.
 func (n *names) count() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -170,7 +169,7 @@ func TestControl_lookupDue(t *testing.T) {
 		ttl      time.Duration
 		failures int
 		state    keepalive.State
-		want     time.Duration // after the last look-up; negative is never
+		want     time.Duration // from the last look-up to the next; negative is never
 	}{
 		{"ttl", "far.example", 5 * time.Minute, 0, keepalive.Up, 5 * time.Minute},
 		{"ttl-without-keepalive", "far.example", 5 * time.Minute, 0, keepalive.Off, 5 * time.Minute},
@@ -218,12 +217,12 @@ func TestControl_chooseRemote(t *testing.T) {
 		answer    []netip.Addr
 		state     keepalive.State
 		encrypted bool
-		candidate netip.Addr // so far
-		heard     bool       // the candidate
-		again     bool       // it has had its time
+		candidate netip.Addr // before
+		heard     bool       // the peer was heard from the candidate
+		again     bool       // the candidate was tried for minTTL
 		since     time.Duration
-		remote    netip.Addr // then; it was b
-		then      netip.Addr // the candidate
+		remote    netip.Addr // afterwards; before it is b
+		then      netip.Addr // the candidate afterwards
 	}{
 		{name: "named", answer: []netip.Addr{b}, state: keepalive.Up, remote: b},
 		{name: "among-others", answer: []netip.Addr{b, c}, state: keepalive.Up, again: true, remote: b},
@@ -283,7 +282,7 @@ func TestControl_chooseRemote(t *testing.T) {
 				c.candidate.Store(newOtherRemote(&path, false))
 				c.candidate.Load().heard.Store(test.heard)
 			}
-			for range 3 { // it is settled at once
+			for range 3 { // the first call decides, further ones change nothing
 				c.chooseRemote(now)
 				if test.heard { // as tick does
 					c.state.Store(uint32(keepalive.Up))
@@ -312,7 +311,7 @@ func TestControl_chooseRemote(t *testing.T) {
 	}
 }
 
-// dataFrom is an outer packet with data from a remote.
+// dataFrom returns an outer packet from a remote with an inner packet.
 func dataFrom(remote netip.Addr, inner []byte) []byte {
 	outer := make([]byte, ipv4.HeaderLen, ipv4.HeaderLen+len(inner))
 	h := ipv4.Header{TotalLen: cap(outer), TTL: 64, Protocol: ipv4.ProtocolIPIP, Source: remote.As4(), Destination: outerA.As4()}
@@ -320,7 +319,7 @@ func dataFrom(remote netip.Addr, inner []byte) []byte {
 	return append(outer, inner...)
 }
 
-// delivers injects an outer packet with data from a remote, and reports whether it is delivered.
+// delivers injects an outer packet from a remote, and reports whether its inner packet is delivered.
 func (s *endpoint) delivers(t *testing.T, remote netip.Addr) bool {
 	t.Helper()
 	rx, drops := s.Status().RxPacket, s.Status().ProcessDrops["unknown-peer"]
@@ -399,7 +398,7 @@ func TestControl_candidate(t *testing.T) {
 	eventually(t, "only packets of the new one are received", func() bool { return sa.Reception().Remote == outerD.As4() })
 }
 
-// Probes of a peer at its new address are answered to there.
+// A reflect probe from the candidate is answered to the candidate.
 func TestControl_candidateProbes(t *testing.T) {
 	sa, sb := memory.NewSocketPair()
 	n := &names{addresses: []netip.Addr{outerB}}
@@ -424,7 +423,7 @@ func TestControl_candidateProbes(t *testing.T) {
 	eventually(t, "it is used", a.hasRemote(outerD))
 }
 
-// The previous remote says nothing of the present one: heard from it, a peer is not taken for up.
+// A packet from the previous remote does not make the keepalive up: it says nothing of the present remote.
 func TestControl_previousIsNotHeard(t *testing.T) {
 	sa, _ := memory.NewSocketPair()
 	n := &names{addresses: []netip.Addr{outerB}}
@@ -441,7 +440,7 @@ func TestControl_previousIsNotHeard(t *testing.T) {
 	}
 }
 
-// Another tunnel with the candidate's address as its remote gets its packets, and nothing stays of a
+// Packets from the candidate go to another tunnel whose remote has that address, and no entry is left of a
 // tunnel that is closed, or whose remote is set anew.
 func TestControl_candidateOfAnother(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
@@ -504,7 +503,7 @@ func TestControl_severalAddresses(t *testing.T) {
 	eventually(t, "the first is heard then", a.hasRemote(outerB))
 }
 
-// While a name goes from one address to the other and back, and the peer is at both, no packet of either
+// While the DNS name changes from one address to the other and back, and the peer sends from both, no packet
 // is lost.
 func TestControl_candidateStream(t *testing.T) {
 	sa, sb := memory.NewSocketPair()
@@ -558,8 +557,8 @@ func TestControl_candidateStream(t *testing.T) {
 	}
 }
 
-// Of the addresses of a name one to which there is no way does not keep the tunnel from another one, whether
-// that has a path when the name is resolved or gets it later.
+// An address of a DNS name to which there is no path does not keep the tunnel from another one, whether that has
+// a path when the name is resolved or gets it later.
 func TestControl_usableAddress(t *testing.T) {
 	own, noRoute := netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("192.0.2.8")
 	for _, late := range []bool{false, true} {

@@ -25,7 +25,7 @@ func TestRouteTable_of(t *testing.T) {
 	}
 }
 
-// Whatever the multipliers are, remotes do not crowd whose addresses have a pattern.
+// Addresses with a pattern do not collide much, whatever the multipliers of the hash are.
 func TestRouteTable_slot(t *testing.T) {
 	for name, at := range map[string]func(i int) [4]byte{
 		"each":              func(i int) [4]byte { return [4]byte{10, 0, byte(i >> 8), byte(i)} },
@@ -52,7 +52,7 @@ func TestRouteTable_slot(t *testing.T) {
 	}
 }
 
-// What the data path reads of a route is in one cache line.
+// The fields of a route that the data path reads for each packet are in one cache line.
 func TestRoute_cacheLine(t *testing.T) {
 	const line = 64
 	var r route

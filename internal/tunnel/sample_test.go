@@ -12,7 +12,7 @@ import (
 	"ipipd/test/memory"
 )
 
-// A Sample has the numbers of Status, and those of the keepalive.
+// A Sample has the numbers of Status, and those of the keepalive's probes.
 func TestSample(t *testing.T) {
 	a, b := pair(t, func(c *Config) {
 		c.Name, c.Comment = "ipip1", "to the office"
@@ -52,7 +52,7 @@ func TestSample(t *testing.T) {
 	eventually(t, "the silence has changed the state once", func() bool { s := a.sample(); return !s.Running && s.StateChanges == 1 })
 }
 
-// An answer counts once for a probe; what comes unasked is none.
+// One answer counts for each probe; a packet that no probe has asked for is no answer.
 func TestTunnel_noteProbeAnswer(t *testing.T) {
 	n := &Tunnel{epoch: time.Now()}
 	epoch := n.epoch.Add(time.Second)
@@ -70,7 +70,7 @@ func TestTunnel_noteProbeAnswer(t *testing.T) {
 	}
 }
 
-// A tunnel that is not started is named, and nothing more.
+// The Sample of a tunnel that is not started has its name and addresses, and nothing more.
 func TestNewSample(t *testing.T) {
 	c := Default()
 	c.Name, c.RemoteAddress, c.Comment, c.Disabled = "ipip1", "office.example", "later", true
@@ -91,7 +91,7 @@ func TestSamples_process(t *testing.T) {
 	}
 }
 
-// A scrape of many tunnels.
+// BenchmarkSamples is one scrape of the metrics of many tunnels.
 func BenchmarkSamples(b *testing.B) {
 	a, _ := memory.NewSocketPair()
 	e := newEndpoint(b, EngineOptions{}, a, outerA).engine

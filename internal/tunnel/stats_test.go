@@ -7,7 +7,7 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-// referenceHeaders is segmentHeaders by hand, in one function.
+// referenceHeaders is segmentHeaders without ipv4.ParseTransport.
 func referenceHeaders(b []byte) (n int) {
 	p, err := ipv4.Parse(b)
 	if err != nil {
@@ -26,7 +26,7 @@ func referenceHeaders(b []byte) (n int) {
 	return n
 }
 
-// superpackets returns TCP with 12 bytes of options and 1,000 of payload, and UDP with as much.
+// superpackets returns a TCP packet with 12 bytes of options and 1,000 of payload, and a UDP packet with as much payload.
 func superpackets() (tcp, udp []byte) {
 	tcp = datagram(20+32+1000, func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolTCP })
 	tcp[20+ipv4.OffTCPDataOffset] = 32 / 4 << 4

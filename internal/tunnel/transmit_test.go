@@ -13,10 +13,10 @@ import (
 	"ipipd/internal/underlay"
 )
 
-// recordingSender is a Sender that records packets, and fails for those above the path MTU.
+// recordingSender is a Sender that records packets, and fails at one above the path MTU.
 type recordingSender struct {
 	sent    [][]byte
-	longest int // longest packet
+	longest int // the longest packet's length
 }
 
 func (w *recordingSender) Write(batch []*packet.Buffer, paths []*underlay.Path) (int, error) {
@@ -55,7 +55,7 @@ func saPair(t *testing.T) (*esp.Outbound, *esp.Inbound) {
 	return out, in
 }
 
-// outerOf is an outer packet of that length, of protocol 4, filled with v.
+// outerOf returns an outer packet of that length with protocol 4, filled with v.
 func outerOf(length int, v byte, df bool) *packet.Buffer {
 	b := packet.New(packet.MaxSize)
 	p := bytes.Repeat([]byte{v}, length)

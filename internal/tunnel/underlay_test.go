@@ -16,7 +16,7 @@ import (
 	"ipipd/test/memory"
 )
 
-// The local address and the MTU are the route's, and are updated with it.
+// The local address and the MTU follow the route to the remote.
 func TestControlUpdateRoute(t *testing.T) {
 	a, b := pair(t, nil)
 	a.network.set(func(w *fakeNetwork) { w.route = netstate.Route{Source: [4]byte{192, 0, 2, 99}, MTU: 1400} })
@@ -59,7 +59,7 @@ func TestControlUpdateRoute_noRoute(t *testing.T) {
 }
 
 // The preferred source of a route into the tunnel itself is an inner address. It must not become the
-// local address, or the peer's packets would be of an unknown peer while the loop lasts.
+// local address, or the peer's packets would be dropped as unknown-peer while the loop lasts.
 func TestControlNewRoute_loop(t *testing.T) {
 	a, b := pair(t, nil)
 	a.network.set(func(w *fakeNetwork) { w.err = errors.New("no route") })
@@ -78,8 +78,8 @@ func TestControlNewRoute_loop(t *testing.T) {
 	}
 }
 
-// A sender is to keep to what the first hop to a remote takes only where nobody is to fragment, and not to a path MTU
-// that anybody may have forged.
+// The MSS is clamped to what the first hop to a remote takes only with DF set, and never to a path MTU that was
+// learnt: anybody may have forged it.
 func TestRoute_largest(t *testing.T) {
 	whole := encap.Outer{DontFragmentInherit: true}
 	fragmented, learnt := &route{remote: new(remote), maxInner: 532}, &route{remote: new(remote), maxInner: 532, outer: whole}
@@ -115,8 +115,8 @@ func TestControlMTUFeedback(t *testing.T) {
 	eventually(t, "and down", func() bool { return a.Status().ActualMTU == 1180 })
 }
 
-// Of many remotes each may have a smaller MTU than those before; one that has a smaller one again and again is
-// such a loop.
+// With many remotes each new one may have a smaller MTU than those before. Only repeated decreases by one remote
+// are an MTU feedback.
 func TestControlMTUFeedback_many(t *testing.T) {
 	sa, _ := memory.NewSocketPair()
 	a := start(t, sa, outerA, outerB, func(c *Config) { c.RemoteAddress, c.LocalAddress = AnyRemote, outerA })

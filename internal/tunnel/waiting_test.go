@@ -28,7 +28,7 @@ func TestTunnelSuspended(t *testing.T) {
 		eventually(t, "the carrier is gone", func() bool { return !a.device.Running() })
 
 		before := lastReceived()
-		a.do(t, (*control).probe) // one that was due at that moment
+		a.do(t, (*control).probe) // a probe that was due at that moment
 		a.device.SetCarrier(true)
 		if err := a.device.Inject(datagram(100, nil)); err != nil {
 			t.Fatal(err)
@@ -49,7 +49,7 @@ func TestTunnelSuspended(t *testing.T) {
 		}
 		a.device.SetCarrier(false)
 
-		// The next probe of the keepalive before is due in an hour.
+		// Without a new keepalive the next probe would be due in an hour.
 		a.network.set(func(w *fakeNetwork) { w.localAbsent = false })
 		eventually(t, "the peer hears a probe", func() bool { return lastReceived().After(before) })
 		eventually(t, "a is running", func() bool { s := a.Status(); return s.Running && s.WaitingFor == "" && a.device.Running() })

@@ -67,7 +67,7 @@ func TestControlRaise(t *testing.T) {
 	}
 }
 
-// What others can cause again and again is logged once a minute.
+// A warning that others can cause again and again is logged once a minute at most.
 func TestControlRaise_limited(t *testing.T) {
 	var log strings.Builder
 	c := warningControl(&log)
@@ -86,7 +86,7 @@ func TestControlRaise_limited(t *testing.T) {
 	}
 }
 
-// What packets show is a warning until nothing was seen for a time, and costs two wakes in that time.
+// A sighting is a warning until nothing was seen for loopHolds, and wakes control twice in that time.
 func TestControlWarnSeen(t *testing.T) {
 	var log strings.Builder
 	c := warningControl(&log)
@@ -125,7 +125,7 @@ func TestControlWarnSeen(t *testing.T) {
 	}
 }
 
-// A path that is missing is a warning of its own for each kind.
+// Each reason for which there is no path has a warning of its own.
 func TestControlWarnPath(t *testing.T) {
 	c := warningControl(io.Discard)
 	for _, x := range []struct {
@@ -148,7 +148,7 @@ func TestControlWarnPath(t *testing.T) {
 	}
 }
 
-// A Status keeps its warnings in JSON, where there is always an array of them.
+// JSON keeps the warnings of a Status, and has an empty array if there are none.
 func TestStatus_warnings(t *testing.T) {
 	c := warningControl(io.Discard)
 	cfg := Default()
