@@ -101,7 +101,7 @@ type plan struct {
 	remake []*Tunnel  // of remove, the tunnels that are made again
 	remade []*control // the new tunnels in the places of remake
 
-	interrupted bool // remake are closed
+	interrupted bool // the tunnels of remake are closed
 }
 
 // plan compares configs with the tunnels that run. It opens only what tunnels share: see openShared.

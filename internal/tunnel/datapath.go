@@ -289,7 +289,7 @@ func (t *Tunnel) decapsulate(b *packet.Buffer, outer ipv4.Packet, sender underla
 		t.count(d, 1)
 		return false, d
 	}
-	back := route // to the remote
+	back := route // the route to the remote
 	if t.many != nil {
 		if back = t.many.heard(remote, int64(now.Sub(t.epoch))); back != nil && back.unreachable {
 			t.wakeControl()
@@ -360,7 +360,7 @@ func (t *Tunnel) deliver(run []*packet.Buffer, b *buffers) {
 	}
 }
 
-// reflects reports whether to answer one more reflect probe now. r is the route of the remote; nil if it has no route of its own.
+// reflects reports whether to answer one more reflect probe now. r is the route to its remote; nil if that has none of its own.
 func (t *Tunnel) reflects(r *route, now time.Time) bool {
 	if r == nil || r.remote == nil {
 		return t.reflectLimit.allow(now, perSecond)
@@ -368,8 +368,8 @@ func (t *Tunnel) reflects(r *route, now time.Time) bool {
 	return r.remote.reflectLimit.allow(now, remotePerSecond)
 }
 
-// answerProbe returns the inner packet of the peer's reflect probe, as a router's forwarding
-// would, if it is allowed. It must not reach the device.
+// answerProbe sends the inner packet of the peer's reflect probe back to the peer, as a forwarding
+// router would, if it is allowed. The packet must not reach the device.
 func (t *Tunnel) answerProbe(b *packet.Buffer, sender underlay.Sender, path *underlay.Path, local, remote [4]byte, allowed bool) (d drop.Reason) {
 	if !allowed {
 		d = drop.ReflectLimited

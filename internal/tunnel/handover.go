@@ -70,7 +70,7 @@ func (e *Engine) drop(name string) {
 	}
 }
 
-// openIPsec makes the ipsec.Manager, which goes on where that of the process before has ended.
+// openIPsec makes the ipsec.Manager, with the sockets and the SAs of the process before.
 func (e *Engine) openIPsec() {
 	o := ipsec.Options{Serve: e.serveESP, Dropped: e.dropPacket}
 	if e.manager != nil {

@@ -28,8 +28,7 @@ type remoteStatus struct {
 	ipsec.Status
 }
 
-// statuses returns the status of each session, in the order of the remotes' addresses: at most maxProtected. It
-// is safe for concurrent use.
+// statuses returns the status of each session, by remote address: at most maxProtected. It is safe for concurrent use.
 func (r *ipsecRemotes) statuses() []remoteStatus {
 	var all []remoteStatus
 	for g, route := range r.tunnel.many.routes.Load().all {

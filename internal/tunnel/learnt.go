@@ -53,8 +53,7 @@ func (c *control) forgetOldest() {
 	delete(c.learnt, oldest)
 }
 
-// apply applies an ICMP error to the state of a remote. linkMTU is the first hop's MTU in bytes. d is why the error
-// is not believed.
+// apply applies an ICMP error. linkMTU is the first hop's MTU in bytes. d is why the error is not believed.
 func (r *remote) apply(e *encap.OuterError, linkMTU int, now time.Time) (d drop.Reason) {
 	if e.TooBig() {
 		_, d = r.pathMTU.TooBig(now, e, linkMTU)

@@ -25,8 +25,7 @@ type ledger struct {
 	old     map[uint32]bool // by ifindex, the entries of the process before that no tunnel has taken
 }
 
-// take returns an entry for an interface: the one of the process before (old) if adopted and there is one, else a free
-// one; nil if there is none.
+// take returns the entry of the process before (old) for an adopted interface, or else a free one; nil if there is none.
 func (l *ledger) take(ifindex int, adopted bool) (entry *ledgerEntry, old bool) {
 	if l == nil {
 		return nil, false

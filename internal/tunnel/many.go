@@ -141,7 +141,7 @@ type next struct {
 	inner  ipv4.Packet // zero if the packet is not valid
 	entry  *fib.Entry
 	remote [4]byte
-	why    drop.Reason // as fib.Table.Remote has it
+	why    drop.Reason // why the packet is to be dropped: as of fib.Table.Remote
 	route  *route      // nil if the remote has none of its own
 }
 
@@ -174,8 +174,7 @@ func (m *remotes) lookUp(batch []*packet.Buffer, to []next) {
 	}
 }
 
-// heard records that a packet of a remote came, since nanoseconds after Tunnel.epoch, and returns the route to
-// the remote; nil if it has none of its own.
+// heard records a packet of a remote, as remote.heard, and returns the route to it; nil if it has none of its own.
 func (m *remotes) heard(remote [4]byte, since int64) *route {
 	r := m.routes.Load().of(remote)
 	if r != nil {
@@ -238,8 +237,7 @@ func formatAcceptFrom(c *Config) string {
 	return join(c.AcceptFrom)
 }
 
-// parsePrefixes appends the prefixes or addresses of v, separated by commas, to to. On failure it returns
-// wanted, with details.
+// parsePrefixes appends the prefixes or addresses of v, separated by commas. On failure it returns wanted, with details.
 func parsePrefixes(to []netip.Prefix, v, wanted string) (_ []netip.Prefix, want string) {
 	for _, one := range strings.Split(v, ",") {
 		if a, err := netip.ParseAddr(one); err == nil && a.Is4() {

@@ -137,9 +137,8 @@ func (e *Engine) wantsLinkLayer(now time.Time) bool {
 	return (e.threads > 1 || e.partialChecksums.active(now)) && !e.linkLayerFailed.Load()
 }
 
-// receptionDevice returns the ifindex that outer packets leave by, if they may be received from its
-// link layer; 0 if not. A packet socket skips rp_filter, so the interface must be the one that
-// rp_filter expects the remote on.
+// receptionDevice returns the ifindex that outer packets leave by, if they may be received from its link
+// layer; 0 if not. A packet socket skips rp_filter, which must expect the remote on that interface.
 func (c *control) receptionDevice(u *netstate.Route) int {
 	if u.VRF || u.Local || c.answer.ReturnDevice != u.Device {
 		return 0

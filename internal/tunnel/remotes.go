@@ -21,10 +21,10 @@ import (
 // maxRemotes limits the gateways with a state of their own.
 const maxRemotes = 1 << 14
 
-// remote is a gateway of a route, or a learnt one.
+// remote is the state of a gateway of a route, or of a learnt inner destination.
 type remote struct {
 	follower      Follower  // nil if it is learnt
-	learntAt      time.Time // the last ICMP error about it, if it is learnt
+	learntAt      time.Time // when the last ICMP error about it came, if it is learnt
 	pathMTU       encap.PathMTU
 	reach         encap.Reachability
 	unreachableAt time.Time

@@ -176,8 +176,7 @@ func (e *Engine) queues(cfg *Config) int {
 	return cfg.TunQueues
 }
 
-// opened is called once the interface is configured. It mirrors the interface's routes, and gives its queues
-// to the workers.
+// opened, called once the interface is configured, mirrors its routes and gives its queues to the workers.
 func (c *control) opened() error {
 	t, e := c.Tunnel, c.engine
 	if c.cfg.RPS != "" {

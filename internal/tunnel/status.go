@@ -75,8 +75,7 @@ type State struct {
 	IPsec string `json:"ipsec,omitzero"`
 	// IPsecSPI are the SPIs of the SAs in use as tcpdump shows them, inbound/outbound.
 	IPsecSPI string `json:"ipsec-spi,omitzero"`
-	// IPsecRemotes are the remotes of a tunnel with many that have an SA or negotiate one, in the order of their
-	// addresses.
+	// IPsecRemotes are the remotes of a tunnel with many that have an SA or negotiate one, by address.
 	IPsecRemotes []RemoteIPsec `json:"ipsec-remotes,omitzero"`
 	// LastHeard is the time of the remote's last packet; zero is never.
 	LastHeard time.Time `json:"last-heard,omitzero"`

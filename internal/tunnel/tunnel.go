@@ -134,8 +134,7 @@ func (t *Tunnel) noteReceived(now time.Time) {
 	}
 }
 
-// lastReceived returns when userspace or the fast path received the peer's last packet; the zero time if
-// never.
+// lastReceived returns when the peer's last packet came, by userspace or the fast path; the zero time if never.
 func (t *Tunnel) lastReceived() time.Time {
 	t.mergeLastReceived(t.fastStats().LastReceived)
 	if last := t.lastReceivedNs.Load(); last != 0 {

@@ -107,7 +107,7 @@ func (c *control) newRoute() *route {
 	}
 	if c.many != nil {
 		u.MTU, c.narrowest = c.remotesMTU()
-		u.Source = [4]byte{} // that of each remote
+		u.Source = [4]byte{} // each remote's route has its own
 	}
 	local, remote := u.Source, bytesOf(c.remote)
 	if c.cfg.LocalAddress.IsValid() {
@@ -241,7 +241,7 @@ func (c *control) updateRoute(now time.Time) {
 		if err == nil {
 			c.wait(next, nil)
 			err = c.protect(next)
-			next.maxInner = c.maxInner(next.path.MTU) // of the new session
+			next.maxInner = c.maxInner(next.path.MTU) // protect may have begun another session
 		}
 		c.retry = c.retry || err != nil
 	}

@@ -54,8 +54,7 @@ func (c *control) pathError(a *netstate.Answer, remote netip.Addr) error {
 	return c.remoteError(a, remote)
 }
 
-// remoteError returns why a remote to which there is a route cannot be the tunnel's: it is an address of this
-// host, or the route is a loop; nil if it can.
+// remoteError returns why a remote with a route cannot be used, as it is this host or the route a loop; nil if it can.
 func (c *control) remoteError(a *netstate.Answer, remote netip.Addr) error {
 	if a.Route.Local {
 		return RemoteIsLocal(remote)
