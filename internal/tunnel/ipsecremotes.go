@@ -46,7 +46,7 @@ type ipsecRemotes struct {
 	wants  atomic.Bool // remoteIPsec.wanted of a remote has a new bit
 	lines  lineLimiter
 
-	// control's:
+	// Used by control only:
 	listener   *ipsec.Listener
 	local      [4]byte // of listener, as device
 	device     int
@@ -66,8 +66,8 @@ type protected struct {
 	ipsecPolicy
 	remote *remote
 	sealed atomic.Bool // seal was called for packets to the remote since control has looked
-	// control's:
-	since    time.Time
+	// Used by control only:
+	since    time.Time // when it was made
 	lastUsed time.Time // zero is never
 }
 

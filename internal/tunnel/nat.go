@@ -36,8 +36,8 @@ func (t *Tunnel) noteReflect(destination, remote [4]byte) {
 	t.peerInside.Store(binary.BigEndian.Uint32(destination[:]))
 }
 
-// warnPeerBehindNAT warns that only the peer's own probes keep the tunnel running: in those of this end the source
-// is the peer's public address, which is not its own.
+// warnPeerBehindNAT warns that only the peer's own probes keep the tunnel running: the inner source of this end's
+// is the peer's public address, which is not the peer's own.
 func (c *control) warnPeerBehindNAT(unanswered bool) {
 	var inside [4]byte
 	binary.BigEndian.PutUint32(inside[:], c.peerInside.Load())

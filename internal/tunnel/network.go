@@ -29,7 +29,7 @@ type Network interface {
 	// that they have added. For routes the interface must be up.
 	AddAddresses(device int, addresses []netstate.InterfaceAddress) (added []netstate.InterfaceAddress, err error)
 	AddRoutes(device int, routes []netstate.InterfaceRoute) (added []netstate.InterfaceRoute, err error)
-	// RemoveAddresses and RemoveRoutes remove addresses and routes of these; that one is gone is no error.
+	// RemoveAddresses and RemoveRoutes remove what AddAddresses and AddRoutes add; one that is gone is no error.
 	RemoveAddresses(device int, addresses []netstate.InterfaceAddress) error
 	RemoveRoutes(device int, routes []netstate.InterfaceRoute) error
 	// ExistingRoutes returns which of the interfaces' Routes the kernel has.
@@ -39,7 +39,7 @@ type Network interface {
 	// SetRPS sets rps_cpus of an interface, and fails if another mask is set; ClearRPS takes that back.
 	SetRPS(ifname, mask string) error
 	ClearRPS(ifname, mask string) error
-	// Remove removes interfaces together; that one is gone is no error.
+	// Remove removes interfaces together; one that is gone is no error.
 	Remove(devices []int) error
 	Close() error
 }

@@ -65,8 +65,7 @@ func (m *remotes) setPeers(cfg *Config) {
 	m.peers.gateways = gateways
 }
 
-// note notes whether a peer's route is there, in the table that it is added to, and reports whether it has just been
-// lost.
+// note notes whether the route of a peer is there, in the table that it is added to, and reports whether it is lost.
 func (p *peers) note(change *netstate.RouteChange) bool {
 	gateway, ours := p.gateways[change.Prefix]
 	if !ours {

@@ -37,7 +37,7 @@ var realServerCodes = []warning.Code{
 	warning.SysctlNotSet, warning.RPFilterTunnel, warning.VIPMissing, warning.VIPAnswered, warning.SYNACKMSS,
 }
 
-// RealServer reports whether packets come out of the tunnel whose sources are not routed into it.
+// RealServer reports whether this host is a real server: packets come out of the tunnel whose answers leave elsewhere.
 func (c *Config) RealServer() bool { return c.many() && len(c.AcceptFrom) > 0 && len(c.AcceptTo) > 0 }
 
 // warnRealServer looks at the host's settings, warns of unsuitable ones and, with manage-sysctls, sets them.
@@ -84,8 +84,8 @@ func (c *control) warnRealServer(now time.Time) {
 	}
 }
 
-// Served finds the addresses of accept-to that this host has, and the interfaces on whose link one is that they do
-// not have themselves.
+// Served finds the addresses of accept-to that this host has, and the interfaces whose subnet has one that is not the
+// interface's own: there ARP requests for it come.
 func (c *Config) Served(ifname string, interfaces []netstate.AddressedInterface) *sysctl.Server {
 	s := &sysctl.Server{Interface: ifname}
 	owners := map[netip.Addr][]int{}

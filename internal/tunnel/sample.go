@@ -66,7 +66,7 @@ type Sample struct {
 	SAs         uint64    `json:"sas,omitzero"`   // pairs of SAs established so far
 	Since       time.Time `json:"since,omitzero"` // when the SA in use was established
 	RekeyAt     time.Time `json:"rekey-at,omitzero"`
-	// IPsecRemotes is how many remotes of a tunnel with many have an SA; Since and RekeyAt are zero then. nil of another tunnel.
+	// IPsecRemotes is how many remotes of a tunnel with many have an SA (Since and RekeyAt are zero); nil of another tunnel.
 	IPsecRemotes *int `json:"ipsec-remotes,omitzero"`
 }
 
