@@ -125,7 +125,7 @@ func applyPeers(t *testing.T) (ns, peers *netlab.NS) {
 	return ns, peers
 }
 
-// applyLine is a tunnel to such a peer, by a route.
+// applyLine returns the configuration of a tunnel to peer n of applyPeers, with a route to it.
 func applyLine(n int, more string) string {
 	return fmt.Sprintf("name=t%d remote-address=192.0.2.1%d route=10.255.%d.2/32 ", n, n, n) + more
 }
@@ -161,7 +161,7 @@ func TestEngineApply_noLoss(t *testing.T) {
 	}
 }
 
-// The UDP ports of IKE go from one underlay-device to another one with their tunnel.
+// When a tunnel gets another underlay-device, the UDP ports of IKE are bound to that.
 func TestEngineApply_ipsecDevice(t *testing.T) {
 	ns, _ := applyPeers(t)
 	p := startEngine(t, ns)
@@ -177,7 +177,7 @@ func TestEngineApply_ipsecDevice(t *testing.T) {
 	}
 }
 
-// Outer addresses that a tunnel has from another one are on the fast path at once.
+// A tunnel that takes over the outer addresses of another one has the fast path at once.
 func TestEngineApply_fastPathTakenOver(t *testing.T) {
 	ns, _ := applyPeers(t)
 	p := startEngine(t, ns)
@@ -196,7 +196,7 @@ func TestEngineApply_fastPathTakenOver(t *testing.T) {
 	}
 }
 
-// The interface of a tunnel that is not allowed the fast path has no program; it is given one in place.
+// The interface of a tunnel that is not allowed the fast path has no eBPF program, and gets one by a change in place.
 func TestEngineApply_allowFastPath(t *testing.T) {
 	ns, _ := applyPeers(t)
 	p := startEngine(t, ns)

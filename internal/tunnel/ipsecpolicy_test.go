@@ -14,7 +14,7 @@ import (
 	"ipipd/internal/warning"
 )
 
-// Without a session nothing is sent.
+// Without a session no packet is sent.
 func TestIPsecPolicy_noSession(t *testing.T) {
 	c := Default()
 	c.IPsec.Secret = []byte("secret")

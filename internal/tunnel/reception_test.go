@@ -60,7 +60,7 @@ func TestEngineUpdateReception(t *testing.T) {
 	// begin returns an engine and a function that starts a tunnel.
 	begin := func(t *testing.T, threads int) (*Engine, *fakeNetwork, *memory.Socket, func(netip.Addr, func(*Config)) *Tunnel) {
 		socket, _ := memory.NewSocketPair()
-		// Without filters, and with a route for each remote.
+		// Nothing objects to bypassing the IP stack, and each remote can have a route.
 		w := &fakeNetwork{open: true, route: device, routes: map[[4]byte]netstate.Route{}, marked: 7, devices: map[string]int{"eth7": 7}}
 		h, err := NewEngine(EngineOptions{Socket: socket, Network: w, Threads: threads, OpenDevice: func(o tun.Options) (tun.Device, error) {
 			return memory.NewDevice(o.Name, o.MTU), nil
@@ -113,7 +113,7 @@ func TestEngineUpdateReception(t *testing.T) {
 		second.Close()
 		is(t, socket, "the second has gone", only(link, outerB))
 	})
-	// rp_filter's result is known only if its route is the tunnel's.
+	// What rp_filter expects is known only if the route that it looks up, without mark and device, is the tunnel's.
 	t.Run("rp_filter-in-doubt", func(t *testing.T) {
 		for _, set := range []func(*Config){
 			func(c *Config) { c.FwMark = 1 },
@@ -189,7 +189,7 @@ func TestEngineUpdateReception(t *testing.T) {
 	})
 }
 
-// partialTCP is an outer packet of b whose TCP checksum covers only the pseudo-header.
+// partialTCP returns an outer packet of b whose TCP checksum covers only the pseudo-header.
 func partialTCP(t *testing.T) []byte {
 	t.Helper()
 	p := datagram(60, func(h *ipv4.Header) { h.Protocol = ipv4.ProtocolTCP })

@@ -70,8 +70,8 @@ func TestLoadBusyAgain(t *testing.T) {
 	}
 }
 
-// fakeSource is a source that has those numbers of packets, and then err. Its file descriptor is
-// readable always.
+// fakeSource is a source that reads batches of these sizes, and then returns err. Its file descriptor
+// is always readable.
 type fakeSource struct {
 	batches []int
 	err     error
@@ -103,7 +103,7 @@ func readable(t *testing.T) (fd int) {
 	return int(r.Fd())
 }
 
-// idleWorkers returns workers without threads. in has a source that is never ready, and out s.
+// idleWorkers returns workers without threads. in reads a source that is never ready, out reads s.
 func idleWorkers(t *testing.T, s source) (p *workers, key int32) {
 	t.Helper()
 	p, err := newWorkers(0, func(i int) *worker { return newWorker(i, discardSender{}) }, func(func()) {})
@@ -284,7 +284,7 @@ func TestWorkerRemove(t *testing.T) {
 	}
 }
 
-// A source that fails is told so once, and is not waited for any more; one that is closed is not told.
+// A source that fails is told of it once, and not waited for any more; one that is closed is not told.
 func TestWorkerCarry_failure(t *testing.T) {
 	gone := errors.New("gone")
 	for _, err := range []error{gone, os.ErrClosed} {
