@@ -42,7 +42,7 @@ func RouteLoop(a *netstate.Answer, remote netip.Addr, into bool) *warning.Fault 
 	default:
 		return nil
 	}
-	switch r := &a.Route; { // a route of the remote's own, by the way that it has without the tunnel, if that is known
+	switch r := &a.Route; { // a host route to the remote, by the next hop that it has without the tunnel, if that is known
 	case into:
 		f.Do = fmt.Sprintf("ip route add %v/32 via GATEWAY dev IF, with those of the route that the tunnel's has replaced", remote)
 	case r.Gateway != [4]byte{}:

@@ -38,8 +38,7 @@ func (c *control) warnFragments(r *route, now time.Time) {
 // reassembled are the host's ReasmOKs and ReasmFails (RFC 4293).
 type reassembled struct{ done, failed uint64 }
 
-// checkFragmentLoss tells control if this host fails to reassemble packets. The host's counters are of
-// all its packets, not of the tunnel's only.
+// checkFragmentLoss tells control if this host fails to reassemble packets, by the counters of all its packets.
 func (t *Tunnel) checkFragmentLoss(now time.Time, count func() (reassembled, error)) {
 	a := &t.activity
 	if !t.mayFragment() {

@@ -77,8 +77,8 @@ func (r *remote) expires() (next time.Time) {
 	return next
 }
 
-// learntRoutes adds the new routes to the learnt remotes, made of base, to news, and forgets those of which
-// nothing is left. old are those in use.
+// learntRoutes adds to news the routes to learnt remotes that are to be made again of base, and forgets remotes of
+// which nothing is left. old are the routes in use.
 func (c *control) learntRoutes(news, old map[[4]byte]*route, base *route, changed map[[4]byte]bool, now time.Time) {
 	for g, r := range c.learnt {
 		expired := r.tick(now, c.epoch)
