@@ -31,7 +31,8 @@ func (e *TunnelError) Unwrap() error { return e.Err }
 //
 // A tunnel waits for what the host's network lacks. The error is a *TunnelError, unless the Engine is
 // closed or ctx is done before anything has changed. After it all is as it was; only tunnels that had to
-// be made again have been interrupted.
+// be made again have been interrupted. The first Apply can also fail to begin receiving, when the tunnels
+// have started.
 func (e *Engine) Apply(ctx context.Context, configs []Config) error {
 	e.applying.Lock()
 	defer e.applying.Unlock()

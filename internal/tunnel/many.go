@@ -60,8 +60,7 @@ type remotes struct {
 	news    map[[4]byte]bool
 	changed map[[4]byte]bool
 	peers   peers
-	// fast is the table's copy in the kernel; nil is none. fastErr is why it is not up to date. Control
-	// writes fast.
+	// fast is the table's copy in the kernel, set by control; nil is none. fastErr is why it is not up to date.
 	fast    *fastpath.Routes
 	fastErr error
 }

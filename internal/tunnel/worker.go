@@ -27,8 +27,7 @@ type worker struct {
 
 // source is what a worker reads: a TUN queue (outbound), or a receiver (inbound).
 type source interface {
-	// carry reads one batch, without waiting for one, and forwards it. n is how many packets it
-	// read.
+	// carry reads one batch, without waiting for one, and forwards it. n is how many packets were read.
 	carry(b *buffers) (n int, err error)
 	// failed is called, in a goroutine of its own, with the error of carry that ended the source,
 	// unless that is os.ErrClosed.
