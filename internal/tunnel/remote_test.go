@@ -504,7 +504,7 @@ func TestControl_severalAddresses(t *testing.T) {
 }
 
 // While the DNS name changes from one address to the other and back, and the peer sends from both, no packet
-// is lost.
+// is dropped as unknown-peer.
 func TestControl_candidateStream(t *testing.T) {
 	sa, sb := memory.NewSocketPair()
 	n := &names{addresses: []netip.Addr{outerB}}
