@@ -9,27 +9,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AddressFollower has the addresses of this host that packets may come to. The Host's mu guards it.
+// AddressFollower follows the addresses at which this host receives packets. The Host's mu guards it.
 type AddressFollower struct {
 	host    *Host
 	changed func([][4]byte)
-	told    map[[4]byte]bool // nil before the first call
+	told    map[[4]byte]bool // what changed was last called with; nil before the first call
 }
 
-// addressFollowers are those of a Host, and whether the addresses are to be read again when that is due.
-// The Host's mu guards it.
+// addressFollowers are the AddressFollowers of a Host. stale: the addresses are to be read again, at the time
+// due. The Host's mu guards it.
 type addressFollowers struct {
 	all   map[*AddressFollower]bool
 	stale bool
 	due   time.Time
 }
 
-// addressGap is the least time between two reads of the addresses that messages cause.
+// addressGap is the least time between two reads of the addresses.
 const addressGap = 50 * time.Millisecond
 
 // FollowAddresses follows the IPv4 unicast addresses, but for those of loopback (127.0.0.0/8), of interfaces
-// in no VRF: what comes for these is this host's. changed is called from the Host's goroutine, first with
-// what there is, and then with all whenever that has changed; the slice is its own, and it must not block.
+// in no VRF: packets to these are for this host. changed is called from the Host's goroutine with all of them,
+// first as they are and then whenever they have changed; it owns the slice, and must not block.
 func (h *Host) FollowAddresses(changed func([][4]byte)) *AddressFollower {
 	a := &AddressFollower{host: h, changed: changed}
 	h.mu.Lock()
@@ -40,7 +40,7 @@ func (h *Host) FollowAddresses(changed func([][4]byte)) *AddressFollower {
 	return a
 }
 
-// Close ends it. A last call of changed may still come.
+// Close ends the AddressFollower. A last call of changed may still come.
 func (a *AddressFollower) Close() {
 	a.host.mu.Lock()
 	defer a.host.mu.Unlock()
@@ -85,7 +85,7 @@ func (h *Host) readAddresses() (all map[[4]byte]bool, err error) {
 	req.AddData(nl.NewIfAddrmsg(unix.AF_INET))
 	err = h.readAll(req, unix.RTM_NEWADDR, func(b []byte) {
 		a, ok := parseAddress(b)
-		// A message tells of a link that is not known yet.
+		// A link that is not known yet makes the addresses stale when its message comes.
 		if l, known := h.links[a.device]; ok && known && l.slaveKind != "vrf" && l.vrfTable == 0 && a.local[0] != 127 {
 			all[a.local] = true
 		}

@@ -15,15 +15,15 @@ type AddressedInterface struct {
 	Addresses []netip.Prefix
 }
 
-// AnswerRoute is a route that leaves the host, by the ifindex Device. MTU is that of the first hop, and AdvMSS
-// what the route says, 0 if it says nothing, in bytes.
+// AnswerRoute is the route that a server's answers to clients take. Device is its ifindex, MTU the route's or the
+// device's, whichever is less, AdvMSS the route's advmss, 0 if it has none; both in bytes.
 type AnswerRoute struct {
 	Device, MTU, AdvMSS int
-	// Words are the route as ip route takes it, without its MSS and, if there are several, NextHops.
+	// Words are the route in the syntax of `ip route`, without advmss and without the next hops of a multipath route: NextHops.
 	Words, NextHops string
 }
 
-// MSS is what the kernel's TCP offers to the other end (ipv4_default_advmss).
+// MSS returns the MSS that the kernel's TCP advertises on the route (ipv4_default_advmss), in bytes.
 func (a *AnswerRoute) MSS() int {
 	if a.AdvMSS != 0 {
 		return a.AdvMSS
@@ -31,7 +31,7 @@ func (a *AnswerRoute) MSS() int {
 	return a.MTU - 40
 }
 
-// SetMSS is the command that has it offer that.
+// SetMSS returns the command that makes the kernel's TCP advertise mss, in bytes, on the route.
 func (a *AnswerRoute) SetMSS(mss int) string {
 	return strings.TrimSpace(fmt.Sprintf("ip route change %s advmss %d %s", a.Words, mss, a.NextHops))
 }

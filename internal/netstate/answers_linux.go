@@ -38,7 +38,7 @@ func InterfaceAddresses() (all []AddressedInterface, err error) {
 	return all, nil
 }
 
-// elsewhere is an address of the Internet, for the route that answers to clients take.
+// elsewhere is an address of the Internet: its route is taken for that of answers to clients.
 var elsewhere = netip.MustParseAddr("8.8.8.8")
 
 // FindAnswerRoute returns the route that packets from an address of this host, or any, take to the Internet, in the
@@ -67,7 +67,7 @@ func FindAnswerRoute(source netip.Addr) (a AnswerRoute, err error) {
 	if mtu := link.Attrs().MTU; a.MTU == 0 || mtu < a.MTU {
 		a.MTU = mtu
 	}
-	// All that tells the route from another, and its other properties, which ip route change would forget.
+	// What identifies the route, and its other properties, which ip route change would reset.
 	words := []string{"default"}
 	if r.Dst != nil && r.Dst.String() != "0.0.0.0/0" {
 		words[0] = r.Dst.String()
@@ -93,7 +93,7 @@ func FindAnswerRoute(source netip.Addr) (a AnswerRoute, err error) {
 	return a, nil
 }
 
-// hop is a next hop as ip route takes it, with a space in front.
+// hop returns a next hop in the syntax of ip route, with a space in front.
 func hop(gateway []byte, device int) (text string) {
 	if g, ok := netip.AddrFromSlice(gateway); ok {
 		text = " via " + g.Unmap().String()

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// policy has the rules of the host that outer packets must obey, unless they are none. In
+// policy is the host's rules for outer packets, past which none may be sent as a frame. In
 // the IP stack they are
 //   - netfilter, by nftables or by legacy iptables,
 //   - IPsec policies (XFRM), and
@@ -26,13 +26,13 @@ import (
 // Not checked are eBPF programs on a cgroup's egress, on tcx or on netfilter hooks, and
 // IPVS. A policy is immutable.
 type policy struct {
-	iptables, rules string // the reason, "" if there is none
-	rulesUnknown    bool   // rules is the reason because they could not be read
+	iptables, rules string // the reason not to bypass the IP stack, "" if there is none
+	rulesUnknown    bool   // the routing rules could not be read: rules says why
 	chains          []chain
-	chainsUnknown   string // the reason if they could not be read
+	chainsUnknown   string // why chains could not be read, else ""
 	xfrm            []xfrmPolicy
-	xfrmBlocks      bool // by default
-	xfrmUnknown     string
+	xfrmBlocks      bool   // the default policy, in or out, is block
+	xfrmUnknown     string // why xfrm could not be read, else ""
 }
 
 // policyParts is a set of the parts of a policy, each of which is read as a whole.
@@ -69,7 +69,7 @@ func (r *requester) readPolicy(old policy, parts policyParts) policy {
 	return p
 }
 
-// reasonOf takes a failed check for a reason.
+// reasonOf returns the reason that a check found or, if it failed, its error as a reason.
 func reasonOf(reason string, err error) string {
 	if err != nil {
 		return fmt.Sprintf("cannot tell: %v", permission(err))
@@ -77,7 +77,7 @@ func reasonOf(reason string, err error) string {
 	return reason
 }
 
-// forbids is the reason of netfilter and IPsec for bypass.
+// forbids returns the reason of netfilter or IPsec not to bypass the IP stack; "" if there is none.
 func (p *policy) forbids(device int, ifname string, local, remote [4]byte) (reason string) {
 	switch {
 	case p.iptables != "":
@@ -104,8 +104,8 @@ func (p *policy) forbids(device int, ifname string, local, remote [4]byte) (reas
 	return ""
 }
 
-// received is the IPsec policy that applies to what comes from remote by the device, whichever address of this
-// host it comes to; "" if there is none.
+// received returns as a reason the IPsec policy that applies to packets from remote on the device, whichever
+// address of this host they come to; "" if there is none.
 func (h *Host) received(device int, remote [4]byte) (reason string) {
 	h.mu.Lock()
 	p := h.policy
@@ -119,7 +119,7 @@ func (h *Host) received(device int, remote [4]byte) (reason string) {
 	return ""
 }
 
-// bypass is the reason not to send the outer packets from local to remote, and receive
+// bypass returns the reason not to send the outer packets from local to remote, and receive
 // their answers, past the kernel's IP stack, as frames on the device; "" if there is none.
 func (h *Host) bypass(device int, ifname string, local, remote [4]byte) (reason string) {
 	if h.options.Bypass != "" {
@@ -165,8 +165,8 @@ const (
 	hookForward  = 2 // NF_INET_FORWARD: outer packets are this host's own
 )
 
-// chains are the base chains of nftables (iptables-nft included) that outer packets may
-// traverse, on some device, and that can do more than accept.
+// chains returns the base chains of nftables (iptables-nft included) that outer packets may
+// traverse on some device, and that can do more than accept.
 func (r *requester) chains() (all []chain, err error) {
 	req := nl.NewNetlinkRequest(nftGetChain, 0)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.NFPROTO_UNSPEC, Version: nl.NFNETLINK_V0})
@@ -177,7 +177,7 @@ func (r *requester) chains() (all []chain, err error) {
 	for i := 0; err == nil && i < len(messages); i++ {
 		var c chain
 		if c, err = parseChain(messages[i]); err == nil && c.applies() {
-			c.rules = min(c.rules, 1) // how many is no matter
+			c.rules = min(c.rules, 1) // more rules make no other policy
 			all = append(all, c)
 		}
 	}
@@ -268,7 +268,7 @@ func (c *chain) parseHook(b []byte) error {
 	})
 }
 
-// be32 decodes a big-endian 32-bit attribute, or is MaxUint32 if it has another size.
+// be32 decodes a big-endian 32-bit attribute; MaxUint32 if it has another size.
 func be32(b []byte) uint32 {
 	if len(b) != 4 {
 		return 1<<32 - 1
@@ -289,7 +289,7 @@ type xfrmPolicy struct {
 	device   int // 0: any
 }
 
-// xfrmPolicies are the IPsec policies whose selectors can match packets of protocol 4, and
+// xfrmPolicies returns the IPsec policies whose selectors can match packets of protocol 4, and
 // whether the default for packets that no policy matches is to block.
 func (r *requester) xfrmPolicies() (all []xfrmPolicy, blocks bool, err error) {
 	req := nl.NewNetlinkRequest(nl.XFRM_MSG_GETPOLICY, 0)

@@ -16,10 +16,10 @@ import (
 type change struct {
 	*nl.NetlinkRequest
 	device   int
-	what     string       // format of object and the interface's name; "": its failure is no matter
+	what     string       // format of object and the interface's name, for an error; "": a failure is no error
 	object   fmt.Stringer // the address, route or alternative name as the caller gave it
-	route    routeKey     // of a route, else zero
-	harmless unix.Errno   // a failure that is no matter to Configure
+	route    routeKey     // of the route, zero if object is none
+	harmless unix.Errno   // an errno that is no error to Configure
 	program  int          // the descriptor of the eBPF program that it adds; 0 is none
 }
 
@@ -61,7 +61,7 @@ func (h *Host) Configure(interfaces []Interface) error {
 		changes = append(changes, routes...)
 	}
 	failed := h.executeAll(changes)
-	through := map[routeKey]bool{} // whether there is such a route
+	through := map[routeKey]bool{} // whether the route exists through the same interface
 	for i, c := range changes {
 		if c.route.table != 0 && failed[i] == unix.EEXIST {
 			through[c.route] = false
@@ -139,7 +139,7 @@ func (r *requester) executeAll(changes []change) (failed []error) {
 	requests, program := make([]*nl.NetlinkRequest, len(changes)), -1
 	for i, c := range changes {
 		requests[i] = c.NetlinkRequest
-		if c.program > 0 { // it is the same of all
+		if c.program > 0 { // the same one in all changes
 			program = c.program
 		}
 	}
@@ -154,7 +154,7 @@ func (r *requester) executeAll(changes []change) (failed []error) {
 	return s.executeAll(requests, program)
 }
 
-// explain is the error of a change.
+// explain returns the error of a change that failed with err: what failed, and the remedy.
 func (r *requester) explain(c *change, err error) error {
 	l, lookup := r.getLink(c.device, "")
 	if errors.Is(lookup, unix.ENODEV) {
@@ -174,7 +174,7 @@ func (r *requester) explain(c *change, err error) error {
 	return fmt.Errorf(c.what+": %w", c.object, name, permission(err))
 }
 
-// lookupError is the error of looking up an interface by index.
+// lookupError returns the error of looking up an interface by index.
 func lookupError(device int, err error) error {
 	if errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("no interface with index %d in this network namespace: %w", device, err)
@@ -182,7 +182,7 @@ func lookupError(device int, err error) error {
 	return fmt.Errorf("look up the interface with index %d: %w", device, permission(err))
 }
 
-// addressChanges are RTM_NEWADDR or RTM_DELADDR of each address.
+// addressChanges returns an RTM_NEWADDR or RTM_DELADDR for each address.
 func addressChanges(kind, device int, addresses []InterfaceAddress) (changes []change) {
 	what, flags := "add address %v to %v", unix.NLM_F_CREATE|unix.NLM_F_EXCL
 	if kind == unix.RTM_DELADDR {
@@ -194,7 +194,7 @@ func addressChanges(kind, device int, addresses []InterfaceAddress) (changes []c
 		msg.Index, msg.Prefixlen = uint32(device), uint8(a.Prefix.Bits())
 		req.AddData(msg)
 		local := a.Prefix.Addr().As4()
-		peer := local // IFA_ADDRESS is the prefix address, which with a peer is that
+		peer := local // IFA_ADDRESS: the peer's address, without a peer the local one
 		if a.Peer.IsValid() {
 			peer = a.Peer.As4()
 		}
@@ -209,7 +209,7 @@ func addressChanges(kind, device int, addresses []InterfaceAddress) (changes []c
 	return changes
 }
 
-// linkRequest is an RTM_NEWLINK or RTM_SETLINK about an existing interface.
+// linkRequest returns an RTM_NEWLINK, RTM_SETLINK or RTM_DELLINK of an existing interface, or of none if device is 0.
 func linkRequest(kind, device int, flags uint32, attributes ...*nl.RtAttr) *nl.NetlinkRequest {
 	req, info := nl.NewNetlinkRequest(kind, 0), nl.NewIfInfomsg(unix.AF_UNSPEC)
 	info.Index, info.Flags, info.Change = int32(device), flags, flags
@@ -225,7 +225,7 @@ type altName string
 
 func (n altName) String() string { return strconv.Quote(string(n)) }
 
-// addAltName is what `ip link property add altname` does.
+// addAltName returns the change that `ip link property add altname` makes.
 func addAltName(device int, name string) change {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINKPROP, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_APPEND)
 	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
@@ -242,7 +242,7 @@ func setUp(device int) change {
 	return change{NetlinkRequest: linkRequest(unix.RTM_NEWLINK, device, unix.IFF_UP), device: device, what: "bring up %[2]v"}
 }
 
-// noLinkLocal sets addr_gen_mode to none, which fails on a kernel without IPv6.
+// noLinkLocal sets IPv6's addr_gen_mode to none, which fails on a kernel without IPv6.
 func noLinkLocal(device int) change {
 	const none = 1 // IN6_ADDR_GEN_MODE_NONE of linux/if_link.h
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
@@ -258,7 +258,7 @@ func promoteSecondaries(device int) change {
 	return change{NetlinkRequest: linkRequest(unix.RTM_SETLINK, device, 0, spec), device: device}
 }
 
-// RouteTable is the table of routes into an interface that name none, main or that of its VRF, in the calling
+// RouteTable returns the table of an interface's routes that name none, its VRF's or else main, in the calling
 // thread's network namespace.
 func RouteTable(device int) (table uint32, err error) {
 	l, err := fresh.getLink(device, "")

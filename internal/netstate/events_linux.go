@@ -18,11 +18,11 @@ type eventGroup struct {
 
 // From linux/xfrm.h.
 const (
-	xfrmGroupExpire = 2 // XFRMNLGRP_EXPIRE: of SAs, and of policies
+	xfrmGroupExpire = 2 // XFRMNLGRP_EXPIRE: SAs and policies
 	xfrmGroupPolicy = 4 // XFRMNLGRP_POLICY
 )
 
-// eventGroups have the messages of all that an Answer depends on.
+// eventGroups are the groups that tell of changes of all that an Answer depends on.
 var eventGroups = [...]eventGroup{
 	{protocol: unix.NETLINK_ROUTE, groups: []uint{
 		unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_TC,
@@ -57,7 +57,7 @@ func (g *eventGroup) subscribe() (fd int, err error) {
 	return fd, nil
 }
 
-// readAtOnce limits the messages that are read at once, so that others get mu.
+// readAtOnce limits the messages that read takes from a socket, so that others get mu.
 const readAtOnce = 4096
 
 // read handles the messages that have come. The caller holds mu.
@@ -97,7 +97,7 @@ func (h *Host) handle(protocol int, m message) {
 	case unix.NETLINK_NETFILTER:
 		h.nftMessage(m)
 	case unix.NETLINK_XFRM:
-		if m.kind != nl.XFRM_MSG_EXPIRE { // of an SA
+		if m.kind != nl.XFRM_MSG_EXPIRE { // which tells of SAs, not of policies
 			h.stale |= partXfrm
 		}
 	}
@@ -141,7 +141,7 @@ func (h *Host) routeMessage(m message) {
 			h.mark(f, dirtyRoute)
 		}
 	case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
-		// It changes, or removes, the routes by it without a message about them.
+		// Routes by a next-hop object change or go with it, without a message about them.
 		h.markAll(key{kind: byNexthop}, dirtyRoute)
 		h.nexthopMessage(m)
 	case unix.RTM_NEWQDISC, unix.RTM_DELQDISC:
@@ -151,7 +151,7 @@ func (h *Host) routeMessage(m message) {
 	}
 }
 
-// setLink stores a link.
+// setLink stores a link and its names.
 func (h *Host) setLink(l link) {
 	h.links[l.index] = l
 	for _, name := range l.names() {
@@ -161,9 +161,9 @@ func (h *Host) setLink(l link) {
 
 // linkChanged stores a link, or removes it if now is zero.
 //
-// Where the kernel removes, revives or ignores routes because of a link, no message about
-// routes tells of it. So a change that may do that concerns every follower: one of a link
-// that was or is up. A link that is down has no routes.
+// The kernel removes, revives or ignores routes because of a link without a message about
+// them. So a change of a link that was or is up concerns every follower; a link that is down
+// has no routes.
 func (h *Host) linkChanged(device int, now link) {
 	before := h.links[device]
 	if before.flags != now.flags || before.master != now.master || h.mirrors.replaying { // h.links may be newer than the message
@@ -195,7 +195,7 @@ func (h *Host) linkChanged(device int, now link) {
 	}
 
 	if before.index == 0 && now.kind == unix.ARPHRD_NONE {
-		// A TUN that was moved away may come back, and by another index.
+		// A TUN that was moved to another namespace may come back, with another index.
 		for f := range h.index.sets[key{kind: byAbsence}] {
 			f.changes++
 			h.mark(f, dirtyMemory)
@@ -244,7 +244,7 @@ func (h *Host) addressMessage(b []byte) {
 	h.addressesStale()
 }
 
-// interfaceAddress is what is read of an RTM_NEWADDR. prefix is the peer's of a point-to-point interface.
+// interfaceAddress is what is read of an RTM_NEWADDR. prefix (IFA_ADDRESS) is the peer's address if the interface is point-to-point.
 type interfaceAddress struct {
 	device, bits  int
 	local, prefix [4]byte
@@ -279,8 +279,8 @@ func (h *Host) interfaceChanged(device int) {
 	}
 }
 
-// routeChanged handles a change of a route. That of the longest prefix may be in another
-// table, so that each one that covers an address concerns it.
+// routeChanged handles a message about a route. It concerns every address that the prefix
+// covers, even if there is a longer prefix: that may be in another table.
 func (h *Host) routeChanged(b []byte) {
 	if len(b) < unix.SizeofRtMsg || b[0] != unix.AF_INET {
 		return
@@ -364,11 +364,11 @@ func (h *Host) filterMessage(b []byte) {
 	}
 }
 
-// blockMagic is TCM_IFINDEX_MAGIC_BLOCK: the filter is of a block, which interfaces share.
+// blockMagic is TCM_IFINDEX_MAGIC_BLOCK: the filter is in a block that interfaces share.
 const blockMagic = 0xffffffff
 
-// filtersChanged forgets the tc filters of an interface, and marks those that they, or its
-// qdiscs, are a matter to.
+// filtersChanged forgets the tc filters of an interface, and marks the followers that depend
+// on them or on its qdiscs.
 func (h *Host) filtersChanged(device int) {
 	delete(h.filters, filterKey{device, netlink.HANDLE_MIN_INGRESS})
 	delete(h.filters, filterKey{device, netlink.HANDLE_MIN_EGRESS})

@@ -17,27 +17,27 @@ type Follower struct {
 	changed func()
 	answer  atomic.Pointer[Answer]
 
-	// updating is held while the Answer is computed, over requests. It guards found to program, and is
-	// locked before the Host's mu.
+	// updating is held while the Answer is computed, requests included. It guards the fields found to
+	// program, and is locked before the Host's mu.
 	updating sync.Mutex
 	found    found
 	source   [4]byte // Query.Local, or the last source that a route preferred for this Query
-	program  uint32  // ID of the one that Attach has attached; 0 is none
+	program  uint32  // ID of the program that Attach was called with; 0 is none
 
 	// The Host's mu guards the rest.
 	query          Query
-	keys           []key // under which it is in the index
+	keys           []key // of the Host's index that lead to this Follower
 	dirty          dirty
 	queued, closed bool
 	changes, downs uint64 // of Query.Interface
 }
 
-// dirty is what has to be computed again.
+// dirty is the parts of an Answer that must be computed again.
 type dirty uint8
 
 const (
 	dirtyMemory dirty = 1 << iota // what follows from the Host's memory
-	dirtyRoute                    // the look-ups as well
+	dirtyRoute                    // the route look-ups as well
 )
 
 // Follow computes the first Answer before it returns. changed is called from the Host's
@@ -57,7 +57,7 @@ func (h *Host) Follow(q Query, changed func()) *Follower {
 // Answer returns the present Answer, at once. It is never nil.
 func (f *Follower) Answer() *Answer { return f.answer.Load() }
 
-// Set replaces the Query, and returns its Answer. changed is not called for that one.
+// Set replaces the Query, and returns its Answer, for which changed is not called.
 func (f *Follower) Set(q Query) *Answer {
 	f.updating.Lock()
 	defer f.updating.Unlock()
@@ -95,8 +95,8 @@ func (f *Follower) Close() {
 	h.setKeys(f, nil)
 }
 
-// update computes what is dirty, and tells of a change. It reports whether it made
-// look-ups.
+// update computes what is dirty, and calls changed if the Answer has changed. It reports
+// whether it looked up routes.
 func (f *Follower) update() (lookedUp bool) {
 	f.updating.Lock()
 	changed, lookedUp := f.compute()
@@ -134,7 +134,7 @@ func (f *Follower) compute() (changed, lookedUp bool) {
 	}
 	again := h.setKeys(f, keys) && h.seen != seen
 	if n != nil && h.neighbours[next.Route.neighbour(q.Remote)] != n {
-		again = true // it was the last one's of that next hop, who no longer needs it
+		again = true // removed meanwhile, with the last other follower of that next hop
 	}
 	if again {
 		h.mark(f, dirtyRoute)
@@ -170,7 +170,7 @@ func (f *Follower) lookup(q *Query, a *Answer) {
 		f.source = f.found.Source
 	}
 	a.HasLocal = true
-	// The kernel took a source that was asked for: it is local.
+	// A source that the kernel looked up a route from is local: it refuses others.
 	if f.source != [4]byte{} && (a.Err != nil || asked == [4]byte{}) {
 		has, err := h.isLocal(f.source)
 		a.HasLocal = has || err != nil
@@ -186,7 +186,7 @@ func (f *Follower) lookup(q *Query, a *Answer) {
 	}
 }
 
-// loop is Answer.Loop. A socket bound to UnderlayDevice has no route out of another interface.
+// loop returns Answer.Loop. With an UnderlayDevice there is none: a socket bound to it sends by no other interface.
 func (h *Host) loop(q *Query, f *found) InterfaceRoute {
 	if q.UnderlayDevice != "" || !f.entry.Prefix.IsValid() {
 		return InterfaceRoute{}
@@ -199,7 +199,7 @@ func (h *Host) loop(q *Query, f *found) InterfaceRoute {
 	}
 	bits := f.entry.Prefix.Bits()
 	metric := uint64(f.entry.Metric)
-	if f.Device == q.Interface { // the route itself counts
+	if f.Device == q.Interface { // an equal metric is that of the route itself
 		metric++
 	}
 	for _, r := range q.Routes {
@@ -238,13 +238,13 @@ func (f *Follower) fromMemory(q *Query, a *Answer) *neighbourEntry {
 	e, state := h.neighbour(n)
 	a.Route.Resolved, a.Route.DestinationMAC, a.Route.Static = state.resolved, state.mac, state.static
 	if !state.resolved && a.Bypass == "" && q.Mark == 0 {
-		// A failure shows in that the neighbour is not resolved.
+		// After a failure the neighbour stays unresolved.
 		_ = h.refresh(n, e, 0)
 	}
 	return e
 }
 
-// neighbour identifies the next hop to dst.
+// neighbour returns the key of the neighbour entry of the next hop to dst.
 func (r *Route) neighbour(dst [4]byte) neighbour {
 	if r.Gateway != [4]byte{} {
 		dst = r.Gateway
@@ -252,7 +252,7 @@ func (r *Route) neighbour(dst [4]byte) neighbour {
 	return neighbour{r.Device, dst}
 }
 
-// neighbour returns an entry and its state.
+// neighbour returns the entry of a neighbour, added if missing, and its state, read from the kernel if unknown.
 func (h *Host) neighbour(n neighbour) (*neighbourEntry, neighbourState) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -265,14 +265,14 @@ func (h *Host) neighbour(n neighbour) (*neighbourEntry, neighbourState) {
 		h.mu.Unlock()
 		s := h.getNeighbour(n)
 		h.mu.Lock()
-		if !e.known { // else a message has come, after which there may be none
+		if !e.known { // else a message has told a newer state
 			e.neighbourState, e.known = s, true
 		}
 	}
 	return e, e.neighbourState
 }
 
-// refreshGap is the least time between two uses of a neighbour entry.
+// refreshGap is the least time between two requests of Refresh for the same neighbour.
 const refreshGap = time.Second
 
 // Refresh has the kernel resolve, or confirm, the next hop: the kernel cannot know of
@@ -290,12 +290,12 @@ func (f *Follower) Refresh() error {
 	e := h.neighbours[n]
 	h.mu.Unlock()
 	if e == nil {
-		return nil // a message has come: it will be looked up
+		return nil // no longer the next hop: another Answer is being computed
 	}
 	return h.refresh(n, e, refreshGap)
 }
 
-// refresh is resolve, unless it was done within gap, or ever if that is 0.
+// refresh calls resolve, unless it was called for n within gap, or ever if gap is 0.
 func (h *Host) refresh(n neighbour, e *neighbourEntry, gap time.Duration) error {
 	h.mu.Lock()
 	now := time.Now()
@@ -308,7 +308,7 @@ func (h *Host) refresh(n neighbour, e *neighbourEntry, gap time.Duration) error 
 	return h.resolve(n)
 }
 
-// dependsOn are the keys of what an Answer depends on.
+// dependsOn returns the index keys of all that an Answer depends on.
 func (f *Follower) dependsOn(q *Query, a *Answer) (keys []key) {
 	add := func(k key) {
 		if k.kind == byDevice && k.n == 0 || k.kind == byAddress && k.address == [4]byte{} || slices.Contains(keys, k) {
@@ -320,7 +320,7 @@ func (f *Follower) dependsOn(q *Query, a *Answer) (keys []key) {
 		add(key{kind: byAddress, address: address})
 	}
 	if q.Remote == [4]byte{} {
-		keys = append(keys, key{kind: byAddress}) // that only a default route covers
+		keys = append(keys, key{kind: byAddress}) // 0.0.0.0, for the default route
 	}
 	add(key{kind: byDevice, n: a.Route.Device})
 	add(key{kind: byDevice, n: a.ReturnDevice})
@@ -352,7 +352,7 @@ func (f *Follower) dependsOn(q *Query, a *Answer) (keys []key) {
 // setKeys puts a follower in the index under these keys only. It reports whether any is
 // new. The caller holds mu.
 func (h *Host) setKeys(f *Follower, keys []key) (added bool) {
-	// An interface of ours that its route once led through may lead it again.
+	// Its route may come to lead again through a tunnel's interface that it has led through.
 	for _, k := range f.keys {
 		if !f.closed && k.kind == byDevice && h.own[k.n] && !slices.Contains(keys, k) {
 			keys = append(keys, k)
@@ -373,7 +373,7 @@ func (h *Host) setKeys(f *Follower, keys []key) (added bool) {
 	return added
 }
 
-// equal compares the errors by their text.
+// equal reports whether the Answers are equal; Err is compared by its text.
 func (a *Answer) equal(b *Answer) bool {
 	x, y := *a, *b
 	if (x.Err == nil) != (y.Err == nil) || x.Err != nil && x.Err.Error() != y.Err.Error() {

@@ -20,8 +20,8 @@ const (
 	// lookupsPerRound limits the followers that are looked up in one round, and with pause
 	// those in a second: some 2,000.
 	lookupsPerRound = 20
-	// policyGap is the least time between two reads of the policy that messages cause, and
-	// resyncGap between two dumps of links and qdiscs after lost messages.
+	// policyGap is the least time between two reads of the policy caused by messages,
+	// resyncGap the least between two dumps of links and qdiscs after lost messages.
 	policyGap = 100 * time.Millisecond
 	resyncGap = 250 * time.Millisecond
 )
@@ -45,21 +45,21 @@ type Host struct {
 	closed bool
 	// seen counts the messages so far.
 	seen uint64
-	// lost: messages were, so that what is in memory is not the state of the kernel. behind:
-	// more are queued; the kernel may be dropping what comes after those.
+	// lost: messages were dropped, so that memory may differ from the kernel's state. behind:
+	// the last read left messages in a socket's queue, so that the kernel may be dropping more.
 	lost, behind bool
 	lastResync   time.Time
 
 	links map[int]link
-	named map[string]int // their indices
-	// own are the interfaces that have been a Query's Interface. A change of them is the
-	// business of that follower and those routed through them, not of everyone's.
+	named map[string]int // ifindex by name and alternative name
+	// own are the interfaces that have been a Query's Interface. A change of one concerns
+	// its follower and those routed through it, not all followers.
 	own        map[int]bool
 	qdiscs     map[int][]qdisc // the configured ones, by interface
 	filters    map[filterKey]*filters
 	neighbours map[neighbour]*neighbourEntry
 	policy     *policy
-	stale      policyParts // of policy
+	stale      policyParts // parts of policy to be read again
 	lastPolicy time.Time
 
 	followers map[*Follower]bool
@@ -72,7 +72,7 @@ type Host struct {
 // neighbourEntry is a neighbour that followers depend on. The Host's mu guards it.
 type neighbourEntry struct {
 	neighbourState
-	known bool
+	known bool      // neighbourState is the kernel's
 	used  time.Time // when resolve was last called; zero: never
 }
 
@@ -155,13 +155,12 @@ func (h *Host) release() {
 // wake ends a wait of the goroutine. The caller holds mu.
 func (h *Host) wake() {
 	if h.waker >= 0 {
-		// An error is that it has been woken 2⁶⁴ times.
+		// It fails only if the eventfd's counter is full, and the goroutine woken anyway.
 		_, _ = unix.Write(h.waker, binary.NativeEndian.AppendUint64(nil, 1))
 	}
 }
 
-// run is the Host's goroutine: it reads messages, and updates the followers that they
-// concern.
+// run is the Host's goroutine: it reads messages, and updates the followers they concern.
 func (h *Host) run() {
 	defer close(h.ended)
 	for {
@@ -202,7 +201,7 @@ func (h *Host) fail(err error) {
 	}
 }
 
-// wait waits for a message, a wake, or until what was put off is due.
+// wait blocks until a message or a wake comes, or catchUp is due.
 func (h *Host) wait() error {
 	h.mu.Lock()
 	timeout := -1
@@ -241,7 +240,7 @@ func (h *Host) due() (at time.Time) {
 	return at
 }
 
-// catchUp does what is due at now.
+// catchUp reads links and qdiscs again after lost messages, and the stale parts of the policy, where that is due.
 func (h *Host) catchUp(now time.Time) {
 	h.mu.Lock()
 	if h.lost && !h.behind && now.Sub(h.lastResync) >= resyncGap {
@@ -292,10 +291,10 @@ func (h *Host) resync() error {
 	return nil
 }
 
-// refreshPolicy reads these parts of the policy again, and those that messages were about,
-// and marks the followers if it has changed.
+// refreshPolicy reads these parts of the policy and the stale ones again, and marks all
+// followers if the policy has changed.
 func (h *Host) refreshPolicy(parts policyParts) {
-	h.policyMu.Lock() // whoever needs the policy waits for the one who reads it
+	h.policyMu.Lock() // a caller that needs the policy waits until another has read it
 	defer h.policyMu.Unlock()
 	h.mu.Lock()
 	before := h.policy
@@ -320,8 +319,8 @@ func (h *Host) refreshPolicy(parts policyParts) {
 	}
 }
 
-// synchronize handles what the kernel has sent so far, so that an answer that is computed
-// next takes it into account.
+// synchronize handles the messages that the kernel has sent so far and reads iptables again, so
+// that an Answer computed next takes them into account.
 func (h *Host) synchronize() {
 	h.readMessages()
 	h.refreshPolicy(partIptables)
@@ -336,7 +335,7 @@ func (h *Host) readMessages() {
 	h.wakeIfMarked()
 }
 
-// wakeIfMarked leaves to the goroutine what another one has marked.
+// wakeIfMarked wakes the Host's goroutine if there is something for it to update or read again.
 func (h *Host) wakeIfMarked() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -345,8 +344,8 @@ func (h *Host) wakeIfMarked() {
 	}
 }
 
-// Recheck looks for what no message tells of, which is legacy iptables, and tries again what
-// has failed. One call serves all followers.
+// Recheck reads legacy iptables, whose changes no message tells of, and repeats what has
+// failed. One call serves all followers.
 func (h *Host) Recheck() {
 	parts := partIptables
 	h.mu.Lock()

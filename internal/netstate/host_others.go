@@ -84,7 +84,7 @@ func answer(q Query) *Answer {
 // Refresh does nothing: a Route is never Ethernet here.
 func (f *Follower) Refresh() error { return nil }
 
-// Attach is for Linux.
+// Attach returns ErrUnsupported.
 func (f *Follower) Attach(p Program) error { return ErrUnsupported }
 
 // Recheck looks up all routes again, and calls changed of all: nothing tells of a change of
@@ -104,19 +104,19 @@ func (h *Host) Recheck() {
 	}
 }
 
-// Taps is for Linux.
+// Taps are the packet sockets that see what interfaces send, on Linux only.
 type Taps struct{}
 
-// On is for Linux.
+// On always returns a reason.
 func (t Taps) On(device int) (reason string) { return "the system is not Linux" }
 
-// EgressTaps is for Linux.
+// EgressTaps returns the zero Taps.
 func (h *Host) EgressTaps() (Taps, error) { return Taps{}, nil }
 
-// RawSockets is for Linux.
+// RawSockets returns ErrUnsupported.
 func (h *Host) RawSockets(uint8) ([]uint64, error) { return nil, ErrUnsupported }
 
-// Configure is for Linux.
+// Configure fails with ErrUnsupported if there is an address or a route to add.
 func (h *Host) Configure(interfaces []Interface) error {
 	for _, i := range interfaces {
 		if len(i.Addresses)+len(i.Routes) > 0 {
@@ -126,46 +126,46 @@ func (h *Host) Configure(interfaces []Interface) error {
 	return nil
 }
 
-// AddAddresses is for Linux.
+// AddAddresses returns ErrUnsupported unless there is none to add.
 func (h *Host) AddAddresses(device int, addresses []InterfaceAddress) (added []InterfaceAddress, err error) {
 	return addNone(addresses)
 }
 
-// AddRoutes is for Linux.
+// AddRoutes returns ErrUnsupported unless there is none to add.
 func (h *Host) AddRoutes(device int, routes []InterfaceRoute) (added []InterfaceRoute, err error) {
 	return addNone(routes)
 }
 
-// RemoveAddresses is for Linux.
+// RemoveAddresses returns ErrUnsupported.
 func (h *Host) RemoveAddresses(device int, addresses []InterfaceAddress) error { return ErrUnsupported }
 
-// RemoveRoutes is for Linux.
+// RemoveRoutes returns ErrUnsupported.
 func (h *Host) RemoveRoutes(device int, routes []InterfaceRoute) error { return ErrUnsupported }
 
-// ExistingRoutes is for Linux.
+// ExistingRoutes returns ErrUnsupported.
 func (h *Host) ExistingRoutes(interfaces []Interface) (existing map[InterfaceRoute]bool, err error) {
 	return nil, ErrUnsupported
 }
 
-// ReplaceRoutes is for Linux.
+// ReplaceRoutes returns ErrUnsupported.
 func (h *Host) ReplaceRoutes(device int, routes []InterfaceRoute) error { return ErrUnsupported }
 
-// Remove is for Linux.
+// Remove returns ErrUnsupported.
 func (h *Host) Remove(devices []int) error { return ErrUnsupported }
 
 // SetUp does nothing.
 func (h *Host) SetUp(device int) error { return nil }
 
-// SetRPS is for Linux.
+// SetRPS returns ErrUnsupported.
 func (h *Host) SetRPS(ifname, mask string) error { return ErrUnsupported }
 
-// ClearRPS is for Linux.
+// ClearRPS returns ErrUnsupported.
 func (h *Host) ClearRPS(ifname, mask string) error { return ErrUnsupported }
 
 // DeviceIndex is the index of an interface.
 func (h *Host) DeviceIndex(ifname string) (int, error) { return deviceIndex(ifname) }
 
-// Reassembly is for Linux.
+// Reassembly returns ErrUnsupported.
 func (h *Host) Reassembly() (done, failed uint64, err error) { return 0, 0, ErrUnsupported }
 
 // RouteFollower follows the routes out of an interface on Linux only.

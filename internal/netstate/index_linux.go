@@ -30,7 +30,7 @@ const (
 // keyIndex finds the followers that a message concerns. The Host's mu guards it.
 type keyIndex struct {
 	sets map[key]map[*Follower]bool
-	// addresses are those of the keys byAddress, sorted.
+	// addresses are the addresses of the keys byAddress, sorted, in the host's byte order.
 	addresses []uint32
 }
 
@@ -48,7 +48,7 @@ func (x *keyIndex) add(k key, f *Follower) {
 	set[f] = true
 }
 
-// remove reports whether the follower was the last one of that key.
+// remove removes a follower from a key, and reports whether it was the key's last one.
 func (x *keyIndex) remove(k key, f *Follower) (last bool) {
 	set := x.sets[k]
 	delete(set, f)

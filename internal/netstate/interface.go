@@ -6,17 +6,17 @@ import (
 	"strings"
 )
 
-// Interface is what Configure gives an interface.
+// Interface is what Configure adds to the interface Index.
 type Interface struct {
 	Index     int
-	AltName   string // an alternative name, if it is not "" and the kernel has them (5.5)
+	AltName   string // an alternative name, which the kernel has since 5.5; "" is none
 	Addresses []InterfaceAddress
 	Routes    []InterfaceRoute
-	// Program is to run on egress; the zero Program is none. That it cannot is no error: see
-	// Follower.Attach.
+	// Program is attached to the interface's egress; the zero Program is none. Its failure is no
+	// error: see Follower.Attach.
 	Program Program
-	// Adopted: a process before has made it, whose Program is left until Follower.Attach, or removed if there
-	// is to be none, as are routes with a Gateway that are not among Routes.
+	// Adopted: a former process made the interface. Its program stays until Follower.Attach replaces it, but is
+	// removed if Program is zero; its routes with a Gateway that are not among Routes are removed.
 	Adopted bool
 }
 
@@ -29,7 +29,7 @@ type InterfaceAddress struct {
 	Peer netip.Addr
 }
 
-// String is in the notation of `ip address`: 10.255.0.1/30, 10.255.0.1/32 peer 10.255.0.2/32.
+// String returns the address in the notation of `ip address`: 10.255.0.1/30, 10.255.0.1/32 peer 10.255.0.2/32.
 func (a InterfaceAddress) String() string {
 	if !a.Peer.IsValid() {
 		return a.Prefix.String()
@@ -37,11 +37,11 @@ func (a InterfaceAddress) String() string {
 	return fmt.Sprintf("%v peer %v/32", a.Prefix, a.Peer)
 }
 
-// MarshalText is String.
+// MarshalText returns the text of String.
 func (a InterfaceAddress) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
 
 // RouteProtocolPeer is the protocol (rtm_protocol) of routes with a Gateway: `ip route show proto 94` shows
-// them. It is that of IPIP in IANA's registry of protocol numbers, and of nobody in iproute2's rt_protos.
+// them. 94 is IPIP in IANA's registry of protocol numbers, and unassigned in iproute2's rt_protos.
 const RouteProtocolPeer = 94
 
 // InterfaceRoute is a route into an interface. Two routes of one prefix differ in metric or table.
@@ -50,13 +50,13 @@ type InterfaceRoute struct {
 	// Gateway is the next hop of a route of RouteProtocolPeer (onlink), of an interface with many remotes;
 	// the zero Addr is none.
 	Gateway netip.Addr
-	// Metric is its priority (RTA_PRIORITY): the least one of a prefix is used.
+	// Metric is the route's priority (RTA_PRIORITY): of a prefix's routes the one with the least is used.
 	Metric uint32
 	// Table is the routing table; 0 is main, or that of the interface's VRF.
 	Table uint32
 }
 
-// String is in the notation of `ip route`: 0.0.0.0/0 metric 200 table 100.
+// String returns the route in the notation of `ip route`: 0.0.0.0/0 metric 200 table 100.
 func (r InterfaceRoute) String() string {
 	var b strings.Builder
 	fmt.Fprint(&b, r.Prefix)
@@ -72,20 +72,20 @@ func (r InterfaceRoute) String() string {
 	return b.String()
 }
 
-// Slot is r without its Gateway: of routes with the same Slot the kernel has one.
+// Slot returns r without its Gateway: the kernel has at most one route of a Slot.
 func (r InterfaceRoute) Slot() InterfaceRoute {
 	r.Gateway = netip.Addr{}
 	return r
 }
 
-// MarshalText is String.
+// MarshalText returns the text of String.
 func (r InterfaceRoute) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 
 // Program is a loaded eBPF program of the type BPF_PROG_TYPE_SCHED_CLS.
 type Program struct {
 	FD   int
-	ID   uint32 // the kernel's
-	Name string // that `tc filter show` shows
+	ID   uint32 // given by the kernel
+	Name string // as `tc filter show` shows it
 }
 
 // InterfaceError means that an interface could not be configured.

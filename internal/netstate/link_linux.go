@@ -24,7 +24,7 @@ type link struct {
 	mtu       int
 	master    int // index
 	slaveKind string
-	vrfTable  uint32 // of a VRF, else 0
+	vrfTable  uint32 // the table of a VRF, else 0
 	mac       [6]byte
 	hasMAC    bool // the address has six octets
 	// promiscuous: a capture, for instance, wants all packets.
@@ -36,10 +36,10 @@ const volatileFlags = unix.IFF_PROMISC | unix.IFF_ALLMULTI
 
 func (l *link) up() bool { return l.flags&unix.IFF_UP != 0 }
 
-// names are the names that the interface is found by.
+// names returns the interface's name and alternative names.
 func (l *link) names() []string { return append(strings.Fields(l.altNames), l.name) }
 
-// Of linux/if_link.h.
+// From linux/if_link.h.
 const (
 	iflaPropList     = 52 // IFLA_PROP_LIST
 	iflaAltIfname    = 53 // IFLA_ALT_IFNAME
@@ -49,7 +49,7 @@ const (
 )
 
 // parseLink reads an RTM_NEWLINK or RTM_DELLINK that starts at its ifinfomsg. ok is false
-// for a message with a part only: about a bridge's port, or wireless extensions.
+// for a partial message: about a bridge's port, or wireless extensions.
 func parseLink(b []byte) (l link, ok bool) {
 	if len(b) < unix.SizeofIfInfomsg || b[0] != unix.AF_UNSPEC {
 		return link{}, false
@@ -126,7 +126,7 @@ func (r *requester) getLinks(index int, name string) (all []link, err error) {
 	return all, err
 }
 
-// getLinkMessages is getLinks before parseLink.
+// getLinkMessages returns the messages that getLinks parses.
 func (r *requester) getLinkMessages(index int, name string) ([][]byte, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
 	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
@@ -137,7 +137,7 @@ func (r *requester) getLinkMessages(index int, name string) ([][]byte, error) {
 	if index != 0 || name != "" {
 		execute = r.execute
 	}
-	if attribute := unix.IFLA_IFNAME; name != "" { // of either kind, if it is short
+	if attribute := unix.IFLA_IFNAME; name != "" { // which also finds an alternative name that is short
 		if len(name) >= unix.IFNAMSIZ {
 			attribute = iflaAltIfname
 		}
@@ -166,7 +166,7 @@ func permission(err error) error {
 	return err
 }
 
-// DeviceIndex is the index of an interface.
+// DeviceIndex returns the ifindex of an interface; a *NoDeviceError if there is none of that name.
 func (r *requester) DeviceIndex(ifname string) (int, error) {
 	l, err := r.getLink(0, ifname)
 	if errors.Is(err, unix.ENODEV) {

@@ -16,17 +16,17 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-// found is the result of a look-up.
+// found is the result of a route look-up.
 type found struct {
 	Route // without the neighbour
 	// What the kernel may change without a message about the destination:
-	prefsrc [4]byte        // the source that the FIB entry prefers; the route goes with that address
-	multi   bool           // next hops that a link revives, or several
-	nexthop bool           // a next-hop object
+	prefsrc [4]byte        // the FIB entry's preferred source: the route is removed with that address
+	multi   bool           // route.multiHop of the FIB entry: links may revive some of its next hops
+	nexthop bool           // the FIB entry's next hop is a next-hop object
 	entry   InterfaceRoute // the FIB entry; its Prefix is the zero value if that is unknown
 }
 
-// lookup is `ip route get dst from src mark mark oif device`: a zero src is the route's
+// lookup does `ip route get dst from src mark mark oif device`: a zero src is the route's
 // preferred one, a mark of 0 is none, a device index of 0 is any.
 //
 // A src that is not an address of this host is looked up as if it was zero: it may be
@@ -74,7 +74,8 @@ func (r *requester) lookup(dst, src [4]byte, mark uint32, device int, links func
 	return f, asked, nil
 }
 
-// packetRoute is the route of a packet, of the type unicast or local.
+// packetRoute returns the route of a packet, with src or asked as in lookup. A route of another
+// type than unicast and local is ErrNotUnicast.
 func (r *requester) packetRoute(dst, src [4]byte, mark uint32, device int) (answer route, asked [4]byte, err error) {
 	if !ipv4.IsUnicast(netip.AddrFrom4(dst)) {
 		return route{}, src, ErrNotUnicast
@@ -110,7 +111,7 @@ func (r *requester) resolve(n neighbour) error {
 	return nil
 }
 
-// noRoute is the error for dst, with the remedy.
+// noRoute returns the error for a failed look-up of dst: a *NoRouteError with its remedy, or another.
 func noRoute(dst [4]byte, device int, err error) error {
 	e := &NoRouteError{Destination: netip.AddrFrom4(dst), Err: err}
 	add := fmt.Sprintf("ip route add %v via GATEWAY", e.Destination)
@@ -143,15 +144,15 @@ type route struct {
 	kind            uint8 // RTN_UNICAST, …
 	source, gateway [4]byte
 	device          int  // 0 if there is no single one
-	mtu             int  // the metric; 0 if unset
+	mtu             int  // RTAX_MTU; 0 if unset
 	multiHop        bool // several next hops, an IPv6 one, or an encapsulation
-	nexthop         bool // by a next-hop object
+	nexthop         bool // it has a next-hop object (RTA_NH_ID)
 	entry           InterfaceRoute
 }
 
 const rtaNexthopID = 30 // RTA_NH_ID of linux/rtnetlink.h
 
-// getRoute is one RTM_GETROUTE. With RTM_F_FIB_MATCH in flags the answer is the FIB entry,
+// getRoute sends an RTM_GETROUTE. With RTM_F_FIB_MATCH in flags the answer is the FIB entry,
 // with its configured metrics and all of its next hops; without, the route of a packet.
 func (r *requester) getRoute(dst, src [4]byte, mark uint32, device int, flags uint32) (route, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, 0)
@@ -253,8 +254,8 @@ type neighbourState struct {
 	static   bool // permanent
 }
 
-// getNeighbour is one RTM_GETNEIGH. Kernels before 5.0 lack it for a single entry: there
-// nothing is resolved until a message tells of it.
+// getNeighbour sends an RTM_GETNEIGH for one entry. Kernels before 5.0 lack that: there an
+// entry counts as unresolved until a message tells of it.
 func (r *requester) getNeighbour(n neighbour) neighbourState {
 	req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, 0)
 	req.AddData(&netlink.Ndmsg{Family: unix.AF_INET, Index: uint32(n.device)})
@@ -267,8 +268,8 @@ func (r *requester) getNeighbour(n neighbour) neighbourState {
 	return s
 }
 
-// parseNeighbour reads an RTM_NEWNEIGH that starts at its ndmsg. A zero neighbour is none
-// of IPv4.
+// parseNeighbour reads an RTM_NEWNEIGH that starts at its ndmsg. A zero neighbour means that
+// the entry is not an IPv4 neighbour.
 func parseNeighbour(b []byte) (n neighbour, s neighbourState) {
 	if len(b) < unix.SizeofNdMsg {
 		return n, s

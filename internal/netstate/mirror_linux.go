@@ -9,10 +9,9 @@ import (
 	"ipipd/internal/fib"
 )
 
-// RouteFollower has the routes out of one interface, in all tables: a mirror of what the kernel's tables
-// have of it. It follows messages, and reads all again where the kernel tells of nothing: it removes
-// the routes of an interface that goes down, or that lose their preferred source, without a
-// message.
+// RouteFollower mirrors the kernel's routes out of one interface, in all tables. It follows route messages,
+// and dumps the tables again where there may have been none: the kernel removes the routes of an
+// interface that goes down, and those that lose their preferred source, without a message.
 //
 // The Host's mu guards it.
 type RouteFollower struct {
@@ -22,15 +21,15 @@ type RouteFollower struct {
 
 	prefixes map[prefixKey][]span
 	sources  map[[4]byte]int // preferred sources of routes, counted
-	partly   int             // routes that have other next hops as well, out of another interface
+	partly   int             // number of routes with next hops out of other interfaces as well
 	tables   map[uint32]*mirroredTable
-	// byNexthop are the prefixes of routes by a next-hop object, counted.
+	// byNexthop counts routes by the ID of their next-hop object and by prefix.
 	byNexthop map[uint32]map[prefixKey]int
-	dirty     map[prefixKey]bool // to be told of
+	dirty     map[prefixKey]bool // prefixes that changed must be called for
 	begun     bool               // changed was called
 }
 
-// prefixKey is a prefix: its address in the upper half, its length.
+// prefixKey is a prefix: its address in the upper 32 bits, its length in the lower ones.
 type prefixKey uint64
 
 func prefixKeyOf(a [4]byte, bits int) prefixKey {
@@ -44,11 +43,11 @@ func (k prefixKey) prefix() netip.Prefix {
 }
 
 // span has the routes out of the interface that have the same prefix, table, metric and TOS, in the
-// kernel's order. Messages name a replaced route by these only: it is the first one, which may lead
-// elsewhere.
+// kernel's order. A message of a replacement names the replaced route by these only: it is the kernel's
+// first, which may lead out of another interface.
 type span struct {
 	spanKey
-	// mixed: routes may lead elsewhere; first: not one before routes[0].
+	// mixed: the kernel may have routes out of other interfaces among these; first: none before routes[0].
 	mixed, first bool
 	routes       []mirrored
 }
@@ -60,25 +59,25 @@ type spanKey struct {
 
 // mirrored is one route of a span.
 type mirrored struct {
-	content     uint64 // of all that the kernel tells routes apart by
+	content     uint64 // hash of all that the kernel tells a span's routes apart by: contentOf
 	source      [4]byte
 	nexthop     uint32 // ID of its next-hop object; 0 is none
 	protocol    uint8
 	unreachable bool
-	partly      bool      // it has other next hops as well, itself
+	partly      bool      // its RTA_MULTIPATH has next hops out of other interfaces as well
 	hops        []fib.Hop // out of the interface
 }
 
-// mirroredTable is what a routing table has of the mirror. A table without a route out of the interface is of
-// no concern to it, nor are routes there that lead nowhere.
+// mirroredTable counts a routing table's routes in the mirror. Its unreachable, blackhole and prohibit routes
+// matter only while it has a route out of the interface.
 type mirroredTable struct {
 	out     int               // routes out of the interface
-	nowhere map[prefixKey]int // the prefixes of routes that lead nowhere, counted
+	nowhere map[prefixKey]int // unreachable, blackhole and prohibit routes, by prefix
 }
 
 // FollowRoutes follows the routes out of an interface. changed is called from the Host's goroutine, first
-// with all that there is, which may be nothing, and then with what has changed, however often since the
-// last call; it must not block.
+// with all prefixes that have routes, of which there may be none, and then with those whose routes have
+// changed since the last call; it must not block.
 func (h *Host) FollowRoutes(device int, changed func([]RouteChange)) *RouteFollower {
 	m := newRouteFollower(h, device, changed)
 	h.mu.Lock()
@@ -89,7 +88,7 @@ func (h *Host) FollowRoutes(device int, changed func([]RouteChange)) *RouteFollo
 	return m
 }
 
-// Close ends it. A last call of changed may still come.
+// Close ends the RouteFollower. A last call of changed may still come.
 func (m *RouteFollower) Close() {
 	h := m.host
 	h.mu.Lock()
@@ -107,7 +106,7 @@ func newRouteFollower(h *Host, device int, changed func([]RouteChange)) *RouteFo
 	}
 }
 
-// span finds the span of a route, or where it is to be.
+// span returns the spans of a route's prefix, and the index of the route's own, -1 if there is none.
 func (m *RouteFollower) span(r *followedRoute) (spans []span, at int) {
 	spans = m.prefixes[r.prefix]
 	at = slices.IndexFunc(spans, func(s span) bool { return s.spanKey == r.spanKey })
@@ -127,7 +126,7 @@ func (m *RouteFollower) newRoute(r *followedRoute) {
 	s := &spans[at]
 	old := slices.IndexFunc(s.routes, func(o mirrored) bool { return r.ours && o.content == r.content })
 	switch {
-	case r.exclusive: // there was none: what is here is older
+	case r.exclusive: // the kernel's span was empty: what is here is outdated
 		for len(s.routes) > 0 {
 			m.delete(r.prefix, s, 0)
 		}
@@ -135,11 +134,11 @@ func (m *RouteFollower) newRoute(r *followedRoute) {
 			*s = span{spanKey: r.spanKey, first: true}
 			m.add(s, r, 0)
 		}
-	case r.replace && old >= 0: // in place: told again, because of a flag or its next-hop object
+	case r.replace && old >= 0: // the same route with other flags, or with its next-hop object changed
 		m.update(s, old, r)
 	case r.replace:
 		if s.mixed && !s.first {
-			m.host.mirrors.stale = true // which one has gone is not known
+			m.host.mirrors.stale = true // which route was replaced is not known
 		} else {
 			m.delete(r.prefix, s, 0)
 		}
@@ -200,7 +199,7 @@ func (m *RouteFollower) update(s *span, at int, r *followedRoute) {
 	}
 }
 
-// count keeps what depends on a route of a span that was added or deleted.
+// count marks a prefix as dirty and updates the counts, by n = +1 for a route added to a span, -1 for one deleted.
 func (m *RouteFollower) count(p prefixKey, s *span, r *mirrored, n int) {
 	m.dirty[p] = true
 	m.countTable(p, s.table, r.unreachable, n)
@@ -228,8 +227,8 @@ func (m *RouteFollower) count(p prefixKey, s *span, r *mirrored, n int) {
 	}
 }
 
-// countTable keeps a mirroredTable. With the first route out of the interface, and the last one, its others count
-// or do not.
+// countTable adds n to a mirroredTable. Its routes that lead nowhere begin to matter with its first route out of the
+// interface, and cease to with the last.
 func (m *RouteFollower) countTable(p prefixKey, number uint32, nowhere bool, n int) {
 	t := m.tables[number]
 	if t == nil {
@@ -250,14 +249,14 @@ func (m *RouteFollower) countTable(p prefixKey, number uint32, nowhere bool, n i
 	}
 }
 
-// markNowhere has a RouteFollower tell of the table's prefixes that lead nowhere.
+// markNowhere marks as dirty the prefixes of the table's routes that lead nowhere.
 func (t *mirroredTable) markNowhere(m *RouteFollower) {
 	for p := range t.nowhere {
 		m.dirty[p] = true
 	}
 }
 
-// concerns reports whether a table has a route out of the interface.
+// concerns reports whether the table of that number has a route out of the interface.
 func (m *RouteFollower) concerns(number uint32) bool {
 	t := m.tables[number]
 	return t != nil && t.out > 0
@@ -273,7 +272,7 @@ func (m *RouteFollower) prune(p prefixKey) {
 	}
 }
 
-// routes are those of a prefix.
+// routes returns the routes of a prefix that changed is called with.
 func (m *RouteFollower) routes(p prefixKey) (routes []fib.Route) {
 	for _, s := range m.prefixes[p] {
 		for _, r := range s.routes {

@@ -13,10 +13,10 @@ import (
 type mirrors struct {
 	followers map[*RouteFollower]bool
 	nexthops  map[uint32]nexthop // objects, by ID; nil before the first read
-	// stale: they may not be what the kernel has, and are to be read again when that is due.
+	// stale: the mirrors may differ from the kernel's routes, and are to be read again at the time due.
 	stale bool
 	due   time.Time
-	// replaying: messages come that may be older than what was read.
+	// replaying: the messages read now may be older than the last dump.
 	replaying bool
 }
 
@@ -39,8 +39,8 @@ func (h *Host) mirrorMessage(msg message) {
 	}
 }
 
-// mirrorsStale has the mirrors read again, because the kernel may have removed routes, or next-hop objects,
-// without a message: if one is of a device (0 is any), or depends on it or on a source.
+// mirrorsStale marks the mirrors as stale if the kernel may have removed routes or next-hop objects of theirs
+// without a message, after a change of a device (0 is any) or of its address source.
 func (h *Host) mirrorsStale(device int, source [4]byte) {
 	for m := range h.mirrors.followers {
 		if device == 0 || m.device == device || m.sources[source] > 0 || m.partly > 0 {
@@ -54,7 +54,7 @@ func (h *Host) mirrorsStale(device int, source [4]byte) {
 	}
 }
 
-// changed reports whether there is something to tell a RouteFollower.
+// changed reports whether a RouteFollower has dirty prefixes.
 func (r *mirrors) changed() bool {
 	for m := range r.followers {
 		if len(m.dirty) > 0 {
@@ -75,9 +75,9 @@ func (h *Host) updateMirrors() {
 	h.mu.Lock()
 	if now := time.Now(); h.mirrors.stale && !h.behind && !now.Before(h.mirrors.due) {
 		h.mirrors.stale = false
-		// An error, such as a lack of memory, has it tried again; so may what read handles.
+		// After an error, such as a lack of memory, it is tried again; so it is if a message requires it.
 		h.mirrors.stale = h.readMirrors() != nil || h.mirrors.stale
-		// The more there is, the more rarely: it takes a tenth of a processor at most.
+		// The longer a read takes, the rarer reads are: they take a tenth of a processor at most.
 		h.mirrors.due = now.Add(max(resyncGap, 11*time.Since(now)))
 	}
 	for m := range h.mirrors.followers {
@@ -114,7 +114,7 @@ func (h *Host) readMirrors() error {
 	}
 	req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
 	req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: unix.AF_INET}})
-	// Of all devices: who comes before, in the same span, is to be known, and a blackhole has none.
+	// Of all devices: other interfaces' routes may precede in a span, and a blackhole route has no device.
 	allKnown := true
 	if err := h.readAll(req, unix.RTM_NEWROUTE, func(b []byte) {
 		for _, m := range readers {
@@ -130,14 +130,14 @@ func (h *Host) readMirrors() error {
 		m.finish()
 	}
 	h.mirrors.replaying = true
-	_ = h.read() // until it has read all there is; the goroutine reports the error
+	_ = h.read() // clears replaying once the queues are empty; the goroutine reports the error
 	if !allKnown {
 		return unix.EAGAIN // a next-hop object was added or removed in between
 	}
 	return nil
 }
 
-// readAll is each for a dump that a change may interrupt: a message tells of that.
+// readAll is requestSocket.each for a dump. One interrupted by a change is no error: a message tells of the change.
 func (h *Host) readAll(req *nl.NetlinkRequest, want uint16, f func([]byte)) error {
 	err := h.batch.each(req, want, f)
 	if errors.Is(err, unix.EINTR) {
@@ -146,15 +146,15 @@ func (h *Host) readAll(req *nl.NetlinkRequest, want uint16, f func([]byte)) erro
 	return err
 }
 
-// mirrorReader is a mirror that is being read.
+// mirrorReader is a mirror that is being read from a dump.
 type mirrorReader struct {
 	*RouteFollower
-	of        *RouteFollower // whose it will be
+	of        *RouteFollower // gets the mirror by finish
 	last      followedRoute
-	elsewhere bool // some of the span of last lead elsewhere
+	elsewhere bool // a route of last's span leads out of another interface
 }
 
-// read adds a route of the dump. Those of one span follow each other.
+// read adds a route of the dump, which has the routes of one span after each other.
 func (m *mirrorReader) read(r *followedRoute) {
 	if r.prefix != m.last.prefix || r.spanKey != m.last.spanKey {
 		m.elsewhere = false
@@ -170,12 +170,12 @@ func (m *mirrorReader) read(r *followedRoute) {
 	case at < 0:
 		m.prefixes[r.prefix] = append(spans, span{spanKey: r.spanKey, first: !m.elsewhere, mixed: m.elsewhere})
 		m.add(&m.prefixes[r.prefix][len(spans)], r, 0)
-	case !slices.ContainsFunc(spans[at].routes, func(o mirrored) bool { return o.content == r.content }): // else one has come in front of it
+	case !slices.ContainsFunc(spans[at].routes, func(o mirrored) bool { return o.content == r.content }): // else an equal one has come before it
 		m.add(&spans[at], r, len(spans[at].routes))
 	}
 }
 
-// finish puts what was read in its place.
+// finish replaces the RouteFollower's mirror, and marks as dirty the prefixes whose routes differ.
 func (m *mirrorReader) finish() {
 	of := m.of
 	for p, spans := range m.prefixes {

@@ -14,18 +14,18 @@ type followedRoute struct {
 	prefix prefixKey
 	spanKey
 	mirrored
-	// ours: it is to be in the mirror.
+	// ours: it belongs in the mirror.
 	ours bool
-	// What of the message's flags says where it is among those of its span. exclusive: it is alone.
+	// Flags of the message that tell the route's place in its span. exclusive: it is the only one.
 	exclusive, replace, append bool
 }
 
-// contentSeed is that of mirrored.content.
+// contentSeed is the seed of the hashes mirrored.content.
 var contentSeed = maphash.MakeSeed()
 
-// parseFollowed reads an RTM_NEWROUTE or RTM_DELROUTE that starts at its rtmsg. It is not ok for one that
-// is in no table (an exception, such as a learnt path MTU), or of IPv6. known is whether the
-// next-hop object is known, if it has one.
+// parseFollowed reads an RTM_NEWROUTE or RTM_DELROUTE that starts at its rtmsg. ok is false for a route that
+// is in no table (an exception, such as a learnt path MTU) or not of IPv4. known is false if its
+// next-hop object is not in memory.
 func (h *Host) parseFollowed(b []byte, device int, flags uint16) (r followedRoute, known, ok bool) {
 	const bits, tos, table, protocol, kind, rtmFlags = 1, 3, 4, 5, 7, 8
 	if len(b) < unix.SizeofRtMsg || b[0] != unix.AF_INET || binary.NativeEndian.Uint32(b[rtmFlags:])&unix.RTM_F_CLONED != 0 {
@@ -67,7 +67,7 @@ func (h *Host) parseFollowed(b []byte, device int, flags uint16) (r followedRout
 	known = true
 	switch blackhole := b[kind] == unix.RTN_BLACKHOLE || b[kind] == unix.RTN_UNREACHABLE || b[kind] == unix.RTN_PROHIBIT; {
 	case !blackhole && b[kind] != unix.RTN_UNICAST:
-	case r.nexthop != 0: // what else says where it leads is for those who know no next-hop objects
+	case r.nexthop != 0: // RTA_OIF, RTA_GATEWAY and the like are for programs that know no next-hop objects
 		r.hops, r.unreachable, known = h.hops(r.nexthop, device)
 		r.ours = r.unreachable || len(r.hops) > 0
 	case blackhole:
@@ -83,8 +83,8 @@ func (h *Host) parseFollowed(b []byte, device int, flags uint16) (r followedRout
 	return r, known, true
 }
 
-// contentOf is a hash of what the kernel tells the routes of a span apart by: not of flags, nor, if there
-// is a next-hop object, of where that leads.
+// contentOf returns a hash of what the kernel tells the routes of a span apart by: not of flags nor, if there
+// is a next-hop object, of the next hops.
 func contentOf(b []byte, nexthop bool) uint64 {
 	const protocol, scope, kind = 5, 6, 7
 	var content maphash.Hash
@@ -123,7 +123,7 @@ func (h *hopOf) hop() fib.Hop {
 	return fib.Hop{Gateway: h.gateway, Weight: uint16(min(h.weight, 65535)), Unusable: h.unusable}
 }
 
-// attribute reads one of a next hop's.
+// attribute reads an attribute of a route or of an rtnexthop, if it is about the next hop.
 func (h *hopOf) attribute(kind uint16, value []byte) {
 	switch kind {
 	case unix.RTA_OIF:
@@ -135,8 +135,8 @@ func (h *hopOf) attribute(kind uint16, value []byte) {
 	}
 }
 
-// eachNexthop calls f with each next hop of an RTA_MULTIPATH, and with what tells it from others: its
-// bytes behind the flags that say whether its interface is up.
+// eachNexthop calls f with each next hop of an RTA_MULTIPATH, and with the bytes that tell it from others:
+// those behind its flags, which say whether its interface is up.
 func eachNexthop(b []byte, f func(hop hopOf, content []byte)) error {
 	const hops, index = 3, 4
 	for len(b) >= unix.SizeofRtNexthop {

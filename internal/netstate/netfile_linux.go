@@ -15,8 +15,8 @@ type netFile struct {
 	file *os.File // nil: not open
 }
 
-// open has later reads open nothing, unless the file does not exist yet, as without its kernel
-// module, or only root may read it.
+// open opens the file for all later reads. It is no error if the file does not exist yet, as without
+// its kernel module, or only root may read it: then a read opens it.
 func (f *netFile) open(name string) error {
 	f.mu.Lock()
 	f.keep = true
@@ -35,9 +35,9 @@ func (f *netFile) read(name string) (content []byte, err error) {
 		if content, err = readAll(f.file); err == nil {
 			return content, nil
 		}
-		f.closeLocked() // its module has been removed
+		f.closeLocked() // its kernel module has been unloaded
 	}
-	// One of the calling thread: /proc/net is of the process's first thread. Without a descriptor
+	// The calling thread's namespace: /proc/net is that of the process's first thread. Without a descriptor
 	// left, open(2) does not say whether the file exists.
 	name = "/proc/thread-self/net/" + name
 	if _, err := os.Stat(name); err != nil {

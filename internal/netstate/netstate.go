@@ -57,7 +57,7 @@ type Route struct {
 // NoRouteError means that there is no usable route to the destination.
 type NoRouteError struct {
 	Destination netip.Addr
-	// Cause is "" if there is none but that nobody has added a route. Remedy is what to do.
+	// Cause says why there is no route; "" if just none matches. Remedy is what to do.
 	Cause, Remedy string
 	// Err is the kernel's error.
 	Err error
@@ -66,7 +66,7 @@ type NoRouteError struct {
 func (e *NoRouteError) Error() string { return e.Fault().Error() }
 func (e *NoRouteError) Unwrap() error { return e.Err }
 
-// Fault is what doctor finds.
+// Fault returns the error as doctor reports it.
 func (e *NoRouteError) Fault() *warning.Fault {
 	f := &warning.Fault{Code: noRouteCode, What: fmt.Sprintf("no route to %v", e.Destination), Why: noRouteWhy, Do: e.Remedy}
 	if e.Cause != "" {
@@ -75,21 +75,21 @@ func (e *NoRouteError) Fault() *warning.Fault {
 	return f
 }
 
-// Of all that keeps outer packets from being routed.
+// The code and the consequence of every fault that keeps outer packets from being routed.
 const noRouteCode, noRouteWhy = "no-route", "nothing can be sent"
 
 // ErrNotUnicast is the Err of a NoRouteError: the destination is a broadcast or multicast address, or its
 // route is of another type than unicast and local.
 var ErrNotUnicast = errors.New("not a unicast address")
 
-// NoDeviceError means that no interface has a name.
+// NoDeviceError means that there is no interface of that name.
 type NoDeviceError struct{ Name string }
 
 func (e *NoDeviceError) Error() string {
 	return fmt.Sprintf("%v: %v", e.Fault(), syscall.ENODEV)
 }
 
-// Fault is what doctor finds.
+// Fault returns the error as doctor reports it.
 func (e *NoDeviceError) Fault() *warning.Fault {
 	return &warning.Fault{
 		Code: noRouteCode, What: fmt.Sprintf("no interface %q", e.Name), Why: noRouteWhy,
@@ -99,7 +99,7 @@ func (e *NoDeviceError) Fault() *warning.Fault {
 
 func (e *NoDeviceError) Unwrap() error { return syscall.ENODEV }
 
-// Options are Open's.
+// Options are the options of Open.
 type Options struct {
 	// Failed is called at most once, from the Host's goroutine: changes are no longer seen.
 	// nil ignores it.
@@ -131,9 +131,9 @@ type Answer struct {
 	Route  Route // as of `ip route get`; zero if Err is set
 	// Err is a *NoRouteError, a *NoDeviceError (UnderlayDevice is missing), or another.
 	Err error
-	// Loop is the one of Query.Routes that is Route, or takes precedence over it, and so leads, or
-	// would once it is added, outer packets back into Interface; zero is none. It compares
-	// routes of one table: which table comes first is for the routing rules.
+	// Loop is the route of Query.Routes that leads outer packets back into Interface, or would once
+	// it is added, as it is Route or takes precedence over it; zero is none. Only routes of Route's
+	// table are compared: which table comes first is for the routing rules.
 	Loop InterfaceRoute
 	// HasLocal: Local, or else the route's preferred source, is an address of this host,
 	// whatever Err is. If that cannot be found out it is true: the kernel decides for each
@@ -141,7 +141,7 @@ type Answer struct {
 	HasLocal bool
 	// Bypass is the reason not to send outer packets, and receive the peer's, past the
 	// kernel's IP stack as frames on the route's device: nftables, iptables, an IPsec policy,
-	// a tc filter or a routing rule would have a say, or Options.Bypass. "" is none.
+	// a tc filter or a routing rule would apply to them, or Options.Bypass is set. "" is none.
 	Bypass string
 	// Ingress is the reason not to redirect received packets ahead of the tc filters of the
 	// route's device; "" is none.

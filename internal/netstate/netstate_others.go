@@ -73,11 +73,11 @@ func isLocal(address netip.Addr) (bool, error) {
 	return false, nil
 }
 
-// MinPMTU is for Linux: 0.
+// MinPMTU returns 0: unknown.
 func MinPMTU() int { return 0 }
 
-// InterfaceAddresses is for Linux.
+// InterfaceAddresses returns ErrUnsupported.
 func InterfaceAddresses() ([]AddressedInterface, error) { return nil, ErrUnsupported }
 
-// FindAnswerRoute is for Linux.
+// FindAnswerRoute returns ErrUnsupported.
 func FindAnswerRoute(source netip.Addr) (AnswerRoute, error) { return AnswerRoute{}, ErrUnsupported }

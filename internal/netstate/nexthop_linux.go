@@ -10,11 +10,11 @@ import (
 	"ipipd/internal/fib"
 )
 
-// nexthop is a next-hop object (RTM_NEWNEXTHOP), of which routes have the ID only.
+// nexthop is a next-hop object (RTM_NEWNEXTHOP), which routes refer to by its ID.
 type nexthop struct {
 	hopOf
 	blackhole bool
-	group     []nexthopMember // not nil: it has no next hop of its own
+	group     []nexthopMember // of a group, which has no next hop of its own; else nil
 }
 
 type nexthopMember struct {
@@ -65,8 +65,8 @@ func parseNexthop(b []byte) (id uint32, n nexthop, ok bool) {
 	return id, n, err == nil && id != 0
 }
 
-// hops are those of a next-hop object that lead out of an interface. It is not known if the object, or
-// one of its group, is not.
+// hops returns the next hops of a next-hop object out of an interface. known is false if the object, or a
+// member of its group, is not in memory.
 func (h *Host) hops(id uint32, device int) (hops []fib.Hop, blackhole, known bool) {
 	n, known := h.mirrors.nexthops[id]
 	switch {
@@ -125,21 +125,21 @@ func (h *Host) nexthopMessage(m message) {
 	for f := range h.mirrors.followers {
 		for i, id := range changed {
 			if !led[f][i] && f.ledBy(id) {
-				h.mirrors.stale = true // routes by it led elsewhere, so that they are not in the mirror
+				h.mirrors.stale = true // the routes by it led out of other interfaces and are not in the mirror
 			}
 			f.nexthopChanged(id)
 		}
 	}
 }
 
-// ledBy reports whether routes by a next-hop object are in the mirror.
+// ledBy reports whether routes by a next-hop object belong in the mirror.
 func (m *RouteFollower) ledBy(id uint32) bool {
 	hops, blackhole, _ := m.host.hops(id, m.device)
 	return blackhole || len(hops) > 0
 }
 
-// nexthopChanged gives the routes by a next-hop object its hops, or removes them if it has none out of the
-// interface any more.
+// nexthopChanged updates the hops of the routes by a next-hop object, or removes the routes if it has none out
+// of the interface any more.
 func (m *RouteFollower) nexthopChanged(id uint32) {
 	hops, blackhole, _ := m.host.hops(id, m.device)
 	users := m.byNexthop[id]
@@ -160,7 +160,7 @@ func (m *RouteFollower) nexthopChanged(id uint32) {
 					continue
 				}
 				m.delete(p, s, at)
-				s.mixed, s.first = true, s.first && at > 0 // it leads elsewhere now, or is gone
+				s.mixed, s.first = true, s.first && at > 0 // the route leads out of another interface now, or is gone
 			}
 		}
 		m.prune(p)

@@ -22,8 +22,8 @@ const (
 	programHandle     = 1
 )
 
-// Attach has the Query's Interface run a program on egress, unless it does, and Answer.Attached say from
-// now on whether it does. It adds a clsact if there is none.
+// Attach attaches a program to the egress of Query.Interface, unless the interface runs it already; it adds
+// a clsact if there is none. From now on Answer.Attached says whether the interface runs it.
 func (f *Follower) Attach(p Program) error {
 	device := f.setProgram(p.ID)
 	if f.updateNow(); f.Answer().Attached {
@@ -45,7 +45,7 @@ func (f *Follower) setProgram(id uint32) (device int) {
 	return f.query.Interface
 }
 
-// updateNow has the Answer take into account what the kernel has sent so far.
+// updateNow handles the messages that the kernel has sent so far, and updates the Answer.
 func (f *Follower) updateNow() {
 	f.host.readMessages()
 	f.update()
@@ -54,7 +54,7 @@ func (f *Follower) updateNow() {
 // attach adds a program to the egress of a device.
 func (h *Host) attach(device int, p Program) error {
 	if h.hasQdisc(device, "ingress") {
-		// The kernel would take the filter for one of ingress.
+		// The kernel would attach the filter to ingress.
 		return errors.New("the interface has the queueing discipline ingress in place of clsact, whose ingress is the same: remove it (tc qdisc del)")
 	}
 	clsact, filter := programChanges(device, p)
@@ -83,26 +83,26 @@ func (h *Host) hasQdisc(device int, kind string) bool {
 	return slices.ContainsFunc(h.qdiscs[device], func(q qdisc) bool { return q.kind == kind })
 }
 
-// runs reports whether a device runs the program of that ID on egress; before, if that cannot be
-// found out.
+// runs reports whether a device runs the program of that ID on egress; it returns before if the
+// filters cannot be listed.
 func (h *Host) runs(device int, id uint32, before bool) bool {
 	f := h.filtersOn(filterKey{device, netlink.HANDLE_MIN_EGRESS})
 	return slices.Contains(f.programs, id) || f.unknown != "" && before
 }
 
-// tcName is the name of an object of tc, for an error.
+// tcName is the name of a qdisc or program, for an error.
 type tcName string
 
 func (n tcName) String() string { return string(n) }
 
-// programChanges add a clsact to a device, and the filter that runs a program on egress.
+// programChanges returns the changes that add a clsact to a device, and the filter that runs a program on its egress.
 func programChanges(device int, p Program) (clsact, filter change) {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	req.AddData(&nl.TcMsg{Ifindex: int32(device), Handle: netlink.HANDLE_CLSACT & major, Parent: netlink.HANDLE_CLSACT})
 	req.AddData(nl.NewRtAttr(nl.TCA_KIND, nl.ZeroTerminated("clsact")))
 	clsact = change{NetlinkRequest: req, device: device, what: "add queueing discipline %v to %v", object: tcName("clsact")}
 
-	// It takes the place of the one of a process before (tun.Adopt), whose maps nobody writes any more.
+	// It replaces the filter of a former process (tun.Adopt), whose maps are not updated any more.
 	req = nl.NewNetlinkRequest(unix.RTM_NEWTFILTER, unix.NLM_F_CREATE)
 	req.AddData(&nl.TcMsg{
 		Ifindex: int32(device), Handle: programHandle, Parent: netlink.HANDLE_MIN_EGRESS,
@@ -129,8 +129,8 @@ func removeProgram(device int) change {
 	return change{NetlinkRequest: req, device: device}
 }
 
-// parseProgram reads the ID of the program of an RTM_NEWTFILTER that starts at its tcmsg; 0 if it is of
-// another kind than bpf.
+// parseProgram reads the ID of the program of an RTM_NEWTFILTER that starts at its tcmsg; 0 if the filter
+// is not of the kind bpf.
 func parseProgram(b []byte) (id uint32) {
 	if len(b) < nl.SizeofTcMsg {
 		return 0

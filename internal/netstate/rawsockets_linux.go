@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RawSockets are the inodes of the raw sockets of a protocol in the network namespace. No message tells of
-// them.
+// RawSockets returns the inodes of the raw sockets of a protocol in the network namespace. No message tells of
+// them: poll it.
 func (r *requester) RawSockets(protocol uint8) (inodes []uint64, err error) {
 	sockets, err := r.netFile(fileRaw)
 	if errors.Is(err, os.ErrNotExist) {

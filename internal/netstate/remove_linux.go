@@ -27,7 +27,7 @@ func (h *Host) Remove(devices []int) error {
 		}
 		return h.batch.executeIfThere(remove)
 	}
-	// The groups exist for an instant only. None is 0, the default.
+	// Random groups, which exist for an instant only; never 0, the default group.
 	groups := uint32(len(devices)+removeAtOnce-1) / removeAtOnce
 	if err := h.removeAsGroups(devices, 1+rand.Uint32N(math.MaxInt32-groups), groups); err != nil {
 		return fmt.Errorf("remove %d interfaces: %w", len(devices), permission(err))
@@ -35,8 +35,8 @@ func (h *Host) Remove(devices []int) error {
 	return nil
 }
 
-// removeAsGroups puts interfaces into so many groups from first on, and removes those,
-// unless any of them has other interfaces as well.
+// removeAsGroups spreads interfaces over that many groups, numbered from first, and removes the
+// groups, unless one has other interfaces as well.
 func (h *Host) removeAsGroups(devices []int, first, groups uint32) error {
 	ours := map[int]bool{}
 	set, remove := make([]*nl.NetlinkRequest, len(devices)), make([]*nl.NetlinkRequest, groups)
@@ -62,7 +62,7 @@ func (h *Host) removeAsGroups(devices []int, first, groups uint32) error {
 	return h.batch.executeIfThere(remove)
 }
 
-// executeIfThere is executeAll for requests whose object may be gone.
+// executeIfThere is executeAll for requests whose interface may be gone; it returns the first other error.
 func (s *requestSocket) executeIfThere(requests []*nl.NetlinkRequest) error {
 	for _, failure := range s.executeAll(requests, -1) {
 		if failure != nil && failure != unix.ENODEV {
@@ -72,7 +72,7 @@ func (s *requestSocket) executeIfThere(requests []*nl.NetlinkRequest) error {
 	return nil
 }
 
-// groupRequest sets the group of an interface, or removes those of a group.
+// groupRequest returns the request that sets an interface's group (RTM_NEWLINK), or removes all of a group (RTM_DELLINK).
 func groupRequest(kind, device int, group uint32) *nl.NetlinkRequest {
 	return linkRequest(kind, device, 0, nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
 }

@@ -21,10 +21,10 @@ import (
 // of the calling thread. Its methods are safe for concurrent use.
 type requester struct {
 	sockets map[int]*requestSocket // by protocol; nil for one that the kernel lacks
-	// batch configures interfaces. It is a socket of its own: that may wait for the RTNL.
+	// batch is the socket of requests that configure interfaces: these may wait for the RTNL.
 	batch    *requestSocket
 	files    [len(netFiles)]netFile
-	requests atomic.Int64 // made so far, those on batch aside
+	requests atomic.Int64 // requests so far, except those on batch
 }
 
 // netFiles are the names of requester.files.
@@ -57,7 +57,7 @@ func (r *requester) open() error {
 	if r.batch, err = openRequestSocket(unix.NETLINK_ROUTE); err != nil {
 		return err
 	}
-	// So that a dump of routes can be limited to an interface. Kernels before 4.20 lack it.
+	// Strict checks let a dump of routes be limited to an interface; kernels before 4.20 lack them.
 	_ = unix.SetsockoptInt(r.batch.fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
 	for i := range r.files {
 		if err := r.files[i].open(netFiles[i]); err != nil {
@@ -94,7 +94,7 @@ func (r *requester) execute(req *nl.NetlinkRequest, protocol int, answer uint16)
 	return s.execute(req, answer)
 }
 
-// dump executes a dump request, again while it is interrupted by a change.
+// dump executes a dump request, up to four times while changes interrupt it.
 func (r *requester) dump(req *nl.NetlinkRequest, protocol int, answer uint16) (messages [][]byte, err error) {
 	req.Flags |= unix.NLM_F_DUMP
 	for range 4 {
@@ -105,8 +105,8 @@ func (r *requester) dump(req *nl.NetlinkRequest, protocol int, answer uint16) (m
 	return messages, err
 }
 
-// requestSocket is a netlink socket for requests. It blocks, and does not wait: the kernel
-// has queued the answer when the request has been sent.
+// requestSocket is a netlink socket for requests. It is blocking, but reads do not wait: the
+// kernel has queued the answer when the request has been sent.
 type requestSocket struct {
 	protocol int
 	mu       sync.Mutex
@@ -123,7 +123,7 @@ func openRequestSocket(protocol int) (*requestSocket, error) {
 	return &requestSocket{protocol: protocol, fd: fd, buffer: make([]byte, maxMessage)}, nil
 }
 
-// maxMessage is the longest message, in bytes: the kernel's dumps take 32 KiB each.
+// maxMessage is the longest datagram, in bytes: those of the kernel's dumps have up to 32 KiB.
 const maxMessage = 64 << 10
 
 func (s *requestSocket) close() {
@@ -148,7 +148,7 @@ func (s *requestSocket) execute(req *nl.NetlinkRequest, want uint16) (messages [
 	return messages, nil
 }
 
-// each is execute that calls f with each message, which is f's until it returns.
+// each is execute, but calls f with the body of each message, which f must not keep.
 func (s *requestSocket) each(req *nl.NetlinkRequest, want uint16, f func(body []byte)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -161,7 +161,7 @@ func (s *requestSocket) each(req *nl.NetlinkRequest, want uint16, f func(body []
 	err := s.exchange(req.Serialize(), -1, func(datagram []byte) (done bool, err error) {
 		err = eachMessage(datagram, func(m message) {
 			switch {
-			case done || m.seq != s.seq: // the end of an answer that failed
+			case done || m.seq != s.seq: // the rest of an earlier answer that failed
 				return
 			case m.kind == unix.NLMSG_DONE || m.kind == unix.NLMSG_ERROR:
 				done = true
@@ -215,14 +215,13 @@ func (s *requestSocket) exchange(b []byte, program int, f func(datagram []byte) 
 	}
 }
 
-// takesPrivilege reports whether requests are others than to read what rtnetlink shows everybody.
+// takesPrivilege reports whether any of the requests may take CAP_NET_ADMIN, as all but RTM_GET… of rtnetlink do.
 func (s *requestSocket) takesPrivilege(b []byte) (takes bool) {
 	const kindMask, get = 3, 2 // RTNL_KIND_GET
 	_ = eachMessage(b, func(m message) { takes = takes || m.kind&kindMask != get })
 	return takes || s.protocol != unix.NETLINK_ROUTE
 }
 
-// send sends to the kernel.
 func (s *requestSocket) send(b []byte) error {
 	for {
 		err := unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
@@ -232,12 +231,12 @@ func (s *requestSocket) send(b []byte) error {
 	}
 }
 
-// atOnce limits the requests whose errors wait in the socket's buffer: a default one takes
-// some 250.
+// atOnce limits the requests of one system call: their errors queue in the socket buffer,
+// which by default holds some 250.
 const atOnce = 100
 
-// executeAll sends requests, many with one system call, and returns the error of each. One of
-// the socket is that of all requests from there on. program is the descriptor of the eBPF program that they name, or -1.
+// executeAll sends requests, many with one system call, and returns the error of each. If the socket
+// fails, its error is returned for all the rest. program is the descriptor of the eBPF program that they name, or -1.
 func (s *requestSocket) executeAll(requests []*nl.NetlinkRequest, program int) (failed []error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -252,8 +251,8 @@ func (s *requestSocket) executeAll(requests []*nl.NetlinkRequest, program int) (
 	return failed
 }
 
-// executeSome is executeAll for so few that their errors fit into the socket's buffer. It
-// asks for the acknowledgement of the last one: the kernel executes them in order.
+// executeSome is executeAll for up to atOnce requests; it returns an error of the socket. It
+// asks for an acknowledgement of the last one only: the kernel executes them in order.
 func (s *requestSocket) executeSome(requests []*nl.NetlinkRequest, failed []error, program int) error {
 	if s.fd < 0 {
 		return os.ErrClosed
@@ -282,7 +281,7 @@ func (s *requestSocket) executeSome(requests []*nl.NetlinkRequest, failed []erro
 	})
 }
 
-// message is a netlink message; body is what follows its header.
+// message is a netlink message; body is what follows its nlmsghdr.
 type message struct {
 	kind, flags uint16
 	seq         uint32

@@ -24,7 +24,7 @@ type routeKey struct {
 // tableRoute is what is read of a route.
 type tableRoute struct {
 	routeKey
-	ours bool // as routeChanges makes it
+	ours bool // its protocol, scope, type and TOS are those that routeChanges sets
 }
 
 // AddRoutes adds routes through an interface, which must be up, and returns those that were
@@ -35,7 +35,7 @@ func (h *Host) AddRoutes(device int, routes []InterfaceRoute) (added []Interface
 }
 
 // ReplaceRoutes is AddRoutes, but it replaces an existing route of the same prefix, metric and
-// table, wherever that leads. No packet sees neither.
+// table, wherever that leads. At each instant packets find the old route or the new one.
 func (h *Host) ReplaceRoutes(device int, routes []InterfaceRoute) error {
 	_, err := h.newRoutes(unix.NLM_F_REPLACE, device, routes)
 	return err
@@ -54,7 +54,7 @@ func (h *Host) newRoutes(flag, device int, routes []InterfaceRoute, ignored ...e
 	return pick(routes, done), err
 }
 
-// RemoveRoutes removes routes of AddRoutes through an interface; one that is gone is no error.
+// RemoveRoutes removes routes that AddRoutes added through an interface; one that is gone is no error.
 // After a failure it goes on; err is the first.
 func (h *Host) RemoveRoutes(device int, routes []InterfaceRoute) error {
 	if len(routes) == 0 {
@@ -82,7 +82,7 @@ func (h *Host) RemoveRoutes(device int, routes []InterfaceRoute) error {
 	return err
 }
 
-// routeChanges are RTM_NEWROUTE with a flag, or RTM_DELROUTE, of each route through an interface.
+// routeChanges returns an RTM_NEWROUTE with a flag (NLM_F_…), or an RTM_DELROUTE, for each route through an interface.
 func (h *Host) routeChanges(kind, flag, device int, routes []InterfaceRoute) (changes []change, err error) {
 	if len(routes) == 0 {
 		return nil, nil
@@ -118,13 +118,13 @@ func (h *Host) routeChanges(kind, flag, device int, routes []InterfaceRoute) (ch
 	return changes, nil
 }
 
-// key is that of r through an interface whose routes are in the table main.
+// key returns the routeKey of r through an interface; main is the table if r names none.
 func (r *InterfaceRoute) key(device int, main uint32) routeKey {
 	return routeKey{cmp.Or(r.Table, main), device, r.Prefix.Masked(), r.Gateway, r.Metric}
 }
 
-// strayPeers are RTM_DELROUTE of the routes with a Gateway of an interface that are not among wanted: those of
-// a process before.
+// strayPeers returns an RTM_DELROUTE for each route with a Gateway through an interface that is not among wanted: a
+// former process has left it.
 func (h *Host) strayPeers(device int, wanted []InterfaceRoute) (changes []change, err error) {
 	main, err := h.routeTable(device)
 	if err != nil {
@@ -146,12 +146,12 @@ func (h *Host) strayPeers(device int, wanted []InterfaceRoute) (changes []change
 	}
 	changes, err = h.routeChanges(unix.RTM_DELROUTE, 0, device, stray)
 	for i := range changes {
-		changes[i].what = "" // gone meanwhile
+		changes[i].what = "" // fails only if the route is gone meanwhile
 	}
 	return changes, err
 }
 
-// routeTable is the table of routes into an interface that name none: main, or that of its VRF.
+// routeTable returns the table of an interface's routes that name none: its VRF's, else main.
 func (h *Host) routeTable(device int) (table uint32, err error) {
 	l, err := h.link(device)
 	if err == nil && l.master != 0 {
@@ -164,8 +164,8 @@ func (h *Host) routeTable(device int) (table uint32, err error) {
 	return cmp.Or(table, unix.RT_TABLE_MAIN), nil
 }
 
-// ExistingRoutes are the Routes of interfaces that there are, as AddRoutes makes them. An interface that
-// is gone has none.
+// ExistingRoutes returns those Routes of interfaces that the kernel has, as AddRoutes makes them. An
+// interface that is gone has none.
 func (h *Host) ExistingRoutes(interfaces []Interface) (existing map[InterfaceRoute]bool, err error) {
 	h.readMessages()
 	through, asked := map[routeKey]bool{}, map[routeKey]InterfaceRoute{}
@@ -189,7 +189,7 @@ func (h *Host) ExistingRoutes(interfaces []Interface) (existing map[InterfaceRou
 	return existing, err
 }
 
-// findRoutes sets those to true that exist. It dumps the routing tables.
+// findRoutes sets through to true for the routes that exist, by a dump of all routing tables.
 func (h *Host) findRoutes(through map[routeKey]bool) error {
 	if len(through) == 0 {
 		return nil
@@ -203,7 +203,7 @@ func (h *Host) findRoutes(through map[routeKey]bool) error {
 	return err
 }
 
-// routes are those through an interface; 0 is any. A kernel before 4.20 ignores it.
+// routes returns the routes through an interface; 0 is any, as is every device to a kernel before 4.20.
 func (h *Host) routes(device int) (routes []tableRoute, err error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
 	req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: unix.AF_INET}})

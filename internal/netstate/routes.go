@@ -6,9 +6,9 @@ import (
 	"ipipd/internal/fib"
 )
 
-// RouteChange is what a prefix's routes out of an interface are now, in all tables that have any: with those of the
-// types unreachable, blackhole and prohibit there, which are of no interface, and without those of other types than
-// unicast. Of the same table and metric the kernel prefers the first one. None: there is no route.
+// RouteChange has the routes of a prefix out of an interface as they are now: the unicast routes of all tables and,
+// of the tables that have routes out of the interface, the unreachable, blackhole and prohibit routes.
+// Of the same table and metric the kernel prefers the first route. No Routes: the prefix has none any more.
 type RouteChange struct {
 	Prefix netip.Prefix
 	Routes []fib.Route

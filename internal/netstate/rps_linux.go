@@ -101,7 +101,7 @@ func (r *requester) rps(ifname, mask string) (files []string, _ string, err erro
 	return files, mask, err
 }
 
-// digits are those of a mask of processors without leading zeros, as of one number.
+// digits returns the hexadecimal digits of a processor mask as one number: no commas, no leading zeros.
 func digits(mask string) string {
 	var b strings.Builder
 	for group := range strings.SplitSeq(strings.TrimSpace(mask), ",") {
@@ -110,7 +110,7 @@ func digits(mask string) string {
 	return strings.ToLower(strings.TrimLeft(b.String(), "0"))
 }
 
-// alias is IFLA_IFALIAS of an interface, without the terminating zero; empty if it has none.
+// alias returns IFLA_IFALIAS of an interface, without the terminating zero; empty if it has none.
 func (r *requester) alias(device int) (alias []byte, err error) {
 	messages, err := r.getLinkMessages(device, "")
 	if err != nil {
@@ -133,7 +133,7 @@ func (r *requester) setAlias(device int, alias []byte) error {
 	return err
 }
 
-// affinity is the affinity mask of this process in the format of /sys: 32-bit groups,
+// affinity returns the affinity mask of this process in the format of /sys: 32-bit groups,
 // separated by commas.
 func affinity() (mask string, err error) {
 	var set unix.CPUSet

@@ -18,9 +18,9 @@ const (
 	fraDSCP          = 25   // FRA_DSCP, since Linux 6.13
 )
 
-// rulesReason looks for routing rules with a selector that Lookup cannot evaluate: the
+// rulesReason looks for routing rules with a selector that lookup cannot evaluate: the
 // protocol (RTM_GETROUTE takes TCP, UDP and ICMP only), the TOS, which may differ from
-// packet to packet, and the sender's UID. Then the kernel must look up each packet.
+// packet to packet, and the sender's UID. Then the kernel must route each packet.
 func (r *requester) rulesReason() (string, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETRULE, 0)
 	req.AddData(nl.NewIfInfomsg(unix.AF_INET))
@@ -43,7 +43,7 @@ func (r *requester) rulesReason() (string, error) {
 	return "", nil
 }
 
-// ruleSelector is the selector of a rule for protocol 4 that Lookup cannot evaluate, "" if
+// ruleSelector returns the selector of a rule for protocol 4 that lookup cannot evaluate, "" if
 // there is none. b is an RTM_NEWRULE that starts at its fib_rule_hdr.
 func ruleSelector(b []byte) (selector string, err error) {
 	if len(b) < sizeofRuleHeader {

@@ -11,8 +11,8 @@ type KernelTunnel struct {
 // RouteMetrics is a route with its MTU and MSS in bytes, 0 if they are not set.
 type RouteMetrics struct {
 	Prefix netip.Prefix
-	// Gateway is the next hop; the zero Addr is none. Unusable: it is no IPv4 address of a host, or the route
-	// has an encapsulation of its own.
+	// Gateway is the next hop; the zero Addr is none. Unusable: the next hop is not an IPv4 unicast address,
+	// or the route has an encapsulation of its own (lwtunnel).
 	Gateway     netip.Addr
 	Unusable    bool
 	MTU, AdvMSS int

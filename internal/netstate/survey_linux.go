@@ -29,7 +29,7 @@ func KernelTunnels() (tunnels []KernelTunnel, err error) {
 }
 
 // RoutesByInterface returns the unicast routes of all tables in the network namespace of the calling thread,
-// by the index of the interface that they lead into; one of several next hops for each of these.
+// by the index of the interface that they lead into; a multipath route is there once for each next hop.
 func RoutesByInterface() (routes map[int][]RouteMetrics, err error) {
 	filter := &netlink.Route{Table: unix.RT_TABLE_UNSPEC, Type: unix.RTN_UNICAST}
 	list, err := netlink.RouteListFiltered(netlink.FAMILY_V4, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)

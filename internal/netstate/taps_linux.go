@@ -15,11 +15,11 @@ import (
 // interfaces send. No message tells of them: poll EgressTaps.
 type Taps struct {
 	on  map[int]bool
-	all bool // a socket of all interfaces
+	all bool // there is a socket of all interfaces
 }
 
-// EgressTaps finds the packet sockets of the network namespace. A socket of ETH_P_IP sees
-// received packets only.
+// EgressTaps returns the packet sockets of the network namespace that see what interfaces send. A
+// socket of ETH_P_IP sees received packets only.
 func (r *requester) EgressTaps() (Taps, error) {
 	sockets, err := r.netFile(fileTaps)
 	if errors.Is(err, os.ErrNotExist) {
@@ -31,8 +31,8 @@ func (r *requester) EgressTaps() (Taps, error) {
 	return parseTaps(sockets)
 }
 
-// On is the reason not to bypass what the interface of that index sends; "" if there is
-// none.
+// On returns the reason not to send past the interface of that index: a socket would miss the
+// packets; "" if there is none.
 func (t Taps) On(device int) (reason string) {
 	if t.all || t.on[device] {
 		return "a packet socket, such as tcpdump's, is shown what the interface sends"

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What tc has on interfaces.
+// Queueing disciplines and tc filters of interfaces.
 
 // qdisc is what is read of an RTM_NEWQDISC.
 type qdisc struct {
@@ -18,10 +18,10 @@ type qdisc struct {
 	kind           string
 }
 
-// configured: the kernel's defaults have no handle. Nor does a message tell of those.
+// configured reports whether the qdisc was added by somebody: the kernel's default ones have no handle, and no messages.
 func (q *qdisc) configured() bool { return q.handle != 0 }
 
-// getQdiscs are the configured qdiscs of all interfaces, by interface.
+// getQdiscs returns the configured qdiscs of all interfaces, by interface.
 func (r *requester) getQdiscs() (map[int][]qdisc, error) {
 	// A dump: the answer to a request for one would be multicast, to us among others.
 	req := nl.NewNetlinkRequest(unix.RTM_GETQDISC, 0)
@@ -62,8 +62,8 @@ func parseQdisc(b []byte) (q qdisc, err error) {
 // major is the part of a handle that a qdisc has in common with its classes.
 const major = 0xffff0000
 
-// withoutQdisc removes a qdisc and those attached to its classes, of whose end no message
-// tells.
+// withoutQdisc returns all without a qdisc and without those attached to its classes, of whose
+// removal no message tells.
 func withoutQdisc(all []qdisc, gone qdisc) (rest []qdisc) {
 	pending := []qdisc{gone}
 	for len(pending) > 0 {
@@ -83,13 +83,13 @@ func withoutQdisc(all []qdisc, gone qdisc) (rest []qdisc) {
 	return all
 }
 
-// filterKey is where tc filters hang: an interface, and ingress or egress of it.
+// filterKey is where tc filters are attached: ingress or egress of an interface.
 type filterKey struct {
 	device int
 	parent uint32 // HANDLE_MIN_INGRESS or HANDLE_MIN_EGRESS
 }
 
-// filters says what filters there are; unknown is why that could not be found out. The Host's mu guards
+// filters are the tc filters at a filterKey; unknown is why they could not be listed. The Host's mu guards
 // it.
 type filters struct {
 	known, any bool
@@ -117,20 +117,20 @@ func (r *requester) getFilters(k filterKey) (f filters, err error) {
 	return f, nil
 }
 
-// ingressFilters is the reason not to redirect received packets by a program on the
+// ingressFilters returns the reason not to redirect received packets by a program on the
 // device's tcx ingress, ahead of its tc filters; "" if there is none. Sockets receive
-// behind those filters, so that they are no matter to a bypass.
+// behind those filters, so that they do not prevent a bypass.
 func (h *Host) ingressFilters(device int) (reason string) {
 	return h.filtersOn(filterKey{device, netlink.HANDLE_MIN_INGRESS}).reason("tc has filters on the ingress of the underlay device")
 }
 
-// egressFilters is the reason not to bypass the tc filters on the egress of the underlay
-// device.
+// egressFilters returns the reason not to bypass the tc filters on the egress of the underlay
+// device; "" if there is none.
 func (h *Host) egressFilters(device int) (reason string) {
 	return h.filtersOn(filterKey{device, netlink.HANDLE_MIN_EGRESS}).reason("tc has filters on the egress of the underlay device")
 }
 
-// filtersOn asks the kernel where a message has said that filters may have changed.
+// filtersOn returns the filters at k, listed again if a message has told of a change.
 func (h *Host) filtersOn(k filterKey) filters {
 	h.mu.Lock()
 	possible := false
@@ -156,7 +156,7 @@ func (h *Host) filtersOn(k filterKey) filters {
 	found.known, found.unknown = true, reasonOf("", err)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	*f = found // if a message came in the meantime, h.filters has another by now
+	*f = found // after a message in the meantime h.filters no longer has f
 	return found
 }
 
@@ -170,8 +170,8 @@ func (f filters) reason(there string) string {
 	return ""
 }
 
-// egressHooks is the reason not to have the program that is Attached to the interface of that index
-// redirect packets; "" if there is none. What comes before the program need not be looked for:
+// egressHooks returns the reason not to let the attached program (Answer.Attached) of an interface
+// redirect packets; "" if there is none. Hooks that packets pass before the program do not matter:
 // nftables' egress hook, programs of tcx, tc filters. Behind it there are
 //   - a qdisc that was configured, by its handle: the kernel's defaults have 0, and
 //   - promiscuous mode, which on an interface without a link layer is a capture.
