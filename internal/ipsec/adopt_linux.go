@@ -21,7 +21,7 @@ type boundTo struct {
 	port int
 }
 
-// adopt sorts fds by their use. It closes sockets of no use, and second ones of the same use.
+// adopt sorts the sockets fds by protocol and binding. It closes those of no use, and duplicates.
 func (m *Manager) adopt(fds []int) {
 	m.adopted.udp = map[boundTo]int{}
 	for _, fd := range fds {
@@ -54,7 +54,7 @@ func (a *adopted) take(key portsKey, port int) (fd int, ok bool) {
 	return fd, ok
 }
 
-// closeAdopted closes what nobody has taken.
+// closeAdopted closes the adopted sockets that have not been taken.
 func (m *Manager) closeAdopted() {
 	for _, fd := range m.adopted.udp {
 		m.closeSocket(fd)
@@ -65,7 +65,7 @@ func (m *Manager) closeAdopted() {
 	m.adopted = adopted{}
 }
 
-// bootTime is when CLOCK_BOOTTIME was 0.
+// bootTime returns the time at which CLOCK_BOOTTIME was 0.
 func bootTime() time.Time {
 	var since unix.Timespec
 	now := time.Now()

@@ -22,7 +22,7 @@ const (
 	EventESPReceived
 	// EventFailed: the SA cannot be used, because of Err.
 	EventFailed
-	// EventRestored is EventUp by SAs of the process before.
+	// EventRestored is EventUp with the SAs of the process before.
 	EventRestored
 	// EventNotRestored: the SAs of the process before are not used, because of Err.
 	EventNotRestored

@@ -9,8 +9,8 @@ import (
 	"ipipd/internal/ipsec/ike"
 )
 
-// Listener keeps the sockets of a local address for Sessions with remotes that turn up: those of a tunnel
-// with many.
+// Listener keeps the sockets of a local address open for a tunnel with many remotes, whose Sessions begin when
+// a remote is heard.
 type Listener struct {
 	manager *Manager
 	local   netip.Addr
@@ -23,17 +23,17 @@ type Listener struct {
 type listeners map[netip.Addr]*Listener
 
 const (
-	// maxFirst is the length in bytes of a message that is kept until its Session is there. A
-	// beginning is some hundred bytes.
+	// maxFirst limits the length in bytes of a first IKE message that is kept until its Session
+	// exists. Most have some hundred bytes.
 	maxFirst = 4096
-	// maxFirsts is how many are.
+	// maxFirsts limits the number of messages that are kept.
 	maxFirsts = 1024
 )
 
 // Listen opens the sockets of a local address, as Protect does. wanted is called with each remote without a
-// Session that begins to negotiate or, esp, sends by an SA that is not known here, most likely one of the
-// process before. Anybody can forge its address. If wanted returns true, the caller is about to call Protect
-// for it: an IKE message is kept for it. wanted must not block.
+// Session that begins to negotiate or, if esp is set, sends ESP with an unknown SPI, most likely by an SA of the
+// process before. Anybody can forge the remote's address. If wanted returns true, the caller is about to call
+// Protect for the remote: its IKE message is kept for that. wanted must not block.
 func (m *Manager) Listen(local netip.Addr, mark uint32, device int, wanted func(remote netip.Addr, esp bool) bool) (*Listener, error) {
 	m.socketsMu.Lock()
 	defer m.socketsMu.Unlock()
@@ -52,11 +52,11 @@ func (m *Manager) Listen(local netip.Addr, mark uint32, device int, wanted func(
 	next := maps.Clone(old)
 	next[local] = l
 	m.listeners.Store(&next)
-	_ = m.spares.fill() // or bind opens them
+	_ = m.spares.fill() // after an error bind opens them
 	return l, nil
 }
 
-// Close closes the sockets, unless a Session has them.
+// Close closes the sockets, unless a Session uses them.
 func (l *Listener) Close() {
 	if l.closed.Swap(true) {
 		return
@@ -72,13 +72,13 @@ func (l *Listener) Close() {
 	m.release(l.ports)
 }
 
-// hear tells the Listener of a local address, if there is one, of a remote without a Session.
+// hear asks the Listener of a local address, if there is one, whether it wants a remote without a Session.
 func (m *Manager) hear(key tunnelKey, esp bool) bool {
 	l := (*m.listeners.Load())[key.local]
 	return l != nil && l.wanted(key.remote, esp)
 }
 
-// hearFirst is hear for an IKE message, a copy of which is kept for Protect.
+// hearFirst is hear for the sender of a first IKE message, a copy of which is kept for Protect if it is wanted.
 func (m *Manager) hearFirst(key tunnelKey, d datagram) {
 	if len(d.payload) > maxFirst || !ike.IsBeginning(d.payload) || !m.hear(key, false) {
 		return
@@ -93,8 +93,8 @@ func (m *Manager) hearFirst(key tunnelKey, d datagram) {
 	}
 }
 
-// Demand has a Session with Config.OnDemand negotiate, as there are packets for which it has no SA. It does
-// not block, and may be called with every such packet.
+// Demand makes a Session with Config.OnDemand negotiate: there are packets to send and no SA. It does
+// not block, and may be called for every such packet.
 func (s *Session) Demand() {
 	if s.demanded.Load() || s.demanded.Swap(true) {
 		return

@@ -25,8 +25,8 @@ type Config struct {
 	Mark uint32
 	// Device is the index of the interface that IKE is bound to; 0 is none.
 	Device int
-	// Changed, if not nil, is called when Status or MaxInner of the Session may have changed, but for
-	// a rekeying. It must not block.
+	// Changed, if not nil, is called when Status or MaxInner of the Session may have changed, except by
+	// a rekey. It must not block.
 	Changed func()
 	// Event, if not nil, is called for each event; a problem that persists is reported
 	// once. It must not block.
@@ -34,7 +34,7 @@ type Config struct {
 	// Dropped is called with received packets that an SA of the Session refused. It must
 	// not block.
 	Dropped func(why drop.Reason, n int)
-	// Tap, if not nil, sees the packets that an SA of the Session gets.
+	// Tap, if not nil, captures the ESP packets received for an SA of the Session.
 	Tap Tap
 	// SAs, if not nil, counts the pairs of ESP SAs that are established.
 	SAs *atomic.Uint64
@@ -42,20 +42,20 @@ type Config struct {
 
 // Options of a Manager. With the zero value nothing is received.
 type Options struct {
-	// Serve has a Receiver read from until stop, which returns when no Read is under way: the
-	// Receiver of the raw socket of protocol 50, and those of UDP port 4500 of each local
-	// address. Neither may wait for what calls the Manager. If Serve fails, so does Protect.
+	// Serve starts reading from a Receiver, until stop, which returns when no Read is under way. It
+	// is called for the raw socket of protocol 50 and for UDP port 4500 of each local address.
+	// Neither may wait for a goroutine that calls the Manager. If Serve fails, so does Protect.
 	Serve func(Receiver) (stop func(), err error)
 	// Dropped is called with each received ESP packet of no Session. It must not block, nor keep p.
 	Dropped func(why drop.Reason, p []byte)
-	// State has what Sessions need to go on in the next process, and from the process before; nil has nothing.
+	// State keeps the SAs for the next process, and has those of the process before; nil keeps nothing.
 	State *handover.State
-	// Opened is called with each socket that receives, which the next process can go on with, and Closed
-	// before it is closed, but not after Leave. Adopt are those of the process before, in any order: the
-	// Manager owns them.
+	// Opened is called with each receiving socket, for the next process to adopt, and Closed before one is
+	// closed, but not after Leave. Adopt are the sockets of the process before, in any order; the Manager
+	// owns them.
 	Opened, Closed func(fd int)
 	Adopt          []int
-	// Held has nothing received before Begin: by then there is a Session for each SA of the process before.
+	// Held: nothing is received before Begin, so that each SA of the process before has its Session by then.
 	Held bool
 }
 
@@ -72,8 +72,8 @@ type Tap interface {
 // reads.
 type Receiver interface {
 	// Watch calls opened with each file descriptor that is readable when there are packets: the
-	// present one, and later ones that take its place. opened must not block. If it fails, so
-	// does what changed the descriptor.
+	// present one, and later ones that replace it. opened must not block. If it fails, so does
+	// the change of the descriptor.
 	Watch(opened func(fd int) error) error
 	// Read takes what has been received, without waiting, and fills batch[:n] with decrypted outer
 	// IPv4 packets of protocol 4. It may reorder the Buffers of batch. Invalid packets are
@@ -87,19 +87,19 @@ type Receiver interface {
 type Manager struct {
 	serve func(Receiver) (stop func(), err error)
 	table atomic.Pointer[saTable] // written under mu
-	// dropped is Options.Dropped, and so are the others.
+	// Options.Dropped, State, Opened and Closed.
 	dropped      func(why drop.Reason, p []byte)
 	state        *handover.State
 	opened       func(fd int)
 	closedSocket func(fd int)
-	leaving      atomic.Bool // by Leave
+	leaving      atomic.Bool // Leave was called
 
 	// socketsMu serializes opening and closing sockets. Closing a socket waits for a Read of its
 	// Receiver, which may wait for mu, so mu must not be held meanwhile.
 	socketsMu   sync.Mutex
-	spares      spares     // socketsMu guards it
-	adopted     adopted    // and it
-	held        bool       // and mu guards it
+	spares      spares     // guarded by socketsMu
+	adopted     adopted    // guarded by socketsMu
+	held        bool       // Begin is still to come; written with both mutexes held
 	mu          sync.Mutex // guards the rest; taken after socketsMu
 	closed      bool
 	raw         espSocket
@@ -107,15 +107,15 @@ type Manager struct {
 	ports       map[portsKey]*ports
 	negotiators map[tunnelKey]*negotiator
 	listeners   atomic.Pointer[listeners]
-	firsts      map[tunnelKey]datagram // that a Listener has kept for Protect
-	saved       map[tunnelKey][]byte   // of the process before, for Protect
-	begin       []func() error         // what Begin does
+	firsts      map[tunnelKey]datagram // first IKE messages, kept by a Listener for Protect
+	saved       map[tunnelKey][]byte   // records of the process before, for Protect
+	begin       []func() error         // called by Begin
 }
 
 // espSocket receives ESP that is not encapsulated in UDP.
 type espSocket interface {
 	io.Closer
-	// restrict has the kernel deliver only the packets of this tunnel; nil is all packets.
+	// restrict makes the kernel deliver only the packets of this tunnel; nil is all packets.
 	restrict(only *negotiator) error
 }
 
@@ -130,7 +130,7 @@ type tunnelKey struct {
 	local, remote netip.Addr
 }
 
-// String is what a record of State is under.
+// String returns the key of the tunnel's record in State.
 func (k tunnelKey) String() string { return k.local.String() + " " + k.remote.String() }
 
 // NewManager makes a Manager. Sockets are opened by the first Protect.
@@ -149,8 +149,8 @@ func NewManager(o Options) *Manager {
 	return m
 }
 
-// Begin begins to receive, and gives up what no Session has gone on with: it returns between which addresses
-// that was.
+// Begin begins to receive, and discards the SAs of the process before that no Session has adopted: unused are
+// their addresses.
 func (m *Manager) Begin() (unused []string, err error) {
 	m.socketsMu.Lock()
 	defer m.socketsMu.Unlock()
@@ -175,7 +175,7 @@ func (m *Manager) Begin() (unused []string, err error) {
 	return unused, err
 }
 
-// Leave is before Close: it has the SAs, the sockets and State left to the next process.
+// Leave makes a later Close leave the SAs, the sockets and State to the next process.
 func (m *Manager) Leave() { m.leaving.Store(true) }
 
 // receiveBy calls begin, once it is time to receive. It has to be told of the end, too: stop. The caller holds both
@@ -202,9 +202,9 @@ func (m *Manager) receiveBy(begin func() (stop func(), err error)) (stop func(),
 // SA. Sockets are opened in the network namespace of the calling thread. It fails if
 // another IKE daemon has the UDP ports.
 //
-// Besides those that are used it opens a spare of each, so that a later Protect, for a tunnel
-// whose local address has changed, need not open any: it takes the spares, and those of an
-// address that a Session still has (Session.Stop).
+// Besides the sockets that are used it opens a spare of each, so that a later Protect, for a
+// tunnel whose local address has changed, need not open any: it takes the spares, or the
+// sockets of an address that a stopped Session still has (Session.Stop).
 func (m *Manager) Protect(cfg Config) (*Session, error) {
 	key := tunnelKey{cfg.Local.Unmap(), cfg.Remote.Unmap()}
 	cfg.Local, cfg.Remote = key.local, key.remote
@@ -250,7 +250,7 @@ func (m *Manager) enter(n *negotiator, cfg *Config) (err error) {
 	n.session.espFormat.Store(&first)
 	m.negotiators[key] = n
 	_ = m.restrictESP() // an optimization: on an error the socket keeps receiving all ESP
-	_ = m.spares.fill() // or bind opens them
+	_ = m.spares.fill() // after an error bind opens them
 	if first, ok := m.firsts[key]; ok {
 		delete(m.firsts, key)
 		n.receive(first)
@@ -277,7 +277,7 @@ func (m *Manager) acquire(key portsKey) (p *ports, err error) {
 		}
 		m.raw = raw
 	}
-	if !m.held { // else by Begin: the socket of the process before stays as it is until then
+	if !m.held { // else Begin does it: the socket of the process before stays as it is until then
 		if err := m.raw.restrict(nil); err != nil {
 			return nil, err
 		}
@@ -298,7 +298,7 @@ func (m *Manager) acquire(key portsKey) (p *ports, err error) {
 	return p, nil
 }
 
-// yield ends the Session that one of many remotes has on demand, for a tunnel with that remote alone.
+// yield stops the on-demand Session of one of many remotes, in favour of a tunnel with that remote alone.
 func (m *Manager) yield(key tunnelKey, onDemand bool) {
 	m.mu.Lock()
 	n := m.negotiators[key]
@@ -318,7 +318,7 @@ func (s *Session) Stop() {
 	n.manager.stopped(n)
 }
 
-// stopped has the peer's addresses free for another Protect.
+// stopped frees the tunnel's addresses for another Protect.
 func (m *Manager) stopped(n *negotiator) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -328,7 +328,7 @@ func (m *Manager) stopped(n *negotiator) {
 	_ = m.restrictESP() // an optimization, as in Protect
 }
 
-// Close is Stop, and closes the UDP sockets if no other Session has them.
+// Close is Stop, and closes the UDP sockets if no other Session uses them.
 func (s *Session) Close() {
 	s.Stop()
 	if n := s.negotiator; !s.closed.Swap(true) {
@@ -336,7 +336,7 @@ func (s *Session) Close() {
 	}
 }
 
-// release closes UDP sockets with the last Session that has them.
+// release closes UDP sockets once no Session or Listener uses them.
 func (m *Manager) release(p *ports) {
 	m.socketsMu.Lock()
 	defer m.socketsMu.Unlock()

@@ -31,13 +31,13 @@ type negotiator struct {
 	done     chan struct{}
 
 	settings []setting // that the SAs depend on
-	saved    []byte    // of the process before, for restore
+	saved    []byte    // the tunnel's record of the process before, for restore
 
 	inbound      map[uint32]*inboundSA // by SPI
 	counters     map[uint32]saCounters // by inbound SPI
 	lastPackets  map[uint32]uint64     // by SPI: inboundSA.Packets at the last poll
-	current      *ike.Child            // of the outbound SA
-	peerPort     uint16                // where ESP is sent in UDP
+	current      *ike.Child            // whose outbound SA is used
+	peerPort     uint16                // the peer's UDP port for ESP; 0 without UDP encapsulation
 	problem      ike.Problem           // as last published
 	dirty        bool                  // the status has changed other than by the problem
 	reported     map[reportedProblem]bool
@@ -46,8 +46,8 @@ type negotiator struct {
 	espReceived  bool      // since upSince
 	noESP        bool      // EventNoESP has been emitted
 	answered     time.Time // see ports.send
-	refused      bool      // the last message to the peer: see ports.send
-	restored     bool      // the SAs are of the process before, and publish has not said so
+	refused      bool      // this host refused to send the last message: see ports.send
+	restored     bool      // the SAs are of the process before, and EventRestored is to be emitted
 	notKept      bool      // EventNotKept has been emitted
 }
 
@@ -98,7 +98,7 @@ func (n *negotiator) run(ctx context.Context) {
 			n.do(n.peer.Receive(time.Now(), d.localPort, d.from, d.payload))
 		case <-timer.C:
 			n.do(n.peer.Tick(time.Now()))
-		case <-n.demand: // demanded stays, so that the next is noticed by the ticker
+		case <-n.demand: // demanded stays set, so that the next Demand waits for the ticker
 			n.do(n.peer.Demand(time.Now()))
 		case <-ticker.C:
 			if n.session.demanded.Swap(false) {
@@ -114,7 +114,7 @@ func (n *negotiator) run(ctx context.Context) {
 	}
 }
 
-// do performs the actions of the IKE state machine, once they are saved.
+// do performs the actions of the IKE state machine, once its state is saved.
 func (n *negotiator) do(actions []ike.Action) {
 	n.save()
 	for _, a := range actions {
@@ -159,7 +159,7 @@ func (n *negotiator) do(actions []ike.Action) {
 	}
 }
 
-// install has packets by the inbound SA of c received.
+// install makes the inbound SA of c, and adds it to the table of received SPIs. It reports whether it could.
 func (n *negotiator) install(c *ike.Child) bool {
 	words := n.countersOf(c).words
 	cfg := c.Inbound
@@ -182,7 +182,7 @@ func (n *negotiator) key(spi uint32) saKey {
 	return saKey{remote: as4(n.remote), local: as4(n.local), spi: spi}
 }
 
-// setOutbound has the Session send by the SA of c; with nil it stops sending.
+// setOutbound makes the Session send by the outbound SA of c; with nil it stops sending.
 func (n *negotiator) setOutbound(c *ike.Child) {
 	var next *esp.Outbound
 	if c != nil {
@@ -213,8 +213,8 @@ func (n *negotiator) setOutbound(c *ike.Child) {
 	}
 }
 
-// outboundOf returns the outbound SA of c. One that is used again, as the SA that took its place has ended,
-// goes on with its sequence numbers.
+// outboundOf returns the outbound SA of c. If it is used again, after its successor has ended, its sequence
+// numbers continue.
 func (n *negotiator) outboundOf(c *ike.Child) (*esp.Outbound, error) {
 	sa := n.inbound[c.Inbound.SPI]
 	if sa == nil {
@@ -284,7 +284,7 @@ func (n *negotiator) emit(kind EventKind, err error) {
 	}
 }
 
-// publishIfChanged saves allocating a Status for each unauthenticated message.
+// publishIfChanged calls publish if the status has changed: it need not be allocated for each unauthenticated message.
 func (n *negotiator) publishIfChanged() {
 	if n.dirty || n.peer.Problem() != n.problem {
 		n.publish()

@@ -7,8 +7,8 @@ import (
 	"ipipd/internal/warning"
 )
 
-// PortTaken is that a UDP port of IKE cannot be bound on a local address. by is the process that has it, "" if that
-// is not known; err may be nil.
+// PortTaken returns the fault that a UDP port of IKE is in use at a local address. by is the process that has bound
+// it, "" if that is not known; err may be nil.
 func PortTaken(local netip.Addr, port int, by string, err error) *warning.Fault {
 	f := &warning.Fault{
 		Code: "udp-port-taken", What: fmt.Sprintf("UDP port %d of %v is taken", port, local), Why: "IKE needs it",

@@ -16,10 +16,10 @@ import (
 	"ipipd/internal/ipsec/ike"
 )
 
-// What outlives the process of a Session: a record of Options.State, under the two outer addresses, which is
-// replaced before anything that it says is on the wire. The sequence numbers and anti-replay windows are not in
-// it: the data path has them in State's Counters, so that the next process goes on with those that were used
-// last, wherever this one is killed.
+// A Session outlives the process as a record in Options.State, whose key is the two outer addresses. It is
+// replaced before a message that depends on it is sent. Sequence numbers and anti-replay windows are not in it:
+// the data path keeps them in State's Counters, so that the next process continues with the last ones used,
+// wherever this one is killed.
 
 // savedSession is for encoding/gob.
 type savedSession struct {
@@ -30,10 +30,10 @@ type savedSession struct {
 
 type savedChild struct {
 	Inbound  uint32 // SPI
-	Counters int    // in State
+	Counters int    // index in State
 }
 
-// setting is one that SAs depend on. With another value they are not used.
+// setting is a setting that SAs depend on, with the hash of its value: if that differs, saved SAs are not used.
 type setting struct {
 	Name string
 	Sum  [32]byte
@@ -54,17 +54,17 @@ func settingsOf(c *Config) []setting {
 	}
 }
 
-// saCounters are of a pair of SAs: esp.OutboundWords and esp.InboundWords. index is that in State, -1 if they are
-// memory of this process.
+// saCounters are the Counters of a pair of SAs: esp.OutboundWords, then esp.InboundWords. index is their index in
+// State, -1 if they are memory of this process only.
 type saCounters struct {
 	index int
 	words []atomic.Uint64
 }
 
-// countersTag is what the Counters of an SA are told by.
+// countersTag returns the tag that identifies the Counters of a child SA in State.
 func countersTag(c *ike.Child) uint64 { return uint64(c.Inbound.SPI)<<32 | uint64(c.Outbound.SPI) }
 
-// countersOf returns the counters of an SA, which begin anew if it is new.
+// countersOf returns the counters of a child SA, which are zero if it is new.
 func (n *negotiator) countersOf(c *ike.Child) saCounters {
 	counters, ok := n.counters[c.Inbound.SPI]
 	if !ok {
@@ -98,8 +98,8 @@ func (n *negotiator) releaseCounters(spi uint32) {
 
 var errCounters = errors.New("there are more SAs than can be kept")
 
-// save brings the record in line with the Peer. If that fails there is none: a Session goes on where it was, or not
-// at all.
+// save replaces the record by the present state of the Peer. If that fails it deletes the record: the next process
+// must not continue with an old one.
 func (n *negotiator) save() {
 	state := n.manager.state
 	if state == nil || !n.peer.Changed() {
@@ -165,7 +165,7 @@ func (m *Manager) Saved(local netip.Addr) (remotes []netip.Addr) {
 	return remotes
 }
 
-// restore goes on with the SAs of the process before, if there are any. It is called before run.
+// restore adopts the SAs of the process before, if there are any. It is called before run.
 func (n *negotiator) restore(cfg ike.Config) {
 	saved := n.saved
 	if n.saved = nil; saved == nil {

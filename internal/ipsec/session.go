@@ -15,13 +15,13 @@ import (
 // Session holds the outbound SA of one tunnel. Its methods may be called concurrently.
 type Session struct {
 	outbound   atomic.Pointer[esp.Outbound]
-	dropped    func(why drop.Reason, n int) // of received packets
+	dropped    func(why drop.Reason, n int) // Config.Dropped, for received packets
 	tap        Tap                          // nil is none
 	status     atomic.Pointer[Status]
 	espFormat  atomic.Pointer[espFormat]
 	negotiator *negotiator
 	closed     atomic.Bool
-	demanded   atomic.Bool // since the negotiator has looked
+	demanded   atomic.Bool // Demand was called since the negotiator last checked
 }
 
 // Seal encrypts the outer IPv4 packet of protocol 4 in b in place. Unless it returns
@@ -141,11 +141,11 @@ func formatDuration(d time.Duration) string {
 type inboundSA struct {
 	*esp.Inbound
 	owner *negotiator
-	udp   bool          // accepts only UDP-encapsulated ESP, or only ESP without UDP
+	udp   bool          // accepts only UDP-encapsulated ESP (RFC 3948); if false, only ESP without UDP
 	port  atomic.Uint32 // the peer's UDP port in the last authenticated packet
 
-	// The negotiator's: the outbound SA of the same keys, nil unless it is in use or may be again, and its
-	// Counters, which outlive it.
+	// Owned by the negotiator: the outbound SA of the same child SA, nil until it is used, and its Counters,
+	// which outlive it.
 	outbound *esp.Outbound
 	counters []atomic.Uint64
 }
@@ -163,8 +163,8 @@ type saTable map[saKey]*inboundSA
 
 // open authenticates and decrypts the IPv4 packet of protocol 50 in b, in place. from is
 // the source port if ESP was encapsulated in UDP, and else 0. It reports whether b is to
-// be delivered; Options.Dropped or Config.Dropped is told of the others. A packet that is captured
-// is kept in kept.
+// be delivered; others are reported to Options.Dropped or Config.Dropped. kept is the buffer
+// for the copy that a capture gets of the encrypted packet.
 func (m *Manager) open(b *packet.Buffer, from uint16, kept *[]byte) bool {
 	p := b.Bytes()
 	spi, d := esp.SPI(b)

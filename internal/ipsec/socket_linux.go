@@ -25,9 +25,9 @@ import (
 const (
 	portIKE       = 500
 	receiveBuffer = 4 << 20
-	// sendBuffer holds more than strangers can have answered (ike.Limits) until ARP gives up a neighbour
-	// that is dead, 3 s. All tunnels of a local address share it. The kernel counts 768 bytes or more for a
-	// message, and doubles it.
+	// sendBuffer, in bytes, holds more than the answers to unauthenticated senders (ike.Limits) in the 3 s
+	// until ARP gives up a dead neighbour. All tunnels of a local address share it. The kernel doubles it,
+	// and counts 768 bytes or more for a message.
 	sendBuffer = 8 << 20
 )
 
@@ -70,7 +70,7 @@ func (p *ports) release() {
 	p.waker.Close()
 }
 
-// bind returns a socket of the process before, or one that is bound now.
+// bind returns the socket of the process before or, if there is none, binds a spare.
 func (m *Manager) bind(key portsKey, port int) (int, error) {
 	if fd, ok := m.adopted.take(key, port); ok {
 		return fd, nil
@@ -96,7 +96,7 @@ type spares struct {
 	waker *fdguard.Waker
 }
 
-// fill opens what is missing of a pair.
+// fill opens what is missing of a waker and two sockets.
 func (s *spares) fill() (err error) {
 	if s.waker == nil {
 		if s.waker, err = fdguard.NewWaker(); err != nil {
@@ -219,7 +219,7 @@ func (p *ports) readIKE() {
 }
 
 // send sends an IKE message or NAT keepalive, and does not wait. It fails with EPERM if this host refuses it; other
-// errors are left to IKE's retransmission. answered is when the tunnel had its last Unverified message sent.
+// errors are left to IKE's retransmission. answered is when the tunnel's last Unverified message was sent.
 func (p *ports) send(a ike.Send, now time.Time, answered *time.Time) error {
 	defer p.guard.Release()
 	if !p.guard.Acquire() {
@@ -244,12 +244,12 @@ func (p *ports) send(a ike.Send, now time.Time, answered *time.Time) error {
 	return nil
 }
 
-// answerInterval is how often a tunnel may answer strangers while answers to others wait.
+// answerInterval is the least time between two Unverified messages of a tunnel while others wait in the send buffer.
 const answerInterval = time.Second / 2
 
 // mayAnswer reports whether the send buffer has room for an Unverified message. Those to a neighbour that does
-// not answer ARP wait in it, and once it is full nothing is sent to anybody. So they get half of it, and the
-// second quarter in equal shares, that a flood for some tunnels leaves room for the others.
+// not answer ARP wait in it, and once it is full nothing is sent to anybody. So they get half of it, of which each
+// tunnel fills the second quarter at one per answerInterval: a flood for some tunnels leaves room for the others.
 func mayAnswer(queued, size uint32, since time.Duration) bool {
 	return queued < size/4 || queued < size/2 && since >= answerInterval
 }
@@ -276,7 +276,7 @@ func (p *ports) Close() error {
 }
 
 // rawESP is the raw socket of IP protocol 50. With a single tunnel it is bound and connected
-// to the tunnel's addresses, which spares it the ESP of other processes.
+// to the tunnel's addresses, so that it does not get the ESP of other processes.
 type rawESP struct {
 	manager *Manager
 	guard   *fdguard.Group
@@ -285,7 +285,7 @@ type rawESP struct {
 	raw *fdguard.RawSocket
 
 	fdsMu sync.Mutex
-	fds   []int // of raw
+	fds   []int // the open descriptors of raw
 }
 
 // openESP opens the socket in the network namespace of the calling thread.
@@ -375,7 +375,7 @@ type receiver struct {
 	iovs     []unix.Iovec
 	names    []unix.RawSockaddrInet4
 	control  [][64]byte
-	kept     []byte // of a packet that is captured: see Manager.open
+	kept     []byte // buffer for a captured packet: see Manager.open
 }
 
 func (r *receiver) Watch(opened func(fd int) error) error { return r.messages.Watch(opened) }

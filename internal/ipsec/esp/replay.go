@@ -19,7 +19,7 @@ type window struct {
 	slots []atomic.Uint64
 }
 
-// newWindow makes a window in words, of which it takes windowWords; nil is memory of its own.
+// newWindow returns a window whose state is the first windowWords(size) of words, or newly allocated if words is nil.
 func newWindow(size int, words []atomic.Uint64) *window {
 	if words == nil {
 		words = make([]atomic.Uint64, windowWords(size))

@@ -38,8 +38,8 @@ func ClassifyUDP(payload []byte) UDPKind {
 	return UDPESP
 }
 
-// SPI returns the SPI, in host byte order, of the IPv4 packet of protocol 50 in b, unless that is
-// malformed or a fragment.
+// SPI returns the SPI, in host byte order, of the IPv4 packet of protocol 50 in b, or a drop.Reason if
+// the packet is malformed or a fragment.
 func SPI(b *packet.Buffer) (spi uint32, d drop.Reason) {
 	p := b.Bytes()
 	hl, d := checkIPv4(p)
