@@ -112,7 +112,7 @@ func (p *Peer) remove(c *Child) {
 	p.rerun = true
 }
 
-// retire stops sending on SAs. They still receive until then, or until their receiveUntil.
+// retire stops sending on SAs. They receive for a while, up to the time until or their receiveUntil.
 func (p *Peer) retire(until time.Time, cs ...*Child) {
 	for _, c := range cs { // all first, so that none of them becomes current again
 		c.deleteAt, c.removeAt = time.Time{}, earlier(c.removeAt, earlier(until, c.receiveUntil))
@@ -345,7 +345,7 @@ func (p *Peer) retryDelay(spread time.Duration, end time.Time) time.Duration {
 	return d
 }
 
-// startPhase1 starts main mode or IKE_SA_INIT, unless we are at it already.
+// startPhase1 starts main mode or IKE_SA_INIT, unless one that we started is under way.
 func (p *Peer) startPhase1(main bool) {
 	if !p.mayBegin() || p.initiatingV1() || p.initiatingV2() {
 		return

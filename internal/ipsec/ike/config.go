@@ -69,16 +69,16 @@ type Config struct {
 	DPDRetries  int
 	// RemoteID is the identity that the peer must have: an IPv4 address, or the text of an FQDN,
 	// a user FQDN or a key ID. If it is "", the identity must be Remote or, for a peer behind a
-	// NAT, the first one that it authenticated with. Remembered holds that one across Peers of a
-	// tunnel; nil stands for an Identity of this Peer alone.
+	// NAT, the first one that it authenticated with. Remembered keeps that identity across the
+	// Peers of a tunnel; nil stands for an Identity of this Peer alone.
 	RemoteID   string
 	Remembered *Identity
 	// Passive leaves it to the peer to initiate.
 	Passive bool
 	// OnDemand begins a negotiation only if there is an SA to replace, or after Demand. The peer may
-	// always.
+	// begin one at any time.
 	OnDemand bool
-	// Limits bound what strangers cost; nil stands for Limits of this Peer alone.
+	// Limits bound the cost of unauthenticated messages; nil stands for Limits of this Peer alone.
 	Limits *Limits
 	// ForceUDP encapsulates ESP in UDP (RFC 3948) without a NAT, too.
 	ForceUDP bool
@@ -98,8 +98,8 @@ type Send struct {
 	Payload   []byte
 	// Keepalive marks a NAT-keepalive (RFC 3948 section 2.3), which gets no marker.
 	Keepalive bool
-	// Unverified marks an answer to who has not shown that packets reach it: anybody can have it sent to the
-	// peer's address, which may be dead.
+	// Unverified marks an answer to a sender that has not shown return routability: anybody can forge the
+	// peer's address, where there may be no host.
 	Unverified bool
 }
 

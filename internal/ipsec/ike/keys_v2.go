@@ -16,7 +16,7 @@ import (
 // v2Keys are the keys of an IKE SA (RFC 7296 section 2.14).
 type v2Keys struct {
 	proposal   Proposal
-	material   []byte // all of the others, as the prf+ gives them
+	material   []byte // output of prf+, which the other keys are cut from
 	skD        []byte
 	skPi, skPr []byte
 	send, recv v2Direction
@@ -54,7 +54,7 @@ func materialLenV2(p Proposal) int {
 	return 3*prfLenV2(p) + 2*suite.IntegrityKeyLen() + 2*suite.EncryptionKeyLen()
 }
 
-// splitV2 makes keys of their material.
+// splitV2 cuts the keys from b, the output of prf+.
 func splitV2(p Proposal, b []byte, initiator bool) (*v2Keys, error) {
 	prfLen, authLen, keyLen := prfLenV2(p), p.suite().IntegrityKeyLen(), p.suite().EncryptionKeyLen()
 	k := &v2Keys{proposal: p, material: b}

@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// Limits bound what unauthenticated messages cost. Peers with the same Limits have one bound together, so
-// that a tunnel with many remotes costs a stranger who forges their addresses no less than one with one. The
-// zero value is ready. It is safe for concurrent use.
+// Limits bound the cost of unauthenticated messages. Peers with the same Limits share one bound, so that forging
+// the addresses of a tunnel's many remotes can cause no more cost than forging one. The zero value is ready. It
+// is safe for concurrent use.
 type Limits struct {
 	mu           sync.Mutex
 	cheapReplies rateLimiter // before return routability is shown
@@ -34,8 +34,8 @@ func (l *Limits) allowVerifiedDH(now time.Time) bool {
 	return l.verifiedDH.allow(now, sharedDHPerSecond)
 }
 
-// allowVerifiedDH is for an initiator that has shown return routability: each peer has a limit of its own, so
-// that none uses up that of all.
+// allowVerifiedDH reports whether an initiator that has shown return routability gets a Diffie-Hellman exchange. Each
+// peer has a limit of its own, so that none uses up the limit of all.
 func (p *Peer) allowVerifiedDH() bool {
 	return p.verifiedDH.allow(p.now, dhPerSecond) && p.cfg.Limits.allowVerifiedDH(p.now)
 }

@@ -34,7 +34,7 @@ type Peer struct {
 	tryMain      bool // Auto mode: IKEv2 got no answer, so try IKEv1
 	problem      Problem
 	closed       bool
-	changed      bool // what Save returns, since then
+	changed      bool // Save would return another state than the last time
 
 	cookieSecrets cookieSecrets
 	verifiedDH    rateLimiter // Diffie-Hellman exchanges after return routability is shown
@@ -49,7 +49,7 @@ const (
 	maxHalfOpen     = 8
 	backoffFirst    = time.Second
 	backoffMax      = 30 * time.Second
-	demandTime      = 30 * time.Second // after the last packet without an SA
+	demandTime      = 30 * time.Second // how long a Demand lets us negotiate
 	holdTime        = 3 * time.Second  // for the peer's quick mode or IKE_AUTH to follow
 	overlapTime     = 5 * time.Second  // a replaced SA is kept for packets in flight
 	activateDelay   = 5 * time.Second  // before sending on a new SA, so that the peer has installed it
@@ -172,14 +172,15 @@ func (p *Peer) UpdateRemotePort(port uint16) []Action {
 	return p.actions
 }
 
-// Demand reports packets that there is no SA for: with OnDemand, it negotiates for demandTime.
+// Demand reports that there are packets and no SA: with OnDemand, the Peer may begin to negotiate for
+// demandTime.
 func (p *Peer) Demand(now time.Time) []Action {
 	p.begin(now)
 	p.demandedTill = p.now.Add(demandTime)
 	return p.end()
 }
 
-// mayBegin reports whether we begin a negotiation without an SA. That of an SA is replaced without a demand.
+// mayBegin reports whether we may begin a negotiation. With OnDemand that takes a current SA, or a recent Demand.
 func (p *Peer) mayBegin() bool {
 	return !p.cfg.Passive && (!p.cfg.OnDemand || p.current != nil || p.now.Before(p.demandedTill))
 }
@@ -238,8 +239,8 @@ func (p *Peer) end() []Action {
 	return p.actions
 }
 
-// due reports whether t has come, and has another pass run then. Otherwise it schedules a Tick
-// for t. A zero t is never due.
+// due reports whether t has come, and makes end run another pass then. Otherwise it schedules a
+// Tick for t. A zero t is never due.
 func (p *Peer) due(t time.Time) bool {
 	if t.IsZero() {
 		return false
@@ -314,7 +315,7 @@ func (p *Peer) send(to udpPath, b []byte) {
 	p.actions = append(p.actions, Send{LocalPort: to.local, To: to.remote, Payload: b})
 }
 
-// answer is send for an answer to who has not shown return routability.
+// answer is send for an answer to a sender that has not shown return routability.
 func (p *Peer) answer(to udpPath, b []byte) {
 	p.actions = append(p.actions, Send{LocalPort: to.local, To: to.remote, Payload: b, Unverified: true})
 }

@@ -10,7 +10,7 @@ const (
 	// dhPerSecond limits Diffie-Hellman exchanges. Initiators that have shown return routability
 	// have a limit of their own, so that spoofed sources cannot use it up.
 	dhPerSecond = 20
-	// sharedDHPerSecond limits those that have, of all Peers with the same Limits.
+	// sharedDHPerSecond limits the exchanges of such initiators, of all Peers with the same Limits.
 	sharedDHPerSecond = 100
 )
 

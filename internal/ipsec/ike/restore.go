@@ -11,8 +11,8 @@ import (
 	"ipipd/internal/ipsec/esp"
 )
 
-// RestorePeer makes a Peer of what Save has returned in another process, for the same Config. The caller installs
-// its SAs: Children and Current.
+// RestorePeer makes a Peer of what Save has returned in another process, for the same Config. boot is the time at
+// which CLOCK_BOOTTIME was 0. The caller installs the SAs: Children and Current.
 func RestorePeer(cfg Config, now, boot time.Time, saved []byte) (*Peer, error) {
 	p, err := NewPeer(cfg, now)
 	if err != nil {
@@ -62,7 +62,7 @@ func (e restorer) peer(state *peerState) error {
 		}
 		p.v2 = append(p.v2, s)
 	}
-	gone := &v2SA{p: p} // of SAs that have outlived it: nothing is sent by it
+	gone := &v2SA{p: p} // for Child SAs whose IKE SA has ended: it sends nothing
 	for i, c := range p.children {
 		of := &state.Children[i]
 		c.replaces = e.at(of.Replaces)

@@ -13,9 +13,9 @@ import (
 // Changed reports whether Save would return something else than the last time, or than what the Peer was made of.
 func (p *Peer) Changed() bool { return p.changed }
 
-// Save returns what RestorePeer makes a Peer of that goes on where this one is, nil if there is no SA. It has keys.
-// boot is when CLOCK_BOOTTIME was 0. Whoever saves does so before he carries out the Actions: what the peer has seen
-// is saved.
+// Save returns the state, keys included, from which RestorePeer makes a Peer that continues this one; nil if there is
+// no SA. boot is the time at which CLOCK_BOOTTIME was 0. The caller saves before it carries out the Actions, so that
+// the saved state is never older than what the peer has seen.
 func (p *Peer) Save(boot time.Time) []byte {
 	p.changed = false
 	e := saver{p, boot}
@@ -131,7 +131,7 @@ func (e saver) v1(s *v1SA) v1State {
 		DPDSequence: s.dpdSequence,
 	}
 	for _, id := range sortedIDs(s.quickModes) {
-		if q := s.quickModes[id]; !q.done && q.initiator || e.index(q.child) != 0 { // else nothing comes of it
+		if q := s.quickModes[id]; !q.done && q.initiator || e.index(q.child) != 0 { // else its SA has been removed
 			state.QuickModes = append(state.QuickModes, e.quick(q))
 		}
 	}

@@ -6,11 +6,12 @@ import (
 	"ipipd/internal/ipsec/esp"
 )
 
-// What another process needs to go on where this one has ended: the IKE SAs that are established, with their keys,
-// message IDs, and the exchanges under way, and the ESP SAs. A negotiation before that is begun again. Timers
-// are by CLOCK_BOOTTIME, which no one sets; pauses begin anew, and the peer counts as heard.
+// The state with which another process continues a Peer: the established IKE SAs, with their keys, message IDs and
+// exchanges under way, and the ESP SAs. Half-open IKE SAs are negotiated again. Times are nanoseconds of
+// CLOCK_BOOTTIME, which nobody sets; back-off starts anew, and the peer counts as just heard.
 
-// peerState and what it is made of are for encoding/gob. An index is that in the list, plus 1; 0 is none.
+// peerState and its parts are encoded by encoding/gob. Current, Replaces, Child, FirstChild, Old, and a child's V1 and
+// V2, are an index in the list plus 1; 0 is none.
 type peerState struct {
 	Identity    []byte
 	V1          []v1State
@@ -144,7 +145,7 @@ type childRequestState struct {
 	RequestedAt int64
 }
 
-// rekeyState is the state of the IKE SA under negotiation, whose request the SA that it replaces has.
+// rekeyState is the state of a new IKE SA that the IKE SA with this request negotiates in its own place.
 type rekeyState struct {
 	SPI       ikeSPI
 	Ni        []byte

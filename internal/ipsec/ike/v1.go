@@ -123,7 +123,7 @@ func (s *v1SA) header(exchangeType uint8, id uint32) header {
 // request sends a message, with retransmission until there is a reply.
 func (s *v1SA) request(b []byte) { s.p.transmit(&s.retransmission, s.path, b) }
 
-// reply sends the reply to request, and keeps it for retransmissions of that.
+// reply sends the reply to request, and keeps it for retransmissions of the request.
 func (s *v1SA) reply(request, b []byte) {
 	s.lastRequestHash, s.lastReply = sha256.Sum256(request), b
 	s.sendReply(s.path)

@@ -3,8 +3,8 @@ package ike
 import "time"
 
 const (
-	// maxUnverified is how many SAs wait for message 3: those of one second at
-	// cheapRepliesPerSecond, which is longer than any round trip.
+	// maxUnverified limits the SAs that wait for message 3. At cheapRepliesPerSecond it takes a
+	// second to reach it, which is longer than any round trip.
 	maxUnverified = 1024
 	// maxSAPayload bounds the SA payload of message 1, which is kept for HASH_I and HASH_R.
 	// Routers send a fraction of that.
@@ -19,7 +19,7 @@ type unverifiedV1 struct {
 	bySPI map[unverifiedKey]*v1SA
 }
 
-// waitingV1 has what others than the SA's Peer may read of it.
+// waitingV1 is an SA in the queue, with copies of the fields that Peers other than its own need.
 type waitingV1 struct {
 	unverifiedKey
 	s        *v1SA
@@ -63,7 +63,7 @@ func (p *Peer) findUnverified(h header) *v1SA {
 	return s
 }
 
-// removeUnverified removes an SA that has advanced.
+// removeUnverified removes an SA whose message 3 has come.
 func (p *Peer) removeUnverified(s *v1SA) {
 	l := p.cfg.Limits
 	l.mu.Lock()

@@ -26,7 +26,7 @@ const (
 // v2SA is an IKE SA, half-open or established.
 type v2SA struct {
 	p          *Peer
-	initiator  bool // of this SA, whose flag all its messages carry
+	initiator  bool // we are the original initiator: our messages carry the Initiator flag
 	state      stateV2
 	spiI, spiR ikeSPI
 	path       udpPath
@@ -47,7 +47,7 @@ type v2SA struct {
 	spi               uint32    // inbound, of the first Child SA
 	requestedAt       time.Time // when IKE_AUTH was sent
 	firstChild        *Child    // responder only: awaits confirmation
-	confirmAt         time.Time // when to probe for that
+	confirmAt         time.Time // when to probe whether the peer got our IKE_AUTH response
 	sendID            uint32    // message ID of our next request
 	recvID            uint32    // message ID of the peer's next request
 	lastRequestID     uint32
@@ -83,7 +83,7 @@ func (p *Peer) receiveV2(h header, b []byte, via udpPath) {
 			continue
 		}
 		if s.initiator == (h.flags&flagInitiator != 0) {
-			return // reflected
+			return // our own message, reflected
 		}
 		s.receive(h, b, via)
 		return
@@ -98,7 +98,7 @@ func (s *v2SA) receive(h header, b []byte, via udpPath) {
 		switch {
 		case s.state == sentInit && h.id == 0 && h.flags&flagResponse != 0:
 			s.receiveInit(h, b, via)
-		case s.state == answeredInit && bytes.Equal(b, s.initRequest) && s.p.cfg.Limits.allowCheapReply(s.p.now): // as of anybody
+		case s.state == answeredInit && bytes.Equal(b, s.initRequest) && s.p.cfg.Limits.allowCheapReply(s.p.now): // a retransmission, which anybody can forge
 			s.p.answer(via, s.initResponse)
 		}
 		return
@@ -260,7 +260,7 @@ func (p *Peer) initiatingV2() bool {
 	return false
 }
 
-// dropV2 drops an IKE SA, and its Child SAs by retire.
+// dropV2 drops an IKE SA, and calls retire with its Child SAs.
 func (p *Peer) dropV2(s *v2SA, retire func(...*Child)) {
 	for i, x := range p.v2 {
 		if x == s {

@@ -73,7 +73,7 @@ func (p *Peer) pfsGroups() []Group {
 	return gs
 }
 
-// requestChild creates a Child SA, in place of old unless that is nil.
+// requestChild requests a Child SA, in place of old unless that is nil.
 func (s *v2SA) requestChild(old *Child) { s.requestChildWithGroups(old, s.p.pfsGroups(), 0) }
 
 func (s *v2SA) requestChildWithGroups(old *Child, groups []Group, retries int) {
@@ -86,7 +86,7 @@ func (s *v2SA) requestChildWithGroups(old *Child, groups []Group, retries int) {
 	s.enqueue(&requestV2{kind: requestNewChild, child: r})
 }
 
-// retryChild has a Child SA requested again a little later.
+// retryChild schedules another request for a Child SA that could not be made.
 func (p *Peer) retryChild(r *childRequest) {
 	end := p.now.Add(time.Hour)
 	if r.old != nil {

@@ -140,7 +140,7 @@ func (s *v2SA) handleInitError(ps []payload) {
 
 // respondInit responds to IKE_SA_INIT. The Diffie-Hellman exchange is expensive and the source
 // may be spoofed, so beyond a few half-open SAs, or a few requests a second, the initiator must
-// return a COOKIE (RFC 7296 section 2.6). With one it does not compete with spoofed sources.
+// return a COOKIE (RFC 7296 section 2.6). An initiator with one does not compete with spoofed sources.
 func (p *Peer) respondInit(h header, b []byte, via udpPath) {
 	ps, rest, err := parsePayloads(b[headerLen:], h.next)
 	if err != nil || len(rest) != 0 {

@@ -16,7 +16,7 @@ func (s *v2SA) requestRekey() {
 	s.enqueue(&requestV2{kind: requestRekey, rekey: &rekeyRequest{old: s, next: n, offer: s.rekeyOffer()}})
 }
 
-// rekeyOffer is what is offered in place of s. Its own proposal comes first, as its group is known to work.
+// rekeyOffer returns the proposals for the IKE SA in place of s. That of s comes first, as its group is known to work.
 func (s *v2SA) rekeyOffer() []Proposal {
 	offer := []Proposal{s.proposal}
 	for _, x := range s.p.cfg.Phase1 {
@@ -27,7 +27,7 @@ func (s *v2SA) rekeyOffer() []Proposal {
 	return offer
 }
 
-// retryRekey has an IKE SA rekeyed a little later.
+// retryRekey schedules another rekey of an IKE SA, as the present one failed.
 func (p *Peer) retryRekey(r *rekeyRequest) {
 	r.old.rekeying = false
 	r.old.rekeyAt = p.now.Add(p.retryDelay(8*time.Second, r.old.expireAt))

@@ -15,12 +15,12 @@ const (
 )
 
 // requestV2 is a request of ours. The window size is 1, so others wait in the queue (RFC 7296
-// section 2.3). After a rekey the queue moves to the new SA. It is data, so that another process can
-// go on with it.
+// section 2.3). After a rekey the queue moves to the new SA. It has no function, so that Save can
+// encode it.
 type requestV2 struct {
 	kind requestKind
-	// spi is the inbound one of the Child SA that requestPing activates, 0 for none, or that requestDelete
-	// is about.
+	// spi is the inbound SPI of the Child SA that the response to requestPing activates, 0 for none, or
+	// that requestDelete deletes.
 	spi   uint32
 	child *childRequest // of requestNewChild
 	rekey *rekeyRequest // of requestRekey
@@ -28,7 +28,7 @@ type requestV2 struct {
 
 // childRequest asks for a Child SA.
 type childRequest struct {
-	old         *Child // which it replaces; nil is none
+	old         *Child // the Child SA that it replaces; nil is none
 	groups      []Group
 	retries     int
 	spi         uint32
