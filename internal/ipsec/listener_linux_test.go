@@ -12,7 +12,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// heard are the remotes that a Listener has told of, and whether by ESP.
+// heard has the remotes that wanted was called with, and whether with esp.
 type heard struct {
 	mu     sync.Mutex
 	wanted bool
@@ -40,8 +40,8 @@ func (h *heard) has(remote netip.Addr, esp bool) bool {
 	return slices.Contains(h.ike, remote)
 }
 
-// A remote that begins to negotiate is told of, and its first message is the first that its Session gets. So is
-// one that sends ESP by an SA that is not known any more.
+// wanted is called for a remote that begins to negotiate, whose first message its Session then gets, and for one
+// that sends ESP with an SPI that is no longer known.
 func TestManagerListen(t *testing.T) {
 	for _, mode := range testModes {
 		nsA, nsB := netlab.New(t), netlab.New(t)
@@ -104,7 +104,7 @@ func TestManagerListen(t *testing.T) {
 	}
 }
 
-// What nobody wants is not kept, nor what begins no negotiation.
+// A message is not kept if its remote is not wanted, or if it does not begin a negotiation.
 func TestManager_hearFirst(t *testing.T) {
 	ns := netlab.New(t)
 	a := newEndpoint(t, ns, addressA, addressB)

@@ -37,11 +37,11 @@ type endpoint struct {
 	session *Session
 	raw     int          // IPPROTO_RAW
 	opened  chan []byte  // decrypted packets, as far as there is space
-	count   atomic.Int64 // of all decrypted packets
+	count   atomic.Int64 // number of decrypted packets
 	sas     atomic.Uint64
 	pinged  uint16 // the next ping's sequence number
 	log     netlab.Buffer
-	// drops are the session's, strangers of ESP packets that belong to none.
+	// drops are counted by Config.Dropped, strangers by Options.Dropped: ESP packets of no Session.
 	drops, strangers drop.Counters
 }
 

@@ -71,7 +71,7 @@ func (p *pair) fromB(actions []ike.Action) {
 	}
 }
 
-// esp has B receive an ESP packet of A from that port.
+// esp lets B receive an ESP packet of A from that UDP port.
 func (p *pair) esp(port uint16) {
 	p.t.Helper()
 	e := &endpoint{local: addressA, remote: addressB}
@@ -128,7 +128,7 @@ func TestNegotiatorPollSAs_natPort(t *testing.T) {
 	}
 }
 
-// A Status is made for a change, but not for each datagram.
+// A Status is published for a change, but not for each datagram.
 func TestNegotiatorPublishIfChanged(t *testing.T) {
 	for _, mode := range testModes {
 		p := newPair(t, mode)
@@ -157,7 +157,7 @@ func TestNegotiatorPublishIfChanged(t *testing.T) {
 	}
 }
 
-// An SA that is used again, as the SA that took its place has ended, repeats no sequence number.
+// An SA that is used again, after its successor has ended, repeats no sequence number.
 func TestNegotiatorSetOutbound_usedAgain(t *testing.T) {
 	n := &negotiator{manager: NewManager(Options{}), session: &Session{}, local: addressB, remote: addressA, inbound: map[uint32]*inboundSA{}, lastPackets: map[uint32]uint64{}}
 	suite := esp.Suite{Cipher: esp.AESGCM, KeyBits: 128}

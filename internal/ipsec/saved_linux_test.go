@@ -14,12 +14,12 @@ import (
 	"ipipd/test/netlab"
 )
 
-// store stands in for a keeper: it has duplicates of what a process gives it.
+// store stands in for a keeper: it has duplicates of the descriptors that a process gives it.
 type store struct {
 	t       *testing.T
 	state   int
 	mu      sync.Mutex
-	sockets map[int]int // by the process's descriptor
+	sockets map[int]int // duplicates by the process's descriptor
 }
 
 func duplicate(t *testing.T, fd int) int {
@@ -66,7 +66,7 @@ func (s *store) take() (fds []int) {
 	return fds
 }
 
-// A Manager goes on with the SAs and sockets of one before, unless a setting is another one; then it says so.
+// A Manager continues with the SAs and sockets of the Manager before, unless a setting has changed, which it reports.
 func TestManagerProtect_restored(t *testing.T) {
 	for _, mode := range []ike.Mode{ike.Main, ike.IKE2} {
 		nsA, nsB := netlab.New(t), netlab.New(t)
@@ -104,7 +104,7 @@ func TestManagerProtect_restored(t *testing.T) {
 			}
 		}
 		exchange()
-		// next is the end of a's process, and the beginning of the next one.
+		// next ends a's process, and starts the next one.
 		next := func(cfg Config) {
 			t.Helper()
 			before := a.session.outbound.Load().Packets()
@@ -121,7 +121,7 @@ func TestManagerProtect_restored(t *testing.T) {
 			if saved := a.manager.Saved(addressA); len(saved) != 1 || saved[0] != addressB {
 				t.Fatalf("saved: %v", saved)
 			}
-			if why := b.send(b.message()); why != drop.None { // waits in the socket
+			if why := b.send(b.message()); why != drop.None { // the packet waits in the socket
 				t.Fatal(why)
 			}
 			if err := a.protect(cfg); err != nil {
@@ -159,7 +159,7 @@ func TestManagerProtect_restored(t *testing.T) {
 			t.Errorf("%v: log:\n%s", mode, a.log.String())
 		}
 		netlab.Eventually(t, "new SAs are negotiated", func() bool { return a.sas.Load() == 1 && a.session.Established() })
-		// Of a tunnel that is not there any more nothing is kept.
+		// Begin discards the record and the sockets of a tunnel that no longer exists.
 		a.manager.Leave()
 		a.manager.Close()
 		mem, err := handover.AdoptState(duplicate(t, kept.state))

@@ -22,9 +22,9 @@ const MaxSecret = 4096
 const WeakSecret = 20
 
 // LoadSecret reads a pre-shared key from a regular file that is owned by root or the
-// effective user, with no permissions for group and others. Symbolic links, as in
-// Kubernetes volumes, are followed, and these rules hold for the target. Trailing line
-// ends are stripped.
+// effective user, with no permissions for group and others, except that the service's group
+// (serviceuser.GID) may read it. Symbolic links, as in Kubernetes volumes, are followed, and
+// these rules hold for the target. Trailing line ends are stripped.
 func LoadSecret(file string) (ike.Secret, error) {
 	// O_NONBLOCK, because opening a FIFO without a writer would block.
 	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0)

@@ -14,7 +14,7 @@ import (
 	"ipipd/internal/serviceuser"
 )
 
-// Content and mode of the file. An error does not contain the secret.
+// LoadSecret checks content and mode of the file. An error does not contain the secret.
 func TestLoadSecret_contentAndMode(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "secret")
 	write := func(content string, mode os.FileMode) {
@@ -125,7 +125,7 @@ func TestLoadSecret(t *testing.T) {
 	})
 }
 
-// Root may have the group of the service read it, and no other.
+// The file may be readable for the group of the service, and for no other.
 func TestLoadSecret_service(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: to change the group of a file")

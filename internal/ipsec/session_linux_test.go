@@ -50,7 +50,7 @@ func TestManagerProtect_portInUse(t *testing.T) {
 	}
 }
 
-// A Protect that fails leaves the ESP socket with the only tunnel's ESP, as it was.
+// A Protect that fails leaves the ESP socket restricted to the only tunnel, as before.
 func TestManagerProtect_failedSecond(t *testing.T) {
 	ns := netlab.New(t)
 	ns.Run("ip", "address", "add", "192.0.2.1/24", "dev", "lo")
@@ -113,7 +113,7 @@ func TestNegotiatorPollSAs_noESP(t *testing.T) {
 	}
 }
 
-// What this host does not let IKE send is not said to be the peer's silence.
+// If this host's firewall refuses IKE's messages, Status says so, and not that the peer does not answer.
 func TestPortsSend_refused(t *testing.T) {
 	nsA, nsB := netlab.New(t), netlab.New(t)
 	netlab.Veth(t, nsA, nsB, netlab.End{Name: "u0", Address: "192.0.2.1/24"}, netlab.End{Name: "u0", Address: "192.0.2.2/24"})
@@ -202,7 +202,7 @@ func TestSessionSeal_noSA(t *testing.T) {
 	}
 }
 
-// A packet that races with the removal of the SA ends for ESPNoSA, not for ESPExhausted.
+// A packet that races with the removal of the SA is dropped as ESPNoSA, not as ESPExhausted.
 func TestSessionSeal_concurrentClose(t *testing.T) {
 	cfg := esp.Config{
 		SPI: 4711, Suite: esp.Suite{Cipher: esp.AESCBC, KeyBits: 128, Integrity: esp.HMACSHA1},
@@ -288,7 +288,7 @@ func TestReceiverRead_allocs(t *testing.T) {
 		_ = unix.Sendto(raw, b.Bytes(), 0, to) // x/sys allocates the address
 		batch[0].Space()
 	})
-	for range 51 { // what the measurement has sent
+	for range 51 { // the packets that AllocsPerRun has sent
 		readOne(t, r, batch)
 	}
 	if n := testing.AllocsPerRun(50, roundTrip); n > base {
@@ -317,7 +317,7 @@ func readOne(t *testing.T, r Receiver, batch []*packet.Buffer) {
 	}
 }
 
-// recordingTap is a Tap that keeps what it gets.
+// recordingTap is a Tap that keeps the packets that it gets.
 type recordingTap struct {
 	packets [][]byte
 	why     []drop.Reason
@@ -355,7 +355,7 @@ func TestManagerOpen_tap(t *testing.T) {
 		}
 		number++
 		b := packet.New(200)
-		for range number { // each SA begins with 1
+		for range number { // the sequence numbers of each SA begin with 1
 			p := (&endpoint{local: addressB, remote: addressA}).outer(50, 7)
 			p[9] = protocol
 			b.Set(p)

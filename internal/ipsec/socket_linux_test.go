@@ -15,7 +15,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// received reads what the current ESP socket has, and returns the sources.
+// received reads the packets that the ESP socket has received, and returns their source addresses.
 func received(t *testing.T, m *Manager) (sources []netip.Addr) {
 	t.Helper()
 	s := m.raw.(*rawESP)
@@ -52,7 +52,7 @@ func TestRawESPRestrict(t *testing.T) {
 		}
 		return p
 	}
-	// arrive sends ESP of each source, in this order: that of want arrives, and no other.
+	// arrive sends an ESP packet from each source, in this order, and checks that only those of want are received.
 	third := netip.MustParseAddr("192.0.2.3")
 	arrive := func(what string, sources []netip.Addr, want ...netip.Addr) {
 		t.Helper()
@@ -96,20 +96,20 @@ func TestRawESPRestrict(t *testing.T) {
 	second.Close()
 }
 
-// What strangers have answered to neighbours that do not answer ARP keeps nothing else from being sent, whatever
-// the port and however small the send buffer: no message to a peer that is verified, and not the answers to others.
+// Unverified answers that wait for ARP do not fill the send buffer, whatever the port and however small the buffer:
+// messages to verified peers are still sent, and so are Unverified ones of other tunnels.
 func TestPorts_send(t *testing.T) {
-	const small = 128 << 10 // where SO_SNDBUFFORCE is not permitted
+	const small = 128 << 10 // bytes, as where SO_SNDBUFFORCE is not permitted
 	for _, port := range []uint16{portIKE, ipv4.PortNATT} {
 		a, b := netlab.New(t), netlab.New(t)
 		netlab.Veth(t, a, b, netlab.End{Name: "veth0", Address: "192.0.2.1/24"}, netlab.End{Name: "veth0", Address: "192.0.2.2/24"})
-		a.Run("sysctl", "-qw", "net.ipv4.neigh.veth0.retrans_time_ms=600000") // ARP gives nobody up
+		a.Run("sysctl", "-qw", "net.ipv4.neigh.veth0.retrans_time_ms=600000") // ARP gives up no neighbour
 		arrived := netlab.Capture(t, b, "veth0", func(f netlab.Frame) bool { return f.Packet[9] == unix.IPPROTO_UDP })
 		e := newEndpoint(t, a, addressA, addressB)
 		if err := e.protect(Config{Config: ike.Config{Passive: true, Secret: ike.Secret("a secret of some length")}}); err != nil {
 			t.Fatal(err)
 		}
-		a.Run("ping", "-c", "1", "-w", netlab.Seconds(netlab.Timeout()), "192.0.2.2") // ARP has an answer
+		a.Run("ping", "-c", "1", "-w", netlab.Seconds(netlab.Timeout()), "192.0.2.2") // ARP has resolved the peer
 		p := e.session.negotiator.ports
 		fd := map[uint16]int{portIKE: p.ike, ipv4.PortNATT: p.natt}[port]
 		if _, size := sendQueue(fd); size != 2*sendBuffer {
@@ -131,7 +131,7 @@ func TestPorts_send(t *testing.T) {
 		}
 		to, other := netip.AddrPortFrom(addressB, port), time.Time{}
 		p.send(ike.Send{LocalPort: port, To: to, Payload: make([]byte, 201), Unverified: true}, now, &other)
-		p.send(ike.Send{LocalPort: port, To: to, Payload: make([]byte, 201), Unverified: true}, now, &other) // too soon
+		p.send(ike.Send{LocalPort: port, To: to, Payload: make([]byte, 201), Unverified: true}, now, &other) // within answerInterval: not sent
 		p.send(ike.Send{LocalPort: port, To: to, Payload: make([]byte, 201), Unverified: true}, now.Add(answerInterval), &other)
 		for i := range 50 {
 			now = now.Add(time.Duration(i) * answerInterval)
@@ -151,7 +151,7 @@ func TestPorts_send(t *testing.T) {
 	}
 }
 
-// Answers to strangers leave half of the send buffer to others, and share half of theirs.
+// Unverified answers take half of the send buffer at most, and its second quarter at one per answerInterval.
 func TestMayAnswer(t *testing.T) {
 	for _, c := range []struct {
 		queued, size uint32

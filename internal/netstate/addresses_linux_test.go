@@ -11,7 +11,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// toldAddresses is what an AddressFollower has told last.
+// toldAddresses has the addresses that an AddressFollower last called changed with.
 type toldAddresses struct {
 	*AddressFollower
 	mu    sync.Mutex
@@ -46,7 +46,7 @@ func (a *toldAddresses) await(t *testing.T, what string, want ...string) {
 	})
 }
 
-// The addresses of all interfaces are followed, those of a VRF's and loopback's aside, whatever changes them.
+// The addresses of all interfaces are followed, except those of VRFs and 127.0.0.0/8, whatever changes them.
 func TestHostFollowAddresses(t *testing.T) {
 	ns := netlab.New(t)
 	ns.Run("ip", "link", "add", "u0", "type", "veth", "peer", "name", "u1")
@@ -60,7 +60,7 @@ func TestHostFollowAddresses(t *testing.T) {
 	a.await(t, "some are added", "10.0.0.1", "192.0.2.1", "203.0.113.5")
 	ns.Run("ip", "link", "set", "u0", "up") // it loses none
 	ns.Run("ip", "link", "set", "u0", "down")
-	// One of two interfaces loses what both have.
+	// One of two interfaces that have the same address loses it.
 	ns.Run("ip", "address", "add", "192.0.2.1/32", "dev", "lo")
 	ns.Run("ip", "address", "del", "192.0.2.1/24", "dev", "u0")
 	ns.Run("ip", "address", "del", "203.0.113.5/32", "dev", "lo")
@@ -79,7 +79,7 @@ func TestHostFollowAddresses(t *testing.T) {
 	}
 }
 
-// What a VRF has is not what comes by another interface.
+// Addresses of a VRF and its ports are not followed: other interfaces do not receive packets for them.
 func TestHostFollowAddresses_vrf(t *testing.T) {
 	ns := netlab.New(t)
 	try(t, ns, "ip link add red type vrf table 100; ip link set red up; ip link add u0 type veth peer name u1; ip address add 192.0.2.1/24 dev u0; ip address add 192.0.2.9/32 dev red")
@@ -91,7 +91,7 @@ func TestHostFollowAddresses_vrf(t *testing.T) {
 	a.await(t, "it is back", "192.0.2.1")
 }
 
-// Thousands of addresses are told of in a few calls.
+// Thousands of changes of addresses cause few calls of changed.
 func TestHostFollowAddresses_storm(t *testing.T) {
 	ns := netlab.New(t)
 	h := openHost(t, ns)

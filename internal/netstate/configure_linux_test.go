@@ -24,7 +24,7 @@ func newTun(t *testing.T) *netlab.NS {
 	return ns
 }
 
-// addressesOf parses its arguments.
+// addressesOf parses prefixes.
 func addressesOf(texts ...string) (list []InterfaceAddress) {
 	for _, text := range texts {
 		list = append(list, InterfaceAddress{Prefix: netip.MustParsePrefix(text)})
@@ -91,7 +91,7 @@ func TestHost_Configure_many(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if made := h.requests.Load() - before; made > 10 { // of followers, of which there are none, and for lost messages
+	if made := h.requests.Load() - before; made > 10 { // for followers, of which there are none, or after lost messages
 		t.Errorf("%d requests beside the batch", made)
 	}
 	addresses, routes, links := ns.Run("ip", "-4", "-o", "address"), ns.Run("ip", "route"), ns.Run("ip", "-o", "link", "show", "up")
@@ -123,7 +123,7 @@ func TestHost_Configure_error(t *testing.T) {
 			interfaces[3].Routes = append(interfaces[3].Routes, interfaces[2].Routes[1])
 		}, "add route 10.12.0.0/16 to t3: there is one that leads elsewhere (see `ip route show 10.12.0.0/16`): remove it first: file exists", unix.EEXIST},
 		"an address": {func(ns *netlab.NS, _ []Interface) {
-			ns.Run("ip", "address", "add", "10.255.3.2/30", "scope", "link", "dev", "t3") // one of another scope has the subnet
+			ns.Run("ip", "address", "add", "10.255.3.2/30", "scope", "link", "dev", "t3") // an address of another scope in the subnet
 		}, "add address 10.255.3.1/30 to t3: invalid argument", unix.EINVAL},
 		"a missing interface": {func(ns *netlab.NS, _ []Interface) { ns.Run("ip", "link", "del", "t3") }, "no interface with index %d in this network namespace: no such device", unix.ENODEV},
 	} {
@@ -136,7 +136,7 @@ func TestHost_Configure_error(t *testing.T) {
 					Routes: routesOf(fmt.Sprintf("10.255.%d.0/30", i), fmt.Sprintf("10.1%d.0.0/16", i), fmt.Sprintf("10.1%d.0.0/16", i))})
 			}
 			c.spoil(ns, interfaces)
-			interfaces[5].Routes = append(interfaces[5].Routes, interfaces[4].Routes[1]) // is not the first
+			interfaces[5].Routes = append(interfaces[5].Routes, interfaces[4].Routes[1]) // a second failure, which is not reported
 			if strings.Contains(c.want, "%d") {
 				c.want = fmt.Sprintf(c.want, interfaces[3].Index)
 			}
@@ -149,15 +149,15 @@ func TestHost_Configure_error(t *testing.T) {
 	}
 }
 
-// It is that of the VRF, as far as what is in memory can be relied on. Not each kernel has VRFs,
-// but each has tables.
+// The routing table is that of the VRF in memory, unless messages were lost. Not each kernel has
+// VRFs, but each has tables.
 func TestHost_routeTable(t *testing.T) {
 	ns := newTun(t)
 	ns.Run("ip", "link", "set", "tun0", "up")
 	withoutCarrier(t, ns, "tun0")
 	h := openHost(t, ns)
 	device := index(t, ns, "tun0")
-	enslave := func() { // in memory: a message about the interface undoes it
+	enslave := func() { // in the Host's memory only: a message about the interface undoes it
 		const master = 1234
 		settle(t, h)
 		h.mu.Lock()
@@ -166,7 +166,7 @@ func TestHost_routeTable(t *testing.T) {
 		port.master = master
 		h.links[device], h.links[master] = port, link{index: master, name: "red", vrfTable: 1077}
 	}
-	for range 2 { // the second time it is there
+	for range 2 { // the second time the route exists
 		enslave()
 		if err := h.Configure([]Interface{{Index: device, Routes: routesOf("10.1.0.0/16")}}); err != nil {
 			t.Error(err)
@@ -185,7 +185,7 @@ func TestHost_routeTable(t *testing.T) {
 
 	enslave()
 	h.mu.Lock()
-	h.lost, h.lastResync = true, time.Now().Add(time.Hour) // messages were, and are not made up for yet
+	h.lost, h.lastResync = true, time.Now().Add(time.Hour) // messages were lost, and there was no resync yet
 	h.mu.Unlock()
 	if added, err := h.AddRoutes(device, routesOf("10.1.0.0/16")); len(added) != 1 || err != nil {
 		t.Error(added, err)
@@ -216,7 +216,7 @@ func TestHostAddAddresses(t *testing.T) {
 		if want := routesOf("10.1.0.0/16", "10.2.3.4/16", "10.3.0.1/32", "0.0.0.0/0"); err != nil || !slices.Equal(added, want) {
 			t.Error(added, err)
 		}
-		if err := h.Configure([]Interface{{Index: device, Routes: routes}}); err != nil { // they lead there
+		if err := h.Configure([]Interface{{Index: device, Routes: routes}}); err != nil { // existing routes into the same interface are no error
 			t.Error(err)
 		}
 	})
@@ -233,7 +233,7 @@ func TestHostAddAddresses(t *testing.T) {
 	}
 }
 
-// AddRoutes keeps a route that leads elsewhere, and ends nothing.
+// AddRoutes keeps an existing route that leads elsewhere, without an error.
 func TestHost_AddRoutes_elsewhere(t *testing.T) {
 	ns := newTun(t)
 	ns.Run("sh", "-ec", "ip tuntap add tun1 mode tun; ip link set tun0 up; ip link set tun1 up; ip route add 10.1.0.0/16 dev tun1")
@@ -274,7 +274,7 @@ func TestHost_AddRoutes(t *testing.T) {
 	})
 }
 
-// After a failure the rest is done, and the failure told.
+// After a failure the other addresses are added, and the failure is returned.
 func TestHost_AddAddresses_failure(t *testing.T) {
 	ns := newTun(t)
 	h := openHost(t, ns)
@@ -313,7 +313,7 @@ func TestHost_RemoveAddresses(t *testing.T) {
 	ns.Run("sh", "-ec", "for a in 10.1.0.1/32 10.1.0.1/30 10.2.0.1/32; do ip address add $a dev tun0; done")
 	h := openHost(t, ns)
 	device := index(t, ns, "tun0")
-	for range 2 { // the second time it is gone
+	for range 2 { // the second time the address is gone
 		if err := h.RemoveAddresses(device, addressesOf("10.3.0.1/32", "10.1.0.1/32", "10.2.0.1/31")); err != nil {
 			t.Error(err)
 		}
@@ -326,7 +326,7 @@ func TestHost_RemoveAddresses(t *testing.T) {
 	}
 }
 
-// RemoveRoutes removes AddRoutes's own only.
+// RemoveRoutes removes only routes as AddRoutes adds them.
 func TestHost_RemoveRoutes(t *testing.T) {
 	ns := newTun(t)
 	ns.Run("sh", "-ec", "ip link set tun0 up; ip tuntap add tun1 mode tun; ip link set tun1 up")
@@ -348,7 +348,7 @@ func TestHost_RemoveRoutes(t *testing.T) {
 			if added, err := h.AddRoutes(device, routesOf("10.1.0.0/16", "10.2.0.0/16", "0.0.0.0/0")); len(added) != 3 || err != nil {
 				t.Fatal(added, err)
 			}
-			for range 2 { // the second time ours are gone
+			for range 2 { // the second time our routes are gone
 				if err := h.RemoveRoutes(device, routesOf("10.1.0.0/16", "0.0.0.0/0")); err != nil {
 					t.Error(err)
 				}
@@ -359,7 +359,7 @@ func TestHost_RemoveRoutes(t *testing.T) {
 			}
 		})
 	}
-	// Another one's of the same metric, in place of ours.
+	// Somebody else's routes of the same metric, in place of ours.
 	ns.Run("ip", "route", "add", "10.3.0.0/16", "dev", "tun0", "proto", "bird")
 	ns.Run("ip", "route", "add", "10.4.0.0/16", "dev", "tun1", "proto", "static")
 	if err := h.RemoveRoutes(device, routesOf("10.3.0.0/16", "10.4.0.0/16")); err != nil {
@@ -408,7 +408,7 @@ func TestHost_ReplaceRoutes(t *testing.T) {
 	}
 	var messages []seen
 	for buffer := make([]byte, maxMessage); ; {
-		n, err := unix.Read(monitor, buffer) // the kernel has sent them before the acknowledgement
+		n, err := unix.Read(monitor, buffer) // the kernel has sent the messages before the acknowledgement
 		if err == unix.EAGAIN {
 			break
 		}
@@ -435,7 +435,7 @@ func TestHost_ReplaceRoutes(t *testing.T) {
 	}
 }
 
-// Two addresses that differ in the peer are two, each with its host route.
+// Addresses that differ only in the peer are distinct, each with a host route to its peer.
 func TestInterfaceAddress_peer(t *testing.T) {
 	ns := newTun(t)
 	h := openHost(t, ns)
@@ -466,7 +466,7 @@ func TestInterfaceAddress_peer(t *testing.T) {
 	check(true, "10.255.0.3")
 }
 
-// A route is its prefix, metric and table, whatever is done to it.
+// A route is identified by prefix, metric and table, when it is added, found and removed.
 func TestInterfaceRoute(t *testing.T) {
 	ns := newTun(t)
 	ns.Run("sh", "-ec", "ip link set tun0 up; ip tuntap add tun1 mode tun; ip link set tun1 up; ip route add 10.1.0.0/16 dev tun1 metric 300")
@@ -513,7 +513,7 @@ func TestInterfaceRoute(t *testing.T) {
 	}
 }
 
-// An alternative name is any text, and one interface's.
+// An alternative name may be any text, and only one interface can have it.
 func TestInterface_altName(t *testing.T) {
 	const name = "a tunnel to: Riga, räkna 100% \"med\" det"
 	ns := netlab.New(t)

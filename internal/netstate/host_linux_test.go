@@ -48,7 +48,7 @@ func follow(t testing.TB, h *Host, ns *netlab.NS, q Query) *counted {
 // called.
 func settle(t testing.TB, h *Host) {
 	t.Helper()
-	// One more follower that is marked: the goroutine updates one after the other.
+	// Another follower is marked last: the goroutine updates them in order.
 	var told atomic.Bool
 	last := &Follower{host: h, changed: func() { told.Store(true) }}
 	last.answer.Store(&Answer{Err: errors.New("it asks nothing")})
@@ -79,8 +79,8 @@ func try(t *testing.T, ns *netlab.NS, commands string) {
 	}
 }
 
-// tunnelLab is newLab with the tunnel's interface tun0, 10.255.0.1/30, and another way
-// to the remote's network by eth5, 203.0.113.1/24.
+// tunnelLab is newLab with the tunnel's interface tun0, 10.255.0.1/30, and another interface
+// that routes to the remote's network can use, eth5, 203.0.113.1/24.
 func tunnelLab(t *testing.T) lab {
 	t.Helper()
 	l := newLab(t)
@@ -90,8 +90,8 @@ func tunnelLab(t *testing.T) lab {
 	return l
 }
 
-// withoutCarrier waits until the kernel has told that an interface that was set up has no
-// carrier, which it does later.
+// withoutCarrier waits until the kernel, which notices it later, has set the operational state of
+// an interface that was set up to DOWN.
 func withoutCarrier(t *testing.T, ns *netlab.NS, ifname string) {
 	t.Helper()
 	eventually(t, ifname+" has no carrier", func() bool {
@@ -112,7 +112,7 @@ var (
 	egress  = func(part string) func(*Answer) bool { return func(a *Answer) bool { return matches(a.Egress, part) } }
 )
 
-// matches: "" matches "" only.
+// matches reports whether reason has the part; "" matches "" only.
 func matches(reason, part string) bool {
 	return strings.Contains(reason, part) && (reason == "") == (part == "")
 }
@@ -129,7 +129,7 @@ type step struct {
 	want     func(*Answer) bool
 }
 
-// A follower whose remote is not known yet is told of what a DNS name may resolve with.
+// A follower whose remote is not known yet is told of changes by which its DNS name may resolve.
 func TestFollower_networkChanges(t *testing.T) {
 	l := tunnelLab(t)
 	h := openHost(t, l.host)
@@ -288,7 +288,7 @@ func TestHost_changes(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := tunnelLab(t)
-			if c.name == "the neighbour" { // whose answer would resolve it again before this test looks
+			if c.name == "the neighbour" { // its ARP reply would resolve it again before this test looks
 				l.router.Sysctl("net.ipv4.conf.all.arp_ignore", "8")
 			}
 			try(t, l.host, c.prepare)
@@ -305,14 +305,14 @@ func TestHost_changes(t *testing.T) {
 				eventually(t, "the Answer after "+step.commands, func() bool { return step.want(f.Answer()) || t.Failed() })
 				eventually(t, "changed is called", func() bool { return f.calls.Load() > before })
 			}
-			// What is in memory is what a new Host reads.
+			// The Host's memory agrees with what a new Host reads.
 			settle(t, h)
 			fresh := follow(t, openHost(t, l.host), l.host, c.query)
 			eventually(t, "memory and kernel agree", func() bool {
 				a, b := *f.Answer(), *fresh.Answer()
 				a.InterfaceChanges, a.InterfaceDowns, b.InterfaceChanges, b.InterfaceDowns = 0, 0, 0, 0
 				if a.Err != nil && c.query.Local == [4]byte{} {
-					b.HasLocal = a.HasLocal // the other one never saw a source
+					b.HasLocal = a.HasLocal // the fresh follower has never had a source
 				}
 				return a.equal(&b)
 			})
@@ -320,7 +320,7 @@ func TestHost_changes(t *testing.T) {
 	}
 }
 
-// Without a route the source of an earlier Query says nothing of the next one.
+// Without a route, the source that an earlier Query's route preferred is not used for the next Query.
 func TestFollowerSet_source(t *testing.T) {
 	l := newLab(t)
 	h := openHost(t, l.host)
@@ -335,7 +335,7 @@ func TestFollowerSet_source(t *testing.T) {
 	}
 }
 
-// A change that is no matter to a follower makes no request, and is not told.
+// A change that does not concern a follower causes no request and no call of changed.
 func TestHost_unrelatedChanges(t *testing.T) {
 	l := tunnelLab(t)
 	l.host.Run("sh", "-ec", "ip tuntap add tun1 mode tun; ip address add 10.255.1.1/30 dev tun1; ip link set tun1 up; ip tuntap add d0 mode tap; ip link set d0 up")
@@ -404,7 +404,7 @@ func TestHost_unrelatedChanges(t *testing.T) {
 	}
 }
 
-// What happens to the tunnel's own interface is counted.
+// Changes of the tunnel's own interface are counted in InterfaceChanges and InterfaceDowns.
 func TestHost_interface(t *testing.T) {
 	l := tunnelLab(t)
 	l.host.Run("ip", "tuntap", "add", "tun1", "mode", "tun")
@@ -425,11 +425,11 @@ func TestHost_interface(t *testing.T) {
 		{"ip route del 10.2.0.0/16 dev tun0", false},
 		{"ip link set tun0 mtu 1300", false},
 		{"ip link set tun0 down; ip link set tun0 up", true},
-		{"ip route add 10.1.0.0/16 dev eth5", false}, // in the way of a configured route
-		{"ip route del 10.1.0.0/16 dev eth5", false}, // and out of it
+		{"ip route add 10.1.0.0/16 dev eth5", false}, // the prefix of a configured route
+		{"ip route del 10.1.0.0/16 dev eth5", false}, // and its removal
 		{"ip link set tun0 name vpn0", false},
 		{"ip link set vpn0 netns " + l.router.Path(), true},
-		{"nsenter --net=" + l.router.Path() + " ip link set vpn0 netns " + l.host.Path(), false}, // perhaps by another index
+		{"nsenter --net=" + l.router.Path() + " ip link set vpn0 netns " + l.host.Path(), false}, // perhaps with another index
 		{"ip link del vpn0", true},
 	} {
 		if name := "vpn0"; strings.HasPrefix(c.command, "ip link del") {
@@ -457,8 +457,8 @@ func TestHost_interface(t *testing.T) {
 	}
 }
 
-// A route that leads through another tunnel's interface follows that, although a change
-// of such an interface is no matter to all.
+// A follower routed through another tunnel's interface sees its changes, although a change
+// of a tunnel's interface does not concern all followers.
 func TestHost_nestedTunnel(t *testing.T) {
 	l := tunnelLab(t)
 	try(t, l.host, "ip tuntap add tun1 mode tun; ip link set tun1 up; ip route add 198.51.100.1 dev tun1")
@@ -496,14 +496,14 @@ func TestHost_Recheck(t *testing.T) {
 // No message tells of a redirect, or of its end: a route by a next hop that is gone is looked up again.
 func TestHost_nextHopGone(t *testing.T) {
 	l := newLab(t)
-	l.router.Sysctl("net.ipv4.conf.all.arp_ignore", "8") // its answer would resolve it again before this test looks
+	l.router.Sysctl("net.ipv4.conf.all.arp_ignore", "8") // its ARP reply would resolve it again before this test looks
 	l.host.Run("ip", "neigh", "replace", "192.0.2.2", "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "permanent")
 	h := openHost(t, l.host)
 	f := follow(t, h, l.host, Query{Remote: far})
 	settle(t, h)
 	want := f.Answer().Route.MTU
 	f.updating.Lock()
-	f.found.MTU = 1111 // what the kernel would not say any more
+	f.found.MTU = 1111 // an outdated look-up
 	f.updating.Unlock()
 	l.host.Run("ip", "neigh", "del", "192.0.2.2", "dev", "eth0")
 	eventually(t, "the next hop is gone", func() bool { return !f.Answer().Route.Resolved })
@@ -513,7 +513,7 @@ func TestHost_nextHopGone(t *testing.T) {
 	}
 }
 
-// What could not be read of the policy is read again.
+// Recheck reads the parts of the policy again that could not be read.
 func TestHost_RecheckUnknown(t *testing.T) {
 	l := tunnelLab(t)
 	h := openHost(t, l.host)
@@ -572,8 +572,8 @@ func TestHost_lostMessages(t *testing.T) {
 	eventually(t, "a change after that", func() bool { return f.Answer().Route.MTU == 1300 })
 }
 
-// The kernel drops messages until all that are queued have been read, and says so once: what is
-// read again must be younger than any of them, however many those are.
+// The kernel drops messages until all that are queued have been read, and says so once (ENOBUFS):
+// the Host must read its state again only after the last queued message, however many there are.
 func TestHost_lostBehindMany(t *testing.T) {
 	l := tunnelLab(t)
 	h := openHost(t, l.host)
@@ -581,7 +581,7 @@ func TestHost_lostBehindMany(t *testing.T) {
 	settle(t, h)
 	h.mu.Lock()
 	resynced := h.lastResync
-	churn := func() { // two messages a route
+	churn := func() { // two messages for each route
 		addRoutes(t, l.host, readAtOnce)
 		l.host.Run("ip", "route", "flush", "root", "10.0.0.0/8")
 	}
@@ -601,7 +601,7 @@ func TestHost_lostBehindMany(t *testing.T) {
 	}
 }
 
-// addRoutes makes n changes without a pause.
+// addRoutes adds n routes without a pause.
 func addRoutes(t testing.TB, ns *netlab.NS, n int) {
 	t.Helper()
 	file := t.TempDir() + "/batch"
@@ -615,7 +615,7 @@ func addRoutes(t testing.TB, ns *netlab.NS, n int) {
 	ns.Run("ip", "-batch", file)
 }
 
-// A storm of changes that concern nobody makes no request.
+// A storm of changes that concern no follower causes no request.
 func TestHost_storm(t *testing.T) {
 	l := tunnelLab(t)
 	l.host.Run("ip", "neigh", "replace", "192.0.2.2", "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "permanent")
@@ -639,7 +639,7 @@ func TestHost_storm(t *testing.T) {
 	}
 }
 
-// Many followers cost some requests each, however many there are.
+// Of many followers each costs some requests, and a change costs those for the followers it concerns.
 func TestFollower_thousand(t *testing.T) {
 	const n = 1000
 	l := tunnelLab(t)
@@ -718,7 +718,7 @@ func TestHost_busy(t *testing.T) {
 	}
 }
 
-// The end of the messages is reported, and questions are answered all the same.
+// An event socket that fails is reported, and queries are answered all the same.
 func TestHost_failed(t *testing.T) {
 	l := newLab(t)
 	failed := make(chan error, 2)
@@ -736,7 +736,7 @@ func TestHost_failed(t *testing.T) {
 	}
 	defer unix.Close(ends[0])
 	h.mu.Lock()
-	if err := unix.Dup3(ends[1], h.events[0], unix.O_CLOEXEC); err != nil { // which cannot be read from
+	if err := unix.Dup3(ends[1], h.events[0], unix.O_CLOEXEC); err != nil { // a pipe's write end: read fails with EBADF
 		t.Fatal(err)
 	}
 	h.wake()
@@ -790,7 +790,7 @@ func openFiles(t *testing.T) int {
 	return len(entries)
 }
 
-// Tunnels that start and end are no matter to each other.
+// Tunnels that start and end cause no look-up for each other.
 func TestHost_startOfMany(t *testing.T) {
 	const n = 100
 	l := tunnelLab(t)
@@ -849,7 +849,7 @@ func TestHost_startOfMany(t *testing.T) {
 	tuns[0].Close()
 }
 
-// openTun makes a TUN interface that goes with its file.
+// openTun makes a TUN interface that is removed when its file is closed.
 func openTun(name string) (*os.File, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -877,7 +877,7 @@ func TestAnswer_loopThere(t *testing.T) {
 		{routesOf("10.9.0.0/16", there+" metric 6"), there + " metric 6"},
 		{routesOf("198.51.100.1/32 metric 9"), "198.51.100.1/32 metric 9"},
 		{routesOf(there+" metric 8", there+" metric 7 table 100"), ""},
-		{nil, ""}, // somebody else's
+		{nil, ""}, // the route is somebody else's
 	} {
 		a := follow(t, h, l.host, Query{Remote: far, Interface: index(t, l.host, "tun0"), Routes: c.routes}).Answer()
 		got := ""

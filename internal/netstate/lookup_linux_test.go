@@ -34,7 +34,7 @@ func newLab(t *testing.T) lab {
 	return l
 }
 
-// ask is the first Answer of a Host in a namespace.
+// ask returns the first Answer of a new Host in a namespace.
 func ask(t testing.TB, ns *netlab.NS, q Query) *Answer {
 	t.Helper()
 	h := openHost(t, ns)
@@ -42,7 +42,7 @@ func ask(t testing.TB, ns *netlab.NS, q Query) *Answer {
 	return follow(t, h, ns, q).Answer()
 }
 
-// lookup is the Answer's Route, by dst only.
+// lookup returns the Answer's Route for a Query with dst only.
 func lookup(t *testing.T, ns *netlab.NS, dst [4]byte) Route {
 	t.Helper()
 	a := ask(t, ns, Query{Remote: dst})
@@ -106,7 +106,7 @@ func TestHost_Refresh(t *testing.T) {
 	if r, want := f.Answer().Route, mac(t, l.router, "eth0"); r.DestinationMAC != want {
 		t.Errorf("next hop %x, want %x", r.DestinationMAC, want)
 	}
-	// refresh is Refresh a second later.
+	// refresh calls Refresh a second later.
 	refresh := func() {
 		h.mu.Lock()
 		for _, e := range h.neighbours {
@@ -122,7 +122,7 @@ func TestHost_Refresh(t *testing.T) {
 	if r := lookup(t, l.host, far); !r.Resolved || r.DestinationMAC != [6]byte{2, 0, 0, 0, 0, 0x99} {
 		t.Errorf("stale neighbour: %+v", r)
 	}
-	// In use again, the kernel confirms it after five seconds (delay_first_probe_time).
+	// The kernel confirms an entry that is in use again after five seconds (delay_first_probe_time).
 	settle(t, h)
 	refresh()
 	if out := l.host.Run("ip", "neigh", "show", "192.0.2.2"); strings.Contains(out, "STALE") {
@@ -319,7 +319,7 @@ func TestLookup_local(t *testing.T) {
 	}
 }
 
-// expectLocal wants isLocal of an address to be so, and the HasLocal of a tunnel from it.
+// expectLocal checks isLocal of an address, and Answer.HasLocal of a tunnel from it.
 func expectLocal(t *testing.T, ns *netlab.NS, address string, want bool) {
 	t.Helper()
 	local := netip.MustParseAddr(address).As4()
@@ -345,7 +345,7 @@ func TestFollower_hasLocal(t *testing.T) {
 	l.host.Run("ip", "route", "add", "default", "via", "192.0.2.2")
 	expect("203.0.113.16", false)
 	l.host.Run("ip", "link", "set", "eth0", "down")
-	expect("192.0.2.1", true) // 127.0.0.0/8 and the like are the kernel's
+	expect("192.0.2.1", true) // also with its interface down
 	l.host.Run("ip", "address", "delete", "192.0.2.1/24", "dev", "eth0")
 	expect("192.0.2.1", false)
 	if out, err := l.host.Try("ip", "link", "add", "red", "type", "vrf", "table", "77"); err != nil {

@@ -18,13 +18,13 @@ import (
 	"ipipd/test/netlab"
 )
 
-// mirrorOf is what a RouteFollower has told, by prefix.
+// mirrorOf collects the routes that a RouteFollower calls changed with, by prefix.
 type mirrorOf struct {
 	*RouteFollower
 	mu     sync.Mutex
 	routes map[string][]string
 	calls  int
-	told   int // prefixes, in all calls
+	told   int // number of prefixes in all calls
 	table  *fib.Table
 }
 
@@ -53,7 +53,7 @@ func (m *mirrorOf) changed(changes []RouteChange) {
 	m.table, _, _ = e.Commit()
 }
 
-// all is a copy, each prefix's routes sorted as those of kernelRoutes.
+// all returns a copy of routes, sorted like kernelRoutes.
 func (m *mirrorOf) all() map[string][]string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -64,7 +64,7 @@ func (m *mirrorOf) all() map[string][]string {
 	return all
 }
 
-// describeRoute begins with what a span is: "table metric tos: ".
+// describeRoute formats a route, beginning with the key of its span: table, metric and TOS.
 func describeRoute(r fib.Route) string {
 	s := fmt.Sprintf("table %d metric %d tos %d:", r.Table, r.Metric, r.TOS)
 	if r.Unreachable {
@@ -72,7 +72,7 @@ func describeRoute(r fib.Route) string {
 	}
 	for _, h := range r.Hops {
 		s += fmt.Sprintf(" %v", netip.AddrFrom4(h.Gateway))
-		if len(r.Hops) > 1 { // ip shows none of a group's last one
+		if len(r.Hops) > 1 { // ip shows no weight of a group's last next hop
 			s += fmt.Sprintf("/%d", h.Weight)
 		}
 		if h.Unusable {
@@ -93,7 +93,7 @@ func sortSpans(routes []string) []string {
 	return routes
 }
 
-// kernelRoutes are what ip(8) says that the mirror of a device is to have.
+// kernelRoutes returns the routes that the mirror of a device must have, from the output of ip(8).
 func kernelRoutes(t *testing.T, ns *netlab.NS, device string) map[string][]string {
 	t.Helper()
 	type hop struct {
@@ -174,14 +174,14 @@ func kernelRoutes(t *testing.T, ns *netlab.NS, device string) map[string][]strin
 	return all
 }
 
-// fib is the forwarding table.
+// fib returns the forwarding table that is made of the changes.
 func (m *mirrorOf) fib() *fib.Table {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.table
 }
 
-// agree waits until the mirror is what the kernel has.
+// agree waits until the mirror has the kernel's routes.
 func (m *mirrorOf) agree(t *testing.T, ns *netlab.NS, device, after string) {
 	t.Helper()
 	var got, want map[string][]string
@@ -217,7 +217,7 @@ func mirrorLab(t *testing.T) *netlab.NS {
 	return ns
 }
 
-// Each change is followed that a message tells of, or does not tell of.
+// The mirror follows changes of routes with a message and without one.
 func TestRouteFollower_changes(t *testing.T) {
 	const onlink = " dev tun0 onlink"
 	for _, c := range []struct {
@@ -293,14 +293,14 @@ func TestRouteFollower_changes(t *testing.T) {
 				ns.Run("ip", strings.Fields(command)...)
 				m.agree(t, ns, "tun0", strings.Join(c.commands[:i+1], "\n"))
 			}
-			late := followRoutes(t, h, ns, "lo") // nothing, and does not disturb the other one
+			late := followRoutes(t, h, ns, "lo") // has no routes, and does not disturb the other follower
 			late.agree(t, ns, "lo", "a second follower begins")
 			m.agree(t, ns, "tun0", "a second follower begins")
 		})
 	}
 }
 
-// Messages that are older than what was read do not bring back what has gone since.
+// Messages that are older than the last dump do not bring back routes that were removed before it.
 func TestRouteFollower_olderMessages(t *testing.T) {
 	ns := mirrorLab(t)
 	h := openHost(t, ns)
@@ -316,8 +316,8 @@ func TestRouteFollower_olderMessages(t *testing.T) {
 	m.agree(t, ns, "tun0", "what is in the test")
 }
 
-// Whatever programs of routes do, the mirror is what ip(8) shows: of a program that ran before it began, and
-// of messages that are lost.
+// After random changes of routes the mirror has what ip(8) shows, also of changes before it began, and after
+// lost messages.
 func TestRouteFollower_likeTheKernel(t *testing.T) {
 	for seed := range uint64(6) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -329,7 +329,7 @@ func TestRouteFollower_likeTheKernel(t *testing.T) {
 					fmt.Fprintln(&b, randomCommand(r))
 				}
 				script := b.String()
-				// Many of them fail.
+				// Many of the commands fail.
 				_, _ = ns.Try("sh", "-c", "ip -batch - -force 2>/dev/null <<'END'\n"+script+"END\n")
 				return script
 			}
@@ -350,7 +350,7 @@ func TestRouteFollower_likeTheKernel(t *testing.T) {
 	}
 }
 
-// randomCommand is one of ip -batch. Prefixes, gateways and IDs are few, so that they meet.
+// randomCommand returns a command of ip -batch. Prefixes, gateways and IDs are few, so that commands affect the same routes.
 func randomCommand(r *rand.Rand) string {
 	pick := func(s ...string) string { return s[r.IntN(len(s))] }
 	prefix := pick("10.1.0.0/16", "10.1.2.0/24", "10.1.2.3/32", "10.2.0.0/16", "default", "10.3.0.0/16")
@@ -413,7 +413,7 @@ func pick2(r *rand.Rand, a, b int) int {
 	return b
 }
 
-// A change tells of what has changed only, and a Host without followers keeps nothing.
+// changed is called with the prefixes that have changed only, and a Host without followers keeps nothing.
 func TestRouteFollower_cost(t *testing.T) {
 	ns := mirrorLab(t)
 	var b strings.Builder

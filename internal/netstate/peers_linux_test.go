@@ -13,7 +13,7 @@ func peer(prefix, gateway string) InterfaceRoute {
 	return InterfaceRoute{Prefix: netip.MustParsePrefix(prefix), Gateway: netip.MustParseAddr(gateway)}
 }
 
-// A route with a gateway has a protocol of its own, and only such ones are removed.
+// A route with a gateway has RouteProtocolPeer, and only routes of that protocol are removed.
 func TestInterfaceRoute_gateway(t *testing.T) {
 	ns := newTun(t)
 	ns.Run("ip", "link", "set", "lo", "up")
@@ -51,7 +51,7 @@ func TestInterfaceRoute_gateway(t *testing.T) {
 	if existing, err := h.ExistingRoutes([]Interface{{Index: device, Routes: []InterfaceRoute{a, other}}}); err != nil || len(existing) != 1 || !existing[a] {
 		t.Error(existing, err)
 	}
-	// The next process has another remote for one, and not the other.
+	// The next process has another remote for one prefix, and no longer has the other prefix.
 	if err := h.Configure([]Interface{{Index: device, Adopted: true, Routes: []InterfaceRoute{other}}}); err != nil {
 		t.Error(err)
 	}

@@ -54,7 +54,7 @@ func mustAttach(t *testing.T, f *counted, p Program) {
 	}
 }
 
-// What becomes of a program that is attached is seen.
+// Answer.Attached tells whether an attached program still runs, whatever is done with tc.
 func TestFollowerAttach(t *testing.T) {
 	const all = " protocol ip u32 match u32 0 0"
 	for _, c := range []struct {
@@ -133,7 +133,7 @@ func TestFollowerAttach_sharedBlock(t *testing.T) {
 	}
 }
 
-// The queueing discipline ingress takes the place of clsact: a filter would hang on ingress.
+// The queueing discipline ingress takes the place of clsact: the filter would be attached to ingress.
 func TestFollowerAttach_ingress(t *testing.T) {
 	l, f, p := attachLab(t)
 	try(t, l.host, "tc qdisc add dev tun0 ingress")
@@ -147,7 +147,7 @@ func TestFollowerAttach_ingress(t *testing.T) {
 	mustAttach(t, f, p)
 }
 
-// A program that Configure has hung on an ingress is not taken for one that runs on egress.
+// A program that Configure has attached to an ingress qdisc is not taken for one that runs on egress.
 func TestHostConfigure_programIngress(t *testing.T) {
 	l, f, p := attachLab(t)
 	try(t, l.host, "tc qdisc add dev tun0 ingress")
@@ -159,7 +159,7 @@ func TestHostConfigure_programIngress(t *testing.T) {
 	}
 }
 
-// Configure adds the program with the rest, before the interface is up: Attach makes no request but to see it.
+// Configure attaches the program before the interface is up: Attach then only lists the filters.
 func TestHostConfigure_program(t *testing.T) {
 	l, p := tunnelLab(t), loadProgram(t)
 	l.host.Run("ip", "tuntap", "add", "tun1", "mode", "tun")
@@ -189,7 +189,7 @@ func TestHostConfigure_program(t *testing.T) {
 	}
 }
 
-// An interface that is gone is an error, a permission that is missing names itself.
+// Attach to an interface that does not exist is an error.
 func TestFollowerAttach_error(t *testing.T) {
 	ns, p := netlab.New(t), loadProgram(t)
 	f := follow(t, openHost(t, ns), ns, Query{Remote: far, Interface: 9999})

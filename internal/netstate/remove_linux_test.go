@@ -33,7 +33,7 @@ func addLinks(t *testing.T, ns *netlab.NS, n int) (devices []int) {
 	return devices
 }
 
-// It removes these interfaces only, and one that is gone is no error.
+// Remove removes these interfaces only, and one that is gone is no error.
 func TestHost_Remove(t *testing.T) {
 	ns := netlab.New(t)
 	devices := addLinks(t, ns, 4)
@@ -90,7 +90,7 @@ func TestRequestSocket_executeAll(t *testing.T) {
 			requests, want = append(requests, groupRequest(unix.RTM_NEWLINK, device, 7)), append(want, nil)
 		}
 	}
-	for range 2 { // what the first left unread is no matter to the second
+	for range 2 { // messages that the first left unread do not disturb the second
 		if failed := h.batch.executeAll(requests, -1); !slices.Equal(failed, want) {
 			t.Error(failed)
 		}

@@ -11,8 +11,8 @@ import (
 	"ipipd/test/routesets"
 )
 
-// A forwarding table that is made of what is followed sends each packet where the kernel's own route look-up
-// leads, whose next hop is the outer destination of Linux's own tunl0.
+// A forwarding table made of the followed routes sends each packet to the next hop of the kernel's own route
+// look-up, which is the outer destination of Linux's own tunl0.
 func TestRouteFollower_routesets(t *testing.T) {
 	for _, s := range routesets.Sets {
 		t.Run(s.Name, func(t *testing.T) {

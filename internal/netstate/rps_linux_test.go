@@ -53,7 +53,7 @@ func rpsMasks(t *testing.T, ifname string) (masks []string) {
 	return masks
 }
 
-// processors counts those of a mask.
+// processors returns the number of processors in a mask.
 func processors(t *testing.T, mask string) (n int) {
 	t.Helper()
 	for group := range strings.SplitSeq(mask, ",") {
@@ -97,7 +97,7 @@ func TestRequester_SetRPS(t *testing.T) {
 	}
 }
 
-// ClearRPS takes back only what SetRPS has set.
+// ClearRPS clears only the mask that SetRPS has set.
 func TestRequester_ClearRPS(t *testing.T) {
 	ns := netlab.New(t)
 	ns.Run("ip", "tuntap", "add", "dev", "t0", "mode", "tun")
@@ -112,7 +112,7 @@ func TestRequester_ClearRPS(t *testing.T) {
 			if got := rpsMasks(t, "t0"); len(got) == 0 || got[0] == "" {
 				t.Errorf("masks %q after another one is taken back", got)
 			}
-			for range 2 { // the second time it is gone
+			for range 2 { // the second time the mask is cleared already
 				if err := fresh.ClearRPS("t0", mask); err != nil {
 					t.Error(err)
 				}

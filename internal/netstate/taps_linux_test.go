@@ -10,7 +10,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// egressTaps are those on one interface.
+// egressTaps returns Taps.On of an interface.
 func egressTaps(t *testing.T, device int) string {
 	t.Helper()
 	taps, err := fresh.EgressTaps()

@@ -52,7 +52,7 @@ func TestHost_egressHooks(t *testing.T) {
 	})
 }
 
-// The kernel tells of the end of a qdisc, and not of those attached to its classes.
+// The kernel tells of the removal of a qdisc, but not of the qdiscs attached to its classes.
 func TestWithoutQdisc(t *testing.T) {
 	root := qdisc{handle: 0x10000, parent: 0xffffffff, kind: "htb"}
 	child := qdisc{handle: 0x20000, parent: 0x10001, kind: "prio"}

@@ -377,7 +377,7 @@ func TestOutboundSeal_exhausted(t *testing.T) {
 	}
 }
 
-// With 3DES, which has 64-bit blocks, blocks count: the limit is the same for packets of any size.
+// With 3DES, which has 64-bit blocks, the limit is in blocks, whatever the size of packets.
 func TestOutboundSeal_blocks3DES(t *testing.T) {
 	for _, n := range []int{0, 10, 1480, 65400} {
 		o, i := pair(t, Config{Suite: suites[9]})
@@ -444,7 +444,7 @@ func TestOutboundSeal_noRoom(t *testing.T) {
 	}
 }
 
-// With ESN an SA goes on beyond 2^32 packets.
+// With ESN an SA continues beyond 2^32 packets.
 func TestInboundOpen_esn(t *testing.T) {
 	for _, s := range []Suite{suites[0], suites[6]} {
 		o, i := pair(t, Config{Suite: s, ESN: true})

@@ -76,7 +76,7 @@ func TestPeerReceive_flood(t *testing.T) {
 	}
 }
 
-// floodTarget is a passive end that runs, and a whole first message to it of its only configuration.
+// floodTarget starts a passive end, and returns it with a valid first message for its configuration.
 func floodTarget(t *testing.T, mode Mode) (cfg Config, s *sim, e *end, first []byte) {
 	t.Helper()
 	cfg = testConfig(t, fastPhase1, fastPhase2)
@@ -118,7 +118,8 @@ func TestPeerReceive_floodBounded(t *testing.T) {
 	}
 }
 
-// One beginning repeated gets no more answers than different ones, and its sender's retransmissions get theirs.
+// A first message that is repeated gets no more answers than different ones do, but at least one a second, for
+// retransmissions of its sender.
 func TestPeerReceive_floodRepeated(t *testing.T) {
 	for _, mode := range modes {
 		_, s, e, b := floodTarget(t, mode)

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Without a demand nothing is sent. With one an SA is negotiated, and rekeyed without another; once it is
-// gone nobody begins again.
+// Without Demand nothing is sent. After it an SA is negotiated, and rekeyed without another Demand; once it is
+// gone no end begins again.
 func TestPeerDemand(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
@@ -50,7 +50,7 @@ func TestPeerDemand(t *testing.T) {
 	}
 }
 
-// However many peers a stranger forges, what is kept and answered is bounded as with one.
+// However many peers' addresses an attacker forges, state and answers are bounded as for one.
 func TestLimits_flood(t *testing.T) {
 	for _, mode := range modes {
 		limits := new(Limits)

@@ -192,7 +192,7 @@ func TestPeerUpdateRemotePort_inactiveSA(t *testing.T) {
 	}
 }
 
-// noExponents is a source of random numbers that fails for private exponents of MODP groups.
+// noExponents is a source of random numbers that fails to give private exponents of MODP groups.
 type noExponents struct{ io.Reader }
 
 func (r noExponents) Read(b []byte) (int, error) {

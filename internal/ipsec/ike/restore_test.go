@@ -12,8 +12,8 @@ import (
 
 var bootOfSim = time.Unix(1_690_000_000, 0)
 
-// save saves what an end is after a step, before its Actions are carried out. One that does not say that it has
-// changed has not.
+// save saves the state of an end after a step, before its Actions are carried out, and checks that Changed reported
+// any change of it.
 func (s *sim) save(e *end) {
 	if !s.saving {
 		return
@@ -26,7 +26,7 @@ func (s *sim) save(e *end) {
 	e.saved = now
 }
 
-// handOver ends the process of an end, and has another one go on with what was saved last.
+// handOver replaces the Peer of an end by one restored from the state that was saved last.
 func (s *sim) handOver(e *end) {
 	p, err := RestorePeer(s.config(e), s.now, bootOfSim, e.saved)
 	if err != nil {
@@ -47,7 +47,7 @@ func (s *sim) handOver(e *end) {
 	s.do(e, p.Tick(s.now))
 }
 
-// established reports whether there is something to hand over.
+// established reports whether the end has an SA and a saved state.
 func (e *end) established() bool { return e.Peer != nil && e.saved != nil && e.Current() != nil }
 
 // eachFewSeeds is eachSeed with a tenth of the seeds: a simulation in which each step is saved takes longer.
@@ -63,7 +63,7 @@ func eachFewSeeds(t *testing.T, f func(t *testing.T, seed uint64, mode Mode)) {
 	}
 }
 
-// While processes end and others go on, at any time, no packet is lost, rekeys included.
+// No packet is lost when processes take over from one another at any time, also during a rekey.
 func TestRestorePeer_rekey(t *testing.T) {
 	eachFewSeeds(t, func(t *testing.T, seed uint64, mode Mode) {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
@@ -117,7 +117,7 @@ func TestRestorePeer_rekey(t *testing.T) {
 	})
 }
 
-// Nor does a bad network lead to a state that another process cannot go on with.
+// A lossy network does not lead to a state that another process cannot continue from.
 func TestRestorePeer_lossyNetwork(t *testing.T) {
 	eachFewSeeds(t, func(t *testing.T, seed uint64, mode Mode) {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
@@ -140,7 +140,7 @@ func TestRestorePeer_lossyNetwork(t *testing.T) {
 	})
 }
 
-// The next process sends nothing at once, and probes and rekeys when the one before would have.
+// The next process sends nothing at once, and rekeys when the process before would have.
 func TestRestorePeer_quiet(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
@@ -172,7 +172,7 @@ func TestRestorePeer_quiet(t *testing.T) {
 		if e.Current() == now {
 			t.Errorf("%v: not rekeyed", mode)
 		}
-		// What a real end says, the peer believes.
+		// The peer accepts the Delete of the restored end.
 		s.handOver(e)
 		s.do(e, e.Close(s.now))
 		e.down = true
@@ -183,7 +183,7 @@ func TestRestorePeer_quiet(t *testing.T) {
 	}
 }
 
-// IKEv1 forgets no message ID, and IKEv2 accepts no request twice, in another process either.
+// In the next process, too, IKEv1 forgets no message ID, and IKEv2 accepts no request twice.
 func TestRestorePeer_replay(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
@@ -216,7 +216,7 @@ func TestRestorePeer_replay(t *testing.T) {
 	}
 }
 
-// A state that is none gives an error.
+// A truncated state is an error, and a damaged one does not make a Peer panic.
 func TestRestorePeer_damaged(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)

@@ -33,7 +33,7 @@ type sim struct {
 	tap             func(from *end, b []byte) // gets all messages sent
 	maxDelay        time.Duration             // of ESP packets; 0: 3 ms
 	reportEvery     time.Duration             // period of NoteReceived; 0: at once
-	saving          bool                      // the ends are saved after each step
+	saving          bool                      // the states of the ends are saved after each step
 
 	sent, received, lost int
 	blocked              int // packets without an outbound SA, after the first one
@@ -52,7 +52,7 @@ type end struct {
 	idle         func() bool         // whether it has no traffic to send
 	reported     map[uint32]struct{} // inbound SPIs of ESP received, not reported yet
 	everUp       bool                // there has been an outbound SA
-	saved        []byte              // with sim.saving
+	saved        []byte              // the last state, with sim.saving
 }
 
 type event struct {
@@ -229,7 +229,7 @@ func (s *sim) send(e *end, a Send) {
 	}
 }
 
-// traffic has e send an ESP packet every 50 ms.
+// traffic makes e send an ESP packet every 50 ms.
 func (s *sim) traffic(e *end) {
 	s.at(50*time.Millisecond, func() { s.traffic(e) })
 	if e.down || e.Peer == nil || e.idle != nil && e.idle() {
@@ -335,7 +335,7 @@ var modes = []Mode{Main, IKE2}
 
 func eachSeed(t *testing.T, f func(t *testing.T, seed uint64, mode Mode)) {
 	n := uint64(*seeds)
-	if testing.Short() { // a simulation is one goroutine: the race detector, for which this is, has little to find
+	if testing.Short() { // for the race detector, which finds little in a simulation: it is one goroutine
 		n = (n + 4) / 5
 	}
 	for _, mode := range modes {
