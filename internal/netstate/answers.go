@@ -19,7 +19,7 @@ type AddressedInterface struct {
 // device's, whichever is less, AdvMSS the route's advmss, 0 if it has none; both in bytes.
 type AnswerRoute struct {
 	Device, MTU, AdvMSS int
-	// Words are the route in the syntax of `ip route`, without advmss and without the next hops of a multipath route: NextHops.
+	// Words are the route in the syntax of `ip route`, without advmss; NextHops the next hops of a multipath route.
 	Words, NextHops string
 }
 

@@ -88,7 +88,7 @@ func (h *Host) hasName(device int, name string) bool {
 }
 
 // AddAddresses adds addresses to an interface and returns those that it lacked. After a
-// failure it goes on; err is the first.
+// failure it continues; err is the first one.
 func (r *requester) AddAddresses(device int, addresses []InterfaceAddress) (added []InterfaceAddress, err error) {
 	done, err := r.change(addressChanges(unix.RTM_NEWADDR, device, addresses), unix.EEXIST)
 	return pick(addresses, done), err
@@ -96,7 +96,7 @@ func (r *requester) AddAddresses(device int, addresses []InterfaceAddress) (adde
 
 // RemoveAddresses removes addresses from an interface; one that is gone is no error. It sets
 // promote_secondaries, without which the kernel removes the other addresses of the subnet, too. With the
-// last address it removes the routes. After a failure it goes on; err is the first.
+// last address the kernel removes the routes. After a failure it continues; err is the first one.
 func (r *requester) RemoveAddresses(device int, addresses []InterfaceAddress) error {
 	if len(addresses) == 0 {
 		return nil
@@ -112,7 +112,7 @@ func (r *requester) SetUp(device int) error {
 	return err
 }
 
-// pick returns those of all at the indices.
+// pick returns the elements of all at the indices.
 func pick[T any](all []T, indices []int) (picked []T) {
 	for _, i := range indices {
 		picked = append(picked, all[i])
@@ -120,8 +120,8 @@ func pick[T any](all []T, indices []int) (picked []T) {
 	return picked
 }
 
-// change makes changes, and returns the indices of those that succeeded, and the first error
-// that is not ignored.
+// change executes changes, and returns the indices of those that succeeded, and the first
+// error that is not ignored.
 func (r *requester) change(changes []change, ignored ...error) (done []int, err error) {
 	for i, failure := range r.executeAll(changes) {
 		switch c := &changes[i]; {

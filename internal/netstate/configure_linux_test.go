@@ -216,7 +216,7 @@ func TestHostAddAddresses(t *testing.T) {
 		if want := routesOf("10.1.0.0/16", "10.2.3.4/16", "10.3.0.1/32", "0.0.0.0/0"); err != nil || !slices.Equal(added, want) {
 			t.Error(added, err)
 		}
-		if err := h.Configure([]Interface{{Index: device, Routes: routes}}); err != nil { // existing routes into the same interface are no error
+		if err := h.Configure([]Interface{{Index: device, Routes: routes}}); err != nil { // the routes exist: no error
 			t.Error(err)
 		}
 	})

@@ -244,7 +244,7 @@ func (h *Host) addressMessage(b []byte) {
 	h.addressesStale()
 }
 
-// interfaceAddress is what is read of an RTM_NEWADDR. prefix (IFA_ADDRESS) is the peer's address if the interface is point-to-point.
+// interfaceAddress is what is read of an RTM_NEWADDR. prefix is IFA_ADDRESS, the peer's address on a point-to-point link.
 type interfaceAddress struct {
 	device, bits  int
 	local, prefix [4]byte

@@ -32,7 +32,7 @@ type Follower struct {
 	changes, downs uint64 // of Query.Interface
 }
 
-// dirty is the parts of an Answer that must be computed again.
+// dirty says which parts of an Answer must be computed again.
 type dirty uint8
 
 const (
@@ -275,7 +275,7 @@ func (h *Host) neighbour(n neighbour) (*neighbourEntry, neighbourState) {
 // refreshGap is the least time between two requests of Refresh for the same neighbour.
 const refreshGap = time.Second
 
-// Refresh has the kernel resolve, or confirm, the next hop: the kernel cannot know of
+// Refresh makes the kernel resolve, or confirm, the next hop: the kernel cannot know of
 // frames that are sent past its IP stack. Call it every few seconds while they are. It does
 // nothing for a Route that is not Ethernet, or Static, and within a second after the
 // last time for that next hop.

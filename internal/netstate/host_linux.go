@@ -17,8 +17,8 @@ const (
 	// pause is the time between two rounds of the Host's goroutine: a storm of messages is
 	// read in batches.
 	pause = 10 * time.Millisecond
-	// lookupsPerRound limits the followers that are looked up in one round, and with pause
-	// those in a second: some 2,000.
+	// lookupsPerRound limits the followers whose routes are looked up in one round: with pause,
+	// some 2,000 a second.
 	lookupsPerRound = 20
 	// policyGap is the least time between two reads of the policy caused by messages,
 	// resyncGap the least between two dumps of links and qdiscs after lost messages.

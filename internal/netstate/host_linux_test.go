@@ -146,7 +146,7 @@ func TestFollower_networkChanges(t *testing.T) {
 	}
 }
 
-// Each change is seen, and told, although nobody asks again.
+// Each change is in the Answer, and changed is called for it, without another Query.
 func TestHost_changes(t *testing.T) {
 	const all = " protocol ip u32 match u32 0 0"
 	mtuIs := func(mtu int) func(*Answer) bool { return func(a *Answer) bool { return a.Route.MTU == mtu } }
@@ -639,7 +639,7 @@ func TestHost_storm(t *testing.T) {
 	}
 }
 
-// Of many followers each costs some requests, and a change costs those for the followers it concerns.
+// Each of many followers causes a few requests, and a change only those for the followers it concerns.
 func TestFollower_thousand(t *testing.T) {
 	const n = 1000
 	l := tunnelLab(t)

@@ -13,7 +13,7 @@ import (
 	"ipipd/internal/privileged"
 )
 
-// link is what is read of an interface. Two are equal if nothing that matters has changed.
+// link is what is read of an RTM_NEWLINK. Two are equal if no property that matters differs.
 type link struct {
 	index     int
 	name      string

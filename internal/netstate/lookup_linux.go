@@ -95,7 +95,7 @@ func (r *requester) packetRoute(dst, src [4]byte, mark uint32, device int) (answ
 	return answer, asked, err
 }
 
-// resolve has the kernel resolve the next hop, or confirm its entry. The kernel cannot
+// resolve makes the kernel resolve the next hop, or confirm its entry. The kernel cannot
 // know of frames sent past its IP stack: a neighbour in use needs it every few seconds, or
 // its entry becomes stale and is garbage-collected. resolve does not wait; a message tells
 // of the change. It must not be called for a permanent entry, whose NUD_PERMANENT NTF_USE

@@ -108,7 +108,7 @@ type Options struct {
 	Bypass string
 }
 
-// Query is what a tunnel asks. Addresses are in network byte order.
+// Query describes a tunnel, for the Host's Answer. Addresses are in network byte order.
 type Query struct {
 	Remote [4]byte // zero: not known yet, as of a DNS name; see Answer.NetworkChanges
 	Local  [4]byte // zero: the route's preferred source
@@ -135,9 +135,8 @@ type Answer struct {
 	// it is added, as it is Route or takes precedence over it; zero is none. Only routes of Route's
 	// table are compared: which table comes first is for the routing rules.
 	Loop InterfaceRoute
-	// HasLocal: Local, or else the route's preferred source, is an address of this host,
-	// whatever Err is. If that cannot be found out it is true: the kernel decides for each
-	// packet.
+	// HasLocal: Query.Local, or else the route's preferred source, is an address of this host,
+	// whatever Err is. It is true if that is unknown: the kernel then decides for each packet.
 	HasLocal bool
 	// Bypass is the reason not to send outer packets, and receive the peer's, past the
 	// kernel's IP stack as frames on the route's device: nftables, iptables, an IPsec policy,

@@ -29,7 +29,7 @@ type tableRoute struct {
 
 // AddRoutes adds routes through an interface, which must be up, and returns those that were
 // missing. Host bits are ignored. An existing route of the same prefix, metric and table is
-// kept, even through another interface. After a failure it goes on; err is the first.
+// kept, even through another interface. After a failure it continues; err is the first one.
 func (h *Host) AddRoutes(device int, routes []InterfaceRoute) (added []InterfaceRoute, err error) {
 	return h.newRoutes(unix.NLM_F_EXCL, device, routes, unix.EEXIST)
 }
@@ -55,7 +55,7 @@ func (h *Host) newRoutes(flag, device int, routes []InterfaceRoute, ignored ...e
 }
 
 // RemoveRoutes removes routes that AddRoutes added through an interface; one that is gone is no error.
-// After a failure it goes on; err is the first.
+// After a failure it continues; err is the first one.
 func (h *Host) RemoveRoutes(device int, routes []InterfaceRoute) error {
 	if len(routes) == 0 {
 		return nil

@@ -45,7 +45,7 @@ func (r *requester) SetRPS(ifname, mask string) error {
 	return nil
 }
 
-// ClearRPS takes back SetRPS of the same mask. Another mask, an operator's, stays.
+// ClearRPS clears the mask that SetRPS has set. Another mask, an operator's, stays.
 func (r *requester) ClearRPS(ifname, mask string) error {
 	if privileged.Brokered() {
 		return privileged.RPS(false, ifname, mask)
@@ -158,8 +158,8 @@ func affinity() (mask string, err error) {
 	return strings.Join(words, ","), nil
 }
 
-// SetRPS is Host.SetRPS in the calling thread's network namespace.
+// SetRPS does what Host.SetRPS does, in the calling thread's network namespace.
 func SetRPS(ifname, mask string) error { return fresh.SetRPS(ifname, mask) }
 
-// ClearRPS is Host.ClearRPS in the calling thread's network namespace.
+// ClearRPS does what Host.ClearRPS does, in the calling thread's network namespace.
 func ClearRPS(ifname, mask string) error { return fresh.ClearRPS(ifname, mask) }

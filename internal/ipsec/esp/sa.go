@@ -29,10 +29,10 @@ type Config struct {
 	// SourcePort and DestinationPort, if not zero, make an outbound SA encapsulate
 	// ESP in UDP (RFC 3948).
 	SourcePort, DestinationPort uint16
-	// Counters must not be reset while the keys are in use: an outbound SA's sequence number and 3DES blocks (OutboundWords),
-	// or an inbound SA's anti-replay window of DefaultWindow packets (InboundWords). A new SA's are zero. They
-	// are the caller's memory, with which another SA object of the same keys continues this one; nil is
-	// memory of the SA object's own.
+	// Counters must not be reset while the keys are in use: an outbound SA's sequence number and 3DES blocks
+	// (OutboundWords), or an inbound SA's anti-replay window of DefaultWindow packets (InboundWords). A new
+	// SA's are zero. They are the caller's memory, with which another SA object of the same keys continues
+	// this one; nil is memory of the SA object's own.
 	Counters []atomic.Uint64
 }
 

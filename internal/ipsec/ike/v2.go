@@ -98,7 +98,7 @@ func (s *v2SA) receive(h header, b []byte, via udpPath) {
 		switch {
 		case s.state == sentInit && h.id == 0 && h.flags&flagResponse != 0:
 			s.receiveInit(h, b, via)
-		case s.state == answeredInit && bytes.Equal(b, s.initRequest) && s.p.cfg.Limits.allowCheapReply(s.p.now): // a retransmission, which anybody can forge
+		case s.state == answeredInit && bytes.Equal(b, s.initRequest) && s.p.cfg.Limits.allowCheapReply(s.p.now): // anybody can repeat it
 			s.p.answer(via, s.initResponse)
 		}
 		return

@@ -44,8 +44,8 @@ func (f *reassembly) add(id uint32, number, total int, first payloadType, body [
 
 // open decrypts a message into its payloads. incomplete reports that there is nothing to process
 // yet: the message is a fragment and others are missing. If the message is not fresh, it is a
-// retransmission, for which only the first fragment has the response resent (RFC 7383 section
-// 2.6.1).
+// retransmission, of which only the first fragment causes the response to be resent (RFC 7383
+// section 2.6.1).
 func (s *v2SA) open(h header, b []byte, fresh bool) (ps []payload, incomplete bool, err error) {
 	// Payloads in front of the Encrypted one would be in cleartext, and no peer sends any.
 	if h.next != v2Encrypted && h.next != v2Fragment || len(b) < headerLen+8 {
