@@ -24,7 +24,7 @@ type addressFollowers struct {
 	due   time.Time
 }
 
-// addressGap is the least time between two reads of the addresses.
+// addressGap is the least time between two reads of the addresses caused by messages.
 const addressGap = 50 * time.Millisecond
 
 // FollowAddresses follows the IPv4 unicast addresses, but for those of loopback (127.0.0.0/8), of interfaces

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// policy is the host's rules for outer packets, past which none may be sent as a frame. In
-// the IP stack they are
+// policy has the host's rules for outer packets, which packets sent as frames past the IP
+// stack would evade. In the IP stack they are
 //   - netfilter, by nftables or by legacy iptables,
 //   - IPsec policies (XFRM), and
 //   - routing rules by protocol, TOS or user, which RTM_GETROUTE cannot evaluate.

@@ -272,7 +272,7 @@ func (h *Host) neighbour(n neighbour) (*neighbourEntry, neighbourState) {
 	return e, e.neighbourState
 }
 
-// refreshGap is the least time between two requests of Refresh for the same neighbour.
+// refreshGap is the least time before Refresh asks the kernel for the same neighbour again.
 const refreshGap = time.Second
 
 // Refresh makes the kernel resolve, or confirm, the next hop: the kernel cannot know of

@@ -201,7 +201,7 @@ func (h *Host) fail(err error) {
 	}
 }
 
-// wait blocks until a message or a wake comes, or catchUp is due.
+// wait blocks until a message or a wake comes, or the time of due.
 func (h *Host) wait() error {
 	h.mu.Lock()
 	timeout := -1

@@ -12,8 +12,8 @@ type Interface struct {
 	AltName   string // an alternative name, which the kernel has since 5.5; "" is none
 	Addresses []InterfaceAddress
 	Routes    []InterfaceRoute
-	// Program is attached to the interface's egress; the zero Program is none. Its failure is no
-	// error: see Follower.Attach.
+	// Program is attached to the interface's egress; the zero Program is none. A failure to attach it
+	// is no error: see Follower.Attach.
 	Program Program
 	// Adopted: a former process made the interface. Its program stays until Follower.Attach replaces it, but is
 	// removed if Program is zero; its routes with a Gateway that are not among Routes are removed.

@@ -74,8 +74,8 @@ func (r *requester) lookup(dst, src [4]byte, mark uint32, device int, links func
 	return f, asked, nil
 }
 
-// packetRoute returns the route of a packet, with src or asked as in lookup. A route of another
-// type than unicast and local is ErrNotUnicast.
+// packetRoute returns the route of a packet; asked is the source that was looked up, as in
+// lookup. A route of another type than unicast and local is ErrNotUnicast.
 func (r *requester) packetRoute(dst, src [4]byte, mark uint32, device int) (answer route, asked [4]byte, err error) {
 	if !ipv4.IsUnicast(netip.AddrFrom4(dst)) {
 		return route{}, src, ErrNotUnicast
