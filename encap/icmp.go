@@ -24,8 +24,8 @@ const (
 )
 
 // TooBig makes the ICMP error for the sender of inner: type 3, code 4 (RFC 2003, section 4.1),
-// with mtu, in bytes, as the next-hop MTU (RFC 1191, section 4). mtu is that of inner packets:
-// the path MTU less Overhead.
+// with mtu, in bytes, as the next-hop MTU (RFC 1191, section 4). mtu is the MTU of inner
+// packets: the path MTU less Overhead.
 //
 // from is the source of the message, in network byte order. It must not be an address of this
 // host, which would drop the message as a martian. Zero means the destination of inner, whose
@@ -85,8 +85,8 @@ func putUnreachable(dst *packet.Buffer, inner ipv4.Packet, code uint8, mtu int, 
 
 // icmpAllowed reports whether an ICMP error may be sent about a packet with header h and
 // payload, which may be truncated (RFC 1122, section 3.2.2): not about an ICMP error or an
-// unknown ICMP type, a fragment other than the first, a destination of many hosts, or a source
-// that is not a single host. Without the netmask, directed broadcasts go undetected.
+// unknown ICMP type, a fragment other than the first, a multicast or broadcast destination, or a
+// source that is not a single host. Without the netmask, directed broadcasts go undetected.
 func icmpAllowed(h *ipv4.Header, payload []byte) bool {
 	if h.FragmentOffset != 0 || h.Destination[0] >= 224 {
 		return false

@@ -25,21 +25,21 @@ type OuterError struct {
 	// Source and Destination are those of the quoted outer packet: the tunnel's local and remote
 	// address, in network byte order.
 	Source, Destination [4]byte
-	// Protocol is that of the quoted outer packet: 4, or, if the tunnel is encrypted, 50 (ESP)
-	// or 17 (ESP in UDP, RFC 3948).
+	// Protocol is the quoted outer packet's protocol number: 4, or, if the tunnel is encrypted,
+	// 50 (ESP) or 17 (ESP in UDP, RFC 3948).
 	Protocol uint8
 	// SPI is the SPI of the quoted ESP packet, in host byte order; 0 if it is not ESP, or not
 	// quoted: a quote of only 8 bytes ends before the SPI of ESP in UDP.
 	SPI uint32
-	// DF is that of the quoted outer packet.
+	// DF is the quoted outer packet's don't-fragment flag.
 	DF bool
-	// TotalLen is that of the quoted outer packet, in bytes. A router with GRO quotes the length
-	// of the merged packet.
+	// TotalLen is the quoted outer packet's total length, in bytes. A router with GRO quotes the
+	// length of the merged packet.
 	TotalLen int
 }
 
 // ParseError parses the ICMP message in b, a whole, unchecked IPv4 packet.
-// e is zero if that does not quote a packet that a tunnel can have sent, but another program's.
+// e is zero if the quoted packet is another program's: neither IPIP nor ESP, nor UDP from port 4500.
 // drop.OuterErrorIgnored means that it is a source quench, redirect or parameter problem, on
 // which a tunnel does not act (RFC 2003, sections 4.2, 4.3 and 4.5).
 func ParseError(b []byte) (e OuterError, d drop.Reason) {
@@ -91,7 +91,7 @@ func ParseError(b []byte) (e OuterError, d drop.Reason) {
 	return e, drop.None
 }
 
-// parsePayload parses the quoted payload of the outer packet, and reports whether it is one of a tunnel.
+// parsePayload parses the quoted payload of the outer packet, and reports whether a tunnel can have sent it.
 func (e *OuterError) parsePayload(quote []byte) bool {
 	switch e.Protocol {
 	case ipv4.ProtocolIPIP:
@@ -114,7 +114,7 @@ func (e *OuterError) TooBig() bool {
 }
 
 // ProtocolUnreachable reports whether the remote host does not accept Protocol: type 3, code 2.
-// So it answers while its tunnel end is not running.
+// It answers so while its tunnel end is not running.
 func (e *OuterError) ProtocolUnreachable() bool {
 	return e.Type == ipv4.ICMPUnreachable && e.Code == ipv4.CodeProtocolUnreachable
 }

@@ -41,14 +41,14 @@ func Adopt(fds []int, o Options) (_ Device, err error) {
 		return nil, err
 	}
 	if len(fds) > 1 {
-		_ = attachQueueSelector(fds[0]) // the one that the interface has is as good
+		_ = attachQueueSelector(fds[0]) // if it fails, the interface still has the earlier process's
 	}
 	if d.control, err = openControl(fds[0], name); err != nil {
 		return nil, err
 	}
 	d.control.useSocketNetns()
 	if where, err := netnsOf(fds[0]); err == nil && where != d.control.netns {
-		o.MTU = 0 // who has moved it sets it
+		o.MTU = 0 // it is set by whoever has moved the interface
 	}
 	if err := d.makeQueues(o, offload); err != nil {
 		return nil, err

@@ -14,7 +14,7 @@ import (
 	"ipipd/internal/vnet"
 )
 
-// What an error of opening cloneDevice, and of the first system call on it, names.
+// The calls that an os.SyscallError names if cloneDevice cannot be opened, or the first ioctl on it fails.
 const (
 	openCall     = "open " + cloneDevice
 	featuresCall = "ioctl TUNGETFEATURES"
@@ -146,7 +146,7 @@ func (d *device) makeQueues(o Options, offload offload) error {
 		}
 	}
 	state, err := d.control.state(d.fds[0])
-	if state.Moved { // of an adopted one the MTU is unknown
+	if state.Moved { // adopted from another network namespace: its MTU is unknown
 		state.MTU, err = packet.MaxSize, nil
 	}
 	for _, fd := range d.fds {

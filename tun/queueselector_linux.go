@@ -25,12 +25,12 @@ func attachQueueSelector(fd int) error {
 	return os.NewSyscallError("ioctl TUNSETSTEERINGEBPF", unix.IoctlSetPointerInt(fd, unix.TUNSETSTEERINGEBPF, program.FD()))
 }
 
-// queueSelectorProgram loads the program once, for all devices: later ones may come when the process can load
-// none any more.
+// queueSelectorProgram loads the program once, for all devices: when later ones are opened, the process may have
+// given up the privilege to load it.
 var queueSelectorProgram = sync.OnceValues(loadQueueSelector)
 
-// LoadQueueSelector has devices with several queues need no more privileges to be opened than others, from
-// then on.
+// LoadQueueSelector loads the program ahead of Open, which then needs no more privileges for several queues than
+// for one. If that fails, Options.OnDegraded gets the error.
 func LoadQueueSelector() { _, _ = queueSelectorProgram() }
 
 func loadQueueSelector() (*ebpf.Program, error) {

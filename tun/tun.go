@@ -22,7 +22,7 @@ type Queue interface {
 	// stays open until Close of the Device: remove it from what polls it before that.
 	FD() int
 
-	// Read fills batch[:n] with the packets that there are: whole IPv4 packets, already split,
+	// Read fills batch[:n] with the packets that are queued: whole IPv4 packets, already split,
 	// each with packet.Headroom in front and a complete transport checksum. Segments that do
 	// not fit into batch stay in s (Scratch.Pending). After Close it returns os.ErrClosed;
 	// any other error is permanent.
@@ -57,8 +57,8 @@ type Device interface {
 	// SetMTU sets the interface's MTU in bytes. It fails if the interface is in another
 	// network namespace.
 	SetMTU(mtu int) error
-	// Close removes the interface, when the last Read and Write has returned; unless somebody
-	// else has descriptors of its queues (Adopt), who then has the packets that come.
+	// Close removes the interface when the last Read and Write have returned. If another process
+	// has descriptors of its queues (Adopt), the interface stays, and its packets go there.
 	Close() error
 }
 

@@ -2,7 +2,7 @@ package fastpath
 
 import "time"
 
-// Capture is which packets of a tunnel Link.Captured sees; the zero value is none.
+// Capture says which packets of a tunnel are copied for Link.Captured; the zero value copies none.
 type Capture struct {
 	// Snaplen is how many bytes of each inner packet are copied; at least 1 and at most 65535.
 	Snaplen int
@@ -10,7 +10,7 @@ type Capture struct {
 	Drops bool
 }
 
-// Why a packet of the fast path was dropped.
+// Why is the reason why the fast path dropped a packet.
 type Why uint8
 
 // The values of bpf/capture.h and bpf/many.h.
@@ -22,23 +22,23 @@ const (
 	SendFailed      Why = 0xff
 )
 
-// Captured is a packet that the fast path has carried, or dropped. One that segmentation offload is left to
-// is one, as long as it was.
+// Captured is a packet that the fast path has carried or dropped. A GSO packet is one Captured, with its
+// whole length.
 type Captured struct {
 	At       time.Time
 	Outbound bool
 	Why      Why
-	// Length is that of the outer packet in bytes.
+	// Length is the outer packet's length in bytes, which may be more than Outer has.
 	Length int
-	// Outer is the outer packet as far as it is kept: header, and inner packet. See Received.
+	// Outer is the outer header and the first bytes of the inner packet, as many as were copied. See AsReceived.
 	Outer []byte
 
-	changed  bool // ECN was merged: tos and checksum are those that were received
+	changed  bool // ECN was merged: tos and checksum are the inner header's as they were received
 	tos      uint8
 	checksum [2]byte
 }
 
-// Inner is the inner packet as far as it is kept, as it was sent by or delivered to this host.
+// Inner returns the part of Outer after the outer header: the inner packet as this host sent it, or got it.
 func (c *Captured) Inner() []byte { return c.Outer[20:] }
 
 // AsReceived calls visit with Outer as it was received, before the ECN codepoint of its header was merged

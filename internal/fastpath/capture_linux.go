@@ -30,19 +30,19 @@ type captureRecord struct {
 	Outer        [20]byte
 }
 
-// captureRing is what the programs copy packets into, while a Link is captured.
+// captureRing is the ring buffer that the programs copy a Link's packets into, while there is a capture.
 type captureRing struct {
-	mu     sync.Mutex // of one reader; never taken with f.mu held
+	mu     sync.Mutex // lets one goroutine read at a time; never taken with f.mu held
 	ring   *ebpf.Map
 	reader *ringbuf.Reader
 	record ringbuf.Record
-	seen   uint64 // of counters.NotCaptured
-	drops  uint64 // of counters.DropsNotCaptured
+	seen   uint64 // counters.NotCaptured when it was last reported
+	drops  uint64 // counters.DropsNotCaptured when it was last reported
 	closed bool
 }
 
-// OpenCapture makes what Tunnel.Capture needs, unless it is there already. It opens descriptors. It fails with
-// *Unavailable if the kernel refuses.
+// OpenCapture makes the ring buffer that Tunnel.Capture needs, unless the Link has one. It opens descriptors. It
+// fails with *Unavailable if the kernel refuses.
 func (l *Link) OpenCapture() error {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
@@ -65,7 +65,7 @@ func NewCaptureRing() (*ebpf.Map, error) {
 	return ebpf.NewMap(&ebpf.MapSpec{Name: "capture_ring", Type: ebpf.RingBuf, MaxEntries: captureRingBytes})
 }
 
-// openCaptureRing has NewCaptureRing called by who may.
+// openCaptureRing calls NewCaptureRing, or has the parent process call it if this one has given up CAP_BPF.
 func openCaptureRing() (*ebpf.Map, error) {
 	if !privileged.Brokered() {
 		return NewCaptureRing()
@@ -86,7 +86,7 @@ func (l *Link) newCaptureRing() (_ *captureRing, err error) {
 		_ = c.ring.Close()
 		return nil, err
 	}
-	c.reader.SetDeadline(time.Unix(1, 0)) // it returns what there is
+	c.reader.SetDeadline(time.Unix(1, 0)) // a read does not wait
 	if c.seen, c.drops, err = l.notCaptured(); err == nil {
 		err = l.f.objects.CaptureRings.Put(l.slot, c.ring)
 	}
@@ -107,7 +107,7 @@ func explainCapture(err error) error {
 	return &Unavailable{"there is no ring buffer for the eBPF programs", err}
 }
 
-// CloseCapture is the opposite of OpenCapture. Captured returns nothing more.
+// CloseCapture closes the ring buffer of OpenCapture, if there is one. Captured returns nothing more.
 func (l *Link) CloseCapture() {
 	l.f.mu.Lock()
 	c := l.captured.Swap(nil)
@@ -140,9 +140,9 @@ func (l *Link) notCaptured() (n, drops uint64, err error) {
 	return n, drops, nil
 }
 
-// Captured calls visit with the packets of the fast path since the last call, as long as more returns true. What
-// it passes is valid until visit returns. Several goroutines may call it: each packet goes to one of them. n is
-// how many packets there were.
+// Captured calls visit with the packets of the fast path since the last call, as long as more returns true. A
+// *Captured is valid until visit returns. Several goroutines may call it: each packet goes to one of them. n is
+// how many packets it has read.
 func (l *Link) Captured(more func() bool, visit func(*Captured)) (n int, err error) {
 	c := l.captured.Load()
 	if c == nil {
@@ -154,7 +154,7 @@ func (l *Link) Captured(more func() bool, visit func(*Captured)) (n int, err err
 		return 0, nil
 	}
 	var p Captured
-	var since time.Duration // 1970, of when CLOCK_MONOTONIC was 0
+	var since time.Duration // monotonicEpoch
 	for more() {
 		if err := c.reader.ReadInto(&c.record); err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, os.ErrClosed) {
@@ -175,7 +175,7 @@ func (l *Link) Captured(more func() bool, visit func(*Captured)) (n int, err err
 	return n, nil
 }
 
-// parse reads a record. It reports false of what none is.
+// parse decodes a captureRecord; false if b is none. since is monotonicEpoch.
 func (c *Captured) parse(b []byte, since time.Duration) bool {
 	const size = int(unsafe.Sizeof(captureRecord{}))
 	if len(b) < size {
@@ -193,14 +193,14 @@ func (c *Captured) parse(b []byte, since time.Duration) bool {
 	return true
 }
 
-// monotonicEpoch is when CLOCK_MONOTONIC was 0, after 1970.
+// monotonicEpoch returns when CLOCK_MONOTONIC was 0, as the time since 1970.
 func monotonicEpoch() (time.Duration, error) {
 	at, err := monotonicNow()
 	return time.Duration(time.Now().UnixNano()) - at, err
 }
 
-// NotCaptured returns how many packets of the fast path had no room since the last call: those that would be there
-// as inner and outer packet, and those that were dropped.
+// NotCaptured returns how many packets did not fit into the ring buffer since the last call: n that the fast path
+// carried, and drops that it dropped.
 func (l *Link) NotCaptured() (n, drops uint64, err error) {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()

@@ -56,7 +56,7 @@ func attach(device int, program *ebpf.Program) (link.Link, error) {
 	if err := checkChainSpace(device); err != nil {
 		return nil, err
 	}
-	// AttachTCX would take a lack of descriptors for a lack of tcx, for good.
+	// AttachTCX would mistake a lack of descriptors for a kernel without tcx, and remember that.
 	spare, err := unix.FcntlInt(uintptr(program.FD()), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, &Unavailable{"no file descriptor is left to attach the eBPF program: raise the limit (LimitNOFILE=, ulimit -n)", err}
@@ -69,7 +69,7 @@ func attach(device int, program *ebpf.Program) (link.Link, error) {
 	return l, nil
 }
 
-// isAttached reports whether a device has the program of a link.
+// isAttached reports whether the program of a link is still attached to its device.
 func isAttached(l link.Link) bool {
 	info, err := l.Info()
 	if err != nil {

@@ -19,8 +19,8 @@
 //
 // The caller attaches ipip_encap (Encap), as a tc filter, which goes with the TUN. An underlay
 // device is not ours: ipip_decap is attached to it by tcx, with a bpf_link that only this process
-// holds, and Options.Manager. Nothing is pinned: without a Manager the kernel detaches it however the process
-// ends, and with one a minute later at most packets pass as if it were not there, unless there is a next process.
+// holds, and Options.Manager. Nothing is pinned: without a Manager the kernel detaches it however the process ends.
+// With one it stays, but leaves all packets to the stack once the process has been gone for a minute, until a next one is there.
 //
 // Requirements: Linux 6.6 (tcx), CAP_BPF and CAP_NET_ADMIN, an Ethernet underlay device.
 // A FastPath belongs to one network namespace, that of the calling thread. A packet
@@ -47,8 +47,8 @@ type Tunnel struct {
 	// Local and Remote are the outer addresses.
 	Local, Remote [4]byte
 	// UnderlayIfindex is the Ethernet device that sends and receives the outer packets.
-	// Outer packets received on another device go to userspace. 0 is none, with no
-	// direction enabled.
+	// Outer packets received on another device go to userspace. 0 is none: enable no
+	// direction then.
 	UnderlayIfindex int
 	// NextHop is the neighbour on the underlay: the gateway, or Remote if on-link.
 	NextHop [4]byte
@@ -68,15 +68,15 @@ type Tunnel struct {
 	// TxEnabled and RxEnabled enable a direction. All packets of a disabled one go to
 	// userspace.
 	TxEnabled, RxEnabled bool
-	// Many: there are many remotes, by the Routes of Ifindex. Remote is AnyRemote then, and what is
-	// said of it above each remote's; UnderlayIfindex is the device that receives what is not from a
-	// gateway. A zero Local is any of SetLocalAddresses.
+	// Many: the tunnel has many remotes, those of the Routes of Ifindex, each with a next hop, device and
+	// path MTU of its own (Remote). Remote is AnyRemote then; UnderlayIfindex is the device on which packets
+	// arrive whose source is no gateway. A zero Local stands for all of SetLocalAddresses.
 	Many bool
-	// AnyPeer, AcceptFrom and AcceptTo are which parts of a fib.Acceptance there are.
+	// AnyPeer is fib.Acceptance.AnyPeer; AcceptFrom and AcceptTo say that its From and To are not empty.
 	AnyPeer, AcceptFrom, AcceptTo bool
-	// Refuse drops, and counts, received packets of who may not send. Otherwise they go to userspace.
+	// Refuse drops and counts received packets that fib.Acceptance refuses. Otherwise they go to userspace.
 	Refuse bool
-	// Capture is what Link.Captured sees. It is none before OpenCapture.
+	// Capture says which packets are copied for Link.Captured. It has no effect before OpenCapture.
 	Capture Capture
 }
 
@@ -85,52 +85,52 @@ var AnyRemote = [4]byte{255, 255, 255, 255}
 
 // Remote is how to send to one of many remotes.
 type Remote struct {
-	// Source is the outer source.
+	// Source is the source address of outer packets.
 	Source [4]byte
 	// NextHop, UnderlayIfindex and PathMTU are as in Tunnel.
 	NextHop                  [4]byte
 	UnderlayIfindex, PathMTU int
-	// Tx and Rx enable a direction. What comes by another device than UnderlayIfindex goes to userspace.
+	// Tx and Rx enable a direction. Packets received on a device other than UnderlayIfindex go to userspace.
 	Tx, Rx bool
 }
 
-// Sender is a prefix of accept-from, and the device by which it is received from: what comes from it by another
-// one goes to userspace. 0 is none.
+// Sender is a prefix of accept-from, and the index of the device on which its packets arrive: those that arrive
+// on another go to userspace, as all do if it is 0.
 type Sender struct {
 	Prefix netip.Prefix
 	Device int
 }
 
-// Pair are outer addresses.
+// Pair is a tunnel's pair of outer addresses, in network byte order.
 type Pair struct{ Local, Remote [4]byte }
 
 // Options of Open.
 type Options struct {
-	// Manager keeps what the kernel goes on with after the process: see Leave. nil keeps nothing.
+	// Manager keeps the links and counters when the process ends: see Leave. nil keeps nothing.
 	Manager *handover.Manager
-	// Kept is what it has kept of the process before. Open takes what is the fast path's.
+	// Kept are the descriptors that the process before has left. Open takes the fast path's.
 	Kept handover.Kept
 	// Anew: the counters of Kept are not to be used.
 	Anew bool
-	// Cold is told what of Kept cannot be used, or is not kept, and why.
+	// Cold is called with what of Kept cannot be used, or cannot be kept for the next process, and why; nil is none.
 	Cold func(what string, err error)
 }
 
-// Stats counts a tunnel's packets in the kernel since Attach, or since that of a process before: inner packets, and bytes
-// from the inner IPv4 header on. A GSO packet counts as its segments, headers included.
+// Stats counts a tunnel's packets in the kernel since Attach, or since the Attach of an earlier process whose counters were
+// adopted: inner packets, and bytes from the inner IPv4 header on. A GSO packet counts as its segments, headers included.
 type Stats struct {
 	RxPackets, RxBytes uint64
 	TxPackets, TxBytes uint64
 	// TxFailed counts packets dropped for lack of memory.
 	TxFailed uint64
 	// ReversePath, NotInAcceptFrom and NotInAcceptTo count packets dropped by Tunnel.Refuse. A GSO
-	// packet is one.
+	// packet counts as one.
 	ReversePath, NotInAcceptFrom, NotInAcceptTo uint64
 	// LastReceived is the time of the last packet from the remote, accurate to a kernel
 	// tick; zero if there was none.
 	LastReceived time.Time
-	// Orphaned counts packets left to userspace since there was no process: see Link.Adopted. A GSO packet
-	// is one.
+	// Orphaned counts packets left to userspace while there was no process: see Link.Adopted. A GSO packet
+	// counts as one.
 	Orphaned uint64
 }
 

@@ -46,7 +46,7 @@ type objects struct {
 	AliveUntil   *ebpf.Variable `ebpf:"alive_until"`
 	CaptureRings *ebpf.Map      `ebpf:"capture_rings"`
 
-	fib fibMap // of TxFIB and TxLengths
+	fib fibMap // the memory of TxFIB and TxLengths
 }
 
 func (o *objects) close() {
@@ -67,8 +67,8 @@ func readObject() (*ebpf.CollectionSpec, error) {
 	return spec, nil
 }
 
-// loadSpec loads the programs and creates the maps, but for those in counts. linkHeader is the length in bytes
-// of the link layer header of packets on egress: 0 on a TUN, 14 for BPF_PROG_TEST_RUN.
+// loadSpec loads the programs and creates the maps, except those in counts, which it uses as they are. linkHeader is the
+// length in bytes of the link layer header of packets on egress: 0 on a TUN, 14 for BPF_PROG_TEST_RUN.
 func loadSpec(spec *ebpf.CollectionSpec, linkHeader uint32, counts map[string]*ebpf.Map) (*objects, error) {
 	o, hash := new(objects), fib.NewHash()
 	if err := errors.Join(spec.Variables["link_header"].Set(linkHeader), spec.Variables["route_hash"].Set(hash)); err != nil {
@@ -93,10 +93,10 @@ type FastPath struct {
 	underlays     map[int]*underlay
 	links         map[*Link]bool
 	freeSlots     []uint32 // of closed Links
-	nextSlot      uint32   // never used so far
+	nextSlot      uint32   // the lowest one never used so far
 	encapID       ebpf.ProgramID
 	encapName     string
-	owners        map[rxKey]*Link // whose entry in rx_tunnels is whose
+	owners        map[rxKey]*Link // the Link that an entry in rx_tunnels belongs to
 	reserved      map[rxKey]bool  // of Reserve
 	reserveErr    error
 	routes        map[uint32]*Routes // by ifindex
@@ -117,8 +117,8 @@ type FastPath struct {
 // underlay is a device with ipip_decap attached.
 type underlay struct {
 	link  link.Link
-	users int  // Links
-	old   bool // it runs the program of the process before
+	users int  // Links, and of Routes remotes and the list of Senders
+	old   bool // link still runs the program of the process before
 }
 
 // Open loads the programs. It fails with *Unavailable if this host does not support or
@@ -147,7 +147,7 @@ func Open(options Options) (f *FastPath, err error) {
 	return f, nil
 }
 
-// open is the rest of Open.
+// open queries the loaded programs, and takes over or begins to keep what outlives the process.
 func (f *FastPath) open(spec *ebpf.CollectionSpec, counted bool) (err error) {
 	if f.cpus, err = ebpf.PossibleCPU(); err != nil {
 		return fmt.Errorf("get the number of possible CPUs: %w", err)
@@ -175,8 +175,8 @@ func (f *FastPath) open(spec *ebpf.CollectionSpec, counted bool) (err error) {
 	return nil
 }
 
-// Encap is ipip_encap, for the caller to attach to the TUN of each tunnel: its descriptor, which Close
-// closes, the kernel's ID, and its name.
+// Encap returns ipip_encap, for the caller to attach to the TUN of each tunnel: its descriptor, which Close
+// closes, its kernel ID and its name. After Close fd is -1.
 func (f *FastPath) Encap() (fd int, id uint32, name string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -201,7 +201,7 @@ func (f *FastPath) Close() {
 	for l := range f.links {
 		l.closeLocked()
 	}
-	if !f.switched { // the start has failed: the next process takes them
+	if !f.switched { // the start has failed: the kept links and counters are left to the next process
 		f.closeLeft()
 		return
 	}
@@ -253,7 +253,7 @@ func (f *FastPath) Attach(t Tunnel) (*Link, error) {
 	return l, nil
 }
 
-// newCounters begins the counters of the slot.
+// newCounters resets the slot's counters and IP ID, and makes the TUN ifindex its owner.
 func (l *Link) newCounters(ifindex uint32) error {
 	f := l.f
 	if err := f.objects.Counters.Put(l.slot, l.counts); err != nil {
@@ -289,7 +289,7 @@ func (l *Link) Update(t Tunnel) error {
 	return err
 }
 
-// Enabled reports whether the tunnel is in the maps: Routes and Reserve may have disabled it.
+// Enabled reports whether the tunnel is in the maps: an error in Routes or Reserve may have disabled it.
 func (l *Link) Enabled() bool {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
@@ -391,7 +391,7 @@ func monotonicToTime(monotonic uint64) (time.Time, error) {
 	return now.Add(-max(0, at-time.Duration(monotonic))), nil
 }
 
-// monotonicNow is CLOCK_MONOTONIC, the clock of the eBPF programs.
+// monotonicNow returns the time of CLOCK_MONOTONIC, the clock of the eBPF programs.
 func monotonicNow() (time.Duration, error) {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
@@ -456,7 +456,7 @@ func (f *FastPath) acquireUnderlay(device int) error {
 	return nil
 }
 
-// reattachUnderlay attaches ipip_decap again if the device has lost it, for one by moving
+// reattachUnderlay attaches ipip_decap again if the device has lost it, for instance by moving
 // to another network namespace and back with the same index.
 func (f *FastPath) reattachUnderlay(device int) error {
 	u := f.underlays[device]

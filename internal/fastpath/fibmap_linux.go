@@ -14,7 +14,8 @@ import (
 	"ipipd/internal/fib"
 )
 
-// Of bpf/many.h: the parts of a route's word, and where one leads that has no number of a remote.
+// As in bpf/many.h: the widths of the fields of a route's 64-bit word, and the values of its last field that are no
+// number of a remote.
 const (
 	toBits     = 14
 	tableBits  = 12
@@ -29,19 +30,19 @@ const (
 	maxTables    = 1 << tableBits
 	bucketsLog   = 15
 	bucketRoutes = 8
-	// maxRoutes leaves half of the places free: two full buckets for one route are not to be expected then.
+	// maxRoutes keeps the table at most half full: that both buckets of a route are full is then very unlikely.
 	maxRoutes = 1 << bucketsLog * bucketRoutes / 2
 )
 
-// fibMap is the memory of the maps tx_fib and tx_lengths, which the eBPF programs look up in meanwhile: each
-// change is one atomic write. f.mu guards it.
+// fibMap is the mapped memory of the maps tx_fib and tx_lengths. The eBPF programs read it at the same time, so that
+// each change is one atomic store. f.mu guards it.
 type fibMap struct {
-	routes  []uint64 // buckets of bucketRoutes
-	lengths []uint64 // by table
+	routes  []uint64 // in buckets of bucketRoutes; 0 is a free place
+	lengths []uint64 // of each table: bit n is set if it has prefixes of n bits
 	hash    fib.Hash
 }
 
-// mapFIB maps the memory.
+// mapFIB maps the memory of both maps.
 func mapFIB(routes, lengths *ebpf.Map, hash fib.Hash) (f fibMap, err error) {
 	f.hash = hash
 	if f.routes, err = mapWords(routes); err != nil {
@@ -53,7 +54,7 @@ func mapFIB(routes, lengths *ebpf.Map, hash fib.Hash) (f fibMap, err error) {
 	return f, err
 }
 
-// mapWords maps the memory of an array.
+// mapWords maps the memory of an array map.
 func mapWords(m *ebpf.Map) ([]uint64, error) {
 	size := int(m.ValueSize() * m.MaxEntries())
 	b, err := unix.Mmap(m.FD(), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
@@ -63,7 +64,6 @@ func mapWords(m *ebpf.Map) ([]uint64, error) {
 	return unsafe.Slice((*uint64)(unsafe.Pointer(unsafe.SliceData(b))), size/8), nil
 }
 
-// close unmaps the memory.
 func (f *fibMap) close() {
 	for _, words := range [][]uint64{f.routes, f.lengths} {
 		if words != nil {
@@ -73,14 +73,14 @@ func (f *fibMap) close() {
 	f.routes, f.lengths = nil, nil
 }
 
-// routeKey is a route's word without its last part.
+// routeKey returns a route's word without its last field: prefix, its length, and table.
 func routeKey(table uint32, p netip.Prefix) uint64 {
 	p = p.Masked()
 	a := p.Addr().As4()
 	return (uint64(binary.BigEndian.Uint32(a[:]))<<lengthBits|uint64(p.Bits()))<<tableBits | uint64(table)
 }
 
-// buckets are the two that a route may be in.
+// buckets returns the two buckets that may hold the route of a key, in the order in which they are looked up.
 func (f *fibMap) buckets(key uint64) (both [2][]uint64) {
 	hash := f.hash.Of(key)
 	for i := range both {
@@ -91,7 +91,7 @@ func (f *fibMap) buckets(key uint64) (both [2][]uint64) {
 	return both
 }
 
-// find returns a route; nil if it is not there.
+// find returns the place of the route of a key; nil if there is none.
 func (f *fibMap) find(key uint64) *uint64 {
 	for _, bucket := range f.buckets(key) {
 		for i := range bucket {
@@ -103,7 +103,8 @@ func (f *fibMap) find(key uint64) *uint64 {
 	return nil
 }
 
-// set has a prefix lead to a remote by its number, or elsewhere. It reports whether there is a place for it.
+// set writes the route of a prefix: to is the number of a remote, or toSeveral and so on. It reports false if both
+// buckets are full.
 func (f *fibMap) set(table uint32, p netip.Prefix, to uint32) bool {
 	key := routeKey(table, p)
 	at := f.find(key)
@@ -117,8 +118,8 @@ func (f *fibMap) set(table uint32, p netip.Prefix, to uint32) bool {
 	return true
 }
 
-// place is a free one for a new route: in its first bucket, which is looked at first, unless the second one is
-// less than half as full.
+// place returns a free place for a new route; nil if both buckets are full. It is in the first bucket, which is looked
+// up first, unless that is more than half full and the second one has fewer routes.
 func (f *fibMap) place(key uint64) *uint64 {
 	var free [2]*uint64
 	var taken [2]int
@@ -143,7 +144,7 @@ func (f *fibMap) remove(table uint32, p netip.Prefix) {
 	}
 }
 
-// setLengths has look-ups in a table try the lengths of which it has prefixes.
+// setLengths makes look-ups in a table try only the lengths that it has prefixes of: prefixes has their number by length.
 func (f *fibMap) setLengths(table uint32, prefixes *[33]int) {
 	var word uint64
 	for length, n := range prefixes {
@@ -154,9 +155,9 @@ func (f *fibMap) setLengths(table uint32, prefixes *[33]int) {
 	atomic.StoreUint64(&f.lengths[table], word)
 }
 
-// remoteNumbers are the places in the map remotes. f.mu guards them.
+// remoteNumbers allocates the indexes of the map remotes. f.mu guards them.
 type remoteNumbers struct {
-	next  uint32 // that was never taken
+	next  uint32 // the lowest one never taken so far
 	freed []freedNumber
 }
 
@@ -165,8 +166,8 @@ type freedNumber struct {
 	at     time.Time
 }
 
-// numberRests is for how long a number is nobody's before another remote has it: longer than a program may be
-// between its look-ups of a route and of the remote.
+// numberRests is how long a freed number stays unused: longer than an eBPF program may take from the look-up of a route
+// to that of its remote.
 const numberRests = time.Second
 
 // take returns a free number; not ok if there is none.

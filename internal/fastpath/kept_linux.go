@@ -22,23 +22,23 @@ import (
 // version. Only what counts is taken over as it is, and begins anew if its layout is another.
 
 const (
-	keptCounts = "fast-path-counts-" // and the layout
-	keptLink   = "fast-path-link-"   // and the ifindex of the device
+	keptCounts = "fast-path-counts-" // followed by layoutOf
+	keptLink   = "fast-path-link-"   // followed by the ifindex of the device
 )
 
 // Set by the linker in tests.
 var (
-	// otherLayout is another version of the layout of the maps that count.
+	// otherLayout, if it is not empty, makes layoutOf return another digest.
 	otherLayout string
-	// aliveFor is for how long the kernel carries packets after the process has ended: longer than an
-	// upgrade takes.
+	// aliveFor is how long the programs go on carrying packets after the process has ended: longer than
+	// an upgrade takes.
 	aliveFor = "60s"
 )
 
 // keptMaps are the maps that count.
 var keptMaps = []string{"counters", "ip_ids", "slots"}
 
-// layoutOf is a digest of the layout of keptMaps.
+// layoutOf returns a digest of the layout of keptMaps.
 func layoutOf(spec *ebpf.CollectionSpec) string {
 	h := sha256.New()
 	for _, name := range keptMaps {
@@ -54,7 +54,7 @@ func layoutOf(spec *ebpf.CollectionSpec) string {
 	return fmt.Sprintf("%x", h.Sum(nil)[:8])
 }
 
-// takeCounts takes the maps that count from Options.Kept; nil if there are none, or not those that spec has.
+// takeCounts takes the maps that count from Options.Kept; nil if there are none, or with another layout than in spec.
 func (o *Options) takeCounts(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
 	want, counts := keptCounts+layoutOf(spec), map[string]*ebpf.Map{}
 	err := error(nil)
@@ -96,13 +96,13 @@ func (o *Options) takeCounts(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
 	for _, m := range counts {
 		_ = m.Close()
 	}
-	if err != nil && !o.Anew { // else that was said
+	if err != nil && !o.Anew { // with Anew the caller knows
 		o.cold("counters", err)
 	}
 	return nil
 }
 
-// keepCounts gives the Manager the maps that count.
+// keepCounts stores the descriptors of the maps that count at the Manager.
 func (o *Options) keepCounts(spec *ebpf.CollectionSpec, maps *objects) {
 	err := o.Manager.Store(keptCounts+layoutOf(spec), maps.Counters.FD(), maps.IPIDs.FD(), maps.Slots.FD())
 	if err != nil {
@@ -141,7 +141,7 @@ func (o *Options) takeLinks() map[int]link.Link {
 	return links
 }
 
-// adoptLink returns the link of a descriptor, which it takes; nil if the device is gone, or has moved.
+// adoptLink returns the link of a descriptor, which it owns from now on; nil if the device is gone, or has moved.
 func adoptLink(fd, device int) (link.Link, error) {
 	l, err := link.NewFromFD(fd) // closes fd if it fails
 	if err != nil {
@@ -174,7 +174,7 @@ func (o *Options) cold(what string, err error) {
 
 func linkName(device int) string { return keptLink + strconv.Itoa(device) }
 
-// keepLink gives the Manager the link to a device.
+// keepLink stores the descriptor of the link to a device at the Manager, if there is one.
 func (f *FastPath) keepLink(device int, l link.Link) {
 	if f.options.Manager == nil {
 		return
@@ -188,7 +188,7 @@ func (f *FastPath) keepLink(device int, l link.Link) {
 	}
 }
 
-// endLink detaches a program.
+// endLink detaches ipip_decap from a device: it closes the link, and has the Manager remove it.
 func (f *FastPath) endLink(device int, l link.Link) {
 	if f.options.Manager != nil {
 		f.options.remove(linkName(device))
@@ -204,8 +204,8 @@ func (f *FastPath) Switched() bool {
 	return f.switched
 }
 
-// Switch has the links of the process before run the programs of this one, each in one step. Those that no Link
-// needs it closes, and it gives up the counters that no Link has taken over.
+// Switch makes the links of the process before run the program of this one, each atomically. It closes the links that
+// no Link of this process needs, and frees the counters that none has adopted.
 func (f *FastPath) Switch() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -240,8 +240,8 @@ func (f *FastPath) Switch() {
 	f.keptSlots = nil
 }
 
-// Leave closes what this process has of the fast path, which the kernel goes on with: the Manager has it. No Link
-// can be used afterwards.
+// Leave ends this process's use of the fast path without detaching anything: the Manager has the links and counters, and
+// the programs go on. No Link can be used afterwards; Close closes the descriptors.
 func (f *FastPath) Leave() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -292,7 +292,7 @@ func (f *FastPath) startBeating() error {
 			case <-stop:
 				return
 			case <-tick.C:
-				_ = f.beat(most) // memory, which was written once
+				_ = f.beat(most) // it has worked before, and writes to mapped memory only
 			}
 		}
 	}()
@@ -319,7 +319,7 @@ func (f *FastPath) stopBeating() {
 // slotEntry is a value of the map slots.
 type slotEntry struct {
 	Ifindex  uint32 // 0 is none
-	Orphaned uint32 // of counters, as last said
+	Orphaned uint32 // the low bits of counters.Orphaned when it was last reported
 }
 
 // readSlots finds the slots of the process before.
@@ -346,8 +346,8 @@ func (f *FastPath) readSlots() error {
 	return nil
 }
 
-// takeSlot gives a Link its slot: that of the process before for the same TUN, whose counters go on, or one with new
-// counters.
+// takeSlot gives a Link its slot: the one that the process before had for the same TUN, whose counters go on, or one
+// with new counters.
 func (l *Link) takeSlot(ifindex uint32) error {
 	f := l.f
 	if slot, ok := f.keptSlots[ifindex]; ok {
@@ -359,7 +359,7 @@ func (l *Link) takeSlot(ifindex uint32) error {
 	return l.newCounters(ifindex)
 }
 
-// readOrphaned finds what is new of the counter orphaned.
+// readOrphaned sets l.orphaned to the packets counted since the last report, and notes that they are reported.
 func (l *Link) readOrphaned(ifindex uint32) error {
 	var entry slotEntry
 	if err := l.f.objects.Slots.Lookup(l.slot, &entry); err != nil {
@@ -373,7 +373,7 @@ func (l *Link) readOrphaned(ifindex uint32) error {
 	return l.f.objects.Slots.Put(l.slot, slotEntry{ifindex, uint32(s.Orphaned)})
 }
 
-// giveSlot gives the slot up; before Switch, to the next process.
+// giveSlot frees the slot. Before Switch an adopted one can be adopted again instead.
 func (l *Link) giveSlot() {
 	if f := l.f; l.adopted && !f.switched {
 		f.keptSlots[uint32(l.tunnel.Ifindex)] = l.slot
@@ -387,8 +387,8 @@ func (f *FastPath) freeSlot(slot uint32) {
 	f.freeSlots = append(f.freeSlots, slot)
 }
 
-// Adopted reports whether the counters are those of the process before, and how many packets since then were
-// left to userspace, where nobody was, since it had not come back for too long.
+// Adopted reports whether the counters are those of the process before, and how many packets after its end were left to
+// userspace, where no process was: those that came later than aliveFor.
 func (l *Link) Adopted() (adopted bool, orphaned uint64) { return l.adopted, l.orphaned }
 
 func closeAll(fds []int) {

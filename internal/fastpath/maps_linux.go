@@ -70,7 +70,7 @@ type counters struct {
 // captureDrops is CAPTURE_DROPS.
 const captureDrops = 0x10000
 
-// value is tx_tunnel.capture and rx_tunnel.capture.
+// value returns the encoding of tx_tunnel.capture and rx_tunnel.capture.
 func (c Capture) value() uint32 {
 	v := uint32(c.Snaplen)
 	if c.Drops {
@@ -81,7 +81,7 @@ func (c Capture) value() uint32 {
 
 // prefixKey is a key of the maps accept_from and accept_to.
 type prefixKey struct {
-	Length  uint32 // bits: 32, and those of the prefix
+	Length  uint32 // in bits: the 32 of Ifindex, and those of the prefix
 	Ifindex uint32
 	Address [4]byte
 }

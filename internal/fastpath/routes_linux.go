@@ -13,29 +13,29 @@ import (
 	"ipipd/internal/fib"
 )
 
-// Routes are the kernel's copy of the routes out of one interface with many remotes, of their gateways, and
-// of who may send beside these. Its methods are safe for concurrent use.
+// Routes is the copy, in eBPF maps, of the routes out of one interface with many remotes, of their gateways, and
+// of the prefixes of accept-from and accept-to. Its methods are safe for concurrent use.
 type Routes struct {
 	f       *FastPath
 	ifindex uint32
-	// number is that of its table in the maps, 0 if there is none left.
+	// number is the index of its table in the maps; 0 if all were taken.
 	number uint32
-	// table is what the maps have, and numbers those of its gateways; f.mu guards the rest.
+	// table is what the maps hold, numbers the indexes of its gateways in remotes. f.mu guards these and the rest.
 	table    *fib.Table
 	numbers  map[[4]byte]uint32
-	lengths  [33]int                 // how many prefixes of a length table has
-	from, to map[netip.Prefix]uint32 // with the values
+	lengths  [33]int                 // how many prefixes of each length table has
+	from, to map[netip.Prefix]uint32 // the prefixes of accept-from and accept-to, with their values in the maps
 	// incomplete is why the maps lack a prefix: a shorter one would lead its packets elsewhere, so that
 	// no Link of the interface may be enabled.
 	incomplete error
-	// devices are those that ipip_decap is attached to for a remote, and senders those for accept-from.
+	// devices has the device that ipip_decap is attached to for each remote, senders those for accept-from.
 	devices map[[4]byte]int
 	senders map[int]bool
 	// lacking is why the maps lack a gateway: its packets go to userspace.
 	lacking error
 }
 
-// NewRoutes makes those of an interface, which has none so far.
+// NewRoutes returns empty Routes for an interface, which must have none so far. The caller closes them.
 func (f *FastPath) NewRoutes(ifindex int) *Routes {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -49,16 +49,16 @@ func (f *FastPath) NewRoutes(ifindex int) *Routes {
 	return r
 }
 
-// freeTable is a number of a table that is nobody's, 0 if there is none.
+// freeTable returns the index of an unused table; 0 if there is none.
 func (f *FastPath) freeTable() uint32 {
 	var taken [maxTables]bool
 	for _, r := range f.routes {
 		taken[r.number] = true
 	}
-	return uint32(1 + slices.Index(taken[1:], false)) // -1 is none
+	return uint32(1 + slices.Index(taken[1:], false)) // Index is -1 if all are taken
 }
 
-// tableOf is the number of the table of a Tunnel's routes.
+// tableOf returns the index of the table of a Tunnel's routes; 0 if it has none.
 func (f *FastPath) tableOf(t *Tunnel) uint32 {
 	if r := f.routes[uint32(t.Ifindex)]; t.Many && r != nil {
 		return r.number
@@ -66,7 +66,7 @@ func (f *FastPath) tableOf(t *Tunnel) uint32 {
 	return 0
 }
 
-// Close removes them from the maps, and disables what is left of the interface's Links.
+// Close removes the copy from the maps, and disables the interface's Links.
 func (r *Routes) Close() {
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
@@ -96,7 +96,7 @@ func (r *Routes) fail(err error) {
 	r.f.disableMany(func(l *Link) bool { return uint32(l.tunnel.Ifindex) == r.ifindex })
 }
 
-// checkRoutes is why a Tunnel may not be enabled.
+// checkRoutes returns why a Tunnel with many remotes may not be enabled; nil if it may.
 func (f *FastPath) checkRoutes(t *Tunnel) error {
 	if !t.Many || !t.TxEnabled && !t.RxEnabled {
 		return nil
@@ -111,9 +111,9 @@ func (f *FastPath) checkRoutes(t *Tunnel) error {
 	return r.incomplete
 }
 
-// Follow makes the copy that of the next Table: prefixes are those that have changed, added and removed the
-// gateways. At any moment a packet goes by its old route or by its new one. After an error all packets go
-// to userspace until Sync succeeds.
+// Follow updates the copy to the next Table: prefixes are those that have changed, added and removed the
+// gateways of fib.Edit.Commit. At any moment a packet goes by its old route or by its new one. After an error all
+// packets go to userspace until Sync succeeds.
 func (r *Routes) Follow(next *fib.Table, prefixes []netip.Prefix, added, removed [][4]byte) error {
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
@@ -138,7 +138,7 @@ func (r *Routes) Follow(next *fib.Table, prefixes []netip.Prefix, added, removed
 	return nil
 }
 
-// Sync makes the copy anew.
+// Sync makes the copy equal to a Table, whatever it was before, as after an error.
 func (r *Routes) Sync(next *fib.Table) error {
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
@@ -175,7 +175,7 @@ func (r *Routes) Sync(next *fib.Table) error {
 	return nil
 }
 
-// checkSize fails if the map has no room for a Table.
+// checkSize fails if the map has no room for a Table beside those of other interfaces.
 func (r *Routes) checkSize(next *fib.Table) error {
 	n := next.Len()
 	for _, other := range r.f.routes {
@@ -191,8 +191,8 @@ func (r *Routes) checkSize(next *fib.Table) error {
 	return err
 }
 
-// order is in which order a copy is written, so that at any moment each packet goes by its old route or by its
-// new one: first what there is in next, the longest prefixes first, then what is gone, the shortest first.
+// order returns the prefixes in the order in which to write them, so that at any moment each packet goes by its old
+// route or by its new one: set has those of next, longest first, then gone those that next lacks, shortest first.
 func order(next *fib.Table, prefixes []netip.Prefix) (set, gone []netip.Prefix) {
 	slices.SortFunc(prefixes, func(a, b netip.Prefix) int { return cmp.Or(a.Bits()-b.Bits(), a.Addr().Compare(b.Addr())) })
 	for _, p := range slices.Compact(prefixes) {
@@ -215,7 +215,7 @@ func (r *Routes) write(next *fib.Table, set, gone []netip.Prefix) error {
 			r.lengths[p.Bits()]++
 		}
 	}
-	m.setLengths(r.number, &r.lengths) // first, or a shorter prefix would come before a new length
+	m.setLengths(r.number, &r.lengths) // first: look-ups do not see a prefix of a length that is not set
 	for _, p := range set {
 		n, _ := next.Next(p)
 		if !m.set(r.number, p, r.leadsTo(n)) {
@@ -233,7 +233,7 @@ func (r *Routes) write(next *fib.Table, set, gone []netip.Prefix) error {
 	return nil
 }
 
-// leadsTo is the last part of a route's word.
+// leadsTo returns the last field of a route's word: the number of its remote, or toSeveral and so on.
 func (r *Routes) leadsTo(n fib.Next) uint32 {
 	switch n.Kind {
 	case fib.Via:
@@ -251,7 +251,8 @@ func (r *Routes) leadsTo(n fib.Next) uint32 {
 	return toSeveral
 }
 
-// refuse is what becomes of a change that there is no place for: all packets go to userspace, and Sync writes all.
+// refuse undoes a change that the hash table has no place for: it empties the table, and all packets go to userspace
+// until Sync.
 func (r *Routes) refuse(set []netip.Prefix) {
 	r.fail(&Unavailable{Why: "the hash table of the fast path's routes has no place for one of the prefixes"})
 	for _, p := range set {
@@ -274,7 +275,7 @@ func (r *Routes) empty() {
 	}
 }
 
-// pruneRemotes removes gateways that next has not.
+// pruneRemotes removes the gateways that next does not have.
 func (r *Routes) pruneRemotes(next *fib.Table) {
 	for g := range r.numbers {
 		if !next.HasGateway(g) {
@@ -293,7 +294,7 @@ func (r *Routes) deleteRemote(g [4]byte) {
 	_ = r.receive(g, 0)
 }
 
-// receive has ipip_decap attached to the device that a remote is received by; 0 is none.
+// receive attaches ipip_decap to the device on which a remote's packets arrive, in place of its last one; 0 is none.
 func (r *Routes) receive(g [4]byte, device int) error {
 	old := r.devices[g]
 	if device == old {
@@ -309,7 +310,7 @@ func (r *Routes) receive(g [4]byte, device int) error {
 	return nil
 }
 
-// addRemotes enters gateways, whose packets go to userspace until SetRemote.
+// addRemotes adds gateways to the maps. Their packets go to userspace until SetRemote.
 func (r *Routes) addRemotes(gateways [][4]byte) {
 	for _, g := range gateways {
 		if _, ok := r.numbers[g]; ok {
@@ -333,16 +334,16 @@ func (r *Routes) addRemotes(gateways [][4]byte) {
 	}
 }
 
-// Lacking is why the packets of some remotes go to userspace; nil if they do not. A Tunnel must not Refuse
-// then.
+// Lacking returns why the maps lack some remotes, whose packets go to userspace; nil if they lack none. While they do,
+// no Tunnel may have Refuse.
 func (r *Routes) Lacking() error {
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
 	return r.lacking
 }
 
-// SetRemote replaces how to send to a gateway of the copy. It does nothing for another one. If the kernel does
-// not let ipip_decap be attached to the device, it fails, and what comes from there goes to userspace.
+// SetRemote sets how to send to a gateway; it does nothing for an address that is none. If the kernel does not attach
+// ipip_decap to the device, it fails, and packets from that gateway go to userspace.
 func (r *Routes) SetRemote(gateway [4]byte, to Remote) error {
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
@@ -366,7 +367,7 @@ func (r *Routes) SetRemote(gateway [4]byte, to Remote) error {
 		}
 	}
 	if err := r.f.objects.Remotes.Update(number, v, ebpf.UpdateLock); err != nil {
-		// Better userspace than what is out of date. Routes still have the number, so that no other remote may get it.
+		// Better userspace than an entry that is out of date. Routes still lead to the number, so no other remote may get it.
 		r.lacking = r.f.explainMap("a remote", err)
 		r.fail(r.lacking)
 		return r.lacking
@@ -377,7 +378,7 @@ func (r *Routes) SetRemote(gateway [4]byte, to Remote) error {
 	return refused
 }
 
-// LastReceived is the time of the last packet from a gateway in the kernel; zero if there was none.
+// LastReceived returns when the fast path received the last packet from a gateway; zero if it has received none.
 func (r *Routes) LastReceived(gateway [4]byte) time.Time {
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
@@ -390,8 +391,8 @@ func (r *Routes) LastReceived(gateway [4]byte) time.Time {
 	return at
 }
 
-// Accept replaces the prefixes of accept-from and accept-to. A list that becomes empty stays: the caller has
-// Tunnel say so. It attaches ipip_decap to the Senders' devices.
+// Accept replaces the prefixes of accept-from and accept-to. An empty list leaves the last one in the map: the caller
+// clears Tunnel.AcceptFrom or AcceptTo. It attaches ipip_decap to the Senders' devices.
 func (r *Routes) Accept(from []Sender, to []netip.Prefix) error {
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
@@ -416,7 +417,7 @@ func (r *Routes) Accept(from []Sender, to []netip.Prefix) error {
 	return errors.Join(err, r.acceptIn(r.f.objects.AcceptTo, &r.to, destinations))
 }
 
-// receiveSenders has ipip_decap attached to these devices for accept-from.
+// receiveSenders attaches ipip_decap to these devices for accept-from, and releases those of the last list.
 func (r *Routes) receiveSenders(devices map[int]bool) error {
 	for device := range devices {
 		if !r.senders[device] {

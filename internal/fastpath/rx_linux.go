@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rx_tunnels has an entry for the outer addresses of each Link that is enabled. Where there is a Link with
-// many remotes, it has one, disabled, for those of each other tunnel too: else the former would take the
+// rx_tunnels has an entry for the outer addresses of each Link that is enabled. Where a Link has many
+// remotes, it also has a disabled entry for each other tunnel (Reserve): else that Link would receive the
 // packets of a tunnel that is carried in userspace.
 
 // putRxTunnel enters the Link in rx_tunnels, in place of its earlier entry. f.mu is held.
@@ -44,8 +44,8 @@ func (l *Link) deleteRxTunnel() {
 	_ = f.objects.RxTunnels.Delete(key)
 }
 
-// Reserve has the packets between these addresses go to userspace while no Link has them: they are of other
-// tunnels, to which a Link with many remotes is not to be preferred. If it fails these are disabled. Remote
+// Reserve makes packets between these addresses go to userspace while no Link has them: they are other tunnels',
+// which take precedence over a Link with many remotes. If it fails, Links with many remotes are disabled. Remote
 // may be AnyRemote.
 func (f *FastPath) Reserve(pairs []Pair) {
 	f.mu.Lock()
@@ -77,8 +77,8 @@ func (f *FastPath) Reserve(pairs []Pair) {
 	}
 }
 
-// SetLocalAddresses replaces the addresses of this host, unicast and in network byte order: what a Link of many
-// remotes without Local receives. If not all are taken, packets to the others go to userspace, and it fails.
+// SetLocalAddresses replaces the addresses of this host, unicast and in network byte order: the outer destinations of a
+// Link with many remotes and no Local. If the map has no room for all, packets to the others go to userspace, and it fails.
 func (f *FastPath) SetLocalAddresses(addresses [][4]byte) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

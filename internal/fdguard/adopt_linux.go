@@ -2,7 +2,7 @@ package fdguard
 
 import "golang.org/x/sys/unix"
 
-// choose takes of fds, raw sockets of another process, the one in use, with its Binding, and a spare,
+// choose picks from fds, raw sockets of another process, the socket in use, with its Binding, and a spare,
 // and closes the others.
 func (s *RawSocket) choose(fds []int) {
 	for _, fd := range fds {

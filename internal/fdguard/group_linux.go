@@ -65,5 +65,5 @@ func Wait(fd int) {
 	_, _, _ = unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds)), uintptr(len(fds)), 0, 0, 0, 0)
 }
 
-// Interrupt ends each Wait for the socket fd, those to come too.
+// Interrupt ends each Wait for the socket fd, present and future ones.
 func Interrupt(fd int) { _ = unix.Shutdown(fd, unix.SHUT_RD) } // it works, and fails with ENOTCONN

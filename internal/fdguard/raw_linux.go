@@ -98,12 +98,12 @@ func (s *RawSocket) FD() int { return s.fd }
 // Binding is the one of the last Change that succeeded.
 func (s *RawSocket) Binding() Binding { return s.binding }
 
-// Connected reports whether the socket matches the Remote of its Binding, if that has one.
+// Connected reports whether the kernel delivers only packets from the Remote of the Binding, or that is zero.
 func (s *RawSocket) Connected() bool { return s.connected || s.binding.Remote == [4]byte{} }
 
-// Change has the socket receive by another Binding. prepare sets up the one that is to receive
-// from now on, before the one in use stops receiving: a packet that arrives in between may be
-// received twice. On an error the one in use stays.
+// Change replaces the Binding. prepare sets up the socket that is to receive from now on,
+// before the one in use stops receiving: a packet that arrives in between may be received
+// twice. On an error the one in use stays.
 func (s *RawSocket) Change(to Binding, prepare func(fd int) error) error {
 	if to == s.binding && !s.unknown {
 		s.Connect()
@@ -166,7 +166,7 @@ func (s *RawSocket) connect(fd int, b Binding) bool {
 	if b.Remote == [4]byte{} || !s.refill() {
 		return false
 	}
-	// The port says nothing to a raw socket, but without one getpeername takes it for not connected.
+	// A raw socket ignores the port, but without one getpeername fails with ENOTCONN.
 	return unix.Connect(fd, &unix.SockaddrInet4{Addr: b.Remote, Port: 1}) == nil
 }
 

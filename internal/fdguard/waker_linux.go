@@ -10,7 +10,7 @@ import (
 // Waker ends the waits for a socket that another process has too, or is to have: Interrupt would shut it down for both.
 type Waker struct{ fd int }
 
-// NewWaker opens the eventfd that it takes.
+// NewWaker returns a Waker with an eventfd of its own. The caller closes it.
 func NewWaker() (*Waker, error) {
 	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
@@ -25,7 +25,7 @@ func (w *Waker) Wait(fd int) {
 	_, _, _ = unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds)), uintptr(len(fds)), 0, 0, 0, 0)
 }
 
-// Wake ends each Wait, those to come too.
+// Wake ends each Wait, present and future ones.
 func (w *Waker) Wake() { _, _ = unix.Write(w.fd, []byte{1, 0, 0, 0, 0, 0, 0, 1}) }
 
 // Close closes the eventfd. Nobody may wait any more.

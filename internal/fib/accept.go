@@ -8,7 +8,7 @@ import (
 
 // Acceptance is who may send to an interface with many remotes, and what. The zero value is the strict
 // reverse path: only a remote that the route to the inner source leads to. It is immutable once
-// in use. Nothing is kept of a packet, so that made-up outer sources cost what one costs.
+// in use. It keeps no state of packets, so that spoofed outer sources fill nothing.
 type Acceptance struct {
 	// AnyPeer accepts any inner source from a gateway of any route of the interface.
 	AnyPeer bool
@@ -29,7 +29,7 @@ func (a *Acceptance) Check(t *Table, outerSource, innerSource, innerDestination 
 	return drop.None
 }
 
-// CheckSender returns drop.None unless nothing that comes from an outer source is accepted, whatever is inside.
+// CheckSender returns drop.None if some packet from an outer source can be accepted, otherwise the reason to drop them all.
 func (a *Acceptance) CheckSender(t *Table, outerSource [4]byte) drop.Reason {
 	if a.From.Contains(outerSource) || t.HasRemote(outerSource) {
 		return drop.None
@@ -37,7 +37,7 @@ func (a *Acceptance) CheckSender(t *Table, outerSource [4]byte) drop.Reason {
 	return a.refusal()
 }
 
-// refusal is the reason for what may not be sent.
+// refusal returns the reason to drop a packet that its outer source may not send.
 func (a *Acceptance) refusal() drop.Reason {
 	if a.AnyPeer || a.From.Len() > 0 {
 		return drop.NotInAcceptFrom
@@ -59,7 +59,7 @@ func NewPrefixes(prefixes []netip.Prefix) Prefixes {
 	return Prefixes{e.commit()}
 }
 
-// Len is the number of prefixes.
+// Len returns the number of prefixes.
 func (p *Prefixes) Len() int { return p.set.n }
 
 // Contains reports whether an address, in network byte order, is in any of the prefixes.

@@ -31,28 +31,28 @@ type Route struct {
 	Protocol      uint8 // who has made it (rtm_protocol); no look-up depends on it
 	// Unreachable: it leads nowhere, as of the types unreachable, blackhole and prohibit.
 	Unreachable bool
-	// Hops are those out of the interface; one, unless the route is ECMP.
+	// Hops are its next hops out of the interface; one, unless the route is ECMP.
 	Hops []Hop
 }
 
 // Hop is a next hop of a Route.
 type Hop struct {
-	// Gateway is the remote, in network byte order; zero is none, so that the inner destination is.
+	// Gateway is the remote, in network byte order; if it is zero, the inner destination is the remote.
 	Gateway [4]byte
 	// Weight is its share of the flows; 0 means 1.
 	Weight uint16
-	// Unusable: it names a gateway that is no IPv4 address, or an encapsulation of its own.
+	// Unusable: its gateway is no IPv4 address, or it has an encapsulation of its own (lwtunnel).
 	Unusable bool
 }
 
 // Table is an immutable forwarding table. The zero value has no routes.
 type Table struct {
 	routes   trie[entry]
-	several  trie[*hops] // of the entries that have several
+	several  trie[*hops] // the next hops of the entries that have several
 	gateways trie[references]
 }
 
-// Entry is what Table.Find finds for Table.RemoteBy. nil is no route.
+// Entry is the route that Table.Find has found, for Table.RemoteBy; nil if there is none.
 type Entry entry
 
 // entry is what a prefix's best route says. It is small, since a look-up of 10,000 prefixes waits for memory
@@ -70,20 +70,20 @@ type hops struct {
 	hops  []Hop
 }
 
-// references counts the entries with a gateway.
+// references counts the next hops with the same gateway.
 type references int
 
-// Remote is where an inner packet is to be sent. Unless why is drop.None, it is dropped.
+// Remote returns the remote to send an inner packet to, in network byte order. Unless why is drop.None, drop the packet.
 func (t *Table) Remote(inner ipv4.Packet) (remote [4]byte, why drop.Reason) {
 	return t.RemoteBy(t.Find(inner), inner)
 }
 
-// Find and RemoteBy are Remote in two steps, each of which waits for memory.
+// Find and RemoteBy are Remote in two steps: done for a batch, the cache misses of many packets overlap.
 func (t *Table) Find(inner ipv4.Packet) *Entry {
 	return (*Entry)(t.routes.lookup(key(inner.Destination())))
 }
 
-// RemoteBy is Remote of a packet by what Find has returned for it.
+// RemoteBy is Remote, given the Entry that Find has returned for the packet.
 func (t *Table) RemoteBy(e *Entry, inner ipv4.Packet) (remote [4]byte, why drop.Reason) {
 	switch {
 	case e == nil:
@@ -103,10 +103,10 @@ func (t *Table) RemoteBy(e *Entry, inner ipv4.Packet) (remote [4]byte, why drop.
 	return remote, drop.None
 }
 
-// hopsFor are those of an inner destination whose entry has several: the longest prefix of both tries is the same.
+// hopsFor returns the next hops for an inner destination whose entry has several: its longest prefix is the same in both tries.
 func (t *Table) hopsFor(destination [4]byte) *hops { return *t.several.lookup(key(destination)) }
 
-// of is the gateway for a flow: each has a share of all hashes, by its weight (RFC 2992).
+// of returns the gateway for a flow's hash: each hop has a share of all hashes, by its weight (RFC 2992).
 func (h *hops) of(hash uint32) [4]byte {
 	at := uint32(uint64(hash) * uint64(h.total) >> 32)
 	for i := range h.hops {
@@ -119,8 +119,8 @@ func (h *hops) of(hash uint32) [4]byte {
 	return h.hops[0].Gateway
 }
 
-// leadsTo reports whether an inner address is reached by a remote: a gateway of its route, or the address
-// itself if that has none.
+// leadsTo reports whether packets to an inner address may be sent to a remote: a gateway of its route, or the
+// address itself if the route has none.
 func (t *Table) leadsTo(inner, remote [4]byte) bool {
 	e := t.routes.lookup(key(inner))
 	if e == nil || e.why != drop.None {
@@ -141,12 +141,12 @@ func (t *Table) leadsTo(inner, remote [4]byte) bool {
 	return false
 }
 
-// HasRemote reports whether an address is a gateway of any route, or reached by one without a gateway.
+// HasRemote reports whether an address is a gateway of any route, or reached by a route without a gateway.
 func (t *Table) HasRemote(a [4]byte) bool {
 	return t.gateways.lookup(key(a)) != nil || t.leadsTo(a, a)
 }
 
-// Len is the number of prefixes.
+// Len returns the number of prefixes.
 func (t *Table) Len() int { return t.routes.n }
 
 // Edit makes a Table from another one. It is not safe for concurrent use.
@@ -163,8 +163,8 @@ func (t *Table) Edit() *Edit {
 	return &Edit{routes: t.routes.edit(), several: t.several.edit(), gateways: t.gateways.edit(), before: map[[4]byte]bool{}}
 }
 
-// Set replaces what there is for a prefix by these routes: all of it, of all routing tables. Of those that
-// have the same table and metric the first one counts. Nothing of routes is kept.
+// Set replaces all routes of a prefix, those of every routing table, by these. Of routes with the same table
+// and metric the first one counts. The slice is not kept.
 func (e *Edit) Set(prefix netip.Prefix, routes []Route) {
 	prefix = prefix.Masked()
 	if !prefix.Addr().Is4() {
@@ -198,7 +198,7 @@ func (e *Edit) Set(prefix netip.Prefix, routes []Route) {
 	}
 }
 
-// count counts the gateways of an entry.
+// count adds n to the references of each gateway of an entry.
 func (e *Edit) count(of entry, several *hops, n references) {
 	if several == nil {
 		e.countGateway(of.only, n)
@@ -241,7 +241,7 @@ func (e *Edit) Commit() (t *Table, added, removed [][4]byte) {
 	return t, added, removed
 }
 
-// best is the entry of a prefix's routes, and what it has several of; not ok if there is none.
+// best returns the entry for a prefix's routes, with its next hops if there are several; not ok if there is no route.
 func best(routes []Route) (e entry, several *hops, ok bool) {
 	var best *Route
 	for i := range routes {
@@ -295,13 +295,13 @@ func late(table uint32) int {
 	return 0
 }
 
-// isUnicast reports whether a host may have an address (RFC 1122, section 3.2.1.3).
+// isUnicast reports whether an address may be a host's (RFC 1122, section 3.2.1.3).
 func isUnicast(a [4]byte) bool {
 	return a[0] != 0 && a[0] != 127 && a[0]&0xf0 != 224 && a != [4]byte{255, 255, 255, 255}
 }
 
-// flowHash is of the inner addresses and protocol, and of the ports where each packet of the flow has
-// them: not of a fragment.
+// flowHash returns a hash of the inner addresses and protocol and, unless the packet is a fragment, of the
+// ports of TCP and UDP.
 func flowHash(p ipv4.Packet) uint32 {
 	source, destination := p.Source(), p.Destination()
 	a := uint64(key(source))<<32 | uint64(key(destination))

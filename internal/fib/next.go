@@ -9,29 +9,29 @@ import (
 	"ipipd/internal/drop"
 )
 
-// Next is where the best route of a prefix leads, for a copy of the Table elsewhere.
+// Next is where the best route of a prefix leads, for a copy of the Table such as the fast path's.
 type Next struct {
 	Kind    NextKind
-	Gateway [4]byte // of Via
+	Gateway [4]byte // if Kind is Via, in network byte order
 }
 
 // NextKind is how many next hops there are, and of which kind.
 type NextKind uint8
 
 const (
-	// Several next hops with gateways: a flow keeps to one.
+	// Several is ECMP, each next hop with a gateway: a flow keeps to one.
 	Several NextKind = iota
-	// Via one gateway.
+	// Via is one gateway.
 	Via
 	// Direct is without a gateway: the inner destination is the remote.
 	Direct
 	// Nowhere: packets are dropped.
 	Nowhere
-	// Mixed is Several, one of them without a gateway.
+	// Mixed is ECMP with a next hop that has no gateway.
 	Mixed
 )
 
-// next is the Next of a prefix's entry.
+// next returns where the entry of a prefix leads.
 func (t *Table) next(prefix netip.Prefix, e *entry) Next {
 	switch {
 	case e.why != drop.None:
@@ -82,7 +82,8 @@ func (t *Table) HasGateway(a [4]byte) bool { return t.gateways.lookup(key(a)) !=
 // all calls yield for each prefix until it returns false.
 func (t *trie[V]) all(yield func(netip.Prefix, *V) bool) { t.root.all(0, 0, yield) }
 
-// all is that of a node behind the first bits of an address, as start has them.
+// all calls yield for each prefix of a node and those below it. address has the depth bits that lead to the node,
+// laid out as by start.
 func (n *node[V]) all(address uint64, depth int, yield func(netip.Prefix, *V) bool) bool {
 	at := 0
 	for i := 1; i < 1<<stride; i++ {
@@ -107,7 +108,7 @@ func (n *node[V]) all(address uint64, depth int, yield func(netip.Prefix, *V) bo
 	return true
 }
 
-// prefixOf is the prefix of the first bits of a word, lead ones among them.
+// prefixOf returns the prefix in the first length bits of a word that is laid out as by start.
 func prefixOf(word uint64, length int) netip.Prefix {
 	var a [4]byte
 	binary.BigEndian.PutUint32(a[:], uint32(word>>(64-32-lead)))

@@ -2,7 +2,7 @@ package fib
 
 import "ipipd/internal/drop"
 
-// Prefixes is the number of prefixes that a gateway is a next hop of.
+// Prefixes returns the number of prefixes that a gateway is a next hop of.
 func (t *Table) Prefixes(gateway [4]byte) int {
 	if n := t.gateways.get(key(gateway), 32); n != nil {
 		return int(*n)
@@ -10,7 +10,7 @@ func (t *Table) Prefixes(gateway [4]byte) int {
 	return 0
 }
 
-// Routed is the number of prefixes that packets are sent by: those that lead nowhere aside.
+// Routed returns the number of prefixes that lead to a remote, without those whose packets are dropped.
 func (t *Table) Routed() (n int) {
 	t.routes.root.each(func(e *entry) {
 		if e.why == drop.None {

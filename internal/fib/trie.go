@@ -6,16 +6,16 @@ import "math/bits"
 // one word, and a node one cache line.
 const stride = 6
 
-// lead is how many zero bits the root looks at before an address, so that what ends at 24 bits, as most prefixes
-// do, are the last ones of a node, 32 in one, and need no node of their own.
+// lead is how many zero bits the root looks at before an address, so that prefixes of 24 bits, the most common ones,
+// are the longest of a node, 32 in one, and need no node of their own.
 const lead = 5
 
-// start is an address as a trie looks at it: its bits from the most significant one on.
+// start returns lead zero bits and an address, from the most significant bit on: what a trie looks at.
 func start(address uint32) uint64 { return uint64(address) << (64 - 32 - lead) }
 
-// trie maps IPv4 prefixes to values: a multibit trie whose nodes have what there is only, found by
-// counting bits ("tree bitmap", Eatherton and others, 2004). What is reachable from a trie never
-// changes, so that lookup needs no lock.
+// trie maps IPv4 prefixes to values: a multibit trie whose nodes store only the values and children that
+// exist, found by counting bits ("tree bitmap", Eatherton and others, 2004). What is reachable from a
+// trie never changes, so that lookup needs no lock.
 type trie[V any] struct {
 	root node[V]
 	n    int // prefixes
@@ -23,15 +23,15 @@ type trie[V any] struct {
 
 // node has the prefixes that begin with the bits that lead to it, up to the next stride.
 type node[V any] struct {
-	// prefixes has bit 1<<length | bits for each of less than stride further bits.
+	// prefixes has bit 1<<length | bits for each prefix of length further bits, fewer than stride.
 	prefixes uint64
-	longer   uint64    // a bit for each child, by its bits
+	longer   uint64    // has bit x for the child that the next stride bits x lead to
 	values   []V       // of each prefix, in the order of prefixes
 	children []node[V] // in the order of longer
 }
 
-// shorter has, for each value of a stride's bits, the bits of node.prefixes whose prefixes have it: a
-// longer one is a higher bit.
+// shorter has, for each value of stride bits, the bits of node.prefixes of the prefixes that contain it: the
+// longest one is the highest bit.
 var shorter = func() (masks [1 << stride]uint64) {
 	for x := range masks {
 		for i := (1<<stride | x) >> 1; i > 0; i >>= 1 {
@@ -41,11 +41,11 @@ var shorter = func() (masks [1 << stride]uint64) {
 	return masks
 }()
 
-// rank is how many bits of a word are below bit i: where in a slice the item of bit i is.
+// rank returns how many bits of a word are set below bit i: the index in a slice of the item of bit i.
 func rank(word uint64, i int) int { return bits.OnesCount64(word & (1<<(i&63) - 1)) }
 
-// lookup returns the value of the longest prefix that has an address; nil if none has. It is not to be
-// changed.
+// lookup returns the value of the longest prefix that contains an address; nil if none does. The caller must not
+// change it.
 func (t *trie[V]) lookup(address uint32) *V {
 	var best *node[V]
 	var matches uint64 // of best
@@ -84,25 +84,25 @@ func (t *trie[V]) get(address uint32, length int) *V {
 	return nil
 }
 
-// index is the bit of node.prefixes of a prefix of less than stride bits, which are the first ones of rest.
+// index returns the bit of node.prefixes for the prefix in the first length bits of rest, fewer than stride.
 func index(rest uint64, length int) int { return 1<<length | int(rest>>(64-stride))>>(stride-length) }
 
 // edit is a trie that is being changed. The trie that it began from stays as it is: slices on the way to a
 // change are copied, once each.
 type edit[V any] struct {
 	trie[V]
-	own map[*node[V]]bool // the first of each children that is the edit's
+	own map[*node[V]]bool // the first element of each slice of children that this edit has made
 }
 
 func (t *trie[V]) edit() edit[V] { return edit[V]{*t, map[*node[V]]bool{}} }
 
-// commit returns the changed trie. What the edit had as its own is nobody's from now on.
+// commit returns the changed trie, no part of which the edit may change from now on.
 func (e *edit[V]) commit() trie[V] {
 	clear(e.own)
 	return e.trie
 }
 
-// set gives a prefix a value. The address must be 0 behind the length.
+// set gives a prefix a value. The bits of the address after the length must be 0.
 func (e *edit[V]) set(address uint32, length int, value V) {
 	n, rest := &e.root, start(address)
 	for length += lead; length >= stride; length -= stride {
@@ -167,7 +167,7 @@ func (e *edit[V]) copyChildren(n *node[V]) {
 	}
 }
 
-// insert and without return a copy, of exactly its length.
+// insert and without return a changed copy of s without spare capacity.
 func insert[T any](s []T, at int, item T) []T {
 	next := make([]T, len(s)+1)
 	copy(next, s[:at])

@@ -34,8 +34,8 @@ func Veth(a, b End) error {
 	})
 }
 
-// Address is one of an End: with the length of its subnet, or of 32 bits with the address of the only host that the
-// cable leads to.
+// Address is an address of an End: with the prefix length of its subnet, or a /32 with the address of the only host at
+// the other end of the cable.
 type Address struct {
 	Prefix netip.Prefix
 	Peer   netip.Addr
@@ -45,7 +45,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// SetUp gives an end addresses, and sets it up, as it does the loopback interface.
+// SetUp adds addresses to an end, and sets it and the loopback interface of its namespace up.
 func (e End) SetUp(addresses ...Address) error {
 	return e.Namespace.Do(func() error {
 		const loopback = 1 // its index in every namespace
@@ -71,8 +71,8 @@ func (e End) SetUp(addresses ...Address) error {
 	})
 }
 
-// TAP makes a TAP interface. Each read of its file takes an Ethernet frame that the interface sends, each write
-// is one that it receives; closing the file removes it.
+// TAP makes a TAP interface. Each read of its file returns an Ethernet frame that the interface sends, each write
+// is a frame that it receives; closing the file removes it.
 func (e End) TAP() (file *os.File, err error) {
 	err = e.Namespace.Do(func() error {
 		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -94,7 +94,7 @@ func (e End) TAP() (file *os.File, err error) {
 	return file, err
 }
 
-// Lossy is a cable that loses frames: TAP interfaces, between which this process carries them. It takes no
+// Lossy is a cable that loses frames: two TAP interfaces, between which this process carries them. It needs no
 // netem, which many kernels are built without.
 type Lossy struct {
 	ends          [2]*os.File
@@ -103,8 +103,8 @@ type Lossy struct {
 	done          sync.WaitGroup
 }
 
-// JoinLossy joins two namespaces by a cable that loses each IPv4 frame with that probability, in either direction.
-// Other frames, ARP's, are spared: what waits for them waits for a second.
+// JoinLossy joins two namespaces by a cable that loses each IPv4 frame with the probability loss, in either direction.
+// It loses no other frames: packets that wait for a lost ARP frame would wait for a second.
 func JoinLossy(a, b End, loss float64) (*Lossy, error) {
 	l := &Lossy{loss: loss}
 	for i, end := range []End{a, b} {
@@ -120,7 +120,7 @@ func JoinLossy(a, b End, loss float64) (*Lossy, error) {
 	return l, nil
 }
 
-// carry passes on what from sends, until it is closed.
+// carry passes frames from one TAP interface on to the other, until from is closed.
 func (l *Lossy) carry(from, to *os.File) {
 	frame := make([]byte, 1<<16)
 	for {

@@ -29,7 +29,7 @@ func NewNamespace() (n *Namespace, err error) {
 	return n, err
 }
 
-// remedy is what to do about an error of unshare, with a colon before it.
+// remedy returns what to do about an error of unshare, with a colon before it; "" if that is unknown.
 func remedy(err error) string {
 	switch {
 	case errors.Is(err, unix.EPERM):
@@ -79,11 +79,11 @@ func (n *Namespace) Do(f func() error) error {
 // Start starts a process in the namespace.
 func (n *Namespace) Start(cmd *exec.Cmd) error { return n.Do(cmd.Start) }
 
-// Path is the namespace's file, for `ip link set … netns PATH` and nsenter --net=PATH. It is valid while
+// Path returns a path of the namespace, for `ip link set … netns PATH` and nsenter --net=PATH. It is valid while
 // this process runs and the Namespace is open.
 func (n *Namespace) Path() string {
 	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd())
 }
 
-// Close gives the namespace up.
+// Close closes the namespace's file. The kernel removes the namespace when no process is in it.
 func (n *Namespace) Close() error { return n.file.Close() }

@@ -47,7 +47,7 @@ type Buffer struct {
 	mem        []byte
 	start, end int
 	Offload
-	// CaptureID is the packet's in captures, 0 without one.
+	// CaptureID is the same for the inner and the outer packet in captures; 0 if it is not captured.
 	CaptureID uint32
 }
 

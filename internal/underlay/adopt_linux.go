@@ -11,7 +11,7 @@ import (
 // answers none. The sockets that only send, and that of ICMP errors, it opens anew.
 
 // adopt takes over the receive sockets that are as open would make them, and closes the others.
-// packets are all of the packet sockets that open would make, or none.
+// packets are as many packet sockets as open would make, or none.
 func (s *socket) adopt(fds []int, receivers int) (raws, packets []int) {
 	for _, fd := range fds {
 		unix.CloseOnExec(fd)
@@ -35,7 +35,7 @@ func (s *socket) adopt(fds []int, receivers int) (raws, packets []int) {
 			s.closeReceiveSocket(fd)
 		}
 	}
-	// Those that are bound first: bindPacketSockets goes on behind them.
+	// Bound sockets first: bindPacketSockets goes on with those after them.
 	bound := func(fd int) bool { return groups[fd] != 0 }
 	unbound := slices.DeleteFunc(slices.Clone(packets), bound)
 	packets = append(slices.DeleteFunc(packets, func(fd int) bool { return !bound(fd) }), unbound...)
@@ -57,7 +57,7 @@ func (s *socket) adopt(fds []int, receivers int) (raws, packets []int) {
 	return raws, packets
 }
 
-// socketOption is -1 where there is no such option.
+// socketOption returns -1 if the socket has no such option.
 func socketOption(fd, name int) int {
 	value, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, name)
 	if err != nil {

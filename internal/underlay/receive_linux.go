@@ -16,7 +16,7 @@ import (
 // clones a packet, and so are the packet sockets' filters; a raw socket's filter is run on the
 // clone.
 
-// binding is what the raw socket is bound and connected to.
+// binding returns what the raw socket is bound and connected to.
 func (r *Reception) binding() fdguard.Binding {
 	return fdguard.Binding{Device: r.Device, Local: r.Local, Remote: r.Remote, Mark: r.Mark}
 }

@@ -75,14 +75,14 @@ type sender struct {
 	lastError *os.SyscallError // reused, so that a full queue does not allocate
 }
 
-// routing is what of a Path the kernel is told of packets that it routes.
+// routing is the part of a Path that control messages pass to the kernel, for packets that it routes.
 type routing struct {
 	local  [4]byte
 	mark   uint32
 	device int
 }
 
-// run is packets and their paths, as of Write.
+// run is packets and their paths, as Sender.Write takes them.
 type run struct {
 	batch []*packet.Buffer
 	paths []*Path
@@ -95,7 +95,7 @@ func (r run) path(i int) *Path {
 	return r.paths[i]
 }
 
-// part is the packets of r from one, up to another.
+// part returns the packets of r from index from on, up to but not including to.
 func (r run) part(from, to int) run {
 	if len(r.paths) > 1 {
 		r.paths = r.paths[from:to]
@@ -108,7 +108,7 @@ func (r run) part(from, to int) run {
 type messages struct {
 	hdrs []fdguard.Message
 	iovs []unix.Iovec
-	// Those of a run to one destination, or by one Link, share an address.
+	// Consecutive messages to one destination, or over one Link, share an address.
 	addresses     []unix.RawSockaddrInet4
 	linkAddresses []unix.RawSockaddrLinklayer
 }
@@ -133,7 +133,7 @@ func (m *messages) set(i int, p []byte) {
 	m.iovs[i].SetLen(len(p))
 }
 
-// to has message i go to the destination of an outer header, p. The messages before it are already set.
+// to addresses message i to the destination in the outer header p. The messages before it must have their addresses.
 func (m *messages) to(i int, p []byte) {
 	h := &m.hdrs[i].Msghdr
 	h.Namelen = unix.SizeofSockaddrInet4
@@ -151,7 +151,7 @@ func (m *messages) to(i int, p []byte) {
 
 func (s *socket) NewSender() Sender { return &sender{socket: s} }
 
-// way is how a packet leaves.
+// way is the socket that a packet is sent by.
 type way uint8
 
 const (
@@ -249,7 +249,7 @@ func (s *sender) sendFrames(r run) (n int, err error) {
 	return s.send(s.socket.link, s.msgs.hdrs[:len(r.batch)], r)
 }
 
-// address sets what of a packet socket's address says where a frame goes.
+// address sets device, hardware address and protocol of a packet socket's address to those of a frame to the next hop.
 func (l *Link) address(a *unix.RawSockaddrLinklayer) {
 	a.Ifindex = int32(l.Device)
 	copy(a.Addr[:6], l.Header[:6])

@@ -15,7 +15,7 @@ import "ipipd/internal/packet"
 // tunnel makes another one.
 type Path struct {
 	// Link is the Ethernet next hop, if it is safe to bypass the kernel's route look-up; nil
-	// sends through the raw socket. Paths with the same next hop share it, if many are in a batch.
+	// sends through the raw socket. Paths of one batch with the same next hop should share it.
 	Link *Link
 	// MTU is the MTU of the first hop, in bytes.
 	MTU int
@@ -128,9 +128,9 @@ type SocketOptions struct {
 	ReceiveBuffer int
 	// PacketReceive starts with Reception.LinkLayer, on Device. Linux only.
 	PacketReceive bool
-	// Adopt are the sockets of a process before that Opened was called with, in any order. The
-	// Socket receives by them what that process would have, until the first SetReceive. They are
-	// the Socket's, which closes those that are not as it would open them. Linux only.
+	// Adopt are the sockets that an earlier process's Opened was called with, in any order. The
+	// Socket receives through them what that process received, until the first SetReceive. It
+	// owns them, and closes those that are not as it would open them. Linux only.
 	Adopt []int
 	// Opened is called with each socket that receives packets when it can be left to another
 	// process, and Closed before it is closed because another takes its place, but not by Close.
