@@ -26,8 +26,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// carry is a process with an interface, which it has stored, or makes and stores. It prints its
-// state, and the last byte of each packet.
+// carry is a process that adopts the interface stored by the one before, or makes and stores one. It
+// prints the interface's state, and the last byte of each packet.
 func carry(queues int) {
 	manager, kept, err := handover.Open()
 	if err != nil {
@@ -165,7 +165,7 @@ func needTUN(t *testing.T) {
 	unix.Close(fd)
 }
 
-// descriptors are duplicates of those of a Device's queues, as another process has them.
+// descriptors returns duplicates of the descriptors of a Device's queues, as another process has them.
 func descriptors(t *testing.T, d Device) (fds []int) {
 	t.Helper()
 	for _, q := range d.Queues() {
@@ -178,7 +178,7 @@ func descriptors(t *testing.T, d Device) (fds []int) {
 	return fds
 }
 
-// What is not as Open would have made it is refused, and stays the caller's.
+// Descriptors that are not as Open makes them are refused, and stay the caller's.
 func TestAdopt_refused(t *testing.T) {
 	needTUN(t)
 	ns := netlab.New(t)
@@ -212,7 +212,7 @@ func TestAdopt_refused(t *testing.T) {
 		{descriptors(t, two), 0, "it has 2 queues, want 1"},
 		{descriptors(t, two)[:1], 1, two.Name() + " has the flags 0x5101, want 0x5001"},
 		{append(descriptors(t, two)[:1], descriptors(t, other)[0]), 2, "the queues are of two interfaces"},
-		{descriptors(t, water), 1, "ioctl TUNGETIFF"}, // water polls for it
+		{descriptors(t, water), 1, "ioctl TUNGETIFF"}, // with water FD is a pipe
 		{[]int{plain}, 1, "tun0 has the flags 0x1001, want 0x5001"},
 		{descriptors(t, gone), 1, "it is gone"},
 		{[]int{file}, 1, "ioctl TUNGETIFF"},
@@ -232,7 +232,7 @@ func TestAdopt_refused(t *testing.T) {
 	}
 }
 
-// One that is in another network namespace is carried on there.
+// An interface that was moved to another network namespace is adopted, and stays there.
 func TestAdopt_moved(t *testing.T) {
 	needTUN(t)
 	ns, elsewhere := netlab.New(t), netlab.New(t)
@@ -254,7 +254,7 @@ func TestAdopt_moved(t *testing.T) {
 	}
 }
 
-// It is set before anybody can send, on all queues.
+// txqueuelen is set before anybody can send, on all queues.
 func TestOpen_queueLength(t *testing.T) {
 	needTUN(t)
 	ns := netlab.New(t)

@@ -308,7 +308,7 @@ func TestOpen_closeOnExec(t *testing.T) {
 	})
 }
 
-// EPERM of opening the device is the cgroup's, and that of attaching a queue is of a capability.
+// EPERM from opening the device is due to the cgroup's device list, from attaching a queue to a missing capability.
 func TestExplain(t *testing.T) {
 	for _, c := range []struct {
 		call, want string

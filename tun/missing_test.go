@@ -8,7 +8,7 @@ import (
 	"testing/fstest"
 )
 
-// Each cause has a command of its own, and an error of another cause none.
+// Each cause is explained with a command of its own; an error with another cause is not explained.
 func TestMissing(t *testing.T) {
 	without := fstest.MapFS{"proc/misc": {Data: []byte("200 tun2\n 60 x\n")}}
 	with := fstest.MapFS{"proc/misc": {Data: []byte("235 autofs\n200 tun\n 60 x\n")}}

@@ -98,7 +98,7 @@ func TestOpen_withoutCloneDevice(t *testing.T) {
 	})
 }
 
-// The device list of a container is that of its control group. It can be that of a thread in version 1 alone.
+// The device list of a container is its control group's. Only version 1 has one for a single thread.
 func TestOpen_deviceList(t *testing.T) {
 	dir := fmt.Sprintf("/sys/fs/cgroup/devices/ipipd-test-%d", os.Getpid())
 	if err := os.Mkdir(dir, 0o755); err != nil {

@@ -6,8 +6,8 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-// What ipip_encap costs up to where it finds that a packet does not fit: one that is encapsulated cannot be
-// again. "alive" is with a look at the time, as one packet in 64 has it.
+// The cost of ipip_encap up to the check of the path MTU, which the packet exceeds: an encapsulated packet could not be
+// run again. "alive" includes the look at the clock that one packet in 64 takes (CHECK_ALIVE).
 func BenchmarkLoadSpec_encap(b *testing.B) {
 	for name, before := range map[string]uint64{"alive": 0, "plain": 1} {
 		b.Run(name, func(b *testing.B) {

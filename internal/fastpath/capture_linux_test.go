@@ -16,7 +16,7 @@ import (
 	"ipipd/test/routesets"
 )
 
-// captureLab is a lab whose tunnel is captured as c says.
+// captureLab begins to capture the tunnel of a lab as c says, and returns its Link.
 func captureLab(t testing.TB, l *lab, tunnel Tunnel, c Capture) *Link {
 	t.Helper()
 	link := &Link{f: &FastPath{objects: l.objects, links: map[*Link]bool{}}, slot: slot, counts: make([]counters, l.cpus)}
@@ -30,7 +30,7 @@ func captureLab(t testing.TB, l *lab, tunnel Tunnel, c Capture) *Link {
 	return link
 }
 
-// seenPacket is a Captured, and what AsReceived has.
+// seenPacket is a Captured, with the outer packet of AsReceived.
 type seenPacket struct {
 	Captured
 	received []byte
@@ -50,7 +50,7 @@ func captured(t testing.TB, l *Link) (all []seenPacket) {
 	return all
 }
 
-// Of each packet the capture has the outer and the inner one, of any length, as far as it is to be kept.
+// A capture has the outer and the inner packet, of any length, up to Snaplen bytes of the latter.
 func TestLink_Captured(t *testing.T) {
 	tunnel := defaultTunnel()
 	tunnel.MTU, tunnel.PathMTU = 3900, 4000 // BPF_PROG_TEST_RUN takes a page
@@ -84,8 +84,8 @@ func TestLink_Captured(t *testing.T) {
 	}
 }
 
-// What goes to userspace is not captured here, nor a packet of a tunnel that is not captured, or of which only
-// dropped ones are.
+// The programs capture no packet that they leave to userspace, none of a tunnel without a capture, and with Drops none
+// that they carry.
 func TestLink_Captured_others(t *testing.T) {
 	l := newLab(t, defaultTunnel())
 	in := inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerB, Destination: innerA}, udp(8))
@@ -120,7 +120,7 @@ func withMF(p []byte) []byte {
 	return sum(p)
 }
 
-// An inner packet whose ECN changes is there as it was received, and as it is delivered.
+// An inner packet whose ECN is merged is captured as it was received, and as it is delivered.
 func TestLink_Captured_ECN(t *testing.T) {
 	l := newLab(t, defaultTunnel())
 	link := captureLab(t, l, defaultTunnel(), Capture{Snaplen: 100})
@@ -132,7 +132,7 @@ func TestLink_Captured_ECN(t *testing.T) {
 	}
 }
 
-// What may not be sent is there with the reason, whatever is in it.
+// A packet whose source may not send is captured with the reason of its drop, whatever is in it.
 func TestLink_Captured_drops(t *testing.T) {
 	g := address(routesets.Address(1))
 	tunnel := manyTunnel()
@@ -157,7 +157,7 @@ func TestLink_Captured_drops(t *testing.T) {
 	}
 }
 
-// A ring that is not read takes what it has room for, and the rest is counted.
+// A ring buffer that is not read takes the packets that it has room for, and the others are counted.
 func TestLink_NotCaptured(t *testing.T) {
 	g := address(routesets.Address(1))
 	tunnel := manyTunnel()
@@ -208,7 +208,7 @@ func TestExplainCapture(t *testing.T) {
 	}
 }
 
-// What a packet takes in each program, in a captured tunnel and in one that is not: the median of runs of one packet, as the programs change it.
+// The time of a packet in each program, with a capture and without: the median of runs of one packet, as the programs change it.
 func BenchmarkObject(b *testing.B) {
 	in := inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerA, Destination: innerB}, udp(1400))
 	out := outerPacket(0, inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerB, Destination: innerA}, udp(1400)))

@@ -12,7 +12,7 @@ func newFIBMap() *fibMap {
 	return &fibMap{routes: make([]uint64, 2*maxRoutes), lengths: make([]uint64, maxTables), hash: fib.NewHash()}
 }
 
-// len is how many routes there are.
+// len returns the number of routes.
 func (f *fibMap) len() (n int) {
 	for _, route := range f.routes {
 		if route != 0 {
@@ -22,7 +22,7 @@ func (f *fibMap) len() (n int) {
 	return n
 }
 
-// to is where a prefix leads; not ok if it has no route.
+// to returns where the route of a prefix leads; not ok if there is none.
 func (f *fibMap) to(table uint32, p netip.Prefix) (to uint32, ok bool) {
 	if at := f.find(routeKey(table, p)); at != nil {
 		return uint32(*at & (1<<toBits - 1)), true
@@ -30,7 +30,7 @@ func (f *fibMap) to(table uint32, p netip.Prefix) (to uint32, ok bool) {
 	return 0, false
 }
 
-// Routes of all tables are what was set last, whatever else is there.
+// Each prefix of each table leads where set has it lead last, whatever was set or removed beside it.
 func TestFIBMap_set(t *testing.T) {
 	type key struct {
 		table  uint32
@@ -66,7 +66,7 @@ func TestFIBMap_set(t *testing.T) {
 	}
 }
 
-// As many as are taken have a place: prefixes that follow each other, and as many of another kind.
+// maxRoutes prefixes find a place, be they consecutive or random.
 func TestFIBMap_full(t *testing.T) {
 	for name, prefix := range map[string]func(i int) netip.Prefix{
 		"/32": func(i int) netip.Prefix {

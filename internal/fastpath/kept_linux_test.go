@@ -14,7 +14,7 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-// keptOf is what a Manager would keep of f.
+// keptOf returns duplicates of the descriptors that a Manager would keep of f.
 func keptOf(t *testing.T, f *FastPath) handover.Kept {
 	t.Helper()
 	kept := handover.Kept{}
@@ -43,7 +43,7 @@ func countsName(t *testing.T) string {
 	return keptCounts + layoutOf(spec)
 }
 
-// openKept is open, and returns what is said to begin anew.
+// openKept is open with kept descriptors, and returns what Options.Cold was called with.
 func openKept(t *testing.T, kept handover.Kept) (f *FastPath, cold *[]string) {
 	t.Helper()
 	cold = new([]string)
@@ -55,7 +55,7 @@ func openKept(t *testing.T, kept handover.Kept) (f *FastPath, cold *[]string) {
 	return f, cold
 }
 
-// programOn is the one program on the ingress of a device.
+// programOn returns the only program on the ingress of a device.
 func programOn(t *testing.T, device int) ebpf.ProgramID {
 	t.Helper()
 	r, err := link.QueryPrograms(link.QueryOptions{Target: device, Attach: ebpf.AttachTCXIngress})
@@ -65,8 +65,8 @@ func programOn(t *testing.T, device int) ebpf.ProgramID {
 	return r.Programs[0].ID
 }
 
-// The device has one program at any time: that of the process before until Switch. Counters go on, and what nobody
-// needs any more is detached.
+// The device has one program at any time: that of the process before until Switch. Counters go on, and a program that
+// no tunnel needs any more is detached.
 func TestFastPathSwitch(t *testing.T) {
 	ns := newDevices(t)
 	ns.Do(func() {
@@ -124,7 +124,7 @@ func TestFastPathSwitch(t *testing.T) {
 		} else if s, err := fresh.Stats(); err != nil || s != (Stats{}) || fresh.slot == again.slot {
 			t.Errorf("the counters of another tunnel are %+v, %v", s, err)
 		}
-		third, _ := openKept(t, keptOf(t, next)) // a line once only
+		third, _ := openKept(t, keptOf(t, next)) // it does not report the same packets as orphaned again
 		if l, err := third.Attach(one); err != nil {
 			t.Error(err)
 		} else if _, orphaned := l.Adopted(); orphaned != 0 {
@@ -141,7 +141,7 @@ func TestFastPathSwitch(t *testing.T) {
 	})
 }
 
-// What is damaged, or of another layout, begins anew, with a line.
+// Kept descriptors that are damaged or of another layout are not used, and Cold is told once.
 func TestOpen_damaged(t *testing.T) {
 	ns := newDevices(t)
 	ns.Do(func() {
@@ -224,7 +224,7 @@ func TestOpen_damaged(t *testing.T) {
 	})
 }
 
-// A process that does not say for long that it is there is none: packets go to userspace, and are counted.
+// Once alive_until has passed without a beat, packets go to userspace, and are counted as orphaned.
 func TestFastPath_orphaned(t *testing.T) {
 	l := newLab(t, defaultTunnel())
 	out := inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerA, Destination: innerB}, udp(100))

@@ -101,7 +101,7 @@ func TestRoutes_routesets(t *testing.T) {
 	}
 }
 
-// So they do after any change, of prefixes that overlap in each way.
+// The same holds after any Follow, of prefixes that are nested in each way.
 func TestRoutes_Follow(t *testing.T) {
 	l, r := newManyLab(t, manyTunnel(), new(fib.Table))
 	rnd := rand.New(rand.NewPCG(5, 6))
@@ -201,7 +201,7 @@ func TestRoutes_order(t *testing.T) {
 	}
 }
 
-// A table that does not fit is not there in part: the interface is carried in userspace until it fits.
+// A table that does not fit is not copied in part: the interface is carried in userspace until it fits.
 func TestRoutes_full(t *testing.T) {
 	tunnel := manyTunnel()
 	l, r := newManyLab(t, tunnel, new(fib.Table))
@@ -242,7 +242,7 @@ func TestRoutes_full(t *testing.T) {
 	}
 }
 
-// A remote that is changed, or not set yet, is the only one whose packets that concerns.
+// To change a remote, or not to have set it yet, concerns no packets but its own.
 func TestRoutes_SetRemote(t *testing.T) {
 	a, b := address(routesets.Address(1)), address(routesets.Address(2))
 	l, r := newManyLab(t, manyTunnel(), routesets.Table(map[netip.Prefix][]fib.Route{
@@ -271,14 +271,14 @@ func TestRoutes_SetRemote(t *testing.T) {
 			t.Errorf("%s: another remote's verdict is %d", name, got)
 		}
 	}
-	// A gateway of no route gets no entry: it would be one of those who may send.
+	// An address that is no gateway gets no entry, with which it might send.
 	if err := r.SetRemote(address("192.0.2.77"), Remote{Tx: true, Rx: true}); err != nil || entries(t, l.Numbers) != 2 {
 		t.Errorf("%v, %d remotes", err, entries(t, l.Numbers))
 	}
 }
 
-// A remote that could not be written keeps its number, which routes have: else another remote would get it, and their
-// packets. All packets go to userspace until all is written anew.
+// A remote that could not be written keeps its number, to which routes lead: else another remote would get the number,
+// and their packets. All packets go to userspace until Sync.
 func TestRoutes_SetRemote_failed(t *testing.T) {
 	a, b := address(routesets.Address(1)), address(routesets.Address(2))
 	e := new(fib.Table).Edit()
@@ -302,7 +302,7 @@ func TestRoutes_SetRemote_failed(t *testing.T) {
 	if err == nil || r.Lacking() == nil {
 		t.Fatalf("it has not failed: %v, %v", err, r.Lacking())
 	}
-	for i := range r.f.remoteNumbers.freed { // it is long ago
+	for i := range r.f.remoteNumbers.freed { // as after numberRests
 		r.f.remoteNumbers.freed[i].at = r.f.remoteNumbers.freed[i].at.Add(-numberRests)
 	}
 	e = table.Edit()
@@ -343,7 +343,7 @@ func TestRoutes_loop(t *testing.T) {
 	}
 }
 
-// Who may send is what fib.Acceptance says, and so is the reason that is counted.
+// ipip_decap accepts the packets that fib.Acceptance accepts, and counts the others under the same reason.
 func TestRoutes_Accept(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(9, 10))
 	any4 := func() [4]byte {
@@ -412,7 +412,7 @@ func TestRoutes_Accept(t *testing.T) {
 	}
 }
 
-// sendersBy are prefixes that are received from by a device.
+// sendersBy returns a Sender with this device for each prefix.
 func sendersBy(device int, prefixes []netip.Prefix) (all []Sender) {
 	for _, p := range prefixes {
 		all = append(all, Sender{p, device})
@@ -420,7 +420,7 @@ func sendersBy(device int, prefixes []netip.Prefix) (all []Sender) {
 	return all
 }
 
-// covering is the Next of the longest prefix that has an address.
+// covering returns the Next of the longest prefix that contains an address.
 func covering(t *fib.Table, a [4]byte) (fib.Next, bool) {
 	for bits := 32; bits >= 0; bits-- {
 		if n, ok := t.Next(netip.PrefixFrom(netip.AddrFrom4(a), bits)); ok {
@@ -430,7 +430,7 @@ func covering(t *fib.Table, a [4]byte) (fib.Next, bool) {
 	return fib.Next{Kind: fib.Nowhere}, false
 }
 
-// What strangers send costs userspace nothing, whatever it is; what is broken of a remote is userspace's.
+// No packet of a stranger goes to userspace, whatever it is; broken packets of a remote do.
 func TestRoutes_strangers(t *testing.T) {
 	g := address(routesets.Address(1))
 	l, r := newManyLab(t, manyTunnel(), routesets.Table(map[netip.Prefix][]fib.Route{netip.MustParsePrefix("10.0.0.0/8"): {{Hops: []fib.Hop{{Gateway: g}}}}}))
@@ -480,7 +480,7 @@ func TestRoutes_strangers(t *testing.T) {
 	}
 }
 
-// With a list they are counted as not in it, whatever it is, and whatever accept-to has.
+// With accept-from, packets of strangers are counted as not in it, whatever they are, and whatever accept-to has.
 func TestRoutes_strangers_acceptFrom(t *testing.T) {
 	tunnel := manyTunnel()
 	tunnel.AcceptFrom, tunnel.AcceptTo = true, true
@@ -502,7 +502,7 @@ func TestRoutes_strangers_acceptFrom(t *testing.T) {
 	}
 }
 
-// What goes to a remote has that remote's source, which is what a loop is found by.
+// Packets to a remote have the outer source of that remote, by which loops are found, too.
 func TestRoutes_source(t *testing.T) {
 	a, b := address(routesets.Address(1)), address(routesets.Address(2))
 	tunnel := manyTunnel()
@@ -535,7 +535,7 @@ func TestRoutes_source(t *testing.T) {
 	}
 }
 
-// Without a local address a tunnel gets what comes to an address of this host and is no other tunnel's.
+// A tunnel without a local address receives packets to any address of this host that are no other tunnel's.
 func TestFastPath_SetLocalAddresses(t *testing.T) {
 	g := address(routesets.Address(1))
 	tunnel := manyTunnel()
@@ -571,13 +571,13 @@ func TestFastPath_SetLocalAddresses(t *testing.T) {
 	}
 	check("one removed and one added", map[string]int{"192.0.2.1": redirect, "198.51.100.9": next, "192.0.2.3": redirect})
 
-	// What other tunnels have is theirs, as those with many remotes of which userspace carries the packets.
+	// Other tunnels keep their packets, those with many remotes that are carried in userspace among them.
 	r.f.Reserve([]Pair{{Local: address("192.0.2.1"), Remote: g}, {Local: address("192.0.2.3"), Remote: AnyRemote}})
 	check("reserved", map[string]int{"192.0.2.1": next, "192.0.2.3": next})
 	r.f.Reserve(nil)
 	check("released", map[string]int{"192.0.2.1": redirect, "192.0.2.3": redirect})
 
-	// Packets of a remote by another device have not passed rp_filter.
+	// Packets of a remote on another device go to userspace: they have to pass rp_filter.
 	if err := r.SetRemote(g, Remote{Source: local, NextHop: g, UnderlayIfindex: loopback + 1, PathMTU: 1500, Tx: true, Rx: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -600,7 +600,7 @@ func TestFastPath_SetLocalAddresses(t *testing.T) {
 	}
 }
 
-// What accept-from lists is accepted by the device that it is received by, and a remote by its own one.
+// A source in accept-from is accepted on the device of its Sender, and a remote on its own device.
 func TestRoutes_Accept_device(t *testing.T) {
 	g := address(routesets.Address(1))
 	tunnel := manyTunnel()
@@ -622,7 +622,7 @@ func TestRoutes_Accept_device(t *testing.T) {
 	if n := l.counters().NotInAcceptFrom; n != 1 {
 		t.Errorf("%d are counted", n)
 	}
-	// Another list takes its place.
+	// A new list replaces the old one.
 	if err := r.Accept(sendersBy(loopback, []netip.Prefix{netip.MustParsePrefix("172.18.0.0/16")}), nil); err != nil {
 		t.Fatal(err)
 	}

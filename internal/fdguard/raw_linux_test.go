@@ -70,7 +70,7 @@ func (r *rawTest) change(t *testing.T, to Binding, connected bool) {
 	}
 }
 
-// receives checks which IDs are received of one packet each.
+// receives sends a packet for each ID, and checks which of them are received.
 func (r *rawTest) receives(t *testing.T, send map[uint16][2][4]byte, want ...uint16) {
 	t.Helper()
 	r.send(t, send)
@@ -91,7 +91,7 @@ func (r *rawTest) send(t *testing.T, send map[uint16][2][4]byte) {
 	}
 }
 
-// queued is receives of what was sent before.
+// queued checks the IDs of the packets that the socket has received.
 func (r *rawTest) queued(t *testing.T, want ...uint16) {
 	t.Helper()
 	var got []uint16 // loopback has delivered what sendto has sent

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Wake ends waits, also later ones, and leaves the socket as it is for who has it, too.
+// Wake ends waits, also later ones, and does not shut the socket down, which another process may have.
 func TestWaker(t *testing.T) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

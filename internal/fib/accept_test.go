@@ -84,7 +84,7 @@ func TestAcceptance_Check(t *testing.T) {
 	}
 }
 
-// Of who may send nothing it does not matter what.
+// CheckSender refuses a source from which Check would refuse any packet.
 func TestAcceptance_CheckSender(t *testing.T) {
 	gateway, direct, listed, stranger := address("198.51.100.1"), address("192.0.2.9"), address("172.16.7.7"), address("203.0.113.66")
 	table := routesets.Table(map[netip.Prefix][]fib.Route{

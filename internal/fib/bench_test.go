@@ -12,8 +12,8 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-// prefixesOf are n prefixes as a routing protocol has them, most of 20 to 28 bits, and one that has any
-// address.
+// prefixesOf returns n prefixes, most of 20 to 28 bits as of a routing protocol, the default route among
+// them.
 func prefixesOf(n int) (all []netip.Prefix) {
 	r := rand.New(rand.NewPCG(uint64(n), 2))
 	seen := map[netip.Prefix]bool{}
@@ -28,7 +28,7 @@ func prefixesOf(n int) (all []netip.Prefix) {
 	return all
 }
 
-// remoteOf is one of 1,000 remotes.
+// remoteOf returns a route to one of 1,000 remotes.
 func remoteOf(i int) []fib.Route {
 	i %= 1000
 	return []fib.Route{{Table: 254, Hops: []fib.Hop{{Gateway: [4]byte{198, 18, byte(i >> 8), byte(i)}}}}}

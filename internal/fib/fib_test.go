@@ -157,7 +157,7 @@ func TestEdit_Commit(t *testing.T) {
 	}
 }
 
-// naive is a Table of which every answer is obvious.
+// naive is a reference for Table: a linear search.
 type naive map[netip.Prefix][]fib.Route
 
 func (n naive) best(a [4]byte) (best *fib.Route) {
@@ -189,8 +189,8 @@ func rank(table uint32) uint64 {
 	return uint64(table)
 }
 
-// check compares a Table with what it should be, for one address as destination, inner source and
-// outer source.
+// check compares a Table with the reference, for one address as destination, inner source and outer
+// source.
 func (n naive) check(t *testing.T, table *fib.Table, a, source [4]byte) {
 	t.Helper()
 	r := n.best(a)
@@ -301,7 +301,7 @@ func program(t *testing.T, next func() byte) {
 	}
 }
 
-// gateways are those of the best routes, which AnyPeer accepts.
+// gateways returns the gateways of the best routes, which AnyPeer accepts.
 func gateways(table *fib.Table, n naive) (all [][4]byte) {
 	for p := range n {
 		best := (naive{p: n[p]}).best(p.Addr().As4())

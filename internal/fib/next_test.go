@@ -10,7 +10,7 @@ import (
 	"ipipd/test/routesets"
 )
 
-// All has each prefix once, with where Next and Remote say that it leads.
+// All yields each prefix once, leading where Next and Remote say.
 func TestTable_All(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
 	by := map[netip.Prefix][]fib.Route{netip.MustParsePrefix("0.0.0.0/0"): {{Hops: []fib.Hop{{Gateway: [4]byte{192, 0, 2, 1}}}}}}
@@ -36,7 +36,7 @@ func TestTable_All(t *testing.T) {
 		if same, ok := table.Next(p); !ok || same != n {
 			t.Errorf("%v: %+v, and %+v by itself", p, n, same)
 		}
-		// A packet for the prefix's first address may be another one's.
+		// A longer prefix may have the prefix's first address.
 		host := netip.PrefixFrom(p.Addr(), 32)
 		if _, longer := table.Next(host); longer && p != host || p.Bits() < 32 {
 			continue

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// Each gateway counts its prefixes, and those that lead nowhere are no prefixes of any.
+// Prefixes counts those of a gateway; those that lead nowhere are no gateway's, and not Routed.
 func TestTable_Prefixes(t *testing.T) {
 	a, b := [4]byte{198, 51, 100, 7}, [4]byte{198, 51, 100, 8}
 	e := new(Table).Edit()

@@ -111,7 +111,7 @@ func TestNamespaceDo(t *testing.T) {
 	}
 }
 
-// Of the frames a cable loses about as many as it is told to, ARP is spared, and what arrives is what was sent.
+// A cable loses about the share of IPv4 frames that it is told to, and no ARP frame, and changes none.
 func TestJoinLossy(t *testing.T) {
 	a, b := namespaces(t)
 	cable, err := JoinLossy(End{a, "wire"}, End{b, "wire"}, 0.5)

@@ -12,7 +12,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// keeping has the receive sockets of a Socket, by their cookies, as a service manager has.
+// keeping keeps the receive sockets of a Socket, as a service manager does: descriptors by socket cookie.
 type keeping struct {
 	t    *testing.T
 	kept map[uint64]int
@@ -46,7 +46,7 @@ func dup(t *testing.T, fd int) int {
 	return d
 }
 
-// options are o for the next process.
+// options returns o with the kept sockets, for the Socket of the next process.
 func (k *keeping) options(o SocketOptions) SocketOptions {
 	for _, fd := range k.kept {
 		o.Adopt = append(o.Adopt, dup(k.t, fd))
@@ -69,7 +69,7 @@ func (k *keeping) options(o SocketOptions) SocketOptions {
 	return o
 }
 
-// cookies are those of what s receives by, as it is kept.
+// cookies returns the cookies of the receive sockets of s, sorted.
 func cookies(t *testing.T, s Socket) (all []uint64) {
 	for _, o := range s.(*socket).receiveSockets {
 		all = append(all, cookie(t, o.fd))
@@ -78,8 +78,8 @@ func cookies(t *testing.T, s Socket) (all []uint64) {
 	return all
 }
 
-// The Socket of the next process receives what comes while there is none, and what the one before
-// had not read; the kernel answers nothing of it.
+// The Socket of the next process receives the packets that arrive while there is none, and those that
+// the one before has not read; the kernel answers none of them.
 func TestSocket_adopt(t *testing.T) {
 	a, b, settle := threeAddresses(t)
 	device := deviceIndex(t, a, "eth0")
@@ -88,7 +88,7 @@ func TestSocket_adopt(t *testing.T) {
 	for _, c := range []struct {
 		name      string
 		reception Reception
-		others    bool // those of hostC are received, too
+		others    bool // packets of hostC are received, too
 		link      bool
 	}{
 		{"raw", Reception{}, true, false},
@@ -139,7 +139,7 @@ func TestSocket_adopt(t *testing.T) {
 				}
 				want = nil
 			}
-			// It can be changed as any other.
+			// Its Reception can be changed as that of any other Socket.
 			for _, r := range []Reception{{Local: hostA, Remote: hostC}, {LinkLayer: true, Local: hostA, Remote: hostB}, {}} {
 				setReceive(t, a, s, r)
 			}
@@ -150,7 +150,7 @@ func TestSocket_adopt(t *testing.T) {
 	}
 }
 
-// fieldsOf is the nth field of a line of /proc/net/snmp: OutDestUnreachs is 16.
+// fieldsOf returns the nth field of a line of /proc/net/snmp: OutDestUnreachs is 16.
 func fieldsOf(line string, n int) string {
 	if fields := strings.Fields(line); len(fields) > n {
 		return fields[n]
@@ -158,7 +158,7 @@ func fieldsOf(line string, n int) string {
 	return ""
 }
 
-// What is not as OpenSocket makes it is closed, and taken out of what is kept.
+// Sockets that are not as OpenSocket makes them are closed, and not kept any more.
 func TestSocket_adoptOthers(t *testing.T) {
 	ns, elsewhere := netlab.New(t), netlab.New(t)
 	k := newKeeping(t)

@@ -135,7 +135,7 @@ func TestSender_remotesFail(t *testing.T) {
 	}
 }
 
-// Packets that wait for neighbors that are dead stop none to another one.
+// Packets that wait for dead neighbours do not stop those to another one.
 func TestSender_neighborsDead(t *testing.T) {
 	a, b := twoHosts(t)
 	r := open(t, b, SocketOptions{}).Receivers()[0]
@@ -384,7 +384,7 @@ func TestOpenSocket_missingCapability(t *testing.T) {
 	}
 }
 
-// refuse has the calling thread get errno for each socket of a family, for good.
+// refuse makes socket(2) of a family fail with errno in the calling thread, for good (seccomp).
 func refuse(family uint32, errno unix.Errno) error {
 	raw, err := bpf.Assemble([]bpf.Instruction{
 		bpf.LoadAbsolute{Off: 0, Size: 4}, // the number of the call
