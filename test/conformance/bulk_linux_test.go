@@ -113,9 +113,9 @@ func TestBulk_udp(t *testing.T) {
 	})
 }
 
-// echo sends datagrams of those sizes from a to an echo server at b, a few at a time, and
-// fails the test unless each comes back unchanged. A segment size other than 0 has the kernel
-// split each write into datagrams of that size (UDP_SEGMENT). Lost datagrams are sent again.
+// echo sends datagrams of these sizes from a to an echo server at b, a few at a time, and
+// fails the test unless each comes back unchanged. With a segment size other than 0 the kernel
+// splits each write into datagrams of that size (UDP_SEGMENT). Lost datagrams are sent again.
 func echo(t *testing.T, a, b *netlab.NS, sizes []int, segment int) {
 	t.Helper()
 	far := listenUDP(t, b, innerB+":0")

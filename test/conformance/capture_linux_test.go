@@ -21,7 +21,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// runningCapture is an `ipipd capture t0 -w FILE` that runs.
+// runningCapture is a running `ipipd capture t0 -w FILE`.
 type runningCapture struct {
 	t      *testing.T
 	file   string
@@ -30,7 +30,7 @@ type runningCapture struct {
 	ended  chan struct{}
 }
 
-// startCapture returns once packets are captured, whole unless the flags say otherwise.
+// startCapture starts a capture, and returns once it captures packets, whole unless the flags say otherwise.
 func startCapture(t *testing.T, d *netlab.Daemon, flags ...string) *runningCapture {
 	t.Helper()
 	c := &runningCapture{t: t, file: filepath.Join(t.TempDir(), "t.pcapng"), ended: make(chan struct{})}
@@ -80,7 +80,7 @@ func (c *runningCapture) end() *netlab.CaptureFile {
 	return c.await()
 }
 
-// await waits for its end.
+// await waits for the end of the capture, and reads the whole file.
 func (c *runningCapture) await() *netlab.CaptureFile {
 	c.t.Helper()
 	select {
@@ -95,7 +95,7 @@ func (c *runningCapture) await() *netlab.CaptureFile {
 	return f
 }
 
-// found are those of the packets with that interface and direction, "inner out", that pass checks.
+// found returns the packets with an interface and direction, such as "inner out", that pass checks.
 func found(f *netlab.CaptureFile, where string, checks ...netlab.Check) (packets []netlab.CapturedPacket) {
 	iface, direction, _ := strings.Cut(where, " ")
 	for _, p := range f.Packets {
@@ -106,7 +106,7 @@ func found(f *netlab.CaptureFile, where string, checks ...netlab.Check) (packets
 	return packets
 }
 
-// one is the only one of found.
+// one returns the only packet that found returns, and fails the test if there are none or several.
 func one(t *testing.T, f *netlab.CaptureFile, where string, checks ...netlab.Check) (p netlab.CapturedPacket) {
 	t.Helper()
 	packets := found(f, where, checks...)
@@ -125,7 +125,7 @@ func listed(f *netlab.CaptureFile) string {
 	return b.String()
 }
 
-// Each packet is there twice, inner and outer, under one ID, and the one that is dropped has the reason as its
+// Each packet is captured twice, inner and outer, under one ID, and a dropped one has the reason as its
 // comment.
 func TestCapture(t *testing.T) {
 	t.Parallel()
@@ -176,7 +176,7 @@ func TestCapture(t *testing.T) {
 	})
 }
 
-// descriptorsOf is how many descriptors a process has.
+// descriptorsOf returns how many descriptors a process has.
 func descriptorsOf(t *testing.T, d *netlab.Daemon) int {
 	t.Helper()
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.PID()))
@@ -186,8 +186,8 @@ func descriptorsOf(t *testing.T, d *netlab.Daemon) int {
 	return len(fds)
 }
 
-// The fast path goes on while it is captured: a superpacket is there as one. Where the kernel's ring is not read for
-// a while, as the reader is stopped, the rest is counted. The ring goes with the client, however that ends.
+// The fast path goes on while it is captured: a superpacket is one packet in the capture. While the kernel's ring is not
+// read, as the reader is stopped, packets beyond its room are counted. The ring goes with the client, however that ends.
 func TestCapture_fastPath(t *testing.T) {
 	t.Parallel()
 	a, b, da, _ := fastHosts(t)
@@ -236,7 +236,7 @@ func TestCapture_fastPath(t *testing.T) {
 	}
 }
 
-// ringBuffers is how many ring buffers of the kernel a process has.
+// ringBuffers returns how many ring buffers of the kernel a process has.
 func ringBuffers(t *testing.T, pid int) (n int) {
 	t.Helper()
 	all, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", pid))
@@ -254,8 +254,8 @@ func ringBuffers(t *testing.T, pid int) (n int) {
 	return n
 }
 
-// Under ipipd keep, whose process has no capability, the fast path goes on, too, while it is captured. The ring is there
-// for the time only, and keep has none.
+// Under ipipd keep, whose process has no capability, the fast path goes on, too, while it is captured. The process has the
+// ring during the capture only, and keep has none.
 func TestCapture_keep(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
@@ -348,7 +348,7 @@ func TestCapture_noRing(t *testing.T) {
 	netlab.Eventually(t, "the fast path is used again", func() bool { return da.Status().FastPath == "active" })
 }
 
-// Of an encrypted tunnel the inner packet is the clear text, and the outer one ESP.
+// In a capture of an encrypted tunnel inner packets are clear text, and outer ones ESP.
 func TestCapture_ipsec(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
@@ -404,8 +404,8 @@ func TestCapture_lossless(t *testing.T) {
 	stop()
 }
 
-// Who asks for a capture and does not read it makes nobody wait; who goes away ends it, and leaves nothing
-// behind in the process.
+// A client that does not read its capture makes nobody wait; one that goes away ends its capture, and leaves
+// nothing behind in the process.
 func TestCapture_client(t *testing.T) {
 	t.Parallel()
 	a, b, da, _ := fastHosts(t)

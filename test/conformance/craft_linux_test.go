@@ -111,7 +111,7 @@ func fragment(b []byte, size int) (pieces [][]byte) {
 	return pieces
 }
 
-// injector sends packets by an interface, unchanged (AF_PACKET).
+// injector sends packets out of an interface, unchanged (AF_PACKET).
 type injector struct {
 	t    *testing.T
 	file *os.File

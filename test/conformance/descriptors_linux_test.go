@@ -120,9 +120,9 @@ func capturing(t *testing.T, ns *netlab.NS) (stop func()) {
 	return func() { unix.Close(fd) }
 }
 
-// A tunnel opens all that it needs when it starts: what changes around it later takes no
-// descriptor. (An underlay device that was not used before takes one for the fast path: until there
-// is one packets are carried in userspace.)
+// A tunnel opens all descriptors that it needs when it starts: later changes around it take none.
+// (An underlay device that was not used before takes one for the fast path: until there is one,
+// packets are carried in userspace.)
 func TestDescriptors(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -143,7 +143,7 @@ func TestDescriptors(t *testing.T) {
 		wires := map[string]*netlab.Recorder{"veth0": outgoing(t, a, "veth0"), "veth1": outgoing(t, a, "veth1")}
 		from := map[string]*injector{"veth0": newInjector(t, b, "veth0", a, "veth0"), "veth1": newInjector(t, b, "veth1", a, "veth1")}
 		id := uint16(0)
-		// pass has a packet pass in each direction, and waits for what print says of the fast path.
+		// pass sends a packet in each direction, and waits until print says this of the fast path.
 		pass := func(when, local, underlay string, fast bool) {
 			t.Helper()
 			netlab.Eventually(t, when+": a packet is sent from "+local+" by "+underlay, func() bool {
@@ -236,8 +236,8 @@ func TestDescriptors(t *testing.T) {
 	})
 }
 
-// An encrypted tunnel has its sockets of ESP and of UDP 500 and 4500 for one change of the local
-// address, and back.
+// An encrypted tunnel has enough sockets for ESP and for UDP 500 and 4500 to change the local
+// address once, and back.
 func TestDescriptors_ipsec(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)

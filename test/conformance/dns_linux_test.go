@@ -18,7 +18,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// nameServer answers every A query on 127.0.0.1:53 of ns with one address, which say changes.
+// nameServer answers every A query on 127.0.0.1:53 of ns with one address; say changes it.
 func nameServer(t *testing.T, ns *netlab.NS, answer string) (say func(string)) {
 	t.Helper()
 	var current atomic.Value
@@ -84,8 +84,8 @@ func TestDNS_remoteAddress(t *testing.T) {
 	})
 }
 
-// A name has another address: under a stream that is answered, no packet is lost, neither while the peer
-// does not answer there nor when it does.
+// A name gets another address: no packet of a stream is lost, neither while the peer does not answer at
+// the new address nor when it does.
 func TestDNS_anotherAddress(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -125,8 +125,8 @@ func TestDNS_anotherAddress(t *testing.T) {
 	})
 }
 
-// With a secret there is an SA with one address: another one is used, and negotiated with, when the peer is
-// not heard from the present one any more, and gets no packet before.
+// With a secret there is an SA with one address. A new address gets no packet, and no negotiation, until the
+// peer is not heard from the old one any more.
 func TestDNS_anotherAddressEncrypted(t *testing.T) {
 	t.Parallel()
 	const another = "192.0.2.3"
@@ -161,7 +161,7 @@ func TestDNS_anotherAddressEncrypted(t *testing.T) {
 	ping(t, a, innerB)
 }
 
-// A tunnel starts before its name is resolved, and waits for that, while another one of the process runs.
+// A tunnel starts before its remote name is resolved, and waits for that, while another tunnel of the process runs.
 func TestDNS_unresolved(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)

@@ -16,7 +16,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// dropsLab is a tunnel t0 of a process that has another one, too. What it drops is captured.
+// dropsLab has a tunnel t0, in a process with another one, and a capture of the packets that it drops.
 type dropsLab struct {
 	t               *testing.T
 	a, b            *netlab.NS
@@ -55,13 +55,13 @@ func newDropsLab(t *testing.T, properties string, encrypted bool) *dropsLab {
 	return l
 }
 
-// seen reports whether print, the metrics and the capture have a reason; missing says which have not.
+// seen returns which of print, the metrics and the capture do not show a reason.
 func (l *dropsLab) seen(reason string) (missing []string) {
 	l.t.Helper()
 	return dropSeen(l.t, l.d, l.metrics, l.capture, reason)
 }
 
-// dropSeen is dropsLab.seen of any process.
+// dropSeen is dropsLab.seen for any process.
 func dropSeen(t *testing.T, d *netlab.Daemon, metrics string, capture *runningCapture, reason string) (missing []string) {
 	t.Helper()
 	if d.Drops(reason) == 0 {
@@ -96,8 +96,8 @@ func reasonOf(name string) drop.Reason {
 	panic(name)
 }
 
-// provocation is what makes a tunnel drop packets for a reason: again, until it is seen. after undoes what it
-// has changed.
+// provocation makes a tunnel drop packets for a reason: again is called until that is seen, and after undoes
+// what before has changed.
 type provocation struct {
 	reason               string
 	before, again, after func(*dropsLab)
@@ -125,18 +125,18 @@ func flood(n int, packet []byte, from func(*dropsLab) *injector) func(*dropsLab)
 func host(l *dropsLab) *injector { return l.inside }
 func peer(l *dropsLab) *injector { return l.outside }
 
-// run is a command in a's network namespace.
+// run returns a step of a provocation that runs a command in a's network namespace.
 func run(command ...string) func(*dropsLab) {
 	return func(l *dropsLab) { l.a.Run(command[0], command[1:]...) }
 }
 
-// runIfThere is run, and skips the rest of the test where that is not possible.
+// runIfThere is run, but skips the rest of the test if the command fails.
 func runIfThere(command string) func(*dropsLab) {
 	return func(l *dropsLab) { runOrSkip(l.t, l.a, command) }
 }
 
-// Of each reason a packet is dropped, and the reason is in print, in the metrics, and in the comment of a
-// capture.
+// A packet is dropped for each reason, which print, the metrics and the comment of the packet in a capture
+// show.
 func TestDrops(t *testing.T) {
 	t.Parallel()
 	good, reply := datagram(aToB(1), 100), datagram(bToA(1), 100)
@@ -160,7 +160,7 @@ func TestDrops(t *testing.T) {
 	esp := func(payload []byte) []byte {
 		return build(ipv4.Header{TTL: 64, Protocol: ipv4.ProtocolESP, Source: addr(outerB), Destination: addr(outerA)}, payload)
 	}
-	// sealed has the peer seal a packet with that padding and next header, and send it n times.
+	// sealed makes the peer seal a packet with this padding and next header, and send it n times.
 	sealed := func(n int, padding []byte, next uint8) func(*dropsLab) {
 		return func(l *dropsLab) {
 			l.outside.send(slices.Repeat([][]byte{l.sealing.seal(reply, padding, next)}, n)...)

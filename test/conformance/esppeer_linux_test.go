@@ -31,7 +31,7 @@ type espPeer struct {
 	sequence uint32 // last used, of all SAs
 }
 
-// newESPPeer begins to listen at b, until the test ends.
+// newESPPeer returns an espPeer that negotiates at b until the test ends.
 func newESPPeer(t *testing.T, b *netlab.NS) *espPeer {
 	t.Helper()
 	sink(t, b, ipv4.ProtocolESP)
@@ -84,7 +84,7 @@ func (p *espPeer) negotiate(conn *net.UDPConn) {
 	}
 }
 
-// children are the SAs, the newest last. It waits for the first.
+// children returns the child SAs, the newest last. It waits for the first.
 func (p *espPeer) children() (cs []*ike.Child) {
 	p.t.Helper()
 	netlab.Eventually(p.t, "there is an SA", func() bool {
@@ -122,9 +122,9 @@ func (p *espPeer) seal(payload, padding []byte, next uint8) []byte {
 	return build(ipv4.Header{TTL: 64, Protocol: ipv4.ProtocolESP, Source: addr(outerB), Destination: addr(outerA)}, sealed)
 }
 
-// exhaust has a process that is kept send by SAs that have one sequence number left (RFC 4303, section 3.3.3), until
-// it has negotiated others. keeper has the file that the sequence numbers are in: of each pair of SAs a tag, the
-// SPIs, and behind it the number of the last packet.
+// exhaust leaves the SAs of a kept process one sequence number (RFC 4303, section 3.3.3), until it has negotiated
+// others. keeper has the file that the sequence numbers are in: of each pair of SAs a tag, the SPIs, and behind it
+// the number of the last packet.
 func (p *espPeer) exhaust(keeper int) {
 	p.t.Helper()
 	file := openState(p.t, keeper)

@@ -48,7 +48,7 @@ func TestFilter_xfrmAndTC(t *testing.T) {
 				a.Run("sh", "-c", test.remove)
 				awaitPing(t, a, "it was taken away")
 
-				// The filter first, then the tunnel.
+				// The filter exists before the tunnel.
 				d.Stop(syscall.SIGTERM)
 				a.Run("sh", "-c", test.add)
 				d.Restart()

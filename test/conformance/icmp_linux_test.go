@@ -24,7 +24,7 @@ func outerAToB(inner []byte) []byte {
 	return build(ipv4.Header{DF: true, TTL: 250, Protocol: ipv4.ProtocolIPIP, Source: addr(farA), Destination: addr(farB)}, inner)
 }
 
-// newForger starts a tunnel end at a, with an injector in a's only router.
+// newForger starts a tunnel end at a, and returns an injector in a's only router.
 func newForger(t *testing.T, c variant) (a *netlab.NS, d *netlab.Daemon, from *injector, inside *netlab.Recorder) {
 	t.Helper()
 	var router, b *netlab.NS

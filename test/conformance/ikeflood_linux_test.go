@@ -18,14 +18,14 @@ import (
 	"ipipd/test/netlab"
 )
 
-// Neighbours that are forged: they answer no ARP, so that answers to them wait in the send buffer of the sockets
-// that all tunnels of a local address share.
+// Forged neighbours: they answer no ARP, so that packets to them wait in the send buffer of the sockets that all
+// tunnels of a local address share.
 const (
 	firstForged = 100
 	forged      = 40
 )
 
-// ikeOf captures the IKE messages of a remote of the hub, in both directions.
+// ikeOf captures the IKE messages between the hub and a remote, in both directions.
 func ikeOf(t *testing.T, hub *netlab.NS, remote int) *netlab.Recorder {
 	t.Helper()
 	return netlab.Capture(t, hub, "br0", func(f netlab.Frame) bool {
@@ -34,8 +34,8 @@ func ikeOf(t *testing.T, hub *netlab.NS, remote int) *netlab.Recorder {
 	})
 }
 
-// floodIKE has the hub get beginnings of negotiations, until the test ends, from the forged neighbours and from half as
-// many others. Each is the first of the messages, with an SPI of its own. It returns when some thousands are sent.
+// floodIKE sends first messages of negotiations to the hub, until the test ends, from the forged neighbours and from half
+// as many other addresses. Each is the first one captured, with an SPI of its own. It returns when some thousands are sent.
 func floodIKE(t *testing.T, from, hub *netlab.NS, messages *netlab.Recorder) {
 	t.Helper()
 	begins := func(p ipv4.Packet) error { // the responder's SPI is 0
@@ -67,8 +67,8 @@ func floodIKE(t *testing.T, from, hub *netlab.NS, messages *netlab.Recorder) {
 	netlab.Eventually(t, "thousands are sent", func() bool { return sent.Load() > 5000 })
 }
 
-// Whoever forges the addresses of remotes to begin with has answers and sessions made that are bounded, ends no SA
-// and keeps no remote from getting one. Of others nothing is made.
+// Forged first messages from addresses of remotes cause a bounded number of answers and sessions, end no SA, and keep no
+// remote from getting one. Those from other addresses cause nothing.
 func TestIKEFlood_manyRemotes(t *testing.T) {
 	t.Parallel()
 	for name, flags := range map[string][]string{"main": nil, "ike2": ipsecModes["ike2"]} {
@@ -91,7 +91,7 @@ func TestIKEFlood_manyRemotes(t *testing.T) {
 
 			floodIKE(t, spoke[2], hub, ike)
 			probes := len(ike.Matching(netlab.Source(outerOf(1))))
-			// Of a flood the kernel may drop packets before anybody sees them.
+			// Try again: under a flood the kernel may drop packets before any process sees them.
 			netlab.Eventually(t, "another remote gets an SA", func() bool { return answeredFrom(spoke[1], "10.12.0.1", "10.10.0.1") })
 			netlab.Eventually(t, "the one with an SA is heard", func() bool { return answeredFrom(spoke[0], "10.11.0.1", "10.10.0.1") })
 			netlab.Eventually(t, "the one with an SA is probed, or answered", func() bool {
@@ -116,7 +116,7 @@ func TestIKEFlood_manyRemotes(t *testing.T) {
 	}
 }
 
-// So it is for tunnels with one remote each, of the same local address. What bounds their answers is each one's own.
+// The same holds for tunnels with one remote each and the same local address. Each has a limit of answers of its own.
 func TestIKEFlood_oneRemoteEach(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"main", "ike2"} {

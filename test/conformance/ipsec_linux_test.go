@@ -30,7 +30,7 @@ func secretFile(t *testing.T, text string) string {
 	return file
 }
 
-// encryptedUpA and sealedUpB start one end of an encrypted tunnel.
+// encryptedUpA and encryptedUpB start one end of an encrypted tunnel.
 func encryptedUpA(t *testing.T, a *netlab.NS, more ...string) *netlab.Daemon {
 	t.Helper()
 	return upA(t, a, append([]string{"--ipsec-secret-file", secretFile(t, secret)}, more...)...)

@@ -41,7 +41,7 @@ func TestKeepalive_carrier(t *testing.T) {
 	})
 }
 
-// A peer that never answered has a state of its own, and a remedy.
+// There is a keepalive state of its own, with a remedy, for a peer that has never answered.
 func TestKeepalive_neverHeard(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -132,7 +132,7 @@ func TestKeepalive_reflectNAT(t *testing.T) {
 }
 
 // An end behind a 1:1 NAT is probed with its public address inside, and answers, also with keepalive off.
-// What it sends itself has its private address inside, and is answered too: nothing is wrong then.
+// Its own probes have its private address inside, and are answered, too, without a warning.
 func TestKeepalive_reflectBehindNAT(t *testing.T) {
 	t.Parallel()
 	const publicB, privateB = "203.0.113.10", "10.0.0.5"

@@ -141,7 +141,7 @@ func TestLifecycle_interfaceDeleted(t *testing.T) {
 	}
 }
 
-// Its SAs stay: there is no new negotiation.
+// The SAs of a tunnel outlive its interface: there is no new negotiation.
 func TestLifecycle_interfaceDeletedIKE(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)
@@ -186,8 +186,8 @@ func TestLifecycle_noRoute(t *testing.T) {
 	netlab.Eventually(t, "it runs", func() bool { return d.Status().Running && !noCarrier(a) })
 }
 
-// A tunnel starts on a host without any interface, and runs when all that it needs has come. To a named
-// underlay device with an address the kernel needs no route.
+// A tunnel starts on a host without any interface, and runs once all that it needs is there. With a named
+// underlay device that has an address the kernel needs no route.
 func TestLifecycle_nothingThere(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {

@@ -9,8 +9,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// mesh has a hub and spokes on one link: 192.0.2.1 and 192.0.2.11, .12, …, each with a network of its own,
-// 10.11.0.1/16, 10.12.0.1/16, …, on lo.
+// mesh returns a hub and spokes on one link: 192.0.2.1 and 192.0.2.11, .12, …, each with a network of its own on
+// lo: 10.10.0.1/16 and 10.11.0.1/16, 10.12.0.1/16, ….
 func mesh(t *testing.T, spokes int) (hub *netlab.NS, spoke []*netlab.NS) {
 	t.Helper()
 	hub = netlab.New(t)
@@ -46,7 +46,7 @@ func TestMany_routes(t *testing.T) {
 		hub, spoke := mesh(t, 3)
 		d := c.upAny(t, hub, 1)
 		for i, s := range spoke[:2] {
-			// One remote, and any: the other end does not matter.
+			// The spokes have one remote, or any: that makes no difference.
 			if i == 0 {
 				c.up(t, s, "--local-address", outerOf(11), "--remote-address", outerOf(1), "--address", "10.255.0.11/32", "--route", "10.10.0.0/16", "--route", "10.255.0.1/32")
 			} else {
@@ -62,7 +62,7 @@ func TestMany_routes(t *testing.T) {
 			ping(t, s, "-I", fmt.Sprintf("10.%d.0.1", 11+i), "10.10.0.1")
 		}
 
-		// A prefix of the first one moves to the third one, which is not there: it takes over the address.
+		// A prefix of the first spoke moves to the third one, which was not there before: it takes over the address.
 		c.upAny(t, spoke[2], 13)
 		routeTo(spoke[2], "10.10.0.0/16", 1)
 		routeTo(spoke[2], "10.255.0.1/32", 1)
@@ -73,7 +73,7 @@ func TestMany_routes(t *testing.T) {
 		spoke[0].Run("ip", "address", "add", "10.11.7.1/32", "dev", "lo")
 		netlab.Eventually(t, "and the shorter one once that is gone", func() bool { return answered(hub, "10.11.7.1") })
 
-		// The second one sends from an inner source of the first one's.
+		// The second spoke sends from an inner source of the first one.
 		spoke[1].Run("ip", "address", "add", "10.11.0.9/32", "dev", "lo")
 		ping(t, spoke[1], "-I", "10.12.0.1", "10.10.0.1") // from its own one
 		before := d.Drops("reverse-path")
@@ -107,7 +107,7 @@ func TestMany_noRemote(t *testing.T) {
 	})
 }
 
-// A gateway, or a destination without one, that is reached by the interface itself is a loop, which ends.
+// A gateway, or a destination without one, that is reached through the interface itself is a loop, and is dropped.
 func TestMany_loop(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -131,7 +131,7 @@ func TestMany_loop(t *testing.T) {
 	})
 }
 
-// The real server of a load balancer takes packets for what it serves, and nothing else.
+// The real server of a load balancer takes packets to the addresses that it serves only.
 func TestMany_acceptTo(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -162,7 +162,7 @@ func TestMany_acceptTo(t *testing.T) {
 	})
 }
 
-// The MTU of the path to each remote is that of its route, and what is learnt of one says nothing of another.
+// The path MTU of each remote is that of its route, and an ICMP error about one changes no other's.
 func TestMany_paths(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -208,7 +208,7 @@ func TestMany_paths(t *testing.T) {
 	})
 }
 
-// Without mtu the interface has that of the remote with the smallest one.
+// Without mtu the interface has the smallest MTU of all remotes.
 func TestMany_mtu(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -228,7 +228,7 @@ func TestMany_mtu(t *testing.T) {
 	})
 }
 
-// The reverse path is that of the interface's routes. That a source is elsewhere is for rp_filter to see.
+// The reverse path is checked by the routes of the interface only. rp_filter refuses a source that is on another one.
 func TestMany_rpFilter(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {

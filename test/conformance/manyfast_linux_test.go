@@ -15,7 +15,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// The tests of many remotes run over the fast path as a variant; these are about what it carries of them.
+// The tests of many remotes run over the fast path as a variant; these are about which packets it carries.
 
 // fastMesh is a mesh whose hub and spokes have the fast path, and routes to each other.
 func fastMesh(t *testing.T, spokes int) (hub *netlab.NS, spoke []*netlab.NS, daemons []*netlab.Daemon) {
@@ -44,7 +44,7 @@ func fastMesh(t *testing.T, spokes int) (hub *netlab.NS, spoke []*netlab.NS, dae
 	return hub, spoke, daemons
 }
 
-// inUserspace is how many packets t0's process has read and written.
+// inUserspace returns how many packets t0's process has read from the interface and written to it.
 func inUserspace(t *testing.T, ns *netlab.NS) (n uint64) {
 	t.Helper()
 	var links []struct {
@@ -56,7 +56,7 @@ func inUserspace(t *testing.T, ns *netlab.NS) (n uint64) {
 	return links[0].Stats64.Rx.Packets + links[0].Stats64.Tx.Packets
 }
 
-// awaitBypassed waits until a ping, once its neighbours are resolved, leaves userspace out at the hub.
+// awaitBypassed waits until pings of the hub bypass userspace there, or do not if want is false.
 func awaitBypassed(t *testing.T, hub *netlab.NS, want bool, to string) {
 	t.Helper()
 	netlab.Eventually(t, fmt.Sprintf("the fast path carries what goes to %s: %v", to, want), func() bool {
@@ -70,8 +70,8 @@ func answered2(hub *netlab.NS, to string) bool {
 	return err == nil
 }
 
-// Packets of several remotes pass by the fast path, in both directions, and are counted. Those of several
-// next hops go through userspace.
+// The fast path carries packets of several remotes, in both directions, and counts them. Those of a route with
+// several next hops go through userspace.
 func TestManyFast_carries(t *testing.T) {
 	t.Parallel()
 	hub, spoke, daemons := fastMesh(t, 3)
@@ -120,7 +120,7 @@ func TestManyFast_storm(t *testing.T) {
 	t.Parallel()
 	hub, spoke, daemons := fastMesh(t, 3)
 	awaitBypassed(t, hub, true, "10.11.0.1")
-	// Prefixes around the one of the stream, longer and shorter, of other remotes.
+	// Prefixes of other remotes that overlap the stream's, longer and shorter ones.
 	var batch strings.Builder
 	const changes = 30000
 	for i := range changes {
@@ -200,8 +200,8 @@ func TestManyFast_storm(t *testing.T) {
 	t.Logf("%d packets beside %d changes", sent, changes)
 }
 
-// A tunnel of the same process with one remote keeps that one's packets, though it is carried in userspace, and
-// though the other may have them from it too.
+// A tunnel with one remote keeps the packets of that remote, though it is carried in userspace, and though another
+// tunnel of the process, with many remotes, would accept them, too.
 func TestManyFast_besideOne(t *testing.T) {
 	t.Parallel()
 	hub, spoke := mesh(t, 2)
@@ -218,8 +218,8 @@ func TestManyFast_besideOne(t *testing.T) {
 	}
 	ping(t, hub, "-I", "10.10.0.1", "10.12.0.1")
 	netlab.Eventually(t, "the fast path is active", func() bool { return d.Status().FastPath == "active" })
-	// What comes from 192.0.2.11 is t1's, whatever is inside: the answers come in by t1, which rp_filter
-	// would not have.
+	// Packets from 192.0.2.11 are t1's, whatever is inside: the answers come in by t1, where rp_filter would
+	// drop them.
 	hub.Sysctl("net.ipv4.conf.all.rp_filter", "0")
 	hub.Sysctl("net.ipv4.conf.t1.rp_filter", "0")
 	t0, t1 := inUserspace(t, hub), received(t, hub, "t1")
@@ -229,7 +229,7 @@ func TestManyFast_besideOne(t *testing.T) {
 	}
 }
 
-// What a stranger sends does not reach the process, and is counted.
+// Packets of a stranger do not reach the process, and are counted.
 func TestManyFast_refuses(t *testing.T) {
 	t.Parallel()
 	hub, spoke, daemons := fastMesh(t, 2)
@@ -246,7 +246,7 @@ func TestManyFast_refuses(t *testing.T) {
 	awaitBypassed(t, hub, true, "10.11.0.1")
 }
 
-// Another process's tunnel of the same local address keeps its packets: what is refused reaches it.
+// A tunnel of another process with the same local address keeps its packets: refused ones reach it.
 func TestManyFast_besideProcess(t *testing.T) {
 	t.Parallel()
 	hub, spoke, _ := fastMesh(t, 1)
@@ -260,7 +260,7 @@ func TestManyFast_besideProcess(t *testing.T) {
 	ping(t, spoke[0], "-I", "10.11.0.1", "10.10.0.1")
 }
 
-// received is how many packets an interface's process has written to it.
+// received returns how many packets an interface's process has written to it.
 func received(t *testing.T, ns *netlab.NS, name string) uint64 {
 	t.Helper()
 	var n uint64

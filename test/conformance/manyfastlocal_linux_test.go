@@ -11,9 +11,9 @@ import (
 	"ipipd/test/netlab"
 )
 
-// The fast path of interfaces without a local address.
+// The fast path of tunnels with many remotes and without a local address.
 
-// Each remote is sent to from the address that its route prefers, and received from at that of any underlay network,
+// Packets to each remote have the source that its route prefers, and packets to any address of this host are received,
 // as addresses come and go.
 func TestManyFastLocal_routes(t *testing.T) {
 	t.Parallel()
@@ -48,7 +48,7 @@ func TestManyFastLocal_routes(t *testing.T) {
 	}
 }
 
-// A real server takes what its balancers send to any of its addresses, and refuses the rest, without userspace.
+// A real server takes packets of its balancers to any of its addresses, and refuses all others, without userspace.
 func TestManyFastLocal_realServer(t *testing.T) {
 	t.Parallel()
 	server, spoke := mesh(t, 1)
@@ -92,7 +92,7 @@ func TestManyFastLocal_realServer(t *testing.T) {
 		}
 	}
 
-	// A prefix is received by the device that it is routed by; what comes by another one passes the IP stack.
+	// A prefix of accept-from is received on the device of its route; packets on another one pass the IP stack.
 	before := inUserspace(t, server)
 	received := d.Status().RxPacket
 	send(farther, "172.16.9.9", "198.51.100.1", "203.0.113.5")
@@ -110,7 +110,7 @@ func TestManyFastLocal_realServer(t *testing.T) {
 		send(near, "172.16.9.9", outerOf(1), "203.0.113.5")
 		return netlab.WaitFor(func() bool { return d.Status().RxPacket >= before.RxPacket+n }) && d.Status().RxPacket == before.RxPacket+n
 	})
-	// Everybody may send, by the device of the default route.
+	// Everybody may send, on the device of the default route.
 	if out, err := d.Run("set", "t0", "accept-from=0.0.0.0/0"); err != nil {
 		t.Fatal(err, out)
 	}
@@ -120,7 +120,7 @@ func TestManyFastLocal_realServer(t *testing.T) {
 	}
 }
 
-// A tunnel with a local address, and one with one remote, keep their packets though they are carried in userspace.
+// A tunnel with a local address, and one with one remote, keep their packets beside the fast path, though they are carried in userspace.
 func TestManyFastLocal_beside(t *testing.T) {
 	t.Parallel()
 	hub, spoke := mesh(t, 3)
@@ -149,7 +149,7 @@ tunnels:
 	}
 }
 
-// An accept-from that is too long for the fast path says so.
+// If accept-from is too long for the fast path, print says so.
 func TestManyFastLocal_acceptFrom(t *testing.T) {
 	t.Parallel()
 	hub, spoke := mesh(t, 1)

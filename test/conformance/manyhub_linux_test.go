@@ -14,8 +14,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// upSpokes starts the tunnels of the spokes of a mesh, in turns one with one remote, the hub, and one with
-// many, and has the hub's routes lead to their networks.
+// upSpokes starts the tunnels of the spokes of a mesh, in turns with one remote, the hub, and with many, and
+// adds routes of the hub to their networks.
 func upSpokes(t *testing.T, hub *netlab.NS, spoke []*netlab.NS) {
 	t.Helper()
 	for i, s := range spoke {
@@ -32,8 +32,8 @@ func upSpokes(t *testing.T, hub *netlab.NS, spoke []*netlab.NS) {
 	}
 }
 
-// changeRoutes replaces and deletes routes of an interface, a thousand and more in a second, until stop is called,
-// which returns how many. None is of a spoke's own network.
+// changeRoutes changes routes by the scripts, a thousand and more in a second, until stop is called, which returns
+// how many. None is to a spoke's own network.
 func changeRoutes(t *testing.T, ns *netlab.NS, script func(round int) string) (stop func() int) {
 	t.Helper()
 	end, ended, changes := make(chan struct{}), make(chan struct{}), 0
@@ -60,7 +60,7 @@ func changeRoutes(t *testing.T, ns *netlab.NS, script func(round int) string) (s
 	})
 }
 
-// flapping are routes between those of the mesh, longer and shorter ones, which go from remote to remote, and go.
+// flapping returns changes of routes that overlap the mesh's, longer and shorter ones: they go from remote to remote.
 func flapping(round int) string {
 	var b strings.Builder
 	for i := range 250 {
@@ -132,8 +132,8 @@ func TestManyHub_routeStorm(t *testing.T) {
 	t.Logf("%d changes of routes during %d datagrams", n, s.TxPacket-before.TxPacket)
 }
 
-// Packets with made-up outer and inner sources: none gets in, nothing grows, and no ping of an untouched peer
-// is lost. IPIPD_HOSTILE_PACKETS is how many, 40,000 if it is not set.
+// Packets with spoofed outer and inner sources: none gets in, no memory grows, and no ping of another peer is
+// lost. IPIPD_HOSTILE_PACKETS is how many, 40,000 if it is not set.
 func TestManyHub_hostile(t *testing.T) {
 	t.Parallel()
 	total := 40000
@@ -173,7 +173,7 @@ func TestManyHub_hostile(t *testing.T) {
 				within(sent)
 			}
 			for range 2 {
-				send(burst) // the buffers are there
+				send(burst) // so that the buffers are allocated before memory is compared
 			}
 			memory, before := resident(t, d), d.Status()
 			asked, answered := echoes(t, spoke[0])
@@ -210,7 +210,7 @@ func TestManyHub_hostile(t *testing.T) {
 	}
 }
 
-// madeUp makes packets of made-up sources, from a mode's point of view.
+// madeUp makes packets with spoofed sources that a tunnel of this mode must refuse.
 type madeUp struct {
 	random *rand.Rand
 	mode   string
@@ -222,10 +222,10 @@ func newMadeUp(mode string) *madeUp {
 	return &madeUp{rand.New(rand.NewPCG(1, 2)), mode, build(ipv4.Header{TTL: 64, Protocol: ipv4.ProtocolIPIP, Source: addr("203.0.113.9"), Destination: addr(outerOf(1))}, inner)}
 }
 
-// next is the next packet, valid until the one after it.
+// next returns the next packet, valid until the call after it.
 func (f *madeUp) next() []byte {
 	outer, inner := f.p[:ipv4.HeaderLen], f.p[ipv4.HeaderLen:]
-	// Anybody with an inner source of the true peer's network, or anybody's, or the true peer with anybody's.
+	// A stranger with an inner source of the true peer's network, or with any, or the true peer with any.
 	binary.BigEndian.PutUint32(outer[12:], 1<<24+f.random.Uint32N(126<<24))
 	binary.BigEndian.PutUint32(inner[12:], 10<<24|11<<16|f.random.Uint32N(1<<16))
 	if kind := f.random.IntN(4); kind >= 2 {
@@ -244,7 +244,7 @@ func (f *madeUp) next() []byte {
 	return f.p
 }
 
-// echoes are how many echo requests a host has received, and how many answers it has sent.
+// echoes returns how many echo requests a host has received, and how many answers it has sent.
 func echoes(t *testing.T, ns *netlab.NS) (requests, answers uint64) {
 	t.Helper()
 	for _, c := range []struct {
@@ -258,7 +258,7 @@ func echoes(t *testing.T, ns *netlab.NS) (requests, answers uint64) {
 	return requests, answers
 }
 
-// resident is the memory of a daemon in bytes.
+// resident returns the resident memory of a daemon in bytes.
 func resident(t *testing.T, d *netlab.Daemon) int {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", d.PID()))

@@ -20,7 +20,7 @@ func encryptedUpAny(t *testing.T, ns *netlab.NS, n int, more ...string) *netlab.
 	return variant{}.upAny(t, ns, n, append([]string{"--ipsec-secret-file", secretFile(t, secret), "--ipsec-dpd", "2s,2"}, more...)...)
 }
 
-// remoteIPsec is what print says about the SAs with a remote; zero if nothing.
+// remoteIPsec returns what print says about the SAs with a remote; zero if nothing.
 func remoteIPsec(d *netlab.Daemon, n int) netlab.RemoteIPsec {
 	for _, r := range d.Status().IPsecRemotes {
 		if r.Remote == outerOf(n) {
@@ -30,7 +30,7 @@ func remoteIPsec(d *netlab.Daemon, n int) netlab.RemoteIPsec {
 	return netlab.RemoteIPsec{}
 }
 
-// ikeMessages captures what goes to UDP port 500.
+// ikeMessages captures packets to UDP port 500.
 func ikeMessages(t *testing.T, ns *netlab.NS, ifname string) *netlab.Recorder {
 	t.Helper()
 	return netlab.Capture(t, ns, ifname, func(f netlab.Frame) bool {
@@ -39,14 +39,14 @@ func ikeMessages(t *testing.T, ns *netlab.NS, ifname string) *netlab.Recorder {
 	})
 }
 
-// answeredFrom is answered with the source's inner address.
+// answeredFrom is answered with an inner source address.
 func answeredFrom(ns *netlab.NS, source, to string) bool {
 	_, err := ns.Try("ping", "-c", "1", "-W", netlab.Seconds(netlab.Scale(time.Second)), "-I", source, to)
 	return err == nil
 }
 
-// The first packet to a remote has an SA negotiated, and nothing but what is authenticated by the SA of the route's
-// gateway comes in. The SA goes with the route, and comes back with the next packet.
+// The first packet to a remote starts the negotiation of an SA, and only packets authenticated by the SA of their route's
+// gateway come in. The SA goes with the route, and comes back with the next packet.
 func TestManyIPsec_twoRemotes(t *testing.T) {
 	t.Parallel()
 	for name, flags := range ipsecModes {
@@ -86,7 +86,7 @@ func TestManyIPsec_twoRemotes(t *testing.T) {
 				t.Errorf("print has %q, %+v", s.IPsec, s.IPsecRemotes)
 			}
 
-			// An inner source of the other remote's.
+			// An inner source of the other remote.
 			spoke[0].Run("ip", "address", "add", "10.12.0.9/32", "dev", "lo")
 			if _, err := spoke[0].Try("ping", "-c", "1", "-W", "1", "-I", "10.12.0.9", "10.10.0.1"); err == nil || d.Drops("reverse-path") == 0 {
 				t.Error("an inner source of another remote is accepted")
@@ -159,7 +159,7 @@ func TestManyIPsec_tenRemotes(t *testing.T) {
 	}
 }
 
-// What is not by the SA of a remote does not come in, and what no gateway is named for does not go out.
+// Packets that are not protected by the SA of a remote do not come in, and packets without a gateway do not go out.
 func TestManyIPsec_cleartext(t *testing.T) {
 	t.Parallel()
 	hub, spoke := mesh(t, 1)
@@ -178,7 +178,7 @@ func TestManyIPsec_cleartext(t *testing.T) {
 	into.send(outer(datagram(from, 100)), outer(reflect), outer(nil))
 	netlab.Eventually(t, "clear text is counted", func() bool { return d.Drops("esp-plain-text") == 3 })
 
-	// Without a gateway the inner destination would be the remote: none that a route names.
+	// Without a gateway the inner destination would be the remote, but with a secret a route has to name it.
 	hub.Run("ip", "route", "add", "192.0.2.128/25", "dev", "t0")
 	for reason := range netlab.DropsProvoked(netlab.ManyEncrypted) {
 		netlab.Eventually(t, "what has no gateway is counted", func() bool {

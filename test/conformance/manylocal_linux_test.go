@@ -11,8 +11,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// far adds to the hub of a mesh a second underlay network, 198.51.100.0/24, with a spoke that is 198.51.100.21
-// there, and has 10.21.0.0/16.
+// far adds to the hub of a mesh a second underlay network, 198.51.100.0/24, with a spoke 198.51.100.21, which
+// has 10.21.0.0/16.
 func far(t *testing.T, hub *netlab.NS) *netlab.NS {
 	t.Helper()
 	s := netlab.New(t)
@@ -22,7 +22,7 @@ func far(t *testing.T, hub *netlab.NS) *netlab.NS {
 }
 
 // Without a local address the outer source is the one that the route to each remote prefers, as it changes, and
-// what comes for any address of this host is received. The spokes take packets of one source only.
+// packets to any address of this host are received. The spokes take packets of one source only.
 func TestManyLocal_routes(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -66,7 +66,7 @@ func TestManyLocal_routes(t *testing.T) {
 	})
 }
 
-// The sender is told what an ICMP error says of a remote, and a way to a remote that leads into the interface is a loop.
+// The inner sender gets ICMP errors about a remote, and a route to a remote that leads into the interface is a loop.
 func TestManyLocal_errors(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -89,8 +89,8 @@ func TestManyLocal_errors(t *testing.T) {
 	})
 }
 
-// The more specific tunnel wins: one with this local address, above all one with this remote. Another one without a
-// local address is refused.
+// The more specific tunnel gets the packets: one with this remote before one with this local address only. A second
+// tunnel without a local address is refused.
 func TestManyLocal_beside(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -145,7 +145,7 @@ tunnels:
 	})
 }
 
-// What has no gateway goes to the inner destination, from the source that the kernel prefers, in fragments, too.
+// Packets without a gateway go to the inner destination, from the source that the kernel prefers, in fragments, too.
 func TestManyLocal_noGateway(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -164,7 +164,7 @@ func TestManyLocal_noGateway(t *testing.T) {
 	})
 }
 
-// A loop by way of another tunnel is found by the source of the route to whichever remote.
+// A loop by way of another tunnel is found by the outer source, whichever remote it belongs to.
 func TestManyLocal_nestedLoop(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {

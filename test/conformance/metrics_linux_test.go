@@ -52,7 +52,7 @@ func fetch(t *testing.T, socket, path string, status int) []byte {
 	return text
 }
 
-// Metrics are what print says, in userspace and with the fast path.
+// Metrics have the values that print shows, in userspace and with the fast path.
 func TestMetrics_print(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -131,7 +131,7 @@ func TestMetrics_print(t *testing.T) {
 	})
 }
 
-// The SAs of an encrypted tunnel have metrics, and a process that hides its memory has its own.
+// The SAs of an encrypted tunnel have metrics, and so has its process, though its memory cannot be dumped.
 func TestMetrics_ipsec(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)

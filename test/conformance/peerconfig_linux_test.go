@@ -10,7 +10,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// peerConfig is what peer-config says of d's tunnel, without the lines on standard error.
+// peerConfig returns what peer-config prints for d's tunnel, without the lines on standard error.
 func peerConfig(t *testing.T, d *netlab.Daemon, system string) string {
 	t.Helper()
 	out, err := d.Run("peer-config", "t0", "--for", system, "--show-sensitive")
@@ -26,8 +26,8 @@ func peerConfig(t *testing.T, d *netlab.Daemon, system string) string {
 	return b.String()
 }
 
-// The other end comes up with what peer-config says, as YAML and as RouterOS writes it, and answers a ping and
-// the keepalive, encrypted or not.
+// The other end comes up with the output of peer-config, as YAML and in RouterOS's syntax, and answers a ping
+// and the keepalive, encrypted or not.
 func TestPeerConfig_otherEnd(t *testing.T) {
 	t.Parallel()
 	for name, flags := range map[string][]string{
@@ -56,8 +56,8 @@ func TestPeerConfig_otherEnd(t *testing.T) {
 	}
 }
 
-// Each command is one that iproute2 and nftables take: what needs the ipip module, and the interface
-// it makes, may fail where there is none, and nothing else.
+// iproute2 and nftables take each command: only those that need the ipip module, or the interface that it
+// makes, may fail where there is none.
 func TestPeerConfig_linux(t *testing.T) {
 	t.Parallel()
 	a, b := hosts(t)

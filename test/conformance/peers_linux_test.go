@@ -11,13 +11,13 @@ import (
 	"ipipd/test/netlab"
 )
 
-// peerRoutes is what `ip route show proto 94` shows.
+// peerRoutes returns the routes of `ip route show proto 94`.
 func peerRoutes(ns *netlab.NS) string {
 	return strings.Join(strings.Split(strings.ReplaceAll(strings.TrimSpace(ns.Run("ip", "route", "show", "proto", "94")), " dev t0 onlink", ""), " \n"), "\n")
 }
 
 // The peers of a file are routes with a protocol of their own. A reload changes those that differ, loses no
-// packet of the others, and leaves others' routes alone.
+// packet of the others, and leaves the routes of other protocols alone.
 func TestPeers_reload(t *testing.T) {
 	t.Parallel()
 	hub, spoke := mesh(t, 2)
@@ -66,7 +66,7 @@ func TestPeers_reload(t *testing.T) {
 		t.Error("the route of another program is gone")
 	}
 
-	// What somebody removes comes back; what somebody puts in its place stays as long as it is there.
+	// A route that somebody removes comes back; one that somebody puts in its place is left alone until it is removed.
 	hub.Run("ip", "route", "del", "10.12.0.0/16")
 	want("10.11.0.0/16 via 192.0.2.11, 10.12.0.0/16 via 192.0.2.12")
 	hub.Run("ip", "route", "replace", "10.12.0.0/16", "via", "192.0.2.13", "dev", "t0", "onlink", "proto", "bird")
@@ -79,7 +79,7 @@ func TestPeers_reload(t *testing.T) {
 	hub.Run("sh", "-ec", "ip link set t0 down; ip link set t0 up")
 	want("10.11.0.0/16 via 192.0.2.11, 10.12.0.0/16 via 192.0.2.12")
 
-	// A route elsewhere is an error, which changes nothing.
+	// A peer whose prefix has a route elsewhere is an error, which changes nothing.
 	hub.Run("ip", "route", "add", "10.15.0.0/16", "via", "192.0.2.13")
 	write("10.11.0.0/16: 192.0.2.12, 10.15.0.0/16: 192.0.2.13")
 	if out, err := d.Run("reload"); err == nil || !strings.Contains(out, "add route 10.15.0.0/16 via 192.0.2.13 to t0: there is one that leads elsewhere") {
@@ -135,7 +135,7 @@ func TestPeers_down(t *testing.T) {
 	there(true)
 }
 
-// By flags, and of thousands only what somebody removes is looked after.
+// Peers may be given by flags, and come back with an interface that is made again.
 func TestPeers_flags(t *testing.T) {
 	t.Parallel()
 	hub, spoke := mesh(t, 1)
@@ -159,7 +159,7 @@ func TestPeers_print(t *testing.T) {
 	d := variant{}.upAny(t, hub, 1, "--metrics-address", "127.0.0.1:9000", "--metrics-remotes", "3", "--peers", "10.11.0.0/16=192.0.2.11,10.255.0.11=192.0.2.11,10.12.0.0/16=192.0.2.12,10.13.0.0/16=198.51.100.7,10.14.0.0/16=203.0.113.7,203.0.113.0/24=192.0.2.11")
 	hub.Run("ip", "route", "add", "unreachable", "198.51.100.0/24")
 	ping(t, hub, "-I", "10.10.0.1", "10.11.0.1")
-	// An unreachable is believed for some seconds.
+	// An ICMP unreachable is believed for some seconds only: send packets again and again.
 	shows := func(args, want string) {
 		t.Helper()
 		netlab.Eventually(t, "print shows "+want, func() bool {

@@ -15,8 +15,8 @@ import (
 // vip is on the link of server and balancer, so that ARP matters.
 const vip = "192.0.2.5"
 
-// realServer has a server, and a balancer that is its router and takes its own health checks through the
-// tunnel to the server. Clients are behind the balancer: 10.11.0.0/16.
+// realServer returns a server, and a balancer that is its router and sends health checks through the tunnel
+// to the server. Clients are behind the balancer: 10.11.0.0/16.
 func realServer(t *testing.T) (server, balancer *netlab.NS) {
 	t.Helper()
 	server, spoke := mesh(t, 1)
@@ -37,8 +37,8 @@ func realServerFlags(more ...string) []string {
 	return append([]string{"--remote-address", "any", "--accept-from", outerOf(11) + ",172.16.0.0/12", "--accept-to", vip}, more...)
 }
 
-// What it serves is on lo or on the interface. Answers leave by the underlay, and health checks that come
-// through the tunnel are answered by the host.
+// The address that a real server serves is on lo or on the interface. Answers leave by the underlay, and the
+// host answers health checks that come through the tunnel.
 func TestRealServer_answers(t *testing.T) {
 	t.Parallel()
 	for _, where := range []string{"lo", "ipip0"} {
@@ -85,7 +85,7 @@ func TestRealServer_answers(t *testing.T) {
 	}
 }
 
-// sysctls are all of net.ipv4.conf that --manage-sysctls may set, but for those of tunnels.
+// sysctls returns all of net.ipv4.conf that --manage-sysctls may set, but for those of tunnels.
 func sysctls(t *testing.T, ns *netlab.NS) map[string]string {
 	t.Helper()
 	all := map[string]string{}
@@ -124,7 +124,7 @@ func TestRealServer_warnings(t *testing.T) {
 	ping(t, balancer, vip)
 }
 
-// With --manage-sysctls it sets them, and at the end sets them back, whatever that is.
+// With --manage-sysctls ipipd sets them, and sets them back, however it ends.
 func TestRealServer_manageSysctls(t *testing.T) {
 	t.Parallel()
 	server, balancer := realServer(t)
@@ -142,7 +142,7 @@ func TestRealServer_manageSysctls(t *testing.T) {
 	if got := sysctls(t, server); got["net.ipv4.conf.br0.arp_ignore"] != "1" || got["net.ipv4.conf.br0.rp_filter"] != "1" {
 		t.Errorf("%v: want br0 without ARP for %s, and with its filter", got, vip)
 	}
-	// The next process of one that is killed sets back.
+	// If the process is killed, the next one sets them back.
 	d.Stop(syscall.SIGKILL)
 	if back() {
 		t.Error("nothing was set")
@@ -163,7 +163,7 @@ func TestRealServer_manageSysctls(t *testing.T) {
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	// What somebody has changed stays.
+	// A sysctl that somebody else has changed stays.
 	d = d.Restart()
 	server.Sysctl("net.ipv4.conf.br0.arp_ignore", "2")
 	d.Stop(syscall.SIGTERM)
@@ -173,7 +173,7 @@ func TestRealServer_manageSysctls(t *testing.T) {
 	}
 }
 
-// In a container /proc/sys is read-only: one line, and the tunnel runs.
+// In a container /proc/sys is read-only: ipipd logs one line, and the tunnel runs.
 func TestRealServer_readOnly(t *testing.T) {
 	t.Parallel()
 	server, _ := realServer(t)

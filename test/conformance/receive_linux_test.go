@@ -88,8 +88,7 @@ func TestReceive(t *testing.T) {
 		}
 	})
 
-	// With the fast path no packet socket is open, which would be given each packet of this
-	// host.
+	// With the fast path no packet socket is open: it would be given each packet of this host.
 	t.Run("fast-path-without-packet-sockets", func(t *testing.T) {
 		t.Parallel()
 		a, _ := hosts(t)

@@ -14,8 +14,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// A reload that changes one tunnel, in place and by making it again, removes and adds it, loses no
-// packet of the other.
+// Reloads that change one tunnel, in place or by making it again, remove it and add it, lose no packet
+// of the other.
 func TestReload_otherTunnel(t *testing.T) {
 	for _, fastPath := range []string{"no", "yes"} {
 		t.Run("fast-path-"+fastPath, func(t *testing.T) {
@@ -110,7 +110,7 @@ func TestReload_random(t *testing.T) {
 	}
 }
 
-// wrongTunnels are what no configuration may have.
+// wrongTunnels are tunnels that no configuration with t0 may have.
 var wrongTunnels = []string{
 	"- {name: bad, remote-address: 192.0.2.19, no-such-property: yes}\n",
 	"- {name: bad, remote-address: 192.0.2.19, dscp: 64}\n",
@@ -159,7 +159,7 @@ func TestReload_likeStart(t *testing.T) {
 	}
 }
 
-// reloadHosts are hosts with outer addresses for the tunnels of randomTunnels.
+// reloadHosts is hosts, with outer addresses for the tunnels of randomTunnels.
 func reloadHosts(t *testing.T) (a, b *netlab.NS) {
 	t.Helper()
 	a, b = hosts(t)
@@ -228,7 +228,7 @@ func randomTunnels(random *rand.Rand) string {
 	return out.String()
 }
 
-// settledState is hostState, and what print --json shows, once no fast path is being attached.
+// settledState returns hostState, and what print --json shows, once no fast path is being attached.
 func settledState(t *testing.T, ns *netlab.NS, d *netlab.Daemon) string {
 	t.Helper()
 	var status []map[string]any
@@ -248,7 +248,7 @@ func settledState(t *testing.T, ns *netlab.NS, d *netlab.Daemon) string {
 	return hostState(t, ns) + jsonLines(t, status)
 }
 
-// hostState is what the kernel has of interfaces, IPv4 addresses and routes.
+// hostState returns the kernel's interfaces, IPv4 addresses and routes.
 func hostState(t *testing.T, ns *netlab.NS) string {
 	t.Helper()
 	var all string

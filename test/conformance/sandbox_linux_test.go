@@ -13,7 +13,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// sandboxOf is what print --json says of the process.
+// sandboxOf returns what print --json says about the sandbox of the process.
 func sandboxOf(t *testing.T, d *netlab.Daemon) sandbox.State {
 	t.Helper()
 	out, err := d.Run("print", "--json")
@@ -26,7 +26,7 @@ func sandboxOf(t *testing.T, d *netlab.Daemon) sandbox.State {
 	return all[0].Sandbox
 }
 
-// What a process may still do is shown, and is what the kernel says; what may not be read is said.
+// print, metrics and doctor show what a process may still do, as the kernel has it; an error says what it may not read.
 func TestSandbox(t *testing.T) {
 	t.Parallel()
 	a, _ := hosts(t)
@@ -98,7 +98,7 @@ func TestSandbox(t *testing.T) {
 	if out, err := d.Run("set", "t0", "ipsec-secret="); err != nil {
 		t.Errorf("set: %v, %s", err, out)
 	}
-	// What it is compared with the command reads.
+	// The command, not the process, reads the file that diff compares with.
 	if out, err := d.Run("diff", filepath.Join(elsewhere, "ipipd.yaml")); err != nil || !strings.Contains(out, "t2: remove\n") {
 		t.Errorf("diff: %v, %s", err, out)
 	}
@@ -111,7 +111,7 @@ func TestSandbox(t *testing.T) {
 	checkCapabilities(t, d)
 }
 
-// Without a sandbox capabilities are dropped all the same, and all else is as before.
+// Without a sandbox the process drops capabilities all the same, but has neither seccomp nor Landlock.
 func TestSandbox_off(t *testing.T) {
 	t.Parallel()
 	a, _ := hosts(t)

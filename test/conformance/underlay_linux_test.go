@@ -203,7 +203,7 @@ func TestUnderlay_routeStorm(t *testing.T) {
 	})
 }
 
-// processorTime is the time that the threads of a process have had.
+// processorTime returns the processor time of the threads of a process so far.
 func processorTime(t *testing.T, pid int) time.Duration {
 	t.Helper()
 	var ts unix.Timespec
@@ -213,7 +213,7 @@ func processorTime(t *testing.T, pid int) time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// The MTU follows that of the underlay's interface and of the route.
+// The tunnel's MTU follows the MTU of the underlay's interface and of the route.
 func TestUnderlay_routeMTU(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {
@@ -307,7 +307,7 @@ func TestUnderlay_deviceRenamed(t *testing.T) {
 			into.send(datagram(aToB(1), 100))
 			return d.Drops("no-path") > 0
 		})
-		// Of another size, since some of the others left before the tunnel knew.
+		// Packets of another size, since some of the earlier ones left before the tunnel knew.
 		const n, size = 20, 200
 		before := d.Drops("no-path")
 		for range n {

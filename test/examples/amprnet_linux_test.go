@@ -27,7 +27,7 @@ func rip(routes map[string]string) []byte {
 	return b
 }
 
-// ampr-ripd makes routes of amprgw's announcements, and packets go to the gateways that they name. Only amprgw
+// ampr-ripd adds routes by amprgw's announcements, and packets go to the gateways that they name. Only amprgw
 // may send from any source.
 func TestAMPRNet(t *testing.T) {
 	t.Parallel()
@@ -67,7 +67,7 @@ func TestAMPRNet(t *testing.T) {
 		out := ours.Run("ip", "route", "show", "table", "44")
 		return strings.Contains(out, "44.130.2.0/24 via 198.51.100.2 dev ampr0 proto 44 onlink")
 	})
-	received := netlab.Capture(t, peer, "eth0", nil) // of ETH_P_ALL: the fast path takes them before others
+	received := netlab.Capture(t, peer, "eth0", nil) // with ETH_P_ALL: sockets for ETH_P_IP come after the fast path
 	netlab.Eventually(t, "packets go to that gateway", func() bool { return answered(ours, "44.130.2.1", "-I", "44.128.1.1") })
 	received.Await(netlab.Outer(netlab.Source("192.0.2.1"), netlab.Inner(netlab.Source("44.128.1.1"), netlab.Destination("44.130.2.1"))))
 	if !answered(amprgw, "44.128.1.1", "-I", "203.0.113.77") {

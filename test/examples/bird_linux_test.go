@@ -22,7 +22,7 @@ func birdAddress(n int) string {
 	return fmt.Sprintf("198.51.100.%d", n)
 }
 
-// birdFiles are those of node n, made of those of node 1, which the example has.
+// birdFiles returns a folder with the files of node n, made of the example's, which are node 1's.
 func birdFiles(t *testing.T, n int) (dir string) {
 	t.Helper()
 	dir = example(t, "bird")
@@ -41,7 +41,7 @@ func birdFiles(t *testing.T, n int) (dir string) {
 	return dir
 }
 
-// Ten nodes reach each other by the routes that BIRD makes, and no longer one that dies, until it is back.
+// Ten nodes reach each other by the routes that BIRD adds. One that dies is not routed to until it is back.
 func TestBird_mesh(t *testing.T) {
 	t.Parallel()
 	bird := need(t, "bird", "bird2")
@@ -51,7 +51,7 @@ func TestBird_mesh(t *testing.T) {
 		nodes[n], ports[n] = u.node(t, birdAddress(n))
 	}
 	dirs, ipipd := make([]string, birdNodes+1), make([]*process, birdNodes+1)
-	up := func(n int) { // whichever is there first, ipipd or BIRD
+	up := func(n int) { // in either order of ipipd and BIRD
 		ipipd[n] = start(t, nodes[n], netlab.Binary(t), "up", "--config", filepath.Join(dirs[n], "ipipd.yaml"), "--runtime-dir", dirs[n])
 	}
 	for n := 1; n <= birdNodes; n++ {
@@ -61,7 +61,7 @@ func TestBird_mesh(t *testing.T) {
 		start(t, nodes[n], bird, "-f", "-c", filepath.Join(dir, "bird.conf"), "-s", filepath.Join(dir, "bird.ctl"), "-P", filepath.Join(dir, "bird.pid"))
 	}
 
-	// peers are the nodes whose prefix node n has a route to, by the interface.
+	// peers returns the nodes to whose prefix node n has a route out of the interface.
 	route := regexp.MustCompile(`(?m)^10\.(\d+)\.0\.0/16 via (\S+) proto bird .*onlink`)
 	peers := func(n int) (list string) {
 		out, _ := nodes[n].Try("ip", "route", "show", "dev", "ipip0") // no interface, no route

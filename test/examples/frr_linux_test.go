@@ -33,7 +33,7 @@ func needFRR(t *testing.T) {
 	}
 }
 
-// newFRR has the two sites of the example on their underlay: a provider's router between 192.0.2.1 and
+// newFRR returns the two sites of the example on their underlay: a provider's router between 192.0.2.1 and
 // 198.51.100.1, a line between 203.0.113.1 and .2.
 func newFRR(t *testing.T) (a, b *frrSite, u *underlay) {
 	t.Helper()
@@ -60,7 +60,7 @@ func (s *frrSite) lan(t *testing.T, router, host string) {
 	s.Sysctl("net.ipv4.ip_forward", "1")
 }
 
-// start starts ipipd, and FRR with zebra and other daemons, as the site's files say.
+// start starts ipipd, and FRR with zebra and these daemons, with the site's files.
 func (s *frrSite) start(t *testing.T, tunnel string, daemons ...string) {
 	t.Helper()
 	s.ipipd = netlab.UpConfig(t, s.NS, tunnel, filepath.Join(s.dir, "ipipd.yaml"))
@@ -95,7 +95,7 @@ func (s *frrSite) start(t *testing.T, tunnel string, daemons ...string) {
 	s.Run("vtysh", "--vty_socket", s.run, "-f", filepath.Join(s.dir, "frr.conf"))
 }
 
-// vtysh shows what FRR says.
+// vtysh returns the output of a command of FRR.
 func (s *frrSite) vtysh(command string) string {
 	return s.Run("vtysh", "--vty_socket", s.run, "-c", command)
 }
@@ -110,8 +110,8 @@ func (s *frrSite) leads(prefix, tunnel string) bool {
 	return strings.Contains(s.Run("ip", "route", "show", prefix), "dev "+tunnel+" proto ospf")
 }
 
-// failover has the provider drop everything, and returns when both sites have moved to the backup; then when
-// they are back. It logs how long the first took.
+// failover makes the provider drop everything, waits until both sites have moved to the backup, and, with the
+// provider again, until they are back. It logs how long the move took.
 func failover(t *testing.T, a, b *frrSite, u *underlay, by string) {
 	t.Helper()
 	on := func(tunnel string) func() bool {
@@ -149,8 +149,8 @@ func failover(t *testing.T, a, b *frrSite, u *underlay, by string) {
 	netlab.Eventually(t, "and come back", on("ipip1"))
 }
 
-// Without BFD it is ipipd's keepalive that says that a path is dead, long before OSPF's dead interval of 40 s:
-// the interface has no carrier.
+// Without BFD ipipd's keepalive detects that a path is dead, long before OSPF's dead interval of 40 s: the
+// interface loses its carrier.
 func TestFRR_keepalive(t *testing.T) {
 	t.Parallel()
 	a, b, u := newFRR(t)
@@ -179,7 +179,7 @@ func TestFRR_bfd(t *testing.T) {
 	failover(t, a, b, u, "BFD")
 }
 
-// Two ends with different MTUs become no neighbours. They have the same ones unless an operator sets them.
+// Two ends with different MTUs do not become OSPF neighbours. The MTUs are the same unless an operator sets them.
 func TestFRR_mtu(t *testing.T) {
 	t.Parallel()
 	a, b, _ := newFRR(t)

@@ -17,7 +17,7 @@ type pinger struct {
 	interval time.Duration
 }
 
-// seen is the number of answers so far, and the sequence number of the last one.
+// seen returns the number of answers so far, and the sequence number of the last one.
 func (p *pinger) seen() (n, last int) {
 	for line := range strings.Lines(p.log.String()) {
 		if _, rest, ok := strings.Cut(line, "icmp_seq="); ok && strings.Contains(line, "bytes from") {
@@ -29,7 +29,7 @@ func (p *pinger) seen() (n, last int) {
 	return n, last
 }
 
-// await waits for as many answers more.
+// await waits until so many more answers have arrived.
 func (p *pinger) await(t *testing.T, what string, more int) {
 	t.Helper()
 	before, _ := p.seen()
@@ -39,7 +39,7 @@ func (p *pinger) await(t *testing.T, what string, more int) {
 	})
 }
 
-// A tunnel goes from one gateway to the other with its VRRP address, back, and away from one that dies.
+// A tunnel follows its VRRP address from one gateway to the other, back, and away from one that dies.
 func TestKeepalived(t *testing.T) {
 	t.Parallel()
 	keepalived := need(t, "keepalived", "keepalived")

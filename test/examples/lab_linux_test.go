@@ -53,7 +53,7 @@ func (u *underlay) spare(t *testing.T, address string) *netlab.NS {
 	return ns
 }
 
-// gateway is the router's address in the /24 of an address.
+// gateway returns the router's address in the /24 of an address.
 func gateway(address string) netip.Addr {
 	a := netip.MustParseAddr(address).As4()
 	a[3] = 254
@@ -68,7 +68,7 @@ func (u *underlay) plug(t *testing.T, ns *netlab.NS, address string, end netlab.
 	if bridge == "" {
 		bridge = "br" + strconv.Itoa(len(u.segments))
 		u.segments[prefix] = bridge
-		// Without an address of its own it changes its own with its ports, and neighbors keep the one that was.
+		// Without a MAC address set, the bridge's changes with its ports, and neighbour entries keep the old one.
 		u.router.Run("ip", "link", "add", bridge, "address", "02:00:00:00:00:fe", "type", "bridge")
 		u.router.Run("ip", "address", "add", gateway(address).String()+"/24", "dev", bridge)
 		u.router.Run("ip", "link", "set", bridge, "up")
@@ -80,7 +80,7 @@ func (u *underlay) plug(t *testing.T, ns *netlab.NS, address string, end netlab.
 	return port
 }
 
-// example copies the folder of an example, so that the test can fill in what differs between hosts.
+// example copies the folder of an example, so that the test can edit what differs between hosts.
 func example(t *testing.T, name string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -119,14 +119,14 @@ func need(t *testing.T, program, pkg string) string {
 	return ""
 }
 
-// process is a program that runs, and what it has written.
+// process is a running program, with its output so far.
 type process struct {
 	*exec.Cmd
 	log netlab.Buffer
 }
 
-// start starts a program that stays in the foreground until the end of the test. Its output is in that of a
-// test that fails.
+// start starts a program that stays in the foreground until the end of the test. If the test fails, it logs
+// the program's output.
 func start(t *testing.T, ns *netlab.NS, name string, args ...string) *process {
 	t.Helper()
 	p := &process{Cmd: exec.Command(name, args...)}

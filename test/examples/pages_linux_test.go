@@ -25,21 +25,21 @@ const docs = "../../docs"
 //	-->
 //
 // hosts by the addresses of eth0, eth1 and so on, joined by the host "router": a namespace each, or a guest, whose kernel has
-// ipip, or a guest with "strongswan". Without a program of a package that it needs, the test is skipped. What follows are its fenced blocks, in order. The words after a block's language say what is done with it:
+// ipip, or a guest with "strongswan". need names a program and its package, without which the test is skipped. The fenced blocks of the page are run in order. The words after a block's language say how:
 //
 //	sh a,b          each line is run on host a, then on b, and has to succeed; ipipd up, and what ends in &, goes on in the background
 //	console a       each line after "$ " is run on a until its output has the lines below it, in order, in which … is any text
 //	yaml a /file    it is this file of host a, and ipipd check takes it
 //	yaml a /file packaging/examples/x.yaml    the same, and those lines are in that file of the tree
-//	yaml packaging/examples/x.yaml            they are in that file
-//	routeros b      ipipd on host b has the tunnels of it, and no others: there is no RouterOS
+//	yaml packaging/examples/x.yaml            its lines are in that file
+//	routeros b      ipipd on host b has these tunnels, and no others, in the place of RouterOS
 //	text by TestX   the test of that name runs it, or something that is compared with it
 //	text not-run: a drawing    it is not run, for that reason
 //
 // A page without a laboratory has blocks of the last two kinds only; one that is generated may have none.
 type page struct {
 	name       string
-	laboratory []string // nil: none
+	laboratory []string // its lines; nil: none
 	blocks     []block
 }
 
@@ -139,7 +139,7 @@ func newNSMachine(t *testing.T, ns *netlab.NS) *nsMachine {
 	return m
 }
 
-// command enters the host's namespaces.
+// command returns a command that runs a script in the host's namespaces.
 func (m *nsMachine) command(script string) (name string, args []string) {
 	return "nsenter", []string{"--net=" + m.ns.Path(), "--mount=" + m.mounts, "--wd=/etc", "env", "PATH=" + m.bin + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"LC_ALL=C.UTF-8", "sh", "-c", script}
@@ -185,7 +185,7 @@ func (m guestMachine) write(file, text string) error {
 	return err
 }
 
-// newLaboratory makes the hosts of a page, and runs its first commands.
+// newLaboratory makes the hosts of a page, and runs the commands of its laboratory.
 func newLaboratory(t *testing.T, p *page) map[string]machine {
 	t.Helper()
 	machines := map[string]machine{}
@@ -227,7 +227,7 @@ func newLaboratory(t *testing.T, p *page) map[string]machine {
 	return machines
 }
 
-// runBlock does with a block what its words say.
+// runBlock runs a block as its words say.
 func runBlock(t *testing.T, p *page, b block, machines map[string]machine) {
 	t.Helper()
 	where := fmt.Sprintf("docs/%s:%d", p.name, b.line)
@@ -292,7 +292,7 @@ func runOn(t *testing.T, where string, b block, m machine, words []string) {
 	}
 }
 
-// runCommand runs a command that has to succeed, or of ipipd up, under ipipd keep too, has to become ready.
+// runCommand runs a command, which has to succeed; ipipd up, also under ipipd keep, has to become ready.
 func runCommand(t *testing.T, where string, m machine, command string) {
 	t.Helper()
 	if command, ok := strings.CutSuffix(command, " &"); ok {
@@ -321,7 +321,7 @@ func ended(p *process) bool {
 	return err != nil
 }
 
-// expectation is a command and what its output has.
+// expectation is a command, and the lines that its output must have.
 type expectation struct {
 	command string
 	want    []string
@@ -339,7 +339,7 @@ func expectations(text string) (list []expectation) {
 	return list
 }
 
-// await runs the command until it says what is wanted, or succeeds if nothing is.
+// await runs the command until its output has the wanted lines; without any, until it succeeds.
 func (e *expectation) await(t *testing.T, where string, m machine) {
 	t.Helper()
 	var out, missing string
@@ -356,7 +356,7 @@ func (e *expectation) await(t *testing.T, where string, m machine) {
 	}
 }
 
-// unmatched is the first of the lines that the output does not have after those before it, or nothing.
+// unmatched returns the first of the wanted lines that the output does not have after those before it, or "".
 func unmatched(output string, want []string) string {
 	lines := strings.Split(output, "\n")
 	for _, w := range want {
@@ -379,7 +379,7 @@ func unmatched(output string, want []string) string {
 	return ""
 }
 
-// pages are those of docs.
+// pages returns the pages of docs.
 func pages(t *testing.T) (list []*page) {
 	t.Helper()
 	files, err := filepath.Glob(docs + "/*.md")
@@ -400,7 +400,7 @@ func pages(t *testing.T) (list []*page) {
 	return list
 }
 
-// What the pages of docs say is what happens.
+// The commands in the pages of docs do what the pages say.
 func TestPages(t *testing.T) {
 	t.Parallel()
 	for _, p := range pages(t) {
@@ -462,7 +462,7 @@ func TestPages_parse(t *testing.T) {
 	}
 }
 
-// What a page says is done by another test, a test of that name does.
+// The tests that run blocks of a page by its words exist.
 func TestPages_elsewhere(t *testing.T) {
 	t.Parallel()
 	tests := map[string]bool{}
@@ -489,7 +489,7 @@ func TestPages_elsewhere(t *testing.T) {
 	}
 }
 
-// README.md's quick start has no commands but those of the pages, which are run.
+// README.md's quick start has only commands that are in the pages, and so are run.
 func TestPages_quickStart(t *testing.T) {
 	t.Parallel()
 	ran := map[string]bool{}
@@ -509,7 +509,7 @@ func TestPages_quickStart(t *testing.T) {
 	}
 }
 
-// README.md's commands about the state of a tunnel do what they say to that of its quick start.
+// README.md's commands about the state of a tunnel work with the tunnel of its quick start.
 func TestPages_status(t *testing.T) {
 	t.Parallel()
 	commands := readmeBlocks(t, "Status")[0]
@@ -538,7 +538,7 @@ func TestPages_status(t *testing.T) {
 	}
 }
 
-// readmeBlocks are the indented blocks of a section of README.md, of which the first has to be there, by lines.
+// readmeBlocks returns the lines of each indented block of a section of README.md, which must have one.
 func readmeBlocks(t *testing.T, section string) (blocks [][]string) {
 	t.Helper()
 	text, err := os.ReadFile("../../README.md")

@@ -37,7 +37,7 @@ func newRealServers(t *testing.T, name string) *realServers {
 		d := netlab.UpConfig(t, s, "ipip0", filepath.Join(example(t, name), "ipipd.yaml"))
 		d.AwaitWarning(warning.SYNACKMSS)
 		s.Run("ip", "route", "change", "default", "via", "192.0.2.254", "dev", "eth0", "advmss", "1440")
-		// A connection ends with the client's: what it has sent is counted.
+		// The server answers when the client ends its side: it counts the bytes sent.
 		start(t, s, "socat", "TCP-LISTEN:80,fork,reuseaddr", "SYSTEM:echo server "+strconv.Itoa(n)+"; wc -c")
 		r.servers, r.tunnels = append(r.servers, s), append(r.tunnels, d)
 	}
@@ -100,7 +100,7 @@ func TestRealServer_ipvs(t *testing.T) {
 	r.finish(t)
 }
 
-// Flows with outer sources that Katran makes up are answered by the servers, which keep nothing of them.
+// The servers answer flows with outer sources that Katran makes up, and keep no state of these.
 func TestRealServer_katran(t *testing.T) {
 	t.Parallel()
 	if _, err := os.Stat("/usr/bin/scapy"); err != nil {

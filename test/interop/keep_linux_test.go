@@ -11,11 +11,11 @@ import (
 	"ipipd/test/netlab"
 )
 
-// What names an SA in `swanctl --list-sas --raw`.
+// nameOfSA matches what identifies an SA in `swanctl --list-sas --raw`.
 var nameOfSA = regexp.MustCompile(`(?:uniqueid|initiator-spi|responder-spi|spi-in|spi-out)=[0-9a-f]+`)
 
 // The SAs with strongSwan outlive a process that SIGUSR2 replaces, and one that is killed: strongSwan sees no negotiation, no packet
-// is plain, none repeats a sequence number, and pings go on.
+// is cleartext, none repeats a sequence number, and pings go on.
 func TestKeep_strongSwan(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

@@ -110,8 +110,8 @@ func (l *kernelLab) record(t *testing.T) *netlab.Recorder {
 	})
 }
 
-// tunnel creates or replaces the guest's end of the tunnel. options are those of `ip link add
-// type ipip`.
+// tunnel creates or replaces the guest's end of the tunnel, with more options of `ip link add type
+// ipip`.
 func (l *kernelLab) tunnel(t testing.TB, options string) {
 	t.Helper()
 	_, err := l.guest.Run(fmt.Sprintf(`ip link delete t0 2>/dev/null
@@ -182,8 +182,8 @@ func reply(checks ...netlab.Check) netlab.Check {
 	return netlab.Inner(append([]netlab.Check{netlab.ICMP(0, 0)}, checks...)...)
 }
 
-// ping wants three replies to echo requests with size bytes of data, from one end to an address, which it repeats each
-// second: a kernel drops a reply now and then, see netlab.Stream. One is sent before, while the neighbour is resolved.
+// ping fails the test unless three echo requests with size bytes of data are answered, each repeated every second until it
+// is: a kernel drops a reply now and then, see netlab.Stream. A small one before resolves the neighbour.
 func ping(t *testing.T, from shell, to string, size int, options string) {
 	t.Helper()
 	script := fmt.Sprintf(`ping -n -c 1 -w %[4]s %[1]s >/dev/null

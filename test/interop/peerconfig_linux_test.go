@@ -7,7 +7,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// linuxPeer is the script that peer-config prints for the guest.
+// linuxPeer returns the script that peer-config prints for the guest.
 func linuxPeer(t *testing.T, d *netlab.Daemon) string {
 	t.Helper()
 	out, err := d.Run("peer-config", "t0", "--for", "linux", "--show-sensitive")
@@ -23,7 +23,7 @@ func linuxPeer(t *testing.T, d *netlab.Daemon) string {
 	return script.String()
 }
 
-// A Linux kernel is the other end by what peer-config prints, fixed and inherited values alike.
+// A Linux kernel, configured by the output of peer-config, is the other end, with fixed and inherited values.
 func TestPeerConfig_kernel(t *testing.T) {
 	t.Parallel()
 	l := newKernelLab(t)
@@ -46,7 +46,7 @@ func TestPeerConfig_kernel(t *testing.T) {
 	}
 }
 
-// strongSwan is the other end of an encrypted tunnel by what peer-config prints, in IKEv1 and IKEv2, whoever begins.
+// strongSwan, configured by the output of peer-config, is the other end of an encrypted tunnel, in IKEv1 and IKEv2, whoever initiates.
 func TestPeerConfig_strongSwan(t *testing.T) {
 	t.Parallel()
 	for name, flags := range map[string][]string{

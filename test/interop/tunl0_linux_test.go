@@ -20,10 +20,10 @@ var manyDevices = []struct{ name, script string }{
 	{"many", "ip tunnel add many mode ipip remote any local " + peerOuter + " && ip link set many up"},
 }
 
-// underlayTable has the guest's routes of outer packets, so that no set of routes concerns them.
+// underlayTable gives the guest's outer packets a routing table of their own, which no set of routes changes.
 const underlayTable = "ip rule add pref 5 ipproto 4 lookup 99; ip route add default via " + ourOuter + " dev vec0 table 99"
 
-// Linux's own tunnels with many remotes send each packet where the table of sets says.
+// Linux's own tunnels with many remotes send each packet where routesets.Sets says.
 func TestTunl0_routesets(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("python3"); err != nil {
@@ -83,8 +83,8 @@ func TestTunl0_routesets(t *testing.T) {
 	}
 }
 
-// sendAll is a script for the guest: it makes the routes, sends UDP datagrams of several flows to each
-// destination, prints those destinations that the kernel refuses, sends a datagram of marker bytes without
+// sendAll returns a script for the guest: it adds the routes, sends UDP datagrams of several flows to each
+// destination, prints the destinations that the kernel refuses, sends a datagram of marker bytes outside the
 // tunnel, and removes the routes.
 //
 // The sockets are not bound to a source: with one, Linux sends multicast without asking its routes.
@@ -123,7 +123,7 @@ func upAny(t *testing.T, ns *netlab.NS, inner, fastPath string) *netlab.Daemon {
 	return netlab.Up(t, ns, "t0", "--local-address", ourOuter, "--remote-address", "any", "--address", inner+"/32", "--allow-fast-path", fastPath)
 }
 
-// ipipd with many remotes and Linux's own reach each other.
+// ipipd with many remotes and a Linux tunnel with many remotes reach each other.
 func TestTunl0_peer(t *testing.T) {
 	t.Parallel()
 	for _, fastPath := range []string{"no", "yes"} {

@@ -72,7 +72,7 @@ func TestDocs_links(t *testing.T) {
 	}
 }
 
-// docs/design.md names files and identifiers that there are.
+// The files and identifiers that docs/design.md names exist.
 func TestDocs_design(t *testing.T) {
 	text, err := os.ReadFile(root + "/docs/design.md")
 	if err != nil {
@@ -114,7 +114,7 @@ func TestDocs_design(t *testing.T) {
 	}
 }
 
-// The tests and benchmarks that documents run by `go test` are there: it passes if it finds none.
+// The tests and benchmarks that documents run by `go test` exist: with none that match it passes.
 func TestDocs_goTest(t *testing.T) {
 	files, err := filepath.Glob(root + "/docs/*.md")
 	if err != nil {
@@ -145,7 +145,7 @@ func TestDocs_goTest(t *testing.T) {
 	}
 }
 
-// testsOf are the names of the functions of a folder that begin so.
+// testsOf returns the names of the functions in a folder's tests that begin with begin.
 func testsOf(t *testing.T, folder, begin string) (names []string) {
 	t.Helper()
 	files, err := filepath.Glob(path.Join(root, folder, "*_test.go"))
@@ -164,7 +164,7 @@ func testsOf(t *testing.T, folder, begin string) (names []string) {
 	return names
 }
 
-// prose is a document without its blocks and spans of code.
+// prose returns a document without its blocks and spans of code.
 func prose(text string) string {
 	var b strings.Builder
 	fenced := false
@@ -179,7 +179,7 @@ func prose(text string) string {
 	return regexp.MustCompile("`[^`]*`").ReplaceAllString(b.String(), "code")
 }
 
-// anchors are those that GitHub gives the headings of a document.
+// anchors returns the anchors that GitHub gives the headings of a document.
 func anchors(text string) map[string]bool {
 	found := map[string]bool{}
 	fenced := false

@@ -117,7 +117,7 @@ func TestImports(t *testing.T) {
 	}
 }
 
-// program is whether a folder is of what users get, as opposed to what tests it.
+// program reports whether a folder is part of what users get, not of its tests and scripts.
 func program(dir string) bool {
 	return !strings.HasPrefix(dir, "test/") && !strings.HasPrefix(dir, "scripts/")
 }

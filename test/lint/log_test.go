@@ -65,7 +65,7 @@ func TestLog(t *testing.T) {
 	}
 }
 
-// named reports whether e is what a package has.
+// named reports whether e is an identifier of a package: packageName.X.
 func named(e ast.Expr, packageName string) bool {
 	selector, ok := e.(*ast.SelectorExpr)
 	if !ok {
@@ -75,7 +75,7 @@ func named(e ast.Expr, packageName string) bool {
 	return ok && x.Name == packageName
 }
 
-// ofLog reports whether a log is in e.
+// ofLog reports whether e has an identifier log or Log in it.
 func ofLog(e ast.Expr) (found bool) {
 	ast.Inspect(e, func(n ast.Node) bool {
 		if id, ok := n.(*ast.Ident); ok && strings.EqualFold(id.Name, "log") {

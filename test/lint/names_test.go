@@ -80,7 +80,7 @@ func declare(names map[string]bool, f *ast.File) {
 	}
 }
 
-// receiver is the name of the type that a method is of, or nothing.
+// receiver returns the name of a method's receiver type; "" for a function.
 func receiver(f *ast.FuncDecl) string {
 	if f.Recv == nil {
 		return ""

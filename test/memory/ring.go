@@ -85,7 +85,7 @@ func (r *ring) setReadable() {
 	}
 }
 
-// clearReadable is its opposite.
+// clearReadable takes the byte out of the pipe again.
 func (r *ring) clearReadable() {
 	if r.pipe != nil {
 		_, _ = unix.Read(r.pipe[0], r.mark[:])

@@ -74,7 +74,7 @@ func (s *Socket) Inject(p []byte, offload packet.Offload) error {
 // wait.
 func (s *Socket) ReceiveWithin(wait time.Duration) *packet.Buffer { return s.in.popWithin(wait) }
 
-// PacketSockets implements underlay.ReceiveSetter: nothing objects to a Reception that is LinkLayer.
+// PacketSockets implements underlay.ReceiveSetter: a Reception may be LinkLayer.
 func (s *Socket) PacketSockets() bool { return true }
 
 // SetReceive implements underlay.ReceiveSetter: it records r, without effect.

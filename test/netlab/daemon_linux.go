@@ -103,7 +103,7 @@ type Status struct {
 	ProcessDrops         map[string]uint64 `json:"process-drops"`
 }
 
-// Warning is one of a tunnel.
+// Warning is a warning of a tunnel.
 type Warning struct {
 	Code   string    `json:"code"`
 	Detail string    `json:"detail"`
@@ -128,8 +128,8 @@ func Up(t testing.TB, ns *NS, name string, args ...string) *Daemon {
 	return d
 }
 
-// UpConfig is Up with `ipipd up --config FILE`, and returns when its tunnels are ready: name is
-// the one that Status is about.
+// UpConfig is Up with `ipipd up --config FILE`, and returns when its tunnels are ready. name is the
+// tunnel that Status is about.
 func UpConfig(t testing.TB, ns *NS, name, file string) *Daemon {
 	t.Helper()
 	d := &Daemon{t: t, ns: ns, name: name, runtimeDir: t.TempDir(), exited: make(chan struct{})}
@@ -138,7 +138,7 @@ func UpConfig(t testing.TB, ns *NS, name, file string) *Daemon {
 	return d
 }
 
-// Keep is Up under `ipipd keep`, which does what takes a capability. Signal and Stop are for the keeper, and PID is its own; Child is the process that it keeps.
+// Keep is Up under `ipipd keep`, which does what takes a capability. Signal, Stop and PID are about the keeper; Child is the process that it keeps.
 func Keep(t testing.TB, ns *NS, name string, args ...string) *Daemon {
 	t.Helper()
 	return keep(t, ns, name, append([]string{"--name", name}, args...)...)
@@ -184,7 +184,7 @@ func KeptBy(keeper int) (pid int) {
 	return 0
 }
 
-// AwaitSuccessor waits until a keeper has another child than that one, and its tunnel is ready. It returns its PID.
+// AwaitSuccessor waits until a keeper has another child, whose tunnel is ready, and returns the PID of that.
 func (d *Daemon) AwaitSuccessor(child int) (pid int) {
 	d.t.Helper()
 	Eventually(d.t, "the next process is ready", func() bool {
@@ -196,7 +196,7 @@ func (d *Daemon) AwaitSuccessor(child int) (pid int) {
 
 // ready reports whether the process answers for its tunnels.
 func (d *Daemon) ready() bool {
-	if _, err := os.Lstat(d.Socket()); err != nil { // to run print for it would be dearer
+	if _, err := os.Lstat(d.Socket()); err != nil { // cheaper than to run print
 		return false
 	}
 	_, err := d.Run("print", d.name)

@@ -18,7 +18,7 @@ var DropProvoked = map[string]string{
 	"inner-not-ipv4": FromOutside, "inner-malformed": FromOutside, "inner-ttl-zero": FromOutside, "inner-too-long": FromOutside,
 	"loop": FromOutside, "too-big": FromOutside, "no-path": FromOutside, "queue-full": FromOutside, "send-failed": FromOutside,
 	"fragment-failed":  InMemory, // takes an inner header with options beyond what an MTU of 68 leaves
-	"no-local-address": InMemory, // the interface has no carrier then: the kernel drops before ipipd does, but in an instant
+	"no-local-address": InMemory, // the interface has no carrier then: but for an instant the kernel drops before ipipd does
 
 	"receive-overflow": FromOutside, "unknown-peer": FromOutside, "received-not-ipv4": FromOutside, "received-truncated": FromOutside,
 	"received-malformed": FromOutside, "received-checksum": FromOutside, "received-ttl-zero": FromOutside, "received-loop": FromOutside,
@@ -41,7 +41,7 @@ var DropProvoked = map[string]string{
 	"outer-error-not-believed": FromOutside,
 }
 
-// DropsProvoked are those of DropProvoked that are provoked there.
+// DropsProvoked returns the reasons that DropProvoked has with this place.
 func DropsProvoked(where string) map[string]bool {
 	m := map[string]bool{}
 	for reason, by := range DropProvoked {

@@ -15,15 +15,15 @@ type ESPWire struct {
 	spis map[uint32]bool
 }
 
-// ESPSeen are numbers of packets.
+// ESPSeen has the counts of an ESPWire.
 type ESPSeen struct {
-	// ESP is without those that are Repeated: that have addresses, SPI and sequence number of one before.
+	// ESP counts ESP packets, but for those that are Repeated: with addresses, SPI and sequence number of an earlier one.
 	ESP, Repeated int
-	// SPIs is how many there are in ESP.
+	// SPIs is how many different SPIs these have.
 	SPIs int
-	// Plain are those of protocol 4.
+	// Plain counts packets of protocol 4.
 	Plain int
-	// Negotiating are messages of IKE that are not informational: those about dead peers and deleted SAs are.
+	// Negotiating counts IKE messages, but for informational ones (dead peer detection, deleted SAs).
 	Negotiating int
 }
 
@@ -72,7 +72,7 @@ func (w *ESPWire) note(p []byte) {
 	}
 }
 
-// Seen is what was seen so far.
+// Seen returns the counts so far.
 func (w *ESPWire) Seen() ESPSeen {
 	w.mu.Lock()
 	defer w.mu.Unlock()

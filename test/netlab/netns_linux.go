@@ -42,7 +42,7 @@ func New(t testing.TB) *NS {
 	return ns
 }
 
-// Path is the namespace's file, for `ip link set … netns PATH` and nsenter --net=PATH. It is
+// Path returns a path of the namespace, for `ip link set … netns PATH` and nsenter --net=PATH. It is
 // valid while the test process runs.
 func (ns *NS) Path() string { return ns.namespace.Path() }
 

@@ -27,11 +27,11 @@ type CaptureInterface struct {
 type CapturedPacket struct {
 	Interface string
 	Packet    []byte
-	Length    int    // of the packet, which may be longer than what is kept
+	Length    int    // of the whole packet; Packet may have less of it
 	Direction string // "in" or "out"
 	ID        uint64
 	Comment   string
-	Missed    uint64 // before it
+	Missed    uint64 // packets missing before it
 }
 
 // ReadCapture reads a pcapng file in little-endian as `ipipd capture` writes it. A block that is cut off at
@@ -115,7 +115,7 @@ func captureOptions(b []byte) map[uint16][]byte {
 	return o
 }
 
-// Interface is the one of that name, nil if there is none.
+// Interface returns the interface of that name; nil if there is none.
 func (c *CaptureFile) Interface(name string) *CaptureInterface {
 	for i := range c.Interfaces {
 		if c.Interfaces[i].Name == name {

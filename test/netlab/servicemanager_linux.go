@@ -112,7 +112,7 @@ func (m *ServiceManager) Release() {
 	m.keepOnly(func(stored) bool { return false })
 }
 
-// Stored are the names of what is stored, sorted.
+// Stored returns the names of the stored descriptors, sorted.
 func (m *ServiceManager) Stored() (names []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -137,7 +137,7 @@ func (m *ServiceManager) Forget() {
 	m.state = nil
 }
 
-// Warnings are what systemd would have logged.
+// Warnings returns what systemd would have logged.
 func (m *ServiceManager) Warnings() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -181,7 +181,7 @@ func (m *ServiceManager) round(end int) bool {
 	return fds[1].Revents == 0
 }
 
-// receive reports whether there was a message.
+// receive handles one message, and reports whether there was any.
 func (m *ServiceManager) receive() bool {
 	const bufferMax, fdMax = 4096, 768 // NOTIFY_BUFFER_MAX, NOTIFY_FD_MAX
 	b, control := make([]byte, bufferMax), make([]byte, unix.CmsgSpace(unix.SizeofUcred)+unix.CmsgSpace(4*fdMax))

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stream has from, whose address is source, send numbered datagrams to to, whose address is destination and which
-// answers each, 500 a second at most, from and to UDP port 7. end ends that, and fails the test if one has got
-// no answer.
+// Stream sends numbered datagrams from the address source of from to the address destination of to, where each is
+// answered: at most 500 a second, UDP port 7 at both ends. end stops it, and fails the test if one has got no
+// answer.
 //
 // A ping is no measure of loss: the kernel answers it by a socket that all network namespaces of a processor share,
 // and drops the answer if that one's send buffer is full, of answers for a dead neighbor in another test say.
@@ -66,8 +66,8 @@ func Stream(t testing.TB, from *NS, source string, to *NS, destination string) (
 	}
 }
 
-// Echo is a Stream for where packets may be lost: answered sends a datagram every 20 ms for so long at most, and reports whether one is
-// answered. It is not safe for concurrent use.
+// Echo is Stream where packets may be lost: answered sends a datagram every 20 ms until one is answered, which it reports, or
+// for the time within. It is not safe for concurrent use.
 func Echo(t testing.TB, from *NS, source string, to *NS, destination string) (answered func(within time.Duration) bool) {
 	t.Helper()
 	client := listenEcho(t, from, source)
@@ -114,7 +114,7 @@ func serveEcho(t testing.TB, ns *NS, address string) {
 	}()
 }
 
-// listenEcho is a socket that holds what comes while its reader has to wait for a processor.
+// listenEcho opens a socket whose buffer holds the datagrams that arrive while its reader waits for a processor.
 func listenEcho(t testing.TB, ns *NS, address string) net.PacketConn {
 	t.Helper()
 	var conn net.PacketConn

@@ -23,7 +23,7 @@ func Timeout() time.Duration { return Scale(time.Minute) }
 // event use Eventually, Await and the like.
 func Scale(d time.Duration) time.Duration { return time.Duration(float64(d) * slowdown()) }
 
-// Seconds is d in seconds, rounded up, for options such as ping's -W.
+// Seconds returns d in seconds, rounded up, for options such as ping's -W.
 func Seconds(d time.Duration) string { return fmt.Sprint(math.Ceil(d.Seconds())) }
 
 // Main is the TestMain of a package whose tests mostly wait: it runs perProcessor parallel

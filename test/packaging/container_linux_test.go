@@ -30,7 +30,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// container is how a runtime is told to start the image.
+// container has the options with which a container runtime starts the image.
 type container struct {
 	Args         []string // behind the entry point; nil: those of the image
 	Capabilities []string // without CAP_
@@ -44,11 +44,11 @@ type container struct {
 	Argv, Env     []string
 }
 
-// containerVariable has the container that this process is to become, as JSON.
+// containerVariable is the environment variable with the container that this process is to become, as JSON.
 const containerVariable = "IPIPD_TEST_CONTAINER"
 
-// enterContainer makes process 1 of new namespaces a container, if that is what it is started for: as runc does it, but
-// without seccomp and a user of its own.
+// enterContainer makes this process a container if containerVariable is set: as runc does it, but without seccomp and a
+// user of its own. The process is process 1 of new namespaces.
 func enterContainer() {
 	text := os.Getenv(containerVariable)
 	if text == "" {
@@ -126,12 +126,12 @@ func (c *container) enter() error {
 	return errors.New("the image has no PATH")
 }
 
-// capabilityNames are those of the capabilities that may stay.
+// capabilityNames has the names of the capabilities that a container may have.
 var capabilityNames = map[uintptr]string{
 	unix.CAP_NET_ADMIN: "NET_ADMIN", unix.CAP_NET_RAW: "NET_RAW", unix.CAP_NET_BIND_SERVICE: "NET_BIND_SERVICE", unix.CAP_BPF: "BPF",
 }
 
-// unpack unpacks the image for this architecture and returns what it says of its process.
+// unpack unpacks the image for this architecture, and returns its entry point, arguments and environment.
 func unpack(t *testing.T, archive, dir string) (entrypoint, args, env []string) {
 	t.Helper()
 	blobs := map[string][]byte{}
@@ -215,7 +215,7 @@ func unpack(t *testing.T, archive, dir string) (entrypoint, args, env []string) 
 	return config.Config.Entrypoint, config.Config.Cmd, config.Config.Env
 }
 
-// image is the archive of v1.0.0.
+// image returns the image archive of v1.0.0.
 func image(t *testing.T) string { return filepath.Join(first(t), "ipipd-1.0.0-image.tar") }
 
 // start starts a container in a namespace.
@@ -239,7 +239,7 @@ func (c *container) start(t *testing.T, ns *netlab.NS, log io.Writer) *exec.Cmd 
 	return cmd
 }
 
-// composed is the container of packaging/container/compose.yaml.
+// composed returns the container of packaging/container/compose.yaml.
 func composed(t *testing.T) container {
 	var file struct {
 		Services map[string]struct {
@@ -262,7 +262,7 @@ func composed(t *testing.T) container {
 	return container{Args: s.Command, Capabilities: s.CapAdd, ReadOnly: s.ReadOnly, Mode: 0o1777, TUN: true}
 }
 
-// deployed is the container of packaging/container/kubernetes.yaml on the node node1, and its ConfigMap.
+// deployed returns the container of packaging/container/kubernetes.yaml on the node node1, and its ConfigMap.
 func deployed(t *testing.T) (c container, configuration map[string]string) {
 	type probe struct {
 		HTTPGet struct {
@@ -342,7 +342,7 @@ func readYAML(t *testing.T, name string, to any) {
 	}
 }
 
-// commands are the containers of the lines of docs/docker.md that begin with docker run or podman run.
+// commands returns the containers of the lines of docs/docker.md that begin with docker run or podman run.
 func commands(t *testing.T) map[string]container {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/docker.md")
@@ -389,7 +389,7 @@ func commands(t *testing.T) map[string]container {
 	return found
 }
 
-// The image carries packets as each example has it started: those of the documents, compose and Kubernetes.
+// The image carries packets, started as in each example: those of the documents, compose and Kubernetes.
 func TestContainer(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: namespaces")
@@ -478,7 +478,7 @@ func TestContainer(t *testing.T) {
 	}
 }
 
-// project writes files as a kubelet does for a ConfigMap: the names are symbolic links by way of ..data, which is replaced.
+// project writes files as a kubelet does for a ConfigMap: the names are symbolic links through ..data, which is replaced.
 func project(dir string, files map[string]string) error {
 	version, err := os.MkdirTemp(dir, "..version")
 	if err != nil {
@@ -499,7 +499,7 @@ func project(dir string, files map[string]string) error {
 	return os.Rename(dir+"/..data_tmp", dir+"/..data")
 }
 
-// get is the status of a URL, asked for in a namespace; 0 without an answer.
+// get returns the HTTP status of a URL, requested from a namespace; 0 without an answer.
 func get(ns *netlab.NS, url string) int {
 	client := http.Client{Timeout: netlab.Timeout(), Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(_ context.Context, network, address string) (c net.Conn, err error) {
 		ns.Do(func() { c, err = net.Dial(network, address) })
@@ -513,7 +513,7 @@ func get(ns *netlab.NS, url string) int {
 	return r.StatusCode
 }
 
-// mask has the bits of capabilities.
+// mask returns the bits of capabilities.
 func mask(names []string) (bits uint64) {
 	for number, name := range capabilityNames {
 		if slices.Contains(names, name) {

@@ -14,7 +14,7 @@ import (
 	"testing"
 )
 
-// build has make make packages, the same again for the same arguments.
+// build runs make packages, and returns the folder with the packages.
 func build(t *testing.T, version, packages string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -25,7 +25,7 @@ func build(t *testing.T, version, packages string) (dir string) {
 	return dir
 }
 
-// all are what make packages and make image make.
+// all names what make packages and make image build.
 const all = "deb/amd64 deb/arm64 rpm/amd64 rpm/arm64 image"
 
 var (
@@ -33,7 +33,7 @@ var (
 	firstDir  string
 )
 
-// first has the packages of v1.0.0, which stay for all tests.
+// first returns the folder with the packages of v1.0.0, which are built once for all tests.
 func first(t *testing.T) string {
 	t.Helper()
 	needs(t, "make")
@@ -88,7 +88,7 @@ func TestPackages_reproducible(t *testing.T) {
 	}
 }
 
-// wanted are in each package, beside all of packaging/man.
+// wanted are the files that each package has, beside all of packaging/man.
 var wanted = []string{
 	"/usr/bin/ipipd", "/etc/ipipd", "/etc/ipipd/instances", "/usr/lib/systemd/system/ipipd.service", "/usr/lib/systemd/system/ipipd@.service",
 	"/usr/lib/sysusers.d/ipipd.conf", "/usr/lib/NetworkManager/conf.d/90-ipipd.conf", "/usr/lib/systemd/network/90-ipipd.network",
@@ -164,7 +164,7 @@ func TestPackages_lintian(t *testing.T) {
 	}
 }
 
-// Each page is one that mandoc finds no error in.
+// mandoc finds no error in any manual page.
 func TestPackages_man(t *testing.T) {
 	needs(t, "mandoc")
 	pages, err := filepath.Glob("../../packaging/man/*")
@@ -176,7 +176,7 @@ func TestPackages_man(t *testing.T) {
 	}
 }
 
-// uninstall removes what install has copied.
+// make uninstall removes what make install has copied.
 func TestPackages_makeInstall(t *testing.T) {
 	needs(t, "make")
 	dest := t.TempDir()

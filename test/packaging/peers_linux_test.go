@@ -69,7 +69,7 @@ func TestPeers(t *testing.T) {
 		}
 		return all[0]
 	}
-	// process is the ipipd up of the service.
+	// process returns the PID of the service's ipipd up.
 	process := func() int {
 		t.Helper()
 		all := below(g.pid, "ipipd")
@@ -91,7 +91,7 @@ func TestPeers(t *testing.T) {
 		t.Errorf("without the drop-in: %+v", sent)
 	}
 
-	// By itself the limit is none: not for packet sockets, eBPF and the sockets that a restart has left from before.
+	// IPAddressDeny alone is not enough: it limits neither packet sockets nor eBPF nor sockets that a restart has kept from before.
 	const file = "/etc/systemd/system/ipipd.service.d/peers.conf"
 	g.write(file, "[Service]\nUser=root\nIPAddressDeny=any\nIPAddressAllow="+peer+"\n")
 	g.run("systemctl", "daemon-reload")
@@ -156,7 +156,7 @@ func TestPeers(t *testing.T) {
 		t.Errorf("%d ICMP errors are received, want that of the peer", n)
 	}
 
-	// A new binary, and a reload, with the same interface.
+	// A new binary, and then a reload, keep the interface.
 	link, before := near.Run("ip", "-o", "link", "show", "peer"), process()
 	g.run("sh", "-c", replace)
 	netlab.Eventually(t, "another process takes over", func() bool {
@@ -176,12 +176,12 @@ func TestPeers(t *testing.T) {
 		}
 		t.Errorf("%d packets are sent to the peer, and %d elsewhere", len(toPeer), len(sent))
 	}
-	// Doctor, which is of no service, sends to the stranger.
+	// Doctor, which runs outside the service, tries to send to the stranger.
 	if out, _ := g.try("ipipd", "doctor", "stranger"); !strings.Contains(out, "(send-refused)") || !strings.Contains(out, "IPAddressDeny") {
 		t.Errorf("doctor: %s", out)
 	}
 
-	// It is named now.
+	// The drop-in names the stranger now.
 	g.write(file, strings.ReplaceAll(dropIn, peer, peer+" "+stranger))
 	for line := range strings.Lines(apply) {
 		g.run("sh", "-c", line)
@@ -189,7 +189,7 @@ func TestPeers(t *testing.T) {
 	netlab.Eventually(t, "the stranger answers pings once it is allowed", func() bool { return ping(near, "10.255.1.2") && ping(near, "10.255.0.2") })
 }
 
-// below are the processes of a name among the descendants of pid, parents first.
+// below returns the processes of a name among the descendants of pid, parents first.
 func below(pid int, name string) (all []int) {
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	for _, thread := range threads {
@@ -205,10 +205,10 @@ func below(pid int, name string) (all []int) {
 	return all
 }
 
-// sent is what the sockets of a process have sent: frames by packet sockets, packets by those of IPv4, and what the kernel has refused.
+// sent counts what the sockets of a process have sent: frames by packet sockets, packets by IPv4 sockets, and those that the kernel has refused.
 type sent struct{ frames, packets, refused int }
 
-// send has each socket of a process send to an address, as who takes it over could; device is the index of the underlay's.
+// send sends to an address by each socket of a process, as an attacker in the process could; device is the index of the underlay device.
 func send(t *testing.T, pid, device int, to string) (s sent) {
 	t.Helper()
 	process, err := unix.PidfdOpen(pid, 0)
@@ -255,7 +255,7 @@ func send(t *testing.T, pid, device int, to string) (s sent) {
 	return s
 }
 
-// datagram is a packet of UDP from 192.0.2.1, which is also the payload where the kernel makes the header.
+// datagram returns a UDP packet from 192.0.2.1, which is also the payload where the kernel makes the header.
 func datagram(to [4]byte, ttl uint8) []byte {
 	b := make([]byte, ipv4.HeaderLen+8)
 	h := ipv4.Header{TotalLen: len(b), TTL: ttl, Protocol: unix.IPPROTO_UDP, Source: [4]byte{192, 0, 2, 1}, Destination: to}

@@ -11,8 +11,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// The commands of README.md's section "Install", then those of docs/install.md for who has no packages, in a clean clone, in
-// a Debian that has beside its base nothing but make and Go, and no network: the modules are there.
+// The commands of README.md's section "Install", then those of docs/install.md for hosts without packages, work in a clean
+// clone, in a Debian with nothing beside its base but make, Go and the modules, without network.
 func TestReadme(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: chroot")
@@ -62,7 +62,7 @@ $1"`
 	}
 }
 
-// block is what the group of a pattern matches in a file of the tree, without indentation.
+// block returns what the group of a pattern matches in a file of the tree, without indentation.
 func block(t *testing.T, file, pattern string) string {
 	t.Helper()
 	text, err := os.ReadFile("../../" + file)

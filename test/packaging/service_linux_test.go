@@ -24,10 +24,10 @@ import (
 //go:embed boot.sh
 var bootScript []byte
 
-// rootPackages are what the root has, beside what they need.
+// rootPackages are the packages of the root, whose dependencies are added.
 const rootPackages = "dpkg,libc-bin,base-files,base-passwd,bash,dash,coreutils,sed,grep,findutils,mawk,util-linux,passwd,systemd,systemd-sysv,init-system-helpers,iproute2,perl-base,debconf,tar,gzip,diffutils,make"
 
-// root is a Debian with systemd 253 or later, which is made once for this user.
+// root returns the folder of a Debian with systemd 253 or later, which is made once for this user.
 func root(t *testing.T) string {
 	t.Helper()
 	cache, err := os.UserCacheDir()
@@ -106,7 +106,7 @@ func systemdBelow(pid int) int {
 	return 0
 }
 
-// removeGroup removes a cgroup and those in it, as soon as they are empty.
+// removeGroup removes a cgroup and those below it, as soon as they are empty.
 func removeGroup(name string) {
 	script := `d=$(mktemp -d); mount --make-rprivate /; mount -t cgroup2 none "$d" && for i in 1 2 3 4 5 6 7 8 9; do find "$d/$1" -depth -type d -exec rmdir {} + 2>/dev/null; [ -e "$d/$1" ] || break; sleep 0.3; done; umount "$d"; rmdir "$d"`
 	_ = exec.Command("unshare", "--mount", "bash", "-c", script, "-", name).Run()
@@ -133,7 +133,7 @@ func (g *guest) run(args ...string) string {
 	return strings.TrimSpace(out)
 }
 
-// show is a property of the service.
+// show returns a property of the service.
 func (g *guest) show(property string) string {
 	g.t.Helper()
 	return g.run("systemctl", "show", "--value", "-p", property, "ipipd.service")
@@ -144,7 +144,7 @@ func (g *guest) write(file, text string) {
 	g.run("sh", "-c", `mkdir -p "${1%/*}"; printf %s "$2" >"$1"`, "-", file, text)
 }
 
-// copy copies a file of the host.
+// copy copies a file of the host into the guest.
 func (g *guest) copy(from, to string) {
 	g.t.Helper()
 	f, err := os.Open(from)
@@ -228,10 +228,10 @@ func newStream(t *testing.T, from, to *netlab.NS, source, destination string, st
 	return s
 }
 
-// networks are those of the tunnels between .1 and .2: in userspace, encrypted, and on the fast path.
+// networks are the inner networks of the tunnels, each with .1 and .2: in userspace, encrypted, and on the fast path.
 var networks = []string{"10.255.0", "10.255.1", "10.255.2"}
 
-// during reports how many packets of both directions are lost of each of these networks while f runs.
+// during returns how many packets, of both directions, each of these networks loses while f runs.
 func during(t *testing.T, near, far *netlab.NS, networks []string, what string, f func()) (lost [3]int) {
 	t.Helper()
 	stop := make(chan struct{})
@@ -255,7 +255,7 @@ func during(t *testing.T, near, far *netlab.NS, networks []string, what string, 
 	return lost
 }
 
-// fastPath is what print says of the fast path of a tunnel, once it is active or something objects.
+// fastPath returns what print says about the fast path of a tunnel, once it is active or refused.
 func fastPath(g *guest, tunnel string) (text string) {
 	g.t.Helper()
 	netlab.Eventually(g.t, "the process says whether there is a fast path", func() bool {
@@ -267,7 +267,7 @@ func fastPath(g *guest, tunnel string) (text string) {
 	return text
 }
 
-// A package is installed, configured, started, upgraded, removed and purged; what a restart may lose is in between.
+// A package is installed, configured, started, upgraded, removed and purged. Restarts in between lose as few packets as they may.
 func TestService(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: namespaces")
@@ -281,11 +281,11 @@ func TestService(t *testing.T) {
 		far.Run("ip", "address", "add", more, "dev", "eth0")
 	}
 	netlab.Up(t, far, "fast", "--local-address", "192.0.2.4", "--remote-address", "192.0.2.1", "--address", "10.255.2.2/30")
-	// With many remotes it begins no negotiation: there is one, and not one of each end at once.
+	// With many remotes it initiates no negotiation: there is one only, and not one by each end at once.
 	netlab.Up(t, far, "encrypted", "--local-address", "192.0.2.3", "--remote-address", "any", "--address", "10.255.1.2/32", "--peers", "10.255.1.1/32=192.0.2.1",
 		"--ipsec-exchange", "ike2", "--ipsec-secret", "correct horse battery staple")
 	wire := netlab.WatchESP(t, far, "eth0", "192.0.2.3")
-	// What dpkg, systemd and the tools for users and groups note down or keep a copy of is theirs.
+	// Without the files that dpkg, systemd and the tools for users and groups keep for themselves.
 	files := func() []string {
 		t.Helper()
 		return strings.Fields(g.run("sh", "-c", `find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /var/log -o -path /var/lib/systemd -o -path /var/cache \) -prune -o -print |
@@ -392,8 +392,8 @@ func TestService(t *testing.T) {
 				anew(step.what)
 			}
 		})
-		// None should be, and none was when this was last changed; up to two that were received had been lost by a restart
-		// before, probably by the carrier, which went off for a moment.
+		// None should be lost, and none was when this was last changed. Before, a restart lost up to two received packets,
+		// probably since the carrier went off for a moment.
 		for i, n := range lost {
 			if n > 10 || n > 0 && step.what == "reload" {
 				t.Errorf("%d packets are lost by the %s: %s", n, step.what, networks[i])
@@ -413,7 +413,7 @@ func TestService(t *testing.T) {
 		}
 	}
 
-	// What a reload takes is seen, and what it refuses changes nothing.
+	// A reload shows its effect, and one that is refused changes nothing.
 	configure(", comment: reloaded")
 	g.run("systemctl", "reload", "ipipd.service")
 	if out := g.run("ipipd", "print", "near"); !strings.Contains(out, "reloaded") {
@@ -426,11 +426,11 @@ func TestService(t *testing.T) {
 	}
 	configure("")
 
-	// A process that is stopped does not beat: systemd ends it, and starts another one.
+	// A stopped process does not feed the watchdog: systemd ends it, and starts another one.
 	g.run("sh", "-c", "kill -STOP "+process)
 	anew("watchdog")
 
-	// The SAs have outlived all of it.
+	// The SAs have outlived all restarts.
 	seen := wire.Seen()
 	t.Logf("%+v, at the start %+v", seen, negotiated)
 	if seen.Negotiating != negotiated.Negotiating || seen.SPIs != negotiated.SPIs || seen.Plain != 0 || seen.Repeated != 0 || seen.ESP < negotiated.ESP+10 {

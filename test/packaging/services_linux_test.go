@@ -14,7 +14,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// scripts are those that a shell runs.
+// scripts are the files of packaging that a shell runs.
 var scripts = []string{
 	"openwrt/ipipd.init", "openwrt/uci.sh", "openrc/ipipd.initd", "runit/run", "runit/check", "scripts/postinst", "scripts/postrm", "scripts/prerm",
 }
@@ -35,8 +35,8 @@ func TestServices_shellcheck(t *testing.T) {
 	}
 }
 
-// rcCommon is what the procd script has of OpenWrt: config_load of a file that is in uci's format, which a shell reads, and
-// procd's functions, which print what they are called with.
+// rcCommon stands in for OpenWrt's rc.common: config_load reads a file in uci's format as shell, and procd's functions
+// print their arguments.
 const rcCommon = `
 config() { config_cb "$1" "${2:-}"; }
 option() { name=$1; shift; option_cb "$name" "$*"; }
@@ -48,7 +48,7 @@ procd_set_param() { echo "procd $*"; }
 . "$INIT"
 `
 
-// The configuration of uci is the one that is written in YAML.
+// The configuration of uci is written as the equivalent YAML.
 func TestServices_openwrt(t *testing.T) {
 	dir := t.TempDir()
 	run := func(uci, do string) (string, error) {
@@ -128,7 +128,7 @@ config other 'x'
 		t.Errorf("the file, which may have secrets, has %v, %v", info.Mode(), err)
 	}
 
-	// What is wrong starts nothing, is said, and leaves the file as it was.
+	// A wrong configuration starts nothing, is reported, and leaves the file as it was.
 	out, err = run("config tunnel 'ipip1'\n\toption remote_address 'nonsense nonsense'\n", "start_service")
 	if err == nil || strings.Contains(out, "procd") || !strings.Contains(out, "nonsense") {
 		t.Errorf("a wrong configuration: %v\n%s", err, out)
@@ -161,7 +161,7 @@ type supervised struct {
 	hold string // PID of a process in its mount namespace
 }
 
-// supervise has script prepare the mount namespace.
+// supervise returns a supervised whose mount namespace is prepared by script.
 func supervise(t *testing.T, script string) *supervised {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -194,7 +194,7 @@ func supervise(t *testing.T, script string) *supervised {
 	return s
 }
 
-// configure writes the configuration, with more of the tunnel.
+// configure writes the configuration, with more properties of the tunnel.
 func (s *supervised) configure(more string) {
 	s.t.Helper()
 	text := "tunnels: [{name: near, local-address: 192.0.2.1, remote-address: 192.0.2.2, address: 10.255.0.1/30, allow-fast-path: no" + more + "}]\n"
@@ -217,7 +217,7 @@ func (s *supervised) run(args ...string) string {
 	return out
 }
 
-// carries checks that packets cross the tunnel, and that a reload is taken.
+// carries checks that packets cross the tunnel, and that the command reload has an effect.
 func (s *supervised) carries(reload ...string) {
 	s.t.Helper()
 	netlab.Eventually(s.t, "a ping is answered", func() bool {
@@ -232,7 +232,7 @@ func (s *supervised) carries(reload ...string) {
 	})
 }
 
-// index is that of the interface, "" without one.
+// index returns the index of the interface; "" without one.
 func (s *supervised) index() string {
 	out, err := s.Try("ip", "-o", "link", "show", "near")
 	if err != nil {
@@ -323,7 +323,7 @@ func TestServices_openrc(t *testing.T) {
 	}
 }
 
-// Each script of these folders is one that shellcheck reads.
+// Each script of these folders is in scripts, which shellcheck reads.
 func TestServices_all(t *testing.T) {
 	for _, dir := range []string{"openwrt", "openrc", "runit", "scripts"} {
 		entries, err := os.ReadDir("../../packaging/" + dir)

@@ -6,8 +6,8 @@ import (
 	"ipipd/internal/fib"
 )
 
-// ByPrefix are the routes of a Set as package fib takes them. Those of the type throw are for the kernel, as are those
-// that lead nowhere in a table that has no other ones.
+// ByPrefix returns the routes of a Set as package fib takes them. It leaves out those that only the kernel applies: of
+// type throw, and those that lead nowhere in a table without other routes.
 func (s *Set) ByPrefix() map[netip.Prefix][]fib.Route {
 	by, concerned := map[netip.Prefix][]fib.Route{}, map[uint32]bool{}
 	for _, r := range s.Routes {
@@ -34,7 +34,7 @@ func (s *Set) ByPrefix() map[netip.Prefix][]fib.Route {
 	return by
 }
 
-// Table is the fib.Table of these routes.
+// Table returns the fib.Table of these routes.
 func Table(by map[netip.Prefix][]fib.Route) *fib.Table {
 	e := new(fib.Table).Edit()
 	for p, routes := range by {

@@ -40,13 +40,13 @@ type Lookup struct {
 	Destination string
 	// Remotes are those that may get it, the same one for all packets of a flow. None: it is dropped.
 	Remotes []string
-	// Drop is why, where the packet reaches the interface. The kernel drops it itself, before that, if
-	// Kernel is set.
+	// Drop is the reason if ipipd drops it. With Kernel the kernel drops it before it reaches the
+	// interface.
 	Drop   drop.Reason
 	Kernel bool
 }
 
-// Args are those of ip route add, for an interface.
+// Args returns the arguments of ip route add for a route out of an interface.
 func (r Route) Args(device string) []string {
 	args := []string{r.Prefix}
 	if r.Type != "" {
@@ -79,7 +79,7 @@ func (r Route) Args(device string) []string {
 	return args
 }
 
-// Script are the commands that make a set, for a shell.
+// Script returns the shell commands that add the routes and rules of a set.
 func (s *Set) Script(device string) string {
 	var b strings.Builder
 	for _, r := range s.Routes {
@@ -91,7 +91,7 @@ func (s *Set) Script(device string) string {
 	return b.String()
 }
 
-// Address is that of the remote with a number, from a network that the underlay reaches.
+// Address returns the address of remote n, from a network that the underlay reaches.
 func Address(n int) string {
 	return netip.AddrFrom4([4]byte{198, 51, 100, byte(n)}).String()
 }

@@ -22,7 +22,7 @@ type daemon struct {
 	log     bytes.Buffer
 }
 
-// startDaemon returns when its tunnel is there. dir is for its control socket.
+// startDaemon starts an ipipd up, and returns when its tunnel is there. dir is for its control socket.
 func startDaemon(binary, dir string, args ...string) (*daemon, error) {
 	if err := os.MkdirAll(dir, 0700); err != nil {
 		return nil, err
@@ -45,13 +45,13 @@ func startDaemon(binary, dir string, args ...string) (*daemon, error) {
 	}
 }
 
-// end has it remove its interface.
+// end terminates the process, which removes its interface, and waits for its end.
 func (d *daemon) end() {
 	_ = d.cmd.Process.Signal(syscall.SIGTERM)
 	_ = d.cmd.Wait()
 }
 
-// daemonStatus is of print --json.
+// daemonStatus is the part of print --json that is used.
 type daemonStatus struct {
 	Running  bool              `json:"running"`
 	FastPath string            `json:"fast-path"`
@@ -75,7 +75,7 @@ func (d *daemon) status() (s daemonStatus, err error) {
 	return all[0], nil
 }
 
-// resident is its memory in bytes.
+// resident returns the process's resident memory in bytes.
 func (d *daemon) resident() (int, error) {
 	status, err := fields(fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))
 	if err != nil {
@@ -85,7 +85,7 @@ func (d *daemon) resident() (int, error) {
 	return n * 1024, err
 }
 
-// processor is the time that its threads have had.
+// processor returns the processor time of the process's threads so far.
 func (d *daemon) processor() time.Duration {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(int32(^d.cmd.Process.Pid<<3|2), &ts); err != nil { // clock_getcpuclockid(3)

@@ -25,8 +25,8 @@ type setting struct {
 
 // result is what one row shows.
 type result struct {
-	// Start is until all tunnels carry packets, on the fast path if they may have it. Change is
-	// to apply the same configurations but for one property of one.
+	// Start is the time until all tunnels carry packets, on the fast path if they may have it. Change
+	// is the time to apply the same configurations with one property of one changed.
 	Start, Change, Close time.Duration
 	// Resident is memory in bytes, Threads of the process, once all tunnels run.
 	Resident, Threads int

@@ -58,10 +58,10 @@ type manySetting struct {
 
 // figures are those of one tunnel in one round.
 type figures struct {
-	packets, bits, cpu float64       // a second; of one packet, in seconds
-	usable             time.Duration // from the last route on
+	packets, bits, cpu float64       // packets and bits a second; processor time of a packet, in seconds
+	usable             time.Duration // from the last route added until packets to all prefixes are sent
 	memory             float64       // bytes for each prefix
-	own, others        float64       // processor time of one change of a route out of the interface, of another one, in seconds
+	own, others        float64       // processor time of a change of a route out of the interface, of another route, in seconds
 }
 
 // many measures both, in a network namespace of its own, and prints the medians.
@@ -75,7 +75,7 @@ func many(s manySetting) error {
 	return cmd.Run()
 }
 
-// inNamespace is this program with a network namespace of its own.
+// inNamespace returns a command that runs this program in a network namespace of its own.
 func inNamespace(args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Stderr = os.Stderr
@@ -189,7 +189,7 @@ func fill(conn net.Conn, count *atomic.Int64) {
 	}
 }
 
-// measure is one tunnel in one round.
+// measure measures one tunnel in one round.
 func (s *manySetting) measure(dir, remote string) (f figures, err error) {
 	d, err := startDaemon(s.Binary, filepath.Join(dir, "hub"), "--name", "t0", "--local-address", "192.0.2.1", "--remote-address", remote,
 		"--address", "10.255.0.1/32", "--keepalive", "off", "--allow-fast-path", s.allowFastPath())
@@ -241,7 +241,7 @@ func (s *manySetting) measure(dir, remote string) (f figures, err error) {
 		}
 	}
 	f.usable = time.Since(began)
-	time.Sleep(time.Second) // the answers of the network about the remotes
+	time.Sleep(time.Second) // until the answers about the remotes are there (netstate.Query)
 	after, err := d.resident()
 	if err != nil {
 		return f, err
@@ -263,7 +263,7 @@ func (s *manySetting) measure(dir, remote string) (f figures, err error) {
 	return f, err
 }
 
-// storm is what the process takes of a processor for one change of a route that nothing here goes by, in
+// storm returns the processor time that the process takes for one change of a route that no packet goes by, in
 // seconds.
 func storm(d *daemon, by string) (each float64, err error) {
 	const routes = 5000
@@ -320,7 +320,7 @@ func (s *manySetting) rate(d *daemon) (packets, cpu float64, err error) {
 	return sent / took.Seconds(), (cpuAfter - cpuBefore).Seconds() / sent, nil
 }
 
-// inUserspace is how many packets the process has read from its interface so far.
+// inUserspace returns how many packets the process has read from its interface so far.
 func inUserspace() (n uint64) {
 	b, err := os.ReadFile("/proc/self/net/dev")
 	if err != nil {
@@ -342,8 +342,8 @@ func (s *manySetting) allowFastPath() string {
 	return "no"
 }
 
-// processor is the time of the tunnel's process, and with the fast path of this one, in whose system calls the
-// kernel does that one's work.
+// processor returns the processor time of the tunnel's process and, with the fast path, that of this one, in whose
+// system calls the fast path's programs run.
 func (s *manySetting) processor(d *daemon) time.Duration {
 	var own syscall.Rusage
 	if !s.Fast || syscall.Getrusage(syscall.RUSAGE_SELF, &own) != nil {
@@ -352,7 +352,7 @@ func (s *manySetting) processor(d *daemon) time.Duration {
 	return d.processor() + time.Duration(own.Utime.Nano()+own.Stime.Nano())
 }
 
-// goodput is that of some TCP connections, each to another prefix, in bits a second.
+// goodput returns the goodput of some TCP connections together, each to another prefix, in bits a second.
 func (s *manySetting) goodput() (bits float64, err error) {
 	var bytes atomic.Int64
 	var writers sync.WaitGroup
@@ -409,7 +409,7 @@ func far(text, dir string) error {
 	return sink()
 }
 
-// sink takes what is sent by TCP to sinkPort until standard input ends.
+// sink reads and discards what is sent by TCP to sinkPort until standard input ends.
 func sink() error {
 	tcp, err := net.ListenTCP("tcp4", &net.TCPAddr{Port: sinkPort})
 	if err != nil {
@@ -442,7 +442,7 @@ func ip(batch string) error {
 	return nil
 }
 
-// noReversePath has the kernel take answers that come another way.
+// noReversePath turns rp_filter off: answers arrive by another interface.
 func noReversePath() error {
 	for _, of := range []string{"all", "default"} {
 		if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+of+"/rp_filter", []byte("0"), 0); err != nil {

@@ -84,7 +84,7 @@ func row(text string) error {
 	return json.NewEncoder(os.Stdout).Encode(r)
 }
 
-// configs are those of the tunnels, each to a remote of its own.
+// configs returns the configurations of the tunnels, each with a remote of its own.
 func (s *setting) configs() ([]tunnel.Config, error) {
 	configs := make([]tunnel.Config, s.Tunnels)
 	for i := range configs {

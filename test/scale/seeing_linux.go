@@ -33,7 +33,7 @@ type seeingSetting struct {
 	For     time.Duration
 }
 
-// seen is one while: of the tunnel, and of the capture.
+// seen has the figures of one period, of the tunnel and of the capture.
 type seen struct {
 	bits             float64 // a second
 	cpu              float64 // of the captured process, seconds for 1e9 bytes

@@ -32,14 +32,14 @@ type end struct {
 	dir     string // runtime directory and configuration
 	file    string // the configuration
 	log     *os.File
-	logAt   int64 // what of the log was looked at
+	logAt   int64 // up to where readLog has read
 
 	lock     sync.Mutex
 	cmd      *exec.Cmd // ipipd up, or ipipd keep
 	exited   chan struct{}
 	kept     bool
-	expected bool              // that it exits
-	vandals  int               // what was removed behind ipipd's back this round
+	expected bool              // it may exit
+	vandals  int               // how often something was removed behind ipipd's back this round
 	faulty   bool              // a system call has failed while it started, so that it may have ended
 	first    map[int]resources // by PID
 	traced   atomic.Bool       // its system calls fail
@@ -47,7 +47,7 @@ type end struct {
 
 func (e *end) runtime() string { return filepath.Join(e.dir, "run") }
 
-// write writes a configuration of these tunnels, and of what else it is to have.
+// write writes a configuration of these tunnels, with more appended.
 func (e *end) write(tunnels []tunnel, more string) {
 	text := "tunnels:\n"
 	for _, t := range tunnels {
@@ -58,7 +58,7 @@ func (e *end) write(tunnels []tunnel, more string) {
 	}
 }
 
-// start starts ipipd, under keep or not, in a time namespace whose clocks are off by that much.
+// start starts ipipd, under keep or not, in a time namespace with this offset of its clocks if it is not 0.
 func (e *end) start(kept bool, offset time.Duration) {
 	e.s.t.Helper()
 	args := []string{*soakBinary, "up", "--config", e.file, "--runtime-dir", e.runtime(), "--metrics-address", "unix:" + e.metrics()}
@@ -94,7 +94,7 @@ func (e *end) start(kept bool, offset time.Duration) {
 
 func (e *end) metrics() string { return filepath.Join(e.dir, "metrics") }
 
-// running is whether what start has started is there.
+// running reports whether the process that start has started is there.
 func (e *end) running() bool {
 	select {
 	case <-e.exited:
@@ -104,14 +104,14 @@ func (e *end) running() bool {
 	}
 }
 
-// expectEnd says that the process may exit from now on.
+// expectEnd notes that the process may exit from now on.
 func (e *end) expectEnd() {
 	e.lock.Lock()
 	e.expected = true
 	e.lock.Unlock()
 }
 
-// stop ends it, and waits until it has gone.
+// stop ends the process by a signal, and waits until it has gone.
 func (e *end) stop(signal syscall.Signal) {
 	e.expectEnd()
 	if !e.running() {
@@ -130,7 +130,7 @@ func (e *end) stop(signal syscall.Signal) {
 	}
 }
 
-// pid is that of ipipd up, 0 while there is none.
+// pid returns the PID of ipipd up; 0 while there is none.
 func (e *end) pid() int {
 	if !e.running() {
 		return 0
@@ -152,7 +152,7 @@ func (e *end) kill(signal unix.Signal) {
 	}
 }
 
-// run runs a command of ipipd. What it prints is cut: a name of a tunnel with each line would be much.
+// run runs a command of ipipd, and returns its output without the space around it.
 func (e *end) run(args ...string) (string, error) {
 	out, err := e.ns.Try(*soakBinary, append(args, "--runtime-dir", e.runtime())...)
 	return strings.TrimSpace(out), err
@@ -165,7 +165,7 @@ func (e *end) try(line string) string {
 	return strings.TrimSpace(out)
 }
 
-// status is what print knows, by tunnel.
+// status returns what print shows, by tunnel.
 func (e *end) status() (map[string]netlab.Status, error) {
 	out, err := e.run("print", "--json")
 	if err != nil {
@@ -182,7 +182,7 @@ func (e *end) status() (map[string]netlab.Status, error) {
 	return all, nil
 }
 
-// locals are the outer addresses that this end has to have.
+// locals returns the outer addresses that this end has to have.
 func (e *end) locals() (all []string) {
 	for _, t := range e.tunnels {
 		for _, p := range t.properties {
@@ -194,7 +194,7 @@ func (e *end) locals() (all []string) {
 	return all
 }
 
-// restore puts back what is around ipipd.
+// restore undoes what events have changed in the network around ipipd.
 func (e *end) restore() {
 	e.lock.Lock()
 	e.vandals = 0
@@ -225,7 +225,7 @@ func (e *end) restore() {
 	e.try("ip route flush cache")
 }
 
-// reconfigure has ipipd run with the tunnels that it began with. It returns what is in the way.
+// reconfigure makes ipipd run with the tunnels that it began with. It returns what is in the way.
 func (e *end) reconfigure() error {
 	e.write(e.tunnels, "")
 	if !e.running() {
@@ -267,7 +267,7 @@ func (e *end) healthy() error {
 	return nil
 }
 
-// badLog is what no line may have. A test may not ask the log for words otherwise.
+// badLog matches what no line of a log may be, died that a kept process has failed: the only words that a test may look for.
 var (
 	badLog = regexp.MustCompile(`(?m)^(panic|fatal error|runtime:|unexpected fault|WARNING: DATA RACE|goroutine \d+ \[).*$`)
 	died   = regexp.MustCompile(`(?m)^.*has died.*cause="?exit.*$`)
@@ -297,7 +297,7 @@ func (e *end) readLog() {
 	}
 }
 
-// tail is the end of the log.
+// tail returns the end of the log.
 func (e *end) tail() string {
 	b, _ := os.ReadFile(e.s.logFile(e.name))
 	return string(b[max(0, len(b)-20000):])

@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// event is something that happens to an end. do returns what the schedule says of it; what it leaves is
-// put back by restore and reconfigure.
+// event is something that happens to an end. do makes it happen, and returns a line for the schedule; restore
+// and reconfigure undo it.
 type event struct {
 	name     string
 	restarts bool
@@ -225,7 +225,7 @@ var events = []event{
 	{"fault", false, fault},
 }
 
-// restart ends it, and starts it cold, under keep or not, with clocks that are not those of before.
+// restart ends ipipd and starts it with nothing kept, under keep or not, half of the time with other clocks.
 func restart(e *end, random *rand.Rand) string {
 	e.stop([]unix.Signal{unix.SIGTERM, unix.SIGINT}[random.IntN(2)])
 	kept, offset := random.IntN(2) == 0, time.Duration(0)
@@ -236,7 +236,7 @@ func restart(e *end, random *rand.Rand) string {
 	return fmt.Sprintf("kept %v, clocks off by %v", kept, offset)
 }
 
-// reload is of a configuration with some tunnels changed, missing or added, and at times a wrong one.
+// reload loads a configuration with some tunnels changed, missing or added, and at times a wrong one.
 func reload(e *end, random *rand.Rand) string {
 	var tunnels []tunnel
 	for _, t := range e.tunnels {
@@ -290,13 +290,13 @@ func (e *end) line(format string, args ...any) string {
 	return line + " " + e.try(line)
 }
 
-// ready reports whether it has its tunnels: a signal that comes before it has its handlers would end it.
+// ready reports whether ipipd has its tunnels: a signal that comes before it has its handlers would end it.
 func (e *end) ready() bool {
 	all, err := e.status()
 	return err == nil && len(all) > 0 // while it starts print lists none
 }
 
-// client is one that does not behave.
+// client is a client of the control or the metrics socket that does not behave.
 func client(e *end, random *rand.Rand) string {
 	sockets, _ := filepath.Glob(filepath.Join(e.runtime(), "process*.sock"))
 	sockets = append(sockets, e.metrics())

@@ -34,7 +34,7 @@ var faults = []struct {
 	{"bpf", "", []string{"ENOMEM", "EPERM"}},
 }
 
-// fault has system calls of the process fail for some seconds, by strace.
+// fault makes system calls of the process fail for some seconds, by strace.
 func fault(e *end, random *rand.Rand) string {
 	f := faults[random.IntN(len(faults))]
 	failure := f.errors[random.IntN(len(f.errors))]
@@ -93,7 +93,7 @@ func fault(e *end, random *rand.Rand) string {
 		select {
 		case <-done:
 		case <-time.After(5 * time.Second):
-			// Of a process that is killed meanwhile it waits for the first thread, which waits for the others, which wait for it.
+			// If the process was killed, strace waits for its first thread, which waits for the others, which wait for strace.
 			e.s.logf("%s strace of process %d is killed", e.name, pid)
 			_ = cmd.Process.Kill()
 			<-done

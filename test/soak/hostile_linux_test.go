@@ -29,7 +29,7 @@ type forger struct {
 	random *rand.Rand
 }
 
-// mac is that of eth0 now.
+// mac returns the present MAC address of eth0.
 func (e *end) mac() net.HardwareAddr {
 	var mac net.HardwareAddr
 	e.ns.Do(func() {
@@ -40,7 +40,7 @@ func (e *end) mac() net.HardwareAddr {
 	return mac
 }
 
-// frame puts an Ethernet header of a stranger in front of a packet for an end.
+// frameFor puts an Ethernet header from a stranger to mac in front of a packet.
 func frameFor(mac net.HardwareAddr, packet []byte) []byte {
 	b := make([]byte, etherLen, etherLen+len(packet))
 	copy(b, mac)
@@ -62,7 +62,7 @@ func (f *forger) outer(to int, protocol byte, payload []byte) []byte {
 	return b
 }
 
-// bytes are random ones.
+// bytes returns n random bytes.
 func (f *forger) bytes(n int) []byte {
 	b := make([]byte, n)
 	for i := range b {
@@ -71,7 +71,7 @@ func (f *forger) bytes(n int) []byte {
 	return b
 }
 
-// inner is an inner packet that is right, or damaged in its header, or noise.
+// inner returns an inner packet that is right, or damaged in its header, or noise.
 func (f *forger) inner(to int) []byte {
 	flow := f.s.flows[f.random.IntN(len(f.s.flows))]
 	payload := f.bytes(80 + f.random.IntN(500))
@@ -96,7 +96,7 @@ func (f *forger) inner(to int) []byte {
 	return b
 }
 
-// udp is a datagram between two ports, without checksum (RFC 768).
+// udp returns a datagram with the same source and destination port, without checksum (RFC 768).
 func udp(port uint16, payload []byte) []byte {
 	b := make([]byte, 8, 8+len(payload))
 	binary.BigEndian.PutUint16(b[0:], port)
@@ -105,7 +105,7 @@ func udp(port uint16, payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// ikeMessage is a header of IKE, of either version, and noise in the payloads it announces.
+// ikeMessage returns a header of IKE, of either version, with noise in the payloads that it announces.
 func (f *forger) ikeMessage() []byte {
 	b := f.bytes(28 + f.random.IntN(400))
 	if f.random.IntN(2) == 0 {
@@ -198,7 +198,7 @@ func (s *soak) flood(stop <-chan struct{}) {
 	}
 }
 
-// forge sends forged packets to both ends while all is calm, and sees that each of them is counted: as
+// forge sends forged packets to both ends while all is calm, and checks that each of them is counted: as
 // received, for who can forge the peer's address can send, or dropped.
 func (s *soak) forge(round int) {
 	const each = 3000

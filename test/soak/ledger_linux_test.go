@@ -20,10 +20,10 @@ import (
 	"ipipd/test/netlab"
 )
 
-// firstPort is that of the first flow at both ends; some share an inner address.
+// firstPort is the UDP port of the first flow, at both ends. Each flow has its own, since some share an inner address.
 const firstPort = 7000
 
-// conversation is what goes over a flow: a socket at each end, of its inner address.
+// conversation is the traffic of a flow, with a UDP socket at each end, bound to its inner address.
 type conversation struct {
 	flow
 	port  uint16
@@ -76,7 +76,7 @@ func (c *conversation) send(from int, ledger uint32, size int) bool {
 	return err == nil
 }
 
-// account is what an end has counted.
+// account has the counters of an end.
 type account struct {
 	tx, rx, txDrops, rxDrops map[string]uint64 // by tunnel
 	process                  uint64            // received packets of no tunnel
@@ -115,7 +115,7 @@ func (e *end) account() (account, error) {
 	return a, err
 }
 
-// picture is of both ends and of the wire at one moment.
+// picture has the counters of both ends and of the wire at one moment.
 type picture struct {
 	ends [2]account
 	wire [2]map[pair]tally
@@ -151,8 +151,8 @@ func (s *soak) standstill() (picture, error) {
 	}
 }
 
-// balance sends n packets over each flow in both directions, while the wire does that, and sees that
-// nothing is missing in the counters.
+// balance sends n packets over each flow in both directions, impaired by the wire, and checks that the
+// counters account for each.
 func (s *soak) balance(what string, i impairment, n int) {
 	before, err := s.standstill()
 	if err != nil {
@@ -203,8 +203,8 @@ func (s *soak) balance(what string, i impairment, n int) {
 	s.logf("ledger: %s: %d packets, all accounted for", what, total)
 }
 
-// agrees reports whether the counters agree once they stand still. They may lag: so it looks again for a
-// while.
+// agrees reports whether the counters agree once they stand still. It tries again for a while, since they
+// may lag.
 func (s *soak) agrees(what string, compare func(now picture) []string) bool {
 	const patience = 30 * time.Second
 	for began := time.Now(); ; {
@@ -227,7 +227,7 @@ func (s *soak) agrees(what string, compare func(now picture) []string) bool {
 	}
 }
 
-// compare returns what does not agree.
+// compare returns the counters that do not agree.
 func (s *soak) compare(before, now picture, sent [2]map[string]int, i impairment) (problems []string) {
 	clean := i == impairment{}
 	problem := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
@@ -280,7 +280,7 @@ func (s *soak) compare(before, now picture, sent [2]map[string]int, i impairment
 	return problems
 }
 
-// difference is what of the reasons has grown.
+// difference returns the drop counters that have grown, and by how much.
 func difference(before, after map[string]uint64) string {
 	var all []string
 	for reason, n := range after {

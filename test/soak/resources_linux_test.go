@@ -27,7 +27,7 @@ type resources struct {
 	surroundings                     string
 }
 
-// sample is of the memory of a process.
+// sample has the resources of a process in one round.
 type sample struct {
 	end, pid, round int
 	resources
@@ -86,7 +86,7 @@ func (e *end) scrape() (string, error) {
 	return string(body), err
 }
 
-// surroundings are interfaces, addresses, routes, rules and eBPF programs of the end, in text.
+// surroundings returns interfaces, addresses, routes, rules and eBPF programs of the end, in text.
 func (e *end) surroundings() string {
 	var all []string
 	for _, line := range strings.Split(e.try("ip -o -br link")+"\n"+e.try("ip -o -br address"), "\n") {
@@ -129,7 +129,7 @@ func (e *end) surroundings() string {
 	return strings.Join(slices.Compact(all), "\n")
 }
 
-// checkResources compares with the first calm time of the same process.
+// checkResources compares the resources with those at the first calm time of the same process.
 func (e *end) checkResources(round int) {
 	var now resources
 	e.s.eventually("end "+e.name+" has no goroutine, descriptor, route, program or interface too many", func() (err error) {
@@ -139,7 +139,7 @@ func (e *end) checkResources(round int) {
 		pid := e.pid()
 		first, ok := e.first[pid]
 		if !ok {
-			// A scrape counts its own goroutines, which are more or fewer by chance: of most.
+			// A scrape counts its own goroutines, whose number varies: keep the highest.
 			for range 20 {
 				again, err := e.resources()
 				if err != nil {
@@ -163,11 +163,11 @@ func (e *end) checkResources(round int) {
 	e.s.samples = append(e.s.samples, sample{e.index, e.pid(), round, now})
 }
 
-// leastSamples is how many calm times a process has to be there for to say something about its memory.
+// leastSamples is how many calm times a process must have lived for slope to look at its memory.
 const leastSamples = 6
 
-// slope compares the memory of each process that was there for so long: the first calm times, after
-// those in which its buffers are made, with the last.
+// slope compares the memory of each process with leastSamples: the first calm times, after those in
+// which its buffers are made, with the last.
 func (s *soak) slope() {
 	const warm = 2
 	for _, e := range s.ends {

@@ -48,7 +48,7 @@ type soak struct {
 	streams atomic.Bool // whether the streams of the conversations run
 
 	conversations []*conversation
-	background    sync.WaitGroup // what events have begun
+	background    sync.WaitGroup // of the goroutines of events
 	events        map[string]int
 	hostile       [kinds]atomic.Int64
 	hostileOn     atomic.Bool
@@ -82,7 +82,7 @@ func (s *soak) failed() bool {
 	return len(s.failures) > 0
 }
 
-// random is the source of one thing, which another thing does not disturb.
+// random returns a random source of the seed for the purpose of: other purposes do not disturb it.
 func (s *soak) random(of ...uint64) *rand.Rand {
 	second := uint64(0)
 	for _, n := range of {
@@ -170,7 +170,7 @@ func TestSoak(t *testing.T) {
 	s.summary()
 }
 
-// settle has one end under keep, and the other not, for the time that no process is restarted.
+// settle starts end a under keep and end b without, for the rounds in which no process is restarted.
 func (s *soak) settle() {
 	for i, e := range s.ends {
 		if kept := i == endA; e.kept != kept {
@@ -237,7 +237,7 @@ func (s *soak) newEnd(index int, name string, tunnels []tunnel) *end {
 	return e
 }
 
-// chaos is the events of one round.
+// chaos makes the events of one round happen.
 func (s *soak) chaos(round int, restarts bool) {
 	random := s.random(200, uint64(round))
 	s.logf("round %d: restarts %v", round, restarts)
@@ -258,7 +258,7 @@ func (s *soak) chaos(round int, restarts bool) {
 	s.streams.Store(false)
 }
 
-// calm puts back all, and compares.
+// calm undoes the events of a round, and compares counters and resources.
 func (s *soak) calm(round int) {
 	for _, e := range s.ends {
 		e.restore()
@@ -300,7 +300,7 @@ func (s *soak) eventually(what string, f func() error) {
 	s.logf("calm: %s, after %v", what, time.Since(began).Round(time.Millisecond))
 }
 
-// pass sends packets over each flow, and returns which did not let one through.
+// pass sends packets over each flow, and fails with the flows that did not let one through.
 func (s *soak) pass() error {
 	ledger := s.ledger.Add(1)
 	for _, c := range s.conversations {

@@ -15,26 +15,26 @@ const (
 	endB
 )
 
-// flow is what goes over one tunnel, in both directions.
+// flow has the addresses between which packets go over one tunnel, by end.
 type flow struct {
 	inner, outer [2]netip.Addr
 	tunnel       [2]string // its name at each end
 }
 
-// property is one of a tunnel in a configuration.
+// property is a property of a tunnel in a configuration.
 type property struct{ name, value string }
 
-// tunnel is one of an end's configuration, in order.
+// tunnel is a tunnel of an end's configuration, with its properties in order.
 type tunnel struct {
 	name       string
 	properties []property
-	fastPath   bool // it has to be active when all is calm
+	fastPath   bool // the fast path has to be active when all is calm
 	secret     bool
 }
 
 const secretText = "a secret of more than twenty bytes"
 
-// shapes are the tunnels between one remote and another: each end has all of them.
+// shapes are the tunnels with one remote: each end has all of them.
 var shapes = []struct {
 	fastPath, secret bool
 	properties       string
@@ -49,7 +49,7 @@ var shapes = []struct {
 	{fastPath: true, properties: "keepalive-probe: empty"},
 }
 
-// hubs are those with many remotes, of end a: end b has a tunnel for each remote.
+// hubs are the tunnels of end a with many remotes: end b has a tunnel for each remote.
 var hubs = []struct {
 	fastPath, secret bool
 	remotes          int
@@ -133,7 +133,7 @@ func splitFlow(text string) func(func(string) bool) {
 	}
 }
 
-// yaml is the tunnel in a configuration. Of several values of a property the last one holds.
+// yaml returns the tunnel as in a configuration. Of several values of a property the last one holds.
 func (t tunnel) yaml(more ...property) string {
 	values, order := map[string]string{}, []string{}
 	for _, p := range append(t.properties[:len(t.properties):len(t.properties)], more...) {
@@ -164,7 +164,7 @@ var secretChanges = []property{
 	{"ipsec-lifetime", "\"10m,20s\""}, {"ipsec-pfs-group", "modp1024"},
 }
 
-// changeOf is one of a tunnel, by chance.
+// changeOf returns a random change for a tunnel.
 func changeOf(t tunnel, random *rand.Rand) property {
 	if n := random.IntN(len(changes) + len(secretChanges)); t.secret && n < len(secretChanges) {
 		return secretChanges[n]

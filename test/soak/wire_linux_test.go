@@ -26,11 +26,11 @@ const (
 // impairment is what the wire does to frames, each a probability.
 type impairment struct {
 	loss, double, reorder, damage float64
-	// dataOnly spares what a ledger does not count.
+	// dataOnly spares frames that a ledger does not count.
 	dataOnly bool
 }
 
-// tally is of the outer packets of a pair of addresses, first fragments and whole ones of dataLen at least.
+// tally counts outer packets of a pair of addresses: first fragments and whole ones, of dataLen at least.
 type tally struct {
 	sent      int // by the end, to the wire
 	delivered int // to the other end, damaged and doubled ones too
@@ -45,14 +45,14 @@ type port struct {
 	ns   *netlab.NS
 	file *os.File
 	peer *port
-	// lock is of all that follows, and is not held while it writes.
+	// lock guards all that follows, and is not held during writes.
 	lock    sync.Mutex
 	random  *rand.Rand
 	impair  impairment // of what this end sends
 	dark    bool       // nothing that this end sends arrives
 	held    *frame     // waits for the next one
 	tallies map[pair]*tally
-	samples [256][]byte // frames of the past, for who forges them
+	samples [256][]byte // frames of the past, for the forger
 	frames  int
 	lost    int
 }
@@ -66,12 +66,12 @@ type frame struct {
 // newPort makes eth0 in ns.
 func newPort(ns *netlab.NS, random *rand.Rand) *port {
 	p := &port{ns: ns, file: ns.TAP("eth0"), random: random, tallies: map[pair]*tally{}}
-	// Its queue is never the limit: what it dropped would be counted nowhere else.
+	// Its queue is never the limit: packets that it dropped would be counted nowhere else.
 	ns.Run("ip", "link", "set", "eth0", "txqueuelen", "20000", "up")
 	return p
 }
 
-// setCarrier is the cable.
+// setCarrier plugs the cable of eth0 in or out.
 func (p *port) setCarrier(on bool) error {
 	raw, err := p.file.SyscallConn()
 	if err != nil {
@@ -86,7 +86,7 @@ func (p *port) setCarrier(on bool) error {
 	return errors.Join(err, failed)
 }
 
-// carry passes on what the end sends, until the port is closed.
+// carry passes on the frames that the end sends, until the port is closed.
 func (p *port) carry() {
 	buf := make([]byte, 1<<16)
 	for {
@@ -104,7 +104,7 @@ func (p *port) carry() {
 	}
 }
 
-// pass returns what arrives of a frame, and of one before it.
+// pass returns the frames that arrive when the end sends one: none, it, damaged or twice, and one that was held.
 func (p *port) pass(b []byte) (out []*frame) {
 	p.lock.Lock()
 	defer p.lock.Unlock()
@@ -148,7 +148,7 @@ func (p *port) pass(b []byte) (out []*frame) {
 	return out
 }
 
-// release delivers what waits for a frame that does not come.
+// release delivers the frame that is held for reordering, if there is one.
 func (p *port) release() {
 	p.lock.Lock()
 	f := p.held
@@ -171,7 +171,7 @@ func (p *port) deliver(f *frame) {
 	}
 }
 
-// tallyOf returns that of an IPv4 packet, nil for one that is not counted.
+// tallyOf returns the tally of an IPv4 packet; nil if it is not counted.
 func (p *port) tallyOf(ip []byte) *tally {
 	if protocol := ip[9]; protocol != ipv4.ProtocolIPIP && protocol != unix.IPPROTO_ESP {
 		return nil
@@ -186,7 +186,7 @@ func (p *port) tallyOf(ip []byte) *tally {
 	return p.tallies[key]
 }
 
-// set has the wire do that to what this end sends.
+// set sets the impairment of what this end sends.
 func (p *port) set(i impairment) {
 	p.lock.Lock()
 	p.impair = i
@@ -211,7 +211,7 @@ func (p *port) counted() map[pair]tally {
 	return all
 }
 
-// sample is a frame of the past, nil if there is none at that place.
+// sample returns a frame of the past; nil if there is none at that place.
 func (p *port) sample(i int) []byte {
 	p.lock.Lock()
 	defer p.lock.Unlock()
