@@ -1,7 +1,7 @@
 #!/bin/sh
-# What ipipd reads, of /etc/config/ipipd: an option is a key of ipipd.yaml(5), with _ for -. Of a section tunnel the
-# name is that of the interface; the options of the section ipipd are the process's. Values go as they are into a YAML
-# string: what is wrong with them, ipipd check says.
+# ipipd_yaml converts /etc/config/ipipd to YAML: an option is a key of ipipd.yaml(5), with _ for -. The name of a section
+# tunnel is the interface's; the options of the section ipipd are the process's. Values go as they are into a YAML
+# string: ipipd check says what is wrong with them.
 # shellcheck disable=SC2317 # config_load calls them
 
 ipipd_key() {
