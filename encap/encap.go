@@ -47,7 +47,7 @@ const (
 	probeTTL = 255
 )
 
-// Outer is how a tunnel makes its outer headers. It is immutable once in use.
+// Outer has the settings of a tunnel's outer headers. It is immutable once in use.
 type Outer struct {
 	// Local and Remote are the outer source and destination, in network byte order.
 	Local, Remote [4]byte

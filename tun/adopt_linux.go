@@ -15,7 +15,7 @@ import (
 // that are queued. o.Name may be another one: the interface keeps its own. The descriptors are the
 // Device's, or after an error still the caller's.
 //
-// It fails if the interface is gone, or is not as Open would make it. One in another network
+// It fails if the interface is gone, or is not as Open would make it. An interface in another network
 // namespace is as one that was moved after Open; see State.Moved.
 func Adopt(fds []int, o Options) (_ Device, err error) {
 	name, err := checkQueues(fds, max(o.Queues, 1))

@@ -43,8 +43,8 @@ func openControl(tun int, name string) (*interfaceControl, error) {
 	return c, nil
 }
 
-// useSocketNetns has netns be the namespace of fd: the interface was created by another process, and
-// may have been moved. Without CAP_NET_ADMIN there it stays where the interface is.
+// useSocketNetns sets netns to the namespace of the socket fd: the interface was created by another process,
+// and may have been moved. Without CAP_NET_ADMIN there netns stays the interface's.
 func (c *interfaceControl) useSocketNetns() {
 	if fd, err := unix.IoctlRetInt(c.fd, unix.SIOCGSKNS); err == nil {
 		c.netns, _ = netnsOfFile(fd)
@@ -213,7 +213,7 @@ func linkRequest(fd int, kind, flags uint16, index int, attribute uint16, value 
 		case err == unix.EINTR:
 		case err != nil:
 			return State{}, os.NewSyscallError("recvfrom", err)
-		case n >= unix.SizeofNlMsghdr && binary.NativeEndian.Uint32(reply[8:]) != sequence: // of a request whose reply could not be read
+		case n >= unix.SizeofNlMsghdr && binary.NativeEndian.Uint32(reply[8:]) != sequence: // the reply to an earlier request, which was not read
 		default:
 			return parseLink(reply[:n])
 		}

@@ -10,7 +10,7 @@ import (
 	"ipipd/internal/warning"
 )
 
-// cloneDevice is what a TUN interface is made with.
+// cloneDevice is the device file with which TUN interfaces are made.
 const cloneDevice = "/dev/net/tun"
 
 // Missing explains an error of opening /dev/net/tun. It returns nil for an error with another cause, as EMFILE. files

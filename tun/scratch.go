@@ -4,7 +4,7 @@ import "ipipd/internal/packet"
 
 // splitScratch is the part of a Scratch for superpackets that are split.
 type splitScratch struct {
-	// segments are those not yet read of the superpacket that was read last.
+	// segments has the segments, not yet returned, of the superpacket that was read last.
 	segments splitter
 	// outgoing and write are for superpackets that are written as segments.
 	outgoing splitter

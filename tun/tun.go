@@ -84,9 +84,9 @@ type Options struct {
 	MTU int
 	// Queues is the number of queues; 0 means 1.
 	Queues int
-	// QueueLength is how many packets each queue holds that is not read (txqueuelen); 0 means the
-	// kernel's default, 500. To change it later would lose packets: the kernel deactivates the
-	// interface for that.
+	// QueueLength is how many unread packets each queue holds (txqueuelen); 0 means the kernel's
+	// default, 500. To change it later would lose packets: the kernel deactivates the interface
+	// for that.
 	QueueLength int
 	// NoOffload opens the device through water, without IFF_VNET_HDR: one packet per
 	// read and write.

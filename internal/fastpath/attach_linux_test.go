@@ -212,7 +212,7 @@ func TestLinkUpdate_reattachesUnderlay(t *testing.T) {
 	})
 }
 
-// ipip_decap is on the device of each remote that is received from, for as long as there is one.
+// ipip_decap is attached to the devices of remotes with Rx, for as long as there are any.
 func TestRoutes_devices(t *testing.T) {
 	ns := newDevices(t)
 	ns.Do(func() {

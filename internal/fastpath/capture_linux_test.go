@@ -113,7 +113,7 @@ func TestLink_Captured_others(t *testing.T) {
 	}
 }
 
-// withMF is p as a first fragment.
+// withMF returns p as a first fragment.
 func withMF(p []byte) []byte {
 	p = bytes.Clone(p)
 	p[6] |= 0x20

@@ -296,7 +296,7 @@ func (l *Link) Enabled() bool {
 	return l.f.links[l] && l.f.owners[l.tunnel.rxKey()] == l
 }
 
-// Disable has all packets go to userspace until the next Update. ipip_decap stays attached.
+// Disable makes all packets go to userspace until the next Update. ipip_decap stays attached.
 func (l *Link) Disable() {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
@@ -329,7 +329,7 @@ func (l *Link) updateLocked(t Tunnel) error {
 		_ = f.objects.TxTunnels.Delete(uint32(old.Ifindex)) // absent if it is disabled
 		l.tunnel.Ifindex = t.Ifindex
 		if old.Ifindex != 0 {
-			_ = f.objects.Slots.Put(l.slot, slotEntry{Ifindex: uint32(t.Ifindex)}) // it replaces one
+			_ = f.objects.Slots.Put(l.slot, slotEntry{Ifindex: uint32(t.Ifindex)}) // it replaces an entry
 		}
 	}
 	if err := f.checkRoutes(&t); err != nil {

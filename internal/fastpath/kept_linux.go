@@ -35,7 +35,7 @@ var (
 	aliveFor = "60s"
 )
 
-// keptMaps are the maps that count.
+// keptMaps are the maps that count, by name.
 var keptMaps = []string{"counters", "ip_ids", "slots"}
 
 // layoutOf returns a digest of the layout of keptMaps.

@@ -26,7 +26,7 @@ func manyTunnel() Tunnel {
 	return t
 }
 
-// newManyLab has a tunnel with the routes of a table, and all of its gateways.
+// newManyLab returns a lab with a tunnel with the routes of a table, all of whose gateways are enabled.
 func newManyLab(t testing.TB, tunnel Tunnel, table *fib.Table) (*lab, *Routes) {
 	t.Helper()
 	l := newLab(t, tunnel)
@@ -455,7 +455,7 @@ func TestRoutes_strangers(t *testing.T) {
 		t.Errorf("%d are counted", n)
 	}
 	wrong := inner(ipv4.Header{Protocol: ipv4.ProtocolIPIP, Source: address("203.0.113.9"), Destination: local}, in)
-	wrong[10]++ // nobody knows who has sent it: the IP stack drops it, as without the fast path
+	wrong[10]++ // its source may be damaged: the IP stack drops it, as without the fast path
 	if got, _ := l.run(l.Decap, wrong); got != next || l.counters().ReversePath != 5 {
 		t.Errorf("a wrong outer checksum: verdict %d, %+v", got, l.counters())
 	}

@@ -90,7 +90,7 @@ func (r *Routes) Close() {
 // open reports whether the maps may be used. f.mu is held, here and below.
 func (r *Routes) open() bool { return r.f.objects != nil && !r.f.left && r.f.routes[r.ifindex] == r }
 
-// fail has all packets of the interface go to userspace until Sync has succeeded.
+// fail makes all packets of the interface go to userspace until Sync has succeeded.
 func (r *Routes) fail(err error) {
 	r.incomplete = err
 	r.f.disableMany(func(l *Link) bool { return uint32(l.tunnel.Ifindex) == r.ifindex })

@@ -37,7 +37,7 @@ func (l *Link) deleteRxTunnel() {
 	}
 	delete(f.owners, key)
 	if f.reserved[key] {
-		if f.objects.RxTunnels.Put(key, rxTunnel{}) == nil { // it replaces one, and so needs memory only
+		if f.objects.RxTunnels.Put(key, rxTunnel{}) == nil { // it replaces an entry, and so fails for lack of memory only
 			return
 		}
 	}

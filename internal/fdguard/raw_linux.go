@@ -40,7 +40,7 @@ type RawSocket struct {
 	close     func(fd int)
 	fd, spare int // spare is -1 if there is none
 	binding   Binding
-	unknown   bool // before Change, and when one has failed, fd may have another binding
+	unknown   bool // fd may have another binding: before the first Change, and after one that failed
 	connected bool
 }
 
@@ -92,10 +92,10 @@ func (s *RawSocket) openParked() (int, error) {
 	return fd, nil
 }
 
-// FD is the descriptor of the socket in use.
+// FD returns the descriptor of the socket in use.
 func (s *RawSocket) FD() int { return s.fd }
 
-// Binding is the one of the last Change that succeeded.
+// Binding returns the Binding of the last Change that succeeded.
 func (s *RawSocket) Binding() Binding { return s.binding }
 
 // Connected reports whether the kernel delivers only packets from the Remote of the Binding, or that is zero.

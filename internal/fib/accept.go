@@ -6,7 +6,7 @@ import (
 	"ipipd/internal/drop"
 )
 
-// Acceptance is who may send to an interface with many remotes, and what. The zero value is the strict
+// Acceptance says who may send to an interface with many remotes, and what. The zero value is the strict
 // reverse path: only a remote that the route to the inner source leads to. It is immutable once
 // in use. It keeps no state of packets, so that spoofed outer sources fill nothing.
 type Acceptance struct {

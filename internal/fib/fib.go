@@ -9,7 +9,7 @@
 // destination, the longest prefix decides here.
 //
 // A Table is immutable: any number of goroutines look up in it, without a lock or an allocation,
-// while an Edit makes the next one, at a cost of what it changes. Acceptance is who may send.
+// while an Edit makes the next one, at a cost of what it changes. Acceptance says who may send.
 // Functions on bytes only; IPv4 only. Routes with a TOS are left out.
 package fib
 
@@ -62,7 +62,7 @@ type entry struct {
 	// why is not drop.None if there is no hop to use: then packets are dropped, and not sent to another
 	// remote by a shorter prefix.
 	why     drop.Reason
-	several bool // next hops of ECMP: in Table.several, under the same prefix
+	several bool // ECMP: the next hops are in Table.several, under the same prefix
 }
 
 type hops struct {
@@ -287,7 +287,7 @@ func compare(a, b *Route) int {
 	return cmp.Or(cmp.Compare(late(a.Table), late(b.Table)), cmp.Compare(a.Table, b.Table))
 }
 
-// late is 1 for the kernel's own tables: rules for others come before those for main and default.
+// late returns 1 for the kernel's own tables: the rules for other tables come before those for main and default.
 func late(table uint32) int {
 	if table >= 253 && table <= 255 {
 		return 1

@@ -154,7 +154,7 @@ func setOffload(b *packet.Buffer, vnetHdr *[vnet.HeaderLen]byte, linkHeader int)
 		protocol == ipv4.ProtocolUDP && h.CsumOffset == ipv4.OffUDPChecksum:
 		b.Checksum = packet.ChecksumPartial
 	default:
-		ipv4.CompleteChecksum(b.Bytes(), start, int(h.CsumOffset)) // nothing, if it is outside
+		ipv4.CompleteChecksum(b.Bytes(), start, int(h.CsumOffset)) // it does nothing if the field is outside
 	}
 }
 

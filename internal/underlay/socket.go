@@ -52,7 +52,7 @@ type Receiver interface {
 // Sender sends outer packets. Only one goroutine may use a Sender; a Socket can have any number.
 type Sender interface {
 	// Write sends whole outer IPv4 packets of one tunnel, in order. paths[i] is the path of
-	// batch[i]; if there is only one, that of all. They differ in Remote, MTU and Link at most. The
+	// batch[i]; a single path is that of all. They differ in Remote, MTU and Link at most. The
 	// kernel fragments a packet longer than its path's MTU, which must have DF=0. Write may use the
 	// headroom and change the outer header. n is how many packets the kernel accepted. err is the
 	// last error among the others, such as ENOBUFS for a full transmit queue; it does not stop the

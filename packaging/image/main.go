@@ -1,7 +1,7 @@
 // Image writes an OCI archive of an image index: image OUT VERSION COMMIT EPOCH ARCH=ROOT... Each ROOT is the only layer
 // of the image for that architecture. The same folders and arguments give the same bytes; EPOCH is the time of all files.
 //
-// It is a module of its own, so that what it needs is none of the program's.
+// It is a module of its own, so that its dependencies are not the program's.
 package main
 
 import (
@@ -76,7 +76,7 @@ func run(out, version, commit, epoch string, roots []string) error {
 	if err != nil {
 		return err
 	}
-	name := map[string]string{"org.opencontainers.image.ref.name": "ipipd:" + version} // podman's, of load
+	name := map[string]string{"org.opencontainers.image.ref.name": "ipipd:" + version} // the name after podman load
 	if err := l.AppendIndex(index, layout.WithAnnotations(name)); err != nil {
 		return err
 	}
@@ -94,7 +94,7 @@ func run(out, version, commit, epoch string, roots []string) error {
 	return err
 }
 
-// imageOf has one layer, root, and what is started without arguments: all tunnels of /etc/ipipd, under a keeper.
+// imageOf returns an image with one layer, root, which without arguments starts all tunnels of /etc/ipipd, under a keeper.
 func imageOf(root, arch string, made time.Time, labels map[string]string) (v1.Image, error) {
 	files, err := tarOf(root, made)
 	if err != nil {
@@ -127,7 +127,7 @@ func imageOf(root, arch string, made time.Time, labels map[string]string) (v1.Im
 	return mutate.ConfigFile(image, file)
 }
 
-// tarOf has the files of a folder in order of name, as root's.
+// tarOf returns a tar archive of the files of a folder, in order of name, owned by root.
 func tarOf(dir string, made time.Time) ([]byte, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)

@@ -244,7 +244,7 @@ func ringBuffers(t *testing.T, pid int) (n int) {
 		t.Fatal(all, err)
 	}
 	for _, file := range all {
-		info, _ := os.ReadFile(file) // one that is closed by now has none
+		info, _ := os.ReadFile(file) // the file of a descriptor that is closed by now is gone
 		for line := range strings.Lines(string(info)) {
 			if fields := strings.Fields(line); len(fields) == 2 && fields[0] == "map_type:" && fields[1] == strconv.Itoa(int(ebpf.RingBuf)) {
 				n++

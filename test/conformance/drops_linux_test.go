@@ -216,7 +216,7 @@ func TestDrops(t *testing.T) {
 			{reason: "esp-malformed", again: func(l *dropsLab) { l.outside.send(esp([]byte{1, 2, 3})) }},
 			{reason: "esp-authentication", again: func(l *dropsLab) {
 				p := l.sealing.seal(reply, monotonic, ipv4.ProtocolIPIP)
-				p[26]++ // of the sequence number
+				p[26]++ // a byte of the sequence number
 				l.outside.send(updateChecksum(p))
 			}},
 			{reason: "esp-padding", again: sealed(1, []byte{1, 3}, ipv4.ProtocolIPIP)},

@@ -104,7 +104,7 @@ func TestFastPath_fallback(t *testing.T) {
 		a, b := hosts(t)
 		fast.upA(t, a)
 		fast.upB(t, b)
-		// A tunnel through the tunnel, whose underlay is a TUN.
+		// A tunnel through the tunnel: its underlay is a TUN.
 		d := netlab.Up(t, a, "t1", "--remote-address", innerB, "--address", "10.254.0.1/24")
 		netlab.Up(t, b, "t1", "--remote-address", innerA, "--address", "10.254.0.2/24")
 		wantUserspace(t, d, "not a plain Ethernet")

@@ -39,7 +39,7 @@ func ikeMessages(t *testing.T, ns *netlab.NS, ifname string) *netlab.Recorder {
 	})
 }
 
-// answeredFrom is answered with an inner source address.
+// answeredFrom is answered with a source address.
 func answeredFrom(ns *netlab.NS, source, to string) bool {
 	_, err := ns.Try("ping", "-c", "1", "-W", netlab.Seconds(netlab.Scale(time.Second)), "-I", source, to)
 	return err == nil

@@ -10,7 +10,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// rip is a RIPv2 response (RFC 2453) as amprgw sends it: a plain-text password, then a route for each subnet,
+// rip returns a RIPv2 response (RFC 2453) as amprgw sends it: a plain-text password, then a route for each subnet,
 // whose next hop is the public address of its gateway.
 func rip(routes map[string]string) []byte {
 	b := []byte{2, 2, 0, 0} // response, version 2

@@ -14,7 +14,7 @@ import (
 
 const birdNodes = 10
 
-// birdAddress is the underlay address of a node of the example: they are on two segments.
+// birdAddress returns the underlay address of a node of the example: they are on two segments.
 func birdAddress(n int) string {
 	if n <= birdNodes/2 {
 		return fmt.Sprintf("192.0.2.%d", n)

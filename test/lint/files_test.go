@@ -47,7 +47,7 @@ var forbiddenImports = map[string]string{
 	"ipipd/internal/control": "that is for tunnel and cmd",
 }
 
-// clocks are the functions of package time that know what time it is, or wait.
+// clocks are the functions of package time that read the clock, or wait.
 var clocks = []string{"Now", "Since", "Until", "Sleep", "After", "AfterFunc", "Tick", "NewTimer", "NewTicker"}
 
 func TestFiles_topLevel(t *testing.T) {

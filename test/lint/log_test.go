@@ -24,8 +24,8 @@ var askLog = map[string]string{
 	"awaitLinkLayer":                    "how a process receives, which only the debug log says",
 }
 
-// A test of a tunnel asks print what is so, and not the log for its words, which are for people and may
-// change. Its lines, and their attributes level and warning, it may count.
+// A test of a tunnel asks print for the state, and does not search the log for words, which are for people
+// and may change. It may count lines of the log, and those with an attribute level or warning.
 func TestLog(t *testing.T) {
 	attribute := regexp.MustCompile(`^(\n|(level|warning)=.*)$`)
 	asked := map[string]bool{}

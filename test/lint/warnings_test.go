@@ -11,7 +11,7 @@ import (
 	"ipipd/internal/warning"
 )
 
-// docs/warnings.md is what package warning says. With UPDATE_DOCS set (make docs) the test writes it.
+// docs/warnings.md is as generated from package warning. With UPDATE_DOCS set (make docs) the test writes it.
 func TestWarnings_docs(t *testing.T) {
 	const file = root + "/docs/warnings.md"
 	if os.Getenv("UPDATE_DOCS") != "" {

@@ -176,7 +176,7 @@ func ICMP(wantType, wantCode uint8) Check {
 	}
 }
 
-// TransportChecksum is that an unfragmented TCP or UDP packet has a valid checksum, not a
+// TransportChecksum checks that an unfragmented TCP or UDP packet has a valid checksum, not a
 // partial one (of the pseudo-header only).
 func TransportChecksum() Check {
 	return func(p ipv4.Packet) error {
@@ -196,7 +196,7 @@ func TransportChecksum() Check {
 	}
 }
 
-// Describe is one line about an IPv4 packet and the ones inside it, for failures.
+// Describe returns one line about an IPv4 packet and the ones inside it, for failures.
 func Describe(b []byte) string {
 	p, err := ipv4.Parse(b)
 	if err != nil {

@@ -49,7 +49,7 @@ var buildOnce = sync.OnceValues(func() (string, error) {
 	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), nil
 })
 
-// Binary is the path of ipipd, built from the tree under test.
+// Binary returns the path of ipipd, built from the tree under test.
 func Binary(t testing.TB) string {
 	t.Helper()
 	path, err := buildOnce()
@@ -174,7 +174,7 @@ func KeptBy(keeper int) (pid int) {
 	for _, task := range tasks {
 		children, _ := os.ReadFile(task)
 		for child := range strings.FieldsSeq(string(children)) {
-			line, _ := os.ReadFile("/proc/" + child + "/cmdline") // after fork and before execve it is that of the keeper
+			line, _ := os.ReadFile("/proc/" + child + "/cmdline") // after fork and before execve it is the keeper's
 			if args := strings.Split(string(line), "\x00"); len(args) > 1 && args[1] == "up" {
 				pid, _ = strconv.Atoi(child)
 				return pid
@@ -249,10 +249,10 @@ func (d *Daemon) launch(args []string) {
 	})
 }
 
-// PID is the process ID in the test's PID namespace.
+// PID returns the process ID in the test's PID namespace.
 func (d *Daemon) PID() int { return d.cmd.Process.Pid }
 
-// Socket is the path of the control socket.
+// Socket returns the path of the control socket.
 func (d *Daemon) Socket() string { return filepath.Join(d.runtimeDir, d.name+".sock") }
 
 // end signals the process, waits until it has exited, and kills it after a timeout.

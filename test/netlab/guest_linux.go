@@ -220,7 +220,7 @@ func (g *Guest) result(file, script string, status int) (stdout string, err erro
 	return string(out), err
 }
 
-// moduleErrors is the note in errors about modules that did not load.
+// moduleErrors returns the note in errors about modules that did not load.
 func (g *Guest) moduleErrors() string {
 	if g.notLoaded == "" {
 		return ""

@@ -101,7 +101,7 @@ func ReadCapture(file []byte) (c *CaptureFile, err error) {
 	return c, nil
 }
 
-// captureOptions are the options of a block by code.
+// captureOptions returns the options of a block by code.
 func captureOptions(b []byte) map[uint16][]byte {
 	o := map[uint16][]byte{}
 	for len(b) >= 4 {

@@ -91,7 +91,7 @@ func (m *ServiceManager) Start(cmd *exec.Cmd) {
 		cmd.Env = os.Environ()
 	}
 	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+m.name, "FDSTORE="+strconv.Itoa(m.max))
-	if len(names) > 0 { // LISTEN_PID is that of the process, which sh becomes
+	if len(names) > 0 { // LISTEN_PID must be the service's PID, which is that of sh before exec
 		cmd.Env = append(cmd.Env, "LISTEN_FDS="+strconv.Itoa(len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
 		cmd.Args = append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, cmd.Path}, cmd.Args[1:]...)
 		cmd.Path = "/bin/sh"

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// Timeout is the timeout for an event that a test expects: generous, as only a failing test
-// waits so long.
+// Timeout returns the timeout for an event that a test expects: generous, as only a failing
+// test waits so long.
 func Timeout() time.Duration { return Scale(time.Minute) }
 
 // Scale scales d, a duration for an idle machine, to the speed of this one.

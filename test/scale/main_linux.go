@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// setting is what one row is about.
+// setting has the parameters of a row.
 type setting struct {
 	Tunnels   int
 	FastPath  bool
@@ -23,7 +23,7 @@ type setting struct {
 	Idle time.Duration
 }
 
-// result is what one row shows.
+// result has the figures of a row.
 type result struct {
 	// Start is the time until all tunnels carry packets, on the fast path if they may have it. Change
 	// is the time to apply the same configurations with one property of one changed.

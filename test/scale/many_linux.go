@@ -56,7 +56,7 @@ type manySetting struct {
 	For               time.Duration
 }
 
-// figures are those of one tunnel in one round.
+// figures are the results for one tunnel in one round.
 type figures struct {
 	packets, bits, cpu float64       // packets and bits a second; processor time of a packet, in seconds
 	usable             time.Duration // from the last route added until packets to all prefixes are sent
@@ -283,7 +283,7 @@ func storm(d *daemon, by string) (each float64, err error) {
 }
 
 // rate sends small packets to all prefixes in turns, and returns how many the tunnel sends in a second, and
-// what one takes of a processor.
+// the processor time of one, in seconds.
 func (s *manySetting) rate(d *daemon) (packets, cpu float64, err error) {
 	stop, senders := atomic.Bool{}, sync.WaitGroup{}
 	for sender := range 2 {

@@ -162,7 +162,7 @@ var events = []event{
 		}
 		return e.line("nft add table ip soak ; add chain ip soak out { type filter hook output priority 0 ; } ; add rule ip soak out ip protocol 4 counter")
 	}},
-	// What somebody does to the interfaces: of routes those of --route, as nobody puts back the kernel's own.
+	// What somebody does to the interfaces. Only routes of --route are removed: nobody puts back the kernel's own.
 	{"vandal", false, func(e *end, random *rand.Rand) string {
 		e.lock.Lock()
 		e.vandals++

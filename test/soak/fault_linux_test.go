@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// faults are the system calls that fail, and how. Those of the Go runtime are left out, epoll_pwait too: strace may detach
-// between the two stops of a call, whose error is then that of no call (-1), of which the runtime takes none. The event
+// faults are the system calls that fail, and how. Calls of the Go runtime are left out, epoll_pwait too: strace may detach
+// between the entry and the exit of a call, which then fails as system call -1, and the runtime takes no such error. The event
 // signals interrupts them.
 var faults = []struct {
 	call   string

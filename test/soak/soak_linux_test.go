@@ -263,7 +263,7 @@ func (s *soak) calm(round int) {
 	for _, e := range s.ends {
 		e.restore()
 	}
-	time.Sleep(3 * time.Second) // what waits for a fragment, or for a neighbour, is given up
+	time.Sleep(3 * time.Second) // by then packets that wait for a fragment, or for a neighbour, are given up
 	for _, e := range s.ends {
 		s.eventually("end "+e.name+" has its configuration", e.reconfigure)
 	}
