@@ -14,12 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What outlives the process, where there is a Manager, are the tcx links, one for each underlay device, and
-// the maps that count: counters, ip_ids and slots. A link holds its program, the filter on a kept TUN holds
-// another one, and the programs hold the maps of their process, which say how to carry packets: these go on
-// as they were. The next process loads its programs with maps of its own, fills them, and has the links run
-// them (Switch): no packet is treated by half a configuration, and no map has the layout of another
-// version. Only what counts is taken over as it is, and begins anew if its layout is another.
+// With a Manager the tcx links, one for each underlay device, and the maps that count (counters, ip_ids and
+// slots) outlive the process. A link holds its program, the filter on a kept TUN holds another one, and the
+// programs hold the maps of their process, which say how to carry packets: these stay as they were. The next
+// process loads its programs with maps of its own, fills them, and makes the links run them (Switch): no
+// packet is treated by half a configuration, and no map has the layout of another version. Only the maps that
+// count are taken over as they are; with another layout they begin anew.
 
 const (
 	keptCounts = "fast-path-counts-" // followed by layoutOf

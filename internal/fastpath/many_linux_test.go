@@ -524,7 +524,7 @@ func TestRoutes_source(t *testing.T) {
 			t.Errorf("%s: verdict %d, %v, %x", destination, verdict, err, out)
 		}
 	}
-	// By a route to itself the remote is an inner destination, too.
+	// By a default route to the remote its own address is an inner destination, too.
 	if err := r.Sync(routesets.Table(map[netip.Prefix][]fib.Route{netip.MustParsePrefix("0.0.0.0/0"): {{Hops: []fib.Hop{{Gateway: a}}}}})); err != nil {
 		t.Fatal(err)
 	}

@@ -5,8 +5,8 @@
 // reads out of bounds. Addresses and header bytes are in network byte order, numbers in the
 // host's. Nothing here allocates.
 //
-// Of TCP and UDP the package has where their headers are, and their pseudo-header. It neither
-// interprets options nor reassembles fragments.
+// For TCP and UDP the package has the offsets of their headers, and the sum of the pseudo-header. It
+// neither interprets options nor reassembles fragments.
 package ipv4
 
 import "encoding/binary"

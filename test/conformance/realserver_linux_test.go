@@ -153,7 +153,7 @@ func TestRealServer_manageSysctls(t *testing.T) {
 	if !back() {
 		t.Errorf("%v: want %v", sysctls(t, server), before)
 	}
-	// So does one that manages none.
+	// So does a process that manages none.
 	d = d.Restart()
 	d.Stop(syscall.SIGKILL)
 	dir := filepath.Dir(d.Socket())

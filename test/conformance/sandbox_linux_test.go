@@ -71,7 +71,7 @@ func TestSandbox(t *testing.T) {
 	if out, err := d.Run("print", "t1"); err != nil || !strings.Contains(out, "fast-path: no tunnel could have it when ipipd was started") {
 		t.Errorf("%v, %s", err, out)
 	}
-	// By a new file in the place of the old one.
+	// A reload may read a new file in the place of the old one.
 	write(file+".new", t0+"- {name: t2, remote-address: 192.0.2.4}\n")
 	if err := os.Rename(file+".new", file); err != nil {
 		t.Fatal(err)

@@ -147,8 +147,8 @@ func TestImports_testCode(t *testing.T) {
 	})
 }
 
-// Whoever reads an error in the log should read it once, and from the one who
-// decided what to do about it.
+// An error is logged once, by the package that decides what to do about it: so only
+// these may log.
 func TestImports_log(t *testing.T) {
 	eachImport(t, func(file, imported string) {
 		switch dir := path.Dir(file); {

@@ -21,8 +21,8 @@ import (
 	"time"
 )
 
-// What it costs a loaded tunnel to be looked at: TCP through it, for a while with a capture, a monitor and a scrape
-// each second, and for a while without, in turns. The lab is that of -many.
+// What observation costs a loaded tunnel: TCP through it, in turns for a while with a capture, a monitor and a scrape
+// each second, and for a while without. The lab is that of -many.
 
 // seeingSetting is what -seeing measures.
 type seeingSetting struct {
