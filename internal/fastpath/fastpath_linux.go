@@ -117,7 +117,7 @@ type FastPath struct {
 // underlay is a device with ipip_decap attached.
 type underlay struct {
 	link  link.Link
-	users int  // Links, and of Routes remotes and the list of Senders
+	users int  // Links, and of Routes the remotes and the list of Senders
 	old   bool // link still runs the program of the process before
 }
 

@@ -30,7 +30,7 @@ func (f *fibMap) to(table uint32, p netip.Prefix) (to uint32, ok bool) {
 	return 0, false
 }
 
-// Each prefix of each table leads where set has it lead last, whatever was set or removed beside it.
+// Each prefix of each table leads where it was last set to lead, whatever was set or removed beside it.
 func TestFIBMap_set(t *testing.T) {
 	type key struct {
 		table  uint32

@@ -120,7 +120,7 @@ func TestManyFastLocal_realServer(t *testing.T) {
 	}
 }
 
-// A tunnel with a local address, and one with one remote, keep their packets beside the fast path, though they are carried in userspace.
+// Other tunnels, with a local address or with one remote, keep their packets, though they are carried in userspace.
 func TestManyFastLocal_beside(t *testing.T) {
 	t.Parallel()
 	hub, spoke := mesh(t, 3)

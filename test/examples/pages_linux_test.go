@@ -25,7 +25,8 @@ const docs = "../../docs"
 //	-->
 //
 // hosts by the addresses of eth0, eth1 and so on, joined by the host "router": a namespace each, or a guest, whose kernel has
-// ipip, or a guest with "strongswan". need names a program and its package, without which the test is skipped. The fenced blocks of the page are run in order. The words after a block's language say how:
+// ipip, or a guest with "strongswan". need names a program and its package, without which the test is skipped. The fenced
+// blocks of the page are run in order. The words after a block's language say how:
 //
 //	sh a,b          each line is run on host a, then on b, and has to succeed; ipipd up, and what ends in &, goes on in the background
 //	console a       each line after "$ " is run on a until its output has the lines below it, in order, in which … is any text

@@ -205,10 +205,10 @@ func below(pid int, name string) (all []int) {
 	return all
 }
 
-// sent counts what the sockets of a process have sent: frames by packet sockets, packets by IPv4 sockets, and those that the kernel has refused.
+// sent counts what a process's sockets have sent: frames by packet sockets, packets by IPv4 sockets, and what the kernel refused.
 type sent struct{ frames, packets, refused int }
 
-// send sends to an address by each socket of a process, as an attacker in the process could; device is the index of the underlay device.
+// send sends to an address by each socket of a process, as an attacker in it could; device is the underlay's index.
 func send(t *testing.T, pid, device int, to string) (s sent) {
 	t.Helper()
 	process, err := unix.PidfdOpen(pid, 0)
