@@ -29,7 +29,7 @@ func init() {
 type keepOptions struct {
 	processOptions
 	streams *streams
-	// Command is what is kept running, and its arguments.
+	// Command is the name of the program that is kept running, and its arguments.
 	Command []string
 }
 
@@ -61,7 +61,7 @@ so that the process keeps none.`,
 			return runF(c.Context(), o)
 		},
 	}
-	c.Flags().SetInterspersed(false) // those behind COMMAND are its own
+	c.Flags().SetInterspersed(false) // flags after COMMAND are COMMAND's own
 	for _, p := range config.ProcessProperties() {
 		if p.Name == "log-level" || p.Name == "log-format" {
 			addProcessFlag(c, &o.processOptions, p)
@@ -114,7 +114,7 @@ func executable() (string, error) {
 	return os.Executable()
 }
 
-// keptLimit is how many descriptors are kept: what RLIMIT_NOFILE leaves when a message has come.
+// keptLimit returns how many descriptors may be kept: RLIMIT_NOFILE less the keeper's own and those of one message.
 func keptLimit() (int, error) {
 	const own, most = 32, 1 << 16
 	var limit unix.Rlimit
@@ -127,36 +127,36 @@ func keptLimit() (int, error) {
 const (
 	// patience is how long the process has to end when it is to be replaced, and a new binary to show that it runs.
 	patience = 10 * time.Second
-	// A process that dies is started again after firstPause, twice as long each time, up to
-	// lastPause; at once if it was ready for steady.
+	// A process that dies is started again at once, then after firstPause, and twice as long each
+	// time, up to lastPause; from the beginning if it was ready for steady.
 	firstPause, lastPause, steady = 100 * time.Millisecond, 10 * time.Second, time.Second
 )
 
-// lastPatience is how long the process has to end when the keeper is to end: service managers give the keeper a minute. Tests have less.
+// lastPatience is how long the process has to end when the keeper is to end, less than the minute that service
+// managers give the keeper. Tests set less.
 var lastPatience = 50 * time.Second
 
-// keeper is the parent of an ipipd up. It is one goroutine, and one thread, for the kernel takes the
-// end of the thread that forks for the end of the parent (PR_SET_PDEATHSIG), and another one for what
-// the process sends.
+// keeper is the parent of an ipipd up. One goroutine does all but receive what the process sends; it is
+// locked to its thread, whose end, as that of the thread that forked, would trigger PR_SET_PDEATHSIG.
 type keeper struct {
 	log      *slog.Logger
 	command  []string
 	store    *handover.Keeper
 	broker   *brokered      // of the process; nil without one
-	outer    *notifier      // the manager of the keeper itself
-	signals  chan os.Signal // those that are passed on
+	outer    *notifier      // tells the keeper's own service manager
+	signals  chan os.Signal // to be passed on to the process
 	children chan os.Signal // SIGCHLD
 	self     string         // the path of the keeper's own binary
-	renewed  bool           // there is another one now, and it is to be executed
+	renewed  bool           // there is another binary at self, to be executed
 
-	watchdog time.Duration    // that of the keeper's manager, and the keeper's own of the process; 0: none
-	beats    <-chan time.Time // when the manager is told that the keeper lives
-	silent   int              // beats since the process has said that it lives; -1: it need not
+	watchdog time.Duration    // timeout of the manager's watchdog of the keeper, and the keeper's of the process; 0: none
+	beats    <-chan time.Time // when to tell the manager that the keeper is alive
+	silent   int              // beats since the process last said that it is alive; -1: it need not
 
 	stopping, replacing bool
-	ready               time.Time // when this process was; zero: not yet
-	everReady           bool
-	deaths              int // in a row
+	ready               time.Time // when this process became ready; zero: not yet
+	everReady           bool      // a process was ready once
+	deaths              int       // in a row
 }
 
 // run returns when the process ends of itself, or is to end.
@@ -178,7 +178,7 @@ func (k *keeper) run() error {
 			k.log.Info("the process is replaced", "cause", cause)
 		case status.Exited() && status.ExitStatus() == 0:
 			return nil
-		case !k.everReady: // nobody is served by trying again what is wrong in itself
+		case !k.everReady: // it would fail again: something is wrong with the command or its configuration
 			if status.Signaled() { // else it has said why
 				k.log.Error("the process has ended before it was ready", "cause", cause)
 			}
@@ -197,7 +197,7 @@ func (k *keeper) run() error {
 	}
 }
 
-// pause is how long to wait before the next start.
+// pause returns how long to wait before the next start.
 func (k *keeper) pause() time.Duration {
 	if k.replacing || !k.ready.IsZero() && time.Since(k.ready) >= steady {
 		k.deaths = 0
@@ -236,7 +236,7 @@ func (k *keeper) wait(pause time.Duration) {
 	}
 }
 
-// serve starts the process and returns how it has ended.
+// serve starts the process, waits for its end, and returns its wait status.
 func (k *keeper) serve() (status unix.WaitStatus, err error) {
 	k.ready, k.silent = time.Time{}, -1
 	pid, err := k.start()
@@ -255,7 +255,7 @@ func (k *keeper) serve() (status unix.WaitStatus, err error) {
 	return status, nil
 }
 
-// start starts what is found under the name of the command now.
+// start starts the program that is found under the command's name now, which may have been replaced.
 func (k *keeper) start() (pid int, err error) {
 	path, err := exec.LookPath(k.command[0])
 	if err != nil {
@@ -274,7 +274,7 @@ func (k *keeper) start() (pid int, err error) {
 	pid, err = syscall.ForkExec(path, k.command, &syscall.ProcAttr{
 		Env:   slices.Concat(handover.Environment(os.Environ()), environment, handover.WatchdogEnvironment(k.watchdog)),
 		Files: files,
-		// Its own process group: ^C is passed on by us, once. Without its keeper it ends.
+		// A process group of its own, so that ^C reaches it once, by the keeper. When the keeper dies it gets SIGTERM.
 		Sys: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM},
 	})
 	_ = unix.Close(fds[0])
@@ -291,7 +291,7 @@ func (k *keeper) start() (pid int, err error) {
 	return pid, nil
 }
 
-// renew executes the keeper's new binary. It returns if that has failed.
+// renew executes the keeper's new binary in place of this one. It returns only if that fails.
 func (k *keeper) renew() {
 	k.renewed = false
 	variable, undo, err := k.store.Pass()
@@ -306,7 +306,7 @@ func (k *keeper) renew() {
 	k.log.Warn("the keeper is not replaced", "path", k.self, "err", err)
 }
 
-// receive passes on what the process says, until it has ended.
+// receive passes what the process sends to events, until the process has ended.
 func (k *keeper) receive(events chan<- handover.Event) {
 	defer close(events)
 	for warned := false; ; {
@@ -318,7 +318,7 @@ func (k *keeper) receive(events chan<- handover.Event) {
 		case err != nil && !errors.As(err, &refused):
 			k.log.Error("the process can have nothing kept any more", "err", err)
 			return
-		case err != nil && !warned: // it may send any number
+		case err != nil && !warned: // once only: the process may send any number
 			warned = true
 			k.log.Warn("not all is kept that the process has sent", "err", err)
 		}
@@ -328,7 +328,7 @@ func (k *keeper) receive(events chan<- handover.Event) {
 	}
 }
 
-// attend returns how the process has ended.
+// attend serves the process until it ends, and returns its wait status.
 func (k *keeper) attend(pid int, events <-chan handover.Event) unix.WaitStatus {
 	var late <-chan time.Time
 	var within time.Duration
@@ -366,8 +366,8 @@ func (k *keeper) attend(pid int, events <-chan handover.Event) unix.WaitStatus {
 	}
 }
 
-// beat tells the manager of the keeper that this lives. A process that does not say so of itself is killed, not by the manager with
-// the keeper and all that is kept.
+// beat tells the keeper's manager that the keeper is alive. It kills a process that has not said so for the watchdog's
+// timeout; the manager would kill the keeper, too, and lose all that is kept.
 func (k *keeper) beat(pid int) {
 	k.outer.send("WATCHDOG=1")
 	if pid == 0 || k.silent < 0 || k.stopping || k.replacing {
@@ -380,7 +380,7 @@ func (k *keeper) beat(pid int) {
 	}
 }
 
-// note notes that the process is ready, lives, or ends, and tells the manager of the keeper.
+// note records that the process is ready, alive or stopping, and passes its state on to the keeper's manager.
 func (k *keeper) note(e handover.Event) {
 	if e.Ready && k.ready.IsZero() {
 		k.ready, k.everReady, k.silent = time.Now(), true, 0
@@ -396,8 +396,8 @@ func (k *keeper) note(e handover.Event) {
 	}
 }
 
-// reap reaps all children that have ended: as process 1, those of others too. ended: pid was among
-// them.
+// reap reaps all children that have ended; if the keeper is process 1, orphans of others, too. ended: pid was among
+// them, with that status.
 func (k *keeper) reap(pid int) (status unix.WaitStatus, ended bool) {
 	for {
 		var s unix.WaitStatus
@@ -414,7 +414,7 @@ func (k *keeper) reap(pid int) (status unix.WaitStatus, ended bool) {
 // ends reports whether a signal is to end the keeper, too.
 func ends(s os.Signal) bool { return s == unix.SIGTERM || s == unix.SIGINT }
 
-// exited is the end of the process as that of the keeper, by the shell's rule.
+// exited returns the keeper's exit status for its process's: 128 + the signal's number if a signal killed it.
 func exited(status unix.WaitStatus) error {
 	switch {
 	case status.Signaled():

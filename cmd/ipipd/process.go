@@ -20,40 +20,39 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// process is a running `up`: the tunnels that it is to have, and what its control socket does with
-// them.
+// process is a running `up`: its tunnels, and what requests to its control socket do with them.
 type process struct {
 	options *upOptions
 	log     *slog.Logger
 	down    func()     // ends the process
-	failed  chan error // why the last tunnel has ended, unless somebody ended it
+	failed  chan error // why the last tunnel failed; nothing if it was closed on request
 
 	server *control.Server
 	engine engine
 	ready  atomic.Bool
-	// interfaces is net.Interfaces, but in tests.
+	// interfaces is net.Interfaces except in tests.
 	interfaces func() ([]net.Interface, error)
 	notify     *notifier
 	ctx        context.Context // until the process is to end
 
-	busySince   time.Time      // since when alive, whose it is, has found mu held; zero: it has not
-	captures    sync.WaitGroup // that run
+	busySince   time.Time      // since when alive, which alone uses it, has found mu held; zero: it is free
+	captures    sync.WaitGroup // captures that run
 	reloads     reloads
 	stopMetrics func()
 	wanted      atomic.Pointer[wanted]
 	sandbox     atomic.Pointer[sandbox.State] // nil before there is one
 
-	mu        sync.Mutex // held by who changes what runs; of wanted's replacement, and of what follows
-	closed    bool       // nothing begins any more
+	mu        sync.Mutex // held while what runs is changed; guards the replacement of wanted, and what follows
+	closed    bool       // no change and no capture begins any more
 	watched   map[startedTunnel]bool
-	undoRetry time.Duration // after an undo that has failed
+	undoRetry time.Duration // pause after an undo that has failed
 }
 
-// wanted are the tunnels that a process is to have: those that run, but what has just failed, and
-// those that are disabled. It is immutable.
+// wanted is the list of tunnels that a process is to have: those that run, and the disabled ones. A
+// tunnel that fails is removed from it by ended. It is immutable.
 type wanted struct {
 	configs []tunnel.Config
-	// back are the configs to go back to at undoAt; without one there is nothing to confirm.
+	// back are the configs before an unconfirmed change, applied again at undoAt; undoAt zero: nothing to confirm.
 	back   []tunnel.Config
 	undoAt time.Time
 	// reloaded is when the last reload before them was done: see reloads.
@@ -130,8 +129,8 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 	return nil
 }
 
-// alive reports what has stopped in this process. A change holds tunnels for as long as it takes: until
-// changeTimeout has passed it is one.
+// alive returns an error if a tunnel's control has not responded within that time, or if mu has been held for
+// longer than changeTimeout: a change holds the controls, which do not respond meanwhile.
 func (p *process) alive(within time.Duration) error {
 	if !p.mu.TryLock() {
 		now := time.Now()
@@ -150,12 +149,12 @@ func (p *process) alive(within time.Duration) error {
 	return nil
 }
 
-// run has the tunnels of configs run, or after an error those that did. The caller holds mu,
+// run makes the enabled tunnels of configs run; after an error those that ran before do. The caller holds mu,
 // and has reserved their names.
 func (p *process) run(ctx context.Context, configs []tunnel.Config) error {
 	p.protectMemory(configs)
 	err := p.sandbox.Load().Explain(p.engine.Apply(ctx, enabled(configs)))
-	p.watch() // after an error, too: those that were to be made again
+	p.watch() // after an error, too: tunnels that were closed to be made again have been started anew
 	if err == nil {
 		p.update(func(w *wanted) { w.configs = configs })
 	}
@@ -170,7 +169,7 @@ func (p *process) update(change func(*wanted)) {
 	p.notify.say(next.String())
 }
 
-// String counts the tunnels.
+// String says how many tunnels there are and what is to be confirmed, for the service manager.
 func (w *wanted) String() string {
 	text := fmt.Sprintf("%d tunnels", len(w.configs))
 	if len(w.configs) == 1 {
@@ -185,17 +184,17 @@ func (w *wanted) String() string {
 	return text
 }
 
-// enabled are those of configs that are to run.
+// enabled returns the configs that are not disabled.
 func enabled(configs []tunnel.Config) []tunnel.Config {
 	return slices.DeleteFunc(slices.Clone(configs), func(c tunnel.Config) bool { return c.Disabled })
 }
 
-// indexOf is that of the tunnel with that link, -1 if there is none.
+// indexOf returns the index of the tunnel with that link; -1 if there is none.
 func indexOf(configs []tunnel.Config, link string) int {
 	return slices.IndexFunc(configs, func(c tunnel.Config) bool { return tunnel.InterfaceName(c.Name) == link })
 }
 
-// protectMemory keeps secrets out of core dumps.
+// protectMemory disables core dumps if a tunnel has a secret, which one would contain.
 func (p *process) protectMemory(configs []tunnel.Config) {
 	if !slices.ContainsFunc(configs, func(c tunnel.Config) bool { return c.IPsec.Wanted() }) {
 		return
@@ -205,7 +204,7 @@ func (p *process) protectMemory(configs []tunnel.Config) {
 	}
 }
 
-// tunnelError does not name the tunnel if it is the only one.
+// tunnelError returns err, without the tunnel's name if flags made the only one.
 func (p *process) tunnelError(err error) error {
 	var of *tunnel.TunnelError
 	if len(p.options.Paths) == 0 && errors.As(err, &of) {
@@ -214,7 +213,7 @@ func (p *process) tunnelError(err error) error {
 	return err
 }
 
-// watch logs the tunnels that are new, and watches for their end. The caller holds mu.
+// watch logs tunnels that have started since the last call, and has ended called when one ends. The caller holds mu.
 func (p *process) watch() {
 	tunnels := p.engine.Tunnels()
 	links := slices.Collect(maps.Keys(tunnels))
@@ -244,20 +243,20 @@ func (p *process) watch() {
 	}
 }
 
-// ended gives up the name of a tunnel that has failed, unless it was made again.
+// ended forgets a tunnel that has failed, unless it was made again; the last one's error ends the process.
 func (p *process) ended(link string, t startedTunnel) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.watched, t)
 	err := t.Err()
 	if err == nil {
-		return // who has closed it has replaced wanted
+		return // it was closed, and whoever did that replaces wanted
 	}
 	tunnels := p.engine.Tunnels()
 	if tunnels[link] == nil {
 		p.forget(link)
 	}
-	if len(tunnels) == 0 && p.wanted.Load().undoAt.IsZero() { // or else others come back
+	if len(tunnels) == 0 && p.wanted.Load().undoAt.IsZero() { // an undo to come would start others
 		select {
 		case p.failed <- err:
 		default:
@@ -268,7 +267,7 @@ func (p *process) ended(link string, t startedTunnel) {
 	p.log.Error("the tunnel has ended", "name", s.Name(), "err", err)
 }
 
-// forget gives up a tunnel that does not run. The caller holds mu.
+// forget removes a tunnel that does not run from wanted, and releases its name. The caller holds mu.
 func (p *process) forget(link string) {
 	p.update(func(w *wanted) {
 		if i := indexOf(w.configs, link); i >= 0 {
@@ -374,7 +373,7 @@ func (p *process) downTunnel(link string, only bool) {
 	p.forget(link)
 }
 
-// readConfiguration reads Paths: the tunnels, and the settings of the process that no flag has.
+// readConfiguration reads the files of Paths: the tunnels, and the settings of the process that no flag sets.
 func (o *upOptions) readConfiguration() (*config.File, []tunnel.Config, error) {
 	file, configs, err := unrefused(config.Read(o.Paths...))
 	if err != nil {
@@ -384,7 +383,7 @@ func (o *upOptions) readConfiguration() (*config.File, []tunnel.Config, error) {
 	return file, configs, nil
 }
 
-// settings are those of the process: of flags, or else of file.
+// settings returns the settings of the process: each as its flag sets it, or else file, or else the default.
 func (o *upOptions) settings(file *config.File) processOptions {
 	next := config.DefaultProcess()
 	for _, property := range config.ProcessProperties() {
@@ -400,7 +399,7 @@ func (o *upOptions) settings(file *config.File) processOptions {
 	return next
 }
 
-// exposed is what is wrong with one of config.File.Exposed.
+// exposed says what is wrong with a file of config.File.Exposed.
 const exposed = "it has an ipsec-secret in it, and others than its owner can read it"
 
 // logNotes logs what the operator should know of a configuration that is read.
@@ -413,7 +412,7 @@ func logNotes(log *slog.Logger, file *config.File) {
 	}
 }
 
-// notes are what logNotes logs, a line each.
+// notes returns what logNotes logs, a line each.
 func notes(file *config.File) []string {
 	lines := slices.Clone(file.Notes)
 	for _, name := range file.Exposed {
@@ -422,7 +421,7 @@ func notes(file *config.File) []string {
 	return lines
 }
 
-// unrefused is for what is to be started: with what must not be nothing is.
+// unrefused returns its arguments, but with file.Refused as the error if a tunnel must not be started: then none is.
 func unrefused(file *config.File, configs []tunnel.Config, err error) (*config.File, []tunnel.Config, error) {
 	if err == nil && len(file.Refused) > 0 {
 		err = file.Refused

@@ -11,7 +11,7 @@ const (
 	ringBytes = 4 << 20
 	ringSlots = 1 << 14
 
-	// MaxRings is how many captures a process has at once.
+	// MaxRings is how many captures a process can have at once.
 	MaxRings = 4
 
 	// strangersPerSecond is how many packets of no tunnel are captured in a second, and strangersSnaplen how
@@ -27,40 +27,40 @@ type Ring struct {
 	mem     []byte // ringBytes, a power of two
 	slots   []slot // ringSlots, likewise
 
-	// head is what is reserved: the number of slots in its upper half, and of bytes in its lower, both modulo
-	// 2^32. tail is likewise what is free again.
+	// head counts what was ever reserved, tail what was given back: slots in the upper half, bytes in the lower,
+	// both modulo 2^32.
 	head, tail atomic.Uint64
-	missed     [interfaces]atomic.Uint64
+	missed     [interfaces]atomic.Uint64 // packets not captured
 
-	// full is set by a packet that has no room, and unset once half of the ring is free: what is missing is
-	// then in one piece, and costs the data path a look at this.
+	// full is set by a packet that finds no room, and unset once half of the ring is free: packets are then
+	// missing in one piece, and each costs the data path no more than a load of it.
 	full atomic.Bool
 
 	strangers struct { // packets of no tunnel
-		second atomic.Int64 // of the clock
-		count  atomic.Int32 // in it
+		second atomic.Int64 // Unix time, of the second that count is of
+		count  atomic.Int32
 	}
 }
 
-// slot is a packet in the ring. Its goroutine owns it from reserve until done says so, and then Stream does.
+// slot is a packet in the ring. The goroutine that reserves it owns it until it sets done, and then Stream does.
 type slot struct {
-	done   atomic.Uint32 // number+1: it may be taken out
+	done   atomic.Uint32 // number+1 once it may be taken out
 	number uint32
-	end    uint32 // of its bytes, as in head
+	end    uint32 // the lower half of head behind its bytes
 	record
-	discard bool
+	discard bool // Stream is not to write it
 }
 
-// record is a packet, or a number of them.
+// record is a captured packet, or a count of dropped ones.
 type record struct {
 	at     int64 // ns since 1970
 	where  Point
 	why    drop.Reason
 	id     uint32
-	lost   uint32 // so many packets of which nothing else is known, if not 0
-	length uint32 // of the packet
-	missed uint64 // of its interface until then
-	bytes  []byte // what is kept of it
+	lost   uint32 // if not 0, so many packets were dropped of which nothing else is known
+	length uint32 // of the whole packet, in bytes
+	missed uint64 // Ring.missed of its interface at that time
+	bytes  []byte // the packet's beginning, at most Snaplen bytes
 }
 
 // NewRing returns the ring of a capture.
@@ -71,8 +71,7 @@ func NewRing(o Options) *Ring {
 	return &Ring{options: o, mem: make([]byte, ringBytes), slots: make([]slot, ringSlots)}
 }
 
-// reservePacket returns a slot for a packet of n bytes; nil if there is no room, or it is one too many of
-// strangers.
+// reservePacket returns a slot for a packet of n bytes; nil if there is no room, or strangersPerSecond is reached.
 func (r *Ring) reservePacket(where Point, n int, at time.Time) *slot {
 	n = min(n, r.options.Snaplen)
 	if where == NoTunnel {
@@ -93,7 +92,7 @@ func (r *Ring) reserve(n int) *slot {
 		return nil
 	}
 	for {
-		tail := r.tail.Load() // before head, so that it is not beyond it
+		tail := r.tail.Load() // loaded before head, so that it is never ahead of it
 		head := r.head.Load()
 		number, at := uint32(head>>32), uint32(head)
 		used := at - uint32(tail)
@@ -114,7 +113,7 @@ func (r *Ring) reserve(n int) *slot {
 	}
 }
 
-// next is the oldest packet, nil if there is none; release gives its place back.
+// next returns the oldest slot if it is done, else nil; release gives its room back.
 func (r *Ring) next() *slot {
 	number := uint32(r.tail.Load() >> 32)
 	if s := &r.slots[number%ringSlots]; s.done.Load() == number+1 {
@@ -135,10 +134,10 @@ func (r *Ring) release(s *slot) {
 	}
 }
 
-// Rings are those that a packet goes to. The slice is immutable.
+// Rings are the rings of all captures that a packet goes to. The slice is immutable.
 type Rings []*Ring
 
-// DropsOnly reports whether no packet goes to them that is not dropped.
+// DropsOnly reports whether all of them take dropped packets only.
 func (rs Rings) DropsOnly() bool {
 	for _, r := range rs {
 		if !r.options.Drops {
@@ -148,7 +147,7 @@ func (rs Rings) DropsOnly() bool {
 	return true
 }
 
-// Full reports whether there is room in none of them.
+// Full reports whether all of them are full, so that a packet need not be copied.
 func (rs Rings) Full() bool {
 	for _, r := range rs {
 		if !r.full.Load() {
@@ -158,8 +157,8 @@ func (rs Rings) Full() bool {
 	return true
 }
 
-// Room reports whether one of them has room for an inner and an outer packet, however long. Only for what has a
-// place to wait in elsewhere.
+// Room reports whether one of them has room for an inner and an outer packet, however long. It is for packets that
+// can wait elsewhere until there is, as the fast path's in the kernel's ring buffer.
 func (rs Rings) Room() bool {
 	for _, r := range rs {
 		tail, head := r.tail.Load(), r.head.Load()
@@ -171,7 +170,7 @@ func (rs Rings) Room() bool {
 	return false
 }
 
-// Missed counts n packets that are not captured, of which only those count that are dropped if Options.Drops is set.
+// Missed counts n packets that are not captured; if why is drop.None, not in rings of Options.Drops.
 func (rs Rings) Missed(where Point, why drop.Reason, n int) {
 	for _, r := range rs {
 		if (why != drop.None || !r.options.Drops) && r.options.wants(where) {
@@ -180,7 +179,7 @@ func (rs Rings) Missed(where Point, why drop.Reason, n int) {
 	}
 }
 
-// Wanted is how many bytes of each packet they keep at most, and whether they want dropped ones only.
+// Wanted returns how many bytes of a packet they keep at most, and whether all of them take dropped packets only.
 func (rs Rings) Wanted() (snaplen int, drops bool) {
 	for _, r := range rs {
 		snaplen = max(snaplen, r.options.Snaplen)
@@ -188,20 +187,20 @@ func (rs Rings) Wanted() (snaplen int, drops bool) {
 	return snaplen, rs.DropsOnly()
 }
 
-// Held is a packet that is copied, of which it is not known yet whether it is dropped.
+// Held is a copied packet of which it is not known yet whether it will be dropped.
 type Held struct {
 	rings Rings
 	slots [MaxRings]*slot
 	where Point
 }
 
-// Hold copies a packet, before it is changed. Settle or Discard has to follow soon: what comes later is not
-// taken out before.
+// Hold copies a packet, before it is changed. Settle or Discard has to follow soon: Stream takes out no later packet
+// before that.
 func (rs Rings) Hold(where Point, p []byte, id uint32, at time.Time) (h Held) {
 	return rs.hold(where, p, len(p), id, at)
 }
 
-// hold is Hold of a packet of that length, of which p is there.
+// hold is Hold of a packet of length bytes, of which p is the beginning.
 func (rs Rings) hold(where Point, p []byte, length int, id uint32, at time.Time) (h Held) {
 	h.rings, h.where = rs, where
 	for i, r := range rs {
@@ -220,7 +219,7 @@ func (rs Rings) hold(where Point, p []byte, length int, id uint32, at time.Time)
 	return h
 }
 
-// Settle says why the packet is dropped, drop.None if it is not.
+// Settle captures the packet with the reason why it is dropped; drop.None: it is not.
 func (h *Held) Settle(why drop.Reason) {
 	for i, r := range h.rings {
 		s := h.slots[i]
@@ -235,7 +234,7 @@ func (h *Held) Settle(why drop.Reason) {
 	}
 }
 
-// Discard takes the packet back.
+// Discard has the packet not captured, and not counted as missed.
 func (h *Held) Discard() {
 	for _, s := range h.slots {
 		if s != nil {
@@ -245,12 +244,12 @@ func (h *Held) Discard() {
 	}
 }
 
-// Packet captures a packet, and why it is dropped: drop.None if it is not.
+// Packet captures a packet with the reason why it is dropped; drop.None: it is not. It copies p.
 func (rs Rings) Packet(where Point, p []byte, id uint32, why drop.Reason, at time.Time) {
 	rs.Snapped(where, p, len(p), id, why, at)
 }
 
-// Snapped is Packet of one of that length, of which only p is there.
+// Snapped is Packet of a packet of length bytes, of which p is the beginning.
 func (rs Rings) Snapped(where Point, p []byte, length int, id uint32, why drop.Reason, at time.Time) {
 	for i, r := range rs {
 		if why != drop.None || !r.options.Drops {
@@ -260,7 +259,7 @@ func (rs Rings) Snapped(where Point, p []byte, length int, id uint32, why drop.R
 	}
 }
 
-// Lost captures that n packets are dropped of which nothing else is known.
+// Lost captures a record that n packets were dropped, of which nothing but the reason is known.
 func (rs Rings) Lost(why drop.Reason, n int, at time.Time) {
 	for _, r := range rs {
 		where := pointOf(why)

@@ -1,7 +1,7 @@
 // Package config reads tunnels from files: YAML, of which JSON is a part, and RouterOS exports.
 //
-// A file says text, and tunnel.Property.Set what it means: YAML decides no type, so that a value
-// is what it is as a flag. Read returns all errors of all files, each with its line and column.
+// A value is text, which tunnel.Property.Set parses as it does a flag's: YAML decides no type.
+// Read returns all errors of all files, each with its line and column.
 // Neither an error nor the JSON of a File has a secret in it. Nothing here starts a tunnel, or
 // knows what runs.
 package config
@@ -33,7 +33,7 @@ type Position struct {
 func (p Position) String() string { return fmt.Sprintf("%s:%d:%d", p.File, p.Line, p.Column) }
 
 // Setting is one property as a file has it. A Repeatable property has one Setting for each value,
-// or, for a list without any, one without Value.
+// and for an empty list one Setting whose Value is "".
 type Setting struct {
 	// Property is the name of a tunnel.Property or ProcessProperty, or DisabledKey.
 	Property string
@@ -42,10 +42,10 @@ type Setting struct {
 	Pos   Position
 }
 
-// DisabledKey is the key, yes or no, of a tunnel that is not started: tunnel.Config.Disabled.
+// DisabledKey is the key of tunnel.Config.Disabled in a file; its value is yes or no.
 const DisabledKey = "disabled"
 
-// DisabledHelp describes it in one line.
+// DisabledHelp describes DisabledKey in one line.
 const DisabledHelp = "yes: the tunnel is checked, and not started"
 
 // Tunnel is one tunnel of a file: only what the file says of it, in the file's order.
@@ -53,9 +53,9 @@ type Tunnel struct {
 	Settings []Setting
 	Pos      Position
 
-	// incomplete: something in it was no Setting, and has its error.
+	// incomplete: a part of it could not be read as a Setting, and has an error of its own.
 	incomplete bool
-	// refused is why it can be read, and must not be started: see File.Refused.
+	// refused is why it must not be started although it can be read: see File.Refused.
 	refused *Error
 }
 
@@ -68,12 +68,12 @@ type File struct {
 	Tunnels  []Tunnel
 	// Files are the files that Read has read.
 	Files []string
-	// Refused has the tunnels that can be read and must not be started: an export may have left
-	// their secret out, and they would send in the clear. Read returns no tunnel.Config of them.
+	// Refused has an error for each tunnel that can be read and must not be started: an export may have left
+	// its secret out, and it would send in the clear. Read returns no tunnel.Config of it.
 	Refused Errors
-	// Exposed are those of Files that have a secret in them and can be read by others than their owner.
+	// Exposed are the ones of Files that contain a secret and can be read by others than their owner.
 	Exposed []string
-	// Notes are lines for the operator, each with its position: what was passed over.
+	// Notes are lines for the operator, each with its position, about what was passed over.
 	Notes []string
 }
 
@@ -89,9 +89,9 @@ func (e Error) Error() string { return e.Pos.String() + ": " + e.Message }
 type Errors []Error
 
 const (
-	// MaxShown is how many errors are told at once: more of them have most often one cause.
+	// MaxShown is how many errors Errors.Error prints: more than that mostly have one cause.
 	MaxShown = 20
-	// maxErrors bounds the memory for the errors of a large file that is something else.
+	// maxErrors bounds the memory that the errors of a large file take, if it is no configuration at all.
 	maxErrors = 1000
 )
 
@@ -120,21 +120,21 @@ func (e *Errors) add(pos Position, format string, args ...any) {
 const maxSize = 10 << 20
 
 // Read reads the files of paths as one configuration: no name and no pair of outer addresses
-// twice, the defaults of each for the tunnels of all. It returns what they say, and the tunnels,
-// in the order of the files, with those that are Disabled and without Refused ones. Its error is Errors, or of the system, with the path.
-// It waits for nobody: a file that is no regular one is an error.
+// twice, the defaults of each file for the tunnels of all. It returns what they say, and the tunnels in the
+// order of the files: the disabled ones too, but not the Refused ones. Its error is Errors, or of a system
+// call, with the path. It does not block: a file that is not a regular one is an error.
 func Read(paths ...string) (*File, []tunnel.Config, error) { return read(paths, false) }
 
-// Stdin is standard input as a path of ReadOnce, stdinName the file of its positions.
+// Stdin is the path by which ReadOnce reads standard input, stdinName the file name in its positions.
 const (
 	Stdin     = "-"
 	stdinName = "<stdin>"
 )
 
-// ReadOnce is Read for a command of an operator, who may have it wait: of pipes too, and of Stdin.
+// ReadOnce is Read for a command that may block: it reads pipes, too, and Stdin.
 func ReadOnce(paths ...string) (*File, []tunnel.Config, error) { return read(paths, true) }
 
-// read is ReadOnce, or else Read.
+// read is ReadOnce if once is set, else Read.
 func read(paths []string, once bool) (*File, []tunnel.Config, error) {
 	sources, err := load(paths, once)
 	if err != nil {
@@ -143,7 +143,7 @@ func read(paths []string, once bool) (*File, []tunnel.Config, error) {
 	return Parse(sources)
 }
 
-// Source is what is in a file.
+// Source is a file's name and content.
 type Source struct {
 	Name string
 	Data []byte
@@ -151,7 +151,7 @@ type Source struct {
 	exposed bool // others than its owner can read it
 }
 
-// Load is the first half of ReadOnce. Its error is of the system.
+// Load reads the files of paths for Parse; both together are ReadOnce. Its error is of a system call, with the path.
 func Load(paths ...string) ([]Source, error) { return load(paths, true) }
 
 func load(paths []string, once bool) (sources []Source, err error) {
@@ -169,7 +169,7 @@ func load(paths []string, once bool) (sources []Source, err error) {
 	return sources, nil
 }
 
-// Parse is the second half of Read and ReadOnce. Its error is Errors.
+// Parse parses sources as one configuration, and returns what Read does. Its error is Errors.
 func Parse(sources []Source) (*File, []tunnel.Config, error) {
 	all := &File{}
 	var files []string
@@ -208,7 +208,7 @@ func Parse(sources []Source) (*File, []tunnel.Config, error) {
 	return all, configs, nil
 }
 
-// loadFile reads one file, up to a byte more than maxSize. Of pipes it reads only once.
+// loadFile reads one file, up to maxSize + 1 bytes. It reads a pipe only if once is set.
 func loadFile(name string, once bool) (s Source, err error) {
 	f := os.Stdin
 	if !once || name != stdinName {
@@ -226,7 +226,8 @@ func loadFile(name string, once bool) (s Source, err error) {
 	return s, nil
 }
 
-// readByOthers reports whether anyone but its owner may read a file. The service's group may, if it is the file's.
+// readByOthers reports whether others than a file's owner can read it; the service's group, if it is the file's, counts
+// as its owner.
 func readByOthers(info fs.FileInfo) bool {
 	if int(info.Sys().(*syscall.Stat_t).Gid) == serviceuser.GID() {
 		return info.Mode()&0o004 != 0
@@ -234,7 +235,7 @@ func readByOthers(info fs.FileInfo) bool {
 	return info.Mode()&0o044 != 0
 }
 
-// Conceal is the command that takes a file out of File.Exposed.
+// Conceal returns the shell command that takes others' right to read a file that is in File.Exposed.
 func Conceal(name string) string {
 	if info, err := os.Stat(name); err == nil && int(info.Sys().(*syscall.Stat_t).Gid) == serviceuser.GID() {
 		return "chmod 640 " + name
@@ -242,7 +243,7 @@ func Conceal(name string) string {
 	return "chmod 600 " + name
 }
 
-// openFile opens a regular file, or once a pipe.
+// openFile opens a regular file, or a pipe if once is set; any other is an error.
 func openFile(name string, once bool) (*os.File, error) {
 	flag := syscall.O_NONBLOCK // a FIFO without a writer would block
 	if info, err := os.Stat(name); err == nil && once && info.Mode()&fs.ModeNamedPipe != 0 {
@@ -269,8 +270,8 @@ func (f *File) hasSecret() bool {
 		slices.ContainsFunc(f.Tunnels, func(t Tunnel) bool { return slices.ContainsFunc(t.Settings, secret) })
 }
 
-// parse reads data, in what the name says: one without an extension, as that of a pipe, in what its first
-// command does. The File is nil if nothing of it can be understood.
+// parse parses data as RouterOS's export if name ends in .rsc, or has no extension, as a pipe's, and the first line
+// is a menu of RouterOS; else as YAML. The File is nil if nothing of it can be understood.
 func parse(name string, data []byte) (*File, Errors) {
 	if ext := filepath.Ext(name); strings.EqualFold(ext, ".rsc") || ext == "" && beginsWithMenu(data) {
 		return parseRouterOS(name, data)
@@ -278,8 +279,8 @@ func parse(name string, data []byte) (*File, Errors) {
 	return parseYAML(name, data)
 }
 
-// beginsWithMenu reports whether the first line of data that is no comment is the path of a menu of
-// RouterOS. YAML with tunnels in it begins with none.
+// beginsWithMenu reports whether the first line of data that is no comment begins with the path of a menu of
+// RouterOS. YAML with tunnels in it never does.
 func beginsWithMenu(data []byte) bool {
 	for line := range bytes.Lines(bytes.TrimPrefix(data, []byte("\ufeff"))) {
 		if line = bytes.TrimSpace(line); len(line) > 0 && line[0] != '#' {
@@ -289,11 +290,11 @@ func beginsWithMenu(data []byte) bool {
 	return false
 }
 
-// extensions are those of the files that are read of a folder.
+// extensions are the file name extensions that are read from a folder.
 var extensions = []string{".yaml", ".yml", ".json", ".rsc"}
 
-// expand returns paths with each folder replaced by those of its files that have one of the
-// extensions and are not hidden, in order of name.
+// expand returns paths with each folder replaced by its files that have one of the extensions and are not hidden,
+// in order of name.
 func expand(paths []string, once bool) ([]string, error) {
 	var files []string
 	for _, path := range paths {

@@ -3,9 +3,9 @@
 // name that its interface is made with.
 //
 //	GET  /status             200, the status of each tunnel, a JSON array; 503 until they are ready
-//	GET  /status?name=NAME   200, that of one; 404 if there is none
+//	GET  /status?name=NAME   200, the status of one tunnel; 404 if there is none
 //	GET  /samples            200, the counters of all tunnels, for ipipd monitor; 503 until they are ready
-//	GET  /export             200, what runs as it is configured, secrets included
+//	GET  /export             200, the configuration of what runs, secrets included
 //	GET  /capture?name=NAME  200, a pcapng file that goes on until the client closes its side; 422 and a Refusal
 //	POST /down?name=NAME     204, then the tunnel ends, and with the last one the process
 //	POST /reload             200 and a Result; 422 and a Refusal. The body is a Request, or empty
@@ -39,10 +39,10 @@ import (
 
 const (
 	suffix = ".sock"
-	// processPrefix begins the socket's own name: no tunnel's name has a colon.
+	// processPrefix begins the file name of the process's socket, of which tunnels' are links: no tunnel's name has a colon.
 	processPrefix = "process:"
-	// connectTimeout bounds connect(2), which blocks only on a full backlog: that of a
-	// process that hangs.
+	// connectTimeout bounds connect(2), which blocks only while the listener's backlog is full:
+	// its process hangs.
 	connectTimeout = time.Second
 )
 
@@ -75,7 +75,7 @@ func (e *TimeoutError) Error() string {
 
 func path(dir, name string) string { return filepath.Join(dir, name+suffix) }
 
-// Owns reports whether Processes of dir takes the file for one of a tunnel.
+// Owns reports whether file is the path of a control socket in dir, by its suffix and folder.
 func Owns(dir, file string) bool {
 	if !strings.HasSuffix(file, suffix) {
 		return false
@@ -90,13 +90,13 @@ func Owns(dir, file string) bool {
 
 // Process is one socket in a directory, stale or not.
 type Process struct {
-	// Names are those of its tunnels, sorted.
+	// Names are the names of its tunnels, sorted.
 	Names []string
-	// links are the names of its files, without suffix: those of the tunnels first.
+	// links are the names of its files, without suffix: the tunnels' first, then its own.
 	links []string
 }
 
-// ID is different for each process that runs at the same time.
+// ID identifies the process among those that run at the same time.
 func (p *Process) ID() string { return p.links[len(p.links)-1] }
 
 // Processes returns the sockets in dir, stale ones included, in the order of their first

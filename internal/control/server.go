@@ -30,8 +30,8 @@ const (
 
 const diffPath = "/diff"
 
-// goneHeader marks the 404 of a tunnel that is not there, as opposed to that of a request
-// which only another version knows.
+// goneHeader marks a 404 that means: there is no such tunnel. A 404 without it means that this
+// version does not know the request.
 const goneHeader = "No-Such-Tunnel"
 
 // Server is the control socket of a process, and reserves the names of its tunnels.
@@ -42,7 +42,7 @@ type Server struct {
 	info     fs.FileInfo // of the socket that Listen created
 
 	mu    sync.Mutex
-	names map[string]bool // reserved
+	names map[string]bool // the reserved ones
 	http  *http.Server
 }
 
@@ -54,13 +54,13 @@ type Handler struct {
 	Status func(name string) (any, error)
 	// Remotes returns a value for json.Marshal: all remotes of the tunnel of that name. It fails as Status does.
 	Remotes func(name string) (any, error)
-	// Samples returns a value for json.Marshal: the numbers of all tunnels. It fails as Status does.
+	// Samples returns a value for json.Marshal: the counters of all tunnels. It fails as Status does.
 	Samples func() (any, error)
-	// Export returns a value for json.Marshal: what runs, as it is configured. It fails as Status does.
+	// Export returns a value for json.Marshal: the configuration of what runs. It fails as Status does.
 	Export func() (any, error)
 	// Down ends a tunnel. It is called after the answer is sent.
 	Down func(name string)
-	// Change and Diff fail with *Refusal, or any other error, and then all is as it was.
+	// Change and Diff fail with *Refusal, or any other error. A Change that fails has changed nothing.
 	Change func(context.Context, Request) (Result, error)
 	Diff   func(files []File) (Comparison, error)
 	// Capture writes a capture until ctx is done or w fails. It may fail, as Status does or with *Refusal,
@@ -106,7 +106,7 @@ func Listen(ctx context.Context, dir string, names ...string) (*Server, error) {
 	return s, nil
 }
 
-// Reserve reserves names of tunnels, all or none; those that it has already stay. It fails
+// Reserve reserves names of tunnels, all or none; names that it has already stay. It fails
 // with *TakenError if a running tunnel of another process has one, and with *LockedError if
 // another process holds the lock too long. Canceling ctx ends the wait for the lock.
 func (s *Server) Reserve(ctx context.Context, names ...string) error {
@@ -193,7 +193,7 @@ func listenPrivate(path string) (net.Listener, error) {
 	return lc.Listen(context.Background(), "unix", path)
 }
 
-// handler serves h.
+// handler returns the http.Handler that serves h.
 func (h Handler) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
@@ -248,7 +248,7 @@ func (h Handler) handler() http.Handler {
 	})
 }
 
-// bodyLimit is how many bytes of a request's body are read.
+// bodyLimit returns the largest body, in bytes, that a request of that path may have.
 func bodyLimit(path string) int64 {
 	if path == diffPath {
 		return maxFilesBytes
@@ -275,10 +275,10 @@ func (s *Server) Serve(h Handler) error {
 	return nil
 }
 
-// takeTime lifts ioTimeout for a request that is read: it may wait for DNS.
+// takeTime lifts ioTimeout once a request has been read: its handler may wait for DNS.
 func takeTime(w http.ResponseWriter) {
 	c := http.NewResponseController(w)
-	_ = c.SetReadDeadline(time.Time{}) // which would cancel the request's context
+	_ = c.SetReadDeadline(time.Time{}) // when it passes, the request's context is canceled
 	_ = c.SetWriteDeadline(time.Time{})
 }
 
@@ -297,7 +297,7 @@ func respond(w http.ResponseWriter, v any, err error) {
 	w.Write(text)
 }
 
-// badRequest answers a body that is not as it must be.
+// badRequest answers a request whose body is malformed, 400, or too large, 413.
 func badRequest(w http.ResponseWriter, err error) {
 	status := http.StatusBadRequest
 	var large *http.MaxBytesError
@@ -307,7 +307,7 @@ func badRequest(w http.ResponseWriter, err error) {
 	http.Error(w, err.Error(), status)
 }
 
-// refuse answers with an error.
+// refuse answers with err: 503 while starting, 404 without such a tunnel, else 422 and a Refusal.
 func refuse(w http.ResponseWriter, err error) {
 	var refusal *Refusal
 	switch {
@@ -326,9 +326,9 @@ func refuse(w http.ResponseWriter, err error) {
 	_ = json.NewEncoder(w).Encode(refusal)
 }
 
-// Close releases all names: it removes the socket and its links, unless another has replaced
-// them, and disconnects clients. Call it after the interfaces are gone, since Down waits for
-// the links to go.
+// Close releases all names: it removes the socket and its links, unless another process has
+// replaced them, and disconnects clients. Call it after the interfaces are gone, since a client's
+// Down waits for the links to go.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	s.unlink(slices.Collect(maps.Keys(s.names)))

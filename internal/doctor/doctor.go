@@ -28,7 +28,7 @@ import (
 // Severity is how bad a Finding is. A Note does not count in Report.Status.
 type Severity = warning.Severity
 
-// As those of a running tunnel's warnings.
+// The severities that a running tunnel's warnings have, too.
 const (
 	Broken  = warning.Broken
 	Warning = warning.Warning
@@ -47,7 +47,7 @@ type Finding struct {
 	Do   string `json:"do"`
 }
 
-// Skipped is a check that was not made, or not whole.
+// Skipped is a check that was not made, or only in part, and why.
 type Skipped struct {
 	Check  string `json:"check"`
 	Tunnel string `json:"tunnel,omitzero"`
@@ -56,13 +56,13 @@ type Skipped struct {
 
 // Report is what Examine has found, the worst first.
 type Report struct {
-	// Tunnels are the names of those examined.
+	// Tunnels has the names of the tunnels examined.
 	Tunnels  []string  `json:"tunnels"`
 	Findings []Finding `json:"findings"`
 	Skipped  []Skipped `json:"skipped"`
 }
 
-// Count is the number of findings of a severity.
+// Count returns the number of findings of severity s.
 func (r *Report) Count(s Severity) (n int) {
 	for i := range r.Findings {
 		if r.Findings[i].Severity == s {
@@ -72,7 +72,7 @@ func (r *Report) Count(s Severity) (n int) {
 	return n
 }
 
-// Status is 2 if something is broken, 1 with warnings, else 0.
+// Status returns the exit status: 2 if something is broken, 1 with warnings, else 0.
 func (r *Report) Status() int {
 	switch {
 	case r.Count(Broken) > 0:
@@ -83,12 +83,12 @@ func (r *Report) Status() int {
 	return 0
 }
 
-// Tunnel is one to examine.
+// Tunnel is a tunnel to examine.
 type Tunnel struct {
 	Config tunnel.Config
 	// Status is of the running tunnel; nil if it does not run.
 	Status *tunnel.Status
-	// Started is when it was started, by the clock of then; zero if that is not known.
+	// Started is when it was started, by the wall clock at that moment; zero if unknown.
 	Started time.Time
 }
 
@@ -101,19 +101,19 @@ type Environment struct {
 	Network func(netstate.Query) (*netstate.Answer, error)
 	// KernelTunnels are the kernel's own tunnels of protocol 4.
 	KernelTunnels func() ([]netstate.KernelTunnel, error)
-	// Routes are all unicast routes, by the interface that they lead into.
+	// Routes returns all unicast routes, by the ifindex of their output interface.
 	Routes     func() (map[int][]netstate.RouteMetrics, error)
 	Interfaces func() ([]net.Interface, error)
-	// Addresses are those of all interfaces; AnswerRoute is the route from one of them, or any, to the Internet.
+	// Addresses returns the addresses of all interfaces; AnswerRoute the route from source, or from any, to the Internet.
 	Addresses   func() ([]netstate.AddressedInterface, error)
 	AnswerRoute func(source netip.Addr) (netstate.AnswerRoute, error)
 	// OpenTUN opens /dev/net/tun and closes it.
 	OpenTUN func() error
 	// Resolve is called concurrently.
 	Resolve func(ctx context.Context, name string) (netip.Addr, error)
-	// Command runs a program that only reads; the error is exec.ErrNotFound without it.
+	// Command runs a program that changes nothing; the error is exec.ErrNotFound if it is not installed.
 	Command func(ctx context.Context, name string, args ...string) ([]byte, error)
-	// Probe asks the remotes, all at once, and waits some seconds at most.
+	// Probe probes all remotes at once, waits a few seconds at most, and returns a Reply for each Ask.
 	Probe func(context.Context, []Ask) ([]Reply, error)
 	// ClockSynchronized reports what the kernel knows of NTP.
 	ClockSynchronized func() (bool, error)
@@ -129,14 +129,14 @@ type subject struct {
 	name          string
 	ifname        string
 	local, remote netip.Addr   // the outer addresses in use; invalid if not known
-	remotes       []*subject   // of a tunnel with many: one for each remote that was looked up
-	senders       []*subject   // hosts of accept-from that are none of them
-	prefix        netip.Prefix // one that leads to this one of many remotes
+	remotes       []*subject   // with many remotes: one for each that was looked up
+	senders       []*subject   // hosts of accept-from that are not among remotes
+	prefix        netip.Prefix // a prefix routed to this one of many remotes
 	answer        *netstate.Answer
 	reply         *Reply // nil if it was not probed
-	unsized       bool   // no Ask.Sizes
+	unsized       bool   // its path MTU was not probed: see maxSized
 	encrypted     bool
-	warned        []Code // what the running tunnel warns of itself, and need not be found
+	warned        []Code // what the running tunnel warns of itself: found leaves these out
 }
 
 // running reports whether a process has the tunnel.
@@ -164,15 +164,15 @@ type examination struct {
 	tunnels []*subject
 	others  []tunnel.Status
 	report  Report
-	check   string // the present one
+	check   string // the name of the current check
 	rules   *ruleset
-	// interfaces are by name. routes are read once, by routesInto.
+	// interfaces are by name. routes reads them on the first call only.
 	interfaces map[string]net.Interface
-	names      map[string]func() (netip.Addr, error) // of remotes
+	names      map[string]func() (netip.Addr, error) // wait for the address of a remote's DNS name, by that name
 	routes     func() (map[int][]netstate.RouteMetrics, error)
 }
 
-// found adds a Finding; its severity is that of the code. s is nil for one about the host.
+// found adds a Finding, unless the running tunnel warns of it itself. s is nil if it is about the host.
 func (e *examination) found(code Code, s *subject, what, why, do string) {
 	if s != nil && slices.Contains(s.warned, code) {
 		return
@@ -184,12 +184,12 @@ func (e *examination) found(code Code, s *subject, what, why, do string) {
 	e.report.Findings = append(e.report.Findings, f)
 }
 
-// fault adds what up would fail with, or warn of.
+// fault adds a Finding of what up would fail with, or warn of.
 func (e *examination) fault(s *subject, f *warning.Fault) {
 	e.found(Code(f.Code), s, f.What, f.Why, f.Do)
 }
 
-// warn adds what the tunnel will warn of, with what of it, and a remedy other than the code's unless it is "".
+// warn adds a Finding of what the tunnel will warn of. detail says where or by how much; remedy "" is the code's own.
 func (e *examination) warn(code warning.Code, s *subject, detail, remedy string) {
 	text := code.Text()
 	e.found(Code(text.Name), s, text.What+": "+detail, text.Why, cmp.Or(remedy, text.Remedy))
@@ -205,13 +205,13 @@ func (e *examination) skip(s *subject, format string, args ...any) {
 	}
 }
 
-// file is a file's content without white space at its ends; "" if it cannot be read.
+// file returns a file's content, white space at its ends trimmed; "" if it cannot be read.
 func (e *examination) file(name string) string {
 	b, _ := fs.ReadFile(e.Files, name)
 	return strings.TrimSpace(string(b))
 }
 
-// checks are in the order of what costs people the most time.
+// checks are run in this order: first the faults that cost operators the most time.
 var checks = []struct {
 	name string
 	run  func(*examination)
@@ -241,8 +241,8 @@ var checks = []struct {
 	{"limits", (*examination).limits},
 }
 
-// Examine makes all checks. Without tunnels it makes those of the host. others are running tunnels that are not
-// examined themselves.
+// Examine makes all checks of tunnels and the host, or without tunnels those of the host alone. others are running
+// tunnels that are not examined themselves.
 func Examine(ctx context.Context, env *Environment, tunnels []Tunnel, others []tunnel.Status) *Report {
 	e := &examination{Environment: env, ctx: ctx, others: others}
 	e.report = Report{Tunnels: []string{}, Findings: []Finding{}, Skipped: []Skipped{}}
@@ -312,8 +312,8 @@ func (e *examination) subject(t *Tunnel) *subject {
 	return s
 }
 
-// lookUp finds out about the way to the remote, and the local address if it is not given. routes are those of the
-// tunnel that could lead to the remote.
+// lookUp looks up the route to the remote, whose preferred source is the local address if none is given. routes are
+// the configured ones into the tunnel, which must not carry its own outer packets.
 func (e *examination) lookUp(s *subject, routes []netstate.InterfaceRoute) (err error) {
 	q := netstate.Query{Remote: s.remote.As4(), Mark: s.Config.FwMark, UnderlayDevice: s.Config.UnderlayDevice, Routes: routes,
 		Interface: e.interfaces[s.ifname].Index}
@@ -326,7 +326,7 @@ func (e *examination) lookUp(s *subject, routes []netstate.InterfaceRoute) (err 
 	return err
 }
 
-// takeWarnings takes over what the running tunnel warns of, but for what reachability finds out more of.
+// takeWarnings makes Findings of the running tunnel's warnings, but for those that reachability says more about.
 func (e *examination) takeWarnings(s *subject) {
 	if !s.running() {
 		return
@@ -345,7 +345,7 @@ func (e *examination) takeWarnings(s *subject) {
 	}
 }
 
-// knownRemote is the remote's address; invalid if it is a name that nobody has looked up.
+// knownRemote returns the remote's address; invalid if it is a DNS name that is not resolved.
 func knownRemote(t *Tunnel) netip.Addr {
 	if t.Status != nil {
 		if a, err := netip.ParseAddr(t.Status.CurrentRemoteAddress); err == nil {
@@ -359,7 +359,7 @@ func knownRemote(t *Tunnel) netip.Addr {
 // resolveTimeout bounds the look-up of all names.
 const resolveTimeout = 10 * time.Second
 
-// resolve begins to look up the names among tunnels, each once.
+// resolve begins to look up the DNS names of tunnels' remotes, each once. done cancels what is not answered.
 func (e *examination) resolve(tunnels []Tunnel) (done func()) {
 	ctx, cancel := context.WithTimeout(e.ctx, resolveTimeout)
 	e.names = map[string]func() (netip.Addr, error){}
@@ -375,7 +375,7 @@ func (e *examination) resolve(tunnels []Tunnel) (done func()) {
 	return cancel
 }
 
-// Add adds a Finding about the host, from the caller.
+// Add puts a Finding about the host, made by the caller, before all others.
 func (r *Report) Add(code Code, what, why, do string) {
 	r.Findings = slices.Insert(r.Findings, 0, Finding{Code: code, Severity: code.severity(), What: what, Why: why, Do: do})
 }

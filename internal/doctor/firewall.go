@@ -9,9 +9,9 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-// Local firewall rules are read into a ruleset, whichever program wrote them, and a packet is
-// sent through it. A match that is not understood may match or not (maybe), so what is found
-// is dropped for certain.
+// Local firewall rules are read into a ruleset, whichever program wrote them, which is evaluated
+// for a packet. A match that is not understood may match or not (maybe), so a packet of which it
+// is said that it is dropped is dropped for certain.
 
 // truth is whether a rule matches.
 type truth uint8
@@ -29,7 +29,6 @@ func truthOf(b bool) truth {
 	return no
 }
 
-// not is the negation.
 func (t truth) not() truth {
 	switch t {
 	case no:
@@ -50,7 +49,7 @@ type firewallPacket struct {
 	established bool // else it begins a connection
 }
 
-// match is one condition.
+// match is one condition of a rule.
 type match func(*firewallPacket) truth
 
 // verdict is what a rule does with a packet that matches.
@@ -69,7 +68,7 @@ const (
 	jump
 	jumpAway // goto
 	back     // return
-	byCase   // a verdict map: the first of when that matches
+	byCase   // a verdict map: the verdict of the first of when that matches
 )
 
 type verdictCase struct {
@@ -77,7 +76,7 @@ type verdictCase struct {
 	verdict
 }
 
-// rule is one of a chain. text is how the operator finds it.
+// rule is a rule of a chain. text tells an operator which one it is.
 type rule struct {
 	matches []match
 	verdict
@@ -97,7 +96,7 @@ type chain struct {
 	rules                           []rule
 }
 
-// where names the chain as its tool does.
+// where names the chain, its table and its tool.
 func (c *chain) where() string {
 	if c.tool == "nft" {
 		return fmt.Sprintf("nftables: table %s %s, chain %s", c.family, c.table, c.name)
@@ -105,12 +104,12 @@ func (c *chain) where() string {
 	return fmt.Sprintf("%s: table %s, chain %s", c.tool, c.table, c.name)
 }
 
-// ofUnknown reports whether the chain is of devices that are not known: the JSON of some releases of nft lacks them.
+// ofUnknown reports whether the chain's devices are not known: the JSON of some releases of nft lacks them.
 func (c *chain) ofUnknown() bool {
 	return (c.hook == "ingress" || c.hook == "egress") && len(c.devices) == 0
 }
 
-// unclear is why it is not known what the chain does.
+// unclear says why it is not known what the chain does.
 func (c *chain) unclear() string {
 	if c.ofUnknown() {
 		return fmt.Sprintf("%s is of a device that nft -j does not name: nft list chain %s %s %s", c.where(), c.family, c.table, c.name)
@@ -133,8 +132,8 @@ func (r *ruleset) find(like *chain, name string) *chain {
 // outcomes are what can become of a packet.
 type outcomes struct {
 	accepted, dropped, goesOn bool
-	dropper                   *chain // one that drops it
-	rule                      *rule  // nil: the policy
+	dropper                   *chain // the first chain that drops it
+	rule                      *rule  // dropper's rule; nil: its policy
 }
 
 func (o *outcomes) add(more outcomes) {
@@ -145,14 +144,14 @@ func (o *outcomes) add(more outcomes) {
 	}
 }
 
-// walk sends one packet through chains, each once.
+// walk evaluates chains for one packet, each chain once.
 type walk struct {
 	*ruleset
 	*firewallPacket
 	known map[*chain]outcomes
 }
 
-// run is what a chain does with the packet; goesOn is that it comes to the end. (The kernel has no circles.)
+// run returns what a chain can do with the packet; goesOn: it comes to the chain's end. (The kernel refuses loops.)
 func (w *walk) run(c *chain) outcomes {
 	if known, ok := w.known[c]; ok {
 		return known
@@ -190,7 +189,7 @@ func (w *walk) rules(c *chain) (all outcomes) {
 	return all
 }
 
-// and is the conjunction.
+// and returns whether both conditions match.
 func and(a, b truth) truth {
 	switch {
 	case a == no || b == no:
@@ -201,7 +200,7 @@ func and(a, b truth) truth {
 	return yes
 }
 
-// apply is what a verdict does. ends: the chain's other rules do not see the packet.
+// apply returns what a verdict does with the packet. ends: the chain's later rules do not see it.
 func (w *walk) apply(c *chain, of *rule, v *verdict) (o outcomes, ends bool) {
 	switch v.action {
 	case accept:
@@ -239,8 +238,8 @@ func (w *walk) apply(c *chain, of *rule, v *verdict) (o outcomes, ends bool) {
 	return o, false
 }
 
-// passage is whether a packet passes all hooks of its direction: the first base chain that
-// drops it for certain, and whether all that might are understood.
+// passage evaluates all hooks of the packet's direction. base is the first base chain that drops it
+// for certain, and by how; if there is none, unsure is the first that may drop it. Both nil: it passes.
 func (r *ruleset) passage(p *firewallPacket) (base *chain, by outcomes, unsure *chain) {
 	w := walk{r, p, map[*chain]outcomes{}}
 	hooks := hooksOut
@@ -275,7 +274,7 @@ func (r *ruleset) passage(p *firewallPacket) (base *chain, by outcomes, unsure *
 	return nil, outcomes{}, unsure
 }
 
-// firewall sends the outer packets through the local rules.
+// firewall evaluates the local rules for the outer packets of each tunnel.
 func (e *examination) firewall() {
 	if len(e.tunnels) == 0 {
 		return
@@ -299,8 +298,8 @@ func (e *examination) firewall() {
 	}
 }
 
-// paths are the ways of outer packets that are received or sent: one, or one for each of many remotes that was
-// looked up.
+// paths returns the subjects with a path whose remotes packets are sent to, or received from: s itself, or one for
+// each of many remotes that was looked up.
 func (s *subject) paths(in bool) (all []*subject) {
 	ways := append(slices.Clip(s.remotes), s)
 	if in {
@@ -316,15 +315,15 @@ func (s *subject) paths(in bool) (all []*subject) {
 
 // blocked is what the rules do to packets of one direction, of some remotes.
 type blocked struct {
-	base    *chain // nil: it is not known, since unsure is not understood
+	base    *chain // nil: only unsure may drop them
 	by      outcomes
 	unsure  *chain
-	begins  bool // of packets that begin a connection only
+	begins  bool // only packets that begin a connection are dropped
 	remotes []string
 	first   netip.Addr
 }
 
-// blocked is what the rules do to packets of one direction, by what does it.
+// blocked returns the chains that drop, or may drop, packets of one direction, each with the remotes concerned.
 func (e *examination) blocked(s *subject, p firewallPacket) (all []*blocked) {
 	for _, one := range s.paths(p.in) {
 		p.device, p.src, p.dst = one.device(), one.local, one.remote
@@ -391,7 +390,7 @@ func (e *examination) dropped(s *subject, b *blocked, in bool, what, direction, 
 		"no packet of the tunnel passes", allow(b.base, b.by.dropper, b.first, in, flag))
 }
 
-// place says which rule, or policy, it was.
+// place says which rule, or which chain's policy, drops the packet.
 func place(o *outcomes) string {
 	switch {
 	case o.rule == nil:
@@ -402,7 +401,7 @@ func place(o *outcomes) string {
 	return o.dropper.where() + ", " + o.rule.text
 }
 
-// allow is the command that lets the packets pass ahead of all other rules of the base chain.
+// allow returns the command that adds a rule for the packets ahead of all other rules of the base chain.
 func allow(base, dropper *chain, remote netip.Addr, in bool, flag string) string {
 	side, option, way := "daddr", "-d", "output"
 	if in {

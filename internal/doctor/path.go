@@ -17,48 +17,48 @@ import (
 	"ipipd/keepalive"
 )
 
-// Ask is what is sent to one remote.
+// Ask is the probes to send to one remote.
 type Ask struct {
 	Local, Remote netip.Addr
 	Mark          uint32
-	Device        string // to send by; "" is any
+	Device        string // the device to send by; "" is any
 	// Inner are the packets to send with an outer header of protocol 4. nil is that header alone.
 	Inner [][]byte
-	// Sizes are lengths in bytes, of whole packets, of pings with DF=1.
+	// Sizes are the lengths in bytes, IPv4 header included, of pings to send with DF=1.
 	Sizes []int
 }
 
-// Reply is what came of it.
+// Reply is what came back for an Ask.
 type Reply struct {
-	Err error // it could not be sent
+	Err error // why the probes could not be sent
 	// Echo: a ping of ordinary size was answered. Protocol4: a packet of protocol 4 came.
 	Echo, Protocol4 bool
 	// Pings of ordinary size were sent, one with each repetition of what was not answered, and Echoes came.
 	Pings, Echoes int
-	// Reflected: one without payload came, which answers a reflect probe.
+	// Reflected: a packet of protocol 4 without payload came, the answer to a reflect probe.
 	Reflected bool
 	// ProtocolUnreachable: the remote answers ICMP 3/2 to protocol 4.
 	ProtocolUnreachable bool
-	// Reporter sent another ICMP unreachable, of code Code; invalid: nobody.
+	// Reporter is the sender of an ICMP unreachable with another code, which is Code; invalid: none came.
 	Reporter netip.Addr
 	Code     int
 	// Size is the largest of Ask.Sizes that was answered. TooBig is the MTU of an ICMP 3/4.
 	Size, TooBig int
 }
 
-// told reports whether the absence of an answer is one: answers to pings do not get lost beside it, or it was asked for
-// so often that this would not be by chance.
+// told reports whether a missing answer says anything: no ping sent along with the probes was lost, or so many probes
+// were sent, and half of the pings answered, that loss alone does not explain it.
 func (r *Reply) told() bool {
 	const often = 6
 	return r.Echoes == r.Pings || r.Pings >= often && 2*r.Echoes >= r.Pings
 }
 
-// loss says why something could not be told.
+// loss says how many pings were lost, where told reports false.
 func (r *Reply) loss() string {
 	return fmt.Sprintf("%d of %d pings were answered, the others lost or above a limit of their rate; try again", r.Echoes, r.Pings)
 }
 
-// prohibited reports whether a filter says so (RFC 1812, section 5.2.7.1).
+// prohibited reports whether Code means administratively prohibited (RFC 1812, section 5.2.7.1).
 func (r *Reply) prohibited() bool { return r.Code == 9 || r.Code == 10 || r.Code == 13 }
 
 // maxSized bounds the tunnels whose path MTU is probed: each takes some fifteen pings.
@@ -67,7 +67,7 @@ const maxSized = 64
 // sizes are the MTUs of common links, largest first.
 var sizes = []int{8900, 4352, 1500, 1492, 1480, 1472, 1460, 1440, 1420, 1400, 1380, 1280, 1024, 576}
 
-// probe asks all remotes, at once.
+// probe probes the remotes of all tunnels at once, and sets the reply of each.
 func (e *examination) probe() {
 	var asks []Ask
 	var asked []*subject
@@ -125,8 +125,8 @@ func (e *examination) probe() {
 	}
 }
 
-// probes are the inner packets that make a peer answer: what routers and ipipd reflect, and a ping of its
-// inner address, if that can be told, which any peer answers.
+// probes returns inner packets that make a peer answer: a reflect probe, which routers and ipipd answer, and a ping
+// of its inner address, if that is known, which any peer answers.
 func (s *subject) probes() [][]byte {
 	all := [][]byte{keepalive.ReflectProbe(s.local.As4(), s.remote.As4())}
 	if target := s.Config.PeerInner(); target.IsValid() && len(s.Config.Addresses) > 0 {
@@ -141,7 +141,7 @@ func (s *subject) reflects() bool {
 	return s.Config.Keepalive.Interval > 0 && s.Config.KeepaliveProbe == keepalive.FormReflect
 }
 
-// reachability says whether the peer's packets come.
+// reachability finds tunnels whose packets cannot leave, or whose peer's packets do not come.
 func (e *examination) reachability() {
 	for _, s := range e.tunnels {
 		e.sendRefused(s)
@@ -149,7 +149,7 @@ func (e *examination) reachability() {
 	}
 }
 
-// sendRefused says if this host keeps the tunnel's packets from leaving.
+// sendRefused adds a Finding if the kernel has refused to send packets of the running tunnel.
 func (e *examination) sendRefused(s *subject) {
 	if !s.running() || s.Status.Drops["send-failed"] == 0 {
 		return
@@ -231,7 +231,7 @@ func (e *examination) reachable(s *subject) {
 	}
 }
 
-// noSA says what is known of an SA that is not there.
+// noSA adds the Finding that the running tunnel has no SA, and what is known of the cause.
 func (e *examination) noSA(s *subject) {
 	what, do := "there is no SA", e.watch(s)
 	if s.Status.IPsec != "" {
@@ -262,7 +262,8 @@ func (s *subject) silence() string {
 	return "the running tunnel heard it last at " + s.Status.LastHeard.Format(time.DateTime)
 }
 
-// watch is how to find out where protocol 4 gets lost, with what is known of this host's cloud.
+// watch returns the commands that show where protocol 4, or IKE and ESP, get lost, and a hint if this host's cloud is
+// known.
 func (e *examination) watch(s *subject) string {
 	if s.encrypted {
 		return fmt.Sprintf("tcpdump -ni %s 'ip proto 50 or udp port 500 or udp port 4500' at both ends; ipipd print %s", s.dumpDevice(), quote(s.name))
@@ -283,11 +284,10 @@ func (s *subject) dumpDevice() string {
 
 // cloudOf is what is known of a cloud.
 type cloudOf struct {
-	name string
-	// In /sys/class/dmi/id, the file that contains text.
-	file, text string
-	drops      bool
-	hint       string // in a Do
+	name       string
+	file, text string // its hosts' file in /sys/class/dmi/id contains text
+	drops      bool   // its network passes no protocol 4
+	hint       string // added to Finding.Do
 }
 
 var clouds = []cloudOf{
@@ -300,7 +300,7 @@ var clouds = []cloudOf{
 	{"OpenStack", "product_name", "OpenStack", false, "this is OpenStack: the security group needs the protocol 4, not ipip, which is 94 there"},
 }
 
-// cloudHere is the cloud of this host; nil if it is none that is known.
+// cloudHere returns the cloud that this host is in; nil if it is in none that is known.
 func (e *examination) cloudHere() *cloudOf {
 	for i := range clouds {
 		if strings.Contains(e.file("sys/class/dmi/id/"+clouds[i].file), clouds[i].text) {
@@ -310,7 +310,7 @@ func (e *examination) cloudHere() *cloudOf {
 	return nil
 }
 
-// cloud says that this host's cloud passes no protocol 4.
+// cloud adds a Finding for each tunnel if this host's cloud passes no protocol 4.
 func (e *examination) cloud() {
 	_, err := fs.Stat(e.Files, "sys/class/dmi/id")
 	c := e.cloudHere()
@@ -329,7 +329,7 @@ func (e *examination) cloud() {
 	}
 }
 
-// pathMTU compares the MTU with what the path takes.
+// pathMTU compares each tunnel's MTU with the path MTU that was probed.
 func (e *examination) pathMTU() {
 	for _, s := range e.tunnels {
 		if !s.hasPath() {
@@ -361,7 +361,7 @@ func (e *examination) pathMTU() {
 			path = max(r.Size, r.TooBig)
 		}
 		overhead := ipv4.HeaderLen
-		if s.encrypted { // the running session knows; else compare what is known to be too large
+		if s.encrypted { // ESP's overhead shows in a running tunnel's MTU, and is not known otherwise
 			overhead = max(s.answer.Route.MTU-mtu, ipv4.HeaderLen)
 		}
 		if mtu <= path-overhead {
@@ -380,7 +380,7 @@ func (e *examination) pathMTU() {
 	}
 }
 
-// mtu is that of the interface, or what it would be.
+// mtu returns the MTU of the interface; if the tunnel does not run, the one it would have without ESP.
 func (s *subject) mtu() int {
 	switch {
 	case s.running():
@@ -391,7 +391,7 @@ func (s *subject) mtu() int {
 	return s.answer.Route.MTU - ipv4.HeaderLen
 }
 
-// routesMTU looks for routes into the interface that allow more than it takes.
+// routesMTU finds routes into the interface whose mtu or advmss is too large for it.
 func (e *examination) routesMTU(s *subject) {
 	mtu := e.interfaces[s.ifname].MTU
 	for _, r := range e.routesInto(s) {
@@ -410,7 +410,7 @@ func (e *examination) routesMTU(s *subject) {
 	}
 }
 
-// withoutMetrics is the command that takes MTU and MSS from a route into an interface.
+// withoutMetrics returns the command that removes mtu and advmss from a route into an interface.
 func withoutMetrics(r *netstate.RouteMetrics, ifname string) string {
 	const main = 254 // RT_TABLE_MAIN
 	table := ""
@@ -437,7 +437,7 @@ func withoutMetrics(r *netstate.RouteMetrics, ifname string) string {
 	return do + table
 }
 
-// routesInto are the routes into the interface of a running tunnel.
+// routesInto returns the routes into the interface of a running tunnel.
 func (e *examination) routesInto(s *subject) []netstate.RouteMetrics {
 	if !s.running() || e.interfaces[s.ifname].Index == 0 {
 		return nil
@@ -449,7 +449,7 @@ func (e *examination) routesInto(s *subject) []netstate.RouteMetrics {
 	return routes[e.interfaces[s.ifname].Index]
 }
 
-// keepalive says if nobody can, or does, answer the probes.
+// keepalive finds tunnels whose keepalive probes the peer cannot, or does not, answer.
 func (e *examination) keepalive() {
 	for _, s := range e.tunnels {
 		heard := e.heard(s)
@@ -473,7 +473,7 @@ func (e *examination) keepalive() {
 	}
 }
 
-// echoRemedy is tunnel.Config.EchoRemedy.
+// echoRemedy returns tunnel.Config.EchoRemedy, of the interface if the tunnel runs.
 func (s *subject) echoRemedy() string {
 	if s.running() {
 		return s.Config.EchoRemedy(s.ifname)
@@ -481,7 +481,7 @@ func (s *subject) echoRemedy() string {
 	return s.Config.EchoRemedy("")
 }
 
-// quote makes a name one word of a shell.
+// quote quotes a name for a shell, if it has to be.
 func quote(name string) string {
 	special := func(r rune) bool {
 		return !strings.ContainsRune("-_.:@", r) && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')

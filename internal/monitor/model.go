@@ -1,9 +1,8 @@
-// Package monitor is `ipipd monitor` without its terminal and without its sockets: a Model of what the
-// processes have said, a View that makes lines of it and takes keys, and the outputs for what
-// is no terminal.
+// Package monitor is `ipipd monitor` without its terminal and without its sockets: a Model of the tunnels as their
+// processes answered, a View that makes lines of it and takes keys, and the outputs for pipes and files.
 //
-// Everything here is a function of what it is given, times included. What operators wrote, and what
-// the interfaces of others are called, is cleaned before it is shown: it can hold escape sequences.
+// Everything here is a function of its arguments, times included. Text of operators, and the names of others'
+// interfaces, can hold escape sequences: it is cleaned before it is shown.
 package monitor
 
 import (
@@ -19,73 +18,73 @@ import (
 	"ipipd/internal/warning"
 )
 
-// Answer is what a process says of its tunnels at one moment.
+// Answer is a process's answer about its tunnels at one moment.
 type Answer struct {
 	tunnel.Samples
 	// UndoAt is when the process undoes what it was told to change, unless that is confirmed.
 	UndoAt time.Time `json:"undo-at,omitzero"`
 }
 
-// Reading is what came of asking one process.
+// Reading is the result of asking one process.
 type Reading struct {
-	// Process is different for each process that runs at the same time.
+	// Process identifies the process among those that run at the same time.
 	Process string
-	// Links are the names of its tunnels' interfaces, as far as they are known without it.
+	// Links are the names of its tunnels' interfaces, known from its socket's hard links.
 	Links []string
-	// At is when Answer came. Without one, State is StateStarting or StateSilent, or "" if there is none yet.
+	// At is when Answer came. Without an answer, State is StateStarting or StateSilent, or "" while it is awaited.
 	At      time.Time
 	Answer  *Answer
 	State   State
-	Problem string // why there is none
+	Problem string // why there is no answer
 }
 
-// State is that of a tunnel, in a word: tunnel.Sample.State, or what is with its process.
+// State is a tunnel's state in a word: tunnel.Sample.State, or the state of its process.
 type State string
 
 // The states of tunnels.
 const (
 	StateRunning  State = "running"
 	StateWaiting  State = "waiting"     // for what tunnel.Sample.WaitingFor says
-	StateNoSA     State = "no-sa"       // with a secret
+	StateNoSA     State = "no-sa"       // has a secret and no SA
 	StateLost     State = "lost"        // the keepalive hears the peer no more
-	StateUnheard  State = "never-heard" // the keepalive has never heard it
+	StateUnheard  State = "never-heard" // the keepalive has never heard the peer
 	StateDown     State = "down"        // for another reason
 	StateDisabled State = "disabled"
-	StateStarting State = "starting"  // its process
-	StateSilent   State = "no-answer" // of its process
-	StateGone     State = "gone"      // it has ended, or its process
+	StateStarting State = "starting"  // its process is
+	StateSilent   State = "no-answer" // its process does not answer
+	StateGone     State = "gone"      // the tunnel or its process has ended
 )
 
-// keepGone is how long a tunnel is shown that has gone.
+// keepGone is how long a tunnel that has gone is still shown.
 const keepGone = time.Minute
 
-// Tunnel is one of a Model.
+// Tunnel is a tunnel of a Model.
 type Tunnel struct {
-	tunnel.Sample // the last
+	tunnel.Sample // the last one received
 	Link          string
 	State         State
-	GoneAt        time.Time // with StateGone
+	GoneAt        time.Time // when State became StateGone
 	// Fresh is whether the last answer of its process has the tunnel: if not, there are no rates.
 	Fresh bool
 
 	process string
 	history *history.History
-	seen    bool // in this round
-	now     history.Rate
-	tenth   history.Rate
-	known   bool // whether there are rates
-	top     drop.Reason
+	seen    bool         // in this round of readings
+	now     history.Rate // over the last second
+	tenth   history.Rate // over the last ten seconds
+	known   bool         // whether there are rates
+	top     drop.Reason  // the most frequent one of the last ten seconds
 }
 
-// Model is what is known of the tunnels.
+// Model is the state of all tunnels that are shown.
 type Model struct {
 	// Tunnels are sorted by name.
 	Tunnels []*Tunnel
 	// Problems are why processes could not be asked, or did not answer, the last time.
 	Problems []string
-	// UndoAt is the next time when a process undoes what is not confirmed.
+	// UndoAt is the next time at which a process undoes a change that is not confirmed.
 	UndoAt time.Time
-	// StrayRate are packets a second that belong to no tunnel, StrayTop the most frequent reason.
+	// StrayRate is how many packets a second are dropped that belong to no tunnel, StrayTop their most frequent reason.
 	StrayRate float64
 	StrayTop  drop.Reason
 
@@ -98,11 +97,11 @@ type Model struct {
 	problems map[string]string           // by process
 }
 
-// graphSteps is the most that a graph shows.
+// graphSteps is the greatest number of steps that a graph shows.
 const graphSteps = 60
 
-// NewModel returns a Model of rounds that are interval apart: of the tunnel that is called only, or of
-// all if that is "". compare sorts names.
+// NewModel returns a Model whose rounds are interval apart, of the tunnel named only, or of all if only is "".
+// compare sorts names.
 func NewModel(interval time.Duration, only string, compare func(a, b string) int) *Model {
 	return &Model{
 		only: only, interval: interval, compare: compare,
@@ -111,7 +110,7 @@ func NewModel(interval time.Duration, only string, compare func(a, b string) int
 	}
 }
 
-// Update takes a round of readings: one of each process that there is.
+// Update takes a round of readings, one for each process that runs.
 func (m *Model) Update(now time.Time, readings []Reading) {
 	for _, t := range m.Tunnels {
 		t.seen = false
@@ -163,7 +162,7 @@ func (m *Model) Update(now time.Time, readings []Reading) {
 	slices.SortStableFunc(m.Tunnels, func(a, b *Tunnel) int { return cmp.Or(m.compare(a.Name, b.Name), cmp.Compare(a.Link, b.Link)) })
 }
 
-// take takes an answer.
+// take takes the answer of r into the Model.
 func (m *Model) take(r *Reading) {
 	a := r.Answer
 	if !a.UndoAt.IsZero() && (m.UndoAt.IsZero() || a.UndoAt.Before(m.UndoAt)) {
@@ -196,8 +195,8 @@ func (m *Model) take(r *Reading) {
 	}
 }
 
-// add adds a reading. One that comes soon after another, of a round beside the regular ones, is left out:
-// a packet would be a rate of hundreds.
+// add adds a reading, unless the last one is less than half an interval old, as in a round beside the regular ones:
+// over so short a time one packet would be a rate of hundreds.
 func (m *Model) add(h *history.History, s history.Sample) {
 	if last, ok := h.Last(); ok && s.Time.Sub(last.Time) < m.interval/2 {
 		return
@@ -205,7 +204,7 @@ func (m *Model) add(h *history.History, s history.Sample) {
 	h.Add(s)
 }
 
-// tunnel returns the one with that link, a new one if there is none.
+// tunnel returns the tunnel with that link, and adds one if there is none.
 func (m *Model) tunnel(link, name string) *Tunnel {
 	t := m.byLink[link]
 	if t == nil {
@@ -216,12 +215,12 @@ func (m *Model) tunnel(link, name string) *Tunnel {
 	return t
 }
 
-// wanted reports whether a tunnel is called as was asked for.
+// wanted reports whether the tunnel is to be shown: only is "", or the name of it or its interface.
 func (m *Model) wanted(s *tunnel.Sample) bool {
 	return m.only == "" || s.Name == m.only || s.Interface == m.only || s.Name == tunnel.InterfaceName(m.only)
 }
 
-// rate works out the rates of a round.
+// rate computes the tunnel's rates after a round.
 func (t *Tunnel) rate() {
 	t.now, t.tenth, t.known, t.top = history.Rate{}, history.Rate{}, false, drop.None
 	if !t.Fresh || !t.Started {
@@ -233,7 +232,7 @@ func (t *Tunnel) rate() {
 	}
 }
 
-// bits returns the last rates of n steps, in both directions.
+// bits returns the rates in bit/s of the last n steps, in both directions, the oldest first.
 func (t *Tunnel) bits(n int, step time.Duration) (rx, tx []float64) {
 	last, ok := t.history.Last()
 	if !ok {
@@ -245,12 +244,12 @@ func (t *Tunnel) bits(n int, step time.Duration) (rx, tx []float64) {
 	return rx, tx
 }
 
-// heard is how long ago the peer was heard; false is never.
+// heard returns how long ago the peer was last heard; false if never.
 func (t *Tunnel) heard(now time.Time) (time.Duration, bool) {
 	return max(0, now.Sub(t.LastHeard)), !t.LastHeard.IsZero()
 }
 
-// warning is the first that is active and more than a note; nil is none.
+// warning returns the first active warning that is more than a note; nil if there is none.
 func (t *Tunnel) warning() *tunnel.Warning {
 	if i := slices.IndexFunc(t.Warnings, func(w tunnel.Warning) bool { return w.Severity != warning.Note }); i >= 0 && t.Fresh {
 		return &t.Warnings[i]

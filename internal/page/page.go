@@ -6,7 +6,8 @@
 // its own. It changes nothing, and has neither passwords nor TLS: the server it is mounted in decides
 // who reaches it.
 //
-// However many look at it, the counters are read once in fresh at most, for the history once in Interval; pages are made one at a time. What carries packets waits for none of it.
+// However many clients ask, the counters are read once a second at most, for the history every Interval, and pages
+// are made one at a time. No worker waits for any of it.
 package page
 
 import (
@@ -28,25 +29,25 @@ import (
 )
 
 const (
-	// Interval is the time between two readings of the history.
+	// Interval is the shortest time between two readings of the history.
 	Interval = 5 * time.Second
-	// idleInterval is the longest time between two, while nothing is carried.
+	// idleInterval is the longest time between two readings, while nothing is carried.
 	idleInterval = 4 * Interval
 	// Span is how long the history is.
 	Span = 10 * time.Minute
-	// readings are those of a history: of 1,000 tunnels 7 MiB.
+	// readings is how many readings a history holds: 7 MiB for 1,000 tunnels.
 	readings = int(Span/Interval) + 1
-	// fresh is how old a page may be that is shown to the next one.
+	// fresh is how old counters may be to be served again.
 	fresh = time.Second
-	// window is that of the rates which are shown as numbers.
+	// window is the time over which rates shown as numbers are averaged.
 	window = 2 * Interval
 )
 
 // Options are what a Page shows.
 type Options struct {
-	// Version is that of ipipd, Host the name of this host.
+	// Version is ipipd's version, Host this host's name.
 	Version, Host string
-	// Samples returns what runs; nil before there is something. It is called by one goroutine at a time.
+	// Samples returns the counters of all tunnels; nil before they are ready. One goroutine at a time calls it.
 	Samples func() *tunnel.Samples
 	// Compare orders names.
 	Compare func(a, b string) int
@@ -56,24 +57,24 @@ type Options struct {
 //
 //	/              all tunnels
 //	/tunnel/NAME   one of them
-//	/NAME          leads there
+//	/NAME          redirects to it
 type Page struct {
 	options Options
 	mux     *http.ServeMux
-	now     func() time.Time // time.Now, but in tests
+	now     func() time.Time // time.Now except in tests
 
-	mu        sync.Mutex // of what follows; held while a page is made, not while it is sent
+	mu        sync.Mutex // guards what follows; held while a page is made, not while it is sent
 	histories map[string]*history.History
-	started   time.Time // of the first reading
-	last      time.Time // of the last one
-	counted   uint64    // packets and drops by then
-	busy      bool      // whether there were more than before it
+	started   time.Time // of the history's first reading
+	last      time.Time // of the history's last reading
+	counted   uint64    // packets and drops of all tunnels at the last reading
+	busy      bool      // whether counted changed at the last reading
 	samples   *tunnel.Samples
-	taken     time.Time // when samples were
-	index     []byte    // the page of samples; nil if nobody has asked for it
-	size      int       // of the last index: the next will be about as long
+	taken     time.Time // when samples were read
+	index     []byte    // the page of all tunnels made of samples; nil until it is asked for
+	size      int       // length of the last index page: a buffer of about that size is allocated for the next
 
-	rates   []history.Rate // memory of series
+	rates   []history.Rate // buffer that series reuses
 	columns columns
 }
 
@@ -86,8 +87,8 @@ func New(o Options) *Page {
 	return p
 }
 
-// Run reads the counters once in Interval, until ctx ends; of tunnels that carry nothing less often, so that
-// an idle process is woken seldom.
+// Run reads the counters every Interval until ctx ends; less often while no tunnel carries packets, so that an idle
+// process is seldom woken.
 func (p *Page) Run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -104,7 +105,7 @@ func (p *Page) Run(ctx context.Context) {
 	}
 }
 
-// read reads the counters, and returns whether one has changed since the reading before.
+// read reads the counters, and returns whether packets or drops were counted between the last two readings.
 func (p *Page) read(now time.Time) (busy bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -156,7 +157,7 @@ func (p *Page) record(now time.Time) {
 	p.busy, p.counted = counted != p.counted, counted
 }
 
-// refresh has samples that are fresh. The caller holds mu.
+// refresh reads samples again if they are not fresh. The caller holds mu.
 func (p *Page) refresh(now time.Time) {
 	if p.samples == nil || now.Sub(p.taken) >= fresh {
 		p.take(now)
@@ -170,7 +171,7 @@ func (p *Page) serveIndex(w http.ResponseWriter, r *http.Request) {
 	send(w, r, status, text)
 }
 
-// makeIndex makes the page of all tunnels, or has it from the last that asked.
+// makeIndex returns the page of all tunnels: the last one made if its samples are fresh.
 func (p *Page) makeIndex(now time.Time) (status int, text []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -207,8 +208,8 @@ func (p *Page) makeTunnel(now time.Time, name string) (status int, text []byte) 
 	return status, execute("tunnel", v, 0)
 }
 
-// redirect leads from /NAME to the page of that tunnel, by a relative address: a proxy may have put all
-// this below another.
+// redirect redirects /NAME to the page of that tunnel, by a relative URL: a reverse proxy may serve all this below
+// a path of its own.
 func (p *Page) redirect(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("name")
 	p.mu.Lock()
@@ -224,7 +225,7 @@ func (p *Page) redirect(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusFound)
 }
 
-// find returns the tunnel of a name, of its configuration or that of its interface; nil if there is none.
+// find returns the tunnel whose name, or else whose interface's name, is name; nil if there is none.
 // The caller holds mu.
 func (p *Page) find(name string) (found *tunnel.Sample) {
 	if p.samples == nil {
@@ -246,15 +247,15 @@ var source string
 
 var pages = template.Must(template.New("page").Parse(source))
 
-// policy is the Content-Security-Policy: the style and the script of page.html, by their hashes, and what
-// the script asks this server for. The icon is an empty one, so that no browser asks for another.
+// policy is the Content-Security-Policy: it allows the style and the script of page.html, by their hashes, what the
+// script fetches from this server, and data: for the empty icon, which keeps browsers from asking for another.
 var policy = func() string {
 	text := execute("index", view{}, 0)
 	return fmt.Sprintf("default-src 'none'; style-src '%s'; script-src '%s'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 		hash(text, "style"), hash(text, "script"))
 }()
 
-// hash is that of the content of the one element of that name.
+// hash returns the hash, as a CSP source, of the content of the first element of that name.
 func hash(page []byte, element string) string {
 	_, after, _ := bytes.Cut(page, []byte("<"+element+">"))
 	content, _, found := bytes.Cut(after, []byte("</"+element+">"))
@@ -265,7 +266,8 @@ func hash(page []byte, element string) string {
 	return "sha256-" + base64.StdEncoding.EncodeToString(sum[:])
 }
 
-// execute makes a page of about size bytes. It has no errors: tests make each of them.
+// execute makes the page of a template, in a buffer of size bytes at first. It panics on a template's error, which no
+// view that the tests make has.
 func execute(name string, v view, size int) []byte {
 	var b bytes.Buffer
 	b.Grow(size)
@@ -275,7 +277,7 @@ func execute(name string, v view, size int) []byte {
 	return b.Bytes()
 }
 
-// send sends a page. No browser keeps it, gives it to another page, or tells others where it was.
+// send sends a page. Its headers forbid browsers to cache it, to let other origins load it, and to send referrers.
 func send(w http.ResponseWriter, r *http.Request, status int, text []byte) {
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
