@@ -14,27 +14,27 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// Server does what one process asks for. Its requests are done one after another, by the goroutine of Serve alone.
+// Server does what one process requests. The goroutine of Serve does the requests, one after another.
 type Server struct {
 	socket int
 	// read reads the configuration of the process.
 	read func() ([]tunnel.Config, error)
-	// readings are the last ones that differ: a change that is undone needs those before.
+	// readings are the last readings that differ: when a change is undone, the process requests what they allow.
 	readings [][]tunnel.Config
 	rules    *rules
 	netlink  map[uint32]int // sockets, by protocol
-	lookup   int            // the socket of name
+	lookup   int            // the socket for name's ioctl
 	sequence uint32         // of the request
-	buf, out []byte         // a request, an answer
-	datagram []byte         // of netlink
+	buf, out []byte         // buffers for a request, and for an answer
+	datagram []byte         // buffer for a datagram of netlink
 }
 
 // maxReadings bounds Server.readings.
 const maxReadings = 8
 
-// New returns the Server of a process, and the process's end of its socket pair, in the network namespace of the
-// calling thread. read reads the configuration of the process: now, and again when the process asks for what it does
-// not name.
+// New returns the Server of a process, for the network namespace of the calling thread, and the process's end of the
+// socket pair, which is the caller's. read reads the configuration of the process: now, and again before a request is
+// refused.
 func New(read func() ([]tunnel.Config, error)) (s *Server, peer int, err error) {
 	s = &Server{socket: -1, lookup: -1, read: read, netlink: map[uint32]int{}, buf: make([]byte, privileged.MaxMessage), out: make([]byte, privileged.MaxMessage), datagram: make([]byte, privileged.MaxMessage-privileged.HeaderSize)}
 	if err := s.reread(); err != nil {
@@ -48,7 +48,7 @@ func New(read func() ([]tunnel.Config, error)) (s *Server, peer int, err error) 
 	for _, protocol := range []uint32{unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER, unix.NETLINK_XFRM} {
 		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(protocol))
 		if errors.Is(err, unix.EPROTONOSUPPORT) && protocol != unix.NETLINK_ROUTE {
-			continue // the process has none either
+			continue // the process cannot open one either
 		}
 		if err != nil {
 			return nil, -1, os.NewSyscallError("socket", err)
@@ -66,7 +66,7 @@ func New(read func() ([]tunnel.Config, error)) (s *Server, peer int, err error) 
 	return s, pair[1], nil
 }
 
-// reread reads the configuration.
+// reread reads the configuration, and makes new rules if it has changed.
 func (s *Server) reread() error {
 	configs, err := s.read()
 	if err != nil {
@@ -80,8 +80,8 @@ func (s *Server) reread() error {
 	return nil
 }
 
-// Serve answers until the process closes its end or Interrupt, and closes all that the Server has. refused is called
-// with each request that is refused.
+// Serve answers requests until the process closes its end, or until Interrupt; then it closes all descriptors of the
+// Server. It calls refused for each request that the rules refuse.
 func (s *Server) Serve(refused func(error)) {
 	defer s.close()
 	for {
@@ -110,7 +110,7 @@ func (s *Server) Serve(refused func(error)) {
 	}
 }
 
-// Interrupt has Serve return. It may be called at any time before Serve has.
+// Interrupt makes Serve return. It may be called at any time before Serve has returned.
 func (s *Server) Interrupt() { _ = unix.Shutdown(s.socket, unix.SHUT_RDWR) }
 
 func (s *Server) close() {
@@ -126,10 +126,10 @@ func (s *Server) close() {
 
 var errShort = refuse("a broken request")
 
-// errAnswered: the answer is sent.
+// errAnswered means that the answer has been sent.
 var errAnswered = errors.New("answered")
 
-// finish sends the end of an answer.
+// finish sends the last message of an answer: done, or err.
 func (s *Server) finish(err error) error {
 	var errno unix.Errno
 	var no refusal
@@ -211,7 +211,7 @@ func (s *Server) answer(verb byte, b []byte, fd int) error {
 	return refuse("an unknown request %d", verb)
 }
 
-// cmpErr is errAnswered, or that the answer could not be sent.
+// cmpErr returns errAnswered if err is nil, else err: why the answer could not be sent.
 func cmpErr(err error) error {
 	if err != nil {
 		return err
@@ -226,7 +226,7 @@ func (s *Server) exchange(protocol uint32, b []byte, program int) error {
 		return unix.EPROTONOSUPPORT
 	}
 	setProgram(b, program)
-	// Of what changes something the acknowledgement of the last message ends the answer.
+	// The answer to changes ends with the acknowledgement of the last message.
 	last := 0
 	for next := 0; next < len(b); next += int(binary.NativeEndian.Uint32(b[next:])) {
 		last = next
@@ -236,7 +236,7 @@ func (s *Server) exchange(protocol uint32, b []byte, program int) error {
 		binary.NativeEndian.PutUint16(b[last+6:], flags|unix.NLM_F_ACK)
 	}
 	sequence, answer := b[last+8:last+12], s.datagram
-	for { // what is left of an answer that has failed
+	for { // discard what is left of the answer to an exchange that failed
 		if _, _, err := unix.Recvfrom(fd, answer, unix.MSG_DONTWAIT); err != nil && err != unix.EINTR && err != unix.ENOBUFS {
 			break
 		}
@@ -261,7 +261,7 @@ func (s *Server) exchange(protocol uint32, b []byte, program int) error {
 	}
 }
 
-// ends reports whether a datagram has the end of the answer to the message of a sequence number.
+// ends reports whether a datagram has the end of the answer to the message with that sequence number.
 func ends(b, sequence []byte) bool {
 	for len(b) >= unix.SizeofNlMsghdr {
 		n := int(binary.NativeEndian.Uint32(b))
@@ -298,7 +298,7 @@ func describe(fd int) (o object) {
 	return o
 }
 
-// name is that of an interface, "" if it is gone.
+// name returns the name of an interface; "" if it is gone.
 func (s *Server) name(index uint32) string {
 	ifreq, err := unix.NewIfreq("")
 	if err != nil {

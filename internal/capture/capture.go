@@ -1,4 +1,4 @@
-// Package capture has what a capture of a tunnel is made of: the ring that the data path copies
+// Package capture is what a capture of a tunnel consists of: the ring that the data path copies
 // packets into, and the pcapng file (draft-ietf-opsawg-pcapng) that is made of it.
 //
 // The file has an interface for the inner packets of a tunnel and one for the outer ones, both without
@@ -24,7 +24,7 @@ const (
 	NoTunnel              // received, and dropped: it belongs to no tunnel
 )
 
-// Interfaces of the file. noTunnel is there once there is a packet of it.
+// Interfaces of the file. It has noTunnelInterface from the first packet of it on.
 const (
 	innerInterface = iota
 	outerInterface
@@ -42,10 +42,10 @@ func (p Point) iface() int {
 	return outerInterface
 }
 
-// outbound is the direction of epb_flags.
+// outbound reports whether the direction in epb_flags is outbound.
 func (p Point) outbound() bool { return p == InnerOut || p == OuterOut }
 
-// pointOf is where packets are that why is about, of which only a number is known.
+// pointOf returns where packets dropped for that reason are counted of which only the number is known.
 func pointOf(why drop.Reason) Point {
 	switch {
 	case why.ByProcess():
@@ -57,15 +57,15 @@ func pointOf(why drop.Reason) Point {
 }
 
 const (
-	// MaxSnaplen is the length of the longest packet.
+	// MaxSnaplen is the length of the longest IPv4 packet in bytes.
 	MaxSnaplen = 65535
-	// DefaultSnaplen has the headers of both packets with all options of TCP.
+	// DefaultSnaplen, in bytes, is enough for the outer, the inner and a TCP header with all its options.
 	DefaultSnaplen = 128
 )
 
 // Options are what is captured. The zero value is everything.
 type Options struct {
-	// Count is after how many packets the capture ends; 0 is never.
+	// Count is the number of packets after which the capture ends; 0 is never.
 	Count uint64
 	// Snaplen is how many bytes of each packet are kept; 0 is MaxSnaplen.
 	Snaplen int
@@ -77,16 +77,16 @@ type Options struct {
 	InnerOnly, OuterOnly bool
 }
 
-// wants reports whether a packet at that point is captured, if it is dropped or Drops is not set.
+// wants reports whether packets at that point are captured, Drops aside.
 func (o *Options) wants(where Point) bool {
 	inner := where.iface() == innerInterface
 	return !(inner && o.OuterOnly || !inner && o.InnerOnly)
 }
 
-// lastID is the last of NewID.
+// lastID is the last ID that NewID has returned.
 var lastID atomic.Uint32
 
-// NewID returns an epb_packetid that another packet does not have, never 0.
+// NewID returns an epb_packetid, never 0, which only comes again after all others.
 func NewID() uint32 {
 	for {
 		if id := lastID.Add(1); id != 0 {

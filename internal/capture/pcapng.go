@@ -62,7 +62,7 @@ func (b *blocks) bytes(v []byte) {
 	}
 }
 
-// begin begins a block; its end gets what begin returns.
+// begin begins a block, and returns the offset that end takes.
 func (b *blocks) begin(kind uint32) (at int) {
 	at = len(*b)
 	b.u32(kind)
@@ -76,7 +76,7 @@ func (b *blocks) end(at int) {
 	b.u32(n)
 }
 
-// text adds an option, unless it is empty. Texts are UTF-8, and operators write some of them.
+// text adds an option, unless s is empty. It makes valid UTF-8 of s, which an operator may have written.
 func (b *blocks) text(code uint16, s string) {
 	if s = strings.ToValidUTF8(s, "\ufffd"); len(s) > maxOption {
 		end := maxOption
@@ -164,8 +164,8 @@ func (b *blocks) names(names []Name) {
 	b.end(at)
 }
 
-// packet is an Enhanced Packet Block on an interface of the file. lost is how many packets the ring had no
-// room for since the last one.
+// packet is an Enhanced Packet Block on an interface of the file. lost is how many packets of the interface
+// were not captured since the last one.
 func (b *blocks) packet(iface uint32, r *record, comment string, lost uint64) {
 	at := b.begin(blockPacket)
 	b.u32(iface)

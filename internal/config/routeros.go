@@ -12,7 +12,7 @@ import (
 	"unicode/utf8"
 )
 
-// The menus that are read. An export has them in this order.
+// The menus that are read, in the order that an export has them in.
 const (
 	menuTunnel  = "/interface ipip"
 	menuAddress = "/ip address"
@@ -21,7 +21,7 @@ const (
 
 func isRead(menu string) bool { return menu == menuTunnel || menu == menuAddress || menu == menuRoute }
 
-// tunnelProperties are those of /interface ipip that can be set. Ours have the same names.
+// tunnelProperties are the properties of /interface ipip that can be set. A tunnel.Property has the same name.
 var tunnelProperties = []string{
 	"allow-fast-path", "clamp-tcp-mss", "comment", "disabled", "dont-fragment", "dscp", "ipsec-secret", "keepalive",
 	"local-address", "mtu", "name", "remote-address",
@@ -40,10 +40,10 @@ type ipip struct {
 type routerOS struct {
 	tunnels []*ipip
 	labels  map[string]*ipip
-	unnamed int // the last number that RouterOS gave to one without a name
-	// networks are what addresses make reachable, a subnet or a peer: behind a tunnel, or nil.
+	unnamed int // the last N of ipip-tunnelN, RouterOS's name for a tunnel that has none
+	// networks are the subnets and peers of addresses, each with the tunnel that it is behind; nil: another interface.
 	networks map[netip.Prefix]*ipip
-	skipped  map[string]int
+	skipped  map[string]int // how often each menu, or property of one, was passed over
 	notes    []string
 	errs     Errors
 }
@@ -53,7 +53,7 @@ type routerOS struct {
 func parseRouterOS(name string, data []byte) (*File, Errors) {
 	commands, errs := scanRouterOS(name, data)
 	r := routerOS{labels: map[string]*ipip{}, networks: map[netip.Prefix]*ipip{}, skipped: map[string]int{}, errs: errs}
-	var addresses, routes []command // they may be in front of what they refer to
+	var addresses, routes []command // read last: they may precede the tunnels that they refer to
 	seen := map[string]bool{}
 	for _, c := range commands {
 		switch {
@@ -116,7 +116,8 @@ func (r *routerOS) countSkipped() string {
 	return strings.Join(parts, ", ")
 }
 
-// incomplete refuses an export that lacks a menu that is read. complete: it has them all before c.
+// incomplete adds an error if c, a comment by which an export says that it is incomplete, may be about a menu that is
+// read. complete: all of these precede c.
 func (r *routerOS) incomplete(c command, complete bool) {
 	if rest, ok := strings.CutPrefix(c.verb, "#error exporting"); ok { // "/ip/route" (timeout), or /ip route
 		rest, _, _ = strings.Cut(rest, "(")
@@ -130,7 +131,7 @@ func (r *routerOS) incomplete(c command, complete bool) {
 	r.skip(strings.Fields(c.verb)[0])
 }
 
-// unresolved says that c is about something that only the router knows, such as [ find … ].
+// unresolved notes that c is about something that only the router can tell, such as [ find … ].
 func (r *routerOS) unresolved(c command) {
 	for _, w := range c.words {
 		if c.menu == menuTunnel && w.key == "ipsec-secret" {
@@ -175,7 +176,7 @@ func (r *routerOS) tunnel(c command) {
 	}
 }
 
-// is returns whether w is key=value, where "" is the key of a value alone.
+// is reports whether w is key=value, where "" is the key of a value alone.
 func (w word) is(key, value string) bool {
 	return w.key == key && w.value == value && w.raw == "" && !w.unset
 }
@@ -187,12 +188,12 @@ func (r *routerOS) rename(t *ipip, label string) {
 	t.label, r.labels[label] = label, t
 }
 
-// setAll sets the properties of t that words are.
+// setAll sets the properties of t that words name.
 func (r *routerOS) setAll(t *ipip, words []word) {
 	seen := map[string]bool{}
 	for _, w := range words {
 		switch {
-		case w.key == "", seen["ipsec-secret"] && !slices.Contains(tunnelProperties, w.key): // may be the rest of the secret
+		case w.key == "", seen["ipsec-secret"] && !slices.Contains(tunnelProperties, w.key): // not quoted: it may be the rest of the secret
 			r.fail(w.pos, "not a property: want name=value, and a value with blanks in quotes")
 		case !slices.Contains(tunnelProperties, w.key):
 			r.fail(w.pos, "%s has no property %q that can be read: want %s", menuTunnel, w.key, strings.Join(tunnelProperties, ", "))
@@ -224,7 +225,7 @@ func (r *routerOS) set(t *ipip, w word) {
 		t.unset(w.key)
 		return
 	case w.key == "comment":
-		v = strings.Join(strings.FieldsFunc(v, unicode.IsControl), " ") // of several lines
+		v = strings.Join(strings.FieldsFunc(v, unicode.IsControl), " ") // it may have several lines
 	case w.key == "name" && v != "":
 		r.rename(t, v)
 	}
@@ -274,7 +275,7 @@ func argumentsOf(c command) arguments {
 	return a
 }
 
-// adds returns whether c makes an address or a route that is in use.
+// adds reports whether c adds an address or a route that is not disabled. It notes or counts any other c.
 func (r *routerOS) adds(c command) bool {
 	switch c.verb {
 	case "add":
@@ -297,7 +298,7 @@ func (r *routerOS) adds(c command) bool {
 	return false
 }
 
-// address reads a command of /ip address. Those of other interfaces tell what is not behind a tunnel.
+// address reads a command of /ip address. Addresses of other interfaces tell which networks are not behind a tunnel.
 func (r *routerOS) address(c command) {
 	if !r.adds(c) {
 		return
@@ -345,7 +346,7 @@ func parsePrefix(v string) (netip.Prefix, bool) {
 	return p, err == nil && p.Addr().Is4()
 }
 
-// route reads a command of /ip route. It belongs to each tunnel that one of its gateways is, or is behind.
+// route reads a command of /ip route. It adds the route to each tunnel that is one of its gateways, or has one behind it.
 func (r *routerOS) route(c command) {
 	if !r.adds(c) {
 		return
@@ -353,7 +354,7 @@ func (r *routerOS) route(c command) {
 	a := argumentsOf(c)
 	var tunnels []*ipip
 	gateways := []string{a["gateway"].value}
-	if r.labels[gateways[0]] == nil { // whose name may have a comma
+	if r.labels[gateways[0]] == nil { // a tunnel's name may have a comma
 		gateways = strings.Split(gateways[0], ",")
 	}
 	for _, gateway := range gateways {
@@ -403,8 +404,8 @@ func (r *routerOS) route(c command) {
 	}
 }
 
-// behind returns the tunnel that gateway is, or in whose longest matching network it is: 10.0.0.1,
-// ipip1, 10.0.0.1%ipip1, 10.0.0.1@main.
+// behind returns the tunnel that gateway names, or that is the way to its address by the longest matching
+// network, or nil. A gateway is 10.0.0.1, ipip1, 10.0.0.1%ipip1 or 10.0.0.1@main.
 func (r *routerOS) behind(gateway string) *ipip {
 	if t := r.labels[gateway]; t != nil {
 		return t

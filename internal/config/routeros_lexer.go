@@ -13,19 +13,19 @@ type command struct {
 	pos Position
 	// menu is absolute, with a blank between its words: "/interface ipip".
 	menu string
-	// verb is add, set, :if and so on, or "" if the line does not begin with a command. The
-	// comments by which an export says that it is incomplete are verbs too, whole.
+	// verb is add, set, :if and so on, or "" if the line does not begin with a command. A comment
+	// by which an export says that it is incomplete is a verb, too: its whole text.
 	verb  string
 	words []word
 }
 
-// word is what stands behind a verb: key=value, !key, or a value without a key.
+// word is an argument of a verb: key=value, !key, or a value without a key.
 type word struct {
 	pos        Position
 	key, value string
 	// unset: !key.
 	unset bool
-	// raw is the source of a value that this package cannot tell: [ ], ( ), { }, a variable,
+	// raw is the source of a value that only a router can evaluate: [ ], ( ), { }, a variable,
 	// an unknown escape. Then value is empty.
 	raw string
 }
@@ -45,19 +45,19 @@ type lexer struct {
 	src   []byte // line ends are LF
 	lines []int  // offsets of the beginnings of lines
 	off   int    // of the next byte
-	end   int    // behind the last byte taken: peek may have moved off over a continuation
-	// unclosed is the end of a line on which a bracket is not closed: there, [ and ( are ordinary.
+	end   int    // offset after the last byte taken: peek may have moved off over a continuation
+	// unclosed is the offset of the end of a line on which a bracket is not closed: before it, [ and ( are ordinary bytes.
 	unclosed int
-	// last is the position of lastOff, the one asked for last.
+	// last is the position of the offset lastOff, the last that was asked for.
 	last     Position
 	lastOff  int
-	failed   bool // the command in work has an error
+	failed   bool // the current command has an error
 	menu     string
 	commands []command
 	errs     Errors
 }
 
-// scanRouterOS returns the commands of a script, and what is not one.
+// scanRouterOS returns the commands of a script, and an error for each part of it that cannot be read as one.
 func scanRouterOS(name string, data []byte) ([]command, Errors) {
 	data = bytes.TrimPrefix(data, []byte("\ufeff"))
 	l := lexer{file: name, src: bytes.ReplaceAll(data, []byte("\r\n"), []byte("\n")), lines: []int{0}, menu: "/"}
@@ -172,7 +172,7 @@ func (l *lexer) resolve(words []word) {
 	}
 }
 
-// namesMenu returns whether words begin with one of the menus that are read, its slash left out.
+// namesMenu reports whether words begin with the path of a menu that is read, without its first slash.
 func namesMenu(words []word) bool {
 	var path []string
 	for _, w := range words[:min(2, len(words))] {
@@ -184,7 +184,7 @@ func namesMenu(words []word) bool {
 	return len(path) > 1 && isRead("/"+path[0]+" "+path[1])
 }
 
-// pathWord is what leads to a menu, with a verb or without, or the verb of a script.
+// pathWord matches part of a menu's path, which may end in a verb, or a script's verb, such as :if.
 var pathWord = regexp.MustCompile(`^(\.\.|:[A-Za-z]+|[A-Za-z0-9/-]+)$`)
 
 func isPath(w word) bool { return w.key == "" && w.raw == "" && pathWord.MatchString(w.value) }
@@ -215,7 +215,7 @@ func (l *lexer) word() word {
 	return w
 }
 
-// value reads the value of w, which begins at start, or the rest of it behind text.
+// value reads the value of w, whose source begins at start; text is the part of it that has been read.
 func (l *lexer) value(w *word, start int, text []byte) {
 	known, block := true, false
 	for {
@@ -240,7 +240,7 @@ func (l *lexer) value(w *word, start int, text []byte) {
 	}
 }
 
-// quoted appends what is between quotes.
+// quoted appends the text between quotes.
 func (l *lexer) quoted(text []byte, known bool) ([]byte, bool) {
 	open := l.off
 	l.take()
@@ -260,7 +260,7 @@ func (l *lexer) quoted(text []byte, known bool) ([]byte, bool) {
 	}
 }
 
-// char appends a byte, or what an escape stands for. It returns whether the value is known still.
+// char appends a byte, or the one that an escape stands for. It returns known, or false if only a router knows the byte.
 func (l *lexer) char(text []byte, known bool) ([]byte, bool) {
 	c := l.take()
 	switch c {
@@ -306,9 +306,9 @@ func (l *lexer) block(c byte) bool {
 	return true
 }
 
-// blockEnd returns the offset behind the bracket that closes the next one, or where it stopped looking.
+// blockEnd returns the offset after the bracket that closes the next one; if !ok, where the search ended without it.
 func (l *lexer) blockEnd() (end int, ok bool) {
-	var closing []byte // those that are awaited
+	var closing []byte // the brackets that are still to come, the innermost last
 	quoted := false
 	for i := l.off; i < len(l.src); i++ {
 		switch c := l.src[i]; {
@@ -364,7 +364,7 @@ func (l *lexer) peek() byte {
 	return l.src[l.off]
 }
 
-// take returns the next byte, which peek has seen, and moves behind it.
+// take returns the next byte, and moves past it. The caller has called peek.
 func (l *lexer) take() byte {
 	c := l.src[l.off]
 	l.off++
@@ -382,12 +382,12 @@ func (l *lexer) skipBlanks(off int) int {
 func isBlank(c byte) bool     { return c == ' ' || c == '\t' || c == '\r' }
 func endsCommand(c byte) bool { return c == 0 || c == '\n' || c == ';' }
 
-// isKey returns whether c can be part of a property's name.
+// isKey reports whether c can be part of a property's name.
 func isKey(c byte) bool {
 	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '.'
 }
 
-// hex returns the value of a digit of an escape: RouterOS writes capitals, \a and \b are others.
+// hex returns the value of a hexadecimal digit of an escape: RouterOS writes capitals, since \a and \b are other escapes.
 func hex(c byte) (byte, bool) {
 	i := strings.IndexByte("0123456789ABCDEF", c)
 	return byte(i), i >= 0

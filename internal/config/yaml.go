@@ -44,8 +44,8 @@ type yamlReader struct {
 	errs  Errors
 }
 
-// at returns a position, or the end of the file if that is behind it: YAML has a last line, which
-// is empty, where a file has no more.
+// at returns a position, or the end of the file if that is beyond it: for YAML an empty line follows
+// the last LF.
 func (r *yamlReader) at(line, column int) Position {
 	last := len(r.lines)
 	if line > last {
@@ -164,7 +164,7 @@ var fileKeys = func() (keys []string) {
 	return append(keys, defaultsKey, tunnelsKey)
 }()
 
-// file reads the root.
+// file reads the root mapping.
 func (r *yamlReader) file(root *yaml.Node) *File {
 	f := &File{}
 	found := false
@@ -218,8 +218,8 @@ func (r *yamlReader) tunnels(n *yaml.Node) (tunnels []Tunnel) {
 	return tunnels
 }
 
-// mapping calls f for each of keys that the mapping n has, the first time, and returns whether
-// there was no error, in f neither. what is n, for errors.
+// mapping calls f for the first occurrence of each of keys in the mapping n, and reports whether
+// neither it nor f has added an error. what names n in errors.
 func (r *yamlReader) mapping(n *yaml.Node, what string, keys []string, f func(key string, value *yaml.Node)) (complete bool) {
 	if !r.ordinary(n) {
 		return false
@@ -240,7 +240,7 @@ func (r *yamlReader) mapping(n *yaml.Node, what string, keys []string, f func(ke
 		case key.Kind != yaml.ScalarNode:
 			r.add(key, "a list or mapping as a key: want one of %s", strings.Join(keys, ", "))
 		case !slices.Contains(keys, key.Value):
-			// It may be of a secret: in braces one without quotes ends at a comma, and the rest is a key.
+			// The key may be part of a secret: in braces one without quotes ends at a comma, and the rest is a key.
 			flow := n.Style&yaml.FlowStyle != 0
 			r.unknown(key, what, keys, value.ShortTag() == "!!null" || flow && first["ipsec-secret"] != nil)
 		case twice:
@@ -284,7 +284,7 @@ func (r *yamlReader) unknown(key *yaml.Node, what string, keys []string, hidden 
 	}
 }
 
-// settings returns what value says of a property.
+// settings returns the Settings of a property that value has.
 func (r *yamlReader) settings(key string, value *yaml.Node) (settings []Setting) {
 	if !r.ordinary(value) {
 		return nil
@@ -314,7 +314,7 @@ func (r *yamlReader) settings(key string, value *yaml.Node) (settings []Setting)
 	return settings
 }
 
-// pairs are the settings of a mapping, each key=value.
+// pairs returns the Settings of a mapping, each with a Value key=value.
 func (r *yamlReader) pairs(key string, n *yaml.Node) (settings []Setting) {
 	if len(n.Content) == 0 {
 		return []Setting{{key, "", r.position(n)}}

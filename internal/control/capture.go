@@ -14,9 +14,9 @@ import (
 
 // CaptureRequest is what is to be captured.
 type CaptureRequest struct {
-	// Name is that of the tunnel.
+	// Name is the name of the tunnel.
 	Name string
-	// Count is after how many packets it ends; 0 is never.
+	// Count is the number of packets after which it ends; 0 is never.
 	Count uint64
 	// Snaplen is how many bytes of each packet are kept; 0 is all.
 	Snaplen int
@@ -24,29 +24,29 @@ type CaptureRequest struct {
 	Drops bool
 	// Complete keeps every packet, whatever it costs the tunnel.
 	Complete bool
-	// Inner, Outer: only these; neither is both.
+	// Inner, Outer: only inner, or only outer packets; neither set: both.
 	Inner, Outer bool
 }
 
-// CaptureResult is what a capture has come to.
+// CaptureResult is what a capture has written at its end.
 type CaptureResult struct {
 	Packets uint64
-	Missed  uint64 // were not written
+	Missed  uint64 // packets that were not written
 	// Ended: the tunnel has ended.
 	Ended bool
 }
 
-// captureEnd is how long the rest of a capture may take that is told to end.
+// captureEnd is how long the rest of a capture may take once it is to end.
 const captureEnd = 5 * time.Second
 
-// captureBuffer is how much is read at once: what the process writes at once, and more.
+// captureBuffer is how many bytes are read at once: more than the process writes at once.
 const captureBuffer = 128 << 10
 
-// captureStall is how long a client may take nothing of what there is for it: then its capture ends. Tests
-// change it.
+// captureStall is how long a client may read nothing although there is something to read: then its capture
+// ends. Tests change it.
 var captureStall = time.Minute
 
-// query is r as the query of a URL.
+// query returns r as the query of a URL.
 func (r *CaptureRequest) query() url.Values {
 	q := url.Values{"name": {r.Name}}
 	if r.Count > 0 {
@@ -63,7 +63,7 @@ func (r *CaptureRequest) query() url.Values {
 	return q
 }
 
-// parseCapture is the opposite of query. It refuses what this version does not know of.
+// parseCapture is the inverse of query. It refuses parameters that this version does not know.
 func parseCapture(q url.Values) (r CaptureRequest, err error) {
 	for name := range q {
 		v := q.Get(name)
@@ -128,7 +128,7 @@ func (h Handler) capture(w http.ResponseWriter, r *http.Request) {
 	_ = out.controller.SetWriteDeadline(time.Now().Add(captureEnd))
 }
 
-// captureWriter writes an answer that has no length, each part of it at once.
+// captureWriter writes an answer of unknown length, and flushes what each Write writes.
 type captureWriter struct {
 	w          http.ResponseWriter
 	controller *http.ResponseController
@@ -152,8 +152,8 @@ func (c *captureWriter) Write(p []byte) (n int, err error) {
 }
 
 // Capture copies a capture of a tunnel to w, until ctx is done: then the file gets its end. timeout bounds
-// the beginning. It fails with ErrNotRunning, ErrStarting, *Refusal, *TimeoutError, or the error of w. A
-// capture that is cut off, since its process was killed or its tunnel was not read from, is ErrCutOff.
+// the wait for its beginning. It fails with ErrNotRunning, ErrStarting, *Refusal, *TimeoutError, or the error
+// of w; with ErrCutOff if the process is killed, or w takes nothing for captureStall.
 func Capture(ctx context.Context, dir, link string, timeout time.Duration, r CaptureRequest, w io.Writer) (result CaptureResult, err error) {
 	conn, err := dial(path(dir, link))
 	if err != nil {
@@ -204,7 +204,7 @@ func Capture(ctx context.Context, dir, link string, timeout time.Duration, r Cap
 // ErrCutOff means that a capture has no proper end.
 var ErrCutOff = errors.New("the capture is cut off")
 
-// captureReader tells errors of reading from those of writing.
+// captureReader marks errors of reading with ErrCutOff, to tell them from errors of writing.
 type captureReader struct{ io.Reader }
 
 func (r *captureReader) Read(p []byte) (n int, err error) {

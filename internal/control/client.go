@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// maxAnswerBytes is more than 10,000 tunnels have.
+// maxAnswerBytes is more than the answer about 10,000 tunnels takes.
 const maxAnswerBytes = 64 << 20
 
 // Status reads the status of a tunnel into v, as json.Unmarshal does. It fails with
@@ -41,7 +41,7 @@ func (p *Process) Samples(dir string, timeout time.Duration, v any) error {
 	return p.request(dir, timeout, http.MethodGet, "/samples", nil, readJSON(p.links[0], v))
 }
 
-// Export reads what p runs, as it is configured, into v. It fails as Status does.
+// Export reads the configuration of what p runs, as Handler.Export returned it, into v. It fails as Status does.
 func (p *Process) Export(dir string, timeout time.Duration, v any) error {
 	return p.request(dir, timeout, http.MethodGet, "/export", nil, readJSON(p.links[0], v))
 }
@@ -60,8 +60,8 @@ func readJSON(name string, v any) func(*http.Response) error {
 	}
 }
 
-// Change has p do what r says. It fails with *Refusal if that is not possible, and then all is as it
-// was.
+// Change makes p do what r says. It fails with *Refusal if that is not possible, and then nothing has
+// changed.
 func (p *Process) Change(dir string, timeout time.Duration, r Request) (result Result, err error) {
 	body, err := json.Marshal(r)
 	if err == nil {
@@ -74,8 +74,8 @@ func (p *Process) Change(dir string, timeout time.Duration, r Request) (result R
 	return result, err
 }
 
-// Diff returns what p would do with the configuration of files, or else its own. It fails
-// with *Refusal.
+// Diff returns what p would change on a reload of the configuration of files, or without any of its
+// own. It fails with *Refusal.
 func (p *Process) Diff(dir string, timeout time.Duration, files []File) (c Comparison, err error) {
 	body, err := json.Marshal(files)
 	if err == nil {
@@ -88,7 +88,7 @@ func (p *Process) Diff(dir string, timeout time.Duration, files []File) (c Compa
 	return c, err
 }
 
-// hungAfter is the time after which a process that does not answer what takes no time is hung.
+// hungAfter is the time after which a process counts as hung that does not answer a request that takes no work.
 var hungAfter = 2 * time.Second
 
 // answers fails with *TimeoutError if p is hung, so that nobody waits for it as long as for a change.
@@ -96,7 +96,7 @@ func (p *Process) answers(dir string) error {
 	return p.request(dir, hungAfter, http.MethodGet, "/", nil, func(*http.Response) error { return nil }) // 404
 }
 
-// answer reads the body of a response.
+// answer returns the body of a response, or the error that its status stands for.
 func answer(name string, r *http.Response) ([]byte, error) {
 	text, err := io.ReadAll(io.LimitReader(r.Body, maxAnswerBytes))
 	if err != nil {
@@ -133,8 +133,8 @@ func (p *Process) request(dir string, timeout time.Duration, method, what string
 	return err
 }
 
-// Down ends a tunnel and waits until its interface and its link of the socket are gone. timeout bounds the
-// answer, wait the end of the process. progress, which may be nil, is called about every
+// Down ends a tunnel and waits until its interface and its link of the socket are gone. timeout bounds the wait for the
+// answer, wait the time until the link is gone. progress, which may be nil, is called about every
 // 20 ms with the time waited so far. Down fails with ErrNotRunning if there is no such
 // tunnel, and *TimeoutError if there is no answer.
 func Down(dir, name string, timeout, wait time.Duration, progress func(time.Duration)) error {

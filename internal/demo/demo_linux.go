@@ -20,13 +20,13 @@ import (
 )
 
 const (
-	// MaxMany is the most remotes: the kernel's table of neighbours has room for about 1,000 of all namespaces.
+	// MaxMany is the greatest number of remotes: the kernel's neighbour table holds about 1,000 for all namespaces.
 	MaxMany = 400
-	// MaxMesh is the most hosts of a mesh: each has a process.
+	// MaxMesh is the greatest number of hosts of a mesh: each has a process.
 	MaxMesh = 10
 	// loss is the probability with which a lossy cable loses a packet.
 	loss = 0.05
-	// timeout bounds everything.
+	// timeout bounds a whole Run.
 	timeout = 2 * time.Minute
 
 	tunnelName = "ipip1"
@@ -35,14 +35,14 @@ const (
 
 // Options are what to show.
 type Options struct {
-	Many      int  // remotes of one interface; 0 is none of that
-	Mesh      int  // hosts that all have tunnels to each other; 0 is none of that
+	Many      int  // how many remotes of one interface to show; 0: not shown
+	Mesh      int  // how many hosts to show that all have tunnels to each other; 0: not shown
 	Encrypted bool // by ipsec-secret
 	Lossy     bool // by cables that lose packets
 	Out       io.Writer
 }
 
-// laboratory is what has been made so far.
+// laboratory is what a Run has made so far.
 type laboratory struct {
 	Options
 	dir    string // temporary files
@@ -50,7 +50,8 @@ type laboratory struct {
 	cables []*lab.Lossy
 }
 
-// Run shows it. It returns an error when something does not work, or once ctx is done; all that it made is gone then.
+// Run shows what o says. It fails if something does not work, or once ctx is done. All that it made is gone when it
+// returns.
 func Run(ctx context.Context, o Options) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it was not done within %v", timeout))
 	defer cancel()
@@ -86,14 +87,14 @@ func Run(ctx context.Context, o Options) (err error) {
 	return l.pair(ctx)
 }
 
-// ipipd is a command of this program.
+// ipipd returns the command that runs this program with args.
 func ipipd(ctx context.Context, args ...string) *exec.Cmd {
 	c := exec.CommandContext(ctx, "/proc/self/exe", args...) // also if its file is replaced meanwhile
 	c.Args[0] = "ipipd"
 	return c
 }
 
-// checkHost finds out whether there is what no laboratory can do without.
+// checkHost fails if network namespaces or TUN interfaces, which every laboratory needs, cannot be made.
 func checkHost() error {
 	namespace, err := lab.NewNamespace()
 	if err != nil {
@@ -107,7 +108,7 @@ func checkHost() error {
 	return err
 }
 
-// say prints lines, and lines that are empty.
+// say prints text and a line end.
 func (l *laboratory) say(format string, args ...any) { fmt.Fprintf(l.Out, format+"\n", args...) }
 
 // add makes a host.
@@ -121,7 +122,7 @@ func (l *laboratory) add(name string) (*host, error) {
 	return h, nil
 }
 
-// join makes a cable.
+// join joins two ends with a cable, a lossy one if Lossy is set.
 func (l *laboratory) join(a, b lab.End) error {
 	if !l.Lossy {
 		return lab.Veth(a, b)
@@ -141,7 +142,7 @@ func (l *laboratory) cable() string {
 	return "a cable"
 }
 
-// awaitReady waits until the tunnels of all hosts are ready.
+// awaitReady waits until the tunnel of each host is ready; names are those of the first hosts' that have another name.
 func (l *laboratory) awaitReady(ctx context.Context, names ...string) error {
 	for _, h := range l.hosts {
 		name := tunnelName
@@ -155,7 +156,7 @@ func (l *laboratory) awaitReady(ctx context.Context, names ...string) error {
 	return nil
 }
 
-// show prints what a command of ipipd says on a host, or what keep keeps of its lines.
+// show runs a command of ipipd on a host, and prints its output, or of it the lines that keep returns.
 func (l *laboratory) show(ctx context.Context, h *host, keep func([]string) []string, args ...string) error {
 	l.say("\n%s$ ipipd %s", h.name, strings.Join(args, " "))
 	var out, failed bytes.Buffer
@@ -175,13 +176,13 @@ func (l *laboratory) show(ctx context.Context, h *host, keep func([]string) []st
 	return nil
 }
 
-// state keeps of what print says of a tunnel what follows its settings.
+// state returns, of the lines of ipipd print about a tunnel, those after its settings.
 func state(lines []string) []string {
 	i := slices.IndexFunc(lines, func(line string) bool { return strings.HasPrefix(strings.TrimSpace(line), "actual-mtu:") })
 	return append([]string{"…"}, lines[max(i, 0):]...)
 }
 
-// short keeps the beginning and the end of a list.
+// short returns the first and the last lines of a list.
 func short(lines []string) []string {
 	const first, last = 4, 2
 	if len(lines) <= first+last+1 {
@@ -190,7 +191,7 @@ func short(lines []string) []string {
 	return slices.Concat(lines[:first], []string{"…"}, lines[len(lines)-last:])
 }
 
-// encryption is the flags of an end of an encrypted tunnel. In a configuration they are keys.
+// encryption writes a secret's file, and returns the flags, or keys of a configuration, that encrypt a tunnel by it.
 func (l *laboratory) encryption() (flags [][2]string, err error) {
 	if !l.Encrypted {
 		return nil, nil
@@ -199,7 +200,7 @@ func (l *laboratory) encryption() (flags [][2]string, err error) {
 	return [][2]string{{"ipsec-secret-file", file}, {"ipsec-exchange", "ike2"}, {"ipsec-pfs-group", "ecp256"}}, os.WriteFile(file, []byte(rand.Text()+"\n"), 0o600)
 }
 
-// countLost says what the cables lost.
+// countLost prints how many packets the cables lost.
 func (l *laboratory) countLost() {
 	if !l.Lossy {
 		return
@@ -212,7 +213,8 @@ func (l *laboratory) countLost() {
 	l.say("\nOf %d packets the cables lost %d.", carried+lost, lost)
 }
 
-// end stops the processes and gives all up. The error is the first of a process that did not end as it should.
+// end stops the processes and removes all that was made. The error is that of the first process that did not end as
+// it should.
 func (l *laboratory) end() (err error) {
 	for _, h := range l.hosts {
 		h.signal()

@@ -8,8 +8,7 @@ import "iter"
 // Reason is why a packet goes no further. It is one byte, is compared with ==, indexes
 // Counters, and is an error that costs no allocation.
 //
-// Where both directions know a reason, "received-" marks the one of packets from the
-// underlay.
+// Where a reason exists in both directions, "received-" begins the name of the inbound one.
 type Reason uint8
 
 // None is no reason, the zero value: the packet goes on.

@@ -19,12 +19,12 @@ import (
 // is closed.
 type Keeper struct {
 	limit  int
-	socket int // our end of the pair with the child; -1: there is none
+	socket int // the Keeper's end of the pair with the child; -1: there is none
 	kept   []descriptor
-	files  map[string][]int // those of kept by name, in the order of compare
+	files  map[string][]int // the descriptors of kept by name, in the order of compare
 	names  int              // the bytes of their names in LISTEN_FDNAMES
 
-	compare func(a, b int) int // compareFiles, but in a test
+	compare func(a, b int) int // compareFiles except in a test
 
 	buf, control []byte
 }
@@ -34,19 +34,19 @@ type descriptor struct {
 	fd   int
 }
 
-// Event is what a child has said.
+// Event is what a message of the child says.
 type Event struct {
-	// Ready: it has started.
+	// Ready: it has started (READY=1).
 	Ready bool
-	// Alive: it lives, as its watchdog wants to hear (WATCHDOG=1).
+	// Alive: its watchdog can be reset (WATCHDOG=1).
 	Alive bool
-	// Stopping: it ends of itself, and says no more that it lives.
+	// Stopping: it is ending, and sends no WATCHDOG=1 any more (STOPPING=1).
 	Stopping bool
 	// State is for a manager of the keeper: "" or lines of sd_notify(3) such as STATUS=text.
 	State string
 }
 
-// RefusedError is a message of the child that is not accepted, or not all of it. The next ones are.
+// RefusedError means that a message of the child, or a part of it, is not accepted. Receive can be called again.
 type RefusedError struct{ err error }
 
 func (e *RefusedError) Error() string {
@@ -62,8 +62,8 @@ func NewKeeper(limit int) *Keeper {
 
 // Begin makes the socket pair with the next child. It returns the child's descriptors, to be given
 // to it from 3 on, in this order, and the variables of its environment. The caller closes the first
-// descriptor, the child's end of the pair, once the child has it; the others stay the Keeper's, but for the last one,
-// broker, which is given under BrokerName, unless it is -1, and stays the caller's.
+// descriptor, the child's end of the pair, once the child has it; the others stay the Keeper's, but for the last,
+// broker, which stays the caller's: the child gets it under BrokerName, unless it is -1.
 func (k *Keeper) Begin(broker int) (fds []int, environment []string, err error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -84,7 +84,7 @@ func (k *Keeper) Begin(broker int) (fds []int, environment []string, err error) 
 	}, nil
 }
 
-// Environment returns environment without the variables of the protocol.
+// Environment returns all without the variables of the protocol.
 func Environment(all []string) (rest []string) {
 next:
 	for _, variable := range all {
@@ -99,7 +99,7 @@ next:
 }
 
 // Receive waits for a message of the child. It fails with io.EOF when the child has closed its end
-// or after Interrupt, with *RefusedError, or with what ends the conversation.
+// or after Interrupt, or with *RefusedError; after any other error it must not be called again.
 func (k *Keeper) Receive() (e Event, err error) {
 	n, controlLen, flags, err := k.recvmsg()
 	if err != nil {
@@ -139,7 +139,7 @@ func (k *Keeper) recvmsg() (n, controlLen, flags int, err error) {
 	for {
 		n, controlLen, flags, _, err = unix.Recvmsg(k.socket, k.buf, k.control, unix.MSG_CMSG_CLOEXEC)
 		switch err {
-		case unix.EINTR, unix.ECONNRESET: // the latter once, before what the child has sent
+		case unix.EINTR, unix.ECONNRESET: // the latter comes once, before messages that are still to be read
 		default:
 			return n, controlLen, flags, os.NewSyscallError("recvmsg", err)
 		}
@@ -164,8 +164,8 @@ func (k *Keeper) keep(name string, fd int) (kept bool, err error) {
 	return true, nil
 }
 
-// compareFiles is 0 if two descriptors are of one open file, and otherwise which one the kernel has first (kcmp(2)); where that does not
-// tell it is the second one.
+// compareFiles orders descriptors by their open files, as kcmp(2) does: 0 means one open file. If kcmp fails, a counts
+// as less than b.
 func compareFiles(a, b int) int {
 	const kcmpFile, less = 0, 1
 	pid := uintptr(unix.Getpid())
@@ -191,11 +191,11 @@ func (k *Keeper) remove(name string) {
 	k.kept = rest
 }
 
-// Len is how many descriptors are kept.
+// Len returns how many descriptors are kept.
 func (k *Keeper) Len() int { return len(k.kept) }
 
-// Interrupt has Receive return io.EOF after the messages that are there: the child has ended, and
-// whoever still has its end of the pair can send no more. It may be called during Receive.
+// Interrupt makes Receive return io.EOF after the messages that are queued: the child has ended, and a
+// process that has inherited its end of the pair can send no more. It may be called during Receive.
 func (k *Keeper) Interrupt() { _ = unix.Shutdown(k.socket, unix.SHUT_RD) }
 
 // End closes the pair with a child.
@@ -206,7 +206,7 @@ func (k *Keeper) End() {
 	k.socket = -1
 }
 
-// Close closes all.
+// Close closes the pair, and all descriptors that are kept.
 func (k *Keeper) Close() {
 	k.End()
 	for _, d := range k.kept {

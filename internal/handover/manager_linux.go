@@ -11,20 +11,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sendTimeout bounds how long a manager that reads nothing holds up the process.
+// sendTimeout bounds how long a send waits for a manager that does not read.
 const sendTimeout = time.Second
 
 // removeInterval is how often Remove is tried again.
 const removeInterval = time.Second
 
-// Manager is what has started this process: systemd, or a Keeper. Its methods are safe for
+// Manager is who started this process and keeps descriptors for the next: systemd, or a Keeper. Its methods are safe for
 // concurrent use, and do nothing if it is nil.
 type Manager struct {
-	// Limit is how many descriptors it takes: -1 if it does not say (systemd before 254).
+	// Limit is how many descriptors it keeps at most; -1 if it does not say (systemd before 254).
 	Limit int
-	// Watchdog is after how long without WATCHDOG=1 it ends the process (WatchdogSec=); 0 is never.
+	// Watchdog is the time without WATCHDOG=1 after which it ends the process (WatchdogSec=); 0 is never.
 	Watchdog time.Duration
-	// Broker is the socket to who does what takes a privilege, the caller's; -1: nobody does.
+	// Broker is the socket to the broker (internal/broker), which the caller owns; -1: there is none.
 	Broker int
 
 	fd     int
@@ -32,13 +32,13 @@ type Manager struct {
 	socket string        // NOTIFY_SOCKET
 
 	mu       sync.Mutex
-	names    map[string]int // how many descriptors of a name it was given, or has given
+	names    map[string]int // how many descriptors it keeps under each name
 	removals []string       // names that Remove could not send
 }
 
 // Open returns the manager of this process, nil if there is none, and the descriptors that it
-// kept. It takes the variables of the protocol out of the environment, so that the second call
-// finds none. After an error, too, the manager can be used, and what was kept is what could be read.
+// kept, which are the caller's. It takes the variables of the protocol out of the environment, so
+// that a second call finds none. After an error, too, what it returns can be used.
 func Open() (*Manager, Kept, error) {
 	defer func() {
 		for _, name := range environment {
@@ -82,8 +82,8 @@ func adopt() (Kept, error) {
 	if err != nil {
 		return kept, err
 	}
-	// What this process has opened is close-on-exec, what it has inherited is not. If one is not
-	// inherited the variables are not ours, and nothing is closed that others use.
+	// Descriptors that this process opened are close-on-exec, inherited ones are not. If one was not
+	// inherited the variables are not for this process, and none may be closed.
 	for i := range names {
 		flags, err := unix.FcntlInt(uintptr(firstFD+i), unix.F_GETFD, 0)
 		if err != nil || flags&unix.FD_CLOEXEC != 0 {
@@ -97,8 +97,8 @@ func adopt() (Kept, error) {
 	return kept, nil
 }
 
-// dial opens the socket to a service manager, whose address is a path or @name. It is not
-// connected, so that the service manager can make its socket anew.
+// dial opens a socket to send to the service manager's, whose address is a path or @name. It is not
+// connected: the service manager may replace its socket.
 func (m *Manager) dial(socket string) (err error) {
 	if socket[0] != '/' && socket[0] != '@' {
 		return fmt.Errorf("%s=%.60q: want a path, or @name", notifyEnv, socket)
@@ -108,8 +108,8 @@ func (m *Manager) dial(socket string) (err error) {
 	return os.NewSyscallError("socket", err)
 }
 
-// Environment are the variables by which Open finds a service manager again, in what this process executes in
-// its own place (execve(2)).
+// Environment returns the variables by which Open finds the service manager again in a program that this process
+// executes in place of itself (execve(2)).
 func (m *Manager) Environment() []string {
 	if m == nil || m.socket == "" {
 		return nil
@@ -163,8 +163,8 @@ func (m *Manager) sendmsg(text string, fds ...int) error {
 		switch err := unix.Sendmsg(m.fd, []byte(text), rights, m.to, unix.MSG_NOSIGNAL); {
 		case err == unix.EINTR:
 		case err == unix.ETOOMANYREFS && time.Now().Before(end):
-			// Without CAP_SYS_RESOURCE as many may be on their way as RLIMIT_NOFILE says: the
-			// manager is about to read them.
+			// Without CAP_SYS_RESOURCE only RLIMIT_NOFILE descriptors may be in flight: wait for
+			// the manager to read some.
 			time.Sleep(time.Millisecond)
 		default:
 			return os.NewSyscallError("sendmsg", err)
@@ -172,9 +172,9 @@ func (m *Manager) sendmsg(text string, fds ...int) error {
 	}
 }
 
-// Store gives the manager descriptors, under a name, beside those of that name that it has. They
-// stay the caller's. The manager does not watch them: FDPOLL=0, since a socket is readable with an
-// error (POLLERR) whenever there is an ICMP error for it, and systemd would close it then.
+// Store gives the manager descriptors to keep under a name, beside those that it has under it. They
+// stay the caller's. The manager must not poll them (FDPOLL=0): systemd closes a socket on POLLERR,
+// which any ICMP error for it raises.
 func (m *Manager) Store(name string, fds ...int) error {
 	if m == nil {
 		return nil
@@ -203,7 +203,7 @@ func (m *Manager) Store(name string, fds ...int) error {
 	return nil
 }
 
-// size is how many descriptors the manager has, and how long their names are in LISTEN_FDNAMES.
+// size returns how many descriptors the manager keeps, and how many bytes their names take in LISTEN_FDNAMES.
 func (m *Manager) size() (total, bytes int) {
 	for name, n := range m.names {
 		total, bytes = total+n, bytes+n*(len(name)+1)
@@ -211,8 +211,8 @@ func (m *Manager) size() (total, bytes int) {
 	return total, bytes
 }
 
-// Remove has the manager close what it has of a name. After an error it is tried again, each second and before any other
-// message, for a socket that stays open has its port.
+// Remove has the manager close what it keeps under a name. After an error it is tried again, each second and before any
+// other message: a socket that stays open would keep its port.
 func (m *Manager) Remove(name string) error {
 	if m == nil || checkName(name) != nil {
 		return nil
@@ -237,7 +237,7 @@ func (m *Manager) removeAgain() {
 	}
 }
 
-// Discard closes what nobody has taken of kept, here and at the manager.
+// Discard closes the descriptors that nobody has taken of kept, here and at the manager.
 func (m *Manager) Discard(kept Kept) (err error) {
 	for _, name := range kept.Names() {
 		err = errors.Join(err, m.Remove(name))
@@ -263,7 +263,7 @@ func (m *Manager) Sync(timeout time.Duration) error {
 	if err != nil {
 		return err
 	}
-	// It closes the descriptor when it comes to the message, which hangs up the pipe.
+	// The manager closes its end when it comes to the message, which raises POLLHUP here.
 	fds := []unix.PollFd{{Fd: int32(pipe[0])}}
 	for end := time.Now().Add(timeout); ; {
 		left := time.Until(end)

@@ -16,11 +16,11 @@ import (
 )
 
 // State is memory that outlives the process, kill -9 included, and reaches no disk but by swapping: an
-// anonymous file (memfd) that is mapped, which the process gives its Manager. It has records, which are
-// replaced as a whole, and Counters, which are in use where they are. Its methods are safe for concurrent
-// use, but for Close. One process at a time may have it.
+// anonymous file (memfd) that is mapped, which the process gives its Manager. It has records, each
+// replaced as a whole, and Counters, words that are counted in place. Its methods are safe for concurrent
+// use, but for Close. One process at a time may use it.
 type State struct {
-	// Damaged is how many records of the process before were not whole.
+	// Damaged is how many records of the process before were damaged, and are lost.
 	Damaged int
 
 	fd  int
@@ -32,25 +32,25 @@ type State struct {
 	generation uint64
 	counters   [stateCounters]bool // in use
 	free       []freeCounter
-	high       int // Counters from there on were never in use
+	high       int // Counters from this index on were never in use
 }
 
-// The layout. A page of what follows, Counters, and pages of records:
+// The layout: a page with the header, Counters, and pages of records:
 //
 //	header:   "ipipd-st", stateVersion (32 bits), counterWords, stateCounters, statePages, their SHA-256;
 //	          at headerHigh, how many pages of records were ever in use (64 bits)
 //	Counters: a tag (64 bits), then the words
 //	record:   recordWhole or 0 (64 bits), generation (64 bits), lengths of key and data (32 bits each),
-//	          SHA-256 of all of it from the generation on, key, data
+//	          SHA-256 of generation, lengths, key and data; key, data
 //
-// A record begins with a page, and is written to free pages: it is there once recordWhole is, the one before
-// then goes, and of two the later generation counts.
+// A record begins on a page boundary, and is written to free pages: it is valid once recordWhole is stored. Only then
+// is the key's record before it cleared; if both are found, the later generation counts.
 const (
 	stateVersion  = 1
 	statePageSize = 4096
 	counterWords  = 40
 	stateCounters = 4096
-	statePages    = 1 << 14 // 64 MiB, of which the kernel has those that were in use
+	statePages    = 1 << 14 // 64 MiB, of which only pages that were in use take memory
 	headerLength  = 24
 	headerHigh    = 64
 	recordHeader  = 56
@@ -59,11 +59,11 @@ const (
 	recordsAt     = countersAt + stateCounters*counterWords*8
 	stateSize     = recordsAt + statePages*statePageSize
 	stateSeals    = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
-	// countersRest is how long Counters are not used again: somebody may still be at them.
+	// countersRest is how long released Counters are not taken again: a goroutine may still add to them.
 	countersRest = 10 * time.Second
 )
 
-// extent is where a record is.
+// extent is the pages that a record takes.
 type extent struct{ first, pages int }
 
 type freeCounter struct {
@@ -100,8 +100,8 @@ func NewState() (*State, error) {
 	return s, nil
 }
 
-// AdoptState takes over the State of a process before. If fd is no State it fails, and fd stays the
-// caller's.
+// AdoptState takes over fd, the State of a process before. If fd is no State of this layout it fails, and
+// fd stays the caller's.
 func AdoptState(fd int) (*State, error) {
 	var stat unix.Stat_t
 	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
@@ -145,10 +145,10 @@ func stateHeader() []byte {
 	return append(b, sum[:]...)
 }
 
-// FD is the descriptor, which stays the State's.
+// FD returns the memfd, which stays the State's.
 func (s *State) FD() int { return s.fd }
 
-// Close unmaps and closes it: nobody may use Counters any more.
+// Close unmaps and closes the memory. Words of Counters must not be used any more.
 func (s *State) Close() error {
 	err := errors.Join(unix.Munmap(s.mem), unix.Close(s.fd))
 	s.mem = nil
@@ -161,7 +161,7 @@ func (s *State) word(offset int) *atomic.Uint64 {
 
 func (s *State) record(page int) []byte { return s.mem[recordsAt+page*statePageSize:] }
 
-// scan finds the records, and clears what is none.
+// scan finds the records, and clears pages that hold no valid one.
 func (s *State) scan() error {
 	if string(s.mem[:headerHigh-8]) != string(stateHeader()) {
 		return errLayout
@@ -193,14 +193,14 @@ func (s *State) scan() error {
 		s.extents[key] = e
 		s.generation = max(s.generation, generation)
 	}
-	s.high = stateCounters // all may have been
+	s.high = stateCounters // all may have been in use
 	for i := range stateCounters {
 		s.free = append(s.free, freeCounter{index: i})
 	}
 	return nil
 }
 
-// parse reads the record at a page; e.pages is 0 if there is none, with an error if it is not whole.
+// parse reads the record that begins at a page. e.pages is 0 if there is none, and err is set if it is damaged.
 func (s *State) parse(page int) (key string, e extent, generation uint64, err error) {
 	b := s.record(page)
 	if whole := binary.NativeEndian.Uint64(b); whole != recordWhole {
@@ -245,8 +245,8 @@ func (s *State) Records() map[string][]byte {
 	return records
 }
 
-// Put makes data the record of key, which has what was there before until it is whole. After an error it has
-// what was there before.
+// Put makes a copy of data the record of key, in one step: a process that is killed meanwhile leaves the record before
+// it, or this one. After an error the record before it stays.
 func (s *State) Put(key string, data []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -272,7 +272,7 @@ func (s *State) Put(key string, data []byte) error {
 	return nil
 }
 
-// Delete removes the record of key, if there is one, and what it had in it.
+// Delete removes the record of key, if there is one, and zeroes its memory.
 func (s *State) Delete(key string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -282,7 +282,7 @@ func (s *State) Delete(key string) {
 	}
 }
 
-// find finds free pages in a row.
+// find returns the first free pages in a row; false if there are not as many.
 func (s *State) find(pages int) (extent, bool) {
 	run := 0
 	for i := range s.used {
@@ -312,21 +312,21 @@ func (s *State) release(e extent) {
 	}
 }
 
-// clear ends a record: the first word, then the secrets.
+// clear zeroes a record: first recordWhole, which makes it invalid, then the rest, which may be secret.
 func (s *State) clear(e extent) {
 	s.word(recordsAt + e.first*statePageSize).Store(0)
 	clear(s.record(e.first)[:e.pages*statePageSize])
 }
 
-// words are those of Counters, after the tag.
+// words returns the words of Counters, without the tag.
 func (s *State) words(index int) []atomic.Uint64 {
 	return unsafe.Slice(s.word(countersAt+index*counterWords*8+8), counterWords-1)
 }
 
 func (s *State) tag(index int) *atomic.Uint64 { return s.word(countersAt + index*counterWords*8) }
 
-// TakeCounters returns words that begin with 0, for whoever has the tag, which is not 0. ok is false if there
-// are none left.
+// TakeCounters returns zeroed words, which the next process can adopt by index and tag, which is not 0. They stay the
+// caller's until ReleaseCounters. ok is false if none are left.
 func (s *State) TakeCounters(tag uint64) (index int, words []atomic.Uint64, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -350,8 +350,8 @@ func (s *State) TakeCounters(tag uint64) (index int, words []atomic.Uint64, ok b
 	return index, words, true
 }
 
-// AdoptCounters returns words that the process before had taken, as they are. ok is false unless they have the
-// tag, and were not adopted before.
+// AdoptCounters returns words that the process before had taken, with their values. ok is false unless they have the
+// tag, and are not in use already.
 func (s *State) AdoptCounters(index int, tag uint64) (words []atomic.Uint64, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -363,7 +363,7 @@ func (s *State) AdoptCounters(index int, tag uint64) (words []atomic.Uint64, ok 
 	return s.words(index), true
 }
 
-// ReleaseCounters gives Counters up. Nobody may begin to use them any more.
+// ReleaseCounters frees Counters. Additions that are under way may still end, within countersRest; none may begin.
 func (s *State) ReleaseCounters(index int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,12 +1,12 @@
 // Package history keeps what a tunnel has counted over the last minutes, and makes rates of it.
 //
-// A History takes the counters as they are read now and then, and keeps how much each went up since the
-// one before: 56 bytes for each reading, in a ring that never grows. Counters that went down belong to
-// a tunnel, or a process, that was started again; what it counted until it was read for the first time
-// is left out, so that no rate is negative, and none is that of hours in one second.
+// A History takes readings of the counters, at any times, and keeps the sums of how much each went up:
+// 56 bytes for each reading, in a ring that never grows. Counters that went down belong to a tunnel, or
+// a process, that was started again; what it had counted when it was first read is left out, so that no
+// rate is negative, and none counts hours of traffic within a second.
 //
-// Rates are of any stretch of time: between two readings a counter goes up evenly. Nothing here
-// knows what time it is, and a History belongs to one goroutine.
+// A rate can be had of any span of time: between two readings a counter is taken to go up evenly. Nothing
+// here reads a clock, and a History belongs to one goroutine.
 package history
 
 import (
@@ -17,33 +17,33 @@ import (
 
 // Sample is what a tunnel has counted since it was started.
 type Sample struct {
-	// Time is when the counters were read, of one clock that is never set back: time.Now, not parsed.
+	// Time is when the counters were read, by time.Now: it has to have a monotonic clock reading.
 	Time                                   time.Time
 	RxPackets, RxBytes, TxPackets, TxBytes uint64
 	Drops                                  drop.Counts
 }
 
-// Rate is how much was counted in a second.
+// Rate is how much was counted per second.
 type Rate struct {
 	RxPackets, RxBytes, TxPackets, TxBytes float64
-	// Drops are packets of all reasons; ICMP messages are none.
+	// Drops counts dropped packets, for all reasons but those of the ICMP group, which count messages.
 	Drops float64
 }
 
 // History is the last readings of one tunnel. Make one with New.
 type History struct {
-	epoch  time.Time // that of point.at 0
+	epoch  time.Time // the time of the first reading, from which point.at counts
 	last   Sample
 	points []point // a ring
-	next   int     // where the next one goes
-	n      int     // how many there are
+	next   int     // index of the next point
+	n      int     // how many points there are
 }
 
 // point is a reading: sums since the first one of a History, which never go down.
 type point struct {
 	at                                            time.Duration
 	rxPackets, rxBytes, txPackets, txBytes, drops uint64
-	// topDrops are those of top, the most frequent reason since the point before.
+	// topDrops are the drops for top, the most frequent reason since the point before.
 	topDrops uint32
 	top      drop.Reason
 }
@@ -110,8 +110,8 @@ func (h *History) at(i int) *point {
 // Last returns the last reading; false if there is none.
 func (h *History) Last() (Sample, bool) { return h.last, h.n > 0 }
 
-// Rate returns the rate of the window that ends with the last reading, or of the time since the first
-// reading there is if that is less; false if there are not two.
+// Rate returns the rate over the window that ends with the last reading, or since the oldest reading
+// if that is shorter; false if there are fewer than two readings.
 func (h *History) Rate(window time.Duration) (Rate, bool) {
 	if h.n < 2 {
 		return Rate{}, false
@@ -122,7 +122,7 @@ func (h *History) Rate(window time.Duration) (Rate, bool) {
 
 // TopDrop returns the most frequent reason for drops in the window that ends with the last reading, and
 // its drops a second; drop.None if there were none. Of each reading only the most frequent reason is
-// known, so a reason that never is does not count.
+// kept: the drops for any other are not counted.
 func (h *History) TopDrop(window time.Duration) (drop.Reason, float64) {
 	if h.n < 2 {
 		return drop.None, 0
@@ -150,9 +150,9 @@ func (h *History) TopDrop(window time.Duration) (drop.Reason, float64) {
 	return top, counts[top] / (end - start).Seconds()
 }
 
-// Series appends to dst the rates of n stretches of time of the length step, the last of which
-// ends at end, and returns it. What is before the first reading or after the last is all zeros, and
-// an interval that is known in part has the rate of that part.
+// Series appends to dst the rates of n consecutive intervals of length step, the last of which ends at
+// end, and returns it. The rate is zero before the oldest reading and after the last one, and an
+// interval that is known in part has the rate of that part.
 func (h *History) Series(dst []Rate, end time.Time, step time.Duration, n int) []Rate {
 	if step <= 0 {
 		return dst
@@ -188,7 +188,7 @@ func (h *History) between(from, to time.Duration) Rate {
 
 // sums returns what was counted from the oldest point to a time within the readings.
 func (h *History) sums(at time.Duration) Rate {
-	// The first point that is not before it.
+	// Find the first point that is not before at.
 	low, high := 0, h.n-1
 	for low < high {
 		if mid := (low + high) / 2; h.at(mid).at < at {

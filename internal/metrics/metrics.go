@@ -1,13 +1,13 @@
-// Package metrics serves what a process and its tunnels count, to Prometheus and to those that
-// read its text format: https://prometheus.io/docs/instrumenting/exposition_formats.
+// Package metrics serves what a process and its tunnels count, to Prometheus and whatever else
+// reads its text format: https://prometheus.io/docs/instrumenting/exposition_formats.
 //
 // A scrape takes one Snapshot, and makes the metrics of it anew: so the series of a tunnel end with the
 // tunnel, and nothing is counted a second time. An address is no label of a counter, which would begin
 // anew with each address: join them from ipipd_tunnel_info.
 //
 // The metrics are made without prometheus.Registry, which takes eight times as long for the 45 series of
-// each of 1,000 tunnels. What it would check, a test does. Go's own and those of the operating system's
-// process are the library's.
+// each of 1,000 tunnels. What it would check, a test does. The library makes the metrics of the Go runtime
+// and of the operating system's process.
 //
 // It has neither passwords nor TLS: it is for a loopback address, a unix socket or a trusted network.
 package metrics
@@ -24,11 +24,11 @@ import (
 // Snapshot is what metrics are made of.
 type Snapshot struct {
 	tunnel.Samples
-	// ReloadFailed is whether the last reload was not done; ReloadedAt is the time of the last that was, or
+	// ReloadFailed: the last reload was refused, or undone. ReloadedAt is the time of the last that was done, or
 	// of the start.
 	ReloadFailed bool
 	ReloadedAt   time.Time
-	// Sandbox is what the process can still do.
+	// Sandbox is what the process is confined by.
 	Sandbox sandbox.State
 }
 
@@ -36,7 +36,7 @@ type Snapshot struct {
 type family struct {
 	name, help string
 	counter    bool     // else a gauge
-	labels     []string // beside tunnel
+	labels     []string // besides tunnel
 }
 
 // processFamily is a family of the process with one series.
@@ -45,10 +45,10 @@ type processFamily struct {
 	value func(*Snapshot) float64
 }
 
-// tunnelFamily is a family with one series for each tunnel at most, that of its name.
+// tunnelFamily is a family with at most one series for each tunnel, labeled with its name.
 type tunnelFamily struct {
 	family
-	// value returns false where there is no series: the tunnel is not started, or has no such thing.
+	// value returns false if there is no series: the tunnel is not started, or the metric does not apply to it.
 	value func(*tunnel.Sample) (float64, bool)
 }
 
@@ -135,7 +135,7 @@ var tunnelFamilies = []tunnelFamily{
 		}},
 }
 
-// remoteFamily is a family with one series for each remote of a tunnel with many, if that is asked for.
+// remoteFamily is a family with a series for each remote of a tunnel with many, if metrics-remotes asks for it.
 type remoteFamily struct {
 	family
 	value func(*tunnel.Remote) (float64, bool)
@@ -156,7 +156,7 @@ func remoteGauge(name, help string) family {
 	return family{name: name, help: help + "; only with metrics-remotes", labels: []string{"remote_address"}}
 }
 
-// remotesOf are counts of many remotes; none of a tunnel with one.
+// remotesOf returns the counts of many remotes; all zero for a tunnel with one.
 func remotesOf(s *tunnel.Sample) tunnel.Remotes {
 	if s.Remotes == nil {
 		return tunnel.Remotes{}
@@ -174,7 +174,7 @@ func number(b bool) float64 {
 	return 0
 }
 
-// seconds is a time as metrics have it; 0 is none.
+// seconds returns a time as metrics have it, in seconds since 1970; 0 for the zero time.
 func seconds(t time.Time) float64 {
 	if t.IsZero() {
 		return 0
@@ -182,8 +182,8 @@ func seconds(t time.Time) float64 {
 	return float64(t.UnixMicro()) / 1e6
 }
 
-// reasons of a tunnel without and with a secret, with one and with many remotes, and of the process, packets and ICMP messages apart: each
-// has a series from the start, so that the first drop is seen as an increase.
+// The reasons that have series, packets and ICMP messages apart: all with many remotes and a secret, many without a
+// secret, plain and esp with one remote, process for no tunnel. Each has one from the start: the first drop is an increase.
 var (
 	allPackets, allMessages         = reasons(func(r drop.Reason) bool { return !r.ByProcess() })
 	manyPackets, manyMessages       = reasons(func(r drop.Reason) bool { return !r.ByProcess() && !r.ByESP() })
@@ -202,7 +202,7 @@ func reasons(of func(drop.Reason) bool) (packets, messages [drop.NumReasons]bool
 	return packets, messages
 }
 
-// sampledReasons are those that a tunnel has series of.
+// sampledReasons returns the reasons that a tunnel has series of.
 func sampledReasons(s *tunnel.Sample) (packets, messages *[drop.NumReasons]bool) {
 	switch {
 	case !s.Started:

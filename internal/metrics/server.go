@@ -20,7 +20,7 @@ import (
 // Limits of clients, who may be anybody.
 const (
 	maxHeaderBytes = 8 << 10
-	maxScrapes     = 2 // are made at once; more wait
+	maxScrapes     = 2 // answers made at once; further requests wait
 	readTimeout    = 5 * time.Second
 	writeTimeout   = 10 * time.Second
 	idleTimeout    = 2 * time.Minute // longer than the usual interval of scrapes
@@ -28,15 +28,15 @@ const (
 
 // Options are what a server serves. Its functions are called concurrently.
 type Options struct {
-	// Version is that of ipipd.
+	// Version is ipipd's version.
 	Version string
-	// Snapshot returns what runs; nil before there is something.
+	// Snapshot returns the counters; nil before the tunnels are ready.
 	Snapshot func() *Snapshot
-	// Ready returns why the process does not do its work yet; nil if it does.
+	// Ready returns nil once all tunnels are started, and before that the reason for the wait.
 	Ready func() error
 	// Page serves GET and HEAD of all other paths: package page.
 	Page http.Handler
-	// Host is what this host calls itself; "" if it has no name.
+	// Host is this host's name; "" if it has none.
 	Host string
 }
 
@@ -51,10 +51,10 @@ func NewServer(o Options) *http.Server {
 	own.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	all := prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
 		families, err := own.Gather()
-		return append(gather(o.Version, o.Snapshot()), families...), err // also after an error: what there is
+		return append(gather(o.Version, o.Snapshot()), families...), err // after an error, too, the families that there are
 	})
 	mux := http.NewServeMux()
-	// Not compressed: that takes more of the processor than all the rest, and this is for the same host or a
+	// Not compressed: that would take more processor time than all the rest, and clients are on this host or a
 	// network next to it.
 	mux.Handle("GET /metrics", inTurn(promhttp.HandlerFor(all, promhttp.HandlerOpts{
 		DisableCompression: true, ErrorHandling: promhttp.ContinueOnError,
@@ -77,11 +77,11 @@ func NewServer(o Options) *http.Server {
 	}
 }
 
-// inTurn has next make maxScrapes answers at once, each in memory: so a client that reads slowly keeps nobody from
-// an answer. The connections bound how many there are.
+// inTurn lets next make at most maxScrapes answers at once, each in memory, so that a client that reads slowly holds up
+// no other. The listener's limit of connections bounds the memory.
 func inTurn(next http.Handler) http.Handler {
 	turns := make(chan struct{}, maxScrapes)
-	var size atomic.Int64 // of the last: the next will be about as long
+	var size atomic.Int64 // of the last answer: the next will be about as long
 	made := func(r *http.Request, header http.Header) *answer {
 		select {
 		case turns <- struct{}{}:
@@ -105,7 +105,7 @@ func inTurn(next http.Handler) http.Handler {
 	})
 }
 
-// answer is an http.ResponseWriter that keeps what is written.
+// answer is an http.ResponseWriter that buffers what is written.
 type answer struct {
 	header http.Header
 	status int
@@ -122,9 +122,9 @@ func plain(w http.ResponseWriter, status int, text string) {
 	fmt.Fprintln(w, text)
 }
 
-// guard keeps web pages of others from reading what is here: a browser of this host reaches a loopback
-// address, and such a page may have had its own name resolve to that. The name is in Host then, and own is
-// the only one that is none of theirs.
+// guard refuses DNS rebinding: a foreign web page whose name has come to resolve to a loopback address could read
+// this server by a browser of this host. Its requests have that name in Host, so that of names only localhost and
+// own are accepted.
 func guard(next http.Handler, own string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -138,7 +138,7 @@ func guard(next http.Handler, own string) http.Handler {
 	})
 }
 
-// namesAddress reports whether host, of a request, is an address, localhost or own, with a port or without.
+// namesAddress reports whether a request's host, with a port or without, is an address, localhost, own or empty.
 func namesAddress(host, own string) bool {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name

@@ -11,7 +11,7 @@ import (
 	"ipipd/internal/drop"
 )
 
-// Action is what a key asks of whoever runs a View.
+// Action is what the caller of View.Handle has to do for a key.
 type Action int
 
 // The actions.
@@ -25,7 +25,7 @@ const (
 // View is what a terminal shows of a Model, and what keys change of it.
 type View struct {
 	Options
-	// Detail is what is known of the tunnel whose page is open, a line each; nil is nothing yet.
+	// Detail is the lines of ipipd print about the tunnel whose page is open; nil until they are known.
 	Detail []string
 
 	model    *Model
@@ -33,17 +33,17 @@ type View struct {
 	sortBy   string
 	reversed bool
 	filter   string
-	typing   bool // the filter
+	typing   bool // whether the filter is being typed
 	help     bool
-	selected string // link
-	first    int    // the first row that is shown
-	page     string // link; "" is the table
-	scroll   int    // of the page, or the help
-	rowsFit  int    // of the last frame
-	most     int    // of scroll, in the last frame
+	selected string // link of the selected tunnel
+	first    int    // index of the first row that is shown
+	page     string // link of the tunnel whose page is open; "": the table is shown
+	scroll   int    // index of the first line that is shown of the page, or the help
+	rowsFit  int    // how many rows fitted into the last frame
+	most     int    // the greatest scroll in the last frame
 }
 
-// NewView returns the View of a Model; of one tunnel it is that one's page.
+// NewView returns the View of a Model: the table, or of a Model of one tunnel that tunnel's page.
 func NewView(m *Model, o Options) *View {
 	v := &View{Options: o, model: m, interval: m.interval, sortBy: "NAME"}
 	if m.only != "" && len(m.Tunnels) > 0 {
@@ -61,7 +61,7 @@ func (v *View) Page() (link string, answers bool) {
 
 func itoa(n int) string { return strconv.Itoa(n) }
 
-// sortable are the titles of the columns by which the table is sorted.
+// sortable returns the titles of the columns by which the table can be sorted.
 func sortable() (titles []string) {
 	for _, c := range columns {
 		if c.order != nil || c.title == "NAME" {
@@ -71,7 +71,7 @@ func sortable() (titles []string) {
 	return titles
 }
 
-// rows are the tunnels that match the filter, sorted.
+// rows returns the tunnels that match the filter, sorted.
 func (v *View) rows() []*Tunnel {
 	rows := slices.DeleteFunc(slices.Clone(v.model.Tunnels), func(t *Tunnel) bool { return !t.matches(v.filter) })
 	i := slices.IndexFunc(columns, func(c column) bool { return c.title == v.sortBy })
@@ -88,7 +88,7 @@ func (v *View) rows() []*Tunnel {
 	return rows
 }
 
-// Handle takes a key.
+// Handle handles a key.
 func (v *View) Handle(key Key) Action {
 	switch key {
 	case KeyInterrupt:
@@ -120,7 +120,7 @@ func (v *View) Handle(key Key) Action {
 	return Stay
 }
 
-// handlePage takes a key of a page, or the help.
+// handlePage handles a key while a page, or the help, is shown.
 func (v *View) handlePage(key Key) {
 	switch key {
 	case KeyEscape, KeyBackspace, KeyLeft, 'b':
@@ -136,7 +136,7 @@ func (v *View) handlePage(key Key) {
 	}
 }
 
-// handleTable takes a key of the table.
+// handleTable handles a key while the table is shown.
 func (v *View) handleTable(key Key) {
 	rows := v.rows()
 	at := slices.IndexFunc(rows, func(t *Tunnel) bool { return t.Link == v.selected })
@@ -165,14 +165,14 @@ func (v *View) handleTable(key Key) {
 	}
 }
 
-// sort sorts by the next column, or the one before.
+// sort sorts by the next sortable column, or with a step of -1 by the one before.
 func (v *View) sort(step int) {
 	titles := sortable()
 	i := slices.Index(titles, v.sortBy) + step
 	v.sortBy, v.reversed = titles[(i+len(titles))%len(titles)], false
 }
 
-// moved is where a key leads from one of n lines.
+// moved returns the index of the line, of n, that a key moves to from at. screen is how many lines fit.
 func moved(at, n int, key Key, screen int) int {
 	switch key {
 	case KeyUp, 'k':
@@ -209,7 +209,7 @@ func (v *View) Frame(now time.Time, width, height int) []string {
 	return lines[:min(len(lines), height)]
 }
 
-// tableFrame is the frame of the table.
+// tableFrame returns the lines of the table, scrolled to the selected row.
 func (v *View) tableFrame(now time.Time, width, height int) []string {
 	rows := v.rows()
 	at := slices.IndexFunc(rows, func(t *Tunnel) bool { return t.Link == v.selected })
@@ -252,10 +252,10 @@ func (v *View) tableFrame(now time.Time, width, height int) []string {
 	return append(lines, feet...)
 }
 
-// fitLine cuts a clean line.
+// fitLine cuts clean text to width, without the padding of fit.
 func fitLine(text string, width int) string { return strings.TrimRight(fit(text, width, false), " ") }
 
-// title is the first line of the table.
+// title returns the first line of the table.
 func (v *View) title(now time.Time, width, matching int) string {
 	counts := map[State]int{}
 	var rx, tx float64
@@ -291,7 +291,7 @@ func plural(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// feet are the lines below the table: what somebody has to know, the selected tunnel, and the keys.
+// feet returns the lines below the table: the notes, a line about the selected tunnel, and the keys.
 func (v *View) feet(rows []*Tunnel, at int, now time.Time, width, height int) (feet []string) {
 	add := func(text string, s Style) { feet = append(feet, v.paint(fitLine(clean(text, v.Unicode), width), s)) }
 	notes := v.notes(now)
@@ -313,7 +313,7 @@ func (v *View) feet(rows []*Tunnel, at int, now time.Time, width, height int) (f
 	return feet
 }
 
-// notes are what is true of no tunnel.
+// notes returns what is to be said that is not about a tunnel.
 func (v *View) notes(now time.Time) (notes []string) {
 	m := v.model
 	if !m.UndoAt.IsZero() {
@@ -325,7 +325,7 @@ func (v *View) notes(now time.Time) (notes []string) {
 	return append(notes, m.Problems...)
 }
 
-// summary is a tunnel in a line.
+// summary describes the tunnel in a line.
 func (t *Tunnel) summary() string {
 	text := t.Name
 	if t.Interface != "" && t.Interface != t.Name {
@@ -333,7 +333,7 @@ func (t *Tunnel) summary() string {
 	}
 	if t.LocalAddress+t.RemoteAddress != "" {
 		unknown := "?"
-		if t.Remotes != nil { // that of the route to each
+		if t.Remotes != nil { // each has its own, and the local address is the source of the route to it
 			unknown = "any"
 		}
 		text += ": " + cmp.Or(t.LocalAddress, unknown) + " > " + cmp.Or(t.RemoteAddress, unknown)

@@ -13,19 +13,19 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// view is what page.html is filled with: texts, which it escapes.
+// view is the data of page.html, unescaped: the template escapes it.
 type view struct {
 	Title, Version string
-	Root           string // of relative links
-	Time, Clock    string // when the samples were taken
+	Root           string // begins relative links
+	Time, Clock    string // when the samples were read
 
-	// Of the page of all tunnels.
+	// The page of all tunnels.
 	Summary string
 	Rows    []row
 
-	// Of that of one.
+	// The page of one tunnel.
 	Row     *row
-	Missing string // why there is none
+	Missing string // why Row is nil
 	Charts  []chart
 	Facts   []fact
 
@@ -34,26 +34,26 @@ type view struct {
 	Dropped      []dropped
 }
 
-// row is a tunnel.
+// row is a tunnel's row of the table.
 type row struct {
 	Name, Link, Comment, Remote, Path, IPsec string
 
-	Warnings string // codes of those that are no notes
+	Warnings string // codes of the warnings that are more than notes
 
-	Place                              int // by name
+	Place                              int // position when sorted by name
 	State                              state
 	In, Out, Heard, RoundTrip, PathMTU number
 	Drops                              lost
 	Spark                              *spark // nil while there is no history
 }
 
-// number is one to sort by, with its text.
+// number is a number to sort by, and the text that is shown for it.
 type number struct {
 	Key  int64
 	Text string
 }
 
-// none is the number of what there is not.
+// none is the number of a cell that stays empty, as the path MTU's of a tunnel that is not started.
 var none = number{Key: -1}
 
 // lost is a rate of drops.
@@ -63,13 +63,13 @@ type lost struct {
 	Reason string
 }
 
-// state is one of a few words. The worse has the lower Rank.
+// state is a tunnel's state, as one of a few words. A worse one has a lower Rank.
 type state struct {
 	Rank             int
 	Word, Class, Why string
 }
 
-// spark are the paths of a row's drawing.
+// spark is the SVG paths of a row's drawing.
 type spark struct{ In, Out, Drops string }
 
 // chart is one drawing of a tunnel's page.
@@ -93,13 +93,13 @@ type dropped struct {
 	Why, Remedy  []span
 }
 
-// span is a part of a text in which code is between backquotes.
+// span is a part of a text: code, if it was between backquotes.
 type span struct {
 	Text string
 	Code bool
 }
 
-// newView begins a view. The caller holds mu, as with all others of a Page here.
+// newView begins a view. The caller holds mu, as with all other methods of Page in this file.
 func (p *Page) newView(root string) view {
 	v := view{Version: p.options.Version, Root: root, Title: "ipipd"}
 	if p.options.Host != "" {
@@ -111,7 +111,7 @@ func (p *Page) newView(root string) view {
 
 const starting = "The tunnels are being started."
 
-// indexView is what runs.
+// indexView returns the view of all tunnels.
 func (p *Page) indexView() view {
 	v := p.newView("")
 	if p.samples == nil {
@@ -155,7 +155,7 @@ func (p *Page) indexView() view {
 	return v
 }
 
-// tunnelView is the tunnel of that name.
+// tunnelView returns the view of the tunnel of that name.
 func (p *Page) tunnelView(name string) view {
 	v := p.newView("../")
 	s := p.find(name)
@@ -187,20 +187,20 @@ func (p *Page) tunnelView(name string) view {
 	return v
 }
 
-// end is the end of the interval of length step that has the last reading in it, or a moment before it.
-// Intervals are counted from the first reading, so that a complete one does not change any more.
+// end returns the end of the interval of length step that contains the last reading, less a moment. Intervals
+// are counted from the first reading, so that a complete one does not change any more.
 func (p *Page) end(step time.Duration) time.Time {
 	const moment = Interval / 4
 	return p.started.Add((p.last.Sub(p.started) - moment + step - 1) / step * step)
 }
 
-// valid is a text in UTF-8: somebody can have called an interface anything.
+// valid returns text with what is not UTF-8 replaced: an interface's name can be any bytes.
 func valid(text string) string { return strings.ToValidUTF8(text, "\ufffd") }
 
-// clock is a time of this host.
+// clock formats a time in this host's zone.
 func clock(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05 MST") }
 
-// row makes that of a tunnel.
+// row returns the tunnel's row of the table.
 func (p *Page) row(s *tunnel.Sample) row {
 	r := row{
 		Name: valid(s.Name), Link: url.PathEscape(s.Name), Comment: valid(s.Comment), Remote: valid(s.RemoteAddress),
@@ -250,14 +250,14 @@ func (p *Page) row(s *tunnel.Sample) row {
 	return r
 }
 
-// series are the rates of a history in steps of a length, valid until the next call.
+// series returns the rates of a history over Span, by intervals of length step. They are valid until the next call.
 func (p *Page) series(h *history.History, step time.Duration) *columns {
 	p.rates = h.Series(p.rates[:0], p.end(step), step, int(Span/step))
 	p.columns.fill(p.rates)
 	return &p.columns
 }
 
-// stateOf has the words of `ipipd monitor`.
+// stateOf returns a tunnel's state, in the words of `ipipd monitor`.
 func stateOf(s *tunnel.Sample) state {
 	waits := ""
 	if s.WaitingFor != "" {
@@ -297,7 +297,7 @@ func ipsec(s *tunnel.Sample) string {
 	return "established"
 }
 
-// facts are what is known of a tunnel beside its rates.
+// facts returns what is known of a tunnel besides its rates.
 func (p *Page) facts(s *tunnel.Sample) (facts []fact) {
 	add := func(name, value string) {
 		if value != "" {
@@ -347,7 +347,7 @@ func (p *Page) facts(s *tunnel.Sample) (facts []fact) {
 	return facts
 }
 
-// reasonsOf are the reasons that have counted something. rate is that of top now.
+// reasonsOf returns the reasons whose count is not zero. rate is the present rate of top.
 func reasonsOf(counts *drop.Counts, top drop.Reason, rate float64) (all []dropped) {
 	for r := range drop.All() {
 		if counts[r] == 0 {
@@ -369,10 +369,10 @@ func spans(text string) (all []span) {
 	return all
 }
 
-// columns are the numbers of rates, by what they are of.
+// columns is rates turned into one slice for each counter.
 type columns struct{ rxBytes, txBytes, rxPackets, txPackets, drops []float64 }
 
-// fill replaces what is in c, in the same memory.
+// fill replaces the content of c, and reuses its memory.
 func (c *columns) fill(rates []history.Rate) {
 	c.rxBytes, c.txBytes, c.rxPackets, c.txPackets, c.drops = c.rxBytes[:0], c.txBytes[:0], c.rxPackets[:0], c.txPackets[:0], c.drops[:0]
 	for i := range rates {
@@ -393,7 +393,7 @@ func sparkline(c *columns) *spark {
 	}
 }
 
-// charts draws those of one tunnel; now is what the numbers beside them say.
+// charts draws the charts of a tunnel's page; now has the numbers beside them.
 func charts(c *columns, now history.Rate) []chart {
 	width := len(c.drops) * chartStep
 	both := func(name, unit string, factor float64, rx, tx []float64, rxNow, txNow float64) chart {
@@ -416,7 +416,7 @@ func charts(c *columns, now history.Rate) []chart {
 	}
 }
 
-// age is a time in its two largest units.
+// age formats a duration in its two largest units.
 func age(d time.Duration) string {
 	switch s := int64(d / time.Second); {
 	case s < 60:

@@ -1,5 +1,5 @@
 // Package peerconfig writes the configuration of a tunnel's other end, for the systems that speak RFC 2003:
-// the outer addresses swapped, and what has to be the same at both ends in that system's words.
+// the outer addresses swapped, and the settings that have to be the same at both ends, in that system's words.
 //
 // What is not known here (the networks behind this end, the other end's interfaces), or cannot be said there,
 // is a comment in what is written. The syntax is that of systemd.netdev(5), ip-tunnel(8), swanctl.conf(5), the
@@ -21,10 +21,10 @@ import (
 	"ipipd/keepalive"
 )
 
-// Systems are those that Write knows.
+// Systems are the systems that Write writes for.
 var Systems = []string{"mikrotik", "linux", "networkd", "cisco", "ipipd"}
 
-// placeholder is a pre-shared key that is not: it does not authenticate, so that nothing comes up in the clear.
+// placeholder stands in place of a secret that is not shown: IKE fails with it, so that nothing is sent in the clear.
 const placeholder = "put the secret here"
 
 // Tunnel is this end of a tunnel.
@@ -32,9 +32,9 @@ type Tunnel struct {
 	Config tunnel.Config
 	// Local and Remote are the outer addresses in use, if the tunnel runs and has found them; 0.0.0.0 is none.
 	Local, Remote netip.Addr
-	// Locals are this end's outer addresses by those of many remotes, if there is not one for all and the tunnel runs.
+	// Locals has this end's outer address for each of many remotes, if the tunnel runs and has not one for all.
 	Locals map[netip.Addr]netip.Addr
-	// MTU is that of the interface, if the tunnel runs.
+	// MTU is the interface's, in bytes, if the tunnel runs; else 0.
 	MTU int
 	// ShowSecret: the secret is written.
 	ShowSecret bool
@@ -46,24 +46,25 @@ type Tunnel struct {
 
 // peer is the other end.
 type peer struct {
-	// Config is what ipipd would have there. Its remote-address is this end, its local-address the zero
-	// Addr if that is not known.
+	// Config is ipipd's configuration for that end. Its RemoteAddress is this end's outer address, its LocalAddress
+	// the zero Addr if that end's is not known.
 	tunnel.Config
 	remote netip.Addr
 	mtu    int // of the interface, also if it is auto
 	// notes are lines for whoever configures it.
 	notes []string
-	// probe is the form that this end waits for an answer to; without a keepalive it is FormEcho, which any
-	// system answers.
+	// probe is the form of this end's probes, which that end has to answer; without a keepalive it is FormEcho,
+	// which any system answers.
 	probe keepalive.Form
-	// routed is the inner address of this end, if it has one.
+	// routed is the first inner address of this end, if it has one.
 	routed netip.Addr
-	// identity is what this end expects, if it is not the outer address.
+	// identity is the IKE identity that this end expects, if it is not the outer address.
 	identity string
-	shown    bool // the secret is
+	shown    bool // whether the secret is written
 }
 
-// Write writes the configuration of the other end of t for one of Systems, or of each of many remotes.
+// Write writes the configuration of the other end of t, or of each of many remotes, for one of Systems. A value that
+// cannot be used is a *tunnel.ValueError.
 func Write(w io.Writer, system string, t *Tunnel) error {
 	if t.isMany() {
 		return writeMany(w, system, t)
@@ -96,7 +97,7 @@ func (p *peer) note(format string, args ...any) {
 	p.notes = append(p.notes, fmt.Sprintf(format, args...))
 }
 
-// mirror makes the other end of t.
+// mirror returns the other end of this one. It fails if this end's outer address is not known.
 func mirror(this *Tunnel) (*peer, error) {
 	t := *this
 	for _, a := range []*netip.Addr{&t.Local, &t.Remote} {
@@ -172,7 +173,8 @@ func (p *peer) mirrorAddresses(c *tunnel.Config, sources string) {
 	}
 }
 
-// opposite is the other end's address in the subnet of a; target is an address that the other end has.
+// opposite returns the other end's address in the subnet of a; false if it cannot be told. target is one that the
+// other end has, or invalid.
 func opposite(a netstate.InterfaceAddress, target netip.Addr) (netstate.InterfaceAddress, bool) {
 	own, bits := a.Prefix.Addr(), a.Prefix.Bits()
 	network := a.Prefix.Masked().Addr()
@@ -210,7 +212,7 @@ func (p *peer) mirrorKeepalive(c *tunnel.Config) {
 	}
 }
 
-// mirrorSecret has the other end use the same key and the same proposals.
+// mirrorSecret sets the same secret and the same proposals at the other end.
 func (p *peer) mirrorSecret(c *tunnel.Config) {
 	if !c.IPsec.Wanted() {
 		return
@@ -232,7 +234,7 @@ func (p *peer) mirrorSecret(c *tunnel.Config) {
 	}
 }
 
-// echoAdvice is what to do here about a system that answers no reflect probe.
+// echoAdvice says what to set at this end for a system that answers no reflect probe.
 func (p *peer) echoAdvice() string {
 	target := "INNER-ADDRESS"
 	if len(p.Addresses) > 0 {
@@ -241,7 +243,7 @@ func (p *peer) echoAdvice() string {
 	return fmt.Sprintf("want keepalive-probe: echo and keepalive-target: %s at this end", target)
 }
 
-// comments returns lines as comments of a system.
+// comments returns lines as comments, each behind prefix.
 func comments(prefix string, lines []string) string {
 	var b strings.Builder
 	for _, line := range lines {
@@ -250,7 +252,7 @@ func comments(prefix string, lines []string) string {
 	return b.String()
 }
 
-// ident is the name as an identifier of any system, and of an interface of Linux.
+// ident returns the tunnel's name as an identifier that each system takes, and Linux as an interface's name.
 func (p *peer) ident() string {
 	name := strings.Map(func(c rune) rune {
 		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' {
@@ -271,7 +273,7 @@ func (p *peer) ipipd() (string, error) {
 func (p *peer) mikrotik() (string, error) {
 	var b strings.Builder
 	c := p.Config
-	c.KeepaliveProbe, c.KeepaliveTarget = keepalive.FormReflect, netip.Addr{} // its own
+	c.KeepaliveProbe, c.KeepaliveTarget = keepalive.FormReflect, netip.Addr{} // the only form of RouterOS's keepalive
 	rules := []string{"firewall, above the rules that drop:"}
 	input := "/ip firewall filter add chain=input src-address=" + p.RemoteAddress + " protocol="
 	if p.IPsec.Wanted() {

@@ -1,8 +1,8 @@
-// Package resolve looks up the IPv4 addresses of DNS names, and how long they hold.
+// Package resolve looks up the IPv4 addresses of DNS names, and their TTL.
 //
 // Go's own resolver does it, so that resolv.conf, search lists, EDNS, TCP and /etc/hosts are as
-// everywhere in Go; it keeps the TTL to itself. This package reads it from the DNS messages that
-// the resolver's connections receive.
+// everywhere in Go; it does not return the TTL. This package reads that from the DNS messages
+// that the resolver's connections receive.
 package resolve
 
 import (
@@ -22,16 +22,16 @@ type Answer struct {
 	// Addresses are unicast addresses, at least one, each once and ascending: name servers
 	// rotate the order (RFC 1794), so it says nothing.
 	Addresses []netip.Addr
-	// TTL is the least of the records that led to Addresses; 0 also if they are not from DNS
+	// TTL is the smallest of the records that led to Addresses; 0 also if they are not from DNS
 	// but from /etc/hosts.
 	TTL time.Duration
 }
 
 const (
-	// parallel is the number of look-ups under way at a time, those that have become slow aside.
+	// parallel is how many look-ups can be under way at once, slow ones not counted.
 	parallel = 64
-	// patience is the time after which a look-up is slow. As many as parallel may be: further ones are given
-	// up, so that names of a zone whose servers are silent do not keep the others waiting.
+	// patience is the time after which a look-up is slow. At most parallel are slow at once: further ones are
+	// given up, so that names of a zone whose servers are silent do not keep the others waiting.
 	patience = time.Second
 	// timeout of a look-up, its retries included.
 	timeout = 10 * time.Second
@@ -42,11 +42,11 @@ var (
 	errSilent    = errors.New("no answer yet, and many other names have none")
 )
 
-// Resolver looks names up, so many at a time, and each once at a time. Its methods are safe for
-// concurrent use.
+// Resolver looks names up, a limited number at once; callers that ask for one name share a look-up.
+// Its methods are safe for concurrent use.
 type Resolver struct {
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// slots has an item for each look-up that is under way, slow one for each that takes longer.
+	// slots has an item for each look-up that is under way and not slow, slow one for each slow one.
 	slots, slow       chan struct{}
 	patience, timeout time.Duration
 
@@ -68,7 +68,7 @@ func New() *Resolver {
 	return &Resolver{dial: new(net.Dialer).DialContext, slots: make(chan struct{}, parallel), slow: make(chan struct{}, parallel), patience: patience, timeout: timeout, pending: map[string]*lookup{}}
 }
 
-// Lookup looks name up. It waits its turn as long as ctx allows, and then 10 s at most.
+// Lookup looks name up. It waits for a slot until ctx is done, and then 10 s at most for the answer.
 func (r *Resolver) Lookup(ctx context.Context, name string) (Answer, error) {
 	for {
 		r.mu.Lock()
@@ -98,7 +98,7 @@ func (r *Resolver) Lookup(ctx context.Context, name string) (Answer, error) {
 	}
 }
 
-// ask asks the resolver.
+// ask waits for a slot, and then makes a query.
 func (r *Resolver) ask(ctx context.Context, name string) (Answer, error) {
 	select {
 	case r.slots <- struct{}{}:
@@ -115,7 +115,7 @@ func (r *Resolver) ask(ctx context.Context, name string) (Answer, error) {
 	return a, err
 }
 
-// hold moves a look-up that has a slot to slow after patience, or else gives it up. The caller calls end.
+// hold moves a look-up from slots to slow after patience, or gives it up if slow is full. end ends the look-up.
 func (r *Resolver) hold(giveUp func(error)) (end func()) {
 	slot, moved := r.slots, make(chan struct{})
 	timer := time.AfterFunc(r.patience, func() {
@@ -136,7 +136,7 @@ func (r *Resolver) hold(giveUp func(error)) (end func()) {
 	}
 }
 
-// query is one look-up.
+// query has Go's resolver look name up, within the timeout.
 func (r *Resolver) query(ctx context.Context, name string) (Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()

@@ -50,10 +50,10 @@ type Policy struct {
 	AbstractSockets bool
 }
 
-// State is what is enforced. Its JSON is part of that of `print`.
+// State is what is enforced. Its JSON is part of a tunnel's status in `print --json`.
 type State struct {
 	Mode string `json:"mode"`
-	// Landlock is the version of its ABI that is enforced; 0 is none.
+	// Landlock is the version of the Landlock ABI that is enforced; 0: none is.
 	Landlock int `json:"landlock-abi"`
 	// Seccomp is whether the list of system calls is enforced.
 	Seccomp    bool `json:"seccomp"`
@@ -62,7 +62,7 @@ type State struct {
 	EBPF bool `json:"ebpf"`
 	// Brokered is as in Policy.
 	Brokered bool `json:"brokered"`
-	// Capabilities are those that are left. In JSON it is never null.
+	// Capabilities are the ones that the process keeps. In JSON it is never null.
 	Capabilities []Capability `json:"capabilities"`
 	// Read has the folders and files of the configuration, and others that can be read, unless Landlock is 0.
 	Read []string `json:"read,omitzero"`
@@ -70,13 +70,13 @@ type State struct {
 	Missing []string `json:"missing,omitzero"`
 }
 
-// Capability is one that is left, and what for.
+// Capability is a capability that the process keeps, and what for.
 type Capability struct {
 	Name string `json:"name"`
 	Why  string `json:"why"`
 }
 
-// String is the State on one line.
+// String returns the State on one line.
 func (s *State) String() string {
 	parts := []string{}
 	if s.Mode != Off {
@@ -103,7 +103,7 @@ func (s *State) String() string {
 	return s.Mode + ": " + strings.Join(parts, ", ")
 }
 
-// CapabilityNames are those of Capabilities, as in "CAP_NET_ADMIN, CAP_NET_RAW stay".
+// CapabilityNames returns the names of Capabilities as a clause: "CAP_NET_ADMIN, CAP_NET_RAW stay".
 func (s *State) CapabilityNames() string {
 	if len(s.Capabilities) == 0 {
 		return "no capability"
@@ -119,9 +119,9 @@ func (s *State) CapabilityNames() string {
 	return strings.Join(names, ", ") + stay
 }
 
-// Readable returns what has to be readable for paths to be read again after they were replaced by rename(2):
-// of a file its folder, and that of what it is a symbolic link to; of a folder also those of what is in it. It is the
-// file alone where the folder is the root folder.
+// Readable returns the paths that Landlock has to let the process read, for paths to be read again after files were
+// replaced by rename(2): of a file its folder, and its target's if it is a symbolic link; of a folder itself, and the
+// target folders of the links in it. In place of the root folder it is the file alone.
 func Readable(paths ...string) (readable []string) {
 	add := func(path string) {
 		if !slices.Contains(readable, path) {
@@ -161,7 +161,7 @@ func Readable(paths ...string) (readable []string) {
 	return readable
 }
 
-// target is path without symbolic links, path itself if it leads nowhere.
+// target returns path with its symbolic links resolved; path itself if they lead nowhere.
 func target(path string) string {
 	if to, err := filepath.EvalSymlinks(path); err == nil {
 		return to
@@ -169,7 +169,7 @@ func target(path string) string {
 	return path
 }
 
-// Explain adds to an error of a file what Landlock has to do with it, if it has.
+// Explain adds to err, if Landlock denied the process a file, which files it may read, and the remedy. s may be nil.
 func (s *State) Explain(err error) error {
 	var path *fs.PathError
 	if s == nil || s.Landlock == 0 || !errors.As(err, &path) || !errors.Is(err, fs.ErrPermission) {

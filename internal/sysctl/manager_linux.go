@@ -18,20 +18,20 @@ import (
 // Manager sets sysctls, and sets them back once no process needs them any more. It is not safe for
 // concurrent use.
 //
-// What they were is in a file of Dir for each network namespace. Who needs them holds a shared lock on its
-// byte 0, which goes with the process; who changes the file or a sysctl of it holds byte 1. Who gets byte 0
-// alone at its end is the last one, and sets back what still has the value that was set.
+// The values before are recorded in a file of Dir for each network namespace. A process that needs the sysctls
+// holds a shared lock on its byte 0, which ends with the process; one that changes the file or a sysctl holds
+// byte 1. A process that gets byte 0 exclusively at its end is the last, and sets back what was not changed since.
 type Manager struct {
 	// Root is the file system: "" is /. Dir is the runtime-dir of ipipd.
 	Root, Dir string
 
-	file *os.File        // that of Dir, while this process needs any
-	set  map[string]bool // by this process: what somebody else has changed since is not set again
+	file *os.File        // the file of Dir, while this process needs sysctls; else nil
+	set  map[string]bool // sysctls that this process has set, and does not set again
 	// open are the sysctls to set back: later the process may not be allowed to open them.
 	open map[string]*os.File
 }
 
-// record is a sysctl that was set, and what it was.
+// record is a sysctl that was set, and its value before.
 type record struct {
 	File string `json:"sysctl"`
 	Was  int    `json:"was"`
@@ -44,9 +44,9 @@ const (
 	editing = 1
 )
 
-// Set sets what does not have its value, and returns it. What this process has set before, and has another
-// value now, stays as it is, unless it is Ours. What other processes have set this one needs as well from now on,
-// even without settings.
+// Set sets the sysctls of settings that have another value, and returns them. One that this process has set
+// before, and that was changed since, stays as it is, unless it is Ours. From now on this process needs what
+// other processes have set, too, even without settings.
 func (m *Manager) Set(settings []Setting) (done []Setting, err error) {
 	if len(settings) == 0 && (m.file != nil || !m.recorded()) {
 		return nil, nil
@@ -56,7 +56,7 @@ func (m *Manager) Set(settings []Setting) (done []Setting, err error) {
 	}
 	defer m.unlock()
 	records := m.records()
-	for _, r := range records { // of other processes, or of one that was killed
+	for _, r := range records { // set by other processes: opened now, to be set back later
 		_, _ = m.sysctl(r.File)
 	}
 	if i := slices.IndexFunc(settings, func(s Setting) bool { return s.File == allRPFilter }); i >= 0 {
@@ -84,8 +84,8 @@ func (m *Manager) Set(settings []Setting) (done []Setting, err error) {
 
 var allRPFilter = conf("all", "rp_filter")
 
-// keepFilters is what the other interfaces, and those to come, need to keep the filter that they have by
-// that of all.
+// keepFilters returns the settings with which other interfaces, and new ones, keep the rp_filter that they have by
+// conf/all before it is lowered: the greater of both is in effect.
 func (m *Manager) keepFilters(but []Setting) (settings []Setting) {
 	all, err := Read(m.root(), allRPFilter)
 	entries, readErr := fs.ReadDir(m.root(), "proc/sys/net/ipv4/conf")
@@ -102,9 +102,9 @@ func (m *Manager) keepFilters(but []Setting) (settings []Setting) {
 	return settings
 }
 
-// Restore ends this process's need. It sets back the sysctls that no other process needs, also those of
-// killed processes, and returns them. A value that somebody else has changed since stays. Without anything
-// set it does nothing.
+// Restore ends this process's need of the sysctls. If no other process needs them it sets them back, also
+// those of killed processes, and returns them. A value that was changed since stays. Without a record it does
+// nothing.
 func (m *Manager) Restore() (back []Setting, err error) {
 	if m.file == nil {
 		if !m.recorded() {
@@ -148,20 +148,20 @@ func (m *Manager) Leave() {
 	}
 }
 
-// path is that of the file of the calling thread's network namespace.
+// path returns the path of the file, for the network namespace of the calling thread.
 func (m *Manager) path() string {
 	var s unix.Stat_t
 	_ = unix.Stat("/proc/thread-self/ns/net", &s)
 	return filepath.Join(m.Dir, "sysctl:"+strconv.FormatUint(s.Ino, 10))
 }
 
-// recorded reports whether there is the file.
+// recorded reports whether the file exists.
 func (m *Manager) recorded() bool {
 	_, err := os.Stat(m.path())
 	return err == nil
 }
 
-// begin opens the file, makes this process one of its users, and has the right to change it until unlock.
+// begin opens the file, if it is not open, makes this process one of its users, and locks it for editing until unlock.
 func (m *Manager) begin() error {
 	if m.file != nil {
 		return lock(m.file, editing, unix.F_WRLCK, true)
@@ -200,9 +200,9 @@ func lock(f *os.File, which int64, kind int16, wait bool) error {
 	}
 }
 
-// records are those of the file whose sysctl still has the value that was set.
+// records returns the records of the file whose sysctl still has the value that was set.
 func (m *Manager) records() (records []record) {
-	// What follows the first value is left of a longer one.
+	// The file is never truncated: bytes after the JSON value are left of a longer one.
 	_ = json.NewDecoder(io.NewSectionReader(m.file, 0, 1<<20)).Decode(&records)
 	return slices.DeleteFunc(records, func(r record) bool {
 		now, err := Read(m.root(), r.File)
@@ -218,7 +218,7 @@ func (m *Manager) store(records []record) error {
 	return err
 }
 
-// sysctl opens a sysctl for writing, or has it open. That takes root, or CAP_NET_ADMIN.
+// sysctl returns a sysctl open for writing; to open it takes root, or CAP_NET_ADMIN.
 func (m *Manager) sysctl(file string) (f *os.File, err error) {
 	if f = m.open[file]; f == nil {
 		if f, err = os.OpenFile(filepath.Join(m.Root, "/proc/sys", file), os.O_WRONLY, 0); err == nil {
