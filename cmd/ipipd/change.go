@@ -14,7 +14,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// hangUp is SIGHUP.
+// hangUp handles SIGHUP: it reloads the configuration.
 func (p *process) hangUp(ctx context.Context) {
 	_, err := p.change(ctx, control.Request{Action: control.Reload})
 	var refused *control.Refusal
@@ -102,8 +102,8 @@ func (p *process) change(ctx context.Context, r control.Request) (result control
 	return result, nil
 }
 
-// withoutSecretFile adds to the error of a secret file that this process may not read what does without it. It cannot
-// take what is in the file from the command: it reads the file again with every change.
+// withoutSecretFile adds to the error about a secret file that this process may not read the command that sets the
+// secret itself. The client cannot send the file's content: the process reads the file again with every change.
 func withoutSecretFile(err error, r control.Request) error {
 	names := func(s control.Setting) bool { return s.Property == secretFileProperty && len(s.Value) > 0 }
 	if !errors.Is(err, fs.ErrPermission) || !slices.ContainsFunc(r.Settings, names) {
@@ -120,7 +120,7 @@ func (p *process) running() error {
 	return nil
 }
 
-// apply has the tunnels of configs run, or after an error all is as it was. The caller holds mu.
+// apply makes the tunnels of configs run; after an error nothing has changed. The caller holds mu.
 func (p *process) apply(ctx context.Context, configs []tunnel.Config) error {
 	before := p.wanted.Load().configs
 	if err := checkMarks(p.sandbox.Load(), configs); err != nil {
@@ -138,7 +138,7 @@ func (p *process) apply(ctx context.Context, configs []tunnel.Config) error {
 	return nil
 }
 
-// diff implements control.Handler. Without files it is about what reload would do.
+// diff implements control.Handler. Without files it reads the process's own, as a reload would.
 func (p *process) diff(files []control.File) (c control.Comparison, err error) {
 	if len(p.options.Paths) == 0 {
 		return c, errUnconfigured
@@ -180,7 +180,7 @@ func (p *process) diff(files []control.File) (c control.Comparison, err error) {
 	return c, nil
 }
 
-// differences are those of configs from what runs, and from the tunnels that are disabled. The caller holds
+// differences returns how configs differ from the tunnels that run, and from the disabled ones. The caller holds
 // mu.
 func (p *process) differences(configs []tunnel.Config) (all []tunnel.Difference, err error) {
 	running, err := p.engine.Diff(enabled(configs))
@@ -231,8 +231,8 @@ func (p *process) read(sources []config.Source) (*config.File, []tunnel.Config, 
 	return file, configs, p.sandbox.Load().Explain(err)
 }
 
-// warnOfSettings names the settings of the process that next has otherwise than they are in use: in the log,
-// and in notes.
+// warnOfSettings names, in the log and in notes, the settings of the process whose value in next is not the one
+// in use.
 func (p *process) warnOfSettings(next processOptions) (notes []string) {
 	var names []string
 	for _, property := range config.ProcessProperties() {
@@ -248,7 +248,7 @@ func (p *process) warnOfSettings(next processOptions) (notes []string) {
 	return notes
 }
 
-// changed returns what r makes of configs, which stay as they are. Its error is a *control.Refusal.
+// changed returns a copy of configs with the change that r requests. Its error is a *control.Refusal.
 func changed(configs []tunnel.Config, r control.Request) ([]tunnel.Config, error) {
 	var at []int
 	for _, name := range r.Names {
@@ -307,7 +307,7 @@ func nameOfAnother(name, other string) error {
 	return &control.Refusal{Message: fmt.Sprintf("name %s is the interface's of the tunnel %s: choose another", name, other)}
 }
 
-// configure sets in c what settings say. Its error is a *control.Refusal with all that is wrong, a line
+// configure sets the properties of c as settings say. Its error is a *control.Refusal with all that is wrong, a line
 // each.
 func configure(c *tunnel.Config, settings []control.Setting) error {
 	properties := tunnel.Properties()
@@ -347,7 +347,7 @@ func configure(c *tunnel.Config, settings []control.Setting) error {
 	return wrongInput(wrong...)
 }
 
-// wrongInput is nil if none of errs is an error.
+// wrongInput returns a *control.Refusal with all of errs, a line each; nil if they are all nil.
 func wrongInput(errs ...error) error {
 	if err := errors.Join(errs...); err != nil {
 		return &control.Refusal{Message: err.Error(), Input: true}

@@ -32,7 +32,7 @@ type doctorOptions struct {
 	processOptions
 	streams *streams
 	Name    string // of a running tunnel; "" is all
-	// Config is the tunnel that the flags say, if Flags; Paths is a configuration.
+	// Config is the tunnel that flags describe, if Flags is set. Paths are the files of a configuration.
 	Config tunnel.Config
 	Flags  bool
 	Paths  []string
@@ -154,8 +154,8 @@ func writeJSON(w io.Writer, v any) error {
 	return err
 }
 
-// tunnels are those to examine, and the statuses of the others that run. problem is about processes that
-// could not be asked.
+// tunnels returns the tunnels to examine, and the statuses of the others that run. problem is about processes
+// that could not be asked.
 func (o *doctorOptions) tunnels() (tunnels []doctor.Tunnel, others []tunnel.Status, problem, err error) {
 	var configs []tunnel.Config
 	switch {
@@ -197,10 +197,10 @@ func (o *doctorOptions) tunnels() (tunnels []doctor.Tunnel, others []tunnel.Stat
 	return tunnels, others, problem, nil
 }
 
-// runningTunnel is one that a process has.
+// runningTunnel is a tunnel that a process runs.
 type runningTunnel struct{ doctor.Tunnel }
 
-// called reports whether NAME is the tunnel's, as print takes it.
+// called reports whether name is the tunnel's or its interface's, as print takes a NAME.
 func (t *runningTunnel) called(name string) bool {
 	return slices.Contains([]string{t.Config.Name, tunnel.InterfaceName(t.Config.Name), t.Status.Name(), t.Status.Interface}, name)
 }
@@ -267,8 +267,8 @@ func colours(w io.Writer, lookup func(string) (string, bool)) bool {
 	return err == nil && info.Mode()&fs.ModeCharDevice != 0
 }
 
-// mostOfCode is how many findings of one code writeReport writes: of a thousand tunnels that have lost their way it
-// says the same.
+// mostOfCode is how many findings of one code writeReport writes: of a thousand tunnels without a route each says the
+// same.
 const mostOfCode = 20
 
 // writeReport writes a line for each finding, what it means beneath it, and counts them in the last line.
@@ -317,7 +317,7 @@ func counted(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// some has a few names of many.
+// some joins a few of many names, and counts the others.
 func some(names []string) string {
 	const most = 3
 	if len(names) <= most {
@@ -326,7 +326,7 @@ func some(names []string) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
 }
 
-// about is a tunnel's name in front of what is said of it.
+// about returns the beginning of a line about the tunnel of that name; "" without a name.
 func about(name string) string {
 	if name == "" {
 		return ""
@@ -334,5 +334,5 @@ func about(name string) string {
 	return line(name) + ": "
 }
 
-// line is text of others, rules and names of processes for one, on one line.
+// line returns text on one line: it may come from others, as firewall rules and names of processes do.
 func line(text string) string { return oneLine(errors.New(text)) }

@@ -32,7 +32,7 @@ type monitorOptions struct {
 	Count    int // 0 is without end
 }
 
-// A monitor asks as often as this.
+// The bounds of the interval at which a monitor asks the processes.
 const (
 	minInterval  = 100 * time.Millisecond
 	maxInterval  = time.Hour
@@ -115,12 +115,12 @@ func monitorRun(ctx context.Context, o *monitorOptions) error {
 	return o.lines(ctx, p, model)
 }
 
-// lines writes what is no terminal.
+// lines writes text, or JSON, once an interval, where the output is no terminal.
 func (o *monitorOptions) lines(ctx context.Context, p *poller, model *monitor.Model) error {
 	ticker := time.NewTicker(o.Interval)
 	defer ticker.Stop()
 	var said []string
-	for i := 1; ; i++ { // the first waits as long as it takes: of --count 1 there are rates
+	for i := 1; ; i++ { // the first round waits longer for answers, so that --count 1 has rates
 		if i == 2 {
 			p.wait = min(o.Interval, answerTimeout)
 		}
@@ -169,7 +169,7 @@ func (p *process) answer() (any, error) {
 // poller asks the processes of a folder.
 type poller struct {
 	dir string
-	// wait is how long a round waits for answers; what comes later is of the next one.
+	// wait is how long a round waits for answers; one that comes later is taken by the next round.
 	wait     time.Duration
 	pending  map[string]*inquiry // by control.Process.ID
 	problems []error             // of the last round
@@ -183,11 +183,11 @@ type inquiry struct {
 	at     time.Time // of the answer
 	answer monitor.Answer
 	err    error
-	// panicked is what to panic with in the goroutine that restores the terminal.
+	// panicked is what the request panicked with: to be passed on by the goroutine that restores the terminal.
 	panicked any
 }
 
-// round asks each process that there is, unless its last answer is still to come.
+// round asks each process, unless its last answer is still to come, and returns a Reading for each.
 func (p *poller) round() ([]monitor.Reading, error) {
 	processes, err := control.Processes(p.dir)
 	if err != nil {
@@ -215,7 +215,7 @@ func (p *poller) round() ([]monitor.Reading, error) {
 		select {
 		case <-q.done:
 		case <-late:
-			late = closedTime // for all that follow
+			late = closedTime // no further wait for the other processes
 		}
 		select {
 		case <-q.done:
@@ -230,7 +230,7 @@ func (p *poller) round() ([]monitor.Reading, error) {
 	return readings, nil
 }
 
-// closedTime is a time that has passed.
+// closedTime is the channel of a timer that has expired, for any number of receivers.
 var closedTime = func() <-chan time.Time {
 	c := make(chan time.Time)
 	close(c)
@@ -248,7 +248,8 @@ func (p *poller) ask(process *control.Process) *inquiry {
 	return q
 }
 
-// reading is what an inquiry has come to; false if the process has ended.
+// reading returns the Reading of an inquiry that is done; false if the process has ended, or is not the first that this
+// user may not ask.
 func (p *poller) reading(id string, q *inquiry) (monitor.Reading, bool) {
 	r := monitor.Reading{Process: id, Links: q.links, At: q.at}
 	switch {
@@ -273,7 +274,7 @@ func (p *poller) reading(id string, q *inquiry) (monitor.Reading, bool) {
 	return r, true
 }
 
-// detail is what print shows of a tunnel, a line each: its state, then its settings.
+// detail returns the lines of ipipd print about a tunnel: its state, then its settings.
 func (p *poller) detail(link string, now time.Time) []string {
 	var s tunnel.Status
 	if err := control.Status(p.dir, link, answerTimeout, &s); err != nil {

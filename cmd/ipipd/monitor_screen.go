@@ -17,11 +17,11 @@ import (
 const (
 	// escapeTimeout is how long after ESC the rest of a key's sequence may come.
 	escapeTimeout = 50 * time.Millisecond
-	// exitTimeout is how long the end may wait for a terminal that takes no output.
+	// exitTimeout is how long the process waits at its end for a terminal that takes no output.
 	exitTimeout = time.Second
 )
 
-// screenLoop is a table on a terminal.
+// screenLoop shows a monitor.View on a terminal.
 type screenLoop struct {
 	o      *monitorOptions
 	poller *poller
@@ -32,14 +32,14 @@ type screenLoop struct {
 	input   chan []byte // closed when the terminal is gone
 	rounds  chan round
 	polling bool
-	shown   int // intervals
+	shown   int // rounds that count for monitorOptions.Count
 }
 
-// round is what came of asking all processes.
+// round is the result of asking all processes.
 type round struct {
 	readings []monitor.Reading
-	counts   bool   // of Count
-	page     string // whose detail that is
+	counts   bool   // it is a regular one, which counts for monitorOptions.Count
+	page     string // link of the tunnel that detail is about
 	detail   []string
 	err      error
 	panicked any
@@ -84,7 +84,7 @@ func (o *monitorOptions) screen(ctx context.Context, out *os.File, p *poller, mo
 	return nil
 }
 
-// read sends what the terminal sends.
+// read reads from the terminal, and sends what it reads to input.
 func (l *screenLoop) read() {
 	defer close(l.input)
 	for {
@@ -99,7 +99,7 @@ func (l *screenLoop) read() {
 	}
 }
 
-// run returns nil for a key or ctx, or why the terminal cannot be used any more.
+// run shows the view until a key or ctx ends it. Its error is why the terminal cannot be used any more.
 func (l *screenLoop) run(ctx context.Context) error {
 	changed := make(chan os.Signal, 1)
 	signal.Notify(changed, syscall.SIGWINCH)
@@ -113,7 +113,7 @@ func (l *screenLoop) run(ctx context.Context) error {
 	l.poller.wait = min(l.o.Interval/2, answerTimeout) // so that a process that hangs delays no round
 	ticker := time.NewTicker(l.o.Interval)
 	defer ticker.Stop()
-	var typed []byte // the beginning of a key
+	var typed []byte // the beginning of a key's sequence
 	var flush <-chan time.Time
 	l.poll(false) // for the detail of a page
 	for {
@@ -137,7 +137,7 @@ func (l *screenLoop) run(ctx context.Context) error {
 			if err := l.suspend(false, stopped, continued); err != nil {
 				return err
 			}
-		case <-continued: // by SIGSTOP it has not known
+		case <-continued: // it was stopped by SIGSTOP, which no process can handle
 			if err := l.screen.Resume(); err != nil {
 				return err
 			}
@@ -168,7 +168,7 @@ func (l *screenLoop) run(ctx context.Context) error {
 				l.screen.Forget()
 			}
 			if next, _ := l.view.Page(); next != "" && next != page {
-				l.poll(false) // so that it is there at once
+				l.poll(false) // so that the page's detail is there at once
 			}
 		}
 	}
@@ -198,7 +198,7 @@ func (l *screenLoop) poll(counts bool) {
 	}()
 }
 
-// take takes a round. It reports whether it was the last one.
+// take takes a round into the model. It reports whether it was the last one.
 func (l *screenLoop) take(r round) (done bool, err error) {
 	l.polling = false
 	if r.panicked != nil {
@@ -217,9 +217,9 @@ func (l *screenLoop) take(r round) (done bool, err error) {
 	return r.counts && l.shown == l.o.Count, nil
 }
 
-// suspend stops the process until it is continued, and with wholeJob what waits for it (sudo), as
+// suspend stops the process until it is continued, and with wholeJob its process group (sudo), as
 // the terminal's own Ctrl-Z would. It stops by SIGSTOP, since Go's handler of SIGTSTP stays for good once
-// there was one; SIGSTOP would be the end of a session that has no shell to continue it.
+// there was one. A session leader does not stop: no shell would continue it.
 func (l *screenLoop) suspend(wholeJob bool, stopped, continued chan os.Signal) error {
 	if session, err := unix.Getsid(0); err != nil || session == unix.Getpgrp() {
 		l.screen.Forget()
@@ -232,7 +232,7 @@ func (l *screenLoop) suspend(wholeJob bool, stopped, continued chan os.Signal) e
 	if err := l.screen.Suspend(); err != nil {
 		return err
 	}
-	if !wholeJob { // a shell that was faster has had it stopped, by SIGTTOU, and continued
+	if !wholeJob { // it may have been stopped by SIGTTOU already, and continued by its shell
 		select {
 		case <-continued:
 			return l.screen.Resume()
@@ -248,7 +248,7 @@ func (l *screenLoop) suspend(wholeJob bool, stopped, continued chan os.Signal) e
 	}
 	select {
 	case <-continued:
-	case <-time.After(time.Second): // it came before somebody listened
+	case <-time.After(time.Second): // SIGCONT has come before it was caught
 	}
 	signal.Notify(stopped, syscall.SIGTSTP)
 	return l.screen.Resume()

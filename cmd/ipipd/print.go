@@ -80,8 +80,8 @@ func printRun(_ context.Context, o *printOptions) error {
 	return cmp.Or(printTable(o.streams.out, decoded), problem)
 }
 
-// namedStatus is the JSON of a tunnel.Status, decoded no further than it takes to find and to sort
-// it: of 1,000 tunnels more would take as long as everything else.
+// namedStatus is the JSON of a tunnel.Status, of which only what finds and sorts it is decoded: to
+// decode all of 1,000 tunnels would take as long as everything else.
 type namedStatus struct {
 	Name        string `json:"name"`
 	RenamedFrom string `json:"renamed-from"`
@@ -98,14 +98,14 @@ func (s *namedStatus) UnmarshalJSON(text []byte) error {
 // MarshalJSON implements json.Marshaler.
 func (s namedStatus) MarshalJSON() ([]byte, error) { return s.text, nil }
 
-// startedName is the name that the tunnel was started with: its interface may have been renamed
-// since.
+// startedName returns the name that the tunnel was started with: its interface may have been
+// renamed since.
 func (s *namedStatus) startedName() string { return cmp.Or(s.RenamedFrom, s.Name) }
 
-// queryStatuses returns the statuses of the running tunnels, sorted by name, or of the one that
-// is called, or was started as, name. problem joins the errors of processes that do not answer; of
-// the sockets that this user may not connect to it has the first. Tunnels that have ended are left
-// out, and their stale sockets removed.
+// queryStatuses returns the statuses of the running tunnels, sorted by name, or of the one whose
+// name is name, or was at its start. problem joins the errors of processes that do not answer, but
+// of permission errors only the first. Tunnels that have ended are left out, and their stale
+// sockets removed.
 func queryStatuses(dir, name string) (statuses []namedStatus, problem error) {
 	if name != "" {
 		var one namedStatus
@@ -199,7 +199,7 @@ func printTable(out io.Writer, statuses []tunnel.Status) error {
 	for i, row := range slices.Collect(strings.Lines(rows)) {
 		text += comments[i] + row
 	}
-	var undo []time.Time // of each process
+	var undo []time.Time // of each process, those printed already
 	for _, s := range statuses {
 		if !s.UndoAt.IsZero() && !slices.ContainsFunc(undo, s.UndoAt.Equal) {
 			undo = append(undo, s.UndoAt)
@@ -306,7 +306,7 @@ func printDetail(out io.Writer, s *tunnel.Status, now time.Time) error {
 	return writeTrimmingLines(out, b.String())
 }
 
-// warningLine is a warning on one line: what others wrote may be in its detail.
+// warningLine returns a warning on one line: its detail may have text of others in it.
 func warningLine(w *tunnel.Warning, now time.Time) string {
 	text := w.Text
 	if w.Detail != "" {
@@ -354,7 +354,7 @@ func writeTrimmingLines(out io.Writer, text string) error {
 	return err
 }
 
-// sortNames puts ipip2 before ipip10.
+// sortNames sorts names, ipip2 before ipip10.
 func sortNames(names []string) { slices.SortFunc(names, compareNames) }
 
 func compareNames(a, b string) int {

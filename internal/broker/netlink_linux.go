@@ -12,7 +12,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// What is read here has to be what the kernel reads: a message that it could understand otherwise is refused.
+// A message has to mean here what it means to the kernel: one that the kernel could parse differently is refused.
 const (
 	rtmNewLinkProp = 108 // RTM_NEWLINKPROP
 	iflaPropList   = 52  // IFLA_PROP_LIST
@@ -38,7 +38,7 @@ type message struct {
 
 var errMessage = refuse("a broken message of netlink")
 
-// messages are those of a request, which has nothing else.
+// messages splits a request into its netlink messages. Anything else in it is an error.
 func messages(b []byte) (all []message, err error) {
 	for len(b) > 0 {
 		if len(b) < unix.SizeofNlMsghdr {
@@ -58,7 +58,8 @@ func messages(b []byte) (all []message, err error) {
 	return all, nil
 }
 
-// attributes are those behind the first n bytes of b, which are the allowed ones, each once.
+// attributes returns the attributes after the first n bytes of b, by type. One that is not allowed, or twice there, is
+// an error.
 func attributes(b []byte, n int, allowed ...uint16) (map[uint16][]byte, error) {
 	const typeMask = 0x3fff // NLA_TYPE_MASK
 	if len(b) < n {
@@ -89,7 +90,7 @@ func u32(b []byte) uint32 {
 	return binary.NativeEndian.Uint32(b)
 }
 
-// address is an attribute of an IPv4 address; the zero Addr without one.
+// address returns the IPv4 address in an attribute; the zero Addr if it has none.
 func address(b []byte) netip.Addr {
 	if len(b) != 4 {
 		return netip.Addr{}
@@ -97,7 +98,7 @@ func address(b []byte) netip.Addr {
 	return netip.AddrFrom4([4]byte(b))
 }
 
-// checkNetlink is check of the messages of a request.
+// checkNetlink checks the messages of a request. program: the request has the descriptor of a program.
 func (r *rules) checkNetlink(protocol uint32, b []byte, program bool, h host) error {
 	all, err := messages(b)
 	if err != nil {
@@ -111,7 +112,7 @@ func (r *rules) checkNetlink(protocol uint32, b []byte, program bool, h host) er
 			err = refuse("several requests of netlink protocol %d at once", protocol)
 		case protocol == unix.NETLINK_NETFILTER && m.kind == nftGetChain && m.flags&unix.NLM_F_DUMP == unix.NLM_F_DUMP,
 			protocol == unix.NETLINK_XFRM && m.kind == xfrmGetPolicy && m.flags&unix.NLM_F_DUMP == unix.NLM_F_DUMP,
-			protocol == unix.NETLINK_XFRM && m.kind == xfrmGetDefault: // it reads, and no key
+			protocol == unix.NETLINK_XFRM && m.kind == xfrmGetDefault: // these only read, and no keys
 		default:
 			err = refuse("message %d of netlink protocol %d", m.kind, protocol)
 		}
@@ -122,7 +123,7 @@ func (r *rules) checkNetlink(protocol uint32, b []byte, program bool, h host) er
 	return nil
 }
 
-// checkRoute is check of a message of rtnetlink.
+// checkRoute checks a message of rtnetlink.
 func (r *rules) checkRoute(m message, program bool, h host) error {
 	const index = 4 // in ifinfomsg, ifaddrmsg, tcmsg and ndmsg
 	if m.kind == unix.RTM_NEWNEIGH {
@@ -178,7 +179,8 @@ func (r *rules) checkRoute(m message, program bool, h host) error {
 	return refuse("message %d of rtnetlink", m.kind)
 }
 
-// checkLink is check of a change of a tunnel's interface: set up, its MTU, txqueuelen, addr_gen_mode and promote_secondaries.
+// checkLink checks a change of a tunnel's interface: it may be set up, and its MTU, txqueuelen, addr_gen_mode and
+// promote_secondaries be set.
 func checkLink(m message) error {
 	a, err := attributes(m.body, unix.SizeofIfInfomsg, unix.IFLA_MTU, unix.IFLA_TXQLEN, unix.IFLA_AF_SPEC)
 	if err != nil {
@@ -202,7 +204,7 @@ func checkLink(m message) error {
 	return err
 }
 
-// checkAddress is check of an address that is added to a tunnel's interface.
+// checkAddress checks that an address to be added to a tunnel's interface is configured.
 func checkAddress(m message, a map[uint16][]byte, configs []*tunnel.Config, name string) error {
 	local, peer, bits := address(a[unix.IFA_LOCAL]), address(a[unix.IFA_ADDRESS]), int(m.body[1])
 	for _, c := range configs {
@@ -219,7 +221,7 @@ func checkAddress(m message, a map[uint16][]byte, configs []*tunnel.Config, name
 	return refuse("the address %v/%d of %s", local, bits, name)
 }
 
-// checkRouteChange is check of a route into a tunnel's interface.
+// checkRouteChange checks a route into a tunnel's interface: one to be added has to be configured.
 func (r *rules) checkRouteChange(m message, h host) error {
 	a, err := attributes(m.body, unix.SizeofRtMsg, unix.RTA_DST, unix.RTA_TABLE, unix.RTA_OIF, unix.RTA_GATEWAY, unix.RTA_PRIORITY)
 	if err != nil {
@@ -235,7 +237,7 @@ func (r *rules) checkRouteChange(m message, h host) error {
 		a[unix.RTA_GATEWAY] != nil && !gateway.IsValid() || a[unix.RTA_PRIORITY] != nil && len(a[unix.RTA_PRIORITY]) != 4 {
 		return refuse("the route %v of interface %d, %q", dst, device, name)
 	}
-	if m.kind == unix.RTM_DELROUTE { // by its interface only ours is found
+	if m.kind == unix.RTM_DELROUTE { // RTA_OIF limits it to routes into the tunnel's interface
 		return nil
 	}
 	for _, c := range configs {
@@ -249,7 +251,7 @@ func (r *rules) checkRouteChange(m message, h host) error {
 	return refuse("the route %v of %s", dst, name)
 }
 
-// checkNeighbour is check of the request to resolve a neighbour, as sending it a packet does.
+// checkNeighbour checks that a message only has the kernel resolve a neighbour, as a packet to it would.
 func checkNeighbour(m message) error {
 	const family, state, flags, kind, size = 0, 8, 10, 11, 12
 	a, err := attributes(m.body, size, ndaDst)
@@ -259,7 +261,7 @@ func checkNeighbour(m message) error {
 	return err
 }
 
-// filterProgram returns where in the message of a filter the descriptor of its program is; nil if it has none.
+// filterProgram returns the bytes, within a filter's message, of its program's descriptor; nil if it has none.
 func filterProgram(m message) (fd []byte, err error) {
 	const size = 20 // struct tcmsg
 	a, err := attributes(m.body, size, tcaKind, tcaOptions)

@@ -12,10 +12,10 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// rules are what a configuration, or several, name.
+// rules are what a process may request by its configurations.
 type rules struct {
 	byName   map[string][]*tunnel.Config // by the name of the interface
-	unnamed  []*tunnel.Config            // of the first free ipipN
+	unnamed  []*tunnel.Config            // without a name: the interface is the first free ipipN
 	marks    map[uint32]bool
 	fastPath bool // a tunnel may have it
 	ipsec    bool
@@ -52,7 +52,7 @@ func newRules(lists ...[]tunnel.Config) *rules {
 
 var automaticName = regexp.MustCompile(`^ipip[1-9][0-9]{0,4}$`)
 
-// configs are those of an interface's name.
+// configs returns the configurations of the tunnels that may have an interface of that name; nil: none.
 func (r *rules) configs(name string) []*tunnel.Config {
 	if len(r.unnamed) > 0 && automaticName.MatchString(name) {
 		return slices.Concat(r.byName[name], r.unnamed)
@@ -67,13 +67,13 @@ func (r refusal) Error() string { return string(r) }
 
 func refuse(format string, args ...any) error { return refusal(fmt.Sprintf(format, args...)) }
 
-// host is what of the host's state a check asks for.
+// host is the part of the host's state that a check needs.
 type host struct {
 	name  func(index uint32) string // of an interface; "" if it is gone
 	table func(index uint32) uint32 // of its routes: main, or its VRF's
 }
 
-// object is what the descriptor of a request is.
+// object says what the descriptor of a request is.
 type object struct {
 	tun           bool // an open /dev/net/tun
 	domain, typ   int  // of a socket
@@ -83,7 +83,7 @@ type object struct {
 // maxBuffer is the largest socket buffer, in bytes.
 const maxBuffer = 16 << 20
 
-// check is a refusal unless r names what the request asks for. A nil error is all that lets it be done.
+// check returns a refusal unless the rules allow the request. Nothing but its nil error lets a request be done.
 func (r *rules) check(verb byte, f privileged.Fields, o object, h host) error {
 	if want := !slices.Contains(withoutDescriptor, verb); verb != privileged.Netlink && want != o.hasDescriptor {
 		return refuse("a request with another number of descriptors")
@@ -161,7 +161,7 @@ func (r *rules) checkOption(level, name int, value uint32, o object) error {
 // withoutDescriptor are the requests that name no descriptor.
 var withoutDescriptor = []byte{privileged.Socket, privileged.Programs, privileged.SetRPS, privileged.ClearRPS, privileged.CaptureRing}
 
-// fieldCounts are how many fields the request of a verb has.
+// fieldCounts has the number of fields of each verb's request.
 var fieldCounts = map[byte]int{
 	privileged.Netlink: 2, privileged.Socket: 1, privileged.SetOption: 3, privileged.Bind: 2, privileged.AttachTUN: 2,
 	privileged.Netns: 0, privileged.Programs: 1, privileged.SetRPS: 2, privileged.ClearRPS: 2, privileged.CaptureRing: 0,

@@ -21,7 +21,7 @@ type Entry struct {
 	HideSecret bool
 }
 
-// settings returns what is not the default, in the spelling of print, secrets in full.
+// settings returns the settings that are not the default, in the notation of print, secrets in full.
 func (e *Entry) settings() (settings []Setting) {
 	defaults := tunnel.Default()
 	defaults.IPsec = e.Config.IPsec // the default of allow-fast-path depends on it
@@ -50,7 +50,7 @@ func (e *Entry) settings() (settings []Setting) {
 // hides reports whether the secret of e is left out.
 func (e *Entry) hides() bool { return e.HideSecret && len(e.Config.IPsec.Secret) > 0 }
 
-// settings returns what is not the default.
+// settings returns the settings that are not the default.
 func (p *Process) settings() (settings []Setting) {
 	defaults := DefaultProcess()
 	for _, property := range processProperties {
@@ -102,7 +102,7 @@ func (e *Entry) yaml() (*yaml.Node, error) {
 		switch {
 		case p.Secret && e.hides():
 			value = &yaml.Node{Kind: yaml.ScalarNode, Style: yaml.DoubleQuotedStyle, LineComment: "# " + hidden}
-		case p.Secret && !utf8.ValidString(s.Value): // a router's may be
+		case p.Secret && !utf8.ValidString(s.Value): // as a router's may be
 			return nil, &tunnel.ValueError{Property: s.Property, Hidden: true, Want: "a secret in UTF-8, to be written as YAML: rsc can have this one"}
 		case !utf8.ValidString(s.Value):
 			return nil, &tunnel.ValueError{Property: s.Property, Value: s.Value, Want: "UTF-8, to be written as YAML"}
@@ -122,10 +122,10 @@ func (e *Entry) yaml() (*yaml.Node, error) {
 	return m, nil
 }
 
-// hidden is said where a secret is left out.
+// hidden is the comment in place of a secret that is left out.
 const hidden = "left out: put it in here"
 
-// text is a string that other readers of YAML take for one, too: in quotes if it looks like something else.
+// text returns a scalar that every reader of YAML takes for a string: in quotes if it looks like something else.
 func text(s string) *yaml.Node {
 	n := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s}
 	boolean := []string{"y", "n", "yes", "no", "on", "off"} // of YAML 1.1
@@ -135,10 +135,10 @@ func text(s string) *yaml.Node {
 	return n
 }
 
-// unquoted is a value that has nothing in it that YAML would take for more, and no quotes.
+// unquoted returns a scalar without quotes, for a value without YAML's special characters.
 func unquoted(s string) *yaml.Node { return &yaml.Node{Kind: yaml.ScalarNode, Value: s} }
 
-// scalarNode is a value of a property with those Values: a word such as no stays without quotes.
+// scalarNode returns the scalar for a value of a property with those Values: a word such as no stays without quotes.
 func scalarNode(values, s string) *yaml.Node {
 	if slices.Contains([]string{"text", "file", "interface"}, values) || strings.HasSuffix(values, "or text") {
 		return text(s)
@@ -146,8 +146,8 @@ func scalarNode(values, s string) *yaml.Node {
 	return unquoted(s)
 }
 
-// WriteRouterOS writes a script of RouterOS from which Read gives the same tunnels. What it cannot say it
-// returns, a line for the process and for each tunnel, which are comments at the script's top, too.
+// WriteRouterOS writes a script of RouterOS from which Read gives the same tunnels. It returns what a script
+// cannot express, a line for the process and for each tunnel; these are comments at the script's top, too.
 func WriteRouterOS(w io.Writer, process Process, entries []Entry) (unsaid []string, err error) {
 	var tunnels, addresses, routes []string
 	if settings := process.settings(); len(settings) > 0 {
@@ -211,7 +211,7 @@ func WriteRouterOS(w io.Writer, process Process, entries []Entry) (unsaid []stri
 	return unsaid, err
 }
 
-// unsaid is what RouterOS has no property for.
+// unsaid returns the settings that RouterOS has no property for.
 func (e *Entry) unsaid() (unsaid []string) {
 	for _, s := range e.settings() {
 		switch {
@@ -226,7 +226,7 @@ func (e *Entry) unsaid() (unsaid []string) {
 	return unsaid
 }
 
-// routerOS is the command that adds the tunnel, its properties in the order of an export.
+// routerOS returns the command that adds the tunnel, its properties in the order of an export.
 func (e *Entry) routerOS() string {
 	values := map[string]string{}
 	for _, s := range e.settings() {
@@ -242,7 +242,7 @@ func (e *Entry) routerOS() string {
 			delete(values, "ipsec-secret")
 		}
 	case values["allow-fast-path"] != "":
-		values["ipsec-secret"] = "" // as opposed to one that was left out
+		values["ipsec-secret"] = "" // !ipsec-secret: there is none, as opposed to one that was left out
 	}
 	if values["keepalive"] == "=off" {
 		values["keepalive"] = ""

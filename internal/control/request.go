@@ -75,7 +75,7 @@ type Refusal struct {
 	Message string `json:"message"`
 	// Input: the configuration that it was to read is wrong.
 	Input bool `json:"input,omitzero"`
-	// Nothing: the process has none of the tunnels, or files, that the request is about.
+	// Nothing: there is nothing to reload, or nothing to confirm.
 	Nothing bool `json:"nothing,omitzero"`
 }
 

@@ -20,8 +20,8 @@ import (
 	"ipipd/internal/warning"
 )
 
-// underlayDown says if the device that outer packets leave by is down, or has no carrier. The kernel has no route by
-// one that is down: it is underlay-device then, or that of the local address.
+// underlayDown says if the device that outer packets leave by is down, or has no carrier. The kernel removes the routes
+// by a device that is down: it is underlay-device then, or the device that has the local address.
 func (e *examination) underlayDown() {
 	down := sync.OnceValue(e.downAddresses)
 	for _, s := range e.tunnels {
@@ -42,7 +42,7 @@ func (e *examination) underlayDown() {
 	}
 }
 
-// downAddresses are the addresses of interfaces that are down, with their names.
+// downAddresses returns the addresses of interfaces that are down, each with its interface's name.
 func (e *examination) downAddresses() map[netip.Addr]string {
 	of := map[netip.Addr]string{}
 	for name, i := range e.interfaces {
@@ -72,7 +72,7 @@ func (e *examination) interfaceDown() {
 	}
 }
 
-// nameTaken says if up cannot make the interface.
+// nameTaken says if up cannot make the interface, since another one has its name.
 func (e *examination) nameTaken() {
 	for _, s := range e.tunnels {
 		if _, taken := e.interfaces[s.ifname]; taken && !s.running() {
@@ -82,7 +82,7 @@ func (e *examination) nameTaken() {
 	}
 }
 
-// route says whether outer packets have a way, and none into the tunnel itself.
+// route says if there is no route to the remote, or one into the tunnel itself, and if the local address is missing.
 func (e *examination) route() {
 	for _, s := range e.tunnels {
 		if s.answer == nil {
@@ -107,7 +107,7 @@ func (e *examination) noLocalAddress(s *subject) {
 	e.warn(warning.NoLocalAddress, s, s.local.String(), fmt.Sprintf("none on a VRRP backup; else ip address add %v/32 dev IF, or another --local-address", s.local))
 }
 
-// noRoute is that the look-up of a route to remote has failed.
+// noRoute returns the Fault for err, with which the look-up of the route to remote has failed.
 func noRoute(remote netip.Addr, err error) *warning.Fault {
 	var known interface{ Fault() *warning.Fault }
 	if errors.As(err, &known) {
@@ -116,7 +116,7 @@ func noRoute(remote netip.Addr, err error) *warning.Fault {
 	return &warning.Fault{Code: string(NoRoute), What: err.Error(), Why: "nothing can be sent", Do: fmt.Sprintf("ip route get %v", remote)}
 }
 
-// rpFilter says if reverse-path filtering drops packets: the larger value of all and of the interface.
+// rpFilter says if reverse-path filtering drops packets. The larger of conf/all and the interface's value counts.
 func (e *examination) rpFilter() {
 	for _, s := range e.tunnels {
 		if !s.hasPath() {
@@ -144,7 +144,7 @@ func (e *examination) rpFilter() {
 	}
 }
 
-// strict reports whether rp_filter is 1, and the sysctl that makes it so.
+// strict reports whether rp_filter is strict (1) on an interface, and which sysctl makes it so.
 func (e *examination) strict(ifname string) (from string, strict bool) {
 	value := func(of string) int {
 		n, _ := strconv.Atoi(e.file("proc/sys/net/ipv4/conf/" + of + "/rp_filter"))
@@ -159,7 +159,7 @@ func (e *examination) strict(ifname string) (from string, strict bool) {
 	return from, max(all, own) == 1
 }
 
-// counter is one of /proc/net/netstat.
+// counter returns a counter of /proc/net/netstat; 0 if it is not there.
 func (e *examination) counter(group, name string) (n uint64) {
 	var names []string
 	for line := range strings.Lines(e.file("proc/thread-self/net/netstat")) {
@@ -234,7 +234,7 @@ func (e *examination) udpPorts() {
 	}
 }
 
-// procAddress parses one of /proc/net/udp or udp6: hexadecimal, in words of the host's byte order.
+// procAddress parses an address of /proc/net/udp or udp6: hexadecimal, in 32-bit words of the host's byte order.
 func procAddress(text string) (a netip.Addr, port int, ok bool) {
 	left, right, _ := strings.Cut(text, ":")
 	b, err := hex.DecodeString(left)
@@ -289,7 +289,7 @@ func (e *examination) managers() {
 	}
 }
 
-// keyOf is the value of a key in lines of KEY=VALUE.
+// keyOf returns the value of a key in lines of KEY=VALUE; "" if it is not there.
 func keyOf(text, key string) string {
 	for line := range strings.Lines(text) {
 		if value, ok := strings.CutPrefix(strings.TrimSpace(line), key+"="); ok {

@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// What is not answered is sent again, probeGap apart: probeRounds times, and where pings are not answered either
-	// more often, up to maxRounds, since hosts and routers limit the rate of ICMP. See Reply.told.
+	// Probes without an answer are sent every probeGap: probeRounds times, or up to maxRounds times where pings get
+	// lost, too, since hosts and routers limit the rate of ICMP. See Reply.told.
 	probeRounds = 3
 	maxRounds   = 10
 	probeGap    = 600 * time.Millisecond
@@ -30,14 +30,14 @@ const (
 	sendAtOnce = 64
 )
 
-// prober sends what asks say. The low byte of a ping's sequence number is 0 of the ordinary one, n of Sizes[n-1], and
-// the other the round.
+// prober sends the probes of asks. The high byte of a ping's sequence number is the round, the low byte 0 for a ping of
+// ordinary size, n for one of Sizes[n-1].
 type prober struct {
 	round      int
-	echoed     []uint16 // of each ask, a bit for each round whose ordinary ping was answered
+	echoed     []uint16 // for each ask, a bit for each round whose ordinary ping was answered
 	asks       []Ask
 	replies    []Reply
-	byRemote   map[[2][4]byte][]int // of local and remote, the indices of asks
+	byRemote   map[[2][4]byte][]int // indices of asks, by local and remote
 	identifier uint16
 	icmp, ipip int // sockets; -1: not open
 	senders    map[sender]int
@@ -51,7 +51,7 @@ type sender struct {
 	device string
 }
 
-// probe sends pings, and packets of protocol 4, and reads the answers.
+// probe sends the pings and the packets of protocol 4 of asks, and returns what came back for each.
 func probe(ctx context.Context, asks []Ask) (replies []Reply, err error) {
 	p := &prober{
 		asks: asks, replies: make([]Reply, len(asks)), echoed: make([]uint16, len(asks)), byRemote: map[[2][4]byte][]int{}, identifier: uint16(rand.Uint32()),
@@ -117,7 +117,7 @@ func (p *prober) close() {
 	}
 }
 
-// complete reports whether nothing more is to come of any ask.
+// complete reports whether all asks are done.
 func (p *prober) complete() bool {
 	for i := range p.asks {
 		if !p.done(i) {
@@ -135,7 +135,7 @@ func (p *prober) done(i int) bool {
 	return r.Err != nil || r.Echo && protocol4 && sized || p.round >= probeRounds && (r.Echo && r.told() || r.Reporter.IsValid())
 }
 
-// ask sends what is not answered yet of asks[i], and with it a ping, which shows whether answers get lost.
+// ask sends the probes of asks[i] that are not answered yet, and a ping, which shows whether answers get lost.
 func (p *prober) ask(i int) {
 	a, r := &p.asks[i], &p.replies[i]
 	if p.done(i) {
@@ -160,7 +160,7 @@ func (p *prober) ask(i int) {
 	}
 }
 
-// sender is a raw socket that takes packets with their header (IPPROTO_RAW).
+// sender returns a raw socket bound as s says that sends packets with their IPv4 header (IPPROTO_RAW).
 func (p *prober) sender(s sender) (fd int, err error) {
 	if fd, ok := p.senders[s]; ok {
 		return fd, nil
@@ -198,7 +198,7 @@ func (p *prober) send(fd, i int, b []byte, protocol4 bool) {
 	}
 }
 
-// packet is one with an IPv4 header.
+// packet returns payload behind an IPv4 header.
 func (p *prober) packet(a *Ask, protocol uint8, df bool, payload []byte) []byte {
 	b := make([]byte, ipv4.HeaderLen, ipv4.HeaderLen+len(payload))
 	h := ipv4.Header{
@@ -212,7 +212,7 @@ func (p *prober) packet(a *Ask, protocol uint8, df bool, payload []byte) []byte 
 	return append(b, payload...)
 }
 
-// ping is an ICMP echo request; those with a sequence number other than 0 have DF=1.
+// ping returns an ICMP echo request of size bytes, IPv4 header included; if sequence is not 0 it has DF=1.
 func (p *prober) ping(a *Ask, sequence, size int) []byte {
 	b := make([]byte, size-ipv4.HeaderLen)
 	b[0] = ipv4.ICMPEchoRequest
@@ -230,7 +230,7 @@ func (p *prober) read(wait time.Duration) {
 		return
 	}
 	for i := range fds {
-		for range 1000 { // so that a flood does not keep the time from being looked at
+		for range 1000 { // a flood must not keep probe from looking at the time
 			if fds[i].Revents == 0 {
 				break
 			}
@@ -238,7 +238,7 @@ func (p *prober) read(wait time.Duration) {
 			if err == unix.EINTR {
 				continue
 			}
-			if err != nil { // EAGAIN, or an ICMP error, which the other socket has whole
+			if err != nil { // EAGAIN, or an ICMP error, which the ICMP socket receives in whole
 				break
 			}
 			p.received(p.buffer[:n])
@@ -284,7 +284,7 @@ func (p *prober) received(b []byte) {
 	}
 }
 
-// unreachable is an ICMP error, which quotes what it is about.
+// unreachable handles an ICMP destination unreachable, of the asks whose packet it quotes.
 func (p *prober) unreachable(from [4]byte, icmp []byte) {
 	quoted, _, err := ipv4.ParseHeader(icmp[ipv4.ICMPHeaderLen:])
 	if err != nil || quoted.Protocol != ipv4.ProtocolIPIP && quoted.Protocol != ipv4.ProtocolICMP {

@@ -12,9 +12,9 @@ import (
 )
 
 const (
-	// KeeperName is the name of the socket pair's end that a Keeper gives its child.
+	// KeeperName is the name of the socket by which a child reaches its Keeper.
 	KeeperName = "ipipd-keeper"
-	// BrokerName is that of another socket pair, by which the child has done what takes a privilege.
+	// BrokerName is the name of the socket by which a child reaches its broker (internal/broker).
 	BrokerName = "ipipd-broker"
 	// MaxRights is how many descriptors the kernel takes in a message (SCM_MAX_FD).
 	MaxRights = 253
@@ -42,12 +42,12 @@ var environment = []string{notifyEnv, countEnv, namesEnv, pidEnv, "LISTEN_PIDFDI
 type message struct {
 	store, remove, barrier, ready, alive, stopping bool
 	name                                           string
-	// state are the lines for a manager of the manager: the state of the service.
+	// state are the lines about the service, which a Keeper passes on to its own manager.
 	state []string
 }
 
-// parseMessage reads a message as systemd does, but that it refuses what systemd ignores or
-// replaces: a wrong name.
+// parseMessage reads a message as systemd does, except that it fails on a wrong name, which systemd
+// ignores or replaces.
 func parseMessage(b []byte) (m message, err error) {
 	switch {
 	case len(b) > maxMessage:
@@ -81,7 +81,7 @@ func parseMessage(b []byte) (m message, err error) {
 	return m, err
 }
 
-// checkName is stricter than systemd in that a name is needed: it would be "stored", or no request.
+// checkName is stricter than systemd, which without a name takes "stored", or ignores the request.
 func checkName(name string) error {
 	bad := func(r rune) bool { return r < ' ' || r >= 0x7f || r == ':' }
 	if name == "" || len(name) > maxName || strings.ContainsFunc(name, bad) {
@@ -102,7 +102,7 @@ func watchdog(getenv func(string) string) time.Duration {
 	return time.Duration(usec) * time.Microsecond
 }
 
-// WatchdogEnvironment are the variables that tell a child of its watchdog, none for 0.
+// WatchdogEnvironment returns the variables that tell a child the timeout of its watchdog, none for 0.
 func WatchdogEnvironment(timeout time.Duration) []string {
 	if timeout <= 0 {
 		return nil
@@ -110,8 +110,8 @@ func WatchdogEnvironment(timeout time.Duration) []string {
 	return []string{usecEnv + "=" + strconv.FormatInt(timeout.Microseconds(), 10)}
 }
 
-// inherited returns the descriptors that the environment names, none if they are for another
-// process.
+// inherited returns the names of the descriptors from firstFD on, as the environment lists them; none
+// if it is for another process.
 func inherited(getenv func(string) string) (names []string, err error) {
 	count := getenv(countEnv)
 	// A Keeper cannot set LISTEN_PID: it would have to know the PID before the fork.

@@ -30,12 +30,12 @@ var wide = &unicode.RangeTable{
 	},
 }
 
-// marks is how many marks a letter may have: more make letters that cover other lines.
+// marks is how many combining marks a character may have: more of them would cover other lines.
 const marks = 2
 
 // clean returns what can be shown of a text that an operator or a peer wrote: on one line, without
-// control characters, escape sequences among them, and without what turns the direction of the text
-// around it. Without unicode, other than ASCII is "?".
+// control characters, so without escape sequences, and without characters that turn the direction of
+// text. Unless utf8Shown is set, characters beyond ASCII become "?".
 func clean(text string, utf8Shown bool) string {
 	n := 0
 	return strings.Map(func(r rune) rune {
@@ -63,7 +63,7 @@ func clean(text string, utf8Shown bool) string {
 	}, text)
 }
 
-// runeWidth is how many columns a rune of a clean text takes.
+// runeWidth returns how many columns a rune of a clean text takes.
 func runeWidth(r rune) int {
 	switch {
 	case r < 0x300:
@@ -76,7 +76,7 @@ func runeWidth(r rune) int {
 	return 1
 }
 
-// textWidth is how many columns a clean text takes.
+// textWidth returns how many columns a clean text takes.
 func textWidth(s string) (n int) {
 	for _, r := range s {
 		n += runeWidth(r)
@@ -84,7 +84,7 @@ func textWidth(s string) (n int) {
 	return n
 }
 
-// cut returns the beginning of a clean text that fits width, and how much it takes.
+// cut returns the beginning of a clean text that fits width, and how many columns it takes.
 func cut(s string, width int) (string, int) {
 	n := 0
 	for i, r := range s {
@@ -97,8 +97,8 @@ func cut(s string, width int) (string, int) {
 	return s, n
 }
 
-// fit returns a clean text in width columns exactly: cut, with a mark, or with blanks behind it, or
-// before it.
+// fit returns a clean text in exactly width columns: cut, with a mark, or padded with blanks, on the
+// left if right is set.
 func fit(s string, width int, right bool) string {
 	part, n := cut(s, width)
 	if len(part) < len(s) && width > 1 {
@@ -201,13 +201,13 @@ func short(d time.Duration) string {
 	return Age(d)
 }
 
-// bars are the steps of a graph, from nothing to the most.
+// The bars of a graph, from the lowest to the highest.
 var (
 	unicodeBars = []rune(" ▁▂▃▄▅▆▇█")
 	asciiBars   = []rune(" .:-=+*%#")
 )
 
-// graph draws a bar for each value, the largest as high as there is, or one of top if that is more.
+// graph draws a bar for each value. The highest bar stands for the largest value, or for top if that is more.
 func graph(values []float64, top float64, utf8Shown bool) string {
 	bars := asciiBars
 	if utf8Shown {

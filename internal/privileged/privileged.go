@@ -5,8 +5,8 @@ package privileged
 
 import "errors"
 
-// Remedy mends an error of a system call that takes a capability, of the binary ipipd. All that up needs are in it:
-// whoever gave one after the other would learn of each by its error.
+// Remedy is what to do about the error of a system call that takes a capability. It names all that up needs, so that
+// an operator need not learn of each by an error of its own.
 const Remedy = "run it as root; without root: setcap cap_net_admin,cap_net_raw,cap_net_bind_service,cap_bpf+ep ipipd; " +
 	"in a container: --cap-add NET_ADMIN --cap-add NET_RAW --cap-add BPF"
 
@@ -22,7 +22,7 @@ const (
 	Bind
 	// AttachTUN: the name of an interface, and the flags. The descriptor is of /dev/net/tun.
 	AttachTUN
-	// Netns: the descriptor is a queue of a TUN interface.
+	// Netns: nothing. The descriptor is a queue of a TUN interface; the answer has its namespace's device and inode.
 	Netns
 	// Programs: the index of a device.
 	Programs
@@ -41,7 +41,7 @@ const (
 	Done
 	// Failed ends it with the kernel's errno, four bytes.
 	Failed
-	// Refused ends it with what the configuration does not name.
+	// Refused ends it with the name of what the configuration does not allow.
 	Refused
 	// Text ends it with another error, in words.
 	Text
@@ -50,5 +50,5 @@ const (
 // MaxMessage is the longest request or answer, in bytes.
 const MaxMessage = 64<<10 + 64
 
-// ErrRefused is in the error of a request that the parent does not do.
+// ErrRefused is wrapped by the error of a request that the parent refuses.
 var ErrRefused = errors.New("ipipd keep does for its process only what the configuration says: put it there and reload, or start it with --sandbox off")

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// parent is who is asked; nil: the process does it itself.
+// parent is the client that asks the parent; nil: the process makes the system calls itself.
 var parent atomic.Pointer[client]
 
 type client struct {
@@ -21,14 +21,14 @@ type client struct {
 	buf      []byte
 }
 
-// Use has all that follows be done by the parent at the other end of a socket, for good.
+// Use makes the parent at the other end of socket do all that follows, for good. The socket must stay open.
 func Use(socket int) { parent.Store(&client{socket: socket, buf: make([]byte, MaxMessage)}) }
 
 // Brokered reports whether the parent is asked.
 func Brokered() bool { return parent.Load() != nil }
 
-// ask sends a request and returns the n fields of its answer. part is called with each part before, in a buffer that
-// the next one overwrites.
+// ask sends a request and returns the n fields of its answer, and the answer's descriptor or -1. part is called with
+// each Part before, in a buffer that the next one overwrites.
 func (c *client) ask(verb byte, fd, n int, part func([]byte), fields ...[]byte) (answer Fields, got int, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -41,7 +41,7 @@ func (c *client) ask(verb byte, fd, n int, part func([]byte), fields ...[]byte) 
 		if err != nil {
 			return nil, -1, fmt.Errorf("ask ipipd keep: %w", err)
 		}
-		if size < HeaderSize || Sequence(c.buf) != c.sequence { // of a request whose answer was not read
+		if size < HeaderSize || Sequence(c.buf) != c.sequence { // left of a request whose answer was not read
 			if got >= 0 {
 				_ = unix.Close(got)
 			}
@@ -63,7 +63,7 @@ func (c *client) ask(verb byte, fd, n int, part func([]byte), fields ...[]byte) 
 	}
 }
 
-// do is ask for a request without parts, values and a descriptor in its answer.
+// do is ask for a request whose answer has no parts, fields or descriptor.
 func (c *client) do(verb byte, fd int, fields ...[]byte) error {
 	_, _, err := c.ask(verb, fd, 0, func([]byte) {}, fields...)
 	return err
@@ -73,7 +73,7 @@ func (c *client) do(verb byte, fd int, fields ...[]byte) error {
 func (c *client) open(verb byte, fields ...[]byte) (fd int, err error) {
 	_, fd, err = c.ask(verb, -1, 0, func([]byte) {}, fields...)
 	if err == nil && fd < 0 {
-		err = unix.EMFILE // there was none left for it
+		err = unix.EMFILE // this process had none left for it
 	}
 	return fd, err
 }
@@ -85,7 +85,7 @@ func Exchange(protocol, program int, messages []byte, f func(datagram []byte)) e
 	return err
 }
 
-// RawSocket is socket(2) of a raw IPv4 socket that is closed on exec.
+// RawSocket opens a raw IPv4 socket, close-on-exec, which is the caller's.
 func RawSocket(protocol int) (fd int, err error) {
 	c := parent.Load()
 	if c == nil {
@@ -147,7 +147,7 @@ func TUNNetns(queue int) (device, inode uint64, err error) {
 	return uint64(stat.Dev), stat.Ino, err
 }
 
-// CountPrograms returns how many eBPF programs are on the ingress of a device (tcx), which count does without the parent.
+// CountPrograms returns how many eBPF programs are on the ingress of a device (tcx). Without a parent count counts them.
 func CountPrograms(device int, count func(device int) (int, error)) (int, error) {
 	c := parent.Load()
 	if c == nil {
@@ -160,7 +160,7 @@ func CountPrograms(device int, count func(device int) (int, error)) (int, error)
 	return int(answer.U32(0)), nil
 }
 
-// RPS has the parent set rps_cpus of an interface to a mask, or take that back.
+// RPS has the parent set rps_cpus of an interface to a mask, or set back what it has set.
 func RPS(set bool, ifname, mask string) error {
 	verb := byte(ClearRPS)
 	if set {

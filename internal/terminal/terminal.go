@@ -1,5 +1,5 @@
-// Package terminal is a whole screen of a terminal, by the sequences of ECMA-48 and the alternate
-// screen of xterm: what was there before comes back with Close.
+// Package terminal draws on the whole screen of a terminal, by the sequences of ECMA-48 and the
+// alternate screen of xterm: Close brings back what was there before.
 package terminal
 
 import (
@@ -24,7 +24,7 @@ const (
 type Screen struct {
 	in, out *os.File
 	before  *term.State
-	drawn   []string // nil: nobody knows what is there
+	drawn   []string // the lines on the screen; nil: unknown
 	width   int      // as Size returned them
 	height  int
 
@@ -38,7 +38,8 @@ func Is(in, out *os.File) bool {
 	return term.IsTerminal(int(in.Fd())) && term.IsTerminal(int(out.Fd()))
 }
 
-// Open takes over the screen. Keys can be read from in one by one, also those that would send signals.
+// Open takes over the screen. Keys can be read from in one by one, also those that would send signals. After an error,
+// too, a Screen that is not nil has to be closed.
 func Open(in, out *os.File) (*Screen, error) {
 	before, err := term.GetState(int(in.Fd()))
 	if err != nil {
@@ -65,13 +66,13 @@ func (s *Screen) Resume() error {
 	return err
 }
 
-// Suspend gives the screen back until Resume.
+// Suspend restores the screen until Resume.
 func (s *Screen) Suspend() error {
 	_, err := s.out.WriteString(leave)
 	return errors.Join(err, s.restore())
 }
 
-// Close gives the screen back. Afterwards nothing takes it over.
+// Close restores the screen. Afterwards Resume fails.
 func (s *Screen) Close() error {
 	s.mu.Lock()
 	was := s.raw && !s.closed
@@ -85,7 +86,7 @@ func (s *Screen) Close() error {
 	return err
 }
 
-// restore brings the modes of before back.
+// restore sets the terminal's modes back to before.
 func (s *Screen) restore() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -103,13 +104,13 @@ func (s *Screen) Size() (width, height int) {
 		width, height = 80, 24
 	}
 	if width != s.width || height != s.height {
-		s.Forget() // terminals do with their lines what they like
+		s.Forget() // each terminal rearranges its lines in its own way
 	}
 	s.width, s.height = width, height
 	return width, height
 }
 
-// Forget has the next Draw draw everything.
+// Forget makes the next Draw draw everything.
 func (s *Screen) Forget() { s.drawn = nil }
 
 // Draw shows lines, which fit the screen. It writes those that have changed.

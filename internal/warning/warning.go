@@ -1,7 +1,7 @@
 // Package warning has what a tunnel can warn of: one enumeration, with the name, the severity, the cause
 // and the remedy of each. The log, `ipipd print`, `ipipd doctor`, the metrics and docs/warnings.md are made
-// of it. A warning is a state of a tunnel, not an event: it is active as long as it is so. A Fault is what a tunnel
-// does not start for.
+// of it. A warning is a state of a tunnel, not an event: it is active as long as its cause is there. A Fault is why
+// a tunnel does not start.
 package warning
 
 // Code is what is warned of.
@@ -73,13 +73,13 @@ type Text struct {
 	Severity Severity
 	// What is the case, Why it matters, and the Remedy: clauses without a full stop.
 	What, Why, Remedy string
-	// Cleared is logged at the end; "" is nothing.
+	// Cleared is logged when the warning is cleared; "": nothing is.
 	Cleared string
-	// By says whose log line it is.
+	// By is how it is logged.
 	By Logging
 }
 
-// Logging is whose log line a warning is.
+// Logging is how a warning is logged.
 type Logging uint8
 
 const (
@@ -91,11 +91,11 @@ const (
 	Elsewhere
 )
 
-// Text is never nil.
+// Text returns the texts of c; it is never nil.
 func (c Code) Text() *Text { return &texts[c] }
 
-// String is the name, in lower case with hyphens.
+// String returns the name, in lower case with hyphens.
 func (c Code) String() string { return texts[c].Name }
 
-// Sentence is what is the case, and why it matters.
+// Sentence returns What and Why.
 func (t *Text) Sentence() string { return t.What + ": " + t.Why }
