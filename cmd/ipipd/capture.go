@@ -29,10 +29,10 @@ type captureOptions struct {
 	Request  control.CaptureRequest
 }
 
-// captureTimeout bounds the beginning of a capture: a change of the tunnels that is under way comes first.
+// captureTimeout bounds the wait for the beginning of a capture: a change of the tunnels that is under way comes first.
 const captureTimeout = 10 * time.Second
 
-// againTimeout is how long after a signal another one is the same: timeout(1) sends two.
+// againTimeout is how long after a signal a second one is taken for the same: timeout(1) sends two.
 const againTimeout = 2 * time.Second
 
 func newCmdCapture(s *streams, runF func(context.Context, *captureOptions) error) *cobra.Command {
@@ -104,7 +104,7 @@ func captureRun(ctx context.Context, o *captureOptions) error {
 	if o.Write == "-" && stdout != nil && terminal.Is(stdout, stdout) {
 		return usageErrorf("ipipd capture: a capture is binary, and standard output is a terminal: want -w FILE, or | tshark -r -")
 	}
-	signal.Ignore(syscall.SIGPIPE) // a reader that has enough ends the capture
+	signal.Ignore(syscall.SIGPIPE) // a reader that closes the pipe ends the capture
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if o.Duration > 0 {
@@ -151,7 +151,7 @@ func (o *captureOptions) capture(ctx context.Context, out io.Writer) (control.Ca
 	return result, controlError(err)
 }
 
-// summary is one line.
+// summary returns the line that is printed at the end.
 func (o *captureOptions) summary(r control.CaptureResult) string {
 	packets := "packets"
 	if r.Packets == 1 {
@@ -167,7 +167,7 @@ func (o *captureOptions) summary(r control.CaptureResult) string {
 	return text
 }
 
-// lateFile is a file that is replaced once there is something for it.
+// lateFile is a file that the first Write creates, or replaces.
 type lateFile struct {
 	name   string
 	file   *os.File
@@ -180,7 +180,7 @@ func (f *lateFile) Write(p []byte) (int, error) {
 		if f.file, err = os.OpenFile(f.name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600); err != nil { // clear text is in it
 			return 0, withRemedy(err, "give another -w")
 		}
-		if info, err := f.file.Stat(); err == nil && info.Mode().IsRegular() { // it may have been there
+		if info, err := f.file.Stat(); err == nil && info.Mode().IsRegular() { // it may have existed, with another mode
 			_ = f.file.Chmod(0o600) // not every file system has modes
 		}
 		f.opened(f.file)
@@ -188,7 +188,7 @@ func (f *lateFile) Write(p []byte) (int, error) {
 	return f.file.Write(p)
 }
 
-// close closes the file, if it is open, and returns err or else what has failed.
+// close closes the file, if it is open. It returns err, joined with the error of that.
 func (f *lateFile) close(err error) error {
 	if f.file == nil {
 		return err
@@ -196,10 +196,10 @@ func (f *lateFile) close(err error) error {
 	return errors.Join(err, f.file.Close())
 }
 
-// watchReader calls gone when nobody reads any more what is written to a pipe. Writing would tell with the
-// next packet, which may be long in coming.
+// watchReader calls gone when the read end of a pipe is closed. A write would only tell with the next packet,
+// which may be long in coming.
 func watchReader(fd uintptr, gone func()) {
-	fds := []unix.PollFd{{Fd: int32(fd)}} // POLLERR needs no asking
+	fds := []unix.PollFd{{Fd: int32(fd)}} // POLLERR is reported without being requested
 	for {
 		if _, err := unix.Poll(fds, -1); err != unix.EINTR {
 			gone()
@@ -238,7 +238,7 @@ func (p *process) capture(ctx context.Context, r control.CaptureRequest, w io.Wr
 // captureEnd bounds waitCaptures.
 const captureEnd = time.Second
 
-// waitCaptures waits until the captures of tunnels that have ended have got their ends.
+// waitCaptures waits until the captures of tunnels that have ended have written the end of their file.
 func (p *process) waitCaptures() {
 	done := make(chan struct{})
 	go func() {

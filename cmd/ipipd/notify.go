@@ -13,21 +13,21 @@ import (
 	"ipipd/internal/handover"
 )
 
-// beatsPerTimeout is how often in its time a watchdog is told of a process: two may be late.
+// beatsPerTimeout is how often a watchdog is reset within its timeout: two resets may be late.
 const beatsPerTimeout = 3
 
 // notifier tells the service manager about the process.
 type notifier struct {
 	manager *handover.Manager // nil: nobody is told
-	kept    handover.Kept     // of the process before
+	kept    handover.Kept     // descriptors of the process before
 	log     *slog.Logger
 
 	mu     sync.Mutex // guards status
 	status string     // the last one
 }
 
-// newNotifier finds who has started the process. It unsets the variables for that: no child is to
-// speak for this process.
+// newNotifier finds the service manager, if it has started the process. It unsets its environment
+// variables, so that no child notifies it in place of this process.
 func newNotifier(log *slog.Logger) *notifier {
 	manager, kept, err := handover.Open()
 	if err != nil {
@@ -42,7 +42,7 @@ func (n *notifier) keeps(name string) bool { return n != nil && len(n.kept[name]
 // abstract reports whether the service manager's socket is in the abstract namespace.
 func (n *notifier) abstract() bool { return n != nil && n.manager.Abstract() }
 
-// discard gives up what is not used of the process before.
+// discard closes the descriptors of the process before that are not used, here and at the service manager.
 func (n *notifier) discard() {
 	if n == nil {
 		return
@@ -52,10 +52,10 @@ func (n *notifier) discard() {
 	}
 }
 
-// ready is after the start, and after a reload, whether it has failed or not.
+// ready reports the end of the start, or of a reload, also of one that has failed.
 func (n *notifier) ready() { n.send("READY=1") }
 
-// reloading is followed by ready.
+// reloading reports the beginning of a reload; ready has to follow.
 func (n *notifier) reloading() {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
@@ -64,7 +64,7 @@ func (n *notifier) reloading() {
 	n.send(fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", now.Nano()/1000))
 }
 
-// watchdog is after how long without WATCHDOG=1 the service manager ends this process; 0 is never.
+// watchdog returns the time without WATCHDOG=1 after which the service manager ends this process; 0 is never.
 func (n *notifier) watchdog() time.Duration {
 	if n == nil || n.manager == nil {
 		return 0
@@ -72,7 +72,7 @@ func (n *notifier) watchdog() time.Duration {
 	return n.manager.Watchdog
 }
 
-// watch beats for the service manager's watchdog until ctx is done, as long as alive says so.
+// watch resets the service manager's watchdog until ctx is done, as long as alive returns nil.
 func (n *notifier) watch(ctx context.Context, alive func(within time.Duration) error) {
 	timeout := n.watchdog()
 	if timeout <= 0 {

@@ -20,7 +20,7 @@ import (
 type upOptions struct {
 	processOptions
 	streams *streams
-	// Config is the tunnel that the flags say, if Paths is empty.
+	// Config is the tunnel that flags describe, if Paths is empty.
 	Config tunnel.Config
 	// Paths are the files and folders of the configuration; readConfiguration reads them.
 	Paths []string
@@ -28,7 +28,7 @@ type upOptions struct {
 	SecretInArgs bool
 	// given are the names of the flags that were given.
 	given map[string]bool
-	// open is openEngine, but in tests.
+	// open is openEngine except in tests.
 	open func(tunnel.EngineOptions) (engine, error)
 }
 
@@ -80,7 +80,8 @@ const (
 	configHelp = "configuration of the tunnels and the process: YAML, JSON or a RouterOS export (*.rsc); several, or a folder, are one; a flag of the process takes precedence"
 )
 
-// onlyConfig refuses what says something of a tunnel beside --config. wrong is what collectErrors has found.
+// onlyConfig fails if a flag or the environment sets a property of a tunnel beside --config. wrong is what
+// collectErrors has found.
 func onlyConfig(given map[string]bool, wrong usageErrors, lookup func(string) (string, bool)) error {
 	for _, p := range tunnel.Properties() {
 		if given[p.Name] {
@@ -125,7 +126,7 @@ func upRun(ctx context.Context, o *upOptions) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	ctx, cancel := context.WithCancelCause(ctx)
-	// SIGUSR2 is for the end before a restart: of ipipd keep, and of systemd with RestartKillSignal=.
+	// SIGUSR2 ends the process before a restart, by ipipd keep, or by systemd with RestartKillSignal=.
 	restart := make(chan os.Signal, 1)
 	signal.Notify(restart, syscall.SIGUSR2)
 	defer signal.Stop(restart)
@@ -140,7 +141,7 @@ func upRun(ctx context.Context, o *upOptions) error {
 	}()
 	down := func() { cancel(errors.New("ipipd down")) }
 	defer down()
-	sighups := make(chan os.Signal, 1) // buffered: one before the tunnel is ready is served then
+	sighups := make(chan os.Signal, 1) // buffered: one that comes before the tunnels are ready is handled then
 	signal.Notify(sighups, syscall.SIGHUP)
 	defer signal.Stop(sighups)
 

@@ -8,19 +8,19 @@ import (
 	"ipipd/internal/drop"
 )
 
-// flushBytes is how much is gathered before it is written.
+// flushBytes is how many bytes are gathered before they are written.
 const flushBytes = 64 << 10
 
 // Header is what a file says before its packets.
 type Header struct {
-	// Program and Comment are of the file.
+	// Program and Comment are about the file.
 	Program, Comment string
 	// Tunnel is the name of the tunnel, Description its properties.
 	Tunnel, Description string
 	Names               []Name
 }
 
-// Result is what a capture has come to.
+// Result counts the packets of a capture.
 type Result struct {
 	Packets uint64 // written
 	Missed  uint64 // not written: there was no room, or too many belong to no tunnel
@@ -34,9 +34,9 @@ type Stream struct {
 	start    int64
 	packets  uint64 // written
 	bytes    uint64 // of the file
-	noTunnel bool   // its interface is in the file
+	noTunnel bool   // noTunnelInterface is in the file
 	written  [interfaces]uint64
-	told     [interfaces]uint64 // of the missed ones, by epb_dropcount
+	told     [interfaces]uint64 // missed packets that are in an epb_dropcount
 }
 
 // NewStream returns the Stream of a Ring, and writes what comes before the packets.
@@ -49,7 +49,7 @@ func NewStream(w io.Writer, r *Ring, h Header, now time.Time) (*Stream, error) {
 	return s, s.flush()
 }
 
-// Copy writes some of what is in the ring. n is how many packets that were; more: there may be more.
+// Copy takes packets out of the ring and writes them. n is how many slots it took; more: there may be more.
 func (s *Stream) Copy() (n int, more bool, err error) {
 	for len(s.out) < flushBytes && n < ringSlots && !s.Full() {
 		slot := s.ring.next()
@@ -65,7 +65,7 @@ func (s *Stream) Copy() (n int, more bool, err error) {
 	return n, !s.Full(), s.flush()
 }
 
-// Lost writes that n packets are dropped of which nothing else is known.
+// Lost writes a record that n packets were dropped, of which nothing but the reason is known.
 func (s *Stream) Lost(why drop.Reason, n uint64, at time.Time) error {
 	s.add(&record{at: at.UnixNano(), where: pointOf(why), why: why, lost: uint32(n)})
 	return s.flush()
@@ -88,7 +88,7 @@ func (s *Stream) add(r *record) {
 	s.packets++
 }
 
-// need adds the interface of noTunnel when it is first used.
+// need adds noTunnelInterface to the file when it is first used.
 func (s *Stream) need(iface int) {
 	if iface == noTunnelInterface && !s.noTunnel {
 		s.noTunnel = true
@@ -96,7 +96,7 @@ func (s *Stream) need(iface int) {
 	}
 }
 
-// comment is that of a packet: nothing unless it is dropped.
+// comment returns the comment of a packet; "" if it was not dropped.
 func comment(r *record) string {
 	if r.why == drop.None {
 		return ""
@@ -111,7 +111,7 @@ func comment(r *record) string {
 	return text
 }
 
-// End writes what is left in the ring, and the statistics. The capture takes no more packets by now.
+// End writes what is left in the ring, and the statistics. No packet may be put into the ring any more.
 func (s *Stream) End(now time.Time) (Result, error) {
 	var err error
 	for more := true; more && err == nil; {

@@ -59,10 +59,10 @@ func (f ProcessProperty) Get(p *Process) string { return f.get(p) }
 // ProcessProperties returns all properties of the process in display order.
 func ProcessProperties() []ProcessProperty { return slices.Clone(processProperties) }
 
-// maxMetricsRemotes bounds a scrape: with one such tunnel as large as that of 1,000 with one remote each.
+// maxMetricsRemotes bounds a scrape: one such tunnel makes it as large as 1,000 tunnels with one remote do.
 const maxMetricsRemotes = 10_000
 
-// RuntimeDir is the property that each command needs which looks for a control socket.
+// RuntimeDir is the folder of the control sockets: every command that connects to one has this property.
 var RuntimeDir = ProcessProperty{
 	Name: "runtime-dir", Values: "folder", Default: "/run/ipipd",
 	Help: "where the control socket is, mode 0600; made with mode 0700 if it is missing, refused if somebody else can write it",
@@ -153,7 +153,7 @@ var processProperties = []ProcessProperty{
 	},
 }
 
-// oneOf sets a value that is one of words.
+// oneOf sets *to to v if it is one of words, or else returns their list.
 func oneOf(to *string, v string, words ...string) (want string) {
 	if !slices.Contains(words, v) {
 		last := len(words) - 1

@@ -42,7 +42,7 @@ func Set(c *tunnel.Config, s Setting) error {
 	return nil
 }
 
-// withDefaults returns the settings of t, and behind them those of defaults that it does not set.
+// withDefaults returns the settings of t, and after them the defaults that it does not set.
 func (t *Tunnel) withDefaults(defaults []Setting) []Setting {
 	settings := slices.Clip(t.Settings) // append copies
 	for _, d := range defaults {
@@ -79,7 +79,7 @@ func (t *Tunnel) position(property, value string) Position {
 	return t.Pos
 }
 
-// configs returns the tunnels, but those that must not be started, and what is wrong in f.
+// configs returns the tunnels, without those that must not be started, and what is wrong in f. It sets Refused.
 func (f *File) configs() (configs []tunnel.Config, errs Errors) {
 	errs.addProcess(f.Process)
 	defaults := errs.addDefaults(f.Defaults)
@@ -92,7 +92,7 @@ func (f *File) configs() (configs []tunnel.Config, errs Errors) {
 			errs.addTwice(names, tunnel.InterfaceName(c.Name), t.position("name", c.Name),
 				fmt.Sprintf("name: %q is not accepted: want each name once", c.Name))
 		}
-		if t.refused != nil { // if it is disabled, nobody is to enable it
+		if t.refused != nil { // left out also if it is disabled: nobody is to enable it
 			if !c.Disabled {
 				f.Refused = append(f.Refused, *t.refused)
 			}
@@ -123,7 +123,7 @@ func (e *Errors) addTunnel(t *Tunnel, settings []Setting) tunnel.Config {
 			e.add(s.Pos, "%v", err)
 		}
 	}
-	// A combination is judged of values that are right; what is missing is missing in any case.
+	// A combination is checked if each value is right; that remote-address is missing is an error in any case.
 	var v *tunnel.ValueError
 	if t.incomplete || !errors.As(c.Validate(), &v) {
 		return c
@@ -134,8 +134,8 @@ func (e *Errors) addTunnel(t *Tunnel, settings []Setting) tunnel.Config {
 	return c
 }
 
-// addDefaults returns the settings that are right, so that what is wrong is one error, and not
-// one of each tunnel.
+// addDefaults returns the defaults that are right, and adds an error for each other: one, not one
+// for each tunnel.
 func (e *Errors) addDefaults(settings []Setting) (right []Setting) {
 	c := tunnel.Default()
 	first := map[string]Position{}
@@ -172,7 +172,7 @@ func (e *Errors) addProcess(settings []Setting) {
 	}
 }
 
-// addTwice adds wrong if first has the key already, with the position that has it.
+// addTwice adds the error wrong if first has the key already, with the position that first has for it.
 func (e *Errors) addTwice(first map[string]Position, key string, pos Position, wrong string) {
 	if other, ok := first[key]; ok {
 		e.add(pos, "%s; %s has it", wrong, other)

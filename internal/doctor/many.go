@@ -25,7 +25,7 @@ const (
 // isMany reports whether the tunnel has many remotes.
 func (s *subject) isMany() bool { return s.Config.RemoteAddress == tunnel.AnyRemote }
 
-// remotes checks the tunnels with many.
+// remotes checks the tunnels with many remotes.
 func (e *examination) remotes() {
 	for _, s := range e.tunnels {
 		if s.isMany() {
@@ -36,7 +36,7 @@ func (e *examination) remotes() {
 	}
 }
 
-// manyLocal says what is wrong with the local address, or what else takes packets for it.
+// manyLocal says if this host lacks the local address, or if another tunnel receives packets for it, too.
 func (e *examination) manyLocal(s *subject) {
 	if s.local.IsValid() {
 		if a, err := e.Network(netstate.Query{Local: s.local.As4(), Mark: s.Config.FwMark, UnderlayDevice: s.Config.UnderlayDevice}); err != nil {
@@ -136,9 +136,9 @@ func (e *examination) manyRoutes(s *subject) {
 	}
 }
 
-// lookUpOne is the subject of one of many remotes.
+// lookUpOne returns the subject of one of many remotes.
 func (e *examination) lookUpOne(s *subject, remote netip.Addr) (*subject, error) {
-	var routes []netstate.InterfaceRoute // there may be thousands
+	var routes []netstate.InterfaceRoute // those that matter: a tunnel may have thousands
 	for _, r := range s.Config.Routes {
 		if r.Prefix.Contains(remote) {
 			routes = append(routes, r)
@@ -195,7 +195,7 @@ func (e *examination) manyWays(s *subject) {
 // manyFilter says if rp_filter drops what accept-from lets in.
 func (e *examination) manyFilter(s *subject) {
 	if len(s.Config.AcceptFrom) == 0 && !s.Config.AcceptAnyPeer {
-		return // the same check is made by the tunnel itself
+		return // the tunnel itself drops what rp_filter would
 	}
 	ifname := s.ifname
 	if !s.running() {
@@ -207,7 +207,7 @@ func (e *examination) manyFilter(s *subject) {
 	}
 }
 
-// named names the first of many.
+// named joins the first of all, and counts the others.
 func named(all []string) string {
 	if len(all) <= maxNamed {
 		return strings.Join(all, ", ")

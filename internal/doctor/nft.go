@@ -44,7 +44,7 @@ func parseNFT(text []byte) (r *ruleset, foreign map[string]bool, err error) {
 			if text == nil {
 				text = object["map"]
 			}
-			if json.Unmarshal(text, &set) == nil { // else its use is maybe
+			if json.Unmarshal(text, &set) == nil { // else a match with it is maybe
 				sets[set.Family+" "+set.Table+" @"+set.Name] = set.Elem
 			}
 		case object["rule"] != nil:
@@ -70,7 +70,7 @@ func parseNFT(text []byte) (r *ruleset, foreign map[string]bool, err error) {
 	return r, foreign, nil
 }
 
-// texts are the strings of a JSON string, or array of strings.
+// texts returns the strings of a JSON string, or array of strings.
 func texts(v any) (all []string) {
 	switch v := v.(type) {
 	case string:
@@ -104,7 +104,7 @@ func (n *nftRule) rule() rule {
 	return n.out
 }
 
-// statement adds one of an nft rule. The last verdict of a rule is its only one.
+// statement adds a statement of an nft rule to out. A rule has one verdict at most.
 func (n *nftRule) statement(kind string, v any) {
 	unknown := func(*firewallPacket) truth { return maybe }
 	fields, _ := v.(map[string]any)
@@ -165,7 +165,7 @@ func (n *nftRule) vmap(fields map[string]any) (v verdict) {
 	return v
 }
 
-// elements are those of a set, {"set": …} or a named one; nil if it is neither.
+// elements returns the elements of a set, {"set": …} or a named one; nil if v is neither.
 func (n *nftRule) elements(v any) []any {
 	switch v := v.(type) {
 	case string:
@@ -253,7 +253,8 @@ func (n *nftRule) equal(left, right any) match {
 	return unknown
 }
 
-// otherProtocol is a protocol whose header an expression reads, so that it matches no packet of another; "" is none.
+// otherProtocol returns the protocol whose header an expression reads, so that it matches no packet of another; "" if
+// it reads none.
 func otherProtocol(left any) string {
 	switch v := left.(type) {
 	case []any:
@@ -282,7 +283,7 @@ func otherProtocol(left any) string {
 // headers are protocols with a header of their own.
 var headers = []string{"tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmpv6", "igmp", "ip6", "ah", "comp", "th", "gre", "vxlan"}
 
-// typeOf compares the type (RTN_LOCAL, …) of an address of a packet of this host's.
+// typeOf compares the type (RTN_LOCAL, …) of a packet's source or destination, one of which is this host's.
 func typeOf(p *firewallPacket, source bool, name string) truth {
 	local := p.in != source
 	switch strings.ToLower(name) {
@@ -294,7 +295,7 @@ func typeOf(p *firewallPacket, source bool, name string) truth {
 	return no
 }
 
-// among applies test to the value, or to each element of the set, that right is.
+// among returns a match by test of right: of the value, or, if it is a set, of any of its elements.
 func (n *nftRule) among(right any, test func(*firewallPacket, any) truth) match {
 	values := []any{right}
 	if name, ok := right.(string); ok && strings.HasPrefix(name, "@") {
@@ -315,7 +316,7 @@ func (n *nftRule) among(right any, test func(*firewallPacket, any) truth) match 
 	}
 }
 
-// flatten takes lists, sets and elements with a timeout or comment apart.
+// flatten returns the values in lists, in sets, and in elements with a timeout or comment.
 func flatten(values []any) (all []any) {
 	for _, v := range values {
 		switch inner := v.(type) {
@@ -344,7 +345,7 @@ func (n *nftRule) protocols(right any) (all []int) {
 	return all
 }
 
-// protocolNumber is that of a name of /etc/protocols, or a number; -1 is another one.
+// protocolNumber returns the protocol of a number, or of a name of /etc/protocols; -1 if it is not known.
 func protocolNumber(v any) int {
 	switch v := v.(type) {
 	case float64:

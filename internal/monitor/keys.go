@@ -32,7 +32,7 @@ var controlKeys = map[byte]Key{
 	'\r': KeyEnter, '\n': KeyEnter, 0x7f: KeyBackspace, 0x08: KeyBackspace, 0x03: KeyInterrupt, 0x1c: KeyInterrupt, 0x1a: KeySuspend, 0x0c: KeyRedraw,
 }
 
-// sequences are those behind ESC, of xterm, the Linux console and rxvt.
+// sequences has the keys by their escape sequence, without ESC, of xterm, the Linux console and rxvt.
 var sequences = map[string]Key{
 	"[A": KeyUp, "[B": KeyDown, "[C": KeyRight, "[D": KeyLeft, "OA": KeyUp, "OB": KeyDown, "OC": KeyRight, "OD": KeyLeft,
 	"[H": KeyHome, "[F": KeyEnd, "OH": KeyHome, "OF": KeyEnd, "[1~": KeyHome, "[4~": KeyEnd, "[7~": KeyHome, "[8~": KeyEnd,
@@ -73,7 +73,7 @@ func parseKey(b []byte, final bool) (Key, int) {
 	return Key(r), n
 }
 
-// maxSequence is how long an escape sequence may be: a terminal that sends none ends it.
+// maxSequence bounds an escape sequence, in bytes: input that is none must not be waited for.
 const maxSequence = 32
 
 // parseEscape is parseKey of what begins with ESC: CSI (ECMA-48, 5.4) and SS3 sequences, those that
@@ -95,7 +95,7 @@ func parseEscape(b []byte, final bool) (Key, int) {
 			i++
 		}
 		end = i + 1
-	default: // the key, and then another; or that with Alt
+	default: // the Escape key and then another, or a key with Alt
 		return KeyEscape, 1
 	}
 	if end > len(b) {
@@ -113,7 +113,7 @@ func parseEscape(b []byte, final bool) (Key, int) {
 // maxFilter is how many runes a filter has at most.
 const maxFilter = 64
 
-// edit changes a line that is typed by one key.
+// edit returns the text of a line that is being typed, after one more key.
 func edit(text string, key Key) string {
 	switch {
 	case key == KeyBackspace:
@@ -125,7 +125,7 @@ func edit(text string, key Key) string {
 	return text
 }
 
-// matches reports whether a tunnel has a text, in whatever case: in its name, comment, state or addresses.
+// matches reports whether the tunnel's name, comment, state or an address contains filter, in upper or lower case.
 func (t *Tunnel) matches(filter string) bool {
 	if filter == "" {
 		return true

@@ -15,7 +15,7 @@ type call struct {
 	alternatives [][]condition
 }
 
-// condition is about the lower half of an argument, or the upper one: masked, it is one of values.
+// condition holds if the lower half of an argument, or the upper one, masked with mask, is one of values.
 type condition struct {
 	argument int
 	upper    bool
@@ -23,17 +23,17 @@ type condition struct {
 	values   []uint32
 }
 
-// is is the condition that argument i, an int, is one of values.
+// is returns the condition that argument i, an int, is one of values.
 func is(i int, values ...uint32) condition {
 	return condition{argument: i, mask: ^uint32(0), values: values}
 }
 
-// masked is the condition that argument i has these of the bits of mask, and no others of them.
+// masked returns the condition that argument i has, of the bits of mask, exactly these.
 func masked(i int, mask, bits uint32) condition {
 	return condition{argument: i, mask: mask, values: []uint32{bits}}
 }
 
-// isZero are the conditions that argument i, a pointer, is nil.
+// isZero returns the conditions that argument i, a pointer, is nil.
 func isZero(i int) []condition {
 	return []condition{is(i, 0), {argument: i, upper: true, mask: ^uint32(0), values: []uint32{0}}}
 }
@@ -46,7 +46,7 @@ const (
 	wordLen        = 4
 )
 
-// allow and noSuchCall are what the filter returns, beside what a refused call is answered by.
+// What the filter returns, besides the answer to a refused call.
 const (
 	allow      = unix.SECCOMP_RET_ALLOW
 	noSuchCall = unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)
@@ -64,7 +64,7 @@ func filter(arch uint32, calls []call, refused uint32) []bpf.Instruction {
 		bpf.RetConstant{Val: noSuchCall},
 	}
 	for _, c := range calls {
-		// What is done for a call is skipped for others, and always returns.
+		// The instructions of a call are skipped for other calls, and always return.
 		then := c.instructions(refused)
 		program = append(program, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(c.number), SkipTrue: uint8(len(then))})
 		program = append(program, then...)
@@ -92,7 +92,7 @@ func (c *call) instructions(refused uint32) (all []bpf.Instruction) {
 
 func (c *condition) length() int { return len(c.values) + 3 }
 
-// instructions go on behind them if the condition holds, or else skip more.
+// instructions returns instructions after which the filter goes on if the condition holds, or else skips more others.
 func (c *condition) instructions(more int) []bpf.Instruction {
 	offset := uint32(argumentOffset + 2*wordLen*c.argument)
 	if c.upper {
@@ -108,7 +108,7 @@ func (c *condition) instructions(more int) []bpf.Instruction {
 	return append(all, bpf.Jump{Skip: uint32(more)})
 }
 
-// restrictCalls has all threads of the process make none but the calls of p.
+// restrictCalls refuses all threads of the process all system calls but those that p needs.
 func restrictCalls(p Policy) error {
 	refused := unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
 	if p.Mode == Strict {
@@ -123,8 +123,8 @@ func restrictCalls(p Policy) error {
 		code[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
 	}
 	program := unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
-	// With TSYNC it is of all threads, or the ID of one is returned that cannot have it. With LOG it says
-	// in the audit log, the kernel's without an auditd, what it has refused.
+	// With TSYNC all threads get the filter, or the ID of a thread is returned that cannot. With LOG refused
+	// calls are in the audit log, which is the kernel's log without an auditd.
 	const flags = unix.SECCOMP_FILTER_FLAG_TSYNC | unix.SECCOMP_FILTER_FLAG_LOG
 	thread, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&program)))
 	runtime.KeepAlive(code)

@@ -18,7 +18,7 @@ const (
 
 	readFile = ll.AccessFSReadFile | ll.AccessFSReadDir
 	editFile = ll.AccessFSReadFile | ll.AccessFSWriteFile | ll.AccessFSTruncate
-	// editFolder is what is done in the folder of the control sockets.
+	// editFolder is what the process does in the folder of the control sockets.
 	editFolder = editFile | ll.AccessFSReadDir | ll.AccessFSMakeReg | ll.AccessFSMakeSock | ll.AccessFSRemoveFile
 )
 
@@ -38,7 +38,7 @@ var resolverFiles = []string{resolvConf, "/etc/hosts", "/etc/nsswitch.conf"}
 
 const resolvConf = "/etc/resolv.conf"
 
-// dnsPort is that of the name servers of resolv.conf, which has no other.
+// dnsPort is the port of name servers: resolv.conf can give no other.
 const dnsPort = 53
 
 // pinned keeps the kernel's dentries of files in /proc that rules are about. When memory is short it
@@ -90,13 +90,13 @@ func restrictFiles(p Policy) (version int, readable []string, err error) {
 	allow(readFile, readable...)
 	c := landlock.Config{HandledAccessFS: landlock.V8.HandledAccessFS, HandledAccessNet: landlock.V8.HandledAccessNet}
 	if !p.AbstractSockets {
-		c.Scoped = 1 // abstract_unix_socket; signals are seccomp's, which knows the threads of a process
+		c.Scoped = 1 // LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET; seccomp restricts signals, by thread group
 	}
 	return min(version, abi), readable, c.BestEffort().Restrict(rules...)
 }
 
-// resolverFolders is the folder in /run that a file of the resolver is a symbolic link into, of which it is
-// replaced: that of systemd-resolved, resolvconf or NetworkManager.
+// resolverFolders returns the folder in /run that a file of the resolver is a symbolic link into, where
+// systemd-resolved, resolvconf or NetworkManager replaces it.
 func resolverFolders(path string) []string {
 	if target, err := filepath.EvalSymlinks(path); err == nil && strings.HasPrefix(target, "/run/") && filepath.Dir(target) != "/run" {
 		return []string{filepath.Dir(target)}
@@ -104,7 +104,7 @@ func resolverFolders(path string) []string {
 	return nil
 }
 
-// replaced reports whether path is a file that a DHCP client may replace by another, in its folder.
+// replaced reports whether path is a file that a DHCP client may replace, by rename(2) in its folder.
 func replaced(path string) bool {
 	info, err := os.Lstat(path)
 	return err == nil && info.Mode().IsRegular() && !mountPoint(path)
