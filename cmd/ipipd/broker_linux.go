@@ -14,7 +14,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// useBroker has who keeps this process do what takes a privilege from now on, and reports whether there is one.
+// useBroker makes the broker do what takes a privilege from now on, and reports whether there is one.
 func (n *notifier) useBroker() bool {
 	if n == nil || n.manager == nil || n.manager.Broker < 0 {
 		return false
@@ -23,14 +23,14 @@ func (n *notifier) useBroker() bool {
 	return true
 }
 
-// brokered does for a process what takes a privilege.
+// brokered is the broker of a process, and the goroutine that serves it.
 type brokered struct {
 	server *broker.Server
 	ended  chan struct{}
 }
 
-// startBroker returns the broker of the next process that command is, and the process's end of its socket pair; nil
-// and -1 if it is no ipipd up, or has no configuration that can be read, which it says itself.
+// startBroker returns the broker of the next process that command starts, and the process's end of its socket pair; nil
+// and -1 if it is no ipipd up, or its configuration cannot be read, which the process itself reports.
 func startBroker(log *slog.Logger, command []string) (*brokered, int) {
 	read := configurationOf(command)
 	if read == nil {
@@ -55,7 +55,7 @@ func startBroker(log *slog.Logger, command []string) (*brokered, int) {
 	return b, peer
 }
 
-// end ends it once what it does is done.
+// end ends the broker once the request under way is done.
 func (b *brokered) end() {
 	if b != nil {
 		b.server.Interrupt()
@@ -82,8 +82,8 @@ func upOptionsOf(command []string) (o *upOptions) {
 	return o
 }
 
-// configurationOf returns what reads the configuration of an ipipd up, as that does; nil if command is none, or reads it from
-// standard input.
+// configurationOf returns a function that reads the configuration of an ipipd up, as that does; nil if command is none,
+// or reads it from standard input.
 func configurationOf(command []string) func() ([]tunnel.Config, error) {
 	o := upOptionsOf(command)
 	if o == nil || slices.Contains(o.Paths, config.Stdin) {

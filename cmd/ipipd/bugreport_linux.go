@@ -93,7 +93,7 @@ func bugreportRun(ctx context.Context, o *bugreportOptions) error {
 	return err
 }
 
-// hostCommands are those of which a report has the output.
+// hostCommands are the commands whose output is in a report.
 var hostCommands = []string{
 	"ip -s -d link", "ip address", "ip route show table all", "ip rule", "ip -s neighbour", "ip xfrm policy",
 	"nft list ruleset", "iptables-nft-save", "sysctl -a -r net.ipv4.*(rp_filter|ip_forward|accept_local)", "lsmod",
@@ -105,7 +105,7 @@ const (
 	maxCommandBytes = 4 << 20
 )
 
-// write writes the archive. What cannot be had is a file that says why.
+// write writes the archive. The file of what cannot be had says why.
 func (o *bugreportOptions) write(ctx context.Context, w io.Writer, dir string, now time.Time) error {
 	zip := gzip.NewWriter(w)
 	archive := tar.NewWriter(zip)
@@ -197,7 +197,7 @@ func writeHidden(w io.Writer, process config.Process, entries []config.Entry) er
 	return config.WriteYAML(w, process, entries)
 }
 
-// plainRune is for names of files.
+// plainRune drops from a file's name, by strings.Map, all but letters and hyphens.
 func plainRune(r rune) rune {
 	if r >= 'a' && r <= 'z' || r == '-' {
 		return r
@@ -219,7 +219,7 @@ func runCommand(ctx context.Context, b *bytes.Buffer, words []string) error {
 	return err
 }
 
-// versions says what runs here.
+// versions writes the versions of ipipd, of the kernel and of the distribution.
 func versions(b *bytes.Buffer) error {
 	fmt.Fprintln(b, versionLine())
 	var u unix.Utsname

@@ -16,8 +16,8 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// usageError is a wrong command line: exit status 2, as for config.Errors, also those of another process. Every other error is a
-// failure: exit status 1.
+// usageError is a wrong command line: exit status 2, as for config.Errors, also of the process that was asked. Every
+// other error is a failure: exit status 1.
 type usageError struct{ err error }
 
 func (e *usageError) Error() string { return e.err.Error() }
@@ -41,7 +41,7 @@ type usageErrors []error
 func (e usageErrors) Error() string   { return errors.Join(e...).Error() }
 func (e usageErrors) Unwrap() []error { return e }
 
-// usageLines is a usage error for each line of text.
+// usageLines returns a usage error for each line of text.
 func usageLines(text string) (all usageErrors) {
 	for line := range strings.Lines(text) {
 		all = append(all, usageErrorf("%s", strings.TrimSpace(line)))
@@ -49,7 +49,7 @@ func usageLines(text string) (all usageErrors) {
 	return all
 }
 
-// statusError is the exit status of a command that has said already why.
+// statusError is the exit status of a command that has already said why.
 type statusError int
 
 func (e statusError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
@@ -151,7 +151,7 @@ func flagNames(c *cobra.Command) (names []string) {
 	return names
 }
 
-// withRemedy appends remedies to an error of the system.
+// withRemedy appends remedies to an error of a system call, and another one if a permission is missing.
 func withRemedy(err error, remedies ...string) error {
 	if errors.Is(err, fs.ErrPermission) {
 		remedies = append(slices.Clone(remedies), "run it as root, or with sudo")

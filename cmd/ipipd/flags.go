@@ -60,7 +60,7 @@ func addFlag(c *cobra.Command, name, values, def, help string, words []string, v
 		DefValue:    def,
 		Annotations: map[string][]string{acceptedAnnotation: {stripBackquotes(values)}},
 	}
-	if def == "no" && words[0] == "yes" { // by itself it says so
+	if def == "no" && words[0] == "yes" { // a flag without a value means yes
 		f.NoOptDefVal = "yes"
 	}
 	c.Flags().SortFlags = false
@@ -79,7 +79,7 @@ func addFlag(c *cobra.Command, name, values, def, help string, words []string, v
 	}
 }
 
-// collectErrors has the flags of c take every value, and returns what is wrong with those given.
+// collectErrors makes the flags of c accept every value, and returns where the errors about values are collected.
 func collectErrors(c *cobra.Command) *usageErrors {
 	wrong := new(usageErrors)
 	c.Flags().VisitAll(func(f *pflag.Flag) {
@@ -96,14 +96,14 @@ func collectErrors(c *cobra.Command) *usageErrors {
 	return wrong
 }
 
-// checkFlags adds ipsec-secret of the environment to what flags say of a tunnel, and returns all that is wrong
-// with it: wrong is what collectErrors has found.
+// checkFlags sets the ipsec-secret of the environment in c, the tunnel that flags describe, and returns all that is
+// wrong with it. wrong is what collectErrors has found.
 func checkFlags(c *tunnel.Config, wrong usageErrors, given map[string]bool, lookup func(string) (string, bool)) error {
 	if err := secretFromEnv(c, lookup); err != nil {
 		wrong = append(wrong, err)
 	}
 	if len(wrong) == 0 || !given["remote-address"] {
-		if len(wrong) > 0 { // a combination is judged of values that are right
+		if len(wrong) > 0 { // a combination is only checked if each value is right
 			*c = tunnel.Default()
 		}
 		if err := c.Validate(); err != nil {

@@ -17,9 +17,9 @@ import (
 	"ipipd/internal/handover"
 )
 
-// mayReplace fails if what is found under the name of the command now does not run, or refuses the configuration: then the process that is
-// there goes on. It finds whether the keeper is to be renewed. A signal that ends the keeper ends the trial; all that come meanwhile are
-// left for the caller.
+// mayReplace fails if the program that is found under the command's name now does not run, or refuses the configuration:
+// then the present process goes on. It sets renewed. A signal that ends the keeper ends the trial, too; signals that
+// come meanwhile are put back for the caller.
 func (k *keeper) mayReplace() error {
 	limited, cancel := context.WithTimeoutCause(context.Background(), patience, fmt.Errorf("it does not end within %v", patience))
 	defer cancel()
@@ -34,7 +34,7 @@ func (k *keeper) mayReplace() error {
 			for _, s := range came {
 				select {
 				case k.signals <- s:
-				default: // as many are waiting as can
+				default: // the channel is full
 				}
 			}
 			return err
@@ -67,7 +67,7 @@ func (k *keeper) tryNext(ctx context.Context) error {
 	return nil
 }
 
-// try runs a command that ends at once. One that does not is killed, with what it has started.
+// try runs a command that is to end at once. When ctx ends it kills the command and what that has started.
 func try(ctx context.Context, path string, args ...string) error {
 	c := exec.CommandContext(ctx, path, args...)
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -83,7 +83,7 @@ func try(ctx context.Context, path string, args ...string) error {
 	return err
 }
 
-// firstBytes keeps what is written first, and lets go what there may be without end.
+// firstBytes keeps the first bytes that are written, and discards the others, of which there may be any number.
 type firstBytes []byte
 
 func (f *firstBytes) Write(b []byte) (int, error) {
@@ -92,14 +92,14 @@ func (f *firstBytes) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// isNew reports whether the keeper's path is another binary than this one, which can be executed.
+// isNew reports whether there is another binary than the running one at the keeper's path, and it runs.
 func (k *keeper) isNew(ctx context.Context) bool {
 	var running, next unix.Stat_t
 	if unix.Stat("/proc/self/exe", &running) == nil && unix.Stat(k.self, &next) == nil &&
 		running.Dev == next.Dev && running.Ino == next.Ino {
 		return false
 	}
-	// What execve(2) takes may still not run: then nobody would have what is kept.
+	// A binary that execve(2) accepts may still not run: then all that is kept would be lost.
 	if err := try(ctx, k.self, "version"); err != nil {
 		k.log.Warn("the keeper is not replaced: its new binary does not run", "err", err)
 		return false

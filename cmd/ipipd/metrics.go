@@ -22,10 +22,10 @@ import (
 // reloads is what metrics say of the reloads of a process.
 type reloads struct {
 	failed atomic.Bool
-	done   atomic.Int64 // when the last was, or the start; nanoseconds since 1970
+	done   atomic.Int64 // time of the last that was done, or of the start, in nanoseconds since 1970
 }
 
-// note notes how a reload, or the start, has ended.
+// note records how a reload, or the start, has ended.
 func (r *reloads) note(err error) {
 	r.failed.Store(err != nil)
 	if err == nil {
@@ -33,7 +33,7 @@ func (r *reloads) note(err error) {
 	}
 }
 
-// undone notes that the last reload is undone, and that the last before it was at done.
+// undone records that the last reload was undone; done is the time of the last one before it.
 func (r *reloads) undone(done int64) {
 	r.failed.Store(true)
 	r.done.Store(done)
@@ -84,7 +84,7 @@ func (p *process) serveMetrics() error {
 	return nil
 }
 
-// startDone is why the tunnels do not run yet; nil if they do.
+// startDone returns nil once the tunnels are started, and an error before.
 func (p *process) startDone() error {
 	if !p.ready.Load() {
 		return errors.New("the tunnels are being started")
@@ -92,8 +92,8 @@ func (p *process) startDone() error {
 	return nil
 }
 
-// snapshot is what the metrics of a scrape are made of; nil before the tunnels run. It does not wait for
-// a reload.
+// snapshot returns what the metrics of a scrape are made of; nil before the tunnels are started. It does not
+// wait for a reload.
 func (p *process) snapshot() *metrics.Snapshot {
 	if !p.ready.Load() {
 		return nil
@@ -117,7 +117,8 @@ func (p *process) snapshot() *metrics.Snapshot {
 	return s
 }
 
-// samples are those of all tunnels. The caller has seen that they run. It waits for no reload.
+// samples returns the samples of all tunnels, of disabled ones, too. The caller has seen ready set. It does not wait
+// for a reload.
 func (p *process) samples() tunnel.Samples {
 	samples := p.engine.Samples()
 	runs := map[string]bool{}

@@ -18,8 +18,8 @@ import (
 // exited completely.
 const nameRetryTimeout = time.Second
 
-// reserve reserves the names of configs, all or none, beside those that the process has, and returns
-// configs with a name for each: that without one gets the first ipipN that is free both as an
+// reserve reserves the names of configs, all or none, besides those that the process has, and returns
+// configs with a name for each: a tunnel without one gets the first ipipN that is free both as an
 // interface and in the folder, which several network namespaces may share.
 func (p *process) reserve(ctx context.Context, configs []tunnel.Config) (_ []tunnel.Config, err error) {
 	before := p.wanted.Load().configs
@@ -51,7 +51,7 @@ func (p *process) reserve(ctx context.Context, configs []tunnel.Config) (_ []tun
 	}
 }
 
-// reserveFirst names configs[i].
+// reserveFirst gives configs[i] the first free name, and reserves it.
 func (p *process) reserveFirst(ctx context.Context, configs []tunnel.Config, i int) error {
 	have := linksOf(slices.Concat(configs, p.wanted.Load().configs))
 	for n := 1; ; n++ {
@@ -68,7 +68,7 @@ func (p *process) reserveFirst(ctx context.Context, configs []tunnel.Config, i i
 	}
 }
 
-// release gives up the names of configs but those of kept.
+// release releases the names of configs, but not those of kept.
 func (p *process) release(configs, kept []tunnel.Config) {
 	keep := linksOf(kept)
 	for link := range linksOf(configs) {
@@ -93,8 +93,8 @@ func (e *nameTakenError) Error() string {
 	return fmt.Sprintf("name %s is taken by %s: choose another", e.name, e.by)
 }
 
-// tryReserve checks the control sockets before the interfaces, for the better error message
-// if a tunnel of ipipd has a name.
+// tryReserve reserves the names of configs once. It checks the control sockets before the interfaces,
+// for the better error message if a tunnel of ipipd has a name.
 func (p *process) tryReserve(ctx context.Context, configs []tunnel.Config) error {
 	var links []string
 	of := make(map[string]*tunnel.Config, len(configs))
@@ -117,8 +117,8 @@ func (p *process) tryReserve(ctx context.Context, configs []tunnel.Config) error
 	return err
 }
 
-// checkInterfaces fails if one of configs, by their links, that is to run and does not has the name of an
-// interface. Without any it sends no netlink message.
+// checkInterfaces fails if a tunnel that is to be started has the name of an interface. It deletes all others from
+// configs, which are by link; if none is left it sends no netlink message.
 func (p *process) checkInterfaces(configs map[string]*tunnel.Config) error {
 	var running map[string]startedTunnel
 	if p.engine != nil {

@@ -13,8 +13,8 @@ import (
 type engine interface {
 	Apply(context.Context, []tunnel.Config) error
 	Diff([]tunnel.Config) ([]tunnel.Difference, error)
-	// Tunnels returns those that run, by the names of their links: tunnel.InterfaceName of the
-	// configured ones.
+	// Tunnels returns the tunnels that run, by the names of their links: tunnel.InterfaceName of the
+	// configured names.
 	Tunnels() map[string]startedTunnel
 	// Unresponsive returns the name of a tunnel whose control does nothing within that time, "" without one.
 	Unresponsive(within time.Duration) string
@@ -37,7 +37,7 @@ type startedTunnel interface {
 	Close() error
 }
 
-// openEngine opens the kernel's.
+// openEngine opens an engine that makes its tunnels in the kernel of this host.
 func openEngine(o tunnel.EngineOptions) (engine, error) {
 	e, err := tunnel.NewEngine(o)
 	if err != nil {

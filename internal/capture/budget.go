@@ -20,13 +20,13 @@ const (
 // out of the ring, which is full then. What is missing is counted.
 type Budget struct {
 	stream         *Stream
-	share          float64 // of one processor; 0 is no bounds
+	share          float64 // of one processor; 0: unlimited
 	left           time.Duration
 	at             time.Time
-	packets, bytes uint64 // of stream by then
+	packets, bytes uint64 // of stream at that time
 }
 
-// NewBudget returns the budget of a Stream on a host with so many processors; complete is one without bounds.
+// NewBudget returns the Budget of a Stream on a host with so many processors; with complete it is unlimited.
 func NewBudget(s *Stream, complete bool, processors int, now time.Time) *Budget {
 	b := &Budget{stream: s, share: share * float64(min(processors, mostProcessors)), left: burst, at: now, packets: s.packets, bytes: s.bytes}
 	if complete {
@@ -35,8 +35,8 @@ func NewBudget(s *Stream, complete bool, processors int, now time.Time) *Budget 
 	return b
 }
 
-// Wait is how long the Stream has to wait until it may take more out, given what it has since the last call. It is
-// short or zero, or so long that half of what burst is for is there again: packets that follow each other say more.
+// Wait returns how long the Stream has to wait before it may take more out, given what it has taken since the last call:
+// zero, or until half a burst is there again, since packets in a row tell more than as many single ones.
 func (b *Budget) Wait(now time.Time) time.Duration {
 	if b.share == 0 {
 		return 0

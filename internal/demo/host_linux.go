@@ -24,8 +24,8 @@ type host struct {
 	up         *exec.Cmd // nil if it has not started
 	log        log
 	exited     chan struct{}
-	err        error // of its end, once exited is closed
-	signalled  bool  // to end
+	err        error // of Wait, once exited is closed
+	signalled  bool  // it was told to end
 }
 
 // log is the output of a process.
@@ -40,7 +40,7 @@ func (l *log) Write(b []byte) (int, error) {
 	return l.bytes.Write(b)
 }
 
-// last is the last line.
+// last returns the last line.
 func (l *log) last() string {
 	l.lock.Lock()
 	defer l.lock.Unlock()
@@ -52,7 +52,7 @@ func (l *log) last() string {
 func (h *host) start(args ...string) error {
 	h.up = ipipd(context.Background(), append([]string{"up", "--runtime-dir", h.runtimeDir}, args...)...)
 	h.up.Stdout, h.up.Stderr = &h.log, &h.log
-	// So that a killed demo leaves no tunnel running; and a Ctrl-C is for the demo, which ends them in order.
+	// A killed demo must leave no tunnel running; and a Ctrl-C is for the demo alone, which ends them in order.
 	h.up.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
 	started := make(chan error)
 	h.exited = make(chan struct{})
@@ -72,13 +72,13 @@ func (h *host) start(args ...string) error {
 	return err
 }
 
-// status reads what the process says of a tunnel.
+// status asks the process for the status of a tunnel.
 func (h *host) status(name string) (s tunnel.Status, err error) {
 	err = control.Status(h.runtimeDir, name, time.Second, &s)
 	return s, err
 }
 
-// awaitReady waits until the tunnel is there.
+// awaitReady waits until the tunnel is ready.
 func (h *host) awaitReady(ctx context.Context, name string) error {
 	for {
 		if _, err := h.status(name); err == nil {
@@ -94,7 +94,7 @@ func (h *host) awaitReady(ctx context.Context, name string) error {
 	}
 }
 
-// signal has the process end, as systemd would. It signals once: a second SIGTERM kills a process that is ending.
+// signal tells the process to end, as systemd would. It does so once: a second SIGTERM kills a process that is ending.
 func (h *host) signal() {
 	if h.up != nil && !h.signalled {
 		h.signalled = true

@@ -35,7 +35,7 @@ type pinger struct {
 	sent    atomic.Int64
 }
 
-// newPinger opens a socket on a host.
+// newPinger opens a raw ICMP socket on a host.
 func newPinger(h *host) (p *pinger, err error) {
 	err = h.namespace.Do(func() error {
 		conn, err := icmp.ListenPacket("ip4:icmp", "0.0.0.0")
@@ -55,7 +55,7 @@ func newPinger(h *host) (p *pinger, err error) {
 
 func (p *pinger) close() { p.conn.Close() }
 
-// receive gives replies to who waits for them, until the socket is closed.
+// receive passes replies to the calls of once that wait for them, until the socket is closed.
 func (p *pinger) receive() {
 	buf := make([]byte, 1500)
 	for {
@@ -78,7 +78,7 @@ func (p *pinger) receive() {
 	}
 }
 
-// once sends an echo request, and waits for its reply.
+// once sends an echo request, and waits for its reply, for patience at most.
 func (p *pinger) once(ctx context.Context, src, dst netip.Addr, patience time.Duration) (r reply, answered bool, err error) {
 	to := make(chan reply, 1)
 	p.lock.Lock()
@@ -93,7 +93,7 @@ func (p *pinger) once(ctx context.Context, src, dst netip.Addr, patience time.Du
 	}
 	start := time.Now()
 	p.sent.Add(1)
-	// An error is of a route that is not there yet, or of an earlier ICMP error.
+	// An error is about a route that is not there yet, or an earlier ICMP error: no reply comes then.
 	_, _ = p.conn.IPv4PacketConn().WriteTo(message, &netipv4.ControlMessage{Src: src.AsSlice()}, &net.IPAddr{IP: dst.AsSlice()})
 	select {
 	case r := <-to:
@@ -123,8 +123,8 @@ func (p *pinger) reach(ctx context.Context, src, dst netip.Addr) (reply, error) 
 	}
 }
 
-// reachAll pings along all flows until each has had a reply, some at a time. It returns the time of the last round trip of each, and
-// the number of requests.
+// reachAll pings along all flows, some at a time, until each has had a reply. It returns the round-trip time of that
+// reply for each, and the number of requests.
 func reachAll(ctx context.Context, flows []flow) (took []time.Duration, sent int64, err error) {
 	pingers := map[*host]*pinger{}
 	for _, f := range flows {

@@ -20,7 +20,7 @@ import (
 // tunDevice says why /dev/net/tun cannot be opened.
 func (e *examination) tunDevice() {
 	misc := e.file("proc/misc")
-	loads := misc != "" && !strings.Contains(misc+"\n", " tun\n") // opening it, which is for up to do
+	loads := misc != "" && !strings.Contains(misc+"\n", " tun\n") // to open it would load the module, which is for up to do
 	_, err := fs.Stat(e.Files, "dev/net/tun")
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -48,10 +48,10 @@ func (e *examination) moduleExists(name string) bool {
 	return false
 }
 
-// capabilities says which this process lacks that up needs.
+// capabilities says which capabilities that up needs this process lacks.
 func (e *examination) capabilities() {
 	if len(e.tunnels) > 0 && !slices.ContainsFunc(e.tunnels, func(s *subject) bool { return !s.running() }) {
-		return // they have what they need
+		return // the running tunnels have what they need
 	}
 	effective, err := strconv.ParseUint(keyOf(strings.ReplaceAll(e.file("proc/self/status"), ":\t", "="), "CapEff"), 16, 64)
 	if err != nil {
@@ -78,7 +78,7 @@ func (e *examination) capabilities() {
 	}
 }
 
-// clock says if it was set back, or follows no other.
+// clock says if the clock was set back, or is not synchronized.
 func (e *examination) clock() {
 	now := e.Now()
 	const slack = 2 * time.Second // LastHeard is as of an answer
@@ -103,11 +103,11 @@ func (e *examination) clock() {
 // What `up` takes, measured with test/scale's configuration, in bytes.
 const memoryProcess, memoryThread, memoryTunnel = 16 << 20, 9 << 20, 50 << 10
 
-// limits says if this process may not open, or use, what the tunnels need.
+// limits says if the limit of open files, or of memory, is too low for the tunnels that do not run.
 func (e *examination) limits() {
 	var configs []tunnel.Config
 	for _, s := range e.tunnels {
-		if !s.running() { // one that does has them
+		if !s.running() { // a running one has what it needs
 			configs = append(configs, s.Config)
 		}
 	}
@@ -127,7 +127,7 @@ func (e *examination) limits() {
 	}
 }
 
-// memoryLimit is the least limit of this process's cgroups and those above them, of version 1 or 2.
+// memoryLimit returns the lowest limit, in bytes, of this process's cgroups and those above them, of version 1 or 2.
 func (e *examination) memoryLimit() uint64 {
 	least := uint64(math.MaxUint64)
 	for line := range strings.Lines(e.file("proc/self/cgroup")) {

@@ -14,7 +14,7 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-// commandTimeout bounds a program: that of a host with very many rules takes seconds.
+// commandTimeout bounds a command: with very many rules one takes seconds.
 const commandTimeout = 10 * time.Second
 
 // readRules reads the rules of nftables and of both kinds of iptables. iptables-legacy-save is not run
@@ -60,7 +60,7 @@ func (e *examination) readRules() {
 	}
 }
 
-// missing is an error of a command, with the package that has it.
+// missing returns err, or, if the command is not installed, an error that names the package that has it.
 func missing(err error, command, debian string) error {
 	if errors.Is(err, exec.ErrNotFound) {
 		return errors.New(command + " is not installed (package " + debian + ")")

@@ -13,10 +13,10 @@ type Counters [NumReasons]atomic.Uint64
 // Add counts n packets.
 func (c *Counters) Add(r Reason, n uint64) { c[r].Add(n) }
 
-// Load is the count of one Reason.
+// Load returns the count of one Reason.
 func (c *Counters) Load(r Reason) uint64 { return c[r].Load() }
 
-// All is the count of each Reason.
+// All returns the count of each Reason.
 func (c *Counters) All() (all Counts) {
 	for r := range all {
 		all[r] = c[r].Load()
@@ -24,7 +24,7 @@ func (c *Counters) All() (all Counts) {
 	return all
 }
 
-// Map is reason → packets, without the reasons that never occurred. It is never nil.
+// Map returns the counts by the names of reasons, without reasons that never occurred. It is never nil.
 func (c *Counters) Map() map[string]uint64 {
 	m := map[string]uint64{}
 	for r := range All() {
@@ -35,8 +35,8 @@ func (c *Counters) Map() map[string]uint64 {
 	return m
 }
 
-// Counts are counters as they were read, by Reason. In JSON they are those of the reasons that have
-// occurred, by name.
+// Counts are the values of Counters when they were read, by Reason. Their JSON has the reasons that
+// have occurred, by name.
 type Counts [NumReasons]uint64
 
 // MarshalJSON implements json.Marshaler.

@@ -1,6 +1,6 @@
 package drop
 
-// Direction is which way the packets of a tunnel went that a Reason counts, as seen from this host.
+// Direction is the direction, as seen from this host, of the packets of a tunnel that a Reason counts.
 type Direction string
 
 // The empty Direction is that of ICMP messages, which are no packets of a tunnel.
@@ -9,8 +9,8 @@ const (
 	Receive  Direction = "receive"  // inbound
 )
 
-// Direction is that of the packets which a tunnel counts under r. What a process counts under an
-// ESP reason was received.
+// Direction returns the direction of the packets that a tunnel counts under r. Packets that a
+// process counts under an ESP reason were received.
 func (r Reason) Direction() Direction {
 	switch {
 	case r == None || r >= endESP:

@@ -21,7 +21,7 @@ func (k Kept) Take(name string) []int {
 	return fds
 }
 
-// Names are the names, sorted.
+// Names returns the names, sorted.
 func (k Kept) Names() (names []string) {
 	for name := range k {
 		names = append(names, name)

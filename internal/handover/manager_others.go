@@ -4,8 +4,8 @@ package handover
 
 import "time"
 
-// Manager is what has started this process: systemd, or a Keeper. Other systems have neither: it
-// is always nil.
+// Manager is who started this process and keeps descriptors for the next: systemd, or a Keeper. Other
+// systems have neither: it is always nil.
 type Manager struct{ Watchdog time.Duration }
 
 // Open returns nil.

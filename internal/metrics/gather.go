@@ -13,7 +13,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// builder makes metrics in a few large pieces of memory, not in one for each part of each.
+// builder makes metrics in a few large allocations, not in several for each.
 type builder struct {
 	families []*dto.MetricFamily
 	metrics  []dto.Metric
@@ -24,10 +24,10 @@ type builder struct {
 	current  *family
 }
 
-// pieces is how many of each are made at a time.
+// pieces is how many elements are allocated at a time.
 const pieces = 1024
 
-// piece returns the next of a slice of memory.
+// piece returns the next unused element of *from, which it allocates anew when all are used.
 func piece[T any](from *[]T) *T {
 	if len(*from) == 0 {
 		*from = make([]T, pieces)
@@ -37,7 +37,7 @@ func piece[T any](from *[]T) *T {
 	return next
 }
 
-// family begins a family, of n series about.
+// family begins a family of about n series.
 func (b *builder) family(f *family, n int) {
 	b.current = f
 	kind := dto.MetricType_GAUGE
@@ -47,7 +47,7 @@ func (b *builder) family(f *family, n int) {
 	b.families = append(b.families, &dto.MetricFamily{Name: &f.name, Help: &f.help, Type: &kind, Metric: make([]*dto.Metric, 0, n)})
 }
 
-// add adds a series of the family that was begun last. Its labels are not to be changed.
+// add adds a series to the family that was begun last. The label pairs must not be changed afterwards.
 func (b *builder) add(value float64, labels ...*dto.LabelPair) {
 	if len(b.labels) < len(labels) {
 		b.labels = make([]*dto.LabelPair, pieces)
@@ -68,8 +68,8 @@ func (b *builder) add(value float64, labels ...*dto.LabelPair) {
 	f.Metric = append(f.Metric, m)
 }
 
-// label makes a pair. A value that is no UTF-8, as a name that somebody gave the interface, would spoil
-// the whole scrape.
+// label returns a label pair. A value that is not UTF-8, as an interface's name can be, would make the
+// whole scrape fail: it is made valid.
 func label(name, value string) *dto.LabelPair {
 	value = strings.ToValidUTF8(value, "\ufffd")
 	return &dto.LabelPair{Name: &name, Value: &value}
@@ -82,7 +82,7 @@ var reasonLabels, directionLabels = func() (reasons, directions [drop.NumReasons
 	return reasons, directions
 }()
 
-// gather makes the metrics of a Snapshot; of nil, before there are tunnels, those that do not need it.
+// gather makes the metrics of a Snapshot; if it is nil, before there are tunnels, those that need none.
 func gather(version string, s *Snapshot) []*dto.MetricFamily {
 	b := &builder{}
 	b.family(&buildInfo, 1)
@@ -105,7 +105,7 @@ func gather(version string, s *Snapshot) []*dto.MetricFamily {
 	return b.families
 }
 
-// sandboxLabels are those of sandboxInfo.
+// sandboxLabels returns the labels of sandboxInfo.
 func sandboxLabels(s *sandbox.State) []*dto.LabelPair {
 	names := make([]string, len(s.Capabilities))
 	for i, c := range s.Capabilities {
@@ -117,7 +117,7 @@ func sandboxLabels(s *sandbox.State) []*dto.LabelPair {
 	}
 }
 
-// drops adds the counters of the process.
+// drops adds a family of the process's drops: the reasons of always, and others that have counted something.
 func (b *builder) drops(f *family, counts []uint64, always []bool) {
 	b.family(f, len(counts))
 	packets := f == &drops

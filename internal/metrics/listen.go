@@ -16,7 +16,7 @@ import (
 	"golang.org/x/net/netutil"
 )
 
-// maxConnections is how many clients are connected at once; more wait.
+// maxConnections is how many clients can be connected at once; more wait.
 const maxConnections = 32
 
 // Listen opens the address of config.Process.MetricsAddress. Closing the Listener removes the unix socket.
@@ -44,13 +44,13 @@ func Listen(address string) (net.Listener, error) {
 	return netutil.LimitListener(l, maxConnections), nil
 }
 
-// listenUnix makes a socket of mode 0660. One that nobody listens at is replaced.
+// listenUnix makes a socket of mode 0660. It replaces one that nobody listens at.
 func listenUnix(path string) (net.Listener, error) {
 	if err := removeStale(path); err != nil {
 		return nil, err
 	}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		return c.Control(func(fd uintptr) { // so that it is nobody else's at any moment
+		return c.Control(func(fd uintptr) { // so that others cannot connect before the mode is set
 			if runtime.GOOS == "linux" {
 				_ = syscall.Fchmod(int(fd), 0o600)
 			}
@@ -110,7 +110,7 @@ func (l *unixListener) Close() error {
 	return l.UnixListener.Close()
 }
 
-// ShownAddress is where l listens, in the notation of metrics-address: with the port, if any was asked for.
+// ShownAddress returns where l listens, in the notation of metrics-address, with the port that port 0 has become.
 func ShownAddress(l net.Listener) string {
 	if l.Addr().Network() == "unix" {
 		return "unix:" + l.Addr().String()

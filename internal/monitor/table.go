@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// column is one of the table. Those that a terminal has no room for are left out, the highest rank first.
+// column is a column of the table. Columns that a terminal has no room for are left out, the highest rank first.
 type column struct {
 	title string
 	rank  int
@@ -20,7 +20,7 @@ type column struct {
 	order func(a, b *Tunnel) int
 }
 
-// cellView is what a cell depends on beside its tunnel.
+// cellView is what a cell depends on besides its tunnel.
 type cellView struct {
 	*Options
 	now      time.Time
@@ -28,7 +28,7 @@ type cellView struct {
 	width    int // of the cell
 }
 
-// gap is between two columns.
+// gap is how many blanks are between two columns.
 const gap = 2
 
 func rateCell(of func(*Tunnel) float64) func(*Tunnel, *cellView) (string, Style) {
@@ -64,12 +64,12 @@ func yes(b bool) string {
 	return "no"
 }
 
-// severities sort states: those first that somebody has to look at.
+// severities orders states, those first that somebody has to look at.
 var severities = []State{
 	StateSilent, StateLost, StateUnheard, StateNoSA, StateDown, StateWaiting, StateStarting, StateGone, StateRunning, StateDisabled,
 }
 
-// severity sorts tunnels by state; one that runs and warns stands with those that wait.
+// severity returns the tunnel's place by its state; one that runs and warns is sorted with those that wait.
 func (t *Tunnel) severity() int {
 	if t.warned() {
 		return slices.Index(severities, StateWaiting)
@@ -202,7 +202,7 @@ func layout(width, longestName int) []column {
 	return shown
 }
 
-// tableHead is the line with the titles; that of the column that is sorted by is marked.
+// tableHead returns the line with the titles, with a mark at the column that is sorted by.
 func (o *Options) tableHead(shown []column, sortBy string, reversed bool) string {
 	var b strings.Builder
 	for i, c := range shown {
@@ -224,7 +224,7 @@ func (o *Options) tableHead(shown []column, sortBy string, reversed bool) string
 	return b.String()
 }
 
-// tableRow is the line of a tunnel.
+// tableRow returns the line of a tunnel.
 func (o *Options) tableRow(t *Tunnel, shown []column, v *cellView, selected bool) string {
 	var b strings.Builder
 	for i, c := range shown {

@@ -11,8 +11,8 @@ const (
 	chartHeight, chartStep = 120, 5
 )
 
-// steps is the path of values in time as a line of steps, each step units wide and of values up to top. It
-// has no more than one command for each change, so that nothing is longer than what happens.
+// steps returns the SVG path of values in time as a line of steps, each step units wide; top is the value of the full
+// height. It has a command only where the value changes, so that an idle tunnel's path is short.
 func steps(values []float64, top float64, height, step int) string {
 	if len(values) == 0 {
 		return ""
@@ -35,7 +35,7 @@ func steps(values []float64, top float64, height, step int) string {
 	return string(b)
 }
 
-// area is steps, closed along the bottom; "" of zeros.
+// area returns the path of steps, closed along the bottom; "" if all values are zero.
 func area(values []float64, top float64, height, step int) string {
 	if peak(values) == 0 {
 		return ""
@@ -44,7 +44,7 @@ func area(values []float64, top float64, height, step int) string {
 	return steps(values, top, height, step) + "V" + bottom + "H0Z"
 }
 
-// level is the height of a value, from above. What is not zero is at least one unit high.
+// level returns the y coordinate of a value, which counts from the top. A value above zero is at least one unit high.
 func level(v, top float64, height int) int {
 	if !(v > 0) || !(top > 0) {
 		return height
@@ -59,8 +59,8 @@ func peak(values []float64) (top float64) {
 	return top
 }
 
-// roundUp is the least of 1, 2, 5, 10, 20 ... that is not less than v: the top of a chart, which
-// should not change with each value. 0 is 0.
+// roundUp returns the least of 1, 2, 5, 10, 20 ... that is not less than v: the top of a chart, which
+// should not change with each value. It returns 0 for 0.
 func roundUp(v float64) float64 {
 	if !(v > 0) || math.IsInf(v, 0) {
 		return 0
@@ -74,7 +74,7 @@ func roundUp(v float64) float64 {
 	return 10 * unit
 }
 
-// metric is a value with three digits and the prefix of its unit: "12.3 M".
+// metric formats a value with three digits and the prefix of its unit: "12.3 M".
 func metric(v float64) string {
 	if !(v > 0) {
 		return "0 "

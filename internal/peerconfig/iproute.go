@@ -10,7 +10,7 @@ import (
 	"ipipd/keepalive"
 )
 
-// linux is a script for iproute2, with swanctl.conf if the tunnel is encrypted.
+// linux returns a script for iproute2, with swanctl.conf if the tunnel is encrypted.
 func (p *peer) linux() (string, error) {
 	name := p.ident()
 	var b strings.Builder
@@ -31,7 +31,7 @@ func (p *peer) linux() (string, error) {
 			fmt.Fprintf(&b, "ip address add %s dev %s\n", a.Prefix, name)
 		}
 	}
-	if p.MTU != 0 || p.IPsec.Wanted() { // the kernel does not know of ESP
+	if p.MTU != 0 || p.IPsec.Wanted() { // the kernel's own choice leaves no room for ESP
 		fmt.Fprintf(&b, "ip link set %s mtu %d\n", name, p.mtu)
 	}
 	fmt.Fprintf(&b, "ip link set %s up\n", name)
@@ -41,7 +41,7 @@ func (p *peer) linux() (string, error) {
 	return b.String(), nil
 }
 
-// networkd is a .netdev and a .network of systemd-networkd.
+// networkd returns a .netdev and a .network of systemd-networkd.
 func (p *peer) networkd() (string, error) {
 	name := p.ident()
 	var b strings.Builder
@@ -100,7 +100,7 @@ func (p *peer) ttl() string {
 	return fmt.Sprint(p.TTL)
 }
 
-// tos is in hexadecimal, as iproute2 reads it; its default is 0, not inherit.
+// tos returns the TOS byte in hexadecimal, as iproute2 reads it, whose default is 0, not inherit.
 func (p *peer) tos() string {
 	if p.DSCP == tunnel.InheritDSCP {
 		return "inherit"
@@ -108,7 +108,7 @@ func (p *peer) tos() string {
 	return fmt.Sprintf("%02x", p.DSCP<<2)
 }
 
-// linuxNotes are those of p, and where the Linux kernel differs.
+// linuxNotes returns the notes of p, and others where the Linux kernel differs.
 func (p *peer) linuxNotes() []string {
 	notes := p.notes
 	switch {
@@ -120,7 +120,8 @@ func (p *peer) linuxNotes() []string {
 	return notes
 }
 
-// linuxKeepalive: the kernel's tunnels send no probes, and drop a reflect probe, whose source is their own address.
+// linuxKeepalive says what to do about the keepalive: the kernel's tunnels send no probes, and drop a reflect probe,
+// whose source is their own address.
 func (p *peer) linuxKeepalive() []string {
 	lines := []string{"keepalive: Linux has none: its interface stays up"}
 	switch conf := "net/ipv4/conf/" + p.ident(); p.probe {
@@ -133,7 +134,7 @@ func (p *peer) linuxKeepalive() []string {
 	return lines
 }
 
-// nftClamp lowers the MSS of what is received through the tunnel and forwarded.
+// nftClamp returns commands that clamp the MSS of TCP that is received through the tunnel and forwarded.
 func (p *peer) nftClamp() string {
 	if !p.ClampTCPMSS {
 		return ""
@@ -145,7 +146,7 @@ func (p *peer) nftClamp() string {
 		"nft " + shell(rule) + "\n"
 }
 
-// nftInput lets the outer packets in, if there is a firewall.
+// nftInput returns commands that let the outer packets in, for a host with a firewall.
 func (p *peer) nftInput() []string {
 	input := "  nft add rule inet filter input ip saddr " + p.remote.String()
 	if p.IPsec.Wanted() {
@@ -154,7 +155,7 @@ func (p *peer) nftInput() []string {
 	return []string{"firewall:", input + " ip protocol 4 accept"}
 }
 
-// swanctl is a swanctl.conf, in transport mode and for protocol 4 only.
+// swanctl returns a swanctl.conf, in transport mode and for protocol 4 only.
 func (p *peer) swanctl() string {
 	get := p.get
 	version := map[string]string{"main": "1", "ike2": "2", "auto": "0"}[get("ipsec-exchange")]
@@ -213,7 +214,7 @@ func (p *peer) swanctl() string {
 	return b.String()
 }
 
-// get is a property's value.
+// get returns a property's value in the notation of its flag.
 func (p *peer) get(name string) string {
 	for _, property := range tunnel.Properties() {
 		if property.Name == name {
@@ -223,7 +224,7 @@ func (p *peer) get(name string) string {
 	return ""
 }
 
-// swanctlPhase1: strongSwan has a PRF in place of the integrity of an AEAD.
+// swanctlPhase1 returns proposals as strongSwan writes them: with an AEAD a PRF stands in place of the integrity.
 func swanctlPhase1(proposals string) (out []string) {
 	for proposal := range strings.SplitSeq(proposals, ",") {
 		if strings.Contains(proposal, "gcm") {
@@ -248,7 +249,7 @@ func swanctlQuote(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 }
 
-// swanctlSecret is in hexadecimal if strongSwan would take the text for something else.
+// swanctlSecret returns a secret in quotes, or in hexadecimal if strongSwan would take the text for something else.
 func swanctlSecret(secret []byte) string {
 	text := string(secret)
 	if strings.HasPrefix(text, "0x") || strings.HasPrefix(text, "0s") || strings.ContainsFunc(text, func(c rune) bool { return c < ' ' || c > '~' }) {
@@ -257,7 +258,7 @@ func swanctlSecret(secret []byte) string {
 	return swanctlQuote(text)
 }
 
-// shell returns a word of a POSIX shell.
+// shell quotes word for a POSIX shell, if it has to be.
 func shell(word string) string {
 	if word != "" && !strings.ContainsFunc(word, func(c rune) bool {
 		return !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("-._/:=", c))

@@ -10,16 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// HeaderSize is how many bytes are before the fields of a request, and of an answer: the verb or kind, and a number,
-// in the host's byte order, that an answer has from its request.
+// HeaderSize is how many bytes precede the fields of a request, and of an answer: the verb or kind, and the sequence
+// number, in the host's byte order, which an answer has from its request.
 const HeaderSize = 5
 
-// Header begins a request or an answer.
+// Header returns the header of a request or an answer.
 func Header(kind byte, sequence uint32) []byte {
 	return binary.NativeEndian.AppendUint32([]byte{kind}, sequence)
 }
 
-// Sequence is the number in a message of at least HeaderSize bytes.
+// Sequence returns the sequence number in a message of at least HeaderSize bytes.
 func Sequence(b []byte) uint32 { return binary.NativeEndian.Uint32(b[1:]) }
 
 // Fields are the values of a request or an answer.
@@ -35,7 +35,7 @@ func Append(b []byte, fields ...[]byte) []byte {
 
 var errFields = errors.New("it has other fields")
 
-// Parse reads exactly n fields, which are in b.
+// Parse splits b into exactly n fields, which are slices of b.
 func Parse(b []byte, n int) (fields Fields, err error) {
 	for range n {
 		if len(b) < 4 {
@@ -53,10 +53,10 @@ func Parse(b []byte, n int) (fields Fields, err error) {
 	return fields, nil
 }
 
-// U32 is a field of a number.
+// U32 returns a number as a field, in the host's byte order.
 func U32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
-// U32 is field i as a number; 0 if it is none.
+// U32 returns field i as a number; 0 if it is not four bytes long.
 func (f Fields) U32(i int) uint32 {
 	if len(f[i]) != 4 {
 		return 0
@@ -77,10 +77,11 @@ func Send(socket int, b []byte, fd int) error {
 	}
 }
 
-var recvmsg = unix.Recvmsg // but in tests
+var recvmsg = unix.Recvmsg // except in tests
 
 // Receive receives a message into b, and its descriptor, which is the caller's; -1 is none. It fails with io.EOF
-// at the end of the other side. It waits for memory: an answer that is not read leaves open what was done.
+// when the other end is closed. If the kernel lacks memory it tries again: without an answer it would not be known
+// what was done.
 func Receive(socket int, b []byte) (n, fd int, err error) {
 	control := make([]byte, unix.CmsgSpace(4))
 	for {

@@ -14,8 +14,8 @@ import (
 // with addresses ends the look-up. So the last message with addresses is the answer.
 type ttlReader struct{ least time.Duration }
 
-// watch returns conn, with its received messages read. It stays a net.PacketConn if it is one, by
-// which the resolver tells how messages are framed.
+// watch returns a conn that has r read the messages it receives. It stays a net.PacketConn if it is
+// one, by which the resolver tells how messages are framed.
 func (r *ttlReader) watch(conn net.Conn) net.Conn {
 	if udp, ok := conn.(*net.UDPConn); ok {
 		return &datagrams{udp, r}
@@ -23,8 +23,8 @@ func (r *ttlReader) watch(conn net.Conn) net.Conn {
 	return &stream{Conn: conn, ttl: r}
 }
 
-// read takes the TTL of a message that has A records: the least of the answer section's, and 0
-// for one with the top bit set (RFC 2181, section 8).
+// read takes the TTL of a message that has A records: the smallest of the answer section. One with
+// the top bit set counts as 0 (RFC 2181, section 8).
 func (r *ttlReader) read(message []byte) {
 	var p dnsmessage.Parser
 	if _, err := p.Start(message); err != nil || p.SkipAllQuestions() != nil {

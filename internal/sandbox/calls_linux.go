@@ -4,8 +4,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// calls are the system calls that a process needs once it has begun: pid is its own ID. Those of each packet are
-// first, for kernels before 5.11, which go through the list at each call.
+// calls returns the system calls that a process needs once it has begun; pid is its own ID. The ones made for packets
+// are first, for kernels before 5.11, which go through the list at each call.
 func calls(p Policy, pid int) []call {
 	all := always(
 		unix.SYS_READV, unix.SYS_WRITEV, unix.SYS_READ, unix.SYS_WRITE,
@@ -30,8 +30,8 @@ func always(numbers ...uintptr) (all []call) {
 	return all
 }
 
-// runtimeCalls are those of Go's runtime, of the C library's threads (under the race detector), and of what
-// asks for no more than the process itself.
+// runtimeCalls returns the calls of Go's runtime, of the C library's threads (under the race detector), and
+// others that are about the process itself only.
 func runtimeCalls(pid uint32) []call {
 	const thread = unix.CLONE_VM | unix.CLONE_SIGHAND | unix.CLONE_THREAD
 	const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
@@ -46,20 +46,20 @@ func runtimeCalls(pid uint32) []call {
 		unix.SYS_RSEQ, unix.SYS_SET_ROBUST_LIST, unix.SYS_SET_TID_ADDRESS,
 		unix.SYS_EXIT, unix.SYS_EXIT_GROUP,
 	), []call{
-		// No code is made, or loaded.
+		// No executable memory.
 		{unix.SYS_MMAP, [][]condition{{masked(2, unix.PROT_EXEC, 0)}}},
 		{unix.SYS_MPROTECT, [][]condition{{masked(2, unix.PROT_EXEC, 0)}}},
-		// A thread, and no process.
+		// New threads, no new processes.
 		{unix.SYS_CLONE, [][]condition{{masked(0, thread|namespaces, thread)}}},
 		{unix.SYS_TGKILL, [][]condition{{is(0, pid)}}},
 		{unix.SYS_KILL, [][]condition{{is(0, pid)}}},
-		// The names of mappings; no core dump from now on, and whether there is one.
+		// To name mappings and threads, to disable core dumps, and to ask whether they are.
 		{unix.SYS_PRCTL, [][]condition{{is(0, unix.PR_SET_VMA, unix.PR_GET_DUMPABLE, unix.PR_SET_NAME)}, append(isZero(1), is(0, unix.PR_SET_DUMPABLE))}},
 		{unix.SYS_PRLIMIT64, [][]condition{append(isZero(2), is(0, 0))}},
 	}...)
 }
 
-// fileCalls are about files, which ones Landlock says, and other descriptors.
+// fileCalls are about files, which Landlock restricts, and other descriptors.
 var fileCalls = append(always(
 	unix.SYS_OPENAT, unix.SYS_CLOSE, unix.SYS_FSTAT, unix.SYS_STATX, unix.SYS_STATFS, unix.SYS_FSTATFS, unix.SYS_LSEEK, unix.SYS_GETDENTS64, unix.SYS_READLINKAT, unix.SYS_FACCESSAT, unix.SYS_FACCESSAT2, unix.SYS_GETCWD,
 	unix.SYS_PREAD64, unix.SYS_PWRITE64, unix.SYS_FSYNC, unix.SYS_FDATASYNC, unix.SYS_FTRUNCATE, unix.SYS_FALLOCATE, unix.SYS_FLOCK, unix.SYS_FCHMOD,
@@ -85,14 +85,14 @@ var socketCalls = append(always(
 // typeMask is the type of a socket, without SOCK_CLOEXEC and SOCK_NONBLOCK: SOCK_TYPE_MASK.
 const typeMask = 0xf
 
-// deviceCalls are those of TUN devices, without what has an interface outlive all who have it open (TUNSETPERSIST) or opens
-// it to others (TUNSETOWNER, TUNSETGROUP).
+// deviceCalls are the ioctls of TUN devices, but not those that make an interface outlive its descriptors (TUNSETPERSIST)
+// or open it to other users (TUNSETOWNER, TUNSETGROUP).
 var deviceCalls = []call{{unix.SYS_IOCTL, [][]condition{{is(1,
 	unix.TUNSETIFF, unix.TUNGETIFF, unix.TUNGETFEATURES, unix.TUNSETOFFLOAD, unix.TUNSETVNETHDRSZ, unix.TUNSETSTEERINGEBPF, unix.TUNSETCARRIER,
 	unix.TUNGETDEVNETNS, unix.SIOCGSKNS,
 )}}}}
 
-// ebpfCalls are bpf(2) without what gets programs of others, or leaves any behind.
+// ebpfCalls are the commands of bpf(2), but not those that open programs of others, or pin any.
 var ebpfCalls = call{unix.SYS_BPF, [][]condition{{is(0,
 	unix.BPF_MAP_CREATE, unix.BPF_MAP_LOOKUP_ELEM, unix.BPF_MAP_UPDATE_ELEM, unix.BPF_MAP_DELETE_ELEM, unix.BPF_MAP_GET_NEXT_KEY,
 	unix.BPF_MAP_LOOKUP_BATCH, unix.BPF_MAP_UPDATE_BATCH, unix.BPF_MAP_DELETE_BATCH, unix.BPF_MAP_FREEZE,

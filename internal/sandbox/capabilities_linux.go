@@ -10,8 +10,8 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// needed are the capabilities that are left, and what for. Without a parent that does it for the process, it
-// has to have them for all that may change while it runs.
+// needed are the capabilities that a process keeps, and what for. Without a broker, which would do it for the
+// process, it needs them for all that may change while it runs.
 //
 // The fast path's programs load without PERFMON, too: the verifier then adds mitigations
 // against speculative execution.
@@ -29,10 +29,10 @@ var needed = []struct {
 	{cap.BPF, "the fast path's programs, on an underlay device that is new", func(p *Policy) bool { return alone(p) && (p.EBPF || p.Mode == Off) }},
 }
 
-// alone is whether the process does everything itself.
+// alone reports whether the process does everything itself, without a broker.
 func alone(p *Policy) bool { return !p.Brokered }
 
-// rawMarks reports whether a mark takes NET_RAW, and not NET_ADMIN.
+// rawMarks reports whether NET_RAW is enough to mark packets, as from Linux 5.17 on, and NET_ADMIN is not needed.
 func rawMarks() bool {
 	var uname unix.Utsname
 	var major, minor int
@@ -45,7 +45,7 @@ func rawMarks() bool {
 	return major > 5 || major == 5 && minor >= 17
 }
 
-// keeps returns what v is left to the process of p for, if it has it; "": it is not.
+// keeps returns what a process of p keeps v for, if it has it; "" if it drops v.
 func keeps(p *Policy, v cap.Value) (why string) {
 	for _, n := range needed {
 		if n.Value == v && n.by(p) {
@@ -55,7 +55,7 @@ func keeps(p *Policy, v cap.Value) (why string) {
 	return ""
 }
 
-// setNoNewPrivs has execve grant no privileges.
+// setNoNewPrivs makes execve(2) grant no privileges.
 func setNoNewPrivs() error {
 	_, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1)
 	return os.NewSyscallError("prctl PR_SET_NO_NEW_PRIVS", err)
@@ -86,7 +86,7 @@ func dropCapabilities(p Policy) error {
 	return os.NewSyscallError("capset", want.SetProc())
 }
 
-// capabilitiesLeft are those that the process has now.
+// capabilitiesLeft returns the capabilities that the process has now, and what for.
 func capabilitiesLeft(p Policy) []Capability {
 	left, have := []Capability{}, cap.GetProc()
 	for v := range cap.MaxBits() {

@@ -2,7 +2,7 @@
 // ipipd, and only in their group is that user.
 //
 // It reads /etc/passwd and /etc/group once, when it is first asked: a process asks before it is confined, which
-// keeps it from reading them. root is no service user, nor is its group that of one, whatever is named ipipd.
+// keeps it from reading them. A user or group of that name with root's number, 0, does not count.
 package serviceuser
 
 import (
@@ -11,7 +11,7 @@ import (
 	"sync"
 )
 
-// Name is that of the user, and of the group.
+// Name is the name of the user, and of the group.
 const Name = "ipipd"
 
 // UID returns the user's number, -1 on a host without the user.

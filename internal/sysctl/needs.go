@@ -6,8 +6,8 @@ import (
 	"net/netip"
 )
 
-// Server is what matters of the real server of a load balancer: packets come out of the tunnel for an
-// address of this host, and their answers leave by the underlay.
+// Server describes the real server of a load balancer: packets for an address of this host come out of
+// the tunnel, and their answers leave by the underlay.
 type Server struct {
 	// Interface is the tunnel's. Addressed: it has an IPv4 address. Routed: all sources are routed into it.
 	Interface         string
@@ -18,16 +18,16 @@ type Server struct {
 	Shared []string
 }
 
-// Need is what is not as it has to be.
+// Need is sysctls that have not the value that a Server needs.
 type Need struct {
 	// Detail says what is set now, Remedy what to do.
 	Detail, Remedy string
 	Settings       []Setting
 }
 
-// RPFilter is what rp_filter has to be on the tunnel's interface; nil if it is. 1 drops each packet whose
-// source is not routed into the interface. 2 only wants a route to the source, but on an interface without an
-// address the kernel (__fib_validate_source) takes it as 1.
+// RPFilter returns what rp_filter has to be on the tunnel's interface; nil if it is. Strict (1) drops each packet
+// whose source is not routed into the interface. Loose (2) only wants a route to the source, but on an interface
+// without an address the kernel (__fib_validate_source) takes it as 1.
 func (s *Server) RPFilter(root fs.FS) *Need {
 	all, own := read(root, "all", "rp_filter"), read(root, s.Interface, "rp_filter")
 	value := max(all, own)
@@ -53,8 +53,8 @@ func (s *Server) RPFilter(root fs.FS) *Need {
 	return n
 }
 
-// ARP is what arp_ignore and arp_announce have to be on the links that a served address shares; nil if they
-// are. By 0 the host answers for any of its addresses on any interface, and asks with any as the sender's.
+// ARP returns what arp_ignore and arp_announce have to be on the links that a served address shares; nil if they
+// are. With 0 the host answers for any of its addresses on any interface, and sends any as the sender's address.
 // Another arp_ignore than 0 is taken as the operator's decision.
 func (s *Server) ARP(root fs.FS) *Need {
 	n := new(Need)
@@ -90,7 +90,7 @@ func list(settings []Setting) (text string) {
 	return text
 }
 
-// read takes what cannot be read as 0: of an interface that is gone nothing is needed.
+// read returns a sysctl, 0 if it cannot be read: nothing is needed of an interface that is gone.
 func read(root fs.FS, ifname, key string) int {
 	n, _ := Read(root, conf(ifname, key))
 	return n

@@ -1,8 +1,8 @@
 // Package sysctl has what the real server of a load balancer needs of net.ipv4.conf, and sets it and
 // sets it back.
 //
-// Needs is a function of what Read says. A Manager sets what is needed, and records in a file what there
-// was before, so that the last of the processes that need it sets it back, and after a crash the next one.
+// A Need is a function of what Read returns. A Manager sets what is needed, and records the values before in a
+// file, so that the last of the processes that need it sets them back, and after a crash the next one.
 // It works in the network namespace of the calling thread.
 package sysctl
 
@@ -23,10 +23,10 @@ type Setting struct {
 	Ours bool
 }
 
-// String is the argument of `sysctl -w`.
+// String returns the argument of `sysctl -w`.
 func (s Setting) String() string { return fmt.Sprintf("%s=%d", name(s.File), s.Value) }
 
-// name is what sysctl calls a file: a dot in an interface's name is a slash there.
+// name returns sysctl(8)'s name of a file: a dot in an interface's name is a slash there.
 func name(file string) string {
 	return strings.NewReplacer("/", ".", ".", "/").Replace(file)
 }
@@ -40,6 +40,6 @@ func Read(root fs.FS, file string) (int, error) {
 	return strconv.Atoi(string(bytes.TrimSpace(b)))
 }
 
-// conf is a file of net.ipv4.conf. Of the three that are used here the kernel takes the larger value
-// of all and of the interface.
+// conf returns the file of a sysctl of net.ipv4.conf. For the three that are used here the kernel takes the
+// larger of the values of all and of the interface.
 func conf(ifname, key string) string { return "net/ipv4/conf/" + ifname + "/" + key }
