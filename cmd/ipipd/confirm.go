@@ -70,8 +70,8 @@ func reportUndo(s *streams, r control.Result) {
 	}
 }
 
-// await has everything undone after d that has been changed since the list was back. If there is a
-// confirmation to be awaited already, it is for both, and its list stays. The caller holds mu.
+// await has everything undone after d that has been changed since the configs were back. If a confirmation
+// is awaited already, one is for both, and its configs to go back to stay. The caller holds mu.
 func (p *process) await(d time.Duration, back []tunnel.Config) {
 	at := time.Now().Add(d)
 	p.update(func(w *wanted) {
@@ -97,7 +97,7 @@ func (p *process) confirm() error {
 	return nil
 }
 
-// undo goes back to the list before, unless that was confirmed or is to be at another time.
+// undo applies wanted.back again, unless the change was confirmed, or is now to be undone at another time.
 func (p *process) undo(at time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

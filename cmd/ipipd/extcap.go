@@ -13,8 +13,8 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// extcap is what Wireshark calls for its list of interfaces, and to capture on one (extcap(4)): a link to
-// ipipd in its folder of extcaps makes it ask for each tunnel.
+// Wireshark calls each program in its folder of extcaps for a list of interfaces, and to capture on one
+// (extcap(4)): a link to ipipd there makes each tunnel one of them.
 
 // extcapPrefix begins the names of interfaces, which must differ from those of others.
 const extcapPrefix = "ipipd-"
@@ -25,7 +25,7 @@ type extcapOptions struct {
 	Interface, FIFO                   string
 }
 
-// extcapArgs puts the command before the arguments of Wireshark's calls, which have none.
+// extcapArgs puts the command extcap before the arguments of Wireshark's calls, which name no command.
 func extcapArgs(args []string) []string {
 	if len(args) > 0 && strings.HasPrefix(args[0], "-") && slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--extcap-") }) {
 		return append([]string{"extcap"}, args...)
@@ -67,7 +67,7 @@ func extcapRun(ctx context.Context, o *extcapOptions) error {
 	switch {
 	case o.Interfaces:
 		fmt.Fprintf(out, "extcap {version=%s}{display=ipipd}\n", plainValue(versionString()))
-		statuses, _ := queryStatuses(o.RuntimeDir, "") // who may not see them has none
+		statuses, _ := queryStatuses(o.RuntimeDir, "") // none for a user who may not ask
 		for i := range statuses {
 			name := statuses[i].startedName()
 			fmt.Fprintf(out, "interface {value=%s%s}{display=IP-in-IP tunnel %s}\n", extcapPrefix, tunnel.InterfaceName(name), plainValue(name))
@@ -98,7 +98,7 @@ arg {number=4}{call=--complete}{display=Every packet, even if that slows the tun
 	return captureRun(ctx, &o.captureOptions)
 }
 
-// plainValue is a text without what ends a value of extcap's output.
+// plainValue replaces the characters of a text that would end a value in extcap's output.
 func plainValue(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r == '{' || r == '}' {

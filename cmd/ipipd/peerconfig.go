@@ -23,7 +23,7 @@ type peerConfigOptions struct {
 	Name    string
 	System  string
 	Paths   []string
-	Remote  netip.Addr // of many
+	Remote  netip.Addr // of many remotes only this one; zero is all
 	Show    bool
 }
 
@@ -103,7 +103,7 @@ func peerConfigRun(_ context.Context, o *peerConfigOptions) error {
 	return err
 }
 
-// running is the tunnel that runs.
+// running returns the tunnel of that name that a process has, disabled ones included.
 func (o *peerConfigOptions) running() (*peerconfig.Tunnel, error) {
 	s, _, err := snapshot(o.RuntimeDir, []string{o.Name})
 	if err != nil {
@@ -133,7 +133,7 @@ func (o *peerConfigOptions) running() (*peerconfig.Tunnel, error) {
 	return t, nil
 }
 
-// remoteSources has t know this end's outer address for each of many remotes, if it has none for all.
+// remoteSources sets t.Locals, this end's outer address for each of many remotes, if it has not one for all.
 func remoteSources(t *peerconfig.Tunnel, runtimeDir string) error {
 	if t.Config.LocalAddress.IsValid() {
 		return nil
@@ -152,7 +152,7 @@ func remoteSources(t *peerconfig.Tunnel, runtimeDir string) error {
 	return nil
 }
 
-// configured is a tunnel of Paths.
+// configured returns the tunnel of that name in the files of Paths.
 func (o *peerConfigOptions) configured() (*peerconfig.Tunnel, error) {
 	file, _, err := config.ReadOnce(o.Paths...)
 	if err != nil {

@@ -55,7 +55,7 @@ type wanted struct {
 	// back are the configs before an unconfirmed change, applied again at undoAt; undoAt zero: nothing to confirm.
 	back   []tunnel.Config
 	undoAt time.Time
-	// reloaded is when the last reload before them was done: see reloads.
+	// reloaded is reloads.done before the unconfirmed change, to go back to.
 	reloaded int64
 }
 

@@ -10,7 +10,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// newTopicProperties is what `ipipd help properties` shows.
+// newTopicProperties returns the topic that `ipipd help properties` shows.
 func newTopicProperties() *cobra.Command {
 	return &cobra.Command{
 		Use:   "properties",
@@ -19,7 +19,7 @@ func newTopicProperties() *cobra.Command {
 	}
 }
 
-// propertyTopic is one table, of the properties of a tunnel and of the process.
+// propertyTopic returns the help of all properties of a tunnel and of the process.
 func propertyTopic() string {
 	var b strings.Builder
 	b.WriteString(`The properties of a tunnel: the flags of ipipd up behind their --, and the keys of a
@@ -36,8 +36,7 @@ the interface is removed and made again.
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
-// propertyHelp is what is to be known of one property, of a tunnel or of the process; "" if there is none of that
-// name.
+// propertyHelp returns the help of one property, of a tunnel or of the process; "" if there is none of that name.
 func propertyHelp(name string) string {
 	for _, p := range tunnel.Properties() {
 		if p.Name == name {
@@ -84,7 +83,7 @@ func changeOf(p tunnel.Property) string {
 	return change
 }
 
-// changeTable is part of docs/configuration.md: the properties that are not simply changed in place.
+// changeTable returns a table of docs/configuration.md: the properties that are not simply changed in place.
 func changeTable() string {
 	var changes []string
 	names := map[string][]string{}
@@ -105,7 +104,7 @@ func changeTable() string {
 	return table + "| every other | in place |\n"
 }
 
-// wrap breaks text into lines of up to width bytes, as far as its words allow, those behind the first indented.
+// wrap breaks text into lines of up to width bytes, as far as its words allow. Lines after the first are indented.
 func wrap(text string, width int) (lines []string) {
 	line := ""
 	for _, word := range strings.Fields(text) {

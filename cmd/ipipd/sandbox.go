@@ -14,10 +14,10 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// configFolder is readable, if it is there, whatever the configuration: later ones name files in it.
+// configFolder stays readable, if it is there, whatever the configuration: a later one may name files in it.
 const configFolder = "/etc/ipipd"
 
-// confine confines the process to what tunnels of configs may need from now on, and reports whether that is
+// confine confines the process to what tunnels of configs may need from now on, and reports whether that includes
 // eBPF. fastPath says whether the programs of the fast path are loaded.
 func (p *process) confine(configs []tunnel.Config, fastPath bool) (ebpf bool) {
 	_, _ = serviceuser.UID(), serviceuser.GID() // they are read now: files of later configurations may be the group's
@@ -32,7 +32,7 @@ func (p *process) confine(configs []tunnel.Config, fastPath bool) (ebpf bool) {
 	return state.EBPF
 }
 
-// checkMarks refuses the first mark for a process that has given up the capability to mark packets.
+// checkMarks fails if a tunnel of configs marks packets and the process has given up the capability to do so.
 func checkMarks(s *sandbox.State, configs []tunnel.Config) error {
 	if s == nil || !s.Brokered || slices.ContainsFunc(s.Capabilities, func(c sandbox.Capability) bool { return c.Name == "CAP_NET_RAW" }) {
 		return nil

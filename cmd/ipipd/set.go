@@ -16,7 +16,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// changeOptions are those of set, add, remove, enable and disable.
+// changeOptions are the options of set, add, remove, enable and disable.
 type changeOptions struct {
 	processOptions
 	streams *streams
@@ -209,7 +209,7 @@ func changeProcess(o *changeOptions, p *control.Process, r control.Request) erro
 	return err
 }
 
-// namesByProcess returns which of names, as their tunnels are configured, each of processes has.
+// namesByProcess returns for each of processes the names of its tunnels that names has, as they are configured.
 func namesByProcess(dir string, processes []control.Process, names []string) ([][]string, error) {
 	of := make([][]string, len(processes))
 	add := func(name string) bool {
@@ -231,7 +231,7 @@ func namesByProcess(dir string, processes []control.Process, names []string) ([]
 
 const secretProperty, secretFileProperty = "ipsec-secret", "ipsec-secret-file"
 
-// parse parses what is behind the name of set and add.
+// parse parses the arguments PROPERTY=VALUE of set and add.
 func (o *changeOptions) parse(c *cobra.Command, args []string) error {
 	for _, word := range args {
 		property, value, given := strings.Cut(word, "=")

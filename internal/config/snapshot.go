@@ -8,8 +8,8 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// Snapshot is what a process runs, as it is configured. Its JSON, between the processes of ipipd, has
-// what is not the default, secrets included.
+// Snapshot is the configuration of what a process runs. Its JSON, by which it is sent to other processes
+// of ipipd, has the settings that are not the default, secrets included.
 type Snapshot struct {
 	Process Process
 	Tunnels []Entry

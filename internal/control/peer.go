@@ -6,14 +6,15 @@ import (
 	"sync"
 )
 
-// guardedListener accepts connections of root and of the process's own user, and only so
-// many at once as slots has room.
+// guardedListener accepts connections of root and of the process's own user only, and no more
+// at once than slots has room for.
 type guardedListener struct {
 	net.Listener
 	slots chan struct{}
 }
 
-// Accept closes connections of others, who got the socket's descriptor or a wrong mode.
+// Accept closes connections of other users, who can only come by the socket's descriptor or by a
+// wrong mode.
 func (l *guardedListener) Accept() (net.Conn, error) {
 	l.slots <- struct{}{} // Server.Close closes those that hold one
 	for {

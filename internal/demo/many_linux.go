@@ -13,7 +13,7 @@ import (
 	"ipipd/internal/lab"
 )
 
-// spoke is one of many remotes: its outer address, and the inner ones of the hub and of it.
+// spoke is one of many remotes: its outer address, and the inner addresses of the hub and of the spoke.
 type spoke struct {
 	outer      netip.Addr
 	hub, spoke netip.Addr
@@ -102,7 +102,7 @@ func (l *laboratory) many(ctx context.Context) error {
 	return nil
 }
 
-// reach pings along all flows, and says how that went.
+// reach pings along all flows, and prints the round trips.
 func (l *laboratory) reach(ctx context.Context, flows []flow) error {
 	began := time.Now()
 	took, sent, err := reachAll(ctx, flows)
@@ -121,7 +121,7 @@ func (l *laboratory) reach(ctx context.Context, flows []flow) error {
 
 func ms(d time.Duration) float64 { return d.Seconds() * 1e3 }
 
-// farName is the name of one of the tunnels of host b.
+// farName returns the name of tunnel i of host b.
 func farName(i int) string { return fmt.Sprintf("ipip%d", i+1) }
 
 func hubConfig(all []spoke, encryption [][2]string) string {
@@ -147,7 +147,7 @@ func farConfig(all []spoke, encryption [][2]string) string {
 	return b.String()
 }
 
-// keys are the lines of a tunnel for flags.
+// keys returns flags as keys of a tunnel, a line each.
 func keys(flags [][2]string) string {
 	var b strings.Builder
 	for _, flag := range flags {

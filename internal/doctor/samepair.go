@@ -21,13 +21,13 @@ func OuterOf(s *tunnel.Status) Outer {
 	return Outer{s.Name(), local, remote}
 }
 
-// known reports whether both addresses are.
+// known reports whether both addresses are known.
 func (o *Outer) known() bool {
 	return o.Local.IsValid() && o.Remote.IsValid() && !o.Local.IsUnspecified() && !o.Remote.IsUnspecified()
 }
 
-// SamePairs calls found for each of tunnels that has the outer addresses of another of them, of others, or of the
-// kernel, whose tunnels without a local address have every one.
+// SamePairs calls found for each of tunnels that has the outer addresses of another of them, of one of others, or of a
+// tunnel of the kernel, which without a local address has every one.
 func SamePairs(tunnels, others []Outer, kernel []netstate.KernelTunnel, found func(i int, what, why, do string)) {
 	type pair struct{ local, remote netip.Addr }
 	taken := map[pair]string{}

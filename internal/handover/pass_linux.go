@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// passEnv names the descriptor of the list of what a Keeper has passed.
+// passEnv is the variable with the descriptor of the list of what a Keeper has passed.
 const passEnv = "IPIPD_KEEP"
 
-// Pass has what is kept stay open over execve(2), for ResumeKeeper in the new program, which finds it by the
-// variable, to be added to the environment. undo is for an execve that has failed. There must be no child.
+// Pass makes what is kept stay open over execve(2), for ResumeKeeper in the new program, which has to have variable
+// in its environment. undo takes that back after an execve that has failed. There must be no child.
 func (k *Keeper) Pass() (variable string, undo func(), err error) {
 	fd, err := unix.MemfdCreate("ipipd-keep", 0)
 	if err != nil {
@@ -44,9 +44,9 @@ func (k *Keeper) Pass() (variable string, undo func(), err error) {
 	return passEnv + "=" + strconv.Itoa(fd), undo, nil
 }
 
-// ResumeKeeper is NewKeeper in a program that a Keeper before has given what it has by Pass; resumed reports
-// whether there was one. It takes the variable out of the environment. After an error what it could not take is
-// lost, and the Keeper usable.
+// ResumeKeeper is NewKeeper in a program that may have been executed after Pass: it takes over what was passed.
+// resumed reports whether anything was. It takes the variable out of the environment. After an error the Keeper can
+// be used, without what it could not take.
 func ResumeKeeper(limit int) (k *Keeper, resumed bool, err error) {
 	k = NewKeeper(limit)
 	variable, resumed := os.LookupEnv(passEnv)

@@ -12,7 +12,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// line is what Line makes JSON of. docs/monitor.md has its members.
+// line is the value that Model.JSON marshals. docs/monitor.md has its members.
 type line struct {
 	Time      time.Time    `json:"time"`
 	Tunnels   []tunnelLine `json:"tunnels"`
@@ -102,7 +102,7 @@ func (m *Model) JSON(now time.Time) ([]byte, error) {
 }
 
 // Text returns what is known of the tunnels, a line for each with its newline: key=value, as the log has
-// it. Without tunnels it is a line that says so: who writes nothing never learns that nobody reads.
+// it. Without tunnels it is a line that says so: only a write tells that the reader is gone.
 func (m *Model) Text(now time.Time) string {
 	if len(m.Tunnels) == 0 {
 		return "time=" + now.Format(time.RFC3339) + " tunnels=0\n"
@@ -151,7 +151,7 @@ func (m *Model) Text(now time.Time) string {
 	return b.String()
 }
 
-// quoted is a value of Text: in quotes, and with escapes, unless it is a plain word.
+// quoted returns a value of Text: in quotes, and with escapes, unless it is a plain word.
 func quoted(s string) string {
 	if q := strconv.QuoteToGraphic(s); len(q) != len(s)+2 || s == "" || strings.ContainsAny(s, " =") {
 		return q

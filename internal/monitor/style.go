@@ -30,7 +30,7 @@ func (o *Options) paint(text string, s Style) string {
 	return "\x1b[" + codes[s] + "m" + text + endStyle
 }
 
-// style is that of a state.
+// style returns the style of a state.
 func (s State) style() Style {
 	switch s {
 	case StateRunning:
@@ -43,7 +43,7 @@ func (s State) style() Style {
 	return Bad
 }
 
-// Options are what a terminal shows.
+// Options are what a terminal can show.
 type Options struct {
 	Styles  bool // bold, dim, reverse
 	Colours bool

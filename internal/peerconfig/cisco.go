@@ -11,7 +11,7 @@ import (
 	"ipipd/keepalive"
 )
 
-// cisco is for IOS and IOS XE.
+// cisco returns the configuration of IOS and IOS XE.
 func (p *peer) cisco() (string, error) {
 	var b strings.Builder
 	notes := p.notes
@@ -28,7 +28,7 @@ func (p *peer) cisco() (string, error) {
 	}
 	number := p.number()
 	line("interface Tunnel%d", number)
-	line(" description %s", strings.ReplaceAll(p.Name, "?", "_")) // which asks for help
+	line(" description %s", strings.ReplaceAll(p.Name, "?", "_")) // a question mark asks for help
 	for i, a := range p.Addresses {
 		secondary := ""
 		if i > 0 {
@@ -88,7 +88,7 @@ var ciscoGroups = map[string]int{
 	"modp1024": 2, "modp1536": 5, "modp2048": 14, "modp3072": 15, "modp4096": 16, "ecp256": 19, "ecp384": 20, "ecp521": 21,
 }
 
-// ciscoCrypto is a crypto map, in transport mode and for protocol 4 only: the key, then what phase 1 and phase 2 use.
+// ciscoCrypto writes phase 1 with the key, phase 2, and a crypto map, in transport mode and for protocol 4 only.
 func (p *peer) ciscoCrypto(line func(string, ...any)) {
 	key := strings.ReplaceAll(placeholder, " ", "-")
 	if text := string(p.IPsec.Secret); p.shown {
@@ -163,7 +163,7 @@ func (p *peer) ciscoCrypto(line func(string, ...any)) {
 	line("! the interface that the outer packets leave by gets: crypto map %s", p.ident())
 }
 
-// ciscoPhase1 is the first of the proposals that IOS has. Its IKEv1 has no AEAD.
+// ciscoPhase1 returns the first of the proposals that IOS has, whose IKEv1 has no AEAD; not ok: it has none.
 func ciscoPhase1(proposals string, ike2 bool) (cipher, hash string, group int, ok bool) {
 	for proposal := range strings.SplitSeq(proposals, ",") {
 		words := strings.Split(proposal, "-")
@@ -197,7 +197,7 @@ func ciscoPhase1(proposals string, ike2 bool) (cipher, hash string, group int, o
 	return "aes 256", "sha256", 19, false
 }
 
-// ciscoPhase2 is the first of the proposals that IOS has.
+// ciscoPhase2 returns the first of the proposals that IOS has; not ok: it has none.
 func ciscoPhase2(proposals string) (transform string, ok bool) {
 	for proposal := range strings.SplitSeq(proposals, ",") {
 		cipher, hash, _ := strings.Cut(proposal, "-")
@@ -216,7 +216,7 @@ func ciscoPhase2(proposals string) (transform string, ok bool) {
 	return "esp-aes 256 esp-sha-hmac", false
 }
 
-// number is that at the end of the name, or 1.
+// number returns the number at the end of the tunnel's name, or 1.
 func (p *peer) number() uint64 {
 	n, err := strconv.ParseUint(p.Name[len(strings.TrimRight(p.Name, "0123456789")):], 10, 31)
 	if err != nil {

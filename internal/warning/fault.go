@@ -5,16 +5,16 @@ import "fmt"
 // Fault is what keeps a tunnel from starting, found by the package that meets it: `up` fails with it, or logs it,
 // and doctor finds it before. So both say the same.
 type Fault struct {
-	// Code is that of doctor's finding.
+	// Code is the code of doctor's finding.
 	Code string
 	// What is the case, Why it matters, and what to Do: a command wherever there is one, others behind ", or ".
 	// They are clauses without a full stop.
 	What, Why, Do string
-	// Err is the system's; nil if What says it.
+	// Err is the error of a system call; nil if What says all.
 	Err error
 }
 
-// Error is one line: What, and what to Do.
+// Error returns What, what to Do, and Err, on one line.
 func (f *Fault) Error() string {
 	if f.Err == nil {
 		return f.What + ": " + f.Do
