@@ -17,7 +17,7 @@ import (
 type diffOptions struct {
 	processOptions
 	streams *streams
-	// Paths are what is compared with; none is the configuration of the process.
+	// Paths are the configuration to compare with; without any it is that of the process.
 	Paths []string
 	JSON  bool
 	// ExitCode has the exit status say whether there is a difference.
@@ -99,7 +99,7 @@ func diffRun(_ context.Context, o *diffOptions) error {
 	return err
 }
 
-// differenceLine is d as NAME: ACTION: PROPERTIES (WHY).
+// differenceLine returns d as a line NAME: ACTION: PROPERTIES (WHY).
 func differenceLine(d *control.Difference) string {
 	line := d.Name + ": " + d.Action
 	if len(d.Properties) > 0 {

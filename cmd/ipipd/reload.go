@@ -54,8 +54,8 @@ func reloadRun(_ context.Context, o *reloadOptions) error {
 
 const nobodyReloads = "no ipipd up --config runs in %s: nothing to reload"
 
-// eachConcerned calls f for each process in dir that it is about: for others f fails with a
-// control.Refusal that is Nothing. If there are only such it fails with none, without any with nobody.
+// eachConcerned calls f for each process in dir. f fails with a control.Refusal that is Nothing for a
+// process that it does not concern. The error is none if it concerns no process, nobody if none runs.
 func eachConcerned(dir, nobody, none string, f func(*control.Process) error) error {
 	processes, err := control.Processes(dir)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// printAllRemotes is `print --remotes`.
+// printAllRemotes does what `print --remotes` is for.
 func printAllRemotes(o *printOptions) error {
 	name := tunnel.InterfaceName(o.Name)
 	if statuses, _ := queryStatuses(o.RuntimeDir, o.Name); len(statuses) > 0 { // its interface may have been renamed
@@ -36,7 +36,7 @@ func printAllRemotes(o *printOptions) error {
 	return writeTrimmingLines(o.streams.out, remotesTable(remotes, time.Now()))
 }
 
-// remotesText counts many remotes.
+// remotesText says how many remotes there are, and how many of them are not ok.
 func remotesText(r *tunnel.Remotes) string {
 	text := fmt.Sprintf("%d remotes", r.Count)
 	if r.Count == 1 {
@@ -48,7 +48,7 @@ func remotesText(r *tunnel.Remotes) string {
 	return text
 }
 
-// remotesTable has a line for each remote of the list.
+// remotesTable returns a table with a line for each remote of the list.
 func remotesTable(r *tunnel.Remotes, now time.Time) string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)

@@ -11,8 +11,8 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// warnOfSamePairs warns of tunnels that have the outer addresses of one of another process, or of the kernel:
-// both would get each packet of the peer. What cannot be found out it leaves to doctor.
+// warnOfSamePairs warns of tunnels that have the same outer addresses as a tunnel of another process, or of the
+// kernel: both would get each packet of the peer. What cannot be found out it leaves to doctor.
 func (p *process) warnOfSamePairs(tunnels []tunnel.Status) {
 	own := make([]doctor.Outer, len(tunnels))
 	for i := range tunnels {
@@ -24,8 +24,8 @@ func (p *process) warnOfSamePairs(tunnels []tunnel.Status) {
 	})
 }
 
-// outerOfOthers are those of the tunnels of other processes than that of own, in the same network namespace: a
-// folder may be that of several.
+// outerOfOthers returns the outer addresses of other processes' tunnels in this network namespace: processes of
+// several may share the folder. own are tunnels of this process.
 func (p *process) outerOfOthers(own []tunnel.Status) (others []doctor.Outer) {
 	links := map[string]bool{}
 	for i := range own {

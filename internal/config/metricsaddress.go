@@ -30,7 +30,7 @@ var metricsAddress = ProcessProperty{
 	},
 }
 
-// unixPrefix is what a unix socket's path follows in Process.MetricsAddress.
+// unixPrefix precedes the path of a unix socket in Process.MetricsAddress.
 const unixPrefix = "unix:"
 
 // parseMetricsAddress returns the address as Process has it, or a description of those that are accepted.

@@ -142,7 +142,7 @@ func (l *laboratory) cable() string {
 	return "a cable"
 }
 
-// awaitReady waits until the tunnel of each host is ready; names are those of the first hosts' that have another name.
+// awaitReady waits until the tunnel of each host is ready. names are the tunnels' names, by host; without, tunnelName.
 func (l *laboratory) awaitReady(ctx context.Context, names ...string) error {
 	for _, h := range l.hosts {
 		name := tunnelName

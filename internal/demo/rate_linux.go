@@ -33,7 +33,7 @@ func (l *laboratory) rate(ctx context.Context, from, to *host, src, dst netip.Ad
 	}()
 	interval := "500ms"
 	if l.Lossy {
-		interval = "1s" // TCP takes its time
+		interval = "1s" // with losses TCP needs longer to get going
 	}
 	err = l.show(ctx, from, nil, "monitor", tunnelName, "--interval", interval, "--count", "1")
 	took := time.Since(begin)

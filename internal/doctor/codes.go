@@ -128,7 +128,7 @@ var Codes = []struct {
 	{TooLittleMemory, Broken, "the limit of memory is too small for the tunnels"},
 }
 
-// severity panics for a code that Codes lacks.
+// severity returns the severity of c. It panics if Codes lacks it.
 func (c Code) severity() Severity {
 	for i := range Codes {
 		if Codes[i].Code == c {
@@ -138,7 +138,7 @@ func (c Code) severity() Severity {
 	panic("doctor.Codes has no " + string(c))
 }
 
-// CodeTable is the table of docs/troubleshooting.md.
+// CodeTable returns the table of docs/troubleshooting.md.
 func CodeTable() string {
 	var b strings.Builder
 	b.WriteString("| code | severity | what is wrong |\n| --- | --- | --- |\n")

@@ -66,7 +66,7 @@ func Host() (env *Environment, closeAll func()) {
 	}, closeAll
 }
 
-// command runs a program that only reads. PATH of a user often lacks those of administration.
+// command runs a program that changes nothing. It searches /usr/sbin and /sbin, too, which a user's PATH often lacks.
 func command(ctx context.Context, name string, args ...string) ([]byte, error) {
 	path, err := exec.LookPath(name)
 	for _, dir := range []string{"/usr/sbin", "/sbin"} {

@@ -6,7 +6,7 @@ import (
 	"ipipd/internal/sandbox"
 )
 
-// sandbox says what the processes that run can still do, each once.
+// sandbox says what the sandbox of each running process lacks, and which capabilities the process keeps.
 func (e *examination) sandbox() {
 	said := map[string]bool{}
 	for _, s := range e.tunnels {

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// scrolled is a frame of text that is longer than the terminal is high.
+// scrolled returns a frame of text that may be longer than the terminal is high.
 func (v *View) scrolled(title string, text []string, foot string, width, height int) []string {
 	var body []string
 	for _, line := range text {
@@ -38,7 +38,7 @@ func (v *View) scrolled(title string, text []string, foot string, width, height 
 	return lines
 }
 
-// pageFrame is the frame of one tunnel's page.
+// pageFrame returns the frame of a tunnel's page.
 func (v *View) pageFrame(t *Tunnel, now time.Time, width, height int) []string {
 	title := fmt.Sprintf("%s  %s", t.Name, t.State)
 	switch {
@@ -67,7 +67,7 @@ func (v *View) pageFrame(t *Tunnel, now time.Time, width, height int) []string {
 	return v.scrolled(clean(title, v.Unicode), text, "Esc back  arrows scroll  q quit  ? help", width, height)
 }
 
-// rateLines are the rates of a tunnel, with graphs.
+// rateLines returns the rates of a tunnel, with graphs.
 func (v *View) rateLines(t *Tunnel, width int) []string {
 	if !t.known {
 		return []string{"no rates"}

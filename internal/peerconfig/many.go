@@ -58,7 +58,7 @@ func writeMany(w io.Writer, system string, t *Tunnel) error {
 
 const byHand = "the other ends are the gateways of the routes out of the interface, each with this end's local-address as its remote: ipipd print --remotes lists them; set peers=PREFIX=REMOTE"
 
-// mirrorMany says what the end of one of many remotes has to keep to.
+// mirrorMany adds notes about what one of many remotes gets, and what it may send.
 func (p *peer) mirrorMany(t *Tunnel) {
 	if t.sources == "" {
 		return

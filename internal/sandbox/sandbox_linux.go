@@ -17,7 +17,7 @@ func Enter(p Policy) *State {
 	err := setNoNewPrivs()
 	missing("no_new_privs", err)
 	s.NoNewPrivs = err == nil
-	// Before seccomp, which ends capset, and with the capabilities that may be needed to open a path.
+	// Capabilities are dropped before seccomp, which refuses capset, but after Landlock, which may need some to open a path.
 	if p.Mode != Off {
 		s.Landlock, s.Read, err = restrictFiles(p)
 		missing("landlock", err)
