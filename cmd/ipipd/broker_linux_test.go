@@ -14,7 +14,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// threadStatus are fields of /proc/PID/task/TID/status, which each thread of a process has.
+// threadStatus returns fields of /proc/PID/task/TID/status, which have to be the same for each thread of the process.
 func threadStatus(t *testing.T, pid int, names ...string) string {
 	t.Helper()
 	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
@@ -57,15 +57,15 @@ tunnels:
   - {name: near, remote-address: 192.0.2.2, address: [10.255.0.1/30], keepalive: off}
 `
 
-// brokerReload has what takes a privilege: an address and a route, an interface with an alternative name, IKE and ESP.
+// brokerReload is a configuration that takes privileges: addresses, routes, an alternative name, IKE and ESP.
 const brokerReload = `
 tunnels:
   - {name: near, remote-address: 192.0.2.2, address: [10.255.0.1/30, 10.255.1.1/32 peer 10.255.1.2/32], route: [10.20.0.0/16, 10.30.0.0/16 metric 5 table 100], mtu: 1300, rps: all, keepalive: off}
   - {name: an encrypted tunnel, remote-address: 192.0.2.2, local-address: 192.0.2.3, address: [10.254.0.1/30], ipsec-secret: two-ends-of-a-tunnel-know-it}
 `
 
-// Under keep no thread of the process has a capability, and all that a configuration may change while it runs works all
-// the same; what it does not say is refused.
+// Under keep no thread of the process has a capability, and yet all that a configuration may change while it runs works;
+// what the configuration does not name is refused.
 func TestStartBroker(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: network namespaces, /dev/net/tun and raw sockets")
@@ -115,7 +115,7 @@ tunnels:
 	pings("10.255.0.2")
 	shows("no-new-privs, no capability, ipipd keep does what takes one")
 
-	// What a list of rules says takes a privilege to read, and so does a packet filter.
+	// To read the rules of a packet filter takes a privilege, too.
 	if out, err := ipipd("print", "near"); err == nil && strings.Contains(out, "fast-path: active") {
 		if _, err := exec.LookPath("nft"); err == nil {
 			a.Run("nft", "add", "table", "ip", "t")
@@ -179,7 +179,7 @@ tunnels:
 	netlab.Eventually(t, "the interface is gone", func() bool { _, err := a.Try("ip", "link", "show", "near"); return err != nil })
 }
 
-// awaitNext waits until the process that is started last is confined, and returns its PID.
+// awaitNext waits until the process that was started last is confined, and returns its PID.
 func awaitNext(t *testing.T, k *kept) (pid int) {
 	t.Helper()
 	netlab.Eventually(t, "the next process is confined", func() bool {
@@ -193,7 +193,7 @@ func awaitNext(t *testing.T, k *kept) (pid int) {
 	return pid
 }
 
-// With marks a packet takes NET_RAW, and the process keeps that and says so. With --sandbox off it keeps all that it may need.
+// To mark packets takes NET_RAW, which the process keeps and shows. With --sandbox off it keeps all that it may need.
 func TestStartBroker_capabilities(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: network namespaces, /dev/net/tun and raw sockets")
@@ -207,7 +207,7 @@ func TestStartBroker_capabilities(t *testing.T) {
 	}{
 		"marks":  {[]string{"--fwmark", "7", "--allow-fast-path", "no"}, netRaw, "CAP_NET_RAW stays, ipipd keep does what takes one"},
 		"off":    {[]string{"--sandbox", "off"}, netAdmin | netRaw, "CAP_NET_ADMIN, CAP_NET_RAW"},
-		"script": {nil, netAdmin | netRaw, "CAP_NET_ADMIN, CAP_NET_RAW"}, // what is no ipipd up is not known
+		"script": {nil, netAdmin | netRaw, "CAP_NET_ADMIN, CAP_NET_RAW"}, // of a program that is no ipipd up nothing is known
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -19,7 +19,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// request returns what the words of a command ask for.
+// request returns the request that the words of a command make.
 func request(t *testing.T, words string) control.Request {
 	t.Helper()
 	args := strings.Fields(words)
@@ -37,7 +37,7 @@ func request(t *testing.T, words string) control.Request {
 	return o.Request
 }
 
-// shown returns the names of configs, each with - if it is disabled, and what differs from the default.
+// shown returns the names of configs, each with - if it is disabled, and the settings that are not the default.
 func shown(configs []tunnel.Config) string {
 	var all []string
 	for _, c := range configs {
@@ -104,7 +104,7 @@ func TestChanged(t *testing.T) {
 	}
 }
 
-// The errors told at once are as many as of a file.
+// As many errors are told at once as of a file.
 func TestChanged_manyErrors(t *testing.T) {
 	_, err := changed(configured("ipip1"), request(t, "set ipip1 route="+strings.Repeat("x,", config.MaxShown+5)))
 	if err == nil || strings.Count(err.Error(), "\n") != config.MaxShown || !strings.HasSuffix(err.Error(), "\nand 5 more") {
@@ -112,7 +112,7 @@ func TestChanged_manyErrors(t *testing.T) {
 	}
 }
 
-// Either name of a tunnel is its name, and that of its interface is nobody else's.
+// A tunnel goes by its name or its interface's, and no other tunnel can take the latter.
 func TestChanged_longName(t *testing.T) {
 	before := configured("to Riga", "ipip1")
 	link := tunnel.InterfaceName("to Riga")
@@ -128,7 +128,7 @@ func TestChanged_longName(t *testing.T) {
 	}
 }
 
-// A secret is in no error.
+// No error contains a secret.
 func TestChanged_secret(t *testing.T) {
 	for _, words := range []string{"ipsec-secret=hunter2\n", "ipsec-secret=hunter2 ipsec-secret-file=/x"} {
 		r := control.Request{Action: control.Set, Names: []string{"ipip1"}}
@@ -142,7 +142,7 @@ func TestChanged_secret(t *testing.T) {
 	}
 }
 
-// A secret is bytes, and so it comes to the tunnel.
+// A secret reaches the tunnel as the bytes that it is.
 func TestProcessChange_secret(t *testing.T) {
 	p, _, log := runProcess(t, nil, "ipip1")
 	const secret = "hunter2, \xff\xfe"
@@ -159,7 +159,7 @@ func TestProcessChange_secret(t *testing.T) {
 	}
 }
 
-// What set, add and the others do is the list that runs, and after an error nothing of it.
+// After set, add and the others the list that they make runs, and after an error the one before.
 func TestProcessChange(t *testing.T) {
 	p, e, log := runProcess(t, nil, "ipip1", "-ipip2")
 	dir := []string{"--runtime-dir", p.options.RuntimeDir}
@@ -214,7 +214,7 @@ func TestProcessChange(t *testing.T) {
 	e.refuse = nil
 }
 
-// Names of several processes are each for its own, and none of them is to have a new one.
+// Names of tunnels of several processes each go to the process of the tunnel; add needs a single process.
 func TestNamesByProcess(t *testing.T) {
 	a, one, _ := runProcess(t, nil, "ipip1", "ipip2")
 	_, other, _ := runProcess(t, func(o *upOptions) { o.RuntimeDir = a.options.RuntimeDir }, "ipip3")
@@ -232,9 +232,9 @@ func TestNamesByProcess(t *testing.T) {
 	}
 }
 
-// Whatever comes at the same time, the list is what runs and what is reserved.
+// After any concurrent changes the wanted tunnels are those that run, and whose names are reserved.
 func TestProcessChange_concurrent(t *testing.T) {
-	p, e, _ := runProcess(t, nil, "ipip1", "-ipip2", "t-down", "t-stays") // or else down may end the process, or wait for what add has named so
+	p, e, _ := runProcess(t, nil, "ipip1", "-ipip2", "t-down", "t-stays") // others, since down may end the process, or wait for a tunnel that add has named so
 	dir := []string{"--runtime-dir", p.options.RuntimeDir}
 	var wg sync.WaitGroup
 	for _, words := range []string{
@@ -264,7 +264,7 @@ func TestProcessChange_concurrent(t *testing.T) {
 	}
 }
 
-// A reload names the settings of the process that it cannot change, but those of flags.
+// A reload names the settings of the process that have changed and that it cannot change, but not those of flags.
 func TestProcess_settings(t *testing.T) {
 	file := filepath.Join(shortDir(t), "ipipd.yaml")
 	const text = "{runtime-dir: /run/other, log-level: debug, threads: 2, log-format: text, tunnels: []}"

@@ -15,7 +15,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// ask has p do what the words of a command say, to be confirmed within d if that is not zero.
+// ask makes p do what the words of a command say, to be confirmed within d if that is not zero.
 func ask(t *testing.T, p *process, d time.Duration, words string) control.Result {
 	t.Helper()
 	r := request(t, words)
@@ -29,7 +29,7 @@ func ask(t *testing.T, p *process, d time.Duration, words string) control.Result
 
 func (p *process) shown() string { return shown(p.wanted.Load().configs) }
 
-// Everything since the first change is undone, also what needed no confirmation, and what has ended is back.
+// Everything since the first change is undone, also changes that needed no confirmation; tunnels that ended are back.
 func TestProcess_undo(t *testing.T) {
 	p, e, log := runProcess(t, nil, "ipip1", "-ipip2")
 	if got := ask(t, p, time.Hour, "set ipip1 dscp=1"); time.Until(got.UndoAt) < time.Minute {
@@ -53,7 +53,7 @@ func TestProcess_undo(t *testing.T) {
 	netlab.Eventually(t, "it is logged", func() bool { return strings.Contains(log.String(), "not confirmed in time") })
 }
 
-// A reload that is undone has not succeeded, and the one before it is the last that has.
+// A reload that is undone counts as failed, and the one before it as the last that succeeded.
 func TestReloads_undone(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "a.yaml")
 	write := func(text string) {
@@ -101,7 +101,7 @@ func TestProcess_undoAfterFailure(t *testing.T) {
 	}
 }
 
-// What is confirmed stays, and what is awaited is shown.
+// A confirmed change stays, and one that awaits its confirmation is shown.
 func TestProcessConfirm(t *testing.T) {
 	p, e, _ := runProcess(t, nil, "ipip1")
 	dir := []string{"--runtime-dir", p.options.RuntimeDir}
@@ -129,7 +129,7 @@ func TestProcessConfirm(t *testing.T) {
 	if status, _, errs := command(append(dir, "confirm")...); status != 1 || errs != none {
 		t.Errorf("again: status %d, %s", status, errs)
 	}
-	// The time that is over is another one's.
+	// A timer of an earlier change undoes nothing.
 	ask(t, p, time.Hour, "set ipip1 dscp=1")
 	p.undo(p.wanted.Load().undoAt.Add(-time.Second))
 	if got := p.shown(); got != "ipip1 dscp=1; t-new" || e.runs() != "ipip1 t-new" {

@@ -58,7 +58,7 @@ func (d *demonstration) fails(want string) {
 	}
 }
 
-// processes returns those of the demo that run: its folder is in their arguments.
+// processes returns the demo's processes that run: its folder is in their arguments.
 func (d *demonstration) processes() (pids []int) {
 	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
@@ -73,7 +73,7 @@ func (d *demonstration) processes() (pids []int) {
 	return pids
 }
 
-// leavesNothing checks that there is nothing of it any more.
+// leavesNothing checks that no process, file or interface of the demo is left.
 func (d *demonstration) leavesNothing() {
 	d.t.Helper()
 	if pids := d.processes(); len(pids) > 0 {
@@ -133,7 +133,7 @@ func TestDemoRun_interrupted(t *testing.T) {
 	}
 }
 
-// Whoever kills it ends its tunnels, too.
+// A demo that is killed takes its tunnels with it.
 func TestDemoRun_killed(t *testing.T) {
 	d := demonstrate(t, netlab.Binary(t), "demo", "--mesh", "3", "--lossy")
 	netlab.Eventually(t, "it has begun", func() bool { return strings.Contains(d.out.String(), "TCP from a to b") })
@@ -147,9 +147,9 @@ func TestDemoRun_killed(t *testing.T) {
 	netlab.Eventually(t, "its processes have ended", func() bool { return len(d.processes()) == 0 })
 }
 
-// What the host does not let it have is said on one line.
+// If the host lacks, or forbids, what a demo needs, it fails with one line.
 func TestDemoRun_impossible(t *testing.T) {
-	// A copy: what nobody may do includes looking into this process, where netlab.Binary is.
+	// A copy, since user nobody cannot open netlab.Binary, which is in /proc of this process.
 	binary := filepath.Join(t.TempDir(), "ipipd")
 	from, err := os.Open(netlab.Binary(t))
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"ipipd/internal/doctor"
 )
 
-// What others wrote (a rule, a name) stays on its line, and the last line counts.
+// Text of others (a rule, a name) stays on one line, and the last line counts the findings.
 func TestWriteReport(t *testing.T) {
 	r := &doctor.Report{
 		Tunnels: []string{"a", "b"},
@@ -47,7 +47,7 @@ func TestWriteReport(t *testing.T) {
 	}
 }
 
-// Of many findings of a code a few are written, and the others are counted.
+// Of many findings of one code a few are written, and the others are counted.
 func TestWriteReport_many(t *testing.T) {
 	r := &doctor.Report{}
 	for i := range 1000 {

@@ -33,8 +33,8 @@ func build(t *testing.T, variables ...string) (program string) {
 
 // flood sends packets, 100 every millisecond on an idle machine, until stop is closed.
 type flood struct {
-	sent, received uint64      // the latter with those that the receiving socket had no room for
-	all            atomic.Bool // sent is what is sent
+	sent, received uint64      // received has those, too, that the receiving socket had no room for
+	all            atomic.Bool // sent is final
 	from           net.PacketConn
 	to             *net.UDPConn
 	ns             *netlab.NS
@@ -86,7 +86,7 @@ func newFlood(t *testing.T, from, to *netlab.NS, source, destination string, sto
 	return f
 }
 
-// overflow is how many packets the receiving socket had no room for.
+// overflow returns how many packets the receiving socket had no room for.
 func (f *flood) overflow(t *testing.T) (n uint64) {
 	port := fmt.Sprintf(":%04X ", f.to.LocalAddr().(*net.UDPAddr).Port)
 	out, err := f.ns.Try("cat", "/proc/net/udp")
@@ -101,7 +101,7 @@ func (f *flood) overflow(t *testing.T) (n uint64) {
 	return n
 }
 
-// lost is how many packets have not come to the receiving socket.
+// lost returns how many packets have not come to the receiving socket.
 func (f *flood) lost(t *testing.T) int {
 	t.Helper()
 	f.done.Wait()
@@ -111,7 +111,7 @@ func (f *flood) lost(t *testing.T) int {
 	return int(f.sent) - int(f.received)
 }
 
-// Without a process, or with one that does nothing, the kernel goes on for aliveFor and no longer.
+// Without a process, or with one that is stopped, the fast path goes on for aliveFor and no longer.
 func TestKeeper_fastPath(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: network namespaces, /dev/net/tun and raw sockets")
@@ -141,8 +141,8 @@ func TestKeeper_fastPath(t *testing.T) {
 	netlab.Eventually(t, "the interface is gone", func() bool { _, err := a.Try("ip", "link", "show", "near"); return err != nil })
 }
 
-// A service manager keeps one link for a device, however many tunnels and processes there are, and what a new
-// configuration has not goes.
+// A service manager keeps one link per device, however many tunnels and processes there are, and links that a new
+// configuration does not need are removed.
 func TestNotifier_fastPath(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: network namespaces, /dev/net/tun and raw sockets")

@@ -14,7 +14,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// upFlags parses args as `up` does, without running it: o is nil if they are wrong.
+// upFlags parses args as `up` does, without running it. o is nil if they are wrong.
 func upFlags(t *testing.T, args ...string) (o *upOptions, status int, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer

@@ -13,8 +13,8 @@ import (
 	"ipipd/internal/control"
 )
 
-// Whatever is asked for, the list from which it goes is left alone, and one to which it goes has each
-// name once and only configurations that are valid. An error has a line for each thing that is wrong.
+// Whatever the request, the list before is left alone, and the list after has each name once and only
+// valid configurations. An error has a line for each thing that is wrong.
 func FuzzChanged(f *testing.F) {
 	f.Fuzz(func(t *testing.T, action, names, settings string) {
 		r := control.Request{Action: action}

@@ -24,12 +24,12 @@ import (
 	"ipipd/test/netlab"
 )
 
-// stream sends numbered packets, 2,000 a second (of one restart each: on an idle machine), until stop is closed, and reports how many arrive
-// and the longest gap between two.
+// stream sends numbered packets, on an idle machine 2,000 a second, until stop is closed, and reports how many arrive and
+// the longest gap between two.
 type stream struct {
 	from, to net.Conn
 	sent     uint32
-	all      atomic.Bool // sent is what is sent
+	all      atomic.Bool // sent is final
 	seen     map[uint32]int
 	gap      time.Duration
 	done     sync.WaitGroup
@@ -46,7 +46,7 @@ func newStream(t *testing.T, from, to *netlab.NS, source, destination string, st
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Room for what comes at once after a gap; SetReadBuffer stays below net.core.rmem_max.
+	// Room for the burst after a gap; SetReadBuffer stays below net.core.rmem_max.
 	if c, err := listener.SyscallConn(); err == nil {
 		_ = c.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20) })
 	}
@@ -81,7 +81,7 @@ func newStream(t *testing.T, from, to *netlab.NS, source, destination string, st
 			_ = listener.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 			n, err := listener.Read(b)
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				// Behind the last one no other comes for long; without it they may still be on their way, on a busy machine.
+				// After the last packet no others come for long; before it they may be on their way, on a busy machine.
 				idle := time.Since(read)
 				if all := s.all.Load(); all && (len(s.seen) == int(s.sent) || s.seen[s.sent-1] > 0 && idle > time.Second) || idle > netlab.Timeout() {
 					return
@@ -101,7 +101,7 @@ func newStream(t *testing.T, from, to *netlab.NS, source, destination string, st
 	return s
 }
 
-// queueDrops is how many packets the queues of near and far have had no room for.
+// queueDrops returns how many packets the queues of near and far have had no room for.
 func queueDrops(t *testing.T, a, b *netlab.NS) (near, far int) {
 	t.Helper()
 	drops := func(ns *netlab.NS, name string) int {
@@ -134,7 +134,7 @@ func (s *stream) lost() (lost, twice int) {
 	return lost, twice
 }
 
-// keptTunnel is an ipipd keep in namespace a, whose process has a tunnel, near, to one that is in b, far.
+// keptTunnel is an ipipd keep in namespace a, whose process has the tunnel near, and its other end in b, far.
 type keptTunnel struct {
 	*kept
 	a, b *netlab.NS
@@ -146,7 +146,7 @@ func newKeptTunnel(t *testing.T, a, b *netlab.NS, program string, near ...string
 	return keepTunnel(t, a, b, "ipipd", program, near, nil)
 }
 
-// keepTunnel is newKeptTunnel with a binary of the keeper, and flags of far.
+// keepTunnel is newKeptTunnel with a binary for the keeper, and flags for far.
 func keepTunnel(t *testing.T, a, b *netlab.NS, keeper, program string, near, far []string) *keptTunnel {
 	t.Helper()
 	netlab.Veth(t, a, b, netlab.End{Name: "eth0", Address: "192.0.2.1/24"}, netlab.End{Name: "eth0", Address: "192.0.2.2/24"})
@@ -190,7 +190,7 @@ func (k *keptTunnel) pings() {
 	})
 }
 
-// status is what `ipipd print` says of near or far.
+// status returns what `ipipd print` says of near or far.
 func (k *keptTunnel) status(name string) (s netlab.Status) {
 	k.t.Helper()
 	ns := map[string]*netlab.NS{"near": k.a, "far": k.b}[name]
@@ -205,13 +205,13 @@ func (k *keptTunnel) status(name string) (s netlab.Status) {
 	return s
 }
 
-// keptRestarts is how often a process ends in each way in the tests of what outlives it.
+// keptRestarts returns how often a process ends in each way in the tests of what outlives it.
 func keptRestarts() int {
 	n, _ := strconv.Atoi(os.Getenv("IPIPD_TEST_RESTARTS"))
 	return cmp.Or(n, 1)
 }
 
-// aBatch is the most that a process in userspace has read of a queue, and not sent or counted yet, when it is killed.
+// aBatch is how many packets a process can have read from a queue, and not sent or counted yet, when it is killed.
 const aBatch = 128
 
 // keptWay is how a process ends, and what is installed before.
@@ -232,11 +232,11 @@ type keptPath struct {
 	ways      []keptWay
 }
 
-// Through restarts, kill -9, upgrades between two binaries, one with another layout of the fast path's maps, and one of the keeper, no packet is
-// lost, in either direction, but what a process in userspace has just read when it is killed (a few may come twice there, by two sockets). The interface, its addresses and
-// routes stay, so does an adjacency of OSPF over it, and the counters go on. In ESP no packet is plain, none repeats a
-// sequence number, and nothing is negotiated. IPIPD_TEST_RESTARTS is how many restarts and how many kill -9 there are; a fourth of
-// it, that many upgrades more.
+// Through restarts, kill -9, upgrades between two binaries, one with another layout of the fast path's maps, and one of
+// the keeper, no packet is lost in either direction, but those that userspace has just read when it is killed (there, a
+// few may come twice, by two sockets). The interface, its addresses and routes, and an OSPF adjacency over it stay, and
+// the counters go on. With ESP no packet is plain, none repeats a sequence number, and nothing is negotiated.
+// IPIPD_TEST_RESTARTS is how many restarts, and how many kill -9, there are; there are a fourth as many upgrades.
 func TestKeeper_stream(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: network namespaces, /dev/net/tun and raw sockets")
@@ -268,14 +268,14 @@ func TestKeeper_stream(t *testing.T) {
 	}
 }
 
-// keptSum is what all streams and floods of a test come to.
+// keptSum adds up all streams and floods of a test.
 type keptSum struct {
 	sent, flooded, lost int
-	full                int // of lost, those that the queues of the interfaces had no room for
+	full                int // packets of lost that the queues of the interfaces had no room for
 	gap                 time.Duration
 }
 
-// first is the binary of the first process.
+// testKeptPath tests all ways of a path; first is the binary of the first process.
 func testKeptPath(t *testing.T, path *keptPath, first string) {
 	a, b := netlab.New(t), netlab.New(t)
 	program, keeper := filepath.Join(t.TempDir(), "ipipd"), filepath.Join(t.TempDir(), "ipipd")
@@ -367,7 +367,7 @@ func testKeptPath(t *testing.T, path *keptPath, first string) {
 				sum.full += full[i]
 				allowed := 0
 				if !path.fast {
-					if allowed = full[i]; w.kill { // what it has read and not sent yet: a batch
+					if allowed = full[i]; w.kill { // a batch that it has read and not sent yet
 						allowed += aBatch
 					}
 				}
@@ -394,14 +394,14 @@ func testKeptPath(t *testing.T, path *keptPath, first string) {
 				continue
 			}
 			after = k.status("near")                    // all is counted
-			few := uint64(2*aBatch + full[0] + full[1]) // OSPF's own, and what a killed process has read, or sent and not counted
+			few := uint64(2*aBatch + full[0] + full[1]) // packets of OSPF, and those that a killed process has read, or sent, and not counted
 			if tx, rx := after.TxPacket-before.TxPacket, after.RxPacket-before.RxPacket; tx+few < sent[0] || tx > sent[0]+few || rx+few < sent[1] || rx > sent[1]+few {
 				t.Errorf("%s: counted are %d packets out and %d in, want %d and %d and few more or less", w.name, tx, rx, sent[0], sent[1])
 			}
 		}
 	}
 	for _, event := range regexp.MustCompile(`mtu \d+`).FindAllString(events.String(), -1) {
-		if !strings.Contains(was, event+" ") { // then full packets are refused for a moment
+		if !strings.Contains(was, event+" ") { // with a lower MTU full packets would be refused for a moment
 			t.Errorf("the interface has had %s, and had\n%s", event, was)
 			break
 		}
@@ -420,7 +420,7 @@ func testKeptPath(t *testing.T, path *keptPath, first string) {
 	netlab.Eventually(t, "the interface is gone", func() bool { _, err := a.Try("ip", "link", "show", "near"); return err != nil })
 }
 
-// install has path be a link to a file, or a copy of it, in one step.
+// install replaces path by a link to a file, or a copy of it, in one step.
 func install(t *testing.T, file, path string) {
 	t.Helper()
 	err := os.Link(file, path+".new")
@@ -451,7 +451,7 @@ func sameFile(t *testing.T, a, b string) bool {
 	return os.SameFile(one, other)
 }
 
-// adjacency is one of OSPF, by BIRD, over a tunnel that is kept; nil without BIRD.
+// adjacency is an OSPF adjacency of two BIRDs over a kept tunnel; nil without BIRD.
 type adjacency struct {
 	k    *keptTunnel
 	logs []*netlab.Buffer

@@ -22,8 +22,8 @@ import (
 
 func init() { programs["keepchild"] = keepChild }
 
-// keepChild stands in for ipipd up. Its first argument is what it does, the second one a word that
-// it prints. It has a file kept, with the PID of the first process that had none in it.
+// keepChild stands in for ipipd up. Its first argument says what it does, the second is a word that it
+// prints. It has the keeper keep a file with the PID of the first process, which found none.
 func keepChild() {
 	signals := make(chan os.Signal, 10)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2)
@@ -50,7 +50,7 @@ func keepChild() {
 		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 	case "beat":
 		go (&notifier{manager: manager, log: textLogger(&netlab.Buffer{})}).watch(context.Background(), func(time.Duration) error { return nil })
-	case "orphan": // its child's child ends later, and is process 1's then
+	case "orphan": // its child's child ends later, as an orphan that process 1 has to reap
 		_ = exec.Command("sh", "-c", "(sleep 0.1) & ").Run()
 	}
 	_ = manager.Notify("READY=1\nSTATUS=serving")
@@ -99,7 +99,7 @@ func startKept(t *testing.T, start func(*exec.Cmd) error, command ...string) *ke
 	return k
 }
 
-// started waits for the nth process, and returns its PID and that of the one that has stored first.
+// started waits for the nth process, and returns its PID, that in the kept file, and its word.
 func (k *kept) started(n int) (pid int, first, word string) {
 	k.t.Helper()
 	var all [][]string
@@ -148,7 +148,7 @@ func init() {
 	}
 }
 
-// A process that does not end is killed, and the keeper ends: what it has kept goes.
+// A process that does not end is killed, and the keeper ends: all that it has kept is closed.
 func TestKeeper_deaf(t *testing.T) {
 	t.Parallel()
 	k := startKept(t, func(cmd *exec.Cmd) (err error) {
@@ -166,7 +166,7 @@ func TestKeeper_deaf(t *testing.T) {
 	k.logs(`the process is killed: it was to end, and has not" after=200ms`)
 }
 
-// SIGUSR2 changes nothing where what is there now does not run, or refuses the configuration.
+// SIGUSR2 changes nothing if the binary that is there now does not run, or refuses the configuration.
 func TestKeeper_notReplaced(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: network namespaces, /dev/net/tun and raw sockets")
@@ -228,8 +228,8 @@ func TestKeeper_notReplaced(t *testing.T) {
 	k.ends(0)
 }
 
-// A binary that does not end, and writes without end, takes neither memory nor the time of a signal that ends the keeper,
-// which tells its manager meanwhile that it lives; and nothing is left of it.
+// A new binary that does not end, and writes without end, takes no memory, and delays no signal that ends the keeper, which
+// meanwhile tells its manager that it is alive; no process of it is left.
 func TestKeeper_endlessTrial(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
@@ -287,7 +287,7 @@ func TestKeeper_endlessTrial(t *testing.T) {
 	}
 }
 
-// A process that is killed is started again, with what it has had kept.
+// A process that is killed is started again, and gets what it has had kept.
 func TestKeeper_killed(t *testing.T) {
 	t.Parallel()
 	k := startKept(t, (*exec.Cmd).Start, "keepchild", "serve")
@@ -330,7 +330,7 @@ func TestKeeper_signals(t *testing.T) {
 	}
 }
 
-// SIGUSR2 starts the binary that is there now, also where the process does not end by itself.
+// SIGUSR2 starts the binary that is there now, also if the process does not end when told to.
 func TestKeeper_replaced(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"serve", "deaf"} {
@@ -360,7 +360,7 @@ func TestKeeper_replaced(t *testing.T) {
 		if want := map[string]string{"serve": "exit status 0", "deaf": "SIGKILL"}[mode]; !strings.Contains(k.log.String(), want) {
 			t.Errorf("%s: not ended by %s", mode, want)
 		}
-		// While the binary is missing it is tried again, without a word too many.
+		// While the binary is missing the start is tried again, with few lines in the log.
 		if err := os.Rename(program, program+".old"); err != nil {
 			t.Fatal(err)
 		}
@@ -375,8 +375,8 @@ func TestKeeper_replaced(t *testing.T) {
 	}
 }
 
-// SIGUSR2 executes the keeper's new binary, which goes on with what the one before has kept; one that does not run
-// is not executed. Its manager hears of the new one as of the one before.
+// SIGUSR2 executes the keeper's new binary, which goes on with what the one before has kept; a binary that does not run
+// is not executed. The new keeper notifies its manager as the one before did.
 func TestKeeper_renewed(t *testing.T) {
 	t.Parallel()
 	own, err := os.Executable()
@@ -456,13 +456,13 @@ func TestKeeper_neverReady(t *testing.T) {
 			t.Errorf("%s: started %d times", mode, got)
 		}
 	}
-	// One that is ready and ends of itself, as by ipipd down, is over, too.
+	// Nor is one that was ready and ends of itself, as by ipipd down.
 	k := startKept(t, (*exec.Cmd).Start, "keepchild", "done")
 	k.ends(0)
 	k.started(1)
 }
 
-// A process that dies again and again is started later and later, and a signal ends that.
+// A process that dies again and again is started after longer and longer pauses; a signal ends a pause.
 func TestKeeper_pause(t *testing.T) {
 	t.Parallel()
 	k := startKept(t, (*exec.Cmd).Start, "keepchild", "die")
@@ -490,7 +490,7 @@ func TestKeeper_pauseLength(t *testing.T) {
 	}
 }
 
-// A binary that is not there, once a process was ready for long, is not looked for without a pause.
+// A binary that is missing is looked for with pauses, also if the process before was ready for long.
 func TestKeeper_noBinary(t *testing.T) {
 	k := &keeper{command: []string{filepath.Join(t.TempDir(), "ipipd")}, ready: time.Now().Add(-lastPause)}
 	for n := range 2 {
@@ -503,7 +503,7 @@ func TestKeeper_noBinary(t *testing.T) {
 	}
 }
 
-// Without its keeper the process ends as by SIGTERM: another keeper may start the next one.
+// When its keeper dies the process ends as by SIGTERM: another keeper may start the next one.
 func TestKeeper_dies(t *testing.T) {
 	t.Parallel()
 	k := startKept(t, (*exec.Cmd).Start, "keepchild", "serve")
@@ -512,7 +512,7 @@ func TestKeeper_dies(t *testing.T) {
 	k.prints("got terminated")
 }
 
-// The manager of the keeper is told what the process says, and never that it stops for a moment.
+// The keeper's manager is told the process's state, but not that a process dies and is started again.
 func TestKeeper_outer(t *testing.T) {
 	t.Parallel()
 	m := netlab.NewServiceManager(t, 10)
@@ -531,8 +531,8 @@ func TestKeeper_outer(t *testing.T) {
 	k.ends(0)
 }
 
-// A process that is stopped does not say that it lives: it is killed, and the next one has what is kept. The manager of the keeper
-// hears that the keeper lives.
+// A process that is stopped does not reset its watchdog: it is killed, and the next one gets what is kept. The keeper
+// resets its own manager's watchdog meanwhile.
 func TestKeeper_watchdog(t *testing.T) {
 	t.Parallel()
 	m := netlab.NewServiceManager(t, 10)
@@ -557,7 +557,7 @@ func TestKeeper_watchdog(t *testing.T) {
 	k.ends(0)
 }
 
-// A process that says that it lives is not killed, nor one that has not begun, that ends, or is to be replaced.
+// A process that resets its watchdog is not killed, nor one that is not ready yet, is ending, or is to be replaced.
 func TestKeeper_beat(t *testing.T) {
 	process := exec.Command("sleep", "1000")
 	if err := process.Start(); err != nil {
@@ -574,7 +574,7 @@ func TestKeeper_beat(t *testing.T) {
 			}
 		}
 	}
-	beat(100) // it has not begun
+	beat(100) // it is not ready yet
 	k.note(handover.Event{Ready: true})
 	beat(beatsPerTimeout)
 	k.note(handover.Event{Alive: true})
@@ -603,7 +603,7 @@ func TestKeeper_beat(t *testing.T) {
 	}
 }
 
-// As process 1 it reaps the children of others.
+// As process 1 the keeper reaps orphans.
 func TestKeeper_process1(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: a PID namespace")
@@ -634,7 +634,7 @@ func TestKeeper_process1(t *testing.T) {
 func awaitChild(t *testing.T, pid int) (child int) {
 	t.Helper()
 	netlab.Eventually(t, "there is one child", func() bool {
-		// Each thread has those that it has forked, and the first one those that were left to it.
+		// Each thread has the children that it has forked, and the first thread the orphans.
 		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 		var all []string
 		for _, task := range tasks {

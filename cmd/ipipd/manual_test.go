@@ -16,7 +16,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// packaging/man is what the commands and properties say. With UPDATE_DOCS set (make docs) the test writes it.
+// packaging/man is made of the commands and properties. With UPDATE_DOCS set (make docs) the test writes it.
 func TestNewCmdRoot_docs(t *testing.T) {
 	const dir = "../../packaging/man"
 	if _, err := os.Stat(dir); err != nil {
@@ -167,13 +167,13 @@ func header(title, section, name, short string) *strings.Builder {
 	return b
 }
 
-// roff escapes a text of one line.
+// roff escapes a text of one line for roff.
 func roff(s string) string {
 	s = strings.NewReplacer(`\`, `\e`, "-", `\-`, "`", "").Replace(s)
 	return regexp.MustCompile(`^[.']`).ReplaceAllString(s, `\&$0`)
 }
 
-// prose is a text whose indented lines stay as they are.
+// prose returns a text in roff. Its indented lines stay as they are.
 func prose(s string) string {
 	var b strings.Builder
 	indented := false

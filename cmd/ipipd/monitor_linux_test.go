@@ -82,7 +82,7 @@ func (p *pty) drain() {
 	}()
 }
 
-// modes are those of the terminal.
+// modes returns the terminal's modes.
 func (p *pty) modes() unix.Termios {
 	p.t.Helper()
 	modes, err := unix.IoctlGetTermios(int(p.slave.Fd()), unix.TCGETS)
@@ -109,7 +109,7 @@ func (p *pty) press(keys string) {
 
 var sequence = regexp.MustCompile(`^\x1b\[(\??)([0-9;]*)([A-Za-z])`)
 
-// screen is what the terminal shows: the sequences that package terminal uses, and no others.
+// screen returns what the terminal shows. It knows the sequences that package terminal uses, and no others.
 func (p *pty) screen() (lines []string, alternate, cursor bool) {
 	p.t.Helper()
 	text, row := p.output(), 0
@@ -206,7 +206,7 @@ func (p *pty) startProgram(program string, args ...string) *exec.Cmd {
 	return c
 }
 
-// ipipdLink is a program of that name, which is this test: TestMain.
+// ipipdLink returns a link named ipipd to this test's binary, which TestMain makes ipipd.
 func ipipdLink(t *testing.T) string {
 	t.Helper()
 	self, err := os.Executable()
@@ -290,7 +290,7 @@ func TestMonitorRun_keys(t *testing.T) {
 	p.press("\x1b[D")
 	p.shows("from ?[2Jhere")
 	p.resize(30, 5)
-	if err := c.Process.Signal(syscall.SIGWINCH); err != nil { // a session of its own gets it by itself, later
+	if err := c.Process.Signal(syscall.SIGWINCH); err != nil { // the kernel sends one, too, but later
 		t.Fatal(err)
 	}
 	p.eventually("a small table", func() bool {
@@ -363,7 +363,7 @@ func TestMonitorRun_count(t *testing.T) {
 	p.restored(before)
 }
 
-// A terminal that is gone ends it, and one that takes no output cannot keep it.
+// The monitor ends when its terminal is gone, and can be ended while the terminal takes no output.
 func TestMonitorRun_lost(t *testing.T) {
 	dir, _ := monitored(t, "ipip1")
 	p := openPTY(t, 80, 24)
@@ -380,7 +380,7 @@ func TestMonitorRun_lost(t *testing.T) {
 	before := p.modes()
 	c = p.start("monitor", "--interval", "100ms", "--runtime-dir", dir) // nobody reads
 	p.eventually("raw mode", p.raw)
-	p.press(strings.Repeat("\x0c", 50)) // more than fits
+	p.press(strings.Repeat("\x0c", 50)) // more output than the terminal takes
 	time.Sleep(300 * time.Millisecond)
 	if err := c.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -391,7 +391,7 @@ func TestMonitorRun_lost(t *testing.T) {
 	}
 }
 
-// Ctrl-Z, and SIGTSTP of others, give the terminal to the shell, and fg goes on.
+// Ctrl-Z, or a SIGTSTP from elsewhere, gives the terminal to the shell, and fg goes on.
 func TestMonitorRun_suspend(t *testing.T) {
 	dir, _ := monitored(t, "ipip1")
 	monitor := "ipipd monitor --interval 100ms --runtime-dir " + dir
@@ -444,7 +444,7 @@ func TestMonitorRun_suspend(t *testing.T) {
 	}
 }
 
-// A panic, of whatever goroutine, is shown by a terminal that is as it was.
+// A panic, in any goroutine, is shown after the terminal was restored.
 func TestMonitorOptions_panic(t *testing.T) {
 	p := openPTY(t, 80, 24)
 	before := p.modes()
@@ -468,7 +468,7 @@ func TestMonitorOptions_panic(t *testing.T) {
 	p.restored(before)
 }
 
-// A stop that nothing could end is none: the monitor leads its session, as under `script` or in a container.
+// A monitor that leads its session, as under `script` or in a container, does not stop: nothing could continue it.
 func TestMonitorRun_suspendOrphan(t *testing.T) {
 	dir, _ := monitored(t, "ipip1")
 	p := openPTY(t, 80, 24)
@@ -510,7 +510,7 @@ func TestMonitorRun_lines(t *testing.T) {
 	}
 }
 
-// One that hangs keeps nobody from seeing the others, and is asked again.
+// A process that hangs does not keep the others from being shown, and is asked again.
 func TestPoller_round(t *testing.T) {
 	dir, _ := monitored(t, "ipip1")
 	hung, err := control.Listen(t.Context(), dir, "hung") // and never Serve, so far

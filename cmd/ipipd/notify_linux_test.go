@@ -39,7 +39,7 @@ func newManager(t *testing.T, name string) *manager {
 	return &manager{t, c}
 }
 
-// wants reads a message, which must be as pattern.
+// wants reads a message, which must match pattern.
 func (m *manager) wants(pattern string) string {
 	m.t.Helper()
 	b := make([]byte, 1024)
@@ -53,7 +53,7 @@ func (m *manager) wants(pattern string) string {
 	return string(b[:n])
 }
 
-// reloads reads what begins a reload: after since, on CLOCK_MONOTONIC.
+// reloads reads the message that begins a reload, whose CLOCK_MONOTONIC must be after since.
 func (m *manager) reloads(since unix.Timespec) {
 	m.t.Helper()
 	_, usec, _ := strings.Cut(m.wants(`RELOADING=1\nMONOTONIC_USEC=\d+`), "USEC=")
@@ -67,7 +67,7 @@ func monotonic() (now unix.Timespec) {
 	return now
 }
 
-// The service manager is told from the start to the end, by a path or an abstract address.
+// The service manager is notified from the start to the end, by a path or an abstract address.
 func TestNotifier(t *testing.T) {
 	dir := shortDir(t)
 	for _, name := range []string{filepath.Join(dir, "notify"), "@ipipd-test-" + filepath.Base(dir)} {
@@ -117,7 +117,7 @@ func TestNotifier(t *testing.T) {
 	}
 }
 
-// The watchdog hears of a process whose tunnels live, and of no other.
+// The watchdog is reset while the tunnels' controls respond, and not otherwise.
 func TestNotifierWatch(t *testing.T) {
 	m := newManager(t, filepath.Join(shortDir(t), "notify"))
 	t.Setenv("WATCHDOG_USEC", "30000")
@@ -152,7 +152,7 @@ func TestNotifierWatch(t *testing.T) {
 	}
 	dead.Store(true)
 	<-asked
-	<-asked // the one before has said nothing
+	<-asked // the one before has sent nothing
 	n.say("last")
 	m.wants("STATUS=last")
 	stop()
@@ -168,7 +168,7 @@ func TestNotifierWatch(t *testing.T) {
 	}
 }
 
-// Who has no watchdog, or another process has it, is not asked.
+// Without a watchdog, or with one of another process, watch does nothing.
 func TestNotifierWatch_none(t *testing.T) {
 	for _, pid := range []string{"1", ""} {
 		newManager(t, filepath.Join(shortDir(t), "notify"))
@@ -178,7 +178,7 @@ func TestNotifierWatch_none(t *testing.T) {
 	}
 }
 
-// A change holds up the watchdog's question for a while, not for ever.
+// A change that is under way counts as alive until changeTimeout.
 func TestProcess_alive(t *testing.T) {
 	p, _, _ := runProcess(t, nil, "ipip1")
 	p.mu.Lock()
@@ -206,7 +206,7 @@ func TestNotifier_flags(t *testing.T) {
 	m.wants("READY=1")
 }
 
-// Without a service manager, or with one that is gone, all works.
+// Without a service manager, or with one that is gone, everything else works.
 func TestNotifier_none(t *testing.T) {
 	for _, name := range []string{"", "vsock:2:1234", filepath.Join(shortDir(t), "none")} {
 		t.Setenv(notifyEnv, name)

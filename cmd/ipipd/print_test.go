@@ -50,7 +50,7 @@ func golden(t *testing.T, want, got string) {
 	}
 }
 
-// The table has the format of RouterOS.
+// The table has the format of RouterOS's print.
 func TestPrintTable(t *testing.T) {
 	down := exampleStatus("tunnel-to-riga", "r2.example", "local-address", "203.0.113.200", "comment", "for emergencies")
 	down.Running, down.ActualMTU = false, 1400

@@ -104,7 +104,7 @@ func (e *listEngine) Close() error {
 	return nil
 }
 
-// runs returns the names of what runs.
+// runs returns the names of the tunnels that run.
 func (e *listEngine) runs() string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -138,7 +138,7 @@ func configured(names ...string) (configs []tunnel.Config) {
 	return configs
 }
 
-// runProcess runs a process with tunnels of an engine that is a fake.
+// runProcess runs a process with tunnels of a fake engine.
 func runProcess(t *testing.T, change func(*upOptions), names ...string) (*process, *listEngine, *netlab.Buffer) {
 	t.Helper()
 	log, e := &netlab.Buffer{}, &listEngine{}
@@ -173,7 +173,7 @@ func links(t *testing.T, p *process) string {
 	return strings.Join(names, " ")
 }
 
-// A disabled tunnel does not run, is shown, and has its name.
+// A disabled tunnel does not run, is shown, and keeps its name reserved.
 func TestProcess_disabled(t *testing.T) {
 	p, e, _ := runProcess(t, nil, "ipip1", "-lo")
 	if got := e.runs(); got != "ipip1" {
@@ -195,13 +195,13 @@ Flags: X - disabled, R - running
 	if status, out, errs := command("print", "lo", "--runtime-dir", p.options.RuntimeDir); status != 0 || !strings.Contains(out, "disabled: yes\n") {
 		t.Errorf("status %d: %s%s", status, out, errs)
 	}
-	// down ends it as well, and of the last one the process.
+	// down removes it as well, and with the last tunnel ends the process.
 	if status, _, errs := command("down", "lo", "--runtime-dir", p.options.RuntimeDir); status != 0 || links(t, p) != "ipip1" {
 		t.Errorf("status %d: %s, %s", status, errs, links(t, p))
 	}
 }
 
-// The end of the last one that runs ends the process, and with it those that are disabled.
+// The end of the last tunnel that runs ends the process, and with it the disabled ones.
 func TestDownRun_several(t *testing.T) {
 	p, _, _ := runProcess(t, nil, "ipip1", "ipip2", "-ipip3")
 	ended := p.ctx
@@ -222,7 +222,7 @@ func TestDownRun_several(t *testing.T) {
 	}
 }
 
-// What fails is given up, and what is disabled stays.
+// A tunnel that fails is forgotten, and disabled ones stay.
 func TestProcess_ended(t *testing.T) {
 	p, e, log := runProcess(t, nil, "ipip1", "ipip2", "-ipip3")
 	one := e.tunnels["ipip1"]
@@ -241,7 +241,7 @@ func TestProcess_ended(t *testing.T) {
 	}
 }
 
-// What runs already, and what is not to run, needs no list of the host's interfaces.
+// For tunnels that run already, or are disabled, the host's interfaces are not listed.
 func TestProcess_checkInterfaces(t *testing.T) {
 	p, _, _ := runProcess(t, nil, "ipip1", "-ipip2")
 	listed := 0
@@ -259,7 +259,7 @@ func TestProcess_checkInterfaces(t *testing.T) {
 	}
 }
 
-// An interface of another has the name of a tunnel only if that is to run.
+// An interface of this host takes the name of a tunnel only if the tunnel is to run.
 func TestProcess_reserve(t *testing.T) {
 	p, _, _ := runProcess(t, nil, "ipip1", "-ipip2")
 	got, err := p.reserve(t.Context(), configured("ipip1", "", "-ipip2"))

@@ -9,7 +9,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// The table counts many remotes, and the page of one tunnel lists those that there is room for.
+// The table of tunnels counts many remotes, and print NAME lists those that there is room for.
 func TestRemotesTable(t *testing.T) {
 	now := time.Date(2025, 1, 2, 3, 4, 5, 0, time.Local)
 	s := exampleStatus("tunl0", "any", "local-address", "192.0.2.1", "peers", "10.20.0.0/16=198.51.100.7")
@@ -47,7 +47,7 @@ and 997 more: ipipd print --remotes tunl0
 	}
 }
 
-// Without a local address for all remotes the table has that of each of them which has one.
+// Without a local address for all remotes the table has the local address of each remote that has one.
 func TestRemotesTable_anyLocal(t *testing.T) {
 	golden(t, `
 REMOTE         LOCAL-ADDRESS  PREFIXES  STATE    PATH-MTU  LAST-HEARD

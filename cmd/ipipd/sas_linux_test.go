@@ -27,8 +27,8 @@ func awaitNegotiated(t *testing.T, w *netlab.ESPWire) (seen netlab.ESPSeen) {
 	return seen
 }
 
-// The SAs outlive the process that has them (of one remote by IKEv2: TestKeeper_stream): no packet is lost but those that a killed one has read, none is
-// plain, none repeats a sequence number, and nothing is negotiated but what is due.
+// The SAs outlive their process (with one remote and IKEv2: TestKeeper_stream): no packet is lost but those that a killed
+// process has read, none is plain, none repeats a sequence number, and nothing is negotiated but rekeyings that are due.
 func TestKeeper_SAs(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: network namespaces, /dev/net/tun and raw sockets")
@@ -50,7 +50,7 @@ func TestKeeper_SAs(t *testing.T) {
 			w := netlab.WatchESP(t, b, "eth0", "192.0.2.2")
 			dir := shortDir(t)
 			secret := []string{"--ipsec-exchange", c.exchange, "--ipsec-lifetime", c.lifetime, "--ipsec-secret", "correct horse battery staple"}
-			// With many remotes it begins no negotiation: there is one, and not one of each end at once.
+			// With many remotes it begins no negotiation, so that there is one, and not one from each end at once.
 			far := exec.Command("ipipd", append([]string{"up", "--remote-address", "any", "--local-address", "192.0.2.2", "--name", "far",
 				"--address", "10.255.0.2/32", "--peers", "10.255.0.1/32=192.0.2.1", "--runtime-dir", filepath.Join(dir, "far")}, secret...)...)
 			b.Start(far)
@@ -102,7 +102,7 @@ func TestKeeper_SAs(t *testing.T) {
 			if got := strings.Count(k.log.String(), "by the SAs of the process before"); got != n-1 {
 				t.Errorf("%d processes go on with SAs, want %d", got, n-1)
 			}
-			// A real end is one for the peer, too.
+			// A process that ends for good deletes its SAs at the peer, too.
 			k.signal(unix.SIGTERM)
 			k.ends(0)
 			netlab.Eventually(t, "the peer has no SA", func() bool {

@@ -14,7 +14,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// programs are what the tests can run by name: the test binary is them.
+// programs are the programs that the tests can run by name: the test binary acts as each.
 var programs = map[string]func(){"ipipd": main}
 
 func TestMain(m *testing.M) { testscript.Main(m, programs) }

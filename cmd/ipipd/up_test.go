@@ -23,7 +23,7 @@ import (
 
 // fakeTunnel is a startedTunnel without an interface.
 type fakeTunnel struct {
-	mu     sync.Mutex // of config, once it runs
+	mu     sync.Mutex // guards config, once it runs
 	config tunnel.Config
 	done   chan struct{}
 	err    error
@@ -76,7 +76,7 @@ func (e *fakeEngine) Capture(context.Context, string, capture.Options, string, i
 	return r, os.ErrNotExist
 }
 
-// samplesOf returns those of an engine's tunnels: what says that they run.
+// samplesOf returns samples of an engine's tunnels, which say that they run.
 func samplesOf(tunnels map[string]startedTunnel) (s tunnel.Samples) {
 	for _, t := range tunnels {
 		sample := tunnel.NewSample(&t.(*fakeTunnel).config)
@@ -86,7 +86,7 @@ func samplesOf(tunnels map[string]startedTunnel) (s tunnel.Samples) {
 	return s
 }
 
-// Tunnels is as that of the kernel's: without a tunnel that has failed.
+// Tunnels leaves out a tunnel that has failed, as the real engine does.
 func (e *fakeEngine) Tunnels() map[string]startedTunnel {
 	e.mu.Lock()
 	defer e.mu.Unlock()
