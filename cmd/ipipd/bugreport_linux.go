@@ -105,7 +105,7 @@ const (
 	maxCommandBytes = 4 << 20
 )
 
-// write writes the archive. The file of what cannot be had says why.
+// write writes the archive. Where something cannot be had its file says why.
 func (o *bugreportOptions) write(ctx context.Context, w io.Writer, dir string, now time.Time) error {
 	zip := gzip.NewWriter(w)
 	archive := tar.NewWriter(zip)

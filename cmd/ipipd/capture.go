@@ -132,7 +132,7 @@ func captureRun(ctx context.Context, o *captureOptions) error {
 	return file.close(err)
 }
 
-// capture asks for the capture by the name of the tunnel, or by the one that its interface has.
+// capture requests the capture of the tunnel of that name, or of the one whose interface was renamed to it.
 func (o *captureOptions) capture(ctx context.Context, out io.Writer) (control.CaptureResult, error) {
 	o.Request.Name = tunnel.InterfaceName(o.Name)
 	result, err := control.Capture(ctx, o.RuntimeDir, o.Request.Name, captureTimeout, o.Request, out)

@@ -71,7 +71,7 @@ func reportUndo(s *streams, r control.Result) {
 }
 
 // await has everything undone after d that has been changed since the configs were back. If a confirmation
-// is awaited already, one is for both, and its configs to go back to stay. The caller holds mu.
+// is awaited already, one confirms both, and wanted.back stays. The caller holds mu.
 func (p *process) await(d time.Duration, back []tunnel.Config) {
 	at := time.Now().Add(d)
 	p.update(func(w *wanted) {

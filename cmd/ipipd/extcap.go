@@ -16,7 +16,7 @@ import (
 // Wireshark calls each program in its folder of extcaps for a list of interfaces, and to capture on one
 // (extcap(4)): a link to ipipd there makes each tunnel one of them.
 
-// extcapPrefix begins the names of interfaces, which must differ from those of others.
+// extcapPrefix begins the names of interfaces, which must differ from those of other programs.
 const extcapPrefix = "ipipd-"
 
 type extcapOptions struct {

@@ -106,7 +106,7 @@ func keepRun(_ context.Context, o *keepOptions) error {
 	return k.run()
 }
 
-// executable is the path by which the keeper was started.
+// executable returns the path by which the keeper was started.
 func executable() (string, error) {
 	if path, err := exec.LookPath(os.Args[0]); err == nil {
 		return filepath.Abs(path)
@@ -137,7 +137,7 @@ const (
 var lastPatience = 50 * time.Second
 
 // keeper is the parent of an ipipd up. One goroutine does all but receive what the process sends; it is
-// locked to its thread, whose end, as that of the thread that forked, would trigger PR_SET_PDEATHSIG.
+// locked to its thread: PR_SET_PDEATHSIG fires when the thread that forked ends.
 type keeper struct {
 	log      *slog.Logger
 	command  []string

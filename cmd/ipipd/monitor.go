@@ -248,8 +248,7 @@ func (p *poller) ask(process *control.Process) *inquiry {
 	return q
 }
 
-// reading returns the Reading of an inquiry that is done; false if the process has ended, or is not the first that this
-// user may not ask.
+// reading returns the Reading of an inquiry that is done; false if the process has ended, or is one more that denies this user.
 func (p *poller) reading(id string, q *inquiry) (monitor.Reading, bool) {
 	r := monitor.Reading{Process: id, Links: q.links, At: q.at}
 	switch {

@@ -97,7 +97,7 @@ func (n *notifier) watch(ctx context.Context, alive func(within time.Duration) e
 
 func (n *notifier) stopping() { n.send("STOPPING=1") }
 
-// say has `systemctl status` show a line.
+// say sets the line that `systemctl status` shows.
 func (n *notifier) say(line string) { n.send("STATUS=" + strings.ReplaceAll(line, "\n", "; ")) }
 
 func (n *notifier) send(message string) {

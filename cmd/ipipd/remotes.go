@@ -14,7 +14,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// printAllRemotes does what `print --remotes` is for.
+// printAllRemotes runs `print --remotes`.
 func printAllRemotes(o *printOptions) error {
 	name := tunnel.InterfaceName(o.Name)
 	if statuses, _ := queryStatuses(o.RuntimeDir, o.Name); len(statuses) > 0 { // its interface may have been renamed

@@ -80,8 +80,7 @@ const (
 	configHelp = "configuration of the tunnels and the process: YAML, JSON or a RouterOS export (*.rsc); several, or a folder, are one; a flag of the process takes precedence"
 )
 
-// onlyConfig fails if a flag or the environment sets a property of a tunnel beside --config. wrong is what
-// collectErrors has found.
+// onlyConfig fails if a flag or the environment sets a property of a tunnel beside --config. It adds to wrong.
 func onlyConfig(given map[string]bool, wrong usageErrors, lookup func(string) (string, bool)) error {
 	for _, p := range tunnel.Properties() {
 		if given[p.Name] {

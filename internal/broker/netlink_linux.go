@@ -58,8 +58,7 @@ func messages(b []byte) (all []message, err error) {
 	return all, nil
 }
 
-// attributes returns the attributes after the first n bytes of b, by type. One that is not allowed, or twice there, is
-// an error.
+// attributes returns the attributes after the first n bytes of b, by type. It fails on one not allowed, or there twice.
 func attributes(b []byte, n int, allowed ...uint16) (map[uint16][]byte, error) {
 	const typeMask = 0x3fff // NLA_TYPE_MASK
 	if len(b) < n {
@@ -179,8 +178,7 @@ func (r *rules) checkRoute(m message, program bool, h host) error {
 	return refuse("message %d of rtnetlink", m.kind)
 }
 
-// checkLink checks a change of a tunnel's interface: it may be set up, and its MTU, txqueuelen, addr_gen_mode and
-// promote_secondaries be set.
+// checkLink checks that a tunnel's interface is only set up, or given MTU, txqueuelen, addr_gen_mode, promote_secondaries.
 func checkLink(m message) error {
 	a, err := attributes(m.body, unix.SizeofIfInfomsg, unix.IFLA_MTU, unix.IFLA_TXQLEN, unix.IFLA_AF_SPEC)
 	if err != nil {

@@ -112,7 +112,7 @@ func (b *blocks) optionTime(code uint16, ns int64) {
 
 func (b *blocks) endOptions() { b.u32(optEnd) }
 
-// section is a Section Header Block.
+// section adds a Section Header Block.
 func (b *blocks) section(program, comment string) {
 	at := b.begin(blockSection)
 	b.u32(byteOrderMagic)
@@ -125,7 +125,7 @@ func (b *blocks) section(program, comment string) {
 	b.end(at)
 }
 
-// iface is an Interface Description Block.
+// iface adds an Interface Description Block.
 func (b *blocks) iface(name, description string, snaplen int) {
 	at := b.begin(blockInterface)
 	b.u16(linkTypeIPv4)
@@ -146,7 +146,7 @@ type Name struct {
 	Name    string
 }
 
-// names is a Name Resolution Block.
+// names adds a Name Resolution Block.
 func (b *blocks) names(names []Name) {
 	if len(names) == 0 {
 		return
@@ -164,7 +164,7 @@ func (b *blocks) names(names []Name) {
 	b.end(at)
 }
 
-// packet is an Enhanced Packet Block on an interface of the file. lost is how many packets of the interface
+// packet adds an Enhanced Packet Block on an interface of the file. lost is how many packets of the interface
 // were not captured since the last one.
 func (b *blocks) packet(iface uint32, r *record, comment string, lost uint64) {
 	at := b.begin(blockPacket)
@@ -189,7 +189,7 @@ func (b *blocks) packet(iface uint32, r *record, comment string, lost uint64) {
 	b.end(at)
 }
 
-// statistics is an Interface Statistics Block.
+// statistics adds an Interface Statistics Block.
 func (b *blocks) statistics(iface uint32, comment string, start, end int64, written, missed uint64) {
 	at := b.begin(blockStatistics)
 	b.u32(iface)

@@ -116,8 +116,8 @@ func (r *routerOS) countSkipped() string {
 	return strings.Join(parts, ", ")
 }
 
-// incomplete adds an error if c, a comment by which an export says that it is incomplete, may be about a menu that is
-// read. complete: all of these precede c.
+// incomplete adds an error if c, a comment that the export is incomplete, may be about a menu that is read. complete:
+// all of these precede c.
 func (r *routerOS) incomplete(c command, complete bool) {
 	if rest, ok := strings.CutPrefix(c.verb, "#error exporting"); ok { // "/ip/route" (timeout), or /ip route
 		rest, _, _ = strings.Cut(rest, "(")

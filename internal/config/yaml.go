@@ -187,7 +187,7 @@ func (r *yamlReader) file(root *yaml.Node) *File {
 	return f
 }
 
-// tunnelKeys are the keys of a tunnel; defaults have those behind the first, the name.
+// tunnelKeys are the keys of a tunnel; defaults have all but the first, name.
 var tunnelKeys = func() (keys []string) {
 	for _, p := range tunnel.Properties() {
 		keys = append(keys, p.Name)

@@ -88,7 +88,7 @@ func (p *Process) Diff(dir string, timeout time.Duration, files []File) (c Compa
 	return c, err
 }
 
-// hungAfter is the time after which a process counts as hung that does not answer a request that takes no work.
+// hungAfter is how long a process may leave a request that takes no work without an answer: then it counts as hung.
 var hungAfter = 2 * time.Second
 
 // answers fails with *TimeoutError if p is hung, so that nobody waits for it as long as for a change.

@@ -119,7 +119,7 @@ type Environment struct {
 	ClockSynchronized func() (bool, error)
 	// MaxFiles is the largest RLIMIT_NOFILE that this process may set.
 	MaxFiles func() (uint64, error)
-	// Threads is the number of threads that send.
+	// Threads is the number of threads that send, and of those that receive.
 	Threads int
 }
 
@@ -154,7 +154,7 @@ func (e *examination) heard(s *subject) bool {
 		e.Now().Sub(s.Status.LastHeard) <= missed*s.Config.Keepalive.Interval
 }
 
-// device is the underlay device.
+// device returns the name of the underlay device.
 func (s *subject) device() string { return s.answer.Route.DeviceName }
 
 // examination is the state of one Examine.
@@ -166,7 +166,7 @@ type examination struct {
 	report  Report
 	check   string // the name of the current check
 	rules   *ruleset
-	// interfaces are by name. routes reads them on the first call only.
+	// interfaces are by name. routes calls Environment.Routes once.
 	interfaces map[string]net.Interface
 	names      map[string]func() (netip.Addr, error) // wait for the address of a remote's DNS name, by that name
 	routes     func() (map[int][]netstate.RouteMetrics, error)

@@ -39,7 +39,7 @@ func (t truth) not() truth {
 	return maybe
 }
 
-// firewallPacket is what rules are asked about: an outer packet, or one of IKE.
+// firewallPacket is a packet that rules are evaluated for: an outer packet, or one of IKE.
 type firewallPacket struct {
 	in          bool // received
 	device      string
@@ -81,7 +81,7 @@ type rule struct {
 	matches []match
 	verdict
 	text, comment string
-	// protocols are the numbers that it matches by name or number.
+	// protocols are the numbers of the IP protocols that it names.
 	protocols []int
 }
 
@@ -129,7 +129,7 @@ func (r *ruleset) find(like *chain, name string) *chain {
 	return nil
 }
 
-// outcomes are what can become of a packet.
+// outcomes says what may become of a packet in a chain.
 type outcomes struct {
 	accepted, dropped, goesOn bool
 	dropper                   *chain // the first chain that drops it

@@ -299,7 +299,7 @@ func keyOf(text, key string) string {
 	return ""
 }
 
-// cilium says if Cilium is at work here.
+// cilium says if Cilium, which drops foreign IPIP, runs on this host.
 func (e *examination) cilium() {
 	if _, here := e.interfaces["cilium_host"]; !here {
 		return

@@ -253,8 +253,7 @@ func (n *nftRule) equal(left, right any) match {
 	return unknown
 }
 
-// otherProtocol returns the protocol whose header an expression reads, so that it matches no packet of another; "" if
-// it reads none.
+// otherProtocol returns the protocol whose header an expression reads, so that it matches no packet of another; or "".
 func otherProtocol(left any) string {
 	switch v := left.(type) {
 	case []any:

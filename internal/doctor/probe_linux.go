@@ -45,7 +45,7 @@ type prober struct {
 	sent       int
 }
 
-// sender is what a socket is bound to.
+// sender is the mark and the device that a socket sends with.
 type sender struct {
 	mark   uint32
 	device string

@@ -218,7 +218,7 @@ func (s *State) parse(page int) (key string, e extent, generation uint64, err er
 	return string(b[recordHeader : recordHeader+keyLen]), extent{page, pagesOf(int(size))}, generation, nil
 }
 
-// recordSum is the checksum of a record.
+// recordSum returns the checksum of a record.
 func recordSum(b []byte) [32]byte {
 	h := sha256.New()
 	h.Write(b[8:24])

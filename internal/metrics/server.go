@@ -122,9 +122,8 @@ func plain(w http.ResponseWriter, status int, text string) {
 	fmt.Fprintln(w, text)
 }
 
-// guard refuses DNS rebinding: a foreign web page whose name has come to resolve to a loopback address could read
-// this server by a browser of this host. Its requests have that name in Host, so that of names only localhost and
-// own are accepted.
+// guard prevents DNS rebinding: a foreign web page whose name resolves to a loopback address could read this server
+// by a browser of this host. Its requests have that name in Host: of names only localhost and own are accepted.
 func guard(next http.Handler, own string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")

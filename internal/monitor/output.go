@@ -22,7 +22,7 @@ type line struct {
 	Problems  []string     `json:"problems,omitzero"`
 }
 
-// tunnelLine is a tunnel of a line. Its names are print's, and those of RouterOS's monitor-traffic.
+// tunnelLine is a tunnel of a line. Its keys are the names of print, and of RouterOS's monitor-traffic.
 type tunnelLine struct {
 	Name           string           `json:"name"`
 	Interface      string           `json:"interface"`

@@ -266,8 +266,7 @@ func hash(page []byte, element string) string {
 	return "sha256-" + base64.StdEncoding.EncodeToString(sum[:])
 }
 
-// execute makes the page of a template, in a buffer of size bytes at first. It panics on a template's error, which no
-// view that the tests make has.
+// execute makes a page of about size bytes. It panics on an error of the template: tests make every kind of page.
 func execute(name string, v view, size int) []byte {
 	var b bytes.Buffer
 	b.Grow(size)

@@ -173,8 +173,7 @@ func (p *peer) mirrorAddresses(c *tunnel.Config, sources string) {
 	}
 }
 
-// opposite returns the other end's address in the subnet of a; false if it cannot be told. target is one that the
-// other end has, or invalid.
+// opposite returns the other end's address in the subnet of a, if it can be told; target is one that it has, or invalid.
 func opposite(a netstate.InterfaceAddress, target netip.Addr) (netstate.InterfaceAddress, bool) {
 	own, bits := a.Prefix.Addr(), a.Prefix.Bits()
 	network := a.Prefix.Masked().Addr()

@@ -38,8 +38,8 @@ func Is(in, out *os.File) bool {
 	return term.IsTerminal(int(in.Fd())) && term.IsTerminal(int(out.Fd()))
 }
 
-// Open takes over the screen. Keys can be read from in one by one, also those that would send signals. After an error,
-// too, a Screen that is not nil has to be closed.
+// Open takes over the screen. Keys, also those that would send signals, can be read from in one by one. After an error
+// a Screen that is not nil has to be closed, too.
 func Open(in, out *os.File) (*Screen, error) {
 	before, err := term.GetState(int(in.Fd()))
 	if err != nil {
