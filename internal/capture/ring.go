@@ -46,7 +46,7 @@ type Ring struct {
 type slot struct {
 	done   atomic.Uint32 // number+1 once it may be taken out
 	number uint32
-	end    uint32 // the lower half of head behind its bytes
+	end    uint32 // the lower half of head after its bytes
 	record
 	discard bool // Stream is not to write it
 }

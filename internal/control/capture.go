@@ -28,7 +28,7 @@ type CaptureRequest struct {
 	Inner, Outer bool
 }
 
-// CaptureResult is what a capture has written at its end.
+// CaptureResult is the outcome of a capture.
 type CaptureResult struct {
 	Packets uint64
 	Missed  uint64 // packets that were not written

@@ -168,7 +168,7 @@ type examination struct {
 	rules   *ruleset
 	// interfaces are by name. routes calls Environment.Routes once.
 	interfaces map[string]net.Interface
-	names      map[string]func() (netip.Addr, error) // wait for the address of a remote's DNS name, by that name
+	names      map[string]func() (netip.Addr, error) // by a remote's DNS name; each waits for its address
 	routes     func() (map[int][]netstate.RouteMetrics, error)
 }
 

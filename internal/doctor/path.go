@@ -33,7 +33,7 @@ type Reply struct {
 	Err error // why the probes could not be sent
 	// Echo: a ping of ordinary size was answered. Protocol4: a packet of protocol 4 came.
 	Echo, Protocol4 bool
-	// Pings is how many pings of ordinary size were sent, one each time that probes were; Echoes were answered.
+	// Pings is how many pings of ordinary size were sent, one a round; Echoes is how many of them were answered.
 	Pings, Echoes int
 	// Reflected: a packet of protocol 4 without payload came, the answer to a reflect probe.
 	Reflected bool

@@ -187,7 +187,7 @@ func (p *Page) tunnelView(name string) view {
 	return v
 }
 
-// end returns the end of the interval of length step that contains the last reading, less a moment. Intervals
+// end returns the end of the interval of length step that was under way a moment before the last reading. Intervals
 // are counted from the first reading, so that a complete one does not change any more.
 func (p *Page) end(step time.Duration) time.Time {
 	const moment = Interval / 4

@@ -1,5 +1,5 @@
 // Package serviceuser knows the user and the group that the packages run ipipd as. Both are named
-// ipipd, and only in their group is that user.
+// ipipd, and the user is the only member that the packages give the group.
 //
 // It reads /etc/passwd and /etc/group once, when it is first asked: a process asks before it is confined, which
 // keeps it from reading them. A user or group of that name with root's number, 0, does not count.
