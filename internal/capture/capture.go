@@ -45,7 +45,7 @@ func (p Point) iface() int {
 // outbound reports whether the direction in epb_flags is outbound.
 func (p Point) outbound() bool { return p == InnerOut || p == OuterOut }
 
-// pointOf returns where packets dropped for that reason are counted of which only the number is known.
+// pointOf returns the Point of packets dropped for that reason of which only the number is known.
 func pointOf(why drop.Reason) Point {
 	switch {
 	case why.ByProcess():

@@ -234,7 +234,7 @@ func (h *Held) Settle(why drop.Reason) {
 	}
 }
 
-// Discard has the packet not captured, and not counted as missed.
+// Discard drops the copy: the packet is neither captured nor counted as missed.
 func (h *Held) Discard() {
 	for _, s := range h.slots {
 		if s != nil {

@@ -10,8 +10,8 @@ import (
 )
 
 // Local firewall rules are read into a ruleset, whichever program wrote them, which is evaluated
-// for a packet. A match that is not understood may match or not (maybe), so a packet of which it
-// is said that it is dropped is dropped for certain.
+// for a packet. A match that is not understood may match or not (maybe), so that a packet that is
+// found to be dropped is dropped for certain.
 
 // truth is whether a rule matches.
 type truth uint8

@@ -46,8 +46,8 @@ type Reply struct {
 	Size, TooBig int
 }
 
-// told reports whether a missing answer says anything: no ping sent along with the probes was lost, or so many probes
-// were sent, and half of the pings answered, that loss alone does not explain it.
+// told reports whether a missing answer is due to more than loss: all pings that were sent along with the probes were
+// answered, or at least half of six or more.
 func (r *Reply) told() bool {
 	const often = 6
 	return r.Echoes == r.Pings || r.Pings >= often && 2*r.Echoes >= r.Pings

@@ -38,7 +38,7 @@ type descriptor struct {
 type Event struct {
 	// Ready: it has started (READY=1).
 	Ready bool
-	// Alive: its watchdog can be reset (WATCHDOG=1).
+	// Alive: it resets its watchdog (WATCHDOG=1).
 	Alive bool
 	// Stopping: it is ending, and sends no WATCHDOG=1 any more (STOPPING=1).
 	Stopping bool

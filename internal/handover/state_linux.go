@@ -35,7 +35,7 @@ type State struct {
 	high       int // Counters from this index on were never in use
 }
 
-// The layout: a page with the header, Counters, and pages of records:
+// The layout: a page with the header, then Counters, then pages of records:
 //
 //	header:   "ipipd-st", stateVersion (32 bits), counterWords, stateCounters, statePages, their SHA-256;
 //	          at headerHigh, how many pages of records were ever in use (64 bits)

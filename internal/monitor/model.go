@@ -50,7 +50,7 @@ const (
 	StateUnheard  State = "never-heard" // the keepalive has never heard the peer
 	StateDown     State = "down"        // for another reason
 	StateDisabled State = "disabled"
-	StateStarting State = "starting"  // its process is
+	StateStarting State = "starting"  // its process is starting
 	StateSilent   State = "no-answer" // its process does not answer
 	StateGone     State = "gone"      // the tunnel or its process has ended
 )

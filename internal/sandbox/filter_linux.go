@@ -108,7 +108,7 @@ func (c *condition) instructions(more int) []bpf.Instruction {
 	return append(all, bpf.Jump{Skip: uint32(more)})
 }
 
-// restrictCalls refuses all threads of the process all system calls but those that p needs.
+// restrictCalls allows all threads of the process only the system calls that p needs.
 func restrictCalls(p Policy) error {
 	refused := unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
 	if p.Mode == Strict {
