@@ -80,7 +80,7 @@ const (
 	configHelp = "configuration of the tunnels and the process: YAML, JSON or a RouterOS export (*.rsc); several, or a folder, are one; a flag of the process takes precedence"
 )
 
-// onlyConfig fails if a flag or the environment sets a property of a tunnel beside --config. It adds to wrong.
+// onlyConfig adds an error to wrong for each property of a tunnel that is set beside --config, and returns all of them.
 func onlyConfig(given map[string]bool, wrong usageErrors, lookup func(string) (string, bool)) error {
 	for _, p := range tunnel.Properties() {
 		if given[p.Name] {
