@@ -46,7 +46,7 @@ func (p *process) change(ctx context.Context, r control.Request) (result control
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.running(); err != nil {
+	if err := p.runningLocked(); err != nil {
 		return result, err
 	}
 	if r.Action == control.Reload {
@@ -63,7 +63,7 @@ func (p *process) change(ctx context.Context, r control.Request) (result control
 	configs := before.configs
 	if r.Action == control.Reload {
 		var file *config.File
-		if file, configs, err = p.read(nil); err == nil {
+		if file, configs, err = p.readLocked(nil); err == nil {
 			logNotes(p.log, file)
 			result.Notes = append(notes(file), p.warnOfSettings(p.options.settings(file))...)
 		}
@@ -73,11 +73,11 @@ func (p *process) change(ctx context.Context, r control.Request) (result control
 	if err != nil {
 		return result, err
 	}
-	if err := p.apply(ctx, configs); err != nil {
+	if err := p.applyLocked(ctx, configs); err != nil {
 		return result, withoutSecretFile(err, r)
 	}
 	if r.Confirm > 0 {
-		p.await(r.Confirm, before.configs)
+		p.awaitLocked(r.Confirm, before.configs)
 	}
 	log := p.log
 	if result.UndoAt = p.wanted.Load().undoAt; !result.UndoAt.IsZero() {
@@ -112,16 +112,16 @@ func withoutSecretFile(err error, r control.Request) error {
 	return fmt.Errorf("%w; or with the secret itself, %s=\"$(cat FILE)\" ipipd %s … %s= %s", err, secretEnv, r.Action, secretFileProperty, secretProperty)
 }
 
-// running fails before the tunnels' start and after their end. The caller holds mu.
-func (p *process) running() error {
+// runningLocked fails before the tunnels' start and after their end.
+func (p *process) runningLocked() error {
 	if p.closed || !p.ready.Load() {
 		return errors.New("the tunnels have not started, or end: try again")
 	}
 	return nil
 }
 
-// apply makes the tunnels of configs run; after an error nothing has changed. The caller holds mu.
-func (p *process) apply(ctx context.Context, configs []tunnel.Config) error {
+// applyLocked makes the tunnels of configs run; after an error nothing has changed.
+func (p *process) applyLocked(ctx context.Context, configs []tunnel.Config) error {
 	before := p.wanted.Load().configs
 	if err := checkMarks(p.sandbox.Load(), configs); err != nil {
 		return err
@@ -130,7 +130,7 @@ func (p *process) apply(ctx context.Context, configs []tunnel.Config) error {
 	if err != nil {
 		return err
 	}
-	if err := p.run(ctx, configs); err != nil {
+	if err := p.runLocked(ctx, configs); err != nil {
 		p.release(configs, before)
 		return err
 	}
@@ -145,18 +145,18 @@ func (p *process) diff(files []control.File) (c control.Comparison, err error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.running(); err != nil {
+	if err := p.runningLocked(); err != nil {
 		return c, err
 	}
 	var sources []config.Source
 	for _, f := range files {
 		sources = append(sources, config.Source{Name: f.Name, Data: f.Data})
 	}
-	_, configs, err := p.read(sources)
+	_, configs, err := p.readLocked(sources)
 	if err != nil {
 		return c, err
 	}
-	differences, err := p.differences(configs)
+	differences, err := p.differencesLocked(configs)
 	if err != nil {
 		return c, p.sandbox.Load().Explain(err)
 	}
@@ -180,10 +180,9 @@ func (p *process) diff(files []control.File) (c control.Comparison, err error) {
 	return c, nil
 }
 
-// differences returns how configs differ from the tunnels that run, and from the disabled ones. The caller holds
-// mu.
-func (p *process) differences(configs []tunnel.Config) (all []tunnel.Difference, err error) {
-	running, err := p.engine.Diff(enabled(configs))
+// differencesLocked returns how configs differ from the tunnels that run, and from the disabled ones.
+func (p *process) differencesLocked(configs []tunnel.Config) (all []tunnel.Difference, err error) {
+	running, err := p.engine.Diff(enabledOf(configs))
 	if err != nil {
 		return nil, err
 	}
@@ -217,8 +216,8 @@ func (p *process) differences(configs []tunnel.Config) (all []tunnel.Difference,
 	return append(all, slices.DeleteFunc(running, func(d tunnel.Difference) bool { return after[d.Name] })...), nil
 }
 
-// read reads the configuration of sources, or else the process's own. The caller holds mu.
-func (p *process) read(sources []config.Source) (*config.File, []tunnel.Config, error) {
+// readLocked reads the configuration of sources, or else the process's own.
+func (p *process) readLocked(sources []config.Source) (*config.File, []tunnel.Config, error) {
 	read := func() (*config.File, []tunnel.Config, error) { return config.Read(p.options.Paths...) }
 	if len(sources) > 0 {
 		read = func() (*config.File, []tunnel.Config, error) { return config.Parse(sources) }

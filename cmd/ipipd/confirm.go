@@ -70,11 +70,11 @@ func reportUndo(s *streams, r control.Result) {
 	}
 }
 
-// await has everything undone after d that has been changed since the configs were back. If a confirmation
-// is awaited already, one confirms both, and wanted.back stays. The caller holds mu.
-func (p *process) await(d time.Duration, back []tunnel.Config) {
+// awaitLocked has everything undone after d that has been changed since the configs were back. If a confirmation
+// is awaited already, one confirms both, and wanted.back stays.
+func (p *process) awaitLocked(d time.Duration, back []tunnel.Config) {
 	at := time.Now().Add(d)
-	p.update(func(w *wanted) {
+	p.updateLocked(func(w *wanted) {
 		if w.undoAt.IsZero() {
 			w.back, w.reloaded = back, p.reloads.done.Load()
 		}
@@ -83,8 +83,10 @@ func (p *process) await(d time.Duration, back []tunnel.Config) {
 	time.AfterFunc(d, func() { p.undo(at) })
 }
 
-// stay ends the wait for a confirmation. The caller holds mu.
-func (p *process) stay() { p.update(func(w *wanted) { w.back, w.undoAt = nil, time.Time{} }) }
+// stayLocked ends the wait for a confirmation.
+func (p *process) stayLocked() {
+	p.updateLocked(func(w *wanted) { w.back, w.undoAt = nil, time.Time{} })
+}
 
 func (p *process) confirm() error {
 	p.mu.Lock()
@@ -92,7 +94,7 @@ func (p *process) confirm() error {
 	if p.wanted.Load().undoAt.IsZero() {
 		return &control.Refusal{Nothing: true, Message: "nothing to confirm"}
 	}
-	p.stay()
+	p.stayLocked()
 	p.log.Info("confirmed: the tunnels stay as they are")
 	return nil
 }
@@ -105,12 +107,12 @@ func (p *process) undo(at time.Time) {
 	if p.closed || !w.undoAt.Equal(at) {
 		return
 	}
-	if err := p.apply(p.ctx, w.back); err != nil {
+	if err := p.applyLocked(p.ctx, w.back); err != nil {
 		p.log.Error("not confirmed in time, and cannot be undone yet", "err", err, "again-in", p.undoRetry)
 		time.AfterFunc(p.undoRetry, func() { p.undo(at) })
 		return
 	}
-	p.stay()
+	p.stayLocked()
 	if p.reloads.done.Load() != w.reloaded {
 		p.reloads.undone(w.reloaded)
 	}

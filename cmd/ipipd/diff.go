@@ -39,7 +39,7 @@ Exit status: 0 done, 1 it failed, 2 wrong input. With --exit-code, as that of di
 		RunE: func(c *cobra.Command, args []string) error {
 			o.Paths = args
 			err := runF(c.Context(), o)
-			if o.ExitCode && err != nil && !isStatus(err) {
+			if o.ExitCode && err != nil && !isStatusError(err) {
 				return asUsage(err) // 1 would say that there is a difference
 			}
 			return err

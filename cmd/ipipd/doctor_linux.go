@@ -85,7 +85,7 @@ not be examined at all. What was not checked is listed, with the reason.`,
 				return *wrong
 			}
 			err := runF(c.Context(), o)
-			if err != nil && !isStatus(err) {
+			if err != nil && !isStatusError(err) {
 				err = asUsage(err) // 1 would say that there are warnings only
 			}
 			return err
@@ -164,7 +164,7 @@ func (o *doctorOptions) tunnels() (tunnels []doctor.Tunnel, others []tunnel.Stat
 		if _, configs, err = up.readConfiguration(); err != nil {
 			return nil, nil, nil, err
 		}
-		o.processOptions, configs = up.processOptions, enabled(configs) // its runtime-dir too
+		o.processOptions, configs = up.processOptions, enabledOf(configs) // its runtime-dir too
 	case o.Flags:
 		configs = []tunnel.Config{o.Config}
 	}

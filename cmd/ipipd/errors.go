@@ -54,7 +54,7 @@ type statusError int
 
 func (e statusError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
-func isStatus(err error) bool { return errors.As(err, new(statusError)) }
+func isStatusError(err error) bool { return errors.As(err, new(statusError)) }
 
 func exitStatus(err error) int {
 	var status statusError

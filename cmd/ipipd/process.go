@@ -76,7 +76,7 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if limit, err := tunnel.MaxFiles(); err == nil {
-		if f := tunnel.TooFewFiles(enabled(configs), cmp.Or(p.options.Threads, tunnel.DefaultThreads()), limit); f != nil {
+		if f := tunnel.TooFewFiles(enabledOf(configs), cmp.Or(p.options.Threads, tunnel.DefaultThreads()), limit); f != nil {
 			p.log.Warn(f.What, "because", f.Why, "remedy", f.Do)
 		}
 	}
@@ -115,10 +115,10 @@ func (p *process) start(ctx context.Context, configs []tunnel.Config) (err error
 	if p.engine, err = p.options.open(o); err != nil {
 		return err
 	}
-	if err := p.run(ctx, configs); err != nil {
+	if err := p.runLocked(ctx, configs); err != nil {
 		return errors.Join(p.tunnelError(err), p.engine.Close())
 	}
-	if len(p.engine.Tunnels()) < len(enabled(configs)) {
+	if len(p.engine.Tunnels()) < len(enabledOf(configs)) {
 		return errors.Join(errors.New("a tunnel has ended while it was started"), p.engine.Close())
 	}
 	p.notify.discard() // tunnels that are not wanted any more
@@ -149,20 +149,20 @@ func (p *process) alive(within time.Duration) error {
 	return nil
 }
 
-// run makes the enabled tunnels of configs run; after an error those that ran before do. The caller holds mu,
-// and has reserved their names.
-func (p *process) run(ctx context.Context, configs []tunnel.Config) error {
+// runLocked makes the enabled tunnels of configs run; after an error those that ran before do. Their names
+// are reserved.
+func (p *process) runLocked(ctx context.Context, configs []tunnel.Config) error {
 	p.protectMemory(configs)
-	err := p.sandbox.Load().Explain(p.engine.Apply(ctx, enabled(configs)))
-	p.watch() // after an error, too: tunnels that were closed to be made again have been started anew
+	err := p.sandbox.Load().Explain(p.engine.Apply(ctx, enabledOf(configs)))
+	p.watchLocked() // after an error, too: tunnels that were closed to be made again have been started anew
 	if err == nil {
-		p.update(func(w *wanted) { w.configs = configs })
+		p.updateLocked(func(w *wanted) { w.configs = configs })
 	}
 	return err
 }
 
-// update replaces wanted. The caller holds mu.
-func (p *process) update(change func(*wanted)) {
+// updateLocked replaces wanted.
+func (p *process) updateLocked(change func(*wanted)) {
 	next := *p.wanted.Load()
 	change(&next)
 	p.wanted.Store(&next)
@@ -175,7 +175,7 @@ func (w *wanted) String() string {
 	if len(w.configs) == 1 {
 		text = "1 tunnel"
 	}
-	if disabled := len(w.configs) - len(enabled(w.configs)); disabled > 0 {
+	if disabled := len(w.configs) - len(enabledOf(w.configs)); disabled > 0 {
 		text += fmt.Sprintf(", %d disabled", disabled)
 	}
 	if !w.undoAt.IsZero() {
@@ -184,8 +184,8 @@ func (w *wanted) String() string {
 	return text
 }
 
-// enabled returns the configs that are not disabled.
-func enabled(configs []tunnel.Config) []tunnel.Config {
+// enabledOf returns the configs that are not disabled.
+func enabledOf(configs []tunnel.Config) []tunnel.Config {
 	return slices.DeleteFunc(slices.Clone(configs), func(c tunnel.Config) bool { return c.Disabled })
 }
 
@@ -213,8 +213,8 @@ func (p *process) tunnelError(err error) error {
 	return err
 }
 
-// watch logs tunnels that have started since the last call, and has ended called when one ends. The caller holds mu.
-func (p *process) watch() {
+// watchLocked logs tunnels that have started since the last call, and has ended called when one ends.
+func (p *process) watchLocked() {
 	tunnels := p.engine.Tunnels()
 	links := slices.Collect(maps.Keys(tunnels))
 	sortNames(links)
@@ -254,7 +254,7 @@ func (p *process) ended(link string, t startedTunnel) {
 	}
 	tunnels := p.engine.Tunnels()
 	if tunnels[link] == nil {
-		p.forget(link)
+		p.forgetLocked(link)
 	}
 	if len(tunnels) == 0 && p.wanted.Load().undoAt.IsZero() { // an undo to come would start others
 		select {
@@ -267,9 +267,9 @@ func (p *process) ended(link string, t startedTunnel) {
 	p.log.Error("the tunnel has ended", "name", s.Name(), "err", err)
 }
 
-// forget removes a tunnel that does not run from wanted, and releases its name. The caller holds mu.
-func (p *process) forget(link string) {
-	p.update(func(w *wanted) {
+// forgetLocked removes a tunnel that does not run from wanted, and releases its name.
+func (p *process) forgetLocked(link string) {
+	p.updateLocked(func(w *wanted) {
 		if i := indexOf(w.configs, link); i >= 0 {
 			w.configs = slices.Concat(w.configs[:i], w.configs[i+1:])
 		}
@@ -370,7 +370,7 @@ func (p *process) downTunnel(link string, only bool) {
 			p.log.Error("a tunnel is not closed as it should be", "name", configs[i].Name, "err", err)
 		}
 	}
-	p.forget(link)
+	p.forgetLocked(link)
 }
 
 // readConfiguration reads the files of Paths: the tunnels, and the settings of the process that no flag sets.

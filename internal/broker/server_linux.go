@@ -176,7 +176,7 @@ func (s *Server) answer(verb byte, b []byte, fd int) error {
 			return err
 		}
 		defer unix.Close(socket)
-		return cmpErr(s.send(privileged.Done, nil, socket))
+		return answered(s.send(privileged.Done, nil, socket))
 	case privileged.SetOption:
 		return unix.SetsockoptInt(fd, int(f.U32(0)), int(f.U32(1)), int(f.U32(2)))
 	case privileged.Bind:
@@ -189,13 +189,13 @@ func (s *Server) answer(verb byte, b []byte, fd int) error {
 			return err
 		}
 		value := binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, device), inode)
-		return cmpErr(s.send(privileged.Done, privileged.Append(nil, value), -1))
+		return answered(s.send(privileged.Done, privileged.Append(nil, value), -1))
 	case privileged.Programs:
 		n, err := fastpath.CountPrograms(int(f.U32(0)))
 		if err != nil {
 			return err
 		}
-		return cmpErr(s.send(privileged.Done, privileged.Append(nil, privileged.U32(uint32(n))), -1))
+		return answered(s.send(privileged.Done, privileged.Append(nil, privileged.U32(uint32(n))), -1))
 	case privileged.SetRPS:
 		return netstate.SetRPS(string(f[0]), string(f[1]))
 	case privileged.ClearRPS:
@@ -206,13 +206,13 @@ func (s *Server) answer(verb byte, b []byte, fd int) error {
 			return err
 		}
 		defer ring.Close()
-		return cmpErr(s.send(privileged.Done, nil, ring.FD()))
+		return answered(s.send(privileged.Done, nil, ring.FD()))
 	}
 	return refuse("an unknown request %d", verb)
 }
 
-// cmpErr returns errAnswered if err is nil, else err: why the answer could not be sent.
-func cmpErr(err error) error {
+// answered returns errAnswered if err is nil, else err: why the answer could not be sent.
+func answered(err error) error {
 	if err != nil {
 		return err
 	}

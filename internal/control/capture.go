@@ -109,7 +109,7 @@ func (h Handler) capture(w http.ResponseWriter, r *http.Request) {
 		badRequest(w, err)
 		return
 	}
-	takeTime(w)
+	liftDeadlines(w)
 	out := &captureWriter{w: w, controller: http.NewResponseController(w)}
 	result, err := h.Capture(r.Context(), request, out)
 	if !out.begun {

@@ -175,7 +175,7 @@ func isTimeout(err error) bool {
 }
 
 // removeStale removes a stale socket, and reports whether the path is free afterwards.
-// The caller holds the lock.
+// The directory's lock is held.
 func removeStale(path string) (free bool, err error) {
 	c, err := dial(path)
 	if err == nil {

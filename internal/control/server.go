@@ -121,14 +121,14 @@ func (s *Server) Reserve(ctx context.Context, names ...string) error {
 	return s.link(names)
 }
 
-// link makes a hard link for each name. The caller holds the lock.
+// link makes a hard link for each name. The directory's lock is held.
 func (s *Server) link(names []string) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var made []string
 	defer func() {
 		if err != nil {
-			s.unlink(made)
+			s.unlinkLocked(made)
 		}
 	}()
 	for _, name := range names {
@@ -155,12 +155,12 @@ func (s *Server) link(names []string) (err error) {
 func (s *Server) Release(names ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.unlink(names)
+	s.unlinkLocked(names)
 }
 
-// unlink needs no lock of the directory: no process replaces a socket that accepts
-// connections. It removes nothing that has replaced a link. The caller holds mu.
-func (s *Server) unlink(names []string) {
+// unlinkLocked needs no lock of the directory: no process replaces a socket that accepts
+// connections. It removes nothing that has replaced a link.
+func (s *Server) unlinkLocked(names []string) {
 	for _, name := range names {
 		if s.names[name] {
 			s.remove(path(s.dir, name))
@@ -228,7 +228,7 @@ func (h Handler) handler() http.Handler {
 				return
 			}
 			request.Action = action
-			takeTime(w)
+			liftDeadlines(w)
 			result, err := h.Change(r.Context(), request)
 			respond(w, result, err)
 		})
@@ -239,7 +239,7 @@ func (h Handler) handler() http.Handler {
 			badRequest(w, err)
 			return
 		}
-		takeTime(w)
+		liftDeadlines(w)
 		compared, err := h.Diff(files)
 		respond(w, compared, err)
 	})
@@ -275,8 +275,8 @@ func (s *Server) Serve(h Handler) error {
 	return nil
 }
 
-// takeTime lifts ioTimeout once a request has been read: its handler may wait for DNS.
-func takeTime(w http.ResponseWriter) {
+// liftDeadlines lifts ioTimeout once a request has been read: its handler may wait for DNS.
+func liftDeadlines(w http.ResponseWriter) {
 	c := http.NewResponseController(w)
 	_ = c.SetReadDeadline(time.Time{}) // when it passes, the request's context is canceled
 	_ = c.SetWriteDeadline(time.Time{})
@@ -331,7 +331,7 @@ func refuse(w http.ResponseWriter, err error) {
 // Down waits for the links to go.
 func (s *Server) Close() error {
 	s.mu.Lock()
-	s.unlink(slices.Collect(maps.Keys(s.names)))
+	s.unlinkLocked(slices.Collect(maps.Keys(s.names)))
 	server := s.http
 	s.mu.Unlock()
 	s.remove(s.path)

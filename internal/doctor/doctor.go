@@ -104,9 +104,9 @@ type Environment struct {
 	// Routes returns all unicast routes, by the ifindex of their output interface.
 	Routes     func() (map[int][]netstate.RouteMetrics, error)
 	Interfaces func() ([]net.Interface, error)
-	// Addresses returns the addresses of all interfaces; AnswerRoute the route from source, or from any, to the Internet.
-	Addresses   func() ([]netstate.AddressedInterface, error)
-	AnswerRoute func(source netip.Addr) (netstate.AnswerRoute, error)
+	// Addresses returns the addresses of all interfaces; ReplyRoute the route from source, or from any, to the Internet.
+	Addresses  func() ([]netstate.AddressedInterface, error)
+	ReplyRoute func(source netip.Addr) (netstate.ReplyRoute, error)
 	// OpenTUN opens /dev/net/tun and closes it.
 	OpenTUN func() error
 	// Resolve is called concurrently.

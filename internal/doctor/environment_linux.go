@@ -45,7 +45,7 @@ func Host() (env *Environment, closeAll func()) {
 		Routes:        netstate.RoutesByInterface,
 		Interfaces:    net.Interfaces,
 		Addresses:     netstate.InterfaceAddresses,
-		AnswerRoute:   netstate.FindAnswerRoute,
+		ReplyRoute:    netstate.FindReplyRoute,
 		OpenTUN:       tun.Probe,
 		Resolve: func(ctx context.Context, name string) (netip.Addr, error) {
 			answer, err := resolver.Lookup(ctx, name)

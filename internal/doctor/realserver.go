@@ -44,7 +44,7 @@ func (e *examination) synAckMSS(s *subject) {
 	if mtu == 0 {
 		mtu = ethernet - overhead
 	}
-	answers, err := e.AnswerRoute(netip.Addr{})
+	answers, err := e.ReplyRoute(netip.Addr{})
 	if err != nil || answers.MSS() <= mtu-headers {
 		return
 	}

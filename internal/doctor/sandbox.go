@@ -31,7 +31,7 @@ func (e *examination) sandboxOf(s *sandbox.State) {
 		for _, c := range s.Capabilities {
 			uses = append(uses, c.Name+" for "+c.Why)
 		}
-		e.found(CapabilitiesLeft, nil, "of a process of ipipd "+s.CapabilityNames(), strings.Join(uses, "; ")+": no other process does that for it",
+		e.found(CapabilitiesLeft, nil, "of a process of ipipd "+s.CapabilityClause(), strings.Join(uses, "; ")+": no other process does that for it",
 			"nothing, or have it started by `ipipd keep -- ipipd up`, which does that for it, or with fewer capabilities, and it goes on with less")
 	}
 }

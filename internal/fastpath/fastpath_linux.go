@@ -86,10 +86,11 @@ func loadSpec(spec *ebpf.CollectionSpec, linkHeader uint32, counts map[string]*e
 }
 
 // FastPath holds the loaded programs of this process and the underlay devices that they
-// are attached to. Its methods, and those of its Links, are safe for concurrent use.
+// are attached to. Its methods, and those of its Links, are safe for concurrent use. The unexported ones are called
+// with mu held, but for beat.
 type FastPath struct {
-	mu            sync.Mutex
-	objects       *objects // nil when closed
+	mu            sync.Mutex // guards the rest
+	objects       *objects   // nil when closed
 	underlays     map[int]*underlay
 	links         map[*Link]bool
 	freeSlots     []uint32 // of closed Links
@@ -268,7 +269,7 @@ func (l *Link) newCounters(ifindex uint32) error {
 	return nil
 }
 
-// open reports whether the Link may be used. f.mu is held.
+// open reports whether the Link may be used.
 func (l *Link) open() bool { return l.f.links[l] && !l.f.left }
 
 // Update replaces the configuration of the tunnel. It opens a descriptor if the underlay device

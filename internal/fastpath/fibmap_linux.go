@@ -166,14 +166,14 @@ type freedNumber struct {
 	at     time.Time
 }
 
-// numberRests is how long a freed number stays unused: longer than an eBPF program may take from the look-up of a route
+// reuseAfter is how long a freed number stays unused: longer than an eBPF program may take from the look-up of a route
 // to that of its remote.
-const numberRests = time.Second
+const reuseAfter = time.Second
 
 // take returns a free number; not ok if there is none.
 func (n *remoteNumbers) take() (number uint32, ok bool) {
 	switch {
-	case len(n.freed) > 0 && time.Since(n.freed[0].at) >= numberRests:
+	case len(n.freed) > 0 && time.Since(n.freed[0].at) >= reuseAfter:
 		number, n.freed = n.freed[0].number, n.freed[1:]
 	case n.next < maxRemotes:
 		number = n.next

@@ -105,7 +105,7 @@ func TestRemoteNumbers_take(t *testing.T) {
 	if b, ok := n.take(); !ok || b == a {
 		t.Errorf("%d after %d, %v", b, a, ok)
 	}
-	n.freed[0].at = n.freed[0].at.Add(-numberRests)
+	n.freed[0].at = n.freed[0].at.Add(-reuseAfter)
 	if b, ok := n.take(); !ok || b != a {
 		t.Errorf("%d, %v, want %d", b, ok, a)
 	}

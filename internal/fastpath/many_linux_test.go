@@ -302,8 +302,8 @@ func TestRoutes_SetRemote_failed(t *testing.T) {
 	if err == nil || r.Lacking() == nil {
 		t.Fatalf("it has not failed: %v, %v", err, r.Lacking())
 	}
-	for i := range r.f.remoteNumbers.freed { // as after numberRests
-		r.f.remoteNumbers.freed[i].at = r.f.remoteNumbers.freed[i].at.Add(-numberRests)
+	for i := range r.f.remoteNumbers.freed { // as after reuseAfter
+		r.f.remoteNumbers.freed[i].at = r.f.remoteNumbers.freed[i].at.Add(-reuseAfter)
 	}
 	e = table.Edit()
 	e.Set(netip.MustParsePrefix("10.2.0.0/16"), []fib.Route{{Hops: []fib.Hop{{Gateway: b}}}})

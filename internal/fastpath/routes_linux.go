@@ -73,7 +73,7 @@ func (r *Routes) Close() {
 	if !r.open() {
 		return
 	}
-	r.fail(ErrClosed)
+	r.disableLocked(ErrClosed)
 	delete(r.f.routes, r.ifindex)
 	r.empty()
 	_ = r.receiveSenders(nil)
@@ -87,11 +87,11 @@ func (r *Routes) Close() {
 	}
 }
 
-// open reports whether the maps may be used. f.mu is held, here and below.
+// open reports whether the maps may be used.
 func (r *Routes) open() bool { return r.f.objects != nil && !r.f.left && r.f.routes[r.ifindex] == r }
 
-// fail makes all packets of the interface go to userspace until Sync has succeeded.
-func (r *Routes) fail(err error) {
+// disableLocked makes all packets of the interface go to userspace until Sync has succeeded.
+func (r *Routes) disableLocked(err error) {
 	r.incomplete = err
 	r.f.disableMany(func(l *Link) bool { return uint32(l.tunnel.Ifindex) == r.ifindex })
 }
@@ -187,7 +187,7 @@ func (r *Routes) checkSize(next *fib.Table) error {
 		return nil
 	}
 	err := &Unavailable{Why: fmt.Sprintf("the interfaces with many remotes have %d prefixes, more than the %d that the fast path takes", n, maxRoutes)}
-	r.fail(err)
+	r.disableLocked(err)
 	return err
 }
 
@@ -219,7 +219,7 @@ func (r *Routes) write(next *fib.Table, set, gone []netip.Prefix) error {
 	for _, p := range set {
 		n, _ := next.Next(p)
 		if !m.set(r.number, p, r.leadsTo(n)) {
-			r.refuse(set)
+			r.abandon(set)
 			return r.incomplete
 		}
 	}
@@ -251,10 +251,10 @@ func (r *Routes) leadsTo(n fib.Next) uint32 {
 	return toSeveral
 }
 
-// refuse undoes a change that the hash table has no place for: it empties the table, and all packets go to userspace
+// abandon undoes a change that the hash table has no place for: it empties the table, and all packets go to userspace
 // until Sync.
-func (r *Routes) refuse(set []netip.Prefix) {
-	r.fail(&Unavailable{Why: "the hash table of the fast path's routes has no place for one of the prefixes"})
+func (r *Routes) abandon(set []netip.Prefix) {
+	r.disableLocked(&Unavailable{Why: "the hash table of the fast path's routes has no place for one of the prefixes"})
 	for _, p := range set {
 		r.f.objects.fib.remove(r.number, p)
 	}
@@ -291,11 +291,11 @@ func (r *Routes) deleteRemote(g [4]byte) {
 		r.f.remoteNumbers.free(number)
 		delete(r.numbers, g)
 	}
-	_ = r.receive(g, 0)
+	_ = r.attachFor(g, 0)
 }
 
-// receive attaches ipip_decap to the device on which a remote's packets arrive, in place of its last one; 0 is none.
-func (r *Routes) receive(g [4]byte, device int) error {
+// attachFor attaches ipip_decap to the device on which a remote's packets arrive, in place of its last one; 0 is none.
+func (r *Routes) attachFor(g [4]byte, device int) error {
 	old := r.devices[g]
 	if device == old {
 		return nil
@@ -362,18 +362,18 @@ func (r *Routes) SetRemote(gateway [4]byte, to Remote) error {
 	}
 	var refused error
 	if to.Rx {
-		if refused = r.receive(gateway, to.UnderlayIfindex); refused == nil {
+		if refused = r.attachFor(gateway, to.UnderlayIfindex); refused == nil {
 			v.Flags |= remoteRx
 		}
 	}
 	if err := r.f.objects.Remotes.Update(number, v, ebpf.UpdateLock); err != nil {
 		// Better userspace than an entry that is out of date. Routes still lead to the number, so no other remote may get it.
 		r.lacking = r.f.explainMap("a remote", err)
-		r.fail(r.lacking)
+		r.disableLocked(r.lacking)
 		return r.lacking
 	}
 	if !to.Rx || refused != nil {
-		_ = r.receive(gateway, 0)
+		_ = r.attachFor(gateway, 0)
 	}
 	return refused
 }

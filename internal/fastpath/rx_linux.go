@@ -12,7 +12,7 @@ import (
 // remotes, it also has a disabled entry for each other tunnel (Reserve): else that Link would receive the
 // packets of a tunnel that is carried in userspace.
 
-// putRxTunnel enters the Link in rx_tunnels, in place of its earlier entry. f.mu is held.
+// putRxTunnel enters the Link in rx_tunnels, in place of its earlier entry.
 func (l *Link) putRxTunnel(t *Tunnel) error {
 	f, key, old := l.f, t.rxKey(), l.tunnel.rxKey()
 	if owner := f.owners[key]; owner != nil && owner != l {
@@ -29,7 +29,7 @@ func (l *Link) putRxTunnel(t *Tunnel) error {
 	return nil
 }
 
-// deleteRxTunnel removes the Link's entry from rx_tunnels, if it has one. f.mu is held.
+// deleteRxTunnel removes the Link's entry from rx_tunnels, if it has one.
 func (l *Link) deleteRxTunnel() {
 	f, key := l.f, l.tunnel.rxKey()
 	if f.owners[key] != l {
@@ -109,7 +109,7 @@ func (f *FastPath) SetLocalAddresses(addresses [][4]byte) error {
 	return nil
 }
 
-// disableMany disables Links with many remotes. f.mu is held.
+// disableMany disables Links with many remotes.
 func (f *FastPath) disableMany(which func(*Link) bool) {
 	for l := range f.links {
 		if l.tunnel.Many && which(l) {

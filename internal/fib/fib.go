@@ -58,7 +58,7 @@ type Entry entry
 // entry is what a prefix's best route says. It is small, since a look-up of 10,000 prefixes waits for memory
 // more than for anything else.
 type entry struct {
-	only [4]byte // the gateway, unless several
+	gateway [4]byte // the gateway, unless several
 	// why is not drop.None if there is no hop to use: then packets are dropped, and not sent to another
 	// remote by a shorter prefix.
 	why     drop.Reason
@@ -91,7 +91,7 @@ func (t *Table) RemoteBy(e *Entry, inner ipv4.Packet) (remote [4]byte, why drop.
 	case e.why != drop.None:
 		return remote, e.why
 	}
-	remote = e.only
+	remote = e.gateway
 	if e.several {
 		remote = t.hopsFor(inner.Destination()).of(flowHash(inner))
 	}
@@ -127,7 +127,7 @@ func (t *Table) leadsTo(inner, remote [4]byte) bool {
 		return false
 	}
 	if !e.several {
-		return e.only == remote && remote != [4]byte{} || e.only == [4]byte{} && inner == remote
+		return e.gateway == remote && remote != [4]byte{} || e.gateway == [4]byte{} && inner == remote
 	}
 	for _, hop := range t.hopsFor(inner).hops {
 		g := hop.Gateway
@@ -201,7 +201,7 @@ func (e *Edit) Set(prefix netip.Prefix, routes []Route) {
 // count adds n to the references of each gateway of an entry.
 func (e *Edit) count(of entry, several *hops, n references) {
 	if several == nil {
-		e.countGateway(of.only, n)
+		e.countGateway(of.gateway, n)
 		return
 	}
 	for i := range several.hops {
@@ -267,7 +267,7 @@ func best(routes []Route) (e entry, several *hops, ok bool) {
 	case 0:
 		return entry{why: drop.RemoteNotUsable}, nil, true
 	case 1:
-		return entry{only: usable.hops[0].Gateway}, nil, true
+		return entry{gateway: usable.hops[0].Gateway}, nil, true
 	}
 	usable.hops = slices.Clip(usable.hops)
 	return entry{several: true}, &usable, true

@@ -43,10 +43,10 @@ func (t *Table) next(prefix netip.Prefix, e *entry) Next {
 			}
 		}
 		return Next{Kind: Several}
-	case e.only == [4]byte{}:
+	case e.gateway == [4]byte{}:
 		return Next{Kind: Direct}
 	}
-	return Next{Via, e.only}
+	return Next{Via, e.gateway}
 }
 
 // Next returns where exactly this prefix leads; not ok if there is no route for it.

@@ -62,7 +62,7 @@ func serve() {
 			if err = unix.Connect(fd, &unix.SockaddrInet4{Port: 9, Addr: [4]byte{127, 0, 0, 1}}); err == nil && args[0] == "socket" {
 				err = m.Store(args[1], fd)
 			} else if err == nil {
-				err = m.send("FDSTORE=1\nFDNAME="+args[1], fd)
+				err = m.sendLocked("FDSTORE=1\nFDNAME="+args[1], fd)
 			}
 			for has := []unix.PollFd{{Fd: int32(fd)}}; has[0].Revents&unix.POLLERR == 0; { // the kernel limits ICMP errors, of all namespaces together
 				_, _ = unix.Write(fd, []byte("nobody is there"))
@@ -71,7 +71,7 @@ func serve() {
 		case "raw": // MESSAGE DESCRIPTORS: \n and \0 are those characters
 			var n int
 			fmt.Sscan(args[2], &n)
-			err = m.send(strings.NewReplacer(`\n`, "\n", `\0`, "\x00", `\L`, strings.Repeat("x", 5000)).Replace(args[1]), slices.Repeat([]int{1}, n)...)
+			err = m.sendLocked(strings.NewReplacer(`\n`, "\n", `\0`, "\x00", `\L`, strings.Repeat("x", 5000)).Replace(args[1]), slices.Repeat([]int{1}, n)...)
 		case "remove":
 			err = m.Remove(args[1])
 		case "discard":

@@ -133,11 +133,11 @@ func (m *Manager) Notify(text string) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.send(text)
+	return m.sendLocked(text)
 }
 
-// send sends a message, after the removals that could not be sent. The caller holds mu.
-func (m *Manager) send(text string, fds ...int) error {
+// sendLocked sends a message, after the removals that could not be sent.
+func (m *Manager) sendLocked(text string, fds ...int) error {
 	if err := m.sendRemovals(); err != nil {
 		return err
 	}
@@ -194,7 +194,7 @@ func (m *Manager) Store(name string, fds ...int) error {
 	}
 	for len(fds) > 0 {
 		n := min(len(fds), MaxRights)
-		if err := m.send("FDSTORE=1\nFDPOLL=0\nFDNAME="+name, fds[:n]...); err != nil {
+		if err := m.sendLocked("FDSTORE=1\nFDPOLL=0\nFDNAME="+name, fds[:n]...); err != nil {
 			return err
 		}
 		m.names[name] += n
@@ -257,7 +257,7 @@ func (m *Manager) Sync(timeout time.Duration) error {
 	}
 	defer unix.Close(pipe[0])
 	m.mu.Lock()
-	err := m.send("BARRIER=1", pipe[1])
+	err := m.sendLocked("BARRIER=1", pipe[1])
 	m.mu.Unlock()
 	unix.Close(pipe[1])
 	if err != nil {

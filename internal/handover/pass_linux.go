@@ -26,13 +26,13 @@ func (k *Keeper) Pass() (variable string, undo func(), err error) {
 	undo = func() {
 		list.Close()
 		for _, d := range k.kept {
-			_ = closeOnExec(d.fd, true)
+			_ = setCloseOnExec(d.fd, true)
 		}
 	}
 	var text bytes.Buffer
 	for _, d := range k.kept {
 		fmt.Fprintln(&text, d.fd, d.name)
-		if err := closeOnExec(d.fd, false); err != nil {
+		if err := setCloseOnExec(d.fd, false); err != nil {
 			undo()
 			return "", nil, err
 		}
@@ -55,7 +55,7 @@ func ResumeKeeper(limit int) (k *Keeper, resumed bool, err error) {
 	}
 	_ = os.Unsetenv(passEnv)
 	fd, err := strconv.Atoi(variable)
-	if err != nil || fd < firstFD || closeOnExec(fd, true) != nil {
+	if err != nil || fd < firstFD || setCloseOnExec(fd, true) != nil {
 		return k, true, fmt.Errorf("%s=%.20q: want the descriptor of a list", passEnv, variable)
 	}
 	list := os.NewFile(uintptr(fd), "ipipd-keep")
@@ -82,14 +82,14 @@ func (k *Keeper) resume(number, name string) error {
 	if fd < firstFD {
 		return fmt.Errorf("descriptor %d is one of the process", fd)
 	}
-	if err := closeOnExec(fd, true); err != nil {
+	if err := setCloseOnExec(fd, true); err != nil {
 		return err
 	}
 	_, err = k.keep(name, fd)
 	return err
 }
 
-func closeOnExec(fd int, on bool) error {
+func setCloseOnExec(fd int, on bool) error {
 	flags := 0
 	if on {
 		flags = unix.FD_CLOEXEC

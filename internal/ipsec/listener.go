@@ -44,7 +44,7 @@ func (m *Manager) Listen(local netip.Addr, mark uint32, device int, wanted func(
 	if old[local] != nil {
 		return nil, fmt.Errorf("another tunnel with many remotes is protected at %s already", local)
 	}
-	p, err := m.acquire(portsKey{local, mark, device})
+	p, err := m.acquireLocked(portsKey{local, mark, device})
 	if err != nil {
 		return nil, err
 	}
@@ -66,21 +66,21 @@ func (l *Listener) Close() {
 	next := maps.Clone(*m.listeners.Load())
 	delete(next, l.local)
 	m.listeners.Store(&next)
-	maps.DeleteFunc(m.firsts, func(key tunnelKey, _ datagram) bool { return key.local == l.local })
-	_ = m.restrictESP() // an optimization, as in Protect
+	maps.DeleteFunc(m.firstMessages, func(key tunnelKey, _ datagram) bool { return key.local == l.local })
+	_ = m.restrictESPLocked() // an optimization, as in Protect
 	m.mu.Unlock()
 	m.release(l.ports)
 }
 
-// hear asks the Listener of a local address, if there is one, whether it wants a remote without a Session.
-func (m *Manager) hear(key tunnelKey, esp bool) bool {
+// wants asks the Listener of a local address, if there is one, whether it wants a remote without a Session.
+func (m *Manager) wants(key tunnelKey, esp bool) bool {
 	l := (*m.listeners.Load())[key.local]
 	return l != nil && l.wanted(key.remote, esp)
 }
 
-// hearFirst is hear for the sender of a first IKE message, a copy of which is kept for Protect if it is wanted.
-func (m *Manager) hearFirst(key tunnelKey, d datagram) {
-	if len(d.payload) > maxFirst || !ike.IsBeginning(d.payload) || !m.hear(key, false) {
+// keepFirst is hear for the sender of a first IKE message, a copy of which is kept for Protect if it is wanted.
+func (m *Manager) keepFirst(key tunnelKey, d datagram) {
+	if len(d.payload) > maxFirst || !ike.IsFirstMessage(d.payload) || !m.wants(key, false) {
 		return
 	}
 	d.payload = append([]byte(nil), d.payload...)
@@ -88,8 +88,8 @@ func (m *Manager) hearFirst(key tunnelKey, d datagram) {
 	defer m.mu.Unlock()
 	if n := m.negotiators[key]; n != nil {
 		n.receive(d)
-	} else if len(m.firsts) < maxFirsts && (*m.listeners.Load())[key.local] != nil {
-		m.firsts[key] = d
+	} else if len(m.firstMessages) < maxFirsts && (*m.listeners.Load())[key.local] != nil {
+		m.firstMessages[key] = d
 	}
 }
 

@@ -65,7 +65,7 @@ func TestManagerListen(t *testing.T) {
 		kept := func() int {
 			a.manager.mu.Lock()
 			defer a.manager.mu.Unlock()
-			return len(a.manager.firsts)
+			return len(a.manager.firstMessages)
 		}
 		netlab.Eventually(t, "the remote is told of", func() bool { return h.has(addressB, false) && kept() == 1 })
 		cfg := ikeConfig(mode)
@@ -130,18 +130,18 @@ func TestManager_hearFirst(t *testing.T) {
 		t.Error("what is no beginning is told of")
 	}
 	deliver(begin)
-	if !h.has(addressB, false) || len(a.manager.firsts) != 0 {
-		t.Errorf("a beginning that is not wanted: %v, %d kept", h.ike, len(a.manager.firsts))
+	if !h.has(addressB, false) || len(a.manager.firstMessages) != 0 {
+		t.Errorf("a beginning that is not wanted: %v, %d kept", h.ike, len(a.manager.firstMessages))
 	}
 	h.wanted = true
 	for i := range 2 * maxFirsts {
 		a.manager.deliver(addressA, 500, netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)}), 500), begin)
 	}
-	if n := len(a.manager.firsts); n != maxFirsts {
+	if n := len(a.manager.firstMessages); n != maxFirsts {
 		t.Errorf("%d are kept, want %d", n, maxFirsts)
 	}
 	l.Close()
-	if len(a.manager.firsts)+len(a.manager.ports) != 0 {
-		t.Errorf("after Close %d are kept, %d pairs of ports", len(a.manager.firsts), len(a.manager.ports))
+	if len(a.manager.firstMessages)+len(a.manager.ports) != 0 {
+		t.Errorf("after Close %d are kept, %d pairs of ports", len(a.manager.firstMessages), len(a.manager.ports))
 	}
 }

@@ -96,20 +96,20 @@ type Manager struct {
 
 	// socketsMu serializes opening and closing sockets. Closing a socket waits for a Read of its
 	// Receiver, which may wait for mu, so mu must not be held meanwhile.
-	socketsMu   sync.Mutex
-	spares      spares     // guarded by socketsMu
-	adopted     adopted    // guarded by socketsMu
-	held        bool       // Begin is still to come; written with both mutexes held
-	mu          sync.Mutex // guards the rest; taken after socketsMu
-	closed      bool
-	raw         espSocket
-	stopRaw     func() // ends serving raw's Receiver
-	ports       map[portsKey]*ports
-	negotiators map[tunnelKey]*negotiator
-	listeners   atomic.Pointer[listeners]
-	firsts      map[tunnelKey]datagram // first IKE messages, kept by a Listener for Protect
-	saved       map[tunnelKey][]byte   // records of the process before, for Protect
-	begin       []func() error         // called by Begin
+	socketsMu     sync.Mutex
+	spares        spares     // guarded by socketsMu
+	adopted       adopted    // guarded by socketsMu
+	held          bool       // Begin is still to come; written with both mutexes held
+	mu            sync.Mutex // guards the rest; taken after socketsMu
+	closed        bool
+	raw           espSocket
+	stopRaw       func() // ends serving raw's Receiver
+	ports         map[portsKey]*ports
+	negotiators   map[tunnelKey]*negotiator
+	listeners     atomic.Pointer[listeners]
+	firstMessages map[tunnelKey]datagram // first IKE messages, kept by a Listener for Protect
+	saved         map[tunnelKey][]byte   // records of the process before, for Protect
+	begin         []func() error         // called by Begin
 }
 
 // espSocket receives ESP that is not encapsulated in UDP.
@@ -135,7 +135,7 @@ func (k tunnelKey) String() string { return k.local.String() + " " + k.remote.St
 
 // NewManager makes a Manager. Sockets are opened by the first Protect.
 func NewManager(o Options) *Manager {
-	m := &Manager{serve: o.Serve, dropped: o.Dropped, state: o.State, opened: o.Opened, closedSocket: o.Closed, held: o.Held, ports: map[portsKey]*ports{}, negotiators: map[tunnelKey]*negotiator{}, firsts: map[tunnelKey]datagram{}}
+	m := &Manager{serve: o.Serve, dropped: o.Dropped, state: o.State, opened: o.Opened, closedSocket: o.Closed, held: o.Held, ports: map[portsKey]*ports{}, negotiators: map[tunnelKey]*negotiator{}, firstMessages: map[tunnelKey]datagram{}}
 	m.listeners.Store(&listeners{})
 	if m.serve == nil {
 		m.serve = func(Receiver) (func(), error) { return func() {}, nil }
@@ -157,7 +157,7 @@ func (m *Manager) Begin() (unused []string, err error) {
 	m.mu.Lock()
 	m.held = false
 	if m.raw != nil {
-		err = m.restrictESP()
+		err = m.restrictESPLocked()
 	}
 	begin := m.begin
 	m.begin = nil
@@ -178,9 +178,9 @@ func (m *Manager) Begin() (unused []string, err error) {
 // Leave makes a later Close leave the SAs, the sockets and State to the next process.
 func (m *Manager) Leave() { m.leaving.Store(true) }
 
-// receiveBy calls begin, once it is time to receive. It has to be told of the end, too: stop. The caller holds both
-// mutexes.
-func (m *Manager) receiveBy(begin func() (stop func(), err error)) (stop func(), err error) {
+// receiveByLocked calls begin now or, if held, at Begin; stop ends it, or cancels it before Begin. Both mutexes are
+// held.
+func (m *Manager) receiveByLocked(begin func() (stop func(), err error)) (stop func(), err error) {
 	if !m.held {
 		return begin()
 	}
@@ -212,7 +212,7 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.yield(key, cfg.OnDemand)
+	m.stopOnDemand(key, cfg.OnDemand)
 	ctx, cancel := context.WithCancel(context.Background())
 	n := &negotiator{
 		manager: m, peer: peer, onDemand: cfg.OnDemand, settings: settingsOf(&cfg),
@@ -220,7 +220,7 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 		inbox: make(chan datagram, inboxSize), demand: make(chan struct{}, 1), cancel: cancel, done: make(chan struct{}),
 		inbound: map[uint32]*inboundSA{}, lastPackets: map[uint32]uint64{},
 	}
-	if err := m.enter(n, &cfg); err != nil {
+	if err := m.register(n, &cfg); err != nil {
 		cancel()
 		return nil, err
 	}
@@ -229,8 +229,8 @@ func (m *Manager) Protect(cfg Config) (*Session, error) {
 	return n.session, nil
 }
 
-// enter opens the sockets of a negotiator, and makes its Session.
-func (m *Manager) enter(n *negotiator, cfg *Config) (err error) {
+// register opens the sockets of a negotiator, and makes its Session.
+func (m *Manager) register(n *negotiator, cfg *Config) (err error) {
 	key := n.tunnelKey()
 	m.socketsMu.Lock()
 	defer m.socketsMu.Unlock()
@@ -239,7 +239,7 @@ func (m *Manager) enter(n *negotiator, cfg *Config) (err error) {
 	if m.negotiators[key] != nil {
 		return fmt.Errorf("another tunnel from %s to %s is protected already", key.local, key.remote)
 	}
-	if n.ports, err = m.acquire(portsKey{key.local, cfg.Mark, cfg.Device}); err != nil {
+	if n.ports, err = m.acquireLocked(portsKey{key.local, cfg.Mark, cfg.Device}); err != nil {
 		return err
 	}
 	n.session = &Session{negotiator: n, dropped: cfg.Dropped, tap: cfg.Tap}
@@ -249,10 +249,10 @@ func (m *Manager) enter(n *negotiator, cfg *Config) (err error) {
 	first := worstCaseFormat(cfg.Config)
 	n.session.espFormat.Store(&first)
 	m.negotiators[key] = n
-	_ = m.restrictESP() // an optimization: on an error the socket keeps receiving all ESP
-	_ = m.spares.fill() // after an error bind opens them
-	if first, ok := m.firsts[key]; ok {
-		delete(m.firsts, key)
+	_ = m.restrictESPLocked() // an optimization: on an error the socket keeps receiving all ESP
+	_ = m.spares.fill()       // after an error bind opens them
+	if first, ok := m.firstMessages[key]; ok {
+		delete(m.firstMessages, key)
 		n.receive(first)
 	}
 	n.saved = m.saved[key]
@@ -260,9 +260,10 @@ func (m *Manager) enter(n *negotiator, cfg *Config) (err error) {
 	return nil
 }
 
-// acquire opens the ESP socket and the UDP sockets of a local address, unless they are open. It has the former
-// receive all ESP. The caller holds both mutexes, and releases the ports.
-func (m *Manager) acquire(key portsKey) (p *ports, err error) {
+// acquireLocked opens the ESP socket and the UDP sockets of a local address, unless they are open. It has the former
+// receive all ESP. Both mutexes are held; the caller
+// releases the ports.
+func (m *Manager) acquireLocked(key portsKey) (p *ports, err error) {
 	if m.closed {
 		return nil, errors.New("ipsec: closed")
 	}
@@ -271,7 +272,7 @@ func (m *Manager) acquire(key portsKey) (p *ports, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if m.stopRaw, err = m.receiveBy(func() (func(), error) { return m.serve(receiver) }); err != nil {
+		if m.stopRaw, err = m.receiveByLocked(func() (func(), error) { return m.serve(receiver) }); err != nil {
 			_ = raw.Close()
 			return nil, err
 		}
@@ -284,12 +285,12 @@ func (m *Manager) acquire(key portsKey) (p *ports, err error) {
 	}
 	if p = m.ports[key]; p == nil {
 		if p, err = openPorts(m, key); err != nil {
-			_ = m.restrictESP() // as it was; an optimization, as in Protect
+			_ = m.restrictESPLocked() // as it was; an optimization, as in Protect
 			return nil, err
 		}
-		if p.stop, err = m.receiveBy(func() (func(), error) { go p.readIKE(); return m.serve(p.receiver) }); err != nil {
+		if p.stop, err = m.receiveByLocked(func() (func(), error) { go p.readIKE(); return m.serve(p.receiver) }); err != nil {
 			_ = p.Close()
-			_ = m.restrictESP()
+			_ = m.restrictESPLocked()
 			return nil, err
 		}
 		m.ports[key] = p
@@ -298,8 +299,8 @@ func (m *Manager) acquire(key portsKey) (p *ports, err error) {
 	return p, nil
 }
 
-// yield stops the on-demand Session of one of many remotes, in favour of a tunnel with that remote alone.
-func (m *Manager) yield(key tunnelKey, onDemand bool) {
+// stopOnDemand stops the on-demand Session of one of many remotes, in favour of a tunnel with that remote alone.
+func (m *Manager) stopOnDemand(key tunnelKey, onDemand bool) {
 	m.mu.Lock()
 	n := m.negotiators[key]
 	m.mu.Unlock()
@@ -325,7 +326,7 @@ func (m *Manager) stopped(n *negotiator) {
 	if key := n.tunnelKey(); m.negotiators[key] == n {
 		delete(m.negotiators, key)
 	}
-	_ = m.restrictESP() // an optimization, as in Protect
+	_ = m.restrictESPLocked() // an optimization, as in Protect
 }
 
 // Close is Stop, and closes the UDP sockets if no other Session uses them.
@@ -352,9 +353,9 @@ func (m *Manager) release(p *ports) {
 	}
 }
 
-// restrictESP has the ESP socket receive from the only tunnel, or from all if there are
-// several, or a Listener. Without a tunnel it changes nothing. The caller holds mu.
-func (m *Manager) restrictESP() error {
+// restrictESPLocked has the ESP socket receive from the only tunnel, or from all if there are
+// several, or a Listener. Without a tunnel it changes nothing.
+func (m *Manager) restrictESPLocked() error {
 	if m.held {
 		return nil
 	}
@@ -409,7 +410,7 @@ func (m *Manager) deliver(local netip.Addr, port uint16, from netip.AddrPort, pa
 	n := m.negotiators[key]
 	m.mu.Unlock()
 	if n == nil {
-		m.hearFirst(key, datagram{port, from, payload})
+		m.keepFirst(key, datagram{port, from, payload})
 		return
 	}
 	n.receive(datagram{port, from, append([]byte(nil), payload...)})

@@ -176,7 +176,7 @@ func (m *Manager) open(b *packet.Buffer, from uint16, kept *[]byte) bool {
 	sa := (*m.table.Load())[key]
 	if sa == nil || sa.udp != (from != 0) {
 		if sa == nil && len(*m.listeners.Load()) > 0 {
-			m.hear(tunnelKey{netip.AddrFrom4(key.local), netip.AddrFrom4(key.remote)}, true)
+			m.wants(tunnelKey{netip.AddrFrom4(key.local), netip.AddrFrom4(key.remote)}, true)
 		}
 		m.dropped(drop.ESPNoSA, p)
 		return false

@@ -150,7 +150,7 @@ func (b *builder) tunnels(samples []tunnel.Sample) {
 				b.add(v, names[j])
 			}
 		}
-		b.dropEmpty()
+		b.removeEmpty()
 	}
 	b.remotes(tunnels, names)
 	b.family(&tunnelWarnings, 0)
@@ -159,7 +159,7 @@ func (b *builder) tunnels(samples []tunnel.Sample) {
 			b.add(1, names[i], label("code", w.Code), label("severity", string(w.Severity)))
 		}
 	}
-	b.dropEmpty()
+	b.removeEmpty()
 	b.family(&tunnelDrops, len(tunnels)*int(drop.NumReasons))
 	for i := range tunnels {
 		always, _ := sampledReasons(tunnels[i])
@@ -169,7 +169,7 @@ func (b *builder) tunnels(samples []tunnel.Sample) {
 			}
 		}
 	}
-	b.dropEmpty()
+	b.removeEmpty()
 	b.family(&tunnelMessages, len(tunnels)*8)
 	for i := range tunnels {
 		_, always := sampledReasons(tunnels[i])
@@ -179,7 +179,7 @@ func (b *builder) tunnels(samples []tunnel.Sample) {
 			}
 		}
 	}
-	b.dropEmpty()
+	b.removeEmpty()
 }
 
 // remotes adds the families of remotes, of the tunnels that list them.
@@ -201,12 +201,12 @@ func (b *builder) remotes(tunnels []*tunnel.Sample, names []*dto.LabelPair) {
 				b.add(v, labels[j][:]...)
 			}
 		}
-		b.dropEmpty()
+		b.removeEmpty()
 	}
 }
 
-// dropEmpty removes the family that was begun last if it has no series, which is not allowed.
-func (b *builder) dropEmpty() {
+// removeEmpty removes the family that was begun last if it has no series, which is not allowed.
+func (b *builder) removeEmpty() {
 	if last := len(b.families) - 1; len(b.families[last].Metric) == 0 {
 		b.families = b.families[:last]
 	}

@@ -67,13 +67,13 @@ type Tunnel struct {
 	// Fresh is whether the last answer of its process has the tunnel: if not, there are no rates.
 	Fresh bool
 
-	process string
-	history *history.History
-	seen    bool         // in this round of readings
-	now     history.Rate // over the last second
-	tenth   history.Rate // over the last ten seconds
-	known   bool         // whether there are rates
-	top     drop.Reason  // the most frequent one of the last ten seconds
+	process  string
+	history  *history.History
+	seen     bool         // in this round of readings
+	rate1s   history.Rate // over the last second
+	rate10s  history.Rate // over the last ten seconds
+	hasRates bool         // whether there are rates
+	top      drop.Reason  // the most frequent one of the last ten seconds
 }
 
 // Model is the state of all tunnels that are shown.
@@ -222,12 +222,12 @@ func (m *Model) wanted(s *tunnel.Sample) bool {
 
 // rate computes the tunnel's rates after a round.
 func (t *Tunnel) rate() {
-	t.now, t.tenth, t.known, t.top = history.Rate{}, history.Rate{}, false, drop.None
+	t.rate1s, t.rate10s, t.hasRates, t.top = history.Rate{}, history.Rate{}, false, drop.None
 	if !t.Fresh || !t.Started {
 		return
 	}
-	if t.now, t.known = t.history.Rate(time.Second); t.known {
-		t.tenth, _ = t.history.Rate(10 * time.Second)
+	if t.rate1s, t.hasRates = t.history.Rate(time.Second); t.hasRates {
+		t.rate10s, _ = t.history.Rate(10 * time.Second)
 		t.top, _ = t.history.TopDrop(10 * time.Second)
 	}
 }

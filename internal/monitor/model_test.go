@@ -50,13 +50,13 @@ func TestModel_Update(t *testing.T) {
 	want("one starts", map[string]State{"a": StateRunning, long: StateRunning, "b": StateStarting})
 	m.Update(at(2), []Reading{{Process: "1", At: at(2), Answer: answer(2, "a", long)}, {Process: "2", At: at(2), Answer: answer(2, "b")}})
 	want("it has started", map[string]State{"a": StateRunning, long: StateRunning, "b": StateRunning})
-	if !m.byLink["a"].known || m.byLink["b"].known {
+	if !m.byLink["a"].hasRates || m.byLink["b"].hasRates {
 		t.Error("rates of one sample, or none of two")
 	}
 	// One is late, one hangs: it is found by the names of its links.
 	m.Update(at(3), []Reading{{Process: "1", Links: []string{"a", link}, State: StateSilent, Problem: "hung"}, {Process: "2", Links: []string{"b"}}})
 	want("one hangs", map[string]State{"a": StateSilent, long: StateSilent, "b": StateRunning})
-	if m.byLink["a"].known || !m.byLink["b"].Fresh || len(m.Problems) != 1 {
+	if m.byLink["a"].hasRates || !m.byLink["b"].Fresh || len(m.Problems) != 1 {
 		t.Errorf("%+v %+v %q", m.byLink["a"], m.byLink["b"], m.Problems)
 	}
 	// It is asked again, and no answer has come: what is known of it stays.
@@ -73,7 +73,7 @@ func TestModel_Update(t *testing.T) {
 	// a comes back in another process, and its counters begin anew.
 	m.Update(at(5), []Reading{{Process: "2", At: at(5), Answer: answer(0, "a", "b")}})
 	want("one is back", map[string]State{"a": StateRunning, long: StateGone, "b": StateRunning})
-	if r := m.byLink["a"].now; r.RxBytes != 0 {
+	if r := m.byLink["a"].rate1s; r.RxBytes != 0 {
 		t.Errorf("the rate across a restart is %+v", r)
 	}
 	m.Update(at(4+int(keepGone/time.Second)), []Reading{{Process: "2", At: at(100), Answer: answer(1, "a", "b")}})
@@ -134,11 +134,11 @@ func TestModel_add(t *testing.T) {
 		a := &Answer{Samples: tunnel.Samples{Tunnels: []tunnel.Sample{running("a", 0, 0)}}}
 		a.Tunnels[0].RxBytes = uint64(at / time.Millisecond)
 		m.Update(now, []Reading{{Process: "1", At: now, Answer: a}})
-		if known := m.byLink["a"].known; known != (at >= time.Second) {
+		if known := m.byLink["a"].hasRates; known != (at >= time.Second) {
 			t.Errorf("after %v: %v", at, known)
 		}
 	}
-	if r := m.byLink["a"].now; r.RxBytes != 1000 {
+	if r := m.byLink["a"].rate1s; r.RxBytes != 1000 {
 		t.Errorf("%+v", r)
 	}
 }

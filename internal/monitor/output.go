@@ -85,12 +85,12 @@ func (m *Model) JSON(now time.Time) ([]byte, error) {
 		if t.Encrypted {
 			o.IPsec = &t.Established
 		}
-		if t.known {
+		if t.hasRates {
 			o.rateLine = &rateLine{
-				RxBits: math.Round(8 * t.now.RxBytes), TxBits: math.Round(8 * t.now.TxBytes),
-				RxPackets: rounded(t.now.RxPackets), TxPackets: rounded(t.now.TxPackets), Drops: rounded(t.now.Drops),
-				RxBits10s: math.Round(8 * t.tenth.RxBytes), TxBits10s: math.Round(8 * t.tenth.TxBytes),
-				RxPackets10s: rounded(t.tenth.RxPackets), TxPackets10s: rounded(t.tenth.TxPackets), Drops10s: rounded(t.tenth.Drops),
+				RxBits: math.Round(8 * t.rate1s.RxBytes), TxBits: math.Round(8 * t.rate1s.TxBytes),
+				RxPackets: rounded(t.rate1s.RxPackets), TxPackets: rounded(t.rate1s.TxPackets), Drops: rounded(t.rate1s.Drops),
+				RxBits10s: math.Round(8 * t.rate10s.RxBytes), TxBits10s: math.Round(8 * t.rate10s.TxBytes),
+				RxPackets10s: rounded(t.rate10s.RxPackets), TxPackets10s: rounded(t.rate10s.TxPackets), Drops10s: rounded(t.rate10s.Drops),
 			}
 			if t.top != drop.None {
 				o.TopDrop = t.top.String()
@@ -120,10 +120,10 @@ func (m *Model) Text(now time.Time) string {
 			}
 			fmt.Fprintf(&b, " warnings=%s", quoted(strings.Join(codes, ",")))
 		}
-		if t.known {
+		if t.hasRates {
 			fmt.Fprintf(&b, " rx=%sbit/s rx-10s=%sbit/s tx=%sbit/s tx-10s=%sbit/s rx-packets=%s/s tx-packets=%s/s drops=%s/s",
-				si(8*t.now.RxBytes), si(8*t.tenth.RxBytes), si(8*t.now.TxBytes), si(8*t.tenth.TxBytes),
-				few(t.now.RxPackets), few(t.now.TxPackets), few(t.tenth.Drops))
+				si(8*t.rate1s.RxBytes), si(8*t.rate10s.RxBytes), si(8*t.rate1s.TxBytes), si(8*t.rate10s.TxBytes),
+				few(t.rate1s.RxPackets), few(t.rate1s.TxPackets), few(t.rate10s.Drops))
 			if t.top != drop.None {
 				b.WriteString(" top-drop=" + t.top.String())
 			}

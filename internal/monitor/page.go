@@ -69,19 +69,19 @@ func (v *View) pageFrame(t *Tunnel, now time.Time, width, height int) []string {
 
 // rateLines returns the rates of a tunnel, with graphs.
 func (v *View) rateLines(t *Tunnel, width int) []string {
-	if !t.known {
+	if !t.hasRates {
 		return []string{"no rates"}
 	}
 	rate := func(bytes, packets float64) string {
 		return fmt.Sprintf("%s bit/s, %s packets/s", si(8*bytes), few(packets))
 	}
 	lines := []string{
-		" receive: " + rate(t.now.RxBytes, t.now.RxPackets) + "; over 10 s " + rate(t.tenth.RxBytes, t.tenth.RxPackets),
-		"transmit: " + rate(t.now.TxBytes, t.now.TxPackets) + "; over 10 s " + rate(t.tenth.TxBytes, t.tenth.TxPackets),
+		" receive: " + rate(t.rate1s.RxBytes, t.rate1s.RxPackets) + "; over 10 s " + rate(t.rate10s.RxBytes, t.rate10s.RxPackets),
+		"transmit: " + rate(t.rate1s.TxBytes, t.rate1s.TxPackets) + "; over 10 s " + rate(t.rate10s.TxBytes, t.rate10s.TxPackets),
 	}
 	drops := "   drops: 0/s"
-	if t.tenth.Drops > 0 {
-		drops = fmt.Sprintf("   drops: %s/s over 10 s, most of them %s: %s; remedy: %s", few(t.tenth.Drops), t.top.String(), t.top.Why(), t.top.Remedy())
+	if t.rate10s.Drops > 0 {
+		drops = fmt.Sprintf("   drops: %s/s over 10 s, most of them %s: %s; remedy: %s", few(t.rate10s.Drops), t.top.String(), t.top.Why(), t.top.Remedy())
 	}
 	lines = append(lines, drops)
 	if t.RoundTrip > 0 {

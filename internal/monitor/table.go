@@ -33,7 +33,7 @@ const gap = 2
 
 func rateCell(of func(*Tunnel) float64) func(*Tunnel, *cellView) (string, Style) {
 	return func(t *Tunnel, _ *cellView) (string, Style) {
-		if !t.known {
+		if !t.hasRates {
 			return "-", Dim
 		}
 		return si(of(t)), Plain
@@ -92,12 +92,12 @@ var columns = []column{
 			return string(t.State), t.State.style()
 		},
 		order: func(a, b *Tunnel) int { return a.severity() - b.severity() }},
-	rateColumn("RX", 2, func(t *Tunnel) float64 { return 8 * t.now.RxBytes }),
-	rateColumn("RX10S", 6, func(t *Tunnel) float64 { return 8 * t.tenth.RxBytes }),
-	rateColumn("RXPPS", 14, func(t *Tunnel) float64 { return t.now.RxPackets }),
-	rateColumn("TX", 3, func(t *Tunnel) float64 { return 8 * t.now.TxBytes }),
-	rateColumn("TX10S", 7, func(t *Tunnel) float64 { return 8 * t.tenth.TxBytes }),
-	rateColumn("TXPPS", 15, func(t *Tunnel) float64 { return t.now.TxPackets }),
+	rateColumn("RX", 2, func(t *Tunnel) float64 { return 8 * t.rate1s.RxBytes }),
+	rateColumn("RX10S", 6, func(t *Tunnel) float64 { return 8 * t.rate10s.RxBytes }),
+	rateColumn("RXPPS", 14, func(t *Tunnel) float64 { return t.rate1s.RxPackets }),
+	rateColumn("TX", 3, func(t *Tunnel) float64 { return 8 * t.rate1s.TxBytes }),
+	rateColumn("TX10S", 7, func(t *Tunnel) float64 { return 8 * t.rate10s.TxBytes }),
+	rateColumn("TXPPS", 15, func(t *Tunnel) float64 { return t.rate1s.TxPackets }),
 	{title: "GRAPH", rank: 8, width: 8, wider: 22,
 		cell: func(t *Tunnel, v *cellView) (string, Style) {
 			rx, tx := t.bits(min(v.width, graphSteps), v.interval)
@@ -109,14 +109,14 @@ var columns = []column{
 	{title: "DROP/S", rank: 4, width: 6, right: true,
 		cell: func(t *Tunnel, _ *cellView) (string, Style) {
 			switch {
-			case !t.known:
+			case !t.hasRates:
 				return "-", Dim
-			case t.tenth.Drops > 0:
-				return few(t.tenth.Drops), Warning
+			case t.rate10s.Drops > 0:
+				return few(t.rate10s.Drops), Warning
 			}
 			return "0", Plain
 		},
-		order: byRate(func(t *Tunnel) float64 { return t.tenth.Drops })},
+		order: byRate(func(t *Tunnel) float64 { return t.rate10s.Drops })},
 	{title: "TOP-DROP", rank: 11, width: 14, wider: 10,
 		cell: func(t *Tunnel, _ *cellView) (string, Style) {
 			if t.top == 0 {

@@ -261,7 +261,7 @@ func (v *View) title(now time.Time, width, matching int) string {
 	var rx, tx float64
 	for _, t := range v.model.Tunnels {
 		counts[t.State]++
-		rx, tx = rx+8*t.now.RxBytes, tx+8*t.now.TxBytes
+		rx, tx = rx+8*t.rate1s.RxBytes, tx+8*t.rate1s.TxBytes
 	}
 	text := plural(len(v.model.Tunnels), "tunnel")
 	if v.filter != "" {

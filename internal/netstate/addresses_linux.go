@@ -36,7 +36,7 @@ func (h *Host) FollowAddresses(changed func([][4]byte)) *AddressFollower {
 	defer h.mu.Unlock()
 	h.addresses.all[a] = true
 	h.addresses.stale, h.addresses.due = true, time.Time{}
-	h.wake()
+	h.wakeLocked()
 	return a
 }
 
@@ -47,8 +47,8 @@ func (a *AddressFollower) Close() {
 	delete(a.host.addresses.all, a)
 }
 
-// addressesStale has the addresses read again. The caller holds mu.
-func (h *Host) addressesStale() {
+// markAddressesLocked marks the addresses as to be read again from the kernel, if anybody follows them.
+func (h *Host) markAddressesLocked() {
 	h.addresses.stale = len(h.addresses.all) > 0
 }
 
@@ -61,7 +61,7 @@ func (h *Host) updateAddresses() {
 		return
 	}
 	h.addresses.stale = false
-	next, err := h.readAddresses()
+	next, err := h.readAddressesLocked()
 	h.addresses.stale = h.addresses.stale || err != nil // it is tried again
 	h.addresses.due = now.Add(max(addressGap, 11*time.Since(now)))
 	var tell []*AddressFollower
@@ -77,9 +77,9 @@ func (h *Host) updateAddresses() {
 	}
 }
 
-// readAddresses reads the addresses from the kernel. The caller holds mu: what messages say from now on is
-// of what is read, or newer.
-func (h *Host) readAddresses() (all map[[4]byte]bool, err error) {
+// readAddressesLocked reads the addresses from the kernel. A later message is about what was
+// read, or newer.
+func (h *Host) readAddressesLocked() (all map[[4]byte]bool, err error) {
 	all = map[[4]byte]bool{}
 	req := nl.NewNetlinkRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP)
 	req.AddData(nl.NewIfAddrmsg(unix.AF_INET))

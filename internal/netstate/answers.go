@@ -15,16 +15,16 @@ type AddressedInterface struct {
 	Addresses []netip.Prefix
 }
 
-// AnswerRoute is the route that a server's answers to clients take. Device is its ifindex, MTU the route's or the
+// ReplyRoute is the route that a server's answers to clients take. Device is its ifindex, MTU the route's or the
 // device's, whichever is less, AdvMSS the route's advmss, 0 if it has none; both in bytes.
-type AnswerRoute struct {
+type ReplyRoute struct {
 	Device, MTU, AdvMSS int
 	// Words are the route in the syntax of `ip route`, without advmss; NextHops the next hops of a multipath route.
 	Words, NextHops string
 }
 
 // MSS returns the MSS that the kernel's TCP advertises on the route (ipv4_default_advmss), in bytes.
-func (a *AnswerRoute) MSS() int {
+func (a *ReplyRoute) MSS() int {
 	if a.AdvMSS != 0 {
 		return a.AdvMSS
 	}
@@ -32,6 +32,6 @@ func (a *AnswerRoute) MSS() int {
 }
 
 // SetMSS returns the command that makes the kernel's TCP advertise mss, in bytes, on the route.
-func (a *AnswerRoute) SetMSS(mss int) string {
+func (a *ReplyRoute) SetMSS(mss int) string {
 	return strings.TrimSpace(fmt.Sprintf("ip route change %s advmss %d %s", a.Words, mss, a.NextHops))
 }

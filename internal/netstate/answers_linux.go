@@ -41,9 +41,9 @@ func InterfaceAddresses() (all []AddressedInterface, err error) {
 // elsewhere is an address of the Internet: its route is taken for that of answers to clients.
 var elsewhere = netip.MustParseAddr("8.8.8.8")
 
-// FindAnswerRoute returns the route that packets from an address of this host, or any, take to the Internet, in the
+// FindReplyRoute returns the route that packets from an address of this host, or any, take to the Internet, in the
 // network namespace of the calling thread.
-func FindAnswerRoute(source netip.Addr) (a AnswerRoute, err error) {
+func FindReplyRoute(source netip.Addr) (a ReplyRoute, err error) {
 	routes, err := netlink.RouteGetWithOptions(elsewhere.AsSlice(), &netlink.RouteGetOptions{SrcAddr: source.AsSlice(), FIBMatch: true})
 	if err != nil {
 		return a, fmt.Errorf("look up the route from %v to %v: %w", source, elsewhere, err)

@@ -77,8 +77,8 @@ func reasonOf(reason string, err error) string {
 	return reason
 }
 
-// forbids returns the reason of netfilter or IPsec not to bypass the IP stack; "" if there is none.
-func (p *policy) forbids(device int, ifname string, local, remote [4]byte) (reason string) {
+// bypassBlocker returns the reason of netfilter or IPsec not to bypass the IP stack; "" if there is none.
+func (p *policy) bypassBlocker(device int, ifname string, local, remote [4]byte) (reason string) {
 	switch {
 	case p.iptables != "":
 		return p.iptables
@@ -128,7 +128,7 @@ func (h *Host) bypass(device int, ifname string, local, remote [4]byte) (reason 
 	h.mu.Lock()
 	p := h.policy
 	h.mu.Unlock()
-	if reason = p.forbids(device, ifname, local, remote); reason != "" {
+	if reason = p.bypassBlocker(device, ifname, local, remote); reason != "" {
 		return reason
 	}
 	if reason = h.egressFilters(device); reason != "" {

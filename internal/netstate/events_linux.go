@@ -60,8 +60,8 @@ func (g *eventGroup) subscribe() (fd int, err error) {
 // readAtOnce limits the messages that read takes from a socket, so that others get mu.
 const readAtOnce = 4096
 
-// read handles the messages that have come. The caller holds mu.
-func (h *Host) read() error {
+// readLocked handles the messages that have come. All handlers run with mu held.
+func (h *Host) readLocked() error {
 	h.behind = false
 	for i, fd := range h.events {
 		for count := 0; fd >= 0 && count < readAtOnce; count++ {
@@ -128,7 +128,7 @@ func (h *Host) routeMessage(m message) {
 		h.addressMessage(m.body)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		h.routeChanged(m.body)
-		h.mirrorMessage(m)
+		h.mirrorMessageLocked(m)
 	case unix.RTM_NEWNEIGH:
 		n, s := parseNeighbour(m.body)
 		h.neighbourChanged(n, s)
@@ -138,11 +138,11 @@ func (h *Host) routeMessage(m message) {
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
 		h.stale |= partRules
 		for f := range h.followers {
-			h.mark(f, dirtyRoute)
+			h.markLocked(f, dirtyRoute)
 		}
 	case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
 		// Routes by a next-hop object change or go with it, without a message about them.
-		h.markAll(key{kind: byNexthop}, dirtyRoute)
+		h.markAllLocked(key{kind: byNexthop}, dirtyRoute)
 		h.nexthopMessage(m)
 	case unix.RTM_NEWQDISC, unix.RTM_DELQDISC:
 		h.qdiscMessage(m)
@@ -167,10 +167,10 @@ func (h *Host) setLink(l link) {
 func (h *Host) linkChanged(device int, now link) {
 	before := h.links[device]
 	if before.flags != now.flags || before.master != now.master || h.mirrors.replaying { // h.links may be newer than the message
-		h.mirrorsStale(device, [4]byte{})
+		h.markMirrorsLocked(device, [4]byte{})
 	}
 	if before.index != now.index || before.slaveKind != now.slaveKind || before.vrfTable != now.vrfTable {
-		h.addressesStale()
+		h.markAddressesLocked()
 	}
 	if now == before {
 		return
@@ -190,7 +190,7 @@ func (h *Host) linkChanged(device int, now link) {
 	}
 	only := before
 	if only.promiscuous = now.promiscuous; only == now {
-		h.markAll(key{kind: byInterface, n: device}, dirtyMemory)
+		h.markAllLocked(key{kind: byInterface, n: device}, dirtyMemory)
 		return
 	}
 
@@ -198,7 +198,7 @@ func (h *Host) linkChanged(device int, now link) {
 		// A TUN that was moved to another namespace may come back, with another index.
 		for f := range h.index.sets[key{kind: byAbsence}] {
 			f.changes++
-			h.mark(f, dirtyMemory)
+			h.markLocked(f, dirtyMemory)
 		}
 	}
 	for f := range h.index.sets[key{kind: byInterface, n: device}] {
@@ -206,25 +206,25 @@ func (h *Host) linkChanged(device int, now link) {
 		if !now.up() {
 			f.downs++
 		}
-		h.mark(f, dirtyMemory)
+		h.markLocked(f, dirtyMemory)
 	}
 	if before.name != now.name || before.altNames != now.altNames {
 		for _, name := range append(before.names(), now.names()...) {
-			h.markAll(key{kind: byName, name: name}, dirtyRoute)
+			h.markAllLocked(key{kind: byName, name: name}, dirtyRoute)
 		}
 	}
-	h.markAll(key{kind: byDevice, n: device}, dirtyRoute)
+	h.markAllLocked(key{kind: byDevice, n: device}, dirtyRoute)
 	if before.up() || now.up() {
-		if h.own[device] {
-			h.markAll(key{kind: byAnyLink}, dirtyRoute)
+		if h.tunnelInterfaces[device] {
+			h.markAllLocked(key{kind: byAnyLink}, dirtyRoute)
 		} else {
 			for f := range h.followers {
-				h.mark(f, dirtyRoute)
+				h.markLocked(f, dirtyRoute)
 			}
 		}
 	}
 	if gone {
-		delete(h.own, device)
+		delete(h.tunnelInterfaces, device)
 	}
 }
 
@@ -236,12 +236,12 @@ func (h *Host) addressMessage(b []byte) {
 	if !ok {
 		return
 	}
-	h.markRange(a.local, 32)
-	h.markRange(a.prefix, a.bits)
-	h.markAll(key{kind: byDevice, n: a.device}, dirtyRoute)
+	h.markRangeLocked(a.local, 32)
+	h.markRangeLocked(a.prefix, a.bits)
+	h.markAllLocked(key{kind: byDevice, n: a.device}, dirtyRoute)
 	h.interfaceChanged(a.device)
-	h.mirrorsStale(a.device, a.local)
-	h.addressesStale()
+	h.markMirrorsLocked(a.device, a.local)
+	h.markAddressesLocked()
 }
 
 // interfaceAddress is what is read of an RTM_NEWADDR. prefix is IFA_ADDRESS, the peer's address on a point-to-point link.
@@ -275,7 +275,7 @@ func parseAddress(b []byte) (a interfaceAddress, ok bool) {
 func (h *Host) interfaceChanged(device int) {
 	for f := range h.index.sets[key{kind: byInterface, n: device}] {
 		f.changes++
-		h.mark(f, dirtyMemory)
+		h.markLocked(f, dirtyMemory)
 	}
 }
 
@@ -299,12 +299,12 @@ func (h *Host) routeChanged(b []byte) {
 	}) != nil {
 		return
 	}
-	h.markRange(destination, bits)
+	h.markRangeLocked(destination, bits)
 	h.interfaceChanged(device)
 	for f := range h.index.sets[key{kind: byPrefix, n: bits, address: destination}] {
 		if f.query.Interface != device {
 			f.changes++
-			h.mark(f, dirtyMemory)
+			h.markLocked(f, dirtyMemory)
 		}
 	}
 }
@@ -320,7 +320,7 @@ func (h *Host) neighbourChanged(n neighbour, s neighbourState) {
 		what = dirtyRoute
 	}
 	e.neighbourState, e.known = s, true
-	h.markAll(key{kind: byNeighbour, n: n.device, address: n.address}, what)
+	h.markAllLocked(key{kind: byNeighbour, n: n.device, address: n.address}, what)
 }
 
 func (h *Host) qdiscMessage(m message) {
@@ -372,6 +372,6 @@ const blockMagic = 0xffffffff
 func (h *Host) filtersChanged(device int) {
 	delete(h.filters, filterKey{device, netlink.HANDLE_MIN_INGRESS})
 	delete(h.filters, filterKey{device, netlink.HANDLE_MIN_EGRESS})
-	h.markAll(key{kind: byDevice, n: device}, dirtyMemory)
-	h.markAll(key{kind: byInterface, n: device}, dirtyMemory)
+	h.markAllLocked(key{kind: byDevice, n: device}, dirtyMemory)
+	h.markAllLocked(key{kind: byInterface, n: device}, dirtyMemory)
 }

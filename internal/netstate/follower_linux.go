@@ -75,11 +75,11 @@ func (f *Follower) set(q Query) {
 	f.query = q
 	f.dirty |= dirtyRoute
 	if q.Interface != 0 {
-		h.own[q.Interface] = true
+		h.tunnelInterfaces[q.Interface] = true
 	}
 	h.mu.Unlock()
 	h.synchronize()
-	f.compute()
+	f.computeLocked()
 }
 
 // Close ends the Follower: its Answer stays as it is. A call of changed that has begun may
@@ -92,14 +92,14 @@ func (f *Follower) Close() {
 	defer h.mu.Unlock()
 	f.closed = true
 	delete(h.followers, f)
-	h.setKeys(f, nil)
+	h.setKeysLocked(f, nil)
 }
 
 // update computes what is dirty, and calls changed if the Answer has changed. It reports
 // whether it looked up routes.
 func (f *Follower) update() (lookedUp bool) {
 	f.updating.Lock()
-	changed, lookedUp := f.compute()
+	changed, lookedUp := f.computeLocked()
 	f.updating.Unlock()
 	if changed {
 		f.changed()
@@ -107,8 +107,8 @@ func (f *Follower) update() (lookedUp bool) {
 	return lookedUp
 }
 
-// compute computes what is dirty. The caller holds updating.
-func (f *Follower) compute() (changed, lookedUp bool) {
+// computeLocked computes the dirty parts of the Answer, with updating held.
+func (f *Follower) computeLocked() (changed, lookedUp bool) {
 	h := f.host
 	h.mu.Lock()
 	q, what, seen := f.query, f.dirty, h.seen
@@ -122,9 +122,9 @@ func (f *Follower) compute() (changed, lookedUp bool) {
 	}
 	lookedUp = what&dirtyRoute != 0
 	if lookedUp {
-		f.lookup(&q, &next)
+		f.lookupLocked(&q, &next)
 	}
-	n := f.fromMemory(&q, &next)
+	n := f.fromMemoryLocked(&q, &next)
 
 	h.mu.Lock()
 	// A message since the look-ups may be about what the follower only now depends on.
@@ -132,13 +132,13 @@ func (f *Follower) compute() (changed, lookedUp bool) {
 	if _, ok := h.links[q.Interface]; q.Interface != 0 && !ok {
 		keys = append(keys, key{kind: byAbsence})
 	}
-	again := h.setKeys(f, keys) && h.seen != seen
+	again := h.setKeysLocked(f, keys) && h.seen != seen
 	if n != nil && h.neighbours[next.Route.neighbour(q.Remote)] != n {
 		again = true // removed meanwhile, with the last other follower of that next hop
 	}
 	if again {
-		h.mark(f, dirtyRoute)
-		h.wake()
+		h.markLocked(f, dirtyRoute)
+		h.wakeLocked()
 	}
 	h.mu.Unlock()
 	if next.equal(f.Answer()) {
@@ -148,8 +148,8 @@ func (f *Follower) compute() (changed, lookedUp bool) {
 	return true, lookedUp
 }
 
-// lookup asks the kernel. The caller holds updating.
-func (f *Follower) lookup(q *Query, a *Answer) {
+// lookupLocked looks up the routes by requests to the kernel, with updating held.
+func (f *Follower) lookupLocked(q *Query, a *Answer) {
 	h := f.host
 	f.found = found{}
 	a.Device, a.Err, a.ReturnDevice, a.Loop = 0, nil, 0, InterfaceRoute{}
@@ -211,14 +211,14 @@ func (h *Host) loop(q *Query, f *found) InterfaceRoute {
 	return InterfaceRoute{}
 }
 
-// fromMemory computes the rest. It returns the entry of the next hop, nil if there is none.
-// The caller holds updating.
-func (f *Follower) fromMemory(q *Query, a *Answer) *neighbourEntry {
+// fromMemoryLocked computes the parts of the Answer that need no route look-up, with updating held. It returns the next
+// hop's neighbour entry, nil if there is none.
+func (f *Follower) fromMemoryLocked(q *Query, a *Answer) *neighbourEntry {
 	h := f.host
 	a.Route = f.found.Route
 	a.Egress = ""
 	if q.Interface != 0 {
-		a.Egress = h.egressHooks(q.Interface)
+		a.Egress = h.egressBlocker(q.Interface)
 	}
 	a.Clsact = q.Interface != 0 && h.hasQdisc(q.Interface, "clsact")
 	a.Attached = a.Clsact && f.program != 0 && h.runs(q.Interface, f.program, a.Attached)
@@ -349,12 +349,12 @@ func (f *Follower) dependsOn(q *Query, a *Answer) (keys []key) {
 	return keys
 }
 
-// setKeys puts a follower in the index under these keys only. It reports whether any is
-// new. The caller holds mu.
-func (h *Host) setKeys(f *Follower, keys []key) (added bool) {
+// setKeysLocked puts a follower in the index under these keys only. It reports whether any is
+// new.
+func (h *Host) setKeysLocked(f *Follower, keys []key) (added bool) {
 	// Its route may come to lead again through a tunnel's interface that it has led through.
 	for _, k := range f.keys {
-		if !f.closed && k.kind == byDevice && h.own[k.n] && !slices.Contains(keys, k) {
+		if !f.closed && k.kind == byDevice && h.tunnelInterfaces[k.n] && !slices.Contains(keys, k) {
 			keys = append(keys, k)
 		}
 	}

@@ -52,15 +52,15 @@ type Host struct {
 
 	links map[int]link
 	named map[string]int // ifindex by name and alternative name
-	// own are the interfaces that have been a Query's Interface. A change of one concerns
+	// tunnelInterfaces are the interfaces that have been a Query's Interface. A change of one concerns
 	// its follower and those routed through it, not all followers.
-	own        map[int]bool
-	qdiscs     map[int][]qdisc // the configured ones, by interface
-	filters    map[filterKey]*filters
-	neighbours map[neighbour]*neighbourEntry
-	policy     *policy
-	stale      policyParts // parts of policy to be read again
-	lastPolicy time.Time
+	tunnelInterfaces map[int]bool
+	qdiscs           map[int][]qdisc // the configured ones, by interface
+	filters          map[filterKey]*filters
+	neighbours       map[neighbour]*neighbourEntry
+	policy           *policy
+	stale            policyParts // parts of policy to be read again
+	lastPolicy       time.Time
 
 	followers map[*Follower]bool
 	index     keyIndex
@@ -97,7 +97,7 @@ func Open(o Options) (h *Host, err error) {
 		return h, err
 	}
 	h.mu.Lock()
-	err = h.resync()
+	err = h.resyncLocked()
 	h.mu.Unlock()
 	if err != nil {
 		return h, err
@@ -111,7 +111,7 @@ func Open(o Options) (h *Host, err error) {
 func newHost(o Options) *Host {
 	h := &Host{
 		options: o, waker: -1, ended: make(chan struct{}), buffer: make([]byte, maxMessage),
-		own: map[int]bool{}, neighbours: map[neighbour]*neighbourEntry{}, policy: &policy{},
+		tunnelInterfaces: map[int]bool{}, neighbours: map[neighbour]*neighbourEntry{}, policy: &policy{},
 		followers: map[*Follower]bool{}, index: keyIndex{sets: map[key]map[*Follower]bool{}},
 		mirrors: newMirrors(), addresses: addressFollowers{all: map[*AddressFollower]bool{}},
 	}
@@ -127,7 +127,7 @@ func (h *Host) Close() error {
 	h.mu.Lock()
 	again := h.closed
 	h.closed = true
-	h.wake()
+	h.wakeLocked()
 	h.mu.Unlock()
 	<-h.ended
 	if !again {
@@ -152,8 +152,8 @@ func (h *Host) release() {
 	h.requester.close()
 }
 
-// wake ends a wait of the goroutine. The caller holds mu.
-func (h *Host) wake() {
+// wakeLocked wakes the Host's goroutine.
+func (h *Host) wakeLocked() {
 	if h.waker >= 0 {
 		// It fails only if the eventfd's counter is full, and the goroutine woken anyway.
 		_, _ = unix.Write(h.waker, binary.NativeEndian.AppendUint64(nil, 1))
@@ -169,7 +169,7 @@ func (h *Host) run() {
 			return
 		}
 		h.mu.Lock()
-		err := h.read()
+		err := h.readLocked()
 		closed := h.closed
 		h.mu.Unlock()
 		switch {
@@ -205,9 +205,9 @@ func (h *Host) fail(err error) {
 func (h *Host) wait() error {
 	h.mu.Lock()
 	timeout := -1
-	if len(h.queue) > 0 || h.mirrors.changed() {
+	if len(h.queue) > 0 || h.mirrors.hasDirty() {
 		timeout = 0
-	} else if at := h.due(); !at.IsZero() {
+	} else if at := h.dueLocked(); !at.IsZero() {
 		timeout = max(int(time.Until(at)/time.Millisecond)+1, 0)
 	}
 	fds := []unix.PollFd{{Fd: int32(h.waker), Events: unix.POLLIN}}
@@ -223,8 +223,8 @@ func (h *Host) wait() error {
 	return nil
 }
 
-// due is when catchUp has something to do; zero is never. The caller holds mu.
-func (h *Host) due() (at time.Time) {
+// dueLocked returns when catchUp, or an update of the mirrors or the addresses, must run next; the zero time if never.
+func (h *Host) dueLocked() (at time.Time) {
 	switch {
 	case h.lost:
 		at = h.lastResync.Add(resyncGap)
@@ -245,7 +245,7 @@ func (h *Host) catchUp(now time.Time) {
 	h.mu.Lock()
 	if h.lost && !h.behind && now.Sub(h.lastResync) >= resyncGap {
 		// An error is an interrupted dump, or a lack of memory: it is tried again.
-		_ = h.resync()
+		_ = h.resyncLocked()
 	}
 	due := h.stale != 0 && now.Sub(h.lastPolicy) >= policyGap
 	h.mu.Unlock()
@@ -254,9 +254,9 @@ func (h *Host) catchUp(now time.Time) {
 	}
 }
 
-// resync reads what is kept in memory from the kernel, and has everything looked up again.
-// The caller holds mu: what messages say from now on must be applied to what is read.
-func (h *Host) resync() error {
+// resyncLocked reads links and qdiscs from the kernel again, and marks everything else as to be read or looked up
+// again. Later messages change what was read.
+func (h *Host) resyncLocked() error {
 	h.lastResync = time.Now()
 	all, err := h.getLinks(0, "")
 	if err != nil {
@@ -271,14 +271,14 @@ func (h *Host) resync() error {
 	for _, l := range all {
 		h.setLink(l)
 	}
-	maps.DeleteFunc(h.own, func(device int, _ bool) bool { return h.links[device].index == 0 })
+	maps.DeleteFunc(h.tunnelInterfaces, func(device int, _ bool) bool { return h.links[device].index == 0 })
 	h.qdiscs, h.filters = qdiscs, map[filterKey]*filters{}
 	for _, n := range h.neighbours {
 		n.known = false
 	}
 	h.stale = allParts
-	h.mirrorsStale(0, [4]byte{})
-	h.addressesStale()
+	h.markMirrorsLocked(0, [4]byte{})
+	h.markAddressesLocked()
 	for f := range h.followers {
 		if i := f.query.Interface; i != 0 {
 			f.changes++
@@ -286,7 +286,7 @@ func (h *Host) resync() error {
 				f.downs++
 			}
 		}
-		h.mark(f, dirtyRoute)
+		h.markLocked(f, dirtyRoute)
 	}
 	return nil
 }
@@ -315,7 +315,7 @@ func (h *Host) refreshPolicy(parts policyParts) {
 	defer h.mu.Unlock()
 	h.policy = &next
 	for f := range h.followers {
-		h.mark(f, dirtyMemory)
+		h.markLocked(f, dirtyMemory)
 	}
 }
 
@@ -330,7 +330,7 @@ func (h *Host) synchronize() {
 // readMessages handles the messages that the kernel has sent so far.
 func (h *Host) readMessages() {
 	h.mu.Lock()
-	_ = h.read() // the goroutine reports the error
+	_ = h.readLocked() // the goroutine reports the error
 	h.mu.Unlock()
 	h.wakeIfMarked()
 }
@@ -339,8 +339,8 @@ func (h *Host) readMessages() {
 func (h *Host) wakeIfMarked() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.queue) > 0 || h.lost || h.mirrors.stale || h.addresses.stale || h.mirrors.changed() {
-		h.wake()
+	if len(h.queue) > 0 || h.lost || h.mirrors.stale || h.addresses.stale || h.mirrors.hasDirty() {
+		h.wakeLocked()
 	}
 }
 
@@ -361,7 +361,7 @@ func (h *Host) Recheck() {
 	for f := range h.followers {
 		a := f.Answer()
 		if a.Err != nil && !errors.As(a.Err, new(*NoRouteError)) && !errors.As(a.Err, new(*NoDeviceError)) {
-			h.mark(f, dirtyRoute)
+			h.markLocked(f, dirtyRoute)
 		}
 	}
 	for k, f := range h.filters {
@@ -374,8 +374,8 @@ func (h *Host) Recheck() {
 	h.wakeIfMarked()
 }
 
-// mark has a follower updated. The caller holds mu.
-func (h *Host) mark(f *Follower, what dirty) {
+// markLocked queues a follower for an update of what.
+func (h *Host) markLocked(f *Follower, what dirty) {
 	f.dirty |= what
 	if !f.queued {
 		f.queued = true

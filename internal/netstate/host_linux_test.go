@@ -54,14 +54,14 @@ func settle(t testing.TB, h *Host) {
 	last.answer.Store(&Answer{Err: errors.New("it asks nothing")})
 	eventually(t, "the Host has nothing to do", func() bool {
 		h.mu.Lock()
-		if err := h.read(); err != nil {
+		if err := h.readLocked(); err != nil {
 			t.Error(err)
 		}
 		busy := h.stale != 0 || h.lost
 		last.changes++
 		told.Store(false)
-		h.mark(last, dirtyMemory)
-		h.wake()
+		h.markLocked(last, dirtyMemory)
+		h.wakeLocked()
 		h.mu.Unlock()
 		eventually(t, "the Host's goroutine gets there", told.Load)
 		h.mu.Lock()
@@ -739,7 +739,7 @@ func TestHost_failed(t *testing.T) {
 	if err := unix.Dup3(ends[1], h.events[0], unix.O_CLOEXEC); err != nil { // a pipe's write end: read fails with EBADF
 		t.Fatal(err)
 	}
-	h.wake()
+	h.wakeLocked()
 	h.mu.Unlock()
 	unix.Close(ends[1])
 	if err := <-failed; !strings.Contains(err.Error(), "no longer seen") || !errors.Is(err, unix.EBADF) {
@@ -837,7 +837,7 @@ func TestHost_startOfMany(t *testing.T) {
 		settle(t, h)
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		return len(h.own) == 1
+		return len(h.tunnelInterfaces) == 1
 	})
 	settle(t, h)
 	if made := h.requests.Load() - before; made > 2*n {

@@ -64,16 +64,16 @@ func (x *keyIndex) remove(k key, f *Follower) (last bool) {
 	return true
 }
 
-// markAll marks the followers of a key. The caller holds mu, as of markRange.
-func (h *Host) markAll(k key, what dirty) {
+// markAllLocked marks the followers of a key.
+func (h *Host) markAllLocked(k key, what dirty) {
 	for f := range h.index.sets[k] {
-		h.mark(f, what)
+		h.markLocked(f, what)
 	}
 }
 
-// markRange has the followers look up again that depend on an address of that prefix,
-// whose host bits are ignored.
-func (h *Host) markRange(prefix [4]byte, bits int) {
+// markRangeLocked marks for a route look-up the followers that depend on an address of the prefix, whose host bits
+// are ignored.
+func (h *Host) markRangeLocked(prefix [4]byte, bits int) {
 	hostBits := uint32(uint64(1)<<(32-min(bits, 32)) - 1)
 	first := binary.BigEndian.Uint32(prefix[:]) &^ hostBits
 	last := first | hostBits
@@ -84,6 +84,6 @@ func (h *Host) markRange(prefix [4]byte, bits int) {
 		}
 		k := key{kind: byAddress}
 		binary.BigEndian.PutUint32(k.address[:], a)
-		h.markAll(k, dirtyRoute)
+		h.markAllLocked(k, dirtyRoute)
 	}
 }

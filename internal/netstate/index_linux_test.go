@@ -11,7 +11,7 @@ func TestKeyIndex(t *testing.T) {
 	addresses := []string{"0.0.0.1", "192.0.2.0", "192.0.2.1", "192.0.2.255", "192.0.3.0", "255.255.255.255"}
 	for _, a := range addresses {
 		f := &Follower{host: h}
-		h.setKeys(f, []key{{kind: byAddress, address: netip.MustParseAddr(a).As4()}, {kind: byDevice, n: 2}})
+		h.setKeysLocked(f, []key{{kind: byAddress, address: netip.MustParseAddr(a).As4()}, {kind: byDevice, n: 2}})
 		followers[a] = f
 	}
 	for _, c := range []struct {
@@ -27,7 +27,7 @@ func TestKeyIndex(t *testing.T) {
 		{"198.51.100.0/24", nil},
 	} {
 		p := netip.MustParsePrefix(c.prefix)
-		h.markRange(p.Addr().As4(), p.Bits())
+		h.markRangeLocked(p.Addr().As4(), p.Bits())
 		for a, f := range followers {
 			if got := f.dirty == dirtyRoute; got != c.want[a] {
 				t.Errorf("%s concerns %s: %v", c.prefix, a, got)
@@ -37,7 +37,7 @@ func TestKeyIndex(t *testing.T) {
 	}
 	for _, f := range followers {
 		f.closed = true
-		h.setKeys(f, nil)
+		h.setKeysLocked(f, nil)
 	}
 	if len(h.index.sets)+len(h.index.addresses) != 0 {
 		t.Errorf("%+v", h.index)

@@ -84,7 +84,7 @@ func (h *Host) FollowRoutes(device int, changed func([]RouteChange)) *RouteFollo
 	defer h.mu.Unlock()
 	h.mirrors.followers[m] = true
 	h.mirrors.stale, h.mirrors.due = true, time.Time{}
-	h.wake()
+	h.wakeLocked()
 	return m
 }
 
@@ -256,8 +256,8 @@ func (t *mirroredTable) markNowhere(m *RouteFollower) {
 	}
 }
 
-// concerns reports whether the table of that number has a route out of the interface.
-func (m *RouteFollower) concerns(number uint32) bool {
+// hasRoutes reports whether the table of that number has a route out of the interface.
+func (m *RouteFollower) hasRoutes(number uint32) bool {
 	t := m.tables[number]
 	return t != nil && t.out > 0
 }
@@ -276,7 +276,7 @@ func (m *RouteFollower) prune(p prefixKey) {
 func (m *RouteFollower) routes(p prefixKey) (routes []fib.Route) {
 	for _, s := range m.prefixes[p] {
 		for _, r := range s.routes {
-			if r.unreachable && !m.concerns(s.table) {
+			if r.unreachable && !m.hasRoutes(s.table) {
 				continue
 			}
 			routes = append(routes, fib.Route{Table: s.table, Metric: s.metric, TOS: s.tos, Protocol: r.protocol, Unreachable: r.unreachable, Hops: r.hops})

@@ -308,10 +308,10 @@ func TestRouteFollower_olderMessages(t *testing.T) {
 	h.mu.Lock()
 	ns.Run("sh", "-ec", "ip route add 10.1.0.0/16 via 198.51.100.1 dev tun0 onlink; ip link set tun0 down")
 	h.mirrors.stale = false
-	if err := errors.Join(h.resync(), h.readMirrors()); err != nil { // as after messages were lost
+	if err := errors.Join(h.resyncLocked(), h.readMirrorsLocked()); err != nil { // as after messages were lost
 		t.Error(err)
 	}
-	h.wake()
+	h.wakeLocked()
 	h.mu.Unlock()
 	m.agree(t, ns, "tun0", "what is in the test")
 }

@@ -22,8 +22,8 @@ type mirrors struct {
 
 func newMirrors() mirrors { return mirrors{followers: map[*RouteFollower]bool{}} }
 
-// mirrorMessage handles a message about a route. The caller holds mu, as that of the next ones.
-func (h *Host) mirrorMessage(msg message) {
+// mirrorMessageLocked handles a message about a route.
+func (h *Host) mirrorMessageLocked(msg message) {
 	for m := range h.mirrors.followers {
 		r, known, ok := h.parseFollowed(msg.body, m.device, msg.flags)
 		switch {
@@ -39,9 +39,9 @@ func (h *Host) mirrorMessage(msg message) {
 	}
 }
 
-// mirrorsStale marks the mirrors as stale if the kernel may have removed routes or next-hop objects of theirs
+// markMirrorsLocked marks the mirrors as stale if the kernel may have removed routes or next-hop objects of theirs
 // without a message, after a change of a device (0 is any) or of its address source.
-func (h *Host) mirrorsStale(device int, source [4]byte) {
+func (h *Host) markMirrorsLocked(device int, source [4]byte) {
 	for m := range h.mirrors.followers {
 		if device == 0 || m.device == device || m.sources[source] > 0 || m.partly > 0 {
 			h.mirrors.stale = true
@@ -54,8 +54,8 @@ func (h *Host) mirrorsStale(device int, source [4]byte) {
 	}
 }
 
-// changed reports whether a RouteFollower has dirty prefixes.
-func (r *mirrors) changed() bool {
+// hasDirty reports whether a RouteFollower has dirty prefixes.
+func (r *mirrors) hasDirty() bool {
 	for m := range r.followers {
 		if len(m.dirty) > 0 {
 			return true
@@ -76,7 +76,7 @@ func (h *Host) updateMirrors() {
 	if now := time.Now(); h.mirrors.stale && !h.behind && !now.Before(h.mirrors.due) {
 		h.mirrors.stale = false
 		// After an error, such as a lack of memory, it is tried again; so it is if a message requires it.
-		h.mirrors.stale = h.readMirrors() != nil || h.mirrors.stale
+		h.mirrors.stale = h.readMirrorsLocked() != nil || h.mirrors.stale
 		// The longer a read takes, the rarer reads are: they take a tenth of a processor at most.
 		h.mirrors.due = now.Add(max(resyncGap, 11*time.Since(now)))
 	}
@@ -98,10 +98,10 @@ func (h *Host) updateMirrors() {
 	}
 }
 
-// readMirrors reads the mirrors from the kernel, and marks as dirty what is different. mu is held over the
+// readMirrorsLocked reads the mirrors from the kernel, and marks as dirty what is different. mu is held over the
 // requests: what messages say from now on must be applied to what is read. Some of the next ones may
 // be older; each says how a route is then, so that the mirrors are right after the last one.
-func (h *Host) readMirrors() error {
+func (h *Host) readMirrorsLocked() error {
 	if len(h.mirrors.followers) == 0 {
 		return nil
 	}
@@ -130,7 +130,7 @@ func (h *Host) readMirrors() error {
 		m.finish()
 	}
 	h.mirrors.replaying = true
-	_ = h.read() // clears replaying once the queues are empty; the goroutine reports the error
+	_ = h.readLocked() // clears replaying once the queues are empty; the goroutine reports the error
 	if !allKnown {
 		return unix.EAGAIN // a next-hop object was added or removed in between
 	}
@@ -189,7 +189,7 @@ func (m *mirrorReader) finish() {
 		}
 	}
 	for number, t := range m.tables {
-		if m.concerns(number) != of.concerns(number) {
+		if m.hasRoutes(number) != of.hasRoutes(number) {
 			t.markNowhere(of)
 		}
 	}

@@ -79,5 +79,5 @@ func MinPMTU() int { return 0 }
 // InterfaceAddresses returns ErrUnsupported.
 func InterfaceAddresses() ([]AddressedInterface, error) { return nil, ErrUnsupported }
 
-// FindAnswerRoute returns ErrUnsupported.
-func FindAnswerRoute(source netip.Addr) (AnswerRoute, error) { return AnswerRoute{}, ErrUnsupported }
+// FindReplyRoute returns ErrUnsupported.
+func FindReplyRoute(source netip.Addr) (ReplyRoute, error) { return ReplyRoute{}, ErrUnsupported }

@@ -114,7 +114,7 @@ func (h *Host) nexthopMessage(m message) {
 	for f := range h.mirrors.followers {
 		for _, id := range changed {
 			_, existed := h.mirrors.nexthops[id]
-			led[f] = append(led[f], !existed || f.ledBy(id))
+			led[f] = append(led[f], !existed || f.mirrorsNexthop(id))
 		}
 	}
 	if m.kind == unix.RTM_NEWNEXTHOP {
@@ -124,7 +124,7 @@ func (h *Host) nexthopMessage(m message) {
 	}
 	for f := range h.mirrors.followers {
 		for i, id := range changed {
-			if !led[f][i] && f.ledBy(id) {
+			if !led[f][i] && f.mirrorsNexthop(id) {
 				h.mirrors.stale = true // the routes by it led out of other interfaces and are not in the mirror
 			}
 			f.nexthopChanged(id)
@@ -132,8 +132,8 @@ func (h *Host) nexthopMessage(m message) {
 	}
 }
 
-// ledBy reports whether routes by a next-hop object belong in the mirror.
-func (m *RouteFollower) ledBy(id uint32) bool {
+// mirrorsNexthop reports whether routes by a next-hop object belong in the mirror.
+func (m *RouteFollower) mirrorsNexthop(id uint32) bool {
 	hops, blackhole, _ := m.host.hops(id, m.device)
 	return blackhole || len(hops) > 0
 }

@@ -170,12 +170,12 @@ func (f filters) reason(there string) string {
 	return ""
 }
 
-// egressHooks returns the reason not to let the attached program (Answer.Attached) of an interface
+// egressBlocker returns the reason not to let the attached program (Answer.Attached) of an interface
 // redirect packets; "" if there is none. Hooks that packets pass before the program do not matter:
 // nftables' egress hook, programs of tcx, tc filters. Behind it there are
 //   - a qdisc that was configured, by its handle: the kernel's defaults have 0, and
 //   - promiscuous mode, which on an interface without a link layer is a capture.
-func (h *Host) egressHooks(device int) (reason string) {
+func (h *Host) egressBlocker(device int) (reason string) {
 	h.mu.Lock()
 	for _, q := range h.qdiscs[device] {
 		if q.parent != netlink.HANDLE_CLSACT && q.kind != "noqueue" { // which is a no-op

@@ -63,7 +63,7 @@ type Page struct {
 	mux     *http.ServeMux
 	now     func() time.Time // time.Now except in tests
 
-	mu        sync.Mutex // guards what follows; held while a page is made, not while it is sent
+	mu        sync.Mutex // guards the rest; held while a view is made, not while it is sent
 	histories map[string]*history.History
 	started   time.Time // of the history's first reading
 	last      time.Time // of the history's last reading
@@ -109,20 +109,20 @@ func (p *Page) Run(ctx context.Context) {
 func (p *Page) read(now time.Time) (busy bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.take(now)
+	p.takeLocked(now)
 	return p.busy
 }
 
-// take reads what runs. The caller holds mu.
-func (p *Page) take(now time.Time) {
+// takeLocked reads what runs.
+func (p *Page) takeLocked(now time.Time) {
 	p.samples, p.taken, p.index = p.options.Samples(), now, nil
 	if p.samples != nil && (p.last.IsZero() || now.Sub(p.last) >= Interval) {
-		p.record(now)
+		p.recordLocked(now)
 	}
 }
 
-// record adds samples to the history of each tunnel, and forgets tunnels that are gone. The caller holds mu.
-func (p *Page) record(now time.Time) {
+// recordLocked adds samples to the history of each tunnel, and forgets tunnels that are gone.
+func (p *Page) recordLocked(now time.Time) {
 	p.last = now
 	if p.started.IsZero() {
 		p.started = now
@@ -157,10 +157,10 @@ func (p *Page) record(now time.Time) {
 	p.busy, p.counted = counted != p.counted, counted
 }
 
-// refresh reads samples again if they are not fresh. The caller holds mu.
-func (p *Page) refresh(now time.Time) {
+// refreshLocked reads samples again if they are not fresh.
+func (p *Page) refreshLocked(now time.Time) {
 	if p.samples == nil || now.Sub(p.taken) >= fresh {
-		p.take(now)
+		p.takeLocked(now)
 	}
 }
 
@@ -175,7 +175,7 @@ func (p *Page) serveIndex(w http.ResponseWriter, r *http.Request) {
 func (p *Page) makeIndex(now time.Time) (status int, text []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.refresh(now)
+	p.refreshLocked(now)
 	status = http.StatusOK
 	if p.samples == nil {
 		status = http.StatusServiceUnavailable
@@ -196,7 +196,7 @@ func (p *Page) serveTunnel(w http.ResponseWriter, r *http.Request) {
 func (p *Page) makeTunnel(now time.Time, name string) (status int, text []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.refresh(now)
+	p.refreshLocked(now)
 	status = http.StatusOK
 	v := p.tunnelView(name)
 	if v.Missing != "" {
@@ -213,8 +213,8 @@ func (p *Page) makeTunnel(now time.Time, name string) (status int, text []byte) 
 func (p *Page) redirect(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("name")
 	p.mu.Lock()
-	p.refresh(p.now())
-	found := p.find(name) != nil
+	p.refreshLocked(p.now())
+	found := p.findLocked(name) != nil
 	p.mu.Unlock()
 	if !found {
 		http.Error(w, "there is no such page, and no tunnel of that name", http.StatusNotFound)
@@ -225,9 +225,8 @@ func (p *Page) redirect(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusFound)
 }
 
-// find returns the tunnel whose name, or else whose interface's name, is name; nil if there is none.
-// The caller holds mu.
-func (p *Page) find(name string) (found *tunnel.Sample) {
+// findLocked returns the tunnel whose name, or else whose interface's name, is name; nil if there is none.
+func (p *Page) findLocked(name string) (found *tunnel.Sample) {
 	if p.samples == nil {
 		return nil
 	}

@@ -53,8 +53,8 @@ type number struct {
 	Text string
 }
 
-// none is the number of a cell that stays empty, as the path MTU's of a tunnel that is not started.
-var none = number{Key: -1}
+// noNumber is the number of a cell that stays empty, as the path MTU's of a tunnel that is not started.
+var noNumber = number{Key: -1}
 
 // lost is a rate of drops.
 type lost struct {
@@ -99,7 +99,7 @@ type span struct {
 	Code bool
 }
 
-// newView begins a view. The caller holds mu, as with all other methods of Page in this file.
+// newView begins a view. mu is held, as in all other methods of Page in this file.
 func (p *Page) newView(root string) view {
 	v := view{Version: p.options.Version, Root: root, Title: "ipipd"}
 	if p.options.Host != "" {
@@ -158,7 +158,7 @@ func (p *Page) indexView() view {
 // tunnelView returns the view of the tunnel of that name.
 func (p *Page) tunnelView(name string) view {
 	v := p.newView("../")
-	s := p.find(name)
+	s := p.findLocked(name)
 	switch {
 	case p.samples == nil:
 		v.Missing = starting
@@ -187,9 +187,9 @@ func (p *Page) tunnelView(name string) view {
 	return v
 }
 
-// end returns the end of the interval of length step that was under way a moment before the last reading. Intervals
+// seriesEnd returns the end of the interval of length step that was under way a moment before the last reading. Intervals
 // are counted from the first reading, so that a complete one does not change any more.
-func (p *Page) end(step time.Duration) time.Time {
+func (p *Page) seriesEnd(step time.Duration) time.Time {
 	const moment = Interval / 4
 	return p.started.Add((p.last.Sub(p.started) - moment + step - 1) / step * step)
 }
@@ -204,7 +204,7 @@ func clock(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05 MS
 func (p *Page) row(s *tunnel.Sample) row {
 	r := row{
 		Name: valid(s.Name), Link: url.PathEscape(s.Name), Comment: valid(s.Comment), Remote: valid(s.RemoteAddress),
-		State: stateOf(s), In: none, Out: none, Heard: none, RoundTrip: none, PathMTU: none, Drops: lost{number: none},
+		State: stateOf(s), In: noNumber, Out: noNumber, Heard: noNumber, RoundTrip: noNumber, PathMTU: noNumber, Drops: lost{number: noNumber},
 	}
 	if !s.Started {
 		return r
@@ -252,7 +252,7 @@ func (p *Page) row(s *tunnel.Sample) row {
 
 // series returns the rates of a history over Span, by intervals of length step. They are valid until the next call.
 func (p *Page) series(h *history.History, step time.Duration) *columns {
-	p.rates = h.Series(p.rates[:0], p.end(step), step, int(Span/step))
+	p.rates = h.Series(p.rates[:0], p.seriesEnd(step), step, int(Span/step))
 	p.columns.fill(p.rates)
 	return &p.columns
 }

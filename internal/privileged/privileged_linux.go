@@ -132,7 +132,10 @@ func TUNSetIff(fd int, name string, flags uint16) error {
 func TUNNetns(queue int) (device, inode uint64, err error) {
 	if c := parent.Load(); c != nil {
 		answer, _, err := c.ask(Netns, queue, 1, func([]byte) {})
-		if err != nil || len(answer[0]) != 16 {
+		if err == nil && len(answer[0]) != 16 {
+			err = unix.EPROTO
+		}
+		if err != nil {
 			return 0, 0, err
 		}
 		return binary.NativeEndian.Uint64(answer[0]), binary.NativeEndian.Uint64(answer[0][8:]), nil

@@ -96,15 +96,15 @@ func (s *State) String() string {
 	if !s.NoNewPrivs {
 		privs = "new privileges possible"
 	}
-	parts = append(parts, privs, s.CapabilityNames())
+	parts = append(parts, privs, s.CapabilityClause())
 	if s.Brokered {
 		parts = append(parts, "ipipd keep does what takes one")
 	}
 	return s.Mode + ": " + strings.Join(parts, ", ")
 }
 
-// CapabilityNames returns the names of Capabilities as a clause: "CAP_NET_ADMIN, CAP_NET_RAW stay".
-func (s *State) CapabilityNames() string {
+// CapabilityClause returns the names of Capabilities as a clause: "CAP_NET_ADMIN, CAP_NET_RAW stay".
+func (s *State) CapabilityClause() string {
 	if len(s.Capabilities) == 0 {
 		return "no capability"
 	}

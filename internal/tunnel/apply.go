@@ -155,10 +155,10 @@ func (p *plan) compare(t *Tunnel, next *Config) error {
 	return nil
 }
 
-// handOver finds the routes that one tunnel gives up and another gets, or that get another gateway: these are
+// findRoutesToReplace finds the routes that one tunnel gives up and another gets, or that get another gateway: these are
 // replaced, so that the kernel has one at any time, unless the first tunnel is made again. A route that the first
 // tunnel has lost is not replaced: there may be an operator's in its place, which stays.
-func (p *plan) handOver() error {
+func (p *plan) findRoutesToReplace() error {
 	wanted := map[netstate.InterfaceRoute]bool{}
 	want := func(routes []netstate.InterfaceRoute) {
 		for _, route := range routes {
@@ -233,12 +233,12 @@ func (p *plan) apply() (err error) {
 		changing.release()
 		ending.release()
 	}()
-	if err := p.handOver(); err != nil {
+	if err := p.findRoutesToReplace(); err != nil {
 		return err
 	}
 	started := slices.Concat(p.add, p.remade)
-	undo = append(undo, func() { _ = changing.each((*control).undoChange) }, p.restart, func() { e.abandon(started) })
-	if err := changing.each((*control).prepareChange); err != nil {
+	undo = append(undo, func() { _ = changing.runAll((*control).undoChange) }, p.restart, func() { e.abandon(started) })
+	if err := changing.runAll((*control).prepareChange); err != nil {
 		return err
 	}
 	if err := e.open(p.add); err != nil {
@@ -256,17 +256,17 @@ func (p *plan) apply() (err error) {
 		return err
 	}
 	p.giveUpRemotes(changing, p.remade)
-	p.silence(p.pairs(started), changing, ending)
-	if err := e.enter(started, p.pairs(started), p.removed()); err != nil {
+	p.stopDisplaced(p.pairs(started), changing, ending)
+	if err := e.activate(started, p.pairs(started), p.removed()); err != nil {
 		return err
 	}
 	for _, c := range started {
 		c.takeOverRoutes(c.takeOver)
 	}
 	e.begin(started)
-	_ = changing.each((*control).commitChange)
-	_ = changing.each((*control).finishChange)
-	_ = ending.each(func(c *control, _ *change) error { c.cancel(); return nil })
+	_ = changing.runAll((*control).commitChange)
+	_ = changing.runAll((*control).finishChange)
+	_ = ending.runAll(func(c *control, _ *change) error { c.cancel(); return nil })
 	ending.release()
 	p.close(slices.Collect(maps.Keys(p.remove)))
 	return nil
@@ -313,7 +313,7 @@ func (p *plan) giveUpRemotes(changing holds, started []*control) {
 	for _, pair := range p.pairs(started) {
 		wanted[pair]++
 	}
-	_ = changing.each(func(c *control, ch *change) error {
+	_ = changing.runAll(func(c *control, ch *change) error {
 		if ch.held && wanted[ch.pair] > 1 {
 			c.giveUpRemote(ch)
 		}
@@ -321,16 +321,16 @@ func (p *plan) giveUpRemotes(changing holds, started []*control) {
 	})
 }
 
-// silence ends the sessions of tunnels whose outer addresses go to another tunnel, and has their packets
+// stopDisplaced ends the sessions of tunnels whose outer addresses go to another tunnel, and has their packets
 // carried in userspace: a pair has one session, and one entry of the fast path. After an error control
 // begins both again.
-func (p *plan) silence(pairs map[*Tunnel]outerPair, held ...holds) {
+func (p *plan) stopDisplaced(pairs map[*Tunnel]outerPair, held ...holds) {
 	wanted := make(map[outerPair]*Tunnel, len(pairs))
 	for t, pair := range pairs {
 		wanted[pair] = t
 	}
 	for _, h := range held {
-		_ = h.each(func(c *control, _ *change) error {
+		_ = h.runAll(func(c *control, _ *change) error {
 			if by := wanted[c.pair]; c.pair == 0 || by == nil || by == c.Tunnel {
 				return nil
 			}
@@ -418,9 +418,9 @@ func (h *hold) run(c *control) {
 	}
 }
 
-// each has all of the control goroutines call f, at the same time, and waits for them. Its error is a
+// runAll has all of the control goroutines call f, at the same time, and waits for them. Its error is a
 // *TunnelError of the first of h for which f failed, or which has ended.
-func (h holds) each(f func(*control, *change) error) error {
+func (h holds) runAll(f func(*control, *change) error) error {
 	errs := make([]error, len(h))
 	for i, one := range h {
 		if !one.ended {

@@ -85,7 +85,7 @@ func (m *hostModel) AddAddresses(device int, addresses []netstate.InterfaceAddre
 	return added, err
 }
 
-// exists reports whether there is an interface with that index. The caller holds mu.
+// exists reports whether there is an interface with that index. mu is held.
 func (m *hostModel) exists(device int) bool {
 	for _, d := range m.devices {
 		if s, _ := d.State(); s.Index == device {

@@ -137,7 +137,7 @@ func (c *control) prepareChange(ch *change) error {
 	if ch.pair = next.pair(); a.Err == nil && a.Route.Local {
 		return RemoteIsLocal(ch.remote)
 	}
-	if noPath && ch.remote.IsValid() && !mayCome(a.Err) {
+	if noPath && ch.remote.IsValid() && !isTransient(a.Err) {
 		return a.Err
 	}
 	return nil
@@ -146,7 +146,7 @@ func (c *control) prepareChange(ch *change) error {
 // addPrefixes adds the new addresses and routes, as far as the interface takes any now.
 func (c *control) addPrefixes(ch *change, noPath bool) (err error) {
 	network, iface := c.engine.network, c.iface.Load()
-	if !c.here() {
+	if !c.interfacePresent() {
 		return nil
 	}
 	ch.addedAddresses, err = network.AddAddresses(c.ifindex, without(ch.next.Addresses, ch.old.Addresses))
@@ -198,7 +198,7 @@ func (c *control) commitChange(ch *change) error {
 	c.pair = ch.pair
 	if old.keepalive() != next.keepalive() && !c.suspended() {
 		c.monitor.Configure(next.keepalive(), now)
-		c.peerAnswers.restart()
+		c.peerAnswers.resetCounts()
 		c.state.Store(uint32(c.monitor.State()))
 	}
 	if old.KeepaliveProbe != next.KeepaliveProbe || old.KeepaliveTarget != next.KeepaliveTarget {
@@ -209,7 +209,7 @@ func (c *control) commitChange(ch *change) error {
 		c.mtuDecreases = mtuDecreases{}
 		c.appliedMTU = c.MTU() // the operator may have set another since
 	}
-	if old.RPS != next.RPS && c.here() { // the name may be another interface's here
+	if old.RPS != next.RPS && c.interfacePresent() { // the name may be another interface's here
 		c.changeRPS(old.RPS)
 	}
 	c.engine.openShared(c.Tunnel, next)
@@ -274,7 +274,7 @@ func (c *control) finishChange(ch *change) error {
 
 // removeUnwanted removes the addresses and routes of an old Config that are not wanted now.
 func (c *control) removeUnwanted(old *Config) {
-	if !c.here() {
+	if !c.interfacePresent() {
 		return
 	}
 	unwanted := without(old.Routes, c.wantedRoutes(c.cfg.Routes))

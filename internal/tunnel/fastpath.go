@@ -141,7 +141,7 @@ func (c *control) enableFastPath(link *fastpath.Link) (blocker string) {
 // A program that an operator has removed with tc is attached again if the clsact is still there, or when the interface
 // has been down: they may want another queueing discipline instead, and adding one to an interface that is up loses packets.
 func (c *control) openFastPath() (link *fastpath.Link, err error) {
-	if c.fast.programs == nil || !c.here() || c.pair == 0 {
+	if c.fast.programs == nil || !c.interfacePresent() || c.pair == 0 {
 		return nil, nil
 	}
 	lost := c.attachedTo == c.ifindex && !c.answer.Attached

@@ -90,8 +90,8 @@ func (p *workers) adopt() bool {
 	return true
 }
 
-// release returns out's work to its thread. The caller holds out.mu.
-func (p *workers) release() {
+// releaseLocked returns out's work to its thread. out.mu is held.
+func (p *workers) releaseLocked() {
 	_ = p.in.epoll.Remove(p.out.epoll.FD())
 	p.parked.Store(false)
 	p.released <- struct{}{}
@@ -102,7 +102,7 @@ func (p *workers) unpark() {
 	p.out.mu.Lock()
 	defer p.out.mu.Unlock()
 	if p.parked.Load() {
-		p.release()
+		p.releaseLocked()
 	}
 }
 
@@ -120,10 +120,10 @@ func (p *workers) serveParked(received int, now time.Time) {
 	switch {
 	case !p.parked.Load():
 	case received >= smallBatch:
-		p.release()
+		p.releaseLocked()
 	default:
 		if n := p.out.carryAll(p.out.epoll.Poll()); n > 0 && p.load.busyAgain(n, now) {
-			p.release()
+			p.releaseLocked()
 		}
 	}
 }

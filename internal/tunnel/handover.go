@@ -254,7 +254,7 @@ func (e *Engine) takeOverFastPath(tunnels []*control) {
 		done := make(chan struct{})
 		take := func(c *control) {
 			defer close(done)
-			if c.here() && c.cfg.FastPathAllowed() { // even if something blocks the fast path now
+			if c.interfacePresent() && c.cfg.FastPathAllowed() { // even if something blocks the fast path now
 				if err := c.attachEncap(); err != nil {
 					c.log.Debug("the eBPF program of the process before is not replaced", "err", err)
 				}

@@ -214,7 +214,7 @@ func (c *control) protectRemotes(now time.Time) {
 			if room == nil {
 				room = r.evictable(now)
 			}
-			if !room.next(by&wantedByPacket != 0) {
+			if !room.evict(by&wantedByPacket != 0) {
 				continue
 			}
 		}
@@ -327,9 +327,9 @@ func (r *ipsecRemotes) evictable(now time.Time) *evictable {
 	return e
 }
 
-// next ends the first session of found, if it may: for a packet of ours any; for a packet of another remote, whose
+// evict ends the first session of found, if it may: for a packet of ours any; for a packet of another remote, whose
 // address may be forged, none with an SA and none that may still negotiate. It reports whether there is room.
-func (e *evictable) next(ours bool) bool {
+func (e *evictable) evict(ours bool) bool {
 	if len(e.found) == 0 {
 		return false
 	}

@@ -55,11 +55,11 @@ type remotes struct {
 	// first call of the present one, which has all routes of the interface.
 	begun int
 	known chan struct{}
-	// news are gateways of the table that came (true) or went, and changed those whose answer has changed,
+	// gatewayChanges are gateways of the table that came (true) or went, and changed those whose answer has changed,
 	// since control has looked.
-	news    map[[4]byte]bool
-	changed map[[4]byte]bool
-	peers   peers
+	gatewayChanges map[[4]byte]bool
+	changed        map[[4]byte]bool
+	peers          peers
 	// fast is the table's copy in the kernel, set by control; nil is none. fastErr is why it is not up to date.
 	fast    *fastpath.Routes
 	fastErr error
@@ -67,23 +67,23 @@ type remotes struct {
 
 func newRemotes(cfg *Config) *remotes {
 	m := new(remotes)
-	m.begin()
+	m.reset()
 	m.accept.Store(cfg.acceptance())
 	m.setPeers(cfg)
 	return m
 }
 
-// begin empties the table for a new RouteFollower, and returns the number that its calls of follow must have.
-func (m *remotes) begin() (begun int) {
+// reset empties the table for a new RouteFollower, and returns the number that its calls of follow must have.
+func (m *remotes) reset() (begun int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.begun++
 	m.known = make(chan struct{})
-	m.closeCopy()
+	m.closeCopyLocked()
 	m.table.Store(new(fib.Table))
 	m.routes.Store(newRouteTable(map[[4]byte]*route{}))
 	m.sources.Store(&map[[4]byte]bool{})
-	m.news, m.changed = map[[4]byte]bool{}, map[[4]byte]bool{}
+	m.gatewayChanges, m.changed = map[[4]byte]bool{}, map[[4]byte]bool{}
 	m.peers.lost = nil
 	return m.begun
 }
@@ -110,12 +110,12 @@ func (m *remotes) follow(begun int, changes []netstate.RouteChange) (wake bool) 
 		close(m.known)
 	}
 	for _, g := range added {
-		m.news[g] = true
+		m.gatewayChanges[g] = true
 	}
 	for _, g := range removed {
-		m.news[g] = false
+		m.gatewayChanges[g] = false
 	}
-	behind := m.copyRoutes(next, changes, added, removed)
+	behind := m.copyRoutesLocked(next, changes, added, removed)
 	return lost || behind || len(added)+len(removed) > 0
 }
 
@@ -130,8 +130,8 @@ func (m *remotes) present() <-chan struct{} {
 func (m *remotes) take() (news, changed map[[4]byte]bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	news, changed = m.news, m.changed
-	m.news, m.changed = map[[4]byte]bool{}, map[[4]byte]bool{}
+	news, changed = m.gatewayChanges, m.changed
+	m.gatewayChanges, m.changed = map[[4]byte]bool{}, map[[4]byte]bool{}
 	return news, changed
 }
 
@@ -163,7 +163,7 @@ func (m *remotes) lookUp(batch []*packet.Buffer, to []next) {
 		if i > 0 && to[i].remote == to[i-1].remote {
 			to[i].route = to[i-1].route
 		} else {
-			to[i].route = routes.of(to[i].remote)
+			to[i].route = routes.find(to[i].remote)
 		}
 	}
 	for i := range batch {
@@ -175,7 +175,7 @@ func (m *remotes) lookUp(batch []*packet.Buffer, to []next) {
 
 // heard records a packet of a remote, as remote.heard, and returns the route to it; nil if it has none of its own.
 func (m *remotes) heard(remote [4]byte, since int64) *route {
-	r := m.routes.Load().of(remote)
+	r := m.routes.Load().find(remote)
 	if r != nil {
 		r.remote.heard.Store(since)
 	}

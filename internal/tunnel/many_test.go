@@ -75,7 +75,7 @@ func TestRemotes_follow(t *testing.T) {
 	m := newRemotes(&c)
 	gateway := [4]byte{198, 51, 100, 7}
 	changes := []netstate.RouteChange{{Prefix: netip.MustParsePrefix("10.1.0.0/16"), Routes: []fib.Route{{Hops: []fib.Hop{{Gateway: gateway}}}}}}
-	before := m.begin()
+	before := m.reset()
 	if !m.follow(before, changes) || m.table.Load().Len() != 1 {
 		t.Error("a route is not followed")
 	}
@@ -85,7 +85,7 @@ func TestRemotes_follow(t *testing.T) {
 	if m.follow(before, changes) {
 		t.Error("the same again is told")
 	}
-	now := m.begin()
+	now := m.reset()
 	if m.follow(before, changes) || m.table.Load().Len() != 0 {
 		t.Error("a route of the interface before is followed")
 	}
@@ -227,7 +227,7 @@ func TestRemotes_accepts(t *testing.T) {
 		{list, listed, encap.KindReflect, drop.None, drop.ReversePath}, // only a gateway may probe
 	} {
 		m := newRemotes(&c.cfg)
-		m.follow(m.begin(), []netstate.RouteChange{{Prefix: netip.MustParsePrefix("10.1.0.0/16"), Routes: []fib.Route{{Hops: []fib.Hop{{Gateway: gateway}}}}}})
+		m.follow(m.reset(), []netstate.RouteChange{{Prefix: netip.MustParsePrefix("10.1.0.0/16"), Routes: []fib.Route{{Hops: []fib.Hop{{Gateway: gateway}}}}}})
 		if got := m.accepts(c.remote, ipv4.Packet{}, c.kind, c.broken); got != c.want {
 			t.Errorf("from %v, kind %v, %v: %v, want %v", address(c.remote), c.kind, c.broken, got, c.want)
 		}

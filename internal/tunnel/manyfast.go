@@ -29,8 +29,8 @@ const noGateway = "no route out of the interface has a gateway yet"
 // maxSenders limits the prefixes of accept-from with the fast path: each needs a Follower.
 const maxSenders = 256
 
-// copyRoutes has the kernel's copy follow; mu is held. It reports whether control wants to know.
-func (m *remotes) copyRoutes(next *fib.Table, changes []netstate.RouteChange, added, removed [][4]byte) (news bool) {
+// copyRoutesLocked has the kernel's copy follow. It reports whether control wants to know.
+func (m *remotes) copyRoutesLocked(next *fib.Table, changes []netstate.RouteChange, added, removed [][4]byte) (news bool) {
 	if m.fast == nil {
 		return false
 	}
@@ -46,8 +46,8 @@ func (m *remotes) copyRoutes(next *fib.Table, changes []netstate.RouteChange, ad
 	return err != nil && was == nil
 }
 
-// closeCopy ends the kernel's copy. mu is held.
-func (m *remotes) closeCopy() {
+// closeCopyLocked ends the kernel's copy.
+func (m *remotes) closeCopyLocked() {
 	if m.fast != nil {
 		m.fast.Close()
 		m.fast, m.fastErr = nil, nil
@@ -80,7 +80,7 @@ func (c *control) syncRoutes(now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !wanted {
-		m.closeCopy()
+		m.closeCopyLocked()
 		c.endSenders()
 		return
 	}
@@ -104,8 +104,8 @@ func (c *control) syncRoutes(now time.Time) {
 	}
 }
 
-// programRemote tells the kernel how to send to a gateway. r is the route to it, just made.
-func (c *control) programRemote(g [4]byte, r *route) {
+// updateFastRemote tells the kernel how to send to a gateway. r is the route to it, just made.
+func (c *control) updateFastRemote(g [4]byte, r *route) {
 	if c.many.fast == nil { // only control sets it
 		return
 	}
@@ -319,11 +319,11 @@ func (c *control) fastManyTunnel(f fastpath.Tunnel) fastpath.Tunnel {
 func (e *Engine) reserve() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.reservePairs(e.table.Load(), e.others.Load())
+	e.reservePairsLocked(e.table.Load(), e.others.Load())
 }
 
-// reservePairs is reserve for tables, with mu held.
-func (e *Engine) reservePairs(tables ...*table) {
+// reservePairsLocked is reserve for tables.
+func (e *Engine) reservePairsLocked(tables ...*table) {
 	if e.fastPath != nil {
 		e.fastPath.Reserve(pairsToReserve(tables...))
 	}

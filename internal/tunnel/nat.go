@@ -27,20 +27,20 @@ func ReflectsBehindNAT(c *Config, local, remote netip.Addr) bool {
 }
 
 // noteReflect notes what a reflect probe of the peer says: its destination is the peer's own address, big-endian in
-// peerInside, where 0 is the remote. Whoever can forge the peer's source can forge it: nothing but a warning follows.
+// peerOwnAddress, where 0 is the remote. Whoever can forge the peer's source can forge it: nothing but a warning follows.
 func (t *Tunnel) noteReflect(destination, remote [4]byte) {
 	t.peerProbes.Store(true)
 	if destination == remote {
 		destination = [4]byte{}
 	}
-	t.peerInside.Store(binary.BigEndian.Uint32(destination[:]))
+	t.peerOwnAddress.Store(binary.BigEndian.Uint32(destination[:]))
 }
 
 // warnPeerBehindNAT warns that only the peer's own probes keep the tunnel running: the inner source of this end's
 // is the peer's public address, which is not the peer's own.
 func (c *control) warnPeerBehindNAT(unanswered bool) {
 	var inside [4]byte
-	binary.BigEndian.PutUint32(inside[:], c.peerInside.Load())
+	binary.BigEndian.PutUint32(inside[:], c.peerOwnAddress.Load())
 	c.warnEcho(unanswered && inside != [4]byte{} && c.cfg.KeepaliveProbe == keepalive.FormReflect, warning.PeerBehindNAT,
 		"its probe says that it is %v, and comes from %v", address(inside), c.remote)
 }

@@ -50,13 +50,13 @@ func (a *peerAnswers) note(sent, heard int64) {
 	}
 }
 
-// restart forgets the counts, but not regular, which is a property of the peer.
-func (a *peerAnswers) restart() { *a = peerAnswers{regular: a.regular} }
+// resetCounts forgets the counts, but not regular, which is a property of the peer.
+func (a *peerAnswers) resetCounts() { *a = peerAnswers{regular: a.regular} }
 
 // noteAnswers counts the last probe as answered or not, before the next one is sent.
 func (c *control) noteAnswers() {
 	if keepalive.State(c.state.Load()) != keepalive.Up {
-		c.peerAnswers.restart()
+		c.peerAnswers.resetCounts()
 	}
 	c.peerAnswers.note(c.probes.sentAt.Load(), c.lastReceivedNs.Load())
 }
@@ -64,7 +64,7 @@ func (c *control) noteAnswers() {
 // noteProbeDue notes whether an answer is due to the probe that is about to be sent: not if it cannot be sent.
 func (c *control) noteProbeDue() {
 	if c.peerAnswers.due = c.cfg.KeepaliveProbe != keepalive.FormEmpty && c.route.Load().txDrop == drop.None && c.noPath == nil; !c.peerAnswers.due {
-		c.peerAnswers.restart()
+		c.peerAnswers.resetCounts()
 	}
 }
 

@@ -16,7 +16,7 @@ func TestPeers_note(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := newRemotes(&c)
-	begun := m.begin()
+	begun := m.reset()
 	via := func(gateway byte, metric uint32) fib.Route {
 		return fib.Route{Table: mainTable, Metric: metric, Protocol: netstate.RouteProtocolPeer, Hops: []fib.Hop{{Gateway: [4]byte{198, 51, 100, gateway}}}}
 	}

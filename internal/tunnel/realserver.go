@@ -43,7 +43,7 @@ func (c *Config) RealServer() bool { return c.many() && len(c.AcceptFrom) > 0 &&
 // warnRealServer looks at the host's settings, warns of unsuitable ones and, with manage-sysctls, sets them.
 func (c *control) warnRealServer(now time.Time) {
 	s := &c.realServer
-	if !c.cfg.RealServer() || !c.here() {
+	if !c.cfg.RealServer() || !c.interfacePresent() {
 		if !s.lookedAt.IsZero() {
 			for _, code := range realServerCodes {
 				c.clear(code)
@@ -69,7 +69,7 @@ func (c *control) warnRealServer(now time.Time) {
 		return
 	}
 	server := c.cfg.Served(c.ifname.get(), interfaces)
-	answers := c.answers(server.Served)
+	answers := c.returnRoute(server.Served)
 	server.Routed = answers != nil && answers.Device == c.ifindex
 	if managed.manage {
 		c.warnErr(warning.SysctlNotSet, c.setSysctls(server))
@@ -112,10 +112,10 @@ func (c *Config) Served(ifname string, interfaces []netstate.AddressedInterface)
 	return s
 }
 
-// answers returns the route that answers from a served address take; nil if there is none.
-func (c *control) answers(served []netip.Addr) *netstate.AnswerRoute {
+// returnRoute returns the route that answers from a served address take; nil if there is none.
+func (c *control) returnRoute(served []netip.Addr) *netstate.ReplyRoute {
 	for _, a := range served {
-		if r, err := netstate.FindAnswerRoute(a); err == nil {
+		if r, err := netstate.FindReplyRoute(a); err == nil {
 			return &r
 		}
 	}
@@ -148,7 +148,7 @@ func (c *Config) AddServed() string {
 }
 
 // warnMSS warns if the MSS of a SYN-ACK lets clients send longer packets than the tunnel takes.
-func (c *control) warnMSS(answers *netstate.AnswerRoute) {
+func (c *control) warnMSS(answers *netstate.ReplyRoute) {
 	mtu := int(c.mtu.Load())
 	const headers = 40 // of IPv4 and TCP
 	if answers == nil || answers.Device == c.ifindex || answers.MSS() <= mtu-headers {

@@ -115,5 +115,5 @@ func (c *control) reconfigure() error {
 	return c.engine.watchAll([]*control{c})
 }
 
-// here reports whether the interface is there, and in the network namespace of the Engine.
-func (c *control) here() bool { return !c.lost.gone && !c.iface.Load().Moved }
+// interfacePresent reports whether the interface is there, and in the network namespace of the Engine.
+func (c *control) interfacePresent() bool { return !c.lost.gone && !c.iface.Load().Moved }

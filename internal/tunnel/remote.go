@@ -329,7 +329,7 @@ func (c *control) setRemote(remote netip.Addr) {
 	c.forgetPath()
 	c.probeAnswered.Store(false)
 	c.peerProbes.Store(false)
-	c.peerInside.Store(0)
+	c.peerOwnAddress.Store(0)
 	c.peerAnswers = peerAnswers{}
 }
 

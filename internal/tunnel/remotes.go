@@ -33,7 +33,7 @@ type remote struct {
 	reflectLimit  limiter      // answers to its reflect probes
 	largest       atomic.Int32 // see route.largest; 0 is not known
 
-	// Set by programRemote: the device of its route, why the fast path does not carry it, and the host's rules
+	// Set by updateFastRemote: the device of its route, why the fast path does not carry it, and the host's rules
 	// that apply to its packets.
 	fastDevice          int
 	fastBlocker, policy string
@@ -69,7 +69,7 @@ func (c *control) endRoutes() (begun int) {
 	c.remotes, c.learnt, c.remotesLeftOut = nil, nil, false
 	c.endSenders()
 	if c.many != nil {
-		begun = c.many.begin()
+		begun = c.many.reset()
 	}
 	return begun
 }
@@ -151,7 +151,7 @@ func (c *control) updateRemotes(changed map[[4]byte]bool, now time.Time) {
 	for g, r := range c.remotes {
 		if expired := r.tick(now, c.epoch); old[g] == nil || old[g].remote != r || old[g].base != base || expired || changed[g] {
 			news[g] = c.remoteRoute(base, g, r, now)
-			c.programRemote(g, news[g])
+			c.updateFastRemote(g, news[g])
 		}
 	}
 	if len(news) == 0 && len(old) == len(c.remotes)+len(c.learnt) {

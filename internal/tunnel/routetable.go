@@ -31,8 +31,8 @@ func newRouteTable(all map[[4]byte]*route) *routeTable {
 	return t
 }
 
-// of returns the route to a remote; nil if it has none of its own.
-func (t *routeTable) of(remote [4]byte) *route { return t.slot(remote).route }
+// find returns the route to a remote; nil if it has none of its own.
+func (t *routeTable) find(remote [4]byte) *route { return t.slot(remote).route }
 
 // slot returns the slot of a remote, or the free one where it would be.
 func (t *routeTable) slot(remote [4]byte) *routeSlot {

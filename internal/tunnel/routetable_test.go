@@ -18,7 +18,7 @@ func TestRouteTable_of(t *testing.T) {
 		}
 		table := newRouteTable(all)
 		for i := range 2*n + 10 {
-			if table.of(at(i)) != all[at(i)] {
+			if table.find(at(i)) != all[at(i)] {
 				t.Fatalf("of %d routes that to %v is another one", n, at(i))
 			}
 		}

@@ -21,7 +21,7 @@ func (e *Engine) start(c *control) error {
 	starting := []*control{c}
 	err := e.open(starting)
 	if err == nil {
-		err = e.enter(starting, pairsOf(starting), nil)
+		err = e.activate(starting, pairsOf(starting), nil)
 	}
 	if err != nil {
 		e.abandon(starting)
@@ -90,7 +90,7 @@ func (e *Engine) open(tunnels []*control) error {
 		return e.interfaceError(tunnels, err)
 	}
 	for _, c := range tunnels {
-		if err := c.opened(); err != nil {
+		if err := c.finishOpen(); err != nil {
 			return &TunnelError{c.cfg.Name, err}
 		}
 	}
@@ -116,7 +116,7 @@ func (c *control) open() (err error) {
 	t.follower = e.network.Follow(c.query(), t.wakeControl)
 	c.answer = t.follower.Answer()
 	noPath := c.pathError(c.answer, c.remote)
-	if noPath != nil && !mayCome(noPath) {
+	if noPath != nil && !isTransient(noPath) {
 		return noPath
 	}
 	var first *route
@@ -126,7 +126,7 @@ func (c *control) open() (err error) {
 		first = c.pathlessRoute()
 	}
 	c.pair = first.pair()
-	c.wait(first, noPath)
+	c.setWaiting(first, noPath)
 	c.route.Store(first)
 	c.setNoPath(noPath)
 	c.resetKeepalive(t.epoch)
@@ -176,8 +176,8 @@ func (e *Engine) queues(cfg *Config) int {
 	return cfg.TunQueues
 }
 
-// opened, called once the interface is configured, mirrors its routes and gives its queues to the workers.
-func (c *control) opened() error {
+// finishOpen, called once the interface is configured, mirrors its routes and gives its queues to the workers.
+func (c *control) finishOpen() error {
 	t, e := c.Tunnel, c.engine
 	if c.cfg.RPS != "" {
 		c.setRPS()
@@ -210,9 +210,9 @@ func (c *control) setRPS() {
 	c.warnErr(warning.RPSNotSet, c.engine.network.SetRPS(c.ifname.get(), c.cfg.RPS))
 }
 
-// enter has tunnels that are open negotiate, and be read from, and then registers pairs, theirs among
+// activate has tunnels that are open negotiate, and be read from, and then registers pairs, theirs among
 // them. On error the caller abandons all of them.
-func (e *Engine) enter(tunnels []*control, pairs map[*Tunnel]outerPair, removed map[*Tunnel]bool) error {
+func (e *Engine) activate(tunnels []*control, pairs map[*Tunnel]outerPair, removed map[*Tunnel]bool) error {
 	if err := e.protectAll(tunnels); err != nil {
 		return err
 	}

@@ -78,7 +78,7 @@ func (e *Engine) register(pairs map[*Tunnel]outerPair, removed map[*Tunnel]bool)
 			e.live[t] = true
 		}
 	}
-	e.reservePairs(next, e.others.Load())
+	e.reservePairsLocked(next, e.others.Load())
 	e.table.Store(next)
 	for t := range e.live {
 		if t.pairTaken.Load() { // it may be free now
@@ -99,6 +99,6 @@ func (e *Engine) enterOthers(t *Tunnel, others []*otherRemote) {
 			next[pair] = t
 		}
 	}
-	e.reservePairs(e.table.Load(), &next)
+	e.reservePairsLocked(e.table.Load(), &next)
 	e.others.Store(&next)
 }

@@ -239,7 +239,7 @@ func (c *control) updateRoute(now time.Time) {
 		err = c.register(next.pair())
 		c.pairTaken.Store(err != nil)
 		if err == nil {
-			c.wait(next, nil)
+			c.setWaiting(next, nil)
 			err = c.protect(next)
 			next.maxInner = c.maxInner(next.path.MTU) // protect may have begun another session
 		}
@@ -250,7 +250,7 @@ func (c *control) updateRoute(now time.Time) {
 		if c.register(next.pair()) != nil { // another tunnel has it
 			_ = c.register(0)
 		}
-		c.wait(next, err)
+		c.setWaiting(next, err)
 	}
 	c.anew = false
 	c.setNoPath(err)

@@ -65,9 +65,9 @@ func (c *control) remoteError(a *netstate.Answer, remote netip.Addr) error {
 	return nil
 }
 
-// mayCome reports whether a pathError is about something that the network lacks now, for which a tunnel waits,
+// isTransient reports whether a pathError is about something that the network lacks now, for which a tunnel waits,
 // and not about a wrong configuration.
-func mayCome(err error) bool {
+func isTransient(err error) bool {
 	return !errors.Is(err, netstate.ErrNotUnicast) &&
 		(errors.As(err, new(*unresolvedError)) || errors.As(err, new(*netstate.NoDeviceError)) || errors.As(err, new(*netstate.NoRouteError)))
 }
@@ -96,9 +96,9 @@ func waitingText(err error) string {
 	return err.Error()
 }
 
-// wait sets suspended, txDrop and waiting of next, a route that is not stored yet, and closes the ipsecPolicy
+// setWaiting sets suspended, txDrop and waiting of next, a route that is not stored yet, and closes the ipsecPolicy
 // if not even IKE may be sent. noPath is the pathError.
-func (c *control) wait(next *route, noPath error) {
+func (c *control) setWaiting(next *route, noPath error) {
 	a := c.answer
 	noDevice := errors.As(noPath, new(*netstate.NoDeviceError))
 	next.suspended = c.pair == 0 || !a.HasLocal || noPath != nil && !c.started
@@ -163,7 +163,7 @@ func (c *control) resetKeepalive(now time.Time) {
 		config = keepalive.Config{}
 	}
 	c.monitor = keepalive.New(config, now)
-	c.peerAnswers.restart()
+	c.peerAnswers.resetCounts()
 	c.state.Store(uint32(c.monitor.State()))
 }
 

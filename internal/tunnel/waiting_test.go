@@ -66,7 +66,7 @@ func TestTunnelSuspended(t *testing.T) {
 }
 
 // underlay-device is a name: an interface that loses it is no longer used.
-func TestControlWait_underlayDevice(t *testing.T) {
+func TestControlSetWaiting_underlayDevice(t *testing.T) {
 	sa, sb := memory.NewSocketPair()
 	b := start(t, sb, outerB, outerA, nil)
 	s := newEndpoint(t, EngineOptions{}, sa, outerA)

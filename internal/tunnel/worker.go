@@ -108,9 +108,9 @@ func (w *worker) forget(key int32) {
 	delete(w.sources, key)
 }
 
-// carry has a source read one batch. It returns false if that has failed, and must not be waited for any
-// more. The caller holds mu.
-func (w *worker) carry(key int32) (n int, ok bool) {
+// carryLocked has a source read one batch. It returns false if that has failed, and must not be waited for any
+// more.
+func (w *worker) carryLocked(key int32) (n int, ok bool) {
 	w.sourcesMu.Lock()
 	s := w.sources[key]
 	w.sourcesMu.Unlock()

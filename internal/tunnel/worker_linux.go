@@ -125,7 +125,7 @@ func (w *worker) carryAll(events []unix.EpollEvent) (n int) {
 		if e.Pad <= 0 {
 			continue
 		}
-		got, ok := w.carry(e.Pad)
+		got, ok := w.carryLocked(e.Pad)
 		n += got
 		if !ok {
 			w.unwatch(int(e.Fd))

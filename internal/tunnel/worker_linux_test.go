@@ -195,7 +195,7 @@ func TestWorkersServeParked(t *testing.T) {
 	}
 }
 
-func TestWorkersRelease(t *testing.T) {
+func TestWorkersReleaseLocked(t *testing.T) {
 	for name, work := range map[string]func(p *workers, s *fakeSource){
 		"it receives much": func(p *workers, s *fakeSource) {
 			p.serveParked(smallBatch, time.Now())
@@ -285,7 +285,7 @@ func TestWorkerRemove(t *testing.T) {
 }
 
 // A source that fails is told of it once, and not waited for any more; one that is closed is not told.
-func TestWorkerCarry_failure(t *testing.T) {
+func TestWorkerCarryLocked_failure(t *testing.T) {
 	gone := errors.New("gone")
 	for _, err := range []error{gone, os.ErrClosed} {
 		s := &fakeSource{err: err, failure: make(chan error, 2)}
@@ -309,7 +309,7 @@ func TestWorkerCarry_failure(t *testing.T) {
 
 // The number of a descriptor that was removed and closed may be another source's when its last event is
 // handled.
-func TestWorkerCarry_staleEvent(t *testing.T) {
+func TestWorkerCarryLocked_staleEvent(t *testing.T) {
 	s := &fakeSource{batches: []int{1}}
 	p, key := idleWorkers(t, s)
 	p.out.carryAll([]unix.EpollEvent{{Events: unix.EPOLLIN, Fd: int32(s.fd), Pad: key + 1}})

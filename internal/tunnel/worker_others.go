@@ -32,7 +32,7 @@ func (w *worker) watch(fd int, key int32) error {
 			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, milliseconds)
 			w.mu.Lock()
 			if ok = w.has(key); ok {
-				_, ok = w.carry(key)
+				_, ok = w.carryLocked(key)
 			}
 			w.mu.Unlock()
 		}

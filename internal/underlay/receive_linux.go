@@ -35,15 +35,15 @@ func (s *socket) SetReceive(r Reception) error {
 		s.raw.Connect()
 		return nil
 	}
-	err := s.setReceive(r)
+	err := s.setReceiveLocked(r)
 	s.partial = err != nil
 	return err
 }
 
-// setReceive switches to r. The caller holds receptionMu, except in open. Filters are widened
+// setReceiveLocked switches to r. receptionMu is held, except in open. Filters are widened
 // before others are narrowed, so that a packet may come twice but is not lost. On error some
 // filters may be changed.
-func (s *socket) setReceive(r Reception) error {
+func (s *socket) setReceiveLocked(r Reception) error {
 	if r.LinkLayer {
 		if err := s.bindPacketSockets(); err != nil {
 			return err

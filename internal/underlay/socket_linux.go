@@ -44,7 +44,7 @@ type socket struct {
 	packetsBound int // how many of packetSockets are bound, and in fanoutGroup
 	fanoutGroup  int
 	reception    Reception
-	partial      bool // setReceive has failed since: filters may differ from reception
+	partial      bool // setReceiveLocked has failed since: filters may differ from reception
 
 	// receiveSockets are the sockets that receive, the spare of raw, and former raw sockets that
 	// still have packets queued.
@@ -128,7 +128,7 @@ func (s *socket) open(o SocketOptions) (err error) {
 		s.partial = true // the filters are those of the process before
 		return nil
 	}
-	return s.setReceive(Reception{LinkLayer: o.PacketReceive, LinkDevice: o.Device, Device: o.Device})
+	return s.setReceiveLocked(Reception{LinkLayer: o.PacketReceive, LinkDevice: o.Device, Device: o.Device})
 }
 
 func (s *socket) Receivers() []Receiver { return s.receivers }

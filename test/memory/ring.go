@@ -56,7 +56,7 @@ func (r *ring) push(p []byte, offload packet.Offload, wait bool) (ok bool, err e
 	s.offload = offload
 	r.n++
 	if r.n == 1 {
-		r.setReadable()
+		r.setReadableLocked()
 	}
 	r.change.Broadcast()
 	return true, nil
@@ -72,21 +72,21 @@ func (r *ring) fd() int {
 			panic(err)
 		}
 		if r.n > 0 {
-			r.setReadable()
+			r.setReadableLocked()
 		}
 	}
 	return r.pipe[0]
 }
 
-// setReadable makes the pipe readable. The caller holds mu.
-func (r *ring) setReadable() {
+// setReadableLocked makes the pipe readable.
+func (r *ring) setReadableLocked() {
 	if r.pipe != nil {
 		_, _ = unix.Write(r.pipe[1], r.mark[:])
 	}
 }
 
-// clearReadable takes the byte out of the pipe again.
-func (r *ring) clearReadable() {
+// clearReadableLocked takes the byte out of the pipe again.
+func (r *ring) clearReadableLocked() {
 	if r.pipe != nil {
 		_, _ = unix.Read(r.pipe[0], r.mark[:])
 	}
@@ -103,18 +103,18 @@ func (r *ring) pop(batch []*packet.Buffer, deadline time.Time) (n int, err error
 	for r.n == 0 && !r.closed && (deadline.IsZero() || time.Now().Before(deadline)) {
 		r.change.Wait()
 	}
-	return r.take(batch)
+	return r.takeLocked(batch)
 }
 
 // tryPop is pop without waiting: n is 0 if there is no packet.
 func (r *ring) tryPop(batch []*packet.Buffer) (n int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.take(batch)
+	return r.takeLocked(batch)
 }
 
-// take is tryPop for a caller that holds mu.
-func (r *ring) take(batch []*packet.Buffer) (n int, err error) {
+// takeLocked is tryPop with mu held.
+func (r *ring) takeLocked(batch []*packet.Buffer) (n int, err error) {
 	if r.closed {
 		return 0, os.ErrClosed
 	}
@@ -127,7 +127,7 @@ func (r *ring) take(batch []*packet.Buffer) (n int, err error) {
 		r.first = (r.first + 1) % capacity
 		r.n--
 		if r.n == 0 {
-			r.clearReadable()
+			r.clearReadableLocked()
 		}
 		n++
 	}

@@ -411,7 +411,7 @@ func TestContainer(t *testing.T) {
 			c.Configuration = t.TempDir()
 			update := func(files map[string]string) {
 				t.Helper()
-				if err := project(c.Configuration, files); err != nil {
+				if err := writeConfigMap(c.Configuration, files); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -478,8 +478,8 @@ func TestContainer(t *testing.T) {
 	}
 }
 
-// project writes files as a kubelet does for a ConfigMap: the names are symbolic links through ..data, which is replaced.
-func project(dir string, files map[string]string) error {
+// writeConfigMap writes files as a kubelet does for a ConfigMap: the names are symbolic links through ..data, which is replaced.
+func writeConfigMap(dir string, files map[string]string) error {
 	version, err := os.MkdirTemp(dir, "..version")
 	if err != nil {
 		return err

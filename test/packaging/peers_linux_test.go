@@ -72,7 +72,7 @@ func TestPeers(t *testing.T) {
 	// process returns the PID of the service's ipipd up.
 	process := func() int {
 		t.Helper()
-		all := below(g.pid, "ipipd")
+		all := descendants(g.pid, "ipipd")
 		if len(all) == 0 {
 			t.Fatal("there is no process")
 		}
@@ -120,7 +120,7 @@ func TestPeers(t *testing.T) {
 	wire := netlab.Capture(t, near, "eth0", nil)
 	confined := func(what string) {
 		t.Helper()
-		for _, pid := range below(g.pid, "ipipd") { // of keep too, which has what it keeps
+		for _, pid := range descendants(g.pid, "ipipd") { // of keep too, which has what it keeps
 			if sent := send(t, pid, device, stranger); sent.frames+sent.packets != 0 || sent.refused == 0 {
 				t.Errorf("%s, to the stranger: %+v", what, sent)
 			}
@@ -160,7 +160,7 @@ func TestPeers(t *testing.T) {
 	link, before := near.Run("ip", "-o", "link", "show", "peer"), process()
 	g.run("sh", "-c", replace)
 	netlab.Eventually(t, "another process takes over", func() bool {
-		all := below(g.pid, "ipipd")
+		all := descendants(g.pid, "ipipd")
 		return len(all) == 2 && all[1] != before && ping(near, "10.255.0.2")
 	})
 	confined("after SIGUSR2")
@@ -189,8 +189,8 @@ func TestPeers(t *testing.T) {
 	netlab.Eventually(t, "the stranger answers pings once it is allowed", func() bool { return ping(near, "10.255.1.2") && ping(near, "10.255.0.2") })
 }
 
-// below returns the processes of a name among the descendants of pid, parents first.
-func below(pid int, name string) (all []int) {
+// descendants returns the processes of a name among the descendants of pid, parents first.
+func descendants(pid int, name string) (all []int) {
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	for _, thread := range threads {
 		children, _ := os.ReadFile(thread)
@@ -199,7 +199,7 @@ func below(pid int, name string) (all []int) {
 			if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", n)); string(comm) == name+"\n" {
 				all = append(all, n)
 			}
-			all = append(all, below(n, name)...)
+			all = append(all, descendants(n, name)...)
 		}
 	}
 	return all

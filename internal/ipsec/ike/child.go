@@ -298,7 +298,7 @@ func (p *Peer) maintain() {
 	if p.past(s.rekeyAt) {
 		p.startPhase1(true)
 	}
-	if !need || p.quickInProgress() || p.current == nil && !p.mayBegin() {
+	if !need || p.quickInProgress() || p.current == nil && !p.mayInitiate() {
 		return
 	}
 	if p.current == nil && !s.initiator && !p.past(s.established.Add(holdTime)) {
@@ -347,7 +347,7 @@ func (p *Peer) retryDelay(spread time.Duration, end time.Time) time.Duration {
 
 // startPhase1 starts main mode or IKE_SA_INIT, unless one that we started is under way.
 func (p *Peer) startPhase1(main bool) {
-	if !p.mayBegin() || p.initiatingV1() || p.initiatingV2() {
+	if !p.mayInitiate() || p.initiatingV1() || p.initiatingV2() {
 		return
 	}
 	// Let a negotiation of the peer's finish: simultaneous ones would collide.

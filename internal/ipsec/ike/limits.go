@@ -40,14 +40,14 @@ func (p *Peer) allowVerifiedDH() bool {
 	return p.verifiedDH.allow(p.now, dhPerSecond) && p.cfg.Limits.allowVerifiedDH(p.now)
 }
 
-// IsBeginning reports whether a message, without the non-ESP marker, begins a negotiation: the first one of
+// IsFirstMessage reports whether a message, without the non-ESP marker, begins a negotiation: the first one of
 // IKE_SA_INIT or of main mode.
-func IsBeginning(b []byte) bool {
+func IsFirstMessage(b []byte) bool {
 	h, err := parseHeader(b)
-	return err == nil && h.begins()
+	return err == nil && h.isFirst()
 }
 
-func (h header) begins() bool {
+func (h header) isFirst() bool {
 	if h.initiator == (ikeSPI{}) || h.responder != (ikeSPI{}) || h.id != 0 {
 		return false
 	}

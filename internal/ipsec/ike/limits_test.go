@@ -95,16 +95,16 @@ func TestLimits_flood(t *testing.T) {
 	}
 }
 
-func TestIsBeginning(t *testing.T) {
+func TestIsFirstMessage(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)
 		cfg.Mode = mode
 		b := firstMessage(t, cfg, time.Unix(1_700_000_000, 0))
-		if !IsBeginning(b) {
+		if !IsFirstMessage(b) {
 			t.Errorf("%v: message 1 is none", mode)
 		}
 		b[8] = 1 // the responder's SPI
-		if IsBeginning(b) || IsBeginning(b[:20]) || IsBeginning(nil) {
+		if IsFirstMessage(b) || IsFirstMessage(b[:20]) || IsFirstMessage(nil) {
 			t.Errorf("%v: another is one", mode)
 		}
 	}

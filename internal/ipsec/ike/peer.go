@@ -180,8 +180,8 @@ func (p *Peer) Demand(now time.Time) []Action {
 	return p.end()
 }
 
-// mayBegin reports whether we may begin a negotiation. With OnDemand that takes a current SA, or a recent Demand.
-func (p *Peer) mayBegin() bool {
+// mayInitiate reports whether we may begin a negotiation. With OnDemand that takes a current SA, or a recent Demand.
+func (p *Peer) mayInitiate() bool {
 	return !p.cfg.Passive && (!p.cfg.OnDemand || p.current != nil || p.now.Before(p.demandedTill))
 }
 
@@ -315,8 +315,8 @@ func (p *Peer) send(to udpPath, b []byte) {
 	p.actions = append(p.actions, Send{LocalPort: to.local, To: to.remote, Payload: b})
 }
 
-// answer is send for an answer to a sender that has not shown return routability.
-func (p *Peer) answer(to udpPath, b []byte) {
+// sendUnverified is send for an answer to a sender that has not shown return routability.
+func (p *Peer) sendUnverified(to udpPath, b []byte) {
 	p.actions = append(p.actions, Send{LocalPort: to.local, To: to.remote, Payload: b, Unverified: true})
 }
 

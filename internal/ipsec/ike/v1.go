@@ -93,7 +93,7 @@ func (p *Peer) receiveV1(h header, b []byte, via udpPath) {
 		s.receive(h, b, via)
 		return
 	}
-	if h.begins() {
+	if h.isFirst() {
 		p.respondV1(h, b, via)
 	}
 }
@@ -131,7 +131,7 @@ func (s *v1SA) reply(request, b []byte) {
 
 func (s *v1SA) sendReply(to udpPath) {
 	if s.state == sent2 {
-		s.p.answer(to, s.lastReply)
+		s.p.sendUnverified(to, s.lastReply)
 	} else {
 		s.p.send(to, s.lastReply)
 	}

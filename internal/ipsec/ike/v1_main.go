@@ -53,7 +53,7 @@ func (p *Peer) respondV1(h header, b []byte, via udpPath) {
 		p.noteHint(Problem{Kind: NoCommonProposal, Phase: 1, Ours: proposalList(p.cfg.Phase1), Theirs: formatOfferPhase1(sas)})
 		notify := append(append(be32(doiIPsec), protoISAKMP, 0), 0, notifyNoProposal)
 		r := s.header(exchangeInfo, p.random32())
-		p.answer(via, message(r, []payload{{kind: v1Notification, body: notify}}))
+		p.sendUnverified(via, message(r, []payload{{kind: v1Notification, body: notify}}))
 		return
 	}
 	p.random(s.ckyR[:])

@@ -88,7 +88,7 @@ func (p *Peer) receiveV2(h header, b []byte, via udpPath) {
 		s.receive(h, b, via)
 		return
 	}
-	if h.begins() {
+	if h.isFirst() {
 		p.respondInit(h, b, via)
 	}
 }
@@ -99,7 +99,7 @@ func (s *v2SA) receive(h header, b []byte, via udpPath) {
 		case s.state == sentInit && h.id == 0 && h.flags&flagResponse != 0:
 			s.receiveInit(h, b, via)
 		case s.state == answeredInit && bytes.Equal(b, s.initRequest) && s.p.cfg.Limits.allowCheapReply(s.p.now): // anybody can repeat it
-			s.p.answer(via, s.initResponse)
+			s.p.sendUnverified(via, s.initResponse)
 		}
 		return
 	}

@@ -23,7 +23,7 @@ func (p *Peer) maintainV2(s *v2SA, need bool, rekey *Child) {
 			s = rekey.v2
 		}
 	}
-	if !need || s.childInProgress() || p.current == nil && !p.mayBegin() && p.unconfirmedChild() == nil {
+	if !need || s.childInProgress() || p.current == nil && !p.mayInitiate() && p.unconfirmedChild() == nil {
 		return
 	}
 	if p.current == nil && !s.initiator && !p.past(s.established.Add(holdTime)) {

@@ -162,7 +162,7 @@ func (p *Peer) respondInit(h header, b []byte, via udpPath) {
 			}
 		}
 	}
-	send := p.answer
+	send := p.sendUnverified
 	switch {
 	case p.cookieSecrets.verify(p, ps, ni, h.initiator):
 		if !p.allowVerifiedDH() {
