@@ -21,8 +21,8 @@ type ledger struct {
 	anew bool
 
 	mu      sync.Mutex
-	entries []ledgerEntry   // the memory is never unmapped: who has a Tunnel that is closed may read it
-	old     map[uint32]bool // by ifindex, the entries of the process before that no tunnel has taken
+	entries []ledgerEntry         // the memory is never unmapped: who has a Tunnel that is closed may read it
+	old     map[*ledgerEntry]bool // the entries of the process before that no tunnel has taken
 }
 
 // take returns the entry of the process before (old) for an adopted interface, or else a free one; nil if there is none.
@@ -41,8 +41,8 @@ func (l *ledger) take(ifindex int, adopted bool) (entry *ledgerEntry, old bool) 
 				free = e
 			}
 		case id:
-			if adopted && l.old[id] {
-				delete(l.old, id)
+			if adopted && l.old[e] {
+				delete(l.old, e)
 				return e, true
 			}
 		}
@@ -62,10 +62,8 @@ func (l *ledger) settle() {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for i := range l.entries {
-		if e := &l.entries[i]; l.old[e.ifindex.Load()] {
-			e.ifindex.Store(0)
-		}
+	for e := range l.old {
+		e.ifindex.Store(0)
 	}
 	clear(l.old)
 }

@@ -98,10 +98,10 @@ func mapLedger(fd int) ([]byte, error) {
 // ledgerOf returns the ledger in mem, whose used entries are those of the process before.
 func ledgerOf(mem []byte) *ledger {
 	entries := unsafe.Slice((*ledgerEntry)(unsafe.Pointer(&mem[0])), ledgerSize)
-	l := &ledger{entries: entries, old: map[uint32]bool{}}
+	l := &ledger{entries: entries, old: map[*ledgerEntry]bool{}}
 	for i := range entries {
-		if ifindex := entries[i].ifindex.Load(); ifindex != 0 {
-			l.old[ifindex] = true
+		if e := &entries[i]; e.ifindex.Load() != 0 {
+			l.old[e] = true
 		}
 	}
 	return l

@@ -34,8 +34,9 @@ func TestLedger(t *testing.T) {
 	if entry, old := next.take(1, true); !old || total(entry) != 2 {
 		t.Errorf("adopted: %v, %d", old, total(entry))
 	}
-	if entry, old := next.take(2, false); old || total(entry) != 0 { // another interface, made with that index
-		t.Errorf("not adopted: %v, %d", old, total(entry))
+	another, old := next.take(2, false) // an interface made with that index
+	if old || total(another) != 0 {
+		t.Errorf("not adopted: %v, %d", old, total(another))
 	}
 	next.settle()
 	used := 0
@@ -44,8 +45,14 @@ func TestLedger(t *testing.T) {
 			used++
 		}
 	}
-	if used != 1 {
+	if used != 2 {
 		t.Errorf("%d entries are used", used)
+	}
+	another.rx.add(1, 100)
+	for ifindex := 4; ifindex <= 6; ifindex++ { // as many as were freed, and one
+		if entry, old := next.take(ifindex, false); old || entry == another || total(another) != 1 {
+			t.Errorf("interface %d: %v, the entry of another: %v, which has %d", ifindex, old, entry == another, total(another))
+		}
 	}
 	var none *ledger
 	if entry, _ := none.take(1, true); entry != nil {
