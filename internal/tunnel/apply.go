@@ -32,7 +32,7 @@ func (e *TunnelError) Unwrap() error { return e.Err }
 // A tunnel waits for what the host's network lacks. The error is a *TunnelError, unless the Engine is
 // closed or ctx is done before anything has changed. After it all is as it was; only tunnels that had to
 // be made again have been interrupted. The first Apply can also fail to begin receiving, when the tunnels
-// have started.
+// have started: the Engine can then only be closed.
 func (e *Engine) Apply(ctx context.Context, configs []Config) error {
 	e.applying.Lock()
 	defer e.applying.Unlock()
@@ -59,6 +59,7 @@ func (e *Engine) Apply(ctx context.Context, configs []Config) error {
 		e.takeOverFastPath(p.add)
 		e.ledger.settle()
 	}
+	e.closed = err != nil // what has begun of it cannot begin again
 	return err
 }
 

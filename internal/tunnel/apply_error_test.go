@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"ipipd/internal/netstate"
+	"ipipd/internal/underlay"
 	"ipipd/test/memory"
+	"ipipd/tun"
 )
 
 // opening has f called once, before an interface with that name is made.
@@ -80,6 +82,40 @@ func TestEngineApply_engineClosed(t *testing.T) {
 	}
 	if err := e.Apply(t.Context(), configs(t, lineA)); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("after Close: %v", err)
+	}
+}
+
+// deafSocket is a socket whose receiver cannot be watched.
+type deafSocket struct{ *memory.Socket }
+
+func (s deafSocket) Receivers() []underlay.Receiver {
+	return []underlay.Receiver{deafReceiver{s.Socket.Receivers()[0]}}
+}
+
+var errDeaf = errors.New("no space left in epoll")
+
+type deafReceiver struct{ underlay.Receiver }
+
+func (deafReceiver) Watch(func(int) error) error { return errDeaf }
+
+// An Engine that could not begin to receive is no more used: a later Apply fails, too.
+func TestEngineApply_receivingFails(t *testing.T) {
+	socket, _ := memory.NewSocketPair()
+	e, err := NewEngine(EngineOptions{
+		Socket: deafSocket{socket}, Network: &fakeNetwork{route: netstate.Route{Source: outerA.As4(), MTU: 1500}},
+		OpenDevice: func(o tun.Options) (tun.Device, error) { return memory.NewDevice(o.Name, o.MTU), nil },
+		Confine:    func(bool) bool { return true }, // so that Apply begins to receive
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []error{errDeaf, os.ErrClosed} {
+		if err := e.Apply(t.Context(), configs(t, lineA)); !errors.Is(err, want) {
+			t.Errorf("%v, want %v", err, want)
+		}
+	}
+	if err := e.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

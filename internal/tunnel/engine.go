@@ -110,9 +110,9 @@ type Engine struct {
 	state        *handover.State // where ipsec saves the SAs; nil: they end with the process
 	espReceivers atomic.Int32    // started so far
 	applying     sync.Mutex      // held by Apply; guards closed
-	closed       bool
-	working      sync.WaitGroup // workers' threads
-	loops        sync.WaitGroup // other goroutines
+	closed       bool            // Close was called, or receiving has failed to begin
+	working      sync.WaitGroup  // workers' threads
+	loops        sync.WaitGroup  // other goroutines
 	cancel       context.CancelFunc
 	closeOnce    sync.Once // closes the workers and the socket
 }
