@@ -45,11 +45,14 @@ func (c *control) warnPeerBehindNAT(unanswered bool) {
 		"its probe says that it is %v, and comes from %v", address(inside), c.remote)
 }
 
-// PeerInner returns the peer's inner address: KeepaliveTarget, or the other host of the first address's /30 or /31; the
-// zero Addr if there is neither.
+// PeerInner returns the peer's inner address: KeepaliveTarget, the first address's Peer, or the other host of its /30 or
+// /31; the zero Addr if there is none.
 func (c *Config) PeerInner() netip.Addr {
 	if c.KeepaliveTarget.IsValid() || len(c.Addresses) == 0 {
 		return c.KeepaliveTarget
+	}
+	if peer := c.Addresses[0].Peer; peer.IsValid() {
+		return peer
 	}
 	own := c.Addresses[0].Prefix
 	a := own.Addr().As4()

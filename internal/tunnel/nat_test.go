@@ -56,15 +56,20 @@ func TestReflectsBehindNAT(t *testing.T) {
 // The command contains the inner addresses that are known, and the flags are the same settings.
 func TestConfigEchoRemedy(t *testing.T) {
 	for own, want := range map[string]string{
-		"10.255.0.1/30": "keepalive-target=10.255.0.2",
-		"10.255.0.6/30": "keepalive-target=10.255.0.5",
-		"10.255.0.4/31": "keepalive-target=10.255.0.5",
-		"10.255.0.1/24": "keepalive-target=PEER-INNER-ADDRESS",
-		"":              "keepalive-target=PEER-INNER-ADDRESS address=INNER-ADDRESS/30",
+		"10.255.0.1/30":              "keepalive-target=10.255.0.2",
+		"10.255.0.6/30":              "keepalive-target=10.255.0.5",
+		"10.255.0.4/31":              "keepalive-target=10.255.0.5",
+		"10.255.0.1/24":              "keepalive-target=PEER-INNER-ADDRESS",
+		"10.255.0.1 peer 10.255.0.2": "keepalive-target=10.255.0.2",
+		"":                           "keepalive-target=PEER-INNER-ADDRESS address=INNER-ADDRESS/30",
 	} {
 		c := Default()
 		if own != "" {
-			c.Addresses = []netstate.InterfaceAddress{{Prefix: netip.MustParsePrefix(own)}}
+			a, want := parseAddress(own)
+			if want != "" {
+				t.Fatalf("%s: want %s", own, want)
+			}
+			c.Addresses = []netstate.InterfaceAddress{a}
 		}
 		if got := c.EchoRemedy("ipip1"); got != "ipipd set ipip1 keepalive-probe=echo "+want {
 			t.Errorf("%s: %s", own, got)
