@@ -153,7 +153,7 @@ func (r *rules) checkRoute(m message, program bool, h host) error {
 		}
 		alt := string(bytes.TrimSuffix(a[iflaAltIfname], []byte{0}))
 		if err == nil && !slices.ContainsFunc(configs, func(c *tunnel.Config) bool { return c.Name == alt }) {
-			err = refuse("the alternative name %.60q of %s", alt, name)
+			err = refuse("the alternative name %q of %s", alt[:min(len(alt), 60)], name)
 		}
 		return err
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -201,6 +202,10 @@ func TestRules_checkNetlink(t *testing.T) {
 				t.Errorf("%s: allowed without a configuration", c.name)
 			}
 		}
+	}
+	name := attribute(iflaAltIfname, []byte(strings.Repeat("\U0010ffff", 100))) // 10 bytes each where it is quoted
+	if err := r.checkNetlink(unix.NETLINK_ROUTE, netlinkMessage(rtmNewLinkProp, 0, linkHeader(long, 0, 0), attribute(iflaPropList, name)), false, testHost); err == nil || len(err.Error()) > 300 {
+		t.Errorf("a long alternative name: %v", err)
 	}
 	if err := r.checkNetlink(unix.NETLINK_ROUTE, filter(ours, "bpf\x00", attribute(tcaBPFFD, privileged.U32(3))), false, testHost); err == nil {
 		t.Error("a program of the broker's own descriptors is attached")
