@@ -11,7 +11,7 @@ import (
 // full dot for the bare veth over a ring for the segmenting underlay. The axes are
 // logarithmic: the link and the slowest tunnel differ by a factor of a hundred.
 const (
-	labelWidth = 190
+	labelWidth = 270
 	panelWidth = 172
 	panelGap   = 18
 	rowHeight  = 34
@@ -73,7 +73,7 @@ func (b *bench) legend(w *strings.Builder, x, y int) {
 		fmt.Fprintf(w, `%s<text class="small" x="%d" y="%d">%s</text>`+"\n", mark(float64(x+5), float64(y), segment), x+15, y+4, text)
 		x += 90
 	}
-	fmt.Fprintf(w, `<text class="small" x="%d" y="%d">axes are logarithmic: equal distances are equal ratios</text>`+"\n", labelWidth+180, y+4)
+	fmt.Fprintf(w, `<text class="small" x="%d" y="%d">axes are logarithmic: equal distances are equal ratios</text>`+"\n", labelWidth+200, y+4)
 }
 
 // mark returns the SVG dot of an underlay.
@@ -118,8 +118,12 @@ func (b *bench) axis(w *strings.Builder, m metric, x, bottom int) {
 	low, high := b.bounds(m)
 	for v := low; v <= high*1.01; v *= 10 {
 		at := float64(x+padding) + position(v, low, high)*(panelWidth-2*padding)
+		label := fmt.Sprintf("%g", v)
+		if v >= 10_000 {
+			label = fmt.Sprintf("%gk", v/1000)
+		}
 		fmt.Fprintf(w, `<line class="grid" x1="%.1f" x2="%.1f" y1="%d" y2="%d"/>`+"\n", at, at, topMargin, bottom)
-		fmt.Fprintf(w, `<text class="small" x="%.1f" y="%d" text-anchor="middle">%g</text>`+"\n", at, bottom+16, v)
+		fmt.Fprintf(w, `<text class="small" x="%.1f" y="%d" text-anchor="middle">%s</text>`+"\n", at, bottom+16, label)
 	}
 }
 

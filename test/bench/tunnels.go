@@ -31,6 +31,7 @@ type tunnel struct {
 var allTunnels = []tunnel{
 	{"bare", "the bare link", 1500, nil, startBare},
 	{"vxlan", "kernel VXLAN", 1450, nil, startVXLAN},
+	{"vxlan-rps", "kernel VXLAN, RPS to all processors", 1450, nil, startVXLANWithRPS},
 	{"wireguard-go", "wireguard-go (encrypts)", 1420, []string{"wireguard-go", "wg"}, startWireguard},
 	{"fastd", "fastd, no cipher", 1450, []string{"fastd"}, startFastd},
 	{"openvpn", "OpenVPN, no cipher", 1500, []string{"openvpn"}, startOpenVPN},
@@ -115,6 +116,20 @@ func startVXLAN(ctx context.Context, b *bench) error {
 		}
 	}
 	return b.configure(ctx, "t0", 1450)
+}
+
+// startVXLANWithRPS sets rps_cpus of its interfaces as ipipd --rps all does.
+func startVXLANWithRPS(ctx context.Context, b *bench) error {
+	if err := startVXLAN(ctx, b); err != nil {
+		return err
+	}
+	const set = `printf %x $(((1 << $(nproc --all)) - 1)) >/sys/class/net/t0/queues/rx-0/rps_cpus`
+	for _, side := range sides {
+		if err := b.lab.run(ctx, side, "sh", "-c", set); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func startWireguard(ctx context.Context, b *bench) error {
