@@ -60,6 +60,9 @@ func (c *Config) PeerInner() netip.Addr {
 	case 31:
 		a[3] ^= 1
 	case 30:
+		if host := a[3] & 3; host == 0 || host == 3 { // not a host's
+			return netip.Addr{}
+		}
 		a[3] ^= 3
 	default:
 		return netip.Addr{}

@@ -59,6 +59,7 @@ func TestConfigEchoRemedy(t *testing.T) {
 		"10.255.0.1/30":              "keepalive-target=10.255.0.2",
 		"10.255.0.6/30":              "keepalive-target=10.255.0.5",
 		"10.255.0.4/31":              "keepalive-target=10.255.0.5",
+		"10.255.0.4/30":              "keepalive-target=PEER-INNER-ADDRESS",
 		"10.255.0.1/24":              "keepalive-target=PEER-INNER-ADDRESS",
 		"10.255.0.1 peer 10.255.0.2": "keepalive-target=10.255.0.2",
 		"":                           "keepalive-target=PEER-INNER-ADDRESS address=INNER-ADDRESS/30",
