@@ -88,7 +88,13 @@ func (m *Manager) keepFirst(key tunnelKey, d datagram) {
 	defer m.mu.Unlock()
 	if n := m.negotiators[key]; n != nil {
 		n.receive(d)
-	} else if len(m.firstMessages) < maxFirsts && (*m.listeners.Load())[key.local] != nil {
+	} else if (*m.listeners.Load())[key.local] != nil {
+		if _, kept := m.firstMessages[key]; !kept && len(m.firstMessages) >= maxFirsts {
+			for any := range m.firstMessages { // forged sources are not to keep others out
+				delete(m.firstMessages, any)
+				break
+			}
+		}
 		m.firstMessages[key] = d
 	}
 }

@@ -105,7 +105,7 @@ func TestManagerListen(t *testing.T) {
 }
 
 // A message is not kept if its remote is not wanted, or if it does not begin a negotiation.
-func TestManager_hearFirst(t *testing.T) {
+func TestManager_keepFirst(t *testing.T) {
 	ns := netlab.New(t)
 	a := newEndpoint(t, ns, addressA, addressB)
 	h := &heard{}
@@ -139,6 +139,10 @@ func TestManager_hearFirst(t *testing.T) {
 	}
 	if n := len(a.manager.firstMessages); n != maxFirsts {
 		t.Errorf("%d are kept, want %d", n, maxFirsts)
+	}
+	deliver(begin)
+	if _, kept := a.manager.firstMessages[tunnelKey{addressA, addressB}]; !kept {
+		t.Error("forged sources keep out another's message")
 	}
 	l.Close()
 	if len(a.manager.firstMessages)+len(a.manager.ports) != 0 {

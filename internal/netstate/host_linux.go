@@ -339,7 +339,7 @@ func (h *Host) readMessages() {
 func (h *Host) wakeIfMarked() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.queue) > 0 || h.lost || h.mirrors.stale || h.addresses.stale || h.mirrors.hasDirty() {
+	if len(h.queue) > 0 || h.lost || h.stale != 0 || h.mirrors.stale || h.addresses.stale || h.mirrors.hasDirty() {
 		h.wakeLocked()
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-func TestHost_egressHooks(t *testing.T) {
+func TestHost_egressBlocker(t *testing.T) {
 	const all = " protocol ip u32 match u32 0 0"
 	for _, c := range []struct {
 		name     string

@@ -6,7 +6,7 @@ import (
 	"unsafe"
 )
 
-func TestRouteTable_of(t *testing.T) {
+func TestRouteTable_find(t *testing.T) {
 	for _, n := range []int{0, 1, 2, 3, 1000, maxRemotes} {
 		all := map[[4]byte]*route{}
 		at := func(i int) (g [4]byte) {

@@ -21,7 +21,7 @@ import (
 
 var hostC = [4]byte{192, 0, 2, 3} // a second address of the host that sends
 
-// setReceiveLocked is SetReceive in the namespace of s.
+// setReceive is SetReceive in the namespace of s.
 func setReceive(t testing.TB, ns *netlab.NS, s Socket, r Reception) {
 	t.Helper()
 	var err error
