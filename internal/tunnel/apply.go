@@ -368,7 +368,7 @@ func (p *plan) restart() {
 	}
 }
 
-// holds are control goroutines that, until release, run nothing but the functions given to each.
+// holds are control goroutines that, until release, run nothing but the functions given to runAll.
 type holds []*hold
 
 type hold struct {
@@ -379,7 +379,7 @@ type hold struct {
 	ended  bool          // the tunnel has ended or is about to, or was released
 }
 
-// hold holds the control goroutines of changes. A tunnel that ends meanwhile is not held: each returns an error for it.
+// hold holds the control goroutines of changes. A tunnel that ends meanwhile is not held: runAll returns an error for it.
 func (e *Engine) hold(changes []*change) holds {
 	held := make(holds, len(changes))
 	for i, c := range changes {

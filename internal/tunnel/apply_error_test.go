@@ -98,7 +98,7 @@ type deafReceiver struct{ underlay.Receiver }
 
 func (deafReceiver) Watch(func(int) error) error { return errDeaf }
 
-// An Engine that could not begin to receive is no more used: a later Apply fails, too.
+// An Engine that could not begin to receive cannot be used any more: a later Apply fails, too.
 func TestEngineApply_receivingFails(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, err := NewEngine(EngineOptions{

@@ -119,8 +119,7 @@ func TestEngineApply_anyOrder(t *testing.T) {
 	}
 }
 
-// Two tunnels turn out to have the same outer addresses: the second warns of it, and gets them when the first
-// has ended.
+// Two tunnels turn out to have the same outer addresses: the second warns of it, and gets them when the first has ended.
 func TestControlRegister_taken(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, m := newModel(t, socket)

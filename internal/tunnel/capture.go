@@ -233,7 +233,7 @@ func (t *Tunnel) sent(captures *capture.Rings, batch []*packet.Buffer, sent, ref
 	if captures == nil || lost == 0 && captures.DropsOnly() {
 		return
 	}
-	if lost == 0 && t.ipsecPolicy == nil && len(batch) > 1 && captures.Full() { // a single one may be a probe, without an inner packet
+	if lost == 0 && t.ipsecPolicy == nil && len(batch) > 1 && captures.Full() { // a single one may be an empty probe
 		captures.Missed(capture.InnerOut, drop.None, len(batch))
 		captures.Missed(capture.OuterOut, drop.None, len(batch))
 		return
@@ -258,8 +258,7 @@ func (t *Tunnel) sent(captures *capture.Rings, batch []*packet.Buffer, sent, ref
 	}
 }
 
-// capturedSealer is the sealer of an encrypted tunnel. It captures the inner packet before that is encrypted
-// in place.
+// capturedSealer is the sealer of an encrypted tunnel. It captures the inner packet before that is encrypted in place.
 type capturedSealer struct{ *Tunnel }
 
 func (s capturedSealer) Seal(b *packet.Buffer) drop.Reason {

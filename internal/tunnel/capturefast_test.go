@@ -11,8 +11,8 @@ import (
 	"ipipd/test/netlab"
 )
 
-// A packet that the fast path has sent or received is captured as inner and as outer packet, under one ID and with its
-// length; one that it has dropped once, as it came, with the reason.
+// A packet that the fast path has carried, or failed to send, is captured as inner and as outer packet, under one ID and
+// with its length; a received one that it has dropped only as it came. A dropped one has the reason.
 func TestCaptureFast(t *testing.T) {
 	inner := datagram(200, nil)
 	outer := outerPacket(t, outerB.As4(), inner)

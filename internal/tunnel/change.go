@@ -164,7 +164,7 @@ func (c *control) addPrefixes(ch *change, noPath bool) (err error) {
 	if errors.Is(err, syscall.ENETDOWN) {
 		return nil
 	}
-	if existing := without(routes, ch.addedRoutes); err == nil && len(existing) > 0 { // Configure fails for those that lead elsewhere
+	if existing := without(routes, ch.addedRoutes); err == nil && len(existing) > 0 { // Configure fails if one leads elsewhere
 		err = network.Configure([]netstate.Interface{{Index: c.ifindex, Routes: existing}})
 	}
 	return err

@@ -15,8 +15,7 @@ import (
 	"ipipd/test/memory"
 )
 
-// The answer to a look-up that began before Apply changed the name is ignored, even if the name was set again
-// since.
+// The answer to a look-up that began before Apply changed the name is ignored, even if the name was set again since.
 func TestControlNoteAnswer_outOfDate(t *testing.T) {
 	socket, _ := memory.NewSocketPair()
 	e, _ := newModel(t, socket)

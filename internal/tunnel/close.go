@@ -68,7 +68,7 @@ func (e *Engine) removeInterfaces(tunnels []*Tunnel) {
 			devices = append(devices, s.Index)
 		}
 	}
-	if len(devices) == 0 || len(devices) == 1 && e.manager == nil { // with a manager, which has the fd too, Close does not remove it
+	if len(devices) == 0 || len(devices) == 1 && e.manager == nil { // a manager has the fd, too: Close does not remove it
 		return
 	}
 	if err := e.network.Remove(devices); err != nil {

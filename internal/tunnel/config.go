@@ -48,7 +48,7 @@ type Config struct {
 	// Routes are the routes into the interface; their host bits are zero. Those with a Gateway are the
 	// property peers, and only with AnyRemote.
 	Routes []netstate.InterfaceRoute
-	// AcceptAnyPeer, AcceptFrom and AcceptTo are which remotes may send, and to which inner destinations:
+	// AcceptAnyPeer, AcceptFrom and AcceptTo say which remotes may send, and to which inner destinations:
 	// see fib.Acceptance. Only with AnyRemote.
 	AcceptAnyPeer        bool
 	AcceptFrom, AcceptTo []netip.Prefix
@@ -67,7 +67,7 @@ type Config struct {
 	IPsec IPsec
 	// Comment is free text of the operator.
 	Comment string
-	// Disabled: the tunnel is validated only. The caller gives it neither to Apply nor to Diff.
+	// Disabled: the tunnel is validated only. The caller gives it neither to Apply nor to Diff, and its name to no other.
 	Disabled bool
 }
 

@@ -45,7 +45,7 @@ type outbound struct {
 	queue  tun.Queue   // of device
 	tx     transmitter // with the worker's Sender
 	ids    idCounter
-	remote route // what to returned last
+	remote route // the route that to returned last
 }
 
 func (o *outbound) failed(err error) {
@@ -360,7 +360,7 @@ func (t *Tunnel) deliver(run []*packet.Buffer, b *buffers) {
 	}
 }
 
-// reflects reports whether to answer one more reflect probe now. r is the route to its remote; nil if that has none of its own.
+// reflects reports whether to answer one more reflect probe now. r is the remote's own route; nil if it has none.
 func (t *Tunnel) reflects(r *route, now time.Time) bool {
 	if r == nil || r.remote == nil {
 		return t.reflectLimit.allow(now, perSecond)

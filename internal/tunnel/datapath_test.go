@@ -172,8 +172,7 @@ func TestOutboundForward_allocations(t *testing.T) {
 }
 
 // testAllocations injects packets and receives them at b, and fails if there is one allocation per batch or more.
-// The timers of both ends allocate less meanwhile: AllocsPerRun sets GOMAXPROCS to 1, and a waiting worker keeps
-// that one.
+// The timers of both ends allocate less meanwhile: AllocsPerRun sets GOMAXPROCS to 1, and a waiting worker keeps that P.
 func testAllocations(t *testing.T, b *endpoint, inject func(i int)) {
 	t.Helper()
 	const packets, queued = 4096, 1024
@@ -350,8 +349,7 @@ func TestEngineRegister_concurrent(t *testing.T) {
 	churn.Wait()
 }
 
-// A drop of no tunnel is counted for the process, and a tunnel's for that tunnel only, so that no drop is
-// counted twice.
+// A drop of no tunnel is counted for the process, and a tunnel's for that tunnel only, so that none is counted twice.
 func TestEngineCount(t *testing.T) {
 	a, _ := pair(t, nil)
 	cfg := Default()

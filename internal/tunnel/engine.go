@@ -120,7 +120,7 @@ type Engine struct {
 // errNotKernel is why an Engine with an in-memory socket, device or Network has no fast path.
 var errNotKernel = errors.New("the tunnel is not the kernel's")
 
-// NewEngine opens the socket and starts receiving; with Kept or Confine the first Apply does that. The caller
+// NewEngine opens the socket and starts receiving; with Kept or Confine the first Apply starts it. The caller
 // must Close the Engine.
 func NewEngine(o EngineOptions) (*Engine, error) {
 	if o.Threads == 0 {

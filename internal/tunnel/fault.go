@@ -54,7 +54,7 @@ func RouteLoop(a *netstate.Answer, remote netip.Addr, into bool) *warning.Fault 
 	return f
 }
 
-// KernelIPIP returns the Fault of a kernel that handles protocol 4 itself; nil if it does not. files is the file system.
+// KernelIPIP returns the Fault of a kernel that handles protocol 4 itself; nil if it does not. files is the root directory.
 func KernelIPIP(files fs.FS) *warning.Fault {
 	list, _ := fs.ReadFile(files, "proc/modules")
 	var loaded []string

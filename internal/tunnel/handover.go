@@ -17,11 +17,10 @@ import (
 // each interface, under a name derived from the tunnel's, the sockets that receive, and what the fast
 // path goes on with (fastpath.Options). The next Engine takes them from EngineOptions.Kept: an interface when
 // it would make one for the tunnel of that name, so that all else is as at any start, but that addresses and
-// routes are there already. The kernel carries packets by the programs and maps of the process before until
-// takeOverFastPath.
+// routes are there already. Until takeOverFastPath the kernel carries packets by the programs and maps of the process before.
 
 const (
-	keptQueues = "tun-"     // then the interface's name
+	keptQueues = "tun-"     // then the interface's name, or = and a hash
 	keptSocket = "receive-" // then the socket's cookie
 	keptIPsec  = "ipsec-"   // then the socket's cookie
 	keptState  = "sas"      // the memory in which package ipsec saves SAs
@@ -231,7 +230,7 @@ func (e *Engine) loadFastPath() (*fastpath.FastPath, error) {
 }
 
 // takeOverFastPath has the programs of this process carry packets in the place of those of the process before,
-// once their maps are filled.
+// once the maps of this process are filled, after routesWithin at the latest.
 func (e *Engine) takeOverFastPath(tunnels []*control) {
 	programs := e.programs()
 	if programs == nil {

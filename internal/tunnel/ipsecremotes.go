@@ -207,7 +207,7 @@ func (c *control) protectRemotes(now time.Time) {
 	var room *evictable
 	for g, remote := range c.remotes {
 		by := remote.ipsec.wanted.Load()
-		if by == 0 || r.protected[g] != nil || c.engine.table.Load().find(r.local, g) != nil { // another tunnel has that remote
+		if by == 0 || r.protected[g] != nil || c.engine.table.Load().find(r.local, g) != nil { // another tunnel has it
 			continue
 		}
 		if len(r.protected) >= maxProtected {

@@ -18,7 +18,7 @@ import (
 
 // A tunnel whose remote-address is any, as Linux's tunl0: the gateways of the kernel's routes out of its
 // interface are its remotes. A RouteFollower mirrors the routes in a fib.Table, which says to which remote an
-// inner packet goes, and which remote may send one. Its route has no remote; the kernel routes each outer packet.
+// inner packet goes, and which remote may send one. The tunnel's route has no remote; the kernel routes each outer packet.
 
 // AnyRemote is the RemoteAddress of a tunnel with many remotes.
 const AnyRemote = "any"
@@ -29,7 +29,7 @@ const remadeMany = "between any and one remote: the routes of the interface mean
 // many reports whether the routes of the interface say where a packet goes.
 func (c *Config) many() bool { return c.RemoteAddress == AnyRemote }
 
-// keepalive resolves Keepalive: with many remotes it is off by default, as no silence of one means anything.
+// keepalive resolves Keepalive: with many remotes it is off by default, as the silence of one means nothing.
 func (c *Config) keepalive() keepalive.Config {
 	if c.many() && c.Keepalive == keepalive.Default {
 		return keepalive.Config{}
@@ -126,7 +126,7 @@ func (m *remotes) present() <-chan struct{} {
 	return m.known
 }
 
-// take returns news and changed, and empties them.
+// take returns gatewayChanges and changed, and empties them.
 func (m *remotes) take() (news, changed map[[4]byte]bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -252,7 +252,7 @@ func parsePrefixes(to []netip.Prefix, v, wanted string) (_ []netip.Prefix, want 
 }
 
 // accepts returns drop.None if a packet of remote may enter. broken is encap.Decapsulate's reason to drop it, which is
-// returned only of a remote that may send. A probe has no inner source: any gateway of a route may send one.
+// returned only for a remote that may send. A probe has no inner source: any gateway of a route may send one.
 func (m *remotes) accepts(remote [4]byte, inner ipv4.Packet, kind encap.Kind, broken drop.Reason) drop.Reason {
 	table, accept := m.table.Load(), m.accept.Load()
 	if kind == encap.KindData && broken == drop.None {

@@ -159,7 +159,7 @@ func TestRemotes_drops(t *testing.T) {
 	provoked := map[string]bool{}
 	for why, c := range map[drop.Reason]struct {
 		set      func(*Config)
-		sent     []byte // by the host; nil: received is
+		sent     []byte // by the host; nil if the peer sends received
 		received []byte
 	}{
 		drop.NoRemote:        {sent: out},

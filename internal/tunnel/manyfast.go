@@ -29,7 +29,7 @@ const noGateway = "no route out of the interface has a gateway yet"
 // maxSenders limits the prefixes of accept-from with the fast path: each needs a Follower.
 const maxSenders = 256
 
-// copyRoutesLocked has the kernel's copy follow. It reports whether control wants to know.
+// copyRoutesLocked makes the changes in the kernel's copy of the table, and reports whether that has begun to fail.
 func (m *remotes) copyRoutesLocked(next *fib.Table, changes []netstate.RouteChange, added, removed [][4]byte) (news bool) {
 	if m.fast == nil {
 		return false
@@ -143,9 +143,9 @@ func (c *control) fastRemote(g [4]byte, r *route, a *netstate.Answer) (to fastpa
 	return to, ""
 }
 
-// fastUnderlay returns the device by which most remotes that the fast path can carry are reached: on it the fast path also
-// receives from addresses that are no gateway. why is the reason if there is none. refuse: what the tunnel does not accept is
-// for nobody else on this host, so that the programs may drop it.
+// fastUnderlay returns the device by which most remotes that the fast path can carry are reached: on it the fast path
+// also receives from addresses that are no gateway. why is the reason if there is none. refuse: what the tunnel does not
+// accept is for nobody else on this host, so that the programs may drop it.
 func (c *control) fastUnderlay() (device int, refuse bool, why string) {
 	devices, policies := map[int]int{}, map[int]bool{}
 	var first [4]byte

@@ -8,7 +8,7 @@ import (
 	"ipipd/internal/fastpath"
 )
 
-// The tunnel without a local-address is woken when the fast path cannot take all of the host's addresses, and when it can again.
+// The tunnel without a local-address is woken when this host has too many addresses for the fast path, and when that ends.
 func TestEngineFollowAddresses(t *testing.T) {
 	fast, err := fastpath.Open(fastpath.Options{})
 	if errors.As(err, new(*fastpath.Unavailable)) {

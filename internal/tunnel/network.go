@@ -36,7 +36,7 @@ type Network interface {
 	ExistingRoutes(interfaces []netstate.Interface) (existing map[netstate.InterfaceRoute]bool, err error)
 	// ReplaceRoutes adds routes, each in place of one with its prefix, metric and table, wherever that leads.
 	ReplaceRoutes(device int, routes []netstate.InterfaceRoute) error
-	// SetRPS sets rps_cpus of an interface, and fails if another mask is set; ClearRPS takes that back.
+	// SetRPS sets rps_cpus of an interface, and fails if a mask is set already; ClearRPS undoes SetRPS.
 	SetRPS(ifname, mask string) error
 	ClearRPS(ifname, mask string) error
 	// Remove removes interfaces together; one that is gone is no error.

@@ -24,9 +24,8 @@ func (t *Tunnel) quotesOwn(e *encap.OuterError) bool {
 }
 
 // outerError hands an ICMP error about an outer packet with this tunnel's addresses to control if a packet of
-// this tunnel can have caused it, or returns why not. It does not relay the error, since the
-// quote may be forged: forward sends an ICMP error for the inner sender's next packet (RFC 2003,
-// section 5).
+// this tunnel can have caused it, or returns why not. It does not relay the error, since the quote may be
+// forged: forward sends an ICMP error for the inner sender's next packet (RFC 2003, section 5).
 //
 // A tunnel that never sets DF cannot get fragmentation needed (3/4) from a router, whatever DF the
 // message quotes. Destination unreachable is false for a peer that is alive. Not all false ones
@@ -48,7 +47,7 @@ func (t *Tunnel) outerError(e *encap.OuterError, now time.Time) (d drop.Reason) 
 		handle = (*control).unreachableError
 	}
 	kept := *e
-	if handle == nil || !t.post(func(c *control) { handle(c, &kept, now) }) { // if the queue is full, the errors in it say the same
+	if handle == nil || !t.post(func(c *control) { handle(c, &kept, now) }) { // a full queue holds errors that say the same
 		return drop.OuterErrorIgnored
 	}
 	return drop.None

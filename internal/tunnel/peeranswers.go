@@ -14,7 +14,7 @@ import (
 // answer to a probe when it sends the next one, which takes no timer.
 
 const (
-	// fewProbes is how many probes in a row are significant: one is lost now and then, or not answered by a peer that restarts.
+	// fewProbes in a row are significant: a single one is lost now and then, or not answered by a peer that restarts.
 	fewProbes = 3
 	// manyProbes unanswered in a row are significant, however many retries the keepalive has.
 	manyProbes = 10

@@ -206,7 +206,7 @@ func (m *managedSysctls) set(t *Tunnel, settings []sysctl.Setting) (done []sysct
 	return m.manager.Set(settings)
 }
 
-// release notes that t needs no sysctls. If no tunnel does all are set back, unless they are left to the next process.
+// release notes that t needs no sysctls any more. Once no tunnel does, all are set back, unless left to the next process.
 func (m *managedSysctls) release(t *Tunnel) {
 	if m == nil || t.engine.leaving.Load() {
 		return

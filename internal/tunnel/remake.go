@@ -55,7 +55,7 @@ func (c *control) interfaceGone(device tun.Device, err error, now time.Time) {
 
 func (c *control) setMissing(text string) { c.missing.Store(&text) }
 
-// closeInterface closes what is left of the interface, and disables the fast path, whose packets to it nobody counts.
+// closeInterface closes what is left of the interface, and disables the fast path, which would lose packets uncounted.
 func (c *control) closeInterface() {
 	c.disableFastPath()
 	c.attachAt = time.Time{}

@@ -229,8 +229,7 @@ func (c *control) dropCandidate() {
 	c.tried = netip.Addr{}
 }
 
-// setCandidate makes the address of the answer after the last one tried the candidate, unless there is no path
-// to it.
+// setCandidate makes the address of the answer after the last one tried the candidate, unless there is no path to it.
 func (c *control) setCandidate(now time.Time) {
 	next := c.addressAfter(c.tried)
 	if next == c.remote {

@@ -56,7 +56,7 @@ func (c *control) followRoutes() {
 	})
 }
 
-// endRoutes ends the mirroring of routes, and forgets all remotes. begun is what remotes.begin returned.
+// endRoutes ends the mirroring of routes, and forgets all remotes. begun is what remotes.reset returned.
 func (c *control) endRoutes() (begun int) {
 	if c.routes != nil {
 		c.routes.Close()

@@ -241,7 +241,7 @@ func (e *Engine) protectAll(tunnels []*control) error {
 	return nil
 }
 
-// pairsOf returns the outer addresses of tunnels that are open; 0 of one whose are not known.
+// pairsOf returns the outer addresses of tunnels that are open; 0 for those not known.
 func pairsOf(tunnels []*control) map[*Tunnel]outerPair {
 	pairs := make(map[*Tunnel]outerPair, len(tunnels))
 	for _, c := range tunnels {

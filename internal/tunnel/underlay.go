@@ -54,9 +54,9 @@ func (c *control) maxInner(mtu int) int {
 	return mtu - encap.Overhead
 }
 
-// largest returns the largest inner packet, in bytes, to which the MSS of a connection is clamped, with that MTU of the
-// interface: to one of many remotes, with DF set, at most what the first hop takes. A path MTU that was learnt does not count:
-// anybody can forge it, and a connection keeps its MSS for good. r may be nil.
+// largest returns the largest inner packet, in bytes, to which the MSS of a connection is clamped on an interface with
+// that MTU: with dont-fragment inherit at most what the first hop to one of many remotes takes. A path MTU that was learnt
+// does not count: anybody can forge it, and a connection keeps its MSS for good. r may be nil.
 func (r *route) largest(mtu int) int {
 	if r != nil && r.remote != nil && r.outer.DontFragmentInherit {
 		if n := int(r.remote.largest.Load()); n != 0 {

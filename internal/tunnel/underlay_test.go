@@ -78,8 +78,8 @@ func TestControlNewRoute_loop(t *testing.T) {
 	}
 }
 
-// The MSS is clamped to what the first hop to a remote takes only with DF set, and never to a path MTU that was
-// learnt: anybody may have forged it.
+// The MSS is clamped to what the first hop to a remote takes only with dont-fragment inherit, and never to a path MTU
+// that was learnt: anybody may have forged it.
 func TestRoute_largest(t *testing.T) {
 	whole := encap.Outer{DontFragmentInherit: true}
 	fragmented, learnt := &route{remote: new(remote), maxInner: 532}, &route{remote: new(remote), maxInner: 532, outer: whole}

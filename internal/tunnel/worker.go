@@ -108,8 +108,7 @@ func (w *worker) forget(key int32) {
 	delete(w.sources, key)
 }
 
-// carryLocked has a source read one batch. It returns false if that has failed, and must not be waited for any
-// more.
+// carryLocked has a source read one batch. It returns false if that has failed: the source must not be waited for again.
 func (w *worker) carryLocked(key int32) (n int, ok bool) {
 	w.sourcesMu.Lock()
 	s := w.sources[key]
