@@ -164,8 +164,8 @@ func (c *control) addPrefixes(ch *change, noPath bool) (err error) {
 	if errors.Is(err, syscall.ENETDOWN) {
 		return nil
 	}
-	if existing := without(routes, ch.addedRoutes); err == nil && len(existing) > 0 { // Configure fails if one leads elsewhere
-		err = network.Configure([]netstate.Interface{{Index: c.ifindex, Routes: existing}})
+	if existing := without(routes, ch.addedRoutes); err == nil && len(existing) > 0 {
+		err = network.Configure([]netstate.Interface{{Index: c.ifindex, Routes: existing}}) // fails if one leads elsewhere
 	}
 	return err
 }

@@ -17,7 +17,8 @@ import (
 // each interface, under a name derived from the tunnel's, the sockets that receive, and what the fast
 // path goes on with (fastpath.Options). The next Engine takes them from EngineOptions.Kept: an interface when
 // it would make one for the tunnel of that name, so that all else is as at any start, but that addresses and
-// routes are there already. Until takeOverFastPath the kernel carries packets by the programs and maps of the process before.
+// routes are there already. Until takeOverFastPath the kernel carries packets by the programs and maps of the
+// process before.
 
 const (
 	keptQueues = "tun-"     // then the interface's name, or = and a hash

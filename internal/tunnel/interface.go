@@ -102,7 +102,7 @@ func (c *control) updateInterface(now time.Time) {
 	c.retry = c.retry || err != nil
 	c.restoreDue = err != nil && (due || wasDown) // all of them, not only what the mirror knows to be lost
 	if len(addresses)+len(routes) > 0 {
-		if !due { // else control had left them out, and nobody has removed them
+		if !due { // else nobody has removed them: control had yet to add them
 			c.countRestored("address", len(addresses))
 			c.countRestored("route", len(routes))
 		}

@@ -36,7 +36,7 @@ func (t *Tunnel) noteReflect(destination, remote [4]byte) {
 	t.peerOwnAddress.Store(binary.BigEndian.Uint32(destination[:]))
 }
 
-// warnPeerBehindNAT warns that only the peer's own probes keep the tunnel running: the inner source of this end's
+// warnPeerBehindNAT warns that only the peer's own probes keep the tunnel running: the inner source of this end's probes
 // is the peer's public address, which is not the peer's own.
 func (c *control) warnPeerBehindNAT(unanswered bool) {
 	var inside [4]byte
