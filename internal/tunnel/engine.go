@@ -259,7 +259,7 @@ func (e *Engine) Close() error {
 			e.ipsec.Leave()
 		}
 	}
-	live := slices.Collect(maps.Keys(e.live)) // not those of the table: a tunnel that has failed may be closing, and out of it
+	live := slices.Collect(maps.Keys(e.live)) // not those of the table: one that has failed may be closing, and out of it
 	e.mu.Unlock()
 	errs := []error{e.CloseTunnels(live...)}
 	e.cancel()

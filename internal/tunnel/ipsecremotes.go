@@ -112,7 +112,7 @@ func (r *ipsecRemotes) want(remote *remote, by uint32) {
 	}
 }
 
-// wanted is the callback of ipsec.Manager.Listen. It asks for an ipsecPolicy with from and returns true if from is a gateway.
+// wanted is the callback of ipsec.Manager.Listen. If from is a gateway it asks for an ipsecPolicy and returns true.
 func (r *ipsecRemotes) wanted(from netip.Addr, esp bool) bool {
 	route := r.tunnel.many.routes.Load().all[from.As4()]
 	switch {

@@ -24,8 +24,8 @@ const (
 type peerAnswers struct {
 	due     bool // the last probe was sent, in a form that is answered
 	inARow  int  // answered probes
-	regular bool // fewProbes in a row were answered. The peer's own empty probes look like answers, but are rare, or never end
-	// unanswered counts the probes in a row without an answer though the peer was heard after them; since is when the first of
+	regular bool // fewProbes in a row were answered. The peer's own empty probes look alike, but are rare, or never end
+	// unanswered counts the probes in a row without an answer though the peer was heard then; since is when the first of
 	// them was sent, nanoseconds after Tunnel.epoch. A probe to a peer that is not heard, as it restarts, does not count.
 	unanswered int
 	since      int64

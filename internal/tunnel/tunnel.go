@@ -57,7 +57,7 @@ type Tunnel struct {
 	lastReceivedNs atomic.Int64  // time of the peer's last packet, nanoseconds after epoch; 0 is never
 	probeAnswered  atomic.Bool   // the peer has answered a probe
 	peerProbes     atomic.Bool   // the peer sends probes of its own
-	peerOwnAddress atomic.Uint32 // the peer's own address by its last reflect probe, 0 if that is the remote: see noteReflect
+	peerOwnAddress atomic.Uint32 // the peer's own address by its last reflect probe, 0 if it is the remote: see noteReflect
 	probes         probes        // see sample.go
 	oversize       sighting      // a received inner packet above the MTU: its length in bytes
 	looped         sighting      // a packet dropped for drop.Loop
