@@ -21,7 +21,7 @@ type boundTo struct {
 	port int
 }
 
-// adopt sorts the sockets fds by protocol and binding. It closes those of no use, and duplicates.
+// adopt sorts the sockets fds by protocol and binding. It closes those of no use, and duplicate UDP sockets.
 func (m *Manager) adopt(fds []int) {
 	m.adopted.udp = map[boundTo]int{}
 	for _, fd := range fds {

@@ -78,7 +78,7 @@ func (m *Manager) wants(key tunnelKey, esp bool) bool {
 	return l != nil && l.wanted(key.remote, esp)
 }
 
-// keepFirst is hear for the sender of a first IKE message, a copy of which is kept for Protect if it is wanted.
+// keepFirst asks wants about the sender of a first IKE message, a copy of which is kept for Protect if it is wanted.
 func (m *Manager) keepFirst(key tunnelKey, d datagram) {
 	if len(d.payload) > maxFirst || !ike.IsFirstMessage(d.payload) || !m.wants(key, false) {
 		return

@@ -149,8 +149,7 @@ func NewManager(o Options) *Manager {
 	return m
 }
 
-// Begin begins to receive, and discards the SAs of the process before that no Session has adopted: unused are
-// their addresses.
+// Begin begins to receive, and discards the SAs of the process before that no Session adopted; unused has their addresses.
 func (m *Manager) Begin() (unused []string, err error) {
 	m.socketsMu.Lock()
 	defer m.socketsMu.Unlock()
@@ -178,8 +177,7 @@ func (m *Manager) Begin() (unused []string, err error) {
 // Leave makes a later Close leave the SAs, the sockets and State to the next process.
 func (m *Manager) Leave() { m.leaving.Store(true) }
 
-// receiveByLocked calls begin now or, if held, at Begin; stop ends it, or cancels it before Begin. Both mutexes are
-// held.
+// receiveByLocked calls begin at once or, if held, at Begin; stop ends it or cancels it. Both mutexes are held.
 func (m *Manager) receiveByLocked(begin func() (stop func(), err error)) (stop func(), err error) {
 	if !m.held {
 		return begin()
@@ -260,9 +258,8 @@ func (m *Manager) register(n *negotiator, cfg *Config) (err error) {
 	return nil
 }
 
-// acquireLocked opens the ESP socket and the UDP sockets of a local address, unless they are open. It has the former
-// receive all ESP. Both mutexes are held; the caller
-// releases the ports.
+// acquireLocked opens the ESP socket and the UDP sockets of a local address, unless they are open. It makes the former
+// receive all ESP. Both mutexes are held; the caller releases the ports.
 func (m *Manager) acquireLocked(key portsKey) (p *ports, err error) {
 	if m.closed {
 		return nil, errors.New("ipsec: closed")

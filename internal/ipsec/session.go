@@ -144,8 +144,8 @@ type inboundSA struct {
 	udp   bool          // accepts only UDP-encapsulated ESP (RFC 3948); if false, only ESP without UDP
 	port  atomic.Uint32 // the peer's UDP port in the last authenticated packet
 
-	// Owned by the negotiator: the outbound SA of the same child SA, nil until it is used, and its Counters,
-	// which outlive it.
+	// Owned by the negotiator: the outbound SA of the same child SA, nil unless it is used or may be again, and
+	// its Counters, which outlive it.
 	outbound *esp.Outbound
 	counters []atomic.Uint64
 }

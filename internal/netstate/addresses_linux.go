@@ -77,8 +77,8 @@ func (h *Host) updateAddresses() {
 	}
 }
 
-// readAddressesLocked reads the addresses from the kernel. A later message is about what was
-// read, or newer.
+// readAddressesLocked reads the addresses from the kernel. mu is held over the request: a message handled later is
+// about what was read, or newer.
 func (h *Host) readAddressesLocked() (all map[[4]byte]bool, err error) {
 	all = map[[4]byte]bool{}
 	req := nl.NewNetlinkRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP)

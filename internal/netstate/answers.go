@@ -15,8 +15,8 @@ type AddressedInterface struct {
 	Addresses []netip.Prefix
 }
 
-// ReplyRoute is the route that a server's answers to clients take. Device is its ifindex, MTU the route's or the
-// device's, whichever is less, AdvMSS the route's advmss, 0 if it has none; both in bytes.
+// ReplyRoute is the route that a server's answers to clients take. Device is the ifindex of its first next hop,
+// MTU the route's or the device's, whichever is less, AdvMSS the route's advmss, 0 if it has none; both in bytes.
 type ReplyRoute struct {
 	Device, MTU, AdvMSS int
 	// Words are the route in the syntax of `ip route`, without advmss; NextHops the next hops of a multipath route.

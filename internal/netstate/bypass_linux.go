@@ -177,7 +177,7 @@ func (r *requester) chains() (all []chain, err error) {
 	for i := 0; err == nil && i < len(messages); i++ {
 		var c chain
 		if c, err = parseChain(messages[i]); err == nil && c.applies() {
-			c.rules = min(c.rules, 1) // more rules make no other policy
+			c.rules = min(c.rules, 1) // a change of their number does not change the policy
 			all = append(all, c)
 		}
 	}

@@ -214,7 +214,7 @@ func BenchmarkPolicy(b *testing.B) {
 	}
 }
 
-// With AnyLocal the inbound IPsec policies of each address of this host apply.
+// With AnyLocal an inbound IPsec policy for the remote applies, whatever its destination address.
 func TestHostReceived(t *testing.T) {
 	ns := netlab.New(t)
 	ns.Run("sh", "-ec", "ip link add u0 type veth peer name u1; ip address add 192.0.2.1/24 dev u0; ip link set u0 up; ip link set u1 up")

@@ -22,7 +22,8 @@ const (
 	xfrmGroupPolicy = 4 // XFRMNLGRP_POLICY
 )
 
-// eventGroups are the groups that tell of changes of all that an Answer depends on.
+// eventGroups are the groups that tell of changes of what an Answer depends on. For legacy iptables there is none: see
+// Host.Recheck.
 var eventGroups = [...]eventGroup{
 	{protocol: unix.NETLINK_ROUTE, groups: []uint{
 		unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_TC,
@@ -57,7 +58,7 @@ func (g *eventGroup) subscribe() (fd int, err error) {
 	return fd, nil
 }
 
-// readAtOnce limits the messages that read takes from a socket, so that others get mu.
+// readAtOnce limits the messages that readLocked takes from a socket, so that others get mu.
 const readAtOnce = 4096
 
 // readLocked handles the messages that have come. All handlers run with mu held.
@@ -161,9 +162,9 @@ func (h *Host) setLink(l link) {
 
 // linkChanged stores a link, or removes it if now is zero.
 //
-// The kernel removes, revives or ignores routes because of a link without a message about
-// them. So a change of a link that was or is up concerns every follower; a link that is down
-// has no routes.
+// When a link changes the kernel may remove, revive or ignore routes without a message about
+// them. So a change of a link that was or is up concerns every follower, unless it is a tunnel's
+// interface; a link that is down has no routes.
 func (h *Host) linkChanged(device int, now link) {
 	before := h.links[device]
 	if before.flags != now.flags || before.master != now.master || h.mirrors.replaying { // h.links may be newer than the message

@@ -290,7 +290,7 @@ func (f *Follower) Refresh() error {
 	e := h.neighbours[n]
 	h.mu.Unlock()
 	if e == nil {
-		return nil // no longer the next hop: another Answer is being computed
+		return nil // another Answer is being computed, or f is closed
 	}
 	return h.refresh(n, e, refreshGap)
 }
@@ -349,8 +349,7 @@ func (f *Follower) dependsOn(q *Query, a *Answer) (keys []key) {
 	return keys
 }
 
-// setKeysLocked puts a follower in the index under these keys only. It reports whether any is
-// new.
+// setKeysLocked puts a follower in the index under these keys only, and reports whether any is new.
 func (h *Host) setKeysLocked(f *Follower, keys []key) (added bool) {
 	// Its route may come to lead again through a tunnel's interface that it has led through.
 	for _, k := range f.keys {

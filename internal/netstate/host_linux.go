@@ -40,7 +40,8 @@ type Host struct {
 
 	policyMu sync.Mutex // is held while the policy is read; locked before mu
 
-	// mu guards the rest. It is not held over a request, except one that resync makes.
+	// mu guards the rest. It is not held over a request, except a dump to whose result later
+	// messages are applied.
 	mu     sync.Mutex
 	closed bool
 	// seen counts the messages so far.
@@ -201,7 +202,7 @@ func (h *Host) fail(err error) {
 	}
 }
 
-// wait blocks until a message or a wake comes, or the time of due.
+// wait blocks until a message or a wake comes, or the time of dueLocked; not at all if a follower is marked.
 func (h *Host) wait() error {
 	h.mu.Lock()
 	timeout := -1
@@ -255,7 +256,7 @@ func (h *Host) catchUp(now time.Time) {
 }
 
 // resyncLocked reads links and qdiscs from the kernel again, and marks everything else as to be read or looked up
-// again. Later messages change what was read.
+// again. mu is held over the requests: later messages must be applied to what was read.
 func (h *Host) resyncLocked() error {
 	h.lastResync = time.Now()
 	all, err := h.getLinks(0, "")
@@ -319,8 +320,8 @@ func (h *Host) refreshPolicy(parts policyParts) {
 	}
 }
 
-// synchronize handles the messages that the kernel has sent so far and reads iptables again, so
-// that an Answer computed next takes them into account.
+// synchronize handles the messages that the kernel has sent so far and reads legacy iptables again,
+// so that an Answer computed next takes both into account.
 func (h *Host) synchronize() {
 	h.readMessages()
 	h.refreshPolicy(partIptables)

@@ -129,7 +129,7 @@ type step struct {
 	want     func(*Answer) bool
 }
 
-// A follower whose remote is not known yet is told of changes by which its DNS name may resolve.
+// A follower whose remote is not known yet is told of changes after which its DNS name may resolve.
 func TestFollower_networkChanges(t *testing.T) {
 	l := tunnelLab(t)
 	h := openHost(t, l.host)

@@ -71,8 +71,7 @@ func (h *Host) markAllLocked(k key, what dirty) {
 	}
 }
 
-// markRangeLocked marks for a route look-up the followers that depend on an address of the prefix, whose host bits
-// are ignored.
+// markRangeLocked marks for a route look-up the followers that depend on an address of the prefix, host bits ignored.
 func (h *Host) markRangeLocked(prefix [4]byte, bits int) {
 	hostBits := uint32(uint64(1)<<(32-min(bits, 32)) - 1)
 	first := binary.BigEndian.Uint32(prefix[:]) &^ hostBits

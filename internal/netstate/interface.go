@@ -9,7 +9,7 @@ import (
 // Interface is what Configure adds to the interface Index.
 type Interface struct {
 	Index     int
-	AltName   string // an alternative name, which the kernel has since 5.5; "" is none
+	AltName   string // an alternative name, added if the kernel has them (5.5); "" is none
 	Addresses []InterfaceAddress
 	Routes    []InterfaceRoute
 	// Program is attached to the interface's egress; the zero Program is none. A failure to attach it

@@ -154,7 +154,7 @@ type mirrorReader struct {
 	elsewhere bool // a route of last's span leads out of another interface
 }
 
-// read adds a route of the dump, which has the routes of one span after each other.
+// read adds a route of the dump, which has the routes of one span one after the other.
 func (m *mirrorReader) read(r *followedRoute) {
 	if r.prefix != m.last.prefix || r.spanKey != m.last.spanKey {
 		m.elsewhere = false

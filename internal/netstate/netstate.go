@@ -47,7 +47,7 @@ type Route struct {
 	// no encapsulation on the route, no VRF or bridge above the device, ARP in use.
 	Ethernet bool
 	// Resolved: the kernel has a valid neighbour entry (NUD_VALID), and SourceMAC and
-	// DestinationMAC are set. Only with Ethernet; see Host.Refresh.
+	// DestinationMAC are set. Only with Ethernet; see Follower.Refresh.
 	Resolved bool
 	// Static: the neighbour entry is permanent (NUD_PERMANENT).
 	Static                    bool

@@ -83,8 +83,8 @@ func (h *Host) hasQdisc(device int, kind string) bool {
 	return slices.ContainsFunc(h.qdiscs[device], func(q qdisc) bool { return q.kind == kind })
 }
 
-// runs reports whether a device runs the program of that ID on egress; it returns before if the
-// filters cannot be listed.
+// runs reports whether a device runs the program of that ID on egress. If the filters cannot be listed
+// the result is before.
 func (h *Host) runs(device int, id uint32, before bool) bool {
 	f := h.filtersOn(filterKey{device, netlink.HANDLE_MIN_EGRESS})
 	return slices.Contains(f.programs, id) || f.unknown != "" && before

@@ -12,7 +12,7 @@ import (
 )
 
 // RawSockets returns the inodes of the raw sockets of a protocol in the network namespace. No message tells of
-// them: poll it.
+// them: poll RawSockets.
 func (r *requester) RawSockets(protocol uint8) (inodes []uint64, err error) {
 	sockets, err := r.netFile(fileRaw)
 	if errors.Is(err, os.ErrNotExist) {

@@ -146,7 +146,7 @@ func (h *Host) strayPeers(device int, wanted []InterfaceRoute) (changes []change
 	}
 	changes, err = h.routeChanges(unix.RTM_DELROUTE, 0, device, stray)
 	for i := range changes {
-		changes[i].what = "" // fails only if the route is gone meanwhile
+		changes[i].what = "" // no error: the route may be gone meanwhile
 	}
 	return changes, err
 }

@@ -31,8 +31,8 @@ func (r *requester) EgressTaps() (Taps, error) {
 	return parseTaps(sockets)
 }
 
-// On returns the reason not to send past the interface of that index: a socket would miss the
-// packets; "" if there is none.
+// On returns the reason not to hide from packet sockets what the interface of that index sends; ""
+// if there is none.
 func (t Taps) On(device int) (reason string) {
 	if t.all || t.on[device] {
 		return "a packet socket, such as tcpdump's, is shown what the interface sends"

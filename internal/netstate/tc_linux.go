@@ -89,8 +89,7 @@ type filterKey struct {
 	parent uint32 // HANDLE_MIN_INGRESS or HANDLE_MIN_EGRESS
 }
 
-// filters are the tc filters at a filterKey; unknown is why they could not be listed. The Host's mu guards
-// it.
+// filters are the tc filters at a filterKey; unknown is why they could not be listed. The Host's mu guards it.
 type filters struct {
 	known, any bool
 	programs   []uint32 // IDs of the eBPF programs among them

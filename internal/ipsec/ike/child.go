@@ -112,7 +112,7 @@ func (p *Peer) remove(c *Child) {
 	p.rerun = true
 }
 
-// retire stops sending on SAs. They receive for a while, up to the time until or their receiveUntil.
+// retire stops sending on SAs. They still receive up to the time until, or their receiveUntil if that is earlier.
 func (p *Peer) retire(until time.Time, cs ...*Child) {
 	for _, c := range cs { // all first, so that none of them becomes current again
 		c.deleteAt, c.removeAt = time.Time{}, earlier(c.removeAt, earlier(until, c.receiveUntil))

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Without Demand nothing is sent. After it an SA is negotiated, and rekeyed without another Demand; once it is
-// gone no end begins again.
+// Without Demand nothing is sent. After it an SA is negotiated, and rekeyed without another Demand; once one
+// end has deleted it the other does not begin again.
 func TestPeerDemand(t *testing.T) {
 	for _, mode := range modes {
 		cfg := testConfig(t, fastPhase1, fastPhase2)

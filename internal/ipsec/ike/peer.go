@@ -172,8 +172,7 @@ func (p *Peer) UpdateRemotePort(port uint16) []Action {
 	return p.actions
 }
 
-// Demand reports that there are packets and no SA: with OnDemand, the Peer may begin to negotiate for
-// demandTime.
+// Demand reports that there are packets and no SA: with OnDemand, the Peer may begin to negotiate for demandTime.
 func (p *Peer) Demand(now time.Time) []Action {
 	p.begin(now)
 	p.demandedTill = p.now.Add(demandTime)

@@ -3,8 +3,8 @@ package ike
 import "time"
 
 const (
-	// maxUnverified limits the SAs that wait for message 3. At cheapRepliesPerSecond it takes a
-	// second to reach it, which is longer than any round trip.
+	// maxUnverified limits the SAs that wait for message 3. In a lasting flood each waits for a second
+	// (cheapRepliesPerSecond), which is longer than any round trip.
 	maxUnverified = 1024
 	// maxSAPayload bounds the SA payload of message 1, which is kept for HASH_I and HASH_R.
 	// Routers send a fraction of that.

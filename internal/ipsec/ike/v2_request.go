@@ -15,8 +15,7 @@ const (
 )
 
 // requestV2 is a request of ours. The window size is 1, so others wait in the queue (RFC 7296
-// section 2.3). After a rekey the queue moves to the new SA. It holds data only, which Save can
-// encode.
+// section 2.3). After a rekey the queue moves to the new SA. It is data only: Save encodes it.
 type requestV2 struct {
 	kind requestKind
 	// spi is the inbound SPI of the Child SA that the response to requestPing activates, 0 for none, or
