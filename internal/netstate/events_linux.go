@@ -22,8 +22,7 @@ const (
 	xfrmGroupPolicy = 4 // XFRMNLGRP_POLICY
 )
 
-// eventGroups are the groups that tell of changes of what an Answer depends on. For legacy iptables there is none: see
-// Host.Recheck.
+// eventGroups are the groups that tell of changes of what an Answer depends on; none tells of legacy iptables.
 var eventGroups = [...]eventGroup{
 	{protocol: unix.NETLINK_ROUTE, groups: []uint{
 		unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_TC,
