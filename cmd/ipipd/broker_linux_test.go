@@ -207,7 +207,7 @@ func TestStartBroker_capabilities(t *testing.T) {
 	}{
 		"marks":  {[]string{"--fwmark", "7", "--allow-fast-path", "no"}, netRaw, "CAP_NET_RAW stays, ipipd keep does what takes one"},
 		"off":    {[]string{"--sandbox", "off"}, netAdmin | netRaw, "CAP_NET_ADMIN, CAP_NET_RAW"},
-		"script": {nil, netAdmin | netRaw, "CAP_NET_ADMIN, CAP_NET_RAW"}, // of a program that is no ipipd up nothing is known
+		"script": {nil, netAdmin | netRaw, "CAP_NET_ADMIN, CAP_NET_RAW"}, // a script's configuration is not known
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

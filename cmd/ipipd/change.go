@@ -306,8 +306,7 @@ func nameOfAnother(name, other string) error {
 	return &control.Refusal{Message: fmt.Sprintf("name %s is the interface's of the tunnel %s: choose another", name, other)}
 }
 
-// configure sets the properties of c as settings say. Its error is a *control.Refusal with all that is wrong, a line
-// each.
+// configure sets the properties of c as settings say. Its error, a *control.Refusal, has a line for each mistake.
 func configure(c *tunnel.Config, settings []control.Setting) error {
 	properties := tunnel.Properties()
 	seen := map[string]bool{}

@@ -234,7 +234,8 @@ func TestNamesByProcess(t *testing.T) {
 
 // After any concurrent changes the wanted tunnels are those that run, and whose names are reserved.
 func TestProcessChange_concurrent(t *testing.T) {
-	p, e, _ := runProcess(t, nil, "ipip1", "-ipip2", "t-down", "t-stays") // others, since down may end the process, or wait for a tunnel that add has named so
+	// t-stays keeps down from ending the process; t-down is a name that add does not give, and that down would wait for.
+	p, e, _ := runProcess(t, nil, "ipip1", "-ipip2", "t-down", "t-stays")
 	dir := []string{"--runtime-dir", p.options.RuntimeDir}
 	var wg sync.WaitGroup
 	for _, words := range []string{

@@ -70,8 +70,8 @@ func reportUndo(s *streams, r control.Result) {
 	}
 }
 
-// awaitLocked has everything undone after d that has been changed since the configs were back. If a confirmation
-// is awaited already, one confirms both, and wanted.back stays.
+// awaitLocked waits for a confirmation, without which back, the configs before the change, are applied again after d.
+// If one is awaited already, it is for both changes, and wanted.back stays.
 func (p *process) awaitLocked(d time.Duration, back []tunnel.Config) {
 	at := time.Now().Add(d)
 	p.updateLocked(func(w *wanted) {

@@ -267,8 +267,7 @@ func colours(w io.Writer, lookup func(string) (string, bool)) bool {
 	return err == nil && info.Mode()&fs.ModeCharDevice != 0
 }
 
-// mostOfCode is how many findings of one code writeReport writes: of a thousand tunnels without a route each says the
-// same.
+// mostOfCode is how many findings of one code writeReport writes: those of a thousand tunnels without a route are alike.
 const mostOfCode = 20
 
 // writeReport writes a line for each finding, what it means beneath it, and counts them in the last line.

@@ -393,8 +393,9 @@ func testKeptPath(t *testing.T, path *keptPath, first string) {
 			if path.fast && w.anew {
 				continue
 			}
-			after = k.status("near")                    // all is counted
-			few := uint64(2*aBatch + full[0] + full[1]) // packets of OSPF, and those that a killed process has read, or sent, and not counted
+			after = k.status("near") // all is counted
+			// Packets of OSPF, and those that a killed process has read, or sent, and not counted.
+			few := uint64(2*aBatch + full[0] + full[1])
 			if tx, rx := after.TxPacket-before.TxPacket, after.RxPacket-before.RxPacket; tx+few < sent[0] || tx > sent[0]+few || rx+few < sent[1] || rx > sent[1]+few {
 				t.Errorf("%s: counted are %d packets out and %d in, want %d and %d and few more or less", w.name, tx, rx, sent[0], sent[1])
 			}

@@ -115,7 +115,7 @@ func monitorRun(ctx context.Context, o *monitorOptions) error {
 	return o.lines(ctx, p, model)
 }
 
-// lines writes text, or JSON, once an interval, where the output is no terminal.
+// lines writes a round as text, or as JSON, at each interval, in place of screen.
 func (o *monitorOptions) lines(ctx context.Context, p *poller, model *monitor.Model) error {
 	ticker := time.NewTicker(o.Interval)
 	defer ticker.Stop()
@@ -248,7 +248,8 @@ func (p *poller) ask(process *control.Process) *inquiry {
 	return q
 }
 
-// reading returns the Reading of an inquiry that is done; false if the process has ended, or is one more that denies this user.
+// reading returns the Reading of an inquiry that is done; false if the process has ended, or denies this user and is not
+// the first one that does.
 func (p *poller) reading(id string, q *inquiry) (monitor.Reading, bool) {
 	r := monitor.Reading{Process: id, Links: q.links, At: q.at}
 	switch {

@@ -217,8 +217,8 @@ func (l *screenLoop) take(r round) (done bool, err error) {
 	return r.counts && l.shown == l.o.Count, nil
 }
 
-// suspend stops the process until it is continued, and with wholeJob its process group (sudo), as
-// the terminal's own Ctrl-Z would. It stops by SIGSTOP, since Go's handler of SIGTSTP stays for good once
+// suspend stops the process until it is continued, and with wholeJob its process group, which may have sudo in
+// it, as the terminal's own Ctrl-Z would. It stops by SIGSTOP, since Go's handler of SIGTSTP stays for good once
 // there was one. A session leader does not stop: no shell would continue it.
 func (l *screenLoop) suspend(wholeJob bool, stopped, continued chan os.Signal) error {
 	if session, err := unix.Getsid(0); err != nil || session == unix.Getpgrp() {

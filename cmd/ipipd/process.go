@@ -213,7 +213,7 @@ func (p *process) tunnelError(err error) error {
 	return err
 }
 
-// watchLocked logs tunnels that have started since the last call, and has ended called when one ends.
+// watchLocked logs tunnels that have started since the last call, and calls ended when one ends.
 func (p *process) watchLocked() {
 	tunnels := p.engine.Tunnels()
 	links := slices.Collect(maps.Keys(tunnels))

@@ -209,7 +209,7 @@ func changeProcess(o *changeOptions, p *control.Process, r control.Request) erro
 	return err
 }
 
-// namesByProcess returns for each of processes the names of its tunnels that names has, as they are configured.
+// namesByProcess returns for each of processes which of names it has. A renamed interface's is the configured one there.
 func namesByProcess(dir string, processes []control.Process, names []string) ([][]string, error) {
 	of := make([][]string, len(processes))
 	add := func(name string) bool {

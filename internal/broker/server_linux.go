@@ -19,7 +19,7 @@ type Server struct {
 	socket int
 	// read reads the configuration of the process.
 	read func() ([]tunnel.Config, error)
-	// readings are the last readings that differ: when a change is undone, the process requests what they allow.
+	// readings are the last readings that differ: after an undone change the process requests what an older one names.
 	readings [][]tunnel.Config
 	rules    *rules
 	netlink  map[uint32]int // sockets, by protocol
@@ -33,8 +33,7 @@ type Server struct {
 const maxReadings = 8
 
 // New returns the Server of a process, for the network namespace of the calling thread, and the process's end of the
-// socket pair, which is the caller's. read reads the configuration of the process: now, and again before a request is
-// refused.
+// socket pair, which is the caller's. read reads the process's configuration: now, and before a request is refused.
 func New(read func() ([]tunnel.Config, error)) (s *Server, peer int, err error) {
 	s = &Server{socket: -1, lookup: -1, read: read, netlink: map[uint32]int{}, buf: make([]byte, privileged.MaxMessage), out: make([]byte, privileged.MaxMessage), datagram: make([]byte, privileged.MaxMessage-privileged.HeaderSize)}
 	if err := s.reread(); err != nil {

@@ -37,7 +37,7 @@ type Ring struct {
 	full atomic.Bool
 
 	strangers struct { // packets of no tunnel
-		second atomic.Int64 // Unix time, of the second that count is of
+		second atomic.Int64 // Unix time of the second that count is for
 		count  atomic.Int32
 	}
 }

@@ -121,8 +121,8 @@ const maxSize = 10 << 20
 
 // Read reads the files of paths as one configuration: no name and no pair of outer addresses
 // twice, the defaults of each file for the tunnels of all. It returns what they say, and the tunnels in the
-// order of the files: the disabled ones too, but not the Refused ones. Its error is Errors, or of a system
-// call, with the path. It does not block: a file that is not a regular one is an error.
+// order of the files: the disabled ones too, but not the Refused ones. Its error is Errors, or that of a
+// file that cannot be read, with its path. It does not block: a file that is not a regular one is an error.
 func Read(paths ...string) (*File, []tunnel.Config, error) { return read(paths, false) }
 
 // Stdin is the path by which ReadOnce reads standard input, stdinName the file name in its positions.
@@ -151,7 +151,7 @@ type Source struct {
 	exposed bool // others than its owner can read it
 }
 
-// Load reads the files of paths for Parse; both together are ReadOnce. Its error is of a system call, with the path.
+// Load reads the files of paths for Parse; both together are ReadOnce. Its error has the path that cannot be read.
 func Load(paths ...string) ([]Source, error) { return load(paths, true) }
 
 func load(paths []string, once bool) (sources []Source, err error) {
@@ -235,7 +235,7 @@ func readByOthers(info fs.FileInfo) bool {
 	return info.Mode()&0o044 != 0
 }
 
-// Conceal returns the shell command that takes others' right to read a file that is in File.Exposed.
+// Conceal returns the shell command that takes from others the right to read a file of File.Exposed.
 func Conceal(name string) string {
 	if info, err := os.Stat(name); err == nil && int(info.Sys().(*syscall.Stat_t).Gid) == serviceuser.GID() {
 		return "chmod 640 " + name
@@ -270,8 +270,8 @@ func (f *File) hasSecret() bool {
 		slices.ContainsFunc(f.Tunnels, func(t Tunnel) bool { return slices.ContainsFunc(t.Settings, secret) })
 }
 
-// parse parses data as RouterOS's export if name ends in .rsc, or has no extension, as a pipe's, and the first line
-// is a menu of RouterOS; else as YAML. The File is nil if nothing of it can be understood.
+// parse parses data as a RouterOS export if name ends in .rsc, or if it has no extension, as a pipe's, and data begins
+// with a menu; else as YAML. The File is nil if nothing of it can be understood.
 func parse(name string, data []byte) (*File, Errors) {
 	if ext := filepath.Ext(name); strings.EqualFold(ext, ".rsc") || ext == "" && beginsWithMenu(data) {
 		return parseRouterOS(name, data)

@@ -193,7 +193,8 @@ func (r *routerOS) setAll(t *ipip, words []word) {
 	seen := map[string]bool{}
 	for _, w := range words {
 		switch {
-		case w.key == "", seen["ipsec-secret"] && !slices.Contains(tunnelProperties, w.key): // it may be the rest of the secret, and is not shown
+		case w.key == "", seen["ipsec-secret"] && !slices.Contains(tunnelProperties, w.key):
+			// The word may be the rest of the secret: it is not shown.
 			r.fail(w.pos, "not a property: want name=value, and a value with blanks in quotes")
 		case !slices.Contains(tunnelProperties, w.key):
 			r.fail(w.pos, "%s has no property %q that can be read: want %s", menuTunnel, w.key, strings.Join(tunnelProperties, ", "))

@@ -60,8 +60,7 @@ func readJSON(name string, v any) func(*http.Response) error {
 	}
 }
 
-// Change makes p do what r says. It fails with *Refusal if that is not possible, and then nothing has
-// changed.
+// Change makes p do what r says. It fails with *Refusal if that is not possible; then nothing has changed.
 func (p *Process) Change(dir string, timeout time.Duration, r Request) (result Result, err error) {
 	body, err := json.Marshal(r)
 	if err == nil {

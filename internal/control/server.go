@@ -297,7 +297,7 @@ func respond(w http.ResponseWriter, v any, err error) {
 	w.Write(text)
 }
 
-// badRequest answers a request whose body is malformed, 400, or too large, 413.
+// badRequest answers a request that is malformed, 400, or whose body is too large, 413.
 func badRequest(w http.ResponseWriter, err error) {
 	status := http.StatusBadRequest
 	var large *http.MaxBytesError

@@ -50,8 +50,7 @@ type laboratory struct {
 	cables []*lab.Lossy
 }
 
-// Run shows what o says. It fails if something does not work, or once ctx is done. All that it made is gone when it
-// returns.
+// Run shows what o says, and removes all that it made. It fails if something does not work, or once ctx is done.
 func Run(ctx context.Context, o Options) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it was not done within %v", timeout))
 	defer cancel()

@@ -239,7 +239,7 @@ func (w *walk) apply(c *chain, of *rule, v *verdict) (o outcomes, ends bool) {
 }
 
 // passage evaluates all hooks of the packet's direction. base is the first base chain that drops it
-// for certain, and by how; if there is none, unsure is the first that may drop it. Both nil: it passes.
+// for certain, by its outcomes; if there is none, unsure is the first that may drop it. Both nil: it passes.
 func (r *ruleset) passage(p *firewallPacket) (base *chain, by outcomes, unsure *chain) {
 	w := walk{r, p, map[*chain]outcomes{}}
 	hooks := hooksOut

@@ -22,7 +22,7 @@ type Ask struct {
 	Local, Remote netip.Addr
 	Mark          uint32
 	Device        string // the device to send by; "" is any
-	// Inner are the packets to send with an outer header of protocol 4. nil is that header alone.
+	// Inner are the packets to send with an outer header of protocol 4; an empty one is that header alone.
 	Inner [][]byte
 	// Sizes are the lengths in bytes, IPv4 header included, of pings to send with DF=1.
 	Sizes []int
@@ -262,8 +262,7 @@ func (s *subject) silence() string {
 	return "the running tunnel heard it last at " + s.Status.LastHeard.Format(time.DateTime)
 }
 
-// watch returns the commands that show where protocol 4, or IKE and ESP, get lost, and a hint if this host's cloud is
-// known.
+// watch returns the commands that show where the tunnel's packets get lost, and a hint if this host's cloud is known.
 func (e *examination) watch(s *subject) string {
 	if s.encrypted {
 		return fmt.Sprintf("tcpdump -ni %s 'ip proto 50 or udp port 500 or udp port 4500' at both ends; ipipd print %s", s.dumpDevice(), quote(s.name))

@@ -24,7 +24,7 @@ import (
 // Snapshot is what metrics are made of.
 type Snapshot struct {
 	tunnel.Samples
-	// ReloadFailed: the last reload was refused, or undone. ReloadedAt is the time of the last that was done, or
+	// ReloadFailed: the last reload failed, or was undone. ReloadedAt is the time of the last that was done, or
 	// of the start.
 	ReloadFailed bool
 	ReloadedAt   time.Time
@@ -182,8 +182,9 @@ func seconds(t time.Time) float64 {
 	return float64(t.UnixMicro()) / 1e6
 }
 
-// The reasons that have series, packets and ICMP messages apart: all with many remotes and a secret, many without a
-// secret, plain and esp with one remote, process for no tunnel. Each has one from the start: the first drop is an increase.
+// The reasons that have series from the start, so that the first drop is seen as an increase: of packets and of ICMP
+// messages, of tunnels with many remotes and a secret (all), with many remotes (many), with one remote (plain), with one
+// and a secret (esp), and of no tunnel (process).
 var (
 	allPackets, allMessages         = reasons(func(r drop.Reason) bool { return !r.ByProcess() })
 	manyPackets, manyMessages       = reasons(func(r drop.Reason) bool { return !r.ByProcess() && !r.ByESP() })

@@ -6,8 +6,8 @@
 // its own. It changes nothing, and has neither passwords nor TLS: the server it is mounted in decides
 // who reaches it.
 //
-// However many clients ask, the counters are read once a second at most, for the history every Interval, and pages
-// are made one at a time. No worker waits for any of it.
+// However many clients ask, the counters are read once a second at most, for the history once an Interval at most, and
+// pages are made one at a time. No worker waits for any of it.
 package page
 
 import (

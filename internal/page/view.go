@@ -53,7 +53,7 @@ type number struct {
 	Text string
 }
 
-// noNumber is the number of a cell that stays empty, as the path MTU's of a tunnel that is not started.
+// noNumber is the number of a cell that stays empty, such as the path MTU of a tunnel that is not started.
 var noNumber = number{Key: -1}
 
 // lost is a rate of drops.

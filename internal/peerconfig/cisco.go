@@ -11,7 +11,7 @@ import (
 	"ipipd/keepalive"
 )
 
-// cisco returns the configuration of IOS and IOS XE.
+// cisco returns the configuration for IOS and IOS XE.
 func (p *peer) cisco() (string, error) {
 	var b strings.Builder
 	notes := p.notes

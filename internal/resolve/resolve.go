@@ -115,7 +115,7 @@ func (r *Resolver) ask(ctx context.Context, name string) (Answer, error) {
 	return a, err
 }
 
-// hold moves a look-up from slots to slow after patience, or gives it up if slow is full. end ends the look-up.
+// hold moves a look-up from slots to slow after patience, or gives it up if slow is full. end frees its slot.
 func (r *Resolver) hold(giveUp func(error)) (end func()) {
 	slot, moved := r.slots, make(chan struct{})
 	timer := time.AfterFunc(r.patience, func() {

@@ -92,7 +92,7 @@ func (c *call) instructions(refused uint32) (all []bpf.Instruction) {
 
 func (c *condition) length() int { return len(c.values) + 3 }
 
-// instructions returns instructions after which the filter goes on if the condition holds, or else skips more others.
+// instructions returns a test of the condition: if it does not hold, more instructions behind the test are skipped.
 func (c *condition) instructions(more int) []bpf.Instruction {
 	offset := uint32(argumentOffset + 2*wordLen*c.argument)
 	if c.upper {

@@ -169,7 +169,7 @@ func target(path string) string {
 	return path
 }
 
-// Explain adds to err, if Landlock denied the process a file, which files it may read, and the remedy. s may be nil.
+// Explain adds to err, if it is about a file that Landlock denies, which files can be read, and the remedy. s may be nil.
 func (s *State) Explain(err error) error {
 	var path *fs.PathError
 	if s == nil || s.Landlock == 0 || !errors.As(err, &path) || !errors.Is(err, fs.ErrPermission) {

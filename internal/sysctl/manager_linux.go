@@ -102,9 +102,8 @@ func (m *Manager) keepFilters(but []Setting) (settings []Setting) {
 	return settings
 }
 
-// Restore ends this process's need of the sysctls. If no other process needs them it sets them back, also
-// those of killed processes, and returns them. A value that was changed since stays. Without a record it does
-// nothing.
+// Restore ends this process's need of the sysctls. If no other process needs them it sets them back, also those
+// of killed processes, and returns them. A value that was changed since stays. Without a record it does nothing.
 func (m *Manager) Restore() (back []Setting, err error) {
 	if m.file == nil {
 		if !m.recorded() {

@@ -18,7 +18,7 @@ type Server struct {
 	Shared []string
 }
 
-// Need is sysctls that have not the value that a Server needs.
+// Need is the sysctls that do not have the values that a Server needs.
 type Need struct {
 	// Detail says what is set now, Remedy what to do.
 	Detail, Remedy string
