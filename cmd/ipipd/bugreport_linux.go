@@ -197,7 +197,7 @@ func writeHidden(w io.Writer, process config.Process, entries []config.Entry) er
 	return config.WriteYAML(w, process, entries)
 }
 
-// plainRune drops from a file's name, by strings.Map, all but letters and hyphens.
+// plainRune is a mapping of strings.Map that drops all but the letters a to z and hyphens, for a file's name.
 func plainRune(r rune) rune {
 	if r >= 'a' && r <= 'z' || r == '-' {
 		return r
