@@ -71,8 +71,8 @@ test-race: bin/tools/$(notdir $(GOTESTSUM)) ## the tests under the race detector
 	@if ! command -v gcc >/dev/null; then echo 'skipped: the race detector needs gcc'; exit 0; fi; \
 	CGO_ENABLED=1 $(GOTEST) --packages '$(PKG)' -- -race -short -count=1 -timeout 60m -run '$(RUN)'
 
-# The packages whose tests need no network, without those that qemu-user cannot run (eBPF, seccomp, tests that start themselves
-# again) or takes minutes for (IKE, the reference of the splitter).
+# The packages whose tests need no network, without those that qemu-user cannot run (eBPF, seccomp, tests that start
+# themselves again) or takes minutes for (IKE, the reference of the splitter).
 ARM64 = ./encap ./mss ./keepalive ./tun ./internal/{capture,config,control,drop,fib,history,ipsec,ipsec/esp,ipv4,packet,vnet}
 ARM64SKIP = QueueSelector|TestListen_killedProcess|TestSplitter_reference|TestQueue_superpacket|TestSuiteMaxInner
 

@@ -131,8 +131,9 @@ func (o *Outer) pushHeader(b *packet.Buffer, tos, ttl uint8, df bool, id uint16)
 	header.Put(b.Push(Overhead))
 }
 
-// LoopsFrom is Outer.Loops for a tunnel without a local address, whose outer source depends on the remote: sources are all
-// of them, remote is the outer destination that inner would get. An IPIP packet to remote around a packet to remote is one, too.
+// LoopsFrom is Outer.Loops for a tunnel without a local address, whose outer source depends on the remote: sources has all
+// of these, remote is the outer destination that inner would get. An IPIP packet to remote around a packet to remote is a
+// loop, too.
 func LoopsFrom(inner ipv4.Packet, sources map[[4]byte]bool, remote [4]byte) bool {
 	h, headerLen, b := inner.Header(), inner.HeaderLen(), inner.Bytes()
 	for depth := range maxNesting {

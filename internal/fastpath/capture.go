@@ -38,7 +38,7 @@ type Captured struct {
 	checksum [2]byte
 }
 
-// Inner returns the part of Outer after the outer header: the inner packet as this host sent it, or got it.
+// Inner returns the part of Outer after the outer header: the inner packet as it was sent by or delivered to this host.
 func (c *Captured) Inner() []byte { return c.Outer[20:] }
 
 // AsReceived calls visit with Outer as it was received, before the ECN codepoint of its header was merged

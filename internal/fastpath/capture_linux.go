@@ -128,7 +128,7 @@ func (c *captureRing) close() {
 	_ = c.ring.Close()
 }
 
-// notCaptured are the counters of the packets that rings had no room for.
+// notCaptured returns the counters of the packets that the ring buffer had no room for: those carried, those dropped.
 func (l *Link) notCaptured() (n, drops uint64, err error) {
 	if err := l.f.objects.Counters.Lookup(l.slot, l.counts); err != nil {
 		return 0, 0, fmt.Errorf("read the counters: %w", err)

@@ -208,7 +208,8 @@ func TestExplainCapture(t *testing.T) {
 	}
 }
 
-// The time of a packet in each program, with a capture and without: the median of runs of one packet, as the programs change it.
+// The time of a packet in each program, with a capture and without: the median of runs of one packet, since the programs
+// change it.
 func BenchmarkObject(b *testing.B) {
 	in := inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerA, Destination: innerB}, udp(1400))
 	out := outerPacket(0, inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerB, Destination: innerA}, udp(1400)))

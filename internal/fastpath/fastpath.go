@@ -20,7 +20,7 @@
 // The caller attaches ipip_encap (Encap), as a tc filter, which goes with the TUN. An underlay
 // device is not ours: ipip_decap is attached to it by tcx, with a bpf_link that only this process
 // holds, and Options.Manager. Nothing is pinned: without a Manager the kernel detaches it however the process ends.
-// With one it stays, but leaves all packets to the stack once the process has been gone for a minute, until a next one is there.
+// With one it stays, but a minute later at most it leaves all packets to the stack, unless there is a next process.
 //
 // Requirements: Linux 6.6 (tcx), CAP_BPF and CAP_NET_ADMIN, an Ethernet underlay device.
 // A FastPath belongs to one network namespace, that of the calling thread. A packet

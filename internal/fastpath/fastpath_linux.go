@@ -87,9 +87,9 @@ func loadSpec(spec *ebpf.CollectionSpec, linkHeader uint32, counts map[string]*e
 
 // FastPath holds the loaded programs of this process and the underlay devices that they
 // are attached to. Its methods, and those of its Links, are safe for concurrent use. The unexported ones are called
-// with mu held, but for beat.
+// with mu held, but for beat and those that Open calls.
 type FastPath struct {
-	mu            sync.Mutex // guards the rest
+	mu            sync.Mutex // guards the rest, but for aliveUntil
 	objects       *objects   // nil when closed
 	underlays     map[int]*underlay
 	links         map[*Link]bool

@@ -14,7 +14,8 @@ import (
 )
 
 // Routes is the copy, in eBPF maps, of the routes out of one interface with many remotes, of their gateways, and
-// of the prefixes of accept-from and accept-to. Its methods are safe for concurrent use.
+// of the prefixes of accept-from and accept-to. Its methods are safe for concurrent use; the unexported ones are called
+// with f.mu held.
 type Routes struct {
 	f       *FastPath
 	ifindex uint32
@@ -367,7 +368,7 @@ func (r *Routes) SetRemote(gateway [4]byte, to Remote) error {
 		}
 	}
 	if err := r.f.objects.Remotes.Update(number, v, ebpf.UpdateLock); err != nil {
-		// Better userspace than an entry that is out of date. Routes still lead to the number, so no other remote may get it.
+		// Better userspace than an outdated entry. Routes still lead to the number, so no other remote may get it.
 		r.lacking = r.f.explainMap("a remote", err)
 		r.disableLocked(r.lacking)
 		return r.lacking
@@ -417,7 +418,7 @@ func (r *Routes) Accept(from []Sender, to []netip.Prefix) error {
 	return errors.Join(err, r.acceptIn(r.f.objects.AcceptTo, &r.to, destinations))
 }
 
-// receiveSenders attaches ipip_decap to these devices for accept-from, and releases those of the last list.
+// receiveSenders attaches ipip_decap to these devices for accept-from, and releases those that only the last list had.
 func (r *Routes) receiveSenders(devices map[int]bool) error {
 	for device := range devices {
 		if !r.senders[device] {

@@ -98,7 +98,7 @@ func (s *RawSocket) FD() int { return s.fd }
 // Binding returns the Binding of the last Change that succeeded.
 func (s *RawSocket) Binding() Binding { return s.binding }
 
-// Connected reports whether the kernel delivers only packets from the Remote of the Binding, or that is zero.
+// Connected reports whether the kernel delivers only packets that the Binding matches: from its Remote, unless that is zero.
 func (s *RawSocket) Connected() bool { return s.connected || s.binding.Remote == [4]byte{} }
 
 // Change replaces the Binding. prepare sets up the socket that is to receive from now on,

@@ -58,7 +58,7 @@ type Entry entry
 // entry is what a prefix's best route says. It is small, since a look-up of 10,000 prefixes waits for memory
 // more than for anything else.
 type entry struct {
-	gateway [4]byte // the gateway, unless several
+	gateway [4]byte // zero if the hop has none, or if several
 	// why is not drop.None if there is no hop to use: then packets are dropped, and not sent to another
 	// remote by a shorter prefix.
 	why     drop.Reason
@@ -103,7 +103,8 @@ func (t *Table) RemoteBy(e *Entry, inner ipv4.Packet) (remote [4]byte, why drop.
 	return remote, drop.None
 }
 
-// hopsFor returns the next hops for an inner destination whose entry has several: its longest prefix is the same in both tries.
+// hopsFor returns the next hops for an inner destination whose entry has several: its longest prefix is the same in both
+// tries.
 func (t *Table) hopsFor(destination [4]byte) *hops { return *t.several.lookup(key(destination)) }
 
 // of returns the gateway for a flow's hash: each hop has a share of all hashes, by its weight (RFC 2992).

@@ -46,7 +46,7 @@ func main() {
 	}
 }
 
-// bom returns the bill of the modules of info, and the standard library.
+// bom returns the bill of materials: the modules of info, and the standard library.
 func bom(info *debug.BuildInfo, version string) document {
 	d := document{Format: "CycloneDX", SpecVersion: "1.6", Version: 1}
 	d.Metadata.Component = golang("application", info.Main.Path, version)

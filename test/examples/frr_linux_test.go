@@ -110,8 +110,8 @@ func (s *frrSite) leads(prefix, tunnel string) bool {
 	return strings.Contains(s.Run("ip", "route", "show", prefix), "dev "+tunnel+" proto ospf")
 }
 
-// failover makes the provider drop everything, waits until both sites have moved to the backup, and, with the
-// provider again, until they are back. It logs how long the move took.
+// failover makes the provider drop everything, waits until both sites have moved to the backup, and, once the
+// provider forwards again, until they are back. It logs how long the move took.
 func failover(t *testing.T, a, b *frrSite, u *underlay, by string) {
 	t.Helper()
 	on := func(tunnel string) func() bool {

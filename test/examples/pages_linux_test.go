@@ -463,7 +463,7 @@ func TestPages_parse(t *testing.T) {
 	}
 }
 
-// The tests that run blocks of a page by its words exist.
+// The tests that pages name in blocks with "by TestX" exist.
 func TestPages_elsewhere(t *testing.T) {
 	t.Parallel()
 	tests := map[string]bool{}

@@ -37,7 +37,7 @@ func newRealServers(t *testing.T, name string) *realServers {
 		d := netlab.UpConfig(t, s, "ipip0", filepath.Join(example(t, name), "ipipd.yaml"))
 		d.AwaitWarning(warning.SYNACKMSS)
 		s.Run("ip", "route", "change", "default", "via", "192.0.2.254", "dev", "eth0", "advmss", "1440")
-		// The server answers when the client ends its side: it counts the bytes sent.
+		// The server sends its name at once, and the number of bytes received when the client has ended its side.
 		start(t, s, "socat", "TCP-LISTEN:80,fork,reuseaddr", "SYSTEM:echo server "+strconv.Itoa(n)+"; wc -c")
 		r.servers, r.tunnels = append(r.servers, s), append(r.tunnels, d)
 	}

@@ -46,7 +46,8 @@ func TestPeerConfig_kernel(t *testing.T) {
 	}
 }
 
-// strongSwan, configured by the output of peer-config, is the other end of an encrypted tunnel, in IKEv1 and IKEv2, whoever initiates.
+// strongSwan, configured by the output of peer-config, is the other end of an encrypted tunnel, in IKEv1 and IKEv2, whoever
+// initiates the negotiation.
 func TestPeerConfig_strongSwan(t *testing.T) {
 	t.Parallel()
 	for name, flags := range map[string][]string{

@@ -138,7 +138,8 @@ func UpConfig(t testing.TB, ns *NS, name, file string) *Daemon {
 	return d
 }
 
-// Keep is Up under `ipipd keep`, which does what takes a capability. Signal, Stop and PID are about the keeper; Child is the process that it keeps.
+// Keep is Up under `ipipd keep`, which does what takes a capability. Signal, Stop and PID are about the keeper; Child is the
+// process that it keeps.
 func Keep(t testing.TB, ns *NS, name string, args ...string) *Daemon {
 	t.Helper()
 	return keep(t, ns, name, append([]string{"--name", name}, args...)...)

@@ -66,8 +66,8 @@ func Stream(t testing.TB, from *NS, source string, to *NS, destination string) (
 	}
 }
 
-// Echo is Stream where packets may be lost: answered sends a datagram every 20 ms until one is answered, which it reports, or
-// for the time within. It is not safe for concurrent use.
+// Echo is Stream where packets may be lost: answered sends a datagram every 20 ms until one is answered, for the time within
+// at most, and reports whether one was. It is not safe for concurrent use.
 func Echo(t testing.TB, from *NS, source string, to *NS, destination string) (answered func(within time.Duration) bool) {
 	t.Helper()
 	client := listenEcho(t, from, source)

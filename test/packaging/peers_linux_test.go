@@ -91,7 +91,7 @@ func TestPeers(t *testing.T) {
 		t.Errorf("without the drop-in: %+v", sent)
 	}
 
-	// IPAddressDeny alone is not enough: it limits neither packet sockets nor eBPF nor sockets that a restart has kept from before.
+	// IPAddressDeny alone is not enough: it limits neither packet sockets nor eBPF nor sockets that a restart has kept.
 	const file = "/etc/systemd/system/ipipd.service.d/peers.conf"
 	g.write(file, "[Service]\nUser=root\nIPAddressDeny=any\nIPAddressAllow="+peer+"\n")
 	g.run("systemctl", "daemon-reload")
@@ -205,7 +205,7 @@ func descendants(pid int, name string) (all []int) {
 	return all
 }
 
-// sent counts what a process's sockets have sent: frames by packet sockets, packets by IPv4 sockets, and what the kernel refused.
+// sent counts what a process's sockets have sent: frames by packet sockets, packets by IPv4 sockets, and refused writes.
 type sent struct{ frames, packets, refused int }
 
 // send sends to an address by each socket of a process, as an attacker in it could; device is the underlay's index.

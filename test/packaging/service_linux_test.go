@@ -267,7 +267,7 @@ func fastPath(g *guest, tunnel string) (text string) {
 	return text
 }
 
-// A package is installed, configured, started, upgraded, removed and purged. Restarts in between lose as few packets as they may.
+// A package is installed, configured, started, upgraded, removed and purged. Restarts in between lose few packets or none.
 func TestService(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: namespaces")

@@ -61,7 +61,7 @@ type figures struct {
 	packets, bits, cpu float64       // packets and bits a second; processor time of a packet, in seconds
 	usable             time.Duration // from the last route added until packets to all prefixes are sent
 	memory             float64       // bytes for each prefix
-	own, others        float64       // processor time of a change of a route out of the interface, of another route, in seconds
+	own, others        float64       // processor seconds for a change of a route out of the interface, of another route
 }
 
 // many measures both, in a network namespace of its own, and prints the medians.

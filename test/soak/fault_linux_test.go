@@ -15,8 +15,8 @@ import (
 )
 
 // faults are the system calls that fail, and how. Calls of the Go runtime are left out, epoll_pwait too: strace may detach
-// between the entry and the exit of a call, which then fails as system call -1, and the runtime takes no such error. The event
-// signals interrupts them.
+// between the entry and the exit of a call, which then fails as call -1 does (ENOSYS): an error that the runtime does not
+// handle. The event signals interrupts them.
 var faults = []struct {
 	call   string
 	path   string // only on this file
@@ -93,7 +93,7 @@ func fault(e *end, random *rand.Rand) string {
 		select {
 		case <-done:
 		case <-time.After(5 * time.Second):
-			// If the process was killed, strace waits for its first thread, which waits for the others, which wait for strace.
+			// If the process was killed, strace waits for its first thread, that for the others, and these for strace.
 			e.s.logf("%s strace of process %d is killed", e.name, pid)
 			_ = cmd.Process.Kill()
 			<-done
