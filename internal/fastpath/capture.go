@@ -22,8 +22,7 @@ const (
 	SendFailed      Why = 0xff
 )
 
-// Captured is a packet that the fast path has carried or dropped. A GSO packet is one Captured, with its
-// whole length.
+// Captured is a packet that the fast path has carried or dropped. A GSO packet is one Captured, with its whole length.
 type Captured struct {
 	At       time.Time
 	Outbound bool

@@ -208,8 +208,7 @@ func TestExplainCapture(t *testing.T) {
 	}
 }
 
-// The time of a packet in each program, with a capture and without: the median of runs of one packet, since the programs
-// change it.
+// The time of a packet in each program, with a capture and without: the median of runs of one packet, which they change.
 func BenchmarkObject(b *testing.B) {
 	in := inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerA, Destination: innerB}, udp(1400))
 	out := outerPacket(0, inner(ipv4.Header{Protocol: ipv4.ProtocolUDP, Source: innerB, Destination: innerA}, udp(1400)))

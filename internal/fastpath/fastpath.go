@@ -47,8 +47,7 @@ type Tunnel struct {
 	// Local and Remote are the outer addresses.
 	Local, Remote [4]byte
 	// UnderlayIfindex is the Ethernet device that sends and receives the outer packets.
-	// Outer packets received on another device go to userspace. 0 is none: enable no
-	// direction then.
+	// Outer packets received on another device go to userspace. 0 is none: enable no direction then.
 	UnderlayIfindex int
 	// NextHop is the neighbour on the underlay: the gateway, or Remote if on-link.
 	NextHop [4]byte

@@ -252,8 +252,7 @@ func (r *Routes) leadsTo(n fib.Next) uint32 {
 	return toSeveral
 }
 
-// abandon undoes a change that the hash table has no place for: it empties the table, and all packets go to userspace
-// until Sync.
+// abandon gives up a change that the hash table has no room for: it removes the copy. Packets go to userspace until Sync.
 func (r *Routes) abandon(set []netip.Prefix) {
 	r.disableLocked(&Unavailable{Why: "the hash table of the fast path's routes has no place for one of the prefixes"})
 	for _, p := range set {

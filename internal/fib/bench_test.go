@@ -12,8 +12,7 @@ import (
 	"ipipd/internal/ipv4"
 )
 
-// prefixesOf returns n prefixes, most of 20 to 28 bits as of a routing protocol, the default route among
-// them.
+// prefixesOf returns n prefixes, the default route and others, most of 20 to 28 bits as of a routing protocol.
 func prefixesOf(n int) (all []netip.Prefix) {
 	r := rand.New(rand.NewPCG(uint64(n), 2))
 	seen := map[netip.Prefix]bool{}

@@ -103,8 +103,7 @@ func (t *Table) RemoteBy(e *Entry, inner ipv4.Packet) (remote [4]byte, why drop.
 	return remote, drop.None
 }
 
-// hopsFor returns the next hops for an inner destination whose entry has several: its longest prefix is the same in both
-// tries.
+// hopsFor returns the next hops for an inner destination whose entry has several: both tries have the same longest prefix.
 func (t *Table) hopsFor(destination [4]byte) *hops { return *t.several.lookup(key(destination)) }
 
 // of returns the gateway for a flow's hash: each hop has a share of all hashes, by its weight (RFC 2992).

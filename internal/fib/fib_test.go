@@ -189,8 +189,7 @@ func rank(table uint32) uint64 {
 	return uint64(table)
 }
 
-// check compares a Table with the reference, for one address as destination, inner source and outer
-// source.
+// check compares a Table with the reference, for one address as destination, inner source and outer source.
 func (n naive) check(t *testing.T, table *fib.Table, a, source [4]byte) {
 	t.Helper()
 	r := n.best(a)

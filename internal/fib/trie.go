@@ -44,8 +44,7 @@ var shorter = func() (masks [1 << stride]uint64) {
 // rank returns how many bits of a word are set below bit i: the index in a slice of the item of bit i.
 func rank(word uint64, i int) int { return bits.OnesCount64(word & (1<<(i&63) - 1)) }
 
-// lookup returns the value of the longest prefix that contains an address; nil if none does. The caller must not
-// change it.
+// lookup returns the value of the longest prefix that contains an address, which is not to be changed; nil if none does.
 func (t *trie[V]) lookup(address uint32) *V {
 	var best *node[V]
 	var matches uint64 // of best

@@ -135,8 +135,7 @@ func runIfThere(command string) func(*dropsLab) {
 	return func(l *dropsLab) { runOrSkip(l.t, l.a, command) }
 }
 
-// A packet is dropped for each reason, which print, the metrics and the comment of the packet in a capture
-// show.
+// A packet is dropped for each reason, which print, the metrics and the comment of the packet in a capture show.
 func TestDrops(t *testing.T) {
 	t.Parallel()
 	good, reply := datagram(aToB(1), 100), datagram(bToA(1), 100)

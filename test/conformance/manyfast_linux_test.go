@@ -218,8 +218,7 @@ func TestManyFast_besideOne(t *testing.T) {
 	}
 	ping(t, hub, "-I", "10.10.0.1", "10.12.0.1")
 	netlab.Eventually(t, "the fast path is active", func() bool { return d.Status().FastPath == "active" })
-	// Packets from 192.0.2.11 are t1's, whatever is inside: the answers come in by t1, where rp_filter would
-	// drop them.
+	// Packets from 192.0.2.11 are t1's, whatever is inside: the answers come in by t1, where rp_filter would drop them.
 	hub.Sysctl("net.ipv4.conf.all.rp_filter", "0")
 	hub.Sysctl("net.ipv4.conf.t1.rp_filter", "0")
 	t0, t1 := inUserspace(t, hub), received(t, hub, "t1")

@@ -110,8 +110,7 @@ func (l *kernelLab) record(t *testing.T) *netlab.Recorder {
 	})
 }
 
-// tunnel creates or replaces the guest's end of the tunnel, with more options of `ip link add type
-// ipip`.
+// tunnel creates or replaces the guest's end of the tunnel, with more options of `ip link add type ipip`.
 func (l *kernelLab) tunnel(t testing.TB, options string) {
 	t.Helper()
 	_, err := l.guest.Run(fmt.Sprintf(`ip link delete t0 2>/dev/null

@@ -11,8 +11,7 @@ import (
 	"ipipd/internal/drop"
 )
 
-// docs/drops.md is as generated from package drop. With UPDATE_DOCS set (make docs) the test
-// writes it.
+// docs/drops.md is as generated from package drop. With UPDATE_DOCS set (make docs) the test writes it.
 func TestDrops_docs(t *testing.T) {
 	const file = root + "/docs/drops.md"
 	if os.Getenv("UPDATE_DOCS") != "" {

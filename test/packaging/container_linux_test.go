@@ -478,8 +478,7 @@ func TestContainer(t *testing.T) {
 	}
 }
 
-// writeConfigMap writes files as a kubelet does for a ConfigMap: the names are symbolic links through ..data, which is
-// replaced.
+// writeConfigMap writes files as a kubelet does for a ConfigMap: the names are links through ..data, which is replaced.
 func writeConfigMap(dir string, files map[string]string) error {
 	version, err := os.MkdirTemp(dir, "..version")
 	if err != nil {

@@ -40,8 +40,7 @@ type Lookup struct {
 	Destination string
 	// Remotes are those that may get it, the same one for all packets of a flow. None: it is dropped.
 	Remotes []string
-	// Drop is the reason if ipipd drops it. With Kernel the kernel drops it before it reaches the
-	// interface.
+	// Drop is the reason if ipipd drops it. With Kernel the kernel drops it before it reaches the interface.
 	Drop   drop.Reason
 	Kernel bool
 }

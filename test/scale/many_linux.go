@@ -263,8 +263,7 @@ func (s *manySetting) measure(dir, remote string) (f figures, err error) {
 	return f, err
 }
 
-// storm returns the processor time that the process takes for one change of a route that no packet goes by, in
-// seconds.
+// storm returns the processor time that the process takes for one change of a route that no packet goes by, in seconds.
 func storm(d *daemon, by string) (each float64, err error) {
 	const routes = 5000
 	var add, remove strings.Builder

@@ -203,8 +203,7 @@ func (s *soak) balance(what string, i impairment, n int) {
 	s.logf("ledger: %s: %d packets, all accounted for", what, total)
 }
 
-// agrees reports whether the counters agree once they stand still. It tries again for a while, since they
-// may lag.
+// agrees reports whether the counters agree once they stand still. It tries again for a while, since they may lag.
 func (s *soak) agrees(what string, compare func(now picture) []string) bool {
 	const patience = 30 * time.Second
 	for began := time.Now(); ; {
