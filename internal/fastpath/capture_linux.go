@@ -32,7 +32,7 @@ type captureRecord struct {
 
 // captureRing is the ring buffer that the programs copy a Link's packets into, while there is a capture.
 type captureRing struct {
-	mu     sync.Mutex // lets one goroutine read at a time; never taken with f.mu held
+	mu     sync.Mutex // lets one goroutine read at a time; once l.captured has the ring, not taken with f.mu held
 	ring   *ebpf.Map
 	reader *ringbuf.Reader
 	record ringbuf.Record

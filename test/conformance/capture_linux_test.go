@@ -185,8 +185,8 @@ func descriptorsOf(t *testing.T, d *netlab.Daemon) int {
 	return len(fds)
 }
 
-// The fast path goes on while it is captured: a superpacket is one packet in the capture. While the kernel's ring is not
-// read, as the reader is stopped, packets beyond its room are counted. The ring goes with the client, however that ends.
+// The fast path goes on while it is captured: a superpacket is one packet in the capture. The kernel's ring goes with the
+// client, however that ends.
 func TestCapture_fastPath(t *testing.T) {
 	t.Parallel()
 	a, b, da, _ := fastHosts(t)

@@ -67,8 +67,8 @@ func floodIKE(t *testing.T, from, hub *netlab.NS, messages *netlab.Recorder) {
 	netlab.Eventually(t, "thousands are sent", func() bool { return sent.Load() > 5000 })
 }
 
-// Forged first messages from addresses of remotes cause a bounded number of answers and sessions, end no SA, and keep no
-// remote from getting one. Those from other addresses cause nothing.
+// Forged first messages from addresses of remotes begin a session for each at most, end no SA, and keep no remote from
+// getting one. Those from other addresses begin none.
 func TestIKEFlood_manyRemotes(t *testing.T) {
 	t.Parallel()
 	for name, flags := range map[string][]string{"main": nil, "ike2": ipsecModes["ike2"]} {

@@ -32,8 +32,8 @@ func upSpokes(t *testing.T, hub *netlab.NS, spoke []*netlab.NS) {
 	}
 }
 
-// changeRoutes changes routes by the scripts, a thousand and more in a second, until stop is called, which returns
-// how many. None is to a spoke's own network.
+// changeRoutes runs scripts of ip -batch, a thousand commands and more in a second, until stop is called, which returns
+// how many there were. None may change the route to a spoke's own network.
 func changeRoutes(t *testing.T, ns *netlab.NS, script func(round int) string) (stop func() int) {
 	t.Helper()
 	end, ended, changes := make(chan struct{}), make(chan struct{}), 0
@@ -132,7 +132,7 @@ func TestManyHub_routeStorm(t *testing.T) {
 	t.Logf("%d changes of routes during %d datagrams", n, s.TxPacket-before.TxPacket)
 }
 
-// Packets with spoofed outer and inner sources: none gets in, no memory grows, and no ping of another peer is
+// Packets with spoofed outer and inner sources: none gets in, memory does not grow, and no ping of another peer is
 // lost. IPIPD_HOSTILE_PACKETS is how many, 40,000 if it is not set.
 func TestManyHub_hostile(t *testing.T) {
 	t.Parallel()

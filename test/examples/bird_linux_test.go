@@ -51,7 +51,7 @@ func TestBird_mesh(t *testing.T) {
 		nodes[n], ports[n] = u.node(t, birdAddress(n))
 	}
 	dirs, ipipd := make([]string, birdNodes+1), make([]*process, birdNodes+1)
-	up := func(n int) { // in either order of ipipd and BIRD
+	up := func(n int) { // ipipd may be ready before BIRD, or after it
 		ipipd[n] = start(t, nodes[n], netlab.Binary(t), "up", "--config", filepath.Join(dirs[n], "ipipd.yaml"), "--runtime-dir", dirs[n])
 	}
 	for n := 1; n <= birdNodes; n++ {
