@@ -69,7 +69,7 @@ type Tunnel struct {
 	TxEnabled, RxEnabled bool
 	// Many: the tunnel has many remotes, those of the Routes of Ifindex, each with a next hop, device and
 	// path MTU of its own (Remote). Remote is AnyRemote then; UnderlayIfindex is the device on which packets
-	// arrive whose source is no gateway. A zero Local stands for all of SetLocalAddresses.
+	// arrive whose source is neither a gateway nor a Sender's. A zero Local stands for all of SetLocalAddresses.
 	Many bool
 	// AnyPeer is fib.Acceptance.AnyPeer; AcceptFrom and AcceptTo say that its From and To are not empty.
 	AnyPeer, AcceptFrom, AcceptTo bool

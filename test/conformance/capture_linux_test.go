@@ -125,7 +125,7 @@ func listed(f *netlab.CaptureFile) string {
 	return b.String()
 }
 
-// Each packet is captured twice, inner and outer, under one ID, and a dropped one has the reason as its comment.
+// Each packet is captured twice, inner and outer, under one ID; a dropped one once, with the reason as its comment.
 func TestCapture(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {

@@ -162,7 +162,7 @@ func TestMany_acceptTo(t *testing.T) {
 	})
 }
 
-// The path MTU of each remote is that of its route, and an ICMP error about one changes no other's.
+// The path MTU of each remote is that of its route, and an ICMP error about one remote does not concern the others.
 func TestMany_paths(t *testing.T) {
 	t.Parallel()
 	eachVariant(t, func(t *testing.T, c variant) {

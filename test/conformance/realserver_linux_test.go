@@ -124,7 +124,7 @@ func TestRealServer_warnings(t *testing.T) {
 	ping(t, balancer, vip)
 }
 
-// With --manage-sysctls ipipd sets them, and sets them back, however it ends.
+// With --manage-sysctls ipipd sets the sysctls that a real server needs, and sets them back, however it ends.
 func TestRealServer_manageSysctls(t *testing.T) {
 	t.Parallel()
 	server, balancer := realServer(t)

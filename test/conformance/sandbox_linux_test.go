@@ -111,7 +111,7 @@ func TestSandbox(t *testing.T) {
 	checkCapabilities(t, d)
 }
 
-// Without a sandbox the process drops capabilities all the same, but has neither seccomp nor Landlock.
+// With --sandbox off there is neither seccomp nor Landlock, which doctor warns of, and the process may read any file.
 func TestSandbox_off(t *testing.T) {
 	t.Parallel()
 	a, _ := hosts(t)
