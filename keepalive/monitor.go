@@ -82,8 +82,8 @@ func New(c Config, now time.Time) *Monitor {
 	return m
 }
 
-// Configure replaces the Config at now. A running tunnel stays running for at least a whole hold time,
-// another one comes up with the next packet. The next probe is due no later than an interval from now.
+// Configure replaces the Config at now. A running tunnel stays running for at least a whole hold time; one
+// that is not comes up with the next packet. The next probe is due no later than an interval from now.
 func (m *Monitor) Configure(c Config, now time.Time) {
 	off := m.state == Off
 	m.config, m.holdTime = c, c.HoldTime()

@@ -100,7 +100,7 @@ func TestRealServer_ipvs(t *testing.T) {
 	r.finish(t)
 }
 
-// The servers answer flows with outer sources that Katran makes up, and keep no state of these.
+// The servers answer flows whose outer sources Katran makes up, and drop none of their packets.
 func TestRealServer_katran(t *testing.T) {
 	t.Parallel()
 	if _, err := os.Stat("/usr/bin/scapy"); err != nil {

@@ -285,7 +285,7 @@ func TestService(t *testing.T) {
 	netlab.Up(t, far, "encrypted", "--local-address", "192.0.2.3", "--remote-address", "any", "--address", "10.255.1.2/32", "--peers", "10.255.1.1/32=192.0.2.1",
 		"--ipsec-exchange", "ike2", "--ipsec-secret", "correct horse battery staple")
 	wire := netlab.WatchESP(t, far, "eth0", "192.0.2.3")
-	// Without the files that dpkg, systemd and the tools for users and groups keep for themselves.
+	// files returns those of the guest, without what dpkg, systemd and the tools for users and groups keep for themselves.
 	files := func() []string {
 		t.Helper()
 		return strings.Fields(g.run("sh", "-c", `find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /var/log -o -path /var/lib/systemd -o -path /var/cache \) -prune -o -print |
