@@ -213,7 +213,8 @@ func linkRequest(fd int, kind, flags uint16, index int, attribute uint16, value 
 		case err == unix.EINTR:
 		case err != nil:
 			return State{}, os.NewSyscallError("recvfrom", err)
-		case n >= unix.SizeofNlMsghdr && binary.NativeEndian.Uint32(reply[8:]) != sequence: // an earlier request's reply, left unread
+		case n >= unix.SizeofNlMsghdr && binary.NativeEndian.Uint32(reply[8:]) != sequence:
+			// the reply to an earlier request, which was not read
 		default:
 			return parseLink(reply[:n])
 		}

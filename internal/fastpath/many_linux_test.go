@@ -343,7 +343,7 @@ func TestRoutes_loop(t *testing.T) {
 	}
 }
 
-// ipip_decap accepts the packets that fib.Acceptance accepts, and counts the others under the same reason.
+// ipip_decap decides as fib.Acceptance does, and counts a drop under the same reason, or leaves the packet to userspace.
 func TestRoutes_Accept(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(9, 10))
 	any4 := func() [4]byte {
@@ -430,7 +430,7 @@ func covering(t *fib.Table, a [4]byte) (fib.Next, bool) {
 	return fib.Next{Kind: fib.Nowhere}, false
 }
 
-// No packet of a stranger goes to userspace, whatever it is; broken packets of a remote do.
+// No packet of a stranger goes to userspace, whatever is inside; broken packets of a remote do.
 func TestRoutes_strangers(t *testing.T) {
 	g := address(routesets.Address(1))
 	l, r := newManyLab(t, manyTunnel(), routesets.Table(map[netip.Prefix][]fib.Route{netip.MustParsePrefix("10.0.0.0/8"): {{Hops: []fib.Hop{{Gateway: g}}}}}))

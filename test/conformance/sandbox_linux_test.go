@@ -26,7 +26,7 @@ func sandboxOf(t *testing.T, d *netlab.Daemon) sandbox.State {
 	return all[0].Sandbox
 }
 
-// print, metrics and doctor show what a process may still do, as the kernel has it; an error says what it may not read.
+// print, metrics and doctor show what a process may still do, as the kernel has it; an error says where it may read.
 func TestSandbox(t *testing.T) {
 	t.Parallel()
 	a, _ := hosts(t)

@@ -199,7 +199,7 @@ func (s *soak) flood(stop <-chan struct{}) {
 }
 
 // forge sends forged packets to both ends while all is calm, and checks that each of them is counted: as
-// received, for who can forge the peer's address can send, or dropped.
+// received, since whoever can forge the peer's address can send, or as dropped.
 func (s *soak) forge(round int) {
 	const each = 3000
 	f := &forger{s, s.random(500, uint64(round))}
