@@ -70,7 +70,7 @@ type hops struct {
 	hops  []Hop
 }
 
-// references counts the next hops with the same gateway.
+// references counts the prefixes with a next hop that has the gateway.
 type references int
 
 // Remote returns the remote to send an inner packet to, in network byte order. Unless why is drop.None, drop the packet.
@@ -205,7 +205,10 @@ func (e *Edit) count(of entry, several *hops, n references) {
 		return
 	}
 	for i := range several.hops {
-		e.countGateway(several.hops[i].Gateway, n)
+		g := several.hops[i].Gateway
+		if !slices.ContainsFunc(several.hops[:i], func(h Hop) bool { return h.Gateway == g }) {
+			e.countGateway(g, n)
+		}
 	}
 }
 

@@ -11,7 +11,7 @@ func TestTable_Prefixes(t *testing.T) {
 	e := new(Table).Edit()
 	for prefix, r := range map[string]Route{
 		"10.1.0.0/16": {Hops: []Hop{{Gateway: a}}},
-		"10.1.2.0/24": {Hops: []Hop{{Gateway: a}, {Gateway: b}}},
+		"10.1.2.0/24": {Hops: []Hop{{Gateway: a}, {Gateway: b}, {Gateway: a}}},
 		"10.2.0.0/16": {Hops: []Hop{{}}},
 		"10.0.0.0/8":  {Unreachable: true},
 		"10.9.0.0/16": {Hops: []Hop{{Unusable: true}}},

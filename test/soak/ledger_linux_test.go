@@ -3,7 +3,9 @@
 package soak
 
 import (
+	"cmp"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -146,7 +148,7 @@ func (s *soak) standstill() (picture, error) {
 			return now, nil
 		}
 		if before, err = now, nowErr; time.Now().After(end) {
-			return now, fmt.Errorf("the counters do not stand still: %w", nowErr)
+			return now, fmt.Errorf("the counters do not stand still: %w", cmp.Or(nowErr, errors.New("packets are still counted")))
 		}
 	}
 }
