@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// serveCapture serves captures.
+// serveCapture serves captures by the socket of ipip1, and returns its folder.
 func serveCapture(t *testing.T, capture func(context.Context, CaptureRequest, io.Writer) (CaptureResult, error)) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -24,7 +24,7 @@ func serveCapture(t *testing.T, capture func(context.Context, CaptureRequest, io
 	return dir
 }
 
-// A capture that is told to end gets its end, and says what it has come to.
+// A capture whose context ends still gets the rest of the stream and the result.
 func TestCapture(t *testing.T) {
 	asked := CaptureRequest{Name: "ipip1", Count: 5, Snaplen: 64, Drops: true, Inner: true}
 	want := CaptureResult{Packets: 7, Missed: 1 << 40, Ended: true}
@@ -53,7 +53,7 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
-// Each failure is told from the others.
+// Capture returns an error of its own for each kind of failure.
 func TestCapture_fails(t *testing.T) {
 	broken := errors.New("broken")
 	for name, test := range map[string]struct {
@@ -106,7 +106,7 @@ func TestCapture_fails(t *testing.T) {
 	close(hang)
 }
 
-// A client that takes nothing is not waited for for ever.
+// Writing to a client that reads nothing fails after captureStall.
 func TestCaptureWriter_stall(t *testing.T) {
 	before := captureStall
 	captureStall = shortWait

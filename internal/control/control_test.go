@@ -41,7 +41,7 @@ func serve(t *testing.T, dir, name string) *Server {
 	return s
 }
 
-// handler has one tunnel, with that status, ErrStarting if it is nil.
+// handler answers for one tunnel: with status, or ErrStarting if it is nil, and by calling down.
 func handler(status any, down func()) Handler {
 	return Handler{
 		Status: func(string) (any, error) {
@@ -319,7 +319,7 @@ func TestListen_concurrent(t *testing.T) {
 	}
 }
 
-// A tunnel that ends during the request is not running, which is not an error.
+// Status of a tunnel that ends during the request succeeds, or returns ErrNotRunning.
 func TestStatus_endingTunnel(t *testing.T) {
 	dir := t.TempDir()
 	for range 50 {
@@ -420,7 +420,7 @@ func TestListen_killedProcess(t *testing.T) {
 	s.Close()
 }
 
-// What ends in .sock in the folder is taken for a tunnel's, by whatever path.
+// Owns is true of what ends in .sock in the folder, by whatever path.
 func TestOwns(t *testing.T) {
 	dir := t.TempDir()
 	other := filepath.Join(t.TempDir(), "link")

@@ -16,8 +16,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-// Whatever a client sends is answered with a status of the protocol, and reaches the tunnels only
-// if it is a request of the protocol, and then as it was meant.
+// Whatever a client sends is answered with a status of the protocol. Only a request of the protocol reaches the
+// tunnels, and all of it.
 func FuzzHandler(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(data)))

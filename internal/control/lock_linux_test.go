@@ -105,8 +105,8 @@ func dirLockedByAnotherUser(t *testing.T) {
 }
 
 func readableDir(t *testing.T) {
-	dir := tempDir(t, 0o755)
-	serve(t, dir, "ipip1") // as systemd makes its RuntimeDirectory
+	dir := tempDir(t, 0o755) // as systemd makes its RuntimeDirectory
+	serve(t, dir, "ipip1")
 	holdLock(t, dir)
 	for file, command := range map[string]*exec.Cmd{
 		filepath.Join(dir, lockFile): asNobody(t, "flock", "-n", filepath.Join(dir, lockFile), "true"),
@@ -158,8 +158,8 @@ func untrustedDir(t *testing.T) {
 	}
 }
 
-// In a directory of another user, who replaces the socket by a symbolic link at the moment
-// at which a chmod would follow it.
+// Listen in a directory of another user, who keeps replacing the socket by a symbolic link, does not change the mode
+// of the file linked to.
 func socketReplacedByLink(t *testing.T) {
 	dir := tempDir(t, 0o755)
 	victim := filepath.Join(tempDir(t, 0o755), "victim")
@@ -240,7 +240,7 @@ func lockFileInTheWay(t *testing.T) {
 	}
 }
 
-// Root's commands go into the folder of the service, and into that of no other user.
+// Root trusts a folder of root and of the service's user, and of no other.
 func TestTrustedOwner_service(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: to change the owner of a directory")

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// serveTunnels serves one process, whose tunnels go one by one.
+// serveTunnels serves a process with several tunnels, which Down ends one by one.
 func serveTunnels(t *testing.T, dir string, names ...string) *Server {
 	t.Helper()
 	s, err := Listen(t.Context(), dir, names...)
@@ -53,7 +53,7 @@ func serveTunnels(t *testing.T, dir string, names ...string) *Server {
 	return s
 }
 
-// Each tunnel's file is the same socket.
+// Processes finds each process once, although each of its tunnels has a socket file.
 func TestProcesses(t *testing.T) {
 	dir := t.TempDir()
 	serveTunnels(t, dir, "ipip2", "ipip1")
@@ -134,7 +134,7 @@ func TestProcess_refusal(t *testing.T) {
 	}
 }
 
-// A change may take minutes, but not to find that the process hangs.
+// A process that does not answer at all is given up after hungAfter, however long a change may take.
 func TestProcess_hung(t *testing.T) {
 	dir := t.TempDir()
 	hung, err := Listen(t.Context(), dir, "ipip1")
@@ -157,7 +157,7 @@ func TestProcess_hung(t *testing.T) {
 	}
 }
 
-// Each action is asked for with all that it has.
+// Each action reaches the process with all its names and settings; what is too large is not sent.
 func TestProcess_change(t *testing.T) {
 	dir := t.TempDir()
 	serveTunnels(t, dir, "ipip1")
@@ -223,7 +223,7 @@ func TestServerReserve(t *testing.T) {
 	}
 }
 
-// Clients that say nothing are no more than maxClients, and others are served once they go.
+// Beside maxClients idle clients another one waits, and is served once one of them goes.
 func TestServer_manyClients(t *testing.T) {
 	dir := t.TempDir()
 	s := serveTunnels(t, dir, "ipip1")

@@ -29,7 +29,7 @@ func needTools(t *testing.T) {
 	}
 }
 
-// Each code is named where it is the case, with what mends it, and nothing else is.
+// Each broken lab is reported with its codes and no others, the first with a remedy, which mends it if mended says so.
 func TestExamine_broken(t *testing.T) {
 	needTools(t)
 	for _, b := range brokens {
@@ -63,12 +63,12 @@ func TestExamine_broken(t *testing.T) {
 	}
 }
 
-// withoutCapabilities takes out what is said of every process of today.
+// withoutCapabilities removes the note on which capabilities a running process has.
 func withoutCapabilities(r *Report) {
 	r.Findings = slices.DeleteFunc(r.Findings, func(f Finding) bool { return f.Code == CapabilitiesLeft && f.Severity == Note })
 }
 
-// TestCodes: brokens has each code. The command has the one about a process, TestExamine_realServer its own.
+// Each code is wanted in brokens, but ProcessSilent, which a script of cmd/ipipd tests, and TestExamine_realServer's.
 func TestCodes(t *testing.T) {
 	seen := map[Code]bool{ProcessSilent: true, VIPMissing: true, VIPAnswered: true, SYNACKMSS: true}
 	for _, b := range brokens {
@@ -83,8 +83,8 @@ func TestCodes(t *testing.T) {
 	}
 }
 
-// Nothing is named where all is well, whether the tunnel runs or not, but what capabilities the process has, and
-// nothing is skipped that need not be.
+// A healthy tunnel has no findings, whether it runs or not, but the note on capabilities, and no check is skipped but
+// that of the interface's managers while there is no interface.
 func TestExamine_healthy(t *testing.T) {
 	needTools(t)
 	l := newLab(t)
@@ -101,7 +101,7 @@ func TestExamine_healthy(t *testing.T) {
 	}
 }
 
-// A peer behind a 1:1 NAT that answers probes is as good as one without.
+// A peer behind a 1:1 NAT that answers probes is no finding.
 func TestExamine_natPeer(t *testing.T) {
 	needTools(t)
 	l := newLab(t)
@@ -109,7 +109,7 @@ func TestExamine_natPeer(t *testing.T) {
 	natThere(l)
 	answers := []netlab.Check{netlab.Source(remote), netlab.Protocol(4), netlab.TotalLen(20)}
 	l.up(func(s *tunnel.Status) bool {
-		return s.KeepaliveState == keepalive.Up.String() && len(wire.Matching(answers...)) >= 5 // more than may be missing
+		return s.KeepaliveState == keepalive.Up.String() && len(wire.Matching(answers...)) >= 5 // more than the unanswered ones that a warning takes
 	}, "--keepalive", "1s,2")
 	r := l.examine()
 	withoutCapabilities(r)
@@ -118,7 +118,7 @@ func TestExamine_natPeer(t *testing.T) {
 	}
 }
 
-// What is printed about a peer behind a NAT mends it: the tunnel then runs by this end's own probes.
+// The remedy printed for a peer behind a NAT works: the tunnel then runs by this end's own probes.
 //
 //	here ── 192.0.2.1/24 eth0 ── eth0 192.0.2.2/24 nat 10.9.9.1/24 eth1 ── eth0 10.9.9.9/24 there
 func TestExamine_natPeerRemedy(t *testing.T) {
@@ -132,7 +132,7 @@ func TestExamine_natPeerRemedy(t *testing.T) {
 	nat.Run("nft", `add table ip n; add chain ip n pre { type nat hook prerouting priority -100; };
 		add chain ip n post { type nat hook postrouting priority 100; };
 		add rule ip n pre ip daddr `+remote+` dnat to 10.9.9.9; add rule ip n post ip saddr 10.9.9.9 snat to `+remote)
-	// As one that is not ipipd it answers no reflect probe.
+	// Like a peer that is not ipipd, it answers no reflect probe.
 	l.there.Run("nft", "table ip x { chain y { type filter hook output priority 0; ip protocol 4 ip length 20 drop; }; }")
 	peer := netlab.Up(t, l.there, "ipip1", "--local-address", "10.9.9.9", "--remote-address", local, "--address", "10.255.0.2/30", "--keepalive", "1s,10")
 	d := l.up(func(s *tunnel.Status) bool {
@@ -155,7 +155,7 @@ func TestExamine_natPeerRemedy(t *testing.T) {
 	})
 }
 
-// What a user without privileges cannot see is no finding.
+// What a user without privileges may not see is skipped, and no finding.
 func TestExamine_unprivileged(t *testing.T) {
 	l := newLab(t)
 	replies(fine)(l)
@@ -184,7 +184,7 @@ func TestExamine_unprivileged(t *testing.T) {
 	}
 }
 
-// A thousand tunnels are examined by as many look-ups of their routes, and one list of each other thing.
+// A thousand tunnels are examined by one round of probes and one list each of interfaces, routes and kernel tunnels.
 func TestExamine_many(t *testing.T) {
 	l := newLab(t)
 	l.config.Addresses = nil
@@ -211,7 +211,7 @@ func TestExamine_many(t *testing.T) {
 	}
 }
 
-// Names are looked up beside each other: many that nobody answers for take as long as one.
+// Names are looked up concurrently, and each once, however many tunnels have it.
 func TestExamine_names(t *testing.T) {
 	l := newLab(t)
 	l.config.RemoteAddress = "a.invalid"
@@ -236,7 +236,7 @@ func TestExamine_names(t *testing.T) {
 	}
 }
 
-// A peer that reflects no probe, as Linux, is found to take protocol 4 by a ping of its inner address.
+// A peer that reflects no probe, such as Linux's ipip, is found to take protocol 4 by a ping of its inner address.
 func TestExamine_linuxPeer(t *testing.T) {
 	needTools(t)
 	l := newLab(t)
@@ -257,8 +257,8 @@ func TestExamine_linuxPeer(t *testing.T) {
 	}
 }
 
-// Where pings get lost, as by a limit of their rate, what is not answered is asked for again, and no filter is found in
-// what could be a loss.
+// Where pings get lost, as by a rate limit, unanswered probes are sent again, and what may be a loss is not reported
+// as a filter.
 func TestExamine_loss(t *testing.T) {
 	needTools(t)
 	for _, c := range []struct {
@@ -275,7 +275,7 @@ func TestExamine_loss(t *testing.T) {
 			l := newLab(t)
 			rules := fmt.Sprintf("table inet x; delete table inet x; table inet x { chain y { type filter hook prerouting priority 0; icmp type echo-request ip length %d %s; ip protocol 4 %s; }; }",
 				pingSize, c.ping, c.protocol4)
-			// Other tests' ICMP may have the kernel lose answers beside.
+			// The ICMP of other tests may have the kernel lose more answers.
 			netlab.Eventually(t, fmt.Sprintf("%q is named", c.want), func() bool {
 				l.there.Run("nft", rules)
 				r := l.examineOnce()

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// outer is a packet of the peer that begins a connection.
+// outer returns a packet received from the peer that begins a connection (ct state new).
 func outer(protocol int) *firewallPacket {
 	return &firewallPacket{in: true, device: "eth0", src: netip.MustParseAddr("198.51.100.1"), dst: netip.MustParseAddr("192.0.2.1"), protocol: protocol, port: 500}
 }
@@ -50,7 +50,7 @@ COMMIT
 	for _, x := range []struct {
 		name               string
 		rules              *ruleset
-		new, old           bool // dropped for certain
+		new, old           bool // whether it certainly drops the packet of a new and of an established connection
 		unsureNew, dropped string
 	}{
 		{"ufw", iptables(ufw), true, false, "", "INPUT"},
@@ -93,7 +93,7 @@ COMMIT
 	}
 }
 
-// The remedy is in the words of the firewall that drops.
+// The remedy is a command or rule for the firewall that drops.
 func TestAllow(t *testing.T) {
 	ufw := parseIPTables("iptables", "*filter\n:INPUT DROP [0:0]\n:ufw-x - [0:0]\n-A INPUT -j ufw-x\nCOMMIT\n")
 	plain := parseIPTables("iptables-legacy", "*mangle\n:INPUT DROP [0:0]\nCOMMIT\n")
@@ -113,7 +113,7 @@ func TestAllow(t *testing.T) {
 	}
 }
 
-// Nothing that nft or iptables-save could say brings the parsers down.
+// No output of nft or iptables-save makes the parsers panic.
 func FuzzParseNFT(f *testing.F) {
 	f.Add(firewalld, "*filter\n:INPUT DROP [0:0]\n-A INPUT ! -s 1.2.3.4 -m comment --comment \"a \\\" b\" -j x\n")
 	f.Fuzz(func(t *testing.T, nft, iptables string) {
@@ -138,13 +138,13 @@ func nftables(t *testing.T, objects string) *ruleset {
 	return r
 }
 
-// chainOf is an input chain with one rule.
+// chainOf returns nft's JSON for an input chain with one rule.
 func chainOf(statements string) string {
 	return `{"chain":{"family":"inet","table":"filter","name":"input","hook":"input","policy":"accept"}},` +
 		`{"rule":{"family":"inet","table":"filter","chain":"input","handle":2,"expr":[` + statements + `]}}`
 }
 
-// firewalld is what it writes, shortened.
+// firewalld is nft's JSON for the rules of firewalld, shortened.
 const firewalld = `{"chain":{"family":"inet","table":"firewalld","name":"filter_INPUT","type":"filter","hook":"input","prio":10,"policy":"accept"}},
 {"chain":{"family":"inet","table":"firewalld","name":"filter_INPUT_ZONES"}},
 {"chain":{"family":"inet","table":"firewalld","name":"filter_IN_public"}},

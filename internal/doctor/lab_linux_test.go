@@ -34,7 +34,7 @@ type lab struct {
 	status      *tunnel.Status
 	others      []tunnel.Status
 	more        []Tunnel
-	files       map[string]string // of the host; "-" hides one
+	files       map[string]string // replace the host's, by name without the first /; "-" hides one
 	change      func(*Environment)
 }
 
@@ -48,7 +48,7 @@ func newLab(t testing.TB) *lab {
 	}
 	l.config.Name, l.config.RemoteAddress, l.config.LocalAddress = "ipip1", remote, netip.MustParseAddr(local)
 	l.config.Addresses = []netstate.InterfaceAddress{{Prefix: netip.MustParsePrefix("10.255.0.1/30")}}
-	// What depends on the machine that the test runs on.
+	// Files that differ between the machines that the test runs on.
 	l.files = map[string]string{
 		"sys/module/ipip": "-", "sys/module/tunnel4": "-", "proc/modules": "", "proc/self/cgroup": "",
 		"sys/class/dmi/id/sys_vendor": "nobody",
@@ -56,12 +56,12 @@ func newLab(t testing.TB) *lab {
 	return l
 }
 
-// upThere starts the other end.
+// upThere starts ipipd at the other end.
 func (l *lab) upThere(args ...string) *netlab.Daemon {
 	return netlab.Up(l.t, l.there, "ipip1", append([]string{"--local-address", remote, "--remote-address", local, "--address", "10.255.0.2/30"}, args...)...)
 }
 
-// up starts this end, and takes its status when ready has come true of it.
+// up starts ipipd at this end, and keeps its status once ready is true of it.
 func (l *lab) up(ready func(*tunnel.Status) bool, args ...string) *netlab.Daemon {
 	l.t.Helper()
 	d := netlab.Up(l.t, l.here, "ipip1", append([]string{"--local-address", local, "--remote-address", remote, "--address", "10.255.0.1/30"}, args...)...)
@@ -77,7 +77,7 @@ func (l *lab) up(ready func(*tunnel.Status) bool, args ...string) *netlab.Daemon
 	return d
 }
 
-// natThere starts the other end behind a 1:1 NAT, which probes.
+// natThere starts ipipd with a keepalive at the other end, behind a 1:1 NAT.
 func natThere(l *lab) {
 	l.there.Run("ip", "address", "add", "10.9.9.9/32", "dev", "eth0")
 	l.there.Run("nft", `add table ip n; add chain ip n pre { type nat hook prerouting priority -100; };
@@ -90,8 +90,8 @@ func state(want keepalive.State) func(*tunnel.Status) bool {
 	return func(s *tunnel.Status) bool { return s.KeepaliveState == want.String() }
 }
 
-// examine examines the tunnel from here, again as long as something could not be told: all namespaces of this machine
-// share the sockets of ICMP.
+// examine examines the tunnel from here, again while a result "could not be told": all namespaces share the kernel's
+// ICMP sockets, so an answer may get lost.
 func (l *lab) examine() (r *Report) {
 	netlab.Eventually(l.t, "what comes of the probes can be told", func() bool {
 		r = l.examineOnce()
@@ -112,7 +112,7 @@ func (l *lab) examineOnce() (r *Report) {
 	return r
 }
 
-// hostFiles is what os.DirFS gives.
+// hostFiles is what the file system of os.DirFS implements.
 type hostFiles interface {
 	fs.ReadFileFS
 	fs.StatFS
@@ -120,7 +120,7 @@ type hostFiles interface {
 	fs.ReadLinkFS
 }
 
-// overlay is the host's files with some of the test's in front.
+// overlay is the host's files, some of which the test replaces or hides.
 type overlay struct {
 	hostFiles
 	files map[string]string
@@ -158,23 +158,23 @@ func nft(rules string) func(*lab) {
 
 const base = "table inet filter { chain input { type filter hook input priority 0; policy accept; %; }; }"
 
-// broken is one way to break the lab, and what is to be named. All of want are, and nothing else.
+// broken is one way to break the lab, and the codes that the report must have: all of want, and no others.
 type broken struct {
 	name string
 	by   func(*lab)
 	want []Code
 	says string // in the text of the first of want
-	// mended: the first of want is not named any more when its Do was executed.
+	// mended: once its Do is executed, the first of want is not in the report any more.
 	mended bool
 }
 
-// secret encrypts the tunnel.
+// secret gives the tunnel an IPsec secret.
 func secret(l *lab) {
 	l.config.IPsec.Secret = []byte("a long secret of a test")
 	l.config.KeepaliveProbe = keepalive.FormReflect
 }
 
-// replies has probes answered so, and sends none.
+// replies has all probes answered with r; none is sent.
 func replies(r Reply) func(*lab) {
 	return func(l *lab) {
 		l.change = func(env *Environment) {
@@ -186,7 +186,7 @@ func replies(r Reply) func(*lab) {
 // fine is what a healthy peer answers.
 var fine = Reply{Echo: true, Protocol4: true, Reflected: true, Size: 1500}
 
-// with does several things.
+// with changes the lab in several ways.
 func with(all ...func(*lab)) func(*lab) {
 	return func(l *lab) {
 		for _, f := range all {
@@ -195,12 +195,12 @@ func with(all ...func(*lab)) func(*lab) {
 	}
 }
 
-// file replaces one of the host's.
+// file replaces one of the host's files.
 func file(name, text string) func(*lab) {
 	return func(l *lab) { l.files[name] = text }
 }
 
-// running has a status without a process.
+// running gives the lab the status of a running tunnel and an interface of its name, without a process.
 func running(change func(*tunnel.Status)) func(*lab) {
 	return func(l *lab) {
 		s := tunnel.NewStatus(&l.config)
@@ -214,7 +214,7 @@ func running(change func(*tunnel.Status)) func(*lab) {
 	}
 }
 
-// warns has a status with a warning.
+// warns gives a status a warning.
 func warns(code, detail string) func(*tunnel.Status) {
 	return func(s *tunnel.Status) {
 		s.Warnings = []tunnel.Warning{{Code: code, Severity: Broken, Text: "it is so: it matters", Detail: detail, Remedy: "mend it"}}
@@ -228,7 +228,7 @@ func environment(change func(*Environment)) func(*lab) {
 	}
 }
 
-// stopsAnswering has a tunnel whose probes the peer has answered, until a filter has come on the way to it.
+// stopsAnswering starts a tunnel whose probes the peer answers until protocol 4 is filtered on the way to it.
 func stopsAnswering(answer netlab.Check, args ...string) func(*lab) {
 	return func(l *lab) {
 		wire := netlab.CaptureReceived(l.t, l.here, "eth0")
@@ -448,7 +448,7 @@ var brokens = []broken{
 	{"the kernel's tunl0 is up", with(func(l *lab) { l.config.RemoteAddress = tunnel.AnyRemote }, environment(func(e *Environment) {
 		e.KernelTunnels = func() ([]netstate.KernelTunnel, error) {
 			any := netip.IPv4Unspecified()
-			return []netstate.KernelTunnel{{Name: "eth0", Local: any, Remote: any}, {Name: "tunl0", Local: any, Remote: any}}, nil // which is down
+			return []netstate.KernelTunnel{{Name: "eth0", Local: any, Remote: any}, {Name: "tunl0", Local: any, Remote: any}}, nil // tunl0 is not up
 		}
 	})), []Code{SamePair}, "ip link set eth0 down", false},
 	{"another process has the local address", func(l *lab) {
@@ -521,7 +521,7 @@ var brokens = []broken{
 	{"little memory", with(replies(fine), file("proc/self/cgroup", "0::/a/b\n"), file("sys/fs/cgroup/a/memory.max", "8388608\n")), []Code{TooLittleMemory}, "8 MiB", false},
 }
 
-// manyRunning has a status of a tunnel with many remotes.
+// manyRunning is running for a tunnel with many remotes.
 func manyRunning(l *lab) {
 	l.config.RemoteAddress = tunnel.AnyRemote
 	running(func(s *tunnel.Status) {
@@ -529,7 +529,7 @@ func manyRunning(l *lab) {
 	})(l)
 }
 
-// index is that of the tunnel's interface.
+// index returns the index of the tunnel's interface.
 func index(l *lab) string {
 	return strings.TrimSpace(l.here.Run("sh", "-c", "cut -d: -f1 <<E | head -1\n$(ip -o link show ipip1)\nE"))
 }

@@ -29,8 +29,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// serve is a process with a manager, which does as it is told, a line at a time, and answers each
-// with a line.
+// serve is the child process: it opens its Manager, executes the commands on its standard input, one a line, and
+// answers each with a line.
 func serve() {
 	m, kept, err := Open()
 	if err != nil {
@@ -43,7 +43,7 @@ func serve() {
 		args := strings.Fields(in.Text())
 		var err error
 		switch args[0] {
-		case "store": // NAME TEXT...: a file for each text
+		case "store": // NAME TEXT...: a memfd for each text
 			var fds []int
 			for _, text := range args[2:] {
 				fd, err := unix.MemfdCreate(text, unix.MFD_CLOEXEC)
@@ -55,9 +55,9 @@ func serve() {
 			}
 			files = append(files, fds...)
 			err = m.Store(args[1], fds...)
-		case "again": // NAME: the files stored last
+		case "again": // NAME: all files stored before
 			err = m.Store(args[1], files...)
-		case "socket", "polled": // NAME: a UDP socket with an error of its own (POLLERR)
+		case "socket", "polled": // NAME: a UDP socket with a pending ICMP error (POLLERR); polled: without FDPOLL=0
 			fd, _ := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 			if err = unix.Connect(fd, &unix.SockaddrInet4{Port: 9, Addr: [4]byte{127, 0, 0, 1}}); err == nil && args[0] == "socket" {
 				err = m.Store(args[1], fd)
@@ -68,7 +68,7 @@ func serve() {
 				_, _ = unix.Write(fd, []byte("nobody is there"))
 				_, _ = unix.Poll(has, 50)
 			}
-		case "raw": // MESSAGE DESCRIPTORS: \n and \0 are those characters
+		case "raw": // MESSAGE DESCRIPTORS: \n and \0 stand for those characters, \L for 5,000 of x
 			var n int
 			fmt.Sscan(args[2], &n)
 			err = m.sendLocked(strings.NewReplacer(`\n`, "\n", `\0`, "\x00", `\L`, strings.Repeat("x", 5000)).Replace(args[1]), slices.Repeat([]int{1}, n)...)
@@ -115,7 +115,7 @@ func serve() {
 	}
 }
 
-// child is a process that serve is.
+// child is a process that runs serve.
 type child struct {
 	t   *testing.T
 	cmd *exec.Cmd
@@ -123,7 +123,7 @@ type child struct {
 	out *bufio.Reader
 }
 
-// newChild makes a child, which start starts.
+// newChild returns a child, whose process start starts.
 func newChild(t *testing.T, start func(*exec.Cmd)) *child {
 	t.Helper()
 	c := &child{t: t, cmd: exec.Command(os.Args[0])}
@@ -146,7 +146,7 @@ func (c *child) line() string {
 	return strings.TrimSuffix(line, "\n")
 }
 
-// does has the child do what, and wants an answer that contains want.
+// does sends the child a command, and fails unless the answer contains want, or is empty if want is.
 func (c *child) does(what, want string) {
 	c.t.Helper()
 	fmt.Fprintln(c.in, what)
@@ -162,7 +162,7 @@ func (c *child) kill() {
 	}
 }
 
-// life starts children one after the other, and says what is kept.
+// life starts children one after the other; stored returns the names of the descriptors that their manager keeps.
 type life struct {
 	t       *testing.T
 	begin   func(*exec.Cmd)
@@ -184,10 +184,10 @@ func (l *life) next() *child {
 	return l.current
 }
 
-// keeping has a Keeper serve children. events and refusals are those of all of them.
+// keeping is a Keeper with what it has received from all its children.
 type keeping struct {
 	*Keeper
-	environment []string // more of it, for the child
+	environment []string // variables that the child gets in addition
 
 	mu       sync.Mutex
 	events   []Event
@@ -197,7 +197,7 @@ type keeping struct {
 
 func newKeeping(t *testing.T, limit int) (*life, *keeping) {
 	k := &keeping{Keeper: NewKeeper(limit)}
-	t.Cleanup(func() { // the children are killed before
+	t.Cleanup(func() { // runs after those that kill the children
 		k.end()
 		k.Close()
 	})
@@ -273,7 +273,7 @@ func (k *keeping) end() {
 	k.End()
 }
 
-// eachManager runs f with systemd's rules and with a Keeper, both of which keep 300 descriptors.
+// eachManager runs f with a stand-in for systemd and with a Keeper, both of which keep 300 descriptors at most.
 func eachManager(t *testing.T, f func(t *testing.T, l *life)) {
 	t.Run("systemd", func(t *testing.T) {
 		m := netlab.NewServiceManager(t, 300)
@@ -296,7 +296,7 @@ func eachManager(t *testing.T, f func(t *testing.T, l *life)) {
 	})
 }
 
-// What was stored before a kill -9 is there at the next start, and at those after it, by name.
+// What was stored before a kill -9 is given back under its name at each start after it.
 func TestManager_killed(t *testing.T) {
 	eachManager(t, func(t *testing.T, l *life) {
 		c := l.next()
@@ -305,7 +305,7 @@ func TestManager_killed(t *testing.T) {
 		c.does("store tun.4 q0 q1", "done")
 		c.does("store state hello", "done")
 		for range 2 {
-			c = l.next() // nobody has waited for the manager
+			c = l.next() // killed without a Sync before
 			c.does("kept", "state=hello tun.4=q0,q1")
 		}
 		c.does("remove tun.4", "done")
@@ -314,7 +314,7 @@ func TestManager_killed(t *testing.T) {
 	})
 }
 
-// More descriptors than a message takes.
+// Store takes more descriptors than one message does (SCM_MAX_FD).
 func TestManager_many(t *testing.T) {
 	eachManager(t, func(t *testing.T, l *life) {
 		var texts []string
@@ -326,7 +326,7 @@ func TestManager_many(t *testing.T) {
 	})
 }
 
-// A socket with an error stays, as does one file that is stored twice, once.
+// A socket with a pending error stays stored (FDPOLL=0), and a file that is stored twice is kept once.
 func TestManager_socketError(t *testing.T) {
 	eachManager(t, func(t *testing.T, l *life) {
 		c := l.next()
@@ -340,7 +340,7 @@ func TestManager_socketError(t *testing.T) {
 	})
 }
 
-// systemd would close such a socket, without FDPOLL=0.
+// Without FDPOLL=0 systemd closes a socket with a pending error.
 func TestManager_polled(t *testing.T) {
 	m := netlab.NewServiceManager(t, 300)
 	l := &life{t: t, begin: m.Start, end: func() {}}
@@ -348,7 +348,7 @@ func TestManager_polled(t *testing.T) {
 	netlab.Eventually(t, "the socket is closed", func() bool { return len(m.Warnings()) == 1 && len(m.Stored()) == 0 })
 }
 
-// What nobody takes is closed on both sides.
+// Discard empties Kept, and has the manager close what is stored.
 func TestManager_discard(t *testing.T) {
 	eachManager(t, func(t *testing.T, l *life) {
 		c := l.next()
@@ -362,7 +362,7 @@ func TestManager_discard(t *testing.T) {
 	})
 }
 
-// Too many are refused by the process itself, which can say so; those before stay.
+// Store fails beyond the manager's limit, with what to raise, and for a wrong name; what is stored stays.
 func TestManager_limit(t *testing.T) {
 	eachManager(t, func(t *testing.T, l *life) {
 		want := "want FileDescriptorStoreMax=301 or more"
@@ -385,7 +385,7 @@ func TestManager_limit(t *testing.T) {
 	})
 }
 
-// All of the names have to fit into one variable.
+// Store fails where the names would not fit into one variable (LISTEN_FDNAMES).
 func TestManager_names(t *testing.T) {
 	l, _ := newKeeping(t, 1000)
 	c := l.next()
@@ -395,7 +395,7 @@ func TestManager_names(t *testing.T) {
 	l.next().does("store b b", "done")
 }
 
-// Variables that are not for this process, or wrong, close nothing.
+// Open returns no Manager by variables for another process, and fails on wrong ones; it unsets both.
 func TestOpen_notOurs(t *testing.T) {
 	for _, c := range []struct{ environment, want string }{
 		{"LISTEN_FDS=1 LISTEN_FDNAMES=a LISTEN_PID=1", "opened false"},
@@ -424,7 +424,7 @@ func TestOpen_notOurs(t *testing.T) {
 	}
 }
 
-// A service manager that reads nothing holds up nobody for long.
+// Notify fails with EAGAIN where the service manager reads nothing (SO_SNDTIMEO). A nil Manager does nothing.
 func TestManager_Notify(t *testing.T) {
 	name := t.TempDir() + "/notify"
 	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
@@ -457,7 +457,7 @@ func TestManager_Notify(t *testing.T) {
 	}
 }
 
-// What could not be removed is removed before anything else is sent, and also where nothing is.
+// A removal that could not be sent is sent before the next message, or by a timer if there is none.
 func TestManager_Remove(t *testing.T) {
 	name := t.TempDir() + "/notify"
 	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
@@ -520,28 +520,28 @@ func TestManager_Remove(t *testing.T) {
 	if err := <-stored; err != nil {
 		t.Error(err)
 	}
-	m.mu.Lock() // before its descriptor is closed
+	m.mu.Lock() // waits for the timer's send, which uses the descriptor closed next
 	defer m.mu.Unlock()
 	if len(m.removals) > 0 {
 		t.Errorf("%q again", m.removals)
 	}
 }
 
-// A child that breaks the rules is refused, and what it sent is closed; it can still do better.
+// Wrong messages of a child are refused, and their descriptors closed; right ones are taken after them.
 func TestKeeper_hostile(t *testing.T) {
 	l, k := newKeeping(t, 4)
 	c := l.next()
 	before := openFiles(t)
 	for _, message := range []string{
 		`FDSTORE=1 3`,                       // no name
-		`FDSTORE=1\nFDNAME= 3`,              // an empty one
-		`FDSTORE=1\nFDNAME=a:b 3`,           // two in LISTEN_FDNAMES
+		`FDSTORE=1\nFDNAME= 3`,              // an empty name
+		`FDSTORE=1\nFDNAME=a:b 3`,           // two names in LISTEN_FDNAMES
 		`FDSTORE=1\nFDNAME=\L 3`,            // too long
 		`FDSTORE=1\nFDNAME=a\0b 3`,          // a zero byte
-		`FDSTORE=1\nFDNAME=ipipd-keeper 3`,  // the Keeper's
+		`FDSTORE=1\nFDNAME=ipipd-keeper 3`,  // the name of the Keeper's socket
 		`FDSTOREREMOVE=1 3`,                 // no name
 		`READY=1 253`,                       // not to be stored
-		`BARRIER=1 253`,                     // the same
+		`BARRIER=1 253`,                     // nor here
 		`FDSTORE=1\nFDNAME=many 253`,        // one file, again and again
 		`FDSTORE=0\nFDNAME=zero 3`,          // not stored
 		`nonsense 3`,                        //
@@ -572,7 +572,7 @@ func TestKeeper_hostile(t *testing.T) {
 	}
 }
 
-// However many open files a child has kept, another one costs few comparisons; one that is kept is not kept twice.
+// Keeping another file costs O(log n) comparisons, and a file that is kept is not kept twice.
 func TestKeeper_keep(t *testing.T) {
 	const files = 200
 	k := NewKeeper(2 * files)
@@ -611,7 +611,7 @@ func TestKeeper_keep(t *testing.T) {
 	}
 }
 
-// The limit holds where the child does not know of it.
+// The Keeper holds its limit although the child is told a higher one.
 func TestKeeper_limit(t *testing.T) {
 	l, k := newKeeping(t, 2)
 	k.environment = []string{limitEnv + "=1000"}
@@ -623,7 +623,7 @@ func TestKeeper_limit(t *testing.T) {
 	}
 }
 
-// What a child says of its state can be passed on, without what is about descriptors.
+// An Event's State has the lines of a message that can be passed on: none about descriptors, the PID or the watchdog.
 func TestKeeper_Receive(t *testing.T) {
 	l, k := newKeeping(t, 4)
 	c := l.next()
@@ -642,7 +642,7 @@ func TestKeeper_Receive(t *testing.T) {
 	}
 }
 
-// A process that has got the child's end of the pair does not hold up the next child.
+// Interrupt ends Receive, after what was sent before, even while a process holds the child's end of the pair.
 func TestKeeper_Interrupt(t *testing.T) {
 	k := &keeping{Keeper: NewKeeper(4)}
 	defer k.Close()
@@ -675,7 +675,7 @@ func openFiles(t *testing.T) int {
 	return len(entries)
 }
 
-// Whatever a child sends: the Keeper goes on, and what it keeps can be given to the next one.
+// Whatever a child sends, the Keeper leaks no descriptor, and the next child can parse what it is given.
 func FuzzKeeper(f *testing.F) {
 	for _, message := range []string{"FDSTORE=1\nFDNAME=a", "FDSTORE=1\nFDNAME=a:b", "FDSTOREREMOVE=1\nFDNAME=a", "BARRIER=1", "READY=1\nSTATUS=x\n", "FDNAME=\xff\nFDSTORE=1", "FDSTORE=1\nFDNAME=" + strings.Repeat("\xff", 300), "=\n\n=FDSTORE"} {
 		f.Add([]byte(message), []byte("FDSTORE=1\nFDNAME=b"), uint8(2))

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// file is a descriptor with a text in it.
+// file returns a memfd that holds text.
 func file(t *testing.T, text string) int {
 	t.Helper()
 	fd, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC)
@@ -73,7 +73,7 @@ func TestKeeper_Pass(t *testing.T) {
 	}
 }
 
-// What a list says is not believed.
+// ResumeKeeper takes no wrong descriptor or name from a list, and no wrong variable, which it unsets.
 func TestResumeKeeper_refuses(t *testing.T) {
 	good := file(t, "")
 	defer unix.Close(good)

@@ -45,7 +45,7 @@ func adoptState(t testing.TB, fd int) (*State, error) {
 	return s, nil
 }
 
-// copyOf is a State with the same memory but for what change does to it, as the next process finds it.
+// copyOf adopts a copy of the memory of s after change has edited it.
 func copyOf(t testing.TB, s *State, change func(mem []byte)) (*State, error) {
 	t.Helper()
 	c := newState(t)
@@ -82,7 +82,7 @@ func TestState_records(t *testing.T) {
 	if next.Damaged != 0 {
 		t.Errorf("%d are damaged", next.Damaged)
 	}
-	// What is deleted is not there any more.
+	// Deleted records are zeroed.
 	for key := range want {
 		next.Delete(key)
 	}
@@ -94,7 +94,7 @@ func TestState_records(t *testing.T) {
 	}
 }
 
-// A process that is killed while it writes leaves the record before, or the new one, wherever it is killed.
+// Wherever a process is killed in Put, the next one finds the record before, or the new one.
 func TestState_torn(t *testing.T) {
 	rng := rand.New(rand.NewPCG(2, 2))
 	for range 50 {
@@ -150,7 +150,7 @@ func TestState_torn(t *testing.T) {
 	}
 }
 
-// What is damaged is no record, and is counted.
+// A damaged record is counted and not returned, and can be written again.
 func TestState_damaged(t *testing.T) {
 	s := newState(t)
 	for _, key := range []string{"a", "b", "c"} {
@@ -215,7 +215,7 @@ func TestAdoptState_refused(t *testing.T) {
 	}
 }
 
-// Counters go on where they were, for who has their tag, and are not somebody else's for a while.
+// AdoptCounters returns the words as they were, once, for their tag only. Released ones are not taken again at once.
 func TestState_counters(t *testing.T) {
 	s := newState(t)
 	one, words, ok := s.TakeCounters(7)
@@ -262,7 +262,7 @@ func TestState_counters(t *testing.T) {
 	}
 }
 
-// No memory makes AdoptState panic, and what it takes for a record can be written again.
+// No memory makes AdoptState panic, and each record that it finds can be written again and deleted.
 func FuzzAdoptState(f *testing.F) {
 	f.Add([]byte("key"), []byte{1, 2, 3}, uint16(0), byte(0))
 	f.Add([]byte{}, bytes.Repeat([]byte{7}, 9000), uint16(16), byte(0xff))

@@ -34,7 +34,7 @@ func TestFamily_docs(t *testing.T) {
 	}
 }
 
-// familyTable has a row for each family of a scrape that has all of them.
+// familyTable returns the tables of docs/metrics.md: a row for each family of metrics.
 func familyTable() string {
 	var b strings.Builder
 	row := func(f family, of []string) {

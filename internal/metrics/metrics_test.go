@@ -25,7 +25,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// aTunnel is one that is encrypted and has everything that there are metrics of.
+// aTunnel returns the Sample of an encrypted tunnel with a value of each metric but those of many remotes.
 func aTunnel(name string) tunnel.Sample {
 	s := tunnel.Sample{
 		Name: name, Interface: name, Comment: "to the office", LocalAddress: "192.0.2.1", RemoteAddress: "198.51.100.1",
@@ -39,7 +39,7 @@ func aTunnel(name string) tunnel.Sample {
 	return s
 }
 
-// aTunnelOfMany is one with many remotes that has everything that only such a one has, and metrics of its remotes.
+// aTunnelOfMany returns the Sample of a tunnel with many remotes, two of which are listed.
 func aTunnelOfMany(name string) tunnel.Sample {
 	sas := 1
 	return tunnel.Sample{
@@ -58,7 +58,7 @@ func aSnapshot(tunnels ...tunnel.Sample) *Snapshot {
 	return s
 }
 
-// serve serves a Snapshot without a network.
+// serve returns the server's handler, to be called without a network.
 func serve(o Options) http.Handler {
 	o.Version = "v1.2.3"
 	if o.Ready == nil {
@@ -156,7 +156,7 @@ func TestGather(t *testing.T) {
 	}
 }
 
-// Each reason that print shows of a tunnel has a series from the start, once, and so has each of the process.
+// Each drop reason that a tunnel, or the process, can count has one series from the start.
 func TestGather_reasons(t *testing.T) {
 	plain, encrypted := aTunnel("plain"), aTunnel("encrypted")
 	plain.Encrypted, plain.Established = false, false
@@ -188,14 +188,14 @@ func TestGather_reasons(t *testing.T) {
 			}
 		}
 	}
-	// And whatever is counted against expectation.
+	// A reason that it should not count has one, too, once it is counted.
 	plain.Drops[drop.ESPReplay] = 1
 	if got := scrape(t, aSnapshot(plain)); got[`ipipd_tunnel_dropped_packets_total{tunnel="plain",direction="receive",reason="esp-replay"}`] != "1" {
 		t.Error("an unexpected reason is not shown")
 	}
 }
 
-// What a tunnel does not have it has no series of.
+// A tunnel has no series of what it does not have.
 func TestGather_absent(t *testing.T) {
 	plain := tunnel.Sample{Name: "plain", Started: true, WaitingFor: "route to 198.51.100.1"}
 	c := tunnel.Default()
@@ -240,7 +240,7 @@ func TestGather_absent(t *testing.T) {
 	}
 }
 
-// The series of a tunnel end with it, whatever its name and comment are.
+// Any name and comment are escaped, and the series of a tunnel end with the tunnel.
 func TestGather_series(t *testing.T) {
 	odd := aTunnel("a \"b\"\\\n{x=\"y\"} 1\u00fc")
 	odd.Interface, odd.Comment = "\xff\xfe", "} 7\nipipd_fake 1 \xc3"
@@ -273,7 +273,7 @@ func TestGather_series(t *testing.T) {
 	}
 }
 
-// Several scrapes at once are each whole.
+// Concurrent scrapes are each complete.
 func TestGather_concurrent(t *testing.T) {
 	h := serve(Options{Snapshot: func() *Snapshot { return aSnapshot(aTunnel("ipip1"), aTunnel("ipip2")) }})
 	ours := func() string {
@@ -298,7 +298,7 @@ func TestGather_concurrent(t *testing.T) {
 	scrapes.Wait()
 }
 
-// What prometheus.Registry would check, and the conventions.
+// The families keep the conventions of promlint, and what prometheus.Registry would check.
 func TestGather_conventions(t *testing.T) {
 	families := gather("v1.2.3", aSnapshot(aTunnel("ipip1"), aTunnel("ipip2"), aTunnelOfMany("many")))
 	problems, err := promlint.NewWithMetricFamilies(families).Lint()
@@ -399,7 +399,7 @@ func TestSampledReasons_many(t *testing.T) {
 	}
 }
 
-// The remotes of a tunnel with many have series where they are listed, and those that are not are counted.
+// Listed remotes have series, and the rest is counted as omitted; a tunnel that lists none has neither.
 func TestGather_remotes(t *testing.T) {
 	counted := aTunnelOfMany("counted")
 	counted.Remotes = &tunnel.Remotes{Count: 5}

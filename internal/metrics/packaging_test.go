@@ -29,7 +29,7 @@ type ruleFile struct {
 	}
 }
 
-// dashboard is the part of Grafana's that has expressions.
+// dashboard is what the tests read of Grafana's dashboard.
 type dashboard struct {
 	Title, UID string
 	Panels     []struct {
@@ -68,7 +68,7 @@ func readDashboard(t *testing.T) (d dashboard) {
 	return d
 }
 
-// scraped are the labels of each family of a scrape that has everything, with those that Prometheus adds.
+// scraped returns the labels of each family of a full scrape, and those that Prometheus adds.
 func scraped(t *testing.T) map[string]map[string]bool {
 	t.Helper()
 	families := map[string]map[string]bool{"up": {"job": true, "instance": true}}
@@ -107,7 +107,7 @@ func checkSeries(t *testing.T, where, expr string, families map[string]map[strin
 	return n
 }
 
-// What the alert rules ask for is in a scrape.
+// The series and labels of the alert rules are in a scrape.
 func TestFamily_rules(t *testing.T) {
 	families, seen, n := scraped(t), map[string]bool{}, 0
 	for _, g := range readRules(t).Groups {
@@ -127,7 +127,7 @@ func TestFamily_rules(t *testing.T) {
 	}
 }
 
-// What the dashboard asks for is in a scrape; its panels have room.
+// The series and labels of the dashboard are in a scrape, and its panels do not overlap.
 func TestFamily_dashboard(t *testing.T) {
 	families, d := scraped(t), readDashboard(t)
 	ids := map[int]bool{}
@@ -168,7 +168,7 @@ func TestFamily_dashboard(t *testing.T) {
 	}
 }
 
-// Every metric of the tunnels is on the dashboard or in a rule, but for those that say no more than another.
+// Every metric of ipipd is on the dashboard or in an alert rule, but for two timestamps.
 func TestFamily_used(t *testing.T) {
 	text, err := os.ReadFile(dashboardFile)
 	if err != nil {
@@ -189,7 +189,7 @@ func TestFamily_used(t *testing.T) {
 	}
 }
 
-// promtool is the program of Prometheus that checks.
+// promtool runs Prometheus's promtool, and fails the test if it finds something wrong.
 func promtool(t *testing.T, stdin string, args ...string) {
 	t.Helper()
 	path, err := exec.LookPath("promtool")

@@ -21,7 +21,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// start serves at an address, until the test ends, and returns where.
+// start serves at an address until the test ends, and returns ShownAddress.
 func start(t *testing.T, address string, o Options) string {
 	t.Helper()
 	l, err := Listen(address)
@@ -77,7 +77,7 @@ func TestNewServer(t *testing.T) {
 	}
 }
 
-// A web page whose name resolves to a loopback address does not read what is served there.
+// A web page whose name resolves to a loopback address cannot read what is served there (DNS rebinding).
 func TestNewServer_host(t *testing.T) {
 	for _, listens := range []string{"127.0.0.1:0", "0.0.0.0:0"} { // the browser may be at this host there, too
 		t.Run(listens, func(t *testing.T) { testHost(t, listens) })
@@ -101,7 +101,7 @@ func testHost(t *testing.T, listens string) {
 		address: 200, "localhost": 200, "LocalHost:9469": 200, "127.0.0.1": 200, "[::1]:9469": 200, "[::1]": 200, "10.0.0.1:80": 200,
 		"page.example": 403, "page.example:9469": 403, "localhost.page.example": 403, "127.0.0.1.page.example": 403,
 	} {
-		r, err := http.NewRequest(http.MethodGet, "http://"+address+"/healthz", nil) // which answers any number at once
+		r, err := http.NewRequest(http.MethodGet, "http://"+address+"/healthz", nil) // not limited as scrapes are
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -158,9 +158,9 @@ func TestNewServer_maxScrapes(t *testing.T) {
 	}
 }
 
-// Clients that read nothing of their answers keep nobody from one.
+// Clients that do not read their answers keep no other client from its answer.
 func TestNewServer_slow(t *testing.T) {
-	long := aTunnel(strings.Repeat("x", 200_000)) // in each series: more than sockets hold, and soon made
+	long := aTunnel(strings.Repeat("x", 200_000)) // a label of each series: the answer is more than socket buffers hold
 	address := start(t, "127.0.0.1:0", Options{Snapshot: func() *Snapshot { return aSnapshot(long) }})
 	for range 2 * maxScrapes {
 		c, err := net.Dial("tcp", address)
@@ -191,7 +191,7 @@ func status(t *testing.T, url string) int {
 	return response.StatusCode
 }
 
-// Headers are limited.
+// The size of a request's headers is limited.
 func TestNewServer_headers(t *testing.T) {
 	address := start(t, "127.0.0.1:0", Options{})
 	c, err := net.Dial("tcp", address)
@@ -215,7 +215,7 @@ func TestListen_taken(t *testing.T) {
 	}
 }
 
-// 0.0.0.0 is no address of IPv6.
+// Listen at 0.0.0.0 is for IPv4 only.
 func TestListen_ipv4(t *testing.T) {
 	l, err := Listen("0.0.0.0:0")
 	if err != nil {
@@ -227,7 +227,7 @@ func TestListen_ipv4(t *testing.T) {
 	}
 }
 
-// A unix socket has mode 0660, takes the place of one that was left, and of nothing else, and goes at the end.
+// A unix socket has mode 0660, replaces a stale socket and nothing else, and is removed at the end.
 func TestListen_unix(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metrics.sock")
 	left, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
@@ -274,7 +274,7 @@ func TestListen_unix(t *testing.T) {
 	}
 }
 
-// A socket that has taken the place of one's own stays.
+// Close does not remove a socket that has replaced the listener's own.
 func TestUnixListener_replaced(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metrics.sock")
 	l, err := Listen("unix:" + path)

@@ -16,7 +16,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// states are those of a Model, by name.
+// states returns the states of a Model's tunnels, by name.
 func states(m *Model) map[string]State {
 	all := map[string]State{}
 	for _, t := range m.Tunnels {
@@ -25,7 +25,7 @@ func states(m *Model) map[string]State {
 	return all
 }
 
-// Tunnels and processes that come and go are seen to.
+// Update follows tunnels and processes that start, hang, end, come back and are forgotten.
 func TestModel_Update(t *testing.T) {
 	m := newModel("")
 	at := func(second int) time.Time { return start.Add(time.Duration(second) * time.Second) }
@@ -53,13 +53,13 @@ func TestModel_Update(t *testing.T) {
 	if !m.byLink["a"].hasRates || m.byLink["b"].hasRates {
 		t.Error("rates of one sample, or none of two")
 	}
-	// One is late, one hangs: it is found by the names of its links.
+	// Process 2 is late, and process 1 hangs: the names of its links tell its tunnels.
 	m.Update(at(3), []Reading{{Process: "1", Links: []string{"a", link}, State: StateSilent, Problem: "hung"}, {Process: "2", Links: []string{"b"}}})
 	want("one hangs", map[string]State{"a": StateSilent, long: StateSilent, "b": StateRunning})
 	if m.byLink["a"].hasRates || !m.byLink["b"].Fresh || len(m.Problems) != 1 {
 		t.Errorf("%+v %+v %q", m.byLink["a"], m.byLink["b"], m.Problems)
 	}
-	// It is asked again, and no answer has come: what is known of it stays.
+	// Process 1 is asked again, and has not answered yet: what is known of it stays.
 	m.Update(at(3), []Reading{{Process: "1", Links: []string{"a", link}}, {Process: "2", Links: []string{"b"}}})
 	want("it still hangs", map[string]State{"a": StateSilent, long: StateSilent, "b": StateRunning})
 	if len(m.Problems) != 1 {
@@ -83,7 +83,7 @@ func TestModel_Update(t *testing.T) {
 	}
 }
 
-// The one that is asked for, by whatever name, is all there is, and is not forgotten.
+// A Model of one tunnel, by its name or that of its interface, has no other, and does not forget it.
 func TestModel_only(t *testing.T) {
 	long := "Büro Berlin (Haus 3)"
 	for _, name := range []string{long, tunnel.InterfaceName(long), "renamed0"} {
@@ -126,7 +126,7 @@ func TestState(t *testing.T) {
 	}
 }
 
-// A round beside the regular ones makes no rate.
+// A round shortly after a regular one makes no rate.
 func TestModel_add(t *testing.T) {
 	m := newModel("")
 	for _, at := range []time.Duration{0, 5 * time.Millisecond, time.Second, 1005 * time.Millisecond} {
@@ -143,7 +143,7 @@ func TestModel_add(t *testing.T) {
 	}
 }
 
-// Packets of no tunnel are added up over the processes.
+// Drops that belong to no tunnel are summed over the processes, and UndoAt is the earliest of theirs.
 func TestModel_strays(t *testing.T) {
 	m := newModel("")
 	for second := range 3 {
@@ -165,7 +165,7 @@ func TestModel_strays(t *testing.T) {
 	}
 }
 
-// A line of JSON has what docs/monitor.md says, and no newline in it.
+// JSON returns a line with the tunnels' members, null where a value is unknown, and no newline in it.
 func TestModel_JSON(t *testing.T) {
 	m, now := after("")
 	text, err := m.JSON(now)

@@ -12,7 +12,7 @@ func TestClean(t *testing.T) {
 	for in, want := range map[string][2]string{
 		"plain":                            {"plain", "plain"},
 		"\x1b[31mred\x1b]0;title\x07":      {"?[31mred?]0;title?", "?[31mred?]0;title?"},
-		"\u009b31m":                        {"?31m", "?31m"}, // CSI of C1
+		"\u009b31m":                        {"?31m", "?31m"}, // CSI as a C1 control
 		"two\nlines\tand a tab":            {"two lines and a tab", "two lines and a tab"},
 		"a\u202eb\u2066c\u200d\ufeff":      {"abc", "a?b?c??"},
 		"Zürich 東京 \U0001f600":             {"Zürich 東京 \U0001f600", "Z?rich ?? ?"},

@@ -30,7 +30,7 @@ func running(name string, second int, bytes uint64) tunnel.Sample {
 	}
 }
 
-// samples are what a process says in a second, one tunnel of each state.
+// samples returns what a process answers in that second, with tunnels in different states.
 func samples(second int) *Answer {
 	heavy := running("ipip2", second, 125_000_000)
 	heavy.Comment = "to \x1b[31mRiga\x1b[0m 東京\n\u202e<script>"
@@ -39,7 +39,7 @@ func samples(second int) *Answer {
 		{Code: "interface-moved", Severity: warning.Note, Text: "a note"},
 		{Code: "fragments", Severity: warning.Warning, Text: "packets leave\nin fragments", Remedy: "lower the MTU", Since: start},
 	}
-	if second%2 == 0 { // uneven
+	if second%2 == 0 { // an uneven rate
 		heavy.RxBytes += 60_000_000
 	}
 	lost := running("ipip10", second, 0)
@@ -65,7 +65,7 @@ func newModel(only string) *Model {
 	})
 }
 
-// after returns a Model after 12 rounds, and when the last one was.
+// after returns a Model after 13 rounds, a second apart, and when the last one was.
 func after(only string) (*Model, time.Time) {
 	m, now := newModel(only), start
 	for second := range 13 {
@@ -135,8 +135,8 @@ func TestView_Frame(t *testing.T) {
 	}
 }
 
-// visible is a line without the styles that Options.paint makes: there is nothing else in it that a
-// terminal would not show.
+// visible returns a line without the styles of Options.paint, and fails the test if anything else in it is not
+// clean.
 func visible(t *testing.T, line string) string {
 	t.Helper()
 	for _, code := range codes {
@@ -232,7 +232,7 @@ func TestView_Handle(t *testing.T) {
 		}
 		press(KeyEscape)
 	}
-	// Each column there and back.
+	// The keys s and right go to the next column, S and left back.
 	before := v.sortBy
 	for range sortable() {
 		press('s')
@@ -245,7 +245,7 @@ func TestView_Handle(t *testing.T) {
 	}
 }
 
-// A tunnel that goes while its page is open, and is forgotten.
+// The page of a tunnel that is gone says so, and closes once the tunnel is forgotten.
 func TestView_pageGone(t *testing.T) {
 	m, now := after("")
 	v := NewView(m, Options{})
@@ -291,7 +291,7 @@ func TestParseKeys(t *testing.T) {
 	}
 }
 
-// Whatever a terminal sends, however it is cut, ends; and no more is left over than a key may have.
+// Whatever a terminal sends, ParseKeys leaves over no more than a key may have, and nothing at the end of the input.
 func FuzzParseKeys(f *testing.F) {
 	f.Add([]byte("\x1b[1;5A\xe6\x9d\xb1q\x1b"))
 	f.Fuzz(func(t *testing.T, in []byte) {

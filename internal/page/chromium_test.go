@@ -62,7 +62,7 @@ func browser(t *testing.T, url string, args ...string) string {
 	return out.String()
 }
 
-// dump is the document after so many milliseconds of the page's own time, which goes as fast as it can; with 0
+// dump returns the document after so many milliseconds of virtual time, which runs as fast as it can, or, for 0,
 // once it is loaded.
 func dump(t *testing.T, url string, milliseconds int) string {
 	t.Helper()
@@ -73,7 +73,7 @@ func dump(t *testing.T, url string, milliseconds int) string {
 	return browser(t, url, args...)
 }
 
-// names are those of the rows that are seen, in order.
+// names returns the tunnels of the rows that are not hidden, in order.
 func names(dom string) string {
 	var all []string
 	for _, row := range regexp.MustCompile(`<tr data-name="([^"]*)"[^>]*?(hidden="")?>`).FindAllStringSubmatch(dom, -1) {
@@ -84,7 +84,7 @@ func names(dom string) string {
 	return strings.Join(all, " ")
 }
 
-// some are a few tunnels with ten minutes of history.
+// some returns a Page of a few tunnels with ten minutes of history.
 func some(t testing.TB) *Page {
 	t.Helper()
 	tunnels := []tunnel.Sample{aTunnel("ipip1"), aTunnel("ipip2"), aTunnel("office-berlin"), aTunnel("vrrp"), {Name: "ipip4", Interface: "ipip4", RemoteAddress: "office.example", Comment: "later", Disabled: true}}
@@ -127,7 +127,7 @@ func TestPage_chromium(t *testing.T) {
 		made := httptest.NewRecorder()
 		p.ServeHTTP(made, r)
 		maps.Copy(w.Header(), made.Header())
-		w.Header().Add("Content-Security-Policy", "sandbox allow-same-origin") // what it does not allow are scripts
+		w.Header().Add("Content-Security-Policy", "sandbox allow-same-origin") // forbids scripts
 		w.Write(made.Body.Bytes())
 	}))+"/", 0)
 	if got := names(without); got != "ipip1 ipip2 ipip4 office-berlin vrrp" || strings.Contains(without, "<button") || !strings.Contains(without, `http-equiv="refresh"`) {
@@ -148,14 +148,14 @@ func TestPage_chromium(t *testing.T) {
 	}
 }
 
-// The page brings itself up to date: rows change, come and go in their place, and a process that ends is told of.
+// The page updates itself: rows change, come and go in place, and it says that a tunnel or the process has ended.
 func TestPage_chromiumUpdate(t *testing.T) {
 	first, second, third := aTunnel("ipip1"), aTunnel("ipip2"), aTunnel("ipip3")
 	changed := second
 	changed.Comment = "changed since"
 	before, _ := newPage(second, third)
 	after, _ := newPage(first, changed)
-	// then serves the page of before at first, and what follows from then on.
+	// then has before answer the first request, and next all others.
 	then := func(next http.Handler) string {
 		var asked atomic.Bool
 		return serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -179,8 +179,7 @@ func TestPage_chromiumUpdate(t *testing.T) {
 	}
 }
 
-// What an operator wrote is text, whatever a browser does with it: with a script none of it runs, and what it
-// is asked for does not come back.
+// What operators wrote, and what the URL has, stays text in a browser: neither an element nor a script comes of it.
 func TestPage_chromiumHostile(t *testing.T) {
 	var tunnels []tunnel.Sample
 	for i, text := range hostile {
@@ -206,8 +205,8 @@ func TestPage_chromiumHostile(t *testing.T) {
 	}
 }
 
-// What it looks like is for people: PAGE_SCREENSHOTS is a folder to keep the pictures in. Here it has to have
-// the colours that the browser asked for, which takes the style.
+// The page has the background of the colour scheme that the browser prefers. With PAGE_SCREENSHOTS the pictures stay
+// in that folder, for people to look at.
 func TestPage_chromiumScreenshot(t *testing.T) {
 	url := serve(t, some(t))
 	dir := os.Getenv("PAGE_SCREENSHOTS")

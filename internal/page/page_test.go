@@ -28,7 +28,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var start = time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
 
-// aTunnel is one with everything.
+// aTunnel returns the Sample of a tunnel with everything that a page shows.
 func aTunnel(name string) tunnel.Sample {
 	return tunnel.Sample{
 		Name: name, Interface: name, Comment: "to the office", LocalAddress: "192.0.2.1", RemoteAddress: "198.51.100.1",
@@ -43,7 +43,7 @@ func aTunnel(name string) tunnel.Sample {
 	}
 }
 
-// process is what a Page shows, in tests.
+// process stands in for the process that a Page shows; reads counts how often it was read.
 type process struct {
 	mu      sync.Mutex
 	samples *tunnel.Samples
@@ -76,8 +76,8 @@ func newPage(tunnels ...tunnel.Sample) (*Page, *process) {
 	return New(Options{Version: "v1.2.3", Host: "router7", Samples: of.read, Compare: strings.Compare}), of
 }
 
-// carry has all tunnels carry and drop that much a second, for some readings of the history, and returns
-// the time of the last.
+// carry has all tunnels carry so many bytes and drop so many packets a second, for so many readings of the history,
+// and returns the time of the last.
 func carry(p *Page, of *process, from time.Time, readings int, rxBytes, txBytes, drops uint64) time.Time {
 	for range readings {
 		from = from.Add(Interval)
@@ -91,7 +91,7 @@ func carry(p *Page, of *process, from time.Time, readings int, rxBytes, txBytes,
 	return from
 }
 
-// add counts what a tunnel carries in an Interval, in packets of 1,000 bytes.
+// add counts an Interval's traffic of a tunnel, in packets of 1,000 bytes; its arguments are rates per second.
 func add(s *tunnel.Sample, rxBytes, txBytes, drops uint64) {
 	const seconds = uint64(Interval / time.Second)
 	s.RxBytes, s.RxPackets = s.RxBytes+rxBytes*seconds, s.RxPackets+rxBytes*seconds/1000
@@ -99,7 +99,7 @@ func add(s *tunnel.Sample, rxBytes, txBytes, drops uint64) {
 	s.Drops[drop.TooBig] += drops * seconds
 }
 
-// busy has n tunnels, whose rates have changed with each reading of ten minutes.
+// busy returns a Page of n tunnels whose rates have changed with each reading of ten minutes.
 func busy(n int) *Page {
 	var tunnels []tunnel.Sample
 	for i := range n {
@@ -121,7 +121,7 @@ func busy(n int) *Page {
 	return p
 }
 
-// allocated is what is in use, after a collection.
+// allocated returns the bytes of the heap in use after a collection.
 func allocated() int {
 	var m runtime.MemStats
 	runtime.GC()
@@ -137,8 +137,8 @@ func get(t testing.TB, h http.Handler, target string) *httptest.ResponseRecorder
 	return w
 }
 
-// texts are the texts of a page, without its style and script, and checks what keeps it harmless: its only
-// scripts are its own, no attribute is one, no style is, and nothing is loaded from elsewhere.
+// texts returns the text of a page without its style and script. It fails the test if the page has a second script,
+// an element that pages do not have, an attribute of script or style, or a link to another host.
 func texts(t testing.TB, page []byte) string {
 	t.Helper()
 	var text []string
@@ -221,7 +221,7 @@ func TestPage(t *testing.T) {
 	wantAll(t, texts(t, page), "ipip4 disabled", "Remote address office.example")
 }
 
-// What is counted for the process is on the page of all.
+// Drops that belong to no tunnel are on the page of all tunnels.
 func TestPage_process(t *testing.T) {
 	p, of := newPage(aTunnel("ipip1"))
 	of.samples.Drops[drop.UnknownPeer] = 7
@@ -240,7 +240,7 @@ func TestPage_ServeHTTP(t *testing.T) {
 		}
 		return w.Header()
 	}
-	again := func() { p.mu.Lock(); p.taken = time.Time{}; p.mu.Unlock() } // or else what is fresh is shown
+	again := func() { p.mu.Lock(); p.taken = time.Time{}; p.mu.Unlock() } // has the samples read again
 	check("GET", "/", 503, starting)
 	check("GET", "/tunnel/ipip1", 503, starting)
 	of.set()
@@ -318,7 +318,7 @@ func TestPage_headers(t *testing.T) {
 	}
 }
 
-// The style and the script of each page are those of the policy.
+// The policy has the hashes of each page's style and script.
 func TestPage_policy(t *testing.T) {
 	p, _ := newPage(aTunnel("ipip1"))
 	for _, path := range []string{"/", "/tunnel/ipip1", "/tunnel/none"} {
@@ -334,7 +334,7 @@ func TestPage_policy(t *testing.T) {
 	}
 }
 
-// However many ask, what runs is read once a second at most, and a page of all is made once for it.
+// However many ask, the samples are read once a second at most, and the page of all tunnels is made once for them.
 func TestPage_refresh(t *testing.T) {
 	p, of := newPage(aTunnel("ipip1"))
 	for i := range 100 {
@@ -355,7 +355,7 @@ func TestPage_refresh(t *testing.T) {
 	wantAll(t, texts(t, a), "ipip2")
 }
 
-// The history of a tunnel goes with it, and is as large as is said: of 1,000 less than 8 MiB.
+// A tunnel's history is dropped with the tunnel; 1,000 histories take less than 8 MiB.
 func TestPage_histories(t *testing.T) {
 	p, of := newPage(aTunnel("ipip1"), aTunnel("ipip2"))
 	p.read(start)
@@ -380,7 +380,7 @@ func TestPage_histories(t *testing.T) {
 	for i := range 2 * readings {
 		p.read(start.Add(time.Duration(3+i) * Interval))
 	}
-	// What a read leaves behind is garbage, so that only what is kept counts.
+	// Without the samples of the last read only the histories count.
 	p.mu.Lock()
 	p.samples = nil
 	p.mu.Unlock()
@@ -408,7 +408,7 @@ func TestPage_Run(t *testing.T) {
 			}
 		}
 		at(0, 1)
-		at(Interval, 2) // what was counted before the first is news
+		at(Interval, 2) // all that the first read has is news
 		at(3*Interval, 3)
 		at(7*Interval, 4)
 		at(11*Interval, 5)
@@ -422,8 +422,8 @@ func TestPage_Run(t *testing.T) {
 	})
 }
 
-// Who looks while nothing is carried adds readings, but none sooner than Interval, so that there are enough for ten
-// minutes.
+// Requests for a page add readings to the history, but none sooner than Interval after the last, so that those it has
+// room for span ten minutes.
 func TestPage_refreshHistory(t *testing.T) {
 	p, _ := newPage(aTunnel("ipip1"))
 	for i := range 600 {
@@ -442,7 +442,7 @@ func TestPage_refreshHistory(t *testing.T) {
 	}
 }
 
-// hostile are texts that an operator, or who named an interface, may have written.
+// hostile are texts that an operator's comment or the name of an interface may have.
 var hostile = []string{
 	`<script>alert(1)</script>`, `"><img src=x onerror=alert(1)>`, `' onmouseover='alert(1)`, `</title><script>alert(1)</script>`, `</style><script>alert(1)</script>`,
 	`</bdi></main><form action=//evil.example>`, `javascript:alert(1)`, `//evil.example/x`, `..%2f..%2fmetrics`, `{{.Root}}`, `&lt;script&gt;`, `<!--`, `]]>`, `${alert(1)}`,
@@ -473,7 +473,7 @@ func TestPage_hostile(t *testing.T) {
 	}
 }
 
-// Whatever is asked for, and however a tunnel is called: an answer, and one that is harmless.
+// Whatever is asked for, and whatever a tunnel is named, the page is harmless; that of a valid name is found.
 func FuzzPage(f *testing.F) {
 	for _, text := range hostile {
 		f.Add(text, text, "")
@@ -504,7 +504,7 @@ func FuzzPage(f *testing.F) {
 	})
 }
 
-// Many look while it is read, tunnels come and go: for the race detector.
+// For the race detector: requests while the samples are read, and tunnels come and go.
 func TestPage_concurrent(t *testing.T) {
 	p, of := newPage(aTunnel("ipip1"))
 	var all sync.WaitGroup

@@ -25,15 +25,15 @@ import (
 type attempt struct {
 	name string
 	do   func() error
-	// landlock is the version of the ABI that refuses it; 0 is seccomp.
+	// landlock is the first ABI of Landlock that refuses it; 0: it is for seccomp or the kernel to refuse.
 	landlock int
-	// possible: root can do it outside the sandbox, and goes on.
+	// possible: root can do it outside the sandbox, and the process goes on.
 	possible bool
-	// capability: the kernel refuses it for want of one, in strict mode too.
+	// capability: the kernel refuses it for want of a capability, and seccomp does not.
 	capability bool
 }
 
-// landlockScope is the ABI that has scopes, whose refusal is EPERM.
+// landlockScope is the first ABI of Landlock with scopes, which refuse with EPERM, not EACCES.
 const landlockScope = 6
 
 // childOutside is set for a child that enters no sandbox.
@@ -66,7 +66,7 @@ func raw(number uintptr, args ...uintptr) error {
 	return nil
 }
 
-// socket opens one and closes it.
+// socket opens a socket and closes it.
 func socket(domain, typ, protocol int) error {
 	fd, err := unix.Socket(domain, typ|unix.SOCK_CLOEXEC, protocol)
 	if err == nil {
@@ -86,7 +86,7 @@ func call1(number uintptr, args ...uintptr) func() error {
 	return func() error { return raw(number, args...) }
 }
 
-func text(s string) uintptr { // of a constant, which stays where it is
+func text(s string) uintptr { // stays valid: kept has the pointer
 	b, _ := unix.BytePtrFromString(s)
 	kept = append(kept, b)
 	return uintptr(unsafe.Pointer(b))
@@ -133,11 +133,11 @@ func changeInterface() error {
 	return netlinkError(unix.NETLINK_ROUTE, unix.RTM_SETLINK, unix.NLM_F_ACK, body)
 }
 
-// netlinkError returns the error of a request.
+// netlinkError sends a netlink request and returns the error of its answer.
 func netlinkError(protocol int, kind, flags uint16, body []byte) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 	if err == unix.EPROTONOSUPPORT {
-		return unix.EPERM // there is none here
+		return unix.EPERM // the kernel lacks the protocol: as good as refused
 	}
 	if err != nil {
 		return err
@@ -161,11 +161,11 @@ func netlinkError(protocol int, kind, flags uint16, body []byte) error {
 	return nil
 }
 
-// tunIoctl makes an ioctl of a TUN device that is no interface.
+// tunIoctl makes an ioctl on /dev/net/tun without an interface.
 func tunIoctl(request uint) error {
 	fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return unix.EPERM // there is none here
+		return unix.EPERM // there is no TUN device: as good as refused
 	}
 	defer unix.Close(fd)
 	return unix.IoctlSetInt(fd, request, 1)
@@ -247,7 +247,7 @@ var attempts = []attempt{
 	{name: "make-an-interface", capability: true, do: func() error {
 		fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return unix.EPERM // there is none here
+			return unix.EPERM // there is no TUN device: as good as refused
 		}
 		defer unix.Close(fd)
 		ifreq, _ := unix.NewIfreq("sandbox-test")
@@ -263,7 +263,7 @@ var attempts = []attempt{
 		}
 		defer unix.Close(fd)
 		if first, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start"); err == nil && strings.TrimSpace(string(first)) != "1024" {
-			return unix.EPERM // it takes none here
+			return unix.EPERM // here the port takes no capability
 		}
 		if err := unix.Bind(fd, &unix.SockaddrInet4{Port: 500, Addr: [4]byte{127, 0, 0, 1}}); err != unix.EACCES {
 			return err
@@ -305,7 +305,7 @@ var attempts = []attempt{
 	{name: "a-number-that-no-call-has", do: call1(4000)},
 }
 
-// needs are what a process does once it has begun.
+// needs are what a confined process must be able to do.
 var needs = []attempt{
 	{name: "read-its-configuration", do: func() error { _, err := os.ReadFile(readable); return err }},
 	{name: "read-what-replaces-its-configuration", do: func() error { _, err := os.ReadDir(filepath.Dir(readable)); return err }},
@@ -431,7 +431,7 @@ func loadRuntime() error {
 		})
 	}
 	wg.Go(func() {
-		for n := 0; ; n++ { // without a call in it, but for the clock's
+		for n := 0; ; n++ { // to be preempted: a loop that hardly ever calls a function
 			if n&0xfffff == 0 && time.Now().After(end) {
 				return
 			}

@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The program is run on struct seccomp_data, in the byte order of the interpreter: as words, that is the kernel's.
+// The filter runs in the interpreter of package bpf, which loads words as big-endian, on a struct seccomp_data whose
+// arguments have their low word first.
 func TestFilter(t *testing.T) {
 	const pid, refused = 4711, unix.SECCOMP_RET_KILL_PROCESS
 	run := func(p Policy, arch uint32, number uint32, args ...uint64) uint32 {
@@ -83,7 +84,7 @@ func TestFilter(t *testing.T) {
 			t.Errorf("%s: %#x, want %#x", c.name, got, c.want)
 		}
 	}
-	// A jump over what is done for one call is at most 255 long, and no call is there twice.
+	// A jump of BPF skips 255 instructions at most, so no call has more; no call is there twice.
 	seen := map[uintptr]bool{}
 	for _, c := range calls(ebpf, pid) {
 		if n := len(c.instructions(refused)); n > 255 {

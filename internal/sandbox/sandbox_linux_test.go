@@ -22,8 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A child is this test binary, started again: it enters a sandbox, says so, and does what the test tells it, a line
-// for a line.
+// child is this test binary, started again: it enters a sandbox, prints its State, and executes the test's commands,
+// each a line that it answers with a line.
 type child struct {
 	t      *testing.T
 	cmd    *exec.Cmd
@@ -33,7 +33,7 @@ type child struct {
 	state  State
 }
 
-// childPolicy is the environment variable that has a Policy for a child.
+// childPolicy is the environment variable with a child's Policy, in JSON.
 const childPolicy = "SANDBOX_TEST_POLICY"
 
 func TestMain(m *testing.M) {
@@ -137,7 +137,7 @@ func status(t *testing.T, pid, tid, name string) uint64 {
 	return 0
 }
 
-// checkThreads checks each thread of a child from outside.
+// checkThreads checks in /proc each thread's capabilities and seccomp mode, and what State says of them.
 func (c *child) checkThreads(bounding, effective uint64) {
 	t := c.t
 	t.Helper()
@@ -187,7 +187,7 @@ func TestEnter_capabilities(t *testing.T) {
 	t.Run("without-ebpf", func(t *testing.T) {
 		spawn(t, Policy{Mode: On}, nil, nil).checkThreads(all&kept, all&kept)
 	})
-	t.Run("brokered", func(t *testing.T) { // its parent has them
+	t.Run("brokered", func(t *testing.T) { // its parent has the capabilities
 		for _, mode := range []string{Off, On, Strict} {
 			spawn(t, Policy{Mode: mode, EBPF: true, Sysctls: true, Brokered: true}, nil, nil).checkThreads(0, 0)
 		}
@@ -217,7 +217,7 @@ func TestEnter_capabilities(t *testing.T) {
 	})
 }
 
-// folders are a runtime folder, one of a configuration, and another one, each with a file.
+// folders makes a runtime folder, a configuration's and another one, each with a file, and a Policy of the first two.
 func folders(t *testing.T) (p Policy, other string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -232,7 +232,7 @@ func folders(t *testing.T) (p Policy, other string) {
 	return Policy{RuntimeDir: filepath.Join(dir, "run"), Read: []string{filepath.Join(dir, "etc", "file")}}, filepath.Join(dir, "other")
 }
 
-// Each of what the sandbox is there for is tried from inside.
+// Each attempt is refused inside the sandbox.
 func TestEnter_refused(t *testing.T) {
 	p, other := folders(t)
 	p.Mode, p.Brokered = On, true
@@ -255,7 +255,7 @@ func TestEnter_refused(t *testing.T) {
 			t.Errorf("%s: %q, want %q", a.name, text, want)
 		}
 	}
-	// The same outside, so that they fail for no other reason.
+	// Outside it root can do those that are possible: nothing else refuses them.
 	outside := spawn(t, Policy{Mode: Off, EBPF: true}, nil, []string{"SANDBOX_TEST_OTHER=" + other, childOutside + "=1"})
 	for _, a := range attempts {
 		if !a.possible || os.Geteuid() != 0 {
@@ -267,7 +267,7 @@ func TestEnter_refused(t *testing.T) {
 	}
 }
 
-// In strict mode what is refused is the end.
+// In strict mode a refused system call kills the process by SIGSYS.
 func TestEnter_strict(t *testing.T) {
 	p, other := folders(t)
 	p.Mode = Strict
@@ -291,7 +291,7 @@ func TestEnter_strict(t *testing.T) {
 	}
 }
 
-// What a process does once it has begun, under the strictest rules.
+// What a confined process needs is allowed in strict mode.
 func TestEnter_allowed(t *testing.T) {
 	p, other := folders(t)
 	p.Mode, p.Names = Strict, true
@@ -308,7 +308,7 @@ func TestEnter_allowed(t *testing.T) {
 	}
 }
 
-// The calls of Go's runtime are in the list, whatever it is told to do.
+// The system calls of Go's runtime are allowed in strict mode, whatever GODEBUG says.
 func TestEnter_runtime(t *testing.T) {
 	for _, debug := range []string{"", "gctrace=1,scavtrace=1,schedtrace=50", "madvdontneed=0,decoratemappings=1", "asyncpreemptoff=1,disablethp=1", "updatemaxprocs=1,profstackdepth=16"} {
 		t.Run(debug, func(t *testing.T) {
@@ -322,7 +322,7 @@ func TestEnter_runtime(t *testing.T) {
 	}
 }
 
-// What replaces a file of the configuration, or what it is a link to, can be read.
+// Readable returns folders, of files and of what they link to, so that what replaces a file can be read.
 func TestReadable(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"a", "b", "store", "conf.d"} {
