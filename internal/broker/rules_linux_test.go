@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	ours, long, vrf, others = 7, 8, 9, 2 // indices
+	ours, long, vrf, others = 7, 8, 9, 2 // interface indices
 	longName                = "a tunnel with a long name"
 )
 
@@ -197,7 +197,7 @@ func TestRules_checkNetlink(t *testing.T) {
 			if c.allowed != (err == nil) || err != nil && !errors.As(err, &no) {
 				t.Errorf("%s: %v, want allowed %v", c.name, err, c.allowed)
 			}
-			// Who has no configuration has done nothing but to use a neighbour.
+			// Without a configuration nothing is allowed but to use a neighbour.
 			if err := newRules().checkNetlink(unix.NETLINK_ROUTE, b, true, testHost); err == nil && c.name != "use a neighbour" {
 				t.Errorf("%s: allowed without a configuration", c.name)
 			}
@@ -238,7 +238,7 @@ func TestRules_checkNetlink(t *testing.T) {
 	}
 }
 
-// split is parse of what request returns.
+// split parses what request returns.
 func split(b []byte) (verb byte, f privileged.Fields, err error) {
 	if len(b) == 0 {
 		return 0, nil, errShort
@@ -334,8 +334,8 @@ func TestRules_check(t *testing.T) {
 	}
 }
 
-// Whatever a request is: nothing panics, nothing is allowed without a configuration but what changes nothing that is not
-// the process's, and what is allowed of rtnetlink is, as another parser reads it, about the interfaces of the configuration.
+// No request makes check panic. Without a configuration it allows no bind, TUN, RPS or capture ring. A message of
+// rtnetlink that it allows is, as package syscall parses it, one that checkAllowed accepts.
 func FuzzRules_check(f *testing.F) {
 	for _, c := range netlinkCases {
 		f.Add(request(privileged.Netlink, privileged.U32(unix.NETLINK_ROUTE), c.message), true)
@@ -372,7 +372,7 @@ func FuzzRules_check(f *testing.F) {
 	})
 }
 
-// checkAllowed checks an allowed message.
+// checkAllowed fails the test if m is about an interface that is no tunnel's, or adds an address or route of none.
 func checkAllowed(t *testing.T, m *syscall.NetlinkMessage) {
 	t.Helper()
 	value := func(skip int, kind uint16) (v []byte) {

@@ -18,12 +18,12 @@ import (
 	"ipipd/test/netlab"
 )
 
-// client is a process of which nothing is known but its end of the socket pair.
+// client is a process that the broker serves: its end of the socket pair.
 type client struct {
 	t       *testing.T
 	socket  int
 	ended   chan struct{}
-	refused []error // once Serve has ended
+	refused []error // to be read once Serve has ended
 }
 
 func serve(t *testing.T, read func() ([]tunnel.Config, error)) (*client, *Server) {
@@ -53,7 +53,7 @@ func (c *client) await() {
 	}
 }
 
-// ask sends a request and returns the end of its answer, without its header, and its descriptor.
+// ask sends a request and returns the last message of its answer, without the header, and the descriptor with it.
 func (c *client) ask(b []byte, fd int) (kind byte, answer string, got int) {
 	c.t.Helper()
 	const sequence = 0x01020304
@@ -86,7 +86,7 @@ func descriptors(t *testing.T) int {
 	return len(all)
 }
 
-// What a process sends that is no request costs nothing that stays, and the next one is answered.
+// Messages that are refused, or are no request, leave no descriptor open, and the next request is answered.
 func TestServer_hostile(t *testing.T) {
 	before := descriptors(t)
 	t.Run("requests", func(t *testing.T) {
@@ -149,8 +149,8 @@ func TestServer_Interrupt(t *testing.T) {
 	c.await()
 }
 
-// What the configuration does not name yet is looked for in it again, and what it has named before, while the
-// process runs, can come back.
+// The configuration is read again for what it does not name. What one of its last maxReadings readings names stays
+// allowed.
 func TestServer_reread(t *testing.T) {
 	now, failed := testConfigs()[:1], error(nil)
 	reads := 0
@@ -238,7 +238,7 @@ func TestServer_done(t *testing.T) {
 	}
 }
 
-// The ring buffer of a capture is the process's alone.
+// The broker hands over the ring buffer of a capture, and keeps no descriptor of it.
 func TestServer_captureRing(t *testing.T) {
 	if m, err := fastpath.NewCaptureRing(); err != nil {
 		t.Skipf("the kernel makes no ring buffer: %v", err)
@@ -261,7 +261,7 @@ func TestServer_captureRing(t *testing.T) {
 		}
 		ring.Close()
 	}
-	// Only one thing is asked for after another: the server has closed its own by the next answer.
+	// One request is served after another: by the next answer the server has closed its own descriptor.
 	c.ask([]byte{200}, -1)
 	if after := descriptors(t); after != before {
 		t.Errorf("%d descriptors, were %d", after, before)

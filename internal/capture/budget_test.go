@@ -8,8 +8,8 @@ import (
 	"ipipd/internal/drop"
 )
 
-// Whatever there is to write, what is written costs no more than the share of the processors, but for a burst at the
-// beginning; and as much as that is written. Complete has no bounds.
+// However much there is to write, what is written costs no more than the share of the processors and a burst at the
+// beginning, and no less than half of that. Complete has no bound.
 func TestBudget(t *testing.T) {
 	for _, o := range []Options{{}, {Complete: true}} {
 		r, now := NewRing(o), time.Unix(1, 0)

@@ -10,7 +10,7 @@ import (
 	"ipipd/internal/drop"
 )
 
-// filled is a packet whose bytes tell which it is.
+// filled returns a packet of n bytes that has producer and i in it.
 func filled(n int, producer, i uint32) []byte {
 	p := bytes.Repeat([]byte{byte(i)}, n)
 	binary.BigEndian.PutUint32(p, producer)
@@ -65,7 +65,7 @@ func TestRing_concurrent(t *testing.T) {
 	}
 }
 
-// Positions wrap, those of slots and of bytes.
+// The positions of slots and of bytes wrap at 2³².
 func TestRing_wrap(t *testing.T) {
 	r := NewRing(Options{})
 	const start = 1<<32 - 3
@@ -85,7 +85,7 @@ func TestRing_wrap(t *testing.T) {
 	}
 }
 
-// A ring that nobody reads takes what it has room for, and counts the rest: the packets that it would have had.
+// A ring that nobody reads takes what it has room for, and counts as missed the rest of what its Options want.
 func TestRing_full(t *testing.T) {
 	all, drops, inner := NewRing(Options{}), NewRing(Options{Drops: true}), NewRing(Options{InnerOnly: true})
 	rings := Rings{all, drops, inner}
@@ -132,7 +132,7 @@ func TestRing_snaplen(t *testing.T) {
 	}
 }
 
-// What is held is not taken out before it is settled, nor what came after it.
+// A held packet is not taken out before it is settled or discarded, nor is any packet after it.
 func TestHeld(t *testing.T) {
 	r := NewRing(Options{})
 	h := Rings{r}.Hold(InnerIn, []byte{1}, 1, time.Unix(1, 0))
@@ -156,7 +156,7 @@ func TestHeld(t *testing.T) {
 	}
 }
 
-// A ring that was full takes packets again once half of it is free, so that what it has follows each other.
+// A ring that was full takes packets again once half of it is free, so that it has long runs without a gap.
 func TestRing_reopens(t *testing.T) {
 	r := NewRing(Options{})
 	rings := Rings{r}
@@ -185,7 +185,7 @@ func TestRing_reopens(t *testing.T) {
 	}
 }
 
-// Of packets that are not captured each ring counts those that it would have had.
+// Missed counts in each ring the packets that its Options want. Wanted returns what the rings want together.
 func TestRings_Missed(t *testing.T) {
 	all, drops, inner := NewRing(Options{}), NewRing(Options{Drops: true, Snaplen: 100}), NewRing(Options{InnerOnly: true, Snaplen: 200})
 	rings := Rings{all, drops, inner}
@@ -207,7 +207,7 @@ func TestRings_Missed(t *testing.T) {
 	}
 }
 
-// Of a packet that is there in part the length is the packet's.
+// Of a packet of which only the beginning is given the length is that of the whole packet.
 func TestRings_Snapped(t *testing.T) {
 	r := NewRing(Options{Snaplen: 64})
 	Rings{r}.Snapped(InnerIn, filled(100, 1, 2), 60_000, 1, drop.None, time.Unix(1, 0))

@@ -17,7 +17,7 @@ import (
 	"ipipd/test/netlab"
 )
 
-// file is a capture of some packets.
+// file returns the pcapng file of packets that a ring captured, and the Result.
 func file(t *testing.T, r *Ring, h Header, packets func(Rings)) ([]byte, Result) {
 	t.Helper()
 	var out bytes.Buffer
@@ -80,7 +80,7 @@ func TestStream(t *testing.T) {
 	}
 }
 
-// What belongs to no tunnel anybody can send: of a flood little is written, and the rest counted.
+// Of a flood of packets that belong to no tunnel, which anybody can send, little is written, and the rest counted.
 func TestStream_strangers(t *testing.T) {
 	long := append(bytes.Clone(outer), make([]byte, 1000)...)
 	text, result := file(t, NewRing(Options{}), Header{Tunnel: "t0"}, func(rings Rings) {
@@ -107,8 +107,8 @@ func TestStream_strangers(t *testing.T) {
 	}
 }
 
-// tcpdump reads what a Stream writes: libpcap takes several interfaces only if they are of one kind and
-// length, an interface that comes after packets too.
+// tcpdump reads what a Stream writes: libpcap takes several interfaces only with the same link type and snapshot
+// length, also where an interface follows packets.
 func TestStream_tcpdump(t *testing.T) {
 	tcpdump, err := exec.LookPath("tcpdump")
 	if err != nil {
@@ -186,7 +186,7 @@ func TestStream_tshark(t *testing.T) {
 	}
 }
 
-// It ends after Count packets, those that are discarded aside.
+// A Stream ends after Count packets; those that Settle discards do not count.
 func TestStream_count(t *testing.T) {
 	bytes, result := file(t, NewRing(Options{Count: 2, Drops: true}), Header{Tunnel: "t0"}, func(rings Rings) {
 		for range 3 {
@@ -233,7 +233,7 @@ func TestStream_longText(t *testing.T) {
 	}
 }
 
-// An error of the writer is returned, and what is left ends nevertheless.
+// An error of the writer is returned by Copy and by End.
 func TestStream_writerFails(t *testing.T) {
 	broken := errors.New("broken")
 	w := &failing{after: 1, err: broken}
@@ -265,7 +265,7 @@ func (w *failing) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Copy comes back although there is more, so that a capture can be ended.
+// Copy returns although there is more to copy, so that a capture can be ended.
 func TestStreamCopy_more(t *testing.T) {
 	for _, o := range []Options{{}, {Drops: true}} {
 		r := NewRing(o)

@@ -44,7 +44,7 @@ func write(t *testing.T, files map[string]string) (dir string) {
 	return dir
 }
 
-// wrong returns what Read says of the paths, which have to be wrong, without their folder.
+// wrong returns the errors of Read of the paths, which must have some, without the folder's path.
 func wrong(t *testing.T, dir string, paths ...string) string {
 	t.Helper()
 	file, configs, err := Read(paths...)
@@ -303,8 +303,8 @@ func TestRead_secret(t *testing.T) {
 	}
 }
 
-// Several files are one configuration: the defaults of each are for all tunnels, and what may be
-// there once is not in two of them. A folder is its files in order of name.
+// Several files are one configuration: the defaults of each are for all tunnels, and what may be given once may be in
+// one of them only. A folder is its files in order of name.
 func TestRead_folder(t *testing.T) {
 	dir := write(t, map[string]string{
 		"10.yaml":      "tunnels: [{name: ten, remote-address: 192.0.2.10, mtu: 1400}]",
@@ -394,7 +394,7 @@ func TestSuggest(t *testing.T) {
 	}
 }
 
-// A file with a secret is told apart if others can read it, one whose secrets are elsewhere never.
+// Exposed has a file with a secret that others can read, and none whose secrets are in other files.
 func TestRead_exposed(t *testing.T) {
 	const secret = "tunnels: [{name: a, remote-address: 192.0.2.1, ipsec-secret: mellon, disabled: yes}]\n"
 	for _, tt := range []struct {
@@ -420,7 +420,7 @@ func TestRead_exposed(t *testing.T) {
 	}
 }
 
-// The group of the service may read a secret, and is no other.
+// A file with a secret may be readable by the group of the service, and by no other group.
 func TestConceal(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: to change the group of a file")

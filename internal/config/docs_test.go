@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// The example of docs/configuration.md is right, and its errors are those of a file.
+// The example in docs/configuration.md is read without an error, and the errors shown there are those of their file.
 func TestRead_documented(t *testing.T) {
 	text, err := os.ReadFile("../../docs/configuration.md")
 	if os.IsNotExist(err) {

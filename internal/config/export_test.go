@@ -12,7 +12,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// entry makes a tunnel of properties, each with its value.
+// entry returns a tunnel with these settings: each a property and its value.
 func entry(t *testing.T, settings ...string) Entry {
 	t.Helper()
 	e := Entry{Config: tunnel.Default()}
@@ -86,7 +86,7 @@ tunnels:
 	}
 }
 
-// What a value may have in it comes back as it was.
+// Any value is read back as it was written, in YAML and for RouterOS.
 func TestWriteYAML_quoting(t *testing.T) {
 	for _, v := range []string{
 		"a # b", "#", "a: b", "- a", "[a", "{a}", "*a", "&a", "!a", "|", ">", "%a", "@a", "`a`", `"a"`, "'a'", "a'b\"c", "no", "null", "~", "0x1f",
@@ -99,7 +99,7 @@ func TestWriteYAML_quoting(t *testing.T) {
 	}
 }
 
-// same writes a tunnel, and reads the same.
+// same fails the test unless the tunnel that write writes is read back the same.
 func same(t *testing.T, name string, e Entry, write func(*bytes.Buffer, []Entry) error) {
 	t.Helper()
 	var b bytes.Buffer
@@ -121,7 +121,7 @@ func writeRouterOS(b *bytes.Buffer, entries []Entry) error {
 	return err
 }
 
-// YAML is UTF-8; a router's secret may be any bytes.
+// A secret that is not UTF-8 cannot be written as YAML, but for RouterOS.
 func TestWriteYAML_notUTF8(t *testing.T) {
 	const want = "a: ipsec-secret: what was given is not accepted: want a secret in UTF-8, to be written as YAML: rsc can have this one"
 	e := entry(t, "name", "a", "remote-address", "192.0.2.1", "ipsec-secret", "\xe7\xff mellon")
@@ -131,7 +131,7 @@ func TestWriteYAML_notUTF8(t *testing.T) {
 	same(t, "x.rsc", e, writeRouterOS)
 }
 
-// With the secret left out a file is refused, and says where one is to be put in.
+// A file written without its secret is refused, with the position where the secret belongs.
 func TestWriteYAML_hideSecret(t *testing.T) {
 	e := entry(t, "name", "a", "remote-address", "192.0.2.1", "ipsec-secret", "mellon")
 	e.HideSecret = true
@@ -182,7 +182,7 @@ add distance=200 dst-address=0.0.0.0/0 gateway=ipip1 routing-table=100
 	}
 }
 
-// Gateways are interfaces by any name, and a route of metric 1 is said where a distance of 1 would be none.
+// A gateway can be an interface of any name. Metrics that a distance cannot say, 1 and more than 255, are in a comment.
 func TestWriteRouterOS_routes(t *testing.T) {
 	for _, name := range []string{"a@b", "a%b", "a,b", "10.255.0.2", "a b", "[a]", "$a", "ü"} {
 		e := entry(t, "name", name, "remote-address", "192.0.2.1", "route", "10.20.0.0/16", "route", "0.0.0.0/0 metric 0", "route", "10.20.0.0/16 metric 2000")
@@ -209,7 +209,7 @@ func TestWriteRouterOS_any(t *testing.T) {
 	same(t, "x.yaml", e, func(b *bytes.Buffer, entries []Entry) error { return WriteYAML(b, DefaultProcess(), entries) })
 }
 
-// Between two processes a Snapshot stays what it is, whatever bytes a secret has.
+// A Snapshot is read back from JSON the same, whatever bytes a secret has; a property of another version is an error.
 func TestSnapshot(t *testing.T) {
 	want := Snapshot{Process: DefaultProcess(), Tunnels: exported(t)}
 	want.Process.LogLevel = "debug"

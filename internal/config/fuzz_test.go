@@ -15,8 +15,8 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// Whatever a file has in it, each error is at a place in the file, and what is read of a file
-// without errors is read again of what writeYAML, and its tunnels of what WriteYAML writes.
+// Whatever a file has in it, each error has a position in the file. A file without errors is read back the same from
+// what writeYAML writes of it, and its tunnels from what WriteYAML writes.
 func FuzzParseYAML(f *testing.F) {
 	for _, name := range goodFiles(f) {
 		text, err := os.ReadFile(name)
@@ -76,7 +76,7 @@ func FuzzParseYAML(f *testing.F) {
 	})
 }
 
-// processOf is what a file without errors says of the process.
+// processOf returns the settings of the process in a file without errors.
 func processOf(t *testing.T, f *File) Process {
 	t.Helper()
 	process := DefaultProcess()
@@ -92,8 +92,8 @@ func processOf(t *testing.T, f *File) Process {
 	return process
 }
 
-// writtenAgain tests that what export writes of the tunnels of f, disabled ones included, are the same
-// tunnels, and that they are refused if their secrets are hidden.
+// writtenAgain fails the test unless the tunnels of f, disabled ones included, are read back the same from what export
+// writes, and refused with their secrets hidden.
 func writtenAgain(t *testing.T, f *File, name string, export func([]Entry) []byte) {
 	t.Helper()
 	entries := entriesOf(t, f)
@@ -134,7 +134,7 @@ func writtenAgain(t *testing.T, f *File, name string, export func([]Entry) []byt
 	}
 }
 
-// entriesOf are all tunnels of a file without errors.
+// entriesOf returns all tunnels of a file without errors.
 func entriesOf(t *testing.T, f *File) []Entry {
 	t.Helper()
 	entries, err := f.Entries()
@@ -207,7 +207,7 @@ func FuzzWriteYAML(f *testing.F) {
 	})
 }
 
-// exportedPrefixes are routes and addresses that a router can have.
+// exportedPrefixes returns routes and addresses that RouterOS can have, too.
 func exportedPrefixes() ([]netstate.InterfaceRoute, []netstate.InterfaceAddress) {
 	var c tunnel.Config
 	for _, s := range []Setting{{Property: "route", Value: "10.20.0.0/16 metric 5 table 100"}, {Property: "route", Value: "0.0.0.0/0"},

@@ -2,7 +2,7 @@ package config
 
 import "testing"
 
-// The documented defaults and words are those of the program.
+// Each property's documented default is that of DefaultProcess, and its documented words are accepted.
 func TestProcessProperties_defaults(t *testing.T) {
 	process := DefaultProcess()
 	for _, p := range ProcessProperties() {

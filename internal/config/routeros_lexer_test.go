@@ -106,7 +106,8 @@ func TestScanRouterOS_position(t *testing.T) {
 	}
 }
 
-// Commands that are written and read again are the same, as are tunnels that WriteRouterOS writes, and what is said is about a line of the file.
+// Commands are read back the same from what script writes, and tunnels from what WriteRouterOS writes. Errors have a
+// position in the file.
 func FuzzParseRouterOS(f *testing.F) {
 	files, err := filepath.Glob("testdata/routeros/*.rsc")
 	if err != nil || len(files) == 0 {
@@ -170,7 +171,7 @@ func FuzzParseRouterOS(f *testing.F) {
 	})
 }
 
-// named reports whether each tunnel has a name, as those that run.
+// named reports whether each tunnel has a name, as tunnels that run do.
 func named(f *File) bool {
 	return !slices.ContainsFunc(f.Tunnels, func(t Tunnel) bool { return find(t.Settings, "name", "") == nil })
 }

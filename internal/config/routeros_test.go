@@ -13,9 +13,9 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// Each export has its reading beside it, in the spelling of print --json.
+// Each export in testdata has beside it, as JSON, the tunnels or the error that is read of it.
 func TestParseRouterOS_exports(t *testing.T) {
-	// An export that is read and refused: what it says is right, and may not be all.
+	// Exports with a tunnel that is refused, since its secret may have been left out, by its line.
 	refused := map[string]int{"fast-path-off": 8}
 	files, err := filepath.Glob("testdata/routeros/*.rsc")
 	if err != nil || len(files) == 0 {
@@ -96,7 +96,7 @@ func printed(t *testing.T, settings Tunnel) map[string]any {
 	return out
 }
 
-// readable returns a file's tunnels, a line for each setting, tunnels separated by a line.
+// readable returns a file's tunnels: a line for each setting, and -- between two tunnels.
 func readable(f *File) string {
 	var tunnels []string
 	for _, t := range f.Tunnels {
@@ -288,7 +288,7 @@ func TestParseRouterOS_errors(t *testing.T) {
 	}
 }
 
-// What has no extension, as a pipe, is what it begins like.
+// A file without an extension, such as a pipe, is an export of RouterOS if it begins with a menu, and YAML otherwise.
 func TestParse_noExtension(t *testing.T) {
 	for text, want := range map[string]bool{
 		"/interface ipip add name=a remote-address=192.0.2.1":                                      true,
@@ -313,7 +313,7 @@ func TestParse_noExtension(t *testing.T) {
 	}
 }
 
-// What may have lost its secret is read, and not to be started.
+// A tunnel that may have lost its secret is read and refused: it has no configuration.
 func TestRead_refused(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "export.rsc")
 	const in = "/interface ipip\nadd allow-fast-path=no name=a remote-address=192.0.2.1\n" +

@@ -12,7 +12,7 @@ import (
 
 var start = time.Unix(1_800_000_000, 0)
 
-// after returns a reading of that time with 1000 bytes and 10 packets a second each way.
+// after returns the reading d after start: 1000 bytes and 10 packets a second received, and twice as much sent.
 func after(d time.Duration) Sample {
 	n := uint64(d / time.Millisecond)
 	return Sample{Time: start.Add(d), RxPackets: n / 100, RxBytes: n, TxPackets: n / 50, TxBytes: 2 * n}
@@ -51,7 +51,7 @@ func TestHistory_Rate(t *testing.T) {
 	}
 }
 
-// The ring forgets the oldest, and its rates stay right.
+// A full ring forgets its oldest reading, and its rates stay right.
 func TestHistory_full(t *testing.T) {
 	h := New(4)
 	for i := range 100 {
@@ -97,7 +97,7 @@ func TestHistory_restart(t *testing.T) {
 	}
 }
 
-// Readings that are late, twice at once, or from before the last.
+// A second reading of one time is ignored, a late one counts as any, and one from before the last begins anew.
 func TestHistory_time(t *testing.T) {
 	h := New(8)
 	h.Add(after(0))
@@ -177,8 +177,8 @@ func TestHistory_Series(t *testing.T) {
 	}
 }
 
-// Whatever is read, and whenever: no rate is negative, infinite or no number, none is more than was
-// counted, and the rates of a Series add up to those of the whole.
+// Whatever is read, and whenever, no rate is negative, infinite or not a number, and none is more than was counted
+// between two readings.
 func TestHistory_random(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 1))

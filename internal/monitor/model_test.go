@@ -165,7 +165,7 @@ func TestModel_strays(t *testing.T) {
 	}
 }
 
-// JSON returns a line with the tunnels' members, null where a value is unknown, and no newline in it.
+// JSON returns a line with the tunnels' values, without those that are unknown, and no newline in it.
 func TestModel_JSON(t *testing.T) {
 	m, now := after("")
 	text, err := m.JSON(now)

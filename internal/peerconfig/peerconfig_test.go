@@ -13,7 +13,7 @@ import (
 	"ipipd/internal/tunnel"
 )
 
-// configured makes a tunnel of properties, each with its value.
+// configured returns a tunnel with these settings: each a property and its value.
 func configured(t *testing.T, settings ...string) *Tunnel {
 	t.Helper()
 	c := tunnel.Default()
@@ -78,12 +78,12 @@ func TestWrite_twice(t *testing.T) {
 	}
 }
 
-// The inner address of the other end, as far as this end's tells.
+// opposite returns the inner address of the other end, where this end's tells it.
 func TestOpposite(t *testing.T) {
 	for _, tt := range []struct{ address, target, want string }{
 		{"10.255.0.1/30", "", "10.255.0.2/30"},
 		{"10.255.0.2/30", "", "10.255.0.1/30"},
-		{"10.255.0.0/30", "", ""}, // no host's
+		{"10.255.0.0/30", "", ""}, // the subnet's own address
 		{"10.255.0.3/30", "", ""},
 		{"10.255.0.0/31", "", "10.255.0.1/31"},
 		{"10.255.0.1/31", "", "10.255.0.0/31"},
@@ -103,8 +103,8 @@ func TestOpposite(t *testing.T) {
 	}
 }
 
-// Whatever the system, nothing tells the secret unless that is asked for, and without it the tunnel does not come
-// up in the clear.
+// No system's configuration has the secret unless ShowSecret is set. All but ipipd's then have a placeholder where the
+// secret belongs.
 func TestWrite_secret(t *testing.T) {
 	this := configured(t, "name", "ipip1", "local-address", "192.0.2.1", "remote-address", "198.51.100.1", "ipsec-secret", "mellon-mellon-mellon")
 	for _, system := range Systems {
@@ -123,7 +123,7 @@ func TestWrite_secret(t *testing.T) {
 	}
 }
 
-// No name and no secret is taken for anything else by a shell.
+// A shell takes no part of a name or secret for a command.
 func TestWrite_quoting(t *testing.T) {
 	for _, name := range []string{"a'b", `a"b`, "a;reboot", "$(reboot)", "`reboot`", "to Riga; reboot", "a?b", "a*b", "-x", "ü"} {
 		this := configured(t, "name", name, "local-address", "192.0.2.1", "remote-address", "198.51.100.1", "address", "10.255.0.1/30", "ipsec-secret", "'\"\\$(reboot)`reboot`; reboot")
@@ -152,7 +152,7 @@ func TestWrite_quoting(t *testing.T) {
 	}
 }
 
-// Without an outer address of this end there is nothing that the other could send to.
+// Write fails if this end's outer address, to which the other end would send, is not known.
 func TestWrite_noLocalAddress(t *testing.T) {
 	this := configured(t, "name", "ipip1", "remote-address", "vpn.example.net")
 	if err := Write(&bytes.Buffer{}, "ipipd", this); err == nil || !strings.HasPrefix(err.Error(), "local-address: ") {
@@ -175,7 +175,7 @@ func TestWrite_unknownSystem(t *testing.T) {
 	}
 }
 
-// What to do about a keepalive that the system does not answer is said only if there is something to do.
+// Advice about probes that the system does not answer is given only where this end sends such probes.
 func TestWrite_keepalive(t *testing.T) {
 	for _, tt := range []struct {
 		settings []string
@@ -205,7 +205,7 @@ func TestWrite_ciscoMSS(t *testing.T) {
 	}
 }
 
-// Each remote that peers names gets the configuration of a tunnel with one remote: this end.
+// For each remote that peers names a tunnel is written whose only remote is this end.
 func TestWriteMany(t *testing.T) {
 	of := configured(t, "name", "tunl0", "remote-address", "any", "local-address", "198.51.100.1", "address", "10.255.0.1/32",
 		"peers", "10.20.0.0/16=198.51.100.7,10.30.0.0/16=198.51.100.8,10.21.0.0/16=198.51.100.7", "accept-from", "any-peer", "route", "10.99.0.0/16")

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What is left of an answer that could not be read is not taken for the next one.
+// Messages left of an earlier answer are not taken for the answer to this request.
 func TestExchange_staleAnswer(t *testing.T) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -45,8 +45,8 @@ func TestExchange_staleAnswer(t *testing.T) {
 	}
 }
 
-// An answer is waited for where memory is short: without it a socket that the parent has bound would be taken for one that
-// is not.
+// Receive tries again where memory is short (ENOMEM, ENOBUFS): without the answer a socket that the parent has bound
+// would be taken for one that is not bound.
 func TestReceive_noMemory(t *testing.T) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

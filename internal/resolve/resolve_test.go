@@ -25,7 +25,7 @@ type nameServer struct {
 	asked    atomic.Int32
 }
 
-// record is an A record, a CNAME, or an address of another family.
+// record is an A record, or a CNAME record if cname is set.
 type record struct {
 	ttl   uint32
 	a     string
@@ -90,7 +90,7 @@ func serve(t *testing.T, answer func(name string) *reply) *nameServer {
 	return s
 }
 
-// listen takes a port of both protocols, of which others may have one.
+// listen opens the same port by UDP and TCP; it tries another one where TCP's is in use.
 func listen(t *testing.T) (udp net.PacketConn, tcp net.Listener) {
 	t.Helper()
 	for {
@@ -232,8 +232,7 @@ func TestResolver_hosts(t *testing.T) {
 	}
 }
 
-// However many tunnels ask at a time, the name server gets so many queries at a time, and one for a
-// name.
+// However many tunnels ask at a time, the name server has a bounded number of queries (parallel), and one for each name.
 func TestResolver_burst(t *testing.T) {
 	var mu sync.Mutex
 	now, most := map[string]bool{}, 0
@@ -326,7 +325,7 @@ func TestResolver_silentZone(t *testing.T) {
 	}
 }
 
-// Of those who ask for a name together, who gives up does not take the answer from the others.
+// A caller that gives up does not take the answer from others who ask for the same name.
 func TestResolver_Lookup_canceled(t *testing.T) {
 	var asked atomic.Int32
 	first, release := make(chan struct{}), make(chan struct{})

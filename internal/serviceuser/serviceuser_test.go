@@ -2,7 +2,7 @@ package serviceuser
 
 import "testing"
 
-// Files of root's group, and what is no number, are nobody's: -1 is the owner of no file.
+// number returns -1, which no file has as its owner, for root's 0 and for what is no ID.
 func TestNumber(t *testing.T) {
 	for text, want := range map[string]int{
 		"1": 1, "998": 998, "4294967294": 4294967294,

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// host is a file system of its own, and the runtime-dir of its processes.
+// host is a host's file system with its sysctls, and the runtime-dir of its processes.
 type host struct {
 	*testing.T
 	root, dir string
@@ -31,7 +31,7 @@ func (h *host) manager() *Manager { return &Manager{Root: h.root, Dir: h.dir} }
 
 func (h *host) write(file, value string) {
 	h.Helper()
-	// Without O_TRUNC, as a sysctl.
+	// Without O_TRUNC, as a sysctl is written.
 	f, err := os.OpenFile(filepath.Join(h.root, "proc/sys/net/ipv4/conf", file), os.O_WRONLY, 0)
 	if err == nil {
 		_, err = f.WriteString(value + "\n")
@@ -42,7 +42,7 @@ func (h *host) write(file, value string) {
 	}
 }
 
-// want fails unless these are all values that are not 0.
+// want fails the test unless these are all values that are not 0, and a record is left only if when ends in used.
 func (h *host) want(when, values string) {
 	h.Helper()
 	for file, f := range tree(values) {
@@ -97,7 +97,7 @@ func TestManager_Restore(t *testing.T) {
 	h.want("at the second end", "eth0/arp_announce=1")
 }
 
-// What somebody else has changed meanwhile is not set again, nor set back.
+// A value that somebody else has changed meanwhile is neither set again nor set back.
 func TestManager_changedByOthers(t *testing.T) {
 	h := newHost(t, "")
 	m := h.manager()
@@ -110,7 +110,7 @@ func TestManager_changedByOthers(t *testing.T) {
 	h.want("at the end", "eth0/arp_ignore=2")
 }
 
-// What was as it has to be before is not set back to anything.
+// A value that was as needed before is not set back.
 func TestManager_asItIs(t *testing.T) {
 	h := newHost(t, "eth0/arp_ignore=1")
 	m := h.manager()
@@ -119,7 +119,7 @@ func TestManager_asItIs(t *testing.T) {
 	h.want("at the end", "eth0/arp_ignore=1")
 }
 
-// The last of two processes sets back, whoever that is.
+// Of two processes the last to end sets back, whichever it is.
 func TestManager_twoProcesses(t *testing.T) {
 	for _, first := range []int{0, 1} {
 		h := newHost(t, "")
@@ -158,7 +158,7 @@ func TestManager_killed(t *testing.T) {
 	h.want("at once", "eth0/arp_announce=1")
 }
 
-// rp_filter of all is that of the others from then on, and goes back before theirs.
+// Where rp_filter of all is cleared the other interfaces get its value. It is set back before theirs.
 func TestManager_keepFilters(t *testing.T) {
 	h := newHost(t, "all/rp_filter=1 eth0/rp_filter=2")
 	m := h.manager()

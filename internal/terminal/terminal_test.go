@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// Lines are written when they have changed, and each where it belongs.
+// Draw writes only the lines that have changed, each at its row.
 func TestScreen_Draw(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -64,7 +64,7 @@ func TestScreen_Draw(t *testing.T) {
 	}
 }
 
-// What is closed stays closed.
+// Close can be called twice, and Resume fails after it.
 func TestScreen_Close(t *testing.T) {
 	s := &Screen{in: os.Stdin, out: os.Stdout}
 	for range 2 {
