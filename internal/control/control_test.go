@@ -41,7 +41,7 @@ func serve(t *testing.T, dir, name string) *Server {
 	return s
 }
 
-// handler answers for one tunnel: with status, or ErrStarting if it is nil, and by calling down.
+// handler has one tunnel, whose Status is status, or ErrStarting if that is nil, and whose Down calls down.
 func handler(status any, down func()) Handler {
 	return Handler{
 		Status: func(string) (any, error) {

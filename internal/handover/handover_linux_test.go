@@ -527,7 +527,7 @@ func TestManager_Remove(t *testing.T) {
 	}
 }
 
-// Wrong messages of a child are refused, and their descriptors closed; right ones are taken after them.
+// Wrong messages of a child are refused or ignored, and their descriptors closed; right ones are taken after them.
 func TestKeeper_hostile(t *testing.T) {
 	l, k := newKeeping(t, 4)
 	c := l.next()
@@ -540,8 +540,8 @@ func TestKeeper_hostile(t *testing.T) {
 		`FDSTORE=1\nFDNAME=a\0b 3`,          // a zero byte
 		`FDSTORE=1\nFDNAME=ipipd-keeper 3`,  // the name of the Keeper's socket
 		`FDSTOREREMOVE=1 3`,                 // no name
-		`READY=1 253`,                       // not to be stored
-		`BARRIER=1 253`,                     // nor here
+		`READY=1 253`,                       // descriptors with no FDSTORE=1
+		`BARRIER=1 253`,                     // as before
 		`FDSTORE=1\nFDNAME=many 253`,        // one file, again and again
 		`FDSTORE=0\nFDNAME=zero 3`,          // not stored
 		`nonsense 3`,                        //

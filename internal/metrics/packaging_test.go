@@ -218,7 +218,7 @@ func TestFamily_promtool(t *testing.T) {
 	})
 	t.Run("rules", func(t *testing.T) { promtool(t, "", "check", "rules", rulesFile) })
 	t.Run("alerts", func(t *testing.T) {
-		dir := t.TempDir() // the test names the rules in its own folder
+		dir := t.TempDir() // rules_test.yml names the rules by a path in its own folder
 		for from, to := range map[string]string{rulesFile: "ipipd.rules.yml", "testdata/rules_test.yml": "rules_test.yml"} {
 			text, err := os.ReadFile(from)
 			if err == nil {

@@ -79,7 +79,7 @@ func TestNewServer(t *testing.T) {
 
 // A web page whose name resolves to a loopback address cannot read what is served there (DNS rebinding).
 func TestNewServer_host(t *testing.T) {
-	for _, listens := range []string{"127.0.0.1:0", "0.0.0.0:0"} { // the browser may be at this host there, too
+	for _, listens := range []string{"127.0.0.1:0", "0.0.0.0:0"} { // a browser at this host reaches both by loopback
 		t.Run(listens, func(t *testing.T) { testHost(t, listens) })
 	}
 	h := serve(Options{Snapshot: func() *Snapshot { return nil }})

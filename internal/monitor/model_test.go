@@ -236,7 +236,7 @@ func TestLine_documented(t *testing.T) {
 		for i := range of.NumField() {
 			name, _, _ := strings.Cut(of.Field(i).Tag.Get("json"), ",")
 			if base, ok := strings.CutSuffix(name, "-second-10s"); ok {
-				name = base + "-second" // the same with -10s behind
+				name = base + "-second" // documented once, for both windows
 			}
 			if name != "" {
 				names = append(names, name)

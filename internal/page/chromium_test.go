@@ -48,7 +48,7 @@ func browser(t *testing.T, url string, args ...string) string {
 	}, append(args, url)...)
 	c := exec.CommandContext(ctx, program, args...)
 	c.Env = append(os.Environ(), "HOME="+home, "XDG_CONFIG_HOME="+home, "XDG_CACHE_HOME="+home, "LANG=C.UTF-8", "TZ=UTC")
-	c.WaitDelay = time.Second // its children have the pipes
+	c.WaitDelay = time.Second // its children may hold the pipes open
 	var out, log bytes.Buffer
 	c.Stdout, c.Stderr = &out, &log
 	if err := c.Run(); err != nil {

@@ -408,7 +408,7 @@ func TestPage_Run(t *testing.T) {
 			}
 		}
 		at(0, 1)
-		at(Interval, 2) // all that the first read has is news
+		at(Interval, 2) // the counters of the first read are news
 		at(3*Interval, 3)
 		at(7*Interval, 4)
 		at(11*Interval, 5)

@@ -158,7 +158,7 @@ func TestManager_killed(t *testing.T) {
 	h.want("at once", "eth0/arp_announce=1")
 }
 
-// Where rp_filter of all is cleared the other interfaces get its value. It is set back before theirs.
+// Where rp_filter of all is cleared the other interfaces get at least its value. It is set back before theirs.
 func TestManager_keepFilters(t *testing.T) {
 	h := newHost(t, "all/rp_filter=1 eth0/rp_filter=2")
 	m := h.manager()
