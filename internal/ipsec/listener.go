@@ -90,8 +90,8 @@ func (m *Manager) keepFirst(key tunnelKey, d datagram) {
 		n.receive(d)
 	} else if (*m.listeners.Load())[key.local] != nil {
 		if _, kept := m.firstMessages[key]; !kept && len(m.firstMessages) >= maxFirsts {
-			for any := range m.firstMessages { // forged sources are not to keep others out
-				delete(m.firstMessages, any)
+			for other := range m.firstMessages { // forged sources are not to keep others out
+				delete(m.firstMessages, other)
 				break
 			}
 		}

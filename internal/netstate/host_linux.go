@@ -202,13 +202,11 @@ func (h *Host) fail(err error) {
 	}
 }
 
-// wait blocks until a message or a wake comes, or the time of dueLocked; not at all if a follower is marked.
+// wait blocks until a message or a wake comes, or the time of dueLocked.
 func (h *Host) wait() error {
 	h.mu.Lock()
 	timeout := -1
-	if len(h.queue) > 0 || h.mirrors.hasDirty() {
-		timeout = 0
-	} else if at := h.dueLocked(); !at.IsZero() {
+	if at, ok := h.dueLocked(); ok {
 		timeout = max(int(time.Until(at)/time.Millisecond)+1, 0)
 	}
 	fds := []unix.PollFd{{Fd: int32(h.waker), Events: unix.POLLIN}}
@@ -224,21 +222,30 @@ func (h *Host) wait() error {
 	return nil
 }
 
-// dueLocked returns when catchUp, or an update of the mirrors or the addresses, must run next; the zero time if never.
-func (h *Host) dueLocked() (at time.Time) {
+// dueLocked returns when the goroutine has something to do that no message tells of, the zero time if now: to update
+// followers, or to read again what is stale. ok is false if there is nothing.
+func (h *Host) dueLocked() (at time.Time, ok bool) {
+	earliest := func(t time.Time) {
+		if !ok || t.Before(at) {
+			at, ok = t, true
+		}
+	}
+	if len(h.queue) > 0 || h.mirrors.hasDirty() {
+		earliest(time.Time{})
+	}
 	switch {
 	case h.lost:
-		at = h.lastResync.Add(resyncGap)
+		earliest(h.lastResync.Add(resyncGap))
 	case h.stale != 0:
-		at = h.lastPolicy.Add(policyGap)
+		earliest(h.lastPolicy.Add(policyGap))
 	}
-	if h.mirrors.stale && (at.IsZero() || h.mirrors.due.Before(at)) {
-		at = h.mirrors.due
+	if h.mirrors.stale {
+		earliest(h.mirrors.due)
 	}
-	if h.addresses.stale && (at.IsZero() || h.addresses.due.Before(at)) {
-		at = h.addresses.due
+	if h.addresses.stale {
+		earliest(h.addresses.due)
 	}
-	return at
+	return at, ok
 }
 
 // catchUp reads links and qdiscs again after lost messages, and the stale parts of the policy, where that is due.
@@ -336,11 +343,11 @@ func (h *Host) readMessages() {
 	h.wakeIfMarked()
 }
 
-// wakeIfMarked wakes the Host's goroutine if there is something for it to update or read again.
+// wakeIfMarked wakes the Host's goroutine if it has something to do: it may be waiting for a message that is read by now.
 func (h *Host) wakeIfMarked() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.queue) > 0 || h.lost || h.stale != 0 || h.mirrors.stale || h.addresses.stale || h.mirrors.hasDirty() {
+	if _, ok := h.dueLocked(); ok {
 		h.wakeLocked()
 	}
 }
