@@ -37,6 +37,29 @@ func (a InterfaceAddress) String() string {
 	return fmt.Sprintf("%v peer %v/32", a.Prefix, a.Peer)
 }
 
+// Opposite returns the other end's address: Peer, or the other host of a /30 or /31; the zero Addr if it cannot be told.
+func (a InterfaceAddress) Opposite() netip.Addr {
+	if a.Peer.IsValid() {
+		return a.Peer
+	}
+	own := a.Prefix.Addr()
+	first := a.Prefix.Masked().Addr()
+	switch a.Prefix.Bits() {
+	case 30: // its first and its last address are no host's
+		first = first.Next()
+	case 31:
+	default:
+		return netip.Addr{}
+	}
+	switch own {
+	case first:
+		return first.Next()
+	case first.Next():
+		return first
+	}
+	return netip.Addr{}
+}
+
 // MarshalText returns the text of String.
 func (a InterfaceAddress) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
 

@@ -175,26 +175,14 @@ func (p *peer) mirrorAddresses(c *tunnel.Config, sources string) {
 
 // opposite returns the other end's address in the subnet of a, if it can be told; target is one that it has, or invalid.
 func opposite(a netstate.InterfaceAddress, target netip.Addr) (netstate.InterfaceAddress, bool) {
-	own, bits := a.Prefix.Addr(), a.Prefix.Bits()
-	network := a.Prefix.Masked().Addr()
-	with := func(other netip.Addr) (netstate.InterfaceAddress, bool) {
-		return netstate.InterfaceAddress{Prefix: netip.PrefixFrom(other, bits)}, true
-	}
+	own, bits, other := a.Prefix.Addr(), a.Prefix.Bits(), a.Opposite()
 	switch {
 	case a.Peer.IsValid():
 		return netstate.InterfaceAddress{Prefix: netip.PrefixFrom(a.Peer, 32), Peer: own}, true
 	case target.IsValid() && target != own && bits < 32 && a.Prefix.Contains(target):
-		return with(target)
-	case bits == 31 && own == network:
-		return with(own.Next())
-	case bits == 31:
-		return with(network)
-	case bits == 30 && own == network.Next():
-		return with(own.Next())
-	case bits == 30 && own == network.Next().Next():
-		return with(network.Next())
+		other = target
 	}
-	return netstate.InterfaceAddress{}, false
+	return netstate.InterfaceAddress{Prefix: netip.PrefixFrom(other, bits)}, other.IsValid()
 }
 
 func (p *peer) mirrorKeepalive(c *tunnel.Config) {

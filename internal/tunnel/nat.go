@@ -45,29 +45,13 @@ func (c *control) warnPeerBehindNAT(unanswered bool) {
 		"its probe says that it is %v, and comes from %v", address(inside), c.remote)
 }
 
-// PeerInner returns the peer's inner address: KeepaliveTarget, the first address's Peer, or the other host of its /30 or
-// /31; the zero Addr if there is none.
+// PeerInner returns the peer's inner address: KeepaliveTarget, or the Opposite of the first address; the zero Addr if there
+// is none.
 func (c *Config) PeerInner() netip.Addr {
 	if c.KeepaliveTarget.IsValid() || len(c.Addresses) == 0 {
 		return c.KeepaliveTarget
 	}
-	if peer := c.Addresses[0].Peer; peer.IsValid() {
-		return peer
-	}
-	own := c.Addresses[0].Prefix
-	a := own.Addr().As4()
-	switch own.Bits() {
-	case 31:
-		a[3] ^= 1
-	case 30:
-		if host := a[3] & 3; host == 0 || host == 3 { // not a host's
-			return netip.Addr{}
-		}
-		a[3] ^= 3
-	default:
-		return netip.Addr{}
-	}
-	return netip.AddrFrom4(a)
+	return c.Addresses[0].Opposite()
 }
 
 // EchoRemedy returns how to have the keepalive probe by echo requests, which any peer answers: a command for the running
